@@ -1,0 +1,123 @@
+"""The shape of a model: layers of attention and feed-forward blocks, and how many parameters they hold.
+
+An architecture knows nothing of GPUs or plans. It is read from a Hugging Face `config.json` (see `hf_config`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Activation = Literal["gelu", "relu", "silu"]
+Norm = Literal["rms", "layer"]
+Router = Literal["softmax_topk", "noisy_topk", "expert_choice", "switch_top1", "sigmoid_topk"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latent:
+    """Low-rank queries, keys and values (multi-head latent attention, DeepSeek-V2, section 2.1)."""
+
+    q_rank: int | None
+    kv_rank: int
+    rope_head_dim: int
+    value_head_dim: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """Attention of one layer; `cross` attends to the encoder's output."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int  # of queries and keys without the rotary part that `latent` adds
+    causal: bool = True
+    cross: bool = False
+    bias_qkv: bool = False
+    bias_out: bool = False
+    qk_norm: Literal["none", "per_head", "full"] = "none"
+    rotary: bool = True
+    relative_buckets: int = 0  # learned relative position biases, buckets x heads, in the first layer of a stack
+    latent: Latent | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mlp:
+    """A dense feed-forward block."""
+
+    width: int
+    activation: Activation
+    gated: bool
+    bias: bool = False
+    depth: int = 1  # hidden layers of `width`; transformers have one, the plain MLPs of the crossover study several
+    out_width: int | None = None  # of the output; None: the model's width
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moe:
+    """A Mixture-of-Experts feed-forward block: `top_k` of `experts` for each token, plus shared ones."""
+
+    experts: int
+    top_k: int
+    width: int  # of one expert
+    activation: Activation
+    gated: bool
+    bias: bool = False
+    shared_width: int = 0  # total width of the experts that every token passes
+    shared_gate: bool = False
+    router: Router = "softmax_topk"
+    router_bias: bool = False  # per-expert correction added to scores
+    capacity_factor: float | None = None  # None: dropless
+    depth: int = 1  # hidden layers of one expert, as in `Mlp`
+    out_width: int | None = None  # of the output; None: the model's width
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One layer: its attentions in order (none in a plain MLP), its feed-forward block, its norms.
+
+    One norm (`norm`) before or after each attention and the feed-forward block, each with a residual around it; a layer
+    whose `norm` is None has neither norms nor residuals (a plain MLP).
+    """
+
+    attentions: tuple[Attention, ...]
+    feed_forward: Mlp | Moe
+    norm: Norm | None
+    norm_bias: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """A model: a stack of layers (an encoder's first, if any), embeddings and head.
+
+    Attributes:
+        name: what the user calls it.
+        hidden: model width.
+        vocab: rows of the token embedding, as the model file has them (no padding).
+        embedding_width: width of the token embedding; differs from `hidden` where the model projects (OPT-350M).
+        tied: the output head shares the token embedding.
+        has_head: the model ends in a vocabulary head (a plain MLP does not).
+        encoder: layers of the encoder, in order; empty for a decoder-only model.
+        decoder: layers of the decoder, in order.
+        learned_positions: rows of a learned position embedding, 0 if none.
+        final_norm: a norm after the last layer (of each stack).
+        max_seq: longest sequence the configuration states, if it does.
+        source: where the configuration comes from.
+    """
+
+    name: str
+    hidden: int
+    vocab: int
+    embedding_width: int
+    tied: bool
+    decoder: tuple[Layer, ...]
+    encoder: tuple[Layer, ...] = ()
+    has_head: bool = True
+    learned_positions: int = 0
+    final_norm: bool = True
+    max_seq: int | None = None
+    source: str = ""
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """All layers, the encoder's first."""
+        return self.encoder + self.decoder

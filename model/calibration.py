@@ -1,0 +1,168 @@
+"""A calibration: what measurement taught about one GPU, as plain numbers. `calibrate` writes it, the model reads it.
+
+Every parameter carries its unit, where it came from and its relative error; every fit carries the range of shapes
+that it saw, so that a prediction outside is known to be one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from moemodel.model.documents import Strict, read_json
+from moemodel.model.errors import CalibrationError, InputError
+from moemodel.model.operators import Kind, Pass
+
+SCHEMA_VERSION = 1
+
+Origin = Literal["measured", "fitted", "datasheet", "assumed"]
+
+
+class Parameter(Strict):
+    """One number.
+
+    `origin`: "measured" on this GPU for this calibration, "fitted" to cited measurements of others, from a
+    "datasheet", or "assumed" (then `source` says on what ground).
+    """
+
+    value: float
+    unit: str
+    origin: Origin
+    source: str
+    error: float | None = Field(default=None, ge=0, description="relative standard error; null: unknown")
+
+
+class Residual(Strict):
+    """What the analytic form missed, as a Gaussian process over log2 of shape features (Rasmussen & Williams, ch. 2).
+
+    log(time / analytic) = weights . k(x, points), k a squared exponential with one length per feature; `noise` and
+    `signal` are standard deviations of log time.
+    """
+
+    features: list[str]
+    lengths: list[float]
+    signal: float = Field(ge=0)
+    noise: float = Field(ge=0)
+    points: list[list[float]]
+    weights: list[float]
+
+    @model_validator(mode="after")
+    def _shapes(self) -> Residual:
+        if len(self.lengths) != len(self.features) or any(len(p) != len(self.features) for p in self.points):
+            raise ValueError(f"lengths and points must have {len(self.features)} columns, one for each feature")
+        if len(self.weights) != len(self.points):
+            raise ValueError(f"weights: found {len(self.weights)}; there are {len(self.points)} points")
+        return self
+
+
+class OperatorFit(Strict):
+    """Time of one operator and pass (see `compute`)."""
+
+    kind: Kind
+    direction: Pass
+    parameters: dict[str, Parameter]
+    residual: Residual | None = None
+    log_error: float = Field(ge=0, description="standard deviation of log(measured / predicted), held-out shapes")
+    measured: dict[str, tuple[float, float]] = Field(
+        default_factory=dict, description="smallest and largest of each feature that was measured"
+    )
+    points: int = Field(ge=0, description="shapes that it rests on")
+
+
+class HostLane(Strict):
+    """Time the host needs to queue work, per block of the backend (see `host`)."""
+
+    backend: str
+    blocks: dict[str, Parameter]
+    log_error: float = Field(ge=0)
+
+
+class PowerFit(Strict):
+    """Power of the GPU (see `power`)."""
+
+    parameters: dict[str, Parameter]
+    kinds: dict[str, Parameter] = Field(
+        default_factory=dict, description="kind/direction -> factor on its dynamic energy, shrunk towards 1"
+    )
+    log_error: float = Field(ge=0)
+    points: int = Field(ge=0)
+
+
+class GovernorFit(Strict):
+    """What clock the GPU sustains (see `governor`)."""
+
+    parameters: dict[str, Parameter]
+    log_error: float = Field(ge=0)
+
+
+class ThermalFit(Strict):
+    """Temperature above the inlet per watt, and how power rises with it (see `power`)."""
+
+    parameters: dict[str, Parameter]
+
+
+class NetworkFit(Strict):
+    """Links inside a node (see `network`)."""
+
+    parameters: dict[str, Parameter]
+    log_error: float = Field(ge=0)
+
+
+class MemoryFit(Strict):
+    """What the framework adds to the tensors (see `memory`)."""
+
+    parameters: dict[str, Parameter]
+
+
+class Calibration(Strict):
+    """All that is known about a GPU. `name` is what users call it; `gpu` the description it belongs to."""
+
+    schema_version: int
+    name: str
+    gpu: str
+    created: str
+    moemodel_version: str
+    provenance: str = Field(description="one paragraph for the reader: measured here, or fitted to which data")
+    clock_reference_Hz: float = Field(gt=0, description="SM clock that times at reference are for")
+    clock_range_Hz: tuple[float, float] = Field(description="lowest and highest SM clock that predictions may use")
+    clock_measured_Hz: tuple[float, float] = Field(description="lowest and highest true clock that was measured")
+    composition_error: Parameter = Field(description="log error of a step beyond that of its operators")
+    chip: dict[str, Parameter] = Field(
+        description="multiprocessors, flops_per_cycle, bandwidth_Bps, l2_B that the operator fits refer to"
+    )
+    operators: list[OperatorFit]
+    host: list[HostLane]
+    power: PowerFit
+    governor: GovernorFit
+    thermal: ThermalFit
+    network: NetworkFit
+    memory: MemoryFit
+
+    def operator(self, kind: Kind, direction: Pass) -> OperatorFit | None:
+        """The fit of one operator and pass, if there is one."""
+        return next((fit for fit in self.operators if (fit.kind, fit.direction) == (kind, direction)), None)
+
+
+class _Version(Strict):
+    model_config = ConfigDict(extra="ignore")
+    schema_version: int
+
+
+def read_calibration(path: Path) -> Calibration:
+    """A calibration from its JSON file.
+
+    Raises:
+        CalibrationError: missing, not JSON, of another schema version, or malformed; with the place.
+    """
+    try:
+        version = read_json(path, _Version).schema_version
+        if version != SCHEMA_VERSION:
+            raise CalibrationError(
+                f"{path}: schema_version: found {version}; this moemodel reads {SCHEMA_VERSION}. "
+                "Fit it again from its profile with `moemodel calibrate`"
+            )
+        return read_json(path, Calibration)
+    except InputError as error:
+        raise CalibrationError(str(error)) from None

@@ -1,0 +1,142 @@
+"""What the ranks of a plan say to each other, and how long it takes.
+
+Ranks are numbered with tensor parallelism innermost, then context, data and pipeline parallelism (Megatron's order);
+experts spread over the data and context ranks.
+
+Per layer and micro-batch, with T tokens of a GPU, D hidden, bf16:
+    tp   two all-reduces of T D forward and two backward (Shoeybi et al. 2019, section 3), as many again when layers
+         are recomputed; under sequence parallelism a reduce-scatter and an all-gather, the same bytes
+    ep   two all-to-alls of the routed rows forward, two backward, two when recomputed
+    cp   keys and values around a ring forward, and with their gradients backward (Liu et al. 2023); behind attention
+    pp   one activation forward, one gradient backward at each stage boundary
+Per step:
+    dp   all-reduce of the gradients (ZeRO 0); reduce-scatter and all-gather of parameters (1, 2); parameters gathered
+         twice in each micro-batch and gradients scattered in each (3)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moemodel.model.architecture import Architecture, Attention, Layer, Moe
+from moemodel.model.memory import Shard
+from moemodel.model.network import Collective, Network, Route
+from moemodel.model.plan import PlanBatch, Recompute
+from moemodel.model.workload import expert_rank_skew
+
+FloatArray = NDArray[np.float64]
+
+_E = 2.0  # bytes of a bf16 element
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """Communication of a block in one micro-batch, s: what nothing hides, and what may hide behind computation. [P]."""
+
+    exposed_s: FloatArray
+    hideable_s: FloatArray
+
+    def __add__(self, other: Exchange) -> Exchange:
+        return Exchange(exposed_s=self.exposed_s + other.exposed_s, hideable_s=self.hideable_s + other.hideable_s)
+
+    def times(self, factor: FloatArray | float) -> Exchange:
+        """That many of it."""
+        return Exchange(exposed_s=np.asarray(self.exposed_s * factor), hideable_s=np.asarray(self.hideable_s * factor))
+
+
+class Communication:
+    """Times of the collectives of a batch of plans."""
+
+    def __init__(self, architecture: Architecture, plans: PlanBatch, network: Network, gradient_B: float) -> None:
+        self.architecture = architecture
+        self.plans = plans
+        self.network = network
+        self.gradient_B = gradient_B
+        self.tokens = plans.micro_batch * plans.seq / plans.cp
+        p, one = plans, np.ones_like(plans.tp)
+        self._tp = self._group(p.tp, one)
+        self._cp = self._group(p.cp, p.tp)
+        self._ep = self._group(p.ep, p.tp)
+        self._data = self._group(p.dp * p.cp, p.tp)
+        self._expert_data = self._group(np.maximum(p.dp * p.cp // p.ep, 1), p.tp * p.ep)
+        self._pp = self._group(np.minimum(p.pp, 2), p.tp * p.cp * p.dp)
+        self._again = (plans.recompute == Recompute.FULL).astype(np.float64)
+
+    def _group(self, ranks: NDArray[np.int64], stride: NDArray[np.int64]) -> tuple[NDArray[np.int64], Route]:
+        return ranks, self.network.route(ranks, stride)
+
+    def _time(self, collective: Collective, size_B: FloatArray, group: tuple[NDArray[np.int64], Route]) -> FloatArray:
+        return self.network.time_s(collective, size_B, *group)
+
+    def none(self) -> Exchange:
+        zeros = np.zeros(len(self.plans))
+        return Exchange(exposed_s=zeros, hideable_s=zeros)
+
+    def layer(self, layer: Layer) -> tuple[Exchange, Exchange]:
+        """Forward and backward of one layer."""
+        blocks = len(layer.attentions) + 1
+        reduced = blocks * self._activation(self.tokens)
+        forward = reduced
+        if isinstance(layer.feed_forward, Moe):
+            forward = forward + self._experts(layer.feed_forward)
+        ring = np.zeros(len(self.plans))
+        for attention in layer.attentions:
+            ring = ring + self._ring(attention)
+        return (
+            Exchange(exposed_s=forward, hideable_s=ring),
+            Exchange(exposed_s=forward * (1 + self._again), hideable_s=ring * (2 + self._again)),
+        )
+
+    def _activation(self, tokens: FloatArray) -> FloatArray:
+        """One all-reduce over tensor-parallel ranks, or the pair that replaces it under sequence parallelism."""
+        size = _E * tokens * self.architecture.hidden
+        whole = self._time(Collective.ALL_REDUCE, size, self._tp)
+        pair = self._time(Collective.REDUCE_SCATTER, size, self._tp) + self._time(Collective.ALL_GATHER, size, self._tp)
+        return np.where(self.plans.sequence_parallel > 0, pair, whole)
+
+    def _experts(self, moe: Moe) -> FloatArray:
+        """Rows to their experts and back; the busiest rank's rows set the time."""
+        slots = moe.top_k * (moe.capacity_factor or 1.0)
+        skew = expert_rank_skew(self.plans.skew, self.plans.ep.astype(np.float64), moe.experts)
+        rows = self.tokens * slots * (1.0 if moe.capacity_factor else skew)
+        return 2 * self._time(Collective.ALL_TO_ALL, _E * rows * self.architecture.hidden, self._ep)
+
+    def _ring(self, a: Attention) -> FloatArray:
+        """Keys and values of a GPU's tokens, passed on cp - 1 times."""
+        width = 2 * np.maximum(a.kv_heads / self.plans.tp, 1) * a.head_dim
+        if a.latent is not None:
+            width = a.latent.kv_rank + a.latent.rope_head_dim + 0 * width
+        return (self.plans.cp - 1) * self._time(Collective.SEND_RECV, _E * self.tokens * width, self._cp)
+
+    def embedding(self) -> Exchange:
+        """Partial embeddings of the vocabulary's shards, summed."""
+        zeros = np.zeros(len(self.plans))
+        summed = self._activation(self.tokens) if self.architecture.has_head else zeros
+        return Exchange(exposed_s=summed, hideable_s=zeros)
+
+    def boundary(self) -> Exchange:
+        """An activation or gradient over a stage boundary, for one micro-batch."""
+        tokens = np.where(self.plans.sequence_parallel > 0, self.tokens / self.plans.tp, self.tokens)
+        sent = self._time(Collective.SEND_RECV, _E * tokens * self.architecture.hidden, self._pp)
+        # interleaving crosses every boundary once for each virtual stage
+        return Exchange(exposed_s=sent * self.plans.virtual_stages, hideable_s=np.zeros(len(self.plans)))
+
+    def tied(self, vocab_parameters: float) -> FloatArray:
+        """Gradients of a tied embedding, summed between the first and the last stage, once a step."""
+        size = self.gradient_B * vocab_parameters / self.plans.tp
+        return self._time(Collective.ALL_REDUCE, size, self._pp)
+
+    def gradients(self, shard: Shard) -> FloatArray:
+        """Gradients (and, from ZeRO 1, parameters) over the data-parallel ranks, once a step."""
+        return self._over(shard.dense, self._data) + self._over(shard.expert, self._expert_data)
+
+    def _over(self, parameters: FloatArray, group: tuple[NDArray[np.int64], Route]) -> FloatArray:
+        reduced = self._time(Collective.ALL_REDUCE, self.gradient_B * parameters, group)
+        scattered = self._time(Collective.REDUCE_SCATTER, self.gradient_B * parameters, group)
+        gathered = self._time(Collective.ALL_GATHER, _E * parameters, group)
+        zero, m = self.plans.zero_stage, self.plans.micro_batches
+        total = np.where(zero == 0, reduced, np.where(zero < 3, scattered + gathered, m * (scattered + 2 * gathered)))
+        return np.where(parameters > 0, total, 0.0)

@@ -1,0 +1,123 @@
+"""Time and energy of blocks: the operator calls of a workload, priced by a calibration.
+
+Axes: U distinct micro-batch shapes, K clocks. A block's two lanes are the device (time at each clock, with the fast
+limit of the governor applied operator by operator) and the host, which queues the kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moemodel.model.calibration import Calibration, OperatorFit
+from moemodel.model.compute import Chip, operator_time
+from moemodel.model.errors import CalibrationError
+from moemodel.model.governor import fast_limit, hold
+from moemodel.model.operators import Kind, Pass, work
+from moemodel.model.power import PowerModel
+from moemodel.model.workload import Call, Phase
+
+FloatArray = NDArray[np.float64]
+
+# Operators that stand in for one another where a calibration lacks the first.
+_STAND_INS: dict[Kind, Kind] = {
+    Kind.ATTENTION_FULL: Kind.ATTENTION,
+    Kind.GROUPED_GEMM: Kind.GEMM,
+    Kind.RMS_NORM: Kind.LAYER_NORM,
+    Kind.LAYER_NORM: Kind.RMS_NORM,
+    Kind.RELU: Kind.GELU,
+    Kind.SWIGLU: Kind.GELU,
+}
+
+
+@dataclass(kw_only=True)
+class Lane:
+    """Device time of a phase of a block, and what goes with it.
+
+    Attributes:
+        time_s_UK: seconds.
+        energy_J_UK: dynamic energy.
+        cycles_UK: time x clock of each operator, for the mean clock.
+        spread_s: standard deviation of time by operator and pass, [U]; correlated within, independent between.
+        outside_s_U: time spent in shapes outside what was measured.
+    """
+
+    time_s_UK: FloatArray
+    energy_J_UK: FloatArray
+    cycles_UK: FloatArray
+    spread_s: dict[str, FloatArray] = field(default_factory=dict)
+    outside_s_U: FloatArray
+
+    @classmethod
+    def empty(cls, shapes: int, clocks: int) -> Lane:
+        """Nothing to do."""
+        zeros = (np.zeros((shapes, clocks)) for _ in range(3))
+        time, energy, cycles = zeros
+        return cls(time_s_UK=time, energy_J_UK=energy, cycles_UK=cycles, outside_s_U=np.zeros(shapes))
+
+    def take(self, rows: NDArray[np.int64]) -> Lane:
+        """The lane of these shapes, repeated as asked."""
+        return Lane(
+            time_s_UK=self.time_s_UK[rows],
+            energy_J_UK=self.energy_J_UK[rows],
+            cycles_UK=self.cycles_UK[rows],
+            spread_s={key: spread[rows] for key, spread in self.spread_s.items()},
+            outside_s_U=self.outside_s_U[rows],
+        )
+
+
+class Pricer:
+    """Prices calls with one calibration at fixed clocks."""
+
+    def __init__(self, calibration: Calibration, chip: Chip, power: PowerModel, clock_Hz_K: FloatArray) -> None:
+        self.chip = chip
+        self.power = power
+        self.clock_Hz_K = clock_Hz_K
+        self.fast_W = calibration.governor.parameters["fast_limit"].value
+        self._name = calibration.name
+        self._fits = {(fit.kind, fit.direction): fit for fit in calibration.operators}
+
+    def fit(self, kind: Kind, direction: Pass) -> OperatorFit:
+        """The fit of an operator, or of the one that stands in for it.
+
+        Raises:
+            CalibrationError: there is neither.
+        """
+        for candidate in (kind, _STAND_INS.get(kind)):
+            if candidate is not None and (candidate, direction) in self._fits:
+                return self._fits[candidate, direction]
+        raise CalibrationError(
+            f"calibration {self._name}: no fit for {kind}/{direction}; profile that operator and calibrate again"
+        )
+
+    def lanes(self, calls: Iterable[Call], shapes: int) -> dict[Phase, Lane]:
+        """Sum of the calls by phase."""
+        out: dict[Phase, Lane] = {}
+        for call in calls:
+            lane = out.setdefault(call.phase, Lane.empty(shapes, len(self.clock_Hz_K)))
+            self._add(lane, call)
+        return out
+
+    def _add(self, lane: Lane, call: Call) -> None:
+        fit = self.fit(call.kind, call.direction)
+        price = operator_time(fit, self.chip, call.shape, self.clock_Hz_K)
+        time = price.time_s_UK
+        energy = self.power.dynamic_J(
+            call.kind, call.direction, work(call.kind, call.direction, call.shape), self.clock_Hz_K, time
+        )
+        static_W = self.power.static_W(self.power.leak_reference_C)
+        highest_Hz_U = fast_limit(energy / time + static_W, self.clock_Hz_K, self.fast_W)
+        time = hold(time, self.clock_Hz_K, highest_Hz_U)
+        energy = hold(energy, self.clock_Hz_K, highest_Hz_U)
+        clock = np.minimum(self.clock_Hz_K[None, :], highest_Hz_U[:, None])
+        count = call.count[:, None]
+        lane.time_s_UK += count * time
+        lane.energy_J_UK += count * energy
+        lane.cycles_UK += count * time * clock
+        reference_s = call.count * time[:, -1]
+        key = f"{fit.kind}/{fit.direction}"
+        lane.spread_s[key] = lane.spread_s.get(key, 0.0) + reference_s * price.log_error_U
+        lane.outside_s_U += np.where(price.outside_U, reference_s, 0.0)

@@ -1,0 +1,158 @@
+"""The door for YAML documents: safe loading, validation by pydantic, and errors that name file, line and key."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from moemodel.model.errors import InputError
+
+DocumentT = TypeVar("DocumentT", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """A document, or a part of one, in which an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, refusing a key given twice and reading 1e12 as the number that it is."""
+
+
+def _unique_mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    seen: set[str] = set()
+    for key_node, _ in node.value:
+        if key_node.value in seen:
+            line = key_node.start_mark.line + 1
+            raise InputError(f"line {line}: the key {key_node.value!r} stands twice; keep one of them")
+        seen.add(key_node.value)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    # YAML 1.1 wants a dot in the mantissa and a sign in the exponent; people write 1e12.
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _lines(node: yaml.Node | None, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
+    """Line of every key and item of a composed document, by its path."""
+    if node is None:
+        return {}
+    lines = {path: node.start_mark.line + 1}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            place = (*path, str(key.value))
+            lines |= _lines(value, place)
+            lines[place] = key.start_mark.line + 1
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            lines |= _lines(value, (*path, str(index)))
+    return lines
+
+
+def _allowed(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """Keys allowed where an unknown one stands."""
+    for step in path[:-1]:
+        annotation = model.model_fields[step].annotation if step in model.model_fields else None
+        nested = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type)]
+        model = next((a for a in nested if issubclass(a, BaseModel)), model)
+    return sorted(model.model_fields)
+
+
+def describe(error: ValidationError, model: type[BaseModel], source: str, lines: dict[tuple[str, ...], int]) -> str:
+    """One line for each mistake: file, line, key, what was found, what is allowed."""
+    out = []
+    for item in error.errors():
+        path = tuple(str(part) for part in item["loc"])
+        known = next((path[:n] for n in range(len(path), -1, -1) if path[:n] in lines), ())
+        place = f"{source}:{lines[known]}" if known in lines else source
+        key = ".".join(path) or "document"
+        if item["type"] == "extra_forbidden":
+            out.append(f"{place}: unknown key {key!r}; allowed here: {', '.join(_allowed(model, path))}")
+        elif item["type"] == "missing":
+            out.append(f"{place}: the key {key!r} is missing")
+        elif not path:
+            out.append(f"{place}: {item['msg'].removeprefix('Value error, ')}")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            out.append(f"{place}: {key}: found {item['input']!r}; {message[0].lower() + message[1:]}")
+    return "\n".join(out)
+
+
+def read_text(path: Path) -> str:
+    """The text of a user's file.
+
+    Raises:
+        InputError: it is missing, a folder, unreadable, or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder; a file is expected") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+
+
+def parse_yaml(text: str, model: type[DocumentT], source: str) -> DocumentT:
+    """A validated document from YAML text; `source` is what errors call it.
+
+    Raises:
+        InputError: not YAML, or not what `model` allows.
+    """
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            data = loader.construct_document(node) if node is not None else None
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise InputError(f"{source}:{line}: not YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{source}: not YAML: {error}") from None
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+    if not isinstance(data, dict):
+        found = "nothing" if data is None else type(data).__name__
+        raise InputError(f"{source}: found {found}; a mapping of keys is expected")
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise InputError(describe(error, model, source, _lines(node))) from None
+
+
+def read_yaml(path: Path, model: type[DocumentT]) -> DocumentT:
+    """A validated document from a YAML file."""
+    return parse_yaml(read_text(path), model, str(path))
+
+
+def read_json(path: Path, model: type[DocumentT]) -> DocumentT:
+    """A validated document from a JSON file.
+
+    Raises:
+        InputError: unreadable, not JSON (the line is named), or not what `model` allows.
+    """
+    try:
+        data = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise InputError(describe(error, model, str(path), {})) from None

@@ -1,0 +1,66 @@
+"""The host lane: time the host needs to queue the kernels of a training step.
+
+An eager framework queues kernels one by one at a few microseconds each. The device waits when it is done before the
+next kernel is queued, so a step takes as long as the slower of the two lanes. Costs are measured for whole blocks of
+the real training model (a dense layer, an MoE layer, embedding with head and loss, an optimizer tensor), since module
+calls, views and autograd nodes belong to no single operator.
+
+Left out: stalls when the launch queue is full, processes that share the host's cores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moemodel.model.architecture import Layer, Mlp, Moe
+from moemodel.model.calibration import Calibration, HostLane
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostCost:
+    """Host time of a block in one micro-batch, s."""
+
+    forward_s: float
+    backward_s: float
+
+    def __add__(self, other: HostCost) -> HostCost:
+        return HostCost(forward_s=self.forward_s + other.forward_s, backward_s=self.backward_s + other.backward_s)
+
+
+class HostModel:
+    """Host times of one backend; zero where the calibration has none (then the device lane is all there is)."""
+
+    def __init__(self, calibration: Calibration, backend: str) -> None:
+        lane: HostLane | None = next((lane for lane in calibration.host if lane.backend == backend), None)
+        self.known = lane is not None
+        self._blocks = {name: p.value for name, p in lane.blocks.items()} if lane else {}
+
+    def _cost(self, block: str) -> HostCost:
+        return HostCost(
+            forward_s=self._blocks.get(f"{block}/forward", 0.0), backward_s=self._blocks.get(f"{block}/backward", 0.0)
+        )
+
+    def layer(self, layer: Layer) -> HostCost:
+        """One layer: its attention's variant and its feed-forward block."""
+        return self._cost(layer_block(layer))
+
+    def ends(self) -> HostCost:
+        """Embedding, final norm, head and loss."""
+        return self._cost("head_and_loss")
+
+    def step_s(self, layers: int, ends: bool) -> float:
+        """Optimizer and what else a step costs: a share of every layer, of the ends, and a fixed one."""
+        blocks = self._blocks
+        per_layer = blocks.get("optimizer_layer/step", 0.0)
+        return blocks.get("step/step", 0.0) + layers * per_layer + (per_layer if ends else 0.0)
+
+
+def layer_block(layer: Layer) -> str:
+    """Name of the measured block that a layer is like."""
+    if isinstance(layer.feed_forward, Moe):
+        return "moe_layer"
+    normed = any(a.qk_norm != "none" for a in layer.attentions)
+    gated = isinstance(layer.feed_forward, Mlp) and layer.feed_forward.gated
+    if gated:
+        return "dense_layer_gated_qk_norm" if normed else "dense_layer_gated"
+    return "dense_layer"

@@ -1,0 +1,48 @@
+"""What a prediction rests on beside architecture and plan: a calibrated GPU, its limits, its cluster, its software."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moemodel.model.calibration import Calibration
+from moemodel.model.memory import RECIPES
+from moemodel.model.network import Network
+from moemodel.model.plan import Precision
+
+_OVERLAPPING = ("torch",)  # backends whose gradient exchange starts before the backward pass ends
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a prediction rests on beside plan and architecture."""
+
+    calibration: Calibration
+    network: Network
+    memory_B: float
+    power_limit_W: float
+    peak_flops_per_s: float
+    backend: str
+    precision: Precision
+
+    @property
+    def gradient_B(self) -> float:
+        """Bytes of a gradient element on the wire."""
+        return RECIPES[self.backend, self.precision].gradient_B
+
+    @property
+    def overlap(self) -> float:
+        """Share of the gradients' exchange that hides behind the backward pass."""
+        return self.network.overlap if self.backend in _OVERLAPPING else 0.0
+
+    @property
+    def network_error(self) -> float:
+        return self.calibration.network.log_error
+
+    @property
+    def host_error(self) -> float:
+        return max((lane.log_error for lane in self.calibration.host if lane.backend == self.backend), default=0.3)
+
+    @property
+    def composition_error(self) -> float:
+        """What adding up operators leaves out, whatever the operators' own errors."""
+        return self.calibration.composition_error.value

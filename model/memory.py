@@ -1,0 +1,280 @@
+"""Memory of one GPU at its peak, term by term.
+
+Parameters, gradients and optimizer states shard as Rajbhandari et al. 2020 (ZeRO, section 5) describe: states over the
+data-parallel ranks from stage 1, gradients from 2, parameters from 3; experts over dp cp / ep ranks, the rest over
+dp cp. Activations are the tensors that autograd keeps, counted operator by operator for the module that the torch
+backend runs (`profiler/backends/torch_model.py`); after Korthikanti et al. 2022, section 4, but for flash attention
+and for experts. The peak is the largest of three moments:
+
+    head      static + activations + the loss's own tensors        (the backward pass begins)
+    backward  static + gradients + the inputs of all layers and one layer's own tensors        (it ends)
+    step      static + gradients + what the optimizer allocates for itself
+
+Left out: fragmentation of the caching allocator, beyond the share that the calibration gives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moemodel.model.architecture import Architecture, Attention, Layer, Mlp, Moe
+from moemodel.model.calibration import Calibration
+from moemodel.model.parameters import LayerParameters, layer_parameters, mlp_products, norm_parameters, parameters
+from moemodel.model.plan import PlanBatch, Precision, Recompute, Schedule
+from moemodel.model.stages import Stage, distinct_layers
+from moemodel.model.workload import expert_rank_skew
+
+FloatArray = NDArray[np.float64]
+
+_E = 2.0  # bytes of a bf16 element
+_F = 4.0  # bytes of a float32 element
+_I = 8.0  # bytes of an index
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Bytes per parameter of a precision recipe.
+
+    Attributes:
+        weight_B, gradient_B, state_B: kept (master weights count as state).
+        transient_B: allocated by the optimizer while it steps.
+    """
+
+    weight_B: float
+    gradient_B: float
+    state_B: float
+    transient_B: float
+
+
+RECIPES: dict[tuple[str, Precision], Recipe] = {
+    # torch.optim.AdamW on bf16 parameters keeps its moments in bf16
+    ("torch", "bf16"): Recipe(weight_B=2, gradient_B=2, state_B=4, transient_B=0),
+    # float32 master weights and moments; gradients become float32 for the step
+    ("torch", "bf16-mixed"): Recipe(weight_B=2, gradient_B=2, state_B=12, transient_B=4),
+    # Megatron-LM accumulates gradients in float32 (Narayanan et al. 2021)
+    ("megatron", "bf16"): Recipe(weight_B=2, gradient_B=2, state_B=4, transient_B=0),
+    ("megatron", "bf16-mixed"): Recipe(weight_B=2, gradient_B=4, state_B=12, transient_B=0),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Parameters of one stage that one GPU holds before ZeRO: those shared by all, and those of experts. [P]."""
+
+    dense: FloatArray
+    expert: FloatArray
+
+    @property
+    def total(self) -> FloatArray:
+        return self.dense + self.expert
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Peak of the fullest stage, bytes per GPU, and its terms. [P]."""
+
+    peak_B: FloatArray
+    terms_B: dict[str, FloatArray]
+
+
+class MemoryModel:
+    """Memory of an architecture under a batch of plans."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        plans: PlanBatch,
+        *,
+        backend: str,
+        precision: Precision,
+        calibration: Calibration,
+    ) -> None:
+        self.architecture = architecture
+        self.plans = plans
+        self.recipe = RECIPES[backend, precision]
+        self.kinds = distinct_layers(architecture)
+        overhead = {name: p.value for name, p in calibration.memory.parameters.items()}
+        self.context_B = overhead["context"]
+        self.workspace_B = overhead["workspace"]
+        self.fragmentation = overhead["fragmentation"]
+        self.tokens = plans.micro_batch * plans.seq / plans.cp
+        self.outer = np.where(plans.sequence_parallel > 0, self.tokens / plans.tp, self.tokens)
+
+    # ---- parameters ---------------------------------------------------------------------------------------------
+
+    def shard(self, stage: Stage) -> Shard:
+        """Parameters of a stage on one GPU."""
+        tp = self.plans.tp.astype(np.float64)
+        dense = np.zeros(len(self.plans))
+        expert = np.zeros(len(self.plans))
+        for kind, count in zip(self.kinds, stage.layers, strict=True):
+            p = layer_parameters(kind, self.architecture.hidden)
+            dense += count * _dense(p, tp)
+            expert += count * p.routed / (tp * self.plans.ep)
+        return Shard(dense=dense + self._ends(stage, tp), expert=expert)
+
+    def _ends(self, stage: Stage, tp: FloatArray) -> FloatArray:
+        a, p = self.architecture, parameters(self.architecture)
+        ends = np.zeros(len(self.plans))
+        if stage.embedding:
+            ends += p.embedding / tp + p.positions + p.projections / 2
+        if stage.head:
+            # a tied head on another stage is a copy of the embedding
+            head = p.head if not a.tied else (0 if stage.embedding else p.embedding * a.has_head)
+            ends += head / tp + p.projections / 2 + (norm_parameters(a.layers[-1], a.hidden) if a.final_norm else 0)
+        return ends
+
+    def states(self, shard: Shard) -> dict[str, FloatArray]:
+        """Bytes of parameters, gradients and optimizer states of a shard under ZeRO."""
+        zero = self.plans.zero_stage
+        ranks = self.plans.dp * self.plans.cp
+        shared = self._sharded(shard, ranks)
+        recipe = self.recipe
+        return {
+            "parameters": recipe.weight_B * np.where(zero >= 3, shared, shard.total),
+            "gradients": recipe.gradient_B * np.where(zero >= 2, shared, shard.total),
+            "optimizer_states": recipe.state_B * np.where(zero >= 1, shared, shard.total),
+            "optimizer_transient": recipe.transient_B * np.where(zero >= 1, shared, shard.total),
+        }
+
+    def _sharded(self, shard: Shard, ranks: NDArray[np.int64]) -> FloatArray:
+        return shard.dense / ranks + shard.expert / np.maximum(ranks / self.plans.ep, 1)
+
+    def owned(self, shard: Shard) -> FloatArray:
+        """Parameters that one GPU updates in the optimizer step."""
+        ranks = self.plans.dp * self.plans.cp
+        return np.where(self.plans.zero_stage >= 1, self._sharded(shard, ranks), shard.total)
+
+    # ---- activations --------------------------------------------------------------------------------------------
+
+    def kept(self, layer: Layer) -> FloatArray:
+        """Bytes that one layer keeps for the backward pass of one micro-batch."""
+        everything = self._layer_bytes(layer, selective=False)
+        selective = self._layer_bytes(layer, selective=True)
+        recompute = self.plans.recompute
+        return np.where(
+            recompute == Recompute.FULL,
+            _E * self.outer * self.architecture.hidden,
+            np.where(recompute == Recompute.SELECTIVE, selective, everything),
+        )
+
+    def _layer_bytes(self, layer: Layer, *, selective: bool) -> FloatArray:
+        d = self.architecture.hidden
+        kept = np.zeros(len(self.plans))
+        for attention in layer.attentions:
+            kept += self._norm_bytes(layer, d) + self._attention_bytes(attention, selective=selective)
+        kept += self._norm_bytes(layer, d)
+        block = layer.feed_forward
+        return kept + (self._moe_bytes(block) if isinstance(block, Moe) else self._mlp_bytes(block, self.tokens))
+
+    def _norm_bytes(self, layer: Layer, width: int) -> FloatArray:
+        """Input and output of a norm (the output feeds products), and its statistics."""
+        if layer.norm is None:
+            return _E * self.tokens * width
+        statistics = _F * self.outer * (2 if layer.norm == "layer" else 1)
+        return _E * (self.outer + self.tokens) * width + statistics
+
+    def _attention_bytes(self, a: Attention, *, selective: bool) -> FloatArray:
+        """Queries, keys, values, output and softmax statistics; with a query/key norm, its inputs as well."""
+        tp, t = self.plans.tp, self.tokens
+        heads, kv = a.heads / tp, np.maximum(a.kv_heads / tp, 1)
+        if a.latent is not None:
+            return self._latent_bytes(a, heads)
+        q, k = heads * a.head_dim, kv * a.head_dim
+        statistics = 0.0 if selective else _F * t * heads
+        output = _E * t * q
+        normed = _E * t * (q + k) if a.qk_norm != "none" else 0.0
+        return np.asarray(_E * t * (q + 2 * k) + output + statistics + normed)
+
+    def _latent_bytes(self, a: Attention, heads: FloatArray) -> FloatArray:
+        latent = a.latent
+        if latent is None:
+            return np.zeros(len(self.plans))
+        ranks = 2 * (latent.q_rank or 0) + 2 * latent.kv_rank
+        wide = heads * (2 * (a.head_dim + latent.rope_head_dim) + 2 * latent.value_head_dim)
+        return np.asarray(_E * self.tokens * (ranks + wide) + _F * self.tokens * heads)
+
+    def _mlp_bytes(self, mlp: Mlp, tokens: FloatArray) -> FloatArray:
+        """Of each hidden width: gate, its silu, up and their product; or the input and output of an activation."""
+        width = mlp.width / self.plans.tp
+        per_width = 4 if mlp.gated else (1 if mlp.activation == "relu" else 2)
+        extra = (len(mlp_products(mlp, self.architecture.hidden)) - 2) * 2
+        return np.asarray(_E * tokens * width * (per_width + extra))
+
+    def _moe_bytes(self, moe: Moe) -> FloatArray:
+        d, t = self.architecture.hidden, self.tokens
+        slots = moe.top_k * (moe.capacity_factor or 1.0)
+        skew = self.plans.skew if moe.capacity_factor is None else np.ones(len(self.plans))
+        rows = t * slots * expert_rank_skew(skew, self.plans.ep.astype(np.float64), moe.experts)
+        width = moe.width / self.plans.tp
+        routed = _E * rows * (2 * d + (4 if moe.gated else 2) * width)
+        router = t * (_F * moe.experts + moe.top_k * (_I + 2 * _F + _E))
+        order = 2 * _I * t * slots
+        shared = Mlp(width=moe.shared_width, activation=moe.activation, gated=moe.gated)
+        return np.asarray(routed + router + order + (self._mlp_bytes(shared, t) if moe.shared_width else 0.0))
+
+    def loss_bytes(self) -> FloatArray:
+        """Tensors of the loss when its backward pass begins: log-probabilities and two gradients in float32."""
+        a = self.architecture
+        if not a.has_head:
+            return np.zeros(len(self.plans))
+        return np.asarray(3 * _F * self.tokens * a.vocab / self.plans.tp)
+
+    # ---- peak ---------------------------------------------------------------------------------------------------
+
+    def stage(self, stage: Stage) -> Memory:
+        """Peak of one stage."""
+        shard = self.shard(stage)
+        terms = self.states(shard)
+        transient = terms.pop("optimizer_transient")
+        gradients = terms.pop("gradients")
+        flight = self._in_flight(stage)
+        per_micro_batch = np.zeros(len(self.plans))
+        working = np.zeros(len(self.plans))
+        for kind, count in zip(self.kinds, stage.layers, strict=True):
+            if count == 0:
+                continue
+            kept = self.kept(kind)
+            per_micro_batch += count * kept
+            # one layer's own tensors in its backward pass: recomputed if they were not kept, and gradients beside
+            working = np.maximum(working, self._layer_bytes(kind, selective=False) * 1.0)
+        activations = flight * per_micro_batch
+        loss = self.loss_bytes() if stage.head else np.zeros(len(self.plans))
+        again = np.where(self.plans.recompute == Recompute.FULL, working, 0.5 * working)
+        accumulated = np.where((self.plans.micro_batches > 1) | (flight > 1), gradients, 0.0)
+        earlier = (flight - 1) * per_micro_batch
+        moments = np.stack(
+            [
+                accumulated + activations + loss,
+                gradients + (flight - 1) * per_micro_batch + again,
+                gradients + transient,
+            ]
+        )
+        worst = moments.argmax(axis=0)
+        at = np.choose
+        terms |= {
+            "gradients": at(worst, [accumulated, gradients, gradients]),
+            "activations": at(worst, [activations, earlier + again, 0 * gradients]),
+            "loss": at(worst, [loss, 0 * loss, 0 * loss]),
+            "optimizer_transient": at(worst, [0 * transient, 0 * transient, transient]),
+        }
+        terms["workspace"] = np.full(len(self.plans), self.workspace_B)
+        terms["fragmentation"] = np.asarray(self.fragmentation * sum(terms.values()))
+        terms["context"] = np.full(len(self.plans), self.context_B)
+        return Memory(peak_B=np.asarray(sum(terms.values())), terms_B=terms)
+
+    def _in_flight(self, stage: Stage) -> FloatArray:
+        """Micro-batches whose activations a stage holds at once (Narayanan et al. 2021, section 2.2)."""
+        m, pp = self.plans.micro_batches, self.plans.pp
+        one_f_one_b = np.minimum(m, pp - stage.first) * np.where(
+            self.plans.virtual_stages > 1, 1 + (pp - 1) / (pp * self.plans.virtual_stages), 1.0
+        )
+        return np.where(self.plans.schedule == Schedule.GPIPE, m, np.minimum(one_f_one_b, m)).astype(np.float64)
+
+
+def _dense(p: LayerParameters, tp: FloatArray) -> FloatArray:
+    """Parameters of a layer on one tensor-parallel rank, without routed experts."""
+    return np.asarray((p.attention + p.feed_forward + p.shared_experts) / tp + p.latent + p.norms + p.router)

@@ -1,0 +1,197 @@
+"""Time of collectives over the links of a cluster.
+
+A cluster is a graph (networkx): GPUs, one switch a node, one NIC a GPU, one fabric; edges carry the bandwidth of one
+direction and a latency. A group of ranks is a ring through that graph.
+
+    all_reduce                     a0 + 2 (n-1)/n S / B + 2 (n-1) a
+    reduce_scatter, all_gather     a0 +   (n-1)/n S / B +   (n-1) a
+    all_to_all                     a0 + max((g-1)/n S / B_node, (n-g)/n S / B_nic) + (n-1) a
+    send_recv                      a0 + S / B + a
+
+    S bytes of the full tensor, n ranks, g of them in one node, B bandwidth of the ring's narrowest edge times the
+    efficiency of the collective, a latency of one step, a0 start of a collective.
+
+Ring algorithms: Thakur, Rabenseifner, Gropp 2005, section 4; the factors are those of NCCL's "bus bandwidth". A ring
+over several nodes leaves and enters each node once, over the NICs of all its members there (NCCL builds one ring a
+NIC). Left out: trees, in-network reduction, contention between groups.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import PositiveFloat
+
+from moemodel.model.calibration import Calibration
+from moemodel.model.documents import Strict
+from moemodel.model.errors import InputError
+from moemodel.model.gpu import Gpu
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+class Collective(StrEnum):
+    """A collective operation, or a message between two ranks."""
+
+    ALL_REDUCE = "all_reduce"
+    REDUCE_SCATTER = "reduce_scatter"
+    ALL_GATHER = "all_gather"
+    ALL_TO_ALL = "all_to_all"
+    SEND_RECV = "send_recv"
+
+
+class Link(Strict):
+    """One GPU's share of the network between nodes."""
+
+    bandwidth_GBps: PositiveFloat
+    latency_us: PositiveFloat
+    source: str = "the plan"
+
+
+@cache
+def links() -> dict[str, Link]:
+    """The networks between nodes that are known by name."""
+    data = json.loads((Path(__file__).parent / "presets" / "networks.json").read_text(encoding="utf-8"))
+    return {name: Link(**entry) for name, entry in data.items() if not name.startswith("_")}
+
+
+def read_link(name: str) -> Link:
+    """A known network between nodes.
+
+    Raises:
+        InputError: unknown; names the known ones.
+    """
+    if name not in links():
+        raise InputError(f"cluster.internode: found {name!r}; allowed: {', '.join(sorted(links()))}, or a bandwidth")
+    return links()[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """What a group's ring runs over. G groups.
+
+    Attributes:
+        ring_Bps_G: narrowest edge of the ring.
+        node_Bps_G: edge inside a node.
+        nic_Bps_G: one GPU's edge to other nodes.
+        local_G: ranks of the group in one node.
+        latency_s_G: one step of the ring, at the slowest place.
+    """
+
+    ring_Bps_G: FloatArray
+    node_Bps_G: FloatArray
+    nic_Bps_G: FloatArray
+    local_G: FloatArray
+    latency_s_G: FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A homogeneous cluster and how well collectives use it.
+
+    Attributes:
+        gpus_per_node: GPUs of a node.
+        node_Bps: bandwidth of a GPU to its node's switch, per direction.
+        nic_Bps: bandwidth of a GPU to the other nodes, per direction.
+        node_latency_s, nic_latency_s: latency of one step inside a node, between nodes.
+        efficiency: share of the bandwidth that each collective reaches.
+        start_s: start of a collective, however small.
+        overlap: share of communication that hides behind computation where the backend overlaps them.
+    """
+
+    gpus_per_node: int
+    node_Bps: float
+    nic_Bps: float
+    node_latency_s: float
+    nic_latency_s: float
+    efficiency: dict[Collective, float]
+    start_s: float
+    overlap: float
+
+    def graph(self, nodes: int) -> nx.Graph[tuple[str, int]]:
+        """The cluster of `nodes` nodes; edges carry `bandwidth_Bps` and `latency_s`."""
+        import networkx as nx
+
+        graph: nx.Graph[tuple[str, int]] = nx.Graph()
+        for rank in range(nodes * self.gpus_per_node):
+            gpu, nic = ("gpu", rank), ("nic", rank)
+            switch = ("switch", rank // self.gpus_per_node)
+            graph.add_edge(gpu, switch, bandwidth_Bps=self.node_Bps, latency_s=self.node_latency_s / 2)
+            graph.add_edge(gpu, nic, bandwidth_Bps=self.nic_Bps, latency_s=0.0)
+            graph.add_edge(nic, ("fabric", 0), bandwidth_Bps=self.nic_Bps, latency_s=self.nic_latency_s / 2)
+        return graph
+
+    def route(self, ranks_G: IntArray, stride_G: IntArray) -> Route:
+        """Routes of groups of `ranks` ranks, `stride` apart; ranks are numbered node by node."""
+        pairs, inverse = np.unique(np.stack([ranks_G, stride_G], axis=1), axis=0, return_inverse=True)
+        rows = np.array([self._route(int(ranks), int(stride)) for ranks, stride in pairs])[inverse.ravel()]
+        return Route(
+            ring_Bps_G=rows[:, 0],
+            node_Bps_G=np.full(len(rows), self.node_Bps),
+            nic_Bps_G=np.full(len(rows), self.nic_Bps),
+            local_G=rows[:, 1],
+            latency_s_G=rows[:, 2],
+        )
+
+    def _route(self, ranks: int, stride: int) -> tuple[float, float, float]:
+        """Ring bandwidth, ranks in one node, step latency of one group."""
+        if ranks == 1:
+            return self.node_Bps, 1.0, 0.0
+        if ranks * stride <= self.gpus_per_node:
+            bandwidth, latency = self._edge_limits(0, stride)
+            return bandwidth, float(ranks), latency
+        local = max(1, self.gpus_per_node // stride)
+        bandwidth, latency = self._edge_limits(0, self.gpus_per_node)
+        return min(bandwidth * local, self.node_Bps), float(local), latency
+
+    def _edge_limits(self, a: int, b: int) -> tuple[float, float]:
+        """Narrowest edge and latency of the way between two GPUs."""
+        import networkx as nx
+
+        graph = self.graph(b // self.gpus_per_node + 1)
+        path = nx.shortest_path(graph, ("gpu", a), ("gpu", b))
+        edges = [graph.edges[pair] for pair in pairwise(path)]
+        return min(e["bandwidth_Bps"] for e in edges), sum(e["latency_s"] for e in edges)
+
+    def time_s(self, collective: Collective, size_B: FloatArray, ranks: IntArray, route: Route) -> FloatArray:
+        """Time of a collective of `size_B` bytes (the full tensor) in each group; 0 for a group of one."""
+        n = ranks.astype(np.float64)
+        efficiency = self.efficiency[collective]
+        if collective is Collective.ALL_TO_ALL:
+            inside = (route.local_G - 1) / n * size_B / route.node_Bps_G
+            across = (n - route.local_G) / n * size_B / route.nic_Bps_G
+            moved, steps = np.maximum(inside, across), n - 1
+        elif collective is Collective.SEND_RECV:
+            moved, steps = size_B / np.minimum(route.ring_Bps_G, route.node_Bps_G), np.ones_like(n)
+        else:
+            turns = 2.0 if collective is Collective.ALL_REDUCE else 1.0
+            moved, steps = turns * (n - 1) / n * size_B / route.ring_Bps_G, turns * (n - 1)
+        time = self.start_s + moved / efficiency + steps * route.latency_s_G
+        return np.where(n > 1, time, 0.0)
+
+
+def network_of(calibration: Calibration, gpu: Gpu, gpus_per_node: int | None, internode: Link) -> Network:
+    """The network of a cluster: links inside a node from the calibration, between nodes from the plan."""
+    p = {name: parameter.value for name, parameter in calibration.network.parameters.items()}
+    return Network(
+        gpus_per_node=gpus_per_node or gpu.gpus_per_node,
+        node_Bps=p["bandwidth"],
+        nic_Bps=internode.bandwidth_GBps * 1e9,
+        node_latency_s=p["step_latency"],
+        nic_latency_s=internode.latency_us * 1e-6,
+        efficiency={c: p[f"efficiency_{c}"] for c in Collective},
+        start_s=p["start_latency"],
+        overlap=p["overlap"],
+    )

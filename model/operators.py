@@ -1,0 +1,229 @@
+"""The vocabulary of operators: what a training step is made of, and the least work each needs.
+
+Profiler and predictor meet here. The profiler times an operator at a shape; the workload of a plan is a list of
+operators with shapes and counts; the compute model gives the time of one at the other.
+
+Symbols, shared by every operator that has them (an operator ignores the others):
+
+    m   rows: tokens, or the m of a matrix product          n   width: features, vocabulary, or the n of a product
+    k   reduction depth of a product                        batch, heads, kv_heads, seq, head_dim   of attention
+    experts   groups of a grouped product, choices of a router      top_k   experts per token
+    skew      rows of the busiest expert over the mean of all (1 = balanced)
+
+`Work` is the least an operator must do: floating-point operations on the tensor cores, element operations on the
+SIMD pipes, bytes to and from device memory (each operand once). What a real kernel needs beyond this is what the
+calibration measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray = NDArray[np.float64]
+
+
+class Kind(StrEnum):
+    """An operator of transformer training; `torch` names are what the profiler runs for it."""
+
+    GEMM = "gemm"  # y[m,n] = x[m,k] w[n,k]^T
+    GROUPED_GEMM = "grouped_gemm"  # the same for each expert's rows, m over all of them, w[experts,n,k]
+    ATTENTION = "attention"  # causal scaled dot product attention, flash kernel
+    ATTENTION_FULL = "attention_full"  # the same without the causal mask (encoder, cross attention)
+    RMS_NORM = "rms_norm"  # m rows of width n
+    LAYER_NORM = "layer_norm"
+    ROTARY = "rotary"  # queries and keys together: m tokens, n = (heads + kv_heads) * head_dim
+    GELU = "gelu"
+    RELU = "relu"
+    SWIGLU = "swiglu"  # silu(gate) * up, each m x n
+    RESIDUAL_ADD = "residual_add"  # m x n; its backward is the sum of the two branches' gradients
+    BIAS = "bias"  # backward only: the sum of m rows of width n (forward is the product's epilogue)
+    EMBEDDING = "embedding"  # m tokens, n features, k vocabulary
+    CROSS_ENTROPY = "cross_entropy"  # m tokens, n vocabulary; bf16 logits, float32 inside
+    ROUTER = "router"  # softmax, top-k, renormalise: m tokens, experts, top_k (its product is a gemm)
+    PERMUTE = "permute"  # sort (token, expert) pairs and gather: m tokens, n features, experts, top_k
+    UNPERMUTE = "unpermute"  # weight and add back: m tokens, n features, top_k
+    ADAMW = "adamw"  # m parameters; the optimizer step of one precision recipe
+    ADAMW_MIXED = "adamw_mixed"  # m parameters: bf16 weights and gradients, float32 master weights and moments
+    GRAD_NORM = "grad_norm"  # global norm and clip of m gradient elements
+    ACCUMULATE = "accumulate"  # add m gradient elements into the accumulated ones
+    COPY = "copy"  # m elements, device to device
+
+
+class Pass(StrEnum):
+    """Which part of training an operator's time belongs to."""
+
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    BACKWARD_INPUT = "backward_input"  # of a product: gradient of x
+    BACKWARD_WEIGHT = "backward_weight"  # of a product: gradient of w
+    STEP = "step"  # of the optimizer
+
+
+GEMM_PASSES = (Pass.FORWARD, Pass.BACKWARD_INPUT, Pass.BACKWARD_WEIGHT)
+PASSES: dict[Kind, tuple[Pass, ...]] = {
+    **dict.fromkeys(Kind, (Pass.FORWARD, Pass.BACKWARD)),
+    Kind.GEMM: GEMM_PASSES,
+    Kind.GROUPED_GEMM: GEMM_PASSES,
+    Kind.BIAS: (Pass.BACKWARD,),
+    Kind.ADAMW: (Pass.STEP,),
+    Kind.ADAMW_MIXED: (Pass.STEP,),
+    Kind.GRAD_NORM: (Pass.STEP,),
+    Kind.ACCUMULATE: (Pass.BACKWARD,),
+    Kind.COPY: (Pass.FORWARD,),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Sizes of an operator; each field a number or an array, all broadcastable. See the symbols above."""
+
+    m: ArrayLike = 1
+    n: ArrayLike = 1
+    k: ArrayLike = 1
+    batch: ArrayLike = 1
+    heads: ArrayLike = 1
+    kv_heads: ArrayLike = 1
+    seq: ArrayLike = 1
+    head_dim: ArrayLike = 1
+    experts: ArrayLike = 1
+    top_k: ArrayLike = 1
+    skew: ArrayLike = 1.0
+
+    def arrays(self) -> dict[str, FloatArray]:
+        """Every field as a float array, in declaration order."""
+        return {f.name: np.asarray(getattr(self, f.name), dtype=np.float64) for f in fields(self)}
+
+
+SHAPE_FIELDS: tuple[str, ...] = tuple(f.name for f in fields(Shape))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """The least an operator does in one call.
+
+    Attributes:
+        flops: floating-point operations on tensor cores (a multiply-add is two).
+        vector_ops: element operations on the SIMD pipes.
+        bytes_B: bytes read from and written to device memory.
+    """
+
+    flops: FloatArray
+    vector_ops: FloatArray
+    bytes_B: FloatArray
+
+
+_E = 2.0  # bytes of a bf16 element
+
+
+def _product(s: dict[str, FloatArray]) -> Work:
+    """One product; its three passes do the same work on permuted operands."""
+    m, n, k, groups = s["m"], s["n"], s["k"], s["experts"]
+    return Work(
+        flops=2 * m * n * k * s["batch"],
+        vector_ops=np.zeros(np.broadcast(m, n, k).shape),
+        bytes_B=_E * s["batch"] * (m * k + groups * n * k + m * n),
+    )
+
+
+def _attention(causal: bool) -> Callable[[dict[str, FloatArray], Pass], Work]:
+    """Flash attention (Dao et al. 2022): 2 products forward; 5 backward, one of them recomputed."""
+
+    def work(s: dict[str, FloatArray], direction: Pass) -> Work:
+        pairs = s["batch"] * s["heads"] * s["seq"] * s["seq"] * (0.5 if causal else 1.0)
+        products, tensors_q, tensors_kv = (2, 2, 2) if direction is Pass.FORWARD else (5, 4, 4)
+        rows = s["batch"] * s["seq"] * s["head_dim"]
+        return Work(
+            flops=2 * products * pairs * s["head_dim"],
+            vector_ops=4.0 * pairs,
+            bytes_B=_E * rows * (tensors_q * s["heads"] + tensors_kv * s["kv_heads"]),
+        )
+
+    return work
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stream:
+    """An operator that streams tensors: bytes and element operations per element of m x n (or of m)."""
+
+    elements: Callable[[dict[str, FloatArray]], FloatArray]
+    bytes_B: dict[Pass, float]
+    ops: float
+
+    def work(self, s: dict[str, FloatArray], direction: Pass) -> Work:
+        elements = self.elements(s)
+        return Work(
+            flops=np.zeros_like(elements),
+            vector_ops=self.ops * elements,
+            bytes_B=self.bytes_B[direction] * elements,
+        )
+
+
+def _mn(s: dict[str, FloatArray]) -> FloatArray:
+    return np.asarray(s["m"] * s["n"] * s["batch"])
+
+
+def _m(s: dict[str, FloatArray]) -> FloatArray:
+    return np.asarray(s["m"] * s["batch"])
+
+
+def _pairs(s: dict[str, FloatArray]) -> FloatArray:
+    return np.asarray(s["m"] * s["n"] * (s["top_k"] + 1))
+
+
+def _choices(s: dict[str, FloatArray]) -> FloatArray:
+    return np.asarray(s["m"] * s["experts"])
+
+
+def _fb(forward: float, backward: float) -> dict[Pass, float]:
+    return {Pass.FORWARD: forward * _E, Pass.BACKWARD: backward * _E}
+
+
+# Tensors touched per element, forward and backward, each once; float32 counts as two.
+_STREAMS: dict[Kind, _Stream] = {
+    Kind.RMS_NORM: _Stream(elements=_mn, bytes_B=_fb(2, 3), ops=4),
+    Kind.LAYER_NORM: _Stream(elements=_mn, bytes_B=_fb(2, 3), ops=6),
+    Kind.ROTARY: _Stream(elements=_mn, bytes_B=_fb(2, 2), ops=3),
+    Kind.GELU: _Stream(elements=_mn, bytes_B=_fb(2, 3), ops=16),
+    Kind.RELU: _Stream(elements=_mn, bytes_B=_fb(2, 3), ops=1),
+    Kind.SWIGLU: _Stream(elements=_mn, bytes_B=_fb(3, 5), ops=10),
+    Kind.RESIDUAL_ADD: _Stream(elements=_mn, bytes_B=_fb(3, 3), ops=1),
+    Kind.BIAS: _Stream(elements=_mn, bytes_B={Pass.BACKWARD: _E}, ops=1),
+    Kind.EMBEDDING: _Stream(elements=_mn, bytes_B=_fb(2, 3), ops=1),
+    Kind.CROSS_ENTROPY: _Stream(elements=_mn, bytes_B=_fb(5, 5), ops=12),
+    Kind.ROUTER: _Stream(elements=_choices, bytes_B=_fb(4, 6), ops=12),
+    Kind.PERMUTE: _Stream(elements=_pairs, bytes_B=_fb(1, 1), ops=1),
+    Kind.UNPERMUTE: _Stream(elements=_pairs, bytes_B=_fb(1, 1), ops=2),
+    # bf16 parameter, gradient and two moments: read 4, write 3
+    Kind.ADAMW: _Stream(elements=_m, bytes_B={Pass.STEP: 7 * _E}, ops=12),
+    # read bf16 gradient, float32 master and moments; write the three and the bf16 parameter
+    Kind.ADAMW_MIXED: _Stream(elements=_m, bytes_B={Pass.STEP: 2 * _E + 6 * 4.0}, ops=12),
+    Kind.GRAD_NORM: _Stream(elements=_m, bytes_B={Pass.STEP: 3 * _E}, ops=2),
+    Kind.ACCUMULATE: _Stream(elements=_m, bytes_B={Pass.BACKWARD: 3 * _E}, ops=1),
+    Kind.COPY: _Stream(elements=_m, bytes_B={Pass.FORWARD: 2 * _E}, ops=1),
+}
+
+
+def work(kind: Kind, direction: Pass, shape: Shape) -> Work:
+    """The least work of one call of an operator.
+
+    Args:
+        kind: the operator.
+        direction: one of `PASSES[kind]`.
+        shape: its sizes; array fields give arrays of the broadcast shape.
+
+    Raises:
+        ValueError: the operator has no such pass.
+    """
+    if direction not in PASSES[kind]:
+        raise ValueError(f"{kind} has no pass {direction}; it has {', '.join(PASSES[kind])}")
+    s = shape.arrays()
+    if kind in (Kind.GEMM, Kind.GROUPED_GEMM):
+        return _product(s)
+    if kind in (Kind.ATTENTION, Kind.ATTENTION_FULL):
+        return _attention(kind is Kind.ATTENTION)(s, direction)
+    return _STREAMS[kind].work(s, direction)

@@ -1,0 +1,255 @@
+"""The training plan: what a user writes in `plan.yaml`, checked, and the same as arrays over many plans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from moemodel.model.architecture import Architecture, Moe
+from moemodel.model.documents import Strict, read_yaml
+from moemodel.model.errors import InfeasiblePlanError
+from moemodel.model.network import Link
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+
+Precision = Literal["bf16", "bf16-mixed"]
+RecomputeName = Literal["none", "selective", "full"]
+ScheduleName = Literal["1f1b", "gpipe"]
+BackendName = Literal["torch", "megatron"]
+
+
+class Recompute(IntEnum):
+    """What the backward pass computes again instead of keeping it (Korthikanti et al. 2022, section 5)."""
+
+    NONE = 0
+    SELECTIVE = 1  # the attention core
+    FULL = 2  # every layer from its input
+
+
+class Schedule(IntEnum):
+    """Order of forward and backward passes of micro-batches in a pipeline."""
+
+    ONE_F_ONE_B = 0
+    GPIPE = 1
+
+
+RECOMPUTE: dict[str, Recompute] = {name.name.lower(): name for name in Recompute}
+SCHEDULE: dict[str, Schedule] = {"1f1b": Schedule.ONE_F_ONE_B, "gpipe": Schedule.GPIPE}
+
+
+class ClusterSpec(Strict):
+    """The GPUs at hand."""
+
+    gpu: str = Field(description="a known GPU, or the path of a GPU description")
+    gpus: PositiveInt = 1
+    gpus_per_node: PositiveInt | None = Field(default=None, description="default: what the GPU description says")
+    internode: str | Link = Field(default="infiniband-ndr", description="network between nodes: a known one, or a link")
+
+
+class ParallelSpec(Strict):
+    """Degrees of parallelism; dp x tp x pp x cp is the GPU count, and experts spread over dp x cp."""
+
+    dp: PositiveInt = 1
+    tp: PositiveInt = 1
+    pp: PositiveInt = 1
+    ep: PositiveInt = 1
+    cp: PositiveInt = 1
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
+    sequence_parallel: bool = False
+    virtual_stages: PositiveInt = 1
+
+
+class RoutingSpec(Strict):
+    """How evenly the router loads the experts."""
+
+    skew: Literal["balanced"] | Annotated[float, Field(ge=1.0)] = Field(
+        default="balanced", description="rows of the busiest expert over the mean"
+    )
+
+
+class SiteSpec(Strict):
+    """Where the run takes place."""
+
+    region: str = "world"
+    pue: Annotated[float, Field(ge=1.0)] = 1.2
+    price_per_kWh: Annotated[float, Field(ge=0.0)] | None = None
+    gpu_hour_price: Annotated[float, Field(ge=0.0)] | None = None
+    currency: str = "USD"
+    host_power_W: Annotated[float, Field(ge=0.0)] = Field(
+        default=0.0, description="power of the rest of a node (processors, fans, NICs), per GPU"
+    )
+
+
+class Plan(Strict):
+    """One training plan, as a user writes it."""
+
+    name: str = "plan"
+    architecture: str = Field(description="a known architecture, or the path of a Hugging Face config.json")
+    layers: PositiveInt | None = Field(default=None, description="train only that many decoder layers")
+    sequence_length: PositiveInt
+    global_batch: PositiveInt = Field(description="sequences in one optimizer step")
+    micro_batch: PositiveInt = Field(default=1, description="sequences in one forward pass of one replica")
+    precision: Precision = "bf16-mixed"
+    recompute: RecomputeName = "none"
+    schedule: ScheduleName = "1f1b"
+    backend: BackendName = "torch"
+    cluster: ClusterSpec
+    parallel: ParallelSpec = ParallelSpec()
+    routing: RoutingSpec = RoutingSpec()
+    clock_MHz: PositiveFloat | None = Field(default=None, description="SM clock to hold; null: the governor decides")
+    power_cap_W: PositiveFloat | None = Field(default=None, description="per GPU; null: the GPU's own limit")
+    site: SiteSpec = SiteSpec()
+    tokens: PositiveFloat | None = Field(default=None, description="tokens to train on; null: no totals for the run")
+
+    @model_validator(mode="after")
+    def _degrees(self) -> Plan:
+        p, gpus = self.parallel, self.cluster.gpus
+        product = p.dp * p.tp * p.pp * p.cp
+        if product != gpus:
+            raise ValueError(
+                f"parallel: dp {p.dp} x tp {p.tp} x pp {p.pp} x cp {p.cp} = {product}, but cluster.gpus is {gpus}; "
+                "their product must be the GPU count"
+            )
+        if (p.dp * p.cp) % p.ep:
+            raise ValueError(f"parallel.ep {p.ep} must divide dp x cp = {p.dp * p.cp}: experts spread over those GPUs")
+        if self.global_batch % (self.micro_batch * p.dp):
+            raise ValueError(
+                f"global_batch {self.global_batch} must be a multiple of micro_batch x dp = {self.micro_batch * p.dp}"
+            )
+        if p.virtual_stages > 1 and p.pp == 1:
+            raise ValueError(f"parallel.virtual_stages {p.virtual_stages} needs pp > 1; pp is 1")
+        if p.virtual_stages > 1 and self.schedule != "1f1b":
+            raise ValueError(f"parallel.virtual_stages {p.virtual_stages} needs schedule 1f1b; found {self.schedule}")
+        if p.zero_stage >= 2 and p.pp > 1:
+            raise ValueError(
+                f"parallel.zero_stage {p.zero_stage} with pp {p.pp}: gradients cannot stay sharded across the "
+                "micro-batches of a pipeline; use zero_stage 0 or 1, or pp 1"
+            )
+        return self
+
+
+def read_plan(path: Path) -> Plan:
+    """A checked plan from a YAML file.
+
+    Raises:
+        InputError: the file, line and key of each mistake, what was found and what is allowed.
+    """
+    return read_yaml(path, Plan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanBatch:
+    """Plans of one architecture on one cluster, as arrays of length P (or scalars that broadcast).
+
+    Units: batches and sequence in sequences and tokens; clock in Hz and cap in W, NaN where the GPU decides.
+    """
+
+    dp: IntArray
+    tp: IntArray
+    pp: IntArray
+    ep: IntArray
+    cp: IntArray
+    zero_stage: IntArray
+    sequence_parallel: IntArray
+    virtual_stages: IntArray
+    micro_batch: IntArray
+    global_batch: IntArray
+    seq: IntArray
+    recompute: IntArray
+    schedule: IntArray
+    skew: FloatArray
+    clock_Hz: FloatArray
+    power_cap_W: FloatArray
+
+    @classmethod
+    def of(cls, **columns: Any) -> PlanBatch:
+        """Broadcast columns (numbers or arrays) to one length P."""
+        kinds = {f.name: np.float64 if f.name in _FLOATS else np.int64 for f in fields(cls)}
+        arrays = np.broadcast_arrays(*(np.atleast_1d(np.asarray(columns[n], dtype=t)) for n, t in kinds.items()))
+        return cls(**dict(zip(kinds, (np.ascontiguousarray(a) for a in arrays), strict=True)))
+
+    def __len__(self) -> int:
+        return int(self.dp.size)
+
+    @property
+    def micro_batches(self) -> IntArray:
+        """Micro-batches of one replica in a step."""
+        return self.global_batch // (self.micro_batch * self.dp)
+
+    @property
+    def gpus(self) -> IntArray:
+        return self.dp * self.tp * self.pp * self.cp
+
+    def take(self, rows: IntArray | NDArray[np.bool_]) -> PlanBatch:
+        """The plans at these rows."""
+        return PlanBatch(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+
+_FLOATS = {"skew", "clock_Hz", "power_cap_W"}
+
+
+def batch_of(plan: Plan) -> PlanBatch:
+    """A batch of one."""
+    p = plan.parallel
+    return PlanBatch.of(
+        dp=p.dp,
+        tp=p.tp,
+        pp=p.pp,
+        ep=p.ep,
+        cp=p.cp,
+        zero_stage=p.zero_stage,
+        sequence_parallel=int(p.sequence_parallel),
+        virtual_stages=p.virtual_stages,
+        micro_batch=plan.micro_batch,
+        global_batch=plan.global_batch,
+        seq=plan.sequence_length,
+        recompute=RECOMPUTE[plan.recompute],
+        schedule=SCHEDULE[plan.schedule],
+        skew=1.0 if plan.routing.skew == "balanced" else plan.routing.skew,
+        clock_Hz=np.nan if plan.clock_MHz is None else plan.clock_MHz * 1e6,
+        power_cap_W=np.nan if plan.power_cap_W is None else plan.power_cap_W,
+    )
+
+
+def _divides(name: str, value: int, what: str, size: int) -> str | None:
+    return None if size % value == 0 else f"{name} {value} does not divide {what} {size}; allowed: divisors of {size}"
+
+
+def check_architecture(plan: Plan, architecture: Architecture) -> None:
+    """Refuse a plan whose degrees do not divide the architecture.
+
+    Raises:
+        InfeasiblePlanError: every degree that does not divide, what it would have to divide.
+    """
+    p = plan.parallel
+    chunks = p.pp * p.virtual_stages
+    found = [_divides("parallel.pp x virtual_stages", chunks, "the number of layers", len(architecture.layers))]
+    for layer in dict.fromkeys(architecture.layers):
+        for attention in layer.attentions:
+            found.append(_divides("parallel.tp", p.tp, "the attention heads", attention.heads))
+            if attention.latent is None and p.tp <= attention.kv_heads:
+                found.append(_divides("parallel.tp", p.tp, "the key/value heads", attention.kv_heads))
+        feed_forward = layer.feed_forward
+        if isinstance(feed_forward, Moe):
+            found.append(_divides("parallel.ep", p.ep, "the experts", feed_forward.experts))
+        found.append(_divides("parallel.tp", p.tp, "the feed-forward width", feed_forward.width))
+    found.append(_divides("parallel.cp x 2", 2 * p.cp, "sequence_length", plan.sequence_length) if p.cp > 1 else None)
+    if p.ep > 1 and not any(isinstance(layer.feed_forward, Moe) for layer in architecture.layers):
+        found.append(f"parallel.ep {p.ep}: {architecture.name} has no experts; use ep 1")
+    if p.sequence_parallel and plan.sequence_length % p.tp:
+        found.append(_divides("parallel.tp", p.tp, "sequence_length (sequence_parallel)", plan.sequence_length))
+    if architecture.learned_positions and plan.sequence_length > architecture.learned_positions:
+        found.append(
+            f"sequence_length {plan.sequence_length}: {architecture.name} has {architecture.learned_positions} "
+            "learned positions; allowed: at most that"
+        )
+    mistakes = [message for message in dict.fromkeys(found) if message]
+    if mistakes:
+        raise InfeasiblePlanError(f"{plan.name}: " + "; ".join(mistakes))

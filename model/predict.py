@@ -1,0 +1,370 @@
+"""Time, energy, memory and clock of training plans: the parts put together.
+
+Axes: P plans, U distinct micro-batch shapes among them, K clocks. Blocks are priced once per distinct shape, then
+summed into stages, stages into a step, and the step is solved for the clock that the governor lets each stage keep.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moemodel.model.architecture import Architecture
+from moemodel.model.blocks import BlockCosts, StageCost
+from moemodel.model.communication import Exchange
+from moemodel.model.flops import model_flops
+from moemodel.model.governor import at_clock, crossing
+from moemodel.model.machine import Machine
+from moemodel.model.pipeline import makespan
+from moemodel.model.plan import PlanBatch
+from moemodel.model.power import PowerModel, power_model
+from moemodel.model.stages import Stage, stages
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+_CLOCKS = 7  # clocks that blocks are priced at; between them, linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What each plan costs. All arrays are [P]; per step unless they say otherwise.
+
+    Attributes:
+        step_time_s: one optimizer step.
+        step_time_error: relative standard error of it; likewise `energy_error`.
+        forward_s, backward_s, optimizer_s: device time of the mean GPU.
+        exposed_communication_s: communication that nothing hides.
+        bubble_s: idle in the pipeline.
+        host_wait_s: idle because the host had not queued work yet.
+        hidden_communication_s: communication behind computation.
+        clock_Hz: true SM clock while kernels run, time-weighted over the mean GPU.
+        forward_clock_Hz, backward_clock_Hz, optimizer_clock_Hz: the same by phase.
+        power_W: mean of one GPU over the step; `hottest_power_W` of the one that draws most.
+        temperature_C: of the die in the steady state of a long run.
+        energy_J: of all GPUs.
+        forward_J, backward_J, optimizer_J, communication_J, idle_J: its parts, all GPUs.
+        flops: model FLOPs of the step (3 x forward, no recomputation), all GPUs.
+        mfu: model FLOPs over what the GPUs' peak could have done.
+        memory_B: peak of the fullest GPU; `memory_terms_B` its terms.
+        fits: it fits in memory.
+        outside: share of device time in shapes outside what was measured.
+        tokens: of the step.
+    """
+
+    step_time_s: FloatArray
+    step_time_error: FloatArray
+    energy_error: FloatArray
+    forward_s: FloatArray
+    backward_s: FloatArray
+    optimizer_s: FloatArray
+    exposed_communication_s: FloatArray
+    bubble_s: FloatArray
+    host_wait_s: FloatArray
+    hidden_communication_s: FloatArray
+    clock_Hz: FloatArray
+    forward_clock_Hz: FloatArray
+    backward_clock_Hz: FloatArray
+    optimizer_clock_Hz: FloatArray
+    power_W: FloatArray
+    hottest_power_W: FloatArray
+    temperature_C: FloatArray
+    energy_J: FloatArray
+    forward_J: FloatArray
+    backward_J: FloatArray
+    optimizer_J: FloatArray
+    communication_J: FloatArray
+    idle_J: FloatArray
+    flops: FloatArray
+    mfu: FloatArray
+    memory_B: FloatArray
+    memory_terms_B: dict[str, FloatArray]
+    fits: NDArray[np.bool_]
+    outside: FloatArray
+    tokens: FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Device:
+    """Device lane of one class of stages at X clocks: time, dynamic energy and cycles of each phase. [P, X]."""
+
+    forward_s: FloatArray
+    backward_s: FloatArray
+    optimizer_s: FloatArray
+    forward_J: FloatArray
+    backward_J: FloatArray
+    optimizer_J: FloatArray
+    forward_cycles: FloatArray
+    backward_cycles: FloatArray
+    optimizer_cycles: FloatArray
+
+
+def _device(cost: StageCost) -> _Device:
+    """At the clocks that blocks were priced at."""
+    return _Device(
+        forward_s=cost.forward.time_s_UK,
+        backward_s=cost.backward.time_s_UK,
+        optimizer_s=cost.optimizer.time_s_UK,
+        forward_J=cost.forward.energy_J_UK,
+        backward_J=cost.backward.energy_J_UK,
+        optimizer_J=cost.optimizer.energy_J_UK,
+        forward_cycles=cost.forward.cycles_UK,
+        backward_cycles=cost.backward.cycles_UK,
+        optimizer_cycles=cost.optimizer.cycles_UK,
+    )
+
+
+def _device_at(cost: StageCost, clock_Hz_K: FloatArray, clock_Hz_P: FloatArray) -> _Device:
+    """At one clock for each plan."""
+    device = _device(cost)
+    return _Device(
+        **{f.name: at_clock(getattr(device, f.name), clock_Hz_K, clock_Hz_P)[:, None] for f in fields(device)}
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Timeline:
+    """A step laid out in time. [P, X]; exchanges of a micro-batch by class of stages."""
+
+    step_s: FloatArray
+    exposed_step_s: FloatArray
+    exposed_s: list[FloatArray]
+    hidden_s: list[FloatArray]
+
+
+class _Pipeline:
+    """Plans that share a pipeline: their stages' costs, and the step that they make together."""
+
+    def __init__(self, blocks: BlockCosts, pipeline: tuple[Stage, ...], rows: IntArray, overlap: float) -> None:
+        self.plans = blocks.plans.take(rows)
+        self.counts = [stage.count for stage in pipeline]
+        self.costs = [blocks.stage(stage, rows) for stage in pipeline]
+        self.m = self.plans.micro_batches[:, None].astype(np.float64)
+        self.overlap = overlap
+
+    def mean(self, values: list[FloatArray]) -> FloatArray:
+        """Mean over the GPUs of a quantity given for each class of stages."""
+        return np.asarray(sum(n * v for n, v in zip(self.counts, values, strict=True)) / sum(self.counts))
+
+    def timeline(self, devices: list[_Device]) -> _Timeline:
+        """The step, with each class of stages at the given clocks."""
+        exposed, hidden, forward, backward = [], [], [], []
+        for cost, device in zip(self.costs, devices, strict=True):
+            shown_f, gone_f = self._exchange(cost.forward_exchange, device.forward_s)
+            shown_b, gone_b = self._exchange(cost.backward_exchange, device.backward_s)
+            exposed.append(self.m * (shown_f + shown_b))
+            hidden.append(self.m * (gone_f + gone_b))
+            forward.append(device.forward_s + shown_f)
+            backward.append(device.backward_s + shown_b)
+        shown = [self._step_exchange(cost, device) for cost, device in zip(self.costs, devices, strict=True)]
+        exposed_step = np.maximum.reduce(shown)
+        return _Timeline(
+            step_s=self._step(forward, backward, devices) + exposed_step,
+            exposed_step_s=exposed_step,
+            exposed_s=exposed,
+            hidden_s=hidden,
+        )
+
+    def _exchange(self, exchange: Exchange, beside_s: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Exposed and hidden communication of a micro-batch beside its computation."""
+        hideable = exchange.hideable_s[:, None]
+        hidden = np.minimum(self.overlap * hideable, beside_s)
+        return exchange.exposed_s[:, None] + hideable - hidden, hidden
+
+    def _step_exchange(self, cost: StageCost, device: _Device) -> FloatArray:
+        """Gradient exchange that the last backward pass doesn't hide."""
+        whole = cost.step_exchange_s[:, None]
+        return np.asarray(whole - np.minimum(self.overlap * whole, device.backward_s))
+
+    def _step(self, forward: list[FloatArray], backward: list[FloatArray], devices: list[_Device]) -> FloatArray:
+        """Step without gradient exchange: the slower of the device lanes and the host lanes."""
+        optimizer = np.maximum.reduce([device.optimizer_s for device in devices])
+        if sum(self.counts) == 1:  # one stage: the host runs ahead through the whole step
+            cost = self.costs[0]
+            device = self.m * (forward[0] + backward[0]) + optimizer
+            host = self.m * (cost.host.forward_s + cost.host.backward_s) + cost.host_step_s
+            return np.asarray(np.maximum(device, host))
+        span = makespan(
+            [np.maximum(f, cost.host.forward_s) for f, cost in zip(forward, self.costs, strict=True)],
+            [np.maximum(b, cost.host.backward_s) for b, cost in zip(backward, self.costs, strict=True)],
+            self.counts,
+            micro_batches=self.m,
+            schedule=self.plans.schedule[:, None],
+            virtual=self.plans.virtual_stages[:, None],
+        )
+        return np.asarray(span + np.maximum(optimizer, max(cost.host_step_s for cost in self.costs)))
+
+    def dynamic_J(self, index: int, device: _Device, timeline: _Timeline, link_W: float) -> FloatArray:
+        """Dynamic energy of a GPU of one class of stages in a step, links included."""
+        computed = self.m * (device.forward_J + device.backward_J) + device.optimizer_J
+        return np.asarray(computed + link_W * self.talk_s(index, timeline))
+
+    def talk_s(self, index: int, timeline: _Timeline) -> FloatArray:
+        """Time in which a GPU of one class of stages communicates, hidden or not."""
+        return timeline.exposed_s[index] + timeline.hidden_s[index] + self.costs[index].step_exchange_s[:, None]
+
+
+def predict(
+    architecture: Architecture, plans: PlanBatch, machine: Machine, *, temperature_C: float | None = None
+) -> Prediction:
+    """What each plan costs.
+
+    Args:
+        architecture: the model to train.
+        plans: P plans; degrees must divide (`plan.check_architecture` says which do not).
+        machine: GPU, links, backend and precision.
+        temperature_C: die temperature, if it is known (a short run); None: the steady state of a long one.
+
+    Raises:
+        CalibrationError: the calibration lacks an operator that the architecture needs.
+    """
+    power = power_model(machine.calibration)
+    clock_Hz_K = np.linspace(*machine.calibration.clock_range_Hz, _CLOCKS)
+    blocks = BlockCosts(architecture, plans, machine=machine, power=power, clock_Hz_K=clock_Hz_K)
+    out: dict[str, FloatArray] = {}
+    terms: dict[str, FloatArray] = {}
+    pipelines, inverse = np.unique(np.stack([plans.pp, plans.virtual_stages], axis=1), axis=0, return_inverse=True)
+    for index, (pp, virtual) in enumerate(pipelines):
+        rows = np.flatnonzero(inverse.ravel() == index)
+        cut = stages(architecture, int(pp), int(virtual))
+        pipe = _Pipeline(blocks, cut, rows, machine.overlap)
+        columns = _solve(pipe, machine, power, clock_Hz_K, temperature_C)
+        fullest = blocks.fullest(cut, rows)
+        _scatter(out, columns | {"memory_B": fullest.peak_B}, rows, len(plans))
+        _scatter(terms, fullest.terms_B, rows, len(plans))
+    return _finish(architecture, plans, machine, out, terms)
+
+
+def _scatter(out: dict[str, FloatArray], columns: dict[str, FloatArray], rows: IntArray, size: int) -> None:
+    for name, values in columns.items():
+        out.setdefault(name, np.zeros(size))[rows] = values
+
+
+def _solve(
+    pipe: _Pipeline, machine: Machine, power: PowerModel, clock_Hz_K: FloatArray, temperature_C: float | None
+) -> dict[str, FloatArray]:
+    """Clock of every stage, and with it everything that depends on the clock. Columns [P]."""
+    everywhere = [_device(cost) for cost in pipe.costs]
+    uniform = pipe.timeline(everywhere)
+    clocks = []
+    for index, device in enumerate(everywhere):
+        mean_W = pipe.dynamic_J(index, device, uniform, power.link_W) / uniform.step_s
+        total_W, _ = _total(power, mean_W, temperature_C)
+        clocks.append(_clock(total_W, clock_Hz_K, pipe.plans, machine.power_limit_W))
+    devices = [_device_at(cost, clock_Hz_K, clock) for cost, clock in zip(pipe.costs, clocks, strict=True)]
+    return _columns(pipe, devices, pipe.timeline(devices), power, temperature_C)
+
+
+def _total(power: PowerModel, dynamic_W: FloatArray, temperature_C: float | None) -> tuple[FloatArray, FloatArray]:
+    """Power and die temperature of a load whose dynamic power is given."""
+    if temperature_C is not None:
+        total = dynamic_W + power.static_W(temperature_C)
+        return total, np.full_like(total, temperature_C)
+    return power.steady(dynamic_W + power.base_W)
+
+
+def _clock(power_W_PK: FloatArray, clock_Hz_K: FloatArray, plans: PlanBatch, limit_W: float) -> FloatArray:
+    """Highest clock that both the power cap and the plan allow."""
+    cap_W = np.where(np.isnan(plans.power_cap_W), limit_W, plans.power_cap_W)
+    sustained = crossing(np.maximum.accumulate(power_W_PK, axis=1), clock_Hz_K, cap_W)
+    asked = np.where(np.isnan(plans.clock_Hz), clock_Hz_K[-1], plans.clock_Hz)
+    return np.clip(np.minimum(sustained, asked), clock_Hz_K[0], clock_Hz_K[-1])
+
+
+def _columns(
+    pipe: _Pipeline, devices: list[_Device], timeline: _Timeline, power: PowerModel, temperature_C: float | None
+) -> dict[str, FloatArray]:
+    """What `Prediction` holds, of the mean GPU."""
+    step, m = timeline.step_s, pipe.m
+    talk = [pipe.talk_s(i, timeline) for i in range(len(devices))]
+    dynamic = [pipe.dynamic_J(i, d, timeline, power.link_W) for i, d in enumerate(devices)]
+    states = [_total(power, joules / step, temperature_C) for joules in dynamic]
+    power_W = pipe.mean([watts for watts, _ in states])
+    static_W = power_W - pipe.mean(dynamic) / step
+
+    def over(name: str, factor: FloatArray | float) -> FloatArray:
+        return np.asarray(factor * pipe.mean([getattr(device, name) for device in devices]))
+
+    forward, backward = over("forward_s", m), over("backward_s", m)
+    optimizer = over("optimizer_s", 1.0)
+    exposed = pipe.mean(timeline.exposed_s) + timeline.exposed_step_s
+    idle = np.maximum(step - forward - backward - optimizer - exposed, 0.0)
+    single = sum(pipe.counts) == 1
+    cycles = {
+        name: over(f"{name}_cycles", factor) for name, factor in (("forward", m), ("backward", m), ("optimizer", 1.0))
+    }
+    busy = forward + backward + optimizer
+    columns = {
+        "step_time_s": step,
+        "forward_s": forward,
+        "backward_s": backward,
+        "optimizer_s": optimizer,
+        "exposed_communication_s": exposed,
+        "hidden_communication_s": np.maximum(pipe.mean(talk) - exposed, 0.0),
+        "bubble_s": 0.0 * idle if single else idle,
+        "host_wait_s": idle if single else 0.0 * idle,
+        "clock_Hz": sum(cycles.values()) / busy,
+        "forward_clock_Hz": cycles["forward"] / forward,
+        "backward_clock_Hz": cycles["backward"] / backward,
+        "optimizer_clock_Hz": cycles["optimizer"] / optimizer,
+        "power_W": power_W,
+        "hottest_power_W": np.maximum.reduce([watts for watts, _ in states]),
+        "temperature_C": np.maximum.reduce([celsius for _, celsius in states]),
+        "forward_J": over("forward_J", m) + static_W * forward,
+        "backward_J": over("backward_J", m) + static_W * backward,
+        "optimizer_J": over("optimizer_J", 1.0) + static_W * optimizer,
+        "communication_J": power.link_W * pipe.mean(talk) + static_W * exposed,
+        "idle_J": static_W * idle,
+    }
+    flat = {name: values[:, 0] for name, values in columns.items()}
+    return flat | _spreads(pipe, flat)
+
+
+def _spreads(pipe: _Pipeline, columns: dict[str, FloatArray]) -> dict[str, FloatArray]:
+    """Relative standard error of device time, and share of it outside what was measured, of the slowest stage."""
+    variances, outsides = [], []
+    for cost in pipe.costs:
+        spread: dict[str, FloatArray] = {}
+        lanes = ((cost.forward, pipe.m[:, 0]), (cost.backward, pipe.m[:, 0]), (cost.optimizer, np.ones(len(pipe.m))))
+        total = np.asarray(sum(factor * lane.time_s_UK[:, -1] for lane, factor in lanes))
+        for lane, factor in lanes:
+            for key, value in lane.spread_s.items():
+                spread[key] = spread.get(key, 0.0) + factor * value
+        variances.append(np.asarray(sum(np.square(value) for value in spread.values())) / np.square(total))
+        outsides.append(np.asarray(sum(factor * lane.outside_s_U for lane, factor in lanes)) / total)
+    device_share = (columns["forward_s"] + columns["backward_s"] + columns["optimizer_s"]) / columns["step_time_s"]
+    return {
+        "device_error": np.sqrt(np.maximum.reduce(variances)) * np.minimum(device_share, 1.0),
+        "outside": np.maximum.reduce(outsides),
+    }
+
+
+def _finish(
+    architecture: Architecture,
+    plans: PlanBatch,
+    machine: Machine,
+    out: dict[str, FloatArray],
+    terms: dict[str, FloatArray],
+) -> Prediction:
+    """Totals over all GPUs, model FLOPs, and the errors of the whole."""
+    device_error = out.pop("device_error")
+    talk = out["exposed_communication_s"] / out["step_time_s"] * machine.network_error
+    host = out["host_wait_s"] / out["step_time_s"] * machine.host_error
+    step_error = np.sqrt(device_error**2 + talk**2 + host**2 + machine.composition_error**2)
+    gpus = plans.gpus
+    totals = {name: gpus * out.pop(name) for name in [n for n in out if n.endswith("_J")]}
+    flops = model_flops(architecture, plans.seq) * plans.global_batch
+    return Prediction(
+        **out,
+        **totals,
+        energy_J=gpus * out["power_W"] * out["step_time_s"],
+        step_time_error=step_error,
+        energy_error=np.hypot(step_error, machine.calibration.power.log_error),
+        flops=flops,
+        mfu=flops / (out["step_time_s"] * gpus * machine.peak_flops_per_s),
+        memory_terms_B=terms,
+        fits=out["memory_B"] <= machine.memory_B,
+        tokens=(plans.global_batch * plans.seq).astype(np.float64),
+    )

@@ -1,0 +1,138 @@
+"""What a profile is: a folder with `manifest.json` and Parquet tables. The profiler writes it, `calibrate` reads it.
+
+Only the schema lives here. Every column carries its unit; a missing reading is null, never 0 or -1.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from moemodel.model.operators import SHAPE_FIELDS
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+# The operator measured: kind, pass, precision and shape (see `operators`).
+_OPERATOR: dict[str, str] = {
+    "kind": "string",
+    "direction": "string",
+    "dtype": "string",
+    **{name: ("float64" if name == "skew" else "int64") for name in SHAPE_FIELDS},
+}
+_STATE: dict[str, str] = {
+    "clock_Hz": "float64",  # true SM clock, from the cycle counter; null where it cannot be read
+    "clock_reported_Hz": "float64",  # what the driver says; null where there is none
+    "temperature_C": "float64",
+    "wall_s": "float64",  # Unix time at the end of the row's measurement
+}
+
+TABLES: dict[str, dict[str, str]] = {
+    # One row a sample: `calls` back-to-back calls, device time and host (enqueue) time of one call.
+    "operators": {
+        **_OPERATOR,
+        "sweep": "string",  # "solo" (the operator alone), or the heavy:operator mix or locked clock it ran under
+        "calls": "int64",
+        "time_s": "float64",
+        "host_time_s": "float64",
+        **_STATE,
+    },
+    # One row a load held for at least a second: mean power from the energy counter, activity from GPM.
+    "power": {
+        **_OPERATOR,
+        "load": "string",  # a name a person can read
+        "duty": "float64",  # share of the wall time in which the load ran
+        "time_s": "float64",  # of one call
+        "duration_s": "float64",  # of the window whose energy was counted
+        "energy_J": "float64",
+        "power_W": "float64",
+        "sm_activity": "float64",
+        "sm_occupancy": "float64",
+        "tensor_activity": "float64",
+        "fp32_activity": "float64",
+        "dram_activity": "float64",
+        **_STATE,
+    },
+    # Heating and cooling: one row a reading.
+    "thermal": {
+        "load": "string",
+        "elapsed_s": "float64",
+        "power_W": "float64",
+        "memory_temperature_C": "float64",
+        **_STATE,
+    },
+    # The host lane: time the host needs to queue a block of the real training model at sizes where the device never is
+    # the bottleneck. One row a block and direction.
+    "host": {
+        "block": "string",  # "dense_layer", "moe_layer", "head_and_loss", "optimizer_tensor", "step", ...
+        "direction": "string",
+        "detail": "string",  # the architecture options it ran with, for a reader
+        "host_time_s": "float64",
+        "kernels": "float64",  # launches in the block; null where they cannot be counted
+        "wall_s": "float64",
+    },
+    # One row a training run: means over its measured steps.
+    "iterations": {
+        "plan": "string",  # name of the plan; the plan itself is stored beside it as YAML text
+        "plan_yaml": "string",
+        "rank": "int64",
+        "steps": "int64",
+        "step_time_s": "float64",
+        "step_time_std_s": "float64",
+        "forward_time_s": "float64",
+        "backward_time_s": "float64",
+        "optimizer_time_s": "float64",
+        "host_time_s": "float64",  # until the last launch of a step was queued
+        "energy_J": "float64",  # of one step
+        "power_W": "float64",
+        "forward_clock_Hz": "float64",
+        "backward_clock_Hz": "float64",
+        "optimizer_clock_Hz": "float64",
+        "peak_allocated_B": "int64",  # of the framework's allocator
+        "peak_reserved_B": "int64",
+        "device_used_B": "int64",  # as the driver sees it: context and all
+        "parameters": "int64",
+        "loss_first": "float64",
+        "loss_last": "float64",
+        "expert_skew": "float64",  # busiest expert over the mean, mean over layers and steps; null without experts
+        **_STATE,
+    },
+}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DeviceInfo(_Strict):
+    """The device as it was found."""
+
+    name: str
+    vendor: Literal["nvidia", "cpu", "simulated"]
+    uuid: str | None = None
+    memory_B: int
+    multiprocessors: int | None = None
+    power_limit_W: float | None = None
+    power_limit_range_W: tuple[float, float] | None = None
+    clock_max_Hz: float | None = None
+    clock_min_Hz: float | None = None
+    memory_clock_max_Hz: float | None = None
+    slowdown_temperature_C: float | None = None
+    driver: str | None = None
+
+
+class Manifest(_Strict):
+    """What was asked, on what, with what; written first, and completed as sections end."""
+
+    schema_version: int = SCHEMA_VERSION
+    created: str = Field(description="ISO 8601, UTC")
+    moemodel_version: str
+    gpu: str = Field(description="the GPU description asked for, such as h100-sxm-80gb")
+    device: DeviceInfo
+    clocks: Literal["passive", "lock", "as-is"]
+    dtype: str
+    libraries: dict[str, str]
+    host: dict[str, Any] = Field(default_factory=dict, description="processor model, cores, memory, system")
+    seed: int
+    sections: dict[str, float] = Field(default_factory=dict, description="section finished -> seconds it took")

@@ -1,0 +1,56 @@
+"""How a pipeline cuts a model: which layers, and which ends, each stage holds.
+
+Layers are cut evenly in order; the first stage also holds the embedding, the last one the head. With `v` virtual
+stages, stage s holds the chunks s, s + pp, s + 2 pp, ... (Narayanan et al. 2021, section 2.2).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+
+from moemodel.model.architecture import Architecture, Layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Stages that hold the same: one class of them.
+
+    Attributes:
+        layers: how many of each distinct layer, in the order of `distinct_layers`.
+        embedding, head: whether it holds that end of the model.
+        first: index of the first such stage: the one with most micro-batches in flight.
+        count: how many stages there are of this class.
+    """
+
+    layers: tuple[int, ...]
+    embedding: bool
+    head: bool
+    first: int
+    count: int
+
+
+def distinct_layers(architecture: Architecture) -> tuple[Layer, ...]:
+    """The layers that differ, in order of appearance."""
+    return tuple(dict.fromkeys(architecture.layers))
+
+
+@lru_cache(maxsize=4096)
+def stages(architecture: Architecture, pp: int, virtual: int) -> tuple[Stage, ...]:
+    """The classes of stages of a pipeline, in order of their first stage.
+
+    The layers need not divide: the first stages then take one more; `plan.check_architecture` refuses such plans.
+    """
+    kinds = distinct_layers(architecture)
+    index = [kinds.index(layer) for layer in architecture.layers]
+    chunks = pp * virtual
+    bounds = [round(c * len(index) / chunks) for c in range(chunks + 1)]
+    held: list[Counter[int]] = [Counter() for _ in range(pp)]
+    for chunk in range(chunks):
+        held[chunk % pp].update(index[bounds[chunk] : bounds[chunk + 1]])
+    keys = [(tuple(held[s][k] for k in range(len(kinds))), s == 0, s == pp - 1) for s in range(pp)]
+    return tuple(
+        Stage(layers=key[0], embedding=key[1], head=key[2], first=keys.index(key), count=count)
+        for key, count in Counter(keys).items()
+    )

@@ -1,0 +1,285 @@
+"""What one micro-batch makes one GPU do: an architecture and a plan's degrees become operator calls with shapes.
+
+Blocks are the units that a pipeline stage is built of: each distinct layer, the embedding, the head. All sizes are
+arrays of length P (plans), so that one call describes the operator in every plan at once.
+
+Symbols: T tokens of a micro-batch on one GPU (micro_batch x seq / cp), D hidden, R = T top_k rows of (token, expert).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moemodel.model.architecture import Architecture, Attention, Layer, Mlp, Moe
+from moemodel.model.operators import PASSES, Kind, Pass, Shape
+from moemodel.model.parameters import mlp_products
+from moemodel.model.plan import PlanBatch, Precision, Recompute
+
+FloatArray = NDArray[np.float64]
+
+
+class Phase(StrEnum):
+    """Part of a training step that a call's time and energy are booked under."""
+
+    FORWARD = "forward"
+    BACKWARD = "backward"  # recomputation included
+    OPTIMIZER = "optimizer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """An operator call: `count` times in one micro-batch (or one step, in the optimizer), in each plan."""
+
+    kind: Kind
+    direction: Pass
+    shape: Shape
+    phase: Phase
+    count: FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fusion:
+    """How a backend groups products that share their input: fewer, wider products when fused."""
+
+    qkv: bool
+    gate_up: bool  # of dense feed-forward blocks; experts are always fused
+
+
+FUSION: dict[str, Fusion] = {"torch": Fusion(qkv=False, gate_up=False), "megatron": Fusion(qkv=True, gate_up=True)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Forward:
+    """A forward operator and what its backward adds beyond its own passes."""
+
+    kind: Kind
+    shape: Shape
+    bias: bool = False
+
+
+def expert_rank_skew(skew: FloatArray, ep: FloatArray, experts: int) -> FloatArray:
+    """Rows of the busiest expert-parallel rank over the mean.
+
+    A rank sums experts/ep loads; if they vary independently, the excess of the busiest shrinks with the square root:
+    `1 + (skew - 1) sqrt((ep - 1) / (experts - 1))`, exact at ep = 1 (one rank holds all rows) and at ep = experts.
+    Leaves out routers that load neighbouring experts together.
+    """
+    return np.asarray(1 + (skew - 1) * np.sqrt((ep - 1) / max(experts - 1, 1)))
+
+
+class Workload:
+    """Operator calls of every block of an architecture under a batch of plans."""
+
+    def __init__(self, architecture: Architecture, plans: PlanBatch, *, backend: str, precision: Precision) -> None:
+        self.architecture = architecture
+        self.plans = plans
+        self.precision = precision
+        self.fusion = FUSION[backend]
+        self.tp = plans.tp.astype(np.float64)
+        self.cp = plans.cp.astype(np.float64)
+        self.ep = plans.ep.astype(np.float64)
+        self.tokens = plans.micro_batch * plans.seq / self.cp
+        # tokens that norms and residuals of one GPU see: sequence parallelism spreads them over tp
+        self.outer_tokens = np.where(plans.sequence_parallel > 0, self.tokens / self.tp, self.tokens)
+        self._one = np.ones(len(plans))
+
+    # ---- blocks -------------------------------------------------------------------------------------------------
+
+    def layer(self, layer: Layer) -> list[Call]:
+        """Calls of one layer: forward, recomputation and backward of one micro-batch."""
+        forward = list(self._layer_forward(layer))
+        again = np.where(self.plans.recompute == Recompute.FULL, 1.0, 0.0)
+        core = np.where(self.plans.recompute >= Recompute.SELECTIVE, 1.0, 0.0)
+        calls = self._with_backward(forward)
+        for op in forward:
+            is_core = op.kind in (Kind.ATTENTION, Kind.ATTENTION_FULL)
+            count = core if is_core else again
+            if count.any():
+                calls.append(_call(op.kind, Pass.FORWARD, op.shape, Phase.BACKWARD, count))
+        return calls
+
+    def embedding(self) -> list[Call]:
+        """Token (and learned position) embedding, and the projection behind it where widths differ."""
+        a = self.architecture
+        if not a.has_head:
+            return []
+        forward = [_Forward(kind=Kind.EMBEDDING, shape=Shape(m=self.tokens, n=a.embedding_width, k=a.vocab / self.tp))]
+        if a.learned_positions:
+            forward.append(_Forward(kind=Kind.EMBEDDING, shape=Shape(m=self.tokens, n=a.hidden, k=a.learned_positions)))
+            forward.append(_Forward(kind=Kind.RESIDUAL_ADD, shape=Shape(m=self.tokens, n=a.hidden)))
+        if a.embedding_width != a.hidden:
+            forward.append(self._product(self.tokens, a.hidden, a.embedding_width))
+        return self._with_backward(forward)
+
+    def head(self) -> list[Call]:
+        """Final norm, projection to the vocabulary and loss."""
+        a = self.architecture
+        forward: list[_Forward] = []
+        if a.final_norm and a.layers[-1].norm is not None:
+            forward.append(self._norm(a.layers[-1], self.outer_tokens, a.hidden))
+        if a.has_head:
+            if a.embedding_width != a.hidden:
+                forward.append(self._product(self.tokens, a.embedding_width, a.hidden))
+            forward.append(self._product(self.tokens, a.vocab / self.tp, a.embedding_width))
+            forward.append(_Forward(kind=Kind.CROSS_ENTROPY, shape=Shape(m=self.tokens, n=a.vocab / self.tp)))
+        return self._with_backward(forward)
+
+    def accumulate(self, parameters: FloatArray) -> list[Call]:
+        """Adding a micro-batch's gradients to those before it; the first one only keeps them."""
+        m = self.plans.micro_batches
+        return [_call(Kind.ACCUMULATE, Pass.BACKWARD, Shape(m=parameters), Phase.BACKWARD, (m - 1) / m)]
+
+    def optimizer(self, parameters: FloatArray, sharded: FloatArray) -> list[Call]:
+        """One step: gradient norm and clip over `parameters`, update of the `sharded` ones this GPU owns."""
+        kind = Kind.ADAMW if self.precision == "bf16" else Kind.ADAMW_MIXED
+        return [
+            _call(Kind.GRAD_NORM, Pass.STEP, Shape(m=parameters), Phase.OPTIMIZER, self._one),
+            _call(kind, Pass.STEP, Shape(m=sharded), Phase.OPTIMIZER, self._one),
+        ]
+
+    # ---- pieces -------------------------------------------------------------------------------------------------
+
+    def _with_backward(self, forward: list[_Forward]) -> list[Call]:
+        calls = [_call(op.kind, Pass.FORWARD, op.shape, Phase.FORWARD, self._one) for op in forward]
+        for op in forward:
+            calls += [
+                _call(op.kind, direction, op.shape, Phase.BACKWARD, self._one)
+                for direction in PASSES[op.kind]
+                if direction is not Pass.FORWARD
+            ]
+            if op.bias:
+                shape = Shape(m=op.shape.m, n=op.shape.n)
+                calls.append(_call(Kind.BIAS, Pass.BACKWARD, shape, Phase.BACKWARD, self._one))
+        return calls
+
+    def _layer_forward(self, layer: Layer) -> Iterator[_Forward]:
+        width = self.architecture.hidden
+        for attention in layer.attentions:
+            if layer.norm is not None:
+                yield self._norm(layer, self.outer_tokens, width)
+            yield from self._attention(attention)
+            if layer.norm is not None:
+                yield _Forward(kind=Kind.RESIDUAL_ADD, shape=Shape(m=self.outer_tokens, n=width))
+        if layer.norm is not None:
+            yield self._norm(layer, self.outer_tokens, width)
+        if isinstance(layer.feed_forward, Moe):
+            yield from self._moe(layer.feed_forward)
+        else:
+            yield from self._mlp(layer.feed_forward, self.tokens)
+        if layer.norm is not None:
+            yield _Forward(kind=Kind.RESIDUAL_ADD, shape=Shape(m=self.outer_tokens, n=width))
+
+    def _norm(self, layer: Layer, tokens: FloatArray, width: float | FloatArray) -> _Forward:
+        kind = Kind.LAYER_NORM if layer.norm == "layer" else Kind.RMS_NORM
+        return _Forward(kind=kind, shape=Shape(m=tokens, n=width))
+
+    def _product(self, m: FloatArray, n: float | FloatArray, k: float | FloatArray, *, bias: bool = False) -> _Forward:
+        return _Forward(kind=Kind.GEMM, shape=Shape(m=m, n=n, k=k), bias=bias)
+
+    def _attention(self, a: Attention) -> Iterator[_Forward]:
+        if a.latent is not None:
+            yield from self._latent_projections(a)
+            value_width = a.latent.value_head_dim
+            head_dim = a.head_dim + a.latent.rope_head_dim
+        else:
+            yield from self._projections(a)
+            value_width = head_dim = a.head_dim
+        heads = a.heads / self.tp
+        seq = self.plans.seq
+        core = Shape(
+            batch=self.plans.micro_batch,
+            heads=heads / self.cp,
+            kv_heads=np.maximum(a.kv_heads / self.tp, 1.0) / self.cp,
+            seq=seq,
+            head_dim=head_dim,
+        )
+        yield _Forward(kind=Kind.ATTENTION if a.causal and not a.cross else Kind.ATTENTION_FULL, shape=core)
+        yield self._product(self.tokens, self.architecture.hidden, heads * value_width, bias=a.bias_out)
+
+    def _projections(self, a: Attention) -> Iterator[_Forward]:
+        width = self.architecture.hidden
+        q = a.heads * a.head_dim / self.tp
+        kv_heads = np.maximum(a.kv_heads / self.tp, 1.0)
+        kv = kv_heads * a.head_dim
+        for n in (q + 2 * kv,) if self.fusion.qkv else (q, kv, kv):
+            yield self._product(self.tokens, n, width, bias=a.bias_qkv)
+        heads = a.heads / self.tp
+        if a.qk_norm == "full":
+            yield _Forward(kind=Kind.RMS_NORM, shape=Shape(m=self.tokens, n=q))
+            yield _Forward(kind=Kind.RMS_NORM, shape=Shape(m=self.tokens, n=kv))
+        elif a.qk_norm == "per_head":
+            yield _Forward(kind=Kind.RMS_NORM, shape=Shape(m=self.tokens * heads, n=a.head_dim))
+            yield _Forward(kind=Kind.RMS_NORM, shape=Shape(m=self.tokens * kv_heads, n=a.head_dim))
+        if a.rotary:
+            yield _Forward(kind=Kind.ROTARY, shape=Shape(m=self.tokens, n=q + kv))
+
+    def _latent_projections(self, a: Attention) -> Iterator[_Forward]:
+        """Multi-head latent attention (DeepSeek-V2, eq. 9-19): down- and up-projections, norms between."""
+        if a.latent is None:  # pragma: no cover - guarded by the caller
+            return
+        width, rope = self.architecture.hidden, a.latent.rope_head_dim
+        heads = a.heads / self.tp
+        q_width = heads * (a.head_dim + rope)
+        if a.latent.q_rank is None:
+            yield self._product(self.tokens, q_width, width)
+        else:
+            yield self._product(self.tokens, a.latent.q_rank, width)
+            yield _Forward(kind=Kind.RMS_NORM, shape=Shape(m=self.tokens, n=a.latent.q_rank))
+            yield self._product(self.tokens, q_width, a.latent.q_rank)
+        yield self._product(self.tokens, a.latent.kv_rank + rope, width)
+        yield _Forward(kind=Kind.RMS_NORM, shape=Shape(m=self.tokens, n=a.latent.kv_rank))
+        yield self._product(self.tokens, heads * (a.head_dim + a.latent.value_head_dim), a.latent.kv_rank)
+        yield _Forward(kind=Kind.ROTARY, shape=Shape(m=self.tokens, n=(heads + 1) * rope))
+
+    def _mlp(self, mlp: Mlp, tokens: FloatArray) -> Iterator[_Forward]:
+        first, *middle, last = mlp_products(mlp, self.architecture.hidden)
+        f = mlp.width / self.tp
+        up = first[1] / self.tp
+        for n in (up / 2, up / 2) if mlp.gated and not self.fusion.gate_up else (up,):
+            yield self._product(tokens, n, first[0], bias=mlp.bias)
+        activation = Kind.SWIGLU if mlp.gated else _ACTIVATION[mlp.activation]
+        yield _Forward(kind=activation, shape=Shape(m=tokens, n=f))
+        for inputs, outputs in middle:
+            yield self._product(tokens, outputs / self.tp, inputs, bias=mlp.bias)
+            yield _Forward(kind=_ACTIVATION[mlp.activation], shape=Shape(m=tokens, n=outputs / self.tp))
+        yield self._product(tokens, last[1], last[0] / self.tp, bias=mlp.bias)
+
+    def _moe(self, moe: Moe) -> Iterator[_Forward]:
+        d = self.architecture.hidden
+        slots = moe.top_k * (moe.capacity_factor or 1.0)
+        dropless = moe.capacity_factor is None
+        skew = self.plans.skew if dropless else self._one
+        rows = self.tokens * slots * expert_rank_skew(skew, self.ep, moe.experts)
+        local = moe.experts / self.ep
+        routed = Shape(m=self.tokens, n=d, experts=moe.experts, top_k=slots)
+        yield self._product(self.tokens, moe.experts, d)
+        yield _Forward(kind=Kind.ROUTER, shape=Shape(m=self.tokens, experts=moe.experts, top_k=moe.top_k))
+        yield _Forward(kind=Kind.PERMUTE, shape=routed)
+        yield from self._experts(moe, Shape(m=rows, experts=local, skew=skew))
+        yield _Forward(kind=Kind.UNPERMUTE, shape=routed)
+        if moe.shared_width:
+            shared = Mlp(width=moe.shared_width, activation=moe.activation, gated=moe.gated)
+            yield from self._mlp(shared, self.tokens)
+            yield _Forward(kind=Kind.RESIDUAL_ADD, shape=Shape(m=self.tokens, n=d))
+
+    def _experts(self, moe: Moe, rows: Shape) -> Iterator[_Forward]:
+        """The products of the experts that a GPU holds, over all their rows."""
+        *inner, last = mlp_products(moe, self.architecture.hidden)
+        for position, (inputs, outputs) in enumerate(inner):
+            depth = inputs if position == 0 else inputs / self.tp
+            yield _Forward(kind=Kind.GROUPED_GEMM, shape=replace(rows, n=outputs / self.tp, k=depth))
+            activation = Kind.SWIGLU if moe.gated and position == 0 else _ACTIVATION[moe.activation]
+            yield _Forward(kind=activation, shape=Shape(m=rows.m, n=moe.width / self.tp))
+        yield _Forward(kind=Kind.GROUPED_GEMM, shape=replace(rows, n=last[1], k=last[0] / self.tp))
+
+
+_ACTIVATION: dict[str, Kind] = {"gelu": Kind.GELU, "relu": Kind.RELU, "silu": Kind.GELU}
+
+
+def _call(kind: Kind, direction: Pass, shape: Shape, phase: Phase, count: FloatArray) -> Call:
+    return Call(kind=kind, direction=direction, shape=shape, phase=phase, count=count)
