@@ -5,7 +5,9 @@ Axes: U distinct micro-batch shapes, P plans, K clocks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,7 @@ from moemodel.model.stages import Stage, distinct_layers
 from moemodel.model.workload import Phase, Workload
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 _SHAPE_KEYS = ("tp", "cp", "ep", "micro_batch", "seq", "sequence_parallel", "recompute", "skew")
 
@@ -53,7 +56,7 @@ class StageCost:
 
 
 class BlockCosts:
-    """Prices of all blocks of an architecture under a batch of plans."""
+    """Prices of all blocks of an architecture, for each distinct shape of a micro-batch in a batch of plans."""
 
     def __init__(
         self,
@@ -67,81 +70,100 @@ class BlockCosts:
         calibration = machine.calibration
         self.architecture = architecture
         self.plans = plans
+        self.machine = machine
         self.kinds = distinct_layers(architecture)
-        self._pricer = Pricer(calibration, chip_of_calibration(calibration), power, clock_Hz_K)
-        self._clocks = len(clock_Hz_K)
-        self._machine = machine
-        self.memory = MemoryModel(
-            architecture, plans, backend=machine.backend, precision=machine.precision, calibration=calibration
-        )
-        self._host = HostModel(calibration, machine.backend)
-        self._inverse = self._price_shapes()
-
-    def _price_shapes(self) -> NDArray[np.int64]:
-        """Price layers and ends for each distinct shape; returns each plan's shape."""
-        keys = np.stack([getattr(self.plans, name).astype(np.float64) for name in _SHAPE_KEYS], axis=1)
-        _, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-        workload = Workload(
-            self.architecture, self.plans.take(first), backend=self._machine.backend, precision=self._machine.precision
-        )
+        self.clocks = len(clock_Hz_K)
+        self.pricer = Pricer(calibration, chip_of_calibration(calibration), power, clock_Hz_K)
+        self.host = HostModel(calibration, machine.backend)
+        first, self.shape = distinct_rows([getattr(plans, name) for name in _SHAPE_KEYS])
+        workload = Workload(architecture, plans.take(first), backend=machine.backend, precision=machine.precision)
         count = len(first)
-        self._layers = [self._pricer.lanes(workload.layer(layer), count) for layer in self.kinds]
-        self._embedding = self._pricer.lanes(workload.embedding(), count)
-        self._head = self._pricer.lanes(workload.head(), count)
-        return inverse.ravel()
+        self.layers = [self.pricer.lanes(workload.layer(layer), count) for layer in self.kinds]
+        self.embedding = self.pricer.lanes(workload.embedding(), count)
+        self.head = self.pricer.lanes(workload.head(), count)
 
-    def stage(self, stage: Stage, rows: NDArray[np.int64]) -> StageCost:
-        """Cost of a class of stages for the plans at `rows`."""
-        plans = self.plans.take(rows)
-        shapes = self._inverse[rows]
-        forward, backward = (self._device(stage, shapes, phase) for phase in (Phase.FORWARD, Phase.BACKWARD))
-        shard_all = self.memory.shard(stage)
-        shard = Shard(dense=shard_all.dense[rows], expert=shard_all.expert[rows])
-        workload = Workload(self.architecture, plans, backend=self._machine.backend, precision=self._machine.precision)
-        accumulate = self._pricer.lanes(workload.accumulate(shard.total), len(rows))[Phase.BACKWARD]
+    def at(self, rows: IntArray) -> StageCosts:
+        """What stages cost under the plans at these rows."""
+        return StageCosts(self, rows)
+
+
+class StageCosts:
+    """Blocks added up into stages, for some of the plans."""
+
+    def __init__(self, blocks: BlockCosts, rows: IntArray) -> None:
+        machine = blocks.machine
+        self.plans = blocks.plans.take(rows)
+        self._blocks = blocks
+        self._shape = blocks.shape[rows]
+        self._memory = MemoryModel(
+            blocks.architecture,
+            self.plans,
+            backend=machine.backend,
+            precision=machine.precision,
+            calibration=machine.calibration,
+        )
+        self._talk = Communication(blocks.architecture, self.plans, machine.network, machine.gradient_B)
+
+    def stage(self, stage: Stage) -> StageCost:
+        """Cost of a class of stages."""
+        blocks = self._blocks
+        forward, backward = (self._device(stage, phase) for phase in (Phase.FORWARD, Phase.BACKWARD))
+        shard = self._memory.shard(stage)
+        accumulate, optimizer = self._updates(shard)
         _merge(backward, accumulate, 1.0)
-        owned = self.memory.owned(shard_all)[rows]
-        optimizer = self._pricer.lanes(workload.optimizer(owned, owned), len(rows))[Phase.OPTIMIZER]
-        talk = Communication(self.architecture, plans, self._machine.network, self._machine.gradient_B)
-        forward_exchange, backward_exchange = self._exchange(stage, talk)
+        forward_exchange, backward_exchange = self._exchange(stage)
         return StageCost(
             forward=forward,
             backward=backward,
             optimizer=optimizer,
             forward_exchange=forward_exchange,
             backward_exchange=backward_exchange,
-            step_exchange_s=talk.gradients(shard) + self._tied(stage, talk),
+            step_exchange_s=self._talk.gradients(shard) + self._tied(stage),
             host=self._host_cost(stage),
-            host_step_s=self._host.step_s(sum(stage.layers), stage.embedding or stage.head),
+            host_step_s=blocks.host.fixed_step_s()
+            + sum(n * blocks.host.layer_step_s(layer) for n, layer in zip(stage.layers, blocks.kinds, strict=True)),
             shard=shard,
         )
 
-    def fullest(self, pipeline: tuple[Stage, ...], rows: NDArray[np.int64]) -> Memory:
-        """Memory of the fullest class of stages, for the plans at `rows`."""
-        peaks = [self.memory.stage(stage) for stage in pipeline]
-        worst = np.stack([peak.peak_B[rows] for peak in peaks]).argmax(axis=0)
+    def fullest(self, pipeline: tuple[Stage, ...]) -> Memory:
+        """Memory of the fullest class of stages."""
+        peaks = [self._memory.stage(stage) for stage in pipeline]
+        worst = np.stack([peak.peak_B for peak in peaks]).argmax(axis=0)
 
         def pick(values: list[FloatArray]) -> FloatArray:
-            return np.asarray(np.choose(worst, [value[rows] for value in values]))
+            return values[0] if len(values) == 1 else np.asarray(np.choose(worst, values))
 
         return Memory(
             peak_B=pick([peak.peak_B for peak in peaks]),
             terms_B={name: pick([peak.terms_B[name] for peak in peaks]) for name in peaks[0].terms_B},
         )
 
-    def _device(self, stage: Stage, shapes: NDArray[np.int64], phase: Phase) -> Lane:
-        total = Lane.empty(len(shapes), self._clocks)
-        parts = [(count, lanes) for count, lanes in zip(stage.layers, self._layers, strict=True) if count]
-        parts += [(1, self._embedding)] if stage.embedding else []
-        parts += [(1, self._head)] if stage.head else []
+    def _device(self, stage: Stage, phase: Phase) -> Lane:
+        blocks, total = self._blocks, Lane.empty(len(self.plans), self._blocks.clocks)
+        parts = [(count, lanes) for count, lanes in zip(stage.layers, blocks.layers, strict=True) if count]
+        parts += [(1, blocks.embedding)] if stage.embedding else []
+        parts += [(1, blocks.head)] if stage.head else []
         for count, lanes in parts:
             if phase in lanes:
-                _merge(total, lanes[phase].take(shapes), float(count))
+                _merge(total, lanes[phase].take(self._shape), float(count))
         return total
 
-    def _exchange(self, stage: Stage, talk: Communication) -> tuple[Exchange, Exchange]:
+    def _updates(self, shard: Shard) -> tuple[Lane, Lane]:
+        """Accumulation of a micro-batch's gradients and the optimizer step, priced once for each distinct size."""
+        owned = self._memory.owned(shard)
+        first, size = distinct_rows([shard.total, owned, self.plans.micro_batches])
+        machine = self._blocks.machine
+        workload = Workload(
+            self._blocks.architecture, self.plans.take(first), backend=machine.backend, precision=machine.precision
+        )
+        calls = workload.accumulate(shard.total[first]) + workload.optimizer(owned[first], owned[first])
+        lanes = self._blocks.pricer.lanes(calls, len(first))
+        return lanes[Phase.BACKWARD].take(size), lanes[Phase.OPTIMIZER].take(size)
+
+    def _exchange(self, stage: Stage) -> tuple[Exchange, Exchange]:
+        talk = self._talk
         forward, backward = talk.none(), talk.none()
-        for count, layer in zip(stage.layers, self.kinds, strict=True):
+        for count, layer in zip(stage.layers, self._blocks.kinds, strict=True):
             if count:
                 there, back = talk.layer(layer)
                 forward, backward = forward + there.times(count), backward + back.times(count)
@@ -152,18 +174,32 @@ class BlockCosts:
         boundary = talk.boundary()
         return forward + boundary, backward + boundary
 
-    def _tied(self, stage: Stage, talk: Communication) -> FloatArray:
-        a = self.architecture
-        if not a.tied or stage.embedding == stage.head:
-            return np.zeros(len(talk.plans))
-        return talk.tied(parameters(a).embedding)
+    def _tied(self, stage: Stage) -> FloatArray:
+        architecture = self._blocks.architecture
+        if not architecture.tied or stage.embedding == stage.head:
+            return np.zeros(len(self.plans))
+        return self._talk.tied(parameters(architecture).embedding)
 
     def _host_cost(self, stage: Stage) -> HostCost:
-        total = HostCost(forward_s=0.0, backward_s=0.0)
-        for count, layer in zip(stage.layers, self.kinds, strict=True):
-            cost = self._host.layer(layer)
+        host, total = self._blocks.host, HostCost(forward_s=0.0, backward_s=0.0)
+        for count, layer in zip(stage.layers, self._blocks.kinds, strict=True):
+            cost = host.layer(layer)
             total = total + HostCost(forward_s=count * cost.forward_s, backward_s=count * cost.backward_s)
-        return total + self._host.ends() if stage.embedding or stage.head else total
+        return total + host.ends() if stage.embedding or stage.head else total
+
+
+def distinct_rows(columns: Sequence[NDArray[Any]]) -> tuple[IntArray, IntArray]:
+    """Index of the first of each distinct row of a table, and which of them each row is.
+
+    `numpy.unique(axis=0)` does the same by comparing rows as bytes, ten times slower.
+    """
+    code = np.zeros(len(columns[0]), dtype=np.int64)
+    for column in columns:
+        values, place = np.unique(column, return_inverse=True)
+        if len(values) > 1:  # renumbered at every column, so that the code never overflows
+            code = np.unique(code * len(values) + place.ravel(), return_inverse=True)[1].ravel()
+    _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
+    return first, inverse.ravel()
 
 
 def _merge(total: Lane, part: Lane, count: float) -> None:

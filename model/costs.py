@@ -108,11 +108,7 @@ class Pricer:
         energy = self.power.dynamic_J(
             call.kind, call.direction, work(call.kind, call.direction, call.shape), self.clock_Hz_K, time
         )
-        static_W = self.power.static_W(self.power.leak_reference_C)
-        highest_Hz_U = fast_limit(energy / time + static_W, self.clock_Hz_K, self.fast_W)
-        time = hold(time, self.clock_Hz_K, highest_Hz_U)
-        energy = hold(energy, self.clock_Hz_K, highest_Hz_U)
-        clock = np.minimum(self.clock_Hz_K[None, :], highest_Hz_U[:, None])
+        time, energy, clock = self._within_fast_limit(time, energy)
         count = call.count[:, None]
         lane.time_s_UK += count * time
         lane.energy_J_UK += count * energy
@@ -121,3 +117,15 @@ class Pricer:
         key = f"{fit.kind}/{fit.direction}"
         lane.spread_s[key] = lane.spread_s.get(key, 0.0) + reference_s * price.log_error_U
         lane.outside_s_U += np.where(price.outside_U, reference_s, 0.0)
+
+    def _within_fast_limit(self, time: FloatArray, energy: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Time, energy and clock of an operator, whose power may not pass the fast limit. [U, K] each, or [1, K]."""
+        power_W = energy / time + self.power.static_W(self.power.leak_reference_C)
+        if power_W.max() <= self.fast_W:  # most operators: nothing to hold
+            return time, energy, self.clock_Hz_K[None, :]
+        highest_Hz_U = fast_limit(power_W, self.clock_Hz_K, self.fast_W)
+        return (
+            hold(time, self.clock_Hz_K, highest_Hz_U),
+            hold(energy, self.clock_Hz_K, highest_Hz_U),
+            np.minimum(self.clock_Hz_K[None, :], highest_Hz_U[:, None]),
+        )

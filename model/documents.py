@@ -19,7 +19,7 @@ DocumentT = TypeVar("DocumentT", bound=BaseModel)
 class Strict(BaseModel):
     """A document, or a part of one, in which an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 class _Loader(yaml.SafeLoader):
@@ -29,6 +29,8 @@ class _Loader(yaml.SafeLoader):
 def _unique_mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
     seen: set[str] = set()
     for key_node, _ in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise InputError(f"line {key_node.start_mark.line + 1}: a key must be a plain name")
         if key_node.value in seen:
             line = key_node.start_mark.line + 1
             raise InputError(f"line {line}: the key {key_node.value!r} stands twice; keep one of them")
@@ -128,6 +130,8 @@ def parse_yaml(text: str, model: type[DocumentT], source: str) -> DocumentT:
         raise InputError(f"{source}: not YAML: {error}") from None
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
+    except RecursionError:
+        raise InputError(f"{source}: nested too deeply") from None
     if not isinstance(data, dict):
         found = "nothing" if data is None else type(data).__name__
         raise InputError(f"{source}: found {found}; a mapping of keys is expected")
@@ -152,6 +156,8 @@ def read_json(path: Path, model: type[DocumentT]) -> DocumentT:
         data = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    except RecursionError:
+        raise InputError(f"{path}: nested too deeply") from None
     try:
         return model.model_validate(data)
     except ValidationError as error:

@@ -40,10 +40,13 @@ def crossing(rising_UK: FloatArray, clock_Hz_K: FloatArray, limit_U: FloatArray)
 
 
 def at_clock(values_UK: FloatArray, clock_Hz_K: FloatArray, clock_Hz_U: FloatArray) -> FloatArray:
-    """Each row at its own clock, linear between the clocks given, [U]."""
+    """Each row at its own clock, linear in the period between the clocks given, [U].
+
+    In the period, since the time of work that follows the clock is then exact, as is that of work that doesn't.
+    """
     upper = np.clip(np.searchsorted(clock_Hz_K, clock_Hz_U), 1, len(clock_Hz_K) - 1)
-    low, high = clock_Hz_K[upper - 1], clock_Hz_K[upper]
-    share = np.clip((clock_Hz_U - low) / (high - low), 0.0, 1.0)
+    low, high = 1 / clock_Hz_K[upper - 1], 1 / clock_Hz_K[upper]
+    share = np.clip((low - 1 / clock_Hz_U) / (low - high), 0.0, 1.0)
     rows = np.arange(len(values_UK))
     return np.asarray(values_UK[rows, upper - 1] * (1 - share) + values_UK[rows, upper] * share)
 

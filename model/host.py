@@ -48,18 +48,20 @@ class HostModel:
         """Embedding, final norm, head and loss."""
         return self._cost("head_and_loss")
 
-    def step_s(self, layers: int, ends: bool) -> float:
-        """Optimizer and what else a step costs: a share of every layer, of the ends, and a fixed one."""
-        blocks = self._blocks
-        per_layer = blocks.get("optimizer_layer/step", 0.0)
-        return blocks.get("step/step", 0.0) + layers * per_layer + (per_layer if ends else 0.0)
+    def layer_step_s(self, layer: Layer) -> float:
+        """The optimizer's part for one layer's tensors."""
+        return self._blocks.get(f"{layer_block(layer)}/step", 0.0)
+
+    def fixed_step_s(self) -> float:
+        """What a step costs however many tensors there are."""
+        return self._blocks.get("step/step", 0.0)
 
 
 def layer_block(layer: Layer) -> str:
     """Name of the measured block that a layer is like."""
-    if isinstance(layer.feed_forward, Moe):
-        return "moe_layer"
     normed = any(a.qk_norm != "none" for a in layer.attentions)
+    if isinstance(layer.feed_forward, Moe):
+        return "moe_layer_qk_norm" if normed else "moe_layer"
     gated = isinstance(layer.feed_forward, Mlp) and layer.feed_forward.gated
     if gated:
         return "dense_layer_gated_qk_norm" if normed else "dense_layer_gated"

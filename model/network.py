@@ -22,7 +22,6 @@ import json
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,7 +120,10 @@ class Network:
     overlap: float
 
     def graph(self, nodes: int) -> nx.Graph[tuple[str, int]]:
-        """The cluster of `nodes` nodes; edges carry `bandwidth_Bps` and `latency_s`."""
+        """The cluster of `nodes` nodes; edges carry `bandwidth_Bps` and `latency_s`.
+
+        `route` gives what its shortest ways give (a test compares them), without building it for every prediction.
+        """
         import networkx as nx
 
         graph: nx.Graph[tuple[str, int]] = nx.Graph()
@@ -135,35 +137,15 @@ class Network:
 
     def route(self, ranks_G: IntArray, stride_G: IntArray) -> Route:
         """Routes of groups of `ranks` ranks, `stride` apart; ranks are numbered node by node."""
-        pairs, inverse = np.unique(np.stack([ranks_G, stride_G], axis=1), axis=0, return_inverse=True)
-        rows = np.array([self._route(int(ranks), int(stride)) for ranks, stride in pairs])[inverse.ravel()]
+        inside = ranks_G * stride_G <= self.gpus_per_node
+        local = np.where(inside, ranks_G, np.maximum(1, self.gpus_per_node // stride_G)).astype(np.float64)
         return Route(
-            ring_Bps_G=rows[:, 0],
-            node_Bps_G=np.full(len(rows), self.node_Bps),
-            nic_Bps_G=np.full(len(rows), self.nic_Bps),
-            local_G=rows[:, 1],
-            latency_s_G=rows[:, 2],
+            ring_Bps_G=np.where(inside, self.node_Bps, np.minimum(self.nic_Bps * local, self.node_Bps)),
+            node_Bps_G=np.full(len(local), self.node_Bps),
+            nic_Bps_G=np.full(len(local), self.nic_Bps),
+            local_G=local,
+            latency_s_G=np.where(inside, self.node_latency_s, self.nic_latency_s),
         )
-
-    def _route(self, ranks: int, stride: int) -> tuple[float, float, float]:
-        """Ring bandwidth, ranks in one node, step latency of one group."""
-        if ranks == 1:
-            return self.node_Bps, 1.0, 0.0
-        if ranks * stride <= self.gpus_per_node:
-            bandwidth, latency = self._edge_limits(0, stride)
-            return bandwidth, float(ranks), latency
-        local = max(1, self.gpus_per_node // stride)
-        bandwidth, latency = self._edge_limits(0, self.gpus_per_node)
-        return min(bandwidth * local, self.node_Bps), float(local), latency
-
-    def _edge_limits(self, a: int, b: int) -> tuple[float, float]:
-        """Narrowest edge and latency of the way between two GPUs."""
-        import networkx as nx
-
-        graph = self.graph(b // self.gpus_per_node + 1)
-        path = nx.shortest_path(graph, ("gpu", a), ("gpu", b))
-        edges = [graph.edges[pair] for pair in pairwise(path)]
-        return min(e["bandwidth_Bps"] for e in edges), sum(e["latency_s"] for e in edges)
 
     def time_s(self, collective: Collective, size_B: FloatArray, ranks: IntArray, route: Route) -> FloatArray:
         """Time of a collective of `size_B` bytes (the full tensor) in each group; 0 for a group of one."""

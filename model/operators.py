@@ -42,7 +42,7 @@ class Kind(StrEnum):
     SWIGLU = "swiglu"  # silu(gate) * up, each m x n
     RESIDUAL_ADD = "residual_add"  # m x n; its backward is the sum of the two branches' gradients
     BIAS = "bias"  # backward only: the sum of m rows of width n (forward is the product's epilogue)
-    EMBEDDING = "embedding"  # m tokens, n features, k vocabulary
+    EMBEDDING = "embedding"  # m tokens, n features, k vocabulary; backward fills a gradient of k x n
     CROSS_ENTROPY = "cross_entropy"  # m tokens, n vocabulary; bf16 logits, float32 inside
     ROUTER = "router"  # softmax, top-k, renormalise: m tokens, experts, top_k (its product is a gemm)
     PERMUTE = "permute"  # sort (token, expert) pairs and gather: m tokens, n features, experts, top_k
@@ -193,7 +193,6 @@ _STREAMS: dict[Kind, _Stream] = {
     Kind.SWIGLU: _Stream(elements=_mn, bytes_B=_fb(3, 5), ops=10),
     Kind.RESIDUAL_ADD: _Stream(elements=_mn, bytes_B=_fb(3, 3), ops=1),
     Kind.BIAS: _Stream(elements=_mn, bytes_B={Pass.BACKWARD: _E}, ops=1),
-    Kind.EMBEDDING: _Stream(elements=_mn, bytes_B=_fb(2, 3), ops=1),
     Kind.CROSS_ENTROPY: _Stream(elements=_mn, bytes_B=_fb(5, 5), ops=12),
     Kind.ROUTER: _Stream(elements=_choices, bytes_B=_fb(4, 6), ops=12),
     Kind.PERMUTE: _Stream(elements=_pairs, bytes_B=_fb(1, 1), ops=1),
@@ -226,4 +225,13 @@ def work(kind: Kind, direction: Pass, shape: Shape) -> Work:
         return _product(s)
     if kind in (Kind.ATTENTION, Kind.ATTENTION_FULL):
         return _attention(kind is Kind.ATTENTION)(s, direction)
+    if kind is Kind.EMBEDDING:
+        return _embedding(s, direction)
     return _STREAMS[kind].work(s, direction)
+
+
+def _embedding(s: dict[str, FloatArray], direction: Pass) -> Work:
+    """Rows read and written; backward, rows added into a gradient of the whole table, which is filled with zeros."""
+    rows = s["m"] * s["n"]
+    table = s["k"] * s["n"] if direction is Pass.BACKWARD else 0.0 * s["k"]
+    return Work(flops=np.zeros_like(rows), vector_ops=rows, bytes_B=_E * (2 * rows + table))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moemodel.model.architecture import Architecture
-from moemodel.model.blocks import BlockCosts, StageCost
+from moemodel.model.blocks import BlockCosts, StageCost, StageCosts, distinct_rows
 from moemodel.model.communication import Exchange
 from moemodel.model.flops import model_flops
 from moemodel.model.governor import at_clock, crossing
@@ -25,7 +25,7 @@ from moemodel.model.stages import Stage, stages
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-_CLOCKS = 7  # clocks that blocks are priced at; between them, linear
+_CLOCKS = 7  # clocks that blocks are priced at; between them, `governor.at_clock`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,9 +119,14 @@ def _device(cost: StageCost) -> _Device:
 def _device_at(cost: StageCost, clock_Hz_K: FloatArray, clock_Hz_P: FloatArray) -> _Device:
     """At one clock for each plan."""
     device = _device(cost)
-    return _Device(
-        **{f.name: at_clock(getattr(device, f.name), clock_Hz_K, clock_Hz_P)[:, None] for f in fields(device)}
-    )
+
+    def at(name: str) -> FloatArray:
+        values = getattr(device, name)
+        if name.endswith("_cycles"):  # cycles over the clock interpolate as time does
+            return at_clock(values / clock_Hz_K, clock_Hz_K, clock_Hz_P)[:, None] * clock_Hz_P[:, None]
+        return at_clock(values, clock_Hz_K, clock_Hz_P)[:, None]
+
+    return _Device(**{f.name: at(f.name) for f in fields(device)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +142,10 @@ class _Timeline:
 class _Pipeline:
     """Plans that share a pipeline: their stages' costs, and the step that they make together."""
 
-    def __init__(self, blocks: BlockCosts, pipeline: tuple[Stage, ...], rows: IntArray, overlap: float) -> None:
-        self.plans = blocks.plans.take(rows)
+    def __init__(self, costs: StageCosts, pipeline: tuple[Stage, ...], overlap: float) -> None:
+        self.plans = costs.plans
         self.counts = [stage.count for stage in pipeline]
-        self.costs = [blocks.stage(stage, rows) for stage in pipeline]
+        self.costs = [costs.stage(stage) for stage in pipeline]
         self.m = self.plans.micro_batches[:, None].astype(np.float64)
         self.overlap = overlap
 
@@ -225,13 +230,13 @@ def predict(
     blocks = BlockCosts(architecture, plans, machine=machine, power=power, clock_Hz_K=clock_Hz_K)
     out: dict[str, FloatArray] = {}
     terms: dict[str, FloatArray] = {}
-    pipelines, inverse = np.unique(np.stack([plans.pp, plans.virtual_stages], axis=1), axis=0, return_inverse=True)
-    for index, (pp, virtual) in enumerate(pipelines):
-        rows = np.flatnonzero(inverse.ravel() == index)
-        cut = stages(architecture, int(pp), int(virtual))
-        pipe = _Pipeline(blocks, cut, rows, machine.overlap)
-        columns = _solve(pipe, machine, power, clock_Hz_K, temperature_C)
-        fullest = blocks.fullest(cut, rows)
+    first, pipeline = distinct_rows([plans.pp, plans.virtual_stages])
+    for index, row in enumerate(first):
+        rows = np.flatnonzero(pipeline == index)
+        cut = stages(architecture, int(plans.pp[row]), int(plans.virtual_stages[row]))
+        costs = blocks.at(rows)
+        columns = _solve(_Pipeline(costs, cut, machine.overlap), machine, power, clock_Hz_K, temperature_C)
+        fullest = costs.fullest(cut)
         _scatter(out, columns | {"memory_B": fullest.peak_B}, rows, len(plans))
         _scatter(terms, fullest.terms_B, rows, len(plans))
     return _finish(architecture, plans, machine, out, terms)

@@ -55,11 +55,17 @@ FUSION: dict[str, Fusion] = {"torch": Fusion(qkv=False, gate_up=False), "megatro
 
 @dataclass(frozen=True, kw_only=True)
 class _Forward:
-    """A forward operator and what its backward adds beyond its own passes."""
+    """A forward operator and what its backward adds beyond its own passes.
+
+    `bias`: the gradient of a bias. `joins`: its input feeds other operators too, whose gradients are added up; so many
+    additions. `halves`: it reads two halves of one tensor, whose gradients are copied together.
+    """
 
     kind: Kind
     shape: Shape
     bias: bool = False
+    joins: Shape | None = None
+    halves: bool = False
 
 
 def expert_rank_skew(skew: FloatArray, ep: FloatArray, experts: int) -> FloatArray:
@@ -152,6 +158,11 @@ class Workload:
                 for direction in PASSES[op.kind]
                 if direction is not Pass.FORWARD
             ]
+            if op.joins is not None:
+                calls.append(_call(Kind.RESIDUAL_ADD, Pass.BACKWARD, op.joins, Phase.BACKWARD, self._one))
+            if op.halves:
+                elements = Shape(m=2 * np.asarray(op.shape.m) * np.asarray(op.shape.n))
+                calls.append(_call(Kind.COPY, Pass.FORWARD, elements, Phase.BACKWARD, self._one))
             if op.bias:
                 shape = Shape(m=op.shape.m, n=op.shape.n)
                 calls.append(_call(Kind.BIAS, Pass.BACKWARD, shape, Phase.BACKWARD, self._one))
@@ -178,8 +189,11 @@ class Workload:
         kind = Kind.LAYER_NORM if layer.norm == "layer" else Kind.RMS_NORM
         return _Forward(kind=kind, shape=Shape(m=tokens, n=width))
 
-    def _product(self, m: FloatArray, n: float | FloatArray, k: float | FloatArray, *, bias: bool = False) -> _Forward:
-        return _Forward(kind=Kind.GEMM, shape=Shape(m=m, n=n, k=k), bias=bias)
+    def _product(
+        self, m: FloatArray, n: float | FloatArray, k: float | FloatArray, *, bias: bool = False, joins: bool = False
+    ) -> _Forward:
+        """A linear layer; `joins`: another one reads the same input."""
+        return _Forward(kind=Kind.GEMM, shape=Shape(m=m, n=n, k=k), bias=bias, joins=Shape(m=m, n=k) if joins else None)
 
     def _attention(self, a: Attention) -> Iterator[_Forward]:
         if a.latent is not None:
@@ -206,8 +220,8 @@ class Workload:
         q = a.heads * a.head_dim / self.tp
         kv_heads = np.maximum(a.kv_heads / self.tp, 1.0)
         kv = kv_heads * a.head_dim
-        for n in (q + 2 * kv,) if self.fusion.qkv else (q, kv, kv):
-            yield self._product(self.tokens, n, width, bias=a.bias_qkv)
+        for index, n in enumerate((q + 2 * kv,) if self.fusion.qkv else (q, kv, kv)):
+            yield self._product(self.tokens, n, width, bias=a.bias_qkv, joins=index > 0)
         heads = a.heads / self.tp
         if a.qk_norm == "full":
             yield _Forward(kind=Kind.RMS_NORM, shape=Shape(m=self.tokens, n=q))
@@ -240,10 +254,11 @@ class Workload:
         first, *middle, last = mlp_products(mlp, self.architecture.hidden)
         f = mlp.width / self.tp
         up = first[1] / self.tp
-        for n in (up / 2, up / 2) if mlp.gated and not self.fusion.gate_up else (up,):
-            yield self._product(tokens, n, first[0], bias=mlp.bias)
+        split = mlp.gated and not self.fusion.gate_up
+        for index, n in enumerate((up / 2, up / 2) if split else (up,)):
+            yield self._product(tokens, n, first[0], bias=mlp.bias, joins=index > 0)
         activation = Kind.SWIGLU if mlp.gated else _ACTIVATION[mlp.activation]
-        yield _Forward(kind=activation, shape=Shape(m=tokens, n=f))
+        yield _Forward(kind=activation, shape=Shape(m=tokens, n=f), halves=mlp.gated and not split)
         for inputs, outputs in middle:
             yield self._product(tokens, outputs / self.tp, inputs, bias=mlp.bias)
             yield _Forward(kind=_ACTIVATION[mlp.activation], shape=Shape(m=tokens, n=outputs / self.tp))
@@ -259,7 +274,7 @@ class Workload:
         routed = Shape(m=self.tokens, n=d, experts=moe.experts, top_k=slots)
         yield self._product(self.tokens, moe.experts, d)
         yield _Forward(kind=Kind.ROUTER, shape=Shape(m=self.tokens, experts=moe.experts, top_k=moe.top_k))
-        yield _Forward(kind=Kind.PERMUTE, shape=routed)
+        yield _Forward(kind=Kind.PERMUTE, shape=routed, joins=Shape(m=self.tokens, n=d))
         yield from self._experts(moe, Shape(m=rows, experts=local, skew=skew))
         yield _Forward(kind=Kind.UNPERMUTE, shape=routed)
         if moe.shared_width:
@@ -274,7 +289,8 @@ class Workload:
             depth = inputs if position == 0 else inputs / self.tp
             yield _Forward(kind=Kind.GROUPED_GEMM, shape=replace(rows, n=outputs / self.tp, k=depth))
             activation = Kind.SWIGLU if moe.gated and position == 0 else _ACTIVATION[moe.activation]
-            yield _Forward(kind=activation, shape=Shape(m=rows.m, n=moe.width / self.tp))
+            halves = activation is Kind.SWIGLU
+            yield _Forward(kind=activation, shape=Shape(m=rows.m, n=moe.width / self.tp), halves=halves)
         yield _Forward(kind=Kind.GROUPED_GEMM, shape=replace(rows, n=last[1], k=last[0] / self.tp))
 
 

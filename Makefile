@@ -1,0 +1,45 @@
+# make demo    predict an example, on a machine with python3 (3.11 or later) and nothing else
+# make test    run the tests, in an environment of their own
+# make lint    ruff and mypy, in the same environment
+# make clean   remove both environments and all caches
+#
+# PIP_ARGS goes to every `pip install`. On a machine without a GPU, PyTorch's CPU wheels save a large download:
+#     make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+PIP_ARGS ?=
+DEMO := .venv
+TEST := .venv-test
+PIP = -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+
+.PHONY: demo test lint clean
+
+demo: $(DEMO)/ready
+	$(DEMO)/bin/moemodel predict examples/olmoe-1b-7b.yaml
+
+test: $(TEST)/ready
+	$(TEST)/bin/python -m pytest
+
+lint: $(TEST)/ready
+	$(TEST)/bin/ruff check .
+	$(TEST)/bin/ruff format --check .
+	$(TEST)/bin/mypy
+
+# The stamp is written last, so that an interrupted installation starts again.
+$(DEMO)/ready: pyproject.toml | python
+	$(PYTHON) -m venv --clear $(DEMO)
+	$(DEMO)/bin/python $(PIP) --editable .
+	touch $@
+
+$(TEST)/ready: pyproject.toml constraints.txt | python
+	$(PYTHON) -m venv --clear $(TEST)
+	$(TEST)/bin/python $(PIP) --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+.PHONY: python
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	"moemodel needs Python 3.11 or later; found %s. Name another with: make PYTHON=python3.12 ..." % sys.version.split()[0])'
+
+clean:
+	rm -rf $(DEMO) $(TEST) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

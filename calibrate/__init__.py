@@ -1,0 +1,1 @@
+"""From a profile to a calibration: fits, their errors on what was held out, and the calibrations that ship."""

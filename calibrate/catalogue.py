@@ -1,0 +1,32 @@
+"""The calibrations that ship: one JSON file each in `shipped/`, named like the GPU."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from moemodel.model.calibration import Calibration, read_calibration
+from moemodel.model.errors import CalibrationError, InputError
+from moemodel.model.names import unknown
+
+_SHIPPED = Path(__file__).parent / "shipped"
+
+
+def list_calibrations() -> tuple[str, ...]:
+    """Names of the calibrations that ship, sorted."""
+    return tuple(sorted(path.stem for path in _SHIPPED.glob("*.json")))
+
+
+@cache
+def shipped(name: str) -> Calibration:
+    """A calibration that ships.
+
+    Raises:
+        CalibrationError: there is none of that name; the message lists those there are.
+    """
+    if name not in list_calibrations():
+        error: InputError = unknown(
+            "calibration", name, list_calibrations(), or_else="the file that `moemodel calibrate` wrote"
+        )
+        raise CalibrationError(f"{error}. `moemodel profile` and `moemodel calibrate` make one of your own GPU")
+    return read_calibration(_SHIPPED / f"{name}.json")

@@ -1,0 +1,199 @@
+"""Fit a whole calibration from a profile: operators, host, power, governor, temperature, links, memory."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import moemodel
+from moemodel.calibrate.links import network_fit
+from moemodel.calibrate.operators import HeldOut, fit_operator, observations
+from moemodel.calibrate.power import fit_governor, fit_power, fit_thermal, loads_of
+from moemodel.calibrate.read import Profile, read_profile
+from moemodel.model.calibration import (
+    SCHEMA_VERSION,
+    Calibration,
+    GovernorFit,
+    HostLane,
+    MemoryFit,
+    OperatorFit,
+    Parameter,
+    PowerFit,
+)
+from moemodel.model.compute import Chip
+from moemodel.model.errors import ProfileError
+from moemodel.model.gpu import Gpu, read_gpu
+
+_TRAINING_DTYPE = "bf16"
+_FEWEST_LOADS = 8
+_HOST_LOG_ERROR = 0.25  # assumed: a virtual machine's host was seen to vary by this from one minute to the next
+_COMPOSITION_ERROR = 0.03  # assumed: cache reuse and launch gaps between operators that were timed alone
+
+
+def calibrate_profile(folder: Path) -> tuple[Calibration, list[HeldOut]]:
+    """Fit a calibration to a profile.
+
+    Returns:
+        The calibration, and for each operator and pass the errors on shapes that were held out.
+
+    Raises:
+        ProfileError: the profile is missing, damaged, or lacks what a calibration needs.
+    """
+    profile = read_profile(folder)
+    gpu = read_gpu(profile.manifest.gpu)
+    source = _source(profile)
+    operators = profile.tables["operators"]
+    if operators.empty:
+        raise ProfileError(f"{folder}: table operators: found no rows; run `moemodel profile` with --sections mixed,solo")
+    chip, chip_parameters = _chip(gpu, operators)
+    fits: list[OperatorFit] = []
+    errors: list[HeldOut] = []
+    for data in observations(operators):
+        fit, held_out = fit_operator(data, chip, source)
+        fits.append(fit)
+        errors.append(held_out)
+    power, governor = _power(profile, gpu, chip.clock_Hz, source)
+    clocks = operators["clock_Hz"].fillna(operators["clock_reported_Hz"]).dropna()
+    measured = (float(clocks.quantile(0.005)), float(clocks.quantile(0.995))) if len(clocks) else (chip.clock_Hz,) * 2
+    calibration = Calibration(
+        schema_version=SCHEMA_VERSION,
+        name=gpu.name,
+        gpu=gpu.name,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        moemodel_version=moemodel.__version__,
+        provenance=f"Measured: {source}.",
+        clock_reference_Hz=chip.clock_Hz,
+        clock_range_Hz=(gpu.clock_min_Hz or 0.999 * chip.clock_Hz, chip.clock_Hz),
+        clock_measured_Hz=measured,
+        composition_error=_assumed(_COMPOSITION_ERROR, "1", "cache reuse and launch gaps between operators timed alone"),
+        chip=chip_parameters,
+        operators=fits,
+        host=_host(profile, source),
+        power=power,
+        governor=governor,
+        thermal=fit_thermal(profile.tables["thermal"], source),
+        network=network_fit(gpu),
+        memory=_memory(profile, source),
+    )
+    return calibration, errors
+
+
+def _source(profile: Profile) -> str:
+    manifest = profile.manifest
+    device = manifest.device.name
+    torch = manifest.libraries.get("torch", "?")
+    return f"{device}, {manifest.created[:10]}, torch {torch}, driver {manifest.device.driver or 'none'}"
+
+
+def _assumed(value: float, unit: str, source: str) -> Parameter:
+    return Parameter(value=value, unit=unit, origin="assumed", source=source)
+
+
+def _measured(value: float, unit: str, source: str, error: float | None = None) -> Parameter:
+    return Parameter(value=value, unit=unit, origin="measured", source=source, error=error)
+
+
+def _chip(gpu: Gpu, operators: pd.DataFrame) -> tuple[Chip, dict[str, Parameter]]:
+    """The GPU's datasheet; for a device that has none (a CPU), rates that its own fastest samples define."""
+    clock_Hz = gpu.clock_max_Hz or float(operators["clock_reported_Hz"].max())
+    if gpu.multiprocessors and gpu.memory_bandwidth_Bps and gpu.l2_B and gpu.peaks:
+        peak = gpu.peak(_TRAINING_DTYPE)
+        values = {
+            "multiprocessors": (float(gpu.multiprocessors), "1"),
+            "flops_per_cycle": (peak.flops_per_cycle / gpu.multiprocessors, "1"),
+            "bandwidth_Bps": (gpu.memory_bandwidth_Bps, "B/s"),
+            "l2_B": (float(gpu.l2_B), "B"),
+        }
+        parameters = {
+            name: Parameter(value=value, unit=unit, origin="datasheet", source=f"GPU description {gpu.name}")
+            for name, (value, unit) in values.items()
+        }
+    else:
+        parameters = _nominal_chip(operators, clock_Hz if np.isfinite(clock_Hz) else 1e9)
+        clock_Hz = clock_Hz if np.isfinite(clock_Hz) else 1e9
+    return Chip(**{name: p.value for name, p in parameters.items()}, clock_Hz=clock_Hz), parameters
+
+
+def _nominal_chip(operators: pd.DataFrame, clock_Hz: float) -> dict[str, Parameter]:
+    """One multiprocessor as fast as the fastest product seen, memory as fast as the fastest copy."""
+    products = operators[operators["kind"] == "gemm"]
+    copies = operators[operators["kind"] == "copy"]
+    flops = (2.0 * products["m"] * products["n"] * products["k"] / products["time_s"]).max()
+    bandwidth = (4.0 * copies["m"] / copies["time_s"]).max()
+    source = "the fastest sample of the profile: this device has no datasheet rates"
+    return {
+        "multiprocessors": _measured(1.0, "1", source),
+        "flops_per_cycle": _measured(float(flops) / clock_Hz, "1", source),
+        "bandwidth_Bps": _measured(float(bandwidth), "B/s", source),
+        "l2_B": _assumed(float(1 << 20), "B", "a last-level cache of 1 MiB a core"),
+    }
+
+
+def _power(profile: Profile, gpu: Gpu, clock_Hz: float, source: str) -> tuple[PowerFit, GovernorFit]:
+    """Power and governor; a device without power readings gets none, and a large error that says so."""
+    loads = loads_of(profile.tables["power"], clock_Hz)
+    cap_W = profile.manifest.device.power_limit_W or gpu.power_limit_W or np.inf
+    if len(loads) < _FEWEST_LOADS:
+        return _no_power(clock_Hz)
+    power, _ = fit_power(loads, clock_Hz, source)
+    base_W = power.parameters["base_W"].value
+    return power, fit_governor(loads, base_W, clock_Hz, cap_W, source)
+
+
+def _no_power(clock_Hz: float) -> tuple[PowerFit, GovernorFit]:
+    source = "the profile has no power readings: power is not modelled"
+    names = {
+        "base_W": "W",
+        "active_W": "W",
+        "flop_J": "J",
+        "vector_op_J": "J",
+        "cache_J_per_B": "J/B",
+        "dram_J_per_B": "J/B",
+        "leak_W_per_C": "W/K",
+        "leak_reference_C": "C",
+        "voltage_slope": "1",
+    }
+    parameters = {name: _assumed(0.0, unit, source) for name, unit in names.items()}
+    parameters["knee_Hz"] = _assumed(clock_Hz, "Hz", source)
+    fast = _assumed(1e9, "W", source)
+    return (
+        PowerFit(parameters=parameters, log_error=1.0, points=0),
+        GovernorFit(parameters={"fast_limit": fast}, log_error=0.1),
+    )
+
+
+def _host(profile: Profile, source: str) -> list[HostLane]:
+    """Host time of blocks, averaged over the option sets they were measured with."""
+    table = profile.tables["host"]
+    if table.empty:
+        return []
+    blocks = table[~table["block"].isin(["optimizer_layer", "optimizer_tensor"])]
+    means = blocks.groupby(["block", "direction"])["host_time_s"].mean()
+    layer_of = {
+        str(row.detail): str(row.block) for row in table.itertuples() if "layer" in str(row.block) and row.direction == "forward"
+    }
+    values = {f"{block}/{direction}": float(value) for (block, direction), value in means.items()}
+    for row in table[table["block"] == "optimizer_layer"].itertuples():
+        if str(row.detail) in layer_of:
+            values[f"{layer_of[str(row.detail)]}/step"] = float(row.host_time_s)
+    parameters = {name: _measured(max(value, 0.0), "s", source) for name, value in sorted(values.items())}
+    return [HostLane(backend="torch", blocks=parameters, log_error=_HOST_LOG_ERROR)]
+
+
+def _memory(profile: Profile, source: str) -> MemoryFit:
+    context_B = profile.manifest.host.get("context_B")
+    context = (
+        _measured(float(context_B), "B", f"{source}: used as the driver counts, less what the allocator reserved")
+        if context_B
+        else _assumed(1e9, "B", "a CUDA context with libraries loaded")
+    )
+    return MemoryFit(
+        parameters={
+            "context": context,
+            "workspace": _assumed(32 * 2**20 + 8192 * 1024, "B", "cuBLAS workspaces that PyTorch keeps on Hopper"),
+            "fragmentation": _assumed(0.03, "1", "what a caching allocator under pressure cannot reuse"),
+        }
+    )

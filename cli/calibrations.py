@@ -1,0 +1,28 @@
+"""Which calibration a command uses: a file, a shipped one by name, or the one of the plan's GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moemodel.model.calibration import Calibration
+
+
+def load_calibration(name_or_file: str | None, gpu: str) -> Calibration:
+    """The calibration asked for; None: the shipped one of a GPU.
+
+    Raises:
+        CalibrationError: there is none, or the file isn't one.
+        InputError: unknown GPU.
+    """
+    from moemodel.calibrate.catalogue import list_calibrations, shipped
+    from moemodel.model.calibration import read_calibration
+    from moemodel.model.gpu import read_gpu
+
+    if name_or_file is None:
+        return shipped(read_gpu(gpu).name)
+    if name_or_file in list_calibrations():
+        return shipped(name_or_file)
+    path = Path(name_or_file)
+    return read_calibration(path) if path.suffix == ".json" or path.exists() else shipped(name_or_file)

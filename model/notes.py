@@ -1,0 +1,132 @@
+"""What a reader has to know before relying on a prediction: assumptions, extrapolation, provenance."""
+
+from __future__ import annotations
+
+from moemodel.model.architecture import Architecture, Moe
+from moemodel.model.calibration import Calibration
+from moemodel.model.carbon import grid_intensity
+from moemodel.model.host import HostModel
+from moemodel.model.machine import Machine
+from moemodel.model.network import Link, read_link
+from moemodel.model.plan import Plan
+from moemodel.model.predict import Prediction
+
+_SHARE_WORTH_SAYING = 0.01
+_CLOCK_TOLERANCE = 0.995
+
+
+def notes(plan: Plan, architecture: Architecture, machine: Machine, prediction: Prediction) -> tuple[str, ...]:
+    """Notes on a prediction of one plan, a sentence or two each."""
+    calibration = machine.calibration
+    found = [
+        _memory(machine, prediction),
+        _outside(prediction),
+        _clock(plan, machine, prediction),
+        _extrapolated_clock(calibration, prediction),
+        _routing(plan, architecture),
+        _positions(plan, architecture),
+        _links_in_node(plan, machine),
+        _links_between_nodes(plan, machine),
+        _host(calibration, plan),
+        "Power, clock and energy are those of the steady state of a long run; a run of seconds, on a die that is still "
+        "cool, draws a few per cent less.",
+        _carbon(plan),
+        f"Calibration {calibration.name}: {calibration.provenance}",
+    ]
+    return tuple(note for note in found if note)
+
+
+def _memory(machine: Machine, prediction: Prediction) -> str | None:
+    if bool(prediction.fits[0]):
+        return None
+    needed, held = float(prediction.memory_B[0]) / 1e9, machine.memory_B / 1e9
+    return f"This plan does not fit in memory: it needs {needed:.1f} GB, the GPU has {held:.1f} GB. It cannot run."
+
+
+def _outside(prediction: Prediction) -> str | None:
+    share = float(prediction.outside[0])
+    if share < _SHARE_WORTH_SAYING:
+        return None
+    return (
+        f"{share:.0%} of the device time is in operator shapes outside what was measured; intervals are widened there."
+    )
+
+
+def _clock(plan: Plan, machine: Machine, prediction: Prediction) -> str | None:
+    """Whether the power limit keeps the clock below what was asked for."""
+    asked_Hz = machine.calibration.clock_range_Hz[1] if plan.clock_MHz is None else plan.clock_MHz * 1e6
+    kept_Hz = float(prediction.clock_Hz[0])
+    if kept_Hz >= _CLOCK_TOLERANCE * asked_Hz:
+        return None
+    cap_W = machine.power_limit_W if plan.power_cap_W is None else plan.power_cap_W
+    limit = "its highest" if plan.clock_MHz is None else "asked for"
+    return (
+        f"Under the power limit of {cap_W:g} W the GPU sustains {kept_Hz / 1e6:.0f} MHz, "
+        f"below the {asked_Hz / 1e6:.0f} MHz that are {limit}."
+    )
+
+
+def _extrapolated_clock(calibration: Calibration, prediction: Prediction) -> str | None:
+    low_Hz, high_Hz = calibration.clock_measured_Hz
+    clock_Hz = float(prediction.clock_Hz[0])
+    if low_Hz * _CLOCK_TOLERANCE <= clock_Hz <= high_Hz / _CLOCK_TOLERANCE:
+        return None
+    return (
+        f"The clock of {clock_Hz / 1e6:.0f} MHz lies outside the {low_Hz / 1e6:.0f} to {high_Hz / 1e6:.0f} MHz that "
+        "were measured; time and power there are extrapolated."
+    )
+
+
+def _routing(plan: Plan, architecture: Architecture) -> str | None:
+    if plan.routing.skew != "balanced" or not any(isinstance(layer.feed_forward, Moe) for layer in architecture.layers):
+        return None
+    return (
+        "Routing is assumed balanced: every expert gets as many tokens. Give routing.skew (rows of the busiest expert "
+        "over the mean) where it isn't."
+    )
+
+
+def _positions(plan: Plan, architecture: Architecture) -> str | None:
+    if architecture.max_seq is None or plan.sequence_length <= architecture.max_seq:
+        return None
+    return (
+        f"sequence_length {plan.sequence_length} is beyond the {architecture.max_seq} that {architecture.name} states."
+    )
+
+
+def _links_in_node(plan: Plan, machine: Machine) -> str | None:
+    parameters = machine.calibration.network.parameters.values()
+    unmeasured = sorted({p.origin for p in parameters if p.origin in ("datasheet", "assumed")})
+    if plan.cluster.gpus == 1 or not unmeasured:
+        return None
+    return f"Some figures of the links inside a node are not measured ({', '.join(unmeasured)})."
+
+
+def _links_between_nodes(plan: Plan, machine: Machine) -> str | None:
+    if plan.cluster.gpus <= machine.network.gpus_per_node:
+        return None
+    internode = plan.cluster.internode
+    link = internode if isinstance(internode, Link) else read_link(internode)
+    return (
+        f"Links between nodes are not measured: {link.bandwidth_GBps:g} GB/s a GPU and {link.latency_us:g} us "
+        f"from {link.source}."
+    )
+
+
+def _host(calibration: Calibration, plan: Plan) -> str | None:
+    if HostModel(calibration, plan.backend).known:
+        return None
+    return (
+        f"The calibration has no host times for the backend {plan.backend}; a step that waits for its host "
+        "(small layers, small micro-batches) takes longer than predicted."
+    )
+
+
+def _carbon(plan: Plan) -> str | None:
+    if plan.tokens is None:
+        return None
+    intensity = grid_intensity(plan.site.region)
+    return (
+        f"Emissions use the yearly mean of the grid of {plan.site.region}, {intensity:.3f} kgCO2e/kWh; "
+        "a given hour can be several times off."
+    )

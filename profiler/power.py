@@ -1,0 +1,163 @@
+"""Section `power`: loads held for over a second each; mean power from the energy counter, activity from GPM."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from moemodel.profiler.bench import Bench, Cost, Skip, not_reached, skippable
+from moemodel.profiler.cases import Case
+from moemodel.profiler.device import Activity
+from moemodel.profiler.energy import EnergyWindow
+from moemodel.profiler.points import Point
+from moemodel.profiler.progress import Progress
+from moemodel.profiler.timing import Sample, Stretch, pause
+from moemodel.profiler.writer import ProfileWriter
+
+_AHEAD = 2  # bursts queued while one runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What is held: an operator for a share of the time, or nothing.
+
+    Attributes:
+        name: for a reader, and to know the load again.
+        point: the operator; None for idle.
+        duty: share of the time in which it is asked to run; 1 means without a break.
+        settle_s: instead of the usual time before the window.
+    """
+
+    name: str
+    point: Point | None
+    duty: float = 1.0
+    settle_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What a window of a held load showed."""
+
+    start_s: float
+    end_s: float
+    samples: list[Sample]
+    activity: Activity
+    state: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def busy(self) -> float:
+        """Share of the window in which the load ran."""
+        return min(1.0, sum(s.time_s * s.calls for s in self.samples) / (self.end_s - self.start_s))
+
+
+def measure_power(
+    bench: Bench, loads: Sequence[Load], writer: ProfileWriter, deadline_s: float, progress: Progress
+) -> list[Skip]:
+    """Hold every load until `deadline_s` (`time.perf_counter`); returns what could not be measured."""
+    skips: list[Skip] = []
+    for i, load in enumerate(loads):
+        if time.perf_counter() > deadline_s:
+            skips.append(not_reached("power", len(loads) - i, len(loads)))
+            break
+        progress.step(load.name)
+        if writer.has("power", {"load": load.name}):
+            continue
+        bench.sampler.label = f"power: {load.name}"
+        try:
+            held = hold(bench, load)
+        except skippable() as error:
+            skips.append(bench.skip(f"power of {load.name}", error))
+            continue
+        window = bench.sampler.window(held.start_s, held.end_s)
+        writer.append("power", [power_row(load, held, window)])
+        writer.flush()
+    return skips
+
+
+def hold(bench: Bench, load: Load) -> Held:
+    """Hold a load until it has settled, then for a window."""
+    settle_s = bench.effort.power_settle_s if load.settle_s is None else load.settle_s
+    runner = _Idle() if load.point is None else _Runner(bench, load.point, load.duty)
+    _run_until(runner, time.perf_counter() + settle_s)
+    runner.forget()
+    meter = bench.device.activity()
+    start_s = time.perf_counter()
+    meter.begin()
+    _run_until(runner, start_s + bench.effort.power_window_s)
+    activity = meter.end()
+    end_s = time.perf_counter()
+    state = bench.state()
+    samples = bench.lane.read(runner.stretches)
+    return Held(start_s=start_s, end_s=end_s, samples=samples, activity=activity, state=state)
+
+
+def _run_until(runner: _Runner | _Idle, end_s: float) -> None:
+    while time.perf_counter() < end_s:
+        runner.burst()
+
+
+class _Idle:
+    """The device left alone, its context open."""
+
+    def __init__(self) -> None:
+        self.stretches: list[Stretch] = []
+
+    def burst(self) -> None:
+        time.sleep(5e-3)
+
+    def forget(self) -> None:
+        return None
+
+
+class _Runner:
+    """Bursts of calls: at full duty always some queued ahead, else each followed by a pause."""
+
+    def __init__(self, bench: Bench, point: Point, duty: float) -> None:
+        self._bench = bench
+        self._duty = duty
+        self._case: Case = bench.build(point)
+        self._calls = self._calls_in_burst(bench.warm_up(self._case))
+        self._queued: deque[Stretch] = deque()
+        self.stretches: list[Stretch] = []
+
+    def burst(self) -> None:
+        begun_s = time.perf_counter()
+        stretch = self._bench.lane.queue(self._case, self._calls)
+        self.stretches.append(stretch)
+        self._queued.append(stretch)
+        if self._duty < 1:
+            self._bench.lane.wait(self._queued.popleft())
+            pause((time.perf_counter() - begun_s) * (1 - self._duty) / self._duty)
+        elif len(self._queued) > _AHEAD:
+            self._bench.lane.wait(self._queued.popleft())
+
+    def forget(self) -> None:
+        """Leave out what ran so far."""
+        self.stretches.clear()
+
+    def _calls_in_burst(self, cost: Cost) -> int:
+        return max(1, min(4096, round(self._bench.effort.burst_s / max(cost.time_s, cost.host_s))))
+
+
+def power_row(load: Load, held: Held, window: EnergyWindow | None) -> dict[str, Any]:
+    """A row of table `power`; the window's columns are null without an energy counter."""
+    clocks_Hz = [s.clock_Hz for s in held.samples if s.clock_Hz is not None]
+    row: dict[str, Any] = {
+        "load": load.name,
+        "duty": held.busy if load.duty < 1 else 1.0,
+        "time_s": median(s.time_s for s in held.samples) if held.samples else None,
+        "clock_Hz": median(clocks_Hz) if clocks_Hz else None,
+        **held.activity,
+        **held.state,
+    }
+    if load.point is None:
+        row["duty"] = 0.0
+    else:
+        row.update(load.point.row())
+    if window is not None:
+        row.update(duration_s=window.duration_s, energy_J=window.energy_J, power_W=window.power_W)
+    return row

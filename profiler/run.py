@@ -1,0 +1,281 @@
+"""A whole profile: sections in order, each within its share of the time, each interruptible."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from moemodel.model.errors import DeviceError, InputError
+from moemodel.model.gpu import list_gpus, read_gpu
+from moemodel.profiler.bench import Bench, Skip, make_room
+from moemodel.profiler.device import Device, open_device, resolve
+from moemodel.profiler.effort import Effort, effort_for
+from moemodel.profiler.energy import EnergySampler
+from moemodel.profiler.environment import Clocks, new_manifest
+from moemodel.profiler.grid import cpu_grid, cpu_sweep, gpu_grid, gpu_sweep
+from moemodel.profiler.loads import cpu_loads, gpu_loads
+from moemodel.profiler.operators import Mix, measure_operators
+from moemodel.profiler.points import Point
+from moemodel.profiler.power import Load, measure_power
+from moemodel.profiler.progress import Progress, Silent
+from moemodel.profiler.sweep import measure_sweep
+from moemodel.profiler.writer import ProfileWriter
+
+# Section -> its share of the time. `host` is last: its kernel counter may slow later launches of the process.
+SECTIONS = {"mixed": 0.40, "power": 0.28, "solo": 0.11, "sweep": 0.14, "host": 0.07}
+_HEAVY_SECTIONS = ("mixed", "sweep")  # which drive the clock by a heavy load: not asked for by --clocks as-is
+_HEAVY_RATIO = 3.0
+
+Measure = Callable[[float], list[Skip]]  # of a section, until a deadline
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What is measured on a kind of device."""
+
+    points: Sequence[Point]
+    sweep: Sequence[Point]
+    loads: Sequence[Load]
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What a profile run did.
+
+    Attributes:
+        folder: of the profile.
+        seconds: that this run took.
+        sections: section -> seconds it took in this run.
+        rows: table -> rows in the profile now.
+        skips: what could not be measured.
+        notes: what a reader should know, such as why there are no true clocks.
+        interrupted: by Ctrl-C; the profile can be resumed.
+    """
+
+    folder: Path
+    seconds: float = 0.0
+    sections: dict[str, float] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+    skips: list[Skip] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    interrupted: bool = False
+
+
+def profile(
+    gpu: str,
+    folder: Path,
+    *,
+    budget_s: float = 280.0,
+    seed: int = 0,
+    clocks: Clocks = "passive",
+    sections: Sequence[str] | None = None,
+    plans: Sequence[Path] = (),
+    progress: Progress | None = None,
+    effort: Effort | None = None,
+    workload: Workload | None = None,
+) -> Outcome:
+    """Measure a device into a profile folder, or go on with one that was interrupted.
+
+    Args:
+        gpu: name, alias or description file of the GPU, or "cpu"; must be the device that is here.
+        folder: of the profile.
+        budget_s: for the sections together; training runs come on top.
+        seed: of shapes, order and operands.
+        clocks: "passive": the governor moves the clock under mixes of load; "as-is": no such mixes.
+        sections: of `SECTIONS`; all of them by default.
+        plans: training plans to run and measure after the sections.
+        progress: told how far it is.
+        effort: instead of what suits the device.
+        workload: instead of what suits the device.
+
+    Raises:
+        DeviceError: another device, none, or one that does not allow what is asked.
+        InputError: no such section or GPU description.
+        ProfileError: the folder holds another profile, or a damaged one.
+    """
+    begun_s = time.perf_counter()
+    chosen = _chosen_sections(sections, clocks)
+    device, name = _open(gpu)
+    outcome = Outcome(folder=folder)
+    try:
+        writer = ProfileWriter(folder, new_manifest(name, device.info, clocks, seed))
+        run = _Run(
+            device=device,
+            writer=writer,
+            progress=progress or Silent(),
+            outcome=outcome,
+            effort=effort or effort_for(device.torch_device),
+            workload=workload or default_workload(device, seed),
+            seed=seed,
+        )
+        try:
+            run.sections(chosen, begun_s, budget_s)
+            run.training(plans)
+        except KeyboardInterrupt:
+            outcome.interrupted = True
+        finally:
+            writer.consolidate()
+        outcome.rows = writer.rows()
+    finally:
+        device.close()
+    outcome.seconds = time.perf_counter() - begun_s
+    return outcome
+
+
+def default_workload(device: Device, seed: int) -> Workload:
+    """The grid, sweep and loads for a kind of device."""
+    if device.torch_device.type == "cuda":
+        return Workload(points=gpu_grid(seed), sweep=gpu_sweep(), loads=gpu_loads())
+    return Workload(points=cpu_grid(seed), sweep=cpu_sweep(), loads=cpu_loads())
+
+
+def _chosen_sections(sections: Sequence[str] | None, clocks: Clocks) -> list[str]:
+    if clocks == "lock":
+        raise DeviceError("--clocks lock is not available yet; use --clocks passive, which needs no privileges")
+    allowed = [s for s in SECTIONS if clocks == "passive" or s not in _HEAVY_SECTIONS]
+    for section in sections or ():
+        if section not in allowed:
+            raise InputError(f"--sections: found {section!r}; allowed with --clocks {clocks}: {', '.join(allowed)}")
+    return [s for s in allowed if sections is None or s in sections]
+
+
+def _open(gpu: str) -> tuple[Device, str]:
+    """The device, and the name of its description."""
+    descriptions = [read_gpu(name) for name in list_gpus()]
+    if Path(gpu).suffix == ".json":
+        described = read_gpu(Path(gpu))
+        descriptions.append(described)
+        gpu = described.name
+    known = {alias: d.name for d in descriptions for alias in (d.name, *d.aliases)}
+    device = open_device(gpu, known)
+    return device, resolve(gpu, known)
+
+
+def shares(sections: Sequence[str]) -> list[float]:
+    """Cumulative share of the budget at the end of each section; what one leaves over goes to the next."""
+    total = sum(SECTIONS[s] for s in sections)
+    ends: list[float] = []
+    for section in sections:
+        ends.append((ends[-1] if ends else 0.0) + SECTIONS[section] / total)
+    return ends
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """One run's parts, tied together."""
+
+    device: Device
+    writer: ProfileWriter
+    progress: Progress
+    outcome: Outcome
+    effort: Effort
+    workload: Workload
+    seed: int
+
+    def sections(self, chosen: Sequence[str], begun_s: float, budget_s: float) -> None:
+        ends_s = [begun_s + budget_s * share for share in shares(chosen)]
+        deadline_s = dict(zip(chosen, ends_s, strict=True))
+        on_bench = [s for s in chosen if s != "host"]
+        if on_bench:
+            self._on_bench(on_bench, deadline_s)
+            make_room(self.device.torch_device)
+        if "host" in chosen and "host" not in self.writer.manifest.sections:
+            if time.perf_counter() > deadline_s["host"]:
+                self.outcome.skips.append(Skip(what="host", reason="the budget was spent; run again to add it"))
+            else:
+                self._section("host", 1, deadline_s["host"], self._host)
+
+    def training(self, plans: Sequence[Path]) -> None:
+        """Measure whole training steps of plans; the bench and its operands are gone by now."""
+        if not plans:
+            return
+        from moemodel.profiler import training
+
+        self.progress.begin("training", len(plans))
+        begun_s = time.perf_counter()
+        failed = training.measure_plans(plans, self.device, self.writer, report=self.progress.step)
+        self.outcome.skips += [Skip(what=f"plan {f.plan}", reason=f.reason) for f in failed]
+        self._finish("training", begun_s)
+
+    def _on_bench(self, chosen: Sequence[str], deadline_s: dict[str, float]) -> None:
+        begun_s = time.perf_counter()
+        sampler = EnergySampler(self.device)
+        sampler.label = "starting"
+        with sampler:
+            try:
+                bench = Bench(self.device, self.effort, self.seed, sampler)
+                self._note(bench)
+                for name in chosen:
+                    steps, measure = self._bench_section(bench, name)
+                    sampler.label = name
+                    self._section(name, steps, deadline_s[name], measure)
+                self.writer.note_host(context_B=_context_B(self.device))
+            finally:
+                self.writer.append("thermal", thermal_rows(sampler, begun_s))
+
+    def _bench_section(self, bench: Bench, name: str) -> tuple[int, Measure]:
+        writer, progress, work, effort = self.writer, self.progress, self.workload, self.effort
+        if name == "power":
+            return len(work.loads), lambda end_s: measure_power(bench, work.loads, writer, end_s, progress)
+        if name == "sweep":
+            return len(work.sweep), lambda end_s: measure_sweep(bench, work.sweep, writer, end_s, progress)
+        mix = Mix(label="mixed", heavy=_HEAVY_RATIO, samples=effort.mixed_samples)
+        if name == "solo":
+            mix = Mix(label="solo", heavy=0, samples=effort.solo_samples)
+        return len(work.points), lambda end_s: measure_operators(bench, work.points, mix, writer, end_s, progress)
+
+    def _host(self, deadline_s: float) -> list[Skip]:
+        del deadline_s
+        from moemodel.profiler import host_lane
+
+        rows = host_lane.measure(self.device, repeats=self.effort.host_repeats)
+        self.writer.append("host", [row for row in rows if not self.writer.has("host", row)])
+        self.progress.step("tiny models")
+        return []
+
+    def _section(self, name: str, steps: int, deadline_s: float, measure: Measure) -> None:
+        self.progress.begin(name, steps)
+        begun_s = time.perf_counter()
+        self.outcome.skips += measure(deadline_s)
+        self._finish(name, begun_s)
+
+    def _finish(self, name: str, begun_s: float) -> None:
+        seconds = time.perf_counter() - begun_s
+        self.outcome.sections[name] = seconds
+        self.writer.section_finished(name, seconds)
+        self.progress.end()
+
+    def _note(self, bench: Bench) -> None:
+        if bench.clock.note:
+            self.outcome.notes.append(bench.clock.note)
+        if self.device.energy_J() is None:
+            self.outcome.notes.append("no energy: this device has no energy counter that may be read")
+        self.outcome.notes.append(f"heavy load: {bench.heavy.name}, {bench.heavy.time_s * 1e3:.3f} ms")
+
+
+def _context_B(device: Device) -> float | None:
+    """Device memory that the driver counts beside the framework's allocator: context, libraries, kernels."""
+    used_B = device.used_memory_B()
+    if used_B is None or device.torch_device.type != "cuda":
+        return None
+    return used_B - torch.cuda.memory_reserved(device.torch_device)
+
+
+def thermal_rows(sampler: EnergySampler, begun_s: float) -> list[dict[str, object]]:
+    """Rows of table `thermal` from the sampler's trace; `begun_s` is `time.perf_counter` at their zero."""
+    return [
+        {
+            "load": r.label,
+            "elapsed_s": r.time_s - begun_s,
+            "power_W": r.power_W,
+            "memory_temperature_C": r.memory_temperature_C,
+            "clock_reported_Hz": r.clock_reported_Hz,
+            "temperature_C": r.temperature_C,
+            "wall_s": r.wall_s,
+        }
+        for r in sampler.trace()
+    ]

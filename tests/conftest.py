@@ -1,0 +1,219 @@
+"""Fixtures of all tests: a complete calibration of made-up but plausible numbers, so that no test needs a real one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moemodel.model.calibration import (
+    SCHEMA_VERSION,
+    Calibration,
+    GovernorFit,
+    HostLane,
+    MemoryFit,
+    NetworkFit,
+    OperatorFit,
+    Parameter,
+    PowerFit,
+    ThermalFit,
+)
+from moemodel.model.compute import form_of
+from moemodel.model.machine import Machine
+from moemodel.model.operators import PASSES, Kind, Pass
+from moemodel.model.outcome import machine_of
+from moemodel.model.plan import Plan, PlanBatch
+
+_SOURCE = "made up for tests, of the order of an H100"
+
+_FORMS: dict[str, dict[str, float]] = {
+    "product": {
+        "t0": 4e-6,
+        "p": 4.0,
+        "quantisation": 0.5,
+        "split_depth": 1024.0,
+        "split_gain": 0.7,
+        "depth0": 150.0,
+        "efficiency_256x128": 0.8,
+        "efficiency_128x128": 0.72,
+        "efficiency_128x64": 0.6,
+        "efficiency_64x64": 0.45,
+        "memory_efficiency": 0.85,
+    },
+    "attention": {
+        "t0": 6e-6,
+        "p": 4.0,
+        "quantisation": 0.5,
+        "efficiency": 0.75,
+        "head_dim0": 16.0,
+        "seq0": 400.0,
+        "memory_efficiency": 0.8,
+    },
+    "stream": {
+        "t0": 3e-6,
+        "p": 4.0,
+        "memory_efficiency": 0.85,
+        "cache_efficiency": 1.8,
+        "cache_size": 0.5,
+        "issue_efficiency": 0.4,
+    },
+}
+_FORMS["grouped"] = _FORMS["product"]
+
+_HOST_US: dict[str, tuple[float, float, float]] = {  # forward, backward, step
+    "dense_layer": (180.0, 250.0, 40.0),
+    "dense_layer_gated": (200.0, 280.0, 40.0),
+    "dense_layer_gated_qk_norm": (240.0, 330.0, 50.0),
+    "moe_layer": (400.0, 500.0, 40.0),
+    "moe_layer_qk_norm": (440.0, 550.0, 50.0),
+    "head_and_loss": (100.0, 120.0, 0.0),
+    "step": (0.0, 0.0, 500.0),
+}
+
+
+def _parameters(values: dict[str, float], unit: str = "1") -> dict[str, Parameter]:
+    return {
+        name: Parameter(value=value, unit=unit, origin="assumed", source=_SOURCE, error=0.05)
+        for name, value in values.items()
+    }
+
+
+def _operator(kind: Kind, direction: Pass) -> OperatorFit:
+    features = ("m", "n") if form_of(kind) == "stream" else ()
+    box = dict.fromkeys(("m", "n", "experts", "top_k"), (1.0, 1e12)) if features else {}
+    return OperatorFit(
+        kind=kind,
+        direction=direction,
+        parameters=_parameters(_FORMS[form_of(kind)]),
+        log_error=0.05,
+        measured=box,
+        points=20,
+    )
+
+
+def synthetic_calibration(name: str = "test-h100", gpu: str = "h100-sxm-80gb") -> Calibration:
+    """A calibration with every operator, of a GPU like an H100."""
+    return Calibration(
+        schema_version=SCHEMA_VERSION,
+        name=name,
+        gpu=gpu,
+        created="2026-01-01",
+        moemodel_version="0.1.0",
+        provenance="Made up for tests; nothing here was measured.",
+        clock_reference_Hz=1.5e9,
+        clock_range_Hz=(345e6, 1980e6),
+        clock_measured_Hz=(1150e6, 1980e6),
+        composition_error=Parameter(value=0.03, unit="1", origin="assumed", source=_SOURCE),
+        chip=_parameters(
+            {"multiprocessors": 132.0, "flops_per_cycle": 4096.0, "bandwidth_Bps": 3.35e12, "l2_B": 52428800.0}
+        ),
+        operators=[_operator(kind, direction) for kind in Kind for direction in PASSES[kind]],
+        host=[
+            HostLane(
+                backend="torch",
+                blocks=_parameters(
+                    {
+                        f"{block}/{phase}": us * 1e-6
+                        for block, passes in _HOST_US.items()
+                        for phase, us in zip(("forward", "backward", "step"), passes, strict=True)
+                    },
+                    "s",
+                ),
+                log_error=0.1,
+            )
+        ],
+        power=PowerFit(
+            parameters=_parameters(
+                {
+                    "base_W": 110.0,
+                    "leak_W_per_C": 0.8,
+                    "leak_reference_C": 50.0,
+                    "flop_J": 0.35e-12,
+                    "vector_op_J": 2e-12,
+                    "cache_J_per_B": 20e-12,
+                    "dram_J_per_B": 60e-12,
+                    "active_W": 120.0,
+                    "knee_Hz": 1005e6,
+                    "voltage_slope": 0.5,
+                }
+            ),
+            log_error=0.06,
+            points=50,
+        ),
+        governor=GovernorFit(parameters=_parameters({"fast_limit": 950.0}, "W"), log_error=0.02),
+        thermal=ThermalFit(parameters=_parameters({"thermal_C_per_W": 0.045, "inlet_C": 30.0})),
+        network=NetworkFit(
+            parameters=_parameters(
+                {
+                    "bandwidth": 450e9,
+                    "step_latency": 2e-6,
+                    "start_latency": 20e-6,
+                    "overlap": 0.5,
+                    "link_power": 150.0,
+                    "efficiency_all_reduce": 0.75,
+                    "efficiency_reduce_scatter": 0.75,
+                    "efficiency_all_gather": 0.75,
+                    "efficiency_all_to_all": 0.7,
+                    "efficiency_send_recv": 0.8,
+                }
+            ),
+            log_error=0.15,
+        ),
+        memory=MemoryFit(parameters=_parameters({"context": 0.6e9, "workspace": 0.1e9, "fragmentation": 0.03})),
+    )
+
+
+def make_plan(**changes: Any) -> Plan:
+    """OPT-350M on one H100; `parallel` and `cluster` are updated, other keys replaced."""
+    document: dict[str, Any] = {
+        "name": "test",
+        "architecture": "opt-350m",
+        "sequence_length": 2048,
+        "global_batch": 16,
+        "micro_batch": 1,
+    }
+    cluster = {"gpu": "h100-sxm-80gb", "gpus": 1} | changes.pop("cluster", {})
+    parallel = changes.pop("parallel", {})
+    return Plan.model_validate(document | changes | {"cluster": cluster, "parallel": parallel})
+
+
+@pytest.fixture(scope="session")
+def plan_of() -> Callable[..., Plan]:
+    """`make_plan`: a plan of OPT-350M with some keys changed."""
+    return make_plan
+
+
+@pytest.fixture(scope="session")
+def batch() -> Callable[..., PlanBatch]:
+    """A batch of plans of 2048 tokens on one GPU, with some columns changed."""
+
+    def make(**columns: Any) -> PlanBatch:
+        degrees = dict.fromkeys(("dp", "tp", "pp", "ep", "cp", "virtual_stages", "micro_batch"), 1)
+        rest = {"zero_stage": 0, "sequence_parallel": 0, "global_batch": 64, "seq": 2048, "recompute": 0, "schedule": 0}
+        free = {"skew": 1.0, "clock_Hz": np.nan, "power_cap_W": np.nan}
+        return PlanBatch.of(**degrees | rest | free | columns)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def calibration() -> Calibration:
+    """A synthetic calibration of an H100."""
+    return synthetic_calibration()
+
+
+@pytest.fixture(scope="session")
+def machine(calibration: Calibration) -> Machine:
+    """That H100, eight of them in a node."""
+    return machine_of(make_plan(), calibration)
+
+
+@pytest.fixture(scope="session")
+def calibration_file(calibration: Calibration, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, as a file."""
+    path = tmp_path_factory.mktemp("calibration") / "test-h100.json"
+    path.write_text(calibration.model_dump_json(), encoding="utf-8")
+    return path
