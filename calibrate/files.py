@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from moemodel.model.calibration import Calibration
@@ -18,7 +17,7 @@ def write_calibration(calibration: Calibration, path: Path) -> None:
     part = path.with_name(f".{path.name}.part")
     try:
         part.write_text(calibration.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise CalibrationError(f"{path}: cannot be written: {error.strerror}") from None

@@ -47,7 +47,9 @@ def calibrate_profile(folder: Path) -> tuple[Calibration, list[HeldOut]]:
     source = _source(profile)
     operators = profile.tables["operators"]
     if operators.empty:
-        raise ProfileError(f"{folder}: table operators: found no rows; run `moemodel profile` with --sections mixed,solo")
+        raise ProfileError(
+            f"{folder}: table operators: found no rows; run `moemodel profile` with --sections mixed,solo"
+        )
     chip, chip_parameters = _chip(gpu, operators)
     fits: list[OperatorFit] = []
     errors: list[HeldOut] = []
@@ -68,7 +70,9 @@ def calibrate_profile(folder: Path) -> tuple[Calibration, list[HeldOut]]:
         clock_reference_Hz=chip.clock_Hz,
         clock_range_Hz=(gpu.clock_min_Hz or 0.999 * chip.clock_Hz, chip.clock_Hz),
         clock_measured_Hz=measured,
-        composition_error=_assumed(_COMPOSITION_ERROR, "1", "cache reuse and launch gaps between operators timed alone"),
+        composition_error=_assumed(
+            _COMPOSITION_ERROR, "1", "cache reuse and launch gaps between operators timed alone"
+        ),
         chip=chip_parameters,
         operators=fits,
         host=_host(profile, source),
@@ -161,7 +165,7 @@ def _no_power(clock_Hz: float) -> tuple[PowerFit, GovernorFit]:
     fast = _assumed(1e9, "W", source)
     return (
         PowerFit(parameters=parameters, log_error=1.0, points=0),
-        GovernorFit(parameters={"fast_limit": fast}, log_error=0.1),
+        GovernorFit(parameters={"fast_limit": fast, "sustained_share": _assumed(1.0, "1", source)}, log_error=0.1),
     )
 
 
@@ -173,7 +177,9 @@ def _host(profile: Profile, source: str) -> list[HostLane]:
     blocks = table[~table["block"].isin(["optimizer_layer", "optimizer_tensor"])]
     means = blocks.groupby(["block", "direction"])["host_time_s"].mean()
     layer_of = {
-        str(row.detail): str(row.block) for row in table.itertuples() if "layer" in str(row.block) and row.direction == "forward"
+        str(row.detail): str(row.block)
+        for row in table.itertuples()
+        if "layer" in str(row.block) and row.direction == "forward"
     }
     values = {f"{block}/{direction}": float(value) for (block, direction), value in means.items()}
     for row in table[table["block"] == "optimizer_layer"].itertuples():

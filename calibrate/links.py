@@ -47,5 +47,7 @@ def _bandwidth(gpu: Gpu) -> Parameter:
             value=gpu.nvlink_Bps, unit="B/s", origin="datasheet", source=gpu.sources.get("nvlink_Bps", gpu.name)
         )
     if gpu.pcie_Bps is not None:
-        return Parameter(value=gpu.pcie_Bps, unit="B/s", origin="datasheet", source=gpu.sources.get("pcie_Bps", gpu.name))
+        return Parameter(
+            value=gpu.pcie_Bps, unit="B/s", origin="datasheet", source=gpu.sources.get("pcie_Bps", gpu.name)
+        )
     return Parameter(value=_NO_LINK_BPS, unit="B/s", origin="assumed", source="no link between devices is known")

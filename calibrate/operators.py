@@ -7,6 +7,7 @@ the calibration carries is of shapes that were held out: five folds by shape, ne
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,8 +15,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 from moemodel.model.calibration import OperatorFit, Parameter, Residual
 from moemodel.model.compute import FEATURES, Chip, form_of, operator_time, parts, shape_features, time_at
@@ -43,7 +45,11 @@ class _Free:
         return self.low > 0
 
 
-_COMMON = {"t0": _Free(start=3e-6, low=2e-7, high=2e-4, unit="s"), "p": _Free(start=4.0, low=1.0, high=20.0)}
+_COMMON = {
+    "t0": _Free(start=3e-6, low=2e-7, high=2e-4, unit="s"),
+    "t1": _Free(start=1e-6, low=1e-8, high=2e-4, unit="s"),
+    "p": _Free(start=4.0, low=1.0, high=20.0),
+}
 _PRODUCT = {
     **_COMMON,
     "quantisation": _Free(start=0.6, low=0.0, high=1.0),
@@ -224,10 +230,14 @@ def _fit(data: Observations, chip: Chip, p: dict[str, float], source: str, *, lo
     )
 
 
-def _analytic(data: Observations, chip: Chip, start: dict[str, float] | None) -> dict[str, float]:
-    """Parameters of the form, by robust least squares on log time."""
+def _analytic(
+    data: Observations, chip: Chip, start: dict[str, float] | None, evaluations: int = 15
+) -> dict[str, float]:
+    """Parameters of the form, by robust least squares on log time, from a start or from the best of several."""
+    if start is None:
+        return _best_start(data, chip)
     free = _FORMS[form_of(data.kind)]
-    first = _encode(free, start or {name: f.start for name, f in free.items()})
+    first = _encode(free, start)
     low, high = (np.array([_coordinate(f, edge) for f, edge in zip(free.values(), edges, strict=True)]) for edges in (
         [f.low for f in free.values()],
         [f.high for f in free.values()],
@@ -238,10 +248,19 @@ def _analytic(data: Observations, chip: Chip, start: dict[str, float] | None) ->
         bounds=(low, high),
         loss="soft_l1",
         f_scale=0.05,
-        max_nfev=60 if start is None else 15,
+        max_nfev=evaluations,
         diff_step=1e-3,
     )
     return _decode(free, solution.x)
+
+
+def _best_start(data: Observations, chip: Chip) -> dict[str, float]:
+    """The better of two fits: from parts that hide behind each other (one kernel), and from parts that add up (several
+    kernels in a row). Between them lies a barrier that least squares doesn't cross."""
+    free = _FORMS[form_of(data.kind)]
+    starts = ({name: f.start for name, f in free.items()} | {"p": p} for p in (1.05, 4.0))
+    fits = [_analytic(data, chip, start, evaluations=60) for start in starts]
+    return min(fits, key=lambda p: float(np.abs(_log_ratio(p, data, chip)).mean()))
 
 
 def _standard_errors(data: Observations, chip: Chip, p: dict[str, float]) -> dict[str, float | None]:
@@ -303,9 +322,14 @@ def _residual(features: FloatArray, missed: FloatArray, group: NDArray[np.int64]
     target = np.array([missed[group == g].mean() for g in shapes])
     points = features[first]
     varies = np.ptp(points, axis=0) > 0
-    kernel = ConstantKernel(0.01, (1e-5, 1.0)) * RBF(np.ones(varies.sum()), (0.3, 30.0)) + WhiteKernel(1e-3, (1e-6, 0.1))
+    kernel = ConstantKernel(0.01, (1e-5, 1.0)) * Matern(np.ones(varies.sum()), (0.3, 30.0), nu=0.5) + WhiteKernel(
+        1e-3, (1e-6, 0.1)
+    )
     process = GaussianProcessRegressor(kernel, alpha=1e-8, random_state=0)
-    process.fit(points[:, varies], target)
+    with warnings.catch_warnings():
+        # A length or noise at its bound means that the feature or the noise does not matter.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        process.fit(points[:, varies], target)
     lengths = np.full(len(names), 1e3)  # a feature that never varied says nothing
     lengths[varies] = process.kernel_.k1.k2.length_scale
     return Residual(

@@ -2,7 +2,7 @@
 
 Each held load gives one equation. With share d of the time busy, time t of a call, true clock f while busy:
 
-    P = base + leak (T - T0) + d / t * (v(f) (e_flop flops + e_vector ops + e_cache bytes + p_active f/f0 t) + e_dram bytes)
+    P = base + leak (T - T0) + d/t (v(f) (e_flop flops + e_vector ops + e_cache bytes + p_active f/f0 t) + e_dram bytes)
 
 It is linear in base, p_active and the energies once leak and the voltage curve are given, so those are found by
 non-negative least squares (power cannot be negative) for each knee and slope of a grid. Equations are weighed by 1/P:
@@ -259,7 +259,21 @@ def fit_governor(loads: Loads, base_W: float, clock_max_Hz: float, cap_W: float,
         limit = float(np.median(burst_W[slowed]))
         spread = float(np.std(np.log(burst_W[slowed])))
     fast = Parameter(value=limit, unit="W", origin="measured", source=source, error=spread)
-    return GovernorFit(parameters={"fast_limit": fast}, log_error=max(spread / 2, 0.01))
+    return GovernorFit(
+        parameters={"fast_limit": fast, "sustained_share": _sustained(loads, clock_max_Hz, cap_W, source)},
+        log_error=max(spread / 2, 0.01),
+    )
+
+
+def _sustained(loads: Loads, clock_max_Hz: float, cap_W: float, source: str) -> Parameter:
+    """Share of the cap that loads held back by it settle at."""
+    held = (loads.duty > _FULL * 0.9) & (loads.clock_Hz < 0.95 * clock_max_Hz) & (loads.power_W > 0.95 * cap_W)
+    if not held.any():
+        return Parameter(value=1.0, unit="1", origin="assumed", source="no load of the profile reached the cap")
+    shares = loads.power_W[held] / cap_W
+    return Parameter(
+        value=float(np.median(shares)), unit="1", origin="measured", source=source, error=float(np.std(shares))
+    )
 
 
 def fit_thermal(table: pd.DataFrame, source: str) -> ThermalFit:
@@ -274,7 +288,9 @@ def fit_thermal(table: pd.DataFrame, source: str) -> ThermalFit:
     time_s, power_W, temperature_C = (rows[c].to_numpy(np.float64) for c in ("elapsed_s", "power_W", "temperature_C"))
     best: tuple[float, FloatArray] | None = None
     for die_s, sink_s in product((1.0, 2.0, 3.0, 5.0), (10.0, 15.0, 20.0, 30.0, 45.0, 60.0)):
-        columns = np.stack([_filtered(time_s, power_W, tau) for tau in (die_s, sink_s)] + [np.ones(len(time_s))], axis=1)
+        columns = np.stack(
+            [_filtered(time_s, power_W, tau) for tau in (die_s, sink_s)] + [np.ones(len(time_s))], axis=1
+        )
         solution, miss = nnls(columns, temperature_C)
         if best is None or miss < best[0]:
             best = (float(miss), solution)

@@ -21,6 +21,9 @@ _COMMANDS: dict[str, str] = {
     "calibrate": "moemodel.cli.calibrate:calibrate_command",
 }
 
+# What the others don't need, by the extra that installs it.
+_EXTRAS: dict[str, str] = {"profile": "profile", "calibrate": "calibrate"}
+
 
 class _Failure(click.ClickException):
     """What the user can mend, on stderr; exit code 2."""
@@ -54,6 +57,14 @@ class _Commands(click.Group):
                 raise
             place = f"{error.filename}: " if error.filename else ""
             raise _Failure(f"{place}{error.strerror or error}") from None
+        except ModuleNotFoundError as error:
+            command = ctx.invoked_subcommand or ""
+            if command not in _EXTRAS or not error.name or error.name.startswith("moemodel"):
+                raise
+            raise _Failure(
+                f"{command} needs {error.name}, which is not installed; "
+                f"install it with: pip install 'moemodel[{_EXTRAS[command]}]'"
+            ) from None
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

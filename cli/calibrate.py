@@ -16,22 +16,16 @@ from moemodel.cli.output import console, table
 )
 def calibrate_command(profile: Path, output: Path) -> None:
     """Fit a calibration to PROFILE, a folder that `moemodel profile` wrote."""
-    from moemodel.model.errors import CalibrationError
-
-    try:
-        from moemodel.calibrate.files import write_calibration
-        from moemodel.calibrate.fit import calibrate_profile
-    except ModuleNotFoundError as error:
-        raise CalibrationError(
-            f"calibrate needs {error.name}, which is not installed; install it with: pip install 'moemodel[calibrate]'"
-        ) from None
+    from moemodel.calibrate.files import write_calibration
+    from moemodel.calibrate.fit import calibrate_profile
 
     calibration, errors = calibrate_profile(profile)
     write_calibration(calibration, output)
-    numbers = ("shapes", "median error", "90th percentile")
-    made = table("Operator, held-out shapes", *numbers, numbers=numbers)
+    numbers = ("shapes", "median", "mean", "90 % within", "worst")
+    made = table("Held-out shapes of", "pass", *numbers, numbers=numbers)
     for row in errors:
-        made.add_row(row.kind, str(row.shapes), f"{row.median:.1%}", f"{row.p90:.1%}")
+        figures = (f"{error:.1%}" for error in (row.median, row.mean, row.p90, row.worst))
+        made.add_row(str(row.kind), str(row.direction), str(row.shapes), *figures)
     out = console()
     out.print(made)
-    out.print(f"wrote {output} ({calibration.name})")
+    out.print(f"wrote {output}: {calibration.name}; next: moemodel predict PLAN.yaml --calibration {output}")

@@ -41,7 +41,7 @@ class StageCost:
         optimizer: device lane of one step.
         forward_exchange, backward_exchange: communication of one micro-batch.
         step_exchange_s: communication of one step (gradients), before any of it hides.
-        host: host time of one micro-batch; `host_step_s` of the rest of a step.
+        host: host time of one micro-batch, [P, 1]; `host_step_s` of the rest of a step.
     """
 
     forward: Lane
@@ -119,7 +119,9 @@ class StageCosts:
             forward_exchange=forward_exchange,
             backward_exchange=backward_exchange,
             step_exchange_s=self._talk.gradients(shard) + self._tied(stage),
-            host=self._host_cost(stage),
+            host=self._host_cost(
+                stage, forward.calls_U + forward_exchange.calls, backward.calls_U + backward_exchange.calls
+            ),
             host_step_s=blocks.host.fixed_step_s()
             + sum(n * blocks.host.layer_step_s(layer) for n, layer in zip(stage.layers, blocks.kinds, strict=True)),
             shard=shard,
@@ -180,11 +182,12 @@ class StageCosts:
             return np.zeros(len(self.plans))
         return self._talk.tied(parameters(architecture).embedding)
 
-    def _host_cost(self, stage: Stage) -> HostCost:
-        host, total = self._blocks.host, HostCost(forward_s=0.0, backward_s=0.0)
+    def _host_cost(self, stage: Stage, forward: FloatArray, backward: FloatArray) -> HostCost:
+        """Blocks that were measured, and where none were, so many kernels and collectives in either pass."""
+        host = self._blocks.host
+        total = HostCost(forward_s=host.kernel_s * forward[:, None], backward_s=host.kernel_s * backward[:, None])
         for count, layer in zip(stage.layers, self._blocks.kinds, strict=True):
-            cost = host.layer(layer)
-            total = total + HostCost(forward_s=count * cost.forward_s, backward_s=count * cost.backward_s)
+            total = total + host.layer(layer).times(count)
         return total + host.ends() if stage.embedding or stage.head else total
 
 
@@ -208,6 +211,7 @@ def _merge(total: Lane, part: Lane, count: float) -> None:
     total.energy_J_UK += count * part.energy_J_UK
     total.cycles_UK += count * part.cycles_UK
     total.outside_s_U += count * part.outside_s_U
+    total.calls_U += count * part.calls_U
     for key, spread in part.spread_s.items():
         total.spread_s[key] = total.spread_s.get(key, 0.0) + count * spread
 

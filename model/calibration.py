@@ -37,8 +37,9 @@ class Parameter(Strict):
 class Residual(Strict):
     """What the analytic form missed, as a Gaussian process over log2 of shape features (Rasmussen & Williams, ch. 2).
 
-    log(time / analytic) = weights . k(x, points), k a squared exponential with one length per feature; `noise` and
-    `signal` are standard deviations of log time.
+    log(time / analytic) = weights . k(x, points) with the exponential kernel k = signal^2 exp(-|x - point|), distances
+    in units of one length per feature: it lets neighbours differ abruptly, as they do where a library changes its
+    kernel. `noise` and `signal` are standard deviations of log time.
     """
 
     features: list[str]

@@ -34,17 +34,32 @@ _E = 2.0  # bytes of a bf16 element
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
-    """Communication of a block in one micro-batch, s: what nothing hides, and what may hide behind computation. [P]."""
+    """Communication of a block in one micro-batch. [P].
+
+    Attributes:
+        exposed_s: time that nothing hides.
+        hideable_s: time that may hide behind computation.
+        calls: collectives that the host queues.
+    """
 
     exposed_s: FloatArray
     hideable_s: FloatArray
+    calls: FloatArray
 
     def __add__(self, other: Exchange) -> Exchange:
-        return Exchange(exposed_s=self.exposed_s + other.exposed_s, hideable_s=self.hideable_s + other.hideable_s)
+        return Exchange(
+            exposed_s=self.exposed_s + other.exposed_s,
+            hideable_s=self.hideable_s + other.hideable_s,
+            calls=self.calls + other.calls,
+        )
 
     def times(self, factor: FloatArray | float) -> Exchange:
         """That many of it."""
-        return Exchange(exposed_s=np.asarray(self.exposed_s * factor), hideable_s=np.asarray(self.hideable_s * factor))
+        return Exchange(
+            exposed_s=np.asarray(self.exposed_s * factor),
+            hideable_s=np.asarray(self.hideable_s * factor),
+            calls=np.asarray(self.calls * factor),
+        )
 
 
 class Communication:
@@ -64,6 +79,10 @@ class Communication:
         self._expert_data = self._group(np.maximum(p.dp * p.cp // p.ep, 1), p.tp * p.ep)
         self._pp = self._group(np.minimum(p.pp, 2), p.tp * p.cp * p.dp)
         self._again = (plans.recompute == Recompute.FULL).astype(np.float64)
+        self._reductions = np.where(
+            p.tp > 1, np.where(p.sequence_parallel > 0, 2.0, 1.0), 0.0
+        )  # collectives of `_activation`
+        self._exchanges = np.where(p.ep > 1, 2.0, 0.0)  # and of `_experts`
 
     def _group(self, ranks: NDArray[np.int64], stride: NDArray[np.int64]) -> tuple[NDArray[np.int64], Route]:
         return ranks, self.network.route(ranks, stride)
@@ -73,7 +92,7 @@ class Communication:
 
     def none(self) -> Exchange:
         zeros = np.zeros(len(self.plans))
-        return Exchange(exposed_s=zeros, hideable_s=zeros)
+        return Exchange(exposed_s=zeros, hideable_s=zeros, calls=zeros)
 
     def layer(self, layer: Layer) -> tuple[Exchange, Exchange]:
         """Forward and backward of one layer."""
@@ -85,9 +104,15 @@ class Communication:
         ring = np.zeros(len(self.plans))
         for attention in layer.attentions:
             ring = ring + self._ring(attention)
+        calls = blocks * self._reductions + (self._exchanges if isinstance(layer.feed_forward, Moe) else 0.0)
+        calls = calls + len(layer.attentions) * (self.plans.cp - 1)
         return (
-            Exchange(exposed_s=forward, hideable_s=ring),
-            Exchange(exposed_s=forward * (1 + self._again), hideable_s=ring * (2 + self._again)),
+            Exchange(exposed_s=forward, hideable_s=ring, calls=calls),
+            Exchange(
+                exposed_s=forward * (1 + self._again),
+                hideable_s=ring * (2 + self._again),
+                calls=calls * (1 + self._again),
+            ),
         )
 
     def _activation(self, tokens: FloatArray) -> FloatArray:
@@ -115,14 +140,17 @@ class Communication:
         """Partial embeddings of the vocabulary's shards, summed."""
         zeros = np.zeros(len(self.plans))
         summed = self._activation(self.tokens) if self.architecture.has_head else zeros
-        return Exchange(exposed_s=summed, hideable_s=zeros)
+        calls = self._reductions if self.architecture.has_head else zeros
+        return Exchange(exposed_s=summed, hideable_s=zeros, calls=calls)
 
     def boundary(self) -> Exchange:
         """An activation or gradient over a stage boundary, for one micro-batch."""
         tokens = np.where(self.plans.sequence_parallel > 0, self.tokens / self.plans.tp, self.tokens)
         sent = self._time(Collective.SEND_RECV, _E * tokens * self.architecture.hidden, self._pp)
         # interleaving crosses every boundary once for each virtual stage
-        return Exchange(exposed_s=sent * self.plans.virtual_stages, hideable_s=np.zeros(len(self.plans)))
+        zeros = np.zeros(len(self.plans))
+        calls = np.where(self.plans.pp > 1, self.plans.virtual_stages, 0.0)
+        return Exchange(exposed_s=sent * self.plans.virtual_stages, hideable_s=zeros, calls=calls)
 
     def tied(self, vocab_parameters: float) -> FloatArray:
         """Gradients of a tied embedding, summed between the first and the last stage, once a step."""

@@ -1,8 +1,9 @@
 """Time of one operator call at a shape and an SM clock.
 
-    t(f) = t0 + ((Tc f0/f)^p + Tm^p)^(1/p)   times   exp(residual(shape))
+    t(f) = t0 + t1 f0/f + ((Tc f0/f)^p + Tm^p)^(1/p)   times   exp(residual(shape))
 
     t0  launch and tail, s            f   true SM clock, Hz        f0  reference clock, Hz
+    t1  the same where SMs run through it (chains of small kernels), at f0, s
     Tc  time of the SM-bound part at f0, s                          Tm  time of the memory-bound part, s
 
 The p-norm is a roofline (Williams et al. 2009) with a rounded corner; p is fitted. Memory time does not move with the
@@ -14,6 +15,8 @@ product (gemm, grouped_gemm):
     Tc = min over tiles i of  waves_i * 2 tm tn (k / s + k0) / (F f0 e_i),   Tm = bytes / (BW beta)
     waves_i = (1 - q) max(c, 1) + q ceil(c),  c = tiles_i / SMs;  tiles_i = sum over groups ceil(m_g/tm) ceil(n/tn)
     s = max(1, min(SMs / tiles_i, k / k_split))^x      (split of a deep k over idle SMs)
+    and everything over alignment^(log2(8/a)/3) where a < 8 is the power of two that divides n and k (16-bit elements):
+    tensor cores are fed 16 bytes at a time, and rows that are not whole multiples of that in smaller pieces
     F tensor flops per cycle of one SM, e_i efficiency of a tile, k0 depth spent in prologue and epilogue, q how hard
     waves quantise. The tile is the one the library would find fastest. After the tile and wave quantisation of
     NVIDIA's "Matrix Multiplication Background" guide; here continuous, so that it can be fitted.
@@ -40,6 +43,7 @@ ATTENTIONS = (Kind.ATTENTION, Kind.ATTENTION_FULL)
 TILES: tuple[tuple[int, int], ...] = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64))
 _TILE_NAMES: tuple[str, ...] = tuple(f"efficiency_{max(t)}x{min(t)}" for t in TILES)
 _LANES = 128  # SIMD lanes of an SM (float32): NVIDIA architecture whitepapers, Ampere and Hopper
+_ALIGNED = 8  # 16-bit elements in 16 bytes: what one asynchronous copy of an SM moves (Ampere tuning guide, 1.4.1)
 _QUERY_BLOCK = 128  # rows of queries that a flash attention kernel takes at once
 
 FEATURES: dict[str, tuple[str, ...]] = {
@@ -84,13 +88,13 @@ class OperatorTime:
 
     Attributes:
         time_s_UK: seconds.
-        busy_U: Tc over Tc + Tm at the reference clock: how much of it follows the SM clock.
+        busy_s_UK: of that, the time beyond launch and tail, in which the SMs are busy.
         log_error_U: standard deviation of log time, wider outside what was measured.
         outside_U: the shape lies outside what was measured.
     """
 
     time_s_UK: FloatArray
-    busy_U: FloatArray
+    busy_s_UK: FloatArray
     log_error_U: FloatArray
     outside_U: NDArray[np.bool_]
 
@@ -99,13 +103,15 @@ def operator_time(fit: OperatorFit, chip: Chip, shape: Shape, clock_Hz_K: FloatA
     """Time of an operator at shapes (fields scalar or of length U) and clocks (length K)."""
     p = {name: parameter.value for name, parameter in fit.parameters.items()}
     compute_s, memory_s = parts(fit.kind, fit.direction, p, chip, shape)
-    base = time_at(p, compute_s[:, None], memory_s[:, None], chip.clock_Hz / clock_Hz_K[None, :])
+    slowdown = chip.clock_Hz / clock_Hz_K[None, :]
+    base = time_at(p, compute_s[:, None], memory_s[:, None], slowdown)
     features = shape_features(fit.kind, shape)
     outside_log2 = _distance_outside(fit, features)
     correction, spread = _residual(fit.residual, features) if fit.residual else (np.zeros(len(base)), 0.0)
+    factor = np.exp(correction)[:, None]
     return OperatorTime(
-        time_s_UK=base * np.exp(correction)[:, None],
-        busy_U=compute_s / (compute_s + memory_s + 1e-30),
+        time_s_UK=base * factor,
+        busy_s_UK=(base - _fixed_s(p, slowdown)) * factor,
         log_error_U=np.sqrt(fit.log_error**2 + np.square(spread) + np.square(_PER_OCTAVE * outside_log2)),
         outside_U=outside_log2 > _HALF_OCTAVE,
     )
@@ -118,7 +124,12 @@ _HALF_OCTAVE = 0.5
 def time_at(p: dict[str, float], compute_s: FloatArray, memory_s: FloatArray, slowdown: FloatArray) -> FloatArray:
     """The p-norm of the module's docstring; `slowdown` is f0/f."""
     power = p["p"]
-    return np.asarray(p["t0"] + ((compute_s * slowdown) ** power + memory_s**power) ** (1 / power))
+    return np.asarray(_fixed_s(p, slowdown) + ((compute_s * slowdown) ** power + memory_s**power) ** (1 / power))
+
+
+def _fixed_s(p: dict[str, float], slowdown: FloatArray) -> FloatArray:
+    """Time that no amount of work adds to: launch, tail, chains of small kernels."""
+    return np.asarray(p["t0"] + p.get("t1", 0.0) * slowdown)
 
 
 def parts(kind: Kind, direction: Pass, p: dict[str, float], chip: Chip, shape: Shape) -> tuple[FloatArray, FloatArray]:
@@ -166,7 +177,17 @@ def _product(
         tile = 2.0 * tm * tn * (depth / split + p["depth0"]) / (chip.flops_per_cycle * p[name])
         cycles = np.minimum(cycles, waves * tile)
     memory_s = work(kind, direction, shape).bytes_B / (chip.bandwidth_Bps * p["memory_efficiency"])
+    if p.get("alignment", 1.0) != 1.0:
+        cycles = cycles / p["alignment"] ** (_halvings(s["n"], s["k"]) / np.log2(_ALIGNED))
     return np.asarray(cycles / chip.clock_Hz), np.asarray(memory_s)
+
+
+def _halvings(n: FloatArray, k: FloatArray) -> FloatArray:
+    """log2(8/a) of the module's docstring; a shard that isn't whole counts as the smaller whole one."""
+    odd = sum(
+        ((np.floor(n) % piece != 0) | (np.floor(k) % piece != 0)).astype(np.float64) for piece in (2, 4, _ALIGNED)
+    )
+    return np.asarray(odd)
 
 
 def _attention(
@@ -206,7 +227,7 @@ def _residual(residual: Residual, features: FloatArray) -> tuple[FloatArray, Flo
     points = np.asarray(residual.points) / np.asarray(residual.lengths)
     x = features / np.asarray(residual.lengths)
     distance2 = np.square(x).sum(1)[:, None] + np.square(points).sum(1)[None, :] - 2 * x @ points.T
-    kernel = np.exp(-0.5 * np.maximum(distance2, 0.0))
+    kernel = np.exp(-np.sqrt(np.maximum(distance2, 0.0)))
     left = residual.signal * np.sqrt(np.maximum(1 - np.square(kernel.max(axis=1)), 0.0))
     return np.asarray(residual.signal**2 * kernel @ np.asarray(residual.weights)), np.asarray(left)
 

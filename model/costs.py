@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from moemodel.model.calibration import Calibration, OperatorFit
 from moemodel.model.compute import Chip, operator_time
 from moemodel.model.errors import CalibrationError
-from moemodel.model.governor import fast_limit, hold
+from moemodel.model.governor import at_clock, fast_limit, hold, time_at_clock
 from moemodel.model.operators import Kind, Pass, work
 from moemodel.model.power import PowerModel
 from moemodel.model.workload import Call, Phase
@@ -30,6 +30,7 @@ _STAND_INS: dict[Kind, Kind] = {
     Kind.LAYER_NORM: Kind.RMS_NORM,
     Kind.RELU: Kind.GELU,
     Kind.SWIGLU: Kind.GELU,
+    Kind.SWIGLU_PACKED: Kind.SWIGLU,
 }
 
 
@@ -43,6 +44,7 @@ class Lane:
         cycles_UK: time x clock of each operator, for the mean clock.
         spread_s: standard deviation of time by operator and pass, [U]; correlated within, independent between.
         outside_s_U: time spent in shapes outside what was measured.
+        calls_U: operator calls, which the host queues one by one.
     """
 
     time_s_UK: FloatArray
@@ -50,13 +52,16 @@ class Lane:
     cycles_UK: FloatArray
     spread_s: dict[str, FloatArray] = field(default_factory=dict)
     outside_s_U: FloatArray
+    calls_U: FloatArray
 
     @classmethod
     def empty(cls, shapes: int, clocks: int) -> Lane:
         """Nothing to do."""
         zeros = (np.zeros((shapes, clocks)) for _ in range(3))
         time, energy, cycles = zeros
-        return cls(time_s_UK=time, energy_J_UK=energy, cycles_UK=cycles, outside_s_U=np.zeros(shapes))
+        return cls(
+            time_s_UK=time, energy_J_UK=energy, cycles_UK=cycles, outside_s_U=np.zeros(shapes), calls_U=np.zeros(shapes)
+        )
 
     def take(self, rows: NDArray[np.int64]) -> Lane:
         """The lane of these shapes, repeated as asked."""
@@ -66,6 +71,7 @@ class Lane:
             cycles_UK=self.cycles_UK[rows],
             spread_s={key: spread[rows] for key, spread in self.spread_s.items()},
             outside_s_U=self.outside_s_U[rows],
+            calls_U=self.calls_U[rows],
         )
 
 
@@ -106,7 +112,7 @@ class Pricer:
         price = operator_time(fit, self.chip, call.shape, self.clock_Hz_K)
         time = price.time_s_UK
         energy = self.power.dynamic_J(
-            call.kind, call.direction, work(call.kind, call.direction, call.shape), self.clock_Hz_K, time
+            call.kind, call.direction, work(call.kind, call.direction, call.shape), self.clock_Hz_K, price.busy_s_UK
         )
         time, energy, clock = self._within_fast_limit(time, energy)
         count = call.count[:, None]
@@ -117,15 +123,17 @@ class Pricer:
         key = f"{fit.kind}/{fit.direction}"
         lane.spread_s[key] = lane.spread_s.get(key, 0.0) + reference_s * price.log_error_U
         lane.outside_s_U += np.where(price.outside_U, reference_s, 0.0)
+        lane.calls_U += call.count
 
     def _within_fast_limit(self, time: FloatArray, energy: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Time, energy and clock of an operator, whose power may not pass the fast limit. [U, K] each, or [1, K]."""
         power_W = energy / time + self.power.static_W(self.power.leak_reference_C)
         if power_W.max() <= self.fast_W:  # most operators: nothing to hold
             return time, energy, self.clock_Hz_K[None, :]
-        highest_Hz_U = fast_limit(power_W, self.clock_Hz_K, self.fast_W)
+        clocks = self.clock_Hz_K
+        highest_Hz_U = fast_limit(power_W, clocks, self.fast_W)
         return (
-            hold(time, self.clock_Hz_K, highest_Hz_U),
-            hold(energy, self.clock_Hz_K, highest_Hz_U),
-            np.minimum(self.clock_Hz_K[None, :], highest_Hz_U[:, None]),
+            hold(time, clocks, highest_Hz_U, time_at_clock(time, clocks, highest_Hz_U)),
+            hold(energy, clocks, highest_Hz_U, at_clock(energy, clocks, highest_Hz_U)),
+            np.minimum(clocks[None, :], highest_Hz_U[:, None]),
         )

@@ -4,7 +4,7 @@ Measured on an H100 with a 700 W cap: mean power over about a second stays at th
 settle near one higher power whatever clock is reported, because the hardware skips cycles. So
 
     fast:  f_op = min(f, the clock at which P(op, f_op) = P_fast)        each operator by itself
-    slow:  f = the highest clock at which mean power over the step <= cap
+    slow:  f = the highest clock at which mean power over the step <= share x cap, with a share just below one
 
 Both use the true SM clock, not the reported one. Left out: the seconds before the slow limit settles.
 """
@@ -40,18 +40,19 @@ def crossing(rising_UK: FloatArray, clock_Hz_K: FloatArray, limit_U: FloatArray)
 
 
 def at_clock(values_UK: FloatArray, clock_Hz_K: FloatArray, clock_Hz_U: FloatArray) -> FloatArray:
-    """Each row at its own clock, linear in the period between the clocks given, [U].
-
-    In the period, since the time of work that follows the clock is then exact, as is that of work that doesn't.
-    """
+    """Each row at its own clock, linear between the clocks given, [U]."""
     upper = np.clip(np.searchsorted(clock_Hz_K, clock_Hz_U), 1, len(clock_Hz_K) - 1)
-    low, high = 1 / clock_Hz_K[upper - 1], 1 / clock_Hz_K[upper]
-    share = np.clip((low - 1 / clock_Hz_U) / (low - high), 0.0, 1.0)
+    low, high = clock_Hz_K[upper - 1], clock_Hz_K[upper]
+    share = np.clip((clock_Hz_U - low) / (high - low), 0.0, 1.0)
     rows = np.arange(len(values_UK))
     return np.asarray(values_UK[rows, upper - 1] * (1 - share) + values_UK[rows, upper] * share)
 
 
-def hold(values_UK: FloatArray, clock_Hz_K: FloatArray, highest_Hz_U: FloatArray) -> FloatArray:
-    """Rows in which every clock above a row's highest one is replaced by that highest one's value."""
-    capped = at_clock(values_UK, clock_Hz_K, highest_Hz_U)
-    return np.where(clock_Hz_K[None, :] > highest_Hz_U[:, None], capped[:, None], values_UK)
+def time_at_clock(time_UK: FloatArray, clock_Hz_K: FloatArray, clock_Hz_U: FloatArray) -> FloatArray:
+    """The same for times, linear in the period: exact for work that follows the clock, and for work that doesn't."""
+    return at_clock(time_UK, -1 / clock_Hz_K, -1 / clock_Hz_U)
+
+
+def hold(values_UK: FloatArray, clock_Hz_K: FloatArray, highest_Hz_U: FloatArray, highest_U: FloatArray) -> FloatArray:
+    """Rows in which every clock above a row's highest one is replaced by its value `highest_U` there."""
+    return np.where(clock_Hz_K[None, :] > highest_Hz_U[:, None], highest_U[:, None], values_UK)

@@ -3,7 +3,8 @@
 An eager framework queues kernels one by one at a few microseconds each. The device waits when it is done before the
 next kernel is queued, so a step takes as long as the slower of the two lanes. Costs are measured for whole blocks of
 the real training model (a dense layer, an MoE layer, embedding with head and loss, an optimizer tensor), since module
-calls, views and autograd nodes belong to no single operator.
+calls, views and autograd nodes belong to no single operator. A backend whose blocks nobody measured has a cost for each
+kernel instead (`kernel`), times the number of operator calls.
 
 Left out: stalls when the launch queue is full, processes that share the host's cores.
 """
@@ -12,19 +13,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from moemodel.model.architecture import Layer, Mlp, Moe
 from moemodel.model.calibration import Calibration, HostLane
+
+FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class HostCost:
-    """Host time of a block in one micro-batch, s."""
+    """Host time of a block in one micro-batch, s; in each plan, or the same in all. [P] or scalars."""
 
-    forward_s: float
-    backward_s: float
+    forward_s: FloatArray | float
+    backward_s: FloatArray | float
 
     def __add__(self, other: HostCost) -> HostCost:
         return HostCost(forward_s=self.forward_s + other.forward_s, backward_s=self.backward_s + other.backward_s)
+
+    def times(self, factor: float) -> HostCost:
+        """That many of it."""
+        return HostCost(forward_s=factor * self.forward_s, backward_s=factor * self.backward_s)
 
 
 class HostModel:
@@ -40,17 +50,22 @@ class HostModel:
             forward_s=self._blocks.get(f"{block}/forward", 0.0), backward_s=self._blocks.get(f"{block}/backward", 0.0)
         )
 
+    @property
+    def kernel_s(self) -> float:
+        """Of one kernel, where blocks were not measured; 0 where they were."""
+        return self._blocks.get("kernel", 0.0)
+
     def layer(self, layer: Layer) -> HostCost:
-        """One layer: its attention's variant and its feed-forward block."""
+        """One layer: its attention's variant and its feed-forward block; its kernels are not in it (`kernel_s`)."""
         return self._cost(layer_block(layer))
 
     def ends(self) -> HostCost:
-        """Embedding, final norm, head and loss."""
+        """Embedding, final norm, head and loss; their kernels are not in it (`kernel_s`)."""
         return self._cost("head_and_loss")
 
     def layer_step_s(self, layer: Layer) -> float:
         """The optimizer's part for one layer's tensors."""
-        return self._blocks.get(f"{layer_block(layer)}/step", 0.0)
+        return self._blocks.get(f"{layer_block(layer)}/step", self._blocks.get("layer/step", 0.0))
 
     def fixed_step_s(self) -> float:
         """What a step costs however many tensors there are."""

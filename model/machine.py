@@ -8,6 +8,7 @@ from moemodel.model.calibration import Calibration
 from moemodel.model.memory import RECIPES
 from moemodel.model.network import Network
 from moemodel.model.plan import Precision
+from moemodel.model.workload import BACKENDS
 
 _OVERLAPPING = ("torch",)  # backends whose gradient exchange starts before the backward pass ends
 
@@ -30,9 +31,20 @@ class Machine:
         return RECIPES[self.backend, self.precision].gradient_B
 
     @property
+    def host_waits(self) -> bool:
+        """The host cannot run ahead of the device beyond one forward or backward pass."""
+        return BACKENDS[self.backend].waits
+
+    @property
     def overlap(self) -> float:
         """Share of the gradients' exchange that hides behind the backward pass."""
         return self.network.overlap if self.backend in _OVERLAPPING else 0.0
+
+    @property
+    def sustained_share(self) -> float:
+        """Share of the power cap that a load held back by it settles at."""
+        share = self.calibration.governor.parameters.get("sustained_share")
+        return 1.0 if share is None else share.value
 
     @property
     def network_error(self) -> float:

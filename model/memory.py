@@ -4,7 +4,7 @@ Parameters, gradients and optimizer states shard as Rajbhandari et al. 2020 (ZeR
 data-parallel ranks from stage 1, gradients from 2, parameters from 3; experts over dp cp / ep ranks, the rest over
 dp cp. Activations are the tensors that autograd keeps, counted operator by operator for the module that the torch
 backend runs (`profiler/backends/torch_model.py`); after Korthikanti et al. 2022, section 4, but for flash attention
-and for experts. The peak is the largest of three moments:
+and for experts. Backends without flash attention keep the scores, and those with dropout its masks, as counted there. The peak is the largest of three moments:
 
     head      static + activations + the loss's own tensors        (the backward pass begins)
     backward  static + gradients + the inputs of all layers and one layer's own tensors        (it ends)
@@ -25,13 +25,14 @@ from moemodel.model.calibration import Calibration
 from moemodel.model.parameters import LayerParameters, layer_parameters, mlp_products, norm_parameters, parameters
 from moemodel.model.plan import PlanBatch, Precision, Recompute, Schedule
 from moemodel.model.stages import Stage, distinct_layers
-from moemodel.model.workload import expert_rank_skew
+from moemodel.model.workload import BACKENDS, expert_rank_skew
 
 FloatArray = NDArray[np.float64]
 
 _E = 2.0  # bytes of a bf16 element
 _F = 4.0  # bytes of a float32 element
 _I = 8.0  # bytes of an index
+_MASK = 1.0  # byte of a dropout mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,9 @@ RECIPES: dict[tuple[str, Precision], Recipe] = {
     # Megatron-LM accumulates gradients in float32 (Narayanan et al. 2021)
     ("megatron", "bf16"): Recipe(weight_B=2, gradient_B=2, state_B=4, transient_B=0),
     ("megatron", "bf16-mixed"): Recipe(weight_B=2, gradient_B=4, state_B=12, transient_B=0),
+    # Megatron-LM 2.x sums 16-bit gradients and makes float32 ones for the step (optimizer.py, 2021)
+    ("megatron-v2", "bf16"): Recipe(weight_B=2, gradient_B=2, state_B=4, transient_B=0),
+    ("megatron-v2", "bf16-mixed"): Recipe(weight_B=2, gradient_B=2, state_B=12, transient_B=4),
 }
 
 
@@ -95,6 +99,7 @@ class MemoryModel:
         self.architecture = architecture
         self.plans = plans
         self.recipe = RECIPES[backend, precision]
+        self.backend = BACKENDS[backend]
         self.kinds = distinct_layers(architecture)
         overhead = {name: p.value for name, p in calibration.memory.parameters.items()}
         self.context_B = overhead["context"]
@@ -167,6 +172,8 @@ class MemoryModel:
         for attention in layer.attentions:
             kept += self._norm_bytes(layer, d) + self._attention_bytes(attention, selective=selective)
         kept += self._norm_bytes(layer, d)
+        if self.backend.dropout and layer.norm is not None:
+            kept += (len(layer.attentions) + 1) * _MASK * self.outer * d
         block = layer.feed_forward
         return kept + (self._moe_bytes(block) if isinstance(block, Moe) else self._mlp_bytes(block, self.tokens))
 
@@ -182,20 +189,27 @@ class MemoryModel:
         tp, t = self.plans.tp, self.tokens
         heads, kv = a.heads / tp, np.maximum(a.kv_heads / tp, 1)
         if a.latent is not None:
-            return self._latent_bytes(a, heads)
+            return self._latent_bytes(a, heads, selective=selective)
         q, k = heads * a.head_dim, kv * a.head_dim
-        statistics = 0.0 if selective else _F * t * heads
+        statistics = 0.0 if selective else self._scores_bytes(heads)
         output = _E * t * q
         normed = _E * t * (q + k) if a.qk_norm != "none" else 0.0
         return np.asarray(_E * t * (q + 2 * k) + output + statistics + normed)
 
-    def _latent_bytes(self, a: Attention, heads: FloatArray) -> FloatArray:
+    def _scores_bytes(self, heads: FloatArray) -> FloatArray:
+        """What the attention core keeps: flash, its statistics; else probabilities, and dropout's mask and output."""
+        if self.backend.flash:
+            return np.asarray(_F * self.tokens * heads)
+        per_score = _E + (_MASK + _E if self.backend.dropout else 0.0)
+        return np.asarray(per_score * self.tokens * heads * self.plans.seq)
+
+    def _latent_bytes(self, a: Attention, heads: FloatArray, *, selective: bool) -> FloatArray:
         latent = a.latent
         if latent is None:
             return np.zeros(len(self.plans))
         ranks = 2 * (latent.q_rank or 0) + 2 * latent.kv_rank
         wide = heads * (2 * (a.head_dim + latent.rope_head_dim) + 2 * latent.value_head_dim)
-        return np.asarray(_E * self.tokens * (ranks + wide) + _F * self.tokens * heads)
+        return np.asarray(_E * self.tokens * (ranks + wide) + (0.0 if selective else self._scores_bytes(heads)))
 
     def _mlp_bytes(self, mlp: Mlp, tokens: FloatArray) -> FloatArray:
         """Of each hidden width: gate, its silu, up and their product; or the input and output of an activation."""

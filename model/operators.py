@@ -40,6 +40,7 @@ class Kind(StrEnum):
     GELU = "gelu"
     RELU = "relu"
     SWIGLU = "swiglu"  # silu(gate) * up, each m x n
+    SWIGLU_PACKED = "swiglu_packed"  # the same on the two halves of one tensor, m x 2n: strided, so slower
     RESIDUAL_ADD = "residual_add"  # m x n; its backward is the sum of the two branches' gradients
     BIAS = "bias"  # backward only: the sum of m rows of width n (forward is the product's epilogue)
     EMBEDDING = "embedding"  # m tokens, n features, k vocabulary; backward fills a gradient of k x n
@@ -118,6 +119,9 @@ class Work:
 
 
 _E = 2.0  # bytes of a bf16 element
+_SORT_OPS = (
+    64.0  # element operations to sort one (token, expert) pair; only its ratio to time matters, and that is fitted
+)
 
 
 def _product(s: dict[str, FloatArray]) -> Work:
@@ -191,11 +195,11 @@ _STREAMS: dict[Kind, _Stream] = {
     Kind.GELU: _Stream(elements=_mn, bytes_B=_fb(2, 3), ops=16),
     Kind.RELU: _Stream(elements=_mn, bytes_B=_fb(2, 3), ops=1),
     Kind.SWIGLU: _Stream(elements=_mn, bytes_B=_fb(3, 5), ops=10),
+    Kind.SWIGLU_PACKED: _Stream(elements=_mn, bytes_B=_fb(3, 5), ops=10),
     Kind.RESIDUAL_ADD: _Stream(elements=_mn, bytes_B=_fb(3, 3), ops=1),
     Kind.BIAS: _Stream(elements=_mn, bytes_B={Pass.BACKWARD: _E}, ops=1),
     Kind.CROSS_ENTROPY: _Stream(elements=_mn, bytes_B=_fb(5, 5), ops=12),
     Kind.ROUTER: _Stream(elements=_choices, bytes_B=_fb(4, 6), ops=12),
-    Kind.PERMUTE: _Stream(elements=_pairs, bytes_B=_fb(1, 1), ops=1),
     Kind.UNPERMUTE: _Stream(elements=_pairs, bytes_B=_fb(1, 1), ops=2),
     # bf16 parameter, gradient and two moments: read 4, write 3
     Kind.ADAMW: _Stream(elements=_m, bytes_B={Pass.STEP: 7 * _E}, ops=12),
@@ -227,7 +231,16 @@ def work(kind: Kind, direction: Pass, shape: Shape) -> Work:
         return _attention(kind is Kind.ATTENTION)(s, direction)
     if kind is Kind.EMBEDDING:
         return _embedding(s, direction)
+    if kind is Kind.PERMUTE:
+        return _permute(s, direction)
     return _STREAMS[kind].work(s, direction)
+
+
+def _permute(s: dict[str, FloatArray], direction: Pass) -> Work:
+    """Rows read and written; forward, the pairs are sorted by expert first, a few passes over 8-byte keys."""
+    pairs = s["m"] * s["top_k"]
+    sorting = _SORT_OPS * pairs if direction is Pass.FORWARD else pairs
+    return Work(flops=np.zeros_like(pairs), vector_ops=sorting, bytes_B=_E * (s["m"] + pairs) * s["n"])
 
 
 def _embedding(s: dict[str, FloatArray], direction: Pass) -> Work:

@@ -22,7 +22,7 @@ FloatArray = NDArray[np.float64]
 Precision = Literal["bf16", "bf16-mixed"]
 RecomputeName = Literal["none", "selective", "full"]
 ScheduleName = Literal["1f1b", "gpipe"]
-BackendName = Literal["torch", "megatron"]
+BackendName = Literal["torch", "megatron", "megatron-v2"]
 
 
 class Recompute(IntEnum):

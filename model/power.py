@@ -5,7 +5,8 @@
     P(op, f) = P_static + E_dyn / t(f)
 
     v(f) = (V(f)/V(f0))^2, V flat below a knee, then linear: V ~ 1 + slope max(0, f/f_knee - 1)
-    e_*  energy of a unit of work at the reference clock f0; p_active  power of clocked SMs beside their work, at f0
+    e_*  energy of a unit of work at the reference clock f0; p_active  power of clocked SMs beside their work, at f0,
+         in the time t beyond launch and tail (in which few SMs are active)
     c_kind  a factor for each operator and pass, shrunk towards 1 by the calibration
 
 Energy of a unit of work scales with V^2, and the clock tree's power with f V^2 (Weste & Harris, CMOS VLSI Design,
@@ -60,13 +61,13 @@ class PowerModel:
         return np.asarray(self.base_W + self.leak_W_per_C * (np.asarray(temperature_C) - self.leak_reference_C))
 
     def dynamic_J(
-        self, kind: Kind, direction: Pass, work: Work, clock_Hz_K: FloatArray, time_s_UK: FloatArray
+        self, kind: Kind, direction: Pass, work: Work, clock_Hz_K: FloatArray, busy_s_UK: FloatArray
     ) -> FloatArray:
         """E_dyn of one call, [U, K]."""
         switching = self.flop_J * work.flops + self.vector_op_J * work.vector_ops + self.cache_J_per_B * work.bytes_B
-        switching_U = np.broadcast_to(np.atleast_1d(switching), (len(time_s_UK),))
-        dram_U = np.broadcast_to(np.atleast_1d(self.dram_J_per_B * work.bytes_B), (len(time_s_UK),))
-        active = self.active_W * clock_Hz_K / self.clock_reference_Hz * time_s_UK
+        switching_U = np.broadcast_to(np.atleast_1d(switching), (len(busy_s_UK),))
+        dram_U = np.broadcast_to(np.atleast_1d(self.dram_J_per_B * work.bytes_B), (len(busy_s_UK),))
+        active = self.active_W * clock_Hz_K / self.clock_reference_Hz * busy_s_UK
         energy = self.voltage2(clock_Hz_K) * (switching_U[:, None] + active) + dram_U[:, None]
         return np.asarray(self.kinds.get(f"{kind}/{direction}", 1.0) * energy)
 

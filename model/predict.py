@@ -15,7 +15,7 @@ from moemodel.model.architecture import Architecture
 from moemodel.model.blocks import BlockCosts, StageCost, StageCosts, distinct_rows
 from moemodel.model.communication import Exchange
 from moemodel.model.flops import model_flops
-from moemodel.model.governor import at_clock, crossing
+from moemodel.model.governor import at_clock, crossing, time_at_clock
 from moemodel.model.machine import Machine
 from moemodel.model.pipeline import makespan
 from moemodel.model.plan import PlanBatch
@@ -25,7 +25,8 @@ from moemodel.model.stages import Stage, stages
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-_CLOCKS = 7  # clocks that blocks are priced at; between them, `governor.at_clock`
+_CLOCKS = 7  # of the range, at which blocks are priced; between them, linear in the clock or its period
+_ROUNDING = 1e-12  # of a step: what remains of it when all its parts are subtracted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +123,10 @@ def _device_at(cost: StageCost, clock_Hz_K: FloatArray, clock_Hz_P: FloatArray) 
 
     def at(name: str) -> FloatArray:
         values = getattr(device, name)
-        if name.endswith("_cycles"):  # cycles over the clock interpolate as time does
-            return at_clock(values / clock_Hz_K, clock_Hz_K, clock_Hz_P)[:, None] * clock_Hz_P[:, None]
-        return at_clock(values, clock_Hz_K, clock_Hz_P)[:, None]
+        if name.endswith("_cycles"):  # cycles over the clock go as time does
+            return time_at_clock(values / clock_Hz_K, clock_Hz_K, clock_Hz_P)[:, None] * clock_Hz_P[:, None]
+        go = at_clock if name.endswith("_J") else time_at_clock
+        return go(values, clock_Hz_K, clock_Hz_P)[:, None]
 
     return _Device(**{f.name: at(f.name) for f in fields(device)})
 
@@ -142,12 +144,13 @@ class _Timeline:
 class _Pipeline:
     """Plans that share a pipeline: their stages' costs, and the step that they make together."""
 
-    def __init__(self, costs: StageCosts, pipeline: tuple[Stage, ...], overlap: float) -> None:
+    def __init__(self, costs: StageCosts, pipeline: tuple[Stage, ...], machine: Machine) -> None:
         self.plans = costs.plans
         self.counts = [stage.count for stage in pipeline]
         self.costs = [costs.stage(stage) for stage in pipeline]
         self.m = self.plans.micro_batches[:, None].astype(np.float64)
-        self.overlap = overlap
+        self.overlap = machine.overlap
+        self.ahead = sum(self.counts) == 1 and not machine.host_waits
 
     def mean(self, values: list[FloatArray]) -> FloatArray:
         """Mean over the GPUs of a quantity given for each class of stages."""
@@ -186,7 +189,7 @@ class _Pipeline:
     def _step(self, forward: list[FloatArray], backward: list[FloatArray], devices: list[_Device]) -> FloatArray:
         """Step without gradient exchange: the slower of the device lanes and the host lanes."""
         optimizer = np.maximum.reduce([device.optimizer_s for device in devices])
-        if sum(self.counts) == 1:  # one stage: the host runs ahead through the whole step
+        if self.ahead:  # one stage: the host runs ahead through the whole step
             cost = self.costs[0]
             device = self.m * (forward[0] + backward[0]) + optimizer
             host = self.m * (cost.host.forward_s + cost.host.backward_s) + cost.host_step_s
@@ -226,7 +229,7 @@ def predict(
         CalibrationError: the calibration lacks an operator that the architecture needs.
     """
     power = power_model(machine.calibration)
-    clock_Hz_K = np.linspace(*machine.calibration.clock_range_Hz, _CLOCKS)
+    clock_Hz_K = _clocks(machine, power)
     blocks = BlockCosts(architecture, plans, machine=machine, power=power, clock_Hz_K=clock_Hz_K)
     out: dict[str, FloatArray] = {}
     terms: dict[str, FloatArray] = {}
@@ -235,11 +238,18 @@ def predict(
         rows = np.flatnonzero(pipeline == index)
         cut = stages(architecture, int(plans.pp[row]), int(plans.virtual_stages[row]))
         costs = blocks.at(rows)
-        columns = _solve(_Pipeline(costs, cut, machine.overlap), machine, power, clock_Hz_K, temperature_C)
+        columns = _solve(_Pipeline(costs, cut, machine), machine, power, clock_Hz_K, temperature_C)
         fullest = costs.fullest(cut)
         _scatter(out, columns | {"memory_B": fullest.peak_B}, rows, len(plans))
         _scatter(terms, fullest.terms_B, rows, len(plans))
     return _finish(architecture, plans, machine, out, terms)
+
+
+def _clocks(machine: Machine, power: PowerModel) -> FloatArray:
+    """Clocks that blocks are priced at: evenly over the range, and where the voltage begins to rise."""
+    low_Hz, high_Hz = machine.calibration.clock_range_Hz
+    knee_Hz = np.clip(power.knee_Hz, low_Hz, high_Hz)
+    return np.unique(np.append(np.linspace(low_Hz, high_Hz, _CLOCKS), knee_Hz))
 
 
 def _scatter(out: dict[str, FloatArray], columns: dict[str, FloatArray], rows: IntArray, size: int) -> None:
@@ -257,7 +267,7 @@ def _solve(
     for index, device in enumerate(everywhere):
         mean_W = pipe.dynamic_J(index, device, uniform, power.link_W) / uniform.step_s
         total_W, _ = _total(power, mean_W, temperature_C)
-        clocks.append(_clock(total_W, clock_Hz_K, pipe.plans, machine.power_limit_W))
+        clocks.append(_clock(total_W, clock_Hz_K, pipe.plans, machine))
     devices = [_device_at(cost, clock_Hz_K, clock) for cost, clock in zip(pipe.costs, clocks, strict=True)]
     return _columns(pipe, devices, pipe.timeline(devices), power, temperature_C)
 
@@ -270,9 +280,9 @@ def _total(power: PowerModel, dynamic_W: FloatArray, temperature_C: float | None
     return power.steady(dynamic_W + power.base_W)
 
 
-def _clock(power_W_PK: FloatArray, clock_Hz_K: FloatArray, plans: PlanBatch, limit_W: float) -> FloatArray:
+def _clock(power_W_PK: FloatArray, clock_Hz_K: FloatArray, plans: PlanBatch, machine: Machine) -> FloatArray:
     """Highest clock that both the power cap and the plan allow."""
-    cap_W = np.where(np.isnan(plans.power_cap_W), limit_W, plans.power_cap_W)
+    cap_W = machine.sustained_share * np.where(np.isnan(plans.power_cap_W), machine.power_limit_W, plans.power_cap_W)
     sustained = crossing(np.maximum.accumulate(power_W_PK, axis=1), clock_Hz_K, cap_W)
     asked = np.where(np.isnan(plans.clock_Hz), clock_Hz_K[-1], plans.clock_Hz)
     return np.clip(np.minimum(sustained, asked), clock_Hz_K[0], clock_Hz_K[-1])
@@ -295,7 +305,8 @@ def _columns(
     forward, backward = over("forward_s", m), over("backward_s", m)
     optimizer = over("optimizer_s", 1.0)
     exposed = pipe.mean(timeline.exposed_s) + timeline.exposed_step_s
-    idle = np.maximum(step - forward - backward - optimizer - exposed, 0.0)
+    idle = step - forward - backward - optimizer - exposed
+    idle = np.where(idle > _ROUNDING * step, idle, 0.0)
     single = sum(pipe.counts) == 1
     cycles = {
         name: over(f"{name}_cycles", factor) for name, factor in (("forward", m), ("backward", m), ("optimizer", 1.0))

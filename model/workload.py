@@ -43,29 +43,59 @@ class Call:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fusion:
-    """How a backend groups products that share their input: fewer, wider products when fused."""
+class Backend:
+    """Which kernels a framework makes of a layer.
+
+    Attributes:
+        qkv: queries, keys and values are one product; else one each.
+        gate_up: so are the gate and the up-projection of dense feed-forward blocks (of experts they always are).
+        flash: attention is one kernel; else a product for the scores, a softmax over them and a product with the values.
+        dropout: attention probabilities and the output of every block pass through dropout.
+        waits: the host waits for the device after every forward and backward pass, and cannot run ahead of it.
+    """
 
     qkv: bool
-    gate_up: bool  # of dense feed-forward blocks; experts are always fused
+    gate_up: bool
+    flash: bool = True
+    dropout: bool = False
+    waits: bool = False
 
 
-FUSION: dict[str, Fusion] = {"torch": Fusion(qkv=False, gate_up=False), "megatron": Fusion(qkv=True, gate_up=True)}
+BACKENDS: dict[str, Backend] = {
+    "torch": Backend(qkv=False, gate_up=False),
+    "megatron": Backend(qkv=True, gate_up=True),
+    # Megatron-LM 2.x, 2021: fused softmax; bias, dropout and residual, which TorchScript's fuser does not join across the
+    # dropout (megatron/model/transformer.py); timers that synchronise around every pass (megatron/global_vars.py, _Timer)
+    "megatron-v2": Backend(qkv=True, gate_up=True, flash=False, dropout=True, waits=True),
+}
+
+# Tensors of bf16 elements that elementwise kernels of Megatron-LM 2.x read and write; a dropout mask is half of one.
+_SOFTMAX, _SOFTMAX_BACKWARD = 2.0, 3.0  # scale, mask and softmax in one kernel
+_DROPOUT = 2.5
+_BIAS = 2.0  # a bias added in place of the product's epilogue, since dropout comes behind it
+_LAYOUT = 2.0  # a tensor copied into another order
+# The same softmax where the fused kernel cannot run: to float32, scale, mask, softmax, back to 16 bits; and backward
+_SOFTMAX_SLOW, _SOFTMAX_SLOW_BACKWARD = (3.0, 4.0, 4.5, 4.0, 3.0), (3.0, 6.0, 4.5, 4.0, 3.0)
+_SOFTMAX_BATCHES = 4  # the fused kernel takes micro_batch x heads in fours (fused_softmax.py, is_kernel_available)
+_SOFTMAX_LONGEST = 2048  # and sequences up to this
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Forward:
     """A forward operator and what its backward adds beyond its own passes.
 
-    `bias`: the gradient of a bias. `joins`: its input feeds other operators too, whose gradients are added up; so many
-    additions. `halves`: it reads two halves of one tensor, whose gradients are copied together.
+    `bias`: the gradient of a bias. `joins`: its input feeds other operators too, whose gradients are added up.
+    `copies`: elementwise kernels of its backward, each as the copy that moves as many bytes. `core`: part of the
+    attention core, which selective recomputation runs again. `share`: in which plans it runs (1, or 0), None for all.
     """
 
     kind: Kind
     shape: Shape
     bias: bool = False
     joins: Shape | None = None
-    halves: bool = False
+    copies: tuple[Shape, ...] = ()
+    core: bool = False
+    share: FloatArray | None = None
 
 
 def expert_rank_skew(skew: FloatArray, ep: FloatArray, experts: int) -> FloatArray:
@@ -85,7 +115,7 @@ class Workload:
         self.architecture = architecture
         self.plans = plans
         self.precision = precision
-        self.fusion = FUSION[backend]
+        self.backend = BACKENDS[backend]
         self.tp = plans.tp.astype(np.float64)
         self.cp = plans.cp.astype(np.float64)
         self.ep = plans.ep.astype(np.float64)
@@ -103,8 +133,7 @@ class Workload:
         core = np.where(self.plans.recompute >= Recompute.SELECTIVE, 1.0, 0.0)
         calls = self._with_backward(forward)
         for op in forward:
-            is_core = op.kind in (Kind.ATTENTION, Kind.ATTENTION_FULL)
-            count = core if is_core else again
+            count = (core if op.core else again) * self._share(op)
             if count.any():
                 calls.append(_call(op.kind, Pass.FORWARD, op.shape, Phase.BACKWARD, count))
         return calls
@@ -151,22 +180,21 @@ class Workload:
     # ---- pieces -------------------------------------------------------------------------------------------------
 
     def _with_backward(self, forward: list[_Forward]) -> list[Call]:
-        calls = [_call(op.kind, Pass.FORWARD, op.shape, Phase.FORWARD, self._one) for op in forward]
+        calls = [_call(op.kind, Pass.FORWARD, op.shape, Phase.FORWARD, self._share(op)) for op in forward]
         for op in forward:
-            calls += [
-                _call(op.kind, direction, op.shape, Phase.BACKWARD, self._one)
-                for direction in PASSES[op.kind]
-                if direction is not Pass.FORWARD
+            backward = [
+                (op.kind, direction, op.shape) for direction in PASSES[op.kind] if direction is not Pass.FORWARD
             ]
             if op.joins is not None:
-                calls.append(_call(Kind.RESIDUAL_ADD, Pass.BACKWARD, op.joins, Phase.BACKWARD, self._one))
-            if op.halves:
-                elements = Shape(m=2 * np.asarray(op.shape.m) * np.asarray(op.shape.n))
-                calls.append(_call(Kind.COPY, Pass.FORWARD, elements, Phase.BACKWARD, self._one))
+                backward.append((Kind.RESIDUAL_ADD, Pass.BACKWARD, op.joins))
+            backward += [(Kind.COPY, Pass.FORWARD, elements) for elements in op.copies]
             if op.bias:
-                shape = Shape(m=op.shape.m, n=op.shape.n)
-                calls.append(_call(Kind.BIAS, Pass.BACKWARD, shape, Phase.BACKWARD, self._one))
+                backward.append((Kind.BIAS, Pass.BACKWARD, Shape(m=op.shape.m, n=op.shape.n)))
+            calls += [_call(*call, Phase.BACKWARD, self._share(op)) for call in backward]
         return calls
+
+    def _share(self, op: _Forward) -> FloatArray:
+        return self._one if op.share is None else op.share
 
     def _layer_forward(self, layer: Layer) -> Iterator[_Forward]:
         width = self.architecture.hidden
@@ -175,7 +203,7 @@ class Workload:
                 yield self._norm(layer, self.outer_tokens, width)
             yield from self._attention(attention)
             if layer.norm is not None:
-                yield _Forward(kind=Kind.RESIDUAL_ADD, shape=Shape(m=self.outer_tokens, n=width))
+                yield from self._residual(self.outer_tokens, width)
         if layer.norm is not None:
             yield self._norm(layer, self.outer_tokens, width)
         if isinstance(layer.feed_forward, Moe):
@@ -183,7 +211,14 @@ class Workload:
         else:
             yield from self._mlp(layer.feed_forward, self.tokens)
         if layer.norm is not None:
-            yield _Forward(kind=Kind.RESIDUAL_ADD, shape=Shape(m=self.outer_tokens, n=width))
+            yield from self._residual(self.outer_tokens, width)
+
+    def _residual(self, tokens: FloatArray, width: float) -> Iterator[_Forward]:
+        """The end of a block: its output, after bias and dropout if there is one, added to its input."""
+        if self.backend.dropout:
+            yield _elementwise(tokens * width, _BIAS, ())
+            yield _elementwise(tokens * width, _DROPOUT, (_DROPOUT,))
+        yield _Forward(kind=Kind.RESIDUAL_ADD, shape=Shape(m=tokens, n=width))
 
     def _norm(self, layer: Layer, tokens: FloatArray, width: float | FloatArray) -> _Forward:
         kind = Kind.LAYER_NORM if layer.norm == "layer" else Kind.RMS_NORM
@@ -205,22 +240,41 @@ class Workload:
             value_width = head_dim = a.head_dim
         heads = a.heads / self.tp
         seq = self.plans.seq
-        core = Shape(
-            batch=self.plans.micro_batch,
-            heads=heads / self.cp,
-            kv_heads=np.maximum(a.kv_heads / self.tp, 1.0) / self.cp,
-            seq=seq,
-            head_dim=head_dim,
-        )
-        yield _Forward(kind=Kind.ATTENTION if a.causal and not a.cross else Kind.ATTENTION_FULL, shape=core)
+        if self.backend.flash:
+            core = Shape(
+                batch=self.plans.micro_batch,
+                heads=heads / self.cp,
+                kv_heads=np.maximum(a.kv_heads / self.tp, 1.0) / self.cp,
+                seq=seq,
+                head_dim=head_dim,
+            )
+            kind = Kind.ATTENTION if a.causal and not a.cross else Kind.ATTENTION_FULL
+            yield _Forward(kind=kind, shape=core, core=True)
+        else:
+            yield from self._unfused_attention(heads, head_dim, value_width)
         yield self._product(self.tokens, self.architecture.hidden, heads * value_width, bias=a.bias_out)
+
+    def _unfused_attention(self, heads: FloatArray, head_dim: int, value_width: int) -> Iterator[_Forward]:
+        """All scores, masked or not: their product, softmax, dropout, and the product with the values."""
+        seq = self.plans.seq.astype(np.float64)
+        batch = self.plans.micro_batch * heads / self.cp
+        scores, values = batch * seq**2, batch * seq * value_width
+        fused = ((batch % _SOFTMAX_BATCHES == 0) & (seq <= _SOFTMAX_LONGEST)).astype(np.float64)
+        yield _Forward(kind=Kind.GEMM, shape=Shape(batch=batch, m=seq, n=seq, k=head_dim), core=True)
+        yield _elementwise(scores, _SOFTMAX, (_SOFTMAX_BACKWARD,), core=True, share=fused)
+        for there, back in zip(_SOFTMAX_SLOW, _SOFTMAX_SLOW_BACKWARD, strict=True):
+            yield _elementwise(scores, there, (back,), core=True, share=1 - fused)
+        if self.backend.dropout:
+            yield _elementwise(scores, _DROPOUT, (_DROPOUT,), core=True)
+        yield _Forward(kind=Kind.GEMM, shape=Shape(batch=batch, m=seq, n=value_width, k=seq), core=True)
+        yield _elementwise(values, _LAYOUT, (_LAYOUT,), core=True)
 
     def _projections(self, a: Attention) -> Iterator[_Forward]:
         width = self.architecture.hidden
         q = a.heads * a.head_dim / self.tp
         kv_heads = np.maximum(a.kv_heads / self.tp, 1.0)
         kv = kv_heads * a.head_dim
-        for index, n in enumerate((q + 2 * kv,) if self.fusion.qkv else (q, kv, kv)):
+        for index, n in enumerate((q + 2 * kv,) if self.backend.qkv else (q, kv, kv)):
             yield self._product(self.tokens, n, width, bias=a.bias_qkv, joins=index > 0)
         heads = a.heads / self.tp
         if a.qk_norm == "full":
@@ -254,11 +308,11 @@ class Workload:
         first, *middle, last = mlp_products(mlp, self.architecture.hidden)
         f = mlp.width / self.tp
         up = first[1] / self.tp
-        split = mlp.gated and not self.fusion.gate_up
+        split = mlp.gated and not self.backend.gate_up
         for index, n in enumerate((up / 2, up / 2) if split else (up,)):
             yield self._product(tokens, n, first[0], bias=mlp.bias, joins=index > 0)
-        activation = Kind.SWIGLU if mlp.gated else _ACTIVATION[mlp.activation]
-        yield _Forward(kind=activation, shape=Shape(m=tokens, n=f), halves=mlp.gated and not split)
+        gate = Kind.SWIGLU if split else Kind.SWIGLU_PACKED
+        yield _Forward(kind=gate if mlp.gated else _ACTIVATION[mlp.activation], shape=Shape(m=tokens, n=f))
         for inputs, outputs in middle:
             yield self._product(tokens, outputs / self.tp, inputs, bias=mlp.bias)
             yield _Forward(kind=_ACTIVATION[mlp.activation], shape=Shape(m=tokens, n=outputs / self.tp))
@@ -288,13 +342,25 @@ class Workload:
         for position, (inputs, outputs) in enumerate(inner):
             depth = inputs if position == 0 else inputs / self.tp
             yield _Forward(kind=Kind.GROUPED_GEMM, shape=replace(rows, n=outputs / self.tp, k=depth))
-            activation = Kind.SWIGLU if moe.gated and position == 0 else _ACTIVATION[moe.activation]
-            halves = activation is Kind.SWIGLU
-            yield _Forward(kind=activation, shape=Shape(m=rows.m, n=moe.width / self.tp), halves=halves)
+            activation = Kind.SWIGLU_PACKED if moe.gated and position == 0 else _ACTIVATION[moe.activation]
+            yield _Forward(kind=activation, shape=Shape(m=rows.m, n=moe.width / self.tp))
         yield _Forward(kind=Kind.GROUPED_GEMM, shape=replace(rows, n=last[1], k=last[0] / self.tp))
 
 
 _ACTIVATION: dict[str, Kind] = {"gelu": Kind.GELU, "relu": Kind.RELU, "silu": Kind.GELU}
+
+
+def _elementwise(
+    elements: FloatArray,
+    tensors: float,
+    backward: tuple[float, ...],
+    *,
+    core: bool = False,
+    share: FloatArray | None = None,
+) -> _Forward:
+    """An elementwise kernel over so many tensors, and those of its backward, each as the copy that moves as many bytes."""
+    copies = tuple(Shape(m=elements * passes / 2) for passes in backward)
+    return _Forward(kind=Kind.COPY, shape=Shape(m=elements * tensors / 2), copies=copies, core=core, share=share)
 
 
 def _call(kind: Kind, direction: Pass, shape: Shape, phase: Phase, count: FloatArray) -> Call:

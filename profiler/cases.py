@@ -185,6 +185,15 @@ def swiglu(s: Sizes, direction: Pass, pool: Pool) -> Call:
     )
 
 
+def swiglu_packed(s: Sizes, direction: Pass, pool: Pool) -> Call:
+    """Gate and up-projection are the halves of one tensor, as where one product gives both."""
+    m, n = _rows(s)
+    both_T2F = pool.leaf(m, 2 * n)
+    return _differentiable(
+        lambda: torch_ops.swiglu(*both_T2F.chunk(2, dim=-1)), (both_T2F,), direction, lambda: pool.normal(m, n)
+    )
+
+
 def residual_add(s: Sizes, direction: Pass, pool: Pool) -> Call:
     """Both passes are a sum: of x and the branch, or of their gradients."""
     del direction
@@ -317,6 +326,7 @@ BUILDERS: dict[Kind, Builder] = {
     Kind.GELU: _activation(functional.gelu),
     Kind.RELU: _activation(functional.relu),
     Kind.SWIGLU: swiglu,
+    Kind.SWIGLU_PACKED: swiglu_packed,
     Kind.RESIDUAL_ADD: residual_add,
     Kind.BIAS: bias,
     Kind.EMBEDDING: embedding,

@@ -73,5 +73,5 @@ def effort_for(device: torch.device) -> Effort:
         power_settle_s=0.35,
         power_window_s=1.05,
         burst_s=8e-3,
-        host_repeats=25,
+        host_repeats=30,
     )

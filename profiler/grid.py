@@ -43,7 +43,9 @@ _GROUPED_FLOPS_MOST = 6e12
 _GROUPED_WEIGHT_MOST = 1 << 30  # elements
 
 _STREAM_ROUNDS = 2  # widths at each size
+_ROW_ROUNDS = 5  # the same for operators whose kernel depends on the width
 _WIDTHS = (128, 768, 1024, 1600, 2048, 3072, 4096, 5120, 8192)
+_EXPERT_WIDE = (256, 512, 768, 1024, 1408, 2048, 4096, 14336)
 _WIDE = (1024, 2048, 3072, 5632, 8192, 11008, 14336, 28672)
 _STREAM_ELEMENTS = tuple(1 << e for e in (19, 21, 22, 23, 24, 25, 26, 27, 28, 29))  # 1 MB to 1 GB of bf16
 
@@ -140,7 +142,7 @@ _ATTENTION_FLOPS_MOST = 4e12
 
 def _attentions(draw: random.Random) -> list[Point]:
     causal = list(_attention_sizes(draw, 48))
-    full = list(_attention_sizes(draw, 9))
+    full = list(_attention_sizes(draw, 18))
     return _all_passes(Kind.ATTENTION, causal) + _all_passes(Kind.ATTENTION_FULL, full)
 
 
@@ -172,21 +174,28 @@ def _streams(draw: random.Random) -> list[list[Point]]:
         Kind.GELU: _WIDE,
         Kind.RELU: _WIDE,
         Kind.SWIGLU: _WIDE,
+        Kind.SWIGLU_PACKED: _EXPERT_WIDE,
         Kind.RESIDUAL_ADD: _WIDTHS,
         Kind.BIAS: (*_WIDTHS, 12288),
     }
-    groups = [_all_passes(kind, _stream_sizes(draw, widths)) for kind, widths in by_width.items()]
+    groups = [
+        _all_passes(kind, _stream_sizes(draw, widths, _ROW_ROUNDS if kind in _BY_ROW else _STREAM_ROUNDS))
+        for kind, widths in by_width.items()
+    ]
     groups.append(_all_passes(Kind.ROTARY, _rotary_sizes(draw)))
     for kind in (Kind.ACCUMULATE, Kind.COPY):
         groups.append(_all_passes(kind, [Sizes(m=elements) for elements in _STREAM_ELEMENTS]))
     return groups
 
 
-def _stream_sizes(draw: random.Random, widths: Sequence[int]) -> list[Sizes]:
+_BY_ROW = (Kind.RMS_NORM, Kind.LAYER_NORM, Kind.BIAS)
+
+
+def _stream_sizes(draw: random.Random, widths: Sequence[int], rounds: int) -> list[Sizes]:
     """Widths dealt out like cards, so that every one occurs and none clings to a size."""
     deck: list[int] = []
     sizes: list[Sizes] = []
-    for elements in _STREAM_ELEMENTS * _STREAM_ROUNDS:
+    for elements in _STREAM_ELEMENTS * rounds:
         deck = deck or draw.sample(widths, len(widths))
         n = deck.pop()
         sizes.append(Sizes(m=max(64, elements // n // 64 * 64), n=n))
@@ -214,7 +223,7 @@ def rotary_sizes(batch: int, seq: int, heads: int, kv_heads: int, head_dim: int)
 def _embeddings(draw: random.Random) -> list[Point]:
     tables = ((32000, 4096), (50304, 1024), (50304, 2048), (128256, 4096), (151936, 2048), (50272, 512), (32128, 768))
     tokens = _TOKENS[2:]
-    sizes = [Sizes(m=m, n=n, k=k) for k, n in tables for m in draw.sample(tokens, 2)]
+    sizes = [Sizes(m=m, n=n, k=k) for k, n in tables for m in draw.sample(tokens, 5)]
     return _all_passes(Kind.EMBEDDING, [*sizes, *(Sizes(m=m, n=1024, k=2048) for m in (4096, 16384))])
 
 
@@ -245,7 +254,7 @@ def _routers(draw: random.Random) -> list[Point]:
 
 def _permutations(draw: random.Random) -> list[Point]:
     points: list[Point] = []
-    for experts, top_k in (*_ROUTINGS, (64, 8), (128, 8), (8, 2)) * 2:
+    for experts, top_k in (*_ROUTINGS, (64, 8), (128, 8), (8, 2), (8, 2), (16, 4), (8, 1)) * 3:
         n, m = draw.choice((768, 1024, 2048, 4096)), draw.choice((1024, 2048, 4096, 8192, 16384, 32768))
         while m * n * top_k > 1 << 29:
             m //= 2
@@ -288,7 +297,8 @@ def cpu_grid(seed: int) -> list[Point]:
 
 
 _SMALL_STREAMS = (
-    Kind.RMS_NORM, Kind.LAYER_NORM, Kind.GELU, Kind.RELU, Kind.SWIGLU, Kind.RESIDUAL_ADD, Kind.BIAS,
+    Kind.RMS_NORM, Kind.LAYER_NORM, Kind.GELU, Kind.RELU, Kind.SWIGLU, Kind.SWIGLU_PACKED, Kind.RESIDUAL_ADD,
+    Kind.BIAS,
 )  # fmt: skip
 
 

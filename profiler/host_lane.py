@@ -30,7 +30,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -44,8 +44,9 @@ Row = dict[str, Any]
 Passes = dict[str, float]  # forward, backward, step -> seconds, or kernels
 
 _HIDDEN, _SEQ, _VOCAB = 128, 32, 512
-_LAYERS = 3  # and twice as many: a backward pass of six layers stays far below the launch queue's thousand
-_REPEATS = 25
+_LAYERS = 4  # and twice as many: a backward pass of eight layers stays below the launch queue's thousand
+_REPEATS = 30
+_TRIMMED = 0.1  # of the samples at each end
 _SETTLE = 3
 
 
@@ -106,7 +107,7 @@ def measure(device: Device, *, repeats: int = _REPEATS, count_kernels: bool = Tr
 
     Args:
         device: where the tiny models run.
-        repeats: timed steps of each model; medians are taken.
+        repeats: timed steps of each model; trimmed means are taken.
         count_kernels: count kernel launches too, on a GPU.
     """
     pairs = [_pair(kind, "bf16-mixed", device.torch_device) for kind in KINDS]
@@ -145,17 +146,26 @@ def _run(kind: LayerKind, precision: Precision, layers: int) -> TrainingRun:
 
 
 def _times_s(pair: _Pair, repeats: int) -> tuple[Passes, Passes]:
-    """Median host time of each pass of both models, taken in turns so that a drift of the host's speed cancels."""
+    """Host time of each pass of both models, taken in turns so that a drift of the host's speed cancels.
+
+    Trimmed means: the host of a virtual machine was seen to alternate between two speeds, of which a median shows one.
+    """
     samples: tuple[list[Passes], list[Passes]] = ([], [])
     for _ in range(_SETTLE + repeats):
         for taken, trainer in zip(samples, pair.trainers, strict=True):
             taken.append(_step_s(trainer))
-    small, large = (_medians(taken[_SETTLE:]) for taken in samples)
+    small, large = (_means(taken[_SETTLE:]) for taken in samples)
     return small, large
 
 
-def _medians(samples: list[Passes]) -> Passes:
-    return {name: median(sample[name] for sample in samples) for name in samples[0]}
+def _means(samples: list[Passes]) -> Passes:
+    return {name: _trimmed_mean([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def _trimmed_mean(values: list[float]) -> float:
+    """Mean without the largest and smallest tenth."""
+    cut = int(_TRIMMED * len(values))
+    return fmean(sorted(values)[cut : len(values) - cut])
 
 
 def _step_s(trainer: Trainer) -> Passes:
@@ -186,7 +196,7 @@ def _kernels(trainer: Trainer) -> Passes:
 
 def _launches(trainer: Trainer, work: Callable[[], Any]) -> tuple[float, Any]:
     trainer.wait()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as trace:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as trace:
         result = work()
         trainer.wait()
     # An optimizer annotates its step; the annotation shows up as a device event too.

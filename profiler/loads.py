@@ -26,6 +26,7 @@ def gpu_loads() -> list[Load]:
         *_grouped(),
         *_gemms(),
         *_both(Kind.SWIGLU, Sizes(m=_TOKENS, n=8192)),
+        *_both(Kind.SWIGLU_PACKED, Sizes(m=8 * _TOKENS, n=1024)),
         *_both(Kind.RMS_NORM, Sizes(m=_TOKENS, n=4096)),
         _load(Kind.ADAMW_MIXED, Pass.STEP, Sizes(m=400_000_000)),
         *_both(Kind.CROSS_ENTROPY, Sizes(m=8192, n=50304)),

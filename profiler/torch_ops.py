@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float = 1e-5) -> Tensor:
-    return F.rms_norm(x_TD, (weight_D.shape[0],), weight_D, eps)
+    return functional.rms_norm(x_TD, (weight_D.shape[0],), weight_D, eps)
 
 
 def layer_norm(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor | None, eps: float = 1e-5) -> Tensor:
-    return F.layer_norm(x_TD, (weight_D.shape[0],), weight_D, bias_D, eps)
+    return functional.layer_norm(x_TD, (weight_D.shape[0],), weight_D, bias_D, eps)
 
 
 def rotary_tables(
@@ -40,16 +40,16 @@ def rotary(x_BHSK: Tensor, cos_Sh: Tensor, sin_Sh: Tensor) -> Tensor:
 def attention(q_BHSK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, causal: bool = True) -> Tensor:
     """Scaled dot product attention; fewer key/value heads than query heads is grouped attention."""
     grouped = q_BHSK.shape[1] != k_BHSK.shape[1]
-    return F.scaled_dot_product_attention(q_BHSK, k_BHSK, v_BHSK, is_causal=causal, enable_gqa=grouped)
+    return functional.scaled_dot_product_attention(q_BHSK, k_BHSK, v_BHSK, is_causal=causal, enable_gqa=grouped)
 
 
 def swiglu(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
-    return F.silu(gate_TF) * up_TF
+    return functional.silu(gate_TF) * up_TF
 
 
 def cross_entropy(logits_TV: Tensor, target_T: Tensor) -> Tensor:
     """Mean negative log-likelihood, in float32 as training code computes it."""
-    return F.cross_entropy(logits_TV.float(), target_T)
+    return functional.cross_entropy(logits_TV.float(), target_T)
 
 
 def route(logits_TE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
@@ -124,12 +124,16 @@ def permute(x_TD: Tensor, d: Dispatch, top_k: int) -> Tensor:
 
 
 def unpermute(y_RD: Tensor, weight_Tk: Tensor, d: Dispatch) -> Tensor:
-    """Weighted sum of each token's k rows, [T, D]."""
+    """Weighted sum of each token's k rows, [T, D].
+
+    A product and a sum. A batched matrix product could stand for them; measured on an H100 it takes a quarter less time
+    with 8 experts a token, and in its backward pass five times as much with 2.
+    """
     pair_RD: Tensor = _Unsort.apply(y_RD, d.order_R, d.inverse_R)  # type: ignore[no-untyped-call]
     pair_TkD = pair_RD.view(*weight_Tk.shape, -1)
-    return torch.bmm(weight_Tk.unsqueeze(1), pair_TkD).squeeze(1)
+    return (pair_TkD * weight_Tk.unsqueeze(-1)).sum(1)
 
 
 def grouped_linear(x_RD: Tensor, weight_EDF: Tensor, offsets_E: Tensor) -> Tensor:
     """Each expert's rows times its own weight: [R, F]."""
-    return F.grouped_mm(x_RD, weight_EDF, offs=offsets_E)
+    return functional.grouped_mm(x_RD, weight_EDF, offs=offsets_E)

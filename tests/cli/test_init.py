@@ -1,0 +1,63 @@
+"""`moemodel init`: the plan that it writes, and when it writes none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import Result
+
+from moemodel.model.plan import Plan, read_plan
+
+Run = Callable[..., Result]
+
+
+@pytest.mark.parametrize("name", ["olmoe-1b-7b", "opt-350m", "switch-base-128", "llama-3-70b"])
+def test_what_it_writes_predicts(name: str, moemodel: Run, folder: Path, calibration_file: Path) -> None:
+    made = moemodel("init", "-o", "new.yaml", "--architecture", name, "--gpus", "64", "--calibration", calibration_file)
+    assert made.exit_code == 0
+    assert made.stdout == "wrote new.yaml; next: moemodel predict new.yaml\n"
+    assert read_plan(folder / "new.yaml").cluster.gpus == 64
+    assert moemodel("predict", "new.yaml", "--calibration", calibration_file).exit_code == 0
+
+
+def test_every_key_is_explained(moemodel: Run, folder: Path, calibration_file: Path) -> None:
+    moemodel("init", "-o", "new.yaml", "--calibration", calibration_file)
+    text = (folder / "new.yaml").read_text()
+    missing = set(Plan.model_fields) - set(yaml.safe_load(text)) - {"layers"}
+    assert not missing
+    assert "# layers: " in text
+
+
+def test_it_overwrites_nothing(moemodel: Run, folder: Path, calibration_file: Path) -> None:
+    before = (folder / "plan.yaml").read_text()
+    result = moemodel("init", "--calibration", calibration_file)
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "moemodel: plan.yaml: is there already; choose another name with -o, or overwrite with --force\n"
+    )
+    assert (folder / "plan.yaml").read_text() == before
+    assert [path.name for path in folder.iterdir()] == ["plan.yaml"]
+
+
+def test_it_overwrites_if_told(moemodel: Run, folder: Path, calibration_file: Path) -> None:
+    assert moemodel("init", "--force", "--calibration", calibration_file).exit_code == 0
+    assert read_plan(folder / "plan.yaml").architecture == "olmoe-1b-7b"
+    assert [path.name for path in folder.iterdir()] == ["plan.yaml"]
+
+
+def test_a_folder_that_is_not_there(moemodel: Run, calibration_file: Path) -> None:
+    result = moemodel("init", "-o", "no/where/plan.yaml", "--calibration", calibration_file)
+    assert result.exit_code == 2
+    assert "no/where" in result.stderr
+    assert "No such file or directory" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_nothing_is_written_for_a_model_that_does_not_fit(moemodel: Run, folder: Path, calibration_file: Path) -> None:
+    result = moemodel("init", "-o", "new.yaml", "--architecture", "gpt3-175b", "--calibration", calibration_file)
+    assert result.exit_code == 2
+    assert "use more GPUs" in result.stderr
+    assert not (folder / "new.yaml").exists()

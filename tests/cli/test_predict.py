@@ -1,0 +1,185 @@
+"""`moemodel predict`: what it prints, and what it says to a plan that is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from moemodel.calibrate.catalogue import list_calibrations
+from moemodel.model.calibration import SCHEMA_VERSION
+
+Run = Callable[..., Result]
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+
+
+def test_prints_every_figure_at_80_columns(moemodel: Run, calibration_file: Path) -> None:
+    result = moemodel("predict", "plan.yaml", "--calibration", calibration_file)
+    assert result.exit_code == 0
+    for figure in (
+        *("tokens/s per GPU", "MFU", "sustained SM clock", "power per GPU", "energy per token", "memory per GPU"),
+        *("exposed communication", "pipeline bubble", "90 % interval"),
+        *("forward", "backward", "optimizer", "communication", "idle"),
+        *("activations", "of 85.5 available", "hours", "kWh", "kgCO2e", "Calibration test-h100"),
+    ):
+        assert figure in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "\x1b" not in result.stdout
+
+
+def test_prints_the_same_for_machines(moemodel: Run, calibration_file: Path) -> None:
+    result = moemodel("predict", "plan.yaml", "--json", "--calibration", calibration_file)
+    assert result.exit_code == 0
+    answer = json.loads(result.stdout)
+    assert answer["plan"]["name"] == "small"
+    assert answer["step"]["step_time_s"]["interval"][0] < answer["step"]["step_time_s"]["value"]
+    assert answer["run"]["hours"]["value"] > 0
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=[path.stem for path in EXAMPLES])
+def test_examples_predict(example: Path, moemodel: Run) -> None:
+    from moemodel.model.gpu import read_gpu
+    from moemodel.model.plan import read_plan
+
+    gpu = read_gpu(read_plan(example).cluster.gpu).name
+    if gpu not in list_calibrations():
+        pytest.skip(f"no calibration of {gpu} ships")
+    assert moemodel("predict", example).exit_code == 0
+
+
+# What a plan says instead, and the words of the one message: file, key or line, what was found, what is allowed.
+BAD_PLANS: dict[str, tuple[str, str, str]] = {
+    "product of degrees": (
+        "{dp: 8,",
+        "{dp: 6,",
+        "plan.yaml:1: parallel: dp 6 x tp 1 x pp 1 x cp 1 = 6, but cluster.gpus is 8",
+    ),
+    "heads by tp": (
+        "gpus: 8}\nparallel: {dp: 8,",
+        "gpus: 3}\nparallel: {tp: 3,",
+        "plan.yaml: small: parallel.tp 3 does not divide the attention heads 16; allowed: divisors of 16",
+    ),
+    "experts by ep": (
+        "opt-350m\nsequence_length: 2048\nglobal_batch: 64\nmicro_batch: 4\n"
+        "cluster: {gpu: h100-sxm-80gb, gpus: 8}\nparallel: {dp: 8,",
+        "olmoe-1b-7b\nsequence_length: 2048\nglobal_batch: 96\nmicro_batch: 1\n"
+        "cluster: {gpu: h100-sxm-80gb, gpus: 48}\nparallel: {dp: 48, ep: 48,",
+        "plan.yaml: small: parallel.ep 48 does not divide the experts 64; allowed: divisors of 64",
+    ),
+    "layers by pp": (
+        "gpus: 8}\nparallel: {dp: 8,",
+        "gpus: 5}\nparallel: {pp: 5,",
+        "plan.yaml: small: parallel.pp x virtual_stages 5 does not divide the number of layers 24",
+    ),
+    "global batch": (
+        "global_batch: 64",
+        "global_batch: 60",
+        "global_batch 60 must be a multiple of micro_batch x dp = 32",
+    ),
+    "unknown key": ("micro_batch: 4", "micro_batches: 4", "plan.yaml:5: unknown key 'micro_batches'; allowed here: "),
+    "clock": (
+        "tokens: 1e10",
+        "clock_MHz: 2500",
+        "plan.yaml: clock_MHz: found 2500; allowed on h100-sxm-80gb: 345 to 1980 in steps of 15",
+    ),
+    "memory": (
+        "architecture: opt-350m",
+        "architecture: llama-3-70b",
+        "plan.yaml: small does not fit in memory: the fullest GPU needs",
+    ),
+    "not YAML": ("parallel: {dp: 8,", "parallel: {dp: 8", "plan.yaml:7: not YAML"),
+    "gpu": ("gpu: h100-sxm-80gb", "gpu: h900", "gpu: found 'h900'; allowed: a100-pcie-80gb"),
+}
+
+
+@pytest.mark.parametrize(("good", "bad", "message"), BAD_PLANS.values(), ids=BAD_PLANS)
+def test_a_bad_plan_gets_one_message(
+    good: str, bad: str, message: str, moemodel: Run, folder: Path, calibration_file: Path
+) -> None:
+    plan = folder / "plan.yaml"
+    text = plan.read_text(encoding="utf-8")
+    assert good in text
+    plan.write_text(text.replace(good, bad), encoding="utf-8")
+    result = moemodel("predict", "plan.yaml", "--calibration", calibration_file)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("moemodel: ") == 1
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert [path.name for path in folder.iterdir()] == ["plan.yaml"]
+
+
+def test_a_plan_too_large_is_answered_if_asked(moemodel: Run, folder: Path, calibration_file: Path) -> None:
+    plan = folder / "plan.yaml"
+    plan.write_text(plan.read_text().replace("opt-350m", "llama-3-70b"))
+    result = moemodel("predict", "plan.yaml", "--calibration", calibration_file, "--even-if-it-does-not-fit")
+    assert result.exit_code == 0
+    assert "This plan does not fit in memory" in result.stdout
+
+
+def test_a_plan_that_is_not_there(moemodel: Run) -> None:
+    result = moemodel("predict", "other.yaml")
+    assert result.exit_code == 2
+    assert result.stderr == "moemodel: other.yaml: no such file\n"
+
+
+def test_a_calibration_of_another_schema_version(moemodel: Run, folder: Path, calibration_file: Path) -> None:
+    document = json.loads(calibration_file.read_text()) | {"schema_version": SCHEMA_VERSION + 1}
+    (folder / "old.json").write_text(json.dumps(document))
+    result = moemodel("predict", "plan.yaml", "--calibration", "old.json")
+    assert result.exit_code == 2
+    assert (
+        f"old.json: schema_version: found {SCHEMA_VERSION + 1}; this moemodel reads {SCHEMA_VERSION}" in result.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "bad.json:1: not JSON"),
+        ("{}", "bad.json: the key 'schema_version' is missing"),
+        (f'{{"schema_version": {SCHEMA_VERSION}}}', "bad.json: the key 'name' is missing"),
+        ("[1]", "bad.json"),
+    ],
+)
+def test_a_calibration_that_is_none(text: str, message: str, moemodel: Run, folder: Path) -> None:
+    (folder / "bad.json").write_text(text)
+    result = moemodel("predict", "plan.yaml", "--calibration", "bad.json")
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_a_calibration_of_another_gpu(moemodel: Run, folder: Path, calibration_file: Path) -> None:
+    plan = folder / "plan.yaml"
+    plan.write_text(plan.read_text().replace("h100-sxm-80gb", "a100"))
+    result = moemodel("predict", "plan.yaml", "--calibration", calibration_file)
+    assert result.exit_code == 2
+    assert "test-h100 is of h100-sxm-80gb, but cluster.gpu is a100-sxm-80gb" in result.stderr
+
+
+def test_an_unknown_calibration_lists_the_known_ones(moemodel: Run) -> None:
+    result = moemodel("predict", "plan.yaml", "--calibration", "h1000")
+    assert result.exit_code == 2
+    assert "calibration: found 'h1000'; allowed: " in result.stderr
+
+
+def test_a_plan_is_data(moemodel: Run, folder: Path, calibration_file: Path) -> None:
+    plan = folder / "plan.yaml"
+    plan.write_text(plan.read_text() + "name2: !!python/object/apply:os.mkdir [ran]\n")
+    assert moemodel("predict", "plan.yaml", "--calibration", calibration_file).exit_code == 2
+    assert not (folder / "ran").exists()
+
+
+def test_a_reader_that_goes_away_is_no_error(folder: Path, calibration_file: Path, environment: dict[str, str]) -> None:
+    command = f"{sys.executable} -m moemodel predict plan.yaml --calibration {calibration_file} | head -1"
+    done = subprocess.run(
+        ["sh", "-c", command], capture_output=True, text=True, check=True, cwd=folder, env=environment
+    )
+    assert done.stdout == "small\n"
+    assert "Traceback" not in done.stderr
