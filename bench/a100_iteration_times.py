@@ -10,9 +10,9 @@ near, stand beside it. `--shapes` also leaves out each (hidden size, tensor para
 The rows (vTrain, MIT) are not what they are said to be: that simulator's own arithmetic on 32 traced steps gives all of
 them exactly. So GPU count, layers, dp and pp test little, and a shape left out is the real test. Rows of 64 to 512 A100
 from the same repository behave like measurements; `--vtrain` names a checkout of it, whose `ground_truth_multi.csv` is
-predicted by the constants fitted to the 1,440 rows, with full recomputation and 100 GB/s between nodes (assumed). Two of
-the constants are not the hardware's: the gap of a traced kernel and the simulator's rate between stages; the calibration
-that ships has others in their place, and so has this prediction.
+predicted by the constants fitted to the 1,440 rows, with full recomputation and 100 GB/s between nodes (assumed). Two
+of the constants are not the hardware's: the gap of a traced kernel and the simulator's rate between stages; the
+calibration that ships has others in their place, and so has this prediction.
 
 The data are read from `../shared/data`; where they are missing there is nothing to do, and the exit code is 0.
 """
@@ -43,7 +43,7 @@ FloatArray = NDArray[np.float64]
 
 def errors(ratios: dict[int, FloatArray]) -> FloatArray:
     """Absolute relative errors of all rows of a factor."""
-    return np.abs(np.concatenate(list(ratios.values())) - 1)
+    return np.asarray(np.abs(np.concatenate(list(ratios.values())) - 1))
 
 
 def table(name: str, ratios: dict[int, FloatArray]) -> str:
@@ -71,7 +71,7 @@ def several_nodes(path: Path, folder: Path, constants: dict[str, float]) -> Floa
     nic_Bps = _NODE_BPS / known.gpu.gpus_per_node
     cluster = Cluster(gpu=known.gpu, links=known.links, nic_Bps=nic_Bps)
     hardware = constants | {"gap": LAUNCH_S, "boundary": known.links.efficiency}
-    return predicted_s(groups(rows, Recompute.FULL), cluster.machine(hardware)) / rows.time_s
+    return np.asarray(predicted_s(groups(rows, Recompute.FULL), cluster.machine(hardware)) / rows.time_s)
 
 
 def shapes_of(rows: Rows) -> NDArray[np.int64]:

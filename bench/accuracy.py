@@ -92,7 +92,7 @@ def report(found: Sequence[Comparison], errors: Sequence[HeldOut], calibration: 
         "",
         *_table(found, ("memory", "power")),
         "",
-        "Memory is the peak that the framework's allocator handed out; clock is the true SM clock, from its cycle counter.",
+        "Memory is the peak that the framework's allocator handed out; clock is the true SM clock.",
         f"The 90 % interval held the measured step time in {f['step_time_coverage_90']:.0%} of the runs, the measured",
         f"energy in {f['energy_coverage_90']:.0%}.",
         "",
@@ -105,8 +105,8 @@ def report(found: Sequence[Comparison], errors: Sequence[HeldOut], calibration: 
         "",
         "## Operators on held-out shapes",
         "",
-        "Five folds by shape: every shape is predicted by a fit that did not see it. The error is |predicted/measured - 1|",
-        f"over shapes and clocks. The median of the medians is {f['operator_median_of_medians']:.1%}.",
+        "Five folds by shape: every shape is predicted by a fit that did not see it. The error is",
+        f"|predicted/measured - 1| over shapes and clocks. The median of the medians is {f['operator_median_of_medians']:.1%}.",
         "",
         "| operator | pass | shapes | median | 90th percentile | worst |",
         "| --- | --- | --: | --: | --: | --: |",
@@ -125,7 +125,8 @@ def main() -> None:
     arguments = parser.parse_args()
     calibration = read_calibration(arguments.calibration) if arguments.calibration else shipped(arguments.gpu)
     measured = read_profile(_ROOT / "bench" / "measured" / arguments.gpu)
-    found = compare(measured.tables["iterations"].to_dict("records"), calibration)
+    rows = [{str(k): v for k, v in row.items()} for row in measured.tables["iterations"].to_dict("records")]
+    found = compare(rows, calibration)
     _, errors = calibrate_profile(_ROOT / "calibrate" / "profiles" / arguments.gpu)
     arguments.output.write_text(report(found, errors, calibration, measured), encoding="utf-8")
     result = figures(found, errors)

@@ -181,10 +181,11 @@ def _host(profile: Profile, source: str) -> list[HostLane]:
         for row in table.itertuples()
         if "layer" in str(row.block) and row.direction == "forward"
     }
-    values = {f"{block}/{direction}": float(value) for (block, direction), value in means.items()}
-    for row in table[table["block"] == "optimizer_layer"].itertuples():
-        if str(row.detail) in layer_of:
-            values[f"{layer_of[str(row.detail)]}/step"] = float(row.host_time_s)
+    values = {"/".join(key): float(value) for key, value in zip(means.index.to_list(), means, strict=True)}
+    steps = table[table["block"] == "optimizer_layer"]
+    for detail, host_time_s in zip(steps["detail"].astype(str), steps["host_time_s"].astype(float), strict=True):
+        if detail in layer_of:
+            values[f"{layer_of[detail]}/step"] = host_time_s
     parameters = {name: _measured(max(value, 0.0), "s", source) for name, value in sorted(values.items())}
     return [HostLane(backend="torch", blocks=parameters, log_error=_HOST_LOG_ERROR)]
 
@@ -201,5 +202,8 @@ def _memory(profile: Profile, source: str) -> MemoryFit:
             "context": context,
             "workspace": _assumed(32 * 2**20 + 8192 * 1024, "B", "cuBLAS workspaces that PyTorch keeps on Hopper"),
             "fragmentation": _assumed(0.03, "1", "what a caching allocator under pressure cannot reuse"),
+            "log_error": _assumed(
+                0.02, "1", "allocator rounding and library workspaces; docs/accuracy.md has the errors"
+            ),
         }
     )

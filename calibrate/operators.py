@@ -242,14 +242,18 @@ def _analytic(
         [f.low for f in free.values()],
         [f.high for f in free.values()],
     ))  # fmt: skip
+
+    def ratio(x: FloatArray) -> FloatArray:
+        return _log_ratio(_decode(free, x), data, chip)
+
     solution = least_squares(
-        lambda x: _log_ratio(_decode(free, x), data, chip),
+        ratio,
         np.clip(first, low + 1e-9, high - 1e-9),
         bounds=(low, high),
         loss="soft_l1",
         f_scale=0.05,
         max_nfev=evaluations,
-        diff_step=1e-3,
+        diff_step=[1e-3] * len(first),
     )
     return _decode(free, solution.x)
 

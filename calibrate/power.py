@@ -222,12 +222,17 @@ def _measured(value: float, unit: str, source: str) -> Parameter:
 
 
 def held_out_power(loads: Loads, reference_Hz: float) -> float:
-    """Root mean square log error of loads that were left out in turn; an operator with one load then has no factor."""
-    busy = [index for index, key in enumerate(loads.keys) if key]
+    """Root mean square log error of loads left out in turn.
+
+    Only operators of which another load (another shape or share of time) remains count: they have a factor then, as
+    every operator has in a prediction. Where no operator has two loads, the common energies alone are judged.
+    """
+    repeated = [index for index, key in enumerate(loads.keys) if key and loads.keys.count(key) > 1]
+    judged = repeated or [index for index, key in enumerate(loads.keys) if key]
     errors = []
-    for fold in range(min(_FOLDS, len(busy))):
+    for fold in range(min(_FOLDS, len(judged))):
         out = np.zeros(len(loads), dtype=bool)
-        out[busy[fold::_FOLDS]] = True
+        out[judged[fold::_FOLDS]] = True
         seen, unseen = _take(loads, ~out), _take(loads, out)
         solution = solve_power(seen, reference_Hz)
         errors += list(np.log(solution.power_W(unseen, kind_factors(seen, solution)) / unseen.power_W))

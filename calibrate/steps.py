@@ -1,7 +1,8 @@
 """Fit operators, host and optimizer of one GPU to iteration times of GPT training under Megatron-LM 2.x.
 
 A few constants, the same for all rows, go through `model.predict` itself; robust least squares on log time finds them.
-What iteration times don't determine is held at `_HELD`, and the links at what a sweep of collectives gave (`fit_links`).
+What iteration times don't determine is held (`_HELD_*`), and so are the links, at what a sweep of collectives gave
+(`fit_links`).
 
 Gauss-Newton: predictions are linearised in the logarithm of the constants, the linear problem is solved with bounds and
 a soft-L1 loss, and so on from there. Derivatives are kept and used again nearby, so that the many fits of a
@@ -334,6 +335,7 @@ _STEP = 1e-3  # of a logarithm, in differences
 _FARTHEST = 0.7  # that one linearisation may move a logarithm
 _NEAR = 0.25  # derivatives are used again within this
 _CLOSE = 2e-3  # converged
+_WORTHWHILE, _PATIENCE = 1e-3, 2  # or the sum of losses has not fallen by this share for so many rounds
 _ROUNDS = 12
 
 
@@ -356,12 +358,15 @@ class StepFitter:
         picked = np.ones(len(self.measured_s), dtype=bool) if rows is None else rows
         low, high = (np.log([getattr(f, edge) for f in FREE.values()]) for edge in ("low", "high"))
         x = np.log([f.start for f in FREE.values()])
-        best, best_cost = x, np.inf
+        best, best_cost, idle = x, np.inf, 0
         for _ in range(_ROUNDS):
             missed = self._log_time(x)[picked] - np.log(self.measured_s[picked])
             cost = _robust(missed)
+            idle = 0 if cost < (1 - _WORTHWHILE) * best_cost else idle + 1
             if cost < best_cost:
                 best, best_cost = x, cost
+            if idle == _PATIENCE:
+                break
             move = _solve(missed, self._jacobian(x)[picked], low - x, high - x)
             if np.abs(move).max() < _CLOSE:
                 break
@@ -396,15 +401,15 @@ def _robust(missed: FloatArray) -> float:
 def _solve(missed: FloatArray, jacobian: FloatArray, low: FloatArray, high: FloatArray) -> FloatArray:
     """The best move of a linearised problem, within bounds. A constant that no row depends on stays."""
     bounds = (np.clip(low, -_FARTHEST, -1e-9), np.clip(high, 1e-9, _FARTHEST))
-    solution = least_squares(
-        lambda move: missed + jacobian @ move,
-        np.zeros(jacobian.shape[1]),
-        jac=lambda _: jacobian,
-        bounds=bounds,
-        loss="soft_l1",
-        f_scale=_SCALE,
-        max_nfev=50,
-    )
+
+    def linear(move: FloatArray) -> FloatArray:
+        return np.asarray(missed + jacobian @ move)
+
+    def slope(_: FloatArray) -> FloatArray:
+        return jacobian
+
+    start = np.zeros(jacobian.shape[1])
+    solution = least_squares(linear, start, jac=slope, bounds=bounds, loss="soft_l1", f_scale=_SCALE, max_nfev=50)
     return np.asarray(solution.x)
 
 

@@ -182,7 +182,7 @@ class Workload:
     def _with_backward(self, forward: list[_Forward]) -> list[Call]:
         calls = [_call(op.kind, Pass.FORWARD, op.shape, Phase.FORWARD, self._share(op)) for op in forward]
         for op in forward:
-            backward = [
+            backward: list[tuple[Kind, Pass, Shape]] = [
                 (op.kind, direction, op.shape) for direction in PASSES[op.kind] if direction is not Pass.FORWARD
             ]
             if op.joins is not None:

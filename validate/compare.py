@@ -37,7 +37,7 @@ QUANTITIES: dict[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Quantity:
-    """One quantity of one run, SI units; `spread` is the predicted standard deviation of its logarithm, if there is one."""
+    """One quantity of one run, SI units; `spread` is the predicted standard deviation of its logarithm, or None."""
 
     predicted: float
     measured: float

@@ -91,26 +91,24 @@ def test_backends_share_their_products(batch: Batch, name: str) -> None:
     """How products are grouped, and what runs between them, changes no FLOP outside the attention core."""
     architecture = read_architecture(name)
     for phase in (Phase.FORWARD, Phase.BACKWARD):
-        counts = [flops(layer_calls(architecture, batch(), backend), phase, core=False) for backend in BACKENDS]
+        counts = [flops(layer_calls(architecture, batch(), backend), phase, core=False)[0] for backend in BACKENDS]
         assert counts == pytest.approx([counts[0]] * len(BACKENDS))
 
 
 def test_without_flash_attention_the_masked_half_is_computed_too(batch: Batch) -> None:
     opt = read_architecture("opt-350m")
-    flash, whole = (
-        flops(layer_calls(opt, batch(), b), Phase.FORWARD, core=True) for b in ("megatron", "megatron-v2")
-    )
+    flash, whole = (flops(layer_calls(opt, batch(), b), Phase.FORWARD, core=True) for b in ("megatron", "megatron-v2"))
     assert whole == pytest.approx(2 * flash)
 
 
 @pytest.mark.parametrize("name", ["opt-350m", "llama-3-8b", "olmoe-1b-7b", "gpt3-175b"])
 def test_all_blocks_together_are_the_model(batch: Batch, name: str) -> None:
-    """Layers and head forward are a third of the model's FLOPs; the same for any layers of an architecture."""
+    """Layers and ends forward are a third of the model's FLOPs (which leave out OPT-350M's narrow projections)."""
     architecture = read_architecture(name)
     workload = Workload(architecture, batch(), backend="torch", precision="bf16")
     blocks = [workload.layer(layer) for layer in architecture.layers] + [workload.embedding(), workload.head()]
     total = sum(flops(calls, Phase.FORWARD) for calls in blocks)
-    assert total == pytest.approx(model_flops(architecture, np.array([_SEQ])) / 3, rel=2e-3)
+    assert total == pytest.approx(model_flops(architecture, np.array([_SEQ])) / 3, rel=3e-3)
 
 
 def test_the_fused_softmax_needs_batches_in_fours(batch: Batch) -> None:
@@ -125,6 +123,8 @@ def test_elementwise_kernels_are_copies_of_as_many_bytes(batch: Batch) -> None:
     opt = read_architecture("opt-350m")
     calls = layer_calls(opt, batch(), "megatron-v2")
     scores = 16 * _SEQ**2
-    moved = [float(work(c.kind, c.direction, c.shape).bytes_B[0]) for c in calls if c.kind is Kind.COPY and c.count.any()]
+    moved = [
+        float(work(c.kind, c.direction, c.shape).bytes_B[0]) for c in calls if c.kind is Kind.COPY and c.count.any()
+    ]
     assert 2 * 2.0 * scores in moved  # the softmax reads and writes all scores in 16 bits
     assert all(call.direction is Pass.FORWARD for call in calls if call.kind is Kind.COPY)
