@@ -3,8 +3,8 @@
 # make lint    ruff and mypy, in the same environment
 # make clean   remove both environments and all caches
 #
-# PIP_ARGS goes to every `pip install`. On a machine without a GPU, PyTorch's CPU wheels save a large download:
-#     make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# PIP_ARGS goes to every `pip install`, such as --extra-index-url with PyTorch's index of CPU wheels, which saves a large
+# download on a machine without a GPU.
 
 PYTHON ?= python3
 PIP_ARGS ?=

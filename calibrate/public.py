@@ -2,7 +2,7 @@
 
     python -m moemodel.calibrate.public DATA [--output FOLDER]
 
-DATA is a folder laid out as `../shared/data` (see `published`). It writes `a100-sxm-80gb.json` and `a100-sxm-40gb.json`:
+DATA is a folder laid out as `../shared/data` (see `published`). Written are `a100-sxm-80gb.json` and `-40gb.json`:
 
     products, elementwise kernels, host   iteration times that vTrain published (`steps`)
     links                                 its NCCL all-reduce tables
@@ -84,16 +84,18 @@ GPUS = ("a100-sxm-80gb", "a100-sxm-40gb")  # the first is the one that the data 
 _H100 = "h100-sxm-80gb"
 _SHIPPED = Path(__file__).parent / "shipped"
 
-_STEPS_SOURCE = f"fitted to 1,440 iteration times of {VTRAIN}, which its simulator's arithmetic on 32 traced steps reproduces exactly"
+_STEPS_SOURCE = (
+    f"fitted to 1,440 iteration times of {VTRAIN}; that simulator's arithmetic on 32 traced steps gives them exactly"
+)
 _STREAM_SOURCE = f"stream benchmark at 61 locked SM clocks on an A100 80 GB, {DVFS}"
 _POWER_SOURCE = f"DCGM activity and power of 12 programs at 61 locked SM clocks on an A100 80 GB, {DVFS}"
 _PROVENANCE = (
-    "Not measured by this project: fitted to what others published. Products, elementwise kernels, optimizer and the host "
-    "lane of megatron-v2 are fitted to the iteration times that vTrain published (MIT), which turned out to be reproduced "
-    "exactly by that simulator's own arithmetic from single traced steps, so their host times include tracing; links are "
-    "fitted to its NCCL all-reduce tables; power, voltage and memory bandwidth to the readings of a DVFS study "
-    "(ghazanfarttu, BSD-3-Clause) on an A100 80 GB; flash attention follows the rates that its paper states; the rest is "
-    "datasheet or assumed, as each parameter says.{extra}"
+    "Not measured by this project: fitted to what others published. Products, elementwise kernels, optimizer and the "
+    "host lane of megatron-v2 are fitted to the iteration times that vTrain published (MIT), which turned out to be "
+    "reproduced exactly by that simulator's own arithmetic from single traced steps, so their host times include "
+    "tracing; links are fitted to its NCCL all-reduce tables; power, voltage and memory bandwidth to the readings of a "
+    "DVFS study (ghazanfarttu, BSD-3-Clause) on an A100 80 GB; flash attention follows the rates that its paper "
+    "states; the rest is datasheet or assumed, as each parameter says.{extra}"
 )
 
 # Elementwise kernels that the rows' model ran; the other streams take the bandwidth of the stream benchmark.
@@ -165,8 +167,8 @@ def fit_stream(clock_Hz: FloatArray, rate_Bps: FloatArray, gpu: Gpu) -> Stream:
 def loads_of_activities(data: Activities, gpu: Gpu) -> Loads:
     """Activity counters as rates of work.
 
-    A busy tensor pipe counts as the 16-bit rate of its cycles, whatever it multiplies: the data's matrix program is FP64,
-    and a busy pipe is assumed to draw the same for either. FP32 and FP64 pipes count their lanes, DRAM its peak.
+    A busy tensor pipe counts as the 16-bit rate of its cycles, whatever it multiplies: the data's matrix program is
+    FP64, and a busy pipe is assumed to draw the same for either. FP32 and FP64 pipes count their lanes, DRAM its peak.
     """
     sms = float(gpu.multiprocessors or 1)
     cycles = data.clock_Hz * sms
@@ -188,7 +190,7 @@ def loads_of_activities(data: Activities, gpu: Gpu) -> Loads:
 def left_out_power(data: Activities, gpu: Gpu) -> float:
     """Root mean square log error of a program that the fit left out; the median over programs.
 
-    The median, since a matrix program alone shows what tensor cores draw, and leaving it out asks what no other can say.
+    The median, since one program alone shows what tensor cores draw, and leaving it out asks what no other can say.
     """
     names = np.array(data.application)
     errors = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -121,6 +122,9 @@ def _step(answer: Outcome) -> Table:
 
 
 def _row(made: Table, name: str, figure: Estimate, unit: str, *, scale: bool = True) -> None:
+    if math.isnan(figure.value):
+        made.add_row(name, "not measured", "", "")
+        return
     factor, shown = prefixed(figure.value, unit) if scale else (1.0, unit)
     known = figure.low is not None and figure.high is not None and figure.value != 0
     low, high = (figure.low or 0.0) * factor, (figure.high or 0.0) * factor
@@ -134,17 +138,19 @@ def _phases(answer: Outcome) -> Table:
     made = table("Phase", *numbers, numbers=numbers)
     factor, seconds = prefixed(answer.step_time_s.value, "s")
     per_joule, joules = prefixed(answer.energy_J.value, "J")
+    unmeasured = math.isnan(answer.energy_J.value)
     gpus = answer.plan.cluster.gpus
     for name, phase in answer.phases.items():
-        power = f"{phase.energy_J / phase.time_s / gpus:.0f}" if _lasts(answer, phase.time_s) else ""
+        lasts = _lasts(answer, phase.time_s) and not unmeasured
+        power = f"{phase.energy_J / phase.time_s / gpus:.0f}" if lasts else ""
         made.add_row(
             name,
             f"{digits(phase.time_s * factor)} {seconds}",
             f"{answer.share(phase.time_s):.1%}",
-            f"{digits(phase.energy_J * per_joule)} {joules}",
-            f"{phase.energy_J / answer.energy_J.value:.1%}",
+            "" if unmeasured else f"{digits(phase.energy_J * per_joule)} {joules}",
+            "" if unmeasured else f"{phase.energy_J / answer.energy_J.value:.1%}",
             power,
-            "" if phase.clock_Hz is None else f"{phase.clock_Hz / 1e6:.0f}",
+            "" if phase.clock_Hz is None or math.isnan(phase.clock_Hz) else f"{phase.clock_Hz / 1e6:.0f}",
         )
     return made
 

@@ -4,7 +4,8 @@ Parameters, gradients and optimizer states shard as Rajbhandari et al. 2020 (ZeR
 data-parallel ranks from stage 1, gradients from 2, parameters from 3; experts over dp cp / ep ranks, the rest over
 dp cp. Activations are the tensors that autograd keeps, counted operator by operator for the module that the torch
 backend runs (`profiler/backends/torch_model.py`); after Korthikanti et al. 2022, section 4, but for flash attention
-and for experts. Backends without flash attention keep the scores, and those with dropout its masks, as counted there. The peak is the largest of three moments:
+and for experts. Backends without flash attention keep the scores, and those with dropout its masks, as counted there.
+The peak is the largest of three moments:
 
     head      static + activations + the loss's own tensors        (the backward pass begins)
     backward  static + gradients + the inputs of all layers and one layer's own tensors        (it ends)

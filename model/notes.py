@@ -28,12 +28,20 @@ def notes(plan: Plan, architecture: Architecture, machine: Machine, prediction: 
         _links_in_node(plan, machine),
         _links_between_nodes(plan, machine),
         _host(calibration, plan),
-        "Power, clock and energy are those of the steady state of a long run; a run of seconds, on a die that is still "
-        "cool, draws a few per cent less.",
+        _power(calibration),
         _carbon(plan),
         f"Calibration {calibration.name}: {calibration.provenance}",
     ]
     return tuple(note for note in found if note)
+
+
+def _power(calibration: Calibration) -> str:
+    if calibration.power.points == 0:
+        return "Power was not measured on this device, so there is no energy either."
+    return (
+        "Power, clock and energy are those of the steady state of a long run; a run of seconds, on a die that is still "
+        "cool, draws a few per cent less."
+    )
 
 
 def _memory(machine: Machine, prediction: Prediction) -> str | None:

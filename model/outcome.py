@@ -31,7 +31,8 @@ _SECONDS_PER_HOUR = 3600.0
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A figure and its 90 % interval; `low` and `high` are None where its error isn't known."""
+    """A figure and its 90 % interval; `low` and `high` are None where its error isn't known, all is NaN where the figure
+    itself isn't."""
 
     value: float
     low: float | None
@@ -47,7 +48,7 @@ class Estimate:
 
     def at_most(self, limit: float) -> Estimate:
         """The same, with an interval that ends at a limit."""
-        high = None if self.high is None else max(min(self.high, limit), self.value)
+        high = None if self.high is None or math.isnan(self.value) else max(min(self.high, limit), self.value)
         return Estimate(value=self.value, low=self.low, high=high)
 
     def __mul__(self, factor: float) -> Estimate:
@@ -65,8 +66,8 @@ class Estimate:
 
     def to_json(self) -> dict[str, Any]:
         """`{"value": v, "interval": [low, high]}`, or null for an interval that isn't known."""
-        interval = None if self.low is None or self.high is None else [self.low, self.high]
-        return {"value": _finite(self.value), "interval": interval}
+        known = self.low is not None and self.high is not None and math.isfinite(self.low + self.high)
+        return {"value": _finite(self.value), "interval": [self.low, self.high] if known else None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +193,7 @@ class Outcome:
             "clock_MHz": (self.clock_Hz * 1e-6).to_json(),
             "power_per_gpu_W": self.power_W.to_json(),
             "hottest_gpu_power_W": self.hottest_power_W.to_json(),
-            "temperature_C": self.temperature_C,
+            "temperature_C": _finite(self.temperature_C),
             "energy_J": self.energy_J.to_json(),
             "energy_per_token_J": self.energy_per_token_J.to_json(),
             "exposed_communication_s": self.exposed_communication_s.to_json(),
@@ -258,6 +259,10 @@ def machine_of(plan: Plan, calibration: Calibration) -> Machine:
 def _outcome(plan: Plan, architecture: Architecture, machine: Machine, prediction: Prediction) -> Outcome:
     calibration = machine.calibration
     one = {name: float(values[0]) for name, values in vars(prediction).items() if not isinstance(values, dict)}
+    if calibration.power.points == 0:  # nothing was measured: no figure rather than a wrong one
+        one |= {name: math.nan for name in one if name.endswith(("_J", "power_W", "temperature_C"))}
+    if read_gpu(plan.cluster.gpu).clock_max_Hz is None:
+        one |= {name: math.nan for name in one if name.endswith("clock_Hz")}
     gpus = plan.cluster.gpus
     time_error, energy_error = one["step_time_error"], one["energy_error"]
     power_error = calibration.power.log_error
@@ -346,7 +351,7 @@ def _run(plan: Plan, tokens: float, step_s: Estimate, energy_J: Estimate, tokens
 
 def _phase_json(phase: Phase) -> dict[str, Any]:
     clock_MHz = None if phase.clock_Hz is None else _finite(phase.clock_Hz * 1e-6)
-    return {"time_s": phase.time_s, "energy_J": phase.energy_J, "clock_MHz": clock_MHz}
+    return {"time_s": phase.time_s, "energy_J": _finite(phase.energy_J), "clock_MHz": clock_MHz}
 
 
 def _run_json(run: Run) -> dict[str, Any]:

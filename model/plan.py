@@ -245,9 +245,10 @@ def check_architecture(plan: Plan, architecture: Architecture) -> None:
         found.append(f"parallel.ep {p.ep}: {architecture.name} has no experts; use ep 1")
     if p.sequence_parallel and plan.sequence_length % p.tp:
         found.append(_divides("parallel.tp", p.tp, "sequence_length (sequence_parallel)", plan.sequence_length))
-    if architecture.learned_positions and plan.sequence_length > architecture.learned_positions:
+    positions = min(architecture.learned_positions, architecture.max_seq or architecture.learned_positions)
+    if positions and plan.sequence_length > positions:
         found.append(
-            f"sequence_length {plan.sequence_length}: {architecture.name} has {architecture.learned_positions} "
+            f"sequence_length {plan.sequence_length}: {architecture.name} has {positions} "
             "learned positions; allowed: at most that"
         )
     mistakes = [message for message in dict.fromkeys(found) if message]

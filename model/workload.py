@@ -49,7 +49,7 @@ class Backend:
     Attributes:
         qkv: queries, keys and values are one product; else one each.
         gate_up: so are the gate and the up-projection of dense feed-forward blocks (of experts they always are).
-        flash: attention is one kernel; else a product for the scores, a softmax over them and a product with the values.
+        flash: attention is one kernel; else a product for the scores, a softmax over them, a product with the values.
         dropout: attention probabilities and the output of every block pass through dropout.
         waits: the host waits for the device after every forward and backward pass, and cannot run ahead of it.
     """
@@ -64,8 +64,9 @@ class Backend:
 BACKENDS: dict[str, Backend] = {
     "torch": Backend(qkv=False, gate_up=False),
     "megatron": Backend(qkv=True, gate_up=True),
-    # Megatron-LM 2.x, 2021: fused softmax; bias, dropout and residual, which TorchScript's fuser does not join across the
-    # dropout (megatron/model/transformer.py); timers that synchronise around every pass (megatron/global_vars.py, _Timer)
+    # Megatron-LM 2.x, 2021: fused softmax; bias, dropout and residual, taken to be three kernels since TorchScript's
+    # fuser left dropout out (megatron/model/transformer.py); timers that synchronise around every pass
+    # (megatron/global_vars.py, _Timer)
     "megatron-v2": Backend(qkv=True, gate_up=True, flash=False, dropout=True, waits=True),
 }
 
@@ -358,7 +359,7 @@ def _elementwise(
     core: bool = False,
     share: FloatArray | None = None,
 ) -> _Forward:
-    """An elementwise kernel over so many tensors, and those of its backward, each as the copy that moves as many bytes."""
+    """An elementwise kernel over so many tensors, and those of its backward: copies that move as many bytes."""
     copies = tuple(Shape(m=elements * passes / 2) for passes in backward)
     return _Forward(kind=Kind.COPY, shape=Shape(m=elements * tensors / 2), copies=copies, core=core, share=share)
 
