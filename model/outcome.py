@@ -31,8 +31,10 @@ _SECONDS_PER_HOUR = 3600.0
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A figure and its 90 % interval; `low` and `high` are None where its error isn't known, all is NaN where the figure
-    itself isn't."""
+    """A figure and its 90 % interval.
+
+    `low` and `high` are None where its error isn't known; all is NaN where the figure itself isn't.
+    """
 
     value: float
     low: float | None
