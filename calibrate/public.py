@@ -294,7 +294,7 @@ def _operator(kind: Kind, direction: Pass, data: Published, gpu: Gpu) -> Operato
         direction=direction,
         parameters=parameters,
         log_error=_ROWS_ERROR if box else _ASSUMED_ERROR,
-        measured={n: (float(2**low), float(2**high)) for n, (low, high) in zip(names, box or [], strict=False)},
+        measured={n: (round(2**low, 3), round(2**high, 3)) for n, (low, high) in zip(names, box or [], strict=False)},
         points=32 if box else 0,
     )
 
