@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,16 +34,23 @@ _HOST_LOG_ERROR = 0.25  # assumed: a virtual machine's host was seen to vary by 
 _COMPOSITION_ERROR = 0.03  # assumed: cache reuse and launch gaps between operators that were timed alone
 
 
-def calibrate_profile(folder: Path) -> tuple[Calibration, list[HeldOut]]:
-    """Fit a calibration to a profile.
+def calibrate_profile(folder: Path, *others: Path) -> tuple[Calibration, list[HeldOut]]:
+    """Fit a calibration to a profile, or to profiles of several GPUs of one kind.
+
+    Samples of several profiles are pooled: times differ by their true clocks alone, and power averages over the chips.
+    Temperature, host and memory are taken from the first.
+
+    Args:
+        folder: of the profile.
+        others: further profiles of the same kind of GPU.
 
     Returns:
         The calibration, and for each operator and pass the errors on shapes that were held out.
 
     Raises:
-        ProfileError: the profile is missing, damaged, or lacks what a calibration needs.
+        ProfileError: a profile is missing, damaged, of another GPU, or lacks what a calibration needs.
     """
-    profile = read_profile(folder)
+    profile = _pooled(read_profile(folder), [read_profile(other) for other in others])
     gpu = read_gpu(profile.manifest.gpu)
     source = _source(profile)
     operators = profile.tables["operators"]
@@ -85,11 +93,32 @@ def calibrate_profile(folder: Path) -> tuple[Calibration, list[HeldOut]]:
     return calibration, errors
 
 
+def _pooled(first: Profile, others: list[Profile]) -> Profile:
+    """The first profile with the operators and loads of the others.
+
+    Raises:
+        ProfileError: one is of another GPU or precision.
+    """
+    for other in others:
+        for what in ("gpu", "dtype"):
+            found, expected = getattr(other.manifest, what), getattr(first.manifest, what)
+            if found != expected:
+                raise ProfileError(f"{other.folder}: {what}: found {found}; {first.folder} has {expected}")
+    if not others:
+        return first
+    tables = dict(first.tables)
+    for name in ("operators", "power"):
+        parts = [profile.tables[name].assign(profile=index) for index, profile in enumerate([first, *others])]
+        tables[name] = pd.concat([part for part in parts if not part.empty], ignore_index=True)
+    return replace(first, tables=tables, chips=1 + len(others))
+
+
 def _source(profile: Profile) -> str:
     manifest = profile.manifest
     device = manifest.device.name
     torch = manifest.libraries.get("torch", "?")
-    return f"{device}, {manifest.created[:10]}, torch {torch}, driver {manifest.device.driver or 'none'}"
+    chips = f"{profile.chips} x " if profile.chips > 1 else ""
+    return f"{chips}{device}, {manifest.created[:10]}, torch {torch}, driver {manifest.device.driver or 'none'}"
 
 
 def _assumed(value: float, unit: str, source: str) -> Parameter:

@@ -20,7 +20,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 from moemodel.model.calibration import OperatorFit, Parameter, Residual
-from moemodel.model.compute import FEATURES, Chip, form_of, operator_time, parts, shape_features, time_at
+from moemodel.model.compute import ALIGNED, FEATURES, Chip, form_of, operator_time, parts, shape_features, time_at
 from moemodel.model.operators import SHAPE_FIELDS, Kind, Pass, Shape
 
 FloatArray = NDArray[np.float64]
@@ -52,6 +52,7 @@ _COMMON = {
 }
 _PRODUCT = {
     **_COMMON,
+    "alignment": _Free(start=0.5, low=0.02, high=1.0),
     "quantisation": _Free(start=0.6, low=0.0, high=1.0),
     "split_depth": _Free(start=512.0, low=64.0, high=8192.0),
     "split_gain": _Free(start=0.7, low=0.0, high=1.0),
@@ -146,6 +147,16 @@ def observations(table: pd.DataFrame) -> Iterator[Observations]:
         )
 
 
+def _free_parameters(data: Observations) -> dict[str, _Free]:
+    """The parameters of an operator's form that its data can say something about."""
+    free = _FORMS[form_of(data.kind)]
+    if "alignment" not in free:
+        return free
+    n, k = (np.asarray(getattr(data.shape, name)) for name in ("n", "k"))
+    odd = bool(((n % ALIGNED != 0) | (k % ALIGNED != 0)).any())
+    return {name: parameter for name, parameter in free.items() if odd or name != "alignment"}
+
+
 def _unhindered(table: pd.DataFrame, shape: list[str]) -> pd.Series:
     """Samples in which the device did not wait for the host.
 
@@ -212,7 +223,7 @@ def _spread(errors: FloatArray) -> float:
 def _fit(data: Observations, chip: Chip, p: dict[str, float], source: str, *, log_error: float) -> OperatorFit:
     deviations = _log_ratio(p, data, chip)
     errors = _standard_errors(data, chip, p) if source else {}
-    free = _FORMS[form_of(data.kind)]
+    free = _free_parameters(data)
     features = shape_features(data.kind, data.shape)
     names = FEATURES[form_of(data.kind)]
     bounds = {n: (float(2 ** features[:, i].min()), float(2 ** features[:, i].max())) for i, n in enumerate(names)}
@@ -236,7 +247,7 @@ def _analytic(
     """Parameters of the form, by robust least squares on log time, from a start or from the best of several."""
     if start is None:
         return _best_start(data, chip)
-    free = _FORMS[form_of(data.kind)]
+    free = _free_parameters(data)
     first = _encode(free, start)
     low, high = (np.array([_coordinate(f, edge) for f, edge in zip(free.values(), edges, strict=True)]) for edges in (
         [f.low for f in free.values()],
@@ -261,7 +272,7 @@ def _analytic(
 def _best_start(data: Observations, chip: Chip) -> dict[str, float]:
     """The better of two fits: from parts that hide behind each other (one kernel), and from parts that add up (several
     kernels in a row). Between them lies a barrier that least squares doesn't cross."""
-    free = _FORMS[form_of(data.kind)]
+    free = _free_parameters(data)
     starts = ({name: f.start for name, f in free.items()} | {"p": p} for p in (1.05, 4.0))
     fits = [_analytic(data, chip, start, evaluations=60) for start in starts]
     return min(fits, key=lambda p: float(np.abs(_log_ratio(p, data, chip)).mean()))
@@ -269,7 +280,7 @@ def _best_start(data: Observations, chip: Chip) -> dict[str, float]:
 
 def _standard_errors(data: Observations, chip: Chip, p: dict[str, float]) -> dict[str, float | None]:
     """Relative standard errors from the curvature at the solution; None where the data don't determine a parameter."""
-    free = _FORMS[form_of(data.kind)]
+    free = _free_parameters(data)
     x = _encode(free, p)
     base = _log_ratio(p, data, chip)
     columns = []

@@ -16,11 +16,12 @@ from moemodel.model.profile import MANIFEST, SCHEMA_VERSION, TABLES, Manifest
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """A profile in memory: `tables` by name, empty where a section was not measured."""
+    """A profile in memory: `tables` by name, empty where a section was not measured; `chips` that it pools."""
 
     folder: Path
     manifest: Manifest
     tables: dict[str, pd.DataFrame]
+    chips: int = 1
 
 
 def read_profile(folder: Path) -> Profile:

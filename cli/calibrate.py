@@ -10,16 +10,16 @@ from moemodel.cli.output import console, table
 
 
 @click.command("calibrate")
-@click.argument("profile", type=click.Path(path_type=Path))
+@click.argument("profiles", type=click.Path(path_type=Path), metavar="PROFILE...", nargs=-1, required=True)
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path, dir_okay=False), help="JSON file to write."
 )
-def calibrate_command(profile: Path, output: Path) -> None:
-    """Fit a calibration to PROFILE, a folder that `moemodel profile` wrote."""
+def calibrate_command(profiles: tuple[Path, ...], output: Path) -> None:
+    """Fit a calibration to PROFILE, a folder that `moemodel profile` wrote, or to several of one kind of GPU."""
     from moemodel.calibrate.files import write_calibration
     from moemodel.calibrate.fit import calibrate_profile
 
-    calibration, errors = calibrate_profile(profile)
+    calibration, errors = calibrate_profile(*profiles)
     write_calibration(calibration, output)
     numbers = ("shapes", "median", "mean", "90 % within", "worst")
     made = table("Held-out shapes of", "pass", *numbers, numbers=numbers)

@@ -43,7 +43,7 @@ ATTENTIONS = (Kind.ATTENTION, Kind.ATTENTION_FULL)
 TILES: tuple[tuple[int, int], ...] = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64))
 _TILE_NAMES: tuple[str, ...] = tuple(f"efficiency_{max(t)}x{min(t)}" for t in TILES)
 _LANES = 128  # SIMD lanes of an SM (float32): NVIDIA architecture whitepapers, Ampere and Hopper
-_ALIGNED = 8  # 16-bit elements in 16 bytes: what one asynchronous copy of an SM moves (Ampere tuning guide, 1.4.1)
+ALIGNED = 8  # 16-bit elements in 16 bytes: what one asynchronous copy of an SM moves (Ampere tuning guide, 1.4.1)
 _QUERY_BLOCK = 128  # rows of queries that a flash attention kernel takes at once
 
 FEATURES: dict[str, tuple[str, ...]] = {
@@ -178,14 +178,14 @@ def _product(
         cycles = np.minimum(cycles, waves * tile)
     memory_s = work(kind, direction, shape).bytes_B / (chip.bandwidth_Bps * p["memory_efficiency"])
     if p.get("alignment", 1.0) != 1.0:
-        cycles = cycles / p["alignment"] ** (_halvings(s["n"], s["k"]) / np.log2(_ALIGNED))
+        cycles = cycles / p["alignment"] ** (_halvings(s["n"], s["k"]) / np.log2(ALIGNED))
     return np.asarray(cycles / chip.clock_Hz), np.asarray(memory_s)
 
 
 def _halvings(n: FloatArray, k: FloatArray) -> FloatArray:
     """log2(8/a) of the module's docstring; a shard that isn't whole counts as the smaller whole one."""
     odd = sum(
-        ((np.floor(n) % piece != 0) | (np.floor(k) % piece != 0)).astype(np.float64) for piece in (2, 4, _ALIGNED)
+        ((np.floor(n) % piece != 0) | (np.floor(k) % piece != 0)).astype(np.float64) for piece in (2, 4, ALIGNED)
     )
     return np.asarray(odd)
 

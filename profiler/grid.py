@@ -29,6 +29,12 @@ _LAYERS = (
     (7168, 2048), (2112, 7168), (1536, 7168), (448, 832), (960, 2624), (3520, 1216), (4672, 3008),
 )  # fmt: skip
 _HEADS = ((32000, 2048), (32000, 4096), (50304, 1024), (50304, 2048), (128256, 4096), (151936, 2048), (152064, 3584))
+# Products whose rows do not begin at 16 bytes, (m, n, k): GPT-2's and others' vocabularies as published, unpadded.
+_ODD = (
+    (2048, 50257, 768), (8192, 50257, 1024), (4096, 50257, 2048), (2048, 50257, 12288), (4096, 50258, 2048),
+    (4096, 50260, 2048), (4096, 32001, 4096), (8192, 30522, 1024), (4096, 4097, 2048), (4096, 4098, 2048),
+    (8192, 4100, 4096), (2048, 2047, 4096),
+)  # fmt: skip
 _ROUTERS = ((8, 4096), (64, 2048), (128, 2048), (128, 768), (32, 1024))
 _TOKENS = (512, 1024, 1536, 2048, 4096, 6144, 8192, 12288, 16384, 32768)
 _FLOPS_MOST = 9e12  # 15 ms on an H100
@@ -95,6 +101,7 @@ def _gemms(draw: random.Random) -> list[Point]:
     sizes = [Sizes(m=_tokens(draw, n, k), n=n, k=k) for n, k in real]
     # The m of one (n, k) next to each other show the effect of m alone.
     sizes += [Sizes(m=m, n=4096, k=4096) for m in _TOKENS[::2]] + [Sizes(m=m, n=2048, k=1024) for m in _TOKENS[::2]]
+    sizes += [Sizes(m=m, n=n, k=k) for m, n, k in _ODD]
     count = round(_RANDOM_SHARE / (1 - _RANDOM_SHARE) * len(set(sizes)))
     sizes += [_random_gemm(draw) for _ in range(count)]
     return _all_passes(Kind.GEMM, sizes)
