@@ -109,12 +109,22 @@ def operator_time(fit: OperatorFit, chip: Chip, shape: Shape, clock_Hz_K: FloatA
     outside_log2 = _distance_outside(fit, features)
     correction, spread = _residual(fit.residual, features) if fit.residual else (np.zeros(len(base)), 0.0)
     factor = np.exp(correction)[:, None]
+    uneven = _uneven_error(fit, shape)
     return OperatorTime(
         time_s_UK=base * factor,
         busy_s_UK=(base - _fixed_s(p, slowdown)) * factor,
-        log_error_U=np.sqrt(fit.log_error**2 + np.square(spread) + np.square(_PER_OCTAVE * outside_log2)),
-        outside_U=outside_log2 > _HALF_OCTAVE,
+        log_error_U=np.sqrt(fit.log_error**2 + np.square(spread) + np.square(_PER_OCTAVE * outside_log2) + uneven**2),
+        outside_U=(outside_log2 > _HALF_OCTAVE) | (uneven > 0),
     )
+
+
+def _uneven_error(fit: OperatorFit, shape: Shape) -> FloatArray:
+    """Log error of products whose rows don't begin at 16 bytes, where no such product was measured."""
+    alignment = fit.parameters.get("alignment")
+    if alignment is None or alignment.origin != "assumed":
+        return np.zeros(1)
+    s = shape.arrays()
+    return np.atleast_1d((alignment.error or 0.0) * _halvings(s["n"], s["k"]) / np.log2(ALIGNED))
 
 
 _PER_OCTAVE = 0.10  # assumed: log error grows by this for each doubling outside the measured range
@@ -184,9 +194,7 @@ def _product(
 
 def _halvings(n: FloatArray, k: FloatArray) -> FloatArray:
     """log2(8/a) of the module's docstring; a shard that isn't whole counts as the smaller whole one."""
-    odd = sum(
-        ((np.floor(n) % piece != 0) | (np.floor(k) % piece != 0)).astype(np.float64) for piece in (2, 4, ALIGNED)
-    )
+    odd = sum(((np.floor(n) % piece != 0) | (np.floor(k) % piece != 0)).astype(np.float64) for piece in (2, 4, ALIGNED))
     return np.asarray(odd)
 
 

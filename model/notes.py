@@ -23,6 +23,7 @@ def notes(plan: Plan, architecture: Architecture, machine: Machine, prediction: 
         _outside(prediction),
         _clock(plan, machine, prediction),
         _extrapolated_clock(calibration, prediction),
+        _vocabulary(plan, architecture),
         _routing(plan, architecture),
         _positions(plan, architecture),
         _links_in_node(plan, machine),
@@ -82,6 +83,16 @@ def _extrapolated_clock(calibration: Calibration, prediction: Prediction) -> str
     return (
         f"The clock of {clock_Hz / 1e6:.0f} MHz lies outside the {low_Hz / 1e6:.0f} to {high_Hz / 1e6:.0f} MHz that "
         "were measured; time and power there are extrapolated."
+    )
+
+
+def _vocabulary(plan: Plan, architecture: Architecture) -> str | None:
+    shard = architecture.vocab / plan.parallel.tp
+    if not architecture.has_head or shard % 8 == 0:
+        return None
+    return (
+        f"The vocabulary of {architecture.vocab} over tp {plan.parallel.tp} is no multiple of 8, and the head's products "
+        "run at a fraction of their rate. Training code pads it; give the padded one in the config.json."
     )
 
 
