@@ -141,7 +141,8 @@ def _phases(answer: Outcome) -> Table:
     unmeasured = math.isnan(answer.energy_J.value)
     gpus = answer.plan.cluster.gpus
     for name, phase in answer.phases.items():
-        lasts = _lasts(answer, phase.time_s) and not unmeasured
+        # transfers that computation hides draw power too, but last no time of their own
+        lasts = name != "communication" and _lasts(answer, phase.time_s) and not unmeasured
         power = f"{phase.energy_J / phase.time_s / gpus:.0f}" if lasts else ""
         made.add_row(
             name,

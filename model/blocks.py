@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from moemodel.model.architecture import Architecture
 from moemodel.model.calibration import Calibration
-from moemodel.model.communication import Communication, Exchange
+from moemodel.model.communication import Communication, Exchange, StepExchange
 from moemodel.model.compute import Chip
 from moemodel.model.costs import Lane, Pricer
 from moemodel.model.host import HostCost, HostModel
@@ -40,7 +40,7 @@ class StageCost:
         forward, backward: device lanes of one micro-batch.
         optimizer: device lane of one step.
         forward_exchange, backward_exchange: communication of one micro-batch.
-        step_exchange_s: communication of one step (gradients), before any of it hides.
+        step_exchange: communication of one step (gradients, parameters).
         host: host time of one micro-batch, [P, 1]; `host_step_s` of the rest of a step.
     """
 
@@ -49,7 +49,7 @@ class StageCost:
     optimizer: Lane
     forward_exchange: Exchange
     backward_exchange: Exchange
-    step_exchange_s: FloatArray
+    step_exchange: StepExchange
     host: HostCost
     host_step_s: float
     shard: Shard
@@ -118,7 +118,7 @@ class StageCosts:
             optimizer=optimizer,
             forward_exchange=forward_exchange,
             backward_exchange=backward_exchange,
-            step_exchange_s=self._talk.gradients(shard) + self._tied(stage),
+            step_exchange=self._talk.gradients(shard, sum(stage.layers)) + self._tied(stage),
             host=self._host_cost(
                 stage, forward.calls_U + forward_exchange.calls, backward.calls_U + backward_exchange.calls
             ),
@@ -153,12 +153,13 @@ class StageCosts:
     def _updates(self, shard: Shard) -> tuple[Lane, Lane]:
         """Accumulation of a micro-batch's gradients and the optimizer step, priced once for each distinct size."""
         owned = self._memory.owned(shard)
-        first, size = distinct_rows([shard.total, owned, self.plans.micro_batches])
+        first, size = distinct_rows([shard.total, owned, self.plans.micro_batches, self.plans.zero_stage])
         machine = self._blocks.machine
         workload = Workload(
             self._blocks.architecture, self.plans.take(first), backend=machine.backend, precision=machine.precision
         )
-        calls = workload.accumulate(shard.total[first]) + workload.optimizer(owned[first], owned[first])
+        kept = np.where(self.plans.zero_stage >= 2, owned, shard.total)
+        calls = workload.accumulate(kept[first]) + workload.optimizer(owned[first])
         lanes = self._blocks.pricer.lanes(calls, len(first))
         return lanes[Phase.BACKWARD].take(size), lanes[Phase.OPTIMIZER].take(size)
 
@@ -176,11 +177,14 @@ class StageCosts:
         boundary = talk.boundary()
         return forward + boundary, backward + boundary
 
-    def _tied(self, stage: Stage) -> FloatArray:
+    def _tied(self, stage: Stage) -> StepExchange:
+        """Gradients of an embedding that the head on another stage shares."""
         architecture = self._blocks.architecture
         if not architecture.tied or stage.embedding == stage.head:
-            return np.zeros(len(self.plans))
-        return self._talk.tied(parameters(architecture).embedding)
+            tied_s = np.zeros(len(self.plans))
+        else:
+            tied_s = self._talk.tied(parameters(architecture).embedding)
+        return StepExchange(hideable_s=np.zeros(len(self.plans)), exposed_s=tied_s)
 
     def _host_cost(self, stage: Stage, forward: FloatArray, backward: FloatArray) -> HostCost:
         """Blocks that were measured, and where none were, so many kernels and collectives in either pass."""
@@ -188,7 +192,8 @@ class StageCosts:
         total = HostCost(forward_s=host.kernel_s * forward[:, None], backward_s=host.kernel_s * backward[:, None])
         for count, layer in zip(stage.layers, self._blocks.kinds, strict=True):
             total = total + host.layer(layer).times(count)
-        return total + host.ends() if stage.embedding or stage.head else total
+        ends = (stage.embedding + stage.head) / 2 * self._blocks.architecture.has_head
+        return total + host.ends(ends)
 
 
 def distinct_rows(columns: Sequence[NDArray[Any]]) -> tuple[IntArray, IntArray]:

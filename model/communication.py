@@ -6,12 +6,15 @@ experts spread over the data and context ranks.
 Per layer and micro-batch, with T tokens of a GPU, D hidden, bf16:
     tp   two all-reduces of T D forward and two backward (Shoeybi et al. 2019, section 3), as many again when layers
          are recomputed; under sequence parallelism a reduce-scatter and an all-gather, the same bytes
-    ep   two all-to-alls of the routed rows forward, two backward, two when recomputed
+    ep   two all-to-alls of the routed rows forward, two backward, two when recomputed; under tensor parallelism each
+         rank sends its share of the rows, and the ranks that share an expert gather and scatter them among themselves
     cp   keys and values around a ring forward, and with their gradients backward (Liu et al. 2023); behind attention
-    pp   one activation forward, one gradient backward at each stage boundary
-Per step:
-    dp   all-reduce of the gradients (ZeRO 0); reduce-scatter and all-gather of parameters (1, 2); parameters gathered
-         twice in each micro-batch and gradients scattered in each (3)
+    pp   one activation forward, one gradient backward at each stage boundary, each as slow as the slowest boundary
+Per step, where "behind" says which computation may hide it:
+    ZeRO 0   all-reduce of the gradients, behind the last backward pass
+    ZeRO 1   reduce-scatter of the gradients, behind the last backward pass; all-gather of the parameters, exposed
+    ZeRO 2   reduce-scatter layer by layer in every micro-batch, behind the backward passes; all-gather, exposed
+    ZeRO 3   the same, and parameters gathered layer by layer before every forward and backward pass, behind both
 """
 
 from __future__ import annotations
@@ -30,6 +33,17 @@ from moemodel.model.workload import expert_rank_skew
 FloatArray = NDArray[np.float64]
 
 _E = 2.0  # bytes of a bf16 element
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepExchange:
+    """Communication over data-parallel ranks in one step, s: what may hide behind computation, and the rest. [P]."""
+
+    hideable_s: FloatArray
+    exposed_s: FloatArray
+
+    def __add__(self, other: StepExchange) -> StepExchange:
+        return StepExchange(hideable_s=self.hideable_s + other.hideable_s, exposed_s=self.exposed_s + other.exposed_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +91,7 @@ class Communication:
         self._ep = self._group(p.ep, p.tp)
         self._data = self._group(p.dp * p.cp, p.tp)
         self._expert_data = self._group(np.maximum(p.dp * p.cp // p.ep, 1), p.tp * p.ep)
-        self._pp = self._group(np.minimum(p.pp, 2), p.tp * p.cp * p.dp)
+        self._pp = self._group(p.pp, p.tp * p.cp * p.dp)
         self._again = (plans.recompute == Recompute.FULL).astype(np.float64)
         self._reductions = np.where(
             p.tp > 1, np.where(p.sequence_parallel > 0, 2.0, 1.0), 0.0
@@ -127,7 +141,12 @@ class Communication:
         slots = moe.top_k * (moe.capacity_factor or 1.0)
         skew = expert_rank_skew(self.plans.skew, self.plans.ep.astype(np.float64), moe.experts)
         rows = self.tokens * slots * (1.0 if moe.capacity_factor else skew)
-        return 2 * self._time(Collective.ALL_TO_ALL, _E * rows * self.architecture.hidden, self._ep)
+        size = _E * rows * self.architecture.hidden
+        sent = 2 * self._time(Collective.ALL_TO_ALL, size / self.plans.tp, self._ep)
+        shared = self._time(Collective.ALL_GATHER, size, self._tp) + self._time(
+            Collective.REDUCE_SCATTER, size, self._tp
+        )
+        return np.where(self.plans.ep > 1, sent + shared, 0.0)
 
     def _ring(self, a: Attention) -> FloatArray:
         """Keys and values of a GPU's tokens, passed on cp - 1 times."""
@@ -155,16 +174,25 @@ class Communication:
     def tied(self, vocab_parameters: float) -> FloatArray:
         """Gradients of a tied embedding, summed between the first and the last stage, once a step."""
         size = self.gradient_B * vocab_parameters / self.plans.tp
-        return self._time(Collective.ALL_REDUCE, size, self._pp)
+        ranks, route = self._pp
+        return self._time(Collective.ALL_REDUCE, size, (np.minimum(ranks, 2), route))
 
-    def gradients(self, shard: Shard) -> FloatArray:
-        """Gradients (and, from ZeRO 1, parameters) over the data-parallel ranks, once a step."""
-        return self._over(shard.dense, self._data) + self._over(shard.expert, self._expert_data)
+    def gradients(self, shard: Shard, layers: int) -> StepExchange:
+        """Gradients, and from ZeRO 1 parameters, over the data-parallel ranks in a step of a stage of `layers`."""
+        dense = self._over(shard.dense, self._data, layers)
+        return dense + self._over(shard.expert, self._expert_data, layers)
 
-    def _over(self, parameters: FloatArray, group: tuple[NDArray[np.int64], Route]) -> FloatArray:
-        reduced = self._time(Collective.ALL_REDUCE, self.gradient_B * parameters, group)
-        scattered = self._time(Collective.REDUCE_SCATTER, self.gradient_B * parameters, group)
-        gathered = self._time(Collective.ALL_GATHER, _E * parameters, group)
+    def _over(self, parameters: FloatArray, group: tuple[NDArray[np.int64], Route], layers: int) -> StepExchange:
+        units = max(layers, 1)  # FSDP exchanges a layer at a time
         zero, m = self.plans.zero_stage, self.plans.micro_batches
-        total = np.where(zero == 0, reduced, np.where(zero < 3, scattered + gathered, m * (scattered + 2 * gathered)))
-        return np.where(parameters > 0, total, 0.0)
+        gradients_B, weights_B = self.gradient_B * parameters, _E * parameters
+        reduced = self._time(Collective.ALL_REDUCE, gradients_B, group)
+        scattered = self._time(Collective.REDUCE_SCATTER, gradients_B, group)
+        gathered = self._time(Collective.ALL_GATHER, weights_B, group)
+        scattered_each = units * self._time(Collective.REDUCE_SCATTER, gradients_B / units, group)
+        gathered_each = units * self._time(Collective.ALL_GATHER, weights_B / units, group)
+        hideable = np.choose(zero, [reduced, scattered, m * scattered_each, m * (scattered_each + 2 * gathered_each)])
+        exposed = np.where((zero == 1) | (zero == 2), gathered, 0.0)
+        return StepExchange(
+            hideable_s=np.where(parameters > 0, hideable, 0.0), exposed_s=np.where(parameters > 0, exposed, 0.0)
+        )

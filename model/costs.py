@@ -25,7 +25,6 @@ FloatArray = NDArray[np.float64]
 # Operators that stand in for one another where a calibration lacks the first.
 _STAND_INS: dict[Kind, Kind] = {
     Kind.ATTENTION_FULL: Kind.ATTENTION,
-    Kind.GROUPED_GEMM: Kind.GEMM,
     Kind.RMS_NORM: Kind.LAYER_NORM,
     Kind.LAYER_NORM: Kind.RMS_NORM,
     Kind.RELU: Kind.GELU,
@@ -117,7 +116,7 @@ class Pricer:
         time, energy, clock = self._within_fast_limit(time, energy)
         count = call.count[:, None]
         lane.time_s_UK += count * time
-        lane.energy_J_UK += count * energy
+        lane.energy_J_UK += count * np.atleast_1d(call.mean_share)[:, None] * energy
         lane.cycles_UK += count * time * clock
         reference_s = call.count * time[:, -1]
         key = f"{fit.kind}/{fit.direction}"

@@ -22,6 +22,9 @@ from moemodel.model.calibration import Calibration, HostLane
 FloatArray = NDArray[np.float64]
 
 
+_FALLBACK = "torch"
+
+
 @dataclass(frozen=True, kw_only=True)
 class HostCost:
     """Host time of a block in one micro-batch, s; in each plan, or the same in all. [P] or scalars."""
@@ -38,11 +41,12 @@ class HostCost:
 
 
 class HostModel:
-    """Host times of one backend; zero where the calibration has none (then the device lane is all there is)."""
+    """Host times of one backend; those of the torch backend where it was not measured, zero where neither was."""
 
     def __init__(self, calibration: Calibration, backend: str) -> None:
-        lane: HostLane | None = next((lane for lane in calibration.host if lane.backend == backend), None)
-        self.known = lane is not None
+        lanes = {lane.backend: lane for lane in calibration.host}
+        lane: HostLane | None = lanes.get(backend, lanes.get(_FALLBACK))
+        self.known = backend in lanes
         self._blocks = {name: p.value for name, p in lane.blocks.items()} if lane else {}
 
     def _cost(self, block: str) -> HostCost:
@@ -56,12 +60,15 @@ class HostModel:
         return self._blocks.get("kernel", 0.0)
 
     def layer(self, layer: Layer) -> HostCost:
-        """One layer: its attention's variant and its feed-forward block; its kernels are not in it (`kernel_s`)."""
-        return self._cost(layer_block(layer))
+        """One layer: its attention's variant and its feed-forward block; its kernels are not in it (`kernel_s`).
 
-    def ends(self) -> HostCost:
-        """Embedding, final norm, head and loss; their kernels are not in it (`kernel_s`)."""
-        return self._cost("head_and_loss")
+        What was measured has one attention; a layer with two costs half as much again, one with none half.
+        """
+        return self._cost(layer_block(layer)).times((len(layer.attentions) + 1) / 2)
+
+    def ends(self, share: float) -> HostCost:
+        """A share of embedding, final norm, head and loss; their kernels are not in it (`kernel_s`)."""
+        return self._cost("head_and_loss").times(share)
 
     def layer_step_s(self, layer: Layer) -> float:
         """The optimizer's part for one layer's tensors."""

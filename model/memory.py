@@ -154,6 +154,18 @@ class MemoryModel:
         ranks = self.plans.dp * self.plans.cp
         return np.where(self.plans.zero_stage >= 1, self._sharded(shard, ranks), shard.total)
 
+    def _gathered(self, stage: Stage) -> FloatArray:
+        """Under ZeRO 3: two whole units (layers, or ends of the model) and the gradients of one, as FSDP prefetches."""
+        tp = self.plans.tp.astype(np.float64)
+        units = [self._ends(stage, tp)]
+        for kind, count in zip(self.kinds, stage.layers, strict=True):
+            if count:
+                p = layer_parameters(kind, self.architecture.hidden)
+                units.append(_dense(p, tp) + p.routed / (tp * self.plans.ep))
+        largest = np.maximum.reduce(units)
+        whole = (2 * self.recipe.weight_B + self.recipe.gradient_B) * largest
+        return np.where((self.plans.zero_stage >= 3) & (self.plans.dp * self.plans.cp > 1), whole, 0.0)
+
     # ---- activations --------------------------------------------------------------------------------------------
 
     def kept(self, layer: Layer) -> FloatArray:
@@ -255,8 +267,9 @@ class MemoryModel:
             kept = self.kept(kind)
             per_micro_batch += count * kept
             # one layer's own tensors in its backward pass: recomputed if they were not kept, and gradients beside
-            working = np.maximum(working, self._layer_bytes(kind, selective=False) * 1.0)
+            working = np.maximum(working, self._layer_bytes(kind, selective=False))
         activations = flight * per_micro_batch
+        terms["gathered_layers"] = self._gathered(stage)
         loss = self.loss_bytes() if stage.head else np.zeros(len(self.plans))
         again = np.where(self.plans.recompute == Recompute.FULL, working, 0.5 * working)
         accumulated = np.where((self.plans.micro_batches > 1) | (flight > 1), gradients, 0.0)
@@ -264,7 +277,7 @@ class MemoryModel:
         moments = np.stack(
             [
                 accumulated + activations + loss,
-                gradients + (flight - 1) * per_micro_batch + again,
+                gradients + earlier + again,
                 gradients + transient,
             ]
         )

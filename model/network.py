@@ -156,7 +156,9 @@ class Network:
             across = (n - route.local_G) / n * size_B / route.nic_Bps_G
             moved, steps = np.maximum(inside, across), n - 1
         elif collective is Collective.SEND_RECV:
-            moved, steps = size_B / np.minimum(route.ring_Bps_G, route.node_Bps_G), np.ones_like(n)
+            # one message takes one NIC, where a ring of collectives takes those of all its members
+            across = np.minimum(route.nic_Bps_G, route.node_Bps_G)
+            moved, steps = size_B / np.where(route.local_G < n, across, route.node_Bps_G), np.ones_like(n)
         else:
             turns = 2.0 if collective is Collective.ALL_REDUCE else 1.0
             moved, steps = turns * (n - 1) / n * size_B / route.ring_Bps_G, turns * (n - 1)

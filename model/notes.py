@@ -13,6 +13,7 @@ from moemodel.model.predict import Prediction
 
 _SHARE_WORTH_SAYING = 0.01
 _CLOCK_TOLERANCE = 0.995
+_CLOCK_EXCESS = 1.01
 
 
 def notes(plan: Plan, architecture: Architecture, machine: Machine, prediction: Prediction) -> tuple[str, ...]:
@@ -26,6 +27,7 @@ def notes(plan: Plan, architecture: Architecture, machine: Machine, prediction: 
         _vocabulary(plan, architecture),
         _routing(plan, architecture),
         _positions(plan, architecture),
+        _encoder(architecture),
         _links_in_node(plan, machine),
         _links_between_nodes(plan, machine),
         _host(calibration, plan),
@@ -68,11 +70,14 @@ def _clock(plan: Plan, machine: Machine, prediction: Prediction) -> str | None:
     if kept_Hz >= _CLOCK_TOLERANCE * asked_Hz:
         return None
     cap_W = machine.power_limit_W if plan.power_cap_W is None else plan.power_cap_W
+    drawn_W = float(prediction.hottest_power_W[0])
+    if drawn_W > _CLOCK_EXCESS * cap_W:
+        return f"A power limit of {cap_W:g} W cannot be held: at its lowest clock the GPU still draws {drawn_W:.0f} W."
     limit = "its highest" if plan.clock_MHz is None else "asked for"
-    return (
-        f"Under the power limit of {cap_W:g} W the GPU sustains {kept_Hz / 1e6:.0f} MHz, "
-        f"below the {asked_Hz / 1e6:.0f} MHz that are {limit}."
-    )
+    below = f"{kept_Hz / 1e6:.0f} MHz, below the {asked_Hz / 1e6:.0f} MHz that are {limit}"
+    if drawn_W < machine.sustained_share * cap_W * _CLOCK_TOLERANCE:
+        return f"Heavy operators run into the GPU's limit on short bursts, so that the mean clock is {below}."
+    return f"Under the power limit of {cap_W:g} W the GPU sustains {below}."
 
 
 def _extrapolated_clock(calibration: Calibration, prediction: Prediction) -> str | None:
@@ -91,17 +96,33 @@ def _vocabulary(plan: Plan, architecture: Architecture) -> str | None:
     if not architecture.has_head or shard % 8 == 0:
         return None
     return (
-        f"The vocabulary of {architecture.vocab} over tp {plan.parallel.tp} is no multiple of 8, and the head's products "
-        "run at a fraction of their rate. Training code pads it; give the padded one in the config.json."
+        f"The vocabulary of {architecture.vocab} over tp {plan.parallel.tp} is no multiple of 8: the products of the head "
+        "run at a fraction of their rate. Training code pads it; give the padded one in config.json."
     )
 
 
 def _routing(plan: Plan, architecture: Architecture) -> str | None:
-    if plan.routing.skew != "balanced" or not any(isinstance(layer.feed_forward, Moe) for layer in architecture.layers):
+    experts = [layer.feed_forward for layer in architecture.layers if isinstance(layer.feed_forward, Moe)]
+    capacities = {moe.capacity_factor for moe in experts if moe.capacity_factor is not None}
+    if capacities:
+        factor = ", ".join(f"{c:g}" for c in sorted(capacities))
+        return (
+            f"Every expert is padded to capacity factor {factor}, whatever the router does; routing.skew changes "
+            "nothing, and tokens beyond the capacity are dropped."
+        )
+    if plan.routing.skew != "balanced" or not experts:
         return None
     return (
         "Routing is assumed balanced: every expert gets as many tokens. Give routing.skew (rows of the busiest expert "
         "over the mean) where it isn't."
+    )
+
+
+def _encoder(architecture: Architecture) -> str | None:
+    if not architecture.encoder:
+        return None
+    return (
+        "Tokens are those of the decoder; the encoder reads as many beside them, and its time and energy are included."
     )
 
 

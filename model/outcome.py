@@ -273,7 +273,8 @@ def _outcome(plan: Plan, architecture: Architecture, machine: Machine, predictio
     tokens_per_s = Estimate.of(one["tokens"] / one["step_time_s"], time_error)
     longest_s = step.high or step.value
     energy = Estimate.of(one["energy_J"], energy_error).at_most(gpus * cap_W * longest_s)
-    clock = Estimate.of(one["clock_Hz"], calibration.governor.log_error).at_most(calibration.clock_range_Hz[1])
+    highest_Hz = calibration.clock_range_Hz[1] if plan.clock_MHz is None else plan.clock_MHz * 1e6
+    clock = Estimate.of(one["clock_Hz"], calibration.governor.log_error).at_most(highest_Hz)
     counted = parameters(architecture)
     return Outcome(
         plan=plan,

@@ -108,6 +108,11 @@ class Plan(Strict):
     site: SiteSpec = SiteSpec()
     tokens: PositiveFloat | None = Field(default=None, description="tokens to train on; null: no totals for the run")
 
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of one replica in a step."""
+        return self.global_batch // (self.micro_batch * self.parallel.dp)
+
     @model_validator(mode="after")
     def _degrees(self) -> Plan:
         p, gpus = self.parallel, self.cluster.gpus
@@ -125,6 +130,13 @@ class Plan(Strict):
             )
         if p.virtual_stages > 1 and p.pp == 1:
             raise ValueError(f"parallel.virtual_stages {p.virtual_stages} needs pp > 1; pp is 1")
+        if p.virtual_stages > 1 and self.micro_batches % p.pp:
+            raise ValueError(
+                f"parallel.virtual_stages {p.virtual_stages}: {self.micro_batches} micro-batches (global_batch / "
+                f"micro_batch / dp) are no multiple of pp {p.pp}, as an interleaved schedule needs"
+            )
+        if p.sequence_parallel and p.tp == 1:
+            raise ValueError("parallel.sequence_parallel needs tp > 1; tp is 1")
         if p.virtual_stages > 1 and self.schedule != "1f1b":
             raise ValueError(f"parallel.virtual_stages {p.virtual_stages} needs schedule 1f1b; found {self.schedule}")
         if p.zero_stage >= 2 and p.pp > 1:
@@ -222,6 +234,21 @@ def _divides(name: str, value: int, what: str, size: int) -> str | None:
     return None if size % value == 0 else f"{name} {value} does not divide {what} {size}; allowed: divisors of {size}"
 
 
+def _splits_keys(tp: int, kv_heads: int) -> str | None:
+    """Key/value heads are shared out, or each copied to as many ranks."""
+    if kv_heads % tp == 0 or tp % kv_heads == 0:
+        return None
+    return f"parallel.tp {tp} and the key/value heads {kv_heads}: one must divide the other"
+
+
+def _too_skewed(plan: Plan, moe: Moe) -> str | None:
+    """A token passes an expert at most once: the busiest holds at most all tokens, experts / top_k times the mean."""
+    skew, most = plan.routing.skew, moe.experts / moe.top_k
+    if skew == "balanced" or skew <= most:
+        return None
+    return f"routing.skew {skew}: top {moe.top_k} of {moe.experts} experts; allowed: at most {most:g}"
+
+
 def check_architecture(plan: Plan, architecture: Architecture) -> None:
     """Refuse a plan whose degrees do not divide the architecture.
 
@@ -234,11 +261,12 @@ def check_architecture(plan: Plan, architecture: Architecture) -> None:
     for layer in dict.fromkeys(architecture.layers):
         for attention in layer.attentions:
             found.append(_divides("parallel.tp", p.tp, "the attention heads", attention.heads))
-            if attention.latent is None and p.tp <= attention.kv_heads:
-                found.append(_divides("parallel.tp", p.tp, "the key/value heads", attention.kv_heads))
+            if attention.latent is None:
+                found.append(_splits_keys(p.tp, attention.kv_heads))
         feed_forward = layer.feed_forward
         if isinstance(feed_forward, Moe):
             found.append(_divides("parallel.ep", p.ep, "the experts", feed_forward.experts))
+            found.append(_too_skewed(plan, feed_forward))
         found.append(_divides("parallel.tp", p.tp, "the feed-forward width", feed_forward.width))
     found.append(_divides("parallel.cp x 2", 2 * p.cp, "sequence_length", plan.sequence_length) if p.cp > 1 else None)
     if p.ep > 1 and not any(isinstance(layer.feed_forward, Moe) for layer in architecture.layers):

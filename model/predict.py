@@ -136,6 +136,7 @@ class _Timeline:
     """A step laid out in time. [P, X]; exchanges of a micro-batch by class of stages."""
 
     step_s: FloatArray
+    device_s: FloatArray  # the step if the host were never late
     exposed_step_s: FloatArray
     exposed_s: list[FloatArray]
     hidden_s: list[FloatArray]
@@ -150,6 +151,7 @@ class _Pipeline:
         self.costs = [costs.stage(stage) for stage in pipeline]
         self.m = self.plans.micro_batches[:, None].astype(np.float64)
         self.overlap = machine.overlap
+        self.ring_overlap = machine.network.overlap
         self.ahead = sum(self.counts) == 1 and not machine.host_waits
 
     def mean(self, values: list[FloatArray]) -> FloatArray:
@@ -169,7 +171,8 @@ class _Pipeline:
         shown = [self._step_exchange(cost, device) for cost, device in zip(self.costs, devices, strict=True)]
         exposed_step = np.maximum.reduce(shown)
         return _Timeline(
-            step_s=self._step(forward, backward, devices) + exposed_step,
+            step_s=self._step(forward, backward, devices, host=True) + exposed_step,
+            device_s=self._step(forward, backward, devices, host=False) + exposed_step,
             exposed_step_s=exposed_step,
             exposed_s=exposed,
             hidden_s=hidden,
@@ -178,31 +181,37 @@ class _Pipeline:
     def _exchange(self, exchange: Exchange, beside_s: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Exposed and hidden communication of a micro-batch beside its computation."""
         hideable = exchange.hideable_s[:, None]
-        hidden = np.minimum(self.overlap * hideable, beside_s)
+        hidden = np.minimum(self.ring_overlap * hideable, beside_s)
         return exchange.exposed_s[:, None] + hideable - hidden, hidden
 
     def _step_exchange(self, cost: StageCost, device: _Device) -> FloatArray:
-        """Gradient exchange that the last backward pass doesn't hide."""
-        whole = cost.step_exchange_s[:, None]
-        return np.asarray(whole - np.minimum(self.overlap * whole, device.backward_s))
+        """What computation does not hide of the exchange over data-parallel ranks (see `communication`)."""
+        hideable, exposed = cost.step_exchange.hideable_s[:, None], cost.step_exchange.exposed_s[:, None]
+        zero = self.plans.zero_stage[:, None]
+        backward = np.where(zero >= 2, self.m, 1.0) * device.backward_s
+        beside = backward + np.where(zero == 3, self.m * device.forward_s, 0.0)
+        return np.asarray(exposed + hideable - np.minimum(self.overlap * hideable, beside))
 
-    def _step(self, forward: list[FloatArray], backward: list[FloatArray], devices: list[_Device]) -> FloatArray:
-        """Step without gradient exchange: the slower of the device lanes and the host lanes."""
+    def _step(
+        self, forward: list[FloatArray], backward: list[FloatArray], devices: list[_Device], *, host: bool
+    ) -> FloatArray:
+        """Step without gradient exchange: the slower of the device lanes and, with `host`, the host lanes."""
+        share = 1.0 if host else 0.0
         optimizer = np.maximum.reduce([device.optimizer_s for device in devices])
         if self.ahead:  # one stage: the host runs ahead through the whole step
             cost = self.costs[0]
             device = self.m * (forward[0] + backward[0]) + optimizer
-            host = self.m * (cost.host.forward_s + cost.host.backward_s) + cost.host_step_s
-            return np.asarray(np.maximum(device, host))
+            queued = self.m * (cost.host.forward_s + cost.host.backward_s) + cost.host_step_s
+            return np.asarray(np.maximum(device, share * queued))
         span = makespan(
-            [np.maximum(f, cost.host.forward_s) for f, cost in zip(forward, self.costs, strict=True)],
-            [np.maximum(b, cost.host.backward_s) for b, cost in zip(backward, self.costs, strict=True)],
+            [np.maximum(f, share * cost.host.forward_s) for f, cost in zip(forward, self.costs, strict=True)],
+            [np.maximum(b, share * cost.host.backward_s) for b, cost in zip(backward, self.costs, strict=True)],
             self.counts,
             micro_batches=self.m,
             schedule=self.plans.schedule[:, None],
             virtual=self.plans.virtual_stages[:, None],
         )
-        return np.asarray(span + np.maximum(optimizer, max(cost.host_step_s for cost in self.costs)))
+        return np.asarray(span + np.maximum(optimizer, share * max(cost.host_step_s for cost in self.costs)))
 
     def dynamic_J(self, index: int, device: _Device, timeline: _Timeline, link_W: float) -> FloatArray:
         """Dynamic energy of a GPU of one class of stages in a step, links included."""
@@ -211,7 +220,9 @@ class _Pipeline:
 
     def talk_s(self, index: int, timeline: _Timeline) -> FloatArray:
         """Time in which a GPU of one class of stages communicates, hidden or not."""
-        return timeline.exposed_s[index] + timeline.hidden_s[index] + self.costs[index].step_exchange_s[:, None]
+        step = self.costs[index].step_exchange
+        whole = (step.hideable_s + step.exposed_s)[:, None]
+        return timeline.exposed_s[index] + timeline.hidden_s[index] + whole
 
 
 def predict(
@@ -307,7 +318,8 @@ def _columns(
     exposed = pipe.mean(timeline.exposed_s) + timeline.exposed_step_s
     idle = step - forward - backward - optimizer - exposed
     idle = np.where(idle > _ROUNDING * step, idle, 0.0)
-    single = sum(pipe.counts) == 1
+    late = np.clip(step - timeline.device_s, 0.0, idle)
+    late = np.where(late > _ROUNDING * step, late, 0.0)
     cycles = {
         name: over(f"{name}_cycles", factor) for name, factor in (("forward", m), ("backward", m), ("optimizer", 1.0))
     }
@@ -319,8 +331,8 @@ def _columns(
         "optimizer_s": optimizer,
         "exposed_communication_s": exposed,
         "hidden_communication_s": np.maximum(pipe.mean(talk) - exposed, 0.0),
-        "bubble_s": 0.0 * idle if single else idle,
-        "host_wait_s": idle if single else 0.0 * idle,
+        "bubble_s": idle - late,
+        "host_wait_s": late,
         "clock_Hz": sum(cycles.values()) / busy,
         "forward_clock_Hz": cycles["forward"] / forward,
         "backward_clock_Hz": cycles["backward"] / backward,

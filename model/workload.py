@@ -40,6 +40,7 @@ class Call:
     shape: Shape
     phase: Phase
     count: FloatArray
+    mean_share: FloatArray | float = 1.0  # work of the mean rank over that of the busiest, whose shape this is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,7 @@ class _Forward:
     `bias`: the gradient of a bias. `joins`: its input feeds other operators too, whose gradients are added up.
     `copies`: elementwise kernels of its backward, each as the copy that moves as many bytes. `core`: part of the
     attention core, which selective recomputation runs again. `share`: in which plans it runs (1, or 0), None for all.
+    `mean_share`: as in `Call`.
     """
 
     kind: Kind
@@ -97,6 +99,7 @@ class _Forward:
     copies: tuple[Shape, ...] = ()
     core: bool = False
     share: FloatArray | None = None
+    mean_share: FloatArray | float = 1.0
 
 
 def expert_rank_skew(skew: FloatArray, ep: FloatArray, experts: int) -> FloatArray:
@@ -136,7 +139,7 @@ class Workload:
         for op in forward:
             count = (core if op.core else again) * self._share(op)
             if count.any():
-                calls.append(_call(op.kind, Pass.FORWARD, op.shape, Phase.BACKWARD, count))
+                calls.append(_call(op.kind, Pass.FORWARD, op.shape, Phase.BACKWARD, count, op.mean_share))
         return calls
 
     def embedding(self) -> list[Call]:
@@ -170,18 +173,20 @@ class Workload:
         m = self.plans.micro_batches
         return [_call(Kind.ACCUMULATE, Pass.BACKWARD, Shape(m=parameters), Phase.BACKWARD, (m - 1) / m)]
 
-    def optimizer(self, parameters: FloatArray, sharded: FloatArray) -> list[Call]:
-        """One step: gradient norm and clip over `parameters`, update of the `sharded` ones this GPU owns."""
+    def optimizer(self, owned: FloatArray) -> list[Call]:
+        """One step over the parameters that this GPU owns: norm and clip of their gradients, and the update."""
         kind = Kind.ADAMW if self.precision == "bf16" else Kind.ADAMW_MIXED
         return [
-            _call(Kind.GRAD_NORM, Pass.STEP, Shape(m=parameters), Phase.OPTIMIZER, self._one),
-            _call(kind, Pass.STEP, Shape(m=sharded), Phase.OPTIMIZER, self._one),
+            _call(Kind.GRAD_NORM, Pass.STEP, Shape(m=owned), Phase.OPTIMIZER, self._one),
+            _call(kind, Pass.STEP, Shape(m=owned), Phase.OPTIMIZER, self._one),
         ]
 
     # ---- pieces -------------------------------------------------------------------------------------------------
 
     def _with_backward(self, forward: list[_Forward]) -> list[Call]:
-        calls = [_call(op.kind, Pass.FORWARD, op.shape, Phase.FORWARD, self._share(op)) for op in forward]
+        calls = [
+            _call(op.kind, Pass.FORWARD, op.shape, Phase.FORWARD, self._share(op), op.mean_share) for op in forward
+        ]
         for op in forward:
             backward: list[tuple[Kind, Pass, Shape]] = [
                 (op.kind, direction, op.shape) for direction in PASSES[op.kind] if direction is not Pass.FORWARD
@@ -191,7 +196,7 @@ class Workload:
             backward += [(Kind.COPY, Pass.FORWARD, elements) for elements in op.copies]
             if op.bias:
                 backward.append((Kind.BIAS, Pass.BACKWARD, Shape(m=op.shape.m, n=op.shape.n)))
-            calls += [_call(*call, Phase.BACKWARD, self._share(op)) for call in backward]
+            calls += [_call(*call, Phase.BACKWARD, self._share(op), op.mean_share) for call in backward]
         return calls
 
     def _share(self, op: _Forward) -> FloatArray:
@@ -330,7 +335,9 @@ class Workload:
         yield self._product(self.tokens, moe.experts, d)
         yield _Forward(kind=Kind.ROUTER, shape=Shape(m=self.tokens, experts=moe.experts, top_k=moe.top_k))
         yield _Forward(kind=Kind.PERMUTE, shape=routed, joins=Shape(m=self.tokens, n=d))
-        yield from self._experts(moe, Shape(m=rows, experts=local, skew=skew))
+        busiest = expert_rank_skew(skew, self.ep, moe.experts)
+        for op in self._experts(moe, Shape(m=rows, experts=local, skew=skew)):
+            yield replace(op, mean_share=1 / busiest)
         yield _Forward(kind=Kind.UNPERMUTE, shape=routed)
         if moe.shared_width:
             shared = Mlp(width=moe.shared_width, activation=moe.activation, gated=moe.gated)
@@ -364,5 +371,12 @@ def _elementwise(
     return _Forward(kind=Kind.COPY, shape=Shape(m=elements * tensors / 2), copies=copies, core=core, share=share)
 
 
-def _call(kind: Kind, direction: Pass, shape: Shape, phase: Phase, count: FloatArray) -> Call:
-    return Call(kind=kind, direction=direction, shape=shape, phase=phase, count=count)
+def _call(
+    kind: Kind,
+    direction: Pass,
+    shape: Shape,
+    phase: Phase,
+    count: FloatArray,
+    mean_share: FloatArray | float = 1.0,
+) -> Call:
+    return Call(kind=kind, direction=direction, shape=shape, phase=phase, count=count, mean_share=mean_share)
