@@ -96,7 +96,7 @@ def _vocabulary(plan: Plan, architecture: Architecture) -> str | None:
     if not architecture.has_head or shard % 8 == 0:
         return None
     return (
-        f"The vocabulary of {architecture.vocab} over tp {plan.parallel.tp} is no multiple of 8: the products of the head "
+        f"The vocabulary of {architecture.vocab} over tp {plan.parallel.tp} is no multiple of 8: its products "
         "run at a fraction of their rate. Training code pads it; give the padded one in config.json."
     )
 
