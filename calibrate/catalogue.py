@@ -7,6 +7,7 @@ from pathlib import Path
 
 from moemodel.model.calibration import Calibration, read_calibration
 from moemodel.model.errors import CalibrationError, InputError
+from moemodel.model.gpu import list_gpus
 from moemodel.model.names import unknown
 
 _SHIPPED = Path(__file__).parent / "shipped"
@@ -22,8 +23,13 @@ def shipped(name: str) -> Calibration:
     """A calibration that ships.
 
     Raises:
-        CalibrationError: there is none of that name; the message lists those there are.
+        CalibrationError: there is none of that name; the message lists those there are, and how to make one.
     """
+    if name in list_gpus() and name not in list_calibrations():
+        raise CalibrationError(
+            f"there is no calibration of {name}; those that ship: {', '.join(list_calibrations())}. Make one: run "
+            "`moemodel profile` on that GPU, then `moemodel calibrate`, and name its file with --calibration"
+        )
     if name not in list_calibrations():
         error: InputError = unknown(
             "calibration", name, list_calibrations(), or_else="the file that `moemodel calibrate` wrote"

@@ -154,6 +154,9 @@ def _nominal_chip(operators: pd.DataFrame, clock_Hz: float) -> dict[str, Paramet
     """One multiprocessor as fast as the fastest product seen, memory as fast as the fastest copy."""
     products = operators[operators["kind"] == "gemm"]
     copies = operators[operators["kind"] == "copy"]
+    if products.empty or copies.empty:
+        missing = "gemm" if products.empty else "copy"
+        raise ProfileError(f"table operators: no rows of {missing}; run `moemodel profile` on this folder again")
     flops = (2.0 * products["m"] * products["n"] * products["k"] / products["time_s"]).max()
     bandwidth = (4.0 * copies["m"] / copies["time_s"]).max()
     source = "the fastest sample of the profile: this device has no datasheet rates"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -21,11 +22,15 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 from moemodel.model.calibration import OperatorFit, Parameter, Residual
 from moemodel.model.compute import ALIGNED, FEATURES, Chip, form_of, operator_time, parts, shape_features, time_at
+from moemodel.model.errors import ProfileError
 from moemodel.model.operators import SHAPE_FIELDS, Kind, Pass, Shape
 
 FloatArray = NDArray[np.float64]
+_Name = TypeVar("_Name", Kind, Pass)
 
 _FOLDS = 5
+_EVALUATIONS = 60  # of least squares, from each start
+_ONE_SHAPE_LOG_ERROR = 0.25  # assumed: how far one shape of an operator tells of another
 _FEWEST = 12  # shapes below which no residual process is fitted
 _SHORTEST_S = 1e-7  # shorter readings are below the resolution of device events
 _HINDERED = 1.25  # a sample this much slower than its clock explains waited for the host
@@ -149,8 +154,8 @@ def observations(table: pd.DataFrame) -> Iterator[Observations]:
         medians = rows.groupby([*shape, "sweep"], as_index=False)[["time_s", "clock"]].median()
         medians["group"] = medians.groupby(shape).ngroup()
         yield Observations(
-            kind=Kind(str(kind)),
-            direction=Pass(str(direction)),
+            kind=_known(Kind, kind),
+            direction=_known(Pass, direction),
             shape=Shape(**{name: medians[name].to_numpy(np.float64) for name in shape}),
             clock_Hz=medians["clock"].to_numpy(np.float64),
             time_s=medians["time_s"].to_numpy(np.float64),
@@ -166,6 +171,20 @@ def _free_parameters(data: Observations) -> dict[str, _Free]:
     n, k = (np.asarray(getattr(data.shape, name)) for name in ("n", "k"))
     odd = bool(((n % ALIGNED != 0) | (k % ALIGNED != 0)).any())
     return {name: parameter for name, parameter in free.items() if odd or name != "alignment"}
+
+
+def _known(names: type[_Name], found: object) -> _Name:
+    """A member of the vocabulary.
+
+    Raises:
+        ProfileError: it has no such name.
+    """
+    try:
+        return names(str(found))
+    except ValueError:
+        raise ProfileError(
+            f"table operators: found {names.__name__.lower()} {found}; allowed: {', '.join(sorted(names))}"
+        ) from None
 
 
 def _unhindered(table: pd.DataFrame, shape: list[str]) -> pd.Series:
@@ -189,9 +208,9 @@ def fit_operator(data: Observations, chip: Chip, source: str) -> tuple[OperatorF
         source: where the times come from, for the calibration.
     """
     data = _with_clock(data, chip)
-    start = _analytic(data, chip, None)
-    errors = _held_out(data, chip, start)
-    fit = _fit(data, chip, start, source, log_error=_spread(errors))
+    errors = _held_out(data, chip)
+    known = data.shapes > 1
+    fit = _fit(data, chip, _analytic(data, chip), source, log_error=_spread(errors) if known else _ONE_SHAPE_LOG_ERROR)
     absolute = np.abs(np.expm1(errors))
     summary = HeldOut(
         kind=data.kind,
@@ -213,15 +232,15 @@ def _with_clock(data: Observations, chip: Chip) -> Observations:
     )
 
 
-def _held_out(data: Observations, chip: Chip, start: dict[str, float]) -> FloatArray:
-    """log(predicted / measured) of every row, from fits that did not see its shape."""
+def _held_out(data: Observations, chip: Chip) -> FloatArray:
+    """log(predicted / measured) of every row, from fits that did not see its shape; of a lone shape, from its own."""
+    if data.shapes < 2:
+        return _log_ratio(_analytic(data, chip), data, chip)
     fold = np.random.default_rng(0).permutation(data.shapes)[data.group] % min(_FOLDS, data.shapes)
     errors = np.zeros(len(data))
-    if data.shapes < 2:
-        return _log_ratio(start, data, chip)
     for index in np.unique(fold):
         seen, unseen = data.take(fold != index), data.take(fold == index)
-        fit = _fit(seen, chip, _analytic(seen, chip, start), "", log_error=0.0)
+        fit = _fit(seen, chip, _analytic(seen, chip), "", log_error=0.0)
         errors[fold == index] = _predict_log(fit, unseen, chip) - np.log(unseen.time_s)
     return errors
 
@@ -255,12 +274,8 @@ def _fit(data: Observations, chip: Chip, p: dict[str, float], source: str, *, lo
     )
 
 
-def _analytic(
-    data: Observations, chip: Chip, start: dict[str, float] | None, evaluations: int = 15
-) -> dict[str, float]:
-    """Parameters of the form, by robust least squares on log time, from a start or from the best of several."""
-    if start is None:
-        return _best_start(data, chip)
+def _from(data: Observations, chip: Chip, start: dict[str, float]) -> dict[str, float]:
+    """Parameters of the form, by robust least squares on log time from a start."""
     free = _free_parameters(data)
     first = _encode(free, start)
     low, high = (np.array([_coordinate(f, edge) for f, edge in zip(free.values(), edges, strict=True)]) for edges in (
@@ -277,18 +292,18 @@ def _analytic(
         bounds=(low, high),
         loss="soft_l1",
         f_scale=0.05,
-        max_nfev=evaluations,
+        max_nfev=_EVALUATIONS,
         diff_step=[1e-3] * len(first),
     )
     return _decode(free, solution.x)
 
 
-def _best_start(data: Observations, chip: Chip) -> dict[str, float]:
+def _analytic(data: Observations, chip: Chip) -> dict[str, float]:
     """The better of two fits: from parts that hide behind each other (one kernel), and from parts that add up (several
     kernels in a row). Between them lies a barrier that least squares doesn't cross."""
     free = _free_parameters(data)
     starts = ({name: f.start for name, f in free.items()} | {"p": p} for p in (1.05, 4.0))
-    fits = [_analytic(data, chip, start, evaluations=60) for start in starts]
+    fits = [_from(data, chip, start) for start in starts]
     return min(fits, key=lambda p: float(np.abs(_log_ratio(p, data, chip)).mean()))
 
 
@@ -304,12 +319,14 @@ def _standard_errors(data: Observations, chip: Chip, p: dict[str, float]) -> dic
         columns.append((_log_ratio(_decode(free, moved), data, chip) - base) / 1e-3)
     jacobian = np.stack(columns, axis=1)
     variance = np.mean(np.square(base))
-    covariance = variance * np.linalg.pinv(jacobian.T @ jacobian + 1e-12 * np.eye(len(x)))
+    width = np.array([_coordinate(f, f.high) - _coordinate(f, f.low) for f in free.values()])
+    # The bounds are all that is known of a direction in which the data say nothing.
+    covariance = variance * np.linalg.pinv(jacobian.T @ jacobian + np.diag(variance / width**2))
     out: dict[str, float | None] = {}
     for index, (name, f) in enumerate(free.items()):
         error = float(np.sqrt(max(covariance[index, index], 0.0)))
         error = error if f.logarithmic else error / max(abs(p[name]), 1e-9)
-        known = np.square(jacobian[:, index]).sum() > 1e-8 and error < 10.0
+        known = np.square(jacobian[:, index]).sum() > 1e-8 and error < 1.0
         out[name] = error if known else None
     return out
 

@@ -44,6 +44,7 @@ _FULL = 0.95
 # than predicted in the mean of their training runs, the last of them 15 degrees hotter (bench/measured).
 _CHIP_LOG_ERROR = 0.025
 _FOLDS = 5
+_NO_LIMIT_W = 1e9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,12 +262,12 @@ def fit_governor(loads: Loads, base_W: float, clock_max_Hz: float, cap_W: float,
         burst_W = (loads.power_W - (1 - loads.duty) * idle_W) / loads.duty
     slowed = (loads.duty > 0.2) & (loads.duty < 0.62) & (loads.clock_Hz < 0.95 * clock_max_Hz)
     slowed &= loads.power_W < 0.95 * cap_W
-    if not slowed.any():
-        limit, spread = 10 * cap_W, 0.0
-    else:
-        limit = float(np.median(burst_W[slowed]))
+    spread = 0.0
+    fast = Parameter(value=_NO_LIMIT_W, unit="W", origin="assumed", source="no burst of the profile was held back")
+    if slowed.any():
         spread = float(np.std(np.log(burst_W[slowed])))
-    fast = Parameter(value=limit, unit="W", origin="measured", source=source, error=spread)
+        limit = float(np.median(burst_W[slowed]))
+        fast = Parameter(value=limit, unit="W", origin="measured", source=source, error=spread)
     return GovernorFit(
         parameters={"fast_limit": fast, "sustained_share": _sustained(loads, clock_max_Hz, cap_W, source)},
         log_error=float(np.hypot(spread / 2, _CHIP_LOG_ERROR)),
@@ -290,10 +291,10 @@ def fit_thermal(table: pd.DataFrame, source: str) -> ThermalFit:
     T(t) = T_inlet + sum_i R_i (P filtered with time constant tau_i), two masses: die and heat sink. Given the time
     constants it is linear, so a grid of them and non-negative least squares find the rest.
     """
-    rows = table[table["power_W"].notna() & table["temperature_C"].notna()].sort_values("elapsed_s")
+    rows = table[table["power_W"].notna() & table["temperature_C"].notna()].sort_values("wall_s")
     if len(rows) < 100:
         return _thermal_default()
-    time_s, power_W, temperature_C = (rows[c].to_numpy(np.float64) for c in ("elapsed_s", "power_W", "temperature_C"))
+    time_s, power_W, temperature_C = (rows[c].to_numpy(np.float64) for c in ("wall_s", "power_W", "temperature_C"))
     best: tuple[float, FloatArray] | None = None
     for die_s, sink_s in product((1.0, 2.0, 3.0, 5.0), (10.0, 15.0, 20.0, 30.0, 45.0, 60.0)):
         columns = np.stack(
@@ -307,7 +308,11 @@ def fit_thermal(table: pd.DataFrame, source: str) -> ThermalFit:
     return ThermalFit(
         parameters={
             "thermal_C_per_W": Parameter(
-                value=float(die + sink), unit="K/W", origin="measured", source=source, error=float(miss / 30)
+                value=float(die + sink),
+                unit="K/W",
+                origin="measured",
+                source=source,
+                error=float(miss / max(np.mean(temperature_C) - inlet, 1.0)),
             ),
             "inlet_C": Parameter(value=float(inlet), unit="C", origin="measured", source=source),
         }

@@ -6,10 +6,11 @@ DATA is a folder laid out as `../shared/data` (see `published`). Written are `a1
 
     products, elementwise kernels, host   iteration times that vTrain published (`steps`)
     links                                 its NCCL all-reduce tables
-    other streaming operators             a stream benchmark at 61 locked clocks
+    bandwidth against the SM clock        a stream benchmark at 61 locked clocks
     power, voltage, temperature           activity counters and power of 12 programs at 61 locked clocks
-    flash attention                       the rates that FlashAttention-2 states, and how they rise with the sequence
-    the rest                              datasheets, or carried over from this project's H100, marked as assumed
+    flash attention                       the best rate that FlashAttention-2 states
+    other operators                       this project's H100, relative to the chip; marked as assumed
+    the rest                              datasheets, or carried over from that H100
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ from moemodel.calibrate.published import (
     ACTIVITY,
     ALL_REDUCE,
     DVFS,
+    FLASH_BEST,
     FLASH_PAPER,
-    FLASH_RATES,
-    FLASH_SEQ,
-    FLASH_TABLE,
+    FP64_GEMM,
+    FP64_LOCKED,
     ITERATIONS,
     STREAM,
     VTRAIN,
@@ -44,6 +45,7 @@ from moemodel.calibrate.published import (
     Rows,
     read_activities,
     read_all_reduce,
+    read_fp64_gemm,
     read_rows,
     read_stream,
 )
@@ -75,8 +77,10 @@ from moemodel.model.calibration import (
     ThermalFit,
 )
 from moemodel.model.compute import FEATURES, form_of
+from moemodel.model.errors import CalibrationError
 from moemodel.model.gpu import Gpu, read_gpu
-from moemodel.model.operators import PASSES, Kind, Pass, Shape, work
+from moemodel.model.operators import PASSES, Kind, Pass, Shape, Work, work
+from moemodel.model.power import power_model
 
 FloatArray = NDArray[np.float64]
 
@@ -89,21 +93,26 @@ _STEPS_SOURCE = (
 )
 _STREAM_SOURCE = f"stream benchmark at 61 locked SM clocks on an A100 80 GB, {DVFS}"
 _POWER_SOURCE = f"DCGM activity and power of 12 programs at 61 locked SM clocks on an A100 80 GB, {DVFS}"
+_TENSOR_SOURCE = (
+    f"{_POWER_SOURCE}, whose only matrix program is FP64; times what a cycle of busy tensor cores draws more in bf16, "
+    f"which an H100 shows: bf16 as calibrated by this project, FP64 as published by {FP64_LOCKED}; of another chip, "
+    "and drifting, so that it is uncertain by 15 %"
+)
+_ELSEWHERE = f"as measured on {_H100}, relative to the chip; not measured on an A100"
 _PROVENANCE = (
     "Not measured by this project: fitted to what others published. Products, elementwise kernels, optimizer and the "
     "host lane of megatron-v2 are fitted to the iteration times that vTrain published (MIT), which turned out to be "
     "reproduced exactly by that simulator's own arithmetic from single traced steps, so their host times include "
     "tracing; links are fitted to its NCCL all-reduce tables; power, voltage and memory bandwidth to the readings of a "
-    "DVFS study (ghazanfarttu, BSD-3-Clause) on an A100 80 GB; flash attention follows the rates that its paper "
-    "states; the rest is datasheet or assumed, as each parameter says.{extra}"
+    "DVFS study (ghazanfarttu, BSD-3-Clause) on an A100 80 GB; flash attention is as fast as its paper states. "
+    "Operators that none of these data show, all of the routing of experts among them, are taken to be as good, "
+    "relative to the chip, as this project measured on an H100; the rest is datasheet or assumed, as each "
+    "parameter says.{extra}"
 )
 
-# Elementwise kernels that the rows' model ran; the other streams take the bandwidth of the stream benchmark.
-_IN_THE_ROWS = frozenset(
-    {Kind.LAYER_NORM, Kind.GELU, Kind.RESIDUAL_ADD, Kind.BIAS, Kind.COPY, Kind.CROSS_ENTROPY, Kind.EMBEDDING}
-)
-_LIKE_THE_ROWS = frozenset({Kind.RMS_NORM, Kind.RELU, Kind.SWIGLU, Kind.ROTARY})  # kernels of the same make
-_OPTIMIZER = frozenset({Kind.ADAMW, Kind.ADAMW_MIXED, Kind.GRAD_NORM})
+# Kernels that make up the time of the rows' model; what else it ran is too little to show, or other code in torch.
+_IN_THE_ROWS = frozenset({Kind.GELU, Kind.RESIDUAL_ADD, Kind.BIAS, Kind.COPY})
+_OPTIMIZER = frozenset({Kind.ADAMW, Kind.GRAD_NORM})  # of 16-bit parameters
 
 LAUNCH_S = 4e-6  # of a kernel that is not traced
 _LAUNCH_SOURCE = (
@@ -112,6 +121,8 @@ _LAUNCH_SOURCE = (
 _ROWS_ERROR = 0.10  # log; left-out errors of whole micro-batch sizes, widths and tensor-parallel degrees
 _ASSUMED_ERROR = 0.25  # log; assumed: operators that no data of this GPU show
 _NO_LIMIT_W = 1e4  # no fast limit is known: none is applied
+_MEMORY_ERROR = 0.04  # log; assumed: twice that of the H100, whose allocator is the same and whose libraries aren't
+_TENSOR_ERROR = 0.15  # log; assumed: below the clocks that count, the same readings give ratios up to a fifth higher
 _LANES_FP32, _LANES_FP64 = 64, 32  # of an SM (A100 whitepaper, table 4)
 
 
@@ -138,6 +149,8 @@ class Published:
     stream: Stream
     power: PowerSolution
     power_error: float
+    tensor: float  # bf16 over FP64 energy of a busy cycle of tensor cores
+    peak_flops_per_s: float  # bf16, at the reference clock
     loads: int
     thermal: tuple[float, float]  # K/W, inlet in degrees
 
@@ -167,8 +180,8 @@ def fit_stream(clock_Hz: FloatArray, rate_Bps: FloatArray, gpu: Gpu) -> Stream:
 def loads_of_activities(data: Activities, gpu: Gpu) -> Loads:
     """Activity counters as rates of work.
 
-    A busy tensor pipe counts as the 16-bit rate of its cycles, whatever it multiplies: the data's matrix program is
-    FP64, and a busy pipe is assumed to draw the same for either. FP32 and FP64 pipes count their lanes, DRAM its peak.
+    A busy tensor pipe counts as the 16-bit rate of its cycles, whatever it multiplies; the data's matrix program is
+    FP64, which draws less (`tensor_ratio`). FP32 and FP64 pipes count their lanes, DRAM its peak.
     """
     sms = float(gpu.multiprocessors or 1)
     cycles = data.clock_Hz * sms
@@ -185,6 +198,32 @@ def loads_of_activities(data: Activities, gpu: Gpu) -> Loads:
         vector_ops=(data.fp32 * _LANES_FP32 + 2 * data.fp64 * _LANES_FP64) * cycles,
         bytes_B=data.dram * (gpu.memory_bandwidth_Bps or 0.0),
     )
+
+
+def tensor_ratio(clock_Hz: FloatArray, power_W: FloatArray, bf16: Calibration) -> float:
+    """What a busy cycle of tensor cores draws in bf16 over what it draws in FP64, beyond static power.
+
+    Args:
+        clock_Hz, power_W: an FP64 product that keeps the tensor cores busy, at locked clocks.
+        bf16: the calibration of the same kind of GPU; readings outside the clocks that it measured don't count.
+
+    Returns:
+        The median over clocks.
+
+    Raises:
+        ValueError: no clock lies in the range that the calibration measured.
+    """
+    low_Hz, high_Hz = bf16.clock_measured_Hz
+    inside = (clock_Hz >= low_Hz) & (clock_Hz <= high_Hz)
+    if not inside.any():
+        raise ValueError(f"no clock lies between {low_Hz:g} and {high_Hz:g} Hz")
+    clock_Hz, power_W, model = clock_Hz[inside], power_W[inside], power_model(bf16)
+    cycle_flops = bf16.chip["flops_per_cycle"].value * bf16.chip["multiprocessors"].value
+    second = Work(flops=cycle_flops * clock_Hz, vector_ops=np.zeros(1), bytes_B=np.zeros(1))
+    one = np.ones((len(clock_Hz), len(clock_Hz)))
+    dynamic_W = np.diagonal(model.dynamic_J(Kind.GEMM, Pass.FORWARD, second, clock_Hz, one))
+    ratio = dynamic_W / (power_W - model.static_W(model.leak_reference_C))
+    return float(np.median(ratio))
 
 
 def left_out_power(data: Activities, gpu: Gpu) -> float:
@@ -225,6 +264,8 @@ def fit_published(folder: Path, gpu: Gpu) -> Published:
         stream=fit_stream(*read_stream(folder / STREAM), gpu),
         power=solve_power(loads_of_activities(activities, gpu), gpu.peak("bf16").clock_Hz),
         power_error=left_out_power(activities, gpu),
+        tensor=tensor_ratio(*read_fp64_gemm(folder / FP64_GEMM), shipped(_H100)),
+        peak_flops_per_s=gpu.peak("bf16").flops_per_s,
         loads=len(activities.power_W),
         thermal=(float(rise), float(inlet)),
     )
@@ -235,6 +276,7 @@ def fit_published(folder: Path, gpu: Gpu) -> Published:
 
 def calibration_of(data: Published, gpu: Gpu) -> Calibration:
     """The calibration of a GPU: of the one that the data are of, or of its sibling with other memory."""
+    elsewhere = shipped(_H100)
     clock_Hz = gpu.peak("bf16").clock_Hz
     low_Hz = gpu.clock_min_Hz or clock_Hz
     of_data = gpu.name == GPUS[0]
@@ -251,7 +293,7 @@ def calibration_of(data: Published, gpu: Gpu) -> Calibration:
         clock_measured_Hz=(510e6, clock_Hz),  # locked clocks of the DVFS study; iteration times have no clock
         composition_error=_fitted(float(np.sqrt(np.mean(np.square(data.errors)))), "1", _STEPS_SOURCE),
         chip=chip_parameters(gpu),
-        operators=[_operator(kind, direction, data, gpu) for kind in Kind for direction in PASSES[kind]],
+        operators=[_operator(kind, direction, data, gpu, elsewhere) for kind in Kind for direction in PASSES[kind]],
         host=_host(data),
         power=_power(data),
         governor=GovernorFit(
@@ -279,93 +321,81 @@ def _assumed(value: float, unit: str, source: str) -> Parameter:
     return _parameter(value, unit, "assumed", source)
 
 
-def _operator(kind: Kind, direction: Pass, data: Published, gpu: Gpu) -> OperatorFit:
-    form = form_of(kind)
-    box = data.boxes.get((kind, direction)) if kind in _IN_THE_ROWS or kind is Kind.GEMM else None
-    names = FEATURES[form]
-    if form == "attention":
-        parameters = _attention(kind, direction)
-    elif form in ("product", "grouped"):
-        parameters = _product(kind, data.constants)
-    else:
-        parameters = _stream(kind, direction, data, gpu)
+def _operator(kind: Kind, direction: Pass, data: Published, gpu: Gpu, elsewhere: Calibration) -> OperatorFit:
+    """From the data where they show it; else as on another GPU."""
+    shown = kind is Kind.GEMM or kind in _IN_THE_ROWS or kind in _OPTIMIZER
+    if not shown:
+        return _carried(kind, direction, gpu, elsewhere)
+    box = None if kind in _OPTIMIZER else data.boxes.get((kind, direction))
+    names = FEATURES[form_of(kind)]
     return OperatorFit(
         kind=kind,
         direction=direction,
-        parameters=parameters,
+        parameters=_product(data.constants) if kind is Kind.GEMM else _stream(kind, direction, data, gpu),
         log_error=_ROWS_ERROR if box else _ASSUMED_ERROR,
         measured={n: (round(2**low, 3), round(2**high, 3)) for n, (low, high) in zip(names, box or [], strict=False)},
         points=32 if box else 0,
     )
 
 
+def _carried(kind: Kind, direction: Pass, gpu: Gpu, elsewhere: Calibration) -> OperatorFit:
+    """Another GPU's fit, whose efficiencies are shares of the chip's rates; chains of kernels take as many cycles.
+
+    Raises:
+        CalibrationError: the other GPU's calibration lacks the operator.
+    """
+    fit = elsewhere.operator(kind, direction)
+    if fit is None:
+        raise CalibrationError(
+            f"calibration {elsewhere.name}: no fit for {kind}/{direction}; there is none to carry over"
+        )
+    parameters = {name: _assumed(p.value, p.unit, _ELSEWHERE) for name, p in fit.parameters.items()}
+    if "t1" in parameters:
+        cycles = elsewhere.clock_reference_Hz / gpu.peak("bf16").clock_Hz
+        parameters["t1"] = _assumed(parameters["t1"].value * cycles, "s", f"as many cycles {_ELSEWHERE}")
+    if form_of(kind) == "attention":
+        parameters["efficiency"] = _flash(kind, direction, elsewhere)
+    return OperatorFit(kind=kind, direction=direction, parameters=parameters, log_error=_ASSUMED_ERROR, points=0)
+
+
+def _flash(kind: Kind, direction: Pass, elsewhere: Calibration) -> Parameter:
+    """Efficiency of flash attention, such that the forward pass without a mask reaches the best rate of its paper.
+
+    Other passes are to that one as they are on the other GPU.
+    """
+    fit, best = elsewhere.operator(kind, direction), elsewhere.operator(Kind.ATTENTION_FULL, Pass.FORWARD)
+    if fit is None or best is None:
+        raise CalibrationError(
+            f"calibration {elsewhere.name}: no fit for {kind}/{direction}; there is none to carry over"
+        )
+    level = FLASH_BEST * (1 + best.parameters["head_dim0"].value / 128) / best.parameters["efficiency"].value
+    value = fit.parameters["efficiency"].value * level
+    if fit is best:
+        return _fitted(value, "1", FLASH_PAPER)
+    return _assumed(value, "1", f"to the forward pass without a mask ({FLASH_PAPER}) {_ELSEWHERE}")
+
+
 _PRODUCT_FITTED = ("alignment", "efficiency_256x128")
 
 
-def _product(kind: Kind, constants: Mapping[str, float]) -> dict[str, Parameter]:
-    grouped = kind is Kind.GROUPED_GEMM
-    values = operator_parameters(kind, constants) | {"t0": LAUNCH_S}
+def _product(constants: Mapping[str, float]) -> dict[str, Parameter]:
+    values = operator_parameters(Kind.GEMM, constants) | {"t0": LAUNCH_S}
     out = {}
     for name, value in values.items():
         if name == "t0":
             out[name] = _assumed(value, "s", _LAUNCH_SOURCE)
-        elif name in _PRODUCT_FITTED and not grouped:
+        elif name in _PRODUCT_FITTED:
             out[name] = _fitted(value, "1", _STEPS_SOURCE)
         elif name == "memory_efficiency":
             out[name] = _fitted(value, "1", f"elementwise kernels, {_STEPS_SOURCE}")
         else:
-            source = (
-                "as of single products" if grouped else "held: iteration times don't determine it (calibrate/steps.py)"
-            )
-            out[name] = _assumed(value, "1", source)
+            out[name] = _assumed(value, "1", "held: iteration times don't determine it (calibrate/steps.py)")
     return out
-
-
-_FLASH_BEST = {Pass.FORWARD: 0.73, Pass.BACKWARD: 0.60}
-_FLASH_HEAD0 = 16.0
-
-
-def _attention(kind: Kind, direction: Pass) -> dict[str, Parameter]:
-    """FlashAttention-2: its best rate at head width 128 and long sequences; the rise with the sequence from a table."""
-    mask = "causal" if kind is Kind.ATTENTION else "full"
-    curve = FLASH_RATES.get(f"{mask}/{direction}", FLASH_RATES[f"causal/{direction}"])
-    seq0 = rise_with_sequence(curve)
-    longest = FLASH_SEQ[-1]
-    wide = 128.0
-    best = _FLASH_BEST[direction] * (1 + _FLASH_HEAD0 / wide) * (1 + seq0 / longest)
-    forward = direction is Pass.FORWARD
-    why = FLASH_PAPER if forward else f"assumed within {FLASH_PAPER}; backward is the slower pass"
-    assumed = {
-        "head_dim0": (_FLASH_HEAD0, "assumed: narrow heads leave a part of the tensor cores' depth unused"),
-        "quantisation": (0.5, "assumed: a half-filled last wave costs half of a whole one"),
-        "memory_efficiency": (0.8, "assumed: attention is not bound by memory at training lengths"),
-        "p": (4.0, "assumed"),
-    }
-    return {
-        "t0": _assumed(LAUNCH_S, "s", _LAUNCH_SOURCE),
-        "efficiency": _parameter(best, "1", "fitted" if forward else "assumed", why),
-        "seq0": _fitted(seq0, "1", FLASH_TABLE),
-        **{name: _assumed(value, "1", source) for name, (value, source) in assumed.items()},
-    }
-
-
-def rise_with_sequence(rates: tuple[float, ...]) -> float:
-    """s0 of rate ~ seq / (seq + s0), by least squares on the reciprocals: 1/rate = a (1 + s0/seq)."""
-    seq = np.array(FLASH_SEQ[: len(rates)])
-    slope, level = np.polyfit(1 / seq, 1 / np.array(rates), 1)
-    return float(max(slope / level, 1.0))
 
 
 def _stream(kind: Kind, direction: Pass, data: Published, gpu: Gpu) -> dict[str, Parameter]:
     """Memory-bound kernels; all issue loads as the stream benchmark does, so many bytes a cycle."""
-    if kind in _OPTIMIZER:
-        share, source = data.constants["optimizer"], _STEPS_SOURCE
-    elif kind in _IN_THE_ROWS:
-        share, source = data.constants["elementwise"], _STEPS_SOURCE
-    elif kind in _LIKE_THE_ROWS:
-        share, source = data.constants["elementwise"], f"as other elementwise kernels, {_STEPS_SOURCE}"
-    else:
-        share, source = data.stream.memory, _STREAM_SOURCE
+    share = data.constants["optimizer" if kind in _OPTIMIZER else "elementwise"]
     one = work(kind, direction, Shape(m=1024, n=1024, k=1024, experts=8, top_k=2))
     lanes = float(gpu.multiprocessors or 1) * 128 * gpu.peak("bf16").clock_Hz
     # the same bytes a cycle for every kernel: Tc = bytes / issue rate
@@ -374,7 +404,7 @@ def _stream(kind: Kind, direction: Pass, data: Published, gpu: Gpu) -> dict[str,
     return {
         "t0": _assumed(LAUNCH_S, "s", _LAUNCH_SOURCE),
         "p": _fitted(data.stream.p, "1", _STREAM_SOURCE),
-        "memory_efficiency": _fitted(share, "1", source),
+        "memory_efficiency": _fitted(share, "1", _STEPS_SOURCE),
         "cache_efficiency": _assumed(share, "1", "no data: tensors in the cache are taken to move as those in memory"),
         "cache_size": _assumed(0.6, "1", "without effect, since the cache is taken to be no faster"),
         "issue_efficiency": _fitted(issue, "1", f"as many bytes a cycle as the {_STREAM_SOURCE}"),
@@ -396,6 +426,10 @@ def _host(data: Published) -> list[HostLane]:
 
 
 def _power(data: Published) -> PowerFit:
+    """The fit of the activities, with the tensor cores' energy brought from FP64 to bf16.
+
+    Of a busy cycle, the energy beyond static power is e_flop F + p_active/f0: all of it grows by the ratio.
+    """
     names = {
         "base_W": "W",
         "active_W": "W",
@@ -404,16 +438,18 @@ def _power(data: Published) -> PowerFit:
         "cache_J_per_B": "J/B",
         "dram_J_per_B": "J/B",
     }
-    energies = zip(names.items(), data.power.coefficients, strict=True)
+    values = dict(zip(names, (float(value) for value in data.power.coefficients), strict=True))
+    values["flop_J"] = data.tensor * values["flop_J"] + (data.tensor - 1) * values["active_W"] / data.peak_flops_per_s
     return PowerFit(
         parameters={
-            **{name: _fitted(float(value), unit, _POWER_SOURCE) for (name, unit), value in energies},
+            **{name: _fitted(values[name], unit, _POWER_SOURCE) for name, unit in names.items()},
+            "flop_J": _parameter(values["flop_J"], "J", "fitted", _TENSOR_SOURCE, _TENSOR_ERROR),
             "leak_W_per_C": _assumed(_LEAK_W_PER_C, "W/K", "as on this project's H100"),
             "leak_reference_C": _assumed(_LEAK_REFERENCE_C, "C", "the temperature that base_W is for"),
             "knee_Hz": _fitted(data.power.voltage.knee_Hz, "Hz", _POWER_SOURCE),
             "voltage_slope": _fitted(data.power.voltage.slope, "1", _POWER_SOURCE),
         },
-        log_error=data.power_error,
+        log_error=float(np.hypot(data.power_error, _TENSOR_ERROR)),
         points=data.loads,
     )
 
@@ -456,6 +492,9 @@ def _memory() -> MemoryFit:
                 8.0 * 2**20 + 16 * 8 * 1024, "B", "cuBLAS workspaces that PyTorch keeps before Hopper"
             ),
             "fragmentation": _assumed(0.03, "1", "what a caching allocator under pressure cannot reuse"),
+            "log_error": _assumed(
+                _MEMORY_ERROR, "1", f"twice that of {_H100}: context and workspaces are not measured"
+            ),
         }
     )
 
@@ -472,6 +511,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"iteration times: mean error {np.abs(np.expm1(data.errors)).mean():.1%}, all rows fitted")
     print(f"links: {data.links}\nstream: {data.stream}")
     print(f"power: {data.power.coefficients}, {data.power.voltage}, left-out programs {data.power_error:.1%}")
+    print(f"bf16 over FP64, energy of a busy cycle: {data.tensor:.2f}")
     for name in GPUS:
         path = options.output / f"{name}.json"
         write_calibration(calibration_of(data, read_gpu(name)), path)

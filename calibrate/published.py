@@ -22,20 +22,13 @@ ITERATIONS = "a100-iteration-times/single_node.csv"
 ALL_REDUCE = "a100-iteration-times/allreduce/a100"
 ACTIVITY = "a100-dvfs/activity_power.csv"
 STREAM = "a100-dvfs/stream_rate.csv"
+FP64_GEMM = "h100-dvfs/fp64_gemm_locked.csv"
 
 VTRAIN = "VIA-Research/vTrain (MIT; Bang et al., MICRO 2024, arXiv:2312.12391)"
 DVFS = "ghazanfarttu/Optimal-GPU-frequency-using-DNN-based-models (BSD-3-Clause)"
+FP64_LOCKED = "AyeshaAfzal91/GPU-Energy-Sweetspot (figures only)"
 FLASH_PAPER = "FlashAttention-2 (Dao 2023, arXiv:2307.08691), abstract: 50 to 73 % of an A100's peak"
-FLASH_TABLE = "rates against sequence length on triton-lang.org, tutorial 06-fused-attention (GPU not named)"
-
-# Rates of that table at head width 64, batch 4, 32 heads, TFLOP/s at 1024, 2048, 4096 ... tokens; only how they rise
-# with the sequence is used.
-FLASH_SEQ = (1024.0, 2048.0, 4096.0, 8192.0, 16384.0)
-FLASH_RATES: dict[str, tuple[float, ...]] = {
-    "causal/forward": (111.7, 136.5, 150.0, 160.4, 164.3),
-    "full/forward": (141.4, 159.7, 160.6, 163.4, 166.6),
-    "causal/backward": (59.8, 76.2, 87.5),
-}
+FLASH_BEST = 0.73  # that abstract's highest share, taken to be of long sequences without a mask at head width 128
 
 _COLUMNS = ("gpus", "global_batch", "micro_batch", "hidden", "heads", "layers", "seq", "tp", "dp", "pp", "time_ms")
 
@@ -159,6 +152,17 @@ def read_stream(path: Path) -> tuple[FloatArray, FloatArray]:
     """
     table = _read(path)
     return table["dvfs"].to_numpy(np.float64) * 1e6, table["bandwidth"].to_numpy(np.float64) * 1e9
+
+
+def read_fp64_gemm(path: Path) -> tuple[FloatArray, FloatArray]:
+    """Locked SM clocks, Hz, and the power of an H100 in an FP64 product at each, W; rows at a power cap are left out.
+
+    Raises:
+        InputError: the file is missing.
+    """
+    table = _read(path)
+    free = table[~table["note"].str.contains("cap")]
+    return free["locked_MHz"].to_numpy(np.float64) * 1e6, free["mean_W_tail_of_run"].to_numpy(np.float64)
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel
 
 from moemodel.model.documents import read_json
 from moemodel.model.errors import InputError, ProfileError
-from moemodel.model.profile import MANIFEST, SCHEMA_VERSION, TABLES, Manifest
+from moemodel.model.profile import MANIFEST, MERGED_PARTS, SCHEMA_VERSION, TABLES, Manifest
+
+
+class _Version(BaseModel):
+    schema_version: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,22 +40,31 @@ def read_profile(folder: Path) -> Profile:
     if not folder.is_dir():
         raise ProfileError(f"{folder}: no such folder; make a profile with `moemodel profile -o {folder}`")
     try:
+        version = read_json(path, _Version).schema_version
+        if version != SCHEMA_VERSION:
+            raise ProfileError(f"{path}: schema_version: found {version}; this moemodel reads {SCHEMA_VERSION}")
         manifest = read_json(path, Manifest)
     except InputError as error:
         raise ProfileError(str(error)) from None
-    if manifest.schema_version != SCHEMA_VERSION:
-        raise ProfileError(
-            f"{path}: schema_version: found {manifest.schema_version}; this moemodel reads {SCHEMA_VERSION}"
-        )
     return Profile(folder=folder, manifest=manifest, tables={name: _table(folder, name) for name in TABLES})
 
 
 def _table(folder: Path, name: str) -> pd.DataFrame:
-    """A table, whole or in the parts that an unfinished profile left."""
+    """A table: what was merged, and the parts that an unfinished profile left beside it."""
     whole = folder / f"{name}.parquet"
-    parts = [whole] if whole.exists() else sorted((folder / name).glob("part-*.parquet"))
-    frames = [_parquet(path, name) for path in parts]
+    merged = _merged_parts(whole) if whole.exists() else set()
+    parts = [part for part in sorted((folder / name).glob("part-*.parquet")) if part.name not in merged]
+    frames = [_parquet(path, name) for path in [*([whole] if whole.exists() else []), *parts]]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(TABLES[name]))
+
+
+def _merged_parts(whole: Path) -> set[str]:
+    """Names of the parts that are in a merged table, as the profiler notes them."""
+    try:
+        metadata = pq.read_schema(whole).metadata or {}
+    except (pa.ArrowException, OSError):
+        return set()  # `_parquet` says what is wrong with it
+    return set(json.loads(metadata.get(MERGED_PARTS, b"[]")))
 
 
 def _parquet(path: Path, name: str) -> pd.DataFrame:

@@ -37,6 +37,7 @@ from moemodel.model.gpu import Gpu
 from moemodel.model.machine import Machine
 from moemodel.model.network import Collective, Network
 from moemodel.model.operators import PASSES, Kind, Pass
+from moemodel.model.parameter_names import NETWORK
 from moemodel.model.plan import PlanBatch, Precision, Recompute
 from moemodel.model.predict import predict
 from moemodel.model.workload import Workload
@@ -295,7 +296,7 @@ def _bare_calibration(gpu: Gpu, constants: Mapping[str, float]) -> Calibration:
         power=PowerFit(parameters=_bare(_NO_POWER | {"knee_Hz": clock_Hz}), log_error=0, points=0),
         governor=GovernorFit(parameters=_bare({"fast_limit": 1e9, "sustained_share": 1.0}), log_error=0),
         thermal=ThermalFit(parameters=_bare({"thermal_C_per_W": 0.0, "inlet_C": 25.0})),
-        network=NetworkFit(parameters=_bare({"link_power": 0.0}), log_error=0),
+        network=NetworkFit(parameters=_bare(_LINKS_UNUSED), log_error=0),
         memory=MemoryFit(parameters=_bare({"context": 0.0, "workspace": 0.0, "fragmentation": 0.0})),
     )
 
@@ -314,6 +315,9 @@ _NO_POWER = dict.fromkeys(
     ),
     0.0,
 )
+
+
+_LINKS_UNUSED = dict.fromkeys(NETWORK.required, 1.0) | {"link_power": 0.0}  # `Cluster` makes the network
 
 
 def _bare(values: Mapping[str, float]) -> dict[str, Parameter]:

@@ -13,6 +13,7 @@ from moemodel.model.operators import SHAPE_FIELDS
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+MERGED_PARTS = b"moemodel.merged_parts"  # metadata of a table's file: names of the parts that are in it, as JSON
 
 # The operator measured: kind, pass, precision and shape (see `operators`).
 _OPERATOR: dict[str, str] = {

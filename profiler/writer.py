@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from moemodel.model.errors import ProfileError
 from moemodel.model.operators import SHAPE_FIELDS
-from moemodel.model.profile import MANIFEST, SCHEMA_VERSION, TABLES, Manifest
+from moemodel.model.profile import MANIFEST, MERGED_PARTS, SCHEMA_VERSION, TABLES, Manifest
 
 Row = Mapping[str, Any]
 Key = tuple[Hashable, ...]
@@ -30,7 +30,6 @@ _POINT: Final[dict[str, tuple[str, ...]]] = {
     "host": ("block", "direction", "detail"),
     "iterations": ("plan", "rank"),
 }
-_MERGED = b"moemodel.merged_parts"  # of a consolidated file: the parts that are in it
 _TYPES: Final[dict[str, pa.DataType]] = {"string": pa.string(), "float64": pa.float64(), "int64": pa.int64()}
 
 
@@ -120,7 +119,7 @@ class ProfileWriter:
             sources = [*([target] if target.exists() else []), *parts]
             merged = pa.concat_tables([_read_parquet(source, table) for source in sources])
             names = json.dumps([part.name for part in parts]).encode()
-            _write_parquet(target, merged.replace_schema_metadata({_MERGED: names}))
+            _write_parquet(target, merged.replace_schema_metadata({MERGED_PARTS: names}))
             self._remove(table, parts)
 
     def _recover(self, table: str) -> None:
@@ -234,7 +233,7 @@ def _write_parquet(target: Path, table: pa.Table) -> None:
 
 def _merged_parts(file: Path, table: str) -> set[str]:
     metadata = _read_parquet(file, table).schema.metadata or {}
-    return set(json.loads(metadata.get(_MERGED, b"[]")))
+    return set(json.loads(metadata.get(MERGED_PARTS, b"[]")))
 
 
 def _read_parquet(file: Path, table: str) -> pa.Table:

@@ -130,5 +130,12 @@ def mape(found: Sequence[Comparison], name: str) -> float:
 
 
 def coverage(found: Sequence[Comparison], name: str) -> float:
-    """Share of the runs whose measurement lies in the 90 % interval."""
-    return float(np.mean([run.quantities[name].covered for run in found if name in run.quantities]))
+    """Share of the runs whose measurement lies in the 90 % interval.
+
+    Raises:
+        ValueError: none measured it.
+    """
+    held = [run.quantities[name].covered for run in found if name in run.quantities]
+    if not held:
+        raise ValueError(f"no run measured {name}")
+    return float(np.mean(held))

@@ -10,15 +10,18 @@ import pytest
 
 from moemodel.calibrate.catalogue import shipped
 from moemodel.calibrate.power import solve_power
-from moemodel.calibrate.public import GPUS, fit_stream, loads_of_activities, rise_with_sequence
-from moemodel.calibrate.published import FLASH_SEQ, Activities, AllReduce, Rows, read_all_reduce, read_rows
+from moemodel.calibrate.public import GPUS, fit_stream, loads_of_activities, tensor_ratio
+from moemodel.calibrate.published import Activities, AllReduce, Rows, read_all_reduce, read_rows
 from moemodel.calibrate.steps import FREE, Cluster, Links, StepFitter, fit_links, groups, left_out, predicted_s
+from moemodel.model.blocks import chip_of_calibration
+from moemodel.model.compute import operator_time
 from moemodel.model.errors import InputError
 from moemodel.model.gpu import Gpu, read_gpu
 from moemodel.model.hf_config import list_architectures, read_architecture
-from moemodel.model.operators import PASSES, Kind
+from moemodel.model.operators import PASSES, Kind, Pass, Shape
 from moemodel.model.outcome import outcome
 from moemodel.model.plan import Plan
+from moemodel.model.power import power_model
 
 _LINKS = Links(start_s=40e-6, step_s=1e-6, efficiency=0.7, log_error=0.05)
 
@@ -145,8 +148,17 @@ def test_power_comes_back_from_activities(gpu: Gpu) -> None:
     assert solve_power(loads, 1.41e9).power_W(loads, {}) == pytest.approx(power_W, rel=0.03)
 
 
-def test_the_rise_with_the_sequence_comes_back() -> None:
-    assert rise_with_sequence(tuple(200 * s / (s + 500) for s in FLASH_SEQ)) == pytest.approx(500)
+def test_what_tensor_cores_draw_in_bf16_over_fp64_comes_back() -> None:
+    """An FP64 product that draws half as much beyond static power as the calibration says of bf16."""
+    h100 = shipped("h100-sxm-80gb")
+    model = power_model(h100)
+    clock_Hz = np.array([200e6, 1300e6, 1500e6])  # the first lies outside what was measured, and must not count
+    flops = h100.chip["flops_per_cycle"].value * h100.chip["multiprocessors"].value * clock_Hz
+    active_W = model.active_W * clock_Hz / h100.clock_reference_Hz
+    dynamic_W = model.voltage2(clock_Hz) * (model.flop_J * flops + active_W)
+    dynamic_W *= model.kinds.get("gemm/forward", 1.0)
+    power_W = model.static_W(model.leak_reference_C) + dynamic_W / 2
+    assert tensor_ratio(clock_Hz, np.where(clock_Hz < 1e9, 1000.0, power_W), h100) == pytest.approx(2)
 
 
 def test_rows_are_read_in_the_order_of_the_repository(tmp_path: Path) -> None:
@@ -211,6 +223,66 @@ def test_utilisation_is_sane(name: str, architecture: str, seq: int, backend: st
     assert found.mfu is not None
     assert 0.1 < found.mfu.value < 0.65
     assert found.step_time_s.high is not None
+
+
+_SIZES = {
+    "gemm": {"m": 8192, "n": 4096, "k": 2048},
+    "grouped_gemm": {"m": 65536, "n": 1024, "k": 2048, "experts": 64},
+    "attention": {"batch": 2, "heads": 16, "kv_heads": 16, "seq": 4096, "head_dim": 128},
+    "embedding": {"m": 8192, "n": 2048, "k": 50304},
+    "router": {"m": 8192, "experts": 64, "top_k": 8},
+    "cross_entropy": {"m": 8192, "n": 50304},
+    **{kind: {"m": 8192, "n": 2048, "experts": 64, "top_k": 8} for kind in ("permute", "unpermute")},
+    **{kind: {"m": 10**8} for kind in ("adamw", "adamw_mixed", "grad_norm", "accumulate", "copy")},
+}
+_SIZES["attention_full"] = _SIZES["attention"]
+
+
+@pytest.mark.parametrize("name", GPUS)
+@pytest.mark.parametrize("kind", Kind)
+def test_no_operator_is_faster_than_on_the_next_generation(name: str, kind: Kind) -> None:
+    shape = Shape(**_SIZES.get(kind, {"m": 8192, "n": 2048}))
+    for direction in PASSES[kind]:
+        times = []
+        for calibration in (shipped(name), shipped("h100-sxm-80gb")):
+            fit = calibration.operator(kind, direction)
+            assert fit is not None
+            clock_Hz = np.array([calibration.clock_range_Hz[1]])
+            times.append(operator_time(fit, chip_of_calibration(calibration), shape, clock_Hz).time_s_UK.item())
+        assert times[0] > times[1], direction
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_what_no_data_show_is_carried_over_and_says_so(name: str) -> None:
+    for fit in shipped(name).operators:
+        if fit.kind in (Kind.GEMM, Kind.GELU, Kind.RESIDUAL_ADD, Kind.BIAS, Kind.COPY, Kind.ADAMW, Kind.GRAD_NORM):
+            continue
+        assert (fit.residual, fit.measured, fit.points, fit.log_error) == (None, {}, 0, 0.25)
+        for parameter in fit.parameters.values():
+            cited = (fit.kind, fit.direction) == (Kind.ATTENTION_FULL, Pass.FORWARD) and "Dao" in parameter.source
+            carried = parameter.origin == "assumed" and "h100-sxm-80gb, relative to the chip" in parameter.source
+            assert carried or cited
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_a_multiplication_takes_more_energy_than_on_the_next_generation(name: str) -> None:
+    """At clocks that were measured on both, clocked SMs included."""
+    clock_Hz = np.array([1250e6, 1400e6])
+    energy = []
+    for calibration in (shipped(name), shipped("h100-sxm-80gb")):
+        model = power_model(calibration)
+        rate = calibration.chip["flops_per_cycle"].value * calibration.chip["multiprocessors"].value
+        active_J = model.active_W / calibration.clock_reference_Hz / rate
+        energy.append(model.voltage2(clock_Hz) * (model.flop_J + active_J))
+    assert (energy[0] > energy[1]).all()
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_what_was_not_measured_is_said_to_lie_outside(name: str) -> None:
+    found = outcome(_plan("olmoe-1b-7b", name, "torch", 4096), shipped(name), even_if_it_does_not_fit=True)
+    assert found.outside > 0.5
+    assert any("outside what was measured" in note for note in found.notes)
+    assert found.memory_B.high is not None
 
 
 def test_flash_attention_needs_less_time_and_memory() -> None:
