@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from moemodel.model.calibration import Calibration
 
 
-def load_calibration(name_or_file: str | None, gpu: str) -> Calibration:
-    """The calibration asked for; None: the shipped one of a GPU.
+def load_calibration(name_or_file: str | None, gpu: str, *, key: str = "gpu") -> Calibration:
+    """The calibration asked for; None: the shipped one of a GPU, which an error calls by `key`.
 
     Raises:
         CalibrationError: there is none, or the file isn't one.
@@ -21,7 +21,7 @@ def load_calibration(name_or_file: str | None, gpu: str) -> Calibration:
     from moemodel.model.gpu import read_gpu
 
     if name_or_file is None:
-        return shipped(read_gpu(gpu).name)
+        return shipped(read_gpu(gpu, key=key).name)
     if name_or_file in list_calibrations():
         return shipped(name_or_file)
     path = Path(name_or_file)

@@ -30,7 +30,7 @@ def init_command(output: Path, architecture: str, gpu: str, gpus: int, calibrati
     from moemodel.model.draft import draft_plan
     from moemodel.model.errors import InputError
 
-    plan = draft_plan(architecture, gpu, gpus, load_calibration(calibration, gpu))
+    plan = draft_plan(architecture, gpu, gpus, load_calibration(calibration, gpu, key="--gpu"))
     try:
         write_whole(output, _document(plan), overwrite=force)
     except FileExistsError:

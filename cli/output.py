@@ -61,6 +61,13 @@ def write_whole(path: Path, text: str, *, overwrite: bool) -> None:
         FileExistsError: it is there and `overwrite` is false.
         OSError: it can't be written.
     """
+    try:
+        _write_whole(path, text, overwrite=overwrite)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None  # and not the name of a file in between
+
+
+def _write_whole(path: Path, text: str, *, overwrite: bool) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from moemodel.model.calibration import Calibration
     from moemodel.model.outcome import Estimate, Outcome
     from moemodel.model.plan import Plan
 
@@ -42,7 +41,7 @@ def predict_command(plan: Path, as_json: bool, calibration: str | None, even_if_
         from moemodel.model.plan import read_plan
 
         read = read_plan(plan)
-        answer = _outcome(plan, read, load_calibration(calibration, read.cluster.gpu), even_if_it_does_not_fit)
+        answer = _outcome(plan, read, calibration, even_if_it_does_not_fit)
         if as_json:
             echo_json(answer.to_json())
             return
@@ -70,13 +69,14 @@ def _lean() -> Iterator[None]:
             gc.enable()
 
 
-def _outcome(path: Path, plan: Plan, calibration: Calibration, even_if_it_does_not_fit: bool) -> Outcome:
+def _outcome(path: Path, plan: Plan, calibration: str | None, even_if_it_does_not_fit: bool) -> Outcome:
     """The outcome; an error says which file it is about."""
     from moemodel.model.errors import InfeasiblePlanError, InputError
     from moemodel.model.outcome import outcome
 
     try:
-        return outcome(plan, calibration, even_if_it_does_not_fit=even_if_it_does_not_fit)
+        loaded = load_calibration(calibration, plan.cluster.gpu, key="cluster.gpu")
+        return outcome(plan, loaded, even_if_it_does_not_fit=even_if_it_does_not_fit)
     except (InputError, InfeasiblePlanError) as error:
         raise type(error)(f"{path}: {error}") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,8 +18,15 @@ def _names(_: click.Context, __: click.Parameter, value: str | None) -> list[str
     return [name.strip() for name in value.split(",") if name.strip()] if value is not None else None
 
 
+def _folder(gpu: str) -> Path:
+    """Where a profile goes unless one says: `sim:h100?seed=1` isn't a name for every file system."""
+    return Path(f"profile-{re.sub(r'[^A-Za-z0-9.]+', '-', Path(gpu).stem if gpu.endswith('.json') else gpu)}")
+
+
 @click.command("profile")
-@click.option("--gpu", required=True, help="The GPU that is here, such as h100, or cpu to try without one.")
+@click.option(
+    "--gpu", required=True, help="The GPU that is here, such as h100; cpu, or sim:h100 (simulated), to try without one."
+)
 @click.option(
     "-o",
     "--output",
@@ -72,7 +80,7 @@ def profile_command(
     with Bars(Console(stderr=True)) as bars:
         outcome = profile(
             gpu,
-            output or Path(f"profile-{gpu}"),
+            output or _folder(gpu),
             budget_s=budget,
             seed=seed,
             clocks=clocks,

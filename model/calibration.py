@@ -7,13 +7,24 @@ that it saw, so that a prediction outside is known to be one.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from moemodel.model.documents import Strict, read_json
 from moemodel.model.errors import CalibrationError, InputError
 from moemodel.model.operators import Kind, Pass
+from moemodel.model.parameter_names import (
+    CHIP,
+    GOVERNOR,
+    MEMORY,
+    NETWORK,
+    POWER,
+    THERMAL,
+    Names,
+    operator_features,
+    operator_names,
+)
 
 SCHEMA_VERSION = 1
 
@@ -32,6 +43,19 @@ class Parameter(Strict):
     origin: Origin
     source: str
     error: float | None = Field(default=None, ge=0, description="relative standard error; null: unknown")
+
+
+def _checked(parameters: dict[str, Parameter], names: Names, part: str = "") -> dict[str, Parameter]:
+    """The parameters of a part, if they are all there and none is unknown."""
+    mistake = names.mistake(parameters, (parameter.value for parameter in parameters.values()))
+    if mistake:
+        raise ValueError(f"{part}{mistake}")
+    return parameters
+
+
+def _complete(names: Names) -> AfterValidator:
+    """Refuses parameters that lack a name, or have one that the model doesn't read."""
+    return AfterValidator(lambda parameters: _checked(parameters, names))
 
 
 class Residual(Strict):
@@ -71,6 +95,25 @@ class OperatorFit(Strict):
     )
     points: int = Field(ge=0, description="shapes that it rests on")
 
+    @field_validator("parameters")
+    @classmethod
+    def _whole(cls, parameters: dict[str, Parameter], info: ValidationInfo) -> dict[str, Parameter]:
+        kind = info.data.get("kind")  # absent if it was refused itself
+        if kind is None:
+            return parameters
+        return _checked(parameters, operator_names(kind), f"{kind}/{info.data.get('direction')}: ")
+
+    @model_validator(mode="after")
+    def _features(self) -> OperatorFit:
+        allowed = operator_features(self.kind)
+        part = f"{self.kind}/{self.direction}"
+        if self.measured and set(self.measured) != set(allowed):
+            raise ValueError(f"{part}: measured: found {', '.join(self.measured)}; allowed: {', '.join(allowed)}")
+        if self.residual and tuple(self.residual.features) != allowed:
+            found = ", ".join(self.residual.features)
+            raise ValueError(f"{part}: residual.features: found {found}; allowed, in this order: {', '.join(allowed)}")
+        return self
+
 
 class HostLane(Strict):
     """Time the host needs to queue work, per block of the backend (see `host`)."""
@@ -83,7 +126,7 @@ class HostLane(Strict):
 class PowerFit(Strict):
     """Power of the GPU (see `power`)."""
 
-    parameters: dict[str, Parameter]
+    parameters: Annotated[dict[str, Parameter], _complete(POWER)]
     kinds: dict[str, Parameter] = Field(
         default_factory=dict, description="kind/direction -> factor on its dynamic energy, shrunk towards 1"
     )
@@ -94,27 +137,27 @@ class PowerFit(Strict):
 class GovernorFit(Strict):
     """What clock the GPU sustains (see `governor`)."""
 
-    parameters: dict[str, Parameter]
+    parameters: Annotated[dict[str, Parameter], _complete(GOVERNOR)]
     log_error: float = Field(ge=0)
 
 
 class ThermalFit(Strict):
     """Temperature above the inlet per watt, and how power rises with it (see `power`)."""
 
-    parameters: dict[str, Parameter]
+    parameters: Annotated[dict[str, Parameter], _complete(THERMAL)]
 
 
 class NetworkFit(Strict):
     """Links inside a node (see `network`)."""
 
-    parameters: dict[str, Parameter]
+    parameters: Annotated[dict[str, Parameter], _complete(NETWORK)]
     log_error: float = Field(ge=0)
 
 
 class MemoryFit(Strict):
     """What the framework adds to the tensors (see `memory`)."""
 
-    parameters: dict[str, Parameter]
+    parameters: Annotated[dict[str, Parameter], _complete(MEMORY)]
 
 
 class Calibration(Strict):
@@ -130,7 +173,7 @@ class Calibration(Strict):
     clock_range_Hz: tuple[float, float] = Field(description="lowest and highest SM clock that predictions may use")
     clock_measured_Hz: tuple[float, float] = Field(description="lowest and highest true clock that was measured")
     composition_error: Parameter = Field(description="log error of a step beyond that of its operators")
-    chip: dict[str, Parameter] = Field(
+    chip: Annotated[dict[str, Parameter], _complete(CHIP)] = Field(
         description="multiprocessors, flops_per_cycle, bandwidth_Bps, l2_B that the operator fits refer to"
     )
     operators: list[OperatorFit]

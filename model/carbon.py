@@ -71,12 +71,13 @@ def list_regions() -> tuple[str, ...]:
     return tuple(_grids().regions)
 
 
-def grid_intensity(region: str) -> float:
+def grid_intensity(region: str, *, key: str = "region") -> float:
     """Carbon intensity of a region's grid, kgCO2e per kWh: a yearly mean.
 
     Args:
         region: one of `list_regions` or a country's English name, in any case, spaces or hyphens: "CAN", "CAN-quebec",
             "USA-new-york", "france", "world".
+        key: what an error calls the place where the region stands.
 
     Raises:
         InputError: no such region; the message guesses which was meant.
@@ -84,7 +85,7 @@ def grid_intensity(region: str) -> float:
     grid = _by_any_name().get(_folded(region))
     if grid is None:
         names = [known.name for known in _grids().regions.values()]
-        raise unknown("region", region, list_regions(), aliases=names, or_else="a carbon intensity of your own")
+        raise unknown(key, region, list_regions(), aliases=names)
     return grid.kgCO2e_per_kWh
 
 

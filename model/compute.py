@@ -241,9 +241,9 @@ def _residual(residual: Residual, features: FloatArray) -> tuple[FloatArray, Flo
 
 
 def _distance_outside(fit: OperatorFit, features: FloatArray) -> FloatArray:
-    """How many octaves a shape lies outside the measured box, summed over features."""
+    """How many octaves a shape lies outside the measured box, summed over features; one where nothing was measured."""
     if not fit.measured:
-        return np.zeros(len(features))
+        return np.ones(len(features))
     bounds = np.asarray([fit.measured[name] for name in FEATURES[form_of(fit.kind)]])
     low, high = np.log2(np.maximum(bounds, 1e-9)).T
     return np.asarray((np.maximum(low - features, 0.0) + np.maximum(features - high, 0.0)).sum(axis=1))

@@ -72,24 +72,42 @@ def _allowed(model: type[BaseModel], path: Sequence[str]) -> list[str]:
     return sorted(model.model_fields)
 
 
-def describe(error: ValidationError, model: type[BaseModel], source: str, lines: dict[tuple[str, ...], int]) -> str:
-    """One line for each mistake: file, line, key, what was found, what is allowed."""
-    out = []
-    for item in error.errors():
-        path = tuple(str(part) for part in item["loc"])
+def _keys(loc: Sequence[int | str], data: Any, error_type: str) -> tuple[str, ...]:
+    """Where in a document a mistake stands: pydantic's place without the members of unions that it tried."""
+    keys = []
+    for index, part in enumerate(loc):
+        stands = part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int)
+        if stands:
+            data = data[part]
+        elif part != "[key]" and not (error_type == "missing" and index == len(loc) - 1):
+            continue
+        keys.append(str(part))
+    return tuple(keys)
+
+
+def describe(
+    error: ValidationError, model: type[BaseModel], source: str, lines: dict[tuple[str, ...], int], data: Any
+) -> str:
+    """One line for each mistake in `data`: file, line, key, what was found, what is allowed."""
+    out: dict[str, list[str]] = {}  # what stands before the semicolon: what may stand there
+    items = [(item, _keys(item["loc"], data, item["type"])) for item in error.errors()]
+    for item, path in items:
+        if len(path) < len(item["loc"]) and any(other[: len(path)] == path != other for _, other in items):
+            continue  # the member of a union that the document doesn't mean
         known = next((path[:n] for n in range(len(path), -1, -1) if path[:n] in lines), ())
         place = f"{source}:{lines[known]}" if known in lines else source
         key = ".".join(path) or "document"
         if item["type"] == "extra_forbidden":
-            out.append(f"{place}: unknown key {key!r}; allowed here: {', '.join(_allowed(model, path))}")
+            out[f"{place}: unknown key {key!r}; allowed here: {', '.join(_allowed(model, path))}"] = []
         elif item["type"] == "missing":
-            out.append(f"{place}: the key {key!r} is missing")
+            out[f"{place}: the key {key!r} is missing"] = []
         elif not path:
-            out.append(f"{place}: {item['msg'].removeprefix('Value error, ')}")
+            out[f"{place}: {item['msg'].removeprefix('Value error, ')}"] = []
         else:
             message = item["msg"].removeprefix("Value error, ")
-            out.append(f"{place}: {key}: found {item['input']!r}; {message[0].lower() + message[1:]}")
-    return "\n".join(out)
+            found = "" if isinstance(item["input"], dict | list) else f"found {item['input']!r}; "
+            out.setdefault(f"{place}: {key}: {found}", []).append(message[0].lower() + message[1:])
+    return "\n".join(place + ", or ".join(dict.fromkeys(allowed)) for place, allowed in out.items())
 
 
 def read_text(path: Path) -> str:
@@ -138,7 +156,7 @@ def parse_yaml(text: str, model: type[DocumentT], source: str) -> DocumentT:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise InputError(describe(error, model, source, _lines(node))) from None
+        raise InputError(describe(error, model, source, _lines(node), data)) from None
 
 
 def read_yaml(path: Path, model: type[DocumentT]) -> DocumentT:
@@ -161,4 +179,4 @@ def read_json(path: Path, model: type[DocumentT]) -> DocumentT:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise InputError(describe(error, model, str(path), {})) from None
+        raise InputError(describe(error, model, str(path), {}, data)) from None

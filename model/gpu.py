@@ -170,12 +170,13 @@ def list_gpus() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _PRESETS.glob("*.json")))
 
 
-def read_gpu(name_or_path: str | Path) -> Gpu:
+def read_gpu(name_or_path: str | Path, *, key: str = "gpu") -> Gpu:
     """Read a GPU description.
 
     Args:
         name_or_path: the name of a preset (`list_gpus`) or one of its aliases, such as h100 or what NVML calls the
             device, in any case; or the path of a JSON file of the same form.
+        key: what an error calls the place where the name stands.
 
     Raises:
         InputError: no such preset or file, or a file with a missing, unknown or impossible key.
@@ -185,7 +186,7 @@ def read_gpu(name_or_path: str | Path) -> Gpu:
     path = Path(name_or_path)
     if not path.is_file():
         aliases = [alias for gpu in _presets_by_name().values() for alias in gpu.aliases]
-        raise unknown("gpu", str(name_or_path), list_gpus(), aliases=aliases, or_else="the path of a GPU description")
+        raise unknown(key, str(name_or_path), list_gpus(), aliases=aliases, or_else="the path of a GPU description")
     return _read(path)
 
 

@@ -45,7 +45,7 @@ def read_architecture(path_or_preset: str | Path) -> Architecture:
     try:
         return family.model_validate(config).architecture(name, str(source))
     except ValidationError as error:
-        raise InputError(describe(error, family, str(path), {})) from None
+        raise InputError(describe(error, family, str(path), {}, config)) from None
 
 
 def _located(path_or_preset: str | Path) -> tuple[Path, str]:

@@ -223,7 +223,7 @@ def outcome(plan: Plan, calibration: Calibration, *, even_if_it_does_not_fit: bo
     """
     architecture = architecture_of(plan)
     check_architecture(plan, architecture)
-    check_power_and_clock(plan, read_gpu(plan.cluster.gpu))
+    check_power_and_clock(plan, read_gpu(plan.cluster.gpu, key="cluster.gpu"))
     machine = machine_of(plan, calibration)
     prediction = predict(architecture, batch_of(plan), machine)
     if not even_if_it_does_not_fit:
@@ -238,7 +238,7 @@ def machine_of(plan: Plan, calibration: Calibration) -> Machine:
         InputError: unknown GPU or network between nodes.
         CalibrationError: the calibration is of another GPU.
     """
-    gpu = read_gpu(plan.cluster.gpu)
+    gpu = read_gpu(plan.cluster.gpu, key="cluster.gpu")
     if calibration.gpu != gpu.name:
         raise CalibrationError(
             f"calibration {calibration.name} is of {calibration.gpu}, but cluster.gpu is {gpu.name}; "
@@ -263,7 +263,7 @@ def _outcome(plan: Plan, architecture: Architecture, machine: Machine, predictio
     one = {name: float(values[0]) for name, values in vars(prediction).items() if not isinstance(values, dict)}
     if calibration.power.points == 0:  # nothing was measured: no figure rather than a wrong one
         one |= {name: math.nan for name in one if name.endswith(("_J", "power_W", "temperature_C"))}
-    if read_gpu(plan.cluster.gpu).clock_max_Hz is None:
+    if read_gpu(plan.cluster.gpu, key="cluster.gpu").clock_max_Hz is None:
         one |= {name: math.nan for name in one if name.endswith("clock_Hz")}
     gpus = plan.cluster.gpus
     time_error, energy_error = one["step_time_error"], one["energy_error"]
@@ -337,7 +337,7 @@ def _run(plan: Plan, tokens: float, step_s: Estimate, energy_J: Estimate, tokens
     hours = step_s * (steps / _SECONDS_PER_HOUR)
     hosts_J = step_s * (steps * gpus * site.host_power_W)
     at_gpus_J = energy_J * steps + hosts_J
-    grid = grid_intensity(site.region)
+    grid = grid_intensity(site.region, key="site.region")
     bill = footprint(1.0, pue=site.pue, intensity_kg_per_kWh=grid, price_per_kWh=site.price_per_kWh)  # of one joule
     costs = [] if bill.cost is None else [at_gpus_J * bill.cost]
     costs += [] if site.gpu_hour_price is None else [hours * (gpus * site.gpu_hour_price)]

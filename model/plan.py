@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from moemodel.model.architecture import Architecture, Moe
 from moemodel.model.documents import Strict, read_yaml
@@ -44,32 +44,46 @@ RECOMPUTE: dict[str, Recompute] = {name.name.lower(): name for name in Recompute
 SCHEDULE: dict[str, Schedule] = {"1f1b": Schedule.ONE_F_ONE_B, "gpipe": Schedule.GPIPE}
 
 
+def _printable(text: str) -> str:
+    """Refuses what a terminal would obey instead of showing."""
+    if not text.isprintable():
+        raise ValueError("allowed: characters that can be printed, on one line")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_printable)]
+Count = Annotated[int, Field(gt=0, strict=True)]  # strict: `true` is no 1
+Rate = Annotated[float, Field(gt=0, strict=True)]
+
+
 class ClusterSpec(Strict):
     """The GPUs at hand."""
 
-    gpu: str = Field(description="a known GPU, or the path of a GPU description")
-    gpus: PositiveInt = 1
-    gpus_per_node: PositiveInt | None = Field(default=None, description="default: what the GPU description says")
-    internode: str | Link = Field(default="infiniband-ndr", description="network between nodes: a known one, or a link")
+    gpu: Text = Field(description="a known GPU, or the path of a GPU description")
+    gpus: Count = 1
+    gpus_per_node: Count | None = Field(default=None, description="default: what the GPU description says")
+    internode: Text | Link = Field(
+        default="infiniband-ndr", description="network between nodes: a known one, or a link"
+    )
 
 
 class ParallelSpec(Strict):
     """Degrees of parallelism; dp x tp x pp x cp is the GPU count, and experts spread over dp x cp."""
 
-    dp: PositiveInt = 1
-    tp: PositiveInt = 1
-    pp: PositiveInt = 1
-    ep: PositiveInt = 1
-    cp: PositiveInt = 1
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
+    dp: Count = 1
+    tp: Count = 1
+    pp: Count = 1
+    ep: Count = 1
+    cp: Count = 1
+    zero_stage: Annotated[int, Field(ge=0, le=3, strict=True)] = 0
     sequence_parallel: bool = False
-    virtual_stages: PositiveInt = 1
+    virtual_stages: Count = 1
 
 
 class RoutingSpec(Strict):
     """How evenly the router loads the experts."""
 
-    skew: Literal["balanced"] | Annotated[float, Field(ge=1.0)] = Field(
+    skew: Literal["balanced"] | Annotated[float, Field(ge=1.0, strict=True)] = Field(
         default="balanced", description="rows of the busiest expert over the mean"
     )
 
@@ -77,12 +91,12 @@ class RoutingSpec(Strict):
 class SiteSpec(Strict):
     """Where the run takes place."""
 
-    region: str = "world"
-    pue: Annotated[float, Field(ge=1.0)] = 1.2
-    price_per_kWh: Annotated[float, Field(ge=0.0)] | None = None
-    gpu_hour_price: Annotated[float, Field(ge=0.0)] | None = None
-    currency: str = "USD"
-    host_power_W: Annotated[float, Field(ge=0.0)] = Field(
+    region: Text = "world"
+    pue: Annotated[float, Field(ge=1.0, strict=True)] = 1.2
+    price_per_kWh: Annotated[float, Field(ge=0.0, strict=True)] | None = None
+    gpu_hour_price: Annotated[float, Field(ge=0.0, strict=True)] | None = None
+    currency: Text = "USD"
+    host_power_W: Annotated[float, Field(ge=0.0, strict=True)] = Field(
         default=0.0, description="power of the rest of a node (processors, fans, NICs), per GPU"
     )
 
@@ -90,12 +104,12 @@ class SiteSpec(Strict):
 class Plan(Strict):
     """One training plan, as a user writes it."""
 
-    name: str = "plan"
-    architecture: str = Field(description="a known architecture, or the path of a Hugging Face config.json")
-    layers: PositiveInt | None = Field(default=None, description="train only that many decoder layers")
-    sequence_length: PositiveInt
-    global_batch: PositiveInt = Field(description="sequences in one optimizer step")
-    micro_batch: PositiveInt = Field(default=1, description="sequences in one forward pass of one replica")
+    name: Text = "plan"
+    architecture: Text = Field(description="a known architecture, or the path of a Hugging Face config.json")
+    layers: Count | None = Field(default=None, description="train only that many decoder layers")
+    sequence_length: Count
+    global_batch: Count = Field(description="sequences in one optimizer step")
+    micro_batch: Count = Field(default=1, description="sequences in one forward pass of one replica")
     precision: Precision = "bf16-mixed"
     recompute: RecomputeName = "none"
     schedule: ScheduleName = "1f1b"
@@ -103,10 +117,10 @@ class Plan(Strict):
     cluster: ClusterSpec
     parallel: ParallelSpec = ParallelSpec()
     routing: RoutingSpec = RoutingSpec()
-    clock_MHz: PositiveFloat | None = Field(default=None, description="SM clock to hold; null: the governor decides")
-    power_cap_W: PositiveFloat | None = Field(default=None, description="per GPU; null: the GPU's own limit")
+    clock_MHz: Rate | None = Field(default=None, description="SM clock to hold; null: the governor decides")
+    power_cap_W: Rate | None = Field(default=None, description="per GPU; null: the GPU's own limit")
     site: SiteSpec = SiteSpec()
-    tokens: PositiveFloat | None = Field(default=None, description="tokens to train on; null: no totals for the run")
+    tokens: Rate | None = Field(default=None, description="tokens to train on; null: no totals for the run")
 
     @property
     def micro_batches(self) -> int:
@@ -268,7 +282,11 @@ def check_architecture(plan: Plan, architecture: Architecture) -> None:
             found.append(_divides("parallel.ep", p.ep, "the experts", feed_forward.experts))
             found.append(_too_skewed(plan, feed_forward))
         found.append(_divides("parallel.tp", p.tp, "the feed-forward width", feed_forward.width))
-    found.append(_divides("parallel.cp x 2", 2 * p.cp, "sequence_length", plan.sequence_length) if p.cp > 1 else None)
+    if p.cp > 1 and plan.sequence_length % (2 * p.cp):
+        found.append(
+            f"parallel.cp {p.cp}: twice cp, {2 * p.cp}, does not divide sequence_length {plan.sequence_length}, and "
+            "every GPU takes two pieces of a sequence; change cp or sequence_length"
+        )
     if p.ep > 1 and not any(isinstance(layer.feed_forward, Moe) for layer in architecture.layers):
         found.append(f"parallel.ep {p.ep}: {architecture.name} has no experts; use ep 1")
     if p.sequence_parallel and plan.sequence_length % p.tp:

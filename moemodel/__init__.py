@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from moemodel.model.outcome import Estimate, Outcome, machine_of, outcome
     from moemodel.model.plan import Plan, PlanBatch, batch_of, read_plan
     from moemodel.model.predict import Prediction, predict
+    from moemodel.profiler.meter import Meter
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,7 @@ _HOMES: dict[str, str] = {
     "InfeasiblePlanError": "model.errors",
     "InputError": "model.errors",
     "Machine": "model.machine",
+    "Meter": "profiler.meter",
     "MoeModelError": "model.errors",
     "Outcome": "model.outcome",
     "Plan": "model.plan",
@@ -76,6 +78,7 @@ __all__ = [
     "InfeasiblePlanError",
     "InputError",
     "Machine",
+    "Meter",
     "MoeModelError",
     "Outcome",
     "Plan",

@@ -265,6 +265,17 @@ def test_what_no_data_show_is_carried_over_and_says_so(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GPUS)
+def test_what_is_carried_over_is_what_ships_for_the_other_gpu(name: str) -> None:
+    """Fails where the H100's calibration was fitted again and these were not: run `moemodel.calibrate.public`."""
+    for fit in shipped(name).operators:
+        other = shipped("h100-sxm-80gb").operator(fit.kind, fit.direction)
+        assert other is not None
+        for key, parameter in fit.parameters.items():
+            if parameter.source.startswith("as measured on h100-sxm-80gb"):
+                assert parameter.value == other.parameters[key].value
+
+
+@pytest.mark.parametrize("name", GPUS)
 def test_a_multiplication_takes_more_energy_than_on_the_next_generation(name: str) -> None:
     """At clocks that were measured on both, clocked SMs included."""
     clock_Hz = np.array([1250e6, 1400e6])

@@ -51,9 +51,14 @@ def test_it_overwrites_if_told(moemodel: Run, folder: Path, calibration_file: Pa
 def test_a_folder_that_is_not_there(moemodel: Run, calibration_file: Path) -> None:
     result = moemodel("init", "-o", "no/where/plan.yaml", "--calibration", calibration_file)
     assert result.exit_code == 2
-    assert "no/where" in result.stderr
-    assert "No such file or directory" in result.stderr
-    assert "Traceback" not in result.stderr
+    assert result.stderr == "moemodel: no/where/plan.yaml: No such file or directory\n"
+
+
+def test_a_gpu_that_is_none(moemodel: Run, calibration_file: Path) -> None:
+    for calibration in ((), ("--calibration", calibration_file)):
+        result = moemodel("init", "-o", "new.yaml", "--gpu", "b200", *calibration)
+        assert result.exit_code == 2
+        assert "gpu: found 'b200'; allowed: " in result.stderr
 
 
 def test_nothing_is_written_for_a_model_that_does_not_fit(moemodel: Run, folder: Path, calibration_file: Path) -> None:

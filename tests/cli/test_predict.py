@@ -94,7 +94,17 @@ BAD_PLANS: dict[str, tuple[str, str, str]] = {
         "plan.yaml: small does not fit in memory: the fullest GPU needs",
     ),
     "not YAML": ("parallel: {dp: 8,", "parallel: {dp: 8", "plan.yaml:7: not YAML"),
-    "gpu": ("gpu: h100-sxm-80gb", "gpu: h900", "gpu: found 'h900'; allowed: a100-pcie-80gb"),
+    "gpu": (
+        "gpu: h100-sxm-80gb",
+        "gpu: h900",
+        "moemodel: plan.yaml: cluster.gpu: found 'h900'; allowed: a100-pcie-80gb",
+    ),
+    "region": (
+        "tokens: 1e10",
+        "site: {region: atlantis}\ntokens: 1e10",
+        "moemodel: plan.yaml: site.region: found 'atlantis'; allowed: one of",
+    ),
+    "control characters": ("name: small", 'name: "a\\x1b[31mb"', r"name: found 'a\x1b[31mb'; allowed: characters"),
 }
 
 
@@ -161,6 +171,30 @@ def test_a_calibration_of_another_gpu(moemodel: Run, folder: Path, calibration_f
     result = moemodel("predict", "plan.yaml", "--calibration", calibration_file)
     assert result.exit_code == 2
     assert "test-h100 is of h100-sxm-80gb, but cluster.gpu is a100-sxm-80gb" in result.stderr
+
+
+@pytest.mark.parametrize("gpu", ["b200", "h200"])
+def test_without_a_calibration_the_gpu_is_named(gpu: str, moemodel: Run, folder: Path) -> None:
+    plan = folder / "plan.yaml"
+    plan.write_text(plan.read_text().replace("h100-sxm-80gb", gpu))
+    result = moemodel("predict", "plan.yaml")
+    assert result.exit_code == 2
+    if gpu == "b200":
+        assert result.stderr.startswith("moemodel: plan.yaml: cluster.gpu: found 'b200'; allowed: a100-pcie-80gb")
+        return
+    assert result.stderr.startswith("moemodel: there is no calibration of h200-sxm-141gb; those that ship: ")
+    for name in (*list_calibrations(), "`moemodel profile`", "`moemodel calibrate`", "--calibration"):
+        assert name in result.stderr
+
+
+def test_a_parameter_that_is_missing_is_named(moemodel: Run, folder: Path, calibration_file: Path) -> None:
+    document = json.loads(calibration_file.read_text())
+    del document["power"]["parameters"]["knee_Hz"]
+    (folder / "bad.json").write_text(json.dumps(document))
+    result = moemodel("predict", "plan.yaml", "--calibration", "bad.json")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("moemodel: bad.json: power.parameters: missing: knee_Hz (required: base_W, ")
+    assert "Traceback" not in result.stderr
 
 
 def test_an_unknown_calibration_lists_the_known_ones(moemodel: Run) -> None:

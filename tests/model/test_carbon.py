@@ -83,3 +83,9 @@ def test_an_unknown_region_is_told_the_nearest(wrong: str, guess: str) -> None:
     message = str(caught.value)
     assert message.startswith(f"region: found '{wrong}'; allowed: one of {len(list_regions())} names")
     assert f"did you mean '{guess}'" in message
+    assert "intensity of your own" not in message  # a region is only a name
+
+
+def test_an_error_names_the_key_that_the_region_stands_under() -> None:
+    with pytest.raises(InputError, match=r"^site\.region: found 'atlantis'"):
+        grid_intensity("atlantis", key="site.region")

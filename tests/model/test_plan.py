@@ -92,7 +92,29 @@ MISTAKES: dict[str, tuple[str, str, int, str]] = {
     "below the range": ("micro_batch: 2", "micro_batch: 0", 6, "micro_batch: found 0; input should be greater than 0"),
     "not a choice": ("recompute: selective", "recompute: all", 8, "recompute: found 'all'; .*'none', 'selective' or"),
     "not finite": ("clock_MHz: 1200", "clock_MHz: .inf", 18, "clock_MHz: found inf; input should be a finite number"),
-    "skew below 1": ("skew: 1.5", "skew: 0.5", 17, "routing.skew"),
+    "skew below 1": (
+        "skew: 1.5",
+        "skew: 0.5",
+        17,
+        "routing.skew: found 0.5; input should be 'balanced', or input should be greater than or equal to 1$",
+    ),
+    "skew no number": ("skew: 1.5", "skew: [1]", 17, "routing.skew: input should be 'balanced', or input should be a"),
+    "link": ("latency_us: 3", "latency_us: -3", 15, "cluster.internode.latency_us: found -3; input should be greater"),
+    "link without latency": (", latency_us: 3", "", 15, "the key 'cluster.internode.latency_us' is missing$"),
+    "true is no count": ("global_batch: 64", "global_batch: true", 5, "global_batch: found True; .* valid integer"),
+    "true is no rate": ("power_cap_W: 500", "power_cap_W: true", 19, "power_cap_W: found True; .* valid number"),
+    "half a count": (
+        "micro_batch: 2",
+        "micro_batch: 2.5",
+        6,
+        "micro_batch: found 2.5; input should be a valid integer",
+    ),
+    "control characters": (
+        "name: whole",
+        'name: "a\\e[31mb"',
+        1,
+        r"name: found 'a\\x1b\[31mb'; allowed: characters that can be printed, on one line",
+    ),
     "twice": ("layers: 8", "layers: 8\nlayers: 9", 4, "the key 'layers' stands twice"),
     "not YAML": ("layers: 8", "layers: [8", 4, "not YAML"),
 }
@@ -147,7 +169,7 @@ INDIVISIBLE: dict[str, tuple[str, dict[str, Any], str]] = {
     "sequence by cp": (
         "llama-3-8b",
         {"parallel": {"cp": 3}, "cluster": {"gpus": 3}, "sequence_length": 2048},
-        r"parallel.cp x 2 6 does not divide sequence_length 2048",
+        r"parallel.cp 3: twice cp, 6, does not divide sequence_length 2048",
     ),
 }
 
