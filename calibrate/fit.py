@@ -70,7 +70,7 @@ def calibrate_profile(folder: Path, *others: Path) -> tuple[Calibration, list[He
     measured = (float(clocks.quantile(0.005)), float(clocks.quantile(0.995))) if len(clocks) else (chip.clock_Hz,) * 2
     calibration = Calibration(
         schema_version=SCHEMA_VERSION,
-        name=gpu.name,
+        name=f"simulated-{gpu.name}" if profile.manifest.device.vendor == "simulated" else gpu.name,
         gpu=gpu.name,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         moemodel_version=moemodel.__version__,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gc
 import math
-import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -16,10 +15,10 @@ from moemodel.profiler.clock import ClockReader
 from moemodel.profiler.device import Device
 from moemodel.profiler.effort import Effort
 from moemodel.profiler.energy import EnergySampler
-from moemodel.profiler.heavy import HeavyLoad
+from moemodel.profiler.heavy import HeavyLoad, heavy_load
 from moemodel.profiler.operands import Pool
 from moemodel.profiler.points import Point
-from moemodel.profiler.timing import Lane, open_lane
+from moemodel.profiler.timing import HostTimer, Lane, Timer, open_lane
 
 _LEAD_MARGIN = 1.5  # of the host time that a spin has to cover
 _LEAD_EXTRA_S = 150e-6  # stamps and events
@@ -58,6 +57,72 @@ class Cost:
         return max(1, min(_CALLS_MOST, math.floor(room), math.ceil(seconds / self.time_s)))
 
 
+class Clock(Protocol):
+    """A reader of the true clock (`clock.ClockReader`)."""
+
+    note: str | None  # why there are no true clocks; None where there are
+
+    def stamp(self) -> Any:
+        """Queue a stamp."""
+        ...
+
+    def mean_Hz(self, a: Any, b: Any) -> float | None:
+        """Mean clock between two stamps, after the work between them is done."""
+        ...
+
+
+class Instruments(Protocol):
+    """What a kind of device is measured with: the seam between the sections and the hardware."""
+
+    @property
+    def timer(self) -> Timer: ...
+    @property
+    def lane(self) -> Lane: ...
+    @property
+    def heavy(self) -> HeavyLoad: ...
+    @property
+    def clock(self) -> Clock: ...
+
+    def build(self, point: Point) -> Case:
+        """A point's case, with caches cold where that fits."""
+        ...
+
+    def make_room(self) -> None:
+        """Free what can be freed."""
+        ...
+
+
+class TorchInstruments:
+    """Those of a device that torch runs on.
+
+    Args:
+        device: what is measured.
+        effort: how long to measure.
+        seed: of operands.
+    """
+
+    def __init__(self, device: Device, effort: Effort, seed: int) -> None:
+        self._torch_device = device.torch_device
+        self._cold_B = effort.cold_B
+        reader = ClockReader(device)
+        self.timer: Timer = HostTimer()
+        self.clock: Clock = reader
+        self.lane: Lane = open_lane(device, reader)
+        self._pool = Pool(device.torch_device, effort.pool_elements, seed)
+        self.heavy = heavy_load(device.torch_device, self.lane)
+
+    def build(self, point: Point) -> Case:
+        try:
+            return build(point, self._pool, self._cold_B)
+        except torch.OutOfMemoryError:
+            pass  # outside the handler, whose traceback holds the operands made so far
+        self.make_room()
+        return build(point, self._pool, self._cold_B)
+
+    def make_room(self) -> None:
+        make_room(self._torch_device)
+
+
 class Bench:
     """Everything that a section measures with.
 
@@ -66,31 +131,35 @@ class Bench:
         effort: how long to measure.
         seed: of operands.
         sampler: running.
+        instruments: instead of torch's.
     """
 
-    def __init__(self, device: Device, effort: Effort, seed: int, sampler: EnergySampler) -> None:
+    def __init__(
+        self,
+        device: Device,
+        effort: Effort,
+        seed: int,
+        sampler: EnergySampler,
+        instruments: Instruments | None = None,
+    ) -> None:
         self.device = device
         self.effort = effort
         self.sampler = sampler
-        self.clock = ClockReader(device)
-        self.lane: Lane = open_lane(device, self.clock)
-        self.pool = Pool(device.torch_device, effort.pool_elements, seed)
-        self.heavy = HeavyLoad(device.torch_device, self.lane)
+        self._instruments = instruments or TorchInstruments(device, effort, seed)
+        self.timer = self._instruments.timer
+        self.lane = self._instruments.lane
+        self.heavy = self._instruments.heavy
+        self.clock = self._instruments.clock
 
     def build(self, point: Point) -> Case:
         """A point's case, with caches cold where that fits."""
-        try:
-            return build(point, self.pool, self.effort.cold_B)
-        except torch.OutOfMemoryError:
-            pass  # outside the handler, whose traceback holds the operands made so far
-        make_room(self.device.torch_device)
-        return build(point, self.pool, self.effort.cold_B)
+        return self._instruments.build(point)
 
     def warm_up(self, case: Case) -> Cost:
         """Run every operand set once, then time two calls."""
-        begun_s = time.perf_counter()
+        begun_s = self.timer.now_s()
         case.run(len(case.calls))
-        first_s = (time.perf_counter() - begun_s) / len(case.calls)
+        first_s = (self.timer.now_s() - begun_s) / len(case.calls)
         guess = Cost(time_s=first_s, host_s=first_s)
         sample = self.lane.read([self.lane.queue(case, 2, guess.lead_s(2))])[0]
         return Cost(time_s=max(sample.time_s, 1e-7), host_s=sample.host_time_s or 0.0)
@@ -100,7 +169,7 @@ class Bench:
         return {
             "clock_reported_Hz": self.device.reported_clock_Hz(),
             "temperature_C": self.device.temperature_C(),
-            "wall_s": time.time(),
+            "wall_s": self.timer.wall_s(),
         }
 
     def skip(self, what: str, error: Exception) -> Skip:
@@ -117,7 +186,7 @@ class Bench:
             raise DeviceError(
                 f"{what}: {reason}; the GPU can't be used by this process any more, run again to go on"
             ) from error
-        make_room(self.device.torch_device)
+        self._instruments.make_room()
         return Skip(what=what, reason=reason)
 
 

@@ -21,6 +21,8 @@ from moemodel.model.profile import DeviceInfo
 ACTIVITIES = ("sm_activity", "sm_occupancy", "tensor_activity", "fp32_activity", "dram_activity")
 Activity = dict[str, float | None]  # each of ACTIVITIES -> share of the time (0 to 1), None where unreadable
 
+SIMULATED = "sim:"  # before a GPU's name: not the GPU, but a simulation of it
+
 _POWERCAP = Path("/sys/class/powercap")
 
 
@@ -343,12 +345,16 @@ def open_device(gpu: str, known: Mapping[str, str]) -> Device:
     """The device called `gpu`, checked against what is there.
 
     Args:
-        gpu: "cpu", or a GPU's name or alias.
+        gpu: "cpu", a GPU's name or alias, or "sim:" and one of these for a simulated one.
         known: every alias (NVML device names too) -> the GPU's name. Case and punctuation are ignored.
 
     Raises:
         DeviceError: there is no such GPU here; the message says what was found and what can be done.
     """
+    if gpu.startswith(SIMULATED):
+        from moemodel.profiler.simulated.instruments import open_simulated
+
+        return open_simulated(gpu, known)
     wanted = "cpu" if gpu == "cpu" else resolve(gpu, known)
     if wanted == "cpu":
         return CpuDevice()
@@ -368,12 +374,14 @@ def open_device(gpu: str, known: Mapping[str, str]) -> Device:
 
 
 def resolve(gpu: str, known: Mapping[str, str]) -> str:
-    """The name of the GPU that an alias means.
+    """The name of the GPU that an alias means; of a simulated one, what it simulates.
 
     Raises:
         DeviceError: no GPU has that name or alias.
     """
     by_alias = {_plain(alias): name for alias, name in known.items()} | {_plain(name): name for name in known.values()}
+    if gpu.startswith(SIMULATED):
+        gpu = gpu.removeprefix(SIMULATED).partition("?")[0]
     if _plain(gpu) not in by_alias:
         names = ", ".join(["cpu", *sorted(set(known.values()))])
         raise DeviceError(f"--gpu {gpu}: no GPU of that name is described; there are: {names}")

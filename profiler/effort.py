@@ -43,7 +43,7 @@ class Effort:
 
 def effort_for(device: torch.device) -> Effort:
     """About 250 s in all for a GPU, 30 s for a CPU."""
-    if device.type != "cuda":
+    if device.type == "cpu":
         return Effort(
             pool_elements=1 << 22,
             cold_B=0,
@@ -59,7 +59,7 @@ def effort_for(device: torch.device) -> Effort:
             burst_s=8e-3,
             host_repeats=2,
         )
-    properties = torch.cuda.get_device_properties(device)
+    properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     return Effort(
         pool_elements=1 << 30,
         cold_B=2 * int(getattr(properties, "L2_cache_size", _L2_UNKNOWN_B)),

@@ -20,16 +20,19 @@ _CPU_SIZE = 256
 class HeavyLoad:
     """A heavy product and how long it takes.
 
+    Args:
+        name: what it is, for a reader.
+        case: its call.
+        lane: where it runs.
+
     Attributes:
         name: what it is, for a reader.
         time_s: of one call, about.
     """
 
-    def __init__(self, device: torch.device, lane: Lane) -> None:
-        self.name, call = _heavy_call(device)
-        size = _GPU_SIZE if device.type == "cuda" else _CPU_SIZE
-        point = Point(kind=Kind.GEMM, direction=Pass.FORWARD, sizes=Sizes(m=size, n=size, k=size))
-        self.case = Case(point, (call,))
+    def __init__(self, name: str, case: Case, lane: Lane) -> None:
+        self.name = name
+        self.case = case
         self.case.run(2)
         lane.synchronize()
         self.time_s = lane.read([lane.queue(self.case, 4)])[0].time_s
@@ -41,6 +44,14 @@ class HeavyLoad:
     def calls_for(self, seconds: float, at_most: int) -> int:
         """How many calls last about that long; at least one."""
         return max(1, min(at_most, round(seconds / self.time_s)))
+
+
+def heavy_load(device: torch.device, lane: Lane) -> HeavyLoad:
+    """The heavy load of a torch device."""
+    name, call = _heavy_call(device)
+    size = _GPU_SIZE if device.type == "cuda" else _CPU_SIZE
+    point = Point(kind=Kind.GEMM, direction=Pass.FORWARD, sizes=Sizes(m=size, n=size, k=size))
+    return HeavyLoad(name, Case(point, (call,)), lane)
 
 
 def _heavy_call(device: torch.device) -> tuple[str, Call]:

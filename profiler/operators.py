@@ -7,7 +7,6 @@ clock.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +40,7 @@ class Mix:
 def measure_operators(
     bench: Bench, points: Sequence[Point], mix: Mix, writer: ProfileWriter, deadline_s: float, progress: Progress
 ) -> list[Skip]:
-    """Measure points in order until `deadline_s` (`time.perf_counter`), leaving out those that the profile has.
+    """Measure points in order until `deadline_s` (of the bench's timer), leaving out those that the profile has.
 
     Returns:
         What could not be measured.
@@ -49,7 +48,7 @@ def measure_operators(
     grid = _Grid(bench, mix)
     skips: list[Skip] = []
     for i, point in enumerate(points):
-        if time.perf_counter() > deadline_s:
+        if bench.timer.now_s() > deadline_s:
             skips.append(not_reached(mix.label, len(points) - i, len(points)))
             break
         progress.step(str(point))
@@ -79,9 +78,9 @@ class _Grid:
         if mix.heavy:
             # While the host makes operands the device would idle, and its clock rise.
             bench.heavy.run(bench.heavy.calls_for(1.2 * self._gap_s, bench.effort.heavy_at_most))
-        begun_s = time.perf_counter()
+        begun_s = bench.timer.now_s()
         case = bench.build(point)
-        built_s = time.perf_counter() - begun_s
+        built_s = bench.timer.now_s() - begun_s
         self._gap_s += 0.3 * (min(built_s + 2e-3, _GAP_MOST_S) - self._gap_s)
         cost = bench.warm_up(case)
         calls = cost.calls_in(bench.effort.sample_s, mix.samples)

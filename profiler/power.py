@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from moemodel.profiler.device import Activity
 from moemodel.profiler.energy import EnergyWindow
 from moemodel.profiler.points import Point
 from moemodel.profiler.progress import Progress
-from moemodel.profiler.timing import Sample, Stretch, pause
+from moemodel.profiler.timing import Sample, Stretch, Timer
 from moemodel.profiler.writer import ProfileWriter
 
 _AHEAD = 2  # bursts queued while one runs
@@ -57,10 +56,10 @@ class Held:
 def measure_power(
     bench: Bench, loads: Sequence[Load], writer: ProfileWriter, deadline_s: float, progress: Progress
 ) -> list[Skip]:
-    """Hold every load until `deadline_s` (`time.perf_counter`); returns what could not be measured."""
+    """Hold every load until `deadline_s` (of the bench's timer); returns what could not be measured."""
     skips: list[Skip] = []
     for i, load in enumerate(loads):
-        if time.perf_counter() > deadline_s:
+        if bench.timer.now_s() > deadline_s:
             skips.append(not_reached("power", len(loads) - i, len(loads)))
             break
         progress.step(load.name)
@@ -73,6 +72,10 @@ def measure_power(
             skips.append(bench.skip(f"power of {load.name}", error))
             continue
         window = bench.sampler.window(held.start_s, held.end_s)
+        trouble = bench.sampler.trouble(held.start_s, held.end_s)
+        if trouble:
+            skips.append(Skip(what=f"power of {load.name}", reason=trouble))
+            continue
         writer.append("power", [power_row(load, held, window)])
         writer.flush()
     return skips
@@ -81,33 +84,35 @@ def measure_power(
 def hold(bench: Bench, load: Load) -> Held:
     """Hold a load until it has settled, then for a window."""
     settle_s = bench.effort.power_settle_s if load.settle_s is None else load.settle_s
-    runner = _Idle() if load.point is None else _Runner(bench, load.point, load.duty)
-    _run_until(runner, time.perf_counter() + settle_s)
+    timer = bench.timer
+    runner = _Idle(timer) if load.point is None else _Runner(bench, load.point, load.duty)
+    _run_until(runner, timer.now_s() + settle_s, timer)
     runner.forget()
     meter = bench.device.activity()
-    start_s = time.perf_counter()
+    start_s = timer.now_s()
     meter.begin()
-    _run_until(runner, start_s + bench.effort.power_window_s)
+    _run_until(runner, start_s + bench.effort.power_window_s, timer)
     activity = meter.end()
-    end_s = time.perf_counter()
+    end_s = timer.now_s()
     state = bench.state()
     samples = bench.lane.read(runner.stretches)
     return Held(start_s=start_s, end_s=end_s, samples=samples, activity=activity, state=state)
 
 
-def _run_until(runner: _Runner | _Idle, end_s: float) -> None:
-    while time.perf_counter() < end_s:
+def _run_until(runner: _Runner | _Idle, end_s: float, timer: Timer) -> None:
+    while timer.now_s() < end_s:
         runner.burst()
 
 
 class _Idle:
     """The device left alone, its context open."""
 
-    def __init__(self) -> None:
+    def __init__(self, timer: Timer) -> None:
+        self._timer = timer
         self.stretches: list[Stretch] = []
 
     def burst(self) -> None:
-        time.sleep(5e-3)
+        self._timer.sleep(5e-3)
 
     def forget(self) -> None:
         return None
@@ -125,13 +130,14 @@ class _Runner:
         self.stretches: list[Stretch] = []
 
     def burst(self) -> None:
-        begun_s = time.perf_counter()
+        timer = self._bench.timer
+        begun_s = timer.now_s()
         stretch = self._bench.lane.queue(self._case, self._calls)
         self.stretches.append(stretch)
         self._queued.append(stretch)
         if self._duty < 1:
             self._bench.lane.wait(self._queued.popleft())
-            pause((time.perf_counter() - begun_s) * (1 - self._duty) / self._duty)
+            timer.pause((timer.now_s() - begun_s) * (1 - self._duty) / self._duty)
         elif len(self._queued) > _AHEAD:
             self._bench.lane.wait(self._queued.popleft())
 

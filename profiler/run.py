@@ -14,11 +14,12 @@ from moemodel.model.gpu import list_gpus, read_gpu
 from moemodel.profiler.bench import Bench, Skip, make_room
 from moemodel.profiler.device import Device, open_device, resolve
 from moemodel.profiler.effort import Effort, effort_for
-from moemodel.profiler.energy import EnergySampler
+from moemodel.profiler.energy import EnergySampler, stuck_since
 from moemodel.profiler.environment import Clocks, new_manifest
 from moemodel.profiler.grid import cpu_grid, cpu_sweep, gpu_grid, gpu_sweep
 from moemodel.profiler.loads import cpu_loads, gpu_loads
 from moemodel.profiler.operators import Mix, measure_operators
+from moemodel.profiler.platforms import Platform, platform_of
 from moemodel.profiler.points import Point
 from moemodel.profiler.power import Load, measure_power
 from moemodel.profiler.progress import Progress, Silent
@@ -81,7 +82,8 @@ def profile(
     """Measure a device into a profile folder, or go on with one that was interrupted.
 
     Args:
-        gpu: name, alias or description file of the GPU, or "cpu"; must be the device that is here.
+        gpu: name, alias or description file of the GPU, or "cpu"; must be the device that is here. With "sim:" before
+            its name, a simulation of it, whose seconds are virtual.
         folder: of the profile.
         budget_s: for the sections together; training runs come on top.
         seed: of shapes, order and operands.
@@ -100,11 +102,16 @@ def profile(
     begun_s = time.perf_counter()
     chosen = _chosen_sections(sections, clocks)
     device, name = _open(gpu)
+    platform = platform_of(device)
+    if plans and not platform.trains:
+        raise DeviceError(f"--gpu {gpu} runs operators only, no training steps; leave --train out")
+    begun_s += platform.timer.now_s() - time.perf_counter()  # the same instant, in the device's time
     outcome = Outcome(folder=folder)
     try:
         writer = ProfileWriter(folder, new_manifest(name, device.info, clocks, seed))
         run = _Run(
             device=device,
+            platform=platform,
             writer=writer,
             progress=progress or Silent(),
             outcome=outcome,
@@ -122,15 +129,15 @@ def profile(
         outcome.rows = writer.rows()
     finally:
         device.close()
-    outcome.seconds = time.perf_counter() - begun_s
+    outcome.seconds = platform.timer.now_s() - begun_s
     return outcome
 
 
 def default_workload(device: Device, seed: int) -> Workload:
     """The grid, sweep and loads for a kind of device."""
-    if device.torch_device.type == "cuda":
-        return Workload(points=gpu_grid(seed), sweep=gpu_sweep(), loads=gpu_loads())
-    return Workload(points=cpu_grid(seed), sweep=cpu_sweep(), loads=cpu_loads())
+    if device.torch_device.type == "cpu":
+        return Workload(points=cpu_grid(seed), sweep=cpu_sweep(), loads=cpu_loads())
+    return Workload(points=gpu_grid(seed), sweep=gpu_sweep(), loads=gpu_loads())
 
 
 def _chosen_sections(sections: Sequence[str] | None, clocks: Clocks) -> list[str]:
@@ -169,6 +176,7 @@ class _Run:
     """One run's parts, tied together."""
 
     device: Device
+    platform: Platform
     writer: ProfileWriter
     progress: Progress
     outcome: Outcome
@@ -184,7 +192,7 @@ class _Run:
             self._on_bench(on_bench, deadline_s)
             make_room(self.device.torch_device)
         if "host" in chosen and "host" not in self.writer.manifest.sections:
-            if time.perf_counter() > deadline_s["host"]:
+            if self.platform.timer.now_s() > deadline_s["host"]:
                 self.outcome.skips.append(Skip(what="host", reason="the budget was spent; run again to add it"))
             else:
                 self._section("host", 1, deadline_s["host"], self._host)
@@ -196,18 +204,18 @@ class _Run:
         from moemodel.profiler import training
 
         self.progress.begin("training", len(plans))
-        begun_s = time.perf_counter()
+        begun_s = self.platform.timer.now_s()
         failed = training.measure_plans(plans, self.device, self.writer, report=self.progress.step)
         self.outcome.skips += [Skip(what=f"plan {f.plan}", reason=f.reason) for f in failed]
         self._finish("training", begun_s)
 
     def _on_bench(self, chosen: Sequence[str], deadline_s: dict[str, float]) -> None:
-        begun_s = time.perf_counter()
-        sampler = EnergySampler(self.device)
+        begun_s = self.platform.timer.now_s()
+        sampler = self.platform.sampler()
         sampler.label = "starting"
         with sampler:
             try:
-                bench = Bench(self.device, self.effort, self.seed, sampler)
+                bench = self._open_bench(sampler)
                 self._note(bench)
                 for name in chosen:
                     steps, measure = self._bench_section(bench, name)
@@ -215,7 +223,33 @@ class _Run:
                     self._section(name, steps, deadline_s[name], measure)
                 self.writer.note_host(context_B=_context_B(self.device))
             finally:
-                self.writer.append("thermal", thermal_rows(sampler, begun_s))
+                self._heat(sampler, begun_s)
+
+    def _open_bench(self, sampler: EnergySampler) -> Bench:
+        """The bench, its operands made and its heavy load run once.
+
+        Raises:
+            DeviceError: the device does not even do that.
+        """
+        try:
+            instruments = self.platform.instruments(self.effort, self.seed)
+            return Bench(self.device, self.effort, self.seed, sampler, instruments)
+        except RuntimeError as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise DeviceError(f"{self.device.info.name} failed before anything was measured: {reason}") from error
+
+    def _heat(self, sampler: EnergySampler, begun_s: float) -> None:
+        """The trace into table `thermal`, without a power reading that stuck."""
+        rows = thermal_rows(sampler, begun_s)
+        stuck_s = stuck_since(sampler.trace())
+        if stuck_s is not None:
+            for row, reading in zip(rows, sampler.trace(), strict=False):  # the sampler still runs
+                row["power_W"] = None if reading.time_s >= stuck_s else row["power_W"]
+            self.outcome.notes.append(
+                f"the power reading did not change from {stuck_s - begun_s:.0f} s on: it is stuck and left out of the "
+                "thermal trace; the energy counter is trusted"
+            )
+        self.writer.append("thermal", rows)
 
     def _bench_section(self, bench: Bench, name: str) -> tuple[int, Measure]:
         writer, progress, work, effort = self.writer, self.progress, self.workload, self.effort
@@ -230,21 +264,19 @@ class _Run:
 
     def _host(self, deadline_s: float) -> list[Skip]:
         del deadline_s
-        from moemodel.profiler import host_lane
-
-        rows = host_lane.measure(self.device, repeats=self.effort.host_repeats)
+        rows = self.platform.host_rows(self.effort.host_repeats)
         self.writer.append("host", [row for row in rows if not self.writer.has("host", row)])
         self.progress.step("tiny models")
         return []
 
     def _section(self, name: str, steps: int, deadline_s: float, measure: Measure) -> None:
         self.progress.begin(name, steps)
-        begun_s = time.perf_counter()
+        begun_s = self.platform.timer.now_s()
         self.outcome.skips += measure(deadline_s)
         self._finish(name, begun_s)
 
     def _finish(self, name: str, begun_s: float) -> None:
-        seconds = time.perf_counter() - begun_s
+        seconds = self.platform.timer.now_s() - begun_s
         self.outcome.sections[name] = seconds
         self.writer.section_finished(name, seconds)
         self.progress.end()
@@ -266,7 +298,7 @@ def _context_B(device: Device) -> float | None:
 
 
 def thermal_rows(sampler: EnergySampler, begun_s: float) -> list[dict[str, object]]:
-    """Rows of table `thermal` from the sampler's trace; `begun_s` is `time.perf_counter` at their zero."""
+    """Rows of table `thermal` from the sampler's trace; `begun_s` is the timer at their zero."""
     return [
         {
             "load": r.label,

@@ -6,7 +6,6 @@ proportions, and with pauses: each sample runs at the clock that the mix earned,
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from moemodel.profiler.cases import Case
 from moemodel.profiler.operators import sample_row
 from moemodel.profiler.points import Point
 from moemodel.profiler.progress import Progress
-from moemodel.profiler.timing import Stretch, pause
+from moemodel.profiler.timing import Stretch
 from moemodel.profiler.writer import ProfileWriter
 
 
@@ -42,10 +41,10 @@ MIXES = (
 def measure_sweep(
     bench: Bench, points: Sequence[Point], writer: ProfileWriter, deadline_s: float, progress: Progress
 ) -> list[Skip]:
-    """Every point at every mix, until `deadline_s` (`time.perf_counter`); returns what could not be measured."""
+    """Every point at every mix, until `deadline_s` (of the bench's timer); returns what could not be measured."""
     skips: list[Skip] = []
     for i, point in enumerate(points):
-        if time.perf_counter() > deadline_s:
+        if bench.timer.now_s() > deadline_s:
             skips.append(not_reached("sweep", len(points) - i, len(points)))
             break
         todo = [mix for mix in MIXES if not writer.has("operators", {**point.row(), "sweep": mix.label})]
@@ -82,14 +81,14 @@ def _run_mix(bench: Bench, case: Case, cost: Cost, calls: int, mix: SweepMix) ->
     if mix.heavy:
         heavy_calls = bench.heavy.calls_for(mix.heavy * calls * cost.time_s, effort.heavy_at_most)
     lead_s = max(0.0, cost.lead_s(calls) - heavy_calls * bench.heavy.time_s)
-    settled_s = time.perf_counter() + effort.sweep_settle_s
+    settled_s = bench.timer.now_s() + effort.sweep_settle_s
     end_s = settled_s + effort.sweep_record_s
     recorded: list[Stretch] = []
-    while not recorded or time.perf_counter() < end_s:
+    while not recorded or bench.timer.now_s() < end_s:
         bench.heavy.run(heavy_calls)
         stretch = bench.lane.queue(case, calls, lead_s)
         bench.lane.wait(stretch)
-        if time.perf_counter() > settled_s:
+        if bench.timer.now_s() > settled_s:
             recorded.append(stretch)
-        pause(mix.pause_s)
+        bench.timer.pause(mix.pause_s)
     return recorded[:: max(1, -(-len(recorded) // effort.sweep_samples))]

@@ -42,6 +42,26 @@ class Stretch:
     stamps: tuple[Stamp | None, Stamp | None] = (None, None)
 
 
+class Timer(Protocol):
+    """The time that a device lives in, and ways to let some pass."""
+
+    def now_s(self) -> float:
+        """Of a monotonic clock; only differences mean anything."""
+        ...
+
+    def wall_s(self) -> float:
+        """Unix time."""
+        ...
+
+    def sleep(self, seconds: float) -> None:
+        """At least so long."""
+        ...
+
+    def pause(self, seconds: float) -> None:
+        """Exactly so long."""
+        ...
+
+
 class Lane(Protocol):
     """Where calls are queued and timed."""
 
@@ -146,3 +166,19 @@ def pause(seconds: float) -> None:
         time.sleep(seconds - 1e-3)
     while time.perf_counter() < end_s:
         pass
+
+
+class HostTimer:
+    """Real time: `time.perf_counter`."""
+
+    def now_s(self) -> float:
+        return time.perf_counter()
+
+    def wall_s(self) -> float:
+        return time.time()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def pause(self, seconds: float) -> None:
+        pause(seconds)

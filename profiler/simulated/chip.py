@@ -87,7 +87,7 @@ class Governor:
     sustained_share: float
     fast_W: float
     period_s: float = 0.05
-    gain_Hz_per_J: float = 6e6
+    gain_Hz_per_J: float = 9e6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +225,7 @@ def _h100() -> Chip:
         electrics=Electrics(
             base_W=112.0,
             leak_W_per_C=0.65,
-            flop_J=1.15e-12,
+            flop_J=1.4e-12,
             vector_op_J=2.4e-11,
             cache_J_per_B=1.0e-11,
             dram_J_per_B=2.0e-11,
@@ -247,16 +247,16 @@ def _a100() -> Chip:
         electrics=Electrics(
             base_W=84.0,
             leak_W_per_C=0.45,
-            flop_J=0.95e-12,
+            flop_J=1.5e-12,
             vector_op_J=2.0e-11,
             cache_J_per_B=1.2e-11,
             dram_J_per_B=2.4e-11,
             active_W=120.0,
-            knee_Hz=1040e6,
+            knee_Hz=1150e6,
             voltage_slope=1.05,
             heavy_factor=1.35,
         ),
-        governor=Governor(sustained_share=0.99, fast_W=470.0, gain_Hz_per_J=9e6),
+        governor=Governor(sustained_share=0.99, fast_W=470.0, gain_Hz_per_J=12e6),
         thermal=Thermal(inlet_C=27.0, die_J_per_C=80.0, sink_J_per_C=560.0, die_C_per_W=0.030, sink_C_per_W=0.045),
         sensors=Sensors(activity=False),
     )

@@ -1,0 +1,341 @@
+"""The simulated GPU behind the profiler's seams: device, timer, lane, cases, heavy load, sampler."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import parse_qsl
+
+import torch
+
+from moemodel.model.errors import DeviceError
+from moemodel.model.operators import Kind, Pass
+from moemodel.model.profile import DeviceInfo
+from moemodel.profiler.cases import Case
+from moemodel.profiler.device import ACTIVITIES, Activity, ActivityMeter, NoActivity, resolve
+from moemodel.profiler.effort import Effort
+from moemodel.profiler.energy import EnergySampler
+from moemodel.profiler.heavy import HeavyLoad
+from moemodel.profiler.points import Point, Sizes
+from moemodel.profiler.simulated.chip import CHIPS
+from moemodel.profiler.simulated.faults import parse_faults
+from moemodel.profiler.simulated.gpu import Mark, Totals, VirtualGpu
+from moemodel.profiler.simulated.kernels import Kernel, kernel
+from moemodel.profiler.timing import Sample, Stretch
+
+_LANES = 128
+_HEAVY = Point(kind=Kind.GEMM, direction=Pass.FORWARD, sizes=Sizes(m=8192, n=8192, k=8192))
+_HOST_NOISE = 0.03
+# Host time of the training model's blocks, forward, backward and step, microseconds: made up, like an H100's.
+_HOST_US: dict[str, tuple[float, float, float]] = {
+    "dense_layer": (190.0, 260.0, 45.0),
+    "dense_layer_gated": (215.0, 290.0, 40.0),
+    "dense_layer_gated_qk_norm": (250.0, 345.0, 48.0),
+    "moe_layer": (420.0, 530.0, 42.0),
+    "moe_layer_qk_norm": (455.0, 585.0, 50.0),
+}
+_ENDS_US = (105.0, 130.0)
+_STEP_US = 480.0
+
+
+class SimulatedDevice:
+    """A `Device` that is not there.
+
+    Args:
+        gpu: what it does.
+    """
+
+    def __init__(self, gpu: VirtualGpu) -> None:
+        self.gpu = gpu
+        self.torch_device = torch.device("meta")
+        d = gpu.chip.gpu
+        limits_W = (d.power_limit_min_W, d.power_limit_max_W)
+        self.info = DeviceInfo(
+            name=f"simulated {d.product}",
+            vendor="simulated",
+            uuid=f"SIM-{d.name}",
+            memory_B=d.memory_B or 0,
+            multiprocessors=d.multiprocessors,
+            power_limit_W=d.power_limit_W,
+            power_limit_range_W=None if limits_W[0] is None or limits_W[1] is None else (limits_W[0], limits_W[1]),
+            clock_max_Hz=d.clock_max_Hz,
+            clock_min_Hz=d.clock_min_Hz,
+            slowdown_temperature_C=d.slowdown_C,
+            driver="simulated",
+        )
+
+    def energy_J(self) -> float | None:
+        return self._read("energy", private=True)
+
+    def power_W(self) -> float | None:
+        return self._read("power", private=True)
+
+    def reported_clock_Hz(self) -> float | None:
+        return self._read("clock")
+
+    def temperature_C(self) -> float | None:
+        return self._read("temperature")
+
+    def memory_temperature_C(self) -> float | None:
+        return None
+
+    def used_memory_B(self) -> float | None:
+        return None
+
+    def activity(self) -> ActivityMeter:
+        readable = self.gpu.chip.sensors.activity and not self.gpu.faults.no_permission
+        return _Activity(self.gpu) if readable else NoActivity()
+
+    def close(self) -> None:
+        return None
+
+    def _read(self, sensor: str, *, private: bool = False) -> float | None:
+        if self.gpu.lost or (private and self.gpu.faults.no_permission):
+            return None
+        return self.gpu.read(sensor)
+
+
+class _Activity:
+    """Shares of the units' peak between two instants."""
+
+    def __init__(self, gpu: VirtualGpu) -> None:
+        self._gpu = gpu
+        self._from = gpu.totals.copy()
+
+    def begin(self) -> None:
+        self._from = self._gpu.totals.copy()
+
+    def end(self) -> Activity:
+        gpu = self._gpu
+        if gpu.lost:
+            return dict.fromkeys(ACTIVITIES)
+        a, b, chip = self._from, gpu.totals, gpu.chip
+        seconds = max(b.time_s - a.time_s, 1e-9)
+        cycles = seconds * chip.multiprocessors * gpu.set_Hz
+
+        def share(used: float) -> float:
+            return round(min(1.0, max(0.0, used)), 4)
+
+        return {
+            "sm_activity": share(_since(a, b, "busy_s") / seconds),
+            "sm_occupancy": None,
+            "tensor_activity": share(_since(a, b, "flops") / (cycles * chip.flops_per_cycle)),
+            "fp32_activity": share(_since(a, b, "vector_ops") / (cycles * _LANES)),
+            "dram_activity": share(_since(a, b, "bytes_B") / (seconds * chip.bandwidth_Bps)),
+        }
+
+
+def _since(a: Totals, b: Totals, name: str) -> float:
+    return float(getattr(b, name) - getattr(a, name))
+
+
+class VirtualTimer:
+    """The timeline's time; `wall_s` goes on from when the device was opened."""
+
+    def __init__(self, gpu: VirtualGpu) -> None:
+        self._gpu = gpu
+        self._opened_s = time.time()
+
+    def now_s(self) -> float:
+        return self._gpu.now_s
+
+    def wall_s(self) -> float:
+        return self._opened_s + self._gpu.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self._gpu.sleep(seconds)
+
+    def pause(self, seconds: float) -> None:
+        self._gpu.sleep(seconds)
+
+
+@dataclass(frozen=True)
+class SimulatedCase(Case):
+    """A case whose calls the timeline takes many at a time."""
+
+    gpu: VirtualGpu
+    kernel: Kernel
+
+    def run(self, count: int) -> None:
+        self.gpu.launch(self.kernel, count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SimulatedStretch(Stretch):
+    marks: tuple[Mark, Mark]
+
+
+class SimulatedLane:
+    """The queue of a simulated GPU."""
+
+    def __init__(self, gpu: VirtualGpu, clock: SimulatedClock) -> None:
+        self._gpu = gpu
+        self._clock = clock
+
+    def queue(self, case: Case, calls: int, lead_s: float = 0.0) -> Stretch:
+        gpu = self._gpu
+        if lead_s > 0:
+            gpu.hold(lead_s)
+        before = gpu.mark()
+        begun_s = gpu.now_s
+        case.run(calls)
+        host_s = gpu.now_s - begun_s
+        return _SimulatedStretch(calls=calls, host_time_s=host_s / calls, marks=(before, gpu.mark()))
+
+    def read(self, stretches: Sequence[Stretch]) -> list[Sample]:
+        self.synchronize()
+        return [self._sample(stretch) for stretch in stretches]
+
+    def wait(self, stretch: Stretch) -> None:
+        self._gpu.wait(_marks(stretch)[1])
+
+    def synchronize(self) -> None:
+        self._gpu.synchronize()
+
+    def _sample(self, stretch: Stretch) -> Sample:
+        gpu = self._gpu
+        a, b = _marks(stretch)
+        noise = gpu.chip.sensors.time_noise * float(gpu.noise.normal())
+        return Sample(
+            calls=stretch.calls,
+            time_s=(b.time_s - a.time_s) / stretch.calls * (1 + noise),
+            host_time_s=stretch.host_time_s,
+            clock_Hz=self._clock.mean_Hz(a, b),
+        )
+
+
+def _marks(stretch: Stretch) -> tuple[Mark, Mark]:
+    if not isinstance(stretch, _SimulatedStretch):
+        raise TypeError("a stretch of another lane")
+    return stretch.marks
+
+
+class SimulatedClock:
+    """The cycle counter (`bench.Clock`); always readable."""
+
+    note: str | None = None
+
+    def __init__(self, gpu: VirtualGpu) -> None:
+        self._gpu = gpu
+
+    def stamp(self) -> Mark:
+        return self._gpu.mark()
+
+    def mean_Hz(self, a: Mark, b: Mark) -> float | None:
+        if not (a.reached and b.reached and b.time_s > a.time_s):
+            return None
+        noise = self._gpu.chip.sensors.clock_noise * self._gpu.noise.normal()
+        return (b.cycles - a.cycles) / (b.time_s - a.time_s) * float(1 + noise)
+
+
+class SimulatedInstruments:
+    """What the bench measures a simulated GPU with (`bench.Instruments`)."""
+
+    def __init__(self, gpu: VirtualGpu) -> None:
+        self._kernel = cache(partial(kernel, gpu.chip))  # one object a point: the timeline knows it again
+        self._gpu = gpu
+        self.timer = VirtualTimer(gpu)
+        self.clock = SimulatedClock(gpu)
+        self.lane = SimulatedLane(gpu, self.clock)
+        factor = gpu.chip.electrics.heavy_factor
+        self.heavy = HeavyLoad("simulated 8192^3", self._case(_HEAVY, factor), self.lane)
+
+    def build(self, point: Point) -> Case:
+        return self._case(point, 1.0)
+
+    def make_room(self) -> None:
+        return None
+
+    def _case(self, point: Point, factor: float) -> SimulatedCase:
+        one = self._kernel(point, factor)
+        return SimulatedCase(point, (partial(self._gpu.launch, one),), self._gpu, one)
+
+
+class VirtualSampler(EnergySampler):
+    """Polls at its interval of virtual time; without a thread, so that every run is the same."""
+
+    def __init__(self, gpu: VirtualGpu, device: SimulatedDevice, timer: VirtualTimer) -> None:
+        super().__init__(device, now_s=timer.now_s, wall_s=timer.wall_s)
+        self._gpu = gpu
+        self._end: Callable[[], None] | None = None
+
+    def __enter__(self) -> Self:
+        self._end = self._gpu.every(self.interval_s, self.poll)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._end is not None:
+            self._end()
+
+
+class SimulatedPlatform:
+    """How a simulated GPU is profiled (`platforms.Platform`)."""
+
+    trains = False
+
+    def __init__(self, device: SimulatedDevice) -> None:
+        self._device = device
+        self.timer = VirtualTimer(device.gpu)
+
+    def sampler(self) -> EnergySampler:
+        return VirtualSampler(self._device.gpu, self._device, self.timer)
+
+    def instruments(self, effort: Effort, seed: int) -> SimulatedInstruments:
+        del effort, seed  # there are no operands
+        return SimulatedInstruments(self._device.gpu)
+
+    def host_rows(self, repeats: int) -> list[dict[str, Any]]:
+        """Rows of table `host`, drawn about made-up times."""
+        del repeats
+        from moemodel.profiler.host_lane import KINDS
+
+        rows: list[tuple[str, str, str, float]] = []
+        for kind in KINDS:
+            forward, backward, step = _HOST_US[kind.block]
+            rows += [(kind.block, "forward", kind.detail, forward), (kind.block, "backward", kind.detail, backward)]
+            rows.append(("optimizer_layer", "step", kind.detail, step))
+        detail = KINDS[1].detail
+        rows += [("head_and_loss", way, detail, us) for way, us in zip(("forward", "backward"), _ENDS_US, strict=True)]
+        rows.append(("step", "step", "bf16-mixed", _STEP_US))
+        noise = self._device.gpu.noise
+        return [
+            {
+                "block": block,
+                "direction": direction,
+                "detail": detail,
+                "host_time_s": us * 1e-6 * float(1 + _HOST_NOISE * noise.normal()),
+                "kernels": None,
+                "wall_s": self.timer.wall_s(),
+            }
+            for block, direction, detail, us in rows
+        ]
+
+
+def open_simulated(gpu: str, known: Mapping[str, str]) -> SimulatedDevice:
+    """The device called `sim:NAME`, or `sim:NAME?seed=1&fail=FAULT,FAULT` (see `faults`).
+
+    Args:
+        gpu: as above.
+        known: every alias -> the GPU's name.
+
+    Raises:
+        DeviceError: no such GPU can be simulated, or an option is not one.
+    """
+    wanted = resolve(gpu, known)
+    if wanted not in CHIPS:
+        raise DeviceError(f"--gpu {gpu}: that GPU is not simulated; there are: {', '.join(CHIPS)}")
+    options = dict(parse_qsl(gpu.partition("?")[2], keep_blank_values=True))
+    unknown = set(options) - {"seed", "fail"}
+    if unknown:
+        raise DeviceError(f"--gpu {gpu}: found option {min(unknown)!r}; allowed: seed, fail")
+    seed = options.get("seed", "0")
+    if not seed.isdecimal():
+        raise DeviceError(f"--gpu {gpu}: seed: found {seed!r}; allowed: a whole number")
+    faults = parse_faults([f for f in options.get("fail", "").split(",") if f], gpu)
+    return SimulatedDevice(VirtualGpu(CHIPS[wanted](), int(seed), faults))
