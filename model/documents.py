@@ -102,12 +102,21 @@ def describe(
         elif item["type"] == "missing":
             out[f"{place}: the key {key!r} is missing"] = []
         elif not path:
-            out[f"{place}: {item['msg'].removeprefix('Value error, ')}"] = []
+            message = item["msg"].removeprefix("Value error, ")
+            out[f"{_place(source, message, lines)}: {message}"] = []
         else:
             message = item["msg"].removeprefix("Value error, ")
             found = "" if isinstance(item["input"], dict | list) else f"found {item['input']!r}; "
             out.setdefault(f"{place}: {key}: {found}", []).append(message[0].lower() + message[1:])
     return "\n".join(place + ", or ".join(dict.fromkeys(allowed)) for place, allowed in out.items())
+
+
+def _place(source: str, message: str, lines: dict[tuple[str, ...], int]) -> str:
+    """Where the key stands with which a message about a whole document begins, or where the document does."""
+    first = re.match(r"[\w.]+", message)
+    key = tuple(first.group().strip(".").split(".")) if first else ()
+    known = next((key[:n] for n in range(len(key), -1, -1) if key[:n] in lines), None)
+    return source if known is None else f"{source}:{lines[known]}"
 
 
 def read_text(path: Path) -> str:

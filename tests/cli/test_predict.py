@@ -58,7 +58,7 @@ BAD_PLANS: dict[str, tuple[str, str, str]] = {
     "product of degrees": (
         "{dp: 8,",
         "{dp: 6,",
-        "plan.yaml:1: parallel: dp 6 x tp 1 x pp 1 x cp 1 = 6, but cluster.gpus is 8",
+        "plan.yaml:7: parallel: dp 6 x tp 1 x pp 1 x cp 1 = 6, but cluster.gpus is 8",
     ),
     "heads by tp": (
         "gpus: 8}\nparallel: {dp: 8,",
