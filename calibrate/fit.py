@@ -12,7 +12,7 @@ import pandas as pd
 import moemodel
 from moemodel.calibrate.links import network_fit
 from moemodel.calibrate.operators import HeldOut, fit_operator, observations
-from moemodel.calibrate.power import fit_governor, fit_power, fit_thermal, loads_of
+from moemodel.calibrate.power import UNITS, fit_governor, fit_power, fit_thermal, loads_of
 from moemodel.calibrate.read import Profile, read_profile
 from moemodel.model.calibration import (
     SCHEMA_VERSION,
@@ -181,17 +181,7 @@ def _power(profile: Profile, gpu: Gpu, clock_Hz: float, source: str) -> tuple[Po
 
 def _no_power(clock_Hz: float) -> tuple[PowerFit, GovernorFit]:
     source = "the profile has no power readings: power is not modelled"
-    names = {
-        "base_W": "W",
-        "active_W": "W",
-        "flop_J": "J",
-        "vector_op_J": "J",
-        "cache_J_per_B": "J/B",
-        "dram_J_per_B": "J/B",
-        "leak_W_per_C": "W/K",
-        "leak_reference_C": "C",
-        "voltage_slope": "1",
-    }
+    names = {**UNITS, "leak_W_per_C": "W/K", "leak_reference_C": "C", "voltage_slope": "1"}
     parameters = {name: _assumed(0.0, unit, source) for name, unit in names.items()}
     parameters["knee_Hz"] = _assumed(clock_Hz, "Hz", source)
     fast = _assumed(1e9, "W", source)

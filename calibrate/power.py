@@ -25,7 +25,7 @@ from moemodel.model.operators import SHAPE_FIELDS, Kind, Pass, Shape, work
 
 FloatArray = NDArray[np.float64]
 
-_UNITS = {
+UNITS = {
     "base_W": "W",
     "active_W": "W",
     "flop_J": "J",
@@ -33,13 +33,13 @@ _UNITS = {
     "cache_J_per_B": "J/B",
     "dram_J_per_B": "J/B",
 }
-_COEFFICIENTS = tuple(_UNITS)
-_LEAK_W_PER_C = 0.8  # idle H100, 42 to 51 degrees, this project's first readings; refitted where a trace allows it
-_LEAK_REFERENCE_C = 50.0
+_COEFFICIENTS = tuple(UNITS)
+LEAK_W_PER_C = 0.8  # idle H100, 42 to 51 degrees, this project's first readings; carried over, not fitted
+LEAK_REFERENCE_C = 50.0
 _SHRINK = 0.1  # loads' worth of belief that an operator is like the rest
 _FACTOR_COST = 0.1  # of a squared log factor against a squared log error, in choosing the voltage curve
-_BUSY_LEAST = 0.05
-_FULL = 0.95
+_BUSY_LEAST = 0.05  # share of the time below which a load says nothing of its operator
+_FULL = 0.95  # share of the time from which a load counts as uninterrupted
 # Spread of the sustained clock between chips of one kind: four H100 under one calibration were 2, 3, 3 and 7 % slower
 # than predicted in the mean of their training runs, the last of them 15 degrees hotter (bench/measured).
 _CHIP_LOG_ERROR = 0.025
@@ -79,7 +79,7 @@ def loads_of(table: pd.DataFrame, clock_reference_Hz: float) -> Loads:
         keys=["" if d == 0 else f"{row.kind}/{row.direction}" for d, row in zip(duty, rows.itertuples(), strict=True)],
         power_W=rows["power_W"].to_numpy(np.float64),
         clock_Hz=clock.to_numpy(np.float64),
-        temperature_C=rows["temperature_C"].fillna(_LEAK_REFERENCE_C).to_numpy(np.float64),
+        temperature_C=rows["temperature_C"].fillna(LEAK_REFERENCE_C).to_numpy(np.float64),
         duty=_active(duty, rows["sm_activity"].to_numpy(np.float64)),
         rate_per_s=rate,
         flops=np.array([w[0] for w in works]),
@@ -133,7 +133,7 @@ class PowerSolution:
 
 
 def _leak(loads: Loads) -> FloatArray:
-    return np.asarray(_LEAK_W_PER_C * (loads.temperature_C - _LEAK_REFERENCE_C))
+    return np.asarray(LEAK_W_PER_C * (loads.temperature_C - LEAK_REFERENCE_C))
 
 
 def _terms(loads: Loads, voltage: _Voltage, reference_Hz: float) -> FloatArray:
@@ -203,12 +203,14 @@ def fit_power(loads: Loads, reference_Hz: float, source: str) -> tuple[PowerFit,
     factors = kind_factors(loads, solution)
     values = dict(zip(_COEFFICIENTS, solution.coefficients, strict=True))
     parameters = {
-        name: Parameter(value=float(value), unit=_UNITS[name], origin="measured", source=source)
+        name: Parameter(value=float(value), unit=UNITS[name], origin="measured", source=source)
         for name, value in values.items()
     }
     parameters |= {
-        "leak_W_per_C": _measured(_LEAK_W_PER_C, "W/K", "idle power of an H100 between 42 and 51 C, measured 2026"),
-        "leak_reference_C": _measured(_LEAK_REFERENCE_C, "C", "the temperature that base_W is for"),
+        "leak_W_per_C": _assumed(
+            LEAK_W_PER_C, "W/K", "as an idle H100 between 42 and 51 C, measured in 2026; not fitted"
+        ),
+        "leak_reference_C": _assumed(LEAK_REFERENCE_C, "C", "the temperature that base_W is for, by choice"),
         "knee_Hz": _measured(solution.voltage.knee_Hz, "Hz", source),
         "voltage_slope": _measured(solution.voltage.slope, "1", source),
     }
@@ -223,6 +225,10 @@ def fit_power(loads: Loads, reference_Hz: float, source: str) -> tuple[PowerFit,
 
 def _measured(value: float, unit: str, source: str) -> Parameter:
     return Parameter(value=float(value), unit=unit, origin="measured", source=source)
+
+
+def _assumed(value: float, unit: str, source: str) -> Parameter:
+    return Parameter(value=float(value), unit=unit, origin="assumed", source=source)
 
 
 def held_out_power(loads: Loads, reference_Hz: float) -> float:
@@ -339,7 +345,7 @@ def _thermal_default() -> ThermalFit:
 
 
 def _at_reference(source: str) -> Parameter:
-    return Parameter(value=_LEAK_REFERENCE_C, unit="C", origin="assumed", source=source)
+    return Parameter(value=LEAK_REFERENCE_C, unit="C", origin="assumed", source=source)
 
 
 def describe(loads: Loads, solution: PowerSolution, factors: dict[str, float]) -> Sequence[tuple[str, float, float]]:

@@ -29,7 +29,7 @@ import moemodel
 from moemodel.calibrate.catalogue import list_calibrations, shipped
 from moemodel.calibrate.files import write_calibration
 from moemodel.calibrate.links import network_fit
-from moemodel.calibrate.power import _LEAK_REFERENCE_C, _LEAK_W_PER_C, Loads, PowerSolution, solve_power
+from moemodel.calibrate.power import LEAK_REFERENCE_C, LEAK_W_PER_C, UNITS, Loads, PowerSolution, solve_power
 from moemodel.calibrate.published import (
     ACTIVITY,
     ALL_REDUCE,
@@ -430,22 +430,14 @@ def _power(data: Published) -> PowerFit:
 
     Of a busy cycle, the energy beyond static power is e_flop F + p_active/f0: all of it grows by the ratio.
     """
-    names = {
-        "base_W": "W",
-        "active_W": "W",
-        "flop_J": "J",
-        "vector_op_J": "J",
-        "cache_J_per_B": "J/B",
-        "dram_J_per_B": "J/B",
-    }
-    values = dict(zip(names, (float(value) for value in data.power.coefficients), strict=True))
+    values = dict(zip(UNITS, (float(value) for value in data.power.coefficients), strict=True))
     values["flop_J"] = data.tensor * values["flop_J"] + (data.tensor - 1) * values["active_W"] / data.peak_flops_per_s
     return PowerFit(
         parameters={
-            **{name: _fitted(values[name], unit, _POWER_SOURCE) for name, unit in names.items()},
+            **{name: _fitted(values[name], unit, _POWER_SOURCE) for name, unit in UNITS.items()},
             "flop_J": _parameter(values["flop_J"], "J", "fitted", _TENSOR_SOURCE, _TENSOR_ERROR),
-            "leak_W_per_C": _assumed(_LEAK_W_PER_C, "W/K", "as on this project's H100"),
-            "leak_reference_C": _assumed(_LEAK_REFERENCE_C, "C", "the temperature that base_W is for"),
+            "leak_W_per_C": _assumed(LEAK_W_PER_C, "W/K", "as on this project's H100"),
+            "leak_reference_C": _assumed(LEAK_REFERENCE_C, "C", "the temperature that base_W is for"),
             "knee_Hz": _fitted(data.power.voltage.knee_Hz, "Hz", _POWER_SOURCE),
             "voltage_slope": _fitted(data.power.voltage.slope, "1", _POWER_SOURCE),
         },

@@ -52,7 +52,6 @@ class StageCost:
     step_exchange: StepExchange
     host: HostCost
     host_step_s: float
-    shard: Shard
 
 
 class BlockCosts:
@@ -124,7 +123,6 @@ class StageCosts:
             ),
             host_step_s=blocks.host.fixed_step_s()
             + sum(n * blocks.host.layer_step_s(layer) for n, layer in zip(stage.layers, blocks.kinds, strict=True)),
-            shard=shard,
         )
 
     def fullest(self, pipeline: tuple[Stage, ...]) -> Memory:

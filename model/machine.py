@@ -10,6 +10,7 @@ from moemodel.model.network import Network
 from moemodel.model.plan import Precision
 from moemodel.model.workload import BACKENDS
 
+_UNKNOWN_HOST_ERROR = 0.3  # log; assumed: a backend whose host lane was not measured, and takes another's
 _OVERLAPPING = ("torch",)  # backends whose gradient exchange starts before the backward pass ends
 
 
@@ -52,7 +53,8 @@ class Machine:
 
     @property
     def host_error(self) -> float:
-        return max((lane.log_error for lane in self.calibration.host if lane.backend == self.backend), default=0.3)
+        lanes = [lane.log_error for lane in self.calibration.host if lane.backend == self.backend]
+        return max(lanes, default=_UNKNOWN_HOST_ERROR)
 
     @property
     def composition_error(self) -> float:

@@ -346,7 +346,7 @@ def _run(plan: Plan, tokens: float, step_s: Estimate, energy_J: Estimate, tokens
         steps=steps,
         hours=hours,
         energy_kWh=at_gpus_J * bill.energy_kWh,
-        emissions_kg=at_gpus_J * (bill.emissions_kg or 0.0),
+        emissions_kg=at_gpus_J * (bill.energy_kWh * grid),
         cost=sum(costs[1:], start=costs[0]) if costs else None,
         currency=site.currency,
     )

@@ -15,7 +15,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from moemodel.model.architecture import Architecture, Attention, Layer, Mlp, Moe
+from moemodel.model.architecture import Architecture, Attention, Latent, Layer, Mlp, Moe
 from moemodel.model.operators import PASSES, Kind, Pass, Shape
 from moemodel.model.parameters import mlp_products
 from moemodel.model.plan import PlanBatch, Precision, Recompute
@@ -238,7 +238,7 @@ class Workload:
 
     def _attention(self, a: Attention) -> Iterator[_Forward]:
         if a.latent is not None:
-            yield from self._latent_projections(a)
+            yield from self._latent_projections(a, a.latent)
             value_width = a.latent.value_head_dim
             head_dim = a.head_dim + a.latent.rope_head_dim
         else:
@@ -292,22 +292,20 @@ class Workload:
         if a.rotary:
             yield _Forward(kind=Kind.ROTARY, shape=Shape(m=self.tokens, n=q + kv))
 
-    def _latent_projections(self, a: Attention) -> Iterator[_Forward]:
+    def _latent_projections(self, a: Attention, latent: Latent) -> Iterator[_Forward]:
         """Multi-head latent attention (DeepSeek-V2, eq. 9-19): down- and up-projections, norms between."""
-        if a.latent is None:  # pragma: no cover - guarded by the caller
-            return
-        width, rope = self.architecture.hidden, a.latent.rope_head_dim
+        width, rope = self.architecture.hidden, latent.rope_head_dim
         heads = a.heads / self.tp
         q_width = heads * (a.head_dim + rope)
-        if a.latent.q_rank is None:
+        if latent.q_rank is None:
             yield self._product(self.tokens, q_width, width)
         else:
-            yield self._product(self.tokens, a.latent.q_rank, width)
-            yield _Forward(kind=Kind.RMS_NORM, shape=Shape(m=self.tokens, n=a.latent.q_rank))
-            yield self._product(self.tokens, q_width, a.latent.q_rank)
-        yield self._product(self.tokens, a.latent.kv_rank + rope, width)
-        yield _Forward(kind=Kind.RMS_NORM, shape=Shape(m=self.tokens, n=a.latent.kv_rank))
-        yield self._product(self.tokens, heads * (a.head_dim + a.latent.value_head_dim), a.latent.kv_rank)
+            yield self._product(self.tokens, latent.q_rank, width)
+            yield _Forward(kind=Kind.RMS_NORM, shape=Shape(m=self.tokens, n=latent.q_rank))
+            yield self._product(self.tokens, q_width, latent.q_rank)
+        yield self._product(self.tokens, latent.kv_rank + rope, width)
+        yield _Forward(kind=Kind.RMS_NORM, shape=Shape(m=self.tokens, n=latent.kv_rank))
+        yield self._product(self.tokens, heads * (a.head_dim + latent.value_head_dim), latent.kv_rank)
         yield _Forward(kind=Kind.ROTARY, shape=Shape(m=self.tokens, n=(heads + 1) * rope))
 
     def _mlp(self, mlp: Mlp, tokens: FloatArray) -> Iterator[_Forward]:
