@@ -12,8 +12,10 @@ import pandas as pd
 import moemodel
 from moemodel.calibrate.links import network_fit
 from moemodel.calibrate.operators import HeldOut, fit_operator, observations
-from moemodel.calibrate.power import UNITS, fit_governor, fit_power, fit_thermal, loads_of
+from moemodel.calibrate.governor import fit_gain, fit_governor, no_governor, with_gain
+from moemodel.calibrate.power import UNITS, fit_power, loads_of
 from moemodel.calibrate.read import Profile, read_profile
+from moemodel.calibrate.thermal import fit_leakage, fit_thermal
 from moemodel.model.calibration import (
     SCHEMA_VERSION,
     Calibration,
@@ -31,6 +33,8 @@ from moemodel.model.gpu import Gpu, read_gpu
 _TRAINING_DTYPE = "bf16"
 _FEWEST_LOADS = 8
 _HOST_LOG_ERROR = 0.25  # assumed: a virtual machine's host was seen to vary by this from one minute to the next
+# Root mean square of log(reported / true clock) over the samples of the H100 profile that ships (its operators table).
+_REPORTED_CLOCK_ERROR = 0.139
 _COMPOSITION_ERROR = 0.03  # assumed: cache reuse and launch gaps between operators that were timed alone
 
 
@@ -38,7 +42,7 @@ def calibrate_profile(folder: Path, *others: Path) -> tuple[Calibration, list[He
     """Fit a calibration to a profile, or to profiles of several GPUs of one kind.
 
     Samples of several profiles are pooled: times differ by their true clocks alone, and power averages over the chips.
-    Temperature, host and memory are taken from the first.
+    Host times average over the machines. Temperature and memory are taken from the first.
 
     Args:
         folder: of the profile.
@@ -61,11 +65,13 @@ def calibrate_profile(folder: Path, *others: Path) -> tuple[Calibration, list[He
     chip, chip_parameters = _chip(gpu, operators)
     fits: list[OperatorFit] = []
     errors: list[HeldOut] = []
+    unsure = _unsure(operators, gpu)
     for data in observations(operators):
         fit, held_out = fit_operator(data, chip, source)
-        fits.append(fit)
+        fits.append(fit.model_copy(update={"log_error": float(np.hypot(fit.log_error, unsure))}))
         errors.append(held_out)
-    power, governor = _power(profile, gpu, chip.clock_Hz, source)
+    power, governor = _power(profile, gpu, chip, source)
+    governor = governor.model_copy(update={"log_error": float(np.hypot(governor.log_error, unsure))})
     clocks = operators["clock_Hz"].fillna(operators["clock_reported_Hz"]).dropna()
     measured = (float(clocks.quantile(0.005)), float(clocks.quantile(0.995))) if len(clocks) else (chip.clock_Hz,) * 2
     calibration = Calibration(
@@ -90,11 +96,26 @@ def calibrate_profile(folder: Path, *others: Path) -> tuple[Calibration, list[He
         network=network_fit(gpu),
         memory=_memory(profile, source),
     )
+    if calibration.power.points and len(profile.tables["alternating"]):
+        cap_W = profile.manifest.device.power_limit_W or gpu.power_limit_W or np.inf
+        gain = fit_gain(calibration, profile.tables["alternating"], profile.tables["power"], cap_W, source)
+        calibration = with_gain(calibration, gain)
     return calibration, errors
 
 
+def _unsure(operators: pd.DataFrame, gpu: Gpu) -> float:
+    """Log error of clocks, and so of times at a clock, where only the driver's word for it is known.
+
+    A GPU whose governor skips cycles runs below what its driver reports; how far, only the cycle counter tells.
+    """
+    if gpu.clock_max_Hz is None:  # a processor: its clock is no part of the model
+        return 0.0
+    told = operators["clock_Hz"].isna() & operators["clock_reported_Hz"].notna()
+    return _REPORTED_CLOCK_ERROR * float(told.mean())
+
+
 def _pooled(first: Profile, others: list[Profile]) -> Profile:
-    """The first profile with the operators and loads of the others.
+    """The first profile with the operators, loads and host times of the others.
 
     Raises:
         ProfileError: one is of another GPU or precision.
@@ -107,7 +128,7 @@ def _pooled(first: Profile, others: list[Profile]) -> Profile:
     if not others:
         return first
     tables = dict(first.tables)
-    for name in ("operators", "power"):
+    for name in ("operators", "power", "host"):
         parts = [profile.tables[name].assign(profile=index) for index, profile in enumerate([first, *others])]
         tables[name] = pd.concat([part for part in parts if not part.empty], ignore_index=True)
     return replace(first, tables=tables, chips=1 + len(others))
@@ -168,26 +189,25 @@ def _nominal_chip(operators: pd.DataFrame, clock_Hz: float) -> dict[str, Paramet
     }
 
 
-def _power(profile: Profile, gpu: Gpu, clock_Hz: float, source: str) -> tuple[PowerFit, GovernorFit]:
+def _power(profile: Profile, gpu: Gpu, chip: Chip, source: str) -> tuple[PowerFit, GovernorFit]:
     """Power and governor; a device without power readings gets none, and a large error that says so."""
-    loads = loads_of(profile.tables["power"], clock_Hz)
+    clock_Hz, tables = chip.clock_Hz, profile.tables
+    loads = loads_of(tables["power"], clock_Hz)
     cap_W = profile.manifest.device.power_limit_W or gpu.power_limit_W or np.inf
-    if len(loads) < _FEWEST_LOADS:
+    if len(loads) < _FEWEST_LOADS or profile.manifest.device.power_source == "guess":
         return _no_power(clock_Hz)
-    power, _ = fit_power(loads, clock_Hz, source)
-    base_W = power.parameters["base_W"].value
-    return power, fit_governor(loads, base_W, clock_Hz, cap_W, source)
+    power, _ = fit_power(loads, clock_Hz, fit_leakage(tables["thermal"], source), source)
+    return power, fit_governor(loads, tables["operators"], chip, cap_W, source)
 
 
 def _no_power(clock_Hz: float) -> tuple[PowerFit, GovernorFit]:
     source = "the profile has no power readings: power is not modelled"
-    names = {**UNITS, "leak_W_per_C": "W/K", "leak_reference_C": "C", "voltage_slope": "1"}
+    names = {**UNITS, "leak_W_per_C": "W/K", "rise_per_C": "1/K", "leak_reference_C": "C", "voltage_slope": "1"}
     parameters = {name: _assumed(0.0, unit, source) for name, unit in names.items()}
     parameters["knee_Hz"] = _assumed(clock_Hz, "Hz", source)
-    fast = _assumed(1e9, "W", source)
     return (
         PowerFit(parameters=parameters, log_error=1.0, points=0),
-        GovernorFit(parameters={"fast_limit": fast, "sustained_share": _assumed(1.0, "1", source)}, log_error=0.1),
+        GovernorFit(parameters=no_governor(source), log_error=0.1),
     )
 
 

@@ -29,7 +29,8 @@ import moemodel
 from moemodel.calibrate.catalogue import list_calibrations, shipped
 from moemodel.calibrate.files import write_calibration
 from moemodel.calibrate.links import network_fit
-from moemodel.calibrate.power import LEAK_REFERENCE_C, LEAK_W_PER_C, UNITS, Loads, PowerSolution, solve_power
+from moemodel.calibrate.governor import no_governor
+from moemodel.calibrate.power import UNITS, Leakage, Loads, PowerSolution, solve_power
 from moemodel.calibrate.published import (
     ACTIVITY,
     ALL_REDUCE,
@@ -63,6 +64,7 @@ from moemodel.calibrate.steps import (
     operator_parameters,
     predicted_s,
 )
+from moemodel.calibrate.thermal import LEAK_REFERENCE_C, LEAK_W_PER_C, RISE_PER_C
 from moemodel.model.calibration import (
     SCHEMA_VERSION,
     Calibration,
@@ -120,7 +122,8 @@ _LAUNCH_SOURCE = (
 )
 _ROWS_ERROR = 0.10  # log; left-out errors of whole micro-batch sizes, widths and tensor-parallel degrees
 _ASSUMED_ERROR = 0.25  # log; assumed: operators that no data of this GPU show
-_NO_LIMIT_W = 1e4  # no fast limit is known: none is applied
+# Temperature moves with power in the data, which therefore say nothing about it.
+_LEAKAGE = Leakage(leak_W_per_C=LEAK_W_PER_C, rise_per_C=RISE_PER_C, reference_C=LEAK_REFERENCE_C)
 _MEMORY_ERROR = 0.04  # log; assumed: twice that of the H100, whose allocator is the same and whose libraries aren't
 _TENSOR_ERROR = 0.15  # log; assumed: below the clocks that count, the same readings give ratios up to a fifth higher
 _LANES_FP32, _LANES_FP64 = 64, 32  # of an SM (A100 whitepaper, table 4)
@@ -235,7 +238,7 @@ def left_out_power(data: Activities, gpu: Gpu) -> float:
     errors = []
     for name in np.unique(names):
         seen, unseen = (loads_of_activities(_take(data, rows), gpu) for rows in (names != name, names == name))
-        solution = solve_power(seen, gpu.peak("bf16").clock_Hz)
+        solution = solve_power(seen, gpu.peak("bf16").clock_Hz, _LEAKAGE)
         errors.append(np.sqrt(np.mean(np.square(np.log(solution.power_W(unseen, {}) / unseen.power_W)))))
     return float(np.median(errors))
 
@@ -262,7 +265,7 @@ def fit_published(folder: Path, gpu: Gpu) -> Published:
         boxes=measured_boxes(groups(rows)),
         links=links,
         stream=fit_stream(*read_stream(folder / STREAM), gpu),
-        power=solve_power(loads_of_activities(activities, gpu), gpu.peak("bf16").clock_Hz),
+        power=solve_power(loads_of_activities(activities, gpu), gpu.peak("bf16").clock_Hz, _LEAKAGE),
         power_error=left_out_power(activities, gpu),
         tensor=tensor_ratio(*read_fp64_gemm(folder / FP64_GEMM), shipped(_H100)),
         peak_flops_per_s=gpu.peak("bf16").flops_per_s,
@@ -297,13 +300,10 @@ def calibration_of(data: Published, gpu: Gpu) -> Calibration:
         host=_host(data),
         power=_power(data),
         governor=GovernorFit(
-            parameters={
-                "fast_limit": _assumed(_NO_LIMIT_W, "W", "no fast limit of this GPU is known: none is applied"),
-                "sustained_share": _assumed(1.0, "1", "mean power is taken to reach the cap"),
-            },
+            parameters=no_governor("mean power is taken to reach the cap; no fast limit of this GPU is known"),
             log_error=0.05,
         ),
-        thermal=_thermal(data),
+        thermal=_thermal(data, elsewhere),
         network=_network(data, gpu),
         memory=_memory(),
     )
@@ -437,6 +437,7 @@ def _power(data: Published) -> PowerFit:
             **{name: _fitted(values[name], unit, _POWER_SOURCE) for name, unit in UNITS.items()},
             "flop_J": _parameter(values["flop_J"], "J", "fitted", _TENSOR_SOURCE, _TENSOR_ERROR),
             "leak_W_per_C": _assumed(LEAK_W_PER_C, "W/K", "as on this project's H100"),
+            "rise_per_C": _assumed(RISE_PER_C, "1/K", "as on this project's H100"),
             "leak_reference_C": _assumed(LEAK_REFERENCE_C, "C", "the temperature that base_W is for"),
             "knee_Hz": _fitted(data.power.voltage.knee_Hz, "Hz", _POWER_SOURCE),
             "voltage_slope": _fitted(data.power.voltage.slope, "1", _POWER_SOURCE),
@@ -446,14 +447,27 @@ def _power(data: Published) -> PowerFit:
     )
 
 
-def _thermal(data: Published) -> ThermalFit:
+def _thermal(data: Published, elsewhere: Calibration) -> ThermalFit:
     source = (
         f"line through temperature and power of all readings, {_POWER_SOURCE}; of runs of seconds, so it is a low guess"
     )
     rise, inlet = data.thermal
+    times = {"die_time": elsewhere.thermal.parameters["die_time"], "sink_time": elsewhere.thermal.parameters["sink_time"]}
+    share = _die_share(elsewhere)
     return ThermalFit(
-        parameters={"thermal_C_per_W": _fitted(rise, "K/W", source), "inlet_C": _fitted(inlet, "C", source)}
+        parameters={
+            "die_C_per_W": _fitted(share * rise, "K/W", f"{source}; divided between die and sink as on {_H100}"),
+            "sink_C_per_W": _fitted((1 - share) * rise, "K/W", f"{source}; divided as on {_H100}"),
+            "inlet_C": _fitted(inlet, "C", source),
+            **{name: _assumed(p.value, p.unit, f"as on {_H100}: {p.source}") for name, p in times.items()},
+        }
     )
+
+
+def _die_share(calibration: Calibration) -> float:
+    """Of the die in the thermal resistance."""
+    found = calibration.thermal.parameters
+    return found["die_C_per_W"].value / (found["die_C_per_W"].value + found["sink_C_per_W"].value)
 
 
 def _network(data: Published, gpu: Gpu) -> NetworkFit:

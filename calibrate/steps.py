@@ -294,8 +294,8 @@ def _bare_calibration(gpu: Gpu, constants: Mapping[str, float]) -> Calibration:
         operators=operators,
         host=[HostLane(backend=BACKEND, blocks=_bare(host_parameters(constants)), log_error=0)],
         power=PowerFit(parameters=_bare(_NO_POWER | {"knee_Hz": clock_Hz}), log_error=0, points=0),
-        governor=GovernorFit(parameters=_bare({"fast_limit": 1e9, "sustained_share": 1.0}), log_error=0),
-        thermal=ThermalFit(parameters=_bare({"thermal_C_per_W": 0.0, "inlet_C": 25.0})),
+        governor=GovernorFit(parameters=_bare({"sustained_share": 1.0, "window": 1.0}), log_error=0),
+        thermal=ThermalFit(parameters=_bare(_NO_HEAT)),
         network=NetworkFit(parameters=_bare(_LINKS_UNUSED), log_error=0),
         memory=MemoryFit(parameters=_bare({"context": 0.0, "workspace": 0.0, "fragmentation": 0.0})),
     )
@@ -310,6 +310,7 @@ _NO_POWER = dict.fromkeys(
         "cache_J_per_B",
         "dram_J_per_B",
         "leak_W_per_C",
+        "rise_per_C",
         "leak_reference_C",
         "voltage_slope",
     ),
@@ -317,6 +318,7 @@ _NO_POWER = dict.fromkeys(
 )
 
 
+_NO_HEAT = {"die_C_per_W": 0.0, "die_time": 1.0, "sink_C_per_W": 0.0, "sink_time": 1.0, "inlet_C": 25.0}
 _LINKS_UNUSED = dict.fromkeys(NETWORK.required, 1.0) | {"link_power": 0.0}  # `Cluster` makes the network
 
 

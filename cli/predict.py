@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+    from moemodel.model.inlet import Warmer
     from moemodel.model.outcome import Estimate, Outcome
     from moemodel.model.plan import Plan
 
@@ -113,6 +114,8 @@ def _step(answer: Outcome) -> Table:
         _row(made, "MFU", answer.mfu * 100, "%", scale=False)
     _row(made, "sustained SM clock", answer.clock_Hz * 1e-6, "MHz", scale=False)
     _row(made, "power per GPU", answer.power_W, "W", scale=False)
+    if math.isfinite(answer.temperature_C):
+        made.add_row("die temperature", digits(answer.temperature_C), "C", "")
     _row(made, "energy, all GPUs", answer.energy_J, "J")
     _row(made, "energy per token", answer.energy_per_token_J, "J")
     _row(made, "memory per GPU", answer.memory_B * 1e-9, "GB", scale=False)
@@ -189,6 +192,13 @@ def _run(answer: Outcome) -> Table:
     return made
 
 
+def _inlet(warmer: Warmer) -> str:
+    return (
+        f"The GPUs are taken to draw in air of {warmer.inlet_C:.0f} C (site.inlet_C). Air that is {warmer.by_C:.0f} C "
+        f"warmer would change the step time by {warmer.time_share:+.1%} and the energy by {warmer.energy_share:+.1%}."
+    )
+
+
 def _notes(answer: Outcome) -> list[RenderableType]:
     from rich.table import Table
     from rich.text import Text
@@ -196,4 +206,6 @@ def _notes(answer: Outcome) -> list[RenderableType]:
     bullets = Table.grid(padding=(0, 1))
     for note in answer.notes:
         bullets.add_row("-", note)
+    if answer.warmer is not None:
+        bullets.add_row("-", _inlet(answer.warmer))
     return [Text("Notes", style="bold"), bullets]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
+    from moemodel.profiler.environment import AskedClocks
     from moemodel.profiler.run import Outcome
 
 _INTERRUPTED = 130  # as a shell reports Ctrl-C
+_SIGNALLED = 128  # and with a signal's number added, one of the others
 
 
 def _names(_: click.Context, __: click.Parameter, value: str | None) -> list[str] | None:
@@ -20,7 +22,8 @@ def _names(_: click.Context, __: click.Parameter, value: str | None) -> list[str
 
 def _folder(gpu: str) -> Path:
     """Where a profile goes unless one says: `sim:h100?seed=1` isn't a name for every file system."""
-    return Path(f"profile-{re.sub(r'[^A-Za-z0-9.]+', '-', Path(gpu).stem if gpu.endswith('.json') else gpu)}")
+    described = gpu.endswith(".json") and not gpu.startswith("sim:")
+    return Path(f"profile-{re.sub(r'[^A-Za-z0-9.]+', '-', Path(gpu).stem if described else gpu)}")
 
 
 @click.command("profile")
@@ -35,10 +38,15 @@ def _folder(gpu: str) -> Path:
 )
 @click.option(
     "--clocks",
-    type=click.Choice(["passive", "as-is", "lock"]),
-    default="passive",
+    type=click.Choice(["auto", "lock", "passive", "as-is"]),
+    default="auto",
     show_default=True,
-    help="passive: move the clock by mixes of load, no privileges needed; as-is: leave that out; lock: not yet.",
+    envvar="MOEMODEL_CLOCKS",
+    show_envvar=True,
+    help="lock: the sweep locks the GPU's clocks step by step and gives them back to the driver whatever happens; it "
+    "takes root, and a GPU that nobody else computes on. passive: mixes of load move the clock, no setting is changed. "
+    "as-is: leave that out too. auto: lock where that is permitted, else passive, and say which. A site forbids "
+    "locking by MOEMODEL_CLOCKS=passive, even to --clocks lock.",
 )
 @click.option(
     "--budget",
@@ -60,24 +68,28 @@ def _folder(gpu: str) -> Path:
     "--sections",
     callback=_names,
     metavar="A,B",
-    help="Only these of mixed, power, solo, sweep, host; '' for none.  [default: all]",
+    help="Only these of mixed, power, heat, solo, sweep, host; '' for none.  [default: all]",
 )
 def profile_command(
     gpu: str,
     output: Path | None,
-    clocks: Literal["passive", "as-is", "lock"],
+    clocks: AskedClocks,
     budget: float,
     seed: int,
     plans: tuple[Path, ...],
     sections: list[str] | None,
 ) -> None:
-    """Measure operators, power and heat of the GPU at hand into a profile. No setting of the GPU is changed."""
+    """Measure operators, power and heat of the GPU at hand into a profile.
+
+    The only setting that may be changed is the clock, and only for a while: see --clocks.
+    """
     from rich.console import Console
 
     from moemodel.profiler.progress import Bars
     from moemodel.profiler.run import profile
 
-    with Bars(Console(stderr=True)) as bars:
+    console = Console(stderr=True)
+    with Bars(console) as bars:
         outcome = profile(
             gpu,
             output or _folder(gpu),
@@ -87,10 +99,11 @@ def profile_command(
             sections=sections,
             plans=plans,
             progress=bars,
+            announce=lambda text: console.print(f"note: {text}", markup=False, highlight=False),
         )
     _print(outcome)
     if outcome.interrupted:
-        raise click.exceptions.Exit(_INTERRUPTED)
+        raise click.exceptions.Exit(_INTERRUPTED if outcome.signal is None else _SIGNALLED + outcome.signal)
 
 
 def _print(outcome: Outcome) -> None:

@@ -26,7 +26,7 @@ from moemodel.model.parameter_names import (
     operator_names,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Origin = Literal["measured", "fitted", "datasheet", "assumed"]
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from moemodel.model.calibration import Calibration, OperatorFit
 from moemodel.model.compute import Chip, operator_time
 from moemodel.model.errors import CalibrationError
-from moemodel.model.governor import at_clock, fast_limit, hold, time_at_clock
+from moemodel.model.governor import TensorLimit, at_clocks, time_at_clocks
 from moemodel.model.operators import Kind, Pass, work
 from moemodel.model.power import PowerModel
 from moemodel.model.workload import Call, Phase
@@ -81,7 +81,7 @@ class Pricer:
         self.chip = chip
         self.power = power
         self.clock_Hz_K = clock_Hz_K
-        self.fast_W = calibration.governor.parameters["fast_limit"].value
+        self.fast = tensor_limit(calibration)
         self._name = calibration.name
         self._fits = {(fit.kind, fit.direction): fit for fit in calibration.operators}
 
@@ -110,10 +110,9 @@ class Pricer:
         fit = self.fit(call.kind, call.direction)
         price = operator_time(fit, self.chip, call.shape, self.clock_Hz_K)
         time = price.time_s_UK
-        energy = self.power.dynamic_J(
-            call.kind, call.direction, work(call.kind, call.direction, call.shape), self.clock_Hz_K, price.busy_s_UK
-        )
-        time, energy, clock = self._within_fast_limit(time, energy)
+        least = work(call.kind, call.direction, call.shape)
+        energy = self.power.dynamic_J(call.kind, call.direction, least, self.clock_Hz_K, price.busy_s_UK)
+        time, energy, clock = self._within_fast_limit(np.atleast_1d(least.flops), time, energy)
         count = call.count[:, None]
         lane.time_s_UK += count * time
         lane.energy_J_UK += count * np.atleast_1d(call.mean_share)[:, None] * energy
@@ -124,15 +123,22 @@ class Pricer:
         lane.outside_s_U += np.where(price.outside_U, reference_s, 0.0)
         lane.calls_U += call.count
 
-    def _within_fast_limit(self, time: FloatArray, energy: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Time, energy and clock of an operator, whose power may not pass the fast limit. [U, K] each, or [1, K]."""
-        power_W = energy / time + self.power.static_W(self.power.leak_reference_C)
-        if power_W.max() <= self.fast_W:  # most operators: nothing to hold
-            return time, energy, self.clock_Hz_K[None, :]
+    def _within_fast_limit(
+        self, flops_U: FloatArray, time: FloatArray, energy: FloatArray
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Time, energy and true clock of an operator at each clock that is set. [U, K] each, or [1, K]."""
         clocks = self.clock_Hz_K
-        highest_Hz_U = fast_limit(power_W, clocks, self.fast_W)
-        return (
-            hold(time, clocks, highest_Hz_U, time_at_clock(time, clocks, highest_Hz_U)),
-            hold(energy, clocks, highest_Hz_U, at_clock(energy, clocks, highest_Hz_U)),
-            np.minimum(clocks[None, :], highest_Hz_U[:, None]),
-        )
+        if not flops_U.any() or not np.isfinite(self.fast.clock_Hz):
+            return time, energy, clocks[None, :]
+        could = time * clocks * (self.chip.multiprocessors * self.chip.flops_per_cycle)
+        true_UK = self.fast.true_clock_Hz(clocks, np.minimum(1.0, flops_U[:, None] / could))
+        true_UK = np.maximum(true_UK, clocks[0])
+        return time_at_clocks(time, clocks, true_UK), at_clocks(energy, clocks, true_UK), true_UK
+
+
+def tensor_limit(calibration: Calibration) -> TensorLimit:
+    """The fast limit of a calibration; none where it has none."""
+    found = calibration.governor.parameters
+    if "tensor_clock" not in found:
+        return TensorLimit(clock_Hz=np.inf, sharpness=1.0)
+    return TensorLimit(clock_Hz=found["tensor_clock"].value, sharpness=found["tensor_sharpness"].value)

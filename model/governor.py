@@ -1,31 +1,178 @@
-"""What clock a GPU really runs at: a slow limit on mean power and a fast one on the power of each operator.
+"""What clock a GPU really runs at: a slow limit on power, and a fast one on the tensor cores.
 
-Measured on an H100 with a 700 W cap: mean power over about a second stays at the cap, and bursts far shorter than that
-settle near one higher power whatever clock is reported, because the hardware skips cycles. So
+Measured on H100s with a 700 W cap, nothing set by hand:
 
-    fast:  f_op = min(f, the clock at which P(op, f_op) = P_fast)        each operator by itself
-    slow:  f = the highest clock at which mean power over the step <= share x cap, with a share just below one
+  * Kernels on the tensor cores run at a lower true clock than is set, in bursts far below the cap too, because the
+    hardware skips cycles; kernels that draw as much without tensor cores don't (GELU, 698 W: 1965 MHz set and true).
+    The true clock depends on how much of a kernel's time the tensor cores work, much less on its power.
+  * Loads that alternate between much and little power, half a period each, draw 690 W in the mean for half a period up
+    to 12 ms, 682 W at 30 ms, 664 W at 60 ms, 654 W at 120 ms, and the clock moves between them by some MHz in each ms.
 
-Both use the true SM clock, not the reported one. Left out: the seconds before the slow limit settles.
+So
+
+    fast:  1/f = u/f_t + (1 - u)/f_set,  f_t = (f_set^-p + f_tensor^-p)^(-1/p)        each operator by itself
+           u share of its time in which the tensor cores work: its FLOPs over what they could do in it
+    slow:  df_set/dt = gain (share x cap - P), f_set <= the highest clock: an integral controller
+
+While the clock stays below the highest, the slow limit holds mean power at share x cap; a stretch of low power longer
+than the clock needs to recover gives away what it could have drawn. Both give the true SM clock, not the reported one.
+Left out: the two seconds before the slow limit settles.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 
+_ROUNDS = 3  # of clocks and the times that stretches take at them
+_HALVINGS = 14  # of the range of clocks: 0.1 MHz
+_NEAR = 0.04  # of a clock: where its power is taken for a straight line
+_ENDLESS_W = 1e6  # in place of an infinite limit
+_LEAST_SLOPE = 1e-8  # W/Hz: power that hardly knows the clock
 
-def fast_limit(power_W_UK: FloatArray, clock_Hz_K: FloatArray, limit_W: float) -> FloatArray:
-    """Highest clock of each operator under the fast limit, [U]; the lowest clock where even that is above it.
+
+@dataclass(frozen=True, kw_only=True)
+class TensorLimit:
+    """The fast limit.
+
+    Attributes:
+        clock_Hz: f_tensor; infinite where none is known.
+        sharpness: p.
+    """
+
+    clock_Hz: float
+    sharpness: float
+
+    def true_clock_Hz(self, set_Hz_K: FloatArray, tensor_use_UK: FloatArray) -> FloatArray:
+        """f at clocks that are set, [U, K].
+
+        Args:
+            set_Hz_K: f_set.
+            tensor_use_UK: u, 0 to 1.
+        """
+        limited_K = set_Hz_K * (1 + (set_Hz_K / self.clock_Hz) ** self.sharpness) ** (-1 / self.sharpness)
+        return np.asarray(1 / (tensor_use_UK / limited_K + (1 - tensor_use_UK) / set_Hz_K))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """Part of a cycle that repeats itself for ever, under one mean power.
+
+    Attributes:
+        time_s_PK: how long it takes at each clock.
+        power_W_PK: what it draws there.
+    """
+
+    time_s_PK: FloatArray
+    power_W_PK: FloatArray
+
+
+def settled_clocks(
+    cycle: Sequence[Stretch],
+    clock_Hz_K: FloatArray,
+    *,
+    limit_W_P: FloatArray,
+    highest_Hz_P: FloatArray,
+    gain_Hz_per_J: float,
+) -> list[FloatArray]:
+    """Mean clock that is set in each stretch of a cycle once it has settled, [P] each.
+
+    In a stretch the clock moves at gain x (limit - P(f)), and no higher than allowed. With P(f) a straight line this is
+    an exponential approach to the clock f_i at which the stretch alone would draw the limit (beyond the highest
+    clock, if it never does), with the time constant 1 / (gain dP/df). A cycle must end at the clock it began with: that
+    clock is found by bisection, since what a cycle makes of it rises less steeply than itself.
 
     Args:
-        power_W_UK: power of each operator at each clock; made non-decreasing in the clock.
+        cycle: its stretches, in order.
         clock_Hz_K: ascending clocks.
-        limit_W: the fast limit.
+        limit_W_P: slow limit on power.
+        highest_Hz_P: highest clock that may be set.
+        gain_Hz_per_J: how fast the clock answers.
     """
-    return crossing(np.maximum.accumulate(power_W_UK, axis=1), clock_Hz_K, np.full(len(power_W_UK), limit_W))
+    limit_W_P = np.minimum(limit_W_P, _ENDLESS_W)
+    clocks = [_alone(stretch, clock_Hz_K, limit_W_P, highest_Hz_P) for stretch in cycle]
+    for _ in range(_ROUNDS):
+        moves = [
+            _move(stretch, clock_Hz_K, clock, limit_W_P, highest_Hz_P, gain_Hz_per_J)
+            for stretch, clock in zip(cycle, clocks, strict=True)
+        ]
+        times = [
+            time_at_clock(stretch.time_s_PK, clock_Hz_K, clock) for stretch, clock in zip(cycle, clocks, strict=True)
+        ]
+        kept = [np.exp(-time / move.lag_s) for time, move in zip(times, moves, strict=True)]
+        low, high = np.full_like(highest_Hz_P, clock_Hz_K[0]), highest_Hz_P
+        for _ in range(_HALVINGS):
+            begin = end = (low + high) / 2
+            for move, keep in zip(moves, kept, strict=True):
+                end = move.end(end, keep)
+            low, high = np.where(end > begin, begin, low), np.where(end > begin, high, begin)
+        clocks, at = [], (low + high) / 2
+        for move, keep, time in zip(moves, kept, times, strict=True):
+            clocks.append(move.mean(at, keep, time))
+            at = move.end(at, keep)
+    return clocks
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Move:
+    """How the clock moves in a stretch: towards a target, with a lag, within bounds. [P] each."""
+
+    target_Hz: FloatArray
+    lag_s: FloatArray
+    lowest_Hz: float
+    highest_Hz: FloatArray
+
+    def end(self, begin_Hz: FloatArray, keep: FloatArray) -> FloatArray:
+        """Where it gets to; `keep` is exp(-time / lag)."""
+        free = self.target_Hz + (begin_Hz - self.target_Hz) * keep
+        return np.clip(free, self.lowest_Hz, self.highest_Hz)
+
+    def mean(self, begin_Hz: FloatArray, keep: FloatArray, time_s: FloatArray) -> FloatArray:
+        """Mean over the stretch; the time at the highest clock counts from when it was reached."""
+        way_Hz = self.target_Hz - begin_Hz
+        with np.errstate(divide="ignore", invalid="ignore"):
+            left = (self.target_Hz - self.highest_Hz) / way_Hz  # of the way, where the highest clock is reached
+            reached_s = np.where((left > keep) & (left <= 1), -self.lag_s * np.log(left), time_s)
+            reached_s = np.minimum(reached_s, time_s)
+            rising = self.target_Hz * reached_s - way_Hz * self.lag_s * -np.expm1(-reached_s / self.lag_s)
+            mean = (rising + self.highest_Hz * (time_s - reached_s)) / time_s
+        return np.clip(np.where(time_s > 0, mean, begin_Hz), self.lowest_Hz, self.highest_Hz)
+
+
+def _alone(
+    stretch: Stretch, clock_Hz_K: FloatArray, limit_W_P: FloatArray, highest_Hz_P: FloatArray
+) -> FloatArray:
+    """Clock at which a stretch that lasts for ever settles."""
+    held_Hz = crossing(np.maximum.accumulate(stretch.power_W_PK, axis=1), clock_Hz_K, limit_W_P)
+    return np.clip(held_Hz, clock_Hz_K[0], highest_Hz_P)
+
+
+def _move(
+    stretch: Stretch,
+    clock_Hz_K: FloatArray,
+    about_Hz_P: FloatArray,
+    limit_W_P: FloatArray,
+    highest_Hz_P: FloatArray,
+    gain_Hz_per_J: float,
+) -> _Move:
+    """Target and lag of a stretch, its power taken for a straight line about a clock."""
+    rising_PK = np.maximum.accumulate(stretch.power_W_PK, axis=1)
+    below_Hz = np.maximum((1 - _NEAR) * about_Hz_P, clock_Hz_K[0])
+    above_Hz = np.minimum((1 + _NEAR) * about_Hz_P, clock_Hz_K[-1])
+    below_W, above_W = at_clock(rising_PK, clock_Hz_K, below_Hz), at_clock(rising_PK, clock_Hz_K, above_Hz)
+    slope = np.maximum((above_W - below_W) / np.maximum(above_Hz - below_Hz, 1.0), _LEAST_SLOPE)
+    here_W = below_W + slope * (about_Hz_P - below_Hz)
+    return _Move(
+        target_Hz=about_Hz_P + (limit_W_P - here_W) / slope,
+        lag_s=1 / (gain_Hz_per_J * slope),
+        lowest_Hz=float(clock_Hz_K[0]),
+        highest_Hz=highest_Hz_P,
+    )
 
 
 def crossing(rising_UK: FloatArray, clock_Hz_K: FloatArray, limit_U: FloatArray) -> FloatArray:
@@ -53,6 +200,19 @@ def time_at_clock(time_UK: FloatArray, clock_Hz_K: FloatArray, clock_Hz_U: Float
     return at_clock(time_UK, -1 / clock_Hz_K, -1 / clock_Hz_U)
 
 
-def hold(values_UK: FloatArray, clock_Hz_K: FloatArray, highest_Hz_U: FloatArray, highest_U: FloatArray) -> FloatArray:
-    """Rows in which every clock above a row's highest one is replaced by its value `highest_U` there."""
-    return np.where(clock_Hz_K[None, :] > highest_Hz_U[:, None], highest_U[:, None], values_UK)
+def time_at_clocks(time_UK: FloatArray, clock_Hz_K: FloatArray, clock_Hz_UK: FloatArray) -> FloatArray:
+    """Times of each row at several clocks of its own, linear in the period; clocks lie within those given, [U, K]."""
+    return _at_clocks(time_UK, -1 / clock_Hz_K, -1 / clock_Hz_UK)
+
+
+def at_clocks(values_UK: FloatArray, clock_Hz_K: FloatArray, clock_Hz_UK: FloatArray) -> FloatArray:
+    """Each row at several clocks of its own, linear between the clocks given, [U, K]."""
+    return _at_clocks(values_UK, clock_Hz_K, clock_Hz_UK)
+
+
+def _at_clocks(values_UK: FloatArray, x_K: FloatArray, x_UK: FloatArray) -> FloatArray:
+    upper_UK = np.clip(np.searchsorted(x_K, x_UK), 1, len(x_K) - 1)
+    low, high = x_K[upper_UK - 1], x_K[upper_UK]
+    share = np.clip((x_UK - low) / (high - low), 0.0, 1.0)
+    below = np.take_along_axis(values_UK, upper_UK - 1, axis=1)
+    return np.asarray(below + share * (np.take_along_axis(values_UK, upper_UK, axis=1) - below))

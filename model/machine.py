@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from moemodel.model.calibration import Calibration
@@ -23,6 +24,8 @@ class Machine:
     memory_B: float
     power_limit_W: float
     peak_flops_per_s: float
+    inlet_C: float | None = None  # of the air; None: as it was at calibration
+    slowdown_C: float = math.inf  # die temperature above which the hardware slows the clock
     backend: str
     precision: Precision
 
@@ -44,8 +47,12 @@ class Machine:
     @property
     def sustained_share(self) -> float:
         """Share of the power cap that a load held back by it settles at."""
-        share = self.calibration.governor.parameters.get("sustained_share")
-        return 1.0 if share is None else share.value
+        return self.calibration.governor.parameters["sustained_share"].value
+
+    @property
+    def governor_gain_Hz_per_J(self) -> float:
+        """How fast the clock answers to power above or below the limit."""
+        return self.calibration.governor.parameters["gain"].value
 
     @property
     def network_error(self) -> float:

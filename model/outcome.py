@@ -8,7 +8,7 @@ whose error is not known has no interval.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from moemodel.model.architecture import Architecture
@@ -17,6 +17,7 @@ from moemodel.model.carbon import footprint, grid_intensity
 from moemodel.model.errors import CalibrationError
 from moemodel.model.feasibility import architecture_of, check_power_and_clock, refuse_too_large
 from moemodel.model.gpu import read_gpu
+from moemodel.model.inlet import Warmer, warmer
 from moemodel.model.machine import Machine
 from moemodel.model.network import Link, network_of, read_link
 from moemodel.model.notes import notes
@@ -117,6 +118,7 @@ class Outcome:
         mfu: model FLOPs over the peak of the GPUs in bf16; None where the peak isn't known.
         clock_Hz: true SM clock while kernels run.
         power_W: mean of one GPU; `hottest_power_W` of the one that draws most, `temperature_C` its die.
+        warmer: the same with warmer air; None where temperature is not modelled.
         energy_J, energy_per_token_J: of the GPUs alone, without hosts and cooling.
         memory_B: peak of the fullest GPU; `memory_terms_B` its terms, largest first.
         memory_available_B: of a GPU; None where it isn't known.
@@ -144,6 +146,7 @@ class Outcome:
     power_W: Estimate
     hottest_power_W: Estimate
     temperature_C: float
+    warmer: Warmer | None
     energy_J: Estimate
     energy_per_token_J: Estimate
     memory_B: Estimate
@@ -196,6 +199,7 @@ class Outcome:
             "power_per_gpu_W": self.power_W.to_json(),
             "hottest_gpu_power_W": self.hottest_power_W.to_json(),
             "temperature_C": _finite(self.temperature_C),
+            "warmer_inlet": None if self.warmer is None else asdict(self.warmer),
             "energy_J": self.energy_J.to_json(),
             "energy_per_token_J": self.energy_per_token_J.to_json(),
             "exposed_communication_s": self.exposed_communication_s.to_json(),
@@ -252,6 +256,8 @@ def machine_of(plan: Plan, calibration: Calibration) -> Machine:
         network=network_of(calibration, gpu, plan.cluster.gpus_per_node, link),
         memory_B=math.inf if gpu.memory_B is None else float(gpu.memory_B),
         power_limit_W=math.inf if gpu.power_limit_W is None else gpu.power_limit_W,
+        inlet_C=plan.site.inlet_C,
+        slowdown_C=math.inf if gpu.slowdown_C is None else gpu.slowdown_C,
         peak_flops_per_s=math.nan if peak is None else peak.flops_per_s,
         backend=plan.backend,
         precision=plan.precision,
@@ -292,6 +298,7 @@ def _outcome(plan: Plan, architecture: Architecture, machine: Machine, predictio
         power_W=Estimate.of(one["power_W"], power_error).at_most(cap_W),
         hottest_power_W=Estimate.of(one["hottest_power_W"], power_error).at_most(cap_W),
         temperature_C=one["temperature_C"],
+        warmer=warmer(architecture, batch_of(plan), machine, prediction),
         energy_J=energy,
         energy_per_token_J=energy * (1 / one["tokens"]),
         memory_B=Estimate.of(one["memory_B"], _memory_error(calibration)),

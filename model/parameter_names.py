@@ -18,17 +18,20 @@ class Names:
     Attributes:
         required: all of these.
         optional: these may be left out; the model then goes on without.
+        together: of the optional ones, those that are all there or none.
         positive: of both, those that it divides by.
     """
 
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()
+    together: tuple[str, ...] = ()
     positive: tuple[str, ...] = ()
 
     def mistake(self, found: Iterable[str], values: Iterable[float]) -> str | None:
         """What is wrong with parameters, and what is allowed; None: nothing."""
         given = dict(zip(found, values, strict=True))
-        missing = [name for name in self.required if name not in given]
+        needed = self.together if any(name in given for name in self.together) else ()
+        missing = [name for name in (*self.required, *needed) if name not in given]
         foreign = [name for name in given if name not in self.required and name not in self.optional]
         low = [name for name in self.positive if name in given and not given[name] > 0]
         if not (missing or foreign or low):
@@ -96,15 +99,21 @@ POWER = Names(  # power.PowerModel
         "cache_J_per_B",
         "dram_J_per_B",
         "leak_W_per_C",
+        "rise_per_C",
         "leak_reference_C",
         "knee_Hz",
         "voltage_slope",
     ),
     positive=("knee_Hz",),
 )
-THERMAL = Names(required=("thermal_C_per_W", "inlet_C"))  # power.PowerModel
+THERMAL = Names(  # thermal.ThermalModel
+    required=("die_C_per_W", "die_time", "sink_C_per_W", "sink_time", "inlet_C"), positive=("die_time", "sink_time")
+)
 GOVERNOR = Names(  # costs.Pricer, machine.Machine
-    required=("fast_limit",), optional=("sustained_share",), positive=("fast_limit", "sustained_share")
+    required=("sustained_share", "gain"),
+    optional=("tensor_clock", "tensor_sharpness"),
+    together=("tensor_clock", "tensor_sharpness"),
+    positive=("sustained_share", "tensor_clock", "tensor_sharpness"),
 )
 _SHARES = (  # of the links, for each network.Collective
     "efficiency_all_reduce",

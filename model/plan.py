@@ -96,6 +96,9 @@ class SiteSpec(Strict):
     price_per_kWh: Annotated[float, Field(ge=0.0, strict=True)] | None = None
     gpu_hour_price: Annotated[float, Field(ge=0.0, strict=True)] | None = None
     currency: Text = "USD"
+    inlet_C: Annotated[float, Field(ge=-40.0, le=80.0, strict=True)] | None = Field(
+        default=None, description="temperature of the air that the GPUs draw in; null: as it was at calibration"
+    )
     host_power_W: Annotated[float, Field(ge=0.0, strict=True)] = Field(
         default=0.0, description="power of the rest of a node (processors, fans, NICs), per GPU"
     )

@@ -1,8 +1,7 @@
 """Power and energy of operators against the SM clock, and the temperature that goes with it.
 
-    P_static(T) = P_base + leak (T - T0)
+    P = P_base + leak (T - T0) + E_dyn/t (1 + rise (T - T0))
     E_dyn(op, f) = c_kind (v(f) (e_flop flops + e_vector vector_ops + e_cache bytes + p_active f/f0 t) + e_dram bytes)
-    P(op, f) = P_static + E_dyn / t(f)
 
     v(f) = (V(f)/V(f0))^2, V flat below a knee, then linear: V ~ 1 + slope max(0, f/f_knee - 1)
     e_*  energy of a unit of work at the reference clock f0; p_active  power of clocked SMs beside their work, at f0,
@@ -13,7 +12,10 @@ Energy of a unit of work scales with V^2, and the clock tree's power with f V^2 
 ch. 5); memory and links have supplies of their own that don't follow the SM clock. Left out: dependence on the values
 of the data (the calibration uses random ones, as training has), voltage guard bands that differ from chip to chip.
 
-Temperature in the steady state of a long run: T = T_inlet + R P, solved together with P.
+`rise` is what warm circuits, regulators and memory add in proportion to the load: a copying H100 draws 1.3 W more for
+each degree, an idle one 0.7 W.
+
+Temperature in the steady state of a long run: T = T_inlet + R P (see `thermal`), solved together with P.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from numpy.typing import NDArray
 
 from moemodel.model.calibration import Calibration
 from moemodel.model.operators import Kind, Pass, Work
+from moemodel.model.thermal import thermal_model
 
 FloatArray = NDArray[np.float64]
 
@@ -36,6 +39,7 @@ class PowerModel:
     base_W: float
     leak_W_per_C: float
     leak_reference_C: float
+    rise_per_C: float = 0.0
     flop_J: float
     vector_op_J: float
     cache_J_per_B: float
@@ -57,13 +61,18 @@ class PowerModel:
         return np.asarray(1 + self.voltage_slope * np.maximum(0.0, clock_Hz / self.knee_Hz - 1))
 
     def static_W(self, temperature_C: FloatArray | float) -> FloatArray:
-        """P_static at a die temperature."""
+        """Power of the idle GPU at a die temperature."""
         return np.asarray(self.base_W + self.leak_W_per_C * (np.asarray(temperature_C) - self.leak_reference_C))
+
+    def total_W(self, dynamic_W: FloatArray, temperature_C: float) -> FloatArray:
+        """P at a die temperature, of a load whose dynamic power at the reference temperature is given."""
+        warm = 1 + self.rise_per_C * (temperature_C - self.leak_reference_C)
+        return np.asarray(self.static_W(temperature_C) + warm * dynamic_W)
 
     def dynamic_J(
         self, kind: Kind, direction: Pass, work: Work, clock_Hz_K: FloatArray, busy_s_UK: FloatArray
     ) -> FloatArray:
-        """E_dyn of one call, [U, K]."""
+        """E_dyn of one call at the reference temperature, [U, K]."""
         switching = self.flop_J * work.flops + self.vector_op_J * work.vector_ops + self.cache_J_per_B * work.bytes_B
         switching_U = np.broadcast_to(np.atleast_1d(switching), (len(busy_s_UK),))
         dram_U = np.broadcast_to(np.atleast_1d(self.dram_J_per_B * work.bytes_B), (len(busy_s_UK),))
@@ -71,23 +80,30 @@ class PowerModel:
         energy = self.voltage2(clock_Hz_K) * (switching_U[:, None] + active) + dram_U[:, None]
         return np.asarray(self.kinds.get(f"{kind}/{direction}", 1.0) * energy)
 
-    def steady(self, power_W: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Steady power and die temperature of a load that draws `power_W` at the leakage reference temperature.
+    def steady(self, dynamic_W: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Steady power and die temperature of a load whose dynamic power at the reference temperature is given.
 
-        P = power + leak (T - T0), T = T_inlet + R P: two linear equations.
+        P = P_base + D + L (T - T0) with L = leak + rise D, T = T_inlet + R P: two linear equations.
         """
-        gain = self.leak_W_per_C * self.thermal_C_per_W
-        steady_W = (power_W + self.leak_W_per_C * (self.inlet_C - self.leak_reference_C)) / (1 - gain)
+        slope = self.leak_W_per_C + self.rise_per_C * dynamic_W
+        cool_W = self.base_W + dynamic_W + slope * (self.inlet_C - self.leak_reference_C)
+        steady_W = cool_W / (1 - slope * self.thermal_C_per_W)
         return steady_W, self.inlet_C + self.thermal_C_per_W * steady_W
 
 
-def power_model(calibration: Calibration) -> PowerModel:
-    """The power model of a calibration."""
+def power_model(calibration: Calibration, *, inlet_C: float | None = None) -> PowerModel:
+    """The power model of a calibration.
+
+    Args:
+        calibration: of a GPU.
+        inlet_C: temperature of the inlet air, instead of that at calibration.
+    """
     power = {name: p.value for name, p in calibration.power.parameters.items()}
-    thermal = {name: p.value for name, p in calibration.thermal.parameters.items()}
+    thermal = thermal_model(calibration)
     return PowerModel(
         **power,
-        **thermal,
+        thermal_C_per_W=thermal.total_C_per_W,
+        inlet_C=thermal.inlet_C if inlet_C is None else inlet_C,
         clock_reference_Hz=calibration.clock_reference_Hz,
         link_W=calibration.network.parameters["link_power"].value,
         kinds={name: p.value for name, p in calibration.power.kinds.items()},

@@ -15,7 +15,7 @@ from moemodel.model.architecture import Architecture
 from moemodel.model.blocks import BlockCosts, StageCost, StageCosts, distinct_rows
 from moemodel.model.communication import Exchange
 from moemodel.model.flops import model_flops
-from moemodel.model.governor import at_clock, crossing, time_at_clock
+from moemodel.model.governor import Stretch, at_clock, settled_clocks, time_at_clock
 from moemodel.model.machine import Machine
 from moemodel.model.pipeline import makespan
 from moemodel.model.plan import PlanBatch
@@ -117,18 +117,27 @@ def _device(cost: StageCost) -> _Device:
     )
 
 
-def _device_at(cost: StageCost, clock_Hz_K: FloatArray, clock_Hz_P: FloatArray) -> _Device:
-    """At one clock for each plan."""
+def _device_at(cost: StageCost, clock_Hz_K: FloatArray, clocks: _Clocks) -> _Device:
+    """At one clock for each plan and phase."""
     device = _device(cost)
 
     def at(name: str) -> FloatArray:
-        values = getattr(device, name)
+        values, clock_Hz_P = getattr(device, name), getattr(clocks, name.partition("_")[0])
         if name.endswith("_cycles"):  # cycles over the clock go as time does
             return time_at_clock(values / clock_Hz_K, clock_Hz_K, clock_Hz_P)[:, None] * clock_Hz_P[:, None]
         go = at_clock if name.endswith("_J") else time_at_clock
         return go(values, clock_Hz_K, clock_Hz_P)[:, None]
 
     return _Device(**{f.name: at(f.name) for f in fields(device)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Clocks:
+    """Mean clock that is set in each phase, [P]."""
+
+    forward: FloatArray
+    backward: FloatArray
+    optimizer: FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +227,32 @@ class _Pipeline:
         computed = self.m * (device.forward_J + device.backward_J) + device.optimizer_J
         return np.asarray(computed + link_W * self.talk_s(index, timeline))
 
+    def cycle(self, device: _Device, step_s: FloatArray, dynamic_J: FloatArray, idle_W: FloatArray) -> list[Stretch]:
+        """A step of a GPU as the governor sees it: all micro-batches but the last, a forward pass, a backward pass, the
+        optimizer. What is neither (bubbles, links, waiting) counts for the passes, in proportion to their time.
+
+        Args:
+            device: at X clocks.
+            step_s, dynamic_J: of the GPU's step, [P, X].
+            idle_W: what it draws beside, [P, X].
+        """
+        passes_s = device.forward_s + device.backward_s
+        stretch = (step_s - device.optimizer_s) / (self.m * passes_s)
+        beside_W = (dynamic_J - device.optimizer_J) / (step_s - device.optimizer_s)
+        passes_J = device.forward_J + device.backward_J  # none where power is not modelled
+        spread = np.divide(beside_W * passes_s, passes_J, out=np.zeros_like(beside_W), where=passes_J > 0)
+        forward_W, backward_W = (
+            device.forward_J / device.forward_s * spread,
+            device.backward_J / device.backward_s * spread,
+        )
+        parts = [
+            ((self.m - 1) * passes_s * stretch, beside_W),
+            (device.forward_s * stretch, forward_W),
+            (device.backward_s * stretch, backward_W),
+            (device.optimizer_s, device.optimizer_J / device.optimizer_s),
+        ]
+        return [Stretch(time_s_PK=time, power_W_PK=watts + idle_W) for time, watts in parts]
+
     def talk_s(self, index: int, timeline: _Timeline) -> FloatArray:
         """Time in which a GPU of one class of stages communicates, hidden or not."""
         step = self.costs[index].step_exchange
@@ -239,7 +274,7 @@ def predict(
     Raises:
         CalibrationError: the calibration lacks an operator that the architecture needs.
     """
-    power = power_model(machine.calibration)
+    power = power_model(machine.calibration, inlet_C=machine.inlet_C)
     clock_Hz_K = _clocks(machine, power)
     blocks = BlockCosts(architecture, plans, machine=machine, power=power, clock_Hz_K=clock_Hz_K)
     out: dict[str, FloatArray] = {}
@@ -276,9 +311,12 @@ def _solve(
     uniform = pipe.timeline(everywhere)
     clocks = []
     for index, device in enumerate(everywhere):
-        mean_W = pipe.dynamic_J(index, device, uniform, power.link_W) / uniform.step_s
+        dynamic_J = pipe.dynamic_J(index, device, uniform, power.link_W)
+        mean_W = dynamic_J / uniform.step_s
         total_W, _ = _total(power, mean_W, temperature_C)
-        clocks.append(_clock(total_W, clock_Hz_K, pipe.plans, machine))
+        cycle = pipe.cycle(device, uniform.step_s, dynamic_J, total_W - mean_W)
+        limit_W = _limit_W(pipe.plans, machine, power, steady=temperature_C is None)
+        clocks.append(_governed(cycle, clock_Hz_K, pipe.plans, limit_W, machine))
     devices = [_device_at(cost, clock_Hz_K, clock) for cost, clock in zip(pipe.costs, clocks, strict=True)]
     return _columns(pipe, devices, pipe.timeline(devices), power, temperature_C)
 
@@ -286,17 +324,36 @@ def _solve(
 def _total(power: PowerModel, dynamic_W: FloatArray, temperature_C: float | None) -> tuple[FloatArray, FloatArray]:
     """Power and die temperature of a load whose dynamic power is given."""
     if temperature_C is not None:
-        total = dynamic_W + power.static_W(temperature_C)
-        return total, np.full_like(total, temperature_C)
-    return power.steady(dynamic_W + power.base_W)
+        return power.total_W(dynamic_W, temperature_C), np.full_like(dynamic_W, temperature_C)
+    return power.steady(dynamic_W)
 
 
-def _clock(power_W_PK: FloatArray, clock_Hz_K: FloatArray, plans: PlanBatch, machine: Machine) -> FloatArray:
-    """Highest clock that both the power cap and the plan allow."""
+def _limit_W(plans: PlanBatch, machine: Machine, power: PowerModel, *, steady: bool) -> FloatArray:
+    """What power is held at, at most: by the cap and, in the steady state, by the temperature that slows the clock."""
     cap_W = machine.sustained_share * np.where(np.isnan(plans.power_cap_W), machine.power_limit_W, plans.power_cap_W)
-    sustained = crossing(np.maximum.accumulate(power_W_PK, axis=1), clock_Hz_K, cap_W)
-    asked = np.where(np.isnan(plans.clock_Hz), clock_Hz_K[-1], plans.clock_Hz)
-    return np.clip(np.minimum(sustained, asked), clock_Hz_K[0], clock_Hz_K[-1])
+    if not steady or power.thermal_C_per_W == 0:
+        return np.asarray(cap_W)
+    return np.minimum(cap_W, max(0.0, (machine.slowdown_C - power.inlet_C) / power.thermal_C_per_W))
+
+
+def _governed(
+    cycle: list[Stretch], clock_Hz_K: FloatArray, plans: PlanBatch, limit_W_P: FloatArray, machine: Machine
+) -> _Clocks:
+    """Mean clock of each phase under the limit, and no higher than the plan asks."""
+    asked_Hz = np.where(np.isnan(plans.clock_Hz), clock_Hz_K[-1], plans.clock_Hz)
+    others, forward, backward, optimizer = settled_clocks(
+        cycle,
+        clock_Hz_K,
+        limit_W_P=limit_W_P,
+        highest_Hz_P=np.clip(asked_Hz, clock_Hz_K[0], clock_Hz_K[-1]),
+        gain_Hz_per_J=machine.governor_gain_Hz_per_J,
+    )
+    before = 1 - 1 / plans.micro_batches  # share of the micro-batches that are not the last
+    return _Clocks(
+        forward=before * others + (1 - before) * forward,
+        backward=before * others + (1 - before) * backward,
+        optimizer=optimizer,
+    )
 
 
 def _columns(

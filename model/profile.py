@@ -29,6 +29,11 @@ _STATE: dict[str, str] = {
     "wall_s": "float64",  # Unix time at the end of the row's measurement
 }
 
+# What runs while the GPU heats up and cools down in section `heat`: column `load` of table `thermal`.
+HEAVY = "heat: heavy load"
+LIGHT = "heat: memory-bound load"
+IDLE = "heat: idle"
+
 TABLES: dict[str, dict[str, str]] = {
     # One row a sample: `calls` back-to-back calls, device time and host (enqueue) time of one call.
     "operators": {
@@ -54,6 +59,20 @@ TABLES: dict[str, dict[str, str]] = {
         "fp32_activity": "float64",
         "dram_activity": "float64",
         **_STATE,
+    },
+    # A heavy load and a memory-bound one in turns: one row a length of turn, means over the turns.
+    "alternating": {
+        "load": "string",
+        "heavy_s": "float64",  # length of a turn
+        "light_s": "float64",
+        "heavy_clock_Hz": "float64",  # true SM clock in it
+        "light_clock_Hz": "float64",
+        "light_power_W": "float64",  # of the memory-bound load by itself
+        "duration_s": "float64",  # of the window whose energy was counted
+        "power_W": "float64",
+        "clock_reported_Hz": "float64",
+        "temperature_C": "float64",
+        "wall_s": "float64",
     },
     # Heating and cooling: one row a reading.
     "thermal": {
@@ -121,6 +140,10 @@ class DeviceInfo(_Strict):
     memory_clock_max_Hz: float | None = None
     slowdown_temperature_C: float | None = None
     driver: str | None = None
+    power_source: Literal["nvml", "rapl", "guess"] | None = Field(
+        default=None,
+        description="of energy and power; a guess is no measurement; null: none, or from before it was noted",
+    )
 
 
 class Manifest(_Strict):

@@ -1,4 +1,4 @@
-"""The device being measured: what it is and what its sensors say. Reads only; no setting is ever changed.
+"""The device being measured: what it is and what its sensors say. Reads only: `clock_control` alone changes settings.
 
 Every sensor returns a float in SI units (temperatures in degrees Celsius) or None where the device has no such sensor.
 """
@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from moemodel.model.errors import DeviceError
 from moemodel.model.profile import DeviceInfo
+from moemodel.profiler.cpu_device import CpuDevice
 
 ACTIVITIES = ("sm_activity", "sm_occupancy", "tensor_activity", "fp32_activity", "dram_activity")
 Activity = dict[str, float | None]  # each of ACTIVITIES -> share of the time (0 to 1), None where unreadable
 
 SIMULATED = "sim:"  # before a GPU's name: not the GPU, but a simulation of it
-
-_POWERCAP = Path("/sys/class/powercap")
+REPLAYED = "replay:"  # before a file's name: a recording of a device (see `recording`)
 
 
 class ActivityMeter(Protocol):
@@ -101,6 +99,11 @@ class NvidiaDevice:
         self._lasting = {getattr(nvml, name, None) for name in _LASTING_ERRORS}
         self._meter: ActivityMeter | None = None
         self.info = self._describe(multiprocessors)
+
+    @property
+    def driver(self) -> tuple[Any, Any]:
+        """`pynvml` and its handle of this GPU."""
+        return self._nvml, self._handle
 
     def energy_J(self) -> float | None:
         """NVML's counter; it changes every 100 ms on an H100."""
@@ -180,6 +183,7 @@ class NvidiaDevice:
                 lambda n, h: n.nvmlDeviceGetTemperatureThreshold(h, n.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN),
             ),
             driver=_text(n.nvmlSystemGetDriverVersion()),
+            power_source="nvml",
         )
 
 
@@ -264,80 +268,6 @@ def nvml_handle(nvml: Any, properties: Any) -> Any:
     )
 
 
-# --- CPU -------------------------------------------------------------------------------------------------------------
-
-
-class CpuDevice:
-    """The host processor: energy from RAPL where the powercap files are readable (root, on most systems)."""
-
-    def __init__(self, powercap: Path = _POWERCAP) -> None:
-        self.torch_device = torch.device("cpu")
-        self._packages = [_RaplPackage(folder) for folder in _readable_packages(powercap)]
-        self.info = DeviceInfo(name=processor_name(), vendor="cpu", memory_B=memory_B())
-
-    def energy_J(self) -> float | None:
-        return sum(p.energy_J() for p in self._packages) if self._packages else None
-
-    def power_W(self) -> float | None:
-        return None
-
-    def reported_clock_Hz(self) -> float | None:
-        return None
-
-    def temperature_C(self) -> float | None:
-        return None
-
-    def memory_temperature_C(self) -> float | None:
-        return None
-
-    def used_memory_B(self) -> float | None:
-        return None
-
-    def activity(self) -> ActivityMeter:
-        return NoActivity()
-
-    def close(self) -> None:
-        return None
-
-
-class _RaplPackage:
-    """One processor package's counter, made monotonic across its wrap-around."""
-
-    def __init__(self, folder: Path) -> None:
-        self._file = folder / "energy_uj"
-        range_file = folder / "max_energy_range_uj"
-        self._range_uJ = int(range_file.read_text()) if range_file.exists() else 0
-        self._last_uJ = int(self._file.read_text())
-        self._turns = 0
-
-    def energy_J(self) -> float:
-        now_uJ = int(self._file.read_text())
-        if now_uJ < self._last_uJ:
-            self._turns += 1
-        self._last_uJ = now_uJ
-        return (now_uJ + self._turns * self._range_uJ) * 1e-6
-
-
-def _readable_packages(powercap: Path) -> list[Path]:
-    """Package domains only (`intel-rapl:0`): their sub-domains are part of them."""
-    folders = sorted(f for f in powercap.glob("intel-rapl:*") if re.fullmatch(r"intel-rapl:\d+", f.name))
-    return [f for f in folders if os.access(f / "energy_uj", os.R_OK)]
-
-
-def processor_name() -> str:
-    """The processor's model name, or its architecture where the system does not tell."""
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found.group(1).strip() if found else platform.processor() or platform.machine()
-
-
-def memory_B() -> int:
-    """Physical memory of the host."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 # --- opening ---------------------------------------------------------------------------------------------------------
 
 
@@ -351,13 +281,18 @@ def open_device(gpu: str, known: Mapping[str, str]) -> Device:
     Raises:
         DeviceError: there is no such GPU here; the message says what was found and what can be done.
     """
+    if gpu.startswith(REPLAYED):
+        raise DeviceError(
+            f"--gpu {gpu}: a recording has what sensors said, and no work can be timed on it; replay it by "
+            "Meter(devices=[...]) or evaluate it by profiler.recording.recorded_session"
+        )
     if gpu.startswith(SIMULATED):
         from moemodel.profiler.simulated.instruments import open_simulated
 
         return open_simulated(gpu, known)
     wanted = "cpu" if gpu == "cpu" else resolve(gpu, known)
     if wanted == "cpu":
-        return CpuDevice()
+        return CpuDevice(guess=True)
     nvml = _load_nvml(gpu)
     if not torch.cuda.is_available():
         raise DeviceError(

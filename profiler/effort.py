@@ -22,6 +22,8 @@ class Effort:
         sweep_settle_s, sweep_record_s: of one mix of the passive sweep.
         sweep_samples: rows kept of one mix.
         power_settle_s, power_window_s: of one load; ten ticks of NVML's 100 ms counter.
+        heating_s, cooling_s: of section `heat`; after the cooling it heats for half as long again.
+        alternating_s: of two loads in turns.
         burst_s: calls queued at once under a held load.
         host_repeats: steps of each tiny model in the host section.
     """
@@ -37,6 +39,9 @@ class Effort:
     sweep_samples: int
     power_settle_s: float
     power_window_s: float
+    heating_s: float
+    cooling_s: float
+    alternating_s: float
     burst_s: float
     host_repeats: int
 
@@ -56,6 +61,9 @@ def effort_for(device: torch.device) -> Effort:
             sweep_samples=4,
             power_settle_s=0.05,
             power_window_s=0.25,
+            heating_s=0.05,
+            cooling_s=0.05,
+            alternating_s=0.1,
             burst_s=8e-3,
             host_repeats=2,
         )
@@ -72,6 +80,9 @@ def effort_for(device: torch.device) -> Effort:
         sweep_samples=16,
         power_settle_s=0.35,
         power_window_s=1.05,
+        heating_s=12.0,
+        cooling_s=22.0,
+        alternating_s=3.5,
         burst_s=8e-3,
         host_repeats=30,
     )

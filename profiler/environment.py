@@ -12,10 +12,11 @@ import torch
 
 import moemodel
 from moemodel.model.profile import DeviceInfo, Manifest
-from moemodel.profiler.device import memory_B, processor_name
+from moemodel.profiler.cpu_device import memory_B, processor_name
 from moemodel.profiler.points import DTYPE
 
 Clocks = Literal["passive", "lock", "as-is"]
+AskedClocks = Literal["auto", "passive", "lock", "as-is"]  # auto: the best that is permitted
 
 _LIBRARIES = ("torch", "triton", "nvidia-ml-py", "numpy", "pyarrow")
 
@@ -26,7 +27,7 @@ def new_manifest(gpu: str, device: DeviceInfo, clocks: Clocks, seed: int) -> Man
     Args:
         gpu: name of the GPU description.
         device: as it was found.
-        clocks: what was asked of the clocks.
+        clocks: how clocks are dealt with.
         seed: of shapes, order and operands.
     """
     return Manifest(

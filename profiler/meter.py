@@ -23,20 +23,22 @@ import json
 import os
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 
 from moemodel.model.errors import DeviceError, InputError, MoeModelError
 from moemodel.model.profile import DeviceInfo
-from moemodel.profiler.device import CpuDevice, NvidiaDevice, nvml_handle
+from moemodel.profiler.cpu_device import CpuDevice
+from moemodel.profiler.device import REPLAYED, NvidiaDevice, nvml_handle
 from moemodel.profiler.meter_lane import CudaTimer, FinishedStep, Lane, MeteredDevice, Timer, WallTimer
 from moemodel.profiler.meter_summary import Summary
+from moemodel.profiler.recording import RecordingDevice, ReplayDevice
 from moemodel.profiler.watch import CounterWatch, EdgeFinder
 
 _READ_EVERY = 16  # steps between two readings of events
@@ -67,9 +69,9 @@ class _Files:
                 continue
             return
 
-    def write(self, rows: deque[FinishedStep]) -> None:
+    def write(self, rows: Sequence[FinishedStep]) -> None:
         """Append rows; an error is kept, and ends the writing."""
-        lines = [self._line(rows.popleft()) for _ in range(len(rows))]
+        lines = [self._line(row) for row in rows]
         if not lines or self.error is not None:
             return
         try:
@@ -95,6 +97,38 @@ class _Files:
             "phase_time_s": {name: round(seconds, 9) for name, seconds in step.phases_s.items()},
         }
         return json.dumps(values) + "\n"
+
+
+# --- observers -------------------------------------------------------------------------------------------------------
+
+
+class Observer(Protocol):
+    """Another instrument, told what the meter is told, so that a loop is annotated once (`emissions.CodeCarbonLevels`).
+
+    Before a step or phase begins and after it has ended, so that a step's own time does not contain what an observer
+    does at its ends; what it does at the ends of phases is part of the step. One that raises is not told any more.
+    """
+
+    def begin_session(self, devices: Sequence[MeteredDevice]) -> None: ...
+    def begin_step(self, index: int) -> None: ...
+    def end_step(self) -> None: ...
+    def begin_phase(self, name: str) -> None: ...
+    def end_phase(self) -> None: ...
+    def drop(self) -> None:
+        """An exception of the user's ends what is open."""
+        ...
+
+    def add_steps(self, rows: Sequence[FinishedStep]) -> None:
+        """Steps whose time and energy are known now; from another thread."""
+        ...
+
+    def end_session(self) -> None:
+        """The last step is over; the summary is not known yet."""
+        ...
+
+    def close(self, summary: Summary) -> Sequence[str]:
+        """The session's summary, when nothing more will come; what is returned goes to the meter's notes."""
+        ...
 
 
 # --- the meter -------------------------------------------------------------------------------------------------------
@@ -123,12 +157,15 @@ class Meter:
 
     Args:
         folder: where files go, one pair for each rank; None: no files.
-        devices: torch devices, their names or numbers, or `profiler.device.Device`s. None: under torchrun the rank's
-            own GPU, else every visible one; the CPU where there is none.
+        devices: torch devices, their names or numbers, `profiler.device.Device`s, or "replay:FILE". None: under
+            torchrun the rank's own GPU, else every visible one; the CPU where there is none.
         read_every: steps between two readings of what the device has done.
         sync_every_s: time between two synchronisations after a step.
         strict: raise what goes wrong in metering; else it becomes a warning and a note in the summary, and training
             goes on.
+        observers: other instruments, told the same.
+        record: file that all readings, phases and steps are written to, for `recording.recorded_session`; of several
+            devices, the second goes to `FILE.1.jsonl` and so on. None: no recording.
     """
 
     def __init__(
@@ -139,12 +176,17 @@ class Meter:
         read_every: int = _READ_EVERY,
         sync_every_s: float = _SYNC_EVERY_S,
         strict: bool = False,
+        observers: Sequence[Observer] = (),
+        record: str | Path | None = None,
     ) -> None:
         if read_every < 1:
             raise InputError(f"read_every: found {read_every}; it is a number of steps, at least 1")
         self._folder = None if folder is None else Path(folder)
         self._wanted = devices
         self._read_every, self._sync_every_s, self._strict = read_every, sync_every_s, strict
+        self._observers = tuple(observers)
+        self._record = None if record is None else Path(record)
+        self._recorders: list[RecordingDevice] = []
         self._rank = _number("RANK", 0)
         self._lanes: list[Lane] = []
         self._opened: list[MeteredDevice] = []
@@ -247,8 +289,12 @@ class Meter:
             raise InputError("start: this meter has been started before; make a new Meter for a new session")
         self._start_unix_s = time.time()
         devices, self._opened, notes = open_devices(self._wanted)
+        if self._record is not None:
+            self._recorders = [RecordingDevice(d, _numbered(self._record, i)) for i, d in enumerate(devices)]
+            devices = list(self._recorders)
         if self._folder is not None:
             self._files = _Files(self._folder, self._rank, time.time() - time.perf_counter())
+        self._tell("begin_session", devices)  # it may take seconds: before the session's time begins
         for device in devices:
             on_gpu = device.torch_device.type == "cuda"
             timer: Timer = CudaTimer(device.torch_device) if on_gpu else WallTimer(time.perf_counter)
@@ -266,10 +312,13 @@ class Meter:
             if self._state == "running":
                 if self._phase is not None or self._in_step:
                     self._drop()
+                self._tell("end_session")
                 for lane in self._lanes:
                     lane.finish()
         finally:
             self._close()
+        if self._lanes:
+            self._tell("close", self.summary())
         if self._files is not None and self._lanes:
             self._files.finish(self.summary())
         if not failed:
@@ -283,6 +332,8 @@ class Meter:
                 self._note(f"the energy counters were not watched to the end: {watch.error!r}")
             if self._files is not None and self._files.error is not None:
                 self._note(f"steps were not all written: {self._files.error}")
+        for recorder in self._recorders:
+            recorder.finish()
         opened, self._opened = self._opened, []
         for device in opened:
             device.close()
@@ -294,6 +345,8 @@ class Meter:
         if self._phase is not None:
             raise InputError(f"begin_step: phase {self._phase!r} has not ended; call end_phase")
         self._in_step = True
+        if self._observers:
+            self._tell("begin_step", self._index)
         for lane in self._lanes:
             lane.begin_step(self._index)
 
@@ -306,6 +359,8 @@ class Meter:
             self._end_phase()
         for lane in self._lanes:
             lane.end_step()
+        if self._observers:
+            self._tell("end_step")
         self._in_step = False
         self._index += 1
         if time.perf_counter() - self._synced_s > self._sync_every_s:
@@ -323,6 +378,8 @@ class Meter:
         if self._phase is not None:
             raise InputError(f"begin_phase {name!r}: {self._phase!r} has not ended; phases do not nest")
         self._phase = name
+        if self._observers:
+            self._tell("begin_phase", name)
         for lane in self._lanes:
             lane.begin_phase(name)
 
@@ -333,12 +390,31 @@ class Meter:
         self._phase = None
         for lane in self._lanes:
             lane.end_phase()
+        if self._observers:
+            self._tell("end_phase")
 
     def _drop(self) -> None:
         """An exception of the user's ends what is open."""
         self._phase, self._in_step = None, False
         for lane in self._lanes:
             lane.drop()
+        self._tell("drop")
+
+    def _tell(self, what: str, *values: Any) -> None:
+        for observer in self._observers:
+            try:
+                found = getattr(observer, what)(*values)
+            except Exception as error:  # another instrument's failure must not end this one
+                self._observers = tuple(other for other in self._observers if other is not observer)
+                with suppress(Exception):  # its threads, if it can
+                    observer.end_session()
+                if self._strict:
+                    raise
+                reason = str(error) if isinstance(error, MoeModelError) else f"{type(error).__name__}: {error}"
+                self._note(f"{type(observer).__name__} ended, metering goes on: {reason}")
+            else:
+                for note in found or ():
+                    self._note(note)
 
     def _check_running(self, call: str) -> None:
         if self._state != "running":
@@ -346,14 +422,20 @@ class Meter:
 
     def _write(self) -> None:
         for lane in self._lanes:
+            rows = [lane.rows.popleft() for _ in range(len(lane.rows))]
+            self._tell("add_steps", rows)
             if self._files is not None:
-                self._files.write(lane.rows)
-            else:
-                lane.rows.clear()
+                self._files.write(rows)
+        for recorder in self._recorders:
+            recorder.flush()
 
 
 def _has_sensors(device: MeteredDevice) -> bool:
     return device.energy_J() is not None or device.power_W() is not None
+
+
+def _numbered(file: Path, device: int) -> Path:
+    return file.with_name(f"{file.stem}.{device}{file.suffix or '.jsonl'}") if device else file
 
 
 def _number(variable: str, default: int) -> int:
@@ -391,6 +473,11 @@ def open_devices(wanted: Sequence[Any] | None) -> tuple[list[MeteredDevice], lis
     opened: list[MeteredDevice] = []
     notes: list[str] = []
     for item in _own_devices() if wanted is None else wanted:
+        if isinstance(item, str) and item.startswith(REPLAYED):
+            replayed = ReplayDevice(item.removeprefix(REPLAYED))
+            devices.append(replayed)
+            opened.append(replayed)
+            continue
         if not isinstance(item, int | str | torch.device):
             devices.append(_device(item))
             continue

@@ -19,6 +19,7 @@ from moemodel.model.errors import DeviceError, MoeModelError
 from moemodel.model.profile import DeviceInfo
 from moemodel.profiler.attribution import STUCK_S, WIDEST_EDGE_S, Attribution, CounterEdges, attribute, check_counter
 from moemodel.profiler.meter_summary import DeviceSummary, GroupSummary, PhaseSummary
+from moemodel.profiler.recording import RecordingDevice
 from moemodel.profiler.watch import Edge, EdgeFinder
 
 KEEP_S = 1800.0  # of spans and edges, for the power of phases: 18,000 equations
@@ -201,6 +202,7 @@ class Lane:
 
     def __init__(self, device: MeteredDevice, timer: Timer, finder: EdgeFinder) -> None:
         self.device, self.finder = device, finder
+        self._recorder = device if isinstance(device, RecordingDevice) else None
         self.notes: list[str] = []
         self.rows: deque[FinishedStep] = deque()  # finished steps, for the writer
         self._timer = timer
@@ -292,10 +294,14 @@ class Lane:
             while spans[0][1] < end_s - KEEP_S:
                 spans.popleft()
             self._phase_s.setdefault(name, _Mean()).add(end_s - begin_s)
+            if self._recorder is not None:
+                self._recorder.phase(name, begin_s, max(begin_s, end_s))
             phases_s[name] = phases_s.get(name, 0.0) + end_s - begin_s
         if record.index is not None:
             begin_s, end_s = self._timer.time_s(record.begin), self._timer.time_s(record.end)
             self._step_s.add(end_s - begin_s)
+            if self._recorder is not None:
+                self._recorder.step(record.index, begin_s, end_s)
             self._steps.append(StepTimes(record.index, begin_s, end_s, phases_s))
 
     def _take_edges(self) -> None:

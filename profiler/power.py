@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import fmean
 from typing import Any
 
 from moemodel.profiler.bench import Bench, Cost, Skip, not_reached, skippable
@@ -94,9 +94,16 @@ def hold(bench: Bench, load: Load) -> Held:
     _run_until(runner, start_s + bench.effort.power_window_s, timer)
     activity = meter.end()
     end_s = timer.now_s()
-    state = bench.state()
+    state = bench.state() | _warmth(bench, start_s, end_s)
     samples = bench.lane.read(runner.stretches)
     return Held(start_s=start_s, end_s=end_s, samples=samples, activity=activity, state=state)
+
+
+def _warmth(bench: Bench, start_s: float, end_s: float) -> dict[str, Any]:
+    """Mean temperature in a window, as power is its mean: the die warms by degrees in it. Empty without readings."""
+    trace = bench.sampler.trace(start_s)
+    known_C = [r.temperature_C for r in trace if r.time_s <= end_s and r.temperature_C is not None]
+    return {"temperature_C": fmean(known_C)} if known_C else {}
 
 
 def _run_until(runner: _Runner | _Idle, end_s: float, timer: Timer) -> None:
@@ -150,13 +157,18 @@ class _Runner:
 
 
 def power_row(load: Load, held: Held, window: EnergyWindow | None) -> dict[str, Any]:
-    """A row of table `power`; the window's columns are null without an energy counter."""
-    clocks_Hz = [s.clock_Hz for s in held.samples if s.clock_Hz is not None]
+    """A row of table `power`; the window's columns are null without an energy counter.
+
+    Time and clock are means, as power is: the clock moves in the window where the power limit holds a load back.
+    """
+    timed = [(s, s.time_s * s.calls) for s in held.samples]
+    busy_s, calls = sum(seconds for _, seconds in timed), sum(s.calls for s, _ in timed)
+    counted = [(s.clock_Hz * seconds, seconds) for s, seconds in timed if s.clock_Hz is not None]
     row: dict[str, Any] = {
         "load": load.name,
         "duty": held.busy if load.duty < 1 else 1.0,
-        "time_s": median(s.time_s for s in held.samples) if held.samples else None,
-        "clock_Hz": median(clocks_Hz) if clocks_Hz else None,
+        "time_s": busy_s / calls if calls else None,
+        "clock_Hz": sum(cycles for cycles, _ in counted) / sum(s for _, s in counted) if counted else None,
         **held.activity,
         **held.state,
     }

@@ -11,23 +11,28 @@ import torch
 
 from moemodel.model.errors import DeviceError, InputError
 from moemodel.model.gpu import list_gpus, read_gpu
+from moemodel.model.profile import MANIFEST
 from moemodel.profiler.bench import Bench, Skip, make_room
-from moemodel.profiler.device import Device, open_device, resolve
+from moemodel.profiler.clock_control import ClockControl, Terminated, choose_clocks, ending_cleanly
+from moemodel.profiler.cpu_device import power_note
+from moemodel.profiler.device import SIMULATED, Device, open_device, resolve
 from moemodel.profiler.effort import Effort, effort_for
 from moemodel.profiler.energy import EnergySampler, stuck_since
-from moemodel.profiler.environment import Clocks, new_manifest
+from moemodel.profiler.environment import AskedClocks, Clocks, new_manifest
 from moemodel.profiler.grid import cpu_grid, cpu_sweep, gpu_grid, gpu_sweep
+from moemodel.profiler.heat import heat_steps, measure_heat
 from moemodel.profiler.loads import cpu_loads, gpu_loads
+from moemodel.profiler.locked_sweep import LockedSweep
 from moemodel.profiler.operators import Mix, measure_operators
 from moemodel.profiler.platforms import Platform, platform_of
 from moemodel.profiler.points import Point
 from moemodel.profiler.power import Load, measure_power
 from moemodel.profiler.progress import Progress, Silent
 from moemodel.profiler.sweep import measure_sweep
-from moemodel.profiler.writer import ProfileWriter
+from moemodel.profiler.writer import ProfileWriter, read_manifest
 
 # Section -> its share of the time. `host` is last: its kernel counter may slow later launches of the process.
-SECTIONS = {"mixed": 0.40, "power": 0.28, "solo": 0.11, "sweep": 0.14, "host": 0.07}
+SECTIONS = {"mixed": 0.30, "power": 0.28, "heat": 0.19, "solo": 0.07, "sweep": 0.12, "host": 0.04}
 _HEAVY_SECTIONS = ("mixed", "sweep")  # which drive the clock by a heavy load: not asked for by --clocks as-is
 _HEAVY_RATIO = 3.0
 
@@ -54,7 +59,8 @@ class Outcome:
         rows: table -> rows in the profile now.
         skips: what could not be measured.
         notes: what a reader should know, such as why there are no true clocks.
-        interrupted: by Ctrl-C; the profile can be resumed.
+        interrupted: by Ctrl-C or a signal; the profile can be resumed.
+        signal: number of the signal that ended it; None for Ctrl-C.
     """
 
     folder: Path
@@ -64,6 +70,7 @@ class Outcome:
     skips: list[Skip] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     interrupted: bool = False
+    signal: int | None = None
 
 
 def profile(
@@ -72,10 +79,11 @@ def profile(
     *,
     budget_s: float = 280.0,
     seed: int = 0,
-    clocks: Clocks = "passive",
+    clocks: AskedClocks = "passive",
     sections: Sequence[str] | None = None,
     plans: Sequence[Path] = (),
     progress: Progress | None = None,
+    announce: Callable[[str], None] = lambda _: None,
     effort: Effort | None = None,
     workload: Workload | None = None,
 ) -> Outcome:
@@ -87,46 +95,54 @@ def profile(
         folder: of the profile.
         budget_s: for the sections together; training runs come on top.
         seed: of shapes, order and operands.
-        clocks: "passive": the governor moves the clock under mixes of load; "as-is": no such mixes.
+        clocks: "passive": the governor moves the clock under mixes of load; "as-is": no such mixes; "lock": section
+            `sweep` locks clocks, which are given back to the driver whatever happens; "auto": "lock" where that is
+            permitted and nobody else computes there, else "passive"; the outcome's notes say which, and why.
         sections: of `SECTIONS`; all of them by default.
         plans: training plans to run and measure after the sections.
         progress: told how far it is.
+        announce: told before a setting of the GPU is changed.
         effort: instead of what suits the device.
         workload: instead of what suits the device.
 
     Raises:
-        DeviceError: another device, none, or one that does not allow what is asked.
+        DeviceError: another device, none, or one that does not allow what is asked, or was not restored.
         InputError: no such section or GPU description.
         ProfileError: the folder holds another profile, or a damaged one.
     """
     begun_s = time.perf_counter()
     chosen = _chosen_sections(sections, clocks)
-    device, name = _open(gpu)
+    device, name = open_named(gpu)
     platform = platform_of(device)
     if plans and not platform.trains:
         raise DeviceError(f"--gpu {gpu} runs operators only, no training steps; leave --train out")
     begun_s += platform.timer.now_s() - time.perf_counter()  # the same instant, in the device's time
     outcome = Outcome(folder=folder)
     try:
-        writer = ProfileWriter(folder, new_manifest(name, device.info, clocks, seed))
-        run = _Run(
-            device=device,
-            platform=platform,
-            writer=writer,
-            progress=progress or Silent(),
-            outcome=outcome,
-            effort=effort or effort_for(device.torch_device),
-            workload=workload or default_workload(device, seed),
-            seed=seed,
-        )
-        try:
-            run.sections(chosen, begun_s, budget_s)
-            run.training(plans)
-        except KeyboardInterrupt:
-            outcome.interrupted = True
-        finally:
-            writer.consolidate()
-        outcome.rows = writer.rows()
+        with ending_cleanly(), ClockControl(device) as control:
+            choice = choose_clocks(clocks, control, begun=_begun(folder), needed="sweep" in chosen, announce=announce)
+            outcome.notes += [choice.note] if choice.note else []
+            writer = ProfileWriter(folder, new_manifest(name, device.info, choice.clocks, seed))
+            run = _Run(
+                device=device,
+                platform=platform,
+                writer=writer,
+                progress=progress or Silent(),
+                outcome=outcome,
+                effort=effort or effort_for(device.torch_device),
+                workload=workload or default_workload(device, seed),
+                seed=seed,
+                control=control if choice.clocks == "lock" else None,
+            )
+            try:
+                run.sections(chosen, begun_s, budget_s)
+                run.training(plans)
+            except KeyboardInterrupt as interruption:
+                outcome.interrupted = True
+                outcome.signal = interruption.number if isinstance(interruption, Terminated) else None
+            finally:
+                writer.consolidate()
+            outcome.rows = writer.rows()
     finally:
         device.close()
     outcome.seconds = platform.timer.now_s() - begun_s
@@ -140,20 +156,24 @@ def default_workload(device: Device, seed: int) -> Workload:
     return Workload(points=gpu_grid(seed), sweep=gpu_sweep(), loads=gpu_loads())
 
 
-def _chosen_sections(sections: Sequence[str] | None, clocks: Clocks) -> list[str]:
-    if clocks == "lock":
-        raise DeviceError("--clocks lock is not available yet; use --clocks passive, which needs no privileges")
-    allowed = [s for s in SECTIONS if clocks == "passive" or s not in _HEAVY_SECTIONS]
+def _begun(folder: Path) -> Clocks | None:
+    """How the clocks of the profile in a folder are dealt with; None where there is none yet."""
+    file = folder / MANIFEST
+    return read_manifest(file).clocks if file.exists() else None
+
+
+def _chosen_sections(sections: Sequence[str] | None, clocks: AskedClocks) -> list[str]:
+    allowed = [s for s in SECTIONS if clocks != "as-is" or s not in _HEAVY_SECTIONS]
     for section in sections or ():
         if section not in allowed:
             raise InputError(f"--sections: found {section!r}; allowed with --clocks {clocks}: {', '.join(allowed)}")
     return [s for s in allowed if sections is None or s in sections]
 
 
-def _open(gpu: str) -> tuple[Device, str]:
+def open_named(gpu: str) -> tuple[Device, str]:
     """The device, and the name of its description."""
     descriptions = [read_gpu(name) for name in list_gpus()]
-    if Path(gpu).suffix == ".json":
+    if Path(gpu).suffix == ".json" and not gpu.startswith(SIMULATED):
         described = read_gpu(Path(gpu))
         descriptions.append(described)
         gpu = described.name
@@ -183,6 +203,7 @@ class _Run:
     effort: Effort
     workload: Workload
     seed: int
+    control: ClockControl | None = None  # where clocks are locked
 
     def sections(self, chosen: Sequence[str], begun_s: float, budget_s: float) -> None:
         ends_s = [begun_s + budget_s * share for share in shares(chosen)]
@@ -255,6 +276,11 @@ class _Run:
         writer, progress, work, effort = self.writer, self.progress, self.workload, self.effort
         if name == "power":
             return len(work.loads), lambda end_s: measure_power(bench, work.loads, writer, end_s, progress)
+        if name == "sweep" and self.control:
+            locked = LockedSweep(self.control, work.sweep, work.loads)
+            return locked.size, lambda end_s: locked.measure(bench, writer, end_s, progress)
+        if name == "heat":
+            return heat_steps(), lambda end_s: measure_heat(bench, work.loads, writer, end_s, progress)
         if name == "sweep":
             return len(work.sweep), lambda end_s: measure_sweep(bench, work.sweep, writer, end_s, progress)
         mix = Mix(label="mixed", heavy=_HEAVY_RATIO, samples=effort.mixed_samples)
@@ -284,8 +310,11 @@ class _Run:
     def _note(self, bench: Bench) -> None:
         if bench.clock.note:
             self.outcome.notes.append(bench.clock.note)
-        if self.device.energy_J() is None:
-            self.outcome.notes.append("no energy: this device has no energy counter that may be read")
+        note = power_note(self.device.info)
+        if note is None and self.device.energy_J() is None:
+            note = "no energy: this device has no energy counter that may be read"
+        if note:
+            self.outcome.notes.append(note)
         self.outcome.notes.append(f"heavy load: {bench.heavy.name}, {bench.heavy.time_s * 1e3:.3f} ms")
 
 

@@ -2,6 +2,7 @@
 
 The governor moves the clock more slowly than an operator runs. So interleave an operator with a heavy load in several
 proportions, and with pauses: each sample runs at the clock that the mix earned, read off the cycle counter.
+`locked_sweep` takes its place where clocks may be locked.
 """
 
 from __future__ import annotations

@@ -27,6 +27,8 @@ Key = tuple[Hashable, ...]
 _POINT: Final[dict[str, tuple[str, ...]]] = {
     "operators": ("kind", "direction", *SHAPE_FIELDS, "sweep"),
     "power": ("load",),
+    "thermal": ("load",),
+    "alternating": ("load",),
     "host": ("block", "direction", "detail"),
     "iterations": ("plan", "rank"),
 }

@@ -130,6 +130,7 @@ def synthetic_calibration(name: str = "test-h100", gpu: str = "h100-sxm-80gb") -
                 {
                     "base_W": 110.0,
                     "leak_W_per_C": 0.8,
+                    "rise_per_C": 0.0,
                     "leak_reference_C": 50.0,
                     "flop_J": 0.35e-12,
                     "vector_op_J": 2e-12,
@@ -143,8 +144,17 @@ def synthetic_calibration(name: str = "test-h100", gpu: str = "h100-sxm-80gb") -
             log_error=0.06,
             points=50,
         ),
-        governor=GovernorFit(parameters=_parameters({"fast_limit": 950.0}, "W"), log_error=0.02),
-        thermal=ThermalFit(parameters=_parameters({"thermal_C_per_W": 0.045, "inlet_C": 30.0})),
+        governor=GovernorFit(
+            parameters=_parameters(
+                {"sustained_share": 1.0, "gain": 9e6, "tensor_clock": 1.6e9, "tensor_sharpness": 10.0}
+            ),
+            log_error=0.02,
+        ),
+        thermal=ThermalFit(
+            parameters=_parameters(
+                {"die_C_per_W": 0.02, "die_time": 2.0, "sink_C_per_W": 0.025, "sink_time": 20.0, "inlet_C": 30.0}
+            )
+        ),
         network=NetworkFit(
             parameters=_parameters(
                 {

@@ -13,9 +13,11 @@ SENSORS = ("energy", "power", "temperature", "clock")
 _FORMS = (
     "lost-after-SECONDSs",
     "no-permission",
+    "unlock-fails-TIMES-times",
     "counter-reset-after-SECONDSs",
     *(f"stuck-{sensor}-after-SECONDSs" for sensor in SENSORS),
 )
+_COUNTED = re.compile(r"unlock-fails-(\d+)-times")
 _TIMED = re.compile(r"(lost|counter-reset|stuck-(?:" + "|".join(SENSORS) + r"))-after-(\d+(?:\.\d+)?)s")
 
 
@@ -28,12 +30,14 @@ class Faults:
         reset_s: the energy counter starts again at zero.
         stuck_s: sensor of `SENSORS` -> from when on its reading stays what it is.
         no_permission: energy, power and activity may not be read.
+        failing_unlocks: how many times unlocking the clocks fails, whoever tries.
     """
 
     lost_s: float = math.inf
     reset_s: float = math.inf
     stuck_s: dict[str, float] = field(default_factory=dict)
     no_permission: bool = False
+    failing_unlocks: int = 0
 
 
 def parse_faults(names: Sequence[str], gpu: str) -> Faults:
@@ -42,11 +46,13 @@ def parse_faults(names: Sequence[str], gpu: str) -> Faults:
     Raises:
         DeviceError: there is no such fault.
     """
-    lost_s, reset_s, stuck_s, no_permission = math.inf, math.inf, {}, False
+    lost_s, reset_s, stuck_s, no_permission, failing_unlocks = math.inf, math.inf, {}, False, 0
     for name in names:
         timed = _TIMED.fullmatch(name)
         if name == "no-permission":
             no_permission = True
+        elif counted := _COUNTED.fullmatch(name):
+            failing_unlocks = int(counted[1])
         elif timed is None:
             raise DeviceError(f"--gpu {gpu}: fail: found {name!r}; allowed: {', '.join(_FORMS)}")
         elif timed[1] == "lost":
@@ -55,4 +61,10 @@ def parse_faults(names: Sequence[str], gpu: str) -> Faults:
             reset_s = float(timed[2])
         else:
             stuck_s[timed[1].removeprefix("stuck-")] = float(timed[2])
-    return Faults(lost_s=lost_s, reset_s=reset_s, stuck_s=stuck_s, no_permission=no_permission)
+    return Faults(
+        lost_s=lost_s,
+        reset_s=reset_s,
+        stuck_s=stuck_s,
+        no_permission=no_permission,
+        failing_unlocks=failing_unlocks,
+    )

@@ -9,10 +9,11 @@ then works off its queue, in order. Between two events power is constant:
     die:   C_d dT_d/dt = P - (T_d - T_s)/R_d          sink:  C_s dT_s/dt = (T_d - T_s)/R_d - (T_s - T_inlet)/R_s
 
 Governor: every period the clock moves by gain x (what was allowed - what was drawn), which holds the mean over a second
-at its share of the cap; what is set is a whole number of steps. The fast limit acts at once and on each kernel: cycles
-are skipped until the instantaneous power fits, so the SMs run slower than the clock that is reported. Voltage is taken
-at the clock after skipping: on the real H100 bursts draw 1.24 times the switching energy of the sustained load, which
-is what their true clocks give, and not the 1.9 times of the clocks reported.
+at its share of the cap; what is set is a whole number of steps, and no more than a lock allows (a lock holds the clock
+down; it does not hold it up against the cap). The fast limit acts at once and on each kernel: while
+its tensor cores work, cycles are skipped, so the SMs run slower than the clock that is reported (as real H100s do, see
+`model.governor`). Voltage is taken at the clock after skipping: on the real H100 bursts draw 1.24 times the switching
+energy of the sustained load, which is what their true clocks give, and not the 1.9 times of the clocks reported.
 
 Left out: kernels side by side, throttling by anything but power and temperature.
 """
@@ -29,6 +30,7 @@ import numpy as np
 from moemodel.profiler.simulated.chip import Chip
 from moemodel.profiler.simulated.faults import Faults
 from moemodel.profiler.simulated.kernels import Kernel
+from moemodel.profiler.simulated.state import StoredSettings
 
 _LEAK_AT_C = 50.0
 _QUEUE = 1024  # launches that the queue holds
@@ -106,6 +108,7 @@ class VirtualGpu:
         chip: its hidden parameters.
         seed: of the noise in its readings.
         faults: what goes wrong.
+        settings: locked clocks and power limit; read anew at each step of the governor.
 
     Attributes:
         now_s: the time.
@@ -114,8 +117,11 @@ class VirtualGpu:
         set_Hz: the clock that the driver reports.
     """
 
-    def __init__(self, chip: Chip, seed: int = 0, faults: Faults | None = None) -> None:
+    def __init__(
+        self, chip: Chip, seed: int = 0, faults: Faults | None = None, settings: StoredSettings | None = None
+    ) -> None:
         self.chip = chip
+        self.settings = settings or StoredSettings(None)
         self.noise = np.random.default_rng(seed)
         self.faults = faults or Faults()
         self.now_s = 0.0
@@ -126,8 +132,6 @@ class VirtualGpu:
         self._cycles = 0.0
         self._queue: deque[Mark | Hold | Batch] = deque()
         self._pending = 0.0  # calls in the queue
-        self._fast_Hz: dict[tuple[int, int], float] = {}
-        self._kernels: list[Kernel] = []  # kept, so that their ids stay theirs
         self._counter_from_J = -2.7e6  # the counter counts since the driver was loaded
         self._readings = Readings(energy_J=-self._counter_from_J, power_W=self.static_W())
         self._governed_J = self._ticked_J = 0.0
@@ -230,27 +234,13 @@ class VirtualGpu:
         return kernel.factor * (self.voltage2(clock_Hz) * (switching + active) + e.dram_J_per_B * kernel.bytes_B)
 
     def true_clock_Hz(self, kernel: Kernel) -> float:
-        """That a kernel runs at now: as set, less the cycles that the fast limit skips."""
-        static_W = round(self.static_W())
-        key = (id(kernel), static_W)
-        if key not in self._fast_Hz:
-            self._kernels.append(kernel)
-            self._fast_Hz[key] = self._limited_Hz(kernel, static_W)
-        return min(self.set_Hz, self._fast_Hz[key])
-
-    def _limited_Hz(self, kernel: Kernel, static_W: float) -> float:
-        """The highest clock whose instantaneous power is within the fast limit, by bisection."""
-        low, high = self.chip.clock_min_Hz, self.chip.clock_max_Hz
-        limit_W = self.chip.governor.fast_W - static_W
-        if self.energy_J(kernel, high) / kernel.busy_s(high) <= limit_W:
-            return math.inf
-        for _ in range(30):
-            middle = (low + high) / 2
-            if self.energy_J(kernel, middle) / kernel.busy_s(middle) <= limit_W:
-                low = middle
-            else:
-                high = middle
-        return low
+        """The mean clock of a kernel now: as set, less the cycles that are skipped while its tensor cores work."""
+        g, set_Hz = self.chip.governor, self.set_Hz
+        rate = self.chip.flops_per_cycle * self.chip.multiprocessors * set_Hz
+        share = min(1.0, kernel.flops / (rate * kernel.time_s(set_Hz)))  # of its time, were nothing skipped
+        skipped_Hz = (set_Hz**-g.sharpness + g.tensor_Hz**-g.sharpness) ** (-1 / g.sharpness)
+        cycles_s = share * set_Hz / skipped_Hz + 1 - share  # how much longer it takes
+        return set_Hz / cycles_s
 
     def _until_event_s(self) -> float:
         return max(0.0, min(_STEP_S, min(r.next_s for r in self._rhythms) - self.now_s))
@@ -348,15 +338,17 @@ class VirtualGpu:
 
     def _govern(self) -> None:
         """The slow limit, and the thermal one."""
-        g, chip = self.chip.governor, self.chip
+        g, chip, state = self.chip.governor, self.chip, self.settings.state
+        cap_W = chip.cap_W if state.power_limit_W is None else state.power_limit_W
         drawn_J = self.totals.energy_J - self._governed_J
         self._governed_J = self.totals.energy_J
-        change_Hz = g.gain_Hz_per_J * (g.sustained_share * chip.cap_W * g.period_s - drawn_J)
+        change_Hz = g.gain_Hz_per_J * (g.sustained_share * cap_W * g.period_s - drawn_J)
         slowdown_C = chip.gpu.slowdown_C
         if slowdown_C is not None and self.die_C > slowdown_C:
             change_Hz = min(change_Hz, -chip.clock_step_Hz)
         self._goal_Hz = min(chip.clock_max_Hz, max(chip.clock_min_Hz, self._goal_Hz + change_Hz))
-        steps = math.floor((self._goal_Hz - chip.clock_min_Hz) / chip.clock_step_Hz + 1e-9)
+        allowed_Hz = self._goal_Hz if state.locked_Hz is None else min(self._goal_Hz, state.locked_Hz[1])
+        steps = math.floor((allowed_Hz - chip.clock_min_Hz) / chip.clock_step_Hz + 1e-9)
         self.set_Hz = chip.clock_min_Hz + steps * chip.clock_step_Hz
 
     # --- sensors -----------------------------------------------------------------------------------------------------
@@ -368,7 +360,7 @@ class VirtualGpu:
         tick_s = self.chip.sensors.tick_s
         mean_W = (self.totals.energy_J - self._ticked_J) / tick_s
         self._ticked_J = self.totals.energy_J
-        noise_W = self.chip.sensors.power_noise_W * float(self.noise.normal())
+        noise_W = self.chip.sensors.power_noise * mean_W * float(self.noise.normal())
         self._readings.energy_J = round(self.totals.energy_J - self._counter_from_J, 3)
         self._readings.power_W = round(mean_W + noise_W, 3)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qsl
@@ -21,12 +23,16 @@ from moemodel.profiler.effort import Effort
 from moemodel.profiler.energy import EnergySampler
 from moemodel.profiler.heavy import HeavyLoad
 from moemodel.profiler.points import Point, Sizes
-from moemodel.profiler.simulated.chip import CHIPS
-from moemodel.profiler.simulated.faults import parse_faults
+from moemodel.profiler.settings import Address, Settings
+from moemodel.profiler.simulated.chip import CHIPS, Chip
+from moemodel.profiler.simulated.faults import Faults, parse_faults
 from moemodel.profiler.simulated.gpu import Mark, Totals, VirtualGpu
 from moemodel.profiler.simulated.kernels import Kernel, kernel
+from moemodel.profiler.simulated.state import LOCKING, State, StoredSettings
 from moemodel.profiler.timing import Sample, Stretch
 
+_OPTIONS = ("seed", "fail", "state", "locking", "busy", "pace")
+_PACE_PERIOD_S = 0.05
 _LANES = 128
 _HEAVY = Point(kind=Kind.GEMM, direction=Pass.FORWARD, sizes=Sizes(m=8192, n=8192, k=8192))
 _HOST_NOISE = 0.03
@@ -47,10 +53,14 @@ class SimulatedDevice:
 
     Args:
         gpu: what it does.
+        busy: another process computes on it.
+        state_file: where its settings are; None if they die with this process.
     """
 
-    def __init__(self, gpu: VirtualGpu) -> None:
+    def __init__(self, gpu: VirtualGpu, *, busy: bool = False, state_file: Path | None = None) -> None:
         self.gpu = gpu
+        self.busy = busy
+        self.state_file = state_file
         self.torch_device = torch.device("meta")
         d = gpu.chip.gpu
         limits_W = (d.power_limit_min_W, d.power_limit_max_W)
@@ -60,7 +70,7 @@ class SimulatedDevice:
             uuid=f"SIM-{d.name}",
             memory_B=d.memory_B or 0,
             multiprocessors=d.multiprocessors,
-            power_limit_W=d.power_limit_W,
+            power_limit_W=gpu.settings.state.power_limit_W or d.power_limit_W,
             power_limit_range_W=None if limits_W[0] is None or limits_W[1] is None else (limits_W[0], limits_W[1]),
             clock_max_Hz=d.clock_max_Hz,
             clock_min_Hz=d.clock_min_Hz,
@@ -97,6 +107,27 @@ class SimulatedDevice:
         if self.gpu.lost or (private and self.gpu.faults.no_permission):
             return None
         return self.gpu.read(sensor)
+
+
+class SimulatedControls:
+    """What may be set on it (`controls.Controls`)."""
+
+    def __init__(self, device: SimulatedDevice) -> None:
+        self._device = device
+        self.settings: Settings = device.gpu.settings
+        file = device.state_file
+        self.address: Address | None = None if file is None else {"state": str(file.absolute())}
+
+    def clocks_Hz(self) -> list[float]:
+        chip = self._device.gpu.chip
+        steps = round((chip.clock_max_Hz - chip.clock_min_Hz) / chip.clock_step_Hz)
+        return [chip.clock_min_Hz + step * chip.clock_step_Hz for step in range(steps + 1)]
+
+    def obstacle(self) -> str | None:
+        return "another process computes on this GPU (simulated)" if self._device.busy else None
+
+    def missing_privilege(self) -> str | None:
+        return None
 
 
 class _Activity:
@@ -318,7 +349,10 @@ class SimulatedPlatform:
 
 
 def open_simulated(gpu: str, known: Mapping[str, str]) -> SimulatedDevice:
-    """The device called `sim:NAME`, or `sim:NAME?seed=1&fail=FAULT,FAULT` (see `faults`).
+    """The device called `sim:NAME`, or `sim:NAME?seed=1&fail=FAULT,FAULT` (see `faults`), and these options:
+
+    state=FILE: its settings are in this file, and outlive the process. locking=refused (by the driver) or unsupported.
+    busy=1: another process computes on it. pace=X: a virtual second takes X real ones at least.
 
     Args:
         gpu: as above.
@@ -331,11 +365,31 @@ def open_simulated(gpu: str, known: Mapping[str, str]) -> SimulatedDevice:
     if wanted not in CHIPS:
         raise DeviceError(f"--gpu {gpu}: that GPU is not simulated; there are: {', '.join(CHIPS)}")
     options = dict(parse_qsl(gpu.partition("?")[2], keep_blank_values=True))
-    unknown = set(options) - {"seed", "fail"}
+    unknown = set(options) - set(_OPTIONS)
     if unknown:
-        raise DeviceError(f"--gpu {gpu}: found option {min(unknown)!r}; allowed: seed, fail")
-    seed = options.get("seed", "0")
+        raise DeviceError(f"--gpu {gpu}: found option {min(unknown)!r}; allowed: {', '.join(_OPTIONS)}")
+    seed, busy, pace = options.get("seed", "0"), options.get("busy", "0"), options.get("pace", "0")
     if not seed.isdecimal():
         raise DeviceError(f"--gpu {gpu}: seed: found {seed!r}; allowed: a whole number")
+    if busy not in ("0", "1"):
+        raise DeviceError(f"--gpu {gpu}: busy: found {busy!r}; allowed: 0, 1")
+    if not re.fullmatch(r"\d+(\.\d+)?", pace):
+        raise DeviceError(f"--gpu {gpu}: pace: found {pace!r}; allowed: a number of seconds")
     faults = parse_faults([f for f in options.get("fail", "").split(",") if f], gpu)
-    return SimulatedDevice(VirtualGpu(CHIPS[wanted](), int(seed), faults))
+    chip, file = CHIPS[wanted](), Path(options["state"]) if "state" in options else None
+    virtual = VirtualGpu(chip, int(seed), faults, _settings(gpu, chip, faults, options.get("locking", "allowed"), file))
+    if float(pace) > 0:
+        virtual.every(_PACE_PERIOD_S, lambda: time.sleep(_PACE_PERIOD_S * float(pace)))
+    return SimulatedDevice(virtual, busy=busy == "1", state_file=file)
+
+
+def _settings(gpu: str, chip: Chip, faults: Faults, locking: str, file: Path | None) -> StoredSettings:
+    """The settings that a simulated GPU is found with."""
+    if locking not in LOCKING:
+        raise DeviceError(f"--gpu {gpu}: locking: found {locking!r}; allowed: {', '.join(LOCKING)}")
+    if file is not None and not file.absolute().parent.is_dir():
+        raise DeviceError(f"--gpu {gpu}: state: {file.absolute().parent}: no such folder; make it first")
+    settings = StoredSettings(file, locking, State(power_limit_W=chip.cap_W))
+    if faults.failing_unlocks:
+        settings.fail_to_unlock(faults.failing_unlocks)
+    return settings

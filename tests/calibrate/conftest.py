@@ -21,7 +21,7 @@ from moemodel.model.operators import SHAPE_FIELDS, Kind, Pass, Shape
 from moemodel.model.profile import MANIFEST, TABLES
 from moemodel.profiler.writer import arrow_schema
 
-COMMITTED = Path(__file__).parents[2] / "calibrate" / "profiles" / "h100-sxm-80gb"
+COMMITTED = Path(__file__).parents[2] / "calibrate" / "profiles" / "h100-sxm-80gb-second"
 WHOLE = [  # operators and passes that `thin_profiles` keeps
     ("gemm", "forward"),
     ("grouped_gemm", "forward"),
@@ -142,7 +142,7 @@ def thin_profiles(tmp_path_factory: pytest.TempPathFactory, write_profile: Write
     """The committed profiles with an operator of each form as it is and two shapes of the others: quick to fit."""
     folder = tmp_path_factory.mktemp("thin")
     copies = []
-    for source in sorted(COMMITTED.parent.glob(f"{COMMITTED.name}*")):
+    for source in sorted(COMMITTED.parent.glob("h100-sxm-80gb-*")):
         tables = dict(read_profile(source).tables)
         rows = tables["operators"]
         whole = pd.MultiIndex.from_frame(rows[["kind", "direction"]]).isin(WHOLE)

@@ -24,6 +24,7 @@ from moemodel.model.errors import ProfileError
 from moemodel.model.gpu import read_gpu
 from moemodel.model.operators import PASSES, SHAPE_FIELDS, Kind, Pass, Shape
 from moemodel.model.profile import MANIFEST
+from moemodel.model.thermal import thermal_model
 
 WriteProfile = Callable[..., Path]
 Fitted = tuple[Calibration, list[HeldOut]]
@@ -136,7 +137,8 @@ def test_power_stays_within_what_the_device_draws(calibration: Calibration, prof
     cap_W = profile.manifest.device.power_limit_W
     assert cap_W is not None
     assert 0.95 < calibration.governor.parameters["sustained_share"].value <= 1.0
-    assert cap_W < calibration.governor.parameters["fast_limit"].value < 2 * cap_W
+    clocks_Hz = profile.tables["operators"]["clock_Hz"]
+    assert clocks_Hz.min() < calibration.governor.parameters["tensor_clock"].value < clocks_Hz.max()
 
 
 def test_the_two_clocks_of_a_shape_are_both_explained(calibration: Calibration, profile: Profile) -> None:
@@ -183,9 +185,11 @@ def test_the_calibration_that_ships_predicts_what_the_committed_profile_gives(
 
 @pytest.mark.parametrize("part", ["power", "governor", "thermal", "host", "memory", "network", "chip"])
 def test_what_ships_beside_operators_is_what_the_committed_profile_gives(part: str, calibration: Calibration) -> None:
-    """Linear fits and means: the same to the last digits on any machine."""
+    """Linear fits and means: the same to the last digits on any machine. The clock of the tensor cores comes from all
+    operators, of which the profile here has not all shapes."""
     found, expected = (_parameters(c.model_dump(mode="json")[part]) for c in (calibration, shipped("h100-sxm-80gb")))
-    assert [p["value"] for p in found] == pytest.approx([p["value"] for p in expected], rel=1e-6)
+    same = 1e-3 if part == "governor" else 1e-6
+    assert [p["value"] for p in found] == pytest.approx([p["value"] for p in expected], rel=same)
     assert [(p["unit"], p["origin"], p["source"]) for p in found] == [
         (p["unit"], p["origin"], p["source"]) for p in expected
     ]
@@ -211,12 +215,15 @@ def test_too_few_loads_give_no_power_model_and_say_so(sparse: Calibration) -> No
     assert sparse.power.log_error >= 1
     for parameter in (*sparse.power.parameters.values(), *sparse.governor.parameters.values()):
         assert parameter.origin == "assumed"
-        assert "no power readings" in parameter.source
+        assert re.search("no power readings|as an H100 80GB HBM3", parameter.source)
+    assert "tensor_clock" not in sparse.governor.parameters
 
 
 def test_no_trace_gives_no_rise_and_says_so(sparse: Calibration) -> None:
-    rise = sparse.thermal.parameters["thermal_C_per_W"]
-    assert (rise.value, rise.origin) == (0.0, "assumed")
+    for name in ("die_C_per_W", "sink_C_per_W"):
+        rise = sparse.thermal.parameters[name]
+        assert (rise.value, rise.origin) == (0.0, "assumed")
+    assert thermal_model(sparse).total_C_per_W == 0
 
 
 def test_no_context_is_assumed(small_profile: Path, tmp_path: Path, write_profile: WriteProfile) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moemodel.calibrate.catalogue import shipped
-from moemodel.calibrate.power import solve_power
+from moemodel.calibrate.power import Leakage, solve_power
 from moemodel.calibrate.public import GPUS, fit_stream, loads_of_activities, tensor_ratio
 from moemodel.calibrate.published import Activities, AllReduce, Rows, read_all_reduce, read_rows
 from moemodel.calibrate.steps import FREE, Cluster, Links, StepFitter, fit_links, groups, left_out, predicted_s
@@ -145,7 +145,8 @@ def test_power_comes_back_from_activities(gpu: Gpu) -> None:
         fp32=fp32,
     )
     loads = loads_of_activities(data, gpu)
-    assert solve_power(loads, 1.41e9).power_W(loads, {}) == pytest.approx(power_W, rel=0.03)
+    constant = Leakage(leak_W_per_C=0.0, rise_per_C=0.0, reference_C=50.0)
+    assert solve_power(loads, 1.41e9, constant).power_W(loads, {}) == pytest.approx(power_W, rel=0.03)
 
 
 def test_what_tensor_cores_draw_in_bf16_over_fp64_comes_back() -> None:

@@ -10,19 +10,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from moemodel.calibrate.catalogue import list_calibrations
 from moemodel.model.calibration import read_calibration
 from moemodel.model.compute import FEATURES, Chip, form_of
+from moemodel.model.costs import tensor_limit
 from moemodel.model.errors import CalibrationError
 from moemodel.model.network import Collective
 from moemodel.model.operators import Kind
 from moemodel.model.parameter_names import CHIP, NETWORK, POWER, THERMAL, operator_features, operator_names
 from moemodel.model.power import PowerModel
+from moemodel.model.thermal import ThermalModel
 
 SHIPPED = Path(__file__).parents[2] / "calibrate" / "shipped"
-OPTIONAL = {"t1", "alignment", "sustained_share", "log_error"}
+OPTIONAL = {"t1", "alignment", "log_error"}
 
 
 @cache
@@ -76,6 +79,16 @@ def test_a_missing_parameter_is_named(name: str, place: str, parameter: str, tmp
     assert f"missing: {parameter} (required: " in message
 
 
+def test_a_fast_limit_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Of its two parameters a lone one is refused (the tests above); a calibration without either is complete."""
+    document = deepcopy(_document("h100-sxm-80gb"))
+    for name in ("tensor_clock", "tensor_sharpness"):
+        del document["governor"]["parameters"][name]
+    (tmp_path / "good.json").write_text(json.dumps(document), encoding="utf-8")
+    limit = tensor_limit(read_calibration(tmp_path / "good.json"))
+    assert limit.true_clock_Hz(np.array([1.98e9]), np.array([[1.0]])).item() == 1.98e9
+
+
 @pytest.mark.parametrize("place", ["operators.0.parameters", "power.parameters", "network.parameters", "chip"])
 def test_an_unknown_parameter_is_named(place: str, tmp_path: Path) -> None:
     document = deepcopy(_document("a100-sxm-80gb"))
@@ -106,8 +119,9 @@ def test_operators_have_the_names_of_their_form(kind: Kind) -> None:
 
 def test_parts_have_the_names_that_their_consumers_read() -> None:
     assert {*CHIP.required, "clock_Hz"} == {f.name for f in fields(Chip)}
-    others = {"clock_reference_Hz", "link_W", "kinds"}
-    assert {*POWER.required, *THERMAL.required} | others == {f.name for f in fields(PowerModel)}
+    others = {"clock_reference_Hz", "link_W", "kinds", "thermal_C_per_W", "inlet_C"}
+    assert {*POWER.required} | others == {f.name for f in fields(PowerModel)}
+    assert {name.replace("_time", "_s") for name in THERMAL.required} == {f.name for f in fields(ThermalModel)}
     assert {name for name in NETWORK.required if name.startswith("efficiency_")} == {
         f"efficiency_{collective}" for collective in Collective
     }

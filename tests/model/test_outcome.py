@@ -81,14 +81,15 @@ def test_without_prices_there_is_no_cost_and_without_tokens_no_run(plan_of: Make
 
 
 def test_intervals_contain_their_figures_and_end_at_hard_limits(plan_of: MakePlan, calibration: Calibration) -> None:
-    answer = outcome(plan_of(**OLMOE), calibration)
+    answer = outcome(plan_of(**OLMOE, power_cap_W=550), calibration)
     for figure in (answer.step_time_s, answer.energy_J, answer.clock_Hz, answer.power_W, answer.mfu):
         assert figure is not None
         assert figure.low is not None
         assert figure.high is not None
         assert figure.low < figure.value <= figure.high
-    assert answer.power_W.high == 700.0
-    assert answer.clock_Hz.high == 1980e6
+    assert answer.power_W.high == pytest.approx(550.0, rel=1e-3)
+    mostly_waiting = outcome(plan_of(sequence_length=256), calibration)  # for the host: its tensor cores idle
+    assert mostly_waiting.clock_Hz.high == 1980e6
 
 
 def test_memory_has_an_interval_once_its_error_is_known(plan_of: MakePlan, calibration: Calibration) -> None:
@@ -141,8 +142,10 @@ def test_what_a_gpu_or_a_list_does_not_have(
 
 
 def test_a_clock_on_a_step_is_accepted(plan_of: MakePlan, calibration: Calibration) -> None:
+    """Kernels run at it, but for the cycles that tensor cores skip well below their own limit of 1600 MHz."""
     answer = outcome(plan_of(clock_MHz=1200), calibration)
-    assert answer.clock_Hz.value == pytest.approx(1200e6)
+    assert 0.99 * 1200e6 < answer.clock_Hz.value < 1200e6
+    assert outcome(plan_of(clock_MHz=600), calibration).clock_Hz.value == pytest.approx(600e6, rel=1e-4)
 
 
 def test_a_calibration_of_another_gpu(plan_of: MakePlan, calibration: Calibration) -> None:

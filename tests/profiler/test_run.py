@@ -154,17 +154,21 @@ def test_host_section_is_measured_once(measure: Any, monkeypatch: pytest.MonkeyP
 
 def test_as_is_has_no_mixes(measure: Any) -> None:
     assert list(measure(["solo"], clocks="as-is").sections) == ["solo"]
-    with pytest.raises(InputError, match="found 'mixed'; allowed with --clocks as-is: power, solo, host"):
+    with pytest.raises(InputError, match="found 'mixed'; allowed with --clocks as-is: power, heat, solo, host"):
         measure(["mixed"], clocks="as-is")
 
 
-def test_lock_is_not_there_yet(measure: Any) -> None:
-    with pytest.raises(DeviceError, match="--clocks lock is not available yet"):
-        measure(clocks="lock")
+def test_a_processor_cannot_be_locked(measure: Any) -> None:
+    with pytest.raises(
+        DeviceError, match=r"--clocks lock: .* has no clocks that moemodel can lock; .*--clocks passive"
+    ):
+        measure(["solo"], clocks="lock")
+    outcome = measure(clocks="auto", budget_s=0)
+    assert any("clocks: passive, not locked: " in note for note in outcome.notes)
 
 
 def test_unknown_section(measure: Any) -> None:
-    with pytest.raises(InputError, match=r"found 'everything'; allowed .*mixed, power, solo, sweep, host"):
+    with pytest.raises(InputError, match=r"found 'everything'; allowed .*mixed, power, heat, solo, sweep, host"):
         measure(["everything"])
 
 

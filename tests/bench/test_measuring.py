@@ -1,0 +1,113 @@
+"""The benchmarks that measure: small runs of them, on a simulated GPU and on the processor."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+def _run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", str(ROOT / "bench" / "attribution.py"), *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def _module(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"bench_{name}", ROOT / "bench" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A session on a simulated GPU, whose powers are the same alone and in the mix."""
+    file = tmp_path_factory.mktemp("attribution") / "session.jsonl"
+    done = _run("--json", "--gpu", "sim:h100?seed=3", "--record", file, "--seconds", "20", "--alone", "2.8")
+    assert done.returncode == 0, done.stderr
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return file, figures
+
+
+def test_power_of_short_phases_is_right(recording: tuple[Path, dict[str, Any]]) -> None:
+    _, figures = recording
+    assert 0 < figures["attribution_mape"] <= figures["attribution_worst"] < 0.01
+    assert figures["phases_not_told"] == 0
+    assert set(figures["phases"]) == {"gemm", "copy", "attention", "idle"}
+    powers_W = {name: phase["alone_W"] for name, phase in figures["phases"].items()}
+    assert powers_W["idle"] < 150 < 400 < min(powers_W["gemm"], powers_W["copy"], powers_W["attention"])
+    assert max(powers_W.values()) < 0.85 * 700  # below the cap, so that the clock is the same
+    assert figures["mixed_clock_MHz"] == pytest.approx(1980)
+    assert figures["recording_B"] < 200_000
+
+
+def test_the_recording_says_the_same_again(recording: tuple[Path, dict[str, Any]]) -> None:
+    file, figures = recording
+    done = _run("--json", "--from", file)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == figures
+    table = _run("--from", file).stdout
+    assert table.splitlines()[1].startswith("gemm ")
+
+
+def test_what_cannot_be_evaluated_says_so(recording: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    file, _ = recording
+    text = file.read_text()
+    (tmp_path / "cut.jsonl").write_text(text[: len(text) // 2])
+    done = _run("--from", tmp_path / "cut.jsonl")
+    assert done.returncode == 2
+    assert "no mixed section" in done.stderr
+    assert _run("--gpu", "sim:h100", "--record", file).returncode == 2  # never written over
+    assert file.read_text() == text
+
+
+def test_codecarbons_levels_have_a_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("codecarbon")
+    bench = _module("meter_cost")
+    monkeypatch.setattr(bench, "_STEP_S", 0.004)
+    monkeypatch.setattr(bench, "_WARM_S", 0.2)
+    figures = bench.measure(0.1, torch.device("cpu"), codecarbon=True)
+    assert figures["step_time_s"] > 0
+    for name in ("", "codecarbon_session_", "codecarbon_step_", "codecarbon_phase_"):
+        assert figures[f"{name}pairs"] >= 2
+        assert isinstance(figures[f"{name}share_of_step"], float)
+        assert figures[f"{name}standard_error"] > 0
+    # Two readings a step, and six: how much is the machine's, that it is more is CodeCarbon's.
+    assert 0 < figures["codecarbon_step_inside_s_per_step"] < figures["codecarbon_phase_inside_s_per_step"]
+    json.dumps(figures, allow_nan=False)
+
+
+def test_without_codecarbon_it_is_the_meters_cost_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = _module("meter_cost")
+    monkeypatch.setattr(bench, "_STEP_S", 0.004)
+    monkeypatch.setattr(bench, "_WARM_S", 0.1)
+    figures = bench.measure(0.1, torch.device("cpu"))
+    assert set(figures) == {
+        "share_of_step",
+        "standard_error",
+        "step_time_s",
+        "pairs",
+        "host_time_per_call_s",
+        "device",
+        "notes",
+    }
