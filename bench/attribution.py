@@ -4,17 +4,17 @@
     python bench/attribution.py --gpu sim:h100          # without a GPU; the same chain on a simulated one
     python bench/attribution.py --from FILE             # evaluates a recording, without any device
 
-Phases: a burst of matrix products, one of memory copies, one of causal attention, and an idle gap, in random order and
-of random lengths, so that every tick of the energy counter holds another mix. Before and after that, each runs alone
-for stretches of 0.7 s, which is enough to be read off the counter's ticks directly, and not so long that the die heats
-or cools to another power (0.8 W per degree on an H100): stretches of all phases take turns, so that it stays about as
-warm as in the mix.
+Phases: a burst of optimizer steps, one of embedding gradients, one of memory copies, one of causal attention, and an
+idle gap, in random order and of random lengths, so that every tick of the energy counter holds another mix. Before and
+after that, each runs alone for stretches of 0.7 s, which is enough to be read off the counter's ticks directly, and not
+so long that the die heats or cools to another power (0.8 W per degree on an H100): stretches of all phases take turns,
+so that it stays about as warm as in the mix.
 
     attribution_mape     mean over phases of |power attributed - power alone| / power alone
     attribution_worst    the largest of them
 
-The products and the attention are the largest of a few sizes that stay well below the power cap: above it the clock
-would differ between the mix and a phase alone, and so would the power.
+Each is the largest of a few sizes that stay well below the power cap: above it the clock would differ between the mix
+and a phase alone, and so would the power. (Large matrix products don't stay below it.)
 
 Everything goes through a recording (`profiler/recording.py`), and is evaluated from it alone.
 """
@@ -63,11 +63,6 @@ _SETTLE_S = 0.1  # of it before its power is counted: the counter lags
 _TIMING_NOISE_S = 2e-5
 
 
-def _gemm(mn: int, k: int) -> Point:
-    """Few tiles but deep ones: a part of the GPU works, for so long that the host is never late."""
-    return Point(kind=Kind.GEMM, direction=Pass.FORWARD, sizes=Sizes(m=mn, n=mn, k=k))
-
-
 def _attention(heads: int, seq: int) -> Point:
     sizes = Sizes(batch=1, heads=heads, kv_heads=heads, seq=seq, head_dim=128)
     return Point(kind=Kind.ATTENTION, direction=Pass.FORWARD, sizes=sizes)
@@ -75,7 +70,12 @@ def _attention(heads: int, seq: int) -> Point:
 
 # The heaviest first.
 _CANDIDATES: dict[str, list[Point]] = {
-    "gemm": [_gemm(*at) for at in ((4096, 4096), (1408, 16384), (1152, 32768), (896, 32768), (640, 65536), (384, 65536))],
+    "optimizer": [
+        Point(kind=Kind.ADAMW_MIXED, direction=Pass.STEP, sizes=Sizes(m=m)) for m in (100_000_000, 10_000_000)
+    ],
+    "embedding": [
+        Point(kind=Kind.EMBEDDING, direction=Pass.BACKWARD, sizes=Sizes(m=m, n=4096, k=50304)) for m in (16384, 1024)
+    ],
     "copy": [Point(kind=Kind.COPY, direction=Pass.FORWARD, sizes=Sizes(m=m)) for m in (1 << 28, 1 << 24)],
     "attention": [
         _attention(*at) for at in ((8, 8192), (4, 8192), (2, 8192), (1, 8192), (1, 4096), (1, 2048), (1, 1024))

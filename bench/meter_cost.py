@@ -104,7 +104,7 @@ class Loop:
 
 
 def _block(device: torch.device, width: int) -> list[nn.Module]:
-    """On a GPU memory-bound layers, far below the power cap: at the cap the clock depends on how long it rested before."""
+    """On a GPU memory-bound layers, far below the power cap; at the cap the clock depends on the rest before it."""
     if device.type == "cuda":
         return [nn.LayerNorm(width), nn.ReLU()]
     return [nn.Linear(width, width), nn.GELU()]

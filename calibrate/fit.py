@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 import moemodel
+from moemodel.calibrate.governor import fit_gain, fit_governor, no_governor, with_gain
 from moemodel.calibrate.links import network_fit
 from moemodel.calibrate.operators import HeldOut, fit_operator, observations
-from moemodel.calibrate.governor import fit_gain, fit_governor, no_governor, with_gain
 from moemodel.calibrate.power import UNITS, fit_power, loads_of
 from moemodel.calibrate.read import Profile, read_profile
 from moemodel.calibrate.thermal import fit_leakage, fit_thermal

@@ -13,7 +13,7 @@ from moemodel.calibrate.power import Loads
 from moemodel.model.calibration import Calibration, GovernorFit, Parameter
 from moemodel.model.compute import ATTENTIONS, PRODUCTS, Chip
 from moemodel.model.governor import TensorLimit
-from moemodel.model.load import Part, held_load
+from moemodel.model.load import HeldLoad, Part, held_load
 from moemodel.model.operators import SHAPE_FIELDS, Kind, Pass, Shape, work
 
 FloatArray = NDArray[np.float64]
@@ -31,6 +31,7 @@ _FEWEST = 10
 _BURSTS = (0.4, 0.9)  # shares of the time for which a load of bursts counts
 _BURST_S = 8e-3  # that the profiler's bursts last on a GPU
 _GAINS_HZ_PER_J = (1e6, 3e8)
+_LEAST_TOLD = 0.01  # of an alternation's mean power, between these gains: less, and it does not tell them apart
 
 
 def fit_governor(
@@ -106,16 +107,18 @@ def _tensor(operators: pd.DataFrame, chip: Chip, source: str) -> tuple[dict[str,
         "tensor_clock": Parameter(
             value=float(found.x[0]) * chip.clock_Hz, unit="Hz", origin="measured", source=source, error=error
         ),
-        "tensor_sharpness": _assumed(SHARPNESS, "1", "as an H100 80GB HBM3 in 2026 under products for 30 to 100 % "
-                                     "of the time"),
+        "tensor_sharpness": _assumed(
+            SHARPNESS, "1", "as an H100 80GB HBM3 in 2026 under products for 30 to 100 % of the time"
+        ),
     }, error
 
 
 def _flops(rows: pd.DataFrame) -> FloatArray:
     """Floating-point operations of one call, of each row."""
     out = np.zeros(len(rows))
-    places = {key: np.asarray(at) for key, at in rows.reset_index(drop=True).groupby(["kind", "direction"]).indices.items()}
-    for (kind, direction), at in places.items():
+    kinds, directions = rows["kind"].to_numpy(str), rows["direction"].to_numpy(str)
+    for kind, direction in sorted(set(zip(kinds, directions, strict=True))):
+        at = (kinds == kind) & (directions == direction)
         shape = Shape(**{name: rows[name].to_numpy(np.float64)[at] for name in SHAPE_FIELDS})
         out[at] = work(Kind(kind), Pass(direction), shape).flops
     return out
@@ -144,6 +147,11 @@ def fit_gain(
     def cost(log_gain: float) -> float:
         there = with_gain(calibration, _assumed(float(np.exp(log_gain)), "Hz/J", ""))
         return float(np.mean([turn.miss(there, cap_W) for turn in turns]))
+
+    slow, fast = (with_gain(calibration, _assumed(gain, "Hz/J", "")) for gain in _GAINS_HZ_PER_J)
+    told = [turn.held(slow, cap_W).power_W / turn.held(fast, cap_W).power_W - 1 for turn in turns]
+    if max(told) < _LEAST_TOLD:
+        return _assumed_gain()
 
     found = minimize_scalar(cost, bounds=tuple(np.log(_GAINS_HZ_PER_J)), method="bounded", options={"xatol": 0.02})
     return Parameter(
@@ -202,10 +210,14 @@ class _Turns:
 
     def miss(self, calibration: Calibration, cap_W: float) -> float:
         """Mean square of the relative errors of power and clock."""
-        found = held_load(
+        found = self.held(calibration, cap_W)
+        return ((found.power_W / self.power_W - 1) ** 2 + (found.clock_Hz / self.clock_Hz - 1) ** 2) / 2
+
+    def held(self, calibration: Calibration, cap_W: float) -> HeldLoad:
+        """What a calibration says of it."""
+        return held_load(
             self.parts, calibration, power_limit_W=cap_W, time_s=0.0, pause_s=self.pause_s, start_C=self.temperature_C
         )
-        return ((found.power_W / self.power_W - 1) ** 2 + (found.clock_Hz / self.clock_Hz - 1) ** 2) / 2
 
 
 def _part(load: pd.Series, lasting_s: float, clock_Hz: float | None = None) -> Part:

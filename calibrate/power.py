@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -176,15 +177,17 @@ def solve_power(loads: Loads, reference_Hz: float, leakage: Leakage) -> PowerSol
 
     grid = (solved(float(k), float(s)) for k, s in product(np.linspace(0.45, 0.9, 10), np.linspace(0.0, 2.0, 11)))
     coarse = min(grid, key=lambda solution: _cost(loads, solution))
-    start = (coarse.voltage.knee_Hz / reference_Hz, coarse.voltage.slope)
+    start: Any = np.array([coarse.voltage.knee_Hz / reference_Hz, coarse.voltage.slope])
+    corners = np.stack([start, start * np.array([1.05, 1.0]), start + np.array([0.0, 0.1])])
+    options: Any = {"xatol": 1e-3, "fatol": 1e-9, "initial_simplex": corners}
     fine = minimize(
-        lambda x: _cost(loads, solved(*x)),
+        lambda x: _cost(loads, solved(float(x[0]), float(x[1]))),
         start,
         method="Nelder-Mead",
-        bounds=((0.3, 1.0), (0.0, 4.0)),
-        options={"xatol": 1e-3, "fatol": 1e-9, "initial_simplex": [start, (start[0] * 1.05, start[1]), (start[0], start[1] + 0.1)]},
+        bounds=[(0.3, 1.0), (0.0, 4.0)],
+        options=options,
     )
-    return min(coarse, solved(*fine.x), key=lambda solution: _cost(loads, solution))
+    return min(coarse, solved(float(fine.x[0]), float(fine.x[1])), key=lambda solution: _cost(loads, solution))
 
 
 def _cost(loads: Loads, solution: PowerSolution) -> float:

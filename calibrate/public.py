@@ -28,8 +28,8 @@ from scipy.optimize import least_squares
 import moemodel
 from moemodel.calibrate.catalogue import list_calibrations, shipped
 from moemodel.calibrate.files import write_calibration
-from moemodel.calibrate.links import network_fit
 from moemodel.calibrate.governor import no_governor
+from moemodel.calibrate.links import network_fit
 from moemodel.calibrate.power import UNITS, Leakage, Loads, PowerSolution, solve_power
 from moemodel.calibrate.published import (
     ACTIVITY,
@@ -452,7 +452,10 @@ def _thermal(data: Published, elsewhere: Calibration) -> ThermalFit:
         f"line through temperature and power of all readings, {_POWER_SOURCE}; of runs of seconds, so it is a low guess"
     )
     rise, inlet = data.thermal
-    times = {"die_time": elsewhere.thermal.parameters["die_time"], "sink_time": elsewhere.thermal.parameters["sink_time"]}
+    times = {
+        "die_time": elsewhere.thermal.parameters["die_time"],
+        "sink_time": elsewhere.thermal.parameters["sink_time"],
+    }
     share = _die_share(elsewhere)
     return ThermalFit(
         parameters={

@@ -294,7 +294,7 @@ def _bare_calibration(gpu: Gpu, constants: Mapping[str, float]) -> Calibration:
         operators=operators,
         host=[HostLane(backend=BACKEND, blocks=_bare(host_parameters(constants)), log_error=0)],
         power=PowerFit(parameters=_bare(_NO_POWER | {"knee_Hz": clock_Hz}), log_error=0, points=0),
-        governor=GovernorFit(parameters=_bare({"sustained_share": 1.0, "window": 1.0}), log_error=0),
+        governor=GovernorFit(parameters=_bare({"sustained_share": 1.0, "gain": 1e7}), log_error=0),
         thermal=ThermalFit(parameters=_bare(_NO_HEAT)),
         network=NetworkFit(parameters=_bare(_LINKS_UNUSED), log_error=0),
         memory=MemoryFit(parameters=_bare({"context": 0.0, "workspace": 0.0, "fragmentation": 0.0})),

@@ -12,8 +12,8 @@ Leakage: where the die warms or cools under a load that keeps its clock, power m
 
     dP/dT = leak + rise P_dynamic
 
-so cooling with nothing to do, and a memory-bound load when cool and when hot, give both. Temperature and power move together in
-every other part of a profile, and say nothing about it.
+so cooling with nothing to do, and a memory-bound load when cool and when hot, give both. Temperature and power move
+together in every other part of a profile, and say nothing about it.
 """
 
 from __future__ import annotations
@@ -74,9 +74,7 @@ def fit_thermal(table: pd.DataFrame, source: str) -> ThermalFit:
     }
     return ThermalFit(
         parameters={
-            name: Parameter(
-                value=float(value), unit=unit, origin="measured", source=source, error=error_C / rise_C
-            )
+            name: Parameter(value=float(value), unit=unit, origin="measured", source=source, error=error_C / rise_C)
             for name, (value, unit) in values.items()
         }
     )
@@ -140,7 +138,9 @@ def fit_leakage(table: pd.DataFrame, source: str) -> dict[str, Parameter]:
     leak, rise = _assumed(LEAK_W_PER_C, "W/K", known), _assumed(RISE_PER_C, "1/K", known)
     if found[0] is not None:
         slope, error, idle_W = found[0]
-        leak = Parameter(value=max(slope, 0.0), unit="W/K", origin="measured", source=source, error=_share(error, slope))
+        leak = Parameter(
+            value=max(slope, 0.0), unit="W/K", origin="measured", source=source, error=_share(error, slope)
+        )
         if found[1] is not None:
             loaded, loaded_error, busy_W = found[1]
             value = max(loaded - slope, 0.0) / (busy_W - idle_W)

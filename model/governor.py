@@ -144,9 +144,7 @@ class _Move:
         return np.clip(np.where(time_s > 0, mean, begin_Hz), self.lowest_Hz, self.highest_Hz)
 
 
-def _alone(
-    stretch: Stretch, clock_Hz_K: FloatArray, limit_W_P: FloatArray, highest_Hz_P: FloatArray
-) -> FloatArray:
+def _alone(stretch: Stretch, clock_Hz_K: FloatArray, limit_W_P: FloatArray, highest_Hz_P: FloatArray) -> FloatArray:
     """Clock at which a stretch that lasts for ever settles."""
     held_Hz = crossing(np.maximum.accumulate(stretch.power_W_PK, axis=1), clock_Hz_K, limit_W_P)
     return np.clip(held_Hz, clock_Hz_K[0], highest_Hz_P)

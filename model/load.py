@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moemodel.model.calibration import Calibration
 from moemodel.model.blocks import chip_of_calibration
+from moemodel.model.calibration import Calibration
 from moemodel.model.costs import Lane, Pricer
 from moemodel.model.governor import Stretch, at_clock, settled_clocks, time_at_clock
 from moemodel.model.operators import Kind, Pass, Shape

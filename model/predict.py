@@ -122,7 +122,8 @@ def _device_at(cost: StageCost, clock_Hz_K: FloatArray, clocks: _Clocks) -> _Dev
     device = _device(cost)
 
     def at(name: str) -> FloatArray:
-        values, clock_Hz_P = getattr(device, name), getattr(clocks, name.partition("_")[0])
+        values: FloatArray = getattr(device, name)
+        clock_Hz_P: FloatArray = getattr(clocks, name.partition("_")[0])
         if name.endswith("_cycles"):  # cycles over the clock go as time does
             return time_at_clock(values / clock_Hz_K, clock_Hz_K, clock_Hz_P)[:, None] * clock_Hz_P[:, None]
         go = at_clock if name.endswith("_J") else time_at_clock

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 _SEARCH_S = 0.005  # between readings while the tick is not known
 _CLOSE_S = 0.002  # around the tick that is due
-_AHEAD_S = 0.004  # dense readings begin so long before it
+_AHEAD_S = 0.004  # dense readings begin so long before it, and before what the last edge's width leaves open
 _LATE_S = 0.015  # after so long without it, it is searched anew
 _STEADY_S = 0.1  # between readings of a counter without ticks
 _POWER_S = 1.0
@@ -58,6 +58,7 @@ class EdgeFinder:
         self._last: tuple[float, float] | None = None
         self._gaps_s: deque[float] = deque(maxlen=9)
         self._edge_s: float | None = None
+        self._width_s = 0.0  # of the last edge
         self._power_due_s = self.due_s
         self._running = 0  # readings in a row that all changed
 
@@ -91,6 +92,7 @@ class EdgeFinder:
         self.edges.append(Edge(time_s, at_s - last_s, energy_J))
         if self._edge_s is not None and at_s - last_s < _SHARP_S:
             self._gaps_s.append(time_s - self._edge_s)
+        self._width_s = min(at_s - last_s, _SHARP_S)
         self._edge_s = time_s if at_s - last_s < _SHARP_S else None
 
     def _wait_s(self, now_s: float) -> float:
@@ -101,7 +103,7 @@ class EdgeFinder:
         due_s = self._edge_s + median(self._gaps_s)
         if now_s > due_s + _LATE_S:
             return _SEARCH_S
-        return max(due_s - _AHEAD_S - now_s, _CLOSE_S)
+        return max(due_s - _AHEAD_S - self._width_s - now_s, _CLOSE_S)
 
 
 class CounterWatch:

@@ -238,7 +238,7 @@ class VirtualGpu:
         g, set_Hz = self.chip.governor, self.set_Hz
         rate = self.chip.flops_per_cycle * self.chip.multiprocessors * set_Hz
         share = min(1.0, kernel.flops / (rate * kernel.time_s(set_Hz)))  # of its time, were nothing skipped
-        skipped_Hz = (set_Hz**-g.sharpness + g.tensor_Hz**-g.sharpness) ** (-1 / g.sharpness)
+        skipped_Hz: float = (set_Hz**-g.sharpness + g.tensor_Hz**-g.sharpness) ** (-1 / g.sharpness)
         cycles_s = share * set_Hz / skipped_Hz + 1 - share  # how much longer it takes
         return set_Hz / cycles_s
 

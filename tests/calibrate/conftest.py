@@ -142,7 +142,8 @@ def thin_profiles(tmp_path_factory: pytest.TempPathFactory, write_profile: Write
     """The committed profiles with an operator of each form as it is and two shapes of the others: quick to fit."""
     folder = tmp_path_factory.mktemp("thin")
     copies = []
-    for source in sorted(COMMITTED.parent.glob("h100-sxm-80gb-*")):
+    others = sorted(source for source in COMMITTED.parent.glob("h100-sxm-80gb-*") if source != COMMITTED)
+    for source in (COMMITTED, *others):
         tables = dict(read_profile(source).tables)
         rows = tables["operators"]
         whole = pd.MultiIndex.from_frame(rows[["kind", "direction"]]).isin(WHOLE)

@@ -34,9 +34,9 @@ _OMITTED = "created", "moemodel_version"
 
 @pytest.fixture(scope="module")
 def profile(thin_profiles: list[Path]) -> Profile:
-    """The first profile, with the operators and loads of all."""
+    """The first profile, with the operators, loads and host times of all."""
     first, *others = map(read_profile, thin_profiles)
-    for name in ("operators", "power"):
+    for name in ("operators", "power", "host"):
         first.tables[name] = pd.concat([p.tables[name] for p in (first, *others)], ignore_index=True)
     return first
 

@@ -194,7 +194,7 @@ def test_power_never_falls_with_work_or_clock(fitted: tuple[PowerFit, PowerModel
 
 
 def test_a_warm_die_leaks(fitted: tuple[PowerFit, PowerModel]) -> None:
-    """Loads that differ in nothing else differ by leakage and rise alone, and base_W is for the reference temperature."""
+    """Loads that differ in nothing else differ by leakage and rise alone; base_W is for the reference temperature."""
     fit, found = fitted
     leak, rise = (fit.parameters[name].value for name in ("leak_W_per_C", "rise_per_C"))
     cool, reference, warm = (replace(GEMM, temperature_C=t).power_W(found) for t in (40.0, 50.0, 70.0))

@@ -41,7 +41,9 @@ def _warmth(power_W: FloatArray, *, inlet_C: float, die: Mass, sink: Mass) -> Fl
 # ---- temperature ----------------------------------------------------------------------------------------------------
 
 
-def _trace(*, inlet_C: float = 27.0, die: Mass = (0.022, 2.0), sink: Mass = (0.031, 20.0), seed: int = 0) -> pd.DataFrame:
+def _trace(
+    *, inlet_C: float = 27.0, die: Mass = (0.022, 2.0), sink: Mass = (0.031, 20.0), seed: int = 0
+) -> pd.DataFrame:
     """A device under loads that change every few seconds; a reading of power is of the step before, in whole degrees
     that of temperature."""
     rng = np.random.default_rng(seed)

@@ -53,9 +53,7 @@ def test_under_a_cap_the_clock_pays_for_leakage(opt: Architecture, batch: Batch,
     assert warm.energy_J[0] > cool.energy_J[0]
 
 
-def test_a_die_that_would_get_too_hot_is_slowed_to_its_limit(
-    opt: Architecture, batch: Batch, machine: Machine
-) -> None:
+def test_a_die_that_would_get_too_hot_is_slowed_to_its_limit(opt: Architecture, batch: Batch, machine: Machine) -> None:
     plan = batch(micro_batch=8)
     free = predict(opt, plan, replace(machine, inlet_C=70.0, slowdown_C=np.inf))
     held = predict(opt, plan, replace(machine, inlet_C=70.0, slowdown_C=89.0))

@@ -57,9 +57,7 @@ def test_out_of_the_caps_way_only_tensor_cores_are_slow(calibration: Calibration
 
 
 def test_parts_in_turn_take_the_time_of_both(calibration: Calibration) -> None:
-    one, other, both = (
-        held(calibration, *parts, power_limit_W=1e9) for parts in ((GEMM,), (COPY,), (GEMM, COPY))
-    )
+    one, other, both = (held(calibration, *parts, power_limit_W=1e9) for parts in ((GEMM,), (COPY,), (GEMM, COPY)))
     assert both.round_s == pytest.approx(one.round_s + other.round_s)
     cycles = one.clock_Hz * one.round_s + other.clock_Hz * other.round_s
     assert both.clock_Hz == pytest.approx(cycles / both.round_s)

@@ -193,3 +193,26 @@ def test_a_slow_host_makes_small_work_wait(opt: Architecture, batch: Batch, mach
     assert prediction.host_wait_s[0] > prediction.host_wait_s[1]
     assert prediction.step_time_s[0] > 2 * prediction.step_time_s[1]
     assert prediction.power_W[0] < prediction.power_W[1]
+
+
+@pytest.mark.parametrize("limit_W", [700.0, np.inf])
+def test_where_power_is_not_modelled_nothing_holds_the_clock_back(
+    olmoe: Architecture, batch: Batch, machine: Machine, limit_W: float
+) -> None:
+    """A processor, or a GPU whose power could not be read: all its powers are zero, and the clock the highest."""
+    power = machine.calibration.power.parameters
+    none = {name: p.model_copy(update={"value": 0.0}) for name, p in power.items() if name != "knee_Hz"}
+    network = machine.calibration.network.parameters
+    unpowered = network | {"link_power": network["link_power"].model_copy(update={"value": 0.0})}
+    calibration = machine.calibration.model_copy(
+        update={
+            "power": machine.calibration.power.model_copy(update={"parameters": power | none}),
+            "network": machine.calibration.network.model_copy(update={"parameters": unpowered}),
+        }
+    )
+    bare = replace(machine, calibration=calibration, power_limit_W=limit_W)
+    found, asked = (predict(olmoe, batch(dp=8, clock_Hz=c), bare) for c in (np.nan, 1980e6))
+    assert found.step_time_s == pytest.approx(asked.step_time_s)
+    free = predict(olmoe, batch(dp=8), replace(machine, power_limit_W=1e9))
+    assert found.step_time_s == pytest.approx(free.step_time_s, rel=1e-3)
+    assert found.power_W[0] == 0

@@ -25,6 +25,7 @@ from moemodel.model.calibration import Calibration, read_calibration
 from moemodel.model.compute import Chip as Datasheet
 from moemodel.model.compute import operator_time
 from moemodel.model.errors import DeviceError
+from moemodel.model.load import Part, held_load
 from moemodel.model.operators import SHAPE_FIELDS, Kind, Pass, Shape
 from moemodel.profiler import run as run_module
 from moemodel.profiler.grid import gpu_grid, gpu_sweep
@@ -89,7 +90,17 @@ def h100(tmp_path_factory: pytest.TempPathFactory, work: Workload) -> Truth:
 @pytest.fixture(scope="module")
 def a100(tmp_path_factory: pytest.TempPathFactory, work: Workload) -> Truth:
     folder = tmp_path_factory.mktemp("a100") / "profile"
-    return Truth(chip=CHIPS[A100](), outcome=profile("sim:a100", folder, workload=work, sections=["power", "heat", "solo"]))
+    return Truth(
+        chip=CHIPS[A100](), outcome=profile("sim:a100", folder, workload=work, sections=["power", "heat", "solo"])
+    )
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory, work: Workload) -> Truth:
+    folder = tmp_path_factory.mktemp("locked") / "profile"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MOEMODEL_CLOCKS", raising=False)  # a site may forbid locking its own GPUs
+        return Truth(chip=CHIPS[H100](), outcome=profile("sim:h100", folder, workload=work, clocks="lock"))
 
 
 @pytest.fixture(params=["h100", "a100"])
@@ -177,11 +188,14 @@ def recovered(truth: Truth) -> dict[str, tuple[float, float]]:
         l2_B=chip.l2_B,
         clock_Hz=chip.clock_max_Hz,
     )
-    tables = (truth.table("operators"), truth.table("alternating"))
-    governor = fit_governor(loads, *tables, datasheet, chip.cap_W, source).parameters
+    governor = fit_governor(loads, truth.table("operators"), datasheet, chip.cap_W, source).parameters
     thermal = {name: p.value for name, p in fit_thermal(truth.table("thermal"), source).parameters.items()}
     (die_C_per_W, die_s), (sink_C_per_W, sink_s) = modes(chip)
-    electrics = {name: (float(getattr(chip.electrics, name)), value) for name, value in power.items() if name in HIDDEN}
+    electrics = {
+        name: (float(getattr(chip.electrics, name)), value)
+        for name, value in power.items()
+        if hasattr(chip.electrics, name)
+    }
     return electrics | {
         "tensor_clock": (chip.governor.tensor_Hz, governor["tensor_clock"].value),
         "sustained_share": (chip.governor.sustained_share, governor["sustained_share"].value),
@@ -204,59 +218,59 @@ def modes(chip: Chip) -> list[tuple[float, float]]:
     conductance = np.array([[across, -across], [-across, across + away]])
     root = np.diag([t.die_J_per_C**-0.5, t.sink_J_per_C**-0.5])
     rates, vectors = np.linalg.eigh(root @ conductance @ root)
-    found = [(float(u[0] ** 2 / (t.die_J_per_C * rate)), float(1 / rate)) for rate, u in zip(rates, vectors.T, strict=True)]
+    found = [
+        (float(u[0] ** 2 / (t.die_J_per_C * rate)), float(1 / rate)) for rate, u in zip(rates, vectors.T, strict=True)
+    ]
     return sorted(found, key=lambda mode: mode[1])
 
 
-# Not tested is what a passive profile does not recover within 5 %: the slope of the voltage (7 % low) and how energy
-# divides between cache and memory; and, without activity counters (A100), base.
-HIDDEN = ("base_W", "flop_J", "vector_op_J", "active_W", "knee_Hz", "leak_W_per_C")
+# Within 5 % for seeds 0 to 4; the worst is the heat sink's time constant, 2.8 % low on the A100. Not tested is what a
+# profile does not recover: how energy divides between cache and memory, whose sum counts (up to 30 % off each), and,
+# without activity counters (A100), how power divides between work and active SMs (active 18 % low, flop 7 % high).
+POWER = ("base_W", "flop_J", "vector_op_J", "active_W", "knee_Hz", "voltage_slope")
+HEAT = ("leak_W_per_C", "die_C_per_W", "die_time", "sink_C_per_W", "sink_time", "inlet_C")
+LIMITS = ("tensor_clock", "sustained_share")
+FOUND = dict[str, tuple[float, float]]
 
 
 @pytest.fixture(scope="module")
-def found_h100(h100: Truth) -> dict[str, tuple[float, float]]:
+def found_h100(h100: Truth) -> FOUND:
     return recovered(h100)
 
 
 @pytest.fixture(scope="module")
-def found_a100(a100: Truth) -> dict[str, tuple[float, float]]:
+def found_a100(a100: Truth) -> FOUND:
     return recovered(a100)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *HIDDEN,
-        "tensor_clock",
-        "sustained_share",
-        "die_C_per_W",
-        "die_time",
-        "sink_C_per_W",
-        "sink_time",
-        "inlet_C",
-    ],
-)
-def test_h100_hidden_parameters(found_h100: dict[str, tuple[float, float]], name: str) -> None:
+@pytest.fixture(scope="module")
+def found_locked(locked: Truth) -> FOUND:
+    return recovered(locked)
+
+
+@pytest.mark.parametrize("name", [*POWER, *HEAT, *LIMITS])
+def test_h100_hidden_parameters(found_h100: FOUND, name: str) -> None:
     hidden, value = found_h100[name]
     assert value / hidden == pytest.approx(1, rel=AIM)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "leak_W_per_C",
-        "tensor_clock",
-        "sustained_share",
-        "die_C_per_W",
-        "die_time",
-        "sink_C_per_W",
-        "sink_time",
-        "inlet_C",
-    ],
-)
-def test_a100_hidden_parameters(found_a100: dict[str, tuple[float, float]], name: str) -> None:
+@pytest.mark.parametrize("name", ["base_W", "vector_op_J", *HEAT, *LIMITS])
+def test_a100_hidden_parameters(found_a100: FOUND, name: str) -> None:
     hidden, value = found_a100[name]
     assert value / hidden == pytest.approx(1, rel=AIM)
+
+
+@pytest.mark.parametrize("name", [*POWER, *HEAT, *LIMITS])
+def test_hidden_parameters_at_locked_clocks(found_locked: FOUND, name: str) -> None:
+    hidden, value = found_locked[name]
+    assert value / hidden == pytest.approx(1, rel=AIM)
+
+
+def test_locked_clocks_reach_below_the_knee(locked: Truth, h100: Truth) -> None:
+    """Where the governor never goes by itself, so that the voltage curve need not be extrapolated."""
+    knee_Hz = locked.chip.electrics.knee_Hz
+    lowest_Hz = [float(t.table("power")["clock_Hz"].min()) for t in (locked, h100)]
+    assert lowest_Hz[0] < 0.6 * knee_Hz < 0.85 * knee_Hz < lowest_Hz[1]
 
 
 # --- through the command line ----------------------------------------------------------------------------------------
@@ -290,6 +304,46 @@ def test_a_plan_is_predicted_from_the_simulation(calibrated: Path, tmp_path: Pat
     cap_W = CHIPS[H100]().cap_W
     assert 0.5 * cap_W < step["power_per_gpu_W"]["value"] < 1.01 * cap_W
     assert answer["provenance"].startswith("Measured: simulated ")
+
+
+def test_the_governors_gain(calibration: Calibration, h100: Truth) -> None:
+    """From alternations of heavy and light load; within 5 % for seeds 0 to 4 (on the A100, which they hardly bring to
+    its limit, 4 to 8 % high)."""
+    gain = calibration.governor.parameters["gain"]
+    assert gain.origin == "measured"
+    assert gain.value == pytest.approx(h100.chip.governor.gain_Hz_per_J, rel=AIM)
+
+
+def held_true(chip: Chip, point: Point, seconds: float) -> tuple[float, float, float]:
+    """Power, clock and temperature of the simulated GPU after an operator ran for so long: means over two seconds."""
+    gpu, one = VirtualGpu(chip), kernel(chip, point)
+
+    def run_until(end_s: float) -> None:
+        while gpu.now_s < end_s:
+            gpu.launch(one, max(1, round(8e-3 / one.time_s(gpu.set_Hz))))
+            gpu.synchronize()
+
+    run_until(seconds - 1.0)
+    before, begun = gpu.totals.copy(), gpu.mark()
+    run_until(seconds + 1.0)
+    ended = gpu.mark()
+    gpu.synchronize()
+    lasted_s = gpu.totals.time_s - before.time_s
+    clock_Hz = (ended.cycles - begun.cycles) / (ended.time_s - begun.time_s)
+    return (gpu.totals.energy_J - before.energy_J) / lasted_s, clock_Hz, gpu.die_C
+
+
+@pytest.mark.parametrize("point", [gpu_loads()[1].point, gpu_loads()[7].point], ids=["gemm", "copy"])
+@pytest.mark.parametrize("seconds", [5.0, 40.0])
+def test_a_held_load_is_predicted(h100: Truth, calibration: Calibration, point: Point, seconds: float) -> None:
+    """Power, clock and temperature of a load that was never held for so long, from an idle GPU on."""
+    power_W, clock_Hz, die_C = held_true(h100.chip, point, seconds)
+    sizes = Shape(**{name: np.array([float(getattr(point.sizes, name))]) for name in SHAPE_FIELDS})
+    part = Part(kind=point.kind, direction=point.direction, shape=sizes, calls=8)
+    found = held_load([part], calibration, power_limit_W=h100.chip.cap_W, time_s=seconds)
+    assert found.power_W == pytest.approx(power_W, rel=0.02)
+    assert found.clock_Hz == pytest.approx(clock_Hz, rel=0.02)
+    assert found.temperature_C == pytest.approx(die_C, abs=1.5)
 
 
 UNSEEN = [
