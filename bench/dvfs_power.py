@@ -25,9 +25,7 @@ those that are not among the 12 are predicted by a fit to all 12.
 
 The H100's calibration, which was measured by its power limit moving the clock, is carried below the clocks that it saw:
 FP64 products at locked clocks of another H100. Steady rows below the calibration's range count; the level of dynamic
-power (FP64 is not in the calibration) is from the highest of them, which doesn't count. `h100_shape_mape_shipped` has
-static power as the calibration has it, the same at all clocks; but its idle readings were taken at the top clock, with
-a clock tree running. `h100_shape_mape` takes that tree's share off, as the A100 shows it for each SM and cycle. Rows
+power (FP64 is not in the calibration) is from the highest of them, which doesn't count. Rows
 marked as unsteady or drifting or at the cap are left out.
 
 The data are read from `../shared/data`; where they are missing there is nothing to do, and the exit code is 0.
@@ -38,7 +36,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
@@ -160,14 +158,8 @@ def errors_of(code: str, found: dict[str, FloatArray], runs: Runs) -> Tested:
     return Tested(code=code, power_error=power_error, clock_error_Hz=clock_error_Hz, energy_lost=lost)
 
 
-def h100_shape(path: Path, tree_W: float, gpu: Gpu) -> pd.DataFrame:
-    """Measured and predicted power of the steady rows below the clocks that the H100's calibration measured.
-
-    Args:
-        path: the readings.
-        tree_W: what the A100's idle clock tree draws at the reference clock and the lowest voltage.
-        gpu: the A100.
-    """
+def h100_shape(path: Path) -> pd.DataFrame:
+    """Measured and predicted power of the steady rows below the clocks that the H100's calibration measured."""
     table, calibration = pd.read_csv(path, encoding="utf-8-sig"), shipped(_H100)
     below = table["locked_MHz"] * 1e6 < calibration.clock_measured_Hz[0]
     steady = table[below & table["note"].str.startswith("steady")].sort_values("locked_MHz")
@@ -178,27 +170,21 @@ def h100_shape(path: Path, tree_W: float, gpu: Gpu) -> pd.DataFrame:
     second = Work(flops=flops, vector_ops=np.zeros(1), bytes_B=np.zeros(1))
     each = model.dynamic_J(Kind.GEMM, Pass.FORWARD, second, clock_Hz, np.ones((len(clock_Hz), len(clock_Hz))))
     dynamic_W = np.diagonal(each)
-    # The calibration's idle readings were taken at its top clock: what its clock tree drew there is no base.
-    tree_J = tree_W / gpu.peak("bf16").clock_Hz / float(gpu.multiprocessors or 1) * chip["multiprocessors"]
-    idle_Hz = np.array([calibration.clock_range_Hz[1], *clock_Hz])
-    idle_W = tree_J * idle_Hz * model.voltage2(idle_Hz) / model.voltage2(np.zeros(1))
     return pd.DataFrame(
         {
             "clock_Hz": clock_Hz,
             "measured_W": measured_W,
-            "shipped_W": _level_set(model, np.zeros(len(clock_Hz)), dynamic_W, measured_W[-1]),
-            "clock_tree_W": _level_set(model, idle_W[1:] - idle_W[0], dynamic_W, measured_W[-1]),
+            "predicted_W": _level_set(model, model.clocked_W(clock_Hz), dynamic_W, measured_W[-1]),
         }
     )
 
 
-def _level_set(model: PowerModel, idle_W: FloatArray, dynamic_W: FloatArray, last_W: float) -> FloatArray:
+def _level_set(model: PowerModel, tree_W: FloatArray, dynamic_W: FloatArray, last_W: float) -> FloatArray:
     """Steady power, with the level of dynamic power such that the last row draws what it drew."""
-    models = [replace(model, base_W=model.base_W + extra) for extra in idle_W]
-    last, last_C = models[-1], model.inlet_C + model.thermal_C_per_W * last_W
-    static_W = last.static_W(last_C)
-    level = (last_W - static_W) / (last.total_W(dynamic_W[-1], last_C) - static_W)
-    return np.array([m.steady(level * own)[0] for m, own in zip(models, dynamic_W, strict=True)])
+    last_C = model.inlet_C + model.thermal_C_per_W * last_W
+    idle_W = model.total_W(tree_W[-1], last_C)
+    level = (last_W - idle_W) / (model.total_W(tree_W[-1] + dynamic_W[-1], last_C) - idle_W)
+    return np.asarray(model.steady(tree_W + level * dynamic_W)[0])
 
 
 def summary(tested: list[Tested], field: str) -> pd.DataFrame:
@@ -210,7 +196,7 @@ def summary(tested: list[Tested], field: str) -> pd.DataFrame:
 def figures(tested: list[Tested], fitted: float, shape: pd.DataFrame) -> dict[str, float]:
     """What `--json` prints."""
     power, clock_Hz, lost = (summary(tested, field) for field in ("power_error", "clock_error_Hz", "energy_lost"))
-    off = {name: (shape[name] / shape["measured_W"] - 1).abs().iloc[:-1] for name in ("shipped_W", "clock_tree_W")}
+    shape_off = (shape["predicted_W"] / shape["measured_W"] - 1).abs().iloc[:-1]
     out = {
         "power_mape": power["counters"].mean(),
         "power_median_of_codes": power["counters"].median(),
@@ -218,8 +204,7 @@ def figures(tested: list[Tested], fitted: float, shape: pd.DataFrame) -> dict[st
         "power_mape_one_reading": power["counters + reading"].mean(),
         "power_mape_one_reading_top_clock": power["top clock + reading"].mean(),
         "power_mape_fitted": fitted,
-        "h100_shape_mape": off["clock_tree_W"].mean(),
-        "h100_shape_mape_shipped": off["shipped_W"].mean(),
+        "h100_shape_mape": shape_off.mean(),
         "codes": len(power),
     }
     for name, column in _CLOCKS.items():
@@ -265,8 +250,7 @@ def main() -> None:
     everything = fit_activities(runs.loads, reference_Hz)
     level_free = fit_activities(runs.loads, reference_Hz, level_spread=_NO_SPREAD)
     fitted = float(np.abs(level_free.power_W(runs.loads) / runs.loads.power_W - 1).mean())
-    lowest = float(everything.model.voltage2(np.zeros(1))[0])
-    shape = h100_shape(options.data / FP64_GEMM, everything.clocked_W * lowest, gpu)
+    shape = h100_shape(options.data / FP64_GEMM)
     result = figures(tested, fitted, shape)
     if options.others:
         more = read_runs(options.others, stream_path, gpu)

@@ -117,8 +117,8 @@ def measure(gpu: str, file: Path, shorter: float = 1.0) -> None:
         for load in LOADS:
             rows.append(_held(bench, load, load["seconds"] * shorter))
             print(json.dumps({k: v for k, v in rows[-1].items() if k != "parts"}), flush=True)
-    found = {"gpu": name, "device": device.info.model_dump(mode="json"), "loads": rows}
-    found["device"].pop("uuid", None)
+    info = device.info.model_dump(mode="json", exclude={"uuid"})
+    found = {"gpu": name, "device": info, "loads": rows}
     file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     device.close()
 
@@ -135,7 +135,8 @@ def _held(bench: Any, load: dict[str, Any], seconds: float) -> dict[str, Any]:
     bench.lane.synchronize()
     bench.timer.sleep(_REST_S)
     start_C = bench.device.temperature_C()
-    begun_s, samples, queued = bench.timer.now_s(), [], deque()
+    begun_s, samples = bench.timer.now_s(), []
+    queued: deque[Any] = deque()
     turns = cycle(range(len(cases)))
     round_s, rounds, last_s = [], 0, bench.timer.now_s()
     while bench.timer.now_s() < begun_s + seconds:

@@ -430,7 +430,7 @@ def _power(data: Published) -> PowerFit:
 
     Of a busy cycle, the energy beyond static power is e_flop F + p_active/f0: all of it grows by the ratio.
     """
-    values = dict(zip(UNITS, (float(value) for value in data.power.coefficients), strict=True))
+    values = data.power.values
     values["flop_J"] = data.tensor * values["flop_J"] + (data.tensor - 1) * values["active_W"] / data.peak_flops_per_s
     return PowerFit(
         parameters={

@@ -304,6 +304,7 @@ def _bare_calibration(gpu: Gpu, constants: Mapping[str, float]) -> Calibration:
 _NO_POWER = dict.fromkeys(
     (
         "base_W",
+        "tree_W",
         "active_W",
         "flop_J",
         "vector_op_J",

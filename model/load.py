@@ -82,10 +82,11 @@ def held_load(
     pricer = Pricer(calibration, chip_of_calibration(calibration), power, clocks)
     lanes = [_priced(pricer, part) for part in parts]
     times = [*(lane.time_s_UK for lane in lanes), np.full((1, _CLOCKS), pause_s)]
-    energies = [*(lane.energy_J_UK for lane in lanes), np.zeros((1, _CLOCKS))]
+    works = [*(lane.energy_J_UK for lane in lanes), np.zeros((1, _CLOCKS))]
+    energies = [work_J + power.clocked_W(clocks) * time for work_J, time in zip(works, times, strict=True)]
     names = calibration.governor.parameters
     limit_W = np.array([names["sustained_share"].value * power_limit_W])
-    idle_W = float(power.steady(np.zeros(1))[0][0])
+    idle_W = float(power.steady(power.clocked_W(clocks[-1:]))[0][0])
     temperature_C = thermal.inlet_C if start_C is None else start_C
     for _ in range(_ROUNDS):
         cycle = [

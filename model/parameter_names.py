@@ -93,6 +93,7 @@ CHIP = Names(required=_CHIP, positive=_CHIP)  # compute.Chip
 POWER = Names(  # power.PowerModel
     required=(
         "base_W",
+        "tree_W",
         "active_W",
         "flop_J",
         "vector_op_J",

@@ -1,11 +1,12 @@
 """Power and energy of operators against the SM clock, and the temperature that goes with it.
 
-    P = P_base + leak (T - T0) + E_dyn/t (1 + rise (T - T0))
+    P = P_base + P_tree v(f) f/f0 + leak (T - T0) + E_dyn/t (1 + rise (T - T0))
     E_dyn(op, f) = c_kind (v(f) (e_flop flops + e_vector vector_ops + e_cache bytes + p_active f/f0 t) + e_dram bytes)
 
     v(f) = (V(f)/V(f0))^2, V flat below a knee, then linear: V ~ 1 + slope max(0, f/f_knee - 1)
     e_*  energy of a unit of work at the reference clock f0; p_active  power of clocked SMs beside their work, at f0,
          in the time t beyond launch and tail (in which few SMs are active)
+    P_tree  what the clock tree draws at f0, whether SMs work or not
     c_kind  a factor for each operator and pass, shrunk towards 1 by the calibration
 
 Energy of a unit of work scales with V^2, and the clock tree's power with f V^2 (Weste & Harris, CMOS VLSI Design,
@@ -37,6 +38,7 @@ class PowerModel:
     """The parameters of the module's docstring; units in the names."""
 
     base_W: float
+    tree_W: float = 0.0
     leak_W_per_C: float
     leak_reference_C: float
     rise_per_C: float = 0.0
@@ -60,12 +62,17 @@ class PowerModel:
     def _voltage(self, clock_Hz: FloatArray) -> FloatArray:
         return np.asarray(1 + self.voltage_slope * np.maximum(0.0, clock_Hz / self.knee_Hz - 1))
 
+    def clocked_W(self, clock_Hz: FloatArray) -> FloatArray:
+        """What the clock tree draws at a clock."""
+        return np.asarray(self.tree_W * self.voltage2(clock_Hz) * clock_Hz / self.clock_reference_Hz)
+
     def static_W(self, temperature_C: FloatArray | float) -> FloatArray:
-        """Power of the idle GPU at a die temperature."""
+        """Power of the idle GPU at a die temperature, without its clock tree."""
         return np.asarray(self.base_W + self.leak_W_per_C * (np.asarray(temperature_C) - self.leak_reference_C))
 
     def total_W(self, dynamic_W: FloatArray, temperature_C: float) -> FloatArray:
-        """P at a die temperature, of a load whose dynamic power at the reference temperature is given."""
+        """P at a die temperature, of a load whose dynamic power (clock tree included) at the reference temperature is
+        given."""
         warm = 1 + self.rise_per_C * (temperature_C - self.leak_reference_C)
         return np.asarray(self.static_W(temperature_C) + warm * dynamic_W)
 

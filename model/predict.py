@@ -140,6 +140,13 @@ class _Clocks:
     backward: FloatArray
     optimizer: FloatArray
 
+    def mean(self, device: _Device) -> FloatArray:
+        """Over the phases of a micro-batch and the optimizer, [P, 1]."""
+        times = (device.forward_s, device.backward_s, device.optimizer_s)
+        clocks = (self.forward, self.backward, self.optimizer)
+        cycles = sum(clock[:, None] * time for clock, time in zip(clocks, times, strict=True))
+        return np.asarray(cycles / sum(times))
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Timeline:
@@ -228,18 +235,22 @@ class _Pipeline:
         computed = self.m * (device.forward_J + device.backward_J) + device.optimizer_J
         return np.asarray(computed + link_W * self.talk_s(index, timeline))
 
-    def cycle(self, device: _Device, step_s: FloatArray, dynamic_J: FloatArray, idle_W: FloatArray) -> list[Stretch]:
+    def cycle(
+        self, device: _Device, step_s: FloatArray, dynamic_J: FloatArray, tree_W: FloatArray, idle_W: FloatArray
+    ) -> list[Stretch]:
         """A step of a GPU as the governor sees it: all micro-batches but the last, a forward pass, a backward pass, the
         optimizer. What is neither (bubbles, links, waiting) counts for the passes, in proportion to their time.
 
         Args:
             device: at X clocks.
-            step_s, dynamic_J: of the GPU's step, [P, X].
+            step_s, dynamic_J: of the GPU's step, clock tree included, [P, X].
+            tree_W: of the clock tree, [1, X].
             idle_W: what it draws beside, [P, X].
         """
         passes_s = device.forward_s + device.backward_s
         stretch = (step_s - device.optimizer_s) / (self.m * passes_s)
-        beside_W = (dynamic_J - device.optimizer_J) / (step_s - device.optimizer_s)
+        optimizer_J = device.optimizer_J + tree_W * device.optimizer_s
+        beside_W = (dynamic_J - optimizer_J) / (step_s - device.optimizer_s)
         passes_J = device.forward_J + device.backward_J  # none where power is not modelled
         spread = np.divide(beside_W * passes_s, passes_J, out=np.zeros_like(beside_W), where=passes_J > 0)
         forward_W, backward_W = (
@@ -250,7 +261,7 @@ class _Pipeline:
             ((self.m - 1) * passes_s * stretch, beside_W),
             (device.forward_s * stretch, forward_W),
             (device.backward_s * stretch, backward_W),
-            (device.optimizer_s, device.optimizer_J / device.optimizer_s),
+            (device.optimizer_s, optimizer_J / device.optimizer_s),
         ]
         return [Stretch(time_s_PK=time, power_W_PK=watts + idle_W) for time, watts in parts]
 
@@ -312,14 +323,16 @@ def _solve(
     uniform = pipe.timeline(everywhere)
     clocks = []
     for index, device in enumerate(everywhere):
-        dynamic_J = pipe.dynamic_J(index, device, uniform, power.link_W)
+        tree_W = power.clocked_W(clock_Hz_K)[None, :]
+        dynamic_J = pipe.dynamic_J(index, device, uniform, power.link_W) + tree_W * uniform.step_s
         mean_W = dynamic_J / uniform.step_s
         total_W, _ = _total(power, mean_W, temperature_C)
-        cycle = pipe.cycle(device, uniform.step_s, dynamic_J, total_W - mean_W)
+        cycle = pipe.cycle(device, uniform.step_s, dynamic_J, tree_W, total_W - mean_W)
         limit_W = _limit_W(pipe.plans, machine, power, steady=temperature_C is None)
         clocks.append(_governed(cycle, clock_Hz_K, pipe.plans, limit_W, machine))
     devices = [_device_at(cost, clock_Hz_K, clock) for cost, clock in zip(pipe.costs, clocks, strict=True)]
-    return _columns(pipe, devices, pipe.timeline(devices), power, temperature_C)
+    trees_W = [power.clocked_W(clock.mean(device)) for clock, device in zip(clocks, devices, strict=True)]
+    return _columns(pipe, devices, pipe.timeline(devices), trees_W, power, temperature_C)
 
 
 def _total(power: PowerModel, dynamic_W: FloatArray, temperature_C: float | None) -> tuple[FloatArray, FloatArray]:
@@ -358,13 +371,20 @@ def _governed(
 
 
 def _columns(
-    pipe: _Pipeline, devices: list[_Device], timeline: _Timeline, power: PowerModel, temperature_C: float | None
+    pipe: _Pipeline,
+    devices: list[_Device],
+    timeline: _Timeline,
+    trees_W: list[FloatArray],
+    power: PowerModel,
+    temperature_C: float | None,
 ) -> dict[str, FloatArray]:
-    """What `Prediction` holds, of the mean GPU."""
+    """What `Prediction` holds, of the mean GPU; clock trees count as static there."""
     step, m = timeline.step_s, pipe.m
     talk = [pipe.talk_s(i, timeline) for i in range(len(devices))]
     dynamic = [pipe.dynamic_J(i, d, timeline, power.link_W) for i, d in enumerate(devices)]
-    states = [_total(power, joules / step, temperature_C) for joules in dynamic]
+    states = [
+        _total(power, joules / step + tree_W, temperature_C) for joules, tree_W in zip(dynamic, trees_W, strict=True)
+    ]
     power_W = pipe.mean([watts for watts, _ in states])
     static_W = power_W - pipe.mean(dynamic) / step
 

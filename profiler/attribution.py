@@ -42,8 +42,8 @@ Groups: TypeAlias = list[tuple[int, ...]]
 
 OUTSIDE = "outside phases"
 STUCK_S = 1.0  # a counter that ticks every 100 ms and has not changed for so long is stuck
-# Edges known less exactly are left out: two intervals become one. One NVML reading takes up to 15 ms on a busy H100; where
-# the counter ticks at a steady rhythm, the line through the edges makes up for it.
+# Edges known less exactly are left out: two intervals become one. One NVML reading takes up to 15 ms on a busy H100;
+# where the counter ticks at a steady rhythm, the line through the edges makes up for it.
 WIDEST_EDGE_S = 0.025
 _LAG_RANGE_S = (-0.005, 0.040)
 _LAG_STEP_S = 0.0025

@@ -66,12 +66,13 @@ def coarse_first(steps_Hz: Sequence[float]) -> list[float]:
 
 
 def locked_loads(loads: Sequence[Load]) -> list[Load]:
-    """Those held at locked clocks: the first one without pauses of each of the first few kinds of operator."""
+    """Those held at locked clocks: nothing, and the first one without pauses of each of the first kinds of operator."""
+    idle = [load for load in loads if load.point is None][:1]
     by_kind: dict[str, Load] = {}
     for load in loads:
         if load.point is not None and load.duty == 1:
             by_kind.setdefault(load.point.kind, load)
-    return list(by_kind.values())[:_POWER_KINDS]
+    return idle + list(by_kind.values())[:_POWER_KINDS]
 
 
 def locked_label(clock_Hz: float) -> str:

@@ -128,7 +128,8 @@ def synthetic_calibration(name: str = "test-h100", gpu: str = "h100-sxm-80gb") -
         power=PowerFit(
             parameters=_parameters(
                 {
-                    "base_W": 110.0,
+                    "base_W": 90.0,
+                    "tree_W": 20.0,
                     "leak_W_per_C": 0.8,
                     "rise_per_C": 0.0,
                     "leak_reference_C": 50.0,

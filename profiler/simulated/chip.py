@@ -59,9 +59,11 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class Electrics:
-    """What it draws. `P = base + leak (T - 50) + v(f) (switching + active f/f0) + memory`, v as in `gpu.voltage2`."""
+    """What it draws. `P = base + leak (T - 50) + v(f) (tree f/f0 + switching + active f/f0) + memory`, v as in
+    `gpu.voltage2`."""
 
     base_W: float
+    tree_W: float
     leak_W_per_C: float
     flop_J: float
     vector_op_J: float
@@ -224,7 +226,8 @@ def _h100() -> Chip:
         gpu=read_gpu("h100-sxm-80gb"),
         timing=_H100_TIMING,
         electrics=Electrics(
-            base_W=112.0,
+            base_W=84.0,
+            tree_W=28.0,
             leak_W_per_C=0.65,
             flop_J=1.4e-12,
             vector_op_J=2.4e-11,
@@ -246,7 +249,8 @@ def _a100() -> Chip:
         gpu=read_gpu("a100-sxm-80gb"),
         timing=_A100_TIMING,
         electrics=Electrics(
-            base_W=84.0,
+            base_W=63.0,
+            tree_W=21.0,
             leak_W_per_C=0.45,
             flop_J=1.5e-12,
             vector_op_J=2.0e-11,

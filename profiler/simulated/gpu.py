@@ -3,7 +3,7 @@
 Time is virtual. It passes only when the host does something that takes time (queueing, waiting, sleeping); the device
 then works off its queue, in order. Between two events power is constant:
 
-    P = base + leak (T_die - 50) + v(f) (switching energy of the work + active f/f0) + energy of the memory traffic
+    P = base + leak (T_die - 50) + v(f) ((tree + active) f/f0 + switching energy of the work) + that of memory traffic
     v(f) = (V(f)/V(f0))^2,  V = 1 + slope max(0, f/knee - 1)
 
     die:   C_d dT_d/dt = P - (T_d - T_s)/R_d          sink:  C_s dT_s/dt = (T_d - T_s)/R_d - (T_s - T_inlet)/R_s
@@ -127,8 +127,8 @@ class VirtualGpu:
         self.now_s = 0.0
         self.totals = Totals()
         self.die_C = self.sink_C = chip.thermal.inlet_C
-        self._settle_idle()
         self._goal_Hz = self.set_Hz = chip.clock_max_Hz
+        self._settle_idle()
         self._cycles = 0.0
         self._queue: deque[Mark | Hold | Batch] = deque()
         self._pending = 0.0  # calls in the queue
@@ -212,10 +212,11 @@ class VirtualGpu:
 
     # --- the device's side -------------------------------------------------------------------------------------------
 
-    def static_W(self) -> float:
-        """Drawn at the die's temperature with nothing to do."""
-        e = self.chip.electrics
-        return e.base_W + e.leak_W_per_C * (self.die_C - _LEAK_AT_C)
+    def static_W(self, clock_Hz: float | None = None) -> float:
+        """Drawn at the die's temperature with nothing to do, at a clock or that which is set."""
+        e, f = self.chip.electrics, self.set_Hz if clock_Hz is None else clock_Hz
+        tree_W = e.tree_W * self.voltage2(f) * f / self.chip.clock_max_Hz
+        return e.base_W + tree_W + e.leak_W_per_C * (self.die_C - _LEAK_AT_C)
 
     def voltage2(self, clock_Hz: float) -> float:
         """Square of the voltage over that at the highest clock."""
@@ -318,7 +319,7 @@ class VirtualGpu:
     def _elapse(self, seconds: float, dynamic_J: float, clock_Hz: float) -> None:
         """Time, cycles, energy and heat."""
         t = self.chip.thermal
-        energy_J = self.static_W() * seconds + dynamic_J
+        energy_J = self.static_W(clock_Hz) * seconds + dynamic_J
         through_J = (self.die_C - self.sink_C) / t.die_C_per_W * seconds
         away_J = (self.sink_C - t.inlet_C) / t.sink_C_per_W * seconds
         self.die_C += (energy_J - through_J) / t.die_J_per_C

@@ -153,6 +153,7 @@ def test_measured_power_is_the_true_one(truth: Truth) -> None:
         gpu.die_C = row.temperature_C
         expected_W = gpu.static_W()
         if load.point is not None:
+            expected_W = row.duty * gpu.static_W(row.clock_Hz) + (1 - row.duty) * expected_W
             calls_J = gpu.energy_J(kernel(truth.chip, load.point), row.clock_Hz)
             expected_W += row.duty / row.time_s * calls_J
         errors.append(row.power_W / expected_W - 1)
