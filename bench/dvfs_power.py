@@ -264,7 +264,7 @@ def main() -> None:
     print((100 * summary(tested, "power_error")).round(1).to_string())
     print("\nclock of least energy, MHz off")
     print((summary(tested, "clock_error_Hz") / 1e6)[list(_CLOCKS.values())].round(0).to_string())
-    print(f"\nall programs fitted: clocked_W {everything.clocked_W:.1f}")
+    print(f"\nall programs fitted: tree_W {everything.model.tree_W:.1f}")
     print("\n".join(f"  {name} {value:.4g}" for name, value in vars(everything.model).items() if name != "kinds"))
     print("  levels " + ", ".join(f"{code} {value:.2f}" for code, value in everything.levels.items()))
     print(f"  knee over splits {np.mean(knees) / 1e6:.0f} +- {np.std(knees) / 1e6:.0f} MHz")

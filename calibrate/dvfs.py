@@ -1,10 +1,10 @@
 """Fit the power model to programs at locked SM clocks that are known by their activity counters alone.
 
-    P = base + leak (T - T0) + v(f) p_clocked f/f0 + c_code D(f) (1 + rise (T - T0))
+    P = base + leak (T - T0) + v(f) p_tree f/f0 + c_code D(f) (1 + rise (T - T0))
     D = v(f) (p_active f/f0 sm + e_flop flops/s + e_vector ops/s + e_cache B/s) + e_dram B/s
 
-the terms of `model.power`, and one more: p_clocked, what the clock tree draws at f0 where no SM has work (an idle A100
-draws 79 W at 210 MHz and 109 W at 1410, and in between it shows the voltage curve all by itself: `PRIORS`).
+the terms of `model.power`. (An idle A100 draws 79 W at 210 MHz and 109 W at 1410: in between its clock tree, p_tree,
+shows the voltage curve all by itself, see `PRIORS`.)
 
 c_code is the level of a program: values of its data, integer and shared-memory work, nothing of which is counted. It is
 estimated for the programs of the fit, so that they tell the voltage curve and the static part by their shape, which is
@@ -43,7 +43,7 @@ from moemodel.model.power import PowerModel
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-STATIC = ("base_W", "clocked_W")
+STATIC = ("base_W", "tree_W")
 DYNAMIC = ("active_W", "flop_J", "vector_op_J", "cache_J_per_B", "dram_J_per_B")
 COEFFICIENTS = STATIC + DYNAMIC
 _ROW_ERROR = 0.02  # relative, of a reading about the shape that its program has
@@ -62,7 +62,7 @@ PRIORS = {
     # The same A100 between the runs, in the raw readings of the data's source: 63 gaps at 21 clocks from 510 to
     # 1410 MHz draw 75.8 W (at 28.2 C) + 15.4 W V^2 f/f0 with V rising from 1122 MHz by 1.65, within 0.3 W.
     "base_W": Prior(value=75.8 + LEAK_W_PER_C * (LEAK_REFERENCE_C - 28.2), error=0.03),
-    "clocked_W": Prior(value=15.4, error=0.1),
+    "tree_W": Prior(value=15.4, error=0.1),
     # H100, FP64 product on tensor cores, steady rows (h100-dvfs): 0.225 W/MHz of 132 SMs with 256 FLOP a cycle, 6.6 pJ;
     # N5 draws 30 % less than N7 (TSMC, page of the 5 nm technology), and 4N is an N5. Activities count 16-bit
     # FLOPs (`public.loads_of_activities`), of which there are 16 to one in FP64.
@@ -90,17 +90,14 @@ def voltage_model(knee_Hz: float, slope: float, reference_Hz: float, **terms: fl
 
 @dataclass(frozen=True, kw_only=True)
 class ActivityPower:
-    """A fitted power model, with the clock tree's term beside it. `levels` are of the programs of the fit."""
+    """A fitted power model. `levels` are of the programs of the fit."""
 
     model: PowerModel
-    clocked_W: float
     levels: Mapping[str, float]
 
     def static_W(self, loads: Loads) -> FloatArray:
         """Power of each row that does not depend on the program."""
-        relative = loads.clock_Hz / self.model.clock_reference_Hz
-        clocked = self.clocked_W * self.model.voltage2(loads.clock_Hz) * relative
-        return np.asarray(self.model.static_W(loads.temperature_C) + clocked)
+        return np.asarray(self.model.static_W(loads.temperature_C) + self.model.clocked_W(loads.clock_Hz))
 
     def dynamic_W(self, loads: Loads) -> FloatArray:
         """The rest, at level 1."""
@@ -145,13 +142,12 @@ class _Problem:
     def model(self, x: FloatArray) -> ActivityPower:
         count = len(COEFFICIENTS)
         values = dict(zip(COEFFICIENTS, (float(v) for v in x[:count] * self.scale), strict=True))
-        clocked_W = values.pop("clocked_W")
         leakage = {"leak_W_per_C": LEAK_W_PER_C, "rise_per_C": RISE_PER_C}
         model = voltage_model(
             float(x[count]) * self.reference_Hz, float(x[count + 1]), self.reference_Hz, **leakage, **values
         )
         levels = dict(zip(self.codes, (float(v) for v in np.exp(x[count + 2 :])), strict=True))
-        return ActivityPower(model=model, clocked_W=clocked_W, levels=levels)
+        return ActivityPower(model=model, levels=levels)
 
     def residuals(self, x: FloatArray) -> FloatArray:
         logs = x[len(COEFFICIENTS) + 2 :]

@@ -17,7 +17,7 @@ errors count relatively. What remains for an operator is kept as a factor on its
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import product
 from typing import Any
 
@@ -58,12 +58,14 @@ _FOLDS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Loads:
-    """Held loads, idle ones included. N rows; work is of one call, rate in calls a second of wall time."""
+    """Held loads, idle ones included. N rows; work is of one call, rate in calls a second of wall time. `clock_Hz` is
+    the true clock while busy, `set_Hz` that of the pauses (None: the same)."""
 
     names: list[str]
     keys: list[str]  # kind/direction; "" when idle
     power_W: FloatArray
     clock_Hz: FloatArray
+    set_Hz: FloatArray | None = None
     temperature_C: FloatArray
     duty: FloatArray
     rate_per_s: FloatArray
@@ -92,6 +94,7 @@ def loads_of(table: pd.DataFrame, clock_reference_Hz: float) -> Loads:
         keys=["" if d == 0 else f"{row.kind}/{row.direction}" for d, row in zip(duty, rows.itertuples(), strict=True)],
         power_W=rows["power_W"].to_numpy(np.float64),
         clock_Hz=clock.to_numpy(np.float64),
+        set_Hz=rows["clock_reported_Hz"].fillna(clock).to_numpy(np.float64),
         temperature_C=rows["temperature_C"].fillna(_ROOM_C).to_numpy(np.float64),
         duty=_active(duty, rows["sm_activity"].to_numpy(np.float64)),
         rate_per_s=rate,
@@ -181,8 +184,11 @@ def _terms(loads: Loads, voltage: _Voltage, tree_share: float, leakage: Leakage,
     v = voltage.squared(loads.clock_Hz, reference_Hz)
     rate = loads.rate_per_s
     warm = leakage.factor(loads)
+    set_Hz = loads.clock_Hz if loads.set_Hz is None else loads.set_Hz
+    paused = (1 - loads.duty) * voltage.squared(set_Hz, reference_Hz) * set_Hz / reference_Hz
+    ticking = loads.duty * v * loads.clock_Hz / reference_Hz + paused
     columns = (
-        1 - tree_share + tree_share * warm * v * loads.clock_Hz / reference_Hz,
+        1 - tree_share + tree_share * warm * ticking,
         warm * v * loads.duty * loads.clock_Hz / reference_Hz,
         warm * v * rate * loads.flops,
         warm * v * rate * loads.vector_ops,
@@ -324,8 +330,9 @@ def held_out_power(loads: Loads, reference_Hz: float, leakage: Leakage) -> float
 def _take(loads: Loads, rows: NDArray[np.bool_]) -> Loads:
     picked = [i for i, take in enumerate(rows) if take]
     arrays = {
-        name: getattr(loads, name)[rows]
-        for name in ("power_W", "clock_Hz", "temperature_C", "duty", "rate_per_s", "flops", "vector_ops", "bytes_B")
+        field.name: values[rows]
+        for field in fields(loads)
+        if isinstance(values := getattr(loads, field.name), np.ndarray)
     }
     return Loads(names=[loads.names[i] for i in picked], keys=[loads.keys[i] for i in picked], **arrays)
 

@@ -27,10 +27,11 @@ from scipy.optimize import least_squares
 
 import moemodel
 from moemodel.calibrate.catalogue import list_calibrations, shipped
+from moemodel.calibrate.dvfs import ActivityPower, fit_activities
 from moemodel.calibrate.files import write_calibration
 from moemodel.calibrate.governor import no_governor
 from moemodel.calibrate.links import network_fit
-from moemodel.calibrate.power import UNITS, Leakage, Loads, PowerSolution, solve_power
+from moemodel.calibrate.power import UNITS, Loads
 from moemodel.calibrate.published import (
     ACTIVITY,
     ALL_REDUCE,
@@ -78,7 +79,7 @@ from moemodel.model.calibration import (
     PowerFit,
     ThermalFit,
 )
-from moemodel.model.compute import FEATURES, form_of
+from moemodel.model.compute import ATTENTIONS, FEATURES, PRODUCTS, form_of
 from moemodel.model.errors import CalibrationError
 from moemodel.model.gpu import Gpu, read_gpu
 from moemodel.model.operators import PASSES, Kind, Pass, Shape, Work, work
@@ -94,6 +95,8 @@ _STEPS_SOURCE = (
     f"fitted to 1,440 iteration times of {VTRAIN}; that simulator's arithmetic on 32 traced steps gives them exactly"
 )
 _STREAM_SOURCE = f"stream benchmark at 61 locked SM clocks on an A100 80 GB, {DVFS}"
+# The program whose level of power an operator takes; those not here take that of "stream".
+_LIKE = dict.fromkeys((*PRODUCTS, *ATTENTIONS), "dgemm")
 _POWER_SOURCE = f"DCGM activity and power of 12 programs at 61 locked SM clocks on an A100 80 GB, {DVFS}"
 _TENSOR_SOURCE = (
     f"{_POWER_SOURCE}, whose only matrix program is FP64; times what a cycle of busy tensor cores draws more in bf16, "
@@ -122,8 +125,6 @@ _LAUNCH_SOURCE = (
 )
 _ROWS_ERROR = 0.10  # log; left-out errors of whole micro-batch sizes, widths and tensor-parallel degrees
 _ASSUMED_ERROR = 0.25  # log; assumed: operators that no data of this GPU show
-# Temperature moves with power in the data, which therefore say nothing about it.
-_LEAKAGE = Leakage(leak_W_per_C=LEAK_W_PER_C, rise_per_C=RISE_PER_C, reference_C=LEAK_REFERENCE_C)
 _MEMORY_ERROR = 0.04  # log; assumed: twice that of the H100, whose allocator is the same and whose libraries aren't
 _TENSOR_ERROR = 0.15  # log; assumed: below the clocks that count, the same readings give ratios up to a fifth higher
 _LANES_FP32, _LANES_FP64 = 64, 32  # of an SM (A100 whitepaper, table 4)
@@ -150,7 +151,7 @@ class Published:
     boxes: dict[tuple[Kind, Pass], list[tuple[float, float]]]
     links: Links
     stream: Stream
-    power: PowerSolution
+    power: ActivityPower
     power_error: float
     tensor: float  # bf16 over FP64 energy of a busy cycle of tensor cores
     peak_flops_per_s: float  # bf16, at the reference clock
@@ -225,7 +226,7 @@ def tensor_ratio(clock_Hz: FloatArray, power_W: FloatArray, bf16: Calibration) -
     second = Work(flops=cycle_flops * clock_Hz, vector_ops=np.zeros(1), bytes_B=np.zeros(1))
     one = np.ones((len(clock_Hz), len(clock_Hz)))
     dynamic_W = np.diagonal(model.dynamic_J(Kind.GEMM, Pass.FORWARD, second, clock_Hz, one))
-    ratio = dynamic_W / (power_W - model.static_W(model.leak_reference_C))
+    ratio = dynamic_W / (power_W - model.static_W(model.leak_reference_C) - model.clocked_W(clock_Hz))
     return float(np.median(ratio))
 
 
@@ -238,8 +239,8 @@ def left_out_power(data: Activities, gpu: Gpu) -> float:
     errors = []
     for name in np.unique(names):
         seen, unseen = (loads_of_activities(_take(data, rows), gpu) for rows in (names != name, names == name))
-        solution = solve_power(seen, gpu.peak("bf16").clock_Hz, _LEAKAGE)
-        errors.append(np.sqrt(np.mean(np.square(np.log(solution.power_W(unseen, {}) / unseen.power_W)))))
+        found = fit_activities(seen, gpu.peak("bf16").clock_Hz)
+        errors.append(np.sqrt(np.mean(np.square(np.log(found.power_W(unseen) / unseen.power_W)))))
     return float(np.median(errors))
 
 
@@ -265,7 +266,7 @@ def fit_published(folder: Path, gpu: Gpu) -> Published:
         boxes=measured_boxes(groups(rows)),
         links=links,
         stream=fit_stream(*read_stream(folder / STREAM), gpu),
-        power=solve_power(loads_of_activities(activities, gpu), gpu.peak("bf16").clock_Hz, _LEAKAGE),
+        power=fit_activities(loads_of_activities(activities, gpu), gpu.peak("bf16").clock_Hz),
         power_error=left_out_power(activities, gpu),
         tensor=tensor_ratio(*read_fp64_gemm(folder / FP64_GEMM), shipped(_H100)),
         peak_flops_per_s=gpu.peak("bf16").flops_per_s,
@@ -428,19 +429,29 @@ def _host(data: Published) -> list[HostLane]:
 def _power(data: Published) -> PowerFit:
     """The fit of the activities, with the tensor cores' energy brought from FP64 to bf16.
 
+    Products and attention have the level of the program that multiplies matrices, all others that of the one that
+    streams.
+
     Of a busy cycle, the energy beyond static power is e_flop F + p_active/f0: all of it grows by the ratio.
     """
-    values = data.power.values
+    model = data.power.model
+    values = {name: float(getattr(model, name)) for name in UNITS}
     values["flop_J"] = data.tensor * values["flop_J"] + (data.tensor - 1) * values["active_W"] / data.peak_flops_per_s
+    levels = data.power.levels
     return PowerFit(
+        kinds={
+            f"{kind}/{direction}": _fitted(levels[_LIKE.get(kind, "stream")], "1", _POWER_SOURCE)
+            for kind in Kind
+            for direction in PASSES[kind]
+        },
         parameters={
             **{name: _fitted(values[name], unit, _POWER_SOURCE) for name, unit in UNITS.items()},
             "flop_J": _parameter(values["flop_J"], "J", "fitted", _TENSOR_SOURCE, _TENSOR_ERROR),
             "leak_W_per_C": _assumed(LEAK_W_PER_C, "W/K", "as on this project's H100"),
             "rise_per_C": _assumed(RISE_PER_C, "1/K", "as on this project's H100"),
             "leak_reference_C": _assumed(LEAK_REFERENCE_C, "C", "the temperature that base_W is for"),
-            "knee_Hz": _fitted(data.power.voltage.knee_Hz, "Hz", _POWER_SOURCE),
-            "voltage_slope": _fitted(data.power.voltage.slope, "1", _POWER_SOURCE),
+            "knee_Hz": _fitted(model.knee_Hz, "Hz", _POWER_SOURCE),
+            "voltage_slope": _fitted(model.voltage_slope, "1", _POWER_SOURCE),
         },
         log_error=float(np.hypot(data.power_error, _TENSOR_ERROR)),
         points=data.loads,
@@ -519,7 +530,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{name:16} {value:10.4g} {FREE[name].unit:2} {FREE[name].meaning}")
     print(f"iteration times: mean error {np.abs(np.expm1(data.errors)).mean():.1%}, all rows fitted")
     print(f"links: {data.links}\nstream: {data.stream}")
-    print(f"power: {data.power.coefficients}, {data.power.voltage}, left-out programs {data.power_error:.1%}")
+    print(f"power: {data.power.model}, left-out programs {data.power_error:.1%}")
     print(f"bf16 over FP64, energy of a busy cycle: {data.tensor:.2f}")
     for name in GPUS:
         path = options.output / f"{name}.json"

@@ -14,6 +14,7 @@ from moemodel.model.errors import MoeModelError
 # Where each command lives: a module is imported when its command runs, or its help is shown.
 _COMMANDS: dict[str, str] = {
     "predict": "moemodel.cli.predict:predict_command",
+    "optimize": "moemodel.cli.optimize:optimize_command",
     "init": "moemodel.cli.init:init_command",
     "models": "moemodel.cli.catalogue:models_command",
     "gpus": "moemodel.cli.catalogue:gpus_command",

@@ -19,7 +19,7 @@ from moemodel.model.compute import Chip
 from moemodel.model.costs import Lane, Pricer
 from moemodel.model.host import HostCost, HostModel
 from moemodel.model.machine import Machine
-from moemodel.model.memory import Memory, MemoryModel, Shard
+from moemodel.model.memory import Memory, MemoryModel, Shard, fullest
 from moemodel.model.parameters import parameters
 from moemodel.model.plan import PlanBatch
 from moemodel.model.power import PowerModel
@@ -127,16 +127,7 @@ class StageCosts:
 
     def fullest(self, pipeline: tuple[Stage, ...]) -> Memory:
         """Memory of the fullest class of stages."""
-        peaks = [self._memory.stage(stage) for stage in pipeline]
-        worst = np.stack([peak.peak_B for peak in peaks]).argmax(axis=0)
-
-        def pick(values: list[FloatArray]) -> FloatArray:
-            return values[0] if len(values) == 1 else np.asarray(np.choose(worst, values))
-
-        return Memory(
-            peak_B=pick([peak.peak_B for peak in peaks]),
-            terms_B={name: pick([peak.terms_B[name] for peak in peaks]) for name in peaks[0].terms_B},
-        )
+        return fullest(self._memory, pipeline)
 
     def _device(self, stage: Stage, phase: Phase) -> Lane:
         blocks, total = self._blocks, Lane.empty(len(self.plans), self._blocks.clocks)

@@ -69,7 +69,7 @@ def _allowed(model: type[BaseModel], path: Sequence[str]) -> list[str]:
         annotation = model.model_fields[step].annotation if step in model.model_fields else None
         nested = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type)]
         model = next((a for a in nested if issubclass(a, BaseModel)), model)
-    return sorted(model.model_fields)
+    return sorted(field.alias or name for name, field in model.model_fields.items())
 
 
 def _keys(loc: Sequence[int | str], data: Any, error_type: str) -> tuple[str, ...]:

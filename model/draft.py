@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
@@ -52,30 +53,40 @@ def draft_plan(architecture: str, gpu: str, gpus: int, calibration: Calibration)
 
 def _candidates(name: str, architecture: Architecture, gpu: Gpu, gpus: int) -> Iterator[Plan]:
     """Legal plans, from the simplest on."""
-    routed = any(isinstance(layer.feed_forward, Moe) for layer in architecture.layers)
     sequence, tokens = _sequence(architecture), _TOKENS_PER_PARAMETER * parameters(architecture).active
-    for pp, recompute, tp, ep, micro_batch in product(_STAGES, _RECOMPUTE, _TENSOR, _EXPERT, _MICRO_BATCHES):
-        if gpus % (tp * pp) or tp > gpu.gpus_per_node or (ep > 1 and not routed):
-            continue
-        dp = gpus // (tp * pp)
-        rows = dp * micro_batch
+    for choices in first_choices(architecture, gpus, gpu.gpus_per_node):
+        rows = choices["parallel"]["dp"] * choices["micro_batch"]
         document = {
             "name": f"{architecture.name}-{gpus}x{gpu.name}",
             "architecture": name,
             "sequence_length": sequence,
             "global_batch": rows * max(1, round(_TOKENS_PER_GPU * gpus / (sequence * rows))),
-            "micro_batch": micro_batch,
-            "recompute": recompute,
             "cluster": {"gpu": gpu.name, "gpus": gpus},
             "tokens": float(f"{tokens:.2g}"),
-            "parallel": {"dp": dp, "tp": tp, "pp": pp, "ep": ep, "zero_stage": int(dp > 1)},
         }
         try:
-            plan = Plan.model_validate(document)
+            plan = Plan.model_validate(document | choices)
             check_architecture(plan, architecture)
         except (ValidationError, InfeasiblePlanError):
             continue
         yield plan
+
+
+def first_choices(architecture: Architecture, gpus: int, gpus_per_node: int) -> Iterator[dict[str, Any]]:
+    """What a first plan on some GPUs chooses, from the simplest on: `micro_batch`, `recompute`, `parallel`.
+
+    Some of it may not divide the architecture.
+    """
+    routed = any(isinstance(layer.feed_forward, Moe) for layer in architecture.layers)
+    for pp, recompute, tp, ep, micro_batch in product(_STAGES, _RECOMPUTE, _TENSOR, _EXPERT, _MICRO_BATCHES):
+        if gpus % (tp * pp) or tp > gpus_per_node or (ep > 1 and not routed):
+            continue
+        dp = gpus // (tp * pp)
+        yield {
+            "micro_batch": micro_batch,
+            "recompute": recompute,
+            "parallel": {"dp": dp, "tp": tp, "pp": pp, "ep": ep, "zero_stage": int(dp > 1)},
+        }
 
 
 def _sequence(architecture: Architecture) -> int:

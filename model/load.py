@@ -83,7 +83,10 @@ def held_load(
     lanes = [_priced(pricer, part) for part in parts]
     times = [*(lane.time_s_UK for lane in lanes), np.full((1, _CLOCKS), pause_s)]
     works = [*(lane.energy_J_UK for lane in lanes), np.zeros((1, _CLOCKS))]
-    energies = [work_J + power.clocked_W(clocks) * time for work_J, time in zip(works, times, strict=True)]
+    true_Hz = [*(lane.cycles_UK / lane.time_s_UK for lane in lanes), clocks[None, :]]
+    energies = [
+        work_J + power.clocked_W(clock_Hz) * time for work_J, clock_Hz, time in zip(works, true_Hz, times, strict=True)
+    ]
     names = calibration.governor.parameters
     limit_W = np.array([names["sustained_share"].value * power_limit_W])
     idle_W = float(power.steady(power.clocked_W(clocks[-1:]))[0][0])

@@ -16,6 +16,7 @@ Left out: fragmentation of the caching allocator, beyond the share that the cali
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +31,6 @@ from moemodel.model.workload import BACKENDS, expert_rank_skew
 
 FloatArray = NDArray[np.float64]
 
-_E = 2.0  # bytes of a bf16 element
 _F = 4.0  # bytes of a float32 element
 _I = 8.0  # bytes of an index
 _MASK = 1.0  # byte of a dropout mask
@@ -62,6 +62,12 @@ RECIPES: dict[tuple[str, Precision], Recipe] = {
     # Megatron-LM 2.x sums 16-bit gradients and makes float32 ones for the step (optimizer.py, 2021)
     ("megatron-v2", "bf16"): Recipe(weight_B=2, gradient_B=2, state_B=4, transient_B=0),
     ("megatron-v2", "bf16-mixed"): Recipe(weight_B=2, gradient_B=2, state_B=12, transient_B=4),
+    # sums and reduces 16-bit gradients: `grad_reduce_in_fp32` is off in Megatron-Bridge's bf16 recipes
+    ("megatron-core", "bf16-mixed"): Recipe(weight_B=2, gradient_B=2, state_B=12, transient_B=0),
+    # weights in 8 bits, in two orders, in place of 16-bit ones
+    ("megatron-core-fp8", "bf16-mixed"): Recipe(weight_B=2, gradient_B=2, state_B=12, transient_B=0),
+    # parameters, gradients and moments all float32: `bf16` stands for one width throughout, whatever it is
+    ("megatron-deepspeed-fp32", "bf16"): Recipe(weight_B=4, gradient_B=4, state_B=8, transient_B=0),
 }
 
 
@@ -101,6 +107,8 @@ class MemoryModel:
         self.plans = plans
         self.recipe = RECIPES[backend, precision]
         self.backend = BACKENDS[backend]
+        self.word_B = self.backend.word_B
+        self.cut = np.ones(len(plans)) if self.backend.whole_experts else plans.tp.astype(np.float64)  # of an expert
         self.kinds = distinct_layers(architecture)
         overhead = {name: p.value for name, p in calibration.memory.parameters.items()}
         self.context_B = overhead["context"]
@@ -119,7 +127,7 @@ class MemoryModel:
         for kind, count in zip(self.kinds, stage.layers, strict=True):
             p = layer_parameters(kind, self.architecture.hidden)
             dense += count * _dense(p, tp)
-            expert += count * p.routed / (tp * self.plans.ep)
+            expert += count * p.routed / (self.cut * self.plans.ep)
         return Shard(dense=dense + self._ends(stage, tp), expert=expert)
 
     def _ends(self, stage: Stage, tp: FloatArray) -> FloatArray:
@@ -147,7 +155,8 @@ class MemoryModel:
         }
 
     def _sharded(self, shard: Shard, ranks: NDArray[np.int64]) -> FloatArray:
-        return shard.dense / ranks + shard.expert / np.maximum(ranks / self.plans.ep, 1)
+        whole = self.plans.tp / self.cut  # tensor-parallel ranks that hold different experts
+        return shard.dense / ranks + shard.expert / np.maximum(ranks * whole / self.plans.ep, 1)
 
     def owned(self, shard: Shard) -> FloatArray:
         """Parameters that one GPU updates in the optimizer step."""
@@ -161,7 +170,7 @@ class MemoryModel:
         for kind, count in zip(self.kinds, stage.layers, strict=True):
             if count:
                 p = layer_parameters(kind, self.architecture.hidden)
-                units.append(_dense(p, tp) + p.routed / (tp * self.plans.ep))
+                units.append(_dense(p, tp) + p.routed / (self.cut * self.plans.ep))
         largest = np.maximum.reduce(units)
         whole = (2 * self.recipe.weight_B + self.recipe.gradient_B) * largest
         return np.where((self.plans.zero_stage >= 3) & (self.plans.dp * self.plans.cp > 1), whole, 0.0)
@@ -175,7 +184,7 @@ class MemoryModel:
         recompute = self.plans.recompute
         return np.where(
             recompute == Recompute.FULL,
-            _E * self.outer * self.architecture.hidden,
+            self.word_B * self.outer * self.architecture.hidden,
             np.where(recompute == Recompute.SELECTIVE, selective, everything),
         )
 
@@ -193,9 +202,9 @@ class MemoryModel:
     def _norm_bytes(self, layer: Layer, width: int) -> FloatArray:
         """Input and output of a norm (the output feeds products), and its statistics."""
         if layer.norm is None:
-            return _E * self.tokens * width
+            return self.word_B * self.tokens * width
         statistics = _F * self.outer * (2 if layer.norm == "layer" else 1)
-        return _E * (self.outer + self.tokens) * width + statistics
+        return self.word_B * (self.outer + self.tokens) * width + statistics
 
     def _attention_bytes(self, a: Attention, *, selective: bool) -> FloatArray:
         """Queries, keys, values, output and softmax statistics; with a query/key norm, its inputs as well."""
@@ -205,15 +214,15 @@ class MemoryModel:
             return self._latent_bytes(a, heads, selective=selective)
         q, k = heads * a.head_dim, kv * a.head_dim
         statistics = 0.0 if selective else self._scores_bytes(heads)
-        output = _E * t * q
-        normed = _E * t * (q + k) if a.qk_norm != "none" else 0.0
-        return np.asarray(_E * t * (q + 2 * k) + output + statistics + normed)
+        output = self.word_B * t * q
+        normed = self.word_B * t * (q + k) if a.qk_norm != "none" else 0.0
+        return np.asarray(self.word_B * t * (q + 2 * k) + output + statistics + normed)
 
     def _scores_bytes(self, heads: FloatArray) -> FloatArray:
         """What the attention core keeps: flash, its statistics; else probabilities, and dropout's mask and output."""
         if self.backend.flash:
             return np.asarray(_F * self.tokens * heads)
-        per_score = _E + (_MASK + _E if self.backend.dropout else 0.0)
+        per_score = self.word_B + (_MASK + self.word_B if self.backend.dropout else 0.0)
         return np.asarray(per_score * self.tokens * heads * self.plans.seq)
 
     def _latent_bytes(self, a: Attention, heads: FloatArray, *, selective: bool) -> FloatArray:
@@ -222,26 +231,28 @@ class MemoryModel:
             return np.zeros(len(self.plans))
         ranks = 2 * (latent.q_rank or 0) + 2 * latent.kv_rank
         wide = heads * (2 * (a.head_dim + latent.rope_head_dim) + 2 * latent.value_head_dim)
-        return np.asarray(_E * self.tokens * (ranks + wide) + (0.0 if selective else self._scores_bytes(heads)))
+        return np.asarray(
+            self.word_B * self.tokens * (ranks + wide) + (0.0 if selective else self._scores_bytes(heads))
+        )
 
     def _mlp_bytes(self, mlp: Mlp, tokens: FloatArray) -> FloatArray:
         """Of each hidden width: gate, its silu, up and their product; or the input and output of an activation."""
         width = mlp.width / self.plans.tp
         per_width = 4 if mlp.gated else (1 if mlp.activation == "relu" else 2)
         extra = (len(mlp_products(mlp, self.architecture.hidden)) - 2) * 2
-        return np.asarray(_E * tokens * width * (per_width + extra))
+        return np.asarray(self.word_B * tokens * width * (per_width + extra))
 
     def _moe_bytes(self, moe: Moe) -> FloatArray:
-        d, t = self.architecture.hidden, self.tokens
+        d, t = self.architecture.hidden, self.tokens * self.cut / self.plans.tp
         slots = moe.top_k * (moe.capacity_factor or 1.0)
         skew = self.plans.skew if moe.capacity_factor is None else np.ones(len(self.plans))
         rows = t * slots * expert_rank_skew(skew, self.plans.ep.astype(np.float64), moe.experts)
-        width = moe.width / self.plans.tp
-        routed = _E * rows * (2 * d + (4 if moe.gated else 2) * width)
-        router = t * (_F * moe.experts + moe.top_k * (_I + 2 * _F + _E))
+        width = moe.width / self.cut
+        routed = self.word_B * rows * (2 * d + (4 if moe.gated else 2) * width)
+        router = t * (_F * moe.experts + moe.top_k * (_I + 2 * _F + self.word_B))
         order = 2 * _I * t * slots
         shared = Mlp(width=moe.shared_width, activation=moe.activation, gated=moe.gated)
-        return np.asarray(routed + router + order + (self._mlp_bytes(shared, t) if moe.shared_width else 0.0))
+        return np.asarray(routed + router + order + (self._mlp_bytes(shared, self.tokens) if moe.shared_width else 0.0))
 
     def loss_bytes(self) -> FloatArray:
         """Tensors of the loss when its backward pass begins: log-probabilities and two gradients in float32."""
@@ -301,6 +312,20 @@ class MemoryModel:
             self.plans.virtual_stages > 1, 1 + (pp - 1) / (pp * self.plans.virtual_stages), 1.0
         )
         return np.where(self.plans.schedule == Schedule.GPIPE, m, np.minimum(one_f_one_b, m)).astype(np.float64)
+
+
+def fullest(model: MemoryModel, pipeline: Sequence[Stage]) -> Memory:
+    """Memory of the fullest class of stages of a pipeline that all plans of the model share."""
+    peaks = [model.stage(stage) for stage in pipeline]
+    worst = np.stack([peak.peak_B for peak in peaks]).argmax(axis=0)
+
+    def pick(values: list[FloatArray]) -> FloatArray:
+        return values[0] if len(values) == 1 else np.asarray(np.choose(worst, values))
+
+    return Memory(
+        peak_B=pick([peak.peak_B for peak in peaks]),
+        terms_B={name: pick([peak.terms_B[name] for peak in peaks]) for name in peaks[0].terms_B},
+    )
 
 
 def _dense(p: LayerParameters, tp: FloatArray) -> FloatArray:

@@ -97,6 +97,27 @@ class Route:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """What a framework sends, and when, where it differs from torch in 16 bits.
+
+    Attributes:
+        word_B: bytes of an element of parameters and activations.
+        behind: exchanges that it runs behind computation, of `tp`, `ep`, `pp` and `dp` (the parameters that ZeRO 1 and
+            2 gather); keys and values of context parallelism always are.
+        whole_experts: an expert lies on one GPU, however large tp is, and tensor-parallel ranks take part in expert
+            parallelism (Megatron's expert tensor parallelism of 1); else tp cuts experts too.
+        once_a_node: a row that several experts of a node need goes there once (DeepEP, HybridEP).
+        most_nodes: that the router lets a token's experts lie on (DeepSeek-V3, section 2.1.2); None: all.
+    """
+
+    word_B: float = 2.0
+    behind: frozenset[str] = frozenset()
+    whole_experts: bool = False
+    once_a_node: bool = False
+    most_nodes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Network:
     """A homogeneous cluster and how well collectives use it.
 
@@ -108,6 +129,7 @@ class Network:
         efficiency: share of the bandwidth that each collective reaches.
         start_s: start of a collective, however small.
         overlap: share of communication that hides behind computation where the backend overlaps them.
+        traffic: what the framework sends over it.
     """
 
     gpus_per_node: int
@@ -118,6 +140,7 @@ class Network:
     efficiency: dict[Collective, float]
     start_s: float
     overlap: float
+    traffic: Traffic = Traffic()
 
     def graph(self, nodes: int) -> nx.Graph[tuple[str, int]]:
         """The cluster of `nodes` nodes; edges carry `bandwidth_Bps` and `latency_s`.
@@ -147,13 +170,24 @@ class Network:
             latency_s_G=np.where(inside, self.node_latency_s, self.nic_latency_s),
         )
 
-    def time_s(self, collective: Collective, size_B: FloatArray, ranks: IntArray, route: Route) -> FloatArray:
-        """Time of a collective of `size_B` bytes (the full tensor) in each group; 0 for a group of one."""
+    def time_s(
+        self,
+        collective: Collective,
+        size_B: FloatArray,
+        ranks: IntArray,
+        route: Route,
+        *,
+        across_share: FloatArray | float = 1.0,
+    ) -> FloatArray:
+        """Time of a collective of `size_B` bytes (the full tensor) in each group; 0 for a group of one.
+
+        `across_share`: of an all-to-all, what goes between nodes over what would if every copy of a row did.
+        """
         n = ranks.astype(np.float64)
         efficiency = self.efficiency[collective]
         if collective is Collective.ALL_TO_ALL:
             inside = (route.local_G - 1) / n * size_B / route.node_Bps_G
-            across = (n - route.local_G) / n * size_B / route.nic_Bps_G
+            across = across_share * (n - route.local_G) / n * size_B / route.nic_Bps_G
             moved, steps = np.maximum(inside, across), n - 1
         elif collective is Collective.SEND_RECV:
             # one message takes one NIC, where a ring of collectives takes those of all its members

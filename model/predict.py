@@ -101,6 +101,12 @@ class _Device:
     backward_cycles: FloatArray
     optimizer_cycles: FloatArray
 
+    @property
+    def true_Hz(self) -> FloatArray:
+        """Mean clock over the phases of a micro-batch and the optimizer, cycles that are skipped left out."""
+        cycles = self.forward_cycles + self.backward_cycles + self.optimizer_cycles
+        return np.asarray(cycles / (self.forward_s + self.backward_s + self.optimizer_s))
+
 
 def _device(cost: StageCost) -> _Device:
     """At the clocks that blocks were priced at."""
@@ -139,13 +145,6 @@ class _Clocks:
     forward: FloatArray
     backward: FloatArray
     optimizer: FloatArray
-
-    def mean(self, device: _Device) -> FloatArray:
-        """Over the phases of a micro-batch and the optimizer, [P, 1]."""
-        times = (device.forward_s, device.backward_s, device.optimizer_s)
-        clocks = (self.forward, self.backward, self.optimizer)
-        cycles = sum(clock[:, None] * time for clock, time in zip(clocks, times, strict=True))
-        return np.asarray(cycles / sum(times))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +243,7 @@ class _Pipeline:
         Args:
             device: at X clocks.
             step_s, dynamic_J: of the GPU's step, clock tree included, [P, X].
-            tree_W: of the clock tree, [1, X].
+            tree_W: of the clock tree, [P, X].
             idle_W: what it draws beside, [P, X].
         """
         passes_s = device.forward_s + device.backward_s
@@ -323,7 +322,7 @@ def _solve(
     uniform = pipe.timeline(everywhere)
     clocks = []
     for index, device in enumerate(everywhere):
-        tree_W = power.clocked_W(clock_Hz_K)[None, :]
+        tree_W = power.clocked_W(device.true_Hz)
         dynamic_J = pipe.dynamic_J(index, device, uniform, power.link_W) + tree_W * uniform.step_s
         mean_W = dynamic_J / uniform.step_s
         total_W, _ = _total(power, mean_W, temperature_C)
@@ -331,7 +330,7 @@ def _solve(
         limit_W = _limit_W(pipe.plans, machine, power, steady=temperature_C is None)
         clocks.append(_governed(cycle, clock_Hz_K, pipe.plans, limit_W, machine))
     devices = [_device_at(cost, clock_Hz_K, clock) for cost, clock in zip(pipe.costs, clocks, strict=True)]
-    trees_W = [power.clocked_W(clock.mean(device)) for clock, device in zip(clocks, devices, strict=True)]
+    trees_W = [power.clocked_W(device.true_Hz) for device in devices]
     return _columns(pipe, devices, pipe.timeline(devices), trees_W, power, temperature_C)
 
 

@@ -1,13 +1,14 @@
 """How a pipeline cuts a model: which layers, and which ends, each stage holds.
 
-Layers are cut evenly in order; the first stage also holds the embedding, the last one the head. With `v` virtual
+Layers are cut evenly in order; the first stage also holds the embedding, the last one the head. Frameworks that count
+these ends as layers when they cut give the stages that hold them fewer (`CutWithEnds`). With `v` virtual
 stages, stage s holds the chunks s, s + pp, s + 2 pp, ... (Narayanan et al. 2021, section 2.2).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 from moemodel.model.architecture import Architecture, Layer
@@ -31,6 +32,23 @@ class Stage:
     count: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class CutWithEnds(Architecture):
+    """An architecture whose ends a framework counts as so many layers when it cuts the model into stages.
+
+    Megatron: one each under `account_for_embedding_in_pipeline_split` and `account_for_loss_in_pipeline_split`.
+    """
+
+    embedding_layers: int = 0
+    head_layers: int = 0
+
+    @classmethod
+    def of(cls, architecture: Architecture, *, embedding: int, head: int) -> CutWithEnds:
+        """An architecture cut so."""
+        own = {f.name: getattr(architecture, f.name) for f in fields(Architecture)}
+        return cls(**own, embedding_layers=embedding, head_layers=head)
+
+
 def distinct_layers(architecture: Architecture) -> tuple[Layer, ...]:
     """The layers that differ, in order of appearance."""
     return tuple(dict.fromkeys(architecture.layers))
@@ -45,7 +63,11 @@ def stages(architecture: Architecture, pp: int, virtual: int) -> tuple[Stage, ..
     kinds = distinct_layers(architecture)
     index = [kinds.index(layer) for layer in architecture.layers]
     chunks = pp * virtual
-    bounds = [round(c * len(index) / chunks) for c in range(chunks + 1)]
+    before, behind = 0, 0
+    if isinstance(architecture, CutWithEnds):
+        before, behind = architecture.embedding_layers, architecture.head_layers
+    counted = before + len(index) + behind
+    bounds = [min(max(round(c * counted / chunks) - before, 0), len(index)) for c in range(chunks + 1)]
     held: list[Counter[int]] = [Counter() for _ in range(pp)]
     for chunk in range(chunks):
         held[chunk % pp].update(index[bounds[chunk] : bounds[chunk + 1]])

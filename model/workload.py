@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,8 +52,14 @@ class Backend:
         qkv: queries, keys and values are one product; else one each.
         gate_up: so are the gate and the up-projection of dense feed-forward blocks (of experts they always are).
         flash: attention is one kernel; else a product for the scores, a softmax over them, a product with the values.
+        softmax: without flash attention, `fused` scales, masks and normalises in one kernel where it can run; `plain`
+            fills the mask in, then normalises.
         dropout: attention probabilities and the output of every block pass through dropout.
         waits: the host waits for the device after every forward and backward pass, and cannot run ahead of it.
+        word_B: bytes of an element of parameters and activations.
+        fp8: products inside layers take 8-bit operands, which kernels cast beforehand; a calibration of such products
+            goes with it.
+        whole_experts: tp does not cut experts (see `network.Traffic`).
     """
 
     qkv: bool
@@ -60,6 +67,10 @@ class Backend:
     flash: bool = True
     dropout: bool = False
     waits: bool = False
+    softmax: Literal["fused", "plain"] = "fused"
+    word_B: float = 2.0
+    fp8: bool = False
+    whole_experts: bool = False
 
 
 BACKENDS: dict[str, Backend] = {
@@ -69,6 +80,12 @@ BACKENDS: dict[str, Backend] = {
     # fuser left dropout out (megatron/model/transformer.py); timers that synchronise around every pass
     # (megatron/global_vars.py, _Timer)
     "megatron-v2": Backend(qkv=True, gate_up=True, flash=False, dropout=True, waits=True),
+    # Megatron Core as Megatron-Bridge 0.1-0.6 runs it: experts whole (expert_tensor_parallel_size 1)
+    "megatron-core": Backend(qkv=True, gate_up=True, whole_experts=True),
+    # the same with Transformer Engine's 8-bit products (Micikevicius et al. 2022)
+    "megatron-core-fp8": Backend(qkv=True, gate_up=True, whole_experts=True, fp8=True),
+    # Megatron-DeepSpeed as Sailor runs OPT: float32 words, torch's softmax, no dropout inside layers (opt_model.py)
+    "megatron-deepspeed-fp32": Backend(qkv=True, gate_up=True, flash=False, softmax="plain", word_B=4.0),
 }
 
 # Tensors of bf16 elements that elementwise kernels of Megatron-LM 2.x read and write; a dropout mask is half of one.
@@ -78,6 +95,7 @@ _BIAS = 2.0  # a bias added in place of the product's epilogue, since dropout co
 _LAYOUT = 2.0  # a tensor copied into another order
 # The same softmax where the fused kernel cannot run: to float32, scale, mask, softmax, back to 16 bits; and backward
 _SOFTMAX_SLOW, _SOFTMAX_SLOW_BACKWARD = (3.0, 4.0, 4.5, 4.0, 3.0), (3.0, 6.0, 4.5, 4.0, 3.0)
+_SOFTMAX_PLAIN, _SOFTMAX_PLAIN_BACKWARD = (2.0, 2.0), (2.0, 3.0)  # mask filled in, softmax; and backward
 _SOFTMAX_BATCHES = 4  # the fused kernel takes micro_batch x heads in fours (fused_softmax.py, is_kernel_available)
 _SOFTMAX_LONGEST = 2048  # and sequences up to this
 
@@ -132,7 +150,7 @@ class Workload:
 
     def layer(self, layer: Layer) -> list[Call]:
         """Calls of one layer: forward, recomputation and backward of one micro-batch."""
-        forward = list(self._layer_forward(layer))
+        forward = list(self._casts(self._layer_forward(layer)) if self.backend.fp8 else self._layer_forward(layer))
         again = np.where(self.plans.recompute == Recompute.FULL, 1.0, 0.0)
         core = np.where(self.plans.recompute >= Recompute.SELECTIVE, 1.0, 0.0)
         calls = self._with_backward(forward)
@@ -198,6 +216,17 @@ class Workload:
                 backward.append((Kind.BIAS, Pass.BACKWARD, Shape(m=op.shape.m, n=op.shape.n)))
             calls += [_call(*call, Phase.BACKWARD, self._share(op), op.mean_share) for call in backward]
         return calls
+
+    def _casts(self, forward: Iterator[_Forward]) -> Iterator[_Forward]:
+        """Before every product, its input cast to 8 bits, in two orders, since tensor cores read 8-bit operands along the
+        depth alone: 2 bytes read and 2 written an element, as a copy; backward the output's gradient. Weights stay cast.
+        """
+        for op in forward:
+            if op.kind in (Kind.GEMM, Kind.GROUPED_GEMM):
+                m, n, k = (np.asarray(size, dtype=np.float64) for size in (op.shape.m, op.shape.n, op.shape.k))
+                elements = np.broadcast_to(m * k, self._one.shape)
+                yield _Forward(kind=Kind.COPY, shape=Shape(m=elements), copies=(Shape(m=m * n),), core=op.core)
+            yield op
 
     def _share(self, op: _Forward) -> FloatArray:
         return self._one if op.share is None else op.share
@@ -265,15 +294,22 @@ class Workload:
         seq = self.plans.seq.astype(np.float64)
         batch = self.plans.micro_batch * heads / self.cp
         scores, values = batch * seq**2, batch * seq * value_width
-        fused = ((batch % _SOFTMAX_BATCHES == 0) & (seq <= _SOFTMAX_LONGEST)).astype(np.float64)
         yield _Forward(kind=Kind.GEMM, shape=Shape(batch=batch, m=seq, n=seq, k=head_dim), core=True)
-        yield _elementwise(scores, _SOFTMAX, (_SOFTMAX_BACKWARD,), core=True, share=fused)
-        for there, back in zip(_SOFTMAX_SLOW, _SOFTMAX_SLOW_BACKWARD, strict=True):
-            yield _elementwise(scores, there, (back,), core=True, share=1 - fused)
+        yield from self._softmax(scores, batch, seq)
         if self.backend.dropout:
             yield _elementwise(scores, _DROPOUT, (_DROPOUT,), core=True)
         yield _Forward(kind=Kind.GEMM, shape=Shape(batch=batch, m=seq, n=value_width, k=seq), core=True)
         yield _elementwise(values, _LAYOUT, (_LAYOUT,), core=True)
+
+    def _softmax(self, scores: FloatArray, batch: FloatArray, seq: FloatArray) -> Iterator[_Forward]:
+        if self.backend.softmax == "plain":
+            for there, back in zip(_SOFTMAX_PLAIN, _SOFTMAX_PLAIN_BACKWARD, strict=True):
+                yield _elementwise(scores, there, (back,), core=True)
+            return
+        fused = ((batch % _SOFTMAX_BATCHES == 0) & (seq <= _SOFTMAX_LONGEST)).astype(np.float64)
+        yield _elementwise(scores, _SOFTMAX, (_SOFTMAX_BACKWARD,), core=True, share=fused)
+        for there, back in zip(_SOFTMAX_SLOW, _SOFTMAX_SLOW_BACKWARD, strict=True):
+            yield _elementwise(scores, there, (back,), core=True, share=1 - fused)
 
     def _projections(self, a: Attention) -> Iterator[_Forward]:
         width = self.architecture.hidden
@@ -327,12 +363,13 @@ class Workload:
         slots = moe.top_k * (moe.capacity_factor or 1.0)
         dropless = moe.capacity_factor is None
         skew = self.plans.skew if dropless else self._one
-        rows = self.tokens * slots * expert_rank_skew(skew, self.ep, moe.experts)
+        tokens = self.tokens / self.tp if self.backend.whole_experts else self.tokens
+        rows = tokens * slots * expert_rank_skew(skew, self.ep, moe.experts)
         local = moe.experts / self.ep
-        routed = Shape(m=self.tokens, n=d, experts=moe.experts, top_k=slots)
-        yield self._product(self.tokens, moe.experts, d)
-        yield _Forward(kind=Kind.ROUTER, shape=Shape(m=self.tokens, experts=moe.experts, top_k=moe.top_k))
-        yield _Forward(kind=Kind.PERMUTE, shape=routed, joins=Shape(m=self.tokens, n=d))
+        routed = Shape(m=tokens, n=d, experts=moe.experts, top_k=slots)
+        yield self._product(tokens, moe.experts, d)
+        yield _Forward(kind=Kind.ROUTER, shape=Shape(m=tokens, experts=moe.experts, top_k=moe.top_k))
+        yield _Forward(kind=Kind.PERMUTE, shape=routed, joins=Shape(m=tokens, n=d))
         busiest = expert_rank_skew(skew, self.ep, moe.experts)
         for op in self._experts(moe, Shape(m=rows, experts=local, skew=skew)):
             yield replace(op, mean_share=1 / busiest)
@@ -345,12 +382,13 @@ class Workload:
     def _experts(self, moe: Moe, rows: Shape) -> Iterator[_Forward]:
         """The products of the experts that a GPU holds, over all their rows."""
         *inner, last = mlp_products(moe, self.architecture.hidden)
+        cut = self._one if self.backend.whole_experts else self.tp
         for position, (inputs, outputs) in enumerate(inner):
-            depth = inputs if position == 0 else inputs / self.tp
-            yield _Forward(kind=Kind.GROUPED_GEMM, shape=replace(rows, n=outputs / self.tp, k=depth))
+            depth = inputs if position == 0 else inputs / cut
+            yield _Forward(kind=Kind.GROUPED_GEMM, shape=replace(rows, n=outputs / cut, k=depth))
             activation = Kind.SWIGLU_PACKED if moe.gated and position == 0 else _ACTIVATION[moe.activation]
-            yield _Forward(kind=activation, shape=Shape(m=rows.m, n=moe.width / self.tp))
-        yield _Forward(kind=Kind.GROUPED_GEMM, shape=replace(rows, n=last[1], k=last[0] / self.tp))
+            yield _Forward(kind=activation, shape=Shape(m=rows.m, n=moe.width / cut))
+        yield _Forward(kind=Kind.GROUPED_GEMM, shape=replace(rows, n=last[1], k=last[0] / cut))
 
 
 _ACTIVATION: dict[str, Kind] = {"gelu": Kind.GELU, "relu": Kind.RELU, "silu": Kind.GELU}

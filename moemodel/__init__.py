@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from moemodel.model.outcome import Estimate, Outcome, machine_of, outcome
     from moemodel.model.plan import Plan, PlanBatch, batch_of, read_plan
     from moemodel.model.predict import Prediction, predict
+    from moemodel.model.search import search
+    from moemodel.model.search_document import Search, read_search
+    from moemodel.model.search_result import SearchResult, read_search_result
     from moemodel.profiler.meter import Meter
 
 __version__ = "0.1.0"
@@ -54,6 +57,8 @@ _HOMES: dict[str, str] = {
     "PlanBatch": "model.plan",
     "Prediction": "model.predict",
     "ProfileError": "model.errors",
+    "Search": "model.search_document",
+    "SearchResult": "model.search_result",
     "batch_of": "model.plan",
     "list_architectures": "model.hf_config",
     "list_calibrations": "calibrate.catalogue",
@@ -65,6 +70,9 @@ _HOMES: dict[str, str] = {
     "read_calibration": "model.calibration",
     "read_gpu": "model.gpu",
     "read_plan": "model.plan",
+    "read_search": "model.search_document",
+    "read_search_result": "model.search_result",
+    "search": "model.search",
     "shipped": "calibrate.catalogue",
 }
 
@@ -85,6 +93,8 @@ __all__ = [
     "PlanBatch",
     "Prediction",
     "ProfileError",
+    "Search",
+    "SearchResult",
     "__version__",
     "batch_of",
     "list_architectures",
@@ -97,6 +107,9 @@ __all__ = [
     "read_calibration",
     "read_gpu",
     "read_plan",
+    "read_search",
+    "read_search_result",
+    "search",
     "shipped",
 ]
 

@@ -82,6 +82,15 @@ def test_speed_is_measured(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_speed_of_a_search_is_measured(tmp_path: Path) -> None:
+    figures = _figures("search_speed.py", "--gpus", "2", "--repeats", "1")
+    assert figures["combinations"] > figures["plans"] >= figures["feasible"] >= figures["front"] > 0
+    assert figures["plans_per_s"] > 0
+    assert figures["peak_memory_B"] > 0
+    assert figures["calibration"] == "h100-sxm-80gb"
+    assert not list(tmp_path.iterdir())
+
+
 DATA = ROOT.parent / "shared" / "data"
 public = pytest.mark.skipif(not DATA.is_dir(), reason=f"no published data at {DATA}")
 

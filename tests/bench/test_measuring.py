@@ -67,7 +67,7 @@ def test_the_recording_says_the_same_again(recording: tuple[Path, dict[str, Any]
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == figures
     table = _run("--from", file).stdout
-    assert table.splitlines()[1].startswith("gemm ")
+    assert table.splitlines()[1].startswith("optimizer ")
 
 
 def test_what_cannot_be_evaluated_says_so(recording: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ TRUTH = ActivityPower(
         rise_per_C=RISE_PER_C,
         thermal_C_per_W=0.06,
         inlet_C=24.0,
+        tree_W=PRIORS["tree_W"].value * RISE,
     ),
-    clocked_W=PRIORS["clocked_W"].value * RISE,
     levels={},
 )
 # SMs busy; rates at the top clock: 16-bit FLOPs, vector operations, bytes; how much more it draws than the counters say
@@ -111,7 +111,7 @@ def test_voltage_curve_and_static_power_come_back(fitted: ActivityPower) -> None
     assert fitted.model.knee_Hz == pytest.approx(KNEE_HZ, rel=0.01)
     assert fitted.model.voltage_slope == pytest.approx(SLOPE, rel=0.05)
     assert fitted.model.base_W == pytest.approx(TRUTH.model.base_W, rel=0.02)
-    assert fitted.clocked_W == pytest.approx(TRUTH.clocked_W, rel=0.1)
+    assert fitted.model.tree_W == pytest.approx(TRUTH.model.tree_W, rel=0.1)
 
 
 def test_levels_of_programs_come_back_but_for_their_common_size(fitted: ActivityPower) -> None:

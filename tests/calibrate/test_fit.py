@@ -132,7 +132,8 @@ def test_host_times_are_those_of_the_blocks(calibration: Calibration, profile: P
 def test_power_stays_within_what_the_device_draws(calibration: Calibration, profile: Profile) -> None:
     watts = profile.tables["power"]["power_W"].dropna()
     assert calibration.power.points == len(watts)
-    assert 0.8 * watts.min() < calibration.power.parameters["base_W"].value < 1.2 * watts.min()
+    idle_W = sum(calibration.power.parameters[name].value for name in ("base_W", "tree_W"))
+    assert 0.8 * watts.min() < idle_W < 1.2 * watts.min()
     assert calibration.power.log_error < 0.11  # two chips, one much warmer than the other
     cap_W = profile.manifest.device.power_limit_W
     assert cap_W is not None

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from moemodel.calibrate.power import describe, fit_power, kind_factors, loads_of
+from moemodel.calibrate.power import TREE_SHARE, describe, fit_power, kind_factors, loads_of
 from moemodel.model.calibration import Parameter, PowerFit
 from moemodel.model.operators import Kind, Pass, Shape, work
 from moemodel.model.power import PowerModel
@@ -23,6 +23,7 @@ _NO_SHAPE = Shape()
 
 TRUTH = PowerModel(
     base_W=95.0,
+    tree_W=95.0 * TREE_SHARE / (1 - TREE_SHARE),
     leak_W_per_C=0.8,
     leak_reference_C=50.0,
     rise_per_C=0.0016,
@@ -56,10 +57,11 @@ class Load:
     def power_W(self, device: PowerModel) -> float:
         """Mean power on a device that obeys the model."""
         if self.kind is None:
-            return float(device.static_W(self.temperature_C))
+            return float(device.total_W(device.clocked_W(np.array(self.clock_Hz)), self.temperature_C))
         clock, busy = np.array([self.clock_Hz]), np.array([[self.time_s]])
         joules = device.dynamic_J(self.kind, self.direction, work(self.kind, self.direction, self.shape), clock, busy)
-        return float(device.total_W(np.array(self.duty * joules.item() / self.time_s), self.temperature_C))
+        dynamic_W = self.duty * joules.item() / self.time_s + device.clocked_W(clock).item()
+        return float(device.total_W(np.array(dynamic_W), self.temperature_C))
 
 
 IDLE = Load(kind=None)
@@ -200,7 +202,7 @@ def test_a_warm_die_leaks(fitted: tuple[PowerFit, PowerModel]) -> None:
     cool, reference, warm = (replace(GEMM, temperature_C=t).power_W(found) for t in (40.0, 50.0, 70.0))
     assert warm - cool == pytest.approx(30 * (leak + rise * (reference - found.base_W)))
     idle = replace(IDLE, temperature_C=fit.parameters["leak_reference_C"].value)
-    assert idle.power_W(found) == pytest.approx(fit.parameters["base_W"].value)
+    assert idle.power_W(found) == pytest.approx(fit.parameters["base_W"].value + fit.parameters["tree_W"].value)
 
 
 def test_activity_counters_correct_the_share_of_loads_that_the_host_holds_up() -> None:

@@ -158,7 +158,7 @@ def test_what_tensor_cores_draw_in_bf16_over_fp64_comes_back() -> None:
     active_W = model.active_W * clock_Hz / h100.clock_reference_Hz
     dynamic_W = model.voltage2(clock_Hz) * (model.flop_J * flops + active_W)
     dynamic_W *= model.kinds.get("gemm/forward", 1.0)
-    power_W = model.static_W(model.leak_reference_C) + dynamic_W / 2
+    power_W = model.static_W(model.leak_reference_C) + model.clocked_W(clock_Hz) + dynamic_W / 2
     assert tensor_ratio(clock_Hz, np.where(clock_Hz < 1e9, 1000.0, power_W), h100) == pytest.approx(2)
 
 
@@ -285,7 +285,7 @@ def test_a_multiplication_takes_more_energy_than_on_the_next_generation(name: st
         model = power_model(calibration)
         rate = calibration.chip["flops_per_cycle"].value * calibration.chip["multiprocessors"].value
         active_J = model.active_W / calibration.clock_reference_Hz / rate
-        energy.append(model.voltage2(clock_Hz) * (model.flop_J + active_J))
+        energy.append(model.kinds["gemm/forward"] * model.voltage2(clock_Hz) * (model.flop_J + active_J))
     assert (energy[0] > energy[1]).all()
 
 

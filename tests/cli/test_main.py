@@ -21,7 +21,7 @@ Run = Callable[..., Result]
 
 def test_version_and_help(moemodel: Run) -> None:
     assert moemodel("--version").stdout == f"moemodel, version {package.__version__}\n"
-    for command in ("predict", "init", "models", "gpus", "profile", "calibrate"):
+    for command in ("predict", "optimize", "init", "models", "gpus", "profile", "calibrate"):
         assert command in moemodel("--help").stdout
         assert moemodel(command, "--help").exit_code == 0
 

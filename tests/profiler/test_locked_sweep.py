@@ -80,7 +80,7 @@ def test_loads_are_held_below_what_the_governor_reaches_too() -> None:
     steps = locked_steps(H100_CLOCKS)
     held = power_steps(steps)
     assert held == [780e6, 990e6, 1230e6, 1605e6]
-    assert locked_loads(gpu_loads())[0].name == "gemm 8192"
+    assert [load.name for load in locked_loads(gpu_loads())][:2] == ["idle", "gemm 8192"]
     kinds = [load.point.kind for load in locked_loads(gpu_loads()) if load.point]
     assert kinds == [Kind.GEMM, Kind.COPY, Kind.ATTENTION]
 
@@ -113,7 +113,7 @@ def test_rows_have_the_true_clock_and_the_time_at_it(outcome: Outcome) -> None:
     rows = read_profile(outcome.folder).tables["operators"]
     locked_Hz = rows["sweep"].str.extract(r"locked (\d+) MHz")[0].astype(float) * 1e6
     assert (rows["clock_reported_Hz"] <= locked_Hz).all()
-    low = rows[locked_Hz <= 1485e6]
+    low = rows[locked_Hz <= 1110e6]
     assert np.allclose(low["clock_Hz"], locked_Hz[low.index], rtol=0.005)  # what no limit holds back runs as locked
     gemm = rows[rows["kind"] == "gemm"]
     chip = CHIPS[H100]()
@@ -124,7 +124,9 @@ def test_rows_have_the_true_clock_and_the_time_at_it(outcome: Outcome) -> None:
 
 def test_power_goes_on_below_the_clocks_that_the_governor_reaches(outcome: Outcome) -> None:
     rows = read_profile(outcome.folder).tables["power"].set_index("load")
-    assert len(rows) == 12
+    assert len(rows) == 16
+    idle_W = rows.loc[[f"idle at {clock} MHz" for clock in (780, 990, 1230, 1605)], "power_W"]
+    assert (np.diff(idle_W) > 0).all()  # the clock tree
     assert set(rows.index) >= {f"gemm 8192 at {clock} MHz" for clock in (780, 990, 1230, 1605)}
     low = rows.loc["gemm 8192 at 780 MHz"]
     assert low["clock_Hz"] == pytest.approx(780e6, rel=0.005)
@@ -171,7 +173,7 @@ def test_a_spent_budget_is_said_and_can_be_added_to(tmp_path: Path, monkeypatch:
     second = sweep(tmp_path / "p")
     assert not second.skips
     assert second.rows["operators"] == 288
-    assert second.rows["power"] == 12
+    assert second.rows["power"] == 16
     assert 0 < len(locks) < 12  # what is there is not measured again
     locks.clear()
     third = sweep(tmp_path / "p")

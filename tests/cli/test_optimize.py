@@ -1,0 +1,184 @@
+"""`moemodel optimize`: what it prints and writes, and what it says to a search that is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from moemodel.cli.optimize import _runs
+from moemodel.model.plan import read_plan
+from moemodel.model.search_result import DEFAULT_FILE, read_search_result
+
+Run = Callable[..., Result]
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("search-*.yaml"))
+
+SEARCH = """\
+name: small
+architecture: opt-350m
+sequence_length: 2048
+global_batch: 64
+cluster: {gpu: h100-sxm-80gb, gpus: 8}
+search:
+  tp: [1, 2]
+  pp: 1
+  cp: 1
+  micro_batch: [1, 2, 4]
+  recompute: none
+clocks_MHz: [null, 1200, 1500]
+limits: {step_time_s: 5}
+tokens: 1e10
+"""
+
+
+@pytest.fixture
+def searched(folder: Path) -> Path:
+    """The folder, with `search.yaml`."""
+    (folder / "search.yaml").write_text(SEARCH, encoding="utf-8")
+    return folder
+
+
+def test_it_prints_the_front_and_what_it_rests_on(moemodel: Run, searched: Path, calibration_file: Path) -> None:
+    result = moemodel("optimize", "search.yaml", "--calibration", calibration_file)
+    assert result.exit_code == 0, result.output
+    for figure in (
+        *("time", "energy", "alike", "MHz", "auto", "dp 8 zero"),
+        *("fastest", "least energy within 5%", "knee", "90 % interval"),
+        *("against the reference", "Refused, by the first reason", "sequence_parallel needs tp > 1"),
+        *("combinations", "predicted", "feasible", "on the front", "can't be told apart", "wrote moemodel-search.json"),
+    ):
+        assert figure in result.stdout, figure
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "\x1b" not in result.stdout
+    assert read_search_result(searched / DEFAULT_FILE).search.name == "small"
+
+
+def test_it_prints_for_machines_what_it_writes(moemodel: Run, searched: Path, calibration_file: Path) -> None:
+    result = moemodel("optimize", "search.yaml", "--json", "-o", "found.json", "--calibration", calibration_file)
+    assert result.exit_code == 0
+    assert result.stdout == (searched / "found.json").read_text(encoding="utf-8")
+    answer = json.loads(result.stdout)
+    assert answer["calibration"]["name"] == "test-h100"
+    assert answer["counts"]["feasible"] > 0
+    assert answer["front"][0]["step_time_s"]["interval"][0] < answer["front"][0]["step_time_s"]["value"]
+    assert not (searched / DEFAULT_FILE).exists()
+
+
+def test_what_it_found_before_is_replaced(moemodel: Run, searched: Path, calibration_file: Path) -> None:
+    for name in ("small", "other"):
+        (searched / "search.yaml").write_text(SEARCH.replace("small", name), encoding="utf-8")
+        assert moemodel("optimize", "search.yaml", "--calibration", calibration_file).exit_code == 0
+        assert read_search_result(searched / DEFAULT_FILE).search.name == name
+
+
+def test_plans_that_it_writes_predict_the_same(moemodel: Run, searched: Path, calibration_file: Path) -> None:
+    result = moemodel("optimize", "search.yaml", "--write-plans", "best", "--calibration", calibration_file)
+    assert result.exit_code == 0
+    front = read_search_result(searched / DEFAULT_FILE).front
+    assert sorted(path.name for path in (searched / "best").iterdir()) == [f"plan-{e.number:02d}.yaml" for e in front]
+    for entry in front:
+        path = searched / "best" / f"plan-{entry.number:02d}.yaml"
+        assert read_plan(path) == entry.plan
+        predicted = moemodel("predict", path, "--json", "--calibration", calibration_file)
+        assert json.loads(predicted.stdout)["step"]["step_time_s"]["value"] == entry.step_time_s.value
+
+
+def test_plans_are_not_mixed_with_others(moemodel: Run, searched: Path, calibration_file: Path) -> None:
+    (searched / "best").mkdir()
+    (searched / "best" / "mine.yaml").write_text("")
+    result = moemodel("optimize", "search.yaml", "--write-plans", "best", "--calibration", calibration_file)
+    assert result.exit_code == 2
+    assert result.stderr == "moemodel: --write-plans best: is not empty; name a new folder\n"
+    assert not (searched / DEFAULT_FILE).exists()
+
+
+def test_top_prints_fewer_and_stores_all(moemodel: Run, searched: Path, calibration_file: Path) -> None:
+    text = SEARCH.replace("[null, 1200, 1500]", "{from: 1100, to: 1900, step: 50}")
+    (searched / "search.yaml").write_text(text, encoding="utf-8")
+    rows = []
+    for top in ((), ("--top", 1)):
+        result = moemodel("optimize", "search.yaml", *top, "--calibration", calibration_file)
+        assert result.exit_code == 0
+        rows.append(result.stdout[: result.stdout.index("Pick")].count("dp 8"))
+        assert len(read_search_result(searched / DEFAULT_FILE).front) == rows[0]
+    assert 0 < rows[1] <= 4 < rows[0]
+
+
+def test_several_numbers_of_gpus_are_told_apart(moemodel: Run, searched: Path, calibration_file: Path) -> None:
+    (searched / "search.yaml").write_text(SEARCH.replace("gpus: 8", "gpus: [4, 8]"), encoding="utf-8")
+    result = moemodel("optimize", "search.yaml", "--calibration", calibration_file)
+    assert result.exit_code == 0
+    assert "opt-350m on 4, 8 x h100-sxm-80gb" in result.stdout
+    assert "8 GPUs dp 8" in result.stdout
+
+
+# What a search says instead, and the words of the one message.
+BAD_SEARCHES: dict[str, tuple[str, str, str]] = {
+    "unknown key": ("  pp: 1", "  ppp: 1", "search.yaml:8: unknown key 'search.ppp'; allowed here: cp, dp, ep"),
+    "word": ("  tp: [1, 2]", "  tp: all", "search.yaml:7: search.tp: found 'all'; input should be a valid integer"),
+    "not YAML": ("{step_time_s: 5}", "{step_time_s: 5", "search.yaml:14: not YAML"),
+    "gpu": ("gpu: h100-sxm-80gb", "gpu: h900", "moemodel: search.yaml: cluster.gpu: found 'h900'; allowed: a100"),
+    "region": ("tokens:", "site: {region: atlantis}\ntokens:", "moemodel: search.yaml: site.region: found 'atlantis'"),
+    "limit": ("step_time_s: 5", "step_time_s: 1e-3", "search.yaml: no plan is feasible. Of 144 combinations: "),
+    "heads": ("  tp: [1, 2]", "  tp: 3", "no plan is feasible. Of 72 combinations: 72 tp does not divide the att"),
+    "clock": ("[null, 1200, 1500]", "1201", "48 clocks_MHz 1201: h100-sxm-80gb has 345 to 1980 in steps of 15."),
+    "memory": ("opt-350m", "llama-3-70b", "nearest miss: dp 4 tp 2 zero 3 micro 1 needs "),
+    "control characters": ("name: small", 'name: "a\\x1b[31mb"', r"name: found 'a\x1b[31mb'; allowed: characters"),
+}
+
+
+@pytest.mark.parametrize(("good", "bad", "message"), BAD_SEARCHES.values(), ids=BAD_SEARCHES)
+def test_a_bad_search_gets_one_message(
+    good: str, bad: str, message: str, moemodel: Run, searched: Path, calibration_file: Path
+) -> None:
+    assert good in SEARCH
+    (searched / "search.yaml").write_text(SEARCH.replace(good, bad), encoding="utf-8")
+    result = moemodel("optimize", "search.yaml", "--calibration", calibration_file, "--write-plans", "best")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("moemodel: ") == 1
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert sorted(path.name for path in searched.iterdir()) == ["plan.yaml", "search.yaml"]
+
+
+def test_a_search_that_is_not_there(moemodel: Run) -> None:
+    result = moemodel("optimize", "other.yaml")
+    assert result.exit_code == 2
+    assert result.stderr == "moemodel: other.yaml: no such file\n"
+
+
+def test_a_folder_that_is_not_there(moemodel: Run, searched: Path, calibration_file: Path) -> None:
+    result = moemodel("optimize", "search.yaml", "-o", "no/where.json", "--calibration", calibration_file)
+    assert result.exit_code == 2
+    assert result.stderr == "moemodel: no/where.json: No such file or directory\n"
+    assert sorted(path.name for path in searched.iterdir()) == ["plan.yaml", "search.yaml"]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=[path.stem for path in EXAMPLES])
+def test_examples_are_searched(example: Path, moemodel: Run, calibration_file: Path) -> None:
+    result = moemodel("optimize", example, "--calibration", calibration_file)
+    assert result.exit_code == 0, result.output
+
+
+def test_a_search_imports_nothing_heavy(searched: Path, calibration_file: Path, environment: dict[str, str]) -> None:
+    code = (
+        "import sys; from moemodel.cli import main\n"
+        f"main(['optimize', 'search.yaml', '--calibration', {str(calibration_file)!r}], standalone_mode=False)\n"
+        "heavy = {'torch', 'pandas', 'sklearn', 'scipy', 'networkx', 'pynvml', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=searched, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"), [((), ""), ((3,), "3"), ((1, 2, 3, 5), "1-3,5"), ((1, 3, 4), "1,3-4"), ((2, 4), "2,4")]
+)
+def test_numbers_in_short(numbers: tuple[int, ...], text: str) -> None:
+    assert _runs(numbers) == text

@@ -1,0 +1,222 @@
+"""How frameworks differ: what they send and when, how they cut models and experts, which words and products they use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from moemodel.model.architecture import Architecture, Moe
+from moemodel.model.communication import Communication
+from moemodel.model.hf_config import read_architecture
+from moemodel.model.machine import Machine
+from moemodel.model.memory import RECIPES, MemoryModel, Shard
+from moemodel.model.network import Collective, Network, Traffic
+from moemodel.model.operators import Kind, Pass
+from moemodel.model.plan import PlanBatch, Precision
+from moemodel.model.predict import predict
+from moemodel.model.stages import CutWithEnds, stages
+from moemodel.model.workload import BACKENDS, Call, Workload
+
+Batch = Callable[..., PlanBatch]
+
+NODE = Network(
+    gpus_per_node=8,
+    node_Bps=400e9,
+    nic_Bps=50e9,
+    node_latency_s=0.0,
+    nic_latency_s=0.0,
+    efficiency=dict.fromkeys(Collective, 1.0),
+    start_s=0.0,
+    overlap=1.0,
+)
+
+
+@pytest.fixture(scope="module")
+def olmoe() -> Architecture:
+    return read_architecture("olmoe-1b-7b")
+
+
+@pytest.fixture(scope="module")
+def opt() -> Architecture:
+    return read_architecture("opt-350m")
+
+
+def talk(architecture: Architecture, plans: PlanBatch, traffic: Traffic) -> Communication:
+    return Communication(architecture, plans, replace(NODE, traffic=traffic), gradient_B=2.0)
+
+
+def calls(
+    architecture: Architecture, plans: PlanBatch, backend: str, precision: Precision = "bf16-mixed"
+) -> list[Call]:
+    return Workload(architecture, plans, backend=backend, precision=precision).layer(architecture.layers[-1])
+
+
+def work_of(found: list[Call], kind: Kind, direction: Pass) -> float:
+    """m n k of all calls of an operator."""
+    own = [call.shape.arrays() for call in found if call.kind is kind and call.direction is direction]
+    return float(sum((s["m"] * s["n"] * s["k"]).sum() for s in own))
+
+
+# ---- what is sent, and when ----
+
+
+def test_what_runs_behind_computation_may_hide(olmoe: Architecture, batch: Batch) -> None:
+    plans = batch(dp=8, ep=8, tp=2, pp=2)
+    shown, _ = talk(olmoe, plans, Traffic()).layer(olmoe.layers[0])
+    assert shown.hideable_s == 0
+    for name in ("tp", "ep"):
+        some, back = talk(olmoe, plans, Traffic(behind=frozenset({name}))).layer(olmoe.layers[0])
+        assert 0 < some.hideable_s < shown.exposed_s
+        assert some.exposed_s + some.hideable_s == pytest.approx(shown.exposed_s)
+        assert back.exposed_s + back.hideable_s == pytest.approx(shown.exposed_s)
+    boundary = talk(olmoe, plans, Traffic(behind=frozenset({"pp"}))).boundary()
+    assert boundary.exposed_s == 0
+    assert boundary.hideable_s == talk(olmoe, plans, Traffic()).boundary().exposed_s > 0
+
+
+def test_gathered_parameters_may_hide(olmoe: Architecture, batch: Batch) -> None:
+    plans, shard = batch(dp=8, zero_stage=1), Shard(dense=np.array([1e9]), expert=np.array([0.0]))
+    shown = talk(olmoe, plans, Traffic()).gradients(shard, 1)
+    hidden = talk(olmoe, plans, Traffic(behind=frozenset({"dp"}))).gradients(shard, 1)
+    assert hidden.exposed_s == 0
+    assert hidden.hideable_s == pytest.approx(shown.hideable_s + shown.exposed_s)
+    assert shown.exposed_s > 0
+
+
+def test_wider_words_take_longer(olmoe: Architecture, batch: Batch) -> None:
+    plans = batch(dp=8, ep=8, tp=2, pp=2)
+    two, four = (talk(olmoe, plans, Traffic(word_B=width)) for width in (2.0, 4.0))
+    assert four.layer(olmoe.layers[0])[0].exposed_s == pytest.approx(2 * two.layer(olmoe.layers[0])[0].exposed_s)
+    assert four.boundary().exposed_s == pytest.approx(2 * two.boundary().exposed_s)
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 4])
+def test_rows_that_go_to_a_node_once(olmoe: Architecture, batch: Batch, nodes: int) -> None:
+    """Over N nodes, a token with k experts reaches N (1 - (1 - 1/N)^k) of them; inside a node nothing is saved."""
+    plans = batch(dp=8 * nodes, ep=8 * nodes)
+    moe = olmoe.layers[0].feed_forward
+    assert isinstance(moe, Moe)
+    slow = replace(NODE, node_Bps=1e30) if nodes > 1 else NODE
+    all_copies, once = (
+        Communication(olmoe, plans, replace(slow, traffic=traffic), 2.0).layer(olmoe.layers[0])[0].exposed_s
+        for traffic in (Traffic(), Traffic(once_a_node=True))
+    )
+    reached = nodes * (1 - (1 - 1 / nodes) ** moe.top_k)
+    assert once / all_copies == pytest.approx(reached / moe.top_k if nodes > 1 else 1.0)
+
+
+def test_a_router_that_keeps_to_a_few_nodes(olmoe: Architecture, batch: Batch) -> None:
+    plans = batch(dp=64, ep=64)
+    limited, free = (
+        talk(olmoe, plans, Traffic(once_a_node=True, most_nodes=most)).layer(olmoe.layers[0])[0].exposed_s
+        for most in (2, None)
+    )
+    assert limited < free
+
+
+# ---- experts that tp does not cut ----
+
+
+def test_whole_experts_do_the_same_work(olmoe: Architecture, batch: Batch) -> None:
+    """Of as many rows in fewer, wider products; and as many parameters on a GPU where ep counts the tp ranks."""
+    cut = calls(olmoe, batch(dp=8, tp=2, ep=4, sequence_parallel=1), "megatron")
+    whole = calls(olmoe, batch(dp=8, tp=2, ep=8, sequence_parallel=1), "megatron-core")
+    for direction in (Pass.FORWARD, Pass.BACKWARD_WEIGHT):
+        assert work_of(whole, Kind.GROUPED_GEMM, direction) == pytest.approx(work_of(cut, Kind.GROUPED_GEMM, direction))
+
+
+def test_whole_experts_take_the_memory_of_cut_ones(olmoe: Architecture, batch: Batch, machine: Machine) -> None:
+    stage = stages(olmoe, 1, 1)[0]
+    memory = [
+        MemoryModel(olmoe, plans, backend=backend, precision="bf16-mixed", calibration=machine.calibration)
+        for plans, backend in (
+            (batch(dp=8, tp=2, ep=4, zero_stage=1), "megatron"),
+            (batch(dp=8, tp=2, ep=8, zero_stage=1), "megatron-core"),
+        )
+    ]
+    cut, whole = (model.shard(stage) for model in memory)
+    assert whole.expert == pytest.approx(cut.expert)
+    assert memory[1].owned(whole) == pytest.approx(memory[0].owned(cut))
+
+
+def test_whole_experts_send_no_rows_over_tp(olmoe: Architecture, batch: Batch) -> None:
+    plans = batch(dp=4, tp=2, ep=8, sequence_parallel=1)
+    cut, whole = (
+        talk(olmoe, plans, Traffic(whole_experts=whole)).layer(olmoe.layers[0])[0].exposed_s for whole in (False, True)
+    )
+    assert whole < cut
+
+
+# ---- words and products ----
+
+
+def test_float32_words_double_what_is_kept(opt: Architecture, batch: Batch, machine: Machine) -> None:
+    plans = batch(micro_batch=2)
+    wide = MemoryModel(
+        opt, plans, backend="megatron-deepspeed-fp32", precision="bf16", calibration=machine.calibration
+    ).kept(opt.layers[0])
+    narrow = MemoryModel(opt, plans, backend="megatron-v2", precision="bf16", calibration=machine.calibration)
+    scores = plans.micro_batch * 16 * plans.seq**2
+    # flash attention off, no dropout: everything twice, statistics of norms once, probabilities instead of three tensors
+    dropped = (1 + 2) * scores + 2 * plans.micro_batch * plans.seq * opt.hidden
+    statistics = 2 * 4.0 * 2 * plans.micro_batch * plans.seq
+    assert wide == pytest.approx(2 * (narrow.kept(opt.layers[0]) - dropped - statistics) + statistics)
+
+
+def test_float32_recipe_has_sixteen_bytes_a_parameter() -> None:
+    recipe = RECIPES["megatron-deepspeed-fp32", "bf16"]
+    assert recipe.weight_B + recipe.gradient_B + recipe.state_B == 16
+
+
+def test_a_plain_softmax_is_two_kernels(opt: Architecture, batch: Batch) -> None:
+    plans = batch(micro_batch=1)
+    scores = float(plans.seq[0]) ** 2 * 16
+    copies = [
+        float(np.max(call.shape.arrays()["m"]))
+        for call in calls(opt, plans, "megatron-deepspeed-fp32", "bf16")
+        if call.kind is Kind.COPY and call.phase == "forward"
+    ]
+    assert copies[:2] == [scores, scores]
+
+
+def test_operands_are_cast_before_every_product_of_eight_bits(opt: Architecture, batch: Batch) -> None:
+    plans = batch(micro_batch=1)
+    plain, cast = (calls(opt, plans, backend) for backend in ("megatron-core", "megatron-core-fp8"))
+    products = [call for call in plain if call.kind is Kind.GEMM and call.direction is Pass.FORWARD]
+    casts = [call for call in cast if call.kind is Kind.COPY]
+    assert len(casts) == 2 * len(products)
+    sizes = sorted(float((s["m"] * s["k"]).item()) for s in (call.shape.arrays() for call in products))
+    assert sorted(float(call.shape.arrays()["m"].item()) for call in casts if call.phase == "forward") == sizes
+    assert [call for call in cast if call.kind is not Kind.COPY] == pytest.approx(plain) or len(cast) > len(plain)
+
+
+@pytest.mark.parametrize("backend", ["megatron-core", "megatron-core-fp8", "megatron-deepspeed-fp32"])
+def test_they_can_be_predicted(backend: str, olmoe: Architecture, batch: Batch, machine: Machine) -> None:
+    precision: Precision = "bf16" if BACKENDS[backend].word_B == 4 else "bf16-mixed"
+    other = replace(machine, backend=backend, precision=precision)
+    assert predict(olmoe, batch(dp=8, ep=8), other).step_time_s > 0
+
+
+# ---- the cut ----
+
+
+def held(architecture: Architecture, pp: int, virtual: int = 1) -> list[int]:
+    return [sum(stage.layers) for stage in stages(architecture, pp, virtual) for _ in range(stage.count)]
+
+
+def test_ends_that_count_as_layers_leave_their_stages_fewer(opt: Architecture) -> None:
+    assert sorted(held(opt, 4)) == [6, 6, 6, 6]
+    assert held(CutWithEnds.of(opt, embedding=0, head=0), 4) == held(opt, 4)
+    counted = CutWithEnds.of(opt, embedding=2, head=0)  # Sailor's stages
+    first, *middle, last = held(counted, 4)
+    assert (first, sorted(middle), last) == (4, [7, 7], 6)
+    assert held(counted, 2) == [11, 13]
+
+
+def test_every_layer_is_held_once(opt: Architecture) -> None:
+    for pp, virtual in ((1, 1), (4, 1), (4, 3), (8, 3)):
+        for ends in ((0, 0), (1, 1), (1, 2), (9, 9)):
+            assert sum(held(CutWithEnds.of(opt, embedding=ends[0], head=ends[1]), pp, virtual)) == 24
