@@ -264,7 +264,7 @@ def test_restored_after_success(start: Start) -> None:
     assert running.state().locks == 13  # what was tried first, and a step each
     assert gone(guardian)
     assert json.loads((running.profile / "manifest.json").read_text())["clocks"] == "lock"
-    assert "960 operators, 12 power" in output
+    assert "960 operators, 16 power" in output
 
 
 def test_restored_after_an_error(start: Start) -> None:
@@ -369,7 +369,7 @@ def test_interrupted_it_goes_on_where_it_stopped(start: Start) -> None:
     again = start("pace=0", clocks="auto")
     output = again.process.communicate(timeout=SOON_S)[0]
     assert again.process.returncode == 0, output
-    assert "960 operators, 12 power" in output
+    assert "960 operators, 16 power" in output
     assert again.state().locked_Hz is FREE
     assert again.state().locks - locks < 13  # some steps were done
 

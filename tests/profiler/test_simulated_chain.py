@@ -225,9 +225,11 @@ def modes(chip: Chip) -> list[tuple[float, float]]:
     return sorted(found, key=lambda mode: mode[1])
 
 
-# Within 5 % for seeds 0 to 4; the worst is the heat sink's time constant, 2.8 % low on the A100. Not tested is what a
-# profile does not recover: how energy divides between cache and memory, whose sum counts (up to 30 % off each), and,
-# without activity counters (A100), how power divides between work and active SMs (active 18 % low, flop 7 % high).
+# Within 5 % for seeds 0 to 4; the worst is leakage, 4.3 % low on the A100 for one of them. Not tested is what a profile
+# does not recover: how energy divides between cache and memory, whose sum counts (up to 32 % off each); the clock tree
+# where no idle GPU was seen at another clock (its share is assumed: 12 % high, and base 4 % low for it); and, without
+# activity counters (A100), how power divides between work and active SMs (active 17 % low, flop 7 % high), and with it
+# the voltage curve.
 POWER = ("base_W", "flop_J", "vector_op_J", "active_W", "knee_Hz", "voltage_slope")
 HEAT = ("leak_W_per_C", "die_C_per_W", "die_time", "sink_C_per_W", "sink_time", "inlet_C")
 LIMITS = ("tensor_clock", "sustained_share")
@@ -261,7 +263,7 @@ def test_a100_hidden_parameters(found_a100: FOUND, name: str) -> None:
     assert value / hidden == pytest.approx(1, rel=AIM)
 
 
-@pytest.mark.parametrize("name", [*POWER, *HEAT, *LIMITS])
+@pytest.mark.parametrize("name", ["tree_W", *POWER, *HEAT, *LIMITS])
 def test_hidden_parameters_at_locked_clocks(found_locked: FOUND, name: str) -> None:
     hidden, value = found_locked[name]
     assert value / hidden == pytest.approx(1, rel=AIM)
@@ -308,8 +310,8 @@ def test_a_plan_is_predicted_from_the_simulation(calibrated: Path, tmp_path: Pat
 
 
 def test_the_governors_gain(calibration: Calibration, h100: Truth) -> None:
-    """From alternations of heavy and light load; within 5 % for seeds 0 to 4 (on the A100, which they hardly bring to
-    its limit, 4 to 8 % high)."""
+    """From alternations of heavy and light load; 1 to 5 % high for seeds 0 to 4 (on the A100, which they hardly bring
+    to its limit, up to 11 % off either way)."""
     gain = calibration.governor.parameters["gain"]
     assert gain.origin == "measured"
     assert gain.value == pytest.approx(h100.chip.governor.gain_Hz_per_J, rel=AIM)
