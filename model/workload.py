@@ -218,8 +218,10 @@ class Workload:
         return calls
 
     def _casts(self, forward: Iterator[_Forward]) -> Iterator[_Forward]:
-        """Before every product, its input cast to 8 bits, in two orders, since tensor cores read 8-bit operands along the
-        depth alone: 2 bytes read and 2 written an element, as a copy; backward the output's gradient. Weights stay cast.
+        """Before every product, its input cast to 8 bits; backward the gradient of its output. Weights stay cast.
+
+        In two orders, since tensor cores read 8-bit operands along the depth alone: of an element 2 bytes read and 2
+        written, as by a copy.
         """
         for op in forward:
             if op.kind in (Kind.GEMM, Kind.GROUPED_GEMM):

@@ -1,4 +1,4 @@
-"""How frameworks differ: what they send and when, how they cut models and experts, which words and products they use."""
+"""How frameworks differ: what they send and when, how they cut models and experts, their words and products."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_float32_words_double_what_is_kept(opt: Architecture, batch: Batch, mach
     ).kept(opt.layers[0])
     narrow = MemoryModel(opt, plans, backend="megatron-v2", precision="bf16", calibration=machine.calibration)
     scores = plans.micro_batch * 16 * plans.seq**2
-    # flash attention off, no dropout: everything twice, statistics of norms once, probabilities instead of three tensors
+    # no dropout: everything twice, but statistics of norms, and of the scores probabilities alone
     dropped = (1 + 2) * scores + 2 * plans.micro_batch * plans.seq * opt.hidden
     statistics = 2 * 4.0 * 2 * plans.micro_batch * plans.seq
     assert wide == pytest.approx(2 * (narrow.kept(opt.layers[0]) - dropped - statistics) + statistics)
@@ -190,7 +190,7 @@ def test_operands_are_cast_before_every_product_of_eight_bits(opt: Architecture,
     assert len(casts) == 2 * len(products)
     sizes = sorted(float((s["m"] * s["k"]).item()) for s in (call.shape.arrays() for call in products))
     assert sorted(float(call.shape.arrays()["m"].item()) for call in casts if call.phase == "forward") == sizes
-    assert [call for call in cast if call.kind is not Kind.COPY] == pytest.approx(plain) or len(cast) > len(plain)
+    assert [call.kind for call in cast if call.kind is not Kind.COPY] == [call.kind for call in plain]
 
 
 @pytest.mark.parametrize("backend", ["megatron-core", "megatron-core-fp8", "megatron-deepspeed-fp32"])
