@@ -371,7 +371,7 @@ def test_interrupted_it_goes_on_where_it_stopped(start: Start) -> None:
     assert again.process.returncode == 0, output
     assert "960 operators, 16 power" in output
     assert again.state().locked_Hz is FREE
-    assert again.state().locks - locks < 13  # some steps were done
+    assert again.state().locks - locks <= 13  # every step at most once, and the try that shows whether it is permitted
 
 
 def test_an_explicit_lock_that_is_refused_exits_with_2(start: Start) -> None:
