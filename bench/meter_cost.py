@@ -170,6 +170,7 @@ def codecarbon_subject(level: str, device: torch.device, folder: Path) -> Subjec
         found = carbon.summary()
         cost = found.levels[level]
         subject.extra = {
+            "readings_per_step": cost.readings / max(found.steps, 1),
             "inside_s_per_step": cost.inside_s_per_step,
             "waited_s_per_step": cost.waited_s / max(found.steps, 1),
             "background_s_per_s": None if cost.background_s is None else cost.background_s / found.duration_s,

@@ -216,20 +216,29 @@ def _host(profile: Profile, source: str) -> list[HostLane]:
     table = profile.tables["host"]
     if table.empty:
         return []
-    blocks = table[~table["block"].isin(["optimizer_layer", "optimizer_tensor"])]
-    means = blocks.groupby(["block", "direction"])["host_time_s"].mean()
+    others = table[~table["block"].isin(["optimizer_layer", "optimizer_tensor"])]
+    means = others.groupby(["block", "direction"])["host_time_s"].mean()
     layer_of = {
         str(row.detail): str(row.block)
         for row in table.itertuples()
         if "layer" in str(row.block) and row.direction == "forward"
     }
     values = {"/".join(key): float(value) for key, value in zip(means.index.to_list(), means, strict=True)}
-    steps = table[table["block"] == "optimizer_layer"]
-    for detail, host_time_s in zip(steps["detail"].astype(str), steps["host_time_s"].astype(float), strict=True):
+    steps = table[table["block"] == "optimizer_layer"].groupby("detail")["host_time_s"].mean()
+    for detail, host_time_s in steps.items():
         if detail in layer_of:
-            values[f"{layer_of[detail]}/step"] = host_time_s
-    parameters = {name: _measured(max(value, 0.0), "s", source) for name, value in sorted(values.items())}
-    return [HostLane(backend="torch", blocks=parameters, log_error=_HOST_LOG_ERROR)]
+            values[f"{layer_of[detail]}/step"] = float(host_time_s)
+    blocks = {name: _host_time(value, source) for name, value in sorted(values.items())}
+    return [HostLane(backend="torch", blocks=blocks, log_error=_HOST_LOG_ERROR)]
+
+
+def _host_time(value_s: float, source: str) -> Parameter:
+    """A block's time; a difference of two models' times that came out below zero is nothing that can be told."""
+    if value_s > 0:
+        return _measured(value_s, "s", source)
+    return _assumed(
+        0.0, "s", f"lost in the noise of the host's times ({value_s:.2g} s), so it counts for nothing: {source}"
+    )
 
 
 def _memory(profile: Profile, source: str) -> MemoryFit:

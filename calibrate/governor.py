@@ -18,12 +18,14 @@ from moemodel.model.operators import SHAPE_FIELDS, Kind, Pass, Shape, work
 
 FloatArray = NDArray[np.float64]
 
-# Turns of products and copies, 30 to 120 ms each, on an H100 80GB HBM3: this project's readings of 2026.
-GAIN_HZ_PER_J = 24e6
+# Of an H100 80GB HBM3: `fit_gain` on the profile h100-sxm-80gb-second.
+GAIN_HZ_PER_J = 6.3e7
+# Products for 30 to 100 % of the time on an H100 80GB HBM3, set and true MHz: 1380 1365, 1530 1437, 1800 1568,
+# 1965 1583, 1980 1596 (this project's first readings): with 10 and f_tensor 1595 MHz they come out within 1.3 %.
 SHARPNESS = 10.0
 _FULL = 0.95  # share of the time from which a load counts as uninterrupted
-# Spread of the sustained clock between chips of one kind: four H100 under one calibration were 2, 3, 3 and 7 % slower
-# than predicted in the mean of their training runs, the last of them 15 degrees hotter (bench/measured).
+# Spread of the sustained clock between chips of one kind, by how far it is predicted too high in the mean of the
+# training runs of bench/measured: 1 and 5 % on one H100, 0 % on another, 6 % on a third that was 15 degrees hotter.
 _CHIP_LOG_ERROR = 0.025
 _TOP = 0.985  # of the highest clock: a reported clock from which the slow limit is not at work
 _SHORTEST_S = 3e-5  # calls shorter than this are mostly launch

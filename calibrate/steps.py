@@ -37,7 +37,7 @@ from moemodel.model.gpu import Gpu
 from moemodel.model.machine import Machine
 from moemodel.model.network import Collective, Network
 from moemodel.model.operators import PASSES, Kind, Pass
-from moemodel.model.parameter_names import NETWORK
+from moemodel.model.parameter_names import NETWORK, POWER
 from moemodel.model.plan import PlanBatch, Precision, Recompute
 from moemodel.model.predict import predict
 from moemodel.model.workload import Workload
@@ -301,22 +301,7 @@ def _bare_calibration(gpu: Gpu, constants: Mapping[str, float]) -> Calibration:
     )
 
 
-_NO_POWER = dict.fromkeys(
-    (
-        "base_W",
-        "tree_W",
-        "active_W",
-        "flop_J",
-        "vector_op_J",
-        "cache_J_per_B",
-        "dram_J_per_B",
-        "leak_W_per_C",
-        "rise_per_C",
-        "leak_reference_C",
-        "voltage_slope",
-    ),
-    0.0,
-)
+_NO_POWER = dict.fromkeys(POWER.required, 0.0)
 
 
 _NO_HEAT = {"die_C_per_W": 0.0, "die_time": 1.0, "sink_C_per_W": 0.0, "sink_time": 1.0, "inlet_C": 25.0}

@@ -30,7 +30,7 @@ from moemodel.model.profile import IDLE, LIGHT
 
 FloatArray = NDArray[np.float64]
 
-# An idle H100 80GB HBM3 between 44 and 56 C, and copying between 49 and 59 C: this project's readings of 2026.
+# An idle H100 80GB HBM3 between 44 and 56 C, and copying between 49 and 59 C: bench/measured/h100-sxm-80gb-turns.json.
 LEAK_W_PER_C = 0.73
 RISE_PER_C = 0.0016
 LEAK_REFERENCE_C = 50.0

@@ -37,7 +37,7 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from importlib import import_module
@@ -48,9 +48,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import torch
 
 from moemodel.model.errors import DeviceError, InputError
+from moemodel.profiler.device import MeteredDevice
 from moemodel.profiler.meter import open_devices
-from moemodel.profiler.meter_lane import FinishedStep, MeteredDevice
+from moemodel.profiler.meter_lane import FinishedStep
 from moemodel.profiler.meter_summary import Summary
+from moemodel.profiler.scope import Scope
 
 if TYPE_CHECKING:
     from moemodel.profiler.reconcile import Reconciliation
@@ -451,24 +453,6 @@ def _task_row(task: str, data: Any) -> dict[str, Any]:
 # --- the levels ------------------------------------------------------------------------------------------------------
 
 
-class _Scope:
-    """Begin and end as a context; an exception ends it without a reading."""
-
-    def __init__(self, begin: Callable[[], None], end: Callable[[], None], drop: Callable[[], None]) -> None:
-        self._begin, self._end, self._drop = begin, end, drop
-
-    def __enter__(self) -> None:
-        self._begin()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self._end()
-        else:
-            self._drop()
-
-
 class CodeCarbonLevels:
     """CodeCarbon's trackers of a session; an observer of a `Meter`, or on its own.
 
@@ -536,7 +520,7 @@ class CodeCarbonLevels:
         self._state = "new"
         self._counted: deque[FinishedStep] = deque(maxlen=_KEEP)
         self.reconciliation: Reconciliation | None = None
-        self._step_scope = _Scope(lambda: self.begin_step(self._steps), self.end_step, self.drop)
+        self._step_scope = Scope(lambda: self.begin_step(self._steps), self.end_step, self.drop)
 
     # The session.
 
@@ -612,13 +596,13 @@ class CodeCarbonLevels:
 
     # Steps and phases.
 
-    def step(self) -> _Scope:
+    def step(self) -> Scope:
         """A step as a context, on its own; beside a meter, the meter's."""
         return self._step_scope
 
-    def phase(self, name: str) -> _Scope:
+    def phase(self, name: str) -> Scope:
         """A phase as a context, on its own; beside a meter, the meter's."""
-        return _Scope(lambda: self.begin_phase(name), self.end_phase, self.drop)
+        return Scope(lambda: self.begin_phase(name), self.end_phase, self.drop)
 
     def begin_step(self, index: int) -> None:
         self._index = index

@@ -35,10 +35,11 @@ import torch
 from moemodel.model.errors import DeviceError, InputError, MoeModelError
 from moemodel.model.profile import DeviceInfo
 from moemodel.profiler.cpu_device import CpuDevice
-from moemodel.profiler.device import REPLAYED, NvidiaDevice, nvml_handle
-from moemodel.profiler.meter_lane import CudaTimer, FinishedStep, Lane, MeteredDevice, Timer, WallTimer
+from moemodel.profiler.device import REPLAYED, MeteredDevice, NvidiaDevice, nvml_handle
+from moemodel.profiler.meter_lane import CudaTimer, FinishedStep, Lane, Timer, WallTimer
 from moemodel.profiler.meter_summary import Summary
 from moemodel.profiler.recording import RecordingDevice, ReplayDevice
+from moemodel.profiler.scope import Scope
 from moemodel.profiler.watch import CounterWatch, EdgeFinder
 
 _READ_EVERY = 16  # steps between two readings of events
@@ -134,24 +135,6 @@ class Observer(Protocol):
 # --- the meter -------------------------------------------------------------------------------------------------------
 
 
-class _Scope:
-    """A context manager that is made once and entered many times."""
-
-    def __init__(self, begin: Callable[[], None], end: Callable[[], None], drop: Callable[[], None]) -> None:
-        self._begin, self._end, self._drop = begin, end, drop
-
-    def __enter__(self) -> None:
-        self._begin()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self._end()
-        else:
-            self._drop()
-
-
 class Meter:
     """Measures the steps and phases of a training loop.
 
@@ -199,8 +182,8 @@ class Meter:
         self._phase: str | None = None
         self._synced_s = 0.0
         self._start_unix_s = 0.0
-        self._step_scope = _Scope(self.begin_step, self.end_step, self._drop)
-        self._phase_scopes: dict[str, _Scope] = {}
+        self._step_scope = Scope(self.begin_step, self.end_step, self._drop)
+        self._phase_scopes: dict[str, Scope] = {}
 
     # Sessions.
 
@@ -238,15 +221,15 @@ class Meter:
     def end_phase(self) -> None:
         self._try(self._end_phase)
 
-    def step(self) -> _Scope:
+    def step(self) -> Scope:
         """`begin_step` and `end_step` as a context; a step that an exception ends does not count."""
         return self._step_scope
 
-    def phase(self, name: str) -> _Scope:
+    def phase(self, name: str) -> Scope:
         """`begin_phase` and `end_phase` as a context."""
         scope = self._phase_scopes.get(name)
         if scope is None:
-            scope = _Scope(lambda: self.begin_phase(name), self.end_phase, self._drop)
+            scope = Scope(lambda: self.begin_phase(name), self.end_phase, self._drop)
             self._phase_scopes[name] = scope
         return scope
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from moemodel.model.errors import DeviceError, MoeModelError
-from moemodel.model.profile import DeviceInfo
 from moemodel.profiler.attribution import STUCK_S, WIDEST_EDGE_S, Attribution, CounterEdges, attribute, check_counter
+from moemodel.profiler.device import MeteredDevice
 from moemodel.profiler.meter_summary import DeviceSummary, GroupSummary, PhaseSummary
 from moemodel.profiler.recording import RecordingDevice
 from moemodel.profiler.watch import Edge, EdgeFinder
@@ -27,18 +27,6 @@ _LAST_EDGE_S = 0.3  # to wait at the end for the counter to tick once more
 _DISAGREE = 0.10  # counter against power readings
 _FEWEST_READINGS = 30
 _EVENT_NOISE_S = 1e-5
-
-
-class MeteredDevice(Protocol):
-    """What the meter needs of a device; every `device.Device` has it."""
-
-    @property
-    def info(self) -> DeviceInfo: ...
-    @property
-    def torch_device(self) -> torch.device: ...
-    def energy_J(self) -> float | None: ...
-    def power_W(self) -> float | None: ...
-    def close(self) -> None: ...
 
 
 # --- time ------------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ from pydantic import ValidationError
 from moemodel.model.errors import InputError
 from moemodel.model.profile import DeviceInfo
 from moemodel.profiler.attribution import Attribution, CounterEdges, Floats, attribute, check_counter
-from moemodel.profiler.device import ActivityMeter, NoActivity
+from moemodel.profiler.device import ActivityMeter, MeteredDevice, NoActivity
 
 SCHEMA_VERSION = 1
 SENSORS = ("energy", "power", "clock", "temperature", "memory_temperature", "used_memory")
@@ -47,18 +47,6 @@ _LINES = 256  # written together
 _DIGITS = 6  # of times: microseconds
 _EVERY_READING = 3  # changes in a row, with no reading between them: the counter does not tick
 _READING_S = 1e-3  # how exactly an edge is known then
-
-
-class Recorded(Protocol):
-    """What can be recorded; every `device.Device` is one, and what the meter needs of a device suffices."""
-
-    @property
-    def info(self) -> DeviceInfo: ...
-    @property
-    def torch_device(self) -> torch.device: ...
-    def energy_J(self) -> float | None: ...
-    def power_W(self) -> float | None: ...
-    def close(self) -> None: ...
 
 
 # --- recording -------------------------------------------------------------------------------------------------------
@@ -109,7 +97,7 @@ class RecordingDevice:
         InputError: the file is there already.
     """
 
-    def __init__(self, device: Recorded, file: str | Path, now_s: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, device: MeteredDevice, file: str | Path, now_s: Callable[[], float] = time.perf_counter) -> None:
         self._device, self._now_s = device, now_s
         self._lines = _Lines(Path(file))
         self._sensors = {name: _Sensor() for name in SENSORS}

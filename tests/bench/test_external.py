@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +12,29 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
+Run = Callable[..., str]
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the published data are not at {DATA}")
 
 
-def run(*arguments: str | Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(ROOT / "bench" / "external.py"), *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture(scope="session")
+def run(run_bench: Callable[..., subprocess.CompletedProcess[str]]) -> Run:
+    """What `python bench/external.py ...` prints."""
+
+    def printed(*arguments: str | Path) -> str:
+        done = run_bench("external.py", *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return printed
 
 
-def test_without_data_it_says_so(tmp_path: Path) -> None:
+def test_without_data_it_says_so(tmp_path: Path, run: Run) -> None:
     missing = tmp_path / "none"
     assert run("--data", missing) == f"skipped: {missing} is not there\n"
     assert json.loads(run("--json", "--data", missing)) == {"skipped": f"skipped: {missing} is not there"}
 
 
-def test_one_data_set_as_a_table(tmp_path: Path) -> None:
+def test_one_data_set_as_a_table(tmp_path: Path, run: Run) -> None:
     columns = "dp,tp,pp,micro_batch,global_batch,sequence_length,iteration_s,peak_memory_B"
     rows = ["1,4,1,8,64,2048,2.0,3e10", "2,4,1,8,64,2048,1.0,3e10", "4,4,1,8,64,2048,0.5,3e10"]
     file = tmp_path / "gh200-iteration-times" / "opt_350m.csv"
@@ -50,7 +48,7 @@ def test_one_data_set_as_a_table(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def figures() -> dict[str, Any]:
+def figures(run: Run) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(run("--json", "--skip-a100"))
     return found
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,36 +12,20 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
+MEASURED = Path(__file__).parents[2] / "bench" / "measured"
 
 
-def _run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "error", str(ROOT / "bench" / "attribution.py"), *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
-def _module(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"bench_{name}", ROOT / "bench" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+Run = Callable[..., subprocess.CompletedProcess[str]]
+Load = Callable[[str], ModuleType]
 
 
 @pytest.fixture(scope="module")
-def recording(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def recording(tmp_path_factory: pytest.TempPathFactory, run_bench: Run) -> tuple[Path, dict[str, Any]]:
     """A session on a simulated GPU, whose powers are the same alone and in the mix."""
     file = tmp_path_factory.mktemp("attribution") / "session.jsonl"
-    done = _run("--json", "--gpu", "sim:h100?seed=3", "--record", file, "--seconds", "20", "--alone", "2.8")
+    done = run_bench(
+        "attribution.py", "--json", "--gpu", "sim:h100?seed=3", "--record", file, "--seconds", "20", "--alone", "2.8"
+    )
     assert done.returncode == 0, done.stderr
     figures: dict[str, Any] = json.loads(done.stdout)
     return file, figures
@@ -61,29 +43,42 @@ def test_power_of_short_phases_is_right(recording: tuple[Path, dict[str, Any]]) 
     assert figures["recording_B"] < 200_000
 
 
-def test_the_recording_says_the_same_again(recording: tuple[Path, dict[str, Any]]) -> None:
+def test_the_recording_says_the_same_again(recording: tuple[Path, dict[str, Any]], run_bench: Run) -> None:
     file, figures = recording
-    done = _run("--json", "--from", file)
+    done = run_bench("attribution.py", "--json", "--from", file)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == figures
-    table = _run("--from", file).stdout
+    table = run_bench("attribution.py", "--from", file).stdout
     assert table.splitlines()[1].startswith("optimizer ")
 
 
-def test_what_cannot_be_evaluated_says_so(recording: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_a_real_gpu_recorded(run_bench: Run) -> None:
+    """The project's aim, on what an H100's sensors said."""
+    done = run_bench("attribution.py", "--json", "--from", MEASURED / "h100-sxm-80gb-attribution.jsonl")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["device"] == "NVIDIA H100 80GB HBM3"
+    assert figures["phases_not_told"] == 0
+    assert 0 < figures["attribution_mape"] <= 0.03
+    assert figures["attribution_worst"] < 0.05
+
+
+def test_what_cannot_be_evaluated_says_so(
+    recording: tuple[Path, dict[str, Any]], tmp_path: Path, run_bench: Run
+) -> None:
     file, _ = recording
     text = file.read_text()
     (tmp_path / "cut.jsonl").write_text(text[: len(text) // 2])
-    done = _run("--from", tmp_path / "cut.jsonl")
+    done = run_bench("attribution.py", "--from", tmp_path / "cut.jsonl")
     assert done.returncode == 2
     assert "no mixed section" in done.stderr
-    assert _run("--gpu", "sim:h100", "--record", file).returncode == 2  # never written over
+    assert run_bench("attribution.py", "--gpu", "sim:h100", "--record", file).returncode == 2  # never written over
     assert file.read_text() == text
 
 
-def test_codecarbons_levels_have_a_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codecarbons_levels_have_a_cost(monkeypatch: pytest.MonkeyPatch, bench_module: Load) -> None:
     pytest.importorskip("codecarbon")
-    bench = _module("meter_cost")
+    bench = bench_module("meter_cost")
     monkeypatch.setattr(bench, "_STEP_S", 0.004)
     monkeypatch.setattr(bench, "_WARM_S", 0.2)
     figures = bench.measure(0.1, torch.device("cpu"), codecarbon=True)
@@ -94,11 +89,13 @@ def test_codecarbons_levels_have_a_cost(monkeypatch: pytest.MonkeyPatch) -> None
         assert figures[f"{name}standard_error"] > 0
     assert figures["codecarbon_step_inside_s_per_step"] > 0
     assert figures["codecarbon_phase_inside_s_per_step"] > 0
+    assert figures["codecarbon_step_readings_per_step"] == 1
+    assert figures["codecarbon_phase_readings_per_step"] == 3
     json.dumps(figures, allow_nan=False)
 
 
-def test_without_codecarbon_it_is_the_meters_cost_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = _module("meter_cost")
+def test_without_codecarbon_it_is_the_meters_cost_alone(monkeypatch: pytest.MonkeyPatch, bench_module: Load) -> None:
+    bench = bench_module("meter_cost")
     monkeypatch.setattr(bench, "_STEP_S", 0.004)
     monkeypatch.setattr(bench, "_WARM_S", 0.1)
     figures = bench.measure(0.1, torch.device("cpu"))

@@ -106,7 +106,8 @@ def test_a_calibration_of_a_processor_says_what_it_is(calibration: Calibration) 
     assert "Measured" in calibration.provenance
     assert calibration.power.points == 0
     assert {p.origin for p in calibration.chip.values()} <= {"measured", "assumed"}
-    assert calibration.host[0].blocks["dense_layer/forward"].value >= 0  # a difference; 0 on a busy machine
+    forward = calibration.host[0].blocks["dense_layer/forward"]
+    assert forward.value > 0 or "noise" in forward.source  # a difference of two times, lost in it on a busy machine
 
 
 def test_a_step_is_predicted(answer: dict[str, Any]) -> None:

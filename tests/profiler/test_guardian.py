@@ -361,17 +361,18 @@ def test_it_insists_after_the_profiler_is_dead(start: Start) -> None:
 def test_interrupted_it_goes_on_where_it_stopped(start: Start) -> None:
     running = start("pace=1")
     _caught(running)
-    until(lambda: any((running.profile / "operators").glob("part-*")))
+    until(lambda: running.state().locks >= 4)  # the try, and two steps that are done
     running.process.kill()
     running.process.wait()
     until(lambda: running.state().locked_Hz is FREE, 10)
     locks = running.state().locks
+    assert any((running.profile / "operators").glob("part-*"))
     again = start("pace=0", clocks="auto")
     output = again.process.communicate(timeout=SOON_S)[0]
     assert again.process.returncode == 0, output
     assert "960 operators, 16 power" in output
     assert again.state().locked_Hz is FREE
-    assert again.state().locks - locks <= 13  # every step at most once, and the try that shows whether it is permitted
+    assert again.state().locks - locks < 13  # some steps were done
 
 
 def test_an_explicit_lock_that_is_refused_exits_with_2(start: Start) -> None:

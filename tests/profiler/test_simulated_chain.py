@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from moemodel.calibrate import operators
-from moemodel.calibrate.governor import fit_governor
-from moemodel.calibrate.power import fit_power, loads_of
-from moemodel.calibrate.thermal import fit_leakage, fit_thermal
+from moemodel.calibrate.power import loads_of
 from moemodel.cli import main
 from moemodel.cli.profile import profile_command
 from moemodel.model.calibration import Calibration, read_calibration
@@ -176,55 +175,6 @@ def test_the_same_seed_gives_the_same_profile(tmp_path: Path) -> None:
 # --- what the calibration recovers -----------------------------------------------------------------------------------
 
 
-def recovered(truth: Truth) -> dict[str, tuple[float, float]]:
-    """Parameter -> hidden and recovered."""
-    chip, source = truth.chip, "simulated"
-    loads = loads_of(truth.table("power"), chip.clock_max_Hz)
-    leakage = fit_leakage(truth.table("thermal"), source)
-    power = {name: p.value for name, p in fit_power(loads, chip.clock_max_Hz, leakage, source)[0].parameters.items()}
-    datasheet = Datasheet(
-        multiprocessors=chip.multiprocessors,
-        flops_per_cycle=chip.flops_per_cycle,
-        bandwidth_Bps=chip.bandwidth_Bps,
-        l2_B=chip.l2_B,
-        clock_Hz=chip.clock_max_Hz,
-    )
-    governor = fit_governor(loads, truth.table("operators"), datasheet, chip.cap_W, source).parameters
-    thermal = {name: p.value for name, p in fit_thermal(truth.table("thermal"), source).parameters.items()}
-    (die_C_per_W, die_s), (sink_C_per_W, sink_s) = modes(chip)
-    electrics = {
-        name: (float(getattr(chip.electrics, name)), value)
-        for name, value in power.items()
-        if hasattr(chip.electrics, name)
-    }
-    return electrics | {
-        "tensor_clock": (chip.governor.tensor_Hz, governor["tensor_clock"].value),
-        "sustained_share": (chip.governor.sustained_share, governor["sustained_share"].value),
-        "die_C_per_W": (die_C_per_W, thermal["die_C_per_W"]),
-        "die_time": (die_s, thermal["die_time"]),
-        "sink_C_per_W": (sink_C_per_W, thermal["sink_C_per_W"]),
-        "sink_time": (sink_s, thermal["sink_time"]),
-        "inlet_C": (chip.thermal.inlet_C, thermal["inlet_C"]),
-    }
-
-
-def modes(chip: Chip) -> list[tuple[float, float]]:
-    """Resistance and time constant of the two exponentials in which the die answers to power, the faster one first.
-
-    C dT/dt = -K T + (P, 0) for the rises T of die and sink: with S = C^-1/2 K C^-1/2 = sum_i l_i u_i u_i', the die's
-    answer is sum_i u_i[0]^2 / (C_die l_i) (1 - exp(-l_i t)).
-    """
-    t = chip.thermal
-    across, away = 1 / t.die_C_per_W, 1 / t.sink_C_per_W
-    conductance = np.array([[across, -across], [-across, across + away]])
-    root = np.diag([t.die_J_per_C**-0.5, t.sink_J_per_C**-0.5])
-    rates, vectors = np.linalg.eigh(root @ conductance @ root)
-    found = [
-        (float(u[0] ** 2 / (t.die_J_per_C * rate)), float(1 / rate)) for rate, u in zip(rates, vectors.T, strict=True)
-    ]
-    return sorted(found, key=lambda mode: mode[1])
-
-
 # Within 5 % for seeds 0 to 4; the worst is leakage, 4.3 % low on the A100 for one of them. Not tested is what a profile
 # does not recover: how energy divides between cache and memory, whose sum counts (up to 32 % off each); the clock tree
 # where no idle GPU was seen at another clock (its share is assumed: 12 % high, and base 4 % low for it); and, without
@@ -234,20 +184,28 @@ POWER = ("base_W", "flop_J", "vector_op_J", "active_W", "knee_Hz", "voltage_slop
 HEAT = ("leak_W_per_C", "die_C_per_W", "die_time", "sink_C_per_W", "sink_time", "inlet_C")
 LIMITS = ("tensor_clock", "sustained_share")
 FOUND = dict[str, tuple[float, float]]
+Recovered = Callable[[Truth], FOUND]
 
 
 @pytest.fixture(scope="module")
-def found_h100(h100: Truth) -> FOUND:
+def recovered(bench_module: Callable[[str], ModuleType]) -> Recovered:
+    """Parameter -> hidden and found, as `bench/simulated_gpu.py` prints it for several seeds."""
+    bench = bench_module("simulated_gpu")
+    return lambda truth: bench.recovered(truth.outcome.folder, truth.chip)
+
+
+@pytest.fixture(scope="module")
+def found_h100(h100: Truth, recovered: Recovered) -> FOUND:
     return recovered(h100)
 
 
 @pytest.fixture(scope="module")
-def found_a100(a100: Truth) -> FOUND:
+def found_a100(a100: Truth, recovered: Recovered) -> FOUND:
     return recovered(a100)
 
 
 @pytest.fixture(scope="module")
-def found_locked(locked: Truth) -> FOUND:
+def found_locked(locked: Truth, recovered: Recovered) -> FOUND:
     return recovered(locked)
 
 
