@@ -21,7 +21,7 @@ FloatArray = NDArray[np.float64]
 
 Precision = Literal["bf16", "bf16-mixed"]
 RecomputeName = Literal["none", "selective", "full"]
-ScheduleName = Literal["1f1b", "gpipe"]
+ScheduleName = Literal["1f1b", "gpipe", "zero-bubble"]
 BackendName = Literal["torch", "megatron", "megatron-v2"]
 
 
@@ -38,10 +38,15 @@ class Schedule(IntEnum):
 
     ONE_F_ONE_B = 0
     GPIPE = 1
+    ZERO_BUBBLE = 2  # ZB-H1: weight gradients wait until the pipeline would idle (Qi et al. 2023, section 2.1)
 
 
 RECOMPUTE: dict[str, Recompute] = {name.name.lower(): name for name in Recompute}
-SCHEDULE: dict[str, Schedule] = {"1f1b": Schedule.ONE_F_ONE_B, "gpipe": Schedule.GPIPE}
+SCHEDULE: dict[str, Schedule] = {
+    "1f1b": Schedule.ONE_F_ONE_B,
+    "gpipe": Schedule.GPIPE,
+    "zero-bubble": Schedule.ZERO_BUBBLE,
+}
 
 
 def _printable(text: str) -> str:
@@ -154,8 +159,10 @@ class Plan(Strict):
             )
         if p.sequence_parallel and p.tp == 1:
             raise ValueError("parallel.sequence_parallel needs tp > 1; tp is 1")
-        if p.virtual_stages > 1 and self.schedule != "1f1b":
-            raise ValueError(f"parallel.virtual_stages {p.virtual_stages} needs schedule 1f1b; found {self.schedule}")
+        if p.virtual_stages > 1 and self.schedule == "gpipe":
+            raise ValueError(
+                f"parallel.virtual_stages {p.virtual_stages}: found schedule gpipe; allowed: 1f1b, zero-bubble"
+            )
         if p.zero_stage >= 2 and p.pp > 1:
             raise ValueError(
                 f"parallel.zero_stage {p.zero_stage} with pp {p.pp}: gradients cannot stay sharded across the "

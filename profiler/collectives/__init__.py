@@ -1,0 +1,1 @@
+"""Communication between GPUs, measured: collectives by size and group, the power they draw, overlap with computation."""
