@@ -37,8 +37,8 @@ from moemodel.model.compute import ATTENTIONS, PRODUCTS
 from moemodel.model.errors import InputError
 from moemodel.model.gpu import Gpu, read_gpu
 from moemodel.model.hf_config import read_architecture
-from moemodel.model.machine import Machine
-from moemodel.model.network import Traffic, network_of, read_link
+from moemodel.model.machine import Machine, traffic_of
+from moemodel.model.network import network_of, read_link
 from moemodel.model.operators import Kind
 from moemodel.model.plan import PlanBatch, Precision, Recompute
 from moemodel.model.predict import predict
@@ -100,8 +100,7 @@ class Software:
         gpu: description of the chip.
         backend, precision: of the model.
         internode: network between nodes, by name.
-        behind: exchanges that run behind computation (`network.Traffic`).
-        gradients_behind: so does the exchange of gradients and parameters.
+        behind: exchanges that run behind computation (`network.Traffic`); None: what the backend says.
         gradient_B: bytes of a gradient element on the wire; None: as in memory.
         once_a_node, most_nodes: how rows get to experts (`network.Traffic`).
         fused_optimizer: it steps all parameters in a few kernels, which the host queues in no time.
@@ -112,8 +111,7 @@ class Software:
     backend: str
     precision: Precision
     internode: str = "infiniband-ndr"
-    behind: frozenset[str] = frozenset()
-    gradients_behind: bool = True
+    behind: frozenset[str] | None = None
     gradient_B: float | None = None
     once_a_node: bool = False
     most_nodes: int | None = None
@@ -144,38 +142,22 @@ class Study:
 # ---- machines -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Machine(Machine):
-    """A machine of somebody else's software."""
-
-    gradients_behind: bool = True
-    wire_B: float | None = None
-
-    @property
-    def gradient_B(self) -> float:
-        return super().gradient_B if self.wire_B is None else self.wire_B
-
-    @property
-    def overlap(self) -> float:
-        return self.network.overlap if self.gradients_behind else 0.0
-
-
 def machine(software: Software, constants: Mapping[str, float]) -> Machine:
     """What some software makes of its hardware under some constants; those not named are 1."""
     gpu = read_gpu(software.gpu)
-    backend = BACKENDS[software.backend]
     calibration = adapted(shipped(_CALIBRATED), gpu, software, constants)
     link = read_link(software.internode)
     link = link.model_copy(update={"bandwidth_GBps": link.bandwidth_GBps * constants.get("internode", 1.0)})
     network = network_of(calibration, gpu, None, link)
-    traffic = Traffic(
-        word_B=backend.word_B,
-        behind=software.behind,
-        whole_experts=backend.whole_experts,
+    usual = traffic_of(software.backend)
+    traffic = replace(
+        usual,
+        gradient_B=software.gradient_B,
+        behind=usual.behind if software.behind is None else software.behind,
         once_a_node=software.once_a_node,
         most_nodes=software.most_nodes,
     )
-    return _Machine(
+    return Machine(
         calibration=calibration,
         network=replace(network, traffic=traffic),
         memory_B=np.inf,
@@ -183,8 +165,6 @@ def machine(software: Software, constants: Mapping[str, float]) -> Machine:
         peak_flops_per_s=gpu.peak("bf16").flops_per_s,
         backend=software.backend,
         precision=software.precision,
-        gradients_behind=software.gradients_behind,
-        wire_B=software.gradient_B,
     )
 
 
@@ -424,7 +404,6 @@ def gh200(folder: Path) -> Study:
         backend="megatron-deepspeed-fp32",
         precision="bf16",
         internode="slingshot-11",
-        gradients_behind=False,
         tensor_rate=0.5,
     )
     return Study(
@@ -551,11 +530,10 @@ _MODELS: dict[str, Callable[[], Architecture]] = {
 }
 _DENSE = ("LLAMA3_8B", "LLAMA3_70B", "LLAMA3.1_405B")
 
-# Megatron-Bridge's recipes (perf_recipes): collectives of tp and between stages overlap, and so do gradients.
 # 8-bit products take the peak of fp8. Containers of 2025 and 2026 of one table.
-_CORE = Software(gpu=_CALIBRATED, backend="megatron-core", precision="bf16-mixed", behind=frozenset({"tp", "pp", "dp"}))
+_CORE = Software(gpu=_CALIBRATED, backend="megatron-core", precision="bf16-mixed")
 _CORE_FP8 = replace(_CORE, backend="megatron-core-fp8", tensor_rate=2.0)
-_MOE_BEHIND = frozenset({"pp", "dp"})
+_MOE_BEHIND = frozenset({"pp", "dp", "gradients"})
 _DENSE_CONSTANTS = {"products": _rate()}
 # At line rate the fit still wants more: what goes between nodes is overstated.
 _LINE_RATE = 1.4  # between nodes: the reciprocal of what all-to-alls inside a node reach of theirs

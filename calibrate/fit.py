@@ -11,7 +11,7 @@ import pandas as pd
 
 import moemodel
 from moemodel.calibrate.governor import fit_gain, fit_governor, no_governor, with_gain
-from moemodel.calibrate.links import network_fit
+from moemodel.calibrate.links import measured_network
 from moemodel.calibrate.operators import HeldOut, fit_operator, observations
 from moemodel.calibrate.power import UNITS, fit_power, loads_of
 from moemodel.calibrate.read import Profile, read_profile
@@ -42,7 +42,8 @@ def calibrate_profile(folder: Path, *others: Path) -> tuple[Calibration, list[He
     """Fit a calibration to a profile, or to profiles of several GPUs of one kind.
 
     Samples of several profiles are pooled: times differ by their true clocks alone, and power averages over the chips.
-    Host times average over the machines. Temperature and memory are taken from the first.
+    Host times average over the machines. Temperature and memory are taken from the first. A profile may hold
+    collectives alone, measured on several GPUs.
 
     Args:
         folder: of the profile.
@@ -54,7 +55,9 @@ def calibrate_profile(folder: Path, *others: Path) -> tuple[Calibration, list[He
     Raises:
         ProfileError: a profile is missing, damaged, of another GPU, or lacks what a calibration needs.
     """
-    profile = _pooled(read_profile(folder), [read_profile(other) for other in others])
+    read = [read_profile(each) for each in (folder, *others)]
+    profile = _pooled(read[0], read[1:])
+    linked = next((each for each in read if len(each.tables["collectives"])), profile)
     gpu = read_gpu(profile.manifest.gpu)
     source = _source(profile)
     operators = profile.tables["operators"]
@@ -93,7 +96,7 @@ def calibrate_profile(folder: Path, *others: Path) -> tuple[Calibration, list[He
         power=power,
         governor=governor,
         thermal=fit_thermal(profile.tables["thermal"], source),
-        network=network_fit(gpu),
+        network=measured_network(gpu, profile.tables, linked.manifest.topology, _links_source(linked))[0],
         memory=_memory(profile, source),
     )
     if calibration.power.points and len(profile.tables["alternating"]):
@@ -128,10 +131,12 @@ def _pooled(first: Profile, others: list[Profile]) -> Profile:
     if not others:
         return first
     tables = dict(first.tables)
-    for name in ("operators", "power", "host"):
+    for name in ("operators", "power", "host", "collectives", "overlap"):
         parts = [profile.tables[name].assign(profile=index) for index, profile in enumerate([first, *others])]
-        tables[name] = pd.concat([part for part in parts if not part.empty], ignore_index=True)
-    return replace(first, tables=tables, chips=1 + len(others))
+        filled = [part for part in parts if not part.empty]
+        tables[name] = pd.concat(filled, ignore_index=True) if filled else tables[name]
+    alone = [other for other in others if len(other.tables["operators"])]  # not of collectives only
+    return replace(first, tables=tables, chips=1 + len(alone))
 
 
 def _source(profile: Profile) -> str:
@@ -140,6 +145,13 @@ def _source(profile: Profile) -> str:
     torch = manifest.libraries.get("torch", "?")
     chips = f"{profile.chips} x " if profile.chips > 1 else ""
     return f"{chips}{device}, {manifest.created[:10]}, torch {torch}, driver {manifest.device.driver or 'none'}"
+
+
+def _links_source(profile: Profile) -> str:
+    manifest = profile.manifest
+    count = int(profile.tables["collectives"]["ranks"].max()) if len(profile.tables["collectives"]) else 1
+    nccl = f", NCCL {manifest.host['nccl']}" if "nccl" in manifest.host else ""
+    return f"{count} x {manifest.device.name}, {manifest.created[:10]}{nccl}"
 
 
 def _assumed(value: float, unit: str, source: str) -> Parameter:

@@ -20,10 +20,11 @@ _COMMANDS: dict[str, str] = {
     "gpus": "moemodel.cli.catalogue:gpus_command",
     "profile": "moemodel.cli.profile:profile_command",
     "calibrate": "moemodel.cli.calibrate:calibrate_command",
+    "validate": "moemodel.cli.validate:validate_command",
 }
 
 # What the others don't need, by the extra that installs it.
-_EXTRAS: dict[str, str] = {"profile": "profile", "calibrate": "calibrate"}
+_EXTRAS: dict[str, str] = {"profile": "profile", "calibrate": "calibrate", "validate": "profile"}
 
 
 class _Failure(click.ClickException):

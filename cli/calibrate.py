@@ -1,31 +1,122 @@
-"""`moemodel calibrate`: fit a calibration to a profile, and say how well it fits."""
+"""`moemodel calibrate`: fit a calibration to a profile, or refit one to validations, and say how well it does."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from moemodel.cli.calibrations import load_calibration
 from moemodel.cli.output import console, table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from moemodel.calibrate.operators import HeldOut
+    from moemodel.calibrate.refit import Part
+    from moemodel.calibrate.update import Update
+
+_NO_HELP = 1  # exit code: nothing was written
 
 
 @click.command("calibrate")
-@click.argument("profiles", type=click.Path(path_type=Path), metavar="PROFILE...", nargs=-1, required=True)
+@click.argument("profiles", type=click.Path(path_type=Path), metavar="[PROFILE ...]", nargs=-1)
+@click.option(
+    "--update",
+    "reports",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="REPORT",
+    help="Instead of profiles: refit --calibration to what `moemodel validate` found, a report or its folder. May be "
+    "given several times.",
+)
+@click.option(
+    "--calibration", metavar="NAME|FILE", help="With --update: what to start from.  [default: of the report's GPU]"
+)
+@click.option("--force", is_flag=True, help="With --update: write it even if it doesn't help plans left out.")
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path, dir_okay=False), help="JSON file to write."
 )
-def calibrate_command(profiles: tuple[Path, ...], output: Path) -> None:
-    """Fit a calibration to PROFILE, a folder that `moemodel profile` wrote, or to several of one kind of GPU."""
+def calibrate_command(
+    profiles: tuple[Path, ...], reports: tuple[Path, ...], calibration: str | None, force: bool, output: Path
+) -> None:
+    """Fit a calibration to PROFILE, a folder that `moemodel profile` wrote, or to several of one kind of GPU.
+
+    With --update, refit one by validations. Exit code 1: the update doesn't help, and nothing was written.
+    """
+    if bool(profiles) == bool(reports):
+        raise click.UsageError("give profiles, or --update and a report")
+    if reports:
+        _update(reports, calibration, output, force=force)
+    elif calibration is not None or force:
+        raise click.UsageError("--calibration and --force go with --update")
+    else:
+        _fit(profiles, output)
+
+
+def _fit(profiles: tuple[Path, ...], output: Path) -> None:
     from moemodel.calibrate.files import write_calibration
     from moemodel.calibrate.fit import calibrate_profile
 
     calibration, errors = calibrate_profile(*profiles)
     write_calibration(calibration, output)
+    out = console()
+    out.print(_shapes(errors))
+    out.print(f"wrote {output}: {calibration.name}; next: moemodel predict PLAN.yaml --calibration {output}")
+
+
+def _shapes(errors: list[HeldOut]) -> Table:
     numbers = ("shapes", "median", "mean", "90 % within", "worst")
     made = table("Held-out shapes of", "pass", *numbers, numbers=numbers)
     for row in errors:
         figures = (f"{error:.1%}" for error in (row.median, row.mean, row.p90, row.worst))
         made.add_row(str(row.kind), str(row.direction), str(row.shapes), *figures)
+    return made
+
+
+# ---- from validations -----------------------------------------------------------------------------------------------
+
+
+def _update(paths: tuple[Path, ...], calibration: str | None, output: Path, *, force: bool) -> None:
+    from moemodel.calibrate.files import write_calibration
+    from moemodel.calibrate.update import update
+    from moemodel.model.validation import read_report
+
+    reports = [read_report(path) for path in paths]
+    start = load_calibration(calibration, reports[0].environment.gpu, key="environment.gpu")
+    found = update(start, reports, ", ".join(map(str, paths)), force=force)
     out = console()
-    out.print(made)
-    out.print(f"wrote {output}: {calibration.name}; next: moemodel predict PLAN.yaml --calibration {output}")
+    out.print(f"{found.plans} plans; {found.left_out}")
+    out.print("")
+    out.print(_errors(found))
+    for part in found.parts:
+        out.print("")
+        out.print(_moved(part))
+    out.print("")
+    for part in found.parts:
+        forced = " (--force)" if part.name in found.kept else ""
+        out.print(f"{part.name}: {'helps plans left out' if part.helps else f'does not help plans left out{forced}'}")
+    if not found.kept:
+        out.print("nothing written: the calibration does as well without; --force writes the update all the same")
+        raise click.exceptions.Exit(_NO_HELP)
+    write_calibration(found.calibration, output)
+    out.print(f"wrote {output}; next: moemodel predict PLAN.yaml --calibration {output}", soft_wrap=True)
+
+
+def _errors(found: Update) -> Table:
+    numbers = ("plans", "before", "left out", "fitted")
+    made = table("Mean error of", *numbers, numbers=numbers)
+    for part in found.parts:
+        for name, errors in part.errors.items():
+            shares = (f"{share:.1%}" for share in (errors.before, errors.left_out, errors.fitted))
+            made.add_row(name.replace("_", " "), str(errors.plans), *shares)
+    return made
+
+
+def _moved(part: Part) -> Table:
+    numbers = ("times", "+-", "+- before")
+    made = table(part.name, *numbers, numbers=numbers)
+    for one in part.moved:
+        made.add_row(one.meaning, f"{one.factor:.3f}", f"{one.error:.1%}", f"{one.error_before:.1%}")
+    return made

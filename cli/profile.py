@@ -53,7 +53,8 @@ def _folder(gpu: str) -> Path:
     type=click.FloatRange(min=1),
     default=280.0,
     show_default=True,
-    help="Seconds to measure; starting and finishing come on top.",
+    help="Seconds to measure one GPU; collectives of several (75 s for two, 120 s for more), starting and finishing "
+    "come on top.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of shapes, order and operands.")
 @click.option(
@@ -68,7 +69,13 @@ def _folder(gpu: str) -> Path:
     "--sections",
     callback=_names,
     metavar="A,B",
-    help="Only these of mixed, power, heat, solo, sweep, host; '' for none.  [default: all]",
+    help="Only these of mixed, power, heat, solo, sweep, host, collectives; '' for none.  [default: all]",
+)
+@click.option(
+    "--ranks",
+    type=click.IntRange(min=1),
+    help="GPUs that talk to each other in section collectives, each in a process of its own; with --gpu cpu, that many "
+    "processes.  [default: all GPUs that are visible; or those of torchrun, if it started this]",
 )
 def profile_command(
     gpu: str,
@@ -78,8 +85,9 @@ def profile_command(
     seed: int,
     plans: tuple[Path, ...],
     sections: list[str] | None,
+    ranks: int | None,
 ) -> None:
-    """Measure operators, power and heat of the GPU at hand into a profile.
+    """Measure operators, power and heat of the GPU at hand, and how several talk to each other, into a profile.
 
     The only setting that may be changed is the clock, and only for a while: see --clocks.
     """
@@ -98,10 +106,12 @@ def profile_command(
             clocks=clocks,
             sections=sections,
             plans=plans,
+            ranks=ranks,
             progress=bars,
             announce=lambda text: console.print(f"note: {text}", markup=False, highlight=False),
         )
-    _print(outcome)
+    if not outcome.helped:
+        _print(outcome)
     if outcome.interrupted:
         raise click.exceptions.Exit(_INTERRUPTED if outcome.signal is None else _SIGNALLED + outcome.signal)
 

@@ -12,23 +12,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moemodel.model.architecture import Architecture
+from moemodel.model.architecture import Architecture, Moe
 from moemodel.model.calibration import Calibration
-from moemodel.model.communication import Communication, Exchange, StepExchange
+from moemodel.model.communication import Communication, Exchange
 from moemodel.model.compute import Chip
 from moemodel.model.costs import Lane, Pricer
 from moemodel.model.host import HostCost, HostModel
 from moemodel.model.machine import Machine
-from moemodel.model.memory import Memory, MemoryModel, Shard, fullest
-from moemodel.model.parameters import parameters
-from moemodel.model.plan import PlanBatch
+from moemodel.model.memory import Memory, MemoryModel, fullest
+from moemodel.model.parameters import parameter_tensors, parameters
+from moemodel.model.plan import PlanBatch, Recompute
 from moemodel.model.power import PowerModel
 from moemodel.model.stages import Stage, distinct_layers
-from moemodel.model.workload import Phase, Workload
+from moemodel.model.step_exchange import DataParallel, StepExchange, Units
+from moemodel.model.workload import Phase, Workload, added
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
+# Of the host, for a collective in a layer or between stages of `profiler/parallel`: autograd's function, buffers, the
+# collective. OPT-350M under tp with sequence parallelism on two H100, measured for this project in 2026: 5.5 in either
+# pass. For the sum of a gradient with those before it, which autograd queues without Python: a half, assumed.
+_CALLS_OF_A_COLLECTIVE, _CALLS_OF_A_SUM = 5.5, 0.5
+_CALLS_OF_A_WAIT = 2.0  # of the host: reading what it waited for, and queueing what uses it
 _SHAPE_KEYS = ("tp", "cp", "ep", "micro_batch", "seq", "sequence_parallel", "recompute", "skew")
 
 
@@ -40,8 +46,12 @@ class StageCost:
         forward, backward: device lanes of one micro-batch.
         optimizer: device lane of one step.
         forward_exchange, backward_exchange: communication of one micro-batch.
-        step_exchange: communication of one step (gradients, parameters).
+        step_exchange: communication of one step (gradients, parameters); `forward_lead` and `backward_lead` the shares
+            of a pass that are over when the first of it may begin, [P, 1].
         host: host time of one micro-batch, [P, 1]; `host_step_s` of the rest of a step.
+        wait_s: that the device stands idle in a forward pass after the host waited for it, [P, 1]; `again_s` in a
+            backward pass, which recomputes.
+        way_s: messages on a micro-batch's way through the pipeline that nothing hides, once a step, [P].
     """
 
     forward: Lane
@@ -50,8 +60,18 @@ class StageCost:
     forward_exchange: Exchange
     backward_exchange: Exchange
     step_exchange: StepExchange
+    forward_lead: FloatArray
+    backward_lead: FloatArray
     host: HostCost
-    host_step_s: float
+    host_step_s: FloatArray | float
+    wait_s: FloatArray
+    again_s: FloatArray
+    way_s: FloatArray
+
+    @property
+    def weight_share(self) -> FloatArray:
+        """Gradients of weights, as a share of the backward pass, [P, 1]."""
+        return np.asarray(self.backward.weights_s_U / self.backward.time_s_UK[:, -1])[:, None]
 
 
 class BlockCosts:
@@ -101,28 +121,43 @@ class StageCosts:
             precision=machine.precision,
             calibration=machine.calibration,
         )
-        self._talk = Communication(blocks.architecture, self.plans, machine.network, machine.gradient_B)
+        traffic = machine.network.traffic
+        self._gradient_B = machine.gradient_B
+        self._talk = Communication(blocks.architecture, self.plans, machine.network, backend=machine.backend)
+        self._data = DataParallel(
+            self.plans, self._talk.groups, traffic, gradient_B=machine.gradient_B, word_B=traffic.word_B
+        )
 
     def stage(self, stage: Stage) -> StageCost:
         """Cost of a class of stages."""
         blocks = self._blocks
         forward, backward = (self._device(stage, phase) for phase in (Phase.FORWARD, Phase.BACKWARD))
-        shard = self._memory.shard(stage)
-        accumulate, optimizer = self._updates(shard)
-        _merge(backward, accumulate, 1.0)
+        units = self._memory.units(stage)
+        leads = self._lead(stage, Phase.FORWARD, forward), self._lead(stage, Phase.BACKWARD, backward)
+        updates = self._updates(stage, units)
+        _merge(forward, updates.get(Phase.FORWARD), 1.0)
+        _merge(backward, updates.get(Phase.BACKWARD), 1.0)
+        call = self._call(stage)
         forward_exchange, backward_exchange = self._exchange(stage)
+        step_exchange = self._data.step(units).exposing(self._tied(stage) + self._talk.norm_s())
+        wait_s = self._wait_s(stage, call)
         return StageCost(
             forward=forward,
             backward=backward,
-            optimizer=optimizer,
+            optimizer=updates[Phase.OPTIMIZER],
             forward_exchange=forward_exchange,
             backward_exchange=backward_exchange,
-            step_exchange=self._talk.gradients(shard, sum(stage.layers)) + self._tied(stage),
-            host=self._host_cost(
-                stage, forward.calls_U + forward_exchange.calls, backward.calls_U + backward_exchange.calls
-            ),
+            step_exchange=step_exchange,
+            forward_lead=leads[0],
+            backward_lead=leads[1],
+            host=self._host_cost(stage, forward.calls_U, backward.calls_U)
+            + self._queued(stage, call, forward_exchange, backward_exchange),
             host_step_s=blocks.host.fixed_step_s()
-            + sum(n * blocks.host.layer_step_s(layer) for n, layer in zip(stage.layers, blocks.kinds, strict=True)),
+            + sum(n * blocks.host.layer_step_s(layer) for n, layer in zip(stage.layers, blocks.kinds, strict=True))
+            + self._exchanged(call, step_exchange),
+            wait_s=wait_s,
+            again_s=wait_s * (self.plans.recompute == Recompute.FULL)[:, None],
+            way_s=self._talk.way_s(),
         )
 
     def fullest(self, pipeline: tuple[Stage, ...]) -> Memory:
@@ -139,18 +174,32 @@ class StageCosts:
                 _merge(total, lanes[phase].take(self._shape), float(count))
         return total
 
-    def _updates(self, shard: Shard) -> tuple[Lane, Lane]:
-        """Accumulation of a micro-batch's gradients and the optimizer step, priced once for each distinct size."""
+    def _lead(self, stage: Stage, phase: Phase, lane: Lane) -> FloatArray:
+        """Share of a pass that no exchange of parameters hides behind: head and one layer, [P, 1]."""
+        blocks, whole_s = self._blocks, lane.time_s_UK[:, -1]
+        head_s: FloatArray | float = 0.0
+        if stage.head and phase in blocks.head:
+            head_s = blocks.head[phase].time_s_UK[self._shape, -1]
+        return np.asarray((head_s + (whole_s - head_s) / max(sum(stage.layers), 1)) / whole_s)[:, None]
+
+    def _updates(self, stage: Stage, units: Units) -> dict[Phase, Lane]:
+        """What a stage does with its parameters beside its layers, priced once for each distinct size: copies on their
+        way between ranks, accumulation of a micro-batch's gradients, the optimizer step.
+        """
+        shard = self._memory.shard(stage)
         owned = self._memory.owned(shard)
-        first, size = distinct_rows([shard.total, owned, self.plans.micro_batches, self.plans.zero_stage])
+        inner = units.dense + np.where(self._memory.expert_copies > 1, units.expert, 0.0)
+        shared = self.plans.dp * self.plans.cp > 1
+        first, size = distinct_rows([inner, owned, self.plans.micro_batches, self.plans.zero_stage, shared])
         machine = self._blocks.machine
         workload = Workload(
             self._blocks.architecture, self.plans.take(first), backend=machine.backend, precision=machine.precision
         )
         kept = np.where(self.plans.zero_stage >= 2, owned, shard.total)
         calls = workload.accumulate(kept[first]) + workload.optimizer(owned[first])
+        calls += workload.copies(inner[first], units.ends[first])
         lanes = self._blocks.pricer.lanes(calls, len(first))
-        return lanes[Phase.BACKWARD].take(size), lanes[Phase.OPTIMIZER].take(size)
+        return {phase: lane.take(size) for phase, lane in lanes.items()}
 
     def _exchange(self, stage: Stage) -> tuple[Exchange, Exchange]:
         talk = self._talk
@@ -159,24 +208,63 @@ class StageCosts:
             if count:
                 there, back = talk.layer(layer)
                 forward, backward = forward + there.times(count), backward + back.times(count)
-        if stage.embedding:
-            forward = forward + talk.embedding()
-        if stage.head:
-            backward = backward + talk.embedding()
-        boundary = talk.boundary()
-        return forward + boundary, backward + boundary
+        ends = [talk.embedding()] if stage.embedding else []
+        ends += [talk.head()] if stage.head else []
+        for there, back in (*ends, talk.boundary(first=stage.embedding, last=stage.head)):
+            forward, backward = forward + there, backward + back
+        return forward, backward
 
-    def _tied(self, stage: Stage) -> StepExchange:
+    def _tied(self, stage: Stage) -> FloatArray:
         """Gradients of an embedding that the head on another stage shares."""
         architecture = self._blocks.architecture
         if not architecture.tied or stage.embedding == stage.head:
-            tied_s = np.zeros(len(self.plans))
-        else:
-            tied_s = self._talk.tied(parameters(architecture).embedding)
-        return StepExchange(hideable_s=np.zeros(len(self.plans)), exposed_s=tied_s)
+            return np.zeros(len(self.plans))
+        return self._talk.tied(parameters(architecture).embedding, self._gradient_B)
+
+    def _queued(self, stage: Stage, call: HostCost, forward: Exchange, backward: Exchange) -> HostCost:
+        """Host time of queueing a micro-batch's collectives, and of accumulating its gradients tensor by tensor."""
+        software = self._blocks.machine.software
+        plain = software.plain_parallel
+        one = _CALLS_OF_A_COLLECTIVE if plain else 1.0
+        tensors = sum(n * parameter_tensors(layer) for n, layer in zip(stage.layers, self._blocks.kinds, strict=True))
+        sums = _CALLS_OF_A_SUM * tensors * added(self.plans, software) * (self.plans.gpus > 1) * plain
+        return HostCost(
+            forward_s=call.forward_s * one * forward.calls[:, None],
+            backward_s=call.backward_s * (one * backward.calls + sums)[:, None],
+        )
+
+    def _exchanged(self, call: HostCost, exchange: StepExchange) -> FloatArray:
+        """Host time of queueing a step's exchange over data-parallel ranks, [P, 1]."""
+        return np.asarray(
+            call.forward_s * exchange.forward_calls[:, None] + call.backward_s * exchange.backward_calls[:, None]
+        )
+
+    def _call(self, stage: Stage) -> HostCost:
+        """Host time of one call in either pass: of a kernel, or the mean over those of the stage's layers, [P, 1]."""
+        host, blocks = self._blocks.host, self._blocks
+        if host.kernel_s:
+            return HostCost(forward_s=host.kernel_s, backward_s=host.kernel_s)
+        total = HostCost(forward_s=0.0, backward_s=0.0)
+        calls = {phase: np.zeros(len(self.plans)) for phase in (Phase.FORWARD, Phase.BACKWARD)}
+        for count, layer, lanes in zip(stage.layers, blocks.kinds, blocks.layers, strict=True):
+            total = total + host.layer(layer).times(count)
+            for phase in calls:
+                calls[phase] += count * lanes[phase].calls_U[self._shape]
+        forward, backward = (np.maximum(calls[phase], 1.0)[:, None] for phase in calls)
+        return HostCost(forward_s=total.forward_s / forward, backward_s=total.backward_s / backward)
+
+    def _wait_s(self, stage: Stage, call: HostCost) -> FloatArray:
+        """Where the host waits for how many rows go to which expert: it learns of them, and queues what comes next."""
+        layers = sum(
+            count
+            for count, layer in zip(stage.layers, self._blocks.kinds, strict=True)
+            if isinstance(layer.feed_forward, Moe) and layer.feed_forward.capacity_factor is None
+        )
+        waits = (self.plans.ep > 1) & self._blocks.machine.software.plain_parallel
+        return np.asarray(_CALLS_OF_A_WAIT * layers * waits[:, None] * call.forward_s)
 
     def _host_cost(self, stage: Stage, forward: FloatArray, backward: FloatArray) -> HostCost:
-        """Blocks that were measured, and where none were, so many kernels and collectives in either pass."""
+        """Blocks that were measured, and where none were, so many kernels in either pass."""
         host = self._blocks.host
         total = HostCost(forward_s=host.kernel_s * forward[:, None], backward_s=host.kernel_s * backward[:, None])
         for count, layer in zip(stage.layers, self._blocks.kinds, strict=True):
@@ -199,13 +287,16 @@ def distinct_rows(columns: Sequence[NDArray[Any]]) -> tuple[IntArray, IntArray]:
     return first, inverse.ravel()
 
 
-def _merge(total: Lane, part: Lane, count: float) -> None:
-    """Add `count` times a lane to another, in place."""
+def _merge(total: Lane, part: Lane | None, count: float) -> None:
+    """Add `count` times a lane to another, in place; nothing where there is none."""
+    if part is None:
+        return
     total.time_s_UK += count * part.time_s_UK
     total.energy_J_UK += count * part.energy_J_UK
     total.cycles_UK += count * part.cycles_UK
     total.outside_s_U += count * part.outside_s_U
     total.calls_U += count * part.calls_U
+    total.weights_s_U += count * part.weights_s_U
     for key, spread in part.spread_s.items():
         total.spread_s[key] = total.spread_s.get(key, 0.0) + count * spread
 

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_va
 
 from moemodel.model.documents import Strict, read_json
 from moemodel.model.errors import CalibrationError, InputError
+from moemodel.model.link_curves import LinkCurve
 from moemodel.model.operators import Kind, Pass
 from moemodel.model.parameter_names import (
     CHIP,
@@ -151,6 +152,7 @@ class NetworkFit(Strict):
     """Links inside a node (see `network`)."""
 
     parameters: Annotated[dict[str, Parameter], _complete(NETWORK)]
+    curves: list[LinkCurve] = Field(default_factory=list, description="what the formula misses (see `link_curves`)")
     log_error: float = Field(ge=0)
 
 

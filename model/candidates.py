@@ -187,7 +187,7 @@ def _degrees(document: Search, architecture: Architecture, node: int) -> dict[st
         "gpus": gpus,
         "tp": given.tp
         or tuple(n for n in inside if all(size % n == 0 for size in sizes) and keys_split(architecture, n)),
-        "pp": given.pp or tuple(n for n in possible if layers % n == 0),
+        "pp": given.pp or tuple(n for n in possible if n <= layers),
         "cp": given.cp or tuple(n for n in inside if n == 1 or seq % (2 * n) == 0),
         "dp": given.dp or (0,),
         "ep": given.ep or tuple(n for n in _divisors(math.gcd(*experts) if experts else 1) if n <= max(gpus)),
@@ -196,7 +196,7 @@ def _degrees(document: Search, architecture: Architecture, node: int) -> dict[st
 
 def _virtual(layers: int, pp: tuple[int, ...]) -> tuple[int, ...]:
     """Chunks that at least one of the pipelines can cut its stages into."""
-    return tuple(n for n in range(1, _VIRTUAL + 1) if n == 1 or any(p > 1 and layers % (p * n) == 0 for p in pp))
+    return tuple(n for n in range(1, _VIRTUAL + 1) if n == 1 or any(p > 1 and p * n <= layers for p in pp))
 
 
 def _divisors(size: int) -> list[int]:

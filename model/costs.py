@@ -32,6 +32,17 @@ _STAND_INS: dict[Kind, Kind] = {
     Kind.SWIGLU_PACKED: Kind.SWIGLU,
 }
 
+# Backward work that only the optimizer waits for.
+_OF_WEIGHTS = frozenset(
+    {
+        (Kind.GEMM, Pass.BACKWARD_WEIGHT),
+        (Kind.GROUPED_GEMM, Pass.BACKWARD_WEIGHT),
+        (Kind.BIAS, Pass.BACKWARD),
+        (Kind.EMBEDDING, Pass.BACKWARD),
+        (Kind.ACCUMULATE, Pass.BACKWARD),
+    }
+)
+
 
 @dataclass(kw_only=True)
 class Lane:
@@ -44,6 +55,7 @@ class Lane:
         spread_s: standard deviation of time by operator and pass, [U]; correlated within, independent between.
         outside_s_U: time spent in shapes outside what was measured.
         calls_U: operator calls, which the host queues one by one.
+        weights_s_U: of the time at the highest clock, gradients of weights, which no other stage waits for.
     """
 
     time_s_UK: FloatArray
@@ -52,14 +64,20 @@ class Lane:
     spread_s: dict[str, FloatArray] = field(default_factory=dict)
     outside_s_U: FloatArray
     calls_U: FloatArray
+    weights_s_U: FloatArray
 
     @classmethod
     def empty(cls, shapes: int, clocks: int) -> Lane:
         """Nothing to do."""
-        zeros = (np.zeros((shapes, clocks)) for _ in range(3))
-        time, energy, cycles = zeros
+        time, energy, cycles = (np.zeros((shapes, clocks)) for _ in range(3))
+        outside, calls, weights = (np.zeros(shapes) for _ in range(3))
         return cls(
-            time_s_UK=time, energy_J_UK=energy, cycles_UK=cycles, outside_s_U=np.zeros(shapes), calls_U=np.zeros(shapes)
+            time_s_UK=time,
+            energy_J_UK=energy,
+            cycles_UK=cycles,
+            outside_s_U=outside,
+            calls_U=calls,
+            weights_s_U=weights,
         )
 
     def take(self, rows: NDArray[np.int64]) -> Lane:
@@ -71,6 +89,7 @@ class Lane:
             spread_s={key: spread[rows] for key, spread in self.spread_s.items()},
             outside_s_U=self.outside_s_U[rows],
             calls_U=self.calls_U[rows],
+            weights_s_U=self.weights_s_U[rows],
         )
 
 
@@ -122,6 +141,8 @@ class Pricer:
         lane.spread_s[key] = lane.spread_s.get(key, 0.0) + reference_s * price.log_error_U
         lane.outside_s_U += np.where(price.outside_U, reference_s, 0.0)
         lane.calls_U += call.count
+        if (call.kind, call.direction) in _OF_WEIGHTS:
+            lane.weights_s_U += reference_s
 
     def _within_fast_limit(
         self, flops_U: FloatArray, time: FloatArray, energy: FloatArray

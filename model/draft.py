@@ -34,7 +34,7 @@ def draft_plan(architecture: str, gpu: str, gpus: int, calibration: Calibration)
     """The first plan that fits, from plain data parallelism to whatever it takes.
 
     Smaller micro-batches are tried first, then spreading experts, tensor parallelism inside a node, recomputation,
-    and pipeline stages.
+    pipeline stages, and in their place parameters sharded over the replicas (ZeRO 3).
 
     Raises:
         InputError: unknown architecture or GPU.
@@ -78,14 +78,15 @@ def first_choices(architecture: Architecture, gpus: int, gpus_per_node: int) -> 
     Some of it may not divide the architecture.
     """
     routed = any(isinstance(layer.feed_forward, Moe) for layer in architecture.layers)
-    for pp, recompute, tp, ep, micro_batch in product(_STAGES, _RECOMPUTE, _TENSOR, _EXPERT, _MICRO_BATCHES):
+    cuts = [*product(_STAGES, (1,)), (1, 3)]  # pipeline stages, ZeRO stage of several replicas
+    for (pp, zero), recompute, tp, ep, micro_batch in product(cuts, _RECOMPUTE, _TENSOR, _EXPERT, _MICRO_BATCHES):
         if gpus % (tp * pp) or tp > gpus_per_node or (ep > 1 and not routed):
             continue
         dp = gpus // (tp * pp)
         yield {
             "micro_batch": micro_batch,
             "recompute": recompute,
-            "parallel": {"dp": dp, "tp": tp, "pp": pp, "ep": ep, "zero_stage": int(dp > 1)},
+            "parallel": {"dp": dp, "tp": tp, "pp": pp, "ep": ep, "zero_stage": zero if dp > 1 else 0},
         }
 
 

@@ -59,9 +59,9 @@ def _shape_rules(document: Search, architecture: Architecture) -> list[Rule]:
         ),
         _rule(
             "layers",
-            f"pp x virtual_stages does not divide the layers ({layers})",
+            f"pp x virtual_stages is more than the layers ({layers})",
             "pp virtual_stages",
-            lambda c: layers % (c["pp"] * c["virtual_stages"]) != 0,
+            lambda c: c["pp"] * c["virtual_stages"] > layers,
         ),
         _rule(
             "context",
@@ -127,9 +127,9 @@ def _plan_rules(document: Search) -> list[Rule]:
         ),
         _rule(
             "schedule",
-            "virtual_stages need schedule 1f1b",
+            "virtual_stages need schedule 1f1b or zero-bubble",
             "virtual_stages schedule",
-            lambda c: (c["virtual_stages"] > 1) & (c["schedule"] != Schedule.ONE_F_ONE_B),
+            lambda c: (c["virtual_stages"] > 1) & (c["schedule"] == Schedule.GPIPE),
         ),
         _rule(
             "zero_pipeline",

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 from moemodel.model.calibration import Calibration
 from moemodel.model.memory import RECIPES
-from moemodel.model.network import Network
+from moemodel.model.network import Network, Traffic
 from moemodel.model.plan import Precision
-from moemodel.model.workload import BACKENDS
+from moemodel.model.workload import BACKENDS, Backend
 
 _UNKNOWN_HOST_ERROR = 0.3  # log; assumed: a backend whose host lane was not measured, and takes another's
-_OVERLAPPING = ("torch",)  # backends whose gradient exchange starts before the backward pass ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,17 +31,13 @@ class Machine:
     @property
     def gradient_B(self) -> float:
         """Bytes of a gradient element on the wire."""
-        return RECIPES[self.backend, self.precision].gradient_B
+        wire_B = self.network.traffic.gradient_B
+        return RECIPES[self.backend, self.precision].gradient_B if wire_B is None else wire_B
 
     @property
-    def host_waits(self) -> bool:
-        """The host cannot run ahead of the device beyond one forward or backward pass."""
-        return BACKENDS[self.backend].waits
-
-    @property
-    def overlap(self) -> float:
-        """Share of the gradients' exchange that hides behind the backward pass."""
-        return self.network.overlap if self.backend in _OVERLAPPING else 0.0
+    def software(self) -> Backend:
+        """What the backend makes of a layer."""
+        return BACKENDS[self.backend]
 
     @property
     def sustained_share(self) -> float:
@@ -67,3 +62,9 @@ class Machine:
     def composition_error(self) -> float:
         """What adding up operators leaves out, whatever the operators' own errors."""
         return self.calibration.composition_error.value
+
+
+def traffic_of(backend: str) -> Traffic:
+    """What a backend sends between GPUs, and what of it runs behind computation."""
+    software = BACKENDS[backend]
+    return Traffic(word_B=software.word_B, behind=software.behind, whole_experts=software.whole_experts)

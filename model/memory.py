@@ -11,7 +11,8 @@ The peak is the largest of three moments:
     backward  static + gradients + the inputs of all layers and one layer's own tensors        (it ends)
     step      static + gradients + what the optimizer allocates for itself
 
-Left out: fragmentation of the caching allocator, beyond the share that the calibration gives.
+with the gradients and gathered parameters of `held` at each. Left out: fragmentation of the caching allocator, beyond
+the share that the calibration gives.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from numpy.typing import NDArray
 
 from moemodel.model.architecture import Architecture, Attention, Layer, Mlp, Moe
 from moemodel.model.calibration import Calibration
+from moemodel.model.held import Held, Parts, held_by_others, held_by_torch
 from moemodel.model.parameters import LayerParameters, layer_parameters, mlp_products, norm_parameters, parameters
 from moemodel.model.plan import PlanBatch, Precision, Recompute, Schedule
 from moemodel.model.stages import Stage, distinct_layers
+from moemodel.model.step_exchange import Units
 from moemodel.model.workload import BACKENDS, expert_rank_skew
 
 FloatArray = NDArray[np.float64]
@@ -130,50 +133,84 @@ class MemoryModel:
             expert += count * p.routed / (self.cut * self.plans.ep)
         return Shard(dense=dense + self._ends(stage, tp), expert=expert)
 
+    def units(self, stage: Stage) -> Units:
+        """The same, as it is exchanged."""
+        tp = self.plans.tp.astype(np.float64)
+        shard, ends = self.shard(stage), self._ends(stage, tp)
+        return Units(
+            layers=sum(stage.layers),
+            dense=shard.dense - ends,
+            expert=shard.expert,
+            ends=ends,
+            late=self._first_end(stage, tp),
+        )
+
+    def _first_end(self, stage: Stage, tp: FloatArray) -> FloatArray:
+        """Parameters of the embedding, whose gradients come last."""
+        p = parameters(self.architecture)
+        return stage.embedding * (p.embedding / tp + p.positions + p.projections / 2)
+
     def _ends(self, stage: Stage, tp: FloatArray) -> FloatArray:
         a, p = self.architecture, parameters(self.architecture)
-        ends = np.zeros(len(self.plans))
-        if stage.embedding:
-            ends += p.embedding / tp + p.positions + p.projections / 2
+        ends = self._first_end(stage, tp)
         if stage.head:
             # a tied head on another stage is a copy of the embedding
             head = p.head if not a.tied else (0 if stage.embedding else p.embedding * a.has_head)
-            ends += head / tp + p.projections / 2 + (norm_parameters(a.layers[-1], a.hidden) if a.final_norm else 0)
+            ends = (
+                ends + head / tp + p.projections / 2 + (norm_parameters(a.layers[-1], a.hidden) if a.final_norm else 0)
+            )
         return ends
 
     def states(self, shard: Shard) -> dict[str, FloatArray]:
-        """Bytes of parameters, gradients and optimizer states of a shard under ZeRO."""
+        """Bytes of parameters and optimizer states of a shard under ZeRO."""
         zero = self.plans.zero_stage
-        ranks = self.plans.dp * self.plans.cp
-        shared = self._sharded(shard, ranks)
+        shared = self._sharded(shard)
         recipe = self.recipe
+        whole = zero < (1 if self.backend.plain_parallel else 3)  # FSDP2 gathers into memory of its own
         return {
-            "parameters": recipe.weight_B * np.where(zero >= 3, shared, shard.total),
-            "gradients": recipe.gradient_B * np.where(zero >= 2, shared, shard.total),
+            "parameters": recipe.weight_B * np.where(whole, shard.total, shared),
             "optimizer_states": recipe.state_B * np.where(zero >= 1, shared, shard.total),
             "optimizer_transient": recipe.transient_B * np.where(zero >= 1, shared, shard.total),
         }
 
-    def _sharded(self, shard: Shard, ranks: NDArray[np.int64]) -> FloatArray:
+    def _sharded(self, shard: Shard) -> FloatArray:
+        return np.asarray(shard.dense / (self.plans.dp * self.plans.cp) + shard.expert / self.expert_copies)
+
+    @property
+    def expert_copies(self) -> FloatArray:
+        """GPUs that hold the same experts."""
         whole = self.plans.tp / self.cut  # tensor-parallel ranks that hold different experts
-        return shard.dense / ranks + shard.expert / np.maximum(ranks * whole / self.plans.ep, 1)
+        return np.asarray(np.maximum(self.plans.dp * self.plans.cp * whole / self.plans.ep, 1))
 
     def owned(self, shard: Shard) -> FloatArray:
         """Parameters that one GPU updates in the optimizer step."""
-        ranks = self.plans.dp * self.plans.cp
-        return np.where(self.plans.zero_stage >= 1, self._sharded(shard, ranks), shard.total)
+        return np.where(self.plans.zero_stage >= 1, self._sharded(shard), shard.total)
 
-    def _gathered(self, stage: Stage) -> FloatArray:
-        """Under ZeRO 3: two whole units (layers, or ends of the model) and the gradients of one, as FSDP prefetches."""
+    def _held(self, stage: Stage, shard: Shard, several: NDArray[np.bool_]) -> Held:
+        """Gradients, and parameters that are gathered."""
         tp = self.plans.tp.astype(np.float64)
-        units = [self._ends(stage, tp)]
+        alone = self.expert_copies == 1  # experts that no other rank has are not sharded
+        layers = [np.zeros(len(self.plans))]
         for kind, count in zip(self.kinds, stage.layers, strict=True):
             if count:
                 p = layer_parameters(kind, self.architecture.hidden)
-                units.append(_dense(p, tp) + p.routed / (self.cut * self.plans.ep))
-        largest = np.maximum.reduce(units)
-        whole = (2 * self.recipe.weight_B + self.recipe.gradient_B) * largest
-        return np.where((self.plans.zero_stage >= 3) & (self.plans.dp * self.plans.cp > 1), whole, 0.0)
+                layers.append(_dense(p, tp) + np.where(alone, 0.0, p.routed / (self.cut * self.plans.ep)))
+        parts = Parts(
+            whole=shard.total,
+            sharded=self._sharded(shard),
+            gathered=shard.dense + np.where(alone, 0.0, shard.expert),
+            ends=self._ends(stage, tp),
+            layer=np.maximum.reduce(layers),
+        )
+        held = held_by_torch if self.backend.plain_parallel else held_by_others
+        return held(
+            parts,
+            zero=self.plans.zero_stage,
+            shared=self.plans.dp * self.plans.cp > 1,
+            several=several,
+            gradient_B=self.recipe.gradient_B,
+            weight_B=self.recipe.weight_B,
+        )
 
     # ---- activations --------------------------------------------------------------------------------------------
 
@@ -251,6 +288,8 @@ class MemoryModel:
         routed = self.word_B * rows * (2 * d + (4 if moe.gated else 2) * width)
         router = t * (_F * moe.experts + moe.top_k * (_I + 2 * _F + self.word_B))
         order = 2 * _I * t * slots
+        if self.backend.plain_parallel:  # rows that come from other ranks are sorted again
+            order = order + np.where(self.plans.ep > 1, 2 * _I * rows, 0.0)
         shared = Mlp(width=moe.shared_width, activation=moe.activation, gated=moe.gated)
         return np.asarray(routed + router + order + (self._mlp_bytes(shared, self.tokens) if moe.shared_width else 0.0))
 
@@ -259,7 +298,19 @@ class MemoryModel:
         a = self.architecture
         if not a.has_head:
             return np.zeros(len(self.plans))
-        return np.asarray(3 * _F * self.tokens * a.vocab / self.plans.tp)
+        whole = 3 * _F
+        # a rank's part of a vocabulary: 16-bit logits, and one float32 tensor that becomes the gradient in place
+        parts = self.word_B + _F if self.backend.plain_parallel else whole
+        return np.asarray(np.where(self.plans.tp > 1, parts, whole) * self.tokens * a.vocab / self.plans.tp)
+
+    def _losses(self, stage: Stage) -> FloatArray:
+        """Of the micro-batch at hand, and the log-probabilities of those that the last stage passed before it."""
+        if not stage.head:
+            return np.zeros(len(self.plans))
+        plans = self.plans
+        before = np.where(plans.schedule == Schedule.GPIPE, self._in_flight(stage) - 1, self._put_off(stage))
+        kept = before * self.backend.plain_parallel * _F * self.tokens * self.architecture.vocab / plans.tp
+        return np.asarray(self.loss_bytes() + np.where(plans.pp > 1, kept, 0.0) * self.architecture.has_head)
 
     # ---- peak ---------------------------------------------------------------------------------------------------
 
@@ -268,8 +319,8 @@ class MemoryModel:
         shard = self.shard(stage)
         terms = self.states(shard)
         transient = terms.pop("optimizer_transient")
-        gradients = terms.pop("gradients")
         flight = self._in_flight(stage)
+        held = self._held(stage, shard, (self.plans.micro_batches > 1) | (flight > 1))
         per_micro_batch = np.zeros(len(self.plans))
         working = np.zeros(len(self.plans))
         for kind, count in zip(self.kinds, stage.layers, strict=True):
@@ -279,39 +330,59 @@ class MemoryModel:
             per_micro_batch += count * kept
             # one layer's own tensors in its backward pass: recomputed if they were not kept, and gradients beside
             working = np.maximum(working, self._layer_bytes(kind, selective=False))
-        activations = flight * per_micro_batch
-        terms["gathered_layers"] = self._gathered(stage)
-        loss = self.loss_bytes() if stage.head else np.zeros(len(self.plans))
+        activations = (flight + 0.5 * self._put_off(stage)) * per_micro_batch
+        loss = self._losses(stage)
         again = np.where(self.plans.recompute == Recompute.FULL, working, 0.5 * working)
-        accumulated = np.where((self.plans.micro_batches > 1) | (flight > 1), gradients, 0.0)
-        earlier = (flight - 1) * per_micro_batch
-        moments = np.stack(
-            [
-                accumulated + activations + loss,
-                gradients + earlier + again,
-                gradients + transient,
-            ]
-        )
-        worst = moments.argmax(axis=0)
-        at = np.choose
-        terms |= {
-            "gradients": at(worst, [accumulated, gradients, gradients]),
-            "activations": at(worst, [activations, earlier + again, 0 * gradients]),
-            "loss": at(worst, [loss, 0 * loss, 0 * loss]),
-            "optimizer_transient": at(worst, [0 * transient, 0 * transient, transient]),
+        earlier = activations - per_micro_batch
+        none = np.zeros(len(self.plans))
+        at_each = {
+            "gradients": held.gradients_B,
+            "gathered_layers": held.gathered_B,
+            "activations": (activations, earlier + again, none),
+            "loss": (loss, none, none),
+            "optimizer_transient": (none, none, transient),
         }
+        worst = np.stack([sum(moment, none) for moment in zip(*at_each.values(), strict=True)]).argmax(axis=0)
+        terms |= {name: np.choose(worst, moments) for name, moments in at_each.items()}
+        terms["messages"] = self._messages(stage, flight)
         terms["workspace"] = np.full(len(self.plans), self.workspace_B)
         terms["fragmentation"] = np.asarray(self.fragmentation * sum(terms.values()))
         terms["context"] = np.full(len(self.plans), self.context_B)
         return Memory(peak_B=np.asarray(sum(terms.values())), terms_B=terms)
 
+    def _put_off(self, stage: Stage) -> FloatArray:
+        """Micro-batches whose weight gradients a zero-bubble schedule puts off; half as much again is kept for them."""
+        waiting = np.minimum(stage.first, self.plans.micro_batches)
+        return np.where(self.plans.schedule == Schedule.ZERO_BUBBLE, waiting, 0).astype(np.float64)
+
+    def _messages(self, stage: Stage, flight: FloatArray) -> FloatArray:
+        """Between stages torch (distributed.pipelining 2.11) keeps a buffer for each message of a step: activations
+        received, of which those in flight count as activations, their gradients, and gradients received; what a stage
+        sent stays until its backward pass.
+        """
+        plans = self.plans
+        if not self.backend.plain_parallel or not (plans.pp > 1).any():
+            return np.zeros(len(plans))
+        m, virtual = plans.micro_batches, plans.virtual_stages
+        arrivals = virtual - float(stage.embedding)  # chunks that something is sent to, and chunks that send something
+        departures = virtual - float(stage.head)
+        one = self.word_B * self.outer * self.architecture.hidden
+        kept = arrivals * (2 * m - flight) + departures * (m + flight)
+        return np.where(plans.pp > 1, kept * one, 0.0)
+
     def _in_flight(self, stage: Stage) -> FloatArray:
-        """Micro-batches whose activations a stage holds at once (Narayanan et al. 2021, section 2.2)."""
-        m, pp = self.plans.micro_batches, self.plans.pp
-        one_f_one_b = np.minimum(m, pp - stage.first) * np.where(
-            self.plans.virtual_stages > 1, 1 + (pp - 1) / (pp * self.plans.virtual_stages), 1.0
-        )
-        return np.where(self.plans.schedule == Schedule.GPIPE, m, np.minimum(one_f_one_b, m)).astype(np.float64)
+        """Micro-batches whose activations a stage holds at once (Narayanan et al. 2021, section 2.2).
+
+        1F1B: those between a stage and the last. Interleaved, in chunks: (v - 1) n + 2 (n - 1 - s) + 1 of v to a stage.
+        ZB-H1: as many as the first stage on all, since the others put off weight gradients (Qi et al. 2023, section
+        2.1).
+        """
+        m, pp, v = self.plans.micro_batches, self.plans.pp, self.plans.virtual_stages
+        behind = pp - 1 - stage.first
+        one_f_one_b = np.where(v > 1, ((v - 1) * pp + 2 * behind + 1) / v, behind + 1)
+        schedule = self.plans.schedule
+        most = np.where(schedule == Schedule.GPIPE, m, np.where(schedule == Schedule.ZERO_BUBBLE, pp, one_f_one_b))
+        return np.minimum(most, m).astype(np.float64)
 
 
 def fullest(model: MemoryModel, pipeline: Sequence[Stage]) -> Memory:

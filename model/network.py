@@ -9,7 +9,8 @@ direction and a latency. A group of ranks is a ring through that graph.
     send_recv                      a0 + S / B + a
 
     S bytes of the full tensor, n ranks, g of them in one node, B bandwidth of the ring's narrowest edge times the
-    efficiency of the collective, a latency of one step, a0 start of a collective.
+    efficiency of the collective, a latency of one step, a0 start of a collective. Where collectives were measured, each
+    has its own B, a and a0, and a factor that says what this misses at its size (see `link_curves`).
 
 Ring algorithms: Thakur, Rabenseifner, Gropp 2005, section 4; the factors are those of NCCL's "bus bandwidth". A ring
 over several nodes leaves and enters each node once, over the NICs of all its members there (NCCL builds one ring a
@@ -19,7 +20,8 @@ NIC). Left out: trees, in-network reduction, contention between groups.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -33,6 +35,7 @@ from moemodel.model.calibration import Calibration
 from moemodel.model.documents import Strict
 from moemodel.model.errors import InputError
 from moemodel.model.gpu import Gpu
+from moemodel.model.link_curves import LinkCurve, correction
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -73,7 +76,10 @@ def read_link(name: str) -> Link:
         InputError: unknown; names the known ones.
     """
     if name not in links():
-        raise InputError(f"cluster.internode: found {name!r}; allowed: {', '.join(sorted(links()))}, or a bandwidth")
+        names = ", ".join(sorted(links()))
+        raise InputError(
+            f"cluster.internode: found {name!r}; allowed: {names}, a bandwidth, or the path of a cluster file (.yaml)"
+        )
     return links()[name]
 
 
@@ -102,8 +108,9 @@ class Traffic:
 
     Attributes:
         word_B: bytes of an element of parameters and activations.
-        behind: exchanges that it runs behind computation, of `tp`, `ep`, `pp` and `dp` (the parameters that ZeRO 1 and
-            2 gather); keys and values of context parallelism always are.
+        behind: exchanges that it runs behind computation, of `tp`, `ep`, `pp`, `gradients` and `dp` (the parameters
+            that ZeRO gathers); keys and values of context parallelism always are.
+        gradient_B: bytes of an element of gradients that are exchanged; None: as in memory.
         whole_experts: an expert lies on one GPU, however large tp is, and tensor-parallel ranks take part in expert
             parallelism (Megatron's expert tensor parallelism of 1); else tp cuts experts too.
         once_a_node: a row that several experts of a node need goes there once (DeepEP, HybridEP).
@@ -111,6 +118,7 @@ class Traffic:
     """
 
     word_B: float = 2.0
+    gradient_B: float | None = None
     behind: frozenset[str] = frozenset()
     whole_experts: bool = False
     once_a_node: bool = False
@@ -130,6 +138,15 @@ class Network:
         start_s: start of a collective, however small.
         overlap: share of communication that hides behind computation where the backend overlaps them.
         traffic: what the framework sends over it.
+        starts_s, steps_s: start and step inside a node of collectives that were measured; others take `start_s` and
+            `node_latency_s`.
+        across_efficiency, across_starts_s: the same between nodes, where that was measured; else as inside.
+        curves: what the formula misses of each collective (see `link_curves`).
+        overlaps, memory_overlaps: share that hides behind matrix products, and behind operators that memory bounds;
+            others take `overlap`.
+        link_W: power above idle of a GPU while it runs, of collectives that were measured.
+        skew_share: of the excess of an all-to-all's busiest rank over the mean, what prolongs it; 1: all of it.
+        host_call_s: for the host to queue a collective; None: not measured.
     """
 
     gpus_per_node: int
@@ -141,6 +158,25 @@ class Network:
     start_s: float
     overlap: float
     traffic: Traffic = Traffic()
+    starts_s: Mapping[Collective, float] = field(default_factory=dict)
+    steps_s: Mapping[Collective, float] = field(default_factory=dict)
+    across_efficiency: Mapping[Collective, float] = field(default_factory=dict)
+    across_starts_s: Mapping[Collective, float] = field(default_factory=dict)
+    curves: Mapping[Collective, tuple[LinkCurve, ...]] = field(default_factory=dict)
+    overlaps: Mapping[Collective, float] = field(default_factory=dict)
+    memory_overlaps: Mapping[Collective, float] = field(default_factory=dict)
+    link_W: Mapping[Collective, float] = field(default_factory=dict)
+    skew_share: float = 1.0
+    host_call_s: float | None = None
+
+    def overlap_of(self, collective: Collective, *, memory_bound: bool = False) -> float:
+        """Share of a collective that hides behind computation: behind products, or what memory bounds."""
+        measured = self.memory_overlaps if memory_bound else self.overlaps
+        return measured.get(collective, self.overlap)
+
+    def skewed_B(self, size_B: FloatArray, skew: FloatArray | float) -> FloatArray:
+        """Size of the even all-to-all that takes as long as one whose busiest rank gets `skew` times the mean."""
+        return np.asarray(size_B * (1 + self.skew_share * (np.asarray(skew) - 1)))
 
     def graph(self, nodes: int) -> nx.Graph[tuple[str, int]]:
         """The cluster of `nodes` nodes; edges carry `bandwidth_Bps` and `latency_s`.
@@ -184,20 +220,47 @@ class Network:
         `across_share`: of an all-to-all, what goes between nodes over what would if every copy of a row did.
         """
         n = ranks.astype(np.float64)
-        efficiency = self.efficiency[collective]
-        if collective is Collective.ALL_TO_ALL:
-            inside = (route.local_G - 1) / n * size_B / route.node_Bps_G
-            across = across_share * (n - route.local_G) / n * size_B / route.nic_Bps_G
-            moved, steps = np.maximum(inside, across), n - 1
-        elif collective is Collective.SEND_RECV:
-            # one message takes one NIC, where a ring of collectives takes those of all its members
-            across = np.minimum(route.nic_Bps_G, route.node_Bps_G)
-            moved, steps = size_B / np.where(route.local_G < n, across, route.node_Bps_G), np.ones_like(n)
-        else:
-            turns = 2.0 if collective is Collective.ALL_REDUCE else 1.0
-            moved, steps = turns * (n - 1) / n * size_B / route.ring_Bps_G, turns * (n - 1)
-        time = self.start_s + moved / efficiency + steps * route.latency_s_G
-        return np.where(n > 1, time, 0.0)
+        moved_s, steps = moved(collective, size_B, n, route, across_share=across_share)
+        inside = route.local_G >= n
+        efficiency, start_s = self.efficiency[collective], self.starts_s.get(collective, self.start_s)
+        step_s = np.where(inside, self.steps_s.get(collective, self.node_latency_s), route.latency_s_G)
+        formula_s = (
+            np.where(inside, start_s, self.across_starts_s.get(collective, start_s))
+            + moved_s / np.where(inside, efficiency, self.across_efficiency.get(collective, efficiency))
+            + steps * step_s
+        )
+        return np.where(n > 1, formula_s * self._correction(collective, size_B, n, inside), 0.0)
+
+    def _correction(
+        self, collective: Collective, size_B: FloatArray, n: FloatArray, inside: NDArray[np.bool_]
+    ) -> FloatArray | float:
+        curves = self.curves.get(collective, ())
+        if not curves:
+            return 1.0
+        within = correction([curve for curve in curves if not curve.across], size_B, n)
+        beyond = [curve for curve in curves if curve.across]
+        return np.where(inside, within, correction(beyond, size_B, n) if beyond else 1.0)
+
+
+def moved(
+    collective: Collective,
+    size_B: FloatArray,
+    n: FloatArray,
+    route: Route,
+    *,
+    across_share: FloatArray | float = 1.0,
+) -> tuple[FloatArray, FloatArray]:
+    """Time of a collective's bytes at full bandwidth, and the number of its steps, in each of G groups of `n` ranks."""
+    if collective is Collective.ALL_TO_ALL:
+        inside_s = (route.local_G - 1) / n * size_B / route.node_Bps_G
+        across_s = across_share * (n - route.local_G) / n * size_B / route.nic_Bps_G
+        return np.maximum(inside_s, across_s), n - 1
+    if collective is Collective.SEND_RECV:
+        # one message takes one NIC, where a ring of collectives takes those of all its members
+        across_Bps = np.minimum(route.nic_Bps_G, route.node_Bps_G)
+        return size_B / np.where(route.local_G < n, across_Bps, route.node_Bps_G), np.ones_like(n)
+    turns = 2.0 if collective is Collective.ALL_REDUCE else 1.0
+    return turns * (n - 1) / n * size_B / route.ring_Bps_G, turns * (n - 1)
 
 
 def network_of(calibration: Calibration, gpu: Gpu, gpus_per_node: int | None, internode: Link) -> Network:
@@ -212,4 +275,17 @@ def network_of(calibration: Calibration, gpu: Gpu, gpus_per_node: int | None, in
         efficiency={c: p[f"efficiency_{c}"] for c in Collective},
         start_s=p["start_latency"],
         overlap=p["overlap"],
+        starts_s=_measured(p, "{}_start_latency"),
+        steps_s=_measured(p, "{}_step_latency"),
+        curves={c: tuple(x for x in calibration.network.curves if x.collective == c) for c in Collective},
+        overlaps=_measured(p, "{}_overlap"),
+        memory_overlaps=_measured(p, "{}_memory_overlap"),
+        link_W=_measured(p, "{}_link_power"),
+        skew_share=p.get("skew_share", 1.0),
+        host_call_s=p.get("host_call"),
     )
+
+
+def _measured(parameters: Mapping[str, float], name: str) -> dict[Collective, float]:
+    """The parameter of that name of each collective that has it."""
+    return {c: parameters[name.format(c)] for c in Collective if name.format(c) in parameters}

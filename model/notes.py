@@ -5,9 +5,9 @@ from __future__ import annotations
 from moemodel.model.architecture import Architecture, Moe
 from moemodel.model.calibration import Calibration
 from moemodel.model.carbon import grid_intensity
+from moemodel.model.cluster import read_internode
 from moemodel.model.host import HostModel
 from moemodel.model.machine import Machine
-from moemodel.model.network import Link, read_link
 from moemodel.model.plan import Plan
 from moemodel.model.predict import Prediction
 
@@ -146,8 +146,14 @@ def _links_in_node(plan: Plan, machine: Machine) -> str | None:
 def _links_between_nodes(plan: Plan, machine: Machine) -> str | None:
     if plan.cluster.gpus <= machine.network.gpus_per_node:
         return None
-    internode = plan.cluster.internode
-    link = internode if isinstance(internode, Link) else read_link(internode)
+    internode = read_internode(plan.cluster.internode)
+    link = internode.link
+    if internode.tested:
+        measured = sorted({str(test.collective) for test in internode.tests if test.nodes > 1})
+        return (
+            f"Links between nodes: {', '.join(measured)} by the nccl-tests of {internode.source}; others from "
+            f"{link.bandwidth_GBps:g} GB/s a GPU and {link.latency_us:g} us ({link.source})."
+        )
     return (
         f"Links between nodes are not measured: {link.bandwidth_GBps:g} GB/s a GPU and {link.latency_us:g} us "
         f"from {link.source}."

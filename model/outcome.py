@@ -8,18 +8,18 @@ whose error is not known has no interval.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from moemodel.model.architecture import Architecture
 from moemodel.model.calibration import Calibration
 from moemodel.model.carbon import footprint, grid_intensity
+from moemodel.model.cluster import cluster_network, read_internode
 from moemodel.model.errors import CalibrationError
 from moemodel.model.feasibility import architecture_of, check_power_and_clock, refuse_too_large
 from moemodel.model.gpu import read_gpu
 from moemodel.model.inlet import Warmer, warmer
-from moemodel.model.machine import Machine
-from moemodel.model.network import Link, network_of, read_link
+from moemodel.model.machine import Machine, traffic_of
 from moemodel.model.notes import notes
 from moemodel.model.parameters import parameters
 from moemodel.model.plan import Plan, batch_of, check_architecture
@@ -248,12 +248,13 @@ def machine_of(plan: Plan, calibration: Calibration) -> Machine:
             f"calibration {calibration.name} is of {calibration.gpu}, but cluster.gpu is {gpu.name}; "
             f"give a calibration of that GPU, or plan for {calibration.gpu}"
         )
-    internode = plan.cluster.internode
-    link = internode if isinstance(internode, Link) else read_link(internode)
+    cluster = plan.cluster
+    internode = read_internode(cluster.internode)
+    network = cluster_network(calibration, gpu, cluster.gpus, cluster.gpus_per_node, internode)
     peak = gpu.peaks.get("bf16")
     return Machine(
         calibration=calibration,
-        network=network_of(calibration, gpu, plan.cluster.gpus_per_node, link),
+        network=replace(network, traffic=traffic_of(plan.backend)),
         memory_B=math.inf if gpu.memory_B is None else float(gpu.memory_B),
         power_limit_W=math.inf if gpu.power_limit_W is None else gpu.power_limit_W,
         inlet_C=plan.site.inlet_C,

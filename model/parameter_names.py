@@ -123,8 +123,15 @@ _SHARES = (  # of the links, for each network.Collective
     "efficiency_all_to_all",
     "efficiency_send_recv",
 )
+_COLLECTIVES = tuple(name.removeprefix("efficiency_") for name in _SHARES)
+_OF_COLLECTIVES = ("start_latency", "step_latency", "overlap", "memory_overlap", "link_power")  # where it was measured
 NETWORK = Names(  # network.network_of, power.power_model
     required=("bandwidth", "step_latency", "start_latency", "overlap", "link_power", *_SHARES),
+    optional=(
+        *(f"{collective}_{name}" for collective in _COLLECTIVES for name in _OF_COLLECTIVES),
+        "skew_share",
+        "host_call",
+    ),
     positive=("bandwidth", *_SHARES),
 )
 MEMORY = Names(required=("context", "workspace", "fragmentation"), optional=("log_error",))  # memory, outcome

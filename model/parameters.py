@@ -159,6 +159,21 @@ def layer_parameters(layer: Layer, hidden: int) -> LayerParameters:
     )
 
 
+def parameter_tensors(layer: Layer) -> int:
+    """How many tensors hold the parameters of a layer where queries, keys, values, gate and up-projection are apart."""
+    norms = (len(layer.attentions) + 1) * (0 if layer.norm is None else 1 + layer.norm_bias)
+    attention = sum(
+        4 + 3 * a.bias_qkv + a.bias_out + 2 * (a.qk_norm != "none") + 3 * (a.latent is not None)
+        for a in layer.attentions
+    )
+    block = layer.feed_forward
+    one_each = 1 + block.bias
+    if isinstance(block, Mlp):
+        return norms + attention + (block.depth + 1 + block.gated) * one_each
+    shared = (2 + block.gated) * (block.shared_width > 0) + block.shared_gate
+    return norms + attention + 1 + (block.depth + 1) * one_each + shared
+
+
 def norm_parameters(layer: Layer, hidden: int) -> int:
     """One norm of a layer: a scale, and a shift where it has one."""
     if layer.norm is None:

@@ -12,7 +12,8 @@ where m <= n - s). The longest path is one of them where stages share forward an
 it with the longest path of the whole graph. For equal stages it is the familiar (m + n - 1) T.
 
 GPipe runs all forwards, then all backwards, each phase a pipeline of its own: the sum over the stages, and m - 1 turns
-of the slowest. Stages of one class are taken to stand side by side, in the order of the classes.
+of the slowest. Zero-bubble schedules have no such formula (`zero_bubble`). Stages of one class are taken to stand side
+by side, in the order of the classes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moemodel.model.plan import Schedule
+from moemodel.model.zero_bubble import zero_bubble
 
 FloatArray = NDArray[np.float64]
 
@@ -32,15 +34,17 @@ def makespan(
     backward_s: Sequence[FloatArray],
     counts: Sequence[int],
     *,
+    weight_share: Sequence[FloatArray],
     micro_batches: FloatArray,
     schedule: NDArray[np.int64],
     virtual: NDArray[np.int64],
 ) -> FloatArray:
-    """Time from the first forward to the last backward of a step.
+    """Time from the first forward to the last backward of a step, [P, X].
 
     Args:
         forward_s, backward_s: of one micro-batch, one array for each class of stages; last axes broadcast.
         counts: how many stages each class has.
+        weight_share: of a backward pass, what the gradients of weights take; only zero-bubble schedules ask.
         micro_batches, schedule, virtual: of each plan; broadcast against the times.
     """
     one_f_one_b = _one_f_one_b(forward_s, backward_s, counts, micro_batches, virtual)
@@ -51,7 +55,18 @@ def makespan(
         + _sum(backward_s, counts)
         + turns * np.maximum.reduce(list(backward_s))
     )
-    return np.asarray(np.where(schedule == Schedule.GPIPE, gpipe, one_f_one_b))
+    span = np.asarray(np.where(schedule == Schedule.GPIPE, gpipe, one_f_one_b))
+    rows = np.flatnonzero(schedule[:, 0] == Schedule.ZERO_BUBBLE)
+    if len(rows) and sum(counts) > 1:
+        span[rows] = zero_bubble(
+            [f[rows] for f in forward_s],
+            [b[rows] for b in backward_s],
+            [share[rows] for share in weight_share],
+            counts,
+            micro_batches=micro_batches[rows],
+            virtual=virtual[rows],
+        )
+    return span
 
 
 def _one_f_one_b(

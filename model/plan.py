@@ -68,7 +68,8 @@ class ClusterSpec(Strict):
     gpus: Count = 1
     gpus_per_node: Count | None = Field(default=None, description="default: what the GPU description says")
     internode: Text | Link = Field(
-        default="infiniband-ndr", description="network between nodes: a known one, or a link"
+        default="infiniband-ndr",
+        description="network between nodes: a known one, a link, or the path of a cluster file",
     )
 
 
@@ -258,6 +259,14 @@ def _divides(name: str, value: int, what: str, size: int) -> str | None:
     return None if size % value == 0 else f"{name} {value} does not divide {what} {size}; allowed: divisors of {size}"
 
 
+def _too_many_chunks(parallel: ParallelSpec, layers: int) -> str | None:
+    """Every chunk of a pipeline holds a layer; they need not hold equally many."""
+    chunks = parallel.pp * parallel.virtual_stages
+    if chunks <= layers:
+        return None
+    return f"parallel.pp x virtual_stages {chunks} is more than the {layers} layers; allowed: at most {layers}"
+
+
 def _splits_keys(tp: int, kv_heads: int) -> str | None:
     """Key/value heads are shared out, or each copied to as many ranks."""
     if kv_heads % tp == 0 or tp % kv_heads == 0:
@@ -274,14 +283,13 @@ def _too_skewed(plan: Plan, moe: Moe) -> str | None:
 
 
 def check_architecture(plan: Plan, architecture: Architecture) -> None:
-    """Refuse a plan whose degrees do not divide the architecture.
+    """Refuse a plan whose degrees do not divide the architecture, or cut it into more chunks than it has layers.
 
     Raises:
-        InfeasiblePlanError: every degree that does not divide, what it would have to divide.
+        InfeasiblePlanError: every such degree, and what is allowed.
     """
     p = plan.parallel
-    chunks = p.pp * p.virtual_stages
-    found = [_divides("parallel.pp x virtual_stages", chunks, "the number of layers", len(architecture.layers))]
+    found = [_too_many_chunks(p, len(architecture.layers))]
     for layer in dict.fromkeys(architecture.layers):
         for attention in layer.attentions:
             found.append(_divides("parallel.tp", p.tp, "the attention heads", attention.heads))

@@ -16,6 +16,7 @@ from moemodel.model.blocks import BlockCosts, StageCost, StageCosts, distinct_ro
 from moemodel.model.communication import Exchange
 from moemodel.model.flops import model_flops
 from moemodel.model.governor import Stretch, at_clock, settled_clocks, time_at_clock
+from moemodel.model.groups import Behind
 from moemodel.model.machine import Machine
 from moemodel.model.pipeline import makespan
 from moemodel.model.plan import PlanBatch
@@ -166,9 +167,14 @@ class _Pipeline:
         self.counts = [stage.count for stage in pipeline]
         self.costs = [costs.stage(stage) for stage in pipeline]
         self.m = self.plans.micro_batches[:, None].astype(np.float64)
-        self.overlap = machine.overlap
-        self.ring_overlap = machine.network.overlap
-        self.ahead = sum(self.counts) == 1 and not machine.host_waits
+        self.ahead = self._runs_ahead(machine)
+
+    def _runs_ahead(self, machine: Machine) -> NDArray[np.bool_]:
+        """Whether the host queues a step whatever the device has done of it, [P, 1]; else it waits in every pass."""
+        software = machine.software
+        alone = sum(self.counts) == 1 or software.plain_parallel
+        waits = np.logical_or.reduce([cost.wait_s > 0 for cost in self.costs])
+        return np.asarray(~waits & (alone and not software.waits))
 
     def mean(self, values: list[FloatArray]) -> FloatArray:
         """Mean over the GPUs of a quantity given for each class of stages."""
@@ -186,9 +192,11 @@ class _Pipeline:
             backward.append(device.backward_s + shown_b)
         shown = [self._step_exchange(cost, device) for cost, device in zip(self.costs, devices, strict=True)]
         exposed_step = np.maximum.reduce(shown)
+        exposed_step = exposed_step + self.costs[0].way_s[:, None]
+        device_s = self._span(forward, backward) + np.maximum.reduce([device.optimizer_s for device in devices])
         return _Timeline(
-            step_s=self._step(forward, backward, devices, host=True) + exposed_step,
-            device_s=self._step(forward, backward, devices, host=False) + exposed_step,
+            step_s=self._with_host(forward, backward, devices, device_s) + exposed_step,
+            device_s=device_s + exposed_step,
             exposed_step_s=exposed_step,
             exposed_s=exposed,
             hidden_s=hidden,
@@ -196,38 +204,47 @@ class _Pipeline:
 
     def _exchange(self, exchange: Exchange, beside_s: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Exposed and hidden communication of a micro-batch beside its computation."""
-        hideable = exchange.hideable_s[:, None]
-        hidden = np.minimum(self.ring_overlap * hideable, beside_s)
-        return exchange.exposed_s[:, None] + hideable - hidden, hidden
+        hidden = _hidden(exchange.behind, beside_s)
+        return (exchange.exposed_s + exchange.behind.time_s)[:, None] - hidden, hidden
 
     def _step_exchange(self, cost: StageCost, device: _Device) -> FloatArray:
-        """What computation does not hide of the exchange over data-parallel ranks (see `communication`)."""
-        hideable, exposed = cost.step_exchange.hideable_s[:, None], cost.step_exchange.exposed_s[:, None]
-        zero = self.plans.zero_stage[:, None]
-        backward = np.where(zero >= 2, self.m, 1.0) * device.backward_s
-        beside = backward + np.where(zero == 3, self.m * device.forward_s, 0.0)
-        return np.asarray(exposed + hideable - np.minimum(self.overlap * hideable, beside))
+        """What computation does not hide of the exchange over data-parallel ranks (see `step_exchange`)."""
+        exchange = cost.step_exchange
+        beside_f = exchange.forward_passes[:, None] * (1 - cost.forward_lead) * device.forward_s
+        beside_b = exchange.backward_passes[:, None] * (1 - cost.backward_lead) * device.backward_s
+        hidden = _hidden(exchange.forward, beside_f) + _hidden(exchange.backward, beside_b)
+        return np.asarray(exchange.whole_s[:, None] - hidden)
 
-    def _step(
-        self, forward: list[FloatArray], backward: list[FloatArray], devices: list[_Device], *, host: bool
-    ) -> FloatArray:
-        """Step without gradient exchange: the slower of the device lanes and, with `host`, the host lanes."""
-        share = 1.0 if host else 0.0
-        optimizer = np.maximum.reduce([device.optimizer_s for device in devices])
-        if self.ahead:  # one stage: the host runs ahead through the whole step
-            cost = self.costs[0]
-            device = self.m * (forward[0] + backward[0]) + optimizer
-            queued = self.m * (cost.host.forward_s + cost.host.backward_s) + cost.host_step_s
-            return np.asarray(np.maximum(device, share * queued))
-        span = makespan(
-            [np.maximum(f, share * cost.host.forward_s) for f, cost in zip(forward, self.costs, strict=True)],
-            [np.maximum(b, share * cost.host.backward_s) for b, cost in zip(backward, self.costs, strict=True)],
+    def _span(self, forward: list[FloatArray], backward: list[FloatArray]) -> FloatArray:
+        """All micro-batches of a step."""
+        if sum(self.counts) == 1:
+            return np.asarray(self.m * (forward[0] + backward[0]))
+        return makespan(
+            forward,
+            backward,
             self.counts,
+            weight_share=[cost.weight_share for cost in self.costs],
             micro_batches=self.m,
             schedule=self.plans.schedule[:, None],
             virtual=self.plans.virtual_stages[:, None],
         )
-        return np.asarray(span + np.maximum(optimizer, share * max(cost.host_step_s for cost in self.costs)))
+
+    def _with_host(
+        self, forward: list[FloatArray], backward: list[FloatArray], devices: list[_Device], device_s: FloatArray
+    ) -> FloatArray:
+        """Step without gradient exchange: the slower of the device lanes, which take `device_s`, and the host lanes."""
+        queued = [self.m * (cost.host.forward_s + cost.host.backward_s) + cost.host_step_s for cost in self.costs]
+        ahead_s = np.maximum(device_s, np.maximum.reduce(queued))
+        if self.ahead.all():
+            return ahead_s
+        span = self._span(
+            [np.maximum(f, cost.host.forward_s) + cost.wait_s for f, cost in zip(forward, self.costs, strict=True)],
+            [np.maximum(b, cost.host.backward_s) + cost.again_s for b, cost in zip(backward, self.costs, strict=True)],
+        )
+        optimizer = [
+            np.maximum(device.optimizer_s, cost.host_step_s) for device, cost in zip(devices, self.costs, strict=True)
+        ]
+        return np.where(self.ahead, ahead_s, span + np.maximum.reduce(optimizer))
 
     def dynamic_J(self, index: int, device: _Device, timeline: _Timeline, link_W: float) -> FloatArray:
         """Dynamic energy of a GPU of one class of stages in a step, links included."""
@@ -266,9 +283,13 @@ class _Pipeline:
 
     def talk_s(self, index: int, timeline: _Timeline) -> FloatArray:
         """Time in which a GPU of one class of stages communicates, hidden or not."""
-        step = self.costs[index].step_exchange
-        whole = (step.hideable_s + step.exposed_s)[:, None]
-        return timeline.exposed_s[index] + timeline.hidden_s[index] + whole
+        whole_s = self.costs[index].step_exchange.whole_s[:, None]
+        return timeline.exposed_s[index] + timeline.hidden_s[index] + whole_s
+
+
+def _hidden(behind: Behind, beside_s: FloatArray) -> FloatArray:
+    """What costs no time of communication beside computation that takes `beside_s`, [P, X]."""
+    return np.minimum(behind.free_s[:, None], beside_s)
 
 
 def predict(

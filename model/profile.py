@@ -34,6 +34,10 @@ HEAVY = "heat: heavy load"
 LIGHT = "heat: memory-bound load"
 IDLE = "heat: idle"
 
+# What section `collectives` measures beside the collectives of `network.Collective`: column `collective`.
+EXCHANGE = "exchange"  # every rank sends to the next and receives from the one before, at once
+IDLE_LINKS = "idle"
+
 TABLES: dict[str, dict[str, str]] = {
     # One row a sample: `calls` back-to-back calls, device time and host (enqueue) time of one call.
     "operators": {
@@ -92,6 +96,54 @@ TABLES: dict[str, dict[str, str]] = {
         "kernels": "float64",  # launches in the block; null where they cannot be counted
         "wall_s": "float64",
     },
+    # One row a collective, group and size: back-to-back calls that were queued before the devices began.
+    "collectives": {
+        "collective": "string",
+        "ranks": "int64",  # of the group: the first so many of the job; the others waited
+        "nodes": "int64",  # that these ranks lie on
+        "size_B": "int64",  # of the full tensor, as `network` counts
+        "skew": "float64",  # of an all-to-all: bytes to the busiest rank over the mean
+        "calls": "int64",
+        "time_s": "float64",  # device time of one call, the longest over the ranks: the last one is waited for
+        "host_time_s": "float64",  # to queue one; mean over the ranks, as is everything below
+        "clock_Hz": "float64",
+        # The same collective held for a while, at a few sizes: how fast it then goes (a small one as fast as the host
+        # queues it), what each GPU draws and what goes over its NVLinks in each direction.
+        "held_time_s": "float64",
+        "duration_s": "float64",
+        "power_W": "float64",
+        "held_clock_Hz": "float64",
+        "nvlink_tx_Bps": "float64",
+        "nvlink_rx_Bps": "float64",
+        "temperature_C": "float64",  # of the first rank's GPU
+        "wall_s": "float64",
+    },
+    # One row a collective beside a computation, both going on all the while; times are of one call.
+    "overlap": {
+        "computation": "string",  # "gemm" of m x n x k, "add" of m elements; bf16
+        "m": "int64",
+        "n": "int64",
+        "k": "int64",
+        "collective": "string",
+        "ranks": "int64",
+        "nodes": "int64",
+        "size_B": "int64",
+        "priority": "int64",  # of the collective's stream: -1 before others, 0 as all
+        "calls": "int64",  # of the collective, in the window
+        "duration_s": "float64",
+        "computation_time_s": "float64",  # alone
+        "collective_time_s": "float64",  # alone
+        "together_computation_time_s": "float64",
+        "together_collective_time_s": "float64",
+        "computation_power_W": "float64",  # alone, of a GPU
+        "collective_power_W": "float64",
+        "together_power_W": "float64",
+        "computation_clock_Hz": "float64",
+        "collective_clock_Hz": "float64",
+        "together_clock_Hz": "float64",
+        "temperature_C": "float64",
+        "wall_s": "float64",
+    },
     # One row a training run: means over its measured steps.
     "iterations": {
         "plan": "string",  # name of the plan; the plan itself is stored beside it as YAML text
@@ -146,6 +198,41 @@ class DeviceInfo(_Strict):
     )
 
 
+class TopologyGpu(_Strict):
+    """How one GPU is connected; null: the driver does not say.
+
+    `nvlinks` counts the links that are up; `nvlink_version` is NVML's number of it (6: NVLink 4); `nvlink_Bps` is the
+    line rate of all of them together, one direction; `nvlink_to` is what is at their other ends.
+    """
+
+    index: int
+    name: str
+    uuid: str
+    nvlinks: int
+    nvlink_version: int | None = None
+    nvlink_Bps: float | None = None
+    nvlink_to: Literal["switch", "gpu", "other"] | None = None
+    pcie_generation: int | None = None
+    pcie_width: int | None = None
+    pcie_Bps: float | None = None
+
+
+class TopologyPair(_Strict):
+    """What lies between two GPUs: whether they reach each other over NVLink, and where their PCIe ways meet."""
+
+    a: int
+    b: int
+    nvlink: bool | None = None
+    ancestor: Literal["internal", "single", "multiple", "hostbridge", "node", "system"] | None = None
+
+
+class Topology(_Strict):
+    """How the GPUs of a machine are connected, as its driver says."""
+
+    gpus: list[TopologyGpu]
+    pairs: list[TopologyPair]
+
+
 class Manifest(_Strict):
     """What was asked, on what, with what; written first, and completed as sections end."""
 
@@ -160,3 +247,4 @@ class Manifest(_Strict):
     host: dict[str, Any] = Field(default_factory=dict, description="processor model, cores, memory, system")
     seed: int
     sections: dict[str, float] = Field(default_factory=dict, description="section finished -> seconds it took")
+    topology: Topology | None = Field(default=None, description="of the GPUs that section `collectives` measured")

@@ -147,13 +147,17 @@ def _gains(entry: Entry, reference: Entry) -> dict[str, float]:
     }
 
 
-def _reference(space: Space, calibration: Calibration) -> Entry | None:
+def reference_plan(space: Space) -> Plan | None:
     """What `moemodel init` would propose for this batch on the first number of GPUs; None where that fits nowhere."""
     plans = list(_first_plans(space))
     fitting = np.flatnonzero(fits(space.architecture, plans, space.machine)) if plans else np.zeros(0, dtype=np.int64)
-    if not fitting.size:
+    return plans[int(fitting[0])] if fitting.size else None
+
+
+def _reference(space: Space, calibration: Calibration) -> Entry | None:
+    plan = reference_plan(space)
+    if plan is None:
         return None
-    plan = plans[int(fitting[0])]
     batch = batch_of(plan)
     prediction = predict(space.architecture, batch, space.machine)
     needs = needs_of(space, batch, prediction)

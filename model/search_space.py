@@ -150,6 +150,6 @@ def summary(plan: Plan, *, clock: bool = True) -> str:
     words += ["sp"] if p.sequence_parallel else []
     words += [f"zero {p.zero_stage}", f"micro {plan.micro_batch}"]
     words += [f"recompute {plan.recompute}"] if plan.recompute != "none" else []
-    words += ["gpipe"] if plan.schedule == "gpipe" else []
+    words += [plan.schedule] if plan.schedule != "1f1b" else []
     words += [f"at {plan.clock_MHz:g} MHz"] if clock and plan.clock_MHz is not None else []
     return " ".join(words)

@@ -1,8 +1,9 @@
 """How a pipeline cuts a model: which layers, and which ends, each stage holds.
 
-Layers are cut evenly in order; the first stage also holds the embedding, the last one the head. Frameworks that count
-these ends as layers when they cut give the stages that hold them fewer (`CutWithEnds`). With `v` virtual
-stages, stage s holds the chunks s, s + pp, s + 2 pp, ... (Narayanan et al. 2021, section 2.2).
+Layers are cut in order, as evenly as they go: chunk c of C begins at layer round(c L / C), halves rounded to even. The
+first stage also holds the embedding, the last one the head. Frameworks that count these ends as layers when they cut
+give the stages that hold them fewer (`CutWithEnds`). With `v` virtual stages, stage s holds the chunks s, s + pp,
+s + 2 pp, ... (Narayanan et al. 2021, section 2.2).
 """
 
 from __future__ import annotations
@@ -54,22 +55,29 @@ def distinct_layers(architecture: Architecture) -> tuple[Layer, ...]:
     return tuple(dict.fromkeys(architecture.layers))
 
 
-@lru_cache(maxsize=4096)
-def stages(architecture: Architecture, pp: int, virtual: int) -> tuple[Stage, ...]:
-    """The classes of stages of a pipeline, in order of their first stage.
+def layer_bounds(architecture: Architecture, chunks: int) -> tuple[int, ...]:
+    """Where chunks of layers begin and end: chunk c holds the layers from `bounds[c]` up to `bounds[c + 1]`.
 
-    The layers need not divide: the first stages then take one more; `plan.check_architecture` refuses such plans.
+    Args:
+        architecture: its layers, an encoder's first, are counted from 0.
+        chunks: pp x virtual stages.
     """
-    kinds = distinct_layers(architecture)
-    index = [kinds.index(layer) for layer in architecture.layers]
-    chunks = pp * virtual
     before, behind = 0, 0
     if isinstance(architecture, CutWithEnds):
         before, behind = architecture.embedding_layers, architecture.head_layers
-    counted = before + len(index) + behind
-    bounds = [min(max(round(c * counted / chunks) - before, 0), len(index)) for c in range(chunks + 1)]
+    layers = len(architecture.layers)
+    counted = before + layers + behind
+    return tuple(min(max(round(c * counted / chunks) - before, 0), layers) for c in range(chunks + 1))
+
+
+@lru_cache(maxsize=4096)
+def stages(architecture: Architecture, pp: int, virtual: int) -> tuple[Stage, ...]:
+    """The classes of stages of a pipeline, in order of their first stage; the layers need not divide."""
+    kinds = distinct_layers(architecture)
+    index = [kinds.index(layer) for layer in architecture.layers]
+    bounds = layer_bounds(architecture, pp * virtual)
     held: list[Counter[int]] = [Counter() for _ in range(pp)]
-    for chunk in range(chunks):
+    for chunk in range(pp * virtual):
         held[chunk % pp].update(index[bounds[chunk] : bounds[chunk + 1]])
     keys = [(tuple(held[s][k] for k in range(len(kinds))), s == 0, s == pp - 1) for s in range(pp)]
     return tuple(

@@ -60,6 +60,11 @@ class Backend:
         fp8: products inside layers take 8-bit operands, which kernels cast beforehand; a calibration of such products
             goes with it.
         whole_experts: tp does not cut experts (see `network.Traffic`).
+        behind: exchanges that it runs behind computation (see `network.Traffic`).
+        plain_parallel: parallel as this project runs it on PyTorch (`profiler/parallel`): DDP and FSDP2, which copy
+            parameters and gradients on their way; torch.distributed.pipelining, whose messages the host does not wait
+            for; counts of rows sent before the rows to experts, for which the host waits; every tensor-parallel rank
+            sends all of its tokens' rows; what cutting adds are plain kernels, one after another.
     """
 
     qkv: bool
@@ -71,19 +76,24 @@ class Backend:
     word_B: float = 2.0
     fp8: bool = False
     whole_experts: bool = False
+    behind: frozenset[str] = frozenset()
+    plain_parallel: bool = False
 
+
+# Megatron-Bridge's recipes (perf_recipes): collectives of tp and between stages overlap, gradients and parameters too
+_CORE_BEHIND = frozenset({"tp", "pp", "dp", "gradients"})
 
 BACKENDS: dict[str, Backend] = {
-    "torch": Backend(qkv=False, gate_up=False),
+    "torch": Backend(qkv=False, gate_up=False, behind=frozenset({"dp", "gradients"}), plain_parallel=True),
     "megatron": Backend(qkv=True, gate_up=True),
     # Megatron-LM 2.x, 2021: fused softmax; bias, dropout and residual, taken to be three kernels since TorchScript's
     # fuser left dropout out (megatron/model/transformer.py); timers that synchronise around every pass
     # (megatron/global_vars.py, _Timer)
     "megatron-v2": Backend(qkv=True, gate_up=True, flash=False, dropout=True, waits=True),
     # Megatron Core as Megatron-Bridge 0.1-0.6 runs it: experts whole (expert_tensor_parallel_size 1)
-    "megatron-core": Backend(qkv=True, gate_up=True, whole_experts=True),
+    "megatron-core": Backend(qkv=True, gate_up=True, whole_experts=True, behind=_CORE_BEHIND),
     # the same with Transformer Engine's 8-bit products (Micikevicius et al. 2022)
-    "megatron-core-fp8": Backend(qkv=True, gate_up=True, whole_experts=True, fp8=True),
+    "megatron-core-fp8": Backend(qkv=True, gate_up=True, whole_experts=True, fp8=True, behind=_CORE_BEHIND),
     # Megatron-DeepSpeed as Sailor runs OPT: float32 words, torch's softmax, no dropout inside layers (opt_model.py)
     "megatron-deepspeed-fp32": Backend(qkv=True, gate_up=True, flash=False, softmax="plain", word_B=4.0),
 }
@@ -96,6 +106,13 @@ _LAYOUT = 2.0  # a tensor copied into another order
 # The same softmax where the fused kernel cannot run: to float32, scale, mask, softmax, back to 16 bits; and backward
 _SOFTMAX_SLOW, _SOFTMAX_SLOW_BACKWARD = (3.0, 4.0, 4.5, 4.0, 3.0), (3.0, 6.0, 4.5, 4.0, 3.0)
 _SOFTMAX_PLAIN, _SOFTMAX_PLAIN_BACKWARD = (2.0, 2.0), (2.0, 3.0)  # mask filled in, softmax; and backward
+# What tensor parallelism adds or puts in place of one kernel, in `profiler/parallel`; float32 elements are two of bf16.
+# Cross-entropy: to float32, maximum, shift, exponential, sum, division; and backward scale, to 16 bits. The forward ones,
+# half of them along rows, reach 1 / 1.4 of a copy's bandwidth (two models on two H100, measured for this project in 2026)
+_CUT_LOSS, _CUT_LOSS_BACKWARD = 1.4 * (3.0 + 2.0 + 4.0 + 4.0 + 2.0 + 4.0), 4.0 + 3.0
+# Norms of all queries and of all keys: squares; two scalings, to 16 bits. Backward: float32 gradients, scaled; their
+# products with the input, summed; two scaled terms, their difference, to 16 bits; the weights' products, summed
+_CUT_NORM, _CUT_NORM_BACKWARD = 1.0 + 3.0 + 4.0 + 3.0, 3.0 + 4.0 + 5.0 + 2.0 + 4.0 + 3.0 + 6.0 + 3.0 + 3.0 + 5.0 + 2.0
 _SOFTMAX_BATCHES = 4  # the fused kernel takes micro_batch x heads in fours (fused_softmax.py, is_kernel_available)
 _SOFTMAX_LONGEST = 2048  # and sequences up to this
 
@@ -128,6 +145,17 @@ def expert_rank_skew(skew: FloatArray, ep: FloatArray, experts: int) -> FloatArr
     Leaves out routers that load neighbouring experts together.
     """
     return np.asarray(1 + (skew - 1) * np.sqrt((ep - 1) / max(experts - 1, 1)))
+
+
+def in_buckets(plans: PlanBatch, backend: Backend) -> NDArray[np.bool_]:
+    """Where gradients stay in DDP's buckets from step to step, [P]."""
+    return np.asarray((plans.zero_stage == 0) & (plans.dp * plans.cp > 1) & backend.plain_parallel)
+
+
+def added(plans: PlanBatch, backend: Backend) -> FloatArray:
+    """Share of the micro-batches whose gradients are added to what is there; the first one's only in buckets, [P]."""
+    m = plans.micro_batches
+    return np.where(in_buckets(plans, backend), 1.0, (m - 1) / m)
 
 
 class Workload:
@@ -166,6 +194,8 @@ class Workload:
         if not a.has_head:
             return []
         forward = [_Forward(kind=Kind.EMBEDDING, shape=Shape(m=self.tokens, n=a.embedding_width, k=a.vocab / self.tp))]
+        if self._cuts("tp"):  # tokens whose rows lie elsewhere, filled with zeros
+            forward.append(_elementwise(self.tokens * a.embedding_width, 2.0, (2.0,), share=self._cut("tp")))
         if a.learned_positions:
             forward.append(_Forward(kind=Kind.EMBEDDING, shape=Shape(m=self.tokens, n=a.hidden, k=a.learned_positions)))
             forward.append(_Forward(kind=Kind.RESIDUAL_ADD, shape=Shape(m=self.tokens, n=a.hidden)))
@@ -183,23 +213,69 @@ class Workload:
             if a.embedding_width != a.hidden:
                 forward.append(self._product(self.tokens, a.embedding_width, a.hidden))
             forward.append(self._product(self.tokens, a.vocab / self.tp, a.embedding_width))
-            forward.append(_Forward(kind=Kind.CROSS_ENTROPY, shape=Shape(m=self.tokens, n=a.vocab / self.tp)))
+            forward += self._loss(a.vocab / self.tp)
         return self._with_backward(forward)
 
     def accumulate(self, parameters: FloatArray) -> list[Call]:
-        """Adding a micro-batch's gradients to those before it; the first one only keeps them."""
-        m = self.plans.micro_batches
-        return [_call(Kind.ACCUMULATE, Pass.BACKWARD, Shape(m=parameters), Phase.BACKWARD, (m - 1) / m)]
+        """Adding a micro-batch's gradients to those before it (`added`)."""
+        count = added(self.plans, self.backend)
+        return [_call(Kind.ACCUMULATE, Pass.BACKWARD, Shape(m=parameters), Phase.BACKWARD, count)]
+
+    def copies(self, layers: FloatArray, ends: FloatArray) -> list[Call]:
+        """Parameters and gradients on their way between shards and whole tensors, per micro-batch.
+
+        DDP scales the gradients in its buckets once a step. FSDP2 gathers into one buffer and copies the parameters out
+        of it, and copies gradients into one that it scatters, as often as it gathers and scatters (`step_exchange`).
+
+        Args:
+            layers, ends: parameters of a stage's layers, and of embedding and head.
+        """
+        plans = self.plans
+        if not self.backend.plain_parallel or not (plans.dp * plans.cp > 1).any():
+            return []
+        zero, once = plans.zero_stage, 1 / plans.micro_batches
+        shared = np.where(plans.dp * plans.cp > 1, 1.0, 0.0)
+        gathered = shared * np.choose(zero, [0.0, once, once, 1.0])
+        again = shared * np.where(zero == 3, 1.0, 0.0)
+        reduced = shared * np.where(zero >= 2, 1.0, once)
+        inner, whole = Shape(m=layers), Shape(m=layers + ends)
+        return [
+            _call(Kind.COPY, Pass.FORWARD, whole, Phase.FORWARD, gathered),
+            _call(Kind.COPY, Pass.FORWARD, whole, Phase.BACKWARD, reduced),
+            _call(Kind.COPY, Pass.FORWARD, inner, Phase.BACKWARD, again),
+        ]
 
     def optimizer(self, owned: FloatArray) -> list[Call]:
         """One step over the parameters that this GPU owns: norm and clip of their gradients, and the update."""
         kind = Kind.ADAMW if self.precision == "bf16" else Kind.ADAMW_MIXED
-        return [
+        calls = [
             _call(Kind.GRAD_NORM, Pass.STEP, Shape(m=owned), Phase.OPTIMIZER, self._one),
             _call(kind, Pass.STEP, Shape(m=owned), Phase.OPTIMIZER, self._one),
         ]
+        kept = in_buckets(self.plans, self.backend).astype(np.float64)
+        if kept.any():  # filled with zeros: half the bytes of a copy
+            calls.append(_call(Kind.COPY, Pass.FORWARD, Shape(m=owned / 2), Phase.OPTIMIZER, kept))
+        return calls
 
     # ---- pieces -------------------------------------------------------------------------------------------------
+
+    def _cut(self, degree: str) -> FloatArray:
+        """In which plans a degree cuts the model."""
+        return np.asarray(getattr(self, degree) > 1, dtype=np.float64)
+
+    def _cuts(self, degree: str) -> bool:
+        """Whether cutting by a degree adds plain kernels, in any plan."""
+        return self.backend.plain_parallel and bool(self._cut(degree).any())
+
+    def _loss(self, width: FloatArray) -> Iterator[_Forward]:
+        """Over the whole vocabulary one operator; over a rank's part of it, kernels one after another."""
+        whole = _Forward(kind=Kind.CROSS_ENTROPY, shape=Shape(m=self.tokens, n=width))
+        if not self._cuts("tp"):
+            yield whole
+            return
+        cut = self._cut("tp")
+        yield replace(whole, share=1 - cut)
+        yield _elementwise(self.tokens * width, _CUT_LOSS, (_CUT_LOSS_BACKWARD,), share=cut)
 
     def _with_backward(self, forward: list[_Forward]) -> list[Call]:
         calls = [
@@ -322,13 +398,20 @@ class Workload:
             yield self._product(self.tokens, n, width, bias=a.bias_qkv, joins=index > 0)
         heads = a.heads / self.tp
         if a.qk_norm == "full":
-            yield _Forward(kind=Kind.RMS_NORM, shape=Shape(m=self.tokens, n=q))
-            yield _Forward(kind=Kind.RMS_NORM, shape=Shape(m=self.tokens, n=kv))
+            yield from self._wide_norms(q, kv)
         elif a.qk_norm == "per_head":
             yield _Forward(kind=Kind.RMS_NORM, shape=Shape(m=self.tokens * heads, n=a.head_dim))
             yield _Forward(kind=Kind.RMS_NORM, shape=Shape(m=self.tokens * kv_heads, n=a.head_dim))
         if a.rotary:
             yield _Forward(kind=Kind.ROTARY, shape=Shape(m=self.tokens, n=q + kv))
+
+    def _wide_norms(self, q: FloatArray, kv: FloatArray) -> Iterator[_Forward]:
+        """Over all queries and over all keys; where tensor-parallel ranks share them, kernels one after another."""
+        share = 1 - self._cut("tp") if self._cuts("tp") else None
+        for n in (q, kv):
+            yield _Forward(kind=Kind.RMS_NORM, shape=Shape(m=self.tokens, n=n), share=share)
+        if share is not None:
+            yield _elementwise(self.tokens * (q + kv), _CUT_NORM, (_CUT_NORM_BACKWARD,), share=1 - share)
 
     def _latent_projections(self, a: Attention, latent: Latent) -> Iterator[_Forward]:
         """Multi-head latent attention (DeepSeek-V2, eq. 9-19): down- and up-projections, norms between."""
@@ -373,8 +456,14 @@ class Workload:
         yield _Forward(kind=Kind.ROUTER, shape=Shape(m=tokens, experts=moe.experts, top_k=moe.top_k))
         yield _Forward(kind=Kind.PERMUTE, shape=routed, joins=Shape(m=tokens, n=d))
         busiest = expert_rank_skew(skew, self.ep, moe.experts)
+        if self._cuts("ep"):  # rows of several ranks, sorted by expert again, and back into their order
+            again = Shape(m=rows, n=d, experts=local, top_k=1)
+            yield _Forward(kind=Kind.PERMUTE, shape=again, share=self._cut("ep"), mean_share=1 / busiest)
         for op in self._experts(moe, Shape(m=rows, experts=local, skew=skew)):
             yield replace(op, mean_share=1 / busiest)
+        if self._cuts("ep"):
+            unsorted = _elementwise(rows * d, 2.0, (2.0,), share=self._cut("ep"))
+            yield replace(unsorted, mean_share=1 / busiest)
         yield _Forward(kind=Kind.UNPERMUTE, shape=routed)
         if moe.shared_width:
             shared = Mlp(width=moe.shared_width, activation=moe.activation, gated=moe.gated)

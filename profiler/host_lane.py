@@ -37,8 +37,9 @@ import torch
 
 from moemodel.model.architecture import Architecture, Attention, Layer, Mlp, Moe
 from moemodel.model.plan import Precision
+from moemodel.profiler.backends.run import TrainingRun
 from moemodel.profiler.device import Device
-from moemodel.profiler.training import Trainer, TrainingRun, free_memory
+from moemodel.profiler.training import Trainer, free_memory
 
 Row = dict[str, Any]
 Passes = dict[str, float]  # forward, backward, step -> seconds, or kernels
@@ -124,11 +125,12 @@ def measure(device: Device, *, repeats: int = _REPEATS, count_kernels: bool = Tr
 
 
 def _pair(kind: LayerKind, precision: Precision, device: torch.device) -> _Pair:
-    small, large = (Trainer(_run(kind, precision, layers), device) for layers in (_LAYERS, 2 * _LAYERS))
+    small, large = (Trainer(tiny_run(kind, precision, layers), device) for layers in (_LAYERS, 2 * _LAYERS))
     return _Pair(kind=kind, precision=precision, small=small, large=large)
 
 
-def _run(kind: LayerKind, precision: Precision, layers: int) -> TrainingRun:
+def tiny_run(kind: LayerKind, precision: Precision, layers: int) -> TrainingRun:
+    """A model of so many layers of one kind, one short sequence a step."""
     rotary = kind.layer.attentions[0].rotary
     architecture = Architecture(
         name=f"{layers} x {kind.detail}",
@@ -159,10 +161,10 @@ def _times_s(pair: _Pair, repeats: int) -> tuple[Passes, Passes]:
 
 
 def _means(samples: list[Passes]) -> Passes:
-    return {name: _trimmed_mean([sample[name] for sample in samples]) for name in samples[0]}
+    return {name: trimmed_mean([sample[name] for sample in samples]) for name in samples[0]}
 
 
-def _trimmed_mean(values: list[float]) -> float:
+def trimmed_mean(values: list[float]) -> float:
     """Mean without the largest and smallest tenth."""
     cut = int(_TRIMMED * len(values))
     return fmean(sorted(values)[cut : len(values) - cut])

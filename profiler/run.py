@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from moemodel.model.gpu import list_gpus, read_gpu
 from moemodel.model.profile import MANIFEST
 from moemodel.profiler.bench import Bench, Skip, make_room
 from moemodel.profiler.clock_control import ClockControl, Terminated, choose_clocks, ending_cleanly
+from moemodel.profiler.collectives.points import Scale
+from moemodel.profiler.collectives.section import SECTION as COLLECTIVES
+from moemodel.profiler.collectives.section import Collectives, check_enough, devices_at_hand
+from moemodel.profiler.collectives.together import first_of_job, help_first, helps
 from moemodel.profiler.cpu_device import power_note
 from moemodel.profiler.device import SIMULATED, Device, open_device, resolve
 from moemodel.profiler.effort import Effort, effort_for
@@ -59,6 +64,7 @@ class Outcome:
         rows: table -> rows in the profile now.
         skips: what could not be measured.
         notes: what a reader should know, such as why there are no true clocks.
+        helped: this process only helped the first of a launcher's; that one has the outcome.
         interrupted: by Ctrl-C or a signal; the profile can be resumed.
         signal: number of the signal that ended it; None for Ctrl-C.
     """
@@ -69,6 +75,7 @@ class Outcome:
     rows: dict[str, int] = field(default_factory=dict)
     skips: list[Skip] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    helped: bool = False
     interrupted: bool = False
     signal: int | None = None
 
@@ -86,65 +93,93 @@ def profile(
     announce: Callable[[str], None] = lambda _: None,
     effort: Effort | None = None,
     workload: Workload | None = None,
+    ranks: int | None = None,
+    scale: Scale | None = None,
 ) -> Outcome:
     """Measure a device into a profile folder, or go on with one that was interrupted.
+
+    Where there are several GPUs, the first is measured by itself, then how all talk to each other: in processes that
+    this one starts, or in those of a launcher (torchrun), of which the first writes the profile.
 
     Args:
         gpu: name, alias or description file of the GPU, or "cpu"; must be the device that is here. With "sim:" before
             its name, a simulation of it, whose seconds are virtual.
         folder: of the profile.
-        budget_s: for the sections together; training runs come on top.
+        budget_s: for the sections of one device together; collectives and training runs come on top.
         seed: of shapes, order and operands.
         clocks: "passive": the governor moves the clock under mixes of load; "as-is": no such mixes; "lock": section
             `sweep` locks clocks, which are given back to the driver whatever happens; "auto": "lock" where that is
             permitted and nobody else computes there, else "passive"; the outcome's notes say which, and why.
-        sections: of `SECTIONS`; all of them by default.
+        sections: of `SECTIONS`, and "collectives"; all of them by default.
         plans: training plans to run and measure after the sections.
         progress: told how far it is.
         announce: told before a setting of the GPU is changed.
         effort: instead of what suits the device.
         workload: instead of what suits the device.
+        ranks: devices that talk to each other; all that are visible by default, of processors one.
+        scale: of the collectives, instead of what suits the device.
 
     Raises:
-        DeviceError: another device, none, or one that does not allow what is asked, or was not restored.
-        InputError: no such section or GPU description.
+        DeviceError: another device, none, or one that does not allow what is asked, or was not restored; or processes
+            that measure collectives failed or hung.
+        InputError: no such section or GPU description, or more ranks than there are.
         ProfileError: the folder holds another profile, or a damaged one.
     """
     begun_s = time.perf_counter()
     chosen = _chosen_sections(sections, clocks)
-    device, name = open_named(gpu)
-    platform = platform_of(device)
-    if plans and not platform.trains:
-        raise DeviceError(f"--gpu {gpu} runs operators only, no training steps; leave --train out")
-    begun_s += platform.timer.now_s() - time.perf_counter()  # the same instant, in the device's time
+    if helps():
+        help_first()
+        return Outcome(folder=folder, helped=True)
     outcome = Outcome(folder=folder)
-    try:
-        with ending_cleanly(), ClockControl(device) as control:
-            choice = choose_clocks(clocks, control, begun=_begun(folder), needed="sweep" in chosen, announce=announce)
-            outcome.notes += [choice.note] if choice.note else []
-            writer = ProfileWriter(folder, new_manifest(name, device.info, choice.clocks, seed))
-            run = _Run(
-                device=device,
-                platform=platform,
-                writer=writer,
-                progress=progress or Silent(),
-                outcome=outcome,
-                effort=effort or effort_for(device.torch_device),
-                workload=workload or default_workload(device, seed),
-                seed=seed,
-                control=control if choice.clocks == "lock" else None,
-            )
-            try:
-                run.sections(chosen, begun_s, budget_s)
-                run.training(plans)
-            except KeyboardInterrupt as interruption:
-                outcome.interrupted = True
-                outcome.signal = interruption.number if isinstance(interruption, Terminated) else None
-            finally:
-                writer.consolidate()
-            outcome.rows = writer.rows()
-    finally:
-        device.close()
+    with ExitStack() as stack:
+        helpers = stack.enter_context(first_of_job())
+        device, name = open_named(gpu)
+        stack.callback(device.close)
+        platform = platform_of(device)
+        if plans and not platform.trains:
+            raise DeviceError(f"--gpu {gpu} runs operators only, no training steps; leave --train out")
+        talking = devices_at_hand(device, ranks)
+        if COLLECTIVES in (sections or ()):
+            check_enough(talking)
+        begun_s += platform.timer.now_s() - time.perf_counter()  # the same instant, in the device's time
+        stack.enter_context(ending_cleanly())
+        control = stack.enter_context(ClockControl(device))
+        choice = choose_clocks(clocks, control, begun=_begun(folder), needed="sweep" in chosen, announce=announce)
+        outcome.notes += [choice.note] if choice.note else []
+        writer = ProfileWriter(folder, new_manifest(name, device.info, choice.clocks, seed))
+        run = _Run(
+            device=device,
+            platform=platform,
+            writer=writer,
+            progress=progress or Silent(),
+            outcome=outcome,
+            effort=effort or effort_for(device.torch_device),
+            workload=workload or default_workload(device, seed),
+            seed=seed,
+            control=control if choice.clocks == "lock" else None,
+        )
+        try:
+            run.sections(chosen, begun_s, budget_s)
+            if talking > 1 and (sections is None or COLLECTIVES in sections):
+                run.collectives(
+                    Collectives(
+                        gpu=gpu,
+                        device=device,
+                        writer=writer,
+                        ranks=talking,
+                        seed=seed,
+                        scale=scale,
+                        helpers=helpers,
+                        notes=outcome.notes,
+                    )
+                )
+            run.training(plans)
+        except KeyboardInterrupt as interruption:
+            outcome.interrupted = True
+            outcome.signal = interruption.number if isinstance(interruption, Terminated) else None
+        finally:
+            writer.consolidate()
+        outcome.rows = writer.rows()
     outcome.seconds = platform.timer.now_s() - begun_s
     return outcome
 
@@ -163,10 +198,12 @@ def _begun(folder: Path) -> Clocks | None:
 
 
 def _chosen_sections(sections: Sequence[str] | None, clocks: AskedClocks) -> list[str]:
+    """The sections of one device among those that are asked for."""
     allowed = [s for s in SECTIONS if clocks != "as-is" or s not in _HEAVY_SECTIONS]
     for section in sections or ():
-        if section not in allowed:
-            raise InputError(f"--sections: found {section!r}; allowed with --clocks {clocks}: {', '.join(allowed)}")
+        if section not in (*allowed, COLLECTIVES):
+            names = ", ".join([*allowed, COLLECTIVES])
+            raise InputError(f"--sections: found {section!r}; allowed with --clocks {clocks}: {names}")
     return [s for s in allowed if sections is None or s in sections]
 
 
@@ -217,6 +254,13 @@ class _Run:
                 self.outcome.skips.append(Skip(what="host", reason="the budget was spent; run again to add it"))
             else:
                 self._section("host", 1, deadline_s["host"], self._host)
+
+    def collectives(self, section: Collectives) -> None:
+        """Measure how several devices talk to each other, in processes apart; this one's device is left to them."""
+        make_room(self.device.torch_device)
+        begun_s = self.platform.timer.now_s()
+        self.outcome.skips += section.measure(self.progress)
+        self._finish(COLLECTIVES, begun_s)
 
     def training(self, plans: Sequence[Path]) -> None:
         """Measure whole training steps of plans; the bench and its operands are gone by now."""

@@ -1,21 +1,24 @@
-"""Measure whole training steps of a plan on one GPU: time by phase, energy, true clock, memory, loss, expert load.
+"""Measure whole training steps of a plan: time by phase, energy, true clock, memory, loss, expert load.
 
 One run: build the model; step for at least 2 s, so that the governor and the die settle; then at least 20 steps and 3 s
 of them with no synchronisation inside, marking every phase boundary with a CUDA event; read everything after the last
 step; then a few steps that each begin on an idle device, for the host's time. On the CPU the same code runs with
-wall-clock marks, and what has no sensor is None.
+wall-clock marks, and what has no sensor is None. Of several ranks each measures its own device; all take the same
+steps, which rank 0 counts (`Peers`), and begin the measured ones together.
 
 What the columns of `iterations` mean here:
 
 - `step_time_s` is the whole stretch over its steps; its deviation is over single steps. Phases are means, and a forward
-  or backward phase is the sum over the step's micro-batches.
+  or backward phase is the sum over the step's micro-batches; in a pipeline they interleave, and are None.
 - `host_time_s`: from a step's start until its last launch was queued. Long steps fill the launch queue (about a
   thousand kernels) and then wait for the device, so it is an upper bound wherever it comes near the step's time.
-- `energy_J` is mean power, from counter edges inside the stretch, times the step's time.
+- `energy_J` is mean power, from counter edges inside the stretch, times the step's time; of this rank's GPU alone.
 - Clocks are true ones, from the SM cycle counter, over some of the steps, spread over the stretch.
-- `peak_allocated_B` leaves out what was allocated before the run (the clock reader's ring, the data of others).
+- `peak_allocated_B` leaves out what was allocated before the run (the clock reader's ring, the data of others), and
+  what building the model took.
+- `parameters` are those of the rank's share of the model, before ZeRO shards them.
 - `expert_skew` is what the router did; a plan's `routing.skew` is for predictions and imposes nothing here.
-- `loss_first` and `loss_last` are of the first warm-up step and the last measured one, last micro-batch each.
+- `loss_first` and `loss_last` are of the first warm-up step and the last measured one, means over the global batch.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -35,15 +38,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moemodel.model.architecture import Architecture
 from moemodel.model.errors import DeviceError, InputError, MoeModelError
-from moemodel.model.hf_config import list_architectures, read_architecture
-from moemodel.model.plan import Plan, Precision, RecomputeName, check_architecture, read_plan
+from moemodel.model.plan import Plan, check_architecture, read_plan
+from moemodel.profiler.backends.run import Mark, Run, TrainingRun
 from moemodel.profiler.backends.torch_model import DecoderModel, build_model
 from moemodel.profiler.backends.torch_optimizer import build_optimizer, clip_gradients
 from moemodel.profiler.clock import ClockReader, Stamp
 from moemodel.profiler.device import Device
 from moemodel.profiler.energy import EnergySampler
+from moemodel.profiler.parallel.check import architecture_in
 
 Row = dict[str, Any]
 
@@ -52,41 +55,10 @@ MEASURED_S = 3.0  # 30 ticks of a 100 ms energy counter
 _HOST_STEPS = 5
 _COUNTER_INTERVAL_S = 0.02  # a quarter of what the bench polls at: here the host's time is measured too
 _STAMPS = 512  # of the clock reader, a run; its ring holds 2048
-_POOL_TOKENS = 1 << 20  # distinct training data on the device: 16 MB
+_POOL_TOKENS = 1 << 20  # distinct training data: 16 MB
+_POOL_STEPS = 16  # of it, at most
 _ZIPF_EXPONENT = 1.0  # word frequency against rank (Zipf 1949)
-_LEARNING_RATE = 1e-4  # low: a few hundred steps should leave the experts' load about as it was measured first
 _PHASES = ("forward", "backward", "optimizer")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingRun:
-    """What is trained, and how, on one GPU.
-
-    Attributes:
-        name: of the plan.
-        architecture: decoder-only.
-        seq: tokens of a sequence.
-        micro_batch: sequences in one forward pass.
-        micro_batches: forward and backward passes in one optimizer step; their gradients accumulate.
-        precision: recipe of the optimizer; the model is bf16 in both.
-        recompute: see `backends.torch_model`.
-        steps: measured, at least.
-        warmup: steps before them, at least.
-        seed: of weights and data.
-        plan_yaml: the plan as its author wrote it.
-    """
-
-    name: str
-    architecture: Architecture
-    seq: int
-    micro_batch: int
-    micro_batches: int = 1
-    precision: Precision = "bf16-mixed"
-    recompute: RecomputeName = "none"
-    steps: int = 20
-    warmup: int = 5
-    seed: int = 0
-    plan_yaml: str = ""
 
 
 class Writer(Protocol):
@@ -148,12 +120,12 @@ class _Timeline:
         starts = [*(marks[0] for marks in self.steps), self.steps[-1][-1]]
         return [_elapsed_s(a, b) for a, b in pairwise(starts)]
 
-    def phase_times_s(self) -> dict[str, float]:
-        """Mean time of each phase in a step."""
-        total_s = dict.fromkeys(_PHASES, 0.0)
+    def phase_times_s(self) -> dict[str, float | None]:
+        """Mean time of each phase in a step; None of those that were not told apart."""
+        total_s: dict[str, float] = {}
         for a, b in self._spans():
-            total_s[b.phase] += _elapsed_s(a, b)
-        return {phase: seconds / len(self.steps) for phase, seconds in total_s.items()}
+            total_s[b.phase] = total_s.get(b.phase, 0.0) + _elapsed_s(a, b)
+        return {phase: total_s[phase] / len(self.steps) if phase in total_s else None for phase in _PHASES}
 
     def clocks_Hz(self) -> dict[str, float | None]:
         """Mean true clock of each phase, weighted by time, and of whole steps."""
@@ -187,19 +159,31 @@ def zipf_tokens(vocab: int, shape: tuple[int, ...], seed: int, exponent: float =
     return torch.from_numpy(np.searchsorted(cumulative, draws).clip(max=vocab - 1))
 
 
-class _Batches:
-    """Micro-batches of tokens and the tokens that follow them, in turn from a pool on the device."""
+class Batches:
+    """Tokens and the tokens that follow them, step after step, in turn from a pool on the device.
 
-    def __init__(self, run: TrainingRun, device: torch.device) -> None:
-        wanted = max(2 * run.micro_batches, 16)
-        affordable = max(1, _POOL_TOKENS // (run.micro_batch * run.seq))
-        shape = (min(wanted, affordable), run.micro_batch, run.seq + 1)
-        ids = zipf_tokens(run.architecture.vocab, shape, run.seed)
-        self._tokens = ids[..., :-1].contiguous().to(device)
-        self._targets = ids[..., 1:].contiguous().to(device)
+    The pool depends on the seed, the sequence length and the global batch alone: every plan of the same three sees the
+    same sequences in the same step. A replica takes its share of each step in order.
+
+    Args:
+        run: what is trained.
+        device: where the tokens go.
+        replica: number of this one, of `run.parallel.dp`.
+    """
+
+    def __init__(self, run: TrainingRun, device: torch.device, replica: int = 0) -> None:
+        own = run.micro_batch * run.micro_batches
+        total = own * run.parallel.dp
+        steps = max(1, min(_POOL_STEPS, _POOL_TOKENS // (total * run.seq)))
+        ids = zipf_tokens(run.architecture.vocab, (steps, total, run.seq + 1), run.seed)
+        shape = (steps, run.micro_batches, run.micro_batch, run.seq)
+        ids = ids[:, replica * own : (replica + 1) * own]
+        self._tokens = ids[..., :-1].reshape(shape).to(device)
+        self._targets = ids[..., 1:].reshape(shape).to(device)
         self._next = 0
 
-    def __call__(self) -> tuple[Tensor, Tensor]:
+    def step(self) -> tuple[Tensor, Tensor]:
+        """Tokens and targets of one step, each [micro-batches, micro-batch, S]."""
         i = self._next % len(self._tokens)
         self._next += 1
         return self._tokens[i], self._targets[i]
@@ -213,32 +197,43 @@ def _ignore(_: str) -> None:
 
 
 class Trainer:
-    """A model in training: data, gradients, optimizer."""
+    """A whole model in training on one device: data, gradients, optimizer. A `Run`."""
 
-    def __init__(self, run: TrainingRun, device: torch.device, *, lr: float = _LEARNING_RATE) -> None:
-        torch.manual_seed(run.seed)
+    def __init__(self, run: TrainingRun, device: torch.device) -> None:
         self.device, self._micro_batches = device, run.micro_batches
+        self.marks = 2 * run.micro_batches + 2
+        dtype: torch.dtype = getattr(torch, run.dtype)
         self.model: DecoderModel = build_model(
-            run.architecture, device=device, dtype=torch.bfloat16, recompute=run.recompute
+            run.architecture, device=device, dtype=dtype, recompute=run.recompute, seed=run.seed
         )
-        self.optimizer = build_optimizer(self.model, run.precision, lr=lr)
-        self._batches = _Batches(run, device)
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+        self.optimizer = build_optimizer(self.model, run.precision, lr=run.lr)
+        self._batches = Batches(run, device)
+        self._queue: list[tuple[Tensor, Tensor]] = []  # micro-batches of the step, the last first
+        self._losses: list[Tensor] = []
 
-    def step(self, mark: Callable[[str], None] = _ignore) -> Tensor:
-        """Queue one step, calling `mark` with the phase that ends; the loss of the last micro-batch, on the device."""
+    def step(self, mark: Mark = _ignore) -> None:
+        """Queue one step, calling `mark` with the phase that ends."""
         mark("start")
+        self._losses = []
         for _ in range(self._micro_batches):
             loss = self.forward()
             mark("forward")
             self.backward(loss)
             mark("backward")
+            self._losses.append(loss.detach())
         self.update()
         mark("optimizer")
-        return loss.detach()
+
+    def loss(self) -> float:
+        """Mean loss of the last step."""
+        return float(torch.stack(self._losses).double().mean())
 
     def forward(self) -> Tensor:
         """Queue the forward pass of one micro-batch."""
-        loss: Tensor = self.model(*self._batches())
+        if not self._queue:
+            self._queue = list(zip(*(part.unbind() for part in self._batches.step()), strict=True))[::-1]
+        loss: Tensor = self.model(*self._queue.pop())
         return loss
 
     def backward(self, loss: Tensor) -> None:
@@ -254,8 +249,50 @@ class Trainer:
 
     def wait(self) -> None:
         """Until the device has done all that was queued."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        wait(self.device)
+
+    def expert_loads(self) -> list[Tensor]:
+        """See `Run`."""
+        return self.model.expert_loads()
+
+    def clear_expert_loads(self) -> None:
+        """See `Run`."""
+        self.model.clear_expert_loads()
+
+    def close(self) -> None:
+        """Nothing is left to give back once nobody holds it."""
+
+
+def wait(device: torch.device) -> None:
+    """Until a device has done all that was queued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Peers(Protocol):
+    """The ranks that measure together, as far as the measurement needs them."""
+
+    @property
+    def rank(self) -> int: ...
+    def agree(self, value: float) -> float:
+        """What rank 0 says."""
+        ...
+
+    def barrier(self) -> None:
+        """Until all are here."""
+        ...
+
+
+class Alone:
+    """One rank without others."""
+
+    rank = 0
+
+    def agree(self, value: float) -> float:
+        return value
+
+    def barrier(self) -> None:
+        return None
 
 
 def measure_run(
@@ -265,6 +302,8 @@ def measure_run(
     clock: ClockReader | None = None,
     warm_s: float = WARM_S,
     measured_s: float = MEASURED_S,
+    build: Callable[[TrainingRun, torch.device], Run] = Trainer,
+    peers: Peers | None = None,
 ) -> Row:
     """Train for a few seconds and measure: one row of the table `iterations`.
 
@@ -274,6 +313,8 @@ def measure_run(
         clock: a reader to share between runs; default: a new one.
         warm_s: time of steps before the measured ones, at least.
         measured_s: time of measured steps, at least.
+        build: what makes this rank's part of the run.
+        peers: the ranks of the run, all of which call this; default: this is the only one.
 
     Raises:
         InputError: the architecture or precision is not one that this backend runs.
@@ -282,7 +323,7 @@ def measure_run(
     """
     clock = clock or ClockReader(device)
     free_memory(device.torch_device)
-    row = _measure(run, device, clock, warm_s, measured_s)
+    row = _Measurement(run, device, clock, peers or Alone()).row(build, warm_s, measured_s)
     free_memory(device.torch_device)
     return row
 
@@ -298,62 +339,87 @@ def free_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def _measure(run: TrainingRun, device: Device, clock: ClockReader, warm_s: float, measured_s: float) -> Row:
-    base_B = _allocated_B(device.torch_device)
-    trainer = Trainer(run, device.torch_device)
-    loss_first, step_s = _warm_up(trainer, run.warmup, warm_s)
-    if trainer.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(trainer.device)
-    trainer.model.clear_expert_loads()
-    steps = max(run.steps, math.ceil(measured_s / step_s))
-    timeline = _Timeline(trainer.device, clock)
-    with EnergySampler(device, interval_s=_COUNTER_INTERVAL_S) as sampler:
-        begin_s = time.perf_counter()
-        loss_last = _run_steps(trainer, timeline, steps, 2 * run.micro_batches + 2)
-        reported_Hz, temperature_C = device.reported_clock_Hz(), device.temperature_C()  # while it still works
+class _Measurement:
+    """One run on one device, with its peers."""
+
+    def __init__(self, run: TrainingRun, device: Device, clock: ClockReader, peers: Peers) -> None:
+        self._run, self._device, self._clock, self._peers = run, device, clock, peers
+
+    def row(self, build: Callable[[TrainingRun, torch.device], Run], warm_s: float, measured_s: float) -> Row:
+        base_B = _allocated_B(self._device.torch_device)
+        trainer = build(self._run, self._device.torch_device)
+        try:
+            return self._row(trainer, base_B, warm_s, measured_s)
+        finally:
+            trainer.close()
+
+    def _row(self, trainer: Run, base_B: int, warm_s: float, measured_s: float) -> Row:
+        run, device = self._run, self._device
+        loss_first, step_s = self._warm_up(trainer, warm_s)
+        if trainer.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(trainer.device)
+        trainer.clear_expert_loads()
+        steps = int(self._peers.agree(max(run.steps, math.ceil(measured_s / step_s))))
+        timeline = _Timeline(trainer.device, self._clock)
+        with EnergySampler(device, interval_s=_COUNTER_INTERVAL_S) as sampler:
+            self._peers.barrier()
+            begin_s = time.perf_counter()
+            _run_steps(trainer, timeline, steps)
+            reported_Hz, temperature_C = device.reported_clock_Hz(), device.temperature_C()  # while it still works
+            trainer.wait()
+            window = sampler.window(begin_s, time.perf_counter())
+        wall_s, loss_last = time.time(), trainer.loss()
+        if not math.isfinite(loss_last):
+            raise DeviceError(f"{run.name}: the loss became {loss_last}; time and power of such a run mean nothing")
+        return {
+            "plan": run.name,
+            "plan_yaml": run.plan_yaml,
+            "rank": self._peers.rank,
+            **_times(timeline, None if window is None else window.power_W),
+            **_memory(device, base_B),
+            "parameters": trainer.parameters,
+            "loss_first": loss_first,
+            "loss_last": loss_last,
+            "expert_skew": expert_skew(trainer.expert_loads()),
+            "clock_reported_Hz": reported_Hz,
+            "temperature_C": temperature_C,
+            "wall_s": wall_s,
+            "host_time_s": self._host_time_s(trainer),  # last: its steps count in nothing else
+        }
+
+    def _warm_up(self, trainer: Run, seconds: float) -> tuple[float, float]:
+        """Step until clock and temperature have settled: first loss, and time of a step."""
+        begin_s, steps = time.perf_counter(), max(self._run.warmup, 1)
+        trainer.step(_ignore)
+        loss_first = trainer.loss()
+        while True:
+            chunk_s = time.perf_counter()
+            for _ in range(steps):
+                trainer.step(_ignore)
+            trainer.wait()
+            now_s = time.perf_counter()
+            if self._peers.agree(now_s - begin_s) >= seconds:
+                return loss_first, (now_s - chunk_s) / steps
+
+    def _host_time_s(self, trainer: Run) -> float:
+        """Time to queue a step on an idle device: the median of a few."""
+        times_s = []
+        for _ in range(_HOST_STEPS):
+            trainer.wait()
+            self._peers.barrier()
+            begin_s = time.perf_counter()
+            trainer.step(_ignore)
+            times_s.append(time.perf_counter() - begin_s)
         trainer.wait()
-        window = sampler.window(begin_s, time.perf_counter())
-    wall_s = time.time()
-    if not math.isfinite(loss_last):
-        raise DeviceError(f"{run.name}: the loss became {float(loss_last)}; time and power of such a run mean nothing")
-    return {
-        "plan": run.name,
-        "plan_yaml": run.plan_yaml,
-        "rank": 0,
-        **_times(timeline, None if window is None else window.power_W),
-        **_memory(device, base_B),
-        "parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "loss_first": loss_first,
-        "loss_last": float(loss_last),
-        "expert_skew": expert_skew(trainer.model.expert_loads()),
-        "clock_reported_Hz": reported_Hz,
-        "temperature_C": temperature_C,
-        "wall_s": wall_s,
-        "host_time_s": _host_time_s(trainer),  # last: its steps count in nothing else
-    }
+        return median(times_s)
 
 
-def _warm_up(trainer: Trainer, steps: int, seconds: float) -> tuple[float, float]:
-    """Step until clock and temperature have settled: first loss, and time of a step."""
-    begin_s = time.perf_counter()
-    loss_first = float(trainer.step())
-    while True:
-        chunk_s = time.perf_counter()
-        for _ in range(max(steps, 1)):
-            trainer.step()
-        trainer.wait()
-        now_s = time.perf_counter()
-        if now_s - begin_s >= seconds:
-            return loss_first, (now_s - chunk_s) / max(steps, 1)
-
-
-def _run_steps(trainer: Trainer, timeline: _Timeline, steps: int, marks: int) -> Tensor:
+def _run_steps(trainer: Run, timeline: _Timeline, steps: int) -> None:
     """The measured steps; clocks are read in at most `_STAMPS / marks` of them, evenly spread."""
-    every = max(1, math.ceil(steps * marks / _STAMPS))
+    every = max(1, math.ceil(steps * trainer.marks / _STAMPS))
     for i in range(steps):
         timeline.stamped = i % every == 0
-        loss = trainer.step(timeline.mark)
-    return loss
+        trainer.step(timeline.mark)
 
 
 def _times(timeline: _Timeline, power_W: float | None) -> Row:
@@ -387,18 +453,6 @@ def _allocated_B(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
-def _host_time_s(trainer: Trainer) -> float:
-    """Time to queue a step on an idle device: the median of a few."""
-    times_s = []
-    for _ in range(_HOST_STEPS):
-        trainer.wait()
-        begin_s = time.perf_counter()
-        trainer.step()
-        times_s.append(time.perf_counter() - begin_s)
-    trainer.wait()
-    return median(times_s)
-
-
 def expert_skew(loads: Sequence[Tensor]) -> float | None:
     """Rows of the busiest expert over the mean, averaged over layers and passes; None without experts."""
     skews = [load.max() * load.numel() / load.sum() for load in loads]
@@ -425,7 +479,7 @@ def training_run(path: Path) -> TrainingRun:
     """
     plan = read_plan(path)
     _check_plan(plan, path)
-    architecture = _architecture(plan, path)
+    architecture = architecture_in(plan, path.parent)
     check_architecture(plan, architecture)
     return TrainingRun(
         name=plan.name if plan.name != "plan" else path.stem,
@@ -446,17 +500,6 @@ def _check_plan(plan: Plan, path: Path) -> None:
         raise InputError(f"{path}: cluster.gpus: found {plan.cluster.gpus}; allowed here: 1 (no collectives are run)")
     if plan.clock_MHz is not None or plan.power_cap_W is not None:
         raise InputError(f"{path}: clock_MHz, power_cap_W: allowed here: null; no setting of the GPU is changed")
-
-
-def _architecture(plan: Plan, path: Path) -> Architecture:
-    """The plan's architecture; a path in it is relative to the plan's folder."""
-    name = plan.architecture
-    architecture = read_architecture(name if name in list_architectures() else path.parent / name)
-    if plan.layers is None:
-        return architecture
-    if plan.layers > len(architecture.decoder):
-        raise InputError(f"{path}: layers: found {plan.layers}; allowed: 1 to {len(architecture.decoder)}")
-    return replace(architecture, decoder=architecture.decoder[: plan.layers])
 
 
 def measure_plans(

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from moemodel.model.errors import ProfileError
 from moemodel.model.operators import SHAPE_FIELDS
-from moemodel.model.profile import MANIFEST, MERGED_PARTS, SCHEMA_VERSION, TABLES, Manifest
+from moemodel.model.profile import MANIFEST, MERGED_PARTS, SCHEMA_VERSION, TABLES, Manifest, Topology
 
 Row = Mapping[str, Any]
 Key = tuple[Hashable, ...]
@@ -30,6 +30,8 @@ _POINT: Final[dict[str, tuple[str, ...]]] = {
     "thermal": ("load",),
     "alternating": ("load",),
     "host": ("block", "direction", "detail"),
+    "collectives": ("collective", "ranks", "nodes", "size_B", "skew"),
+    "overlap": ("computation", "m", "n", "k", "collective", "ranks", "nodes", "size_B", "priority"),
     "iterations": ("plan", "rank"),
 }
 _TYPES: Final[dict[str, pa.DataType]] = {"string": pa.string(), "float64": pa.float64(), "int64": pa.int64()}
@@ -150,9 +152,14 @@ class ProfileWriter:
     def _parts(self, table: str) -> list[Path]:
         return sorted(self._parts_folder(table).glob("part-*.parquet"))
 
-    def note_host(self, **facts: float | None) -> None:
+    def note_host(self, **facts: Any) -> None:
         """Record what was found out about the machine beside what the manifest began with."""
         self.manifest = self.manifest.model_copy(update={"host": {**self.manifest.host, **facts}})
+        self._write_manifest()
+
+    def note_topology(self, topology: Topology) -> None:
+        """Record how the GPUs are connected."""
+        self.manifest = self.manifest.model_copy(update={"topology": topology})
         self._write_manifest()
 
     def _write_manifest(self) -> None:

@@ -1,38 +1,23 @@
 """Predicted against measured: one comparison a training run, from rows of a profile's `iterations` table.
 
-What the router did and how warm the die was are inputs of the prediction, read from the row: a plan can only assume the
-one, and a prediction is for the steady state of a long run otherwise. Nothing else of the row reaches the prediction.
+Rows of the ranks of one run are one run (`model.as_run`), and what the router did and how warm the die was are inputs
+of its prediction.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from moemodel.model.as_run import QUANTITIES, Row, known, merged, predict_as_run, runs_of
 from moemodel.model.calibration import Calibration
 from moemodel.model.documents import parse_yaml
-from moemodel.model.feasibility import architecture_of
-from moemodel.model.outcome import machine_of
-from moemodel.model.plan import Plan, batch_of
-from moemodel.model.predict import Prediction, predict
+from moemodel.model.plan import Plan
 
-_Z90 = 1.645  # standard deviations of a normal distribution within which 90 % of it lies
-
-# quantity -> the column that holds it as measured
-QUANTITIES: dict[str, str] = {
-    "step_time": "step_time_s",
-    "energy": "energy_J",
-    "power": "power_W",
-    "clock": "clock_Hz",
-    "memory": "peak_allocated_B",
-    "forward": "forward_time_s",
-    "backward": "backward_time_s",
-    "optimizer": "optimizer_time_s",
-}
+Z90 = 1.645  # standard deviations of a normal distribution within which 90 % of it lies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +36,7 @@ class Quantity:
     @property
     def covered(self) -> bool:
         """The measurement lies in the 90 % interval; False where there is none."""
-        return self.spread is not None and abs(math.log(self.predicted / self.measured)) <= _Z90 * self.spread
+        return self.spread is not None and abs(math.log(self.predicted / self.measured)) <= Z90 * self.spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,58 +48,47 @@ class Comparison:
     host_share: float
 
 
-def compare(rows: Iterable[Mapping[str, Any]], calibration: Calibration) -> list[Comparison]:
+def compare(rows: Iterable[Row], calibration: Calibration) -> list[Comparison]:
     """Predict every measured run.
 
     Args:
-        rows: of a profile's `iterations` table.
+        rows: of a profile's `iterations` table; those of a run's ranks one after another.
         calibration: of the GPU that they ran on.
 
     Raises:
         InputError: a row's plan is not one.
         CalibrationError: the calibration is of another GPU, or lacks an operator.
     """
-    return [_compare(row, calibration) for row in rows]
+    return [_compare(merged(run), calibration) for run in runs_of(rows)]
 
 
-def _compare(row: Mapping[str, Any], calibration: Calibration) -> Comparison:
-    plan = parse_yaml(row["plan_yaml"], Plan, str(row["plan"]))
-    batch = batch_of(plan)
-    if _known(row["expert_skew"]):
-        batch = replace(batch, skew=np.array([row["expert_skew"]]))
-    temperature_C = float(row["temperature_C"]) if _known(row["temperature_C"]) else None
-    one = predict(architecture_of(plan), batch, machine_of(plan, calibration), temperature_C=temperature_C)
-    predicted, spreads = _predicted(one)
+def _compare(row: Row, calibration: Calibration) -> Comparison:
+    return compare_run(parse_yaml(row["plan_yaml"], Plan, str(row["plan"])), row, calibration, name=str(row["plan"]))
+
+
+def compare_run(plan: Plan, row: Row, calibration: Calibration, *, name: str) -> Comparison:
+    """Predict one run, given as one row.
+
+    Args:
+        plan: as it ran.
+        row: what it measured.
+        calibration: of the GPU that it ran on.
+        name: of the comparison.
+
+    Raises:
+        InputError: unknown architecture or GPU.
+        CalibrationError: the calibration is of another GPU, or lacks an operator.
+    """
+    found = predict_as_run(plan, calibration, row)
     return Comparison(
-        name=str(row["plan"]),
+        name=name,
         quantities={
-            name: Quantity(predicted=predicted[name], measured=float(row[column]), spread=spreads.get(name))
-            for name, column in QUANTITIES.items()
-            if _known(row[column])
+            name: Quantity(predicted=value, measured=float(row[QUANTITIES[name]]), spread=found.spreads.get(name))
+            for name, value in found.values.items()
+            if known(row.get(QUANTITIES[name]))
         },
-        host_share=float(one.host_wait_s[0] / one.step_time_s[0]),
+        host_share=found.host_share,
     )
-
-
-def _known(value: Any) -> bool:
-    return value is not None and not math.isnan(float(value))
-
-
-def _predicted(one: Prediction) -> tuple[dict[str, float], dict[str, float]]:
-    """Quantities of a batch of one, and their spreads; memory as the framework's allocator counts it."""
-    beside_B = one.memory_terms_B["context"] + one.memory_terms_B["fragmentation"]
-    values = {
-        "step_time": one.step_time_s,
-        "energy": one.energy_J,
-        "power": one.power_W,
-        "clock": one.clock_Hz,
-        "memory": one.memory_B - beside_B,
-        "forward": one.forward_s,
-        "backward": one.backward_s,
-        "optimizer": one.optimizer_s,
-    }
-    spreads = {"step_time": one.step_time_error, "energy": one.energy_error}
-    return {name: float(v[0]) for name, v in values.items()}, {name: float(v[0]) for name, v in spreads.items()}
 
 
 def mape(found: Sequence[Comparison], name: str) -> float:

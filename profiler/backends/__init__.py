@@ -1,1 +1,1 @@
-"""Training frameworks that a run is measured under. `torch_model` and `torch_optimizer`: plain PyTorch, one GPU."""
+"""Training frameworks that a run is measured under. `run`: the narrow interface to them; `torch_*`: plain PyTorch."""

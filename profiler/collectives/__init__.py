@@ -1,1 +1,1 @@
-"""Communication between GPUs, measured: collectives by size and group, the power they draw, overlap with computation."""
+"""What GPUs say to each other, measured: time, power and traffic of collectives, alone and beside computation."""

@@ -65,7 +65,7 @@ def test_rows_of_gh200(tmp_path: Path) -> None:
     assert parameters(first.architecture).total == pytest.approx(4 * 103.7e6, rel=0.02)  # bytes of its plan files
     made = machine(study.software["sailor"], {})
     assert made.gradient_B == made.network.traffic.word_B == 4
-    assert made.overlap == 0
+    assert not made.network.traffic.behind
 
 
 _FSDP_COLUMNS = (

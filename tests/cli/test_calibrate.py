@@ -5,12 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import Result
 
-from moemodel.calibrate import fit
+from moemodel.calibrate import fit, update
 from moemodel.calibrate.operators import HeldOut
+from moemodel.calibrate.refit import HeldOut as HeldOutPlans
+from moemodel.calibrate.refit import Moved, Part
+from moemodel.calibrate.update import Update
+from moemodel.model import validation
 from moemodel.model.calibration import Calibration, read_calibration
 from moemodel.model.operators import Kind, Pass
 
@@ -68,3 +74,82 @@ def test_what_is_not_installed_is_named(
     name = command.split()[0]
     assert result.stderr.startswith(f"moemodel: {name} needs {missing}")
     assert f"pip install 'moemodel[{name}]'" in result.stderr
+
+
+# ---- from validations -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def updated(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """A report of which the update is known, and that may be forced; whether it helps is said."""
+
+    def make(helps: bool) -> None:
+        errors = HeldOutPlans(before=0.10, left_out=0.04 if helps else 0.12, fitted=0.03, plans=7)
+        moved = Moved(name="kernels", meaning="time of operators", factor=1.08, error=0.012, error_before=0.03)
+        part = Part(name="time and power", moved=(moved,), errors={"step_time": errors})
+        report = SimpleNamespace(environment=SimpleNamespace(gpu="h100-sxm-80gb"))
+
+        def found(start: Calibration, reports: Any, source: str, *, force: bool) -> Update:
+            assert reports == [report]
+            assert source == "report.json"
+            kept = ("time and power",) if helps or force else ()
+            return Update(calibration=start, parts=(part,), kept=kept, plans=7, left_out="5 kinds of plans")
+
+        monkeypatch.setattr(update, "update", found)
+        monkeypatch.setattr(validation, "read_report", lambda _: report)
+
+    return make
+
+
+def test_an_update_that_helps(
+    updated: Callable[[bool], None], calibration: Calibration, calibration_file: Path, moemodel: Run, folder: Path
+) -> None:
+    updated(True)
+    result = moemodel("calibrate", "--update", "report.json", "--calibration", calibration_file, "-o", "new.json")
+    assert result.exit_code == 0, result.output
+    assert read_calibration(folder / "new.json") == calibration
+    lines = result.stdout.splitlines()
+    assert lines[0] == "7 plans; 5 kinds of plans"
+    shown = next(line for line in lines if line.startswith("step time"))
+    assert shown.split() == ["step", "time", "7", "10.0%", "4.0%", "3.0%"]
+    assert next(line for line in lines if "operators" in line).split()[-3:] == ["1.080", "1.2%", "3.0%"]
+    assert "time and power: helps plans left out" in lines
+    assert max(map(len, lines)) <= 80
+
+
+def test_an_update_that_does_not_help_is_written_only_if_forced(
+    updated: Callable[[bool], None], calibration_file: Path, moemodel: Run, folder: Path
+) -> None:
+    updated(False)
+    command = ("calibrate", "--update", "report.json", "--calibration", calibration_file, "-o", "new.json")
+    result = moemodel(*command)
+    assert result.exit_code == 1
+    assert "time and power: does not help plans left out\n" in result.stdout
+    assert "nothing written" in result.stdout
+    assert not (folder / "new.json").exists()
+    forced = moemodel(*command, "--force")
+    assert forced.exit_code == 0
+    assert "time and power: does not help plans left out (--force)" in forced.stdout
+    assert (folder / "new.json").exists()
+
+
+def test_a_report_that_is_not_there(moemodel: Run, folder: Path) -> None:
+    result = moemodel("calibrate", "--update", "nowhere.json", "-o", "new.json")
+    assert result.exit_code == 2
+    assert result.stderr == "moemodel: nowhere.json: no such file\n"
+    assert not (folder / "new.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("-o new.json", "give profiles, or --update and a report"),
+        ("profile --update report.json -o new.json", "give profiles, or --update and a report"),
+        ("profile --force -o new.json", "--calibration and --force go with --update"),
+        ("profile --calibration mine.json -o new.json", "--calibration and --force go with --update"),
+    ],
+)
+def test_profiles_or_reports(arguments: str, says: str, moemodel: Run) -> None:
+    result = moemodel("calibrate", *arguments.split())
+    assert result.exit_code == 2
+    assert says in result.stderr

@@ -128,7 +128,7 @@ BAD_SEARCHES: dict[str, tuple[str, str, str]] = {
     "limit": ("step_time_s: 5", "step_time_s: 1e-3", "search.yaml: no plan is feasible. Of 144 combinations: "),
     "heads": ("  tp: [1, 2]", "  tp: 3", "no plan is feasible. Of 72 combinations: 72 tp does not divide the att"),
     "clock": ("[null, 1200, 1500]", "1201", "48 clocks_MHz 1201: h100-sxm-80gb has 345 to 1980 in steps of 15."),
-    "memory": ("opt-350m", "llama-3-70b", "nearest miss: dp 4 tp 2 zero 3 micro 1 needs "),
+    "memory": ("opt-350m", "llama-3-70b", "nearest miss: dp 4 tp 2 sp zero 3 micro 1 needs "),
     "control characters": ("name: small", 'name: "a\\x1b[31mb"', r"name: found 'a\x1b[31mb'; allowed: characters"),
 }
 

@@ -78,8 +78,8 @@ BAD_PLANS: dict[str, tuple[str, str, str]] = {
     ),
     "layers by pp": (
         "gpus: 8}\nparallel: {dp: 8,",
-        "gpus: 5}\nparallel: {pp: 5,",
-        "plan.yaml: small: parallel.pp x virtual_stages 5 does not divide the number of layers 24",
+        "gpus: 32}\nparallel: {pp: 32,",
+        "plan.yaml: small: parallel.pp x virtual_stages 32 is more than the 24 layers",
     ),
     "global batch": (
         "global_batch: 64",

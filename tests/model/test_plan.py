@@ -66,7 +66,11 @@ REFUSED = {
     "product of degrees": ("gpus: 16", "gpus: 12", r"dp 2 x tp 2 x pp 2 x cp 2 = 16, but cluster.gpus is 12"),
     "ep over dp x cp": ("ep: 4", "ep: 3", r"parallel.ep 3 must divide dp x cp = 4"),
     "global batch": ("global_batch: 64", "global_batch: 30", r"global_batch 30 must be a multiple of .* = 4"),
-    "virtual stages": ("cp: 2,", "cp: 2, virtual_stages: 2,", r"virtual_stages 2 needs schedule 1f1b; found gpipe"),
+    "virtual stages": (
+        "cp: 2,",
+        "cp: 2, virtual_stages: 2,",
+        r"virtual_stages 2: found schedule gpipe; allowed: 1f1b, zero-bubble",
+    ),
     "zero in a pipeline": (
         "zero_stage: 1",
         "zero_stage: 2",
@@ -157,8 +161,8 @@ INDIVISIBLE: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "layers by pp": (
         "opt-350m",
-        {"parallel": {"pp": 5}, "cluster": {"gpus": 5}},
-        r"parallel.pp x virtual_stages 5 does not divide the number of layers 24; allowed: divisors of 24",
+        {"parallel": {"pp": 32}, "cluster": {"gpus": 32}},
+        r"parallel.pp x virtual_stages 32 is more than the 24 layers; allowed: at most 24",
     ),
     "experts of a dense model": (
         "opt-350m",
@@ -180,6 +184,13 @@ def test_degrees_that_do_not_divide_the_architecture(
 ) -> None:
     with pytest.raises(InfeasiblePlanError, match=words):
         check_architecture(plan_of(architecture=name, **changes), read_architecture(name))
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "zero-bubble"])
+def test_layers_need_not_divide_into_stages(schedule: str, plan_of: MakePlan) -> None:
+    parallel, cluster = {"pp": 5, "virtual_stages": 2}, {"gpus": 5}
+    plan = plan_of(parallel=parallel, cluster=cluster, global_batch=20, schedule=schedule)
+    check_architecture(plan, read_architecture("opt-350m"))
 
 
 def test_a_legal_plan_passes(plan_of: MakePlan) -> None:

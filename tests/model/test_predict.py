@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ MIXED = {
     "virtual_stages": [1, 1, 1, 1, 1, 2, 2, 1],
     "micro_batch": [1, 2, 1, 1, 4, 2, 1, 1],
     "recompute": [0, 1, 2, 0, 1, 2, 0, 0],
-    "schedule": [0, 0, 1, 0, 0, 0, 0, 1],
+    "schedule": [0, 0, 1, 2, 0, 0, 2, 1],
     "skew": [1.0, 1.5, 1.0, 2.0, 1.0, 1.2, 1.0, 1.0],
     "clock_Hz": [np.nan, 1.2e9, np.nan, 1.5e9, np.nan, np.nan, 8e8, np.nan],
     "power_cap_W": [np.nan, np.nan, 400.0, np.nan, 500.0, np.nan, np.nan, 300.0],
@@ -216,3 +217,64 @@ def test_where_power_is_not_modelled_nothing_holds_the_clock_back(
     free = predict(olmoe, batch(dp=8), replace(machine, power_limit_W=1e9))
     assert found.step_time_s == pytest.approx(free.step_time_s, rel=1e-3)
     assert found.power_W[0] == 0
+
+
+# ---- parallel as profiler/parallel runs it ----
+
+
+def test_where_the_host_learns_of_counts_it_cannot_run_ahead(
+    olmoe: Architecture, batch: Batch, machine: Machine
+) -> None:
+    """With experts on other ranks the device stands idle at every MoE layer, however slow it is itself."""
+    plans = batch(dp=8, ep=[1, 8], micro_batch=8)
+    apart = predict(olmoe, plans, machine)
+    m = plans.micro_batches[1]
+    assert apart.host_wait_s[0] == 0
+    layer_s = machine.calibration.host[0].blocks["moe_layer_qk_norm/forward"].value
+    assert 0.03 * m * 16 * layer_s < apart.host_wait_s[1] < 0.3 * m * 16 * layer_s
+    other = replace(machine, backend="megatron")
+    assert predict(olmoe, plans, other).host_wait_s[1] == 0
+
+
+def test_zero_bubble_takes_bubbles_alone(batch: Batch, machine: Machine) -> None:
+    llama = read_architecture("llama-3-8b")
+    schedules = [Schedule.ONE_F_ONE_B, Schedule.ZERO_BUBBLE]
+    prediction = predict(llama, batch(pp=4, global_batch=8, seq=4096, schedule=schedules, clock_Hz=1.2e9), machine)
+    plain, zero = prediction.bubble_s
+    assert 0.2 * plain < zero < 0.8 * plain
+    assert prediction.forward_s[0] == pytest.approx(prediction.forward_s[1])
+    assert prediction.backward_s[0] == pytest.approx(prediction.backward_s[1])
+    assert prediction.energy_J[1] < prediction.energy_J[0]
+
+
+@pytest.mark.parametrize("pp", [3, 5, 7])
+def test_stages_need_not_be_even(opt: Architecture, batch: Batch, machine: Machine, pp: int) -> None:
+    """All layers are there, and the longest stage holds one more at most."""
+    one, cut = (predict(opt, batch(pp=n, global_batch=64, micro_batch=4, clock_Hz=1.2e9), machine) for n in (1, pp))
+    assert cut.forward_s * pp == pytest.approx(one.forward_s, rel=0.01)
+    assert cut.step_time_s > one.step_time_s / pp
+
+
+def test_hidden_communication_slows_what_hides_it(olmoe: Architecture, batch: Batch, machine: Machine) -> None:
+    """The more of it costs no time, the shorter the step; what begins and ends a pass shows in any case."""
+    plans = batch(dp=8, zero_stage=[0, 1, 2, 3], micro_batch=4, clock_Hz=1.2e9)
+    steps = [
+        predict(olmoe, plans, replace(machine, network=replace(machine.network, overlap=share)))
+        for share in (0.0, 0.5, 1.0)
+    ]
+    for less, more in pairwise(steps):
+        assert (more.step_time_s < less.step_time_s).all()
+        assert (more.hidden_communication_s > less.hidden_communication_s).all()
+    assert (steps[-1].exposed_communication_s > 0).all()
+    assert (steps[0].hidden_communication_s <= 1e-9).all()
+
+
+def test_copies_of_shards_take_the_device(opt: Architecture, batch: Batch, machine: Machine) -> None:
+    """As often as parameters are gathered forward and gradients scattered backward."""
+    plans = batch(dp=8, micro_batch=1, global_batch=32, zero_stage=[0, 1, 2, 3], clock_Hz=1.2e9)
+    prediction = predict(opt, plans, machine)
+    forward = prediction.forward_s - prediction.forward_s[0]
+    copy = forward[1]
+    assert forward == pytest.approx([0, copy, copy, 4 * copy])
+    assert copy > 0
+    assert prediction.backward_s[3] > prediction.backward_s[2]

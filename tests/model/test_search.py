@@ -133,6 +133,8 @@ SPACES: dict[str, dict[str, Any]] = {
     },
     "derived degrees": {
         "architecture": "olmoe-1b-7b",
+        "layers": 6,
+        "schedule": ["gpipe", "zero-bubble"],
         "cluster": {"gpu": "h100-sxm-80gb", "gpus": [8, 12]},
         "search": {
             "tp": [1, 4],
@@ -203,6 +205,7 @@ def _accepted(document: Search, choices: dict[str, Any], calibration: Calibratio
     others = {name: value for name, value in choices.items() if name not in _DEGREES and name != "gpus"}
     text = {
         "architecture": document.architecture,
+        "layers": document.layers,
         "sequence_length": document.sequence_length,
         "global_batch": document.global_batch,
         "cluster": {"gpu": document.cluster.gpu, "gpus": choices["gpus"]},

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from moemodel.model.architecture import Architecture, Moe
-from moemodel.model.communication import Communication
+from moemodel.model.communication import Communication, Exchange
 from moemodel.model.hf_config import read_architecture
 from moemodel.model.machine import Machine
-from moemodel.model.memory import RECIPES, MemoryModel, Shard
+from moemodel.model.memory import RECIPES, MemoryModel
 from moemodel.model.network import Collective, Network, Traffic
 from moemodel.model.operators import Kind, Pass
 from moemodel.model.plan import PlanBatch, Precision
@@ -45,7 +45,12 @@ def opt() -> Architecture:
 
 
 def talk(architecture: Architecture, plans: PlanBatch, traffic: Traffic) -> Communication:
-    return Communication(architecture, plans, replace(NODE, traffic=traffic), gradient_B=2.0)
+    return Communication(architecture, plans, replace(NODE, traffic=traffic), backend="megatron")
+
+
+def sent(architecture: Architecture, plans: PlanBatch, traffic: Traffic) -> Exchange:
+    """An activation from the first stage to the next."""
+    return talk(architecture, plans, traffic).boundary(first=True, last=False)[0]
 
 
 def calls(
@@ -66,31 +71,23 @@ def work_of(found: list[Call], kind: Kind, direction: Pass) -> float:
 def test_what_runs_behind_computation_may_hide(olmoe: Architecture, batch: Batch) -> None:
     plans = batch(dp=8, ep=8, tp=2, pp=2)
     shown, _ = talk(olmoe, plans, Traffic()).layer(olmoe.layers[0])
-    assert shown.hideable_s == 0
+    assert shown.behind.time_s == 0
     for name in ("tp", "ep"):
         some, back = talk(olmoe, plans, Traffic(behind=frozenset({name}))).layer(olmoe.layers[0])
-        assert 0 < some.hideable_s < shown.exposed_s
-        assert some.exposed_s + some.hideable_s == pytest.approx(shown.exposed_s)
-        assert back.exposed_s + back.hideable_s == pytest.approx(shown.exposed_s)
-    boundary = talk(olmoe, plans, Traffic(behind=frozenset({"pp"}))).boundary()
-    assert boundary.exposed_s == 0
-    assert boundary.hideable_s == talk(olmoe, plans, Traffic()).boundary().exposed_s > 0
-
-
-def test_gathered_parameters_may_hide(olmoe: Architecture, batch: Batch) -> None:
-    plans, shard = batch(dp=8, zero_stage=1), Shard(dense=np.array([1e9]), expert=np.array([0.0]))
-    shown = talk(olmoe, plans, Traffic()).gradients(shard, 1)
-    hidden = talk(olmoe, plans, Traffic(behind=frozenset({"dp"}))).gradients(shard, 1)
+        assert 0 < some.behind.time_s < shown.exposed_s
+        assert some.exposed_s + some.behind.time_s == pytest.approx(shown.exposed_s)
+        assert back.exposed_s + back.behind.time_s == pytest.approx(shown.exposed_s)
+    hidden, shown = (sent(olmoe, plans, Traffic(behind=behind)) for behind in (frozenset({"pp"}), frozenset[str]()))
     assert hidden.exposed_s == 0
-    assert hidden.hideable_s == pytest.approx(shown.hideable_s + shown.exposed_s)
-    assert shown.exposed_s > 0
+    assert hidden.behind.time_s == shown.exposed_s > 0
 
 
 def test_wider_words_take_longer(olmoe: Architecture, batch: Batch) -> None:
     plans = batch(dp=8, ep=8, tp=2, pp=2)
     two, four = (talk(olmoe, plans, Traffic(word_B=width)) for width in (2.0, 4.0))
     assert four.layer(olmoe.layers[0])[0].exposed_s == pytest.approx(2 * two.layer(olmoe.layers[0])[0].exposed_s)
-    assert four.boundary().exposed_s == pytest.approx(2 * two.boundary().exposed_s)
+    narrow, wide = (sent(olmoe, plans, Traffic(word_B=width)) for width in (2.0, 4.0))
+    assert wide.exposed_s == pytest.approx(2 * narrow.exposed_s)
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 4])
@@ -101,7 +98,9 @@ def test_rows_that_go_to_a_node_once(olmoe: Architecture, batch: Batch, nodes: i
     assert isinstance(moe, Moe)
     slow = replace(NODE, node_Bps=1e30) if nodes > 1 else NODE
     all_copies, once = (
-        Communication(olmoe, plans, replace(slow, traffic=traffic), 2.0).layer(olmoe.layers[0])[0].exposed_s
+        Communication(olmoe, plans, replace(slow, traffic=traffic), backend="megatron")
+        .layer(olmoe.layers[0])[0]
+        .exposed_s
         for traffic in (Traffic(), Traffic(once_a_node=True))
     )
     reached = nodes * (1 - (1 - 1 / nodes) ** moe.top_k)

@@ -60,8 +60,7 @@ def _model(
     recompute: Literal["none", "selective", "full"] = "none",
     dtype: torch.dtype = torch.float32,
 ) -> DecoderModel:
-    torch.manual_seed(1)
-    return build_model(architecture, device="cpu", dtype=dtype, recompute=recompute)
+    return build_model(architecture, device="cpu", dtype=dtype, recompute=recompute, seed=1)
 
 
 def _batch() -> tuple[Tensor, Tensor]:
@@ -208,13 +207,13 @@ def _experts_one_by_one(block: Any, x_TD: Tensor, moe: Moe) -> Tensor:
     for x_D, weights, experts in zip(x_TD, weight_Tk, expert_Tk, strict=True):
         row = torch.zeros_like(x_D)
         for weight, e in zip(weights, experts, strict=True):
-            hidden = x_D @ block.up_EDF[e]
+            hidden = x_D @ block.experts.up_EDF[e]
             if moe.gated:
                 gate, up = hidden.chunk(2)
                 hidden = functional.silu(gate) * up
             else:
                 hidden = functional.gelu(hidden)
-            row = row + weight * (hidden @ block.down_EFD[e])
+            row = row + weight * (hidden @ block.experts.down_EFD[e])
         rows.append(row)
     y_TD: Tensor = torch.stack(rows)
     if block.shared is None:

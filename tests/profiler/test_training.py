@@ -13,14 +13,16 @@ import torch
 
 from moemodel.model.architecture import Architecture, Attention, Layer, Mlp, Moe
 from moemodel.model.errors import DeviceError, InputError
+from moemodel.model.plan import ParallelSpec
 from moemodel.model.profile import TABLES
 from moemodel.profiler import training
+from moemodel.profiler.backends.run import TrainingRun
 from moemodel.profiler.backends.torch_model import DecoderModel
 from moemodel.profiler.clock import ClockReader, Stamp
 from moemodel.profiler.device import CpuDevice
 from moemodel.profiler.training import (
+    Batches,
     Trainer,
-    TrainingRun,
     expert_skew,
     measure_plans,
     measure_run,
@@ -122,9 +124,10 @@ def test_the_same_seed_trains_the_same_model() -> None:
 def test_accumulated_gradients_are_those_of_the_mean_loss() -> None:
     def gradients(micro_batches: int) -> list[torch.Tensor]:
         trainer = Trainer(_run(micro_batches=micro_batches), torch.device("cpu"))
-        batch = trainer._batches()
-        trainer._batches = lambda: batch  # type: ignore[assignment]
+        batch = trainer._batches.step()
+        first = tuple(part[0] for part in batch)
         for _ in range(micro_batches):
+            trainer._queue = [first]  # type: ignore[list-item]
             trainer.backward(trainer.forward())
         return [p.grad for p in trainer.model.parameters() if p.grad is not None]
 
@@ -133,9 +136,32 @@ def test_accumulated_gradients_are_those_of_the_mean_loss() -> None:
 
 
 def test_training_learns() -> None:
-    trainer = Trainer(_run(_SPARSE), torch.device("cpu"), lr=3e-3)
-    losses = [float(trainer.step()) for _ in range(80)]
+    trainer = Trainer(_run(_SPARSE, lr=3e-3), torch.device("cpu"))
+    losses = []
+    for _ in range(80):
+        trainer.step()
+        losses.append(trainer.loss())
     assert losses[-1] < losses[0] - 0.3
+
+
+def test_the_loss_is_the_mean_over_the_global_batch() -> None:
+    losses = []
+    for micro_batch, micro_batches in ((4, 1), (2, 2), (1, 4)):
+        run = _run(micro_batch=micro_batch, micro_batches=micro_batches, dtype="float32", lr=1e-2)
+        trainer = Trainer(run, torch.device("cpu"))
+        for _ in range(3):
+            trainer.step()
+        losses.append(trainer.loss())
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)  # the same sequences in the same steps
+
+
+def test_replicas_share_out_each_step() -> None:
+    whole = Batches(_run(micro_batches=4), torch.device("cpu"))
+    run = _run(micro_batches=2, parallel=ParallelSpec(dp=2))
+    replicas = [Batches(run, torch.device("cpu"), replica) for replica in range(2)]
+    for _ in range(20):  # past the end of the pool
+        tokens = torch.cat([replica.step()[0] for replica in replicas])
+        assert torch.equal(tokens, whole.step()[0])
 
 
 def test_a_loss_that_is_no_number_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,14 +230,15 @@ def test_clocks_are_weighted_by_time() -> None:
 
 def test_stamps_fit_in_the_ring() -> None:
     class Still:
-        def step(self, mark: Any) -> torch.Tensor:
+        marks = 4
+
+        def step(self, mark: Any) -> None:
             for phase in ("start", "forward", "backward", "optimizer"):
                 mark(phase)
-            return torch.zeros(())
 
     clock = _Clock()
     timeline = training._Timeline(torch.device("cpu"), clock)
-    training._run_steps(Still(), timeline, 1000, 4)  # type: ignore[arg-type]
+    training._run_steps(Still(), timeline, 1000)  # type: ignore[arg-type]
     assert 256 <= clock._next <= 512 + 4
 
 
@@ -227,11 +254,11 @@ def test_zipf_tokens_fall_with_rank() -> None:
 
 
 def test_targets_are_the_next_tokens() -> None:
-    trainer = Trainer(_run(), torch.device("cpu"))
-    tokens, targets = trainer._batches()
-    assert tokens.shape == targets.shape == (2, 16)
-    assert torch.equal(tokens[:, 1:], targets[:, :-1])
-    assert not torch.equal(tokens, trainer._batches()[0])
+    batches = Batches(_run(micro_batches=3), torch.device("cpu"))
+    tokens, targets = batches.step()
+    assert tokens.shape == targets.shape == (3, 2, 16)
+    assert torch.equal(tokens[..., 1:], targets[..., :-1])
+    assert not torch.equal(tokens, batches.step()[0])
 
 
 def test_skew_is_the_busiest_over_the_mean() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
+from moemodel.model.as_run import QUANTITIES
 from moemodel.model.calibration import Calibration
 from moemodel.model.errors import CalibrationError, InputError
 from moemodel.model.feasibility import architecture_of
@@ -17,7 +18,7 @@ from moemodel.model.outcome import machine_of
 from moemodel.model.plan import Plan, batch_of
 from moemodel.model.predict import Prediction, predict
 from moemodel.model.profile import TABLES
-from moemodel.validate.compare import QUANTITIES, Comparison, Quantity, compare, coverage, mape
+from moemodel.validate.compare import Comparison, Quantity, compare, coverage, mape
 
 Row = dict[str, Any]
 PlanOf = Callable[..., Plan]
@@ -54,9 +55,13 @@ def _predict(plan: Plan, calibration: Calibration, temperature_C: float | None =
     return predict(architecture_of(plan), batch_of(plan), machine, temperature_C=temperature_C)
 
 
-def _one(row: Row, calibration: Calibration) -> Comparison:
-    (found,) = compare([row], calibration)
+def _one_run(rows: list[Row], calibration: Calibration) -> Comparison:
+    (found,) = compare(rows, calibration)
     return found
+
+
+def _one(row: Row, calibration: Calibration) -> Comparison:
+    return _one_run([row], calibration)
 
 
 def _measured_as_predicted(plan: Plan, calibration: Calibration, factor: float = 1.0) -> Row:
@@ -131,6 +136,17 @@ def test_the_share_of_waiting_is_that_of_the_prediction(plan_of: PlanOf, calibra
 def test_what_was_not_measured_is_not_compared(nothing: float | None, dense: Plan, calibration: Calibration) -> None:
     row = _measured_as_predicted(dense, calibration) | {"power_W": nothing, "energy_J": nothing}
     assert set(_one(row, calibration).quantities) == set(QUANTITIES) - {"power", "energy"}
+
+
+def test_rows_of_ranks_are_one_run(plan_of: PlanOf, calibration: Calibration) -> None:
+    """Two GPUs that share energy evenly, of which one holds less and waits for the other."""
+    plan = plan_of(micro_batch=4, cluster={"gpus": 2}, parallel={"tp": 2})
+    whole = _measured_as_predicted(plan, calibration)
+    half = whole | {"energy_J": whole["energy_J"] / 2}
+    second = half | {"rank": 1, "peak_allocated_B": 1, "step_time_s": 0.9 * half["step_time_s"]}
+    found = _one_run([half | {"rank": 0}, second], calibration)
+    for name in ("step_time", "energy", "memory", "power"):
+        assert found.quantities[name].error == pytest.approx(0.0, abs=1e-9), name
 
 
 # ---- what reaches the prediction ------------------------------------------------------------------------------------

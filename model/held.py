@@ -1,0 +1,117 @@
+"""Gradients and gathered parameters that a GPU holds at the three moments of `memory`, by how they are exchanged.
+
+DDP (ZeRO 0 over several ranks) keeps all gradients in its buckets from the first step on. FSDP2 (ZeRO 1 to 3), by
+units: layers, and the ends of the model, whose parameters are gathered first and whose gradients are reduced last.
+
+    moment     ZeRO 1, 2: gathered         ZeRO 3: gathered       gradients
+    head       everything                  ends, one layer        of the micro-batches before, if there are any
+    backward   everything; in the only     ends, two layers       the same; what is on its way: of the ends, of a layer,
+               micro-batch as ZeRO 3                              and a layer's copy that is being scattered
+    step       nothing                     nothing                sharded
+
+Gradients of the micro-batches before are whole under ZeRO 1, which reduces them in the last micro-batch, and sharded
+from ZeRO 2 on. Read from torch.distributed.fsdp 2.11: of gathered layers the next one is prefetched, in backward passes
+too, and one buffer to be scattered is in flight. Other frameworks: gradients when a backward pass ends, and under
+ZeRO 3 two layers and the gradients of one at any time.
+
+Axes: P plans.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """Bytes at the beginning of a backward pass, at its end, and in the optimizer step. [P] each.
+
+    Attributes:
+        gradients_B, gathered_B: the three of each.
+    """
+
+    gradients_B: tuple[FloatArray, FloatArray, FloatArray]
+    gathered_B: tuple[FloatArray, FloatArray, FloatArray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Parameters on one GPU, [P].
+
+    Attributes:
+        whole: all of them; `sharded` what is left over data-parallel ranks.
+        gathered: of all, those that are gathered; `ends` of them embedding and head, `layer` the largest layer.
+    """
+
+    whole: FloatArray
+    sharded: FloatArray
+    gathered: FloatArray
+    ends: FloatArray
+    layer: FloatArray
+
+
+def held_by_torch(
+    parts: Parts,
+    *,
+    zero: NDArray[np.int64],
+    shared: NDArray[np.bool_],
+    several: NDArray[np.bool_],
+    gradient_B: float,
+    weight_B: float,
+) -> Held:
+    """Under DDP and FSDP2.
+
+    Args:
+        parts: parameters.
+        zero: ZeRO stage; `shared` whether there are several data-parallel ranks to shard over.
+        several: whether there were micro-batches before the one whose passes are looked at.
+        gradient_B, weight_B: bytes of an element.
+    """
+    zero = np.where(shared, zero, 0)
+    none = np.zeros_like(parts.whole)
+    whole, sharded = gradient_B * parts.whole, gradient_B * parts.sharded
+    before = np.where(several, np.choose(zero, [whole, whole, sharded, sharded]), 0.0)
+    on_the_way = gradient_B * (parts.ends + 2 * parts.layer)
+    some = weight_B * (parts.ends + 2 * parts.layer)
+    everything = weight_B * parts.gathered
+    remaining = np.where(several, everything, some)
+    scattered = sharded + on_the_way
+    return Held(
+        gradients_B=(
+            np.where(shared & (zero == 0), whole, before),
+            np.choose(zero, [whole, np.where(several, whole, scattered), scattered, scattered]),
+            np.where(zero == 0, whole, sharded),
+        ),
+        gathered_B=(
+            np.choose(
+                zero,
+                [none, everything, everything, weight_B * (parts.ends + parts.layer)],
+            ),
+            np.choose(zero, [none, remaining, remaining, some]),
+            none,
+        ),
+    )
+
+
+def held_by_others(
+    parts: Parts,
+    *,
+    zero: NDArray[np.int64],
+    shared: NDArray[np.bool_],
+    several: NDArray[np.bool_],
+    gradient_B: float,
+    weight_B: float,
+) -> Held:
+    """Under other frameworks; arguments as `held_by_torch`."""
+    gradients = gradient_B * np.where(zero >= 2, parts.sharded, parts.whole)
+    largest = np.maximum(parts.ends, parts.layer)
+    gathered = np.where((zero >= 3) & shared, (2 * weight_B + gradient_B) * largest, 0.0)
+    return Held(
+        gradients_B=(np.where(several, gradients, 0.0), gradients, gradients),
+        gathered_B=(gathered, gathered, gathered),
+    )

@@ -1,0 +1,230 @@
+"""A validation from end to end: plans chosen, run in turns on the hardware at hand, and reported on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from moemodel.model.as_run import predict_as_run
+from moemodel.model.calibration import Calibration
+from moemodel.model.search_result import plan_text
+from moemodel.model.validation import REPORT, Environment, Failed, Launcher, Report, Visit, row_of
+from moemodel.profiler.clock_control import ending_cleanly
+from moemodel.profiler.cpu_device import power_note
+from moemodel.profiler.launch import Failure, LaunchOptions, Measured, PlanVisit, launch
+from moemodel.validate.choice import Choice
+from moemodel.validate.choose import Chosen
+from moemodel.validate.hardware import Clocks
+from moemodel.validate.page import page
+from moemodel.validate.report import report_of
+from moemodel.validate.session import Asked, Line, Question, Session, alone
+
+PAGE = "report.html"
+
+Say = Callable[[str], None]
+
+_KINDS = {  # of failures, for a reader
+    "refused": "refused",
+    "memory": "out of memory",
+    "timeout": "no progress",
+    "crash": "crashed",
+    "error": "error",
+}
+
+
+class Launch(Protocol):
+    """Runs plans: what is needed of `profiler.launch.launch`."""
+
+    def __call__(
+        self, visits: Sequence[PlanVisit], *, folder: Path, options: LaunchOptions, report: Say
+    ) -> Iterator[Measured | Failure]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How plans are run.
+
+    Attributes:
+        repeats: rounds.
+        seconds: measured, of a run, at least; `warm_s` before them.
+        seed: of the order, of the random control, of weights and data.
+        clocks: "passive": no clock is held; "lock": a plan that asks for a clock fails without; "auto": where that is
+            permitted.
+        launcher: what starts the processes.
+        timeout_s: of a run that makes no progress.
+    """
+
+    repeats: int = 3
+    seconds: float = 3.0
+    warm_s: float = 2.0
+    seed: int = 0
+    clocks: Clocks = "auto"
+    launcher: Launcher = "torchrun"
+    timeout_s: float = 240.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a validation did: its report, and whether Ctrl-C or a signal ended it; `signal` is that signal's number."""
+
+    report: Report
+    interrupted: bool = False
+    signal: int | None = None
+
+
+# ---- the question ---------------------------------------------------------------------------------------------------
+
+
+def question_of(chosen: Chosen, environment: Environment, options: Options, search: str | None) -> Question:
+    """What is run, as it is kept."""
+    guess = power_note(environment.device)
+    return Question(
+        plans=tuple(_asked(choice) for choice in chosen.choices),
+        set_aside=chosen.set_aside,
+        search=search,
+        repeats=options.repeats,
+        seconds=options.seconds,
+        warm_s=options.warm_s,
+        seed=options.seed,
+        asked_clocks=options.clocks,
+        environment=environment,
+        notes=(*chosen.notes, *([f"{guess[0].upper()}{guess[1:]}."] if guess else [])),
+    )
+
+
+def _asked(choice: Choice) -> Asked:
+    return Asked(
+        name=choice.asked.name,
+        asked_yaml=plan_text(choice.asked),
+        plan_yaml=plan_text(choice.plan),
+        roles=choice.roles,
+        notes=choice.notes,
+    )
+
+
+# ---- the runs -------------------------------------------------------------------------------------------------------
+
+
+def validate(
+    question: Question,
+    folder: Path,
+    calibration: Calibration,
+    options: Options,
+    *,
+    gpu: str,
+    say: Say = lambda _: None,
+    launch: Launch = launch,
+) -> Outcome:
+    """Run what is asked, or what is left of it, and write the report into the folder.
+
+    Every plan is predicted before the first is run: what is missing of a calibration is found out before GPU time is
+    spent. An interruption keeps the runs that ended, and reports on them.
+
+    Args:
+        question: what to run (`question_of`).
+        folder: of the validation; one that was interrupted is gone on with.
+        calibration: of the GPU.
+        options: how to run.
+        gpu: name or description file of the GPU, as `look` was given it.
+        say: told in a sentence how it goes.
+        launch: instead of real processes.
+
+    Raises:
+        InputError: the folder holds another validation, or somebody else validates in it.
+        CalibrationError: the calibration is of another GPU, or lacks an operator.
+        DeviceError: no process could be started at all.
+    """
+    for asked in question.plans:
+        predict_as_run(asked.plan, calibration)
+    session = Session(folder, question)
+    with alone(folder):
+        if session.resumed:
+            say(f"{folder}: {len(session.lines)} runs were made before; going on")
+        return _validate(session, calibration, options, gpu, launch, say)
+
+
+def _validate(
+    session: Session, calibration: Calibration, options: Options, gpu: str, launch: Launch, say: Say
+) -> Outcome:
+    interrupted, signal = False, None
+    try:
+        with ending_cleanly():
+            _run(session, options, gpu, launch, say)
+    except KeyboardInterrupt as interruption:
+        interrupted, signal = True, getattr(interruption, "number", None)
+    finally:  # whatever ended it, what was measured is reported on
+        report = report_of(session.question, session.lines, calibration)
+        write(report, session.folder)
+    return Outcome(report=report, interrupted=interrupted, signal=signal)
+
+
+def write(report: Report, folder: Path) -> None:
+    """Write `report.json` and the page, each whole or not at all."""
+    for name, text in ((REPORT, report.to_json()), (PAGE, page(report))):
+        part = folder / f".{name}.part"
+        part.write_text(text, encoding="utf-8")
+        part.replace(folder / name)
+
+
+def _run(session: Session, options: Options, gpu: str, launch: Launch, say: Say) -> None:
+    """Make the runs that are left; after a failure, without the other runs of that plan."""
+    how = LaunchOptions(
+        gpu=gpu,
+        launcher=options.launcher,
+        clocks=options.clocks,
+        warm_s=options.warm_s,
+        measured_s=options.seconds,
+        timeout_s=options.timeout_s,
+    )
+    while left := session.left():
+        visits = [_visit(asked, repeat, options) for asked, repeat in left]
+        found = launch(visits, folder=session.folder, options=how, report=say)
+        try:
+            if not any(_failed(one, session, say) for one in found):
+                return
+        finally:
+            close = getattr(found, "close", None)  # of a generator: ends its processes
+            if close is not None:
+                close()
+
+
+def _failed(found: Measured | Failure, session: Session, say: Say) -> bool:
+    """Keep a run that ended, and say so; whether it failed."""
+    line = _line(found, session.folder)
+    session.add(line)
+    say(f"{_sentence(line)} ({len(session.left())} runs to go)")
+    return line.failed is not None
+
+
+def _visit(asked: Asked, repeat: int, options: Options) -> PlanVisit:
+    plan = asked.plan.model_copy(update={"power_cap_W": None})  # it is the limit in force (`choice`)
+    return PlanVisit(plan=plan, plan_yaml=plan_text(plan), folder=Path.cwd(), repeat=repeat, seed=options.seed)
+
+
+def _line(found: Measured | Failure, folder: Path) -> Line:
+    name, repeat = found.visit.plan.name, found.visit.repeat
+    if isinstance(found, Failure):
+        log = None if found.log is None else os.path.relpath(found.log, folder)
+        kind = _KINDS.get(found.kind, found.kind)
+        return Line(plan=name, failed=Failed(repeat=repeat, kind=kind, reason=found.reason, log=log))
+    visit = Visit(
+        repeat=repeat,
+        clock_held=found.clock_held,
+        clock_note=found.clock_note,
+        seconds=found.seconds,
+        rows=tuple(row_of(row) for row in found.rows),
+    )
+    return Line(plan=name, visit=visit)
+
+
+def _sentence(line: Line) -> str:
+    if line.failed:
+        return f"{line.plan}: {line.failed.kind}: {line.failed.reason}"
+    if line.visit is None:
+        return line.plan
+    times_s = [row["step_time_s"] for row in line.visit.rows if row["step_time_s"] is not None]
+    took = f"{max(times_s) * 1e3:.1f} ms a step" if times_s else "no time"
+    return f"{line.plan}, round {line.visit.repeat + 1}: {took}"
