@@ -43,7 +43,7 @@ from moemodel.model.operators import Kind
 from moemodel.model.plan import PlanBatch, Precision, Recompute
 from moemodel.model.predict import predict
 from moemodel.model.stages import CutWithEnds
-from moemodel.model.workload import BACKENDS
+from moemodel.model.words import calibration_for, scaled
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -103,8 +103,6 @@ class Software:
         behind: exchanges that run behind computation (`network.Traffic`); None: what the backend says.
         gradient_B: bytes of a gradient element on the wire; None: as in memory.
         once_a_node, most_nodes: how rows get to experts (`network.Traffic`).
-        fused_optimizer: it steps all parameters in a few kernels, which the host queues in no time.
-        tensor_rate: of the tensor cores in products, over that of bf16 (peaks in the GPU's description).
     """
 
     gpu: str
@@ -115,8 +113,6 @@ class Software:
     gradient_B: float | None = None
     once_a_node: bool = False
     most_nodes: int | None = None
-    fused_optimizer: bool = True
-    tensor_rate: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,63 +165,40 @@ def machine(software: Software, constants: Mapping[str, float]) -> Machine:
 
 
 def adapted(calibration: Calibration, gpu: Gpu, software: Software, constants: Mapping[str, float]) -> Calibration:
-    """A calibration for another chip with the same SMs, another width of words, and by the constants.
-
-    Words of 4 bytes instead of 2 are the same to a kernel as half the bandwidth and half the cache. Tensor cores that
-    multiply narrower or wider operands are faster or slower by the ratio of the peaks, and take as much energy a
-    second; attention keeps the rate of bf16.
-    """
-    wide = BACKENDS[software.backend].word_B / 2.0
-    rate = software.tensor_rate
-    chip = {name: p.value for name, p in calibration.chip.items()}
-    update = {
-        "flops_per_cycle": chip["flops_per_cycle"] * rate,
-        "bandwidth_Bps": (gpu.memory_bandwidth_Bps or chip["bandwidth_Bps"]) / wide,
-        "l2_B": chip["l2_B"] / wide,
-    }
-    power = {"flop_J": 1 / rate, "dram_J_per_B": wide, "cache_J_per_B": wide}
+    """A calibration for another chip with the same SMs, for the software's words (`model.words`), by the constants."""
+    bandwidth_Bps = gpu.memory_bandwidth_Bps or calibration.chip["bandwidth_Bps"].value
     memory = {name: constants[key] for name, key in _MEMORY.items() if key in constants}
-    return calibration.model_copy(
+    of_chip = calibration.model_copy(
         update={
             "gpu": gpu.name,
-            "chip": _changed(calibration.chip, update),
-            "operators": [_operator(fit, constants, rate) for fit in calibration.operators],
-            "host": [_host(lane, software, constants.get("host", 1.0)) for lane in calibration.host],
-            "power": calibration.power.model_copy(
-                update={
-                    "parameters": _changed(
-                        calibration.power.parameters,
-                        {name: calibration.power.parameters[name].value * factor for name, factor in power.items()},
-                    )
-                }
-            ),
+            "chip": _changed(calibration.chip, {"bandwidth_Bps": bandwidth_Bps}),
+            "operators": [_operator(fit, constants) for fit in calibration.operators],
+            "host": [_host(lane, constants.get("host", 1.0)) for lane in calibration.host],
             "memory": calibration.memory.model_copy(
                 update={"parameters": _changed(calibration.memory.parameters, memory)}
             ),
         }
     )
+    return calibration_for(of_chip, software.backend, gpu)
 
 
-def _host(lane: HostLane, software: Software, factor: float) -> HostLane:
-    blocks = {name: p for name, p in lane.blocks.items() if not (software.fused_optimizer and name.endswith("/step"))}
-    return lane.model_copy(update={"blocks": _changed(blocks, {name: p.value * factor for name, p in blocks.items()})})
+def _host(lane: HostLane, factor: float) -> HostLane:
+    return lane.model_copy(update={"blocks": scaled(lane.blocks, dict.fromkeys(lane.blocks, factor))})
 
 
 _MEMORY = {"context": "context", "fragmentation": "cached"}
 _STREAM_RATES = ("memory_efficiency", "cache_efficiency", "issue_efficiency")
 
 
-def _operator(fit: OperatorFit, constants: Mapping[str, float], rate: float) -> OperatorFit:
-    p = {name: parameter.value for name, parameter in fit.parameters.items()}
+def _operator(fit: OperatorFit, constants: Mapping[str, float]) -> OperatorFit:
     if fit.kind in PRODUCTS:
-        factor = constants.get("products", 1.0)
-        changed = {name: value * factor for name, value in p.items() if name.startswith("efficiency_")}
+        name, rates = "products", tuple(p for p in fit.parameters if p.startswith("efficiency_"))
     elif fit.kind in ATTENTIONS:
-        changed = {"efficiency": p["efficiency"] * constants.get("attention", 1.0) / rate}
+        name, rates = "attention", ("efficiency",)
     else:
-        factor = constants.get("optimizer" if fit.kind in _OPTIMIZERS else "elementwise", 1.0)
-        changed = {name: p[name] * factor for name in _STREAM_RATES}
-    return fit.model_copy(update={"parameters": _changed(fit.parameters, changed)})
+        name, rates = "optimizer" if fit.kind in _OPTIMIZERS else "elementwise", _STREAM_RATES
+    factors = dict.fromkeys(rates, constants.get(name, 1.0))
+    return fit.model_copy(update={"parameters": scaled(fit.parameters, factors)})
 
 
 def _changed(parameters: Mapping[str, Parameter], values: Mapping[str, float]) -> dict[str, Parameter]:
@@ -402,9 +375,8 @@ def gh200(folder: Path) -> Study:
     software = Software(
         gpu="gh200-96gb",
         backend="megatron-deepspeed-fp32",
-        precision="bf16",
+        precision="fp32",
         internode="slingshot-11",
-        tensor_rate=0.5,
     )
     return Study(
         name="GH200 OPT-350M",
@@ -476,11 +448,7 @@ def fsdp(folder: Path) -> Study:
     return Study(
         name="H100 FSDP (llm-foundry)",
         rows=rows,
-        software={
-            "fsdp": Software(
-                gpu=_CALIBRATED, backend="torch", precision="bf16-mixed", gradient_B=4.0, fused_optimizer=False
-            )
-        },
+        software={"fsdp": Software(gpu=_CALIBRATED, backend="torch", precision="bf16-mixed", gradient_B=4.0)},
         constants={"products": _rate(), "attention": _rate(), "elementwise": _rate()},
         left_out={"in FP8": int((~bf16).sum())},
     )
@@ -532,7 +500,7 @@ _DENSE = ("LLAMA3_8B", "LLAMA3_70B", "LLAMA3.1_405B")
 
 # 8-bit products take the peak of fp8. Containers of 2025 and 2026 of one table.
 _CORE = Software(gpu=_CALIBRATED, backend="megatron-core", precision="bf16-mixed")
-_CORE_FP8 = replace(_CORE, backend="megatron-core-fp8", tensor_rate=2.0)
+_CORE_FP8 = replace(_CORE, backend="megatron-core-fp8", precision="fp8")
 _MOE_BEHIND = frozenset({"pp", "dp", "gradients"})
 _DENSE_CONSTANTS = {"products": _rate()}
 # At line rate the fit still wants more: what goes between nodes is overstated.

@@ -20,6 +20,7 @@ from moemodel.model.costs import Lane, Pricer
 from moemodel.model.host import HostCost, HostModel
 from moemodel.model.machine import Machine
 from moemodel.model.memory import Memory, MemoryModel, fullest
+from moemodel.model.parallel_host import ParallelHost
 from moemodel.model.parameters import parameter_tensors, parameters
 from moemodel.model.plan import PlanBatch, Recompute
 from moemodel.model.power import PowerModel
@@ -30,10 +31,6 @@ from moemodel.model.workload import Phase, Workload, added
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-# Of the host, for a collective in a layer or between stages of `profiler/parallel`: autograd's function, buffers, the
-# collective. OPT-350M under tp with sequence parallelism on two H100, measured for this project in 2026: 5.5 in either
-# pass. For the sum of a gradient with those before it, which autograd queues without Python: a half, assumed.
-_CALLS_OF_A_COLLECTIVE, _CALLS_OF_A_SUM = 5.5, 0.5
 _CALLS_OF_A_WAIT = 2.0  # of the host: reading what it waited for, and queueing what uses it
 _SHAPE_KEYS = ("tp", "cp", "ep", "micro_batch", "seq", "sequence_parallel", "recompute", "skew")
 
@@ -48,7 +45,8 @@ class StageCost:
         forward_exchange, backward_exchange: communication of one micro-batch.
         step_exchange: communication of one step (gradients, parameters); `forward_lead` and `backward_lead` the shares
             of a pass that are over when the first of it may begin, [P, 1].
-        host: host time of one micro-batch, [P, 1]; `host_step_s` of the rest of a step.
+        host: host time of one micro-batch, [P, 1]; `host_exchange_s` of a step's exchange, which falls into its passes;
+            `host_step_s` of the optimizer.
         wait_s: that the device stands idle in a forward pass after the host waited for it, [P, 1]; `again_s` in a
             backward pass, which recomputes.
         way_s: messages on a micro-batch's way through the pipeline that nothing hides, once a step, [P].
@@ -63,7 +61,8 @@ class StageCost:
     forward_lead: FloatArray
     backward_lead: FloatArray
     host: HostCost
-    host_step_s: FloatArray | float
+    host_exchange_s: FloatArray
+    host_step_s: float
     wait_s: FloatArray
     again_s: FloatArray
     way_s: FloatArray
@@ -125,7 +124,12 @@ class StageCosts:
         self._gradient_B = machine.gradient_B
         self._talk = Communication(blocks.architecture, self.plans, machine.network, backend=machine.backend)
         self._data = DataParallel(
-            self.plans, self._talk.groups, traffic, gradient_B=machine.gradient_B, word_B=traffic.word_B
+            self.plans,
+            self._talk.groups,
+            traffic,
+            gradient_B=machine.gradient_B,
+            word_B=traffic.word_B,
+            plain=machine.software.plain_parallel,
         )
 
     def stage(self, stage: Stage) -> StageCost:
@@ -141,6 +145,7 @@ class StageCosts:
         forward_exchange, backward_exchange = self._exchange(stage)
         step_exchange = self._data.step(units).exposing(self._tied(stage) + self._talk.norm_s())
         wait_s = self._wait_s(stage, call)
+        queue = ParallelHost(blocks.host, call, plain=blocks.machine.software.plain_parallel)
         return StageCost(
             forward=forward,
             backward=backward,
@@ -151,10 +156,18 @@ class StageCosts:
             forward_lead=leads[0],
             backward_lead=leads[1],
             host=self._host_cost(stage, forward.calls_U, backward.calls_U)
-            + self._queued(stage, call, forward_exchange, backward_exchange),
-            host_step_s=blocks.host.fixed_step_s()
-            + sum(n * blocks.host.layer_step_s(layer) for n, layer in zip(stage.layers, blocks.kinds, strict=True))
-            + self._exchanged(call, step_exchange),
+            + HostCost(
+                forward_s=queue.queued_s(forward_exchange.calls, "forward"),
+                backward_s=queue.queued_s(backward_exchange.calls, "backward") + queue.added_s(self._added(stage)),
+            ),
+            host_exchange_s=queue.step_s(
+                units=step_exchange.units,
+                buckets=step_exchange.buckets,
+                tensors=self._tensors(stage),
+                zero=self.plans.zero_stage,
+                micro_batches=self.plans.micro_batches.astype(np.float64),
+            ),
+            host_step_s=self._host_step_s(stage),
             wait_s=wait_s,
             again_s=wait_s * (self.plans.recompute == Recompute.FULL)[:, None],
             way_s=self._talk.way_s(),
@@ -221,23 +234,21 @@ class StageCosts:
             return np.zeros(len(self.plans))
         return self._talk.tied(parameters(architecture).embedding, self._gradient_B)
 
-    def _queued(self, stage: Stage, call: HostCost, forward: Exchange, backward: Exchange) -> HostCost:
-        """Host time of queueing a micro-batch's collectives, and of accumulating its gradients tensor by tensor."""
-        software = self._blocks.machine.software
-        plain = software.plain_parallel
-        one = _CALLS_OF_A_COLLECTIVE if plain else 1.0
-        tensors = sum(n * parameter_tensors(layer) for n, layer in zip(stage.layers, self._blocks.kinds, strict=True))
-        sums = _CALLS_OF_A_SUM * tensors * added(self.plans, software) * (self.plans.gpus > 1) * plain
-        return HostCost(
-            forward_s=call.forward_s * one * forward.calls[:, None],
-            backward_s=call.backward_s * (one * backward.calls + sums)[:, None],
-        )
+    def _host_step_s(self, stage: Stage) -> float:
+        """Host time of the optimizer."""
+        host = self._blocks.host
+        if self._blocks.machine.software.fused_optimizer:
+            return 0.0
+        layers = zip(stage.layers, self._blocks.kinds, strict=True)
+        return host.fixed_step_s() + sum(n * host.layer_step_s(layer) for n, layer in layers)
 
-    def _exchanged(self, call: HostCost, exchange: StepExchange) -> FloatArray:
-        """Host time of queueing a step's exchange over data-parallel ranks, [P, 1]."""
-        return np.asarray(
-            call.forward_s * exchange.forward_calls[:, None] + call.backward_s * exchange.backward_calls[:, None]
-        )
+    def _tensors(self, stage: Stage) -> int:
+        return sum(n * parameter_tensors(layer) for n, layer in zip(stage.layers, self._blocks.kinds, strict=True))
+
+    def _added(self, stage: Stage) -> FloatArray:
+        """Tensors whose gradients the mean micro-batch adds to what is there; alone on a GPU they hide (`host`)."""
+        shared = self.plans.gpus > 1
+        return np.asarray(self._tensors(stage) * added(self.plans, self._blocks.machine.software) * shared)
 
     def _call(self, stage: Stage) -> HostCost:
         """Host time of one call in either pass: of a kernel, or the mean over those of the stage's layers, [P, 1]."""

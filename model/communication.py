@@ -23,7 +23,7 @@ Over data-parallel ranks, once a step or a pass: `step_exchange`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from moemodel.model.architecture import Architecture, Attention, Layer, Moe
 from moemodel.model.groups import Behind, Group, Groups
 from moemodel.model.network import Collective, Network
+from moemodel.model.parallel_host import Calls
 from moemodel.model.plan import PlanBatch, Recompute, Schedule
 from moemodel.model.workload import BACKENDS, expert_rank_skew
 
@@ -38,8 +39,8 @@ FloatArray = NDArray[np.float64]
 
 
 _LOGIT_B = 4.0  # of a token: a float32 maximum, logit or sum
-_MESSAGE = 4.0  # collectives that a pass counts as for the host: a message each way, and the schedule's own Python
 _COUNT_B = 8.0  # of an expert: how many rows it gets
+_KINDS = tuple(f.name for f in fields(Calls))
 _MOSTLY = {"tp": Collective.ALL_REDUCE, "ep": Collective.ALL_TO_ALL, "pp": Collective.SEND_RECV}  # of each exchange
 
 
@@ -50,12 +51,12 @@ class Exchange:
     Attributes:
         exposed_s: time that nothing hides.
         behind: what may hide behind computation.
-        calls: collectives that the host queues.
+        calls: what the host queues.
     """
 
     exposed_s: FloatArray
     behind: Behind
-    calls: FloatArray
+    calls: Calls
 
     def __add__(self, other: Exchange) -> Exchange:
         return Exchange(
@@ -69,7 +70,7 @@ class Exchange:
         return Exchange(
             exposed_s=np.asarray(self.exposed_s * factor),
             behind=self.behind.times(factor),
-            calls=np.asarray(self.calls * factor),
+            calls=self.calls.times(factor),
         )
 
 
@@ -87,16 +88,21 @@ class Communication:
         self.tokens = plans.micro_batch * plans.seq / plans.cp
         self._again = (plans.recompute == Recompute.FULL).astype(np.float64)
         self._shares_sequence = plans.sequence_parallel > 0
-        self._reductions = np.where(
-            plans.tp > 1, np.where(self._shares_sequence, 2.0, 1.0), 0.0
-        )  # collectives of `_activation`
+        cut = (plans.tp > 1).astype(np.float64)
+        self._one_tp = self._calls(tensor=cut * ~self._shares_sequence, rows=cut * self._shares_sequence)
+        self._reductions = self._calls(tensor=cut * ~self._shares_sequence, rows=2 * cut * self._shares_sequence)
+
+    def _calls(self, **kinds: FloatArray) -> Calls:
+        """So many of some kinds, none of the others."""
+        none = np.zeros(len(self.plans))
+        return Calls(**dict.fromkeys(_KINDS, none) | kinds)
 
     def _time(self, collective: Collective, size_B: FloatArray | float, group: Group) -> FloatArray:
         return self.groups.time_s(collective, size_B, group)
 
     def none(self) -> Exchange:
         zeros = np.zeros(len(self.plans))
-        return Exchange(exposed_s=zeros, behind=Behind.none(len(zeros)), calls=zeros)
+        return Exchange(exposed_s=zeros, behind=Behind.none(len(zeros)), calls=Calls.none(len(zeros)))
 
     # ---- layers ---------------------------------------------------------------------------------------------------
 
@@ -104,12 +110,14 @@ class Communication:
         """Forward and backward of one layer."""
         blocks = len(layer.attentions) + 1
         parts = {"tp": blocks * self._activation(self.tokens) + self._wide_norms(layer)}
-        calls = blocks * self._reductions + len(layer.attentions) * (self.plans.cp - 1)
-        counted, counts = np.zeros(len(self.plans)), np.zeros(len(self.plans))
+        calls = self._reductions.times(blocks) + self._calls(
+            tensor=len(layer.attentions) * (self.plans.cp - 1).astype(np.float64)
+        )
+        counted = np.zeros(len(self.plans))
         if isinstance(layer.feed_forward, Moe):
             parts["ep"] = self._experts(layer.feed_forward)
-            calls = calls + np.where(self.plans.ep > 1, 2.0, 0.0)
-            counted, counts = self._counts(layer.feed_forward)
+            calls = calls + self._calls(experts=np.where(self.plans.ep > 1, 2.0, 0.0))
+            counted = self._counts(layer.feed_forward)
         shown, behind = self._split(parts)
         ring_s = np.zeros(len(self.plans))
         for attention in layer.attentions:
@@ -117,11 +125,11 @@ class Communication:
         ring = self.groups.behind(Collective.SEND_RECV, ring_s)
         again = self._again
         return (
-            Exchange(exposed_s=shown + counted, behind=behind + ring, calls=calls + counts),
+            Exchange(exposed_s=shown + counted, behind=behind + ring, calls=calls),
             Exchange(
                 exposed_s=shown * (1 + again) + counted * again,
                 behind=behind.times(1 + again) + ring.times(2 + again),
-                calls=calls * (1 + again) + counts * again,
+                calls=calls.times(1 + again),
             ),
         )
 
@@ -148,11 +156,11 @@ class Communication:
         return self._time(Collective.ALL_GATHER, size_B, self.groups.tp)
 
     def _experts(self, moe: Moe) -> FloatArray:
-        """Rows to their experts and back; the busiest rank's rows set the time."""
+        """Rows to their experts and back; the busiest rank's rows prolong it (`network.skewed_B`)."""
         slots = moe.top_k * (moe.capacity_factor or 1.0)
         skew = expert_rank_skew(self.plans.skew, self.plans.ep.astype(np.float64), moe.experts)
-        rows = self.tokens * slots * (1.0 if moe.capacity_factor else skew)
-        size = self.word_B * rows * self.architecture.hidden
+        even = self.word_B * self.tokens * slots * self.architecture.hidden
+        size = even if moe.capacity_factor else self.network.skewed_B(even, skew)
         once = self._across_share(moe.top_k) if self.traffic.once_a_node else 1.0
         ranks, route = self.groups.ep
         own = size if self.backend.plain_parallel else size / self.plans.tp
@@ -168,12 +176,11 @@ class Communication:
             return np.zeros(len(self.plans))
         return norms * self._time(Collective.ALL_REDUCE, 2 * _LOGIT_B * self.tokens, self.groups.tp)
 
-    def _counts(self, moe: Moe) -> tuple[FloatArray, FloatArray]:
-        """How many rows go to each expert, sent before them; time, and collectives."""
+    def _counts(self, moe: Moe) -> FloatArray:
+        """How many rows go to each expert, sent before them."""
         if not self.backend.plain_parallel or moe.capacity_factor is not None:
-            return np.zeros(len(self.plans)), np.zeros(len(self.plans))
-        sent = self._time(Collective.ALL_TO_ALL, _COUNT_B * moe.experts, self.groups.ep)
-        return sent, np.where(self.plans.ep > 1, 1.0, 0.0)
+            return np.zeros(len(self.plans))
+        return self._time(Collective.ALL_TO_ALL, _COUNT_B * moe.experts, self.groups.ep)
 
     def _across_share(self, top_k: int) -> FloatArray:
         """Nodes that a token's experts lie on over its experts, if they fall evenly: `N (1 - (1 - 1/N)^k) / k`."""
@@ -198,11 +205,10 @@ class Communication:
             return self.none(), self.none()
         size = self.word_B * self.tokens * self.architecture.hidden
         whole = self._time(Collective.ALL_REDUCE, size, self.groups.tp)
-        one = np.where(self.plans.tp > 1, 1.0, 0.0)
         shared = self._shares_sequence
         return (
-            self._end(np.where(shared, self._scattered(size), whole), one),
-            self._end(np.where(shared, self._gathered(size), 0.0), one * shared),
+            self._end(np.where(shared, self._scattered(size), whole), self._one_tp),
+            self._end(np.where(shared, self._gathered(size), 0.0), self._one_tp.times(np.where(shared, 1.0, 0.0))),
         )
 
     def head(self) -> tuple[Exchange, Exchange]:
@@ -210,15 +216,14 @@ class Communication:
         if not self.architecture.has_head:
             return self.none(), self.none()
         size = self.word_B * self.tokens * self.architecture.hidden
-        one = np.where(self.plans.tp > 1, 1.0, 0.0)
-        shared = self._shares_sequence
+        shared, cut = self._shares_sequence, (self.plans.tp > 1).astype(np.float64)
         whole = self._time(Collective.ALL_REDUCE, size, self.groups.tp)
         loss_s = sum(self._time(Collective.ALL_REDUCE, n * _LOGIT_B * self.tokens, self.groups.tp) for n in (1, 2))
-        loss = Exchange(exposed_s=np.asarray(loss_s), behind=Behind.none(len(size)), calls=2 * one)
-        there = self._end(np.where(shared, self._gathered(size), 0.0), one * shared)
-        return there + loss, self._end(np.where(shared, self._scattered(size), whole), one)
+        loss = Exchange(exposed_s=np.asarray(loss_s), behind=Behind.none(len(size)), calls=self._calls(tensor=2 * cut))
+        there = self._end(np.where(shared, self._gathered(size), 0.0), self._one_tp.times(np.where(shared, 1.0, 0.0)))
+        return there + loss, self._end(np.where(shared, self._scattered(size), whole), self._one_tp)
 
-    def _end(self, time_s: FloatArray, calls: FloatArray) -> Exchange:
+    def _end(self, time_s: FloatArray, calls: Calls) -> Exchange:
         shown, behind = self._split({"tp": time_s})
         return Exchange(exposed_s=shown, behind=behind, calls=calls)
 
@@ -229,8 +234,10 @@ class Communication:
         return self._time(Collective.ALL_REDUCE, size, (np.minimum(ranks, 2), route))
 
     def norm_s(self) -> FloatArray:
-        """The norm of all gradients, once a step."""
-        return self._time(Collective.ALL_REDUCE, _LOGIT_B, self.groups.everybody)
+        """The norm of all gradients, once a step: one number, up and down a tree of all ranks."""
+        ranks, route = self.groups.everybody
+        hops = 2 * np.ceil(np.log2(ranks))
+        return np.where(ranks > 1, self.network.start_s + hops * route.latency_s_G, 0.0)
 
     # ---- stages ---------------------------------------------------------------------------------------------------
 
@@ -247,16 +254,17 @@ class Communication:
         """
         sent = self._message()
         # interleaving crosses every boundary once for each virtual stage
-        calls = np.where(self.plans.pp > 1, self.plans.virtual_stages, 0.0)
+        passes = np.where(self.plans.pp > 1, self.plans.virtual_stages, 0.0)
         if not self.backend.plain_parallel:
             shown, behind = self._split({"pp": sent * self.plans.virtual_stages})
-            both = Exchange(exposed_s=shown, behind=behind, calls=calls)
+            both = Exchange(exposed_s=shown, behind=behind, calls=self._calls(messages=passes))
             return both, both
         gpipe = self.plans.schedule == Schedule.GPIPE
         together = (self.plans.schedule == Schedule.ONE_F_ONE_B) & (self.plans.virtual_stages == 1)
         forward = np.where(gpipe, sent * (not first), np.where(together, sent * (not last), 0.0))
         backward = np.where(gpipe, sent * (not last), np.where(together, sent * (not first), 0.0))
-        none, calls = Behind.none(len(sent)), _MESSAGE * calls
+        none, waits = Behind.none(len(sent)), gpipe | together
+        calls = self._calls(messages=passes * waits, actions=passes * ~waits)
         return (
             Exchange(exposed_s=forward, behind=none, calls=calls),
             Exchange(exposed_s=backward, behind=none, calls=calls),

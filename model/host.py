@@ -54,6 +54,10 @@ class HostModel:
             forward_s=self._blocks.get(f"{block}/forward", 0.0), backward_s=self._blocks.get(f"{block}/backward", 0.0)
         )
 
+    def block_s(self, name: str) -> float | None:
+        """Of a measured block and direction by its name; None where it was not measured."""
+        return self._blocks.get(name)
+
     @property
     def kernel_s(self) -> float:
         """Of one kernel, where blocks were not measured; 0 where they were."""

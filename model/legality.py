@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moemodel.model.architecture import Architecture, Moe
-from moemodel.model.plan import Schedule
+from moemodel.model.plan import WHOLE_EXPERTS, Schedule
 from moemodel.model.search_document import Search
 
 IntArray = NDArray[np.int64]
@@ -112,7 +112,7 @@ def _plan_rules(document: Search) -> list[Rule]:
             "gpus dp tp pp cp",
             lambda c: c["dp"] * c["tp"] * c["pp"] * c["cp"] != c["gpus"],
         ),
-        _rule("expert_ranks", "ep does not divide dp x cp", "ep dp cp", lambda c: (c["dp"] * c["cp"]) % c["ep"] != 0),
+        _expert_ranks(document),
         _rule(
             "sequence_parallel",
             "sequence_parallel needs tp > 1",
@@ -150,6 +150,17 @@ def _plan_rules(document: Search) -> list[Rule]:
             lambda c: (c["virtual_stages"] > 1) & ((batch // (c["micro_batch"] * c["dp"])) % c["pp"] != 0),
         ),
     ]
+
+
+def _expert_ranks(document: Search) -> Rule:
+    if document.backend in WHOLE_EXPERTS:
+        return _rule(
+            "expert_ranks",
+            "ep does not divide dp x cp x tp",
+            "ep dp cp tp",
+            lambda c: (c["dp"] * c["cp"] * c["tp"]) % c["ep"] != 0,
+        )
+    return _rule("expert_ranks", "ep does not divide dp x cp", "ep dp cp", lambda c: (c["dp"] * c["cp"]) % c["ep"] != 0)
 
 
 # ---- sizes that degrees divide -------------------------------------------------------------------------------------

@@ -68,9 +68,9 @@ RECIPES: dict[tuple[str, Precision], Recipe] = {
     # sums and reduces 16-bit gradients: `grad_reduce_in_fp32` is off in Megatron-Bridge's bf16 recipes
     ("megatron-core", "bf16-mixed"): Recipe(weight_B=2, gradient_B=2, state_B=12, transient_B=0),
     # weights in 8 bits, in two orders, in place of 16-bit ones
-    ("megatron-core-fp8", "bf16-mixed"): Recipe(weight_B=2, gradient_B=2, state_B=12, transient_B=0),
-    # parameters, gradients and moments all float32: `bf16` stands for one width throughout, whatever it is
-    ("megatron-deepspeed-fp32", "bf16"): Recipe(weight_B=4, gradient_B=4, state_B=8, transient_B=0),
+    ("megatron-core-fp8", "fp8"): Recipe(weight_B=2, gradient_B=2, state_B=12, transient_B=0),
+    # parameters, gradients and moments all float32
+    ("megatron-deepspeed-fp32", "fp32"): Recipe(weight_B=4, gradient_B=4, state_B=8, transient_B=0),
 }
 
 

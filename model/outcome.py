@@ -24,6 +24,7 @@ from moemodel.model.notes import notes
 from moemodel.model.parameters import parameters
 from moemodel.model.plan import Plan, batch_of, check_architecture
 from moemodel.model.predict import Prediction, predict
+from moemodel.model.words import calibration_for
 
 INTERVAL = 0.9
 _Z = 1.6448536269514722  # standard normal quantile at 95 %: what 5 % on either side leave
@@ -239,7 +240,7 @@ def machine_of(plan: Plan, calibration: Calibration) -> Machine:
     """What a plan runs on.
 
     Raises:
-        InputError: unknown GPU or network between nodes.
+        InputError: unknown GPU or network between nodes, or products that the GPU's tensor cores don't do.
         CalibrationError: the calibration is of another GPU.
     """
     gpu = read_gpu(plan.cluster.gpu, key="cluster.gpu")
@@ -253,7 +254,7 @@ def machine_of(plan: Plan, calibration: Calibration) -> Machine:
     network = cluster_network(calibration, gpu, cluster.gpus, cluster.gpus_per_node, internode)
     peak = gpu.peaks.get("bf16")
     return Machine(
-        calibration=calibration,
+        calibration=calibration_for(calibration, plan.backend, gpu),
         network=replace(network, traffic=traffic_of(plan.backend)),
         memory_B=math.inf if gpu.memory_B is None else float(gpu.memory_B),
         power_limit_W=math.inf if gpu.power_limit_W is None else gpu.power_limit_W,

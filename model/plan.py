@@ -19,10 +19,22 @@ from moemodel.model.network import Link
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
-Precision = Literal["bf16", "bf16-mixed"]
+Precision = Literal["bf16", "bf16-mixed", "fp8", "fp32"]
 RecomputeName = Literal["none", "selective", "full"]
 ScheduleName = Literal["1f1b", "gpipe", "zero-bubble"]
-BackendName = Literal["torch", "megatron", "megatron-v2"]
+BackendName = Literal[
+    "torch", "megatron", "megatron-v2", "megatron-core", "megatron-core-fp8", "megatron-deepspeed-fp32"
+]
+
+PRECISIONS: dict[BackendName, tuple[Precision, ...]] = {  # as `memory.RECIPES` has them; a test holds the two together
+    "torch": ("bf16", "bf16-mixed"),
+    "megatron": ("bf16", "bf16-mixed"),
+    "megatron-v2": ("bf16", "bf16-mixed"),
+    "megatron-core": ("bf16-mixed",),
+    "megatron-core-fp8": ("fp8",),
+    "megatron-deepspeed-fp32": ("fp32",),
+}
+WHOLE_EXPERTS = frozenset({"megatron-core", "megatron-core-fp8"})  # tp does not cut experts (`workload.Backend`)
 
 
 class Recompute(IntEnum):
@@ -110,6 +122,21 @@ class SiteSpec(Strict):
     )
 
 
+def check_precision(backend: BackendName, precision: Precision) -> None:
+    """Refuse a precision that a backend is not known to train in.
+
+    Raises:
+        ValueError: what is allowed, and which backends have that precision.
+    """
+    if precision in PRECISIONS[backend]:
+        return
+    others = ", ".join(name for name, known in PRECISIONS.items() if precision in known)
+    raise ValueError(
+        f"precision: found {precision} with backend {backend}; allowed: {', '.join(PRECISIONS[backend])}; "
+        f"{precision} goes with backend {others}"
+    )
+
+
 class Plan(Strict):
     """One training plan, as a user writes it."""
 
@@ -137,6 +164,11 @@ class Plan(Strict):
         return self.global_batch // (self.micro_batch * self.parallel.dp)
 
     @model_validator(mode="after")
+    def _software(self) -> Plan:
+        check_precision(self.backend, self.precision)
+        return self
+
+    @model_validator(mode="after")
     def _degrees(self) -> Plan:
         p, gpus = self.parallel, self.cluster.gpus
         product = p.dp * p.tp * p.pp * p.cp
@@ -145,8 +177,11 @@ class Plan(Strict):
                 f"parallel: dp {p.dp} x tp {p.tp} x pp {p.pp} x cp {p.cp} = {product}, but cluster.gpus is {gpus}; "
                 "their product must be the GPU count"
             )
-        if (p.dp * p.cp) % p.ep:
-            raise ValueError(f"parallel.ep {p.ep} must divide dp x cp = {p.dp * p.cp}: experts spread over those GPUs")
+        over, ranks = (
+            ("dp x cp x tp", p.dp * p.cp * p.tp) if self.backend in WHOLE_EXPERTS else ("dp x cp", p.dp * p.cp)
+        )
+        if ranks % p.ep:
+            raise ValueError(f"parallel.ep {p.ep} must divide {over} = {ranks}: experts spread over those GPUs")
         if self.global_batch % (self.micro_batch * p.dp):
             raise ValueError(
                 f"global_batch {self.global_batch} must be a multiple of micro_batch x dp = {self.micro_batch * p.dp}"

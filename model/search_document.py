@@ -24,6 +24,7 @@ from moemodel.model.plan import (
     ScheduleName,
     SiteSpec,
     Text,
+    check_precision,
 )
 
 T = TypeVar("T")
@@ -151,6 +152,7 @@ class Search(Strict):
 
     @model_validator(mode="after")
     def _together(self) -> Search:
+        check_precision(self.backend, self.precision)
         clocks = self.clocks_MHz
         if isinstance(clocks, ClockRange) and clocks.highest < clocks.lowest:
             raise ValueError(

@@ -11,8 +11,9 @@ head) as one that begins every pass and ends it; DDP fills buckets in the order 
     ZeRO 3   the same, and parameters are gathered for the forward and again, but for the ends, for the backward pass of
              every micro-batch
 
-(Rajbhandari et al. 2020, section 7; Zhao et al. 2023, section 3.3.) In a pipeline, gradients that FSDP scatters, and
-those of zero-bubble's backward passes in two parts, are exchanged when all passes are done. Frameworks that run none of
+(Rajbhandari et al. 2020, section 7; Zhao et al. 2023, section 3.3.) In a pipeline of torch, gradients that FSDP
+scatters, and those of zero-bubble's backward passes in two parts, are exchanged when all passes are done; so are those
+of experts that DDP leaves alone. Frameworks that run none of
 it behind computation send each in one message. Left out: by how much computation delays a collective, which waits for
 room on the GPU; it matters where exchanges fill most of a pass.
 
@@ -35,9 +36,6 @@ FloatArray = NDArray[np.float64]
 _BUCKET_B = 25 * 2**20  # torch.nn.parallel.DistributedDataParallel, bucket_cap_mb
 _TENSORS = 7  # of a dense layer, that may fill a bucket each: four of attention, three of a gated block
 _EXPERT_TENSORS = 2  # of an MoE layer
-# Of the host, to gather or scatter a unit: hooks, views of every parameter, copies, the collective. OPT-350M under
-# FSDP2 of torch 2.11 on two H100, measured for this project in 2026: 32 forward; backward 33, and 18 more to gather too.
-_CALLS_OF_A_UNIT, _CALLS_TO_GATHER_AGAIN = 32.0, 18.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +63,7 @@ class StepExchange:
         forward, backward: what may hide behind forward and behind backward passes.
         exposed_s: the rest.
         forward_passes, backward_passes: over how many passes of the step it spreads.
-        forward_calls, backward_calls: what the host queues for it in either direction, in calls of operators.
+        units: of FSDP that are exchanged; `buckets` of DDP.
     """
 
     forward: Behind
@@ -73,8 +71,8 @@ class StepExchange:
     exposed_s: FloatArray
     forward_passes: FloatArray
     backward_passes: FloatArray
-    forward_calls: FloatArray
-    backward_calls: FloatArray
+    units: FloatArray
+    buckets: FloatArray
 
     @property
     def whole_s(self) -> FloatArray:
@@ -88,8 +86,8 @@ class StepExchange:
             forward=self.forward + other.forward,
             backward=self.backward + other.backward,
             exposed_s=self.exposed_s + other.exposed_s,
-            forward_calls=self.forward_calls + other.forward_calls,
-            backward_calls=self.backward_calls + other.backward_calls,
+            units=np.maximum(self.units, other.units),
+            buckets=self.buckets + other.buckets,
         )
 
     def exposing(self, more_s: FloatArray) -> StepExchange:
@@ -105,17 +103,27 @@ class DataParallel:
         groups: theirs.
         traffic: what the framework sends, and what of it runs behind computation.
         gradient_B, word_B: bytes of an element of a gradient and of a parameter.
+        plain: the backend is torch, as `profiler/parallel` runs it.
     """
 
-    def __init__(self, plans: PlanBatch, groups: Groups, traffic: Traffic, *, gradient_B: float, word_B: float) -> None:
+    def __init__(
+        self,
+        plans: PlanBatch,
+        groups: Groups,
+        traffic: Traffic,
+        *,
+        gradient_B: float,
+        word_B: float,
+        plain: bool,
+    ) -> None:
         self._groups = groups
         self._gradient_B, self._word_B = gradient_B, word_B
         self._reductions_hide, self._gathers_hide = "gradients" in traffic.behind, "dp" in traffic.behind
         self._zero = plans.zero_stage
-        self._spread = plans.ep > 1
+        self._spread = plain & (plans.ep > 1)
         # a backward pass in two parts tells DDP nothing; of a pipeline FSDP scatters when all passes are done
-        self._split_pass = (plans.pp > 1) & (plans.schedule == Schedule.ZERO_BUBBLE)
-        self._alone = plans.pp == 1
+        self._split_pass = plain & (plans.pp > 1) & (plans.schedule == Schedule.ZERO_BUBBLE)
+        self._late_scatter = plain & (plans.pp > 1)
         m = plans.micro_batches.astype(np.float64)
         self._forward_passes = np.where(self._zero >= 3, m, 1.0)
         self._backward_passes = np.where(self._zero >= 2, m, 1.0)
@@ -137,8 +145,8 @@ class DataParallel:
             exposed_s=np.where(whole, reduced.exposed_s, sharded.exposed_s),
             forward_passes=self._forward_passes,
             backward_passes=self._backward_passes,
-            forward_calls=np.where(whole, 0.0, sharded.forward_calls),
-            backward_calls=np.where(whole, reduced.backward_calls, sharded.backward_calls),
+            units=np.where(whole, 0.0, sharded.units),
+            buckets=np.where(whole, reduced.buckets, 0.0),
         )
 
     def _reduced(self, units: Units, group: Group, *, experts: bool) -> StepExchange:
@@ -162,8 +170,8 @@ class DataParallel:
             exposed_s=shown_s,
             forward_passes=self._forward_passes,
             backward_passes=self._backward_passes,
-            forward_calls=np.zeros_like(size_B),
-            backward_calls=np.where(behind_s > 0, buckets, 0.0) + (shown_s > 0),
+            units=np.zeros_like(size_B),
+            buckets=np.where(behind_s > 0, buckets, 0.0) + (shown_s > 0),
         )
 
     def _sharded(self, units: Units, group: Group) -> StepExchange:
@@ -180,7 +188,7 @@ class DataParallel:
         )
         again = np.where(self._zero >= 3, self._forward_passes, 0.0)
         gathered = self._groups.behind(Collective.ALL_GATHER, gather[0]).times(float(self._gathers_hide))
-        hides = self._alone & self._reductions_hide
+        hides = np.where(self._late_scatter, 0.0, float(self._reductions_hide))
         scattered = self._groups.behind(Collective.REDUCE_SCATTER, scatter[0]).times(hides)
         forward = gathered.times(self._forward_passes * (layers - 1))
         backward = scattered.times(self._backward_passes * (layers - 1)) + gathered.times(again * layers)
@@ -189,15 +197,14 @@ class DataParallel:
             + self._backward_passes * (layers * scatter[0] + scatter[1])
             + again * layers * gather[0]
         )
-        units = np.where(scatter[0] + scatter[1] > 0, float(layers), 0.0)
         return StepExchange(
             forward=forward,
             backward=backward,
             exposed_s=whole_s - forward.time_s - backward.time_s,
             forward_passes=self._forward_passes,
             backward_passes=self._backward_passes,
-            forward_calls=_CALLS_OF_A_UNIT * units * self._forward_passes,
-            backward_calls=units * (_CALLS_OF_A_UNIT * self._backward_passes + _CALLS_TO_GATHER_AGAIN * again),
+            units=np.where(scatter[0] > 0, float(layers), 0.0) + (scatter[1] > 0),
+            buckets=np.zeros_like(inner),
         )
 
     def _some(

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moemodel.model.architecture import Architecture, Attention, Latent, Layer, Mlp, Moe
+from moemodel.model.gpu import Dtype
 from moemodel.model.operators import PASSES, Kind, Pass, Shape
 from moemodel.model.parameters import mlp_products
 from moemodel.model.plan import PlanBatch, Precision, Recompute
@@ -57,8 +58,9 @@ class Backend:
         dropout: attention probabilities and the output of every block pass through dropout.
         waits: the host waits for the device after every forward and backward pass, and cannot run ahead of it.
         word_B: bytes of an element of parameters and activations.
-        fp8: products inside layers take 8-bit operands, which kernels cast beforehand; a calibration of such products
-            goes with it.
+        tensor: type of the operands of products inside layers, whose rate `words` takes from the GPU's peaks; 8-bit
+            ones are cast by kernels beforehand.
+        fused_optimizer: it steps all parameters in a few kernels, which the host queues in no time.
         whole_experts: tp does not cut experts (see `network.Traffic`).
         behind: exchanges that it runs behind computation (see `network.Traffic`).
         plain_parallel: parallel as this project runs it on PyTorch (`profiler/parallel`): DDP and FSDP2, which copy
@@ -74,7 +76,8 @@ class Backend:
     waits: bool = False
     softmax: Literal["fused", "plain"] = "fused"
     word_B: float = 2.0
-    fp8: bool = False
+    tensor: Dtype = "bf16"
+    fused_optimizer: bool = False
     whole_experts: bool = False
     behind: frozenset[str] = frozenset()
     plain_parallel: bool = False
@@ -91,11 +94,16 @@ BACKENDS: dict[str, Backend] = {
     # (megatron/global_vars.py, _Timer)
     "megatron-v2": Backend(qkv=True, gate_up=True, flash=False, dropout=True, waits=True),
     # Megatron Core as Megatron-Bridge 0.1-0.6 runs it: experts whole (expert_tensor_parallel_size 1)
-    "megatron-core": Backend(qkv=True, gate_up=True, whole_experts=True, behind=_CORE_BEHIND),
+    "megatron-core": Backend(qkv=True, gate_up=True, whole_experts=True, behind=_CORE_BEHIND, fused_optimizer=True),
     # the same with Transformer Engine's 8-bit products (Micikevicius et al. 2022)
-    "megatron-core-fp8": Backend(qkv=True, gate_up=True, whole_experts=True, fp8=True, behind=_CORE_BEHIND),
-    # Megatron-DeepSpeed as Sailor runs OPT: float32 words, torch's softmax, no dropout inside layers (opt_model.py)
-    "megatron-deepspeed-fp32": Backend(qkv=True, gate_up=True, flash=False, softmax="plain", word_B=4.0),
+    "megatron-core-fp8": Backend(
+        qkv=True, gate_up=True, whole_experts=True, behind=_CORE_BEHIND, fused_optimizer=True, tensor="fp8"
+    ),
+    # Megatron-DeepSpeed as Sailor runs OPT: float32 words, torch's softmax, no dropout inside layers (opt_model.py);
+    # its container lets float32 products run as TF32 (NGC PyTorch, TORCH_ALLOW_TF32_CUBLAS_OVERRIDE)
+    "megatron-deepspeed-fp32": Backend(
+        qkv=True, gate_up=True, flash=False, softmax="plain", word_B=4.0, fused_optimizer=True, tensor="tf32"
+    ),
 }
 
 # Tensors of bf16 elements that elementwise kernels of Megatron-LM 2.x read and write; a dropout mask is half of one.
@@ -106,9 +114,9 @@ _LAYOUT = 2.0  # a tensor copied into another order
 # The same softmax where the fused kernel cannot run: to float32, scale, mask, softmax, back to 16 bits; and backward
 _SOFTMAX_SLOW, _SOFTMAX_SLOW_BACKWARD = (3.0, 4.0, 4.5, 4.0, 3.0), (3.0, 6.0, 4.5, 4.0, 3.0)
 _SOFTMAX_PLAIN, _SOFTMAX_PLAIN_BACKWARD = (2.0, 2.0), (2.0, 3.0)  # mask filled in, softmax; and backward
-# What tensor parallelism adds or puts in place of one kernel, in `profiler/parallel`; float32 elements are two of bf16.
-# Cross-entropy: to float32, maximum, shift, exponential, sum, division; and backward scale, to 16 bits. The forward ones,
-# half of them along rows, reach 1 / 1.4 of a copy's bandwidth (two models on two H100, measured for this project in 2026)
+# What tensor parallelism adds or puts in place of one kernel, in `profiler/parallel`; a float32 element is two of bf16.
+# Cross-entropy: to float32, maximum, shift, exponential, sum, division; and backward scale, to 16 bits. Those forward,
+# half of them along rows, reach 1 / 1.4 of a copy's bandwidth (two models on two H100, measured for this project, 2026)
 _CUT_LOSS, _CUT_LOSS_BACKWARD = 1.4 * (3.0 + 2.0 + 4.0 + 4.0 + 2.0 + 4.0), 4.0 + 3.0
 # Norms of all queries and of all keys: squares; two scalings, to 16 bits. Backward: float32 gradients, scaled; their
 # products with the input, summed; two scaled terms, their difference, to 16 bits; the weights' products, summed
@@ -178,7 +186,9 @@ class Workload:
 
     def layer(self, layer: Layer) -> list[Call]:
         """Calls of one layer: forward, recomputation and backward of one micro-batch."""
-        forward = list(self._casts(self._layer_forward(layer)) if self.backend.fp8 else self._layer_forward(layer))
+        forward = list(
+            self._casts(self._layer_forward(layer)) if self.backend.tensor == "fp8" else self._layer_forward(layer)
+        )
         again = np.where(self.plans.recompute == Recompute.FULL, 1.0, 0.0)
         core = np.where(self.plans.recompute >= Recompute.SELECTIVE, 1.0, 0.0)
         calls = self._with_backward(forward)
@@ -247,7 +257,7 @@ class Workload:
 
     def optimizer(self, owned: FloatArray) -> list[Call]:
         """One step over the parameters that this GPU owns: norm and clip of their gradients, and the update."""
-        kind = Kind.ADAMW if self.precision == "bf16" else Kind.ADAMW_MIXED
+        kind = Kind.ADAMW if self.precision in ("bf16", "fp32") else Kind.ADAMW_MIXED
         calls = [
             _call(Kind.GRAD_NORM, Pass.STEP, Shape(m=owned), Phase.OPTIMIZER, self._one),
             _call(kind, Pass.STEP, Shape(m=owned), Phase.OPTIMIZER, self._one),

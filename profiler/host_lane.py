@@ -20,6 +20,8 @@ Rows of the table `host`, each for one kind of layer in `KINDS` (its options are
 | optimizer_tensor          | step              | one tensor: the same; for each precision               |
 | step                      | step              | the optimizer's step without its tensors; for each precision |
 
+What parallel plans add to these, two ranks measure together (`parallel.host`).
+
 A differenced time can come out negative where the host is noisy; it is reported as it is. Kernels are counted after all
 timing, by torch's profiler, whose tracer may slow later launches of the process: run this section last, or with
 `count_kernels=False`.

@@ -10,37 +10,19 @@ memory, crashes or hangs ends its job, and the next job goes on with the visit a
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import shutil
-import signal
 import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from moemodel.model.documents import read_json
 from moemodel.model.errors import DeviceError, InputError, MoeModelError
 from moemodel.model.plan import Plan
 from moemodel.profiler.parallel.check import architecture_in, check_runs
-from moemodel.profiler.parallel.job import EVENTS, JOB, AskedClocks, FailureKind, Job, RankFailure, VisitOrder
-
-Launcher = Literal["torchrun", "slurm"]
-
-WORKER = "moemodel.profiler.parallel.worker"
-_LOOK_S = 0.1  # between looks at what a job has done
-_GRACE_S = 8.0  # for a job to end when it is asked to
-_PORTS = (20_000, 20_000)  # first, and how many: where the processes of a Slurm job meet
-_TAIL = 3  # lines of a log that say why a process ended
-# The gravest first: what one rank dies of, others report as a broken connection.
-_GRAVITY: dict[FailureKind, int] = {"memory": 0, "error": 1, "timeout": 2, "crash": 3, "refused": 4}
-_HUNG = ("collective operation timeout", "Timed out waiting")  # of NCCL's watchdog, and of gloo
+from moemodel.profiler.parallel.job import AskedClocks, FailureKind, Job, VisitOrder
+from moemodel.profiler.parallel.processes import Launcher, Processes, check_slurm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +130,7 @@ def launch(
     """
     _check_distinct(visits)
     if options.launcher == "slurm":
-        _check_slurm(os.environ)
+        check_slurm(os.environ)
     jobs = folder / "jobs"
     done = 0
     while done < len(visits):
@@ -176,8 +158,8 @@ def measure_host(*, folder: Path, options: LaunchOptions, repeats: int = 30) -> 
         DeviceError: the job failed: no such GPU, or no two of them.
     """
     if options.launcher == "slurm":
-        _check_slurm(os.environ)
-    job = _Job([], _next_folder(folder / "jobs"), options, host_repeats=repeats)
+        check_slurm(os.environ)
+    job = Processes(_orders([], options, host_repeats=repeats), _next_folder(folder / "jobs"), options.launcher)
     rows: list[dict[str, Any]] | None = None
     hangs = False
     with closing(job.events(2)) as events:
@@ -214,131 +196,21 @@ def _next_folder(jobs: Path) -> Path:
     return folder
 
 
-# --- one job ---------------------------------------------------------------------------------------------------------
-
-
-class _Job:
-    """The processes of one job, and what they leave in its folder."""
-
-    def __init__(
-        self, visits: Sequence[PlanVisit], folder: Path, options: LaunchOptions, host_repeats: int = 0
-    ) -> None:
-        self.folder = folder
-        self._visits, self._options, self._host_repeats = visits, options, host_repeats
-        self._read_B = 0
-
-    def events(self, processes: int) -> Generator[dict[str, Any]]:
-        """Start it; what it says until it ends. The last thing, if it was not all done, is `{"event": "hangs"}`.
-
-        Whoever closes the iterator ends the job.
-        """
-        process = self._start(processes)
-        heard_s = time.monotonic()
-        try:
-            while True:
-                ended = process.poll() is not None  # before reading, so that nothing it wrote is missed
-                for event in self._new_events():
-                    heard_s = time.monotonic()
-                    yield event
-                    if event["event"] == "done":
-                        with suppress(subprocess.TimeoutExpired):  # it has nothing left to do but to leave
-                            process.wait(_GRACE_S)
-                        return
-                if ended:
-                    return
-                if time.monotonic() - heard_s > self._options.timeout_s:
-                    yield {"event": "hangs"}
-                    return
-                time.sleep(_LOOK_S)
-        finally:
-            self._end(process)
-
-    def why_it_ended(self, hangs: bool) -> RankFailure:
-        """Why it ended before it was done."""
-        failures = []
-        for file in sorted(self.folder.glob("failure-*.json")):
-            with suppress(InputError):
-                failures.append(read_json(file, RankFailure))
-        if hangs:
-            reason = f"no progress for {self._options.timeout_s:.0f} s"
-            return RankFailure(visit=None, kind="timeout", reason=reason)
-        if failures:
-            return min(failures, key=lambda failure: _GRAVITY[failure.kind])
-        kind: FailureKind = "timeout" if self._hung() else "crash"
-        return RankFailure(visit=None, kind=kind, reason=f"the job ended: {self._last_words()}")
-
-    def _hung(self) -> bool:
-        return any(word in log.read_text(errors="replace") for log in self.folder.glob("*.log") for word in _HUNG)
-
-    def _last_words(self) -> str:
-        """The end of the first log that says anything."""
-        for log in sorted(self.folder.glob("*.log")):
-            lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            if lines:
-                return " / ".join(lines[-_TAIL:])
-        return "it said nothing"
-
-    def _new_events(self) -> Iterator[dict[str, Any]]:
-        """Whole lines that are new in the job's events."""
-        file = self.folder / EVENTS
-        if not file.exists():
-            return
-        with file.open("rb") as lines:
-            lines.seek(self._read_B)
-            for line in lines:
-                if not line.endswith(b"\n"):
-                    return
-                self._read_B += len(line)
-                yield json.loads(line)
-
-    def _start(self, processes: int) -> subprocess.Popen[bytes]:
-        file = self.folder.resolve() / JOB
-        file.write_text(self._orders().model_dump_json(indent=1), encoding="utf-8")
-        arguments = ["--job", str(file)]
-        environment = child_environment(os.environ)
-        if self._options.launcher == "slurm":
-            command = srun_command(WORKER, arguments, processes=processes, environment=os.environ)
-            environment |= meeting_point(os.environ, int(self.folder.name))
-        else:
-            command = torchrun_command(WORKER, arguments, processes=processes)
-        with (self.folder / "launcher.log").open("wb") as log:
-            return subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # Ctrl-C is for this process alone, which ends the job
-            )
-
-    def _orders(self) -> Job:
-        return Job(
-            gpu=self._options.gpu,
-            clocks=self._options.clocks,
-            warm_s=self._options.warm_s,
-            measured_s=self._options.measured_s,
-            timeout_s=self._options.timeout_s,
-            launcher_pid=os.getpid(),
-            launcher_host=socket.gethostname(),
-            host_repeats=self._host_repeats,
-            visits=[
-                VisitOrder(plan_yaml=v.plan_yaml, folder=str(v.folder.resolve()), repeat=v.repeat, seed=v.seed)
-                for v in self._visits
-            ],
-        )
-
-    def _end(self, process: subprocess.Popen[bytes]) -> None:
-        """End every process of the job; one that hangs in a collective does not listen."""
-        if process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(_GRACE_S)
-        for file in self.folder.glob("*.pid"):
-            _kill_worker(file, self.folder)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+def _orders(visits: Sequence[PlanVisit], options: LaunchOptions, host_repeats: int = 0) -> Job:
+    return Job(
+        gpu=options.gpu,
+        clocks=options.clocks,
+        warm_s=options.warm_s,
+        measured_s=options.measured_s,
+        timeout_s=options.timeout_s,
+        launcher_pid=os.getpid(),
+        launcher_host=socket.gethostname(),
+        host_repeats=host_repeats,
+        visits=[
+            VisitOrder(plan_yaml=v.plan_yaml, folder=str(v.folder.resolve()), repeat=v.repeat, seed=v.seed)
+            for v in visits
+        ],
+    )
 
 
 class _Watch:
@@ -353,7 +225,7 @@ class _Watch:
         place: tuple[int, int],
     ) -> None:
         self._visits, self._report, self._place = visits, report, place
-        self._job = _Job(visits, folder, options)
+        self._job = Processes(_orders(visits, options), folder, options.launcher)
         self._began = False
         self._done = 0
 
@@ -399,83 +271,3 @@ class _Watch:
     def _next(self) -> PlanVisit:
         self._done += 1
         return self._visits[self._done - 1]
-
-
-def _kill_worker(file: Path, folder: Path) -> None:
-    """End a process of a job for good, if it is still that process; torchrun starts them in sessions of their own."""
-    try:
-        pid = int(file.read_text(encoding="utf-8"))
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (OSError, ValueError):
-        return
-    if os.fsencode(folder.resolve() / JOB) in command:
-        with suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
-
-
-# --- commands --------------------------------------------------------------------------------------------------------
-
-
-def torchrun_command(module: str, arguments: Sequence[str], *, processes: int) -> list[str]:
-    """See `ranks.torchrun_command`, which imports torch."""
-    from moemodel.profiler import ranks
-
-    return ranks.torchrun_command(module, arguments, processes=processes)
-
-
-def srun_command(module: str, arguments: Sequence[str], *, processes: int, environment: Mapping[str, str]) -> list[str]:
-    """The command that runs `python -m module arguments` in that many processes of this Slurm allocation.
-
-    Nodes are filled one after another, as ranks are numbered; one process that fails ends the others.
-
-    Args:
-        module, arguments: of each process.
-        processes: how many.
-        environment: of the allocation; SLURM_GPUS_ON_NODE is how many a node takes, else one node takes all.
-    """
-    listed = environment.get("SLURM_GPUS_ON_NODE", "")
-    per_node = min(processes, int(listed)) if listed.isdigit() and int(listed) else processes
-    return [
-        "srun",
-        *(f"--nodes={-(-processes // per_node)}", f"--ntasks={processes}", f"--ntasks-per-node={per_node}"),
-        *("--distribution=block", "--kill-on-bad-exit=1", "--export=ALL"),
-        *(sys.executable, "-m", module, *arguments),
-    ]
-
-
-def meeting_point(environment: Mapping[str, str], number: int) -> dict[str, str]:
-    """Where the processes of a Slurm job meet: the allocation's first node, at a port of the allocation's own.
-
-    Args:
-        environment: of the allocation.
-        number: of the job in its folder, so that one does not find the port of the last one taken.
-    """
-    nodes = environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]
-    first, many = _PORTS
-    digits = "".join(filter(str.isdigit, environment.get("SLURM_JOB_ID", "0"))) or "0"
-    return {"MASTER_ADDR": first_host(nodes), "MASTER_PORT": str(first + (17 * int(digits) + number) % many)}
-
-
-def first_host(nodes: str) -> str:
-    """The first of a list of nodes as Slurm writes it: `gpu[03-05,9],login` begins with gpu03."""
-    match = re.match(r"([^,\[]+)(?:\[([^\]]*)\])?", nodes)
-    if match is None:
-        raise InputError(f"SLURM_JOB_NODELIST: found {nodes!r}; expected names of nodes such as gpu[03-05]")
-    name, numbers = match.groups()
-    return name + (re.split("[,-]", numbers)[0] if numbers else "")
-
-
-def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """That of this process, so that children find the modules that this one found."""
-    path = os.pathsep.join(dict.fromkeys(entry or str(Path.cwd()) for entry in sys.path))
-    return {**environment, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
-
-
-def _check_slurm(environment: Mapping[str, str]) -> None:
-    if "SLURM_JOB_NODELIST" not in environment:
-        raise InputError(
-            "--launcher slurm: this is no Slurm allocation (SLURM_JOB_NODELIST is not set); run it inside salloc or "
-            "sbatch, or use --launcher torchrun"
-        )
-    if shutil.which("srun") is None:
-        raise InputError("--launcher slurm: there is no srun on PATH; use --launcher torchrun")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -26,6 +27,7 @@ from moemodel.profiler.energy import EnergySampler, stuck_since
 from moemodel.profiler.environment import AskedClocks, Clocks, new_manifest
 from moemodel.profiler.grid import cpu_grid, cpu_sweep, gpu_grid, gpu_sweep
 from moemodel.profiler.heat import heat_steps, measure_heat
+from moemodel.profiler.launch import LaunchOptions, measure_host
 from moemodel.profiler.loads import cpu_loads, gpu_loads
 from moemodel.profiler.locked_sweep import LockedSweep
 from moemodel.profiler.operators import Mix, measure_operators
@@ -40,6 +42,7 @@ from moemodel.profiler.writer import ProfileWriter, read_manifest
 SECTIONS = {"mixed": 0.30, "power": 0.28, "heat": 0.19, "solo": 0.07, "sweep": 0.12, "host": 0.04}
 _HEAVY_SECTIONS = ("mixed", "sweep")  # which drive the clock by a heavy load: not asked for by --clocks as-is
 _HEAVY_RATIO = 3.0
+_PARALLEL_HOST_REPEATS = 10  # of each tiny model: about 30 s on two H100
 
 Measure = Callable[[float], list[Skip]]  # of a section, until a deadline
 
@@ -260,7 +263,23 @@ class _Run:
         make_room(self.device.torch_device)
         begun_s = self.platform.timer.now_s()
         self.outcome.skips += section.measure(self.progress)
+        if self.device.torch_device.type == "cuda" and section.helpers is None:
+            self._parallel_host(section.gpu)
         self._finish(COLLECTIVES, begun_s)
+
+    def _parallel_host(self, gpu: str) -> None:
+        """The host's time of what parallel plans add; with collectives over gloo it would say nothing of a GPU's."""
+        if self.writer.has("host", {"block": "fsdp_unit", "direction": "forward", "detail": "zero 3"}):
+            return
+        self.progress.begin("host of parallel plans", 1)
+        try:
+            with tempfile.TemporaryDirectory(prefix="moemodel-") as folder:
+                options = LaunchOptions(gpu=gpu, clocks="passive")
+                rows = measure_host(folder=Path(folder), options=options, repeats=_PARALLEL_HOST_REPEATS)
+            self.writer.append("host", rows)
+        except DeviceError as error:
+            self.outcome.skips.append(Skip(what="host of parallel plans", reason=str(error)))
+        self.progress.end()
 
     def training(self, plans: Sequence[Path]) -> None:
         """Measure whole training steps of plans; the bench and its operands are gone by now."""

@@ -65,13 +65,13 @@ class Gradients:
         held = [(i, t, local(t.parameter.grad)) for i, t in enumerate(self._trained) if t.parameter.grad is not None]
         tensors = [gradient for _, _, gradient in held]
         weights = self._weights if len(held) == len(self._trained) else self._weights[[i for i, _, _ in held]]
-        norms = torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float32))
+        # In the gradients' precision, as torch.nn.utils.clip_grad_norm_: kernels over all tensors take no other.
+        norms = torch.stack(torch._foreach_norm(tensors, 2)).float()
         square = (norms * norms * weights).sum()
         if self._everybody is not None:
             dist.all_reduce(square, group=self._everybody)
         norm = square.sqrt()
         factor = (MAX_NORM / (norm + _EPSILON)).clamp(max=1.0)
-        # In the gradients' own precision: a factor of another takes a kernel a tensor.
         if not self._scaled:
             torch._foreach_mul_(tensors, factor.to(tensors[0].dtype))
             return norm

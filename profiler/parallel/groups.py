@@ -6,6 +6,7 @@ gloo's was seen to hang when DDP had used it. Their buffers on a GPU are outside
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 
 from moemodel.profiler.parallel.exchange import Group
@@ -39,3 +40,16 @@ class Groups:
         if len(ranks) < 2:
             return None
         return dist.group.WORLD if ranks == self._everybody else _OPENED[ranks]
+
+
+def let_go(device: torch.device) -> None:
+    """Make groups drop the tensors of their last calls; all processes of the job call it between plans.
+
+    NCCL's groups keep what DDP gave them until their next call on this thread, so that the last plan's gradients would
+    count as memory that was taken before this one.
+    """
+    if dist.is_initialized() and device.type == "cuda":
+        for group in [dist.group.WORLD, *_OPENED.values()]:
+            if group is not None:
+                dist.all_reduce(torch.zeros(1, device=device), group=group)
+        torch.cuda.synchronize(device)

@@ -53,7 +53,7 @@ _SPARSE = next(kind for kind in KINDS if kind.block == "moe_layer")
 _COLLECTIVES = 2.0  # of tensor parallelism in a layer's pass: one a block, behind it or before it
 _ROW_COLLECTIVES = 4.0  # of sequence parallelism: one before and one behind each block
 _EXCHANGES = 2.0  # rows to the experts and back
-_BUCKET_HIDDEN, _BUCKET_WIDTH = 1024, 2816  # 4 x 1024² + 3 x 1024 x 2816 parameters: 25.7 MB, a bucket of DDP
+_BUCKET_HIDDEN, _BUCKET_WIDTH = 1024, 2944  # 4 x 1024² + 3 x 1024 x 2944 parameters: 25.25 MiB, a bucket of DDP
 
 
 class Peers(Protocol):
@@ -83,6 +83,30 @@ def measure(device: torch.device, peers: Peers, repeats: int) -> list[Row]:
     host = _Host(device, peers, repeats)
     rows = [row for block in (host.fsdp, host.ddp, host.tensor, host.experts, host.pipeline) for row in block()]
     return rows if peers.rank == 0 else []
+
+
+def layer_s(device: torch.device, repeats: int = 8) -> float:
+    """Host time of both passes of one tiny gated layer, now: how fast this host is at present, beside calibration's.
+
+    Takes about half a second; the same block as `dense_layer_gated` of `profiler.host_lane`, and the same method.
+
+    Args:
+        device: of this process.
+        repeats: timed steps of either model.
+    """
+    trainers = [Trainer(tiny_run(_DENSE, "bf16-mixed", layers), device) for layers in (_LAYERS, 2 * _LAYERS)]
+    samples: list[list[float]] = [[] for _ in trainers]
+    for i in range(_SETTLE + repeats):
+        for trainer, taken in zip(trainers, samples, strict=True):
+            marks_s: list[float] = []
+            trainer.wait()
+            trainer.step(lambda _, marks_s=marks_s: marks_s.append(time.perf_counter()))  # type: ignore[misc]
+            if i >= _SETTLE:
+                taken.append(marks_s[2] - marks_s[0])
+    small_s, large_s = (trimmed_mean(taken) for taken in samples)
+    trainers.clear()
+    free_memory(device)
+    return (large_s - small_s) / _LAYERS
 
 
 class _Host:

@@ -8,8 +8,8 @@
 | zero-bubble              | ScheduleInterleavedZeroBubble (ZB-H1 with one virtual stage) |
 
 Chunk i of n lies on rank i mod pp. The first stage has no gradient of its input to hand on, so under zero-bubble all of
-its backward pass happens where the weights' part is due. FSDP's and DDP's reductions come after the last backward pass
-of a chunk (FSDP: after that of the schedule), as torch does it.
+its backward pass happens where the weights' part is due. DDP reduces within the last backward pass of a chunk, FSDP
+after the last one of the schedule, as torch does it.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class ParallelTrainer:
             self._losses = self._pipeline.step(tokens, targets)
             self._gradients.finish()
             mark("pipeline")
-        self.norm = self._gradients.clip()
+        self._gradients.clip()
         self._optimizer.step()
         self._optimizer.zero_grad()
         mark("optimizer")
@@ -95,7 +95,8 @@ class ParallelTrainer:
         for i in range(number):
             last = i == number - 1
             with self._passes(last):
-                loss = self._module(tokens[i], targets[i]) / number
+                loss = self._module(tokens[i], targets[i])
+                loss = loss / number if number > 1 else loss
                 mark("forward")
                 torch.autograd.backward(loss)
             if last:
@@ -136,7 +137,7 @@ class ParallelTrainer:
             model.clear_expert_loads()
 
     def close(self) -> None:
-        """Drop what holds memory; modules, hooks and schedules refer to each other in cycles."""
+        """Drop what holds memory; modules, hooks and schedules refer to each other in cycles (see `groups.let_go`)."""
         self.wait()
         for name in ("_models", "_holder", "_module", "_gradients", "_optimizer", "_batches", "_pipeline", "_losses"):
             self.__dict__.pop(name, None)

@@ -33,6 +33,7 @@ from moemodel.profiler.clock_control import ClockControl
 from moemodel.profiler.device import Device
 from moemodel.profiler.parallel import host
 from moemodel.profiler.parallel.check import architecture_in, check_runs
+from moemodel.profiler.parallel.groups import let_go
 from moemodel.profiler.parallel.job import (
     AskedClocks,
     FailureKind,
@@ -104,6 +105,7 @@ class Worker:
         try:
             if held is False and self._job.clocks == "lock":
                 return f"clock_MHz {plan.clock_MHz:g} can't be held: {note}"
+            let_go(self._device.torch_device)
             rows = everybody.gather(self._row(plan, run))
         finally:
             self._control.unlock()
@@ -128,7 +130,8 @@ class Worker:
         def own_part(run: TrainingRun, device: torch.device) -> Any:
             return build(run, device)
 
-        return measure_run(
+        layer_s = host.layer_s(self._device.torch_device)
+        row = measure_run(
             run,
             self._device,
             clock=self._clock,
@@ -137,6 +140,7 @@ class Worker:
             build=own_part,
             peers=self._peers(f"visit {self.visit} ranks", ranks),
         )
+        return row | {"host_layer_s": layer_s}
 
     def _hold(self, clock_MHz: float | None, everybody: Peers, ranks: int) -> tuple[bool | None, str | None]:
         """Lock the clocks of all ranks of a plan or of none: whether they are held (None: not asked), and why not."""

@@ -162,19 +162,19 @@ v5,C,three,1,8,NVIDIA H200-SXM5-141GB,llama2_70b_lora,8,,train_step_time,3
 
 def test_without_constants_the_calibration_stays_as_it_is() -> None:
     calibration = shipped("h100-sxm-80gb")
-    same = adapted(calibration, read_gpu("h100-sxm-80gb"), replace(H100, fused_optimizer=False), {})
+    same = adapted(calibration, read_gpu("h100-sxm-80gb"), H100, {})
     assert same == calibration
 
 
 def test_words_of_four_bytes_halve_bandwidth_and_cache() -> None:
     calibration = shipped("h100-sxm-80gb")
-    wide = replace(H100, backend="megatron-deepspeed-fp32", precision="bf16", tensor_rate=0.5)
+    wide = replace(H100, backend="megatron-deepspeed-fp32", precision="fp32")
     other = adapted(calibration, read_gpu("h100-sxm-80gb"), wide, {})
     for name in ("bandwidth_Bps", "l2_B", "flops_per_cycle"):
-        assert other.chip[name].value == pytest.approx(calibration.chip[name].value / 2)
+        assert other.chip[name].value == pytest.approx(calibration.chip[name].value / 2, rel=1e-4)
     rate = {fit.kind: fit.parameters["efficiency"].value for fit in calibration.operators if fit.kind is Kind.ATTENTION}
     kept = {fit.kind: fit.parameters["efficiency"].value for fit in other.operators if fit.kind is Kind.ATTENTION}
-    assert kept[Kind.ATTENTION] == pytest.approx(2 * rate[Kind.ATTENTION])  # of half the peak
+    assert kept[Kind.ATTENTION] == pytest.approx(2 * rate[Kind.ATTENTION], rel=1e-4)  # of half the peak
 
 
 def test_constants_scale_what_they_name() -> None:
@@ -194,7 +194,6 @@ def test_constants_scale_what_they_name() -> None:
             )
     blocks, before = other.host[0].blocks, calibration.host[0].blocks
     assert blocks["dense_layer/forward"].value == pytest.approx(3 * before["dense_layer/forward"].value)
-    assert not any(name.endswith("/step") for name in blocks)  # a fused optimizer
     assert (other.memory.parameters["context"].value, other.memory.parameters["fragmentation"].value) == (2e9, 0.1)
     assert machine(H100, {"internode": 0.5}).network.nic_Bps == machine(H100, {}).network.nic_Bps / 2
 

@@ -46,7 +46,7 @@ def talk(architecture: Architecture, plans: PlanBatch, network: Network = NODE) 
 
 
 def data(plans: PlanBatch, traffic: Traffic, network: Network = NODE) -> DataParallel:
-    return DataParallel(plans, Groups(plans, network), traffic, gradient_B=2.0, word_B=2.0)
+    return DataParallel(plans, Groups(plans, network), traffic, gradient_B=2.0, word_B=2.0, plain=True)
 
 
 def units(layers: int, *, ends: float = 0.0, late: float = 0.0, expert: float = 0.0) -> Units:
@@ -106,7 +106,7 @@ def test_a_cut_vocabulary_is_summed(olmoe: Architecture, batch: Batch, backend: 
     assert embed_back.exposed_s == pytest.approx([0, half])
     assert head.exposed_s == pytest.approx([loss, half + loss])
     assert head_back.exposed_s == pytest.approx([2 * half, half])
-    assert head.calls.tolist() == [2, 3]
+    assert head.calls.total.tolist() == [2, 3]
 
 
 def test_norms_over_all_queries_are_summed(olmoe: Architecture, batch: Batch) -> None:
@@ -123,9 +123,7 @@ def test_every_rank_sends_its_rows(olmoe: Architecture, batch: Batch) -> None:
     rows_B = 2 * 2048 * moe.top_k * olmoe.hidden
     sent = Communication(olmoe, plans, replace(NODE, gpus_per_node=1024), backend="torch")
     assert sent._experts(moe) == pytest.approx(2 * rows_B * 7 / 8 / 400e9)
-    time, calls = sent._counts(moe)
-    assert time == pytest.approx(8 * 64 * 7 / 8 / 400e9)
-    assert calls.tolist() == [1, 1]
+    assert sent._counts(moe) == pytest.approx(8 * 64 * 7 / 8 / 400e9)
 
 
 def test_how_messages_between_stages_are_waited_for(olmoe: Architecture, batch: Batch) -> None:
@@ -141,6 +139,13 @@ def test_how_messages_between_stages_are_waited_for(olmoe: Architecture, batch: 
         pytest.approx(row) for row in ([0, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0])
     ]
     assert talk.way_s() / one == pytest.approx([0, 0, 2 * 7, 2 * 3])
+
+
+def test_the_norm_goes_up_and_down_a_tree(olmoe: Architecture, batch: Batch) -> None:
+    """A ring over thousands of ranks would take longer than the step."""
+    slow = replace(NODE, nic_latency_s=5e-6, node_latency_s=1e-6, start_s=2e-5)
+    took = talk(olmoe, batch(dp=[1, 8, 8192], global_batch=8192), slow).norm_s()
+    assert took == pytest.approx([0, 2e-5 + 6 * 1e-6, 2e-5 + 26 * 5e-6])
 
 
 # ---- data parallelism ----
@@ -198,7 +203,8 @@ def test_buckets_and_layers_start_collectives(batch: Batch) -> None:
     moved, late = (data(plans, BEHIND, network).step(units(16)) for network in (NODE, slow))
     buckets = (2 * PARAMETERS - 25 * 2**20 / 2) / (25 * 2**20)
     assert late.whole_s - moved.whole_s == pytest.approx([(buckets + 1) * 1e-3, 3 * 16 * 1e-3])
-    assert late.forward_calls + late.backward_calls == pytest.approx([buckets + 1, 16 * (2 * 32 + 18)])
+    assert late.buckets.tolist() == pytest.approx([buckets + 1, 0])
+    assert late.units.tolist() == [0, 16]
 
 
 def test_experts_on_other_ranks_are_summed_when_all_is_done(batch: Batch) -> None:
@@ -221,7 +227,7 @@ def test_what_a_pipeline_exchanges_when_all_passes_are_done(batch: Batch) -> Non
 def test_one_replica_says_nothing(batch: Batch) -> None:
     moved = data(batch(zero_stage=[0, 1, 2, 3]), BEHIND).step(units(16, ends=1e8, late=1e8, expert=1e9))
     assert (moved.whole_s == 0).all()
-    assert (moved.forward_calls + moved.backward_calls == 0).all()
+    assert (moved.units + moved.buckets == 0).all()
 
 
 def test_sharded_gradients_cost_time_with_accumulation(olmoe: Architecture, batch: Batch, machine: Machine) -> None:

@@ -134,6 +134,7 @@ SPACES: dict[str, dict[str, Any]] = {
     "derived degrees": {
         "architecture": "olmoe-1b-7b",
         "layers": 6,
+        "backend": "megatron-core",
         "schedule": ["gpipe", "zero-bubble"],
         "cluster": {"gpu": "h100-sxm-80gb", "gpus": [8, 12]},
         "search": {
@@ -206,6 +207,7 @@ def _accepted(document: Search, choices: dict[str, Any], calibration: Calibratio
     text = {
         "architecture": document.architecture,
         "layers": document.layers,
+        "backend": document.backend,
         "sequence_length": document.sequence_length,
         "global_batch": document.global_batch,
         "cluster": {"gpu": document.cluster.gpu, "gpus": choices["gpus"]},

@@ -7,20 +7,25 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
+from moemodel.calibrate.catalogue import shipped
 from moemodel.model.architecture import Architecture, Moe
+from moemodel.model.calibration import Calibration
 from moemodel.model.communication import Communication, Exchange
+from moemodel.model.errors import InputError
 from moemodel.model.hf_config import read_architecture
 from moemodel.model.machine import Machine
 from moemodel.model.memory import RECIPES, MemoryModel
 from moemodel.model.network import Collective, Network, Traffic
 from moemodel.model.operators import Kind, Pass
-from moemodel.model.plan import PlanBatch, Precision
-from moemodel.model.predict import predict
+from moemodel.model.outcome import machine_of, outcome
+from moemodel.model.plan import PRECISIONS, WHOLE_EXPERTS, Plan, PlanBatch, Precision
 from moemodel.model.stages import CutWithEnds, stages
 from moemodel.model.workload import BACKENDS, Call, Workload
 
 Batch = Callable[..., PlanBatch]
+MakePlan = Callable[..., Plan]
 
 NODE = Network(
     gpus_per_node=8,
@@ -155,7 +160,7 @@ def test_whole_experts_send_no_rows_over_tp(olmoe: Architecture, batch: Batch) -
 def test_float32_words_double_what_is_kept(opt: Architecture, batch: Batch, machine: Machine) -> None:
     plans = batch(micro_batch=2)
     wide = MemoryModel(
-        opt, plans, backend="megatron-deepspeed-fp32", precision="bf16", calibration=machine.calibration
+        opt, plans, backend="megatron-deepspeed-fp32", precision="fp32", calibration=machine.calibration
     ).kept(opt.layers[0])
     narrow = MemoryModel(opt, plans, backend="megatron-v2", precision="bf16", calibration=machine.calibration)
     scores = plans.micro_batch * 16 * plans.seq**2
@@ -166,7 +171,7 @@ def test_float32_words_double_what_is_kept(opt: Architecture, batch: Batch, mach
 
 
 def test_float32_recipe_has_sixteen_bytes_a_parameter() -> None:
-    recipe = RECIPES["megatron-deepspeed-fp32", "bf16"]
+    recipe = RECIPES["megatron-deepspeed-fp32", "fp32"]
     assert recipe.weight_B + recipe.gradient_B + recipe.state_B == 16
 
 
@@ -175,7 +180,7 @@ def test_a_plain_softmax_is_two_kernels(opt: Architecture, batch: Batch) -> None
     scores = float(plans.seq[0]) ** 2 * 16
     copies = [
         float(np.max(call.shape.arrays()["m"]))
-        for call in calls(opt, plans, "megatron-deepspeed-fp32", "bf16")
+        for call in calls(opt, plans, "megatron-deepspeed-fp32", "fp32")
         if call.kind is Kind.COPY and call.phase == "forward"
     ]
     assert copies[:2] == [scores, scores]
@@ -192,11 +197,53 @@ def test_operands_are_cast_before_every_product_of_eight_bits(opt: Architecture,
     assert [call.kind for call in cast if call.kind is not Kind.COPY] == [call.kind for call in plain]
 
 
-@pytest.mark.parametrize("backend", ["megatron-core", "megatron-core-fp8", "megatron-deepspeed-fp32"])
-def test_they_can_be_predicted(backend: str, olmoe: Architecture, batch: Batch, machine: Machine) -> None:
-    precision: Precision = "bf16" if BACKENDS[backend].word_B == 4 else "bf16-mixed"
-    other = replace(machine, backend=backend, precision=precision)
-    assert predict(olmoe, batch(dp=8, ep=8), other).step_time_s > 0
+SOFTWARE = {
+    "megatron-core": ("bf16-mixed", 1.0, 1.0),
+    "megatron-core-fp8": ("fp8", 2.0, 1.0),
+    "megatron-deepspeed-fp32": ("fp32", 0.5, 0.5),
+}
+
+
+@pytest.mark.parametrize("backend", SOFTWARE)
+def test_a_plan_can_name_them(backend: str, plan_of: MakePlan, calibration: Calibration) -> None:
+    """Traffic, words and tensor cores follow the backend's name."""
+    precision, rate, bandwidth = SOFTWARE[backend]
+    plan = plan_of(backend=backend, precision=precision, parallel={"dp": 2}, cluster={"gpus": 2})
+    made = machine_of(plan, calibration)
+    assert made.network.traffic.behind == BACKENDS[backend].behind
+    assert made.network.traffic.whole_experts == BACKENDS[backend].whole_experts
+    for name, factor in (("flops_per_cycle", rate), ("bandwidth_Bps", bandwidth)):
+        assert made.calibration.chip[name].value == pytest.approx(factor * calibration.chip[name].value, rel=1e-4)
+    assert outcome(plan, calibration).step_time_s.value > 0
+
+
+def test_products_that_a_gpu_does_not_do(plan_of: MakePlan) -> None:
+    plan = plan_of(backend="megatron-core-fp8", precision="fp8", cluster={"gpu": "a100-sxm-80gb", "gpus": 1})
+    with pytest.raises(
+        InputError, match=r"backend megatron-core-fp8: its products are fp8; a100-sxm-80gb has peaks for"
+    ):
+        machine_of(plan, shipped("a100-sxm-80gb"))
+
+
+def test_precisions_are_those_that_have_a_recipe() -> None:
+    assert {(b, p) for b, known in PRECISIONS.items() for p in known} == set(RECIPES)
+    assert set(BACKENDS) == set(PRECISIONS)
+    assert {name for name, backend in BACKENDS.items() if backend.whole_experts} == WHOLE_EXPERTS
+
+
+def test_a_precision_goes_with_a_backend(plan_of: MakePlan) -> None:
+    words = (
+        r"precision: found fp8 with backend torch; allowed: bf16, bf16-mixed; fp8 goes with backend megatron-core-fp8"
+    )
+    with pytest.raises(ValidationError, match=words):
+        plan_of(precision="fp8")
+
+
+def test_whole_experts_spread_over_tensor_parallel_ranks_too(plan_of: MakePlan) -> None:
+    degrees = {"parallel": {"dp": 2, "tp": 2, "ep": 4}, "cluster": {"gpus": 4}, "architecture": "olmoe-1b-7b"}
+    assert plan_of(backend="megatron-core", **degrees).parallel.ep == 4
+    with pytest.raises(ValidationError, match=r"parallel.ep 4 must divide dp x cp = 2: experts spread over those GPUs"):
+        plan_of(**degrees)
 
 
 # ---- the cut ----

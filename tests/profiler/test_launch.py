@@ -14,17 +14,15 @@ import pytest
 from moemodel.model.documents import parse_yaml
 from moemodel.model.errors import DeviceError, InputError
 from moemodel.model.plan import Plan
-from moemodel.profiler import launch as module
 from moemodel.profiler.launch import (
     Failure,
     LaunchOptions,
     Measured,
     PlanVisit,
-    first_host,
     launch,
-    meeting_point,
-    srun_command,
 )
+from moemodel.profiler.parallel import processes as processes_module
+from moemodel.profiler.parallel.processes import first_host, meeting_point, srun_command
 
 _FAKE = Path(__file__).parent / "parallel" / "fake_worker.py"
 _PLAN = """name: {name}
@@ -49,7 +47,7 @@ def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
         assert processes == 2
         return [sys.executable, str(_FAKE), *arguments]
 
-    monkeypatch.setattr(module, "torchrun_command", command)
+    monkeypatch.setattr(processes_module, "torchrun_command", command)
 
 
 @pytest.fixture
@@ -166,7 +164,7 @@ def test_slurm_starts_a_process_a_rank(tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.delenv("SLURM_STEP_NODELIST", raising=False)
     monkeypatch.setenv("SAID", str(tmp_path / "said"))
-    monkeypatch.setattr(module, "WORKER", "fake_worker")
+    monkeypatch.setattr(processes_module, "WORKER", "fake_worker")
     monkeypatch.syspath_prepend(str(_FAKE.parent))
     options = LaunchOptions(gpu="cpu", launcher="slurm", timeout_s=20)
     (found,) = launch([_visit("one")], folder=tmp_path / "runs", options=options)

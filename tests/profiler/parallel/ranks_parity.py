@@ -28,7 +28,7 @@ from moemodel.profiler.parallel.shares import held, share_of, whole_names
 from moemodel.profiler.parallel.trainer import ParallelTrainer, build
 from moemodel.profiler.training import Trainer
 
-_STEPS = 3
+_STEPS = 2  # from the first weights, and after an update
 _CPU = torch.device("cpu")
 
 
