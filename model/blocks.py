@@ -246,7 +246,7 @@ class StageCosts:
         return sum(n * parameter_tensors(layer) for n, layer in zip(stage.layers, self._blocks.kinds, strict=True))
 
     def _added(self, stage: Stage) -> FloatArray:
-        """Tensors whose gradients the mean micro-batch adds to what is there; alone on a GPU they hide (`host`)."""
+        """Tensors whose gradients the mean micro-batch adds to what is there; on one GPU they are left out."""
         shared = self.plans.gpus > 1
         return np.asarray(self._tensors(stage) * added(self.plans, self._blocks.machine.software) * shared)
 

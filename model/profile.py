@@ -173,6 +173,9 @@ TABLES: dict[str, dict[str, str]] = {
     },
 }
 
+# Columns that were added to a table since profiles of this schema version were first written: null where they lack.
+ADDED: dict[str, tuple[str, ...]] = {"iterations": ("host_layer_s",)}
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -45,8 +45,8 @@ def talk(architecture: Architecture, plans: PlanBatch, network: Network = NODE) 
     return Communication(architecture, plans, network, backend="megatron")
 
 
-def data(plans: PlanBatch, traffic: Traffic, network: Network = NODE) -> DataParallel:
-    return DataParallel(plans, Groups(plans, network), traffic, gradient_B=2.0, word_B=2.0, plain=True)
+def data(plans: PlanBatch, traffic: Traffic, network: Network = NODE, *, plain: bool = True) -> DataParallel:
+    return DataParallel(plans, Groups(plans, network), traffic, gradient_B=2.0, word_B=2.0, plain=plain)
 
 
 def units(layers: int, *, ends: float = 0.0, late: float = 0.0, expert: float = 0.0) -> Units:
@@ -185,6 +185,14 @@ def test_what_begins_and_ends_a_pass_shows(batch: Batch) -> None:
     assert moved.exposed_s == pytest.approx([2 * one, (1 + m) * one, 2 * m * one])
     assert moved.forward.time_s == pytest.approx([rest, rest, m * rest])
     assert moved.backward.time_s == pytest.approx([rest, m * rest, m * (rest + layers * layer)])
+
+
+def test_megatron_core_has_buckets_in_place_of_layers(batch: Batch) -> None:
+    """Of 40 million parameters: one begins the forward pass, one ends the backward pass."""
+    moved = data(batch(dp=8, zero_stage=1), BEHIND, plain=False).step(units(16, ends=0.2 * PARAMETERS))
+    bucket = ONCE * 40e6 / PARAMETERS
+    assert moved.exposed_s == pytest.approx(2 * bucket)
+    assert moved.whole_s == pytest.approx(2 * 1.2 * ONCE)
 
 
 def test_the_last_bucket_shows(batch: Batch) -> None:
