@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from moemodel.model.documents import read_json
 from moemodel.model.errors import InputError, ProfileError
-from moemodel.model.profile import ADDED, MANIFEST, MERGED_PARTS, SCHEMA_VERSION, TABLES, Manifest
+from moemodel.model.profile import MANIFEST, MERGED_PARTS, SCHEMA_VERSION, TABLES, Manifest
 
 
 class _Version(BaseModel):
@@ -75,9 +75,6 @@ def _parquet(path: Path, name: str) -> pd.DataFrame:
         raise ProfileError(
             f"{path}: truncated or not Parquet ({first}); delete it and run `moemodel profile` on this folder again"
         ) from None
-    for column in ADDED.get(name, ()):
-        if column not in frame.columns:
-            frame[column] = float("nan")
     missing = [column for column in TABLES[name] if column not in frame.columns]
     if missing:
         raise ProfileError(f"{path}: columns missing: {', '.join(missing)}; expected {', '.join(TABLES[name])}")

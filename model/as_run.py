@@ -1,15 +1,13 @@
 """A measured run of a plan, and the prediction to hold against it.
 
-What the router did, how warm the dies were and how fast the host was right before are inputs of that prediction: a plan
-can only assume the first, a prediction is for the steady state of a long run otherwise, and a host's speed is its
-machine's own, and a virtual one's changes from minute to minute. Nothing else of a measurement reaches it.
+What the router did and how warm the dies were are inputs of that prediction: a plan can only assume the one, and a
+prediction is for the steady state of a long run otherwise. Nothing else of a measurement reaches it.
 
 Ranks of one run measure the same steps; as one run they are
 
     step time          of the slowest rank, and its deviation
     energy             of all GPUs together
     memory             of the fullest GPU
-    the host's speed   of the slowest host, which the others wait for
     everything else    the mean over the ranks that measured it
 """
 
@@ -45,8 +43,7 @@ QUANTITIES: dict[str, str] = {
 }
 _SLOWEST = ("step_time_s", "step_time_std_s", "steps")
 _SUMMED = ("energy_J",)
-_LARGEST = ("peak_allocated_B", "peak_reserved_B", "device_used_B", "host_layer_s")
-_LAYER = ("dense_layer_gated/forward", "dense_layer_gated/backward")  # of a host lane: what `host_layer_s` times
+_FULLEST = ("peak_allocated_B", "peak_reserved_B", "device_used_B")
 _BESIDE_THE_ALLOCATOR = ("context", "fragmentation")  # terms of memory that its count leaves out
 
 
@@ -89,7 +86,7 @@ def _one(name: str, values: Sequence[Any], of_slowest: Any) -> Any:
         return of_slowest
     if name in _SUMMED:
         return sum(there) if len(there) == len(values) else None
-    return max(there) if name in _LARGEST else fmean(there)
+    return max(there) if name in _FULLEST else fmean(there)
 
 
 def mean_of(runs: Sequence[Row]) -> dict[str, float | None]:
@@ -122,8 +119,8 @@ def predict_as_run(plan: Plan, calibration: Calibration, row: Row | None = None)
     Args:
         plan: as it ran.
         calibration: of the GPU that it ran on.
-        row: the run, of which `expert_skew`, `temperature_C` and `host_layer_s` are read; None: the forecast, for the
-            plan's own skew, the steady state, and a host as fast as at calibration.
+        row: the run, of which `expert_skew` and `temperature_C` are read; None: the forecast, for the plan's own skew
+            and the steady state.
 
     Raises:
         InputError: unknown architecture or GPU.
@@ -134,11 +131,10 @@ def predict_as_run(plan: Plan, calibration: Calibration, row: Row | None = None)
     skew, temperature_C = row.get("expert_skew"), row.get("temperature_C")
     if known(skew):
         batch = replace(batch, skew=np.array([skew], dtype=np.float64))
-    slower = host_factor(calibration, row)
     one = predict(
         architecture_of(plan),
         batch,
-        machine_of(plan, calibration if slower is None else _with_host(calibration, slower)),
+        machine_of(plan, calibration),
         temperature_C=float(temperature_C) if temperature_C is not None and known(temperature_C) else None,
     )
     figures, errors = _figures(one), _errors(one, calibration)
@@ -147,29 +143,6 @@ def predict_as_run(plan: Plan, calibration: Calibration, row: Row | None = None)
     values = {name: value for name, value in figures.items() if name not in unknown}
     spreads = {name: error for name, error in errors.items() if name in values}
     return AsRun(values=values, spreads=spreads, host_share=float(one.host_wait_s[0] / one.step_time_s[0]))
-
-
-def host_factor(calibration: Calibration, row: Row) -> float | None:
-    """How much longer the host needed right before a run than at calibration; None where either is not known."""
-    layer_s = row.get("host_layer_s")
-    lanes = [lane.blocks for lane in calibration.host if lane.backend == "torch"]
-    if layer_s is None or not known(layer_s) or not lanes or any(block not in lanes[0] for block in _LAYER):
-        return None
-    calibrated_s = sum(lanes[0][block].value for block in _LAYER)
-    return float(layer_s) / calibrated_s if layer_s > 0 and calibrated_s > 0 else None
-
-
-def _with_host(calibration: Calibration, factor: float) -> Calibration:
-    """With another host: all that it queues takes so many times as long."""
-    lanes = [
-        lane.model_copy(
-            update={
-                "blocks": {name: p.model_copy(update={"value": p.value * factor}) for name, p in lane.blocks.items()}
-            }
-        )
-        for lane in calibration.host
-    ]
-    return calibration.model_copy(update={"host": lanes})
 
 
 def _figures(one: Prediction) -> dict[str, float]:

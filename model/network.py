@@ -239,7 +239,10 @@ class Network:
             return 1.0
         within = correction([curve for curve in curves if not curve.across], size_B, n)
         beyond = [curve for curve in curves if curve.across]
-        return np.where(inside, within, correction(beyond, size_B, n) if beyond else 1.0)
+        if beyond:
+            return np.where(inside, within, correction(beyond, size_B, n))
+        # Between nodes the efficiency of a node's links is taken where none was measured, and so is its curve.
+        return np.where(inside, within, 1.0) if collective in self.across_efficiency else within
 
 
 def moved(

@@ -168,13 +168,9 @@ TABLES: dict[str, dict[str, str]] = {
         "loss_first": "float64",
         "loss_last": "float64",
         "expert_skew": "float64",  # busiest expert over the mean, mean over layers and steps; null without experts
-        "host_layer_s": "float64",  # host's time of a tiny gated layer, both passes, right before the run
         **_STATE,
     },
 }
-
-# Columns that were added to a table since profiles of this schema version were first written: null where they lack.
-ADDED: dict[str, tuple[str, ...]] = {"iterations": ("host_layer_s",)}
 
 
 class _Strict(BaseModel):

@@ -1,8 +1,8 @@
 """What data-parallel ranks say to each other in a step: gradients and parameters, and which passes hide them.
 
 Frameworks exchange a stage's parameters by units: FSDP's are layers, and the ends of the model (embedding, final norm,
-head) as one that begins every pass and ends it; DDP fills buckets in the order in which gradients come. Megatron Core
-has buckets under ZeRO too, in place of layers and ends.
+head) as one that begins every pass and ends it; DDP fills buckets in the order in which gradients come. Megatron Core's
+buckets under ZeRO are taken for layers and ends too: buckets of 40 million fit published runs no better.
 
     ZeRO 0   gradients reduced in buckets behind the last backward pass; exposed: the last bucket, with the embedding,
              whose gradient comes last
@@ -35,8 +35,6 @@ from moemodel.model.plan import PlanBatch, Schedule
 FloatArray = NDArray[np.float64]
 
 _BUCKET_B = 25 * 2**20  # torch.nn.parallel.DistributedDataParallel, bucket_cap_mb
-# Parameters in a bucket of Megatron Core, and for each data-parallel rank, if that is more (distributed_data_parallel.py)
-_MEGATRON_BUCKET, _MEGATRON_BUCKET_A_RANK = 40e6, 1e6
 _TENSORS = 7  # of a dense layer, that may fill a bucket each: four of attention, three of a gated block
 _EXPERT_TENSORS = 2  # of an MoE layer
 
@@ -122,7 +120,7 @@ class DataParallel:
         self._groups = groups
         self._gradient_B, self._word_B = gradient_B, word_B
         self._reductions_hide, self._gathers_hide = "gradients" in traffic.behind, "dp" in traffic.behind
-        self._zero, self._plain = plans.zero_stage, plain
+        self._zero = plans.zero_stage
         self._spread = plain & (plans.ep > 1)
         # a backward pass in two parts tells DDP nothing; of a pipeline FSDP scatters when all passes are done
         self._split_pass = plain & (plans.pp > 1) & (plans.schedule == Schedule.ZERO_BUBBLE)
@@ -179,12 +177,9 @@ class DataParallel:
 
     def _sharded(self, units: Units, group: Group) -> StepExchange:
         """ZeRO 1 to 3. A pass gathers, and a pass scatters, each layer and the ends; one layer and the ends show."""
-        layers: FloatArray | int = max(units.layers, 1)
-        inner, ends = units.dense, units.ends
-        if not self._plain or not (self._reductions_hide or self._gathers_hide):
-            inner, ends, layers = inner + ends, np.zeros_like(ends), 1
-            if self._reductions_hide or self._gathers_hide:
-                layers = np.maximum(inner / np.maximum(_MEGATRON_BUCKET, _MEGATRON_BUCKET_A_RANK * group[0]), 1.0)
+        layers, inner, ends = max(units.layers, 1), units.dense, units.ends
+        if not (self._reductions_hide or self._gathers_hide):
+            layers, inner, ends = 1, inner + ends, np.zeros_like(ends)
         gather, scatter = (
             [self._some(collective, element_B * p, 1.0, group) for p in (inner / layers, ends)]
             for collective, element_B in (
@@ -209,7 +204,7 @@ class DataParallel:
             exposed_s=whole_s - forward.time_s - backward.time_s,
             forward_passes=self._forward_passes,
             backward_passes=self._backward_passes,
-            units=np.where(scatter[0] > 0, layers, 0.0) + (scatter[1] > 0),
+            units=np.where(scatter[0] > 0, float(layers), 0.0) + (scatter[1] > 0),
             buckets=np.zeros_like(inner),
         )
 

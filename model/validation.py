@@ -121,8 +121,6 @@ class PlanReport(Strict):
         notes: on this plan.
         quantities: by name, see `as_run.QUANTITIES`.
         temperature_C, expert_skew: as measured, inputs of `predicted`; null where they weren't.
-        host_factor: how much longer the host needed right before the runs than at calibration, an input too; null where
-            it isn't known.
         visits: runs that came to their end.
         failures: runs that didn't.
     """
@@ -135,7 +133,6 @@ class PlanReport(Strict):
     quantities: dict[str, QuantityReport]
     temperature_C: float | None
     expert_skew: float | None
-    host_factor: float | None = None
     visits: tuple[Visit, ...]
     failures: tuple[Failed, ...]
 

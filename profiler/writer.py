@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from moemodel.model.errors import ProfileError
 from moemodel.model.operators import SHAPE_FIELDS
-from moemodel.model.profile import ADDED, MANIFEST, MERGED_PARTS, SCHEMA_VERSION, TABLES, Manifest, Topology
+from moemodel.model.profile import MANIFEST, MERGED_PARTS, SCHEMA_VERSION, TABLES, Manifest, Topology
 
 Row = Mapping[str, Any]
 Key = tuple[Hashable, ...]
@@ -257,10 +257,6 @@ def _read_parquet(file: Path, table: str) -> pa.Table:
         raise ProfileError(
             f"{file}: damaged or truncated ({error}); delete this file and run again: only its rows are measured anew"
         ) from error
-    for column in set(ADDED.get(table, ())) - set(found.schema.names):
-        kind = arrow_schema(table).field(column)
-        place = arrow_schema(table).get_field_index(column)
-        found = found.add_column(place, kind, pa.nulls(len(found), kind.type))
     if not found.schema.equals(arrow_schema(table)):
         expected = ", ".join(f"{column} {kind}" for column, kind in TABLES[table].items())
         raise ProfileError(f"{file}: found columns {found.schema.names}, expected {expected}")

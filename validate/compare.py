@@ -1,7 +1,7 @@
 """Predicted against measured: one comparison a training run, from rows of a profile's `iterations` table.
 
-Rows of the ranks of one run are one run (`model.as_run`), and what the router did, how warm the die was and how fast
-the host was are inputs of its prediction.
+Rows of the ranks of one run are one run (`model.as_run`), and what the router did and how warm the die was are inputs
+of its prediction.
 """
 
 from __future__ import annotations

@@ -192,9 +192,6 @@ def _plans(plans: Iterable[PlanReport]) -> str:
     for plan in plans:
         state = [f"die {plan.temperature_C:.0f} C"] if plan.temperature_C is not None else []
         state += [f"busiest expert {plan.expert_skew:.2f} times the mean"] if plan.expert_skew is not None else []
-        state += (
-            [f"host {plan.host_factor:.2f} times as long as at calibration"] if plan.host_factor is not None else []
-        )
         notes = "".join(f"<li>{escape(note)}</li>" for note in plan.notes)
         parts.append(
             f"<details><summary>{escape(plan.name)}: {escape(', '.join(plan.roles))}</summary>"

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from statistics import fmean, stdev
 from typing import Any
 
-from moemodel.model.as_run import QUANTITIES, AsRun, host_factor, known, mean_of, merged, predict_as_run
+from moemodel.model.as_run import QUANTITIES, AsRun, known, mean_of, merged, predict_as_run
 from moemodel.model.calibration import Calibration
 from moemodel.model.plan import Plan
 from moemodel.model.search_result import plan_text, reference_to, version
@@ -32,9 +32,8 @@ RANKED = ("step_time", "energy")
 _SAME_LOSS = 0.01  # relative: 16-bit sums in another order differ by less
 
 _INPUTS = (
-    "What the router did, how warm the dies were and how fast the host was right before a run are inputs of a "
-    "prediction, as measured; the forecast is what was known before: the plan's own skew, the steady state of a long "
-    "run, and a host as fast as at calibration."
+    "What the router did and how warm the dies were are inputs of a prediction, as measured; the forecast is what was "
+    "known before: the plan's own skew, and the steady state of a long run."
 )
 _CHOICE = (
     "Rank agreement and regret are those of the forecast, which is what a choice rests on, among plans that train the "
@@ -144,7 +143,6 @@ def plan_report(asked: Asked, lines: Sequence[Line], calibration: Calibration) -
         },
         temperature_C=mean.get("temperature_C"),
         expert_skew=mean.get("expert_skew"),
-        host_factor=host_factor(calibration, mean),
         visits=visits,
         failures=tuple(line.failed for line in lines if line.plan == asked.name and line.failed),
     )

@@ -85,30 +85,6 @@ def measure(device: torch.device, peers: Peers, repeats: int) -> list[Row]:
     return rows if peers.rank == 0 else []
 
 
-def layer_s(device: torch.device, repeats: int = 8) -> float:
-    """Host time of both passes of one tiny gated layer, now: how fast this host is at present, beside calibration's.
-
-    Takes about half a second; the same block as `dense_layer_gated` of `profiler.host_lane`, and the same method.
-
-    Args:
-        device: of this process.
-        repeats: timed steps of either model.
-    """
-    trainers = [Trainer(tiny_run(_DENSE, "bf16-mixed", layers), device) for layers in (_LAYERS, 2 * _LAYERS)]
-    samples: list[list[float]] = [[] for _ in trainers]
-    for i in range(_SETTLE + repeats):
-        for trainer, taken in zip(trainers, samples, strict=True):
-            marks_s: list[float] = []
-            trainer.wait()
-            trainer.step(lambda _, marks_s=marks_s: marks_s.append(time.perf_counter()))  # type: ignore[misc]
-            if i >= _SETTLE:
-                taken.append(marks_s[2] - marks_s[0])
-    small_s, large_s = (trimmed_mean(taken) for taken in samples)
-    trainers.clear()
-    free_memory(device)
-    return (large_s - small_s) / _LAYERS
-
-
 class _Host:
     """One rank's part of the measurement."""
 

@@ -130,8 +130,7 @@ class Worker:
         def own_part(run: TrainingRun, device: torch.device) -> Any:
             return build(run, device)
 
-        layer_s = host.layer_s(self._device.torch_device)
-        row = measure_run(
+        return measure_run(
             run,
             self._device,
             clock=self._clock,
@@ -140,7 +139,6 @@ class Worker:
             build=own_part,
             peers=self._peers(f"visit {self.visit} ranks", ranks),
         )
-        return row | {"host_layer_s": layer_s}
 
     def _hold(self, clock_MHz: float | None, everybody: Peers, ranks: int) -> tuple[bool | None, str | None]:
         """Lock the clocks of all ranks of a plan or of none: whether they are held (None: not asked), and why not."""

@@ -25,7 +25,7 @@ from moemodel.model.power import PowerModel
 from moemodel.model.thermal import ThermalModel
 
 SHIPPED = Path(__file__).parents[2] / "calibrate" / "shipped"
-OPTIONAL = {"t1", "alignment", "log_error"}
+OPTIONAL = {"t1", "alignment", "log_error", *NETWORK.optional}
 
 
 @cache

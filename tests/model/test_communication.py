@@ -187,14 +187,6 @@ def test_what_begins_and_ends_a_pass_shows(batch: Batch) -> None:
     assert moved.backward.time_s == pytest.approx([rest, m * rest, m * (rest + layers * layer)])
 
 
-def test_megatron_core_has_buckets_in_place_of_layers(batch: Batch) -> None:
-    """Of 40 million parameters: one begins the forward pass, one ends the backward pass."""
-    moved = data(batch(dp=8, zero_stage=1), BEHIND, plain=False).step(units(16, ends=0.2 * PARAMETERS))
-    bucket = ONCE * 40e6 / PARAMETERS
-    assert moved.exposed_s == pytest.approx(2 * bucket)
-    assert moved.whole_s == pytest.approx(2 * 1.2 * ONCE)
-
-
 def test_the_last_bucket_shows(batch: Batch) -> None:
     """Half a bucket, and the embedding, whose gradient comes last."""
     plans = batch(dp=8)

@@ -77,11 +77,12 @@ def took(of: Network, collective: Collective, ranks: int, size_B: float = 1e5) -
     return float(of.time_s(collective, np.array([size_B]), n, of.route(n, np.ones_like(n))).item())
 
 
-def test_a_curve_scales_its_collective_inside_a_node_alone() -> None:
+def test_a_curve_scales_its_collective_alone() -> None:
+    """Between nodes as well where nothing was measured there, as the efficiency that goes with it does."""
     bare, curved = network(), network(curves={Collective.ALL_REDUCE: (TWO,)})
     assert took(curved, Collective.ALL_REDUCE, 2) == pytest.approx(4 * took(bare, Collective.ALL_REDUCE, 2))
     assert took(curved, Collective.ALL_REDUCE, 1) == 0.0
-    assert took(curved, Collective.ALL_REDUCE, 16) == took(bare, Collective.ALL_REDUCE, 16)
+    assert took(curved, Collective.ALL_REDUCE, 16) == pytest.approx(4 * took(bare, Collective.ALL_REDUCE, 16))
     assert took(curved, Collective.ALL_GATHER, 2) == took(bare, Collective.ALL_GATHER, 2)
 
 

@@ -31,7 +31,7 @@ MOE = {  # experts on two GPUs, so that uneven routing costs time
     "cluster": {"gpus": 2},
     "parallel": {"dp": 2, "ep": 2},
 }
-INPUTS = {"plan", "plan_yaml", "expert_skew", "temperature_C", "host_layer_s"}
+INPUTS = {"plan", "plan_yaml", "expert_skew", "temperature_C"}
 
 
 def _row(plan: Plan, **columns: Any) -> Row:
@@ -249,14 +249,3 @@ def test_a_calibration_of_another_gpu_is_refused(plan_of: PlanOf, calibration: C
     plan = plan_of(cluster={"gpu": "a100-sxm-80gb", "gpus": 1})
     with pytest.raises(CalibrationError, match=r"test-h100 is of h100-sxm-80gb, but cluster\.gpu is a100-sxm-80gb"):
         compare([_row(plan)], calibration)
-
-
-def test_a_slower_host_reaches_it(moe: Plan, calibration: Calibration) -> None:
-    """As fast as at calibration changes nothing; fifty times as slow, a step waits for it."""
-    lane = next(lane for lane in calibration.host if lane.backend == "torch")
-    layer_s = sum(lane.blocks[f"dense_layer_gated/{direction}"].value for direction in ("forward", "backward"))
-    row = _everything(moe, calibration)
-    shares = [_predicted(_one(row | {"host_layer_s": n * layer_s}, calibration)) for n in (1.0, 50.0)]
-    as_calibrated = _predicted(_one(row | {"host_layer_s": None}, calibration))
-    assert shares[0] == as_calibrated
-    assert shares[1]["host"] > max(0.5, as_calibrated["host"])
