@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moemodel.model.architecture import Architecture, Moe
-from moemodel.model.plan import WHOLE_EXPERTS, Schedule
+from moemodel.model.plan import SCHEDULE, WHOLE_EXPERTS, Schedule
 from moemodel.model.search_document import Search
 
 IntArray = NDArray[np.int64]
@@ -40,7 +40,7 @@ class Rule:
 
 def rules(document: Search, architecture: Architecture) -> list[Rule]:
     """All rules, in the order in which they are asked where several can be."""
-    return [*_shape_rules(document, architecture), *_plan_rules(document)]
+    return [*_shape_rules(document, architecture), *_plan_rules(document), *_same_plans(document)]
 
 
 def _rule(key: str, says: str, needs: str, refuses: Callable[[Columns], BoolArray]) -> Rule:
@@ -149,6 +149,21 @@ def _plan_rules(document: Search) -> list[Rule]:
             "virtual_stages dp micro_batch pp",
             lambda c: (c["virtual_stages"] > 1) & ((batch // (c["micro_batch"] * c["dp"])) % c["pp"] != 0),
         ),
+    ]
+
+
+def _same_plans(document: Search) -> list[Rule]:
+    """What is the same plan as another combination: without a pipeline every schedule is."""
+    if len(document.schedule) < 2:
+        return []
+    first = SCHEDULE[document.schedule[0]]
+    return [
+        _rule(
+            "same_schedule",
+            "schedules are all the same with pp 1",
+            "pp schedule",
+            lambda c: (c["pp"] == 1) & (c["schedule"] != first),
+        )
     ]
 
 

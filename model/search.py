@@ -46,6 +46,7 @@ from moemodel.model.tally import Priced, Tally
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
+_NEXT = 10  # plans behind the front that are kept
 _BATCH = 50_000  # plans predicted at once: about 0.1 GB; smaller batches price the same shapes again
 
 
@@ -104,6 +105,9 @@ def _result(space: Space, calibration: Calibration, legal: Candidates, tally: Ta
     for number, place in enumerate(kept, start=1):
         plan = tally.plan(int(tally.index[place]), f"{document.name}-{number:02d}")
         entries.append(entry_of(number, outcome(plan, calibration)))
+    followers = []
+    for number, index in enumerate(tally.next_fastest(_NEXT).tolist(), start=len(kept) + 1):
+        followers.append(entry_of(number, outcome(tally.plan(index, f"{document.name}-{number:02d}"), calibration)))
     reference = _reference(space, calibration)
     return SearchResult(
         schema_version=SCHEMA_VERSION,
@@ -118,6 +122,7 @@ def _result(space: Space, calibration: Calibration, legal: Candidates, tally: Ta
             front=front,
         ),
         front=tuple(_compared(entries, reference)),
+        next_fastest=tuple(e if reference is None else e.model_copy(update=_gains(e, reference)) for e in followers),
         picks={name: kept.index(place) + 1 for name, place in named.items()},
         reference=reference,
         notes=_notes(space, entries, front, reference),

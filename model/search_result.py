@@ -48,7 +48,7 @@ class Entry(Strict):
     """One plan and what it costs; per step unless the name says otherwise.
 
     Attributes:
-        number: place on the front, 1 the fastest; 0 the reference.
+        number: place on the front, 1 the fastest; those of `next_fastest` follow; 0 the reference.
         plan_yaml: the plan, as `moemodel predict` reads it.
         energy_J: of all GPUs, and of their hosts where `site.host_power_W` is given; `gpu_energy_J` without them.
         power_per_gpu_W: mean of one GPU; `hottest_gpu_power_W` of the one that draws most.
@@ -114,6 +114,8 @@ class SearchResult(Strict):
 
     Attributes:
         front: members of the Pareto front of step time and energy that were kept, fastest first.
+        next_fastest: the fastest plans of which no clock is on the front, each at its fastest clock: what a validation
+            reruns too where the front is short.
         picks: what the members with a name are called -> their number.
         reference: what `moemodel init` would propose for the same batch, without a search; null where that fits
             nowhere.
@@ -126,6 +128,7 @@ class SearchResult(Strict):
     calibration: CalibrationRef
     counts: Counts
     front: tuple[Entry, ...]
+    next_fastest: tuple[Entry, ...] = ()
     picks: dict[str, int]
     reference: Entry | None
     notes: tuple[str, ...]

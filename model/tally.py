@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moemodel.model.candidates import Candidates, Refused
-from moemodel.model.front import pareto
+from moemodel.model.front import pareto, to_digits
 from moemodel.model.memory import Memory
 from moemodel.model.plan import Plan, PlanBatch
 from moemodel.model.search_space import Space, limits_of, memory_of, plan_at, summary
@@ -23,6 +23,7 @@ IntArray = NDArray[np.int64]
 
 _ROWS = 50_000  # plans whose memory is counted at once
 _MAIN_REASONS = 6  # that are named where nothing is feasible
+_RUNNERS = 64  # fastest combinations remembered, whatever their clock, from which those on the front are then taken out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,8 @@ class Tally:
         self.index = np.zeros(0, dtype=np.int64)
         self.time_s = np.zeros(0)
         self.energy_J = np.zeros(0)
+        self._runner = np.zeros(0, dtype=np.int64)
+        self._runner_s = np.zeros(0)
         self.nearest = ""
         self._nearest_ratio = math.inf
         self._over = dict.fromkeys(self.limits, 0)
@@ -122,6 +125,7 @@ class Tally:
         if not within.any():
             self._near_limits(priced, worst)
         self._merge(priced, np.flatnonzero(within))
+        self._race(priced, np.flatnonzero(within))
 
     def _near_limits(self, priced: Priced, worst: FloatArray) -> None:
         """Remember the plan that exceeds the limits least; it is told of where none keeps them."""
@@ -143,6 +147,20 @@ class Tally:
         order = np.argsort(index)  # batches come in any order; ties go to the first candidate
         best = order[pareto(time_s[order], energy_J[order])]
         self.index, self.time_s, self.energy_J = index[best], time_s[best], energy_J[best]
+
+    def _race(self, priced: Priced, rows: IntArray) -> None:
+        """Merge the fastest combinations, each at its fastest clock; all its clocks come in one batch."""
+        index = np.concatenate([self._runner, priced.index_P[rows]])
+        time_s = np.concatenate([self._runner_s, priced.needs["step_time_s"][rows]])
+        order = np.lexsort((index, to_digits(time_s)))
+        _, first = np.unique(index[order] // len(self.legal.clocks_MHz), return_index=True)
+        best = order[np.sort(first)[:_RUNNERS]]
+        self._runner, self._runner_s = index[best], time_s[best]
+
+    def next_fastest(self, most: int) -> IntArray:
+        """Places of the fastest plans whose combination is not on the front at any clock, fastest first."""
+        clocks = len(self.legal.clocks_MHz)
+        return self._runner[~np.isin(self._runner // clocks, self.index // clocks)][:most]
 
     def plan(self, index: int, name: str | None = None) -> Plan:
         """The plan at a place among all candidates."""

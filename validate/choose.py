@@ -69,7 +69,8 @@ class _Picker:
 def from_search(
     result: SearchResult, hardware: Hardware, calibration: Calibration, *, top: int, controls: bool, seed: int
 ) -> Chosen:
-    """The best plans of a search that can be run here: those with a name first, then evenly over the front.
+    """The best plans of a search that can be run here: those with a name first, then evenly over the front, then the
+    fastest behind it.
 
     Args:
         result: of the search.
@@ -102,7 +103,7 @@ def from_search(
 
 
 def _by_merit(result: SearchResult) -> Iterator[Wish]:
-    """Entries of the front: picks, then the others evenly spread; each once."""
+    """Entries of the front: picks, then the others evenly spread; each once. Then the fastest behind it."""
     names: dict[int, list[str]] = {}
     for pick in _PICKS:
         if pick in result.picks:
@@ -111,6 +112,8 @@ def _by_merit(result: SearchResult) -> Iterator[Wish]:
     for number in (*names, *_spread([number for number in by_number if number not in names])):
         named = f" ({', '.join(names[number])})" if number in names else ""
         yield Wish(role=f"front {number}{named}", plan=by_number[number].plan)
+    for place, entry in enumerate(result.next_fastest, start=1):
+        yield Wish(role=f"next {place} behind the front", plan=entry.plan)
 
 
 def _spread(values: Sequence[int]) -> list[int]:
