@@ -43,7 +43,7 @@ def time_knobs(calibration: Calibration) -> list[Knob]:
     network, host = calibration.network.parameters, calibration.host
     links = [name for name in network if name.startswith("efficiency_")]
     starts = [name for name in network if "latency" in name]
-    overlaps = [name for name in network if name.startswith("overlap")]
+    overlaps = [name for name in network if name.endswith("overlap")]  # one for all, and each collective's own
     return [
         Knob(
             name="kernels",
@@ -73,7 +73,7 @@ def power_knobs(calibration: Calibration) -> list[Knob]:
         spread=calibration.power.log_error or UNKNOWN_ERROR,
         change=_scaled_power,
     )
-    talking = [name for name in calibration.network.parameters if name.startswith("link_power")]
+    talking = [name for name in calibration.network.parameters if name.endswith("link_power")]
     return [dynamic, _network_knob("link_power", "power of collectives", calibration, talking)]
 
 

@@ -66,7 +66,7 @@ def update(calibration: Calibration, reports: Sequence[Report], source: str, *, 
 
     Raises:
         CalibrationError: of another GPU than a report, or lacks an operator.
-        InputError: too few plans were measured.
+        InputError: too few plans were measured, or a report was counted before.
     """
     for report in reports:
         if report.environment.gpu != calibration.gpu:
@@ -74,6 +74,7 @@ def update(calibration: Calibration, reports: Sequence[Report], source: str, *, 
                 f"the report of {report.created} is of {report.environment.gpu}, but calibration {calibration.name} "
                 f"is of {calibration.gpu}; give a calibration of that GPU with --calibration"
             )
+    _refuse_twice(calibration, reports)
     runs = runs_of_reports(reports)
     if len(runs) < FEWEST:
         raise InputError(
@@ -97,8 +98,22 @@ def update(calibration: Calibration, reports: Sequence[Report], source: str, *, 
     return Update(calibration=new, parts=tuple(parts), kept=tuple(kept), plans=len(runs), left_out=left_out)
 
 
+def _refuse_twice(calibration: Calibration, reports: Sequence[Report]) -> None:
+    """A report counts once: given twice, what is left out of a fit would be in it."""
+    seen: set[tuple[str, str | None]] = set()
+    for report in reports:
+        one = (report.created, report.environment.device.uuid)
+        if one in seen:
+            raise InputError(f"the report of {report.created} is given twice; give each once")
+        seen.add(one)
+        if report.created in calibration.provenance:
+            raise InputError(
+                f"the report of {report.created} is in calibration {calibration.name} already; update the one before it"
+            )
+
+
 def _devices(reports: Sequence[Report]) -> str:
-    found = (f"{r.environment.gpus} x {r.environment.device.name}, {r.created[:10]}" for r in reports)
+    found = (f"{r.environment.gpus} x {r.environment.device.name}, {r.created}" for r in reports)
     return "; ".join(dict.fromkeys(found))
 
 

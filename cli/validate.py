@@ -101,6 +101,7 @@ def validate_command(
 
     Plans are run in turns, in several rounds. Exit code 3: some plan failed; the others are in the report.
     """
+    from moemodel.model.errors import InputError
     from moemodel.model.plan import read_plan
     from moemodel.model.search_result import read_search_result
     from moemodel.validate.hardware import look
@@ -115,6 +116,8 @@ def validate_command(
         launcher=launcher,
         timeout_s=timeout,
     )
+    if not plans and not search.exists():
+        raise InputError(f"{search}: no such file; run `moemodel optimize SEARCH.yaml` first, or name plan files")
     found = None if plans else read_search_result(search)
     wanted = found.search.cluster.gpu if found else read_plan(plans[0]).cluster.gpu
     loaded = load_calibration(calibration, gpu or wanted, key="--gpu" if gpu else "cluster.gpu")

@@ -137,8 +137,9 @@ def with_tests(network: Network, tests: Sequence[NcclTest]) -> Network:
     """A network whose collectives take what tests measured.
 
     Raises:
-        InputError: a test ran on more GPUs a node than there are.
+        InputError: a test ran on more GPUs a node than there are, or two of as many ranks ran on different nodes.
     """
+    tests = _merged(tests)
     for collective in Collective:
         for across in (False, True):
             mine = [test for test in tests if test.collective is collective and (test.nodes > 1) == across]
@@ -168,13 +169,29 @@ def _with_tests(network: Network, collective: Collective, tests: Sequence[NcclTe
             across_starts_s={collective: bare.starts_s.get(collective, bare.start_s), **bare.across_starts_s},
             across_efficiency={collective: bare.efficiency[collective], **bare.across_efficiency},
         )
-    curves = tuple(_curve(own, test) for test in _largest(tests))
+    curves = tuple(_curve(own, test) for test in tests)
     return replace(own, curves={**own.curves, collective: (*kept, *curves)})
 
 
-def _largest(tests: Sequence[NcclTest]) -> list[NcclTest]:
-    """One test for each number of ranks: the last."""
-    return list({test.ranks: test for test in tests}.values())
+def _merged(tests: Sequence[NcclTest]) -> list[NcclTest]:
+    """One test for each collective and number of ranks, with the sizes of all; of a size twice, the later file counts.
+
+    Raises:
+        InputError: as many ranks lay on different numbers of nodes.
+    """
+    merged: dict[tuple[Collective, int, bool], NcclTest] = {}
+    for test in tests:
+        key = (test.collective, test.ranks, test.nodes > 1)
+        before = merged.get(key, test)
+        if before.nodes != test.nodes:
+            raise InputError(
+                f"{test.source}: {test.ranks} ranks on {test.nodes} nodes; {before.source} has as many on "
+                f"{before.nodes}: leave one of them out"
+            )
+        times = dict(zip(before.size_B, before.time_s, strict=True)) | dict(zip(test.size_B, test.time_s, strict=True))
+        sizes = tuple(sorted(times))
+        merged[key] = replace(test, size_B=sizes, time_s=tuple(times[size] for size in sizes))
+    return list(merged.values())
 
 
 def _fit(network: Network, test: NcclTest) -> tuple[float, float]:

@@ -33,7 +33,7 @@ _PROGRAMS = {
     "alltoall": Collective.ALL_TO_ALL,
     "sendrecv": Collective.SEND_RECV,
 }
-_MPI = re.compile(r"^\[\d+,\d+\]<std(out|err)>:\s?")
+_MPI = re.compile(r"^(\[\d+,\d+\]<std(out|err)>:|\s*\d+:)\s?")  # before each line, by mpirun or `srun -l`
 _RANK = re.compile(r"^#?\s*Rank\s+(\d+)\s+(?:Group\s+(\d+)\s+)?Pid\s+(\d+)\s+on\s+(\S+)\s+device\s+(\d+)")
 _PROGRAM = re.compile(r"Collective test (?:starting|concluded):\s*(\S+)")
 _FAILED = re.compile(r"Out of bounds values\s*:\s*(\d+)\s+FAILED")

@@ -22,7 +22,7 @@ from moemodel.model.architecture import Architecture, Attention, Latent, Layer, 
 from moemodel.model.gpu import Dtype
 from moemodel.model.operators import PASSES, Kind, Pass, Shape
 from moemodel.model.parameters import mlp_products
-from moemodel.model.plan import PlanBatch, Precision, Recompute
+from moemodel.model.plan import PlanBatch, Precision, Recompute, Schedule
 
 FloatArray = NDArray[np.float64]
 
@@ -170,8 +170,9 @@ def _largest_of(count: float) -> float:
 
 
 def in_buckets(plans: PlanBatch, backend: Backend) -> NDArray[np.bool_]:
-    """Where gradients stay in DDP's buckets from step to step, [P]."""
-    return np.asarray((plans.zero_stage == 0) & (plans.dp * plans.cp > 1) & backend.plain_parallel)
+    """Where gradients stay in DDP's buckets from step to step, [P]: not where torch splits backward passes in two."""
+    split = (plans.pp > 1) & (plans.schedule == Schedule.ZERO_BUBBLE)
+    return np.asarray((plans.zero_stage == 0) & (plans.dp * plans.cp > 1) & ~split & backend.plain_parallel)
 
 
 def added(plans: PlanBatch, backend: Backend) -> FloatArray:

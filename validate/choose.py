@@ -43,9 +43,10 @@ class _Picker:
 
     def take(self, wish: Wish, most: int | None = None) -> None:
         """A plan, if it can be run, and there are no `most` others yet or it is one of them."""
+        full = most is not None and len(self.choices) >= most
         found = choice_of(wish, self.hardware)
         if isinstance(found, SetAside):
-            self.set_aside.append(found)
+            self.set_aside += [] if full else [found]
         elif most is None or len(self.choices) < most or any(same(found, other) for other in self.choices):
             self.choices = added(self.choices, found)
 

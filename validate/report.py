@@ -238,13 +238,37 @@ def ranked(plans: Sequence[PlanReport], name: str) -> list[Ranked]:
     return found
 
 
+def _without_their_first(plans: Sequence[PlanReport], name: str) -> set[str]:
+    """Plans of groups whose first choice, by forecast, was not measured: what choosing it costs is not known."""
+    groups: dict[Hashable, list[PlanReport]] = {}
+    for plan in plans:
+        quantity = plan.quantities.get(name)
+        if quantity is not None and quantity.forecast is not None:
+            groups.setdefault(question_of(plan.plan), []).append(plan)
+    lost: set[str] = set()
+    for group in groups.values():
+        first = min(group, key=lambda plan: _forecast(plan, name))
+        if first.quantities[name].measured is None:
+            lost.update(plan.name for plan in group)
+    return lost
+
+
+def _forecast(plan: PlanReport, name: str) -> float:
+    forecast = plan.quantities[name].forecast
+    return math.inf if forecast is None else forecast.value
+
+
 def ranking_of(plans: Sequence[PlanReport], name: str) -> Ranking | None:
-    """How well a quantity is ranked; None where fewer than two plans have it."""
+    """How well a quantity is ranked; None where fewer than two plans have it.
+
+    Regret is that of groups whose first choice was measured.
+    """
     found = ranked(plans, name)
+    lost = _without_their_first(plans, name)
     if len(found) < 2:
         return None
     tau, pairs = kendall(found)
-    worst = max(regrets(found), key=lambda regret: regret.share, default=None)
+    worst = max(regrets([one for one in found if one.name not in lost]), key=lambda regret: regret.share, default=None)
     return Ranking(
         tau=tau,
         pairs=pairs,

@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,10 @@ class Question(Strict):
                 yield self.plans[index], repeat
 
 
+# Failures of which the machine may have been the cause: asked the same again, a validation tries those plans again.
+_RETRIED = ("no progress", "crashed")
+
+
 class Line(Strict):
     """A run that ended: one of `visit` and `failed`."""
 
@@ -101,9 +106,6 @@ class Session:
         folder: made if there is none; one that holds the same question is gone on with.
         question: what is run.
 
-    Attributes:
-        lines: runs that ended so far.
-
     Raises:
         InputError: the folder holds another question, another thing, or is damaged.
         OSError: it can't be written to.
@@ -116,7 +118,11 @@ class Session:
             _check_same(folder, read_question(folder), question)
         else:
             _begin(folder, question)
-        self.lines: list[Line] = list(_read_lines(self._visits))
+
+    @cached_property
+    def lines(self) -> list[Line]:
+        """Runs that ended so far, read (and a line that was cut off removed) at first use: within `alone`."""
+        return [line for line in _read_lines(self._visits) if not _worth_a_retry(line)]
 
     @property
     def resumed(self) -> bool:
@@ -132,7 +138,7 @@ class Session:
         self.lines.append(line)
 
     def left(self) -> list[tuple[Asked, int]]:
-        """Runs that are still to be made, in order; a plan that failed once is not run again."""
+        """Runs that are still to be made, in order; a plan that failed is not run again (see `_RETRIED`)."""
         failed = {line.plan for line in self.lines if line.failed}
         done = {(line.plan, line.visit.repeat) for line in self.lines if line.visit}
         return [
@@ -140,6 +146,10 @@ class Session:
             for asked, repeat in self.question.order()
             if asked.name not in failed and (asked.name, repeat) not in done
         ]
+
+
+def _worth_a_retry(line: Line) -> bool:
+    return line.failed is not None and line.failed.kind in _RETRIED
 
 
 @contextmanager

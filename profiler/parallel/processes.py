@@ -64,12 +64,17 @@ class Processes:
                         return
                 if ended:
                     return
-                if time.monotonic() - heard_s > self._job.timeout_s:
+                if time.monotonic() - heard_s > self._patience_s:
                     yield {"event": "hangs"}
                     return
                 time.sleep(_LOOK_S)
         finally:
             self._end(process)
+
+    @property
+    def _patience_s(self) -> float:
+        """How long nothing may be heard: a run is silent while it warms up and measures."""
+        return self._job.timeout_s + self._job.warm_s + self._job.measured_s
 
     def why_it_ended(self, hangs: bool) -> RankFailure:
         """Why it ended before it was done."""
@@ -78,7 +83,7 @@ class Processes:
             with suppress(InputError):
                 failures.append(read_json(file, RankFailure))
         if hangs:
-            reason = f"no progress for {self._job.timeout_s:.0f} s"
+            reason = f"no progress for {self._patience_s:.0f} s"
             return RankFailure(visit=None, kind="timeout", reason=reason)
         if failures:
             return min(failures, key=lambda failure: _GRAVITY[failure.kind])
@@ -173,10 +178,13 @@ def srun_command(module: str, arguments: Sequence[str], *, processes: int, envir
     Args:
         module, arguments: of each process.
         processes: how many.
-        environment: of the allocation; SLURM_GPUS_ON_NODE is how many a node takes, else one node takes all.
+        environment: of the allocation; SLURM_GPUS_ON_NODE is how many a node takes; where it is not said (whole
+            nodes were asked for), they are spread evenly over SLURM_JOB_NUM_NODES.
     """
     listed = environment.get("SLURM_GPUS_ON_NODE", "")
-    per_node = min(processes, int(listed)) if listed.isdigit() and int(listed) else processes
+    nodes = environment.get("SLURM_JOB_NUM_NODES", "")
+    spread = -(-processes // int(nodes)) if nodes.isdigit() and int(nodes) else processes
+    per_node = min(processes, int(listed)) if listed.isdigit() and int(listed) else spread
     return [
         "srun",
         *(f"--nodes={-(-processes // per_node)}", f"--ntasks={processes}", f"--ntasks-per-node={per_node}"),

@@ -37,7 +37,8 @@ def profile(thin_profiles: list[Path]) -> Profile:
     """The first profile, with the operators, loads and host times of all."""
     first, *others = map(read_profile, thin_profiles)
     for name in ("operators", "power", "host"):
-        first.tables[name] = pd.concat([p.tables[name] for p in (first, *others)], ignore_index=True)
+        parts = [profile.tables[name] for profile in (first, *others)]
+        first.tables[name] = pd.concat([part for part in parts if len(part)], ignore_index=True)
     return first
 
 

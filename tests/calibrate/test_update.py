@@ -211,7 +211,7 @@ def test_what_is_fitted_says_so(slower: Update, calibration: Calibration) -> Non
     before, after = (c.power.parameters["flop_J"] for c in (calibration, slower.calibration))
     assert after.origin == "fitted"
     assert after.source.startswith(f"{before.source}; times ")
-    assert after.source.endswith("by r.json: 7 plans on 2 x H100, 2026-11-22")
+    assert after.source.endswith("by r.json: 7 plans on 2 x H100, 2026-11-22T05:00:00+00:00")
     assert after.error is not None
     assert slower.calibration.power.parameters["base_W"] == calibration.power.parameters["base_W"]
     assert "Updated (time and power" in slower.calibration.provenance
@@ -254,8 +254,18 @@ def test_too_few_plans(calibration: Calibration, reported: Reported, plan_of: Pl
 def test_two_reports_count_together(calibration: Calibration, reported: Reported, plan_of: PlanOf) -> None:
     plans = [plan_of(name=f"p{size}", micro_batch=size) for size in (2, 4)]
     report = reported(calibration, plans=plans)
-    assert len(runs_of_reports([report, report])) == 4
-    assert update(calibration, [report, report], "r.json").plans == 4
+    later = report.model_copy(update={"created": "2026-11-22T06:00:00+00:00"})
+    assert len(runs_of_reports([report, later])) == 4
+    assert update(calibration, [report, later], "r.json").plans == 4
+
+
+def test_a_report_counts_once(slower: Update, calibration: Calibration, reported: Reported) -> None:
+    """Given twice, or to a calibration that rests on it already."""
+    report = reported(calibration)
+    with pytest.raises(InputError, match="is given twice; give each once"):
+        update(calibration, [report, report], "r.json")
+    with pytest.raises(InputError, match=r"is in calibration .* already; update the one before it"):
+        update(slower.calibration, [report], "r.json")
 
 
 def test_another_gpu(calibration: Calibration, reported: Reported) -> None:

@@ -155,7 +155,9 @@ def test_the_best_plans_of_the_last_search(
 def test_without_plans_and_without_a_search(moemodel: Run, folder: Path) -> None:
     result = moemodel("validate")
     assert result.exit_code == 2
-    assert result.stderr == "moemodel: moemodel-search.json: no such file\n"
+    assert result.stderr == (
+        "moemodel: moemodel-search.json: no such file; run `moemodel optimize SEARCH.yaml` first, or name plan files\n"
+    )
     assert [path.name for path in folder.iterdir()] == ["plan.yaml"]
 
 

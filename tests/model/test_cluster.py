@@ -378,3 +378,18 @@ def test_a_plan_on_a_tested_cluster_says_what_its_links_rest_on(keep: Keep, cali
     assert (
         by_test.step_time_s.value > by_datasheet.step_time_s.value + 4e-3
     )  # what a reduction takes there, however small
+
+
+def test_a_sweep_in_two_files_is_one_test(keep: Keep, calibration: Calibration, gpu: Gpu) -> None:
+    """In whichever order the files are named."""
+    rows = [*GOOD, row(1 << 31, "2.4e+04", 22000)]
+    for name, some in (("whole", rows), ("small", rows[:2]), ("large", rows[2:])):
+        keep(printed(some), f"{name}.txt")
+    took_s = []
+    for number, files in enumerate((["whole.txt"], ["small.txt", "large.txt"], ["large.txt", "small.txt"])):
+        head = ["nic: {bandwidth_GBps: 40, latency_us: 4, source: a datasheet}", "nccl_tests:"]
+        file = keep([*head, *(f"  - {name}" for name in files)], f"cluster-{number}.yml")
+        network = cluster_network(calibration, gpu, 16, None, read_internode(str(file)))
+        took_s.append([took(network, Collective.ALL_REDUCE, 16, size_B) for size_B in (1 << 10, 1 << 20, 1 << 30)])
+    assert took_s[1] == pytest.approx(took_s[0])
+    assert took_s[2] == pytest.approx(took_s[0])

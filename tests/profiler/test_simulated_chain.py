@@ -115,7 +115,8 @@ def test_every_section_is_there(h100: Truth) -> None:
     outcome = h100.outcome
     assert not outcome.skips
     assert list(outcome.sections) == ["mixed", "power", "heat", "solo", "sweep", "host"]
-    assert all(rows > 0 for table, rows in outcome.rows.items() if table != "iterations")
+    beside = {"iterations", "collectives", "overlap"}  # training runs, and what takes several devices
+    assert all(rows > 0 for table, rows in outcome.rows.items() if table not in beside)
     manifest = json.loads((outcome.folder / "manifest.json").read_text())
     assert manifest["gpu"] == H100
     assert manifest["device"]["vendor"] == "simulated"

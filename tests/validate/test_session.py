@@ -52,6 +52,12 @@ def test_a_plan_that_failed_is_not_run_again(ask: Ask, tmp_path: Path) -> None:
     assert {asked.name for asked, _ in session.left()} == {"one", "tensor"}
 
 
+@pytest.mark.parametrize(("kind", "again"), [("crashed", True), ("no progress", True), ("out of memory", False)])
+def test_what_the_machine_may_have_caused_is_tried_again(kind: str, again: bool, ask: Ask, tmp_path: Path) -> None:
+    Session(tmp_path / "v", ask()).add(Line(plan="two", failed=Failed(repeat=0, kind=kind, reason="it did")))
+    assert ("two" in {asked.name for asked, _ in Session(tmp_path / "v", ask()).left()}) == again
+
+
 def test_a_line_that_was_cut_off_is_made_again(ask: Ask, tmp_path: Path) -> None:
     session = Session(tmp_path / "v", ask())
     session.add(_visited("one", 0))
@@ -67,7 +73,7 @@ def test_a_damaged_line_is_named(ask: Ask, tmp_path: Path) -> None:
     path = tmp_path / "v" / VISITS
     path.write_text(path.read_text(encoding="utf-8") + "nonsense\n", encoding="utf-8")
     with pytest.raises(InputError, match=rf"^{path}:2: is no run of a validation; name a new folder"):
-        Session(tmp_path / "v", ask())
+        Session(tmp_path / "v", ask()).left()
 
 
 @pytest.mark.parametrize(
