@@ -454,7 +454,7 @@ def _columns(
         "optimizer_s": optimizer,
         "exposed_communication_s": exposed,
         "hidden_communication_s": np.maximum(pipe.mean(talk) - exposed, 0.0),
-        "bubble_s": idle - late,
+        "bubble_s": np.where(idle - late > _ROUNDING * step, idle - late, 0.0),
         "host_wait_s": late,
         "clock_Hz": sum(cycles.values()) / busy,
         "forward_clock_Hz": cycles["forward"] / forward,
