@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from moemodel.model.calibration import Calibration, OperatorFit, Parameter
 
-UNKNOWN_ERROR = 0.3  # log; of a parameter whose error the calibration doesn't state
+UNKNOWN_ERROR = 0.3  # log; assumed: of a parameter whose error the calibration doesn't state
 Change = Callable[[Calibration, float], Calibration]
 
 

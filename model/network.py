@@ -144,9 +144,7 @@ class Network:
         curves: what the formula misses of each collective (see `link_curves`).
         overlaps, memory_overlaps: share that hides behind matrix products, and behind operators that memory bounds;
             others take `overlap`.
-        link_W: power above idle of a GPU while it runs, of collectives that were measured.
         skew_share: of the excess of an all-to-all's busiest rank over the mean, what prolongs it; 1: all of it.
-        host_call_s: for the host to queue a collective; None: not measured.
     """
 
     gpus_per_node: int
@@ -165,9 +163,7 @@ class Network:
     curves: Mapping[Collective, tuple[LinkCurve, ...]] = field(default_factory=dict)
     overlaps: Mapping[Collective, float] = field(default_factory=dict)
     memory_overlaps: Mapping[Collective, float] = field(default_factory=dict)
-    link_W: Mapping[Collective, float] = field(default_factory=dict)
     skew_share: float = 1.0
-    host_call_s: float | None = None
 
     def overlap_of(self, collective: Collective, *, memory_bound: bool = False) -> float:
         """Share of a collective that hides behind computation: behind products, or what memory bounds."""
@@ -283,9 +279,7 @@ def network_of(calibration: Calibration, gpu: Gpu, gpus_per_node: int | None, in
         curves={c: tuple(x for x in calibration.network.curves if x.collective == c) for c in Collective},
         overlaps=_measured(p, "{}_overlap"),
         memory_overlaps=_measured(p, "{}_memory_overlap"),
-        link_W=_measured(p, "{}_link_power"),
         skew_share=p.get("skew_share", 1.0),
-        host_call_s=p.get("host_call"),
     )
 
 

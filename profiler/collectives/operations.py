@@ -18,14 +18,11 @@ from moemodel.model.network import Collective
 from moemodel.model.profile import EXCHANGE
 from moemodel.profiler.collectives.peers import Group
 from moemodel.profiler.collectives.points import LinkPoint, split_elements
+from moemodel.profiler.ranks import all_gather, reduce_scatter
 
 _WORD_B = 2  # bf16
 _SMALL = 2.0**-100  # where repeated sums start; bf16 holds 2^-126 to 2^127
 _DOUBLINGS = 200  # from there to before the overflow
-
-# The names until torch 2.12 and since: the older ones warn there that they will go.
-_all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter: Callable[..., Any] = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 def _nothing() -> None:
@@ -74,9 +71,9 @@ class Buffers:
             case Collective.ALL_REDUCE:
                 return _all_reduce(whole, out, group)
             case Collective.REDUCE_SCATTER:
-                return Operation(call=lambda: _reduce_scatter(part_out, whole, group=group.data))
+                return Operation(call=lambda: reduce_scatter(part_out, whole, group=group.data))
             case Collective.ALL_GATHER:
-                return Operation(call=lambda: _all_gather(out, part, group=group.data))
+                return Operation(call=lambda: all_gather(out, part, group=group.data))
             case Collective.ALL_TO_ALL if point.skew == 1:
                 return Operation(call=lambda: dist.all_to_all_single(out, whole, group=group.data))
             case Collective.ALL_TO_ALL:

@@ -15,11 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
 
-Group = dist.ProcessGroup
+from moemodel.profiler.ranks import all_gather, reduce_scatter
 
-# Renamed in torch 2.13; the old names warn there, the new ones are missing before.
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+Group = dist.ProcessGroup
 
 
 class _Enter(Function):
@@ -120,13 +118,13 @@ class _WideRms(Function):
 
 def _gathered(x: Tensor, group: Group) -> Tensor:
     out = x.new_empty(x.shape[0] * group.size(), *x.shape[1:])
-    _all_gather(out, x.contiguous(), group=group)
+    all_gather(out, x.contiguous(), group=group)
     return out
 
 
 def _scattered(x: Tensor, group: Group) -> Tensor:
     out = x.new_empty(x.shape[0] // group.size(), *x.shape[1:])
-    _reduce_scatter(out, x.contiguous(), group=group)
+    reduce_scatter(out, x.contiguous(), group=group)
     return out
 
 
