@@ -3,9 +3,9 @@
     python bench/a100_iteration_times.py [--json] [--shapes] [--data FOLDER] [--vtrain FOLDER]
 
 Every GPU count, layer count, degree of data and pipeline parallelism and micro batch is left out in turn, with all its
-rows, and predicted by the constants fitted to the others (`moemodel.calibrate.steps`), always from the same start.
-`mape` is the mean over these five factors; hidden size and tensor parallelism, which no row of the other level comes
-near, stand beside it. `--shapes` also leaves out each (hidden size, tensor parallelism, micro batch).
+rows, and predicted by the constants fitted to the others (`moemodel.calibration.published.vtrain`), always from the
+same start. `mape` is the mean over these five factors; hidden size and tensor parallelism, which no row of the other
+level comes near, stand beside it. `--shapes` also leaves out each (hidden size, tensor parallelism, micro batch).
 
 The rows (vTrain, MIT) are not what they are said to be: that simulator's own arithmetic on 32 traced steps gives all of
 them exactly. So GPU count, layers, dp and pp test little, and a shape left out is the real test. Rows of 64 to 512 A100
@@ -26,11 +26,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from moemodel.calibrate.public import LAUNCH_S
-from moemodel.calibrate.published import ALL_REDUCE, ITERATIONS, Rows, read_all_reduce, read_rows
-from moemodel.calibrate.steps import FREE, Cluster, StepFitter, fit_links, groups, left_out, predicted_s
-from moemodel.model.gpu import read_gpu
-from moemodel.model.plan import Recompute
+from moemodel.calibration.published.a100 import LAUNCH_S
+from moemodel.calibration.published.data import ALL_REDUCE, ITERATIONS, Rows, read_all_reduce, read_rows
+from moemodel.calibration.published.vtrain import FREE, Cluster, StepFitter, fit_links, groups, left_out, predicted_s
+from moemodel.model.hardware.gpu import read_gpu
+from moemodel.model.plan.spec import Recompute
 
 _DATA = Path(__file__).parents[2] / "shared" / "data"
 _GPU = "a100-sxm-80gb"

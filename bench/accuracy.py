@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from moemodel.calibrate.catalogue import shipped
-from moemodel.calibrate.fit import calibrate_profile
-from moemodel.calibrate.operators import HeldOut
-from moemodel.calibrate.read import Profile, read_profile
-from moemodel.model.calibration import Calibration, read_calibration
-from moemodel.validate.compare import Comparison, Quantity, compare, coverage, mape
+from moemodel.calibration.fit.calibration import calibrate_profile
+from moemodel.calibration.fit.operators import HeldOut
+from moemodel.calibration.store.catalogue import shipped
+from moemodel.calibration.store.profile_reader import Profile, read_profile
+from moemodel.model.records.calibration import Calibration, read_calibration
+from studies.comparison import Comparison, Quantity, compare, coverage, mape
 
 _ROOT = Path(__file__).resolve().parent.parent
 _AIM = 0.07  # median error of an operator on held-out shapes

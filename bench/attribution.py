@@ -16,7 +16,7 @@ so that it stays about as warm as in the mix.
 Each is the largest of a few sizes that stay well below the power cap: above it the clock would differ between the mix
 and a phase alone, and so would the power. (Large matrix products don't stay below it.)
 
-Everything goes through a recording (`profiler/recording.py`), and is evaluated from it alone.
+Everything goes through a recording (`profiler/meter/recording.py`), and is evaluated from it alone.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from moemodel.model.errors import DeviceError, InputError, MoeModelError
-from moemodel.model.gpu import list_gpus, read_gpu
-from moemodel.model.operators import Kind, Pass
-from moemodel.profiler.attribution import WIDEST_EDGE_S, PhasePower, regular_times
-from moemodel.profiler.bench import Instruments
-from moemodel.profiler.cases import Case
-from moemodel.profiler.device import SIMULATED, open_device
-from moemodel.profiler.effort import effort_for
-from moemodel.profiler.energy import EnergySampler
-from moemodel.profiler.meter import Meter
-from moemodel.profiler.platforms import platform_of
-from moemodel.profiler.points import Point, Sizes
-from moemodel.profiler.recording import RecordedSession, RecordingDevice, recorded_session
+from moemodel.model.core.errors import DeviceError, InputError, MoeModelError
+from moemodel.model.hardware.gpu import list_gpus, read_gpu
+from moemodel.model.operators.work import Kind, Pass
+from moemodel.profiler.devices.base import SIMULATED, open_device
+from moemodel.profiler.instruments.energy_sampler import EnergySampler
+from moemodel.profiler.meter.attribution import WIDEST_EDGE_S, PhasePower, regular_times
+from moemodel.profiler.meter.energy_meter import Meter
+from moemodel.profiler.meter.recording import RecordedSession, RecordingDevice, recorded_session
+from moemodel.profiler.microbench.budget import effort_for
+from moemodel.profiler.microbench.cases import Case
+from moemodel.profiler.microbench.harness import Instruments
+from moemodel.profiler.microbench.points import Point, Sizes
+from moemodel.profiler.platforms.registry import platform_of
 from moemodel.profiler.simulated.gpu import Mark
 from moemodel.profiler.simulated.instruments import SimulatedDevice
 

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from moemodel.calibrate.links import node_bandwidth
-from moemodel.calibrate.links_overlap import hidden_shares
-from moemodel.calibrate.links_times import HeldOutSizes, fit_skew, fit_times, held_out_sizes, link_rows
-from moemodel.calibrate.read import Profile, read_profile
-from moemodel.model.gpu import read_gpu
-from moemodel.model.network import Collective
+from moemodel.calibration.fit.collective_overlap import hidden_shares
+from moemodel.calibration.fit.collective_times import HeldOutSizes, fit_skew, fit_times, held_out_sizes, link_rows
+from moemodel.calibration.fit.network import node_bandwidth
+from moemodel.calibration.store.profile_reader import Profile, read_profile
+from moemodel.model.hardware.gpu import read_gpu
+from moemodel.model.network.collectives import Collective
 
 _PROFILES = Path(__file__).resolve().parent.parent / "calibrate" / "profiles"
 

@@ -2,9 +2,9 @@
 
     python bench/dvfs_power.py [--json] [--splits N] [--data FOLDER] [--others FILE]
 
-Six programs give all parameters (`moemodel.calibrate.dvfs`), the other six are predicted; then the other way round, for
-each of the 462 ways to part them (`--splits`: fewer, drawn at random, always the same). Errors are means over rows,
-programs and splits. What is known of a program under test, from little to much:
+Six programs give all parameters (`moemodel.calibration.published.activity_power`), the other six are predicted; then
+the other way round, for each of the 462 ways to part them (`--splits`: fewer, drawn at random, always the same). Errors
+are means over rows, programs and splits. What is known of a program under test, from little to much:
 
     top clock     counters read at the top clock alone, carried to the others by the model; temperature from the model
     counters      counters and temperature read at each clock
@@ -44,14 +44,20 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from moemodel.calibrate.catalogue import shipped
-from moemodel.calibrate.dvfs import ActivityPower, Bandwidth, fit_activities, projected, with_steady_temperature
-from moemodel.calibrate.power import Loads
-from moemodel.calibrate.public import fit_stream, loads_of_activities
-from moemodel.calibrate.published import ACTIVITY, FP64_GEMM, STREAM, read_activities, read_stream
-from moemodel.model.gpu import Gpu, read_gpu
-from moemodel.model.operators import Kind, Pass, Work
-from moemodel.model.power import PowerModel, power_model
+from moemodel.calibration.fit.power import Loads
+from moemodel.calibration.published.a100 import fit_stream, loads_of_activities
+from moemodel.calibration.published.activity_power import (
+    ActivityPower,
+    Bandwidth,
+    fit_activities,
+    projected,
+    with_steady_temperature,
+)
+from moemodel.calibration.published.data import ACTIVITY, FP64_GEMM, STREAM, read_activities, read_stream
+from moemodel.calibration.store.catalogue import shipped
+from moemodel.model.device.power import PowerModel, power_model
+from moemodel.model.hardware.gpu import Gpu, read_gpu
+from moemodel.model.operators.work import Kind, Pass, Work
 
 _DATA = Path(__file__).parents[2] / "shared" / "data"
 _GPU, _H100 = "a100-sxm-80gb", "h100-sxm-80gb"

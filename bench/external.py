@@ -10,7 +10,7 @@ Four errors of step time, means over rows of |predicted/measured - 1|:
                 ways to leave out groups; MLPerf: by the constants of Megatron-Bridge's dense rows, none of MLPerf's
     published   what the best predictor that names its error reached on these rows
 
-`time_mape` of the JSON is the third. No constant belongs to single rows (`moemodel.calibrate.external`); which ones a
+`time_mape` of the JSON is the third. No constant belongs to single rows (`studies.runs`); which ones a
 set has was chosen knowing its residuals. Data sets (NAME): a100 (some minutes), gh200, fsdp, dense, experts, mlperf.
 
 The data are read from `../shared/data`; where they are missing there is nothing to do, and the exit code is 0.
@@ -28,9 +28,9 @@ import numpy as np
 from a100_iteration_times import _COUNTED, cluster_of, errors
 from numpy.typing import NDArray
 
-from moemodel.calibrate.external import Predictor, Study, bridge, fsdp, gh200, mlperf
-from moemodel.calibrate.published import ITERATIONS, read_rows
-from moemodel.calibrate.steps import FREE, StepFitter, groups, left_out, predicted_s
+from moemodel.calibration.published.data import ITERATIONS, read_rows
+from moemodel.calibration.published.vtrain import FREE, StepFitter, groups, left_out, predicted_s
+from studies.runs import Predictor, Study, bridge, fsdp, gh200, mlperf
 
 _DATA = Path(__file__).parents[2] / "shared" / "data"
 

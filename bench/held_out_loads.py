@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from moemodel.calibrate.catalogue import shipped
-from moemodel.model.calibration import Calibration, read_calibration
-from moemodel.model.gpu import read_gpu
-from moemodel.model.load import HeldLoad, Part, held_load
-from moemodel.model.operators import SHAPE_FIELDS, Kind, Pass, Shape
+from moemodel.calibration.store.catalogue import shipped
+from moemodel.model.device.sustained_load import HeldLoad, Part, held_load
+from moemodel.model.hardware.gpu import read_gpu
+from moemodel.model.operators.work import SHAPE_FIELDS, Kind, Pass, Shape
+from moemodel.model.records.calibration import Calibration, read_calibration
 
 _ROOT = Path(__file__).resolve().parent.parent
 _REST_S = 8.0
@@ -103,9 +103,9 @@ LOADS: tuple[dict[str, Any], ...] = (
 
 def measure(gpu: str, file: Path, shorter: float = 1.0) -> None:
     """Hold every load on the GPU that is here, and write what was seen."""
-    from moemodel.profiler.bench import Bench
-    from moemodel.profiler.effort import effort_for
-    from moemodel.profiler.platforms import platform_of
+    from moemodel.profiler.microbench.budget import effort_for
+    from moemodel.profiler.microbench.harness import Bench
+    from moemodel.profiler.platforms.registry import platform_of
     from moemodel.profiler.run import open_named
 
     device, name = open_named(gpu)
@@ -125,7 +125,7 @@ def measure(gpu: str, file: Path, shorter: float = 1.0) -> None:
 
 def _held(bench: Any, load: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Rest, then rounds until the time is up."""
-    from moemodel.profiler.points import Point, Sizes
+    from moemodel.profiler.microbench.points import Point, Sizes
 
     cases = []
     for part in load["parts"]:

@@ -9,7 +9,7 @@ pairs' spread. A stretch begins and ends on an idle device. On a GPU if there is
 of the machine is larger than the meter. `host_time_per_call_s` is the host's time for a step's calls, over their
 number.
 
-With --codecarbon, each of CodeCarbon's levels (`profiler/emissions.py`) is such an instrument too, alone:
+With --codecarbon, each of CodeCarbon's levels (`profiler/emissions/codecarbon.py`) is such an instrument too, alone:
 `codecarbon_session_share_of_step`, `codecarbon_step_share_of_step`, `codecarbon_phase_share_of_step`. Steps and phases
 include the waiting for the device that they need. Stretches with the session level are longer, and it measures every
 second instead of every 15, so that each holds what CodeCarbon does in its threads: an upper bound.
@@ -31,9 +31,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from moemodel.model.errors import MoeModelError
-from moemodel.profiler.emissions import LEVELS, CodeCarbonLevels
-from moemodel.profiler.meter import Meter
+from moemodel.model.core.errors import MoeModelError
+from moemodel.profiler.emissions.codecarbon import LEVELS, CodeCarbonLevels
+from moemodel.profiler.meter.energy_meter import Meter
 
 _STEP_S = 0.05
 _STRETCH = 12  # steps

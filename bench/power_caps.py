@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from moemodel.calibrate.caps import CapModel, CapRows, fit_caps
+from studies.power_caps import CapModel, CapRows, fit_caps
 
 _DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -21,14 +21,14 @@ from itertools import product
 
 import numpy as np
 
-from moemodel.cli.calibrations import load_calibration
-from moemodel.model.architecture import Architecture
-from moemodel.model.carbon import footprint
-from moemodel.model.hf_config import read_architecture
-from moemodel.model.machine import Machine
-from moemodel.model.outcome import machine_of
-from moemodel.model.plan import Plan, PlanBatch
-from moemodel.model.predict import predict
+from moemodel.calibration.store.resolve import load_calibration
+from moemodel.model.architecture.hf_config import read_architecture
+from moemodel.model.architecture.spec import Architecture
+from moemodel.model.plan.spec import Plan, PlanBatch
+from moemodel.model.predict.predict import predict
+from moemodel.model.results.carbon import footprint
+from moemodel.model.results.outcome import machine_of
+from moemodel.model.step.system import Machine
 
 _GPU = "h100-sxm-80gb"
 _GPUS = (8, 16, 32, 64, 128, 256, 512)

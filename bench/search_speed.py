@@ -18,9 +18,9 @@ import statistics
 import sys
 import time
 
-from moemodel.cli.calibrations import load_calibration
-from moemodel.model.search import search
-from moemodel.model.search_document import Search
+from moemodel.calibration.store.resolve import load_calibration
+from moemodel.model.search.document import Search
+from moemodel.model.search.search import search
 
 _GPU = "h100-sxm-80gb"
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

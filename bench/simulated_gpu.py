@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from moemodel.calibrate.governor import fit_governor
-from moemodel.calibrate.power import fit_power, loads_of
-from moemodel.calibrate.read import read_profile
-from moemodel.calibrate.thermal import fit_leakage, fit_thermal
-from moemodel.model.compute import Chip as Datasheet
+from moemodel.calibration.fit.dvfs import fit_governor
+from moemodel.calibration.fit.power import fit_power, loads_of
+from moemodel.calibration.fit.thermal import fit_leakage, fit_thermal
+from moemodel.calibration.store.profile_reader import read_profile
+from moemodel.model.device.roofline import Chip as Datasheet
 from moemodel.profiler.run import profile
 from moemodel.profiler.simulated.chip import CHIPS, Chip
 

@@ -26,11 +26,11 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
-from moemodel.calibrate.catalogue import shipped
-from moemodel.model.calibration import read_calibration
-from moemodel.model.validation import PlanReport, Report, read_report
-from moemodel.validate.ranking import Ranked, kendall, regrets
-from moemodel.validate.report import RANKED, errors_of, predicted_again, ranked
+from moemodel.calibration.store.catalogue import shipped
+from moemodel.model.records.calibration import read_calibration
+from moemodel.model.results.validation import PlanReport, Report, read_report
+from moemodel.validation.report.build import RANKED, errors_of, predicted_again, ranked
+from moemodel.validation.report.ranking import Ranked, kendall, regrets
 
 _REPORTS = Path(__file__).parent / "measured" / "validation"
 _QUANTITIES = ("step_time", "energy", "power", "memory")

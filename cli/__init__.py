@@ -9,7 +9,7 @@ from typing import IO, Any
 import click
 
 import moemodel
-from moemodel.model.errors import MoeModelError
+from moemodel.model.core.errors import MoeModelError
 
 # Where each command lives: a module is imported when its command runs, or its help is shown.
 _COMMANDS: dict[str, str] = {

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moemodel.cli.calibrations import load_calibration
+from moemodel.calibration.store.resolve import load_calibration
 from moemodel.cli.output import console, table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from moemodel.calibrate.operators import HeldOut
-    from moemodel.calibrate.refit import Part
-    from moemodel.calibrate.update import Update
+    from moemodel.calibration.fit.operators import HeldOut
+    from moemodel.calibration.update.fitter import Part
+    from moemodel.calibration.update.from_reports import Update
 
 _NO_HELP = 1  # exit code: nothing was written
 
@@ -56,8 +56,8 @@ def calibrate_command(
 
 
 def _fit(profiles: tuple[Path, ...], output: Path) -> None:
-    from moemodel.calibrate.files import write_calibration
-    from moemodel.calibrate.fit import calibrate_profile
+    from moemodel.calibration.fit.calibration import calibrate_profile
+    from moemodel.calibration.store.calibration_writer import write_calibration
 
     calibration, errors = calibrate_profile(*profiles)
     write_calibration(calibration, output)
@@ -79,9 +79,9 @@ def _shapes(errors: list[HeldOut]) -> Table:
 
 
 def _update(paths: tuple[Path, ...], calibration: str | None, output: Path, *, force: bool) -> None:
-    from moemodel.calibrate.files import write_calibration
-    from moemodel.calibrate.update import update
-    from moemodel.model.validation import read_report
+    from moemodel.calibration.store.calibration_writer import write_calibration
+    from moemodel.calibration.update.from_reports import update
+    from moemodel.model.results.validation import read_report
 
     reports = [read_report(path) for path in paths]
     start = load_calibration(calibration, reports[0].environment.gpu, key="environment.gpu")

@@ -10,8 +10,8 @@ import click
 from moemodel.cli.output import console, echo_json, table
 
 if TYPE_CHECKING:
-    from moemodel.model.architecture import Architecture
-    from moemodel.model.gpu import Gpu
+    from moemodel.model.architecture.spec import Architecture
+    from moemodel.model.hardware.gpu import Gpu
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -21,7 +21,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_json
 def models_command(names: tuple[str, ...], as_json: bool) -> None:
     """List known architectures, or describe those named (or your own config.json)."""
-    from moemodel.model.hf_config import list_architectures, read_architecture
+    from moemodel.model.architecture.hf_config import list_architectures, read_architecture
 
     described = [_model(read_architecture(name)) for name in names or list_architectures()]
     if as_json:
@@ -48,7 +48,7 @@ def models_command(names: tuple[str, ...], as_json: bool) -> None:
 @_json
 def gpus_command(names: tuple[str, ...], as_json: bool) -> None:
     """List known GPUs and their calibrations, or describe those named, value by value with its source."""
-    from moemodel.model.gpu import list_gpus, read_gpu
+    from moemodel.model.hardware.gpu import list_gpus, read_gpu
 
     found = [read_gpu(name) for name in names or list_gpus()]
     if as_json:
@@ -78,7 +78,7 @@ def gpus_command(names: tuple[str, ...], as_json: bool) -> None:
 
 
 def _model(architecture: Architecture) -> dict[str, Any]:
-    from moemodel.model.parameters import parameters
+    from moemodel.model.architecture.parameters import parameters
 
     counted = parameters(architecture)
     return {
@@ -97,7 +97,7 @@ def _model(architecture: Architecture) -> dict[str, Any]:
 
 def _feed_forward(architecture: Architecture) -> str:
     """Dense, or the experts; with an encoder or not."""
-    from moemodel.model.architecture import Moe
+    from moemodel.model.architecture.spec import Moe
 
     blocks = (layer.feed_forward for layer in architecture.layers)
     routed = next((block for block in blocks if isinstance(block, Moe)), None)
@@ -121,7 +121,7 @@ def _gpu(gpu: Gpu) -> dict[str, Any]:
 
 def _provenance(gpu: Gpu) -> str:
     """What the shipped calibration of a GPU rests on; empty if none ships."""
-    from moemodel.calibrate.catalogue import list_calibrations, shipped
+    from moemodel.calibration.store.catalogue import list_calibrations, shipped
 
     return shipped(gpu.name).provenance if gpu.name in list_calibrations() else ""
 

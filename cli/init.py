@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moemodel.cli.calibrations import load_calibration
+from moemodel.calibration.store.resolve import load_calibration
 from moemodel.cli.output import write_whole
 
 if TYPE_CHECKING:
-    from moemodel.model.plan import Plan
+    from moemodel.model.plan.spec import Plan
 
 _COMMENTS = 36  # column
 _TEMPLATE = Path(__file__).parent / "templates" / "plan.yaml"
@@ -27,8 +27,8 @@ _TEMPLATE = Path(__file__).parent / "templates" / "plan.yaml"
 @click.option("--force", is_flag=True, help="Overwrite a file that is there.")
 def init_command(output: Path, architecture: str, gpu: str, gpus: int, calibration: str | None, force: bool) -> None:
     """Write a commented plan that fits in memory. It is a start, not an optimum."""
-    from moemodel.model.draft import draft_plan
-    from moemodel.model.errors import InputError
+    from moemodel.model.core.errors import InputError
+    from moemodel.model.search.baseline import draft_plan
 
     plan = draft_plan(architecture, gpu, gpus, load_calibration(calibration, gpu, key="--gpu"))
     try:
@@ -42,7 +42,7 @@ def init_command(output: Path, architecture: str, gpu: str, gpus: int, calibrati
 
 def _document(plan: Plan) -> str:
     """The template with a plan's values in it."""
-    from moemodel.model.network import links
+    from moemodel.model.network.collectives import links
 
     p = plan.parallel
     text = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moemodel.cli.calibrations import load_calibration
+from moemodel.calibration.store.resolve import load_calibration
 from moemodel.cli.output import console, digits, prefixed, table, write_whole
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from moemodel.model.search_document import Search
-    from moemodel.model.search_result import Entry, Figure, SearchResult
+    from moemodel.model.search.document import Search
+    from moemodel.model.search.result import Entry, Figure, SearchResult
 
 _PICKS = {  # in the order that they are shown in
     "fastest": "fastest",
@@ -49,7 +49,7 @@ def optimize_command(
     search: Path, output: Path, as_json: bool, top: int | None, write_plans: Path | None, calibration: str | None
 ) -> None:
     """Predict every legal plan of SEARCH, a YAML file, and give the front of time and energy within its limits."""
-    from moemodel.model.search_document import read_search
+    from moemodel.model.search.document import read_search
 
     if write_plans is not None:
         _check_empty(write_plans)
@@ -69,8 +69,8 @@ def optimize_command(
 
 def _search(path: Path, document: Search, calibration: str | None) -> SearchResult:
     """The result; an error says which file it is about."""
-    from moemodel.model.errors import InfeasiblePlanError, InputError
-    from moemodel.model.search import search
+    from moemodel.model.core.errors import InfeasiblePlanError, InputError
+    from moemodel.model.search.search import search
 
     try:
         loaded = load_calibration(calibration, document.cluster.gpu, key="cluster.gpu")
@@ -81,7 +81,7 @@ def _search(path: Path, document: Search, calibration: str | None) -> SearchResu
 
 def _check_empty(folder: Path) -> None:
     """Refuse a folder in which plans of another search would lie between the new ones."""
-    from moemodel.model.errors import InputError
+    from moemodel.model.core.errors import InputError
 
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"--write-plans {folder}: is not empty; name a new folder")
@@ -115,8 +115,8 @@ def _heading(result: SearchResult) -> str:
 
 def _front(result: SearchResult, top: int | None) -> Table:
     """The front, fastest first; shares are against the reference."""
-    from moemodel.model.front import thin
-    from moemodel.model.search_space import summary
+    from moemodel.model.search.pareto import thin
+    from moemodel.model.search.problem import summary
 
     entries = result.front
     shown = [entries[i] for i in thin(len(entries), top or len(entries), (n - 1 for n in result.picks.values()))]
@@ -185,7 +185,7 @@ def _interval(figure: Figure, unit: str) -> str:
 
 
 def _reference(entry: Entry) -> str:
-    from moemodel.model.search_space import summary
+    from moemodel.model.search.problem import summary
 
     missed = f"; it misses {', '.join(entry.misses)}" if entry.misses else ""
     plan = entry.plan

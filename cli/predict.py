@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moemodel.cli.calibrations import load_calibration
+from moemodel.calibration.store.resolve import load_calibration
 from moemodel.cli.output import console, digits, echo_json, prefixed, table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from moemodel.model.inlet import Warmer
-    from moemodel.model.outcome import Estimate, Outcome
-    from moemodel.model.plan import Plan
+    from moemodel.model.plan.spec import Plan
+    from moemodel.model.results.inlet_sensitivity import Warmer
+    from moemodel.model.results.outcome import Estimate, Outcome
 
 _TERMS_SHOWN = 6
 
@@ -39,7 +39,7 @@ _TERMS_SHOWN = 6
 def predict_command(plan: Path, as_json: bool, calibration: str | None, even_if_it_does_not_fit: bool) -> None:
     """Predict time, power, energy, memory, carbon and cost of the run in PLAN, a YAML file (see `moemodel init`)."""
     with _lean():
-        from moemodel.model.plan import read_plan
+        from moemodel.model.plan.spec import read_plan
 
         read = read_plan(plan)
         answer = _outcome(plan, read, calibration, even_if_it_does_not_fit)
@@ -72,8 +72,8 @@ def _lean() -> Iterator[None]:
 
 def _outcome(path: Path, plan: Plan, calibration: str | None, even_if_it_does_not_fit: bool) -> Outcome:
     """The outcome; an error says which file it is about."""
-    from moemodel.model.errors import InfeasiblePlanError, InputError
-    from moemodel.model.outcome import outcome
+    from moemodel.model.core.errors import InfeasiblePlanError, InputError
+    from moemodel.model.results.outcome import outcome
 
     try:
         loaded = load_calibration(calibration, plan.cluster.gpu, key="cluster.gpu")

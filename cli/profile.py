@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from moemodel.profiler.environment import AskedClocks
     from moemodel.profiler.run import Outcome
+    from moemodel.profiler.store.manifest import AskedClocks
 
 _INTERRUPTED = 130  # as a shell reports Ctrl-C
 _SIGNALLED = 128  # and with a signal's number added, one of the others
@@ -93,8 +93,8 @@ def profile_command(
     """
     from rich.console import Console
 
-    from moemodel.profiler.progress import Bars
     from moemodel.profiler.run import profile
+    from moemodel.profiler.sections.progress import Bars
 
     console = Console(stderr=True)
     with Bars(console) as bars:

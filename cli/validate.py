@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from moemodel.cli.calibrations import load_calibration
+from moemodel.calibration.store.resolve import load_calibration
 from moemodel.cli.output import console, table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from moemodel.model.calibration import Calibration
-    from moemodel.model.search_result import SearchResult
-    from moemodel.model.validation import PlanReport, Report
-    from moemodel.validate.choice import Hardware
-    from moemodel.validate.choose import Chosen
-    from moemodel.validate.run import Outcome
+    from moemodel.model.records.calibration import Calibration
+    from moemodel.model.results.validation import PlanReport, Report
+    from moemodel.model.search.result import SearchResult
+    from moemodel.validation.run import Outcome
+    from moemodel.validation.select.plans import Chosen
+    from moemodel.validation.select.runnable import Hardware
 
 _FAILED = 3  # exit code: some plan did not run to its end
 _INTERRUPTED = 130  # as a shell reports Ctrl-C
@@ -101,11 +101,11 @@ def validate_command(
 
     Plans are run in turns, in several rounds. Exit code 3: some plan failed; the others are in the report.
     """
-    from moemodel.model.errors import InputError
-    from moemodel.model.plan import read_plan
-    from moemodel.model.search_result import read_search_result
-    from moemodel.validate.hardware import look
-    from moemodel.validate.run import Options, question_of, validate
+    from moemodel.model.core.errors import InputError
+    from moemodel.model.plan.spec import read_plan
+    from moemodel.model.search.result import read_search_result
+    from moemodel.validation.run import Options, question_of, validate
+    from moemodel.validation.select.hardware import look
 
     options = Options(
         repeats=repeats,
@@ -148,7 +148,7 @@ def _chosen(
     controls: bool,
     seed: int,
 ) -> Chosen:
-    from moemodel.validate.choose import from_files, from_search
+    from moemodel.validation.select.plans import from_files, from_search
 
     if search is None:
         return from_files(plans, hardware, calibration, controls=controls, seed=seed)
@@ -203,7 +203,7 @@ def _report(report: Report) -> Iterator[RenderableType]:
 
 def _plans(report: Report, names: tuple[str, ...], *, spread: bool) -> Table:
     """Measured means of every plan, with the errors of their predictions and, if asked, their spread over rounds."""
-    from moemodel.validate.units import UNITS
+    from moemodel.validation.report.units import UNITS
 
     measured = [name for name in names if any(_has(plan, name) for plan in report.plans)]
     shown = ("error", "+-") if spread else ("error",)
@@ -219,7 +219,7 @@ def _has(plan: PlanReport, name: str) -> bool:
 
 
 def _cells(plan: PlanReport, name: str) -> tuple[str, str, str]:
-    from moemodel.validate.units import UNITS, number, percent
+    from moemodel.validation.report.units import UNITS, number, percent
 
     quantity = plan.quantities.get(name)
     if quantity is None or quantity.measured is None:
@@ -229,7 +229,7 @@ def _cells(plan: PlanReport, name: str) -> tuple[str, str, str]:
 
 
 def _overall(report: Report) -> Table:
-    from moemodel.validate.units import UNITS, percent
+    from moemodel.validation.report.units import UNITS, percent
 
     numbers = ("mean error", "worst", "of forecasts", "in the 90 % interval")
     made = table("Quantity", *numbers, numbers=numbers)
@@ -241,7 +241,7 @@ def _overall(report: Report) -> Table:
 
 
 def _rankings(report: Report) -> Iterator[str]:
-    from moemodel.validate.units import UNITS, percent
+    from moemodel.validation.report.units import UNITS, percent
 
     for name, found in report.ranking.items():
         tau = "nothing to rank" if found.tau is None else f"Kendall's tau {found.tau:.2f} over {found.pairs} pairs"

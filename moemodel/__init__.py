@@ -16,10 +16,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moemodel.calibrate.catalogue import list_calibrations, shipped
-    from moemodel.model.architecture import Architecture
-    from moemodel.model.calibration import Calibration, read_calibration
-    from moemodel.model.errors import (
+    from moemodel.calibration.store.catalogue import list_calibrations, shipped
+    from moemodel.model.architecture.hf_config import list_architectures, read_architecture
+    from moemodel.model.architecture.spec import Architecture
+    from moemodel.model.core.errors import (
         CalibrationError,
         DeviceError,
         InfeasiblePlanError,
@@ -27,53 +27,53 @@ if TYPE_CHECKING:
         MoeModelError,
         ProfileError,
     )
-    from moemodel.model.gpu import Gpu, list_gpus, read_gpu
-    from moemodel.model.hf_config import list_architectures, read_architecture
-    from moemodel.model.machine import Machine
-    from moemodel.model.outcome import Estimate, Outcome, machine_of, outcome
-    from moemodel.model.plan import Plan, PlanBatch, batch_of, read_plan
-    from moemodel.model.predict import Prediction, predict
-    from moemodel.model.search import search
-    from moemodel.model.search_document import Search, read_search
-    from moemodel.model.search_result import SearchResult, read_search_result
-    from moemodel.profiler.meter import Meter
+    from moemodel.model.hardware.gpu import Gpu, list_gpus, read_gpu
+    from moemodel.model.plan.spec import Plan, PlanBatch, batch_of, read_plan
+    from moemodel.model.predict.predict import Prediction, predict
+    from moemodel.model.records.calibration import Calibration, read_calibration
+    from moemodel.model.results.outcome import Estimate, Outcome, machine_of, outcome
+    from moemodel.model.search.document import Search, read_search
+    from moemodel.model.search.result import SearchResult, read_search_result
+    from moemodel.model.search.search import search
+    from moemodel.model.step.system import Machine
+    from moemodel.profiler.meter.energy_meter import Meter
 
 __version__ = "0.1.0"
 
 _HOMES: dict[str, str] = {
-    "Architecture": "model.architecture",
-    "Calibration": "model.calibration",
-    "CalibrationError": "model.errors",
-    "DeviceError": "model.errors",
-    "Estimate": "model.outcome",
-    "Gpu": "model.gpu",
-    "InfeasiblePlanError": "model.errors",
-    "InputError": "model.errors",
-    "Machine": "model.machine",
-    "Meter": "profiler.meter",
-    "MoeModelError": "model.errors",
-    "Outcome": "model.outcome",
-    "Plan": "model.plan",
-    "PlanBatch": "model.plan",
-    "Prediction": "model.predict",
-    "ProfileError": "model.errors",
-    "Search": "model.search_document",
-    "SearchResult": "model.search_result",
-    "batch_of": "model.plan",
-    "list_architectures": "model.hf_config",
-    "list_calibrations": "calibrate.catalogue",
-    "list_gpus": "model.gpu",
-    "machine_of": "model.outcome",
-    "outcome": "model.outcome",
-    "predict": "model.predict",
-    "read_architecture": "model.hf_config",
-    "read_calibration": "model.calibration",
-    "read_gpu": "model.gpu",
-    "read_plan": "model.plan",
-    "read_search": "model.search_document",
-    "read_search_result": "model.search_result",
-    "search": "model.search",
-    "shipped": "calibrate.catalogue",
+    "Architecture": "model.architecture.spec",
+    "Calibration": "model.records.calibration",
+    "CalibrationError": "model.core.errors",
+    "DeviceError": "model.core.errors",
+    "Estimate": "model.results.outcome",
+    "Gpu": "model.hardware.gpu",
+    "InfeasiblePlanError": "model.core.errors",
+    "InputError": "model.core.errors",
+    "Machine": "model.step.system",
+    "Meter": "profiler.meter.energy_meter",
+    "MoeModelError": "model.core.errors",
+    "Outcome": "model.results.outcome",
+    "Plan": "model.plan.spec",
+    "PlanBatch": "model.plan.spec",
+    "Prediction": "model.predict.predict",
+    "ProfileError": "model.core.errors",
+    "Search": "model.search.document",
+    "SearchResult": "model.search.result",
+    "batch_of": "model.plan.spec",
+    "list_architectures": "model.architecture.hf_config",
+    "list_calibrations": "calibration.store.catalogue",
+    "list_gpus": "model.hardware.gpu",
+    "machine_of": "model.results.outcome",
+    "outcome": "model.results.outcome",
+    "predict": "model.predict.predict",
+    "read_architecture": "model.architecture.hf_config",
+    "read_calibration": "model.records.calibration",
+    "read_gpu": "model.hardware.gpu",
+    "read_plan": "model.plan.spec",
+    "read_search": "model.search.document",
+    "read_search_result": "model.search.result",
+    "search": "model.search.search",
+    "shipped": "calibration.store.catalogue",
 }
 
 __all__ = [

@@ -11,32 +11,32 @@ from pathlib import Path
 
 import torch
 
-from moemodel.model.errors import DeviceError, InputError
-from moemodel.model.gpu import list_gpus, read_gpu
-from moemodel.model.profile import MANIFEST
-from moemodel.profiler.bench import Bench, Skip, make_room
-from moemodel.profiler.clock_control import ClockControl, Terminated, choose_clocks, ending_cleanly
+from moemodel.model.core.errors import DeviceError, InputError
+from moemodel.model.hardware.gpu import list_gpus, read_gpu
+from moemodel.model.records.profile import MANIFEST
+from moemodel.profiler.clocks.clock_control import ClockControl, Terminated, choose_clocks, ending_cleanly
+from moemodel.profiler.collectives.helpers import first_of_job, help_first, helps
 from moemodel.profiler.collectives.points import Scale
 from moemodel.profiler.collectives.section import SECTION as COLLECTIVES
 from moemodel.profiler.collectives.section import Collectives, check_enough, devices_at_hand
-from moemodel.profiler.collectives.together import first_of_job, help_first, helps
-from moemodel.profiler.cpu_device import power_note
-from moemodel.profiler.device import SIMULATED, Device, open_device, resolve
-from moemodel.profiler.effort import Effort, effort_for
-from moemodel.profiler.energy import EnergySampler, stuck_since
-from moemodel.profiler.environment import AskedClocks, Clocks, new_manifest
-from moemodel.profiler.grid import cpu_grid, cpu_sweep, gpu_grid, gpu_sweep
-from moemodel.profiler.heat import heat_steps, measure_heat
-from moemodel.profiler.launch import LaunchOptions, measure_host
-from moemodel.profiler.loads import cpu_loads, gpu_loads
-from moemodel.profiler.locked_sweep import LockedSweep
-from moemodel.profiler.operators import Mix, measure_operators
-from moemodel.profiler.platforms import Platform, platform_of
-from moemodel.profiler.points import Point
-from moemodel.profiler.power import Load, measure_power
-from moemodel.profiler.progress import Progress, Silent
-from moemodel.profiler.sweep import measure_sweep
-from moemodel.profiler.writer import ProfileWriter, read_manifest
+from moemodel.profiler.devices.base import SIMULATED, Device, open_device, resolve
+from moemodel.profiler.devices.cpu import power_note
+from moemodel.profiler.instruments.energy_sampler import EnergySampler, stuck_since
+from moemodel.profiler.microbench.budget import Effort, effort_for
+from moemodel.profiler.microbench.grid import cpu_grid, cpu_sweep, gpu_grid, gpu_sweep
+from moemodel.profiler.microbench.harness import Bench, Skip, make_room
+from moemodel.profiler.microbench.points import Point
+from moemodel.profiler.platforms.registry import Platform, platform_of
+from moemodel.profiler.sections.loads import cpu_loads, gpu_loads
+from moemodel.profiler.sections.locked_sweep import LockedSweep
+from moemodel.profiler.sections.operator_times import Mix, measure_operators
+from moemodel.profiler.sections.passive_sweep import measure_sweep
+from moemodel.profiler.sections.power import Load, measure_power
+from moemodel.profiler.sections.progress import Progress, Silent
+from moemodel.profiler.sections.thermal import heat_steps, measure_heat
+from moemodel.profiler.store.manifest import AskedClocks, Clocks, new_manifest
+from moemodel.profiler.store.profile_writer import ProfileWriter, read_manifest
+from moemodel.profiler.training.launch import LaunchOptions, measure_host
 
 # Section -> its share of the time. `host` is last: its kernel counter may slow later launches of the process.
 SECTIONS = {"mixed": 0.30, "power": 0.28, "heat": 0.19, "solo": 0.07, "sweep": 0.12, "host": 0.04}
@@ -285,7 +285,7 @@ class _Run:
         """Measure whole training steps of plans; the bench and its operands are gone by now."""
         if not plans:
             return
-        from moemodel.profiler import training
+        from moemodel.profiler.training import measure as training
 
         self.progress.begin("training", len(plans))
         begun_s = self.platform.timer.now_s()

@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moemodel.model.calibration import (
+from moemodel.model.device.roofline import form_of
+from moemodel.model.operators.work import PASSES, Kind, Pass
+from moemodel.model.plan.spec import Plan, PlanBatch
+from moemodel.model.records.calibration import (
     SCHEMA_VERSION,
     Calibration,
     GovernorFit,
@@ -26,11 +29,8 @@ from moemodel.model.calibration import (
     PowerFit,
     ThermalFit,
 )
-from moemodel.model.compute import form_of
-from moemodel.model.machine import Machine
-from moemodel.model.operators import PASSES, Kind, Pass
-from moemodel.model.outcome import machine_of
-from moemodel.model.plan import Plan, PlanBatch
+from moemodel.model.results.outcome import machine_of
+from moemodel.model.step.system import Machine
 
 _SOURCE = "made up for tests, of the order of an H100"
 

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from moemodel.model.as_run import predict_as_run
-from moemodel.model.calibration import Calibration
-from moemodel.model.search_result import plan_text
-from moemodel.model.validation import REPORT, Environment, Failed, Launcher, Report, Visit, row_of
-from moemodel.profiler.clock_control import ending_cleanly
-from moemodel.profiler.cpu_device import power_note
-from moemodel.profiler.launch import Failure, LaunchOptions, Measured, PlanVisit, launch
-from moemodel.validate.choice import Choice
-from moemodel.validate.choose import Chosen
-from moemodel.validate.hardware import Clocks
-from moemodel.validate.page import page
-from moemodel.validate.report import report_of
-from moemodel.validate.session import Asked, Line, Question, Session, alone
+from moemodel.model.records.calibration import Calibration
+from moemodel.model.results.measured import predict_as_run
+from moemodel.model.results.validation import REPORT, Environment, Failed, Launcher, Report, Visit, row_of
+from moemodel.model.search.result import plan_text
+from moemodel.profiler.clocks.clock_control import ending_cleanly
+from moemodel.profiler.devices.cpu import power_note
+from moemodel.profiler.training.launch import Failure, LaunchOptions, Measured, PlanVisit, launch
+from moemodel.validation.records.session import Asked, Line, Question, Session, alone
+from moemodel.validation.report.build import report_of
+from moemodel.validation.report.page import page
+from moemodel.validation.select.hardware import Clocks
+from moemodel.validation.select.plans import Chosen
+from moemodel.validation.select.runnable import Choice
 
 PAGE = "report.html"
 

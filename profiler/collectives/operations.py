@@ -14,11 +14,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from moemodel.model.network import Collective
-from moemodel.model.profile import EXCHANGE
-from moemodel.profiler.collectives.peers import Group
+from moemodel.model.network.collectives import Collective
+from moemodel.model.records.profile import EXCHANGE
 from moemodel.profiler.collectives.points import LinkPoint, split_elements
-from moemodel.profiler.ranks import all_gather, reduce_scatter
+from moemodel.profiler.collectives.process_groups import Group
+from moemodel.profiler.jobs.ranks import all_gather, reduce_scatter
 
 _WORD_B = 2  # bf16
 _SMALL = 2.0**-100  # where repeated sums start; bf16 holds 2^-126 to 2^127

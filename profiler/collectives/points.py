@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from moemodel.model.network import Collective
-from moemodel.model.profile import EXCHANGE, IDLE_LINKS
+from moemodel.model.network.collectives import Collective
+from moemodel.model.records.profile import EXCHANGE, IDLE_LINKS
 
 _ALIGN_B = 16  # of every rank's part, for the widest loads
 _KIB, _MIB = 1 << 10, 1 << 20

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from moemodel.model.errors import InputError
-from moemodel.model.profile import Topology
-from moemodel.profiler.bench import Skip, not_reached
+from moemodel.model.core.errors import InputError
+from moemodel.model.records.profile import Topology
 from moemodel.profiler.collectives.events import Request
+from moemodel.profiler.collectives.helpers import Helpers
 from moemodel.profiler.collectives.points import (
     LinkPoint,
     OverlapPoint,
@@ -27,12 +27,12 @@ from moemodel.profiler.collectives.points import (
     scale_for,
 )
 from moemodel.profiler.collectives.start import Event, follow
-from moemodel.profiler.collectives.together import Helpers
 from moemodel.profiler.collectives.topology import read_topology
-from moemodel.profiler.device import Device, NvidiaDevice
-from moemodel.profiler.progress import Progress
-from moemodel.profiler.ranks import torchrun_command
-from moemodel.profiler.writer import ProfileWriter
+from moemodel.profiler.devices.base import Device, NvidiaDevice
+from moemodel.profiler.jobs.ranks import torchrun_command
+from moemodel.profiler.microbench.harness import Skip, not_reached
+from moemodel.profiler.sections.progress import Progress
+from moemodel.profiler.store.profile_writer import ProfileWriter
 
 SECTION = "collectives"
 WORKER = "moemodel.profiler.collectives.worker"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moemodel.model.errors import DeviceError
+from moemodel.model.core.errors import DeviceError
 from moemodel.profiler.collectives.events import Follower
 
 _POLL_S = 0.05

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any, Literal, TypeVar
 
-from moemodel.model.profile import Topology, TopologyGpu, TopologyPair
-from moemodel.profiler.device import nvml_handle
+from moemodel.model.records.profile import Topology, TopologyGpu, TopologyPair
+from moemodel.profiler.devices.base import nvml_handle
 
 _T = TypeVar("_T")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from moemodel.profiler import ranks as ranks_module
 from moemodel.profiler.collectives.events import Request, Teller, read_request
-from moemodel.profiler.collectives.measure import Section
-from moemodel.profiler.cpu_device import CpuDevice
-from moemodel.profiler.device import Device
+from moemodel.profiler.collectives.rank_measurement import Section
+from moemodel.profiler.devices.base import Device
+from moemodel.profiler.devices.cpu import CpuDevice
+from moemodel.profiler.jobs import ranks as ranks_module
 
 _CPU = "cpu"
 

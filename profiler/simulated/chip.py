@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from moemodel.model.errors import DeviceError
-from moemodel.model.gpu import Gpu, read_gpu
-from moemodel.model.operators import Kind, Pass
+from moemodel.model.core.errors import DeviceError
+from moemodel.model.hardware.gpu import Gpu, read_gpu
+from moemodel.model.operators.work import Kind, Pass
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from moemodel.model.errors import DeviceError
+from moemodel.model.core.errors import DeviceError
 
 SENSORS = ("energy", "power", "temperature", "clock")
 _FORMS = (

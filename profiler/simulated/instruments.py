@@ -14,22 +14,22 @@ from urllib.parse import parse_qsl
 
 import torch
 
-from moemodel.model.errors import DeviceError
-from moemodel.model.operators import Kind, Pass
-from moemodel.model.profile import DeviceInfo
-from moemodel.profiler.cases import Case
-from moemodel.profiler.device import ACTIVITIES, Activity, ActivityMeter, NoActivity, resolve
-from moemodel.profiler.effort import Effort
-from moemodel.profiler.energy import EnergySampler
-from moemodel.profiler.heavy import HeavyLoad
-from moemodel.profiler.points import Point, Sizes
-from moemodel.profiler.settings import Address, Settings
+from moemodel.model.core.errors import DeviceError
+from moemodel.model.operators.work import Kind, Pass
+from moemodel.model.records.profile import DeviceInfo
+from moemodel.profiler.clocks.settings import Address, Settings
+from moemodel.profiler.devices.base import ACTIVITIES, Activity, ActivityMeter, NoActivity, resolve
+from moemodel.profiler.instruments.energy_sampler import EnergySampler
+from moemodel.profiler.microbench.budget import Effort
+from moemodel.profiler.microbench.cases import Case
+from moemodel.profiler.microbench.load_generator import HeavyLoad
+from moemodel.profiler.microbench.points import Point, Sizes
+from moemodel.profiler.microbench.stream_timer import Sample, Stretch
 from moemodel.profiler.simulated.chip import CHIPS, Chip
 from moemodel.profiler.simulated.faults import Faults, parse_faults
 from moemodel.profiler.simulated.gpu import Mark, Totals, VirtualGpu
 from moemodel.profiler.simulated.kernels import Kernel, kernel
 from moemodel.profiler.simulated.state import LOCKING, State, StoredSettings
-from moemodel.profiler.timing import Sample, Stretch
 
 _OPTIONS = ("seed", "fail", "state", "locking", "busy", "pace")
 _PACE_PERIOD_S = 0.05
@@ -324,7 +324,7 @@ class SimulatedPlatform:
     def host_rows(self, repeats: int) -> list[dict[str, Any]]:
         """Rows of table `host`, drawn about made-up times."""
         del repeats
-        from moemodel.profiler.host_lane import KINDS
+        from moemodel.profiler.host_overhead.single_gpu import KINDS
 
         rows: list[tuple[str, str, str, float]] = []
         for kind in KINDS:

@@ -12,9 +12,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moemodel.model.operators import Kind, Pass
-from moemodel.profiler.operands import expert_rows
-from moemodel.profiler.points import Point, Sizes
+from moemodel.model.operators.work import Kind, Pass
+from moemodel.profiler.microbench.operands import expert_rows
+from moemodel.profiler.microbench.points import Point, Sizes
 from moemodel.profiler.simulated.chip import Chip, Stream
 
 _QUERIES = 128

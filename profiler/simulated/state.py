@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moemodel.model.errors import DeviceError
-from moemodel.profiler.settings import SettingError
+from moemodel.model.core.errors import DeviceError
+from moemodel.profiler.clocks.settings import SettingError
 
 LOCKING = ("allowed", "refused", "unsupported")
 _REFUSALS = {

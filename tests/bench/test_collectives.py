@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from moemodel.model.network import Collective
-from moemodel.model.profile import EXCHANGE, IDLE_LINKS, DeviceInfo, Manifest
+from moemodel.model.network.collectives import Collective
+from moemodel.model.records.profile import EXCHANGE, IDLE_LINKS, DeviceInfo, Manifest
 from moemodel.profiler.collectives.points import link_points, overlap_points, scale_for
-from moemodel.profiler.writer import ProfileWriter
+from moemodel.profiler.store.profile_writer import ProfileWriter
 
 Run = Callable[..., str]
 SCALE = scale_for(cpu=False, ranks=4)

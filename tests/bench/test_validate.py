@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from moemodel.model.as_run import predict_as_run
-from moemodel.model.calibration import Calibration
-from moemodel.model.plan import Plan
-from moemodel.model.profile import DeviceInfo
-from moemodel.model.search_result import plan_text
-from moemodel.model.validation import Environment, Report, Visit, row_of
-from moemodel.validate.report import predicted_again, report_of
-from moemodel.validate.session import Asked, Line, Question
+from moemodel.model.plan.spec import Plan
+from moemodel.model.records.calibration import Calibration
+from moemodel.model.records.profile import DeviceInfo
+from moemodel.model.results.measured import predict_as_run
+from moemodel.model.results.validation import Environment, Report, Visit, row_of
+from moemodel.model.search.result import plan_text
+from moemodel.validation.records.session import Asked, Line, Question
+from moemodel.validation.report.build import predicted_again, report_of
 
 ROOT = Path(__file__).parents[2]
 REPORTS = sorted((ROOT / "bench" / "measured" / "validation").glob("*.json"))

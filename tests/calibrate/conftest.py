@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-from moemodel.calibrate.operators import Observations, observations
-from moemodel.calibrate.read import read_profile
+from moemodel.calibration.fit.operators import Observations, observations
+from moemodel.calibration.store.profile_reader import read_profile
 from moemodel.cli import main
-from moemodel.model.compute import Chip, parts, time_at
-from moemodel.model.operators import SHAPE_FIELDS, Kind, Pass, Shape
-from moemodel.model.profile import MANIFEST, TABLES
-from moemodel.profiler.writer import arrow_schema
+from moemodel.model.device.roofline import Chip, parts, time_at
+from moemodel.model.operators.work import SHAPE_FIELDS, Kind, Pass, Shape
+from moemodel.model.records.profile import MANIFEST, TABLES
+from moemodel.profiler.store.profile_writer import arrow_schema
 
 COMMITTED = Path(__file__).parents[2] / "calibrate" / "profiles" / "h100-sxm-80gb-second"
 WHOLE = [  # operators and passes that `thin_profiles` keeps

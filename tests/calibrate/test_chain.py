@@ -14,13 +14,14 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from moemodel.calibrate.read import read_profile
+from moemodel.calibration.store.profile_reader import read_profile
 from moemodel.cli import main
-from moemodel.model.calibration import Calibration, read_calibration
-from moemodel.model.operators import PASSES, Kind
-from moemodel.model.profile import MANIFEST
-from moemodel.profiler import effort, host_lane
+from moemodel.model.operators.work import PASSES, Kind
+from moemodel.model.records.calibration import Calibration, read_calibration
+from moemodel.model.records.profile import MANIFEST
 from moemodel.profiler import run as profiler
+from moemodel.profiler.host_overhead import single_gpu as host_lane
+from moemodel.profiler.microbench import budget as effort
 
 PLAN = """\
 name: tiny

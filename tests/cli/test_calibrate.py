@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from moemodel.calibrate import fit, update
-from moemodel.calibrate.operators import HeldOut
-from moemodel.calibrate.refit import HeldOut as HeldOutPlans
-from moemodel.calibrate.refit import Moved, Part
-from moemodel.calibrate.update import Update
-from moemodel.model import validation
-from moemodel.model.calibration import Calibration, read_calibration
-from moemodel.model.operators import Kind, Pass
+from moemodel.calibration.fit import calibration as fit
+from moemodel.calibration.fit.operators import HeldOut
+from moemodel.calibration.update import from_reports as update
+from moemodel.calibration.update.fitter import HeldOut as HeldOutPlans
+from moemodel.calibration.update.fitter import Moved, Part
+from moemodel.calibration.update.from_reports import Update
+from moemodel.model.operators.work import Kind, Pass
+from moemodel.model.records.calibration import Calibration, read_calibration
+from moemodel.model.results import validation
 
 Run = Callable[..., Result]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from click.testing import Result
 
-from moemodel.model.gpu import list_gpus
-from moemodel.model.hf_config import list_architectures
+from moemodel.model.architecture.hf_config import list_architectures
+from moemodel.model.hardware.gpu import list_gpus
 
 Run = Callable[..., Result]
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from click.testing import Result
 
-from moemodel.model.plan import Plan, read_plan
+from moemodel.model.plan.spec import Plan, read_plan
 
 Run = Callable[..., Result]
 

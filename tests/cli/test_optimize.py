@@ -12,8 +12,8 @@ import pytest
 from click.testing import Result
 
 from moemodel.cli.optimize import _runs
-from moemodel.model.plan import read_plan
-from moemodel.model.search_result import DEFAULT_FILE, read_search_result
+from moemodel.model.plan.spec import read_plan
+from moemodel.model.search.result import DEFAULT_FILE, read_search_result
 
 Run = Callable[..., Result]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from moemodel.calibrate.catalogue import list_calibrations
-from moemodel.model.calibration import SCHEMA_VERSION
+from moemodel.calibration.store.catalogue import list_calibrations
+from moemodel.model.records.calibration import SCHEMA_VERSION
 
 Run = Callable[..., Result]
 
@@ -48,8 +48,8 @@ def test_prints_the_same_for_machines(moemodel: Run, calibration_file: Path) -> 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=[path.stem for path in EXAMPLES])
 def test_examples_predict(example: Path, moemodel: Run) -> None:
-    from moemodel.model.gpu import read_gpu
-    from moemodel.model.plan import read_plan
+    from moemodel.model.hardware.gpu import read_gpu
+    from moemodel.model.plan.spec import read_plan
 
     gpu = read_gpu(read_plan(example).cluster.gpu).name
     if gpu not in list_calibrations():

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from moemodel.model.calibration import Calibration
-from moemodel.model.gpu import read_gpu
-from moemodel.model.profile import DeviceInfo
-from moemodel.model.validation import Environment, Failed, Visit, read_report, row_of
-from moemodel.validate import hardware, run
-from moemodel.validate.choice import Hardware
-from moemodel.validate.report import report_of
-from moemodel.validate.session import Line, Question
+from moemodel.model.hardware.gpu import read_gpu
+from moemodel.model.records.calibration import Calibration
+from moemodel.model.records.profile import DeviceInfo
+from moemodel.model.results.validation import Environment, Failed, Visit, read_report, row_of
+from moemodel.validation import run
+from moemodel.validation.records.session import Line, Question
+from moemodel.validation.report.build import report_of
+from moemodel.validation.select import hardware
+from moemodel.validation.select.runnable import Hardware
 
 Run = Callable[..., Result]
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from moemodel.model.errors import InfeasiblePlanError
-from moemodel.model.feasibility import architecture_of
-from moemodel.model.plan import Plan, check_architecture
+from moemodel.model.core.errors import InfeasiblePlanError
+from moemodel.model.plan.spec import Plan, check_architecture
+from moemodel.model.results.feasibility import architecture_of
 
 # Framework, precision, GPU: every pair of the first two once or more, every GPU that has a calibration.
 SOFTWARE: tuple[tuple[str, str, str], ...] = (

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moemodel.calibrate.catalogue import shipped
-from moemodel.model.feasibility import architecture_of
-from moemodel.model.outcome import machine_of, outcome
-from moemodel.model.plan import Plan, PlanBatch, batch_of
-from moemodel.model.predict import Prediction, predict
+from moemodel.calibration.store.catalogue import shipped
+from moemodel.model.plan.spec import Plan, PlanBatch, batch_of
+from moemodel.model.predict.predict import Prediction, predict
+from moemodel.model.results.feasibility import architecture_of
+from moemodel.model.results.outcome import machine_of, outcome
 
 FloatArray = NDArray[np.float64]
 

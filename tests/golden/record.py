@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from plans import draw
 from predictions import answered, group_of, predicted
 
-from moemodel.model.hf_config import list_architectures
+from moemodel.model.architecture.hf_config import list_architectures
 
 HERE = Path(__file__).parent
 TABLE, ANSWERS = HERE / "predictions.parquet", HERE / "answers.json.gz"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from moemodel.model.profile import DeviceInfo, Manifest
-from moemodel.profiler.device import ActivityMeter, NoActivity
+from moemodel.model.records.profile import DeviceInfo, Manifest
+from moemodel.profiler.devices.base import ActivityMeter, NoActivity
 
 
 @pytest.fixture(autouse=True, scope="session")

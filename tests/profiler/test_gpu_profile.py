@@ -10,16 +10,16 @@ import pandas as pd
 import pytest
 import torch
 
-from moemodel.model.gpu import list_gpus, read_gpu
-from moemodel.profiler.bench import Bench
-from moemodel.profiler.cases import build
-from moemodel.profiler.device import Device, open_device
-from moemodel.profiler.effort import effort_for
-from moemodel.profiler.energy import EnergySampler
-from moemodel.profiler.grid import cpu_grid, gpu_grid
-from moemodel.profiler.loads import gpu_loads
-from moemodel.profiler.operands import Pool
+from moemodel.model.hardware.gpu import list_gpus, read_gpu
+from moemodel.profiler.devices.base import Device, open_device
+from moemodel.profiler.instruments.energy_sampler import EnergySampler
+from moemodel.profiler.microbench.budget import effort_for
+from moemodel.profiler.microbench.cases import build
+from moemodel.profiler.microbench.grid import cpu_grid, gpu_grid
+from moemodel.profiler.microbench.harness import Bench
+from moemodel.profiler.microbench.operands import Pool
 from moemodel.profiler.run import Workload, profile
+from moemodel.profiler.sections.loads import gpu_loads
 
 pytestmark = [
     pytest.mark.gpu,

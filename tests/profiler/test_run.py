@@ -13,15 +13,16 @@ import torch
 from click.testing import CliRunner
 
 from moemodel.cli.profile import profile_command
-from moemodel.model.errors import DeviceError, InputError, ProfileError
-from moemodel.model.operators import Kind
-from moemodel.profiler import host_lane, sweep
+from moemodel.model.core.errors import DeviceError, InputError, ProfileError
+from moemodel.model.operators.work import Kind
 from moemodel.profiler import run as run_module
-from moemodel.profiler.effort import Effort, effort_for
-from moemodel.profiler.grid import cpu_grid, cpu_sweep
-from moemodel.profiler.loads import cpu_loads
-from moemodel.profiler.progress import Silent
+from moemodel.profiler.host_overhead import single_gpu as host_lane
+from moemodel.profiler.microbench.budget import Effort, effort_for
+from moemodel.profiler.microbench.grid import cpu_grid, cpu_sweep
 from moemodel.profiler.run import SECTIONS, Outcome, Workload, profile, shares
+from moemodel.profiler.sections import passive_sweep as sweep
+from moemodel.profiler.sections.loads import cpu_loads
+from moemodel.profiler.sections.progress import Silent
 
 BENCH = ["mixed", "power", "solo", "sweep"]
 POINTS = cpu_grid(0)[:6]
@@ -124,7 +125,7 @@ def test_ctrl_c_leaves_a_profile_to_go_on_with(measure: Any) -> None:
 
 
 def test_what_cannot_run_is_skipped_with_its_reason(measure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from moemodel.profiler import cases
+    from moemodel.profiler.microbench import cases
 
     def fail(*_: object) -> object:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 90 GiB")

@@ -16,21 +16,21 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from moemodel.calibrate import operators
-from moemodel.calibrate.power import loads_of
+from moemodel.calibration.fit import operators
+from moemodel.calibration.fit.power import loads_of
 from moemodel.cli import main
 from moemodel.cli.profile import profile_command
-from moemodel.model.calibration import Calibration, read_calibration
-from moemodel.model.compute import Chip as Datasheet
-from moemodel.model.compute import operator_time
-from moemodel.model.errors import DeviceError
-from moemodel.model.load import Part, held_load
-from moemodel.model.operators import SHAPE_FIELDS, Kind, Pass, Shape
+from moemodel.model.core.errors import DeviceError
+from moemodel.model.device.roofline import Chip as Datasheet
+from moemodel.model.device.roofline import operator_time
+from moemodel.model.device.sustained_load import Part, held_load
+from moemodel.model.operators.work import SHAPE_FIELDS, Kind, Pass, Shape
+from moemodel.model.records.calibration import Calibration, read_calibration
 from moemodel.profiler import run as run_module
-from moemodel.profiler.grid import gpu_grid, gpu_sweep
-from moemodel.profiler.loads import gpu_loads
-from moemodel.profiler.points import Point, Sizes
+from moemodel.profiler.microbench.grid import gpu_grid, gpu_sweep
+from moemodel.profiler.microbench.points import Point, Sizes
 from moemodel.profiler.run import Outcome, Workload, profile
+from moemodel.profiler.sections.loads import gpu_loads
 from moemodel.profiler.simulated.chip import CHIPS, Chip
 from moemodel.profiler.simulated.gpu import VirtualGpu
 from moemodel.profiler.simulated.kernels import kernel

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from moemodel.model.as_run import QUANTITIES, predict_as_run
-from moemodel.model.calibration import Calibration
-from moemodel.model.gpu import read_gpu
-from moemodel.model.plan import Plan
-from moemodel.model.profile import TABLES, DeviceInfo
-from moemodel.model.validation import Environment
-from moemodel.profiler.launch import Failure, LaunchOptions, Measured, PlanVisit
-from moemodel.validate.choice import Choice, Hardware
-from moemodel.validate.choose import Chosen
-from moemodel.validate.run import Options, question_of
-from moemodel.validate.session import Question
+from moemodel.model.hardware.gpu import read_gpu
+from moemodel.model.plan.spec import Plan
+from moemodel.model.records.calibration import Calibration
+from moemodel.model.records.profile import TABLES, DeviceInfo
+from moemodel.model.results.measured import QUANTITIES, predict_as_run
+from moemodel.model.results.validation import Environment
+from moemodel.profiler.training.launch import Failure, LaunchOptions, Measured, PlanVisit
+from moemodel.validation.records.session import Question
+from moemodel.validation.run import Options, question_of
+from moemodel.validation.select.plans import Chosen
+from moemodel.validation.select.runnable import Choice, Hardware
 
 TEMPERATURE_C = 55.0
 DEVICE = DeviceInfo(

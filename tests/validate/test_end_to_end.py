@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from moemodel.cli import main
-from moemodel.model.calibration import Calibration
-from moemodel.model.validation import read_report
+from moemodel.model.records.calibration import Calibration
+from moemodel.model.results.validation import read_report
 
 CONFIG = {
     "model_type": "llama",

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from moemodel.model.calibration import Calibration
-from moemodel.model.documents import parse_yaml
-from moemodel.model.errors import CalibrationError, DeviceError
-from moemodel.model.plan import Plan
-from moemodel.model.validation import PlanReport, Report, read_report
-from moemodel.validate.run import PAGE, Options, Outcome, validate
-from moemodel.validate.session import Question
+from moemodel.model.core.documents import parse_yaml
+from moemodel.model.core.errors import CalibrationError, DeviceError
+from moemodel.model.plan.spec import Plan
+from moemodel.model.records.calibration import Calibration
+from moemodel.model.results.validation import PlanReport, Report, read_report
+from moemodel.validation.records.session import Question
+from moemodel.validation.run import PAGE, Options, Outcome, validate
 
 Ask = Callable[..., Question]
 PlanOf = Callable[..., Plan]

@@ -1,0 +1,115 @@
+"""Predicted against measured: one comparison a training run, from rows of a profile's `iterations` table.
+
+Rows of the ranks of one run are one run (`model.as_run`), and what the router did and how warm the die was are inputs
+of its prediction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moemodel.model.core.documents import parse_yaml
+from moemodel.model.plan.spec import Plan
+from moemodel.model.records.calibration import Calibration
+from moemodel.model.results.measured import QUANTITIES, Row, known, merged, predict_as_run, runs_of
+
+Z90 = 1.645  # standard deviations of a normal distribution within which 90 % of it lies
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """One quantity of one run, SI units; `spread` is the predicted standard deviation of its logarithm, or None."""
+
+    predicted: float
+    measured: float
+    spread: float | None = None
+
+    @property
+    def error(self) -> float:
+        """Relative error, signed."""
+        return self.predicted / self.measured - 1
+
+    @property
+    def covered(self) -> bool:
+        """The measurement lies in the 90 % interval; False where there is none."""
+        return self.spread is not None and abs(math.log(self.predicted / self.measured)) <= Z90 * self.spread
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One run: its name, its quantities (those that were measured), and the predicted share of waiting for the host."""
+
+    name: str
+    quantities: dict[str, Quantity]
+    host_share: float
+
+
+def compare(rows: Iterable[Row], calibration: Calibration) -> list[Comparison]:
+    """Predict every measured run.
+
+    Args:
+        rows: of a profile's `iterations` table; those of a run's ranks one after another.
+        calibration: of the GPU that they ran on.
+
+    Raises:
+        InputError: a row's plan is not one.
+        CalibrationError: the calibration is of another GPU, or lacks an operator.
+    """
+    return [_compare(merged(run), calibration) for run in runs_of(rows)]
+
+
+def _compare(row: Row, calibration: Calibration) -> Comparison:
+    return compare_run(parse_yaml(row["plan_yaml"], Plan, str(row["plan"])), row, calibration, name=str(row["plan"]))
+
+
+def compare_run(plan: Plan, row: Row, calibration: Calibration, *, name: str) -> Comparison:
+    """Predict one run, given as one row.
+
+    Args:
+        plan: as it ran.
+        row: what it measured.
+        calibration: of the GPU that it ran on.
+        name: of the comparison.
+
+    Raises:
+        InputError: unknown architecture or GPU.
+        CalibrationError: the calibration is of another GPU, or lacks an operator.
+    """
+    found = predict_as_run(plan, calibration, row)
+    return Comparison(
+        name=name,
+        quantities={
+            name: Quantity(predicted=value, measured=float(row[QUANTITIES[name]]), spread=found.spreads.get(name))
+            for name, value in found.values.items()
+            if known(row.get(QUANTITIES[name]))
+        },
+        host_share=found.host_share,
+    )
+
+
+def mape(found: Sequence[Comparison], name: str) -> float:
+    """Mean absolute relative error of a quantity over the runs that have it.
+
+    Raises:
+        ValueError: none has.
+    """
+    errors = [abs(run.quantities[name].error) for run in found if name in run.quantities]
+    if not errors:
+        raise ValueError(f"no run measured {name}")
+    return float(np.mean(errors))
+
+
+def coverage(found: Sequence[Comparison], name: str) -> float:
+    """Share of the runs whose measurement lies in the 90 % interval.
+
+    Raises:
+        ValueError: none measured it.
+    """
+    held = [run.quantities[name].covered for run in found if name in run.quantities]
+    if not held:
+        raise ValueError(f"no run measured {name}")
+    return float(np.mean(held))

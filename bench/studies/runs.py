@@ -1,0 +1,672 @@
+"""Training runs that others published, as plans, and the few constants by which their software differs from ours.
+
+A published row becomes a plan of an architecture (`Row`), a set of rows a `Study`: what ran them, which constants it
+may fit, and which rows stay out and why. Predictions go through `model.predict` with the calibration of this project's
+H100, adapted (`adapted`) to another chip with the same SMs, to a width of words, and by the constants:
+
+    products, attention, elementwise, optimizer    rate of those kernels over what was calibrated
+    host                                           host time over what was calibrated
+    internode                                      bandwidth between nodes over what the network states
+    context, cached                                memory beside tensors, B; what the allocator keeps over tensors
+
+All start at 1 (`context` and `cached` at what was calibrated): the prediction without any fit, "zero-shot". A fit is a
+robust least squares of log time with a weak prior there; `left_out` predicts every group of rows by a fit that did not
+see it. Nothing is fitted to single rows.
+
+Where the sources say more of a run than its row does, the study's comment names the file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+
+from moemodel.calibration.store.catalogue import shipped
+from moemodel.model.architecture.hf_config import read_architecture
+from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp, Moe
+from moemodel.model.core.errors import InputError
+from moemodel.model.device.precision import calibration_for, scaled
+from moemodel.model.device.roofline import ATTENTIONS, PRODUCTS
+from moemodel.model.hardware.gpu import Gpu, read_gpu
+from moemodel.model.network.collectives import network_of, read_link
+from moemodel.model.operators.work import Kind
+from moemodel.model.plan.spec import PlanBatch, Precision, Recompute
+from moemodel.model.predict.predict import predict
+from moemodel.model.records.calibration import Calibration, HostLane, OperatorFit, Parameter
+from moemodel.model.schedule.pipeline_layout import CutWithEnds
+from moemodel.model.step.system import Machine, traffic_of
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+GH200 = "gh200-iteration-times/opt_350m.csv"
+FSDP = "h100-iteration-times/llm_foundry_fsdp.csv"
+BRIDGE = "h100-iteration-times/megatron_bridge.csv"
+MLPERF = "h100-iteration-times/mlperf_v3.1_v5.1.csv"
+
+_CALIBRATED = "h100-sxm-80gb"
+_OPTIMIZERS = (Kind.ADAMW, Kind.ADAMW_MIXED, Kind.GRAD_NORM, Kind.ACCUMULATE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One published measurement: a plan, and what it took.
+
+    Attributes:
+        label: names it in a table.
+        architecture, plan: what ran; columns of `PlanBatch`.
+        software: key of the study's machines.
+        time_s: of a step, measured.
+        memory_B: of the fullest GPU, measured, if it was.
+        group: rows of one group are left out of a fit together.
+    """
+
+    label: str
+    architecture: Architecture
+    plan: Mapping[str, float]
+    software: str
+    time_s: float
+    group: str
+    memory_B: float = np.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant:
+    """A constant to fit: it starts at `start` and stays between `low` and `high`."""
+
+    start: float
+    low: float
+    high: float
+
+
+def _rate(low: float = 0.15, high: float = 1.5) -> Constant:
+    return Constant(start=1.0, low=low, high=high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Software:
+    """What a framework makes of the hardware.
+
+    Attributes:
+        gpu: description of the chip.
+        backend, precision: of the model.
+        internode: network between nodes, by name.
+        behind: exchanges that run behind computation (`network.Traffic`); None: what the backend says.
+        gradient_B: bytes of a gradient element on the wire; None: as in memory.
+        once_a_node, most_nodes: how rows get to experts (`network.Traffic`).
+    """
+
+    gpu: str
+    backend: str
+    precision: Precision
+    internode: str = "infiniband-ndr"
+    behind: frozenset[str] | None = None
+    gradient_B: float | None = None
+    once_a_node: bool = False
+    most_nodes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A published set of rows.
+
+    Attributes:
+        name: in tables.
+        rows: what is predicted.
+        software: what ran them, by key.
+        constants: that are fitted to step times; `memory_constants` to memory.
+        left_out: rows of the file that aren't predicted: reason -> how many.
+    """
+
+    name: str
+    rows: list[Row]
+    software: Mapping[str, Software]
+    constants: Mapping[str, Constant]
+    memory_constants: Mapping[str, Constant] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+# ---- machines -------------------------------------------------------------------------------------------------------
+
+
+def machine(software: Software, constants: Mapping[str, float]) -> Machine:
+    """What some software makes of its hardware under some constants; those not named are 1."""
+    gpu = read_gpu(software.gpu)
+    calibration = adapted(shipped(_CALIBRATED), gpu, software, constants)
+    link = read_link(software.internode)
+    link = link.model_copy(update={"bandwidth_GBps": link.bandwidth_GBps * constants.get("internode", 1.0)})
+    network = network_of(calibration, gpu, None, link)
+    usual = traffic_of(software.backend)
+    traffic = replace(
+        usual,
+        gradient_B=software.gradient_B,
+        behind=usual.behind if software.behind is None else software.behind,
+        once_a_node=software.once_a_node,
+        most_nodes=software.most_nodes,
+    )
+    return Machine(
+        calibration=calibration,
+        network=replace(network, traffic=traffic),
+        memory_B=np.inf,
+        power_limit_W=gpu.power_limit_W or np.inf,
+        peak_flops_per_s=gpu.peak("bf16").flops_per_s,
+        backend=software.backend,
+        precision=software.precision,
+    )
+
+
+def adapted(calibration: Calibration, gpu: Gpu, software: Software, constants: Mapping[str, float]) -> Calibration:
+    """A calibration for another chip with the same SMs, for the software's words (`model.words`), by the constants."""
+    bandwidth_Bps = gpu.memory_bandwidth_Bps or calibration.chip["bandwidth_Bps"].value
+    memory = {name: constants[key] for name, key in _MEMORY.items() if key in constants}
+    of_chip = calibration.model_copy(
+        update={
+            "gpu": gpu.name,
+            "chip": _changed(calibration.chip, {"bandwidth_Bps": bandwidth_Bps}),
+            "operators": [_operator(fit, constants) for fit in calibration.operators],
+            "host": [_host(lane, constants.get("host", 1.0)) for lane in calibration.host],
+            "memory": calibration.memory.model_copy(
+                update={"parameters": _changed(calibration.memory.parameters, memory)}
+            ),
+        }
+    )
+    return calibration_for(of_chip, software.backend, gpu)
+
+
+def _host(lane: HostLane, factor: float) -> HostLane:
+    return lane.model_copy(update={"blocks": scaled(lane.blocks, dict.fromkeys(lane.blocks, factor))})
+
+
+_MEMORY = {"context": "context", "fragmentation": "cached"}
+_STREAM_RATES = ("memory_efficiency", "cache_efficiency", "issue_efficiency")
+
+
+def _operator(fit: OperatorFit, constants: Mapping[str, float]) -> OperatorFit:
+    if fit.kind in PRODUCTS:
+        name, rates = "products", tuple(p for p in fit.parameters if p.startswith("efficiency_"))
+    elif fit.kind in ATTENTIONS:
+        name, rates = "attention", ("efficiency",)
+    else:
+        name, rates = "optimizer" if fit.kind in _OPTIMIZERS else "elementwise", _STREAM_RATES
+    factors = dict.fromkeys(rates, constants.get(name, 1.0))
+    return fit.model_copy(update={"parameters": scaled(fit.parameters, factors)})
+
+
+def _changed(parameters: Mapping[str, Parameter], values: Mapping[str, float]) -> dict[str, Parameter]:
+    return {
+        name: p.model_copy(update={"value": values[name]}) if name in values else p for name, p in parameters.items()
+    }
+
+
+# ---- predictions and fits -------------------------------------------------------------------------------------------
+
+_PLAN: dict[str, float] = {
+    "dp": 1,
+    "tp": 1,
+    "pp": 1,
+    "ep": 1,
+    "cp": 1,
+    "zero_stage": 0,
+    "sequence_parallel": 0,
+    "virtual_stages": 1,
+    "micro_batch": 1,
+    "global_batch": 1,
+    "seq": 2048,
+    "recompute": Recompute.NONE,
+    "schedule": 0,
+    "skew": 1.0,
+    "clock_Hz": np.nan,
+    "power_cap_W": np.nan,
+}
+
+
+class Predictor:
+    """Step time and memory of a study's rows under constants; rows of one architecture and software go together."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.time_s = np.array([row.time_s for row in study.rows])
+        self.memory_B = np.array([row.memory_B for row in study.rows])
+        self.groups = np.array([row.group for row in study.rows])
+        places: dict[tuple[int, str], list[int]] = {}
+        for place, row in enumerate(study.rows):
+            places.setdefault((id(row.architecture), row.software), []).append(place)
+        self._batches = [(np.array(rows), *self._batch(rows)) for rows in places.values()]
+        self._known: dict[tuple[tuple[str, float], ...], tuple[FloatArray, FloatArray]] = {}
+        self._slopes: list[tuple[int, FloatArray, FloatArray]] = []
+
+    def _batch(self, places: Sequence[int]) -> tuple[Architecture, PlanBatch, str]:
+        rows = [self.study.rows[place] for place in places]
+        columns = {name: [row.plan.get(name, default) for row in rows] for name, default in _PLAN.items()}
+        return rows[0].architecture, PlanBatch.of(**columns), rows[0].software
+
+    def predicted(self, constants: Mapping[str, float]) -> tuple[FloatArray, FloatArray]:
+        """Step time, s, and memory, B, of every row."""
+        key = tuple(sorted(constants.items()))
+        if key not in self._known:
+            machines = {name: machine(software, constants) for name, software in self.study.software.items()}
+            time_s, memory_B = np.zeros(len(self.time_s)), np.zeros(len(self.time_s))
+            for places, architecture, plans, software in self._batches:
+                prediction = predict(architecture, plans, machines[software])
+                time_s[places], memory_B[places] = prediction.step_time_s, prediction.memory_B
+            self._known[key] = time_s, memory_B
+        return self._known[key]
+
+    def fit(self, rows: BoolArray, *, memory: bool = False) -> dict[str, float]:
+        """Constants fitted to the step time (or memory) of some rows."""
+        free = self.study.memory_constants if memory else self.study.constants
+        names, which = tuple(free), int(memory)
+        goal = np.log((self.memory_B if memory else self.time_s)[rows])
+        start, low, high = (np.log([getattr(free[name], edge) for name in names]) for edge in ("start", "low", "high"))
+        prior = _PRIOR * np.eye(len(names))
+
+        def off(x: FloatArray) -> FloatArray:
+            return np.asarray(np.append(self._log(x, names, which)[rows] - goal, prior @ (x - start)))
+
+        def slope(x: FloatArray) -> FloatArray:
+            return np.vstack([self._slope(x, names, which)[rows], prior])
+
+        edges = (low - _AT_EDGE, high + _AT_EDGE)
+        solution = least_squares(off, start, slope, edges, loss="soft_l1", f_scale=_SCALE, xtol=_CLOSE, ftol=_CLOSE)
+        return dict(zip(names, np.exp(np.clip(solution.x, low, high)).tolist(), strict=True))
+
+    def _log(self, x: FloatArray, names: tuple[str, ...], which: int) -> FloatArray:
+        return np.asarray(np.log(self.predicted(dict(zip(names, np.exp(x).tolist(), strict=True)))[which]))
+
+    def _slope(self, x: FloatArray, names: tuple[str, ...], which: int) -> FloatArray:
+        """Derivatives of log time (or memory) by log constants; those taken nearby are used again, by every fit."""
+        for kept, at, slopes in self._slopes:
+            if kept == which and np.abs(at - x).max() < _NEAR:
+                return slopes
+        base = self._log(x, names, which)
+        moves = _STEP * np.eye(len(x))
+        slopes = np.stack([(self._log(x - move, names, which) - base) / -_STEP for move in moves], axis=1)
+        self._slopes.append((which, x.copy(), slopes))
+        return slopes
+
+    def left_out(self, *, memory: bool = False) -> FloatArray:
+        """Predicted over measured of every row, by a fit that left out its whole group."""
+        goal, which = (self.memory_B if memory else self.time_s), int(memory)
+        ratio = np.zeros(len(goal))
+        for group in dict.fromkeys(self.groups):
+            rows = self.groups == group
+            ratio[rows] = (self.predicted(self.fit(~rows, memory=memory))[which] / goal)[rows]
+        return ratio
+
+
+_PRIOR = 0.05  # log error of a row that moving a constant by a factor e counts as
+_STEP, _NEAR = 1e-3, 0.1  # of a logarithm: in differences, and within which derivatives are used again
+_AT_EDGE, _CLOSE = 1e-6, 1e-3
+_SCALE = 0.05  # log error beyond which a row counts less (soft L1)
+
+
+# ---- the published rows ---------------------------------------------------------------------------------------------
+
+
+def _table(folder: Path, name: str) -> pd.DataFrame:
+    path = folder / name
+    if not path.exists():
+        raise InputError(f"{path}: no such file; give the folder that holds the published data")
+    return pd.read_csv(path)
+
+
+def _opt_350m() -> Architecture:
+    """OPT-350M as Sailor's Megatron-DeepSpeed builds it: norms first, no projections, head of its own (opt_model.py).
+
+    GPT-2's vocabulary, padded to a multiple of 128 tp = 512.
+    """
+    attention = Attention(heads=16, kv_heads=16, head_dim=64, bias_qkv=True, bias_out=True, rotary=False)
+    layer = Layer(
+        attentions=(attention,),
+        feed_forward=Mlp(width=4096, activation="relu", gated=False, bias=True),
+        norm="layer",
+        norm_bias=True,
+    )
+    return Architecture(
+        name="opt-350m (Sailor)",
+        hidden=1024,
+        vocab=50688,
+        embedding_width=1024,
+        tied=False,
+        learned_positions=2048,
+        decoder=(layer,) * 24,
+    )
+
+
+def gh200(folder: Path) -> Study:
+    """OPT-350M on GH200 (Sailor).
+
+    Its launch script asks for neither fp16 nor bf16 and no flash attention (ae_scripts/clariden_scripts/run_opt.slurm),
+    its container lets float32 products run as TF32 (NGC PyTorch 24.10 sets TORCH_ALLOW_TF32_CUBLAS_OVERRIDE), gradients
+    are reduced after the last backward pass (deepspeed/pipe_engine.py), memory is what nvidia-smi says is used, the
+    allocator's cache included. Nodes of four GH200 on Slingshot (Alps). How layers are cut into stages stands in
+    sailor/Planner/simulations/validation/clariden/OPT-350.
+
+    Groups are numbers of nodes. Micro-batch sizes could not be left out so: rows of one sequence are bound by the host
+    and say nothing of the GPU, nine of the fifteen have eight sequences and say nothing of the host (error then: 44 %).
+    """
+    table = _table(folder, GH200)
+    architecture = CutWithEnds.of(_opt_350m(), embedding=2, head=0)  # stages of 4, 7, 7, 6 and 11, 13 layers there
+    rows = []
+    for record in _records(table):
+        dp, tp, pp = (int(record[name]) for name in ("dp", "tp", "pp"))
+        nodes = dp * tp * pp // 4
+        plan = {name: record[name] for name in ("dp", "tp", "pp", "micro_batch", "global_batch")}
+        rows.append(
+            Row(
+                label=f"dp{dp} tp{tp} pp{pp} mb{record['micro_batch']}",
+                architecture=architecture,
+                plan=plan | {"seq": record["sequence_length"]},
+                software="sailor",
+                time_s=float(record["iteration_s"]),
+                memory_B=float(record["peak_memory_B"]),
+                group=f"{nodes} nodes",
+            )
+        )
+    software = Software(
+        gpu="gh200-96gb",
+        backend="megatron-deepspeed-fp32",
+        precision="fp32",
+        internode="slingshot-11",
+    )
+    return Study(
+        name="GH200 OPT-350M",
+        rows=rows,
+        software={"sailor": software},
+        constants={"products": _rate(), "elementwise": _rate(), "host": _rate(0.3, 6.0), "internode": _rate(0.1, 1.5)},
+        memory_constants={
+            "context": Constant(start=1.26e9, low=5e8, high=8e9),
+            "cached": Constant(start=0.03, low=0.001, high=0.5),
+        },
+    )
+
+
+_MPT = {"760m": (1536, 12, 24), "1b": (2048, 16, 24), "3b": (2560, 20, 32), "7b": (4096, 32, 32), "13b": (5120, 40, 40)}
+
+
+def _mpt(name: str) -> Architecture:
+    """A model of MosaicML (llm-foundry, scripts/train/yamls/pretrain), whose learned positions hardly take time."""
+    hidden, heads, layers = _MPT[name]
+    attention = Attention(heads=heads, kv_heads=heads, head_dim=128, bias_qkv=True, bias_out=True, rotary=False)
+    layer = Layer(
+        attentions=(attention,),
+        feed_forward=Mlp(width=4 * hidden, activation="gelu", gated=False, bias=True),
+        norm="layer",
+        norm_bias=True,
+    )
+    return Architecture(
+        name=f"mpt-{name}",
+        hidden=hidden,
+        vocab=50368,
+        embedding_width=hidden,
+        tied=True,
+        learned_positions=2048,
+        decoder=(layer,) * layers,
+    )
+
+
+_SHARDED = {"FULL_SHARD": 3, "SHARD_GRAD_OP": 2}
+
+
+def fsdp(folder: Path) -> Study:
+    """MosaicML's dense models under FSDP in bf16 (llm-foundry, 2023).
+
+    Attention is the flash kernel of 2023, not today's; Composer's mixed precision DEFAULT reduces gradients in float32.
+    """
+    table = _table(folder, FSDP)
+    bf16 = table["Precision"] == "amp_bf16"
+    models = {name: _mpt(name) for name in _MPT}
+    rows = []
+    for record in _records(table[bf16]):
+        gpus, seq, batch = (int(record[name]) for name in ("# GPUs", "SeqLen (T)", "GlobalBatchSize"))
+        rows.append(
+            Row(
+                label=f"{record['Model']} seq{seq} x{gpus}",
+                architecture=models[str(record["Model"])],
+                plan={
+                    "dp": gpus,
+                    "zero_stage": _SHARDED[str(record["Sharding Strategy"])],
+                    "micro_batch": int(record["MicroBatchSize"]),
+                    "global_batch": batch,
+                    "seq": seq,
+                    "recompute": Recompute.FULL if record["Activation Checkpointing"] else Recompute.NONE,
+                },
+                software="fsdp",
+                time_s=batch * seq / gpus / float(record["Throughput (T/s/GPU)"]),
+                group=str(record["Model"]),
+            )
+        )
+    return Study(
+        name="H100 FSDP (llm-foundry)",
+        rows=rows,
+        software={"fsdp": Software(gpu=_CALIBRATED, backend="torch", precision="bf16-mixed", gradient_B=4.0)},
+        constants={"products": _rate(), "attention": _rate(), "elementwise": _rate()},
+        left_out={"in FP8": int((~bf16).sum())},
+    )
+
+
+def _llama_405b() -> Architecture:
+    """Llama 3.1 405B (Grattafiori et al. 2024, table 3)."""
+    model = read_architecture("llama-3-70b")
+    layer = model.decoder[0]
+    attention = replace(layer.attentions[0], heads=128, kv_heads=8, head_dim=128)
+    feed_forward = Mlp(width=53248, activation="silu", gated=True)
+    layers = (replace(layer, attentions=(attention,), feed_forward=feed_forward),) * 126
+    model = replace(model, name="llama-3.1-405b", hidden=16384, embedding_width=16384, decoder=layers)
+    return CutWithEnds.of(model, embedding=1, head=1)  # account_for_embedding_in_pipeline_split, and of the loss
+
+
+def _qwen_235b() -> Architecture:
+    """Qwen3-235B-A22B (its config.json on Hugging Face)."""
+    model = read_architecture("qwen3-30b-a3b")
+    layer = model.decoder[0]
+    if not isinstance(layer.feed_forward, Moe):
+        raise InputError(f"{model.name}: found a dense layer where experts were expected")
+    attention = replace(layer.attentions[0], heads=64, kv_heads=4, head_dim=128)
+    layers = (replace(layer, attentions=(attention,), feed_forward=replace(layer.feed_forward, width=1536)),) * 94
+    return replace(model, name="qwen3-235b-a22b", hidden=4096, embedding_width=4096, decoder=layers)
+
+
+def _gpt_oss() -> Architecture:
+    """gpt-oss-120b (its config.json on Hugging Face); every other layer's window of 128 tokens is counted as full."""
+    attention = Attention(heads=64, kv_heads=8, head_dim=64, bias_qkv=True, bias_out=True)
+    experts = Moe(experts=128, top_k=4, width=2880, activation="silu", gated=True, bias=True)
+    layer = Layer(attentions=(attention,), feed_forward=experts, norm="rms")
+    return Architecture(
+        name="gpt-oss-120b", hidden=2880, vocab=201088, embedding_width=2880, tied=False, decoder=(layer,) * 36
+    )
+
+
+_MODELS: dict[str, Callable[[], Architecture]] = {
+    "LLAMA3_8B": lambda: read_architecture("llama-3-8b"),
+    "LLAMA3_70B": lambda: read_architecture("llama-3-70b"),
+    "LLAMA3.1_405B": _llama_405b,
+    "GPT OSS 120B": _gpt_oss,
+    "Qwen3_30B_a3B": lambda: read_architecture("qwen3-30b-a3b"),
+    "Qwen3_235B_a22B": _qwen_235b,
+    # stages "Et|(tt|)*30mL" (perf_recipes/deepseek/h100/deepseek_v3.py): 61 layers, and three for the ends
+    "DeepSeekV3": lambda: CutWithEnds.of(read_architecture("deepseek-v3"), embedding=1, head=2),
+}
+_DENSE = ("LLAMA3_8B", "LLAMA3_70B", "LLAMA3.1_405B")
+
+# 8-bit products take the peak of fp8. Containers of 2025 and 2026 of one table.
+_CORE = Software(gpu=_CALIBRATED, backend="megatron-core", precision="bf16-mixed")
+_CORE_FP8 = replace(_CORE, backend="megatron-core-fp8", precision="fp8")
+_MOE_BEHIND = frozenset({"pp", "dp", "gradients"})
+_DENSE_CONSTANTS = {"products": _rate()}
+
+
+def _expert_constants() -> dict[str, Constant]:
+    """Between nodes at most line rate: the reciprocal of what all-to-alls inside a node reach of theirs.
+
+    There the fit still wants more: what goes between nodes is overstated.
+    """
+    line_rate = 1 / shipped(_CALIBRATED).network.parameters["efficiency_all_to_all"].value
+    return {"products": _rate(), "elementwise": _rate(), "internode": _rate(0.3, line_rate)}
+
+
+def bridge(folder: Path, *, experts: bool) -> Study:
+    """Megatron-Bridge's benchmarks on H100: dense models, or those with experts, whose loads are balanced by force."""
+    table = _table(folder, BRIDGE)
+    models: dict[str, Architecture] = {}
+    rows: list[Row] = []
+    unknown = lora = 0
+    for record in _records(table):
+        name, mode = str(record["model"]).split(" (")[0], str(record["mode"])
+        lora += mode.startswith("LoRA") and not experts
+        unknown += name not in _MODELS and experts
+        if name not in _MODELS or mode.startswith("LoRA") or (name in _DENSE) is experts:
+            continue
+        architecture = models.setdefault(name, _MODELS[name]())
+        rows.append(_bridge_row(record, name, architecture, experts=experts))
+    software = _expert_software() if experts else {"BF16": _CORE, "FP8": _CORE_FP8}
+    reasons = {"with LoRA": lora, "with state-space layers": unknown}
+    return Study(
+        name=f"H100 Megatron-Bridge, {'experts' if experts else 'dense'}",
+        rows=rows,
+        software=software,
+        constants=_expert_constants() if experts else _DENSE_CONSTANTS,
+        left_out={reason: count for reason, count in reasons.items() if count},
+    )
+
+
+def _bridge_row(record: Mapping[str, Any], name: str, architecture: Architecture, *, experts: bool) -> Row:
+    gpus, batch, seq = (int(record[key]) for key in ("gpus", "gbs", "seq"))
+    tp, pp, cp, vp, ep = (_count(record[key]) for key in ("tp", "pp", "cp", "vp", "ep"))
+    release = str(record["release"]).split()[0]
+    software = "BF16" if str(record["precision"]) == "BF16" else "FP8"
+    if experts:
+        software += "".join(f" {feature}" for feature in _DISPATCH.get((name, release), _DISPATCH.get((name, ""), ())))
+    return Row(
+        label=f"{name} x{gpus} {record['precision']} {release}",
+        architecture=architecture,
+        plan={
+            "dp": gpus // (tp * pp * cp),
+            "tp": tp,
+            "pp": pp,
+            "cp": cp,
+            "ep": ep,
+            "virtual_stages": vp,
+            "zero_stage": 3 if _count(record["fsdp"]) > 1 else 1,
+            "sequence_parallel": int(tp > 1),
+            "micro_batch": int(record["mbs"]),
+            "global_batch": batch,
+            "seq": seq,
+        },
+        software=software,
+        time_s=batch * seq / (gpus * float(record["tok_s_gpu"])),
+        group=name,
+    )
+
+
+# How rows get to experts: `once`, to each node once (DeepEP, HybridEP); `behind` another micro-batch's computation
+# (overlap_moe_expert_parallel_comm). Configurations of the releases' tags, scripts/performance: v0.1.0rc4 (25.09,
+# enable_deepep), v0.2.0 (25.11), v0.3.0 (26.02, whose flex dispatcher was not switched on: pull request 2393), v0.3.1,
+# v0.4.0 (26.04).
+_DISPATCH: dict[tuple[str, str], tuple[str, ...]] = {
+    ("Qwen3_30B_a3B", "25.09"): ("once",),
+    ("Qwen3_30B_a3B", "25.11"): ("behind",),
+    ("Qwen3_30B_a3B", "26.02"): ("behind",),
+    ("Qwen3_30B_a3B", "26.02.01"): ("once", "behind"),
+    ("Qwen3_30B_a3B", ""): ("once",),
+    ("Qwen3_235B_a22B", "25.09"): ("once",),
+    ("Qwen3_235B_a22B", ""): ("behind",),
+    ("DeepSeekV3", ""): (
+        "once",
+        "to four",
+    ),  # its router picks 4 of 8 groups of experts (topk_group of its config.json)
+}
+
+
+def _expert_software() -> dict[str, Software]:
+    software = {}
+    for precision, base in (("BF16", _CORE), ("FP8", _CORE_FP8)):
+        for once, behind in product((False, True), repeat=2):
+            name = precision + " once" * once + " behind" * behind
+            exchanges = _MOE_BEHIND | ({"ep"} if behind else set())
+            software[name] = replace(base, behind=exchanges, once_a_node=once)
+        software[f"{precision} once to four"] = replace(base, behind=_MOE_BEHIND, once_a_node=True, most_nodes=4)
+    return software
+
+
+def _count(cell: object) -> int:
+    """A degree; 1 where the table has none."""
+    text = str(cell).removesuffix(".0")
+    return max(int(text), 1) if text.isdigit() else 1
+
+
+# Plans of MLPerf submissions, from the configurations beside their results: tp, pp, cp, virtual stages.
+# gpt3: config_DGXH100_*x8x*x4x8_mbs1.sh, conf/custom.yaml; llama31_405b: config_DGXH200_*tp4pp8cp2.sh;
+# llama31_8b: config_DGXH100_*.sh (Cisco), config_XD670_8x8x1xtp1pp1cp2_8b.sh (HPE)
+_MLPERF_PLANS = {
+    ("gpt3", ""): (4, 8, 1, 12),
+    ("llama31_405b", ""): (4, 8, 2, 8),
+    ("llama31_8b", "hpf_n8"): (1, 1, 1, 1),
+    ("llama31_8b", "hpf_n16"): (2, 1, 1, 1),
+    ("llama31_8b", "HPE-Cray-XD670-H200-SXM5-141GB_n8_25.09"): (1, 1, 2, 1),
+}
+_MLPERF_MODELS: dict[str, Callable[[], Architecture]] = {
+    "gpt3": lambda: replace(read_architecture("gpt3-175b"), vocab=51200),  # 50257 and padding, as Megatron pads
+    "llama31_405b": _llama_405b,
+    "llama31_8b": lambda: read_architecture("llama-3-8b"),
+}
+_TIMED = re.compile("train_step_tim(e|ing)")
+
+
+def mlperf(folder: Path) -> Study:
+    """MLPerf Training submissions on H100 and H200, all with 8-bit products: a system's median step time."""
+    table = _table(folder, MLPERF)
+    timed = table[table["stat_key"].map(lambda key: _TIMED.fullmatch(str(key)) is not None)]
+    models = {name: model() for name, model in _MLPERF_MODELS.items()}
+    rows: list[Row] = []
+    lora = set(table.loc[table["benchmark"] == "llama2_70b_lora", "system"])
+    for names, results in timed.groupby(["benchmark", "submitter", "system"], sort=False):
+        benchmark, submitter, system = map(str, names)
+        if benchmark not in models:
+            continue
+        first = results.iloc[0]
+        plan = _MLPERF_PLANS.get((benchmark, ""), _MLPERF_PLANS.get((benchmark, system)))
+        if plan is None:
+            raise InputError(f"{folder / MLPERF}: no plan is known of {system}, {benchmark}")
+        tp, pp, cp, vp = plan
+        gpus = int(first["nodes"]) * int(first["acc_per_node"])
+        rows.append(
+            Row(
+                label=f"{benchmark} {submitter} x{gpus}",
+                architecture=models[benchmark],
+                plan={
+                    "dp": gpus // (tp * pp * cp),
+                    "tp": tp,
+                    "pp": pp,
+                    "cp": cp,
+                    "virtual_stages": vp,
+                    "zero_stage": 1,
+                    "sequence_parallel": int(tp > 1),
+                    "global_batch": int(first["gbs"]),
+                    "seq": int(first["seq"]),
+                },
+                software="h200" if "H200" in str(first["accelerator"]) else "h100",
+                time_s=float(results["median"].median()),
+                group=str(benchmark),
+            )
+        )
+    return Study(
+        name="MLPerf Training 3.1 and 5.1",
+        rows=rows,
+        software={"h100": _CORE_FP8, "h200": replace(_CORE_FP8, gpu="h200-sxm-141gb")},
+        constants=_DENSE_CONSTANTS,
+        left_out={"systems that fine-tune with LoRA": len(lora)},
+    )
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in record.items()} for record in table.to_dict("records")]

@@ -1,0 +1,272 @@
+"""Fit a whole calibration from a profile: operators, host, power, governor, temperature, links, memory."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import moemodel
+from moemodel.calibration.fit.dvfs import fit_gain, fit_governor, no_governor, with_gain
+from moemodel.calibration.fit.network import measured_network
+from moemodel.calibration.fit.operators import HeldOut, fit_operator, observations
+from moemodel.calibration.fit.power import UNITS, fit_power, loads_of
+from moemodel.calibration.fit.thermal import fit_leakage, fit_thermal
+from moemodel.calibration.store.profile_reader import Profile, read_profile
+from moemodel.model.core.errors import ProfileError
+from moemodel.model.device.roofline import Chip
+from moemodel.model.hardware.gpu import Gpu, read_gpu
+from moemodel.model.records.calibration import (
+    SCHEMA_VERSION,
+    Calibration,
+    GovernorFit,
+    HostLane,
+    MemoryFit,
+    OperatorFit,
+    Parameter,
+    PowerFit,
+)
+
+_TRAINING_DTYPE = "bf16"
+_FEWEST_LOADS = 8
+_HOST_LOG_ERROR = 0.25  # assumed: a virtual machine's host was seen to vary by this from one minute to the next
+# Root mean square of log(reported / true clock) over the samples of the H100 profile that ships (its operators table).
+_REPORTED_CLOCK_ERROR = 0.139
+_COMPOSITION_ERROR = 0.03  # assumed: cache reuse and launch gaps between operators that were timed alone
+
+
+def calibrate_profile(folder: Path, *others: Path) -> tuple[Calibration, list[HeldOut]]:
+    """Fit a calibration to a profile, or to profiles of several GPUs of one kind.
+
+    Samples of several profiles are pooled: times differ by their true clocks alone, and power averages over the chips.
+    Host times average over the machines. Temperature and memory are taken from the first. A profile may hold
+    collectives alone, measured on several GPUs.
+
+    Args:
+        folder: of the profile.
+        others: further profiles of the same kind of GPU.
+
+    Returns:
+        The calibration, and for each operator and pass the errors on shapes that were held out.
+
+    Raises:
+        ProfileError: a profile is missing, damaged, of another GPU, or lacks what a calibration needs.
+    """
+    read = [read_profile(each) for each in (folder, *others)]
+    profile = _pooled(read[0], read[1:])
+    linked = next((each for each in read if len(each.tables["collectives"])), profile)
+    gpu = read_gpu(profile.manifest.gpu)
+    source = _source(profile)
+    operators = profile.tables["operators"]
+    if operators.empty:
+        raise ProfileError(
+            f"{folder}: table operators: found no rows; run `moemodel profile` with --sections mixed,solo"
+        )
+    chip, chip_parameters = _chip(gpu, operators)
+    fits: list[OperatorFit] = []
+    errors: list[HeldOut] = []
+    unsure = _unsure(operators, gpu)
+    for data in observations(operators):
+        fit, held_out = fit_operator(data, chip, source)
+        fits.append(fit.model_copy(update={"log_error": float(np.hypot(fit.log_error, unsure))}))
+        errors.append(held_out)
+    power, governor = _power(profile, gpu, chip, source)
+    governor = governor.model_copy(update={"log_error": float(np.hypot(governor.log_error, unsure))})
+    clocks = operators["clock_Hz"].fillna(operators["clock_reported_Hz"]).dropna()
+    measured = (float(clocks.quantile(0.005)), float(clocks.quantile(0.995))) if len(clocks) else (chip.clock_Hz,) * 2
+    calibration = Calibration(
+        schema_version=SCHEMA_VERSION,
+        name=f"simulated-{gpu.name}" if profile.manifest.device.vendor == "simulated" else gpu.name,
+        gpu=gpu.name,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        moemodel_version=moemodel.__version__,
+        provenance=f"Measured: {source}.",
+        clock_reference_Hz=chip.clock_Hz,
+        clock_range_Hz=(gpu.clock_min_Hz or 0.999 * chip.clock_Hz, chip.clock_Hz),
+        clock_measured_Hz=measured,
+        composition_error=_assumed(
+            _COMPOSITION_ERROR, "1", "cache reuse and launch gaps between operators timed alone"
+        ),
+        chip=chip_parameters,
+        operators=fits,
+        host=_host(profile, source),
+        power=power,
+        governor=governor,
+        thermal=fit_thermal(profile.tables["thermal"], source),
+        network=measured_network(gpu, profile.tables, linked.manifest.topology, _links_source(linked))[0],
+        memory=_memory(profile, source),
+    )
+    if calibration.power.points and len(profile.tables["alternating"]):
+        cap_W = profile.manifest.device.power_limit_W or gpu.power_limit_W or np.inf
+        gain = fit_gain(calibration, profile.tables["alternating"], profile.tables["power"], cap_W, source)
+        calibration = with_gain(calibration, gain)
+    return calibration, errors
+
+
+def _unsure(operators: pd.DataFrame, gpu: Gpu) -> float:
+    """Log error of clocks, and so of times at a clock, where only the driver's word for it is known.
+
+    A GPU whose governor skips cycles runs below what its driver reports; how far, only the cycle counter tells.
+    """
+    if gpu.clock_max_Hz is None:  # a processor: its clock is no part of the model
+        return 0.0
+    told = operators["clock_Hz"].isna() & operators["clock_reported_Hz"].notna()
+    return _REPORTED_CLOCK_ERROR * float(told.mean())
+
+
+def _pooled(first: Profile, others: list[Profile]) -> Profile:
+    """The first profile with the operators, loads and host times of the others.
+
+    Raises:
+        ProfileError: one is of another GPU or precision.
+    """
+    for other in others:
+        for what in ("gpu", "dtype"):
+            found, expected = getattr(other.manifest, what), getattr(first.manifest, what)
+            if found != expected:
+                raise ProfileError(f"{other.folder}: {what}: found {found}; {first.folder} has {expected}")
+    if not others:
+        return first
+    tables = dict(first.tables)
+    for name in ("operators", "power", "host", "collectives", "overlap"):
+        parts = [profile.tables[name].assign(profile=index) for index, profile in enumerate([first, *others])]
+        filled = [part for part in parts if not part.empty]
+        tables[name] = pd.concat(filled, ignore_index=True) if filled else tables[name]
+    alone = [other for other in others if len(other.tables["operators"])]  # not of collectives only
+    return replace(first, tables=tables, chips=1 + len(alone))
+
+
+def _source(profile: Profile) -> str:
+    manifest = profile.manifest
+    device = manifest.device.name
+    torch = manifest.libraries.get("torch", "?")
+    chips = f"{profile.chips} x " if profile.chips > 1 else ""
+    return f"{chips}{device}, {manifest.created[:10]}, torch {torch}, driver {manifest.device.driver or 'none'}"
+
+
+def _links_source(profile: Profile) -> str:
+    manifest = profile.manifest
+    count = int(profile.tables["collectives"]["ranks"].max()) if len(profile.tables["collectives"]) else 1
+    nccl = f", NCCL {manifest.host['nccl']}" if "nccl" in manifest.host else ""
+    return f"{count} x {manifest.device.name}, {manifest.created[:10]}{nccl}"
+
+
+def _assumed(value: float, unit: str, source: str) -> Parameter:
+    return Parameter(value=value, unit=unit, origin="assumed", source=source)
+
+
+def _measured(value: float, unit: str, source: str, error: float | None = None) -> Parameter:
+    return Parameter(value=value, unit=unit, origin="measured", source=source, error=error)
+
+
+def _chip(gpu: Gpu, operators: pd.DataFrame) -> tuple[Chip, dict[str, Parameter]]:
+    """The GPU's datasheet; for a device that has none (a CPU), rates that its own fastest samples define."""
+    clock_Hz = gpu.clock_max_Hz or float(operators["clock_reported_Hz"].max())
+    if gpu.multiprocessors and gpu.memory_bandwidth_Bps and gpu.l2_B and gpu.peaks:
+        peak = gpu.peak(_TRAINING_DTYPE)
+        values = {
+            "multiprocessors": (float(gpu.multiprocessors), "1"),
+            "flops_per_cycle": (peak.flops_per_cycle / gpu.multiprocessors, "1"),
+            "bandwidth_Bps": (gpu.memory_bandwidth_Bps, "B/s"),
+            "l2_B": (float(gpu.l2_B), "B"),
+        }
+        parameters = {
+            name: Parameter(value=value, unit=unit, origin="datasheet", source=f"GPU description {gpu.name}")
+            for name, (value, unit) in values.items()
+        }
+    else:
+        parameters = _nominal_chip(operators, clock_Hz if np.isfinite(clock_Hz) else 1e9)
+        clock_Hz = clock_Hz if np.isfinite(clock_Hz) else 1e9
+    return Chip(**{name: p.value for name, p in parameters.items()}, clock_Hz=clock_Hz), parameters
+
+
+def _nominal_chip(operators: pd.DataFrame, clock_Hz: float) -> dict[str, Parameter]:
+    """One multiprocessor as fast as the fastest product seen, memory as fast as the fastest copy."""
+    products = operators[operators["kind"] == "gemm"]
+    copies = operators[operators["kind"] == "copy"]
+    if products.empty or copies.empty:
+        missing = "gemm" if products.empty else "copy"
+        raise ProfileError(f"table operators: no rows of {missing}; run `moemodel profile` on this folder again")
+    flops = (2.0 * products["m"] * products["n"] * products["k"] / products["time_s"]).max()
+    bandwidth = (4.0 * copies["m"] / copies["time_s"]).max()
+    source = "the fastest sample of the profile: this device has no datasheet rates"
+    return {
+        "multiprocessors": _measured(1.0, "1", source),
+        "flops_per_cycle": _measured(float(flops) / clock_Hz, "1", source),
+        "bandwidth_Bps": _measured(float(bandwidth), "B/s", source),
+        "l2_B": _assumed(float(1 << 20), "B", "a last-level cache of 1 MiB a core"),
+    }
+
+
+def _power(profile: Profile, gpu: Gpu, chip: Chip, source: str) -> tuple[PowerFit, GovernorFit]:
+    """Power and governor; a device without power readings gets none, and a large error that says so."""
+    clock_Hz, tables = chip.clock_Hz, profile.tables
+    loads = loads_of(tables["power"], clock_Hz)
+    cap_W = profile.manifest.device.power_limit_W or gpu.power_limit_W or np.inf
+    if len(loads) < _FEWEST_LOADS or profile.manifest.device.power_source == "guess":
+        return _no_power(clock_Hz)
+    power, _ = fit_power(loads, clock_Hz, fit_leakage(tables["thermal"], source), source)
+    return power, fit_governor(loads, tables["operators"], chip, cap_W, source)
+
+
+def _no_power(clock_Hz: float) -> tuple[PowerFit, GovernorFit]:
+    source = "the profile has no power readings: power is not modelled"
+    names = {**UNITS, "leak_W_per_C": "W/K", "rise_per_C": "1/K", "leak_reference_C": "C", "voltage_slope": "1"}
+    parameters = {name: _assumed(0.0, unit, source) for name, unit in names.items()}
+    parameters["knee_Hz"] = _assumed(clock_Hz, "Hz", source)
+    return (
+        PowerFit(parameters=parameters, log_error=1.0, points=0),
+        GovernorFit(parameters=no_governor(source), log_error=0.1),
+    )
+
+
+def _host(profile: Profile, source: str) -> list[HostLane]:
+    """Host time of blocks, averaged over the option sets they were measured with."""
+    table = profile.tables["host"]
+    if table.empty:
+        return []
+    others = table[~table["block"].isin(["optimizer_layer", "optimizer_tensor"])]
+    means = others.groupby(["block", "direction"])["host_time_s"].mean()
+    layer_of = {
+        str(row.detail): str(row.block)
+        for row in table.itertuples()
+        if "layer" in str(row.block) and row.direction == "forward"
+    }
+    values = {"/".join(key): float(value) for key, value in zip(means.index.to_list(), means, strict=True)}
+    steps = table[table["block"] == "optimizer_layer"].groupby("detail")["host_time_s"].mean()
+    for detail, host_time_s in steps.items():
+        if detail in layer_of:
+            values[f"{layer_of[detail]}/step"] = float(host_time_s)
+    blocks = {name: _host_time(value, source) for name, value in sorted(values.items())}
+    return [HostLane(backend="torch", blocks=blocks, log_error=_HOST_LOG_ERROR)]
+
+
+def _host_time(value_s: float, source: str) -> Parameter:
+    """A block's time; a difference of two models' times that came out below zero is nothing that can be told."""
+    if value_s > 0:
+        return _measured(value_s, "s", source)
+    return _assumed(
+        0.0, "s", f"lost in the noise of the host's times ({value_s:.2g} s), so it counts for nothing: {source}"
+    )
+
+
+def _memory(profile: Profile, source: str) -> MemoryFit:
+    context_B = profile.manifest.host.get("context_B")
+    context = (
+        _measured(float(context_B), "B", f"{source}: used as the driver counts, less what the allocator reserved")
+        if context_B
+        else _assumed(1e9, "B", "a CUDA context with libraries loaded")
+    )
+    return MemoryFit(
+        parameters={
+            "context": context,
+            "workspace": _assumed(32 * 2**20 + 8192 * 1024, "B", "cuBLAS workspaces that PyTorch keeps on Hopper"),
+            "fragmentation": _assumed(0.03, "1", "what a caching allocator under pressure cannot reuse"),
+            "log_error": _assumed(
+                0.02, "1", "allocator rounding and library workspaces; docs/accuracy.md has the errors"
+            ),
+        }
+    )

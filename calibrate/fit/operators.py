@@ -1,0 +1,397 @@
+"""Fit the time of each operator: the analytic form of `model.compute`, then a Gaussian process over what it missed.
+
+Samples are first reduced to one median a shape and sweep. The analytic parameters are fitted by robust least squares
+on log time, so that every shape weighs the same; the process is scikit-learn's, written out as numbers. The error that
+the calibration carries is of shapes that were held out: five folds by shape, never by sample.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
+from moemodel.model.core.errors import ProfileError
+from moemodel.model.device.roofline import (
+    ALIGNED,
+    FEATURES,
+    Chip,
+    form_of,
+    operator_time,
+    parts,
+    shape_features,
+    time_at,
+)
+from moemodel.model.operators.work import SHAPE_FIELDS, Kind, Pass, Shape
+from moemodel.model.records.calibration import OperatorFit, Parameter, Residual
+
+FloatArray = NDArray[np.float64]
+_Name = TypeVar("_Name", Kind, Pass)
+
+_FOLDS = 5
+_EVALUATIONS = 60  # of least squares, from each start
+_ONE_SHAPE_LOG_ERROR = 0.25  # assumed: how far one shape of an operator tells of another
+_FEWEST = 12  # shapes below which no residual process is fitted
+_SHORTEST_S = 1e-7  # shorter readings are below the resolution of device events
+_HINDERED = 1.25  # a sample this much slower than its clock explains waited for the host
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Free:
+    """A parameter to fit: where it starts and how far it may go; positive ones move in their logarithm."""
+
+    start: float
+    low: float
+    high: float
+    unit: str = "1"
+
+    @property
+    def logarithmic(self) -> bool:
+        return self.low > 0
+
+
+_COMMON = {
+    "t0": _Free(start=3e-6, low=2e-7, high=2e-4, unit="s"),
+    "t1": _Free(start=1e-6, low=1e-8, high=2e-4, unit="s"),
+    "p": _Free(start=4.0, low=1.0, high=20.0),
+}
+_PRODUCT = {
+    **_COMMON,
+    "alignment": _Free(start=0.5, low=0.02, high=1.0),
+    "quantisation": _Free(start=0.6, low=0.0, high=1.0),
+    "split_depth": _Free(start=512.0, low=64.0, high=8192.0),
+    "split_gain": _Free(start=0.7, low=0.0, high=1.0),
+    "depth0": _Free(start=64.0, low=1.0, high=2048.0),
+    "efficiency_256x128": _Free(start=0.9, low=0.3, high=1.1),
+    "efficiency_128x128": _Free(start=0.8, low=0.2, high=1.1),
+    "efficiency_128x64": _Free(start=0.6, low=0.1, high=1.0),
+    "efficiency_64x64": _Free(start=0.4, low=0.05, high=0.9),
+    "memory_efficiency": _Free(start=0.8, low=0.1, high=3.0),
+}
+_FORMS: dict[str, dict[str, _Free]] = {
+    "product": _PRODUCT,
+    "grouped": _PRODUCT,
+    "attention": {
+        **_COMMON,
+        "quantisation": _Free(start=0.3, low=0.0, high=1.0),
+        "efficiency": _Free(start=0.7, low=0.05, high=1.5),
+        "head_dim0": _Free(start=16.0, low=0.1, high=512.0),
+        "seq0": _Free(start=128.0, low=0.1, high=8192.0),
+        "memory_efficiency": _Free(start=0.8, low=0.05, high=3.0),
+    },
+    "stream": {
+        **_COMMON,
+        "memory_efficiency": _Free(start=0.7, low=0.02, high=1.2),
+        "cache_efficiency": _Free(start=1.5, low=0.02, high=6.0),
+        "cache_size": _Free(start=0.6, low=0.05, high=4.0),
+        "issue_efficiency": _Free(start=0.5, low=1e-4, high=50.0),
+    },
+}
+
+
+# What a product keeps of its rate when its rows don't begin at 16 bytes, where a profile has no such product.
+_UNMEASURED_ALIGNMENT = Parameter(
+    value=0.28,
+    unit="1",
+    origin="assumed",
+    source="between 0.43 (fitted to public A100 iteration times) and 0.18 (one measured H100 step of GPT-3, vocabulary "
+    "50257); profile products of such shapes to know",
+    error=0.45,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observations:
+    """Times of one operator and pass. N rows, one a shape and sweep; `group` numbers the shapes."""
+
+    kind: Kind
+    direction: Pass
+    shape: Shape
+    clock_Hz: FloatArray
+    time_s: FloatArray
+    group: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return int(self.time_s.size)
+
+    @property
+    def shapes(self) -> int:
+        return len(np.unique(self.group))
+
+    def take(self, rows: NDArray[np.bool_]) -> Observations:
+        """The rows picked."""
+        shape = Shape(**{name: np.asarray(getattr(self.shape, name))[rows] for name in SHAPE_FIELDS})
+        return Observations(
+            kind=self.kind,
+            direction=self.direction,
+            shape=shape,
+            clock_Hz=self.clock_Hz[rows],
+            time_s=self.time_s[rows],
+            group=self.group[rows],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Errors of shapes that were not fitted: |predicted / measured - 1|."""
+
+    kind: Kind
+    direction: Pass
+    shapes: int
+    median: float
+    mean: float
+    p90: float
+    worst: float
+
+
+def observations(table: pd.DataFrame) -> Iterator[Observations]:
+    """Medians of the samples, operator by operator; samples without a clock take the driver's."""
+    table = table[table["time_s"] > _SHORTEST_S].copy()
+    table["clock"] = table["clock_Hz"].fillna(table["clock_reported_Hz"])
+    shape = list(SHAPE_FIELDS)
+    table = table[_unhindered(table, shape)]
+    for (kind, direction), rows in table.groupby(["kind", "direction"], sort=True):
+        medians = rows.groupby([*shape, "sweep"], as_index=False)[["time_s", "clock"]].median()
+        medians["group"] = medians.groupby(shape).ngroup()
+        yield Observations(
+            kind=_known(Kind, kind),
+            direction=_known(Pass, direction),
+            shape=Shape(**{name: medians[name].to_numpy(np.float64) for name in shape}),
+            clock_Hz=medians["clock"].to_numpy(np.float64),
+            time_s=medians["time_s"].to_numpy(np.float64),
+            group=medians["group"].to_numpy(np.int64),
+        )
+
+
+def _free_parameters(data: Observations) -> dict[str, _Free]:
+    """The parameters of an operator's form that its data can say something about."""
+    free = _FORMS[form_of(data.kind)]
+    if "alignment" not in free:
+        return free
+    n, k = (np.asarray(getattr(data.shape, name)) for name in ("n", "k"))
+    odd = bool(((n % ALIGNED != 0) | (k % ALIGNED != 0)).any())
+    return {name: parameter for name, parameter in free.items() if odd or name != "alignment"}
+
+
+def _known(names: type[_Name], found: object) -> _Name:
+    """A member of the vocabulary.
+
+    Raises:
+        ProfileError: it has no such name.
+    """
+    try:
+        return names(str(found))
+    except ValueError:
+        raise ProfileError(
+            f"table operators: found {names.__name__.lower()} {found}; allowed: {', '.join(sorted(names))}"
+        ) from None
+
+
+def _unhindered(table: pd.DataFrame, shape: list[str]) -> pd.Series:
+    """Samples in which the device did not wait for the host.
+
+    An operator slows down by no more than its clock did. A sample that is slower than that, measured from the fastest
+    of its shape and the highest clock seen there, contains a pause of the host in queueing it.
+    """
+    samples = table.groupby(["kind", "direction", *shape])
+    fastest_s, highest_Hz = samples["time_s"].transform("min"), samples["clock"].transform("max")
+    slowdown = (highest_Hz / table["clock"]).clip(lower=1.0).fillna(1.0)
+    return table["time_s"] <= _HINDERED * fastest_s * slowdown
+
+
+def fit_operator(data: Observations, chip: Chip, source: str) -> tuple[OperatorFit, HeldOut]:
+    """Fit one operator and measure its error on held-out shapes.
+
+    Args:
+        data: its times.
+        chip: what the forms refer to.
+        source: where the times come from, for the calibration.
+    """
+    data = _with_clock(data, chip)
+    errors = _held_out(data, chip)
+    known = data.shapes > 1
+    fit = _fit(data, chip, _analytic(data, chip), source, log_error=_spread(errors) if known else _ONE_SHAPE_LOG_ERROR)
+    absolute = np.abs(np.expm1(errors))
+    summary = HeldOut(
+        kind=data.kind,
+        direction=data.direction,
+        shapes=data.shapes,
+        median=float(np.median(absolute)),
+        mean=float(absolute.mean()),
+        p90=float(np.quantile(absolute, 0.9)),
+        worst=float(absolute.max()),
+    )
+    return fit, summary
+
+
+def _with_clock(data: Observations, chip: Chip) -> Observations:
+    """Where no clock could be read at all, every sample counts as taken at the reference clock."""
+    clock = np.where(np.isnan(data.clock_Hz), chip.clock_Hz, data.clock_Hz)
+    return Observations(
+        kind=data.kind, direction=data.direction, shape=data.shape, clock_Hz=clock, time_s=data.time_s, group=data.group
+    )
+
+
+def _held_out(data: Observations, chip: Chip) -> FloatArray:
+    """log(predicted / measured) of every row, from fits that did not see its shape; of a lone shape, from its own."""
+    if data.shapes < 2:
+        return _log_ratio(_analytic(data, chip), data, chip)
+    fold = np.random.default_rng(0).permutation(data.shapes)[data.group] % min(_FOLDS, data.shapes)
+    errors = np.zeros(len(data))
+    for index in np.unique(fold):
+        seen, unseen = data.take(fold != index), data.take(fold == index)
+        fit = _fit(seen, chip, _analytic(seen, chip), "", log_error=0.0)
+        errors[fold == index] = _predict_log(fit, unseen, chip) - np.log(unseen.time_s)
+    return errors
+
+
+def _spread(errors: FloatArray) -> float:
+    """Standard deviation of held-out errors about zero; a robust one, so that one odd shape doesn't set it."""
+    return float(max(1.4826 * np.median(np.abs(errors)), 0.5 * np.sqrt(np.mean(np.square(errors)))))
+
+
+def _fit(data: Observations, chip: Chip, p: dict[str, float], source: str, *, log_error: float) -> OperatorFit:
+    deviations = _log_ratio(p, data, chip)
+    errors = _standard_errors(data, chip, p) if source else {}
+    free = _free_parameters(data)
+    features = shape_features(data.kind, data.shape)
+    names = FEATURES[form_of(data.kind)]
+    bounds = {n: (float(2 ** features[:, i].min()), float(2 ** features[:, i].max())) for i, n in enumerate(names)}
+    parameters = {
+        name: Parameter(value=value, unit=free[name].unit, origin="measured", source=source, error=errors.get(name))
+        for name, value in p.items()
+    }
+    if "alignment" in _FORMS[form_of(data.kind)] and "alignment" not in p:
+        parameters["alignment"] = _UNMEASURED_ALIGNMENT
+    return OperatorFit(
+        kind=data.kind,
+        direction=data.direction,
+        parameters=parameters,
+        residual=_residual(features, -deviations, data.group, list(names)),
+        log_error=log_error,
+        measured=bounds,
+        points=data.shapes,
+    )
+
+
+def _from(data: Observations, chip: Chip, start: dict[str, float]) -> dict[str, float]:
+    """Parameters of the form, by robust least squares on log time from a start."""
+    free = _free_parameters(data)
+    first = _encode(free, start)
+    low, high = (np.array([_coordinate(f, edge) for f, edge in zip(free.values(), edges, strict=True)]) for edges in (
+        [f.low for f in free.values()],
+        [f.high for f in free.values()],
+    ))  # fmt: skip
+
+    def ratio(x: FloatArray) -> FloatArray:
+        return _log_ratio(_decode(free, x), data, chip)
+
+    solution = least_squares(
+        ratio,
+        np.clip(first, low + 1e-9, high - 1e-9),
+        bounds=(low, high),
+        loss="soft_l1",
+        f_scale=0.05,
+        max_nfev=_EVALUATIONS,
+        diff_step=[1e-3] * len(first),
+    )
+    return _decode(free, solution.x)
+
+
+def _analytic(data: Observations, chip: Chip) -> dict[str, float]:
+    """The better of two fits: from parts that hide behind each other (one kernel), and from parts that add up (several
+    kernels in a row). Between them lies a barrier that least squares doesn't cross."""
+    free = _free_parameters(data)
+    starts = ({name: f.start for name, f in free.items()} | {"p": p} for p in (1.05, 4.0))
+    fits = [_from(data, chip, start) for start in starts]
+    return min(fits, key=lambda p: float(np.abs(_log_ratio(p, data, chip)).mean()))
+
+
+def _standard_errors(data: Observations, chip: Chip, p: dict[str, float]) -> dict[str, float | None]:
+    """Relative standard errors from the curvature at the solution; None where the data don't determine a parameter."""
+    free = _free_parameters(data)
+    x = _encode(free, p)
+    base = _log_ratio(p, data, chip)
+    columns = []
+    for index in range(len(x)):
+        moved = x.copy()
+        moved[index] += 1e-3
+        columns.append((_log_ratio(_decode(free, moved), data, chip) - base) / 1e-3)
+    jacobian = np.stack(columns, axis=1)
+    variance = np.mean(np.square(base))
+    width = np.array([_coordinate(f, f.high) - _coordinate(f, f.low) for f in free.values()])
+    # The bounds are all that is known of a direction in which the data say nothing.
+    covariance = variance * np.linalg.pinv(jacobian.T @ jacobian + np.diag(variance / width**2))
+    out: dict[str, float | None] = {}
+    for index, (name, f) in enumerate(free.items()):
+        error = float(np.sqrt(max(covariance[index, index], 0.0)))
+        error = error if f.logarithmic else error / max(abs(p[name]), 1e-9)
+        known = np.square(jacobian[:, index]).sum() > 1e-8 and error < 1.0
+        out[name] = error if known else None
+    return out
+
+
+def _coordinate(free: _Free, value: float) -> float:
+    return float(np.log(value)) if free.logarithmic else value
+
+
+def _encode(free: dict[str, _Free], p: dict[str, float]) -> FloatArray:
+    return np.array([_coordinate(f, p[name]) for name, f in free.items()])
+
+
+def _decode(free: dict[str, _Free], x: FloatArray) -> dict[str, float]:
+    return {
+        name: float(np.exp(value)) if f.logarithmic else float(value)
+        for (name, f), value in zip(free.items(), x, strict=True)
+    }
+
+
+def _log_ratio(p: dict[str, float], data: Observations, chip: Chip) -> FloatArray:
+    """log(analytic / measured)."""
+    compute_s, memory_s = parts(data.kind, data.direction, p, chip, data.shape)
+    time_s = time_at(p, compute_s, memory_s, chip.clock_Hz / data.clock_Hz)
+    return np.asarray(np.log(time_s) - np.log(data.time_s))
+
+
+def _predict_log(fit: OperatorFit, data: Observations, chip: Chip) -> FloatArray:
+    """log time of each row at its own clock."""
+    clocks, inverse = np.unique(data.clock_Hz, return_inverse=True)
+    times = operator_time(fit, chip, data.shape, clocks).time_s_UK
+    return np.asarray(np.log(times[np.arange(len(data)), inverse]))
+
+
+def _residual(features: FloatArray, missed: FloatArray, group: NDArray[np.int64], names: list[str]) -> Residual | None:
+    """A Gaussian process over the mean deviation of each shape, or None where there are too few shapes."""
+    shapes, first = np.unique(group, return_index=True)
+    if len(shapes) < _FEWEST:
+        return None
+    target = np.array([missed[group == g].mean() for g in shapes])
+    points = features[first]
+    varies = np.ptp(points, axis=0) > 0
+    kernel = ConstantKernel(0.01, (1e-5, 1.0)) * Matern(np.ones(varies.sum()), (0.3, 30.0), nu=0.5) + WhiteKernel(
+        1e-3, (1e-6, 0.1)
+    )
+    process = GaussianProcessRegressor(kernel, alpha=1e-8, random_state=0)
+    with warnings.catch_warnings():
+        # A length or noise at its bound means that the feature or the noise does not matter.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        process.fit(points[:, varies], target)
+    lengths = np.full(len(names), 1e3)  # a feature that never varied says nothing
+    lengths[varies] = process.kernel_.k1.k2.length_scale
+    return Residual(
+        features=names,
+        lengths=lengths.tolist(),
+        signal=float(np.sqrt(process.kernel_.k1.k1.constant_value)),
+        noise=float(np.sqrt(process.kernel_.k2.noise_level)),
+        points=points.tolist(),
+        weights=np.asarray(process.alpha_).ravel().tolist(),
+    )

@@ -1,0 +1,210 @@
+"""Fit temperature, and what it does to power, from the trace of a profile (see `model.thermal`, `model.power`).
+
+Heat flows from the die through its heat sink to the inlet air: two masses, so the die's temperature answers a step of
+power by two exponentials,
+
+    T(t) = T_inlet + sum_i R_i (P filtered by a first-order lag tau_i) + sum_i c_i exp(-t/tau_i)
+
+where the last sum is what earlier work left behind. Given the two time constants this is linear, with R_i >= 0; they
+are found by least squares on their logarithms.
+
+Leakage: where the die warms or cools under a load that keeps its clock, power moves with it, by
+
+    dP/dT = leak + rise P_dynamic
+
+so cooling with nothing to do, and a memory-bound load when cool and when hot, give both. Temperature and power move
+together in every other part of a profile, and say nothing about it.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.optimize import least_squares, lsq_linear
+
+from moemodel.model.records.calibration import Parameter, ThermalFit
+from moemodel.model.records.profile import IDLE, LIGHT
+
+FloatArray = NDArray[np.float64]
+
+# An idle H100 80GB HBM3 between 44 and 56 C, and copying between 49 and 59 C: bench/measured/h100-sxm-80gb-turns.json.
+LEAK_W_PER_C = 0.73
+RISE_PER_C = 0.0016
+LEAK_REFERENCE_C = 50.0
+_FEWEST_READINGS = 100
+_GAP_S = 1.5  # between readings: something else ran, or the profile was resumed
+_TIMES_S = ((0.1, 8.0), (5.0, 120.0))  # in which the time constants are looked for
+_STARTS_S = ((1.0, 15.0), (2.0, 40.0), (4.0, 80.0))
+_UNSETTLED_S = 0.6  # of a part of the trace: the reading is a tick late, the clock may still rise
+_SAME_CLOCK = 0.01  # of the usual one
+_LATE_S = 0.1  # of a power reading: the middle of a tick of 100 ms that ended up to a tick ago
+_COURSE_S = (1.0, 4.0, 16.0, 64.0)  # time constants whose exponentials follow any cooling or warming
+_FEWEST_COOLING = 20
+_LEAST_COOLING_C = 4.0  # temperatures are whole degrees
+
+
+def fit_thermal(table: pd.DataFrame, source: str) -> ThermalFit:
+    """Resistances and time constants of die and heat sink, and the inlet's temperature."""
+    rows = _longest(table[table["power_W"].notna() & table["temperature_C"].notna()].sort_values("wall_s"))
+    if len(rows) < _FEWEST_READINGS:
+        return _unknown()
+    time_s, power_W, temperature_C = (rows[c].to_numpy(np.float64) for c in ("wall_s", "power_W", "temperature_C"))
+    time_s = time_s - time_s[0]
+
+    def misses(log_tau: FloatArray) -> FloatArray:
+        columns = _columns(time_s, power_W, np.exp(log_tau))
+        return np.asarray(columns @ _linear(columns, temperature_C) - temperature_C)
+
+    bounds = np.log(np.array(_TIMES_S)).T
+    tries = [least_squares(misses, np.log(start), bounds=bounds, x_scale=0.3) for start in _STARTS_S]
+    best = min(tries, key=lambda found: found.cost)
+    die_s, sink_s = np.exp(best.x)
+    die, sink, inlet_C = _linear(_columns(time_s, power_W, np.exp(best.x)), temperature_C)[:3]
+    error_C = float(np.sqrt(np.mean(np.square(best.fun))))
+    rise_C = max(float(np.mean(temperature_C)) - inlet_C, 1.0)
+    values = {
+        "die_C_per_W": (die, "K/W"),
+        "die_time": (die_s, "s"),
+        "sink_C_per_W": (sink, "K/W"),
+        "sink_time": (sink_s, "s"),
+        "inlet_C": (inlet_C, "C"),
+    }
+    return ThermalFit(
+        parameters={
+            name: Parameter(value=float(value), unit=unit, origin="measured", source=source, error=error_C / rise_C)
+            for name, (value, unit) in values.items()
+        }
+    )
+
+
+def _longest(rows: pd.DataFrame) -> pd.DataFrame:
+    """The longest stretch of a trace without a gap."""
+    wall_s = rows["wall_s"].to_numpy(np.float64)
+    cuts = [0, *(np.flatnonzero(np.diff(wall_s) > _GAP_S) + 1), len(rows)]
+    first, last = max(pairwise(cuts), key=lambda cut: cut[1] - cut[0])
+    return rows.iloc[first:last]
+
+
+def _columns(time_s: FloatArray, power_W: FloatArray, tau_s: FloatArray) -> FloatArray:
+    """Filtered powers, one, and decays. [readings, 5]"""
+    filtered = [_lagged(time_s, power_W, tau) for tau in tau_s]
+    return np.stack([*filtered, np.ones_like(time_s), *(np.exp(-time_s / tau) for tau in tau_s)], axis=1)
+
+
+def _linear(columns: FloatArray, temperature_C: FloatArray) -> FloatArray:
+    """Coefficients of the columns; resistances are not negative."""
+    low = np.array([0.0, 0.0, -np.inf, -np.inf, -np.inf])
+    return np.asarray(lsq_linear(columns, temperature_C, bounds=(low, np.full(5, np.inf))).x)
+
+
+def _lagged(time_s: FloatArray, power_W: FloatArray, tau_s: float) -> FloatArray:
+    """Power through a first-order lag that starts at zero.
+
+    A power reading is the mean of a tick of the sensor that ended some time ago, half of it in the interval before.
+    """
+    power_W = (power_W + np.append(power_W[1:], power_W[-1])) / 2
+    kept = np.exp(-np.diff(time_s, prepend=time_s[0]) / tau_s)
+    out = np.empty_like(power_W)
+    state = 0.0
+    for index, (keep, power) in enumerate(zip(kept, power_W, strict=True)):
+        state = state * keep + power * (1 - keep)
+        out[index] = state
+    return out
+
+
+def _unknown() -> ThermalFit:
+    """No trace to fit: temperature is not modelled (no rise), and says so."""
+    source = "no temperature trace in the profile: no rise is modelled"
+    values = {
+        "die_C_per_W": (0.0, "K/W"),
+        "die_time": (1.0, "s"),
+        "sink_C_per_W": (0.0, "K/W"),
+        "sink_time": (20.0, "s"),
+        "inlet_C": (LEAK_REFERENCE_C, "C"),
+    }
+    return ThermalFit(parameters={name: _assumed(value, unit, source) for name, (value, unit) in values.items()})
+
+
+# --- leakage ---------------------------------------------------------------------------------------------------------
+
+
+def fit_leakage(table: pd.DataFrame, source: str) -> dict[str, Parameter]:
+    """`leak_W_per_C`, `rise_per_C` and `leak_reference_C` of `model.power`."""
+    found = [_slope(table[table["load"] == label]) for label in (IDLE, LIGHT)]
+    known = "as an H100 80GB HBM3 of 2026; the profile has no cooling trace that shows it"
+    leak, rise = _assumed(LEAK_W_PER_C, "W/K", known), _assumed(RISE_PER_C, "1/K", known)
+    if found[0] is not None:
+        slope, error, idle_W = found[0]
+        leak = Parameter(
+            value=max(slope, 0.0), unit="W/K", origin="measured", source=source, error=_share(error, slope)
+        )
+        if found[1] is not None:
+            loaded, loaded_error, busy_W = found[1]
+            value = max(loaded - slope, 0.0) / (busy_W - idle_W)
+            spread = float(np.hypot(error, loaded_error)) / (busy_W - idle_W)
+            rise = Parameter(value=value, unit="1/K", origin="measured", source=source, error=_share(spread, value))
+    return {
+        "leak_W_per_C": leak,
+        "rise_per_C": rise,
+        "leak_reference_C": _assumed(LEAK_REFERENCE_C, "C", "the temperature that base_W is for, by choice"),
+    }
+
+
+def _slope(rows: pd.DataFrame) -> tuple[float, float, float] | None:
+    """dP/dT under one load, its standard error, and the median power; None where it shows too little.
+
+    Temperatures are whole degrees, which flattens a slope found from them; what power is compared with is their smooth
+    course, at the time that a power reading is of.
+    """
+    rows = rows[rows["power_W"].notna() & rows["temperature_C"].notna()].sort_values("wall_s")
+    if len(rows) < _FEWEST_COOLING:
+        return None
+    wall_s, power_W = rows["wall_s"].to_numpy(np.float64), rows["power_W"].to_numpy(np.float64)
+    temperature_C = _course(wall_s, rows["temperature_C"].to_numpy(np.float64))
+    kept = _settled(wall_s) & _usual(rows["clock_reported_Hz"].to_numpy(np.float64))
+    power_W, temperature_C = power_W[kept], temperature_C[kept]
+    if len(power_W) < _FEWEST_COOLING or np.ptp(temperature_C) < _LEAST_COOLING_C:
+        return None
+    spread_C = temperature_C - temperature_C.mean()
+    slope = float(spread_C @ power_W / (spread_C @ spread_C))
+    misses = power_W - power_W.mean() - slope * spread_C
+    error = float(np.sqrt(misses @ misses / (len(power_W) - 2) / (spread_C @ spread_C)))
+    return slope, error, float(np.median(power_W))
+
+
+def _course(wall_s: FloatArray, temperature_C: FloatArray) -> FloatArray:
+    """Temperature when the power of a reading was drawn: a smooth curve through each stretch of readings."""
+    out = np.empty_like(temperature_C)
+    for stretch in np.split(np.arange(len(wall_s)), np.flatnonzero(np.diff(wall_s) > _GAP_S) + 1):
+        since_s = wall_s[stretch] - wall_s[stretch[0]]
+        curve = np.linalg.lstsq(_decays(since_s), temperature_C[stretch], rcond=None)[0]
+        out[stretch] = _decays(since_s - _LATE_S) @ curve
+    return out
+
+
+def _decays(since_s: FloatArray) -> FloatArray:
+    return np.stack([np.ones_like(since_s), *(np.exp(-since_s / tau) for tau in _COURSE_S)], axis=1)
+
+
+def _usual(clock_Hz: FloatArray) -> NDArray[np.bool_]:
+    """Readings at the clock that most were at; all of them without a clock."""
+    if np.isnan(clock_Hz).all():
+        return np.ones(len(clock_Hz), dtype=bool)
+    return np.asarray(np.abs(clock_Hz / np.nanmedian(clock_Hz) - 1) < _SAME_CLOCK)
+
+
+def _settled(wall_s: FloatArray) -> NDArray[np.bool_]:
+    """Readings that lie some time behind the beginning of their stretch."""
+    begun = np.diff(wall_s, prepend=-np.inf) > _GAP_S
+    return np.asarray(wall_s > wall_s[begun][np.cumsum(begun) - 1] + _UNSETTLED_S)
+
+
+def _share(error: float, value: float) -> float | None:
+    return error / value if value > 0 else None
+
+
+def _assumed(value: float, unit: str, source: str) -> Parameter:
+    return Parameter(value=value, unit=unit, origin="assumed", source=source)

@@ -1,0 +1,1 @@
+"""Profiles that are read, calibrations that are written, and those that ship."""

@@ -1,0 +1,1 @@
+"""Factors common to all plans, refitted to validations."""

@@ -1,0 +1,79 @@
+"""Read an architecture: a preset's name, a Hugging Face `config.json`, or a folder that holds one.
+
+The file is data only: nothing in it is run, and no code is fetched. Keys that don't change the shape (dropout, dtype,
+token ids, …) are ignored: the file belongs to another program. What is read of it is in `hf_families`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from moemodel.model.architecture.families import FAMILIES, Family
+from moemodel.model.architecture.spec import Architecture
+from moemodel.model.core.documents import describe, read_text
+from moemodel.model.core.errors import InputError
+from moemodel.model.core.suggest import unknown
+
+_PRESETS = Path(__file__).parents[1] / "presets" / "architectures"
+_SOURCE = "_source"  # where the facts of a preset come from; free text
+
+
+def list_architectures() -> tuple[str, ...]:
+    """Names of the presets that ship, sorted."""
+    return tuple(sorted(path.stem for path in _PRESETS.glob("*.json")))
+
+
+def read_architecture(path_or_preset: str | Path) -> Architecture:
+    """Read an architecture.
+
+    Args:
+        path_or_preset: the name of a preset (`list_architectures`), or the path of a `config.json` or of a folder with
+            one. A string that names a preset is that preset; write `./name` for a file or folder of the same name.
+
+    Raises:
+        InputError: there is no such preset or file, or the file doesn't describe a model that this package knows. The
+            message names the file, the key, what was found and what is allowed.
+    """
+    path, name = _located(path_or_preset)
+    config = _read_object(path)
+    family = _family(config, path)
+    source = config.pop(_SOURCE, str(path))
+    try:
+        return family.model_validate(config).architecture(name, str(source))
+    except ValidationError as error:
+        raise InputError(describe(error, family, str(path), {}, config)) from None
+
+
+def _located(path_or_preset: str | Path) -> tuple[Path, str]:
+    """The file to read, and the name of its model."""
+    if isinstance(path_or_preset, str) and path_or_preset in list_architectures():
+        return _PRESETS / f"{path_or_preset}.json", path_or_preset
+    path = Path(path_or_preset)
+    if path.is_dir():
+        path = path / "config.json"
+    if not path.is_file():
+        raise unknown("architecture", str(path_or_preset), list_architectures(), or_else="the path of a config.json")
+    return path, path.resolve().parent.name if path.name == "config.json" else path.stem
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: found a JSON {type(config).__name__}; allowed: an object of keys and values")
+    return config
+
+
+def _family(config: dict[str, Any], path: Path) -> type[Family]:
+    if "model_type" not in config:
+        raise InputError(f"{path}: the key 'model_type' is missing; allowed: {', '.join(FAMILIES)}")
+    model_type = str(config["model_type"])
+    if model_type not in FAMILIES:
+        raise unknown(f"{path}: model_type", model_type, FAMILIES)
+    return FAMILIES[model_type]

@@ -1,0 +1,94 @@
+"""The host lane: time the host needs to queue the kernels of a training step.
+
+An eager framework queues kernels one by one at a few microseconds each. The device waits when it is done before the
+next kernel is queued, so a step takes as long as the slower of the two lanes. Costs are measured for whole blocks of
+the real training model (a dense layer, an MoE layer, embedding with head and loss, an optimizer tensor), since module
+calls, views and autograd nodes belong to no single operator. A backend whose blocks nobody measured has a cost for each
+kernel instead (`kernel`), times the number of operator calls.
+
+Left out: stalls when the launch queue is full, processes that share the host's cores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moemodel.model.architecture.spec import Layer, Mlp, Moe
+from moemodel.model.records.calibration import Calibration, HostLane
+
+FloatArray = NDArray[np.float64]
+
+
+_FALLBACK = "torch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostCost:
+    """Host time of a block in one micro-batch, s; in each plan, or the same in all. [P] or scalars."""
+
+    forward_s: FloatArray | float
+    backward_s: FloatArray | float
+
+    def __add__(self, other: HostCost) -> HostCost:
+        return HostCost(forward_s=self.forward_s + other.forward_s, backward_s=self.backward_s + other.backward_s)
+
+    def times(self, factor: float) -> HostCost:
+        """That many of it."""
+        return HostCost(forward_s=factor * self.forward_s, backward_s=factor * self.backward_s)
+
+
+class HostModel:
+    """Host times of one backend; those of the torch backend where it was not measured, zero where neither was."""
+
+    def __init__(self, calibration: Calibration, backend: str) -> None:
+        lanes = {lane.backend: lane for lane in calibration.host}
+        lane: HostLane | None = lanes.get(backend, lanes.get(_FALLBACK))
+        self.known = backend in lanes
+        self._blocks = {name: p.value for name, p in lane.blocks.items()} if lane else {}
+
+    def _cost(self, block: str) -> HostCost:
+        return HostCost(
+            forward_s=self._blocks.get(f"{block}/forward", 0.0), backward_s=self._blocks.get(f"{block}/backward", 0.0)
+        )
+
+    def block_s(self, name: str) -> float | None:
+        """Of a measured block and direction by its name; None where it was not measured."""
+        return self._blocks.get(name)
+
+    @property
+    def kernel_s(self) -> float:
+        """Of one kernel, where blocks were not measured; 0 where they were."""
+        return self._blocks.get("kernel", 0.0)
+
+    def layer(self, layer: Layer) -> HostCost:
+        """One layer: its attention's variant and its feed-forward block; its kernels are not in it (`kernel_s`).
+
+        What was measured has one attention; a layer with two costs half as much again, one with none half.
+        """
+        return self._cost(layer_block(layer)).times((len(layer.attentions) + 1) / 2)
+
+    def ends(self, share: float) -> HostCost:
+        """A share of embedding, final norm, head and loss; their kernels are not in it (`kernel_s`)."""
+        return self._cost("head_and_loss").times(share)
+
+    def layer_step_s(self, layer: Layer) -> float:
+        """The optimizer's part for one layer's tensors."""
+        return self._blocks.get(f"{layer_block(layer)}/step", self._blocks.get("layer/step", 0.0))
+
+    def fixed_step_s(self) -> float:
+        """What a step costs however many tensors there are."""
+        return self._blocks.get("step/step", 0.0)
+
+
+def layer_block(layer: Layer) -> str:
+    """Name of the measured block that a layer is like."""
+    normed = any(a.qk_norm != "none" for a in layer.attentions)
+    if isinstance(layer.feed_forward, Moe):
+        return "moe_layer_qk_norm" if normed else "moe_layer"
+    gated = isinstance(layer.feed_forward, Mlp) and layer.feed_forward.gated
+    if gated:
+        return "dense_layer_gated_qk_norm" if normed else "dense_layer_gated"
+    return "dense_layer"

@@ -1,0 +1,165 @@
+"""Time and energy of blocks: the operator calls of a workload, priced by a calibration.
+
+Axes: U distinct micro-batch shapes, K clocks. A block's two lanes are the device (time at each clock, with the fast
+limit of the governor applied operator by operator) and the host, which queues the kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moemodel.model.core.errors import CalibrationError
+from moemodel.model.device.dvfs import TensorLimit, at_clocks, time_at_clocks
+from moemodel.model.device.power import PowerModel
+from moemodel.model.device.roofline import Chip, operator_time
+from moemodel.model.operators.work import Kind, Pass, work
+from moemodel.model.records.calibration import Calibration, OperatorFit
+from moemodel.model.step.layer_operators import Call, Phase
+
+FloatArray = NDArray[np.float64]
+
+# Operators that stand in for one another where a calibration lacks the first.
+_STAND_INS: dict[Kind, Kind] = {
+    Kind.ATTENTION_FULL: Kind.ATTENTION,
+    Kind.RMS_NORM: Kind.LAYER_NORM,
+    Kind.LAYER_NORM: Kind.RMS_NORM,
+    Kind.RELU: Kind.GELU,
+    Kind.SWIGLU: Kind.GELU,
+    Kind.SWIGLU_PACKED: Kind.SWIGLU,
+}
+
+# Backward work that only the optimizer waits for.
+_OF_WEIGHTS = frozenset(
+    {
+        (Kind.GEMM, Pass.BACKWARD_WEIGHT),
+        (Kind.GROUPED_GEMM, Pass.BACKWARD_WEIGHT),
+        (Kind.BIAS, Pass.BACKWARD),
+        (Kind.EMBEDDING, Pass.BACKWARD),
+        (Kind.ACCUMULATE, Pass.BACKWARD),
+    }
+)
+
+
+@dataclass(kw_only=True)
+class Lane:
+    """Device time of a phase of a block, and what goes with it.
+
+    Attributes:
+        time_s_UK: seconds.
+        energy_J_UK: dynamic energy.
+        cycles_UK: time x clock of each operator, for the mean clock.
+        spread_s: standard deviation of time by operator and pass, [U]; correlated within, independent between.
+        outside_s_U: time spent in shapes outside what was measured.
+        calls_U: operator calls, which the host queues one by one.
+        weights_s_U: of the time at the highest clock, gradients of weights, which no other stage waits for.
+    """
+
+    time_s_UK: FloatArray
+    energy_J_UK: FloatArray
+    cycles_UK: FloatArray
+    spread_s: dict[str, FloatArray] = field(default_factory=dict)
+    outside_s_U: FloatArray
+    calls_U: FloatArray
+    weights_s_U: FloatArray
+
+    @classmethod
+    def empty(cls, shapes: int, clocks: int) -> Lane:
+        """Nothing to do."""
+        time, energy, cycles = (np.zeros((shapes, clocks)) for _ in range(3))
+        outside, calls, weights = (np.zeros(shapes) for _ in range(3))
+        return cls(
+            time_s_UK=time,
+            energy_J_UK=energy,
+            cycles_UK=cycles,
+            outside_s_U=outside,
+            calls_U=calls,
+            weights_s_U=weights,
+        )
+
+    def take(self, rows: NDArray[np.int64]) -> Lane:
+        """The lane of these shapes, repeated as asked."""
+        return Lane(
+            time_s_UK=self.time_s_UK[rows],
+            energy_J_UK=self.energy_J_UK[rows],
+            cycles_UK=self.cycles_UK[rows],
+            spread_s={key: spread[rows] for key, spread in self.spread_s.items()},
+            outside_s_U=self.outside_s_U[rows],
+            calls_U=self.calls_U[rows],
+            weights_s_U=self.weights_s_U[rows],
+        )
+
+
+class Pricer:
+    """Prices calls with one calibration at fixed clocks."""
+
+    def __init__(self, calibration: Calibration, chip: Chip, power: PowerModel, clock_Hz_K: FloatArray) -> None:
+        self.chip = chip
+        self.power = power
+        self.clock_Hz_K = clock_Hz_K
+        self.fast = tensor_limit(calibration)
+        self._name = calibration.name
+        self._fits = {(fit.kind, fit.direction): fit for fit in calibration.operators}
+
+    def fit(self, kind: Kind, direction: Pass) -> OperatorFit:
+        """The fit of an operator, or of the one that stands in for it.
+
+        Raises:
+            CalibrationError: there is neither.
+        """
+        for candidate in (kind, _STAND_INS.get(kind)):
+            if candidate is not None and (candidate, direction) in self._fits:
+                return self._fits[candidate, direction]
+        raise CalibrationError(
+            f"calibration {self._name}: no fit for {kind}/{direction}; profile that operator and calibrate again"
+        )
+
+    def lanes(self, calls: Iterable[Call], shapes: int) -> dict[Phase, Lane]:
+        """Sum of the calls by phase."""
+        out: dict[Phase, Lane] = {}
+        for call in calls:
+            lane = out.setdefault(call.phase, Lane.empty(shapes, len(self.clock_Hz_K)))
+            self._add(lane, call)
+        return out
+
+    def _add(self, lane: Lane, call: Call) -> None:
+        fit = self.fit(call.kind, call.direction)
+        price = operator_time(fit, self.chip, call.shape, self.clock_Hz_K)
+        time = price.time_s_UK
+        least = work(call.kind, call.direction, call.shape)
+        energy = self.power.dynamic_J(call.kind, call.direction, least, self.clock_Hz_K, price.busy_s_UK)
+        time, energy, clock = self._within_fast_limit(np.atleast_1d(least.flops), time, energy)
+        count = call.count[:, None]
+        lane.time_s_UK += count * time
+        lane.energy_J_UK += count * np.atleast_1d(call.mean_share)[:, None] * energy
+        lane.cycles_UK += count * time * clock
+        reference_s = call.count * time[:, -1]
+        key = f"{fit.kind}/{fit.direction}"
+        lane.spread_s[key] = lane.spread_s.get(key, 0.0) + reference_s * price.log_error_U
+        lane.outside_s_U += np.where(price.outside_U, reference_s, 0.0)
+        lane.calls_U += call.count
+        if (call.kind, call.direction) in _OF_WEIGHTS:
+            lane.weights_s_U += reference_s
+
+    def _within_fast_limit(
+        self, flops_U: FloatArray, time: FloatArray, energy: FloatArray
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Time, energy and true clock of an operator at each clock that is set. [U, K] each, or [1, K]."""
+        clocks = self.clock_Hz_K
+        if not flops_U.any() or not np.isfinite(self.fast.clock_Hz):
+            return time, energy, clocks[None, :]
+        could = time * clocks * (self.chip.multiprocessors * self.chip.flops_per_cycle)
+        true_UK = self.fast.true_clock_Hz(clocks, np.minimum(1.0, flops_U[:, None] / could))
+        true_UK = np.maximum(true_UK, clocks[0])
+        return time_at_clocks(time, clocks, true_UK), at_clocks(energy, clocks, true_UK), true_UK
+
+
+def tensor_limit(calibration: Calibration) -> TensorLimit:
+    """The fast limit of a calibration; none where it has none."""
+    found = calibration.governor.parameters
+    if "tensor_clock" not in found:
+        return TensorLimit(clock_Hz=np.inf, sharpness=1.0)
+    return TensorLimit(clock_Hz=found["tensor_clock"].value, sharpness=found["tensor_sharpness"].value)

@@ -1,0 +1,72 @@
+"""A calibration for software that computes with other words than the 16 bits it was measured with.
+
+Words of 4 bytes instead of 2 are the same to a kernel as half the bandwidth and half the cache. Tensor cores that
+multiply narrower or wider operands are faster or slower by the ratio of the GPU's peaks, and take as much energy a
+second; attention keeps the rate of bf16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from moemodel.model.core.errors import InputError
+from moemodel.model.device.roofline import ATTENTIONS
+from moemodel.model.hardware.gpu import Gpu
+from moemodel.model.records.calibration import Calibration, OperatorFit, Parameter
+from moemodel.model.step.layer_operators import BACKENDS
+
+_MEASURED_B = 2.0  # of a word
+
+
+def calibration_for(calibration: Calibration, backend: str, gpu: Gpu) -> Calibration:
+    """The calibration as a backend's words and products have it; the same one for 16 bits.
+
+    Args:
+        calibration: of kernels on 16-bit words.
+        backend: key of `BACKENDS`.
+        gpu: whose peaks say how fast tensor cores are.
+
+    Raises:
+        InputError: the GPU's tensor cores don't multiply the backend's operands.
+    """
+    software = BACKENDS[backend]
+    wide, rate = software.word_B / _MEASURED_B, _tensor_rate(backend, gpu)
+    if wide == 1 and rate == 1:
+        return calibration
+    chip = {"flops_per_cycle": rate, "bandwidth_Bps": 1 / wide, "l2_B": 1 / wide}
+    power = {"flop_J": 1 / rate, "dram_J_per_B": wide, "cache_J_per_B": wide}
+    fit = calibration.power
+    return calibration.model_copy(
+        update={
+            "chip": scaled(calibration.chip, chip),
+            "operators": [_operator(operator, rate) for operator in calibration.operators],
+            "power": fit.model_copy(update={"parameters": scaled(fit.parameters, power)}),
+        }
+    )
+
+
+def _tensor_rate(backend: str, gpu: Gpu) -> float:
+    """Rate of the tensor cores in products over that of bf16."""
+    dtype = BACKENDS[backend].tensor
+    if dtype == "bf16":
+        return 1.0
+    if dtype not in gpu.peaks or "bf16" not in gpu.peaks:
+        known = ", ".join(gpu.peaks) or "none"
+        raise InputError(
+            f"backend {backend}: its products are {dtype}; {gpu.name} has peaks for {known}; use another backend or GPU"
+        )
+    return gpu.peaks[dtype].flops_per_s / gpu.peaks["bf16"].flops_per_s
+
+
+def _operator(fit: OperatorFit, rate: float) -> OperatorFit:
+    if fit.kind not in ATTENTIONS:
+        return fit
+    return fit.model_copy(update={"parameters": scaled(fit.parameters, {"efficiency": 1 / rate})})
+
+
+def scaled(parameters: Mapping[str, Parameter], factors: Mapping[str, float]) -> dict[str, Parameter]:
+    """Parameters, those named times their factor."""
+    return {
+        name: p.model_copy(update={"value": p.value * factors[name]}) if name in factors else p
+        for name, p in parameters.items()
+    }

@@ -1,0 +1,249 @@
+"""Time of one operator call at a shape and an SM clock.
+
+    t(f) = t0 + t1 f0/f + ((Tc f0/f)^p + Tm^p)^(1/p)   times   exp(residual(shape))
+
+    t0  launch and tail, s            f   true SM clock, Hz        f0  reference clock, Hz
+    t1  the same where SMs run through it (chains of small kernels), at f0, s
+    Tc  time of the SM-bound part at f0, s                          Tm  time of the memory-bound part, s
+
+The p-norm is a roofline (Williams et al. 2009) with a rounded corner; p is fitted. Memory time does not move with the
+SM clock; what an SM must issue to load the bytes is in Tc. Left out: contention between concurrent kernels.
+
+Three forms give Tc and Tm from a shape, all in the symbols of `operators`:
+
+product (gemm, grouped_gemm):
+    Tc = min over tiles i of  waves_i * 2 tm tn (k / s + k0) / (F f0 e_i),   Tm = bytes / (BW beta)
+    waves_i = (1 - q) max(c, 1) + q ceil(c),  c = tiles_i / SMs;  tiles_i = sum over groups ceil(m_g/tm) ceil(n/tn)
+    s = max(1, min(SMs / tiles_i, k / k_split))^x      (split of a deep k over idle SMs)
+    and everything over alignment^(log2(8/a)/3) where a < 8 is the power of two that divides n and k (16-bit elements):
+    tensor cores are fed 16 bytes at a time, and rows that are not whole multiples of that in smaller pieces
+    F tensor flops per cycle of one SM, e_i efficiency of a tile, k0 depth spent in prologue and epilogue, q how hard
+    waves quantise. The tile is the one the library would find fastest. After the tile and wave quantisation of
+    NVIDIA's "Matrix Multiplication Background" guide; here continuous, so that it can be fitted.
+attention:
+    Tc = flops / (SMs F f0 e),  e = e_inf  d/(d + d0)  seq/(seq + s0)  c/ceil(c),  c = batch heads seq/128 / SMs
+stream (all others):
+    Tm = bytes / (BW beta) with beta -> beta_cache where the tensors fit in L2;  Tc = vector_ops / (SMs 128 f0 e)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moemodel.model.operators.work import Kind, Pass, Shape, work
+from moemodel.model.records.calibration import OperatorFit, Residual
+
+FloatArray = NDArray[np.float64]
+
+PRODUCTS = (Kind.GEMM, Kind.GROUPED_GEMM)
+ATTENTIONS = (Kind.ATTENTION, Kind.ATTENTION_FULL)
+TILES: tuple[tuple[int, int], ...] = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64))
+_TILE_NAMES: tuple[str, ...] = tuple(f"efficiency_{max(t)}x{min(t)}" for t in TILES)
+_LANES = 128  # SIMD lanes of an SM (float32): NVIDIA architecture whitepapers, Ampere and Hopper
+ALIGNED = 8  # 16-bit elements in 16 bytes: what one asynchronous copy of an SM moves (Ampere tuning guide, 1.4.1)
+_QUERY_BLOCK = 128  # rows of queries that a flash attention kernel takes at once
+
+FEATURES: dict[str, tuple[str, ...]] = {
+    "product": ("m", "n", "k", "batch"),
+    "grouped": ("m", "n", "k", "experts", "skew"),
+    "attention": ("batch", "heads", "kv_heads", "seq", "head_dim"),
+    "stream": ("m", "n", "experts", "top_k"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chip:
+    """What the forms need of a GPU.
+
+    Attributes:
+        multiprocessors: SMs.
+        flops_per_cycle: of the tensor cores of one SM, in the precision of training.
+        bandwidth_Bps: of device memory.
+        l2_B: size of the last-level cache.
+        clock_Hz: reference clock f0.
+    """
+
+    multiprocessors: float
+    flops_per_cycle: float
+    bandwidth_Bps: float
+    l2_B: float
+    clock_Hz: float
+
+
+def form_of(kind: Kind) -> str:
+    """Which form of the module's docstring an operator takes."""
+    if kind is Kind.GROUPED_GEMM:
+        return "grouped"
+    if kind is Kind.GEMM:
+        return "product"
+    return "attention" if kind in ATTENTIONS else "stream"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatorTime:
+    """Time of one call. U shapes, K clocks.
+
+    Attributes:
+        time_s_UK: seconds.
+        busy_s_UK: of that, the time beyond launch and tail, in which the SMs are busy.
+        log_error_U: standard deviation of log time, wider outside what was measured.
+        outside_U: the shape lies outside what was measured.
+    """
+
+    time_s_UK: FloatArray
+    busy_s_UK: FloatArray
+    log_error_U: FloatArray
+    outside_U: NDArray[np.bool_]
+
+
+def operator_time(fit: OperatorFit, chip: Chip, shape: Shape, clock_Hz_K: FloatArray) -> OperatorTime:
+    """Time of an operator at shapes (fields scalar or of length U) and clocks (length K)."""
+    p = {name: parameter.value for name, parameter in fit.parameters.items()}
+    compute_s, memory_s = parts(fit.kind, fit.direction, p, chip, shape)
+    slowdown = chip.clock_Hz / clock_Hz_K[None, :]
+    base = time_at(p, compute_s[:, None], memory_s[:, None], slowdown)
+    features = shape_features(fit.kind, shape)
+    outside_log2 = _distance_outside(fit, features)
+    correction, spread = _residual(fit.residual, features) if fit.residual else (np.zeros(len(base)), 0.0)
+    factor = np.exp(correction)[:, None]
+    uneven = _uneven_error(fit, shape)
+    return OperatorTime(
+        time_s_UK=base * factor,
+        busy_s_UK=(base - _fixed_s(p, slowdown)) * factor,
+        log_error_U=np.sqrt(fit.log_error**2 + np.square(spread) + np.square(_PER_OCTAVE * outside_log2) + uneven**2),
+        outside_U=(outside_log2 > _HALF_OCTAVE) | (uneven > 0),
+    )
+
+
+def _uneven_error(fit: OperatorFit, shape: Shape) -> FloatArray:
+    """Log error of products whose rows don't begin at 16 bytes, where no such product was measured."""
+    alignment = fit.parameters.get("alignment")
+    if alignment is None or alignment.origin != "assumed":
+        return np.zeros(1)
+    s = shape.arrays()
+    return np.atleast_1d((alignment.error or 0.0) * _halvings(s["n"], s["k"]) / np.log2(ALIGNED))
+
+
+_PER_OCTAVE = 0.10  # assumed: log error grows by this for each doubling outside the measured range
+_HALF_OCTAVE = 0.5
+
+
+def time_at(p: dict[str, float], compute_s: FloatArray, memory_s: FloatArray, slowdown: FloatArray) -> FloatArray:
+    """The p-norm of the module's docstring; `slowdown` is f0/f."""
+    power = p["p"]
+    return np.asarray(_fixed_s(p, slowdown) + ((compute_s * slowdown) ** power + memory_s**power) ** (1 / power))
+
+
+def _fixed_s(p: dict[str, float], slowdown: FloatArray) -> FloatArray:
+    """Time that no amount of work adds to: launch, tail, chains of small kernels."""
+    return np.asarray(p["t0"] + p.get("t1", 0.0) * slowdown)
+
+
+def parts(kind: Kind, direction: Pass, p: dict[str, float], chip: Chip, shape: Shape) -> tuple[FloatArray, FloatArray]:
+    """Tc and Tm of each shape, s, each of length U."""
+    form = form_of(kind)
+    if form in ("product", "grouped"):
+        compute_s, memory_s = _product(kind, direction, p, chip, shape)
+    elif form == "attention":
+        compute_s, memory_s = _attention(kind, direction, p, chip, shape)
+    else:
+        compute_s, memory_s = _stream(kind, direction, p, chip, shape)
+    compute_s, memory_s = np.broadcast_arrays(np.atleast_1d(compute_s), np.atleast_1d(memory_s))
+    return compute_s, memory_s
+
+
+def _output(direction: Pass, s: dict[str, FloatArray]) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Rows, columns and depth of the product that a pass computes."""
+    if direction is Pass.BACKWARD_INPUT:
+        return s["m"], s["k"], s["n"]
+    if direction is Pass.BACKWARD_WEIGHT:
+        return s["n"], s["k"], s["m"]
+    return s["m"], s["n"], s["k"]
+
+
+def _product(
+    kind: Kind, direction: Pass, p: dict[str, float], chip: Chip, shape: Shape
+) -> tuple[FloatArray, FloatArray]:
+    s = shape.arrays()
+    rows, columns, depth = _output(direction, s)
+    groups = s["experts"] * s["batch"]
+    ragged = 0.0
+    if kind is Kind.GROUPED_GEMM:
+        # each group's rows (or depth) are a share of m; ragged ends cost half a tile of rows a group on average
+        if direction is Pass.BACKWARD_WEIGHT:
+            depth = depth / groups
+        else:
+            rows, ragged = rows / groups, 0.5
+    cycles = np.full(np.broadcast(rows, columns, depth, groups).shape, np.inf)
+    for (tm, tn), name in zip(TILES, _TILE_NAMES, strict=True):
+        down = np.ceil(rows / tm) if ragged == 0.0 else np.maximum(rows / tm + ragged, 1.0)
+        tiles = down * np.ceil(columns / tn) * groups
+        c = tiles / chip.multiprocessors
+        waves = (1 - p["quantisation"]) * np.maximum(c, 1.0) + p["quantisation"] * np.ceil(c)
+        split = np.maximum(1.0, np.minimum(1 / c, depth / p["split_depth"])) ** p["split_gain"]
+        tile = 2.0 * tm * tn * (depth / split + p["depth0"]) / (chip.flops_per_cycle * p[name])
+        cycles = np.minimum(cycles, waves * tile)
+    memory_s = work(kind, direction, shape).bytes_B / (chip.bandwidth_Bps * p["memory_efficiency"])
+    if p.get("alignment", 1.0) != 1.0:
+        cycles = cycles / p["alignment"] ** (_halvings(s["n"], s["k"]) / np.log2(ALIGNED))
+    return np.asarray(cycles / chip.clock_Hz), np.asarray(memory_s)
+
+
+def _halvings(n: FloatArray, k: FloatArray) -> FloatArray:
+    """log2(8/a) of the module's docstring; a shard that isn't whole counts as the smaller whole one."""
+    odd = sum(((np.floor(n) % piece != 0) | (np.floor(k) % piece != 0)).astype(np.float64) for piece in (2, 4, ALIGNED))
+    return np.asarray(odd)
+
+
+def _attention(
+    kind: Kind, direction: Pass, p: dict[str, float], chip: Chip, shape: Shape
+) -> tuple[FloatArray, FloatArray]:
+    s = shape.arrays()
+    w = work(kind, direction, shape)
+    c = np.maximum(s["batch"] * s["heads"] * s["seq"] / _QUERY_BLOCK, 1.0) / chip.multiprocessors
+    waves = (1 - p["quantisation"]) * np.maximum(c, 1.0) + p["quantisation"] * np.ceil(c)
+    efficiency = p["efficiency"] * s["head_dim"] / (s["head_dim"] + p["head_dim0"]) * s["seq"] / (s["seq"] + p["seq0"])
+    rate = chip.multiprocessors * chip.flops_per_cycle * chip.clock_Hz
+    compute_s = w.flops / (rate * efficiency) * waves / c
+    return np.asarray(compute_s), np.asarray(w.bytes_B / (chip.bandwidth_Bps * p["memory_efficiency"]))
+
+
+def _stream(
+    kind: Kind, direction: Pass, p: dict[str, float], chip: Chip, shape: Shape
+) -> tuple[FloatArray, FloatArray]:
+    w = work(kind, direction, shape)
+    cached = 1 / (1 + (w.bytes_B / (p["cache_size"] * chip.l2_B)) ** 2)
+    slow = 1 / p["memory_efficiency"]
+    fast = 1 / p["cache_efficiency"]
+    memory_s = w.bytes_B / chip.bandwidth_Bps * (slow + (fast - slow) * cached)
+    rate = chip.multiprocessors * _LANES * chip.clock_Hz * p["issue_efficiency"]
+    return np.asarray(w.vector_ops / rate), np.asarray(memory_s)
+
+
+def shape_features(kind: Kind, shape: Shape) -> FloatArray:
+    """log2 of an operator's shape, [U, features]: what the residual and the measured range are over."""
+    s = shape.arrays()
+    columns = np.broadcast_arrays(*(np.atleast_1d(s[name]) for name in FEATURES[form_of(kind)]))
+    return np.asarray(np.log2(np.maximum(np.stack(columns, axis=1), 1e-9)))
+
+
+def _residual(residual: Residual, features: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Mean of log(time / analytic), and its spread: at most what the nearest point leaves of the prior."""
+    points = np.asarray(residual.points) / np.asarray(residual.lengths)
+    x = features / np.asarray(residual.lengths)
+    distance2 = np.square(x).sum(1)[:, None] + np.square(points).sum(1)[None, :] - 2 * x @ points.T
+    kernel = np.exp(-np.sqrt(np.maximum(distance2, 0.0)))
+    left = residual.signal * np.sqrt(np.maximum(1 - np.square(kernel.max(axis=1)), 0.0))
+    return np.asarray(residual.signal**2 * kernel @ np.asarray(residual.weights)), np.asarray(left)
+
+
+def _distance_outside(fit: OperatorFit, features: FloatArray) -> FloatArray:
+    """How many octaves a shape lies outside the measured box, summed over features; one where nothing was measured."""
+    if not fit.measured:
+        return np.ones(len(features))
+    bounds = np.asarray([fit.measured[name] for name in FEATURES[form_of(fit.kind)]])
+    low, high = np.log2(np.maximum(bounds, 1e-9)).T
+    return np.asarray((np.maximum(low - features, 0.0) + np.maximum(features - high, 0.0)).sum(axis=1))

@@ -1,0 +1,229 @@
+"""GPU descriptions: what datasheets and drivers say of a GPU. One JSON file each, every value with its source.
+
+A description holds published figures only; what a GPU reaches in practice belongs to a calibration. Adding a GPU is
+adding a file to `presets/gpus`, or naming a file of one's own. A value that is not known is null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Generic, Literal, TypeVar
+
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from moemodel.model.core.documents import Strict, read_json
+from moemodel.model.core.suggest import unknown
+
+_PRESETS = Path(__file__).parents[1] / "presets" / "gpus"
+
+Dtype = Literal["fp64", "fp32", "tf32", "bf16", "fp16", "fp8"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peak:
+    """Highest published dense rate of one data type (no sparsity), and the SM clock at which it holds.
+
+    On tensor cores where they take the type, else on the SIMD pipes (fp32 everywhere, fp64 before Ampere).
+    """
+
+    flops_per_s: float
+    clock_Hz: float
+
+    @property
+    def flops_per_cycle(self) -> float:
+        """Operations in one cycle of all multiprocessors together."""
+        return self.flops_per_s / self.clock_Hz
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A GPU. None stands for what is not known, or makes no sense (multiprocessors of a CPU).
+
+    Attributes:
+        name: of the description, such as h100-sxm-80gb.
+        product: the vendor's name for it.
+        aliases: other names that mean it: what NVML calls the device, short names.
+        architecture: the vendor's name of the generation, in lower case.
+        multiprocessors: streaming multiprocessors (SMs).
+        memory_B: device memory as the driver reports it.
+        memory_bandwidth_Bps: peak bytes a second of device memory.
+        l2_B: second-level cache.
+        peaks: highest rate of each data type that the GPU computes with.
+        clock_min_Hz, clock_max_Hz, clock_step_Hz: SM clocks that the driver lets a user set.
+        power_limit_W: limit it ships with.
+        power_limit_min_W, power_limit_max_W: range that a user may set.
+        idle_power_W: drawn with a context open and nothing running.
+        slowdown_C: die temperature at which the hardware slows the clock.
+        nvlink_links: NVLink links.
+        nvlink_Bps: bytes a second of all links together, in each direction.
+        pcie_generation: of the host link.
+        pcie_Bps: bytes a second of the host link, in each direction.
+        gpus_per_node: how many a node has unless a plan says otherwise.
+        sources: where each value comes from, by attribute; a peak's is `peaks.bf16`.
+    """
+
+    name: str
+    product: str
+    aliases: tuple[str, ...]
+    architecture: str
+    multiprocessors: int | None
+    memory_B: int | None
+    memory_bandwidth_Bps: float | None
+    l2_B: int | None
+    peaks: Mapping[Dtype, Peak] = field(hash=False)
+    clock_min_Hz: float | None
+    clock_max_Hz: float | None
+    clock_step_Hz: float | None
+    power_limit_W: float | None
+    power_limit_min_W: float | None
+    power_limit_max_W: float | None
+    idle_power_W: float | None
+    slowdown_C: float | None
+    nvlink_links: int | None
+    nvlink_Bps: float | None
+    pcie_generation: int | None
+    pcie_Bps: float | None
+    gpus_per_node: int
+    sources: Mapping[str, str] = field(hash=False, repr=False)
+
+    def peak(self, dtype: str) -> Peak:
+        """The highest rate of a data type.
+
+        Raises:
+            InputError: the GPU doesn't compute with it, or its rate isn't known.
+        """
+        for known, peak in self.peaks.items():
+            if known == dtype:
+                return peak
+        raise unknown(f"gpu {self.name}: dtype", dtype, self.peaks)
+
+
+class _Fact(Strict, Generic[T]):
+    """A value and the key of its source."""
+
+    value: T
+    source: str
+
+
+class _PeakFact(Strict):
+    flops_per_s: PositiveFloat
+    clock_Hz: PositiveFloat
+    source: str
+
+
+class _Description(Strict):
+    """A file of `presets/gpus`. Every key has to be there: what is not known is null, on purpose."""
+
+    name: str
+    product: str
+    aliases: tuple[str, ...]
+    architecture: str
+    sources: dict[str, str]
+    multiprocessors: _Fact[PositiveInt] | None
+    memory_B: _Fact[PositiveInt] | None
+    memory_bandwidth_Bps: _Fact[PositiveFloat] | None
+    l2_B: _Fact[PositiveInt] | None
+    peaks: dict[Dtype, _PeakFact]
+    clock_min_Hz: _Fact[PositiveFloat] | None
+    clock_max_Hz: _Fact[PositiveFloat] | None
+    clock_step_Hz: _Fact[PositiveFloat] | None
+    power_limit_W: _Fact[PositiveFloat] | None
+    power_limit_min_W: _Fact[PositiveFloat] | None
+    power_limit_max_W: _Fact[PositiveFloat] | None
+    idle_power_W: _Fact[NonNegativeFloat] | None
+    slowdown_C: _Fact[PositiveFloat] | None
+    nvlink_links: _Fact[PositiveInt] | None
+    nvlink_Bps: _Fact[PositiveFloat] | None
+    pcie_generation: _Fact[PositiveInt] | None
+    pcie_Bps: _Fact[PositiveFloat] | None
+    gpus_per_node: _Fact[PositiveInt]
+
+    def cited(self) -> dict[str, str]:
+        """The key of the source of every value, by name."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        facts = {name: value.source for name, value in values.items() if isinstance(value, _Fact)}
+        return facts | {f"peaks.{dtype}": peak.source for dtype, peak in self.peaks.items()}
+
+    @model_validator(mode="after")
+    def _sources_are_listed(self) -> _Description:
+        for name, source in self.cited().items():
+            if source not in self.sources:
+                known = ", ".join(sorted(self.sources)) or "none yet: add one under 'sources'"
+                raise ValueError(f"{name}.source: found {source!r}; allowed: a key of 'sources' ({known})")
+        return self
+
+    @model_validator(mode="after")
+    def _ranges_are_ordered(self) -> _Description:
+        for low, high in (("clock_min_Hz", "clock_max_Hz"), ("power_limit_min_W", "power_limit_max_W")):
+            lowest, highest = getattr(self, low), getattr(self, high)
+            if lowest and highest and lowest.value > highest.value:
+                raise ValueError(f"{low}: found {lowest.value:g}; allowed: at most {high} ({highest.value:g})")
+        return self
+
+
+def list_gpus() -> tuple[str, ...]:
+    """Names of the descriptions that ship, sorted."""
+    return tuple(sorted(path.stem for path in _PRESETS.glob("*.json")))
+
+
+def read_gpu(name_or_path: str | Path, *, key: str = "gpu") -> Gpu:
+    """Read a GPU description.
+
+    Args:
+        name_or_path: the name of a preset (`list_gpus`) or one of its aliases, such as h100 or what NVML calls the
+            device, in any case; or the path of a JSON file of the same form.
+        key: what an error calls the place where the name stands.
+
+    Raises:
+        InputError: no such preset or file, or a file with a missing, unknown or impossible key.
+    """
+    if isinstance(name_or_path, str) and name_or_path.casefold() in _presets_by_name():
+        return _presets_by_name()[name_or_path.casefold()]
+    path = Path(name_or_path)
+    if not path.is_file():
+        aliases = [alias for gpu in _presets_by_name().values() for alias in gpu.aliases]
+        raise unknown(key, str(name_or_path), list_gpus(), aliases=aliases, or_else="the path of a GPU description")
+    return _read(path)
+
+
+@cache
+def _presets_by_name() -> dict[str, Gpu]:
+    gpus = [_read(_PRESETS / f"{name}.json") for name in list_gpus()]
+    return {name.casefold(): gpu for gpu in gpus for name in (gpu.name, *gpu.aliases)}
+
+
+def _read(path: Path) -> Gpu:
+    d = read_json(path, _Description)
+    return Gpu(
+        name=d.name,
+        product=d.product,
+        aliases=d.aliases,
+        architecture=d.architecture,
+        multiprocessors=_value(d.multiprocessors),
+        memory_B=_value(d.memory_B),
+        memory_bandwidth_Bps=_value(d.memory_bandwidth_Bps),
+        l2_B=_value(d.l2_B),
+        peaks={dtype: Peak(flops_per_s=peak.flops_per_s, clock_Hz=peak.clock_Hz) for dtype, peak in d.peaks.items()},
+        clock_min_Hz=_value(d.clock_min_Hz),
+        clock_max_Hz=_value(d.clock_max_Hz),
+        clock_step_Hz=_value(d.clock_step_Hz),
+        power_limit_W=_value(d.power_limit_W),
+        power_limit_min_W=_value(d.power_limit_min_W),
+        power_limit_max_W=_value(d.power_limit_max_W),
+        idle_power_W=_value(d.idle_power_W),
+        slowdown_C=_value(d.slowdown_C),
+        nvlink_links=_value(d.nvlink_links),
+        nvlink_Bps=_value(d.nvlink_Bps),
+        pcie_generation=_value(d.pcie_generation),
+        pcie_Bps=_value(d.pcie_Bps),
+        gpus_per_node=d.gpus_per_node.value,
+        sources={name: d.sources[key] for name, key in d.cited().items()},
+    )
+
+
+def _value(fact: _Fact[T] | None) -> T | None:
+    return None if fact is None else fact.value

@@ -1,0 +1,1 @@
+"""How long a collective takes over the links of a cluster."""

@@ -1,0 +1,249 @@
+"""A cluster that is described: what a plan's `cluster.internode` may name beside a known network or a bandwidth.
+
+    nodes: 16                       # how many there are; plans may take fewer
+    gpus_per_node: 8
+    nics_per_node: 4                # default: one a GPU
+    nic: infiniband-ndr             # a known one, or {bandwidth_GBps: 50, latency_us: 5, source: ...}
+    nccl_tests:                     # what nccl-tests printed there, relative to this file
+      - all_reduce_2_nodes.txt
+      - {file: sendrecv.txt, collective: send_recv, ranks: 16, nodes: 2}
+
+A test overrides the datasheet for its collective, inside a node or between nodes, wherever it ran: start and efficiency
+from its smallest and largest size, and what they miss in between as a curve (`link_curves`); groups of other sizes
+take the nearest test's. Left out: that fewer members a node than NICs could have a NIC each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from moemodel.model.core.documents import Strict, read_yaml
+from moemodel.model.core.errors import InputError
+from moemodel.model.hardware.gpu import Gpu
+from moemodel.model.network.collectives import Collective, Link, Network, links, moved, network_of, read_link
+from moemodel.model.network.nccl_tests import NcclTest, read_nccl_test
+from moemodel.model.records.calibration import Calibration
+from moemodel.model.records.link_residuals import LinkCurve
+
+_SUFFIXES = (".yaml", ".yml")
+_LEAST_EFFICIENCY = 1e-4  # of a test whose times hardly depend on the size
+
+Count = Annotated[int, Field(gt=0, strict=True)]
+
+
+class TestedFile(Strict):
+    """One nccl-test's output, and what it may not say itself."""
+
+    file: str
+    collective: Collective | None = None
+    ranks: Count | None = None
+    nodes: Count | None = None
+
+
+class ClusterFile(Strict):
+    """A cluster as its user describes it."""
+
+    nodes: Count | None = Field(default=None, description="null: as many as plans take")
+    gpus_per_node: Count | None = Field(default=None, description="null: as the plan or the GPU description says")
+    nics_per_node: Count | None = Field(default=None, description="null: one a GPU")
+    nic: str | Link = "infiniband-ndr"
+    nccl_tests: tuple[str | TestedFile, ...] = ()
+
+    @model_validator(mode="after")
+    def _nics(self) -> ClusterFile:
+        if self.nics_per_node and not self.gpus_per_node:
+            raise ValueError("nics_per_node: needs gpus_per_node, among which they are shared")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Internode:
+    """What joins the nodes of a plan.
+
+    Attributes:
+        link: a GPU's share of it.
+        nodes, gpus_per_node: where a cluster file says.
+        tests: that were run on the cluster.
+        source: the cluster file; None without one.
+    """
+
+    link: Link
+    nodes: int | None = None
+    gpus_per_node: int | None = None
+    tests: tuple[NcclTest, ...] = ()
+    source: str | None = None
+
+    @property
+    def tested(self) -> bool:
+        """Whether anything was measured between nodes."""
+        return any(test.nodes > 1 for test in self.tests)
+
+
+def read_internode(named: str | Link) -> Internode:
+    """What a plan's `cluster.internode` means: a link, the name of a known one, or the path of a cluster file.
+
+    Raises:
+        InputError: an unknown name, or a file that is missing or malformed; with the place.
+    """
+    if isinstance(named, Link):
+        return Internode(link=named)
+    if Path(named).suffix not in _SUFFIXES:
+        return Internode(link=read_link(named))
+    path = Path(named)
+    cluster = read_yaml(path, ClusterFile)
+    return Internode(
+        link=_share(cluster, path),
+        nodes=cluster.nodes,
+        gpus_per_node=cluster.gpus_per_node,
+        tests=tuple(_test(entry, path.parent) for entry in cluster.nccl_tests),
+        source=str(path),
+    )
+
+
+def cluster_network(
+    calibration: Calibration, gpu: Gpu, gpus: int, gpus_per_node: int | None, internode: Internode
+) -> Network:
+    """The network of a plan's cluster.
+
+    Args:
+        calibration: for the links inside a node.
+        gpu: description.
+        gpus: that the plan takes.
+        gpus_per_node: as the plan says; None: as the cluster file or the GPU description does.
+        internode: between nodes.
+
+    Raises:
+        InputError: more GPUs than the cluster file has, or another number a node.
+    """
+    described = internode.gpus_per_node
+    if gpus_per_node and described and gpus_per_node != described:
+        raise InputError(
+            f"cluster.gpus_per_node: found {gpus_per_node}; {internode.source} has {described}: leave one of them out"
+        )
+    network = network_of(calibration, gpu, gpus_per_node or described, internode.link)
+    if internode.nodes and gpus > internode.nodes * network.gpus_per_node:
+        there = internode.nodes * network.gpus_per_node
+        raise InputError(f"cluster.gpus: found {gpus}; {internode.source} has {there} GPUs")
+    return with_tests(network, internode.tests)
+
+
+def with_tests(network: Network, tests: Sequence[NcclTest]) -> Network:
+    """A network whose collectives take what tests measured.
+
+    Raises:
+        InputError: a test ran on more GPUs a node than there are, or two of as many ranks ran on different nodes.
+    """
+    tests = _merged(tests)
+    for collective in Collective:
+        for across in (False, True):
+            mine = [test for test in tests if test.collective is collective and (test.nodes > 1) == across]
+            if mine:
+                network = _with_tests(network, collective, mine, across=across)
+    return network
+
+
+def _with_tests(network: Network, collective: Collective, tests: Sequence[NcclTest], *, across: bool) -> Network:
+    """Start and efficiency of the test with most ranks, curves of all."""
+    most = max(tests, key=lambda test: test.ranks)
+    kept = tuple(curve for curve in network.curves.get(collective, ()) if curve.across != across)
+    bare = replace(network, curves={**network.curves, collective: kept})
+    start_s, efficiency = _fit(bare, most)
+    if across:
+        own = replace(
+            bare,
+            across_starts_s={**bare.across_starts_s, collective: start_s},
+            across_efficiency={**bare.across_efficiency, collective: efficiency},
+        )
+    else:
+        own = replace(
+            bare,
+            starts_s={**bare.starts_s, collective: start_s},
+            efficiency={**bare.efficiency, collective: efficiency},
+            # what held between nodes for want of a measurement there goes on to
+            across_starts_s={collective: bare.starts_s.get(collective, bare.start_s), **bare.across_starts_s},
+            across_efficiency={collective: bare.efficiency[collective], **bare.across_efficiency},
+        )
+    curves = tuple(_curve(own, test) for test in tests)
+    return replace(own, curves={**own.curves, collective: (*kept, *curves)})
+
+
+def _merged(tests: Sequence[NcclTest]) -> list[NcclTest]:
+    """One test for each collective and number of ranks, with the sizes of all; of a size twice, the later file counts.
+
+    Raises:
+        InputError: as many ranks lay on different numbers of nodes.
+    """
+    merged: dict[tuple[Collective, int, bool], NcclTest] = {}
+    for test in tests:
+        key = (test.collective, test.ranks, test.nodes > 1)
+        before = merged.get(key, test)
+        if before.nodes != test.nodes:
+            raise InputError(
+                f"{test.source}: {test.ranks} ranks on {test.nodes} nodes; {before.source} has as many on "
+                f"{before.nodes}: leave one of them out"
+            )
+        times = dict(zip(before.size_B, before.time_s, strict=True)) | dict(zip(test.size_B, test.time_s, strict=True))
+        sizes = tuple(sorted(times))
+        merged[key] = replace(test, size_B=sizes, time_s=tuple(times[size] for size in sizes))
+    return list(merged.values())
+
+
+def _fit(network: Network, test: NcclTest) -> tuple[float, float]:
+    """Start, from the smallest size, and efficiency, from the largest."""
+    size_B, time_s = np.array(test.size_B), np.array(test.time_s)
+    n, stride = _group(network, test)
+    route = network.route(n, stride)
+    moved_s, steps = moved(test.collective, size_B, n.astype(np.float64), route)
+    step_s = float(route.latency_s_G[0])
+    if test.nodes == 1:
+        step_s = network.steps_s.get(test.collective, step_s)
+    spent_s = max(float(time_s[-1] - time_s[0]), _LEAST_EFFICIENCY * float(time_s[-1]))
+    efficiency = max(float(moved_s[-1] - moved_s[0]) / spent_s, _LEAST_EFFICIENCY)
+    start_s = float(time_s[0] - moved_s[0] / efficiency - steps[0] * step_s)
+    return max(start_s, 0.0), efficiency
+
+
+def _curve(network: Network, test: NcclTest) -> LinkCurve:
+    n, stride = _group(network, test)
+    formula_s = network.time_s(test.collective, np.array(test.size_B), n, network.route(n, stride))
+    return LinkCurve(
+        collective=str(test.collective),
+        ranks=test.ranks,
+        across=test.nodes > 1,
+        size_B=list(test.size_B),
+        log_ratio=[float(ratio) for ratio in np.log(np.array(test.time_s) / formula_s)],
+    )
+
+
+def _group(network: Network, test: NcclTest) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], ...]:
+    """Ranks and stride of the test's group, once for each of its sizes."""
+    each = test.ranks // test.nodes
+    if each > network.gpus_per_node:
+        raise InputError(f"{test.source}: ran on {each} GPUs a node; the cluster has {network.gpus_per_node}")
+    stride = network.gpus_per_node // each if test.nodes > 1 else 1
+    count = len(test.size_B)
+    return np.full(count, test.ranks, dtype=np.int64), np.full(count, stride, dtype=np.int64)
+
+
+def _share(cluster: ClusterFile, path: Path) -> Link:
+    """A GPU's share of its node's NICs."""
+    nic = cluster.nic
+    if isinstance(nic, str):
+        if nic not in links():
+            raise InputError(f"{path}: nic: found {nic!r}; allowed: {', '.join(sorted(links()))}, or a bandwidth")
+        nic = links()[nic]
+    if not (cluster.nics_per_node and cluster.gpus_per_node):
+        return nic
+    share = cluster.nics_per_node / cluster.gpus_per_node
+    return nic.model_copy(update={"bandwidth_GBps": nic.bandwidth_GBps * share})
+
+
+def _test(entry: str | TestedFile, folder: Path) -> NcclTest:
+    known = TestedFile(file=entry) if isinstance(entry, str) else entry
+    return read_nccl_test(folder / known.file, collective=known.collective, ranks=known.ranks, nodes=known.nodes)

@@ -1,0 +1,288 @@
+"""Time of collectives over the links of a cluster.
+
+A cluster is a graph (networkx): GPUs, one switch a node, one NIC a GPU, one fabric; edges carry the bandwidth of one
+direction and a latency. A group of ranks is a ring through that graph.
+
+    all_reduce                     a0 + 2 (n-1)/n S / B + 2 (n-1) a
+    reduce_scatter, all_gather     a0 +   (n-1)/n S / B +   (n-1) a
+    all_to_all                     a0 + max((g-1)/n S / B_node, (n-g)/n S / B_nic) + (n-1) a
+    send_recv                      a0 + S / B + a
+
+    S bytes of the full tensor, n ranks, g of them in one node, B bandwidth of the ring's narrowest edge times the
+    efficiency of the collective, a latency of one step, a0 start of a collective. Where collectives were measured, each
+    has its own B, a and a0, and a factor that says what this misses at its size (see `link_curves`).
+
+Ring algorithms: Thakur, Rabenseifner, Gropp 2005, section 4; the factors are those of NCCL's "bus bandwidth". A ring
+over several nodes leaves and enters each node once, over the NICs of all its members there (NCCL builds one ring a
+NIC). Left out: trees, in-network reduction, contention between groups.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import PositiveFloat
+
+from moemodel.model.core.documents import Strict
+from moemodel.model.core.errors import InputError
+from moemodel.model.hardware.gpu import Gpu
+from moemodel.model.records.calibration import Calibration
+from moemodel.model.records.link_residuals import LinkCurve, correction
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+class Collective(StrEnum):
+    """A collective operation, or a message between two ranks."""
+
+    ALL_REDUCE = "all_reduce"
+    REDUCE_SCATTER = "reduce_scatter"
+    ALL_GATHER = "all_gather"
+    ALL_TO_ALL = "all_to_all"
+    SEND_RECV = "send_recv"
+
+
+class Link(Strict):
+    """One GPU's share of the network between nodes."""
+
+    bandwidth_GBps: PositiveFloat
+    latency_us: PositiveFloat
+    source: str = "the plan"
+
+
+@cache
+def links() -> dict[str, Link]:
+    """The networks between nodes that are known by name."""
+    data = json.loads((Path(__file__).parents[1] / "presets" / "networks.json").read_text(encoding="utf-8"))
+    return {name: Link(**entry) for name, entry in data.items() if not name.startswith("_")}
+
+
+def read_link(name: str) -> Link:
+    """A known network between nodes.
+
+    Raises:
+        InputError: unknown; names the known ones.
+    """
+    if name not in links():
+        names = ", ".join(sorted(links()))
+        raise InputError(
+            f"cluster.internode: found {name!r}; allowed: {names}, a bandwidth, or the path of a cluster file (.yaml)"
+        )
+    return links()[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """What a group's ring runs over. G groups.
+
+    Attributes:
+        ring_Bps_G: narrowest edge of the ring.
+        node_Bps_G: edge inside a node.
+        nic_Bps_G: one GPU's edge to other nodes.
+        local_G: ranks of the group in one node.
+        latency_s_G: one step of the ring, at the slowest place.
+    """
+
+    ring_Bps_G: FloatArray
+    node_Bps_G: FloatArray
+    nic_Bps_G: FloatArray
+    local_G: FloatArray
+    latency_s_G: FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """What a framework sends, and when, where it differs from torch in 16 bits.
+
+    Attributes:
+        word_B: bytes of an element of parameters and activations.
+        behind: exchanges that it runs behind computation, of `tp`, `ep`, `pp`, `gradients` and `dp` (the parameters
+            that ZeRO gathers); keys and values of context parallelism always are.
+        gradient_B: bytes of an element of gradients that are exchanged; None: as in memory.
+        whole_experts: an expert lies on one GPU, however large tp is, and tensor-parallel ranks take part in expert
+            parallelism (Megatron's expert tensor parallelism of 1); else tp cuts experts too.
+        once_a_node: a row that several experts of a node need goes there once (DeepEP, HybridEP).
+        most_nodes: that the router lets a token's experts lie on (DeepSeek-V3, section 2.1.2); None: all.
+    """
+
+    word_B: float = 2.0
+    gradient_B: float | None = None
+    behind: frozenset[str] = frozenset()
+    whole_experts: bool = False
+    once_a_node: bool = False
+    most_nodes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A homogeneous cluster and how well collectives use it.
+
+    Attributes:
+        gpus_per_node: GPUs of a node.
+        node_Bps: bandwidth of a GPU to its node's switch, per direction.
+        nic_Bps: bandwidth of a GPU to the other nodes, per direction.
+        node_latency_s, nic_latency_s: latency of one step inside a node, between nodes.
+        efficiency: share of the bandwidth that each collective reaches.
+        start_s: start of a collective, however small.
+        overlap: share of communication that hides behind computation where the backend overlaps them.
+        traffic: what the framework sends over it.
+        starts_s, steps_s: start and step inside a node of collectives that were measured; others take `start_s` and
+            `node_latency_s`.
+        across_efficiency, across_starts_s: the same between nodes, where that was measured; else as inside.
+        curves: what the formula misses of each collective (see `link_curves`).
+        overlaps, memory_overlaps: share that hides behind matrix products, and behind operators that memory bounds;
+            others take `overlap`.
+        skew_share: of the excess of an all-to-all's busiest rank over the mean, what prolongs it; 1: all of it.
+    """
+
+    gpus_per_node: int
+    node_Bps: float
+    nic_Bps: float
+    node_latency_s: float
+    nic_latency_s: float
+    efficiency: dict[Collective, float]
+    start_s: float
+    overlap: float
+    traffic: Traffic = Traffic()
+    starts_s: Mapping[Collective, float] = field(default_factory=dict)
+    steps_s: Mapping[Collective, float] = field(default_factory=dict)
+    across_efficiency: Mapping[Collective, float] = field(default_factory=dict)
+    across_starts_s: Mapping[Collective, float] = field(default_factory=dict)
+    curves: Mapping[Collective, tuple[LinkCurve, ...]] = field(default_factory=dict)
+    overlaps: Mapping[Collective, float] = field(default_factory=dict)
+    memory_overlaps: Mapping[Collective, float] = field(default_factory=dict)
+    skew_share: float = 1.0
+
+    def overlap_of(self, collective: Collective, *, memory_bound: bool = False) -> float:
+        """Share of a collective that hides behind computation: behind products, or what memory bounds."""
+        measured = self.memory_overlaps if memory_bound else self.overlaps
+        return measured.get(collective, self.overlap)
+
+    def skewed_B(self, size_B: FloatArray, skew: FloatArray | float) -> FloatArray:
+        """Size of the even all-to-all that takes as long as one whose busiest rank gets `skew` times the mean."""
+        return np.asarray(size_B * (1 + self.skew_share * (np.asarray(skew) - 1)))
+
+    def graph(self, nodes: int) -> nx.Graph[tuple[str, int]]:
+        """The cluster of `nodes` nodes; edges carry `bandwidth_Bps` and `latency_s`.
+
+        `route` gives what its shortest ways give (a test compares them), without building it for every prediction.
+        """
+        import networkx as nx
+
+        graph: nx.Graph[tuple[str, int]] = nx.Graph()
+        for rank in range(nodes * self.gpus_per_node):
+            gpu, nic = ("gpu", rank), ("nic", rank)
+            switch = ("switch", rank // self.gpus_per_node)
+            graph.add_edge(gpu, switch, bandwidth_Bps=self.node_Bps, latency_s=self.node_latency_s / 2)
+            graph.add_edge(gpu, nic, bandwidth_Bps=self.nic_Bps, latency_s=0.0)
+            graph.add_edge(nic, ("fabric", 0), bandwidth_Bps=self.nic_Bps, latency_s=self.nic_latency_s / 2)
+        return graph
+
+    def route(self, ranks_G: IntArray, stride_G: IntArray) -> Route:
+        """Routes of groups of `ranks` ranks, `stride` apart; ranks are numbered node by node."""
+        inside = ranks_G * stride_G <= self.gpus_per_node
+        local = np.where(inside, ranks_G, np.maximum(1, self.gpus_per_node // stride_G)).astype(np.float64)
+        return Route(
+            ring_Bps_G=np.where(inside, self.node_Bps, np.minimum(self.nic_Bps * local, self.node_Bps)),
+            node_Bps_G=np.full(len(local), self.node_Bps),
+            nic_Bps_G=np.full(len(local), self.nic_Bps),
+            local_G=local,
+            latency_s_G=np.where(inside, self.node_latency_s, self.nic_latency_s),
+        )
+
+    def time_s(
+        self,
+        collective: Collective,
+        size_B: FloatArray,
+        ranks: IntArray,
+        route: Route,
+        *,
+        across_share: FloatArray | float = 1.0,
+    ) -> FloatArray:
+        """Time of a collective of `size_B` bytes (the full tensor) in each group; 0 for a group of one.
+
+        `across_share`: of an all-to-all, what goes between nodes over what would if every copy of a row did.
+        """
+        n = ranks.astype(np.float64)
+        moved_s, steps = moved(collective, size_B, n, route, across_share=across_share)
+        inside = route.local_G >= n
+        efficiency, start_s = self.efficiency[collective], self.starts_s.get(collective, self.start_s)
+        step_s = np.where(inside, self.steps_s.get(collective, self.node_latency_s), route.latency_s_G)
+        formula_s = (
+            np.where(inside, start_s, self.across_starts_s.get(collective, start_s))
+            + moved_s / np.where(inside, efficiency, self.across_efficiency.get(collective, efficiency))
+            + steps * step_s
+        )
+        return np.where(n > 1, formula_s * self._correction(collective, size_B, n, inside), 0.0)
+
+    def _correction(
+        self, collective: Collective, size_B: FloatArray, n: FloatArray, inside: NDArray[np.bool_]
+    ) -> FloatArray | float:
+        curves = self.curves.get(collective, ())
+        if not curves:
+            return 1.0
+        within = correction([curve for curve in curves if not curve.across], size_B, n)
+        beyond = [curve for curve in curves if curve.across]
+        if beyond:
+            return np.where(inside, within, correction(beyond, size_B, n))
+        # Between nodes the efficiency of a node's links is taken where none was measured, and so is its curve.
+        return np.where(inside, within, 1.0) if collective in self.across_efficiency else within
+
+
+def moved(
+    collective: Collective,
+    size_B: FloatArray,
+    n: FloatArray,
+    route: Route,
+    *,
+    across_share: FloatArray | float = 1.0,
+) -> tuple[FloatArray, FloatArray]:
+    """Time of a collective's bytes at full bandwidth, and the number of its steps, in each of G groups of `n` ranks."""
+    if collective is Collective.ALL_TO_ALL:
+        inside_s = (route.local_G - 1) / n * size_B / route.node_Bps_G
+        across_s = across_share * (n - route.local_G) / n * size_B / route.nic_Bps_G
+        return np.maximum(inside_s, across_s), n - 1
+    if collective is Collective.SEND_RECV:
+        # one message takes one NIC, where a ring of collectives takes those of all its members
+        across_Bps = np.minimum(route.nic_Bps_G, route.node_Bps_G)
+        return size_B / np.where(route.local_G < n, across_Bps, route.node_Bps_G), np.ones_like(n)
+    turns = 2.0 if collective is Collective.ALL_REDUCE else 1.0
+    return turns * (n - 1) / n * size_B / route.ring_Bps_G, turns * (n - 1)
+
+
+def network_of(calibration: Calibration, gpu: Gpu, gpus_per_node: int | None, internode: Link) -> Network:
+    """The network of a cluster: links inside a node from the calibration, between nodes from the plan."""
+    p = {name: parameter.value for name, parameter in calibration.network.parameters.items()}
+    return Network(
+        gpus_per_node=gpus_per_node or gpu.gpus_per_node,
+        node_Bps=p["bandwidth"],
+        nic_Bps=internode.bandwidth_GBps * 1e9,
+        node_latency_s=p["step_latency"],
+        nic_latency_s=internode.latency_us * 1e-6,
+        efficiency={c: p[f"efficiency_{c}"] for c in Collective},
+        start_s=p["start_latency"],
+        overlap=p["overlap"],
+        starts_s=_measured(p, "{}_start_latency"),
+        steps_s=_measured(p, "{}_step_latency"),
+        curves={c: tuple(x for x in calibration.network.curves if x.collective == c) for c in Collective},
+        overlaps=_measured(p, "{}_overlap"),
+        memory_overlaps=_measured(p, "{}_memory_overlap"),
+        skew_share=p.get("skew_share", 1.0),
+    )
+
+
+def _measured(parameters: Mapping[str, float], name: str) -> dict[Collective, float]:
+    """The parameter of that name of each collective that has it."""
+    return {c: parameters[name.format(c)] for c in Collective if name.format(c) in parameters}

@@ -1,0 +1,1 @@
+"""A batch of plans becomes step time, energy, clock and memory."""

@@ -1,0 +1,1 @@
+"""What is stored: profiles, calibrations, the names of their parameters."""

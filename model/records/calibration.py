@@ -1,0 +1,214 @@
+"""A calibration: what measurement taught about one GPU, as plain numbers. `calibrate` writes it, the model reads it.
+
+Every parameter carries its unit, where it came from and its relative error; every fit carries the range of shapes
+that it saw, so that a prediction outside is known to be one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from moemodel.model.core.documents import Strict, read_json
+from moemodel.model.core.errors import CalibrationError, InputError
+from moemodel.model.operators.work import Kind, Pass
+from moemodel.model.records.link_residuals import LinkCurve
+from moemodel.model.records.parameter_names import (
+    CHIP,
+    GOVERNOR,
+    MEMORY,
+    NETWORK,
+    POWER,
+    THERMAL,
+    Names,
+    operator_features,
+    operator_names,
+)
+
+SCHEMA_VERSION = 2
+
+Origin = Literal["measured", "fitted", "datasheet", "assumed"]
+
+
+class Parameter(Strict):
+    """One number.
+
+    `origin`: "measured" on this GPU for this calibration, "fitted" to cited measurements of others, from a
+    "datasheet", or "assumed" (then `source` says on what ground).
+    """
+
+    value: float
+    unit: str
+    origin: Origin
+    source: str
+    error: float | None = Field(default=None, ge=0, description="relative standard error; null: unknown")
+
+
+def _checked(parameters: dict[str, Parameter], names: Names, part: str = "") -> dict[str, Parameter]:
+    """The parameters of a part, if they are all there and none is unknown."""
+    mistake = names.mistake(parameters, (parameter.value for parameter in parameters.values()))
+    if mistake:
+        raise ValueError(f"{part}{mistake}")
+    return parameters
+
+
+def _complete(names: Names) -> AfterValidator:
+    """Refuses parameters that lack a name, or have one that the model doesn't read."""
+    return AfterValidator(lambda parameters: _checked(parameters, names))
+
+
+class Residual(Strict):
+    """What the analytic form missed, as a Gaussian process over log2 of shape features (Rasmussen & Williams, ch. 2).
+
+    log(time / analytic) = weights . k(x, points) with the exponential kernel k = signal^2 exp(-|x - point|), distances
+    in units of one length per feature: it lets neighbours differ abruptly, as they do where a library changes its
+    kernel. `noise` and `signal` are standard deviations of log time.
+    """
+
+    features: list[str]
+    lengths: list[float]
+    signal: float = Field(ge=0)
+    noise: float = Field(ge=0)
+    points: list[list[float]]
+    weights: list[float]
+
+    @model_validator(mode="after")
+    def _shapes(self) -> Residual:
+        if len(self.lengths) != len(self.features) or any(len(p) != len(self.features) for p in self.points):
+            raise ValueError(f"lengths and points must have {len(self.features)} columns, one for each feature")
+        if len(self.weights) != len(self.points):
+            raise ValueError(f"weights: found {len(self.weights)}; there are {len(self.points)} points")
+        return self
+
+
+class OperatorFit(Strict):
+    """Time of one operator and pass (see `compute`)."""
+
+    kind: Kind
+    direction: Pass
+    parameters: dict[str, Parameter]
+    residual: Residual | None = None
+    log_error: float = Field(ge=0, description="standard deviation of log(measured / predicted), held-out shapes")
+    measured: dict[str, tuple[float, float]] = Field(
+        default_factory=dict, description="smallest and largest of each feature that was measured"
+    )
+    points: int = Field(ge=0, description="shapes that it rests on")
+
+    @field_validator("parameters")
+    @classmethod
+    def _whole(cls, parameters: dict[str, Parameter], info: ValidationInfo) -> dict[str, Parameter]:
+        kind = info.data.get("kind")  # absent if it was refused itself
+        if kind is None:
+            return parameters
+        return _checked(parameters, operator_names(kind), f"{kind}/{info.data.get('direction')}: ")
+
+    @model_validator(mode="after")
+    def _features(self) -> OperatorFit:
+        allowed = operator_features(self.kind)
+        part = f"{self.kind}/{self.direction}"
+        if self.measured and set(self.measured) != set(allowed):
+            raise ValueError(f"{part}: measured: found {', '.join(self.measured)}; allowed: {', '.join(allowed)}")
+        if self.residual and tuple(self.residual.features) != allowed:
+            found = ", ".join(self.residual.features)
+            raise ValueError(f"{part}: residual.features: found {found}; allowed, in this order: {', '.join(allowed)}")
+        return self
+
+
+class HostLane(Strict):
+    """Time the host needs to queue work, per block of the backend (see `host`)."""
+
+    backend: str
+    blocks: dict[str, Parameter]
+    log_error: float = Field(ge=0)
+
+
+class PowerFit(Strict):
+    """Power of the GPU (see `power`)."""
+
+    parameters: Annotated[dict[str, Parameter], _complete(POWER)]
+    kinds: dict[str, Parameter] = Field(
+        default_factory=dict, description="kind/direction -> factor on its dynamic energy, shrunk towards 1"
+    )
+    log_error: float = Field(ge=0)
+    points: int = Field(ge=0)
+
+
+class GovernorFit(Strict):
+    """What clock the GPU sustains (see `governor`)."""
+
+    parameters: Annotated[dict[str, Parameter], _complete(GOVERNOR)]
+    log_error: float = Field(ge=0)
+
+
+class ThermalFit(Strict):
+    """Temperature above the inlet per watt, and how power rises with it (see `power`)."""
+
+    parameters: Annotated[dict[str, Parameter], _complete(THERMAL)]
+
+
+class NetworkFit(Strict):
+    """Links inside a node (see `network`)."""
+
+    parameters: Annotated[dict[str, Parameter], _complete(NETWORK)]
+    curves: list[LinkCurve] = Field(default_factory=list, description="what the formula misses (see `link_curves`)")
+    log_error: float = Field(ge=0)
+
+
+class MemoryFit(Strict):
+    """What the framework adds to the tensors (see `memory`)."""
+
+    parameters: Annotated[dict[str, Parameter], _complete(MEMORY)]
+
+
+class Calibration(Strict):
+    """All that is known about a GPU. `name` is what users call it; `gpu` the description it belongs to."""
+
+    schema_version: int
+    name: str
+    gpu: str
+    created: str
+    moemodel_version: str
+    provenance: str = Field(description="one paragraph for the reader: measured here, or fitted to which data")
+    clock_reference_Hz: float = Field(gt=0, description="SM clock that times at reference are for")
+    clock_range_Hz: tuple[float, float] = Field(description="lowest and highest SM clock that predictions may use")
+    clock_measured_Hz: tuple[float, float] = Field(description="lowest and highest true clock that was measured")
+    composition_error: Parameter = Field(description="log error of a step beyond that of its operators")
+    chip: Annotated[dict[str, Parameter], _complete(CHIP)] = Field(
+        description="multiprocessors, flops_per_cycle, bandwidth_Bps, l2_B that the operator fits refer to"
+    )
+    operators: list[OperatorFit]
+    host: list[HostLane]
+    power: PowerFit
+    governor: GovernorFit
+    thermal: ThermalFit
+    network: NetworkFit
+    memory: MemoryFit
+
+    def operator(self, kind: Kind, direction: Pass) -> OperatorFit | None:
+        """The fit of one operator and pass, if there is one."""
+        return next((fit for fit in self.operators if (fit.kind, fit.direction) == (kind, direction)), None)
+
+
+class _Version(Strict):
+    model_config = ConfigDict(extra="ignore")
+    schema_version: int
+
+
+def read_calibration(path: Path) -> Calibration:
+    """A calibration from its JSON file.
+
+    Raises:
+        CalibrationError: missing, not JSON, of another schema version, or malformed; with the place.
+    """
+    try:
+        version = read_json(path, _Version).schema_version
+        if version != SCHEMA_VERSION:
+            raise CalibrationError(
+                f"{path}: schema_version: found {version}; this moemodel reads {SCHEMA_VERSION}. "
+                "Fit it again from its profile with `moemodel calibrate`"
+            )
+        return read_json(path, Calibration)
+    except InputError as error:
+        raise CalibrationError(str(error)) from None

@@ -1,0 +1,68 @@
+"""What the formula of a collective misses, as measured: a curve over the size for every group that was measured.
+
+Libraries change protocol and algorithm with size, and spread large messages over more channels; no one bandwidth
+holds for all of that. So a calibration keeps, beside latency and bandwidth, the logarithm of measured over formula at
+each measured size: in between it is interpolated over the logarithm of the size, beyond it stays what it was, and a
+group that was not measured takes the nearest one's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from moemodel.model.core.documents import Strict
+
+FloatArray = NDArray[np.float64]
+
+
+class LinkCurve(Strict):
+    """One collective over one group.
+
+    `across`: its ranks lie on several nodes.
+    """
+
+    collective: str
+    ranks: int = Field(ge=2)
+    across: bool = False
+    size_B: list[float] = Field(min_length=1, description="of the full tensor, rising")
+    log_ratio: list[float] = Field(description="log(measured time / formula) at each size")
+
+    @model_validator(mode="after")
+    def _rising(self) -> LinkCurve:
+        if len(self.log_ratio) != len(self.size_B):
+            raise ValueError(f"log_ratio: found {len(self.log_ratio)} values; there are {len(self.size_B)} sizes")
+        if self.size_B[0] <= 0 or any(a >= b for a, b in pairwise(self.size_B)):
+            raise ValueError("size_B: sizes must be above 0, each larger than the one before")
+        return self
+
+
+def correction(curves: Sequence[LinkCurve], size_B: FloatArray, ranks: FloatArray) -> FloatArray:
+    """Factor on the formula's time.
+
+    Args:
+        curves: of one collective, inside a node or across; none: no correction.
+        size_B: of the full tensor.
+        ranks: of the group; same shape.
+    """
+    if not curves:
+        return np.ones(np.broadcast_shapes(size_B.shape, ranks.shape))
+    ordered = sorted(curves, key=lambda curve: curve.ranks)
+    log_size, n = np.broadcast_arrays(np.log(np.maximum(size_B, 1.0)), ranks)
+    if len(ordered) == 1:
+        return _factor(ordered[0], log_size)
+    bounds = [float(np.sqrt(a.ranks * b.ranks)) for a, b in pairwise(ordered)]
+    nearest = np.searchsorted(bounds, n)
+    found = np.empty(log_size.shape)
+    for index, curve in enumerate(ordered):
+        mine = nearest == index
+        found[mine] = _factor(curve, log_size[mine])
+    return found
+
+
+def _factor(curve: LinkCurve, log_size: FloatArray) -> FloatArray:
+    return np.asarray(np.exp(np.interp(log_size, np.log(curve.size_B), curve.log_ratio)))

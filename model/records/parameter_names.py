@@ -1,0 +1,137 @@
+"""Names of the parameters that each part of a calibration holds: what the model reads, and so what a file must have.
+
+A part's consumer stands beside it. A name that a consumer does not read is a mistake, as one that is missing is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from moemodel.model.operators.work import Kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """Names of a part's parameters.
+
+    Attributes:
+        required: all of these.
+        optional: these may be left out; the model then goes on without.
+        together: of the optional ones, those that are all there or none.
+        positive: of both, those that it divides by.
+    """
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    together: tuple[str, ...] = ()
+    positive: tuple[str, ...] = ()
+
+    def mistake(self, found: Iterable[str], values: Iterable[float]) -> str | None:
+        """What is wrong with parameters, and what is allowed; None: nothing."""
+        given = dict(zip(found, values, strict=True))
+        needed = self.together if any(name in given for name in self.together) else ()
+        missing = [name for name in (*self.required, *needed) if name not in given]
+        foreign = [name for name in given if name not in self.required and name not in self.optional]
+        low = [name for name in self.positive if name in given and not given[name] > 0]
+        if not (missing or foreign or low):
+            return None
+        kinds = (("missing", missing), ("unknown", foreign), ("not above 0", low))
+        wrong = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds if names)
+        optional = f"; optional: {', '.join(self.optional)}" if self.optional else ""
+        return f"{wrong} (required: {', '.join(self.required)}{optional})"
+
+
+# The forms of `compute`.
+_PRODUCT_DIVISORS = (
+    "p",
+    "split_depth",
+    "memory_efficiency",
+    "efficiency_256x128",
+    "efficiency_128x128",
+    "efficiency_128x64",
+    "efficiency_64x64",
+)
+_PRODUCT = Names(
+    required=("t0", *_PRODUCT_DIVISORS, "split_gain", "depth0", "quantisation"),
+    optional=("t1", "alignment"),
+    positive=(*_PRODUCT_DIVISORS, "alignment"),
+)
+_ATTENTION_DIVISORS = ("p", "efficiency", "memory_efficiency")
+_ATTENTION = Names(
+    required=("t0", *_ATTENTION_DIVISORS, "head_dim0", "seq0", "quantisation"),
+    optional=("t1",),
+    positive=_ATTENTION_DIVISORS,
+)
+_STREAM_DIVISORS = ("p", "memory_efficiency", "cache_efficiency", "cache_size", "issue_efficiency")
+_STREAM = Names(required=("t0", *_STREAM_DIVISORS), optional=("t1",), positive=_STREAM_DIVISORS)
+
+_PRODUCT_FEATURES = ("m", "n", "k", "batch")
+_GROUPED_FEATURES = ("m", "n", "k", "experts", "skew")
+_ATTENTION_FEATURES = ("batch", "heads", "kv_heads", "seq", "head_dim")
+_STREAM_FEATURES = ("m", "n", "experts", "top_k")
+
+
+def operator_names(kind: Kind) -> Names:
+    """Parameters of an operator's form."""
+    if kind in (Kind.GEMM, Kind.GROUPED_GEMM):
+        return _PRODUCT
+    return _ATTENTION if kind in (Kind.ATTENTION, Kind.ATTENTION_FULL) else _STREAM
+
+
+def operator_features(kind: Kind) -> tuple[str, ...]:
+    """Features of an operator's shape, in the order that residuals have them."""
+    if kind is Kind.GEMM:
+        return _PRODUCT_FEATURES
+    if kind is Kind.GROUPED_GEMM:
+        return _GROUPED_FEATURES
+    return _ATTENTION_FEATURES if kind in (Kind.ATTENTION, Kind.ATTENTION_FULL) else _STREAM_FEATURES
+
+
+_CHIP = ("multiprocessors", "flops_per_cycle", "bandwidth_Bps", "l2_B")
+CHIP = Names(required=_CHIP, positive=_CHIP)  # compute.Chip
+POWER = Names(  # power.PowerModel
+    required=(
+        "base_W",
+        "tree_W",
+        "active_W",
+        "flop_J",
+        "vector_op_J",
+        "cache_J_per_B",
+        "dram_J_per_B",
+        "leak_W_per_C",
+        "rise_per_C",
+        "leak_reference_C",
+        "knee_Hz",
+        "voltage_slope",
+    ),
+    positive=("knee_Hz",),
+)
+THERMAL = Names(  # thermal.ThermalModel
+    required=("die_C_per_W", "die_time", "sink_C_per_W", "sink_time", "inlet_C"), positive=("die_time", "sink_time")
+)
+GOVERNOR = Names(  # costs.Pricer, machine.Machine
+    required=("sustained_share", "gain"),
+    optional=("tensor_clock", "tensor_sharpness"),
+    together=("tensor_clock", "tensor_sharpness"),
+    positive=("sustained_share", "tensor_clock", "tensor_sharpness"),
+)
+_SHARES = (  # of the links, for each network.Collective
+    "efficiency_all_reduce",
+    "efficiency_reduce_scatter",
+    "efficiency_all_gather",
+    "efficiency_all_to_all",
+    "efficiency_send_recv",
+)
+_COLLECTIVES = tuple(name.removeprefix("efficiency_") for name in _SHARES)
+_OF_COLLECTIVES = ("start_latency", "step_latency", "overlap", "memory_overlap", "link_power")  # where it was measured
+NETWORK = Names(  # network.network_of, power.power_model
+    required=("bandwidth", "step_latency", "start_latency", "overlap", "link_power", *_SHARES),
+    optional=(
+        *(f"{collective}_{name}" for collective in _COLLECTIVES for name in _OF_COLLECTIVES),
+        "skew_share",
+        "host_call",
+    ),
+    positive=("bandwidth", *_SHARES),
+)
+MEMORY = Names(required=("context", "workspace", "fragmentation"), optional=("log_error",))  # memory, outcome

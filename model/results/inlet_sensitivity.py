@@ -1,0 +1,48 @@
+"""What warmer air at the GPUs' inlet costs: leakage rises, and under a power cap the clock pays for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from moemodel.model.architecture.spec import Architecture
+from moemodel.model.device.thermal import thermal_model
+from moemodel.model.plan.spec import PlanBatch
+from moemodel.model.predict.predict import Prediction, predict
+from moemodel.model.step.system import Machine
+
+WARMER_C = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warmer:
+    """What warmer air would cost.
+
+    Attributes:
+        by_C: how much warmer.
+        inlet_C: than what.
+        time_share, energy_share: longer step and more energy of the GPUs, as shares.
+        temperature_C: of the hottest die then.
+    """
+
+    by_C: float
+    inlet_C: float
+    time_share: float
+    energy_share: float
+    temperature_C: float
+
+
+def warmer(architecture: Architecture, batch: PlanBatch, machine: Machine, prediction: Prediction) -> Warmer | None:
+    """What `WARMER_C` more would cost the first plan of a batch; None where temperature is not modelled."""
+    calibration = machine.calibration
+    thermal = thermal_model(calibration)
+    if thermal.total_C_per_W == 0 or calibration.power.points == 0:
+        return None
+    inlet_C = thermal.inlet_C if machine.inlet_C is None else machine.inlet_C
+    there = predict(architecture, batch, replace(machine, inlet_C=inlet_C + WARMER_C))
+    return Warmer(
+        by_C=WARMER_C,
+        inlet_C=inlet_C,
+        time_share=float(there.step_time_s[0] / prediction.step_time_s[0]) - 1,
+        energy_share=float(there.energy_J[0] / prediction.energy_J[0]) - 1,
+        temperature_C=float(there.temperature_C[0]),
+    )

@@ -1,0 +1,383 @@
+"""The answer for one plan: everything that `predict` gives, with intervals, totals of the run, and what to beware of.
+
+Intervals are central 90 % ones of a log-normal distribution: value x exp(-+1.645 e), where e is the relative standard
+error that the calibration and `predict` give; they end at the power limit and at the highest clock. A figure
+whose error is not known has no interval.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from moemodel.model.architecture.parameters import parameters
+from moemodel.model.architecture.spec import Architecture
+from moemodel.model.core.errors import CalibrationError
+from moemodel.model.device.precision import calibration_for
+from moemodel.model.hardware.gpu import read_gpu
+from moemodel.model.network.cluster import cluster_network, read_internode
+from moemodel.model.plan.spec import Plan, batch_of, check_architecture
+from moemodel.model.predict.predict import Prediction, predict
+from moemodel.model.records.calibration import Calibration
+from moemodel.model.results.carbon import footprint, grid_intensity
+from moemodel.model.results.feasibility import architecture_of, check_power_and_clock, refuse_too_large
+from moemodel.model.results.inlet_sensitivity import Warmer, warmer
+from moemodel.model.results.notes import notes
+from moemodel.model.step.system import Machine, traffic_of
+
+INTERVAL = 0.9
+_Z = 1.6448536269514722  # standard normal quantile at 95 %: what 5 % on either side leave
+_SECONDS_PER_HOUR = 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A figure and its 90 % interval.
+
+    `low` and `high` are None where its error isn't known; all is NaN where the figure itself isn't.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, value: float, error: float | None) -> Estimate:
+        """From a relative standard error."""
+        if error is None:
+            return cls(value=value, low=None, high=None)
+        factor = math.exp(_Z * error)
+        return cls(value=value, low=value / factor, high=value * factor)
+
+    def at_most(self, limit: float) -> Estimate:
+        """The same, with an interval that ends at a limit."""
+        high = None if self.high is None or math.isnan(self.value) else max(min(self.high, limit), self.value)
+        return Estimate(value=self.value, low=self.low, high=high)
+
+    def __mul__(self, factor: float) -> Estimate:
+        return Estimate(
+            value=self.value * factor,
+            low=None if self.low is None else self.low * factor,
+            high=None if self.high is None else self.high * factor,
+        )
+
+    def __add__(self, other: Estimate) -> Estimate:
+        """Sum of figures that err together: the interval is at its widest."""
+        low = None if self.low is None or other.low is None else self.low + other.low
+        high = None if self.high is None or other.high is None else self.high + other.high
+        return Estimate(value=self.value + other.value, low=low, high=high)
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"value": v, "interval": [low, high]}`, or null for an interval that isn't known."""
+        known = self.low is not None and self.high is not None and math.isfinite(self.low + self.high)
+        return {"value": _finite(self.value), "interval": [self.low, self.high] if known else None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A part of a step: time of the mean GPU, energy of all GPUs, and the true SM clock while kernels run in it."""
+
+    time_s: float
+    energy_J: float
+    clock_Hz: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The whole training run.
+
+    Attributes:
+        tokens: that it trains on.
+        steps: optimizer steps that takes.
+        hours: from the first step to the last, without interruptions.
+        energy_kWh: at the meter: GPUs and hosts, times PUE.
+        emissions_kg: CO2-equivalent.
+        cost: energy and GPU hours, in `currency`; None where the plan gives no price.
+    """
+
+    tokens: float
+    steps: int
+    hours: Estimate
+    energy_kWh: Estimate
+    emissions_kg: Estimate
+    cost: Estimate | None
+    currency: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one plan costs. Per optimizer step and over all GPUs unless it says otherwise.
+
+    Attributes:
+        plan: the plan.
+        gpu: name of the GPU description.
+        calibration: name of the calibration; `provenance` what it rests on.
+        parameters, active_parameters: of the model, all and those that one token passes.
+        tokens: of a step.
+        step_time_s, tokens_per_s, tokens_per_s_per_gpu: speed.
+        mfu: model FLOPs over the peak of the GPUs in bf16; None where the peak isn't known.
+        clock_Hz: true SM clock while kernels run.
+        power_W: mean of one GPU; `hottest_power_W` of the one that draws most, `temperature_C` its die.
+        warmer: the same with warmer air; None where temperature is not modelled.
+        energy_J, energy_per_token_J: of the GPUs alone, without hosts and cooling.
+        memory_B: peak of the fullest GPU; `memory_terms_B` its terms, largest first.
+        memory_available_B: of a GPU; None where it isn't known.
+        fits: it does.
+        exposed_communication_s, hidden_communication_s: communication that nothing hides, and that computation hides.
+        bubble_s: idle in the pipeline; `host_wait_s` because the host had queued no work yet.
+        phases: forward, backward, optimizer, communication (exposed) and idle, which add up to the step.
+        outside: share of device time in shapes that the calibration has not seen the like of.
+        run: totals; None where the plan gives no tokens.
+        notes: what to know before relying on this, a sentence each.
+    """
+
+    plan: Plan
+    gpu: str
+    calibration: str
+    provenance: str
+    parameters: int
+    active_parameters: int
+    tokens: float
+    step_time_s: Estimate
+    tokens_per_s: Estimate
+    tokens_per_s_per_gpu: Estimate
+    mfu: Estimate | None
+    clock_Hz: Estimate
+    power_W: Estimate
+    hottest_power_W: Estimate
+    temperature_C: float
+    warmer: Warmer | None
+    energy_J: Estimate
+    energy_per_token_J: Estimate
+    memory_B: Estimate
+    memory_terms_B: dict[str, float]
+    memory_available_B: float | None
+    fits: bool
+    exposed_communication_s: Estimate
+    hidden_communication_s: float
+    bubble_s: Estimate
+    host_wait_s: float
+    phases: dict[str, Phase]
+    outside: float
+    run: Run | None
+    notes: tuple[str, ...]
+
+    def share(self, time_s: float) -> float:
+        """A time as a share of the step."""
+        return time_s / self.step_time_s.value
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary, ready for `json.dumps`; units in the names, `interval` is the central 90 %."""
+        return {
+            "plan": self.plan.model_dump(),
+            "gpu": self.gpu,
+            "calibration": self.calibration,
+            "provenance": self.provenance,
+            "interval_level": INTERVAL,
+            "parameters": self.parameters,
+            "active_parameters": self.active_parameters,
+            "step": self._step_json(),
+            "memory": {
+                "peak_B": self.memory_B.to_json(),
+                "available_B": self.memory_available_B,
+                "fits": self.fits,
+                "terms_B": self.memory_terms_B,
+            },
+            "phases": {name: _phase_json(phase) for name, phase in self.phases.items()},
+            "run": None if self.run is None else _run_json(self.run),
+            "notes": list(self.notes),
+        }
+
+    def _step_json(self) -> dict[str, Any]:
+        return {
+            "tokens": self.tokens,
+            "step_time_s": self.step_time_s.to_json(),
+            "tokens_per_s": self.tokens_per_s.to_json(),
+            "tokens_per_s_per_gpu": self.tokens_per_s_per_gpu.to_json(),
+            "mfu": None if self.mfu is None else self.mfu.to_json(),
+            "clock_MHz": (self.clock_Hz * 1e-6).to_json(),
+            "power_per_gpu_W": self.power_W.to_json(),
+            "hottest_gpu_power_W": self.hottest_power_W.to_json(),
+            "temperature_C": _finite(self.temperature_C),
+            "warmer_inlet": None if self.warmer is None else asdict(self.warmer),
+            "energy_J": self.energy_J.to_json(),
+            "energy_per_token_J": self.energy_per_token_J.to_json(),
+            "exposed_communication_s": self.exposed_communication_s.to_json(),
+            "hidden_communication_s": self.hidden_communication_s,
+            "bubble_s": self.bubble_s.to_json(),
+            "host_wait_s": self.host_wait_s,
+            "outside_measured_share": self.outside,
+        }
+
+
+def outcome(plan: Plan, calibration: Calibration, *, even_if_it_does_not_fit: bool = False) -> Outcome:
+    """What a plan costs on the GPU that a calibration describes.
+
+    Args:
+        plan: a checked plan (`read_plan`).
+        calibration: of the plan's GPU.
+        even_if_it_does_not_fit: answer also for a plan that needs more memory than there is; `fits` then says so.
+
+    Raises:
+        InputError: unknown architecture, GPU, region or network, a clock or power cap that the GPU doesn't have, or
+            more layers than the architecture has.
+        InfeasiblePlanError: degrees that don't divide the architecture, or too little memory; it names the largest
+            terms and which single changes would help.
+        CalibrationError: the calibration is of another GPU, or lacks an operator.
+    """
+    architecture = architecture_of(plan)
+    check_architecture(plan, architecture)
+    check_power_and_clock(plan, read_gpu(plan.cluster.gpu, key="cluster.gpu"))
+    machine = machine_of(plan, calibration)
+    prediction = predict(architecture, batch_of(plan), machine)
+    if not even_if_it_does_not_fit:
+        refuse_too_large(plan, architecture, machine, prediction)
+    return _outcome(plan, architecture, machine, prediction)
+
+
+def machine_of(plan: Plan, calibration: Calibration) -> Machine:
+    """What a plan runs on.
+
+    Raises:
+        InputError: unknown GPU or network between nodes, or products that the GPU's tensor cores don't do.
+        CalibrationError: the calibration is of another GPU.
+    """
+    gpu = read_gpu(plan.cluster.gpu, key="cluster.gpu")
+    if calibration.gpu != gpu.name:
+        raise CalibrationError(
+            f"calibration {calibration.name} is of {calibration.gpu}, but cluster.gpu is {gpu.name}; "
+            f"give a calibration of that GPU, or plan for {calibration.gpu}"
+        )
+    cluster = plan.cluster
+    internode = read_internode(cluster.internode)
+    network = cluster_network(calibration, gpu, cluster.gpus, cluster.gpus_per_node, internode)
+    peak = gpu.peaks.get("bf16")
+    return Machine(
+        calibration=calibration_for(calibration, plan.backend, gpu),
+        network=replace(network, traffic=traffic_of(plan.backend)),
+        memory_B=math.inf if gpu.memory_B is None else float(gpu.memory_B),
+        power_limit_W=math.inf if gpu.power_limit_W is None else gpu.power_limit_W,
+        inlet_C=plan.site.inlet_C,
+        slowdown_C=math.inf if gpu.slowdown_C is None else gpu.slowdown_C,
+        peak_flops_per_s=math.nan if peak is None else peak.flops_per_s,
+        backend=plan.backend,
+        precision=plan.precision,
+    )
+
+
+def _outcome(plan: Plan, architecture: Architecture, machine: Machine, prediction: Prediction) -> Outcome:
+    calibration = machine.calibration
+    one = {name: float(values[0]) for name, values in vars(prediction).items() if not isinstance(values, dict)}
+    if calibration.power.points == 0:  # nothing was measured: no figure rather than a wrong one
+        one |= {name: math.nan for name in one if name.endswith(("_J", "power_W", "temperature_C"))}
+    if read_gpu(plan.cluster.gpu, key="cluster.gpu").clock_max_Hz is None:
+        one |= {name: math.nan for name in one if name.endswith("clock_Hz")}
+    gpus = plan.cluster.gpus
+    time_error, energy_error = one["step_time_error"], one["energy_error"]
+    power_error = calibration.power.log_error
+    cap_W = machine.power_limit_W if plan.power_cap_W is None else plan.power_cap_W
+    step = Estimate.of(one["step_time_s"], time_error)
+    tokens_per_s = Estimate.of(one["tokens"] / one["step_time_s"], time_error)
+    longest_s = step.high or step.value
+    energy = Estimate.of(one["energy_J"], energy_error).at_most(gpus * cap_W * longest_s)
+    highest_Hz = calibration.clock_range_Hz[1] if plan.clock_MHz is None else plan.clock_MHz * 1e6
+    clock = Estimate.of(one["clock_Hz"], calibration.governor.log_error).at_most(highest_Hz)
+    counted = parameters(architecture)
+    return Outcome(
+        plan=plan,
+        gpu=calibration.gpu,
+        calibration=calibration.name,
+        provenance=calibration.provenance,
+        parameters=counted.total,
+        active_parameters=counted.active,
+        tokens=one["tokens"],
+        step_time_s=step,
+        tokens_per_s=tokens_per_s,
+        tokens_per_s_per_gpu=tokens_per_s * (1 / gpus),
+        mfu=None if math.isnan(one["mfu"]) else Estimate.of(one["mfu"], time_error),
+        clock_Hz=clock,
+        power_W=Estimate.of(one["power_W"], power_error).at_most(cap_W),
+        hottest_power_W=Estimate.of(one["hottest_power_W"], power_error).at_most(cap_W),
+        temperature_C=one["temperature_C"],
+        warmer=warmer(architecture, batch_of(plan), machine, prediction),
+        energy_J=energy,
+        energy_per_token_J=energy * (1 / one["tokens"]),
+        memory_B=Estimate.of(one["memory_B"], _memory_error(calibration)),
+        memory_terms_B=_largest_first(prediction),
+        memory_available_B=None if math.isinf(machine.memory_B) else machine.memory_B,
+        fits=bool(prediction.fits[0]),
+        exposed_communication_s=Estimate.of(one["exposed_communication_s"], machine.network_error),
+        hidden_communication_s=one["hidden_communication_s"],
+        bubble_s=Estimate.of(one["bubble_s"], time_error),
+        host_wait_s=one["host_wait_s"],
+        phases=_phases(one),
+        outside=one["outside"],
+        run=None if plan.tokens is None else _run(plan, plan.tokens, step, energy, one["tokens"]),
+        notes=notes(plan, architecture, machine, prediction),
+    )
+
+
+def _memory_error(calibration: Calibration) -> float | None:
+    """Relative error of peak memory, where the calibration gives one."""
+    parameter = calibration.memory.parameters.get("log_error")
+    return None if parameter is None else parameter.value
+
+
+def _largest_first(prediction: Prediction) -> dict[str, float]:
+    terms = {name: float(values[0]) for name, values in prediction.memory_terms_B.items()}
+    return dict(sorted(terms.items(), key=lambda term: -term[1]))
+
+
+def _phases(one: dict[str, float]) -> dict[str, Phase]:
+    computed = {
+        name: Phase(time_s=one[f"{name}_s"], energy_J=one[f"{name}_J"], clock_Hz=one[f"{name}_clock_Hz"])
+        for name in ("forward", "backward", "optimizer")
+    }
+    communication = Phase(time_s=one["exposed_communication_s"], energy_J=one["communication_J"], clock_Hz=None)
+    idle = Phase(time_s=one["bubble_s"] + one["host_wait_s"], energy_J=one["idle_J"], clock_Hz=None)
+    return computed | {"communication": communication, "idle": idle}
+
+
+def _run(plan: Plan, tokens: float, step_s: Estimate, energy_J: Estimate, tokens_per_step: float) -> Run:
+    """Totals of a run: the last step is a whole one."""
+    site, gpus = plan.site, plan.cluster.gpus
+    steps = math.ceil(tokens / tokens_per_step)
+    hours = step_s * (steps / _SECONDS_PER_HOUR)
+    hosts_J = step_s * (steps * gpus * site.host_power_W)
+    at_gpus_J = energy_J * steps + hosts_J
+    grid = grid_intensity(site.region, key="site.region")
+    bill = footprint(1.0, pue=site.pue, intensity_kg_per_kWh=grid, price_per_kWh=site.price_per_kWh)  # of one joule
+    costs = [] if bill.cost is None else [at_gpus_J * bill.cost]
+    costs += [] if site.gpu_hour_price is None else [hours * (gpus * site.gpu_hour_price)]
+    return Run(
+        tokens=tokens,
+        steps=steps,
+        hours=hours,
+        energy_kWh=at_gpus_J * bill.energy_kWh,
+        emissions_kg=at_gpus_J * (bill.energy_kWh * grid),
+        cost=sum(costs[1:], start=costs[0]) if costs else None,
+        currency=site.currency,
+    )
+
+
+def _phase_json(phase: Phase) -> dict[str, Any]:
+    clock_MHz = None if phase.clock_Hz is None else _finite(phase.clock_Hz * 1e-6)
+    return {"time_s": phase.time_s, "energy_J": _finite(phase.energy_J), "clock_MHz": clock_MHz}
+
+
+def _run_json(run: Run) -> dict[str, Any]:
+    return {
+        "tokens": run.tokens,
+        "steps": run.steps,
+        "hours": run.hours.to_json(),
+        "energy_kWh": run.energy_kWh.to_json(),
+        "emissions_kgCO2e": run.emissions_kg.to_json(),
+        "cost": None if run.cost is None else run.cost.to_json(),
+        "currency": run.currency,
+    }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no word for a number that isn't one."""
+    return value if math.isfinite(value) else None

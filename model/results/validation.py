@@ -1,0 +1,260 @@
+"""What a validation found, as it is stored: every measured row of every plan, beside what was predicted.
+
+`validate` writes it to `report.json`; `calibrate --update` and the benchmark predict its plans anew from the rows.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, field_validator
+
+from moemodel.model.core.documents import Strict, parse_yaml, read_json
+from moemodel.model.core.errors import InputError
+from moemodel.model.plan.spec import Plan
+from moemodel.model.records.profile import TABLES, DeviceInfo
+from moemodel.model.search.result import CalibrationRef
+
+SCHEMA_VERSION = 1
+REPORT = "report.json"
+
+Number = float | int | None
+Launcher = Literal["torchrun", "slurm"]
+
+# Of table `iterations`, all but the plan, which stands beside the rows.
+COLUMNS = tuple(name for name, kind in TABLES["iterations"].items() if kind != "string")
+
+
+def row_of(found: dict[str, Any]) -> dict[str, Number]:
+    """The columns of a measured row that a report keeps; what is no number is null."""
+    return {name: _number(found.get(name)) for name in COLUMNS}
+
+
+def _number(value: Any) -> Number:
+    return None if value is None or not math.isfinite(value) else value
+
+
+class Visit(Strict):
+    """One run of a plan: a row of table `iterations` for each rank.
+
+    Attributes:
+        repeat: in which round, from 0.
+        clock_held: whether the clock that the plan asks for was set; null where it asks for none.
+        clock_note: why it was not.
+        seconds: that it took, building the model included.
+        rows: by rank.
+    """
+
+    repeat: int = Field(ge=0)
+    clock_held: bool | None
+    clock_note: str | None = None
+    seconds: float
+    rows: tuple[dict[str, Number], ...] = Field(min_length=1)
+
+    @field_validator("rows")
+    @classmethod
+    def _columns(cls, rows: tuple[dict[str, Number], ...]) -> tuple[dict[str, Number], ...]:
+        unknown = sorted({name for row in rows for name in row if name not in COLUMNS})
+        if unknown:
+            raise ValueError(f"found {', '.join(unknown)}; allowed: numeric columns of table iterations")
+        return rows
+
+
+class Failed(Strict):
+    """A run that did not come to its end.
+
+    Attributes:
+        repeat: in which round, from 0.
+        kind: in a word, such as "out of memory".
+        reason: what went wrong.
+        log: file with all that was printed, relative to the folder of the report; null where there is none.
+    """
+
+    repeat: int = Field(ge=0)
+    kind: str
+    reason: str
+    log: str | None = None
+
+
+class Measured(Strict):
+    """Mean of a quantity over repeats, SI units; `std` is their standard deviation, null for a single one."""
+
+    mean: float
+    std: float | None
+    n: int = Field(ge=1)
+
+
+class Predicted(Strict):
+    """A prediction and its central 90 % interval; null where its error isn't known."""
+
+    value: float
+    interval: tuple[float, float] | None
+
+
+class QuantityReport(Strict):
+    """One quantity of one plan.
+
+    Attributes:
+        predicted: with temperature and expert load as measured.
+        forecast: the same prediction without: what was known before the run.
+        error: predicted over measured, less 1; null where one of them is missing.
+        error_std: standard deviation of that over repeats; null for a single one.
+    """
+
+    predicted: Predicted | None
+    forecast: Predicted | None
+    measured: Measured | None
+    error: float | None
+    error_std: float | None
+
+
+class PlanReport(Strict):
+    """One plan.
+
+    Attributes:
+        name: no two plans of a report share it.
+        roles: why it was run, such as "front 1 (fastest)", "file plan.yaml", "control: default".
+        asked_yaml: the plan as it was asked for.
+        plan_yaml: the plan as it ran and was predicted: without a clock that could not be held.
+        notes: on this plan.
+        quantities: by name, see `as_run.QUANTITIES`.
+        temperature_C, expert_skew: as measured, inputs of `predicted`; null where they weren't.
+        visits: runs that came to their end.
+        failures: runs that didn't.
+    """
+
+    name: str
+    roles: tuple[str, ...]
+    asked_yaml: str
+    plan_yaml: str
+    notes: tuple[str, ...]
+    quantities: dict[str, QuantityReport]
+    temperature_C: float | None
+    expert_skew: float | None
+    visits: tuple[Visit, ...]
+    failures: tuple[Failed, ...]
+
+    @property
+    def plan(self) -> Plan:
+        """The plan as it ran."""
+        return parse_yaml(self.plan_yaml, Plan, self.name)
+
+
+class SetAside(Strict):
+    """A plan that was not run, and why."""
+
+    name: str
+    reason: str
+
+
+class Errors(Strict):
+    """Errors of a quantity over plans: mean and worst of |predicted/measured - 1|, and the mean of the forecasts'."""
+
+    mape: float
+    worst: float
+    worst_plan: str
+    forecast_mape: float | None
+    covered: float | None = Field(description="share of measurements in the 90 % interval; null without intervals")
+    plans: int
+
+
+class Ranking(Strict):
+    """How well predictions order the plans by one quantity, among plans that are alternatives to each other.
+
+    Attributes:
+        tau: Kendall's tau-b over all pairs of alternatives; null without such pairs or differences.
+        pairs: of alternatives.
+        regret: measured value of the plan predicted best over the best measured, less 1; the worst over groups of
+            alternatives; null without groups of two.
+        chosen, best: names of those two plans, in the group with that regret.
+    """
+
+    tau: float | None
+    pairs: int
+    regret: float | None
+    chosen: str | None
+    best: str | None
+
+
+class Environment(Strict):
+    """On what it ran, and with what.
+
+    Attributes:
+        gpu: name of the GPU description.
+        device: the first device, as it was found.
+        gpus: devices at hand.
+        clocks: how clocks were dealt with: "lock" or "passive".
+        libraries, host: as in a profile's manifest.
+    """
+
+    gpu: str
+    device: DeviceInfo
+    gpus: int
+    launcher: Launcher
+    clocks: Literal["lock", "passive"]
+    libraries: dict[str, str]
+    host: dict[str, Any]
+
+
+class Report(Strict):
+    """What a validation found.
+
+    Attributes:
+        created: ISO 8601, UTC.
+        search: name of the search whose plans these are; null where plans were given.
+        repeats, seconds, seed: rounds, measured seconds of a run, seed of the order and of the random control.
+        complete: every run was made.
+        plans: in the order of their predicted step time.
+        set_aside: plans that were not run.
+        errors: by quantity.
+        ranking: by quantity, step_time and energy.
+        notes: a sentence each.
+    """
+
+    schema_version: int
+    moemodel_version: str
+    created: str
+    search: str | None
+    repeats: int
+    seconds: float
+    seed: int
+    complete: bool
+    environment: Environment
+    calibration: CalibrationRef
+    plans: tuple[PlanReport, ...]
+    set_aside: tuple[SetAside, ...]
+    errors: dict[str, Errors]
+    ranking: dict[str, Ranking]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> str:
+        """The text of the file."""
+        return self.model_dump_json(indent=1) + "\n"
+
+    @property
+    def failed(self) -> tuple[PlanReport, ...]:
+        """Plans of which a run did not come to its end."""
+        return tuple(plan for plan in self.plans if plan.failures)
+
+
+class _Version(Strict):
+    model_config = ConfigDict(extra="ignore")
+    schema_version: int
+
+
+def read_report(path: Path) -> Report:
+    """A stored report, from its file or the folder that it lies in.
+
+    Raises:
+        InputError: missing, not JSON, of another schema version, or malformed; with the place.
+    """
+    path = path / REPORT if path.is_dir() else path
+    version = read_json(path, _Version).schema_version
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{path}: schema_version: found {version}; this moemodel reads {SCHEMA_VERSION}. "
+            "Validate again with `moemodel validate`"
+        )
+    return read_json(path, Report)

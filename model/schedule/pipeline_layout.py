@@ -1,0 +1,86 @@
+"""How a pipeline cuts a model: which layers, and which ends, each stage holds.
+
+Layers are cut in order, as evenly as they go: chunk c of C begins at layer round(c L / C), halves rounded to even. The
+first stage also holds the embedding, the last one the head. Frameworks that count these ends as layers when they cut
+give the stages that hold them fewer (`CutWithEnds`). With `v` virtual stages, stage s holds the chunks s, s + pp,
+s + 2 pp, ... (Narayanan et al. 2021, section 2.2).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, fields
+from functools import lru_cache
+
+from moemodel.model.architecture.spec import Architecture, Layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Stages that hold the same: one class of them.
+
+    Attributes:
+        layers: how many of each distinct layer, in the order of `distinct_layers`.
+        embedding, head: whether it holds that end of the model.
+        first: index of the first such stage: the one with most micro-batches in flight.
+        count: how many stages there are of this class.
+    """
+
+    layers: tuple[int, ...]
+    embedding: bool
+    head: bool
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutWithEnds(Architecture):
+    """An architecture whose ends a framework counts as so many layers when it cuts the model into stages.
+
+    Megatron: one each under `account_for_embedding_in_pipeline_split` and `account_for_loss_in_pipeline_split`.
+    """
+
+    embedding_layers: int = 0
+    head_layers: int = 0
+
+    @classmethod
+    def of(cls, architecture: Architecture, *, embedding: int, head: int) -> CutWithEnds:
+        """An architecture cut so."""
+        own = {f.name: getattr(architecture, f.name) for f in fields(Architecture)}
+        return cls(**own, embedding_layers=embedding, head_layers=head)
+
+
+def distinct_layers(architecture: Architecture) -> tuple[Layer, ...]:
+    """The layers that differ, in order of appearance."""
+    return tuple(dict.fromkeys(architecture.layers))
+
+
+def layer_bounds(architecture: Architecture, chunks: int) -> tuple[int, ...]:
+    """Where chunks of layers begin and end: chunk c holds the layers from `bounds[c]` up to `bounds[c + 1]`.
+
+    Args:
+        architecture: its layers, an encoder's first, are counted from 0.
+        chunks: pp x virtual stages.
+    """
+    before, behind = 0, 0
+    if isinstance(architecture, CutWithEnds):
+        before, behind = architecture.embedding_layers, architecture.head_layers
+    layers = len(architecture.layers)
+    counted = before + layers + behind
+    return tuple(min(max(round(c * counted / chunks) - before, 0), layers) for c in range(chunks + 1))
+
+
+@lru_cache(maxsize=4096)
+def stages(architecture: Architecture, pp: int, virtual: int) -> tuple[Stage, ...]:
+    """The classes of stages of a pipeline, in order of their first stage; the layers need not divide."""
+    kinds = distinct_layers(architecture)
+    index = [kinds.index(layer) for layer in architecture.layers]
+    bounds = layer_bounds(architecture, pp * virtual)
+    held: list[Counter[int]] = [Counter() for _ in range(pp)]
+    for chunk in range(pp * virtual):
+        held[chunk % pp].update(index[bounds[chunk] : bounds[chunk + 1]])
+    keys = [(tuple(held[s][k] for k in range(len(kinds))), s == 0, s == pp - 1) for s in range(pp)]
+    return tuple(
+        Stage(layers=key[0], embedding=key[1], head=key[2], first=keys.index(key), count=count)
+        for key, count in Counter(keys).items()
+    )

@@ -1,0 +1,1 @@
+"""Which plan is best: every legal combination, predicted, and the front of the best."""

@@ -1,0 +1,248 @@
+"""Every combination of the choices of a search, as arrays, and which of them are no legal plan, by reason.
+
+Choices are joined one after another; a rule refuses as soon as the choices that it looks at are there, so that what
+can't be legal never grows. A combination counts once, for the first rule that refuses it.
+
+A choice that is left out is everything legal within these bounds: tp and cp up to the GPUs of a node, micro-batches
+and virtual stages up to `_MICRO_BATCH` and `_VIRTUAL`; dp is what the other degrees leave of the GPUs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moemodel.model.architecture.spec import Architecture
+from moemodel.model.core.errors import InputError
+from moemodel.model.hardware.gpu import Gpu
+from moemodel.model.plan.spec import RECOMPUTE, SCHEDULE, PlanBatch
+from moemodel.model.records.calibration import Calibration
+from moemodel.model.results.feasibility import check_power_and_clock
+from moemodel.model.search.document import ClockRange, Search
+from moemodel.model.search.legality import Columns, Rule, experts_of, keys_split, rules, tensor_sizes
+
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+_MICRO_BATCH = 64  # sequences
+_VIRTUAL = 8
+_CLOCKS = 10  # beside the governor's, where the search says "measured"
+_MOST_ROWS = 4_000_000  # legal plans at one clock: half a gigabyte of arrays, and minutes of prediction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """How many combinations one reason refused."""
+
+    key: str
+    says: str
+    plans: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """The legal plans of a search, each at every clock.
+
+    Attributes:
+        total: combinations, clocks included.
+        columns: choices of each legal plan, without the clock; recompute and schedule as numbers.
+        index: place of each among all legal plans.
+        clocks_MHz: clocks that the GPU has; None: what the power limit allows.
+        refused: combinations that are no legal plan, by the first reason.
+    """
+
+    total: int
+    columns: Columns
+    index: IntArray
+    clocks_MHz: tuple[float | None, ...]
+    refused: tuple[Refused, ...]
+
+    def __len__(self) -> int:
+        """Legal plans, clocks not counted."""
+        return len(self.index)
+
+    def take(self, rows: IntArray | BoolArray) -> Candidates:
+        """Those at these rows."""
+        columns = {name: values[rows] for name, values in self.columns.items()}
+        return replace(self, columns=columns, index=self.index[rows])
+
+    def batch(self, document: Search) -> PlanBatch:
+        """As plans at the governor's clock."""
+        columns: dict[str, IntArray] = {name: values for name, values in self.columns.items() if name != "gpus"}
+        skew = document.routing.skew
+        return PlanBatch.of(
+            **columns,
+            global_batch=document.global_batch,
+            seq=document.sequence_length,
+            skew=1.0 if skew == "balanced" else skew,
+            clock_Hz=np.nan,
+            power_cap_W=np.nan if document.power_cap_W is None else document.power_cap_W,
+        )
+
+
+def candidates(document: Search, architecture: Architecture, gpu: Gpu, calibration: Calibration) -> Candidates:
+    """The legal plans of a search, in the order of its choices: `gpus` outermost, `micro_batch` innermost.
+
+    Raises:
+        InputError: too many plans.
+    """
+    asked = clocks_MHz(document, gpu, calibration)
+    refused_clocks = [clock for clock in asked if not _has_clock(document, gpu, clock)]
+    clocks = tuple(clock for clock in asked if clock not in refused_clocks)
+    axes = _axes(document, architecture, gpu)
+    combinations = math.prod(len(values) for values in axes.values())
+    refused = [Refused(key="clock", says=_not_clocks(refused_clocks, gpu), plans=combinations * len(refused_clocks))]
+    columns, counts = _grow(axes, rules(document, architecture))
+    refused += [Refused(key=rule.key, says=rule.says, plans=count * len(clocks)) for rule, count in counts if count]
+    return Candidates(
+        total=combinations * len(asked),
+        columns=columns,
+        index=np.arange(len(columns["gpus"])),
+        clocks_MHz=clocks,
+        refused=tuple(r for r in refused if r.plans),
+    )
+
+
+# ---- clocks ---------------------------------------------------------------------------------------------------------
+
+
+def clocks_MHz(document: Search, gpu: Gpu, calibration: Calibration) -> tuple[float | None, ...]:
+    """The clocks that a search asks for; None: what the power limit allows. Ranges lie on clocks that the GPU has."""
+    asked = document.clocks_MHz
+    if asked is None:
+        return (None,)
+    if isinstance(asked, ClockRange):
+        count = int((asked.highest - asked.lowest) / asked.step * (1 + 1e-9))
+        return _on_steps([asked.lowest + n * asked.step for n in range(count + 1)], gpu)
+    if isinstance(asked, tuple):
+        return asked
+    if gpu.clock_min_Hz is None or gpu.clock_max_Hz is None:
+        return (None,)
+    low_Hz, high_Hz = (float(np.clip(f, gpu.clock_min_Hz, gpu.clock_max_Hz)) for f in calibration.clock_measured_Hz)
+    return (None, *_on_steps((np.linspace(low_Hz, high_Hz, _CLOCKS) / 1e6).tolist(), gpu))
+
+
+def _on_steps(clocks: Iterable[float], gpu: Gpu) -> tuple[float, ...]:
+    """Each moved to the nearest clock that can be set, once; one out of range stays, to be refused."""
+    if gpu.clock_min_Hz is None or gpu.clock_max_Hz is None or not gpu.clock_step_Hz:
+        return tuple(clocks)
+    low, high, step = gpu.clock_min_Hz / 1e6, gpu.clock_max_Hz / 1e6, gpu.clock_step_Hz / 1e6
+    last = low + math.floor((high - low) / step) * step
+    return tuple(
+        dict.fromkeys(
+            min(low + round((clock - low) / step) * step, last) if low <= clock <= high else clock for clock in clocks
+        )
+    )
+
+
+def _has_clock(document: Search, gpu: Gpu, clock: float | None) -> bool:
+    try:
+        check_power_and_clock(document.plan(clock_MHz=clock), gpu)
+    except InputError:
+        return False
+    return True
+
+
+def _not_clocks(clocks: list[float | None], gpu: Gpu) -> str:
+    named = ", ".join(f"{clock:g}" for clock in clocks if clock is not None)
+    if gpu.clock_min_Hz is None or gpu.clock_max_Hz is None:
+        return f"clocks_MHz {named}: the clocks of {gpu.name} aren't known"
+    steps = f" in steps of {gpu.clock_step_Hz / 1e6:g}" if gpu.clock_step_Hz else ""
+    return f"clocks_MHz {named}: {gpu.name} has {gpu.clock_min_Hz / 1e6:g} to {gpu.clock_max_Hz / 1e6:g}{steps}"
+
+
+# ---- choices --------------------------------------------------------------------------------------------------------
+
+
+def _axes(document: Search, architecture: Architecture, gpu: Gpu) -> dict[str, tuple[int, ...]]:
+    """Values of each choice, outermost first; dp is 0 where it is what the other degrees leave.
+
+    The simplest come first: of plans that cost the same, the first is shown.
+    """
+    given, batch = document.search, document.global_batch
+    recompute = tuple(RECOMPUTE) if given.recompute is None else given.recompute
+    degrees = _degrees(document, architecture, document.cluster.gpus_per_node or gpu.gpus_per_node)
+    return degrees | {
+        "sequence_parallel": _switch(given.sequence_parallel, any(n > 1 for n in degrees["tp"])),
+        "virtual_stages": given.virtual_stages or _virtual(len(architecture.layers), degrees["pp"]),
+        "schedule": tuple(int(SCHEDULE[name]) for name in document.schedule),
+        "zero_stage": (0, 1, 2, 3) if given.zero_stage is None else given.zero_stage,
+        "recompute": tuple(int(RECOMPUTE[name]) for name in recompute),
+        "micro_batch": given.micro_batch or tuple(n for n in range(1, _MICRO_BATCH + 1) if batch % n == 0),
+    }
+
+
+def _degrees(document: Search, architecture: Architecture, node: int) -> dict[str, tuple[int, ...]]:
+    """Number of GPUs and degrees of parallelism; `node` is how many GPUs one has."""
+    given, gpus = document.search, document.cluster.gpus
+    seq, layers = document.sequence_length, len(architecture.layers)
+    sizes, experts = tensor_sizes(architecture), experts_of(architecture)
+    possible = sorted({n for count in gpus for n in _divisors(count)})
+    inside = [n for n in possible if n <= node]
+    return {
+        "gpus": gpus,
+        "tp": given.tp
+        or tuple(n for n in inside if all(size % n == 0 for size in sizes) and keys_split(architecture, n)),
+        "pp": given.pp or tuple(n for n in possible if n <= layers),
+        "cp": given.cp or tuple(n for n in inside if n == 1 or seq % (2 * n) == 0),
+        "dp": given.dp or (0,),
+        "ep": given.ep or tuple(n for n in _divisors(math.gcd(*experts) if experts else 1) if n <= max(gpus)),
+    }
+
+
+def _virtual(layers: int, pp: tuple[int, ...]) -> tuple[int, ...]:
+    """Chunks that at least one of the pipelines can cut its stages into."""
+    return tuple(n for n in range(1, _VIRTUAL + 1) if n == 1 or any(p > 1 and p * n <= layers for p in pp))
+
+
+def _divisors(size: int) -> list[int]:
+    low = [n for n in range(1, math.isqrt(size) + 1) if size % n == 0]
+    return sorted({*low, *(size // n for n in low)})
+
+
+def _switch(given: tuple[bool, ...] | None, useful: bool) -> tuple[int, ...]:
+    values = ((False, True) if useful else (False,)) if given is None else given
+    return tuple(int(value) for value in values)
+
+
+def _grow(axes: dict[str, tuple[int, ...]], asked: list[Rule]) -> tuple[Columns, list[tuple[Rule, int]]]:
+    """All combinations that no rule refuses, and how many each rule refused, as combinations of all axes.
+
+    Raises:
+        InputError: too many combinations at once.
+    """
+    columns: Columns = {}
+    counts = dict.fromkeys(range(len(asked)), 0)
+    waiting = dict(enumerate(asked))
+    beyond = math.prod(len(values) for values in axes.values())  # combinations that one row stands for
+    for name, values in axes.items():
+        columns = _join(columns, name, np.array(values, dtype=np.int64))
+        beyond //= len(values)
+        if name == "dp":
+            columns["dp"] = _rest(columns)
+        for index in [i for i, rule in waiting.items() if rule.needs <= columns.keys()]:
+            refused = waiting.pop(index).refuses(columns)
+            counts[index] += int(refused.sum()) * beyond
+            columns = {key: column[~refused] for key, column in columns.items()}
+    return columns, [(asked[index], count) for index, count in counts.items()]
+
+
+def _join(columns: Columns, name: str, values: IntArray) -> Columns:
+    """Every row with every value of one more choice, which becomes the innermost."""
+    rows = len(next(iter(columns.values()))) if columns else 1
+    if rows * len(values) > _MOST_ROWS:
+        raise InputError(
+            f"search: more than {_MOST_ROWS:,} plans at {name}; give fewer values of it, or of the choices before it"
+        )
+    joined = {key: np.repeat(column, len(values)) for key, column in columns.items()}
+    return joined | {name: np.tile(values, rows)}
+
+
+def _rest(columns: Columns) -> IntArray:
+    """dp, and where it is open (0) what the other degrees leave; still 0 where they leave nothing."""
+    left = columns["gpus"] // (columns["tp"] * columns["pp"] * columns["cp"])
+    return np.where(columns["dp"] == 0, left, columns["dp"])

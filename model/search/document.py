@@ -1,0 +1,202 @@
+"""What to search: what a user writes in `search.yaml`, checked.
+
+It reads like a plan, but for the choices: under `search` each of them may be left out (everything legal, within the
+bounds that `candidates` names), be a list, or be one value.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from moemodel.model.core.documents import Strict, read_yaml
+from moemodel.model.network.collectives import Link
+from moemodel.model.plan.spec import (
+    BackendName,
+    Count,
+    Plan,
+    Precision,
+    Rate,
+    RecomputeName,
+    RoutingSpec,
+    ScheduleName,
+    SiteSpec,
+    Text,
+    check_precision,
+)
+
+T = TypeVar("T")
+
+_MOST_CLOCKS = 1000
+
+
+def _listed(value: Any) -> Any:
+    """One value means a list of one."""
+    return value if isinstance(value, list | tuple | dict) or value is None else [value]
+
+
+def _once(values: tuple[T, ...]) -> tuple[T, ...]:
+    """Each value once, in the order given: a value written twice is no second candidate."""
+    return tuple(dict.fromkeys(values))
+
+
+def _given(value: Any) -> Any:
+    """A key with nothing but comments under it gives nothing."""
+    return {} if value is None else value
+
+
+_AsList = BeforeValidator(_listed)
+_Some = Field(min_length=1)
+_Once = AfterValidator(_once)
+
+Counts = Annotated[tuple[Count, ...], _AsList, _Some, _Once]
+Switches = Annotated[tuple[Annotated[bool, Field(strict=True)], ...], _AsList, _Some, _Once]
+Stages = Annotated[tuple[Annotated[int, Field(ge=0, le=3, strict=True)], ...], _AsList, _Some, _Once]
+Recomputes = Annotated[tuple[RecomputeName, ...], _AsList, _Some, _Once]
+Schedules = Annotated[tuple[ScheduleName, ...], _AsList, _Some, _Once]
+Share = Annotated[float, Field(gt=0, le=1, strict=True)]
+
+
+class ClockRange(Strict):
+    """SM clocks from one to another, both included, each moved to the nearest that the GPU has. MHz."""
+
+    lowest: Rate = Field(alias="from")
+    highest: Rate = Field(alias="to")
+    step: Rate
+
+
+def _listed_clocks(value: Any) -> Any:
+    """One clock means a list of one."""
+    if isinstance(value, bool) or value == [] or (isinstance(value, str) and value != "measured"):
+        raise ValueError("allowed: a clock, a list of clocks, {from, to, step}, measured, or null")
+    return value if isinstance(value, str) else _listed(value)
+
+
+ClockList = Annotated[tuple[Rate | None, ...], _Once]
+Clocks = Annotated[Literal["measured"] | ClockRange | ClockList | None, BeforeValidator(_listed_clocks)]
+
+
+class SearchCluster(Strict):
+    """The GPUs at hand, as in a plan; `gpus` may be several counts to choose from."""
+
+    gpu: Text
+    gpus: Counts = (1,)
+    gpus_per_node: Count | None = None
+    internode: Text | Link = "infiniband-ndr"
+
+
+class Ranges(Strict):
+    """The choices of a plan that are searched; None: everything legal, within the bounds of `candidates`."""
+
+    dp: Counts | None = None
+    tp: Counts | None = None
+    pp: Counts | None = None
+    ep: Counts | None = None
+    cp: Counts | None = None
+    zero_stage: Stages | None = None
+    sequence_parallel: Switches | None = None
+    virtual_stages: Counts | None = None
+    micro_batch: Counts | None = None
+    recompute: Recomputes | None = None
+
+
+class Limits(Strict):
+    """What a plan may need at most, by the predicted value; None: no limit.
+
+    Attributes:
+        step_time_s: one optimizer step; `run_hours` the whole run.
+        energy_J: of one step, of GPUs and hosts; `run_kWh` of the whole run, at the meter.
+        power_per_gpu_W: mean over the step, of the GPU that draws most.
+        cluster_power_W: mean over the step, of all GPUs and hosts; without cooling.
+        memory_share: of a GPU's memory.
+    """
+
+    step_time_s: Rate | None = None
+    run_hours: Rate | None = None
+    energy_J: Rate | None = None
+    run_kWh: Rate | None = None
+    power_per_gpu_W: Rate | None = None
+    cluster_power_W: Rate | None = None
+    memory_share: Share | None = None
+
+
+class Search(Strict):
+    """One search, as a user writes it. Keys of the same name mean what they mean in a plan."""
+
+    name: Text = "search"
+    architecture: Text
+    layers: Count | None = None
+    sequence_length: Count
+    global_batch: Count
+    precision: Precision = "bf16-mixed"
+    schedule: Schedules = ("1f1b",)
+    backend: BackendName = "torch"
+    cluster: SearchCluster
+    routing: RoutingSpec = RoutingSpec()
+    power_cap_W: Rate | None = None
+    site: SiteSpec = SiteSpec()
+    tokens: Rate | None = None
+    search: Annotated[Ranges, BeforeValidator(_given)] = Ranges()
+    clocks_MHz: Clocks = Field(
+        default="measured",
+        description="one clock for the whole run; null: what the power limit allows; measured: that, and ten clocks "
+        "over the range that the calibration measured",
+    )
+    limits: Annotated[Limits, BeforeValidator(_given)] = Limits()
+    keep: Count = Field(default=20, description="plans of the front to keep, the picks always among them")
+    within_of_fastest: Annotated[float, Field(ge=0, strict=True)] = Field(
+        default=0.05, description="how much slower than the fastest a pick may be, as a share of its step time"
+    )
+
+    @model_validator(mode="after")
+    def _together(self) -> Search:
+        check_precision(self.backend, self.precision)
+        clocks = self.clocks_MHz
+        if isinstance(clocks, ClockRange) and clocks.highest < clocks.lowest:
+            raise ValueError(
+                f"clocks_MHz: from {clocks.lowest:g} to {clocks.highest:g}; allowed: `to` no lower than `from`"
+            )
+        if isinstance(clocks, ClockRange) and (clocks.highest - clocks.lowest) / clocks.step > _MOST_CLOCKS:
+            raise ValueError(
+                f"clocks_MHz.step: found {clocks.step:g}; allowed: what makes {_MOST_CLOCKS} clocks or fewer"
+            )
+        for name in ("run_hours", "run_kWh"):
+            if getattr(self.limits, name) is not None and self.tokens is None:
+                raise ValueError(f"limits.{name}: a limit on the run needs `tokens`: how many it trains on")
+        return self
+
+    def plan(self, **choices: Any) -> Plan:
+        """The plan with these choices; what isn't given is 1, off, or left to the GPU.
+
+        Args:
+            choices: keys of a plan, those of `parallel` among them, and `gpus`.
+
+        Raises:
+            ValidationError: the choices don't go together.
+        """
+        parallel = {name: choices.pop(name) for name in _PARALLEL if name in choices}
+        cluster = self.cluster.model_dump() | {"gpus": choices.pop("gpus", 1)}
+        fixed = {name: getattr(self, name) for name in _FIXED}
+        nested = {"routing": self.routing.model_dump(), "site": self.site.model_dump()}
+        schedule = {"schedule": self.schedule[0]}
+        return Plan.model_validate(
+            {"name": self.name, "cluster": cluster, "parallel": parallel} | fixed | nested | schedule | choices
+        )
+
+
+_PARALLEL = ("dp", "tp", "pp", "ep", "cp", "zero_stage", "sequence_parallel", "virtual_stages")
+_FIXED = (
+    *("architecture", "layers", "sequence_length", "global_batch", "precision", "backend"),
+    *("power_cap_W", "tokens"),
+)
+
+
+def read_search(path: Path) -> Search:
+    """A checked search from a YAML file.
+
+    Raises:
+        InputError: the file, line and key of each mistake, what was found and what is allowed.
+    """
+    return read_yaml(path, Search)

@@ -1,0 +1,211 @@
+"""The search: every legal plan of an architecture on a cluster, predicted in one pass, and the front of the best.
+
+    candidates    every combination of the choices, less those that are no legal plan
+    memory        less those that do not fit: it needs no clock, so that only what fits meets the clocks
+    predict       all others at every clock, in batches of bounded size
+    limits        less those that take too long, too much energy, power or memory
+    front         of step time and energy; picks; the reference; each kept plan with its intervals
+
+Axes: P plans, each at one clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from moemodel.model.core.errors import InfeasiblePlanError
+from moemodel.model.plan.spec import Plan, PlanBatch, batch_of, check_architecture
+from moemodel.model.predict.predict import predict
+from moemodel.model.records.calibration import Calibration
+from moemodel.model.results.feasibility import fits
+from moemodel.model.results.outcome import outcome
+from moemodel.model.search.baseline import first_choices
+from moemodel.model.search.candidates import Candidates, candidates
+from moemodel.model.search.document import Search
+from moemodel.model.search.pareto import overlapping, picks, thin
+from moemodel.model.search.problem import Space, limits_of, needs_of, space_of
+from moemodel.model.search.result import (
+    SCHEMA_VERSION,
+    Counts,
+    Entry,
+    Figure,
+    Refusal,
+    SearchResult,
+    entry_of,
+    reference_to,
+    version,
+)
+from moemodel.model.search.state import Priced, Tally
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+_NEXT = 10  # plans behind the front that are kept
+_BATCH = 50_000  # plans predicted at once: about 0.1 GB; smaller batches price the same shapes again
+
+
+def search(document: Search, calibration: Calibration) -> SearchResult:
+    """The front of all legal plans within the limits.
+
+    Args:
+        document: a checked search (`read_search`).
+        calibration: of its GPU.
+
+    Raises:
+        InputError, CalibrationError: see `space_of`; too many plans.
+        InfeasiblePlanError: no plan is feasible; names the reasons with counts, and the nearest miss.
+    """
+    space = space_of(document, calibration)
+    legal = candidates(document, space.architecture, space.gpu, calibration)
+    tally = Tally(space, legal)
+    for priced in priced_plans(space, tally.keep_fitting(legal)):
+        tally.add(priced)
+    if not len(tally.index):
+        raise InfeasiblePlanError(tally.nothing())
+    return _result(space, calibration, legal, tally)
+
+
+def priced_plans(space: Space, legal: Candidates) -> Iterator[Priced]:
+    """Every plan at every clock, predicted a batch at a time."""
+    clocks = np.array([math.nan if c is None else c * 1e6 for c in legal.clocks_MHz])
+    if not len(clocks):
+        return
+    order = _shapes_together(legal)
+    step = max(1, _BATCH // len(clocks))
+    for start in range(0, len(order), step):
+        rows = order[start : start + step]
+        plans = _at_clocks(legal.take(rows).batch(space.document), clocks)
+        needs = needs_of(space, plans, predict(space.architecture, plans, space.machine))
+        index = (legal.index[rows][:, None] * len(clocks) + np.arange(len(clocks))).ravel()
+        yield Priced(index_P=index, plans=plans, needs=needs)
+
+
+def _shapes_together(legal: Candidates) -> IntArray:
+    """Rows ordered by the shape of their micro-batch, which a batch of plans prices once."""
+    names = ("micro_batch", "recompute", "sequence_parallel", "ep", "cp", "tp")
+    return np.lexsort([legal.columns[name] for name in names])
+
+
+def _at_clocks(plans: PlanBatch, clock_Hz: FloatArray) -> PlanBatch:
+    rows = np.repeat(np.arange(len(plans)), len(clock_Hz))
+    return replace(plans.take(rows), clock_Hz=np.tile(clock_Hz, len(plans)))
+
+
+def _result(space: Space, calibration: Calibration, legal: Candidates, tally: Tally) -> SearchResult:
+    document, front = space.document, len(tally.index)
+    named = picks(tally.time_s, tally.energy_J, slower=document.within_of_fastest)
+    kept = thin(front, document.keep, named.values())
+    entries = []
+    for number, place in enumerate(kept, start=1):
+        plan = tally.plan(int(tally.index[place]), f"{document.name}-{number:02d}")
+        entries.append(entry_of(number, outcome(plan, calibration)))
+    followers = []
+    for number, index in enumerate(tally.next_fastest(_NEXT).tolist(), start=len(kept) + 1):
+        followers.append(entry_of(number, outcome(tally.plan(index, f"{document.name}-{number:02d}"), calibration)))
+    reference = _reference(space, calibration)
+    return SearchResult(
+        schema_version=SCHEMA_VERSION,
+        moemodel_version=version(),
+        search=document,
+        calibration=reference_to(calibration),
+        counts=Counts(
+            combinations=legal.total,
+            refused=tuple(Refusal(reason=r.key, says=r.says, plans=r.plans) for r in tally.refusals()),
+            predicted=tally.predicted,
+            feasible=tally.feasible,
+            front=front,
+        ),
+        front=tuple(_compared(entries, reference)),
+        next_fastest=tuple(e if reference is None else e.model_copy(update=_gains(e, reference)) for e in followers),
+        picks={name: kept.index(place) + 1 for name, place in named.items()},
+        reference=reference,
+        notes=_notes(space, entries, front, reference),
+    )
+
+
+def _compared(entries: list[Entry], reference: Entry | None) -> Iterator[Entry]:
+    """With what each gains over the reference, and from which it can't be told apart."""
+    alike = _overlap([e.step_time_s for e in entries]) & _overlap([e.energy_J for e in entries])
+    for row, entry in enumerate(entries):
+        others = tuple(entries[i].number for i in np.flatnonzero(alike[row]) if i != row)
+        gains = {} if reference is None else _gains(entry, reference)
+        yield entry.model_copy(update={"not_distinguishable_from": others} | gains)
+
+
+def _overlap(figures: list[Figure]) -> NDArray[np.bool_]:
+    """Which intervals overlap; one that isn't known overlaps with all."""
+    unknown = (-math.inf, math.inf)
+    low, high = np.array([unknown if f.interval is None else f.interval for f in figures]).T
+    return overlapping(low, high)
+
+
+def _gains(entry: Entry, reference: Entry) -> dict[str, float]:
+    return {
+        "time_vs_reference": entry.step_time_s.value / reference.step_time_s.value - 1,
+        "energy_vs_reference": entry.energy_J.value / reference.energy_J.value - 1,
+    }
+
+
+def reference_plan(space: Space) -> Plan | None:
+    """What `moemodel init` would propose for this batch on the first number of GPUs; None where that fits nowhere."""
+    plans = list(_first_plans(space))
+    fitting = np.flatnonzero(fits(space.architecture, plans, space.machine)) if plans else np.zeros(0, dtype=np.int64)
+    return plans[int(fitting[0])] if fitting.size else None
+
+
+def _reference(space: Space, calibration: Calibration) -> Entry | None:
+    plan = reference_plan(space)
+    if plan is None:
+        return None
+    batch = batch_of(plan)
+    prediction = predict(space.architecture, batch, space.machine)
+    needs = needs_of(space, batch, prediction)
+    missed = [name for name, limit in limits_of(space).items() if needs[name][0] > limit]
+    share = space.document.limits.memory_share
+    if share is not None and prediction.memory_B[0] > share * space.machine.memory_B:
+        missed.append("memory_share")
+    return entry_of(0, outcome(plan, calibration)).model_copy(update={"misses": tuple(missed)})
+
+
+def _first_plans(space: Space) -> Iterator[Plan]:
+    document, gpus = space.document, space.document.cluster.gpus[0]
+    node = document.cluster.gpus_per_node or space.gpu.gpus_per_node
+    for choices in first_choices(space.architecture, gpus, node):
+        try:
+            plan = document.plan(**choices.pop("parallel"), **choices, gpus=gpus, name=f"{document.name}-reference")
+            check_architecture(plan, space.architecture)
+        except (ValidationError, InfeasiblePlanError):
+            continue
+        yield plan
+
+
+def _notes(space: Space, entries: list[Entry], front: int, reference: Entry | None) -> tuple[str, ...]:
+    document = space.document
+    found = [
+        f"{len(entries)} of the {front} plans on the front are kept (`keep`)." if len(entries) < front else "",
+        "Plans that can't be told apart have 90 % intervals that overlap in time and in energy. Most of the error is "
+        "common to all plans on one GPU, so that their order is surer than this says.",
+        f"Energy counts {document.site.host_power_W:g} W of its host for every GPU (site.host_power_W)."
+        if document.site.host_power_W
+        else "Energy is that of the GPUs alone; give site.host_power_W to count what a slower plan costs their hosts.",
+        "Limits hold for predicted values, not for the upper ends of their intervals."
+        if document.limits.model_dump(exclude_none=True)
+        else "",
+        ""
+        if reference
+        else f"There is no reference: no first plan fits on {document.cluster.gpus[0]} GPUs with this batch.",
+        *_in_common(entries),
+    ]
+    return tuple(note for note in found if note)
+
+
+def _in_common(entries: list[Entry]) -> list[str]:
+    """What the predictions of all kept plans have to say."""
+    first, *others = entries
+    return [note for note in first.notes if all(note in entry.notes for entry in others)]

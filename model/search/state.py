@@ -1,0 +1,192 @@
+"""What a search has seen: who was refused and why, how near the nearest came, and the front so far.
+
+A plan counts once, for the first thing that refuses it, so that the counts add up. Axes: P plans, each at one clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moemodel.model.plan.spec import Plan, PlanBatch
+from moemodel.model.search.candidates import Candidates, Refused
+from moemodel.model.search.pareto import pareto, to_digits
+from moemodel.model.search.problem import Space, limits_of, memory_of, plan_at, summary
+from moemodel.model.step.memory import Memory
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+_ROWS = 50_000  # plans whose memory is counted at once
+_MAIN_REASONS = 6  # that are named where nothing is feasible
+_RUNNERS = 64  # fastest combinations remembered, whatever their clock, from which those on the front are then taken out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Priced:
+    """Some plans of a search, predicted.
+
+    Attributes:
+        index_P: place of each among all candidates; it decides between plans that cost the same.
+        plans: the plans.
+        needs: what each needs of everything that can be limited, by the limit's name.
+    """
+
+    index_P: IntArray
+    plans: PlanBatch
+    needs: dict[str, FloatArray]
+
+
+class Tally:
+    """What a search has seen so far: who was refused and why, how near the nearest came, and the front."""
+
+    def __init__(self, space: Space, legal: Candidates) -> None:
+        self.space = space
+        self.legal = legal
+        self.limits = limits_of(space)
+        self.refused = list(legal.refused)
+        self.predicted = 0
+        self.feasible = 0
+        self.index = np.zeros(0, dtype=np.int64)
+        self.time_s = np.zeros(0)
+        self.energy_J = np.zeros(0)
+        self._runner = np.zeros(0, dtype=np.int64)
+        self._runner_s = np.zeros(0)
+        self.nearest = ""
+        self._nearest_ratio = math.inf
+        self._over = dict.fromkeys(self.limits, 0)
+
+    def keep_fitting(self, legal: Candidates) -> Candidates:
+        """The plans that fit in memory; the others are counted, by the largest term and by the limit."""
+        if not legal.clocks_MHz:  # all refused already
+            return legal
+        kept, terms, over = np.zeros(len(legal), dtype=np.bool_), Counter[str](), 0
+        for start in range(0, len(legal), _ROWS):
+            rows = np.arange(start, min(start + _ROWS, len(legal)))
+            some = legal.take(rows)
+            memory = memory_of(self.space, some.batch(self.space.document))
+            fit, kept[rows] = memory.peak_B <= self.space.machine.memory_B, memory.peak_B <= self._memory_B
+            largest = _largest_terms(memory)
+            terms.update(largest[~fit].tolist())
+            over += int((fit & ~kept[rows]).sum())
+            self._near_in_memory(some, memory.peak_B, largest)
+        self._count_memory(terms, over)
+        self._nearest_ratio = math.inf  # of what fits, from now on
+        return legal.take(kept)
+
+    @property
+    def _memory_B(self) -> float:
+        """What a plan may take of a GPU's memory."""
+        share = self.space.document.limits.memory_share
+        return self.space.machine.memory_B * (1.0 if share is None else share)
+
+    def _count_memory(self, terms: Counter[str], over: int) -> None:
+        clocks = len(self.legal.clocks_MHz)
+        self.refused += [
+            Refused(
+                key=f"memory_{name}",
+                says=f"does not fit in memory (largest term {name.replace('_', ' ')})",
+                plans=count * clocks,
+            )
+            for name, count in sorted(terms.items(), key=lambda term: (-term[1], term[0]))
+        ]
+        share = self.space.document.limits.memory_share
+        if over and share is not None:
+            says = f"limits.memory_share {share:g}"
+            self.refused.append(Refused(key="memory_share", says=says, plans=over * clocks))
+
+    def _near_in_memory(self, some: Candidates, peak_B: FloatArray, largest: NDArray[np.str_]) -> None:
+        """Remember the plan that needs least memory; it is told of where nothing fits."""
+        row = int(peak_B.argmin())
+        if peak_B[row] >= self._nearest_ratio:
+            return
+        self._nearest_ratio = float(peak_B[row])
+        self.nearest = (
+            f"{summary(plan_at(self.space, some, row, None))} needs {peak_B[row] / 1e9:.1f} GB of "
+            f"{self._memory_B / 1e9:.1f} GB; the largest term is {str(largest[row]).replace('_', ' ')}"
+        )
+
+    def add(self, priced: Priced) -> None:
+        """Count one batch, and merge its best into the front."""
+        self.predicted += len(priced.plans)
+        within = np.ones(len(priced.plans), dtype=np.bool_)
+        worst = np.zeros(len(priced.plans))
+        for name, limit in self.limits.items():
+            ratio = priced.needs[name] / limit
+            held = ratio <= 1
+            self._over[name] += int((within & ~held).sum())
+            within &= held
+            worst = np.maximum(worst, ratio)
+        self.feasible += int(within.sum())
+        if not within.any():
+            self._near_limits(priced, worst)
+        self._merge(priced, np.flatnonzero(within))
+        self._race(priced, np.flatnonzero(within))
+
+    def _near_limits(self, priced: Priced, worst: FloatArray) -> None:
+        """Remember the plan that exceeds the limits least; it is told of where none keeps them."""
+        row = int(worst.argmin())
+        if worst[row] >= self._nearest_ratio:
+            return
+        self._nearest_ratio = float(worst[row])
+        found = ", ".join(
+            f"{name} {priced.needs[name][row]:.4g} (limit {limit:g})"
+            for name, limit in self.limits.items()
+            if priced.needs[name][row] > limit
+        )
+        self.nearest = f"{summary(self.plan(int(priced.index_P[row])))} has {found}"
+
+    def _merge(self, priced: Priced, rows: IntArray) -> None:
+        index = np.concatenate([self.index, priced.index_P[rows]])
+        time_s = np.concatenate([self.time_s, priced.needs["step_time_s"][rows]])
+        energy_J = np.concatenate([self.energy_J, priced.needs["energy_J"][rows]])
+        order = np.argsort(index)  # batches come in any order; ties go to the first candidate
+        best = order[pareto(time_s[order], energy_J[order])]
+        self.index, self.time_s, self.energy_J = index[best], time_s[best], energy_J[best]
+
+    def _race(self, priced: Priced, rows: IntArray) -> None:
+        """Merge the fastest combinations, each at its fastest clock; all its clocks come in one batch."""
+        index = np.concatenate([self._runner, priced.index_P[rows]])
+        time_s = np.concatenate([self._runner_s, priced.needs["step_time_s"][rows]])
+        order = np.lexsort((index, to_digits(time_s)))
+        _, first = np.unique(index[order] // len(self.legal.clocks_MHz), return_index=True)
+        best = order[np.sort(first)[:_RUNNERS]]
+        self._runner, self._runner_s = index[best], time_s[best]
+
+    def next_fastest(self, most: int) -> IntArray:
+        """Places of the fastest plans whose combination is not on the front at any clock, fastest first."""
+        clocks = len(self.legal.clocks_MHz)
+        return self._runner[~np.isin(self._runner // clocks, self.index // clocks)][:most]
+
+    def plan(self, index: int, name: str | None = None) -> Plan:
+        """The plan at a place among all candidates."""
+        row, clock = divmod(index, len(self.legal.clocks_MHz))
+        plan = plan_at(self.space, self.legal, row, self.legal.clocks_MHz[clock])
+        return plan if name is None else plan.model_copy(update={"name": name})
+
+    def refusals(self) -> tuple[Refused, ...]:
+        """Everything refused, in the order in which it was asked."""
+        over = [
+            Refused(key=name, says=f"limits.{name} {self.limits[name]:g}", plans=count)
+            for name, count in self._over.items()
+            if count
+        ]
+        return (*self.refused, *over)
+
+    def nothing(self) -> str:
+        """What to say where no plan is feasible."""
+        found = sorted(self.refusals(), key=lambda refusal: -refusal.plans)
+        reasons = "; ".join(f"{refusal.plans:,} {refusal.says}" for refusal in found[:_MAIN_REASONS])
+        more = f"; and {len(found) - _MAIN_REASONS} more reasons" if len(found) > _MAIN_REASONS else ""
+        nearest = f" The nearest miss: {self.nearest}." if self.nearest else ""
+        return f"no plan is feasible. Of {self.legal.total:,} combinations: {reasons}{more}.{nearest}"
+
+
+def _largest_terms(memory: Memory) -> NDArray[np.str_]:
+    """Name of the largest term of each plan. [P]"""
+    names = np.array(list(memory.terms_B))
+    return np.asarray(names[np.stack(list(memory.terms_B.values())).argmax(axis=0)])

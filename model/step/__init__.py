@@ -1,0 +1,1 @@
+"""The parts of one training step: operators, memory, communication, host, summed up by stage."""

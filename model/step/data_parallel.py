@@ -1,0 +1,215 @@
+"""What data-parallel ranks say to each other in a step: gradients and parameters, and which passes hide them.
+
+Frameworks exchange a stage's parameters by units: FSDP's are layers, and the ends of the model (embedding, final norm,
+head) as one that begins every pass and ends it; DDP fills buckets in the order in which gradients come. Megatron Core's
+buckets under ZeRO are taken for layers and ends too: buckets of 40 million fit published runs no better.
+
+    ZeRO 0   gradients reduced in buckets behind the last backward pass; exposed: the last bucket, with the embedding,
+             whose gradient comes last
+    ZeRO 1   parameters gathered behind the first forward pass, gradients scattered behind the last backward pass;
+             exposed: what begins a forward pass (the ends and one layer) and what ends a backward pass (the same)
+    ZeRO 2   the same, but gradients are scattered in the backward pass of every micro-batch
+    ZeRO 3   the same, and parameters are gathered for the forward and again, but for the ends, for the backward pass of
+             every micro-batch
+
+(Rajbhandari et al. 2020, section 7; Zhao et al. 2023, section 3.3.) In a pipeline of torch, gradients that FSDP
+scatters, and those of zero-bubble's backward passes in two parts, are exchanged when all passes are done; so are those
+of experts that DDP leaves alone. Frameworks that run none of
+it behind computation send each in one message. Left out: by how much computation delays a collective, which waits for
+room on the GPU; it matters where exchanges fill most of a pass.
+
+Axes: P plans.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moemodel.model.network.collectives import Collective, Traffic
+from moemodel.model.plan.spec import PlanBatch, Schedule
+from moemodel.model.step.communication_groups import Behind, Group, Groups
+
+FloatArray = NDArray[np.float64]
+
+_BUCKET_B = 25 * 2**20  # torch.nn.parallel.DistributedDataParallel, bucket_cap_mb
+_TENSORS = 7  # of a dense layer, that may fill a bucket each: four of attention, three of a gated block
+_EXPERT_TENSORS = 2  # of an MoE layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Units:
+    """How a stage's parameters on one GPU fall into units that are exchanged together.
+
+    Attributes:
+        layers: how many layers there are.
+        dense, expert: parameters of all layers: those that all data-parallel ranks share, and those of experts.
+        ends: of embedding, final norm and head; `late` of them those whose gradients come last in a backward pass.
+    """
+
+    layers: int
+    dense: FloatArray
+    expert: FloatArray
+    ends: FloatArray
+    late: FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepExchange:
+    """Communication over data-parallel ranks in one step, s. [P].
+
+    Attributes:
+        forward, backward: what may hide behind forward and behind backward passes.
+        exposed_s: the rest.
+        forward_passes, backward_passes: over how many passes of the step it spreads.
+        units: of FSDP that are exchanged; `buckets` of DDP.
+    """
+
+    forward: Behind
+    backward: Behind
+    exposed_s: FloatArray
+    forward_passes: FloatArray
+    backward_passes: FloatArray
+    units: FloatArray
+    buckets: FloatArray
+
+    @property
+    def whole_s(self) -> FloatArray:
+        """All of it, hidden or not."""
+        return np.asarray(self.forward.time_s + self.backward.time_s + self.exposed_s)
+
+    def __add__(self, other: StepExchange) -> StepExchange:
+        """Both, behind the same passes."""
+        return replace(
+            self,
+            forward=self.forward + other.forward,
+            backward=self.backward + other.backward,
+            exposed_s=self.exposed_s + other.exposed_s,
+            units=np.maximum(self.units, other.units),
+            buckets=self.buckets + other.buckets,
+        )
+
+    def exposing(self, more_s: FloatArray) -> StepExchange:
+        """With more that nothing hides."""
+        return replace(self, exposed_s=self.exposed_s + more_s)
+
+
+class DataParallel:
+    """Exchanges of a batch of plans over their data-parallel ranks.
+
+    Args:
+        plans: P plans.
+        groups: theirs.
+        traffic: what the framework sends, and what of it runs behind computation.
+        gradient_B, word_B: bytes of an element of a gradient and of a parameter.
+        plain: the backend is torch, as `profiler/parallel` runs it.
+    """
+
+    def __init__(
+        self,
+        plans: PlanBatch,
+        groups: Groups,
+        traffic: Traffic,
+        *,
+        gradient_B: float,
+        word_B: float,
+        plain: bool,
+    ) -> None:
+        self._groups = groups
+        self._gradient_B, self._word_B = gradient_B, word_B
+        self._reductions_hide, self._gathers_hide = "gradients" in traffic.behind, "dp" in traffic.behind
+        self._zero = plans.zero_stage
+        self._spread = plain & (plans.ep > 1)
+        # a backward pass in two parts tells DDP nothing; of a pipeline FSDP scatters when all passes are done
+        self._split_pass = plain & (plans.pp > 1) & (plans.schedule == Schedule.ZERO_BUBBLE)
+        self._late_scatter = plain & (plans.pp > 1)
+        m = plans.micro_batches.astype(np.float64)
+        self._forward_passes = np.where(self._zero >= 3, m, 1.0)
+        self._backward_passes = np.where(self._zero >= 2, m, 1.0)
+
+    def step(self, units: Units) -> StepExchange:
+        """Gradients, and from ZeRO 1 on parameters, of one stage in a step."""
+        none = np.zeros_like(units.dense)
+        shared = self._exchange(units, self._groups.data)
+        experts = replace(units, dense=units.expert, ends=none, late=none)
+        return shared + self._exchange(experts, self._groups.expert_data, experts=True)
+
+    def _exchange(self, units: Units, group: Group, *, experts: bool = False) -> StepExchange:
+        """Of `units.dense` and the ends."""
+        reduced, sharded = self._reduced(units, group, experts=experts), self._sharded(units, group)
+        whole = self._zero == 0
+        return StepExchange(
+            forward=sharded.forward.times(~whole),
+            backward=reduced.backward.times(whole) + sharded.backward.times(~whole),
+            exposed_s=np.where(whole, reduced.exposed_s, sharded.exposed_s),
+            forward_passes=self._forward_passes,
+            backward_passes=self._backward_passes,
+            units=np.where(whole, 0.0, sharded.units),
+            buckets=np.where(whole, reduced.buckets, 0.0),
+        )
+
+    def _reduced(self, units: Units, group: Group, *, experts: bool) -> StepExchange:
+        """ZeRO 0. The last bucket holds half of one beside what comes last.
+
+        Experts that other ranks have others of are left alone by DDP, and summed when all passes are done.
+        """
+        size_B = self._gradient_B * (units.dense + units.ends)
+        last_B = np.zeros_like(size_B) if experts else np.minimum(self._gradient_B * units.late + _BUCKET_B / 2, size_B)
+        if not self._reductions_hide:
+            last_B = size_B
+        else:
+            last_B = np.where(self._split_pass | (self._spread & experts), size_B, last_B)
+        most = (_EXPERT_TENSORS if experts else _TENSORS) * max(units.layers, 1)
+        buckets = np.clip((size_B - last_B) / _BUCKET_B, 1.0, most)
+        behind_s = self._some(Collective.ALL_REDUCE, size_B - last_B, buckets, group)
+        shown_s = self._some(Collective.ALL_REDUCE, last_B, 1.0, group)
+        return StepExchange(
+            forward=Behind.none(len(size_B)),
+            backward=self._groups.behind(Collective.ALL_REDUCE, behind_s),
+            exposed_s=shown_s,
+            forward_passes=self._forward_passes,
+            backward_passes=self._backward_passes,
+            units=np.zeros_like(size_B),
+            buckets=np.where(behind_s > 0, buckets, 0.0) + (shown_s > 0),
+        )
+
+    def _sharded(self, units: Units, group: Group) -> StepExchange:
+        """ZeRO 1 to 3. A pass gathers, and a pass scatters, each layer and the ends; one layer and the ends show."""
+        layers, inner, ends = max(units.layers, 1), units.dense, units.ends
+        if not (self._reductions_hide or self._gathers_hide):
+            layers, inner, ends = 1, inner + ends, np.zeros_like(ends)
+        gather, scatter = (
+            [self._some(collective, element_B * p, 1.0, group) for p in (inner / layers, ends)]
+            for collective, element_B in (
+                (Collective.ALL_GATHER, self._word_B),
+                (Collective.REDUCE_SCATTER, self._gradient_B),
+            )
+        )
+        again = np.where(self._zero >= 3, self._forward_passes, 0.0)
+        gathered = self._groups.behind(Collective.ALL_GATHER, gather[0]).times(float(self._gathers_hide))
+        hides = np.where(self._late_scatter, 0.0, float(self._reductions_hide))
+        scattered = self._groups.behind(Collective.REDUCE_SCATTER, scatter[0]).times(hides)
+        forward = gathered.times(self._forward_passes * (layers - 1))
+        backward = scattered.times(self._backward_passes * (layers - 1)) + gathered.times(again * layers)
+        whole_s = (
+            self._forward_passes * (layers * gather[0] + gather[1])
+            + self._backward_passes * (layers * scatter[0] + scatter[1])
+            + again * layers * gather[0]
+        )
+        return StepExchange(
+            forward=forward,
+            backward=backward,
+            exposed_s=whole_s - forward.time_s - backward.time_s,
+            forward_passes=self._forward_passes,
+            backward_passes=self._backward_passes,
+            units=np.where(scatter[0] > 0, float(layers), 0.0) + (scatter[1] > 0),
+            buckets=np.zeros_like(inner),
+        )
+
+    def _some(
+        self, collective: Collective, size_B: FloatArray, messages: FloatArray | float, group: Group
+    ) -> FloatArray:
+        """Time of so many bytes in so many messages; none of nothing."""
+        return np.where(size_B > 0, messages * self._groups.time_s(collective, size_B / messages, group), 0.0)

@@ -1,0 +1,154 @@
+"""The host lane of what parallel plans add: collectives, units of FSDP, buckets of DDP, the schedule of a pipeline.
+
+Each costs what the profile measured of it (`profiler/host_overhead/parallel_plans.py`, two ranks together). What it
+did not measure counts as so many calls of a mean operator of the stage's layers (`_CALLS`): what that profile gave on
+two H100 with torch 2.11 in 2026, in calls. Of frameworks other than torch a collective or message is a call, and the exchange over
+data-parallel ranks nothing.
+
+Fitted to plans of OPT-350M on the same machine, and assumed of others:
+    a gradient that is added to what is there (`workload.added`) costs 1.25 backward calls for each tensor
+    a unit of FSDP costs 5 % more for each tensor beyond the nine of the layer that was measured
+    a pass that torch's runtime of schedules drives (interleaved, zero-bubble) costs as many calls as `_CALLS` says
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moemodel.model.device.host_overhead import HostCost, HostModel
+
+FloatArray = NDArray[np.float64]
+
+_CALLS: dict[str, float] = {
+    "tensor_collective": 9.0,
+    "tensor_collective_rows": 6.0,
+    "expert_exchange": 20.0,
+    "pipeline_pass": 4.0,
+    "pipeline_action": 37.0,
+    "fsdp_unit/forward": 32.0,
+    "fsdp_unit/backward": 51.0,
+    "fsdp_unit_kept": 35.0,
+    "fsdp_unit_quiet": 4.0,
+    "ddp_bucket": 13.0,
+}
+_CALLS_OF_A_SUM = 1.25
+_TENSORS = 9.0  # of the layer that was measured as a unit of FSDP, and as a bucket of DDP
+_MORE_TENSORS = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calls:
+    """What a block or pass queues beside its operators. [P].
+
+    Attributes:
+        tensor: all-reduces over tensor-parallel ranks, and messages of context parallelism; `rows` all-gathers and
+            reduce-scatters of sequence parallelism.
+        experts: all-to-alls.
+        messages: passes of a chunk that send and receive; `actions` those that torch's runtime of schedules drives.
+    """
+
+    tensor: FloatArray
+    rows: FloatArray
+    experts: FloatArray
+    messages: FloatArray
+    actions: FloatArray
+
+    @classmethod
+    def none(cls, plans: int) -> Calls:
+        """Nothing."""
+        return cls(**{f.name: np.zeros(plans) for f in fields(cls)})
+
+    @property
+    def total(self) -> FloatArray:
+        """All of them."""
+        return np.asarray(self.tensor + self.rows + self.experts + self.messages + self.actions)
+
+    def __add__(self, other: Calls) -> Calls:
+        return Calls(
+            tensor=self.tensor + other.tensor,
+            rows=self.rows + other.rows,
+            experts=self.experts + other.experts,
+            messages=self.messages + other.messages,
+            actions=self.actions + other.actions,
+        )
+
+    def times(self, factor: FloatArray | float) -> Calls:
+        """That many of it."""
+        return Calls(
+            tensor=np.asarray(self.tensor * factor),
+            rows=np.asarray(self.rows * factor),
+            experts=np.asarray(self.experts * factor),
+            messages=np.asarray(self.messages * factor),
+            actions=np.asarray(self.actions * factor),
+        )
+
+
+class ParallelHost:
+    """Host times of one stage's parallel parts.
+
+    Args:
+        host: of the backend.
+        call: host time of a mean operator in either pass, [P, 1].
+        plain: the backend is torch, as `profiler/parallel` runs it.
+    """
+
+    def __init__(self, host: HostModel, call: HostCost, *, plain: bool) -> None:
+        self._host, self._call, self._plain = host, call, plain
+
+    def _one_s(self, block: str, direction: str) -> FloatArray | float:
+        measured_s = self._host.block_s(f"{block}/{direction}")
+        if measured_s is not None and self._plain:
+            return measured_s
+        calls = _CALLS.get(block, _CALLS.get(f"{block}/{direction}", 0.0)) if self._plain else 1.0
+        return calls * (self._call.forward_s if direction == "forward" else self._call.backward_s)
+
+    def queued_s(self, calls: Calls, direction: str) -> FloatArray:
+        """Of a micro-batch's collectives and messages in a pass, [P, 1]."""
+        return np.asarray(
+            self._one_s("tensor_collective", direction) * calls.tensor[:, None]
+            + self._one_s("tensor_collective_rows", direction) * calls.rows[:, None]
+            + self._one_s("expert_exchange", direction) * calls.experts[:, None]
+            + self._one_s("pipeline_pass", direction) * calls.messages[:, None]
+            + self._one_s("pipeline_action", direction) * calls.actions[:, None]
+        )
+
+    def added_s(self, tensors: FloatArray) -> FloatArray:
+        """Of adding that many tensors' gradients to what is there, [P, 1]."""
+        return np.asarray(_CALLS_OF_A_SUM * self._plain * self._call.backward_s * tensors[:, None])
+
+    def step_s(
+        self,
+        *,
+        units: FloatArray,
+        buckets: FloatArray,
+        tensors: float,
+        zero: NDArray[np.int64],
+        micro_batches: FloatArray,
+    ) -> FloatArray:
+        """Of a step's exchange over data-parallel ranks, [P, 1].
+
+        Args:
+            units: of FSDP that are exchanged; `buckets` of DDP. [P].
+            tensors: parameters of the stage.
+            zero: ZeRO stage, [P].
+            micro_batches: of a step, [P].
+        """
+        if not self._plain:
+            return np.zeros((len(units), 1))
+        m, third = micro_batches[:, None], (zero >= 3)[:, None]
+        forward = np.where(third, m, 1.0) * self._one_s("fsdp_unit", "forward")
+        quiet = np.where(third, 0.0, m - 1) * self._one_s("fsdp_unit_quiet", "forward")
+        reduced = np.where((zero >= 2)[:, None], m, 1.0)
+        backward = np.where(third, m * self._one_s("fsdp_unit", "backward"), 0.0)
+        backward = backward + np.where(third, 0.0, reduced * self._one_s("fsdp_unit_kept", "backward"))
+        quiet = quiet + np.where((zero >= 2)[:, None], 0.0, m - 1) * self._one_s("fsdp_unit_quiet", "backward")
+        step_s = self._host.block_s("fsdp_unit/step") or 0.0
+        full = np.where(buckets > 0, np.maximum(buckets, tensors / _TENSORS), 0.0)
+        size = 1 + _MORE_TENSORS * np.maximum(tensors / np.maximum(units, 1.0) - _TENSORS, 0.0)
+        return np.asarray(
+            (units * size)[:, None] * (forward + backward + quiet + step_s)
+            + full[:, None] * self._one_s("ddp_bucket", "backward")
+        )

@@ -1,0 +1,318 @@
+"""From blocks to stages: price each distinct micro-batch shape once, then add up what a stage holds.
+
+Axes: U distinct micro-batch shapes, P plans, K clocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moemodel.model.architecture.parameters import parameter_tensors, parameters
+from moemodel.model.architecture.spec import Architecture, Moe
+from moemodel.model.device.host_overhead import HostCost, HostModel
+from moemodel.model.device.operator_cost import Lane, Pricer
+from moemodel.model.device.power import PowerModel
+from moemodel.model.device.roofline import Chip
+from moemodel.model.plan.spec import PlanBatch, Recompute
+from moemodel.model.records.calibration import Calibration
+from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
+from moemodel.model.step.data_parallel import DataParallel, StepExchange, Units
+from moemodel.model.step.launch_overhead import ParallelHost
+from moemodel.model.step.layer_operators import Phase, Workload, added
+from moemodel.model.step.memory import Memory, MemoryModel, fullest
+from moemodel.model.step.microbatch_comm import Communication, Exchange
+from moemodel.model.step.system import Machine
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+_CALLS_OF_A_WAIT = 2.0  # of the host: reading what it waited for, and queueing what uses it
+_SHAPE_KEYS = ("tp", "cp", "ep", "micro_batch", "seq", "sequence_parallel", "recompute", "skew")
+
+
+@dataclass(kw_only=True)
+class StageCost:
+    """One stage: the lanes of a micro-batch and of the optimizer step, and its communication. Arrays [P, K] or [P].
+
+    Attributes:
+        forward, backward: device lanes of one micro-batch.
+        optimizer: device lane of one step.
+        forward_exchange, backward_exchange: communication of one micro-batch.
+        step_exchange: communication of one step (gradients, parameters); `forward_lead` and `backward_lead` the shares
+            of a pass that are over when the first of it may begin, [P, 1].
+        host: host time of one micro-batch, [P, 1]; `host_exchange_s` of a step's exchange, which falls into its passes;
+            `host_step_s` of the optimizer.
+        wait_s: that the device stands idle in a forward pass after the host waited for it, [P, 1]; `again_s` in a
+            backward pass, which recomputes.
+        way_s: messages on a micro-batch's way through the pipeline that nothing hides, once a step, [P].
+    """
+
+    forward: Lane
+    backward: Lane
+    optimizer: Lane
+    forward_exchange: Exchange
+    backward_exchange: Exchange
+    step_exchange: StepExchange
+    forward_lead: FloatArray
+    backward_lead: FloatArray
+    host: HostCost
+    host_exchange_s: FloatArray
+    host_step_s: float
+    wait_s: FloatArray
+    again_s: FloatArray
+    way_s: FloatArray
+
+    @property
+    def weight_share(self) -> FloatArray:
+        """Gradients of weights, as a share of the backward pass, [P, 1]."""
+        return np.asarray(self.backward.weights_s_U / self.backward.time_s_UK[:, -1])[:, None]
+
+
+class BlockCosts:
+    """Prices of all blocks of an architecture, for each distinct shape of a micro-batch in a batch of plans."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        plans: PlanBatch,
+        *,
+        machine: Machine,
+        power: PowerModel,
+        clock_Hz_K: FloatArray,
+    ) -> None:
+        calibration = machine.calibration
+        self.architecture = architecture
+        self.plans = plans
+        self.machine = machine
+        self.kinds = distinct_layers(architecture)
+        self.clocks = len(clock_Hz_K)
+        self.pricer = Pricer(calibration, chip_of_calibration(calibration), power, clock_Hz_K)
+        self.host = HostModel(calibration, machine.backend)
+        first, self.shape = distinct_rows([getattr(plans, name) for name in _SHAPE_KEYS])
+        workload = Workload(architecture, plans.take(first), backend=machine.backend, precision=machine.precision)
+        count = len(first)
+        self.layers = [self.pricer.lanes(workload.layer(layer), count) for layer in self.kinds]
+        self.embedding = self.pricer.lanes(workload.embedding(), count)
+        self.head = self.pricer.lanes(workload.head(), count)
+
+    def at(self, rows: IntArray) -> StageCosts:
+        """What stages cost under the plans at these rows."""
+        return StageCosts(self, rows)
+
+
+class StageCosts:
+    """Blocks added up into stages, for some of the plans."""
+
+    def __init__(self, blocks: BlockCosts, rows: IntArray) -> None:
+        machine = blocks.machine
+        self.plans = blocks.plans.take(rows)
+        self._blocks = blocks
+        self._shape = blocks.shape[rows]
+        self._memory = MemoryModel(
+            blocks.architecture,
+            self.plans,
+            backend=machine.backend,
+            precision=machine.precision,
+            calibration=machine.calibration,
+        )
+        traffic = machine.network.traffic
+        self._gradient_B = machine.gradient_B
+        self._talk = Communication(blocks.architecture, self.plans, machine.network, backend=machine.backend)
+        self._data = DataParallel(
+            self.plans,
+            self._talk.groups,
+            traffic,
+            gradient_B=machine.gradient_B,
+            word_B=traffic.word_B,
+            plain=machine.software.plain_parallel,
+        )
+
+    def stage(self, stage: Stage) -> StageCost:
+        """Cost of a class of stages."""
+        blocks = self._blocks
+        forward, backward = (self._device(stage, phase) for phase in (Phase.FORWARD, Phase.BACKWARD))
+        units = self._memory.units(stage)
+        leads = self._lead(stage, Phase.FORWARD, forward), self._lead(stage, Phase.BACKWARD, backward)
+        updates = self._updates(stage, units)
+        _merge(forward, updates.get(Phase.FORWARD), 1.0)
+        _merge(backward, updates.get(Phase.BACKWARD), 1.0)
+        call = self._call(stage)
+        forward_exchange, backward_exchange = self._exchange(stage)
+        step_exchange = self._data.step(units).exposing(self._tied(stage) + self._talk.norm_s())
+        wait_s = self._wait_s(stage, call)
+        queue = ParallelHost(blocks.host, call, plain=blocks.machine.software.plain_parallel)
+        return StageCost(
+            forward=forward,
+            backward=backward,
+            optimizer=updates[Phase.OPTIMIZER],
+            forward_exchange=forward_exchange,
+            backward_exchange=backward_exchange,
+            step_exchange=step_exchange,
+            forward_lead=leads[0],
+            backward_lead=leads[1],
+            host=self._host_cost(stage, forward.calls_U, backward.calls_U)
+            + HostCost(
+                forward_s=queue.queued_s(forward_exchange.calls, "forward"),
+                backward_s=queue.queued_s(backward_exchange.calls, "backward") + queue.added_s(self._added(stage)),
+            ),
+            host_exchange_s=queue.step_s(
+                units=step_exchange.units,
+                buckets=step_exchange.buckets,
+                tensors=self._tensors(stage),
+                zero=self.plans.zero_stage,
+                micro_batches=self.plans.micro_batches.astype(np.float64),
+            ),
+            host_step_s=self._host_step_s(stage),
+            wait_s=wait_s,
+            again_s=wait_s * (self.plans.recompute == Recompute.FULL)[:, None],
+            way_s=self._talk.way_s(),
+        )
+
+    def fullest(self, pipeline: tuple[Stage, ...]) -> Memory:
+        """Memory of the fullest class of stages."""
+        return fullest(self._memory, pipeline)
+
+    def _device(self, stage: Stage, phase: Phase) -> Lane:
+        blocks, total = self._blocks, Lane.empty(len(self.plans), self._blocks.clocks)
+        parts = [(count, lanes) for count, lanes in zip(stage.layers, blocks.layers, strict=True) if count]
+        parts += [(1, blocks.embedding)] if stage.embedding else []
+        parts += [(1, blocks.head)] if stage.head else []
+        for count, lanes in parts:
+            if phase in lanes:
+                _merge(total, lanes[phase].take(self._shape), float(count))
+        return total
+
+    def _lead(self, stage: Stage, phase: Phase, lane: Lane) -> FloatArray:
+        """Share of a pass that no exchange of parameters hides behind: head and one layer, [P, 1]."""
+        blocks, whole_s = self._blocks, lane.time_s_UK[:, -1]
+        head_s: FloatArray | float = 0.0
+        if stage.head and phase in blocks.head:
+            head_s = blocks.head[phase].time_s_UK[self._shape, -1]
+        return np.asarray((head_s + (whole_s - head_s) / max(sum(stage.layers), 1)) / whole_s)[:, None]
+
+    def _updates(self, stage: Stage, units: Units) -> dict[Phase, Lane]:
+        """What a stage does with its parameters beside its layers, priced once for each distinct size: copies on their
+        way between ranks, accumulation of a micro-batch's gradients, the optimizer step.
+        """
+        shard = self._memory.shard(stage)
+        owned = self._memory.owned(shard)
+        inner = units.dense + np.where(self._memory.expert_copies > 1, units.expert, 0.0)
+        shared = self.plans.dp * self.plans.cp > 1
+        first, size = distinct_rows([inner, owned, self.plans.micro_batches, self.plans.zero_stage, shared])
+        machine = self._blocks.machine
+        workload = Workload(
+            self._blocks.architecture, self.plans.take(first), backend=machine.backend, precision=machine.precision
+        )
+        kept = np.where(self.plans.zero_stage >= 2, owned, shard.total)
+        calls = workload.accumulate(kept[first]) + workload.optimizer(owned[first])
+        calls += workload.copies(inner[first], units.ends[first])
+        lanes = self._blocks.pricer.lanes(calls, len(first))
+        return {phase: lane.take(size) for phase, lane in lanes.items()}
+
+    def _exchange(self, stage: Stage) -> tuple[Exchange, Exchange]:
+        talk = self._talk
+        forward, backward = talk.none(), talk.none()
+        for count, layer in zip(stage.layers, self._blocks.kinds, strict=True):
+            if count:
+                there, back = talk.layer(layer)
+                forward, backward = forward + there.times(count), backward + back.times(count)
+        ends = [talk.embedding()] if stage.embedding else []
+        ends += [talk.head()] if stage.head else []
+        for there, back in (*ends, talk.boundary(first=stage.embedding, last=stage.head)):
+            forward, backward = forward + there, backward + back
+        return forward, backward
+
+    def _tied(self, stage: Stage) -> FloatArray:
+        """Gradients of an embedding that the head on another stage shares."""
+        architecture = self._blocks.architecture
+        if not architecture.tied or stage.embedding == stage.head:
+            return np.zeros(len(self.plans))
+        return self._talk.tied(parameters(architecture).embedding, self._gradient_B)
+
+    def _host_step_s(self, stage: Stage) -> float:
+        """Host time of the optimizer."""
+        host = self._blocks.host
+        if self._blocks.machine.software.fused_optimizer:
+            return 0.0
+        layers = zip(stage.layers, self._blocks.kinds, strict=True)
+        return host.fixed_step_s() + sum(n * host.layer_step_s(layer) for n, layer in layers)
+
+    def _tensors(self, stage: Stage) -> int:
+        return sum(n * parameter_tensors(layer) for n, layer in zip(stage.layers, self._blocks.kinds, strict=True))
+
+    def _added(self, stage: Stage) -> FloatArray:
+        """Tensors whose gradients the mean micro-batch adds to what is there; on one GPU they are left out."""
+        shared = self.plans.gpus > 1
+        return np.asarray(self._tensors(stage) * added(self.plans, self._blocks.machine.software) * shared)
+
+    def _call(self, stage: Stage) -> HostCost:
+        """Host time of one call in either pass: of a kernel, or the mean over those of the stage's layers, [P, 1]."""
+        host, blocks = self._blocks.host, self._blocks
+        if host.kernel_s:
+            return HostCost(forward_s=host.kernel_s, backward_s=host.kernel_s)
+        total = HostCost(forward_s=0.0, backward_s=0.0)
+        calls = {phase: np.zeros(len(self.plans)) for phase in (Phase.FORWARD, Phase.BACKWARD)}
+        for count, layer, lanes in zip(stage.layers, blocks.kinds, blocks.layers, strict=True):
+            total = total + host.layer(layer).times(count)
+            for phase in calls:
+                calls[phase] += count * lanes[phase].calls_U[self._shape]
+        forward, backward = (np.maximum(calls[phase], 1.0)[:, None] for phase in calls)
+        return HostCost(forward_s=total.forward_s / forward, backward_s=total.backward_s / backward)
+
+    def _wait_s(self, stage: Stage, call: HostCost) -> FloatArray:
+        """Where the host waits for how many rows go to which expert: it learns of them, and queues what comes next."""
+        layers = sum(
+            count
+            for count, layer in zip(stage.layers, self._blocks.kinds, strict=True)
+            if isinstance(layer.feed_forward, Moe) and layer.feed_forward.capacity_factor is None
+        )
+        waits = (self.plans.ep > 1) & self._blocks.machine.software.plain_parallel
+        return np.asarray(_CALLS_OF_A_WAIT * layers * waits[:, None] * call.forward_s)
+
+    def _host_cost(self, stage: Stage, forward: FloatArray, backward: FloatArray) -> HostCost:
+        """Blocks that were measured, and where none were, so many kernels in either pass."""
+        host = self._blocks.host
+        total = HostCost(forward_s=host.kernel_s * forward[:, None], backward_s=host.kernel_s * backward[:, None])
+        for count, layer in zip(stage.layers, self._blocks.kinds, strict=True):
+            total = total + host.layer(layer).times(count)
+        ends = (stage.embedding + stage.head) / 2 * self._blocks.architecture.has_head
+        return total + host.ends(ends)
+
+
+def distinct_rows(columns: Sequence[NDArray[Any]]) -> tuple[IntArray, IntArray]:
+    """Index of the first of each distinct row of a table, and which of them each row is.
+
+    `numpy.unique(axis=0)` does the same by comparing rows as bytes, ten times slower.
+    """
+    code = np.zeros(len(columns[0]), dtype=np.int64)
+    for column in columns:
+        values, place = np.unique(column, return_inverse=True)
+        if len(values) > 1:  # renumbered at every column, so that the code never overflows
+            code = np.unique(code * len(values) + place.ravel(), return_inverse=True)[1].ravel()
+    _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
+    return first, inverse.ravel()
+
+
+def _merge(total: Lane, part: Lane | None, count: float) -> None:
+    """Add `count` times a lane to another, in place; nothing where there is none."""
+    if part is None:
+        return
+    total.time_s_UK += count * part.time_s_UK
+    total.energy_J_UK += count * part.energy_J_UK
+    total.cycles_UK += count * part.cycles_UK
+    total.outside_s_U += count * part.outside_s_U
+    total.calls_U += count * part.calls_U
+    total.weights_s_U += count * part.weights_s_U
+    for key, spread in part.spread_s.items():
+        total.spread_s[key] = total.spread_s.get(key, 0.0) + count * spread
+
+
+def chip_of_calibration(calibration: Calibration) -> Chip:
+    """The chip that a calibration's operator fits refer to."""
+    p = {name: parameter.value for name, parameter in calibration.chip.items()}
+    return Chip(**p, clock_Hz=calibration.clock_reference_Hz)

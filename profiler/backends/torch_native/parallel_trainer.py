@@ -1,0 +1,209 @@
+"""A plan in training on several devices: one rank's part of it. The backend `torch` (see `backends.run`).
+
+Every plan of an architecture starts from the weights that the whole model has on one device, and sees the same
+sequences in the same step, so that its losses are those of one device, but for rounding.
+
+| degree | how                                                                                     | in           |
+| ------ | --------------------------------------------------------------------------------------- | ------------ |
+| dp     | DDP; from ZeRO 1 on FSDP2                                                               | `replicas`   |
+| tp     | explicit collectives on plain tensors, with or without sequence parallelism             | `cut`        |
+| ep     | dropless, rows to their experts and back by all-to-all                                  | `cut`        |
+| pp     | torch.distributed.pipelining                                                            | `pipeline`   |
+
+Gradients that none of them sums are summed after the last backward pass (`gradients`): of parameters which every
+tensor-parallel rank has used for a part only; of experts with copies under ZeRO 0; of tied embeddings at both ends of a
+pipeline; and, under zero-bubble with ZeRO 0, of all parameters over dp, since a backward pass in two parts tells DDP
+nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from moemodel.profiler.backends.base import Mark, Run, TrainingRun
+from moemodel.profiler.backends.torch_native.data_parallel import passes, replicate, shard
+from moemodel.profiler.backends.torch_native.gradients import Gradients, Trained
+from moemodel.profiler.backends.torch_native.model import DecoderModel
+from moemodel.profiler.backends.torch_native.optimizer import build_optimizer
+from moemodel.profiler.backends.torch_native.pipeline import Pipeline, own_chunks
+from moemodel.profiler.backends.torch_native.pipeline_stage import Chunk, build_part
+from moemodel.profiler.backends.torch_native.process_groups import Groups
+from moemodel.profiler.backends.torch_native.rank_mesh import Layout
+from moemodel.profiler.backends.torch_native.sharding import Share, share_of, whole_names
+from moemodel.profiler.backends.torch_native.tensor_parallel import RankCut
+from moemodel.profiler.training.measure import Batches, Trainer, wait
+
+
+def build(run: TrainingRun, device: torch.device) -> Run | None:
+    """This process's part of a run; all processes of the job call it. None for one that the plan does not need.
+
+    Args:
+        run: what is trained; its ranks are the first processes of the job.
+        device: of this process.
+    """
+    if not dist.is_initialized():
+        return Trainer(run, device)
+    layout = Layout.of(run.parallel, dist.get_rank())
+    groups = Groups(layout)
+    if layout.rank >= layout.size:
+        return None
+    return Trainer(run, device) if layout.size == 1 else ParallelTrainer(run, device, layout, groups)
+
+
+class ParallelTrainer:
+    """One rank's part of a model in training: data, passes, gradients, optimizer. A `Run`."""
+
+    def __init__(self, run: TrainingRun, device: torch.device, layout: Layout, groups: Groups) -> None:
+        self.device, self._run, self._layout, self._groups = device, run, layout, groups
+        self._zero = run.parallel.zero_stage if layout.dp > 1 else 0
+        self._models = self._build_models()
+        self.parameters = sum(p.numel() for model in self._models for p in model.parameters())
+        self._by_ddp = layout.dp > 1 and self._zero == 0 and not (layout.pp > 1 and run.schedule == "zero-bubble")
+        modules = [self._wrapped(model) for model in self._models]
+        self._holder = nn.ModuleList(self._models)
+        self._gradients = Gradients([t for m in self._models for t in self._trained(m)], groups.own("all"))
+        self._optimizer = build_optimizer(self._holder, run.precision, lr=run.lr, keep_gradients=self._by_ddp)
+        self._batches = Batches(run, device, layout.dp_rank)
+        self._losses: list[Tensor] = []
+        self._passes = passes(modules[0], self._zero)
+        self._module = modules[0]
+        self._pipeline = self._build_pipeline(modules)
+        self.marks = 3 if layout.pp > 1 else 2 * run.micro_batches + 2
+
+    # ---- a step -------------------------------------------------------------------------------------------------
+
+    def step(self, mark: Mark) -> None:
+        """See `Run`."""
+        mark("start")
+        tokens, targets = self._batches.step()
+        if self._pipeline is None:
+            self._micro_batches(tokens, targets, mark)
+        else:
+            self._losses = self._pipeline.step(tokens, targets)
+            self._gradients.finish()
+            mark("pipeline")
+        self._gradients.clip()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        mark("optimizer")
+
+    def _micro_batches(self, tokens: Tensor, targets: Tensor, mark: Mark) -> None:
+        self._losses = []
+        number = len(tokens)
+        for i in range(number):
+            last = i == number - 1
+            with self._passes(last):
+                loss = self._module(tokens[i], targets[i])
+                loss = loss / number if number > 1 else loss
+                mark("forward")
+                torch.autograd.backward(loss)
+            if last:
+                self._gradients.finish()
+            mark("backward")
+            self._losses.append(loss.detach())
+
+    def loss(self) -> float:
+        """See `Run`."""
+        mean = torch.zeros(2, dtype=torch.float64, device=self.device)  # a sum, and of how many ranks
+        if self._losses:
+            mean[0], mean[1] = torch.stack(self._losses).double().sum(), 1.0
+        group = self._groups.own("all")
+        if group is not None:
+            dist.all_reduce(mean, group=group)
+        total, ranks = mean.tolist()
+        return float(total / ranks)
+
+    def wait(self) -> None:
+        """See `Run`."""
+        wait(self.device)
+
+    # ---- experts ------------------------------------------------------------------------------------------------
+
+    def expert_loads(self) -> list[Tensor]:
+        """See `Run`."""
+        loads = [load for model in self._models for load in model.expert_loads()]
+        group = self._groups.own("dp")
+        if group is None or not loads:
+            return loads
+        sums = torch.stack(loads)
+        dist.all_reduce(sums, group=group)
+        return list(sums)
+
+    def clear_expert_loads(self) -> None:
+        """See `Run`."""
+        for model in self._models:
+            model.clear_expert_loads()
+
+    def close(self) -> None:
+        """Drop what holds memory; modules, hooks and schedules refer to each other in cycles (see `groups.let_go`)."""
+        self.wait()
+        for name in ("_models", "_holder", "_module", "_gradients", "_optimizer", "_batches", "_pipeline", "_losses"):
+            self.__dict__.pop(name, None)
+        self.__dict__.pop("_passes", None)
+
+    # ---- building -----------------------------------------------------------------------------------------------
+
+    def _build_models(self) -> list[DecoderModel]:
+        run, layout, groups = self._run, self._layout, self._groups
+        cut = RankCut(
+            tp=layout.tp,
+            tp_rank=layout.tp_rank,
+            tp_group=groups.own("tp"),
+            ep=layout.ep,
+            ep_group=groups.own("experts"),
+            sequence=run.parallel.sequence_parallel,
+            vocab=run.architecture.vocab,
+        )
+        with torch.device("meta"):
+            parts: list[DecoderModel] = (
+                [DecoderModel(run.architecture, recompute=run.recompute, cut=cut)]
+                if layout.pp == 1
+                else list(own_chunks(run, layout, cut))
+            )
+        return [build_part(part, run, layout, self.device) for part in parts]
+
+    def _wrapped(self, model: DecoderModel) -> nn.Module:
+        group = self._groups.own("dp")
+        if group is None:
+            return model
+        spread = self._layout.ep > 1
+        if self._by_ddp:
+            return replicate(model, group, spread=spread)
+        if self._zero > 0:
+            copies = self._groups.own("copies") if spread else None
+            shard(model, self._zero, group, spread=spread, copies=copies, device=self.device)
+        return model
+
+    def _build_pipeline(self, modules: list[nn.Module]) -> Pipeline | None:
+        group = self._groups.own("pp")
+        if group is None:
+            return None
+        chunks = [model for model in self._models if isinstance(model, Chunk)]
+        return Pipeline(self._run, self._layout, chunks, modules, group, self.device)
+
+    def _trained(self, model: DecoderModel) -> list[Trained]:
+        architecture = self._run.architecture
+        return [
+            self._trained_one(name, parameter, share_of(name, architecture)) for name, parameter in whole_names(model)
+        ]
+
+    def _trained_one(self, name: str, parameter: nn.Parameter, share: Share) -> Trained:
+        layout, groups = self._layout, self._groups
+        spread = share.expert and layout.ep > 1
+        sharded = hasattr(parameter, "to_local")
+        copies = layout.dp // layout.ep if spread else layout.dp
+        left = not sharded and (spread or not self._by_ddp)  # to this module, of the mean over dp
+        partial = share.partial == "always" or (share.partial == "sequence" and self._run.parallel.sequence_parallel)
+        twice = layout.pp > 1 and name == "embedding_VW" and self._run.architecture.tied
+        sums = (
+            groups.own("copies" if spread else "dp") if left else None,
+            groups.own("tp") if partial else None,
+            groups.own("ends") if twice else None,
+        )
+        scale = 1 / layout.dp if left else (1 / layout.ep if spread else 1.0)
+        holders = (1 if sharded else copies) * (1 if share.dim is not None else layout.tp) * (2 if twice else 1)
+        return Trained(
+            parameter=parameter, holders=holders, scale=scale, sums=tuple(group for group in sums if group is not None)
+        )

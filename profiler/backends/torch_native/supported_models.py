@@ -1,0 +1,52 @@
+"""Which architectures the torch backend runs; no torch here, so that plans can be refused before any is loaded."""
+
+from __future__ import annotations
+
+from moemodel.model.architecture.spec import Architecture, Layer, Moe
+from moemodel.model.core.errors import InputError
+
+
+def check_supported(architecture: Architecture) -> None:
+    """Refuse what this backend does not run.
+
+    Raises:
+        InputError: every such part of the architecture.
+    """
+    missing = _model_gaps(architecture)
+    for layer in dict.fromkeys(architecture.layers):
+        missing += _layer_gaps(layer)
+    if missing:
+        raise InputError(
+            f"{architecture.name}: the torch backend does not run {', '.join(dict.fromkeys(missing))}; it runs "
+            "decoder-only models with plain or grouped-query attention and dropless softmax top-k experts. "
+            "`moemodel predict` takes all architectures"
+        )
+
+
+def _model_gaps(architecture: Architecture) -> list[str]:
+    gaps = {
+        "encoders": bool(architecture.encoder),
+        "models without layers": not architecture.decoder,
+        "models without a vocabulary head": not architecture.has_head,
+    }
+    return [name for name, found in gaps.items() if found]
+
+
+def _layer_gaps(layer: Layer) -> list[str]:
+    block = layer.feed_forward
+    gaps = {
+        "layers without norms": layer.norm is None,
+        "cross attention": any(a.cross for a in layer.attentions),
+        "latent attention": any(a.latent is not None for a in layer.attentions),
+        "relative position biases": any(a.relative_buckets > 0 for a in layer.attentions),
+        "feed-forward blocks of more than one hidden layer": block.depth != 1,
+        "feed-forward blocks of another output width": block.out_width is not None,
+    }
+    if isinstance(block, Moe):
+        gaps |= {
+            f"{block.router} routers": block.router != "softmax_topk",
+            "expert biases": block.bias,
+            "router bias corrections": block.router_bias,
+            "capacity factors": block.capacity_factor is not None,
+        }
+    return [name for name, found in gaps.items() if found]

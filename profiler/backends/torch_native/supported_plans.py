@@ -1,0 +1,87 @@
+"""Which plans the torch runner runs; no torch here, so that plans can be refused before any process starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from moemodel.model.architecture.hf_config import list_architectures, read_architecture
+from moemodel.model.architecture.spec import Architecture
+from moemodel.model.core.errors import InputError
+from moemodel.model.plan.spec import Plan, check_architecture
+from moemodel.profiler.backends.torch_native.supported_models import check_supported
+
+
+def architecture_in(plan: Plan, folder: Path) -> Architecture:
+    """A plan's architecture, cut to its `layers`; a path in the plan is relative to its folder.
+
+    Raises:
+        InputError: unknown architecture, or more layers than it has.
+    """
+    name = plan.architecture
+    architecture = read_architecture(name if name in list_architectures() else folder / name)
+    if plan.layers is None:
+        return architecture
+    if plan.layers > len(architecture.decoder):
+        raise InputError(f"{plan.name}: layers: found {plan.layers}; allowed: 1 to {len(architecture.decoder)}")
+    return replace(architecture, decoder=architecture.decoder[: plan.layers])
+
+
+def check_runs(plan: Plan, architecture: Architecture) -> None:
+    """Refuse a plan that the torch runner does not run.
+
+    Args:
+        plan: checked by itself.
+        architecture: of the plan, with as many layers as it asks for.
+
+    Raises:
+        InputError: a part of the plan or of the architecture is predicted, not run; what is allowed.
+        InfeasiblePlanError: a degree does not divide the architecture.
+    """
+    check_supported(architecture)
+    check_architecture(plan, architecture)
+    mistakes = [*_outside(plan), *_tensor(plan, architecture), *_pipeline(plan, architecture)]
+    if mistakes:
+        raise InputError(f"{plan.name}: " + "; ".join(mistakes) + ". `moemodel predict` takes all of these")
+
+
+def _outside(plan: Plan) -> Iterator[str]:
+    if plan.backend != "torch":
+        yield f"backend: found {plan.backend!r}; allowed for plans that are run: torch"
+    if plan.precision not in ("bf16", "bf16-mixed"):
+        yield f"precision: found {plan.precision!r}; allowed for plans that are run: bf16, bf16-mixed"
+    if plan.parallel.cp > 1:
+        yield f"parallel.cp: found {plan.parallel.cp}; context parallelism is not run yet, allowed: 1"
+    if plan.power_cap_W is not None:
+        yield f"power_cap_W: found {plan.power_cap_W:g}; power limits are left alone, allowed: null"
+
+
+def _tensor(plan: Plan, architecture: Architecture) -> Iterator[str]:
+    tp = plan.parallel.tp
+    for layer in dict.fromkeys(architecture.layers):
+        for attention in layer.attentions:
+            if attention.kv_heads % tp:
+                yield f"parallel.tp: found {tp}; allowed: divisors of the {attention.kv_heads} key/value heads"
+        shared = getattr(layer.feed_forward, "shared_width", 0)
+        if shared % tp:
+            yield f"parallel.tp: found {tp}; allowed: divisors of the shared experts' width {shared}"
+
+
+def _pipeline(plan: Plan, architecture: Architecture) -> Iterator[str]:
+    p, m = plan.parallel, plan.micro_batches
+    if p.pp == 1:
+        return
+    chunks = p.pp * p.virtual_stages
+    if chunks > len(architecture.decoder):
+        yield f"parallel.pp x virtual_stages: found {chunks}; allowed: at most the {len(architecture.decoder)} layers"
+    if plan.schedule == "1f1b" and m < p.pp:
+        yield f"parallel.pp: found {p.pp} with {m} micro-batches; schedule 1f1b needs at least one a stage"
+    rounds = max(1, m // p.pp)
+    if plan.schedule == "zero-bubble" and m % rounds:
+        yield f"schedule zero-bubble: found {m} micro-batches; allowed with pp {p.pp}: a multiple of {rounds}"
+    if plan.schedule == "zero-bubble" and plan.recompute != "none":
+        yield (
+            f"recompute: found {plan.recompute!r}; allowed with schedule zero-bubble: none (a backward pass in two "
+            "parts cannot recompute)"
+        )

@@ -1,0 +1,1 @@
+"""Setting clocks and power limits, and giving them back whatever happens."""

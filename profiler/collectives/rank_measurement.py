@@ -1,0 +1,191 @@
+"""The section as every rank of a job runs it: times of collectives, loads held, overlap; rank 0 tells the rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from moemodel.model.records.profile import IDLE_LINKS
+from moemodel.profiler.collectives.collective_timer import Stopwatch, Timing
+from moemodel.profiler.collectives.events import Request, Teller
+from moemodel.profiler.collectives.operations import Buffers, Operation, computation
+from moemodel.profiler.collectives.points import LinkPoint, OverlapPoint, key_columns, longest
+from moemodel.profiler.collectives.process_groups import Group, Peers
+from moemodel.profiler.collectives.sustained import Held, Holder, Work
+from moemodel.profiler.devices.base import Device
+from moemodel.profiler.devices.gpm import link_meter
+from moemodel.profiler.instruments.cycle_counter import ClockReader
+from moemodel.profiler.jobs.ranks import Ranks
+
+_PILOT_CALLS = 8  # of a computation
+_LEAST_S = 1e-7  # what a call takes at least, to divide by
+
+
+class Section:
+    """The section on one rank.
+
+    Args:
+        ranks: who this is.
+        device: that it drives.
+        request: what to measure; the same on every rank.
+        teller: used on rank 0.
+    """
+
+    def __init__(self, ranks: Ranks, device: Device, request: Request, teller: Teller) -> None:
+        self._ranks, self._device, self._request, self._teller = ranks, device, request, teller
+        self._scale = request.scale
+        points: list[LinkPoint | OverlapPoint] = [*request.points, *request.overlaps]
+        self._points = points
+        self._peers = Peers(ranks, {point.ranks for point in points}, self._scale.timeout_s)
+        self._clock = ClockReader(device)
+        self._stopwatch = Stopwatch(device, self._clock)
+        self._holder = Holder(device, self._clock, link_meter(device), self._scale.settle_s, self._scale.window_s)
+        self._buffers = Buffers(device.torch_device, longest(points), request.seed + ranks.rank)
+        self._computations: dict[str, Held] = {}  # alone
+        self._collectives: dict[LinkPoint, tuple[Timing, Held]] = {}
+
+    def run(self) -> None:
+        """Measure everything, as far as the time goes."""
+        if self._clock.note and self._ranks.rank == 0:
+            self._teller.note(self._clock.note)
+        points = self._points
+        for index, point in enumerate(points):
+            if not self._peers.told(time.time() < self._request.until_wall_s):
+                self._tell_left(len(points) - index)
+                return
+            self._at(str(point))
+            if isinstance(point, LinkPoint):
+                self._link(point)
+            else:
+                self._overlap(point)
+
+    def _tell_left(self, count: int) -> None:
+        if self._ranks.rank == 0:
+            self._teller.left(count)
+
+    def _at(self, what: str) -> None:
+        if self._ranks.rank == 0:
+            self._teller.at(what)
+
+    # --- collectives by themselves ---------------------------------------------------------------------------------
+
+    def _link(self, point: LinkPoint) -> None:
+        group = self._peers.group(point.ranks)
+        reading = self._link_reading(point, group) if group else None
+        heard = [reading for reading in self._peers.gather(reading) if reading]
+        if self._ranks.rank == 0:
+            self._teller.row("collectives", key_columns(point) | _link_row(heard) | self._state())
+
+    def _link_reading(self, point: LinkPoint, group: Group) -> tuple[Timing | None, Held | None]:
+        if point.collective == IDLE_LINKS:
+            return None, self._holder.idle(group)
+        operation = self._buffers.operation(point, group)
+        timing = self._timing(operation, group)
+        return timing, self._hold(operation, timing, group) if point.held else None
+
+    def _timing(self, operation: Operation, group: Group) -> Timing:
+        scale = self._scale
+        return self._stopwatch.timing(
+            operation, group, stretches=scale.stretches, stretch_s=scale.stretch_s, most=scale.calls_most
+        )
+
+    def _hold(
+        self, operation: Operation, timing: Timing, group: Group, beside: Work | None = None, priority: int = 0
+    ) -> Held:
+        return self._holder.hold(group, _work(operation, timing, group), beside, priority)
+
+    # --- beside a computation --------------------------------------------------------------------------------------
+
+    def _overlap(self, point: OverlapPoint) -> None:
+        group = self._peers.group(point.ranks)
+        reading = self._overlap_reading(point, group) if group else None
+        heard = [reading for reading in self._peers.gather(reading) if reading]
+        if self._ranks.rank == 0:
+            self._teller.row("overlap", key_columns(point) | _overlap_row(heard) | self._state())
+
+    def _overlap_reading(self, point: OverlapPoint, group: Group) -> tuple[Held, Held, Held]:
+        """The computation alone, the collective alone, both."""
+        link = LinkPoint(collective=point.collective, ranks=point.ranks, size_B=point.size_B)
+        operation = self._buffers.operation(link, group)
+        computing = self._computing(point, group)
+        shape = f"{point.computation} {point.m} {point.n} {point.k}"
+        if shape not in self._computations:
+            self._computations[shape] = self._holder.hold(group, None, computing)
+        if link not in self._collectives:
+            timing = self._timing(operation, group)
+            self._collectives[link] = (timing, self._hold(operation, timing, group))
+        timing, collective = self._collectives[link]
+        both = self._hold(operation, timing, group, computing, point.priority)
+        return self._computations[shape], collective, both
+
+    def _computing(self, point: OverlapPoint, group: Group) -> Work:
+        """The computation as work, timed in passing: how many calls make a chunk need not be exact."""
+        call = computation(point.computation, point.m, point.n, point.k, self._device.torch_device, self._request.seed)
+
+        def run(calls: int) -> None:
+            for _ in range(calls):
+                call()
+
+        quick = Operation(call=call)
+        timing = self._stopwatch.timing(quick, group, stretches=1, stretch_s=1e-3, most=_PILOT_CALLS)
+        return Work(run=run, time_s=max(_LEAST_S, group.most(timing.time_s)))
+
+    def _state(self) -> dict[str, Any]:
+        return {"temperature_C": self._device.temperature_C(), "wall_s": time.time()}
+
+
+def _work(operation: Operation, timing: Timing, group: Group) -> Work:
+    """A collective as work whose chunks are the same on every rank; small ones go as fast as the host queues them."""
+    call_s = max(timing.time_s, timing.host_time_s or 0.0) * operation.per_call
+    return Work(
+        run=partial(Operation.run, operation), time_s=max(_LEAST_S, group.most(call_s)), messages=operation.per_call
+    )
+
+
+def _link_row(heard: Sequence[tuple[Timing | None, Held | None]]) -> dict[str, Any]:
+    """Columns from what the group's ranks read.
+
+    Time is the longest over the ranks: a step goes on when the last of them has what it waits for. Everything else is
+    the mean.
+    """
+    timings = [timing for timing, _ in heard if timing]
+    helds = [held for _, held in heard if held]
+    return {
+        "calls": timings[0].calls if timings else None,
+        "time_s": max((timing.time_s for timing in timings), default=None),
+        "host_time_s": _mean([timing.host_time_s for timing in timings]),
+        "clock_Hz": _mean([timing.clock_Hz for timing in timings]),
+        "held_time_s": max((held.collective_time_s for held in helds if held.collective_time_s), default=None),
+        "duration_s": _mean([held.duration_s for held in helds]),
+        "power_W": _mean([held.power_W for held in helds]),
+        "held_clock_Hz": _mean([held.clock_Hz for held in helds]),
+        "nvlink_tx_Bps": _mean([held.sent_Bps for held in helds]),
+        "nvlink_rx_Bps": _mean([held.received_Bps for held in helds]),
+    }
+
+
+def _overlap_row(heard: Sequence[tuple[Held, Held, Held]]) -> dict[str, Any]:
+    """Columns from what the ranks read: longest times of collectives, means of everything else."""
+    computing, collective, both = ([held[i] for held in heard] for i in range(3))
+    return {
+        "calls": both[0].calls,
+        "duration_s": _mean([held.duration_s for held in both]),
+        "computation_time_s": _mean([held.computation_time_s for held in computing]),
+        "collective_time_s": max((h.collective_time_s for h in collective if h.collective_time_s), default=None),
+        "together_computation_time_s": _mean([held.computation_time_s for held in both]),
+        "together_collective_time_s": max((h.collective_time_s for h in both if h.collective_time_s), default=None),
+        "computation_power_W": _mean([held.power_W for held in computing]),
+        "collective_power_W": _mean([held.power_W for held in collective]),
+        "together_power_W": _mean([held.power_W for held in both]),
+        "computation_clock_Hz": _mean([held.clock_Hz for held in computing]),
+        "collective_clock_Hz": _mean([held.clock_Hz for held in collective]),
+        "together_clock_Hz": _mean([held.clock_Hz for held in both]),
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Mean of what is known."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

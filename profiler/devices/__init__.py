@@ -1,0 +1,1 @@
+"""Devices and their counters, a vendor a file."""

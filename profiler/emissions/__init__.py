@@ -1,0 +1,1 @@
+"""CodeCarbon beside the meter, and how far the two agree."""

@@ -1,0 +1,1 @@
+"""How long the host needs to queue a block, alone and in parallel plans."""

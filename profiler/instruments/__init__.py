@@ -1,0 +1,1 @@
+"""Instruments on a device: true clock, energy, edges of a counter."""

@@ -1,0 +1,200 @@
+"""Energy over a window of time, from a counter that ticks slowly.
+
+NVML's energy counter changes every 100 ms, so the difference of two readings is wrong by up to a tick at each end: 10 %
+of a one-second window. A background thread polls the counter and keeps the instants at which it changed (edges); a
+window's energy is counted from its first edge to its last. Each edge is known to within a polling interval; where the
+edges are regular, a straight line through them brings that down to a fraction of a millisecond.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moemodel.profiler.devices.base import Device
+
+TRACE_INTERVAL_S = 0.1
+_STUCK_S = 20.0  # a power reading unchanged for so long
+_REGULAR_EDGES = 4  # fewer say nothing about regularity
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnergyWindow:
+    """What was counted from the first to the last counter edge inside a window.
+
+    Attributes:
+        energy_J: between those edges (not of the whole window: use `power_W` times its length).
+        duration_s: between those edges.
+        power_W: mean power, the one over the other.
+        edges: how many edges lay inside.
+    """
+
+    energy_J: float
+    duration_s: float
+    power_W: float
+    edges: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """One row of the 10 Hz trace; `time_s` is `time.perf_counter`, `wall_s` Unix time."""
+
+    time_s: float
+    wall_s: float
+    label: str
+    power_W: float | None
+    clock_reported_Hz: float | None
+    temperature_C: float | None
+    memory_temperature_C: float | None
+
+
+class EnergySampler:
+    """Polls the device's energy counter, and at 10 Hz its other sensors, while the context is open.
+
+    Args:
+        device: the device.
+        interval_s: time between two readings of the counter.
+        now_s: the clock that windows are given in.
+        wall_s: Unix time, for the trace.
+
+    Attributes:
+        label: what is running now; goes into the trace.
+        interval_s: as given.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        interval_s: float = 0.005,
+        now_s: Callable[[], float] = time.perf_counter,
+        wall_s: Callable[[], float] = time.time,
+    ) -> None:
+        self.label = ""
+        self.interval_s = interval_s
+        self._device = device
+        self._now_s = now_s
+        self._wall_s = wall_s
+        self._next_trace_s = 0.0
+        self._resets: list[float] = []  # when the counter ran backwards
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._poll, name="energy-sampler", daemon=True)
+        self._edges: list[tuple[float, float]] = []  # (time_s, energy_J just after)
+        self._trace: list[Reading] = []
+        self._last: tuple[float, float] | None = None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def window(self, start_s: float, end_s: float) -> EnergyWindow | None:
+        """Energy and mean power in the part of [start_s, end_s] (`time.perf_counter`) that counter edges bound.
+
+        None if there is no counter, fewer than two edges lie inside, or it ran backwards between them.
+        """
+        with self._lock:
+            inside = [e for e in self._edges if start_s <= e[0] <= end_s]
+        if len(inside) < 2 or self._reset_in(inside[0][0], inside[-1][0]):
+            return None
+        time_s = np.array([e[0] for e in inside])
+        energy_J = inside[-1][1] - inside[0][1]
+        duration_s = _duration_s(time_s, self.interval_s)
+        return EnergyWindow(energy_J=energy_J, duration_s=duration_s, power_W=energy_J / duration_s, edges=len(inside))
+
+    def trouble(self, start_s: float, end_s: float) -> str | None:
+        """Why a window has no energy although there is a counter; None without one, or where nothing is wrong."""
+        if self._last is None or self.window(start_s, end_s) is not None:
+            return None
+        if self._reset_in(start_s, end_s):
+            return "the energy counter ran backwards (was the driver reloaded?); run again to measure it"
+        return (
+            f"the energy counter did not move in {end_s - start_s:.1f} s: stuck, or the GPU is lost; "
+            "check nvidia-smi and run again"
+        )
+
+    def trace(self, since_s: float = 0.0) -> list[Reading]:
+        """Readings of the 10 Hz trace from `since_s` (`time.perf_counter`) on."""
+        with self._lock:
+            return [r for r in self._trace if r.time_s >= since_s]
+
+    def read_counter(self) -> None:
+        """Look at the counter once; the background thread does."""
+        before_s = self._now_s()
+        energy_J = self._device.energy_J()
+        now_s = (before_s + self._now_s()) / 2
+        if energy_J is None:
+            return
+        if self._last is not None and energy_J < self._last[1]:
+            with self._lock:
+                self._resets.append(now_s)
+        if self._last is not None and energy_J != self._last[1]:
+            # It changed somewhere between the last reading and this one.
+            with self._lock:
+                self._edges.append(((self._last[0] + now_s) / 2, energy_J))
+        self._last = (now_s, energy_J)
+
+    def poll(self) -> None:
+        """Look at the counter, and at the other sensors if it is time to."""
+        now_s = self._now_s()
+        self.read_counter()
+        if now_s >= self._next_trace_s:
+            self._next_trace_s = now_s + TRACE_INTERVAL_S
+            self._read_sensors()
+
+    def _poll(self) -> None:
+        while not self._stop.is_set():
+            self.poll()
+            self._stop.wait(self.interval_s)
+
+    def _reset_in(self, start_s: float, end_s: float) -> bool:
+        return any(start_s <= reset_s <= end_s for reset_s in self._resets)
+
+    def _read_sensors(self) -> None:
+        reading = Reading(
+            time_s=self._now_s(),
+            wall_s=self._wall_s(),
+            label=self.label,
+            power_W=self._device.power_W(),
+            clock_reported_Hz=self._device.reported_clock_Hz(),
+            temperature_C=self._device.temperature_C(),
+            memory_temperature_C=self._device.memory_temperature_C(),
+        )
+        with self._lock:
+            self._trace.append(reading)
+
+
+def stuck_since(trace: Sequence[Reading]) -> float | None:
+    """When the power reading last changed, if that was long before the trace's end; None otherwise.
+
+    A reading in milliwatts doesn't stay what it is for so long, whatever runs.
+    """
+    known = [r for r in trace if r.power_W is not None]
+    if not known:
+        return None
+    last = known[-1]
+    changed_s = next((r.time_s for r in reversed(known) if r.power_W != last.power_W), known[0].time_s)
+    return changed_s if last.time_s - changed_s >= _STUCK_S else None
+
+
+def _duration_s(edge_s: NDArray[np.float64], interval_s: float) -> float:
+    """Time from the first edge to the last; smoothed by a line where edges come at a steady rhythm."""
+    raw_s = float(edge_s[-1] - edge_s[0])
+    if len(edge_s) < _REGULAR_EDGES:
+        return raw_s
+    index = np.arange(len(edge_s))
+    slope, start = np.polyfit(index, edge_s, 1)
+    steady = bool(np.abs(edge_s - start - slope * index).max() <= interval_s)
+    return float(slope) * (len(edge_s) - 1) if steady else raw_s

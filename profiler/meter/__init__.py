@@ -1,0 +1,1 @@
+"""Anybody's training loop, metered by step and phase."""

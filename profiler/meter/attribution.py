@@ -1,0 +1,500 @@
+"""Mean power of phases that are far shorter than the energy counter's tick.
+
+The counter ticks every 100 ms; a forward pass takes 15. So the phases are timed exactly, energy is counted over many
+ticks, and every interval between two counter edges i is one equation:
+
+    E_i = sum over phases p of T_ip P_p + error
+
+    E_i   energy counted in interval i, J
+    T_ip  time that phase p ran in interval i, s; what no phase covers is a phase of its own, `OUTSIDE`
+    P_p   mean power of phase p, W, not negative
+
+solved by non-negative least squares. An edge that is seen late gives one interval what its neighbour lacks, so errors
+of neighbours are anti-correlated. Their covariance is taken as tridiagonal (edge times, and variation of power itself),
+its two figures from the residuals, and the equations are weighted by it. The counter may lag behind the work: the
+constant lag that leaves the least residual is fitted too, and its uncertainty is in the standard errors.
+
+Standard errors are those of the active set: of the phases whose power came out above zero, as if it had been known
+beforehand that the others draw nothing. They say how far noise moves the result. Not in them: power that depends on
+which phases are neighbours, or a counter that samples instead of integrating (see `window_s`); the residual tells.
+
+Phases that come in the same mix in every interval cannot be told apart by any method. They are reported together, with
+their mean power.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import cholesky_banded, solve_banded
+from scipy.optimize import minimize_scalar, nnls
+
+from moemodel.model.core.errors import DeviceError, InputError
+
+# Axes: E edges, I intervals between them (E - 1), P columns: phases, or groups of them.
+Floats: TypeAlias = NDArray[np.float64]
+Groups: TypeAlias = list[tuple[int, ...]]
+
+OUTSIDE = "outside phases"
+STUCK_S = 1.0  # a counter that ticks every 100 ms and has not changed for so long is stuck
+# Edges known less exactly are left out: two intervals become one. One NVML reading takes up to 15 ms on a busy H100;
+# where the counter ticks at a steady rhythm, the line through the edges makes up for it.
+WIDEST_EDGE_S = 0.025
+_LAG_RANGE_S = (-0.005, 0.040)
+_LAG_STEP_S = 0.0025
+_SAME_MIX = 0.99  # cosine of two columns of T: the mix varies by less than about 10 %
+_NEGLIGIBLE = 1e-4  # share of the time under which what no phase covers is no phase
+_LARGE_RESIDUAL = 0.05
+_NOISE_MARGIN = 5.0  # then noise pulls a power by at most 4 % of its distance from the neighbours'
+_LEAST_NOISE = 1e-4  # of an interval's energy: the counter's own resolution
+_FEWEST = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class CounterEdges:
+    """The instants at which an energy counter was seen to change.
+
+    Attributes:
+        time_s: middle of the two readings between which it changed.
+        width_s: time between these two readings.
+        energy_J: the counter just after.
+    """
+
+    time_s: Floats
+    width_s: Floats
+    energy_J: Floats
+
+    @classmethod
+    def of(cls, time_s: ArrayLike, energy_J: ArrayLike, width_s: ArrayLike = 0.005) -> CounterEdges:
+        """Edges from anything that makes arrays."""
+        times_s, energies_J = np.asarray(time_s, dtype=float), np.asarray(energy_J, dtype=float)
+        widths_s = np.broadcast_to(np.asarray(width_s, dtype=float), times_s.shape)
+        return cls(time_s=times_s, width_s=widths_s, energy_J=energies_J)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhasePower:
+    """Mean power of one phase, or of several that cannot be told apart.
+
+    Attributes:
+        phases: one name, or those of a group.
+        time_share: of the time attributed.
+        power_W: None where it cannot be told.
+        standard_error_W: from the active set; None where there is no power, or where it is at its bound of 0 W.
+    """
+
+    phases: tuple[str, ...]
+    time_share: float
+    power_W: float | None
+    standard_error_W: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attribution:
+    """Mean power by phase, and how far to trust it.
+
+    Attributes:
+        groups: phases, the longest first; those that come in the same mix are one entry.
+        intervals: between counter edges: the number of equations.
+        duration_s: time they cover.
+        energy_J: counted in that time.
+        lag_s: how far the counter lags behind the work, fitted.
+        residual_share: root mean square of what the phases leave unexplained, of an interval's mean energy.
+        notes: what could not be told, and why.
+    """
+
+    groups: tuple[PhasePower, ...]
+    intervals: int
+    duration_s: float
+    energy_J: float
+    lag_s: float
+    residual_share: float
+    notes: tuple[str, ...]
+
+    def of(self, phase: str) -> PhasePower:
+        """A phase's power, on its own.
+
+        Raises:
+            InputError: there is no such phase, or its power cannot be told from others'.
+        """
+        for group in self.groups:
+            if phase not in group.phases:
+                continue
+            if len(group.phases) > 1:
+                raise InputError(_same_mix(group))
+            if group.power_W is None:
+                raise InputError(_too_short(group))
+            return group
+        names = ", ".join(name for group in self.groups for name in group.phases)
+        raise InputError(f"phase {phase!r}: not among those measured: {names}")
+
+
+def check_counter(edges: CounterEdges, start_s: float, end_s: float, stuck_s: float = STUCK_S) -> None:
+    """Check that the counter rose, and went on rising, from `start_s` to `end_s` (its last reading).
+
+    Raises:
+        DeviceError: it ran backwards, or stuck; the message says which readings to trust.
+    """
+    step_J = np.diff(edges.energy_J)
+    if (step_J < 0).any():
+        at = int(np.argmax(step_J < 0))
+        good_J, good_s = edges.energy_J[at] - edges.energy_J[0], edges.time_s[at] - edges.time_s[0]
+        raise DeviceError(
+            f"the energy counter ran backwards, by {-step_J[at]:.1f} J, {edges.time_s[at + 1] - start_s:.1f} s into "
+            f"the session (a reset, or a reload of the driver). Trust the {good_J:.1f} J of the {good_s:.1f} s before "
+            "that, the phase times and the power readings; no energy across it"
+        )
+    # Between readings that found no change: how long nobody looked says nothing about the counter.
+    inside = (edges.time_s >= start_s) & (edges.time_s <= end_s)
+    half_s = edges.width_s[inside] / 2
+    since_s = np.concatenate(([start_s], edges.time_s[inside] + half_s))
+    still_s = np.concatenate((edges.time_s[inside] - half_s, [end_s])) - since_s
+    if still_s.max() > stuck_s:
+        raise DeviceError(
+            f"the energy counter did not change for {still_s.max():.1f} s, from "
+            f"{since_s[int(still_s.argmax())] - start_s:.1f} s into the session (on a GPU that works it ticks every "
+            "0.1 s). Trust the phase times and the power readings; not energies from the counter in that time"
+        )
+
+
+def attribute(
+    spans: Mapping[str, ArrayLike],
+    edges: CounterEdges,
+    *,
+    window_s: float | None = None,
+    max_error: float = 0.15,
+    timing_noise_s: float = 5e-5,
+) -> Attribution:
+    """Mean power of each phase from counter edges.
+
+    Args:
+        spans: phase -> its (start, end) in seconds, shape (n, 2), on the clock of the edges. Phases may not overlap.
+        edges: of the counter, in order of time.
+        window_s: None for a counter that integrates. For one that samples: each interval's energy is its length times
+            the mean power over the last `window_s` before its end.
+        max_error: a phase whose standard error is above this share of the mean power is not told apart.
+        timing_noise_s: how exactly starts and ends are known. Noise in them pulls a phase's power towards that of its
+            neighbours; the pull that this much noise would have is part of the standard errors. A phase whose time,
+            given the others', varies by less than five times this noise is not told apart.
+
+    Raises:
+        InputError: too few intervals for so many phases, or phases overlap.
+        DeviceError: the counter ran backwards.
+    """
+    equations = _Equations(spans, edges, window_s)
+    fit = _Fit(equations, [(column,) for column in equations.kept()])
+    while True:
+        unresolved = _unresolved(equations, fit, max_error, timing_noise_s)
+        pair = _same_mix_pair(fit, unresolved)
+        if pair is None:
+            break
+        fit = _Fit(equations, _merged(fit.groups, pair))
+    return _report(equations, fit, ~unresolved, fit.pull_W_P(timing_noise_s))
+
+
+# --- equations -------------------------------------------------------------------------------------------------------
+
+
+class _Equations:
+    """One for each interval between usable edges."""
+
+    def __init__(self, spans: Mapping[str, ArrayLike], edges: CounterEdges, window_s: float | None) -> None:
+        arrays = {name: _sorted(name, span) for name, span in spans.items() if np.size(span)}
+        if not arrays:
+            raise InputError("no phase was measured: power cannot be attributed")
+        self.names = (*arrays, OUTSIDE)
+        self._window_s = window_s
+        origin_s = min(float(span[0, 0]) for span in arrays.values())
+        end_s = max(float(span[-1, 1]) for span in arrays.values()) - origin_s
+        counts = [len(span) for span in arrays.values()]
+        self.spans_P = np.array([*counts, max(counts)])
+        self._counts = counts
+        self._cumulative = [_cumulative(span - origin_s) for span in arrays.values()]
+        _check_no_overlap(arrays)
+
+        usable = edges.width_s <= WIDEST_EDGE_S
+        time_s = regular_times(edges.time_s[usable] - origin_s, edges.width_s[usable])
+        energy_J = edges.energy_J[usable]
+        # Only where the phases are known, whatever the lag.
+        known = (time_s >= _LAG_RANGE_S[1] + (window_s or 0.0)) & (time_s <= end_s + _LAG_RANGE_S[0])
+        self._edge_s, energy_J = time_s[known], energy_J[known]
+        self.energy_J_I = np.diff(energy_J)
+        if (self.energy_J_I < 0).any():
+            check_counter(edges, float(edges.time_s[0]), float(edges.time_s[-1]), np.inf)
+        needed = max(_FEWEST, 3 * len(self.names))
+        if len(self.energy_J_I) < needed:
+            raise InputError(
+                f"{len(self.energy_J_I)} intervals between counter edges are too few for {len(arrays)} phases: "
+                f"{needed} are needed, better 300; the counter ticks every 0.1 s, so run for 30 s"
+            )
+
+    @property
+    def noise_PP(self) -> Floats:
+        """Covariance of an interval's times of phases, in units of the timing noise squared.
+
+        Each start and end that is wrong gives to its phase what it takes from the time outside.
+        """
+        own = 2 * np.array(self._counts, dtype=float) / len(self.energy_J_I)
+        return np.block([[np.diag(own), -own[:, None]], [-own[None, :], own.sum()[None, None]]])
+
+    @property
+    def duration_s(self) -> float:
+        return float(self._edge_s[-1] - self._edge_s[0])
+
+    def time_s_IP(self, lag_s: float) -> Floats:
+        """Time of each phase, the last column of none, in each interval, the counter lagging by `lag_s`."""
+        at_s = self._edge_s - lag_s
+        length_s = np.diff(at_s)
+        if self._window_s is None:
+            columns = [np.diff(np.interp(at_s, *known)) for known in self._cumulative]
+        else:
+            before_s, scale = at_s[1:] - self._window_s, length_s / self._window_s
+            columns = [
+                (np.interp(at_s[1:], *known) - np.interp(before_s, *known)) * scale for known in self._cumulative
+            ]
+        outside_s = np.maximum(length_s - np.sum(columns, axis=0), 0.0)
+        return np.column_stack([*columns, outside_s])
+
+    def kept(self) -> list[int]:
+        """Columns that took any time."""
+        share = self.time_s_IP(0.0).sum(axis=0) / self.duration_s
+        return [column for column in range(len(self.names)) if share[column] > _NEGLIGIBLE]
+
+
+def _sorted(name: str, span: ArrayLike) -> Floats:
+    array = np.asarray(span, dtype=float).reshape(-1, 2)
+    if (array[:, 1] < array[:, 0]).any():
+        raise InputError(f"phase {name!r}: a span ends before it starts")
+    return array[np.argsort(array[:, 0], kind="stable")]
+
+
+def _check_no_overlap(arrays: Mapping[str, Floats]) -> None:
+    """Raises InputError where two spans overlap by more than rounding and timing noise."""
+    together = np.concatenate(list(arrays.values()))
+    names = np.repeat(list(arrays), [len(span) for span in arrays.values()])
+    order = np.argsort(together[:, 0], kind="stable")
+    over_s = together[order[:-1], 1] - together[order[1:], 0]
+    allowed_s = 0.001 + 0.02 * (together[:, 1] - together[:, 0]).mean()
+    if len(over_s) and over_s.max() > allowed_s:
+        at = int(over_s.argmax())
+        raise InputError(
+            f"phases '{names[order[at]]}' and '{names[order[at + 1]]}' overlap by {over_s[at] * 1e3:.2f} ms: "
+            "energy can be attributed to one phase at a time only"
+        )
+
+
+def _cumulative(span: Floats) -> tuple[Floats, Floats]:
+    """Instants, and the time that a phase has run up to each."""
+    passed_s = np.cumsum(span[:, 1] - span[:, 0])
+    before_s = np.concatenate(([0.0], passed_s[:-1]))
+    return np.maximum.accumulate(span.ravel()), np.column_stack((before_s, passed_s)).ravel()
+
+
+def regular_times(time_s: Floats, width_s: Floats) -> Floats:
+    """Edge times, made more exact by straight lines where the counter ticks at a steady rhythm.
+
+    Each edge is known to within its width; a line through n of them to about width / sqrt(12 n). A stretch that no line
+    goes through, edge by edge and in the mean, is tried in halves; short ones stay as they are.
+    """
+    if len(time_s) < _FEWEST:
+        return time_s
+    gaps_s = np.diff(time_s)
+    ticks = np.concatenate(([0.0], np.cumsum(np.round(gaps_s / np.median(gaps_s)))))
+    half_s = width_s / 2 + 1e-4
+    slope, start = np.polyfit(ticks, time_s, 1, w=1 / half_s)
+    line_s = np.asarray(start + slope * ticks)
+    miss = np.abs(line_s - time_s) / half_s  # even between 0 and 1 if the rhythm is steady: mean square 1/3
+    if np.mean(miss**2) <= (1 + 3 / np.sqrt(len(miss))) / 3 and np.mean(miss <= 1.2) >= 0.97:
+        return line_s
+    middle = len(time_s) // 2
+    halves = regular_times(time_s[:middle], width_s[:middle]), regular_times(time_s[middle:], width_s[middle:])
+    return np.asarray(np.maximum.accumulate(np.concatenate(halves)))
+
+
+# --- fit -------------------------------------------------------------------------------------------------------------
+
+
+class _Fit:
+    """Powers of groups of columns: least squares, weighted, with the lag."""
+
+    def __init__(self, equations: _Equations, groups: Groups) -> None:
+        self._equations, self.groups = equations, groups
+        energy_J = equations.energy_J_I
+        low_s, high_s = _LAG_RANGE_S
+        grid_s = np.arange(low_s, high_s + _LAG_STEP_S / 2, _LAG_STEP_S)
+        rough_s = float(grid_s[int(np.argmin([self._miss(lag_s, _as_it_is) for lag_s in grid_s]))])
+        columns = self.columns(rough_s)
+        whiten = _whitener(energy_J - columns @ nnls(columns, energy_J)[0])
+        bounds = (max(low_s, rough_s - _LAG_STEP_S), min(high_s, rough_s + _LAG_STEP_S))
+        self.lag_s = float(
+            minimize_scalar(
+                self._miss, args=(whiten,), bounds=bounds, method="bounded", options={"xatol": 2e-5, "maxiter": 40}
+            ).x
+        )
+        self.time_s_IP = self.columns(self.lag_s)
+        white, target = whiten(self.time_s_IP), whiten(energy_J)
+        self.power_W_P = _solve(white, target)
+        self.residual_J_I = energy_J - self.time_s_IP @ self.power_W_P
+        freedom = max(len(energy_J) - len(groups) - 1, 1)
+        floor = _LEAST_NOISE * float(np.linalg.norm(whiten(np.full_like(energy_J, energy_J.mean())))) / len(energy_J)
+        self._variance = max(float(np.sum((target - white @ self.power_W_P) ** 2)) / freedom, floor**2)
+        step_s = _LAG_STEP_S / 5
+        slope = (self.columns(self.lag_s + step_s) - self.columns(self.lag_s - step_s)) @ self.power_W_P / (2 * step_s)
+        self._lag_column = whiten(slope)
+        self._white = white
+        signs = np.where(np.random.default_rng(0).random(len(energy_J)) < 0.5, -1.0, 1.0)
+        self._weight = float(np.sum(whiten(signs) ** 2))  # trace of the weights: Hutchinson's estimate
+
+    def columns(self, lag_s: float) -> Floats:
+        time_s_IP = self._equations.time_s_IP(lag_s)
+        return np.column_stack([time_s_IP[:, list(group)].sum(axis=1) for group in self.groups])
+
+    def _miss(self, lag_s: float, whiten: Callable[[Floats], Floats]) -> float:
+        white, target = whiten(self.columns(lag_s)), whiten(self._equations.energy_J_I)
+        return float(np.sum((target - white @ _solve(white, target)) ** 2))
+
+    def error_W_P(self, *, active_only: bool) -> Floats:
+        """Standard errors: of all columns, or of those above zero, the others NaN."""
+        active = self.power_W_P > 0 if active_only else np.ones(len(self.groups), dtype=bool)
+        error_W = np.full(len(self.groups), np.nan)
+        if active.any():
+            jacobian = np.column_stack((self._white[:, active], self._lag_column))
+            error_W[active] = np.sqrt(self._variance * _inverse_diagonal(jacobian)[:-1])
+        return error_W
+
+    def pull_W_P(self, timing_noise_s: float) -> Floats:
+        """How far noise in starts and ends would have pulled each power: (A'A)^-1 S P, S the noise's part of A'A."""
+        noise_s2_PP = self._equations.noise_PP * timing_noise_s**2
+        member = np.zeros((len(noise_s2_PP), len(self.groups)))
+        for column, group in enumerate(self.groups):
+            member[list(group), column] = 1.0
+        shift = self._weight * (member.T @ noise_s2_PP @ member) @ self.power_W_P
+        return np.asarray(np.abs(np.linalg.lstsq(self._white.T @ self._white, shift, rcond=1e-12)[0]))
+
+
+def _solve(white: Floats, target: Floats) -> Floats:
+    """Non-negative least squares, by way of a small triangular system."""
+    q, r = np.linalg.qr(white)
+    return np.asarray(nnls(r, q.T @ target)[0])
+
+
+def _inverse_diagonal(jacobian: Floats) -> Floats:
+    """Diagonal of (J'J)^-1, very large where it is singular."""
+    norm = np.linalg.norm(jacobian, axis=0)
+    scale = np.where(norm > 0, norm, 1.0)
+    _, singular, rows = np.linalg.svd(jacobian / scale, full_matrices=False)
+    singular = np.maximum(singular, 1e-9 * singular[0])
+    return np.asarray(np.sum((rows / singular[:, None]) ** 2, axis=0) / scale**2)
+
+
+def _as_it_is(values: Floats) -> Floats:
+    return values
+
+
+def _whitener(residual_J: Floats) -> Callable[[Floats], Floats]:
+    """What makes errors with the residuals' tridiagonal covariance independent, each of about variance one.
+
+    Late edges: variance 2s, covariance of neighbours -s. Power that varies by itself: variance v, no covariance. Some
+    of v is always assumed: without it, a slow drift would count as knowledge.
+    """
+    own = float(np.mean(residual_J**2))
+    if own <= 0 or not np.isfinite(own):
+        return _as_it_is
+    edge = min(max(-float(np.mean(residual_J[1:] * residual_J[:-1])), 0.0), own / 2)
+    varying = max(own - 2 * edge, 0.1 * own)
+    bands = np.zeros((2, len(residual_J)))
+    bands[0] = 2 * edge + varying
+    bands[1, :-1] = -edge
+    lower = cholesky_banded(bands, lower=True)
+    return lambda values: np.asarray(solve_banded((1, 0), lower, values))
+
+
+# --- what can be told ------------------------------------------------------------------------------------------------
+
+
+def _unresolved(equations: _Equations, fit: _Fit, max_error: float, timing_noise_s: float) -> NDArray[np.bool_]:
+    """Of each group, whether its power cannot be told: too uncertain, or hardly varying beyond the timing's noise."""
+    limit_W = max_error * float(equations.energy_J_I.sum()) / equations.duration_s
+    uncertain = np.hypot(fit.error_W_P(active_only=False), fit.pull_W_P(timing_noise_s)) > limit_W
+    own_s = np.sqrt(1 / _inverse_diagonal(fit.time_s_IP) / len(fit.time_s_IP))  # rms of what the others don't explain
+    boundaries = 2 * equations.spans_P[[group[0] for group in fit.groups]] / len(fit.time_s_IP)
+    noise_s = timing_noise_s * np.sqrt(np.maximum(boundaries, 1.0))
+    return np.asarray(uncertain | (own_s < _NOISE_MARGIN * noise_s))
+
+
+def _same_mix_pair(fit: _Fit, unresolved: NDArray[np.bool_]) -> tuple[int, int] | None:
+    """Two groups of nearly the same mix everywhere, at least one of which is not resolved; the most alike."""
+    unit = fit.time_s_IP / np.linalg.norm(fit.time_s_IP, axis=0)
+    alike = unit.T @ unit
+    pairs = [
+        (a, b)
+        for a, b in combinations(range(len(unresolved)), 2)
+        if (unresolved[a] or unresolved[b]) and alike[a, b] > _SAME_MIX
+    ]
+    return max(pairs, key=lambda pair: float(alike[pair]), default=None)
+
+
+def _merged(groups: Groups, pair: tuple[int, int]) -> Groups:
+    a, b = pair
+    return [*(group for i, group in enumerate(groups) if i not in pair), groups[a] + groups[b]]
+
+
+def _report(equations: _Equations, fit: _Fit, resolved: NDArray[np.bool_], pull_W_P: Floats) -> Attribution:
+    energy_J = float(equations.energy_J_I.sum())
+    error_W = np.hypot(fit.error_W_P(active_only=True), pull_W_P)
+    groups = [
+        PhasePower(
+            phases=tuple(equations.names[column] for column in sorted(group)),
+            time_share=float(fit.time_s_IP[:, i].sum()) / equations.duration_s,
+            power_W=float(fit.power_W_P[i]) if resolved[i] else None,
+            standard_error_W=float(error_W[i]) if resolved[i] and np.isfinite(error_W[i]) else None,
+        )
+        for i, group in enumerate(fit.groups)
+    ]
+    groups.sort(key=lambda group: -group.time_share)
+    notes = [_same_mix(group) for group in groups if len(group.phases) > 1]
+    notes += [
+        _too_short(group)
+        for group in groups
+        if len(group.phases) == 1 and group.power_W is None and not (_is_outside(group) and group.time_share < 0.02)
+    ]
+    residual_share = float(np.sqrt(np.mean(fit.residual_J_I**2)) / equations.energy_J_I.mean())
+    if residual_share > _LARGE_RESIDUAL:
+        notes.append(
+            f"phases explain an interval's energy only to {residual_share:.1%}: power changed within phases or over "
+            "the session, or the counter's edges are known badly; take these powers as means, their errors as too small"
+        )
+    return Attribution(
+        groups=tuple(groups),
+        intervals=len(equations.energy_J_I),
+        duration_s=equations.duration_s,
+        energy_J=energy_J,
+        lag_s=fit.lag_s,
+        residual_share=residual_share,
+        notes=tuple(notes),
+    )
+
+
+def _is_outside(group: PhasePower) -> bool:
+    return group.phases == (OUTSIDE,)
+
+
+def _same_mix(group: PhasePower) -> str:
+    mean = "not even that" if group.power_W is None else f"{group.power_W:.0f} W"
+    return (
+        f"{' and '.join(repr(name) for name in group.phases)} come in the same mix in every counter interval, so that "
+        f"their powers cannot be told apart; their mean can: {mean}. Steps whose time does not divide the counter's "
+        "tick (another micro-batch or sequence length), or a longer run, would tell them apart"
+    )
+
+
+def _too_short(group: PhasePower) -> str:
+    return (
+        f"{group.phases[0]!r} takes {group.time_share:.2%} of the time, and varies too little from one counter "
+        "interval to the next to tell its power from the others'; run longer, or join it to a neighbour"
+    )

@@ -1,0 +1,456 @@
+"""One device under the meter: marks on its time line, its energy counter, and what is known of it so far.
+
+Marks are made inside the user's step and cost microseconds; everything else happens after steps, every so many of them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from moemodel.model.core.errors import DeviceError, MoeModelError
+from moemodel.profiler.devices.base import MeteredDevice
+from moemodel.profiler.instruments.counter_edges import Edge, EdgeFinder
+from moemodel.profiler.meter.attribution import (
+    STUCK_S,
+    WIDEST_EDGE_S,
+    Attribution,
+    CounterEdges,
+    attribute,
+    check_counter,
+)
+from moemodel.profiler.meter.recording import RecordingDevice
+from moemodel.profiler.meter.summary import DeviceSummary, GroupSummary, PhaseSummary
+
+KEEP_S = 1800.0  # of spans and edges, for the power of phases: 18,000 equations
+_LAST_EDGE_S = 0.3  # to wait at the end for the counter to tick once more
+_DISAGREE = 0.10  # counter against power readings
+_FEWEST_READINGS = 30
+_EVENT_NOISE_S = 1e-5
+
+
+# --- time ------------------------------------------------------------------------------------------------------------
+
+
+class Timer(Protocol):
+    """Marks on a device's time line."""
+
+    noise_s: float
+
+    def mark(self) -> Any: ...
+    def done(self, mark: Any) -> bool: ...
+    def time_s(self, mark: Any) -> float:
+        """On the host's clock (`time.perf_counter`), of a mark that is done."""
+        ...
+
+    def release(self, mark: Any) -> None: ...
+    def synchronize(self) -> float:
+        """Wait for the device: the host's time at which it had done all."""
+        ...
+
+    def rebase(self) -> None:
+        """Count from the last `synchronize`; marks older than it must have been read."""
+        ...
+
+
+class WallTimer:
+    """A device that has done its work when the call returns."""
+
+    noise_s = _EVENT_NOISE_S
+
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        self.mark = now_s
+        self.synchronize = now_s
+
+    def done(self, mark: float) -> bool:
+        del mark
+        return True
+
+    def time_s(self, mark: float) -> float:
+        return mark
+
+    def release(self, mark: float) -> None:
+        del mark
+
+    def rebase(self) -> None:
+        return None
+
+
+class CudaTimer:
+    """Events on the current stream. CUDA gives times as differences in float32, so they count from a recent event."""
+
+    noise_s = 2 * _EVENT_NOISE_S
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool: list[torch.cuda.Event] = []
+        self._rate = 1.0  # host seconds in a device second
+        self._next = self._base = self._anchor()
+
+    def mark(self) -> torch.cuda.Event:
+        event = self._pool.pop() if self._pool else _event()
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def done(self, mark: torch.cuda.Event) -> bool:
+        return bool(mark.query())  # type: ignore[no-untyped-call]
+
+    def time_s(self, mark: torch.cuda.Event) -> float:
+        event, host_s = self._base
+        return host_s + self._rate * float(event.elapsed_time(mark)) * 1e-3
+
+    def release(self, mark: torch.cuda.Event) -> None:
+        self._pool.append(mark)
+
+    def synchronize(self) -> float:
+        self._next = self._anchor()
+        return self._next[1]
+
+    def rebase(self) -> None:
+        (old, old_s), (new, new_s) = self._base, self._next
+        passed_s = float(old.elapsed_time(new)) * 1e-3
+        if passed_s > 5.0:  # else the two readings of the host's clock say too little
+            self._rate = min(max((new_s - old_s) / passed_s, 1 - 1e-3), 1 + 1e-3)
+        self._base = self._next
+
+    def _anchor(self) -> tuple[torch.cuda.Event, float]:
+        event = _event()
+        event.record(torch.cuda.current_stream(self._device))
+        event.synchronize()
+        return event, time.perf_counter()
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+# --- one device ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Record:
+    """Marks of one step, or of a phase outside any (no index)."""
+
+    index: int | None
+    begin: Any
+    end: Any = None
+    phases: list[tuple[str, Any, Any]] = field(default_factory=list)
+
+    def marks(self) -> list[Any]:
+        return [self.begin, *(m for _, a, b in self.phases for m in (a, b)), *([] if self.end is None else [self.end])]
+
+
+@dataclass(slots=True)
+class _Mean:
+    """Running mean and deviation (Welford 1962)."""
+
+    count: int = 0
+    total: float = 0.0
+    _mean: float = 0.0
+    _squares: float = 0.0
+
+    def add(self, value: float) -> None:
+        self.count += 1
+        self.total += value
+        off = value - self._mean
+        self._mean += off / self.count
+        self._squares += off * (value - self._mean)
+
+    @property
+    def mean(self) -> float | None:
+        return self._mean if self.count else None
+
+    @property
+    def deviation(self) -> float | None:
+        return math.sqrt(self._squares / (self.count - 1)) if self.count > 1 else None
+
+    @property
+    def error(self) -> float | None:
+        deviation = self.deviation
+        return None if deviation is None else deviation / math.sqrt(self.count)
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    index: int
+    begin_s: float
+    end_s: float
+    phases_s: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedStep:
+    device: str
+    step: StepTimes
+    energy_J: float | None
+
+
+class Lane:
+    """One device: its marks, its counter, and what is known so far."""
+
+    def __init__(self, device: MeteredDevice, timer: Timer, finder: EdgeFinder) -> None:
+        self.device, self.finder = device, finder
+        self._recorder = device if isinstance(device, RecordingDevice) else None
+        self.notes: list[str] = []
+        self.rows: deque[FinishedStep] = deque()  # finished steps, for the writer
+        self._timer = timer
+        self._open: _Record | None = None
+        self._phase: tuple[str, Any] | None = None
+        self._pending: deque[_Record] = deque()
+        self._steps: deque[StepTimes] = deque()  # read, and waiting for the counter
+        self._step_s, self._step_J = _Mean(), _Mean()
+        self._phase_s: dict[str, _Mean] = {}
+        self._spans: dict[str, deque[tuple[float, float]]] = {}
+        self._edges: deque[Edge] = deque()
+        self._first: Edge | None = None
+        self._last: Edge | None = None
+        self._power_W = _Mean()
+        self._fault: str | None = None
+        self.start_s = timer.synchronize()
+        timer.rebase()
+        self.end_s: float | None = None
+
+    # Marks: called inside the user's step.
+
+    def begin_step(self, index: int) -> None:
+        self._open = _Record(index, self._timer.mark())
+
+    def end_step(self) -> None:
+        if self._open is not None:
+            self._open.end = self._timer.mark()
+            self._pending.append(self._open)
+            self._open = None
+
+    def begin_phase(self, name: str) -> None:
+        self._phase = (name, self._timer.mark())
+
+    def end_phase(self) -> None:
+        if self._phase is None:
+            return
+        span = (*self._phase, self._timer.mark())
+        self._phase = None
+        if self._open is not None:
+            self._open.phases.append(span)
+        else:
+            self._pending.append(_Record(None, span[1], None, [span]))
+
+    def drop(self) -> None:
+        """Forget what is open: an exception ended it."""
+        self._open = self._phase = None
+
+    # Readings: after steps.
+
+    def read(self) -> None:
+        """Account for all that the device has done, without waiting for it."""
+        while self._pending:
+            record = self._pending[0]
+            marks = record.marks()
+            if not all(self._timer.done(mark) for mark in marks):
+                break
+            self._pending.popleft()
+            self._account(record)
+            for mark in {id(mark): mark for mark in marks}.values():
+                self._timer.release(mark)
+        self._take_edges()
+        self._finish_steps()
+
+    def synchronize(self) -> float:
+        """Wait for the device, read everything, and tie its clock to the host's anew."""
+        now_s = self._timer.synchronize()
+        self.read()
+        self._timer.rebase()
+        return now_s
+
+    def finish(self) -> None:
+        """The session is over: see the counter tick once more, then read the rest."""
+        self.end_s = self.synchronize()
+        until_s = time.perf_counter() + _LAST_EDGE_S
+        while self._first and self._fault is None and self._edges[-1].time_s < self.end_s:
+            if time.perf_counter() > until_s:
+                break
+            time.sleep(0.01)
+            self._take_edges()
+        self._check_counter()
+        self._finish_steps(last=True)
+
+    def _account(self, record: _Record) -> None:
+        phases_s: dict[str, float] = {}
+        for name, begin, end in record.phases:
+            begin_s, end_s = self._timer.time_s(begin), self._timer.time_s(end)
+            spans = self._spans.setdefault(name, deque())
+            spans.append((begin_s, max(begin_s, end_s)))
+            while spans[0][1] < end_s - KEEP_S:
+                spans.popleft()
+            self._phase_s.setdefault(name, _Mean()).add(end_s - begin_s)
+            if self._recorder is not None:
+                self._recorder.phase(name, begin_s, max(begin_s, end_s))
+            phases_s[name] = phases_s.get(name, 0.0) + end_s - begin_s
+        if record.index is not None:
+            begin_s, end_s = self._timer.time_s(record.begin), self._timer.time_s(record.end)
+            self._step_s.add(end_s - begin_s)
+            if self._recorder is not None:
+                self._recorder.step(record.index, begin_s, end_s)
+            self._steps.append(StepTimes(record.index, begin_s, end_s, phases_s))
+
+    def _take_edges(self) -> None:
+        while self.finder.powers:
+            self._power_W.add(self.finder.powers.popleft()[1])
+        while self.finder.edges:
+            edge = self.finder.edges.popleft()
+            if self._edges:
+                still_s = edge.time_s - edge.width_s / 2 - self._edges[-1].time_s
+                suspicious = edge.energy_J < self._edges[-1].energy_J or still_s > STUCK_S
+            else:
+                suspicious = False
+            self._edges.append(edge)
+            if self._first is None or self._last is None or _sharp(self._first) < _sharp(edge):
+                self._first = self._last = edge  # the first that is known well, if there is one
+            elif _sharp(edge) >= _sharp(self._last):
+                self._last = edge
+            if suspicious:
+                self._check_counter()
+        while self._edges and self._edges[0].time_s < self._edges[-1].time_s - KEEP_S:
+            self._edges.popleft()
+
+    def _check_counter(self) -> None:
+        if self._fault is not None or self.finder.read_s is None or not self._edges:
+            if self.finder.read_s is not None and self.finder.read_s - self.start_s > STUCK_S and not self._edges:
+                self._fault = "the energy counter never changed: trust the times and the power readings only"
+            return
+        start_s = max(self.start_s, self._edges[0].time_s)
+        try:
+            check_counter(self._counter(), start_s, max(self.finder.read_s, start_s))
+        except DeviceError as error:
+            self._fault = str(error)
+
+    def _counter(self) -> CounterEdges:
+        time_s, width_s, energy_J = np.array(self._edges, dtype=float).reshape(-1, 3).T
+        return CounterEdges(time_s=time_s, width_s=width_s, energy_J=energy_J)
+
+    def _finish_steps(self, *, last: bool = False) -> None:
+        """Give steps their energy once the counter has passed them."""
+        if not self._steps:
+            return
+        counted = self._fault is None and bool(self._edges)
+        waiting = counted or self.finder.read_s is not None
+        ready: list[StepTimes] = []
+        while self._steps and (last or not waiting or (counted and self._steps[0].end_s <= self._edges[-1].time_s)):
+            ready.append(self._steps.popleft())
+        if not ready:
+            return
+        energies_J = self._energies_J(ready) if counted else [None] * len(ready)
+        for step, energy_J in zip(ready, energies_J, strict=True):
+            if energy_J is not None:
+                self._step_J.add(energy_J)
+            self.rows.append(FinishedStep(str(self.device.torch_device), step, energy_J))
+
+    def _energies_J(self, steps: Sequence[StepTimes]) -> list[float | None]:
+        """Energy of each step, the counter interpolated between its edges; None where it does not reach."""
+        recent: deque[Edge] = deque()
+        for edge in reversed(self._edges):
+            recent.appendleft(edge)
+            if edge.time_s < steps[0].begin_s:
+                break
+        time_s = [edge.time_s for edge in recent]
+        energy_J = [edge.energy_J for edge in recent]
+        begin_J = np.interp([step.begin_s for step in steps], time_s, energy_J)
+        end_J = np.interp([step.end_s for step in steps], time_s, energy_J)
+        return [
+            float(b - a) if step.begin_s >= time_s[0] and step.end_s <= time_s[-1] else None
+            for a, b, step in zip(begin_J, end_J, steps, strict=True)
+        ]
+
+    # What is known.
+
+    def summary(self) -> DeviceSummary:
+        duration_s = (self.end_s or time.perf_counter()) - self.start_s
+        notes = [*self.notes, *([self._fault] if self._fault else [])]
+        power_W, source = self._session_power(notes)
+        found = self._attribution(notes)
+        return DeviceSummary(
+            device=str(self.device.torch_device),
+            name=self.device.info.name,
+            uuid=self.device.info.uuid,
+            steps=self._step_s.count,
+            step_time_s=self._step_s.mean,
+            step_time_standard_error_s=self._step_s.error,
+            step_time_deviation_s=self._step_s.deviation,
+            step_energy_J=self._step_J.mean,
+            step_energy_standard_error_J=self._step_J.error,
+            duration_s=duration_s,
+            energy_J=None if power_W is None else power_W * duration_s,
+            power_W=power_W,
+            energy_source=source,
+            phases={name: _phase_summary(name, times, found) for name, times in self._phase_s.items()},
+            groups=_groups(found),
+            counter_lag_s=found.lag_s if found else None,
+            residual_share=found.residual_share if found else None,
+            intervals=found.intervals if found else None,
+            notes=tuple(notes),
+        )
+
+    def _session_power(self, notes: list[str]) -> tuple[float | None, str | None]:
+        read_W = self._power_W.mean
+        counter_W = None
+        first, last = self._first, self._last
+        if self._fault is None and first is not None and last is not None and last.time_s > first.time_s:
+            counter_W = (last.energy_J - first.energy_J) / (last.time_s - first.time_s)
+        if counter_W is None:
+            if read_W is None:
+                notes.append("no energy counter and no power readings here: times only")
+            return read_W, None if read_W is None else "power readings"
+        if read_W is not None and self._power_W.count >= _FEWEST_READINGS:
+            apart = abs(read_W - counter_W) / max(counter_W, 1e-9)
+            if apart > _DISAGREE:
+                notes.append(
+                    f"the energy counter says {counter_W:.0f} W, the mean of {self._power_W.count} power readings "
+                    f"{read_W:.0f} W: trust the counter, which misses nothing in between, unless power hardly varies"
+                )
+        return counter_W, "counter"
+
+    def _attribution(self, notes: list[str]) -> Attribution | None:
+        if self._fault is not None or not self._spans or len(self._edges) < 2:
+            return None
+        spans = {name: np.array(list(span)) for name, span in self._spans.items()}
+        try:
+            found = attribute(spans, self._counter(), timing_noise_s=self._timer.noise_s)
+        except MoeModelError as error:
+            notes.append(f"no power by phase: {error}")
+            return None
+        notes.extend(found.notes)
+        return found
+
+
+def _sharp(edge: Edge) -> bool:
+    return edge.width_s <= WIDEST_EDGE_S
+
+
+def _phase_summary(name: str, times: _Mean, found: Attribution | None) -> PhaseSummary:
+    alone = [group for group in found.groups if group.phases == (name,)] if found else []
+    power_W = alone[0].power_W if alone else None
+    error_W = alone[0].standard_error_W if alone else None
+    return PhaseSummary(
+        calls=times.count,
+        time_s=times.total,
+        mean_time_s=times.mean or 0.0,
+        mean_time_standard_error_s=times.error,
+        power_W=power_W,
+        power_standard_error_W=error_W,
+        energy_J=None if power_W is None else power_W * times.total,
+        energy_standard_error_J=None if error_W is None else error_W * times.total,
+    )
+
+
+def _groups(found: Attribution | None) -> tuple[GroupSummary, ...]:
+    return tuple(
+        GroupSummary(phases=group.phases, power_W=group.power_W, power_standard_error_W=group.standard_error_W)
+        for group in (found.groups if found else ())
+        if len(group.phases) > 1
+    )

@@ -1,0 +1,536 @@
+"""A meter for anybody's training loop: time, power and energy of its steps and phases, on one GPU or several.
+
+    from moemodel import Meter
+
+    with Meter(folder="energy") as meter:
+        for batch in loader:
+            with meter.step():
+                with meter.phase("forward"):
+                    loss = model(batch)
+                with meter.phase("backward"):
+                    loss.backward()
+    print(meter.summary().to_json())
+
+Nothing waits for the device inside a step: on CUDA phases are timed by events on the current stream, read some steps
+later. Device time is tied to host time by a synchronisation at the start, at the end, and every half minute after a
+step. The energy counter is watched by a thread, and phases get their power from it by `attribution`. No setting of a
+device is ever changed. Under torchrun each rank meters its own GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import torch
+
+from moemodel.model.core.errors import DeviceError, InputError, MoeModelError
+from moemodel.model.records.profile import DeviceInfo
+from moemodel.profiler.devices.base import REPLAYED, MeteredDevice, NvidiaDevice, nvml_handle
+from moemodel.profiler.devices.cpu import CpuDevice
+from moemodel.profiler.instruments.counter_edges import CounterWatch, EdgeFinder
+from moemodel.profiler.meter.device_meter import CudaTimer, FinishedStep, Lane, Timer, WallTimer
+from moemodel.profiler.meter.recording import RecordingDevice, ReplayDevice
+from moemodel.profiler.meter.scope import Scope
+from moemodel.profiler.meter.summary import Summary
+
+_READ_EVERY = 16  # steps between two readings of events
+_SYNC_EVERY_S = 30.0
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+class _Files:
+    """`rank0-steps.jsonl`, a line a step, and `rank0-summary.json`; of a later session in the same folder `rank0.2-…`.
+
+    Lines are appended whole, those of a second in one write; the summary is written beside its place and renamed.
+    """
+
+    def __init__(self, folder: Path, rank: int, unix_s: float) -> None:
+        self._rank, self._unix_s = rank, unix_s  # what to add to the host's clock
+        self.error: OSError | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        session = 1
+        while True:
+            stem = f"rank{rank}" if session == 1 else f"rank{rank}.{session}"
+            self._steps, self._summary = folder / f"{stem}-steps.jsonl", folder / f"{stem}-summary.json"
+            try:
+                self._steps.touch(exist_ok=False)
+            except FileExistsError:
+                session += 1
+                continue
+            return
+
+    def write(self, rows: Sequence[FinishedStep]) -> None:
+        """Append rows; an error is kept, and ends the writing."""
+        lines = [self._line(row) for row in rows]
+        if not lines or self.error is not None:
+            return
+        try:
+            with self._steps.open("ab", buffering=0) as file:
+                file.write("".join(lines).encode())
+        except OSError as error:
+            self.error = error
+
+    def finish(self, summary: Summary) -> None:
+        temporary = self._summary.with_name(f"{self._summary.name}.tmp")
+        temporary.write_text(summary.to_json() + "\n", encoding="utf-8")
+        temporary.replace(self._summary)
+
+    def _line(self, row: FinishedStep) -> str:
+        step = row.step
+        values = {
+            "rank": self._rank,
+            "device": row.device,
+            "step": step.index,
+            "start_unix_s": round(step.begin_s + self._unix_s, 6),
+            "time_s": round(step.end_s - step.begin_s, 9),
+            "energy_J": None if row.energy_J is None else round(row.energy_J, 4),
+            "phase_time_s": {name: round(seconds, 9) for name, seconds in step.phases_s.items()},
+        }
+        return json.dumps(values) + "\n"
+
+
+# --- observers -------------------------------------------------------------------------------------------------------
+
+
+class Observer(Protocol):
+    """Another instrument, told what the meter is told, so that a loop is annotated once (`emissions.CodeCarbonLevels`).
+
+    Before a step or phase begins and after it has ended, so that a step's own time does not contain what an observer
+    does at its ends; what it does at the ends of phases is part of the step. One that raises is not told any more.
+    """
+
+    def begin_session(self, devices: Sequence[MeteredDevice]) -> None: ...
+    def begin_step(self, index: int) -> None: ...
+    def end_step(self) -> None: ...
+    def begin_phase(self, name: str) -> None: ...
+    def end_phase(self) -> None: ...
+    def drop(self) -> None:
+        """An exception of the user's ends what is open."""
+        ...
+
+    def add_steps(self, rows: Sequence[FinishedStep]) -> None:
+        """Steps whose time and energy are known now; from another thread."""
+        ...
+
+    def end_session(self) -> None:
+        """The last step is over; the summary is not known yet."""
+        ...
+
+    def close(self, summary: Summary) -> Sequence[str]:
+        """The session's summary, when nothing more will come; what is returned goes to the meter's notes."""
+        ...
+
+
+# --- the meter -------------------------------------------------------------------------------------------------------
+
+
+class Meter:
+    """Measures the steps and phases of a training loop.
+
+    Args:
+        folder: where files go, one pair for each rank; None: no files.
+        devices: torch devices, their names or numbers, `profiler.device.Device`s, or "replay:FILE". None: under
+            torchrun the rank's own GPU, else every visible one; the CPU where there is none.
+        read_every: steps between two readings of what the device has done.
+        sync_every_s: time between two synchronisations after a step.
+        strict: raise what goes wrong in metering; else it becomes a warning and a note in the summary, and training
+            goes on.
+        observers: other instruments, told the same.
+        record: file that all readings, phases and steps are written to, for `recording.recorded_session`; of several
+            devices, the second goes to `FILE.1.jsonl` and so on. None: no recording.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path | None = None,
+        devices: Sequence[Any] | None = None,
+        *,
+        read_every: int = _READ_EVERY,
+        sync_every_s: float = _SYNC_EVERY_S,
+        strict: bool = False,
+        observers: Sequence[Observer] = (),
+        record: str | Path | None = None,
+    ) -> None:
+        if read_every < 1:
+            raise InputError(f"read_every: found {read_every}; it is a number of steps, at least 1")
+        self._folder = None if folder is None else Path(folder)
+        self._wanted = devices
+        self._read_every, self._sync_every_s, self._strict = read_every, sync_every_s, strict
+        self._observers = tuple(observers)
+        self._record = None if record is None else Path(record)
+        self._recorders: list[RecordingDevice] = []
+        self._rank = _number("RANK", 0)
+        self._lanes: list[Lane] = []
+        self._opened: list[MeteredDevice] = []
+        self._watch: CounterWatch | None = None
+        self._files: _Files | None = None
+        self._notes: list[str] = []
+        self._state = "new"  # then "running", "stopped"; or "failed", after which calls do nothing
+        self._index = 0
+        self._in_step = False
+        self._phase: str | None = None
+        self._synced_s = 0.0
+        self._start_unix_s = 0.0
+        self._step_scope = Scope(self.begin_step, self.end_step, self._drop)
+        self._phase_scopes: dict[str, Scope] = {}
+
+    # Sessions.
+
+    def start(self) -> None:
+        """Begin a session: devices are opened, and their counters watched."""
+        self._try(self._start)
+
+    def stop(self) -> None:
+        """End the session: wait for the devices, read the rest, write the files."""
+        self._try(self._stop, always=True)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._drop()
+        self.stop()
+
+    # Steps and phases.
+
+    def begin_step(self) -> None:
+        self._try(self._begin_step)
+
+    def end_step(self) -> None:
+        self._try(self._end_step)
+
+    def begin_phase(self, name: str) -> None:
+        """Begin a phase; phases follow each other, in a step or outside one, and do not nest."""
+        self._try(self._begin_phase, name)
+
+    def end_phase(self) -> None:
+        self._try(self._end_phase)
+
+    def step(self) -> Scope:
+        """`begin_step` and `end_step` as a context; a step that an exception ends does not count."""
+        return self._step_scope
+
+    def phase(self, name: str) -> Scope:
+        """`begin_phase` and `end_phase` as a context."""
+        scope = self._phase_scopes.get(name)
+        if scope is None:
+            scope = Scope(lambda: self.begin_phase(name), self.end_phase, self._drop)
+            self._phase_scopes[name] = scope
+        return scope
+
+    def summary(self) -> Summary:
+        """What is known so far; after `stop`, all of it. Waits for nothing."""
+        return Summary(
+            rank=self._rank,
+            world_size=_number("WORLD_SIZE", 1),
+            start_unix_s=self._start_unix_s,
+            devices=tuple(lane.summary() for lane in self._lanes),
+            notes=tuple(self._notes),
+        )
+
+    # Behind them.
+
+    def _try(self, action: Callable[..., None], *args: Any, always: bool = False) -> None:
+        if self._state == "failed" and not always:
+            return
+        try:
+            action(*args)
+        except Exception as error:  # noqa: BLE001 - metering must not end a training run that took days
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        if self._strict:
+            raise error
+        if isinstance(error, InputError):
+            self._note(str(error))
+            return
+        self._state = "failed"
+        self._note(f"metering ended, training goes on: {type(error).__name__}: {error}")
+
+    def _note(self, text: str) -> None:
+        if text not in self._notes:
+            self._notes.append(text)
+            warnings.warn(f"moemodel.Meter: {text}", RuntimeWarning, stacklevel=5)
+
+    def _start(self) -> None:
+        if self._state != "new":
+            raise InputError("start: this meter has been started before; make a new Meter for a new session")
+        self._start_unix_s = time.time()
+        devices, self._opened, notes = open_devices(self._wanted)
+        if self._record is not None:
+            self._recorders = [RecordingDevice(d, _numbered(self._record, i)) for i, d in enumerate(devices)]
+            devices = list(self._recorders)
+        if self._folder is not None:
+            self._files = _Files(self._folder, self._rank, time.time() - time.perf_counter())
+        self._tell("begin_session", devices)  # it may take seconds: before the session's time begins
+        for device in devices:
+            on_gpu = device.torch_device.type == "cuda"
+            timer: Timer = CudaTimer(device.torch_device) if on_gpu else WallTimer(time.perf_counter)
+            self._lanes.append(Lane(device, timer, EdgeFinder(device, time.perf_counter)))
+        self._watch = CounterWatch([lane.finder for lane in self._lanes if _has_sensors(lane.device)], self._write)
+        self._watch.start()
+        self._synced_s = time.perf_counter()
+        self._state = "running"
+        for text in notes:
+            self._note(text)
+
+    def _stop(self) -> None:
+        failed = self._state == "failed"
+        try:
+            if self._state == "running":
+                if self._phase is not None or self._in_step:
+                    self._drop()
+                self._tell("end_session")
+                for lane in self._lanes:
+                    lane.finish()
+        finally:
+            self._close()
+        if self._lanes:
+            self._tell("close", self.summary())
+        if self._files is not None and self._lanes:
+            self._files.finish(self.summary())
+        if not failed:
+            self._state = "stopped"
+
+    def _close(self) -> None:
+        if self._watch is not None:
+            watch, self._watch = self._watch, None
+            watch.stop()
+            if watch.error is not None:
+                self._note(f"the energy counters were not watched to the end: {watch.error!r}")
+            if self._files is not None and self._files.error is not None:
+                self._note(f"steps were not all written: {self._files.error}")
+        for recorder in self._recorders:
+            recorder.finish()
+        opened, self._opened = self._opened, []
+        for device in opened:
+            device.close()
+
+    def _begin_step(self) -> None:
+        self._check_running("begin_step")
+        if self._in_step:
+            raise InputError("begin_step: the step before has not ended; call end_step")
+        if self._phase is not None:
+            raise InputError(f"begin_step: phase {self._phase!r} has not ended; call end_phase")
+        self._in_step = True
+        if self._observers:
+            self._tell("begin_step", self._index)
+        for lane in self._lanes:
+            lane.begin_step(self._index)
+
+    def _end_step(self) -> None:
+        self._check_running("end_step")
+        if not self._in_step:
+            raise InputError("end_step: no step has begun")
+        open_phase = self._phase
+        if open_phase is not None:
+            self._end_phase()
+        for lane in self._lanes:
+            lane.end_step()
+        if self._observers:
+            self._tell("end_step")
+        self._in_step = False
+        self._index += 1
+        if time.perf_counter() - self._synced_s > self._sync_every_s:
+            for lane in self._lanes:
+                lane.synchronize()
+            self._synced_s = time.perf_counter()
+        elif self._index % self._read_every == 0:
+            for lane in self._lanes:
+                lane.read()
+        if open_phase is not None:
+            raise InputError(f"end_step: phase {open_phase!r} was still open, and ends with its step; call end_phase")
+
+    def _begin_phase(self, name: str) -> None:
+        self._check_running("begin_phase")
+        if self._phase is not None:
+            raise InputError(f"begin_phase {name!r}: {self._phase!r} has not ended; phases do not nest")
+        self._phase = name
+        if self._observers:
+            self._tell("begin_phase", name)
+        for lane in self._lanes:
+            lane.begin_phase(name)
+
+    def _end_phase(self) -> None:
+        self._check_running("end_phase")
+        if self._phase is None:
+            raise InputError("end_phase: no phase has begun")
+        self._phase = None
+        for lane in self._lanes:
+            lane.end_phase()
+        if self._observers:
+            self._tell("end_phase")
+
+    def _drop(self) -> None:
+        """An exception of the user's ends what is open."""
+        self._phase, self._in_step = None, False
+        for lane in self._lanes:
+            lane.drop()
+        self._tell("drop")
+
+    def _tell(self, what: str, *values: Any) -> None:
+        for observer in self._observers:
+            try:
+                found = getattr(observer, what)(*values)
+            except Exception as error:  # another instrument's failure must not end this one
+                self._observers = tuple(other for other in self._observers if other is not observer)
+                with suppress(Exception):  # its threads, if it can
+                    observer.end_session()
+                if self._strict:
+                    raise
+                reason = str(error) if isinstance(error, MoeModelError) else f"{type(error).__name__}: {error}"
+                self._note(f"{type(observer).__name__} ended, metering goes on: {reason}")
+            else:
+                for note in found or ():
+                    self._note(note)
+
+    def _check_running(self, call: str) -> None:
+        if self._state != "running":
+            raise InputError(f"{call}: this meter is {self._state}, not running; use it between start and stop")
+
+    def _write(self) -> None:
+        for lane in self._lanes:
+            rows = [lane.rows.popleft() for _ in range(len(lane.rows))]
+            self._tell("add_steps", rows)
+            if self._files is not None:
+                self._files.write(rows)
+        for recorder in self._recorders:
+            recorder.flush()
+
+
+def _has_sensors(device: MeteredDevice) -> bool:
+    return device.energy_J() is not None or device.power_W() is not None
+
+
+def _numbered(file: Path, device: int) -> Path:
+    return file.with_name(f"{file.stem}.{device}{file.suffix or '.jsonl'}") if device else file
+
+
+def _number(variable: str, default: int) -> int:
+    value = os.environ.get(variable, "")
+    return int(value) if value.isdecimal() else default
+
+
+# --- devices ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TimesOnly:
+    """A GPU whose sensors can't be read."""
+
+    info: DeviceInfo
+    torch_device: torch.device
+
+    def energy_J(self) -> float | None:
+        return None
+
+    def power_W(self) -> float | None:
+        return None
+
+    def close(self) -> None:
+        return None
+
+
+def open_devices(wanted: Sequence[Any] | None) -> tuple[list[MeteredDevice], list[MeteredDevice], list[str]]:
+    """The devices to meter, those of them that were opened here (and are to be closed), and what is amiss.
+
+    Raises:
+        InputError: something wanted is no device.
+    """
+    devices: list[MeteredDevice] = []
+    opened: list[MeteredDevice] = []
+    notes: list[str] = []
+    for item in _own_devices() if wanted is None else wanted:
+        if isinstance(item, str) and item.startswith(REPLAYED):
+            replayed = ReplayDevice(item.removeprefix(REPLAYED))
+            devices.append(replayed)
+            opened.append(replayed)
+            continue
+        if not isinstance(item, int | str | torch.device):
+            devices.append(_device(item))
+            continue
+        device = _open(_torch_device(item), notes)
+        devices.append(device)
+        opened.append(device)
+    if not devices:
+        raise InputError("devices: an empty list; name at least one device, or None for all")
+    return devices, opened, notes
+
+
+def _own_devices() -> list[torch.device]:
+    count = torch.cuda.device_count()
+    if count == 0:
+        return [torch.device("cpu")]
+    if "LOCAL_RANK" not in os.environ:
+        return [torch.device("cuda", index) for index in range(count)]
+    begun = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    chosen = torch.cuda.current_device() if begun else 0
+    # A script that has called set_device knows best; a launcher may also show each rank only its own GPU.
+    return [torch.device("cuda", chosen or _number("LOCAL_RANK", 0) % count)]
+
+
+def _device(item: Any) -> MeteredDevice:
+    if not (hasattr(item, "energy_J") and hasattr(item, "torch_device")):
+        raise InputError(f"devices: {item!r} is no device; name 0, 'cuda:0' or 'cpu'")
+    device: MeteredDevice = item
+    return device
+
+
+def _torch_device(item: int | str | torch.device) -> torch.device:
+    try:
+        device = torch.device("cuda", item) if isinstance(item, int) else torch.device(item)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"devices: {item!r} is no device; name 0, 'cuda:0' or 'cpu'") from error
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        if index >= torch.cuda.device_count():
+            raise InputError(f"devices: {item!r}, but torch sees {torch.cuda.device_count()} CUDA devices")
+        return torch.device("cuda", index)
+    if device.type != "cpu":
+        raise InputError(f"devices: {item!r} cannot be metered; CUDA devices and 'cpu' can")
+    return device
+
+
+def _open(device: torch.device, notes: list[str]) -> MeteredDevice:
+    if device.type == "cpu":
+        return CpuDevice()
+    properties = torch.cuda.get_device_properties(device)
+    try:
+        nvml = _nvml()
+        return NvidiaDevice(device, nvml, nvml_handle(nvml, properties), properties.multi_processor_count)
+    except MoeModelError as error:
+        notes.append(f"{device}: {error}; its times are measured, its energy is not")
+        info = DeviceInfo(name=properties.name, vendor="nvidia", memory_B=properties.total_memory)
+        return _TimesOnly(info=info, torch_device=device)
+
+
+def _nvml() -> Any:
+    """The initialised `pynvml` module.
+
+    Raises:
+        DeviceError: it is missing or does not work.
+    """
+    try:
+        import pynvml
+    except ImportError as error:
+        raise DeviceError("nvidia-ml-py is missing; pip install 'moemodel[profile]'") from error
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        raise DeviceError(f"NVML cannot be used: {error}") from error
+    return pynvml

@@ -1,0 +1,1 @@
+"""What times one operator: shapes, operands, timers, loads."""

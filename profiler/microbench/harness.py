@@ -1,0 +1,207 @@
+"""The measuring bench: a device with its lane, clock, meters, operands and heavy load, as every section needs them."""
+
+from __future__ import annotations
+
+import gc
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from moemodel.model.core.errors import DeviceError
+from moemodel.profiler.devices.base import Device
+from moemodel.profiler.instruments.cycle_counter import ClockReader
+from moemodel.profiler.instruments.energy_sampler import EnergySampler
+from moemodel.profiler.microbench.budget import Effort
+from moemodel.profiler.microbench.cases import Case, build
+from moemodel.profiler.microbench.load_generator import HeavyLoad, heavy_load
+from moemodel.profiler.microbench.operands import Pool
+from moemodel.profiler.microbench.points import Point
+from moemodel.profiler.microbench.stream_timer import HostTimer, Lane, Timer, open_lane
+
+_LEAD_MARGIN = 1.5  # of the host time that a spin has to cover
+_LEAD_EXTRA_S = 150e-6  # stamps and events
+_LEAD_MOST_S = 20e-3
+_LAUNCH_S = 3e-6  # host time of a launch, at least: bounds the number of launches in a stretch
+_LAUNCHES_MOST = 800  # a stream holds 1024; past that the host waits, and its time is no longer its own
+_CALLS_MOST = 64
+
+# What torch raises for an operator that does not fit or does not run here.
+_SKIPPABLE = (RuntimeError, ImportError, TypeError, ValueError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skip:
+    """Something that was not measured, and why."""
+
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """About what one call takes on the device and on the host."""
+
+    time_s: float
+    host_s: float
+
+    def lead_s(self, calls: int) -> float:
+        """How long to hold the device back so that the host queues that many calls first."""
+        return min(_LEAD_MOST_S, _LEAD_MARGIN * calls * self.host_s + _LEAD_EXTRA_S)
+
+    def calls_in(self, seconds: float, samples: int = 1) -> int:
+        """Calls that last about that long, as far as `samples` stretches of them fit into the launch queue."""
+        launches = max(1.0, self.host_s / _LAUNCH_S)
+        room = _LAUNCHES_MOST / (samples * launches)
+        return max(1, min(_CALLS_MOST, math.floor(room), math.ceil(seconds / self.time_s)))
+
+
+class Clock(Protocol):
+    """A reader of the true clock (`clock.ClockReader`)."""
+
+    note: str | None  # why there are no true clocks; None where there are
+
+    def stamp(self) -> Any:
+        """Queue a stamp."""
+        ...
+
+    def mean_Hz(self, a: Any, b: Any) -> float | None:
+        """Mean clock between two stamps, after the work between them is done."""
+        ...
+
+
+class Instruments(Protocol):
+    """What a kind of device is measured with: the seam between the sections and the hardware."""
+
+    @property
+    def timer(self) -> Timer: ...
+    @property
+    def lane(self) -> Lane: ...
+    @property
+    def heavy(self) -> HeavyLoad: ...
+    @property
+    def clock(self) -> Clock: ...
+
+    def build(self, point: Point) -> Case:
+        """A point's case, with caches cold where that fits."""
+        ...
+
+    def make_room(self) -> None:
+        """Free what can be freed."""
+        ...
+
+
+class TorchInstruments:
+    """Those of a device that torch runs on.
+
+    Args:
+        device: what is measured.
+        effort: how long to measure.
+        seed: of operands.
+    """
+
+    def __init__(self, device: Device, effort: Effort, seed: int) -> None:
+        self._torch_device = device.torch_device
+        self._cold_B = effort.cold_B
+        reader = ClockReader(device)
+        self.timer: Timer = HostTimer()
+        self.clock: Clock = reader
+        self.lane: Lane = open_lane(device, reader)
+        self._pool = Pool(device.torch_device, effort.pool_elements, seed)
+        self.heavy = heavy_load(device.torch_device, self.lane)
+
+    def build(self, point: Point) -> Case:
+        try:
+            return build(point, self._pool, self._cold_B)
+        except torch.OutOfMemoryError:
+            pass  # outside the handler, whose traceback holds the operands made so far
+        self.make_room()
+        return build(point, self._pool, self._cold_B)
+
+    def make_room(self) -> None:
+        make_room(self._torch_device)
+
+
+class Bench:
+    """Everything that a section measures with.
+
+    Args:
+        device: what is measured.
+        effort: how long to measure.
+        seed: of operands.
+        sampler: running.
+        instruments: instead of torch's.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        effort: Effort,
+        seed: int,
+        sampler: EnergySampler,
+        instruments: Instruments | None = None,
+    ) -> None:
+        self.device = device
+        self.effort = effort
+        self.sampler = sampler
+        self._instruments = instruments or TorchInstruments(device, effort, seed)
+        self.timer = self._instruments.timer
+        self.lane = self._instruments.lane
+        self.heavy = self._instruments.heavy
+        self.clock = self._instruments.clock
+
+    def build(self, point: Point) -> Case:
+        """A point's case, with caches cold where that fits."""
+        return self._instruments.build(point)
+
+    def warm_up(self, case: Case) -> Cost:
+        """Run every operand set once, then time two calls."""
+        begun_s = self.timer.now_s()
+        case.run(len(case.calls))
+        first_s = (self.timer.now_s() - begun_s) / len(case.calls)
+        guess = Cost(time_s=first_s, host_s=first_s)
+        sample = self.lane.read([self.lane.queue(case, 2, guess.lead_s(2))])[0]
+        return Cost(time_s=max(sample.time_s, 1e-7), host_s=sample.host_time_s or 0.0)
+
+    def state(self) -> dict[str, Any]:
+        """The columns of a row that say what the device is like now; the true clock is for the caller to add."""
+        return {
+            "clock_reported_Hz": self.device.reported_clock_Hz(),
+            "temperature_C": self.device.temperature_C(),
+            "wall_s": self.timer.wall_s(),
+        }
+
+    def skip(self, what: str, error: Exception) -> Skip:
+        """Note what torch could not run, and make room again.
+
+        Raises:
+            DeviceError: the error left the device unusable.
+        """
+        text = str(error).strip()
+        reason = (text.splitlines()[0] if text else type(error).__name__)[:200]
+        try:
+            self.lane.synchronize()
+        except RuntimeError:
+            raise DeviceError(
+                f"{what}: {reason}; the GPU can't be used by this process any more, run again to go on"
+            ) from error
+        self._instruments.make_room()
+        return Skip(what=what, reason=reason)
+
+
+def make_room(device: torch.device) -> None:
+    """Free what only the cycle collector finds (optimizers refer to themselves), and the allocator's cache."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def not_reached(section: str, left: int, of: int) -> Skip:
+    """What a budget cut off."""
+    return Skip(what=section, reason=f"{left} of {of} left out, the budget was spent; run again to add them")
+
+
+def skippable() -> tuple[type[Exception], ...]:
+    """The errors of one operator that leave the others measurable."""
+    return _SKIPPABLE

@@ -1,1 +1,0 @@
-"""Plans run for real on several devices, through torch's own parallel APIs, each started by torchrun."""

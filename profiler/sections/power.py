@@ -1,0 +1,181 @@
+"""Section `power`: loads held for over a second each; mean power from the energy counter, activity from GPM."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from moemodel.profiler.devices.base import Activity
+from moemodel.profiler.instruments.energy_sampler import EnergyWindow
+from moemodel.profiler.microbench.cases import Case
+from moemodel.profiler.microbench.harness import Bench, Cost, Skip, not_reached, skippable
+from moemodel.profiler.microbench.points import Point
+from moemodel.profiler.microbench.stream_timer import Sample, Stretch, Timer
+from moemodel.profiler.sections.progress import Progress
+from moemodel.profiler.store.profile_writer import ProfileWriter
+
+_AHEAD = 2  # bursts queued while one runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What is held: an operator for a share of the time, or nothing.
+
+    Attributes:
+        name: for a reader, and to know the load again.
+        point: the operator; None for idle.
+        duty: share of the time in which it is asked to run; 1 means without a break.
+        settle_s: instead of the usual time before the window.
+    """
+
+    name: str
+    point: Point | None
+    duty: float = 1.0
+    settle_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What a window of a held load showed."""
+
+    start_s: float
+    end_s: float
+    samples: list[Sample]
+    activity: Activity
+    state: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def busy(self) -> float:
+        """Share of the window in which the load ran."""
+        return min(1.0, sum(s.time_s * s.calls for s in self.samples) / (self.end_s - self.start_s))
+
+
+def measure_power(
+    bench: Bench, loads: Sequence[Load], writer: ProfileWriter, deadline_s: float, progress: Progress
+) -> list[Skip]:
+    """Hold every load until `deadline_s` (of the bench's timer); returns what could not be measured."""
+    skips: list[Skip] = []
+    for i, load in enumerate(loads):
+        if bench.timer.now_s() > deadline_s:
+            skips.append(not_reached("power", len(loads) - i, len(loads)))
+            break
+        progress.step(load.name)
+        if writer.has("power", {"load": load.name}):
+            continue
+        bench.sampler.label = f"power: {load.name}"
+        try:
+            held = hold(bench, load)
+        except skippable() as error:
+            skips.append(bench.skip(f"power of {load.name}", error))
+            continue
+        window = bench.sampler.window(held.start_s, held.end_s)
+        trouble = bench.sampler.trouble(held.start_s, held.end_s)
+        if trouble:
+            skips.append(Skip(what=f"power of {load.name}", reason=trouble))
+            continue
+        writer.append("power", [power_row(load, held, window)])
+        writer.flush()
+    return skips
+
+
+def hold(bench: Bench, load: Load) -> Held:
+    """Hold a load until it has settled, then for a window."""
+    settle_s = bench.effort.power_settle_s if load.settle_s is None else load.settle_s
+    timer = bench.timer
+    runner = _Idle(timer) if load.point is None else _Runner(bench, load.point, load.duty)
+    _run_until(runner, timer.now_s() + settle_s, timer)
+    runner.forget()
+    meter = bench.device.activity()
+    start_s = timer.now_s()
+    meter.begin()
+    _run_until(runner, start_s + bench.effort.power_window_s, timer)
+    activity = meter.end()
+    end_s = timer.now_s()
+    state = bench.state() | _warmth(bench, start_s, end_s)
+    samples = bench.lane.read(runner.stretches)
+    return Held(start_s=start_s, end_s=end_s, samples=samples, activity=activity, state=state)
+
+
+def _warmth(bench: Bench, start_s: float, end_s: float) -> dict[str, Any]:
+    """Mean temperature in a window, as power is its mean: the die warms by degrees in it. Empty without readings."""
+    trace = bench.sampler.trace(start_s)
+    known_C = [r.temperature_C for r in trace if r.time_s <= end_s and r.temperature_C is not None]
+    return {"temperature_C": fmean(known_C)} if known_C else {}
+
+
+def _run_until(runner: _Runner | _Idle, end_s: float, timer: Timer) -> None:
+    while timer.now_s() < end_s:
+        runner.burst()
+
+
+class _Idle:
+    """The device left alone, its context open."""
+
+    def __init__(self, timer: Timer) -> None:
+        self._timer = timer
+        self.stretches: list[Stretch] = []
+
+    def burst(self) -> None:
+        self._timer.sleep(5e-3)
+
+    def forget(self) -> None:
+        return None
+
+
+class _Runner:
+    """Bursts of calls: at full duty always some queued ahead, else each followed by a pause."""
+
+    def __init__(self, bench: Bench, point: Point, duty: float) -> None:
+        self._bench = bench
+        self._duty = duty
+        self._case: Case = bench.build(point)
+        self._calls = self._calls_in_burst(bench.warm_up(self._case))
+        self._queued: deque[Stretch] = deque()
+        self.stretches: list[Stretch] = []
+
+    def burst(self) -> None:
+        timer = self._bench.timer
+        begun_s = timer.now_s()
+        stretch = self._bench.lane.queue(self._case, self._calls)
+        self.stretches.append(stretch)
+        self._queued.append(stretch)
+        if self._duty < 1:
+            self._bench.lane.wait(self._queued.popleft())
+            timer.pause((timer.now_s() - begun_s) * (1 - self._duty) / self._duty)
+        elif len(self._queued) > _AHEAD:
+            self._bench.lane.wait(self._queued.popleft())
+
+    def forget(self) -> None:
+        """Leave out what ran so far."""
+        self.stretches.clear()
+
+    def _calls_in_burst(self, cost: Cost) -> int:
+        return max(1, min(4096, round(self._bench.effort.burst_s / max(cost.time_s, cost.host_s))))
+
+
+def power_row(load: Load, held: Held, window: EnergyWindow | None) -> dict[str, Any]:
+    """A row of table `power`; the window's columns are null without an energy counter.
+
+    Time and clock are means, as power is: the clock moves in the window where the power limit holds a load back.
+    """
+    timed = [(s, s.time_s * s.calls) for s in held.samples]
+    busy_s, calls = sum(seconds for _, seconds in timed), sum(s.calls for s, _ in timed)
+    counted = [(s.clock_Hz * seconds, seconds) for s, seconds in timed if s.clock_Hz is not None]
+    row: dict[str, Any] = {
+        "load": load.name,
+        "duty": held.busy if load.duty < 1 else 1.0,
+        "time_s": busy_s / calls if calls else None,
+        "clock_Hz": sum(cycles for cycles, _ in counted) / sum(s for _, s in counted) if counted else None,
+        **held.activity,
+        **held.state,
+    }
+    if load.point is None:
+        row["duty"] = 0.0
+    else:
+        row.update(load.point.row())
+    if window is not None:
+        row.update(duration_s=window.duration_s, energy_J=window.energy_J, power_W=window.power_W)
+    return row

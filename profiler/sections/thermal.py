@@ -1,0 +1,183 @@
+"""Section `heat`: how the GPU heats and cools, how its power follows, and over how long the power limit averages.
+
+The GPU is heated, left to cool, and heated again by a heavy load, with a memory-bound load before and after: the trace
+of power and temperature goes into table `thermal` with the rest of the run's. The memory-bound load and the idle GPU
+keep the highest clock, so what their power gains or loses with temperature is the effect of temperature. Then heavy and
+memory-bound load in turns: the longer the turns, the less the mean power stays below the limit that holds over a window
+(`model.governor`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from statistics import fmean, median
+from typing import Any
+
+from moemodel.model.operators.work import Kind
+from moemodel.model.records.profile import HEAVY, IDLE, LIGHT
+from moemodel.profiler.instruments.energy_sampler import EnergyWindow
+from moemodel.profiler.microbench.cases import Case
+from moemodel.profiler.microbench.harness import Bench, Cost, Skip, not_reached, skippable
+from moemodel.profiler.microbench.points import Point
+from moemodel.profiler.microbench.stream_timer import Sample, Stretch
+from moemodel.profiler.sections.power import Load
+from moemodel.profiler.sections.progress import Progress
+from moemodel.profiler.store.profile_writer import ProfileWriter
+
+TURNS_S = (0.03, 0.06, 0.12, 0.2)  # of each load
+_PARTS = 5  # of the trace
+_AHEAD = 4  # stretches queued while one runs
+_WINDOWS = 8  # over which the mean power of an alternation is taken
+_SETTLED_S = 2.0  # of the alternation, before its window: the slow limit takes about as long
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Side:
+    """A load: its case, and calls that last about `seconds`."""
+
+    case: Case
+    cost: Cost
+
+    def calls_in(self, seconds: float) -> int:
+        return max(1, round(seconds / self.cost.time_s))
+
+
+def heat_steps() -> int:
+    """What a progress bar counts."""
+    return _PARTS + len(TURNS_S)
+
+
+def measure_heat(
+    bench: Bench, loads: Sequence[Load], writer: ProfileWriter, deadline_s: float, progress: Progress
+) -> list[Skip]:
+    """The trace and the alternations, until `deadline_s` (of the bench's timer); returns what was not measured.
+
+    Args:
+        loads: of section `power`; the first product and the copy among them are used.
+    """
+    turns = {f"gemm and copy, {turn_s * 1e3:.0f} ms each": turn_s for turn_s in TURNS_S}
+    left = {name: turn_s for name, turn_s in turns.items() if not writer.has("alternating", {"load": name})}
+    ended = "heat" in writer.manifest.sections and writer.has("thermal", {"load": LIGHT})
+    traced = ended or len(left) < len(turns)
+    if traced and not left:
+        return []
+    points = [_first(loads, kind) for kind in (Kind.GEMM, Kind.COPY)]
+    if None in points:
+        return [Skip(what="heat", reason="the loads have no product or no copy, which it holds in turns")]
+    if bench.timer.now_s() > deadline_s:
+        return [_left(len(left), traced)]
+    try:
+        heavy, light = (_side(bench, point) for point in points if point is not None)
+        if not traced:
+            _trace(bench, heavy, light, progress)
+        light_W = _power_W(bench, light)
+    except skippable() as error:
+        return [bench.skip("heat", error)]
+    for index, (name, turn_s) in enumerate(left.items()):
+        if bench.timer.now_s() > deadline_s:
+            return [_left(len(left) - index)]
+        progress.step(name)
+        row = None if light_W is None else _alternate(bench, heavy, light, turn_s)
+        if row is not None:
+            writer.append("alternating", [{"load": name, "light_power_W": light_W, **row}])
+            writer.flush()
+    return []
+
+
+def _left(turns: int, traced: bool = True) -> Skip:
+    return not_reached("heat", turns + (0 if traced else _PARTS), heat_steps())
+
+
+def _first(loads: Sequence[Load], kind: Kind) -> Point | None:
+    return next((load.point for load in loads if load.point is not None and load.point.kind is kind), None)
+
+
+def _side(bench: Bench, point: Point) -> _Side:
+    case = bench.build(point)
+    return _Side(case=case, cost=bench.warm_up(case))
+
+
+def _trace(bench: Bench, heavy: _Side, light: _Side, progress: Progress) -> None:
+    """Heat up, cool, and heat up again between two stretches of the memory-bound load."""
+    effort = bench.effort
+    again_s = effort.heating_s / 2
+    parts = (
+        (HEAVY, heavy, effort.heating_s),  # before the cooling, whose range of temperatures tells what leaks
+        (IDLE, None, effort.cooling_s),
+        (LIGHT, light, again_s),
+        (HEAVY, heavy, again_s),
+        (LIGHT, light, again_s),
+    )
+    for label, side, lasting_s in parts:
+        progress.step(label)
+        bench.sampler.label = label
+        end_s = bench.timer.now_s() + lasting_s
+        if side is None:
+            bench.timer.sleep(lasting_s)
+        else:
+            _keep(bench, cycle([(side, side.calls_in(effort.burst_s))]), end_s)
+            bench.lane.synchronize()
+    bench.sampler.label = "heat"
+
+
+def _keep(bench: Bench, turns: Iterator[tuple[_Side, int]], end_s: float) -> list[tuple[_Side, Stretch, float]]:
+    """Turns back to back until `end_s`; what was queued, and when."""
+    queued: deque[Stretch] = deque()
+    ran: list[tuple[_Side, Stretch, float]] = []
+    while bench.timer.now_s() < end_s:
+        side, calls = next(turns)
+        stretch = bench.lane.queue(side.case, calls)
+        ran.append((side, stretch, bench.timer.now_s()))
+        queued.append(stretch)
+        while len(queued) > _AHEAD:
+            bench.lane.wait(queued.popleft())
+    return ran
+
+
+def _power_W(bench: Bench, side: _Side) -> float | None:
+    """Mean power of one load without a break; None without a counter."""
+    begun_s = bench.timer.now_s() + bench.effort.power_settle_s
+    _keep(bench, cycle([(side, side.calls_in(bench.effort.burst_s))]), begun_s + bench.effort.power_window_s)
+    window = bench.sampler.window(begun_s, bench.timer.now_s())
+    bench.lane.synchronize()
+    return None if window is None else window.power_W
+
+
+def _alternate(bench: Bench, heavy: _Side, light: _Side, turn_s: float) -> dict[str, Any] | None:
+    """A row of table `alternating`; None where the counter says nothing."""
+    turns = cycle([(side, side.calls_in(turn_s)) for side in (heavy, light)])
+    start_s = bench.timer.now_s()
+    settled_s = start_s + min(_SETTLED_S, bench.effort.alternating_s / 2)
+    ran = _keep(bench, turns, start_s + bench.effort.alternating_s)
+    end_s = bench.timer.now_s()
+    state = bench.state()
+    samples = bench.lane.read([stretch for _, stretch, _ in ran])
+    settled = [(side, s) for (side, _, at_s), s in zip(ran, samples, strict=True) if at_s > settled_s]
+    row: dict[str, Any] = {**state}
+    for name, side in (("heavy", heavy), ("light", light)):
+        row |= _turns(name, [sample for other, sample in settled if other is side])
+    windows = _windows(bench, settled_s, end_s, (row["heavy_s"] or 0.0) + (row["light_s"] or 0.0))
+    if not windows:
+        return None
+    means = {"duration_s": fmean(w.duration_s for w in windows), "power_W": fmean(w.power_W for w in windows)}
+    return row | means
+
+
+def _windows(bench: Bench, start_s: float, end_s: float, round_s: float) -> list[EnergyWindow]:
+    """Windows of one length that begin all over a round: a part of a round too many weighs nothing in their mean."""
+    length_s = max(end_s - start_s - round_s, (end_s - start_s) / 2)
+    shifts_s = [(end_s - start_s - length_s) * index / _WINDOWS for index in range(_WINDOWS)]
+    found = [bench.sampler.window(start_s + shift_s, start_s + shift_s + length_s) for shift_s in shifts_s]
+    return [window for window in found if window is not None]
+
+
+def _turns(name: str, samples: list[Sample]) -> dict[str, float | None]:
+    """Length of a load's turns and true clock in them."""
+    clocks_Hz = [s.clock_Hz for s in samples if s.clock_Hz is not None]
+    return {
+        f"{name}_s": median(s.time_s * s.calls for s in samples) if samples else None,
+        f"{name}_clock_Hz": median(clocks_Hz) if clocks_Hz else None,
+    }

@@ -1,0 +1,554 @@
+"""Measure whole training steps of a plan: time by phase, energy, true clock, memory, loss, expert load.
+
+One run: build the model; step for at least 2 s, so that the governor and the die settle; then at least 20 steps and 3 s
+of them with no synchronisation inside, marking every phase boundary with a CUDA event; read everything after the last
+step; then a few steps that each begin on an idle device, for the host's time. On the CPU the same code runs with
+wall-clock marks, and what has no sensor is None. Of several ranks each measures its own device; all take the same
+steps, which rank 0 counts (`Peers`), and begin the measured ones together.
+
+What the columns of `iterations` mean here:
+
+- `step_time_s` is the whole stretch over its steps; its deviation is over single steps. Phases are means, and a forward
+  or backward phase is the sum over the step's micro-batches; in a pipeline they interleave, and are None.
+- `host_time_s`: from a step's start until its last launch was queued. Long steps fill the launch queue (about a
+  thousand kernels) and then wait for the device, so it is an upper bound wherever it comes near the step's time.
+- `energy_J` is mean power, from counter edges inside the stretch, times the step's time; of this rank's GPU alone.
+- Clocks are true ones, from the SM cycle counter, over some of the steps, spread over the stretch.
+- `peak_allocated_B` leaves out what was allocated before the run (the clock reader's ring, the data of others), and
+  what building the model took.
+- `parameters` are those of the rank's share of the model, before ZeRO shards them.
+- `expert_skew` is what the router did; a plan's `routing.skew` is for predictions and imposes nothing here.
+- `loss_first` and `loss_last` are of the first warm-up step and the last measured one, means over the global batch.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moemodel.model.core.errors import DeviceError, InputError, MoeModelError
+from moemodel.model.plan.spec import Plan, check_architecture, read_plan
+from moemodel.profiler.backends.base import Mark, Run, TrainingRun
+from moemodel.profiler.backends.torch_native.model import DecoderModel, build_model
+from moemodel.profiler.backends.torch_native.optimizer import build_optimizer, clip_gradients
+from moemodel.profiler.backends.torch_native.supported_plans import architecture_in
+from moemodel.profiler.devices.base import Device
+from moemodel.profiler.instruments.cycle_counter import ClockReader, Stamp
+from moemodel.profiler.instruments.energy_sampler import EnergySampler
+
+Row = dict[str, Any]
+
+WARM_S = 2.0  # of steps before the measured ones: the die heats by 10 degrees within 2 s of load
+MEASURED_S = 3.0  # 30 ticks of a 100 ms energy counter
+_HOST_STEPS = 5
+_COUNTER_INTERVAL_S = 0.02  # a quarter of what the bench polls at: here the host's time is measured too
+_STAMPS = 512  # of the clock reader, a run; its ring holds 2048
+_POOL_TOKENS = 1 << 20  # distinct training data: 16 MB
+_POOL_STEPS = 16  # of it, at most
+_ZIPF_EXPONENT = 1.0  # word frequency against rank (Zipf 1949)
+_PHASES = ("forward", "backward", "optimizer")
+
+
+class Writer(Protocol):
+    """Where rows go: what is needed of `writer.ProfileWriter`."""
+
+    def append(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None: ...
+
+    def has(self, table: str, row: Mapping[str, Any]) -> bool: ...
+
+    def flush(self) -> None: ...
+
+
+# --- marks: when did which phase end? --------------------------------------------------------------------------------
+
+
+class _WallEvent:
+    """What `torch.cuda.Event` is, for a device that works while the host waits."""
+
+    def record(self) -> None:
+        self._at_s = time.perf_counter()
+
+    def elapsed_time(self, later: _WallEvent) -> float:
+        """Milliseconds."""
+        return (later._at_s - self._at_s) * 1e3
+
+
+class _Mark(NamedTuple):
+    phase: str  # that ends here; "start" where a step begins
+    event: Any
+    stamp: Stamp | None
+
+
+def _elapsed_s(a: _Mark, b: _Mark) -> float:
+    """Time between two marks, once the device has passed both."""
+    return float(a.event.elapsed_time(b.event)) * 1e-3
+
+
+class _Timeline:
+    """Marks on the device's own time line; nothing waits until they are read."""
+
+    def __init__(self, device: torch.device, clock: ClockReader) -> None:
+        self._clock = clock
+        self._event: Callable[[], Any] = _WallEvent
+        if device.type == "cuda":
+            self._event = partial(torch.cuda.Event, enable_timing=True)
+        self.stamped = False  # whether marks read the clock too
+        self.steps: list[list[_Mark]] = []
+
+    def mark(self, phase: str) -> None:
+        if phase == "start":
+            self.steps.append([])
+        stamp = self._clock.stamp() if self.stamped else None
+        event = self._event()
+        event.record()
+        self.steps[-1].append(_Mark(phase, event, stamp))
+
+    def step_times_s(self) -> list[float]:
+        """From each step's start to the next one's; of the last, to its end."""
+        starts = [*(marks[0] for marks in self.steps), self.steps[-1][-1]]
+        return [_elapsed_s(a, b) for a, b in pairwise(starts)]
+
+    def phase_times_s(self) -> dict[str, float | None]:
+        """Mean time of each phase in a step; None of those that were not told apart."""
+        total_s: dict[str, float] = {}
+        for a, b in self._spans():
+            total_s[b.phase] = total_s.get(b.phase, 0.0) + _elapsed_s(a, b)
+        return {phase: total_s[phase] / len(self.steps) if phase in total_s else None for phase in _PHASES}
+
+    def clocks_Hz(self) -> dict[str, float | None]:
+        """Mean true clock of each phase, weighted by time, and of whole steps."""
+        spans = [(a, b) for a, b in self._spans() if a.stamp and b.stamp]
+        means_Hz = self._clock.means_Hz([(a.stamp, b.stamp) for a, b in spans])
+        read = [(b.phase, hz, _elapsed_s(a, b)) for (a, b), hz in zip(spans, means_Hz, strict=True) if hz is not None]
+        by_phase = {phase: _weighted([(hz, s) for name, hz, s in read if name == phase]) for phase in _PHASES}
+        return {**by_phase, "step": _weighted([(hz, s) for _, hz, s in read])}
+
+    def _spans(self) -> Iterator[tuple[_Mark, _Mark]]:
+        for marks in self.steps:
+            yield from pairwise(marks)
+
+
+def _weighted(values: list[tuple[float, float]]) -> float | None:
+    weight = sum(w for _, w in values)
+    return sum(v * w for v, w in values) / weight if weight > 0 else None
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def zipf_tokens(vocab: int, shape: tuple[int, ...], seed: int, exponent: float = _ZIPF_EXPONENT) -> Tensor:
+    """Token ids whose frequency falls with their rank, p(r) ~ r^-exponent; int64, on the host.
+
+    Uniform tokens would spread an embedding's gradient as no text does.
+    """
+    share = np.arange(1, vocab + 1, dtype=np.float64) ** -exponent
+    cumulative = np.cumsum(share / share.sum())
+    draws = np.random.default_rng(seed).random(shape)
+    return torch.from_numpy(np.searchsorted(cumulative, draws).clip(max=vocab - 1))
+
+
+class Batches:
+    """Tokens and the tokens that follow them, step after step, in turn from a pool on the device.
+
+    The pool depends on the seed, the sequence length and the global batch alone: every plan of the same three sees the
+    same sequences in the same step. A replica takes its share of each step in order.
+
+    Args:
+        run: what is trained.
+        device: where the tokens go.
+        replica: number of this one, of `run.parallel.dp`.
+    """
+
+    def __init__(self, run: TrainingRun, device: torch.device, replica: int = 0) -> None:
+        own = run.micro_batch * run.micro_batches
+        total = own * run.parallel.dp
+        steps = max(1, min(_POOL_STEPS, _POOL_TOKENS // (total * run.seq)))
+        ids = zipf_tokens(run.architecture.vocab, (steps, total, run.seq + 1), run.seed)
+        shape = (steps, run.micro_batches, run.micro_batch, run.seq)
+        ids = ids[:, replica * own : (replica + 1) * own]
+        self._tokens = ids[..., :-1].reshape(shape).to(device)
+        self._targets = ids[..., 1:].reshape(shape).to(device)
+        self._next = 0
+
+    def step(self) -> tuple[Tensor, Tensor]:
+        """Tokens and targets of one step, each [micro-batches, micro-batch, S]."""
+        i = self._next % len(self._tokens)
+        self._next += 1
+        return self._tokens[i], self._targets[i]
+
+
+# --- one run ---------------------------------------------------------------------------------------------------------
+
+
+def _ignore(_: str) -> None:
+    return None
+
+
+class Trainer:
+    """A whole model in training on one device: data, gradients, optimizer. A `Run`."""
+
+    def __init__(self, run: TrainingRun, device: torch.device) -> None:
+        self.device, self._micro_batches = device, run.micro_batches
+        self.marks = 2 * run.micro_batches + 2
+        dtype: torch.dtype = getattr(torch, run.dtype)
+        self.model: DecoderModel = build_model(
+            run.architecture, device=device, dtype=dtype, recompute=run.recompute, seed=run.seed
+        )
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+        self.optimizer = build_optimizer(self.model, run.precision, lr=run.lr)
+        self._batches = Batches(run, device)
+        self._queue: list[tuple[Tensor, Tensor]] = []  # micro-batches of the step, the last first
+        self._losses: list[Tensor] = []
+
+    def step(self, mark: Mark = _ignore) -> None:
+        """Queue one step, calling `mark` with the phase that ends."""
+        mark("start")
+        self._losses = []
+        for _ in range(self._micro_batches):
+            loss = self.forward()
+            mark("forward")
+            self.backward(loss)
+            mark("backward")
+            self._losses.append(loss.detach())
+        self.update()
+        mark("optimizer")
+
+    def loss(self) -> float:
+        """Mean loss of the last step."""
+        return float(torch.stack(self._losses).double().mean())
+
+    def forward(self) -> Tensor:
+        """Queue the forward pass of one micro-batch."""
+        if not self._queue:
+            self._queue = list(zip(*(part.unbind() for part in self._batches.step()), strict=True))[::-1]
+        loss: Tensor = self.model(*self._queue.pop())
+        return loss
+
+    def backward(self, loss: Tensor) -> None:
+        """Queue its backward pass; gradients add up to those of the mean loss."""
+        share = loss / self._micro_batches if self._micro_batches > 1 else loss
+        torch.autograd.backward(share)
+
+    def update(self) -> None:
+        """Queue clipping, the optimizer's step, and drop the gradients."""
+        clip_gradients(self.model)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def wait(self) -> None:
+        """Until the device has done all that was queued."""
+        wait(self.device)
+
+    def expert_loads(self) -> list[Tensor]:
+        """See `Run`."""
+        return self.model.expert_loads()
+
+    def clear_expert_loads(self) -> None:
+        """See `Run`."""
+        self.model.clear_expert_loads()
+
+    def close(self) -> None:
+        """Nothing is left to give back once nobody holds it."""
+
+
+def wait(device: torch.device) -> None:
+    """Until a device has done all that was queued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Peers(Protocol):
+    """The ranks that measure together, as far as the measurement needs them."""
+
+    @property
+    def rank(self) -> int: ...
+    def agree(self, value: float) -> float:
+        """What rank 0 says."""
+        ...
+
+    def barrier(self) -> None:
+        """Until all are here."""
+        ...
+
+
+class Alone:
+    """One rank without others."""
+
+    rank = 0
+
+    def agree(self, value: float) -> float:
+        return value
+
+    def barrier(self) -> None:
+        return None
+
+
+def measure_run(
+    run: TrainingRun,
+    device: Device,
+    *,
+    clock: ClockReader | None = None,
+    warm_s: float = WARM_S,
+    measured_s: float = MEASURED_S,
+    build: Callable[[TrainingRun, torch.device], Run] = Trainer,
+    peers: Peers | None = None,
+) -> Row:
+    """Train for a few seconds and measure: one row of the table `iterations`.
+
+    Args:
+        run: what to train.
+        device: where.
+        clock: a reader to share between runs; default: a new one.
+        warm_s: time of steps before the measured ones, at least.
+        measured_s: time of measured steps, at least.
+        build: what makes this rank's part of the run.
+        peers: the ranks of the run, all of which call this; default: this is the only one.
+
+    Raises:
+        InputError: the architecture or precision is not one that this backend runs.
+        DeviceError: the loss is no number any more.
+        torch.OutOfMemoryError: it does not fit.
+    """
+    clock = clock or ClockReader(device)
+    free_memory(device.torch_device)
+    row = _Measurement(run, device, clock, peers or Alone()).row(build, warm_s, measured_s)
+    free_memory(device.torch_device)
+    return row
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what no tensor uses, so that a run starts with a clean allocator."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        # Else the first run alone would be charged for cuBLAS's workspaces.
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+class _Measurement:
+    """One run on one device, with its peers."""
+
+    def __init__(self, run: TrainingRun, device: Device, clock: ClockReader, peers: Peers) -> None:
+        self._run, self._device, self._clock, self._peers = run, device, clock, peers
+
+    def row(self, build: Callable[[TrainingRun, torch.device], Run], warm_s: float, measured_s: float) -> Row:
+        base_B = _allocated_B(self._device.torch_device)
+        trainer = build(self._run, self._device.torch_device)
+        try:
+            return self._row(trainer, base_B, warm_s, measured_s)
+        finally:
+            trainer.close()
+
+    def _row(self, trainer: Run, base_B: int, warm_s: float, measured_s: float) -> Row:
+        run, device = self._run, self._device
+        loss_first, step_s = self._warm_up(trainer, warm_s)
+        if trainer.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(trainer.device)
+        trainer.clear_expert_loads()
+        steps = int(self._peers.agree(max(run.steps, math.ceil(measured_s / step_s))))
+        timeline = _Timeline(trainer.device, self._clock)
+        with EnergySampler(device, interval_s=_COUNTER_INTERVAL_S) as sampler:
+            self._peers.barrier()
+            begin_s = time.perf_counter()
+            _run_steps(trainer, timeline, steps)
+            reported_Hz, temperature_C = device.reported_clock_Hz(), device.temperature_C()  # while it still works
+            trainer.wait()
+            window = sampler.window(begin_s, time.perf_counter())
+        wall_s, loss_last = time.time(), trainer.loss()
+        if not math.isfinite(loss_last):
+            raise DeviceError(f"{run.name}: the loss became {loss_last}; time and power of such a run mean nothing")
+        return {
+            "plan": run.name,
+            "plan_yaml": run.plan_yaml,
+            "rank": self._peers.rank,
+            **_times(timeline, None if window is None else window.power_W),
+            **_memory(device, base_B),
+            "parameters": trainer.parameters,
+            "loss_first": loss_first,
+            "loss_last": loss_last,
+            "expert_skew": expert_skew(trainer.expert_loads()),
+            "clock_reported_Hz": reported_Hz,
+            "temperature_C": temperature_C,
+            "wall_s": wall_s,
+            "host_time_s": self._host_time_s(trainer),  # last: its steps count in nothing else
+        }
+
+    def _warm_up(self, trainer: Run, seconds: float) -> tuple[float, float]:
+        """Step until clock and temperature have settled: first loss, and time of a step."""
+        begin_s, steps = time.perf_counter(), max(self._run.warmup, 1)
+        trainer.step(_ignore)
+        loss_first = trainer.loss()
+        while True:
+            chunk_s = time.perf_counter()
+            for _ in range(steps):
+                trainer.step(_ignore)
+            trainer.wait()
+            now_s = time.perf_counter()
+            if self._peers.agree(now_s - begin_s) >= seconds:
+                return loss_first, (now_s - chunk_s) / steps
+
+    def _host_time_s(self, trainer: Run) -> float:
+        """Time to queue a step on an idle device: the median of a few."""
+        times_s = []
+        for _ in range(_HOST_STEPS):
+            trainer.wait()
+            self._peers.barrier()
+            begin_s = time.perf_counter()
+            trainer.step(_ignore)
+            times_s.append(time.perf_counter() - begin_s)
+        trainer.wait()
+        return median(times_s)
+
+
+def _run_steps(trainer: Run, timeline: _Timeline, steps: int) -> None:
+    """The measured steps; clocks are read in at most `_STAMPS / marks` of them, evenly spread."""
+    every = max(1, math.ceil(steps * trainer.marks / _STAMPS))
+    for i in range(steps):
+        timeline.stamped = i % every == 0
+        trainer.step(timeline.mark)
+
+
+def _times(timeline: _Timeline, power_W: float | None) -> Row:
+    steps_s = timeline.step_times_s()
+    step_s = fmean(steps_s)
+    phases_s, clocks_Hz = timeline.phase_times_s(), timeline.clocks_Hz()
+    return {
+        "steps": len(steps_s),
+        "step_time_s": step_s,
+        "step_time_std_s": stdev(steps_s) if len(steps_s) > 1 else None,
+        **{f"{phase}_time_s": seconds for phase, seconds in phases_s.items()},
+        **{f"{phase}_clock_Hz": clocks_Hz[phase] for phase in _PHASES},
+        "clock_Hz": clocks_Hz["step"],
+        "energy_J": None if power_W is None else power_W * step_s,
+        "power_W": power_W,
+    }
+
+
+def _memory(device: Device, base_B: int) -> Row:
+    used_B = device.used_memory_B()
+    on_gpu = device.torch_device.type == "cuda"
+    where = device.torch_device
+    return {
+        "peak_allocated_B": torch.cuda.max_memory_allocated(where) - base_B if on_gpu else None,
+        "peak_reserved_B": torch.cuda.max_memory_reserved(where) if on_gpu else None,
+        "device_used_B": None if used_B is None else int(used_B),
+    }
+
+
+def _allocated_B(device: torch.device) -> int:
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def expert_skew(loads: Sequence[Tensor]) -> float | None:
+    """Rows of the busiest expert over the mean, averaged over layers and passes; None without experts."""
+    skews = [load.max() * load.numel() / load.sum() for load in loads]
+    return float(torch.stack(skews).double().mean()) if skews else None
+
+
+# --- plans -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailedRun:
+    """A plan that could not be measured, and why."""
+
+    plan: str
+    reason: str
+
+
+def training_run(path: Path) -> TrainingRun:
+    """The run that a plan file asks for.
+
+    Raises:
+        InputError: the file is not a plan, or asks for what one GPU under plain PyTorch cannot do.
+        InfeasiblePlanError: the sequence is longer than the architecture's learned positions.
+    """
+    plan = read_plan(path)
+    _check_plan(plan, path)
+    architecture = architecture_in(plan, path.parent)
+    check_architecture(plan, architecture)
+    return TrainingRun(
+        name=plan.name if plan.name != "plan" else path.stem,
+        architecture=architecture,
+        seq=plan.sequence_length,
+        micro_batch=plan.micro_batch,
+        micro_batches=plan.global_batch // plan.micro_batch,
+        precision=plan.precision,
+        recompute=plan.recompute,
+        plan_yaml=path.read_text(encoding="utf-8"),
+    )
+
+
+def _check_plan(plan: Plan, path: Path) -> None:
+    if plan.backend != "torch":
+        raise InputError(f"{path}: backend: found {plan.backend!r}; allowed here: torch")
+    if plan.cluster.gpus != 1:
+        raise InputError(f"{path}: cluster.gpus: found {plan.cluster.gpus}; allowed here: 1 (no collectives are run)")
+    if plan.clock_MHz is not None or plan.power_cap_W is not None:
+        raise InputError(f"{path}: clock_MHz, power_cap_W: allowed here: null; no setting of the GPU is changed")
+
+
+def measure_plans(
+    paths: Iterable[Path],
+    device: Device,
+    writer: Writer,
+    *,
+    report: Callable[[str], None] = _ignore,
+    warm_s: float = WARM_S,
+    measured_s: float = MEASURED_S,
+) -> list[FailedRun]:
+    """Measure plan files in order, writing each row as it comes; one that fails does not stop the others.
+
+    Args:
+        paths: plan files.
+        device: where to train.
+        writer: takes the rows; plans whose row it already has are left out.
+        report: told in a sentence how each went.
+        warm_s: see `measure_run`.
+        measured_s: see `measure_run`.
+
+    Returns:
+        The plans that failed: refused, or out of memory.
+    """
+    failed: list[FailedRun] = []
+    clock = ClockReader(device)
+    for path in paths:
+        try:
+            run = training_run(path)
+            if writer.has("iterations", {"plan": run.name, "rank": 0}):
+                continue
+            row = measure_run(run, device, clock=clock, warm_s=warm_s, measured_s=measured_s)
+        except (MoeModelError, torch.OutOfMemoryError) as error:
+            failed.append(FailedRun(plan=path.stem, reason=_reason(error)))
+            report(f"{path.stem}: {failed[-1].reason}")
+        else:
+            writer.append("iterations", [row])
+            writer.flush()
+            report(_summary(row))
+        free_memory(device.torch_device)  # after an error too, whose frames held the model until here
+    return failed
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"does not fit in the GPU's memory: {str(error).splitlines()[0]}"
+    return str(error)
+
+
+def _summary(row: Row) -> str:
+    power = "" if row["power_W"] is None else f", {row['power_W']:.0f} W, {row['energy_J']:.1f} J"
+    return f"{row['plan']}: {row['step_time_s'] * 1e3:.1f} ms a step{power} ({row['steps']} steps)"

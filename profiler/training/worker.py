@@ -1,0 +1,321 @@
+"""One process of a job: `python -m moemodel.profiler.training.worker --job FOLDER/job.json`, under torchrun or srun.
+
+Runs the plans of the job one after another in the same processes, since starting Python and NCCL takes longer than many
+a measurement. A plan that needs fewer ranks runs on the first ones, while the others wait in the store, off their
+devices. Rank 0 appends what was measured before the next plan begins.
+
+A plan that is refused is left out by all ranks alike. Anything else that goes wrong on any rank ends the process at
+once, and so the job: the others may be waiting for it inside a collective, and no device is then in a known state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from moemodel.model.core.documents import parse_yaml, read_json
+from moemodel.model.core.errors import DeviceError, MoeModelError
+from moemodel.model.plan.spec import Plan
+from moemodel.profiler.backends.base import TrainingRun, builder
+from moemodel.profiler.backends.torch_native.process_groups import let_go
+from moemodel.profiler.backends.torch_native.supported_plans import architecture_in, check_runs
+from moemodel.profiler.clocks.clock_control import ClockControl
+from moemodel.profiler.devices.base import Device
+from moemodel.profiler.host_overhead import parallel_plans as host
+from moemodel.profiler.instruments.cycle_counter import ClockReader
+from moemodel.profiler.jobs.job import (
+    AskedClocks,
+    FailureKind,
+    Job,
+    RankFailure,
+    VisitOrder,
+    append_event,
+    write_failure,
+)
+from moemodel.profiler.jobs.ranks import Ranks, join
+from moemodel.profiler.jobs.rendezvous import Peers
+from moemodel.profiler.run import open_named
+from moemodel.profiler.training.measure import free_memory, measure_run
+
+_SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+_PATIENCE_S = 86_400.0  # of a rank without a part in the plan: whoever started the job knows when it hangs
+_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
+_REASON = 300  # characters of what a framework says; the log has all
+_LATE = ("timed out", "timeout")
+
+
+class Worker:
+    """One process of a job, once all have met.
+
+    Args:
+        job: what to do.
+        folder: of the job.
+        ranks: who this one is.
+        device: that it drives.
+        control: of that device's clock.
+    """
+
+    def __init__(self, job: Job, folder: Path, ranks: Ranks, device: Device, control: ClockControl) -> None:
+        self._job, self._folder, self._ranks, self._device, self._control = job, folder, ranks, device, control
+        self._store = dist.distributed_c10d._get_default_store()
+        self._clock = ClockReader(device)
+        self.visit: int | None = None  # that is running
+
+    def run(self) -> None:
+        """The host's time, if it is asked for, then all visits."""
+        if self._job.host_repeats:
+            rows = host.measure(
+                self._device.torch_device, self._peers("host", self._ranks.size), self._job.host_repeats
+            )
+            self._say(event="host", rows=rows)
+        for number, order in enumerate(self._job.visits):
+            self.visit = number
+            everybody = self._peers(f"visit {number}", self._ranks.size)
+            if not everybody.first(self._launcher_lives()):
+                return
+            self._say(event="began", visit=number)
+            begun_s = time.perf_counter()
+            refusal = self._run_visit(order, everybody, begun_s)
+            if refusal is not None:
+                self._say(event="refused", visit=number, reason=refusal)
+            everybody.barrier()
+        self._say(event="done")
+
+    def _run_visit(self, order: VisitOrder, everybody: Peers, begun_s: float) -> str | None:
+        """Measure a plan and say what came out, or why it is refused."""
+        try:
+            plan = parse_yaml(order.plan_yaml, Plan, "plan")
+            run = training_run_of(plan, Path(order.folder), order.plan_yaml, order.seed)
+            if plan.cluster.gpus > self._ranks.size:
+                return f"it needs {plan.cluster.gpus} processes, and the job has {self._ranks.size}"
+        except MoeModelError as error:
+            return str(error)
+        held, note = self._hold(plan.clock_MHz, everybody, plan.cluster.gpus)
+        try:
+            if held is False and self._job.clocks == "lock":
+                return f"clock_MHz {plan.clock_MHz:g} can't be held: {note}"
+            let_go(self._device.torch_device)
+            rows = everybody.gather(self._row(plan, run))
+        finally:
+            self._control.unlock()
+        if rows is not None:
+            self._say(
+                event="measured",
+                visit=self.visit,
+                rows=[row for row in rows if row is not None],
+                clock_held=held,
+                clock_note=note,
+                seconds=time.perf_counter() - begun_s,
+            )
+        return None
+
+    def _row(self, plan: Plan, run: TrainingRun) -> dict[str, Any] | None:
+        """This rank's row; None where the plan does without it."""
+        build, ranks = builder(plan.backend), plan.cluster.gpus
+        if self._ranks.rank >= ranks:
+            build(run, self._device.torch_device)
+            return None
+
+        def own_part(run: TrainingRun, device: torch.device) -> Any:
+            return build(run, device)
+
+        return measure_run(
+            run,
+            self._device,
+            clock=self._clock,
+            warm_s=self._job.warm_s,
+            measured_s=self._job.measured_s,
+            build=own_part,
+            peers=self._peers(f"visit {self.visit} ranks", ranks),
+        )
+
+    def _hold(self, clock_MHz: float | None, everybody: Peers, ranks: int) -> tuple[bool | None, str | None]:
+        """Lock the clocks of all ranks of a plan or of none: whether they are held (None: not asked), and why not."""
+        if clock_MHz is None:
+            return None, None
+        needed = self._ranks.rank < ranks
+        reason = hold_clock(self._control, clock_MHz, self._job.clocks) if needed else None
+        reasons = everybody.gather(reason)
+        reason = everybody.first(next((r for r in reasons or () if r is not None), None))
+        if reason is not None:
+            self._control.unlock()
+        return reason is None, reason
+
+    def _launcher_lives(self) -> bool:
+        """Whether whoever started the job is still there to take what it finds; where that is another machine, yes."""
+        if socket.gethostname() != self._job.launcher_host:
+            return True
+        try:
+            os.kill(self._job.launcher_pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
+
+    def _peers(self, name: str, size: int) -> Peers:
+        return Peers(self._store, self._ranks.rank, size, name=name, timeout_s=_PATIENCE_S)
+
+    def _say(self, **event: Any) -> None:
+        if self._ranks.rank == 0:
+            append_event(self._folder, event)
+
+
+def training_run_of(plan: Plan, folder: Path, plan_yaml: str, seed: int) -> TrainingRun:
+    """The run that a plan asks for.
+
+    Args:
+        plan: checked by itself.
+        folder: that a path in it is relative to.
+        plan_yaml: as its author wrote it.
+        seed: of weights and data.
+
+    Raises:
+        InputError: no such architecture, or one or a plan that the torch runner does not run.
+        InfeasiblePlanError: a degree does not divide the architecture.
+    """
+    architecture = architecture_in(plan, folder)
+    check_runs(plan, architecture)
+    return TrainingRun(
+        name=plan.name,
+        architecture=architecture,
+        seq=plan.sequence_length,
+        micro_batch=plan.micro_batch,
+        micro_batches=plan.micro_batches,
+        precision=plan.precision,
+        recompute=plan.recompute,
+        parallel=plan.parallel,
+        schedule=plan.schedule,
+        seed=seed,
+        plan_yaml=plan_yaml,
+    )
+
+
+def hold_clock(control: ClockControl, clock_MHz: float, clocks: AskedClocks) -> str | None:
+    """Hold a GPU's clock where that is permitted; why it is not held, None if it is.
+
+    Args:
+        control: of the GPU's clock.
+        clock_MHz: to hold.
+        clocks: "passive": never; "auto": where nothing is known to stand against it; "lock": try.
+    """
+    if clocks == "passive":
+        return "clocks are left alone (--clocks passive)"
+    reason = control.obstacle() or (control.missing_privilege() if clocks == "auto" else None)
+    if reason is not None:
+        return reason
+    if round(clock_MHz) not in {round(clock_Hz * 1e-6) for clock_Hz in control.clocks_Hz()}:
+        return f"{clock_MHz:g} MHz is none of the clocks that this GPU can be set to"
+    try:
+        control.lock(clock_MHz * 1e6)
+    except DeviceError as error:
+        return str(error)
+    return None
+
+
+# --- the process -----------------------------------------------------------------------------------------------------
+
+
+def adopt_slurm(environment: MutableMapping[str, str]) -> None:
+    """Under srun, say who is who by the names that torch knows."""
+    if "RANK" in environment:
+        return
+    for name, slurm in _SLURM.items():
+        if slurm in environment:
+            environment[name] = environment[slurm]
+
+
+def failure_of(error: BaseException, visit: int | None) -> RankFailure:
+    """What to leave behind of an error; frameworks wrap those of the model in their own."""
+    chain: list[BaseException] = []
+    at: BaseException | None = error
+    while at is not None and at not in chain:
+        chain.append(at)
+        at = at.__cause__ or at.__context__
+    for one in chain:
+        first = next(iter(str(one).strip().splitlines()), type(one).__name__)
+        if isinstance(one, torch.OutOfMemoryError) or any(text in str(one).lower() for text in _NO_MEMORY):
+            return RankFailure(visit=visit, kind="memory", reason=f"does not fit in the GPU's memory: {first}")
+    text = str(error).strip()
+    kind: FailureKind = "error" if isinstance(error, MoeModelError) else "crash"
+    if isinstance(error, dist.DistError) and any(word in text.lower() for word in _LATE):
+        kind = "timeout"
+    reason = text if kind == "error" else f"{type(error).__name__}: {text[:_REASON]}"
+    return RankFailure(visit=visit, kind=kind, reason=reason)
+
+
+def _redirect(file: Path) -> None:
+    """What this process prints goes to its log, whoever started it."""
+    log = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(log, stream.fileno())
+    os.close(log)
+
+
+def _fit_devices(environment: MutableMapping[str, str]) -> None:
+    """Check that there is a GPU for this process; a launcher may show each process its own only.
+
+    Raises:
+        DeviceError: there are fewer than processes.
+    """
+    local, found = int(environment.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if found == 1 and "SLURM_PROCID" in environment:
+        environment["LOCAL_RANK"] = "0"
+    elif local >= found:
+        raise DeviceError(
+            f"the plans need at least {local + 1} GPUs on this machine, and torch sees {found}; "
+            "check nvidia-smi and CUDA_VISIBLE_DEVICES"
+        )
+
+
+def _main(job: Job, folder: Path, rank: int) -> None:
+    cpu = job.gpu == "cpu"
+    worker: Worker | None = None
+    try:
+        if not cpu:
+            _fit_devices(os.environ)
+        ranks = join(cpu=cpu, timeout_s=job.timeout_s)
+        device, _ = open_named(job.gpu)
+        with ClockControl(device) as control:
+            worker = Worker(job, folder, ranks, device, control)
+            worker.run()
+            free_memory(device.torch_device)
+    except BaseException as error:  # noqa: BLE001 (whatever it is, the others must not wait for this one)
+        traceback.print_exc()
+        write_failure(folder, rank, failure_of(error, worker.visit if worker else None))
+        sys.stderr.flush()
+        os._exit(1)  # anything gentler may wait for a collective
+
+
+def main(arguments: list[str]) -> int:
+    """Do one process's part of a job."""
+    parser = argparse.ArgumentParser(prog="moemodel.profiler.training.worker")
+    parser.add_argument(
+        "--job", type=Path, required=True, help="job.json, as moemodel.profiler.training.launch writes it"
+    )
+    file: Path = parser.parse_args(arguments).job
+    adopt_slurm(os.environ)
+    rank = int(os.environ.get("RANK", "0"))
+    (file.parent / f"{rank}.pid").write_text(str(os.getpid()), encoding="utf-8")
+    _redirect(file.parent / f"{rank}.log")
+    faulthandler.enable()
+    _main(read_json(file, Job), file.parent, rank)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # closing communicators one by one may hang, and there is nothing left to close for
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,206 @@
+"""Plans at the door: what is refused, with which words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from moemodel.model.architecture.hf_config import read_architecture
+from moemodel.model.core.errors import InfeasiblePlanError, InputError
+from moemodel.model.plan.spec import Plan, PlanBatch, batch_of, check_architecture, read_plan
+
+MakePlan = Callable[..., Plan]
+
+WHOLE = """\
+name: whole
+architecture: olmoe-1b-7b
+layers: 8
+sequence_length: 4096
+global_batch: 64
+micro_batch: 2
+precision: bf16
+recompute: selective
+schedule: gpipe
+backend: megatron
+cluster:
+  gpu: h100
+  gpus: 16
+  gpus_per_node: 4
+  internode: {bandwidth_GBps: 25, latency_us: 3}
+parallel: {dp: 2, tp: 2, pp: 2, cp: 2, ep: 4, zero_stage: 1, sequence_parallel: true}
+routing: {skew: 1.5}
+clock_MHz: 1200
+power_cap_W: 500
+site: {region: FRA, pue: 1.1, price_per_kWh: 0.1, gpu_hour_price: 2, currency: EUR, host_power_W: 100}
+tokens: 1e12
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str], Path]:
+    def write_plan(text: str) -> Path:
+        path = tmp_path / "plan.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_plan
+
+
+def test_every_key_is_read(write: Callable[[str], Path]) -> None:
+    plan = read_plan(write(WHOLE))
+    assert plan.model_dump(exclude_defaults=True) == yaml.safe_load(WHOLE) | {"tokens": 1e12}
+    row = batch_of(plan)
+    assert len(row) == 1
+    assert row.gpus.item() == 16
+    assert row.micro_batches.item() == 16
+    assert row.clock_Hz.item() == 1.2e9
+
+
+# What is wrong, the line that says so, and the words of the error.
+REFUSED = {
+    "product of degrees": ("gpus: 16", "gpus: 12", r"dp 2 x tp 2 x pp 2 x cp 2 = 16, but cluster.gpus is 12"),
+    "ep over dp x cp": ("ep: 4", "ep: 3", r"parallel.ep 3 must divide dp x cp = 4"),
+    "global batch": ("global_batch: 64", "global_batch: 30", r"global_batch 30 must be a multiple of .* = 4"),
+    "virtual stages": (
+        "cp: 2,",
+        "cp: 2, virtual_stages: 2,",
+        r"virtual_stages 2: found schedule gpipe; allowed: 1f1b, zero-bubble",
+    ),
+    "zero in a pipeline": (
+        "zero_stage: 1",
+        "zero_stage: 2",
+        r"zero_stage 2 with pp 2: .*use zero_stage 0 or 1, or pp 1",
+    ),
+}
+
+
+@pytest.mark.parametrize(("good", "bad", "words"), REFUSED.values(), ids=REFUSED)
+def test_degrees_that_contradict_each_other(good: str, bad: str, words: str, write: Callable[[str], Path]) -> None:
+    path = write(WHOLE.replace(good, bad))
+    with pytest.raises(InputError, match=words) as caught:
+        read_plan(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+# The line changed, its number, what the error says behind file and line.
+MISTAKES: dict[str, tuple[str, str, int, str]] = {
+    "unknown key": ("layers: 8", "layerz: 8", 3, "unknown key 'layerz'; allowed here: .*layers"),
+    "unknown nested key": ("  gpus: 16", "  gpu_count: 16", 13, "unknown key 'cluster.gpu_count'; allowed here: gpu, "),
+    "not a number": ("micro_batch: 2", "micro_batch: two", 6, "micro_batch: found 'two'; input should be a valid int"),
+    "below the range": ("micro_batch: 2", "micro_batch: 0", 6, "micro_batch: found 0; input should be greater than 0"),
+    "not a choice": ("recompute: selective", "recompute: all", 8, "recompute: found 'all'; .*'none', 'selective' or"),
+    "not finite": ("clock_MHz: 1200", "clock_MHz: .inf", 18, "clock_MHz: found inf; input should be a finite number"),
+    "skew below 1": (
+        "skew: 1.5",
+        "skew: 0.5",
+        17,
+        "routing.skew: found 0.5; input should be 'balanced', or input should be greater than or equal to 1$",
+    ),
+    "skew no number": ("skew: 1.5", "skew: [1]", 17, "routing.skew: input should be 'balanced', or input should be a"),
+    "link": ("latency_us: 3", "latency_us: -3", 15, "cluster.internode.latency_us: found -3; input should be greater"),
+    "link without latency": (", latency_us: 3", "", 15, "the key 'cluster.internode.latency_us' is missing$"),
+    "true is no count": ("global_batch: 64", "global_batch: true", 5, "global_batch: found True; .* valid integer"),
+    "true is no rate": ("power_cap_W: 500", "power_cap_W: true", 19, "power_cap_W: found True; .* valid number"),
+    "half a count": (
+        "micro_batch: 2",
+        "micro_batch: 2.5",
+        6,
+        "micro_batch: found 2.5; input should be a valid integer",
+    ),
+    "control characters": (
+        "name: whole",
+        'name: "a\\e[31mb"',
+        1,
+        r"name: found 'a\\x1b\[31mb'; allowed: characters that can be printed, on one line",
+    ),
+    "twice": ("layers: 8", "layers: 8\nlayers: 9", 4, "the key 'layers' stands twice"),
+    "not YAML": ("layers: 8", "layers: [8", 4, "not YAML"),
+}
+
+
+@pytest.mark.parametrize(("good", "bad", "line", "words"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_named_with_its_file_and_line(
+    good: str, bad: str, line: int, words: str, write: Callable[[str], Path]
+) -> None:
+    path = write(WHOLE.replace(good, bad))
+    with pytest.raises(InputError, match=words) as caught:
+        read_plan(path)
+    first = str(caught.value).splitlines()[0]
+    assert first.startswith(f"{path}:{line}: ") or f"line {line}: " in first
+
+
+def test_a_missing_key_is_named(write: Callable[[str], Path]) -> None:
+    with pytest.raises(InputError, match=r"the key 'cluster.gpu' is missing"):
+        read_plan(write(WHOLE.replace("  gpu: h100\n", "")))
+
+
+def test_all_mistakes_come_at_once(write: Callable[[str], Path]) -> None:
+    text = WHOLE.replace("layers: 8", "layers: -1").replace("pue: 1.1", "pue: 0.5")
+    with pytest.raises(InputError) as caught:
+        read_plan(write(text))
+    assert len(str(caught.value).splitlines()) == 2
+
+
+# Changes to a legal plan of 16 GPUs, the architecture, the words of the error.
+INDIVISIBLE: dict[str, tuple[str, dict[str, Any], str]] = {
+    "heads by tp": (
+        "opt-350m",
+        {"parallel": {"tp": 3}, "cluster": {"gpus": 3}},
+        r"parallel.tp 3 .* attention heads 16",
+    ),
+    "experts by ep": (
+        "mixtral-8x7b",
+        {"parallel": {"dp": 16, "ep": 16}, "cluster": {"gpus": 16}},
+        r"parallel.ep 16 does not divide the experts 8; allowed: divisors of 8",
+    ),
+    "layers by pp": (
+        "opt-350m",
+        {"parallel": {"pp": 32}, "cluster": {"gpus": 32}},
+        r"parallel.pp x virtual_stages 32 is more than the 24 layers; allowed: at most 24",
+    ),
+    "experts of a dense model": (
+        "opt-350m",
+        {"parallel": {"dp": 2, "ep": 2}, "cluster": {"gpus": 2}},
+        r"parallel.ep 2: opt-350m has no experts; use ep 1",
+    ),
+    "positions": ("opt-350m", {"sequence_length": 8192}, r"sequence_length 8192: .* at most that"),
+    "sequence by cp": (
+        "llama-3-8b",
+        {"parallel": {"cp": 3}, "cluster": {"gpus": 3}, "sequence_length": 2048},
+        r"parallel.cp 3: twice cp, 6, does not divide sequence_length 2048",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "changes", "words"), INDIVISIBLE.values(), ids=INDIVISIBLE)
+def test_degrees_that_do_not_divide_the_architecture(
+    name: str, changes: dict[str, Any], words: str, plan_of: MakePlan
+) -> None:
+    with pytest.raises(InfeasiblePlanError, match=words):
+        check_architecture(plan_of(architecture=name, **changes), read_architecture(name))
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "zero-bubble"])
+def test_layers_need_not_divide_into_stages(schedule: str, plan_of: MakePlan) -> None:
+    parallel, cluster = {"pp": 5, "virtual_stages": 2}, {"gpus": 5}
+    plan = plan_of(parallel=parallel, cluster=cluster, global_batch=20, schedule=schedule)
+    check_architecture(plan, read_architecture("opt-350m"))
+
+
+def test_a_legal_plan_passes(plan_of: MakePlan) -> None:
+    plan = plan_of(architecture="olmoe-1b-7b", cluster={"gpus": 16}, parallel={"dp": 4, "tp": 2, "pp": 2, "ep": 4})
+    check_architecture(plan, read_architecture("olmoe-1b-7b"))
+
+
+def test_a_batch_broadcasts_and_takes(batch: Callable[..., PlanBatch]) -> None:
+    plans = batch(dp=[1, 2, 4], micro_batch=2, global_batch=64)
+    assert len(plans) == 3
+    assert plans.micro_batches.tolist() == [32, 16, 8]
+    assert plans.take(np.array([2, 0])).dp.tolist() == [4, 1]
+    assert plans.take(plans.dp > 1).dp.tolist() == [2, 4]

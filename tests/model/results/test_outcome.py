@@ -1,0 +1,250 @@
+"""The answer for one plan: figures that follow from one another, intervals, notes, refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from moemodel.model.architecture.hf_config import list_architectures
+from moemodel.model.core.errors import CalibrationError, InfeasiblePlanError, InputError
+from moemodel.model.plan.spec import Plan
+from moemodel.model.records.calibration import Calibration, Parameter
+from moemodel.model.results.carbon import grid_intensity
+from moemodel.model.results.outcome import Estimate, outcome
+from moemodel.model.search.baseline import draft_plan
+
+MakePlan = Callable[..., Plan]
+
+# OLMoE on 16 GPUs in two nodes, with everything that a run can cost.
+OLMOE: dict[str, Any] = {
+    "architecture": "olmoe-1b-7b",
+    "sequence_length": 4096,
+    "global_batch": 128,
+    "micro_batch": 1,
+    "cluster": {"gpus": 16},
+    "parallel": {"dp": 16, "zero_stage": 1},
+    "tokens": 1e12,
+    "site": {"region": "FRA", "pue": 1.1, "price_per_kWh": 0.2, "gpu_hour_price": 2.0, "host_power_W": 100.0},
+}
+
+
+def test_an_interval_is_log_normal() -> None:
+    estimate = Estimate.of(100.0, 0.1)
+    assert estimate.low is not None
+    assert estimate.high is not None
+    assert math.log(estimate.high / 100) == pytest.approx(0.1 * 1.6449, rel=1e-4)
+    assert estimate.low * estimate.high == pytest.approx(100.0**2)
+
+
+def test_an_unknown_error_has_no_interval() -> None:
+    assert Estimate.of(1.0, None).to_json() == {"value": 1.0, "interval": None}
+    assert (Estimate.of(1.0, None) + Estimate.of(1.0, 0.1)).low is None
+
+
+def test_figures_follow_from_one_another(plan_of: MakePlan, calibration: Calibration) -> None:
+    answer = outcome(plan_of(**OLMOE), calibration)
+    step = answer.step_time_s.value
+    assert answer.tokens == 128 * 4096
+    assert answer.tokens_per_s.value == pytest.approx(answer.tokens / step)
+    assert answer.tokens_per_s_per_gpu.value == pytest.approx(answer.tokens / step / 16)
+    assert answer.energy_J.value == pytest.approx(16 * answer.power_W.value * step)
+    assert answer.energy_per_token_J.value == pytest.approx(answer.energy_J.value / answer.tokens)
+    assert sum(phase.time_s for phase in answer.phases.values()) == pytest.approx(step)
+    assert sum(phase.energy_J for phase in answer.phases.values()) == pytest.approx(answer.energy_J.value)
+    assert sum(answer.memory_terms_B.values()) == pytest.approx(answer.memory_B.value)
+    assert list(answer.memory_terms_B.values()) == sorted(answer.memory_terms_B.values(), reverse=True)
+    assert list(answer.phases) == ["forward", "backward", "optimizer", "communication", "idle"]
+
+
+def test_totals_of_the_run(plan_of: MakePlan, calibration: Calibration) -> None:
+    answer = outcome(plan_of(**OLMOE), calibration)
+    run = answer.run
+    assert run is not None
+    assert run.steps == math.ceil(1e12 / (128 * 4096))
+    assert run.hours.value == pytest.approx(run.steps * answer.step_time_s.value / 3600)
+    watts = 16 * (answer.power_W.value + 100.0)
+    assert run.energy_kWh.value == pytest.approx(watts / 1000 * run.hours.value * 1.1)
+    assert run.emissions_kg.value == pytest.approx(run.energy_kWh.value * grid_intensity("FRA"))
+    assert run.cost is not None
+    assert run.cost.value == pytest.approx(run.energy_kWh.value * 0.2 + run.hours.value * 16 * 2.0)
+
+
+def test_without_prices_there_is_no_cost_and_without_tokens_no_run(plan_of: MakePlan, calibration: Calibration) -> None:
+    unpriced = outcome(plan_of(**OLMOE | {"site": {}}), calibration).run
+    assert unpriced is not None
+    assert unpriced.cost is None
+    assert outcome(plan_of(**OLMOE | {"tokens": None}), calibration).run is None
+
+
+def test_intervals_contain_their_figures_and_end_at_hard_limits(plan_of: MakePlan, calibration: Calibration) -> None:
+    answer = outcome(plan_of(**OLMOE, power_cap_W=550), calibration)
+    for figure in (answer.step_time_s, answer.energy_J, answer.clock_Hz, answer.power_W, answer.mfu):
+        assert figure is not None
+        assert figure.low is not None
+        assert figure.high is not None
+        assert figure.low < figure.value <= figure.high
+    assert answer.power_W.high == pytest.approx(550.0, rel=1e-3)
+    mostly_waiting = outcome(plan_of(sequence_length=256), calibration)  # for the host: its tensor cores idle
+    assert mostly_waiting.clock_Hz.high == 1980e6
+
+
+def test_memory_has_an_interval_once_its_error_is_known(plan_of: MakePlan, calibration: Calibration) -> None:
+    assert outcome(plan_of(), calibration).memory_B.low is None
+    error = Parameter(value=0.04, unit="1", origin="measured", source="test")
+    memory = calibration.memory.model_copy(update={"parameters": calibration.memory.parameters | {"log_error": error}})
+    known = outcome(plan_of(), calibration.model_copy(update={"memory": memory}))
+    assert known.memory_B.low == pytest.approx(known.memory_B.value * math.exp(-1.6449 * 0.04), rel=1e-4)
+
+
+def test_json_is_plain_and_complete(plan_of: MakePlan, calibration: Calibration) -> None:
+    document = outcome(plan_of(**OLMOE), calibration).to_json()
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+    assert document["plan"] == plan_of(**OLMOE).model_dump()
+    assert set(document["step"]) >= {"step_time_s", "tokens_per_s", "mfu", "clock_MHz", "power_per_gpu_W", "energy_J"}
+    low, high = document["step"]["step_time_s"]["interval"]
+    assert low < document["step"]["step_time_s"]["value"] < high
+    assert document["run"]["emissions_kgCO2e"]["value"] > 0
+
+
+def test_fewer_layers(plan_of: MakePlan, calibration: Calibration) -> None:
+    whole, half = (outcome(plan_of(layers=n), calibration) for n in (24, 12))
+    assert half.step_time_s.value < whole.step_time_s.value
+    assert half.parameters < whole.parameters
+
+
+# Changes to a plan of OPT-350M on one H100, the words of the refusal.
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "too many layers": ({"layers": 25}, r"layers: found 25; opt-350m has 24 decoder layers; allowed: 1 to 24"),
+    "clock above": (
+        {"clock_MHz": 2500},
+        r"clock_MHz: found 2500; allowed on h100-sxm-80gb: 345 to 1980 in steps of 15",
+    ),
+    "clock below": ({"clock_MHz": 200}, r"clock_MHz: found 200; allowed on h100-sxm-80gb: 345 to 1980"),
+    "clock between steps": ({"clock_MHz": 1001}, r"clock_MHz: found 1001; .*the nearest are 990 and 1005"),
+    "power cap": ({"power_cap_W": 900}, r"power_cap_W: found 900; allowed on h100-sxm-80gb: 200 to 700"),
+    "unknown architecture": ({"architecture": "opt-350"}, r"architecture: found 'opt-350'; .*did you mean 'opt-350m'"),
+    "unknown gpu": ({"cluster": {"gpu": "h1000"}}, r"gpu: found 'h1000'; .*did you mean 'h100'"),
+    "unknown network": ({"cluster": {"internode": "rdma"}}, r"cluster.internode: found 'rdma'; allowed: ethernet"),
+    "unknown region": ({"tokens": 1e9, "site": {"region": "Atlantis"}}, r"region: found 'Atlantis'"),
+}
+
+
+@pytest.mark.parametrize(("changes", "words"), REFUSED.values(), ids=REFUSED)
+def test_what_a_gpu_or_a_list_does_not_have(
+    changes: dict[str, Any], words: str, plan_of: MakePlan, calibration: Calibration
+) -> None:
+    with pytest.raises(InputError, match=words):
+        outcome(plan_of(**changes), calibration)
+
+
+def test_a_clock_on_a_step_is_accepted(plan_of: MakePlan, calibration: Calibration) -> None:
+    """Kernels run at it, but for the cycles that tensor cores skip well below their own limit of 1600 MHz."""
+    answer = outcome(plan_of(clock_MHz=1200), calibration)
+    assert 0.99 * 1200e6 < answer.clock_Hz.value < 1200e6
+    assert outcome(plan_of(clock_MHz=600), calibration).clock_Hz.value == pytest.approx(600e6, rel=1e-4)
+
+
+def test_a_calibration_of_another_gpu(plan_of: MakePlan, calibration: Calibration) -> None:
+    with pytest.raises(CalibrationError, match=r"test-h100 is of h100-sxm-80gb, but cluster.gpu is a100-sxm-80gb"):
+        outcome(plan_of(cluster={"gpu": "a100"}), calibration)
+
+
+class TestMemory:
+    """A plan too large for its GPUs."""
+
+    TOO_LARGE: dict[str, Any] = OLMOE | {"micro_batch": 8}
+
+    def test_is_refused_with_its_terms_and_what_would_help(self, plan_of: MakePlan, calibration: Calibration) -> None:
+        with pytest.raises(InfeasiblePlanError) as caught:
+            outcome(plan_of(**self.TOO_LARGE), calibration)
+        message = str(caught.value)
+        assert "does not fit in memory: the fullest GPU needs" in message
+        assert "h100-sxm-80gb has 85.5 GB" in message
+        assert "Largest terms: activations" in message
+        assert "Any one of these would make it fit: micro_batch" in message
+
+    def test_every_change_named_makes_it_fit(self, plan_of: MakePlan, calibration: Calibration) -> None:
+        smaller = plan_of(**self.TOO_LARGE | {"micro_batch": 1})
+        recomputed = plan_of(**self.TOO_LARGE | {"recompute": "full"})
+        assert outcome(smaller, calibration).fits
+        assert outcome(recomputed, calibration).fits
+
+    def test_is_answered_if_asked_for(self, plan_of: MakePlan, calibration: Calibration) -> None:
+        answer = outcome(plan_of(**self.TOO_LARGE), calibration, even_if_it_does_not_fit=True)
+        assert not answer.fits
+        assert "does not fit in memory" in answer.notes[0]
+
+    def test_where_no_single_change_helps(self, plan_of: MakePlan, calibration: Calibration) -> None:
+        with pytest.raises(InfeasiblePlanError, match=r"No single change makes it fit; the most helpful: .*more GPUs"):
+            outcome(plan_of(architecture="gpt3-175b", cluster={"gpus": 8}, parallel={"dp": 8}), calibration)
+
+    def test_on_one_gpu_with_nothing_to_change(self, plan_of: MakePlan, calibration: Calibration) -> None:
+        with pytest.raises(InfeasiblePlanError, match=r"No single change of the plan makes it smaller; use more GPUs"):
+            outcome(plan_of(architecture="gpt3-175b", recompute="full"), calibration)
+
+
+class TestNotes:
+    """What the reader is told."""
+
+    @staticmethod
+    def notes(plan: Plan, calibration: Calibration) -> str:
+        return "\n".join(outcome(plan, calibration).notes)
+
+    def test_provenance_comes_last(self, plan_of: MakePlan, calibration: Calibration) -> None:
+        last = outcome(plan_of(), calibration).notes[-1]
+        assert last == "Calibration test-h100: Made up for tests; nothing here was measured."
+
+    def test_balanced_routing_is_an_assumption_of_experts_alone(
+        self, plan_of: MakePlan, calibration: Calibration
+    ) -> None:
+        assert "Routing is assumed balanced" in self.notes(plan_of(**OLMOE), calibration)
+        assert "Routing" not in self.notes(plan_of(**OLMOE | {"routing": {"skew": 1.3}}), calibration)
+        assert "Routing" not in self.notes(plan_of(), calibration)
+
+    def test_links_from_a_datasheet(self, plan_of: MakePlan, calibration: Calibration) -> None:
+        two_nodes = self.notes(plan_of(**OLMOE), calibration)
+        assert "Links between nodes are not measured: 50 GB/s a GPU and 5 us" in two_nodes
+        assert "links inside a node are not measured (assumed)" in two_nodes
+        assert "Links" not in self.notes(plan_of(), calibration)
+
+    def test_a_clock_that_was_never_measured(self, plan_of: MakePlan, calibration: Calibration) -> None:
+        assert "lies outside the 1150 to 1980 MHz" in self.notes(plan_of(clock_MHz=600), calibration)
+        assert "lies outside" not in self.notes(plan_of(clock_MHz=1200), calibration)
+
+    def test_a_clock_that_the_power_limit_forbids(self, plan_of: MakePlan, calibration: Calibration) -> None:
+        capped = self.notes(plan_of(micro_batch=8, power_cap_W=300, clock_MHz=1980), calibration)
+        assert "Under the power limit of 300 W the GPU sustains" in capped
+        assert "below the 1980 MHz that are asked for" in capped
+
+    def test_a_backend_without_host_times(self, plan_of: MakePlan, calibration: Calibration) -> None:
+        assert "no host times for the backend megatron" in self.notes(plan_of(backend="megatron"), calibration)
+
+    def test_shapes_that_were_never_measured(self, plan_of: MakePlan, calibration: Calibration) -> None:
+        narrow = [
+            fit.model_copy(update={"measured": dict.fromkeys(fit.measured, (1.0, 16.0))})
+            for fit in calibration.operators
+        ]
+        notes = self.notes(plan_of(), calibration.model_copy(update={"operators": narrow}))
+        assert "of the device time is in operator shapes outside what was measured" in notes
+
+
+class TestDraft:
+    """The first plan that `init` writes."""
+
+    @pytest.mark.parametrize("name", [name for name in list_architectures() if name != "deepseek-v3"])
+    def test_predicts(self, name: str, calibration: Calibration) -> None:
+        assert outcome(draft_plan(name, "h100", 64, calibration), calibration).fits
+
+    @pytest.mark.parametrize("gpus", [1, 2, 3, 6, 8, 12])
+    def test_takes_any_number_of_gpus(self, gpus: int, calibration: Calibration) -> None:
+        plan = draft_plan("opt-350m", "h100", gpus, calibration)
+        assert plan.cluster.gpus == gpus
+        assert outcome(plan, calibration).fits
+
+    def test_says_when_nothing_fits(self, calibration: Calibration) -> None:
+        with pytest.raises(InfeasiblePlanError, match=r"deepseek-v3 on 8 x h100-sxm-80gb: none of \d+ plans .*more"):
+            draft_plan("deepseek-v3", "h100", 8, calibration)

@@ -1,0 +1,685 @@
+"""The search against the same plans taken one at a time, and what must hold of any front."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from moemodel.model.core.documents import parse_yaml
+from moemodel.model.core.errors import CalibrationError, InfeasiblePlanError, InputError
+from moemodel.model.hardware.gpu import read_gpu
+from moemodel.model.plan.spec import Plan
+from moemodel.model.records.calibration import Calibration
+from moemodel.model.results.outcome import Outcome, outcome
+from moemodel.model.search import search as search_module
+from moemodel.model.search.candidates import candidates, clocks_MHz
+from moemodel.model.search.document import ClockRange, Search, read_search
+from moemodel.model.search.pareto import overlapping, pareto, picks, thin, to_digits
+from moemodel.model.search.problem import space_of, summary
+from moemodel.model.search.result import fingerprint, plan_text, read_search_result
+from moemodel.model.search.search import priced_plans, search
+from moemodel.model.search.state import Tally
+
+ROOT = Path(__file__).parents[3]
+HOSTS_W = 200.0
+
+
+def make(**changes: Any) -> Search:
+    """OPT-350M on 8 GPUs, a hundred combinations; nested keys are updated, others replaced."""
+    document: dict[str, Any] = {
+        "name": "test",
+        "architecture": "opt-350m",
+        "sequence_length": 2048,
+        "global_batch": 64,
+        "cluster": {"gpu": "h100-sxm-80gb", "gpus": 8},
+        "search": {
+            "tp": [1, 2],
+            "pp": [1, 2],
+            "cp": 1,
+            "zero_stage": [1, 3],
+            "sequence_parallel": False,
+            "virtual_stages": 1,
+            "micro_batch": [1, 4],
+            "recompute": ["none", "full"],
+        },
+        "clocks_MHz": [None, 1200, 1605],
+        "site": {"host_power_W": HOSTS_W},
+        "tokens": 1e10,
+    }
+    for key, value in changes.items():
+        nested = isinstance(value, dict) and isinstance(document.get(key), dict)
+        document[key] = document[key] | value if nested else value
+    return Search.model_validate(document)
+
+
+def seen(document: Search, calibration: Calibration) -> tuple[Tally, dict[int, dict[str, float]]]:
+    """Everything that a search predicts: its tally, and what each plan needs, by place among the candidates."""
+    space = space_of(document, calibration)
+    legal = candidates(document, space.architecture, space.gpu, calibration)
+    tally, needs = Tally(space, legal), dict[int, dict[str, float]]()
+    for priced in priced_plans(space, tally.keep_fitting(legal)):
+        tally.add(priced)
+        for row, index in enumerate(priced.index_P.tolist()):
+            needs[index] = {name: float(values[row]) for name, values in priced.needs.items()}
+    return tally, needs
+
+
+def energy_of(answer: Outcome) -> float:
+    """Of GPUs and hosts, as a search counts it."""
+    hosts_W = answer.plan.cluster.gpus * answer.plan.site.host_power_W
+    return answer.energy_J.value + answer.step_time_s.value * hosts_W
+
+
+# ---- the search against single plans --------------------------------------------------------------------------------
+
+
+def test_each_plan_costs_what_it_costs_alone_and_the_front_is_theirs(calibration: Calibration) -> None:
+    tally, needs = seen(make(), calibration)
+    assert len(needs) >= 60
+    costs = []
+    for index, found in needs.items():
+        alone = outcome(tally.plan(index), calibration)
+        assert alone.run is not None
+        assert found["step_time_s"] == pytest.approx(alone.step_time_s.value, rel=1e-9)
+        assert found["energy_J"] == pytest.approx(energy_of(alone), rel=1e-9)
+        assert found["power_per_gpu_W"] == pytest.approx(alone.hottest_power_W.value, rel=1e-9)
+        assert found["cluster_power_W"] == pytest.approx(8 * (alone.power_W.value + HOSTS_W), rel=1e-9)
+        assert found["run_hours"] == pytest.approx(alone.run.hours.value, rel=1e-9)
+        assert found["run_kWh"] == pytest.approx(alone.run.energy_kWh.value, rel=1e-9)
+        costs.append((alone.step_time_s.value, energy_of(alone)))
+    best = {cost for cost in costs if not any(_beats(other, cost) for other in costs)}
+    front = [(entry.step_time_s.value, entry.energy_J.value) for entry in search(make(keep=1000), calibration).front]
+    assert front == [pytest.approx(cost, rel=1e-9) for cost in sorted(_apart(best))]
+
+
+def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Better in one and no worse in the other, to nine digits."""
+    no_worse = all(a <= b * (1 + 1e-9) for a, b in zip(one, other, strict=True))
+    return no_worse and any(a < b * (1 - 1e-9) for a, b in zip(one, other, strict=True))
+
+
+def _apart(costs: set[tuple[float, float]]) -> list[tuple[float, float]]:
+    """One of those that are the same to nine digits."""
+    return list({tuple(float(f"{value:.9g}") for value in cost): cost for cost in costs}.values())
+
+
+# Spaces of a hundred to a thousand combinations, most of them no plan, over all that can be chosen.
+SPACES: dict[str, dict[str, Any]] = {
+    "dense": {
+        "cluster": {"gpu": "h100-sxm-80gb", "gpus": [4, 6, 8]},
+        "schedule": ["1f1b", "gpipe"],
+        "search": {
+            "dp": [1, 2, 3, 4],
+            "tp": [1, 2, 3],
+            "pp": [1, 2],
+            "ep": [1, 2],
+            "cp": [1, 2],
+            "zero_stage": [1, 2],
+            "sequence_parallel": [False, True],
+            "virtual_stages": [1, 3],
+            "micro_batch": [1, 3],
+            "recompute": "none",
+        },
+        "clocks_MHz": None,
+    },
+    "derived degrees": {
+        "architecture": "olmoe-1b-7b",
+        "layers": 6,
+        "backend": "megatron-core",
+        "schedule": ["gpipe", "zero-bubble"],
+        "cluster": {"gpu": "h100-sxm-80gb", "gpus": [8, 12]},
+        "search": {
+            "tp": [1, 4],
+            "pp": [1, 2, 4],
+            "ep": [1, 2, 4, 8],
+            "cp": [1, 3],
+            "zero_stage": [0, 3],
+            "sequence_parallel": False,
+            "virtual_stages": [1, 2, 4],
+            "micro_batch": [2, 16],
+            "recompute": ["none", "full"],
+        },
+        "clocks_MHz": None,
+    },
+    "memory and clocks": {
+        "architecture": "llama-3-8b",
+        "sequence_length": 8192,
+        "cluster": {"gpu": "h100-sxm-80gb", "gpus": 8},
+        "search": {
+            "tp": [1, 2, 8, 16],
+            "pp": [1, 4],
+            "ep": 1,
+            "cp": [1, 2],
+            "zero_stage": [0, 1, 3],
+            "sequence_parallel": None,
+            "virtual_stages": 1,
+            "micro_batch": [1, 2],
+            "recompute": ["none", "selective", "full"],
+        },
+        "clocks_MHz": [None, 1200, 1201, 5000],
+    },
+    "encoder and decoder": {
+        "architecture": "switch-base-128",
+        "sequence_length": 512,
+        "cluster": {"gpu": "h100-sxm-80gb", "gpus": 8},
+        "search": {
+            "tp": [1, 2, 8],
+            "pp": [1, 2, 8],
+            "ep": [1, 4, 8],
+            "cp": [1, 8],
+            "zero_stage": [0, 2],
+            "sequence_parallel": None,
+            "virtual_stages": [1, 2],
+            "micro_batch": [1, 64],
+            "recompute": "none",
+        },
+        "clocks_MHz": None,
+    },
+}
+
+
+def _combinations(document: Search) -> list[dict[str, Any]]:
+    """Every combination of a search whose choices are all given but for dp; one at a time, as a user would."""
+    given = document.search.model_dump()
+    given["sequence_parallel"] = given["sequence_parallel"] or (False, True)
+    given["dp"] = given["dp"] or (None,)
+    gpu = read_gpu(document.cluster.gpu)
+    given |= {"gpus": document.cluster.gpus, "schedule": document.schedule, "clock_MHz": document.clocks_MHz or (None,)}
+    assert gpu.clock_min_Hz is not None
+    return [dict(zip(given, values, strict=True)) for values in product(*given.values())]
+
+
+def _accepted(document: Search, choices: dict[str, Any], calibration: Calibration) -> bool:
+    """Whether a plan of these choices, written down and read back, is one that `moemodel predict` answers for."""
+    if choices["dp"] is None:
+        choices = choices | {"dp": max(1, choices["gpus"] // (choices["tp"] * choices["pp"] * choices["cp"]))}
+    parallel = {name: choices[name] for name in choices if name in _DEGREES}
+    others = {name: value for name, value in choices.items() if name not in _DEGREES and name != "gpus"}
+    text = {
+        "architecture": document.architecture,
+        "layers": document.layers,
+        "backend": document.backend,
+        "sequence_length": document.sequence_length,
+        "global_batch": document.global_batch,
+        "cluster": {"gpu": document.cluster.gpu, "gpus": choices["gpus"]},
+        "parallel": parallel,
+    }
+    try:
+        outcome(parse_yaml(repr(text | others).replace("None", "null"), Plan, "plan.yaml"), calibration)
+    except (InputError, InfeasiblePlanError):
+        return False
+    return True
+
+
+_DEGREES = ("dp", "tp", "pp", "ep", "cp", "zero_stage", "sequence_parallel", "virtual_stages")
+
+
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+def test_a_plan_is_refused_if_and_only_if_predict_refuses_it(space: dict[str, Any], calibration: Calibration) -> None:
+    _agrees(make(**space), calibration)
+
+
+@pytest.mark.parametrize("width", [4104, 4098])
+def test_each_size_that_tp_has_to_divide_counts(width: int, tmp_path: Path, calibration: Calibration) -> None:
+    """12 heads, 4 for keys: of the wider model tp 8 is refused for its heads and 6 for its keys, of the other 4 for its
+    width. With sequence_parallel, 2046 tokens refuse tp 4 in both.
+    """
+    config = json.loads((ROOT / "model" / "presets" / "architectures" / "llama-3-8b.json").read_text(encoding="utf-8"))
+    config |= {"hidden_size": 768, "num_attention_heads": 12, "num_key_value_heads": 4, "intermediate_size": width}
+    config |= {"num_hidden_layers": 2, "head_dim": 64}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    narrow = {
+        "architecture": str(tmp_path / "config.json"),
+        "sequence_length": 2046,
+        "cluster": {"gpu": "h100-sxm-80gb", "gpus": [6, 8]},
+        "search": {"tp": [1, 2, 3, 4, 6, 8], "pp": [1, 2], "ep": 1, "sequence_parallel": [False, True]},
+        "clocks_MHz": None,
+    }
+    _agrees(make(**narrow, global_batch=48), calibration)
+
+
+def _agrees(document: Search, calibration: Calibration) -> None:
+    """Search and single plans refuse the same, but for what is one plan: without a pipeline, one schedule counts."""
+    tally, needs = seen(document, calibration)
+    combinations = _combinations(document)
+    assert tally.legal.total == len(combinations) > 100
+    sample = np.random.default_rng(0).permutation(len(combinations))[:250].tolist()
+    kept = {_key(tally.plan(index)) for index in needs}
+    assert kept
+    assert sum(refusal.plans for refusal in tally.refusals()) == len(combinations) - len(needs)
+    for combination in (combinations[row] for row in sample):
+        same = combination["pp"] == 1 and combination["schedule"] != document.schedule[0]
+        accepted = not same and _accepted(document, combination, calibration)
+        assert accepted == (_key_of(combination) in kept), combination
+
+
+def _key(plan: Plan) -> tuple[Any, ...]:
+    return _key_of(
+        plan.parallel.model_dump()
+        | {"gpus": plan.cluster.gpus, "micro_batch": plan.micro_batch, "recompute": plan.recompute}
+        | {"schedule": plan.schedule, "clock_MHz": plan.clock_MHz}
+    )
+
+
+def _key_of(choices: dict[str, Any]) -> tuple[Any, ...]:
+    dp = choices["dp"] or choices["gpus"] // (choices["tp"] * choices["pp"] * choices["cp"])
+    names = (*_DEGREES[1:], "gpus", "micro_batch", "recompute", "schedule", "clock_MHz")
+    return (dp, *(choices[name] for name in names))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "gpus", "batch"),
+    [("opt-350m", 12, 48), ("olmoe-1b-7b", 16, 64), ("qwen3-30b-a3b", 64, 128), ("mlp-moe-small", 4, 16)],
+)
+def test_left_out_means_everything_legal(architecture: str, gpus: int, batch: int, calibration: Calibration) -> None:
+    """What is left out finds every legal plan that lists of all small numbers find."""
+    fixed = {
+        "architecture": architecture,
+        "global_batch": batch,
+        "sequence_length": 128,
+        "cluster": {"gpu": "h100-sxm-80gb", "gpus": gpus},
+        "clocks_MHz": None,
+    }
+    numbers = list(range(1, 9))
+    every = dict.fromkeys(("tp", "cp", "virtual_stages"), numbers) | {
+        "pp": list(range(1, gpus + 1)),
+        "ep": list(range(1, gpus + 1)),
+        "zero_stage": 0,
+        "sequence_parallel": [False, True],
+        "micro_batch": numbers,
+        "recompute": "none",
+    }
+    free = dict.fromkeys(("tp", "pp", "cp", "ep", "virtual_stages", "sequence_parallel"))
+    found = []
+    for choices in (every, every | free):
+        document = make(**fixed, search=choices)
+        space = space_of(document, calibration)
+        legal = candidates(document, space.architecture, space.gpu, calibration)
+        found.append(set(zip(*(legal.columns[name].tolist() for name in sorted(legal.columns)), strict=True)))
+    assert found[0] == found[1]
+    assert found[0]
+
+
+# ---- limits ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["step_time_s", "run_hours", "energy_J", "run_kWh", "power_per_gpu_W", "cluster_power_W"]
+)
+def test_limits_keep_what_is_within_them(name: str, calibration: Calibration) -> None:
+    _, needs = seen(make(), calibration)
+    values = np.array([found[name] for found in needs.values()])
+    limit = float(np.median(values))
+    tally, _ = seen(make(limits={name: limit}), calibration)
+    assert tally.feasible == int((values <= limit).sum())
+    over = {refusal.key: refusal.plans for refusal in tally.refusals()}
+    assert over[name] == int((values > limit).sum())
+    for index in tally.index.tolist():
+        assert needs[index][name] <= limit
+
+
+def test_a_share_of_memory(calibration: Calibration) -> None:
+    result = search(make(limits={"memory_share": 0.06}), calibration)
+    everything = search(make(), calibration)
+    assert result.counts.feasible < everything.counts.feasible
+    available = read_gpu("h100-sxm-80gb").memory_B
+    assert available is not None
+    assert all(entry.memory_B.value <= 0.06 * available for entry in result.front)
+    assert any(refusal.reason == "memory_share" for refusal in result.counts.refused)
+
+
+def test_what_is_refused_and_what_is_not_add_up(calibration: Calibration) -> None:
+    limits = {"step_time_s": 0.9, "power_per_gpu_W": 600.0, "memory_share": 0.5}
+    counts = search(make(limits=limits, clocks_MHz=[None, 1200, 1201]), calibration).counts
+    assert counts.combinations == counts.feasible + sum(refusal.plans for refusal in counts.refused)
+    assert all(refusal.plans > 0 for refusal in counts.refused)
+    assert max(Counter(refusal.reason for refusal in counts.refused).values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"limits": {"step_time_s": 1e-3}}, ("limits.step_time_s 0.001", "nearest miss: dp 8", "(limit 0.001)")),
+        ({"search": {"tp": 3}}, ("tp does not divide the attention heads (16)",)),
+        ({"search": {"micro_batch": 7}}, ("micro_batch x dp does not divide global_batch (64)",)),
+        ({"clocks_MHz": 5000}, ("clocks_MHz 5000: h100-sxm-80gb has 345 to 1980 in steps of 15",)),
+        (
+            {"architecture": "llama-3-70b"},
+            ("does not fit in memory (largest term", "GB of 85.5 GB; the largest term is"),
+        ),
+        ({"limits": {"memory_share": 0.01}}, ("limits.memory_share 0.01", "GB of 0.9 GB")),
+    ],
+)
+def test_where_nothing_is_feasible_the_reasons_are_named(
+    changes: dict[str, Any], words: tuple[str, ...], calibration: Calibration
+) -> None:
+    with pytest.raises(InfeasiblePlanError) as caught:
+        search(make(**changes), calibration)
+    assert str(caught.value).startswith("no plan is feasible. Of ")
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"architecture": "opt-1"}, InputError, "opt-1"),
+        ({"layers": 99}, InputError, "layers: found 99"),
+        ({"sequence_length": 4096}, InfeasiblePlanError, "2048 learned positions"),
+        ({"power_cap_W": 5}, InputError, "power_cap_W: found 5"),
+        ({"site": {"region": "atlantis"}}, InputError, "site.region"),
+        ({"cluster": {"gpu": "a100"}}, CalibrationError, "test-h100 is of h100-sxm-80gb"),
+    ],
+)
+def test_what_no_choice_could_mend(
+    changes: dict[str, Any], error: type[Exception], message: str, calibration: Calibration
+) -> None:
+    with pytest.raises(error, match=message):
+        search(make(**changes), calibration)
+
+
+def test_without_power_there_is_no_energy(calibration: Calibration) -> None:
+    blind = calibration.model_copy(update={"power": calibration.power.model_copy(update={"points": 0})})
+    with pytest.raises(CalibrationError, match="no energy to search for"):
+        search(make(), blind)
+
+
+def test_too_many_plans_are_refused_before_memory_runs_out(
+    calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moemodel.model.search.candidates._MOST_ROWS", 20)
+    with pytest.raises(InputError, match="search: more than 20 plans at"):
+        search(make(), calibration)
+
+
+# ---- clocks ---------------------------------------------------------------------------------------------------------
+
+
+def test_clocks_that_are_asked_for(calibration: Calibration) -> None:
+    h100, cpu = read_gpu("h100-sxm-80gb"), read_gpu("cpu")
+    ranged = make(clocks_MHz={"from": 1200, "to": 1500, "step": 100})
+    assert clocks_MHz(ranged, h100, calibration) == (1200, 1305, 1395, 1500)  # steps of 15 from 345
+    assert clocks_MHz(make(clocks_MHz={"from": 1980, "to": 1980, "step": 1}), h100, calibration) == (1980,)
+    assert clocks_MHz(make(clocks_MHz=1201), h100, calibration) == (1201,)
+    assert clocks_MHz(make(clocks_MHz=None), h100, calibration) == (None,)
+    governor, *others = clocks_MHz(make(clocks_MHz="measured"), h100, calibration)
+    assert governor is None
+    assert len(others) == 10
+    low_Hz, high_Hz = calibration.clock_measured_Hz
+    assert all(clock is not None and low_Hz - 15e6 <= clock * 1e6 <= high_Hz + 15e6 for clock in others)
+    assert clocks_MHz(make(clocks_MHz="measured"), cpu, calibration) == (None,)
+
+
+def test_a_range_is_read_by_its_names_in_the_file() -> None:
+    clocks = make(clocks_MHz={"from": 1200, "to": 1500, "step": 100}).clocks_MHz
+    assert isinstance(clocks, ClockRange)
+    assert (clocks.lowest, clocks.highest) == (1200, 1500)
+
+
+# ---- the answer -----------------------------------------------------------------------------------------------------
+
+
+def test_the_same_search_gives_the_same_bytes(calibration: Calibration, monkeypatch: pytest.MonkeyPatch) -> None:
+    once = search(make(), calibration).to_json()
+    assert search(make(), calibration).to_json() == once
+    monkeypatch.setattr(search_module, "_BATCH", 7)  # nor does it matter how plans are batched
+    assert search(make(), calibration).to_json() == once
+
+
+def test_what_is_stored_reads_back(calibration: Calibration, tmp_path: Path) -> None:
+    result = search(make(clocks_MHz={"from": 1200, "to": 1500, "step": 100}, name="größer"), calibration)
+    path = tmp_path / "moemodel-search.json"
+    path.write_text(result.to_json(), encoding="utf-8")
+    assert read_search_result(path) == result
+    assert result.calibration.sha256 == fingerprint(calibration)
+    for entry in result.front:
+        answer = outcome(entry.plan, calibration)
+        assert answer.step_time_s.value == entry.step_time_s.value
+        assert entry.plan.name == f"größer-{entry.number:02d}"
+        assert parse_yaml(plan_text(entry.plan), Plan, "again") == entry.plan
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", ":1: not JSON"), ("{}", "'schema_version' is missing"), ('{"schema_version": 9}', "this moemodel reads 1")],
+)
+def test_what_is_no_result(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_search_result(tmp_path / "bad.json")
+
+
+def test_picks_and_reference(calibration: Calibration) -> None:
+    result = search(make(within_of_fastest=0.1), calibration)
+    times = [entry.step_time_s.value for entry in result.front]
+    energies = [entry.energy_J.value for entry in result.front]
+    assert times == sorted(times)
+    assert energies == sorted(energies, reverse=True)
+    assert result.picks["fastest"] == 1
+    assert result.picks["least_energy"] == len(result.front)
+    within = result.picks["least_energy_within"] - 1
+    assert times[within] <= 1.1 * times[0]
+    assert within + 1 == len(times) or times[within + 1] > 1.1 * times[0]
+    reference = result.reference
+    assert reference is not None
+    assert reference.plan.global_batch == 64
+    assert reference.plan.clock_MHz is None
+    for entry in result.front:
+        assert entry.time_vs_reference == pytest.approx(entry.step_time_s.value / reference.step_time_s.value - 1)
+        assert entry.energy_vs_reference == pytest.approx(entry.energy_J.value / reference.energy_J.value - 1)
+        assert not entry.misses
+
+
+def test_a_reference_beyond_the_limits_says_so(calibration: Calibration) -> None:
+    result = search(make(limits={"power_per_gpu_W": 500}), calibration)
+    assert result.reference is not None
+    assert result.reference.misses == ("power_per_gpu_W",)
+
+
+def test_without_a_first_plan_there_is_no_reference(calibration: Calibration) -> None:
+    result = search(make(cluster={"gpus": 3}, global_batch=3, search={"pp": 3, "tp": 1, "micro_batch": 1}), calibration)
+    assert result.reference is not None  # dp 3 divides a batch of 3
+    result = search(make(cluster={"gpus": 3}, global_batch=4, search={"pp": 3, "tp": 1, "micro_batch": 1}), calibration)
+    assert result.reference is None
+    assert any("no reference" in note for note in result.notes)
+    assert result.front[0].time_vs_reference is None
+
+
+def test_plans_whose_intervals_overlap_are_marked_on_both_sides(calibration: Calibration) -> None:
+    front = search(make(keep=100), calibration).front
+    for one, other in product(front, front):
+        if one.number == other.number:
+            assert one.number not in one.not_distinguishable_from
+            continue
+        assert one.step_time_s.interval is not None
+        assert other.step_time_s.interval is not None
+        assert one.energy_J.interval is not None
+        assert other.energy_J.interval is not None
+        alike = all(
+            a[0] <= b[1] and b[0] <= a[1]
+            for a, b in (
+                (one.step_time_s.interval, other.step_time_s.interval),
+                (one.energy_J.interval, other.energy_J.interval),
+            )
+        )
+        assert alike == (other.number in one.not_distinguishable_from)
+
+
+def test_keep_keeps_the_picks(calibration: Calibration) -> None:
+    everything = search(make(keep=1000), calibration)
+    few = search(make(keep=1), calibration)
+    assert few.counts == everything.counts
+    assert len(few.front) == len(set(everything.picks.values()))
+    for name, number in few.picks.items():
+        kept, full = few.front[number - 1], everything.front[everything.picks[name] - 1]
+        assert kept.step_time_s == full.step_time_s
+        assert summary(kept.plan) == summary(full.plan)
+
+
+def test_hosts_count_as_energy(calibration: Calibration) -> None:
+    """Watts that burn whatever the plan move the least energy towards speed."""
+    without = search(make(site={"host_power_W": 0.0}), calibration)
+    heavy = search(make(site={"host_power_W": 5000.0}), calibration)
+    assert without.front[-1].energy_J == without.front[-1].gpu_energy_J
+    assert heavy.front[-1].step_time_s.value <= without.front[-1].step_time_s.value
+
+
+# ---- the front ------------------------------------------------------------------------------------------------------
+
+costs = st.lists(st.tuples(*[st.integers(1, 12).map(lambda n: n / 4)] * 2), min_size=1, max_size=60)
+
+
+@given(costs)
+@settings(max_examples=200, deadline=None)
+def test_no_member_is_beaten_and_everything_else_is(points: list[tuple[float, float]]) -> None:
+    time, energy = np.array(points).T
+    front = pareto(time, energy).tolist()
+
+    def beats(a: int, b: int) -> bool:
+        return bool(time[a] <= time[b] and energy[a] <= energy[b] and (time[a] < time[b] or energy[a] < energy[b]))
+
+    for member in front:
+        assert not any(beats(other, member) for other in range(len(points)))
+    for other in set(range(len(points))) - set(front):
+        twin = [m for m in front if points[m] == points[other]]
+        assert any(beats(member, other) for member in front) or (twin and twin[0] < other)
+    assert time[front].tolist() == sorted(time[front].tolist())
+
+
+@given(costs, st.integers(0, 60))
+@settings(max_examples=100, deadline=None)
+def test_a_front_of_fronts_is_the_front(points: list[tuple[float, float]], cut: int) -> None:
+    """Batches may be merged as they come."""
+    time, energy = np.array(points).T
+    parts = [np.arange(len(points))[:cut], np.arange(len(points))[cut:]]
+    kept = np.sort(np.concatenate([part[pareto(time[part], energy[part])] for part in parts if len(part)]))
+    assert kept[pareto(time[kept], energy[kept])].tolist() == pareto(time, energy).tolist()
+
+
+def test_last_digits_decide_nothing() -> None:
+    time = np.array([1.0, 1.0 - 1e-14, 2.0])
+    energy = np.array([5.0, 5.0 + 1e-13, 4.0])
+    assert pareto(time, energy).tolist() == [0, 2]
+    assert to_digits(np.array([123456.789012345, 1e-9])).tolist() == pytest.approx([123456.7890, 1e-9], rel=1e-10)
+
+
+def test_a_knee() -> None:
+    time, energy = np.array([1.0, 1.1, 2.0, 3.0]), np.array([10.0, 4.0, 3.5, 3.0])
+    assert picks(time, energy, slower=0.0) == {"fastest": 0, "least_energy_within": 0, "knee": 1, "least_energy": 3}
+    assert picks(time, energy, slower=1.0)["least_energy_within"] == 2
+    assert set(picks(time[:1], energy[:1], slower=0.1).values()) == {0}
+
+
+@given(st.integers(1, 50), st.integers(1, 50), st.integers(0, 49))
+@settings(deadline=None)
+def test_thinning_keeps_ends_and_names(size: int, keep: int, named: int) -> None:
+    named = min(named, size - 1)
+    kept = thin(size, keep, [named])
+    assert {0, size - 1, named} <= set(kept)
+    assert kept == sorted(set(kept))
+    assert len(kept) <= max(keep, 3)
+    assert len(kept) >= min(size, keep) - 2
+
+
+def test_overlapping_intervals() -> None:
+    low, high = np.array([0.0, 1.0, 3.0]), np.array([2.0, 2.5, 4.0])
+    assert overlapping(low, high).tolist() == [[True, True, False], [True, True, False], [False, False, True]]
+
+
+# ---- the document ---------------------------------------------------------------------------------------------------
+
+GOOD = """\
+architecture: opt-350m
+sequence_length: 2048
+global_batch: 64
+cluster: {gpu: h100-sxm-80gb, gpus: 8}
+search:
+  tp: [1, 2]
+clocks_MHz: null
+limits: {step_time_s: 2}
+"""
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "message"),
+    [
+        ("  tp: [1, 2]", "  tpp: 1", ":6: unknown key 'search.tpp'; allowed here: cp, dp, ep, micro_batch"),
+        ("  tp: [1, 2]", "  tp: [1, 0]", ":6: search.tp.1: found 0; input should be greater than 0"),
+        ("  tp: [1, 2]", "  tp: two", ":6: search.tp: found 'two'; input should be a valid integer"),
+        ("  tp: [1, 2]", "  tp: []", ":6: search.tp: value should have at least 1 item"),
+        ("  tp: [1, 2]", "  zero_stage: [4]", ":6: search.zero_stage.0: found 4; input should be less than or equal"),
+        (
+            "  tp: [1, 2]",
+            "  sequence_parallel: 1",
+            ":6: search.sequence_parallel: found 1; input should be",
+        ),
+        ("  tp: [1, 2]", "  recompute: some", ":6: search.recompute: found 'some'; input should be 'none'"),
+        (
+            "MHz: null",
+            "MHz: fast",
+            ":7: clocks_MHz: found 'fast'; allowed: a clock, a list of clocks, {from",
+        ),
+        ("MHz: null", "MHz: []", ":7: clocks_MHz: allowed: a clock, a list of clocks"),
+        ("MHz: null", "MHz: {from: 1200}", ":7: the key 'clocks_MHz.to' is missing"),
+        (
+            "MHz: null",
+            "MHz: {from: 1200, until: 1}",
+            ":7: unknown key 'clocks_MHz.until'; allowed here: from, step",
+        ),
+        ("MHz: null", "MHz: {from: 3, to: 2, step: 1}", ":7: clocks_MHz: from 3 to 2; allowed: `to` no lower"),
+        (
+            "MHz: null",
+            "MHz: {from: 1, to: 2, step: 1e-6}",
+            ":7: clocks_MHz.step: found 1e-06; allowed: what makes",
+        ),
+        ("{step_time_s: 2}", "{run_hours: 2}", ":8: limits.run_hours: a limit on the run needs `tokens`"),
+        ("{step_time_s: 2}", "{memory_share: 80}", ":8: limits.memory_share: found 80; input should be less than"),
+        ("gpus: 8", "gpus: [8, x]", ":4: cluster.gpus.1: found 'x'; input should be a valid integer"),
+        ("gpus: 8", "nodes: 8", ":4: unknown key 'cluster.nodes'; allowed here: gpu, gpus, gpus_per_node, internode"),
+        ("global_batch: 64\n", "", ": the key 'global_batch' is missing"),
+        ("cluster:", "keep: 0\ncluster:", ":4: keep: found 0; input should be greater than 0"),
+    ],
+)
+def test_a_mistake_has_a_place(good: str, bad: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "search.yaml"
+    assert good in GOOD
+    path.write_text(GOOD.replace(good, bad), encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        read_search(path)
+    assert message in str(caught.value)
+
+
+def test_one_value_means_a_list_of_one_and_twice_means_once() -> None:
+    document = make(search={"tp": 2, "recompute": "full", "pp": [2, 1, 2]}, schedule="gpipe")
+    assert document.search.tp == (2,)
+    assert document.search.recompute == ("full",)
+    assert document.search.pp == (2, 1)
+    assert document.schedule == ("gpipe",)
+    with pytest.raises(ValidationError):
+        make(search={"tp": True})
+
+
+def test_nothing_under_a_key_is_nothing_given(tmp_path: Path) -> None:
+    """All keys of `search` and `limits` in comments."""
+    path = tmp_path / "search.yaml"
+    text = GOOD.replace("  tp: [1, 2]", "  # tp: [1, 2]").replace(" {step_time_s: 2}", "")
+    path.write_text(text, encoding="utf-8")
+    document = read_search(path)
+    assert document.search.tp is None
+    assert document.limits.step_time_s is None
+
+
+def test_the_example_is_a_search() -> None:
+    document = read_search(ROOT / "examples" / "search-olmoe.yaml")
+    text = (ROOT / "examples" / "search-olmoe.yaml").read_text(encoding="utf-8")
+    for name in (*type(document.search).model_fields, *type(document.limits).model_fields):
+        assert f"  {name}" in text or f"# {name}" in text, name

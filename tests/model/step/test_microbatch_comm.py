@@ -1,0 +1,259 @@
+"""Who pays for which link: pipelines, experts and sharded data parallelism over several nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from moemodel.model.architecture.hf_config import read_architecture
+from moemodel.model.architecture.spec import Architecture, Moe
+from moemodel.model.network.collectives import Collective, Network, Traffic
+from moemodel.model.operators.work import Kind
+from moemodel.model.plan.spec import PlanBatch
+from moemodel.model.predict.predict import predict
+from moemodel.model.step.communication_groups import Groups
+from moemodel.model.step.data_parallel import DataParallel, Units
+from moemodel.model.step.layer_operators import Workload
+from moemodel.model.step.microbatch_comm import Communication
+from moemodel.model.step.system import Machine
+
+Batch = Callable[..., PlanBatch]
+
+NODE = Network(
+    gpus_per_node=8,
+    node_Bps=400e9,
+    nic_Bps=50e9,
+    node_latency_s=0.0,
+    nic_latency_s=0.0,
+    efficiency=dict.fromkeys(Collective, 1.0),
+    start_s=0.0,
+    overlap=1.0,
+)
+PARAMETERS = 1e9
+NAMES = ("torch", "megatron")
+
+
+@pytest.fixture(scope="module")
+def olmoe() -> Architecture:
+    return read_architecture("olmoe-1b-7b")
+
+
+def talk(architecture: Architecture, plans: PlanBatch, network: Network = NODE) -> Communication:
+    return Communication(architecture, plans, network, backend="megatron")
+
+
+def data(plans: PlanBatch, traffic: Traffic, network: Network = NODE, *, plain: bool = True) -> DataParallel:
+    return DataParallel(plans, Groups(plans, network), traffic, gradient_B=2.0, word_B=2.0, plain=plain)
+
+
+def units(layers: int, *, ends: float = 0.0, late: float = 0.0, expert: float = 0.0) -> Units:
+    """A billion parameters in layers."""
+    dense, experts, beside, last = (np.array([n]) for n in (PARAMETERS, expert, ends, late))
+    return Units(layers=layers, dense=dense, expert=experts, ends=beside, late=last)
+
+
+def test_a_message_between_nodes_takes_one_nic() -> None:
+    ranks, stride = np.array([16]), np.array([1])
+    took = NODE.time_s(Collective.SEND_RECV, np.array([1e9]), ranks, NODE.route(ranks, stride))
+    assert took == pytest.approx(1e9 / 50e9)
+
+
+@pytest.mark.parametrize(("pp", "bandwidth"), [(8, 400e9), (16, 50e9)])
+def test_a_pipeline_is_as_slow_as_its_slowest_boundary(
+    olmoe: Architecture, batch: Batch, pp: int, bandwidth: float
+) -> None:
+    plans = batch(pp=pp, micro_batch=1)
+    sent = talk(olmoe, plans).boundary(first=True, last=False)[0].exposed_s
+    assert sent == pytest.approx(plans.seq * olmoe.hidden * 2 / bandwidth)
+
+
+def test_a_slow_network_slows_a_pipeline_over_two_nodes(olmoe: Architecture, batch: Batch, machine: Machine) -> None:
+    plans = batch(pp=16)
+    slow = replace(machine, network=replace(machine.network, nic_Bps=1e8))
+    assert predict(olmoe, plans, slow).step_time_s > 2 * predict(olmoe, plans, machine).step_time_s
+
+
+def test_tensor_parallel_ranks_share_the_rows_that_go_to_experts(olmoe: Architecture, batch: Batch) -> None:
+    moe = olmoe.decoder[0].feed_forward
+    assert isinstance(moe, Moe)
+    fast_inside = replace(NODE, gpus_per_node=1024, node_Bps=1e30)
+    across = replace(NODE, gpus_per_node=1)  # every rank a node of its own: all rows cross a NIC
+    for tp in (1, 2, 4):
+        plans = batch(dp=8, tp=tp, ep=8)
+        assert talk(olmoe, plans, fast_inside)._experts(moe) == pytest.approx(0.0, abs=1e-9)
+        rows_B = 2 * plans.micro_batch * plans.seq * moe.top_k * olmoe.hidden
+        all_to_all = 2 * rows_B / tp * (7 / 8) / 50e9
+        gathered = 2 * rows_B * (tp - 1) / tp / 50e9
+        assert talk(olmoe, plans, across)._experts(moe) == pytest.approx(all_to_all + gathered)
+
+
+# ---- ends of the model and of stages ----
+
+
+@pytest.mark.parametrize("backend", ["torch", "megatron"])
+def test_a_cut_vocabulary_is_summed(olmoe: Architecture, batch: Batch, backend: str) -> None:
+    """The embedding's output, the head's gradient, and three float32 numbers of every token for the loss."""
+    plans = batch(tp=4, micro_batch=2, sequence_parallel=[0, 1])
+    ends = Communication(olmoe, plans, NODE, backend=backend)
+    tokens = 2 * 2048
+    half = 3 / 4 * 2 * tokens * olmoe.hidden / 400e9  # an all-gather or reduce-scatter
+    loss = 2 * 3 / 4 * 3 * 4 * tokens / 400e9
+    (embed, embed_back), (head, head_back) = ends.embedding(), ends.head()
+    assert embed.exposed_s == pytest.approx([2 * half, half])
+    assert embed_back.exposed_s == pytest.approx([0, half])
+    assert head.exposed_s == pytest.approx([loss, half + loss])
+    assert head_back.exposed_s == pytest.approx([2 * half, half])
+    assert head.calls.total.tolist() == [2, 3]
+
+
+def test_norms_over_all_queries_are_summed(olmoe: Architecture, batch: Batch) -> None:
+    plans = batch(tp=2)
+    ours, megatron = (Communication(olmoe, plans, NODE, backend=name).layer(olmoe.layers[0])[0] for name in NAMES)
+    assert ours.exposed_s - megatron.exposed_s == pytest.approx(2 * 1 / 2 * 2 * 4 * 2048 / 400e9)
+
+
+def test_every_rank_sends_its_rows(olmoe: Architecture, batch: Batch) -> None:
+    """In `profiler/parallel` tp does not share out the rows of experts; counts go before them."""
+    plans = batch(dp=8, ep=8, tp=[1, 2])
+    moe = olmoe.decoder[0].feed_forward
+    assert isinstance(moe, Moe)
+    rows_B = 2 * 2048 * moe.top_k * olmoe.hidden
+    sent = Communication(olmoe, plans, replace(NODE, gpus_per_node=1024), backend="torch")
+    assert sent._experts(moe) == pytest.approx(2 * rows_B * 7 / 8 / 400e9)
+    assert sent._counts(moe) == pytest.approx(8 * 64 * 7 / 8 / 400e9)
+
+
+def test_how_messages_between_stages_are_waited_for(olmoe: Architecture, batch: Batch) -> None:
+    """1F1B: behind a pass, with who is there; GPipe: before one; interleaved and zero-bubble: on the way alone."""
+    plans = batch(pp=4, virtual_stages=[1, 1, 2, 1], schedule=[0, 1, 0, 2])
+    talk = Communication(olmoe, plans, NODE, backend="torch")
+    one = 2 * 2048 * olmoe.hidden / 400e9
+    first, middle, last = (talk.boundary(first=f, last=z) for f, z in ((True, False), (False, False), (False, True)))
+    assert [there.exposed_s / one for there, _ in (first, middle, last)] == [
+        pytest.approx(row) for row in ([1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0])
+    ]
+    assert [back.exposed_s / one for _, back in (first, middle, last)] == [
+        pytest.approx(row) for row in ([0, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0])
+    ]
+    assert talk.way_s() / one == pytest.approx([0, 0, 2 * 7, 2 * 3])
+
+
+def test_the_norm_goes_up_and_down_a_tree(olmoe: Architecture, batch: Batch) -> None:
+    """A ring over thousands of ranks would take longer than the step."""
+    slow = replace(NODE, nic_latency_s=5e-6, node_latency_s=1e-6, start_s=2e-5)
+    took = talk(olmoe, batch(dp=[1, 8, 8192], global_batch=8192), slow).norm_s()
+    assert took == pytest.approx([0, 2e-5 + 6 * 1e-6, 2e-5 + 26 * 5e-6])
+
+
+# ---- data parallelism ----
+
+
+BEHIND = Traffic(behind=frozenset({"dp", "gradients"}))
+ONCE = 7 / 8 * 2 * PARAMETERS / 400e9  # a reduce-scatter or all-gather of bf16 elements over eight GPUs
+
+
+def test_what_each_zero_stage_moves(batch: Batch) -> None:
+    """Gathers, scatters and reductions of four micro-batches; by units, the ends are not gathered again."""
+    plans = batch(dp=8, micro_batch=1, global_batch=32, zero_stage=[0, 1, 2, 3])
+    inner, ends, m = ONCE, 0.1 * ONCE, 4
+    both = inner + ends
+    for traffic, again in ((Traffic(), both), (BEHIND, inner)):
+        moved = data(plans, traffic).step(units(16, ends=0.1 * PARAMETERS, late=0.1 * PARAMETERS))
+        assert moved.whole_s == pytest.approx([2 * both, 2 * both, (1 + m) * both, 2 * m * both + m * again])
+        assert moved.forward_passes.tolist() == [1, 1, 1, m]
+        assert moved.backward_passes.tolist() == [1, 1, m, m]
+
+
+def test_nothing_hides_where_the_framework_hides_nothing(batch: Batch) -> None:
+    plans = batch(dp=8, zero_stage=[0, 1, 2, 3])
+    moved = data(plans, Traffic()).step(units(16))
+    assert (moved.forward.time_s == 0).all()
+    assert (moved.backward.time_s == 0).all()
+
+
+def test_what_begins_and_ends_a_pass_shows(batch: Batch) -> None:
+    """ZeRO 1 to 3 by layers and ends: one layer and the ends at either side of every pass that gathers or scatters."""
+    m, layers = 4, 16
+    plans = batch(dp=8, micro_batch=1, global_batch=8 * m, zero_stage=[1, 2, 3])
+    layer, ends = ONCE / layers, 0.2 * ONCE
+    moved = data(plans, BEHIND).step(units(layers, ends=0.2 * PARAMETERS))
+    one = layer + ends
+    rest = (layers - 1) * layer
+    assert moved.exposed_s == pytest.approx([2 * one, (1 + m) * one, 2 * m * one])
+    assert moved.forward.time_s == pytest.approx([rest, rest, m * rest])
+    assert moved.backward.time_s == pytest.approx([rest, m * rest, m * (rest + layers * layer)])
+
+
+def test_the_last_bucket_shows(batch: Batch) -> None:
+    """Half a bucket, and the embedding, whose gradient comes last."""
+    plans = batch(dp=8)
+    bucket_s = 2 * 7 / 8 * 25 * 2**20 / 400e9
+    for late in (0.0, 1e8):
+        moved = data(plans, BEHIND).step(units(16, ends=2e8, late=late))
+        assert moved.exposed_s == pytest.approx(bucket_s / 2 + 2 * ONCE * late / PARAMETERS)
+        assert moved.backward.time_s + moved.exposed_s == pytest.approx(2 * ONCE * 1.2)
+
+
+def test_buckets_and_layers_start_collectives(batch: Batch) -> None:
+    plans = batch(dp=8, zero_stage=[0, 3], global_batch=8)
+    slow = replace(NODE, start_s=1e-3)
+    moved, late = (data(plans, BEHIND, network).step(units(16)) for network in (NODE, slow))
+    buckets = (2 * PARAMETERS - 25 * 2**20 / 2) / (25 * 2**20)
+    assert late.whole_s - moved.whole_s == pytest.approx([(buckets + 1) * 1e-3, 3 * 16 * 1e-3])
+    assert late.buckets.tolist() == pytest.approx([buckets + 1, 0])
+    assert late.units.tolist() == [0, 16]
+
+
+def test_experts_on_other_ranks_are_summed_when_all_is_done(batch: Batch) -> None:
+    plans = batch(dp=8, ep=[1, 4])
+    experts = replace(units(16, expert=PARAMETERS), dense=np.zeros(1))
+    moved = data(plans, BEHIND).step(experts)
+    assert moved.backward.time_s[0] > 0
+    assert moved.backward.time_s[1] == 0
+    assert moved.exposed_s[1] == pytest.approx(2 * 1 / 2 * 2 * PARAMETERS / 400e9)
+
+
+def test_what_a_pipeline_exchanges_when_all_passes_are_done(batch: Batch) -> None:
+    """Scattered gradients, and those of backward passes in two parts."""
+    plans = batch(dp=8, pp=2, zero_stage=[0, 0, 1], schedule=[0, 2, 0])
+    moved = data(plans, BEHIND).step(units(16))
+    assert (moved.backward.time_s > 0).tolist() == [True, False, False]
+    assert moved.whole_s == pytest.approx([2 * ONCE] * 3)
+
+
+def test_one_replica_says_nothing(batch: Batch) -> None:
+    moved = data(batch(zero_stage=[0, 1, 2, 3]), BEHIND).step(units(16, ends=1e8, late=1e8, expert=1e9))
+    assert (moved.whole_s == 0).all()
+    assert (moved.units + moved.buckets == 0).all()
+
+
+def test_sharded_gradients_cost_time_with_accumulation(olmoe: Architecture, batch: Batch, machine: Machine) -> None:
+    plans = batch(dp=8, micro_batch=1, global_batch=64, zero_stage=[1, 2, 3])
+    step = predict(olmoe, plans, machine).step_time_s
+    assert step[0] < step[1] < step[2]
+
+
+def test_the_busiest_rank_sets_the_time_and_the_mean_one_the_energy(olmoe: Architecture, batch: Batch) -> None:
+    workload = Workload(olmoe, batch(dp=8, ep=8, skew=2.0), backend="torch", precision="bf16-mixed")
+    experts = [call for call in workload.layer(olmoe.decoder[0]) if call.kind is Kind.GROUPED_GEMM]
+    balanced = Workload(olmoe, batch(dp=8, ep=8, skew=1.0), backend="torch", precision="bf16-mixed")
+    even = [call for call in balanced.layer(olmoe.decoder[0]) if call.kind is Kind.GROUPED_GEMM]
+    assert experts
+    for busy, mean in zip(experts, even, strict=True):
+        assert np.asarray(busy.shape.m) > np.asarray(mean.shape.m)
+        assert np.asarray(busy.shape.m) * busy.mean_share == pytest.approx(np.asarray(mean.shape.m))
+
+
+def test_a_late_host_is_no_pipeline_bubble(batch: Batch, machine: Machine) -> None:
+    opt = read_architecture("opt-350m")
+    plans = batch(pp=2, micro_batch=1, global_batch=64, seq=128)
+    slow_host = predict(opt, plans, machine)
+    lanes = [lane.model_copy(update={"blocks": {}}) for lane in machine.calibration.host]
+    quick = replace(machine, calibration=machine.calibration.model_copy(update={"host": lanes}))
+    no_host = predict(opt, plans, quick)
+    assert slow_host.host_wait_s > 0.1 * slow_host.step_time_s
+    assert no_host.host_wait_s == 0
+    assert slow_host.bubble_s == pytest.approx(no_host.bubble_s, rel=0.2)

@@ -1,0 +1,128 @@
+"""What DDP and FSDP2 hold, and what pipelines keep, of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from moemodel.model.architecture.hf_config import read_architecture
+from moemodel.model.architecture.parameters import parameters
+from moemodel.model.architecture.spec import Architecture
+from moemodel.model.plan.spec import PlanBatch, Schedule
+from moemodel.model.predict.predict import predict
+from moemodel.model.schedule.pipeline_layout import stages
+from moemodel.model.step.memory import MemoryModel
+from moemodel.model.step.sharded_memory import Parts, held_by_others, held_by_torch
+from moemodel.model.step.system import Machine
+
+Batch = Callable[..., PlanBatch]
+GB = 1e9
+FOUR = np.ones(4)
+PARTS = Parts(
+    whole=10 * GB * FOUR, sharded=2.5 * GB * FOUR, gathered=10 * GB * FOUR, ends=2 * GB * FOUR, layer=GB * FOUR
+)
+
+
+@pytest.fixture(scope="module")
+def llama() -> Architecture:
+    return read_architecture("llama-3-8b")
+
+
+def moments(*, shared: bool, several: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Gradients and gathered parameters, GB, [3 moments, ZeRO 0 to 3]."""
+    held = held_by_torch(
+        PARTS,
+        zero=np.arange(4),
+        shared=np.full(4, shared),
+        several=np.full(4, several),
+        gradient_B=2.0,
+        weight_B=2.0,
+    )
+    return np.stack(held.gradients_B) / GB, np.stack(held.gathered_B) / GB
+
+
+def test_buckets_stay_and_shards_are_reduced() -> None:
+    gradients, _ = moments(shared=True, several=True)
+    begin, end, step = gradients
+    assert begin.tolist() == [20, 20, 5, 5]
+    on_the_way = 2 * (2 + 2)  # of the ends, and of a layer and its copy
+    assert end.tolist() == [20, 20, 5 + on_the_way, 5 + on_the_way]
+    assert step.tolist() == [20, 5, 5, 5]
+
+
+def test_an_only_micro_batch_has_no_gradients_before_it() -> None:
+    gradients, gathered = moments(shared=True, several=False)
+    assert gradients[0].tolist() == [20, 0, 0, 0]
+    assert gathered[1].tolist() == [0, 8, 8, 8]
+
+
+def test_what_is_gathered() -> None:
+    _, gathered = moments(shared=True, several=True)
+    assert gathered[0].tolist() == [0, 20, 20, 2 * (2 + 1)]
+    assert gathered[1].tolist() == [0, 20, 20, 2 * (2 + 2)]
+    assert gathered[2].tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_alone_there_are_no_buckets_and_no_shards(several: bool) -> None:
+    gradients, gathered = moments(shared=False, several=several)
+    assert gradients.tolist() == [[20.0 * several] * 4, [20] * 4, [20] * 4]
+    assert not gathered.any()
+    others = held_by_others(
+        PARTS,
+        zero=np.zeros(4, dtype=np.int64),
+        shared=np.zeros(4, dtype=np.bool_),
+        several=np.full(4, several),
+        gradient_B=2.0,
+        weight_B=2.0,
+    )
+    assert np.stack(others.gradients_B).tolist() == (gradients * GB).tolist()
+
+
+def test_experts_without_copies_are_not_gathered(batch: Batch, machine: Machine) -> None:
+    """Under ZeRO 1 with as many expert-parallel ranks as replicas, the rest alone is."""
+    olmoe = read_architecture("olmoe-1b-7b")
+    plans = batch(dp=8, ep=[1, 8], zero_stage=1, micro_batch=1, global_batch=64)
+    gathered = predict(olmoe, plans, machine).memory_terms_B["gathered_layers"]
+    counted = parameters(olmoe)
+    assert gathered == pytest.approx([2.0 * counted.total, 2.0 * counted.non_expert])
+
+
+# ---- pipelines ----
+
+
+def flights(architecture: Architecture, plans: PlanBatch, machine: Machine, pp: int, virtual: int = 1) -> list[float]:
+    """Micro-batches in flight on each class of stages."""
+    model = MemoryModel(architecture, plans, backend="torch", precision="bf16-mixed", calibration=machine.calibration)
+    return [float(model._in_flight(stage)[0]) for stage in stages(architecture, pp, virtual)]
+
+
+def test_micro_batches_in_flight(llama: Architecture, batch: Batch, machine: Machine) -> None:
+    """First stage, those between (the first of them), last stage of four."""
+    expected = {Schedule.ONE_F_ONE_B: [4, 3, 1], Schedule.GPIPE: [16] * 3, Schedule.ZERO_BUBBLE: [4] * 3}
+    for schedule, count in expected.items():
+        assert flights(llama, batch(pp=4, global_batch=16, schedule=schedule), machine, 4) == count
+    few = batch(pp=4, global_batch=2, schedule=Schedule.ZERO_BUBBLE)
+    assert flights(llama, few, machine, 4) == [2] * 3
+
+
+def test_interleaved_chunks_in_flight(llama: Architecture, batch: Batch, machine: Machine) -> None:
+    """(v - 1) n + 2 (n - 1 - s) + 1 chunks, of v to a stage (Narayanan et al. 2021, figure 4)."""
+    plans = batch(pp=4, virtual_stages=2, global_batch=16)
+    assert flights(llama, plans, machine, 4, 2) == [(4 + 6 + 1) / 2, (4 + 4 + 1) / 2, (4 + 0 + 1) / 2]
+
+
+def test_messages_have_a_buffer_each(llama: Architecture, batch: Batch, machine: Machine) -> None:
+    """Two stages: the first receives gradients and keeps what it sent, the second receives activations and keeps their
+    gradients, but for those in flight.
+    """
+    m = 16
+    plans = batch(pp=2, global_batch=m)
+    model = MemoryModel(llama, plans, backend="torch", precision="bf16-mixed", calibration=machine.calibration)
+    one_B = 2.0 * 2048 * llama.hidden
+    first, last = (model.stage(stage).terms_B["messages"] for stage in stages(llama, 2, 1))
+    assert first == pytest.approx((m + 2) * one_B)
+    assert last == pytest.approx((2 * m - 1) * one_B)
+    assert predict(llama, batch(), machine).memory_terms_B["messages"] == 0

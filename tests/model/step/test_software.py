@@ -1,0 +1,268 @@
+"""How frameworks differ: what they send and when, how they cut models and experts, their words and products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from moemodel.calibration.store.catalogue import shipped
+from moemodel.model.architecture.hf_config import read_architecture
+from moemodel.model.architecture.spec import Architecture, Moe
+from moemodel.model.core.errors import InputError
+from moemodel.model.network.collectives import Collective, Network, Traffic
+from moemodel.model.operators.work import Kind, Pass
+from moemodel.model.plan.spec import PRECISIONS, WHOLE_EXPERTS, Plan, PlanBatch, Precision
+from moemodel.model.records.calibration import Calibration
+from moemodel.model.results.outcome import machine_of, outcome
+from moemodel.model.schedule.pipeline_layout import CutWithEnds, stages
+from moemodel.model.step.layer_operators import BACKENDS, Call, Workload
+from moemodel.model.step.memory import RECIPES, MemoryModel
+from moemodel.model.step.microbatch_comm import Communication, Exchange
+from moemodel.model.step.system import Machine
+
+Batch = Callable[..., PlanBatch]
+MakePlan = Callable[..., Plan]
+
+NODE = Network(
+    gpus_per_node=8,
+    node_Bps=400e9,
+    nic_Bps=50e9,
+    node_latency_s=0.0,
+    nic_latency_s=0.0,
+    efficiency=dict.fromkeys(Collective, 1.0),
+    start_s=0.0,
+    overlap=1.0,
+)
+
+
+@pytest.fixture(scope="module")
+def olmoe() -> Architecture:
+    return read_architecture("olmoe-1b-7b")
+
+
+@pytest.fixture(scope="module")
+def opt() -> Architecture:
+    return read_architecture("opt-350m")
+
+
+def talk(architecture: Architecture, plans: PlanBatch, traffic: Traffic) -> Communication:
+    return Communication(architecture, plans, replace(NODE, traffic=traffic), backend="megatron")
+
+
+def sent(architecture: Architecture, plans: PlanBatch, traffic: Traffic) -> Exchange:
+    """An activation from the first stage to the next."""
+    return talk(architecture, plans, traffic).boundary(first=True, last=False)[0]
+
+
+def calls(
+    architecture: Architecture, plans: PlanBatch, backend: str, precision: Precision = "bf16-mixed"
+) -> list[Call]:
+    return Workload(architecture, plans, backend=backend, precision=precision).layer(architecture.layers[-1])
+
+
+def work_of(found: list[Call], kind: Kind, direction: Pass) -> float:
+    """m n k of all calls of an operator."""
+    own = [call.shape.arrays() for call in found if call.kind is kind and call.direction is direction]
+    return float(sum((s["m"] * s["n"] * s["k"]).sum() for s in own))
+
+
+# ---- what is sent, and when ----
+
+
+def test_what_runs_behind_computation_may_hide(olmoe: Architecture, batch: Batch) -> None:
+    plans = batch(dp=8, ep=8, tp=2, pp=2)
+    shown, _ = talk(olmoe, plans, Traffic()).layer(olmoe.layers[0])
+    assert shown.behind.time_s == 0
+    for name in ("tp", "ep"):
+        some, back = talk(olmoe, plans, Traffic(behind=frozenset({name}))).layer(olmoe.layers[0])
+        assert 0 < some.behind.time_s < shown.exposed_s
+        assert some.exposed_s + some.behind.time_s == pytest.approx(shown.exposed_s)
+        assert back.exposed_s + back.behind.time_s == pytest.approx(shown.exposed_s)
+    hidden, shown = (sent(olmoe, plans, Traffic(behind=behind)) for behind in (frozenset({"pp"}), frozenset[str]()))
+    assert hidden.exposed_s == 0
+    assert hidden.behind.time_s == shown.exposed_s > 0
+
+
+def test_wider_words_take_longer(olmoe: Architecture, batch: Batch) -> None:
+    plans = batch(dp=8, ep=8, tp=2, pp=2)
+    two, four = (talk(olmoe, plans, Traffic(word_B=width)) for width in (2.0, 4.0))
+    assert four.layer(olmoe.layers[0])[0].exposed_s == pytest.approx(2 * two.layer(olmoe.layers[0])[0].exposed_s)
+    narrow, wide = (sent(olmoe, plans, Traffic(word_B=width)) for width in (2.0, 4.0))
+    assert wide.exposed_s == pytest.approx(2 * narrow.exposed_s)
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 4])
+def test_rows_that_go_to_a_node_once(olmoe: Architecture, batch: Batch, nodes: int) -> None:
+    """Over N nodes, a token with k experts reaches N (1 - (1 - 1/N)^k) of them; inside a node nothing is saved."""
+    plans = batch(dp=8 * nodes, ep=8 * nodes)
+    moe = olmoe.layers[0].feed_forward
+    assert isinstance(moe, Moe)
+    slow = replace(NODE, node_Bps=1e30) if nodes > 1 else NODE
+    all_copies, once = (
+        Communication(olmoe, plans, replace(slow, traffic=traffic), backend="megatron")
+        .layer(olmoe.layers[0])[0]
+        .exposed_s
+        for traffic in (Traffic(), Traffic(once_a_node=True))
+    )
+    reached = nodes * (1 - (1 - 1 / nodes) ** moe.top_k)
+    assert once / all_copies == pytest.approx(reached / moe.top_k if nodes > 1 else 1.0)
+
+
+def test_a_router_that_keeps_to_a_few_nodes(olmoe: Architecture, batch: Batch) -> None:
+    plans = batch(dp=64, ep=64)
+    limited, free = (
+        talk(olmoe, plans, Traffic(once_a_node=True, most_nodes=most)).layer(olmoe.layers[0])[0].exposed_s
+        for most in (2, None)
+    )
+    assert limited < free
+
+
+# ---- experts that tp does not cut ----
+
+
+def test_whole_experts_do_the_same_work(olmoe: Architecture, batch: Batch) -> None:
+    """Of as many rows in fewer, wider products; and as many parameters on a GPU where ep counts the tp ranks."""
+    cut = calls(olmoe, batch(dp=8, tp=2, ep=4, sequence_parallel=1), "megatron")
+    whole = calls(olmoe, batch(dp=8, tp=2, ep=8, sequence_parallel=1), "megatron-core")
+    for direction in (Pass.FORWARD, Pass.BACKWARD_WEIGHT):
+        assert work_of(whole, Kind.GROUPED_GEMM, direction) == pytest.approx(work_of(cut, Kind.GROUPED_GEMM, direction))
+
+
+def test_whole_experts_take_the_memory_of_cut_ones(olmoe: Architecture, batch: Batch, machine: Machine) -> None:
+    stage = stages(olmoe, 1, 1)[0]
+    memory = [
+        MemoryModel(olmoe, plans, backend=backend, precision="bf16-mixed", calibration=machine.calibration)
+        for plans, backend in (
+            (batch(dp=8, tp=2, ep=4, zero_stage=1), "megatron"),
+            (batch(dp=8, tp=2, ep=8, zero_stage=1), "megatron-core"),
+        )
+    ]
+    cut, whole = (model.shard(stage) for model in memory)
+    assert whole.expert == pytest.approx(cut.expert)
+    assert memory[1].owned(whole) == pytest.approx(memory[0].owned(cut))
+
+
+def test_whole_experts_send_no_rows_over_tp(olmoe: Architecture, batch: Batch) -> None:
+    plans = batch(dp=4, tp=2, ep=8, sequence_parallel=1)
+    cut, whole = (
+        talk(olmoe, plans, Traffic(whole_experts=whole)).layer(olmoe.layers[0])[0].exposed_s for whole in (False, True)
+    )
+    assert whole < cut
+
+
+# ---- words and products ----
+
+
+def test_float32_words_double_what_is_kept(opt: Architecture, batch: Batch, machine: Machine) -> None:
+    plans = batch(micro_batch=2)
+    wide = MemoryModel(
+        opt, plans, backend="megatron-deepspeed-fp32", precision="fp32", calibration=machine.calibration
+    ).kept(opt.layers[0])
+    narrow = MemoryModel(opt, plans, backend="megatron-v2", precision="bf16", calibration=machine.calibration)
+    scores = plans.micro_batch * 16 * plans.seq**2
+    # no dropout: everything twice, but statistics of norms, and of the scores probabilities alone
+    dropped = (1 + 2) * scores + 2 * plans.micro_batch * plans.seq * opt.hidden
+    statistics = 2 * 4.0 * 2 * plans.micro_batch * plans.seq
+    assert wide == pytest.approx(2 * (narrow.kept(opt.layers[0]) - dropped - statistics) + statistics)
+
+
+def test_float32_recipe_has_sixteen_bytes_a_parameter() -> None:
+    recipe = RECIPES["megatron-deepspeed-fp32", "fp32"]
+    assert recipe.weight_B + recipe.gradient_B + recipe.state_B == 16
+
+
+def test_a_plain_softmax_is_two_kernels(opt: Architecture, batch: Batch) -> None:
+    plans = batch(micro_batch=1)
+    scores = float(plans.seq[0]) ** 2 * 16
+    copies = [
+        float(np.max(call.shape.arrays()["m"]))
+        for call in calls(opt, plans, "megatron-deepspeed-fp32", "fp32")
+        if call.kind is Kind.COPY and call.phase == "forward"
+    ]
+    assert copies[:2] == [scores, scores]
+
+
+def test_operands_are_cast_before_every_product_of_eight_bits(opt: Architecture, batch: Batch) -> None:
+    plans = batch(micro_batch=1)
+    plain, cast = (calls(opt, plans, backend) for backend in ("megatron-core", "megatron-core-fp8"))
+    products = [call for call in plain if call.kind is Kind.GEMM and call.direction is Pass.FORWARD]
+    casts = [call for call in cast if call.kind is Kind.COPY]
+    assert len(casts) == 2 * len(products)
+    sizes = sorted(float((s["m"] * s["k"]).item()) for s in (call.shape.arrays() for call in products))
+    assert sorted(float(call.shape.arrays()["m"].item()) for call in casts if call.phase == "forward") == sizes
+    assert [call.kind for call in cast if call.kind is not Kind.COPY] == [call.kind for call in plain]
+
+
+SOFTWARE = {
+    "megatron-core": ("bf16-mixed", 1.0, 1.0),
+    "megatron-core-fp8": ("fp8", 2.0, 1.0),
+    "megatron-deepspeed-fp32": ("fp32", 0.5, 0.5),
+}
+
+
+@pytest.mark.parametrize("backend", SOFTWARE)
+def test_a_plan_can_name_them(backend: str, plan_of: MakePlan, calibration: Calibration) -> None:
+    """Traffic, words and tensor cores follow the backend's name."""
+    precision, rate, bandwidth = SOFTWARE[backend]
+    plan = plan_of(backend=backend, precision=precision, parallel={"dp": 2}, cluster={"gpus": 2})
+    made = machine_of(plan, calibration)
+    assert made.network.traffic.behind == BACKENDS[backend].behind
+    assert made.network.traffic.whole_experts == BACKENDS[backend].whole_experts
+    for name, factor in (("flops_per_cycle", rate), ("bandwidth_Bps", bandwidth)):
+        assert made.calibration.chip[name].value == pytest.approx(factor * calibration.chip[name].value, rel=1e-4)
+    assert outcome(plan, calibration).step_time_s.value > 0
+
+
+def test_products_that_a_gpu_does_not_do(plan_of: MakePlan) -> None:
+    plan = plan_of(backend="megatron-core-fp8", precision="fp8", cluster={"gpu": "a100-sxm-80gb", "gpus": 1})
+    with pytest.raises(
+        InputError, match=r"backend megatron-core-fp8: its products are fp8; a100-sxm-80gb has peaks for"
+    ):
+        machine_of(plan, shipped("a100-sxm-80gb"))
+
+
+def test_precisions_are_those_that_have_a_recipe() -> None:
+    assert {(b, p) for b, known in PRECISIONS.items() for p in known} == set(RECIPES)
+    assert set(BACKENDS) == set(PRECISIONS)
+    assert {name for name, backend in BACKENDS.items() if backend.whole_experts} == WHOLE_EXPERTS
+
+
+def test_a_precision_goes_with_a_backend(plan_of: MakePlan) -> None:
+    words = (
+        r"precision: found fp8 with backend torch; allowed: bf16, bf16-mixed; fp8 goes with backend megatron-core-fp8"
+    )
+    with pytest.raises(ValidationError, match=words):
+        plan_of(precision="fp8")
+
+
+def test_whole_experts_spread_over_tensor_parallel_ranks_too(plan_of: MakePlan) -> None:
+    degrees = {"parallel": {"dp": 2, "tp": 2, "ep": 4}, "cluster": {"gpus": 4}, "architecture": "olmoe-1b-7b"}
+    assert plan_of(backend="megatron-core", **degrees).parallel.ep == 4
+    with pytest.raises(ValidationError, match=r"parallel.ep 4 must divide dp x cp = 2: experts spread over those GPUs"):
+        plan_of(**degrees)
+
+
+# ---- the cut ----
+
+
+def held(architecture: Architecture, pp: int, virtual: int = 1) -> list[int]:
+    return [sum(stage.layers) for stage in stages(architecture, pp, virtual) for _ in range(stage.count)]
+
+
+def test_ends_that_count_as_layers_leave_their_stages_fewer(opt: Architecture) -> None:
+    assert sorted(held(opt, 4)) == [6, 6, 6, 6]
+    assert held(CutWithEnds.of(opt, embedding=0, head=0), 4) == held(opt, 4)
+    counted = CutWithEnds.of(opt, embedding=2, head=0)  # Sailor's stages
+    first, *middle, last = held(counted, 4)
+    assert (first, sorted(middle), last) == (4, [7, 7], 6)
+    assert held(counted, 2) == [11, 13]
+
+
+def test_every_layer_is_held_once(opt: Architecture) -> None:
+    for pp, virtual in ((1, 1), (4, 1), (4, 3), (8, 3)):
+        for ends in ((0, 0), (1, 1), (1, 2), (9, 9)):
+            assert sum(held(CutWithEnds.of(opt, embedding=ends[0], head=ends[1]), pp, virtual)) == 24

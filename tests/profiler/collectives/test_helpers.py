@@ -1,0 +1,99 @@
+"""Helpers of a launcher's first process: what they are asked, over the launcher's store."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from torch.distributed import TCPStore
+
+from moemodel.profiler.collectives import helpers as together
+from moemodel.profiler.collectives import worker
+from moemodel.profiler.collectives.events import Request
+from moemodel.profiler.collectives.helpers import first_of_job, help_first, helps, several
+from moemodel.profiler.collectives.points import scale_for
+
+REQUEST = Request(
+    gpu="cpu",
+    points=(),
+    overlaps=(),
+    scale=scale_for(cpu=True, ranks=2),
+    seed=0,
+    until_wall_s=0.0,
+    events=Path("events.jsonl"),
+)
+
+
+@pytest.fixture
+def store() -> TCPStore:
+    """What torchrun's own process holds."""
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+def environment(store: TCPStore, rank: int) -> dict[str, str]:
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
+    """What helpers were asked to measure."""
+    requests: list[Request] = []
+    monkeypatch.setattr(worker, "serve", requests.append)
+    return requests
+
+
+def test_one_process_alone_has_nobody_to_help_it() -> None:
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
+    for started in ({}, alone):
+        assert not several(started)
+        assert not helps(started)
+        with first_of_job(started) as helpers:
+            assert helpers is None
+
+
+def test_helpers_do_what_the_first_asks(store: TCPStore, asked: list[Request]) -> None:
+    assert helps(environment(store, 1))
+    assert not helps(environment(store, 0))
+    helper = threading.Thread(target=help_first, args=(environment(store, 1),))
+    helper.start()
+    with first_of_job(environment(store, 0)) as helpers:
+        assert helpers is not None
+        joined = helpers.call(REQUEST)
+    helper.join(10)
+    assert asked == [REQUEST]
+    assert joined == environment(store, 0)
+
+
+def test_helpers_go_when_the_first_fails(store: TCPStore, asked: list[Request]) -> None:
+    helper = threading.Thread(target=help_first, args=(environment(store, 1),))
+    helper.start()
+    with pytest.raises(RuntimeError, match="no GPU"), first_of_job(environment(store, 0)):
+        raise RuntimeError("no GPU")
+    helper.join(10)
+    assert not helper.is_alive()
+    assert asked == []
+
+
+def test_without_torchrun_the_first_holds_the_store_and_its_own_part_does_not(
+    store: TCPStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[bool] = []
+
+    def fake(*_: object, is_master: bool, **__: object) -> TCPStore:
+        made.append(is_master)
+        return store
+
+    monkeypatch.setattr(together, "TCPStore", fake)
+    slurm = environment(store, 0) | {"TORCHELASTIC_USE_AGENT_STORE": "False"}
+    with first_of_job(slurm) as helpers:
+        assert helpers is not None
+        assert helpers.call(REQUEST)["TORCHELASTIC_USE_AGENT_STORE"] == "True"
+    assert made == [True]

@@ -1,0 +1,410 @@
+"""The meter: on a device with a known power and a ticking counter, with a fake CUDA, and when things go wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from bisect import bisect
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import moemodel
+from moemodel.model.core.errors import InputError
+from moemodel.model.records.profile import DeviceInfo
+from moemodel.profiler.devices.base import CpuDevice, NvidiaDevice
+from moemodel.profiler.instruments.counter_edges import EdgeFinder
+from moemodel.profiler.meter.device_meter import CudaTimer
+from moemodel.profiler.meter.energy_meter import Meter, open_devices
+
+TICK_S = 0.1
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+class Heater:
+    """A device whose power the test sets; its counter ticks every 100 ms of real time."""
+
+    def __init__(self, name: str = "heater", tick_s: float = TICK_S) -> None:
+        self.info = DeviceInfo(name=name, vendor="cpu", memory_B=1)
+        self.torch_device = torch.device("cpu")
+        self.broken: Callable[[float], float | None] = lambda energy_J: energy_J
+        self.closed = False
+        self._tick_s = tick_s
+        self._since = [(time.perf_counter(), 0.0, 100.0)]  # instant, energy until then, power from then
+
+    def set(self, power_W: float) -> None:
+        now_s = time.perf_counter()
+        since_s, energy_J, before_W = self._since[-1]
+        self._since.append((now_s, energy_J + before_W * (now_s - since_s), power_W))
+
+    def energy_J(self) -> float | None:
+        at_s = math.floor(time.perf_counter() / self._tick_s) * self._tick_s
+        since_s, energy_J, power_W = self._since[max(bisect(self._since, (at_s,)) - 1, 0)]
+        return self.broken(round(energy_J + power_W * max(at_s - since_s, 0.0), 3))
+
+    def power_W(self) -> float | None:
+        return self._since[-1][2]
+
+    def close(self) -> None:
+        self.closed = True
+
+    def work(self, seconds: float, power_W: float) -> None:
+        self.set(power_W)
+        time.sleep(seconds * random.uniform(0.9, 1.1))
+        self.set(100.0)
+
+
+def train(meter: Meter, heater: Heater, steps: int) -> None:
+    for _ in range(steps):
+        with meter.step():
+            with meter.phase("forward"):
+                heater.work(0.012, 300)
+            with meter.phase("backward"):
+                heater.work(0.025, 700)
+
+
+def test_it_is_public() -> None:
+    assert moemodel.Meter is Meter
+
+
+def test_times_powers_and_energies(tmp_path: Path) -> None:
+    random.seed(0)
+    heater = Heater()
+    with Meter(tmp_path, devices=[heater], strict=True, read_every=4) as meter:
+        begin_s = time.perf_counter()
+        train(meter, heater, 70)
+        took_s = time.perf_counter() - begin_s
+    device = meter.summary().devices[0]
+    assert device.steps == 70
+    assert device.step_time_s == pytest.approx(took_s / 70, rel=0.05)
+    assert device.step_time_standard_error_s is not None
+    forward, backward = device.phases["forward"], device.phases["backward"]
+    assert (forward.calls, backward.calls) == (70, 70)
+    assert forward.time_s + backward.time_s <= took_s
+    assert forward.power_W == pytest.approx(300, rel=0.15)  # in real time, on a machine that may be busy
+    assert backward.power_W == pytest.approx(700, rel=0.08)
+    assert backward.energy_J == pytest.approx((backward.power_W or 0) * backward.time_s)
+    assert device.energy_source == "counter"
+    assert device.energy_J == pytest.approx((device.power_W or 0) * device.duration_s)
+    assert (device.step_energy_J or 0) * 70 == pytest.approx(device.energy_J, rel=0.15)
+    assert not heater.closed  # it is the caller's
+
+
+def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    heater = Heater()
+    for _ in range(2):
+        with Meter(tmp_path / "new", devices=[heater], strict=True) as meter:
+            train(meter, heater, 8)
+    names = ["rank3-steps.jsonl", "rank3-summary.json", "rank3.2-steps.jsonl", "rank3.2-summary.json"]
+    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == names
+    rows = [json.loads(line) for line in (tmp_path / "new" / names[0]).read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(8))
+    assert {row["rank"] for row in rows} == {3}
+    assert all(row["time_s"] >= sum(row["phase_time_s"].values()) for row in rows)
+    assert rows[4]["energy_J"] == pytest.approx(20, rel=0.5)
+    assert abs(rows[0]["start_unix_s"] - time.time()) < 60
+    summary = json.loads((tmp_path / "new" / names[3]).read_text())
+    assert summary == json.loads(meter.summary().to_json())
+    assert (summary["rank"], summary["world_size"], summary["devices"][0]["steps"]) == (3, 8, 8)
+
+
+def test_plain_calls_and_phases_outside_steps() -> None:
+    meter = Meter(devices=["cpu"], strict=True)
+    meter.start()
+    for _ in range(3):
+        meter.begin_phase("data")
+        meter.end_phase()
+        meter.begin_step()
+        for _ in range(2):  # micro-batches
+            meter.begin_phase("forward")
+            meter.end_phase()
+        meter.end_step()
+    meter.stop()
+    device = meter.summary().devices[0]
+    assert device.steps == 3
+    assert {name: phase.calls for name, phase in device.phases.items()} == {"data": 3, "forward": 6}
+
+
+def test_several_devices() -> None:
+    heaters = [Heater("one"), Heater("two")]
+    with Meter(devices=heaters, strict=True) as meter:
+        for _ in range(25):
+            with meter.step():
+                heaters[0].set(200)
+                heaters[1].set(500)
+                time.sleep(0.04)
+    summary = meter.summary()
+    assert [device.name for device in summary.devices] == ["one", "two"]
+    assert [device.power_W for device in summary.devices] == pytest.approx([200, 500], rel=0.1)
+    assert summary.energy_J == pytest.approx(sum(device.energy_J or 0 for device in summary.devices))
+
+
+def test_summary_in_between_and_steps_that_fail() -> None:
+    with Meter(devices=["cpu"], read_every=2, strict=True) as meter:
+        for i in range(6):
+            try:
+                with meter.step(), meter.phase("forward"):
+                    if i == 3:
+                        raise ValueError
+            except ValueError:
+                pass
+        assert meter.summary().devices[0].steps == 4
+    assert meter.summary().devices[0].steps == 5
+
+
+# --- when things go wrong --------------------------------------------------------------------------------------------
+
+
+def test_a_device_without_sensors_gives_times(bare_device: Any) -> None:
+    with Meter(devices=[bare_device], strict=True) as meter, meter.step():
+        pass
+    device = meter.summary().devices[0]
+    assert (device.steps, device.energy_J, device.energy_source) == (1, None, None)
+    assert meter.summary().energy_J is None
+    assert any("times only" in note for note in device.notes)
+
+
+def test_a_counter_that_resets_is_not_trusted() -> None:
+    heater = Heater()
+    offset_J = 0.0
+    heater.broken = lambda energy_J: energy_J - offset_J
+    with Meter(devices=[heater], strict=True, read_every=1) as meter:
+        train(meter, heater, 12)
+        offset_J = 500.0
+        train(meter, heater, 12)
+    device = meter.summary().devices[0]
+    assert device.energy_source == "power readings"
+    assert any("ran backwards" in note and "Trust the" in note for note in device.notes)
+    assert device.phases["forward"].power_W is None
+
+
+def test_a_counter_that_sticks_is_not_trusted() -> None:
+    heater = Heater()
+    last_J: list[float] = []
+    heater.broken = lambda energy_J: (last_J or [energy_J])[0]
+    with Meter(devices=[heater], strict=True) as meter:
+        last_J.append(5.0)
+        train(meter, heater, 30)
+    device = meter.summary().devices[0]
+    assert device.energy_source == "power readings"
+    assert any("change" in note and "trust" in note.lower() for note in device.notes)
+
+
+def test_misuse_is_a_warning_or_an_error() -> None:
+    meter = Meter(devices=["cpu"])
+    with pytest.warns(RuntimeWarning, match="begin_step: this meter is new, not running"):
+        meter.begin_step()
+    with meter, meter.step(), meter.phase("forward"):
+        with pytest.warns(RuntimeWarning, match="begin_phase 'loss': 'forward' has not ended; phases do not nest"):
+            meter.begin_phase("loss")
+        with pytest.warns(RuntimeWarning, match="begin_step: the step before has not ended"):
+            meter.begin_step()
+    assert meter.summary().devices[0].steps == 1
+    assert len(meter.summary().notes) == 3
+    strict = Meter(devices=["cpu"], strict=True)
+    with pytest.raises(InputError, match="end_phase: this meter is new"):
+        strict.end_phase()
+    with strict, pytest.raises(InputError, match="end_step: no step has begun"):
+        strict.end_step()
+    with pytest.raises(InputError, match="started before"):
+        strict.start()
+    with pytest.raises(InputError, match="read_every: found 0"):
+        Meter(read_every=0)
+
+
+def test_a_phase_left_open_ends_with_its_step() -> None:
+    with Meter(devices=["cpu"]) as meter:
+        meter.begin_step()
+        meter.begin_phase("forward")
+        with pytest.warns(RuntimeWarning, match="phase 'forward' was still open"):
+            meter.end_step()
+    assert meter.summary().devices[0].phases["forward"].calls == 1
+
+
+def test_training_goes_on_when_metering_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    heater = Heater()
+    with Meter(devices=[heater], read_every=4) as meter:
+        train(meter, heater, 4)
+        monkeypatch.setattr(meter._lanes[0], "begin_phase", lambda _: 1 / 0)
+        with pytest.warns(RuntimeWarning, match="metering ended, training goes on: ZeroDivisionError"):
+            train(meter, heater, 4)
+    assert meter.summary().devices[0].steps == 4
+    assert len(meter.summary().notes) == 1
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    meter = Meter(tmp_path / "file", devices=["cpu"])
+    with pytest.warns(RuntimeWarning, match="metering ended"), meter, meter.step():
+        pass
+    assert meter.summary().devices == ()
+
+
+def test_strict_does_not_hide_the_users_error() -> None:
+    with pytest.raises(KeyError), Meter(devices=["cpu"], strict=True) as meter, meter.step():
+        raise KeyError
+    assert meter.summary().devices[0].steps == 0
+
+
+# --- devices ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch, fake_nvml: Any, fake_gpu: Any) -> Any:
+    properties = SimpleNamespace(
+        name=fake_gpu.name, uuid=fake_gpu.uuid, multi_processor_count=132, total_memory=1 << 30
+    )
+    monkeypatch.setitem(__import__("sys").modules, "pynvml", fake_nvml)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    return fake_nvml
+
+
+def _names(wanted: list[Any] | None) -> list[str]:
+    return [str(device.torch_device) for device in open_devices(wanted)[0]]
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_all_visible_or_the_ranks_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _names(None) == ["cuda:0", "cuda:1"]
+    assert _names([1]) == _names(["cuda:1"]) == _names([torch.device("cuda", 1)]) == ["cuda:1"]
+    assert isinstance(open_devices([0])[0][0], NvidiaDevice)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert _names(None) == ["cuda:1"]
+
+
+def test_nothing_is_ever_set(two_gpus: Any) -> None:
+    for device in open_devices(None)[1]:
+        device.energy_J()
+        device.close()
+    assert not [name for name in two_gpus.calls if "Set" in name or "Reset" in name]
+
+
+def test_without_nvml_times_are_measured(two_gpus: Any) -> None:
+    two_gpus.init_error = two_gpus.NVML_ERROR_DRIVER_NOT_LOADED
+    devices, _, notes = open_devices([0])
+    assert (devices[0].energy_J(), devices[0].power_W()) == (None, None)
+    assert "its times are measured, its energy is not" in notes[0]
+
+
+@pytest.mark.parametrize("wanted", [["tpu9"], ["meta"], [object()], [7], []])
+def test_what_is_no_device(wanted: list[Any]) -> None:
+    with pytest.raises(InputError, match="devices: "):
+        open_devices(wanted)
+
+
+def test_cpu_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert isinstance(open_devices(None)[0][0], CpuDevice)
+
+
+# --- CUDA's time line ------------------------------------------------------------------------------------------------
+
+
+class FakeStream:
+    """A device 3 ms behind the host, whose clock runs 50 ppm fast."""
+
+    def __init__(self) -> None:
+        self.host_s = 100.0
+
+    def device_s(self) -> float:
+        return (self.host_s + 0.003) * (1 + 50e-6)
+
+
+class FakeEvent:
+    stream: FakeStream
+
+    def record(self, _: object) -> None:
+        self.at_s = self.stream.device_s()
+
+    def query(self) -> bool:
+        return self.at_s <= self.stream.host_s * (1 + 50e-6)
+
+    def synchronize(self) -> None:
+        self.stream.host_s += 0.003
+
+    def elapsed_time(self, later: FakeEvent) -> float:
+        return (later.at_s - self.at_s) * 1e3
+
+
+@pytest.fixture
+def stream(monkeypatch: pytest.MonkeyPatch) -> FakeStream:
+    stream = FakeStream()
+    FakeEvent.stream = stream
+    monkeypatch.setattr(torch.cuda, "Event", lambda **_: FakeEvent())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: None)
+    monkeypatch.setattr(time, "perf_counter", lambda: stream.host_s)
+    return stream
+
+
+def test_device_time_on_the_hosts_clock(stream: FakeStream) -> None:
+    timer = CudaTimer(torch.device("cuda", 0))
+    for _ in range(3):  # the rate is learnt at the first rebase
+        stream.host_s += 30.0
+        timer.synchronize()
+        timer.rebase()
+    stream.host_s += 25.0
+    mark, queued_s = timer.mark(), stream.host_s
+    assert not timer.done(mark)
+    stream.host_s += 0.1
+    assert timer.done(mark)
+    assert timer.time_s(mark) == pytest.approx(queued_s + 0.003, abs=1e-4)
+    timer.release(mark)
+    assert timer.mark() is mark
+
+
+# --- watching a counter ----------------------------------------------------------------------------------------------
+
+
+def _watched(energy_J: Callable[[float], float], seconds: float) -> tuple[EdgeFinder, int]:
+    """A finder that was read whenever it wished, and how often."""
+    now_s, readings = 0.0, 0
+
+    def read() -> float:
+        return energy_J(now_s)
+
+    device: Any = SimpleNamespace(energy_J=read, power_W=lambda: 250.0)
+    finder = EdgeFinder(device, lambda: now_s)
+    while now_s < seconds:
+        now_s = max(now_s + 1e-4, finder.due_s)
+        finder.read()
+        readings += 1
+    return finder, readings
+
+
+def test_ticks_are_found_with_few_readings() -> None:
+    finder, readings = _watched(lambda t: 300 * math.floor((t + 0.017) / 0.1), 20.0)
+    assert readings < 20 * 50  # polling every 5 ms would be 4000
+    assert len(finder.edges) == pytest.approx(200, abs=2)
+    late = list(finder.edges)[20:]
+    assert max(edge.width_s for edge in late) < 0.006
+    assert all(abs((edge.time_s + 0.017) % 0.1 - 0.05) > 0.045 for edge in late)
+    assert len(finder.powers) == 20
+    assert finder.read_s == pytest.approx(20.0, abs=0.1)
+
+
+def test_a_counter_without_ticks_is_read_ten_times_a_second() -> None:
+    finder, readings = _watched(lambda t: 300 * t, 20.0)
+    assert readings == pytest.approx(205, abs=10)
+    assert max(edge.width_s for edge in finder.edges) < 0.01
+
+
+def test_a_counter_that_changes_its_rhythm_is_found_again() -> None:
+    finder, _ = _watched(lambda t: math.floor(t / 0.1) if t < 10 else 100 + math.floor((t - 10) / 0.13), 30.0)
+    widths_s = [edge.width_s for edge in finder.edges if edge.time_s > 20]
+    assert len(widths_s) == pytest.approx(77, abs=4)
+    assert sorted(widths_s)[len(widths_s) // 2] < 0.006

@@ -1,0 +1,180 @@
+"""Profiles on disk: schema, resuming, atomicity, damage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from moemodel.model.core.errors import ProfileError
+from moemodel.model.records.profile import TABLES, Manifest
+from moemodel.profiler.store.profile_writer import ProfileWriter, arrow_schema
+
+IDLE: dict[str, Any] = {"load": "idle", "duty": 0.0, "power_W": 122.8}
+GEMM: dict[str, Any] = {"load": "gemm", "duty": 1.0, "power_W": 697.4, "kind": "gemm", "m": 8192}
+
+
+def _loads(folder: Path) -> list[str]:
+    return [row["load"] for row in pq.read_table(folder / "power.parquet").to_pylist()]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "profile"
+
+
+def test_one_file_a_table_with_exactly_its_columns(folder: Path, manifest: Manifest) -> None:
+    writer = ProfileWriter(folder, manifest)
+    for table in TABLES:
+        writer.append(table, [dict.fromkeys(TABLES[table])])
+    writer.consolidate()
+    assert sorted(f.name for f in folder.iterdir()) == sorted([*(f"{t}.parquet" for t in TABLES), "manifest.json"])
+    for table in TABLES:
+        assert pq.read_table(folder / f"{table}.parquet").schema.equals(arrow_schema(table))
+    assert writer.rows() == dict.fromkeys(TABLES, 1)
+
+
+def test_missing_readings_are_null(folder: Path, manifest: Manifest) -> None:
+    writer = ProfileWriter(folder, manifest)
+    writer.append("power", [IDLE])
+    writer.consolidate()
+    (row,) = pq.read_table(folder / "power.parquet").to_pylist()
+    assert (row["power_W"], row["clock_Hz"], row["m"]) == (122.8, None, None)
+
+
+def test_an_unknown_column_is_refused(folder: Path, manifest: Manifest) -> None:
+    with pytest.raises(ProfileError, match=r"table power: found column watts; allowed: .*power_W"):
+        ProfileWriter(folder, manifest).append("power", [{"watts": 1}])
+
+
+def test_flushed_rows_survive_and_are_known_again(folder: Path, manifest: Manifest) -> None:
+    first = ProfileWriter(folder, manifest)
+    first.append("power", [IDLE])
+    first.flush()
+    first.append("power", [GEMM])  # and dies here
+    second = ProfileWriter(folder, manifest)
+    assert second.has("power", IDLE)
+    assert not second.has("power", GEMM)
+    second.append("power", [GEMM])
+    second.consolidate()
+    assert _loads(folder) == ["idle", "gemm"]
+
+
+def test_resuming_a_consolidated_profile_appends(folder: Path, manifest: Manifest) -> None:
+    for i in range(3):
+        writer = ProfileWriter(folder, manifest)
+        writer.append("power", [{"load": f"load {i}"}])
+        writer.consolidate()
+    assert _loads(folder) == ["load 0", "load 1", "load 2"]
+
+
+def test_a_crash_while_parts_are_removed_doubles_nothing(
+    folder: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = ProfileWriter(folder, manifest)
+    writer.append("power", [IDLE])
+    monkeypatch.setattr(ProfileWriter, "_remove", lambda *_: None)
+    writer.consolidate()
+    monkeypatch.undo()
+    assert list((folder / "power").iterdir())
+    for _ in range(2):  # the second time with a new part, which must not take the number of the merged one
+        writer = ProfileWriter(folder, manifest)
+        writer.append("power", [GEMM])
+        writer.flush()
+    writer.consolidate()
+    assert _loads(folder) == ["idle", "gemm", "gemm"]
+    assert not (folder / "power").exists()
+
+
+def test_a_failed_write_leaves_nothing_behind(
+    folder: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = ProfileWriter(folder, manifest)
+    writer.append("power", [IDLE])
+
+    def fail(_: object, where: Path, **__: object) -> None:
+        where.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", fail)
+    with pytest.raises(OSError, match="No space left"):
+        writer.flush()
+    assert [f.name for f in folder.rglob("*") if f.is_file()] == ["manifest.json"]
+    monkeypatch.undo()
+    writer.consolidate()  # the rows were kept
+    assert _loads(folder) == ["idle"]
+
+
+def test_half_written_files_of_a_killed_run_are_swept_up(folder: Path, manifest: Manifest) -> None:
+    ProfileWriter(folder, manifest)
+    (folder / "power").mkdir()
+    (folder / "power" / "part-0000.parquet.tmp").write_bytes(b"PAR1")
+    (folder / "manifest.json.tmp").write_text("{")
+    ProfileWriter(folder, manifest)
+    assert not list(folder.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100])
+def test_a_truncated_part_is_named(folder: Path, manifest: Manifest, keep: int) -> None:
+    writer = ProfileWriter(folder, manifest)
+    writer.append("power", [IDLE])
+    writer.flush()
+    part = folder / "power" / "part-0000.parquet"
+    part.write_bytes(part.read_bytes()[:keep])
+    with pytest.raises(ProfileError, match=r"part-0000\.parquet: damaged or truncated"):
+        ProfileWriter(folder, manifest)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"gpu": "a100"}, r"found gpu h100-sxm-80gb, expected a100"),
+        ({"dtype": "fp16"}, r"found dtype bf16, expected fp16"),
+        ({"clocks": "as-is"}, r"found clocks passive, expected as-is"),
+    ],
+)
+def test_another_profile_is_refused(folder: Path, manifest: Manifest, change: dict[str, str], says: str) -> None:
+    ProfileWriter(folder, manifest)
+    with pytest.raises(ProfileError, match=r"manifest\.json: " + says):
+        ProfileWriter(folder, manifest.model_copy(update=change))
+
+
+def test_another_card_of_the_same_kind_is_refused(folder: Path, manifest: Manifest) -> None:
+    ProfileWriter(folder, manifest)
+    other = manifest.device.model_copy(update={"uuid": "GPU-2"})
+    with pytest.raises(ProfileError, match=r"found device .*GPU-1, expected .*GPU-2"):
+        ProfileWriter(folder, manifest.model_copy(update={"device": other}))
+
+
+def test_another_schema_is_refused(folder: Path, manifest: Manifest) -> None:
+    ProfileWriter(folder, manifest)
+    file = folder / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"schema_version": 99}))
+    with pytest.raises(ProfileError, match=r"manifest\.json: found schema_version 99, expected 1"):
+        ProfileWriter(folder, manifest)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema_version": 1}'])
+def test_a_damaged_manifest_is_named(folder: Path, manifest: Manifest, text: str) -> None:
+    folder.mkdir()
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(ProfileError, match=r"manifest\.json"):
+        ProfileWriter(folder, manifest)
+
+
+def test_a_folder_of_something_else_is_left_alone(folder: Path, manifest: Manifest) -> None:
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("")
+    with pytest.raises(ProfileError, match="empty or new folder"):
+        ProfileWriter(folder, manifest)
+    assert [f.name for f in folder.iterdir()] == ["thesis.tex"]
+
+
+def test_section_times_add_up_over_runs(folder: Path, manifest: Manifest) -> None:
+    ProfileWriter(folder, manifest).section_finished("power", 10.0)
+    writer = ProfileWriter(folder, manifest)
+    writer.section_finished("power", 2.5)
+    assert Manifest.model_validate_json((folder / "manifest.json").read_text()).sections == {"power": 12.5}

@@ -1,0 +1,1 @@
+"""What a validation stores: what was asked and what ran."""

@@ -1,0 +1,1 @@
+"""Predicted against measured, as tables, JSON and one page."""

@@ -1,0 +1,278 @@
+"""From what was measured to a report: every plan predicted as it ran, errors, rank agreement, regret."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from datetime import UTC, datetime
+from statistics import fmean, stdev
+from typing import Any
+
+from moemodel.model.plan.spec import Plan
+from moemodel.model.records.calibration import Calibration
+from moemodel.model.results.measured import QUANTITIES, AsRun, known, mean_of, merged, predict_as_run
+from moemodel.model.results.validation import (
+    SCHEMA_VERSION,
+    Errors,
+    Measured,
+    PlanReport,
+    Predicted,
+    QuantityReport,
+    Ranking,
+    Report,
+    Visit,
+)
+from moemodel.model.search.result import plan_text, reference_to, version
+from moemodel.validation.records.session import Asked, Line, Question
+from moemodel.validation.report.ranking import Ranked, kendall, question_of, regrets
+from moemodel.validation.select.runnable import not_held
+from studies.comparison import Z90
+
+RANKED = ("step_time", "energy")
+_SAME_LOSS = 0.01  # relative: 16-bit sums in another order differ by less
+
+_INPUTS = (
+    "What the router did and how warm the dies were are inputs of a prediction, as measured; the forecast is what was "
+    "known before: the plan's own skew, and the steady state of a long run."
+)
+_CHOICE = (
+    "Rank agreement and regret are those of the forecast, which is what a choice rests on, among plans that train the "
+    "same model on the same batch."
+)
+
+
+def report_of(question: Question, lines: Sequence[Line], calibration: Calibration) -> Report:
+    """The report on the runs that ended so far.
+
+    Args:
+        question: what was asked.
+        lines: runs that ended.
+        calibration: of the GPU, to predict them with.
+
+    Raises:
+        InputError, CalibrationError: a plan can't be predicted.
+    """
+    plans = tuple(sorted((plan_report(asked, lines, calibration) for asked in question.plans), key=_fastest_first))
+    done = {(line.plan, line.visit.repeat) for line in lines if line.visit}
+    failed = {line.plan for line in lines if line.failed}
+    return Report(
+        schema_version=SCHEMA_VERSION,
+        moemodel_version=version(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        search=question.search,
+        repeats=question.repeats,
+        seconds=question.seconds,
+        seed=question.seed,
+        complete=all(a.name in failed or (a.name, repeat) in done for a, repeat in question.order()),
+        environment=question.environment,
+        calibration=reference_to(calibration),
+        plans=plans,
+        set_aside=question.set_aside,
+        notes=(_INPUTS, _CHOICE, *question.notes, *_different_losses(plans)),
+        **_overall(plans),
+    )
+
+
+def _different_losses(plans: Sequence[PlanReport]) -> list[str]:
+    """A note for each model and batch whose plans begin with different losses, though weights and data are the same."""
+    groups: dict[Hashable, dict[str, float]] = {}
+    for plan in plans:
+        loss = mean_of([merged(visit.rows) for visit in plan.visits]).get("loss_first") if plan.visits else None
+        if loss is not None:
+            groups.setdefault(question_of(plan.plan), {})[plan.name] = loss
+    notes = []
+    for losses in groups.values():
+        low, high = (pick(losses, key=lambda name: losses[name]) for pick in (min, max))
+        if losses[high] > (1 + _SAME_LOSS) * losses[low]:
+            notes.append(
+                f"{low} begins with a loss of {losses[low]:.4g}, {high} with {losses[high]:.4g}, from the same weights "
+                "and data: one of them may not compute what its plan says."
+            )
+    return notes
+
+
+def predicted_again(report: Report, calibration: Calibration) -> Report:
+    """The same measurements, held against another calibration's predictions.
+
+    Raises:
+        InputError, CalibrationError: a plan can't be predicted.
+    """
+    asked = tuple(
+        Asked(name=p.name, asked_yaml=p.asked_yaml, plan_yaml=p.plan_yaml, roles=p.roles, notes=p.notes)
+        for p in report.plans
+    )
+    lines = [Line(plan=plan.name, visit=visit) for plan in report.plans for visit in plan.visits]
+    lines += [Line(plan=plan.name, failed=failed) for plan in report.plans for failed in plan.failures]
+    plans = tuple(sorted((plan_report(one, lines, calibration) for one in asked), key=_fastest_first))
+    return report.model_copy(update={"plans": plans, "calibration": reference_to(calibration)} | _overall(plans))
+
+
+def _overall(plans: Sequence[PlanReport]) -> dict[str, Any]:
+    return {
+        "errors": {name: errors for name in QUANTITIES if (errors := errors_of(plans, name)) is not None},
+        "ranking": {name: ranking for name in RANKED if (ranking := ranking_of(plans, name)) is not None},
+    }
+
+
+def _fastest_first(plan: PlanReport) -> float:
+    forecast = plan.quantities["step_time"].forecast
+    return math.inf if forecast is None else forecast.value
+
+
+# ---- one plan -------------------------------------------------------------------------------------------------------
+
+
+def plan_report(asked: Asked, lines: Sequence[Line], calibration: Calibration) -> PlanReport:
+    """One plan: what it measured, and what it should have."""
+    visits = tuple(line.visit for line in lines if line.plan == asked.name and line.visit)
+    plan, notes = _as_it_ran(asked, visits)
+    runs = [merged(visit.rows) for visit in visits]
+    mean = mean_of(runs) if runs else {}
+    as_run = predict_as_run(plan, calibration, mean) if runs else None
+    forecast = predict_as_run(plan, calibration)
+    return PlanReport(
+        name=asked.name,
+        roles=asked.roles,
+        asked_yaml=asked.asked_yaml,
+        plan_yaml=plan_text(plan),
+        notes=(*asked.notes, *notes),
+        quantities={
+            name: quantity
+            for name, column in QUANTITIES.items()
+            if (quantity := _quantity(name, [run.get(column) for run in runs], as_run, forecast)) is not None
+        },
+        temperature_C=mean.get("temperature_C"),
+        expert_skew=mean.get("expert_skew"),
+        visits=visits,
+        failures=tuple(line.failed for line in lines if line.plan == asked.name and line.failed),
+    )
+
+
+def _as_it_ran(asked: Asked, visits: Sequence[Visit]) -> tuple[Plan, list[str]]:
+    """The plan without a clock that was not held in every run, and a note that says so."""
+    plan = asked.plan
+    if plan.clock_MHz is None or all(visit.clock_held for visit in visits):
+        return plan, []
+    why = next((visit.clock_note for visit in visits if visit.clock_note), "the driver didn't")
+    return plan.model_copy(update={"clock_MHz": None}), [not_held(plan.clock_MHz, why)]
+
+
+def _quantity(name: str, values: Sequence[Any], as_run: AsRun | None, forecast: AsRun) -> QuantityReport | None:
+    readings = [float(value) for value in values if known(value) and value > 0]  # what is 0 was not measured
+    if name not in forecast.values and not readings:
+        return None
+    predicted = None if as_run is None else _predicted(as_run, name)
+    errors = [predicted.value / reading - 1 for reading in readings] if predicted else []
+    return QuantityReport(
+        predicted=predicted,
+        forecast=_predicted(forecast, name),
+        measured=Measured(mean=fmean(readings), std=_std(readings), n=len(readings)) if readings else None,
+        error=predicted.value / fmean(readings) - 1 if predicted and readings else None,
+        error_std=_std(errors),
+    )
+
+
+def _std(values: Sequence[float]) -> float | None:
+    return stdev(values) if len(values) > 1 else None
+
+
+def _predicted(found: AsRun, name: str) -> Predicted | None:
+    if not math.isfinite(found.values.get(name, math.nan)):
+        return None
+    value, spread = found.values[name], found.spreads.get(name)
+    factor = None if spread is None else math.exp(Z90 * spread)
+    return Predicted(value=value, interval=None if factor is None else (value / factor, value * factor))
+
+
+# ---- all plans ------------------------------------------------------------------------------------------------------
+
+
+def errors_of(plans: Sequence[PlanReport], name: str) -> Errors | None:
+    """Errors of a quantity over the plans that measured it; None where none did."""
+    found = [(plan.name, _errors(plan.quantities[name])) for plan in plans if name in plan.quantities]
+    there = [(plan, one) for plan, one in found if "error" in one]
+    if not there:
+        return None
+    worst, of_worst = max(there, key=lambda one: one[1]["error"])
+    forecasts = [one["forecast"] for _, one in there if "forecast" in one]
+    held = [one["covered"] for _, one in there if "covered" in one]
+    return Errors(
+        mape=fmean(one["error"] for _, one in there),
+        worst=of_worst["error"],
+        worst_plan=worst,
+        forecast_mape=fmean(forecasts) if forecasts else None,
+        covered=fmean(held) if held else None,
+        plans=len(there),
+    )
+
+
+def _errors(quantity: QuantityReport) -> Mapping[str, float]:
+    """Absolute errors of prediction and forecast, and whether (1.0) the interval held the measurement."""
+    measured, predicted, forecast = quantity.measured, quantity.predicted, quantity.forecast
+    if measured is None or predicted is None or quantity.error is None:
+        return {}
+    found = {"error": abs(quantity.error)}
+    if forecast is not None:
+        found["forecast"] = abs(forecast.value / measured.mean - 1)
+    if predicted.interval is not None:
+        low, high = predicted.interval
+        found["covered"] = float(low <= measured.mean <= high)
+    return found
+
+
+def ranked(plans: Sequence[PlanReport], name: str) -> list[Ranked]:
+    """Plans as their forecasts rank them by a quantity; those without one of the two figures are left out."""
+    found = []
+    for plan in plans:
+        quantity = plan.quantities.get(name)
+        if quantity is not None and quantity.forecast is not None and quantity.measured is not None:
+            found.append(
+                Ranked(
+                    name=plan.name,
+                    group=question_of(plan.plan),
+                    predicted=quantity.forecast.value,
+                    measured=quantity.measured.mean,
+                    error=(quantity.measured.std or 0.0) / math.sqrt(quantity.measured.n),
+                )
+            )
+    return found
+
+
+def _without_their_first(plans: Sequence[PlanReport], name: str) -> set[str]:
+    """Plans of groups whose first choice, by forecast, was not measured: what choosing it costs is not known."""
+    groups: dict[Hashable, list[PlanReport]] = {}
+    for plan in plans:
+        quantity = plan.quantities.get(name)
+        if quantity is not None and quantity.forecast is not None:
+            groups.setdefault(question_of(plan.plan), []).append(plan)
+    lost: set[str] = set()
+    for group in groups.values():
+        first = min(group, key=lambda plan: _forecast(plan, name))
+        if first.quantities[name].measured is None:
+            lost.update(plan.name for plan in group)
+    return lost
+
+
+def _forecast(plan: PlanReport, name: str) -> float:
+    forecast = plan.quantities[name].forecast
+    return math.inf if forecast is None else forecast.value
+
+
+def ranking_of(plans: Sequence[PlanReport], name: str) -> Ranking | None:
+    """How well a quantity is ranked; None where fewer than two plans have it.
+
+    Regret is that of groups whose first choice was measured.
+    """
+    found = ranked(plans, name)
+    lost = _without_their_first(plans, name)
+    if len(found) < 2:
+        return None
+    tau, pairs = kendall(found)
+    worst = max(regrets([one for one in found if one.name not in lost]), key=lambda regret: regret.share, default=None)
+    return Ranking(
+        tau=tau,
+        pairs=pairs,
+        regret=None if worst is None else worst.share,
+        chosen=None if worst is None else worst.chosen,
+        best=None if worst is None else worst.best,
+    )

@@ -1,0 +1,206 @@
+"""A report as one HTML page: figures and tables, nothing loaded from elsewhere, no script.
+
+Figures are drawn by hand as SVG, so that neither a plotting library has to be installed nor megabytes of one lie in
+every page. All text from plans and machines is escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from moemodel.model.results.validation import Measured, PlanReport, Predicted, QuantityReport, Ranking, Report
+from moemodel.validation.report.css import STYLE
+from moemodel.validation.report.figures import errors, plane, spans
+from moemodel.validation.report.units import UNITS, Unit, number, percent
+
+_TEXT = ' class="text"'
+
+
+def page(report: Report) -> str:
+    """The whole page."""
+    title = f"Validation: {report.search or 'plans'} on {report.environment.device.name}"
+    body = [
+        _heading(report, title),
+        _tiles(report),
+        _figures(report),
+        *_tables(report),
+        _failures(report.plans),
+        _set_aside(report),
+        _plans(report.plans),
+        _notes(report),
+    ]
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{STYLE}</style>\n</head>\n'
+        f"<body>\n{''.join(part for part in body if part)}</body>\n</html>\n"
+    )
+
+
+def _heading(report: Report, title: str) -> str:
+    environment = report.environment
+    device = environment.device
+    driver = f", driver {device.driver}" if device.driver else ""
+    torch = environment.libraries.get("torch")
+    lines = [
+        f"{len(report.plans)} plans, {report.repeats} rounds in shuffled order, {report.seconds:g} s measured of each "
+        f"run; {report.created}",
+        f"{environment.gpus} x {device.name}{driver}{f', torch {torch}' if torch else ''}; clocks: "
+        f"{environment.clocks}; seed {report.seed}",
+        f"predicted by calibration {report.calibration.name} ({report.calibration.sha256[:12]}), moemodel "
+        f"{report.moemodel_version}",
+    ]
+    unfinished = "" if report.complete else '<p class="bad">Unfinished: not all runs were made.</p>'
+    return f'<h1>{escape(title)}</h1>\n<p class="soft">{"<br>".join(map(escape, lines))}</p>\n{unfinished}'
+
+
+def _tiles(report: Report) -> str:
+    tiles = [
+        (
+            percent(report.errors[name].mape),
+            f"{UNITS[name].label}: mean error; worst {percent(report.errors[name].worst)}",
+        )
+        for name in UNITS
+        if name in report.errors
+    ]
+    for name, ranking in report.ranking.items():
+        tiles += _ranking_tiles(UNITS[name].label, ranking)
+    if report.failed:
+        tiles.append((str(len(report.failed)), "plans that failed"))
+    shown = "".join(f'<div class="tile"><b>{escape(big)}</b><span>{escape(small)}</span></div>' for big, small in tiles)
+    return f'<div class="tiles">{shown}</div>\n'
+
+
+def _ranking_tiles(label: str, ranking: Ranking) -> list[tuple[str, str]]:
+    tiles = []
+    if ranking.tau is not None:
+        tiles.append((f"{ranking.tau:.2f}", f"Kendall's tau of {label}, {ranking.pairs} pairs"))
+    if ranking.regret is not None:
+        said = "the plan predicted best was best" if ranking.chosen == ranking.best else f"{ranking.best} was best"
+        tiles.append((percent(ranking.regret), f"regret in {label}: {said}"))
+    return tiles
+
+
+def _figures(report: Report) -> str:
+    key = (
+        '<span class="key m"></span>measured, mean and standard deviation over rounds &nbsp; '
+        '<span class="key p"></span>predicted, with its 90 % interval'
+    )
+    drawn = [
+        ("Step time", spans(report.plans, "step_time"), key),
+        ("Energy", spans(report.plans, "energy"), key),
+        ("Energy against time", plane(report.plans), f"{key}; what is predicted and what was measured are joined"),
+        ("Peak memory", spans(report.plans, "memory"), f"{key}; of the fullest GPU, as the allocator counts it"),
+        ("Errors", errors(report), "one ring a plan; the band is the mean absolute error"),
+    ]
+    return "".join(
+        f"<h2>{escape(title)}</h2>\n<figure>{svg}<figcaption>{caption}</figcaption></figure>\n"
+        for title, svg, caption in drawn
+        if svg
+    )
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], text: Sequence[int] = ()) -> str:
+    """A table; columns in `text` hold sentences. Everything is escaped."""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td{_TEXT if i in text else ''}>{escape(cell)}</td>" for i, cell in enumerate(row))
+        + "</tr>\n"
+        for row in rows
+    )
+    return (
+        f'<div class="scroll"><table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>\n'
+        f"<tbody>{body}</tbody></table></div>\n"
+    )
+
+
+def _tables(report: Report) -> Iterable[str]:
+    yield "<h2>The numbers</h2>\n"
+    heads = ("plan", "predicted", "90 % interval", "measured", "+- over rounds", "runs", "error", "forecast")
+    for name, unit in UNITS.items():
+        rows = [
+            (plan.name, *_cells(plan.quantities[name], unit))
+            for plan in report.plans
+            if name in plan.quantities and plan.quantities[name].measured is not None
+        ]
+        if rows:
+            yield _table(f"{unit.label}, {unit.symbol}", heads, rows)
+    rows = [
+        (
+            UNITS[name].label,
+            percent(found.mape),
+            f"{percent(found.worst)} ({found.worst_plan})",
+            percent(found.forecast_mape),
+            percent(found.covered),
+            str(found.plans),
+        )
+        for name, found in report.errors.items()
+        if name in UNITS
+    ]
+    yield _table("all plans", ("quantity", "mean error", "worst", "of forecasts", "in the interval", "plans"), rows)
+
+
+def _cells(quantity: QuantityReport, unit: Unit) -> tuple[str, ...]:
+    measured = quantity.measured
+    spread = "" if quantity.error_std is None else f" +- {percent(quantity.error_std)}"
+    return (
+        _value(quantity.predicted, unit),
+        _interval(quantity.predicted, unit),
+        _mean(measured, unit),
+        "" if measured is None or measured.std is None else number(measured.std * unit.scale),
+        "" if measured is None else str(measured.n),
+        percent(quantity.error, signed=True) + spread,
+        _value(quantity.forecast, unit),
+    )
+
+
+def _value(predicted: Predicted | None, unit: Unit) -> str:
+    return "" if predicted is None else number(predicted.value * unit.scale)
+
+
+def _interval(predicted: Predicted | None, unit: Unit) -> str:
+    if predicted is None or predicted.interval is None:
+        return ""
+    return " to ".join(number(edge * unit.scale) for edge in predicted.interval)
+
+
+def _mean(measured: Measured | None, unit: Unit) -> str:
+    return "" if measured is None else number(measured.mean * unit.scale)
+
+
+def _failures(plans: Iterable[PlanReport]) -> str:
+    rows = [
+        (plan.name, str(failed.repeat + 1), failed.kind, failed.reason, failed.log or "")
+        for plan in plans
+        for failed in plan.failures
+    ]
+    heads = ("plan", "round", "what", "why", "log")
+    return f"<h2>Failed</h2>\n{_table('these were not run again', heads, rows, text=(2, 3, 4))}" if rows else ""
+
+
+def _set_aside(report: Report) -> str:
+    rows = [(plan.name, plan.reason) for plan in report.set_aside]
+    return f"<h2>Set aside</h2>\n{_table('not run', ('plan', 'why'), rows, text=(1,))}" if rows else ""
+
+
+def _plans(plans: Iterable[PlanReport]) -> str:
+    parts = []
+    for plan in plans:
+        state = [f"die {plan.temperature_C:.0f} C"] if plan.temperature_C is not None else []
+        state += [f"busiest expert {plan.expert_skew:.2f} times the mean"] if plan.expert_skew is not None else []
+        notes = "".join(f"<li>{escape(note)}</li>" for note in plan.notes)
+        parts.append(
+            f"<details><summary>{escape(plan.name)}: {escape(', '.join(plan.roles))}</summary>"
+            f'<p class="soft">{escape("; ".join(state))}</p>{f"<ul>{notes}</ul>" if notes else ""}'
+            f"<pre>{escape(plan.plan_yaml)}</pre></details>\n"
+        )
+    return "<h2>The plans</h2>\n" + "".join(parts)
+
+
+def _notes(report: Report) -> str:
+    items = "".join(f"<li>{escape(note)}</li>" for note in report.notes)
+    return f"<h2>Notes</h2>\n<ul>{items}</ul>\n"

@@ -1,0 +1,96 @@
+"""The hardware at hand: what it is, how much of it there is, and whether its clocks can be held."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from moemodel.model.core.errors import DeviceError, MoeModelError
+from moemodel.model.hardware.gpu import read_gpu
+from moemodel.model.plan.spec import Plan
+from moemodel.model.results.feasibility import architecture_of
+from moemodel.model.results.validation import Environment, Launcher
+from moemodel.profiler.backends.torch_native.supported_plans import check_runs
+from moemodel.profiler.clocks.clock_control import ClockControl
+from moemodel.profiler.devices.base import Device
+from moemodel.profiler.platforms.registry import platform_of
+from moemodel.profiler.run import open_named
+from moemodel.profiler.store.manifest import host, libraries
+from moemodel.validation.select.runnable import Hardware
+
+Clocks = Literal["auto", "passive", "lock"]
+
+_NODES = ("SLURM_NNODES", "SLURM_JOB_NUM_NODES")
+
+
+def look(gpu: str, *, clocks: Clocks, launcher: Launcher) -> tuple[Hardware, Environment]:
+    """The hardware at hand, found out without changing anything.
+
+    Args:
+        gpu: name or description file of the GPU that should be here.
+        clocks: "passive": none is held; "lock": it must be possible to; "auto": where that is permitted.
+        launcher: "slurm": the machines of the allocation are alike, and all at hand.
+
+    Raises:
+        DeviceError: another GPU, none, a simulated one, or one whose clock can't be held where that was asked for.
+    """
+    device, name = open_named(gpu)
+    try:
+        if not platform_of(device).trains:
+            raise DeviceError(f"--gpu {gpu} runs operators only, no training steps; validate on a real one, or on cpu")
+        no_locks = _no_locks(device, clocks)
+        hardware = Hardware(
+            gpu=read_gpu(gpu if Path(gpu).suffix == ".json" else name),
+            gpus=_devices(device) * _nodes(launcher),
+            no_locks=no_locks,
+            power_limit_W=device.info.power_limit_W,
+            unable=unable,
+        )
+        environment = Environment(
+            gpu=name,
+            device=device.info,
+            gpus=hardware.gpus,
+            launcher=launcher,
+            clocks="passive" if no_locks else "lock",
+            libraries=libraries(),
+            host=host(),
+        )
+    finally:
+        device.close()
+    return hardware, environment
+
+
+def _no_locks(device: Device, clocks: Clocks) -> str | None:
+    """Why no clock can be held; None where nothing is known against it."""
+    if clocks == "passive":
+        return "--clocks passive"
+    with ClockControl(device) as control:
+        reason = control.obstacle() or control.missing_privilege()
+    if reason is not None and clocks == "lock":
+        raise DeviceError(f"--clocks lock: {reason}; use --clocks passive, which changes no setting")
+    return reason
+
+
+def _devices(device: Device) -> int:
+    """Devices of this machine that torch sees; of processors, one for each core."""
+    if device.torch_device.type == "cuda":
+        return torch.cuda.device_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _nodes(launcher: Launcher) -> int:
+    """Machines of the Slurm allocation, which are alike; 1 under torchrun."""
+    found = next((os.environ[name] for name in _NODES if name in os.environ), "1")
+    return int(found) if launcher == "slurm" and found.isdigit() else 1
+
+
+def unable(plan: Plan) -> str | None:
+    """What the runner says against a plan; None where it runs it."""
+    try:
+        check_runs(plan, architecture_of(plan))
+    except MoeModelError as error:
+        return str(error)
+    return None

@@ -1,0 +1,190 @@
+"""Which plans are run: the best of a search that fit the hardware at hand, or those of files, and their controls."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moemodel.model.core.errors import InputError, MoeModelError
+from moemodel.model.hardware.gpu import read_gpu
+from moemodel.model.plan.spec import Plan, check_architecture, read_plan
+from moemodel.model.records.calibration import Calibration
+from moemodel.model.results.feasibility import architecture_of, fits
+from moemodel.model.results.outcome import machine_of
+from moemodel.model.results.validation import SetAside
+from moemodel.model.search.document import Search
+from moemodel.model.search.result import SearchResult, fingerprint
+from moemodel.validation.report.ranking import question_of
+from moemodel.validation.select.baselines import controls_for
+from moemodel.validation.select.runnable import Choice, Hardware, Wish, added, choice_of, same
+
+_PICKS = ("fastest", "least_energy", "knee", "least_energy_within")  # the ends of the front, then what lies between
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The plans to run, those that are not, and what a reader should know."""
+
+    choices: tuple[Choice, ...]
+    set_aside: tuple[SetAside, ...]
+    notes: tuple[str, ...] = ()
+
+
+class _Picker:
+    """Collects what can be run, and what can't."""
+
+    def __init__(self, hardware: Hardware) -> None:
+        self.hardware = hardware
+        self.choices: list[Choice] = []
+        self.set_aside: list[SetAside] = []
+        self.notes: list[str] = []
+
+    def take(self, wish: Wish, most: int | None = None) -> None:
+        """A plan, if it can be run, and there are no `most` others yet or it is one of them."""
+        full = most is not None and len(self.choices) >= most
+        found = choice_of(wish, self.hardware)
+        if isinstance(found, SetAside):
+            self.set_aside += [] if full else [found]
+        elif most is None or len(self.choices) < most or any(same(found, other) for other in self.choices):
+            self.choices = added(self.choices, found)
+
+    def control(self, document: Search, reference: Plan | None, calibration: Calibration, seed: int) -> None:
+        """The controls of a search."""
+        others = [choice.plan for choice in self.choices]
+        found = controls_for(document, reference, self.hardware, calibration, seed=seed, others=others)
+        self.notes += found.notes
+        for wish in found.wishes:
+            self.take(wish)
+
+    def reasons(self) -> str:
+        """Why plans were set aside, each reason once."""
+        return "; ".join(dict.fromkeys(plan.reason for plan in self.set_aside))
+
+    def chosen(self) -> Chosen:
+        """What was collected."""
+        return Chosen(choices=tuple(self.choices), set_aside=tuple(self.set_aside), notes=tuple(self.notes))
+
+
+def from_search(
+    result: SearchResult, hardware: Hardware, calibration: Calibration, *, top: int, controls: bool, seed: int
+) -> Chosen:
+    """The best plans of a search that can be run here: those with a name first, then evenly over the front, then the
+    fastest behind it.
+
+    Args:
+        result: of the search.
+        hardware: at hand.
+        calibration: of the GPU.
+        top: how many at most, controls not counted.
+        controls: whether to add them.
+        seed: of the random control.
+
+    Raises:
+        InputError: none of them can be run here; with the reasons.
+    """
+    picker = _Picker(hardware)
+    for wish in _by_merit(result):
+        picker.take(wish, most=top)
+    if not picker.choices:
+        raise InputError(
+            f"none of the {len(result.front)} plans of search {result.search.name} can be run here: "
+            f"{picker.reasons()}. Search for the hardware at hand, or name plan files"
+        )
+    if result.calibration.sha256 != fingerprint(calibration):
+        picker.notes.append(
+            f"The search rests on calibration {result.calibration.name} ({result.calibration.sha256[:12]}), these "
+            f"predictions on {calibration.name} ({fingerprint(calibration)[:12]})."
+        )
+    if controls:
+        reference = None if result.reference is None else result.reference.plan
+        picker.control(result.search, reference, calibration, seed)
+    return picker.chosen()
+
+
+def _by_merit(result: SearchResult) -> Iterator[Wish]:
+    """Entries of the front: picks, then the others evenly spread; each once. Then the fastest behind it."""
+    names: dict[int, list[str]] = {}
+    for pick in _PICKS:
+        if pick in result.picks:
+            names.setdefault(result.picks[pick], []).append(pick.replace("_", " "))
+    by_number = {entry.number: entry for entry in result.front}
+    for number in (*names, *_spread([number for number in by_number if number not in names])):
+        named = f" ({', '.join(names[number])})" if number in names else ""
+        yield Wish(role=f"front {number}{named}", plan=by_number[number].plan)
+    for place, entry in enumerate(result.next_fastest, start=1):
+        yield Wish(role=f"next {place} behind the front", plan=entry.plan)
+
+
+def _spread(values: Sequence[int]) -> list[int]:
+    """Values so that any first few of them are spread over the whole: the middle, then the middles of the halves."""
+    if not values:
+        return []
+    middle = len(values) // 2
+    left, right = _spread(values[:middle]), _spread(values[middle + 1 :])
+    halves = [value for pair in zip(left, right, strict=False) for value in pair]
+    return [values[middle], *halves, *left[len(right) :], *right[len(left) :]]
+
+
+def from_files(
+    paths: Iterable[Path], hardware: Hardware, calibration: Calibration, *, controls: bool, seed: int
+) -> Chosen:
+    """The plans of files; controls for every model and batch among them.
+
+    Args:
+        paths: of plan files.
+        hardware: at hand.
+        calibration: of the GPU.
+        controls: whether to add them.
+        seed: of the random controls.
+
+    Raises:
+        InputError: a file is no plan, or no plan can be run here; with the reasons.
+        InfeasiblePlanError: degrees that don't divide the architecture.
+    """
+    picker = _Picker(hardware)
+    for path in paths:
+        plan = _checked(path)
+        picker.take(Wish(role=f"file {path}", plan=plan, notes=_doubts(plan, calibration)))
+    if not picker.choices:
+        raise InputError(f"no plan can be run here: {picker.reasons()}")
+    groups: dict[Hashable, list[Plan]] = {}
+    for choice in picker.choices if controls else ():
+        groups.setdefault(question_of(choice.asked), []).append(choice.plan)
+    for plans in groups.values():
+        picker.control(_search_around(plans), None, calibration, seed)
+    return picker.chosen()
+
+
+def _checked(path: Path) -> Plan:
+    """The plan of a file; an error says which file it is about."""
+    plan = read_plan(path)
+    try:
+        check_architecture(plan, architecture_of(plan))
+    except MoeModelError as error:
+        raise type(error)(f"{path}: {error}") from None
+    return plan
+
+
+def _doubts(plan: Plan, calibration: Calibration) -> tuple[str, ...]:
+    """What is predicted to go wrong; the plan is run all the same, since somebody asked for it."""
+    if read_gpu(plan.cluster.gpu, key="cluster.gpu").name != calibration.gpu:
+        return ()
+    fit = bool(fits(architecture_of(plan), [plan], machine_of(plan, calibration))[0])
+    return () if fit else ("It is predicted not to fit in memory.",)
+
+
+def _search_around(plans: Sequence[Plan]) -> Search:
+    """All that is legal for the model, batch and GPUs of some plans, at the clock that the governor gives."""
+    first = plans[0]
+    cluster = first.cluster.model_dump() | {"gpus": max(plan.cluster.gpus for plan in plans)}
+    kept = ("architecture", "layers", "sequence_length", "global_batch", "precision", "backend")
+    document: dict[str, Any] = {name: getattr(first, name) for name in kept} | {"name": _called(first)}
+    nested = {"cluster": cluster, "routing": first.routing.model_dump(), "site": first.site.model_dump()}
+    return Search.model_validate(document | nested | {"search": {"cp": 1}, "clocks_MHz": None})
+
+
+def _called(plan: Plan) -> str:
+    """What controls of a plan's model are named after."""
+    return Path(plan.architecture).stem if plan.architecture.endswith(".json") else plan.architecture
