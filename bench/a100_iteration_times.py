@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from moemodel.calibration.published.a100 import LAUNCH_S
 from moemodel.calibration.published.data import ALL_REDUCE, ITERATIONS, Rows, read_all_reduce, read_rows
 from moemodel.calibration.published.vtrain import FREE, Cluster, StepFitter, fit_links, groups, left_out, predicted_s
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.hardware.gpu import read_gpu
 from moemodel.model.plan.spec import Recompute
 
@@ -37,8 +38,6 @@ _GPU = "a100-sxm-80gb"
 _COUNTED = ("gpus", "layers", "dp", "pp", "micro_batch")
 _BESIDE = ("hidden", "tp")
 _NODE_BPS = 100e9  # between nodes: 800 Gbit/s a node, the default of vTrain's configuration
-
-FloatArray = NDArray[np.float64]
 
 
 def errors(ratios: dict[int, FloatArray]) -> FloatArray:

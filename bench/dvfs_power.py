@@ -42,7 +42,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from moemodel.calibration.fit.power import Loads
 from moemodel.calibration.published.a100 import fit_stream, loads_of_activities
@@ -55,6 +54,7 @@ from moemodel.calibration.published.activity_power import (
 )
 from moemodel.calibration.published.data import ACTIVITY, FP64_GEMM, STREAM, read_activities, read_stream
 from moemodel.calibration.store.catalogue import shipped
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
 from moemodel.model.device.power import PowerModel, power_model
 from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.operators.work import Kind, Pass, Work
@@ -69,10 +69,6 @@ _CLOCKS = {  # names of figures, and what they are of
     "_one_reading_predicted_time": "top clock + reading, predicted time",
 }
 _NO_SPREAD = 1e-3  # levels held at 1
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,15 +26,13 @@ from pathlib import Path
 
 import numpy as np
 from a100_iteration_times import _COUNTED, cluster_of, errors
-from numpy.typing import NDArray
 
 from moemodel.calibration.published.data import ITERATIONS, read_rows
 from moemodel.calibration.published.vtrain import FREE, StepFitter, groups, left_out, predicted_s
+from moemodel.model.core.arrays import FloatArray
 from studies.runs import Predictor, Study, bridge, fsdp, gh200, mlperf
 
 _DATA = Path(__file__).parents[2] / "shared" / "data"
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)

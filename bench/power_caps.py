@@ -27,15 +27,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
 from studies.power_caps import CapModel, CapRows, fit_caps
 
 _DATA = Path(__file__).parents[2] / "shared" / "data"
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)

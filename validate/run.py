@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from moemodel.model.plan.spec import plan_text
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.measured import predict_as_run
 from moemodel.model.results.validation import REPORT, Environment, Failed, Launcher, Report, Visit, row_of
-from moemodel.model.search.result import plan_text
 from moemodel.profiler.clocks.clock_control import ending_cleanly
 from moemodel.profiler.devices.cpu import power_note
 from moemodel.profiler.training.launch import Failure, LaunchOptions, Measured, PlanVisit, launch

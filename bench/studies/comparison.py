@@ -16,8 +16,7 @@ from moemodel.model.core.documents import parse_yaml
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.measured import QUANTITIES, Row, known, merged, predict_as_run, runs_of
-
-Z90 = 1.645  # standard deviations of a normal distribution within which 90 % of it lies
+from moemodel.validation.report.build import Z90
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,16 +26,12 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from moemodel.calibration.published.activity_power import voltage_model
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
 from moemodel.model.device.dvfs import crossing
 from moemodel.model.device.power import PowerModel
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
 
 _ERROR = 0.03  # log, of a reading
 _CLOCKS = 48

@@ -27,12 +27,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from moemodel.calibration.store.catalogue import shipped
 from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp, Moe
+from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.core.errors import InputError
 from moemodel.model.device.precision import calibration_for, scaled
 from moemodel.model.device.roofline import ATTENTIONS, PRODUCTS
@@ -44,9 +44,6 @@ from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import Calibration, HostLane, OperatorFit, Parameter
 from moemodel.model.schedule.pipeline_layout import CutWithEnds
 from moemodel.model.step.system import Machine, traffic_of
-
-FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 
 GH200 = "gh200-iteration-times/opt_350m.csv"
 FSDP = "h100-iteration-times/llm_foundry_fsdp.csv"

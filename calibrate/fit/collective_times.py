@@ -19,11 +19,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar, nnls
 
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.network.collectives import Collective, Network, moved
 from moemodel.model.records.link_residuals import LinkCurve
 from moemodel.model.records.profile import EXCHANGE
-
-FloatArray = NDArray[np.float64]
 
 STEP_S = 1e-6  # assumed of a step inside a node where only one group was measured, which cannot tell it from a start
 _PAIR = 2

@@ -6,17 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy.optimize import least_squares, minimize_scalar
 
 from moemodel.calibration.fit.power import Loads
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.device.dvfs import TensorLimit
 from moemodel.model.device.roofline import ATTENTIONS, PRODUCTS, Chip
 from moemodel.model.device.sustained_load import HeldLoad, Part, held_load
 from moemodel.model.operators.work import SHAPE_FIELDS, Kind, Pass, Shape, work
 from moemodel.model.records.calibration import Calibration, GovernorFit, Parameter
-
-FloatArray = NDArray[np.float64]
 
 # Of an H100 80GB HBM3: `fit_gain` on the profile h100-sxm-80gb-second.
 GAIN_HZ_PER_J = 6.3e7

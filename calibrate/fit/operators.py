@@ -20,6 +20,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.errors import ProfileError
 from moemodel.model.device.roofline import (
     ALIGNED,
@@ -34,7 +35,6 @@ from moemodel.model.device.roofline import (
 from moemodel.model.operators.work import SHAPE_FIELDS, Kind, Pass, Shape
 from moemodel.model.records.calibration import OperatorFit, Parameter, Residual
 
-FloatArray = NDArray[np.float64]
 _Name = TypeVar("_Name", Kind, Pass)
 
 _FOLDS = 5

@@ -26,10 +26,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import minimize, nnls
 
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.operators.work import SHAPE_FIELDS, Kind, Pass, Shape, work
 from moemodel.model.records.calibration import Parameter, PowerFit
-
-FloatArray = NDArray[np.float64]
 
 UNITS = {
     "base_W": "W",

@@ -25,10 +25,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import least_squares, lsq_linear
 
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.records.calibration import Parameter, ThermalFit
 from moemodel.model.records.profile import IDLE, LIGHT
-
-FloatArray = NDArray[np.float64]
 
 # An idle H100 80GB HBM3 between 44 and 56 C, and copying between 49 and 59 C: bench/measured/h100-sxm-80gb-turns.json.
 LEAK_W_PER_C = 0.73

@@ -66,6 +66,7 @@ from moemodel.calibration.published.vtrain import (
 )
 from moemodel.calibration.store.calibration_writer import write_calibration
 from moemodel.calibration.store.catalogue import list_calibrations, shipped
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.errors import CalibrationError
 from moemodel.model.device.power import power_model
 from moemodel.model.device.roofline import ATTENTIONS, FEATURES, PRODUCTS, form_of
@@ -84,8 +85,6 @@ from moemodel.model.records.calibration import (
     PowerFit,
     ThermalFit,
 )
-
-FloatArray = NDArray[np.float64]
 
 GPUS = ("a100-sxm-80gb", "a100-sxm-40gb")  # the first is the one that the data are of
 _H100 = "h100-sxm-80gb"

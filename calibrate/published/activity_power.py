@@ -33,15 +33,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from moemodel.calibration.fit.power import Loads
 from moemodel.calibration.fit.thermal import LEAK_REFERENCE_C, LEAK_W_PER_C, RISE_PER_C
+from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.device.power import PowerModel
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 STATIC = ("base_W", "tree_W")
 DYNAMIC = ("active_W", "flop_J", "vector_op_J", "cache_J_per_B", "dram_J_per_B")

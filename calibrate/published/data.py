@@ -13,10 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.core.errors import InputError
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 ITERATIONS = "a100-iteration-times/single_node.csv"
 ALL_REDUCE = "a100-iteration-times/allreduce/a100"

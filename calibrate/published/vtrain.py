@@ -20,6 +20,7 @@ from scipy.optimize import least_squares
 
 from moemodel.calibration.published.data import AllReduce, Rows
 from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp
+from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.device.roofline import form_of, shape_features
 from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.network.collectives import Collective, Network
@@ -41,9 +42,6 @@ from moemodel.model.records.calibration import (
 from moemodel.model.records.parameter_names import NETWORK, POWER
 from moemodel.model.step.layer_operators import Workload
 from moemodel.model.step.system import Machine
-
-FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 
 BACKEND = "megatron-v2"
 # The rows' model has 16-bit parameters, and an Adam without float32 copies of them (vTrain, src/trainer.py).

@@ -18,12 +18,10 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from moemodel.calibration.update.scale_factors import UNKNOWN_ERROR, Knob
+from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.measured import QUANTITIES, known, predict_as_run
-
-FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 
 _MEMORY_ERROR = 0.02  # log; assumed: of peak memory, where the calibration doesn't state it
 _FARTHEST = math.log(4.0)  # assumed: that a factor may move, either way; beyond it, something else is wrong

@@ -7,8 +7,7 @@ from numpy.typing import NDArray
 
 from moemodel.model.architecture.parameters import layer_parameters
 from moemodel.model.architecture.spec import Architecture, Attention, Layer, Moe
-
-FloatArray = NDArray[np.float64]
+from moemodel.model.core.arrays import FloatArray
 
 
 def model_flops(architecture: Architecture, seq: NDArray[np.int64]) -> FloatArray:

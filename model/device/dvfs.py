@@ -25,9 +25,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from moemodel.model.core.arrays import FloatArray
 
 _ROUNDS = 3  # of clocks and the times that stretches take at them
 _HALVINGS = 14  # of the range of clocks: 0.1 MHz

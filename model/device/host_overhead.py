@@ -13,14 +13,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from moemodel.model.architecture.spec import Layer, Mlp, Moe
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.records.calibration import Calibration, HostLane
-
-FloatArray = NDArray[np.float64]
-
 
 _FALLBACK = "torch"
 

@@ -12,15 +12,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.errors import CalibrationError
 from moemodel.model.device.dvfs import TensorLimit, at_clocks, time_at_clocks
 from moemodel.model.device.power import PowerModel
 from moemodel.model.device.roofline import Chip, operator_time
+from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import Kind, Pass, work
 from moemodel.model.records.calibration import Calibration, OperatorFit
-from moemodel.model.step.layer_operators import Call, Phase
-
-FloatArray = NDArray[np.float64]
 
 # Operators that stand in for one another where a calibration lacks the first.
 _STAND_INS: dict[Kind, Kind] = {

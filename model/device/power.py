@@ -24,13 +24,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.device.thermal import thermal_model
 from moemodel.model.operators.work import Kind, Pass, Work
 from moemodel.model.records.calibration import Calibration
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)

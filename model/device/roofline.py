@@ -33,10 +33,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.operators.work import Kind, Pass, Shape, work
-from moemodel.model.records.calibration import OperatorFit, Residual
-
-FloatArray = NDArray[np.float64]
+from moemodel.model.records.calibration import Calibration, OperatorFit, Residual
 
 PRODUCTS = (Kind.GEMM, Kind.GROUPED_GEMM)
 ATTENTIONS = (Kind.ATTENTION, Kind.ATTENTION_FULL)
@@ -71,6 +70,12 @@ class Chip:
     bandwidth_Bps: float
     l2_B: float
     clock_Hz: float
+
+
+def chip_of_calibration(calibration: Calibration) -> Chip:
+    """The chip that a calibration's operator fits refer to."""
+    p = {name: parameter.value for name, parameter in calibration.chip.items()}
+    return Chip(**p, clock_Hz=calibration.clock_reference_Hz)
 
 
 def form_of(kind: Kind) -> str:

@@ -10,18 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moemodel.model.device.dvfs import Stretch, at_clock, settled_clocks, time_at_clock
 from moemodel.model.device.operator_cost import Lane, Pricer
 from moemodel.model.device.power import power_model
+from moemodel.model.device.roofline import chip_of_calibration
 from moemodel.model.device.thermal import thermal_model
+from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import Kind, Pass, Shape
 from moemodel.model.records.calibration import Calibration
-from moemodel.model.step.layer_operators import Call, Phase
-from moemodel.model.step.stage_cost import chip_of_calibration
-
-FloatArray = NDArray[np.float64]
 
 _CLOCKS = 13
 _SHORTEST_S = 1e-9

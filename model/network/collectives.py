@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import PositiveFloat
 
+from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.core.documents import Strict
 from moemodel.model.core.errors import InputError
 from moemodel.model.hardware.gpu import Gpu
@@ -39,9 +40,6 @@ from moemodel.model.records.link_residuals import LinkCurve, correction
 
 if TYPE_CHECKING:
     import networkx as nx
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 
 class Collective(StrEnum):

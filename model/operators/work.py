@@ -22,9 +22,9 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-FloatArray = NDArray[np.float64]
+from moemodel.model.core.arrays import FloatArray
 
 
 class Kind(StrEnum):

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, model_validator
 
 from moemodel.model.architecture.spec import Architecture, Moe
+from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.core.documents import Strict, read_yaml
 from moemodel.model.core.errors import InfeasiblePlanError
 from moemodel.model.network.collectives import Link
-
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
 
 Precision = Literal["bf16", "bf16-mixed", "fp8", "fp32"]
 RecomputeName = Literal["none", "selective", "full"]
@@ -214,6 +213,11 @@ def read_plan(path: Path) -> Plan:
         InputError: the file, line and key of each mistake, what was found and what is allowed.
     """
     return read_yaml(path, Plan)
+
+
+def plan_text(plan: Plan) -> str:
+    """A plan as YAML that `read_plan` reads back to the same plan."""
+    return yaml.safe_dump(plan.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from moemodel.model.architecture.flops import model_flops
 from moemodel.model.architecture.spec import Architecture
+from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.device.dvfs import Stretch, at_clock, settled_clocks, time_at_clock
 from moemodel.model.device.power import PowerModel, power_model
 from moemodel.model.plan.spec import PlanBatch
@@ -22,9 +23,6 @@ from moemodel.model.step.communication_groups import Behind
 from moemodel.model.step.microbatch_comm import Exchange
 from moemodel.model.step.stage_cost import BlockCosts, StageCost, StageCosts, distinct_rows
 from moemodel.model.step.system import Machine
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 _CLOCKS = 7  # of the range, at which blocks are priced; between them, linear in the clock or its period
 # Of the power of links, what a GPU draws that waits in a collective's kernel: 40 to 90 W above idle in six plans where

@@ -6,6 +6,7 @@ that it saw, so that a prediction outside is known to be one.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -212,3 +213,21 @@ def read_calibration(path: Path) -> Calibration:
         return read_json(path, Calibration)
     except InputError as error:
         raise CalibrationError(str(error)) from None
+
+
+class CalibrationRef(Strict):
+    """The calibration that a search or a validation rests on; `sha256` of its contents (`fingerprint`)."""
+
+    name: str
+    gpu: str
+    sha256: str
+
+
+def fingerprint(calibration: Calibration) -> str:
+    """SHA-256 of a calibration's contents, however its file is laid out."""
+    return hashlib.sha256(calibration.model_dump_json().encode()).hexdigest()
+
+
+def reference_to(calibration: Calibration) -> CalibrationRef:
+    """Which calibration it is."""
+    return CalibrationRef(name=calibration.name, gpu=calibration.gpu, sha256=fingerprint(calibration))

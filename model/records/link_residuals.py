@@ -12,12 +12,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.documents import Strict
-
-FloatArray = NDArray[np.float64]
 
 
 class LinkCurve(Strict):

@@ -14,8 +14,8 @@ from pydantic import ConfigDict, Field, field_validator
 from moemodel.model.core.documents import Strict, parse_yaml, read_json
 from moemodel.model.core.errors import InputError
 from moemodel.model.plan.spec import Plan
+from moemodel.model.records.calibration import CalibrationRef
 from moemodel.model.records.profile import TABLES, DeviceInfo
-from moemodel.model.search.result import CalibrationRef
 
 SCHEMA_VERSION = 1
 REPORT = "report.json"

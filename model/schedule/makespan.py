@@ -23,10 +23,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.plan.spec import Schedule
 from moemodel.model.schedule.zero_bubble import zero_bubble
-
-FloatArray = NDArray[np.float64]
 
 
 def makespan(

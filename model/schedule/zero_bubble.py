@@ -23,7 +23,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from moemodel.model.core.arrays import FloatArray
 
 _ROUNDS = 4  # of n micro-batches that are walked; later ones repeat the last (tests compare with all of them walked)
 

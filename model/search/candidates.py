@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moemodel.model.architecture.spec import Architecture
+from moemodel.model.core.arrays import BoolArray, IntArray
 from moemodel.model.core.errors import InputError
 from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.plan.spec import RECOMPUTE, SCHEDULE, PlanBatch
@@ -24,9 +24,6 @@ from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.feasibility import check_power_and_clock
 from moemodel.model.search.document import ClockRange, Search
 from moemodel.model.search.legality import Columns, Rule, experts_of, keys_split, rules, tensor_sizes
-
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
 
 _MICRO_BATCH = 64  # sequences
 _VIRTUAL = 8

@@ -10,14 +10,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moemodel.model.architecture.spec import Architecture, Moe
+from moemodel.model.core.arrays import BoolArray, IntArray
 from moemodel.model.plan.spec import SCHEDULE, WHOLE_EXPERTS, Schedule
 from moemodel.model.search.document import Search
 
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
 Columns = dict[str, IntArray]
 
 

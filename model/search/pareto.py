@@ -11,11 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
 
 _DIGITS = 10
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moemodel.model.architecture.spec import Architecture
+from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.core.errors import CalibrationError, InputError
 from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.plan.spec import RECOMPUTE, SCHEDULE, Plan, PlanBatch, check_architecture
@@ -27,9 +27,6 @@ from moemodel.model.search.document import Search
 from moemodel.model.step.memory import Memory, MemoryModel, fullest
 from moemodel.model.step.stage_cost import distinct_rows
 from moemodel.model.step.system import Machine
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 _SECONDS_PER_HOUR = 3600.0
 _NAMES_OF_RECOMPUTE = {int(value): name for name, value in RECOMPUTE.items()}

@@ -5,17 +5,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-import yaml
 from pydantic import ConfigDict
 
 from moemodel import __version__
 from moemodel.model.core.documents import Strict, parse_yaml, read_json
 from moemodel.model.core.errors import InputError
-from moemodel.model.plan.spec import Plan
-from moemodel.model.records.calibration import Calibration
+from moemodel.model.plan.spec import Plan, plan_text
+from moemodel.model.records.calibration import CalibrationRef
 from moemodel.model.results.outcome import Estimate, Outcome
 from moemodel.model.search.document import Search
 
@@ -101,14 +99,6 @@ class Counts(Strict):
     front: int
 
 
-class CalibrationRef(Strict):
-    """The calibration that a search rests on; `sha256` of its contents (`fingerprint`)."""
-
-    name: str
-    gpu: str
-    sha256: str
-
-
 class SearchResult(Strict):
     """What a search found.
 
@@ -158,16 +148,6 @@ def read_search_result(path: Path) -> SearchResult:
     return read_json(path, SearchResult)
 
 
-def fingerprint(calibration: Calibration) -> str:
-    """SHA-256 of a calibration's contents, however its file is laid out."""
-    return hashlib.sha256(calibration.model_dump_json().encode()).hexdigest()
-
-
-def reference_to(calibration: Calibration) -> CalibrationRef:
-    """Which calibration it is."""
-    return CalibrationRef(name=calibration.name, gpu=calibration.gpu, sha256=fingerprint(calibration))
-
-
 def entry_of(number: int, answer: Outcome) -> Entry:
     """One plan as it is stored, from its prediction."""
     run, hosts_W = answer.run, answer.plan.cluster.gpus * answer.plan.site.host_power_W
@@ -191,11 +171,6 @@ def entry_of(number: int, answer: Outcome) -> Entry:
         ),
         notes=answer.notes,
     )
-
-
-def plan_text(plan: Plan) -> str:
-    """A plan as YAML that `read_plan` reads back to the same plan."""
-    return yaml.safe_dump(plan.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True)
 
 
 def version() -> str:

@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.core.errors import InfeasiblePlanError
 from moemodel.model.plan.spec import Plan, PlanBatch, batch_of, check_architecture
 from moemodel.model.predict.predict import predict
-from moemodel.model.records.calibration import Calibration
+from moemodel.model.records.calibration import Calibration, reference_to
 from moemodel.model.results.feasibility import fits
 from moemodel.model.results.outcome import outcome
 from moemodel.model.search.baseline import first_choices
@@ -30,21 +31,8 @@ from moemodel.model.search.candidates import Candidates, candidates
 from moemodel.model.search.document import Search
 from moemodel.model.search.pareto import overlapping, picks, thin
 from moemodel.model.search.problem import Space, limits_of, needs_of, space_of
-from moemodel.model.search.result import (
-    SCHEMA_VERSION,
-    Counts,
-    Entry,
-    Figure,
-    Refusal,
-    SearchResult,
-    entry_of,
-    reference_to,
-    version,
-)
+from moemodel.model.search.result import SCHEMA_VERSION, Counts, Entry, Figure, Refusal, SearchResult, entry_of, version
 from moemodel.model.search.state import Priced, Tally
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 _NEXT = 10  # plans behind the front that are kept
 _BATCH = 50_000  # plans predicted at once: about 0.1 GB; smaller batches price the same shapes again

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.plan.spec import Plan, PlanBatch
 from moemodel.model.search.candidates import Candidates, Refused
 from moemodel.model.search.pareto import pareto, to_digits
 from moemodel.model.search.problem import Space, limits_of, memory_of, plan_at, summary
 from moemodel.model.step.memory import Memory
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 _ROWS = 50_000  # plans whose memory is counted at once
 _MAIN_REASONS = 6  # that are named where nothing is feasible

@@ -9,13 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.network.collectives import Collective, Network, Route
 from moemodel.model.plan.spec import PlanBatch
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 Group = tuple[IntArray, Route]
 
 

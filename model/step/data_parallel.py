@@ -26,13 +26,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.network.collectives import Collective, Traffic
 from moemodel.model.plan.spec import PlanBatch, Schedule
 from moemodel.model.step.communication_groups import Behind, Group, Groups
-
-FloatArray = NDArray[np.float64]
 
 _BUCKET_B = 25 * 2**20  # torch.nn.parallel.DistributedDataParallel, bucket_cap_mb
 _TENSORS = 7  # of a dense layer, that may fill a bucket each: four of attention, three of a gated block

@@ -2,8 +2,8 @@
 
 Each costs what the profile measured of it (`profiler/host_overhead/parallel_plans.py`, two ranks together). What it
 did not measure counts as so many calls of a mean operator of the stage's layers (`_CALLS`): what that profile gave on
-two H100 with torch 2.11 in 2026, in calls. Of frameworks other than torch a collective or message is a call, and the exchange over
-data-parallel ranks nothing.
+two H100 with torch 2.11 in 2026, in calls. Of frameworks other than torch a collective or message is a call, and the
+exchange over data-parallel ranks nothing.
 
 Fitted to plans of OPT-350M on the same machine, and assumed of others:
     a gradient that is added to what is there (`workload.added`) costs 1.25 backward calls for each tensor
@@ -18,9 +18,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.device.host_overhead import HostCost, HostModel
-
-FloatArray = NDArray[np.float64]
 
 _CALLS: dict[str, float] = {
     "tensor_collective": 9.0,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import cache
 from statistics import NormalDist
 from typing import Literal
@@ -20,31 +19,11 @@ from numpy.typing import NDArray
 
 from moemodel.model.architecture.parameters import mlp_products
 from moemodel.model.architecture.spec import Architecture, Attention, Latent, Layer, Mlp, Moe
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.hardware.gpu import Dtype
+from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import PASSES, Kind, Pass, Shape
 from moemodel.model.plan.spec import PlanBatch, Precision, Recompute, Schedule
-
-FloatArray = NDArray[np.float64]
-
-
-class Phase(StrEnum):
-    """Part of a training step that a call's time and energy are booked under."""
-
-    FORWARD = "forward"
-    BACKWARD = "backward"  # recomputation included
-    OPTIMIZER = "optimizer"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Call:
-    """An operator call: `count` times in one micro-batch (or one step, in the optimizer), in each plan."""
-
-    kind: Kind
-    direction: Pass
-    shape: Shape
-    phase: Phase
-    count: FloatArray
-    mean_share: FloatArray | float = 1.0  # work of the mean rank over that of the busiest, whose shape this is
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,14 +31,13 @@ from moemodel.model.architecture.parameters import (
     parameters,
 )
 from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp, Moe
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.plan.spec import PlanBatch, Precision, Recompute, Schedule
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
 from moemodel.model.step.data_parallel import Units
 from moemodel.model.step.layer_operators import BACKENDS, expert_rank_skew
 from moemodel.model.step.sharded_memory import Held, Parts, held_by_others, held_by_torch
-
-FloatArray = NDArray[np.float64]
 
 _F = 4.0  # bytes of a float32 element
 _I = 8.0  # bytes of an index

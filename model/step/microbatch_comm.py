@@ -26,17 +26,14 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moemodel.model.architecture.spec import Architecture, Attention, Layer, Moe
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.network.collectives import Collective, Network
 from moemodel.model.plan.spec import PlanBatch, Recompute, Schedule
 from moemodel.model.step.communication_groups import Behind, Group, Groups
 from moemodel.model.step.launch_overhead import Calls
 from moemodel.model.step.layer_operators import BACKENDS, expert_rank_skew
-
-FloatArray = NDArray[np.float64]
-
 
 _LOGIT_B = 4.0  # of a token: a float32 maximum, logit or sum
 _COUNT_B = 8.0  # of an expert: how many rows it gets

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from moemodel.model.core.arrays import FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,22 +14,20 @@ from numpy.typing import NDArray
 
 from moemodel.model.architecture.parameters import parameter_tensors, parameters
 from moemodel.model.architecture.spec import Architecture, Moe
+from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.device.host_overhead import HostCost, HostModel
 from moemodel.model.device.operator_cost import Lane, Pricer
 from moemodel.model.device.power import PowerModel
-from moemodel.model.device.roofline import Chip
+from moemodel.model.device.roofline import chip_of_calibration
+from moemodel.model.operators.calls import Phase
 from moemodel.model.plan.spec import PlanBatch, Recompute
-from moemodel.model.records.calibration import Calibration
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
 from moemodel.model.step.data_parallel import DataParallel, StepExchange, Units
 from moemodel.model.step.launch_overhead import ParallelHost
-from moemodel.model.step.layer_operators import Phase, Workload, added
+from moemodel.model.step.layer_operators import Workload, added
 from moemodel.model.step.memory import Memory, MemoryModel, fullest
 from moemodel.model.step.microbatch_comm import Communication, Exchange
 from moemodel.model.step.system import Machine
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 _CALLS_OF_A_WAIT = 2.0  # of the host: reading what it waited for, and queueing what uses it
 _SHAPE_KEYS = ("tp", "cp", "ep", "micro_batch", "seq", "sequence_parallel", "recompute", "skew")
@@ -310,9 +308,3 @@ def _merge(total: Lane, part: Lane | None, count: float) -> None:
     total.weights_s_U += count * part.weights_s_U
     for key, spread in part.spread_s.items():
         total.spread_s[key] = total.spread_s.get(key, 0.0) + count * spread
-
-
-def chip_of_calibration(calibration: Calibration) -> Chip:
-    """The chip that a calibration's operator fits refer to."""
-    p = {name: parameter.value for name, parameter in calibration.chip.items()}
-    return Chip(**p, clock_Hz=calibration.clock_reference_Hz)

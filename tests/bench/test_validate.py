@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 
-from moemodel.model.plan.spec import Plan
+from moemodel.model.plan.spec import Plan, plan_text
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.records.profile import DeviceInfo
 from moemodel.model.results.measured import predict_as_run
 from moemodel.model.results.validation import Environment, Report, Visit, row_of
-from moemodel.model.search.result import plan_text
 from moemodel.validation.records.session import Asked, Line, Question
 from moemodel.validation.report.build import predicted_again, report_of
 

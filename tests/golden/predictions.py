@@ -8,15 +8,13 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moemodel.calibration.store.catalogue import shipped
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.plan.spec import Plan, PlanBatch, batch_of
 from moemodel.model.predict.predict import Prediction, predict
 from moemodel.model.results.feasibility import architecture_of
 from moemodel.model.results.outcome import machine_of, outcome
-
-FloatArray = NDArray[np.float64]
 
 # column of the table -> attribute of `Prediction`
 _FIGURES = {f.name: f.name for f in fields(Prediction) if f.name not in ("memory_terms_B", "fits")}

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from moemodel.model.core.arrays import FloatArray
 
 HERE = Path(__file__).parent
 _RELATIVE = 1e-12

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from statistics import fmean, stdev
 from typing import Any
 
-from moemodel.model.plan.spec import Plan
-from moemodel.model.records.calibration import Calibration
+from moemodel.model.plan.spec import Plan, plan_text
+from moemodel.model.records.calibration import Calibration, reference_to
 from moemodel.model.results.measured import QUANTITIES, AsRun, known, mean_of, merged, predict_as_run
 from moemodel.model.results.validation import (
     SCHEMA_VERSION,
@@ -22,13 +22,13 @@ from moemodel.model.results.validation import (
     Report,
     Visit,
 )
-from moemodel.model.search.result import plan_text, reference_to, version
+from moemodel.model.search.result import version
 from moemodel.validation.records.session import Asked, Line, Question
-from moemodel.validation.report.ranking import Ranked, kendall, question_of, regrets
-from moemodel.validation.select.runnable import not_held
-from studies.comparison import Z90
+from moemodel.validation.report.ranking import Ranked, kendall, regrets
+from moemodel.validation.select.runnable import comparison_group, not_held
 
 RANKED = ("step_time", "energy")
+Z90 = 1.645  # standard deviations of a normal distribution within which 90 % of it lies
 _SAME_LOSS = 0.01  # relative: 16-bit sums in another order differ by less
 
 _INPUTS = (
@@ -79,7 +79,7 @@ def _different_losses(plans: Sequence[PlanReport]) -> list[str]:
     for plan in plans:
         loss = mean_of([merged(visit.rows) for visit in plan.visits]).get("loss_first") if plan.visits else None
         if loss is not None:
-            groups.setdefault(question_of(plan.plan), {})[plan.name] = loss
+            groups.setdefault(comparison_group(plan.plan), {})[plan.name] = loss
     notes = []
     for losses in groups.values():
         low, high = (pick(losses, key=lambda name: losses[name]) for pick in (min, max))
@@ -229,7 +229,7 @@ def ranked(plans: Sequence[PlanReport], name: str) -> list[Ranked]:
             found.append(
                 Ranked(
                     name=plan.name,
-                    group=question_of(plan.plan),
+                    group=comparison_group(plan.plan),
                     predicted=quantity.forecast.value,
                     measured=quantity.measured.mean,
                     error=(quantity.measured.std or 0.0) / math.sqrt(quantity.measured.n),
@@ -244,7 +244,7 @@ def _without_their_first(plans: Sequence[PlanReport], name: str) -> set[str]:
     for plan in plans:
         quantity = plan.quantities.get(name)
         if quantity is not None and quantity.forecast is not None:
-            groups.setdefault(question_of(plan.plan), []).append(plan)
+            groups.setdefault(comparison_group(plan.plan), []).append(plan)
     lost: set[str] = set()
     for group in groups.values():
         first = min(group, key=lambda plan: _forecast(plan, name))

@@ -17,8 +17,6 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from moemodel.model.plan.spec import Plan
-
 _SURE = 2.0  # standard errors
 _DIGITS = 10  # what two predictions must differ in not to be tied: later digits depend on the order of sums
 
@@ -41,11 +39,6 @@ class Regret:
     share: float
     chosen: str
     best: str
-
-
-def question_of(plan: Plan) -> Hashable:
-    """What plans have in common that are alternatives to each other."""
-    return plan.architecture, plan.layers, plan.sequence_length, plan.global_batch, plan.precision
 
 
 def kendall(plans: Sequence[Ranked], *, told_apart: bool = False) -> tuple[float | None, int]:

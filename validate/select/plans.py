@@ -10,15 +10,14 @@ from typing import Any
 from moemodel.model.core.errors import InputError, MoeModelError
 from moemodel.model.hardware.gpu import read_gpu
 from moemodel.model.plan.spec import Plan, check_architecture, read_plan
-from moemodel.model.records.calibration import Calibration
+from moemodel.model.records.calibration import Calibration, fingerprint
 from moemodel.model.results.feasibility import architecture_of, fits
 from moemodel.model.results.outcome import machine_of
 from moemodel.model.results.validation import SetAside
 from moemodel.model.search.document import Search
-from moemodel.model.search.result import SearchResult, fingerprint
-from moemodel.validation.report.ranking import question_of
+from moemodel.model.search.result import SearchResult
 from moemodel.validation.select.baselines import controls_for
-from moemodel.validation.select.runnable import Choice, Hardware, Wish, added, choice_of, same
+from moemodel.validation.select.runnable import Choice, Hardware, Wish, added, choice_of, comparison_group, same
 
 _PICKS = ("fastest", "least_energy", "knee", "least_energy_within")  # the ends of the front, then what lies between
 
@@ -151,7 +150,7 @@ def from_files(
         raise InputError(f"no plan can be run here: {picker.reasons()}")
     groups: dict[Hashable, list[Plan]] = {}
     for choice in picker.choices if controls else ():
-        groups.setdefault(question_of(choice.asked), []).append(choice.plan)
+        groups.setdefault(comparison_group(choice.asked), []).append(choice.plan)
     for plans in groups.values():
         picker.control(_search_around(plans), None, calibration, seed)
     return picker.chosen()

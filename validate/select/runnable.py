@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,11 @@ from moemodel.model.plan.spec import Plan
 from moemodel.model.results.validation import SetAside
 
 _SAME_W = 1.0  # power limits that differ by less are one
+
+
+def comparison_group(plan: Plan) -> Hashable:
+    """What plans have in common that are alternatives to each other."""
+    return plan.architecture, plan.layers, plan.sequence_length, plan.global_batch, plan.precision
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from moemodel.model.core.arrays import FloatArray
 from studies.power_caps import CODE_PARAMETERS, GPU_PARAMETERS, CapModel, CapRows, fit_caps
-
-FloatArray = NDArray[np.float64]
 
 LOWEST_HZ, TOP_HZ = 0.15e9, 1.5e9
 SHARE = 0.97

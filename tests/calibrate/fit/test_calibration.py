@@ -18,13 +18,12 @@ from moemodel.calibration.fit.operators import HeldOut
 from moemodel.calibration.store.catalogue import shipped
 from moemodel.calibration.store.profile_reader import Profile, read_profile
 from moemodel.model.core.errors import ProfileError
-from moemodel.model.device.roofline import operator_time
+from moemodel.model.device.roofline import chip_of_calibration, operator_time
 from moemodel.model.device.thermal import thermal_model
 from moemodel.model.hardware.gpu import read_gpu
 from moemodel.model.operators.work import PASSES, SHAPE_FIELDS, Kind, Pass, Shape
 from moemodel.model.records.calibration import Calibration, read_calibration
 from moemodel.model.records.profile import MANIFEST
-from moemodel.model.step.stage_cost import chip_of_calibration
 
 WriteProfile = Callable[..., Path]
 Fitted = tuple[Calibration, list[HeldOut]]

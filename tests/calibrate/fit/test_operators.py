@@ -8,16 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import pytest
-from numpy.typing import NDArray
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 from moemodel.calibration.fit.operators import Observations, fit_operator, observations
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.device.roofline import Chip, operator_time, parts, shape_features, time_at
 from moemodel.model.operators.work import Kind, Pass, Shape
 from moemodel.model.records.calibration import OperatorFit
 
-FloatArray = NDArray[np.float64]
 Measure = Callable[..., pd.DataFrame]
 Observed = Callable[[pd.DataFrame], Observations]
 

@@ -8,15 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import pytest
-from numpy.typing import NDArray
 
 from moemodel.calibration.fit.power import TREE_SHARE, describe, fit_power, kind_factors, loads_of
 from moemodel.model.device.power import PowerModel
 from moemodel.model.operators.work import Kind, Pass, Shape, work
 from moemodel.model.records.calibration import Parameter, PowerFit
 from moemodel.model.records.profile import TABLES
-
-FloatArray = NDArray[np.float64]
 
 TOP_HZ = 1.98e9
 _NO_SHAPE = Shape()

@@ -8,10 +8,10 @@ import pytest
 from numpy.typing import NDArray
 
 from moemodel.calibration.fit.thermal import LEAK_W_PER_C, RISE_PER_C, fit_leakage, fit_thermal
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.records.calibration import ThermalFit
 from moemodel.model.records.profile import HEAVY, IDLE, LIGHT, TABLES
 
-FloatArray = NDArray[np.float64]
 Mass = tuple[float, float]  # K/W, time constant in s
 
 STEP_S = 0.1

@@ -25,12 +25,11 @@ from moemodel.calibration.store.catalogue import shipped
 from moemodel.model.architecture.hf_config import list_architectures, read_architecture
 from moemodel.model.core.errors import InputError
 from moemodel.model.device.power import power_model
-from moemodel.model.device.roofline import operator_time
+from moemodel.model.device.roofline import chip_of_calibration, operator_time
 from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.operators.work import PASSES, Kind, Pass, Shape
 from moemodel.model.plan.spec import Plan
 from moemodel.model.results.outcome import outcome
-from moemodel.model.step.stage_cost import chip_of_calibration
 
 _LINKS = Links(start_s=40e-6, step_s=1e-6, efficiency=0.7, log_error=0.05)
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from moemodel.calibration.fit.power import Loads
 from moemodel.calibration.fit.thermal import LEAK_W_PER_C, RISE_PER_C
@@ -20,9 +19,8 @@ from moemodel.calibration.published.activity_power import (
     voltage_model,
     with_steady_temperature,
 )
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.operators.work import Kind, Pass, Work
-
-FloatArray = NDArray[np.float64]
 
 TOP_HZ, KNEE_HZ, SLOPE = 1.41e9, 1.1e9, 1.5
 # V^2 at the top clock over V^2 at the lowest: coefficients are of the top clock, priors of the lowest voltage.

@@ -11,12 +11,11 @@ import pytest
 from moemodel.calibration.update.from_reports import FEWEST, Update, kind_of, runs_of_reports, update
 from moemodel.calibration.update.scale_factors import Knob, memory_knobs, power_knobs, time_knobs
 from moemodel.model.core.errors import CalibrationError, InputError
-from moemodel.model.plan.spec import Plan
-from moemodel.model.records.calibration import Calibration
+from moemodel.model.plan.spec import Plan, plan_text
+from moemodel.model.records.calibration import Calibration, CalibrationRef
 from moemodel.model.records.profile import DeviceInfo
 from moemodel.model.results.measured import QUANTITIES, predict_as_run
 from moemodel.model.results.validation import SCHEMA_VERSION, Environment, PlanReport, Report, Visit, row_of
-from moemodel.model.search.result import CalibrationRef, plan_text
 
 PlanOf = Callable[..., Plan]
 Reported = Callable[..., Report]

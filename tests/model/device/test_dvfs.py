@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.device.dvfs import (
     Stretch,
     TensorLimit,
@@ -17,8 +17,6 @@ from moemodel.model.device.dvfs import (
     time_at_clock,
     time_at_clocks,
 )
-
-FloatArray = NDArray[np.float64]
 
 CLOCKS_HZ = np.linspace(345e6, 1980e6, 23)
 LIMIT = TensorLimit(clock_Hz=1.6e9, sharpness=10.0)

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from moemodel.model.architecture.hf_config import read_architecture
-from moemodel.model.device.roofline import operator_time
+from moemodel.model.device.roofline import chip_of_calibration, operator_time
 from moemodel.model.operators.work import Kind, Pass, Shape
 from moemodel.model.plan.spec import PlanBatch, Recompute
 from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import Calibration, HostLane, Parameter
-from moemodel.model.step.stage_cost import chip_of_calibration
 from moemodel.model.step.system import Machine
 
 Batch = Callable[..., PlanBatch]

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from moemodel.model.core.errors import InputError
-from moemodel.model.plan.spec import Plan
+from moemodel.model.plan.spec import Plan, plan_text
+from moemodel.model.records.calibration import CalibrationRef
 from moemodel.model.records.profile import DeviceInfo
 from moemodel.model.results.validation import (
     COLUMNS,
@@ -23,7 +24,6 @@ from moemodel.model.results.validation import (
     read_report,
     row_of,
 )
-from moemodel.model.search.result import CalibrationRef, plan_text
 
 
 @pytest.fixture

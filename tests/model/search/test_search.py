@@ -17,15 +17,15 @@ from pydantic import ValidationError
 from moemodel.model.core.documents import parse_yaml
 from moemodel.model.core.errors import CalibrationError, InfeasiblePlanError, InputError
 from moemodel.model.hardware.gpu import read_gpu
-from moemodel.model.plan.spec import Plan
-from moemodel.model.records.calibration import Calibration
+from moemodel.model.plan.spec import Plan, plan_text
+from moemodel.model.records.calibration import Calibration, fingerprint
 from moemodel.model.results.outcome import Outcome, outcome
 from moemodel.model.search import search as search_module
 from moemodel.model.search.candidates import candidates, clocks_MHz
 from moemodel.model.search.document import ClockRange, Search, read_search
 from moemodel.model.search.pareto import overlapping, pareto, picks, thin, to_digits
 from moemodel.model.search.problem import space_of, summary
-from moemodel.model.search.result import fingerprint, plan_text, read_search_result
+from moemodel.model.search.result import read_search_result
 from moemodel.model.search.search import priced_plans, search
 from moemodel.model.search.state import Tally
 

@@ -10,9 +10,10 @@ import pytest
 from moemodel.model.architecture.flops import model_flops
 from moemodel.model.architecture.hf_config import list_architectures, read_architecture
 from moemodel.model.architecture.spec import Architecture, Moe
+from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import Kind, Pass, work
 from moemodel.model.plan.spec import PlanBatch, Recompute
-from moemodel.model.step.layer_operators import BACKENDS, Call, Phase, Workload
+from moemodel.model.step.layer_operators import BACKENDS, Workload
 
 Batch = Callable[..., PlanBatch]
 

@@ -14,12 +14,13 @@ from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.core.errors import InputError
 from moemodel.model.network.collectives import Collective, Network, Traffic
+from moemodel.model.operators.calls import Call
 from moemodel.model.operators.work import Kind, Pass
 from moemodel.model.plan.spec import PRECISIONS, WHOLE_EXPERTS, Plan, PlanBatch, Precision
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.outcome import machine_of, outcome
 from moemodel.model.schedule.pipeline_layout import CutWithEnds, stages
-from moemodel.model.step.layer_operators import BACKENDS, Call, Workload
+from moemodel.model.step.layer_operators import BACKENDS, Workload
 from moemodel.model.step.memory import RECIPES, MemoryModel
 from moemodel.model.step.microbatch_comm import Communication, Exchange
 from moemodel.model.step.system import Machine

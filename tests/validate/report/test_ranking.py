@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from moemodel.model.plan.spec import Plan
-from moemodel.validation.report.ranking import Ranked, kendall, question_of, regrets
+from moemodel.validation.report.ranking import Ranked, kendall, regrets
 
 
 def _ranked(predicted: Sequence[float], measured: Sequence[float], groups: str | None = None) -> list[Ranked]:
@@ -76,11 +75,3 @@ def test_a_right_choice_leaves_none_to_regret_however_wrong_the_values() -> None
 def test_every_group_has_its_regret_and_a_plan_alone_none() -> None:
     found = regrets(_ranked([1, 2, 1, 2, 7], [1, 2, 3, 2, 9], "aabbc"))
     assert [regret.share for regret in found] == [0, pytest.approx(0.5)]
-
-
-def test_plans_of_one_model_and_batch_are_alternatives(plan_of: Callable[..., Plan]) -> None:
-    plan = plan_of()
-    same = plan_of(micro_batch=4, recompute="full", clock_MHz=1200.0, cluster={"gpus": 2}, parallel={"tp": 2})
-    assert question_of(plan) == question_of(same)
-    for other in (plan_of(global_batch=32), plan_of(layers=12), plan_of(sequence_length=1024)):
-        assert question_of(plan) != question_of(other)

@@ -1,0 +1,1 @@
+"""What the scripts of `bench/` share; nothing that ships imports it."""

@@ -1,0 +1,71 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+TEMPORARY_SUFFIX = ".tmp"  # of a file that is being written; what a killed process left behind has it too
+
+
+def write_atomic(
+    path: Path, content: str | bytes | Callable[[Path], None], *, overwrite: bool = True, sync: bool = False
+) -> None:
+    """Write a file whole or not at all: a temporary one beside it takes its place when all of it is there.
+
+    Args:
+        path: of the file; its folder must exist.
+        content: text (UTF-8), bytes, or a function that writes the file whose path it is given.
+        overwrite: replace a file that is there.
+        sync: wait until the disk has it, so that it survives a crash of the machine too.
+
+    Raises:
+        FileExistsError: it is there and `overwrite` is false.
+        OSError: it can't be written; `filename` is that of the file, not of the temporary one.
+    """
+    try:
+        _write_atomic(path, content, overwrite=overwrite, sync=sync)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _write_atomic(path: Path, content: str | bytes | Callable[[Path], None], *, overwrite: bool, sync: bool) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        _fill(temporary, content)
+        temporary.chmod(0o666 & ~_umask())
+        if sync:
+            _sync(temporary)
+        if overwrite:
+            temporary.replace(path)
+        else:
+            path.hardlink_to(temporary)  # fails, at once, where there is a file already
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _fill(temporary: Path, content: str | bytes | Callable[[Path], None]) -> None:
+    if isinstance(content, str):
+        temporary.write_text(content, encoding="utf-8")
+    elif isinstance(content, bytes):
+        temporary.write_bytes(content)
+    else:
+        content(temporary)
+
+
+def _sync(temporary: Path) -> None:
+    handle = os.open(temporary, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

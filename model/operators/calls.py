@@ -1,0 +1,29 @@
+"""Calls of operators: what a training step makes a GPU do, as a list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from moemodel.model.core.arrays import FloatArray
+from moemodel.model.operators.work import Kind, Pass, Shape
+
+
+class Phase(StrEnum):
+    """Part of a training step that a call's time and energy are booked under."""
+
+    FORWARD = "forward"
+    BACKWARD = "backward"  # recomputation included
+    OPTIMIZER = "optimizer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """An operator call: `count` times in one micro-batch (or one step, in the optimizer), in each plan."""
+
+    kind: Kind
+    direction: Pass
+    shape: Shape
+    phase: Phase
+    count: FloatArray
+    mean_share: FloatArray | float = 1.0  # work of the mean rank over that of the busiest, whose shape this is
