@@ -9,7 +9,7 @@ Ranks are numbered with tensor parallelism innermost, then context, data and pip
 so that with etp = tp experts are sharded as everything else is and spread over context and data ranks, and with etp = 1
 each lies whole on one GPU and experts spread over tensor-parallel ranks too.
 
-Every group is `size` ranks that lie `stride` apart; which they are, and a rank's place among them, follows from the two.
+Every group is `size` ranks that lie `stride` apart; a rank's group, and its place in it, follow from the two.
 Degrees are ints (one plan) or integer arrays of one shape (many): the algebra is the same.
 """
 
