@@ -26,6 +26,7 @@ from moemodel.model.plan.spec import (
     Text,
     check_precision,
 )
+from moemodel.model.schedule import registry as schedules
 
 T = TypeVar("T")
 
@@ -131,7 +132,7 @@ class Search(Strict):
     sequence_length: Count
     global_batch: Count
     precision: Precision = "bf16-mixed"
-    schedule: Schedules = ("1f1b",)
+    schedule: Schedules = (schedules.DEFAULT,)
     backend: BackendName = "torch"
     cluster: SearchCluster
     routing: RoutingSpec = RoutingSpec()

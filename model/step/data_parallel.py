@@ -29,7 +29,7 @@ import numpy as np
 
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.network.collectives import Collective, Traffic
-from moemodel.model.plan.spec import PlanBatch, Schedule
+from moemodel.model.plan.spec import PlanBatch
 from moemodel.model.step.communication_groups import Behind, Group, Groups
 
 _BUCKET_B = 25 * 2**20  # torch.nn.parallel.DistributedDataParallel, bucket_cap_mb
@@ -121,7 +121,7 @@ class DataParallel:
         self._zero = plans.zero_stage
         self._spread = plain & (plans.ep > 1)
         # a backward pass in two parts tells DDP nothing; of a pipeline FSDP scatters when all passes are done
-        self._split_pass = plain & (plans.pp > 1) & (plans.schedule == Schedule.ZERO_BUBBLE)
+        self._split_pass = plain & (plans.pp > 1) & plans.schedules.splits_backward
         self._late_scatter = plain & (plans.pp > 1)
         m = plans.micro_batches.astype(np.float64)
         self._forward_passes = np.where(self._zero >= 3, m, 1.0)

@@ -23,7 +23,7 @@ from moemodel.model.core.arrays import FloatArray
 from moemodel.model.hardware.gpu import Dtype
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import PASSES, Kind, Pass, Shape
-from moemodel.model.plan.spec import PlanBatch, Precision, Recompute, Schedule
+from moemodel.model.plan.spec import PlanBatch, Precision, Recompute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,7 @@ def _largest_of(count: float) -> float:
 
 def in_buckets(plans: PlanBatch, backend: Backend) -> NDArray[np.bool_]:
     """Where gradients stay in DDP's buckets from step to step, [P]: not where torch splits backward passes in two."""
-    split = (plans.pp > 1) & (plans.schedule == Schedule.ZERO_BUBBLE)
+    split = (plans.pp > 1) & plans.schedules.splits_backward
     return np.asarray((plans.zero_stage == 0) & (plans.dp * plans.cp > 1) & ~split & backend.plain_parallel)
 
 
