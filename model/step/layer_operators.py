@@ -19,12 +19,12 @@ from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
 from moemodel.model.layers.layer import layer_blocks
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import PASSES, Kind, Pass, Shape
-from moemodel.model.plan.spec import PlanBatch, Recompute, Schedule
+from moemodel.model.plan.spec import PlanBatch, Recompute
 
 
 def in_buckets(plans: PlanBatch, framework: Framework) -> BoolArray:
     """Where gradients stay in DDP's buckets from step to step, [P]: not where torch splits backward passes in two."""
-    split = (plans.pp > 1) & (plans.schedule == Schedule.ZERO_BUBBLE)
+    split = (plans.pp > 1) & plans.schedules.splits_backward
     return np.asarray(
         (plans.zero_stage == 0) & (plans.dp * plans.cp > 1) & ~split & (framework.data_parallel == "ddp-fsdp2")
     )

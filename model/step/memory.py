@@ -30,7 +30,7 @@ from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
 from moemodel.model.layers.layer import layer_blocks
 from moemodel.model.layers.parameters import LayerParameters, layer_parameters
 from moemodel.model.plan.mesh import ParallelMesh
-from moemodel.model.plan.spec import PlanBatch, Recompute, Schedule
+from moemodel.model.plan.spec import PlanBatch, Recompute
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
 from moemodel.model.step.data_parallel import Units
@@ -194,7 +194,7 @@ class MemoryModel:
         if not stage.head:
             return np.zeros(len(self.plans))
         plans = self.plans
-        before = np.where(plans.schedule == Schedule.GPIPE, self._in_flight(stage) - 1, self._put_off(stage))
+        before = plans.schedules.earlier_losses(stage.first)
         kept = before * (self.framework.pipeline == "torch") * self._head.log_probabilities_B(self.batch)
         return np.asarray(self._head.loss_B(self.batch) + np.where(plans.pp > 1, kept, 0.0))
 
@@ -205,7 +205,7 @@ class MemoryModel:
         shard = self.shard(stage)
         terms = self.states(shard)
         transient = terms.pop("optimizer_transient")
-        flight = self._in_flight(stage)
+        flight = self.plans.schedules.in_flight(stage.first)
         held = self._held(stage, shard, (self.plans.micro_batches > 1) | (flight > 1))
         per_micro_batch = np.zeros(len(self.plans))
         working = np.zeros(len(self.plans))
@@ -218,7 +218,8 @@ class MemoryModel:
             working = np.maximum(
                 working, layer_blocks(kind, self.architecture.hidden).activations_B(self.batch, selective=False)
             )
-        activations = (flight + 0.5 * self._put_off(stage)) * per_micro_batch
+        # half as much again is kept of a micro-batch whose weight gradients are put off
+        activations = (flight + 0.5 * self.plans.schedules.deferred(stage.first)) * per_micro_batch
         loss = self._losses(stage)
         again = np.where(self.plans.recompute == Recompute.FULL, working, 0.5 * working)
         earlier = activations - per_micro_batch
@@ -238,11 +239,6 @@ class MemoryModel:
         terms["context"] = np.full(len(self.plans), self.context_B)
         return Memory(peak_B=np.asarray(sum(terms.values())), terms_B=terms)
 
-    def _put_off(self, stage: Stage) -> FloatArray:
-        """Micro-batches whose weight gradients a zero-bubble schedule puts off; half as much again is kept for them."""
-        waiting = np.minimum(stage.first, self.plans.micro_batches)
-        return np.where(self.plans.schedule == Schedule.ZERO_BUBBLE, waiting, 0).astype(np.float64)
-
     def _messages(self, stage: Stage, flight: FloatArray) -> FloatArray:
         """Between stages torch (distributed.pipelining 2.11) keeps a buffer for each message of a step: activations
         received, of which those in flight count as activations, their gradients, and gradients received; what a stage
@@ -257,20 +253,6 @@ class MemoryModel:
         one = self.batch.element_size_B * self.batch.sequence_parallel_tokens * self.architecture.hidden
         kept = arrivals * (2 * m - flight) + departures * (m + flight)
         return np.where(plans.pp > 1, kept * one, 0.0)
-
-    def _in_flight(self, stage: Stage) -> FloatArray:
-        """Micro-batches whose activations a stage holds at once (Narayanan et al. 2021, section 2.2).
-
-        1F1B: those between a stage and the last. Interleaved, in chunks: (v - 1) n + 2 (n - 1 - s) + 1 of v to a stage.
-        ZB-H1: as many as the first stage on all, since the others put off weight gradients (Qi et al. 2023, section
-        2.1).
-        """
-        m, pp, v = self.plans.micro_batches, self.plans.pp, self.plans.virtual_stages
-        behind = pp - 1 - stage.first
-        one_f_one_b = np.where(v > 1, ((v - 1) * pp + 2 * behind + 1) / v, behind + 1)
-        schedule = self.plans.schedule
-        most = np.where(schedule == Schedule.GPIPE, m, np.where(schedule == Schedule.ZERO_BUBBLE, pp, one_f_one_b))
-        return np.minimum(most, m).astype(np.float64)
 
 
 def fullest(model: MemoryModel, pipeline: Sequence[Stage]) -> Memory:

@@ -35,7 +35,8 @@ from moemodel.model.layers.base import LayerComm, MicroBatch
 from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
 from moemodel.model.layers.layer import layer_blocks
 from moemodel.model.network.collectives import Collective, Network
-from moemodel.model.plan.spec import PlanBatch, Recompute, Schedule
+from moemodel.model.plan.spec import PlanBatch, Recompute
+from moemodel.model.schedule.base import Messages
 from moemodel.model.step.communication_groups import Behind, Group, Groups
 from moemodel.model.step.launch_overhead import Calls
 
@@ -190,11 +191,11 @@ class Communication:
         if self.framework.pipeline != "torch":
             both = self._between_stages(sent * self.plans.virtual_stages, passes)
             return both, both
-        gpipe = self.plans.schedule == Schedule.GPIPE
-        together = (self.plans.schedule == Schedule.ONE_F_ONE_B) & (self.plans.virtual_stages == 1)
-        forward = np.where(gpipe, sent * (not first), np.where(together, sent * (not last), 0.0))
-        backward = np.where(gpipe, sent * (not last), np.where(together, sent * (not first), 0.0))
-        none, waits = Behind.none(len(sent)), gpipe | together
+        before = self.plans.schedules.waits(Messages.BEFORE_A_PASS)
+        behind_it = self.plans.schedules.waits(Messages.BEHIND_A_PASS)
+        forward = np.where(before, sent * (not first), np.where(behind_it, sent * (not last), 0.0))
+        backward = np.where(before, sent * (not last), np.where(behind_it, sent * (not first), 0.0))
+        none, waits = Behind.none(len(sent)), before | behind_it
         calls = self._calls(messages=passes * waits, actions=passes * ~waits)
         return (
             Exchange(exposed_s=forward, behind=none, calls=calls),
@@ -218,5 +219,5 @@ class Communication:
         if self.framework.pipeline != "torch":
             return np.zeros(len(self.plans))
         p = self.plans
-        behind = (p.schedule == Schedule.ZERO_BUBBLE) | (p.virtual_stages > 1)
-        return np.where(behind, 2 * (p.pp * p.virtual_stages - 1) * self._message(), 0.0)
+        overlapped = p.schedules.waits(Messages.OVERLAPPED)
+        return np.where(overlapped, 2 * (p.pp * p.virtual_stages - 1) * self._message(), 0.0)
