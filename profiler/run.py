@@ -19,14 +19,15 @@ from moemodel.profiler.collectives.helpers import first_of_job, help_first, help
 from moemodel.profiler.collectives.points import Scale
 from moemodel.profiler.collectives.section import SECTION as COLLECTIVES
 from moemodel.profiler.collectives.section import Collectives, check_enough, devices_at_hand
-from moemodel.profiler.devices.base import SIMULATED, Device, open_device, resolve
+from moemodel.profiler.devices.base import Device
 from moemodel.profiler.devices.cpu import power_note
+from moemodel.profiler.devices.names import SIMULATED, resolve
 from moemodel.profiler.instruments.energy_sampler import EnergySampler, stuck_since
 from moemodel.profiler.microbench.budget import Effort, effort_for
 from moemodel.profiler.microbench.grid import cpu_grid, cpu_sweep, gpu_grid, gpu_sweep
 from moemodel.profiler.microbench.harness import Bench, Skip, make_room
 from moemodel.profiler.microbench.points import Point
-from moemodel.profiler.platforms.registry import Platform, platform_of
+from moemodel.profiler.platforms.registry import Platform, open_device, platform_of
 from moemodel.profiler.sections.loads import cpu_loads, gpu_loads
 from moemodel.profiler.sections.locked_sweep import LockedSweep
 from moemodel.profiler.sections.operator_times import Mix, measure_operators

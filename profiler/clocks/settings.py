@@ -10,16 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from moemodel.model.core.errors import DeviceError
+from moemodel.profiler.devices.nvml import LASTING_ERRORS
 
 _MEGA = 1e6
 _MILLI = 1e-3
-# Asking again will not help.
-_LASTING = (
-    "NVML_ERROR_NOT_SUPPORTED",
-    "NVML_ERROR_NO_PERMISSION",
-    "NVML_ERROR_INVALID_ARGUMENT",
-    "NVML_ERROR_FUNCTION_NOT_FOUND",
-)
 
 Address = Mapping[str, Any]  # by which another process finds the settings of the same device; JSON
 
@@ -102,7 +96,7 @@ class NvmlSettings:
                 ) from error
             if error.value == nvml.NVML_ERROR_NOT_SUPPORTED:
                 raise SettingError(f"this GPU or driver can't {what}", lasting=True) from error
-            lasting = error.value in {getattr(nvml, name, None) for name in _LASTING}
+            lasting = error.value in {getattr(nvml, name, None) for name in LASTING_ERRORS}
             raise SettingError(f"NVML fails to {what}: {error}", lasting=lasting) from error
 
 

@@ -28,7 +28,8 @@ from moemodel.profiler.collectives.points import (
 )
 from moemodel.profiler.collectives.start import Event, follow
 from moemodel.profiler.collectives.topology import read_topology
-from moemodel.profiler.devices.base import Device, NvidiaDevice
+from moemodel.profiler.devices.base import Device
+from moemodel.profiler.devices.nvidia import NvidiaDevice
 from moemodel.profiler.jobs.ranks import torchrun_command
 from moemodel.profiler.microbench.harness import Skip, not_reached
 from moemodel.profiler.sections.progress import Progress

@@ -13,7 +13,7 @@ from itertools import combinations
 from typing import Any, Literal, TypeVar
 
 from moemodel.model.records.profile import Topology, TopologyGpu, TopologyPair
-from moemodel.profiler.devices.base import nvml_handle
+from moemodel.profiler.devices.nvidia import nvml_handle
 
 _T = TypeVar("_T")
 

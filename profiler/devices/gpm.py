@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, Protocol
 
-from moemodel.profiler.devices.base import Device, NvidiaDevice
+from moemodel.profiler.devices.base import Device
+from moemodel.profiler.devices.nvidia import NvidiaDevice
 
 _MIB = 1 << 20
 _METRICS = ("NVML_GPM_METRIC_NVLINK_TOTAL_TX_PER_SEC", "NVML_GPM_METRIC_NVLINK_TOTAL_RX_PER_SEC")

@@ -34,8 +34,10 @@ import torch
 
 from moemodel.model.core.errors import DeviceError, InputError, MoeModelError
 from moemodel.model.records.profile import DeviceInfo
-from moemodel.profiler.devices.base import REPLAYED, MeteredDevice, NvidiaDevice, nvml_handle
+from moemodel.profiler.devices.base import MeteredDevice
 from moemodel.profiler.devices.cpu import CpuDevice
+from moemodel.profiler.devices.names import REPLAYED
+from moemodel.profiler.devices.nvidia import NvidiaDevice, nvml_handle
 from moemodel.profiler.instruments.counter_edges import CounterWatch, EdgeFinder
 from moemodel.profiler.meter.device_meter import CudaTimer, FinishedStep, Lane, Timer, WallTimer
 from moemodel.profiler.meter.recording import RecordingDevice, ReplayDevice

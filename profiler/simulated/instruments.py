@@ -18,7 +18,8 @@ from moemodel.model.core.errors import DeviceError
 from moemodel.model.operators.work import Kind, Pass
 from moemodel.model.records.profile import DeviceInfo
 from moemodel.profiler.clocks.settings import Address, Settings
-from moemodel.profiler.devices.base import ACTIVITIES, Activity, ActivityMeter, NoActivity, resolve
+from moemodel.profiler.devices.base import ACTIVITIES, Activity, ActivityMeter, NoActivity
+from moemodel.profiler.devices.names import resolve
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
 from moemodel.profiler.microbench.budget import Effort
 from moemodel.profiler.microbench.cases import Case

@@ -25,7 +25,7 @@ from moemodel.profiler.clocks.clock_control import (
 )
 from moemodel.profiler.clocks.device_settings import NvmlControls, is_administrator, other_processes
 from moemodel.profiler.clocks.settings import NvmlSettings, SettingError
-from moemodel.profiler.devices.base import NvidiaDevice
+from moemodel.profiler.devices.nvidia import NvidiaDevice
 from moemodel.profiler.simulated.instruments import SimulatedDevice, open_simulated
 
 KNOWN = {"h100": "h100-sxm-80gb"}

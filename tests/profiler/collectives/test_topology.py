@@ -12,8 +12,8 @@ from moemodel.model.core.errors import DeviceError
 from moemodel.model.network.topology import graph_of, link_Bps
 from moemodel.model.records.profile import Topology
 from moemodel.profiler.collectives.topology import read_topology
-from moemodel.profiler.devices.base import NvidiaDevice
 from moemodel.profiler.devices.gpm import NoLinks, NvlinkMeter, link_meter
+from moemodel.profiler.devices.nvidia import NvidiaDevice
 
 LINKS = 18  # of an H100 SXM
 MIB = 1 << 20

@@ -18,7 +18,8 @@ import torch
 import moemodel
 from moemodel.model.core.errors import InputError
 from moemodel.model.records.profile import DeviceInfo
-from moemodel.profiler.devices.base import CpuDevice, NvidiaDevice
+from moemodel.profiler.devices.cpu import CpuDevice
+from moemodel.profiler.devices.nvidia import NvidiaDevice
 from moemodel.profiler.instruments.counter_edges import EdgeFinder
 from moemodel.profiler.meter.device_meter import CudaTimer
 from moemodel.profiler.meter.energy_meter import Meter, open_devices
