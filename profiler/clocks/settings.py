@@ -6,7 +6,7 @@ The guardian process runs this too, so it imports nothing heavy: no torch, no nu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from importlib import import_module
 from typing import Any, Protocol
 
 from moemodel.model.core.errors import DeviceError
@@ -15,7 +15,12 @@ from moemodel.profiler.devices.nvml import LASTING_ERRORS
 _MEGA = 1e6
 _MILLI = 1e-3
 
-Address = Mapping[str, Any]  # by which another process finds the settings of the same device; JSON
+Address = Mapping[str, Any]  # by which another process finds the settings of the same device; JSON, one key of OPENERS
+# Key of an address -> what opens the settings at its value, by name: the guardian loads what its device needs, no more.
+OPENERS = {
+    "uuid": "moemodel.profiler.clocks.settings:open_nvml",
+    "state": "moemodel.profiler.simulated.state:open_stored",
+}
 
 
 class SettingError(DeviceError):
@@ -101,18 +106,25 @@ class NvmlSettings:
 
 
 def open_settings(address: Address) -> Settings:
-    """The settings at an address that `profiler.controls` gave.
+    """The settings at an address that `device_settings` gave.
 
     Raises:
         SettingError: they can't be reached.
     """
-    if "state" in address:
-        from moemodel.profiler.simulated.state import StoredSettings
+    key = next(key for key in OPENERS if key in address)
+    module, _, function = OPENERS[key].partition(":")
+    opened: Settings = getattr(import_module(module), function)(address[key])
+    return opened
 
-        return StoredSettings(Path(address["state"]))
+
+def open_nvml(uuid: str) -> NvmlSettings:
+    """Those of the NVIDIA GPU with this UUID.
+
+    Raises:
+        SettingError: NVML does not reach it.
+    """
     import pynvml
 
-    uuid = str(address["uuid"])
     try:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)

@@ -113,6 +113,15 @@ class StoredSettings:
             raise SettingError(f"the simulated driver's state can't be written: {error}") from error
 
 
+def open_stored(file: str) -> StoredSettings:
+    """The settings that a simulated GPU keeps in a file.
+
+    Raises:
+        DeviceError: the file is not such a state, or not there.
+    """
+    return StoredSettings(Path(file))
+
+
 def _read(file: Path) -> State:
     try:
         raw: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
