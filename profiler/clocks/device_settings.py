@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import torch
 
 from moemodel.profiler.clocks.settings import Address, NvmlSettings, Settings
-from moemodel.profiler.devices.base import Device
 from moemodel.profiler.devices.nvidia import NvidiaDevice
 from moemodel.profiler.devices.nvml import supported_clocks_MHz
 
@@ -152,15 +151,3 @@ def is_administrator(status: Path = Path("/proc/self/status")) -> bool:
         return bool(int(lines["CapEff"], 16) >> _SYS_ADMIN & 1)
     except (OSError, KeyError, ValueError):
         return os.geteuid() == 0
-
-
-def controls_of(device: Device) -> Controls | None:
-    """The controls of a device; None where it has none."""
-    if isinstance(device, NvidiaDevice):
-        return NvmlControls(device)
-    if device.info.vendor == "simulated":
-        from moemodel.profiler.simulated.instruments import SimulatedControls, SimulatedDevice
-
-        if isinstance(device, SimulatedDevice):
-            return SimulatedControls(device)
-    return None

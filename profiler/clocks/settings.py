@@ -1,4 +1,4 @@
-"""Settings of a GPU that the profiler may change: locked clocks and the power limit. Whoever changes them is elsewhere.
+"""Settings of a GPU that the profiler may change: locked clocks and the power limit. `clock_control` changes them.
 
 The guardian process runs this too, so it imports nothing heavy: no torch, no numpy.
 """
@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from moemodel.model.core.errors import DeviceError
 from moemodel.profiler.devices.nvml import LASTING_ERRORS
+
+Clocks = Literal["passive", "lock", "as-is"]  # how a profile deals with them
+AskedClocks = Literal["auto", "passive", "lock", "as-is"]  # auto: the best that is permitted
 
 _MEGA = 1e6
 _MILLI = 1e-3

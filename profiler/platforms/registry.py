@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from moemodel.model.core.errors import DeviceError
+from moemodel.model.hardware.gpu import list_gpus, read_gpu
+from moemodel.profiler.clocks.device_settings import Controls, NvmlControls
 from moemodel.profiler.devices.base import Device
 from moemodel.profiler.devices.cpu import CpuDevice
 from moemodel.profiler.devices.names import REPLAYED, SIMULATED, check_is, resolve
@@ -19,7 +22,12 @@ from moemodel.profiler.instruments.energy_sampler import EnergySampler
 from moemodel.profiler.microbench.budget import Effort
 from moemodel.profiler.microbench.harness import Instruments, TorchInstruments
 from moemodel.profiler.microbench.stream_timer import HostTimer, Timer
-from moemodel.profiler.simulated.instruments import SimulatedDevice, SimulatedPlatform, open_simulated
+from moemodel.profiler.simulated.instruments import (
+    SimulatedControls,
+    SimulatedDevice,
+    SimulatedPlatform,
+    open_simulated,
+)
 
 
 class Platform(Protocol):
@@ -53,6 +61,18 @@ class TorchPlatform:
 
     def host_rows(self, repeats: int) -> list[dict[str, Any]]:
         return host_lane.measure(self._device, repeats=repeats)
+
+
+def open_named(gpu: str) -> tuple[Device, str]:
+    """The device, and the name of its description."""
+    descriptions = [read_gpu(name) for name in list_gpus()]
+    if Path(gpu).suffix == ".json" and not gpu.startswith(SIMULATED):
+        described = read_gpu(Path(gpu))
+        descriptions.append(described)
+        gpu = described.name
+    known = {alias: d.name for d in descriptions for alias in (d.name, *d.aliases)}
+    device = open_device(gpu, known)
+    return device, resolve(gpu, known)
 
 
 def open_device(gpu: str, known: Mapping[str, str]) -> Device:
@@ -95,3 +115,12 @@ def platform_of(device: Device) -> Platform:
     if isinstance(device, SimulatedDevice):
         return SimulatedPlatform(device)
     return TorchPlatform(device)
+
+
+def controls_of(device: Device) -> Controls | None:
+    """The controls of a device; None where it has none."""
+    if isinstance(device, NvidiaDevice):
+        return NvmlControls(device)
+    if isinstance(device, SimulatedDevice):
+        return SimulatedControls(device)
+    return None

@@ -26,7 +26,7 @@ from moemodel.profiler.clocks.clock_control import (
 from moemodel.profiler.clocks.device_settings import NvmlControls, is_administrator, other_processes
 from moemodel.profiler.clocks.settings import NvmlSettings, SettingError
 from moemodel.profiler.devices.nvidia import NvidiaDevice
-from moemodel.profiler.simulated.instruments import SimulatedDevice, open_simulated
+from moemodel.profiler.simulated.instruments import SimulatedControls, SimulatedDevice, open_simulated
 
 KNOWN = {"h100": "h100-sxm-80gb"}
 UUID = "GPU-11111111-2222-3333-4444-555555555555"
@@ -258,7 +258,7 @@ def test_what_nobody_can_restore_is_said_with_the_command(
 @pytest.fixture
 def simulated(tmp_path: Path) -> Iterator[tuple[SimulatedDevice, ClockControl]]:
     device = open_simulated(f"sim:h100?state={tmp_path / 'state.json'}", KNOWN)
-    with ClockControl(device) as control:
+    with ClockControl(device, SimulatedControls(device)) as control:
         yield device, control
 
 
@@ -279,7 +279,7 @@ def test_a_real_guardian_that_is_killed(simulated: tuple[SimulatedDevice, ClockC
 
 def test_the_real_guardian_restores_what_this_process_fails_to(tmp_path: Path) -> None:
     device = open_simulated(f"sim:h100?fail=unlock-fails-3-times&state={tmp_path / 'state.json'}", KNOWN)
-    with ClockControl(device) as control:
+    with ClockControl(device, SimulatedControls(device)) as control:
         control.lock(990e6)
         control.set_power_limit(400)
     assert device.gpu.settings.state.locked_Hz is None

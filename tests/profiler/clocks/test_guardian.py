@@ -319,8 +319,9 @@ def test_a_child_that_holds_the_pipe_does_not_fool_it(tmp_path: Path, environmen
     code = f"""
 import os, time
 from moemodel.profiler.clocks.clock_control import ClockControl
-from moemodel.profiler.simulated.instruments import open_simulated
-control = ClockControl(open_simulated("sim:h100?state={tmp_path}/state.json", {{"h100": "h100-sxm-80gb"}}))
+from moemodel.profiler.simulated.instruments import SimulatedControls, open_simulated
+device = open_simulated("sim:h100?state={tmp_path}/state.json", {{"h100": "h100-sxm-80gb"}})
+control = ClockControl(device, SimulatedControls(device))
 control.lock(990e6)
 child = os.fork()
 if child:
