@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
 import os
 import re
@@ -39,23 +38,22 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 
 from moemodel.model.core.errors import DeviceError, InputError
 from moemodel.profiler.devices.base import MeteredDevice
+from moemodel.profiler.emissions.reconciliation import Reconciliation, reconcile
+from moemodel.profiler.emissions.records import CarbonSummary, LevelSummary, Reading
 from moemodel.profiler.meter.device_meter import FinishedStep
 from moemodel.profiler.meter.energy_meter import open_devices
 from moemodel.profiler.meter.scope import Scope
 from moemodel.profiler.meter.summary import Summary
-
-if TYPE_CHECKING:
-    from moemodel.profiler.emissions.reconciliation import Reconciliation
 
 LEVELS = ("session", "step", "phase")
 _FILES = {"session": "emissions_session", "step": "emissions_steps", "phase": "emissions_phases"}
@@ -66,85 +64,7 @@ _GUESSING = ("cpu_load", "constant")  # ways of CodeCarbon's to have a processor
 _WITH_REGIONS = {"CAN": "get_country_energy_mix_data", "USA": "get_country_emissions_data"}
 
 
-# --- what was measured -----------------------------------------------------------------------------------------------
-
-
-class Reading(NamedTuple):
-    """What CodeCarbon says of a session, a step or a phase; energies as it multiplies them with the PUE.
-
-    `step` is the step's index, -1 outside steps; `phase` is "" where it is a step or session.
-    """
-
-    step: int
-    phase: str
-    duration_s: float
-    gpu_J: float
-    cpu_J: float
-    ram_J: float
-    emissions_kg: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class LevelSummary:
-    """One level over the session.
-
-    Attributes:
-        readings: sessions, steps or phases measured.
-        duration_s: they lasted, as CodeCarbon has it.
-        gpu_J, cpu_J, ram_J: their energy.
-        emissions_kg: of CO2-equivalent.
-        setup_s: to make the tracker and find the hardware, before the session.
-        inside_s: in CodeCarbon's calls, in the thread that trains.
-        waited_s: for the device, before readings; not all of it is lost (the device worked meanwhile).
-        background_s: in CodeCarbon's threads; None where this version of it does not let that be measured.
-        share_of_time: `inside_s` over the session's time.
-        inside_s_per_step: `inside_s` over the steps; None without steps.
-    """
-
-    readings: int
-    duration_s: float
-    gpu_J: float
-    cpu_J: float
-    ram_J: float
-    emissions_kg: float
-    setup_s: float
-    inside_s: float
-    waited_s: float
-    background_s: float | None
-    share_of_time: float
-    inside_s_per_step: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class CarbonSummary:
-    """CodeCarbon's session on one rank.
-
-    Attributes:
-        folder: of its files.
-        run, model, rank: as given.
-        country, region: whose electricity.
-        pue: that CodeCarbon multiplied energies with.
-        steps: measured.
-        duration_s: of the session.
-        levels: "session", "step", "phase" -> what it measured and what it cost.
-        notes: what to know before using these figures, and what CodeCarbon warned of.
-    """
-
-    folder: str
-    run: str
-    model: str
-    rank: int
-    country: str
-    region: str | None
-    pue: float
-    steps: int
-    duration_s: float
-    levels: Mapping[str, LevelSummary]
-    notes: tuple[str, ...]
-
-    def to_json(self) -> str:
-        """Names carry units; unknown figures are null."""
-        return json.dumps(asdict(self), indent=2, allow_nan=False)
+# --- what it costs -----------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -573,8 +493,6 @@ class CodeCarbonLevels:
 
     def close(self, summary: Summary) -> Sequence[str]:
         """Reconcile with the meter's summary, and write that down; what is found comes back as notes."""
-        from moemodel.profiler.emissions.reconciliation import reconcile
-
         self.end_session()
         self.reconciliation = reconcile(self.summary(), self.readings(), summary, list(self._counted))
         self._write("reconciliation.json", self.reconciliation.to_json())
