@@ -64,7 +64,7 @@ _GUESSING = ("cpu_load", "constant")  # ways of CodeCarbon's to have a processor
 _WITH_REGIONS = {"CAN": "get_country_energy_mix_data", "USA": "get_country_emissions_data"}
 
 
-# --- what it costs -----------------------------------------------------------------------------------------------------
+# --- what it costs --------------------------------------------------------------------------------------------------
 
 
 @dataclass
