@@ -26,7 +26,8 @@ from moemodel.profiler.microbench.budget import Effort, effort_for
 from moemodel.profiler.microbench.grid import cpu_grid, cpu_sweep, gpu_grid, gpu_sweep
 from moemodel.profiler.microbench.harness import Bench, Skip, make_room
 from moemodel.profiler.microbench.points import Point
-from moemodel.profiler.platforms.registry import Platform, controls_of, open_named, platform_of
+from moemodel.profiler.platforms.base import Platform
+from moemodel.profiler.platforms.registry import open_named, platform_of
 from moemodel.profiler.sections.loads import cpu_loads, gpu_loads
 from moemodel.profiler.sections.locked_sweep import LockedSweep
 from moemodel.profiler.sections.operator_times import Mix, measure_operators
@@ -141,12 +142,12 @@ def profile(
         platform = platform_of(device)
         if plans and not platform.trains:
             raise DeviceError(f"--gpu {gpu} runs operators only, no training steps; leave --train out")
-        talking = devices_at_hand(device, ranks)
+        talking = devices_at_hand(device, platform, ranks)
         if COLLECTIVES in (sections or ()):
             check_enough(talking)
         begun_s += platform.timer.now_s() - time.perf_counter()  # the same instant, in the device's time
         stack.enter_context(ending_cleanly())
-        control = stack.enter_context(ClockControl(device, controls_of(device)))
+        control = stack.enter_context(ClockControl(device, platform.controls()))
         choice = choose_clocks(clocks, control, begun=_begun(folder), needed="sweep" in chosen, announce=announce)
         outcome.notes += [choice.note] if choice.note else []
         writer = ProfileWriter(folder, new_manifest(name, device.info, choice.clocks, seed))
@@ -168,6 +169,7 @@ def profile(
                     Collectives(
                         gpu=gpu,
                         device=device,
+                        platform=platform,
                         writer=writer,
                         ranks=talking,
                         seed=seed,

@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -54,7 +54,7 @@ class ClockControl:
 
     Args:
         device: whose settings.
-        controls: of its settings (`platforms.registry.controls_of`); None where it has none.
+        controls: of its settings (`platforms.base.Platform.controls`); None where it has none.
 
     Nothing is changed, and no guardian started, before a method is called that changes something.
     """
@@ -248,7 +248,7 @@ class GuardianProcess:
     """
 
     def __init__(self, name: str, address: Address) -> None:
-        job = json.dumps({"name": name, "address": dict(address), "parent": os.getpid()})
+        job = json.dumps({"name": name, "address": asdict(address), "parent": os.getpid()})
         # It finds the modules that we found. Its stderr is ours, for it outlives us with what it has to say.
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
         self._process = subprocess.Popen(

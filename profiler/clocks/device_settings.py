@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from moemodel.profiler.clocks.settings import Address, NvmlSettings, Settings
+from moemodel.profiler.clocks.settings import OPEN_NVML, Address, NvmlSettings, Settings
 from moemodel.profiler.devices.nvidia import NvidiaDevice
 from moemodel.profiler.devices.nvml import supported_clocks_MHz
 
@@ -57,7 +57,7 @@ class NvmlControls:
         self._begun = False
         uuid = str(device.info.uuid)
         self.settings: Settings = NvmlSettings(self._nvml, self._handle, uuid)
-        self.address: Address | None = {"uuid": uuid}
+        self.address: Address | None = Address(opener=OPEN_NVML, argument=uuid)
 
     def clocks_Hz(self) -> list[float]:
         """The SM clocks that the driver lists at the highest memory clock, ascending."""

@@ -5,12 +5,13 @@ The guardian process runs this too, so it imports nothing heavy: no torch, no nu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal, Protocol
 
 from moemodel.model.core.errors import DeviceError
-from moemodel.profiler.devices.nvml import LASTING_ERRORS
+from moemodel.profiler.devices.nvml import LASTING_ERRORS, advice, load_nvml
 
 Clocks = Literal["passive", "lock", "as-is"]  # how a profile deals with them
 AskedClocks = Literal["auto", "passive", "lock", "as-is"]  # auto: the best that is permitted
@@ -18,12 +19,20 @@ AskedClocks = Literal["auto", "passive", "lock", "as-is"]  # auto: the best that
 _MEGA = 1e6
 _MILLI = 1e-3
 
-Address = Mapping[str, Any]  # by which another process finds the settings of the same device; JSON, one key of OPENERS
-# Key of an address -> what opens the settings at its value, by name: the guardian loads what its device needs, no more.
-OPENERS = {
-    "uuid": "moemodel.profiler.clocks.settings:open_nvml",
-    "state": "moemodel.profiler.simulated.state:open_stored",
-}
+OPEN_NVML = "moemodel.profiler.clocks.settings:open_nvml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """By which another process finds the settings of the same device; JSON in between.
+
+    Attributes:
+        opener: "module:function" that opens them, by name: the guardian loads what its device needs, no more.
+        argument: of the opener.
+    """
+
+    opener: str
+    argument: str
 
 
 class SettingError(DeviceError):
@@ -109,14 +118,13 @@ class NvmlSettings:
 
 
 def open_settings(address: Address) -> Settings:
-    """The settings at an address that `device_settings` gave.
+    """The settings at an address that a device's `Controls` gave.
 
     Raises:
         SettingError: they can't be reached.
     """
-    key = next(key for key in OPENERS if key in address)
-    module, _, function = OPENERS[key].partition(":")
-    opened: Settings = getattr(import_module(module), function)(address[key])
+    module, _, function = address.opener.partition(":")
+    opened: Settings = getattr(import_module(module), function)(address.argument)
     return opened
 
 
@@ -126,11 +134,12 @@ def open_nvml(uuid: str) -> NvmlSettings:
     Raises:
         SettingError: NVML does not reach it.
     """
-    import pynvml
-
     try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-    except pynvml.NVMLError as error:
-        raise SettingError(f"NVML does not reach the GPU {uuid}: {error}; check that nvidia-smi works") from error
-    return NvmlSettings(pynvml, handle, uuid)
+        nvml = load_nvml()
+    except DeviceError as error:
+        raise SettingError(f"NVML does not reach the GPU {uuid}: {error}") from error
+    try:
+        handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+    except nvml.NVMLError as error:
+        raise SettingError(f"NVML does not reach the GPU {uuid}: {advice(nvml, error)}") from error
+    return NvmlSettings(nvml, handle, uuid)

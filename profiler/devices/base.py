@@ -13,6 +13,8 @@ from moemodel.model.records.profile import DeviceInfo
 
 ACTIVITIES = ("sm_activity", "sm_occupancy", "tensor_activity", "fp32_activity", "dram_activity")
 Activity = dict[str, float | None]  # each of ACTIVITIES -> share of the time (0 to 1), None where unreadable
+LINK_TRAFFIC = ("sent_Bps", "received_Bps")
+LinkTraffic = dict[str, float | None]  # each of LINK_TRAFFIC -> bytes a second over all links, None where unreadable
 
 
 class ActivityMeter(Protocol):
@@ -20,6 +22,13 @@ class ActivityMeter(Protocol):
 
     def begin(self) -> None: ...
     def end(self) -> Activity: ...
+
+
+class LinkMeter(Protocol):
+    """Mean traffic over the device's links to others between `begin` and `end`."""
+
+    def begin(self) -> None: ...
+    def end(self) -> LinkTraffic: ...
 
 
 class Device(Protocol):
@@ -39,6 +48,7 @@ class Device(Protocol):
     def memory_temperature_C(self) -> float | None: ...
     def used_memory_B(self) -> float | None: ...
     def activity(self) -> ActivityMeter: ...
+    def link_traffic(self) -> LinkMeter: ...
     def close(self) -> None: ...
 
 
@@ -62,3 +72,13 @@ class NoActivity:
 
     def end(self) -> Activity:
         return dict.fromkeys(ACTIVITIES)
+
+
+class NoLinks:
+    """The meter of a device whose links have no counters: every reading is None."""
+
+    def begin(self) -> None:
+        return None
+
+    def end(self) -> LinkTraffic:
+        return dict.fromkeys(LINK_TRAFFIC)

@@ -22,7 +22,7 @@ from typing import Protocol
 import torch
 
 from moemodel.model.records.profile import DeviceInfo
-from moemodel.profiler.devices.base import ActivityMeter, NoActivity
+from moemodel.profiler.devices.base import ActivityMeter, LinkMeter, NoActivity, NoLinks
 
 _POWERCAP = Path("/sys/class/powercap")
 _GUESS_EVERY_S = 0.1  # the system counts load in hundredths of a second
@@ -75,6 +75,9 @@ class CpuDevice:
 
     def activity(self) -> ActivityMeter:
         return NoActivity()
+
+    def link_traffic(self) -> LinkMeter:
+        return NoLinks()
 
     def close(self) -> None:
         return None

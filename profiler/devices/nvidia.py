@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
 
 from moemodel.model.core.errors import DeviceError
 from moemodel.model.records.profile import DeviceInfo
-from moemodel.profiler.devices.base import ACTIVITIES, Activity, ActivityMeter, NoActivity
-from moemodel.profiler.devices.nvml import LASTING_ERRORS, supported_clocks_MHz, text
+from moemodel.profiler.devices.base import ActivityMeter, LinkMeter, NoActivity, NoLinks
+from moemodel.profiler.devices.gpm import GpmCounters
+from moemodel.profiler.devices.nvml import LASTING_ERRORS, advice, load_nvml, supported_clocks_MHz, text
 
 _MILLI = 1e-3
 _MEGA = 1e6
-_GPM_METRICS = {
+_ACTIVITY_METRICS = {
     "sm_activity": "NVML_GPM_METRIC_SM_UTIL",
     "sm_occupancy": "NVML_GPM_METRIC_SM_OCCUPANCY",
     "tensor_activity": "NVML_GPM_METRIC_ANY_TENSOR_UTIL",
     "fp32_activity": "NVML_GPM_METRIC_FP32_UTIL",
     "dram_activity": "NVML_GPM_METRIC_DRAM_BW_UTIL",
 }
+_PERCENT = 1 / 100
+_NVLINK_METRICS = {
+    "sent_Bps": "NVML_GPM_METRIC_NVLINK_TOTAL_TX_PER_SEC",
+    "received_Bps": "NVML_GPM_METRIC_NVLINK_TOTAL_RX_PER_SEC",
+}
+_MIB = 1 << 20
 
 
 class NvidiaDevice:
@@ -41,7 +48,8 @@ class NvidiaDevice:
         # A sensor that this GPU or this user cannot read fails the same way each time: ask once, then stop asking.
         self._missing: set[str] = set()
         self._lasting = {getattr(nvml, name, None) for name in LASTING_ERRORS}
-        self._meter: ActivityMeter | None = None
+        self._activity: ActivityMeter | None = None
+        self._links: LinkMeter | None = None
         self.info = self._describe(multiprocessors)
 
     @property
@@ -77,13 +85,25 @@ class NvidiaDevice:
 
     def activity(self) -> ActivityMeter:
         """The one meter of this device: don't use it for two windows at a time."""
-        if self._meter is None:
-            supported = self._read("gpm", lambda n, h: n.nvmlGpmQueryDeviceSupport(h).isSupportedDevice)
-            self._meter = _GpmMeter(self._nvml, self._handle) if supported else NoActivity()
-        return self._meter
+        if self._activity is None:
+            gpm = self._has_gpm()
+            self._activity = GpmCounters(self._nvml, self._handle, _ACTIVITY_METRICS, _PERCENT) if gpm else NoActivity()
+        return self._activity
+
+    def link_traffic(self) -> LinkMeter:
+        """The one meter of its NVLinks: don't use it for two windows at a time."""
+        if self._links is None:
+            self._links = NoLinks()
+            if self._has_gpm():
+                with suppress(AttributeError, self._nvml.NVMLError):  # an older nvidia-ml-py; no room for samples
+                    self._links = GpmCounters(self._nvml, self._handle, _NVLINK_METRICS, _MIB)
+        return self._links
 
     def close(self) -> None:
         self._nvml.nvmlShutdown()
+
+    def _has_gpm(self) -> bool:
+        return bool(self._read("gpm", lambda n, h: n.nvmlGpmQueryDeviceSupport(h).isSupportedDevice))
 
     def _read(self, what: str, read: Callable[[Any, Any], Any], scale: float = 1.0) -> float | None:
         if what in self._missing:
@@ -131,48 +151,6 @@ class NvidiaDevice:
         )
 
 
-class _GpmMeter:
-    """GPM counters (Hopper and later, no root needed), read at two instants."""
-
-    def __init__(self, nvml: Any, handle: Any) -> None:
-        self._nvml = nvml
-        self._handle = handle
-        self._metrics = {name: getattr(nvml, constant) for name, constant in _GPM_METRICS.items()}
-        # The samples live as long as the process: NVML has no owner for them, and there are two a device.
-        self._samples = (nvml.nvmlGpmSampleAlloc(), nvml.nvmlGpmSampleAlloc())
-        self._begun = False
-
-    def begin(self) -> None:
-        self._begun = self._sample(0)
-
-    def end(self) -> Activity:
-        if not (self._begun and self._sample(1)):
-            return dict.fromkeys(ACTIVITIES)
-        request = self._nvml.c_nvmlGpmMetricsGet_t()
-        request.version = self._nvml.NVML_GPM_METRICS_GET_VERSION
-        request.sample1, request.sample2 = self._samples
-        request.numMetrics = len(self._metrics)
-        for i, metric in enumerate(self._metrics.values()):
-            request.metrics[i].metricId = metric
-        try:
-            self._nvml.nvmlGpmMetricsGet(request)
-        except self._nvml.NVMLError:
-            return dict.fromkeys(ACTIVITIES)
-        return {name: self._share(request.metrics[i]) for i, name in enumerate(self._metrics)}
-
-    def _sample(self, i: int) -> bool:
-        try:
-            self._nvml.nvmlGpmSampleGet(self._handle, self._samples[i])
-        except self._nvml.NVMLError:
-            return False
-        return True
-
-    def _share(self, metric: Any) -> float | None:
-        value = float(metric.value)
-        readable = metric.nvmlReturn == self._nvml.NVML_SUCCESS and math.isfinite(value) and value >= 0
-        return value / 100 if readable else None
-
-
 def nvml_handle(nvml: Any, properties: Any) -> Any:
     """NVML's handle of the GPU that torch describes by `properties` (`torch.cuda.get_device_properties`).
 
@@ -200,3 +178,29 @@ def nvml_handle(nvml: Any, properties: Any) -> Any:
         f"NVML does not know the GPU that torch uses ({properties.name}, uuid {uuid}); "
         "a MIG slice, or a container that hides it: run on a whole GPU that nvidia-smi lists"
     )
+
+
+def load_driver() -> Any:
+    """The initialised `pynvml` module, where the driver finds a GPU.
+
+    Raises:
+        DeviceError: it is not installed, or finds no driver, no permission or no GPU; the message says what to do.
+    """
+    nvml = load_nvml()
+    try:
+        count = nvml.nvmlDeviceGetCount()
+    except nvml.NVMLError as error:
+        raise DeviceError(advice(nvml, error)) from error
+    if count == 0:
+        raise DeviceError("the NVIDIA driver is there, but no GPU; run on a machine that has one")
+    return nvml
+
+
+def open_nvidia(torch_device: torch.device) -> NvidiaDevice:
+    """The GPU that torch numbers so.
+
+    Raises:
+        DeviceError: there is no driver, or NVML does not know the GPU.
+    """
+    nvml, properties = load_driver(), torch.cuda.get_device_properties(torch_device)
+    return NvidiaDevice(torch_device, nvml, nvml_handle(nvml, properties), properties.multi_processor_count)

@@ -37,32 +37,32 @@ def text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def load_nvml(gpu: str) -> Any:
+def load_nvml() -> Any:
     """The initialised `pynvml` module.
 
     Raises:
-        DeviceError: it is not installed, or finds no driver, no permission or no GPU.
+        DeviceError: it is not installed, or finds no driver or no permission; the message says what to do.
     """
     try:
         import pynvml
     except ImportError as error:
-        raise DeviceError(f"--gpu {gpu}: nvidia-ml-py is missing; pip install 'moemodel[profile]'") from error
+        raise DeviceError("nvidia-ml-py is missing; pip install 'moemodel[profile]'") from error
     try:
         pynvml.nvmlInit()
-        count = pynvml.nvmlDeviceGetCount()
     except pynvml.NVMLError as error:
-        raise DeviceError(f"--gpu {gpu}: {_reason(pynvml, error)}") from error
-    if count == 0:
-        raise DeviceError(f"--gpu {gpu}: the NVIDIA driver is there, but no GPU; profile on a machine that has one")
+        raise DeviceError(advice(pynvml, error)) from error
     return pynvml
 
 
-def _reason(nvml: Any, error: Any) -> str:
+def advice(nvml: Any, error: Any) -> str:
+    """What is wrong, and what to do about it.
+
+    Args:
+        nvml: the `pynvml` module, or something that behaves like it.
+        error: its NVMLError.
+    """
     if error.value == nvml.NVML_ERROR_NO_PERMISSION:
         return "no permission to read the GPU; ask for access to /dev/nvidia*, or run the container with --gpus"
     if error.value in (nvml.NVML_ERROR_LIBRARY_NOT_FOUND, nvml.NVML_ERROR_DRIVER_NOT_LOADED):
-        return (
-            "no NVIDIA driver found on this machine; profile on a machine with the GPU (in a container, with "
-            "--gpus all), or try the chain without one by --gpu cpu"
-        )
+        return "no NVIDIA driver found on this machine; run on a machine with the GPU (in a container, with --gpus all)"
     return f"NVML says {error}; check that nvidia-smi works"

@@ -48,6 +48,7 @@ import torch
 
 from moemodel.model.core.errors import DeviceError, InputError
 from moemodel.profiler.devices.base import MeteredDevice
+from moemodel.profiler.devices.nvml import load_nvml
 from moemodel.profiler.emissions.reconciliation import Reconciliation, reconcile
 from moemodel.profiler.emissions.records import CarbonSummary, LevelSummary, Reading
 from moemodel.profiler.meter.device_meter import FinishedStep
@@ -218,10 +219,8 @@ def gpu_indices(devices: Sequence[MeteredDevice]) -> list[int] | None:
     if not uuids:
         return None
     try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        return [int(pynvml.nvmlDeviceGetIndex(pynvml.nvmlDeviceGetHandleByUUID(uuid))) for uuid in uuids]
+        nvml = load_nvml()
+        return [int(nvml.nvmlDeviceGetIndex(nvml.nvmlDeviceGetHandleByUUID(uuid))) for uuid in uuids]
     except Exception as error:
         raise DeviceError(f"NVML has no number for {', '.join(uuids)} ({error}); CodeCarbon needs one") from error
 

@@ -37,7 +37,7 @@ from pydantic import ValidationError
 
 from moemodel.model.core.errors import InputError
 from moemodel.model.records.profile import DeviceInfo
-from moemodel.profiler.devices.base import ActivityMeter, MeteredDevice, NoActivity
+from moemodel.profiler.devices.base import ActivityMeter, LinkMeter, MeteredDevice, NoActivity, NoLinks
 from moemodel.profiler.meter.attribution import Attribution, CounterEdges, Floats, attribute, check_counter
 
 SCHEMA_VERSION = 1
@@ -141,6 +141,10 @@ class RecordingDevice:
 
     def activity(self) -> ActivityMeter:
         make: Callable[[], ActivityMeter] = getattr(self._device, "activity", NoActivity)
+        return make()
+
+    def link_traffic(self) -> LinkMeter:
+        make: Callable[[], LinkMeter] = getattr(self._device, "link_traffic", NoLinks)
         return make()
 
     def phase(self, name: str, begin_s: float, end_s: float) -> None:
@@ -468,6 +472,9 @@ class ReplayDevice:
 
     def activity(self) -> ActivityMeter:
         return NoActivity()
+
+    def link_traffic(self) -> LinkMeter:
+        return NoLinks()
 
     def close(self) -> None:
         return None

@@ -13,6 +13,7 @@ from typing import Any
 from moemodel.model.core.errors import DeviceError
 from moemodel.profiler.clocks.settings import SettingError
 
+OPEN_STORED = "moemodel.profiler.simulated.state:open_stored"  # for the guardian, see `clocks.settings.Address`
 LOCKING = ("allowed", "refused", "unsupported")
 _REFUSALS = {
     "refused": "the simulated driver gives no permission to lock clocks",
