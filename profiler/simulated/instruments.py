@@ -299,7 +299,7 @@ class VirtualSampler(EnergySampler):
         self._end: Callable[[], None] | None = None
 
     def __enter__(self) -> Self:
-        self._end = self._gpu.every(self.interval_s, self.poll)
+        self._end = self._gpu.every(self.interval_s, self.read)
         return self
 
     def __exit__(
