@@ -47,6 +47,7 @@ from typing import Any, Self
 import torch
 
 from moemodel.model.core.errors import DeviceError, InputError
+from moemodel.model.core.files import write_atomic
 from moemodel.profiler.devices.base import MeteredDevice
 from moemodel.profiler.devices.nvml import load_nvml
 from moemodel.profiler.emissions.reconciliation import Reconciliation, reconcile
@@ -107,9 +108,7 @@ class _CsvFile:
     def replace(self, values: Mapping[str, Any]) -> None:
         """One row, instead of all before; written beside its place and renamed."""
         self._columns = None
-        temporary = self.file.with_name(f"{self.file.name}.tmp")
-        temporary.write_text(self._text([values], header=True), encoding="utf-8")
-        temporary.replace(self.file)
+        write_atomic(self.file, self._text([values], header=True))
 
     def _text(self, rows: Sequence[Mapping[str, Any]], *, header: bool) -> str:
         self._columns = self._columns or list(rows[0])
@@ -624,7 +623,4 @@ class CodeCarbonLevels:
 
     def _write(self, name: str, text: str) -> None:
         stem = f"rank{self.rank}" if self._session == 1 else f"rank{self.rank}.{self._session}"
-        file = self.folder / f"{stem}-{name}"
-        temporary = file.with_name(f"{file.name}.tmp")
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(file)
+        write_atomic(self.folder / f"{stem}-{name}", text + "\n")

@@ -33,6 +33,7 @@ from typing import Any, Protocol, Self
 import torch
 
 from moemodel.model.core.errors import InputError, MoeModelError
+from moemodel.model.core.files import write_atomic
 from moemodel.model.records.profile import DeviceInfo
 from moemodel.profiler.devices.base import MeteredDevice
 from moemodel.profiler.devices.cpu import CpuDevice
@@ -84,9 +85,7 @@ class _Files:
             self.error = error
 
     def finish(self, summary: Summary) -> None:
-        temporary = self._summary.with_name(f"{self._summary.name}.tmp")
-        temporary.write_text(summary.to_json() + "\n", encoding="utf-8")
-        temporary.replace(self._summary)
+        write_atomic(self._summary, summary.to_json() + "\n")
 
     def _line(self, row: FinishedStep) -> str:
         step = row.step
