@@ -21,11 +21,13 @@ from moemodel.profiler.collectives.section import SECTION as COLLECTIVES
 from moemodel.profiler.collectives.section import Collectives, check_enough, devices_at_hand
 from moemodel.profiler.devices.base import SIMULATED, Device, open_device, resolve
 from moemodel.profiler.devices.cpu import power_note
+from moemodel.profiler.devices.memory import make_room
 from moemodel.profiler.instruments.energy_sampler import EnergySampler, stuck_since
 from moemodel.profiler.microbench.budget import Effort, effort_for
 from moemodel.profiler.microbench.grid import cpu_grid, cpu_sweep, gpu_grid, gpu_sweep
-from moemodel.profiler.microbench.harness import Bench, Skip, make_room
+from moemodel.profiler.microbench.harness import Bench
 from moemodel.profiler.microbench.points import Point
+from moemodel.profiler.microbench.skips import Skip
 from moemodel.profiler.platforms.registry import Platform, platform_of
 from moemodel.profiler.sections.loads import cpu_loads, gpu_loads
 from moemodel.profiler.sections.locked_sweep import LockedSweep

@@ -30,7 +30,7 @@ from moemodel.profiler.collectives.start import Event, follow
 from moemodel.profiler.collectives.topology import read_topology
 from moemodel.profiler.devices.base import Device, NvidiaDevice
 from moemodel.profiler.jobs.ranks import torchrun_command
-from moemodel.profiler.microbench.harness import Skip, not_reached
+from moemodel.profiler.microbench.skips import Skip, not_reached
 from moemodel.profiler.sections.progress import Progress
 from moemodel.profiler.store.profile_writer import ProfileWriter
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from moemodel.profiler.clocks.clock_control import ClockControl, ObstacleError
-from moemodel.profiler.microbench.harness import Bench, Skip, not_reached, skippable
+from moemodel.profiler.microbench.harness import Bench
 from moemodel.profiler.microbench.points import Point
+from moemodel.profiler.microbench.skips import Skip, not_reached, skippable
 from moemodel.profiler.sections.operator_times import sample_row
 from moemodel.profiler.sections.power import Load, measure_power
 from moemodel.profiler.sections.progress import Progress

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from moemodel.profiler.microbench.cases import Case
-from moemodel.profiler.microbench.harness import Bench, Cost, Skip, not_reached, skippable
+from moemodel.profiler.microbench.harness import Bench, Cost
 from moemodel.profiler.microbench.points import Point
+from moemodel.profiler.microbench.skips import Skip, not_reached, skippable
 from moemodel.profiler.microbench.stream_timer import Sample, Stretch
 from moemodel.profiler.sections.progress import Progress
 from moemodel.profiler.store.profile_writer import ProfileWriter

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from moemodel.profiler.microbench.cases import Case
-from moemodel.profiler.microbench.harness import Bench, Cost, Skip, not_reached, skippable
+from moemodel.profiler.microbench.harness import Bench, Cost
 from moemodel.profiler.microbench.points import Point
+from moemodel.profiler.microbench.skips import Skip, not_reached, skippable
 from moemodel.profiler.microbench.stream_timer import Stretch
 from moemodel.profiler.sections.operator_times import sample_row
 from moemodel.profiler.sections.progress import Progress

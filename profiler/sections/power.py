@@ -11,8 +11,9 @@ from typing import Any
 from moemodel.profiler.devices.base import Activity
 from moemodel.profiler.instruments.energy_sampler import EnergyWindow
 from moemodel.profiler.microbench.cases import Case
-from moemodel.profiler.microbench.harness import Bench, Cost, Skip, not_reached, skippable
+from moemodel.profiler.microbench.harness import Bench, Cost
 from moemodel.profiler.microbench.points import Point
+from moemodel.profiler.microbench.skips import Skip, not_reached, skippable
 from moemodel.profiler.microbench.stream_timer import Sample, Stretch, Timer
 from moemodel.profiler.sections.progress import Progress
 from moemodel.profiler.store.profile_writer import ProfileWriter

@@ -20,8 +20,9 @@ from moemodel.model.operators.work import Kind
 from moemodel.model.records.profile import HEAVY, IDLE, LIGHT
 from moemodel.profiler.instruments.energy_sampler import EnergyWindow
 from moemodel.profiler.microbench.cases import Case
-from moemodel.profiler.microbench.harness import Bench, Cost, Skip, not_reached, skippable
+from moemodel.profiler.microbench.harness import Bench, Cost
 from moemodel.profiler.microbench.points import Point
+from moemodel.profiler.microbench.skips import Skip, not_reached, skippable
 from moemodel.profiler.microbench.stream_timer import Sample, Stretch
 from moemodel.profiler.sections.power import Load
 from moemodel.profiler.sections.progress import Progress

@@ -32,6 +32,7 @@ from moemodel.profiler.backends.torch_native.process_groups import let_go
 from moemodel.profiler.backends.torch_native.supported_plans import architecture_in, check_runs
 from moemodel.profiler.clocks.clock_control import ClockControl
 from moemodel.profiler.devices.base import Device
+from moemodel.profiler.devices.memory import free_memory
 from moemodel.profiler.host_overhead import parallel_plans as host
 from moemodel.profiler.instruments.cycle_counter import ClockReader
 from moemodel.profiler.jobs.job import (
@@ -46,7 +47,7 @@ from moemodel.profiler.jobs.job import (
 from moemodel.profiler.jobs.ranks import Ranks, join
 from moemodel.profiler.jobs.rendezvous import Peers
 from moemodel.profiler.run import open_named
-from moemodel.profiler.training.measure import free_memory, measure_run
+from moemodel.profiler.training.measure import measure_run
 
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 _PATIENCE_S = 86_400.0  # of a rank without a part in the plan: whoever started the job knows when it hangs
@@ -127,16 +128,13 @@ class Worker:
             build(run, self._device.torch_device)
             return None
 
-        def own_part(run: TrainingRun, device: torch.device) -> Any:
-            return build(run, device)
-
         return measure_run(
             run,
             self._device,
             clock=self._clock,
             warm_s=self._job.warm_s,
             measured_s=self._job.measured_s,
-            build=own_part,
+            build=build,
             peers=self._peers(f"visit {self.visit} ranks", ranks),
         )
 

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from moemodel.profiler.backends.base import Mark, Run, TrainingRun
+from moemodel.profiler.backends.torch_native.batches import Batches
 from moemodel.profiler.backends.torch_native.data_parallel import passes, replicate, shard
 from moemodel.profiler.backends.torch_native.gradients import Gradients, Trained
 from moemodel.profiler.backends.torch_native.model import DecoderModel
@@ -33,7 +34,7 @@ from moemodel.profiler.backends.torch_native.process_groups import Groups
 from moemodel.profiler.backends.torch_native.rank_mesh import Layout
 from moemodel.profiler.backends.torch_native.sharding import Share, share_of, whole_names
 from moemodel.profiler.backends.torch_native.tensor_parallel import RankCut
-from moemodel.profiler.training.measure import Batches, Trainer, wait
+from moemodel.profiler.backends.torch_native.trainer import Trainer, wait
 
 
 def build(run: TrainingRun, device: torch.device) -> Run | None:
