@@ -35,25 +35,16 @@ from moemodel.profiler.devices.base import Device
 from moemodel.profiler.devices.memory import free_memory
 from moemodel.profiler.host_overhead import parallel_plans as host
 from moemodel.profiler.instruments.cycle_counter import ClockReader
-from moemodel.profiler.jobs.job import (
-    AskedClocks,
-    FailureKind,
-    Job,
-    RankFailure,
-    VisitOrder,
-    append_event,
-    write_failure,
-)
-from moemodel.profiler.jobs.ranks import Ranks, join
+from moemodel.profiler.jobs.events import EVENTS, EventWriter
+from moemodel.profiler.jobs.failures import write_failure
+from moemodel.profiler.jobs.ranks import Ranks, failure_of, join
 from moemodel.profiler.jobs.rendezvous import Peers
 from moemodel.profiler.run import open_named
 from moemodel.profiler.training.measure import measure_run
+from moemodel.profiler.training.orders import AskedClocks, Job, VisitOrder
 
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 _PATIENCE_S = 86_400.0  # of a rank without a part in the plan: whoever started the job knows when it hangs
-_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
-_REASON = 300  # characters of what a framework says; the log has all
-_LATE = ("timed out", "timeout")
 
 
 class Worker:
@@ -68,7 +59,8 @@ class Worker:
     """
 
     def __init__(self, job: Job, folder: Path, ranks: Ranks, device: Device, control: ClockControl) -> None:
-        self._job, self._folder, self._ranks, self._device, self._control = job, folder, ranks, device, control
+        self._job, self._ranks, self._device, self._control = job, ranks, device, control
+        self._events = EventWriter(folder / EVENTS)
         self._store = dist.distributed_c10d._get_default_store()
         self._clock = ClockReader(device)
         self.visit: int | None = None  # that is running
@@ -79,19 +71,19 @@ class Worker:
             rows = host.measure(
                 self._device.torch_device, self._peers("host", self._ranks.size), self._job.host_repeats
             )
-            self._say(event="host", rows=rows)
+            self._say("host", rows=rows)
         for number, order in enumerate(self._job.visits):
             self.visit = number
             everybody = self._peers(f"visit {number}", self._ranks.size)
             if not everybody.first(self._launcher_lives()):
                 return
-            self._say(event="began", visit=number)
+            self._say("began", visit=number)
             begun_s = time.perf_counter()
             refusal = self._run_visit(order, everybody, begun_s)
             if refusal is not None:
-                self._say(event="refused", visit=number, reason=refusal)
+                self._say("refused", visit=number, reason=refusal)
             everybody.barrier()
-        self._say(event="done")
+        self._say("done")
 
     def _run_visit(self, order: VisitOrder, everybody: Peers, begun_s: float) -> str | None:
         """Measure a plan and say what came out, or why it is refused."""
@@ -112,7 +104,7 @@ class Worker:
             self._control.unlock()
         if rows is not None:
             self._say(
-                event="measured",
+                "measured",
                 visit=self.visit,
                 rows=[row for row in rows if row is not None],
                 clock_held=held,
@@ -165,9 +157,9 @@ class Worker:
     def _peers(self, name: str, size: int) -> Peers:
         return Peers(self._store, self._ranks.rank, size, name=name, timeout_s=_PATIENCE_S)
 
-    def _say(self, **event: Any) -> None:
+    def _say(self, event: str, **facts: Any) -> None:
         if self._ranks.rank == 0:
-            append_event(self._folder, event)
+            self._events.write(event, **facts)
 
 
 def training_run_of(plan: Plan, folder: Path, plan_yaml: str, seed: int) -> TrainingRun:
@@ -232,25 +224,6 @@ def adopt_slurm(environment: MutableMapping[str, str]) -> None:
     for name, slurm in _SLURM.items():
         if slurm in environment:
             environment[name] = environment[slurm]
-
-
-def failure_of(error: BaseException, visit: int | None) -> RankFailure:
-    """What to leave behind of an error; frameworks wrap those of the model in their own."""
-    chain: list[BaseException] = []
-    at: BaseException | None = error
-    while at is not None and at not in chain:
-        chain.append(at)
-        at = at.__cause__ or at.__context__
-    for one in chain:
-        first = next(iter(str(one).strip().splitlines()), type(one).__name__)
-        if isinstance(one, torch.OutOfMemoryError) or any(text in str(one).lower() for text in _NO_MEMORY):
-            return RankFailure(visit=visit, kind="memory", reason=f"does not fit in the GPU's memory: {first}")
-    text = str(error).strip()
-    kind: FailureKind = "error" if isinstance(error, MoeModelError) else "crash"
-    if isinstance(error, dist.DistError) and any(word in text.lower() for word in _LATE):
-        kind = "timeout"
-    reason = text if kind == "error" else f"{type(error).__name__}: {text[:_REASON]}"
-    return RankFailure(visit=visit, kind=kind, reason=reason)
 
 
 def _redirect(file: Path) -> None:
