@@ -20,7 +20,7 @@ from typing import Any
 
 from moemodel.model.core.errors import DeviceError, InputError, MoeModelError
 from moemodel.model.plan.spec import Plan
-from moemodel.profiler.backends.torch_native.supported_plans import architecture_in, check_runs
+from moemodel.profiler.backends.base import architecture_in, check_runs
 from moemodel.profiler.jobs.failures import FailureKind
 from moemodel.profiler.jobs.launcher import (
     JobProcesses,

@@ -37,9 +37,8 @@ import torch
 from torch import Tensor
 
 from moemodel.model.core.errors import DeviceError, InputError, MoeModelError
-from moemodel.model.plan.spec import Plan, check_architecture, read_plan
-from moemodel.profiler.backends.base import Builder, Run, TrainingRun, builder
-from moemodel.profiler.backends.torch_native.supported_plans import architecture_in
+from moemodel.model.plan.spec import Plan, read_plan
+from moemodel.profiler.backends.base import BACKENDS, Builder, Run, TrainingRun, architecture_in, builder, check_runs
 from moemodel.profiler.devices.base import Device
 from moemodel.profiler.devices.memory import free_memory
 from moemodel.profiler.instruments.cycle_counter import ClockReader, Stamp
@@ -345,27 +344,19 @@ def training_run(plan: Plan, path: Path) -> TrainingRun:
         path: of the file.
 
     Raises:
-        InputError: the plan asks for what one GPU under plain PyTorch cannot do.
+        InputError: the plan asks for what is not run on one GPU.
         InfeasiblePlanError: the sequence is longer than the architecture's learned positions.
     """
     _check_plan(plan, path)
     architecture = architecture_in(plan, path.parent)
-    check_architecture(plan, architecture)
-    return TrainingRun(
-        name=plan.name if plan.name != "plan" else path.stem,
-        architecture=architecture,
-        seq=plan.sequence_length,
-        micro_batch=plan.micro_batch,
-        micro_batches=plan.global_batch // plan.micro_batch,
-        precision=plan.precision,
-        recompute=plan.recompute,
-        plan_yaml=path.read_text(encoding="utf-8"),
-    )
+    check_runs(plan, architecture)
+    name = plan.name if plan.name != "plan" else path.stem
+    return TrainingRun.of(plan, architecture, name=name, plan_yaml=path.read_text(encoding="utf-8"))
 
 
 def _check_plan(plan: Plan, path: Path) -> None:
-    if plan.backend != "torch":
-        raise InputError(f"{path}: backend: found {plan.backend!r}; allowed here: torch")
+    if plan.backend not in BACKENDS:
+        raise InputError(f"{path}: backend: found {plan.backend!r}; allowed here: {', '.join(BACKENDS)}")
     if plan.cluster.gpus != 1:
         raise InputError(f"{path}: cluster.gpus: found {plan.cluster.gpus}; allowed here: 1 (no collectives are run)")
     if plan.clock_MHz is not None or plan.power_cap_W is not None:

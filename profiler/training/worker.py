@@ -27,9 +27,13 @@ import torch.distributed as dist
 from moemodel.model.core.documents import parse_yaml, read_json
 from moemodel.model.core.errors import DeviceError, MoeModelError
 from moemodel.model.plan.spec import Plan
-from moemodel.profiler.backends.base import TrainingRun, builder
-from moemodel.profiler.backends.torch_native.process_groups import let_go
-from moemodel.profiler.backends.torch_native.supported_plans import architecture_in, check_runs
+from moemodel.profiler.backends.base import (
+    TrainingRun,
+    architecture_in,
+    builder,
+    check_runs,
+    release_comm_buffers,
+)
 from moemodel.profiler.clocks.clock_control import ClockControl
 from moemodel.profiler.devices.base import Device
 from moemodel.profiler.devices.memory import free_memory
@@ -89,16 +93,18 @@ class Worker:
         """Measure a plan and say what came out, or why it is refused."""
         try:
             plan = parse_yaml(order.plan_yaml, Plan, "plan")
-            run = training_run_of(plan, Path(order.folder), order.plan_yaml, order.seed)
+            architecture = architecture_in(plan, Path(order.folder))
+            check_runs(plan, architecture)
             if plan.cluster.gpus > self._ranks.size:
                 return f"it needs {plan.cluster.gpus} processes, and the job has {self._ranks.size}"
         except MoeModelError as error:
             return str(error)
+        run = TrainingRun.of(plan, architecture, name=plan.name, plan_yaml=order.plan_yaml, seed=order.seed)
         held, note = self._hold(plan.clock_MHz, everybody, plan.cluster.gpus)
         try:
             if held is False and self._job.clocks == "lock":
                 return f"clock_MHz {plan.clock_MHz:g} can't be held: {note}"
-            let_go(self._device.torch_device)
+            release_comm_buffers(plan.backend, self._device.torch_device)
             rows = everybody.gather(self._row(plan, run))
         finally:
             self._control.unlock()
@@ -160,36 +166,6 @@ class Worker:
     def _say(self, event: str, **facts: Any) -> None:
         if self._ranks.rank == 0:
             self._events.write(event, **facts)
-
-
-def training_run_of(plan: Plan, folder: Path, plan_yaml: str, seed: int) -> TrainingRun:
-    """The run that a plan asks for.
-
-    Args:
-        plan: checked by itself.
-        folder: that a path in it is relative to.
-        plan_yaml: as its author wrote it.
-        seed: of weights and data.
-
-    Raises:
-        InputError: no such architecture, or one or a plan that the torch runner does not run.
-        InfeasiblePlanError: a degree does not divide the architecture.
-    """
-    architecture = architecture_in(plan, folder)
-    check_runs(plan, architecture)
-    return TrainingRun(
-        name=plan.name,
-        architecture=architecture,
-        seq=plan.sequence_length,
-        micro_batch=plan.micro_batch,
-        micro_batches=plan.micro_batches,
-        precision=plan.precision,
-        recompute=plan.recompute,
-        parallel=plan.parallel,
-        schedule=plan.schedule,
-        seed=seed,
-        plan_yaml=plan_yaml,
-    )
 
 
 def hold_clock(control: ClockControl, clock_MHz: float, clocks: AskedClocks) -> str | None:
