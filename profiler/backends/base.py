@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from moemodel.model.architecture.hf_config import list_architectures, read_architecture
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.errors import InputError
-from moemodel.model.plan.spec import ParallelSpec, Plan, Precision, RecomputeName, ScheduleName
+from moemodel.model.frameworks.base import Precision
+from moemodel.model.plan.spec import ParallelSpec, Plan, RecomputeName, ScheduleName
 
 if TYPE_CHECKING:
     import torch
