@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from moemodel.model.records.profile import Topology
-from moemodel.profiler.clocks.device_settings import Controls
+from moemodel.profiler.clocks.device_settings import DeviceSettings
 from moemodel.profiler.devices.base import Device
 from moemodel.profiler.host_overhead import single_gpu as host_lane
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
@@ -36,7 +36,7 @@ class Platform(Protocol):
         """Rows of table `host`."""
         ...
 
-    def controls(self) -> Controls | None:
+    def settings(self) -> DeviceSettings | None:
         """Of its settings; None where it has none."""
         ...
 
@@ -65,8 +65,8 @@ class TorchPlatform:
     def host_rows(self, repeats: int) -> list[dict[str, Any]]:
         return host_lane.measure(self._device, repeats=repeats)
 
-    def controls(self) -> Controls | None:
-        return self._vendor.controls(self._device) if self._vendor else None
+    def settings(self) -> DeviceSettings | None:
+        return self._vendor.settings(self._device) if self._vendor else None
 
     def topology(self, devices: int) -> Topology | None:
         if self._vendor is None:
