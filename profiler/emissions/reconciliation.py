@@ -159,7 +159,7 @@ def reconcile(
     """Compare a session of CodeCarbon's with the meter's of the same time.
 
     Args:
-        carbon, readings: of `emissions.CodeCarbonLevels`.
+        carbon, readings: of `codecarbon.CodeCarbonLevels`.
         meter: its summary.
         counted: steps as the meter read them, of every device.
         shares: disagreement to allow.

@@ -105,10 +105,11 @@ class _Files:
 
 
 class Observer(Protocol):
-    """Another instrument, told what the meter is told, so that a loop is annotated once (`emissions.CodeCarbonLevels`).
+    """Another instrument, told what the meter is told, so that a loop is annotated once.
 
-    Before a step or phase begins and after it has ended, so that a step's own time does not contain what an observer
-    does at its ends; what it does at the ends of phases is part of the step. One that raises is not told any more.
+    One is `emissions.codecarbon.CodeCarbonLevels`. It is told before a step or phase begins and after it has ended, so
+    that a step's own time does not contain what an observer does at its ends; what it does at the ends of phases is
+    part of the step. One that raises is not told any more.
     """
 
     def begin_session(self, devices: Sequence[MeteredDevice]) -> None: ...
@@ -141,7 +142,7 @@ class Meter:
 
     Args:
         folder: where files go, one pair for each rank; None: no files.
-        devices: torch devices, their names or numbers, `profiler.device.Device`s, or "replay:FILE". None: under
+        devices: torch devices, their names or numbers, `profiler.devices.base.Device`s, or "replay:FILE". None: under
             torchrun the rank's own GPU, else every visible one; the CPU where there is none.
         read_every: steps between two readings of what the device has done.
         sync_every_s: time between two synchronisations after a step.

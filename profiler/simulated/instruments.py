@@ -250,7 +250,7 @@ def _marks(stretch: Stretch) -> tuple[Mark, Mark]:
 
 
 class SimulatedClock:
-    """The cycle counter (`bench.Clock`); always readable."""
+    """The cycle counter (`microbench.harness.Clock`); always readable."""
 
     note: str | None = None
 
@@ -268,7 +268,7 @@ class SimulatedClock:
 
 
 class SimulatedInstruments:
-    """What the bench measures a simulated GPU with (`bench.Instruments`)."""
+    """What the bench measures a simulated GPU with (`microbench.harness.Instruments`)."""
 
     def __init__(self, gpu: VirtualGpu) -> None:
         self._kernel = cache(partial(kernel, gpu.chip))  # one object a point: the timeline knows it again
@@ -310,7 +310,7 @@ class VirtualSampler(EnergySampler):
 
 
 class SimulatedPlatform:
-    """How a simulated GPU is profiled (`platforms.Platform`)."""
+    """How a simulated GPU is profiled (`platforms.base.Platform`)."""
 
     trains = False
     links = False
