@@ -4,36 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from enum import IntEnum
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
 
 from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.core.documents import Strict, read_yaml
-from moemodel.model.core.errors import InfeasiblePlanError
+from moemodel.model.core.errors import InfeasiblePlanError, InputError
+from moemodel.model.frameworks.base import Precision
+from moemodel.model.frameworks.registry import FORMER_NAMES, framework_of, frameworks_with
 from moemodel.model.network.collectives import Link
+from moemodel.model.schedule import registry as schedules
+from moemodel.model.schedule.base import Sizes
+from moemodel.model.schedule.batch import PlanSchedules
 
-Precision = Literal["bf16", "bf16-mixed", "fp8", "fp32"]
 RecomputeName = Literal["none", "selective", "full"]
-ScheduleName = Literal["1f1b", "gpipe", "zero-bubble"]
-BackendName = Literal[
-    "torch", "megatron", "megatron-v2", "megatron-core", "megatron-core-fp8", "megatron-deepspeed-fp32"
-]
-
-PRECISIONS: dict[BackendName, tuple[Precision, ...]] = {  # as `memory.RECIPES` has them; a test holds the two together
-    "torch": ("bf16", "bf16-mixed"),
-    "megatron": ("bf16", "bf16-mixed"),
-    "megatron-v2": ("bf16", "bf16-mixed"),
-    "megatron-core": ("bf16-mixed",),
-    "megatron-core-fp8": ("fp8",),
-    "megatron-deepspeed-fp32": ("fp32",),
-}
-WHOLE_EXPERTS = frozenset({"megatron-core", "megatron-core-fp8"})  # tp does not cut experts (`workload.Backend`)
+if TYPE_CHECKING:
+    ScheduleName = str
+else:  # of those that are registered
+    ScheduleName = Literal[schedules.NAMES]
 
 
 class Recompute(IntEnum):
@@ -44,20 +39,7 @@ class Recompute(IntEnum):
     FULL = 2  # every layer from its input
 
 
-class Schedule(IntEnum):
-    """Order of forward and backward passes of micro-batches in a pipeline."""
-
-    ONE_F_ONE_B = 0
-    GPIPE = 1
-    ZERO_BUBBLE = 2  # ZB-H1: weight gradients wait until the pipeline would idle (Qi et al. 2023, section 2.1)
-
-
 RECOMPUTE: dict[str, Recompute] = {name.name.lower(): name for name in Recompute}
-SCHEDULE: dict[str, Schedule] = {
-    "1f1b": Schedule.ONE_F_ONE_B,
-    "gpipe": Schedule.GPIPE,
-    "zero-bubble": Schedule.ZERO_BUBBLE,
-}
 
 
 def _printable(text: str) -> str:
@@ -121,19 +103,53 @@ class SiteSpec(Strict):
     )
 
 
-def check_precision(backend: BackendName, precision: Precision) -> None:
-    """Refuse a precision that a backend is not known to train in.
+def _known_framework(name: str) -> str:
+    """The name of a framework, also where a former one is given."""
+    try:
+        return framework_of(name).name
+    except InputError as error:
+        raise ValueError(str(error).partition("; ")[2]) from None
+
+
+def check_precision(backend: str, precision: Precision) -> None:
+    """Refuse a precision that a framework is not known to train in.
 
     Raises:
-        ValueError: what is allowed, and which backends have that precision.
+        ValueError: what is allowed, and which frameworks have that precision.
     """
-    if precision in PRECISIONS[backend]:
+    known = framework_of(backend).precisions
+    if precision in known:
         return
-    others = ", ".join(name for name, known in PRECISIONS.items() if precision in known)
+    others = ", ".join(frameworks_with(precision))
     raise ValueError(
-        f"precision: found {precision} with backend {backend}; allowed: {', '.join(PRECISIONS[backend])}; "
+        f"precision: found {precision} with backend {backend}; allowed: {', '.join(known)}; "
         f"{precision} goes with backend {others}"
     )
+
+
+def in_todays_words(document: Any) -> tuple[Any, str | None]:
+    """A document whose backend has a former name, which held a precision too, as it is written today; and that name.
+
+    Raises:
+        ValueError: it asks for another precision than that name held.
+    """
+    former = FORMER_NAMES.get(document["backend"]) if _names_backend(document) else None
+    if former is None:
+        return document, None
+    named, precision = document["backend"], document.get("precision", former.precision)
+    if precision != former.precision:
+        raise ValueError(
+            f"precision: found {precision} with backend {named}; allowed: {former.precision}; {named} is now written "
+            f"backend: {former.framework}, precision: {former.precision}"
+        )
+    return document | {"backend": former.framework, "precision": precision}, named
+
+
+def _names_backend(document: Any) -> bool:
+    return isinstance(document, dict) and isinstance(document.get("backend"), str)
+
+
+Backend = Annotated[Text, AfterValidator(_known_framework)]
 
 
 class Plan(Strict):
@@ -147,8 +163,8 @@ class Plan(Strict):
     micro_batch: Count = Field(default=1, description="sequences in one forward pass of one replica")
     precision: Precision = "bf16-mixed"
     recompute: RecomputeName = "none"
-    schedule: ScheduleName = "1f1b"
-    backend: BackendName = "torch"
+    schedule: ScheduleName = schedules.DEFAULT
+    backend: Backend = Field(default="torch", description="training framework")
     cluster: ClusterSpec
     parallel: ParallelSpec = ParallelSpec()
     routing: RoutingSpec = RoutingSpec()
@@ -156,11 +172,26 @@ class Plan(Strict):
     power_cap_W: Rate | None = Field(default=None, description="per GPU; null: the GPU's own limit")
     site: SiteSpec = SiteSpec()
     tokens: Rate | None = Field(default=None, description="tokens to train on; null: no totals for the run")
+    _former_backend: str | None = PrivateAttr(default=None)
+
+    @property
+    def former_backend(self) -> str | None:
+        """The former name of the framework that the document gave, which held the precision too; None: today's."""
+        return self._former_backend
 
     @property
     def micro_batches(self) -> int:
         """Micro-batches of one replica in a step."""
         return self.global_batch // (self.micro_batch * self.parallel.dp)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _words_of_today(cls, document: Any, validated: ModelWrapValidatorHandler[Plan]) -> Plan:
+        today, former = in_todays_words(document)
+        plan = validated(today)
+        if former is not None:
+            plan._former_backend = former
+        return plan
 
     @model_validator(mode="after")
     def _software(self) -> Plan:
@@ -177,7 +208,9 @@ class Plan(Strict):
                 "their product must be the GPU count"
             )
         over, ranks = (
-            ("dp x cp x tp", p.dp * p.cp * p.tp) if self.backend in WHOLE_EXPERTS else ("dp x cp", p.dp * p.cp)
+            ("dp x cp", p.dp * p.cp)
+            if framework_of(self.backend).shards_experts
+            else ("dp x cp x tp", p.dp * p.cp * p.tp)
         )
         if ranks % p.ep:
             raise ValueError(f"parallel.ep {p.ep} must divide {over} = {ranks}: experts spread over those GPUs")
@@ -194,14 +227,17 @@ class Plan(Strict):
             )
         if p.sequence_parallel and p.tp == 1:
             raise ValueError("parallel.sequence_parallel needs tp > 1; tp is 1")
-        if p.virtual_stages > 1 and self.schedule == "gpipe":
+        if p.virtual_stages > 1 and self.schedule not in schedules.INTERLEAVING:
             raise ValueError(
-                f"parallel.virtual_stages {p.virtual_stages}: found schedule gpipe; allowed: 1f1b, zero-bubble"
+                f"parallel.virtual_stages {p.virtual_stages}: found schedule {self.schedule}; "
+                f"allowed: {', '.join(schedules.INTERLEAVING)}"
             )
-        if p.zero_stage >= 2 and p.pp > 1:
+        highest = schedules.find(self.schedule, p.virtual_stages).highest_zero_stage
+        allowed = " or ".join(str(stage) for stage in range(highest + 1))
+        if p.zero_stage > highest and p.pp > 1:
             raise ValueError(
                 f"parallel.zero_stage {p.zero_stage} with pp {p.pp}: gradients cannot stay sharded across the "
-                "micro-batches of a pipeline; use zero_stage 0 or 1, or pp 1"
+                f"micro-batches of a pipeline; use zero_stage {allowed}, or pp 1"
             )
         return self
 
@@ -263,6 +299,12 @@ class PlanBatch:
     def gpus(self) -> IntArray:
         return self.dp * self.tp * self.pp * self.cp
 
+    @cached_property
+    def schedules(self) -> PlanSchedules:
+        """What follows from the schedules of the plans."""
+        sizes = Sizes(stages=self.pp, virtual=self.virtual_stages, micro_batches=self.micro_batches)
+        return PlanSchedules(self.schedule, sizes)
+
     def take(self, rows: IntArray | NDArray[np.bool_]) -> PlanBatch:
         """The plans at these rows."""
         return PlanBatch(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
@@ -287,7 +329,7 @@ def batch_of(plan: Plan) -> PlanBatch:
         global_batch=plan.global_batch,
         seq=plan.sequence_length,
         recompute=RECOMPUTE[plan.recompute],
-        schedule=SCHEDULE[plan.schedule],
+        schedule=schedules.number(plan.schedule),
         skew=1.0 if plan.routing.skew == "balanced" else plan.routing.skew,
         clock_Hz=np.nan if plan.clock_MHz is None else plan.clock_MHz * 1e6,
         power_cap_W=np.nan if plan.power_cap_W is None else plan.power_cap_W,

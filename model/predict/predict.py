@@ -11,13 +11,13 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from moemodel.model.architecture.flops import model_flops
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.device.dvfs import Stretch, at_clock, settled_clocks, time_at_clock
 from moemodel.model.device.power import PowerModel, power_model
+from moemodel.model.layers.flops import model_flops
 from moemodel.model.plan.spec import PlanBatch
-from moemodel.model.schedule.makespan import makespan
+from moemodel.model.schedule.base import StageTimes
 from moemodel.model.schedule.pipeline_layout import Stage, stages
 from moemodel.model.step.communication_groups import Behind
 from moemodel.model.step.microbatch_comm import Exchange
@@ -171,14 +171,14 @@ class _Pipeline:
         self.ahead = self._runs_ahead(machine)
         p = self.plans
         meets = (p.tp > 1) | (p.pp > 1) | (p.ep > 1) | ((p.zero_stage > 0) & (p.dp * p.cp > 1))
-        self.polls = (meets & machine.software.plain_parallel)[:, None]
+        self.polls = (meets & machine.framework.busy_waits)[:, None]
 
     def _runs_ahead(self, machine: Machine) -> NDArray[np.bool_]:
         """Whether the host queues a step whatever the device has done of it, [P, 1]; else it waits in every pass."""
-        software = machine.software
-        alone = sum(self.counts) == 1 or software.plain_parallel
+        framework = machine.framework
+        alone = sum(self.counts) == 1 or framework.pipeline == "torch"
         waits = np.logical_or.reduce([cost.wait_s > 0 for cost in self.costs])
-        return np.asarray(~waits & (alone and not software.waits))
+        return np.asarray(~waits & (alone and not framework.synchronizes_every_pass))
 
     def mean(self, values: list[FloatArray]) -> FloatArray:
         """Mean over the GPUs of a quantity given for each class of stages."""
@@ -223,15 +223,9 @@ class _Pipeline:
         """All micro-batches of a step."""
         if sum(self.counts) == 1:
             return np.asarray(self.m * (forward[0] + backward[0]))
-        return makespan(
-            forward,
-            backward,
-            self.counts,
-            weight_share=[cost.weight_share for cost in self.costs],
-            micro_batches=self.m,
-            schedule=self.plans.schedule[:, None],
-            virtual=self.plans.virtual_stages[:, None],
-        )
+        shares = [cost.weight_share for cost in self.costs]
+        times = StageTimes(forward_s=forward, backward_s=backward, weight_share=shares, counts=self.counts)
+        return self.plans.schedules.makespan(times)
 
     def _with_host(
         self, forward: list[FloatArray], backward: list[FloatArray], devices: list[_Device], device_s: FloatArray

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from moemodel.model.architecture.hf_config import read_architecture
-from moemodel.model.architecture.parameters import parameter_tensors
 from moemodel.model.device.host_overhead import HostCost, HostModel
+from moemodel.model.layers.layer import layer_blocks
 from moemodel.model.records.calibration import Calibration, HostLane, Parameter
 from moemodel.model.step.launch_overhead import Calls, ParallelHost
 
 CALL = HostCost(forward_s=20e-6, backward_s=10e-6)
 
 
-def host(calibration: Calibration, *, plain: bool = True, **blocks_s: float) -> ParallelHost:
+def host(calibration: Calibration, *, measured: bool = True, **blocks_s: float) -> ParallelHost:
     """Of a lane with these blocks beside those of the calibration; `__` stands for the slash."""
     added = {
         name.replace("__", "/"): Parameter(value=value, unit="s", origin="assumed", source="made up")
@@ -22,7 +22,7 @@ def host(calibration: Calibration, *, plain: bool = True, **blocks_s: float) -> 
     }
     lane = HostLane(backend="torch", blocks=dict(calibration.host[0].blocks) | added, log_error=0.1)
     model = HostModel(calibration.model_copy(update={"host": [lane]}), "torch")
-    return ParallelHost(model, CALL, plain=plain)
+    return ParallelHost(model, CALL, measured=measured)
 
 
 def counted(**numbers: float) -> Calls:
@@ -43,7 +43,7 @@ def step_s(
 
 
 def test_what_was_not_measured_counts_as_calls(calibration: Calibration) -> None:
-    unknown, other = host(calibration), host(calibration, plain=False)
+    unknown, other = host(calibration), host(calibration, measured=False)
     calls = counted(tensor=1, rows=2, experts=3, messages=4, actions=5)
     expected = 9 + 6 * 2 + 20 * 3 + 4 * 4 + 37 * 5
     assert unknown.queued_s(calls, "forward") == pytest.approx(expected * 20e-6)
@@ -87,10 +87,11 @@ def test_buckets_once_a_step(calibration: Calibration) -> None:
     assert step_s(known, 0, 4, buckets=30) == pytest.approx(30)
     assert step_s(known, 0, 4, buckets=3, tensors=90) == pytest.approx(90 / 9)
     assert step_s(known, 0, 4) == 0
-    assert step_s(host(calibration, plain=False), 3, 4, units=2) == 0
+    assert step_s(host(calibration, measured=False), 3, 4, units=2) == 0
 
 
 @pytest.mark.parametrize(("name", "tensors"), [("opt-350m", 16), ("llama-3-8b", 9), ("olmoe-1b-7b", 11)])
 def test_tensors_of_a_layer(name: str, tensors: int) -> None:
     """As the training model holds them: q, k, v, o, norms, and the feed-forward block's; OPT's with biases."""
-    assert parameter_tensors(read_architecture(name).layers[0]) == tensors
+    architecture = read_architecture(name)
+    assert layer_blocks(architecture.layers[0], architecture.hidden).parameter_tensors() == tensors
