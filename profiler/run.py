@@ -149,7 +149,7 @@ def profile(
             check_enough(talking)
         begun_s += platform.timer.now_s() - time.perf_counter()  # the same instant, in the device's time
         stack.enter_context(ending_cleanly())
-        control = stack.enter_context(ClockControl(device, platform.controls()))
+        control = stack.enter_context(ClockControl(device, platform.settings()))
         choice = choose_clocks(clocks, control, begun=_begun(folder), needed="sweep" in chosen, announce=announce)
         outcome.notes += [choice.note] if choice.note else []
         writer = ProfileWriter(folder, new_manifest(name, device.info, choice.clocks, seed))

@@ -37,7 +37,7 @@ _EVENT_NOISE_S = 1e-5
 # --- time ------------------------------------------------------------------------------------------------------------
 
 
-class Timer(Protocol):
+class EventTimer(Protocol):
     """Marks on a device's time line."""
 
     noise_s: float
@@ -58,7 +58,7 @@ class Timer(Protocol):
         ...
 
 
-class WallTimer:
+class HostEventTimer:
     """A device that has done its work when the call returns."""
 
     noise_s = _EVENT_NOISE_S
@@ -81,7 +81,7 @@ class WallTimer:
         return None
 
 
-class CudaTimer:
+class CudaEventTimer:
     """Events on the current stream. CUDA gives times as differences in float32, so they count from a recent event."""
 
     noise_s = 2 * _EVENT_NOISE_S
@@ -190,10 +190,10 @@ class FinishedStep:
     energy_J: float | None
 
 
-class Lane:
+class DeviceMeter:
     """One device: its marks, its counter, and what is known so far."""
 
-    def __init__(self, device: MeteredDevice, timer: Timer, finder: EdgeFinder) -> None:
+    def __init__(self, device: MeteredDevice, timer: EventTimer, finder: EdgeFinder) -> None:
         self.device, self.finder = device, finder
         self._recorder = device if isinstance(device, RecordingDevice) else None
         self.notes: list[str] = []

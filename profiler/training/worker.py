@@ -229,7 +229,7 @@ def _main(job: Job, folder: Path, rank: int) -> None:
             _fit_devices(os.environ)
         ranks = join(cpu=cpu, timeout_s=job.timeout_s)
         device, _ = open_named(job.gpu)
-        with ClockControl(device, platform_of(device).controls()) as control:
+        with ClockControl(device, platform_of(device).settings()) as control:
             worker = Worker(job, folder, ranks, device, control)
             worker.run()
             free_memory(device.torch_device)

@@ -66,7 +66,7 @@ def _no_locks(device: Device, clocks: Clocks) -> str | None:
     """Why no clock can be held; None where nothing is known against it."""
     if clocks == "passive":
         return "--clocks passive"
-    with ClockControl(device, platform_of(device).controls()) as control:
+    with ClockControl(device, platform_of(device).settings()) as control:
         reason = control.obstacle() or control.missing_privilege()
     if reason is not None and clocks == "lock":
         raise DeviceError(f"--clocks lock: {reason}; use --clocks passive, which changes no setting")
