@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moemodel.calibration.store.resolve import load_calibration
 from moemodel.cli.output import write_whole
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ _TEMPLATE = Path(__file__).parent / "templates" / "plan.yaml"
 @click.option("--force", is_flag=True, help="Overwrite a file that is there.")
 def init_command(output: Path, architecture: str, gpu: str, gpus: int, calibration: str | None, force: bool) -> None:
     """Write a commented plan that fits in memory. It is a start, not an optimum."""
+    from moemodel.calibration.store.catalogue import load_calibration
     from moemodel.model.core.errors import InputError
     from moemodel.model.search.baseline import draft_plan
 
