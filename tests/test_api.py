@@ -19,12 +19,6 @@ from moemodel.calibration.update import from_reports
 from moemodel.calibration.update.from_reports import Update
 from moemodel.model.operators.work import Kind, Pass
 from moemodel.model.records.calibration import Calibration
-from moemodel.model.records.profile import DeviceInfo
-from moemodel.model.results.validation import Environment, Visit, row_of
-from moemodel.validation import run
-from moemodel.validation.records.session import Line
-from moemodel.validation.report.build import report_of
-from moemodel.validation.select.runnable import Hardware
 
 ROOT = Path(__file__).parents[1]
 PLAN: dict[str, Any] = {
@@ -188,40 +182,11 @@ def test_the_docstring_of_calibrate(calibration: Calibration, tmp_path: Path, mo
     _run("calibrate")
 
 
-ENVIRONMENT = Environment(
-    gpu="h100-sxm-80gb",
-    device=DeviceInfo(name="NVIDIA H100 80GB HBM3", vendor="nvidia", memory_B=80 << 30, driver="580"),
-    gpus=8,
-    launcher="torchrun",
-    clocks="passive",
-    libraries={"torch": "2.11.0"},
-    host={},
-)
-
-
 @pytest.fixture
-def at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight H100 that measure 1.1 s a step, and 700 J, in a folder with `plan.yaml`."""
+def at_hand(made_up_gpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
+    """A folder with `plan.yaml`, and GPUs that run it."""
     monkeypatch.chdir(tmp_path)
     Path("plan.yaml").write_text(yaml.safe_dump(PLAN), encoding="utf-8")
-
-    def look(gpu: str, **_: Any) -> tuple[Hardware, Environment]:
-        plain: dict[str, Any] = {"gpus": 8, "no_locks": "--clocks passive", "power_limit_W": 700.0}
-        return Hardware(gpu=moemodel.read_gpu(gpu), unable=lambda _: None, **plain), ENVIRONMENT
-
-    def validate(question: Any, folder: Path, calibration: Calibration, _: Any, **__: Any) -> run.Outcome:
-        measured = {"step_time_s": 1.1, "energy_J": 700.0, "power_W": 650.0, "peak_allocated_B": 5e9, "rank": 0}
-        visits = [
-            (one.name, Visit(repeat=repeat, clock_held=None, seconds=5.0, rows=(row_of(measured),)))
-            for one, repeat in question.order()
-        ]
-        report = report_of(question, [Line(plan=name, visit=visit) for name, visit in visits], calibration)
-        folder.mkdir()
-        run.write(report, folder)
-        return run.Outcome(report=report, folder=folder)
-
-    monkeypatch.setattr(run, "look", look)
-    monkeypatch.setattr(run, "validate", validate)
 
 
 @pytest.mark.usefixtures("at_hand")
