@@ -10,30 +10,18 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
 
 from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.core.documents import Strict, read_yaml
-from moemodel.model.core.errors import InfeasiblePlanError
+from moemodel.model.core.errors import InfeasiblePlanError, InputError
+from moemodel.model.frameworks.base import Precision
+from moemodel.model.frameworks.registry import FORMER_NAMES, framework_of, frameworks_with
 from moemodel.model.network.collectives import Link
 
-Precision = Literal["bf16", "bf16-mixed", "fp8", "fp32"]
 RecomputeName = Literal["none", "selective", "full"]
 ScheduleName = Literal["1f1b", "gpipe", "zero-bubble"]
-BackendName = Literal[
-    "torch", "megatron", "megatron-v2", "megatron-core", "megatron-core-fp8", "megatron-deepspeed-fp32"
-]
-
-PRECISIONS: dict[BackendName, tuple[Precision, ...]] = {  # as `memory.RECIPES` has them; a test holds the two together
-    "torch": ("bf16", "bf16-mixed"),
-    "megatron": ("bf16", "bf16-mixed"),
-    "megatron-v2": ("bf16", "bf16-mixed"),
-    "megatron-core": ("bf16-mixed",),
-    "megatron-core-fp8": ("fp8",),
-    "megatron-deepspeed-fp32": ("fp32",),
-}
-WHOLE_EXPERTS = frozenset({"megatron-core", "megatron-core-fp8"})  # tp does not cut experts (`workload.Backend`)
 
 
 class Recompute(IntEnum):
@@ -121,19 +109,53 @@ class SiteSpec(Strict):
     )
 
 
-def check_precision(backend: BackendName, precision: Precision) -> None:
-    """Refuse a precision that a backend is not known to train in.
+def _known_framework(name: str) -> str:
+    """The name of a framework, also where a former one is given."""
+    try:
+        return framework_of(name).name
+    except InputError as error:
+        raise ValueError(str(error).partition("; ")[2]) from None
+
+
+def check_precision(backend: str, precision: Precision) -> None:
+    """Refuse a precision that a framework is not known to train in.
 
     Raises:
-        ValueError: what is allowed, and which backends have that precision.
+        ValueError: what is allowed, and which frameworks have that precision.
     """
-    if precision in PRECISIONS[backend]:
+    known = framework_of(backend).precisions
+    if precision in known:
         return
-    others = ", ".join(name for name, known in PRECISIONS.items() if precision in known)
+    others = ", ".join(frameworks_with(precision))
     raise ValueError(
-        f"precision: found {precision} with backend {backend}; allowed: {', '.join(PRECISIONS[backend])}; "
+        f"precision: found {precision} with backend {backend}; allowed: {', '.join(known)}; "
         f"{precision} goes with backend {others}"
     )
+
+
+def in_todays_words(document: Any) -> tuple[Any, str | None]:
+    """A document whose backend has a former name, which held a precision too, as it is written today; and that name.
+
+    Raises:
+        ValueError: it asks for another precision than that name held.
+    """
+    former = FORMER_NAMES.get(document["backend"]) if _names_backend(document) else None
+    if former is None:
+        return document, None
+    named, precision = document["backend"], document.get("precision", former.precision)
+    if precision != former.precision:
+        raise ValueError(
+            f"precision: found {precision} with backend {named}; allowed: {former.precision}; {named} is now written "
+            f"backend: {former.framework}, precision: {former.precision}"
+        )
+    return document | {"backend": former.framework, "precision": precision}, named
+
+
+def _names_backend(document: Any) -> bool:
+    return isinstance(document, dict) and isinstance(document.get("backend"), str)
+
+
+Backend = Annotated[Text, AfterValidator(_known_framework)]
 
 
 class Plan(Strict):
@@ -148,7 +170,7 @@ class Plan(Strict):
     precision: Precision = "bf16-mixed"
     recompute: RecomputeName = "none"
     schedule: ScheduleName = "1f1b"
-    backend: BackendName = "torch"
+    backend: Backend = Field(default="torch", description="training framework")
     cluster: ClusterSpec
     parallel: ParallelSpec = ParallelSpec()
     routing: RoutingSpec = RoutingSpec()
@@ -156,11 +178,26 @@ class Plan(Strict):
     power_cap_W: Rate | None = Field(default=None, description="per GPU; null: the GPU's own limit")
     site: SiteSpec = SiteSpec()
     tokens: Rate | None = Field(default=None, description="tokens to train on; null: no totals for the run")
+    _former_backend: str | None = PrivateAttr(default=None)
+
+    @property
+    def former_backend(self) -> str | None:
+        """The former name of the framework that the document gave, which held the precision too; None: today's."""
+        return self._former_backend
 
     @property
     def micro_batches(self) -> int:
         """Micro-batches of one replica in a step."""
         return self.global_batch // (self.micro_batch * self.parallel.dp)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _words_of_today(cls, document: Any, validated: ModelWrapValidatorHandler[Plan]) -> Plan:
+        today, former = in_todays_words(document)
+        plan = validated(today)
+        if former is not None:
+            plan._former_backend = former
+        return plan
 
     @model_validator(mode="after")
     def _software(self) -> Plan:
@@ -177,7 +214,9 @@ class Plan(Strict):
                 "their product must be the GPU count"
             )
         over, ranks = (
-            ("dp x cp x tp", p.dp * p.cp * p.tp) if self.backend in WHOLE_EXPERTS else ("dp x cp", p.dp * p.cp)
+            ("dp x cp", p.dp * p.cp)
+            if framework_of(self.backend).shards_experts
+            else ("dp x cp x tp", p.dp * p.cp * p.tp)
         )
         if ranks % p.ep:
             raise ValueError(f"parallel.ep {p.ep} must divide {over} = {ranks}: experts spread over those GPUs")

@@ -13,7 +13,8 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.core.arrays import BoolArray, IntArray
-from moemodel.model.plan.spec import SCHEDULE, WHOLE_EXPERTS, Schedule
+from moemodel.model.frameworks.registry import framework_of
+from moemodel.model.plan.spec import SCHEDULE, Schedule
 from moemodel.model.search.document import Search
 
 Columns = dict[str, IntArray]
@@ -166,7 +167,7 @@ def _same_plans(document: Search) -> list[Rule]:
 
 
 def _expert_ranks(document: Search) -> Rule:
-    if document.backend in WHOLE_EXPERTS:
+    if not framework_of(document.backend).shards_experts:
         return _rule(
             "expert_ranks",
             "ep does not divide dp x cp x tp",

@@ -1,0 +1,201 @@
+"""The parallel mesh: the degrees of a plan, and which of its ranks form each process group.
+
+Ranks are numbered with tensor parallelism innermost, then context, data and pipeline parallelism (Megatron-LM's order,
+`tp-cp-dp-pp`). Within a pipeline stage the layers that hold experts lie on a mesh of their own over the same ranks
+("MoE parallel folding" of Megatron-Core, Liu et al. 2025):
+
+    tp cp dp = etp ep edp        etp innermost, then ep, then the copies of the same experts (expert data parallelism)
+
+so that with etp = tp experts are sharded as everything else is and spread over context and data ranks, and with etp = 1
+each lies whole on one GPU and experts spread over tensor-parallel ranks too.
+
+Every group is `size` ranks that lie `stride` apart; a rank's group, and its place in it, follow from the two.
+Degrees are ints (one plan) or integer arrays of one shape (many): the algebra is the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from moemodel.model.core.arrays import IntArray
+
+N = TypeVar("N", int, IntArray)
+N_co = TypeVar("N_co", int, IntArray, covariant=True)
+
+
+class Degrees(Protocol[N_co]):
+    """What has degrees of parallelism: the `parallel` of a plan, or a batch of plans."""
+
+    @property
+    def dp(self) -> N_co: ...
+    @property
+    def tp(self) -> N_co: ...
+    @property
+    def pp(self) -> N_co: ...
+    @property
+    def cp(self) -> N_co: ...
+    @property
+    def ep(self) -> N_co: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessGroup(Generic[N]):
+    """Process groups of one kind: `size` ranks each, `stride` apart."""
+
+    size: N
+    stride: N
+
+    def group_rank(self, rank: int) -> N:
+        """Place of a rank in its group, from 0."""
+        return rank // self.stride % self.size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coordinates(Generic[N]):
+    """Where a rank is on each axis of the mesh, from 0; (`pp`, `dp`, `cp`, `tp`) tell a rank, and so do (`pp`, `edp`,
+    `ep`, `etp`)."""
+
+    dp: N
+    tp: N
+    pp: N
+    cp: N
+    ep: N
+    etp: N
+    edp: N
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelMesh(Generic[N]):
+    """Degrees of parallelism. What is read off them holds for legal ones (`etp ep` divides `tp cp dp`).
+
+    Attributes:
+        dp: data parallelism: replicas, which share the sequences of a batch out.
+        tp: tensor parallelism: ranks that share the tensors of a layer out (Shoeybi et al. 2019).
+        pp: pipeline parallelism: stages (Narayanan et al. 2021).
+        cp: context parallelism: ranks that share a sequence out (Liu et al. 2023).
+        ep: expert parallelism: ranks that share the experts of a layer out (Lepikhin et al. 2020).
+        etp: expert tensor parallelism: ranks that share the tensors of an expert out.
+    """
+
+    dp: N
+    tp: N
+    pp: N
+    cp: N
+    ep: N
+    etp: N
+
+    @classmethod
+    def of(cls, degrees: Degrees[N], *, etp: N) -> ParallelMesh[N]:
+        """The mesh of a plan's `parallel`, or of a batch of plans."""
+        return cls(dp=degrees.dp, tp=degrees.tp, pp=degrees.pp, cp=degrees.cp, ep=degrees.ep, etp=etp)
+
+    # ---- sizes ------------------------------------------------------------------------------------------------------
+
+    @property
+    def stage_size(self) -> N:
+        """Ranks of one pipeline stage."""
+        return self.dp * self.cp * self.tp
+
+    @property
+    def world_size(self) -> N:
+        """Ranks of a plan."""
+        return self.stage_size * self.pp
+
+    @property
+    def max_ep(self) -> N:
+        """Sets of `etp` ranks in a stage, over which experts can spread; `ep` divides it."""
+        return self.stage_size // self.etp
+
+    @property
+    def _one(self) -> N:
+        """1, in the shape of the degrees."""
+        return self.tp // self.tp
+
+    # ---- groups -----------------------------------------------------------------------------------------------------
+
+    @property
+    def world_group(self) -> ProcessGroup[N]:
+        """All ranks."""
+        return ProcessGroup(size=self.world_size, stride=self._one)
+
+    @property
+    def tp_group(self) -> ProcessGroup[N]:
+        """Ranks that share the tensors of a layer out."""
+        return ProcessGroup(size=self.tp, stride=self._one)
+
+    @property
+    def cp_group(self) -> ProcessGroup[N]:
+        """Ranks that share a sequence out."""
+        return ProcessGroup(size=self.cp, stride=self.tp)
+
+    @property
+    def data_parallel_group(self) -> ProcessGroup[N]:
+        """Ranks that hold the same parameters outside experts, over which ZeRO shards those: data and context ranks."""
+        return ProcessGroup(size=self.dp * self.cp, stride=self.tp)
+
+    @property
+    def pp_group(self) -> ProcessGroup[N]:
+        """Stages of a pipeline."""
+        return ProcessGroup(size=self.pp, stride=self.stage_size)
+
+    @property
+    def etp_group(self) -> ProcessGroup[N]:
+        """Ranks that share the tensors of an expert out."""
+        return ProcessGroup(size=self.etp, stride=self._one)
+
+    @property
+    def ep_group(self) -> ProcessGroup[N]:
+        """Ranks that share the experts of a layer out."""
+        return ProcessGroup(size=self.ep, stride=self.etp)
+
+    @property
+    def expert_data_parallel_group(self) -> ProcessGroup[N]:
+        """Ranks that hold the same experts, over which ZeRO shards those."""
+        return ProcessGroup(size=self.max_ep // self.ep, stride=self.etp * self.ep)
+
+    @property
+    def embedding_group(self) -> ProcessGroup[N]:
+        """First and last stage, which both hold a tied embedding; ranks of stages between them are in no such group."""
+        several = self.pp > 1
+        return ProcessGroup(size=1 + several, stride=(self.pp - several) * self.stage_size)
+
+    @property
+    def groups(self) -> dict[str, ProcessGroup[N]]:
+        """Every kind of group, by its name."""
+        return {
+            "world": self.world_group,
+            "tp": self.tp_group,
+            "cp": self.cp_group,
+            "data_parallel": self.data_parallel_group,
+            "pp": self.pp_group,
+            "etp": self.etp_group,
+            "ep": self.ep_group,
+            "expert_data_parallel": self.expert_data_parallel_group,
+            "embedding": self.embedding_group,
+        }
+
+    # ---- ranks ------------------------------------------------------------------------------------------------------
+
+    def coordinates(self, rank: int) -> Coordinates[N]:
+        """Where a rank, `0 <= rank < world_size`, is on each axis."""
+        return Coordinates(
+            dp=self.data_parallel_group.group_rank(rank) // self.cp,
+            tp=self.tp_group.group_rank(rank),
+            pp=self.pp_group.group_rank(rank),
+            cp=self.cp_group.group_rank(rank),
+            ep=self.ep_group.group_rank(rank),
+            etp=self.etp_group.group_rank(rank),
+            edp=self.expert_data_parallel_group.group_rank(rank),
+        )
+
+    def ranks(self: ParallelMesh[int], group: ProcessGroup[int], rank: int) -> tuple[int, ...]:
+        """Ranks of one group of this mesh that `rank` is in, ascending; empty if it is in none of that kind."""
+        first = rank - group.group_rank(rank) * group.stride
+        ranks = tuple(first + place * group.stride for place in range(group.size))
+        return ranks if ranks[-1] < self.world_size else ()
+
+    def all_ranks(self: ParallelMesh[int], group: ProcessGroup[int]) -> list[tuple[int, ...]]:
+        """Ranks of every group of one kind, by their first rank: what all ranks of a job build alike."""
+        found = (self.ranks(group, rank) for rank in range(self.world_size))
+        return list(dict.fromkeys(ranks for ranks in found if ranks))
