@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moemodel.cli.output import write_whole
+from moemodel.model.core.files import write_atomic
 
 if TYPE_CHECKING:
     from moemodel.model.plan.spec import Plan
@@ -32,7 +32,7 @@ def init_command(output: Path, architecture: str, gpu: str, gpus: int, calibrati
 
     plan = draft_plan(architecture, gpu, gpus, load_calibration(calibration, gpu, key="--gpu"))
     try:
-        write_whole(output, _document(plan), overwrite=force)
+        write_atomic(output, _document(plan), overwrite=force)
     except FileExistsError:
         raise InputError(
             f"{output}: is there already; choose another name with -o, or overwrite with --force"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from moemodel import api
-from moemodel.cli.output import console, digits, prefixed, table, write_whole
+from moemodel.cli.output import console, digits, prefixed, table
+from moemodel.model.core.files import write_atomic
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -51,7 +52,7 @@ def optimize_command(
     if write_plans is not None:
         _check_empty(write_plans)
     result = api.search(search, calibration)
-    write_whole(output, result.to_json(), overwrite=True)
+    write_atomic(output, result.to_json())
     if write_plans is not None:
         _write_plans(write_plans, result.front)
     if as_json:
@@ -75,7 +76,7 @@ def _check_empty(folder: Path) -> None:
 def _write_plans(folder: Path, entries: Iterable[Entry]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for entry in entries:
-        write_whole(folder / f"plan-{entry.number:02d}.yaml", entry.plan_yaml, overwrite=False)
+        write_atomic(folder / f"plan-{entry.number:02d}.yaml", entry.plan_yaml, overwrite=False)
 
 
 def _report(result: SearchResult, top: int | None) -> list[RenderableType]:
