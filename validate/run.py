@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from moemodel.model.core.files import write_atomic
 from moemodel.model.plan.spec import plan_text
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.measured import predict_as_run
@@ -19,7 +20,7 @@ from moemodel.profiler.devices.cpu import power_note
 from moemodel.profiler.training.launch import Failure, LaunchOptions, Measured, PlanVisit, launch
 from moemodel.validation.records.session import Asked, Line, Question, Session, alone
 from moemodel.validation.report.build import report_of
-from moemodel.validation.report.page import page
+from moemodel.validation.report.page import html_page
 from moemodel.validation.select.hardware import Clocks, look
 from moemodel.validation.select.plans import Chosen, from_plans, from_search
 from moemodel.validation.select.runnable import Choice, Wish
@@ -239,10 +240,8 @@ def _validate(
 
 def write(report: Report, folder: Path) -> None:
     """Write `report.json` and the page, each whole or not at all."""
-    for name, text in ((REPORT, report.to_json()), (PAGE, page(report))):
-        part = folder / f".{name}.part"
-        part.write_text(text, encoding="utf-8")
-        part.replace(folder / name)
+    write_atomic(folder / REPORT, report.to_json())
+    write_atomic(folder / PAGE, html_page(report))
 
 
 def _run(session: Session, options: Options, gpu: str, launch: Launch, say: Say) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from moemodel.model.core.errors import InputError, MoeModelError
 from moemodel.model.hardware.gpu import read_gpu
@@ -14,7 +13,7 @@ from moemodel.model.records.calibration import Calibration, fingerprint
 from moemodel.model.results.feasibility import architecture_of, fits
 from moemodel.model.results.outcome import machine_of
 from moemodel.model.results.validation import SetAside
-from moemodel.model.search.document import Search
+from moemodel.model.search.document import Ranges, Search, SearchCluster
 from moemodel.model.search.result import SearchResult
 from moemodel.validation.select.baselines import controls_for
 from moemodel.validation.select.runnable import Choice, Hardware, Wish, added, choice_of, comparison_group, same
@@ -175,11 +174,26 @@ def _doubts(plan: Plan, calibration: Calibration) -> tuple[str, ...]:
 def _search_around(plans: Sequence[Plan]) -> Search:
     """All that is legal for the model, batch and GPUs of some plans, at the clock that the governor gives."""
     first = plans[0]
-    cluster = first.cluster.model_dump() | {"gpus": max(plan.cluster.gpus for plan in plans)}
-    kept = ("architecture", "layers", "sequence_length", "global_batch", "precision", "backend")
-    document: dict[str, Any] = {name: getattr(first, name) for name in kept} | {"name": _called(first)}
-    nested = {"cluster": cluster, "routing": first.routing.model_dump(), "site": first.site.model_dump()}
-    return Search.model_validate(document | nested | {"search": {"cp": 1}, "clocks_MHz": None})
+    cluster = first.cluster
+    return Search(
+        name=_called(first),
+        architecture=first.architecture,
+        layers=first.layers,
+        sequence_length=first.sequence_length,
+        global_batch=first.global_batch,
+        precision=first.precision,
+        backend=first.backend,
+        cluster=SearchCluster(
+            gpu=cluster.gpu,
+            gpus=(max(plan.cluster.gpus for plan in plans),),
+            gpus_per_node=cluster.gpus_per_node,
+            internode=cluster.internode,
+        ),
+        routing=first.routing,
+        site=first.site,
+        search=Ranges(cp=(1,)),
+        clocks_MHz=None,
+    )
 
 
 def _called(plan: Plan) -> str:
