@@ -51,7 +51,7 @@ class _Model:
 
 
 def _described(architecture: Architecture) -> _Model:
-    from moemodel.model.architecture.parameters import parameters
+    from moemodel.model.layers.parameters import parameters
 
     counted = parameters(architecture)
     return _Model(
