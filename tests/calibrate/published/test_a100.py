@@ -18,7 +18,6 @@ from moemodel.calibration.published.vtrain import (
     StepFitter,
     fit_links,
     groups,
-    left_out,
     predicted_s,
 )
 from moemodel.calibration.store.catalogue import shipped
@@ -30,6 +29,7 @@ from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.operators.work import PASSES, Kind, Pass, Shape
 from moemodel.model.plan.spec import Plan
 from moemodel.model.results.outcome import outcome
+from studies.a100 import left_out
 
 _LINKS = Links(start_s=40e-6, step_s=1e-6, efficiency=0.7, log_error=0.05)
 
