@@ -18,12 +18,7 @@ import torch
 from moemodel.model.core.errors import DeviceError, MoeModelError
 from moemodel.profiler.devices.base import MeteredDevice
 from moemodel.profiler.instruments.counter_edges import WIDEST_EDGE_S, CounterEdges, Edge, EdgeFinder
-from moemodel.profiler.meter.attribution import (
-    STUCK_S,
-    Attribution,
-    attribute,
-    check_counter,
-)
+from moemodel.profiler.meter.attribution import STUCK_S, Attribution, attribute, check_counter
 from moemodel.profiler.meter.recording import RecordingDevice
 from moemodel.profiler.meter.summary import DeviceSummary, GroupSummary, PhaseSummary
 
