@@ -28,7 +28,8 @@ if TYPE_CHECKING:
         ProfileError,
     )
     from moemodel.model.hardware.gpu import Gpu, list_gpus, read_gpu
-    from moemodel.model.plan.spec import Plan, PlanBatch, batch_of, read_plan
+    from moemodel.model.plan.batch import PlanBatch, batch_of
+    from moemodel.model.plan.spec import Plan, read_plan
     from moemodel.model.predict.predict import Prediction, predict
     from moemodel.model.records.calibration import Calibration, read_calibration
     from moemodel.model.results.outcome import Estimate, Outcome, machine_of, outcome
@@ -54,12 +55,12 @@ _HOMES: dict[str, str] = {
     "MoeModelError": "model.core.errors",
     "Outcome": "model.results.outcome",
     "Plan": "model.plan.spec",
-    "PlanBatch": "model.plan.spec",
+    "PlanBatch": "model.plan.batch",
     "Prediction": "model.predict.predict",
     "ProfileError": "model.core.errors",
     "Search": "model.search.document",
     "SearchResult": "model.search.result",
-    "batch_of": "model.plan.spec",
+    "batch_of": "model.plan.batch",
     "list_architectures": "model.architecture.hf_config",
     "list_calibrations": "calibration.store.catalogue",
     "list_gpus": "model.hardware.gpu",

@@ -25,7 +25,8 @@ from moemodel.model.device.roofline import form_of, shape_features
 from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.network.collectives import Collective, Network
 from moemodel.model.operators.work import PASSES, Kind, Pass
-from moemodel.model.plan.spec import PlanBatch, Precision, Recompute
+from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.choices import Precision, Recompute
 from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import (
     SCHEMA_VERSION,

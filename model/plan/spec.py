@@ -1,63 +1,16 @@
-"""The training plan: what a user writes in `plan.yaml`, checked, and the same as arrays over many plans."""
+"""The training plan: what a user writes in `plan.yaml`, checked."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from enum import IntEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, model_validator
 
-from moemodel.model.architecture.spec import Architecture, Moe
-from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.core.documents import Strict, read_yaml
-from moemodel.model.core.errors import InfeasiblePlanError
 from moemodel.model.network.collectives import Link
-
-Precision = Literal["bf16", "bf16-mixed", "fp8", "fp32"]
-RecomputeName = Literal["none", "selective", "full"]
-ScheduleName = Literal["1f1b", "gpipe", "zero-bubble"]
-BackendName = Literal[
-    "torch", "megatron", "megatron-v2", "megatron-core", "megatron-core-fp8", "megatron-deepspeed-fp32"
-]
-
-PRECISIONS: dict[BackendName, tuple[Precision, ...]] = {  # as `memory.RECIPES` has them; a test holds the two together
-    "torch": ("bf16", "bf16-mixed"),
-    "megatron": ("bf16", "bf16-mixed"),
-    "megatron-v2": ("bf16", "bf16-mixed"),
-    "megatron-core": ("bf16-mixed",),
-    "megatron-core-fp8": ("fp8",),
-    "megatron-deepspeed-fp32": ("fp32",),
-}
-WHOLE_EXPERTS = frozenset({"megatron-core", "megatron-core-fp8"})  # tp does not cut experts (`workload.Backend`)
-
-
-class Recompute(IntEnum):
-    """What the backward pass computes again instead of keeping it (Korthikanti et al. 2022, section 5)."""
-
-    NONE = 0
-    SELECTIVE = 1  # the attention core
-    FULL = 2  # every layer from its input
-
-
-class Schedule(IntEnum):
-    """Order of forward and backward passes of micro-batches in a pipeline."""
-
-    ONE_F_ONE_B = 0
-    GPIPE = 1
-    ZERO_BUBBLE = 2  # ZB-H1: weight gradients wait until the pipeline would idle (Qi et al. 2023, section 2.1)
-
-
-RECOMPUTE: dict[str, Recompute] = {name.name.lower(): name for name in Recompute}
-SCHEDULE: dict[str, Schedule] = {
-    "1f1b": Schedule.ONE_F_ONE_B,
-    "gpipe": Schedule.GPIPE,
-    "zero-bubble": Schedule.ZERO_BUBBLE,
-}
+from moemodel.model.plan.choices import PRECISIONS, WHOLE_EXPERTS, BackendName, Precision, RecomputeName, ScheduleName
 
 
 def _printable(text: str) -> str:
@@ -218,142 +171,3 @@ def read_plan(path: Path) -> Plan:
 def plan_text(plan: Plan) -> str:
     """A plan as YAML that `read_plan` reads back to the same plan."""
     return yaml.safe_dump(plan.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanBatch:
-    """Plans of one architecture on one cluster, as arrays of length P (or scalars that broadcast).
-
-    Units: batches and sequence in sequences and tokens; clock in Hz and cap in W, NaN where the GPU decides.
-    """
-
-    dp: IntArray
-    tp: IntArray
-    pp: IntArray
-    ep: IntArray
-    cp: IntArray
-    zero_stage: IntArray
-    sequence_parallel: IntArray
-    virtual_stages: IntArray
-    micro_batch: IntArray
-    global_batch: IntArray
-    seq: IntArray
-    recompute: IntArray
-    schedule: IntArray
-    skew: FloatArray
-    clock_Hz: FloatArray
-    power_cap_W: FloatArray
-
-    @classmethod
-    def of(cls, **columns: Any) -> PlanBatch:
-        """Broadcast columns (numbers or arrays) to one length P."""
-        kinds = {f.name: np.float64 if f.name in _FLOATS else np.int64 for f in fields(cls)}
-        arrays = np.broadcast_arrays(*(np.atleast_1d(np.asarray(columns[n], dtype=t)) for n, t in kinds.items()))
-        return cls(**dict(zip(kinds, (np.ascontiguousarray(a) for a in arrays), strict=True)))
-
-    def __len__(self) -> int:
-        return int(self.dp.size)
-
-    @property
-    def micro_batches(self) -> IntArray:
-        """Micro-batches of one replica in a step."""
-        return self.global_batch // (self.micro_batch * self.dp)
-
-    @property
-    def gpus(self) -> IntArray:
-        return self.dp * self.tp * self.pp * self.cp
-
-    def take(self, rows: IntArray | NDArray[np.bool_]) -> PlanBatch:
-        """The plans at these rows."""
-        return PlanBatch(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
-
-
-_FLOATS = {"skew", "clock_Hz", "power_cap_W"}
-
-
-def batch_of(plan: Plan) -> PlanBatch:
-    """A batch of one."""
-    p = plan.parallel
-    return PlanBatch.of(
-        dp=p.dp,
-        tp=p.tp,
-        pp=p.pp,
-        ep=p.ep,
-        cp=p.cp,
-        zero_stage=p.zero_stage,
-        sequence_parallel=int(p.sequence_parallel),
-        virtual_stages=p.virtual_stages,
-        micro_batch=plan.micro_batch,
-        global_batch=plan.global_batch,
-        seq=plan.sequence_length,
-        recompute=RECOMPUTE[plan.recompute],
-        schedule=SCHEDULE[plan.schedule],
-        skew=1.0 if plan.routing.skew == "balanced" else plan.routing.skew,
-        clock_Hz=np.nan if plan.clock_MHz is None else plan.clock_MHz * 1e6,
-        power_cap_W=np.nan if plan.power_cap_W is None else plan.power_cap_W,
-    )
-
-
-def _divides(name: str, value: int, what: str, size: int) -> str | None:
-    return None if size % value == 0 else f"{name} {value} does not divide {what} {size}; allowed: divisors of {size}"
-
-
-def _too_many_chunks(parallel: ParallelSpec, layers: int) -> str | None:
-    """Every chunk of a pipeline holds a layer; they need not hold equally many."""
-    chunks = parallel.pp * parallel.virtual_stages
-    if chunks <= layers:
-        return None
-    return f"parallel.pp x virtual_stages {chunks} is more than the {layers} layers; allowed: at most {layers}"
-
-
-def _splits_keys(tp: int, kv_heads: int) -> str | None:
-    """Key/value heads are shared out, or each copied to as many ranks."""
-    if kv_heads % tp == 0 or tp % kv_heads == 0:
-        return None
-    return f"parallel.tp {tp} and the key/value heads {kv_heads}: one must divide the other"
-
-
-def _too_skewed(plan: Plan, moe: Moe) -> str | None:
-    """A token passes an expert at most once: the busiest holds at most all tokens, experts / top_k times the mean."""
-    skew, most = plan.routing.skew, moe.experts / moe.top_k
-    if skew == "balanced" or skew <= most:
-        return None
-    return f"routing.skew {skew}: top {moe.top_k} of {moe.experts} experts; allowed: at most {most:g}"
-
-
-def check_architecture(plan: Plan, architecture: Architecture) -> None:
-    """Refuse a plan whose degrees do not divide the architecture, or cut it into more chunks than it has layers.
-
-    Raises:
-        InfeasiblePlanError: every such degree, and what is allowed.
-    """
-    p = plan.parallel
-    found = [_too_many_chunks(p, len(architecture.layers))]
-    for layer in dict.fromkeys(architecture.layers):
-        for attention in layer.attentions:
-            found.append(_divides("parallel.tp", p.tp, "the attention heads", attention.heads))
-            if attention.latent is None:
-                found.append(_splits_keys(p.tp, attention.kv_heads))
-        feed_forward = layer.feed_forward
-        if isinstance(feed_forward, Moe):
-            found.append(_divides("parallel.ep", p.ep, "the experts", feed_forward.experts))
-            found.append(_too_skewed(plan, feed_forward))
-        found.append(_divides("parallel.tp", p.tp, "the feed-forward width", feed_forward.width))
-    if p.cp > 1 and plan.sequence_length % (2 * p.cp):
-        found.append(
-            f"parallel.cp {p.cp}: twice cp, {2 * p.cp}, does not divide sequence_length {plan.sequence_length}, and "
-            "every GPU takes two pieces of a sequence; change cp or sequence_length"
-        )
-    if p.ep > 1 and not any(isinstance(layer.feed_forward, Moe) for layer in architecture.layers):
-        found.append(f"parallel.ep {p.ep}: {architecture.name} has no experts; use ep 1")
-    if p.sequence_parallel and plan.sequence_length % p.tp:
-        found.append(_divides("parallel.tp", p.tp, "sequence_length (sequence_parallel)", plan.sequence_length))
-    positions = min(architecture.learned_positions, architecture.max_seq or architecture.learned_positions)
-    if positions and plan.sequence_length > positions:
-        found.append(
-            f"sequence_length {plan.sequence_length}: {architecture.name} has {positions} "
-            "learned positions; allowed: at most that"
-        )
-    mistakes = [message for message in dict.fromkeys(found) if message]
-    if mistakes:
-        raise InfeasiblePlanError(f"{plan.name}: " + "; ".join(mistakes))

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.plan.spec import Schedule
+from moemodel.model.plan.choices import Schedule
 from moemodel.model.schedule.zero_bubble import zero_bubble
 
 

@@ -19,9 +19,10 @@ from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import BoolArray, IntArray
 from moemodel.model.core.errors import InputError
 from moemodel.model.hardware.gpu import Gpu
-from moemodel.model.plan.spec import RECOMPUTE, SCHEDULE, PlanBatch
+from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.checks import check_power_and_clock
+from moemodel.model.plan.choices import RECOMPUTE, SCHEDULE
 from moemodel.model.records.calibration import Calibration
-from moemodel.model.results.feasibility import check_power_and_clock
 from moemodel.model.search.document import ClockRange, Search
 from moemodel.model.search.legality import Columns, Rule, experts_of, keys_split, rules, tensor_sizes
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.core.arrays import BoolArray, IntArray
-from moemodel.model.plan.spec import SCHEDULE, WHOLE_EXPERTS, Schedule
+from moemodel.model.plan.choices import SCHEDULE, WHOLE_EXPERTS, Schedule
 from moemodel.model.search.document import Search
 
 Columns = dict[str, IntArray]

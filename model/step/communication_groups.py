@@ -12,7 +12,7 @@ import numpy as np
 
 from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.network.collectives import Collective, Network, Route
-from moemodel.model.plan.spec import PlanBatch
+from moemodel.model.plan.batch import PlanBatch
 
 Group = tuple[IntArray, Route]
 

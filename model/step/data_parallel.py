@@ -29,7 +29,8 @@ import numpy as np
 
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.network.collectives import Collective, Traffic
-from moemodel.model.plan.spec import PlanBatch, Schedule
+from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.choices import Schedule
 from moemodel.model.step.communication_groups import Behind, Group, Groups
 
 _BUCKET_B = 25 * 2**20  # torch.nn.parallel.DistributedDataParallel, bucket_cap_mb

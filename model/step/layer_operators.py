@@ -23,7 +23,8 @@ from moemodel.model.core.arrays import FloatArray
 from moemodel.model.hardware.gpu import Dtype
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import PASSES, Kind, Pass, Shape
-from moemodel.model.plan.spec import PlanBatch, Precision, Recompute, Schedule
+from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.choices import Precision, Recompute, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)

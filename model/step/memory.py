@@ -32,7 +32,8 @@ from moemodel.model.architecture.parameters import (
 )
 from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp, Moe
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.plan.spec import PlanBatch, Precision, Recompute, Schedule
+from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.choices import Precision, Recompute, Schedule
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
 from moemodel.model.step.data_parallel import Units

@@ -30,7 +30,8 @@ import numpy as np
 from moemodel.model.architecture.spec import Architecture, Attention, Layer, Moe
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.network.collectives import Collective, Network
-from moemodel.model.plan.spec import PlanBatch, Recompute, Schedule
+from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.choices import Recompute, Schedule
 from moemodel.model.step.communication_groups import Behind, Group, Groups
 from moemodel.model.step.launch_overhead import Calls
 from moemodel.model.step.layer_operators import BACKENDS, expert_rank_skew

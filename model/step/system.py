@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from moemodel.model.network.collectives import Network, Traffic
-from moemodel.model.plan.spec import Precision
+from moemodel.model.plan.choices import Precision
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.step.layer_operators import BACKENDS, Backend
 from moemodel.model.step.memory import RECIPES

@@ -39,7 +39,8 @@ import torch
 from torch import Tensor
 
 from moemodel.model.core.errors import DeviceError, InputError, MoeModelError
-from moemodel.model.plan.spec import Plan, check_architecture, read_plan
+from moemodel.model.plan.checks import check_architecture
+from moemodel.model.plan.spec import Plan, read_plan
 from moemodel.profiler.backends.base import Mark, Run, TrainingRun
 from moemodel.profiler.backends.torch_native.model import DecoderModel, build_model
 from moemodel.profiler.backends.torch_native.optimizer import build_optimizer, clip_gradients

@@ -12,7 +12,8 @@ import pytest
 from moemodel.model.architecture.hf_config import list_architectures, read_architecture
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.network.collectives import Collective
-from moemodel.model.plan.spec import PlanBatch, Recompute, Schedule
+from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.choices import Recompute, Schedule
 from moemodel.model.predict.predict import Prediction, predict
 from moemodel.model.step.system import Machine
 

@@ -8,7 +8,7 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from moemodel.model.plan.spec import Schedule
+from moemodel.model.plan.choices import Schedule
 from moemodel.model.schedule.makespan import makespan
 
 Times = list[float]

@@ -12,7 +12,8 @@ from moemodel.model.architecture.hf_config import list_architectures, read_archi
 from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import Kind, Pass, work
-from moemodel.model.plan.spec import PlanBatch, Recompute
+from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.choices import Recompute
 from moemodel.model.step.layer_operators import BACKENDS, Workload
 
 Batch = Callable[..., PlanBatch]

@@ -12,7 +12,7 @@ from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.network.collectives import Collective, Network, Traffic
 from moemodel.model.operators.work import Kind
-from moemodel.model.plan.spec import PlanBatch
+from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.predict.predict import predict
 from moemodel.model.step.communication_groups import Groups
 from moemodel.model.step.data_parallel import DataParallel, Units

@@ -10,7 +10,8 @@ import pytest
 from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.parameters import parameters
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.plan.spec import PlanBatch, Schedule
+from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.choices import Schedule
 from moemodel.model.predict.predict import predict
 from moemodel.model.schedule.pipeline_layout import stages
 from moemodel.model.step.memory import MemoryModel

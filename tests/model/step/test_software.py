@@ -16,7 +16,9 @@ from moemodel.model.core.errors import InputError
 from moemodel.model.network.collectives import Collective, Network, Traffic
 from moemodel.model.operators.calls import Call
 from moemodel.model.operators.work import Kind, Pass
-from moemodel.model.plan.spec import PRECISIONS, WHOLE_EXPERTS, Plan, PlanBatch, Precision
+from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.choices import PRECISIONS, WHOLE_EXPERTS, Precision
+from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.outcome import machine_of, outcome
 from moemodel.model.schedule.pipeline_layout import CutWithEnds, stages
