@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moemodel.model.core.arrays import FloatArray, IntArray
-from moemodel.model.plan.choices import RECOMPUTE, SCHEDULE
 from moemodel.model.plan.spec import Plan
 
 
@@ -66,22 +65,12 @@ _FLOATS = {"skew", "clock_Hz", "power_cap_W"}
 
 def batch_of(plan: Plan) -> PlanBatch:
     """A batch of one."""
-    p = plan.parallel
+    choices = {name: value for name, value in plan.choices.items() if name != "gpus"}
     return PlanBatch.of(
-        dp=p.dp,
-        tp=p.tp,
-        pp=p.pp,
-        ep=p.ep,
-        cp=p.cp,
-        zero_stage=p.zero_stage,
-        sequence_parallel=int(p.sequence_parallel),
-        virtual_stages=p.virtual_stages,
-        micro_batch=plan.micro_batch,
+        **choices,
         global_batch=plan.global_batch,
         seq=plan.sequence_length,
-        recompute=RECOMPUTE[plan.recompute],
-        schedule=SCHEDULE[plan.schedule],
-        skew=1.0 if plan.routing.skew == "balanced" else plan.routing.skew,
+        skew=plan.routing.busiest_over_mean,
         clock_Hz=np.nan if plan.clock_MHz is None else plan.clock_MHz * 1e6,
         power_cap_W=np.nan if plan.power_cap_W is None else plan.power_cap_W,
     )

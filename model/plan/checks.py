@@ -6,10 +6,11 @@ import math
 from dataclasses import replace
 
 from moemodel.model.architecture.hf_config import read_architecture
-from moemodel.model.architecture.spec import Architecture, Moe
+from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.errors import InfeasiblePlanError, InputError
 from moemodel.model.hardware.gpu import Gpu
-from moemodel.model.plan.spec import ParallelSpec, Plan
+from moemodel.model.plan.rules import architecture_rules, messages
+from moemodel.model.plan.spec import Plan
 
 _ON_STEP = 1e-3  # of a clock step: rounding of MHz to Hz
 
@@ -71,66 +72,13 @@ def _check_power_cap(power_cap_W: float, gpu: Gpu) -> None:
         )
 
 
-def _divides(name: str, value: int, what: str, size: int) -> str | None:
-    return None if size % value == 0 else f"{name} {value} does not divide {what} {size}; allowed: divisors of {size}"
-
-
-def _too_many_chunks(parallel: ParallelSpec, layers: int) -> str | None:
-    """Every chunk of a pipeline holds a layer; they need not hold equally many."""
-    chunks = parallel.pp * parallel.virtual_stages
-    if chunks <= layers:
-        return None
-    return f"parallel.pp x virtual_stages {chunks} is more than the {layers} layers; allowed: at most {layers}"
-
-
-def _splits_keys(tp: int, kv_heads: int) -> str | None:
-    """Key/value heads are shared out, or each copied to as many ranks."""
-    if kv_heads % tp == 0 or tp % kv_heads == 0:
-        return None
-    return f"parallel.tp {tp} and the key/value heads {kv_heads}: one must divide the other"
-
-
-def _too_skewed(plan: Plan, moe: Moe) -> str | None:
-    """A token passes an expert at most once: the busiest holds at most all tokens, experts / top_k times the mean."""
-    skew, most = plan.routing.skew, moe.experts / moe.top_k
-    if skew == "balanced" or skew <= most:
-        return None
-    return f"routing.skew {skew}: top {moe.top_k} of {moe.experts} experts; allowed: at most {most:g}"
-
-
 def check_architecture(plan: Plan, architecture: Architecture) -> None:
     """Refuse a plan whose degrees do not divide the architecture, or cut it into more chunks than it has layers.
 
     Raises:
         InfeasiblePlanError: every such degree, and what is allowed.
     """
-    p = plan.parallel
-    found = [_too_many_chunks(p, len(architecture.layers))]
-    for layer in dict.fromkeys(architecture.layers):
-        for attention in layer.attentions:
-            found.append(_divides("parallel.tp", p.tp, "the attention heads", attention.heads))
-            if attention.latent is None:
-                found.append(_splits_keys(p.tp, attention.kv_heads))
-        feed_forward = layer.feed_forward
-        if isinstance(feed_forward, Moe):
-            found.append(_divides("parallel.ep", p.ep, "the experts", feed_forward.experts))
-            found.append(_too_skewed(plan, feed_forward))
-        found.append(_divides("parallel.tp", p.tp, "the feed-forward width", feed_forward.width))
-    if p.cp > 1 and plan.sequence_length % (2 * p.cp):
-        found.append(
-            f"parallel.cp {p.cp}: twice cp, {2 * p.cp}, does not divide sequence_length {plan.sequence_length}, and "
-            "every GPU takes two pieces of a sequence; change cp or sequence_length"
-        )
-    if p.ep > 1 and not any(isinstance(layer.feed_forward, Moe) for layer in architecture.layers):
-        found.append(f"parallel.ep {p.ep}: {architecture.name} has no experts; use ep 1")
-    if p.sequence_parallel and plan.sequence_length % p.tp:
-        found.append(_divides("parallel.tp", p.tp, "sequence_length (sequence_parallel)", plan.sequence_length))
-    positions = min(architecture.learned_positions, architecture.max_seq or architecture.learned_positions)
-    if positions and plan.sequence_length > positions:
-        found.append(
-            f"sequence_length {plan.sequence_length}: {architecture.name} has {positions} "
-            "learned positions; allowed: at most that"
-        )
-    mistakes = [message for message in dict.fromkeys(found) if message]
+    rules = architecture_rules(architecture, sequence_length=plan.sequence_length, skew=plan.routing.busiest_over_mean)
+    mistakes = list(dict.fromkeys(messages(rules, plan.choices)))
     if mistakes:
         raise InfeasiblePlanError(f"{plan.name}: " + "; ".join(mistakes))

@@ -10,7 +10,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from moemodel.model.core.documents import Strict, read_yaml
 from moemodel.model.network.collectives import Link
-from moemodel.model.plan.choices import PRECISIONS, WHOLE_EXPERTS, BackendName, Precision, RecomputeName, ScheduleName
+from moemodel.model.plan.choices import RECOMPUTE, SCHEDULE, BackendName, Precision, RecomputeName, ScheduleName
+from moemodel.model.plan.rules import check_precision, degree_rules, messages
 
 
 def _printable(text: str) -> str:
@@ -57,6 +58,11 @@ class RoutingSpec(Strict):
         default="balanced", description="rows of the busiest expert over the mean"
     )
 
+    @property
+    def busiest_over_mean(self) -> float:
+        """`skew` as a number."""
+        return 1.0 if self.skew == "balanced" else self.skew
+
 
 class SiteSpec(Strict):
     """Where the run takes place."""
@@ -71,21 +77,6 @@ class SiteSpec(Strict):
     )
     host_power_W: Annotated[float, Field(ge=0.0, strict=True)] = Field(
         default=0.0, description="power of the rest of a node (processors, fans, NICs), per GPU"
-    )
-
-
-def check_precision(backend: BackendName, precision: Precision) -> None:
-    """Refuse a precision that a backend is not known to train in.
-
-    Raises:
-        ValueError: what is allowed, and which backends have that precision.
-    """
-    if precision in PRECISIONS[backend]:
-        return
-    others = ", ".join(name for name, known in PRECISIONS.items() if precision in known)
-    raise ValueError(
-        f"precision: found {precision} with backend {backend}; allowed: {', '.join(PRECISIONS[backend])}; "
-        f"{precision} goes with backend {others}"
     )
 
 
@@ -122,41 +113,29 @@ class Plan(Strict):
 
     @model_validator(mode="after")
     def _degrees(self) -> Plan:
-        p, gpus = self.parallel, self.cluster.gpus
-        product = p.dp * p.tp * p.pp * p.cp
-        if product != gpus:
-            raise ValueError(
-                f"parallel: dp {p.dp} x tp {p.tp} x pp {p.pp} x cp {p.cp} = {product}, but cluster.gpus is {gpus}; "
-                "their product must be the GPU count"
-            )
-        over, ranks = (
-            ("dp x cp x tp", p.dp * p.cp * p.tp) if self.backend in WHOLE_EXPERTS else ("dp x cp", p.dp * p.cp)
-        )
-        if ranks % p.ep:
-            raise ValueError(f"parallel.ep {p.ep} must divide {over} = {ranks}: experts spread over those GPUs")
-        if self.global_batch % (self.micro_batch * p.dp):
-            raise ValueError(
-                f"global_batch {self.global_batch} must be a multiple of micro_batch x dp = {self.micro_batch * p.dp}"
-            )
-        if p.virtual_stages > 1 and p.pp == 1:
-            raise ValueError(f"parallel.virtual_stages {p.virtual_stages} needs pp > 1; pp is 1")
-        if p.virtual_stages > 1 and self.micro_batches % p.pp:
-            raise ValueError(
-                f"parallel.virtual_stages {p.virtual_stages}: {self.micro_batches} micro-batches (global_batch / "
-                f"micro_batch / dp) are no multiple of pp {p.pp}, as an interleaved schedule needs"
-            )
-        if p.sequence_parallel and p.tp == 1:
-            raise ValueError("parallel.sequence_parallel needs tp > 1; tp is 1")
-        if p.virtual_stages > 1 and self.schedule == "gpipe":
-            raise ValueError(
-                f"parallel.virtual_stages {p.virtual_stages}: found schedule gpipe; allowed: 1f1b, zero-bubble"
-            )
-        if p.zero_stage >= 2 and p.pp > 1:
-            raise ValueError(
-                f"parallel.zero_stage {p.zero_stage} with pp {p.pp}: gradients cannot stay sharded across the "
-                "micro-batches of a pipeline; use zero_stage 0 or 1, or pp 1"
-            )
+        rules = degree_rules(global_batch=self.global_batch, backend=self.backend)
+        for message in messages(rules, self.choices):
+            raise ValueError(message)
         return self
+
+    @property
+    def choices(self) -> dict[str, int]:
+        """What a search chooses, by name, but for the clock; recompute and schedule as numbers."""
+        p = self.parallel
+        return {
+            "gpus": self.cluster.gpus,
+            "tp": p.tp,
+            "pp": p.pp,
+            "cp": p.cp,
+            "dp": p.dp,
+            "ep": p.ep,
+            "sequence_parallel": int(p.sequence_parallel),
+            "virtual_stages": p.virtual_stages,
+            "schedule": int(SCHEDULE[self.schedule]),
+            "zero_stage": p.zero_stage,
+            "recompute": int(RECOMPUTE[self.recompute]),
+            "micro_batch": self.micro_batch,
+        }
 
 
 def read_plan(path: Path) -> Plan:

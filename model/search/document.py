@@ -14,7 +14,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from moemodel.model.core.documents import Strict, read_yaml
 from moemodel.model.network.collectives import Link
 from moemodel.model.plan.choices import BackendName, Precision, RecomputeName, ScheduleName
-from moemodel.model.plan.spec import Count, Plan, Rate, RoutingSpec, SiteSpec, Text, check_precision
+from moemodel.model.plan.rules import check_precision
+from moemodel.model.plan.spec import Count, Plan, Rate, RoutingSpec, SiteSpec, Text
 
 T = TypeVar("T")
 
