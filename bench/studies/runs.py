@@ -34,17 +34,19 @@ from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp, Moe
 from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.core.errors import InputError
-from moemodel.model.device.precision import calibration_for, scaled
+from moemodel.model.device.precision import rescale_for_precision, scaled
 from moemodel.model.device.roofline import ATTENTIONS, PRODUCTS
+from moemodel.model.frameworks.base import OverlapAxis, Precision
+from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.network.collectives import network_of, read_link
 from moemodel.model.operators.work import Kind
 from moemodel.model.plan.batch import PlanBatch
-from moemodel.model.plan.choices import Precision, Recompute
+from moemodel.model.plan.choices import Recompute
 from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import Calibration, HostLane, OperatorFit, Parameter
 from moemodel.model.schedule.pipeline_layout import CutWithEnds
-from moemodel.model.step.system import Machine, traffic_of
+from moemodel.model.step.system import Machine
 
 GH200 = "gh200-iteration-times/opt_350m.csv"
 FSDP = "h100-iteration-times/llm_foundry_fsdp.csv"
@@ -98,16 +100,16 @@ class Software:
         gpu: description of the chip.
         backend, precision: of the model.
         internode: network between nodes, by name.
-        behind: exchanges that run behind computation (`network.Traffic`); None: what the backend says.
+        behind: exchanges that run behind computation (`frameworks.Framework`); None: what the backend says.
         gradient_B: bytes of a gradient element on the wire; None: as in memory.
-        once_a_node, most_nodes: how rows get to experts (`network.Traffic`).
+        once_a_node, most_nodes: how rows get to experts (`frameworks.Framework`).
     """
 
     gpu: str
     backend: str
     precision: Precision
     internode: str = "infiniband-ndr"
-    behind: frozenset[str] | None = None
+    behind: frozenset[OverlapAxis] | None = None
     gradient_B: float | None = None
     once_a_node: bool = False
     most_nodes: int | None = None
@@ -143,21 +145,21 @@ def machine(software: Software, constants: Mapping[str, float]) -> Machine:
     link = read_link(software.internode)
     link = link.model_copy(update={"bandwidth_GBps": link.bandwidth_GBps * constants.get("internode", 1.0)})
     network = network_of(calibration, gpu, None, link)
-    usual = traffic_of(software.backend)
-    traffic = replace(
+    usual = framework_of(software.backend)
+    framework = replace(
         usual,
-        gradient_B=software.gradient_B,
-        behind=usual.behind if software.behind is None else software.behind,
-        once_a_node=software.once_a_node,
-        most_nodes=software.most_nodes,
+        gradient_wire_B=software.gradient_B,
+        overlapped=usual.overlapped if software.behind is None else software.behind,
+        dispatches_once_a_node=software.once_a_node,
+        node_limit=software.most_nodes,
     )
     return Machine(
         calibration=calibration,
-        network=replace(network, traffic=traffic),
+        network=network,
         memory_B=np.inf,
         power_limit_W=gpu.power_limit_W or np.inf,
         peak_flops_per_s=gpu.peak("bf16").flops_per_s,
-        backend=software.backend,
+        framework=framework,
         precision=software.precision,
     )
 
@@ -177,7 +179,7 @@ def adapted(calibration: Calibration, gpu: Gpu, software: Software, constants: M
             ),
         }
     )
-    return calibration_for(of_chip, software.backend, gpu)
+    return rescale_for_precision(of_chip, framework_of(software.backend), software.precision, gpu)
 
 
 def _host(lane: HostLane, factor: float) -> HostLane:
@@ -372,7 +374,7 @@ def gh200(folder: Path) -> Study:
         )
     software = Software(
         gpu="gh200-96gb",
-        backend="megatron-deepspeed-fp32",
+        backend="megatron-deepspeed",
         precision="fp32",
         internode="slingshot-11",
     )
@@ -498,8 +500,8 @@ _DENSE = ("LLAMA3_8B", "LLAMA3_70B", "LLAMA3.1_405B")
 
 # 8-bit products take the peak of fp8. Containers of 2025 and 2026 of one table.
 _CORE = Software(gpu=_CALIBRATED, backend="megatron-core", precision="bf16-mixed")
-_CORE_FP8 = replace(_CORE, backend="megatron-core-fp8", precision="fp8")
-_MOE_BEHIND = frozenset({"pp", "dp", "gradients"})
+_CORE_FP8 = replace(_CORE, precision="fp8")
+_MOE_BEHIND: frozenset[OverlapAxis] = frozenset({"pp", "parameters", "gradients"})
 _DENSE_CONSTANTS = {"products": _rate()}
 
 
@@ -590,7 +592,7 @@ def _expert_software() -> dict[str, Software]:
     for precision, base in (("BF16", _CORE), ("FP8", _CORE_FP8)):
         for once, behind in product((False, True), repeat=2):
             name = precision + " once" * once + " behind" * behind
-            exchanges = _MOE_BEHIND | ({"ep"} if behind else set())
+            exchanges: frozenset[OverlapAxis] = _MOE_BEHIND | (frozenset({"ep"}) if behind else frozenset())
             software[name] = replace(base, behind=exchanges, once_a_node=once)
         software[f"{precision} once to four"] = replace(base, behind=_MOE_BEHIND, once_a_node=True, most_nodes=4)
     return software

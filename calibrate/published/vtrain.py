@@ -22,11 +22,13 @@ from moemodel.calibration.published.data import AllReduce, Rows
 from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp
 from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.device.roofline import form_of, shape_features
+from moemodel.model.frameworks.base import Precision
+from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.network.collectives import Collective, Network
 from moemodel.model.operators.work import PASSES, Kind, Pass
 from moemodel.model.plan.batch import PlanBatch
-from moemodel.model.plan.choices import Precision, Recompute
+from moemodel.model.plan.choices import Recompute
 from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import (
     SCHEMA_VERSION,
@@ -259,7 +261,7 @@ class Cluster:
             memory_B=np.inf,
             power_limit_W=np.inf,
             peak_flops_per_s=self.gpu.peak(_DTYPE).flops_per_s,
-            backend=BACKEND,
+            framework=framework_of(BACKEND),
             precision=PRECISION,
         )
 
@@ -418,7 +420,7 @@ def measured_boxes(batches: list[Group]) -> dict[tuple[Kind, Pass], list[tuple[f
     """Smallest and largest of each feature, log2, of every operator that the rows ran."""
     boxes: dict[tuple[Kind, Pass], list[tuple[float, float]]] = {}
     for group in batches:
-        work = Workload(group.architecture, group.plans, backend=BACKEND, precision=PRECISION)
+        work = Workload(group.architecture, group.plans, framework=framework_of(BACKEND), precision=PRECISION)
         for call in work.layer(group.architecture.layers[0]) + work.embedding() + work.head():
             features = shape_features(call.kind, call.shape)
             own = [(float(c.min()), float(c.max())) for c in features.T]

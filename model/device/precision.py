@@ -1,6 +1,6 @@
-"""A calibration for software that computes with other words than the 16 bits it was measured with.
+"""A calibration for a precision of other elements than the 16 bits it was measured with.
 
-Words of 4 bytes instead of 2 are the same to a kernel as half the bandwidth and half the cache. Tensor cores that
+Elements of 4 bytes instead of 2 are the same to a kernel as half the bandwidth and half the cache. Tensor cores that
 multiply narrower or wider operands are faster or slower by the ratio of the GPU's peaks, and take as much energy a
 second; attention keeps the rate of bf16.
 """
@@ -11,26 +11,29 @@ from collections.abc import Mapping
 
 from moemodel.model.core.errors import InputError
 from moemodel.model.device.roofline import ATTENTIONS
+from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.records.calibration import Calibration, OperatorFit, Parameter
-from moemodel.model.step.layer_operators import BACKENDS
 
-_MEASURED_B = 2.0  # of a word
+_MEASURED_B = 2.0  # of an element
 
 
-def calibration_for(calibration: Calibration, backend: str, gpu: Gpu) -> Calibration:
-    """The calibration as a backend's words and products have it; the same one for 16 bits.
+def rescale_for_precision(
+    calibration: Calibration, framework: Framework, precision: Precision, gpu: Gpu
+) -> Calibration:
+    """The calibration as a precision's elements and products have it; the same one for 16 bits.
 
     Args:
-        calibration: of kernels on 16-bit words.
-        backend: key of `BACKENDS`.
+        calibration: of kernels on 16-bit elements.
+        framework: that trains.
+        precision: one of the framework's.
         gpu: whose peaks say how fast tensor cores are.
 
     Raises:
-        InputError: the GPU's tensor cores don't multiply the backend's operands.
+        InputError: the GPU's tensor cores don't multiply the precision's operands.
     """
-    software = BACKENDS[backend]
-    wide, rate = software.word_B / _MEASURED_B, _tensor_rate(backend, gpu)
+    recipe = framework.precisions[precision]
+    wide, rate = recipe.element_size_B / _MEASURED_B, _tensor_rate(framework, precision, gpu)
     if wide == 1 and rate == 1:
         return calibration
     chip = {"flops_per_cycle": rate, "bandwidth_Bps": 1 / wide, "l2_B": 1 / wide}
@@ -45,15 +48,16 @@ def calibration_for(calibration: Calibration, backend: str, gpu: Gpu) -> Calibra
     )
 
 
-def _tensor_rate(backend: str, gpu: Gpu) -> float:
+def _tensor_rate(framework: Framework, precision: Precision, gpu: Gpu) -> float:
     """Rate of the tensor cores in products over that of bf16."""
-    dtype = BACKENDS[backend].tensor
+    dtype = framework.precisions[precision].matmul_dtype
     if dtype == "bf16":
         return 1.0
     if dtype not in gpu.peaks or "bf16" not in gpu.peaks:
         known = ", ".join(gpu.peaks) or "none"
         raise InputError(
-            f"backend {backend}: its products are {dtype}; {gpu.name} has peaks for {known}; use another backend or GPU"
+            f"backend {framework.name}, precision {precision}: its products are {dtype}; {gpu.name} has peaks for "
+            f"{known}; use another precision or GPU"
         )
     return gpu.peaks[dtype].flops_per_s / gpu.peaks["bf16"].flops_per_s
 

@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from moemodel.model.core.documents import Strict, read_json
+from moemodel.model.core.dtypes import Dtype
 from moemodel.model.core.suggest import unknown
 
 _PRESETS = Path(__file__).parents[1] / "presets" / "gpus"
 
-Dtype = Literal["fp64", "fp32", "tf32", "bf16", "fp16", "fp8"]
 T = TypeVar("T")
 
 

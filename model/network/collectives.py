@@ -101,29 +101,6 @@ class Route:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Traffic:
-    """What a framework sends, and when, where it differs from torch in 16 bits.
-
-    Attributes:
-        word_B: bytes of an element of parameters and activations.
-        behind: exchanges that it runs behind computation, of `tp`, `ep`, `pp`, `gradients` and `dp` (the parameters
-            that ZeRO gathers); keys and values of context parallelism always are.
-        gradient_B: bytes of an element of gradients that are exchanged; None: as in memory.
-        whole_experts: an expert lies on one GPU, however large tp is, and tensor-parallel ranks take part in expert
-            parallelism (Megatron's expert tensor parallelism of 1); else tp cuts experts too.
-        once_a_node: a row that several experts of a node need goes there once (DeepEP, HybridEP).
-        most_nodes: that the router lets a token's experts lie on (DeepSeek-V3, section 2.1.2); None: all.
-    """
-
-    word_B: float = 2.0
-    gradient_B: float | None = None
-    behind: frozenset[str] = frozenset()
-    whole_experts: bool = False
-    once_a_node: bool = False
-    most_nodes: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Network:
     """A homogeneous cluster and how well collectives use it.
 
@@ -134,8 +111,7 @@ class Network:
         node_latency_s, nic_latency_s: latency of one step inside a node, between nodes.
         efficiency: share of the bandwidth that each collective reaches.
         start_s: start of a collective, however small.
-        overlap: share of communication that hides behind computation where the backend overlaps them.
-        traffic: what the framework sends over it.
+        overlap: share of communication that hides behind computation where the framework overlaps them.
         starts_s, steps_s: start and step inside a node of collectives that were measured; others take `start_s` and
             `node_latency_s`.
         across_efficiency, across_starts_s: the same between nodes, where that was measured; else as inside.
@@ -153,7 +129,6 @@ class Network:
     efficiency: dict[Collective, float]
     start_s: float
     overlap: float
-    traffic: Traffic = Traffic()
     starts_s: Mapping[Collective, float] = field(default_factory=dict)
     steps_s: Mapping[Collective, float] = field(default_factory=dict)
     across_efficiency: Mapping[Collective, float] = field(default_factory=dict)

@@ -1,26 +1,12 @@
-"""What a plan chooses from by name: numeric precision, recomputation, pipeline schedule, training framework."""
+"""What a plan chooses from by name: recomputation and the pipeline schedule."""
 
 from __future__ import annotations
 
 from enum import IntEnum
 from typing import Literal
 
-Precision = Literal["bf16", "bf16-mixed", "fp8", "fp32"]
 RecomputeName = Literal["none", "selective", "full"]
 ScheduleName = Literal["1f1b", "gpipe", "zero-bubble"]
-BackendName = Literal[
-    "torch", "megatron", "megatron-v2", "megatron-core", "megatron-core-fp8", "megatron-deepspeed-fp32"
-]
-
-PRECISIONS: dict[BackendName, tuple[Precision, ...]] = {  # as `memory.RECIPES` has them; a test holds the two together
-    "torch": ("bf16", "bf16-mixed"),
-    "megatron": ("bf16", "bf16-mixed"),
-    "megatron-v2": ("bf16", "bf16-mixed"),
-    "megatron-core": ("bf16-mixed",),
-    "megatron-core-fp8": ("fp8",),
-    "megatron-deepspeed-fp32": ("fp32",),
-}
-WHOLE_EXPERTS = frozenset({"megatron-core", "megatron-core-fp8"})  # tp does not cut experts (`workload.Backend`)
 
 
 class Recompute(IntEnum):

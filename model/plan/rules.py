@@ -14,7 +14,9 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Architecture, Attention, Layer, Moe
 from moemodel.model.core.arrays import BoolArray, IntArray
-from moemodel.model.plan.choices import PRECISIONS, WHOLE_EXPERTS, BackendName, Precision, Schedule
+from moemodel.model.frameworks.base import Framework, Precision
+from moemodel.model.frameworks.registry import framework_of, frameworks_with
+from moemodel.model.plan.choices import Schedule
 from moemodel.model.plan.mesh import ParallelMesh
 
 Choices = Mapping[str, int]
@@ -66,17 +68,18 @@ def as_counted(rules: Iterable[PlanRule]) -> list[PlanRule]:
     return sorted((rule for rule in rules if rule.needs), key=lambda rule: _ORDER.index(rule.key))
 
 
-def check_precision(backend: BackendName, precision: Precision) -> None:
-    """Refuse a precision that a backend is not known to train in.
+def check_precision(backend: str, precision: Precision) -> None:
+    """Refuse a precision that a framework is not known to train in.
 
     Raises:
-        ValueError: what is allowed, and which backends have that precision.
+        ValueError: what is allowed, and which frameworks have that precision.
     """
-    if precision in PRECISIONS[backend]:
+    known = framework_of(backend).precisions
+    if precision in known:
         return
-    others = ", ".join(name for name, known in PRECISIONS.items() if precision in known)
+    others = ", ".join(frameworks_with(precision))
     raise ValueError(
-        f"precision: found {precision} with backend {backend}; allowed: {', '.join(PRECISIONS[backend])}; "
+        f"precision: found {precision} with backend {backend}; allowed: {', '.join(known)}; "
         f"{precision} goes with backend {others}"
     )
 
@@ -84,16 +87,16 @@ def check_precision(backend: BackendName, precision: Precision) -> None:
 # ---- degrees that go together ---------------------------------------------------------------------------------------
 
 
-def degree_rules(*, global_batch: int, backend: BackendName) -> list[PlanRule]:
+def degree_rules(*, global_batch: int, framework: Framework) -> list[PlanRule]:
     """Rules about the choices of a plan alone, in the order in which a plan is told of the first that it breaks.
 
     Args:
         global_batch: sequences in one step.
-        backend: the framework.
+        framework: that trains it.
     """
     return [
         _product_of_degrees(),
-        _expert_ranks(whole_experts=backend in WHOLE_EXPERTS),
+        _expert_ranks(framework.shards_experts),
         _micro_batches(global_batch),
         _virtual_stages_of_a_pipeline(),
         _interleaved_micro_batches(global_batch),
@@ -107,11 +110,11 @@ def _needs(names: str) -> frozenset[str]:
     return frozenset(names.split())
 
 
-def _mesh(columns: Columns, *, whole_experts: bool = False) -> ParallelMesh[IntArray]:
+def _mesh(columns: Columns, *, shards_experts: bool = True) -> ParallelMesh[IntArray]:
     """The mesh of some choices; experts are not spread where ep is not chosen yet."""
     one = np.ones_like(columns["tp"])
     degrees = {name: columns[name] for name in ("dp", "tp", "pp", "cp")}
-    return ParallelMesh(**degrees, ep=columns.get("ep", one), etp=one if whole_experts else columns["tp"])
+    return ParallelMesh(**degrees, ep=columns.get("ep", one), etp=columns["tp"] if shards_experts else one)
 
 
 def _product_of_degrees() -> PlanRule:
@@ -131,9 +134,9 @@ def _product_of_degrees() -> PlanRule:
     )
 
 
-def _expert_ranks(*, whole_experts: bool) -> PlanRule:
-    """Where a tp cuts no expert, experts spread over tensor-parallel ranks too."""
-    axes = ("dp", "cp", "tp") if whole_experts else ("dp", "cp")
+def _expert_ranks(shards_experts: bool) -> PlanRule:
+    """Where tensor parallelism cuts no expert, experts spread over its ranks too."""
+    axes = ("dp", "cp") if shards_experts else ("dp", "cp", "tp")
     over = " x ".join(axes)
 
     def message(c: Choices) -> str:
@@ -144,7 +147,7 @@ def _expert_ranks(*, whole_experts: bool) -> PlanRule:
         key="expert_ranks",
         summary=f"ep does not divide {over}",
         needs=_needs("dp tp pp cp ep"),
-        is_violated=lambda c: _mesh(c, whole_experts=whole_experts).max_ep % c["ep"] != 0,
+        is_violated=lambda c: _mesh(c, shards_experts=shards_experts).max_ep % c["ep"] != 0,
         message=message,
     )
 

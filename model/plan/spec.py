@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
 
 from moemodel.model.core.documents import Strict, read_yaml
+from moemodel.model.core.errors import InputError
+from moemodel.model.frameworks.base import Precision
+from moemodel.model.frameworks.registry import FORMER_NAMES, framework_of
 from moemodel.model.network.collectives import Link
-from moemodel.model.plan.choices import RECOMPUTE, SCHEDULE, BackendName, Precision, RecomputeName, ScheduleName
+from moemodel.model.plan.choices import RECOMPUTE, SCHEDULE, RecomputeName, ScheduleName
 from moemodel.model.plan.rules import check_precision, degree_rules, messages
 
 
@@ -80,6 +83,39 @@ class SiteSpec(Strict):
     )
 
 
+def _known_framework(name: str) -> str:
+    """The name of a framework, also where a former one is given."""
+    try:
+        return framework_of(name).name
+    except InputError as error:
+        raise ValueError(str(error).partition("; ")[2]) from None
+
+
+def in_todays_words(document: Any) -> tuple[Any, str | None]:
+    """A document whose backend has a former name, which held a precision too, as it is written today; and that name.
+
+    Raises:
+        ValueError: it asks for another precision than that name held.
+    """
+    former = FORMER_NAMES.get(document["backend"]) if _names_backend(document) else None
+    if former is None:
+        return document, None
+    named, precision = document["backend"], document.get("precision", former.precision)
+    if precision != former.precision:
+        raise ValueError(
+            f"precision: found {precision} with backend {named}; allowed: {former.precision}; {named} is now written "
+            f"backend: {former.framework}, precision: {former.precision}"
+        )
+    return document | {"backend": former.framework, "precision": precision}, named
+
+
+def _names_backend(document: Any) -> bool:
+    return isinstance(document, dict) and isinstance(document.get("backend"), str)
+
+
+Backend = Annotated[Text, AfterValidator(_known_framework)]
+
+
 class Plan(Strict):
     """One training plan, as a user writes it."""
 
@@ -92,7 +128,7 @@ class Plan(Strict):
     precision: Precision = "bf16-mixed"
     recompute: RecomputeName = "none"
     schedule: ScheduleName = "1f1b"
-    backend: BackendName = "torch"
+    backend: Backend = Field(default="torch", description="training framework")
     cluster: ClusterSpec
     parallel: ParallelSpec = ParallelSpec()
     routing: RoutingSpec = RoutingSpec()
@@ -100,11 +136,26 @@ class Plan(Strict):
     power_cap_W: Rate | None = Field(default=None, description="per GPU; null: the GPU's own limit")
     site: SiteSpec = SiteSpec()
     tokens: Rate | None = Field(default=None, description="tokens to train on; null: no totals for the run")
+    _former_backend: str | None = PrivateAttr(default=None)
+
+    @property
+    def former_backend(self) -> str | None:
+        """The former name of the framework that the document gave, which held the precision too; None: today's."""
+        return self._former_backend
 
     @property
     def micro_batches(self) -> int:
         """Micro-batches of one replica in a step."""
         return self.global_batch // (self.micro_batch * self.parallel.dp)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _words_of_today(cls, document: Any, validated: ModelWrapValidatorHandler[Plan]) -> Plan:
+        today, former = in_todays_words(document)
+        plan = validated(today)
+        if former is not None:
+            plan._former_backend = former
+        return plan
 
     @model_validator(mode="after")
     def _software(self) -> Plan:
@@ -113,7 +164,7 @@ class Plan(Strict):
 
     @model_validator(mode="after")
     def _degrees(self) -> Plan:
-        rules = degree_rules(global_batch=self.global_batch, backend=self.backend)
+        rules = degree_rules(global_batch=self.global_batch, framework=framework_of(self.backend))
         for message in messages(rules, self.choices):
             raise ValueError(message)
         return self

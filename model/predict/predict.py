@@ -171,14 +171,14 @@ class _Pipeline:
         self.ahead = self._runs_ahead(machine)
         p = self.plans
         meets = (p.tp > 1) | (p.pp > 1) | (p.ep > 1) | ((p.zero_stage > 0) & (p.dp * p.cp > 1))
-        self.polls = (meets & machine.software.plain_parallel)[:, None]
+        self.polls = (meets & machine.framework.busy_waits)[:, None]
 
     def _runs_ahead(self, machine: Machine) -> NDArray[np.bool_]:
         """Whether the host queues a step whatever the device has done of it, [P, 1]; else it waits in every pass."""
-        software = machine.software
-        alone = sum(self.counts) == 1 or software.plain_parallel
+        framework = machine.framework
+        alone = sum(self.counts) == 1 or framework.pipeline == "torch"
         waits = np.logical_or.reduce([cost.wait_s > 0 for cost in self.costs])
-        return np.asarray(~waits & (alone and not software.waits))
+        return np.asarray(~waits & (alone and not framework.synchronizes_every_pass))
 
     def mean(self, values: list[FloatArray]) -> FloatArray:
         """Mean over the GPUs of a quantity given for each class of stages."""

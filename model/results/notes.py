@@ -32,6 +32,7 @@ def notes(plan: Plan, architecture: Architecture, machine: Machine, prediction: 
         _links_in_node(plan, machine),
         _links_between_nodes(plan, machine),
         _host(calibration, plan),
+        _former_backend(plan),
         _power(calibration),
         _carbon(plan),
         f"Calibration {calibration.name}: {calibration.provenance}",
@@ -166,6 +167,15 @@ def _host(calibration: Calibration, plan: Plan) -> str | None:
     return (
         f"The calibration has no host times for the backend {plan.backend}; a step that waits for its host "
         "(small layers, small micro-batches) takes longer than predicted."
+    )
+
+
+def _former_backend(plan: Plan) -> str | None:
+    if plan.former_backend is None:
+        return None
+    return (
+        f"backend {plan.former_backend} is now written backend: {plan.backend} with precision: {plan.precision}; "
+        "the former name goes on working."
     )
 
 

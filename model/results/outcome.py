@@ -8,13 +8,14 @@ whose error is not known has no interval.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from moemodel.model.architecture.parameters import parameters
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.errors import CalibrationError
-from moemodel.model.device.precision import calibration_for
+from moemodel.model.device.precision import rescale_for_precision
+from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import read_gpu
 from moemodel.model.network.cluster import cluster_network, read_internode
 from moemodel.model.plan.batch import batch_of
@@ -26,7 +27,7 @@ from moemodel.model.results.carbon import footprint, grid_intensity
 from moemodel.model.results.feasibility import refuse_too_large
 from moemodel.model.results.inlet_sensitivity import Warmer, warmer
 from moemodel.model.results.notes import notes
-from moemodel.model.step.system import Machine, traffic_of
+from moemodel.model.step.system import Machine
 
 INTERVAL = 0.9
 _Z = 1.6448536269514722  # standard normal quantile at 95 %: what 5 % on either side leave
@@ -254,16 +255,16 @@ def machine_of(plan: Plan, calibration: Calibration) -> Machine:
     cluster = plan.cluster
     internode = read_internode(cluster.internode)
     network = cluster_network(calibration, gpu, cluster.gpus, cluster.gpus_per_node, internode)
-    peak = gpu.peaks.get("bf16")
+    peak, framework = gpu.peaks.get("bf16"), framework_of(plan.backend)
     return Machine(
-        calibration=calibration_for(calibration, plan.backend, gpu),
-        network=replace(network, traffic=traffic_of(plan.backend)),
+        calibration=rescale_for_precision(calibration, framework, plan.precision, gpu),
+        network=network,
         memory_B=math.inf if gpu.memory_B is None else float(gpu.memory_B),
         power_limit_W=math.inf if gpu.power_limit_W is None else gpu.power_limit_W,
         inlet_C=plan.site.inlet_C,
         slowdown_C=math.inf if gpu.slowdown_C is None else gpu.slowdown_C,
         peak_flops_per_s=math.nan if peak is None else peak.flops_per_s,
-        backend=plan.backend,
+        framework=framework,
         precision=plan.precision,
     )
 

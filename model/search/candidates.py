@@ -19,6 +19,7 @@ import numpy as np
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import BoolArray, IntArray
 from moemodel.model.core.errors import InputError
+from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.checks import check_power_and_clock
@@ -162,7 +163,7 @@ def _rules(document: Search, architecture: Architecture) -> list[Rule]:
     """What a combination of choices can break, in the order in which it is asked."""
     seq, skew = document.sequence_length, document.routing.busiest_over_mean
     shapes = architecture_rules(architecture, sequence_length=seq, skew=skew)
-    degrees = degree_rules(global_batch=document.global_batch, backend=document.backend)
+    degrees = degree_rules(global_batch=document.global_batch, framework=framework_of(document.backend))
     return [*as_counted([*shapes, *degrees]), *_same_plans(document)]
 
 

@@ -12,10 +12,11 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from moemodel.model.core.documents import Strict, read_yaml
+from moemodel.model.frameworks.base import Precision
 from moemodel.model.network.collectives import Link
-from moemodel.model.plan.choices import BackendName, Precision, RecomputeName, ScheduleName
+from moemodel.model.plan.choices import RecomputeName, ScheduleName
 from moemodel.model.plan.rules import check_precision
-from moemodel.model.plan.spec import Count, Plan, Rate, RoutingSpec, SiteSpec, Text
+from moemodel.model.plan.spec import Backend, Count, Plan, Rate, RoutingSpec, SiteSpec, Text, in_todays_words
 
 T = TypeVar("T")
 
@@ -122,7 +123,7 @@ class Search(Strict):
     global_batch: Count
     precision: Precision = "bf16-mixed"
     schedule: Schedules = ("1f1b",)
-    backend: BackendName = "torch"
+    backend: Backend = "torch"
     cluster: SearchCluster
     routing: RoutingSpec = RoutingSpec()
     power_cap_W: Rate | None = None
@@ -139,6 +140,11 @@ class Search(Strict):
     within_of_fastest: Annotated[float, Field(ge=0, strict=True)] = Field(
         default=0.05, description="how much slower than the fastest a pick may be, as a share of its step time"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _words_of_today(cls, document: Any) -> Any:
+        return in_todays_words(document)[0]
 
     @model_validator(mode="after")
     def _together(self) -> Search:

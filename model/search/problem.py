@@ -107,7 +107,7 @@ def memory_of(space: Space, plans: PlanBatch) -> Memory:
         model = MemoryModel(
             space.architecture,
             some,
-            backend=machine.backend,
+            framework=machine.framework,
             precision=machine.precision,
             calibration=machine.calibration,
         )

@@ -53,18 +53,17 @@ class Groups:
         everybody: all ranks.
     """
 
-    def __init__(self, plans: PlanBatch, network: Network) -> None:
+    def __init__(self, plans: PlanBatch, network: Network, *, shards_experts: bool) -> None:
         self.network = network
         p, one = plans, np.ones_like(plans.tp)
-        whole = network.traffic.whole_experts
         self.tp = self._group(p.tp, one)
         self.cp = self._group(p.cp, p.tp)
-        self.ep = self._group(p.ep, one if whole else p.tp)
+        self.ep = self._group(p.ep, p.tp if shards_experts else one)
         self.data = self._group(p.dp * p.cp, p.tp)
-        if whole:
-            self.expert_data = self._group(np.maximum(p.dp * p.cp * p.tp // p.ep, 1), p.ep)
-        else:
+        if shards_experts:
             self.expert_data = self._group(np.maximum(p.dp * p.cp // p.ep, 1), p.tp * p.ep)
+        else:
+            self.expert_data = self._group(np.maximum(p.dp * p.cp * p.tp // p.ep, 1), p.ep)
         self.pp = self._group(p.pp, p.tp * p.cp * p.dp)
         self.everybody = self._group(p.gpus, one)
 

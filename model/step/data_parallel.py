@@ -28,7 +28,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.network.collectives import Collective, Traffic
+from moemodel.model.frameworks.base import Framework, Precision
+from moemodel.model.network.collectives import Collective
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.choices import Schedule
 from moemodel.model.step.communication_groups import Behind, Group, Groups
@@ -101,29 +102,29 @@ class DataParallel:
     Args:
         plans: P plans.
         groups: theirs.
-        traffic: what the framework sends, and what of it runs behind computation.
-        gradient_B, word_B: bytes of an element of a gradient and of a parameter.
-        plain: the backend is torch, as `profiler/parallel` runs it.
+        framework: how it exchanges, and what of it runs behind computation.
+        precision: bytes of an element of a gradient and of a parameter.
     """
 
     def __init__(
         self,
         plans: PlanBatch,
         groups: Groups,
-        traffic: Traffic,
         *,
-        gradient_B: float,
-        word_B: float,
-        plain: bool,
+        framework: Framework,
+        precision: Precision,
     ) -> None:
         self._groups = groups
-        self._gradient_B, self._word_B = gradient_B, word_B
-        self._reductions_hide, self._gathers_hide = "gradients" in traffic.behind, "dp" in traffic.behind
+        self._gradient_B = framework.wire_B(precision)
+        self._parameter_B = framework.precisions[precision].element_size_B
+        self._reductions_hide = "gradients" in framework.overlapped
+        self._gathers_hide = "parameters" in framework.overlapped
         self._zero = plans.zero_stage
-        self._spread = plain & (plans.ep > 1)
+        torch = framework.data_parallel == "ddp-fsdp2"
+        self._spread = torch & (plans.ep > 1)
         # a backward pass in two parts tells DDP nothing; of a pipeline FSDP scatters when all passes are done
-        self._split_pass = plain & (plans.pp > 1) & (plans.schedule == Schedule.ZERO_BUBBLE)
-        self._late_scatter = plain & (plans.pp > 1)
+        self._split_pass = torch & (plans.pp > 1) & (plans.schedule == Schedule.ZERO_BUBBLE)
+        self._late_scatter = torch & (plans.pp > 1)
         m = plans.micro_batches.astype(np.float64)
         self._forward_passes = np.where(self._zero >= 3, m, 1.0)
         self._backward_passes = np.where(self._zero >= 2, m, 1.0)
@@ -182,7 +183,7 @@ class DataParallel:
         gather, scatter = (
             [self._some(collective, element_B * p, 1.0, group) for p in (inner / layers, ends)]
             for collective, element_B in (
-                (Collective.ALL_GATHER, self._word_B),
+                (Collective.ALL_GATHER, self._parameter_B),
                 (Collective.REDUCE_SCATTER, self._gradient_B),
             )
         )

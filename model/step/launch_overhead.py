@@ -91,17 +91,17 @@ class ParallelHost:
     Args:
         host: of the backend.
         call: host time of a mean operator in either pass, [P, 1].
-        plain: the backend is torch, as `profiler/parallel` runs it.
+        measured: the framework launches as torch does, which the profile measured (`Framework.torch_launch`).
     """
 
-    def __init__(self, host: HostModel, call: HostCost, *, plain: bool) -> None:
-        self._host, self._call, self._plain = host, call, plain
+    def __init__(self, host: HostModel, call: HostCost, *, measured: bool) -> None:
+        self._host, self._call, self._measured = host, call, measured
 
     def _one_s(self, block: str, direction: str) -> FloatArray | float:
         measured_s = self._host.block_s(f"{block}/{direction}")
-        if measured_s is not None and self._plain:
+        if measured_s is not None and self._measured:
             return measured_s
-        calls = _CALLS.get(block, _CALLS.get(f"{block}/{direction}", 0.0)) if self._plain else 1.0
+        calls = _CALLS.get(block, _CALLS.get(f"{block}/{direction}", 0.0)) if self._measured else 1.0
         return calls * (self._call.forward_s if direction == "forward" else self._call.backward_s)
 
     def queued_s(self, calls: Calls, direction: str) -> FloatArray:
@@ -116,7 +116,7 @@ class ParallelHost:
 
     def added_s(self, tensors: FloatArray) -> FloatArray:
         """Of adding that many tensors' gradients to what is there, [P, 1]."""
-        return np.asarray(_CALLS_OF_A_SUM * self._plain * self._call.backward_s * tensors[:, None])
+        return np.asarray(_CALLS_OF_A_SUM * self._measured * self._call.backward_s * tensors[:, None])
 
     def step_s(
         self,
@@ -135,7 +135,7 @@ class ParallelHost:
             zero: ZeRO stage, [P].
             micro_batches: of a step, [P].
         """
-        if not self._plain:
+        if not self._measured:
             return np.zeros((len(units), 1))
         m, third = micro_batches[:, None], (zero >= 3)[:, None]
         forward = np.where(third, m, 1.0) * self._one_s("fsdp_unit", "forward")

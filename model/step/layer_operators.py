@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import NormalDist
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,73 +19,11 @@ from numpy.typing import NDArray
 from moemodel.model.architecture.parameters import mlp_products
 from moemodel.model.architecture.spec import Architecture, Attention, Latent, Layer, Mlp, Moe
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.hardware.gpu import Dtype
+from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import PASSES, Kind, Pass, Shape
 from moemodel.model.plan.batch import PlanBatch
-from moemodel.model.plan.choices import Precision, Recompute, Schedule
-
-
-@dataclass(frozen=True, kw_only=True)
-class Backend:
-    """Which kernels a framework makes of a layer.
-
-    Attributes:
-        qkv: queries, keys and values are one product; else one each.
-        gate_up: so are the gate and the up-projection of dense feed-forward blocks (of experts they always are).
-        flash: attention is one kernel; else a product for the scores, a softmax over them, a product with the values.
-        softmax: without flash attention, `fused` scales, masks and normalises in one kernel where it can run; `plain`
-            fills the mask in, then normalises.
-        dropout: attention probabilities and the output of every block pass through dropout.
-        waits: the host waits for the device after every forward and backward pass, and cannot run ahead of it.
-        word_B: bytes of an element of parameters and activations.
-        tensor: type of the operands of products inside layers, whose rate `words` takes from the GPU's peaks; 8-bit
-            ones are cast by kernels beforehand.
-        fused_optimizer: it steps all parameters in a few kernels, which the host queues in no time.
-        whole_experts: tp does not cut experts (see `network.Traffic`).
-        behind: exchanges that it runs behind computation (see `network.Traffic`).
-        plain_parallel: parallel as this project runs it on PyTorch (`profiler/parallel`): DDP and FSDP2, which copy
-            parameters and gradients on their way; torch.distributed.pipelining, whose messages the host does not wait
-            for; counts of rows sent before the rows to experts, for which the host waits; every tensor-parallel rank
-            sends all of its tokens' rows; what cutting adds are plain kernels, one after another.
-    """
-
-    qkv: bool
-    gate_up: bool
-    flash: bool = True
-    dropout: bool = False
-    waits: bool = False
-    softmax: Literal["fused", "plain"] = "fused"
-    word_B: float = 2.0
-    tensor: Dtype = "bf16"
-    fused_optimizer: bool = False
-    whole_experts: bool = False
-    behind: frozenset[str] = frozenset()
-    plain_parallel: bool = False
-
-
-# Megatron-Bridge's recipes (perf_recipes): collectives of tp and between stages overlap, gradients and parameters too
-_CORE_BEHIND = frozenset({"tp", "pp", "dp", "gradients"})
-
-BACKENDS: dict[str, Backend] = {
-    "torch": Backend(qkv=False, gate_up=False, behind=frozenset({"dp", "gradients"}), plain_parallel=True),
-    "megatron": Backend(qkv=True, gate_up=True),
-    # Megatron-LM 2.x, 2021: fused softmax; bias, dropout and residual, taken to be three kernels since TorchScript's
-    # fuser left dropout out (megatron/model/transformer.py); timers that synchronise around every pass
-    # (megatron/global_vars.py, _Timer)
-    "megatron-v2": Backend(qkv=True, gate_up=True, flash=False, dropout=True, waits=True),
-    # Megatron Core as Megatron-Bridge 0.1-0.6 runs it: experts whole (expert_tensor_parallel_size 1)
-    "megatron-core": Backend(qkv=True, gate_up=True, whole_experts=True, behind=_CORE_BEHIND, fused_optimizer=True),
-    # the same with Transformer Engine's 8-bit products (Micikevicius et al. 2022)
-    "megatron-core-fp8": Backend(
-        qkv=True, gate_up=True, whole_experts=True, behind=_CORE_BEHIND, fused_optimizer=True, tensor="fp8"
-    ),
-    # Megatron-DeepSpeed as Sailor runs OPT: float32 words, torch's softmax, no dropout inside layers (opt_model.py);
-    # its container lets float32 products run as TF32 (NGC PyTorch, TORCH_ALLOW_TF32_CUBLAS_OVERRIDE)
-    "megatron-deepspeed-fp32": Backend(
-        qkv=True, gate_up=True, flash=False, softmax="plain", word_B=4.0, fused_optimizer=True, tensor="tf32"
-    ),
-}
+from moemodel.model.plan.choices import Recompute, Schedule
 
 # Tensors of bf16 elements that elementwise kernels of Megatron-LM 2.x read and write; a dropout mask is half of one.
 _SOFTMAX, _SOFTMAX_BACKWARD = 2.0, 3.0  # scale, mask and softmax in one kernel
@@ -149,26 +86,30 @@ def _largest_of(count: float) -> float:
     return NormalDist().inv_cdf((count - 0.375) / (count + 0.25))
 
 
-def in_buckets(plans: PlanBatch, backend: Backend) -> NDArray[np.bool_]:
+def in_buckets(plans: PlanBatch, framework: Framework) -> NDArray[np.bool_]:
     """Where gradients stay in DDP's buckets from step to step, [P]: not where torch splits backward passes in two."""
     split = (plans.pp > 1) & (plans.schedule == Schedule.ZERO_BUBBLE)
-    return np.asarray((plans.zero_stage == 0) & (plans.dp * plans.cp > 1) & ~split & backend.plain_parallel)
+    return np.asarray(
+        (plans.zero_stage == 0) & (plans.dp * plans.cp > 1) & ~split & (framework.data_parallel == "ddp-fsdp2")
+    )
 
 
-def added(plans: PlanBatch, backend: Backend) -> FloatArray:
+def added(plans: PlanBatch, framework: Framework) -> FloatArray:
     """Share of the micro-batches whose gradients are added to what is there; the first one's only in buckets, [P]."""
     m = plans.micro_batches
-    return np.where(in_buckets(plans, backend), 1.0, (m - 1) / m)
+    return np.where(in_buckets(plans, framework), 1.0, (m - 1) / m)
 
 
 class Workload:
     """Operator calls of every block of an architecture under a batch of plans."""
 
-    def __init__(self, architecture: Architecture, plans: PlanBatch, *, backend: str, precision: Precision) -> None:
+    def __init__(
+        self, architecture: Architecture, plans: PlanBatch, *, framework: Framework, precision: Precision
+    ) -> None:
         self.architecture = architecture
         self.plans = plans
-        self.precision = precision
-        self.backend = BACKENDS[backend]
+        self.framework = framework
+        self.recipe = framework.precisions[precision]
         self.tp = plans.tp.astype(np.float64)
         self.cp = plans.cp.astype(np.float64)
         self.ep = plans.ep.astype(np.float64)
@@ -182,7 +123,7 @@ class Workload:
     def layer(self, layer: Layer) -> list[Call]:
         """Calls of one layer: forward, recomputation and backward of one micro-batch."""
         forward = list(
-            self._casts(self._layer_forward(layer)) if self.backend.tensor == "fp8" else self._layer_forward(layer)
+            self._casts(self._layer_forward(layer)) if self.recipe.matmul_dtype == "fp8" else self._layer_forward(layer)
         )
         again = np.where(self.plans.recompute == Recompute.FULL, 1.0, 0.0)
         core = np.where(self.plans.recompute >= Recompute.SELECTIVE, 1.0, 0.0)
@@ -223,7 +164,7 @@ class Workload:
 
     def accumulate(self, parameters: FloatArray) -> list[Call]:
         """Adding a micro-batch's gradients to those before it (`added`)."""
-        count = added(self.plans, self.backend)
+        count = added(self.plans, self.framework)
         return [_call(Kind.ACCUMULATE, Pass.BACKWARD, Shape(m=parameters), Phase.BACKWARD, count)]
 
     def copies(self, layers: FloatArray, ends: FloatArray) -> list[Call]:
@@ -236,7 +177,7 @@ class Workload:
             layers, ends: parameters of a stage's layers, and of embedding and head.
         """
         plans = self.plans
-        if not self.backend.plain_parallel or not (plans.dp * plans.cp > 1).any():
+        if self.framework.data_parallel != "ddp-fsdp2" or not (plans.dp * plans.cp > 1).any():
             return []
         zero, once = plans.zero_stage, 1 / plans.micro_batches
         shared = np.where(plans.dp * plans.cp > 1, 1.0, 0.0)
@@ -252,12 +193,12 @@ class Workload:
 
     def optimizer(self, owned: FloatArray) -> list[Call]:
         """One step over the parameters that this GPU owns: norm and clip of their gradients, and the update."""
-        kind = Kind.ADAMW if self.precision in ("bf16", "fp32") else Kind.ADAMW_MIXED
+        kind = Kind.ADAMW_MIXED if self.recipe.master_weights else Kind.ADAMW
         calls = [
             _call(Kind.GRAD_NORM, Pass.STEP, Shape(m=owned), Phase.OPTIMIZER, self._one),
             _call(kind, Pass.STEP, Shape(m=owned), Phase.OPTIMIZER, self._one),
         ]
-        kept = in_buckets(self.plans, self.backend).astype(np.float64)
+        kept = in_buckets(self.plans, self.framework).astype(np.float64)
         if kept.any():  # filled with zeros: half the bytes of a copy
             calls.append(_call(Kind.COPY, Pass.FORWARD, Shape(m=owned / 2), Phase.OPTIMIZER, kept))
         return calls
@@ -270,7 +211,7 @@ class Workload:
 
     def _cuts(self, degree: str) -> bool:
         """Whether cutting by a degree adds plain kernels, in any plan."""
-        return self.backend.plain_parallel and bool(self._cut(degree).any())
+        return self.framework.eager_sharding and bool(self._cut(degree).any())
 
     def _loss(self, width: FloatArray) -> Iterator[_Forward]:
         """Over the whole vocabulary one operator; over a rank's part of it, kernels one after another."""
@@ -333,7 +274,7 @@ class Workload:
 
     def _residual(self, tokens: FloatArray, width: float) -> Iterator[_Forward]:
         """The end of a block: its output, after bias and dropout if there is one, added to its input."""
-        if self.backend.dropout:
+        if self.framework.dropout:
             yield _elementwise(tokens * width, _BIAS, ())
             yield _elementwise(tokens * width, _DROPOUT, (_DROPOUT,))
         yield _Forward(kind=Kind.RESIDUAL_ADD, shape=Shape(m=tokens, n=width))
@@ -358,7 +299,7 @@ class Workload:
             value_width = head_dim = a.head_dim
         heads = a.heads / self.tp
         seq = self.plans.seq
-        if self.backend.flash:
+        if self.framework.flash_attention:
             core = Shape(
                 batch=self.plans.micro_batch,
                 heads=heads / self.cp,
@@ -379,13 +320,13 @@ class Workload:
         scores, values = batch * seq**2, batch * seq * value_width
         yield _Forward(kind=Kind.GEMM, shape=Shape(batch=batch, m=seq, n=seq, k=head_dim), core=True)
         yield from self._softmax(scores, batch, seq)
-        if self.backend.dropout:
+        if self.framework.dropout:
             yield _elementwise(scores, _DROPOUT, (_DROPOUT,), core=True)
         yield _Forward(kind=Kind.GEMM, shape=Shape(batch=batch, m=seq, n=value_width, k=seq), core=True)
         yield _elementwise(values, _LAYOUT, (_LAYOUT,), core=True)
 
     def _softmax(self, scores: FloatArray, batch: FloatArray, seq: FloatArray) -> Iterator[_Forward]:
-        if self.backend.softmax == "plain":
+        if self.framework.softmax == "plain":
             for there, back in zip(_SOFTMAX_PLAIN, _SOFTMAX_PLAIN_BACKWARD, strict=True):
                 yield _elementwise(scores, there, (back,), core=True)
             return
@@ -399,7 +340,7 @@ class Workload:
         q = a.heads * a.head_dim / self.tp
         kv_heads = np.maximum(a.kv_heads / self.tp, 1.0)
         kv = kv_heads * a.head_dim
-        for index, n in enumerate((q + 2 * kv,) if self.backend.qkv else (q, kv, kv)):
+        for index, n in enumerate((q + 2 * kv,) if self.framework.fused_qkv else (q, kv, kv)):
             yield self._product(self.tokens, n, width, bias=a.bias_qkv, joins=index > 0)
         heads = a.heads / self.tp
         if a.qk_norm == "full":
@@ -438,7 +379,7 @@ class Workload:
         first, *middle, last = mlp_products(mlp, self.architecture.hidden)
         f = mlp.width / self.tp
         up = first[1] / self.tp
-        split = mlp.gated and not self.backend.gate_up
+        split = mlp.gated and not self.framework.fused_gate_up
         for index, n in enumerate((up / 2, up / 2) if split else (up,)):
             yield self._product(tokens, n, first[0], bias=mlp.bias, joins=index > 0)
         gate = Kind.SWIGLU if split else Kind.SWIGLU_PACKED
@@ -453,7 +394,7 @@ class Workload:
         slots = moe.top_k * (moe.capacity_factor or 1.0)
         dropless = moe.capacity_factor is None
         skew = self.plans.skew if dropless else self._one
-        tokens = self.tokens / self.tp if self.backend.whole_experts else self.tokens
+        tokens = self.tokens if self.framework.shards_experts else self.tokens / self.tp
         rows = tokens * slots * expert_rank_skew(skew, self.ep, moe.experts)
         local = moe.experts / self.ep
         routed = Shape(m=tokens, n=d, experts=moe.experts, top_k=slots)
@@ -478,7 +419,7 @@ class Workload:
     def _experts(self, moe: Moe, rows: Shape) -> Iterator[_Forward]:
         """The products of the experts that a GPU holds, over all their rows."""
         *inner, last = mlp_products(moe, self.architecture.hidden)
-        cut = self._one if self.backend.whole_experts else self.tp
+        cut = self.tp if self.framework.shards_experts else self._one
         for position, (inputs, outputs) in enumerate(inner):
             depth = inputs if position == 0 else inputs / cut
             yield _Forward(kind=Kind.GROUPED_GEMM, shape=replace(rows, n=outputs / cut, k=depth))

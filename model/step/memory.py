@@ -32,52 +32,18 @@ from moemodel.model.architecture.parameters import (
 )
 from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp, Moe
 from moemodel.model.core.arrays import FloatArray
+from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.plan.batch import PlanBatch
-from moemodel.model.plan.choices import Precision, Recompute, Schedule
+from moemodel.model.plan.choices import Recompute, Schedule
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
 from moemodel.model.step.data_parallel import Units
-from moemodel.model.step.layer_operators import BACKENDS, expert_rank_skew
+from moemodel.model.step.layer_operators import expert_rank_skew
 from moemodel.model.step.sharded_memory import Held, Parts, held_by_others, held_by_torch
 
 _F = 4.0  # bytes of a float32 element
 _I = 8.0  # bytes of an index
 _MASK = 1.0  # byte of a dropout mask
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Bytes per parameter of a precision recipe.
-
-    Attributes:
-        weight_B, gradient_B, state_B: kept (master weights count as state).
-        transient_B: allocated by the optimizer while it steps.
-    """
-
-    weight_B: float
-    gradient_B: float
-    state_B: float
-    transient_B: float
-
-
-RECIPES: dict[tuple[str, Precision], Recipe] = {
-    # torch.optim.AdamW on bf16 parameters keeps its moments in bf16
-    ("torch", "bf16"): Recipe(weight_B=2, gradient_B=2, state_B=4, transient_B=0),
-    # float32 master weights and moments; gradients become float32 for the step
-    ("torch", "bf16-mixed"): Recipe(weight_B=2, gradient_B=2, state_B=12, transient_B=4),
-    # Megatron-LM accumulates gradients in float32 (Narayanan et al. 2021)
-    ("megatron", "bf16"): Recipe(weight_B=2, gradient_B=2, state_B=4, transient_B=0),
-    ("megatron", "bf16-mixed"): Recipe(weight_B=2, gradient_B=4, state_B=12, transient_B=0),
-    # Megatron-LM 2.x sums 16-bit gradients and makes float32 ones for the step (optimizer.py, 2021)
-    ("megatron-v2", "bf16"): Recipe(weight_B=2, gradient_B=2, state_B=4, transient_B=0),
-    ("megatron-v2", "bf16-mixed"): Recipe(weight_B=2, gradient_B=2, state_B=12, transient_B=4),
-    # sums and reduces 16-bit gradients: `grad_reduce_in_fp32` is off in Megatron-Bridge's bf16 recipes
-    ("megatron-core", "bf16-mixed"): Recipe(weight_B=2, gradient_B=2, state_B=12, transient_B=0),
-    # weights in 8 bits, in two orders, in place of 16-bit ones
-    ("megatron-core-fp8", "fp8"): Recipe(weight_B=2, gradient_B=2, state_B=12, transient_B=0),
-    # parameters, gradients and moments all float32
-    ("megatron-deepspeed-fp32", "fp32"): Recipe(weight_B=4, gradient_B=4, state_B=8, transient_B=0),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,16 +74,16 @@ class MemoryModel:
         architecture: Architecture,
         plans: PlanBatch,
         *,
-        backend: str,
+        framework: Framework,
         precision: Precision,
         calibration: Calibration,
     ) -> None:
         self.architecture = architecture
         self.plans = plans
-        self.recipe = RECIPES[backend, precision]
-        self.backend = BACKENDS[backend]
-        self.word_B = self.backend.word_B
-        self.cut = np.ones(len(plans)) if self.backend.whole_experts else plans.tp.astype(np.float64)  # of an expert
+        self.recipe = framework.precisions[precision]
+        self.framework = framework
+        self.word_B = self.recipe.element_size_B
+        self.cut = plans.tp.astype(np.float64) if framework.shards_experts else np.ones(len(plans))  # of an expert
         self.kinds = distinct_layers(architecture)
         overhead = {name: p.value for name, p in calibration.memory.parameters.items()}
         self.context_B = overhead["context"]
@@ -172,7 +138,7 @@ class MemoryModel:
         zero = self.plans.zero_stage
         shared = self._sharded(shard)
         recipe = self.recipe
-        whole = zero < (1 if self.backend.plain_parallel else 3)  # FSDP2 gathers into memory of its own
+        whole = zero < (1 if self.framework.data_parallel == "ddp-fsdp2" else 3)  # FSDP2 gathers into memory of its own
         return {
             "parameters": recipe.weight_B * np.where(whole, shard.total, shared),
             "optimizer_states": recipe.state_B * np.where(zero >= 1, shared, shard.total),
@@ -208,7 +174,7 @@ class MemoryModel:
             ends=self._ends(stage, tp),
             layer=np.maximum.reduce(layers),
         )
-        held = held_by_torch if self.backend.plain_parallel else held_by_others
+        held = held_by_torch if self.framework.data_parallel == "ddp-fsdp2" else held_by_others
         return held(
             parts,
             zero=self.plans.zero_stage,
@@ -237,7 +203,7 @@ class MemoryModel:
         for attention in layer.attentions:
             kept += self._norm_bytes(layer, d) + self._attention_bytes(attention, selective=selective)
         kept += self._norm_bytes(layer, d)
-        if self.backend.dropout and layer.norm is not None:
+        if self.framework.dropout and layer.norm is not None:
             kept += (len(layer.attentions) + 1) * _MASK * self.outer * d
         block = layer.feed_forward
         return kept + (self._moe_bytes(block) if isinstance(block, Moe) else self._mlp_bytes(block, self.tokens))
@@ -263,9 +229,9 @@ class MemoryModel:
 
     def _scores_bytes(self, heads: FloatArray) -> FloatArray:
         """What the attention core keeps: flash, its statistics; else probabilities, and dropout's mask and output."""
-        if self.backend.flash:
+        if self.framework.flash_attention:
             return np.asarray(_F * self.tokens * heads)
-        per_score = self.word_B + (_MASK + self.word_B if self.backend.dropout else 0.0)
+        per_score = self.word_B + (_MASK + self.word_B if self.framework.dropout else 0.0)
         return np.asarray(per_score * self.tokens * heads * self.plans.seq)
 
     def _latent_bytes(self, a: Attention, heads: FloatArray, *, selective: bool) -> FloatArray:
@@ -294,7 +260,7 @@ class MemoryModel:
         routed = self.word_B * rows * (2 * d + (4 if moe.gated else 2) * width)
         router = t * (_F * moe.experts + moe.top_k * (_I + 2 * _F + self.word_B))
         order = 2 * _I * t * slots
-        if self.backend.plain_parallel:  # rows that come from other ranks are sorted again
+        if self.framework.eager_sharding:  # rows that come from other ranks are sorted again
             order = order + np.where(self.plans.ep > 1, 2 * _I * rows, 0.0)
         shared = Mlp(width=moe.shared_width, activation=moe.activation, gated=moe.gated)
         return np.asarray(routed + router + order + (self._mlp_bytes(shared, self.tokens) if moe.shared_width else 0.0))
@@ -306,7 +272,7 @@ class MemoryModel:
             return np.zeros(len(self.plans))
         whole = 3 * _F
         # a rank's part of a vocabulary: 16-bit logits, and one float32 tensor that becomes the gradient in place
-        parts = self.word_B + _F if self.backend.plain_parallel else whole
+        parts = self.word_B + _F if self.framework.eager_sharding else whole
         return np.asarray(np.where(self.plans.tp > 1, parts, whole) * self.tokens * a.vocab / self.plans.tp)
 
     def _losses(self, stage: Stage) -> FloatArray:
@@ -315,7 +281,7 @@ class MemoryModel:
             return np.zeros(len(self.plans))
         plans = self.plans
         before = np.where(plans.schedule == Schedule.GPIPE, self._in_flight(stage) - 1, self._put_off(stage))
-        kept = before * self.backend.plain_parallel * _F * self.tokens * self.architecture.vocab / plans.tp
+        kept = before * (self.framework.pipeline == "torch") * _F * self.tokens * self.architecture.vocab / plans.tp
         return np.asarray(self.loss_bytes() + np.where(plans.pp > 1, kept, 0.0) * self.architecture.has_head)
 
     # ---- peak ---------------------------------------------------------------------------------------------------
@@ -367,7 +333,7 @@ class MemoryModel:
         sent stays until its backward pass.
         """
         plans = self.plans
-        if not self.backend.plain_parallel or not (plans.pp > 1).any():
+        if self.framework.pipeline != "torch" or not (plans.pp > 1).any():
             return np.zeros(len(plans))
         m, virtual = plans.micro_batches, plans.virtual_stages
         arrivals = virtual - float(stage.embedding)  # chunks that something is sent to, and chunks that send something

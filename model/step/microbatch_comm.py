@@ -29,12 +29,13 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Architecture, Attention, Layer, Moe
 from moemodel.model.core.arrays import FloatArray
+from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.network.collectives import Collective, Network
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.choices import Recompute, Schedule
 from moemodel.model.step.communication_groups import Behind, Group, Groups
 from moemodel.model.step.launch_overhead import Calls
-from moemodel.model.step.layer_operators import BACKENDS, expert_rank_skew
+from moemodel.model.step.layer_operators import expert_rank_skew
 
 _LOGIT_B = 4.0  # of a token: a float32 maximum, logit or sum
 _COUNT_B = 8.0  # of an expert: how many rows it gets
@@ -75,14 +76,21 @@ class Exchange:
 class Communication:
     """Times of the collectives of a micro-batch in a batch of plans."""
 
-    def __init__(self, architecture: Architecture, plans: PlanBatch, network: Network, *, backend: str) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        plans: PlanBatch,
+        network: Network,
+        *,
+        framework: Framework,
+        precision: Precision,
+    ) -> None:
         self.architecture = architecture
-        self.backend = BACKENDS[backend]
+        self.framework = framework
         self.plans = plans
         self.network = network
-        self.traffic = network.traffic
-        self.groups = Groups(plans, network)
-        self.word_B = network.traffic.word_B
+        self.groups = Groups(plans, network, shards_experts=framework.shards_experts)
+        self.word_B = framework.precisions[precision].element_size_B
         self.tokens = plans.micro_batch * plans.seq / plans.cp
         self._again = (plans.recompute == Recompute.FULL).astype(np.float64)
         self._shares_sequence = plans.sequence_parallel > 0
@@ -135,7 +143,7 @@ class Communication:
         """Times of exchanges summed: those that nothing hides, those that run behind computation."""
         shown, behind = np.zeros(len(self.plans)), Behind.none(len(self.plans))
         for name, time_s in parts.items():
-            if name in self.traffic.behind:
+            if name in self.framework.overlapped:
                 behind = behind + self.groups.behind(_MOSTLY[name], time_s)
             else:
                 shown = shown + time_s
@@ -159,24 +167,24 @@ class Communication:
         skew = expert_rank_skew(self.plans.skew, self.plans.ep.astype(np.float64), moe.experts)
         even = self.word_B * self.tokens * slots * self.architecture.hidden
         size = even if moe.capacity_factor else self.network.skewed_B(even, skew)
-        once = self._across_share(moe.top_k) if self.traffic.once_a_node else 1.0
+        once = self._across_share(moe.top_k) if self.framework.dispatches_once_a_node else 1.0
         ranks, route = self.groups.ep
-        own = size if self.backend.plain_parallel else size / self.plans.tp
+        own = size if self.framework.dispatches_all_tokens else size / self.plans.tp
         sent = 2 * self.network.time_s(Collective.ALL_TO_ALL, own, ranks, route, across_share=once)
-        if self.traffic.whole_experts or self.backend.plain_parallel:
+        if not self.framework.shards_experts or self.framework.dispatches_all_tokens:
             return np.where(self.plans.ep > 1, sent, 0.0)
         return np.where(self.plans.ep > 1, sent + self._gathered(size) + self._scattered(size), 0.0)
 
     def _wide_norms(self, layer: Layer) -> FloatArray:
         """Norms over all queries and all keys of the ranks that share them: their squares, summed."""
         norms = sum(attention.qk_norm == "full" for attention in layer.attentions)
-        if not norms or not self.backend.plain_parallel:
+        if not norms or not self.framework.eager_sharding:
             return np.zeros(len(self.plans))
         return norms * self._time(Collective.ALL_REDUCE, 2 * _LOGIT_B * self.tokens, self.groups.tp)
 
     def _counts(self, moe: Moe) -> FloatArray:
         """How many rows go to each expert, sent before them."""
-        if not self.backend.plain_parallel or moe.capacity_factor is not None:
+        if not self.framework.dispatches_all_tokens or moe.capacity_factor is not None:
             return np.zeros(len(self.plans))
         return self._time(Collective.ALL_TO_ALL, _COUNT_B * moe.experts, self.groups.ep)
 
@@ -184,8 +192,8 @@ class Communication:
         """Nodes that a token's experts lie on over its experts, if they fall evenly: `N (1 - (1 - 1/N)^k) / k`."""
         ranks, route = self.groups.ep
         nodes = np.maximum(ranks / route.local_G, 1.0)
-        if self.traffic.most_nodes is not None:
-            nodes = np.minimum(nodes, self.traffic.most_nodes)
+        if self.framework.node_limit is not None:
+            nodes = np.minimum(nodes, self.framework.node_limit)
         return np.asarray(nodes * (1 - (1 - 1 / nodes) ** top_k) / top_k)
 
     def _ring(self, a: Attention) -> FloatArray:
@@ -253,7 +261,7 @@ class Communication:
         sent = self._message()
         # interleaving crosses every boundary once for each virtual stage
         passes = np.where(self.plans.pp > 1, self.plans.virtual_stages, 0.0)
-        if not self.backend.plain_parallel:
+        if self.framework.pipeline != "torch":
             shown, behind = self._split({"pp": sent * self.plans.virtual_stages})
             both = Exchange(exposed_s=shown, behind=behind, calls=self._calls(messages=passes))
             return both, both
@@ -272,7 +280,7 @@ class Communication:
         """Messages on the way of the first micro-batch to the last chunk and of the last one's gradient back, where
         those of the others run behind computation.
         """
-        if not self.backend.plain_parallel:
+        if self.framework.pipeline != "torch":
             return np.zeros(len(self.plans))
         p = self.plans
         behind = (p.schedule == Schedule.ZERO_BUBBLE) | (p.virtual_stages > 1)

@@ -91,9 +91,9 @@ class BlockCosts:
         self.kinds = distinct_layers(architecture)
         self.clocks = len(clock_Hz_K)
         self.pricer = Pricer(calibration, chip_of_calibration(calibration), power, clock_Hz_K)
-        self.host = HostModel(calibration, machine.backend)
+        self.host = HostModel(calibration, machine.framework.name)
         first, self.shape = distinct_rows([getattr(plans, name) for name in _SHAPE_KEYS])
-        workload = Workload(architecture, plans.take(first), backend=machine.backend, precision=machine.precision)
+        workload = Workload(architecture, plans.take(first), framework=machine.framework, precision=machine.precision)
         count = len(first)
         self.layers = [self.pricer.lanes(workload.layer(layer), count) for layer in self.kinds]
         self.embedding = self.pricer.lanes(workload.embedding(), count)
@@ -115,20 +115,23 @@ class StageCosts:
         self._memory = MemoryModel(
             blocks.architecture,
             self.plans,
-            backend=machine.backend,
+            framework=machine.framework,
             precision=machine.precision,
             calibration=machine.calibration,
         )
-        traffic = machine.network.traffic
         self._gradient_B = machine.gradient_B
-        self._talk = Communication(blocks.architecture, self.plans, machine.network, backend=machine.backend)
+        self._talk = Communication(
+            blocks.architecture,
+            self.plans,
+            machine.network,
+            framework=machine.framework,
+            precision=machine.precision,
+        )
         self._data = DataParallel(
             self.plans,
             self._talk.groups,
-            traffic,
-            gradient_B=machine.gradient_B,
-            word_B=traffic.word_B,
-            plain=machine.software.plain_parallel,
+            framework=machine.framework,
+            precision=machine.precision,
         )
 
     def stage(self, stage: Stage) -> StageCost:
@@ -144,7 +147,7 @@ class StageCosts:
         forward_exchange, backward_exchange = self._exchange(stage)
         step_exchange = self._data.step(units).exposing(self._tied(stage) + self._talk.norm_s())
         wait_s = self._wait_s(stage, call)
-        queue = ParallelHost(blocks.host, call, plain=blocks.machine.software.plain_parallel)
+        queue = ParallelHost(blocks.host, call, measured=blocks.machine.framework.torch_launch)
         return StageCost(
             forward=forward,
             backward=backward,
@@ -205,7 +208,7 @@ class StageCosts:
         first, size = distinct_rows([inner, owned, self.plans.micro_batches, self.plans.zero_stage, shared])
         machine = self._blocks.machine
         workload = Workload(
-            self._blocks.architecture, self.plans.take(first), backend=machine.backend, precision=machine.precision
+            self._blocks.architecture, self.plans.take(first), framework=machine.framework, precision=machine.precision
         )
         kept = np.where(self.plans.zero_stage >= 2, owned, shard.total)
         calls = workload.accumulate(kept[first]) + workload.optimizer(owned[first])
@@ -236,7 +239,7 @@ class StageCosts:
     def _host_step_s(self, stage: Stage) -> float:
         """Host time of the optimizer."""
         host = self._blocks.host
-        if self._blocks.machine.software.fused_optimizer:
+        if self._blocks.machine.framework.fused_optimizer:
             return 0.0
         layers = zip(stage.layers, self._blocks.kinds, strict=True)
         return host.fixed_step_s() + sum(n * host.layer_step_s(layer) for n, layer in layers)
@@ -247,7 +250,7 @@ class StageCosts:
     def _added(self, stage: Stage) -> FloatArray:
         """Tensors whose gradients the mean micro-batch adds to what is there; on one GPU they are left out."""
         shared = self.plans.gpus > 1
-        return np.asarray(self._tensors(stage) * added(self.plans, self._blocks.machine.software) * shared)
+        return np.asarray(self._tensors(stage) * added(self.plans, self._blocks.machine.framework) * shared)
 
     def _call(self, stage: Stage) -> HostCost:
         """Host time of one call in either pass: of a kernel, or the mean over those of the stage's layers, [P, 1]."""
@@ -270,7 +273,7 @@ class StageCosts:
             for count, layer in zip(stage.layers, self._blocks.kinds, strict=True)
             if isinstance(layer.feed_forward, Moe) and layer.feed_forward.capacity_factor is None
         )
-        waits = (self.plans.ep > 1) & self._blocks.machine.software.plain_parallel
+        waits = (self.plans.ep > 1) & self._blocks.machine.framework.dispatches_all_tokens
         return np.asarray(_CALLS_OF_A_WAIT * layers * waits[:, None] * call.forward_s)
 
     def _host_cost(self, stage: Stage, forward: FloatArray, backward: FloatArray) -> HostCost:

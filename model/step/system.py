@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from moemodel.model.network.collectives import Network, Traffic
-from moemodel.model.plan.choices import Precision
+from moemodel.model.frameworks.base import Framework, Precision
+from moemodel.model.network.collectives import Network
 from moemodel.model.records.calibration import Calibration
-from moemodel.model.step.layer_operators import BACKENDS, Backend
-from moemodel.model.step.memory import RECIPES
 
 _UNKNOWN_HOST_ERROR = 0.3  # log; assumed: a backend whose host lane was not measured, and takes another's
 
@@ -25,19 +23,13 @@ class Machine:
     peak_flops_per_s: float
     inlet_C: float | None = None  # of the air; None: as it was at calibration
     slowdown_C: float = math.inf  # die temperature above which the hardware slows the clock
-    backend: str
+    framework: Framework
     precision: Precision
 
     @property
     def gradient_B(self) -> float:
         """Bytes of a gradient element on the wire."""
-        wire_B = self.network.traffic.gradient_B
-        return RECIPES[self.backend, self.precision].gradient_B if wire_B is None else wire_B
-
-    @property
-    def software(self) -> Backend:
-        """What the backend makes of a layer."""
-        return BACKENDS[self.backend]
+        return self.framework.wire_B(self.precision)
 
     @property
     def sustained_share(self) -> float:
@@ -55,16 +47,10 @@ class Machine:
 
     @property
     def host_error(self) -> float:
-        lanes = [lane.log_error for lane in self.calibration.host if lane.backend == self.backend]
+        lanes = [lane.log_error for lane in self.calibration.host if lane.backend == self.framework.name]
         return max(lanes, default=_UNKNOWN_HOST_ERROR)
 
     @property
     def composition_error(self) -> float:
         """What adding up operators leaves out, whatever the operators' own errors."""
         return self.calibration.composition_error.value
-
-
-def traffic_of(backend: str) -> Traffic:
-    """What a backend sends between GPUs, and what of it runs behind computation."""
-    software = BACKENDS[backend]
-    return Traffic(word_B=software.word_B, behind=software.behind, whole_experts=software.whole_experts)

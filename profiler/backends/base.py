@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.errors import InputError
-from moemodel.model.plan.choices import Precision, RecomputeName, ScheduleName
+from moemodel.model.frameworks.base import Precision
+from moemodel.model.plan.choices import RecomputeName, ScheduleName
 from moemodel.model.plan.spec import ParallelSpec
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ from typing import Any, Literal
 import torch
 
 from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp, Moe
-from moemodel.model.plan.choices import Precision
+from moemodel.model.frameworks.base import Precision
 from moemodel.profiler.backends.base import TrainingRun
 from moemodel.profiler.devices.base import Device
 from moemodel.profiler.training.measure import Trainer, free_memory

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from moemodel.model.core.errors import InputError
-from moemodel.model.plan.choices import Precision
+from moemodel.model.frameworks.base import Precision
 
 MAX_NORM = 1.0
 _ADAMW: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "fused": True}

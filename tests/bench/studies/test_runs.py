@@ -64,8 +64,8 @@ def test_rows_of_gh200(tmp_path: Path) -> None:
     assert isinstance(first.architecture, CutWithEnds)
     assert parameters(first.architecture).total == pytest.approx(4 * 103.7e6, rel=0.02)  # bytes of its plan files
     made = machine(study.software["sailor"], {})
-    assert made.gradient_B == made.network.traffic.word_B == 4
-    assert not made.network.traffic.behind
+    assert made.gradient_B == made.framework.precisions[made.precision].element_size_B == 4
+    assert not made.framework.overlapped
 
 
 _FSDP_COLUMNS = (

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.core.errors import InfeasiblePlanError
+from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.plan.checks import check_architecture
-from moemodel.model.plan.choices import BackendName
 from moemodel.model.plan.rules import PlanRule, architecture_rules, as_counted, degree_rules, messages
 from moemodel.model.plan.spec import Plan
 
@@ -34,7 +34,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "recompute": ("none", "full"),
     "micro_batch": (1, 2, 3),
 }
-MODELS: dict[str, tuple[str, BackendName, int, int]] = {  # architecture, framework, layers, sequence
+MODELS: dict[str, tuple[str, str, int, int]] = {  # architecture, framework, layers, sequence
     "dense": ("llama-3-8b", "torch", 6, 1026),
     "learned positions": ("opt-350m", "megatron", 4, 2052),
     "experts that tp cuts": ("olmoe-1b-7b", "torch", 8, 1024),
@@ -59,7 +59,7 @@ def combinations(seed: int) -> list[dict[str, Any]]:
     return found
 
 
-def plan_of(model: tuple[str, BackendName, int, int], choices: dict[str, Any]) -> Plan:
+def plan_of(model: tuple[str, str, int, int], choices: dict[str, Any]) -> Plan:
     """As a user writes it down.
 
     Raises:
@@ -76,10 +76,10 @@ def plan_of(model: tuple[str, BackendName, int, int], choices: dict[str, Any]) -
     )
 
 
-def rules_of(model: tuple[str, BackendName, int, int]) -> tuple[list[PlanRule], list[PlanRule]]:
+def rules_of(model: tuple[str, str, int, int]) -> tuple[list[PlanRule], list[PlanRule]]:
     name, backend, layers, sequence = model
     shapes = architecture_rules(cut(name, layers), sequence_length=sequence, skew=1.0)
-    return degree_rules(global_batch=GLOBAL_BATCH, backend=backend), shapes
+    return degree_rules(global_batch=GLOBAL_BATCH, framework=framework_of(backend)), shapes
 
 
 def numbers(listed: list[dict[str, Any]]) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
@@ -91,7 +91,7 @@ def numbers(listed: list[dict[str, Any]]) -> dict[str, np.ndarray[Any, np.dtype[
     return {name: np.array([int(row[name]) for row in rows]) for name in VALUES}
 
 
-def said(model: tuple[str, BackendName, int, int], architecture: Architecture, choices: dict[str, Any]) -> str:
+def said(model: tuple[str, str, int, int], architecture: Architecture, choices: dict[str, Any]) -> str:
     """What a user is told of a plan; nothing if it is legal."""
     try:
         check_architecture(plan_of(model, choices), architecture)
@@ -103,7 +103,7 @@ def said(model: tuple[str, BackendName, int, int], architecture: Architecture, c
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_one_plan_and_many_are_refused_alike(model: tuple[str, BackendName, int, int]) -> None:
+def test_one_plan_and_many_are_refused_alike(model: tuple[str, str, int, int]) -> None:
     """A plan is told of the first rule of the degrees that it breaks, or of all those of the architecture."""
     listed, architecture = combinations(1), cut(model[0], model[2])
     columns, seen = numbers(listed), Counter[str]()
@@ -166,7 +166,7 @@ def degrees_fit(backend: str, c: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_rules_refuse_what_cannot_be_dealt_out(model: tuple[str, BackendName, int, int]) -> None:
+def test_rules_refuse_what_cannot_be_dealt_out(model: tuple[str, str, int, int]) -> None:
     listed = combinations(2)
     columns, (degrees, shapes) = numbers(listed), rules_of(model)
     architecture = cut(model[0], model[2])
@@ -178,7 +178,7 @@ def test_rules_refuse_what_cannot_be_dealt_out(model: tuple[str, BackendName, in
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_a_search_asks_every_rule_that_choices_can_mend(model: tuple[str, BackendName, int, int]) -> None:
+def test_a_search_asks_every_rule_that_choices_can_mend(model: tuple[str, str, int, int]) -> None:
     degrees, shapes = rules_of(model)
     counted = as_counted([*shapes, *degrees])
     assert {id(rule) for rule in counted} == {id(rule) for rule in (*degrees, *shapes) if rule.needs}

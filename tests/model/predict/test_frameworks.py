@@ -10,6 +10,7 @@ import pytest
 
 from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.device.roofline import chip_of_calibration, operator_time
+from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.operators.work import Kind, Pass, Shape
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.choices import Recompute
@@ -28,7 +29,7 @@ def _megatron(machine: Machine, kernel_s: float) -> Machine:
     """A machine under Megatron-LM 2.x whose host needs so long for a kernel."""
     lane = HostLane(backend="megatron-v2", blocks={"kernel": _parameter(kernel_s)}, log_error=0.1)
     calibration = machine.calibration.model_copy(update={"host": [lane]})
-    return replace(machine, calibration=calibration, backend="megatron-v2")
+    return replace(machine, calibration=calibration, framework=framework_of("megatron-v2"))
 
 
 def test_a_slow_host_sets_the_step_by_its_kernels(batch: Batch, machine: Machine) -> None:
@@ -77,7 +78,7 @@ def test_scores_are_kept_without_flash_attention(batch: Batch, machine: Machine)
     opt = read_architecture("opt-350m")
     plans = batch(micro_batch=4, recompute=list(Recompute))
     flash, whole = (
-        predict(opt, plans, replace(machine, backend=backend)).memory_terms_B["activations"]
+        predict(opt, plans, replace(machine, framework=framework_of(backend))).memory_terms_B["activations"]
         for backend in ("megatron", "megatron-v2")
     )
     scores = 24 * 4 * 16 * 2048**2 * 5

@@ -11,6 +11,7 @@ import pytest
 
 from moemodel.model.architecture.hf_config import list_architectures, read_architecture
 from moemodel.model.architecture.spec import Architecture
+from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.network.collectives import Collective
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.choices import Recompute, Schedule
@@ -233,7 +234,7 @@ def test_where_the_host_learns_of_counts_it_cannot_run_ahead(
     assert apart.host_wait_s[0] == 0
     layer_s = machine.calibration.host[0].blocks["moe_layer_qk_norm/forward"].value
     assert 0.03 * m * 16 * layer_s < apart.host_wait_s[1] < 0.3 * m * 16 * layer_s
-    other = replace(machine, backend="megatron")
+    other = replace(machine, framework=framework_of("megatron"))
     assert predict(olmoe, plans, other).host_wait_s[1] == 0
 
 

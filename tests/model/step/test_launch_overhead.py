@@ -14,7 +14,7 @@ from moemodel.model.step.launch_overhead import Calls, ParallelHost
 CALL = HostCost(forward_s=20e-6, backward_s=10e-6)
 
 
-def host(calibration: Calibration, *, plain: bool = True, **blocks_s: float) -> ParallelHost:
+def host(calibration: Calibration, *, measured: bool = True, **blocks_s: float) -> ParallelHost:
     """Of a lane with these blocks beside those of the calibration; `__` stands for the slash."""
     added = {
         name.replace("__", "/"): Parameter(value=value, unit="s", origin="assumed", source="made up")
@@ -22,7 +22,7 @@ def host(calibration: Calibration, *, plain: bool = True, **blocks_s: float) -> 
     }
     lane = HostLane(backend="torch", blocks=dict(calibration.host[0].blocks) | added, log_error=0.1)
     model = HostModel(calibration.model_copy(update={"host": [lane]}), "torch")
-    return ParallelHost(model, CALL, plain=plain)
+    return ParallelHost(model, CALL, measured=measured)
 
 
 def counted(**numbers: float) -> Calls:
@@ -43,7 +43,7 @@ def step_s(
 
 
 def test_what_was_not_measured_counts_as_calls(calibration: Calibration) -> None:
-    unknown, other = host(calibration), host(calibration, plain=False)
+    unknown, other = host(calibration), host(calibration, measured=False)
     calls = counted(tensor=1, rows=2, experts=3, messages=4, actions=5)
     expected = 9 + 6 * 2 + 20 * 3 + 4 * 4 + 37 * 5
     assert unknown.queued_s(calls, "forward") == pytest.approx(expected * 20e-6)
@@ -87,7 +87,7 @@ def test_buckets_once_a_step(calibration: Calibration) -> None:
     assert step_s(known, 0, 4, buckets=30) == pytest.approx(30)
     assert step_s(known, 0, 4, buckets=3, tensors=90) == pytest.approx(90 / 9)
     assert step_s(known, 0, 4) == 0
-    assert step_s(host(calibration, plain=False), 3, 4, units=2) == 0
+    assert step_s(host(calibration, measured=False), 3, 4, units=2) == 0
 
 
 @pytest.mark.parametrize(("name", "tensors"), [("opt-350m", 16), ("llama-3-8b", 9), ("olmoe-1b-7b", 11)])

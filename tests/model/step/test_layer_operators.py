@@ -10,11 +10,12 @@ import pytest
 from moemodel.model.architecture.flops import model_flops
 from moemodel.model.architecture.hf_config import list_architectures, read_architecture
 from moemodel.model.architecture.spec import Architecture, Moe
+from moemodel.model.frameworks.registry import FRAMEWORKS, framework_of
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import Kind, Pass, work
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.choices import Recompute
-from moemodel.model.step.layer_operators import BACKENDS, Workload
+from moemodel.model.step.layer_operators import Workload
 
 Batch = Callable[..., PlanBatch]
 
@@ -33,7 +34,9 @@ def flops(calls: Iterable[Call], phase: Phase, *, core: bool | None = None) -> n
 
 
 def layer_calls(architecture: Architecture, plans: PlanBatch, backend: str = "torch") -> list[Call]:
-    return Workload(architecture, plans, backend=backend, precision="bf16").layer(architecture.layers[-1])
+    framework = framework_of(backend)
+    first = next(iter(framework.precisions))
+    return Workload(architecture, plans, framework=framework, precision=first).layer(architecture.layers[-1])
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
@@ -64,7 +67,7 @@ def test_a_mixture_does_the_work_of_the_chosen_experts(batch: Batch, name: str) 
     assert flops(layer_calls(architecture, batch()), Phase.FORWARD, core=False) == pytest.approx(_SEQ * per_token)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FRAMEWORKS)
 @pytest.mark.parametrize("name", list_architectures())
 def test_backward_is_twice_forward(batch: Batch, name: str, backend: str) -> None:
     """Two products for each of the forward pass; a flash kernel's backward computes the scores once more: 5 for 2."""
@@ -73,10 +76,10 @@ def test_backward_is_twice_forward(batch: Batch, name: str, backend: str) -> Non
         [flops(calls, phase, core=core) for core in (False, True)] for phase in (Phase.FORWARD, Phase.BACKWARD)
     )
     assert backward[0] == pytest.approx(2 * forward[0])
-    assert backward[1] == pytest.approx((2.5 if BACKENDS[backend].flash else 2.0) * forward[1])
+    assert backward[1] == pytest.approx((2.5 if FRAMEWORKS[backend].flash_attention else 2.0) * forward[1])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FRAMEWORKS)
 @pytest.mark.parametrize("name", ["opt-350m", "olmoe-1b-7b"])
 def test_recomputing_adds_a_forward_pass_or_its_attention(batch: Batch, name: str, backend: str) -> None:
     plans = batch(recompute=list(Recompute))
@@ -93,8 +96,8 @@ def test_backends_share_their_products(batch: Batch, name: str) -> None:
     """How products are grouped, and what runs between them, changes no FLOP outside the attention core."""
     architecture = read_architecture(name)
     for phase in (Phase.FORWARD, Phase.BACKWARD):
-        counts = [flops(layer_calls(architecture, batch(), backend), phase, core=False)[0] for backend in BACKENDS]
-        assert counts == pytest.approx([counts[0]] * len(BACKENDS))
+        counts = [flops(layer_calls(architecture, batch(), backend), phase, core=False)[0] for backend in FRAMEWORKS]
+        assert counts == pytest.approx([counts[0]] * len(FRAMEWORKS))
 
 
 def test_without_flash_attention_the_masked_half_is_computed_too(batch: Batch) -> None:
@@ -107,7 +110,7 @@ def test_without_flash_attention_the_masked_half_is_computed_too(batch: Batch) -
 def test_all_blocks_together_are_the_model(batch: Batch, name: str) -> None:
     """Layers and ends forward are a third of the model's FLOPs (which leave out OPT-350M's narrow projections)."""
     architecture = read_architecture(name)
-    workload = Workload(architecture, batch(), backend="torch", precision="bf16")
+    workload = Workload(architecture, batch(), framework=framework_of("torch"), precision="bf16")
     blocks = [workload.layer(layer) for layer in architecture.layers] + [workload.embedding(), workload.head()]
     total = sum(flops(calls, Phase.FORWARD) for calls in blocks)
     assert total == pytest.approx(model_flops(architecture, np.array([_SEQ])) / 3, rel=3e-3)

@@ -10,7 +10,9 @@ import pytest
 
 from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.spec import Architecture, Moe
-from moemodel.model.network.collectives import Collective, Network, Traffic
+from moemodel.model.frameworks.base import OverlapAxis
+from moemodel.model.frameworks.registry import framework_of
+from moemodel.model.network.collectives import Collective, Network
 from moemodel.model.operators.work import Kind
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.predict.predict import predict
@@ -42,11 +44,15 @@ def olmoe() -> Architecture:
 
 
 def talk(architecture: Architecture, plans: PlanBatch, network: Network = NODE) -> Communication:
-    return Communication(architecture, plans, network, backend="megatron")
+    return Communication(architecture, plans, network, framework=framework_of("megatron"), precision="bf16-mixed")
 
 
-def data(plans: PlanBatch, traffic: Traffic, network: Network = NODE, *, plain: bool = True) -> DataParallel:
-    return DataParallel(plans, Groups(plans, network), traffic, gradient_B=2.0, word_B=2.0, plain=plain)
+def data(
+    plans: PlanBatch, overlapped: frozenset[OverlapAxis], network: Network = NODE, *, torch: bool = True
+) -> DataParallel:
+    framework = replace(framework_of("torch" if torch else "megatron"), overlapped=overlapped)
+    groups = Groups(plans, network, shards_experts=framework.shards_experts)
+    return DataParallel(plans, groups, framework=framework, precision="bf16")
 
 
 def units(layers: int, *, ends: float = 0.0, late: float = 0.0, expert: float = 0.0) -> Units:
@@ -97,7 +103,7 @@ def test_tensor_parallel_ranks_share_the_rows_that_go_to_experts(olmoe: Architec
 def test_a_cut_vocabulary_is_summed(olmoe: Architecture, batch: Batch, backend: str) -> None:
     """The embedding's output, the head's gradient, and three float32 numbers of every token for the loss."""
     plans = batch(tp=4, micro_batch=2, sequence_parallel=[0, 1])
-    ends = Communication(olmoe, plans, NODE, backend=backend)
+    ends = Communication(olmoe, plans, NODE, framework=framework_of(backend), precision="bf16-mixed")
     tokens = 2 * 2048
     half = 3 / 4 * 2 * tokens * olmoe.hidden / 400e9  # an all-gather or reduce-scatter
     loss = 2 * 3 / 4 * 3 * 4 * tokens / 400e9
@@ -111,7 +117,12 @@ def test_a_cut_vocabulary_is_summed(olmoe: Architecture, batch: Batch, backend: 
 
 def test_norms_over_all_queries_are_summed(olmoe: Architecture, batch: Batch) -> None:
     plans = batch(tp=2)
-    ours, megatron = (Communication(olmoe, plans, NODE, backend=name).layer(olmoe.layers[0])[0] for name in NAMES)
+    ours, megatron = (
+        Communication(olmoe, plans, NODE, framework=framework_of(name), precision="bf16-mixed").layer(olmoe.layers[0])[
+            0
+        ]
+        for name in NAMES
+    )
     assert ours.exposed_s - megatron.exposed_s == pytest.approx(2 * 1 / 2 * 2 * 4 * 2048 / 400e9)
 
 
@@ -121,7 +132,9 @@ def test_every_rank_sends_its_rows(olmoe: Architecture, batch: Batch) -> None:
     moe = olmoe.decoder[0].feed_forward
     assert isinstance(moe, Moe)
     rows_B = 2 * 2048 * moe.top_k * olmoe.hidden
-    sent = Communication(olmoe, plans, replace(NODE, gpus_per_node=1024), backend="torch")
+    sent = Communication(
+        olmoe, plans, replace(NODE, gpus_per_node=1024), framework=framework_of("torch"), precision="bf16-mixed"
+    )
     assert sent._experts(moe) == pytest.approx(2 * rows_B * 7 / 8 / 400e9)
     assert sent._counts(moe) == pytest.approx(8 * 64 * 7 / 8 / 400e9)
 
@@ -129,7 +142,7 @@ def test_every_rank_sends_its_rows(olmoe: Architecture, batch: Batch) -> None:
 def test_how_messages_between_stages_are_waited_for(olmoe: Architecture, batch: Batch) -> None:
     """1F1B: behind a pass, with who is there; GPipe: before one; interleaved and zero-bubble: on the way alone."""
     plans = batch(pp=4, virtual_stages=[1, 1, 2, 1], schedule=[0, 1, 0, 2])
-    talk = Communication(olmoe, plans, NODE, backend="torch")
+    talk = Communication(olmoe, plans, NODE, framework=framework_of("torch"), precision="bf16-mixed")
     one = 2 * 2048 * olmoe.hidden / 400e9
     first, middle, last = (talk.boundary(first=f, last=z) for f, z in ((True, False), (False, False), (False, True)))
     assert [there.exposed_s / one for there, _ in (first, middle, last)] == [
@@ -151,7 +164,8 @@ def test_the_norm_goes_up_and_down_a_tree(olmoe: Architecture, batch: Batch) -> 
 # ---- data parallelism ----
 
 
-BEHIND = Traffic(behind=frozenset({"dp", "gradients"}))
+NONE: frozenset[OverlapAxis] = frozenset()
+BEHIND: frozenset[OverlapAxis] = frozenset({"parameters", "gradients"})
 ONCE = 7 / 8 * 2 * PARAMETERS / 400e9  # a reduce-scatter or all-gather of bf16 elements over eight GPUs
 
 
@@ -160,8 +174,8 @@ def test_what_each_zero_stage_moves(batch: Batch) -> None:
     plans = batch(dp=8, micro_batch=1, global_batch=32, zero_stage=[0, 1, 2, 3])
     inner, ends, m = ONCE, 0.1 * ONCE, 4
     both = inner + ends
-    for traffic, again in ((Traffic(), both), (BEHIND, inner)):
-        moved = data(plans, traffic).step(units(16, ends=0.1 * PARAMETERS, late=0.1 * PARAMETERS))
+    for overlapped, again in ((NONE, both), (BEHIND, inner)):
+        moved = data(plans, overlapped).step(units(16, ends=0.1 * PARAMETERS, late=0.1 * PARAMETERS))
         assert moved.whole_s == pytest.approx([2 * both, 2 * both, (1 + m) * both, 2 * m * both + m * again])
         assert moved.forward_passes.tolist() == [1, 1, 1, m]
         assert moved.backward_passes.tolist() == [1, 1, m, m]
@@ -169,7 +183,7 @@ def test_what_each_zero_stage_moves(batch: Batch) -> None:
 
 def test_nothing_hides_where_the_framework_hides_nothing(batch: Batch) -> None:
     plans = batch(dp=8, zero_stage=[0, 1, 2, 3])
-    moved = data(plans, Traffic()).step(units(16))
+    moved = data(plans, NONE).step(units(16))
     assert (moved.forward.time_s == 0).all()
     assert (moved.backward.time_s == 0).all()
 
@@ -237,9 +251,9 @@ def test_sharded_gradients_cost_time_with_accumulation(olmoe: Architecture, batc
 
 
 def test_the_busiest_rank_sets_the_time_and_the_mean_one_the_energy(olmoe: Architecture, batch: Batch) -> None:
-    workload = Workload(olmoe, batch(dp=8, ep=8, skew=2.0), backend="torch", precision="bf16-mixed")
+    workload = Workload(olmoe, batch(dp=8, ep=8, skew=2.0), framework=framework_of("torch"), precision="bf16-mixed")
     experts = [call for call in workload.layer(olmoe.decoder[0]) if call.kind is Kind.GROUPED_GEMM]
-    balanced = Workload(olmoe, batch(dp=8, ep=8, skew=1.0), backend="torch", precision="bf16-mixed")
+    balanced = Workload(olmoe, batch(dp=8, ep=8, skew=1.0), framework=framework_of("torch"), precision="bf16-mixed")
     even = [call for call in balanced.layer(olmoe.decoder[0]) if call.kind is Kind.GROUPED_GEMM]
     assert experts
     for busy, mean in zip(experts, even, strict=True):

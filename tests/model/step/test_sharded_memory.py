@@ -10,6 +10,7 @@ import pytest
 from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.parameters import parameters
 from moemodel.model.architecture.spec import Architecture
+from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.choices import Schedule
 from moemodel.model.predict.predict import predict
@@ -96,7 +97,9 @@ def test_experts_without_copies_are_not_gathered(batch: Batch, machine: Machine)
 
 def flights(architecture: Architecture, plans: PlanBatch, machine: Machine, pp: int, virtual: int = 1) -> list[float]:
     """Micro-batches in flight on each class of stages."""
-    model = MemoryModel(architecture, plans, backend="torch", precision="bf16-mixed", calibration=machine.calibration)
+    model = MemoryModel(
+        architecture, plans, framework=framework_of("torch"), precision="bf16-mixed", calibration=machine.calibration
+    )
     return [float(model._in_flight(stage)[0]) for stage in stages(architecture, pp, virtual)]
 
 
@@ -121,7 +124,9 @@ def test_messages_have_a_buffer_each(llama: Architecture, batch: Batch, machine:
     """
     m = 16
     plans = batch(pp=2, global_batch=m)
-    model = MemoryModel(llama, plans, backend="torch", precision="bf16-mixed", calibration=machine.calibration)
+    model = MemoryModel(
+        llama, plans, framework=framework_of("torch"), precision="bf16-mixed", calibration=machine.calibration
+    )
     one_B = 2.0 * 2048 * llama.hidden
     first, last = (model.stage(stage).terms_B["messages"] for stage in stages(llama, 2, 1))
     assert first == pytest.approx((m + 2) * one_B)

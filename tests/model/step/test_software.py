@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,17 +14,18 @@ from moemodel.calibration.store.catalogue import shipped
 from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.core.errors import InputError
-from moemodel.model.network.collectives import Collective, Network, Traffic
+from moemodel.model.frameworks.base import Precision
+from moemodel.model.frameworks.registry import FRAMEWORKS, framework_of
+from moemodel.model.network.collectives import Collective, Network
 from moemodel.model.operators.calls import Call
 from moemodel.model.operators.work import Kind, Pass
 from moemodel.model.plan.batch import PlanBatch
-from moemodel.model.plan.choices import PRECISIONS, WHOLE_EXPERTS, Precision
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.outcome import machine_of, outcome
 from moemodel.model.schedule.pipeline_layout import CutWithEnds, stages
-from moemodel.model.step.layer_operators import BACKENDS, Workload
-from moemodel.model.step.memory import RECIPES, MemoryModel
+from moemodel.model.step.layer_operators import Workload
+from moemodel.model.step.memory import MemoryModel
 from moemodel.model.step.microbatch_comm import Communication, Exchange
 from moemodel.model.step.system import Machine
 
@@ -52,19 +54,23 @@ def opt() -> Architecture:
     return read_architecture("opt-350m")
 
 
-def talk(architecture: Architecture, plans: PlanBatch, traffic: Traffic) -> Communication:
-    return Communication(architecture, plans, replace(NODE, traffic=traffic), backend="megatron")
+def talk(architecture: Architecture, plans: PlanBatch, network: Network = NODE, **facts: Any) -> Communication:
+    """Under Megatron-LM, but for some facts."""
+    framework = replace(framework_of("megatron"), **facts)
+    return Communication(architecture, plans, network, framework=framework, precision="bf16-mixed")
 
 
-def sent(architecture: Architecture, plans: PlanBatch, traffic: Traffic) -> Exchange:
+def sent(architecture: Architecture, plans: PlanBatch, **facts: Any) -> Exchange:
     """An activation from the first stage to the next."""
-    return talk(architecture, plans, traffic).boundary(first=True, last=False)[0]
+    return talk(architecture, plans, **facts).boundary(first=True, last=False)[0]
 
 
 def calls(
     architecture: Architecture, plans: PlanBatch, backend: str, precision: Precision = "bf16-mixed"
 ) -> list[Call]:
-    return Workload(architecture, plans, backend=backend, precision=precision).layer(architecture.layers[-1])
+    return Workload(architecture, plans, framework=framework_of(backend), precision=precision).layer(
+        architecture.layers[-1]
+    )
 
 
 def work_of(found: list[Call], kind: Kind, direction: Pass) -> float:
@@ -78,23 +84,29 @@ def work_of(found: list[Call], kind: Kind, direction: Pass) -> float:
 
 def test_what_runs_behind_computation_may_hide(olmoe: Architecture, batch: Batch) -> None:
     plans = batch(dp=8, ep=8, tp=2, pp=2)
-    shown, _ = talk(olmoe, plans, Traffic()).layer(olmoe.layers[0])
+    shown, _ = talk(olmoe, plans).layer(olmoe.layers[0])
     assert shown.behind.time_s == 0
     for name in ("tp", "ep"):
-        some, back = talk(olmoe, plans, Traffic(behind=frozenset({name}))).layer(olmoe.layers[0])
+        some, back = talk(olmoe, plans, overlapped=frozenset({name})).layer(olmoe.layers[0])
         assert 0 < some.behind.time_s < shown.exposed_s
         assert some.exposed_s + some.behind.time_s == pytest.approx(shown.exposed_s)
         assert back.exposed_s + back.behind.time_s == pytest.approx(shown.exposed_s)
-    hidden, shown = (sent(olmoe, plans, Traffic(behind=behind)) for behind in (frozenset({"pp"}), frozenset[str]()))
+    hidden, shown = (sent(olmoe, plans, overlapped=behind) for behind in (frozenset({"pp"}), frozenset[str]()))
     assert hidden.exposed_s == 0
     assert hidden.behind.time_s == shown.exposed_s > 0
 
 
-def test_wider_words_take_longer(olmoe: Architecture, batch: Batch) -> None:
+def _of_width(architecture: Architecture, plans: PlanBatch, element_size_B: float) -> Communication:
+    """Whose elements have so many bytes."""
+    recipe = replace(framework_of("megatron").precisions["bf16-mixed"], element_size_B=element_size_B)
+    return talk(architecture, plans, precisions={"bf16-mixed": recipe})
+
+
+def test_wider_elements_take_longer(olmoe: Architecture, batch: Batch) -> None:
     plans = batch(dp=8, ep=8, tp=2, pp=2)
-    two, four = (talk(olmoe, plans, Traffic(word_B=width)) for width in (2.0, 4.0))
+    two, four = (_of_width(olmoe, plans, width) for width in (2.0, 4.0))
     assert four.layer(olmoe.layers[0])[0].exposed_s == pytest.approx(2 * two.layer(olmoe.layers[0])[0].exposed_s)
-    narrow, wide = (sent(olmoe, plans, Traffic(word_B=width)) for width in (2.0, 4.0))
+    narrow, wide = (comm.boundary(first=True, last=False)[0] for comm in (two, four))
     assert wide.exposed_s == pytest.approx(2 * narrow.exposed_s)
 
 
@@ -106,10 +118,8 @@ def test_rows_that_go_to_a_node_once(olmoe: Architecture, batch: Batch, nodes: i
     assert isinstance(moe, Moe)
     slow = replace(NODE, node_Bps=1e30) if nodes > 1 else NODE
     all_copies, once = (
-        Communication(olmoe, plans, replace(slow, traffic=traffic), backend="megatron")
-        .layer(olmoe.layers[0])[0]
-        .exposed_s
-        for traffic in (Traffic(), Traffic(once_a_node=True))
+        talk(olmoe, plans, slow, dispatches_once_a_node=once).layer(olmoe.layers[0])[0].exposed_s
+        for once in (False, True)
     )
     reached = nodes * (1 - (1 - 1 / nodes) ** moe.top_k)
     assert once / all_copies == pytest.approx(reached / moe.top_k if nodes > 1 else 1.0)
@@ -118,7 +128,7 @@ def test_rows_that_go_to_a_node_once(olmoe: Architecture, batch: Batch, nodes: i
 def test_a_router_that_keeps_to_a_few_nodes(olmoe: Architecture, batch: Batch) -> None:
     plans = batch(dp=64, ep=64)
     limited, free = (
-        talk(olmoe, plans, Traffic(once_a_node=True, most_nodes=most)).layer(olmoe.layers[0])[0].exposed_s
+        talk(olmoe, plans, dispatches_once_a_node=True, node_limit=most).layer(olmoe.layers[0])[0].exposed_s
         for most in (2, None)
     )
     assert limited < free
@@ -138,7 +148,9 @@ def test_whole_experts_do_the_same_work(olmoe: Architecture, batch: Batch) -> No
 def test_whole_experts_take_the_memory_of_cut_ones(olmoe: Architecture, batch: Batch, machine: Machine) -> None:
     stage = stages(olmoe, 1, 1)[0]
     memory = [
-        MemoryModel(olmoe, plans, backend=backend, precision="bf16-mixed", calibration=machine.calibration)
+        MemoryModel(
+            olmoe, plans, framework=framework_of(backend), precision="bf16-mixed", calibration=machine.calibration
+        )
         for plans, backend in (
             (batch(dp=8, tp=2, ep=4, zero_stage=1), "megatron"),
             (batch(dp=8, tp=2, ep=8, zero_stage=1), "megatron-core"),
@@ -152,7 +164,7 @@ def test_whole_experts_take_the_memory_of_cut_ones(olmoe: Architecture, batch: B
 def test_whole_experts_send_no_rows_over_tp(olmoe: Architecture, batch: Batch) -> None:
     plans = batch(dp=4, tp=2, ep=8, sequence_parallel=1)
     cut, whole = (
-        talk(olmoe, plans, Traffic(whole_experts=whole)).layer(olmoe.layers[0])[0].exposed_s for whole in (False, True)
+        talk(olmoe, plans, shards_experts=not whole).layer(olmoe.layers[0])[0].exposed_s for whole in (False, True)
     )
     assert whole < cut
 
@@ -163,9 +175,11 @@ def test_whole_experts_send_no_rows_over_tp(olmoe: Architecture, batch: Batch) -
 def test_float32_words_double_what_is_kept(opt: Architecture, batch: Batch, machine: Machine) -> None:
     plans = batch(micro_batch=2)
     wide = MemoryModel(
-        opt, plans, backend="megatron-deepspeed-fp32", precision="fp32", calibration=machine.calibration
+        opt, plans, framework=framework_of("megatron-deepspeed"), precision="fp32", calibration=machine.calibration
     ).kept(opt.layers[0])
-    narrow = MemoryModel(opt, plans, backend="megatron-v2", precision="bf16", calibration=machine.calibration)
+    narrow = MemoryModel(
+        opt, plans, framework=framework_of("megatron-v2"), precision="bf16", calibration=machine.calibration
+    )
     scores = plans.micro_batch * 16 * plans.seq**2
     # no dropout: everything twice, but statistics of norms, and of the scores probabilities alone
     dropped = (1 + 2) * scores + 2 * plans.micro_batch * plans.seq * opt.hidden
@@ -174,7 +188,7 @@ def test_float32_words_double_what_is_kept(opt: Architecture, batch: Batch, mach
 
 
 def test_float32_recipe_has_sixteen_bytes_a_parameter() -> None:
-    recipe = RECIPES["megatron-deepspeed-fp32", "fp32"]
+    recipe = framework_of("megatron-deepspeed").precisions["fp32"]
     assert recipe.weight_B + recipe.gradient_B + recipe.state_B == 16
 
 
@@ -183,7 +197,7 @@ def test_a_plain_softmax_is_two_kernels(opt: Architecture, batch: Batch) -> None
     scores = float(plans.seq[0]) ** 2 * 16
     copies = [
         float(np.max(call.shape.arrays()["m"]))
-        for call in calls(opt, plans, "megatron-deepspeed-fp32", "fp32")
+        for call in calls(opt, plans, "megatron-deepspeed", "fp32")
         if call.kind is Kind.COPY and call.phase == "forward"
     ]
     assert copies[:2] == [scores, scores]
@@ -191,7 +205,7 @@ def test_a_plain_softmax_is_two_kernels(opt: Architecture, batch: Batch) -> None
 
 def test_operands_are_cast_before_every_product_of_eight_bits(opt: Architecture, batch: Batch) -> None:
     plans = batch(micro_batch=1)
-    plain, cast = (calls(opt, plans, backend) for backend in ("megatron-core", "megatron-core-fp8"))
+    plain, cast = (calls(opt, plans, "megatron-core", precision) for precision in ("bf16-mixed", "fp8"))
     products = [call for call in plain if call.kind is Kind.GEMM and call.direction is Pass.FORWARD]
     casts = [call for call in cast if call.kind is Kind.COPY]
     assert len(casts) == 2 * len(products)
@@ -200,44 +214,61 @@ def test_operands_are_cast_before_every_product_of_eight_bits(opt: Architecture,
     assert [call.kind for call in cast if call.kind is not Kind.COPY] == [call.kind for call in plain]
 
 
-SOFTWARE = {
-    "megatron-core": ("bf16-mixed", 1.0, 1.0),
-    "megatron-core-fp8": ("fp8", 2.0, 1.0),
-    "megatron-deepspeed-fp32": ("fp32", 0.5, 0.5),
+SOFTWARE: dict[tuple[str, Precision], tuple[float, float]] = {  # rate of products, bandwidth, against 16 bits
+    ("megatron-core", "bf16-mixed"): (1.0, 1.0),
+    ("megatron-core", "fp8"): (2.0, 1.0),
+    ("megatron-deepspeed", "fp32"): (0.5, 0.5),
 }
 
 
-@pytest.mark.parametrize("backend", SOFTWARE)
-def test_a_plan_can_name_them(backend: str, plan_of: MakePlan, calibration: Calibration) -> None:
-    """Traffic, words and tensor cores follow the backend's name."""
-    precision, rate, bandwidth = SOFTWARE[backend]
+@pytest.mark.parametrize(("backend", "precision"), SOFTWARE)
+def test_a_plan_can_name_them(backend: str, precision: Precision, plan_of: MakePlan, calibration: Calibration) -> None:
+    """Elements and tensor cores follow framework and precision."""
+    rate, bandwidth = SOFTWARE[backend, precision]
     plan = plan_of(backend=backend, precision=precision, parallel={"dp": 2}, cluster={"gpus": 2})
     made = machine_of(plan, calibration)
-    assert made.network.traffic.behind == BACKENDS[backend].behind
-    assert made.network.traffic.whole_experts == BACKENDS[backend].whole_experts
+    assert made.framework is FRAMEWORKS[backend]
     for name, factor in (("flops_per_cycle", rate), ("bandwidth_Bps", bandwidth)):
         assert made.calibration.chip[name].value == pytest.approx(factor * calibration.chip[name].value, rel=1e-4)
     assert outcome(plan, calibration).step_time_s.value > 0
 
 
+@pytest.mark.parametrize(
+    ("former", "backend", "precision"),
+    [("megatron-core-fp8", "megatron-core", "fp8"), ("megatron-deepspeed-fp32", "megatron-deepspeed", "fp32")],
+)
+def test_former_names_go_on_working(
+    former: str, backend: str, precision: Precision, plan_of: MakePlan, calibration: Calibration
+) -> None:
+    """Names that held a precision: the same plan, and a note says what to write now."""
+    old, new = plan_of(backend=former, precision=precision), plan_of(backend=backend, precision=precision)
+    assert old.model_dump() == new.model_dump()
+    before, after = outcome(old, calibration), outcome(new, calibration)
+    assert before.step_time_s == after.step_time_s
+    (note,) = set(before.notes) - set(after.notes)
+    assert f"{former} is now written backend: {backend} with precision: {precision}" in note
+
+
+def test_a_former_name_holds_one_precision(plan_of: MakePlan) -> None:
+    with pytest.raises(ValidationError, match=r"found bf16 with backend megatron-core-fp8; allowed: fp8; .* precision"):
+        plan_of(backend="megatron-core-fp8", precision="bf16")
+
+
+def test_an_unknown_framework_is_refused(plan_of: MakePlan) -> None:
+    with pytest.raises(ValidationError, match=r"allowed: megatron, .*torch; did you mean 'megatron'"):
+        plan_of(backend="megatrom")
+
+
 def test_products_that_a_gpu_does_not_do(plan_of: MakePlan) -> None:
-    plan = plan_of(backend="megatron-core-fp8", precision="fp8", cluster={"gpu": "a100-sxm-80gb", "gpus": 1})
+    plan = plan_of(backend="megatron-core", precision="fp8", cluster={"gpu": "a100-sxm-80gb", "gpus": 1})
     with pytest.raises(
-        InputError, match=r"backend megatron-core-fp8: its products are fp8; a100-sxm-80gb has peaks for"
+        InputError, match=r"backend megatron-core, precision fp8: its products are fp8; a100-sxm-80gb has peaks for"
     ):
         machine_of(plan, shipped("a100-sxm-80gb"))
 
 
-def test_precisions_are_those_that_have_a_recipe() -> None:
-    assert {(b, p) for b, known in PRECISIONS.items() for p in known} == set(RECIPES)
-    assert set(BACKENDS) == set(PRECISIONS)
-    assert {name for name, backend in BACKENDS.items() if backend.whole_experts} == WHOLE_EXPERTS
-
-
 def test_a_precision_goes_with_a_backend(plan_of: MakePlan) -> None:
-    words = (
-        r"precision: found fp8 with backend torch; allowed: bf16, bf16-mixed; fp8 goes with backend megatron-core-fp8"
-    )
+    words = r"precision: found fp8 with backend torch; allowed: bf16, bf16-mixed; fp8 goes with backend megatron-core"
     with pytest.raises(ValidationError, match=words):
         plan_of(precision="fp8")
 

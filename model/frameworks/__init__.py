@@ -1,0 +1,1 @@
+"""What a training framework makes of a model on a GPU: one file each, and their registry."""

@@ -1,0 +1,109 @@
+"""What a training framework makes of a model on a GPU: one frozen record a framework, one file each.
+
+A record holds facts of the framework's code, each with its source beside it: which kernels are fused, what runs behind
+computation, what it keeps in memory, what it sends. Adding a framework is adding a file and a line in `registry`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from moemodel.model.core.dtypes import Dtype
+
+Precision = Literal["bf16", "bf16-mixed", "fp8", "fp32"]
+
+# Mesh axes whose communication may run behind computation: activations of tensor parallelism, rows to experts, messages
+# between stages, gradients, and the parameters that ZeRO gathers. Keys and values of context parallelism always do.
+OverlapAxis = Literal["tp", "ep", "pp", "gradients", "parameters"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionRecipe:
+    """Bytes and types of one precision.
+
+    Attributes:
+        weight_B, gradient_B, state_B: bytes a parameter that are kept (master weights count as state).
+        transient_B: bytes a parameter that the optimizer allocates while it steps.
+        master_weights: the optimizer updates float32 copies of 16-bit parameters.
+        element_size_B: bytes of an element of parameters and activations.
+        matmul_dtype: type of the operands of products inside layers, whose rate `device.precision` takes from the GPU's
+            peaks; 8-bit ones are cast by kernels beforehand.
+    """
+
+    weight_B: float
+    gradient_B: float
+    state_B: float
+    transient_B: float = 0.0
+    master_weights: bool = True
+    element_size_B: float = 2.0
+    matmul_dtype: Dtype = "bf16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Framework:
+    """A training framework.
+
+    Attributes:
+        name: in a plan's `backend`.
+        precisions: that it trains in, each with its recipe.
+
+        fused_qkv: queries, keys and values are one product; else one each.
+        fused_gate_up: so are the gate and the up-projection of dense feed-forward blocks (of experts they always are).
+        flash_attention: attention is one kernel; else a product for the scores, a softmax over them, a product with the
+            values.
+        softmax: without flash attention, `fused` scales, masks and normalises in one kernel where it can run; `plain`
+            fills the mask in, then normalises.
+        dropout: attention probabilities and the output of every block pass through dropout.
+        fused_optimizer: it steps all parameters in a few kernels, which the host queues in no time.
+        eager_sharding: what sharding a tensor adds are plain kernels, one after another: the vocabulary-parallel loss
+            and embedding, norms over all heads, rows of several ranks sorted by expert again.
+
+        synchronizes_every_pass: the host waits for the device after every forward and backward pass, and cannot run
+            ahead of it.
+        torch_launch: collectives, units and buckets cost the host what the profile measured of torch's; else a
+            collective or message is one call.
+        busy_waits: a GPU that waits for others does so in a collective's kernel, which draws power.
+
+        overlapped: axes whose communication runs behind computation.
+        data_parallel: `ddp-fsdp2` (torch's DDP under ZeRO 0, FSDP2 above: buckets and units, copies on their way) or
+            `distributed-optimizer` (Megatron's).
+        pipeline: `torch` (torch.distributed.pipelining: a buffer for every message, for which the host does not wait)
+            or `megatron`.
+        shards_experts: tensor parallelism cuts experts too; else whole experts lie on a GPU, and tensor-parallel ranks
+            take part in expert parallelism (Megatron's expert_tensor_parallel_size 1).
+        dispatches_all_tokens: every tensor-parallel rank sends the rows of all of its tokens, and first how many go to
+            each expert, for which the host waits; else the ranks share them.
+        dispatches_once_a_node: a row that several experts of a node need goes there once (DeepEP, HybridEP).
+        node_limit: nodes that the router lets a token's experts lie on (DeepSeek-V3, section 2.1.2); None: all.
+        gradient_wire_B: bytes of a gradient element that is exchanged; None: as in memory.
+    """
+
+    name: str
+    precisions: Mapping[Precision, PrecisionRecipe] = field(hash=False)
+
+    fused_qkv: bool
+    fused_gate_up: bool
+    flash_attention: bool = True
+    softmax: Literal["fused", "plain"] = "fused"
+    dropout: bool = False
+    fused_optimizer: bool = False
+    eager_sharding: bool = False
+
+    synchronizes_every_pass: bool = False
+    torch_launch: bool = False
+    busy_waits: bool = False
+
+    overlapped: frozenset[OverlapAxis] = frozenset()
+    data_parallel: Literal["ddp-fsdp2", "distributed-optimizer"] = "distributed-optimizer"
+    pipeline: Literal["torch", "megatron"] = "megatron"
+    shards_experts: bool = True
+    dispatches_all_tokens: bool = False
+    dispatches_once_a_node: bool = False
+    node_limit: int | None = None
+    gradient_wire_B: float | None = None
+
+    def wire_B(self, precision: Precision) -> float:
+        """Bytes of a gradient element that is exchanged."""
+        return self.precisions[precision].gradient_B if self.gradient_wire_B is None else self.gradient_wire_B

@@ -1,0 +1,24 @@
+"""Megatron Core as Megatron-Bridge 0.1-0.6 runs it: whole experts (expert_tensor_parallel_size 1).
+
+Its recipes (perf_recipes) overlap collectives of tensor parallelism and between stages, gradients and parameters.
+"""
+
+from __future__ import annotations
+
+from moemodel.model.frameworks.base import Framework, PrecisionRecipe
+
+MEGATRON_CORE = Framework(
+    name="megatron-core",
+    precisions={
+        # sums and reduces 16-bit gradients: `grad_reduce_in_fp32` is off in Megatron-Bridge's bf16 recipes
+        "bf16-mixed": PrecisionRecipe(weight_B=2, gradient_B=2, state_B=12),
+        # Transformer Engine's 8-bit products (Micikevicius et al. 2022); weights in 8 bits, in two orders, in place of
+        # 16-bit ones
+        "fp8": PrecisionRecipe(weight_B=2, gradient_B=2, state_B=12, matmul_dtype="fp8"),
+    },
+    fused_qkv=True,
+    fused_gate_up=True,
+    fused_optimizer=True,
+    shards_experts=False,
+    overlapped=frozenset({"tp", "pp", "parameters", "gradients"}),
+)

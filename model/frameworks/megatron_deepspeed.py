@@ -1,0 +1,23 @@
+"""Megatron-DeepSpeed as Sailor runs OPT (Strati et al. 2025): float32, torch's softmax, no dropout (opt_model.py).
+
+Its container lets float32 products run as TF32 (NGC PyTorch, TORCH_ALLOW_TF32_CUBLAS_OVERRIDE).
+"""
+
+from __future__ import annotations
+
+from moemodel.model.frameworks.base import Framework, PrecisionRecipe
+
+MEGATRON_DEEPSPEED = Framework(
+    name="megatron-deepspeed",
+    precisions={
+        # parameters, gradients and moments all float32
+        "fp32": PrecisionRecipe(
+            weight_B=4, gradient_B=4, state_B=8, master_weights=False, element_size_B=4.0, matmul_dtype="tf32"
+        ),
+    },
+    fused_qkv=True,
+    fused_gate_up=True,
+    flash_attention=False,
+    softmax="plain",
+    fused_optimizer=True,
+)

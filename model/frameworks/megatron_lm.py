@@ -1,0 +1,32 @@
+"""Megatron-LM: today's fused layers, and its 2.x versions of 2021."""
+
+from __future__ import annotations
+
+from moemodel.model.frameworks.base import Framework, PrecisionRecipe
+
+MEGATRON_LM = Framework(
+    name="megatron",
+    precisions={
+        "bf16": PrecisionRecipe(weight_B=2, gradient_B=2, state_B=4, master_weights=False),
+        # gradients are accumulated in float32 (Narayanan et al. 2021)
+        "bf16-mixed": PrecisionRecipe(weight_B=2, gradient_B=4, state_B=12),
+    },
+    fused_qkv=True,
+    fused_gate_up=True,
+)
+
+# Fused softmax; bias, dropout and residual, taken to be three kernels since TorchScript's fuser left dropout out
+# (megatron/model/transformer.py); timers that synchronise around every pass (megatron/global_vars.py, _Timer)
+MEGATRON_LM_2021 = Framework(
+    name="megatron-v2",
+    precisions={
+        "bf16": PrecisionRecipe(weight_B=2, gradient_B=2, state_B=4, master_weights=False),
+        # sums 16-bit gradients and makes float32 ones for the step (optimizer.py, 2021)
+        "bf16-mixed": PrecisionRecipe(weight_B=2, gradient_B=2, state_B=12, transient_B=4),
+    },
+    fused_qkv=True,
+    fused_gate_up=True,
+    flash_attention=False,
+    dropout=True,
+    synchronizes_every_pass=True,
+)

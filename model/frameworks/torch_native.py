@@ -1,0 +1,28 @@
+"""Plain PyTorch as this project runs it (`profiler/backends/torch_native`), read from torch 2.11.
+
+DDP and FSDP2, which copy parameters and gradients on their way; torch.distributed.pipelining; SDPA attention, grouped
+GEMM experts, AdamW.
+"""
+
+from __future__ import annotations
+
+from moemodel.model.frameworks.base import Framework, PrecisionRecipe
+
+TORCH = Framework(
+    name="torch",
+    precisions={
+        # torch.optim.AdamW on bf16 parameters keeps its moments in bf16
+        "bf16": PrecisionRecipe(weight_B=2, gradient_B=2, state_B=4, master_weights=False),
+        # float32 master weights and moments; gradients become float32 for the step
+        "bf16-mixed": PrecisionRecipe(weight_B=2, gradient_B=2, state_B=12, transient_B=4),
+    },
+    fused_qkv=False,
+    fused_gate_up=False,
+    eager_sharding=True,
+    torch_launch=True,
+    busy_waits=True,
+    overlapped=frozenset({"parameters", "gradients"}),
+    data_parallel="ddp-fsdp2",
+    pipeline="torch",
+    dispatches_all_tokens=True,
+)
