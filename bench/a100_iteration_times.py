@@ -31,7 +31,7 @@ from moemodel.calibration.published.data import ALL_REDUCE, ITERATIONS, Rows, re
 from moemodel.calibration.published.vtrain import FREE, Cluster, StepFitter, fit_links, groups, left_out, predicted_s
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.hardware.gpu import read_gpu
-from moemodel.model.plan.choices import Recompute
+from moemodel.model.plan.recompute import Recompute
 
 _DATA = Path(__file__).parents[2] / "shared" / "data"
 _GPU = "a100-sxm-80gb"

@@ -78,7 +78,7 @@ def gpus_command(names: tuple[str, ...], as_json: bool) -> None:
 
 
 def _model(architecture: Architecture) -> dict[str, Any]:
-    from moemodel.model.architecture.parameters import parameters
+    from moemodel.model.layers.parameters import parameters
 
     counted = parameters(architecture)
     return {

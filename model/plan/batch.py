@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 
 from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.plan.spec import Plan
+from moemodel.model.schedule.base import Sizes
+from moemodel.model.schedule.batch import PlanSchedules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,12 @@ class PlanBatch:
     @property
     def gpus(self) -> IntArray:
         return self.dp * self.tp * self.pp * self.cp
+
+    @cached_property
+    def schedules(self) -> PlanSchedules:
+        """What follows from the schedules of the plans."""
+        sizes = Sizes(stages=self.pp, virtual=self.virtual_stages, micro_batches=self.micro_batches)
+        return PlanSchedules(self.schedule, sizes)
 
     def take(self, rows: IntArray | NDArray[np.bool_]) -> PlanBatch:
         """The plans at these rows."""

@@ -16,8 +16,9 @@ from moemodel.model.architecture.spec import Architecture, Attention, Layer, Moe
 from moemodel.model.core.arrays import BoolArray, IntArray
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.frameworks.registry import framework_of, frameworks_with
-from moemodel.model.plan.choices import Schedule
 from moemodel.model.plan.mesh import ParallelMesh
+from moemodel.model.schedule import registry as schedules
+from moemodel.model.schedule.batch import can_interleave, highest_zero_stage
 
 Choices = Mapping[str, int]
 Columns = Mapping[str, IntArray]  # many of them, each choice an array of one length, or a scalar
@@ -208,25 +209,33 @@ def _sequence_parallel_of_tp() -> PlanRule:
 def _interleaving_schedule() -> PlanRule:
     return PlanRule(
         key="schedule",
-        summary="virtual_stages need schedule 1f1b or zero-bubble",
+        summary=f"virtual_stages need schedule {' or '.join(schedules.INTERLEAVING)}",
         needs=_needs("virtual_stages schedule"),
-        is_violated=lambda c: (c["virtual_stages"] > 1) & (c["schedule"] == Schedule.GPIPE),
+        is_violated=lambda c: (c["virtual_stages"] > 1) & ~can_interleave(c["schedule"]),
         message=lambda c: (
-            f"parallel.virtual_stages {c['virtual_stages']}: found schedule gpipe; allowed: 1f1b, zero-bubble"
+            f"parallel.virtual_stages {c['virtual_stages']}: found schedule {schedules.NAMES[c['schedule']]}; "
+            f"allowed: {', '.join(schedules.INTERLEAVING)}"
         ),
     )
 
 
 def _zero_in_a_pipeline() -> PlanRule:
+    def highest(c: Columns) -> IntArray:
+        return highest_zero_stage(c["schedule"], c["virtual_stages"])
+
+    def message(c: Choices) -> str:
+        allowed = range(int(highest({name: np.asarray(value) for name, value in c.items()})) + 1)
+        return (
+            f"parallel.zero_stage {c['zero_stage']} with pp {c['pp']}: gradients cannot stay sharded across the "
+            f"micro-batches of a pipeline; use zero_stage {' or '.join(str(stage) for stage in allowed)}, or pp 1"
+        )
+
     return PlanRule(
         key="zero_pipeline",
         summary="zero_stage 2 or 3 with pp > 1",
-        needs=_needs("zero_stage pp"),
-        is_violated=lambda c: (c["zero_stage"] >= 2) & (c["pp"] > 1),
-        message=lambda c: (
-            f"parallel.zero_stage {c['zero_stage']} with pp {c['pp']}: gradients cannot stay sharded across the "
-            "micro-batches of a pipeline; use zero_stage 0 or 1, or pp 1"
-        ),
+        needs=_needs("zero_stage pp schedule virtual_stages"),
+        is_violated=lambda c: (c["zero_stage"] > highest(c)) & (c["pp"] > 1),
+        message=message,
     )
 
 

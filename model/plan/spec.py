@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
@@ -13,8 +13,14 @@ from moemodel.model.core.errors import InputError
 from moemodel.model.frameworks.base import Precision
 from moemodel.model.frameworks.registry import FORMER_NAMES, framework_of
 from moemodel.model.network.collectives import Link
-from moemodel.model.plan.choices import RECOMPUTE, SCHEDULE, RecomputeName, ScheduleName
+from moemodel.model.plan.recompute import RECOMPUTE, RecomputeName
 from moemodel.model.plan.rules import check_precision, degree_rules, messages
+from moemodel.model.schedule import registry as schedules
+
+if TYPE_CHECKING:
+    ScheduleName = str
+else:  # of those that are registered
+    ScheduleName = Literal[schedules.NAMES]
 
 
 def _printable(text: str) -> str:
@@ -127,7 +133,7 @@ class Plan(Strict):
     micro_batch: Count = Field(default=1, description="sequences in one forward pass of one replica")
     precision: Precision = "bf16-mixed"
     recompute: RecomputeName = "none"
-    schedule: ScheduleName = "1f1b"
+    schedule: ScheduleName = schedules.DEFAULT
     backend: Backend = Field(default="torch", description="training framework")
     cluster: ClusterSpec
     parallel: ParallelSpec = ParallelSpec()
@@ -182,7 +188,7 @@ class Plan(Strict):
             "ep": p.ep,
             "sequence_parallel": int(p.sequence_parallel),
             "virtual_stages": p.virtual_stages,
-            "schedule": int(SCHEDULE[self.schedule]),
+            "schedule": schedules.number(self.schedule),
             "zero_stage": p.zero_stage,
             "recompute": int(RECOMPUTE[self.recompute]),
             "micro_batch": self.micro_batch,

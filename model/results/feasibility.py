@@ -16,6 +16,7 @@ from moemodel.model.plan.batch import PlanBatch, batch_of
 from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import Prediction, predict
+from moemodel.model.schedule import registry as schedules
 from moemodel.model.step.system import Machine
 
 _TERMS_NAMED = 3
@@ -92,8 +93,8 @@ def _updates(plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
             degree = getattr(p, name) * 2
             changed = {"dp": p.dp // 2, name: degree}
             yield f"parallel.{name} {degree} with dp {p.dp // 2}", {"parallel": changed}
-    if plan.schedule == "gpipe":
-        yield "schedule 1f1b", {"schedule": "1f1b"}
+    if schedules.find(plan.schedule, p.virtual_stages).keeps_every_micro_batch:
+        yield f"schedule {schedules.DEFAULT}", {"schedule": schedules.DEFAULT}
 
 
 def _batch(plans: list[Plan]) -> PlanBatch:

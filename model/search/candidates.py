@@ -23,9 +23,10 @@ from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.checks import check_power_and_clock
-from moemodel.model.plan.choices import RECOMPUTE, SCHEDULE
+from moemodel.model.plan.recompute import RECOMPUTE
 from moemodel.model.plan.rules import Columns, Rule, architecture_rules, as_counted, degree_rules
 from moemodel.model.records.calibration import Calibration
+from moemodel.model.schedule import registry as schedules
 from moemodel.model.search.document import ClockRange, Search
 
 _MICRO_BATCH = 64  # sequences
@@ -171,7 +172,7 @@ def _same_plans(document: Search) -> list[Rule]:
     """What is the same plan as another combination: without a pipeline every schedule is."""
     if len(document.schedule) < 2:
         return []
-    first = SCHEDULE[document.schedule[0]]
+    first = schedules.number(document.schedule[0])
     return [
         Rule(
             key="same_schedule",
@@ -193,7 +194,7 @@ def _axes(document: Search, rules: list[Rule], gpu: Gpu) -> dict[str, tuple[int,
     return degrees | {
         "sequence_parallel": _switch(given.sequence_parallel, any(n > 1 for n in degrees["tp"])),
         "virtual_stages": given.virtual_stages or _virtual(rules, degrees["pp"]),
-        "schedule": tuple(int(SCHEDULE[name]) for name in document.schedule),
+        "schedule": tuple(schedules.number(name) for name in document.schedule),
         "zero_stage": (0, 1, 2, 3) if given.zero_stage is None else given.zero_stage,
         "recompute": tuple(int(RECOMPUTE[name]) for name in recompute),
         "micro_batch": given.micro_batch or tuple(n for n in range(1, _MICRO_BATCH + 1) if batch % n == 0),

@@ -14,9 +14,20 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from moemodel.model.core.documents import Strict, read_yaml
 from moemodel.model.frameworks.base import Precision
 from moemodel.model.network.collectives import Link
-from moemodel.model.plan.choices import RecomputeName, ScheduleName
+from moemodel.model.plan.recompute import RecomputeName
 from moemodel.model.plan.rules import check_precision
-from moemodel.model.plan.spec import Backend, Count, Plan, Rate, RoutingSpec, SiteSpec, Text, in_todays_words
+from moemodel.model.plan.spec import (
+    Backend,
+    Count,
+    Plan,
+    Rate,
+    RoutingSpec,
+    ScheduleName,
+    SiteSpec,
+    Text,
+    in_todays_words,
+)
+from moemodel.model.schedule import registry as schedules
 
 T = TypeVar("T")
 
@@ -122,7 +133,7 @@ class Search(Strict):
     sequence_length: Count
     global_batch: Count
     precision: Precision = "bf16-mixed"
-    schedule: Schedules = ("1f1b",)
+    schedule: Schedules = (schedules.DEFAULT,)
     backend: Backend = "torch"
     cluster: SearchCluster
     routing: RoutingSpec = RoutingSpec()

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.errors import InputError
 from moemodel.model.frameworks.base import Precision
-from moemodel.model.plan.choices import RecomputeName, ScheduleName
-from moemodel.model.plan.spec import ParallelSpec
+from moemodel.model.plan.recompute import RecomputeName
+from moemodel.model.plan.spec import ParallelSpec, ScheduleName
 
 if TYPE_CHECKING:
     import torch
