@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from moemodel.profiler.clocks.settings import AskedClocks
     from moemodel.profiler.run import Outcome
-    from moemodel.profiler.store.manifest import AskedClocks
 
 _INTERRUPTED = 130  # as a shell reports Ctrl-C
 _SIGNALLED = 128  # and with a signal's number added, one of the others

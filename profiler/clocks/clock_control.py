@@ -20,16 +20,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 from moemodel.model.core.errors import DeviceError
-from moemodel.profiler.clocks.device_settings import Controls, controls_of
-from moemodel.profiler.clocks.settings import Address, SettingError
+from moemodel.profiler.clocks.device_settings import Controls
+from moemodel.profiler.clocks.settings import Address, AskedClocks, Clocks, SettingError
 from moemodel.profiler.devices.base import Device
-from moemodel.profiler.store.manifest import AskedClocks, Clocks
 
 VARIABLE = "MOEMODEL_CLOCKS"  # what a site says of locking: see `ClockControl.obstacle`
 _FORBIDS = ("passive", "as-is")
@@ -55,14 +54,14 @@ class ClockControl:
 
     Args:
         device: whose settings.
-        controls: instead of those that suit the device.
+        controls: of its settings (`platforms.base.Platform.controls`); None where it has none.
 
     Nothing is changed, and no guardian started, before a method is called that changes something.
     """
 
-    def __init__(self, device: Device, controls: Controls | None = None) -> None:
+    def __init__(self, device: Device, controls: Controls | None) -> None:
         self._name = device.info.name
-        self._controls = controls or controls_of(device)
+        self._controls = controls
         self._power_range_W = device.info.power_limit_range_W
         self._guardian: GuardianProcess | None = None
         self._locked = False
@@ -249,7 +248,7 @@ class GuardianProcess:
     """
 
     def __init__(self, name: str, address: Address) -> None:
-        job = json.dumps({"name": name, "address": dict(address), "parent": os.getpid()})
+        job = json.dumps({"name": name, "address": asdict(address), "parent": os.getpid()})
         # It finds the modules that we found. Its stderr is ours, for it outlives us with what it has to say.
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
         self._process = subprocess.Popen(

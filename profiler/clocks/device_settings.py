@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 import torch
 
-from moemodel.profiler.clocks.settings import Address, NvmlSettings, Settings
-from moemodel.profiler.devices.base import Device, NvidiaDevice
+from moemodel.profiler.clocks.settings import OPEN_NVML, Address, NvmlSettings, Settings
+from moemodel.profiler.devices.nvidia import NvidiaDevice
+from moemodel.profiler.devices.nvml import supported_clocks_MHz
 
 _SYS_ADMIN = 21  # the bit of CAP_SYS_ADMIN in Linux' capability sets
 _MEGA = 1e6
@@ -56,15 +57,13 @@ class NvmlControls:
         self._begun = False
         uuid = str(device.info.uuid)
         self.settings: Settings = NvmlSettings(self._nvml, self._handle, uuid)
-        self.address: Address | None = {"uuid": uuid}
+        self.address: Address | None = Address(opener=OPEN_NVML, argument=uuid)
 
     def clocks_Hz(self) -> list[float]:
         """The SM clocks that the driver lists at the highest memory clock, ascending."""
-        nvml, handle = self._nvml, self._handle
         try:
-            memory_MHz = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM)
-            listed_MHz = nvml.nvmlDeviceGetSupportedGraphicsClocks(handle, memory_MHz)
-        except nvml.NVMLError:
+            listed_MHz = supported_clocks_MHz(self._nvml, self._handle)
+        except self._nvml.NVMLError:
             listed_MHz = []
         clocks_Hz = sorted(clock_MHz * _MEGA for clock_MHz in listed_MHz)
         return clocks_Hz or sorted(clock_Hz for clock_Hz in self._clock_range_Hz if clock_Hz is not None)
@@ -152,15 +151,3 @@ def is_administrator(status: Path = Path("/proc/self/status")) -> bool:
         return bool(int(lines["CapEff"], 16) >> _SYS_ADMIN & 1)
     except (OSError, KeyError, ValueError):
         return os.geteuid() == 0
-
-
-def controls_of(device: Device) -> Controls | None:
-    """The controls of a device; None where it has none."""
-    if isinstance(device, NvidiaDevice):
-        return NvmlControls(device)
-    if device.info.vendor == "simulated":
-        from moemodel.profiler.simulated.instruments import SimulatedControls, SimulatedDevice
-
-        if isinstance(device, SimulatedDevice):
-            return SimulatedControls(device)
-    return None

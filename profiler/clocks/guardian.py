@@ -25,7 +25,7 @@ from contextlib import suppress
 from typing import Any
 
 from moemodel.model.core.errors import DeviceError
-from moemodel.profiler.clocks.settings import SettingError, Settings, open_settings
+from moemodel.profiler.clocks.settings import Address, SettingError, Settings, open_settings
 
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOOK_S = 0.25  # between looks at who the parent is
@@ -116,7 +116,7 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, signal.SIG_IGN)
     job = json.loads(arguments[0])
     try:
-        guardian = Guardian(job["name"], lambda: open_settings(job["address"]))
+        guardian = Guardian(job["name"], lambda: open_settings(Address(**job["address"])))
     except (DeviceError, ImportError) as error:
         sys.stdout.write(f"failed: {error}\n")
         return 1

@@ -1,27 +1,38 @@
-"""Settings of a GPU that the profiler may change: locked clocks and the power limit. Whoever changes them is elsewhere.
+"""Settings of a GPU that the profiler may change: locked clocks and the power limit. `clock_control` changes them.
 
 The guardian process runs this too, so it imports nothing heavy: no torch, no numpy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal, Protocol
 
 from moemodel.model.core.errors import DeviceError
+from moemodel.profiler.devices.nvml import LASTING_ERRORS, advice, load_nvml
+
+Clocks = Literal["passive", "lock", "as-is"]  # how a profile deals with them
+AskedClocks = Literal["auto", "passive", "lock", "as-is"]  # auto: the best that is permitted
 
 _MEGA = 1e6
 _MILLI = 1e-3
-# Asking again will not help.
-_LASTING = (
-    "NVML_ERROR_NOT_SUPPORTED",
-    "NVML_ERROR_NO_PERMISSION",
-    "NVML_ERROR_INVALID_ARGUMENT",
-    "NVML_ERROR_FUNCTION_NOT_FOUND",
-)
 
-Address = Mapping[str, Any]  # by which another process finds the settings of the same device; JSON
+OPEN_NVML = "moemodel.profiler.clocks.settings:open_nvml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """By which another process finds the settings of the same device; JSON in between.
+
+    Attributes:
+        opener: "module:function" that opens them, by name: the guardian loads what its device needs, no more.
+        argument: of the opener.
+    """
+
+    opener: str
+    argument: str
 
 
 class SettingError(DeviceError):
@@ -102,26 +113,33 @@ class NvmlSettings:
                 ) from error
             if error.value == nvml.NVML_ERROR_NOT_SUPPORTED:
                 raise SettingError(f"this GPU or driver can't {what}", lasting=True) from error
-            lasting = error.value in {getattr(nvml, name, None) for name in _LASTING}
+            lasting = error.value in {getattr(nvml, name, None) for name in LASTING_ERRORS}
             raise SettingError(f"NVML fails to {what}: {error}", lasting=lasting) from error
 
 
 def open_settings(address: Address) -> Settings:
-    """The settings at an address that `profiler.controls` gave.
+    """The settings at an address that a device's `Controls` gave.
 
     Raises:
         SettingError: they can't be reached.
     """
-    if "state" in address:
-        from moemodel.profiler.simulated.state import StoredSettings
+    module, _, function = address.opener.partition(":")
+    opened: Settings = getattr(import_module(module), function)(address.argument)
+    return opened
 
-        return StoredSettings(Path(address["state"]))
-    import pynvml
 
-    uuid = str(address["uuid"])
+def open_nvml(uuid: str) -> NvmlSettings:
+    """Those of the NVIDIA GPU with this UUID.
+
+    Raises:
+        SettingError: NVML does not reach it.
+    """
     try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-    except pynvml.NVMLError as error:
-        raise SettingError(f"NVML does not reach the GPU {uuid}: {error}; check that nvidia-smi works") from error
-    return NvmlSettings(pynvml, handle, uuid)
+        nvml = load_nvml()
+    except DeviceError as error:
+        raise SettingError(f"NVML does not reach the GPU {uuid}: {error}") from error
+    try:
+        handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+    except nvml.NVMLError as error:
+        raise SettingError(f"NVML does not reach the GPU {uuid}: {advice(nvml, error)}") from error
+    return NvmlSettings(nvml, handle, uuid)

@@ -10,6 +10,7 @@ from moemodel.profiler.collectives.rank_measurement import Section
 from moemodel.profiler.devices.base import Device
 from moemodel.profiler.devices.cpu import CpuDevice
 from moemodel.profiler.jobs import ranks as ranks_module
+from moemodel.profiler.platforms.registry import open_named
 
 _CPU = "cpu"
 
@@ -40,8 +41,6 @@ def _device(gpu: str) -> Device:
     """The device that this rank drives, checked to be the one that was asked for."""
     if gpu == _CPU:
         return CpuDevice()
-    from moemodel.profiler.run import open_named  # which imports this package
-
     return open_named(gpu)[0]
 
 

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from moemodel.profiler.emissions.codecarbon import CarbonSummary, Reading
+from moemodel.profiler.emissions.records import CarbonSummary, Reading
 from moemodel.profiler.meter.device_meter import FinishedStep
 from moemodel.profiler.meter.summary import Summary
 

@@ -17,12 +17,10 @@ import torch
 
 from moemodel.model.core.errors import DeviceError, MoeModelError
 from moemodel.profiler.devices.base import MeteredDevice
-from moemodel.profiler.instruments.counter_edges import Edge, EdgeFinder
+from moemodel.profiler.instruments.counter_edges import WIDEST_EDGE_S, CounterEdges, Edge, EdgeFinder
 from moemodel.profiler.meter.attribution import (
     STUCK_S,
-    WIDEST_EDGE_S,
     Attribution,
-    CounterEdges,
     attribute,
     check_counter,
 )
@@ -331,8 +329,7 @@ class Lane:
             self._fault = str(error)
 
     def _counter(self) -> CounterEdges:
-        time_s, width_s, energy_J = np.array(self._edges, dtype=float).reshape(-1, 3).T
-        return CounterEdges(time_s=time_s, width_s=width_s, energy_J=energy_J)
+        return CounterEdges.from_edges(self._edges)
 
     def _finish_steps(self, *, last: bool = False) -> None:
         """Give steps their energy once the counter has passed them."""

@@ -32,15 +32,18 @@ from typing import Any, Protocol, Self
 
 import torch
 
-from moemodel.model.core.errors import DeviceError, InputError, MoeModelError
+from moemodel.model.core.errors import InputError, MoeModelError
+from moemodel.model.core.files import write_atomic
 from moemodel.model.records.profile import DeviceInfo
-from moemodel.profiler.devices.base import REPLAYED, MeteredDevice, NvidiaDevice, nvml_handle
+from moemodel.profiler.devices.base import MeteredDevice
 from moemodel.profiler.devices.cpu import CpuDevice
+from moemodel.profiler.devices.names import REPLAYED
 from moemodel.profiler.instruments.counter_edges import CounterWatch, EdgeFinder
 from moemodel.profiler.meter.device_meter import CudaTimer, FinishedStep, Lane, Timer, WallTimer
 from moemodel.profiler.meter.recording import RecordingDevice, ReplayDevice
 from moemodel.profiler.meter.scope import Scope
 from moemodel.profiler.meter.summary import Summary
+from moemodel.profiler.platforms.vendors import vendor_here
 
 _READ_EVERY = 16  # steps between two readings of events
 _SYNC_EVERY_S = 30.0
@@ -82,9 +85,7 @@ class _Files:
             self.error = error
 
     def finish(self, summary: Summary) -> None:
-        temporary = self._summary.with_name(f"{self._summary.name}.tmp")
-        temporary.write_text(summary.to_json() + "\n", encoding="utf-8")
-        temporary.replace(self._summary)
+        write_atomic(self._summary, summary.to_json() + "\n")
 
     def _line(self, row: FinishedStep) -> str:
         step = row.step
@@ -509,28 +510,10 @@ def _torch_device(item: int | str | torch.device) -> torch.device:
 def _open(device: torch.device, notes: list[str]) -> MeteredDevice:
     if device.type == "cpu":
         return CpuDevice()
-    properties = torch.cuda.get_device_properties(device)
     try:
-        nvml = _nvml()
-        return NvidiaDevice(device, nvml, nvml_handle(nvml, properties), properties.multi_processor_count)
+        return vendor_here().open(device)
     except MoeModelError as error:
+        properties = torch.cuda.get_device_properties(device)
         notes.append(f"{device}: {error}; its times are measured, its energy is not")
         info = DeviceInfo(name=properties.name, vendor="nvidia", memory_B=properties.total_memory)
         return _TimesOnly(info=info, torch_device=device)
-
-
-def _nvml() -> Any:
-    """The initialised `pynvml` module.
-
-    Raises:
-        DeviceError: it is missing or does not work.
-    """
-    try:
-        import pynvml
-    except ImportError as error:
-        raise DeviceError("nvidia-ml-py is missing; pip install 'moemodel[profile]'") from error
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        raise DeviceError(f"NVML cannot be used: {error}") from error
-    return pynvml

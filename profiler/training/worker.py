@@ -45,7 +45,7 @@ from moemodel.profiler.jobs.job import (
 )
 from moemodel.profiler.jobs.ranks import Ranks, join
 from moemodel.profiler.jobs.rendezvous import Peers
-from moemodel.profiler.run import open_named
+from moemodel.profiler.platforms.registry import open_named, platform_of
 from moemodel.profiler.training.measure import free_memory, measure_run
 
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
@@ -288,7 +288,7 @@ def _main(job: Job, folder: Path, rank: int) -> None:
             _fit_devices(os.environ)
         ranks = join(cpu=cpu, timeout_s=job.timeout_s)
         device, _ = open_named(job.gpu)
-        with ClockControl(device) as control:
+        with ClockControl(device, platform_of(device).controls()) as control:
             worker = Worker(job, folder, ranks, device, control)
             worker.run()
             free_memory(device.torch_device)

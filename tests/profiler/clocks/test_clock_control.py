@@ -24,9 +24,10 @@ from moemodel.profiler.clocks.clock_control import (
     ending_cleanly,
 )
 from moemodel.profiler.clocks.device_settings import NvmlControls, is_administrator, other_processes
-from moemodel.profiler.clocks.settings import NvmlSettings, SettingError
-from moemodel.profiler.devices.base import NvidiaDevice
-from moemodel.profiler.simulated.instruments import SimulatedDevice, open_simulated
+from moemodel.profiler.clocks.settings import Address, NvmlSettings, SettingError
+from moemodel.profiler.devices.nvidia import NvidiaDevice
+from moemodel.profiler.simulated.instruments import SimulatedControls, SimulatedDevice, open_simulated
+from moemodel.profiler.simulated.state import OPEN_STORED
 
 KNOWN = {"h100": "h100-sxm-80gb"}
 UUID = "GPU-11111111-2222-3333-4444-555555555555"
@@ -258,7 +259,7 @@ def test_what_nobody_can_restore_is_said_with_the_command(
 @pytest.fixture
 def simulated(tmp_path: Path) -> Iterator[tuple[SimulatedDevice, ClockControl]]:
     device = open_simulated(f"sim:h100?state={tmp_path / 'state.json'}", KNOWN)
-    with ClockControl(device) as control:
+    with ClockControl(device, SimulatedControls(device)) as control:
         yield device, control
 
 
@@ -279,7 +280,7 @@ def test_a_real_guardian_that_is_killed(simulated: tuple[SimulatedDevice, ClockC
 
 def test_the_real_guardian_restores_what_this_process_fails_to(tmp_path: Path) -> None:
     device = open_simulated(f"sim:h100?fail=unlock-fails-3-times&state={tmp_path / 'state.json'}", KNOWN)
-    with ClockControl(device) as control:
+    with ClockControl(device, SimulatedControls(device)) as control:
         control.lock(990e6)
         control.set_power_limit(400)
     assert device.gpu.settings.state.locked_Hz is None
@@ -289,7 +290,7 @@ def test_the_real_guardian_restores_what_this_process_fails_to(tmp_path: Path) -
 
 def test_a_guardian_that_cannot_reach_the_device(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match=r"without a guardian to restore them: .*state can't be read"):
-        GuardianProcess("a GPU", {"state": str(tmp_path / "nowhere.json")})
+        GuardianProcess("a GPU", Address(opener=OPEN_STORED, argument=str(tmp_path / "nowhere.json")))
 
 
 # --- what stands against it -----------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from moemodel.profiler.emissions.codecarbon import CarbonSummary, LevelSummary, Reading
 from moemodel.profiler.emissions.reconciliation import (
     BOTH,
     CODECARBON,
@@ -21,6 +20,7 @@ from moemodel.profiler.emissions.reconciliation import (
     Shares,
     reconcile,
 )
+from moemodel.profiler.emissions.records import CarbonSummary, LevelSummary, Reading
 from moemodel.profiler.meter.device_meter import FinishedStep, StepTimes
 from moemodel.profiler.meter.summary import DeviceSummary, PhaseSummary, Summary
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from moemodel.model.records.profile import TABLES
-from moemodel.profiler.devices.base import CpuDevice
+from moemodel.profiler.devices.cpu import CpuDevice
 from moemodel.profiler.host_overhead import single_gpu as host_lane
 from moemodel.profiler.training.measure import Trainer
 

@@ -313,7 +313,7 @@ def test_another_process_sees_and_changes_the_settings(tmp_path: Path) -> None:
 
 def test_a_simulation_without_a_file_needs_no_guardian() -> None:
     device = open_simulated("sim:h100", KNOWN)
-    with ClockControl(device) as control:
+    with ClockControl(device, SimulatedControls(device)) as control:
         control.lock(990e6)
         control.set_power_limit(500)
         assert control.guardian is None
@@ -353,5 +353,5 @@ def test_settings_do_not_change_a_run_without_them(tmp_path: Path) -> None:
 
 def test_a_simulated_device_is_free_unless_asked_otherwise() -> None:
     device = SimulatedDevice(VirtualGpu(CHIPS[H100]()))
-    assert ClockControl(device).obstacle() is None
-    assert ClockControl(device).clocks_Hz() == pytest.approx(H100_CLOCKS)
+    assert ClockControl(device, SimulatedControls(device)).obstacle() is None
+    assert ClockControl(device, SimulatedControls(device)).clocks_Hz() == pytest.approx(H100_CLOCKS)

@@ -17,7 +17,7 @@ from moemodel.model.plan.spec import ParallelSpec
 from moemodel.model.records.profile import TABLES
 from moemodel.profiler.backends.base import TrainingRun
 from moemodel.profiler.backends.torch_native.model import DecoderModel
-from moemodel.profiler.devices.base import CpuDevice
+from moemodel.profiler.devices.cpu import CpuDevice
 from moemodel.profiler.instruments.cycle_counter import ClockReader, Stamp
 from moemodel.profiler.training import measure as training
 from moemodel.profiler.training.measure import (
