@@ -27,9 +27,9 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 
 from moemodel.calibrate.dvfs import voltage_model
+from moemodel.calibrate.least_squares import minimise
 from moemodel.model.governor import crossing
 from moemodel.model.power import PowerModel
 
@@ -201,7 +201,7 @@ def fit_caps(rows: CapRows, codes: int, lowest_Hz: float, reference_Hz: float) -
         return np.vstack([problem.slopes(x), np.diag(1 / deviation)])
 
     start = np.clip(mean, low + 1e-6, high - 1e-6)
-    fit = least_squares(
-        misses, start, jac=slopes, bounds=(low, high), x_scale=deviation, loss="soft_l1", max_nfev=_MOST_STEPS
+    best = minimise(
+        misses, start, low=low, high=high, loss="soft_l1", slopes=slopes, size=deviation, evaluations=_MOST_STEPS
     )
-    return problem.model(fit.x)
+    return problem.model(best)
