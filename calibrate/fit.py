@@ -16,6 +16,7 @@ from moemodel.calibrate.operators import HeldOut, fit_operator, observations
 from moemodel.calibrate.power import UNITS, fit_power, loads_of
 from moemodel.calibrate.read import Profile, read_profile
 from moemodel.calibrate.thermal import fit_leakage, fit_thermal
+from moemodel.calibrate.threads import one_blas_thread
 from moemodel.model.calibration import (
     SCHEMA_VERSION,
     Calibration,
@@ -38,6 +39,7 @@ _REPORTED_CLOCK_ERROR = 0.139
 _COMPOSITION_ERROR = 0.03  # assumed: cache reuse and launch gaps between operators that were timed alone
 
 
+@one_blas_thread()
 def calibrate_profile(folder: Path, *others: Path) -> tuple[Calibration, list[HeldOut]]:
     """Fit a calibration to a profile, or to profiles of several GPUs of one kind.
 
