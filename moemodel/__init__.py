@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     )
     from moemodel.model.hardware.gpu import Gpu, list_gpus, read_gpu
     from moemodel.model.plan.spec import Plan, PlanBatch, batch_of, read_plan
-    from moemodel.model.predict.predict import Prediction, predict
+    from moemodel.model.predict.predict import predict
+    from moemodel.model.predict.prediction import Prediction
     from moemodel.model.records.calibration import Calibration, read_calibration
     from moemodel.model.results.outcome import Estimate, Outcome, machine_of, outcome
     from moemodel.model.search.document import Search, read_search
@@ -55,7 +56,7 @@ _HOMES: dict[str, str] = {
     "Outcome": "model.results.outcome",
     "Plan": "model.plan.spec",
     "PlanBatch": "model.plan.spec",
-    "Prediction": "model.predict.predict",
+    "Prediction": "model.predict.prediction",
     "ProfileError": "model.core.errors",
     "Search": "model.search.document",
     "SearchResult": "model.search.result",

@@ -16,7 +16,8 @@ from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.errors import InfeasiblePlanError, InputError
 from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.plan.spec import Plan, PlanBatch, batch_of, check_architecture
-from moemodel.model.predict.predict import Prediction, predict
+from moemodel.model.predict.predict import predict
+from moemodel.model.predict.prediction import Prediction
 from moemodel.model.schedule import registry as schedules
 from moemodel.model.step.system import Machine
 

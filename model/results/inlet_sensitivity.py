@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.device.thermal import thermal_model
 from moemodel.model.plan.spec import PlanBatch
-from moemodel.model.predict.predict import Prediction, predict
+from moemodel.model.predict.predict import predict
+from moemodel.model.predict.prediction import Prediction
 from moemodel.model.step.system import Machine
 
 WARMER_C = 10.0

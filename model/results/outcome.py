@@ -19,7 +19,8 @@ from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import read_gpu
 from moemodel.model.network.cluster import cluster_network, read_internode
 from moemodel.model.plan.spec import Plan, batch_of, check_architecture
-from moemodel.model.predict.predict import Prediction, predict
+from moemodel.model.predict.predict import predict
+from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.carbon import footprint, grid_intensity
 from moemodel.model.results.feasibility import architecture_of, check_power_and_clock, refuse_too_large

@@ -16,7 +16,7 @@ from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.core.errors import CalibrationError, InputError
 from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.plan.spec import RECOMPUTE, Plan, PlanBatch, check_architecture
-from moemodel.model.predict.predict import Prediction
+from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.carbon import footprint, grid_intensity
 from moemodel.model.results.feasibility import architecture_of, check_power_and_clock

@@ -12,7 +12,8 @@ import yaml
 
 from moemodel.model.core.errors import CalibrationError, InputError
 from moemodel.model.plan.spec import Plan, batch_of
-from moemodel.model.predict.predict import Prediction, predict
+from moemodel.model.predict.predict import predict
+from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.records.profile import TABLES
 from moemodel.model.results.feasibility import architecture_of
