@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from moemodel.model.predict.predict import predict
     from moemodel.model.predict.prediction import Prediction
     from moemodel.model.records.calibration import Calibration, read_calibration
-    from moemodel.model.results.outcome import Estimate, Outcome, machine_of, outcome
+    from moemodel.model.results.estimate import Estimate
+    from moemodel.model.results.outcome import Outcome, machine_of, outcome
     from moemodel.model.search.document import Search, read_search
     from moemodel.model.search.result import SearchResult, read_search_result
     from moemodel.model.search.search import search
@@ -46,7 +47,7 @@ _HOMES: dict[str, str] = {
     "Calibration": "model.records.calibration",
     "CalibrationError": "model.core.errors",
     "DeviceError": "model.core.errors",
-    "Estimate": "model.results.outcome",
+    "Estimate": "model.results.estimate",
     "Gpu": "model.hardware.gpu",
     "InfeasiblePlanError": "model.core.errors",
     "InputError": "model.core.errors",
