@@ -33,7 +33,7 @@ from moemodel.model.step.system import Machine
 _SECONDS_PER_HOUR = 3600.0
 
 # Fields of a prediction that are unknown where no power was measured, and where the device has no known clock.
-_OF_POWER = ("energy_J", "forward_J", "backward_J", "optimizer_J", "communication_J", "idle_J")
+_OF_POWER: tuple[str, ...] = ("energy_J", "forward_J", "backward_J", "optimizer_J", "communication_J", "idle_J")
 _OF_POWER += ("power_W", "hottest_power_W", "temperature_C")
 _OF_CLOCK = ("clock_Hz", "forward_clock_Hz", "backward_clock_Hz", "optimizer_clock_Hz")
 
