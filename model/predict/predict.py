@@ -11,10 +11,10 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from moemodel.model.architecture.flops import model_flops
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.device.power import PowerModel, power_model
+from moemodel.model.layers.flops import model_flops
 from moemodel.model.plan.spec import PlanBatch
 from moemodel.model.predict.phases import ByPhase, ClockedCost, DeviceCosts, device_costs, mean_clock_Hz
 from moemodel.model.predict.prediction import Prediction

@@ -15,7 +15,6 @@ import torch
 
 from moemodel.model.core.errors import InputError
 from moemodel.model.records.profile import Topology
-from moemodel.profiler.collectives.events import Request
 from moemodel.profiler.collectives.helpers import Helpers
 from moemodel.profiler.collectives.points import (
     LinkPoint,
@@ -26,11 +25,13 @@ from moemodel.profiler.collectives.points import (
     overlap_points,
     scale_for,
 )
-from moemodel.profiler.collectives.start import Event, follow
-from moemodel.profiler.collectives.topology import read_topology
-from moemodel.profiler.devices.base import Device, NvidiaDevice
-from moemodel.profiler.jobs.ranks import torchrun_command
-from moemodel.profiler.microbench.harness import Skip, not_reached
+from moemodel.profiler.collectives.request import Request
+from moemodel.profiler.collectives.start import follow
+from moemodel.profiler.devices.base import Device
+from moemodel.profiler.jobs.events import EVENTS, Event
+from moemodel.profiler.jobs.launcher import child_environment, torchrun_command
+from moemodel.profiler.microbench.skips import Skip, not_reached
+from moemodel.profiler.platforms.base import Platform
 from moemodel.profiler.sections.progress import Progress
 from moemodel.profiler.store.profile_writer import ProfileWriter
 
@@ -39,11 +40,14 @@ WORKER = "moemodel.profiler.collectives.worker"
 _START_S = 15.0  # to start processes and connect them, beside the measuring
 
 
-def devices_at_hand(device: Device, asked: int | None, environment: Mapping[str, str] = os.environ) -> int:
+def devices_at_hand(
+    device: Device, platform: Platform, asked: int | None, environment: Mapping[str, str] = os.environ
+) -> int:
     """How many devices may talk to each other.
 
     Args:
         device: of this process.
+        platform: of the device.
         asked: by the user; None: all GPUs that are visible, one processor.
         environment: where a launcher may have said how many there are.
 
@@ -55,7 +59,7 @@ def devices_at_hand(device: Device, asked: int | None, environment: Mapping[str,
         if asked is not None and asked != started:
             raise InputError(f"--ranks: found {asked}; the launcher started {started} processes: leave --ranks out")
         return started
-    if device.info.vendor == "simulated":
+    if not platform.links:
         if asked is not None and asked > 1:
             raise InputError("--ranks: a simulated GPU has no links to others; leave --ranks out")
         return 1
@@ -88,6 +92,7 @@ class Collectives:
     Attributes:
         gpu: name of the GPU description, or "cpu".
         device: of this process.
+        platform: of the device.
         writer: of the profile.
         ranks: devices that take part.
         scale: how much and how long.
@@ -98,6 +103,7 @@ class Collectives:
 
     gpu: str
     device: Device
+    platform: Platform
     writer: ProfileWriter
     ranks: int
     seed: int
@@ -129,8 +135,10 @@ class Collectives:
         progress.begin(SECTION, count)
         if count == 0:
             return []
-        if isinstance(self.device, NvidiaDevice):
-            self._note_topology(read_topology(self.device.driver[0], _visible(self.ranks)))
+        topology = self.platform.topology(self.ranks)
+        if topology is not None:
+            self._note_topology(topology)
+        if self.device.torch_device.type == "cuda":
             self.writer.note_host(**_nccl())
         with tempfile.TemporaryDirectory(prefix="moemodel-") as folder:
             request = Request(
@@ -140,7 +148,7 @@ class Collectives:
                 scale=self._scale(),
                 seed=self.seed,
                 until_wall_s=time.time() + self._scale().seconds - _START_S,
-                events=Path(folder) / "events.jsonl",
+                events=Path(folder) / EVENTS,
             )
             self._run(request, progress)
         return [not_reached(SECTION, self._left, count)] if self._left else []
@@ -155,17 +163,17 @@ class Collectives:
         file = request.events.with_name("request.json")
         file.write_text(request.text(), encoding="utf-8")
         if self.helpers:
-            environment = self.helpers.call(request)
+            environment = child_environment(self.helpers.call(request))
             command = [sys.executable, "-m", WORKER, str(file)]
         else:
-            environment = dict(os.environ)
+            environment = child_environment(os.environ)
             command = torchrun_command(WORKER, [str(file)], processes=self.ranks)
 
         def tell(event: Event) -> None:
             self._hear(event, progress)
 
         try:
-            follow(command, request.events, tell, stall_s=request.scale.stall_s, environment=environment)
+            follow(command, file.parent, tell, stall_s=request.scale.stall_s, environment=environment)
         finally:
             self.writer.flush()
 
@@ -197,8 +205,3 @@ def _nccl() -> dict[str, Any]:
     """The version of NCCL and what its environment sets: both decide times."""
     version = ".".join(str(part) for part in torch.cuda.nccl.version())  # type: ignore[no-untyped-call]
     return {"nccl": version, "nccl_settings": {k: v for k, v in sorted(os.environ.items()) if k.startswith("NCCL_")}}
-
-
-def _visible(ranks: int) -> list[Any]:
-    """Torch's descriptions of the GPUs of this machine that take part."""
-    return [torch.cuda.get_device_properties(i) for i in range(min(ranks, torch.cuda.device_count()))]
