@@ -134,14 +134,14 @@ class Pricer:
         together = max(1, _ROWS // shapes)
         for called in operators.values():
             for first in range(0, len(called), together):
-                self._add(called[first : first + together])
+                self._add(called[first : first + together], shapes)
         return lanes
 
-    def _add(self, called: Sequence[tuple[Lane, Call]]) -> None:
+    def _add(self, called: Sequence[tuple[Lane, Call]], shapes: int) -> None:
         """Price calls of one operator, and add each to its lane."""
         kind, direction = called[0][1].kind, called[0][1].direction
         fit = self.fit(kind, direction)
-        shape = _stacked([call.shape for _, call in called])
+        shape = _stacked([call.shape for _, call in called], shapes)
         price = operator_time(fit, self.chip, shape, self.clock_Hz_K, calls=len(called))
         energy = self.power.dynamic_J(kind, direction, price.work, self.clock_Hz_K, price.busy_s_UK)
         time, energy, clock = self._within_fast_limit(np.atleast_1d(price.work.flops), price.time_s_UK, energy)
@@ -174,13 +174,12 @@ class Pricer:
         return time_at_clocks(time, clocks, true_UK), at_clocks(energy, clocks, true_UK), true_UK
 
 
-def _stacked(shapes: Sequence[Shape]) -> Shape:
-    """Shapes of several calls, one behind another; that of a single call as it is."""
-    if len(shapes) == 1:
-        return shapes[0]
-    length = max(np.size(getattr(shape, name)) for shape in shapes for name in SHAPE_FIELDS)
-    columns = {name: np.empty((len(shapes), length)) for name in SHAPE_FIELDS}
-    for index, shape in enumerate(shapes):
+def _stacked(calls: Sequence[Shape], shapes: int) -> Shape:
+    """Shapes of several calls, each of so many, one behind another; that of a single call as it is."""
+    if len(calls) == 1:
+        return calls[0]
+    columns = {name: np.empty((len(calls), shapes)) for name in SHAPE_FIELDS}
+    for index, shape in enumerate(calls):
         for name, column in columns.items():
             column[index] = getattr(shape, name)
     return Shape(**{name: column.reshape(-1) for name, column in columns.items()})
