@@ -1,7 +1,7 @@
 """What a simulated GPU draws, at a clock, a temperature and a rate of work.
 
-Voltage follows the clock by the alpha-power law of short-channel transistors (Sakurai & Newton 1990, IEEE J. Solid-State
-Circuits 25(2): a gate's delay goes as C V / I_D, with I_D ~ (V - V_th)^alpha):
+Voltage follows the clock by the alpha-power law of short-channel transistors (Sakurai & Newton 1990, IEEE J.
+Solid-State Circuits 25(2): a gate's delay goes as C V / I_D, with I_D ~ (V - V_th)^alpha):
 
     f / f_top = g(V) / g(V_top),   g(V) = (V - V_th)^alpha / V
 
@@ -12,7 +12,7 @@ T in K; only ratios are used here, so I_s cancels):
     I(T, V) = A T^2 exp((a V + b)/T) + B exp(c V + d),   P_leak = leak V I(T, V) / (V_top I(323 K, V_top))
 
 The core switches (C V^2 f), and what carries its current to the die heats as I^2 R (conduction losses of a regulator:
-Erickson & Maksimovic, Fundamentals of Power Electronics, ch. 3), which makes it dearer to draw the more is drawn. Memory
+Erickson & Maksimovic, Fundamentals of Power Electronics, ch. 3), so the more is drawn, the dearer it is to draw. Memory
 costs its bytes and the rows that are opened for them (O'Connor et al. 2017, Fine-Grained DRAM, MICRO):
 
     P_core = P_leak + (V/V_top)^2 (tree f/f_top + active f/f_top + switching of the work)

@@ -38,6 +38,7 @@ _QUEUE = 1024  # launches that the queue holds
 _BATCH = 256  # calls queued as one
 _STEP_S = 5e-3  # of the physics, at most
 _STAMP_S = 8e-6  # host time of a clock stamp
+_WARMINGS = 50  # of power and temperature, which change each other
 _DONE = 1e-9  # of a call
 _LOST = "CUDA error: the GPU is lost (simulated)"
 
@@ -170,7 +171,9 @@ class VirtualGpu:
         self._silicon = Silicon(chip.electrics, chip.clock_max_Hz)
         self._governor = SteppingGovernor(chip)
         self._running: dict[tuple[Kernel, float], Running] = {}
-        self._settle_idle()
+        self.die_C = chip.thermal.inlet_C
+        for _ in range(_WARMINGS):  # it has been idle for long
+            self.warm(self.static_W())
         self._cycles = 0.0
         self._queue: deque[Mark | Hold | Batch] = deque()
         self._pending = 0.0  # calls in the queue
@@ -376,15 +379,12 @@ class VirtualGpu:
         self.totals.time_s += seconds
         self.totals.energy_J += energy_J
 
-    def _settle_idle(self) -> None:
-        """Temperatures after a long time without work."""
+    def warm(self, power_W: float) -> None:
+        """Bring die, chamber and fins to where a load that draws so much would have them in the long run."""
         t = self.chip.thermal
-        self.die_C = t.inlet_C
-        for _ in range(50):
-            power_W = self.static_W()
-            self.fins_C = t.inlet_C + t.fins_C_per_W * power_W
-            self.chamber_C = self.fins_C + t.chamber_C_per_W * power_W
-            self.die_C = self.chamber_C + t.die_C_per_W * power_W
+        self.fins_C = t.inlet_C + t.fins_C_per_W * power_W
+        self.chamber_C = self.fins_C + t.chamber_C_per_W * power_W
+        self.die_C = self.chamber_C + t.die_C_per_W * power_W
 
     def _govern(self) -> None:
         """The slow limit, and the thermal one."""

@@ -3,9 +3,10 @@
     t(f) = launch + front / f + max(C/f, M(f)) + uncovered min(C/f, M(f))
 
 C cycles of the busiest SM, M(f) the time that the bytes take. Computing hides loading but for what no other warp covers
-at the beginning and end of each round (Hong & Kim 2009, An Analytical Model for a GPU Architecture, ISCA). How fast memory answers follows from what the SMs keep under way (Little's law; Volkov 2016, Understanding Latency
-Hiding on GPUs) and from the queue before it (an M/M/1 server: Kleinrock 1975, Queueing Systems, sec. 3.2): with
-rho the share of the pins' rate B that is reached and Q bytes under way,
+at the beginning and end of each round (Hong & Kim 2009, An Analytical Model for a GPU Architecture, ISCA). How fast
+memory answers follows from what the SMs keep under way (Little's law; Volkov 2016, Understanding Latency Hiding on
+GPUs) and from the queue before it (an M/M/1 server: Kleinrock 1975, Queueing Systems, sec. 3.2): with rho the share of
+the pins' rate B that is reached and Q bytes under way,
 
     rho B (z(f) + wait rho/(1 - rho)) = Q,   z(f) = latency + latency_cycles / f
 

@@ -16,7 +16,8 @@ A round's tiles form a patch, whose rows and columns are read from memory once (
 what the cache still holds from the round before is not read again.
 
 Attention takes 128 queries at a time through blocks of 128 keys; two products (backward: five) and the exponentials of
-the softmax, of which the special function units make 16 a cycle, run side by side (Shah et al. 2024, FlashAttention-3); a causal mask leaves the first i blocks to the i-th queries.
+the softmax, of which the special function units make 16 a cycle, run side by side (Shah et al. 2024, FlashAttention-3);
+a causal mask leaves the first i blocks to the i-th queries.
 """
 
 from __future__ import annotations
