@@ -5,15 +5,16 @@
 Profiles the simulated GPU in each seed's noise (fewer shapes than a real profile has), calibrates it as `moemodel
 calibrate` does, and holds against the simulation itself what the calibration says of
 
-    operator_*   shapes that were not in the profile, at true clocks from 1300 MHz (with lock: 700 MHz) up
+    operator_*   shapes that were not in the profile, at true clocks that were measured
     load_*       mixtures of operators in turn, some with pauses, some time after they began on an idle GPU
     step_*       training steps of OPT-350M in the steady state, the clock left to the governor
-    locked_*     the same at clocks that are set, and at lower power caps (with lock)
+    locked_*     the same at clocks that are set (with lock)
+    capped_*     the same under lower power caps (with lock)
 
 `_mape` is the mean absolute error as a share of the true value, `_p90` its ninetieth percentile. `locked_regret` is
 what the step at the clock predicted to take least energy takes beyond the least there is. The rest means the same in
-both worlds: `inlet_C`, `rise_C_per_W` (of the die over the inlet), `idle_W`, `capped_W` (what a held product draws at
-the cap), `sink_s` (the slowest time constant), as shares of the true value. Printed is the largest over the seeds.
+both worlds: `inlet_C`, `rise_C_per_W` (of the die over the inlet), `sink_s` (the slowest time constant), `idle_W`,
+`held_W` (what a product draws at the cap), as shares of the true value. Printed is the largest over the seeds.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -58,7 +60,7 @@ _OTHER_SHAPES = 6
 _UNSEEN_SEED = 17  # of the grid that held-out shapes are drawn from
 _UNSEEN = 10  # of each pass
 _LEAST_S = 20e-6  # shorter operators are mostly launch, and of no account in a step
-_LOWEST_HZ = {"passive": 1300e6, "lock": 700e6}
+_CAPS = (0.85, 0.7)  # power caps, of the highest
 _LAYERS = 24
 _TOGETHER = 6  # layers whose calls are queued in one go
 _PARAMETERS = 331_196_416  # of OPT-350M
@@ -71,18 +73,18 @@ F, B, S = Pass.FORWARD, Pass.BACKWARD, Pass.STEP
 # --- what is profiled ------------------------------------------------------------------------------------------------
 
 
-def points(seed: int, shapes: Callable[[Kind], int]) -> list[Point]:
-    """Some shapes of each operator and pass of KINDS, of the profiler's grid of a seed."""
-    ordered = sorted((p for p in gpu_grid(seed) if p.kind in KINDS), key=lambda p: (p.kind, p.direction))
+def points(seed: int, shapes: Callable[[Kind], int], kinds: Sequence[Kind] = KINDS) -> list[Point]:
+    """Some shapes of each operator and pass, of the profiler's grid of a seed."""
+    ordered = sorted((p for p in gpu_grid(seed) if p.kind in kinds), key=lambda p: (p.kind, p.direction))
     groups = groupby(ordered, key=lambda p: (p.kind, p.direction))
     return [point for (kind, _), group in groups for point in list(group)[: shapes(kind)]]
 
 
-def profiled() -> Workload:
+def profiled(kinds: Sequence[Kind] = KINDS) -> Workload:
     """What the profiles of this file hold."""
     return Workload(
-        points=points(0, lambda kind: _SHAPES.get(kind, _OTHER_SHAPES)),
-        sweep=[point for point in gpu_sweep() if point.kind in KINDS],
+        points=points(0, lambda kind: _SHAPES.get(kind, _OTHER_SHAPES), kinds),
+        sweep=[point for point in gpu_sweep() if point.kind in kinds],
         loads=gpu_loads(),
     )
 
@@ -263,7 +265,8 @@ def _ends(m: int, direction: Pass) -> Iterator[Point]:
     yield _stream(Kind.CROSS_ENTROPY, direction, m, 50272)
 
 
-STEPS = ((4, 2048, 1), (8, 1024, 2), (16, 2048, 1))  # micro batch, sequence length, micro-batches
+Step = tuple[int, int, int]  # micro batch, sequence length, micro-batches
+STEPS: tuple[Step, ...] = ((4, 2048, 1), (8, 1024, 2), (16, 2048, 1))
 
 
 # --- predicted against true ------------------------------------------------------------------------------------------
@@ -288,8 +291,8 @@ def shape_of(point: Point) -> Shape:
     return Shape(**{name: np.array([float(getattr(point.sizes, name))]) for name in SHAPE_FIELDS})
 
 
-def compare_loads(calibration: Calibration, chip: SimulatedChip, names: Sequence[str] = tuple(LOADS)) -> list[Compared]:
-    """LOADS, from an idle GPU on."""
+def compare_loads(calibration: Calibration, chip: SimulatedChip, names: Sequence[str]) -> list[Compared]:
+    """Some of LOADS, from an idle GPU on."""
     found = []
     for name in names:
         one, seconds = LOADS[name]
@@ -306,7 +309,7 @@ def _seen(said: HeldLoad) -> Seen:
 def compare_step(
     calibration: Calibration,
     chip: SimulatedChip,
-    step: tuple[int, int, int],
+    step: Step,
     *,
     clock_Hz: float | None = None,
     cap_W: float | None = None,
@@ -344,11 +347,11 @@ def _seen_step(said: Outcome) -> Seen:
     )
 
 
-def compare_operators(calibration: Calibration, chip: SimulatedChip, lowest_Hz: float) -> dict[str, list[float]]:
+def compare_operators(calibration: Calibration, chip: SimulatedChip) -> dict[str, list[float]]:
     """Shapes that were not profiled, at five clocks: relative errors of time, errors of its exponent in the clock."""
     known = set(profiled().points)
     datasheet = chip_of_calibration(calibration)
-    clocks = np.linspace(lowest_Hz, chip.clock_max_Hz, 5)
+    clocks = np.linspace(*calibration.clock_measured_Hz, 5)
     span = float(np.log(clocks[-1] / clocks[0]))
     times, exponents = [], []
     for point in points(_UNSEEN_SEED, lambda _: _UNSEEN):
@@ -374,8 +377,8 @@ def shared_meanings(calibration: Calibration, chip: SimulatedChip, loads: Sequen
         "sink_s": thermal.sink_s / slowest_s(chip),
         "idle_W": idle_W / gpu.static_W(),
     }
-    capped = next(load.error("power_W") for load in loads if load.name == "product")
-    return {name: ratio - 1 for name, ratio in errors.items()} | {"capped_W": capped}
+    held = next(load.error("power_W") for load in loads if load.name == "product")
+    return {name: ratio - 1 for name, ratio in errors.items()} | {"held_W": held}
 
 
 def slowest_s(chip: SimulatedChip) -> float:
@@ -416,45 +419,50 @@ def locked_clocks_Hz(chip: SimulatedChip) -> list[float]:
     return [chip.clock_min_Hz + chip.clock_step_Hz * round(steps * share) for share in np.linspace(0.05, 1.0, 7)]
 
 
-def figures(calibration: Calibration, chip: SimulatedChip, clocks: str) -> dict[str, float]:
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """What is compared: names of LOADS (with "product"), training steps, and which of these at clocks that are set."""
+
+    loads: tuple[str, ...] = tuple(LOADS)
+    steps: tuple[Step, ...] = STEPS
+    locked: tuple[Step, ...] = ()
+
+
+def figures(calibration: Calibration, chip: SimulatedChip, scope: Scope) -> dict[str, float]:
     """All of one calibration."""
-    operators = compare_operators(calibration, chip, _LOWEST_HZ[clocks])
-    loads = compare_loads(calibration, chip)
+    operators = compare_operators(calibration, chip)
+    loads = compare_loads(calibration, chip, scope.loads)
     found = {
         "operator_time_mape": mape(operators["time"]),
         "operator_time_p90": float(np.quantile(np.abs(operators["time"]), 0.9)),
-        "operator_clock_exponent_mae": mape(operators["exponent"]),
+        "operator_exponent_mae": mape(operators["exponent"]),
         **summary("load", loads),
         "load_temperature_worst_C": max(abs(o.predicted.temperature_C - o.true.temperature_C) for o in loads),
-        **summary("step", [compare_step(calibration, chip, step) for step in STEPS]),
         **shared_meanings(calibration, chip, loads),
     }
-    if clocks == "lock":
+    if scope.steps:
+        found |= summary("step", [compare_step(calibration, chip, step) for step in scope.steps])
+    if scope.locked:
         set_Hz = locked_clocks_Hz(chip)
-        steps = [[compare_step(calibration, chip, step, clock_Hz=f) for f in set_Hz] for step in STEPS]
-        capped = [compare_step(calibration, chip, STEPS[0], cap_W=share * chip.cap_W) for share in (0.85, 0.7)]
-        found |= summary("locked", [one for plan in steps for one in plan] + capped)
+        steps = [[compare_step(calibration, chip, step, clock_Hz=f) for f in set_Hz] for step in scope.locked]
+        capped = [compare_step(calibration, chip, scope.locked[0], cap_W=share * chip.cap_W) for share in _CAPS]
+        found |= summary("locked", [one for plan in steps for one in plan]) | summary("capped", capped)
         found["locked_regret"] = max(regret(plan) for plan in steps)
     return found
 
 
-def calibrated(gpu: str, clocks: str, folder: Path) -> tuple[Calibration, dict[str, float]]:
-    """A calibration from a profile of a simulated GPU, and how long both took."""
-    begun_s = time.perf_counter()
-    made = profile(gpu, folder, clocks=clocks, workload=profiled())  # type: ignore[arg-type]
-    profiled_s = time.perf_counter()
-    calibration = calibrate_profile(made.folder)[0]
-    took = {"profile_s": profiled_s - begun_s, "calibrate_s": time.perf_counter() - profiled_s}
-    return calibration, took
-
-
-def worst(gpu: str, clocks: str, seeds: int) -> dict[str, float]:
+def worst(gpu: str, clocks: Literal["passive", "lock"], seeds: int) -> dict[str, float]:
     """Of each figure, the furthest from zero over the seeds."""
     found: dict[str, float] = {}
+    scope = Scope(locked=STEPS if clocks == "lock" else ())
     for seed in range(seeds):
+        begun_s = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            calibration, took = calibrated(f"sim:{gpu}?seed={seed}", clocks, Path(folder) / "profile")
-        here = figures(calibration, CHIPS[gpu](), clocks) | took
+            made = profile(f"sim:{gpu}?seed={seed}", Path(folder) / "profile", clocks=clocks, workload=profiled())
+            profiled_s = time.perf_counter()
+            calibration = calibrate_profile(made.folder)[0]
+        took = {"profile_s": profiled_s - begun_s, "calibrate_s": time.perf_counter() - profiled_s}
+        here = figures(calibration, CHIPS[gpu](), scope) | took
         found = {name: max(found.get(name, 0.0), value, key=abs) for name, value in here.items()}
     return found
 

@@ -267,10 +267,10 @@ class VirtualGpu:
         """Drawn at the die's temperature with nothing to do, at a clock or that which is set."""
         return self._silicon.power_W(self.set_Hz if clock_Hz is None else clock_Hz, self.die_C, _IDLE)
 
-    def busy_W(self, kernel: Kernel, clock_Hz: float) -> float:
-        """Drawn at the die's temperature by calls back to back, at a true clock."""
+    def busy_W(self, kernel: Kernel, clock_Hz: float, interval_s: float | None = None) -> float:
+        """Drawn at the die's temperature by calls at a true clock, at this interval or back to back."""
         one = self._at_clock(kernel, clock_Hz)
-        return self._silicon.power_W(clock_Hz, self.die_C, one.draw(1 / one.time_s))
+        return self._silicon.power_W(clock_Hz, self.die_C, one.draw(1 / (interval_s or one.time_s)))
 
     def running(self, kernel: Kernel) -> Running:
         """A call at the clock that is set now."""
