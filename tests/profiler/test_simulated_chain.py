@@ -43,7 +43,14 @@ global_batch: 8
 micro_batch: 4
 cluster: {gpu: h100-sxm-80gb, gpus: 1}
 """
-FEW_KINDS = (Kind.GEMM, Kind.ATTENTION, Kind.COPY)  # of the profile of the A100, which is compared in loads alone
+# What the A100 is compared in, loads alone, is made of; and what the H100 at locked clocks is, one training step.
+FEW = {
+    (Kind.GEMM, Pass.FORWARD),
+    (Kind.COPY, Pass.FORWARD),
+    (Kind.ATTENTION, Pass.FORWARD),
+    (Kind.ATTENTION, Pass.BACKWARD),
+}
+BESIDE_A_STEP = (Kind.GELU,)
 
 
 @pytest.fixture(scope="session")
@@ -71,8 +78,9 @@ def h100(tmp_path_factory: pytest.TempPathFactory, bench: ModuleType) -> Truth:
 @pytest.fixture(scope="session")
 def a100(tmp_path_factory: pytest.TempPathFactory, bench: ModuleType) -> Truth:
     folder = tmp_path_factory.mktemp("a100") / "profile"
-    sections = ["mixed", "power", "heat", "solo"]
-    outcome = profile("sim:a100", folder, workload=bench.profiled(FEW_KINDS), sections=sections)
+    whole = bench.profiled()
+    few = Workload(points=[p for p in whole.points if (p.kind, p.direction) in FEW], sweep=[], loads=whole.loads)
+    outcome = profile("sim:a100", folder, workload=few, sections=["mixed", "power", "heat", "solo"])
     return Truth(chip=CHIPS[A100](), outcome=outcome)
 
 
@@ -81,7 +89,8 @@ def locked(tmp_path_factory: pytest.TempPathFactory, bench: ModuleType) -> Truth
     folder = tmp_path_factory.mktemp("locked") / "profile"
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MOEMODEL_CLOCKS", raising=False)  # a site may forbid locking its own GPUs
-        outcome = profile("sim:h100", folder, workload=bench.profiled(), clocks="lock")
+        work = bench.profiled([kind for kind in bench.KINDS if kind not in BESIDE_A_STEP])
+        outcome = profile("sim:h100", folder, workload=work, clocks="lock")
     return Truth(chip=CHIPS[H100](), outcome=outcome)
 
 
@@ -136,7 +145,8 @@ def test_measured_power_is_the_true_one(truth: Truth) -> None:
         gpu.die_C = row.temperature_C
         expected_W = gpu.static_W()
         if load.point is not None:
-            busy_W = gpu.busy_W(kernel(truth.chip, load.point), row.clock_Hz, row.time_s)
+            clock_Hz = min(row.clock_Hz, truth.chip.clock_max_Hz)  # noise beyond it would be the regulator's next step
+            busy_W = gpu.busy_W(kernel(truth.chip, load.point), clock_Hz, row.time_s)
             expected_W = row.duty * busy_W + (1 - row.duty) * expected_W
         errors.append(row.power_W / expected_W - 1)
     assert abs(float(np.median(errors))) < 2 * truth.chip.sensors.power_noise
@@ -170,11 +180,16 @@ def run(*arguments: str | Path) -> str:
     return result.stdout
 
 
+def spare_held_out_shapes(patch: pytest.MonkeyPatch) -> None:
+    """Fits that leave shapes out tell how far to trust a prediction, which is not the subject, and take most time."""
+    patch.setattr(operators, "_held_out", lambda data, _: np.zeros(len(data)))
+
+
 @pytest.fixture(scope="session")
 def calibrated(h100: Truth, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("calibration") / "sim.json"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(operators, "_FOLDS", 2)  # errors of held-out shapes are not the subject here, and take most time
+        spare_held_out_shapes(patch)
         run("calibrate", h100.outcome.folder, "-o", file)
     return file
 
@@ -201,15 +216,53 @@ def test_how_fast_the_clock_answers_is_measured(calibration: Calibration) -> Non
 
 # --- how wrong predictions are ---------------------------------------------------------------------------------------
 
-# The largest over seeds 0 to 3 are in the comments; shares, but for degrees.
+# Shares of the true value, but for degrees; behind each bound the largest that was seen over seeds 0 to 3.
 BOUNDS_H100 = {
-    "operator_time_mape": 0.0,
+    "operator_time_mape": 0.035,  # 0.026
+    "operator_time_p90": 0.075,  # 0.058
+    "operator_exponent_mae": 0.035,  # 0.027
+    "load_time_mape": 0.014,  # 0.0095
+    "load_clock_mape": 0.012,  # 0.0083
+    "load_power_mape": 0.014,  # 0.0090
+    "load_energy_mape": 0.018,  # 0.013
+    "load_temperature_worst_C": 1.2,  # 0.78
+    "step_time_mape": 0.014,  # 0.0094
+    "step_clock_mape": 0.012,  # 0.0079
+    "step_power_mape": 0.019,  # 0.014
+    "step_energy_mape": 0.011,  # 0.0073
+    "inlet_C": 0.02,  # 0.012
+    "rise_C_per_W": 0.025,  # 0.015
+    "sink_s": 0.12,  # 0.087: two masses for three
+    "idle_W": 0.01,  # 0.0050
+    "held_W": 0.01,  # 0.0063
 }
 BOUNDS_LOCKED = {
-    "operator_time_mape": 0.0,
+    "operator_time_mape": 0.055,  # 0.042: down to the lowest clock
+    "operator_time_p90": 0.15,  # 0.12
+    "operator_exponent_mae": 0.07,  # 0.057
+    "idle_W": 0.025,  # 0.018
+    "locked_time_mape": 0.012,  # 0.0084
+    "locked_clock_mape": 0.005,  # 0.0030
+    "locked_power_mape": 0.065,  # 0.048: worst at low clocks, whose voltage is taken to be flat
+    "locked_energy_mape": 0.06,  # 0.046
+    "locked_regret": 0.012,  # 0.0077
+    "capped_time_mape": 0.008,  # 0.0052
+    "capped_clock_mape": 0.016,  # 0.011
+    "capped_power_mape": 0.01,  # 0.0068
+    "capped_energy_mape": 0.014,  # 0.0096
 }
 BOUNDS_A100 = {
-    "operator_time_mape": 0.0,
+    "operator_time_mape": 0.015,  # 0.010
+    "load_time_mape": 0.02,  # 0.015
+    "load_clock_mape": 0.015,  # 0.011
+    "load_power_mape": 0.025,  # 0.018
+    "load_energy_mape": 0.032,  # 0.024
+    "load_temperature_worst_C": 0.9,  # 0.57
+    "inlet_C": 0.035,  # 0.026
+    "rise_C_per_W": 0.045,  # 0.033
+    "sink_s": 0.12,  # 0.084
+    "idle_W": 0.01,  # 0.0051
+    "held_W": 0.01,  # 0.0064
 }
 Figures = dict[str, float]
 
@@ -221,9 +274,9 @@ def found_h100(bench: ModuleType, calibration: Calibration, h100: Truth) -> Figu
 
 
 def fitted(truth: Truth) -> Calibration:
-    """A calibration without errors of held-out shapes, which no figure below is made of."""
+    """A calibration of its profile."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(operators, "_held_out", lambda data, _: np.zeros(len(data)))
+        spare_held_out_shapes(patch)
         return calibrate_profile(truth.outcome.folder)[0]
 
 
