@@ -14,7 +14,7 @@ calibrate` does, and holds against the simulation itself what the calibration sa
 `_mape` is the mean absolute error as a share of the true value, `_p90` its ninetieth percentile. `locked_regret` is
 what the step at the clock predicted to take least energy takes beyond the least there is. The rest means the same in
 both worlds: `inlet_C`, `rise_C_per_W` (of the die over the inlet), `sink_s` (the slowest time constant), `idle_W`,
-`held_W` (what a product draws at the cap), as shares of the true value. Printed is the largest over the seeds.
+`sustained_W` (what a product draws at the cap), as shares of the true value. Printed is the largest over the seeds.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _LAYERS = 24
 _TOGETHER = 6  # layers whose calls are queued in one go
 _PARAMETERS = 331_196_416  # of OPT-350M
 _SETTLE_S = 0.7
-_SEEN_S = 0.8
+_MEASURE_S = 0.8
 
 F, B, S = Pass.FORWARD, Pass.BACKWARD, Pass.STEP
 
@@ -93,7 +93,7 @@ def profiled(kinds: Sequence[Kind] = KINDS) -> Workload:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Round:
+class LoadCycle:
     """Operators in turn, each so many times, and a pause."""
 
     parts: tuple[tuple[Point, int], ...]
@@ -101,7 +101,7 @@ class Round:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class LoadState:
     """What a load does, on the simulated GPU or as predicted; `clock_Hz` while it has work, energy of a round."""
 
     round_s: float
@@ -114,15 +114,15 @@ class Seen:
         return self.round_s * self.power_W
 
 
-class Held:
-    """A round held on a simulated GPU that was idle."""
+class SimulatedLoad:
+    """A cycle of operators on a simulated GPU that was idle."""
 
-    def __init__(self, chip: SimulatedChip, one: Round) -> None:
+    def __init__(self, chip: SimulatedChip, one: LoadCycle) -> None:
         self.gpu = VirtualGpu(chip)
         self._calls: list[tuple[Kernel, int]] = [(kernel_of(chip, point), calls) for point, calls in one.parts]
         self._pause_s = one.pause_s
 
-    def run(self, until_s: float) -> Seen:
+    def run(self, until_s: float) -> LoadState:
         """What it did up to a time, whole rounds."""
         gpu, before, rounds, cycles, busy_s = self.gpu, self.gpu.totals.copy(), 0, 0.0, 0.0
         while gpu.now_s < until_s:
@@ -136,24 +136,24 @@ class Held:
             if self._pause_s:
                 gpu.sleep(self._pause_s)
         lasted_s = gpu.totals.time_s - before.time_s
-        return Seen(
+        return LoadState(
             round_s=lasted_s / rounds,
             clock_Hz=cycles / busy_s,
             power_W=(gpu.totals.energy_J - before.energy_J) / lasted_s,
             temperature_C=gpu.die_C,
         )
 
-    def after(self, seconds: float) -> Seen:
+    def after(self, seconds: float) -> LoadState:
         """So long after it began: the mean of the second about that."""
         self.run(seconds - 0.5)
         return self.run(seconds + 0.5)
 
-    def steady(self) -> Seen:
+    def steady(self) -> LoadState:
         """After a long time, which is shortened: masses are brought to where its power would warm them."""
         for _ in range(3):
             self.gpu.warm(self.run(self.gpu.now_s + _SETTLE_S).power_W)
         self.run(self.gpu.now_s + _SETTLE_S)
-        return self.run(self.gpu.now_s + _SEEN_S)
+        return self.run(self.gpu.now_s + _MEASURE_S)
 
 
 @cache
@@ -162,7 +162,7 @@ def _kernel(name: str, point: Point) -> Kernel:
 
 
 def kernel_of(chip: SimulatedChip, point: Point) -> Kernel:
-    """The kernel of a point, the same object each time."""
+    """The kernel of a point on one of CHIPS, the same object each time."""
     return _kernel(chip.gpu.name, point)
 
 
@@ -183,11 +183,11 @@ def _stream(kind: Kind, direction: Pass, m: int, n: int = 1, k: int = 1) -> Poin
 
 
 # Loads, and after how many seconds they are looked at.
-LOADS: dict[str, tuple[Round, float]] = {
-    "product": (Round(parts=((_gemm(8192, 8192, 8192), 5),)), 40.0),
-    "copy": (Round(parts=((_stream(Kind.COPY, F, 1 << 28), 20),)), 5.0),
+LOADS: dict[str, tuple[LoadCycle, float]] = {
+    "product": (LoadCycle(parts=((_gemm(8192, 8192, 8192), 5),)), 40.0),
+    "copy": (LoadCycle(parts=((_stream(Kind.COPY, F, 1 << 28), 20),)), 5.0),
     "dense block": (
-        Round(
+        LoadCycle(
             parts=(
                 (_gemm(12288, 5120, 5120), 3),
                 (_attention(6, 2048, 128, F, heads=20), 2),
@@ -198,7 +198,7 @@ LOADS: dict[str, tuple[Round, float]] = {
         30.0,
     ),
     "passes and a long optimizer": (
-        Round(
+        LoadCycle(
             parts=(
                 (_gemm(10240, 5120, 4096, Pass.BACKWARD_WEIGHT), 96),
                 (_stream(Kind.ADAMW_MIXED, S, 300_000_000), 32),
@@ -207,11 +207,11 @@ LOADS: dict[str, tuple[Round, float]] = {
         20.0,
     ),
     "attention, a third of the time": (
-        Round(parts=((_attention(6, 3072, 128, B, heads=20), 12),), pause_s=0.06),
+        LoadCycle(parts=((_attention(6, 3072, 128, B, heads=20), 12),), pause_s=0.06),
         15.0,
     ),
     "memory-bound": (
-        Round(
+        LoadCycle(
             parts=(
                 (_stream(Kind.RESIDUAL_ADD, F, 24576, 5120), 4),
                 (_stream(Kind.LAYER_NORM, B, 24576, 5120), 4),
@@ -220,11 +220,11 @@ LOADS: dict[str, tuple[Round, float]] = {
         ),
         20.0,
     ),
-    "products, half of the time": (Round(parts=((_gemm(6144, 6144, 6144), 8),), pause_s=0.006), 15.0),
+    "products, half of the time": (LoadCycle(parts=((_gemm(6144, 6144, 6144), 8),), pause_s=0.006), 15.0),
 }
 
 
-def step_of_opt_350m(micro_batch: int, seq: int, micro_batches: int) -> Round:
+def step_of_opt_350m(micro_batch: int, seq: int, micro_batches: int) -> LoadCycle:
     """The operators of a training step on one GPU, in order but for layers, of which some are queued together."""
     m = micro_batch * seq
     micro: list[tuple[Point, int]] = [(p, 1) for p in _ends(m, F)]
@@ -233,7 +233,7 @@ def step_of_opt_350m(micro_batch: int, seq: int, micro_batches: int) -> Round:
     micro += [(p, 1) for p in _ends(m, B)]
     adding = [(_stream(Kind.ACCUMULATE, B, _PARAMETERS), 1)]
     update = [(_stream(kind, S, _PARAMETERS), 1) for kind in (Kind.GRAD_NORM, Kind.ADAMW_MIXED)]
-    return Round(parts=tuple(micro + (micro + adding) * (micro_batches - 1) + update))
+    return LoadCycle(parts=tuple(micro + (micro + adding) * (micro_batches - 1) + update))
 
 
 def _layer(m: int, batch: int, seq: int, direction: Pass) -> Iterator[Point]:
@@ -273,15 +273,15 @@ STEPS: tuple[Step, ...] = ((4, 2048, 1), (8, 1024, 2), (16, 2048, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compared:
+class Comparison:
     """A load, predicted and true."""
 
     name: str
-    predicted: Seen
-    true: Seen
+    predicted: LoadState
+    true: LoadState
 
     def error(self, what: str) -> float:
-        """Relative error of a field of `Seen`."""
+        """Relative error of a field of `LoadState`."""
         predicted, true = (float(getattr(seen, what)) for seen in (self.predicted, self.true))
         return predicted / true - 1
 
@@ -291,19 +291,19 @@ def shape_of(point: Point) -> Shape:
     return Shape(**{name: np.array([float(getattr(point.sizes, name))]) for name in SHAPE_FIELDS})
 
 
-def compare_loads(calibration: Calibration, chip: SimulatedChip, names: Sequence[str]) -> list[Compared]:
+def compare_loads(calibration: Calibration, chip: SimulatedChip, names: Sequence[str]) -> list[Comparison]:
     """Some of LOADS, from an idle GPU on."""
     found = []
     for name in names:
         one, seconds = LOADS[name]
         parts = [Part(kind=p.kind, direction=p.direction, shape=shape_of(p), calls=n) for p, n in one.parts]
         said = held_load(parts, calibration, power_limit_W=chip.cap_W, time_s=seconds, pause_s=one.pause_s)
-        found.append(Compared(name=name, predicted=_seen(said), true=Held(chip, one).after(seconds)))
+        found.append(Comparison(name=name, predicted=_load_state(said), true=SimulatedLoad(chip, one).after(seconds)))
     return found
 
 
-def _seen(said: HeldLoad) -> Seen:
-    return Seen(**{name: getattr(said, name) for name in ("round_s", "clock_Hz", "power_W", "temperature_C")})
+def _load_state(said: HeldLoad) -> LoadState:
+    return LoadState(**{name: getattr(said, name) for name in ("round_s", "clock_Hz", "power_W", "temperature_C")})
 
 
 def compare_step(
@@ -313,14 +313,14 @@ def compare_step(
     *,
     clock_Hz: float | None = None,
     cap_W: float | None = None,
-) -> Compared:
+) -> Comparison:
     """A training step at a clock that is set or not, under a power cap that is lowered or not."""
     micro_batch, seq, micro_batches = step
-    held = Held(chip, step_of_opt_350m(micro_batch, seq, micro_batches))
+    load = SimulatedLoad(chip, step_of_opt_350m(micro_batch, seq, micro_batches))
     if clock_Hz is not None:
-        held.gpu.settings.lock(clock_Hz, clock_Hz)
+        load.gpu.settings.lock(clock_Hz, clock_Hz)
     if cap_W is not None:
-        held.gpu.settings.set_power_limit(cap_W)
+        load.gpu.settings.set_power_limit(cap_W)
     plan = Plan.model_validate(
         {
             "name": "simulated",
@@ -335,11 +335,11 @@ def compare_step(
     )
     name = f"{micro_batch} x {seq}, {micro_batches} micro-batches, {clock_Hz or 0:.0f} Hz, {cap_W or 0:.0f} W"
     said = outcome(plan, calibration, even_if_it_does_not_fit=True)
-    return Compared(name=name, predicted=_seen_step(said), true=held.steady())
+    return Comparison(name=name, predicted=_step_state(said), true=load.steady())
 
 
-def _seen_step(said: Outcome) -> Seen:
-    return Seen(
+def _step_state(said: Outcome) -> LoadState:
+    return LoadState(
         round_s=said.step_time_s.value,
         clock_Hz=said.clock_Hz.value,
         power_W=said.power_W.value,
@@ -366,7 +366,7 @@ def compare_operators(calibration: Calibration, chip: SimulatedChip) -> dict[str
     return {"time": times, "exponent": exponents}
 
 
-def shared_meanings(calibration: Calibration, chip: SimulatedChip, loads: Sequence[Compared]) -> dict[str, float]:
+def shared_meanings(calibration: Calibration, chip: SimulatedChip, loads: Sequence[Comparison]) -> dict[str, float]:
     """Relative errors of what means the same in both worlds."""
     thermal, power, gpu = thermal_model(calibration), power_model(calibration), VirtualGpu(chip)
     top_Hz = np.array([chip.clock_max_Hz])
@@ -377,8 +377,8 @@ def shared_meanings(calibration: Calibration, chip: SimulatedChip, loads: Sequen
         "sink_s": thermal.sink_s / slowest_s(chip),
         "idle_W": idle_W / gpu.static_W(),
     }
-    held = next(load.error("power_W") for load in loads if load.name == "product")
-    return {name: ratio - 1 for name, ratio in errors.items()} | {"held_W": held}
+    sustained = next(load.error("power_W") for load in loads if load.name == "product")
+    return {name: ratio - 1 for name, ratio in errors.items()} | {"sustained_W": sustained}
 
 
 def slowest_s(chip: SimulatedChip) -> float:
@@ -390,7 +390,7 @@ def slowest_s(chip: SimulatedChip) -> float:
     return 1 / float(np.linalg.eigvals(np.linalg.solve(capacity, conductance)).real.min())
 
 
-def regret(steps: Sequence[Compared]) -> float:
+def regret(steps: Sequence[Comparison]) -> float:
     """Energy at the clock that is predicted to take least, beyond the least."""
     chosen = min(steps, key=lambda one: one.predicted.energy_J)
     return chosen.true.energy_J / min(one.true.energy_J for one in steps) - 1
@@ -408,7 +408,7 @@ _NO_SHARE = ("load_temperature_worst_C", "profile_s", "calibrate_s")
 _WHAT = {"time": "round_s", "clock": "clock_Hz", "power": "power_W", "energy": "energy_J"}
 
 
-def summary(prefix: str, compared: Sequence[Compared]) -> dict[str, float]:
+def summary(prefix: str, compared: Sequence[Comparison]) -> dict[str, float]:
     """Mean absolute errors."""
     return {f"{prefix}_{name}_mape": mape([one.error(what) for one in compared]) for name, what in _WHAT.items()}
 
@@ -445,8 +445,8 @@ def figures(calibration: Calibration, chip: SimulatedChip, scope: Scope) -> dict
     if scope.locked:
         set_Hz = locked_clocks_Hz(chip)
         steps = [[compare_step(calibration, chip, step, clock_Hz=f) for f in set_Hz] for step in scope.locked]
-        capped = [compare_step(calibration, chip, scope.locked[0], cap_W=share * chip.cap_W) for share in _CAPS]
-        found |= summary("locked", [one for plan in steps for one in plan]) | summary("capped", capped)
+        limited = [compare_step(calibration, chip, scope.locked[0], cap_W=share * chip.cap_W) for share in _CAPS]
+        found |= summary("locked", [one for plan in steps for one in plan]) | summary("capped", limited)
         found["locked_regret"] = max(regret(plan) for plan in steps)
     return found
 

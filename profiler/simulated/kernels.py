@@ -31,7 +31,7 @@ _ROW_QUANTUM = 256  # elements that a warp takes at once: 32 lanes of 16 bytes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Path:
+class MemoryPath:
     """The way to memory: Q, B and latencies of the module's docstring.
 
     Attributes:
@@ -75,7 +75,7 @@ class Kernel:
     launch_s: float
     front_cycles: float
     cycles: float
-    path: Path
+    path: MemoryPath
     uncovered: float
     occupied: float
     flops: float
@@ -112,7 +112,7 @@ def kernel(chip: SimulatedChip, point: Point, factor: float = 1.0) -> Kernel:
         launch_s=t.launch_s,
         front_cycles=t.front_cycles,
         cycles=tiled.cycles,
-        path=Path(
+        path=MemoryPath(
             bytes_B=tiled.memory_B,
             rate_Bps=chip.bandwidth_Bps * (stream.pins if streams else t.product_pins),
             outstanding_B=chip.multiprocessors * outstanding_B,

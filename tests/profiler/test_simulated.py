@@ -21,8 +21,7 @@ from moemodel.profiler.simulated.faults import Faults, parse_faults
 from moemodel.profiler.simulated.governor import SteppingGovernor, true_clock_Hz
 from moemodel.profiler.simulated.gpu import VirtualGpu
 from moemodel.profiler.simulated.instruments import SimulatedDevice, SimulatedInstruments, open_simulated
-from moemodel.profiler.simulated.kernels import Kernel, kernel
-from moemodel.profiler.simulated.kernels import Path as MemoryPath
+from moemodel.profiler.simulated.kernels import Kernel, MemoryPath, kernel
 from moemodel.profiler.simulated.noise import Flicker
 
 GEMM = Point(kind=Kind.GEMM, direction=Pass.FORWARD, sizes=Sizes(m=8192, n=8192, k=8192))
