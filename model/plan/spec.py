@@ -12,7 +12,7 @@ from moemodel.model.core.documents import Strict, read_yaml
 from moemodel.model.core.errors import InputError
 from moemodel.model.frameworks.base import Precision
 from moemodel.model.frameworks.registry import FORMER_NAMES, framework_of
-from moemodel.model.network.collectives import Link
+from moemodel.model.hardware.link import Link
 from moemodel.model.plan.recompute import RECOMPUTE, RecomputeName
 from moemodel.model.plan.rules import check_precision, degree_rules, messages
 from moemodel.model.schedule import registry as schedules
