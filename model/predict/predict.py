@@ -15,7 +15,7 @@ from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.device.power import PowerModel, power_model
 from moemodel.model.layers.flops import model_flops
-from moemodel.model.plan.spec import PlanBatch
+from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.predict.phases import ByPhase, ClockedCost, DeviceCosts, device_costs, mean_clock_Hz
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.predict.sustained_clock import sustained_clocks, total_power

@@ -10,7 +10,7 @@ import numpy as np
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.device.dvfs import Stretch, settled_clocks
 from moemodel.model.device.power import PowerModel
-from moemodel.model.plan.spec import PlanBatch
+from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.predict.phases import ByPhase, DeviceCosts, mean_clock_Hz
 from moemodel.model.predict.timeline import PipelineStep, Timeline
 from moemodel.model.step.system import Machine
