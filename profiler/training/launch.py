@@ -22,16 +22,7 @@ from moemodel.model.core.errors import DeviceError, InputError, MoeModelError
 from moemodel.model.plan.spec import Plan
 from moemodel.profiler.backends.base import architecture_in, check_runs
 from moemodel.profiler.jobs.failures import FailureKind
-from moemodel.profiler.jobs.launcher import (
-    JobProcesses,
-    Launcher,
-    Patience,
-    check_slurm,
-    child_environment,
-    meeting_point,
-    srun_command,
-    torchrun_command,
-)
+from moemodel.profiler.jobs.launcher import JobProcesses, Launcher, Patience, check_slurm, child_environment, meeting_point, srun_command, torchrun_command
 from moemodel.profiler.training.orders import JOB, AskedClocks, Job, VisitOrder
 
 WORKER = "moemodel.profiler.training.worker"

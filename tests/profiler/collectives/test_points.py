@@ -9,17 +9,7 @@ import pytest
 
 from moemodel.model.network.collectives import Collective
 from moemodel.model.records.profile import EXCHANGE, IDLE_LINKS, TABLES
-from moemodel.profiler.collectives.points import (
-    LinkPoint,
-    divisible_B,
-    group_sizes,
-    key_columns,
-    link_points,
-    longest,
-    overlap_points,
-    scale_for,
-    split_elements,
-)
+from moemodel.profiler.collectives.points import LinkPoint, divisible_B, group_sizes, key_columns, link_points, longest, overlap_points, scale_for, split_elements
 from moemodel.profiler.collectives.request import Request, read_request
 
 GPU = scale_for(cpu=False, ranks=4)
