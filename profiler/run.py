@@ -14,7 +14,7 @@ import torch
 
 from moemodel.model.core.errors import DeviceError, InputError
 from moemodel.model.hardware.gpu import list_gpus, read_gpu
-from moemodel.model.records.profile import MANIFEST
+from moemodel.model.records.profile import MANIFEST, HostRow
 from moemodel.profiler.clocks.clock_control import ClockControl, Terminated, choose_clocks, ending_cleanly
 from moemodel.profiler.collectives.helpers import first_of_job, help_first, helps
 from moemodel.profiler.collectives.points import Scale
@@ -37,7 +37,7 @@ from moemodel.profiler.sections.operator_times import Mix, OperatorTimes
 from moemodel.profiler.sections.passive_sweep import PassiveSweep
 from moemodel.profiler.sections.power import Load, PowerOfLoads
 from moemodel.profiler.sections.progress import Progress, Silent
-from moemodel.profiler.sections.thermal import Heat
+from moemodel.profiler.sections.thermal import Heat, thermal_rows
 from moemodel.profiler.store.manifest import AskedClocks, Clocks, new_manifest
 from moemodel.profiler.store.profile_writer import ProfileWriter, read_manifest
 from moemodel.profiler.training.launch import LaunchOptions, measure_host
@@ -296,14 +296,14 @@ class _Run:
 
     def _parallel_host(self, gpu: str) -> None:
         """The host's time of what parallel plans add; with collectives over gloo it would say nothing of a GPU's."""
-        if self.writer.has("host", {"block": "fsdp_unit", "direction": "forward", "detail": "zero 3"}):
+        if self.writer.has(HostRow, block="fsdp_unit", direction="forward", detail="zero 3"):
             return
         self.progress.begin("host of parallel plans", 1)
         try:
             with tempfile.TemporaryDirectory(prefix="moemodel-") as folder:
                 options = LaunchOptions(gpu=gpu, clocks="passive")
                 rows = measure_host(folder=Path(folder), options=options, repeats=_PARALLEL_HOST_REPEATS)
-            self.writer.append("host", rows)
+            self.writer.append(rows)
         except DeviceError as error:
             self.outcome.skips.append(Skip(what="host of parallel plans", reason=str(error)))
         self.progress.end()
@@ -351,23 +351,20 @@ class _Run:
 
     def _heat(self, sampler: EnergySampler, begun_s: float) -> None:
         """The trace into table `thermal`, without a power reading that stuck."""
-        rows = thermal_rows(sampler, begun_s)
         stuck_s = stuck_since(sampler.trace())
         if stuck_s is not None:
-            for row, reading in zip(rows, sampler.trace(), strict=False):  # the sampler still runs
-                row["power_W"] = None if reading.time_s >= stuck_s else row["power_W"]
             self.outcome.notes.append(
                 f"the power reading did not change from {stuck_s - begun_s:.0f} s on: it is stuck and left out of the "
                 "thermal trace; the energy counter is trusted"
             )
-        self.writer.append("thermal", rows)
+        self.writer.append(thermal_rows(sampler, begun_s, stuck_s))
 
     def _run(self, section: Section, bench: Bench, deadline_s: float) -> list[Skip]:
         return section.run(bench, self.writer, deadline_s, self.progress)
 
     def _host(self) -> list[Skip]:
         rows = self.platform.host_rows(self.effort.host_repeats)
-        self.writer.append("host", [row for row in rows if not self.writer.has("host", row)])
+        self.writer.append([row for row in rows if not self.writer.has(HostRow, **row.columns())])
         self.progress.step("tiny models")
         return []
 
@@ -400,19 +397,3 @@ def _context_B(device: Device) -> float | None:
     if used_B is None or device.torch_device.type != "cuda":
         return None
     return used_B - torch.cuda.memory_reserved(device.torch_device)
-
-
-def thermal_rows(sampler: EnergySampler, begun_s: float) -> list[dict[str, object]]:
-    """Rows of table `thermal` from the sampler's trace; `begun_s` is the timer at their zero."""
-    return [
-        {
-            "load": r.label,
-            "elapsed_s": r.time_s - begun_s,
-            "power_W": r.power_W,
-            "memory_temperature_C": r.memory_temperature_C,
-            "clock_reported_Hz": r.clock_reported_Hz,
-            "temperature_C": r.temperature_C,
-            "wall_s": r.wall_s,
-        }
-        for r in sampler.trace()
-    ]

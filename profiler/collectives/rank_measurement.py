@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from moemodel.model.records.profile import IDLE_LINKS
+from moemodel.model.records.profile import IDLE_LINKS, CollectiveRow, OverlapRow
 from moemodel.profiler.collectives.collective_timer import Stopwatch, Timing
 from moemodel.profiler.collectives.operations import Buffers, Operation, computation
-from moemodel.profiler.collectives.points import LinkPoint, OverlapPoint, key_columns, longest
+from moemodel.profiler.collectives.points import LinkPoint, OverlapPoint, longest
 from moemodel.profiler.collectives.process_groups import Group, Peers
 from moemodel.profiler.collectives.request import Request
 from moemodel.profiler.collectives.sustained import Held, Holder, Work
@@ -73,8 +74,7 @@ class Section:
         reading = self._link_reading(point, group) if group else None
         heard = [reading for reading in self._peers.gather(reading) if reading]
         if self._ranks.rank == 0:
-            row = key_columns(point) | _link_row(heard) | self._state()
-            self._tell("row", table="collectives", row=row)
+            self._tell_row(_link_row(point, heard))
 
     def _link_reading(self, point: LinkPoint, group: Group) -> tuple[Timing | None, Held | None]:
         if point.collective == IDLE_LINKS:
@@ -101,8 +101,7 @@ class Section:
         reading = self._overlap_reading(point, group) if group else None
         heard = [reading for reading in self._peers.gather(reading) if reading]
         if self._ranks.rank == 0:
-            row = key_columns(point) | _overlap_row(heard) | self._state()
-            self._tell("row", table="overlap", row=row)
+            self._tell_row(_overlap_row(point, heard))
 
     def _overlap_reading(self, point: OverlapPoint, group: Group) -> tuple[Held, Held, Held]:
         """The computation alone, the collective alone, both."""
@@ -131,8 +130,10 @@ class Section:
         timing = self._stopwatch.timing(quick, group, stretches=1, stretch_s=1e-3, most=_PILOT_CALLS)
         return Work(run=run, time_s=max(_LEAST_S, group.most(timing.time_s)))
 
-    def _state(self) -> dict[str, Any]:
-        return {"temperature_C": self._device.temperature_C(), "wall_s": time.time()}
+    def _tell_row(self, row: CollectiveRow | OverlapRow) -> None:
+        """Tell a row, and what this rank's device is like now."""
+        row = replace(row, temperature_C=self._device.temperature_C(), wall_s=time.time())
+        self._tell("row", table=row.TABLE, row=asdict(row))
 
 
 def _work(operation: Operation, timing: Timing, group: Group) -> Work:
@@ -143,45 +144,50 @@ def _work(operation: Operation, timing: Timing, group: Group) -> Work:
     )
 
 
-def _link_row(heard: Sequence[tuple[Timing | None, Held | None]]) -> dict[str, Any]:
-    """Columns from what the group's ranks read.
+def _link_row(point: LinkPoint, heard: Sequence[tuple[Timing | None, Held | None]]) -> CollectiveRow:
+    """The row of a point, from what the group's ranks read.
 
     Time is the longest over the ranks: a step goes on when the last of them has what it waits for. Everything else is
     the mean.
     """
     timings = [timing for timing, _ in heard if timing]
     helds = [held for _, held in heard if held]
-    return {
-        "calls": timings[0].calls if timings else None,
-        "time_s": max((timing.time_s for timing in timings), default=None),
-        "host_time_s": _mean([timing.host_time_s for timing in timings]),
-        "clock_Hz": _mean([timing.clock_Hz for timing in timings]),
-        "held_time_s": max((held.collective_time_s for held in helds if held.collective_time_s), default=None),
-        "duration_s": _mean([held.duration_s for held in helds]),
-        "power_W": _mean([held.power_W for held in helds]),
-        "held_clock_Hz": _mean([held.clock_Hz for held in helds]),
-        "nvlink_tx_Bps": _mean([held.sent_Bps for held in helds]),
-        "nvlink_rx_Bps": _mean([held.received_Bps for held in helds]),
-    }
+    return CollectiveRow(
+        collective=point.collective,
+        ranks=point.ranks,
+        size_B=point.size_B,
+        skew=point.skew,
+        calls=timings[0].calls if timings else None,
+        time_s=max((timing.time_s for timing in timings), default=None),
+        host_time_s=_mean([timing.host_time_s for timing in timings]),
+        clock_Hz=_mean([timing.clock_Hz for timing in timings]),
+        held_time_s=max((held.collective_time_s for held in helds if held.collective_time_s), default=None),
+        duration_s=_mean([held.duration_s for held in helds]),
+        power_W=_mean([held.power_W for held in helds]),
+        held_clock_Hz=_mean([held.clock_Hz for held in helds]),
+        nvlink_tx_Bps=_mean([held.sent_Bps for held in helds]),
+        nvlink_rx_Bps=_mean([held.received_Bps for held in helds]),
+    )
 
 
-def _overlap_row(heard: Sequence[tuple[Held, Held, Held]]) -> dict[str, Any]:
-    """Columns from what the ranks read: longest times of collectives, means of everything else."""
+def _overlap_row(point: OverlapPoint, heard: Sequence[tuple[Held, Held, Held]]) -> OverlapRow:
+    """The row of a point, from what the ranks read: longest times of collectives, means of everything else."""
     computing, collective, both = ([held[i] for held in heard] for i in range(3))
-    return {
-        "calls": both[0].calls,
-        "duration_s": _mean([held.duration_s for held in both]),
-        "computation_time_s": _mean([held.computation_time_s for held in computing]),
-        "collective_time_s": max((h.collective_time_s for h in collective if h.collective_time_s), default=None),
-        "together_computation_time_s": _mean([held.computation_time_s for held in both]),
-        "together_collective_time_s": max((h.collective_time_s for h in both if h.collective_time_s), default=None),
-        "computation_power_W": _mean([held.power_W for held in computing]),
-        "collective_power_W": _mean([held.power_W for held in collective]),
-        "together_power_W": _mean([held.power_W for held in both]),
-        "computation_clock_Hz": _mean([held.clock_Hz for held in computing]),
-        "collective_clock_Hz": _mean([held.clock_Hz for held in collective]),
-        "together_clock_Hz": _mean([held.clock_Hz for held in both]),
-    }
+    return OverlapRow(
+        **asdict(point),
+        calls=both[0].calls,
+        duration_s=_mean([held.duration_s for held in both]),
+        computation_time_s=_mean([held.computation_time_s for held in computing]),
+        collective_time_s=max((h.collective_time_s for h in collective if h.collective_time_s), default=None),
+        together_computation_time_s=_mean([held.computation_time_s for held in both]),
+        together_collective_time_s=max((h.collective_time_s for h in both if h.collective_time_s), default=None),
+        computation_power_W=_mean([held.power_W for held in computing]),
+        collective_power_W=_mean([held.power_W for held in collective]),
+        together_power_W=_mean([held.power_W for held in both]),
+        computation_clock_Hz=_mean([held.clock_Hz for held in computing]),
+        collective_clock_Hz=_mean([held.clock_Hz for held in collective]),
+        together_clock_Hz=_mean([held.clock_Hz for held in both]),
+    )
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -36,13 +36,13 @@ import torch
 from moemodel.model.architecture.spec import Mlp
 from moemodel.model.core.errors import InputError
 from moemodel.model.plan.spec import ParallelSpec
+from moemodel.model.records.profile import HostRow
 from moemodel.profiler.backends.base import Run, TrainingRun
 from moemodel.profiler.backends.torch_native.parallel_trainer import build
 from moemodel.profiler.backends.torch_native.trainer import Trainer
 from moemodel.profiler.devices.memory import free_memory
 from moemodel.profiler.host_overhead.single_gpu import KINDS, LayerKind, tiny_run, trimmed_mean
 
-Row = dict[str, Any]
 Times = list[float]  # host time before each mark of a step but the first, s
 
 _LAYERS = 4  # and twice as many
@@ -68,7 +68,7 @@ class Peers(Protocol):
     def barrier(self) -> None: ...
 
 
-def measure(device: torch.device, peers: Peers, repeats: int) -> list[Row]:
+def measure(device: torch.device, peers: Peers, repeats: int) -> list[HostRow]:
     """Host time of every block; both ranks of a job of two call it. Rows on rank 0, none on the other.
 
     Args:
@@ -92,7 +92,7 @@ class _Host:
     def __init__(self, device: torch.device, peers: Peers, repeats: int) -> None:
         self._device, self._peers, self._repeats = device, peers, repeats
 
-    def fsdp(self) -> list[Row]:
+    def fsdp(self) -> list[HostRow]:
         """Units of FSDP2, under each stage of ZeRO what only it shows."""
         # Marks of a step of one micro-batch: forward, backward, optimizer; of two: the first two twice.
         plain = self._layer(_DENSE, ParallelSpec())
@@ -109,13 +109,13 @@ class _Host:
             _row("fsdp_unit_quiet", "backward", "zero 1, first micro-batch of two", first[1] - twice[1]),
         ]
 
-    def ddp(self) -> list[Row]:
+    def ddp(self) -> list[HostRow]:
         """A bucket of DDP."""
         plain = self._layer(_DENSE, ParallelSpec(), wide=True)
         wrapped = self._layer(_DENSE, ParallelSpec(dp=2), wide=True)
         return [_row("ddp_bucket", "backward", "layers of one bucket", wrapped[1] - plain[1])]
 
-    def tensor(self) -> list[Row]:
+    def tensor(self) -> list[HostRow]:
         """Collectives of tensor parallelism, and of sequence parallelism."""
         plain = self._layer(_DENSE, ParallelSpec())
         whole = self._layer(_DENSE, ParallelSpec(tp=2))
@@ -125,13 +125,13 @@ class _Host:
             *_both("tensor_collective_rows", "all-gather, reduce-scatter", rows, plain, _ROW_COLLECTIVES),
         ]
 
-    def experts(self) -> list[Row]:
+    def experts(self) -> list[HostRow]:
         """All-to-alls of experts that two ranks share out, beside DDP's hooks for the rest."""
         alone = self._layer(_SPARSE, ParallelSpec(dp=2))
         shared = self._layer(_SPARSE, ParallelSpec(dp=2, ep=2))
         return _both("expert_exchange", "all-to-all", shared, alone, _EXCHANGES)
 
-    def pipeline(self) -> list[Row]:
+    def pipeline(self) -> list[HostRow]:
         """What a schedule adds to a micro-batch: the mean stage has half of the layers and half of both ends."""
         run = tiny_run(_DENSE, "bf16-mixed", _LAYERS)
         staged = replace(run, parallel=ParallelSpec(pp=2))
@@ -202,18 +202,11 @@ def _wide(run: TrainingRun) -> TrainingRun:
     return replace(run, architecture=replace(run.architecture, hidden=hidden, embedding_width=hidden, decoder=decoder))
 
 
-def _both(block: str, detail: str, wrapped: Times, plain: Times, number: float) -> list[Row]:
+def _both(block: str, detail: str, wrapped: Times, plain: Times, number: float) -> list[HostRow]:
     """Forward and backward of one of so many exchanges of a layer."""
     added = zip(("forward", "backward"), wrapped, plain, strict=False)  # the optimizer's time is not theirs
     return [_row(block, direction, detail, (a - b) / number) for direction, a, b in added]
 
 
-def _row(block: str, direction: str, detail: str, host_time_s: float) -> Row:
-    return {
-        "block": block,
-        "direction": direction,
-        "detail": detail,
-        "host_time_s": host_time_s,
-        "kernels": None,
-        "wall_s": time.time(),
-    }
+def _row(block: str, direction: str, detail: str, host_time_s: float) -> HostRow:
+    return HostRow(block=block, direction=direction, detail=detail, host_time_s=host_time_s, wall_s=time.time())

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from moemodel.model.core.errors import DeviceError
+from moemodel.model.records.profile import DeviceState
 from moemodel.profiler.devices.base import Device
 from moemodel.profiler.devices.memory import make_room
 from moemodel.profiler.instruments.cycle_counter import ClockReader
@@ -154,13 +155,13 @@ class Bench:
         sample = self.lane.read([self.lane.queue(case, 2, guess.lead_s(2))])[0]
         return Cost(time_s=max(sample.time_s, 1e-7), host_s=sample.host_time_s or 0.0)
 
-    def state(self) -> dict[str, Any]:
-        """The columns of a row that say what the device is like now; the true clock is for the caller to add."""
-        return {
-            "clock_reported_Hz": self.device.reported_clock_Hz(),
-            "temperature_C": self.device.temperature_C(),
-            "wall_s": self.timer.wall_s(),
-        }
+    def state(self) -> DeviceState:
+        """What the device is like now; the true clock is for the caller to add."""
+        return DeviceState(
+            clock_reported_Hz=self.device.reported_clock_Hz(),
+            temperature_C=self.device.temperature_C(),
+            wall_s=self.timer.wall_s(),
+        )
 
     def skip(self, what: str, error: Exception) -> Skip:
         """Note what torch could not run, and make room again.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
+from moemodel.model.records.profile import HostRow
 from moemodel.profiler.devices.base import Device
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
 from moemodel.profiler.microbench.budget import Effort
@@ -20,8 +21,8 @@ class Platform(Protocol):
     def timer(self) -> Timer: ...
     def sampler(self) -> EnergySampler: ...
     def instruments(self, effort: Effort, seed: int) -> Instruments: ...
-    def host_rows(self, repeats: int) -> list[dict[str, Any]]:
-        """Rows of table `host`."""
+    def host_rows(self, repeats: int) -> list[HostRow]:
+        """How long the host needs for each block."""
         ...
 
 
@@ -40,7 +41,7 @@ class TorchPlatform:
     def instruments(self, effort: Effort, seed: int) -> Instruments:
         return TorchInstruments(self._device, effort, seed)
 
-    def host_rows(self, repeats: int) -> list[dict[str, Any]]:
+    def host_rows(self, repeats: int) -> list[HostRow]:
         from moemodel.profiler.host_overhead import single_gpu as host_lane
 
         return host_lane.measure(self._device, repeats=repeats)

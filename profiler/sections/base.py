@@ -6,16 +6,15 @@ A section is interrupted between any two items, or within one: what was measured
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
+from moemodel.model.records.profile import TableRow
 from moemodel.profiler.microbench.harness import Bench
 from moemodel.profiler.microbench.skips import Skip, not_reached, skippable
 from moemodel.profiler.sections.progress import Progress
 from moemodel.profiler.store.profile_writer import ProfileWriter
-
-Rows = Sequence[Mapping[str, Any]]
 
 
 class SkippedError(Exception):
@@ -28,7 +27,6 @@ class Item:
 
     Attributes:
         title: what it is called where it is skipped.
-        table: of its rows.
         measure: makes its rows; may raise `SkippedError`, or what torch raises for what does not fit or run here.
         told: said when it begins; None: it speaks for itself while it is measured.
         done: the profile has it.
@@ -37,8 +35,7 @@ class Item:
     """
 
     title: str
-    table: str
-    measure: Callable[[], Rows]
+    measure: Callable[[], Sequence[TableRow]]
     told: str | None = None
     done: bool = False
     steps: int = 1
@@ -109,7 +106,7 @@ class ItemSection(ABC):
             return Skip(what=item.title, reason=str(skipped))
         except skippable() as error:
             return bench.skip(item.title, error)
-        writer.append(item.table, rows)
+        writer.append(rows)
         if writer.pending_rows() >= self.flush_rows:
             writer.flush()
         return None

@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
+from moemodel.model.records.profile import OperatorRow, PowerRow
 from moemodel.profiler.clocks.clock_control import ClockControl, ObstacleError
 from moemodel.profiler.microbench.harness import Bench
 from moemodel.profiler.microbench.points import Point
 from moemodel.profiler.microbench.skips import Skip, not_reached
 from moemodel.profiler.sections.base import Item, ItemSection
-from moemodel.profiler.sections.operator_times import sample_row
+from moemodel.profiler.sections.operator_times import operator_row_is_there, sample_row
 from moemodel.profiler.sections.power import Load, power_item
 from moemodel.profiler.sections.progress import Progress
 from moemodel.profiler.store.profile_writer import ProfileWriter
@@ -108,7 +108,6 @@ class _Step(ItemSection):
             Item(
                 title=f"{self.name} of {point}",
                 told=f"{label}: {point}",
-                table="operators",
                 measure=partial(_samples, bench, point, label),
             )
             for point in self._points
@@ -177,8 +176,8 @@ class LockedSweep:
         named = [replace(load, name=f"{load.name} {suffix}") for load in loads]
         return _Step(
             clock_Hz,
-            [p for p in self._points if not writer.has("operators", {**p.row(), "sweep": label})],
-            [load for load in named if not writer.has("power", {"load": load.name})],
+            [p for p in self._points if not operator_row_is_there(writer, p, label)],
+            [load for load in named if not writer.has(PowerRow, load=load.name)],
         )
 
 
@@ -192,7 +191,7 @@ def _ignored_lock(bench: Bench, clock_Hz: float) -> Skip | None:
     return Skip(what=f"sweep {locked_label(clock_Hz)}", reason=reason)
 
 
-def _samples(bench: Bench, point: Point, label: str) -> list[dict[str, Any]]:
+def _samples(bench: Bench, point: Point, label: str) -> list[OperatorRow]:
     """Half as many samples as a mix of the passive sweep has: there are twice as many steps as mixes."""
     samples = max(1, bench.effort.sweep_samples // 2)
     case = bench.build(point)

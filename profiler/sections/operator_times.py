@@ -8,10 +8,10 @@ clock.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
+from moemodel.model.records.profile import DeviceState, OperatorRow
 from moemodel.profiler.microbench.cases import Case
 from moemodel.profiler.microbench.harness import Bench, Cost
 from moemodel.profiler.microbench.points import Point
@@ -65,9 +65,8 @@ class OperatorTimes(ItemSection):
             Item(
                 title=str(point),
                 told=str(point),
-                table="operators",
                 measure=partial(grid.measure, point),
-                done=writer.has("operators", {**point.row(), "sweep": self._mix.label}),
+                done=operator_row_is_there(writer, point, self._mix.label),
             )
             for point in self._points
         ]
@@ -81,7 +80,7 @@ class _Grid:
         self._mix = mix
         self._gap_s = 5e-3  # host time between two points' loads, a running mean
 
-    def measure(self, point: Point) -> list[dict[str, Any]]:
+    def measure(self, point: Point) -> list[OperatorRow]:
         bench, mix = self._bench, self._mix
         if mix.heavy:
             # While the host makes operands the device would idle, and its clock rise.
@@ -106,14 +105,18 @@ class _Grid:
         return self._bench.lane.queue(case, calls, lead_s)
 
 
-def sample_row(point: Point, sweep: str, sample: Sample, state: dict[str, Any]) -> dict[str, Any]:
-    """A row of table `operators`."""
-    return {
-        **point.row(),
-        "sweep": sweep,
-        "calls": sample.calls,
-        "time_s": sample.time_s,
-        "host_time_s": sample.host_time_s,
-        "clock_Hz": sample.clock_Hz,
-        **state,
-    }
+def operator_row_is_there(writer: ProfileWriter, point: Point, sweep: str) -> bool:
+    """Whether the profile has samples of a point."""
+    return writer.has(OperatorRow, **point.operator().columns(), sweep=sweep)
+
+
+def sample_row(point: Point, sweep: str, sample: Sample, state: DeviceState) -> OperatorRow:
+    """The row of a sample."""
+    return OperatorRow(
+        operator=point.operator(),
+        sweep=sweep,
+        calls=sample.calls,
+        time_s=sample.time_s,
+        host_time_s=sample.host_time_s,
+        state=replace(state, clock_Hz=sample.clock_Hz),
+    )

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
+from moemodel.model.records.profile import OperatorRow
 from moemodel.profiler.microbench.cases import Case
 from moemodel.profiler.microbench.harness import Bench, Cost
 from moemodel.profiler.microbench.points import Point
 from moemodel.profiler.microbench.stream_timer import Stretch
 from moemodel.profiler.sections.base import Item, ItemSection
-from moemodel.profiler.sections.operator_times import sample_row
+from moemodel.profiler.sections.operator_times import operator_row_is_there, sample_row
 from moemodel.profiler.sections.progress import Progress
 from moemodel.profiler.store.profile_writer import ProfileWriter
 
@@ -64,22 +64,21 @@ class PassiveSweep(ItemSection):
         return [self._item(bench, point, writer) for point in self._points]
 
     def _item(self, bench: Bench, point: Point, writer: ProfileWriter) -> Item:
-        todo = [mix for mix in MIXES if not writer.has("operators", {**point.row(), "sweep": mix.label})]
+        todo = [mix for mix in MIXES if not operator_row_is_there(writer, point, mix.label)]
         return Item(
             title=f"sweep of {point}",
             told=str(point),
-            table="operators",
             measure=partial(_sweep_point, bench, point, todo),
             done=not todo,
         )
 
 
-def _sweep_point(bench: Bench, point: Point, mixes: Sequence[SweepMix]) -> list[dict[str, Any]]:
+def _sweep_point(bench: Bench, point: Point, mixes: Sequence[SweepMix]) -> list[OperatorRow]:
     case = bench.build(point)
     cost = bench.warm_up(case)
     # As long as a heavy call, so that one of them can be 1:1.
     calls = cost.calls_in(max(bench.effort.sample_s, bench.heavy.time_s))
-    rows: list[dict[str, Any]] = []
+    rows: list[OperatorRow] = []
     for mix in mixes:
         stretches = _run_mix(bench, case, cost, calls, mix)
         state = bench.state()

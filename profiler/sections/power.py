@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
-from typing import Any
 
+from moemodel.model.records.profile import DeviceState, PowerRow
 from moemodel.profiler.devices.base import Activity
 from moemodel.profiler.instruments.energy_sampler import EnergyWindow
 from moemodel.profiler.microbench.cases import Case
@@ -47,7 +47,7 @@ class Held:
     end_s: float
     samples: list[Sample]
     activity: Activity
-    state: dict[str, Any] = field(default_factory=dict)
+    state: DeviceState
 
     @property
     def busy(self) -> float:
@@ -83,13 +83,12 @@ def power_item(bench: Bench, load: Load, writer: ProfileWriter) -> Item:
     return Item(
         title=f"power of {load.name}",
         told=load.name,
-        table="power",
         measure=partial(_measure, bench, load),
-        done=writer.has("power", {"load": load.name}),
+        done=writer.has(PowerRow, load=load.name),
     )
 
 
-def _measure(bench: Bench, load: Load) -> list[dict[str, Any]]:
+def _measure(bench: Bench, load: Load) -> list[PowerRow]:
     """The row of a load.
 
     Raises:
@@ -117,16 +116,18 @@ def hold(bench: Bench, load: Load) -> Held:
     _run_until(runner, start_s + bench.effort.power_window_s, timer)
     activity = meter.end()
     end_s = timer.now_s()
-    state = bench.state() | _warmth(bench, start_s, end_s)
+    state = bench.state()
+    warmth_C = _warmth_C(bench, start_s, end_s)
+    state = state if warmth_C is None else replace(state, temperature_C=warmth_C)
     samples = bench.lane.read(runner.stretches)
     return Held(start_s=start_s, end_s=end_s, samples=samples, activity=activity, state=state)
 
 
-def _warmth(bench: Bench, start_s: float, end_s: float) -> dict[str, Any]:
-    """Mean temperature in a window, as power is its mean: the die warms by degrees in it. Empty without readings."""
+def _warmth_C(bench: Bench, start_s: float, end_s: float) -> float | None:
+    """Mean temperature in a window, as power is its mean: the die warms by degrees in it. None without readings."""
     trace = bench.sampler.trace(start_s)
     known_C = [r.temperature_C for r in trace if r.time_s <= end_s and r.temperature_C is not None]
-    return {"temperature_C": fmean(known_C)} if known_C else {}
+    return fmean(known_C) if known_C else None
 
 
 def _run_until(runner: _Runner | _Idle, end_s: float, timer: Timer) -> None:
@@ -179,26 +180,29 @@ class _Runner:
         return max(1, min(4096, round(self._bench.effort.burst_s / max(cost.time_s, cost.host_s))))
 
 
-def power_row(load: Load, held: Held, window: EnergyWindow | None) -> dict[str, Any]:
-    """A row of table `power`; the window's columns are null without an energy counter.
+def power_row(load: Load, held: Held, window: EnergyWindow | None) -> PowerRow:
+    """The row of a load; the window's columns are null without an energy counter.
 
     Time and clock are means, as power is: the clock moves in the window where the power limit holds a load back.
     """
     timed = [(s, s.time_s * s.calls) for s in held.samples]
     busy_s, calls = sum(seconds for _, seconds in timed), sum(s.calls for s, _ in timed)
     counted = [(s.clock_Hz * seconds, seconds) for s, seconds in timed if s.clock_Hz is not None]
-    row: dict[str, Any] = {
-        "load": load.name,
-        "duty": held.busy if load.duty < 1 else 1.0,
-        "time_s": busy_s / calls if calls else None,
-        "clock_Hz": sum(cycles for cycles, _ in counted) / sum(s for _, s in counted) if counted else None,
+    clock_Hz = sum(cycles for cycles, _ in counted) / sum(s for _, s in counted) if counted else None
+    row = PowerRow(
+        operator=load.point.operator() if load.point else None,
+        load=load.name,
+        duty=_duty(load, held),
+        time_s=busy_s / calls if calls else None,
+        state=replace(held.state, clock_Hz=clock_Hz),
         **held.activity,
-        **held.state,
-    }
+    )
+    if window is None:
+        return row
+    return replace(row, duration_s=window.duration_s, energy_J=window.energy_J, power_W=window.power_W)
+
+
+def _duty(load: Load, held: Held) -> float:
     if load.point is None:
-        row["duty"] = 0.0
-    else:
-        row.update(load.point.row())
-    if window is not None:
-        row.update(duration_s=window.duration_s, energy_J=window.energy_J, power_W=window.power_W)
-    return row
+        return 0.0
+    return held.busy if load.duty < 1 else 1.0

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 from urllib.parse import parse_qsl
 
 import torch
 
 from moemodel.model.core.errors import DeviceError
 from moemodel.model.operators.work import Kind, Pass
-from moemodel.model.records.profile import DeviceInfo
+from moemodel.model.records.profile import DeviceInfo, HostRow
 from moemodel.profiler.clocks.settings import Address, Settings
 from moemodel.profiler.devices.base import ACTIVITIES, Activity, ActivityMeter, NoActivity, resolve
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
@@ -321,7 +321,7 @@ class SimulatedPlatform:
         del effort, seed  # there are no operands
         return SimulatedInstruments(self._device.gpu)
 
-    def host_rows(self, repeats: int) -> list[dict[str, Any]]:
+    def host_rows(self, repeats: int) -> list[HostRow]:
         """Rows of table `host`, drawn about made-up times."""
         del repeats
         from moemodel.profiler.host_overhead.single_gpu import KINDS
@@ -336,14 +336,13 @@ class SimulatedPlatform:
         rows.append(("step", "step", "bf16-mixed", _STEP_US))
         noise = self._device.gpu.noise
         return [
-            {
-                "block": block,
-                "direction": direction,
-                "detail": detail,
-                "host_time_s": us * 1e-6 * float(1 + _HOST_NOISE * noise.normal()),
-                "kernels": None,
-                "wall_s": self.timer.wall_s(),
-            }
+            HostRow(
+                block=block,
+                direction=direction,
+                detail=detail,
+                host_time_s=us * 1e-6 * float(1 + _HOST_NOISE * noise.normal()),
+                wall_s=self.timer.wall_s(),
+            )
             for block, direction, detail, us in rows
         ]
 

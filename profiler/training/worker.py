@@ -18,6 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import MutableMapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import torch.distributed as dist
 from moemodel.model.core.documents import parse_yaml, read_json
 from moemodel.model.core.errors import DeviceError, MoeModelError
 from moemodel.model.plan.spec import Plan
+from moemodel.model.records.profile import IterationRow
 from moemodel.profiler.backends.base import (
     TrainingRun,
     architecture_in,
@@ -75,7 +77,7 @@ class Worker:
             rows = host.measure(
                 self._device.torch_device, self._peers("host", self._ranks.size), self._job.host_repeats
             )
-            self._say("host", rows=rows)
+            self._say("host", rows=[asdict(row) for row in rows])
         for number, order in enumerate(self._job.visits):
             self.visit = number
             everybody = self._peers(f"visit {number}", self._ranks.size)
@@ -105,7 +107,8 @@ class Worker:
             if held is False and self._job.clocks == "lock":
                 return f"clock_MHz {plan.clock_MHz:g} can't be held: {note}"
             release_comm_buffers(plan.backend, self._device.torch_device)
-            rows = everybody.gather(self._row(plan, run))
+            row = self._row(plan, run)
+            rows = everybody.gather(None if row is None else asdict(row))
         finally:
             self._control.unlock()
         if rows is not None:
@@ -119,7 +122,7 @@ class Worker:
             )
         return None
 
-    def _row(self, plan: Plan, run: TrainingRun) -> dict[str, Any] | None:
+    def _row(self, plan: Plan, run: TrainingRun) -> IterationRow | None:
         """This rank's row; None where the plan does without it."""
         build, ranks = builder(plan.backend), plan.cluster.gpus
         if self._ranks.rank >= ranks:

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from moemodel.cli.profile import profile_command
 from moemodel.model.core.errors import DeviceError, InputError, ProfileError
 from moemodel.model.operators.work import Kind
+from moemodel.model.records.profile import HostRow
 from moemodel.profiler import run as run_module
 from moemodel.profiler.host_overhead import single_gpu as host_lane
 from moemodel.profiler.microbench.budget import Effort, effort_for
@@ -142,10 +143,10 @@ def test_what_cannot_run_is_skipped_with_its_reason(measure: Any, monkeypatch: p
 def test_host_section_is_measured_once(measure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
-    def rows(device: object, repeats: int) -> list[dict[str, object]]:
+    def rows(device: object, repeats: int) -> list[HostRow]:
         del device
         calls.append(repeats)
-        return [{"block": "dense_layer", "direction": "forward", "detail": "", "host_time_s": 1e-4}]
+        return [HostRow(block="dense_layer", direction="forward", detail="", host_time_s=1e-4)]
 
     monkeypatch.setattr(host_lane, "measure", rows)
     assert measure(["host"]).rows["host"] == 1

@@ -126,8 +126,8 @@ def test_every_section_is_there(h100: Truth) -> None:
 def test_measured_times_are_the_true_ones(h100: Truth) -> None:
     """Time, at the true clock that was measured with it, is what the hidden roofline says; each within its noise."""
     rows = h100.table("operators")
-    points = {tuple(p.row().values()): kernel(h100.chip, p) for p in (*few_points(), *gpu_sweep())}
-    names = list(few_points()[0].row())
+    points = {tuple(p.operator().columns().values()): kernel(h100.chip, p) for p in (*few_points(), *gpu_sweep())}
+    names = list(few_points()[0].operator().columns())
     errors = [
         row.time_s / points[tuple(getattr(row, n) for n in names)].time_s(row.clock_Hz) - 1
         for row in rows.itertuples()

@@ -92,7 +92,7 @@ def test_differences_give_back_what_each_part_adds(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(host, "time", clock)
     monkeypatch.setattr(host._Host, "_build", lambda _, run: _Run(run, clock))
     rows = host.measure(torch.device("cpu"), _Peers(), 3)
-    found = {(row["block"], row["direction"]): row["host_time_s"] for row in rows}
+    found = {(row.block, row.direction): row.host_time_s for row in rows}
     assert found == pytest.approx(
         {
             ("fsdp_unit", "forward"): _UNIT,
