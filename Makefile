@@ -1,6 +1,6 @@
 # make demo    predict an example, on a machine with python3 (3.11 or later) and nothing else
 # make test    run the tests, in an environment of their own
-# make lint    ruff and mypy, in the same environment
+# make lint    ruff, mypy and import-linter, in the same environment
 # make clean   remove both environments and all caches
 #
 # PIP_ARGS goes to every `pip install`, such as --extra-index-url with PyTorch's index of CPU wheels, which saves a large
@@ -24,6 +24,7 @@ lint: $(TEST)/ready
 	$(TEST)/bin/ruff check .
 	$(TEST)/bin/ruff format --check .
 	$(TEST)/bin/mypy
+	$(TEST)/bin/lint-imports
 
 # The stamp is written last, so that an interrupted installation starts again.
 $(DEMO)/ready: pyproject.toml | python

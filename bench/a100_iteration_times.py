@@ -27,22 +27,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moemodel.calibration.published.a100 import LAUNCH_S
-from moemodel.calibration.published.data import ALL_REDUCE, ITERATIONS, Rows, read_all_reduce, read_rows
-from moemodel.calibration.published.vtrain import FREE, Cluster, StepFitter, fit_links, groups, left_out, predicted_s
+from moemodel.calibration.published.data import ITERATIONS, Rows, read_rows
+from moemodel.calibration.published.vtrain import FREE, Cluster, StepFitter, groups, predicted_s
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.hardware.gpu import read_gpu
 from moemodel.model.plan.spec import Recompute
+from studies.a100 import COUNTED, cluster_of, errors, left_out
 
 _DATA = Path(__file__).parents[2] / "shared" / "data"
-_GPU = "a100-sxm-80gb"
-_COUNTED = ("gpus", "layers", "dp", "pp", "micro_batch")
 _BESIDE = ("hidden", "tp")
 _NODE_BPS = 100e9  # between nodes: 800 Gbit/s a node, the default of vTrain's configuration
-
-
-def errors(ratios: dict[int, FloatArray]) -> FloatArray:
-    """Absolute relative errors of all rows of a factor."""
-    return np.asarray(np.abs(np.concatenate(list(ratios.values())) - 1))
 
 
 def table(name: str, ratios: dict[int, FloatArray]) -> str:
@@ -54,12 +47,6 @@ def table(name: str, ratios: dict[int, FloatArray]) -> str:
         figures = f"{size.mean():7.2f} {np.median(size):7.2f} {size.max():7.2f} {off.mean():+7.2f}"
         lines.append(f"{name:12} {level:6} {len(ratio):6} {figures}")
     return "\n".join(lines)
-
-
-def cluster_of(folder: Path) -> Cluster:
-    """The machine of the rows, its links fitted to the all-reduce tables alone."""
-    gpu = read_gpu(_GPU)
-    return Cluster(gpu=gpu, links=fit_links(read_all_reduce(folder / ALL_REDUCE), gpu.nvlink_Bps or 1.0))
 
 
 def several_nodes(path: Path, folder: Path, constants: dict[str, float]) -> FloatArray:
@@ -97,17 +84,17 @@ def main() -> None:
     constants = fitter.fit()
     report = ["factor        level   rows    mean  median     max  signed   (errors in percent)"]
     mape = {}
-    for name in (*_COUNTED, *_BESIDE):
+    for name in (*COUNTED, *_BESIDE):
         ratios = left_out(fitter, rows.column(name))
         mape[name] = float(errors(ratios).mean())
         report.append(table(name, ratios))
     result: dict[str, float | dict[str, float]] = {
-        "mape": float(np.mean([mape[name] for name in _COUNTED])),
+        "mape": float(np.mean([mape[name] for name in COUNTED])),
         "rows": len(rows),
         "mape_hidden": mape["hidden"],
         "mape_tp": mape["tp"],
         "mape_fitted": float(np.abs(fitter.time_s(constants) / rows.time_s - 1).mean()),
-        "mape_by_factor": {name: mape[name] for name in _COUNTED},
+        "mape_by_factor": {name: mape[name] for name in COUNTED},
     }
     if options.shapes:
         result["mape_shape"] = float(errors(left_out(fitter, shapes_of(rows))).mean())

@@ -38,16 +38,17 @@ import torch
 from moemodel.model.core.errors import DeviceError, InputError, MoeModelError
 from moemodel.model.hardware.gpu import list_gpus, read_gpu
 from moemodel.model.operators.work import Kind, Pass
-from moemodel.profiler.devices.base import SIMULATED, open_device
+from moemodel.profiler.devices.names import SIMULATED
+from moemodel.profiler.instruments.counter_edges import WIDEST_EDGE_S, regular_times
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
-from moemodel.profiler.meter.attribution import WIDEST_EDGE_S, PhasePower, regular_times
+from moemodel.profiler.meter.attribution import PhasePower
 from moemodel.profiler.meter.energy_meter import Meter
 from moemodel.profiler.meter.recording import RecordedSession, RecordingDevice, recorded_session
 from moemodel.profiler.microbench.budget import effort_for
 from moemodel.profiler.microbench.cases import Case
 from moemodel.profiler.microbench.harness import Instruments
 from moemodel.profiler.microbench.points import Point, Sizes
-from moemodel.profiler.platforms.registry import platform_of
+from moemodel.profiler.platforms.registry import open_device, platform_of
 from moemodel.profiler.simulated.gpu import Mark
 from moemodel.profiler.simulated.instruments import SimulatedDevice
 

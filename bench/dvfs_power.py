@@ -45,19 +45,14 @@ import pandas as pd
 
 from moemodel.calibration.fit.power import Loads
 from moemodel.calibration.published.a100 import fit_stream, loads_of_activities
-from moemodel.calibration.published.activity_power import (
-    ActivityPower,
-    Bandwidth,
-    fit_activities,
-    projected,
-    with_steady_temperature,
-)
+from moemodel.calibration.published.activity_power import ActivityPower, fit_activities
 from moemodel.calibration.published.data import ACTIVITY, FP64_GEMM, STREAM, read_activities, read_stream
 from moemodel.calibration.store.catalogue import shipped
 from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
 from moemodel.model.device.power import PowerModel, power_model
 from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.operators.work import Kind, Pass, Work
+from studies.programs import Bandwidth, projected, with_steady_temperature
 
 _DATA = Path(__file__).parents[2] / "shared" / "data"
 _GPU, _H100 = "a100-sxm-80gb", "h100-sxm-80gb"

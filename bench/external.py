@@ -25,11 +25,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from a100_iteration_times import _COUNTED, cluster_of, errors
 
 from moemodel.calibration.published.data import ITERATIONS, read_rows
-from moemodel.calibration.published.vtrain import FREE, StepFitter, groups, left_out, predicted_s
+from moemodel.calibration.published.vtrain import FREE, StepFitter, groups, predicted_s
 from moemodel.model.core.arrays import FloatArray
+from studies.a100 import COUNTED, cluster_of, errors, left_out
 from studies.runs import Predictor, Study, bridge, fsdp, gh200, mlperf
 
 _DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -97,7 +97,7 @@ def a100(folder: Path) -> Result:
     fitter = StepFitter(time_s=lambda c: predicted_s(batches, cluster.machine(c)), measured_s=rows.time_s)
     start = {name: free.start for name, free in FREE.items()}
     constants = fitter.fit()
-    by_factor = {name: float(errors(left_out(fitter, rows.column(name))).mean()) for name in _COUNTED}
+    by_factor = {name: float(errors(left_out(fitter, rows.column(name))).mean()) for name in COUNTED}
     return Result(
         name="A100 one node (vTrain)",
         rows=len(rows),

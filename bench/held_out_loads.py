@@ -105,8 +105,7 @@ def measure(gpu: str, file: Path, shorter: float = 1.0) -> None:
     """Hold every load on the GPU that is here, and write what was seen."""
     from moemodel.profiler.microbench.budget import effort_for
     from moemodel.profiler.microbench.harness import Bench
-    from moemodel.profiler.platforms.registry import platform_of
-    from moemodel.profiler.run import open_named
+    from moemodel.profiler.platforms.registry import open_named, platform_of
 
     device, name = open_named(gpu)
     platform = platform_of(device)

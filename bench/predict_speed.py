@@ -21,7 +21,7 @@ from itertools import product
 
 import numpy as np
 
-from moemodel.calibration.store.resolve import load_calibration
+from moemodel.calibration.store.catalogue import load_calibration
 from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.plan.spec import Plan, PlanBatch

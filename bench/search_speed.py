@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 
-from moemodel.calibration.store.resolve import load_calibration
+from moemodel.calibration.store.catalogue import load_calibration
 from moemodel.model.search.document import Search
 from moemodel.model.search.search import search
 

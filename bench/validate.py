@@ -29,8 +29,9 @@ from statistics import fmean
 from moemodel.calibration.store.catalogue import shipped
 from moemodel.model.records.calibration import read_calibration
 from moemodel.model.results.validation import PlanReport, Report, read_report
-from moemodel.validation.report.build import RANKED, errors_of, predicted_again, ranked
+from moemodel.validation.report.build import RANKED, errors_of, ranked
 from moemodel.validation.report.ranking import Ranked, kendall, regrets
+from studies.comparison import predicted_again
 
 _REPORTS = Path(__file__).parent / "measured" / "validation"
 _QUANTITIES = ("step_time", "energy", "power", "memory")

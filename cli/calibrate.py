@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moemodel.calibration.store.resolve import load_calibration
+from moemodel import api
 from moemodel.cli.output import console, table
 
 if TYPE_CHECKING:
@@ -56,10 +56,9 @@ def calibrate_command(
 
 
 def _fit(profiles: tuple[Path, ...], output: Path) -> None:
-    from moemodel.calibration.fit.calibration import calibrate_profile
     from moemodel.calibration.store.calibration_writer import write_calibration
 
-    calibration, errors = calibrate_profile(*profiles)
+    calibration, errors = api.calibrate(*profiles)
     write_calibration(calibration, output)
     out = console()
     out.print(_shapes(errors))
@@ -80,12 +79,8 @@ def _shapes(errors: list[HeldOut]) -> Table:
 
 def _update(paths: tuple[Path, ...], calibration: str | None, output: Path, *, force: bool) -> None:
     from moemodel.calibration.store.calibration_writer import write_calibration
-    from moemodel.calibration.update.from_reports import update
-    from moemodel.model.results.validation import read_report
 
-    reports = [read_report(path) for path in paths]
-    start = load_calibration(calibration, reports[0].environment.gpu, key="environment.gpu")
-    found = update(start, reports, ", ".join(map(str, paths)), force=force)
+    found = api.recalibrate(*paths, calibration=calibration, force=force)
     out = console()
     out.print(f"{found.plans} plans; {found.left_out}")
     out.print("")

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moemodel.calibration.store.resolve import load_calibration
-from moemodel.cli.output import write_whole
+from moemodel.model.core.files import write_atomic
 
 if TYPE_CHECKING:
     from moemodel.model.plan.spec import Plan
@@ -27,12 +26,13 @@ _TEMPLATE = Path(__file__).parent / "templates" / "plan.yaml"
 @click.option("--force", is_flag=True, help="Overwrite a file that is there.")
 def init_command(output: Path, architecture: str, gpu: str, gpus: int, calibration: str | None, force: bool) -> None:
     """Write a commented plan that fits in memory. It is a start, not an optimum."""
+    from moemodel.calibration.store.catalogue import load_calibration
     from moemodel.model.core.errors import InputError
     from moemodel.model.search.baseline import draft_plan
 
     plan = draft_plan(architecture, gpu, gpus, load_calibration(calibration, gpu, key="--gpu"))
     try:
-        write_whole(output, _document(plan), overwrite=force)
+        write_atomic(output, _document(plan), overwrite=force)
     except FileExistsError:
         raise InputError(
             f"{output}: is there already; choose another name with -o, or overwrite with --force"

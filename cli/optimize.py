@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moemodel.calibration.store.resolve import load_calibration
-from moemodel.cli.output import console, digits, prefixed, table, write_whole
+from moemodel import api
+from moemodel.cli.output import console, digits, prefixed, table
+from moemodel.model.core.files import write_atomic
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from moemodel.model.search.document import Search
     from moemodel.model.search.result import Entry, Figure, SearchResult
 
 _PICKS = {  # in the order that they are shown in
@@ -32,7 +32,7 @@ _PICKS = {  # in the order that they are shown in
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("moemodel-search.json"),
+    default=Path(api.SEARCH_RESULT),
     show_default=True,
     help="File for the result; what is there is replaced.",
 )
@@ -49,12 +49,10 @@ def optimize_command(
     search: Path, output: Path, as_json: bool, top: int | None, write_plans: Path | None, calibration: str | None
 ) -> None:
     """Predict every legal plan of SEARCH, a YAML file, and give the front of time and energy within its limits."""
-    from moemodel.model.search.document import read_search
-
     if write_plans is not None:
         _check_empty(write_plans)
-    result = _search(search, read_search(search), calibration)
-    write_whole(output, result.to_json(), overwrite=True)
+    result = api.search(search, calibration)
+    write_atomic(output, result.to_json())
     if write_plans is not None:
         _write_plans(write_plans, result.front)
     if as_json:
@@ -65,18 +63,6 @@ def optimize_command(
         out.print(part)
     plans = "" if write_plans is None else f"; plans: {write_plans}"
     out.print(f"wrote {output}{plans}", soft_wrap=True)
-
-
-def _search(path: Path, document: Search, calibration: str | None) -> SearchResult:
-    """The result; an error says which file it is about."""
-    from moemodel.model.core.errors import InfeasiblePlanError, InputError
-    from moemodel.model.search.search import search
-
-    try:
-        loaded = load_calibration(calibration, document.cluster.gpu, key="cluster.gpu")
-        return search(document, loaded)
-    except (InputError, InfeasiblePlanError) as error:
-        raise type(error)(f"{path}: {error}") from None
 
 
 def _check_empty(folder: Path) -> None:
@@ -90,7 +76,7 @@ def _check_empty(folder: Path) -> None:
 def _write_plans(folder: Path, entries: Iterable[Entry]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for entry in entries:
-        write_whole(folder / f"plan-{entry.number:02d}.yaml", entry.plan_yaml, overwrite=False)
+        write_atomic(folder / f"plan-{entry.number:02d}.yaml", entry.plan_yaml, overwrite=False)
 
 
 def _report(result: SearchResult, top: int | None) -> list[RenderableType]:

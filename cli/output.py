@@ -1,11 +1,8 @@
-"""Printing and writing, as all commands do it: tables of 80 columns, numbers of three digits, files all or nothing."""
+"""Printing, as all commands do it: tables of 80 columns, numbers of three digits."""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -34,6 +31,14 @@ def table(*columns: str, title: str | None = None, numbers: tuple[str, ...] = ()
     return made
 
 
+def sources(texts: dict[str, str], title: str = "Sources") -> Table:
+    """Where things come from, by their names."""
+    made = table(title, "")
+    for name, text in texts.items():
+        made.add_row(name, text)
+    return made
+
+
 def echo_json(document: Any) -> None:
     """A document for machines, on standard output."""
     click.echo(json.dumps(document, indent=2, allow_nan=False))
@@ -52,36 +57,3 @@ def prefixed(value: float, unit: str) -> tuple[float, str]:
         if abs(value) >= size:
             return 1 / size, prefix + unit
     return 1.0, unit
-
-
-def write_whole(path: Path, text: str, *, overwrite: bool) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        FileExistsError: it is there and `overwrite` is false.
-        OSError: it can't be written.
-    """
-    try:
-        _write_whole(path, text, overwrite=overwrite)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None  # and not the name of a file in between
-
-
-def _write_whole(path: Path, text: str, *, overwrite: bool) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).chmod(0o666 & ~_umask())
-        if overwrite:
-            Path(name).replace(path)
-        else:
-            path.hardlink_to(name)  # fails, at once, where there is a file already
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moemodel.calibration.store.resolve import load_calibration
+from moemodel import api
 from moemodel.cli.output import console, digits, echo_json, prefixed, table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from moemodel.model.plan.spec import Plan
     from moemodel.model.results.inlet_sensitivity import Warmer
     from moemodel.model.results.outcome import Estimate, Outcome
 
@@ -39,10 +38,7 @@ _TERMS_SHOWN = 6
 def predict_command(plan: Path, as_json: bool, calibration: str | None, even_if_it_does_not_fit: bool) -> None:
     """Predict time, power, energy, memory, carbon and cost of the run in PLAN, a YAML file (see `moemodel init`)."""
     with _lean():
-        from moemodel.model.plan.spec import read_plan
-
-        read = read_plan(plan)
-        answer = _outcome(plan, read, calibration, even_if_it_does_not_fit)
+        answer = api.predict(plan, calibration, even_if_it_does_not_fit=even_if_it_does_not_fit)
         if as_json:
             echo_json(answer.to_json())
             return
@@ -68,18 +64,6 @@ def _lean() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
-
-
-def _outcome(path: Path, plan: Plan, calibration: str | None, even_if_it_does_not_fit: bool) -> Outcome:
-    """The outcome; an error says which file it is about."""
-    from moemodel.model.core.errors import InfeasiblePlanError, InputError
-    from moemodel.model.results.outcome import outcome
-
-    try:
-        loaded = load_calibration(calibration, plan.cluster.gpu, key="cluster.gpu")
-        return outcome(plan, loaded, even_if_it_does_not_fit=even_if_it_does_not_fit)
-    except (InputError, InfeasiblePlanError) as error:
-        raise type(error)(f"{path}: {error}") from None
 
 
 def _report(answer: Outcome) -> list[RenderableType]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import re
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from moemodel import api
+
 if TYPE_CHECKING:
+    from moemodel.profiler.clocks.settings import AskedClocks
     from moemodel.profiler.run import Outcome
-    from moemodel.profiler.store.manifest import AskedClocks
 
 _INTERRUPTED = 130  # as a shell reports Ctrl-C
 _SIGNALLED = 128  # and with a signal's number added, one of the others
@@ -18,12 +20,6 @@ _SIGNALLED = 128  # and with a signal's number added, one of the others
 
 def _names(_: click.Context, __: click.Parameter, value: str | None) -> list[str] | None:
     return [name.strip() for name in value.split(",") if name.strip()] if value is not None else None
-
-
-def _folder(gpu: str) -> Path:
-    """Where a profile goes unless one says: `sim:h100?seed=1` isn't a name for every file system."""
-    described = gpu.endswith(".json") and not gpu.startswith("sim:")
-    return Path(f"profile-{re.sub(r'[^A-Za-z0-9.]+', '-', Path(gpu).stem if described else gpu)}")
 
 
 @click.command("profile")
@@ -93,14 +89,14 @@ def profile_command(
     """
     from rich.console import Console
 
-    from moemodel.profiler.run import profile
     from moemodel.profiler.sections.progress import Bars
 
+    import_module("moemodel.profiler.run")  # what is not installed is found out before a bar is drawn
     console = Console(stderr=True)
     with Bars(console) as bars:
-        outcome = profile(
+        outcome = api.profile(
             gpu,
-            output or _folder(gpu),
+            output,
             budget_s=budget,
             seed=seed,
             clocks=clocks,

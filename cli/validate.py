@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
-from moemodel.calibration.store.resolve import load_calibration
+from moemodel import api
 from moemodel.cli.output import console, table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from moemodel.model.records.calibration import Calibration
     from moemodel.model.results.validation import PlanReport, Report
-    from moemodel.model.search.result import SearchResult
     from moemodel.validation.run import Outcome
-    from moemodel.validation.select.plans import Chosen
-    from moemodel.validation.select.runnable import Hardware
 
 _FAILED = 3  # exit code: some plan did not run to its end
 _INTERRUPTED = 130  # as a shell reports Ctrl-C
@@ -35,7 +30,7 @@ _SIGNALLED = 128  # and with a signal's number added, one of the others
 @click.option(
     "--search",
     type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("moemodel-search.json"),
+    default=Path(api.SEARCH_RESULT),
     show_default=True,
     help="What `moemodel optimize` wrote; not read where plans are given.",
 )
@@ -101,13 +96,14 @@ def validate_command(
 
     Plans are run in turns, in several rounds. Exit code 3: some plan failed; the others are in the report.
     """
-    from moemodel.model.core.errors import InputError
-    from moemodel.model.plan.spec import read_plan
-    from moemodel.model.search.result import read_search_result
-    from moemodel.validation.run import Options, question_of, validate
-    from moemodel.validation.select.hardware import look
-
-    options = Options(
+    outcome = api.validate(
+        *plans,
+        search=search,
+        folder=output,
+        gpu=gpu,
+        calibration=calibration,
+        top=top,
+        controls=controls,
         repeats=repeats,
         seconds=seconds,
         warm_s=warm_seconds,
@@ -115,70 +111,27 @@ def validate_command(
         clocks="passive" if clocks == "as-is" else clocks,
         launcher=launcher,
         timeout_s=timeout,
+        say=lambda text: click.echo(text, err=True),
     )
-    if not plans and not search.exists():
-        raise InputError(f"{search}: no such file; run `moemodel optimize SEARCH.yaml` first, or name plan files")
-    found = None if plans else read_search_result(search)
-    wanted = found.search.cluster.gpu if found else read_plan(plans[0]).cluster.gpu
-    loaded = load_calibration(calibration, gpu or wanted, key="--gpu" if gpu else "cluster.gpu")
-    hardware, environment = look(gpu or wanted, clocks=options.clocks, launcher=options.launcher)
-    chosen = _chosen(found, plans, hardware, loaded, top=top, controls=controls, seed=seed)
-    name = found.search.name if found else plans[0].stem
-    folder = output or Path(f"validation-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}")
-    _announce(chosen, options.repeats, repeats * (seconds + warm_seconds) * len(chosen.choices))
-    question = question_of(chosen, environment, options, None if found is None else found.search.name)
-    outcome = validate(question, folder, loaded, options, gpu=gpu or wanted, say=_say)
     if as_json:
         click.echo(outcome.report.to_json(), nl=False)
     else:
-        _print(outcome, folder)
+        _print(outcome)
     if outcome.interrupted:
         raise click.exceptions.Exit(_INTERRUPTED if outcome.signal is None else _SIGNALLED + outcome.signal)
     if outcome.report.failed:
         raise click.exceptions.Exit(_FAILED)
 
 
-def _chosen(
-    search: SearchResult | None,
-    plans: tuple[Path, ...],
-    hardware: Hardware,
-    calibration: Calibration,
-    *,
-    top: int,
-    controls: bool,
-    seed: int,
-) -> Chosen:
-    from moemodel.validation.select.plans import from_files, from_search
-
-    if search is None:
-        return from_files(plans, hardware, calibration, controls=controls, seed=seed)
-    return from_search(search, hardware, calibration, top=top, controls=controls, seed=seed)
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)
-
-
-def _announce(chosen: Chosen, repeats: int, seconds: float) -> None:
-    """What is going to be run, before it is."""
-    for plan in chosen.set_aside:
-        _say(f"set aside: {plan.name}: {plan.reason}")
-    for choice in chosen.choices:
-        _say(f"plan {choice.asked.name}: {', '.join(choice.roles)}")
-        for note in choice.notes:
-            _say(f"  note: {note}")
-    _say(f"{len(chosen.choices)} plans, {repeats} rounds: {seconds / 60:.1f} min of steps; starting comes on top")
-
-
 # ---- the report -----------------------------------------------------------------------------------------------------
 
 
-def _print(outcome: Outcome, folder: Path) -> None:
+def _print(outcome: Outcome) -> None:
     out = console()
     for part in _report(outcome.report):
         out.print(part)
     state = "interrupted; run the same command again to go on" if outcome.interrupted else "done"
-    out.print(f"{folder}: {state}; report.json, report.html", soft_wrap=True)
+    out.print(f"{outcome.folder}: {state}; report.json, report.html", soft_wrap=True)
 
 
 def _report(report: Report) -> Iterator[RenderableType]:

@@ -1,13 +1,13 @@
 """Predict, measure and optimise the time, energy, memory, carbon and cost of training language models.
 
-    from pathlib import Path
     import moemodel
 
-    plan = moemodel.read_plan(Path("plan.yaml"))
-    answer = moemodel.outcome(plan, moemodel.shipped("h100-sxm-80gb"))
-    print(answer.energy_per_token_J.value)
+    answer = moemodel.predict("plan.yaml")
+    print(answer.step_time_s, answer.energy_per_token_J, answer.notes)
 
-Everything below is imported when it is first used: `import moemodel` costs next to nothing.
+What the commands do, Python does by the same functions: `predict`, `search` (`moemodel optimize`), `profile`,
+`calibrate`, `recalibrate` (`calibrate --update`) and `validate`; `Meter` goes around a training loop of your own. The
+other names are their documents. Everything is imported when it is first used: `import moemodel` costs next to nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moemodel.api import calibrate, recalibrate
+    from moemodel.calibration.store.calibration_writer import write_calibration
     from moemodel.calibration.store.catalogue import list_calibrations, shipped
     from moemodel.model.architecture.hf_config import list_architectures, read_architecture
     from moemodel.model.architecture.spec import Architecture
@@ -28,15 +30,17 @@ if TYPE_CHECKING:
         ProfileError,
     )
     from moemodel.model.hardware.gpu import Gpu, list_gpus, read_gpu
-    from moemodel.model.plan.spec import Plan, PlanBatch, batch_of, read_plan
-    from moemodel.model.predict.predict import Prediction, predict
+    from moemodel.model.plan.spec import Plan, read_plan
+    from moemodel.model.predict.predict import predict
     from moemodel.model.records.calibration import Calibration, read_calibration
-    from moemodel.model.results.outcome import Estimate, Outcome, machine_of, outcome
+    from moemodel.model.results.outcome import Estimate, Outcome
+    from moemodel.model.results.validation import Report, read_report
     from moemodel.model.search.document import Search, read_search
     from moemodel.model.search.result import SearchResult, read_search_result
     from moemodel.model.search.search import search
-    from moemodel.model.step.system import Machine
     from moemodel.profiler.meter.energy_meter import Meter
+    from moemodel.profiler.run import profile
+    from moemodel.validation.run import validate
 
 __version__ = "0.1.0"
 
@@ -49,31 +53,32 @@ _HOMES: dict[str, str] = {
     "Gpu": "model.hardware.gpu",
     "InfeasiblePlanError": "model.core.errors",
     "InputError": "model.core.errors",
-    "Machine": "model.step.system",
     "Meter": "profiler.meter.energy_meter",
     "MoeModelError": "model.core.errors",
     "Outcome": "model.results.outcome",
     "Plan": "model.plan.spec",
-    "PlanBatch": "model.plan.spec",
-    "Prediction": "model.predict.predict",
     "ProfileError": "model.core.errors",
+    "Report": "model.results.validation",
     "Search": "model.search.document",
     "SearchResult": "model.search.result",
-    "batch_of": "model.plan.spec",
+    "calibrate": "api",
     "list_architectures": "model.architecture.hf_config",
     "list_calibrations": "calibration.store.catalogue",
     "list_gpus": "model.hardware.gpu",
-    "machine_of": "model.results.outcome",
-    "outcome": "model.results.outcome",
-    "predict": "model.predict.predict",
+    "predict": "api",
+    "profile": "api",
     "read_architecture": "model.architecture.hf_config",
     "read_calibration": "model.records.calibration",
     "read_gpu": "model.hardware.gpu",
     "read_plan": "model.plan.spec",
+    "read_report": "model.results.validation",
     "read_search": "model.search.document",
     "read_search_result": "model.search.result",
-    "search": "model.search.search",
+    "recalibrate": "api",
+    "search": "api",
     "shipped": "calibration.store.catalogue",
+    "validate": "api",
+    "write_calibration": "calibration.store.calibration_writer",
 }
 
 __all__ = [
@@ -85,32 +90,33 @@ __all__ = [
     "Gpu",
     "InfeasiblePlanError",
     "InputError",
-    "Machine",
     "Meter",
     "MoeModelError",
     "Outcome",
     "Plan",
-    "PlanBatch",
-    "Prediction",
     "ProfileError",
+    "Report",
     "Search",
     "SearchResult",
     "__version__",
-    "batch_of",
+    "calibrate",
     "list_architectures",
     "list_calibrations",
     "list_gpus",
-    "machine_of",
-    "outcome",
     "predict",
+    "profile",
     "read_architecture",
     "read_calibration",
     "read_gpu",
     "read_plan",
+    "read_report",
     "read_search",
     "read_search_result",
+    "recalibrate",
     "search",
     "shipped",
+    "validate",
+    "write_calibration",
 ]
 
 

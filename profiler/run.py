@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 
 from moemodel.model.core.errors import DeviceError, InputError
-from moemodel.model.hardware.gpu import list_gpus, read_gpu
 from moemodel.model.records.profile import MANIFEST, HostRow
 from moemodel.profiler.clocks.clock_control import ClockControl, Terminated, choose_clocks, ending_cleanly
+from moemodel.profiler.clocks.settings import AskedClocks, Clocks
 from moemodel.profiler.collectives.helpers import first_of_job, help_first, helps
 from moemodel.profiler.collectives.points import Scale
 from moemodel.profiler.collectives.section import SECTION as COLLECTIVES
 from moemodel.profiler.collectives.section import Collectives, check_enough, devices_at_hand
-from moemodel.profiler.devices.base import SIMULATED, Device, open_device, resolve
+from moemodel.profiler.devices.base import Device
 from moemodel.profiler.devices.cpu import power_note
 from moemodel.profiler.devices.memory import make_room
 from moemodel.profiler.instruments.energy_sampler import EnergySampler, stuck_since
@@ -29,7 +29,8 @@ from moemodel.profiler.microbench.grid import cpu_grid, cpu_sweep, gpu_grid, gpu
 from moemodel.profiler.microbench.harness import Bench
 from moemodel.profiler.microbench.points import Point
 from moemodel.profiler.microbench.skips import Skip
-from moemodel.profiler.platforms.registry import Platform, platform_of
+from moemodel.profiler.platforms.base import Platform
+from moemodel.profiler.platforms.registry import open_named, platform_of
 from moemodel.profiler.sections.base import Section
 from moemodel.profiler.sections.loads import cpu_loads, gpu_loads
 from moemodel.profiler.sections.locked_sweep import LockedSweep
@@ -38,7 +39,7 @@ from moemodel.profiler.sections.passive_sweep import PassiveSweep
 from moemodel.profiler.sections.power import Load, PowerOfLoads
 from moemodel.profiler.sections.progress import Progress, Silent
 from moemodel.profiler.sections.thermal import Heat, thermal_rows
-from moemodel.profiler.store.manifest import AskedClocks, Clocks, new_manifest
+from moemodel.profiler.store.manifest import new_manifest
 from moemodel.profiler.store.profile_writer import ProfileWriter, read_manifest
 from moemodel.profiler.training.launch import LaunchOptions, measure_host
 
@@ -143,12 +144,12 @@ def profile(
         platform = platform_of(device)
         if plans and not platform.trains:
             raise DeviceError(f"--gpu {gpu} runs operators only, no training steps; leave --train out")
-        talking = devices_at_hand(device, ranks)
+        talking = devices_at_hand(device, platform, ranks)
         if COLLECTIVES in (sections or ()):
             check_enough(talking)
         begun_s += platform.timer.now_s() - time.perf_counter()  # the same instant, in the device's time
         stack.enter_context(ending_cleanly())
-        control = stack.enter_context(ClockControl(device))
+        control = stack.enter_context(ClockControl(device, platform.settings()))
         choice = choose_clocks(clocks, control, begun=_begun(folder), needed="sweep" in chosen, announce=announce)
         outcome.notes += [choice.note] if choice.note else []
         writer = ProfileWriter(folder, new_manifest(name, device.info, choice.clocks, seed))
@@ -170,6 +171,7 @@ def profile(
                     Collectives(
                         gpu=gpu,
                         device=device,
+                        platform=platform,
                         writer=writer,
                         ranks=talking,
                         seed=seed,
@@ -235,18 +237,6 @@ def _chosen_sections(sections: Sequence[str] | None, clocks: AskedClocks) -> lis
             names = ", ".join([*allowed, COLLECTIVES])
             raise InputError(f"--sections: found {section!r}; allowed with --clocks {clocks}: {names}")
     return [s for s in allowed if sections is None or s in sections]
-
-
-def open_named(gpu: str) -> tuple[Device, str]:
-    """The device, and the name of its description."""
-    descriptions = [read_gpu(name) for name in list_gpus()]
-    if Path(gpu).suffix == ".json" and not gpu.startswith(SIMULATED):
-        described = read_gpu(Path(gpu))
-        descriptions.append(described)
-        gpu = described.name
-    known = {alias: d.name for d in descriptions for alias in (d.name, *d.aliases)}
-    device = open_device(gpu, known)
-    return device, resolve(gpu, known)
 
 
 def shares(sections: Sequence[str]) -> list[float]:

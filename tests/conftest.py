@@ -235,6 +235,42 @@ def calibration_file(calibration: Calibration, tmp_path_factory: pytest.TempPath
     return path
 
 
+# --- validations without a GPU ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def made_up_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`moemodel validate` finds eight H100, on which every step takes 1.1 s and 700 J; all else of it is real."""
+    from moemodel.model.hardware.gpu import read_gpu
+    from moemodel.model.records.profile import DeviceInfo
+    from moemodel.model.results.validation import Environment, Visit, row_of
+    from moemodel.validation import run
+    from moemodel.validation.records.session import Line
+    from moemodel.validation.report.build import report_of
+    from moemodel.validation.select.runnable import Hardware
+
+    device = DeviceInfo(name="NVIDIA H100 80GB HBM3", vendor="nvidia", memory_B=80 << 30, driver="580")
+    plain: dict[str, Any] = {"gpus": 8, "launcher": "torchrun", "clocks": "passive", "libraries": {}, "host": {}}
+    environment = Environment(gpu="h100-sxm-80gb", device=device, **plain)
+    measured = {"step_time_s": 1.1, "energy_J": 700.0, "power_W": 650.0, "peak_allocated_B": 5e9, "rank": 0}
+    rows = (row_of(measured),)
+
+    def look(gpu: str, **_: Any) -> tuple[Hardware, Environment]:
+        here: dict[str, Any] = {"gpus": 8, "no_locks": "--clocks passive", "power_limit_W": 700.0}
+        return Hardware(gpu=read_gpu(gpu), unable=lambda _: None, **here), environment
+
+    def validate(question: Any, folder: Path, calibration: Calibration, _: Any, **__: Any) -> run.Outcome:
+        order = [(one.name, repeat) for one, repeat in question.order()]
+        visits = [(name, Visit(repeat=repeat, clock_held=None, seconds=5.0, rows=rows)) for name, repeat in order]
+        report = report_of(question, [Line(plan=name, visit=visit) for name, visit in visits], calibration)
+        folder.mkdir(exist_ok=True)
+        run.write(report, folder)
+        return run.Outcome(report=report, folder=folder)
+
+    monkeypatch.setattr(run, "look", look)
+    monkeypatch.setattr(run, "validate", validate)
+
+
 # --- scripts of bench/ -----------------------------------------------------------------------------------------------
 
 ROOT = Path(__file__).parents[1]

@@ -7,6 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import grimp
 import pytest
 from setuptools import find_packages
 
@@ -44,6 +45,17 @@ def test_links_are_relative_and_resolve(name: str, room: str) -> None:
     assert link.is_symlink()
     assert link.readlink() == Path("..") / room
     assert link.resolve() == ROOT / room
+
+
+def test_the_linter_of_imports_sees_every_module() -> None:
+    """It follows the links; a room that it missed could import what it likes."""
+    modules = set()
+    for name, room in LINKS.items():
+        for path in (ROOT / room).rglob("*.py"):
+            parts = path.relative_to(ROOT / room).with_suffix("").parts
+            modules.add(".".join(("moemodel", name, *(part for part in parts if part != "__init__"))))
+    modules |= {"moemodel", "moemodel.__main__", "moemodel.api"}
+    assert grimp.build_graph("moemodel", cache_dir=None).modules == modules
 
 
 def test_data_files_are_packaged() -> None:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from moemodel.model.core.files import write_atomic
 from moemodel.model.plan.spec import plan_text
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.measured import predict_as_run
 from moemodel.model.results.validation import REPORT, Environment, Failed, Launcher, Report, Visit, row_of
+from moemodel.model.search.result import SearchResult
 from moemodel.profiler.clocks.clock_control import ending_cleanly
 from moemodel.profiler.devices.cpu import power_note
 from moemodel.profiler.training.launch import Failure, LaunchOptions, Measured, PlanVisit, launch
 from moemodel.validation.records.session import Asked, Line, Question, Session, alone
 from moemodel.validation.report.build import report_of
-from moemodel.validation.report.page import page
-from moemodel.validation.select.hardware import Clocks
-from moemodel.validation.select.plans import Chosen
-from moemodel.validation.select.runnable import Choice
+from moemodel.validation.report.page import html_page
+from moemodel.validation.select.hardware import Clocks, look
+from moemodel.validation.select.plans import Chosen, from_plans, from_search
+from moemodel.validation.select.runnable import Choice, Wish
 
 PAGE = "report.html"
 
@@ -68,11 +71,85 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a validation did: its report, and whether Ctrl-C or a signal ended it; `signal` is that signal's number."""
+    """What a validation did.
+
+    Attributes:
+        report: predicted against measured.
+        folder: that it lies in.
+        interrupted: Ctrl-C or a signal ended it; `signal` is that signal's number, None for Ctrl-C.
+    """
 
     report: Report
+    folder: Path
     interrupted: bool = False
     signal: int | None = None
+
+
+# ---- all of it ------------------------------------------------------------------------------------------------------
+
+
+def validate_here(
+    asked: SearchResult | Sequence[Wish],
+    folder: Path | None,
+    calibration: Calibration,
+    options: Options,
+    *,
+    gpu: str,
+    top: int,
+    controls: bool,
+    say: Say = lambda _: None,
+) -> Outcome:
+    """Choose plans that the hardware at hand can run, say which, and validate them.
+
+    Args:
+        asked: a search, of which the best are taken, or plans.
+        folder: of the validation; None: named after the search or the first plan, in the current folder.
+        calibration: of the GPU.
+        options: how to run.
+        gpu: name or description file of the GPU at hand.
+        top: plans of the search at most, controls not counted.
+        controls: whether to run the default plan and a random one beside them.
+        say: told in a sentence how it goes.
+
+    Raises:
+        DeviceError: another GPU or none, or its clock can't be held where that was asked for.
+        InputError, InfeasiblePlanError, CalibrationError: see `from_search`, `from_plans` and `validate`.
+    """
+    hardware, environment = look(gpu, clocks=options.clocks, launcher=options.launcher)
+    if isinstance(asked, SearchResult):
+        chosen = from_search(asked, hardware, calibration, top=top, controls=controls, seed=options.seed)
+    else:
+        chosen = from_plans(asked, hardware, calibration, controls=controls, seed=options.seed)
+    _announce(chosen, options, say)
+    question = question_of(chosen, environment, options, asked.search.name if isinstance(asked, SearchResult) else None)
+    return validate(question, folder or _folder_of(asked), calibration, options, gpu=gpu, say=say)
+
+
+def gpu_of(asked: SearchResult | Sequence[Wish]) -> str:
+    """The GPU that a search, or the first of some plans, is for."""
+    return (asked.search if isinstance(asked, SearchResult) else asked[0].plan).cluster.gpu
+
+
+def _folder_of(asked: SearchResult | Sequence[Wish]) -> Path:
+    """Where a validation goes unless one says: named after the search, the first file, or the first plan."""
+    if isinstance(asked, SearchResult):
+        name = asked.search.name
+    else:
+        kind, _, place = asked[0].role.partition(" ")
+        name = Path(place).stem if kind == "file" else place
+    return Path(f"validation-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}")
+
+
+def _announce(chosen: Chosen, options: Options, say: Say) -> None:
+    """What is going to be run, before it is."""
+    for plan in chosen.set_aside:
+        say(f"set aside: {plan.name}: {plan.reason}")
+    for choice in chosen.choices:
+        say(f"plan {choice.asked.name}: {', '.join(choice.roles)}")
+        for note in choice.notes:
+            say(f"  note: {note}")
+    count, seconds = len(chosen.choices), options.repeats * (options.seconds + options.warm_s) * len(chosen.choices)
+    say(f"{count} plans, {options.repeats} rounds: {seconds / 60:.1f} min of steps; starting comes on top")
 
 
 # ---- the question ---------------------------------------------------------------------------------------------------
@@ -128,7 +205,7 @@ def validate(
         folder: of the validation; one that was interrupted is gone on with.
         calibration: of the GPU.
         options: how to run.
-        gpu: name or description file of the GPU, as `look` was given it.
+        gpu: name or description file of the GPU.
         say: told in a sentence how it goes.
         launch: instead of real processes.
 
@@ -158,15 +235,13 @@ def _validate(
     finally:  # whatever ended it, what was measured is reported on
         report = report_of(session.question, session.lines, calibration)
         write(report, session.folder)
-    return Outcome(report=report, interrupted=interrupted, signal=signal)
+    return Outcome(report=report, folder=session.folder, interrupted=interrupted, signal=signal)
 
 
 def write(report: Report, folder: Path) -> None:
     """Write `report.json` and the page, each whole or not at all."""
-    for name, text in ((REPORT, report.to_json()), (PAGE, page(report))):
-        part = folder / f".{name}.part"
-        part.write_text(text, encoding="utf-8")
-        part.replace(folder / name)
+    write_atomic(folder / REPORT, report.to_json())
+    write_atomic(folder / PAGE, html_page(report))
 
 
 def _run(session: Session, options: Options, gpu: str, launch: Launch, say: Say) -> None:

@@ -1,22 +1,24 @@
 """Predicted against measured: one comparison a training run, from rows of a profile's `iterations` table.
 
-Rows of the ranks of one run are one run (`model.as_run`), and what the router did and how warm the die was are inputs
-of its prediction.
+Rows of the ranks of one run are one run (`model.results.measured`), and what the router did and how warm the die was
+are inputs of its prediction.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from moemodel.model.core.documents import parse_yaml
 from moemodel.model.plan.spec import Plan
-from moemodel.model.records.calibration import Calibration
-from moemodel.model.results.measured import QUANTITIES, Row, known, merged, predict_as_run, runs_of
-from moemodel.validation.report.build import Z90
+from moemodel.model.records.calibration import Calibration, reference_to
+from moemodel.model.results.measured import QUANTITIES, Row, known, merged, predict_as_run
+from moemodel.model.results.validation import Report
+from moemodel.validation.records.session import Asked, Line
+from moemodel.validation.report.build import Z90, results_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,23 @@ def compare(rows: Iterable[Row], calibration: Calibration) -> list[Comparison]:
         CalibrationError: the calibration is of another GPU, or lacks an operator.
     """
     return [_compare(merged(run), calibration) for run in runs_of(rows)]
+
+
+def runs_of(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Rows of table `iterations` by run: a plan's rows with ascending ranks belong together."""
+    run: list[Row] = []
+    for row in rows:
+        if run and not (row.get("plan") == run[-1].get("plan") and _follows(row, run[-1])):
+            yield run
+            run = []
+        run.append(row)
+    if run:
+        yield run
+
+
+def _follows(row: Row, before: Row) -> bool:
+    rank, last = row.get("rank"), before.get("rank")
+    return rank is not None and last is not None and int(rank) > int(last)
 
 
 def _compare(row: Row, calibration: Calibration) -> Comparison:
@@ -112,3 +131,19 @@ def coverage(found: Sequence[Comparison], name: str) -> float:
     if not held:
         raise ValueError(f"no run measured {name}")
     return float(np.mean(held))
+
+
+def predicted_again(report: Report, calibration: Calibration) -> Report:
+    """The same measurements, held against another calibration's predictions.
+
+    Raises:
+        InputError, CalibrationError: a plan can't be predicted.
+    """
+    asked = tuple(
+        Asked(name=p.name, asked_yaml=p.asked_yaml, plan_yaml=p.plan_yaml, roles=p.roles, notes=p.notes)
+        for p in report.plans
+    )
+    lines = [Line(plan=plan.name, visit=visit) for plan in report.plans for visit in plan.visits]
+    lines += [Line(plan=plan.name, failed=failed) for plan in report.plans for failed in plan.failures]
+    results = results_of(asked, lines, calibration)
+    return report.model_copy(update={"calibration": reference_to(calibration), **vars(results)})

@@ -405,16 +405,6 @@ def _solve(missed: FloatArray, jacobian: FloatArray, low: FloatArray, high: Floa
     return np.asarray(solution.x)
 
 
-def left_out(fitter: StepFitter, levels: NDArray[np.int64]) -> dict[int, FloatArray]:
-    """For each level, predicted time over measured time of its rows, by a fit that left them out."""
-    ratios = {}
-    for level in np.unique(levels):
-        rows = levels == level
-        constants = fitter.fit(~rows)
-        ratios[int(level)] = (fitter.time_s(constants) / fitter.measured_s)[rows]
-    return ratios
-
-
 def measured_boxes(batches: list[Group]) -> dict[tuple[Kind, Pass], list[tuple[float, float]]]:
     """Smallest and largest of each feature, log2, of every operator that the rows ran."""
     boxes: dict[tuple[Kind, Pass], list[tuple[float, float]]] = {}

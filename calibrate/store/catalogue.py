@@ -1,4 +1,4 @@
-"""The calibrations that ship: one JSON file each in `shipped/`, named like the GPU."""
+"""The calibrations that ship: one JSON file each in `shipped/`, named like the GPU; and which of them is meant."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from moemodel.model.core.errors import CalibrationError, InputError
 from moemodel.model.core.suggest import unknown
-from moemodel.model.hardware.gpu import list_gpus
+from moemodel.model.hardware.gpu import list_gpus, read_gpu
 from moemodel.model.records.calibration import Calibration, read_calibration
 
 _SHIPPED = Path(__file__).parents[1] / "shipped"
@@ -36,3 +36,24 @@ def shipped(name: str) -> Calibration:
         )
         raise CalibrationError(f"{error}. `moemodel profile` and `moemodel calibrate` make one of your own GPU")
     return read_calibration(_SHIPPED / f"{name}.json")
+
+
+def load_calibration(given: Calibration | Path | str | None, gpu: str, *, key: str = "gpu") -> Calibration:
+    """The calibration that is meant.
+
+    Args:
+        given: itself, its file, the name of a shipped one, or None: the shipped one of a GPU.
+        gpu: name or description file of that GPU.
+        key: what an error calls the GPU by.
+
+    Raises:
+        CalibrationError: there is none, or the file isn't one.
+        InputError: unknown GPU.
+    """
+    if isinstance(given, Calibration):
+        return given
+    if given is None:
+        return shipped(read_gpu(gpu, key=key).name)
+    path = Path(given)
+    is_file = isinstance(given, Path) or path.suffix == ".json" or path.exists()
+    return read_calibration(path) if is_file and str(given) not in list_calibrations() else shipped(str(given))

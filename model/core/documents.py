@@ -162,10 +162,23 @@ def parse_yaml(text: str, model: type[DocumentT], source: str) -> DocumentT:
     if not isinstance(data, dict):
         found = "nothing" if data is None else type(data).__name__
         raise InputError(f"{source}: found {found}; a mapping of keys is expected")
+    return _checked(data, model, source, _lines(node))
+
+
+def parse_data(data: Any, model: type[DocumentT], source: str) -> DocumentT:
+    """A validated document from plain data, such as a dict; `source` is what errors call it.
+
+    Raises:
+        InputError: not what `model` allows.
+    """
+    return _checked(data, model, source, {})
+
+
+def _checked(data: Any, model: type[DocumentT], source: str, lines: dict[tuple[str, ...], int]) -> DocumentT:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise InputError(describe(error, model, source, _lines(node), data)) from None
+        raise InputError(describe(error, model, source, lines, data)) from None
 
 
 def read_yaml(path: Path, model: type[DocumentT]) -> DocumentT:
@@ -185,7 +198,4 @@ def read_json(path: Path, model: type[DocumentT]) -> DocumentT:
         raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
     except RecursionError:
         raise InputError(f"{path}: nested too deeply") from None
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise InputError(describe(error, model, str(path), {}, data)) from None
+    return parse_data(data, model, str(path))

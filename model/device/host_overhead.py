@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moemodel.model.architecture.spec import Layer, Mlp, Moe
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.records.calibration import Calibration, HostLane
 
@@ -58,32 +57,21 @@ class HostModel:
         """Of one kernel, where blocks were not measured; 0 where they were."""
         return self._blocks.get("kernel", 0.0)
 
-    def layer(self, layer: Layer) -> HostCost:
-        """One layer: its attention's variant and its feed-forward block; its kernels are not in it (`kernel_s`).
+    def layer(self, name: str, blocks: int) -> HostCost:
+        """One layer that is like the measured one of that name; its kernels are not in it (`kernel_s`).
 
-        What was measured has one attention; a layer with two costs half as much again, one with none half.
+        What was measured has two blocks, attention and feed-forward; one with three costs half as much again.
         """
-        return self._cost(layer_block(layer)).times((len(layer.attentions) + 1) / 2)
+        return self._cost(name).times(blocks / 2)
 
     def ends(self, share: float) -> HostCost:
         """A share of embedding, final norm, head and loss; their kernels are not in it (`kernel_s`)."""
         return self._cost("head_and_loss").times(share)
 
-    def layer_step_s(self, layer: Layer) -> float:
+    def layer_step_s(self, name: str) -> float:
         """The optimizer's part for one layer's tensors."""
-        return self._blocks.get(f"{layer_block(layer)}/step", self._blocks.get("layer/step", 0.0))
+        return self._blocks.get(f"{name}/step", self._blocks.get("layer/step", 0.0))
 
     def fixed_step_s(self) -> float:
         """What a step costs however many tensors there are."""
         return self._blocks.get("step/step", 0.0)
-
-
-def layer_block(layer: Layer) -> str:
-    """Name of the measured block that a layer is like."""
-    normed = any(a.qk_norm != "none" for a in layer.attentions)
-    if isinstance(layer.feed_forward, Moe):
-        return "moe_layer_qk_norm" if normed else "moe_layer"
-    gated = isinstance(layer.feed_forward, Mlp) and layer.feed_forward.gated
-    if gated:
-        return "dense_layer_gated_qk_norm" if normed else "dense_layer_gated"
-    return "dense_layer"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from enum import IntEnum
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import yaml
@@ -19,9 +20,15 @@ from moemodel.model.core.errors import InfeasiblePlanError, InputError
 from moemodel.model.frameworks.base import Precision
 from moemodel.model.frameworks.registry import FORMER_NAMES, framework_of, frameworks_with
 from moemodel.model.network.collectives import Link
+from moemodel.model.schedule import registry as schedules
+from moemodel.model.schedule.base import Sizes
+from moemodel.model.schedule.batch import PlanSchedules
 
 RecomputeName = Literal["none", "selective", "full"]
-ScheduleName = Literal["1f1b", "gpipe", "zero-bubble"]
+if TYPE_CHECKING:
+    ScheduleName = str
+else:  # of those that are registered
+    ScheduleName = Literal[schedules.NAMES]
 
 
 class Recompute(IntEnum):
@@ -32,20 +39,7 @@ class Recompute(IntEnum):
     FULL = 2  # every layer from its input
 
 
-class Schedule(IntEnum):
-    """Order of forward and backward passes of micro-batches in a pipeline."""
-
-    ONE_F_ONE_B = 0
-    GPIPE = 1
-    ZERO_BUBBLE = 2  # ZB-H1: weight gradients wait until the pipeline would idle (Qi et al. 2023, section 2.1)
-
-
 RECOMPUTE: dict[str, Recompute] = {name.name.lower(): name for name in Recompute}
-SCHEDULE: dict[str, Schedule] = {
-    "1f1b": Schedule.ONE_F_ONE_B,
-    "gpipe": Schedule.GPIPE,
-    "zero-bubble": Schedule.ZERO_BUBBLE,
-}
 
 
 def _printable(text: str) -> str:
@@ -169,7 +163,7 @@ class Plan(Strict):
     micro_batch: Count = Field(default=1, description="sequences in one forward pass of one replica")
     precision: Precision = "bf16-mixed"
     recompute: RecomputeName = "none"
-    schedule: ScheduleName = "1f1b"
+    schedule: ScheduleName = schedules.DEFAULT
     backend: Backend = Field(default="torch", description="training framework")
     cluster: ClusterSpec
     parallel: ParallelSpec = ParallelSpec()
@@ -233,14 +227,17 @@ class Plan(Strict):
             )
         if p.sequence_parallel and p.tp == 1:
             raise ValueError("parallel.sequence_parallel needs tp > 1; tp is 1")
-        if p.virtual_stages > 1 and self.schedule == "gpipe":
+        if p.virtual_stages > 1 and self.schedule not in schedules.INTERLEAVING:
             raise ValueError(
-                f"parallel.virtual_stages {p.virtual_stages}: found schedule gpipe; allowed: 1f1b, zero-bubble"
+                f"parallel.virtual_stages {p.virtual_stages}: found schedule {self.schedule}; "
+                f"allowed: {', '.join(schedules.INTERLEAVING)}"
             )
-        if p.zero_stage >= 2 and p.pp > 1:
+        highest = schedules.find(self.schedule, p.virtual_stages).highest_zero_stage
+        allowed = " or ".join(str(stage) for stage in range(highest + 1))
+        if p.zero_stage > highest and p.pp > 1:
             raise ValueError(
                 f"parallel.zero_stage {p.zero_stage} with pp {p.pp}: gradients cannot stay sharded across the "
-                "micro-batches of a pipeline; use zero_stage 0 or 1, or pp 1"
+                f"micro-batches of a pipeline; use zero_stage {allowed}, or pp 1"
             )
         return self
 
@@ -302,6 +299,12 @@ class PlanBatch:
     def gpus(self) -> IntArray:
         return self.dp * self.tp * self.pp * self.cp
 
+    @cached_property
+    def schedules(self) -> PlanSchedules:
+        """What follows from the schedules of the plans."""
+        sizes = Sizes(stages=self.pp, virtual=self.virtual_stages, micro_batches=self.micro_batches)
+        return PlanSchedules(self.schedule, sizes)
+
     def take(self, rows: IntArray | NDArray[np.bool_]) -> PlanBatch:
         """The plans at these rows."""
         return PlanBatch(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
@@ -326,7 +329,7 @@ def batch_of(plan: Plan) -> PlanBatch:
         global_batch=plan.global_batch,
         seq=plan.sequence_length,
         recompute=RECOMPUTE[plan.recompute],
-        schedule=SCHEDULE[plan.schedule],
+        schedule=schedules.number(plan.schedule),
         skew=1.0 if plan.routing.skew == "balanced" else plan.routing.skew,
         clock_Hz=np.nan if plan.clock_MHz is None else plan.clock_MHz * 1e6,
         power_cap_W=np.nan if plan.power_cap_W is None else plan.power_cap_W,

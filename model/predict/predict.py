@@ -11,13 +11,13 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from moemodel.model.architecture.flops import model_flops
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.device.dvfs import Stretch, at_clock, settled_clocks, time_at_clock
 from moemodel.model.device.power import PowerModel, power_model
+from moemodel.model.layers.flops import model_flops
 from moemodel.model.plan.spec import PlanBatch
-from moemodel.model.schedule.makespan import makespan
+from moemodel.model.schedule.base import StageTimes
 from moemodel.model.schedule.pipeline_layout import Stage, stages
 from moemodel.model.step.communication_groups import Behind
 from moemodel.model.step.microbatch_comm import Exchange
@@ -223,15 +223,9 @@ class _Pipeline:
         """All micro-batches of a step."""
         if sum(self.counts) == 1:
             return np.asarray(self.m * (forward[0] + backward[0]))
-        return makespan(
-            forward,
-            backward,
-            self.counts,
-            weight_share=[cost.weight_share for cost in self.costs],
-            micro_batches=self.m,
-            schedule=self.plans.schedule[:, None],
-            virtual=self.plans.virtual_stages[:, None],
-        )
+        shares = [cost.weight_share for cost in self.costs]
+        times = StageTimes(forward_s=forward, backward_s=backward, weight_share=shares, counts=self.counts)
+        return self.plans.schedules.makespan(times)
 
     def _with_host(
         self, forward: list[FloatArray], backward: list[FloatArray], devices: list[_Device], device_s: FloatArray

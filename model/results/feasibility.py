@@ -17,6 +17,7 @@ from moemodel.model.core.errors import InfeasiblePlanError, InputError
 from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.plan.spec import Plan, PlanBatch, batch_of, check_architecture
 from moemodel.model.predict.predict import Prediction, predict
+from moemodel.model.schedule import registry as schedules
 from moemodel.model.step.system import Machine
 
 _TERMS_NAMED = 3
@@ -151,8 +152,8 @@ def _updates(plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
             degree = getattr(p, name) * 2
             changed = {"dp": p.dp // 2, name: degree}
             yield f"parallel.{name} {degree} with dp {p.dp // 2}", {"parallel": changed}
-    if plan.schedule == "gpipe":
-        yield "schedule 1f1b", {"schedule": "1f1b"}
+    if schedules.find(plan.schedule, p.virtual_stages).keeps_every_micro_batch:
+        yield f"schedule {schedules.DEFAULT}", {"schedule": schedules.DEFAULT}
 
 
 def _batch(plans: list[Plan]) -> PlanBatch:

@@ -14,7 +14,7 @@ Ranks of one run measure the same steps; as one run they are
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -53,23 +53,6 @@ def known(value: Any) -> bool:
 
 
 # ---- measured -------------------------------------------------------------------------------------------------------
-
-
-def runs_of(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Rows of table `iterations` by run: a plan's rows with ascending ranks belong together."""
-    run: list[Row] = []
-    for row in rows:
-        if run and not (row.get("plan") == run[-1].get("plan") and _follows(row, run[-1])):
-            yield run
-            run = []
-        run.append(row)
-    if run:
-        yield run
-
-
-def _follows(row: Row, before: Row) -> bool:
-    rank, last = row.get("rank"), before.get("rank")
-    return rank is not None and last is not None and int(rank) > int(last)
 
 
 def merged(rows: Sequence[Row]) -> dict[str, Any]:

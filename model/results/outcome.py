@@ -11,12 +11,12 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from moemodel.model.architecture.parameters import parameters
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.errors import CalibrationError
 from moemodel.model.device.precision import rescale_for_precision
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import read_gpu
+from moemodel.model.layers.parameters import parameters
 from moemodel.model.network.cluster import cluster_network, read_internode
 from moemodel.model.plan.spec import Plan, batch_of, check_architecture
 from moemodel.model.predict.predict import Prediction, predict

@@ -10,10 +10,10 @@ import numpy as np
 from pydantic import ValidationError
 
 from moemodel.model.architecture.hf_config import read_architecture
-from moemodel.model.architecture.parameters import parameters
 from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.core.errors import InfeasiblePlanError
 from moemodel.model.hardware.gpu import Gpu, read_gpu
+from moemodel.model.layers.parameters import parameters
 from moemodel.model.plan.spec import Plan, check_architecture
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.feasibility import fits

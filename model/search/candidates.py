@@ -19,9 +19,10 @@ from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import BoolArray, IntArray
 from moemodel.model.core.errors import InputError
 from moemodel.model.hardware.gpu import Gpu
-from moemodel.model.plan.spec import RECOMPUTE, SCHEDULE, PlanBatch
+from moemodel.model.plan.spec import RECOMPUTE, PlanBatch
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.feasibility import check_power_and_clock
+from moemodel.model.schedule import registry as schedules
 from moemodel.model.search.document import ClockRange, Search
 from moemodel.model.search.legality import Columns, Rule, experts_of, keys_split, rules, tensor_sizes
 
@@ -166,7 +167,7 @@ def _axes(document: Search, architecture: Architecture, gpu: Gpu) -> dict[str, t
     return degrees | {
         "sequence_parallel": _switch(given.sequence_parallel, any(n > 1 for n in degrees["tp"])),
         "virtual_stages": given.virtual_stages or _virtual(len(architecture.layers), degrees["pp"]),
-        "schedule": tuple(int(SCHEDULE[name]) for name in document.schedule),
+        "schedule": tuple(schedules.number(name) for name in document.schedule),
         "zero_stage": (0, 1, 2, 3) if given.zero_stage is None else given.zero_stage,
         "recompute": tuple(int(RECOMPUTE[name]) for name in recompute),
         "micro_batch": given.micro_batch or tuple(n for n in range(1, _MICRO_BATCH + 1) if batch % n == 0),

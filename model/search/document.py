@@ -27,6 +27,7 @@ from moemodel.model.plan.spec import (
     check_precision,
     in_todays_words,
 )
+from moemodel.model.schedule import registry as schedules
 
 T = TypeVar("T")
 
@@ -132,7 +133,7 @@ class Search(Strict):
     sequence_length: Count
     global_batch: Count
     precision: Precision = "bf16-mixed"
-    schedule: Schedules = ("1f1b",)
+    schedule: Schedules = (schedules.DEFAULT,)
     backend: Backend = "torch"
     cluster: SearchCluster
     routing: RoutingSpec = RoutingSpec()

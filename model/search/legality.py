@@ -14,7 +14,8 @@ import numpy as np
 from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.core.arrays import BoolArray, IntArray
 from moemodel.model.frameworks.registry import framework_of
-from moemodel.model.plan.spec import SCHEDULE, Schedule
+from moemodel.model.schedule import registry as schedules
+from moemodel.model.schedule.batch import can_interleave
 from moemodel.model.search.document import Search
 
 Columns = dict[str, IntArray]
@@ -126,9 +127,9 @@ def _plan_rules(document: Search) -> list[Rule]:
         ),
         _rule(
             "schedule",
-            "virtual_stages need schedule 1f1b or zero-bubble",
+            f"virtual_stages need schedule {' or '.join(schedules.INTERLEAVING)}",
             "virtual_stages schedule",
-            lambda c: (c["virtual_stages"] > 1) & (c["schedule"] == Schedule.GPIPE),
+            lambda c: (c["virtual_stages"] > 1) & ~can_interleave(c["schedule"]),
         ),
         _rule(
             "zero_pipeline",
@@ -155,7 +156,7 @@ def _same_plans(document: Search) -> list[Rule]:
     """What is the same plan as another combination: without a pipeline every schedule is."""
     if len(document.schedule) < 2:
         return []
-    first = SCHEDULE[document.schedule[0]]
+    first = schedules.number(document.schedule[0])
     return [
         _rule(
             "same_schedule",

@@ -15,12 +15,13 @@ from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.core.errors import CalibrationError, InputError
 from moemodel.model.hardware.gpu import Gpu, read_gpu
-from moemodel.model.plan.spec import RECOMPUTE, SCHEDULE, Plan, PlanBatch, check_architecture
+from moemodel.model.plan.spec import RECOMPUTE, Plan, PlanBatch, check_architecture
 from moemodel.model.predict.predict import Prediction
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.carbon import footprint, grid_intensity
 from moemodel.model.results.feasibility import architecture_of, check_power_and_clock
 from moemodel.model.results.outcome import machine_of
+from moemodel.model.schedule import registry as schedules
 from moemodel.model.schedule.pipeline_layout import stages
 from moemodel.model.search.candidates import Candidates
 from moemodel.model.search.document import Search
@@ -30,7 +31,6 @@ from moemodel.model.step.system import Machine
 
 _SECONDS_PER_HOUR = 3600.0
 _NAMES_OF_RECOMPUTE = {int(value): name for name, value in RECOMPUTE.items()}
-_NAMES_OF_SCHEDULE = {int(value): name for name, value in SCHEDULE.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ def plan_at(space: Space, legal: Candidates, row: int, clock_MHz: float | None) 
         | {
             "sequence_parallel": bool(choices["sequence_parallel"]),
             "recompute": _NAMES_OF_RECOMPUTE[choices["recompute"]],
-            "schedule": _NAMES_OF_SCHEDULE[choices["schedule"]],
+            "schedule": schedules.NAMES[choices["schedule"]],
             "clock_MHz": clock_MHz,
         }
     )
@@ -147,6 +147,6 @@ def summary(plan: Plan, *, clock: bool = True) -> str:
     words += ["sp"] if p.sequence_parallel else []
     words += [f"zero {p.zero_stage}", f"micro {plan.micro_batch}"]
     words += [f"recompute {plan.recompute}"] if plan.recompute != "none" else []
-    words += [plan.schedule] if plan.schedule != "1f1b" else []
+    words += [plan.schedule] if plan.schedule != schedules.DEFAULT else []
     words += [f"at {plan.clock_MHz:g} MHz"] if clock and plan.clock_MHz is not None else []
     return " ".join(words)

@@ -1,8 +1,4 @@
-"""Who talks to whom: the groups of ranks of a plan, and the time of a collective in each.
-
-Ranks are numbered with tensor parallelism innermost, then context, data and pipeline parallelism (Megatron's order);
-experts spread over the data and context ranks.
-"""
+"""Who talks to whom: the groups of ranks of a plan, and the time of a collective in each."""
 
 from __future__ import annotations
 
@@ -12,6 +8,7 @@ import numpy as np
 
 from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.network.collectives import Collective, Network, Route
+from moemodel.model.plan.mesh import ParallelMesh, ProcessGroup
 from moemodel.model.plan.spec import PlanBatch
 
 Group = tuple[IntArray, Route]
@@ -43,36 +40,45 @@ class Behind:
 
 
 class Groups:
-    """Groups of ranks of a batch of plans.
+    """Groups of ranks of a batch of plans, and the links that each runs over.
 
     Attributes:
         tp, cp, ep: tensor, context and expert parallelism.
         data: ranks that hold the same parameters outside experts, and among which ZeRO shards them.
         expert_data: the same of experts.
-        pp: stages of a pipeline.
-        everybody: all ranks.
+        pp: stages of a pipeline; `embedding` the two of them that hold a tied embedding.
+        world: all ranks.
     """
 
     def __init__(self, plans: PlanBatch, network: Network, *, shards_experts: bool) -> None:
         self.network = network
-        p, one = plans, np.ones_like(plans.tp)
-        self.tp = self._group(p.tp, one)
-        self.cp = self._group(p.cp, p.tp)
-        self.ep = self._group(p.ep, p.tp if shards_experts else one)
-        self.data = self._group(p.dp * p.cp, p.tp)
-        if shards_experts:
-            self.expert_data = self._group(np.maximum(p.dp * p.cp // p.ep, 1), p.tp * p.ep)
-        else:
-            self.expert_data = self._group(np.maximum(p.dp * p.cp * p.tp // p.ep, 1), p.ep)
-        self.pp = self._group(p.pp, p.tp * p.cp * p.dp)
-        self.everybody = self._group(p.gpus, one)
+        mesh = ParallelMesh.of(plans, etp=plans.tp if shards_experts else np.ones_like(plans.tp))
+        self.tp = self._group(mesh.tp_group)
+        self.cp = self._group(mesh.cp_group)
+        self.ep = self._group(mesh.ep_group)
+        self.data = self._group(mesh.data_parallel_group)
+        self.expert_data = self._group(mesh.expert_data_parallel_group)
+        self.pp = self._group(mesh.pp_group)
+        self.world = self._group(mesh.world_group)
 
-    def _group(self, ranks: IntArray, stride: IntArray) -> Group:
-        return ranks, self.network.route(ranks, stride)
+    def _group(self, group: ProcessGroup[IntArray]) -> Group:
+        return group.size, self.network.route(group.size, group.stride)
 
-    def time_s(self, collective: Collective, size_B: FloatArray | float, group: Group) -> FloatArray:
-        """Time of a collective of so many bytes (of the full tensor) in each group; 0 in a group of one, [P]."""
-        return self.network.time_s(collective, np.asarray(size_B, dtype=np.float64), *group)
+    def time_s(
+        self,
+        collective: Collective,
+        size_B: FloatArray | float,
+        group: Group,
+        *,
+        across_share: FloatArray | float = 1.0,
+    ) -> FloatArray:
+        """Time of a collective of so many bytes (of the full tensor) in each group; 0 in a group of one, [P].
+
+        `across_share`: of an all-to-all, what goes between nodes over what would if every copy of a row did.
+        """
+        ranks, route = group
+        size_B = np.asarray(size_B, dtype=np.float64)
+        return self.network.time_s(collective, size_B, ranks, route, across_share=across_share)
 
     def behind(self, collective: Collective, time_s: FloatArray) -> Behind:
         """A collective of that time, behind computation."""

@@ -30,7 +30,7 @@ import numpy as np
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.network.collectives import Collective
-from moemodel.model.plan.spec import PlanBatch, Schedule
+from moemodel.model.plan.spec import PlanBatch
 from moemodel.model.step.communication_groups import Behind, Group, Groups
 
 _BUCKET_B = 25 * 2**20  # torch.nn.parallel.DistributedDataParallel, bucket_cap_mb
@@ -122,7 +122,7 @@ class DataParallel:
         torch = framework.data_parallel == "ddp-fsdp2"
         self._spread = torch & (plans.ep > 1)
         # a backward pass in two parts tells DDP nothing; of a pipeline FSDP scatters when all passes are done
-        self._split_pass = torch & (plans.pp > 1) & (plans.schedule == Schedule.ZERO_BUBBLE)
+        self._split_pass = torch & (plans.pp > 1) & plans.schedules.splits_backward
         self._late_scatter = torch & (plans.pp > 1)
         m = plans.micro_batches.astype(np.float64)
         self._forward_passes = np.where(self._zero >= 3, m, 1.0)

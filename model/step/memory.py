@@ -21,28 +21,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from moemodel.model.architecture.parameters import (
-    LayerParameters,
-    layer_parameters,
-    mlp_products,
-    norm_parameters,
-    parameters,
-)
-from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp, Moe
-from moemodel.model.core.arrays import FloatArray
+from moemodel.model.architecture.spec import Architecture, Layer
+from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.frameworks.base import Framework, Precision
-from moemodel.model.plan.spec import PlanBatch, Recompute, Schedule
+from moemodel.model.layers.base import MicroBatch
+from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
+from moemodel.model.layers.layer import layer_blocks
+from moemodel.model.layers.parameters import LayerParameters, layer_parameters
+from moemodel.model.plan.mesh import ParallelMesh
+from moemodel.model.plan.spec import PlanBatch, Recompute
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
 from moemodel.model.step.data_parallel import Units
-from moemodel.model.step.layer_operators import expert_rank_skew
 from moemodel.model.step.sharded_memory import Held, Parts, held_by_others, held_by_torch
-
-_F = 4.0  # bytes of a float32 element
-_I = 8.0  # bytes of an index
-_MASK = 1.0  # byte of a dropout mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,57 +71,57 @@ class MemoryModel:
     ) -> None:
         self.architecture = architecture
         self.plans = plans
-        self.recipe = framework.precisions[precision]
         self.framework = framework
-        self.word_B = self.recipe.element_size_B
-        self.cut = plans.tp.astype(np.float64) if framework.shards_experts else np.ones(len(plans))  # of an expert
+        self.batch = MicroBatch.of(plans, framework, precision)
+        self.recipe = self.batch.recipe
+        self.mesh = ParallelMesh.of(plans, etp=plans.tp if framework.shards_experts else np.ones_like(plans.tp))
         self.kinds = distinct_layers(architecture)
+        self._embedding = EmbeddingBlock(architecture=architecture)
+        self._head = HeadBlock(architecture=architecture)
         overhead = {name: p.value for name, p in calibration.memory.parameters.items()}
         self.context_B = overhead["context"]
         self.workspace_B = overhead["workspace"]
         self.fragmentation = overhead["fragmentation"]
-        self.tokens = plans.micro_batch * plans.seq / plans.cp
-        self.outer = np.where(plans.sequence_parallel > 0, self.tokens / plans.tp, self.tokens)
 
     # ---- parameters ---------------------------------------------------------------------------------------------
 
     def shard(self, stage: Stage) -> Shard:
         """Parameters of a stage on one GPU."""
-        tp = self.plans.tp.astype(np.float64)
         dense = np.zeros(len(self.plans))
         expert = np.zeros(len(self.plans))
         for kind, count in zip(self.kinds, stage.layers, strict=True):
             p = layer_parameters(kind, self.architecture.hidden)
-            dense += count * _dense(p, tp)
-            expert += count * p.routed / (self.cut * self.plans.ep)
-        return Shard(dense=dense + self._ends(stage, tp), expert=expert)
+            dense += count * self._dense(p)
+            expert += count * self._expert(p)
+        return Shard(dense=dense + self._ends(stage), expert=expert)
+
+    def _dense(self, p: LayerParameters) -> FloatArray:
+        """Parameters of a layer on one tensor-parallel rank, without routed experts."""
+        return np.asarray(p.tensor_parallel / self.batch.tp + p.replicated)
+
+    def _expert(self, p: LayerParameters) -> FloatArray:
+        """Routed experts of a layer on one rank."""
+        return np.asarray(p.routed / (self.batch.etp * self.batch.ep))
 
     def units(self, stage: Stage) -> Units:
         """The same, as it is exchanged."""
-        tp = self.plans.tp.astype(np.float64)
-        shard, ends = self.shard(stage), self._ends(stage, tp)
+        shard, ends = self.shard(stage), self._ends(stage)
         return Units(
             layers=sum(stage.layers),
             dense=shard.dense - ends,
             expert=shard.expert,
             ends=ends,
-            late=self._first_end(stage, tp),
+            late=self._first_end(stage),
         )
 
-    def _first_end(self, stage: Stage, tp: FloatArray) -> FloatArray:
+    def _first_end(self, stage: Stage) -> FloatArray:
         """Parameters of the embedding, whose gradients come last."""
-        p = parameters(self.architecture)
-        return stage.embedding * (p.embedding / tp + p.positions + p.projections / 2)
+        return np.asarray(stage.embedding * self._embedding.on_one_gpu(self.batch.tp))
 
-    def _ends(self, stage: Stage, tp: FloatArray) -> FloatArray:
-        a, p = self.architecture, parameters(self.architecture)
-        ends = self._first_end(stage, tp)
+    def _ends(self, stage: Stage) -> FloatArray:
+        ends = self._first_end(stage)
         if stage.head:
-            # a tied head on another stage is a copy of the embedding
-            head = p.head if not a.tied else (0 if stage.embedding else p.embedding * a.has_head)
-            ends = (
-                ends + head / tp + p.projections / 2 + (norm_parameters(a.layers[-1], a.hidden) if a.final_norm else 0)
-            )
+            ends = ends + self._head.on_one_gpu(self.batch.tp, beside_embedding=stage.embedding)
         return ends
 
     def states(self, shard: Shard) -> dict[str, FloatArray]:
@@ -145,39 +137,38 @@ class MemoryModel:
         }
 
     def _sharded(self, shard: Shard) -> FloatArray:
-        return np.asarray(shard.dense / (self.plans.dp * self.plans.cp) + shard.expert / self.expert_copies)
+        ranks = self.mesh.data_parallel_group.size
+        return np.asarray(shard.dense / ranks + shard.expert / self.expert_copies)
 
     @property
     def expert_copies(self) -> FloatArray:
         """GPUs that hold the same experts."""
-        whole = self.plans.tp / self.cut  # tensor-parallel ranks that hold different experts
-        return np.asarray(np.maximum(self.plans.dp * self.plans.cp * whole / self.plans.ep, 1))
+        return np.asarray(np.maximum(self.mesh.max_ep / self.plans.ep, 1))
 
     def owned(self, shard: Shard) -> FloatArray:
         """Parameters that one GPU updates in the optimizer step."""
         return np.where(self.plans.zero_stage >= 1, self._sharded(shard), shard.total)
 
-    def _held(self, stage: Stage, shard: Shard, several: NDArray[np.bool_]) -> Held:
+    def _held(self, stage: Stage, shard: Shard, several: BoolArray) -> Held:
         """Gradients, and parameters that are gathered."""
-        tp = self.plans.tp.astype(np.float64)
         alone = self.expert_copies == 1  # experts that no other rank has are not sharded
         layers = [np.zeros(len(self.plans))]
         for kind, count in zip(self.kinds, stage.layers, strict=True):
             if count:
                 p = layer_parameters(kind, self.architecture.hidden)
-                layers.append(_dense(p, tp) + np.where(alone, 0.0, p.routed / (self.cut * self.plans.ep)))
+                layers.append(self._dense(p) + np.where(alone, 0.0, self._expert(p)))
         parts = Parts(
             whole=shard.total,
             sharded=self._sharded(shard),
             gathered=shard.dense + np.where(alone, 0.0, shard.expert),
-            ends=self._ends(stage, tp),
+            ends=self._ends(stage),
             layer=np.maximum.reduce(layers),
         )
         held = held_by_torch if self.framework.data_parallel == "ddp-fsdp2" else held_by_others
         return held(
             parts,
             zero=self.plans.zero_stage,
-            shared=self.plans.dp * self.plans.cp > 1,
+            shared=self.mesh.data_parallel_group.size > 1,
             several=several,
             gradient_B=self.recipe.gradient_B,
             weight_B=self.recipe.weight_B,
@@ -187,101 +178,25 @@ class MemoryModel:
 
     def kept(self, layer: Layer) -> FloatArray:
         """Bytes that one layer keeps for the backward pass of one micro-batch."""
-        everything = self._layer_bytes(layer, selective=False)
-        selective = self._layer_bytes(layer, selective=True)
-        recompute = self.plans.recompute
+        batch, recompute, blocks = self.batch, self.plans.recompute, layer_blocks(layer, self.architecture.hidden)
         return np.where(
             recompute == Recompute.FULL,
-            self.word_B * self.outer * self.architecture.hidden,
-            np.where(recompute == Recompute.SELECTIVE, selective, everything),
+            batch.element_size_B * batch.sequence_parallel_tokens * self.architecture.hidden,
+            np.where(
+                recompute == Recompute.SELECTIVE,
+                blocks.activations_B(batch, selective=True),
+                blocks.activations_B(batch, selective=False),
+            ),
         )
-
-    def _layer_bytes(self, layer: Layer, *, selective: bool) -> FloatArray:
-        d = self.architecture.hidden
-        kept = np.zeros(len(self.plans))
-        for attention in layer.attentions:
-            kept += self._norm_bytes(layer, d) + self._attention_bytes(attention, selective=selective)
-        kept += self._norm_bytes(layer, d)
-        if self.framework.dropout and layer.norm is not None:
-            kept += (len(layer.attentions) + 1) * _MASK * self.outer * d
-        block = layer.feed_forward
-        return kept + (self._moe_bytes(block) if isinstance(block, Moe) else self._mlp_bytes(block, self.tokens))
-
-    def _norm_bytes(self, layer: Layer, width: int) -> FloatArray:
-        """Input and output of a norm (the output feeds products), and its statistics."""
-        if layer.norm is None:
-            return self.word_B * self.tokens * width
-        statistics = _F * self.outer * (2 if layer.norm == "layer" else 1)
-        return self.word_B * (self.outer + self.tokens) * width + statistics
-
-    def _attention_bytes(self, a: Attention, *, selective: bool) -> FloatArray:
-        """Queries, keys, values, output and softmax statistics; with a query/key norm, its inputs as well."""
-        tp, t = self.plans.tp, self.tokens
-        heads, kv = a.heads / tp, np.maximum(a.kv_heads / tp, 1)
-        if a.latent is not None:
-            return self._latent_bytes(a, heads, selective=selective)
-        q, k = heads * a.head_dim, kv * a.head_dim
-        statistics = 0.0 if selective else self._scores_bytes(heads)
-        output = self.word_B * t * q
-        normed = self.word_B * t * (q + k) if a.qk_norm != "none" else 0.0
-        return np.asarray(self.word_B * t * (q + 2 * k) + output + statistics + normed)
-
-    def _scores_bytes(self, heads: FloatArray) -> FloatArray:
-        """What the attention core keeps: flash, its statistics; else probabilities, and dropout's mask and output."""
-        if self.framework.flash_attention:
-            return np.asarray(_F * self.tokens * heads)
-        per_score = self.word_B + (_MASK + self.word_B if self.framework.dropout else 0.0)
-        return np.asarray(per_score * self.tokens * heads * self.plans.seq)
-
-    def _latent_bytes(self, a: Attention, heads: FloatArray, *, selective: bool) -> FloatArray:
-        latent = a.latent
-        if latent is None:
-            return np.zeros(len(self.plans))
-        ranks = 2 * (latent.q_rank or 0) + 2 * latent.kv_rank
-        wide = heads * (2 * (a.head_dim + latent.rope_head_dim) + 2 * latent.value_head_dim)
-        return np.asarray(
-            self.word_B * self.tokens * (ranks + wide) + (0.0 if selective else self._scores_bytes(heads))
-        )
-
-    def _mlp_bytes(self, mlp: Mlp, tokens: FloatArray) -> FloatArray:
-        """Of each hidden width: gate, its silu, up and their product; or the input and output of an activation."""
-        width = mlp.width / self.plans.tp
-        per_width = 4 if mlp.gated else (1 if mlp.activation == "relu" else 2)
-        extra = (len(mlp_products(mlp, self.architecture.hidden)) - 2) * 2
-        return np.asarray(self.word_B * tokens * width * (per_width + extra))
-
-    def _moe_bytes(self, moe: Moe) -> FloatArray:
-        d, t = self.architecture.hidden, self.tokens * self.cut / self.plans.tp
-        slots = moe.top_k * (moe.capacity_factor or 1.0)
-        skew = self.plans.skew if moe.capacity_factor is None else np.ones(len(self.plans))
-        rows = t * slots * expert_rank_skew(skew, self.plans.ep.astype(np.float64), moe.experts)
-        width = moe.width / self.cut
-        routed = self.word_B * rows * (2 * d + (4 if moe.gated else 2) * width)
-        router = t * (_F * moe.experts + moe.top_k * (_I + 2 * _F + self.word_B))
-        order = 2 * _I * t * slots
-        if self.framework.eager_sharding:  # rows that come from other ranks are sorted again
-            order = order + np.where(self.plans.ep > 1, 2 * _I * rows, 0.0)
-        shared = Mlp(width=moe.shared_width, activation=moe.activation, gated=moe.gated)
-        return np.asarray(routed + router + order + (self._mlp_bytes(shared, self.tokens) if moe.shared_width else 0.0))
-
-    def loss_bytes(self) -> FloatArray:
-        """Tensors of the loss when its backward pass begins: log-probabilities and two gradients in float32."""
-        a = self.architecture
-        if not a.has_head:
-            return np.zeros(len(self.plans))
-        whole = 3 * _F
-        # a rank's part of a vocabulary: 16-bit logits, and one float32 tensor that becomes the gradient in place
-        parts = self.word_B + _F if self.framework.eager_sharding else whole
-        return np.asarray(np.where(self.plans.tp > 1, parts, whole) * self.tokens * a.vocab / self.plans.tp)
 
     def _losses(self, stage: Stage) -> FloatArray:
         """Of the micro-batch at hand, and the log-probabilities of those that the last stage passed before it."""
         if not stage.head:
             return np.zeros(len(self.plans))
         plans = self.plans
-        before = np.where(plans.schedule == Schedule.GPIPE, self._in_flight(stage) - 1, self._put_off(stage))
-        kept = before * (self.framework.pipeline == "torch") * _F * self.tokens * self.architecture.vocab / plans.tp
-        return np.asarray(self.loss_bytes() + np.where(plans.pp > 1, kept, 0.0) * self.architecture.has_head)
+        before = plans.schedules.earlier_losses(stage.first)
+        kept = before * (self.framework.pipeline == "torch") * self._head.log_probabilities_B(self.batch)
+        return np.asarray(self._head.loss_B(self.batch) + np.where(plans.pp > 1, kept, 0.0))
 
     # ---- peak ---------------------------------------------------------------------------------------------------
 
@@ -290,7 +205,7 @@ class MemoryModel:
         shard = self.shard(stage)
         terms = self.states(shard)
         transient = terms.pop("optimizer_transient")
-        flight = self._in_flight(stage)
+        flight = self.plans.schedules.in_flight(stage.first)
         held = self._held(stage, shard, (self.plans.micro_batches > 1) | (flight > 1))
         per_micro_batch = np.zeros(len(self.plans))
         working = np.zeros(len(self.plans))
@@ -300,8 +215,11 @@ class MemoryModel:
             kept = self.kept(kind)
             per_micro_batch += count * kept
             # one layer's own tensors in its backward pass: recomputed if they were not kept, and gradients beside
-            working = np.maximum(working, self._layer_bytes(kind, selective=False))
-        activations = (flight + 0.5 * self._put_off(stage)) * per_micro_batch
+            working = np.maximum(
+                working, layer_blocks(kind, self.architecture.hidden).activations_B(self.batch, selective=False)
+            )
+        # half as much again is kept of a micro-batch whose weight gradients are put off
+        activations = (flight + 0.5 * self.plans.schedules.deferred(stage.first)) * per_micro_batch
         loss = self._losses(stage)
         again = np.where(self.plans.recompute == Recompute.FULL, working, 0.5 * working)
         earlier = activations - per_micro_batch
@@ -321,11 +239,6 @@ class MemoryModel:
         terms["context"] = np.full(len(self.plans), self.context_B)
         return Memory(peak_B=np.asarray(sum(terms.values())), terms_B=terms)
 
-    def _put_off(self, stage: Stage) -> FloatArray:
-        """Micro-batches whose weight gradients a zero-bubble schedule puts off; half as much again is kept for them."""
-        waiting = np.minimum(stage.first, self.plans.micro_batches)
-        return np.where(self.plans.schedule == Schedule.ZERO_BUBBLE, waiting, 0).astype(np.float64)
-
     def _messages(self, stage: Stage, flight: FloatArray) -> FloatArray:
         """Between stages torch (distributed.pipelining 2.11) keeps a buffer for each message of a step: activations
         received, of which those in flight count as activations, their gradients, and gradients received; what a stage
@@ -337,23 +250,9 @@ class MemoryModel:
         m, virtual = plans.micro_batches, plans.virtual_stages
         arrivals = virtual - float(stage.embedding)  # chunks that something is sent to, and chunks that send something
         departures = virtual - float(stage.head)
-        one = self.word_B * self.outer * self.architecture.hidden
+        one = self.batch.element_size_B * self.batch.sequence_parallel_tokens * self.architecture.hidden
         kept = arrivals * (2 * m - flight) + departures * (m + flight)
         return np.where(plans.pp > 1, kept * one, 0.0)
-
-    def _in_flight(self, stage: Stage) -> FloatArray:
-        """Micro-batches whose activations a stage holds at once (Narayanan et al. 2021, section 2.2).
-
-        1F1B: those between a stage and the last. Interleaved, in chunks: (v - 1) n + 2 (n - 1 - s) + 1 of v to a stage.
-        ZB-H1: as many as the first stage on all, since the others put off weight gradients (Qi et al. 2023, section
-        2.1).
-        """
-        m, pp, v = self.plans.micro_batches, self.plans.pp, self.plans.virtual_stages
-        behind = pp - 1 - stage.first
-        one_f_one_b = np.where(v > 1, ((v - 1) * pp + 2 * behind + 1) / v, behind + 1)
-        schedule = self.plans.schedule
-        most = np.where(schedule == Schedule.GPIPE, m, np.where(schedule == Schedule.ZERO_BUBBLE, pp, one_f_one_b))
-        return np.minimum(most, m).astype(np.float64)
 
 
 def fullest(model: MemoryModel, pipeline: Sequence[Stage]) -> Memory:
@@ -368,8 +267,3 @@ def fullest(model: MemoryModel, pipeline: Sequence[Stage]) -> Memory:
         peak_B=pick([peak.peak_B for peak in peaks]),
         terms_B={name: pick([peak.terms_B[name] for peak in peaks]) for name in peaks[0].terms_B},
     )
-
-
-def _dense(p: LayerParameters, tp: FloatArray) -> FloatArray:
-    """Parameters of a layer on one tensor-parallel rank, without routed experts."""
-    return np.asarray((p.attention + p.feed_forward + p.shared_experts) / tp + p.latent + p.norms + p.router)

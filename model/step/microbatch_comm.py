@@ -23,23 +23,31 @@ Over data-parallel ranks, once a step or a pass: `step_exchange`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 import numpy as np
 
-from moemodel.model.architecture.spec import Architecture, Attention, Layer, Moe
+from moemodel.model.architecture.spec import Architecture, Layer
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.frameworks.base import Framework, Precision
+from moemodel.model.layers.base import LayerComm, MicroBatch
+from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
+from moemodel.model.layers.layer import layer_blocks
 from moemodel.model.network.collectives import Collective, Network
-from moemodel.model.plan.spec import PlanBatch, Recompute, Schedule
+from moemodel.model.plan.spec import PlanBatch, Recompute
+from moemodel.model.schedule.base import Messages
 from moemodel.model.step.communication_groups import Behind, Group, Groups
 from moemodel.model.step.launch_overhead import Calls
-from moemodel.model.step.layer_operators import expert_rank_skew
 
-_LOGIT_B = 4.0  # of a token: a float32 maximum, logit or sum
-_COUNT_B = 8.0  # of an expert: how many rows it gets
 _KINDS = tuple(f.name for f in fields(Calls))
-_MOSTLY = {"tp": Collective.ALL_REDUCE, "ep": Collective.ALL_TO_ALL, "pp": Collective.SEND_RECV}  # of each exchange
+# Of each axis, the collective whose measured overlap stands for all of its communication.
+_MOSTLY = {
+    "tp": Collective.ALL_REDUCE,
+    "ep": Collective.ALL_TO_ALL,
+    "cp": Collective.SEND_RECV,
+    "pp": Collective.SEND_RECV,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,158 +97,78 @@ class Communication:
         self.plans = plans
         self.network = network
         self.groups = Groups(plans, network, shards_experts=framework.shards_experts)
-        self.word_B = framework.precisions[precision].element_size_B
-        self.tokens = plans.micro_batch * plans.seq / plans.cp
+        self.batch = MicroBatch.of(plans, framework, precision)
         self._again = (plans.recompute == Recompute.FULL).astype(np.float64)
-        self._shares_sequence = plans.sequence_parallel > 0
-        cut = (plans.tp > 1).astype(np.float64)
-        self._one_tp = self._calls(tensor=cut * ~self._shares_sequence, rows=cut * self._shares_sequence)
-        self._reductions = self._calls(tensor=cut * ~self._shares_sequence, rows=2 * cut * self._shares_sequence)
 
     def _calls(self, **kinds: FloatArray) -> Calls:
         """So many of some kinds, none of the others."""
         none = np.zeros(len(self.plans))
         return Calls(**dict.fromkeys(_KINDS, none) | kinds)
 
-    def _time(self, collective: Collective, size_B: FloatArray | float, group: Group) -> FloatArray:
-        return self.groups.time_s(collective, size_B, group)
-
     def none(self) -> Exchange:
         zeros = np.zeros(len(self.plans))
         return Exchange(exposed_s=zeros, behind=Behind.none(len(zeros)), calls=Calls.none(len(zeros)))
 
-    # ---- layers ---------------------------------------------------------------------------------------------------
+    # ---- blocks ---------------------------------------------------------------------------------------------------
 
     def layer(self, layer: Layer) -> tuple[Exchange, Exchange]:
-        """Forward and backward of one layer."""
-        blocks = len(layer.attentions) + 1
-        parts = {"tp": blocks * self._activation(self.tokens) + self._wide_norms(layer)}
-        calls = self._reductions.times(blocks) + self._calls(
-            tensor=len(layer.attentions) * (self.plans.cp - 1).astype(np.float64)
+        """Forward and backward of one layer; a pass that recomputes repeats what the forward pass sent."""
+        forward, backward = self.priced(layer_blocks(layer, self.architecture.hidden).collectives(self.batch))
+        return forward, backward + forward.times(self._again)
+
+    def embedding(self) -> tuple[Exchange, Exchange]:
+        """Forward and backward of the embedding."""
+        return self.priced(EmbeddingBlock(architecture=self.architecture).collectives(self.batch))
+
+    def head(self) -> tuple[Exchange, Exchange]:
+        """Forward and backward of final norm, head and loss."""
+        return self.priced(HeadBlock(architecture=self.architecture).collectives(self.batch))
+
+    def priced(self, collectives: Iterable[LayerComm]) -> tuple[Exchange, Exchange]:
+        """Time of collectives in a forward and in a backward pass."""
+        forward, backward = self.none(), self.none()
+        for comm in collectives:
+            time_s = self._time_s(comm)
+            forward = forward + self._exchange(comm, time_s * comm.forward, comm.forward_launches)
+            backward = backward + self._exchange(comm, time_s * comm.backward, comm.backward_launches)
+        return forward, backward
+
+    def _time_s(self, comm: LayerComm) -> FloatArray:
+        """Of one collective, [P]."""
+        group: Group = getattr(self.groups, comm.group or comm.axis)
+        size_B = comm.size_B if comm.skew is None else self.network.skewed_B(comm.size_B, comm.skew)
+        once = comm.experts_per_token is not None and self.framework.dispatches_once_a_node
+        share = self._across_share(comm.experts_per_token or 1.0) if once else 1.0
+        return self.groups.time_s(Collective(comm.collective), size_B, group, across_share=share)
+
+    def _exchange(self, comm: LayerComm, time_s: FloatArray, launches: FloatArray | float) -> Exchange:
+        """A collective's time, hidden by computation or not, and what the host queues for it."""
+        none = np.zeros(len(self.plans))
+        queued = {} if comm.launch is None else {comm.launch: launches + none}
+        overlaps = comm.overlap == "always" or (comm.overlap == "framework" and comm.axis in self.framework.overlapped)
+        return Exchange(
+            exposed_s=none if overlaps else time_s,
+            behind=self.groups.behind(_MOSTLY[comm.axis], time_s) if overlaps else Behind.none(len(none)),
+            calls=self._calls(**queued),
         )
-        counted = np.zeros(len(self.plans))
-        if isinstance(layer.feed_forward, Moe):
-            parts["ep"] = self._experts(layer.feed_forward)
-            calls = calls + self._calls(experts=np.where(self.plans.ep > 1, 2.0, 0.0))
-            counted = self._counts(layer.feed_forward)
-        shown, behind = self._split(parts)
-        ring_s = np.zeros(len(self.plans))
-        for attention in layer.attentions:
-            ring_s = ring_s + self._ring(attention)
-        ring = self.groups.behind(Collective.SEND_RECV, ring_s)
-        again = self._again
-        return (
-            Exchange(exposed_s=shown + counted, behind=behind + ring, calls=calls),
-            Exchange(
-                exposed_s=shown * (1 + again) + counted * again,
-                behind=behind.times(1 + again) + ring.times(2 + again),
-                calls=calls.times(1 + again),
-            ),
-        )
 
-    def _split(self, parts: dict[str, FloatArray]) -> tuple[FloatArray, Behind]:
-        """Times of exchanges summed: those that nothing hides, those that run behind computation."""
-        shown, behind = np.zeros(len(self.plans)), Behind.none(len(self.plans))
-        for name, time_s in parts.items():
-            if name in self.framework.overlapped:
-                behind = behind + self.groups.behind(_MOSTLY[name], time_s)
-            else:
-                shown = shown + time_s
-        return shown, behind
-
-    def _activation(self, tokens: FloatArray) -> FloatArray:
-        """One all-reduce over tensor-parallel ranks, or the pair that replaces it under sequence parallelism."""
-        size = self.word_B * tokens * self.architecture.hidden
-        whole = self._time(Collective.ALL_REDUCE, size, self.groups.tp)
-        return np.where(self._shares_sequence, self._scattered(size) + self._gathered(size), whole)
-
-    def _scattered(self, size_B: FloatArray) -> FloatArray:
-        return self._time(Collective.REDUCE_SCATTER, size_B, self.groups.tp)
-
-    def _gathered(self, size_B: FloatArray) -> FloatArray:
-        return self._time(Collective.ALL_GATHER, size_B, self.groups.tp)
-
-    def _experts(self, moe: Moe) -> FloatArray:
-        """Rows to their experts and back; the busiest rank's rows prolong it (`network.skewed_B`)."""
-        slots = moe.top_k * (moe.capacity_factor or 1.0)
-        skew = expert_rank_skew(self.plans.skew, self.plans.ep.astype(np.float64), moe.experts)
-        even = self.word_B * self.tokens * slots * self.architecture.hidden
-        size = even if moe.capacity_factor else self.network.skewed_B(even, skew)
-        once = self._across_share(moe.top_k) if self.framework.dispatches_once_a_node else 1.0
-        ranks, route = self.groups.ep
-        own = size if self.framework.dispatches_all_tokens else size / self.plans.tp
-        sent = 2 * self.network.time_s(Collective.ALL_TO_ALL, own, ranks, route, across_share=once)
-        if not self.framework.shards_experts or self.framework.dispatches_all_tokens:
-            return np.where(self.plans.ep > 1, sent, 0.0)
-        return np.where(self.plans.ep > 1, sent + self._gathered(size) + self._scattered(size), 0.0)
-
-    def _wide_norms(self, layer: Layer) -> FloatArray:
-        """Norms over all queries and all keys of the ranks that share them: their squares, summed."""
-        norms = sum(attention.qk_norm == "full" for attention in layer.attentions)
-        if not norms or not self.framework.eager_sharding:
-            return np.zeros(len(self.plans))
-        return norms * self._time(Collective.ALL_REDUCE, 2 * _LOGIT_B * self.tokens, self.groups.tp)
-
-    def _counts(self, moe: Moe) -> FloatArray:
-        """How many rows go to each expert, sent before them."""
-        if not self.framework.dispatches_all_tokens or moe.capacity_factor is not None:
-            return np.zeros(len(self.plans))
-        return self._time(Collective.ALL_TO_ALL, _COUNT_B * moe.experts, self.groups.ep)
-
-    def _across_share(self, top_k: int) -> FloatArray:
+    def _across_share(self, experts_per_token: float) -> FloatArray:
         """Nodes that a token's experts lie on over its experts, if they fall evenly: `N (1 - (1 - 1/N)^k) / k`."""
         ranks, route = self.groups.ep
         nodes = np.maximum(ranks / route.local_G, 1.0)
         if self.framework.node_limit is not None:
             nodes = np.minimum(nodes, self.framework.node_limit)
-        return np.asarray(nodes * (1 - (1 - 1 / nodes) ** top_k) / top_k)
-
-    def _ring(self, a: Attention) -> FloatArray:
-        """Keys and values of a GPU's tokens, passed on cp - 1 times."""
-        width = 2 * np.maximum(a.kv_heads / self.plans.tp, 1) * a.head_dim
-        if a.latent is not None:
-            width = a.latent.kv_rank + a.latent.rope_head_dim + 0 * width
-        return (self.plans.cp - 1) * self._time(Collective.SEND_RECV, self.word_B * self.tokens * width, self.groups.cp)
-
-    # ---- ends of the model ----------------------------------------------------------------------------------------
-
-    def embedding(self) -> tuple[Exchange, Exchange]:
-        """Forward and backward: partial embeddings of the vocabulary's shards, summed."""
-        if not self.architecture.has_head:
-            return self.none(), self.none()
-        size = self.word_B * self.tokens * self.architecture.hidden
-        whole = self._time(Collective.ALL_REDUCE, size, self.groups.tp)
-        shared = self._shares_sequence
-        return (
-            self._end(np.where(shared, self._scattered(size), whole), self._one_tp),
-            self._end(np.where(shared, self._gathered(size), 0.0), self._one_tp.times(np.where(shared, 1.0, 0.0))),
-        )
-
-    def head(self) -> tuple[Exchange, Exchange]:
-        """Forward and backward: the input and its gradient, and what the loss needs of all shards of the vocabulary."""
-        if not self.architecture.has_head:
-            return self.none(), self.none()
-        size = self.word_B * self.tokens * self.architecture.hidden
-        shared, cut = self._shares_sequence, (self.plans.tp > 1).astype(np.float64)
-        whole = self._time(Collective.ALL_REDUCE, size, self.groups.tp)
-        loss_s = sum(self._time(Collective.ALL_REDUCE, n * _LOGIT_B * self.tokens, self.groups.tp) for n in (1, 2))
-        loss = Exchange(exposed_s=np.asarray(loss_s), behind=Behind.none(len(size)), calls=self._calls(tensor=2 * cut))
-        there = self._end(np.where(shared, self._gathered(size), 0.0), self._one_tp.times(np.where(shared, 1.0, 0.0)))
-        return there + loss, self._end(np.where(shared, self._scattered(size), whole), self._one_tp)
-
-    def _end(self, time_s: FloatArray, calls: Calls) -> Exchange:
-        shown, behind = self._split({"tp": time_s})
-        return Exchange(exposed_s=shown, behind=behind, calls=calls)
+        return np.asarray(nodes * (1 - (1 - 1 / nodes) ** experts_per_token) / experts_per_token)
 
     def tied(self, vocab_parameters: float, gradient_B: float) -> FloatArray:
         """Gradients of a tied embedding, summed between the first and the last stage, once a step."""
         size = gradient_B * vocab_parameters / self.plans.tp
         ranks, route = self.groups.pp
-        return self._time(Collective.ALL_REDUCE, size, (np.minimum(ranks, 2), route))
+        return self.groups.time_s(Collective.ALL_REDUCE, size, (np.minimum(ranks, 2), route))
 
     def norm_s(self) -> FloatArray:
         """The norm of all gradients, once a step: one number, up and down a tree of all ranks."""
-        ranks, route = self.groups.everybody
+        ranks, route = self.groups.world
         hops = 2 * np.ceil(np.log2(ranks))
         return np.where(ranks > 1, self.network.start_s + hops * route.latency_s_G, 0.0)
 
@@ -248,8 +176,8 @@ class Communication:
 
     def _message(self) -> FloatArray:
         """An activation or gradient over a stage boundary, for one micro-batch of one chunk."""
-        tokens = np.where(self._shares_sequence, self.tokens / self.plans.tp, self.tokens)
-        return self._time(Collective.SEND_RECV, self.word_B * tokens * self.architecture.hidden, self.groups.pp)
+        size_B = self.batch.element_size_B * self.batch.sequence_parallel_tokens * self.architecture.hidden
+        return self.groups.time_s(Collective.SEND_RECV, size_B, self.groups.pp)
 
     def boundary(self, *, first: bool, last: bool) -> tuple[Exchange, Exchange]:
         """What a stage's forward and backward pass of one micro-batch send and receive.
@@ -261,18 +189,27 @@ class Communication:
         # interleaving crosses every boundary once for each virtual stage
         passes = np.where(self.plans.pp > 1, self.plans.virtual_stages, 0.0)
         if self.framework.pipeline != "torch":
-            shown, behind = self._split({"pp": sent * self.plans.virtual_stages})
-            both = Exchange(exposed_s=shown, behind=behind, calls=self._calls(messages=passes))
+            both = self._between_stages(sent * self.plans.virtual_stages, passes)
             return both, both
-        gpipe = self.plans.schedule == Schedule.GPIPE
-        together = (self.plans.schedule == Schedule.ONE_F_ONE_B) & (self.plans.virtual_stages == 1)
-        forward = np.where(gpipe, sent * (not first), np.where(together, sent * (not last), 0.0))
-        backward = np.where(gpipe, sent * (not last), np.where(together, sent * (not first), 0.0))
-        none, waits = Behind.none(len(sent)), gpipe | together
+        before = self.plans.schedules.waits(Messages.BEFORE_A_PASS)
+        behind_it = self.plans.schedules.waits(Messages.BEHIND_A_PASS)
+        forward = np.where(before, sent * (not first), np.where(behind_it, sent * (not last), 0.0))
+        backward = np.where(before, sent * (not last), np.where(behind_it, sent * (not first), 0.0))
+        none, waits = Behind.none(len(sent)), before | behind_it
         calls = self._calls(messages=passes * waits, actions=passes * ~waits)
         return (
             Exchange(exposed_s=forward, behind=none, calls=calls),
             Exchange(exposed_s=backward, behind=none, calls=calls),
+        )
+
+    def _between_stages(self, time_s: FloatArray, passes: FloatArray) -> Exchange:
+        """Messages of a pass that nothing hides, or that all run behind computation."""
+        none = np.zeros(len(self.plans))
+        overlaps = "pp" in self.framework.overlapped
+        return Exchange(
+            exposed_s=none if overlaps else time_s,
+            behind=self.groups.behind(_MOSTLY["pp"], time_s) if overlaps else Behind.none(len(none)),
+            calls=self._calls(messages=passes),
         )
 
     def way_s(self) -> FloatArray:
@@ -282,5 +219,5 @@ class Communication:
         if self.framework.pipeline != "torch":
             return np.zeros(len(self.plans))
         p = self.plans
-        behind = (p.schedule == Schedule.ZERO_BUBBLE) | (p.virtual_stages > 1)
-        return np.where(behind, 2 * (p.pp * p.virtual_stages - 1) * self._message(), 0.0)
+        overlapped = p.schedules.waits(Messages.OVERLAPPED)
+        return np.where(overlapped, 2 * (p.pp * p.virtual_stages - 1) * self._message(), 0.0)

@@ -5,20 +5,21 @@ Axes: U distinct micro-batch shapes, P plans, K clocks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moemodel.model.architecture.parameters import parameter_tensors, parameters
-from moemodel.model.architecture.spec import Architecture, Moe
+from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.device.host_overhead import HostCost, HostModel
 from moemodel.model.device.operator_cost import Lane, Pricer
 from moemodel.model.device.power import PowerModel
 from moemodel.model.device.roofline import chip_of_calibration
+from moemodel.model.layers.layer import LayerBlocks, layer_blocks
+from moemodel.model.layers.parameters import parameters
 from moemodel.model.operators.calls import Phase
 from moemodel.model.plan.spec import PlanBatch, Recompute
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
@@ -240,11 +241,16 @@ class StageCosts:
         host = self._blocks.host
         if self._blocks.machine.framework.fused_optimizer:
             return 0.0
-        layers = zip(stage.layers, self._blocks.kinds, strict=True)
-        return host.fixed_step_s() + sum(n * host.layer_step_s(layer) for n, layer in layers)
+        return host.fixed_step_s() + sum(n * host.layer_step_s(layer.host_block()) for n, layer in self._layers(stage))
+
+    def _layers(self, stage: Stage) -> Iterator[tuple[int, LayerBlocks]]:
+        """How many of each distinct layer, and its blocks."""
+        hidden = self._blocks.architecture.hidden
+        for count, layer in zip(stage.layers, self._blocks.kinds, strict=True):
+            yield count, layer_blocks(layer, hidden)
 
     def _tensors(self, stage: Stage) -> int:
-        return sum(n * parameter_tensors(layer) for n, layer in zip(stage.layers, self._blocks.kinds, strict=True))
+        return sum(n * layer.parameter_tensors() for n, layer in self._layers(stage))
 
     def _added(self, stage: Stage) -> FloatArray:
         """Tensors whose gradients the mean micro-batch adds to what is there; on one GPU they are left out."""
@@ -258,8 +264,8 @@ class StageCosts:
             return HostCost(forward_s=host.kernel_s, backward_s=host.kernel_s)
         total = HostCost(forward_s=0.0, backward_s=0.0)
         calls = {phase: np.zeros(len(self.plans)) for phase in (Phase.FORWARD, Phase.BACKWARD)}
-        for count, layer, lanes in zip(stage.layers, blocks.kinds, blocks.layers, strict=True):
-            total = total + host.layer(layer).times(count)
+        for (count, layer), lanes in zip(self._layers(stage), blocks.layers, strict=True):
+            total = total + _host_of(host, layer).times(count)
             for phase in calls:
                 calls[phase] += count * lanes[phase].calls_U[self._shape]
         forward, backward = (np.maximum(calls[phase], 1.0)[:, None] for phase in calls)
@@ -267,11 +273,7 @@ class StageCosts:
 
     def _wait_s(self, stage: Stage, call: HostCost) -> FloatArray:
         """Where the host waits for how many rows go to which expert: it learns of them, and queues what comes next."""
-        layers = sum(
-            count
-            for count, layer in zip(stage.layers, self._blocks.kinds, strict=True)
-            if isinstance(layer.feed_forward, Moe) and layer.feed_forward.capacity_factor is None
-        )
+        layers = sum(count for count, layer in self._layers(stage) if layer.waits_for_counts())
         waits = (self.plans.ep > 1) & self._blocks.machine.framework.dispatches_all_tokens
         return np.asarray(_CALLS_OF_A_WAIT * layers * waits[:, None] * call.forward_s)
 
@@ -279,8 +281,8 @@ class StageCosts:
         """Blocks that were measured, and where none were, so many kernels in either pass."""
         host = self._blocks.host
         total = HostCost(forward_s=host.kernel_s * forward[:, None], backward_s=host.kernel_s * backward[:, None])
-        for count, layer in zip(stage.layers, self._blocks.kinds, strict=True):
-            total = total + host.layer(layer).times(count)
+        for count, layer in self._layers(stage):
+            total = total + _host_of(host, layer).times(count)
         ends = (stage.embedding + stage.head) / 2 * self._blocks.architecture.has_head
         return total + host.ends(ends)
 
@@ -297,6 +299,11 @@ def distinct_rows(columns: Sequence[NDArray[Any]]) -> tuple[IntArray, IntArray]:
             code = np.unique(code * len(values) + place.ravel(), return_inverse=True)[1].ravel()
     _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
     return first, inverse.ravel()
+
+
+def _host_of(host: HostModel, layer: LayerBlocks) -> HostCost:
+    """Host time of one layer in a micro-batch."""
+    return host.layer(layer.host_block(), len(layer.blocks))
 
 
 def _merge(total: Lane, part: Lane | None, count: float) -> None:

@@ -9,19 +9,21 @@ from typing import Any, Protocol
 
 import torch
 
-from moemodel.profiler.clocks.settings import Address, NvmlSettings, Settings
-from moemodel.profiler.devices.base import Device, NvidiaDevice
+from moemodel.profiler.clocks.nvml_settings import OPEN_NVML, NvmlDriver
+from moemodel.profiler.clocks.settings import Address, SettingsDriver
+from moemodel.profiler.devices.nvidia import NvidiaDevice
+from moemodel.profiler.devices.nvml import supported_clocks_MHz
 
 _SYS_ADMIN = 21  # the bit of CAP_SYS_ADMIN in Linux' capability sets
 _MEGA = 1e6
 _LOOK_S = 1.2  # NVML's utilization is a mean over a second at most
 
 
-class Controls(Protocol):
+class DeviceSettings(Protocol):
     """The settings of one device, and whether they may be touched."""
 
     @property
-    def settings(self) -> Settings: ...
+    def driver(self) -> SettingsDriver: ...
     @property
     def address(self) -> Address | None:
         """Where another process finds the settings; None where they die with this process."""
@@ -40,7 +42,7 @@ class Controls(Protocol):
         ...
 
 
-class NvmlControls:
+class NvidiaSettings:
     """Of an NVIDIA GPU.
 
     Args:
@@ -55,16 +57,14 @@ class NvmlControls:
         self._look_s = look_s
         self._begun = False
         uuid = str(device.info.uuid)
-        self.settings: Settings = NvmlSettings(self._nvml, self._handle, uuid)
-        self.address: Address | None = {"uuid": uuid}
+        self.driver: SettingsDriver = NvmlDriver(self._nvml, self._handle, uuid)
+        self.address: Address | None = Address(opener=OPEN_NVML, argument=uuid)
 
     def clocks_Hz(self) -> list[float]:
         """The SM clocks that the driver lists at the highest memory clock, ascending."""
-        nvml, handle = self._nvml, self._handle
         try:
-            memory_MHz = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM)
-            listed_MHz = nvml.nvmlDeviceGetSupportedGraphicsClocks(handle, memory_MHz)
-        except nvml.NVMLError:
+            listed_MHz = supported_clocks_MHz(self._nvml, self._handle)
+        except self._nvml.NVMLError:
             listed_MHz = []
         clocks_Hz = sorted(clock_MHz * _MEGA for clock_MHz in listed_MHz)
         return clocks_Hz or sorted(clock_Hz for clock_Hz in self._clock_range_Hz if clock_Hz is not None)
@@ -152,15 +152,3 @@ def is_administrator(status: Path = Path("/proc/self/status")) -> bool:
         return bool(int(lines["CapEff"], 16) >> _SYS_ADMIN & 1)
     except (OSError, KeyError, ValueError):
         return os.geteuid() == 0
-
-
-def controls_of(device: Device) -> Controls | None:
-    """The controls of a device; None where it has none."""
-    if isinstance(device, NvidiaDevice):
-        return NvmlControls(device)
-    if device.info.vendor == "simulated":
-        from moemodel.profiler.simulated.instruments import SimulatedControls, SimulatedDevice
-
-        if isinstance(device, SimulatedDevice):
-            return SimulatedControls(device)
-    return None

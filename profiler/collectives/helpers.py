@@ -14,6 +14,7 @@ from datetime import timedelta
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from moemodel.profiler.collectives.request import Request, read_request
+from moemodel.profiler.collectives.worker import serve
 from moemodel.profiler.jobs.ranks import started_with_others
 
 _KEY = "moemodel/collectives"
@@ -76,8 +77,6 @@ def help_first(environment: Mapping[str, str] = os.environ) -> None:
     asked = store.get(_KEY).decode()
     if asked == _NOTHING:
         return
-    from moemodel.profiler.collectives.worker import serve
-
     serve(read_request(asked))
 
 

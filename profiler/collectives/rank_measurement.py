@@ -16,7 +16,6 @@ from moemodel.profiler.collectives.process_groups import Group, Peers
 from moemodel.profiler.collectives.request import Request
 from moemodel.profiler.collectives.sustained import Held, Holder, Work
 from moemodel.profiler.devices.base import Device
-from moemodel.profiler.devices.gpm import link_meter
 from moemodel.profiler.instruments.cycle_counter import ClockReader
 from moemodel.profiler.jobs.events import EventWriter
 from moemodel.profiler.jobs.ranks import Ranks
@@ -43,7 +42,7 @@ class Section:
         self._peers = Peers(ranks, {point.ranks for point in points}, self._scale.timeout_s)
         self._clock = ClockReader(device)
         self._stopwatch = Stopwatch(device, self._clock)
-        self._holder = Holder(device, self._clock, link_meter(device), self._scale.settle_s, self._scale.window_s)
+        self._holder = Holder(device, self._clock, device.link_traffic(), self._scale.settle_s, self._scale.window_s)
         self._buffers = Buffers(device.torch_device, longest(points), request.seed + ranks.rank)
         self._computations: dict[str, Held] = {}  # alone
         self._collectives: dict[LinkPoint, tuple[Timing, Held]] = {}

@@ -26,11 +26,11 @@ from moemodel.profiler.collectives.points import (
 )
 from moemodel.profiler.collectives.request import Request
 from moemodel.profiler.collectives.start import follow
-from moemodel.profiler.collectives.topology import read_topology
-from moemodel.profiler.devices.base import Device, NvidiaDevice
+from moemodel.profiler.devices.base import Device
 from moemodel.profiler.jobs.events import EVENTS, Event
 from moemodel.profiler.jobs.launcher import child_environment, torchrun_command
 from moemodel.profiler.microbench.skips import Skip, not_reached
+from moemodel.profiler.platforms.base import Platform
 from moemodel.profiler.sections.progress import Progress
 from moemodel.profiler.store.profile_writer import ProfileWriter
 
@@ -40,11 +40,14 @@ _ROWS: dict[str, type[CollectiveRow] | type[OverlapRow]] = {row.TABLE: row for r
 _START_S = 15.0  # to start processes and connect them, beside the measuring
 
 
-def devices_at_hand(device: Device, asked: int | None, environment: Mapping[str, str] = os.environ) -> int:
+def devices_at_hand(
+    device: Device, platform: Platform, asked: int | None, environment: Mapping[str, str] = os.environ
+) -> int:
     """How many devices may talk to each other.
 
     Args:
         device: of this process.
+        platform: of the device.
         asked: by the user; None: all GPUs that are visible, one processor.
         environment: where a launcher may have said how many there are.
 
@@ -56,7 +59,7 @@ def devices_at_hand(device: Device, asked: int | None, environment: Mapping[str,
         if asked is not None and asked != started:
             raise InputError(f"--ranks: found {asked}; the launcher started {started} processes: leave --ranks out")
         return started
-    if device.info.vendor == "simulated":
+    if not platform.links:
         if asked is not None and asked > 1:
             raise InputError("--ranks: a simulated GPU has no links to others; leave --ranks out")
         return 1
@@ -89,6 +92,7 @@ class Collectives:
     Attributes:
         gpu: name of the GPU description, or "cpu".
         device: of this process.
+        platform: of the device.
         writer: of the profile.
         ranks: devices that take part.
         scale: how much and how long.
@@ -99,6 +103,7 @@ class Collectives:
 
     gpu: str
     device: Device
+    platform: Platform
     writer: ProfileWriter
     ranks: int
     seed: int
@@ -130,8 +135,10 @@ class Collectives:
         progress.begin(SECTION, count)
         if count == 0:
             return []
-        if isinstance(self.device, NvidiaDevice):
-            self._note_topology(read_topology(self.device.driver[0], _visible(self.ranks)))
+        topology = self.platform.topology(self.ranks)
+        if topology is not None:
+            self._note_topology(topology)
+        if self.device.torch_device.type == "cuda":
             self.writer.note_host(**_nccl())
         with tempfile.TemporaryDirectory(prefix="moemodel-") as folder:
             request = Request(
@@ -198,8 +205,3 @@ def _nccl() -> dict[str, Any]:
     """The version of NCCL and what its environment sets: both decide times."""
     version = ".".join(str(part) for part in torch.cuda.nccl.version())  # type: ignore[no-untyped-call]
     return {"nccl": version, "nccl_settings": {k: v for k, v in sorted(os.environ.items()) if k.startswith("NCCL_")}}
-
-
-def _visible(ranks: int) -> list[Any]:
-    """Torch's descriptions of the GPUs of this machine that take part."""
-    return [torch.cuda.get_device_properties(i) for i in range(min(ranks, torch.cuda.device_count()))]

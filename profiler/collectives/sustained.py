@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 
 from moemodel.profiler.collectives.comm_streams import Lane, Marker, open_lanes
 from moemodel.profiler.collectives.process_groups import Group
-from moemodel.profiler.devices.base import Device
-from moemodel.profiler.devices.gpm import LinkMeter
+from moemodel.profiler.devices.base import Device, LinkMeter
 from moemodel.profiler.instruments.cycle_counter import ClockReader
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
 
@@ -163,7 +162,7 @@ class Holder:
         self._keep_busy(feeds, settled_s)
         self._links.begin()
         ended_s = self._keep_busy(feeds, None if collective else settled_s + self._window_s)
-        sent_Bps, received_Bps = self._links.end()
+        traffic = self._links.end()
         for feed in feeds:
             feed.left = 0
             while not feed.finished:
@@ -180,8 +179,8 @@ class Holder:
             duration_s=kept[-1].time_s() - kept[0].time_s(),
             power_W=_power_W(sampler, settled_s, ended_s),
             clock_Hz=self._clock.mean_Hz(kept[0].stamp, kept[-1].stamp),
-            sent_Bps=sent_Bps,
-            received_Bps=received_Bps,
+            sent_Bps=traffic["sent_Bps"],
+            received_Bps=traffic["received_Bps"],
         )
 
     def _keep_busy(self, feeds: list[_Feed], until_s: float | None) -> float:

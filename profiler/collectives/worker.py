@@ -13,6 +13,7 @@ from moemodel.profiler.devices.cpu import CpuDevice
 from moemodel.profiler.jobs.events import EventWriter
 from moemodel.profiler.jobs.failures import write_failure
 from moemodel.profiler.jobs.ranks import failure_of, join, leave
+from moemodel.profiler.platforms.registry import open_named
 
 _CPU = "cpu"
 
@@ -41,8 +42,6 @@ def _device(gpu: str) -> Device:
     """The device that this rank drives, checked to be the one that was asked for."""
     if gpu == _CPU:
         return CpuDevice()
-    from moemodel.profiler.run import open_named  # which imports this package
-
     return open_named(gpu)[0]
 
 

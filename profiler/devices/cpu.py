@@ -17,14 +17,12 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 
 from moemodel.model.records.profile import DeviceInfo
-
-if TYPE_CHECKING:
-    from moemodel.profiler.devices.base import ActivityMeter
+from moemodel.profiler.devices.base import ActivityMeter, LinkMeter, NoActivity, NoLinks
 
 _POWERCAP = Path("/sys/class/powercap")
 _GUESS_EVERY_S = 0.1  # the system counts load in hundredths of a second
@@ -76,9 +74,10 @@ class CpuDevice:
         return None
 
     def activity(self) -> ActivityMeter:
-        from moemodel.profiler.devices.base import NoActivity
-
         return NoActivity()
+
+    def link_traffic(self) -> LinkMeter:
+        return NoLinks()
 
     def close(self) -> None:
         return None

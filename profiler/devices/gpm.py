@@ -1,84 +1,68 @@
-"""Power and NVLink traffic of one GPU while a load is held."""
+"""GPM: counters of an NVIDIA GPU's units and links (Hopper and later, no root needed), as means between two times."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
-
-from moemodel.profiler.devices.base import Device, NvidiaDevice
-
-_MIB = 1 << 20
-_METRICS = ("NVML_GPM_METRIC_NVLINK_TOTAL_TX_PER_SEC", "NVML_GPM_METRIC_NVLINK_TOTAL_RX_PER_SEC")
+from collections.abc import Mapping
+from typing import Any
 
 
-class LinkMeter(Protocol):
-    """Mean traffic over all NVLinks of a GPU between `begin` and `end`."""
+class GpmCounters:
+    """Some metrics of one GPU between `begin` and `end`.
 
-    def begin(self) -> None: ...
-    def end(self) -> tuple[float | None, float | None]:
-        """Bytes a second sent, and received; None where it can't be read."""
-        ...
+    Each object has samples of its own, so that the windows of two may overlap; one object has one window at a time.
 
+    Args:
+        nvml: the initialised `pynvml` module, or something that behaves like it.
+        handle: NVML's handle of the GPU.
+        metrics: our name -> NVML's constant (`NVML_GPM_METRIC_...`).
+        scale: what one of NVML's units is in ours.
 
-class NoLinks:
-    """The meter of a device without such counters."""
+    Raises:
+        AttributeError: this library does not know one of the metrics, or GPM.
+        nvml.NVMLError: there is no room for samples.
+    """
 
-    def begin(self) -> None:
-        return None
-
-    def end(self) -> tuple[float | None, float | None]:
-        return None, None
-
-
-class NvlinkMeter:
-    """GPM counters (Hopper and later, no root needed), which NVML gives in MiB a second."""
-
-    def __init__(self, nvml: Any, handle: Any) -> None:
-        self._nvml, self._handle = nvml, handle
-        # The samples live as long as the process: NVML has no owner for them, and there are two a device.
+    def __init__(self, nvml: Any, handle: Any, metrics: Mapping[str, str], scale: float) -> None:
+        self._nvml, self._handle, self._scale = nvml, handle, scale
+        self._metrics = {name: getattr(nvml, constant) for name, constant in metrics.items()}
+        # The samples live as long as the process: NVML has no owner for them, and there are two an object.
         self._samples = (nvml.nvmlGpmSampleAlloc(), nvml.nvmlGpmSampleAlloc())
         self._begun = False
 
     def begin(self) -> None:
+        """Take the first sample."""
         self._begun = self._sample(0)
 
-    def end(self) -> tuple[float | None, float | None]:
-        if not (self._begun and self._sample(1)):
-            return None, None
+    def end(self) -> dict[str, float | None]:
+        """Our name -> mean since `begin`, scaled; None where it can't be read."""
+        request = self._request() if self._begun and self._sample(1) else None
+        if request is None:
+            return dict.fromkeys(self._metrics)
+        return {name: self._value(request.metrics[i]) for i, name in enumerate(self._metrics)}
+
+    def _request(self) -> Any | None:
+        """NVML's answer about both samples; None where it refuses."""
         request = self._nvml.c_nvmlGpmMetricsGet_t()
         request.version = self._nvml.NVML_GPM_METRICS_GET_VERSION
         request.sample1, request.sample2 = self._samples
-        request.numMetrics = len(_METRICS)
-        for index, name in enumerate(_METRICS):
-            request.metrics[index].metricId = getattr(self._nvml, name)
+        request.numMetrics = len(self._metrics)
+        for i, metric in enumerate(self._metrics.values()):
+            request.metrics[i].metricId = metric
         try:
             self._nvml.nvmlGpmMetricsGet(request)
         except self._nvml.NVMLError:
-            return None, None
-        return self._bps(request.metrics[0]), self._bps(request.metrics[1])
+            return None
+        return request
 
-    def _sample(self, index: int) -> bool:
+    def _sample(self, i: int) -> bool:
         try:
-            self._nvml.nvmlGpmSampleGet(self._handle, self._samples[index])
+            self._nvml.nvmlGpmSampleGet(self._handle, self._samples[i])
         except self._nvml.NVMLError:
             return False
         return True
 
-    def _bps(self, metric: Any) -> float | None:
+    def _value(self, metric: Any) -> float | None:
         value = float(metric.value)
         readable = metric.nvmlReturn == self._nvml.NVML_SUCCESS and math.isfinite(value) and value >= 0
-        return value * _MIB if readable else None
-
-
-def link_meter(device: Device) -> LinkMeter:
-    """The NVLink meter of a device."""
-    if not isinstance(device, NvidiaDevice):
-        return NoLinks()
-    nvml, handle = device.driver
-    try:
-        supported = nvml.nvmlGpmQueryDeviceSupport(handle).isSupportedDevice
-        if supported and all(hasattr(nvml, name) for name in _METRICS):
-            return NvlinkMeter(nvml, handle)
-    except (AttributeError, nvml.NVMLError):  # an older nvidia-ml-py, or a GPU without GPM
-        pass
-    return NoLinks()
+        return value * self._scale if readable else None

@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
 import os
 import re
@@ -39,23 +38,24 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 
 from moemodel.model.core.errors import DeviceError, InputError
+from moemodel.model.core.files import write_atomic
 from moemodel.profiler.devices.base import MeteredDevice
+from moemodel.profiler.devices.nvml import load_nvml
+from moemodel.profiler.emissions.reconciliation import Reconciliation, reconcile
+from moemodel.profiler.emissions.records import CarbonReading, CarbonSummary, LevelSummary
 from moemodel.profiler.meter.device_meter import FinishedStep
 from moemodel.profiler.meter.energy_meter import open_devices
 from moemodel.profiler.meter.scope import Scope
 from moemodel.profiler.meter.summary import Summary
-
-if TYPE_CHECKING:
-    from moemodel.profiler.emissions.reconciliation import Reconciliation
 
 LEVELS = ("session", "step", "phase")
 _FILES = {"session": "emissions_session", "step": "emissions_steps", "phase": "emissions_phases"}
@@ -66,85 +66,7 @@ _GUESSING = ("cpu_load", "constant")  # ways of CodeCarbon's to have a processor
 _WITH_REGIONS = {"CAN": "get_country_energy_mix_data", "USA": "get_country_emissions_data"}
 
 
-# --- what was measured -----------------------------------------------------------------------------------------------
-
-
-class Reading(NamedTuple):
-    """What CodeCarbon says of a session, a step or a phase; energies as it multiplies them with the PUE.
-
-    `step` is the step's index, -1 outside steps; `phase` is "" where it is a step or session.
-    """
-
-    step: int
-    phase: str
-    duration_s: float
-    gpu_J: float
-    cpu_J: float
-    ram_J: float
-    emissions_kg: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class LevelSummary:
-    """One level over the session.
-
-    Attributes:
-        readings: sessions, steps or phases measured.
-        duration_s: they lasted, as CodeCarbon has it.
-        gpu_J, cpu_J, ram_J: their energy.
-        emissions_kg: of CO2-equivalent.
-        setup_s: to make the tracker and find the hardware, before the session.
-        inside_s: in CodeCarbon's calls, in the thread that trains.
-        waited_s: for the device, before readings; not all of it is lost (the device worked meanwhile).
-        background_s: in CodeCarbon's threads; None where this version of it does not let that be measured.
-        share_of_time: `inside_s` over the session's time.
-        inside_s_per_step: `inside_s` over the steps; None without steps.
-    """
-
-    readings: int
-    duration_s: float
-    gpu_J: float
-    cpu_J: float
-    ram_J: float
-    emissions_kg: float
-    setup_s: float
-    inside_s: float
-    waited_s: float
-    background_s: float | None
-    share_of_time: float
-    inside_s_per_step: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class CarbonSummary:
-    """CodeCarbon's session on one rank.
-
-    Attributes:
-        folder: of its files.
-        run, model, rank: as given.
-        country, region: whose electricity.
-        pue: that CodeCarbon multiplied energies with.
-        steps: measured.
-        duration_s: of the session.
-        levels: "session", "step", "phase" -> what it measured and what it cost.
-        notes: what to know before using these figures, and what CodeCarbon warned of.
-    """
-
-    folder: str
-    run: str
-    model: str
-    rank: int
-    country: str
-    region: str | None
-    pue: float
-    steps: int
-    duration_s: float
-    levels: Mapping[str, LevelSummary]
-    notes: tuple[str, ...]
-
-    def to_json(self) -> str:
-        """Names carry units; unknown figures are null."""
-        return json.dumps(asdict(self), indent=2, allow_nan=False)
+# --- what it costs --------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -186,9 +108,7 @@ class _CsvFile:
     def replace(self, values: Mapping[str, Any]) -> None:
         """One row, instead of all before; written beside its place and renamed."""
         self._columns = None
-        temporary = self.file.with_name(f"{self.file.name}.tmp")
-        temporary.write_text(self._text([values], header=True), encoding="utf-8")
-        temporary.replace(self.file)
+        write_atomic(self.file, self._text([values], header=True))
 
     def _text(self, rows: Sequence[Mapping[str, Any]], *, header: bool) -> str:
         self._columns = self._columns or list(rows[0])
@@ -298,10 +218,8 @@ def gpu_indices(devices: Sequence[MeteredDevice]) -> list[int] | None:
     if not uuids:
         return None
     try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        return [int(pynvml.nvmlDeviceGetIndex(pynvml.nvmlDeviceGetHandleByUUID(uuid))) for uuid in uuids]
+        nvml = load_nvml()
+        return [int(nvml.nvmlDeviceGetIndex(nvml.nvmlDeviceGetHandleByUUID(uuid))) for uuid in uuids]
     except Exception as error:
         raise DeviceError(f"NVML has no number for {', '.join(uuids)} ({error}); CodeCarbon needs one") from error
 
@@ -318,7 +236,7 @@ class _Level:
     def __init__(self, name: str, file: Path, options: Mapping[str, Any]) -> None:
         self.name = name
         self.cost = _Cost()
-        self.readings: deque[Reading] = deque(maxlen=_KEEP)
+        self.readings: deque[CarbonReading] = deque(maxlen=_KEEP)
         self.count = 0
         self.sums = [0.0] * 5  # duration, GPU, CPU, RAM, emissions
         self._file = _CsvFile(file)
@@ -408,7 +326,7 @@ class _Level:
 
     def _take(self, step: int, phase: str, data: Any) -> None:
         gpu_J, cpu_J, ram_J = (float(kWh) * _J_PER_KWH for kWh in (data.gpu_energy, data.cpu_energy, data.ram_energy))
-        reading = Reading(step, phase, float(data.duration), gpu_J, cpu_J, ram_J, float(data.emissions))
+        reading = CarbonReading(step, phase, float(data.duration), gpu_J, cpu_J, ram_J, float(data.emissions))
         self.readings.append(reading)
         self.count += 1
         more = (reading.duration_s, gpu_J, cpu_J, ram_J, reading.emissions_kg)
@@ -573,8 +491,6 @@ class CodeCarbonLevels:
 
     def close(self, summary: Summary) -> Sequence[str]:
         """Reconcile with the meter's summary, and write that down; what is found comes back as notes."""
-        from moemodel.profiler.emissions.reconciliation import reconcile
-
         self.end_session()
         self.reconciliation = reconcile(self.summary(), self.readings(), summary, list(self._counted))
         self._write("reconciliation.json", self.reconciliation.to_json())
@@ -643,7 +559,7 @@ class CodeCarbonLevels:
 
     # What was found.
 
-    def readings(self) -> Mapping[str, Sequence[Reading]]:
+    def readings(self) -> Mapping[str, Sequence[CarbonReading]]:
         """Level -> its readings, the last 200,000."""
         return {name: list(level.readings) for name, level in self._levels.items()}
 
@@ -707,7 +623,4 @@ class CodeCarbonLevels:
 
     def _write(self, name: str, text: str) -> None:
         stem = f"rank{self.rank}" if self._session == 1 else f"rank{self.rank}.{self._session}"
-        file = self.folder / f"{stem}-{name}"
-        temporary = file.with_name(f"{file.name}.tmp")
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(file)
+        write_atomic(self.folder / f"{stem}-{name}", text + "\n")

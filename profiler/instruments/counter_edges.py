@@ -1,8 +1,10 @@
-"""Watches energy counters from a background thread, with as few readings as their edges need.
+"""Energy counters: when they were seen to change, and a thread that looks.
 
-A counter that ticks every 100 ms is read densely only around the tick that is due, so that its edge is known to a few
-milliseconds at a handful of readings; `energy.EnergySampler`, which polls all the time, is for measurements that own
-the machine. Where a counter changes at every reading (RAPL), a reading every 100 ms is an edge by itself.
+A counter that ticks (NVML's: every 100 ms) says something only where it changes: an edge, known to within the two
+readings between which it lies. One that changes at every reading (RAPL) is an edge at each. `EdgeDetector` alone
+decides what an edge is, for sections, training runs, the meter and recordings; *when* to read is one of two policies.
+`FixedInterval`, for measurements that own the machine, polls all the time. `AroundTick`, for the meter, reads densely
+only around the tick that is due, so that its edge is known to a few milliseconds at a handful of readings.
 """
 
 from __future__ import annotations
@@ -10,17 +12,136 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import ArrayLike
+
+from moemodel.model.core.arrays import FloatArray
+
+# An edge known to within this is known well: it says when the next is due, and makes an equation of `attribution`. One
+# NVML reading takes up to 15 ms on a busy H100; where the counter ticks at a steady rhythm, the line through the
+# edges makes up for it.
+WIDEST_EDGE_S = 0.025
+FEWEST_REGULAR = 8  # edges; a line through fewer says little of their rhythm
+
+_TICKLESS_CHANGES = 3  # more changes in a row, with no reading between them that found none: the counter does not tick
+_TICKLESS_WIDTH_S = 1e-3  # how exactly an edge is known then, beside the time that the reading took
 _SEARCH_S = 0.005  # between readings while the tick is not known
 _CLOSE_S = 0.002  # around the tick that is due
 _AHEAD_S = 0.004  # dense readings begin so long before it, and before what the last edge's width leaves open
 _LATE_S = 0.015  # after so long without it, it is searched anew
 _STEADY_S = 0.1  # between readings of a counter without ticks
 _POWER_S = 1.0
-_SHARP_S = 0.025  # an edge known to within this says when the next is due; one reading takes up to 15 ms on a busy H100
+
+
+# --- edges -----------------------------------------------------------------------------------------------------------
+
+
+class Edge(NamedTuple):
+    """The counter was seen to change: between two readings `width_s` apart, `time_s` in their middle.
+
+    `energy_J` is the counter just after.
+    """
+
+    time_s: float
+    width_s: float
+    energy_J: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CounterEdges:
+    """The instants at which an energy counter was seen to change.
+
+    Attributes:
+        time_s: middle of the two readings between which it changed.
+        width_s: time between these two readings.
+        energy_J: the counter just after.
+    """
+
+    time_s: FloatArray
+    width_s: FloatArray
+    energy_J: FloatArray
+
+    @classmethod
+    def of(cls, time_s: ArrayLike, energy_J: ArrayLike, width_s: ArrayLike = 0.005) -> CounterEdges:
+        """Edges from anything that makes arrays."""
+        times_s, energies_J = np.asarray(time_s, dtype=float), np.asarray(energy_J, dtype=float)
+        widths_s = np.broadcast_to(np.asarray(width_s, dtype=float), times_s.shape)
+        return cls(time_s=times_s, width_s=widths_s, energy_J=energies_J)
+
+    @classmethod
+    def from_edges(cls, edges: Iterable[Edge]) -> CounterEdges:
+        """Edges in order of time, none of them too."""
+        time_s, width_s, energy_J = np.array(list(edges), dtype=float).reshape(-1, 3).T
+        return cls(time_s=time_s, width_s=width_s, energy_J=energy_J)
+
+
+def regular_times(time_s: FloatArray, width_s: FloatArray, fewest: int = FEWEST_REGULAR) -> FloatArray:
+    """Edge times, made more exact by straight lines where the counter ticks at a steady rhythm.
+
+    Each edge is known to within its width; a line through n of them to about width / sqrt(12 n). A stretch that no line
+    goes through, edge by edge and in the mean, is tried in halves; those of fewer than `fewest` stay as they are.
+    """
+    if len(time_s) < fewest:
+        return time_s
+    gaps_s = np.diff(time_s)
+    ticks = np.concatenate(([0.0], np.cumsum(np.round(gaps_s / np.median(gaps_s)))))
+    half_s = width_s / 2 + 1e-4
+    slope, start = np.polyfit(ticks, time_s, 1, w=1 / half_s)
+    line_s = np.asarray(start + slope * ticks)
+    miss = np.abs(line_s - time_s) / half_s  # even between 0 and 1 if the rhythm is steady: mean square 1/3
+    if np.mean(miss**2) <= (1 + 3 / np.sqrt(len(miss))) / 3 and np.mean(miss <= 1.2) >= 0.97:
+        return line_s
+    middle = len(time_s) // 2
+    halves = [regular_times(time_s[half], width_s[half], fewest) for half in (slice(middle), slice(middle, None))]
+    return np.asarray(np.maximum.accumulate(np.concatenate(halves)))
+
+
+class EdgeDetector:
+    """Finds the edges of one counter in its readings.
+
+    Attributes:
+        last: (time_s, energy_J) of the last reading that said something; None before.
+        resets_s: when the counter ran backwards.
+    """
+
+    def __init__(self) -> None:
+        self.last: tuple[float, float] | None = None
+        self.resets_s: list[float] = []
+        self._running = 0  # readings in a row that all changed
+
+    @property
+    def ticks(self) -> bool:
+        """Whether readings lie between the changes of the counter; if not, a reading itself is the edge."""
+        return self._running <= _TICKLESS_CHANGES
+
+    def observe(self, before_s: float, after_s: float, energy_J: float | None) -> Edge | None:
+        """The edge that a reading shows, if any.
+
+        Args:
+            before_s, after_s: when the reading began and ended.
+            energy_J: what it said; None where it failed.
+        """
+        last, at_s = self.last, (before_s + after_s) / 2
+        changed = energy_J is not None and last is not None and energy_J != last[1]
+        self._running = self._running + 1 if changed else 0
+        if energy_J is None:
+            return None
+        self.last = (at_s, energy_J)
+        if last is None or not changed:
+            return None
+        if energy_J < last[1]:
+            self.resets_s.append(at_s)
+        if not self.ticks:
+            return Edge(at_s, after_s - before_s + _TICKLESS_WIDTH_S, energy_J)
+        return Edge((last[0] + at_s) / 2, at_s - last[0], energy_J)
+
+
+# --- when to read ----------------------------------------------------------------------------------------------------
 
 
 class Sensors(Protocol):
@@ -31,73 +152,44 @@ class Sensors(Protocol):
     def power_W(self) -> float | None: ...
 
 
-class Edge(NamedTuple):
-    """The counter was seen to change: between two readings `width_s` apart, `time_s` in their middle."""
+class Policy(Protocol):
+    """When a counter is read next."""
 
-    time_s: float
-    width_s: float
-    energy_J: float
+    def wait_s(self, now_s: float, edge: Edge | None, *, ticks: bool) -> float:
+        """Time until the next reading.
+
+        Args:
+            now_s: when the last reading ended.
+            edge: that it showed.
+            ticks: of the counter (`EdgeDetector.ticks`).
+        """
+        ...
 
 
-class EdgeFinder:
-    """Decides when to read one counter, and keeps its edges.
+class FixedInterval:
+    """Always the same time between two readings."""
 
-    Attributes:
-        edges: found and not yet taken; taken from another thread.
-        powers: (time_s, power_W) about once a second.
-        due_s: when to read next.
-        read_s: when the counter was read last; None before.
-    """
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
 
-    def __init__(self, device: Sensors, now_s: Callable[[], float]) -> None:
-        self.edges: deque[Edge] = deque()
-        self.powers: deque[tuple[float, float]] = deque()
-        self.due_s = now_s()
-        self.read_s: float | None = None
-        self._device, self._now_s = device, now_s
-        self._last: tuple[float, float] | None = None
+    def wait_s(self, now_s: float, edge: Edge | None, *, ticks: bool) -> float:
+        del now_s, edge, ticks
+        return self._interval_s
+
+
+class AroundTick:
+    """Densely around the tick that is due, seldom otherwise; every 100 ms where there are no ticks."""
+
+    def __init__(self) -> None:
         self._gaps_s: deque[float] = deque(maxlen=9)
-        self._edge_s: float | None = None
+        self._edge_s: float | None = None  # the last one, if it is known well
         self._width_s = 0.0  # of the last edge
-        self._power_due_s = self.due_s
-        self._running = 0  # readings in a row that all changed
 
-    def read(self) -> None:
-        """Read the counter once, and set `due_s`."""
-        before_s = self._now_s()
-        energy_J = self._device.energy_J()
-        after_s = self._now_s()
-        at_s = (before_s + after_s) / 2
-        changed = energy_J is not None and self._last is not None and energy_J != self._last[1]
-        if energy_J is not None and self._last is not None and changed:
-            self._running += 1
-            self._found(at_s, energy_J, self._last[0], after_s - before_s)
-        else:
-            self._running = 0
-        if energy_J is not None:
-            self._last = (at_s, energy_J)
-            self.read_s = at_s
-        self.due_s = after_s + self._wait_s(after_s)
-        if before_s >= self._power_due_s:
-            self._power_due_s = before_s + _POWER_S
-            power_W = self._device.power_W()
-            if power_W is not None:
-                self.powers.append((before_s, power_W))
-
-    def _found(self, at_s: float, energy_J: float, last_s: float, reading_s: float) -> None:
-        if self._running > 3:  # no ticks: the reading itself is the edge
-            self.edges.append(Edge(at_s, reading_s + 1e-3, energy_J))
-            return
-        time_s = (at_s + last_s) / 2
-        self.edges.append(Edge(time_s, at_s - last_s, energy_J))
-        if self._edge_s is not None and at_s - last_s < _SHARP_S:
-            self._gaps_s.append(time_s - self._edge_s)
-        self._width_s = min(at_s - last_s, _SHARP_S)
-        self._edge_s = time_s if at_s - last_s < _SHARP_S else None
-
-    def _wait_s(self, now_s: float) -> float:
-        if self._running > 3:
+    def wait_s(self, now_s: float, edge: Edge | None, *, ticks: bool) -> float:
+        if not ticks:
             return _STEADY_S
+        if edge is not None:
+            self._learn(edge)
         if self._edge_s is None or len(self._gaps_s) < 3:
             return _SEARCH_S
         due_s = self._edge_s + median(self._gaps_s)
@@ -105,19 +197,110 @@ class EdgeFinder:
             return _SEARCH_S
         return max(due_s - _AHEAD_S - self._width_s - now_s, _CLOSE_S)
 
+    def _learn(self, edge: Edge) -> None:
+        sharp = edge.width_s < WIDEST_EDGE_S
+        if self._edge_s is not None and sharp:
+            self._gaps_s.append(edge.time_s - self._edge_s)
+        self._width_s = min(edge.width_s, WIDEST_EDGE_S)
+        self._edge_s = edge.time_s if sharp else None
+
+
+class CounterReader:
+    """Reads one counter, and says when it is to be read again.
+
+    Args:
+        device: whose counter.
+        now_s: the clock of its edges.
+        policy: when to read.
+
+    Attributes:
+        detector: of its edges.
+        due_s: when to read next.
+    """
+
+    def __init__(self, device: Sensors, now_s: Callable[[], float], policy: Policy) -> None:
+        self.detector = EdgeDetector()
+        self.due_s = now_s()
+        self._device, self._now_s, self._policy = device, now_s, policy
+
+    def read(self) -> Edge | None:
+        """Read the counter once; the edge that this shows."""
+        before_s = self._now_s()
+        energy_J = self._device.energy_J()
+        after_s = self._now_s()
+        edge = self.detector.observe(before_s, after_s, energy_J)
+        self.due_s = after_s + self._policy.wait_s(after_s, edge, ticks=self.detector.ticks)
+        return edge
+
+
+class EdgeFinder:
+    """Keeps one counter's edges, read around its ticks, and now and then the power.
+
+    Attributes:
+        edges: found and not yet taken; taken from another thread.
+        powers: (time_s, power_W) about once a second.
+    """
+
+    def __init__(self, device: Sensors, now_s: Callable[[], float]) -> None:
+        self.edges: deque[Edge] = deque()
+        self.powers: deque[tuple[float, float]] = deque()
+        self._reader = CounterReader(device, now_s, AroundTick())
+        self._device, self._now_s = device, now_s
+        self._power_due_s = self._reader.due_s
+
+    @property
+    def due_s(self) -> float:
+        """When to read next."""
+        return self._reader.due_s
+
+    @property
+    def read_s(self) -> float | None:
+        """When the counter was read last; None before."""
+        last = self._reader.detector.last
+        return None if last is None else last[0]
+
+    def read(self) -> None:
+        """Read the counter once, and the power if it is time to."""
+        before_s = self._now_s()
+        edge = self._reader.read()
+        if edge is not None:
+            self.edges.append(edge)
+        if before_s >= self._power_due_s:
+            self._power_due_s = before_s + _POWER_S
+            power_W = self._device.power_W()
+            if power_W is not None:
+                self.powers.append((before_s, power_W))
+
+
+# --- the thread ------------------------------------------------------------------------------------------------------
+
+
+class Watched(Protocol):
+    """What the thread reads."""
+
+    @property
+    def due_s(self) -> float:
+        """When to read next, on the clock of `time.perf_counter`."""
+        ...
+
+    def read(self) -> None: ...
+
 
 class CounterWatch:
     """One thread for all counters of a process, and for what else must not hold up a training step.
 
     Args:
-        finders: of the counters to watch.
+        watched: counters to read whenever they are due.
         chore: called about once a second, and a last time by `stop`.
+
+    Attributes:
+        error: what ended the thread early; None if nothing did.
     """
 
-    def __init__(self, finders: Sequence[EdgeFinder], chore: Callable[[], None]) -> None:
-        self._finders, self._chore = finders, chore
+    def __init__(self, watched: Sequence[Watched], chore: Callable[[], None] = lambda: None) -> None:
+        self._watched, self._chore = watched, chore
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="energy-meter", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="energy-counters", daemon=True)
         self.error: Exception | None = None
 
     def start(self) -> None:
@@ -140,9 +323,9 @@ class CounterWatch:
         end_s = time.perf_counter() + 1.0
         while not self._stop.is_set() and time.perf_counter() < end_s:
             wait_s = 0.5
-            for finder in self._finders:
-                if time.perf_counter() >= finder.due_s:
-                    finder.read()
-                wait_s = min(wait_s, finder.due_s - time.perf_counter())
+            for each in self._watched:
+                if time.perf_counter() >= each.due_s:
+                    each.read()
+                wait_s = min(wait_s, each.due_s - time.perf_counter())
             self._stop.wait(max(wait_s, 1e-4))
         self._chore()

@@ -15,14 +15,19 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from moemodel.profiler.devices.base import Device
+from moemodel.profiler.instruments.counter_edges import (
+    CounterEdges,
+    CounterReader,
+    CounterWatch,
+    Edge,
+    FixedInterval,
+    regular_times,
+)
 
 TRACE_INTERVAL_S = 0.1
 _STUCK_S = 20.0  # a power reading unchanged for so long
-_REGULAR_EDGES = 4  # fewer say nothing about regularity
+_REGULAR_EDGES = 4  # of a window, whose load is steady: fewer say nothing about regularity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +48,7 @@ class EnergyWindow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class SensorReading:
     """One row of the 10 Hz trace; `time_s` is `time.perf_counter`, `wall_s` Unix time."""
 
     time_s: float
@@ -82,23 +87,20 @@ class EnergySampler:
         self._now_s = now_s
         self._wall_s = wall_s
         self._next_trace_s = 0.0
-        self._resets: list[float] = []  # when the counter ran backwards
-        self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._poll, name="energy-sampler", daemon=True)
-        self._edges: list[tuple[float, float]] = []  # (time_s, energy_J just after)
-        self._trace: list[Reading] = []
-        self._last: tuple[float, float] | None = None
+        self._counter = CounterReader(device, now_s, FixedInterval(interval_s))
+        self._watch = CounterWatch([self])
+        self._edges: list[Edge] = []
+        self._trace: list[SensorReading] = []
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._watch.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
-        self._thread.join()
+        self._watch.stop()
 
     def window(self, start_s: float, end_s: float) -> EnergyWindow | None:
         """Energy and mean power in the part of [start_s, end_s] (`time.perf_counter`) that counter edges bound.
@@ -106,18 +108,20 @@ class EnergySampler:
         None if there is no counter, fewer than two edges lie inside, or it ran backwards between them.
         """
         with self._lock:
-            inside = [e for e in self._edges if start_s <= e[0] <= end_s]
-        if len(inside) < 2 or self._reset_in(inside[0][0], inside[-1][0]):
+            inside = [edge for edge in self._edges if start_s <= edge.time_s <= end_s]
+        if len(inside) < 2 or self._reset_in(inside[0].time_s, inside[-1].time_s):
             return None
-        time_s = np.array([e[0] for e in inside])
-        energy_J = inside[-1][1] - inside[0][1]
-        duration_s = _duration_s(time_s, self.interval_s)
+        edges = CounterEdges.from_edges(inside)
+        time_s = regular_times(edges.time_s - edges.time_s[0], edges.width_s, _REGULAR_EDGES)
+        energy_J, duration_s = inside[-1].energy_J - inside[0].energy_J, float(time_s[-1] - time_s[0])
         return EnergyWindow(energy_J=energy_J, duration_s=duration_s, power_W=energy_J / duration_s, edges=len(inside))
 
     def trouble(self, start_s: float, end_s: float) -> str | None:
         """Why a window has no energy although there is a counter; None without one, or where nothing is wrong."""
-        if self._last is None or self.window(start_s, end_s) is not None:
+        if self._counter.detector.last is None or self.window(start_s, end_s) is not None:
             return None
+        if self._watch.error is not None:
+            return f"the energy counter was not watched to the end: {self._watch.error!r}"
         if self._reset_in(start_s, end_s):
             return "the energy counter ran backwards (was the driver reloaded?); run again to measure it"
         return (
@@ -125,45 +129,36 @@ class EnergySampler:
             "check nvidia-smi and run again"
         )
 
-    def trace(self, since_s: float = 0.0) -> list[Reading]:
+    def trace(self, since_s: float = 0.0) -> list[SensorReading]:
         """Readings of the 10 Hz trace from `since_s` (`time.perf_counter`) on."""
         with self._lock:
             return [r for r in self._trace if r.time_s >= since_s]
 
-    def read_counter(self) -> None:
-        """Look at the counter once; the background thread does."""
-        before_s = self._now_s()
-        energy_J = self._device.energy_J()
-        now_s = (before_s + self._now_s()) / 2
-        if energy_J is None:
-            return
-        if self._last is not None and energy_J < self._last[1]:
-            with self._lock:
-                self._resets.append(now_s)
-        if self._last is not None and energy_J != self._last[1]:
-            # It changed somewhere between the last reading and this one.
-            with self._lock:
-                self._edges.append(((self._last[0] + now_s) / 2, energy_J))
-        self._last = (now_s, energy_J)
+    @property
+    def due_s(self) -> float:
+        """When to look next."""
+        return self._counter.due_s
 
-    def poll(self) -> None:
-        """Look at the counter, and at the other sensors if it is time to."""
+    def read_counter(self) -> None:
+        """Look at the counter once."""
+        edge = self._counter.read()
+        if edge is not None:
+            with self._lock:
+                self._edges.append(edge)
+
+    def read(self) -> None:
+        """Look at the counter, and at the other sensors if it is time to; the background thread does."""
         now_s = self._now_s()
         self.read_counter()
         if now_s >= self._next_trace_s:
             self._next_trace_s = now_s + TRACE_INTERVAL_S
             self._read_sensors()
 
-    def _poll(self) -> None:
-        while not self._stop.is_set():
-            self.poll()
-            self._stop.wait(self.interval_s)
-
     def _reset_in(self, start_s: float, end_s: float) -> bool:
-        return any(start_s <= reset_s <= end_s for reset_s in self._resets)
+        return any(start_s <= reset_s <= end_s for reset_s in self._counter.detector.resets_s)
 
     def _read_sensors(self) -> None:
-        reading = Reading(
+        reading = SensorReading(
             time_s=self._now_s(),
             wall_s=self._wall_s(),
             label=self.label,
@@ -176,7 +171,7 @@ class EnergySampler:
             self._trace.append(reading)
 
 
-def stuck_since(trace: Sequence[Reading]) -> float | None:
+def stuck_since(trace: Sequence[SensorReading]) -> float | None:
     """When the power reading last changed, if that was long before the trace's end; None otherwise.
 
     A reading in milliwatts doesn't stay what it is for so long, whatever runs.
@@ -187,14 +182,3 @@ def stuck_since(trace: Sequence[Reading]) -> float | None:
     last = known[-1]
     changed_s = next((r.time_s for r in reversed(known) if r.power_W != last.power_W), known[0].time_s)
     return changed_s if last.time_s - changed_s >= _STUCK_S else None
-
-
-def _duration_s(edge_s: NDArray[np.float64], interval_s: float) -> float:
-    """Time from the first edge to the last; smoothed by a line where edges come at a steady rhythm."""
-    raw_s = float(edge_s[-1] - edge_s[0])
-    if len(edge_s) < _REGULAR_EDGES:
-        return raw_s
-    index = np.arange(len(edge_s))
-    slope, start = np.polyfit(index, edge_s, 1)
-    steady = bool(np.abs(edge_s - start - slope * index).max() <= interval_s)
-    return float(slope) * (len(edge_s) - 1) if steady else raw_s

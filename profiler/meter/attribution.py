@@ -30,21 +30,19 @@ from itertools import combinations
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.linalg import cholesky_banded, solve_banded
 from scipy.optimize import minimize_scalar, nnls
 
+from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.core.errors import DeviceError, InputError
+from moemodel.profiler.instruments.counter_edges import WIDEST_EDGE_S, CounterEdges, regular_times
 
 # Axes: E edges, I intervals between them (E - 1), P columns: phases, or groups of them.
-Floats: TypeAlias = NDArray[np.float64]
 Groups: TypeAlias = list[tuple[int, ...]]
 
 OUTSIDE = "outside phases"
 STUCK_S = 1.0  # a counter that ticks every 100 ms and has not changed for so long is stuck
-# Edges known less exactly are left out: two intervals become one. One NVML reading takes up to 15 ms on a busy H100;
-# where the counter ticks at a steady rhythm, the line through the edges makes up for it.
-WIDEST_EDGE_S = 0.025
 _LAG_RANGE_S = (-0.005, 0.040)
 _LAG_STEP_S = 0.0025
 _SAME_MIX = 0.99  # cosine of two columns of T: the mix varies by less than about 10 %
@@ -53,28 +51,6 @@ _LARGE_RESIDUAL = 0.05
 _NOISE_MARGIN = 5.0  # then noise pulls a power by at most 4 % of its distance from the neighbours'
 _LEAST_NOISE = 1e-4  # of an interval's energy: the counter's own resolution
 _FEWEST = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class CounterEdges:
-    """The instants at which an energy counter was seen to change.
-
-    Attributes:
-        time_s: middle of the two readings between which it changed.
-        width_s: time between these two readings.
-        energy_J: the counter just after.
-    """
-
-    time_s: Floats
-    width_s: Floats
-    energy_J: Floats
-
-    @classmethod
-    def of(cls, time_s: ArrayLike, energy_J: ArrayLike, width_s: ArrayLike = 0.005) -> CounterEdges:
-        """Edges from anything that makes arrays."""
-        times_s, energies_J = np.asarray(time_s, dtype=float), np.asarray(energy_J, dtype=float)
-        widths_s = np.broadcast_to(np.asarray(width_s, dtype=float), times_s.shape)
-        return cls(time_s=times_s, width_s=widths_s, energy_J=energies_J)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +210,7 @@ class _Equations:
             )
 
     @property
-    def noise_PP(self) -> Floats:
+    def noise_PP(self) -> FloatArray:
         """Covariance of an interval's times of phases, in units of the timing noise squared.
 
         Each start and end that is wrong gives to its phase what it takes from the time outside.
@@ -246,7 +222,7 @@ class _Equations:
     def duration_s(self) -> float:
         return float(self._edge_s[-1] - self._edge_s[0])
 
-    def time_s_IP(self, lag_s: float) -> Floats:
+    def time_s_IP(self, lag_s: float) -> FloatArray:
         """Time of each phase, the last column of none, in each interval, the counter lagging by `lag_s`."""
         at_s = self._edge_s - lag_s
         length_s = np.diff(at_s)
@@ -266,14 +242,14 @@ class _Equations:
         return [column for column in range(len(self.names)) if share[column] > _NEGLIGIBLE]
 
 
-def _sorted(name: str, span: ArrayLike) -> Floats:
+def _sorted(name: str, span: ArrayLike) -> FloatArray:
     array = np.asarray(span, dtype=float).reshape(-1, 2)
     if (array[:, 1] < array[:, 0]).any():
         raise InputError(f"phase {name!r}: a span ends before it starts")
     return array[np.argsort(array[:, 0], kind="stable")]
 
 
-def _check_no_overlap(arrays: Mapping[str, Floats]) -> None:
+def _check_no_overlap(arrays: Mapping[str, FloatArray]) -> None:
     """Raises InputError where two spans overlap by more than rounding and timing noise."""
     together = np.concatenate(list(arrays.values()))
     names = np.repeat(list(arrays), [len(span) for span in arrays.values()])
@@ -288,32 +264,11 @@ def _check_no_overlap(arrays: Mapping[str, Floats]) -> None:
         )
 
 
-def _cumulative(span: Floats) -> tuple[Floats, Floats]:
+def _cumulative(span: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Instants, and the time that a phase has run up to each."""
     passed_s = np.cumsum(span[:, 1] - span[:, 0])
     before_s = np.concatenate(([0.0], passed_s[:-1]))
     return np.maximum.accumulate(span.ravel()), np.column_stack((before_s, passed_s)).ravel()
-
-
-def regular_times(time_s: Floats, width_s: Floats) -> Floats:
-    """Edge times, made more exact by straight lines where the counter ticks at a steady rhythm.
-
-    Each edge is known to within its width; a line through n of them to about width / sqrt(12 n). A stretch that no line
-    goes through, edge by edge and in the mean, is tried in halves; short ones stay as they are.
-    """
-    if len(time_s) < _FEWEST:
-        return time_s
-    gaps_s = np.diff(time_s)
-    ticks = np.concatenate(([0.0], np.cumsum(np.round(gaps_s / np.median(gaps_s)))))
-    half_s = width_s / 2 + 1e-4
-    slope, start = np.polyfit(ticks, time_s, 1, w=1 / half_s)
-    line_s = np.asarray(start + slope * ticks)
-    miss = np.abs(line_s - time_s) / half_s  # even between 0 and 1 if the rhythm is steady: mean square 1/3
-    if np.mean(miss**2) <= (1 + 3 / np.sqrt(len(miss))) / 3 and np.mean(miss <= 1.2) >= 0.97:
-        return line_s
-    middle = len(time_s) // 2
-    halves = regular_times(time_s[:middle], width_s[:middle]), regular_times(time_s[middle:], width_s[middle:])
-    return np.asarray(np.maximum.accumulate(np.concatenate(halves)))
 
 
 # --- fit -------------------------------------------------------------------------------------------------------------
@@ -350,15 +305,15 @@ class _Fit:
         signs = np.where(np.random.default_rng(0).random(len(energy_J)) < 0.5, -1.0, 1.0)
         self._weight = float(np.sum(whiten(signs) ** 2))  # trace of the weights: Hutchinson's estimate
 
-    def columns(self, lag_s: float) -> Floats:
+    def columns(self, lag_s: float) -> FloatArray:
         time_s_IP = self._equations.time_s_IP(lag_s)
         return np.column_stack([time_s_IP[:, list(group)].sum(axis=1) for group in self.groups])
 
-    def _miss(self, lag_s: float, whiten: Callable[[Floats], Floats]) -> float:
+    def _miss(self, lag_s: float, whiten: Callable[[FloatArray], FloatArray]) -> float:
         white, target = whiten(self.columns(lag_s)), whiten(self._equations.energy_J_I)
         return float(np.sum((target - white @ _solve(white, target)) ** 2))
 
-    def error_W_P(self, *, active_only: bool) -> Floats:
+    def error_W_P(self, *, active_only: bool) -> FloatArray:
         """Standard errors: of all columns, or of those above zero, the others NaN."""
         active = self.power_W_P > 0 if active_only else np.ones(len(self.groups), dtype=bool)
         error_W = np.full(len(self.groups), np.nan)
@@ -367,7 +322,7 @@ class _Fit:
             error_W[active] = np.sqrt(self._variance * _inverse_diagonal(jacobian)[:-1])
         return error_W
 
-    def pull_W_P(self, timing_noise_s: float) -> Floats:
+    def pull_W_P(self, timing_noise_s: float) -> FloatArray:
         """How far noise in starts and ends would have pulled each power: (A'A)^-1 S P, S the noise's part of A'A."""
         noise_s2_PP = self._equations.noise_PP * timing_noise_s**2
         member = np.zeros((len(noise_s2_PP), len(self.groups)))
@@ -377,13 +332,13 @@ class _Fit:
         return np.asarray(np.abs(np.linalg.lstsq(self._white.T @ self._white, shift, rcond=1e-12)[0]))
 
 
-def _solve(white: Floats, target: Floats) -> Floats:
+def _solve(white: FloatArray, target: FloatArray) -> FloatArray:
     """Non-negative least squares, by way of a small triangular system."""
     q, r = np.linalg.qr(white)
     return np.asarray(nnls(r, q.T @ target)[0])
 
 
-def _inverse_diagonal(jacobian: Floats) -> Floats:
+def _inverse_diagonal(jacobian: FloatArray) -> FloatArray:
     """Diagonal of (J'J)^-1, very large where it is singular."""
     norm = np.linalg.norm(jacobian, axis=0)
     scale = np.where(norm > 0, norm, 1.0)
@@ -392,11 +347,11 @@ def _inverse_diagonal(jacobian: Floats) -> Floats:
     return np.asarray(np.sum((rows / singular[:, None]) ** 2, axis=0) / scale**2)
 
 
-def _as_it_is(values: Floats) -> Floats:
+def _as_it_is(values: FloatArray) -> FloatArray:
     return values
 
 
-def _whitener(residual_J: Floats) -> Callable[[Floats], Floats]:
+def _whitener(residual_J: FloatArray) -> Callable[[FloatArray], FloatArray]:
     """What makes errors with the residuals' tridiagonal covariance independent, each of about variance one.
 
     Late edges: variance 2s, covariance of neighbours -s. Power that varies by itself: variance v, no covariance. Some
@@ -417,7 +372,7 @@ def _whitener(residual_J: Floats) -> Callable[[Floats], Floats]:
 # --- what can be told ------------------------------------------------------------------------------------------------
 
 
-def _unresolved(equations: _Equations, fit: _Fit, max_error: float, timing_noise_s: float) -> NDArray[np.bool_]:
+def _unresolved(equations: _Equations, fit: _Fit, max_error: float, timing_noise_s: float) -> BoolArray:
     """Of each group, whether its power cannot be told: too uncertain, or hardly varying beyond the timing's noise."""
     limit_W = max_error * float(equations.energy_J_I.sum()) / equations.duration_s
     uncertain = np.hypot(fit.error_W_P(active_only=False), fit.pull_W_P(timing_noise_s)) > limit_W
@@ -427,7 +382,7 @@ def _unresolved(equations: _Equations, fit: _Fit, max_error: float, timing_noise
     return np.asarray(uncertain | (own_s < _NOISE_MARGIN * noise_s))
 
 
-def _same_mix_pair(fit: _Fit, unresolved: NDArray[np.bool_]) -> tuple[int, int] | None:
+def _same_mix_pair(fit: _Fit, unresolved: BoolArray) -> tuple[int, int] | None:
     """Two groups of nearly the same mix everywhere, at least one of which is not resolved; the most alike."""
     unit = fit.time_s_IP / np.linalg.norm(fit.time_s_IP, axis=0)
     alike = unit.T @ unit
@@ -444,7 +399,7 @@ def _merged(groups: Groups, pair: tuple[int, int]) -> Groups:
     return [*(group for i, group in enumerate(groups) if i not in pair), groups[a] + groups[b]]
 
 
-def _report(equations: _Equations, fit: _Fit, resolved: NDArray[np.bool_], pull_W_P: Floats) -> Attribution:
+def _report(equations: _Equations, fit: _Fit, resolved: BoolArray, pull_W_P: FloatArray) -> Attribution:
     energy_J = float(equations.energy_J_I.sum())
     error_W = np.hypot(fit.error_W_P(active_only=True), pull_W_P)
     groups = [

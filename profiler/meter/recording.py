@@ -35,18 +35,18 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.errors import InputError
 from moemodel.model.records.profile import DeviceInfo
-from moemodel.profiler.devices.base import ActivityMeter, MeteredDevice, NoActivity
-from moemodel.profiler.meter.attribution import Attribution, CounterEdges, Floats, attribute, check_counter
+from moemodel.profiler.devices.base import ActivityMeter, LinkMeter, MeteredDevice, NoActivity, NoLinks
+from moemodel.profiler.instruments.counter_edges import CounterEdges, Edge, EdgeDetector
+from moemodel.profiler.meter.attribution import Attribution, attribute, check_counter
 
 SCHEMA_VERSION = 1
 SENSORS = ("energy", "power", "clock", "temperature", "memory_temperature", "used_memory")
 
 _LINES = 256  # written together
 _DIGITS = 6  # of times: microseconds
-_EVERY_READING = 3  # changes in a row, with no reading between them: the counter does not tick
-_READING_S = 1e-3  # how exactly an edge is known then
 
 
 # --- recording -------------------------------------------------------------------------------------------------------
@@ -143,6 +143,10 @@ class RecordingDevice:
         make: Callable[[], ActivityMeter] = getattr(self._device, "activity", NoActivity)
         return make()
 
+    def link_traffic(self) -> LinkMeter:
+        make: Callable[[], LinkMeter] = getattr(self._device, "link_traffic", NoLinks)
+        return make()
+
     def phase(self, name: str, begin_s: float, end_s: float) -> None:
         """Write down that a phase ran, on the clock of readings."""
         self._add("phase", name, self._since(begin_s), self._since(end_s))
@@ -215,9 +219,9 @@ class Track:
         value: in the sensor's unit; NaN where it could not be read.
     """
 
-    last_s: Floats
-    first_s: Floats
-    value: Floats
+    last_s: FloatArray
+    first_s: FloatArray
+    value: FloatArray
 
     def at(self, time_s: float) -> float | None:
         """What the sensor said then; between two readings that differ, it changes halfway."""
@@ -225,6 +229,18 @@ class Track:
         row = int(np.searchsorted(change_s, time_s, side="right")) - 1
         value = float(self.value[max(row, 0)]) if len(self.value) else float("nan")
         return None if np.isnan(value) else value
+
+    def edges(self) -> list[Edge]:
+        """The changes of a counter, from the readings before and after each: how long these took is not known."""
+        detector, found = EdgeDetector(), []
+        before: float | None = float("nan")  # what was read before, and when: of row 0 another value, whatever it was
+        before_s = float("nan")
+        for last_s, first_s, value in zip(*(a.tolist() for a in (self.last_s, self.first_s, self.value)), strict=True):
+            if not np.isnan(last_s) and last_s != before_s:
+                detector.observe(last_s, last_s, before)
+            before, before_s = None if np.isnan(value) else value, first_s
+            found.append(detector.observe(first_s, first_s, before))
+        return [edge for edge in found if edge is not None]
 
     def between(self, begin_s: float, end_s: float) -> Track:
         """The part of it whose readings, those before changes too, lie in a stretch of time."""
@@ -253,28 +269,15 @@ class RecordedSession:
     end_s: float
     complete: bool
     tracks: Mapping[str, Track]
-    spans: Mapping[str, Floats]
+    spans: Mapping[str, FloatArray]
     steps: Mapping[int, tuple[float, float]]
     marks: tuple[tuple[float, str], ...]
 
     @property
     def edges(self) -> CounterEdges:
-        """The instants at which the energy counter was seen to change, as `watch.EdgeFinder` finds them."""
+        """The instants at which the energy counter was seen to change, as whoever read it then found them."""
         track = self.tracks.get("energy")
-        if track is None:
-            return CounterEdges.of([], [])
-        rows = [row for row in range(len(track.value)) if not np.isnan(track.last_s[row])]
-        found: list[tuple[float, float, float]] = []
-        running = 0
-        for row in rows:
-            last_s, first_s = float(track.last_s[row]), float(track.first_s[row])
-            follows = row > 0 and last_s == track.first_s[row - 1]
-            running = running + 1 if follows else 1
-            steady = running > _EVERY_READING
-            edge = (first_s, _READING_S) if steady else ((last_s + first_s) / 2, first_s - last_s)
-            found.append((*edge, float(track.value[row])))
-        time_s, width_s, energy_J = np.array(found, dtype=float).reshape(-1, 3).T
-        return CounterEdges(time_s=time_s, width_s=width_s, energy_J=energy_J)
+        return CounterEdges.from_edges([] if track is None else track.edges())
 
     def between(self, begin_s: float, end_s: float) -> RecordedSession:
         """The part of it in a stretch of time; phases and steps that lie in it wholly."""
@@ -420,7 +423,7 @@ class VirtualClock:
 
 
 class ReplayDevice:
-    """A `device.Device` whose sensors say what a recording's did, as long after its opening as they did then.
+    """A `devices.base.Device` whose sensors say what a recording's did, as long after its opening as they did then.
 
     It does no work: what runs beside it does not change what it says. After the recording's end sensors keep their
     last values, so that a meter sees the counter stick.
@@ -468,6 +471,9 @@ class ReplayDevice:
 
     def activity(self) -> ActivityMeter:
         return NoActivity()
+
+    def link_traffic(self) -> LinkMeter:
+        return NoLinks()
 
     def close(self) -> None:
         return None

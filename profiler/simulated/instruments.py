@@ -17,8 +17,9 @@ import torch
 from moemodel.model.core.errors import DeviceError
 from moemodel.model.operators.work import Kind, Pass
 from moemodel.model.records.profile import DeviceInfo, HostRow
-from moemodel.profiler.clocks.settings import Address, Settings
-from moemodel.profiler.devices.base import ACTIVITIES, Activity, ActivityMeter, NoActivity, resolve
+from moemodel.profiler.clocks.settings import Address, SettingsDriver
+from moemodel.profiler.devices.base import ACTIVITIES, Activity, ActivityMeter, LinkMeter, NoActivity, NoLinks
+from moemodel.profiler.devices.names import resolve
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
 from moemodel.profiler.microbench.budget import Effort
 from moemodel.profiler.microbench.cases import Case
@@ -29,7 +30,7 @@ from moemodel.profiler.simulated.chip import CHIPS, Chip
 from moemodel.profiler.simulated.faults import Faults, parse_faults
 from moemodel.profiler.simulated.gpu import Mark, Totals, VirtualGpu
 from moemodel.profiler.simulated.kernels import Kernel, kernel
-from moemodel.profiler.simulated.state import LOCKING, State, StoredSettings
+from moemodel.profiler.simulated.state import LOCKING, OPEN_STORED, State, StoredSettings
 
 _OPTIONS = ("seed", "fail", "state", "locking", "busy", "pace")
 _PACE_PERIOD_S = 0.05
@@ -100,6 +101,9 @@ class SimulatedDevice:
         readable = self.gpu.chip.sensors.activity and not self.gpu.faults.no_permission
         return _Activity(self.gpu) if readable else NoActivity()
 
+    def link_traffic(self) -> LinkMeter:
+        return NoLinks()
+
     def close(self) -> None:
         return None
 
@@ -109,14 +113,14 @@ class SimulatedDevice:
         return self.gpu.read(sensor)
 
 
-class SimulatedControls:
-    """What may be set on it (`controls.Controls`)."""
+class SimulatedSettings:
+    """What may be set on it (`clocks.device_settings.DeviceSettings`)."""
 
     def __init__(self, device: SimulatedDevice) -> None:
         self._device = device
-        self.settings: Settings = device.gpu.settings
+        self.driver: SettingsDriver = device.gpu.settings
         file = device.state_file
-        self.address: Address | None = None if file is None else {"state": str(file.absolute())}
+        self.address = None if file is None else Address(opener=OPEN_STORED, argument=str(file.absolute()))
 
     def clocks_Hz(self) -> list[float]:
         chip = self._device.gpu.chip
@@ -246,7 +250,7 @@ def _marks(stretch: Stretch) -> tuple[Mark, Mark]:
 
 
 class SimulatedClock:
-    """The cycle counter (`bench.Clock`); always readable."""
+    """The cycle counter (`microbench.harness.Clock`); always readable."""
 
     note: str | None = None
 
@@ -264,7 +268,7 @@ class SimulatedClock:
 
 
 class SimulatedInstruments:
-    """What the bench measures a simulated GPU with (`bench.Instruments`)."""
+    """What the bench measures a simulated GPU with (`microbench.harness.Instruments`)."""
 
     def __init__(self, gpu: VirtualGpu) -> None:
         self._kernel = cache(partial(kernel, gpu.chip))  # one object a point: the timeline knows it again
@@ -295,7 +299,7 @@ class VirtualSampler(EnergySampler):
         self._end: Callable[[], None] | None = None
 
     def __enter__(self) -> Self:
-        self._end = self._gpu.every(self.interval_s, self.poll)
+        self._end = self._gpu.every(self.interval_s, self.read)
         return self
 
     def __exit__(
@@ -306,9 +310,10 @@ class VirtualSampler(EnergySampler):
 
 
 class SimulatedPlatform:
-    """How a simulated GPU is profiled (`platforms.Platform`)."""
+    """How a simulated GPU is profiled (`platforms.base.Platform`)."""
 
     trains = False
+    links = False
 
     def __init__(self, device: SimulatedDevice) -> None:
         self._device = device
@@ -320,6 +325,12 @@ class SimulatedPlatform:
     def instruments(self, effort: Effort, seed: int) -> SimulatedInstruments:
         del effort, seed  # there are no operands
         return SimulatedInstruments(self._device.gpu)
+
+    def settings(self) -> SimulatedSettings:
+        return SimulatedSettings(self._device)
+
+    def topology(self, devices: int) -> None:
+        del devices
 
     def host_rows(self, repeats: int) -> list[HostRow]:
         """Rows of table `host`, drawn about made-up times."""

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from moemodel.model.core.errors import DeviceError
+from moemodel.model.core.files import write_atomic
 from moemodel.profiler.clocks.settings import SettingError
 
+OPEN_STORED = "moemodel.profiler.simulated.state:open_stored"  # for the guardian, see `clocks.settings.Address`
 LOCKING = ("allowed", "refused", "unsupported")
 _REFUSALS = {
     "refused": "the simulated driver gives no permission to lock clocks",
@@ -38,7 +40,7 @@ class State:
 
 
 class StoredSettings:
-    """`settings.Settings` of a simulated GPU.
+    """`clocks.settings.SettingsDriver` of a simulated GPU.
 
     Args:
         file: to keep them in; None for the memory of this process.
@@ -105,12 +107,19 @@ class StoredSettings:
         self._state = state
         if self._file is None:
             return
-        temporary = self._file.with_name(f"{self._file.name}.tmp")
         try:
-            temporary.write_text(json.dumps(asdict(state)), encoding="utf-8")
-            temporary.replace(self._file)
+            write_atomic(self._file, json.dumps(asdict(state)))
         except OSError as error:
             raise SettingError(f"the simulated driver's state can't be written: {error}") from error
+
+
+def open_stored(file: str) -> StoredSettings:
+    """The settings that a simulated GPU keeps in a file.
+
+    Raises:
+        DeviceError: the file is not such a state, or not there.
+    """
+    return StoredSettings(Path(file))
 
 
 def _read(file: Path) -> State:

@@ -6,17 +6,15 @@ import os
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 import moemodel
 from moemodel.model.records.profile import DeviceInfo, Manifest
+from moemodel.profiler.clocks.settings import Clocks
 from moemodel.profiler.devices.cpu import memory_B, processor_name
 from moemodel.profiler.microbench.points import DTYPE
-
-Clocks = Literal["passive", "lock", "as-is"]
-AskedClocks = Literal["auto", "passive", "lock", "as-is"]  # auto: the best that is permitted
 
 _LIBRARIES = ("torch", "triton", "nvidia-ml-py", "numpy", "pyarrow")
 

@@ -29,13 +29,7 @@ from moemodel.model.core.documents import parse_yaml, read_json
 from moemodel.model.core.errors import DeviceError, MoeModelError
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.profile import IterationRow
-from moemodel.profiler.backends.base import (
-    TrainingRun,
-    architecture_in,
-    builder,
-    check_runs,
-    release_comm_buffers,
-)
+from moemodel.profiler.backends.base import TrainingRun, architecture_in, builder, check_runs, release_comm_buffers
 from moemodel.profiler.clocks.clock_control import ClockControl
 from moemodel.profiler.devices.base import Device
 from moemodel.profiler.devices.memory import free_memory
@@ -45,7 +39,7 @@ from moemodel.profiler.jobs.events import EVENTS, EventWriter
 from moemodel.profiler.jobs.failures import write_failure
 from moemodel.profiler.jobs.ranks import Ranks, failure_of, join
 from moemodel.profiler.jobs.rendezvous import Peers
-from moemodel.profiler.run import open_named
+from moemodel.profiler.platforms.registry import open_named, platform_of
 from moemodel.profiler.training.measure import measure_run
 from moemodel.profiler.training.orders import AskedClocks, Job, VisitOrder
 
@@ -238,7 +232,7 @@ def _main(job: Job, folder: Path, rank: int) -> None:
             _fit_devices(os.environ)
         ranks = join(cpu=cpu, timeout_s=job.timeout_s)
         device, _ = open_named(job.gpu)
-        with ClockControl(device) as control:
+        with ClockControl(device, platform_of(device).settings()) as control:
             worker = Worker(job, folder, ranks, device, control)
             worker.run()
             free_memory(device.torch_device)

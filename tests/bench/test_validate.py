@@ -17,7 +17,8 @@ from moemodel.model.records.profile import DeviceInfo
 from moemodel.model.results.measured import predict_as_run
 from moemodel.model.results.validation import Environment, Report, Visit, row_of
 from moemodel.validation.records.session import Asked, Line, Question
-from moemodel.validation.report.build import predicted_again, report_of
+from moemodel.validation.report.build import report_of
+from studies.comparison import predicted_again
 
 ROOT = Path(__file__).parents[2]
 REPORTS = sorted((ROOT / "bench" / "measured" / "validation").glob("*.json"))
@@ -99,6 +100,18 @@ def test_agreement_and_regret_are_the_worse_of_time_and_energy_within_reports(
     regret = 3 * times_s["big"] / times_s["small"] - 1
     assert found["regret"] == pytest.approx(regret / 2)
     assert found["regret_worst"] == pytest.approx(regret)
+
+
+def test_predictions_follow_the_calibration(reported: Callable[..., Report], calibration: Calibration) -> None:
+    report = reported(small=1.0, big=1.0)
+    assert predicted_again(report, calibration) == report
+    flops = calibration.chip["flops_per_cycle"]
+    twice = flops.model_copy(update={"value": 2 * flops.value})
+    faster = calibration.model_copy(update={"chip": calibration.chip | {"flops_per_cycle": twice}})
+    again = predicted_again(report, faster)
+    assert again.errors["step_time"].mape > 0.1
+    assert again.calibration != report.calibration
+    assert [plan.visits for plan in again.plans] == [plan.visits for plan in report.plans]
 
 
 def test_predictions_are_made_anew(

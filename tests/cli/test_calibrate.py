@@ -62,7 +62,7 @@ def test_a_profile_that_is_not_there(moemodel: Run, folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("command", "room", "missing"),
-    [("calibrate profile -o mine.json", "calibrate", "pandas"), ("profile --gpu cpu", "profiler", "torch")],
+    [("calibrate profile -o mine.json", "calibration", "pandas"), ("profile --gpu cpu", "profiler", "torch")],
 )
 def test_what_is_not_installed_is_named(
     command: str, room: str, missing: str, moemodel: Run, monkeypatch: pytest.MonkeyPatch

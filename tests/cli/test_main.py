@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 import moemodel as package
 from moemodel import cli
-from moemodel.cli.output import digits, prefixed, write_whole
+from moemodel.cli.output import digits, prefixed
 
 Run = Callable[..., Result]
 
@@ -78,26 +78,3 @@ def test_prefixes() -> None:
         factor, shown = prefixed(value, "s")
         assert shown == unit
         assert 1 <= value * factor < 1000
-
-
-class TestWriteWhole:
-    """Files are written whole or not at all."""
-
-    def test_writes_with_usual_permissions(self, tmp_path: Path) -> None:
-        beside = tmp_path / "beside"
-        beside.write_text("")
-        write_whole(tmp_path / "a", "text", overwrite=False)
-        assert (tmp_path / "a").read_text() == "text"
-        assert (tmp_path / "a").stat().st_mode == beside.stat().st_mode
-
-    def test_keeps_what_is_there(self, tmp_path: Path) -> None:
-        (tmp_path / "a").write_text("old")
-        with pytest.raises(FileExistsError):
-            write_whole(tmp_path / "a", "new", overwrite=False)
-        assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
-
-    def test_leaves_nothing_behind(self, tmp_path: Path) -> None:
-        (tmp_path / "a").write_text("old")
-        with pytest.raises(UnicodeEncodeError):
-            write_whole(tmp_path / "a", "\udcff", overwrite=True)
-        assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]

@@ -17,7 +17,6 @@ from moemodel.model.results.validation import Environment, Failed, Visit, read_r
 from moemodel.validation import run
 from moemodel.validation.records.session import Line, Question
 from moemodel.validation.report.build import report_of
-from moemodel.validation.select import hardware
 from moemodel.validation.select.runnable import Hardware
 
 Run = Callable[..., Result]
@@ -84,9 +83,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         report = _report(question, calibration, seen["failing"])
         folder.mkdir(parents=True)
         run.write(report, folder)
-        return run.Outcome(report=report, interrupted=seen["interrupted"], signal=seen["signal"])
+        return run.Outcome(report=report, folder=folder, interrupted=seen["interrupted"], signal=seen["signal"])
 
-    monkeypatch.setattr(hardware, "look", look)
+    monkeypatch.setattr(run, "look", look)
     monkeypatch.setattr(run, "validate", validate)
     return seen
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from moemodel.model.records.profile import DeviceInfo, Manifest
-from moemodel.profiler.devices.base import ActivityMeter, NoActivity
+from moemodel.profiler.devices.base import ActivityMeter, LinkMeter, NoActivity, NoLinks
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -223,6 +223,9 @@ class BareDevice:
 
     def activity(self) -> ActivityMeter:
         return NoActivity()
+
+    def link_traffic(self) -> LinkMeter:
+        return NoLinks()
 
     def close(self) -> None: ...
 

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from moemodel.model.hardware.gpu import list_gpus, read_gpu
-from moemodel.profiler.devices.base import Device, open_device
+from moemodel.profiler.devices.base import Device
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
 from moemodel.profiler.microbench.budget import effort_for
 from moemodel.profiler.microbench.cases import build
 from moemodel.profiler.microbench.grid import cpu_grid, gpu_grid
 from moemodel.profiler.microbench.harness import Bench
 from moemodel.profiler.microbench.operands import Pool
+from moemodel.profiler.platforms.registry import open_device
 from moemodel.profiler.run import Workload, profile
 from moemodel.profiler.sections.loads import gpu_loads
 

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from moemodel.model.core.documents import Strict, parse_yaml, read_json, read_text
 from moemodel.model.core.errors import InputError
+from moemodel.model.core.files import write_atomic
 from moemodel.model.plan.spec import Plan
 from moemodel.model.results.validation import Environment, Failed, SetAside, Visit
 
@@ -182,9 +183,7 @@ def _begin(folder: Path, question: Question) -> None:
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder}: is not empty, and holds no validation to go on with; name a new folder with -o")
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{QUESTION}.part"
-    part.write_text(question.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    part.replace(folder / QUESTION)
+    write_atomic(folder / QUESTION, question.model_dump_json(indent=1) + "\n")
 
 
 def _check_same(folder: Path, found: Question, asked: Question) -> None:
@@ -198,7 +197,7 @@ def _check_same(folder: Path, found: Question, asked: Question) -> None:
             )
 
 
-def _essence(question: Question) -> dict[str, Any]:
+def _essence(question: Question) -> dict[str, object]:
     """What decides what is measured. Of the environment that is the hardware, not whose turn it is there."""
     whole: dict[str, Any] = json.loads(question.model_dump_json(exclude=set(_FREE)))
     device = question.environment.device

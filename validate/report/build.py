@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from statistics import fmean, stdev
 from typing import Any
@@ -52,7 +53,7 @@ def report_of(question: Question, lines: Sequence[Line], calibration: Calibratio
     Raises:
         InputError, CalibrationError: a plan can't be predicted.
     """
-    plans = tuple(sorted((plan_report(asked, lines, calibration) for asked in question.plans), key=_fastest_first))
+    results = results_of(question.plans, lines, calibration)
     done = {(line.plan, line.visit.repeat) for line in lines if line.visit}
     failed = {line.plan for line in lines if line.failed}
     return Report(
@@ -66,10 +67,11 @@ def report_of(question: Question, lines: Sequence[Line], calibration: Calibratio
         complete=all(a.name in failed or (a.name, repeat) in done for a, repeat in question.order()),
         environment=question.environment,
         calibration=reference_to(calibration),
-        plans=plans,
+        plans=results.plans,
+        errors=results.errors,
+        ranking=results.ranking,
         set_aside=question.set_aside,
-        notes=(_INPUTS, _CHOICE, *question.notes, *_different_losses(plans)),
-        **_overall(plans),
+        notes=(_INPUTS, _CHOICE, *question.notes, *_different_losses(results.plans)),
     )
 
 
@@ -91,27 +93,27 @@ def _different_losses(plans: Sequence[PlanReport]) -> list[str]:
     return notes
 
 
-def predicted_again(report: Report, calibration: Calibration) -> Report:
-    """The same measurements, held against another calibration's predictions.
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Plans, the fastest by forecast first; and over all of them, errors and rank agreement of each quantity."""
+
+    plans: tuple[PlanReport, ...]
+    errors: dict[str, Errors]
+    ranking: dict[str, Ranking]
+
+
+def results_of(asked: Iterable[Asked], lines: Sequence[Line], calibration: Calibration) -> Results:
+    """Predicted against measured, of plans and of all of them together.
 
     Raises:
         InputError, CalibrationError: a plan can't be predicted.
     """
-    asked = tuple(
-        Asked(name=p.name, asked_yaml=p.asked_yaml, plan_yaml=p.plan_yaml, roles=p.roles, notes=p.notes)
-        for p in report.plans
-    )
-    lines = [Line(plan=plan.name, visit=visit) for plan in report.plans for visit in plan.visits]
-    lines += [Line(plan=plan.name, failed=failed) for plan in report.plans for failed in plan.failures]
     plans = tuple(sorted((plan_report(one, lines, calibration) for one in asked), key=_fastest_first))
-    return report.model_copy(update={"plans": plans, "calibration": reference_to(calibration)} | _overall(plans))
-
-
-def _overall(plans: Sequence[PlanReport]) -> dict[str, Any]:
-    return {
-        "errors": {name: errors for name in QUANTITIES if (errors := errors_of(plans, name)) is not None},
-        "ranking": {name: ranking for name in RANKED if (ranking := ranking_of(plans, name)) is not None},
-    }
+    return Results(
+        plans=plans,
+        errors={name: errors for name in QUANTITIES if (errors := errors_of(plans, name)) is not None},
+        ranking={name: ranking for name in RANKED if (ranking := ranking_of(plans, name)) is not None},
+    )
 
 
 def _fastest_first(plan: PlanReport) -> float:
@@ -189,35 +191,42 @@ def _predicted(found: AsRun, name: str) -> Predicted | None:
 
 def errors_of(plans: Sequence[PlanReport], name: str) -> Errors | None:
     """Errors of a quantity over the plans that measured it; None where none did."""
-    found = [(plan.name, _errors(plan.quantities[name])) for plan in plans if name in plan.quantities]
-    there = [(plan, one) for plan, one in found if "error" in one]
+    found = [(plan.name, _errors_of(plan.quantities[name])) for plan in plans if name in plan.quantities]
+    there = [(plan, one) for plan, one in found if one is not None]
     if not there:
         return None
-    worst, of_worst = max(there, key=lambda one: one[1]["error"])
-    forecasts = [one["forecast"] for _, one in there if "forecast" in one]
-    held = [one["covered"] for _, one in there if "covered" in one]
+    worst, of_worst = max(there, key=lambda one: one[1].prediction)
+    forecasts = [one.forecast for _, one in there if one.forecast is not None]
+    covered = [one.covered for _, one in there if one.covered is not None]
     return Errors(
-        mape=fmean(one["error"] for _, one in there),
-        worst=of_worst["error"],
+        mape=fmean(one.prediction for _, one in there),
+        worst=of_worst.prediction,
         worst_plan=worst,
         forecast_mape=fmean(forecasts) if forecasts else None,
-        covered=fmean(held) if held else None,
+        covered=fmean(covered) if covered else None,
         plans=len(there),
     )
 
 
-def _errors(quantity: QuantityReport) -> Mapping[str, float]:
-    """Absolute errors of prediction and forecast, and whether (1.0) the interval held the measurement."""
+@dataclass(frozen=True, kw_only=True)
+class _Errors:
+    """Absolute errors of the prediction and the forecast of one plan, and whether the interval held the measurement."""
+
+    prediction: float
+    forecast: float | None
+    covered: bool | None
+
+
+def _errors_of(quantity: QuantityReport) -> _Errors | None:
     measured, predicted, forecast = quantity.measured, quantity.predicted, quantity.forecast
     if measured is None or predicted is None or quantity.error is None:
-        return {}
-    found = {"error": abs(quantity.error)}
-    if forecast is not None:
-        found["forecast"] = abs(forecast.value / measured.mean - 1)
-    if predicted.interval is not None:
-        low, high = predicted.interval
-        found["covered"] = float(low <= measured.mean <= high)
-    return found
+        return None
+    interval = predicted.interval
+    return _Errors(
+        prediction=abs(quantity.error),
+        forecast=None if forecast is None else abs(forecast.value / measured.mean - 1),
+        covered=None if interval is None else interval[0] <= measured.mean <= interval[1],
+    )
 
 
 def ranked(plans: Sequence[PlanReport], name: str) -> list[Ranked]:

@@ -17,7 +17,7 @@ from moemodel.validation.report.units import UNITS, Unit, number, percent
 _TEXT = ' class="text"'
 
 
-def page(report: Report) -> str:
+def html_page(report: Report) -> str:
     """The whole page."""
     title = f"Validation: {report.search or 'plans'} on {report.environment.device.name}"
     body = [

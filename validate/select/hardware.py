@@ -16,8 +16,7 @@ from moemodel.model.results.validation import Environment, Launcher
 from moemodel.profiler.backends.base import check_runs
 from moemodel.profiler.clocks.clock_control import ClockControl
 from moemodel.profiler.devices.base import Device
-from moemodel.profiler.platforms.registry import platform_of
-from moemodel.profiler.run import open_named
+from moemodel.profiler.platforms.registry import open_named, platform_of
 from moemodel.profiler.store.manifest import host, libraries
 from moemodel.validation.select.runnable import Hardware
 
@@ -67,7 +66,7 @@ def _no_locks(device: Device, clocks: Clocks) -> str | None:
     """Why no clock can be held; None where nothing is known against it."""
     if clocks == "passive":
         return "--clocks passive"
-    with ClockControl(device) as control:
+    with ClockControl(device, platform_of(device).settings()) as control:
         reason = control.obstacle() or control.missing_privilege()
     if reason is not None and clocks == "lock":
         raise DeviceError(f"--clocks lock: {reason}; use --clocks passive, which changes no setting")

@@ -1,20 +1,19 @@
-"""Which plans are run: the best of a search that fit the hardware at hand, or those of files, and their controls."""
+"""Which plans are run: the best of a search that fit the hardware at hand, or those named, and their controls."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from moemodel.model.core.errors import InputError, MoeModelError
 from moemodel.model.hardware.gpu import read_gpu
-from moemodel.model.plan.spec import Plan, check_architecture, read_plan
+from moemodel.model.plan.spec import Plan, check_architecture
 from moemodel.model.records.calibration import Calibration, fingerprint
 from moemodel.model.results.feasibility import architecture_of, fits
 from moemodel.model.results.outcome import machine_of
 from moemodel.model.results.validation import SetAside
-from moemodel.model.search.document import Search
+from moemodel.model.search.document import Ranges, Search, SearchCluster
 from moemodel.model.search.result import SearchResult
 from moemodel.validation.select.baselines import controls_for
 from moemodel.validation.select.runnable import Choice, Hardware, Wish, added, choice_of, comparison_group, same
@@ -126,26 +125,26 @@ def _spread(values: Sequence[int]) -> list[int]:
     return [values[middle], *halves, *left[len(right) :], *right[len(left) :]]
 
 
-def from_files(
-    paths: Iterable[Path], hardware: Hardware, calibration: Calibration, *, controls: bool, seed: int
+def from_plans(
+    wishes: Iterable[Wish], hardware: Hardware, calibration: Calibration, *, controls: bool, seed: int
 ) -> Chosen:
-    """The plans of files; controls for every model and batch among them.
+    """Plans that somebody names; controls for every model and batch among them.
 
     Args:
-        paths: of plan files.
+        wishes: the plans, and where each is from.
         hardware: at hand.
         calibration: of the GPU.
         controls: whether to add them.
         seed: of the random controls.
 
     Raises:
-        InputError: a file is no plan, or no plan can be run here; with the reasons.
+        InputError: no plan can be run here; with the reasons.
         InfeasiblePlanError: degrees that don't divide the architecture.
     """
     picker = _Picker(hardware)
-    for path in paths:
-        plan = _checked(path)
-        picker.take(Wish(role=f"file {path}", plan=plan, notes=_doubts(plan, calibration)))
+    for wish in wishes:
+        _check(wish)
+        picker.take(replace(wish, notes=_doubts(wish.plan, calibration)))
     if not picker.choices:
         raise InputError(f"no plan can be run here: {picker.reasons()}")
     groups: dict[Hashable, list[Plan]] = {}
@@ -156,14 +155,12 @@ def from_files(
     return picker.chosen()
 
 
-def _checked(path: Path) -> Plan:
-    """The plan of a file; an error says which file it is about."""
-    plan = read_plan(path)
+def _check(wish: Wish) -> None:
+    """Refuse degrees that don't divide the architecture; an error says where the plan is from."""
     try:
-        check_architecture(plan, architecture_of(plan))
+        check_architecture(wish.plan, architecture_of(wish.plan))
     except MoeModelError as error:
-        raise type(error)(f"{path}: {error}") from None
-    return plan
+        raise type(error)(f"{wish.role}: {error}") from None
 
 
 def _doubts(plan: Plan, calibration: Calibration) -> tuple[str, ...]:
@@ -177,11 +174,26 @@ def _doubts(plan: Plan, calibration: Calibration) -> tuple[str, ...]:
 def _search_around(plans: Sequence[Plan]) -> Search:
     """All that is legal for the model, batch and GPUs of some plans, at the clock that the governor gives."""
     first = plans[0]
-    cluster = first.cluster.model_dump() | {"gpus": max(plan.cluster.gpus for plan in plans)}
-    kept = ("architecture", "layers", "sequence_length", "global_batch", "precision", "backend")
-    document: dict[str, Any] = {name: getattr(first, name) for name in kept} | {"name": _called(first)}
-    nested = {"cluster": cluster, "routing": first.routing.model_dump(), "site": first.site.model_dump()}
-    return Search.model_validate(document | nested | {"search": {"cp": 1}, "clocks_MHz": None})
+    cluster = first.cluster
+    return Search(
+        name=_called(first),
+        architecture=first.architecture,
+        layers=first.layers,
+        sequence_length=first.sequence_length,
+        global_batch=first.global_batch,
+        precision=first.precision,
+        backend=first.backend,
+        cluster=SearchCluster(
+            gpu=cluster.gpu,
+            gpus=(max(plan.cluster.gpus for plan in plans),),
+            gpus_per_node=cluster.gpus_per_node,
+            internode=cluster.internode,
+        ),
+        routing=first.routing,
+        site=first.site,
+        search=Ranges(cp=(1,)),
+        clocks_MHz=None,
+    )
 
 
 def _called(plan: Plan) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from moemodel.model.hardware.gpu import Gpu, read_gpu
-from moemodel.model.plan.spec import Plan
+from moemodel.model.plan.spec import Plan, RoutingSpec, SiteSpec
 from moemodel.model.results.validation import SetAside
 from moemodel.profiler.backends.base import BACKENDS
 
@@ -70,16 +69,15 @@ def choice_of(wish: Wish, hardware: Hardware) -> Choice | SetAside:
     reason = _against(asked, hardware)
     if reason is not None:
         return SetAside(name=f"{asked.name} [{wish.role}]", reason=reason)
-    changes: dict[str, Any] = {}
-    notes = list(wish.notes)
+    plan, notes = asked, list(wish.notes)
     if asked.clock_MHz is not None and hardware.no_locks is not None:
-        changes["clock_MHz"] = None
+        plan = plan.model_copy(update={"clock_MHz": None})
         notes.append(not_held(asked.clock_MHz, hardware.no_locks))
     limit_W, usual_W = hardware.power_limit_W, hardware.gpu.power_limit_W
     if limit_W is not None and usual_W is not None and abs(limit_W - usual_W) > _SAME_W and asked.power_cap_W is None:
-        changes["power_cap_W"] = limit_W
+        plan = plan.model_copy(update={"power_cap_W": limit_W})
         notes.append(f"The power limit in force is {limit_W:g} W, not {usual_W:g} W: predicted for that.")
-    return Choice(asked=asked, plan=asked.model_copy(update=changes), roles=(wish.role,), notes=tuple(notes))
+    return Choice(asked=asked, plan=plan, roles=(wish.role,), notes=tuple(notes))
 
 
 def not_held(clock_MHz: float, reason: str) -> str:
@@ -109,9 +107,9 @@ def _against(plan: Plan, hardware: Hardware) -> str | None:
     return hardware.unable(plan.model_copy(update={"power_cap_W": None}))
 
 
-def what_runs(plan: Plan) -> dict[str, Any]:
+def what_runs(plan: Plan) -> Plan:
     """What makes one run differ from another: not its name, nor where and for how long, nor what routing it assumes."""
-    return plan.model_dump(exclude={"name", "site", "tokens", "routing"})
+    return plan.model_copy(update={"name": "", "site": SiteSpec(), "tokens": None, "routing": RoutingSpec()})
 
 
 def same(one: Choice, other: Choice) -> bool:

@@ -18,7 +18,7 @@ from moemodel.model.records.profile import TABLES
 from moemodel.model.results.feasibility import architecture_of
 from moemodel.model.results.measured import QUANTITIES
 from moemodel.model.results.outcome import machine_of
-from studies.comparison import Comparison, Quantity, compare, coverage, mape
+from studies.comparison import Comparison, Quantity, compare, coverage, mape, runs_of
 
 Row = dict[str, Any]
 PlanOf = Callable[..., Plan]
@@ -249,3 +249,19 @@ def test_a_calibration_of_another_gpu_is_refused(plan_of: PlanOf, calibration: C
     plan = plan_of(cluster={"gpu": "a100-sxm-80gb", "gpus": 1})
     with pytest.raises(CalibrationError, match=r"test-h100 is of h100-sxm-80gb, but cluster\.gpu is a100-sxm-80gb"):
         compare([_row(plan)], calibration)
+
+
+def _ranked(rank: int | None, **columns: Any) -> Row:
+    return dict.fromkeys(TABLES["iterations"]) | {"plan": "a", "rank": rank} | columns
+
+
+def test_rows_of_a_plan_with_ascending_ranks_are_a_run() -> None:
+    ranks = [_ranked(0), _ranked(1), _ranked(3)]
+    again, other = [row | {"step_time_s": 1.0} for row in ranks], [_ranked(0, plan="b"), _ranked(1, plan="b")]
+    assert list(runs_of([*ranks, *again, *other])) == [ranks, again, other]
+    assert list(runs_of([])) == []
+
+
+def test_rows_without_a_rank_are_runs_by_themselves() -> None:
+    rows = [_ranked(None), _ranked(None)]
+    assert [len(run) for run in runs_of(rows)] == [1, 1]

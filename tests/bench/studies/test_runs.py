@@ -11,9 +11,9 @@ import pytest
 
 from moemodel.calibration.store.catalogue import shipped
 from moemodel.model.architecture.hf_config import read_architecture
-from moemodel.model.architecture.parameters import parameters
 from moemodel.model.core.errors import InputError
 from moemodel.model.hardware.gpu import read_gpu
+from moemodel.model.layers.parameters import parameters
 from moemodel.model.operators.work import Kind
 from moemodel.model.plan.spec import Recompute
 from moemodel.model.schedule.pipeline_layout import CutWithEnds

@@ -11,16 +11,7 @@ import pytest
 from moemodel.calibration.fit.power import Leakage, solve_power
 from moemodel.calibration.published.a100 import GPUS, fit_stream, loads_of_activities, tensor_ratio
 from moemodel.calibration.published.data import Activities, AllReduce, Rows, read_all_reduce, read_rows
-from moemodel.calibration.published.vtrain import (
-    FREE,
-    Cluster,
-    Links,
-    StepFitter,
-    fit_links,
-    groups,
-    left_out,
-    predicted_s,
-)
+from moemodel.calibration.published.vtrain import FREE, Cluster, Links, StepFitter, fit_links, groups, predicted_s
 from moemodel.calibration.store.catalogue import shipped
 from moemodel.model.architecture.hf_config import list_architectures, read_architecture
 from moemodel.model.core.errors import InputError
@@ -30,6 +21,7 @@ from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.operators.work import PASSES, Kind, Pass, Shape
 from moemodel.model.plan.spec import Plan
 from moemodel.model.results.outcome import outcome
+from studies.a100 import left_out
 
 _LINKS = Links(start_s=40e-6, step_s=1e-6, efficiency=0.7, log_error=0.05)
 

@@ -13,14 +13,12 @@ from moemodel.calibration.published.activity_power import (
     LEVEL_SPREAD,
     PRIORS,
     ActivityPower,
-    Bandwidth,
     fit_activities,
-    projected,
     voltage_model,
-    with_steady_temperature,
 )
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.operators.work import Kind, Pass, Work
+from studies.programs import Bandwidth, projected, with_steady_temperature
 
 TOP_HZ, KNEE_HZ, SLOPE = 1.41e9, 1.1e9, 1.5
 # V^2 at the top clock over V^2 at the lowest: coefficients are of the top clock, priors of the lowest voltage.

@@ -10,9 +10,9 @@ import pytest
 
 from moemodel.model.architecture.families import FAMILIES
 from moemodel.model.architecture.hf_config import list_architectures, read_architecture
-from moemodel.model.architecture.parameters import parameters
 from moemodel.model.architecture.spec import Architecture, Mlp, Moe
 from moemodel.model.core.errors import InputError
+from moemodel.model.layers.parameters import parameters
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

@@ -13,8 +13,9 @@ from moemodel.model.architecture.hf_config import list_architectures, read_archi
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.network.collectives import Collective
-from moemodel.model.plan.spec import PlanBatch, Recompute, Schedule
+from moemodel.model.plan.spec import PlanBatch, Recompute
 from moemodel.model.predict.predict import Prediction, predict
+from moemodel.model.schedule.registry import number
 from moemodel.model.step.system import Machine
 
 Batch = Callable[..., PlanBatch]
@@ -141,7 +142,7 @@ def test_one_stage_has_no_bubble_and_more_stages_have_the_textbook_one(
 
 def test_gpipe_needs_the_memory_of_all_micro_batches(batch: Batch, machine: Machine) -> None:
     llama = read_architecture("llama-3-8b")  # its layers, not its ends, fill the first stage
-    plans = batch(pp=4, global_batch=16, schedule=[Schedule.ONE_F_ONE_B, Schedule.GPIPE])
+    plans = batch(pp=4, global_batch=16, schedule=[number("1f1b"), number("gpipe")])
     eager, gpipe = predict(llama, plans, machine).memory_terms_B["activations"]
     assert gpipe == pytest.approx(eager * 16 / 4)
 
@@ -239,7 +240,7 @@ def test_where_the_host_learns_of_counts_it_cannot_run_ahead(
 
 def test_zero_bubble_takes_bubbles_alone(batch: Batch, machine: Machine) -> None:
     llama = read_architecture("llama-3-8b")
-    schedules = [Schedule.ONE_F_ONE_B, Schedule.ZERO_BUBBLE]
+    schedules = [number("1f1b"), number("zero-bubble")]
     prediction = predict(llama, batch(pp=4, global_batch=8, seq=4096, schedule=schedules, clock_Hz=1.2e9), machine)
     plain, zero = prediction.bubble_s
     assert 0.2 * plain < zero < 0.8 * plain

@@ -13,7 +13,7 @@ from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.records.profile import TABLES
 from moemodel.model.results.feasibility import architecture_of
-from moemodel.model.results.measured import QUANTITIES, mean_of, merged, predict_as_run, runs_of
+from moemodel.model.results.measured import QUANTITIES, mean_of, merged, predict_as_run
 from moemodel.model.results.outcome import machine_of
 
 Row = dict[str, Any]
@@ -58,17 +58,6 @@ def test_what_a_rank_did_not_measure(ranks: list[Row]) -> None:
 def test_one_rank_stays_as_it_is() -> None:
     row = _row(step_time_s=0.1, energy_J=None)
     assert merged([row]) == row
-
-
-def test_rows_of_a_plan_with_ascending_ranks_are_a_run(ranks: list[Row]) -> None:
-    again, other = [row | {"step_time_s": 1.0} for row in ranks], [_row(0, plan="b"), _row(1, plan="b")]
-    assert list(runs_of([*ranks, *again, *other])) == [ranks, again, other]
-    assert list(runs_of([])) == []
-
-
-def test_rows_without_a_rank_are_runs_by_themselves() -> None:
-    rows = [_row(None), _row(None)]
-    assert [len(run) for run in runs_of(rows)] == [1, 1]
 
 
 def test_mean_of_runs_is_over_those_that_know() -> None:

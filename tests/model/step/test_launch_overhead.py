@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from moemodel.model.architecture.hf_config import read_architecture
-from moemodel.model.architecture.parameters import parameter_tensors
 from moemodel.model.device.host_overhead import HostCost, HostModel
+from moemodel.model.layers.layer import layer_blocks
 from moemodel.model.records.calibration import Calibration, HostLane, Parameter
 from moemodel.model.step.launch_overhead import Calls, ParallelHost
 
@@ -93,4 +93,5 @@ def test_buckets_once_a_step(calibration: Calibration) -> None:
 @pytest.mark.parametrize(("name", "tensors"), [("opt-350m", 16), ("llama-3-8b", 9), ("olmoe-1b-7b", 11)])
 def test_tensors_of_a_layer(name: str, tensors: int) -> None:
     """As the training model holds them: q, k, v, o, norms, and the feed-forward block's; OPT's with biases."""
-    assert parameter_tensors(read_architecture(name).layers[0]) == tensors
+    architecture = read_architecture(name)
+    assert layer_blocks(architecture.layers[0], architecture.hidden).parameter_tensors() == tensors

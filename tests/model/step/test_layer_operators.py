@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pytest
 
-from moemodel.model.architecture.flops import model_flops
 from moemodel.model.architecture.hf_config import list_architectures, read_architecture
 from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.frameworks.registry import FRAMEWORKS, framework_of
+from moemodel.model.layers.flops import model_flops
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import Kind, Pass, work
 from moemodel.model.plan.spec import PlanBatch, Recompute

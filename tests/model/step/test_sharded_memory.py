@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from moemodel.model.architecture.hf_config import read_architecture
-from moemodel.model.architecture.parameters import parameters
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.frameworks.registry import framework_of
-from moemodel.model.plan.spec import PlanBatch, Schedule
+from moemodel.model.layers.parameters import parameters
+from moemodel.model.plan.spec import PlanBatch
 from moemodel.model.predict.predict import predict
 from moemodel.model.schedule.pipeline_layout import stages
 from moemodel.model.step.memory import MemoryModel
@@ -92,29 +92,6 @@ def test_experts_without_copies_are_not_gathered(batch: Batch, machine: Machine)
 
 
 # ---- pipelines ----
-
-
-def flights(architecture: Architecture, plans: PlanBatch, machine: Machine, pp: int, virtual: int = 1) -> list[float]:
-    """Micro-batches in flight on each class of stages."""
-    model = MemoryModel(
-        architecture, plans, framework=framework_of("torch"), precision="bf16-mixed", calibration=machine.calibration
-    )
-    return [float(model._in_flight(stage)[0]) for stage in stages(architecture, pp, virtual)]
-
-
-def test_micro_batches_in_flight(llama: Architecture, batch: Batch, machine: Machine) -> None:
-    """First stage, those between (the first of them), last stage of four."""
-    expected = {Schedule.ONE_F_ONE_B: [4, 3, 1], Schedule.GPIPE: [16] * 3, Schedule.ZERO_BUBBLE: [4] * 3}
-    for schedule, count in expected.items():
-        assert flights(llama, batch(pp=4, global_batch=16, schedule=schedule), machine, 4) == count
-    few = batch(pp=4, global_batch=2, schedule=Schedule.ZERO_BUBBLE)
-    assert flights(llama, few, machine, 4) == [2] * 3
-
-
-def test_interleaved_chunks_in_flight(llama: Architecture, batch: Batch, machine: Machine) -> None:
-    """(v - 1) n + 2 (n - 1 - s) + 1 chunks, of v to a stage (Narayanan et al. 2021, figure 4)."""
-    plans = batch(pp=4, virtual_stages=2, global_batch=16)
-    assert flights(llama, plans, machine, 4, 2) == [(4 + 6 + 1) / 2, (4 + 4 + 1) / 2, (4 + 0 + 1) / 2]
 
 
 def test_messages_have_a_buffer_each(llama: Architecture, batch: Batch, machine: Machine) -> None:

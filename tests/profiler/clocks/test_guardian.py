@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from moemodel.profiler.clocks.guardian import Guardian
+from moemodel.profiler.clocks.nvml_settings import OPEN_NVML
 from moemodel.profiler.clocks.settings import SettingError
 from moemodel.profiler.simulated.state import State, StoredSettings
 
@@ -155,7 +156,7 @@ def environment() -> dict[str, str]:
 def guard(folder: Path, environment: dict[str, str], **fake: object) -> tuple[subprocess.CompletedProcess[str], str]:
     """A guardian that hears of a lock and a power limit, with a fake NVML; how it ended, and what NVML was told."""
     (folder / "pynvml.py").write_text(FAKE_NVML)
-    job = {"name": "a GPU", "address": {"uuid": "GPU-1"}, "parent": os.getpid()}
+    job = {"name": "a GPU", "address": {"opener": OPEN_NVML, "argument": "GPU-1"}, "parent": os.getpid()}
     says = [{"power_limit_W": 650.5}, {"locks": True}]
     path = {"PYTHONPATH": f"{folder}{os.pathsep}{environment['PYTHONPATH']}", "FAKE_NVML_LOG": str(folder / "log")}
     ended = subprocess.run(
@@ -319,8 +320,9 @@ def test_a_child_that_holds_the_pipe_does_not_fool_it(tmp_path: Path, environmen
     code = f"""
 import os, time
 from moemodel.profiler.clocks.clock_control import ClockControl
-from moemodel.profiler.simulated.instruments import open_simulated
-control = ClockControl(open_simulated("sim:h100?state={tmp_path}/state.json", {{"h100": "h100-sxm-80gb"}}))
+from moemodel.profiler.simulated.instruments import SimulatedSettings, open_simulated
+device = open_simulated("sim:h100?state={tmp_path}/state.json", {{"h100": "h100-sxm-80gb"}})
+control = ClockControl(device, SimulatedSettings(device))
 control.lock(990e6)
 child = os.fork()
 if child:

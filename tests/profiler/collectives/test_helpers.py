@@ -9,7 +9,6 @@ import pytest
 from torch.distributed import TCPStore
 
 from moemodel.profiler.collectives import helpers as together
-from moemodel.profiler.collectives import worker
 from moemodel.profiler.collectives.helpers import first_of_job, help_first, helps, several
 from moemodel.profiler.collectives.points import scale_for
 from moemodel.profiler.collectives.request import Request
@@ -46,7 +45,7 @@ def environment(store: TCPStore, rank: int) -> dict[str, str]:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
     """What helpers were asked to measure."""
     requests: list[Request] = []
-    monkeypatch.setattr(worker, "serve", requests.append)
+    monkeypatch.setattr(together, "serve", requests.append)
     return requests
 
 

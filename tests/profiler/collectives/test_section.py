@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 
 from moemodel.model.core.errors import DeviceError, InputError
-from moemodel.model.records.profile import DeviceInfo
 from moemodel.profiler.collectives import section
 from moemodel.profiler.collectives.collective_timer import Stopwatch, Stretch
 from moemodel.profiler.collectives.points import LinkPoint, link_points, overlap_points, scale_for
@@ -21,7 +20,10 @@ from moemodel.profiler.collectives.sustained import Work, _Feed
 from moemodel.profiler.devices.cpu import CpuDevice
 from moemodel.profiler.instruments.cycle_counter import ClockReader, Stamp
 from moemodel.profiler.jobs.launcher import torchrun_command
+from moemodel.profiler.platforms.base import TorchPlatform
+from moemodel.profiler.platforms.registry import platform_of
 from moemodel.profiler.run import Outcome, profile
+from moemodel.profiler.simulated.instruments import open_simulated
 
 TINY = replace(
     scale_for(cpu=True, ranks=2),
@@ -158,23 +160,33 @@ def test_without_asking_one_device_has_no_such_section(tmp_path: Path) -> None:
 
 
 def test_a_launcher_says_how_many(bare_device: Any) -> None:
-    assert devices_at_hand(bare_device, None, {"WORLD_SIZE": "4"}) == 4
+    platform = TorchPlatform(bare_device)
+    assert devices_at_hand(bare_device, platform, None, {"WORLD_SIZE": "4"}) == 4
     with pytest.raises(InputError, match="--ranks: found 2; the launcher started 4 processes: leave --ranks out"):
-        devices_at_hand(bare_device, 2, {"WORLD_SIZE": "4"})
-    assert devices_at_hand(bare_device, 3, {}) == 3
-    assert devices_at_hand(bare_device, None, {}) == 1
+        devices_at_hand(bare_device, platform, 2, {"WORLD_SIZE": "4"})
+    assert devices_at_hand(bare_device, platform, 3, {}) == 3
+    assert devices_at_hand(bare_device, platform, None, {}) == 1
 
 
-def test_a_simulated_gpu_talks_to_nobody(bare_device: Any) -> None:
-    bare_device.info = DeviceInfo(name="a fake", vendor="simulated", memory_B=1)
-    assert devices_at_hand(bare_device, None, {}) == 1
+def test_a_simulated_gpu_talks_to_nobody() -> None:
+    device = open_simulated("sim:h100", {"h100": "h100-sxm-80gb"})
+    platform = platform_of(device)
+    assert devices_at_hand(device, platform, None, {}) == 1
     with pytest.raises(InputError, match="--ranks: a simulated GPU has no links to others; leave --ranks out"):
-        devices_at_hand(bare_device, 2, {})
+        devices_at_hand(device, platform, 2, {})
 
 
 def test_nodes_are_filled_one_after_another(bare_device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    helped = Collectives(gpu="cpu", device=bare_device, writer=None, ranks=8, seed=0, helpers=object())  # type: ignore[arg-type]
+    helped = Collectives(
+        gpu="cpu",
+        device=bare_device,
+        platform=TorchPlatform(bare_device),
+        writer=None,  # type: ignore[arg-type]
+        ranks=8,
+        seed=0,
+        helpers=object(),  # type: ignore[arg-type]
+    )
     assert [helped._nodes(ranks) for ranks in (2, 4, 6, 8)] == [1, 1, 2, 2]
 
 

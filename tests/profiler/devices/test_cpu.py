@@ -10,9 +10,9 @@ import pytest
 
 from moemodel.model.core.errors import DeviceError
 from moemodel.profiler.devices import cpu as cpu_device
-from moemodel.profiler.devices.base import open_device
 from moemodel.profiler.devices.cpu import CpuDevice, GuessedEnergy, codecarbon_guess, power_note
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
+from moemodel.profiler.platforms.registry import open_device
 
 
 def _package(folder: Path, energy_uJ: int) -> Path:

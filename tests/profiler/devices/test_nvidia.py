@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from moemodel.model.core.errors import DeviceError
-from moemodel.profiler.devices.base import ACTIVITIES, CpuDevice, NvidiaDevice, nvml_handle, open_device
+from moemodel.profiler.devices.base import ACTIVITIES
+from moemodel.profiler.devices.cpu import CpuDevice
+from moemodel.profiler.devices.nvidia import NvidiaDevice, nvml_handle
+from moemodel.profiler.platforms.registry import open_device
 
 H100 = "NVIDIA H100 80GB HBM3"
 KNOWN = {"h100": "h100-sxm-80gb", H100: "h100-sxm-80gb", "NVIDIA A100-SXM4-80GB": "a100-sxm-80gb", "cpu": "cpu"}

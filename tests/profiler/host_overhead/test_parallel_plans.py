@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from moemodel.model.architecture.parameters import parameters
 from moemodel.model.architecture.spec import Moe
 from moemodel.model.core.errors import InputError
+from moemodel.model.layers.parameters import parameters
 from moemodel.profiler.backends.base import Mark, TrainingRun
 from moemodel.profiler.host_overhead import parallel_plans as host
 

@@ -9,7 +9,7 @@ import torch
 
 from moemodel.model.records.profile import HostRow
 from moemodel.profiler.backends.torch_native.trainer import Trainer
-from moemodel.profiler.devices.base import CpuDevice
+from moemodel.profiler.devices.cpu import CpuDevice
 from moemodel.profiler.host_overhead import single_gpu as host_lane
 
 _TENSORS = {  # parameter tensors of a layer

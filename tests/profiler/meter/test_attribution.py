@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from moemodel.model.core.errors import DeviceError, InputError
-from moemodel.profiler.meter.attribution import OUTSIDE, CounterEdges, attribute, check_counter, regular_times
+from moemodel.profiler.instruments.counter_edges import CounterEdges
+from moemodel.profiler.meter.attribution import OUTSIDE, attribute, check_counter
 
 Phases = list[tuple[str, float, float]]  # name, mean time in s, power in W
 Spans = dict[str, list[tuple[float, float]]]
@@ -199,14 +200,3 @@ def test_nobody_looking_is_no_sticking() -> None:
     with pytest.raises(DeviceError, match="did not change"):
         check_counter(CounterEdges.of([], []), 0.0, 3.4)
     check_counter(CounterEdges.of(edges.time_s[:3], edges.energy_J[:3], edges.width_s[:3]), 0.0, 3.4)
-
-
-def test_regular_edges_are_sharpened_and_irregular_ones_kept() -> None:
-    rng = np.random.default_rng(0)
-    true_s = 5 + 0.1 * np.arange(400)
-    width_s = np.full(400, 0.005)
-    seen_s = true_s + rng.uniform(-0.0025, 0.0025, 400)
-    assert np.abs(regular_times(seen_s, width_s) - true_s).max() < 5e-4
-    ragged_s = np.cumsum(rng.uniform(0.08, 0.12, 400))
-    assert np.abs(regular_times(ragged_s, width_s) - ragged_s).max() < 0.02
-    assert regular_times(seen_s[:3], width_s[:3]) == pytest.approx(seen_s[:3])

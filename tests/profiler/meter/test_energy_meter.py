@@ -18,9 +18,9 @@ import torch
 import moemodel
 from moemodel.model.core.errors import InputError
 from moemodel.model.records.profile import DeviceInfo
-from moemodel.profiler.devices.base import CpuDevice, NvidiaDevice
-from moemodel.profiler.instruments.counter_edges import EdgeFinder
-from moemodel.profiler.meter.device_meter import CudaTimer
+from moemodel.profiler.devices.cpu import CpuDevice
+from moemodel.profiler.devices.nvidia import NvidiaDevice
+from moemodel.profiler.meter.device_meter import CudaEventTimer
 from moemodel.profiler.meter.energy_meter import Meter, open_devices
 
 TICK_S = 0.1
@@ -238,7 +238,7 @@ def test_training_goes_on_when_metering_breaks(monkeypatch: pytest.MonkeyPatch) 
     heater = Heater()
     with Meter(devices=[heater], read_every=4) as meter:
         train(meter, heater, 4)
-        monkeypatch.setattr(meter._lanes[0], "begin_phase", lambda _: 1 / 0)
+        monkeypatch.setattr(meter._meters[0], "begin_phase", lambda _: 1 / 0)
         with pytest.warns(RuntimeWarning, match="metering ended, training goes on: ZeroDivisionError"):
             train(meter, heater, 4)
     assert meter.summary().devices[0].steps == 4
@@ -352,7 +352,7 @@ def stream(monkeypatch: pytest.MonkeyPatch) -> FakeStream:
 
 
 def test_device_time_on_the_hosts_clock(stream: FakeStream) -> None:
-    timer = CudaTimer(torch.device("cuda", 0))
+    timer = CudaEventTimer(torch.device("cuda", 0))
     for _ in range(3):  # the rate is learnt at the first rebase
         stream.host_s += 30.0
         timer.synchronize()
@@ -365,46 +365,3 @@ def test_device_time_on_the_hosts_clock(stream: FakeStream) -> None:
     assert timer.time_s(mark) == pytest.approx(queued_s + 0.003, abs=1e-4)
     timer.release(mark)
     assert timer.mark() is mark
-
-
-# --- watching a counter ----------------------------------------------------------------------------------------------
-
-
-def _watched(energy_J: Callable[[float], float], seconds: float) -> tuple[EdgeFinder, int]:
-    """A finder that was read whenever it wished, and how often."""
-    now_s, readings = 0.0, 0
-
-    def read() -> float:
-        return energy_J(now_s)
-
-    device: Any = SimpleNamespace(energy_J=read, power_W=lambda: 250.0)
-    finder = EdgeFinder(device, lambda: now_s)
-    while now_s < seconds:
-        now_s = max(now_s + 1e-4, finder.due_s)
-        finder.read()
-        readings += 1
-    return finder, readings
-
-
-def test_ticks_are_found_with_few_readings() -> None:
-    finder, readings = _watched(lambda t: 300 * math.floor((t + 0.017) / 0.1), 20.0)
-    assert readings < 20 * 50  # polling every 5 ms would be 4000
-    assert len(finder.edges) == pytest.approx(200, abs=2)
-    late = list(finder.edges)[20:]
-    assert max(edge.width_s for edge in late) < 0.006
-    assert all(abs((edge.time_s + 0.017) % 0.1 - 0.05) > 0.045 for edge in late)
-    assert len(finder.powers) == 20
-    assert finder.read_s == pytest.approx(20.0, abs=0.1)
-
-
-def test_a_counter_without_ticks_is_read_ten_times_a_second() -> None:
-    finder, readings = _watched(lambda t: 300 * t, 20.0)
-    assert readings == pytest.approx(205, abs=10)
-    assert max(edge.width_s for edge in finder.edges) < 0.01
-
-
-def test_a_counter_that_changes_its_rhythm_is_found_again() -> None:
-    finder, _ = _watched(lambda t: math.floor(t / 0.1) if t < 10 else 100 + math.floor((t - 10) / 0.13), 30.0)
-    widths_s = [edge.width_s for edge in finder.edges if edge.time_s > 20]
-    assert len(widths_s) == pytest.approx(77, abs=4)
-    assert sorted(widths_s)[len(widths_s) // 2] < 0.006

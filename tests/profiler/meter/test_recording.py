@@ -17,9 +17,9 @@ import torch
 from moemodel.model.core.errors import DeviceError, InputError
 from moemodel.model.operators.work import Kind, Pass
 from moemodel.model.records.profile import DeviceInfo
-from moemodel.profiler.instruments.counter_edges import EdgeFinder
+from moemodel.profiler.instruments.counter_edges import CounterEdges, EdgeFinder
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
-from moemodel.profiler.meter.attribution import Attribution, CounterEdges, attribute
+from moemodel.profiler.meter.attribution import Attribution, attribute
 from moemodel.profiler.meter.energy_meter import Meter
 from moemodel.profiler.meter.recording import (
     RecordedSession,
@@ -41,7 +41,7 @@ def _recorded(file: Path, gpu: str = "sim:h100") -> Iterator[tuple[SimulatedDevi
     device = open_simulated(gpu, _KNOWN)
     with RecordingDevice(device, file, now_s=lambda: device.gpu.now_s) as recorder:
         sampler = EnergySampler(recorder, _POLL_S, now_s=lambda: device.gpu.now_s)
-        end = device.gpu.every(_POLL_S, sampler.poll)
+        end = device.gpu.every(_POLL_S, sampler.read)
         yield device, recorder, sampler
         end()
 
@@ -75,13 +75,13 @@ def test_the_same_windows_and_the_same_powers_come_out_of_a_replay(tmp_path: Pat
         spans = _work(device, recorder, 20.0)
         recorder.mark("done")
         windows = [sampler.window(a, a + 1.5) for a in np.arange(0.5, 17.0, 0.7)]
-        edges = np.array([(at_s, energy_J) for at_s, energy_J in sampler._edges])
+        edges = np.array([(edge.time_s, edge.energy_J) for edge in sampler._edges])
         end_s = device.gpu.now_s
 
     clock = VirtualClock()
     replayed = EnergySampler(ReplayDevice(file, clock.now_s), _POLL_S, now_s=clock.now_s)
     while clock.now_s() < end_s:
-        replayed.poll()
+        replayed.read()
         clock.sleep(_POLL_S)
     for live, again in zip(windows, (replayed.window(a, a + 1.5) for a in np.arange(0.5, 17.0, 0.7)), strict=True):
         assert live is not None

@@ -16,13 +16,7 @@ from moemodel.model.core.errors import DeviceError, InputError
 from moemodel.model.plan.spec import Plan
 from moemodel.profiler.jobs.launcher import first_host, meeting_point, srun_command
 from moemodel.profiler.training import launch as launch_module
-from moemodel.profiler.training.launch import (
-    Failure,
-    LaunchOptions,
-    Measured,
-    PlanVisit,
-    launch,
-)
+from moemodel.profiler.training.launch import Failure, LaunchOptions, Measured, PlanVisit, launch
 
 _FAKE = Path(__file__).with_name("fake_worker.py")
 _PLAN = """name: {name}

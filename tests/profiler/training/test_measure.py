@@ -19,7 +19,7 @@ from moemodel.profiler.backends.base import TrainingRun
 from moemodel.profiler.backends.torch_native.batches import Batches, zipf_tokens
 from moemodel.profiler.backends.torch_native.model import DecoderModel
 from moemodel.profiler.backends.torch_native.trainer import Trainer
-from moemodel.profiler.devices.base import CpuDevice
+from moemodel.profiler.devices.cpu import CpuDevice
 from moemodel.profiler.instruments.cycle_counter import ClockReader, Stamp
 from moemodel.profiler.training import measure as training
 from moemodel.profiler.training.measure import expert_skew, measure_plans, measure_run, training_run

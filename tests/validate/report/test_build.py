@@ -13,7 +13,7 @@ from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.measured import predict_as_run
 from moemodel.model.results.validation import PlanReport, Visit, row_of
 from moemodel.validation.records.session import Line, Question
-from moemodel.validation.report.build import errors_of, predicted_again, ranking_of, report_of
+from moemodel.validation.report.build import errors_of, ranking_of, report_of
 
 Ask = Callable[..., Question]
 PlanOf = Callable[..., Plan]
@@ -92,20 +92,3 @@ def test_losses_that_differ_are_told(ask: Ask, calibration: Calibration) -> None
     assert any(note in text for text in report_of(question, same + other, calibration).notes)
     near = _lines(question, calibration, {"two": [1.0]}, loss_first=10.05)
     assert not any("loss" in text for text in report_of(question, same + near, calibration).notes)
-
-
-def test_predicted_again_follows_the_calibration(ask: Ask, calibration: Calibration) -> None:
-    question = ask()
-    report = report_of(question, _lines(question, calibration, {"one": [1.0], "two": [1.0]}), calibration)
-    assert predicted_again(report, calibration) == report
-    faster = calibration.model_copy(
-        update={"chip": calibration.chip | {"flops_per_cycle": _doubled(calibration.chip["flops_per_cycle"])}}
-    )
-    again = predicted_again(report, faster)
-    assert again.errors["step_time"].mape > 0.1
-    assert again.calibration != report.calibration
-    assert [plan.visits for plan in again.plans] == [plan.visits for plan in report.plans]
-
-
-def _doubled(parameter: Any) -> Any:
-    return parameter.model_copy(update={"value": 2 * parameter.value})

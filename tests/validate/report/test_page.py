@@ -16,7 +16,7 @@ from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.validation import Report, SetAside
 from moemodel.validation.records.session import Question
 from moemodel.validation.report.figures import axis, errors, plane, spans, ticks
-from moemodel.validation.report.page import page
+from moemodel.validation.report.page import html_page
 from moemodel.validation.report.units import number, percent
 from moemodel.validation.run import Options, validate
 
@@ -57,7 +57,7 @@ class _Tags(HTMLParser):
 
 
 def test_it_is_whole_and_needs_nothing_else(report: Report) -> None:
-    text = page(report)
+    text = html_page(report)
     tags = _Tags()
     tags.feed(text)
     assert tags.open == []
@@ -69,7 +69,7 @@ def test_it_is_whole_and_needs_nothing_else(report: Report) -> None:
 
 
 def test_what_plans_and_machines_say_is_text(report: Report) -> None:
-    text = page(report)
+    text = html_page(report)
     assert "<script>" not in text
     assert "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;" in text
     assert "it did &lt;that&gt;" in text
@@ -77,12 +77,12 @@ def test_what_plans_and_machines_say_is_text(report: Report) -> None:
 
 
 def test_it_says_what_was_found(report: Report) -> None:
-    text = page(report)
+    text = html_page(report)
     for expected in ("crashed", "Set aside", "jobs/0", "Kendall", "regret", "global_batch: 16", "GPUs", "forecast"):
         assert expected in text, expected
     assert "nan" not in text.lower().replace("finance", "")
     assert "Unfinished" not in text
-    assert "Unfinished" in page(report.model_copy(update={"complete": False}))
+    assert "Unfinished" in html_page(report.model_copy(update={"complete": False}))
 
 
 def test_every_figure_is_well_formed_and_labelled(report: Report) -> None:
@@ -102,7 +102,7 @@ def test_every_figure_is_well_formed_and_labelled(report: Report) -> None:
 
 def test_without_measurements_there_is_a_page_all_the_same(report: Report) -> None:
     plans = tuple(plan.model_copy(update={"quantities": {}, "visits": ()}) for plan in report.plans)
-    text = page(report.model_copy(update={"plans": plans, "errors": {}, "ranking": {}}))
+    text = html_page(report.model_copy(update={"plans": plans, "errors": {}, "ranking": {}}))
     assert "<svg" not in text
     assert "crashed" in text
 

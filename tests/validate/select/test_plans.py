@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from moemodel.model.core.errors import InfeasiblePlanError, InputError
 from moemodel.model.hardware.gpu import read_gpu
@@ -17,8 +15,8 @@ from moemodel.model.results.measured import predict_as_run
 from moemodel.model.search.document import Search
 from moemodel.model.search.result import SearchResult
 from moemodel.model.search.search import search
-from moemodel.validation.select.plans import Chosen, _spread, from_files, from_search
-from moemodel.validation.select.runnable import Hardware
+from moemodel.validation.select.plans import Chosen, _spread, from_plans, from_search
+from moemodel.validation.select.runnable import Hardware, Wish
 
 PlanOf = Callable[..., Plan]
 Make = Callable[..., Hardware]
@@ -163,32 +161,31 @@ def test_the_first_few_are_spread_over_the_whole(size: int) -> None:
     assert _spread(list(range(7)))[:3] == [3, 1, 5]
 
 
-# ---- of files -------------------------------------------------------------------------------------------------------
+# ---- that are named -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def write(tmp_path: Path, plan_of: PlanOf) -> Callable[..., Path]:
-    def file(stem: str, /, **changes: Any) -> Path:
-        path = tmp_path / f"{stem}.yaml"
-        plan = plan_of(**{"name": "p", "micro_batch": 4} | changes)
-        path.write_text(yaml.safe_dump(plan.model_dump(exclude_none=True)), encoding="utf-8")
-        return path
+def named(plan_of: PlanOf) -> Callable[..., Wish]:
+    """A plan as if it were of file STEM.yaml."""
 
-    return file
+    def make(stem: str, /, **changes: Any) -> Wish:
+        return Wish(role=f"file {stem}.yaml", plan=plan_of(**{"name": "p", "micro_batch": 4} | changes))
+
+    return make
 
 
-def test_plans_of_files(write: Callable[..., Path], hardware: Make, calibration: Calibration) -> None:
-    paths = [write("a"), write("b", micro_batch=2), write("c")]
-    chosen = from_files(paths, hardware(), calibration, controls=False, seed=0)
+def test_plans_of_files(named: Callable[..., Wish], hardware: Make, calibration: Calibration) -> None:
+    wishes = [named("a"), named("b", micro_batch=2), named("c")]
+    chosen = from_plans(wishes, hardware(), calibration, controls=False, seed=0)
     assert [choice.asked.name for choice in chosen.choices] == ["p", "p-2"]
-    assert chosen.choices[0].roles == (f"file {paths[0]}", f"file {paths[2]}")
+    assert chosen.choices[0].roles == ("file a.yaml", "file c.yaml")
 
 
 def test_controls_for_every_model_and_batch(
-    write: Callable[..., Path], hardware: Make, calibration: Calibration
+    named: Callable[..., Wish], hardware: Make, calibration: Calibration
 ) -> None:
-    paths = [write("a"), write("b", name="q", global_batch=32), write("c", name="r", micro_batch=1)]
-    chosen = from_files(paths, hardware(), calibration, controls=True, seed=0)
+    wishes = [named("a"), named("b", name="q", global_batch=32), named("c", name="r", micro_batch=1)]
+    chosen = from_plans(wishes, hardware(), calibration, controls=True, seed=0)
     assert sum("control: default" in choice.roles for choice in chosen.choices) == 2
     assert sum("control: random" in choice.roles for choice in chosen.choices) == 2
     names = [choice.asked.name for choice in chosen.choices if "control: random" in choice.roles]
@@ -212,21 +209,21 @@ def test_controls_for_every_model_and_batch(
     ],
 )
 def test_what_cannot_be_run_is_set_aside(
-    changes: dict[str, Any], reason: str, write: Callable[..., Path], hardware: Make, calibration: Calibration
+    changes: dict[str, Any], reason: str, named: Callable[..., Wish], hardware: Make, calibration: Calibration
 ) -> None:
-    other = write("other", name="other", **changes)
-    chosen = from_files([write("a"), other], hardware(), calibration, controls=False, seed=0)
+    other = named("other", name="other", **changes)
+    chosen = from_plans([named("a"), other], hardware(), calibration, controls=False, seed=0)
     assert len(chosen.choices) == 1
     (aside,) = chosen.set_aside
-    assert aside.name == f"other [file {other}]"
+    assert aside.name == "other [file other.yaml]"
     assert aside.reason == reason
     with pytest.raises(InputError) as caught:
-        from_files([other], hardware(), calibration, controls=False, seed=0)
+        from_plans([other], hardware(), calibration, controls=False, seed=0)
     assert str(caught.value) == f"no plan can be run here: {reason}"
 
 
 def test_what_the_runner_says_is_passed_on(
-    write: Callable[..., Path], hardware: Make, calibration: Calibration
+    named: Callable[..., Wish], hardware: Make, calibration: Calibration
 ) -> None:
     """It is not asked about the power limit in force, which it need not set."""
     asked: list[Plan] = []
@@ -236,14 +233,14 @@ def test_what_the_runner_says_is_passed_on(
         return "parallel.cp: found 2" if plan.power_cap_W is None else "power_cap_W"
 
     with pytest.raises(InputError, match=r"^no plan can be run here: parallel\.cp: found 2$"):
-        from_files([write("a", power_cap_W=700.0)], hardware(unable=unable), calibration, controls=False, seed=0)
+        from_plans([named("a", power_cap_W=700.0)], hardware(unable=unable), calibration, controls=False, seed=0)
     assert asked
 
 
 def test_another_power_limit_in_force_is_predicted_for(
-    write: Callable[..., Path], hardware: Make, calibration: Calibration
+    named: Callable[..., Wish], hardware: Make, calibration: Calibration
 ) -> None:
-    chosen = from_files([write("a")], hardware(power_limit_W=500.0), calibration, controls=False, seed=0)
+    chosen = from_plans([named("a")], hardware(power_limit_W=500.0), calibration, controls=False, seed=0)
     (choice,) = chosen.choices
     assert choice.asked.power_cap_W is None
     assert choice.plan.power_cap_W == 500.0
@@ -251,28 +248,24 @@ def test_another_power_limit_in_force_is_predicted_for(
 
 
 def test_a_plan_that_should_not_fit_is_run_and_noted(
-    write: Callable[..., Path], hardware: Make, calibration: Calibration
+    named: Callable[..., Wish], hardware: Make, calibration: Calibration
 ) -> None:
-    large = write("large", micro_batch=256, global_batch=256)
-    chosen = from_files([write("a"), large], hardware(), calibration, controls=False, seed=0)
+    large = named("large", micro_batch=256, global_batch=256)
+    chosen = from_plans([named("a"), large], hardware(), calibration, controls=False, seed=0)
     assert [choice.notes for choice in chosen.choices] == [(), ("It is predicted not to fit in memory.",)]
 
 
-def test_an_error_names_the_file(
-    write: Callable[..., Path], hardware: Make, calibration: Calibration, tmp_path: Path
-) -> None:
-    uneven = write("uneven", cluster={"gpus": 3}, parallel={"tp": 3})
+def test_an_error_names_the_file(named: Callable[..., Wish], hardware: Make, calibration: Calibration) -> None:
+    uneven = named("uneven", cluster={"gpus": 3}, parallel={"tp": 3})
     with pytest.raises(InfeasiblePlanError, match=r"uneven\.yaml: p: parallel\.tp 3 does not divide"):
-        from_files([uneven], hardware(), calibration, controls=False, seed=0)
-    with pytest.raises(InputError, match=r"none\.yaml: no such file"):
-        from_files([tmp_path / "none.yaml"], hardware(), calibration, controls=False, seed=0)
+        from_plans([uneven], hardware(), calibration, controls=False, seed=0)
 
 
-def test_controls_on_a_processor(write: Callable[..., Path], hardware: Make, calibration: Calibration) -> None:
+def test_controls_on_a_processor(named: Callable[..., Wish], hardware: Make, calibration: Calibration) -> None:
     """It has no power to search for, and still a default and a random plan."""
     processor = calibration.model_copy(
         update={"gpu": "cpu", "power": calibration.power.model_copy(update={"points": 0})}
     )
     here = hardware(gpu=read_gpu("cpu"), power_limit_W=None, no_locks="it has none")
-    chosen = from_files([write("a", cluster={"gpu": "cpu"})], here, processor, controls=True, seed=0)
+    chosen = from_plans([named("a", cluster={"gpu": "cpu"})], here, processor, controls=True, seed=0)
     assert {"control: default", "control: random"} <= set(_roles(chosen))

@@ -11,9 +11,10 @@ import torch
 from moemodel.model.core.errors import DeviceError
 from moemodel.model.network.topology import graph_of, link_Bps
 from moemodel.model.records.profile import Topology
-from moemodel.profiler.collectives.topology import read_topology
-from moemodel.profiler.devices.base import NvidiaDevice
-from moemodel.profiler.devices.gpm import NoLinks, NvlinkMeter, link_meter
+from moemodel.profiler.devices.base import LINK_TRAFFIC, NoLinks
+from moemodel.profiler.devices.gpm import GpmCounters
+from moemodel.profiler.devices.nvidia import NvidiaDevice
+from moemodel.profiler.devices.nvidia_topology import read_topology
 
 LINKS = 18  # of an H100 SXM
 MIB = 1 << 20
@@ -138,20 +139,33 @@ def test_a_gpu_that_nvml_does_not_know(machine: Any) -> None:
 
 def test_traffic_is_counted_in_bytes(machine: Any) -> None:
     nvml, _ = machine(1)
-    meter = link_meter(NvidiaDevice(torch.device("cuda", 0), nvml, nvml.gpus[0], 132))
-    assert isinstance(meter, NvlinkMeter)
-    assert meter.end() == (None, None)  # never begun
+    meter = NvidiaDevice(torch.device("cuda", 0), nvml, nvml.gpus[0], 132).link_traffic()
+    assert isinstance(meter, GpmCounters)
+    assert meter.end() == dict.fromkeys(LINK_TRAFFIC)  # never begun
     meter.begin()
-    assert meter.end() == (1000 * MIB, 500 * MIB)
+    assert meter.end() == {"sent_Bps": 1000 * MIB, "received_Bps": 500 * MIB}
 
 
 @pytest.mark.parametrize("refused", ["gpm", "gpm sample"])
 def test_traffic_that_cannot_be_read_is_none(machine: Any, refused: str) -> None:
     nvml, _ = machine(1, {refused})
-    meter = link_meter(NvidiaDevice(torch.device("cuda", 0), nvml, nvml.gpus[0], 132))
+    meter = NvidiaDevice(torch.device("cuda", 0), nvml, nvml.gpus[0], 132).link_traffic()
     meter.begin()
-    assert meter.end() == (None, None)
+    assert meter.end() == dict.fromkeys(LINK_TRAFFIC)
 
 
-def test_other_devices_have_no_links(bare_device: Any) -> None:
-    assert isinstance(link_meter(bare_device), NoLinks)
+def test_a_library_that_knows_no_nvlink_metrics_counts_none(fake_nvml: Any, fake_gpu: Any) -> None:
+    meter = NvidiaDevice(torch.device("cuda", 0), fake_nvml, fake_gpu, 132).link_traffic()
+    assert isinstance(meter, NoLinks)
+    meter.begin()
+    assert meter.end() == dict.fromkeys(LINK_TRAFFIC)
+
+
+def test_windows_of_activity_and_traffic_may_overlap(machine: Any) -> None:
+    """Each has samples of its own, so that one's first sample stays what it was."""
+    nvml, _ = machine(1)
+    device = NvidiaDevice(torch.device("cuda", 0), nvml, nvml.gpus[0], 132)
+    activity, traffic = device.activity(), device.link_traffic()
+    assert isinstance(activity, GpmCounters)
+    assert isinstance(traffic, GpmCounters)
+    assert not {*map(id, activity._samples)} & {*map(id, traffic._samples)}

@@ -1,4 +1,4 @@
-"""How the GPUs of a machine are connected, read from NVML: NVLinks that are up, what they lead to, PCIe.
+"""How the NVIDIA GPUs of a machine are connected, read from NVML: NVLinks that are up, what they lead to, PCIe.
 
 What the driver does not say stays None. Line rates: of NVLink by its version (NVIDIA, NVLink and NVSwitch: bandwidth of
 a GPU, both directions, over its links), since not every driver gives the speed of a link; of PCIe from generation
@@ -13,7 +13,8 @@ from itertools import combinations
 from typing import Any, Literal, TypeVar
 
 from moemodel.model.records.profile import Topology, TopologyGpu, TopologyPair
-from moemodel.profiler.devices.base import nvml_handle
+from moemodel.profiler.devices.nvidia import nvml_handle
+from moemodel.profiler.devices.nvml import text
 
 _T = TypeVar("_T")
 
@@ -73,8 +74,8 @@ class _Reader:
         link_Bps = _NVLINK_BPS.get(version or 0)
         return TopologyGpu(
             index=index,
-            name=_text(n.nvmlDeviceGetName(handle)),
-            uuid=_text(n.nvmlDeviceGetUUID(handle)),
+            name=text(n.nvmlDeviceGetName(handle)),
+            uuid=text(n.nvmlDeviceGetUUID(handle)),
             nvlinks=len(links),
             nvlink_version=version,
             nvlink_Bps=link_Bps * len(links) if link_Bps else None,
@@ -121,8 +122,3 @@ class _Reader:
             return question()
         except (AttributeError, self._nvml.NVMLError):  # an older nvidia-ml-py; not supported here
             return None
-
-
-def _text(value: Any) -> str:
-    """NVML gives bytes or text, depending on its version."""
-    return value.decode() if isinstance(value, bytes) else str(value)

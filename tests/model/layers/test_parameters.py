@@ -7,17 +7,10 @@ from dataclasses import replace
 import pytest
 
 from moemodel.model.architecture.hf_config import list_architectures, read_architecture
-from moemodel.model.architecture.parameters import (
-    attention_norm_parameters,
-    attention_parameters,
-    latent_parameters,
-    layer_parameters,
-    mlp_parameters,
-    mlp_products,
-    parameters,
-    router_parameters,
-)
 from moemodel.model.architecture.spec import Architecture, Attention, Latent, Layer, Mlp, Moe
+from moemodel.model.layers.mlp import mlp_parameters, mlp_products
+from moemodel.model.layers.parameters import layer_parameters, parameters
+from moemodel.model.layers.registry import block_of
 
 # Published totals: see `_source` of each preset. Llama-3, OPT-350M, Mixtral and DeepSeek-V3 are exact counts of their
 # safetensors files; DeepSeek-V3's is without its multi-token-prediction module.
@@ -98,7 +91,7 @@ def test_active_of_deepseek_without_its_embedding_is_the_published_one() -> None
 
 def test_dense_twin_matches_the_active_parameters_of_olmoe() -> None:
     twin, sparse = (parameters(read_architecture(name)) for name in ("olmo-1b-dense-twin", "olmoe-1b-7b"))
-    routers = sum(layer.router for layer in sparse.layers)
+    routers = sum(layer["router"] for layer in sparse.layers)
     assert twin.total == twin.active == sparse.active - routers
 
 
@@ -112,28 +105,35 @@ def test_counts_add_up(name: str) -> None:
     assert all(layer.routed + layer.non_expert == layer.total for layer in counts.layers)
 
 
+def of_block(spec: Attention | Mlp | Moe) -> dict[str, int]:
+    """Parameters of a block in a model of width 32, by component."""
+    return {component.name: component.count for component in block_of(spec, 32).parameters()}
+
+
 def test_attention_closed_form() -> None:
     # 32 x 128 queries, 2 x 32 x 32 keys and values, 128 x 32 output
-    assert attention_parameters(ATTENTION, 32) == 32 * 128 + 2 * 32 * 32 + 128 * 32
-    biased = replace(ATTENTION, bias_qkv=True, bias_out=True)
-    assert attention_parameters(biased, 32) - attention_parameters(ATTENTION, 32) == 128 + 32 + 32 + 32
-    assert attention_parameters(replace(ATTENTION, relative_buckets=5), 32) - attention_parameters(ATTENTION, 32) == 40
+    plain = of_block(ATTENTION)["attention"]
+    assert plain == 32 * 128 + 2 * 32 * 32 + 128 * 32
+    assert of_block(replace(ATTENTION, bias_qkv=True, bias_out=True))["attention"] - plain == 128 + 32 + 32 + 32
+    assert of_block(replace(ATTENTION, relative_buckets=5))["attention"] - plain == 40
 
 
 @pytest.mark.parametrize(("kind", "count"), [("none", 0), ("per_head", 2 * 16), ("full", (8 + 2) * 16)])
 def test_norms_of_queries_and_keys(kind: str, count: int) -> None:
-    assert attention_norm_parameters(replace(ATTENTION, qk_norm=kind)) == count  # type: ignore[arg-type]
+    assert of_block(replace(ATTENTION, qk_norm=kind))["norms"] == count  # type: ignore[arg-type]
 
 
 def test_latent_attention_closed_form() -> None:
     latent = Latent(q_rank=24, kv_rank=12, rope_head_dim=4, value_head_dim=6)
     attention = Attention(heads=8, kv_heads=8, head_dim=16, latent=latent)
-    assert latent_parameters(attention, 32) == 32 * (24 + 12 + 4)
-    assert attention_parameters(attention, 32) == 24 * 8 * (16 + 4) + 12 * 8 * (16 + 6) + 8 * 6 * 32
-    assert attention_norm_parameters(attention) == 24 + 12
-    without = replace(attention, latent=replace(latent, q_rank=None))
-    assert latent_parameters(without, 32) == 32 * (12 + 4)
-    assert attention_parameters(without, 32) == 32 * 8 * (16 + 4) + 12 * 8 * (16 + 6) + 8 * 6 * 32
+    assert of_block(attention) == {
+        "attention": 24 * 8 * (16 + 4) + 12 * 8 * (16 + 6) + 8 * 6 * 32,
+        "latent": 32 * (24 + 12 + 4),
+        "norms": 24 + 12,
+    }
+    without = of_block(replace(attention, latent=replace(latent, q_rank=None)))
+    assert without["latent"] == 32 * (12 + 4)
+    assert without["attention"] == 32 * 8 * (16 + 4) + 12 * 8 * (16 + 6) + 8 * 6 * 32
 
 
 def test_mlp_closed_form() -> None:
@@ -149,39 +149,39 @@ def test_deep_mlp_closed_form() -> None:
 
 
 def test_router_closed_form() -> None:
-    assert router_parameters(MOE, 32) == 6 * 32
-    assert router_parameters(replace(MOE, router_bias=True, shared_gate=True), 32) == 6 * 32 + 6 + 32
+    assert of_block(MOE)["router"] == 6 * 32
+    assert of_block(replace(MOE, router_bias=True, shared_gate=True))["router"] == 6 * 32 + 6 + 32
 
 
 def test_layer_of_experts() -> None:
     counts = layer_parameters(Layer(attentions=(ATTENTION,), feed_forward=MOE, norm="rms"), 32)
-    assert (counts.expert, counts.experts, counts.top_k) == (3 * 32 * 40, 6, 2)
-    assert counts.routed == 6 * counts.expert
-    assert counts.total - counts.active == 4 * counts.expert
-    assert counts.feed_forward == counts.shared_experts == 0
-    assert counts.norms == 2 * 32
+    expert = 3 * 32 * 40
+    assert counts.routed == counts["experts"] == 6 * expert
+    assert counts.total - counts.active == 4 * expert
+    assert counts["feed_forward"] == counts["shared_experts"] == 0
+    assert counts["norms"] == 2 * 32
 
 
 def test_one_expert_that_every_token_takes_is_a_dense_block_with_a_router() -> None:
     dense = layer_parameters(Layer(attentions=(ATTENTION,), feed_forward=MLP, norm="rms"), 32)
     single = replace(MOE, experts=1, top_k=1)
     sparse = layer_parameters(Layer(attentions=(ATTENTION,), feed_forward=single, norm="rms"), 32)
-    assert sparse.total == sparse.active == dense.total + sparse.router
+    assert sparse.total == sparse.active == dense.total + sparse["router"]
 
 
 def test_shared_experts_are_not_routed() -> None:
     shared = layer_parameters(
         Layer(attentions=(ATTENTION,), feed_forward=replace(MOE, shared_width=20), norm="rms"), 32
     )
-    assert shared.shared_experts == 3 * 32 * 20
+    assert shared["shared_experts"] == 3 * 32 * 20
     assert shared.routed == 6 * 3 * 32 * 40
 
 
 def test_norms_count_one_for_each_block() -> None:
     cross = replace(ATTENTION, cross=True)
     layer = Layer(attentions=(ATTENTION, cross), feed_forward=MLP, norm="layer", norm_bias=True)
-    assert layer_parameters(layer, 32).norms == 3 * 2 * 32
-    assert layer_parameters(Layer(attentions=(), feed_forward=MLP, norm=None), 32).norms == 0
+    assert layer_parameters(layer, 32)["norms"] == 3 * 2 * 32
+    assert layer_parameters(Layer(attentions=(), feed_forward=MLP, norm=None), 32)["norms"] == 0
 
 
 def _tiny(**changes: object) -> Architecture:
@@ -214,4 +214,4 @@ def test_layers_stand_in_order_of_the_architecture() -> None:
     counts = parameters(architecture)
     assert len(counts.layers) == len(architecture.layers) == 24
     sparse = [isinstance(layer.feed_forward, Moe) for layer in architecture.layers]
-    assert [layer.experts > 0 for layer in counts.layers] == sparse
+    assert [layer.routed > 0 for layer in counts.layers] == sparse

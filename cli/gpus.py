@@ -1,0 +1,85 @@
+"""`moemodel gpus`: the GPUs that are known, which of them have a calibration, and the source of every value."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+import click
+
+from moemodel.cli.output import console, echo_json, sources, table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from moemodel.model.hardware.gpu import Gpu
+
+
+@click.command("gpus")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def gpus_command(names: tuple[str, ...], as_json: bool) -> None:
+    """List known GPUs and their calibrations, or describe those named, value by value with its source."""
+    from moemodel.model.hardware.gpu import list_gpus, read_gpu
+
+    found = [read_gpu(name) for name in names or list_gpus()]
+    if as_json:
+        echo_json([_gpu(gpu) for gpu in found])
+        return
+    out = console()
+    if names:
+        for gpu in found:
+            out.print(*_values(gpu), sep="\n")
+        return
+    numbers = ("memory GB", "TB/s", "bf16 TFLOP/s", "W", "MHz")
+    made = table("GPU", *numbers, "calibration", numbers=numbers)
+    for gpu in found:
+        peak = gpu.peaks.get("bf16")
+        made.add_row(
+            gpu.name,
+            _scaled(gpu.memory_B, 1e9, ".1f"),
+            _scaled(gpu.memory_bandwidth_Bps, 1e12, ".2f"),
+            _scaled(None if peak is None else peak.flops_per_s, 1e12, ".0f"),
+            _scaled(gpu.power_limit_W, 1.0, ".0f"),
+            f"{_scaled(gpu.clock_min_Hz, 1e6, '.0f')}-{_scaled(gpu.clock_max_Hz, 1e6, '.0f')}",
+            "ships" if _provenance(gpu) else "none",
+        )
+    out.print(made)
+    out.print(sources({gpu.name: text for gpu in found if (text := _provenance(gpu))}, "Calibrations"))
+    out.print("`moemodel gpus NAME` gives the source of every value; `moemodel profile` measures a GPU of your own.")
+
+
+def _gpu(gpu: Gpu) -> dict[str, object]:
+    values = {f.name: getattr(gpu, f.name) for f in fields(gpu) if f.name not in ("peaks", "sources", "aliases")}
+    peaks = {
+        str(dtype): {"flops_per_s": peak.flops_per_s, "clock_Hz": peak.clock_Hz} for dtype, peak in gpu.peaks.items()
+    }
+    calibration = _provenance(gpu) or None
+    return values | {
+        "aliases": list(gpu.aliases),
+        "peaks": peaks,
+        "sources": dict(gpu.sources),
+        "calibration": calibration,
+    }
+
+
+def _provenance(gpu: Gpu) -> str:
+    """What the shipped calibration of a GPU rests on; empty if none ships."""
+    from moemodel.calibration.store.catalogue import list_calibrations, shipped
+
+    return shipped(gpu.name).provenance if gpu.name in list_calibrations() else ""
+
+
+def _values(gpu: Gpu) -> list[RenderableType]:
+    """Every value of a GPU with the number of its source, and the sources."""
+    texts = list(dict.fromkeys(gpu.sources.values()))
+    made = table("value", "", "source", title=f"{gpu.name}: {gpu.product}", numbers=("", "source"))
+    for name, source in gpu.sources.items():
+        head, _, dtype = name.partition(".")
+        value = gpu.peak(dtype).flops_per_s if head == "peaks" else getattr(gpu, name)
+        made.add_row(f"{name} flops_per_s" if dtype else name, f"{value:.6g}", str(texts.index(source) + 1))
+    return [made, sources({str(number): source for number, source in enumerate(texts, start=1)})]
+
+
+def _scaled(value: float | None, size: float, form: str) -> str:
+    return "?" if value is None else format(value / size, form)

@@ -1,0 +1,208 @@
+"""Attention: multi-head, grouped-query, causal or not, with a flash kernel or without one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from moemodel.model.architecture.spec import Attention
+from moemodel.model.core.arrays import FloatArray
+from moemodel.model.layers.base import Block, Component, LayerComm, LayerOp, MicroBatch, elementwise, linear
+from moemodel.model.operators.work import Kind, Shape
+
+# Tensors of bf16 elements that elementwise kernels of Megatron-LM 2.x read and write; a dropout mask is half of one.
+_SOFTMAX, _SOFTMAX_BACKWARD = 2.0, 3.0  # scale, mask and softmax in one kernel
+_DROPOUT = 2.5
+_LAYOUT = 2.0  # a tensor copied into another order
+# The same softmax where the fused kernel cannot run: to float32, scale, mask, softmax, back to 16 bits; and backward
+_SOFTMAX_SLOW, _SOFTMAX_SLOW_BACKWARD = (3.0, 4.0, 4.5, 4.0, 3.0), (3.0, 6.0, 4.5, 4.0, 3.0)
+_SOFTMAX_PLAIN, _SOFTMAX_PLAIN_BACKWARD = (2.0, 2.0), (2.0, 3.0)  # mask filled in, softmax; and backward
+_SOFTMAX_BATCHES = 4  # the fused kernel takes micro_batch x heads in fours (fused_softmax.py, is_kernel_available)
+_SOFTMAX_LONGEST = 2048  # and sequences up to this
+# What tensor parallelism puts in place of one kernel, in `profiler/backends/torch_native`; a float32 element is two of
+# bf16. Norms of all queries and of all keys: squares; two scalings, to 16 bits. Backward: float32 gradients, scaled;
+# their products with the input, summed; two scaled terms, their difference, to 16 bits; the weights' products, summed
+_CUT_NORM, _CUT_NORM_BACKWARD = 1.0 + 3.0 + 4.0 + 3.0, 3.0 + 4.0 + 5.0 + 2.0 + 4.0 + 3.0 + 6.0 + 3.0 + 3.0 + 5.0 + 2.0
+
+_F = 4.0  # bytes of a float32 element
+_MASK = 1.0  # byte of a dropout mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionBlock(Block):
+    """Attention with keys and values of its own for every head, or for groups of heads."""
+
+    spec: Attention
+    hidden: int
+
+    # ---- parameters -------------------------------------------------------------------------------------------------
+
+    def parameters(self) -> Iterator[Component]:
+        """With h heads of d (g of them for keys and values) in a model of width H: H(h d) + 2 H(g d) + (h d) H."""
+        yield Component.of("attention", self._head_parameters(), "tp")
+        yield Component.of("norms", self._norm_parameters(), "none")
+
+    def _head_parameters(self) -> int:
+        """Products and biases of queries, keys, values and output, and relative position biases."""
+        a, hidden = self.spec, self.hidden
+        queries, keys = a.heads * a.head_dim, a.kv_heads * a.head_dim
+        products = hidden * (queries + 2 * keys) + queries * hidden
+        biases = (queries + 2 * keys if a.bias_qkv else 0) + (hidden if a.bias_out else 0)
+        return products + biases + a.relative_buckets * a.heads
+
+    def _norm_parameters(self) -> int:
+        """Norms of queries and keys."""
+        a = self.spec
+        match a.qk_norm:
+            case "none":
+                return 0
+            case "per_head":
+                return 2 * a.head_dim
+            case "full":
+                return (a.heads + a.kv_heads) * a.head_dim
+
+    def parameter_tensors(self) -> int:
+        a = self.spec
+        return 4 + 3 * a.bias_qkv + a.bias_out + 2 * (a.qk_norm != "none")
+
+    def host_variant(self) -> str | None:
+        return "qk_norm" if self.spec.qk_norm != "none" else None
+
+    # ---- FLOPs of the model -----------------------------------------------------------------------------------------
+
+    def matmul_parameters(self) -> int:
+        return self._head_parameters()
+
+    def flops_per_pair(self) -> float:
+        """Scores and their product with the values; causal attention looks at half of the pairs (FlashAttention-2,
+        section 4.1)."""
+        a = self.spec
+        return 2.0 * a.heads * self._pair_width() * (0.5 if a.causal and not a.cross else 1.0)
+
+    def _pair_width(self) -> int:
+        """Width of a query and of a value of one head."""
+        return 2 * self.spec.head_dim
+
+    # ---- operators --------------------------------------------------------------------------------------------------
+
+    @property
+    def _head_dim(self) -> int:
+        """Of queries and keys."""
+        return self.spec.head_dim
+
+    @property
+    def _value_dim(self) -> int:
+        return self.spec.head_dim
+
+    def operators(self, batch: MicroBatch) -> Iterator[LayerOp]:
+        yield from self._projections(batch)
+        yield from self._core(batch) if batch.framework.flash_attention else self._unfused_core(batch)
+        width = self.spec.heads / batch.tp * self._value_dim
+        yield linear(batch.tokens, self.hidden, width, bias=self.spec.bias_out)
+
+    def _projections(self, batch: MicroBatch) -> Iterator[LayerOp]:
+        """Queries, keys and values, their norms and their rotation."""
+        a, heads, kv_heads = self.spec, self.spec.heads / batch.tp, self._kv_heads(batch)
+        q, kv = a.heads * a.head_dim / batch.tp, kv_heads * a.head_dim
+        for index, n in enumerate((q + 2 * kv,) if batch.framework.fused_qkv else (q, kv, kv)):
+            yield linear(batch.tokens, n, self.hidden, bias=a.bias_qkv, shares_input=index > 0)
+        if a.qk_norm == "full":
+            yield from self._wide_norms(batch, q, kv)
+        elif a.qk_norm == "per_head":
+            yield LayerOp(kind=Kind.RMS_NORM, shape=Shape(m=batch.tokens * heads, n=a.head_dim))
+            yield LayerOp(kind=Kind.RMS_NORM, shape=Shape(m=batch.tokens * kv_heads, n=a.head_dim))
+        if a.rotary:
+            yield LayerOp(kind=Kind.ROTARY, shape=Shape(m=batch.tokens, n=q + kv))
+
+    def _kv_heads(self, batch: MicroBatch) -> FloatArray:
+        """Of one GPU: shared out, or each copied to as many ranks. [P]"""
+        return np.asarray(np.maximum(self.spec.kv_heads / batch.tp, 1.0))
+
+    def _wide_norms(self, batch: MicroBatch, q: FloatArray, kv: FloatArray) -> Iterator[LayerOp]:
+        """Over all queries and over all keys; where tensor-parallel ranks share them, kernels one after another."""
+        mask = 1 - batch.is_sharded("tp") if batch.adds_kernels("tp") else None
+        for n in (q, kv):
+            yield LayerOp(kind=Kind.RMS_NORM, shape=Shape(m=batch.tokens, n=n), mask=mask)
+        if mask is not None:
+            yield elementwise(batch.tokens * (q + kv), _CUT_NORM, (_CUT_NORM_BACKWARD,), mask=1 - mask)
+
+    def _core(self, batch: MicroBatch) -> Iterator[LayerOp]:
+        """One flash kernel."""
+        a = self.spec
+        shape = Shape(
+            batch=batch.sequences,
+            heads=a.heads / batch.tp / batch.cp,
+            kv_heads=self._kv_heads(batch) / batch.cp,
+            seq=batch.seq,
+            head_dim=self._head_dim,
+        )
+        kind = Kind.ATTENTION if a.causal and not a.cross else Kind.ATTENTION_FULL
+        yield LayerOp(kind=kind, shape=shape, attention_core=True)
+
+    def _unfused_core(self, batch: MicroBatch) -> Iterator[LayerOp]:
+        """All scores, masked or not: their product, softmax, dropout, and the product with the values."""
+        seq, value_dim = batch.seq, self._value_dim
+        many = batch.sequences * (self.spec.heads / batch.tp) / batch.cp
+        scores, values = many * seq**2, many * seq * value_dim
+        yield LayerOp(kind=Kind.GEMM, shape=Shape(batch=many, m=seq, n=seq, k=self._head_dim), attention_core=True)
+        yield from _softmax(batch, scores, many)
+        if batch.framework.dropout:
+            yield elementwise(scores, _DROPOUT, (_DROPOUT,), attention_core=True)
+        yield LayerOp(kind=Kind.GEMM, shape=Shape(batch=many, m=seq, n=value_dim, k=seq), attention_core=True)
+        yield elementwise(values, _LAYOUT, (_LAYOUT,), attention_core=True)
+
+    # ---- memory -----------------------------------------------------------------------------------------------------
+
+    def activations_B(self, batch: MicroBatch, *, selective: bool) -> FloatArray:
+        """Queries, keys, values, output and softmax statistics; with a query/key norm, its inputs as well."""
+        a, heads = self.spec, self.spec.heads / batch.tp
+        q, k = heads * a.head_dim, self._kv_heads(batch) * a.head_dim
+        output = batch.element_size_B * batch.tokens * q
+        statistics = 0.0 if selective else self._scores_B(batch, heads)
+        normed = batch.element_size_B * batch.tokens * (q + k) if a.qk_norm != "none" else 0.0
+        return np.asarray(batch.element_size_B * batch.tokens * (q + 2 * k) + output + statistics + normed)
+
+    def _scores_B(self, batch: MicroBatch, heads: FloatArray) -> FloatArray:
+        """What the core keeps: flash, its statistics; else probabilities, and dropout's mask and output."""
+        if batch.framework.flash_attention:
+            return np.asarray(_F * batch.tokens * heads)
+        per_score = batch.element_size_B + (_MASK + batch.element_size_B if batch.framework.dropout else 0.0)
+        return np.asarray(per_score * batch.tokens * heads * batch.seq)
+
+    # ---- communication ----------------------------------------------------------------------------------------------
+
+    def collectives(self, batch: MicroBatch) -> Iterator[LayerComm]:
+        """Context parallelism: keys and values around a ring, and with their gradients backward (Liu et al. 2023),
+        behind attention. Tensor parallelism: the squares of norms over all queries and all keys, summed."""
+        hops = batch.cp - 1
+        yield LayerComm(
+            axis="cp",
+            collective="send_recv",
+            size_B=batch.element_size_B * batch.tokens * self._ring_width(batch),
+            forward=hops,
+            backward=2 * hops,
+            overlap="always",
+            launch="tensor",
+            forward_launches=hops,
+            backward_launches=hops,
+        )
+        if self.spec.qk_norm == "full" and batch.framework.eager_sharding:
+            yield LayerComm(axis="tp", collective="all_reduce", size_B=2 * _F * batch.tokens)
+
+    def _ring_width(self, batch: MicroBatch) -> FloatArray:
+        """Features of a token's keys and values."""
+        return np.asarray(2 * self._kv_heads(batch) * self.spec.head_dim)
+
+
+def _softmax(batch: MicroBatch, scores: FloatArray, many: FloatArray) -> Iterator[LayerOp]:
+    """Over so many scores of `many` sequences and heads."""
+    if batch.framework.softmax == "plain":
+        for there, back in zip(_SOFTMAX_PLAIN, _SOFTMAX_PLAIN_BACKWARD, strict=True):
+            yield elementwise(scores, there, (back,), attention_core=True)
+        return
+    fused = ((many % _SOFTMAX_BATCHES == 0) & (batch.seq <= _SOFTMAX_LONGEST)).astype(np.float64)
+    yield elementwise(scores, _SOFTMAX, (_SOFTMAX_BACKWARD,), attention_core=True, mask=fused)
+    for there, back in zip(_SOFTMAX_SLOW, _SOFTMAX_SLOW_BACKWARD, strict=True):
+        yield elementwise(scores, there, (back,), attention_core=True, mask=1 - fused)

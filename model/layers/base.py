@@ -1,0 +1,276 @@
+"""What every block of a model gives: its parameters, operators, kept activations and communication on one GPU.
+
+A block knows its shape (`architecture.spec`) and what one GPU sees of a micro-batch (`MicroBatch`); it knows no times.
+All sizes are arrays of length P (plans), so that one call describes a block in every plan at once. A new kind of block
+is a file beside these, and a line in `registry`.
+
+Symbols: T tokens of a micro-batch on one GPU (micro_batch x seq / cp), D hidden, R = T top_k rows of (token, expert).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from moemodel.model.core.arrays import FloatArray
+from moemodel.model.frameworks.base import Framework, Precision, PrecisionRecipe
+from moemodel.model.operators.work import Kind, Shape
+from moemodel.model.plan.spec import PlanBatch
+
+CollectiveName = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "send_recv"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """What one GPU sees of a micro-batch, in each of P plans.
+
+    Attributes:
+        framework, recipe: what trains, and the bytes and types of its precision.
+        tp, cp, ep: degrees of parallelism; `etp` the one that cuts an expert.
+        sequences: of the micro-batch; `seq` tokens each.
+        tokens: T.
+        sequence_parallel_tokens: that norms and residuals see: sequence parallelism spreads them over tp.
+        sequence_parallel: whether it does, 1 or 0.
+        skew: rows of the busiest expert over the mean.
+    """
+
+    framework: Framework
+    recipe: PrecisionRecipe
+    tp: FloatArray
+    cp: FloatArray
+    ep: FloatArray
+    etp: FloatArray
+    sequences: FloatArray
+    seq: FloatArray
+    tokens: FloatArray
+    sequence_parallel_tokens: FloatArray
+    sequence_parallel: FloatArray
+    skew: FloatArray
+
+    @classmethod
+    def of(cls, plans: PlanBatch, framework: Framework, precision: Precision) -> MicroBatch:
+        """Of a batch of plans."""
+        tp, cp = plans.tp.astype(np.float64), plans.cp.astype(np.float64)
+        tokens = plans.micro_batch * plans.seq / cp
+        shares = plans.sequence_parallel > 0
+        return cls(
+            framework=framework,
+            recipe=framework.precisions[precision],
+            tp=tp,
+            cp=cp,
+            ep=plans.ep.astype(np.float64),
+            etp=tp if framework.shards_experts else np.ones_like(tp),
+            sequences=plans.micro_batch.astype(np.float64),
+            seq=plans.seq.astype(np.float64),
+            tokens=tokens,
+            sequence_parallel_tokens=np.where(shares, tokens / tp, tokens),
+            sequence_parallel=shares.astype(np.float64),
+            skew=plans.skew,
+        )
+
+    @property
+    def plans(self) -> int:
+        """P."""
+        return len(self.tp)
+
+    @property
+    def element_size_B(self) -> float:
+        """Bytes of an element of parameters and activations."""
+        return self.recipe.element_size_B
+
+    def is_sharded(self, degree: Literal["tp", "ep"]) -> FloatArray:
+        """In which plans a degree cuts the model, 1 or 0. [P]"""
+        values: FloatArray = self.tp if degree == "tp" else self.ep
+        return np.asarray(values > 1, dtype=np.float64)
+
+    def adds_kernels(self, degree: Literal["tp", "ep"]) -> bool:
+        """Whether cutting by a degree adds plain kernels, in any plan."""
+        return self.framework.eager_sharding and bool(self.is_sharded(degree).any())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """Parameters of a part of a block, on all ranks together.
+
+    Attributes:
+        name: for a reader.
+        count: of them.
+        axis: over which ranks they are shared out: those of tensor parallelism, those of expert (and expert tensor)
+            parallelism, or none.
+        active: of them, those that one token passes.
+    """
+
+    name: str
+    count: int
+    axis: Literal["tp", "experts", "none"]
+    active: int
+
+    @classmethod
+    def of(cls, name: str, count: int, axis: Literal["tp", "none"]) -> Component:
+        """Parameters that every token passes."""
+        return cls(name=name, count=count, axis=axis, active=count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerOp:
+    """A forward operator and what its backward adds beyond its own passes.
+
+    Attributes:
+        kind, shape: of the operator.
+        bias: its backward sums the gradient of a bias.
+        grad_fan_in: its input feeds other operators too, whose gradients are added up.
+        copies: elementwise kernels of its backward, each as the copy that moves as many bytes.
+        attention_core: part of what selective recomputation runs again.
+        mask: in which plans it runs (1, or 0); None: in all.
+        load_balance: work of the mean rank over that of the busiest, whose shape this is.
+    """
+
+    kind: Kind
+    shape: Shape
+    bias: bool = False
+    grad_fan_in: Shape | None = None
+    copies: tuple[Shape, ...] = ()
+    attention_core: bool = False
+    mask: FloatArray | None = None
+    load_balance: FloatArray | float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerComm:
+    """A collective of a block over one axis of the mesh.
+
+    Attributes:
+        axis: whose communication it is; `group` whose ranks take part, where they are another axis's.
+        collective: of `network.collectives.Collective`, by its name.
+        size_B: of the full tensor, [P].
+        forward, backward: how often, in a pass of either direction (recomputation not counted). [P] or the same in all.
+        overlap: `framework`: where the framework overlaps the axis; `always`, or `never`.
+        launch: what the host queues for it; None: nothing of its own.
+        forward_launches, backward_launches: how many of these.
+        skew: of an all-to-all: rows of the busiest rank over the mean. [P]
+        experts_per_token: of an all-to-all of rows to experts, where a row may go to a node once.
+    """
+
+    axis: Literal["tp", "cp", "ep"]
+    collective: CollectiveName
+    size_B: FloatArray
+    forward: FloatArray | float = 1.0
+    backward: FloatArray | float = 1.0
+    overlap: Literal["framework", "always", "never"] = "framework"
+    launch: Literal["tensor", "rows", "experts"] | None = None
+    forward_launches: FloatArray | float = 0.0
+    backward_launches: FloatArray | float = 0.0
+    skew: FloatArray | None = None
+    experts_per_token: float | None = None
+    group: Literal["tp"] | None = None
+
+
+class Block(ABC):
+    """A part of a layer with a residual around it, in a model of width `hidden`."""
+
+    hidden: int
+
+    @abstractmethod
+    def parameters(self) -> Iterator[Component]:
+        """Its parameters, by part."""
+
+    @abstractmethod
+    def parameter_tensors(self) -> int:
+        """How many tensors hold them where queries, keys, values, gate and up-projection are apart."""
+
+    @abstractmethod
+    def matmul_parameters(self) -> int:
+        """Weights that a token is multiplied with: 2 FLOPs each, forward (Kaplan et al. 2020, section 2.1)."""
+
+    def flops_per_pair(self) -> float:
+        """FLOPs for each pair of a query and a key, forward."""
+        return 0.0
+
+    @abstractmethod
+    def operators(self, batch: MicroBatch) -> Iterator[LayerOp]:
+        """Its forward operators, in order."""
+
+    @abstractmethod
+    def activations_B(self, batch: MicroBatch, *, selective: bool) -> FloatArray:
+        """Bytes that it keeps for the backward pass of one micro-batch. [P]
+
+        Args:
+            batch: micro-batch.
+            selective: the attention core is recomputed, and keeps nothing.
+        """
+
+    def collectives(self, batch: MicroBatch) -> Iterator[LayerComm]:  # noqa: ARG002 - a block may have none
+        """Its communication beside the reduction of its output over tensor-parallel ranks."""
+        yield from ()
+
+    def host_block(self) -> str | None:
+        """Which measured block of `host_overhead` a layer with this one is like; None: others of its layer say."""
+        return None
+
+    def host_variant(self) -> str | None:
+        """What that block is called with this one beside it; None: nothing special."""
+        return None
+
+    def waits_for_counts(self) -> bool:
+        """Whether the host must learn, in the middle of it, how many rows go where."""
+        return False
+
+
+def linear(
+    m: FloatArray, n: float | FloatArray, k: float | FloatArray, *, bias: bool = False, shares_input: bool = False
+) -> LayerOp:
+    """A linear layer of m rows from k to n features; `shares_input`: another one reads the same input."""
+    fan_in = Shape(m=m, n=k) if shares_input else None
+    return LayerOp(kind=Kind.GEMM, shape=Shape(m=m, n=n, k=k), bias=bias, grad_fan_in=fan_in)
+
+
+def elementwise(
+    elements: FloatArray,
+    tensors: float,
+    backward: tuple[float, ...],
+    *,
+    attention_core: bool = False,
+    mask: FloatArray | None = None,
+) -> LayerOp:
+    """An elementwise kernel over so many tensors, and those of its backward: copies that move as many bytes."""
+    copies = tuple(Shape(m=elements * passes / 2) for passes in backward)
+    shape = Shape(m=elements * tensors / 2)
+    return LayerOp(kind=Kind.COPY, shape=shape, copies=copies, attention_core=attention_core, mask=mask)
+
+
+def tensor_parallel_reduction(batch: MicroBatch, size_B: FloatArray) -> Iterator[LayerComm]:
+    """The sum of a block's output over tensor-parallel ranks, and of its input's gradient backward.
+
+    An all-reduce each way (Shoeybi et al. 2019, section 3); under sequence parallelism a reduce-scatter and an
+    all-gather, the same bytes (Korthikanti et al. 2022, section 4.2.2).
+    """
+    whole, shares = 1 - batch.sequence_parallel, batch.sequence_parallel
+    yield tensor_parallel(batch, "all_reduce", size_B, forward=whole, backward=whole)
+    yield tensor_parallel(batch, "reduce_scatter", size_B, forward=shares, backward=shares)
+    yield tensor_parallel(batch, "all_gather", size_B, forward=shares, backward=shares)
+
+
+def tensor_parallel(
+    batch: MicroBatch,
+    collective: Literal["all_reduce", "reduce_scatter", "all_gather"],
+    size_B: FloatArray,
+    *,
+    forward: FloatArray | float,
+    backward: FloatArray | float,
+) -> LayerComm:
+    """A collective over tensor-parallel ranks, which the host queues by itself."""
+    cut = batch.is_sharded("tp")
+    return LayerComm(
+        axis="tp",
+        collective=collective,
+        size_B=size_B,
+        forward=forward,
+        backward=backward,
+        launch="tensor" if collective == "all_reduce" else "rows",
+        forward_launches=cut * forward,
+        backward_launches=cut * backward,
+    )

@@ -1,0 +1,152 @@
+"""The ends of a model: token (and position) embedding; final norm, projection to the vocabulary and loss.
+
+Tensor-parallel ranks share the vocabulary (Shoeybi et al. 2019, section 3): the embedding's output is reduced forward
+(under sequence parallelism scattered, and its gradient gathered); the head's input gradient is reduced backward (its
+input gathered, the gradient scattered), and of each token a float32 maximum, then the target's logit and the sum of
+exponentials, forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from moemodel.model.architecture.spec import Architecture
+from moemodel.model.core.arrays import FloatArray
+from moemodel.model.layers.base import LayerComm, LayerOp, MicroBatch, elementwise, linear, tensor_parallel
+from moemodel.model.layers.layer import norm, norm_parameters
+from moemodel.model.operators.work import Kind, Shape
+
+# What tensor parallelism puts in place of one kernel, in `profiler/backends/torch_native`; a float32 element is two of
+# bf16. Cross-entropy: to float32, maximum, shift, exponential, sum, division; and backward scale, to 16 bits. Those
+# forward, half of them along rows, reach 1 / 1.4 of a copy's bandwidth (two models on two H100, measured for this
+# project, 2026)
+_CUT_LOSS, _CUT_LOSS_BACKWARD = 1.4 * (3.0 + 2.0 + 4.0 + 4.0 + 2.0 + 4.0), 4.0 + 3.0
+_LOGIT_B = 4.0  # of a token: a float32 maximum, logit or sum
+_F = 4.0  # bytes of a float32 element
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingBlock:
+    """The first end; a model without a vocabulary has none."""
+
+    architecture: Architecture
+
+    def parameters(self) -> int:
+        """Of the token embedding."""
+        return self.architecture.vocab * self.architecture.embedding_width
+
+    def positions(self) -> int:
+        """Of the learned position embedding."""
+        return self.architecture.learned_positions * self.architecture.hidden
+
+    def projections(self) -> int:
+        """Between the embedding's width and the model's, where they differ (OPT-350M): in and out."""
+        a = self.architecture
+        projects = a.vocab > 0 and a.embedding_width != a.hidden
+        return (2 if a.has_head else 1) * a.embedding_width * a.hidden if projects else 0
+
+    def on_one_gpu(self, tp: FloatArray) -> FloatArray:
+        """Parameters of one tensor-parallel rank, [P]."""
+        return np.asarray(self.parameters() / tp + self.positions() + self.projections() / 2)
+
+    def operators(self, batch: MicroBatch) -> Iterator[LayerOp]:
+        a, tokens = self.architecture, batch.tokens
+        if not a.has_head:
+            return
+        yield LayerOp(kind=Kind.EMBEDDING, shape=Shape(m=tokens, n=a.embedding_width, k=a.vocab / batch.tp))
+        if batch.adds_kernels("tp"):  # tokens whose rows lie elsewhere, filled with zeros
+            yield elementwise(tokens * a.embedding_width, 2.0, (2.0,), mask=batch.is_sharded("tp"))
+        if a.learned_positions:
+            yield LayerOp(kind=Kind.EMBEDDING, shape=Shape(m=tokens, n=a.hidden, k=a.learned_positions))
+            yield LayerOp(kind=Kind.RESIDUAL_ADD, shape=Shape(m=tokens, n=a.hidden))
+        if a.embedding_width != a.hidden:
+            yield linear(tokens, a.hidden, a.embedding_width)
+
+    def collectives(self, batch: MicroBatch) -> Iterator[LayerComm]:
+        """Partial embeddings of the vocabulary's shards, summed."""
+        if not self.architecture.has_head:
+            return
+        size_B = batch.element_size_B * batch.tokens * self.architecture.hidden
+        whole, shares = 1 - batch.sequence_parallel, batch.sequence_parallel
+        yield tensor_parallel(batch, "all_reduce", size_B, forward=whole, backward=0.0)
+        yield tensor_parallel(batch, "reduce_scatter", size_B, forward=shares, backward=0.0)
+        yield tensor_parallel(batch, "all_gather", size_B, forward=0.0, backward=shares)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadBlock:
+    """The last end; a model without a vocabulary has a final norm alone."""
+
+    architecture: Architecture
+
+    def parameters(self) -> int:
+        """Of the output head; 0 where it shares the embedding."""
+        a = self.architecture
+        return a.vocab * a.embedding_width if a.has_head and not a.tied else 0
+
+    def final_norms(self) -> int:
+        """Of the norm after each stack."""
+        a = self.architecture
+        stacks = [stack for stack in (a.encoder, a.decoder) if stack]
+        return sum(norm_parameters(stack[-1], a.hidden) for stack in stacks) if a.final_norm else 0
+
+    def on_one_gpu(self, tp: FloatArray, *, beside_embedding: bool) -> FloatArray:
+        """Parameters of one tensor-parallel rank, [P]; a tied head on another stage is a copy of the embedding."""
+        a, embedding = self.architecture, EmbeddingBlock(architecture=self.architecture)
+        copied = 0 if beside_embedding else embedding.parameters() * a.has_head
+        head = copied if a.tied else self.parameters()
+        last_norm = norm_parameters(a.layers[-1], a.hidden) if a.final_norm else 0
+        return np.asarray(head / tp + embedding.projections() / 2 + last_norm)
+
+    def operators(self, batch: MicroBatch) -> Iterator[LayerOp]:
+        a, tokens = self.architecture, batch.tokens
+        if a.final_norm and a.layers[-1].norm is not None:
+            yield norm(a.layers[-1], batch.sequence_parallel_tokens, a.hidden)
+        if not a.has_head:
+            return
+        if a.embedding_width != a.hidden:
+            yield linear(tokens, a.embedding_width, a.hidden)
+        yield linear(tokens, a.vocab / batch.tp, a.embedding_width)
+        yield from self._loss(batch)
+
+    def _loss(self, batch: MicroBatch) -> Iterator[LayerOp]:
+        """Over the whole vocabulary one operator; over a rank's part of it, kernels one after another."""
+        width = self.architecture.vocab / batch.tp
+        whole = LayerOp(kind=Kind.CROSS_ENTROPY, shape=Shape(m=batch.tokens, n=width))
+        if not batch.adds_kernels("tp"):
+            yield whole
+            return
+        cut = batch.is_sharded("tp")
+        yield replace(whole, mask=1 - cut)
+        yield elementwise(batch.tokens * width, _CUT_LOSS, (_CUT_LOSS_BACKWARD,), mask=cut)
+
+    def loss_B(self, batch: MicroBatch) -> FloatArray:
+        """Tensors of the loss when its backward pass begins: log-probabilities and two gradients in float32. [P]"""
+        a = self.architecture
+        if not a.has_head:
+            return np.zeros(batch.plans)
+        whole = 3 * _F
+        # a rank's part of a vocabulary: 16-bit logits, and one float32 tensor that becomes the gradient in place
+        parts = batch.element_size_B + _F if batch.framework.eager_sharding else whole
+        return np.asarray(np.where(batch.tp > 1, parts, whole) * batch.tokens * a.vocab / batch.tp)
+
+    def log_probabilities_B(self, batch: MicroBatch) -> FloatArray:
+        """Of one micro-batch, which a last stage that runs several forward passes first keeps. [P]"""
+        a = self.architecture
+        return np.asarray(_F * batch.tokens * a.vocab / batch.tp * a.has_head)
+
+    def collectives(self, batch: MicroBatch) -> Iterator[LayerComm]:
+        """The input and its gradient, and what the loss needs of all shards of the vocabulary."""
+        if not self.architecture.has_head:
+            return
+        size_B = batch.element_size_B * batch.tokens * self.architecture.hidden
+        whole, shares = 1 - batch.sequence_parallel, batch.sequence_parallel
+        yield tensor_parallel(batch, "all_gather", size_B, forward=shares, backward=0.0)
+        for numbers in (1, 2):
+            loss = tensor_parallel(batch, "all_reduce", numbers * _LOGIT_B * batch.tokens, forward=1.0, backward=0.0)
+            yield replace(loss, overlap="never")
+        yield tensor_parallel(batch, "reduce_scatter", size_B, forward=0.0, backward=shares)
+        yield tensor_parallel(batch, "all_reduce", size_B, forward=0.0, backward=whole)

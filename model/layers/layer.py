@@ -1,0 +1,124 @@
+"""A layer: its blocks in order, each with a norm before or after it and a residual around it.
+
+A layer without norms (a plain MLP) has no residuals either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from moemodel.model.architecture.spec import Layer
+from moemodel.model.core.arrays import FloatArray
+from moemodel.model.layers.base import (
+    Block,
+    Component,
+    LayerComm,
+    LayerOp,
+    MicroBatch,
+    elementwise,
+    tensor_parallel_reduction,
+)
+from moemodel.model.layers.registry import block_of
+from moemodel.model.operators.work import Kind, Shape
+
+# Tensors of bf16 elements that elementwise kernels of Megatron-LM 2.x read and write; a dropout mask is half of one.
+_DROPOUT = 2.5
+_BIAS = 2.0  # a bias added in place of the product's epilogue, since dropout comes behind it
+_F = 4.0  # bytes of a float32 element
+_MASK = 1.0  # byte of a dropout mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerBlocks:
+    """The blocks of one layer, with what stands around each."""
+
+    layer: Layer
+    hidden: int
+    blocks: tuple[Block, ...]
+
+    def parameters(self) -> Iterator[Component]:
+        """Of all blocks, and of the norms around them."""
+        for block in self.blocks:
+            yield from block.parameters()
+        yield Component.of("norms", len(self.blocks) * norm_parameters(self.layer, self.hidden), "none")
+
+    def parameter_tensors(self) -> int:
+        """How many tensors hold them."""
+        norms = 0 if self.layer.norm is None else 1 + self.layer.norm_bias
+        return sum(block.parameter_tensors() + norms for block in self.blocks)
+
+    def operators(self, batch: MicroBatch) -> Iterator[LayerOp]:
+        """Forward operators, in order."""
+        for block in self.blocks:
+            if self.layer.norm is not None:
+                yield norm(self.layer, batch.sequence_parallel_tokens, self.hidden)
+            yield from block.operators(batch)
+            if self.layer.norm is not None:
+                yield from _residual(batch, self.hidden)
+
+    def activations_B(self, batch: MicroBatch, *, selective: bool) -> FloatArray:
+        """Bytes that the layer keeps for the backward pass of one micro-batch. [P]"""
+        kept = np.zeros(batch.plans)
+        for block in self.blocks:
+            kept = kept + self._norm_B(batch) + block.activations_B(batch, selective=selective)
+            if batch.framework.dropout and self.layer.norm is not None:
+                kept = kept + _MASK * batch.sequence_parallel_tokens * self.hidden
+        return kept
+
+    def _norm_B(self, batch: MicroBatch) -> FloatArray:
+        """Input and output of a norm (the output feeds products), and its statistics."""
+        if self.layer.norm is None:
+            return batch.element_size_B * batch.tokens * self.hidden
+        inside = batch.sequence_parallel_tokens
+        statistics = _F * inside * (2 if self.layer.norm == "layer" else 1)
+        return batch.element_size_B * (inside + batch.tokens) * self.hidden + statistics
+
+    def collectives(self, batch: MicroBatch) -> Iterator[LayerComm]:
+        """Of all blocks, and the sum of each one's output over tensor-parallel ranks."""
+        size_B = batch.element_size_B * batch.tokens * self.hidden
+        for block in self.blocks:
+            yield from tensor_parallel_reduction(batch, size_B)
+            yield from block.collectives(batch)
+
+    def host_block(self) -> str:
+        """Which measured block of `host_overhead` the layer is like; plain dense ones have one variant alone."""
+        name = next(name for block in self.blocks if (name := block.host_block()))
+        variants = [variant for block in self.blocks if (variant := block.host_variant())]
+        return "_".join([name, *variants[:1]]) if name != "dense_layer" else name
+
+    def waits_for_counts(self) -> bool:
+        """Whether the host must learn, in the middle of it, how many rows go where."""
+        return any(block.waits_for_counts() for block in self.blocks)
+
+
+@cache
+def layer_blocks(layer: Layer, hidden: int) -> LayerBlocks:
+    """The blocks of a layer in a model of width `hidden`."""
+    blocks = tuple(block_of(spec, hidden) for spec in (*layer.attentions, layer.feed_forward))
+    return LayerBlocks(layer=layer, hidden=hidden, blocks=blocks)
+
+
+def norm(layer: Layer, tokens: FloatArray, width: float | FloatArray) -> LayerOp:
+    """A norm of the layer's kind over so many rows."""
+    kind = Kind.LAYER_NORM if layer.norm == "layer" else Kind.RMS_NORM
+    return LayerOp(kind=kind, shape=Shape(m=tokens, n=width))
+
+
+def norm_parameters(layer: Layer, hidden: int) -> int:
+    """One norm of a layer: a scale, and a shift where it has one."""
+    if layer.norm is None:
+        return 0
+    return hidden * (2 if layer.norm_bias else 1)
+
+
+def _residual(batch: MicroBatch, width: int) -> Iterator[LayerOp]:
+    """The end of a block: its output, after bias and dropout if there is one, added to its input."""
+    tokens = batch.sequence_parallel_tokens
+    if batch.framework.dropout:
+        yield elementwise(tokens * width, _BIAS, ())
+        yield elementwise(tokens * width, _DROPOUT, (_DROPOUT,))
+    yield LayerOp(kind=Kind.RESIDUAL_ADD, shape=Shape(m=tokens, n=width))

@@ -1,0 +1,73 @@
+"""Dense feed-forward blocks, gated or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from moemodel.model.architecture.spec import Mlp, Moe
+from moemodel.model.core.arrays import FloatArray
+from moemodel.model.layers.base import Block, Component, LayerOp, MicroBatch, linear
+from moemodel.model.operators.work import Kind, Shape
+
+ACTIVATION: dict[str, Kind] = {"gelu": Kind.GELU, "relu": Kind.RELU, "silu": Kind.GELU}
+
+
+def mlp_products(block: Mlp | Moe, hidden: int) -> tuple[tuple[int, int], ...]:
+    """(inputs, outputs) of each product of a dense block or of one routed expert, in order.
+
+    A gate and its up-projection count as one product of twice the width, as kernels run them.
+    """
+    first = (hidden, block.width * (2 if block.gated else 1))
+    last = (block.width, hidden if block.out_width is None else block.out_width)
+    return (first, *[(block.width, block.width)] * (block.depth - 1), last)
+
+
+def mlp_parameters(block: Mlp | Moe, hidden: int) -> int:
+    """A dense block, or one routed expert: all its products, and biases where it has them."""
+    matrices = mlp_products(block, hidden)
+    return sum(inputs * outputs + (outputs if block.bias else 0) for inputs, outputs in matrices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlpBlock(Block):
+    """A dense block; `shared`: the experts that every token of a Mixture-of-Experts block passes, as one."""
+
+    spec: Mlp
+    hidden: int
+
+    def parameters(self) -> Iterator[Component]:
+        yield Component.of("feed_forward", mlp_parameters(self.spec, self.hidden), "tp")
+
+    def parameter_tensors(self) -> int:
+        return (self.spec.depth + 1 + self.spec.gated) * (1 + self.spec.bias)
+
+    def host_block(self) -> str:
+        return "dense_layer_gated" if self.spec.gated else "dense_layer"
+
+    def matmul_parameters(self) -> int:
+        return mlp_parameters(self.spec, self.hidden)
+
+    def operators(self, batch: MicroBatch) -> Iterator[LayerOp]:
+        mlp, tokens, tp = self.spec, batch.tokens, batch.tp
+        first, *middle, last = mlp_products(mlp, self.hidden)
+        up = first[1] / tp
+        split = mlp.gated and not batch.framework.fused_gate_up
+        for index, n in enumerate((up / 2, up / 2) if split else (up,)):
+            yield linear(tokens, n, first[0], bias=mlp.bias, shares_input=index > 0)
+        gate = Kind.SWIGLU if split else Kind.SWIGLU_PACKED
+        kind = gate if mlp.gated else ACTIVATION[mlp.activation]
+        yield LayerOp(kind=kind, shape=Shape(m=tokens, n=mlp.width / tp))
+        for inputs, outputs in middle:
+            yield linear(tokens, outputs / tp, inputs, bias=mlp.bias)
+            yield LayerOp(kind=ACTIVATION[mlp.activation], shape=Shape(m=tokens, n=outputs / tp))
+        yield linear(tokens, last[1], last[0] / tp, bias=mlp.bias)
+
+    def activations_B(self, batch: MicroBatch, *, selective: bool) -> FloatArray:  # noqa: ARG002 - it has no core
+        """Of each hidden width: gate, its silu, up and their product; or the input and output of an activation."""
+        mlp = self.spec
+        per_width = 4 if mlp.gated else (1 if mlp.activation == "relu" else 2)
+        extra = (len(mlp_products(mlp, self.hidden)) - 2) * 2
+        return np.asarray(batch.element_size_B * batch.tokens * (mlp.width / batch.tp) * (per_width + extra))

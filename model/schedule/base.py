@@ -1,0 +1,150 @@
+"""What a pipeline schedule is: the order of work of its stages, and what follows from it for time and memory.
+
+A stage of a pipeline holds one chunk of the model, or v of them, its virtual stages (Narayanan et al. 2021, section
+2.2). A schedule says in which order a stage passes micro-batches through its chunks. From the order alone follows how
+long a step takes: the longest path through the graph of all work (`longest_path`). Schedules that have a formula for it
+give the formula.
+
+Axes: P plans, X clocks. Symbols: n stages, m micro-batches, v virtual stages.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moemodel.model.core.arrays import FloatArray, IntArray
+
+Size = TypeVar("Size", int, IntArray)  # of one pipeline, or of many
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes(Generic[Size]):
+    """How large a pipeline is.
+
+    Attributes:
+        stages: on as many GPUs or groups of them.
+        virtual: chunks of the model on each.
+        micro_batches: of a step.
+    """
+
+    stages: Size
+    virtual: Size
+    micro_batches: Size
+
+    @property
+    def column(self: Sizes[IntArray]) -> Sizes[IntArray]:
+        """Against times, [P, 1]."""
+        return self.take((slice(None), None))
+
+    def take(self: Sizes[IntArray], rows: Any) -> Sizes[IntArray]:
+        """Those at an index."""
+        return Sizes(stages=self.stages[rows], virtual=self.virtual[rows], micro_batches=self.micro_batches[rows])
+
+
+class Work(NamedTuple):
+    """One pass of one micro-batch through one chunk.
+
+    Attributes:
+        kind: F, a forward pass; B, a backward pass, of the gradients of the input alone where the schedule splits
+            backward passes; W, the gradients of the weights, where it does.
+        chunk: of the model, counted from its first layer.
+        micro_batch: counted from 0.
+    """
+
+    kind: Literal["F", "B", "W"]
+    chunk: int
+    micro_batch: int
+
+
+class Messages(Enum):
+    """When a stage waits for what crosses its ends: activations one way, gradients the other."""
+
+    BEFORE_A_PASS = "it asks for a message when it needs it"
+    BEHIND_A_PASS = "it sends and receives together behind every pass"
+    OVERLAPPED = "messages travel while it computes; it waits for the first one down the pipeline and the last one back"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageTimes:
+    """Times of one micro-batch through all chunks of a stage, one array for each class of stages, [P, X].
+
+    Attributes:
+        forward_s, backward_s: of the passes; last axes broadcast.
+        weight_share: of a backward pass, what the gradients of weights take, [P, 1].
+        counts: how many stages each class has; they stand side by side, in the order of the classes.
+    """
+
+    forward_s: Sequence[FloatArray]
+    backward_s: Sequence[FloatArray]
+    weight_share: Sequence[FloatArray]
+    counts: Sequence[int]
+
+    def take(self, rows: NDArray[np.int64]) -> StageTimes:
+        """Those of the plans at these rows."""
+        return StageTimes(
+            forward_s=[time[rows] for time in self.forward_s],
+            backward_s=[time[rows] for time in self.backward_s],
+            weight_share=[share[rows] for share in self.weight_share],
+            counts=self.counts,
+        )
+
+    def sum(self, times: Sequence[FloatArray]) -> FloatArray:
+        """Over all stages."""
+        return np.asarray(sum(count * time for count, time in zip(self.counts, times, strict=True)))
+
+
+class Schedule(ABC):
+    """A pipeline schedule.
+
+    Attributes:
+        name: of it.
+        messages: when a stage waits for them under torch.distributed.pipelining.
+        splits_backward: backward passes fall into the gradients of inputs (B) and those of weights (W).
+        keeps_every_micro_batch: all forward passes come before the first backward pass, so that a stage holds the
+            activations of every micro-batch of a step.
+        highest_zero_stage: that a pipeline of it can have; above 1, gradients would have to stay sharded from one
+            micro-batch to the next (Rajbhandari et al. 2020, section 5).
+    """
+
+    name: ClassVar[str]
+    messages: ClassVar[Messages]
+    splits_backward: ClassVar[bool] = False
+    keeps_every_micro_batch: ClassVar[bool] = False
+    highest_zero_stage: ClassVar[int] = 1
+
+    @abstractmethod
+    def order(self, stage: int, sizes: Sizes[int]) -> list[Work]:
+        """What one stage does in a step, in order.
+
+        Args:
+            stage: counted from 0.
+            sizes: of the pipeline.
+        """
+
+    @abstractmethod
+    def makespan(self, times: StageTimes, sizes: Sizes[IntArray]) -> FloatArray:
+        """Time from the first pass to the last of a step, [P, X].
+
+        Args:
+            times: of the stages, as many as `sizes` says.
+            sizes: of the pipelines, [P, 1].
+        """
+
+    @abstractmethod
+    def in_flight(self, stage: int, sizes: Sizes[IntArray]) -> FloatArray | IntArray:
+        """Micro-batches whose activations a stage holds at once, at most; a chunk's count as 1 / v, [P]."""
+
+    def deferred(self, stage: int, sizes: Sizes[IntArray]) -> IntArray:  # noqa: ARG002
+        """Micro-batches whose weight gradients a stage puts off, [P]."""
+        return np.zeros_like(sizes.micro_batches)
+
+    def earlier_losses(self, stage: int, sizes: Sizes[IntArray]) -> IntArray:
+        """Micro-batches whose loss a last stage still holds when it begins the backward pass of another, [P]."""
+        return self.deferred(stage, sizes)

@@ -1,0 +1,75 @@
+"""Schedules of a batch of plans: what each answers for its plans, put together into arrays over all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
+from moemodel.model.schedule.base import Messages, Schedule, Sizes, StageTimes
+from moemodel.model.schedule.registry import SCHEDULES
+
+Rows = NDArray[np.int64] | None
+
+_EVERY = tuple(schedule for one, interleaved in SCHEDULES.values() for schedule in (one, interleaved or one))
+_SPLITS = np.array([schedule.splits_backward for schedule in _EVERY])
+_INTERLEAVES = np.array([interleaved is not None for _, interleaved in SCHEDULES.values()])
+
+
+def can_interleave(numbers: IntArray) -> BoolArray:
+    """Which of some schedules have virtual stages."""
+    return np.asarray(_INTERLEAVES[numbers])
+
+
+class PlanSchedules:
+    """The schedules of P plans.
+
+    Args:
+        numbers: places in the table of schedules, [P].
+        sizes: of the pipelines, [P].
+    """
+
+    def __init__(self, numbers: IntArray, sizes: Sizes[IntArray]) -> None:
+        self._sizes = sizes
+        self._kinds = 2 * numbers + (sizes.virtual > 1)
+
+    @property
+    def splits_backward(self) -> BoolArray:
+        """Where backward passes fall into those of inputs and those of weights, [P]."""
+        return np.asarray(_SPLITS[self._kinds])
+
+    def waits(self, messages: Messages) -> BoolArray:
+        """Where stages wait so for messages, [P]."""
+        return np.array([schedule.messages is messages for schedule in _EVERY])[self._kinds]
+
+    def makespan(self, times: StageTimes) -> FloatArray:
+        """Time from the first pass to the last of a step, [P, X]; stages are as many as `times` has."""
+        return self._each(
+            lambda schedule, sizes, rows: schedule.makespan(times if rows is None else times.take(rows), sizes.column)
+        )
+
+    def in_flight(self, stage: int) -> FloatArray:
+        """Micro-batches whose activations a stage holds at once, at most, [P]."""
+        return self._each(lambda schedule, sizes, _: schedule.in_flight(stage, sizes))
+
+    def deferred(self, stage: int) -> FloatArray:
+        """Micro-batches whose weight gradients a stage puts off, [P]."""
+        return self._each(lambda schedule, sizes, _: schedule.deferred(stage, sizes))
+
+    def earlier_losses(self, stage: int) -> FloatArray:
+        """Micro-batches whose loss a last stage still holds when it begins the backward pass of another, [P]."""
+        return self._each(lambda schedule, sizes, _: schedule.earlier_losses(stage, sizes))
+
+    def _each(self, ask: Callable[[Schedule, Sizes[IntArray], Rows], FloatArray | IntArray]) -> FloatArray:
+        """What each schedule answers for its plans, put together; rows are None where one schedule has all plans."""
+        kinds = np.unique(self._kinds).tolist()
+        if len(kinds) == 1:
+            return np.asarray(ask(_EVERY[kinds[0]], self._sizes, None), dtype=np.float64)
+        parts = [(kind, np.flatnonzero(self._kinds == kind)) for kind in kinds]
+        answers = [ask(_EVERY[kind], self._sizes.take(rows), rows) for kind, rows in parts]
+        out = np.zeros((len(self._kinds), *answers[0].shape[1:]))
+        for (_, rows), values in zip(parts, answers, strict=True):
+            out[rows] = values
+        return out

@@ -1,0 +1,408 @@
+"""The public functions: what the commands do, for Python. They open what they are given, and call the rooms.
+
+A document (a plan, a search) is given as a path, as YAML text, as a dict of the same keys, or as itself. Every room is
+imported when its function is called.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from moemodel.calibration.fit.operators import HeldOut
+    from moemodel.calibration.update.from_reports import Update
+    from moemodel.model.plan.spec import Plan
+    from moemodel.model.records.calibration import Calibration
+    from moemodel.model.results.outcome import Outcome
+    from moemodel.model.results.validation import Report
+    from moemodel.model.search.document import Search
+    from moemodel.model.search.result import SearchResult
+    from moemodel.profiler.run import Outcome as ProfileReport
+    from moemodel.profiler.sections.progress import Progress
+    from moemodel.validation.run import Outcome as ValidationResult
+    from moemodel.validation.select.runnable import Wish
+
+    DocumentT = TypeVar("DocumentT", bound=BaseModel)
+
+SEARCH_RESULT = "moemodel-search.json"  # where `moemodel optimize` leaves its result, and `validate` looks for one
+_SUFFIXES = (".yaml", ".yml", ".json")
+
+
+def predict(
+    plan: Plan | Path | str | Mapping[str, Any],
+    calibration: Calibration | Path | str | None = None,
+    *,
+    even_if_it_does_not_fit: bool = False,
+) -> Outcome:
+    """Time, power, energy, memory, carbon and cost of a training plan: `moemodel predict`.
+
+    >>> import moemodel
+    >>> answer = moemodel.predict('''
+    ... architecture: opt-350m
+    ... sequence_length: 2048
+    ... global_batch: 64
+    ... micro_batch: 4
+    ... cluster: {gpu: h100-sxm-80gb, gpus: 8}
+    ... parallel: {dp: 8, zero_stage: 1}
+    ... ''')
+    >>> answer.fits
+    True
+    >>> 0.05 < answer.step_time_s.value < 0.5
+    True
+    >>> answer.step_time_s.low < answer.step_time_s.value < answer.step_time_s.high
+    True
+
+    The same from a file, and for a cap of 500 W:
+
+    >>> plan = moemodel.read_plan(Path("examples/olmoe-1b-7b.yaml"))
+    >>> capped = moemodel.predict(plan.model_copy(update={"power_cap_W": 500.0}))
+    >>> capped.power_W.value <= 500.0
+    True
+
+    Args:
+        plan: a path, YAML text, a dict of the same keys, or a `Plan`. A string is a path if it ends in .yaml, .yml or
+            .json, contains a slash, or is a file's name; a text of several lines, or in braces, is YAML.
+        calibration: itself, its file, or the name of one that ships (`moemodel.list_calibrations()`); None: the one
+            that ships for the plan's GPU.
+        even_if_it_does_not_fit: answer also for a plan that needs more memory than the GPUs have.
+
+    Returns:
+        One answer, in SI units that the names of its fields end in: figures of one optimizer step with their 90 %
+        intervals (`Estimate`), by phase (`phases`), of the whole run if the plan says how many `tokens` (`run`, else
+        None), and `notes`: what the answer rests on. Energy is that of all GPUs; memory that of the fullest.
+
+    Raises:
+        InputError: no such file, or a key that is unknown, missing or wrong: file, line and key, what was found and
+            what is allowed; unknown GPU, network or architecture.
+        InfeasiblePlanError: degrees that don't divide the model, or too little memory; with what would do.
+        CalibrationError: none of that name, or of another GPU.
+    """
+    from moemodel.calibration.store.catalogue import load_calibration
+    from moemodel.model.plan.spec import Plan
+    from moemodel.model.results.outcome import outcome
+
+    opened, place = _opened(plan, Plan, "plan")
+    with _errors_name(place):
+        loaded = load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu")
+        return outcome(opened, loaded, even_if_it_does_not_fit=even_if_it_does_not_fit)
+
+
+def search(
+    document: Search | Path | str | Mapping[str, Any], calibration: Calibration | Path | str | None = None
+) -> SearchResult:
+    """The front of time and energy of all legal plans within limits: `moemodel optimize`.
+
+    >>> import moemodel
+    >>> found = moemodel.search({
+    ...     "architecture": "opt-350m",
+    ...     "sequence_length": 2048,
+    ...     "global_batch": 64,
+    ...     "cluster": {"gpu": "h100-sxm-80gb", "gpus": 8},
+    ...     "search": {"tp": 1, "pp": 1, "cp": 1, "micro_batch": [4, 8], "recompute": "none"},
+    ... })
+    >>> times_s = [entry.step_time_s.value for entry in found.front]
+    >>> times_s == sorted(times_s)
+    True
+    >>> best = found.front[found.picks["least_energy"] - 1]
+    >>> best.plan.parallel.dp
+    8
+
+    Args:
+        document: a path, YAML text, a dict of the same keys, or a `Search`; see `predict`.
+        calibration: see `predict`.
+
+    Returns:
+        The plans kept of the front, fastest first, numbered from 1 (`front`), each with step time (s), energy of a
+        step (J), power (W) and memory (B) and their 90 % intervals; number of each pick (`picks`); the fastest plans
+        behind it (`next_fastest`); what was refused, by reason (`counts`). `to_json()` is what the command writes.
+
+    Raises:
+        InputError: see `predict`; or more combinations than can be held.
+        InfeasiblePlanError: no plan is feasible; the reasons with counts, and the nearest miss.
+        CalibrationError: none of that name, or of another GPU.
+    """
+    from moemodel.calibration.store.catalogue import load_calibration
+    from moemodel.model.search.document import Search
+    from moemodel.model.search.search import search
+
+    opened, place = _opened(document, Search, "search")
+    with _errors_name(place):
+        return search(opened, load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu"))
+
+
+def profile(
+    gpu: str,
+    folder: Path | str | None = None,
+    *,
+    clocks: Literal["auto", "lock", "passive", "as-is"] = "auto",
+    budget_s: float = 280.0,
+    seed: int = 0,
+    sections: Sequence[str] | None = None,
+    plans: Sequence[Path | str] = (),
+    ranks: int | None = None,
+    progress: Progress | None = None,
+    announce: Callable[[str], None] = lambda _: None,
+) -> ProfileReport:
+    """Measure the GPU at hand into a folder, or go on with a profile that was interrupted: `moemodel profile`.
+
+    Needs the extra `profile`. A simulated GPU, whose seconds are virtual, shows how it goes:
+
+    >>> import moemodel
+    >>> done = moemodel.profile("sim:h100", "my-profile", sections=["host"])
+    >>> done.interrupted, sorted(done.sections), done.rows["host"] > 0
+    (False, ['host'], True)
+
+    Args:
+        gpu: name, alias or description file of the GPU that is here; "cpu"; or "sim:" and a name.
+        folder: of the profile; None: `profile-GPU`.
+        clocks: "lock" locks the SM clock step by step and gives it back to the driver whatever happens; "passive"
+            lets mixes of load move it; "as-is" leaves that out, too; "auto" locks where that is permitted.
+        budget_s: seconds for the sections of one GPU together; collectives and training steps come on top.
+        seed: of shapes, order and operands.
+        sections: of "mixed", "power", "heat", "solo", "sweep", "host", "collectives"; None: all.
+        plans: files of plans whose training steps are measured, too.
+        ranks: GPUs that talk to each other; None: all that are visible.
+        progress: is told how far it is.
+        announce: is told before a setting of the GPU is changed.
+
+    Returns:
+        Folder, rows of each table, seconds of each section, what was skipped and why, and whether a signal ended it.
+
+    Raises:
+        DeviceError: another GPU or none, or one that refuses what is asked.
+        InputError: unknown section or GPU, or more ranks than there are.
+        ProfileError: the folder holds another profile, or a damaged one.
+    """
+    from moemodel.profiler.run import profile
+
+    return profile(
+        gpu,
+        _profile_folder(gpu) if folder is None else Path(folder),
+        budget_s=budget_s,
+        seed=seed,
+        clocks=clocks,
+        sections=sections,
+        plans=[Path(plan) for plan in plans],
+        progress=progress,
+        announce=announce,
+        ranks=ranks,
+    )
+
+
+def calibrate(*profiles: Path | str) -> tuple[Calibration, list[HeldOut]]:
+    """Fit a calibration to profiles of one kind of GPU, whose samples are pooled: `moemodel calibrate`.
+
+    Needs the extra `calibrate`.
+
+    >>> import moemodel
+    >>> calibration, errors = moemodel.calibrate("my-profile")
+    >>> moemodel.write_calibration(calibration, Path("mine.json"))
+    >>> moemodel.predict("plan.yaml", "mine.json").calibration == calibration.name
+    True
+
+    Args:
+        profiles: folders that `profile` wrote, at least one.
+
+    Returns:
+        The calibration, and for each operator and pass the relative errors of times on shapes that were held out.
+
+    Raises:
+        InputError: no profile is given.
+        ProfileError: one is missing, damaged, of another GPU, or lacks what a calibration needs.
+    """
+    from moemodel.calibration.fit.calibration import calibrate_profile
+    from moemodel.model.core.errors import InputError
+
+    if not profiles:
+        raise InputError("calibrate: found no profile; give at least one folder that `moemodel profile` wrote")
+    return calibrate_profile(*map(Path, profiles))
+
+
+def recalibrate(
+    *reports: Report | Path | str, calibration: Calibration | Path | str | None = None, force: bool = False
+) -> Update:
+    """Refit factors common to all plans to what validations found: `moemodel calibrate --update`.
+
+    Needs the extra `calibrate`.
+
+    >>> import moemodel
+    >>> update = moemodel.recalibrate("validation")
+    >>> if update.kept:
+    ...     moemodel.write_calibration(update.calibration, Path("new.json"))
+
+    Args:
+        reports: that `validate` returned or wrote: themselves, their files, or the folders; at least one.
+        calibration: to start from, see `predict`; None: the one that ships for the reports' GPU.
+        force: keep what does not help plans that were left out of the fit, too.
+
+    Returns:
+        The new calibration, the parts of it that were fitted with their errors before and after, and which were kept.
+
+    Raises:
+        InputError: no report, too few plans in them, or one given or counted twice.
+        CalibrationError: of another GPU than a report, or lacks an operator.
+    """
+    from moemodel.calibration.store.catalogue import load_calibration
+    from moemodel.calibration.update.from_reports import update
+    from moemodel.model.core.errors import InputError
+    from moemodel.model.results.validation import read_report
+
+    if not reports:
+        raise InputError("recalibrate: found no report; give at least one that `moemodel validate` wrote")
+    read = [read_report(Path(one)) if isinstance(one, str | Path) else one for one in reports]
+    start = load_calibration(calibration, read[0].environment.gpu, key="environment.gpu")
+    places = (str(one) if isinstance(one, str | Path) else f"the report of {one.created}" for one in reports)
+    return update(start, read, ", ".join(places), force=force)
+
+
+def validate(
+    *plans: Plan | Path | str | Mapping[str, Any],
+    search: SearchResult | Path | str = SEARCH_RESULT,
+    folder: Path | str | None = None,
+    gpu: str | None = None,
+    calibration: Calibration | Path | str | None = None,
+    top: int = 5,
+    controls: bool = True,
+    repeats: int = 3,
+    seconds: float = 3.0,
+    warm_s: float = 2.0,
+    seed: int = 0,
+    clocks: Literal["auto", "passive", "lock"] = "auto",
+    launcher: Literal["torchrun", "slurm"] = "torchrun",
+    timeout_s: float = 240.0,
+    say: Callable[[str], None] = lambda _: None,
+) -> ValidationResult:
+    """Run plans for real on the GPUs at hand, and hold what they measure against predictions: `moemodel validate`.
+
+    Needs the extra `profile`.
+
+    >>> import moemodel
+    >>> result = moemodel.validate("plan.yaml", folder="validation", repeats=1, controls=False)
+    >>> result.report.complete, sorted(result.report.errors)
+    (True, ['energy', 'memory', 'power', 'step_time'])
+
+    Args:
+        plans: each a path, YAML text, a dict, or a `Plan`, see `predict`; none: the best of a search.
+        search: what `search` returned, or the file that `moemodel optimize` wrote; not read where plans are given.
+        folder: of the validation; one that was interrupted is gone on with. None: `validation-NAME`.
+        gpu: name or description file of the GPU that is here; None: that of the search or of the first plan.
+        calibration: see `predict`; None: the one that ships for that GPU.
+        top: plans of the search that are run.
+        controls: run the default plan and a random feasible one too.
+        repeats: rounds; in each, every plan is run once.
+        seconds: measured, of a run; after `warm_s` seconds that are not.
+        seed: of the order, of the random control, of weights and data.
+        clocks: "auto" holds the clock that a plan asks for where that is permitted; "passive" never; "lock": such a
+            plan fails where it isn't.
+        launcher: what starts the processes.
+        timeout_s: seconds without progress after which a run is ended.
+        say: told in a sentence how it goes.
+
+    Returns:
+        The report (predicted and measured time, power, energy, memory and clock of each plan in SI units, their errors
+        and the agreement of rankings), its folder, and whether a signal ended it before all was run.
+
+    Raises:
+        InputError: see `predict`; no plan can be run here; or the folder holds another validation.
+        InfeasiblePlanError: degrees that don't divide the model.
+        CalibrationError: of another GPU, or it lacks an operator.
+        DeviceError: another GPU or none, or its clock can't be held where that was asked for.
+    """
+    from moemodel.calibration.store.catalogue import load_calibration
+    from moemodel.validation.run import Options, gpu_of, validate_here
+
+    asked = _wishes(plans) if plans else _search_result(search)
+    wanted = gpu_of(asked)
+    loaded = load_calibration(calibration, gpu or wanted, key="--gpu" if gpu else "cluster.gpu")
+    options = Options(
+        repeats=repeats,
+        seconds=seconds,
+        warm_s=warm_s,
+        seed=seed,
+        clocks=clocks,
+        launcher=launcher,
+        timeout_s=timeout_s,
+    )
+    return validate_here(
+        asked,
+        None if folder is None else Path(folder),
+        loaded,
+        options,
+        gpu=gpu or wanted,
+        top=top,
+        controls=controls,
+        say=say,
+    )
+
+
+# ---- what is given --------------------------------------------------------------------------------------------------
+
+
+def _opened(given: Any, model: type[DocumentT], what: str) -> tuple[DocumentT, str]:
+    """A document, and the file it is of, which errors name; "" where it is of none.
+
+    Raises:
+        InputError: it is none of what is allowed, or not what `model` allows.
+    """
+    from moemodel.model.core.documents import parse_data, parse_yaml, read_yaml
+    from moemodel.model.core.errors import InputError
+
+    if isinstance(given, model):
+        return given, ""
+    if isinstance(given, Path) or (isinstance(given, str) and _is_path(given)):
+        return read_yaml(Path(given), model), str(given)
+    if isinstance(given, Mapping):
+        return parse_data(dict(given), model, what), ""
+    if isinstance(given, str) and (":" in given or "\n" in given):
+        return parse_yaml(given, model, what), ""
+    found = f"{given!r}, no such file" if isinstance(given, str) else type(given).__name__
+    raise InputError(f"{what}: found {found}; allowed: a path, YAML text, a dict, or a {model.__name__}")
+
+
+def _is_path(text: str) -> bool:
+    if "\n" in text or text.lstrip().startswith("{"):
+        return False
+    return bool(text) and (text.endswith(_SUFFIXES) or "/" in text or Path(text).exists())
+
+
+@contextmanager
+def _errors_name(place: str) -> Iterator[None]:
+    """An error says which file it is about."""
+    from moemodel.model.core.errors import InfeasiblePlanError, InputError
+
+    try:
+        yield
+    except (InputError, InfeasiblePlanError) as error:
+        raise type(error)(f"{place}: {error}" if place else str(error)) from None
+
+
+def _profile_folder(gpu: str) -> Path:
+    """Where a profile goes unless one says: `sim:h100?seed=1` isn't a name for every file system."""
+    described = gpu.endswith(".json") and not gpu.startswith("sim:")
+    return Path(f"profile-{re.sub(r'[^A-Za-z0-9.]+', '-', Path(gpu).stem if described else gpu)}")
+
+
+def _wishes(plans: Sequence[Plan | Path | str | Mapping[str, Any]]) -> list[Wish]:
+    """Plans that are given, each with where it is from."""
+    from moemodel.model.plan.spec import Plan
+    from moemodel.validation.select.runnable import Wish
+
+    opened = (_opened(plan, Plan, "plan") for plan in plans)
+    return [Wish(role=f"file {place}" if place else f"plan {plan.name}", plan=plan) for plan, place in opened]
+
+
+def _search_result(given: SearchResult | Path | str) -> SearchResult:
+    from moemodel.model.core.errors import InputError
+    from moemodel.model.search.result import read_search_result
+
+    if not isinstance(given, str | Path):
+        return given
+    if not Path(given).exists():
+        raise InputError(f"{given}: no such file; run `moemodel optimize SEARCH.yaml` first, or name plan files")
+    return read_search_result(Path(given))

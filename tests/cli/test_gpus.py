@@ -1,0 +1,39 @@
+"""`moemodel gpus`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from click.testing import Result
+
+from moemodel.model.hardware.gpu import list_gpus
+
+Run = Callable[..., Result]
+
+
+def test_gpus(moemodel: Run) -> None:
+    result = moemodel("gpus")
+    assert result.exit_code == 0
+    assert all(name in result.stdout for name in list_gpus())
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_every_value_of_a_gpu_has_its_source(moemodel: Run) -> None:
+    result = moemodel("gpus", "h100")
+    assert result.exit_code == 0
+    assert "peaks.bf16 flops_per_s" in result.stdout
+    assert "Tensor Core GPU Architecture" in result.stdout
+
+
+def test_gpus_for_machines(moemodel: Run) -> None:
+    gpus = {gpu["name"]: gpu for gpu in json.loads(moemodel("gpus", "--json").stdout)}
+    assert sorted(gpus) == list(list_gpus())
+    assert gpus["h100-sxm-80gb"]["peaks"]["bf16"]["flops_per_s"] == 989.4e12
+    assert gpus["cpu"]["memory_B"] is None
+
+
+def test_unknown_names_are_guessed_at(moemodel: Run) -> None:
+    result = moemodel("gpus", "h10")
+    assert result.exit_code == 2
+    assert "did you mean" in result.stderr

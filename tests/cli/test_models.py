@@ -1,0 +1,37 @@
+"""`moemodel models`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from click.testing import Result
+
+from moemodel.model.architecture.hf_config import list_architectures
+
+Run = Callable[..., Result]
+
+
+def test_models(moemodel: Run) -> None:
+    result = moemodel("models")
+    assert result.exit_code == 0
+    assert all(name in result.stdout for name in list_architectures())
+    assert "huggingface.co/allenai/OLMoE" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_models_for_machines(moemodel: Run) -> None:
+    models = {model["name"]: model for model in json.loads(moemodel("models", "--json").stdout)}
+    assert sorted(models) == list(list_architectures())
+    assert models["olmoe-1b-7b"]["feed_forward"] == "64 experts, top 8"
+    assert models["switch-base-128"]["encoder_layers"] == 12
+    assert all(model["source"] for model in models.values())
+
+
+def test_a_model_of_ones_own(moemodel: Run, folder: Path) -> None:
+    config = {"model_type": "llama", "vocab_size": 1000, "hidden_size": 64, "intermediate_size": 128}
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    (folder / "mine.json").write_text(json.dumps(config | layers))
+    described = json.loads(moemodel("models", "mine.json", "--json").stdout)
+    assert described[0]["layers"] == 2
