@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from moemodel.model.architecture.spec import Architecture
 from moemodel.profiler.backends.torch_native.model import DecoderModel, draw
-from moemodel.profiler.backends.torch_native.rank_mesh import Layout
+from moemodel.profiler.backends.torch_native.rank_mesh import RankMesh
 from moemodel.profiler.backends.torch_native.vocab_parallel import Rows
 
 
@@ -80,21 +80,22 @@ def whole_name(name: str, model: DecoderModel) -> str:
     return ".".join(parts)
 
 
-def held(whole: Tensor, share: Share, layout: Layout) -> Tensor:
+def held(whole: Tensor, share: Share, place: RankMesh) -> Tensor:
     """The part of a whole parameter that a rank holds."""
     if share.expert:
-        whole = whole.chunk(layout.ep)[layout.ep_rank]
-    if share.dim is None or layout.tp == 1:
+        whole = whole.chunk(place.mesh.ep)[place.at.ep]
+    tp = place.mesh.tp
+    if share.dim is None or tp == 1:
         return whole
     if share.vocabulary:
-        rows = Rows.of(whole.shape[0], layout.tp_rank, layout.tp)
+        rows = Rows.of(whole.shape[0], place.at.tp, tp)
         return whole[rows.first : rows.stop]
     halves = whole.chunk(2, share.dim) if share.halves else (whole,)
-    return torch.cat([half.chunk(layout.tp, share.dim)[layout.tp_rank] for half in halves], share.dim)
+    return torch.cat([half.chunk(tp, share.dim)[place.at.tp] for half in halves], share.dim)
 
 
 @torch.no_grad()
-def initialise_part(model: DecoderModel, seed: int, layout: Layout) -> None:
+def initialise_part(model: DecoderModel, seed: int, place: RankMesh) -> None:
     """Give a part of a model the weights that the whole one would have; one whole parameter is there at a time."""
     architecture = model.architecture
     with torch.device("meta"):
@@ -107,4 +108,4 @@ def initialise_part(model: DecoderModel, seed: int, layout: Layout) -> None:
             continue
         whole = torch.empty(shapes[name], dtype=parameter.dtype, device=parameter.device)
         draw(whole, name, seed, tied=architecture.tied)
-        parameter.copy_(held(whole, share, layout))
+        parameter.copy_(held(whole, share, place))

@@ -147,7 +147,7 @@ def _gradient_error(trainer: ParallelTrainer, reference: dict[str, Tensor]) -> f
             assert parameter.grad is not None, name
             found = getattr(parameter.grad, "full_tensor", lambda p=parameter: p.grad)() * scales[id(parameter)]
             whole = reference[name]
-            expected = held(whole, share_of(name, model.architecture), trainer._layout)
+            expected = held(whole, share_of(name, model.architecture), trainer._place)
             error = float((found - expected).norm()) / max(float(expected.norm()), 1e-3 * largest)
             worst = max(worst, error)
     return worst
