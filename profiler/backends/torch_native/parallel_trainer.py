@@ -3,12 +3,12 @@
 Every plan of an architecture starts from the weights that the whole model has on one device, and sees the same
 sequences in the same step, so that its losses are those of one device, but for rounding.
 
-| degree | how                                                                                     | in           |
-| ------ | --------------------------------------------------------------------------------------- | ------------ |
-| dp     | DDP; from ZeRO 1 on FSDP2                                                               | `replicas`   |
-| tp     | explicit collectives on plain tensors, with or without sequence parallelism             | `cut`        |
-| ep     | dropless, rows to their experts and back by all-to-all                                  | `cut`        |
-| pp     | torch.distributed.pipelining                                                            | `pipeline`   |
+| degree | how                                                                                     | in                |
+| ------ | --------------------------------------------------------------------------------------- | ----------------- |
+| dp     | DDP; from ZeRO 1 on FSDP2                                                               | `data_parallel`   |
+| tp     | explicit collectives on plain tensors, with or without sequence parallelism             | `tensor_parallel` |
+| ep     | dropless, rows to their experts and back by all-to-all                                  | `tensor_parallel` |
+| pp     | torch.distributed.pipelining                                                            | `pipeline`        |
 
 Gradients that none of them sums are summed after the last backward pass (`gradients`): of parameters which every
 tensor-parallel rank has used for a part only; of experts with copies under ZeRO 0; of tied embeddings at both ends of a
@@ -32,8 +32,8 @@ from moemodel.profiler.backends.torch_native.pipeline import Pipeline, own_chunk
 from moemodel.profiler.backends.torch_native.pipeline_stage import Chunk, build_part
 from moemodel.profiler.backends.torch_native.process_groups import Groups, release_comm_buffers
 from moemodel.profiler.backends.torch_native.rank_mesh import RankMesh
-from moemodel.profiler.backends.torch_native.sharding import Share, share_of, whole_names
-from moemodel.profiler.backends.torch_native.tensor_parallel import RankCut
+from moemodel.profiler.backends.torch_native.sharding import ShardSpec, shard_spec, whole_names
+from moemodel.profiler.backends.torch_native.tensor_parallel import TensorParallelSharding
 from moemodel.profiler.backends.torch_native.trainer import Trainer, wait
 
 __all__ = ["ParallelTrainer", "build", "release_comm_buffers"]
@@ -154,7 +154,7 @@ class ParallelTrainer:
 
     def _build_models(self) -> list[DecoderModel]:
         run, place, groups = self._run, self._place, self._groups
-        cut = RankCut(
+        sharding = TensorParallelSharding(
             tp=place.mesh.tp,
             tp_rank=place.at.tp,
             tp_group=groups.own("tp"),
@@ -165,9 +165,9 @@ class ParallelTrainer:
         )
         with torch.device("meta"):
             parts: list[DecoderModel] = (
-                [DecoderModel(run.architecture, recompute=run.recompute, cut=cut)]
+                [DecoderModel(run.architecture, recompute=run.recompute, sharding=sharding)]
                 if place.mesh.pp == 1
-                else list(own_chunks(run, place, cut))
+                else list(own_chunks(run, place, sharding))
             )
         return [build_part(part, run, place, self.device) for part in parts]
 
@@ -175,12 +175,14 @@ class ParallelTrainer:
         group = self._groups.own("data_parallel")
         if group is None:
             return model
-        spread = self._mesh.ep > 1
+        expert_parallel = self._mesh.ep > 1
         if self._by_ddp:
-            return replicate(model, group, spread=spread)
+            return replicate(model, group, expert_parallel=expert_parallel)
         if self._zero > 0:
-            copies = self._groups.own("expert_data_parallel") if spread else None
-            shard(model, self._zero, group, spread=spread, copies=copies, device=self.device)
+            expert_group = self._groups.own("expert_data_parallel") if expert_parallel else None
+            shard(
+                model, self._zero, group, expert_parallel=expert_parallel, expert_group=expert_group, device=self.device
+            )
         return model
 
     def _build_pipeline(self, modules: list[nn.Module]) -> Pipeline | None:
@@ -193,24 +195,27 @@ class ParallelTrainer:
     def _trained(self, model: DecoderModel) -> list[Trained]:
         architecture = self._run.architecture
         return [
-            self._trained_one(name, parameter, share_of(name, architecture)) for name, parameter in whole_names(model)
+            self._trained_one(name, parameter, shard_spec(name, architecture)) for name, parameter in whole_names(model)
         ]
 
-    def _trained_one(self, name: str, parameter: nn.Parameter, share: Share) -> Trained:
+    def _trained_one(self, name: str, parameter: nn.Parameter, spec: ShardSpec) -> Trained:
         mesh, groups = self._mesh, self._groups
-        spread = share.expert and mesh.ep > 1
+        expert_parallel = spec.expert and mesh.ep > 1
         sharded = hasattr(parameter, "to_local")
-        copies = (mesh.expert_data_parallel_group if spread else mesh.data_parallel_group).size
-        left = not sharded and (spread or not self._by_ddp)  # to this module, of the mean over dp
-        partial = share.partial == "always" or (share.partial == "sequence" and self._run.parallel.sequence_parallel)
+        data_ranks = (mesh.expert_data_parallel_group if expert_parallel else mesh.data_parallel_group).size
+        left = not sharded and (expert_parallel or not self._by_ddp)  # to this module, of the mean over dp
+        partial = spec.partial == "always" or (spec.partial == "sequence" and self._run.parallel.sequence_parallel)
         twice = mesh.pp > 1 and name == "embedding_VW" and self._run.architecture.tied
         sums = (
-            groups.own("expert_data_parallel" if spread else "data_parallel") if left else None,
+            groups.own("expert_data_parallel" if expert_parallel else "data_parallel") if left else None,
             groups.own("tp") if partial else None,
             groups.own("embedding") if twice else None,
         )
-        scale = 1 / mesh.dp if left else (1 / mesh.ep if spread else 1.0)
-        holders = (1 if sharded else copies) * (1 if share.dim is not None else mesh.tp) * (2 if twice else 1)
+        scale = 1 / mesh.dp if left else (1 / mesh.ep if expert_parallel else 1.0)
+        replicas = (1 if sharded else data_ranks) * (1 if spec.dim is not None else mesh.tp) * (2 if twice else 1)
         return Trained(
-            parameter=parameter, holders=holders, scale=scale, sums=tuple(group for group in sums if group is not None)
+            parameter=parameter,
+            replicas=replicas,
+            scale=scale,
+            sums=tuple(group for group in sums if group is not None),
         )
