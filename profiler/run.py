@@ -16,7 +16,7 @@ from moemodel.model.core.errors import DeviceError, InputError
 from moemodel.model.records.profile import MANIFEST, HostRow
 from moemodel.profiler.clocks.clock_control import ClockControl, Terminated, choose_clocks, ending_cleanly
 from moemodel.profiler.clocks.settings import AskedClocks, Clocks
-from moemodel.profiler.collectives.helpers import first_of_job, help_first, helps
+from moemodel.profiler.collectives.helpers import first_of_job, helps, run_as_helper
 from moemodel.profiler.collectives.points import Scale
 from moemodel.profiler.collectives.section import SECTION as COLLECTIVES
 from moemodel.profiler.collectives.section import Collectives, check_enough, devices_at_hand
@@ -134,7 +134,7 @@ def profile(
     begun_s = time.perf_counter()
     chosen = _chosen_sections(sections, clocks)
     if helps():
-        help_first()
+        run_as_helper()
         return Outcome(folder=folder, helped=True)
     outcome = Outcome(folder=folder)
     with ExitStack() as stack:

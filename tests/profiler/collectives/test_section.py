@@ -12,7 +12,7 @@ import pytest
 
 from moemodel.model.core.errors import DeviceError, InputError
 from moemodel.profiler.collectives import section
-from moemodel.profiler.collectives.collective_timer import Stopwatch, Stretch
+from moemodel.profiler.collectives.collective_timer import CollectiveTimer, TimedInterval
 from moemodel.profiler.collectives.points import LinkPoint, link_points, overlap_points, scale_for
 from moemodel.profiler.collectives.section import Collectives, check_enough, devices_at_hand
 from moemodel.profiler.collectives.start import follow
@@ -207,7 +207,7 @@ class Mark:
 
 def feed(*ends_s: float, call_s: float = 2.5e-3, messages: int = 1) -> _Feed:
     work = Work(run=lambda _: None, time_s=call_s, messages=messages)
-    return _Feed(lane=None, work=work, left=0, markers=[Mark(at_s) for at_s in ends_s])  # type: ignore[arg-type]
+    return _Feed(stream=None, work=work, left=0, markers=[Mark(at_s) for at_s in ends_s])  # type: ignore[arg-type]
 
 
 def test_a_rate_is_counted_from_one_chunks_end_to_anothers() -> None:
@@ -228,7 +228,7 @@ def test_too_short_a_window_takes_everything() -> None:
 
 
 class Recorder:
-    """A lane that ends what it is given at once."""
+    """A stream that ends what it is given at once."""
 
     def __init__(self) -> None:
         self.queued = 0
@@ -242,11 +242,11 @@ class Recorder:
 
 
 def test_a_fixed_feed_queues_its_chunks_and_no_more() -> None:
-    lane, calls = Recorder(), []
-    fixed = _Feed(lane=lane, work=Work(run=calls.append, time_s=1e-3), left=6)
+    stream, calls = Recorder(), []
+    fixed = _Feed(stream=stream, work=Work(run=calls.append, time_s=1e-3), left=6)
     while not fixed.finished:
         fixed.feed()
-    assert lane.queued == 6
+    assert stream.queued == 6
     assert calls == [5] * 6
 
 
@@ -264,18 +264,18 @@ class Alone:
         return value
 
 
-def stretches_of(monkeypatch: pytest.MonkeyPatch, late: list[bool]) -> tuple[list[Stretch], list[float]]:
+def stretches_of(monkeypatch: pytest.MonkeyPatch, late: list[bool]) -> tuple[list[TimedInterval], list[float]]:
     """Three stretches, where those that are taken one after another are late or not; and the host times expected."""
     expected: list[float] = []
     answers = iter(late)
 
-    def stretch(_self: object, _operation: object, _group: object, _calls: int, host_s: float) -> Stretch:
+    def stretch(_self: object, _operation: object, _group: object, _calls: int, host_s: float) -> TimedInterval:
         expected.append(host_s)
-        return Stretch(time_s=1.0, host_time_s=host_s * 2, clock_Hz=None, late=next(answers))
+        return TimedInterval(time_s=1.0, host_time_s=host_s * 2, clock_Hz=None, late=next(answers))
 
-    monkeypatch.setattr(Stopwatch, "_stretch", stretch)
+    monkeypatch.setattr(CollectiveTimer, "_stretch", stretch)
     device = CpuDevice()
-    return Stopwatch(device, ClockReader(device))._stretches(None, Alone(), 8, 1.0, 3), expected  # type: ignore[arg-type]
+    return CollectiveTimer(device, ClockReader(device))._stretches(None, Alone(), 8, 1.0, 3), expected  # type: ignore[arg-type]
 
 
 def test_a_stretch_that_waited_for_its_host_is_taken_again_with_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
