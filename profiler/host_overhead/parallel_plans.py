@@ -1,6 +1,6 @@
 """The host's time of what parallel plans add to each layer, bucket and pass; two ranks measure it together.
 
-The method of `profiler.host_lane`: models of n and of 2n layers at sizes where the device is never the bottleneck; here
+The method of `single_gpu`: models of n and of 2n layers at sizes where the device is never the bottleneck; here
 the difference of both over n, less the same of a model on one device, is what the wrapper adds to a layer. Times are
 the host's between the marks of a step that begins on an idle device, means of both ranks. One rank will not do: FSDP
 leaves its collectives out where there is nobody to talk to.
@@ -29,7 +29,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from statistics import fmean
-from typing import Any, Protocol
 
 import torch
 
@@ -42,6 +41,7 @@ from moemodel.profiler.backends.torch_native.parallel_trainer import build
 from moemodel.profiler.backends.torch_native.trainer import Trainer
 from moemodel.profiler.devices.memory import free_memory
 from moemodel.profiler.host_overhead.single_gpu import KINDS, LayerKind, tiny_run, trimmed_mean
+from moemodel.profiler.jobs.rendezvous import RankBarrier
 
 Times = list[float]  # host time before each mark of a step but the first, s
 
@@ -57,18 +57,7 @@ _EXCHANGES = 2.0  # rows to the experts and back
 _BUCKET_HIDDEN, _BUCKET_WIDTH = 1024, 2944  # 4 x 1024² + 3 x 1024 x 2944 parameters: 25.25 MiB, a bucket of DDP
 
 
-class Peers(Protocol):
-    """What is needed of `peers.Peers`."""
-
-    @property
-    def rank(self) -> int: ...
-    @property
-    def size(self) -> int: ...
-    def gather(self, value: Any) -> list[Any] | None: ...
-    def barrier(self) -> None: ...
-
-
-def measure(device: torch.device, peers: Peers, repeats: int) -> list[HostRow]:
+def measure(device: torch.device, peers: RankBarrier, repeats: int) -> list[HostRow]:
     """Host time of every block; both ranks of a job of two call it. Rows on rank 0, none on the other.
 
     Args:
@@ -89,7 +78,7 @@ def measure(device: torch.device, peers: Peers, repeats: int) -> list[HostRow]:
 class _Host:
     """One rank's part of the measurement."""
 
-    def __init__(self, device: torch.device, peers: Peers, repeats: int) -> None:
+    def __init__(self, device: torch.device, peers: RankBarrier, repeats: int) -> None:
         self._device, self._peers, self._repeats = device, peers, repeats
 
     def fsdp(self) -> list[HostRow]:

@@ -1,4 +1,4 @@
-"""The host lane: how long the host needs to queue a layer of the real training model, whatever the device does.
+"""How long the host needs to queue a layer of the real training model, whatever the device does.
 
 Layers and not operators, since much of the host's time belongs to none: module calls, views, dictionary look-ups,
 autograd nodes, the engine's queue, gradient accumulation. Summing operators timed alone, each through its own loop,
@@ -20,7 +20,7 @@ Rows of the table `host`, each for one kind of layer in `KINDS` (its options are
 | optimizer_tensor          | step              | one tensor: the same; for each precision               |
 | step                      | step              | the optimizer's step without its tensors; for each precision |
 
-What parallel plans add to these, two ranks measure together (`parallel.host`).
+What parallel plans add to these, two ranks measure together (`parallel_plans`).
 
 A differenced time can come out negative where the host is noisy; it is reported as it is. Kernels are counted after all
 timing, by torch's profiler, whose tracer may slow later launches of the process: run this section last, or with

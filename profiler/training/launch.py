@@ -117,7 +117,7 @@ class LaunchOptions:
     timeout_s: float = 240.0
 
 
-Outcome = Measured | Failure
+VisitResult = Measured | Failure
 
 
 def launch(
@@ -126,7 +126,7 @@ def launch(
     folder: Path,
     options: LaunchOptions,
     report: Callable[[str], None] = lambda _: None,
-) -> Iterator[Outcome]:
+) -> Iterator[VisitResult]:
     """Run the visits in order; yields each outcome as soon as it is known, in the order given.
 
     A job holds as many processes as the largest plan that is left needs; smaller plans run on the first of them.
@@ -261,7 +261,7 @@ class _Watch:
         self._began = False
         self._done = 0
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Iterator[VisitResult]:
         """Those of its visits, until one ends it.
 
         Raises:
@@ -278,7 +278,7 @@ class _Watch:
         visit = self._visits[self._done]
         yield Failure(visit=visit, kind=failure.kind, reason=failure.reason, log=self._job.folder)
 
-    def _take(self, event: Mapping[str, Any]) -> Iterator[Outcome]:
+    def _take(self, event: Mapping[str, Any]) -> Iterator[VisitResult]:
         if event["event"] == "began":
             self._began = True
             first, total = self._place

@@ -4,7 +4,7 @@ One run: build the model; step for at least 2 s, so that the governor and the di
 of them with no synchronisation inside, marking every phase boundary with a CUDA event; read everything after the last
 step; then a few steps that each begin on an idle device, for the host's time. On the CPU the same code runs with
 wall-clock marks, and what has no sensor is None. Of several ranks each measures its own device; all take the same
-steps, which rank 0 counts (`Peers`), and begin the measured ones together.
+steps, which rank 0 counts (`RankBarrier`), and begin the measured ones together.
 
 What the columns of `iterations` mean here:
 
@@ -44,6 +44,7 @@ from moemodel.profiler.devices.base import Device
 from moemodel.profiler.devices.memory import free_memory
 from moemodel.profiler.instruments.cycle_counter import ClockReader, Stamp
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
+from moemodel.profiler.jobs.rendezvous import Alone, RankBarrier
 
 WARM_S = 2.0  # of steps before the measured ones: the die heats by 10 degrees within 2 s of load
 MEASURED_S = 3.0  # 30 ticks of a 100 ms energy counter
@@ -144,32 +145,6 @@ def _ignore(_: str) -> None:
     return None
 
 
-class Peers(Protocol):
-    """The ranks that measure together, as far as the measurement needs them."""
-
-    @property
-    def rank(self) -> int: ...
-    def agree(self, value: float) -> float:
-        """What rank 0 says."""
-        ...
-
-    def barrier(self) -> None:
-        """Until all are here."""
-        ...
-
-
-class Alone:
-    """One rank without others."""
-
-    rank = 0
-
-    def agree(self, value: float) -> float:
-        return value
-
-    def barrier(self) -> None:
-        return None
-
-
 def measure_run(
     run: TrainingRun,
     device: Device,
@@ -178,7 +153,7 @@ def measure_run(
     warm_s: float = WARM_S,
     measured_s: float = MEASURED_S,
     build: Builder,
-    peers: Peers | None = None,
+    peers: RankBarrier | None = None,
 ) -> IterationRow:
     """Train for a few seconds and measure: one row of the table `iterations`.
 
@@ -206,7 +181,7 @@ def measure_run(
 class _Measurement:
     """One run on one device, with its peers."""
 
-    def __init__(self, run: TrainingRun, device: Device, clock: ClockReader, peers: Peers) -> None:
+    def __init__(self, run: TrainingRun, device: Device, clock: ClockReader, peers: RankBarrier) -> None:
         self._run, self._device, self._clock, self._peers = run, device, clock, peers
 
     def row(self, build: Builder, warm_s: float, measured_s: float) -> IterationRow:

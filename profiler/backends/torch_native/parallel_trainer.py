@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from moemodel.profiler.backends.base import Mark, Run, TrainingRun
+from moemodel.profiler.backends.base import PhaseCallback, Run, TrainingRun
 from moemodel.profiler.backends.torch_native.batches import Batches
 from moemodel.profiler.backends.torch_native.data_parallel import passes, replicate, shard
 from moemodel.profiler.backends.torch_native.gradients import Gradients, Trained
@@ -78,7 +78,7 @@ class ParallelTrainer:
 
     # ---- a step -------------------------------------------------------------------------------------------------
 
-    def step(self, mark: Mark) -> None:
+    def step(self, mark: PhaseCallback) -> None:
         """See `Run`."""
         mark("start")
         tokens, targets = self._batches.step()
@@ -93,7 +93,7 @@ class ParallelTrainer:
         self._optimizer.zero_grad()
         mark("optimizer")
 
-    def _micro_batches(self, tokens: Tensor, targets: Tensor, mark: Mark) -> None:
+    def _micro_batches(self, tokens: Tensor, targets: Tensor, mark: PhaseCallback) -> None:
         self._losses = []
         number = len(tokens)
         for i in range(number):

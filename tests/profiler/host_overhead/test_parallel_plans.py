@@ -10,7 +10,7 @@ import torch
 from moemodel.model.architecture.spec import Moe
 from moemodel.model.core.errors import InputError
 from moemodel.model.layers.parameters import parameters
-from moemodel.profiler.backends.base import Mark, TrainingRun
+from moemodel.profiler.backends.base import PhaseCallback, TrainingRun
 from moemodel.profiler.host_overhead import parallel_plans as host
 
 _ENDS, _LAYER, _UNIT, _QUIET, _REDUCE = 50.0, 7.0, 3.0, 1.0, 2.0
@@ -36,7 +36,7 @@ class _Run:
     def __init__(self, run: TrainingRun, clock: _Clock) -> None:
         self._run, self._clock = run, clock
 
-    def step(self, mark: Mark) -> None:
+    def step(self, mark: PhaseCallback) -> None:
         mark("start")
         run, p = self._run, self._run.parallel
         if p.pp > 1:
@@ -67,7 +67,7 @@ class _Run:
             return 4 * _ROWS if p.sequence_parallel else 2 * _COLLECTIVE
         return 2 * _EXCHANGE if p.ep > 1 and sparse else 0.0
 
-    def _pass(self, layer_s: float, name: str, mark: Mark) -> None:
+    def _pass(self, layer_s: float, name: str, mark: PhaseCallback) -> None:
         self._clock.now_s += _ENDS + layer_s * len(self._run.architecture.decoder)
         mark(name)
 
@@ -80,6 +80,9 @@ class _Peers:
     """Two ranks that say the same."""
 
     rank, size = 0, 2
+
+    def agree(self, value: float) -> float:
+        return value
 
     def gather(self, value: Any) -> list[Any]:
         return [value, value]

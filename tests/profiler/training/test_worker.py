@@ -16,7 +16,7 @@ from moemodel.model.core.errors import DeviceError
 from moemodel.model.plan.spec import Plan
 from moemodel.profiler.clocks.clock_control import ClockControl
 from moemodel.profiler.jobs.ranks import failure_of
-from moemodel.profiler.jobs.rendezvous import Peers
+from moemodel.profiler.jobs.rendezvous import RendezvousStore
 from moemodel.profiler.training.launch import Failure, LaunchOptions, Measured, PlanVisit, launch
 from moemodel.profiler.training.worker import adopt_slurm, hold_clock
 
@@ -91,7 +91,7 @@ def test_peers_hear_rank_0_and_meet() -> None:
     store, heard = HashStore(), dict[int, list[object]]()
 
     def live(rank: int) -> None:
-        peers = Peers(store, rank, 3, name="test", timeout_s=20)
+        peers = RendezvousStore(store, rank, 3, name="test", timeout_s=20)
         said = peers.agree(10.0 + rank)
         everything = peers.gather({"rank": rank})
         peers.barrier()
