@@ -1,6 +1,6 @@
 """Time of collectives over the links of a cluster.
 
-A cluster is a graph (networkx): GPUs, one switch a node, one NIC a GPU, one fabric; edges carry the bandwidth of one
+A cluster is a graph: GPUs, one switch a node, one NIC a GPU, one fabric; edges carry the bandwidth of one
 direction and a latency. A group of ranks is a ring through that graph.
 
     all_reduce                     a0 + 2 (n-1)/n S / B + 2 (n-1) a
@@ -19,27 +19,18 @@ NIC). Left out: trees, in-network reduction, contention between groups.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PositiveFloat
 
 from moemodel.model.core.arrays import FloatArray, IntArray
-from moemodel.model.core.documents import Strict
-from moemodel.model.core.errors import InputError
 from moemodel.model.hardware.gpu import Gpu
+from moemodel.model.hardware.link import Link
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.records.link_residuals import LinkCurve, correction
-
-if TYPE_CHECKING:
-    import networkx as nx
 
 
 class Collective(StrEnum):
@@ -50,35 +41,6 @@ class Collective(StrEnum):
     ALL_GATHER = "all_gather"
     ALL_TO_ALL = "all_to_all"
     SEND_RECV = "send_recv"
-
-
-class Link(Strict):
-    """One GPU's share of the network between nodes."""
-
-    bandwidth_GBps: PositiveFloat
-    latency_us: PositiveFloat
-    source: str = "the plan"
-
-
-@cache
-def links() -> dict[str, Link]:
-    """The networks between nodes that are known by name."""
-    data = json.loads((Path(__file__).parents[1] / "presets" / "networks.json").read_text(encoding="utf-8"))
-    return {name: Link(**entry) for name, entry in data.items() if not name.startswith("_")}
-
-
-def read_link(name: str) -> Link:
-    """A known network between nodes.
-
-    Raises:
-        InputError: unknown; names the known ones.
-    """
-    if name not in links():
-        names = ", ".join(sorted(links()))
-        raise InputError(
-            f"cluster.internode: found {name!r}; allowed: {names}, a bandwidth, or the path of a cluster file (.yaml)"
-        )
-    return links()[name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,22 +108,6 @@ class Network:
     def skewed_B(self, size_B: FloatArray, skew: FloatArray | float) -> FloatArray:
         """Size of the even all-to-all that takes as long as one whose busiest rank gets `skew` times the mean."""
         return np.asarray(size_B * (1 + self.skew_share * (np.asarray(skew) - 1)))
-
-    def graph(self, nodes: int) -> nx.Graph[tuple[str, int]]:
-        """The cluster of `nodes` nodes; edges carry `bandwidth_Bps` and `latency_s`.
-
-        `route` gives what its shortest ways give (a test compares them), without building it for every prediction.
-        """
-        import networkx as nx
-
-        graph: nx.Graph[tuple[str, int]] = nx.Graph()
-        for rank in range(nodes * self.gpus_per_node):
-            gpu, nic = ("gpu", rank), ("nic", rank)
-            switch = ("switch", rank // self.gpus_per_node)
-            graph.add_edge(gpu, switch, bandwidth_Bps=self.node_Bps, latency_s=self.node_latency_s / 2)
-            graph.add_edge(gpu, nic, bandwidth_Bps=self.nic_Bps, latency_s=0.0)
-            graph.add_edge(nic, ("fabric", 0), bandwidth_Bps=self.nic_Bps, latency_s=self.nic_latency_s / 2)
-        return graph
 
     def route(self, ranks_G: IntArray, stride_G: IntArray) -> Route:
         """Routes of groups of `ranks` ranks, `stride` apart; ranks are numbered node by node."""

@@ -8,8 +8,8 @@ import numpy as np
 
 from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.network.collectives import Collective, Network, Route
+from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.mesh import ParallelMesh, ProcessGroup
-from moemodel.model.plan.spec import PlanBatch
 
 Group = tuple[IntArray, Route]
 
@@ -77,6 +77,8 @@ class Groups:
         `across_share`: of an all-to-all, what goes between nodes over what would if every copy of a row did.
         """
         ranks, route = group
+        if not (ranks > 1).any():
+            return np.zeros(len(ranks))
         size_B = np.asarray(size_B, dtype=np.float64)
         return self.network.time_s(collective, size_B, ranks, route, across_share=across_share)
 

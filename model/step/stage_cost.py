@@ -21,7 +21,8 @@ from moemodel.model.device.roofline import chip_of_calibration
 from moemodel.model.layers.layer import LayerBlocks, layer_blocks
 from moemodel.model.layers.parameters import parameters
 from moemodel.model.operators.calls import Phase
-from moemodel.model.plan.spec import PlanBatch, Recompute
+from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.recompute import Recompute
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
 from moemodel.model.step.data_parallel import DataParallel, StepExchange, Units
 from moemodel.model.step.launch_overhead import ParallelHost
@@ -95,9 +96,10 @@ class BlockCosts:
         first, self.shape = distinct_rows([getattr(plans, name) for name in _SHAPE_KEYS])
         workload = Workload(architecture, plans.take(first), framework=machine.framework, precision=machine.precision)
         count = len(first)
-        self.layers = [self.pricer.lanes(workload.layer(layer), count) for layer in self.kinds]
-        self.embedding = self.pricer.lanes(workload.embedding(), count)
-        self.head = self.pricer.lanes(workload.head(), count)
+        layers = [workload.layer(layer) for layer in self.kinds]
+        *self.layers, self.embedding, self.head = self.pricer.blocks(
+            [*layers, workload.embedding(), workload.head()], count
+        )
 
     def at(self, rows: IntArray) -> StageCosts:
         """What stages cost under the plans at these rows."""
