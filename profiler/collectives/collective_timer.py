@@ -22,9 +22,9 @@ from moemodel.profiler.instruments.cycle_counter import ClockReader
 
 _WARM_CALLS = 3
 _PILOT_CALLS = 4
-_LEAD_MARGIN = 1.5  # of the host time that a spin has to cover
-_LEAD_EXTRA_S = 0.5e-3  # ranks leave a barrier that far apart, and fill buffers first
-_LEAD_MOST_S = 40e-3
+_SPIN_MARGIN = 1.5  # of the host time that a spin has to cover
+_SPIN_EXTRA_S = 0.5e-3  # ranks leave a barrier that far apart, and fill buffers first
+_SPIN_MOST_S = 40e-3
 _AGAIN = 5  # stretches more, at most, where hosts were late
 _FALLBACK_CLOCK_HZ = 2e9  # for the length of a spin only
 
@@ -111,10 +111,10 @@ class CollectiveTimer:
 
     def _on_gpu(self, operation: Operation, calls: int, host_s: float) -> TimedInterval:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        lead_s = min(_LEAD_MOST_S, _LEAD_MARGIN * (calls + 1) * host_s + _LEAD_EXTRA_S)
+        spin_s = min(_SPIN_MOST_S, _SPIN_MARGIN * (calls + 1) * host_s + _SPIN_EXTRA_S)
         operation.prepare()
         spun_s = time.perf_counter()
-        torch.cuda._sleep(int(lead_s * self._spin_Hz))  # type: ignore[no-untyped-call]
+        torch.cuda._sleep(int(spin_s * self._spin_Hz))  # type: ignore[no-untyped-call]
         operation.call()
         before = self._clock.stamp()
         start.record()
@@ -129,7 +129,7 @@ class CollectiveTimer:
             time_s=float(start.elapsed_time(end)) * 1e-3 / calls,
             host_time_s=(queued_s - begun_s) / calls,
             clock_Hz=self._clock.mean_Hz(before, after),
-            late=queued_s - spun_s > lead_s,
+            late=queued_s - spun_s > spin_s,
         )
 
     def _synchronize(self) -> None:

@@ -11,7 +11,7 @@ from moemodel.profiler.clocks.device_settings import DeviceSettings
 from moemodel.profiler.devices.base import Device
 from moemodel.profiler.host_overhead import single_gpu
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
-from moemodel.profiler.microbench.budget import Effort
+from moemodel.profiler.microbench.budget import MeasurementBudget
 from moemodel.profiler.microbench.harness import Instruments, TorchInstruments
 from moemodel.profiler.microbench.stream_timer import HostTimer, Timer
 from moemodel.profiler.platforms.vendors import vendor_of
@@ -31,7 +31,7 @@ class Platform(Protocol):
     @property
     def timer(self) -> Timer: ...
     def sampler(self) -> EnergySampler: ...
-    def instruments(self, effort: Effort, seed: int) -> Instruments: ...
+    def instruments(self, budget: MeasurementBudget, seed: int) -> Instruments: ...
     def host_rows(self, repeats: int) -> list[HostRow]:
         """How long the host needs for each block."""
         ...
@@ -59,8 +59,8 @@ class TorchPlatform:
     def sampler(self) -> EnergySampler:
         return EnergySampler(self._device)
 
-    def instruments(self, effort: Effort, seed: int) -> Instruments:
-        return TorchInstruments(self._device, effort, seed)
+    def instruments(self, budget: MeasurementBudget, seed: int) -> Instruments:
+        return TorchInstruments(self._device, budget, seed)
 
     def host_rows(self, repeats: int) -> list[HostRow]:
         return single_gpu.measure(self._device, repeats=repeats)

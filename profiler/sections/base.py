@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from moemodel.model.records.profile import TableRow
-from moemodel.profiler.microbench.harness import Bench
+from moemodel.profiler.microbench.harness import Harness
 from moemodel.profiler.microbench.skips import Skip, not_reached, skippable
 from moemodel.profiler.sections.progress import Progress
 from moemodel.profiler.store.profile_writer import ProfileWriter
@@ -50,7 +50,7 @@ class Section(Protocol):
         """What a progress bar counts."""
         ...
 
-    def run(self, bench: Bench, writer: ProfileWriter, deadline_s: float, progress: Progress) -> list[Skip]:
+    def run(self, bench: Harness, writer: ProfileWriter, deadline_s: float, progress: Progress) -> list[Skip]:
         """Measure into the profile until `deadline_s` (of the bench's timer); what could not be measured."""
         ...
 
@@ -72,10 +72,10 @@ class ItemSection(ABC):
         """See `Section`."""
 
     @abstractmethod
-    def items(self, bench: Bench, writer: ProfileWriter, progress: Progress) -> Sequence[Item]:
+    def items(self, bench: Harness, writer: ProfileWriter, progress: Progress) -> Sequence[Item]:
         """What is measured, in order; what the profile has is marked as done, or left out."""
 
-    def run(self, bench: Bench, writer: ProfileWriter, deadline_s: float, progress: Progress) -> list[Skip]:
+    def run(self, bench: Harness, writer: ProfileWriter, deadline_s: float, progress: Progress) -> list[Skip]:
         """See `Section`.
 
         Raises:
@@ -98,7 +98,7 @@ class ItemSection(ABC):
                     break
         return skips
 
-    def _measure(self, item: Item, bench: Bench, writer: ProfileWriter) -> Skip | None:
+    def _measure(self, item: Item, bench: Harness, writer: ProfileWriter) -> Skip | None:
         """Measure an item into the profile; what to say where that is not possible."""
         try:
             rows = item.measure()

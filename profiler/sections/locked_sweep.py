@@ -15,7 +15,7 @@ import numpy as np
 
 from moemodel.model.records.profile import OperatorRow, PowerRow
 from moemodel.profiler.clocks.clock_control import ClockControl, ObstacleError
-from moemodel.profiler.microbench.harness import Bench
+from moemodel.profiler.microbench.harness import Harness
 from moemodel.profiler.microbench.points import Point
 from moemodel.profiler.microbench.skips import Skip, not_reached
 from moemodel.profiler.sections.base import Item, ItemSection
@@ -101,7 +101,7 @@ class _Step(ItemSection):
     def steps(self) -> int:
         return len(self._points) + len(self._loads)
 
-    def items(self, bench: Bench, writer: ProfileWriter, progress: Progress) -> list[Item]:
+    def items(self, bench: Harness, writer: ProfileWriter, progress: Progress) -> list[Item]:
         del progress
         label = locked_label(self.clock_Hz)
         points = [
@@ -136,7 +136,7 @@ class LockedSweep:
         """How many measurements it is made of."""
         return len(self._points) * len(self._steps_Hz) + len(self._loads) * len(self._power_Hz)
 
-    def run(self, bench: Bench, writer: ProfileWriter, deadline_s: float, progress: Progress) -> list[Skip]:
+    def run(self, bench: Harness, writer: ProfileWriter, deadline_s: float, progress: Progress) -> list[Skip]:
         """Every step until `deadline_s` (of the bench's timer), leaving out what the profile has.
 
         The clocks are unlocked when it returns, or raises.
@@ -181,9 +181,9 @@ class LockedSweep:
         )
 
 
-def _ignored_lock(bench: Bench, clock_Hz: float) -> Skip | None:
+def _ignored_lock(bench: Harness, clock_Hz: float) -> Skip | None:
     """Let the clock settle; what to say where the driver does not keep to what was locked."""
-    bench.timer.sleep(bench.effort.sweep_settle_s)
+    bench.timer.sleep(bench.budget.sweep_settle_s)
     reported_Hz = bench.device.reported_clock_Hz()
     if reported_Hz is None or reported_Hz <= _NOT_HELD * clock_Hz:
         return None
@@ -191,12 +191,12 @@ def _ignored_lock(bench: Bench, clock_Hz: float) -> Skip | None:
     return Skip(what=f"sweep {locked_label(clock_Hz)}", reason=reason)
 
 
-def _samples(bench: Bench, point: Point, label: str) -> list[OperatorRow]:
+def _samples(bench: Harness, point: Point, label: str) -> list[OperatorRow]:
     """Half as many samples as a mix of the passive sweep has: there are twice as many steps as mixes."""
-    samples = max(1, bench.effort.sweep_samples // 2)
+    samples = max(1, bench.budget.sweep_samples // 2)
     case = bench.build(point)
     cost = bench.warm_up(case)
-    calls = cost.calls_in(bench.effort.sample_s, samples)
-    stretches = [bench.lane.queue(case, calls, cost.lead_s(calls)) for _ in range(samples)]
+    calls = cost.calls_in(bench.budget.sample_s, samples)
+    regions = [bench.stream.queue(case, calls, cost.spin_s(calls)) for _ in range(samples)]
     state = bench.state()  # while the device works
-    return [sample_row(point, label, sample, state) for sample in bench.lane.read(stretches)]
+    return [sample_row(point, label, sample, state) for sample in bench.stream.read(regions)]

@@ -20,9 +20,9 @@ from moemodel.model.operators.work import Kind
 from moemodel.model.records.profile import HEAVY, IDLE, LIGHT, AlternatingRow, DeviceState, ThermalRow
 from moemodel.profiler.instruments.energy_sampler import EnergySampler, EnergyWindow
 from moemodel.profiler.microbench.cases import Case
-from moemodel.profiler.microbench.harness import Bench, Cost
+from moemodel.profiler.microbench.harness import Cost, Harness
 from moemodel.profiler.microbench.points import Point
-from moemodel.profiler.microbench.stream_timer import Sample, Stretch
+from moemodel.profiler.microbench.stream_timer import Sample, TimedRegion
 from moemodel.profiler.sections.base import Item, ItemSection, SkippedError
 from moemodel.profiler.sections.power import Load
 from moemodel.profiler.sections.progress import Progress
@@ -30,7 +30,7 @@ from moemodel.profiler.store.profile_writer import ProfileWriter
 
 TURNS_S = (0.03, 0.06, 0.12, 0.2)  # of each load
 _PARTS = 5  # of the trace
-_AHEAD = 4  # stretches queued while one runs
+_AHEAD = 4  # regions queued while one runs
 _WINDOWS = 8  # over which the mean power of an alternation is taken
 _SETTLED_S = 2.0  # of the alternation, before its window: the slow limit takes about as long
 
@@ -69,7 +69,7 @@ class Heat(ItemSection):
         self._heavy_point, self._light_point = (_first(loads, kind) for kind in (Kind.GEMM, Kind.COPY))
         self._pair: _Pair | None = None  # once it was made
 
-    def items(self, bench: Bench, writer: ProfileWriter, progress: Progress) -> list[Item]:
+    def items(self, bench: Harness, writer: ProfileWriter, progress: Progress) -> list[Item]:
         """See `ItemSection`; a trace that was cut off is made again."""
         turns = {f"gemm and copy, {turn_s * 1e3:.0f} ms each": turn_s for turn_s in TURNS_S}
         left = {name: turn_s for name, turn_s in turns.items() if not writer.has(AlternatingRow, load=name)}
@@ -85,10 +85,10 @@ class Heat(ItemSection):
         )
         return [first, *(self._item(bench, name, turn_s) for name, turn_s in left.items())]
 
-    def _item(self, bench: Bench, name: str, turn_s: float) -> Item:
+    def _item(self, bench: Harness, name: str, turn_s: float) -> Item:
         return Item(title="heat", told=name, measure=partial(self._turns, bench, name, turn_s))
 
-    def _prepare(self, bench: Bench, progress: Progress | None) -> list[AlternatingRow]:
+    def _prepare(self, bench: Harness, progress: Progress | None) -> list[AlternatingRow]:
         """Make the loads, run the trace where somebody is to be told of it, and see what the light load draws."""
         if self._heavy_point is None or self._light_point is None:
             raise SkippedError("the loads have no product or no copy, which it holds in turns")
@@ -98,7 +98,7 @@ class Heat(ItemSection):
         self._pair = _Pair(heavy=heavy, light=light, light_W=_power_W(bench, light))
         return []
 
-    def _turns(self, bench: Bench, name: str, turn_s: float) -> list[AlternatingRow]:
+    def _turns(self, bench: Harness, name: str, turn_s: float) -> list[AlternatingRow]:
         """The row of one alternation; none where the counter says nothing."""
         pair = self._pair
         if pair is None or pair.light_W is None:
@@ -111,18 +111,18 @@ def _first(loads: Sequence[Load], kind: Kind) -> Point | None:
     return next((load.point for load in loads if load.point is not None and load.point.kind is kind), None)
 
 
-def _side(bench: Bench, point: Point) -> _Side:
+def _side(bench: Harness, point: Point) -> _Side:
     case = bench.build(point)
     return _Side(case=case, cost=bench.warm_up(case))
 
 
-def _trace(bench: Bench, heavy: _Side, light: _Side, progress: Progress) -> None:
-    """Heat up, cool, and heat up again between two stretches of the memory-bound load."""
-    effort = bench.effort
-    again_s = effort.heating_s / 2
+def _trace(bench: Harness, heavy: _Side, light: _Side, progress: Progress) -> None:
+    """Heat up, cool, and heat up again between two regions of the memory-bound load."""
+    budget = bench.budget
+    again_s = budget.heating_s / 2
     parts = (
-        (HEAVY, heavy, effort.heating_s),  # before the cooling, whose range of temperatures tells what leaks
-        (IDLE, None, effort.cooling_s),
+        (HEAVY, heavy, budget.heating_s),  # before the cooling, whose range of temperatures tells what leaks
+        (IDLE, None, budget.cooling_s),
         (LIGHT, light, again_s),
         (HEAVY, heavy, again_s),
         (LIGHT, light, again_s),
@@ -134,43 +134,43 @@ def _trace(bench: Bench, heavy: _Side, light: _Side, progress: Progress) -> None
         if side is None:
             bench.timer.sleep(lasting_s)
         else:
-            _keep(bench, cycle([(side, side.calls_in(effort.burst_s))]), end_s)
-            bench.lane.synchronize()
+            _keep(bench, cycle([(side, side.calls_in(budget.burst_s))]), end_s)
+            bench.stream.synchronize()
     bench.sampler.label = "heat"
 
 
-def _keep(bench: Bench, turns: Iterator[tuple[_Side, int]], end_s: float) -> list[tuple[_Side, Stretch, float]]:
+def _keep(bench: Harness, turns: Iterator[tuple[_Side, int]], end_s: float) -> list[tuple[_Side, TimedRegion, float]]:
     """Turns back to back until `end_s`; what was queued, and when."""
-    queued: deque[Stretch] = deque()
-    ran: list[tuple[_Side, Stretch, float]] = []
+    queued: deque[TimedRegion] = deque()
+    ran: list[tuple[_Side, TimedRegion, float]] = []
     while bench.timer.now_s() < end_s:
         side, calls = next(turns)
-        stretch = bench.lane.queue(side.case, calls)
-        ran.append((side, stretch, bench.timer.now_s()))
-        queued.append(stretch)
+        region = bench.stream.queue(side.case, calls)
+        ran.append((side, region, bench.timer.now_s()))
+        queued.append(region)
         while len(queued) > _AHEAD:
-            bench.lane.wait(queued.popleft())
+            bench.stream.wait(queued.popleft())
     return ran
 
 
-def _power_W(bench: Bench, side: _Side) -> float | None:
+def _power_W(bench: Harness, side: _Side) -> float | None:
     """Mean power of one load without a break; None without a counter."""
-    begun_s = bench.timer.now_s() + bench.effort.power_settle_s
-    _keep(bench, cycle([(side, side.calls_in(bench.effort.burst_s))]), begun_s + bench.effort.power_window_s)
+    begun_s = bench.timer.now_s() + bench.budget.power_settle_s
+    _keep(bench, cycle([(side, side.calls_in(bench.budget.burst_s))]), begun_s + bench.budget.power_window_s)
     window = bench.sampler.window(begun_s, bench.timer.now_s())
-    bench.lane.synchronize()
+    bench.stream.synchronize()
     return None if window is None else window.power_W
 
 
-def _alternate(bench: Bench, pair: _Pair, name: str, turn_s: float) -> AlternatingRow | None:
+def _alternate(bench: Harness, pair: _Pair, name: str, turn_s: float) -> AlternatingRow | None:
     """Both loads in turns; None where the counter says nothing."""
     turns = cycle([(side, side.calls_in(turn_s)) for side in (pair.heavy, pair.light)])
     start_s = bench.timer.now_s()
-    settled_s = start_s + min(_SETTLED_S, bench.effort.alternating_s / 2)
-    ran = _keep(bench, turns, start_s + bench.effort.alternating_s)
+    settled_s = start_s + min(_SETTLED_S, bench.budget.alternating_s / 2)
+    ran = _keep(bench, turns, start_s + bench.budget.alternating_s)
     end_s = bench.timer.now_s()
     state = bench.state()
-    samples = bench.lane.read([stretch for _, stretch, _ in ran])
+    samples = bench.stream.read([region for _, region, _ in ran])
     settled = [(side, s) for (side, _, at_s), s in zip(ran, samples, strict=True) if at_s > settled_s]
     heavy, light = ([sample for other, sample in settled if other is side] for side in (pair.heavy, pair.light))
     heavy_s, light_s = _turn_s(heavy), _turn_s(light)
@@ -192,7 +192,7 @@ def _alternate(bench: Bench, pair: _Pair, name: str, turn_s: float) -> Alternati
     )
 
 
-def _windows(bench: Bench, start_s: float, end_s: float, round_s: float) -> list[EnergyWindow]:
+def _windows(bench: Harness, start_s: float, end_s: float, round_s: float) -> list[EnergyWindow]:
     """Windows of one length that begin all over a round: a part of a round too many weighs nothing in their mean."""
     length_s = max(end_s - start_s - round_s, (end_s - start_s) / 2)
     shifts_s = [(end_s - start_s - length_s) * index / _WINDOWS for index in range(_WINDOWS)]

@@ -29,7 +29,7 @@ from moemodel.model.records.calibration import Calibration, read_calibration
 from moemodel.profiler import run as run_module
 from moemodel.profiler.microbench.grid import gpu_grid, gpu_sweep
 from moemodel.profiler.microbench.points import Point, Sizes
-from moemodel.profiler.run import Outcome, Workload, profile
+from moemodel.profiler.run import ProfileReport, Workload, profile
 from moemodel.profiler.sections.loads import gpu_loads
 from moemodel.profiler.simulated.chip import CHIPS, Chip
 from moemodel.profiler.simulated.gpu import VirtualGpu
@@ -74,7 +74,7 @@ class Truth:
     """A profile of a simulated GPU, beside what it hid."""
 
     chip: Chip
-    outcome: Outcome
+    outcome: ProfileReport
 
     def table(self, name: str) -> pd.DataFrame:
         return pd.read_parquet(self.outcome.folder / f"{name}.parquet")
@@ -369,7 +369,7 @@ def test_operator_efficiencies(h100: Truth, calibration: Calibration, kind: Kind
 GELU = Point(kind=Kind.GELU, direction=Pass.FORWARD, sizes=Sizes(m=16384, n=8192))
 
 
-def failing(fault: str, folder: Path, *, points: Sequence[Point] = (), loads: int = 6) -> Outcome:
+def failing(fault: str, folder: Path, *, points: Sequence[Point] = (), loads: int = 6) -> ProfileReport:
     small = Workload(points=points, sweep=[], loads=gpu_loads()[:loads])
     sections = ["mixed", "power"] if points else ["power"]
     return profile(f"sim:h100?fail={fault}", folder, workload=small, sections=sections)

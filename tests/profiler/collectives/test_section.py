@@ -22,7 +22,7 @@ from moemodel.profiler.instruments.cycle_counter import ClockReader, Stamp
 from moemodel.profiler.jobs.launcher import torchrun_command
 from moemodel.profiler.platforms.base import TorchPlatform
 from moemodel.profiler.platforms.registry import platform_of
-from moemodel.profiler.run import Outcome, profile
+from moemodel.profiler.run import ProfileReport, profile
 from moemodel.profiler.simulated.instruments import open_simulated
 
 TINY = replace(
@@ -38,20 +38,20 @@ TINY = replace(
 )
 
 
-def measure(folder: Path, **options: Any) -> Outcome:
+def measure(folder: Path, **options: Any) -> ProfileReport:
     return profile("cpu", folder, **({"sections": ["collectives"], "ranks": 2, "scale": TINY} | options))
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def measured(tmp_path_factory: pytest.TempPathFactory) -> ProfileReport:
     return measure(tmp_path_factory.mktemp("profile") / "p")
 
 
-def table(outcome: Outcome, name: str) -> pd.DataFrame:
+def table(outcome: ProfileReport, name: str) -> pd.DataFrame:
     return pd.read_parquet(outcome.folder / f"{name}.parquet")
 
 
-def test_every_point_has_its_row(measured: Outcome) -> None:
+def test_every_point_has_its_row(measured: ProfileReport) -> None:
     assert list(measured.sections) == ["collectives"]
     assert not measured.skips
     rows = table(measured, "collectives")
@@ -65,7 +65,7 @@ def test_every_point_has_its_row(measured: Outcome) -> None:
     assert rows.host_time_s.isna().all()
 
 
-def test_only_some_sizes_are_held(measured: Outcome) -> None:
+def test_only_some_sizes_are_held(measured: ProfileReport) -> None:
     rows = table(measured, "collectives")
     held = rows[rows.held_time_s.notna()]
     assert set(held.size_B) == {1 << 16}
@@ -73,7 +73,7 @@ def test_only_some_sizes_are_held(measured: Outcome) -> None:
     assert (held.duration_s > 0).all()
 
 
-def test_every_overlap_has_its_row(measured: Outcome) -> None:
+def test_every_overlap_has_its_row(measured: ProfileReport) -> None:
     rows = table(measured, "overlap")
     assert list(rows.collective) == [p.collective for p in overlap_points(2, TINY)]
     for column in ("computation_time_s", "collective_time_s", "together_computation_time_s"):
@@ -82,7 +82,7 @@ def test_every_overlap_has_its_row(measured: Outcome) -> None:
     assert rows.computation_time_s.nunique() == 1  # alone it is measured once
 
 
-def test_running_again_starts_nobody(measured: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_again_starts_nobody(measured: ProfileReport, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(*_: object, **__: object) -> None:
         raise AssertionError("processes were started")
 

@@ -237,8 +237,8 @@ def test_activity_is_that_of_the_window(h100: Chip) -> None:
 def test_samples_carry_noise_of_the_seed(h100: Chip) -> None:
     def times(seed: int) -> list[float]:
         instruments = SimulatedInstruments(VirtualGpu(h100, seed))
-        case, lane = instruments.build(COPY), instruments.lane
-        return [sample.time_s for sample in lane.read([lane.queue(case, 3, 1e-3) for _ in range(50)])]
+        case, stream = instruments.build(COPY), instruments.stream
+        return [sample.time_s for sample in stream.read([stream.queue(case, 3, 1e-3) for _ in range(50)])]
 
     first = times(1)
     assert times(1) == first
