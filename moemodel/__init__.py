@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from moemodel.calibration.store.catalogue import list_calibrations, shipped
     from moemodel.model.architecture.hf_config import list_architectures, read_architecture
     from moemodel.model.architecture.spec import Architecture
-    from moemodel.model.core.errors import CalibrationError, DeviceError, InfeasiblePlanError, InputError, MoeModelError, ProfileError
+    from moemodel.model.core.errors import (
+        CalibrationError,
+        DeviceError,
+        InfeasiblePlanError,
+        InputError,
+        MoeModelError,
+        ProfileError,
+    )
     from moemodel.model.hardware.gpu import Gpu, list_gpus, read_gpu
     from moemodel.model.plan.spec import Plan, read_plan
     from moemodel.model.predict.predict import predict

@@ -18,7 +18,18 @@ from moemodel.model.device.roofline import form_of
 from moemodel.model.operators.work import PASSES, Kind, Pass
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.spec import Plan
-from moemodel.model.records.calibration import SCHEMA_VERSION, Calibration, GovernorFit, HostLane, MemoryFit, NetworkFit, OperatorFit, Parameter, PowerFit, ThermalFit
+from moemodel.model.records.calibration import (
+    SCHEMA_VERSION,
+    Calibration,
+    GovernorFit,
+    HostLane,
+    MemoryFit,
+    NetworkFit,
+    OperatorFit,
+    Parameter,
+    PowerFit,
+    ThermalFit,
+)
 from moemodel.model.results.outcome import machine_of
 from moemodel.model.step.system import Machine
 

@@ -20,7 +20,16 @@ from moemodel.calibration.threads import one_blas_thread
 from moemodel.model.core.errors import ProfileError
 from moemodel.model.device.roofline import Chip
 from moemodel.model.hardware.gpu import Gpu, read_gpu
-from moemodel.model.records.calibration import SCHEMA_VERSION, Calibration, GovernorFit, HostLane, MemoryFit, OperatorFit, Parameter, PowerFit
+from moemodel.model.records.calibration import (
+    SCHEMA_VERSION,
+    Calibration,
+    GovernorFit,
+    HostLane,
+    MemoryFit,
+    OperatorFit,
+    Parameter,
+    PowerFit,
+)
 
 _TRAINING_DTYPE = "bf16"
 _FEWEST_LOADS = 8

@@ -16,7 +16,17 @@ import numpy as np
 import pandas as pd
 
 from moemodel.calibration.fit.collective_overlap import Estimate, hidden_shares, host_call_s, link_powers
-from moemodel.calibration.fit.collective_times import STEP_S, HeldOutSizes, LinkRows, LinkTimes, fit_skew, fit_times, held_out_sizes, link_rows, mean_log_error
+from moemodel.calibration.fit.collective_times import (
+    STEP_S,
+    HeldOutSizes,
+    LinkRows,
+    LinkTimes,
+    fit_skew,
+    fit_times,
+    held_out_sizes,
+    link_rows,
+    mean_log_error,
+)
 from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.network.collectives import Collective
 from moemodel.model.network.topology import link_Bps

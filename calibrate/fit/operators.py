@@ -22,7 +22,16 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from moemodel.calibration.least_squares import best_of, difference_slopes, minimise, relative_steps, standard_errors
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.errors import ProfileError
-from moemodel.model.device.roofline import ALIGNED, FEATURES, Chip, form_of, operator_time, parts, shape_features, time_at
+from moemodel.model.device.roofline import (
+    ALIGNED,
+    FEATURES,
+    Chip,
+    form_of,
+    operator_time,
+    parts,
+    shape_features,
+    time_at,
+)
 from moemodel.model.operators.work import SHAPE_FIELDS, Kind, Pass, Shape
 from moemodel.model.records.calibration import OperatorFit, Parameter, Residual
 

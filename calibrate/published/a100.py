@@ -31,8 +31,39 @@ from moemodel.calibration.fit.power import UNITS, Loads
 from moemodel.calibration.fit.thermal import LEAK_REFERENCE_C, LEAK_W_PER_C, RISE_PER_C
 from moemodel.calibration.least_squares import minimise
 from moemodel.calibration.published.activity_power import ActivityPower, fit_activities
-from moemodel.calibration.published.data import ACTIVITY, ALL_REDUCE, DVFS, FLASH_BEST, FLASH_PAPER, FP64_GEMM, FP64_LOCKED, ITERATIONS, STREAM, VTRAIN, Activities, Rows, read_activities, read_all_reduce, read_fp64_gemm, read_rows, read_stream
-from moemodel.calibration.published.vtrain import BACKEND, FREE, Cluster, Links, StepFitter, chip_parameters, fit_links, groups, host_parameters, measured_boxes, operator_parameters, predicted_s
+from moemodel.calibration.published.data import (
+    ACTIVITY,
+    ALL_REDUCE,
+    DVFS,
+    FLASH_BEST,
+    FLASH_PAPER,
+    FP64_GEMM,
+    FP64_LOCKED,
+    ITERATIONS,
+    STREAM,
+    VTRAIN,
+    Activities,
+    Rows,
+    read_activities,
+    read_all_reduce,
+    read_fp64_gemm,
+    read_rows,
+    read_stream,
+)
+from moemodel.calibration.published.vtrain import (
+    BACKEND,
+    FREE,
+    Cluster,
+    Links,
+    StepFitter,
+    chip_parameters,
+    fit_links,
+    groups,
+    host_parameters,
+    measured_boxes,
+    operator_parameters,
+    predicted_s,
+)
 from moemodel.calibration.store.calibration_writer import write_calibration
 from moemodel.calibration.store.catalogue import list_calibrations, shipped
 from moemodel.model.core.arrays import FloatArray
@@ -41,7 +72,19 @@ from moemodel.model.device.power import power_model
 from moemodel.model.device.roofline import ATTENTIONS, FEATURES, PRODUCTS, form_of
 from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.operators.work import PASSES, Kind, Pass, Shape, Work, work
-from moemodel.model.records.calibration import SCHEMA_VERSION, Calibration, GovernorFit, HostLane, MemoryFit, NetworkFit, OperatorFit, Origin, Parameter, PowerFit, ThermalFit
+from moemodel.model.records.calibration import (
+    SCHEMA_VERSION,
+    Calibration,
+    GovernorFit,
+    HostLane,
+    MemoryFit,
+    NetworkFit,
+    OperatorFit,
+    Origin,
+    Parameter,
+    PowerFit,
+    ThermalFit,
+)
 
 GPUS = ("a100-sxm-80gb", "a100-sxm-40gb")  # the first is the one that the data are of
 _H100 = "h100-sxm-80gb"

@@ -30,7 +30,18 @@ from moemodel.model.operators.work import PASSES, Kind, Pass
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.recompute import Recompute
 from moemodel.model.predict.predict import predict
-from moemodel.model.records.calibration import SCHEMA_VERSION, Calibration, GovernorFit, HostLane, MemoryFit, NetworkFit, OperatorFit, Parameter, PowerFit, ThermalFit
+from moemodel.model.records.calibration import (
+    SCHEMA_VERSION,
+    Calibration,
+    GovernorFit,
+    HostLane,
+    MemoryFit,
+    NetworkFit,
+    OperatorFit,
+    Parameter,
+    PowerFit,
+    ThermalFit,
+)
 from moemodel.model.records.parameter_names import NETWORK, POWER
 from moemodel.model.step.layer_operators import Workload
 from moemodel.model.step.system import Machine

@@ -13,7 +13,15 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Layer
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.layers.base import Block, Component, LayerComm, LayerOp, MicroBatch, elementwise, tensor_parallel_reduction
+from moemodel.model.layers.base import (
+    Block,
+    Component,
+    LayerComm,
+    LayerOp,
+    MicroBatch,
+    elementwise,
+    tensor_parallel_reduction,
+)
 from moemodel.model.layers.registry import block_of
 from moemodel.model.operators.work import Kind, Shape
 

@@ -19,7 +19,17 @@ from moemodel.model.core.documents import Strict, read_json
 from moemodel.model.core.errors import CalibrationError, InputError
 from moemodel.model.operators.work import Kind, Pass
 from moemodel.model.records.link_residuals import LinkCurve
-from moemodel.model.records.parameter_names import CHIP, GOVERNOR, MEMORY, NETWORK, POWER, THERMAL, Names, operator_features, operator_names
+from moemodel.model.records.parameter_names import (
+    CHIP,
+    GOVERNOR,
+    MEMORY,
+    NETWORK,
+    POWER,
+    THERMAL,
+    Names,
+    operator_features,
+    operator_names,
+)
 
 SCHEMA_VERSION = 2
 

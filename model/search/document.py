@@ -16,7 +16,17 @@ from moemodel.model.frameworks.base import Precision
 from moemodel.model.hardware.link import Link
 from moemodel.model.plan.recompute import RecomputeName
 from moemodel.model.plan.rules import check_precision
-from moemodel.model.plan.spec import Backend, Count, Plan, Rate, RoutingSpec, ScheduleName, SiteSpec, Text, in_todays_words
+from moemodel.model.plan.spec import (
+    Backend,
+    Count,
+    Plan,
+    Rate,
+    RoutingSpec,
+    ScheduleName,
+    SiteSpec,
+    Text,
+    in_todays_words,
+)
 from moemodel.model.schedule import registry as schedules
 
 T = TypeVar("T")

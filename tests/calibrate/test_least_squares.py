@@ -7,7 +7,14 @@ import pytest
 from numpy.typing import NDArray
 from scipy.optimize import brentq, least_squares
 
-from moemodel.calibration.least_squares import NearbySlopes, best_of, difference_slopes, minimise, relative_steps, standard_errors
+from moemodel.calibration.least_squares import (
+    NearbySlopes,
+    best_of,
+    difference_slopes,
+    minimise,
+    relative_steps,
+    standard_errors,
+)
 
 FloatArray = NDArray[np.float64]
 

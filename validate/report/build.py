@@ -12,7 +12,17 @@ from typing import Any
 from moemodel.model.plan.spec import Plan, plan_text
 from moemodel.model.records.calibration import Calibration, reference_to
 from moemodel.model.results.measured import QUANTITIES, AsRun, known, mean_of, merged, predict_as_run
-from moemodel.model.results.validation import SCHEMA_VERSION, Errors, Measured, PlanReport, Predicted, QuantityReport, Ranking, Report, Visit
+from moemodel.model.results.validation import (
+    SCHEMA_VERSION,
+    Errors,
+    Measured,
+    PlanReport,
+    Predicted,
+    QuantityReport,
+    Ranking,
+    Report,
+    Visit,
+)
 from moemodel.model.search.result import version
 from moemodel.validation.records.session import Asked, Line, Question
 from moemodel.validation.report.ranking import Ranked, kendall, regrets

@@ -9,7 +9,13 @@ import pytest
 
 from moemodel.calibration.fit.power import Loads
 from moemodel.calibration.fit.thermal import LEAK_W_PER_C, RISE_PER_C
-from moemodel.calibration.published.activity_power import LEVEL_SPREAD, PRIORS, ActivityPower, fit_activities, voltage_model
+from moemodel.calibration.published.activity_power import (
+    LEVEL_SPREAD,
+    PRIORS,
+    ActivityPower,
+    fit_activities,
+    voltage_model,
+)
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.operators.work import Kind, Pass, Work
 from studies.programs import Bandwidth, projected, with_steady_temperature

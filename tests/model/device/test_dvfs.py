@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.device.dvfs import Stretch, TensorLimit, at_clock, at_clocks, settled_clocks, time_at_clock, time_at_clocks
+from moemodel.model.device.dvfs import (
+    Stretch,
+    TensorLimit,
+    at_clock,
+    at_clocks,
+    settled_clocks,
+    time_at_clock,
+    time_at_clocks,
+)
 
 CLOCKS_HZ = np.linspace(345e6, 1980e6, 23)
 LIMIT = TensorLimit(clock_Hz=1.6e9, sharpness=10.0)

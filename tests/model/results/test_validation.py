@@ -12,7 +12,18 @@ from moemodel.model.core.errors import InputError
 from moemodel.model.plan.spec import Plan, plan_text
 from moemodel.model.records.calibration import CalibrationRef
 from moemodel.model.records.profile import DeviceInfo
-from moemodel.model.results.validation import COLUMNS, REPORT, SCHEMA_VERSION, Environment, Failed, PlanReport, Report, Visit, read_report, row_of
+from moemodel.model.results.validation import (
+    COLUMNS,
+    REPORT,
+    SCHEMA_VERSION,
+    Environment,
+    Failed,
+    PlanReport,
+    Report,
+    Visit,
+    read_report,
+    row_of,
+)
 
 
 @pytest.fixture

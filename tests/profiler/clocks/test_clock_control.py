@@ -15,7 +15,13 @@ import torch
 
 from moemodel.model.core.errors import DeviceError
 from moemodel.profiler.clocks import clock_control, device_settings
-from moemodel.profiler.clocks.clock_control import ClockControl, GuardianProcess, Terminated, choose_clocks, ending_cleanly
+from moemodel.profiler.clocks.clock_control import (
+    ClockControl,
+    GuardianProcess,
+    Terminated,
+    choose_clocks,
+    ending_cleanly,
+)
 from moemodel.profiler.clocks.device_settings import NvidiaSettings, is_administrator, other_processes
 from moemodel.profiler.clocks.nvml_settings import NvmlDriver
 from moemodel.profiler.clocks.settings import Address, SettingError

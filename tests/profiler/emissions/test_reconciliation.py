@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 
-from moemodel.profiler.emissions.reconciliation import BOTH, CODECARBON, METER, NEITHER, PHASE_METER, POWER, Finding, Shares, reconcile
+from moemodel.profiler.emissions.reconciliation import (
+    BOTH,
+    CODECARBON,
+    METER,
+    NEITHER,
+    PHASE_METER,
+    POWER,
+    Finding,
+    Shares,
+    reconcile,
+)
 from moemodel.profiler.emissions.records import CarbonReading, CarbonSummary, LevelSummary
 from moemodel.profiler.meter.device_meter import FinishedStep, StepTimes
 from moemodel.profiler.meter.summary import DeviceSummary, PhaseSummary, Summary

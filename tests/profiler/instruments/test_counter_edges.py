@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moemodel.profiler.instruments.counter_edges import CounterEdges, CounterWatch, Edge, EdgeDetector, EdgeFinder, regular_times
+from moemodel.profiler.instruments.counter_edges import (
+    CounterEdges,
+    CounterWatch,
+    Edge,
+    EdgeDetector,
+    EdgeFinder,
+    regular_times,
+)
 
 # --- what an edge is -------------------------------------------------------------------------------------------------
 

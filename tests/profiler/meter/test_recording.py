@@ -21,7 +21,13 @@ from moemodel.profiler.instruments.counter_edges import CounterEdges, EdgeFinder
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
 from moemodel.profiler.meter.attribution import Attribution, attribute
 from moemodel.profiler.meter.energy_meter import Meter
-from moemodel.profiler.meter.recording import RecordedSession, RecordingDevice, ReplayDevice, VirtualClock, recorded_session
+from moemodel.profiler.meter.recording import (
+    RecordedSession,
+    RecordingDevice,
+    ReplayDevice,
+    VirtualClock,
+    recorded_session,
+)
 from moemodel.profiler.microbench.points import Point, Sizes
 from moemodel.profiler.simulated.instruments import SimulatedDevice, SimulatedInstruments, open_simulated
 

@@ -363,8 +363,8 @@ def test_activity_is_that_of_the_window(h100: SimulatedChip) -> None:
 def test_samples_carry_noise_of_the_seed(h100: SimulatedChip) -> None:
     def times(seed: int, count: int = 50) -> list[float]:
         instruments = SimulatedInstruments(VirtualGpu(h100, seed))
-        case, lane = instruments.build(COPY), instruments.lane
-        return [sample.time_s for sample in lane.read([lane.queue(case, 3, 1e-3) for _ in range(count)])]
+        case, stream = instruments.build(COPY), instruments.stream
+        return [sample.time_s for sample in stream.read([stream.queue(case, 3, 1e-3) for _ in range(count)])]
 
     first = times(1)
     assert times(1) == first
