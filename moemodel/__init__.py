@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moemodel.api import calibrate, predict, profile, recalibrate, search, validate
+    from moemodel.api import calibrate, recalibrate
     from moemodel.calibration.store.calibration_writer import write_calibration
     from moemodel.calibration.store.catalogue import list_calibrations, shipped
     from moemodel.model.architecture.hf_config import list_architectures, read_architecture
@@ -31,12 +31,16 @@ if TYPE_CHECKING:
     )
     from moemodel.model.hardware.gpu import Gpu, list_gpus, read_gpu
     from moemodel.model.plan.spec import Plan, read_plan
+    from moemodel.model.predict.predict import predict
     from moemodel.model.records.calibration import Calibration, read_calibration
     from moemodel.model.results.outcome import Estimate, Outcome
     from moemodel.model.results.validation import Report, read_report
     from moemodel.model.search.document import Search, read_search
     from moemodel.model.search.result import SearchResult, read_search_result
+    from moemodel.model.search.search import search
     from moemodel.profiler.meter.energy_meter import Meter
+    from moemodel.profiler.run import profile
+    from moemodel.validation.run import validate
 
 __version__ = "0.1.0"
 

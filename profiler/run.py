@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,20 +22,23 @@ from moemodel.profiler.collectives.section import SECTION as COLLECTIVES
 from moemodel.profiler.collectives.section import Collectives, check_enough, devices_at_hand
 from moemodel.profiler.devices.base import Device
 from moemodel.profiler.devices.cpu import power_note
+from moemodel.profiler.devices.memory import make_room
 from moemodel.profiler.instruments.energy_sampler import EnergySampler, stuck_since
 from moemodel.profiler.microbench.budget import Effort, effort_for
 from moemodel.profiler.microbench.grid import cpu_grid, cpu_sweep, gpu_grid, gpu_sweep
-from moemodel.profiler.microbench.harness import Bench, Skip, make_room
+from moemodel.profiler.microbench.harness import Bench
 from moemodel.profiler.microbench.points import Point
+from moemodel.profiler.microbench.skips import Skip
 from moemodel.profiler.platforms.base import Platform
 from moemodel.profiler.platforms.registry import open_named, platform_of
+from moemodel.profiler.sections.base import Section
 from moemodel.profiler.sections.loads import cpu_loads, gpu_loads
 from moemodel.profiler.sections.locked_sweep import LockedSweep
-from moemodel.profiler.sections.operator_times import Mix, measure_operators
-from moemodel.profiler.sections.passive_sweep import measure_sweep
-from moemodel.profiler.sections.power import Load, measure_power
+from moemodel.profiler.sections.operator_times import Mix, OperatorTimes
+from moemodel.profiler.sections.passive_sweep import PassiveSweep
+from moemodel.profiler.sections.power import Load, PowerOfLoads
 from moemodel.profiler.sections.progress import Progress, Silent
-from moemodel.profiler.sections.thermal import heat_steps, measure_heat
+from moemodel.profiler.sections.thermal import Heat
 from moemodel.profiler.store.manifest import new_manifest
 from moemodel.profiler.store.profile_writer import ProfileWriter, read_manifest
 from moemodel.profiler.training.launch import LaunchOptions, measure_host
@@ -44,8 +48,6 @@ SECTIONS = {"mixed": 0.30, "power": 0.28, "heat": 0.19, "solo": 0.07, "sweep": 0
 _HEAVY_SECTIONS = ("mixed", "sweep")  # which drive the clock by a heavy load: not asked for by --clocks as-is
 _HEAVY_RATIO = 3.0
 _PARALLEL_HOST_REPEATS = 10  # of each tiny model: about 30 s on two H100
-
-Measure = Callable[[float], list[Skip]]  # of a section, until a deadline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +149,7 @@ def profile(
             check_enough(talking)
         begun_s += platform.timer.now_s() - time.perf_counter()  # the same instant, in the device's time
         stack.enter_context(ending_cleanly())
-        control = stack.enter_context(ClockControl(device, platform.controls()))
+        control = stack.enter_context(ClockControl(device, platform.settings()))
         choice = choose_clocks(clocks, control, begun=_begun(folder), needed="sweep" in chosen, announce=announce)
         outcome.notes += [choice.note] if choice.note else []
         writer = ProfileWriter(folder, new_manifest(name, device.info, choice.clocks, seed))
@@ -194,6 +196,31 @@ def default_workload(device: Device, seed: int) -> Workload:
     if device.torch_device.type == "cpu":
         return Workload(points=cpu_grid(seed), sweep=cpu_sweep(), loads=cpu_loads())
     return Workload(points=gpu_grid(seed), sweep=gpu_sweep(), loads=gpu_loads())
+
+
+def _mixed(work: Workload, effort: Effort, control: ClockControl | None) -> Section:
+    del control
+    return OperatorTimes(work.points, Mix(label="mixed", heavy=_HEAVY_RATIO, samples=effort.mixed_samples))
+
+
+def _solo(work: Workload, effort: Effort, control: ClockControl | None) -> Section:
+    del control
+    return OperatorTimes(work.points, Mix(label="solo", heavy=0, samples=effort.solo_samples))
+
+
+def _sweep(work: Workload, effort: Effort, control: ClockControl | None) -> Section:
+    del effort
+    return LockedSweep(control, work.sweep, work.loads) if control else PassiveSweep(work.sweep)
+
+
+# What measures a section on the bench; the control is there where clocks are locked.
+_OPENERS: dict[str, Callable[[Workload, Effort, ClockControl | None], Section]] = {
+    "mixed": _mixed,
+    "power": lambda work, *_: PowerOfLoads(work.loads),
+    "heat": lambda work, *_: Heat(work.loads),
+    "solo": _solo,
+    "sweep": _sweep,
+}
 
 
 def _begun(folder: Path) -> Clocks | None:
@@ -246,7 +273,7 @@ class _Run:
             if self.platform.timer.now_s() > deadline_s["host"]:
                 self.outcome.skips.append(Skip(what="host", reason="the budget was spent; run again to add it"))
             else:
-                self._section("host", 1, deadline_s["host"], self._host)
+                self._section("host", 1, self._host)
 
     def collectives(self, section: Collectives) -> None:
         """Measure how several devices talk to each other, in processes apart; this one's device is left to them."""
@@ -292,9 +319,9 @@ class _Run:
                 bench = self._open_bench(sampler)
                 self._note(bench)
                 for name in chosen:
-                    steps, measure = self._bench_section(bench, name)
+                    section = _OPENERS[name](self.workload, self.effort, self.control)
                     sampler.label = name
-                    self._section(name, steps, deadline_s[name], measure)
+                    self._section(name, section.steps, partial(self._run, section, bench, deadline_s[name]))
                 self.writer.note_host(context_B=_context_B(self.device))
             finally:
                 self._heat(sampler, begun_s)
@@ -325,33 +352,19 @@ class _Run:
             )
         self.writer.append("thermal", rows)
 
-    def _bench_section(self, bench: Bench, name: str) -> tuple[int, Measure]:
-        writer, progress, work, effort = self.writer, self.progress, self.workload, self.effort
-        if name == "power":
-            return len(work.loads), lambda end_s: measure_power(bench, work.loads, writer, end_s, progress)
-        if name == "sweep" and self.control:
-            locked = LockedSweep(self.control, work.sweep, work.loads)
-            return locked.size, lambda end_s: locked.measure(bench, writer, end_s, progress)
-        if name == "heat":
-            return heat_steps(), lambda end_s: measure_heat(bench, work.loads, writer, end_s, progress)
-        if name == "sweep":
-            return len(work.sweep), lambda end_s: measure_sweep(bench, work.sweep, writer, end_s, progress)
-        mix = Mix(label="mixed", heavy=_HEAVY_RATIO, samples=effort.mixed_samples)
-        if name == "solo":
-            mix = Mix(label="solo", heavy=0, samples=effort.solo_samples)
-        return len(work.points), lambda end_s: measure_operators(bench, work.points, mix, writer, end_s, progress)
+    def _run(self, section: Section, bench: Bench, deadline_s: float) -> list[Skip]:
+        return section.run(bench, self.writer, deadline_s, self.progress)
 
-    def _host(self, deadline_s: float) -> list[Skip]:
-        del deadline_s
+    def _host(self) -> list[Skip]:
         rows = self.platform.host_rows(self.effort.host_repeats)
         self.writer.append("host", [row for row in rows if not self.writer.has("host", row)])
         self.progress.step("tiny models")
         return []
 
-    def _section(self, name: str, steps: int, deadline_s: float, measure: Measure) -> None:
+    def _section(self, name: str, steps: int, measure: Callable[[], list[Skip]]) -> None:
         self.progress.begin(name, steps)
         begun_s = self.platform.timer.now_s()
-        self.outcome.skips += measure(deadline_s)
+        self.outcome.skips += measure()
         self._finish(name, begun_s)
 
     def _finish(self, name: str, begun_s: float) -> None:

@@ -1,21 +1,27 @@
 """The narrow interface between what measures a training run and the framework that runs it.
 
-A backend is a module with a function `build` of the type `Builder`: one rank's part of a run. `BACKENDS` names the
-module of each backend that a plan may ask for; it is imported in the process that runs the plan and nowhere else, so
-frameworks that cannot live in one process never meet. What measures (`profiler.training`) knows of `Run` alone.
+A framework that runs is a folder here and a line in `BACKENDS`. In the folder are two modules:
+
+- `supported_plans`, which loads no framework: `check_runs(plan, architecture)`.
+- `parallel_trainer`: `build`, a `Builder` (one rank's part of a run), and `release_comm_buffers(device)`. It is
+  imported in the process that runs a plan and nowhere else, so frameworks that cannot live in one process never meet.
+
+What measures (`profiler.training`) knows of `Run` alone.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, cast
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from moemodel.model.architecture.hf_config import list_architectures, read_architecture
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.errors import InputError
 from moemodel.model.frameworks.base import Precision
-from moemodel.model.plan.spec import ParallelSpec, RecomputeName, ScheduleName
+from moemodel.model.plan.spec import ParallelSpec, Plan, RecomputeName, ScheduleName
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +41,7 @@ class TrainingRun:
         micro_batch: sequences in one forward pass.
         micro_batches: forward and backward passes of a replica in one optimizer step; their gradients accumulate.
         precision: recipe of the optimizer; the model is bf16 in both, unless `dtype` says otherwise.
-        recompute: see `backends.torch_model`.
+        recompute: see `torch_native.model`.
         parallel: degrees of parallelism.
         schedule: of the pipeline, if there is one.
         dtype: name of the type of parameters and activations.
@@ -61,6 +67,31 @@ class TrainingRun:
     warmup: int = 5
     seed: int = 0
     plan_yaml: str = ""
+
+    @classmethod
+    def of(cls, plan: Plan, architecture: Architecture, *, name: str, plan_yaml: str, seed: int = 0) -> TrainingRun:
+        """The run that a plan asks for.
+
+        Args:
+            plan: which its backend runs (`check_runs`).
+            architecture: of the plan (`architecture_in`).
+            name: of the run.
+            plan_yaml: the plan as its author wrote it.
+            seed: of weights and data.
+        """
+        return cls(
+            name=name,
+            architecture=architecture,
+            seq=plan.sequence_length,
+            micro_batch=plan.micro_batch,
+            micro_batches=plan.micro_batches,
+            precision=plan.precision,
+            recompute=plan.recompute,
+            parallel=plan.parallel,
+            schedule=plan.schedule,
+            seed=seed,
+            plan_yaml=plan_yaml,
+        )
 
 
 class Run(Protocol):
@@ -106,7 +137,37 @@ class Run(Protocol):
 # All processes of a job call it; None for one that the plan does not need.
 Builder = Callable[[TrainingRun, "torch.device"], Run | None]
 
-BACKENDS: dict[str, str] = {"torch": "moemodel.profiler.backends.torch_native.parallel_trainer"}
+# Framework, by the name that a plan's `backend` gives it -> the folder that runs it.
+BACKENDS: dict[str, str] = {"torch": "moemodel.profiler.backends.torch_native"}
+
+
+def architecture_in(plan: Plan, folder: Path) -> Architecture:
+    """A plan's architecture, cut to its `layers`; a path in the plan is relative to its folder.
+
+    Raises:
+        InputError: unknown architecture, or more layers than it has.
+    """
+    name = plan.architecture
+    architecture = read_architecture(name if name in list_architectures() else folder / name)
+    if plan.layers is None:
+        return architecture
+    if plan.layers > len(architecture.decoder):
+        raise InputError(f"{plan.name}: layers: found {plan.layers}; allowed: 1 to {len(architecture.decoder)}")
+    return replace(architecture, decoder=architecture.decoder[: plan.layers])
+
+
+def check_runs(plan: Plan, architecture: Architecture) -> None:
+    """Refuse a plan that its backend does not run, without loading the framework.
+
+    Args:
+        plan: checked by itself.
+        architecture: of the plan, with as many layers as it asks for.
+
+    Raises:
+        InputError: a part of the plan or of the architecture is predicted, not run; what is allowed.
+        InfeasiblePlanError: a degree does not divide the architecture.
+    """
+    _module(plan.backend, "supported_plans").check_runs(plan, architecture)
 
 
 def builder(backend: str) -> Builder:
@@ -115,6 +176,22 @@ def builder(backend: str) -> Builder:
     Raises:
         InputError: plans of this backend are predicted, not run.
     """
+    return cast(Builder, _module(backend, "parallel_trainer").build)
+
+
+def release_comm_buffers(backend: str, device: torch.device) -> None:
+    """Make a backend's process groups drop what their last calls left; all processes of a job call it between plans.
+
+    Raises:
+        InputError: plans of this backend are predicted, not run.
+    """
+    _module(backend, "parallel_trainer").release_comm_buffers(device)
+
+
+def _module(backend: str, name: str) -> Any:
     if backend not in BACKENDS:
-        raise InputError(f"backend: found {backend!r}; allowed for plans that are run: {', '.join(BACKENDS)}")
-    return cast(Builder, importlib.import_module(BACKENDS[backend]).build)
+        raise InputError(
+            f"backend: found {backend!r}; allowed for plans that are run: {', '.join(BACKENDS)}. `moemodel predict` "
+            "takes all of these"
+        )
+    return importlib.import_module(f"{BACKENDS[backend]}.{name}")

@@ -26,7 +26,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from moemodel.model.core.errors import DeviceError
-from moemodel.profiler.clocks.device_settings import Controls
+from moemodel.profiler.clocks.device_settings import DeviceSettings
 from moemodel.profiler.clocks.settings import Address, AskedClocks, Clocks, SettingError
 from moemodel.profiler.devices.base import Device
 
@@ -54,14 +54,14 @@ class ClockControl:
 
     Args:
         device: whose settings.
-        controls: of its settings (`platforms.base.Platform.controls`); None where it has none.
+        settings: what may be set on it (`platforms.base.Platform.settings`); None if nothing.
 
     Nothing is changed, and no guardian started, before a method is called that changes something.
     """
 
-    def __init__(self, device: Device, controls: Controls | None) -> None:
+    def __init__(self, device: Device, settings: DeviceSettings | None) -> None:
         self._name = device.info.name
-        self._controls = controls
+        self._settings = settings
         self._power_range_W = device.info.power_limit_range_W
         self._guardian: GuardianProcess | None = None
         self._locked = False
@@ -82,22 +82,22 @@ class ClockControl:
 
     def clocks_Hz(self) -> list[float]:
         """Clocks that can be locked, ascending; none on a device without."""
-        return self._controls.clocks_Hz() if self._controls else []
+        return self._settings.clocks_Hz() if self._settings else []
 
     def obstacle(self) -> str | None:
         """Why clocks must not be locked now, found out without changing anything; None where nothing is against it."""
         forbidden = os.environ.get(VARIABLE)
         if forbidden in _FORBIDS:
             return f"{VARIABLE}={forbidden} in the environment forbids it"
-        if self._controls is None:
+        if self._settings is None:
             return f"{self._name} has no clocks that moemodel can lock"
         if not self.clocks_Hz():
             return f"{self._name} lists no clocks"
-        return self._controls.obstacle()
+        return self._settings.obstacle()
 
     def missing_privilege(self) -> str | None:
         """Why the driver will refuse to lock clocks, found out without changing anything; None where it may not."""
-        return self._controls.missing_privilege() if self._controls else None
+        return self._settings.missing_privilege() if self._settings else None
 
     def refused(self) -> str | None:
         """Why the driver refuses to lock clocks, found out by locking them to their full range; None if it does not.
@@ -133,8 +133,8 @@ class ClockControl:
         Raises:
             DeviceError: the driver fails to.
         """
-        if self._controls and self._locked:
-            self._controls.settings.unlock()
+        if self._settings and self._locked:
+            self._settings.driver.unlock()
             self._locked = False
 
     def set_power_limit(self, power_W: float) -> None:
@@ -145,18 +145,18 @@ class ClockControl:
             DeviceError: the value is not allowed, the driver refuses, or there is no guardian any more.
         """
         obstacle = self.obstacle()
-        if self._controls is None or obstacle:
+        if self._settings is None or obstacle:
             raise ObstacleError(f"the power limit of {self._name}", str(obstacle))
         low_W, high_W = self._power_range_W or (0.0, float("inf"))
         if not low_W <= power_W <= high_W:
             raise DeviceError(
                 f"power limit of {self._name}: found {power_W:.0f} W; allowed: {low_W:.0f} to {high_W:.0f} W"
             )
-        settings = self._controls.settings
-        before_W = settings.power_limit_W() if self._power_limit_W is None else self._power_limit_W
+        driver = self._settings.driver
+        before_W = driver.power_limit_W() if self._power_limit_W is None else self._power_limit_W
         self._announce(power_limit_W=before_W)
         self._power_limit_W = before_W
-        settings.set_power_limit(power_W)
+        driver.set_power_limit(power_W)
 
     def restore(self) -> None:
         """Undo every change, and let the guardian go.
@@ -178,12 +178,12 @@ class ClockControl:
         self._locked, self._power_limit_W = False, None
 
     def _lock(self, low_Hz: float, high_Hz: float) -> None:
-        if self._controls is None:
+        if self._settings is None:
             raise DeviceError(f"{self._name} has no clocks that moemodel can lock; use --clocks passive")
         self._announce(locks=True)
         was_locked, self._locked = self._locked, True  # before: an interruption may come in between
         try:
-            self._controls.settings.lock(low_Hz, high_Hz)
+            self._settings.driver.lock(low_Hz, high_Hz)
         except SettingError as error:
             if error.lasting and not was_locked:  # nothing was changed, so there is nothing to restore
                 self._locked = False
@@ -197,7 +197,7 @@ class ClockControl:
         Raises:
             DeviceError: it can't be started, or has died: then all is restored.
         """
-        address = self._controls.address if self._controls else None
+        address = self._settings.address if self._settings else None
         if address is None:
             return  # the settings die with this process
         if self._guardian is None:
@@ -213,12 +213,12 @@ class ClockControl:
     def _restore(self) -> SettingError | None:
         """Undo every change from this process; what went wrong first, if anything."""
         trouble: SettingError | None = None
-        if self._controls is None:
+        if self._settings is None:
             return None
-        settings = self._controls.settings
+        driver = self._settings.driver
         if self._power_limit_W is not None:
             try:
-                settings.set_power_limit(self._power_limit_W)
+                driver.set_power_limit(self._power_limit_W)
                 self._power_limit_W = None
             except SettingError as error:
                 trouble = self._by_hand(error, self._power_limit_W)
@@ -229,7 +229,7 @@ class ClockControl:
         return trouble
 
     def _by_hand(self, error: SettingError, power_W: float | None) -> SettingError:
-        command = self._controls.settings.by_hand(power_W) if self._controls else ""
+        command = self._settings.driver.by_hand(power_W) if self._settings else ""
         return SettingError(f"{self._name} was not restored: {error}; restore by hand, as root: {command}")
 
 

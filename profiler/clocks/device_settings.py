@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 import torch
 
-from moemodel.profiler.clocks.settings import OPEN_NVML, Address, NvmlSettings, Settings
+from moemodel.profiler.clocks.nvml_settings import OPEN_NVML, NvmlDriver
+from moemodel.profiler.clocks.settings import Address, SettingsDriver
 from moemodel.profiler.devices.nvidia import NvidiaDevice
 from moemodel.profiler.devices.nvml import supported_clocks_MHz
 
@@ -18,11 +19,11 @@ _MEGA = 1e6
 _LOOK_S = 1.2  # NVML's utilization is a mean over a second at most
 
 
-class Controls(Protocol):
+class DeviceSettings(Protocol):
     """The settings of one device, and whether they may be touched."""
 
     @property
-    def settings(self) -> Settings: ...
+    def driver(self) -> SettingsDriver: ...
     @property
     def address(self) -> Address | None:
         """Where another process finds the settings; None where they die with this process."""
@@ -41,7 +42,7 @@ class Controls(Protocol):
         ...
 
 
-class NvmlControls:
+class NvidiaSettings:
     """Of an NVIDIA GPU.
 
     Args:
@@ -56,7 +57,7 @@ class NvmlControls:
         self._look_s = look_s
         self._begun = False
         uuid = str(device.info.uuid)
-        self.settings: Settings = NvmlSettings(self._nvml, self._handle, uuid)
+        self.driver: SettingsDriver = NvmlDriver(self._nvml, self._handle, uuid)
         self.address: Address | None = Address(opener=OPEN_NVML, argument=uuid)
 
     def clocks_Hz(self) -> list[float]:

@@ -25,7 +25,7 @@ from contextlib import suppress
 from typing import Any
 
 from moemodel.model.core.errors import DeviceError
-from moemodel.profiler.clocks.settings import Address, SettingError, Settings, open_settings
+from moemodel.profiler.clocks.settings import Address, SettingError, SettingsDriver, open_driver
 
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOOK_S = 0.25  # between looks at who the parent is
@@ -45,7 +45,9 @@ class Guardian:
         DeviceError: the settings can't be reached.
     """
 
-    def __init__(self, name: str, reach: Callable[[], Settings], sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self, name: str, reach: Callable[[], SettingsDriver], sleep: Callable[[float], None] = time.sleep
+    ) -> None:
         self._name = name
         self._reach = reach
         self._sleep = sleep
@@ -71,7 +73,7 @@ class Guardian:
             troubles.append(self._insist("its power limit is changed", limit_W, lambda s: s.set_power_limit(limit_W)))
         return [trouble for trouble in troubles if trouble]
 
-    def _insist(self, what: str, power_W: float | None, act: Callable[[Settings], None]) -> str:
+    def _insist(self, what: str, power_W: float | None, act: Callable[[SettingsDriver], None]) -> str:
         reason = ""
         for pause_s in (*_PAUSES_S, None):
             try:
@@ -116,7 +118,7 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, signal.SIG_IGN)
     job = json.loads(arguments[0])
     try:
-        guardian = Guardian(job["name"], lambda: open_settings(Address(**job["address"])))
+        guardian = Guardian(job["name"], lambda: open_driver(Address(**job["address"])))
     except (DeviceError, ImportError) as error:
         sys.stdout.write(f"failed: {error}\n")
         return 1

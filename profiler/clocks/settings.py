@@ -5,21 +5,14 @@ The guardian process runs this too, so it imports nothing heavy: no torch, no nu
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from moemodel.model.core.errors import DeviceError
-from moemodel.profiler.devices.nvml import LASTING_ERRORS, advice, load_nvml
 
 Clocks = Literal["passive", "lock", "as-is"]  # how a profile deals with them
 AskedClocks = Literal["auto", "passive", "lock", "as-is"]  # auto: the best that is permitted
-
-_MEGA = 1e6
-_MILLI = 1e-3
-
-OPEN_NVML = "moemodel.profiler.clocks.settings:open_nvml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +40,8 @@ class SettingError(DeviceError):
         self.lasting = lasting
 
 
-class Settings(Protocol):
-    """What can be set; every method raises SettingError where the driver refuses."""
+class SettingsDriver(Protocol):
+    """Sets the clocks and the power limit of one GPU; every method raises SettingError where the driver refuses."""
 
     def lock(self, low_Hz: float, high_Hz: float) -> None:
         """Hold the SM clock between two bounds, as far as power and heat allow."""
@@ -65,81 +58,12 @@ class Settings(Protocol):
         ...
 
 
-class NvmlSettings:
-    """Those of an NVIDIA GPU.
-
-    Args:
-        nvml: the initialised `pynvml` module, or something that behaves like it.
-        handle: NVML's handle of the GPU.
-        uuid: of the GPU.
-    """
-
-    def __init__(self, nvml: Any, handle: Any, uuid: str) -> None:
-        self._nvml = nvml
-        self._handle = handle
-        self._uuid = uuid
-
-    def lock(self, low_Hz: float, high_Hz: float) -> None:
-        low_MHz, high_MHz = round(low_Hz / _MEGA), round(high_Hz / _MEGA)
-        self._call("lock clocks", lambda n, h: n.nvmlDeviceSetGpuLockedClocks(h, low_MHz, high_MHz))
-
-    def unlock(self) -> None:
-        self._call("unlock clocks", lambda n, h: n.nvmlDeviceResetGpuLockedClocks(h))
-
-    def power_limit_W(self) -> float:
-        limit_mW = self._call("read the power limit", lambda n, h: n.nvmlDeviceGetPowerManagementLimit(h))
-        return float(limit_mW) * _MILLI
-
-    def set_power_limit(self, power_W: float) -> None:
-        limit_mW = round(power_W / _MILLI)
-        self._call("set the power limit", lambda n, h: n.nvmlDeviceSetPowerManagementLimit(h, limit_mW))
-
-    def by_hand(self, power_W: float | None) -> str:
-        return f"nvidia-smi -i {self._uuid} {'-rgc' if power_W is None else f'-pl {power_W:.0f}'}"
-
-    def _call(self, what: str, call: Callable[[Any, Any], Any]) -> Any:
-        nvml = self._nvml
-        try:
-            return call(nvml, self._handle)
-        except AttributeError as error:
-            raise SettingError(
-                f"nvidia-ml-py is too old to {what}; pip install --upgrade nvidia-ml-py", lasting=True
-            ) from error
-        except nvml.NVMLError as error:
-            if error.value == nvml.NVML_ERROR_NO_PERMISSION:
-                raise SettingError(
-                    f"the driver gives no permission to {what}: it takes root, in a container also --cap-add=SYS_ADMIN",
-                    lasting=True,
-                ) from error
-            if error.value == nvml.NVML_ERROR_NOT_SUPPORTED:
-                raise SettingError(f"this GPU or driver can't {what}", lasting=True) from error
-            lasting = error.value in {getattr(nvml, name, None) for name in LASTING_ERRORS}
-            raise SettingError(f"NVML fails to {what}: {error}", lasting=lasting) from error
-
-
-def open_settings(address: Address) -> Settings:
-    """The settings at an address that a device's `Controls` gave.
+def open_driver(address: Address) -> SettingsDriver:
+    """What sets the settings at an address that `DeviceSettings` gave.
 
     Raises:
         SettingError: they can't be reached.
     """
     module, _, function = address.opener.partition(":")
-    opened: Settings = getattr(import_module(module), function)(address.argument)
+    opened: SettingsDriver = getattr(import_module(module), function)(address.argument)
     return opened
-
-
-def open_nvml(uuid: str) -> NvmlSettings:
-    """Those of the NVIDIA GPU with this UUID.
-
-    Raises:
-        SettingError: NVML does not reach it.
-    """
-    try:
-        nvml = load_nvml()
-    except DeviceError as error:
-        raise SettingError(f"NVML does not reach the GPU {uuid}: {error}") from error
-    try:
-        handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
-    except nvml.NVMLError as error:
-        raise SettingError(f"NVML does not reach the GPU {uuid}: {advice(nvml, error)}") from error
-    return NvmlSettings(nvml, handle, uuid)

@@ -13,7 +13,7 @@ from datetime import timedelta
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from moemodel.profiler.collectives.events import Request, read_request
+from moemodel.profiler.collectives.request import Request, read_request
 from moemodel.profiler.collectives.worker import serve
 from moemodel.profiler.jobs.ranks import started_with_others
 

@@ -9,13 +9,14 @@ from typing import Any
 
 from moemodel.model.records.profile import IDLE_LINKS
 from moemodel.profiler.collectives.collective_timer import Stopwatch, Timing
-from moemodel.profiler.collectives.events import Request, Teller
 from moemodel.profiler.collectives.operations import Buffers, Operation, computation
 from moemodel.profiler.collectives.points import LinkPoint, OverlapPoint, key_columns, longest
 from moemodel.profiler.collectives.process_groups import Group, Peers
+from moemodel.profiler.collectives.request import Request
 from moemodel.profiler.collectives.sustained import Held, Holder, Work
 from moemodel.profiler.devices.base import Device
 from moemodel.profiler.instruments.cycle_counter import ClockReader
+from moemodel.profiler.jobs.events import EventWriter
 from moemodel.profiler.jobs.ranks import Ranks
 
 _PILOT_CALLS = 8  # of a computation
@@ -29,11 +30,11 @@ class Section:
         ranks: who this is.
         device: that it drives.
         request: what to measure; the same on every rank.
-        teller: used on rank 0.
+        events: written on rank 0.
     """
 
-    def __init__(self, ranks: Ranks, device: Device, request: Request, teller: Teller) -> None:
-        self._ranks, self._device, self._request, self._teller = ranks, device, request, teller
+    def __init__(self, ranks: Ranks, device: Device, request: Request, events: EventWriter) -> None:
+        self._ranks, self._device, self._request, self._events = ranks, device, request, events
         self._scale = request.scale
         points: list[LinkPoint | OverlapPoint] = [*request.points, *request.overlaps]
         self._points = points
@@ -47,26 +48,22 @@ class Section:
 
     def run(self) -> None:
         """Measure everything, as far as the time goes."""
-        if self._clock.note and self._ranks.rank == 0:
-            self._teller.note(self._clock.note)
+        if self._clock.note:
+            self._tell("note", text=self._clock.note)
         points = self._points
         for index, point in enumerate(points):
             if not self._peers.told(time.time() < self._request.until_wall_s):
-                self._tell_left(len(points) - index)
+                self._tell("left", count=len(points) - index)
                 return
-            self._at(str(point))
+            self._tell("at", what=str(point))
             if isinstance(point, LinkPoint):
                 self._link(point)
             else:
                 self._overlap(point)
 
-    def _tell_left(self, count: int) -> None:
+    def _tell(self, event: str, **facts: Any) -> None:
         if self._ranks.rank == 0:
-            self._teller.left(count)
-
-    def _at(self, what: str) -> None:
-        if self._ranks.rank == 0:
-            self._teller.at(what)
+            self._events.write(event, **facts)
 
     # --- collectives by themselves ---------------------------------------------------------------------------------
 
@@ -75,7 +72,8 @@ class Section:
         reading = self._link_reading(point, group) if group else None
         heard = [reading for reading in self._peers.gather(reading) if reading]
         if self._ranks.rank == 0:
-            self._teller.row("collectives", key_columns(point) | _link_row(heard) | self._state())
+            row = key_columns(point) | _link_row(heard) | self._state()
+            self._tell("row", table="collectives", row=row)
 
     def _link_reading(self, point: LinkPoint, group: Group) -> tuple[Timing | None, Held | None]:
         if point.collective == IDLE_LINKS:
@@ -102,7 +100,8 @@ class Section:
         reading = self._overlap_reading(point, group) if group else None
         heard = [reading for reading in self._peers.gather(reading) if reading]
         if self._ranks.rank == 0:
-            self._teller.row("overlap", key_columns(point) | _overlap_row(heard) | self._state())
+            row = key_columns(point) | _overlap_row(heard) | self._state()
+            self._tell("row", table="overlap", row=row)
 
     def _overlap_reading(self, point: OverlapPoint, group: Group) -> tuple[Held, Held, Held]:
         """The computation alone, the collective alone, both."""

@@ -15,7 +15,6 @@ import torch
 
 from moemodel.model.core.errors import InputError
 from moemodel.model.records.profile import Topology
-from moemodel.profiler.collectives.events import Request
 from moemodel.profiler.collectives.helpers import Helpers
 from moemodel.profiler.collectives.points import (
     LinkPoint,
@@ -26,10 +25,12 @@ from moemodel.profiler.collectives.points import (
     overlap_points,
     scale_for,
 )
-from moemodel.profiler.collectives.start import Event, follow
+from moemodel.profiler.collectives.request import Request
+from moemodel.profiler.collectives.start import follow
 from moemodel.profiler.devices.base import Device
-from moemodel.profiler.jobs.ranks import torchrun_command
-from moemodel.profiler.microbench.harness import Skip, not_reached
+from moemodel.profiler.jobs.events import EVENTS, Event
+from moemodel.profiler.jobs.launcher import child_environment, torchrun_command
+from moemodel.profiler.microbench.skips import Skip, not_reached
 from moemodel.profiler.platforms.base import Platform
 from moemodel.profiler.sections.progress import Progress
 from moemodel.profiler.store.profile_writer import ProfileWriter
@@ -147,7 +148,7 @@ class Collectives:
                 scale=self._scale(),
                 seed=self.seed,
                 until_wall_s=time.time() + self._scale().seconds - _START_S,
-                events=Path(folder) / "events.jsonl",
+                events=Path(folder) / EVENTS,
             )
             self._run(request, progress)
         return [not_reached(SECTION, self._left, count)] if self._left else []
@@ -162,17 +163,17 @@ class Collectives:
         file = request.events.with_name("request.json")
         file.write_text(request.text(), encoding="utf-8")
         if self.helpers:
-            environment = self.helpers.call(request)
+            environment = child_environment(self.helpers.call(request))
             command = [sys.executable, "-m", WORKER, str(file)]
         else:
-            environment = dict(os.environ)
+            environment = child_environment(os.environ)
             command = torchrun_command(WORKER, [str(file)], processes=self.ranks)
 
         def tell(event: Event) -> None:
             self._hear(event, progress)
 
         try:
-            follow(command, request.events, tell, stall_s=request.scale.stall_s, environment=environment)
+            follow(command, file.parent, tell, stall_s=request.scale.stall_s, environment=environment)
         finally:
             self.writer.flush()
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
-from moemodel.profiler.collectives.events import Request, Teller, read_request
 from moemodel.profiler.collectives.rank_measurement import Section
+from moemodel.profiler.collectives.request import Request, read_request
 from moemodel.profiler.devices.base import Device
 from moemodel.profiler.devices.cpu import CpuDevice
-from moemodel.profiler.jobs import ranks as ranks_module
+from moemodel.profiler.jobs.events import EventWriter
+from moemodel.profiler.jobs.failures import write_failure
+from moemodel.profiler.jobs.ranks import failure_of, join, leave
 from moemodel.profiler.platforms.registry import open_named
 
 _CPU = "cpu"
@@ -20,21 +23,19 @@ def serve(request: Request) -> None:
 
     Raises:
         MoeModelError: the environment or the GPU is not what it should be.
-        RuntimeError: as torch fails; the reason is told first.
+        RuntimeError: as torch fails; the reason is left behind first.
     """
-    teller = Teller(request.events)
-    joined = None
     try:
-        joined = ranks_module.join(cpu=request.gpu == _CPU, timeout_s=request.scale.timeout_s)
+        joined = join(cpu=request.gpu == _CPU, timeout_s=request.scale.timeout_s)
         device = _device(request.gpu)
         try:
-            Section(joined, device, request, teller).run()
+            Section(joined, device, request, EventWriter(request.events)).run()
         finally:
             device.close()
     except Exception as error:
-        teller.failed(joined.rank if joined else -1, _first_line(error))
+        _leave_behind(error, request.events.parent)
         raise
-    ranks_module.leave()
+    leave()
 
 
 def _device(gpu: str) -> Device:
@@ -44,9 +45,12 @@ def _device(gpu: str) -> Device:
     return open_named(gpu)[0]
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"[:300]
+def _leave_behind(error: Exception, folder: Path) -> None:
+    """Why this rank fails; on another machine there is no such folder, and the launcher says it."""
+    rank, failure = os.environ.get("RANK", "?"), failure_of(error, None)
+    if folder.is_dir():
+        reason = f"rank {rank}: {failure.reason.splitlines()[0]}"
+        write_failure(folder, int(rank), failure.model_copy(update={"reason": reason}))
 
 
 if __name__ == "__main__":

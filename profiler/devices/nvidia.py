@@ -69,7 +69,10 @@ class NvidiaDevice:
         return self._read("power", lambda n, h: n.nvmlDeviceGetPowerUsage(h), _MILLI)
 
     def reported_clock_Hz(self) -> float | None:
-        """What the driver says the SM clock is: under load it can be 500 MHz above the true one (see `clock`)."""
+        """What the driver says the SM clock is: under load it can be 500 MHz above the true one.
+
+        `instruments.cycle_counter` measures that.
+        """
         return self._read("clock", lambda n, h: n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_SM), _MEGA)
 
     def temperature_C(self) -> float | None:

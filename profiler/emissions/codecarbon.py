@@ -51,7 +51,7 @@ from moemodel.model.core.files import write_atomic
 from moemodel.profiler.devices.base import MeteredDevice
 from moemodel.profiler.devices.nvml import load_nvml
 from moemodel.profiler.emissions.reconciliation import Reconciliation, reconcile
-from moemodel.profiler.emissions.records import CarbonSummary, LevelSummary, Reading
+from moemodel.profiler.emissions.records import CarbonReading, CarbonSummary, LevelSummary
 from moemodel.profiler.meter.device_meter import FinishedStep
 from moemodel.profiler.meter.energy_meter import open_devices
 from moemodel.profiler.meter.scope import Scope
@@ -236,7 +236,7 @@ class _Level:
     def __init__(self, name: str, file: Path, options: Mapping[str, Any]) -> None:
         self.name = name
         self.cost = _Cost()
-        self.readings: deque[Reading] = deque(maxlen=_KEEP)
+        self.readings: deque[CarbonReading] = deque(maxlen=_KEEP)
         self.count = 0
         self.sums = [0.0] * 5  # duration, GPU, CPU, RAM, emissions
         self._file = _CsvFile(file)
@@ -326,7 +326,7 @@ class _Level:
 
     def _take(self, step: int, phase: str, data: Any) -> None:
         gpu_J, cpu_J, ram_J = (float(kWh) * _J_PER_KWH for kWh in (data.gpu_energy, data.cpu_energy, data.ram_energy))
-        reading = Reading(step, phase, float(data.duration), gpu_J, cpu_J, ram_J, float(data.emissions))
+        reading = CarbonReading(step, phase, float(data.duration), gpu_J, cpu_J, ram_J, float(data.emissions))
         self.readings.append(reading)
         self.count += 1
         more = (reading.duration_s, gpu_J, cpu_J, ram_J, reading.emissions_kg)
@@ -559,7 +559,7 @@ class CodeCarbonLevels:
 
     # What was found.
 
-    def readings(self) -> Mapping[str, Sequence[Reading]]:
+    def readings(self) -> Mapping[str, Sequence[CarbonReading]]:
         """Level -> its readings, the last 200,000."""
         return {name: list(level.readings) for name, level in self._levels.items()}
 

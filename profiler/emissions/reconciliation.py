@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from moemodel.profiler.emissions.records import CarbonSummary, Reading
+from moemodel.profiler.emissions.records import CarbonReading, CarbonSummary
 from moemodel.profiler.meter.device_meter import FinishedStep
 from moemodel.profiler.meter.summary import Summary
 
@@ -149,7 +149,7 @@ class Reconciliation:
 
 def reconcile(
     carbon: CarbonSummary,
-    readings: Mapping[str, Sequence[Reading]],
+    readings: Mapping[str, Sequence[CarbonReading]],
     meter: Summary,
     counted: Iterable[FinishedStep],
     *,
@@ -159,7 +159,7 @@ def reconcile(
     """Compare a session of CodeCarbon's with the meter's of the same time.
 
     Args:
-        carbon, readings: of `emissions.CodeCarbonLevels`.
+        carbon, readings: of `codecarbon.CodeCarbonLevels`.
         meter: its summary.
         counted: steps as the meter read them, of every device.
         shares: disagreement to allow.
@@ -179,7 +179,7 @@ class _Case:
     def __init__(
         self,
         carbon: CarbonSummary,
-        readings: Mapping[str, Sequence[Reading]],
+        readings: Mapping[str, Sequence[CarbonReading]],
         meter: Summary,
         shares: Shares,
         tick_s: float,
@@ -308,7 +308,7 @@ class _Case:
         self._zero_steps(short)
         self._steps_apart()
 
-    def _step(self, reading: Reading, time_s: float, counter_J: float) -> StepComparison:
+    def _step(self, reading: CarbonReading, time_s: float, counter_J: float) -> StepComparison:
         tick_J = self._tick_s * counter_J / max(time_s, 1e-9)
         return StepComparison(
             step=reading.step,
@@ -362,7 +362,7 @@ class _Case:
         for name in dict.fromkeys(reading.phase for reading in readings):
             self._phase(name, [reading for reading in readings if reading.phase == name])
 
-    def _phase(self, name: str, readings: Sequence[Reading]) -> None:
+    def _phase(self, name: str, readings: Sequence[CarbonReading]) -> None:
         seconds = sum(reading.duration_s for reading in readings)
         codecarbon_J = sum(self._device_J(r.gpu_J, r.cpu_J) for r in readings)
         known = self._phase_power(name)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 
-class Reading(NamedTuple):
+class CarbonReading(NamedTuple):
     """What CodeCarbon says of a session, a step or a phase; energies as it multiplies them with the PUE.
 
     `step` is the step's index, -1 outside steps; `phase` is "" where it is a step or session.

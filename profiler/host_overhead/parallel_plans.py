@@ -38,8 +38,9 @@ from moemodel.model.core.errors import InputError
 from moemodel.model.plan.spec import ParallelSpec
 from moemodel.profiler.backends.base import Run, TrainingRun
 from moemodel.profiler.backends.torch_native.parallel_trainer import build
+from moemodel.profiler.backends.torch_native.trainer import Trainer
+from moemodel.profiler.devices.memory import free_memory
 from moemodel.profiler.host_overhead.single_gpu import KINDS, LayerKind, tiny_run, trimmed_mean
-from moemodel.profiler.training.measure import Trainer, free_memory
 
 Row = dict[str, Any]
 Times = list[float]  # host time before each mark of a step but the first, s

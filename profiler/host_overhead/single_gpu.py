@@ -40,8 +40,9 @@ import torch
 from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp, Moe
 from moemodel.model.frameworks.base import Precision
 from moemodel.profiler.backends.base import TrainingRun
+from moemodel.profiler.backends.torch_native.trainer import Trainer
 from moemodel.profiler.devices.base import Device
-from moemodel.profiler.training.measure import Trainer, free_memory
+from moemodel.profiler.devices.memory import free_memory
 
 Row = dict[str, Any]
 Passes = dict[str, float]  # forward, backward, step -> seconds, or kernels

@@ -48,7 +48,7 @@ class EnergyWindow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class SensorReading:
     """One row of the 10 Hz trace; `time_s` is `time.perf_counter`, `wall_s` Unix time."""
 
     time_s: float
@@ -91,7 +91,7 @@ class EnergySampler:
         self._counter = CounterReader(device, now_s, FixedInterval(interval_s))
         self._watch = CounterWatch([self])
         self._edges: list[Edge] = []
-        self._trace: list[Reading] = []
+        self._trace: list[SensorReading] = []
 
     def __enter__(self) -> Self:
         self._watch.start()
@@ -129,7 +129,7 @@ class EnergySampler:
             "check nvidia-smi and run again"
         )
 
-    def trace(self, since_s: float = 0.0) -> list[Reading]:
+    def trace(self, since_s: float = 0.0) -> list[SensorReading]:
         """Readings of the 10 Hz trace from `since_s` (`time.perf_counter`) on."""
         with self._lock:
             return [r for r in self._trace if r.time_s >= since_s]
@@ -158,7 +158,7 @@ class EnergySampler:
         return any(start_s <= reset_s <= end_s for reset_s in self._counter.detector.resets_s)
 
     def _read_sensors(self) -> None:
-        reading = Reading(
+        reading = SensorReading(
             time_s=self._now_s(),
             wall_s=self._wall_s(),
             label=self.label,
@@ -171,7 +171,7 @@ class EnergySampler:
             self._trace.append(reading)
 
 
-def stuck_since(trace: Sequence[Reading]) -> float | None:
+def stuck_since(trace: Sequence[SensorReading]) -> float | None:
     """When the power reading last changed, if that was long before the trace's end; None otherwise.
 
     A reading in milliwatts doesn't stay what it is for so long, whatever runs.

@@ -1,8 +1,11 @@
-"""The processes of one job: started by torchrun or srun, listened to, and ended whatever they do. No torch here."""
+"""The processes of one job: started by torchrun or srun, listened to, and ended whatever they do. No torch here.
+
+A job has a folder that all of its processes see. In it are its events (`events`), what failed (`failures`), and logs;
+of a process that a launcher starts in a session of its own, its number too, in `RANK.pid`.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -10,83 +13,96 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from moemodel.model.core.documents import read_json
 from moemodel.model.core.errors import InputError
-from moemodel.profiler.jobs.job import EVENTS, JOB, FailureKind, Job, RankFailure
+from moemodel.profiler.jobs.events import EVENTS, Event, EventReader
+from moemodel.profiler.jobs.failures import FailureKind, RankFailure, gravest_failure
 
 Launcher = Literal["torchrun", "slurm"]
 
-WORKER = "moemodel.profiler.training.worker"
 _LOOK_S = 0.1  # between looks at what a job has done
-_GRACE_S = 8.0  # for a job to end when it is asked to
 _PORTS = (20_000, 20_000)  # first, and how many: where the processes of a Slurm job meet
-_TAIL = 3  # lines of a log that say why a process ended
-# The gravest first: what one rank dies of, others report as a broken connection.
-_GRAVITY: dict[FailureKind, int] = {"memory": 0, "error": 1, "timeout": 2, "crash": 3, "refused": 4}
+_TAIL, _TAIL_CHARACTERS = 5, 600  # lines of a log that say why a process ended, and their length
 _HUNG = ("collective operation timeout", "Timed out waiting")  # of NCCL's watchdog, and of gloo
 
 
-class Processes:
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long nothing may be heard of a job before it counts as hanging.
+
+    Attributes:
+        start_s: until its first event.
+        silence_s: between two events.
+        grace_s: for it to end when it is asked to, before it is killed.
+    """
+
+    start_s: float
+    silence_s: float
+    grace_s: float
+
+
+class JobProcesses:
     """The processes of one job, and what they leave in its folder.
 
     Args:
-        job: what they do.
-        folder: of the job; empty.
-        launcher: of the processes.
+        command: that starts them all and ends when they do.
+        folder: of the job.
+        environment: of the command.
+        patience: with them.
     """
 
-    def __init__(self, job: Job, folder: Path, launcher: Launcher) -> None:
+    def __init__(
+        self, command: Sequence[str], folder: Path, *, environment: Mapping[str, str], patience: Patience
+    ) -> None:
         self.folder = folder
-        self._job, self._launcher = job, launcher
-        self._read_B = 0
+        self._command, self._environment, self._patience = command, environment, patience
+        self._heard = False
+        self.hangs = False  # nothing was heard for too long
+        self.exit_status: int | None = None  # of the command, once it has ended
 
-    def events(self, processes: int) -> Generator[dict[str, Any]]:
-        """Start it; what it says until it ends. The last thing, if it was not all done, is `{"event": "hangs"}`.
+    def events(self) -> Generator[Event]:
+        """Start it; what it says until it ends, says "done" or hangs.
 
         Whoever closes the iterator ends the job.
         """
-        process = self._start(processes)
+        reader = EventReader(self.folder / EVENTS)
+        process = self._start()
         heard_s = time.monotonic()
         try:
             while True:
                 ended = process.poll() is not None  # before reading, so that nothing it wrote is missed
-                for event in self._new_events():
+                for event in reader.news():
                     yield event
-                    heard_s = time.monotonic()  # whoever listens may have taken long
+                    self._heard, heard_s = True, time.monotonic()  # whoever listens may have taken long
                     if event["event"] == "done":
                         with suppress(subprocess.TimeoutExpired):  # it has nothing left to do but to leave
-                            process.wait(_GRACE_S)
+                            process.wait(self._patience.grace_s)
                         return
                 if ended:
                     return
-                if time.monotonic() - heard_s > self._patience_s:
-                    yield {"event": "hangs"}
+                if time.monotonic() - heard_s > self._silence_s:
+                    self.hangs = True
                     return
                 time.sleep(_LOOK_S)
         finally:
             self._end(process)
 
     @property
-    def _patience_s(self) -> float:
-        """How long nothing may be heard: a run is silent while it warms up and measures."""
-        return self._job.timeout_s + self._job.warm_s + self._job.measured_s
+    def _silence_s(self) -> float:
+        return self._patience.silence_s if self._heard else self._patience.start_s
 
-    def why_it_ended(self, hangs: bool) -> RankFailure:
+    def why_it_ended(self) -> RankFailure:
         """Why it ended before it was done."""
-        failures = []
-        for file in sorted(self.folder.glob("failure-*.json")):
-            with suppress(InputError):
-                failures.append(read_json(file, RankFailure))
-        if hangs:
-            reason = f"no progress for {self._patience_s:.0f} s"
-            return RankFailure(visit=None, kind="timeout", reason=reason)
-        if failures:
-            return min(failures, key=lambda failure: _GRAVITY[failure.kind])
+        if self.hangs:
+            return RankFailure(visit=None, kind="timeout", reason=f"no answer for {self._silence_s:.0f} s")
+        failure = gravest_failure(self.folder)
+        if failure is not None:
+            return failure
         kind: FailureKind = "timeout" if self._hung() else "crash"
         return RankFailure(visit=None, kind=kind, reason=f"the job ended: {self._last_words()}")
 
@@ -98,39 +114,17 @@ class Processes:
         for log in sorted(self.folder.glob("*.log")):
             lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
             if lines:
-                return " / ".join(lines[-_TAIL:])
-        return "it said nothing"
+                return " / ".join(lines[-_TAIL:])[:_TAIL_CHARACTERS]
+        return f"it said nothing, exit status {self.exit_status}"
 
-    def _new_events(self) -> Iterator[dict[str, Any]]:
-        """Whole lines that are new in the job's events."""
-        file = self.folder / EVENTS
-        if not file.exists():
-            return
-        with file.open("rb") as lines:
-            lines.seek(self._read_B)
-            for line in lines:
-                if not line.endswith(b"\n"):
-                    return
-                self._read_B += len(line)
-                yield json.loads(line)
-
-    def _start(self, processes: int) -> subprocess.Popen[bytes]:
-        file = self.folder.resolve() / JOB
-        file.write_text(self._job.model_dump_json(indent=1), encoding="utf-8")
-        arguments = ["--job", str(file)]
-        environment = child_environment(os.environ)
-        if self._launcher == "slurm":
-            command = srun_command(WORKER, arguments, processes=processes, environment=os.environ)
-            environment |= meeting_point(os.environ, int(self.folder.name))
-        else:
-            command = torchrun_command(WORKER, arguments, processes=processes)
+    def _start(self) -> subprocess.Popen[bytes]:
         with (self.folder / "launcher.log").open("wb") as log:
             return subprocess.Popen(
-                command,
+                self._command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=dict(self._environment),
                 start_new_session=True,  # Ctrl-C is for this process alone, which ends the job
             )
 
@@ -140,12 +134,12 @@ class Processes:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(_GRACE_S)
+                process.wait(self._patience.grace_s)
         for file in self.folder.glob("*.pid"):
             _kill_worker(file, self.folder)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        self.exit_status = process.wait()
 
 
 def _kill_worker(file: Path, folder: Path) -> None:
@@ -155,7 +149,7 @@ def _kill_worker(file: Path, folder: Path) -> None:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except (OSError, ValueError):
         return
-    if os.fsencode(folder.resolve() / JOB) in command:
+    if os.fsencode(f"{folder.resolve()}{os.sep}") in command:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
 
@@ -164,10 +158,15 @@ def _kill_worker(file: Path, folder: Path) -> None:
 
 
 def torchrun_command(module: str, arguments: Sequence[str], *, processes: int) -> list[str]:
-    """See `ranks.torchrun_command`, which imports torch."""
-    from moemodel.profiler.jobs import ranks
+    """The command that runs `python -m module arguments` in that many processes on this machine.
 
-    return ranks.torchrun_command(module, arguments, processes=processes)
+    The meeting point is a free port that torchrun finds by itself; a process that fails ends the others.
+    """
+    return [
+        *(sys.executable, "-m", "torch.distributed.run"),
+        *("--nnodes=1", f"--nproc-per-node={processes}", "--standalone", "--max-restarts=0"),
+        *("-m", module, *arguments),
+    ]
 
 
 def srun_command(module: str, arguments: Sequence[str], *, processes: int, environment: Mapping[str, str]) -> list[str]:

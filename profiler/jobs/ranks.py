@@ -7,8 +7,7 @@ and MASTER_PORT who is who. GPUs talk through NCCL, processors through gloo.
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -16,12 +15,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from moemodel.model.core.errors import InputError
+from moemodel.model.core.errors import InputError, MoeModelError
+from moemodel.profiler.jobs.failures import FailureKind, RankFailure
 
 # The names until torch 2.12 and since: the older ones warn there that they will go.
 all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 reduce_scatter: Callable[..., Any] = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
+_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
+_REASON = 300  # characters of what a framework says; the log has all
+_LATE = ("timed out", "timeout")
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -83,13 +86,20 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def torchrun_command(module: str, arguments: Sequence[str], *, processes: int) -> list[str]:
-    """The command that runs `python -m module arguments` in that many processes on this machine.
-
-    The meeting point is a free port that torchrun finds by itself; a process that fails ends the others.
-    """
-    return [
-        *(sys.executable, "-m", "torch.distributed.run"),
-        *("--nnodes=1", f"--nproc-per-node={processes}", "--standalone", "--max-restarts=0"),
-        *("-m", module, *arguments),
-    ]
+def failure_of(error: BaseException, visit: int | None) -> RankFailure:
+    """What to leave behind of an error; frameworks wrap those of the model in their own."""
+    chain: list[BaseException] = []
+    at: BaseException | None = error
+    while at is not None and at not in chain:
+        chain.append(at)
+        at = at.__cause__ or at.__context__
+    for one in chain:
+        first = next(iter(str(one).strip().splitlines()), type(one).__name__)
+        if isinstance(one, torch.OutOfMemoryError) or any(text in str(one).lower() for text in _NO_MEMORY):
+            return RankFailure(visit=visit, kind="memory", reason=f"does not fit in the GPU's memory: {first}")
+    text = str(error).strip()
+    kind: FailureKind = "error" if isinstance(error, MoeModelError) else "crash"
+    if isinstance(error, dist.DistError) and any(word in text.lower() for word in _LATE):
+        kind = "timeout"
+    reason = text if kind == "error" else f"{type(error).__name__}: {text[:_REASON]}"
+    return RankFailure(visit=visit, kind=kind, reason=reason)

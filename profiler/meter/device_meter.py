@@ -18,12 +18,7 @@ import torch
 from moemodel.model.core.errors import DeviceError, MoeModelError
 from moemodel.profiler.devices.base import MeteredDevice
 from moemodel.profiler.instruments.counter_edges import WIDEST_EDGE_S, CounterEdges, Edge, EdgeFinder
-from moemodel.profiler.meter.attribution import (
-    STUCK_S,
-    Attribution,
-    attribute,
-    check_counter,
-)
+from moemodel.profiler.meter.attribution import STUCK_S, Attribution, attribute, check_counter
 from moemodel.profiler.meter.recording import RecordingDevice
 from moemodel.profiler.meter.summary import DeviceSummary, GroupSummary, PhaseSummary
 
@@ -37,7 +32,7 @@ _EVENT_NOISE_S = 1e-5
 # --- time ------------------------------------------------------------------------------------------------------------
 
 
-class Timer(Protocol):
+class EventTimer(Protocol):
     """Marks on a device's time line."""
 
     noise_s: float
@@ -58,7 +53,7 @@ class Timer(Protocol):
         ...
 
 
-class WallTimer:
+class HostEventTimer:
     """A device that has done its work when the call returns."""
 
     noise_s = _EVENT_NOISE_S
@@ -81,7 +76,7 @@ class WallTimer:
         return None
 
 
-class CudaTimer:
+class CudaEventTimer:
     """Events on the current stream. CUDA gives times as differences in float32, so they count from a recent event."""
 
     noise_s = 2 * _EVENT_NOISE_S
@@ -190,10 +185,10 @@ class FinishedStep:
     energy_J: float | None
 
 
-class Lane:
+class DeviceMeter:
     """One device: its marks, its counter, and what is known so far."""
 
-    def __init__(self, device: MeteredDevice, timer: Timer, finder: EdgeFinder) -> None:
+    def __init__(self, device: MeteredDevice, timer: EventTimer, finder: EdgeFinder) -> None:
         self.device, self.finder = device, finder
         self._recorder = device if isinstance(device, RecordingDevice) else None
         self.notes: list[str] = []

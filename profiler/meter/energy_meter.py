@@ -39,7 +39,7 @@ from moemodel.profiler.devices.base import MeteredDevice
 from moemodel.profiler.devices.cpu import CpuDevice
 from moemodel.profiler.devices.names import REPLAYED
 from moemodel.profiler.instruments.counter_edges import CounterWatch, EdgeFinder
-from moemodel.profiler.meter.device_meter import CudaTimer, FinishedStep, Lane, Timer, WallTimer
+from moemodel.profiler.meter.device_meter import CudaEventTimer, DeviceMeter, EventTimer, FinishedStep, HostEventTimer
 from moemodel.profiler.meter.recording import RecordingDevice, ReplayDevice
 from moemodel.profiler.meter.scope import Scope
 from moemodel.profiler.meter.summary import Summary
@@ -105,10 +105,11 @@ class _Files:
 
 
 class Observer(Protocol):
-    """Another instrument, told what the meter is told, so that a loop is annotated once (`emissions.CodeCarbonLevels`).
+    """Another instrument, told what the meter is told, so that a loop is annotated once.
 
-    Before a step or phase begins and after it has ended, so that a step's own time does not contain what an observer
-    does at its ends; what it does at the ends of phases is part of the step. One that raises is not told any more.
+    One is `emissions.codecarbon.CodeCarbonLevels`. It is told before a step or phase begins and after it has ended, so
+    that a step's own time does not contain what an observer does at its ends; what it does at the ends of phases is
+    part of the step. One that raises is not told any more.
     """
 
     def begin_session(self, devices: Sequence[MeteredDevice]) -> None: ...
@@ -141,7 +142,7 @@ class Meter:
 
     Args:
         folder: where files go, one pair for each rank; None: no files.
-        devices: torch devices, their names or numbers, `profiler.device.Device`s, or "replay:FILE". None: under
+        devices: torch devices, their names or numbers, `profiler.devices.base.Device`s, or "replay:FILE". None: under
             torchrun the rank's own GPU, else every visible one; the CPU where there is none.
         read_every: steps between two readings of what the device has done.
         sync_every_s: time between two synchronisations after a step.
@@ -172,7 +173,7 @@ class Meter:
         self._record = None if record is None else Path(record)
         self._recorders: list[RecordingDevice] = []
         self._rank = _number("RANK", 0)
-        self._lanes: list[Lane] = []
+        self._meters: list[DeviceMeter] = []
         self._opened: list[MeteredDevice] = []
         self._watch: CounterWatch | None = None
         self._files: _Files | None = None
@@ -240,7 +241,7 @@ class Meter:
             rank=self._rank,
             world_size=_number("WORLD_SIZE", 1),
             start_unix_s=self._start_unix_s,
-            devices=tuple(lane.summary() for lane in self._lanes),
+            devices=tuple(each.summary() for each in self._meters),
             notes=tuple(self._notes),
         )
 
@@ -281,9 +282,9 @@ class Meter:
         self._tell("begin_session", devices)  # it may take seconds: before the session's time begins
         for device in devices:
             on_gpu = device.torch_device.type == "cuda"
-            timer: Timer = CudaTimer(device.torch_device) if on_gpu else WallTimer(time.perf_counter)
-            self._lanes.append(Lane(device, timer, EdgeFinder(device, time.perf_counter)))
-        self._watch = CounterWatch([lane.finder for lane in self._lanes if _has_sensors(lane.device)], self._write)
+            timer: EventTimer = CudaEventTimer(device.torch_device) if on_gpu else HostEventTimer(time.perf_counter)
+            self._meters.append(DeviceMeter(device, timer, EdgeFinder(device, time.perf_counter)))
+        self._watch = CounterWatch([each.finder for each in self._meters if _has_sensors(each.device)], self._write)
         self._watch.start()
         self._synced_s = time.perf_counter()
         self._state = "running"
@@ -297,13 +298,13 @@ class Meter:
                 if self._phase is not None or self._in_step:
                     self._drop()
                 self._tell("end_session")
-                for lane in self._lanes:
-                    lane.finish()
+                for each in self._meters:
+                    each.finish()
         finally:
             self._close()
-        if self._lanes:
+        if self._meters:
             self._tell("close", self.summary())
-        if self._files is not None and self._lanes:
+        if self._files is not None and self._meters:
             self._files.finish(self.summary())
         if not failed:
             self._state = "stopped"
@@ -331,8 +332,8 @@ class Meter:
         self._in_step = True
         if self._observers:
             self._tell("begin_step", self._index)
-        for lane in self._lanes:
-            lane.begin_step(self._index)
+        for each in self._meters:
+            each.begin_step(self._index)
 
     def _end_step(self) -> None:
         self._check_running("end_step")
@@ -341,19 +342,19 @@ class Meter:
         open_phase = self._phase
         if open_phase is not None:
             self._end_phase()
-        for lane in self._lanes:
-            lane.end_step()
+        for each in self._meters:
+            each.end_step()
         if self._observers:
             self._tell("end_step")
         self._in_step = False
         self._index += 1
         if time.perf_counter() - self._synced_s > self._sync_every_s:
-            for lane in self._lanes:
-                lane.synchronize()
+            for each in self._meters:
+                each.synchronize()
             self._synced_s = time.perf_counter()
         elif self._index % self._read_every == 0:
-            for lane in self._lanes:
-                lane.read()
+            for each in self._meters:
+                each.read()
         if open_phase is not None:
             raise InputError(f"end_step: phase {open_phase!r} was still open, and ends with its step; call end_phase")
 
@@ -364,24 +365,24 @@ class Meter:
         self._phase = name
         if self._observers:
             self._tell("begin_phase", name)
-        for lane in self._lanes:
-            lane.begin_phase(name)
+        for each in self._meters:
+            each.begin_phase(name)
 
     def _end_phase(self) -> None:
         self._check_running("end_phase")
         if self._phase is None:
             raise InputError("end_phase: no phase has begun")
         self._phase = None
-        for lane in self._lanes:
-            lane.end_phase()
+        for each in self._meters:
+            each.end_phase()
         if self._observers:
             self._tell("end_phase")
 
     def _drop(self) -> None:
         """An exception of the user's ends what is open."""
         self._phase, self._in_step = None, False
-        for lane in self._lanes:
-            lane.drop()
+        for each in self._meters:
+            each.drop()
         self._tell("drop")
 
     def _tell(self, what: str, *values: Any) -> None:
@@ -405,8 +406,8 @@ class Meter:
             raise InputError(f"{call}: this meter is {self._state}, not running; use it between start and stop")
 
     def _write(self) -> None:
-        for lane in self._lanes:
-            rows = [lane.rows.popleft() for _ in range(len(lane.rows))]
+        for each in self._meters:
+            rows = [each.rows.popleft() for _ in range(len(each.rows))]
             self._tell("add_steps", rows)
             if self._files is not None:
                 self._files.write(rows)

@@ -423,7 +423,7 @@ class VirtualClock:
 
 
 class ReplayDevice:
-    """A `device.Device` whose sensors say what a recording's did, as long after its opening as they did then.
+    """A `devices.base.Device` whose sensors say what a recording's did, as long after its opening as they did then.
 
     It does no work: what runs beside it does not change what it says. After the recording's end sensors keep their
     last values, so that a meter sees the counter stick.

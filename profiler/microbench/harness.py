@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ import torch
 
 from moemodel.model.core.errors import DeviceError
 from moemodel.profiler.devices.base import Device
+from moemodel.profiler.devices.memory import make_room
 from moemodel.profiler.instruments.cycle_counter import ClockReader
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
 from moemodel.profiler.microbench.budget import Effort
@@ -18,6 +18,7 @@ from moemodel.profiler.microbench.cases import Case, build
 from moemodel.profiler.microbench.load_generator import HeavyLoad, heavy_load
 from moemodel.profiler.microbench.operands import Pool
 from moemodel.profiler.microbench.points import Point
+from moemodel.profiler.microbench.skips import Skip
 from moemodel.profiler.microbench.stream_timer import HostTimer, Lane, Timer, open_lane
 
 _LEAD_MARGIN = 1.5  # of the host time that a spin has to cover
@@ -26,17 +27,6 @@ _LEAD_MOST_S = 20e-3
 _LAUNCH_S = 3e-6  # host time of a launch, at least: bounds the number of launches in a stretch
 _LAUNCHES_MOST = 800  # a stream holds 1024; past that the host waits, and its time is no longer its own
 _CALLS_MOST = 64
-
-# What torch raises for an operator that does not fit or does not run here.
-_SKIPPABLE = (RuntimeError, ImportError, TypeError, ValueError)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Skip:
-    """Something that was not measured, and why."""
-
-    what: str
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,20 +178,3 @@ class Bench:
             ) from error
         self._instruments.make_room()
         return Skip(what=what, reason=reason)
-
-
-def make_room(device: torch.device) -> None:
-    """Free what only the cycle collector finds (optimizers refer to themselves), and the allocator's cache."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def not_reached(section: str, left: int, of: int) -> Skip:
-    """What a budget cut off."""
-    return Skip(what=section, reason=f"{left} of {of} left out, the budget was spent; run again to add them")
-
-
-def skippable() -> tuple[type[Exception], ...]:
-    """The errors of one operator that leave the others measurable."""
-    return _SKIPPABLE

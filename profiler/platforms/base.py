@@ -7,9 +7,9 @@ from typing import Any, Protocol
 import torch
 
 from moemodel.model.records.profile import Topology
-from moemodel.profiler.clocks.device_settings import Controls
+from moemodel.profiler.clocks.device_settings import DeviceSettings
 from moemodel.profiler.devices.base import Device
-from moemodel.profiler.host_overhead import single_gpu as host_lane
+from moemodel.profiler.host_overhead import single_gpu
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
 from moemodel.profiler.microbench.budget import Effort
 from moemodel.profiler.microbench.harness import Instruments, TorchInstruments
@@ -36,7 +36,7 @@ class Platform(Protocol):
         """Rows of table `host`."""
         ...
 
-    def controls(self) -> Controls | None:
+    def settings(self) -> DeviceSettings | None:
         """Of its settings; None where it has none."""
         ...
 
@@ -63,10 +63,10 @@ class TorchPlatform:
         return TorchInstruments(self._device, effort, seed)
 
     def host_rows(self, repeats: int) -> list[dict[str, Any]]:
-        return host_lane.measure(self._device, repeats=repeats)
+        return single_gpu.measure(self._device, repeats=repeats)
 
-    def controls(self) -> Controls | None:
-        return self._vendor.controls(self._device) if self._vendor else None
+    def settings(self) -> DeviceSettings | None:
+        return self._vendor.settings(self._device) if self._vendor else None
 
     def topology(self, devices: int) -> Topology | None:
         if self._vendor is None:

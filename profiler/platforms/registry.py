@@ -43,13 +43,24 @@ def open_device(gpu: str, known: Mapping[str, str]) -> Device:
     if gpu.startswith(REPLAYED):
         raise DeviceError(
             f"--gpu {gpu}: a recording has what sensors said, and no work can be timed on it; replay it by "
-            "Meter(devices=[...]) or evaluate it by profiler.recording.recorded_session"
+            "Meter(devices=[...]) or evaluate it by profiler.meter.recording.recorded_session"
         )
     if gpu.startswith(SIMULATED):
         return open_simulated(gpu, known)
     wanted = "cpu" if gpu == "cpu" else resolve(gpu, known)
     if wanted == "cpu":
         return CpuDevice(guess=True)
+    device = _open_here(gpu)
+    check_is(wanted, device.info.name, gpu, known)
+    return device
+
+
+def _open_here(gpu: str) -> Device:
+    """The GPU that torch computes on.
+
+    Raises:
+        DeviceError: there is none, no driver, or a torch that does not find it.
+    """
     vendor = vendor_here()
     try:
         vendor.check()
@@ -60,9 +71,7 @@ def open_device(gpu: str, known: Mapping[str, str]) -> Device:
             f"--gpu {gpu}: the driver is there, but torch {torch.__version__} finds no CUDA device; "
             f"install a CUDA build of torch, or check CUDA_VISIBLE_DEVICES ({os.environ.get('CUDA_VISIBLE_DEVICES')})"
         )
-    device = vendor.open(torch.device("cuda", torch.cuda.current_device()))
-    check_is(wanted, device.info.name, gpu, known)
-    return device
+    return vendor.open(torch.device("cuda", torch.cuda.current_device()))
 
 
 def platform_of(device: Device) -> Platform:

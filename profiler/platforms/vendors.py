@@ -13,7 +13,7 @@ import torch
 
 from moemodel.model.core.errors import DeviceError
 from moemodel.model.records.profile import Topology
-from moemodel.profiler.clocks.device_settings import Controls, NvmlControls
+from moemodel.profiler.clocks.device_settings import DeviceSettings, NvidiaSettings
 from moemodel.profiler.devices.base import Device
 from moemodel.profiler.devices.nvidia import NvidiaDevice, load_driver, open_nvidia
 from moemodel.profiler.devices.nvidia_topology import read_topology
@@ -27,14 +27,14 @@ class Vendor:
         device: class of its GPUs.
         check: raises DeviceError where its driver is missing or finds no GPU.
         open: its GPU that torch numbers so; raises DeviceError.
-        controls: of the settings of one of its GPUs.
+        settings: of one of its GPUs.
         topology: how GPUs are connected, of which one is given, and torch's descriptions of all.
     """
 
     device: type[Any]
     check: Callable[[], object]
     open: Callable[[torch.device], Device]
-    controls: Callable[[Any], Controls]
+    settings: Callable[[Any], DeviceSettings]
     topology: Callable[[Any, Sequence[Any]], Topology]
 
 
@@ -42,7 +42,7 @@ NVIDIA = Vendor(
     device=NvidiaDevice,
     check=load_driver,
     open=open_nvidia,
-    controls=NvmlControls,
+    settings=NvidiaSettings,
     topology=lambda device, properties: read_topology(device.driver[0], properties),
 )
 VENDORS = {"cuda": NVIDIA}  # what torch is built for -> whose GPUs it then finds

@@ -8,16 +8,19 @@ no promise (the power limit goes before it), so each row carries the true clock 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from moemodel.profiler.clocks.clock_control import ClockControl, ObstacleError
-from moemodel.profiler.microbench.harness import Bench, Skip, not_reached, skippable
+from moemodel.profiler.microbench.harness import Bench
 from moemodel.profiler.microbench.points import Point
+from moemodel.profiler.microbench.skips import Skip, not_reached
+from moemodel.profiler.sections.base import Item, ItemSection
 from moemodel.profiler.sections.operator_times import sample_row
-from moemodel.profiler.sections.power import Load, measure_power
+from moemodel.profiler.sections.power import Load, power_item
 from moemodel.profiler.sections.progress import Progress
 from moemodel.profiler.store.profile_writer import ProfileWriter
 
@@ -80,21 +83,41 @@ def locked_label(clock_Hz: float) -> str:
     return f"locked {clock_Hz / _MEGA:.0f} MHz"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Step:
-    """A clock, and what the profile lacks there."""
+class _Step(ItemSection):
+    """What the profile lacks at one clock.
 
-    clock_Hz: float
-    points: list[Point]
-    loads: list[Load]
+    Args:
+        clock_Hz: that is locked.
+        points: to measure.
+        loads: to hold.
+    """
+
+    def __init__(self, clock_Hz: float, points: Sequence[Point], loads: Sequence[Load]) -> None:
+        self.clock_Hz = clock_Hz
+        self.name = f"sweep {locked_label(clock_Hz)}"
+        self._points, self._loads = points, loads
 
     @property
-    def size(self) -> int:
-        return len(self.points) + len(self.loads)
+    def steps(self) -> int:
+        return len(self._points) + len(self._loads)
+
+    def items(self, bench: Bench, writer: ProfileWriter, progress: Progress) -> list[Item]:
+        del progress
+        label = locked_label(self.clock_Hz)
+        points = [
+            Item(
+                title=f"{self.name} of {point}",
+                told=f"{label}: {point}",
+                table="operators",
+                measure=partial(_samples, bench, point, label),
+            )
+            for point in self._points
+        ]
+        return [*points, *(power_item(bench, load, writer) for load in self._loads)]
 
 
 class LockedSweep:
-    """All that is measured at locked clocks.
+    """All that is measured at locked clocks. A `Section`.
 
     Args:
         control: locks them.
@@ -110,11 +133,11 @@ class LockedSweep:
         self._power_Hz = power_steps(self._steps_Hz)
 
     @property
-    def size(self) -> int:
+    def steps(self) -> int:
         """How many measurements it is made of."""
         return len(self._points) * len(self._steps_Hz) + len(self._loads) * len(self._power_Hz)
 
-    def measure(self, bench: Bench, writer: ProfileWriter, deadline_s: float, progress: Progress) -> list[Skip]:
+    def run(self, bench: Bench, writer: ProfileWriter, deadline_s: float, progress: Progress) -> list[Skip]:
         """Every step until `deadline_s` (of the bench's timer), leaving out what the profile has.
 
         The clocks are unlocked when it returns, or raises.
@@ -129,54 +152,44 @@ class LockedSweep:
         steps = [self._left(clock_Hz, writer) for clock_Hz in coarse_first(self._steps_Hz)]
         try:
             for i, step in enumerate(steps):
-                if not step.size:
+                if not step.steps:
                     continue
-                left = sum(s.size for s in steps[i:])
+                left = sum(s.steps for s in steps[i:])
                 if bench.timer.now_s() > deadline_s:
-                    skips.append(not_reached("sweep", left, self.size))
+                    skips.append(not_reached("sweep", left, self.steps))
                     break
                 try:
                     self._control.lock(step.clock_Hz)
                 except ObstacleError as error:  # somebody else has come to this GPU
-                    reason = f"{left} of {self.size} left out: {error.reason}; run again to add them"
+                    reason = f"{left} of {self.steps} left out: {error.reason}; run again to add them"
                     skips.append(Skip(what="sweep", reason=reason))
                     break
-                skips += self._measure_step(bench, step, writer, deadline_s, progress)
+                ignored = _ignored_lock(bench, step.clock_Hz)
+                skips += [ignored] if ignored else step.run(bench, writer, deadline_s, progress)
         finally:
             self._control.unlock()
         return skips
 
     def _left(self, clock_Hz: float, writer: ProfileWriter) -> _Step:
+        """What the profile lacks at a clock."""
         label, suffix = locked_label(clock_Hz), f"at {clock_Hz / _MEGA:.0f} MHz"
         loads = self._loads if clock_Hz in self._power_Hz else []
         named = [replace(load, name=f"{load.name} {suffix}") for load in loads]
         return _Step(
-            clock_Hz=clock_Hz,
-            points=[p for p in self._points if not writer.has("operators", {**p.row(), "sweep": label})],
-            loads=[load for load in named if not writer.has("power", {"load": load.name})],
+            clock_Hz,
+            [p for p in self._points if not writer.has("operators", {**p.row(), "sweep": label})],
+            [load for load in named if not writer.has("power", {"load": load.name})],
         )
 
-    def _measure_step(
-        self, bench: Bench, step: _Step, writer: ProfileWriter, deadline_s: float, progress: Progress
-    ) -> list[Skip]:
-        """What a step lacks, its clock locked."""
-        label = locked_label(step.clock_Hz)
-        bench.timer.sleep(bench.effort.sweep_settle_s)
-        reported_Hz = bench.device.reported_clock_Hz()
-        if reported_Hz is not None and reported_Hz > _NOT_HELD * step.clock_Hz:
-            reason = f"the driver took the lock, but says that the clock is {reported_Hz / _MEGA:.0f} MHz"
-            return [Skip(what=f"sweep {label}", reason=reason)]
-        skips: list[Skip] = []
-        for i, point in enumerate(step.points):
-            if bench.timer.now_s() > deadline_s:
-                return [*skips, not_reached(f"sweep {label}", step.size - i, step.size)]
-            progress.step(f"{label}: {point}")
-            try:
-                writer.append("operators", _samples(bench, point, label))
-            except skippable() as error:
-                skips.append(bench.skip(f"sweep {label} of {point}", error))
-        writer.flush()
-        return skips + measure_power(bench, step.loads, writer, deadline_s, progress)
+
+def _ignored_lock(bench: Bench, clock_Hz: float) -> Skip | None:
+    """Let the clock settle; what to say where the driver does not keep to what was locked."""
+    bench.timer.sleep(bench.effort.sweep_settle_s)
+    reported_Hz = bench.device.reported_clock_Hz()
+    if reported_Hz is None or reported_Hz <= _NOT_HELD * clock_Hz:
+        return None
+    reason = f"the driver took the lock, but says that the clock is {reported_Hz / _MEGA:.0f} MHz"
+    return Skip(what=f"sweep {locked_label(clock_Hz)}", reason=reason)
 
 
 def _samples(bench: Bench, point: Point, label: str) -> list[dict[str, Any]]:

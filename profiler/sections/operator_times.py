@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from moemodel.profiler.microbench.cases import Case
-from moemodel.profiler.microbench.harness import Bench, Cost, Skip, not_reached, skippable
+from moemodel.profiler.microbench.harness import Bench, Cost
 from moemodel.profiler.microbench.points import Point
 from moemodel.profiler.microbench.stream_timer import Sample, Stretch
+from moemodel.profiler.sections.base import Item, ItemSection
 from moemodel.profiler.sections.progress import Progress
 from moemodel.profiler.store.profile_writer import ProfileWriter
 
-_FLUSH_ROWS = 400
 _GAP_MOST_S = 30e-3
 
 
@@ -37,32 +38,39 @@ class Mix:
     samples: int
 
 
-def measure_operators(
-    bench: Bench, points: Sequence[Point], mix: Mix, writer: ProfileWriter, deadline_s: float, progress: Progress
-) -> list[Skip]:
-    """Measure points in order until `deadline_s` (of the bench's timer), leaving out those that the profile has.
+class OperatorTimes(ItemSection):
+    """Points in order, each by one mix.
 
-    Returns:
-        What could not be measured.
+    Args:
+        points: to measure.
+        mix: how.
     """
-    grid = _Grid(bench, mix)
-    skips: list[Skip] = []
-    for i, point in enumerate(points):
-        if bench.timer.now_s() > deadline_s:
-            skips.append(not_reached(mix.label, len(points) - i, len(points)))
-            break
-        progress.step(str(point))
-        if writer.has("operators", {**point.row(), "sweep": mix.label}):
-            continue
-        try:
-            rows = grid.measure(point)
-        except skippable() as error:
-            skips.append(bench.skip(str(point), error))
-            continue
-        writer.append("operators", rows)
-        if writer.pending_rows() >= _FLUSH_ROWS:
-            writer.flush()
-    return skips
+
+    flush_rows = 400
+
+    def __init__(self, points: Sequence[Point], mix: Mix) -> None:
+        self.name = mix.label
+        self._points, self._mix = points, mix
+
+    @property
+    def steps(self) -> int:
+        """One a point."""
+        return len(self._points)
+
+    def items(self, bench: Bench, writer: ProfileWriter, progress: Progress) -> list[Item]:
+        """See `ItemSection`."""
+        del progress
+        grid = _Grid(bench, self._mix)
+        return [
+            Item(
+                title=str(point),
+                told=str(point),
+                table="operators",
+                measure=partial(grid.measure, point),
+                done=writer.has("operators", {**point.row(), "sweep": self._mix.label}),
+            )
+            for point in self._points
+        ]
 
 
 class _Grid:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from moemodel.profiler.microbench.cases import Case
-from moemodel.profiler.microbench.harness import Bench, Cost, Skip, not_reached, skippable
+from moemodel.profiler.microbench.harness import Bench, Cost
 from moemodel.profiler.microbench.points import Point
 from moemodel.profiler.microbench.stream_timer import Stretch
+from moemodel.profiler.sections.base import Item, ItemSection
 from moemodel.profiler.sections.operator_times import sample_row
 from moemodel.profiler.sections.progress import Progress
 from moemodel.profiler.store.profile_writer import ProfileWriter
@@ -39,27 +41,37 @@ MIXES = (
 )
 
 
-def measure_sweep(
-    bench: Bench, points: Sequence[Point], writer: ProfileWriter, deadline_s: float, progress: Progress
-) -> list[Skip]:
-    """Every point at every mix, until `deadline_s` (of the bench's timer); returns what could not be measured."""
-    skips: list[Skip] = []
-    for i, point in enumerate(points):
-        if bench.timer.now_s() > deadline_s:
-            skips.append(not_reached("sweep", len(points) - i, len(points)))
-            break
+class PassiveSweep(ItemSection):
+    """Every point at every mix.
+
+    Args:
+        points: to measure.
+    """
+
+    name = "sweep"
+
+    def __init__(self, points: Sequence[Point]) -> None:
+        self._points = points
+
+    @property
+    def steps(self) -> int:
+        """One a point."""
+        return len(self._points)
+
+    def items(self, bench: Bench, writer: ProfileWriter, progress: Progress) -> list[Item]:
+        """See `ItemSection`."""
+        del progress
+        return [self._item(bench, point, writer) for point in self._points]
+
+    def _item(self, bench: Bench, point: Point, writer: ProfileWriter) -> Item:
         todo = [mix for mix in MIXES if not writer.has("operators", {**point.row(), "sweep": mix.label})]
-        progress.step(str(point))
-        if not todo:
-            continue
-        try:
-            rows = _sweep_point(bench, point, todo)
-        except skippable() as error:
-            skips.append(bench.skip(f"sweep of {point}", error))
-            continue
-        writer.append("operators", rows)
-        writer.flush()
-    return skips
+        return Item(
+            title=f"sweep of {point}",
+            told=str(point),
+            table="operators",
+            measure=partial(_sweep_point, bench, point, todo),
+            done=not todo,
+        )
 
 
 def _sweep_point(bench: Bench, point: Point, mixes: Sequence[SweepMix]) -> list[dict[str, Any]]:

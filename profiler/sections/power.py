@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean
 from typing import Any
 
 from moemodel.profiler.devices.base import Activity
 from moemodel.profiler.instruments.energy_sampler import EnergyWindow
 from moemodel.profiler.microbench.cases import Case
-from moemodel.profiler.microbench.harness import Bench, Cost, Skip, not_reached, skippable
+from moemodel.profiler.microbench.harness import Bench, Cost
 from moemodel.profiler.microbench.points import Point
 from moemodel.profiler.microbench.stream_timer import Sample, Stretch, Timer
+from moemodel.profiler.sections.base import Item, ItemSection, SkippedError
 from moemodel.profiler.sections.progress import Progress
 from moemodel.profiler.store.profile_writer import ProfileWriter
 
@@ -53,32 +55,53 @@ class Held:
         return min(1.0, sum(s.time_s * s.calls for s in self.samples) / (self.end_s - self.start_s))
 
 
-def measure_power(
-    bench: Bench, loads: Sequence[Load], writer: ProfileWriter, deadline_s: float, progress: Progress
-) -> list[Skip]:
-    """Hold every load until `deadline_s` (of the bench's timer); returns what could not be measured."""
-    skips: list[Skip] = []
-    for i, load in enumerate(loads):
-        if bench.timer.now_s() > deadline_s:
-            skips.append(not_reached("power", len(loads) - i, len(loads)))
-            break
-        progress.step(load.name)
-        if writer.has("power", {"load": load.name}):
-            continue
-        bench.sampler.label = f"power: {load.name}"
-        try:
-            held = hold(bench, load)
-        except skippable() as error:
-            skips.append(bench.skip(f"power of {load.name}", error))
-            continue
-        window = bench.sampler.window(held.start_s, held.end_s)
-        trouble = bench.sampler.trouble(held.start_s, held.end_s)
-        if trouble:
-            skips.append(Skip(what=f"power of {load.name}", reason=trouble))
-            continue
-        writer.append("power", [power_row(load, held, window)])
-        writer.flush()
-    return skips
+class PowerOfLoads(ItemSection):
+    """Loads in order, each held for a while.
+
+    Args:
+        loads: to hold.
+    """
+
+    name = "power"
+
+    def __init__(self, loads: Sequence[Load]) -> None:
+        self._loads = loads
+
+    @property
+    def steps(self) -> int:
+        """One a load."""
+        return len(self._loads)
+
+    def items(self, bench: Bench, writer: ProfileWriter, progress: Progress) -> list[Item]:
+        """See `ItemSection`."""
+        del progress
+        return [power_item(bench, load, writer) for load in self._loads]
+
+
+def power_item(bench: Bench, load: Load, writer: ProfileWriter) -> Item:
+    """A load to hold."""
+    return Item(
+        title=f"power of {load.name}",
+        told=load.name,
+        table="power",
+        measure=partial(_measure, bench, load),
+        done=writer.has("power", {"load": load.name}),
+    )
+
+
+def _measure(bench: Bench, load: Load) -> list[dict[str, Any]]:
+    """The row of a load.
+
+    Raises:
+        SkippedError: the energy counter can't be trusted meanwhile.
+    """
+    bench.sampler.label = f"power: {load.name}"
+    held = hold(bench, load)
+    window = bench.sampler.window(held.start_s, held.end_s)
+    trouble = bench.sampler.trouble(held.start_s, held.end_s)
+    if trouble:
+        raise SkippedError(trouble)
+    return [power_row(load, held, window)]
 
 
 def hold(bench: Bench, load: Load) -> Held:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from statistics import fmean, median
 from typing import Any
@@ -20,9 +21,10 @@ from moemodel.model.operators.work import Kind
 from moemodel.model.records.profile import HEAVY, IDLE, LIGHT
 from moemodel.profiler.instruments.energy_sampler import EnergyWindow
 from moemodel.profiler.microbench.cases import Case
-from moemodel.profiler.microbench.harness import Bench, Cost, Skip, not_reached, skippable
+from moemodel.profiler.microbench.harness import Bench, Cost
 from moemodel.profiler.microbench.points import Point
 from moemodel.profiler.microbench.stream_timer import Sample, Stretch
+from moemodel.profiler.sections.base import Item, ItemSection, SkippedError
 from moemodel.profiler.sections.power import Load
 from moemodel.profiler.sections.progress import Progress
 from moemodel.profiler.store.profile_writer import ProfileWriter
@@ -45,50 +47,66 @@ class _Side:
         return max(1, round(seconds / self.cost.time_s))
 
 
-def heat_steps() -> int:
-    """What a progress bar counts."""
-    return _PARTS + len(TURNS_S)
+@dataclass(frozen=True, kw_only=True)
+class _Pair:
+    """The two loads, and what the memory-bound one draws by itself; None without a counter."""
+
+    heavy: _Side
+    light: _Side
+    light_W: float | None
 
 
-def measure_heat(
-    bench: Bench, loads: Sequence[Load], writer: ProfileWriter, deadline_s: float, progress: Progress
-) -> list[Skip]:
-    """The trace and the alternations, until `deadline_s` (of the bench's timer); returns what was not measured.
+class Heat(ItemSection):
+    """The trace, then the alternations.
 
     Args:
         loads: of section `power`; the first product and the copy among them are used.
     """
-    turns = {f"gemm and copy, {turn_s * 1e3:.0f} ms each": turn_s for turn_s in TURNS_S}
-    left = {name: turn_s for name, turn_s in turns.items() if not writer.has("alternating", {"load": name})}
-    ended = "heat" in writer.manifest.sections and writer.has("thermal", {"load": LIGHT})
-    traced = ended or len(left) < len(turns)
-    if traced and not left:
-        return []
-    points = [_first(loads, kind) for kind in (Kind.GEMM, Kind.COPY)]
-    if None in points:
-        return [Skip(what="heat", reason="the loads have no product or no copy, which it holds in turns")]
-    if bench.timer.now_s() > deadline_s:
-        return [_left(len(left), traced)]
-    try:
-        heavy, light = (_side(bench, point) for point in points if point is not None)
-        if not traced:
+
+    name = "heat"
+    steps = _PARTS + len(TURNS_S)
+
+    def __init__(self, loads: Sequence[Load]) -> None:
+        self._heavy_point, self._light_point = (_first(loads, kind) for kind in (Kind.GEMM, Kind.COPY))
+        self._pair: _Pair | None = None  # once it was made
+
+    def items(self, bench: Bench, writer: ProfileWriter, progress: Progress) -> list[Item]:
+        """See `ItemSection`; a trace that was cut off is made again."""
+        turns = {f"gemm and copy, {turn_s * 1e3:.0f} ms each": turn_s for turn_s in TURNS_S}
+        left = {name: turn_s for name, turn_s in turns.items() if not writer.has("alternating", {"load": name})}
+        ended = "heat" in writer.manifest.sections and writer.has("thermal", {"load": LIGHT})
+        traced = ended or len(left) < len(turns)
+        if traced and not left:
+            return []
+        first = Item(
+            title="heat",
+            table="alternating",
+            measure=partial(self._prepare, bench, None if traced else progress),
+            steps=0 if traced else _PARTS,
+            needed=True,
+        )
+        return [first, *(self._item(bench, name, turn_s) for name, turn_s in left.items())]
+
+    def _item(self, bench: Bench, name: str, turn_s: float) -> Item:
+        return Item(title="heat", told=name, table="alternating", measure=partial(self._turns, bench, name, turn_s))
+
+    def _prepare(self, bench: Bench, progress: Progress | None) -> list[dict[str, Any]]:
+        """Make the loads, run the trace where somebody is to be told of it, and see what the light load draws."""
+        if self._heavy_point is None or self._light_point is None:
+            raise SkippedError("the loads have no product or no copy, which it holds in turns")
+        heavy, light = _side(bench, self._heavy_point), _side(bench, self._light_point)
+        if progress is not None:
             _trace(bench, heavy, light, progress)
-        light_W = _power_W(bench, light)
-    except skippable() as error:
-        return [bench.skip("heat", error)]
-    for index, (name, turn_s) in enumerate(left.items()):
-        if bench.timer.now_s() > deadline_s:
-            return [_left(len(left) - index)]
-        progress.step(name)
-        row = None if light_W is None else _alternate(bench, heavy, light, turn_s)
-        if row is not None:
-            writer.append("alternating", [{"load": name, "light_power_W": light_W, **row}])
-            writer.flush()
-    return []
+        self._pair = _Pair(heavy=heavy, light=light, light_W=_power_W(bench, light))
+        return []
 
-
-def _left(turns: int, traced: bool = True) -> Skip:
-    return not_reached("heat", turns + (0 if traced else _PARTS), heat_steps())
+    def _turns(self, bench: Bench, name: str, turn_s: float) -> list[dict[str, Any]]:
+        """The row of one alternation; none where the counter says nothing."""
+        pair = self._pair
+        if pair is None or pair.light_W is None:
+            return []
+        row = _alternate(bench, pair.heavy, pair.light, turn_s)
+        return [] if row is None else [{"load": name, "light_power_W": pair.light_W, **row}]
 
 
 def _first(loads: Sequence[Load], kind: Kind) -> Point | None:

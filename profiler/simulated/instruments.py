@@ -17,7 +17,7 @@ import torch
 from moemodel.model.core.errors import DeviceError
 from moemodel.model.operators.work import Kind, Pass
 from moemodel.model.records.profile import DeviceInfo
-from moemodel.profiler.clocks.settings import Address, Settings
+from moemodel.profiler.clocks.settings import Address, SettingsDriver
 from moemodel.profiler.devices.base import ACTIVITIES, Activity, ActivityMeter, LinkMeter, NoActivity, NoLinks
 from moemodel.profiler.devices.names import resolve
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
@@ -113,12 +113,12 @@ class SimulatedDevice:
         return self.gpu.read(sensor)
 
 
-class SimulatedControls:
-    """What may be set on it (`controls.Controls`)."""
+class SimulatedSettings:
+    """What may be set on it (`clocks.device_settings.DeviceSettings`)."""
 
     def __init__(self, device: SimulatedDevice) -> None:
         self._device = device
-        self.settings: Settings = device.gpu.settings
+        self.driver: SettingsDriver = device.gpu.settings
         file = device.state_file
         self.address = None if file is None else Address(opener=OPEN_STORED, argument=str(file.absolute()))
 
@@ -250,7 +250,7 @@ def _marks(stretch: Stretch) -> tuple[Mark, Mark]:
 
 
 class SimulatedClock:
-    """The cycle counter (`bench.Clock`); always readable."""
+    """The cycle counter (`microbench.harness.Clock`); always readable."""
 
     note: str | None = None
 
@@ -268,7 +268,7 @@ class SimulatedClock:
 
 
 class SimulatedInstruments:
-    """What the bench measures a simulated GPU with (`bench.Instruments`)."""
+    """What the bench measures a simulated GPU with (`microbench.harness.Instruments`)."""
 
     def __init__(self, gpu: VirtualGpu) -> None:
         self._kernel = cache(partial(kernel, gpu.chip))  # one object a point: the timeline knows it again
@@ -310,7 +310,7 @@ class VirtualSampler(EnergySampler):
 
 
 class SimulatedPlatform:
-    """How a simulated GPU is profiled (`platforms.Platform`)."""
+    """How a simulated GPU is profiled (`platforms.base.Platform`)."""
 
     trains = False
     links = False
@@ -326,8 +326,8 @@ class SimulatedPlatform:
         del effort, seed  # there are no operands
         return SimulatedInstruments(self._device.gpu)
 
-    def controls(self) -> SimulatedControls:
-        return SimulatedControls(self._device)
+    def settings(self) -> SimulatedSettings:
+        return SimulatedSettings(self._device)
 
     def topology(self, devices: int) -> None:
         del devices

@@ -40,7 +40,7 @@ class State:
 
 
 class StoredSettings:
-    """`settings.Settings` of a simulated GPU.
+    """`clocks.settings.SettingsDriver` of a simulated GPU.
 
     Args:
         file: to keep them in; None for the memory of this process.

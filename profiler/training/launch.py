@@ -4,7 +4,7 @@
         ...  # Measured or Failure, in the order of the visits
 
 A job is one process a device, started by torchrun on this machine or by srun inside a Slurm allocation, which runs the
-visits in order (`parallel.worker`). What it does is read off the file that it appends to. A plan that runs out of
+visits in order (`training.worker`). What it does is read off the file that it appends to. A plan that runs out of
 memory, crashes or hangs ends its job, and the next job goes on with the visit after it. No torch is imported here.
 """
 
@@ -20,9 +20,22 @@ from typing import Any
 
 from moemodel.model.core.errors import DeviceError, InputError, MoeModelError
 from moemodel.model.plan.spec import Plan
-from moemodel.profiler.backends.torch_native.supported_plans import architecture_in, check_runs
-from moemodel.profiler.jobs.job import AskedClocks, FailureKind, Job, VisitOrder
-from moemodel.profiler.jobs.launcher import Launcher, Processes, check_slurm
+from moemodel.profiler.backends.base import architecture_in, check_runs
+from moemodel.profiler.jobs.failures import FailureKind
+from moemodel.profiler.jobs.launcher import (
+    JobProcesses,
+    Launcher,
+    Patience,
+    check_slurm,
+    child_environment,
+    meeting_point,
+    srun_command,
+    torchrun_command,
+)
+from moemodel.profiler.training.orders import JOB, AskedClocks, Job, VisitOrder
+
+WORKER = "moemodel.profiler.training.worker"
+_GRACE_S = 8.0  # for a job to end when it is asked to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +104,7 @@ class LaunchOptions:
         launcher: of the processes.
         clocks: for plans that ask for one. "auto": held where that is permitted; "passive": never; "lock": a plan whose
             clock can't be held is refused.
-        warm_s, measured_s: see `training.measure_run`.
+        warm_s, measured_s: see `measure.measure_run`.
         timeout_s: without progress, after which a visit counts as hanging; of the start of a job too.
     """
 
@@ -146,7 +159,9 @@ def launch(
 
 
 def measure_host(*, folder: Path, options: LaunchOptions, repeats: int = 30) -> list[dict[str, Any]]:
-    """How long the host needs for what parallel plans add to each layer: rows of table `host` (see `parallel.host`).
+    """How long the host needs for what parallel plans add to each layer: rows of table `host`.
+
+    See `host_overhead.parallel_plans`.
 
     Args:
         folder: for the job and its logs; made if missing.
@@ -159,16 +174,15 @@ def measure_host(*, folder: Path, options: LaunchOptions, repeats: int = 30) -> 
     """
     if options.launcher == "slurm":
         check_slurm(os.environ)
-    job = Processes(_orders([], options, host_repeats=repeats), _next_folder(folder / "jobs"), options.launcher)
+    orders = _orders([], options, host_repeats=repeats)
+    job = _processes(orders, _next_folder(folder / "jobs"), options.launcher, 2)
     rows: list[dict[str, Any]] | None = None
-    hangs = False
-    with closing(job.events(2)) as events:
+    with closing(job.events()) as events:
         for event in events:
-            hangs = event["event"] == "hangs"
             if event["event"] == "host":
                 rows = event["rows"]
     if rows is None:
-        raise DeviceError(f"the host's time was not measured: {job.why_it_ended(hangs).reason}; see {job.folder}")
+        raise DeviceError(f"the host's time was not measured: {job.why_it_ended().reason}; see {job.folder}")
     return rows
 
 
@@ -213,6 +227,22 @@ def _orders(visits: Sequence[PlanVisit], options: LaunchOptions, host_repeats: i
     )
 
 
+def _processes(job: Job, folder: Path, launcher: Launcher, processes: int) -> JobProcesses:
+    """The processes of a job, not started yet; its orders lie in its folder."""
+    file = folder.resolve() / JOB
+    file.write_text(job.model_dump_json(indent=1), encoding="utf-8")
+    arguments = ["--job", str(file)]
+    environment = child_environment(os.environ)
+    if launcher == "slurm":
+        command = srun_command(WORKER, arguments, processes=processes, environment=os.environ)
+        environment |= meeting_point(os.environ, int(folder.name))
+    else:
+        command = torchrun_command(WORKER, arguments, processes=processes)
+    silence_s = job.timeout_s + job.warm_s + job.measured_s  # a run is silent while it warms up and measures
+    patience = Patience(start_s=silence_s, silence_s=silence_s, grace_s=_GRACE_S)
+    return JobProcesses(command, folder, environment=environment, patience=patience)
+
+
 class _Watch:
     """The visits of one job, until one ends it."""
 
@@ -225,7 +255,8 @@ class _Watch:
         place: tuple[int, int],
     ) -> None:
         self._visits, self._report, self._place = visits, report, place
-        self._job = Processes(_orders(visits, options), folder, options.launcher)
+        processes = max(visit.plan.cluster.gpus for visit in visits if _refused(visit) is None)
+        self._job = _processes(_orders(visits, options), folder, options.launcher, processes)
         self._began = False
         self._done = 0
 
@@ -235,15 +266,12 @@ class _Watch:
         Raises:
             DeviceError: it did not come as far as its first visit.
         """
-        hangs = False
-        processes = max(visit.plan.cluster.gpus for visit in self._visits if _refused(visit) is None)
-        with closing(self._job.events(processes)) as events:
+        with closing(self._job.events()) as events:
             for event in events:
-                hangs = event["event"] == "hangs"
                 yield from self._take(event)
         if self._done == len(self._visits):
             return
-        failure = self._job.why_it_ended(hangs)
+        failure = self._job.why_it_ended()
         if not self._began:
             raise DeviceError(f"no job could be started: {failure.reason}; see the logs in {self._job.folder}")
         visit = self._visits[self._done]

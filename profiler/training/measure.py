@@ -23,7 +23,6 @@ What the columns of `iterations` mean here:
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,17 +33,14 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from moemodel.model.core.errors import DeviceError, InputError, MoeModelError
-from moemodel.model.plan.spec import Plan, check_architecture, read_plan
-from moemodel.profiler.backends.base import Mark, Run, TrainingRun
-from moemodel.profiler.backends.torch_native.model import DecoderModel, build_model
-from moemodel.profiler.backends.torch_native.optimizer import build_optimizer, clip_gradients
-from moemodel.profiler.backends.torch_native.supported_plans import architecture_in
+from moemodel.model.plan.spec import Plan, read_plan
+from moemodel.profiler.backends.base import BACKENDS, Builder, Run, TrainingRun, architecture_in, builder, check_runs
 from moemodel.profiler.devices.base import Device
+from moemodel.profiler.devices.memory import free_memory
 from moemodel.profiler.instruments.cycle_counter import ClockReader, Stamp
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
 
@@ -55,9 +51,6 @@ MEASURED_S = 3.0  # 30 ticks of a 100 ms energy counter
 _HOST_STEPS = 5
 _COUNTER_INTERVAL_S = 0.02  # a quarter of what the bench polls at: here the host's time is measured too
 _STAMPS = 512  # of the clock reader, a run; its ring holds 2048
-_POOL_TOKENS = 1 << 20  # distinct training data: 16 MB
-_POOL_STEPS = 16  # of it, at most
-_ZIPF_EXPONENT = 1.0  # word frequency against rank (Zipf 1949)
 _PHASES = ("forward", "backward", "optimizer")
 
 
@@ -145,128 +138,11 @@ def _weighted(values: list[tuple[float, float]]) -> float | None:
     return sum(v * w for v, w in values) / weight if weight > 0 else None
 
 
-# --- data ------------------------------------------------------------------------------------------------------------
-
-
-def zipf_tokens(vocab: int, shape: tuple[int, ...], seed: int, exponent: float = _ZIPF_EXPONENT) -> Tensor:
-    """Token ids whose frequency falls with their rank, p(r) ~ r^-exponent; int64, on the host.
-
-    Uniform tokens would spread an embedding's gradient as no text does.
-    """
-    share = np.arange(1, vocab + 1, dtype=np.float64) ** -exponent
-    cumulative = np.cumsum(share / share.sum())
-    draws = np.random.default_rng(seed).random(shape)
-    return torch.from_numpy(np.searchsorted(cumulative, draws).clip(max=vocab - 1))
-
-
-class Batches:
-    """Tokens and the tokens that follow them, step after step, in turn from a pool on the device.
-
-    The pool depends on the seed, the sequence length and the global batch alone: every plan of the same three sees the
-    same sequences in the same step. A replica takes its share of each step in order.
-
-    Args:
-        run: what is trained.
-        device: where the tokens go.
-        replica: number of this one, of `run.parallel.dp`.
-    """
-
-    def __init__(self, run: TrainingRun, device: torch.device, replica: int = 0) -> None:
-        own = run.micro_batch * run.micro_batches
-        total = own * run.parallel.dp
-        steps = max(1, min(_POOL_STEPS, _POOL_TOKENS // (total * run.seq)))
-        ids = zipf_tokens(run.architecture.vocab, (steps, total, run.seq + 1), run.seed)
-        shape = (steps, run.micro_batches, run.micro_batch, run.seq)
-        ids = ids[:, replica * own : (replica + 1) * own]
-        self._tokens = ids[..., :-1].reshape(shape).to(device)
-        self._targets = ids[..., 1:].reshape(shape).to(device)
-        self._next = 0
-
-    def step(self) -> tuple[Tensor, Tensor]:
-        """Tokens and targets of one step, each [micro-batches, micro-batch, S]."""
-        i = self._next % len(self._tokens)
-        self._next += 1
-        return self._tokens[i], self._targets[i]
-
-
 # --- one run ---------------------------------------------------------------------------------------------------------
 
 
 def _ignore(_: str) -> None:
     return None
-
-
-class Trainer:
-    """A whole model in training on one device: data, gradients, optimizer. A `Run`."""
-
-    def __init__(self, run: TrainingRun, device: torch.device) -> None:
-        self.device, self._micro_batches = device, run.micro_batches
-        self.marks = 2 * run.micro_batches + 2
-        dtype: torch.dtype = getattr(torch, run.dtype)
-        self.model: DecoderModel = build_model(
-            run.architecture, device=device, dtype=dtype, recompute=run.recompute, seed=run.seed
-        )
-        self.parameters = sum(p.numel() for p in self.model.parameters())
-        self.optimizer = build_optimizer(self.model, run.precision, lr=run.lr)
-        self._batches = Batches(run, device)
-        self._queue: list[tuple[Tensor, Tensor]] = []  # micro-batches of the step, the last first
-        self._losses: list[Tensor] = []
-
-    def step(self, mark: Mark = _ignore) -> None:
-        """Queue one step, calling `mark` with the phase that ends."""
-        mark("start")
-        self._losses = []
-        for _ in range(self._micro_batches):
-            loss = self.forward()
-            mark("forward")
-            self.backward(loss)
-            mark("backward")
-            self._losses.append(loss.detach())
-        self.update()
-        mark("optimizer")
-
-    def loss(self) -> float:
-        """Mean loss of the last step."""
-        return float(torch.stack(self._losses).double().mean())
-
-    def forward(self) -> Tensor:
-        """Queue the forward pass of one micro-batch."""
-        if not self._queue:
-            self._queue = list(zip(*(part.unbind() for part in self._batches.step()), strict=True))[::-1]
-        loss: Tensor = self.model(*self._queue.pop())
-        return loss
-
-    def backward(self, loss: Tensor) -> None:
-        """Queue its backward pass; gradients add up to those of the mean loss."""
-        share = loss / self._micro_batches if self._micro_batches > 1 else loss
-        torch.autograd.backward(share)
-
-    def update(self) -> None:
-        """Queue clipping, the optimizer's step, and drop the gradients."""
-        clip_gradients(self.model)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def wait(self) -> None:
-        """Until the device has done all that was queued."""
-        wait(self.device)
-
-    def expert_loads(self) -> list[Tensor]:
-        """See `Run`."""
-        return self.model.expert_loads()
-
-    def clear_expert_loads(self) -> None:
-        """See `Run`."""
-        self.model.clear_expert_loads()
-
-    def close(self) -> None:
-        """Nothing is left to give back once nobody holds it."""
-
-
-def wait(device: torch.device) -> None:
-    """Until a device has done all that was queued."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 class Peers(Protocol):
@@ -302,7 +178,7 @@ def measure_run(
     clock: ClockReader | None = None,
     warm_s: float = WARM_S,
     measured_s: float = MEASURED_S,
-    build: Callable[[TrainingRun, torch.device], Run] = Trainer,
+    build: Builder,
     peers: Peers | None = None,
 ) -> Row:
     """Train for a few seconds and measure: one row of the table `iterations`.
@@ -313,7 +189,7 @@ def measure_run(
         clock: a reader to share between runs; default: a new one.
         warm_s: time of steps before the measured ones, at least.
         measured_s: time of measured steps, at least.
-        build: what makes this rank's part of the run.
+        build: what makes this rank's part of the run; it has one.
         peers: the ranks of the run, all of which call this; default: this is the only one.
 
     Raises:
@@ -328,26 +204,16 @@ def measure_run(
     return row
 
 
-def free_memory(device: torch.device) -> None:
-    """Give back what no tensor uses, so that a run starts with a clean allocator."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        # Else the first run alone would be charged for cuBLAS's workspaces.
-        torch._C._cuda_clearCublasWorkspaces()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-
-
 class _Measurement:
     """One run on one device, with its peers."""
 
     def __init__(self, run: TrainingRun, device: Device, clock: ClockReader, peers: Peers) -> None:
         self._run, self._device, self._clock, self._peers = run, device, clock, peers
 
-    def row(self, build: Callable[[TrainingRun, torch.device], Run], warm_s: float, measured_s: float) -> Row:
+    def row(self, build: Builder, warm_s: float, measured_s: float) -> Row:
         base_B = _allocated_B(self._device.torch_device)
         trainer = build(self._run, self._device.torch_device)
+        assert trainer is not None  # ranks that the plan does without measure nothing
         try:
             return self._row(trainer, base_B, warm_s, measured_s)
         finally:
@@ -470,32 +336,27 @@ class FailedRun:
     reason: str
 
 
-def training_run(path: Path) -> TrainingRun:
+def training_run(plan: Plan, path: Path) -> TrainingRun:
     """The run that a plan file asks for.
 
+    Args:
+        plan: that the file holds.
+        path: of the file.
+
     Raises:
-        InputError: the file is not a plan, or asks for what one GPU under plain PyTorch cannot do.
+        InputError: the plan asks for what is not run on one GPU.
         InfeasiblePlanError: the sequence is longer than the architecture's learned positions.
     """
-    plan = read_plan(path)
     _check_plan(plan, path)
     architecture = architecture_in(plan, path.parent)
-    check_architecture(plan, architecture)
-    return TrainingRun(
-        name=plan.name if plan.name != "plan" else path.stem,
-        architecture=architecture,
-        seq=plan.sequence_length,
-        micro_batch=plan.micro_batch,
-        micro_batches=plan.global_batch // plan.micro_batch,
-        precision=plan.precision,
-        recompute=plan.recompute,
-        plan_yaml=path.read_text(encoding="utf-8"),
-    )
+    check_runs(plan, architecture)
+    name = plan.name if plan.name != "plan" else path.stem
+    return TrainingRun.of(plan, architecture, name=name, plan_yaml=path.read_text(encoding="utf-8"))
 
 
 def _check_plan(plan: Plan, path: Path) -> None:
-    if plan.backend != "torch":
-        raise InputError(f"{path}: backend: found {plan.backend!r}; allowed here: torch")
+    if plan.backend not in BACKENDS:
+        raise InputError(f"{path}: backend: found {plan.backend!r}; allowed here: {', '.join(BACKENDS)}")
     if plan.cluster.gpus != 1:
         raise InputError(f"{path}: cluster.gpus: found {plan.cluster.gpus}; allowed here: 1 (no collectives are run)")
     if plan.clock_MHz is not None or plan.power_cap_W is not None:
@@ -528,10 +389,12 @@ def measure_plans(
     clock = ClockReader(device)
     for path in paths:
         try:
-            run = training_run(path)
+            plan = read_plan(path)
+            run = training_run(plan, path)
             if writer.has("iterations", {"plan": run.name, "rank": 0}):
                 continue
-            row = measure_run(run, device, clock=clock, warm_s=warm_s, measured_s=measured_s)
+            build = builder(plan.backend)
+            row = measure_run(run, device, clock=clock, warm_s=warm_s, measured_s=measured_s, build=build)
         except (MoeModelError, torch.OutOfMemoryError) as error:
             failed.append(FailedRun(plan=path.stem, reason=_reason(error)))
             report(f"{path.stem}: {failed[-1].reason}")

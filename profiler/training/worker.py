@@ -27,32 +27,22 @@ import torch.distributed as dist
 from moemodel.model.core.documents import parse_yaml, read_json
 from moemodel.model.core.errors import DeviceError, MoeModelError
 from moemodel.model.plan.spec import Plan
-from moemodel.profiler.backends.base import TrainingRun, builder
-from moemodel.profiler.backends.torch_native.process_groups import let_go
-from moemodel.profiler.backends.torch_native.supported_plans import architecture_in, check_runs
+from moemodel.profiler.backends.base import TrainingRun, architecture_in, builder, check_runs, release_comm_buffers
 from moemodel.profiler.clocks.clock_control import ClockControl
 from moemodel.profiler.devices.base import Device
+from moemodel.profiler.devices.memory import free_memory
 from moemodel.profiler.host_overhead import parallel_plans as host
 from moemodel.profiler.instruments.cycle_counter import ClockReader
-from moemodel.profiler.jobs.job import (
-    AskedClocks,
-    FailureKind,
-    Job,
-    RankFailure,
-    VisitOrder,
-    append_event,
-    write_failure,
-)
-from moemodel.profiler.jobs.ranks import Ranks, join
+from moemodel.profiler.jobs.events import EVENTS, EventWriter
+from moemodel.profiler.jobs.failures import write_failure
+from moemodel.profiler.jobs.ranks import Ranks, failure_of, join
 from moemodel.profiler.jobs.rendezvous import Peers
 from moemodel.profiler.platforms.registry import open_named, platform_of
-from moemodel.profiler.training.measure import free_memory, measure_run
+from moemodel.profiler.training.measure import measure_run
+from moemodel.profiler.training.orders import AskedClocks, Job, VisitOrder
 
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 _PATIENCE_S = 86_400.0  # of a rank without a part in the plan: whoever started the job knows when it hangs
-_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
-_REASON = 300  # characters of what a framework says; the log has all
-_LATE = ("timed out", "timeout")
 
 
 class Worker:
@@ -67,7 +57,8 @@ class Worker:
     """
 
     def __init__(self, job: Job, folder: Path, ranks: Ranks, device: Device, control: ClockControl) -> None:
-        self._job, self._folder, self._ranks, self._device, self._control = job, folder, ranks, device, control
+        self._job, self._ranks, self._device, self._control = job, ranks, device, control
+        self._events = EventWriter(folder / EVENTS)
         self._store = dist.distributed_c10d._get_default_store()
         self._clock = ClockReader(device)
         self.visit: int | None = None  # that is running
@@ -78,40 +69,42 @@ class Worker:
             rows = host.measure(
                 self._device.torch_device, self._peers("host", self._ranks.size), self._job.host_repeats
             )
-            self._say(event="host", rows=rows)
+            self._say("host", rows=rows)
         for number, order in enumerate(self._job.visits):
             self.visit = number
             everybody = self._peers(f"visit {number}", self._ranks.size)
             if not everybody.first(self._launcher_lives()):
                 return
-            self._say(event="began", visit=number)
+            self._say("began", visit=number)
             begun_s = time.perf_counter()
             refusal = self._run_visit(order, everybody, begun_s)
             if refusal is not None:
-                self._say(event="refused", visit=number, reason=refusal)
+                self._say("refused", visit=number, reason=refusal)
             everybody.barrier()
-        self._say(event="done")
+        self._say("done")
 
     def _run_visit(self, order: VisitOrder, everybody: Peers, begun_s: float) -> str | None:
         """Measure a plan and say what came out, or why it is refused."""
         try:
             plan = parse_yaml(order.plan_yaml, Plan, "plan")
-            run = training_run_of(plan, Path(order.folder), order.plan_yaml, order.seed)
+            architecture = architecture_in(plan, Path(order.folder))
+            check_runs(plan, architecture)
             if plan.cluster.gpus > self._ranks.size:
                 return f"it needs {plan.cluster.gpus} processes, and the job has {self._ranks.size}"
         except MoeModelError as error:
             return str(error)
+        run = TrainingRun.of(plan, architecture, name=plan.name, plan_yaml=order.plan_yaml, seed=order.seed)
         held, note = self._hold(plan.clock_MHz, everybody, plan.cluster.gpus)
         try:
             if held is False and self._job.clocks == "lock":
                 return f"clock_MHz {plan.clock_MHz:g} can't be held: {note}"
-            let_go(self._device.torch_device)
+            release_comm_buffers(plan.backend, self._device.torch_device)
             rows = everybody.gather(self._row(plan, run))
         finally:
             self._control.unlock()
         if rows is not None:
             self._say(
-                event="measured",
+                "measured",
                 visit=self.visit,
                 rows=[row for row in rows if row is not None],
                 clock_held=held,
@@ -127,16 +120,13 @@ class Worker:
             build(run, self._device.torch_device)
             return None
 
-        def own_part(run: TrainingRun, device: torch.device) -> Any:
-            return build(run, device)
-
         return measure_run(
             run,
             self._device,
             clock=self._clock,
             warm_s=self._job.warm_s,
             measured_s=self._job.measured_s,
-            build=own_part,
+            build=build,
             peers=self._peers(f"visit {self.visit} ranks", ranks),
         )
 
@@ -167,39 +157,9 @@ class Worker:
     def _peers(self, name: str, size: int) -> Peers:
         return Peers(self._store, self._ranks.rank, size, name=name, timeout_s=_PATIENCE_S)
 
-    def _say(self, **event: Any) -> None:
+    def _say(self, event: str, **facts: Any) -> None:
         if self._ranks.rank == 0:
-            append_event(self._folder, event)
-
-
-def training_run_of(plan: Plan, folder: Path, plan_yaml: str, seed: int) -> TrainingRun:
-    """The run that a plan asks for.
-
-    Args:
-        plan: checked by itself.
-        folder: that a path in it is relative to.
-        plan_yaml: as its author wrote it.
-        seed: of weights and data.
-
-    Raises:
-        InputError: no such architecture, or one or a plan that the torch runner does not run.
-        InfeasiblePlanError: a degree does not divide the architecture.
-    """
-    architecture = architecture_in(plan, folder)
-    check_runs(plan, architecture)
-    return TrainingRun(
-        name=plan.name,
-        architecture=architecture,
-        seq=plan.sequence_length,
-        micro_batch=plan.micro_batch,
-        micro_batches=plan.micro_batches,
-        precision=plan.precision,
-        recompute=plan.recompute,
-        parallel=plan.parallel,
-        schedule=plan.schedule,
-        seed=seed,
-        plan_yaml=plan_yaml,
-    )
+            self._events.write(event, **facts)
 
 
 def hold_clock(control: ClockControl, clock_MHz: float, clocks: AskedClocks) -> str | None:
@@ -236,25 +196,6 @@ def adopt_slurm(environment: MutableMapping[str, str]) -> None:
             environment[name] = environment[slurm]
 
 
-def failure_of(error: BaseException, visit: int | None) -> RankFailure:
-    """What to leave behind of an error; frameworks wrap those of the model in their own."""
-    chain: list[BaseException] = []
-    at: BaseException | None = error
-    while at is not None and at not in chain:
-        chain.append(at)
-        at = at.__cause__ or at.__context__
-    for one in chain:
-        first = next(iter(str(one).strip().splitlines()), type(one).__name__)
-        if isinstance(one, torch.OutOfMemoryError) or any(text in str(one).lower() for text in _NO_MEMORY):
-            return RankFailure(visit=visit, kind="memory", reason=f"does not fit in the GPU's memory: {first}")
-    text = str(error).strip()
-    kind: FailureKind = "error" if isinstance(error, MoeModelError) else "crash"
-    if isinstance(error, dist.DistError) and any(word in text.lower() for word in _LATE):
-        kind = "timeout"
-    reason = text if kind == "error" else f"{type(error).__name__}: {text[:_REASON]}"
-    return RankFailure(visit=visit, kind=kind, reason=reason)
-
-
 def _redirect(file: Path) -> None:
     """What this process prints goes to its log, whoever started it."""
     log = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -288,7 +229,7 @@ def _main(job: Job, folder: Path, rank: int) -> None:
             _fit_devices(os.environ)
         ranks = join(cpu=cpu, timeout_s=job.timeout_s)
         device, _ = open_named(job.gpu)
-        with ClockControl(device, platform_of(device).controls()) as control:
+        with ClockControl(device, platform_of(device).settings()) as control:
             worker = Worker(job, folder, ranks, device, control)
             worker.run()
             free_memory(device.torch_device)

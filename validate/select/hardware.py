@@ -13,7 +13,7 @@ from moemodel.model.hardware.gpu import read_gpu
 from moemodel.model.plan.spec import Plan
 from moemodel.model.results.feasibility import architecture_of
 from moemodel.model.results.validation import Environment, Launcher
-from moemodel.profiler.backends.torch_native.supported_plans import check_runs
+from moemodel.profiler.backends.base import check_runs
 from moemodel.profiler.clocks.clock_control import ClockControl
 from moemodel.profiler.devices.base import Device
 from moemodel.profiler.platforms.registry import open_named, platform_of
@@ -66,7 +66,7 @@ def _no_locks(device: Device, clocks: Clocks) -> str | None:
     """Why no clock can be held; None where nothing is known against it."""
     if clocks == "passive":
         return "--clocks passive"
-    with ClockControl(device, platform_of(device).controls()) as control:
+    with ClockControl(device, platform_of(device).settings()) as control:
         reason = control.obstacle() or control.missing_privilege()
     if reason is not None and clocks == "lock":
         raise DeviceError(f"--clocks lock: {reason}; use --clocks passive, which changes no setting")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.plan.spec import Plan, RoutingSpec, SiteSpec
 from moemodel.model.results.validation import SetAside
+from moemodel.profiler.backends.base import BACKENDS
 
 _SAME_W = 1.0  # power limits that differ by less are one
 
@@ -94,8 +95,8 @@ def _against(plan: Plan, hardware: Hardware) -> str | None:
         return f"it is for {gpu}; here is {hardware.gpu.name}"
     if plan.cluster.gpus > hardware.gpus:
         return f"it needs {plan.cluster.gpus} GPUs; here are {hardware.gpus}"
-    if plan.backend != "torch":
-        return f"backend {plan.backend} can't be run; allowed: torch"
+    if plan.backend not in BACKENDS:
+        return f"backend {plan.backend} can't be run; allowed: {', '.join(BACKENDS)}"
     limit_W = hardware.power_limit_W or hardware.gpu.power_limit_W
     if plan.power_cap_W is not None and (limit_W is None or abs(plan.power_cap_W - limit_W) > _SAME_W):
         found = "unknown" if limit_W is None else f"{limit_W:g} W"

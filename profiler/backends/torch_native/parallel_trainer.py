@@ -1,4 +1,4 @@
-"""A plan in training on several devices: one rank's part of it. The backend `torch` (see `backends.run`).
+"""A plan in training on several devices: one rank's part of it. The backend `torch` (see `backends.base`).
 
 Every plan of an architecture starts from the weights that the whole model has on one device, and sees the same
 sequences in the same step, so that its losses are those of one device, but for rounding.
@@ -23,17 +23,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from moemodel.profiler.backends.base import Mark, Run, TrainingRun
+from moemodel.profiler.backends.torch_native.batches import Batches
 from moemodel.profiler.backends.torch_native.data_parallel import passes, replicate, shard
 from moemodel.profiler.backends.torch_native.gradients import Gradients, Trained
 from moemodel.profiler.backends.torch_native.model import DecoderModel
 from moemodel.profiler.backends.torch_native.optimizer import build_optimizer
 from moemodel.profiler.backends.torch_native.pipeline import Pipeline, own_chunks
 from moemodel.profiler.backends.torch_native.pipeline_stage import Chunk, build_part
-from moemodel.profiler.backends.torch_native.process_groups import Groups
+from moemodel.profiler.backends.torch_native.process_groups import Groups, release_comm_buffers
 from moemodel.profiler.backends.torch_native.rank_mesh import Layout
 from moemodel.profiler.backends.torch_native.sharding import Share, share_of, whole_names
 from moemodel.profiler.backends.torch_native.tensor_parallel import RankCut
-from moemodel.profiler.training.measure import Batches, Trainer, wait
+from moemodel.profiler.backends.torch_native.trainer import Trainer, wait
+
+__all__ = ["ParallelTrainer", "build", "release_comm_buffers"]
 
 
 def build(run: TrainingRun, device: torch.device) -> Run | None:
@@ -137,7 +140,10 @@ class ParallelTrainer:
             model.clear_expert_loads()
 
     def close(self) -> None:
-        """Drop what holds memory; modules, hooks and schedules refer to each other in cycles (see `groups.let_go`)."""
+        """Drop what holds memory; modules, hooks and schedules refer to each other in cycles.
+
+        What groups hold beside it, `release_comm_buffers` drops.
+        """
         self.wait()
         for name in ("_models", "_holder", "_module", "_gradients", "_optimizer", "_batches", "_pipeline", "_losses"):
             self.__dict__.pop(name, None)

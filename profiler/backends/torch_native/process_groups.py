@@ -42,7 +42,7 @@ class Groups:
         return dist.group.WORLD if ranks == self._everybody else _OPENED[ranks]
 
 
-def let_go(device: torch.device) -> None:
+def release_comm_buffers(device: torch.device) -> None:
     """Make groups drop the tensors of their last calls; all processes of the job call it between plans.
 
     NCCL's groups keep what DDP gave them until their next call on this thread, so that the last plan's gradients would

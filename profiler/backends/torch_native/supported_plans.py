@@ -1,31 +1,13 @@
-"""Which plans the torch runner runs; no torch here, so that plans can be refused before any process starts."""
+"""Which plans plain PyTorch runs; no torch here, so that plans can be refused before any process starts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 
-from moemodel.model.architecture.hf_config import list_architectures, read_architecture
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.errors import InputError
 from moemodel.model.plan.spec import Plan, check_architecture
 from moemodel.profiler.backends.torch_native.supported_models import check_supported
-
-
-def architecture_in(plan: Plan, folder: Path) -> Architecture:
-    """A plan's architecture, cut to its `layers`; a path in the plan is relative to its folder.
-
-    Raises:
-        InputError: unknown architecture, or more layers than it has.
-    """
-    name = plan.architecture
-    architecture = read_architecture(name if name in list_architectures() else folder / name)
-    if plan.layers is None:
-        return architecture
-    if plan.layers > len(architecture.decoder):
-        raise InputError(f"{plan.name}: layers: found {plan.layers}; allowed: 1 to {len(architecture.decoder)}")
-    return replace(architecture, decoder=architecture.decoder[: plan.layers])
 
 
 def check_runs(plan: Plan, architecture: Architecture) -> None:
@@ -47,8 +29,6 @@ def check_runs(plan: Plan, architecture: Architecture) -> None:
 
 
 def _outside(plan: Plan) -> Iterator[str]:
-    if plan.backend != "torch":
-        yield f"backend: found {plan.backend!r}; allowed for plans that are run: torch"
     if plan.precision not in ("bf16", "bf16-mixed"):
         yield f"precision: found {plan.precision!r}; allowed for plans that are run: bf16, bf16-mixed"
     if plan.parallel.cp > 1:

@@ -8,14 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moemodel.calibration.fit.dvfs import (
-    GAIN_HZ_PER_J,
-    SHARPNESS,
-    fit_gain,
-    fit_governor,
-    no_governor,
-    with_gain,
-)
+from moemodel.calibration.fit.dvfs import GAIN_HZ_PER_J, SHARPNESS, fit_gain, fit_governor, no_governor, with_gain
 from moemodel.calibration.fit.power import Loads, loads_of
 from moemodel.model.device.dvfs import TensorLimit
 from moemodel.model.device.roofline import Chip

@@ -11,15 +11,7 @@ import pytest
 from moemodel.calibration.fit.power import Leakage, solve_power
 from moemodel.calibration.published.a100 import GPUS, fit_stream, loads_of_activities, tensor_ratio
 from moemodel.calibration.published.data import Activities, AllReduce, Rows, read_all_reduce, read_rows
-from moemodel.calibration.published.vtrain import (
-    FREE,
-    Cluster,
-    Links,
-    StepFitter,
-    fit_links,
-    groups,
-    predicted_s,
-)
+from moemodel.calibration.published.vtrain import FREE, Cluster, Links, StepFitter, fit_links, groups, predicted_s
 from moemodel.calibration.store.catalogue import shipped
 from moemodel.model.architecture.hf_config import list_architectures, read_architecture
 from moemodel.model.core.errors import InputError

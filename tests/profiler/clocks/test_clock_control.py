@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from moemodel.model.core.errors import DeviceError
-from moemodel.profiler.clocks import clock_control
-from moemodel.profiler.clocks import device_settings as controls
+from moemodel.profiler.clocks import clock_control, device_settings
 from moemodel.profiler.clocks.clock_control import (
     ClockControl,
     GuardianProcess,
@@ -23,10 +22,11 @@ from moemodel.profiler.clocks.clock_control import (
     choose_clocks,
     ending_cleanly,
 )
-from moemodel.profiler.clocks.device_settings import NvmlControls, is_administrator, other_processes
-from moemodel.profiler.clocks.settings import Address, NvmlSettings, SettingError
+from moemodel.profiler.clocks.device_settings import NvidiaSettings, is_administrator, other_processes
+from moemodel.profiler.clocks.nvml_settings import NvmlDriver
+from moemodel.profiler.clocks.settings import Address, SettingError
 from moemodel.profiler.devices.nvidia import NvidiaDevice
-from moemodel.profiler.simulated.instruments import SimulatedControls, SimulatedDevice, open_simulated
+from moemodel.profiler.simulated.instruments import SimulatedDevice, SimulatedSettings, open_simulated
 from moemodel.profiler.simulated.state import OPEN_STORED
 
 KNOWN = {"h100": "h100-sxm-80gb"}
@@ -42,7 +42,7 @@ def process(pid: int, used_B: int | None = 0) -> SimpleNamespace:
 def permitted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever this machine says."""
     monkeypatch.delenv(clock_control.VARIABLE, raising=False)
-    monkeypatch.setattr(controls, "is_administrator", lambda: True)
+    monkeypatch.setattr(device_settings, "is_administrator", lambda: True)
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def guardian(monkeypatch: pytest.MonkeyPatch) -> NoGuardian:
 
 @pytest.fixture
 def control(device: NvidiaDevice, guardian: NoGuardian) -> ClockControl:  # noqa: ARG001 - is in its place
-    return ClockControl(device, NvmlControls(device, look_s=0))
+    return ClockControl(device, NvidiaSettings(device, look_s=0))
 
 
 # --- what NVML is told ----------------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def test_a_lock_that_failed_otherwise_is_reset(control: ClockControl, nvml: Any)
 
 def test_an_old_library_is_named(fake_nvml: Any, fake_gpu: Any) -> None:
     with pytest.raises(SettingError, match="nvidia-ml-py is too old to lock clocks; pip install --upgrade"):
-        NvmlSettings(fake_nvml, fake_gpu, UUID).lock(1e9, 1e9)
+        NvmlDriver(fake_nvml, fake_gpu, UUID).lock(1e9, 1e9)
 
 
 # --- the guardian, from here ----------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_without_a_guardian_nothing_is_changed(
     device: NvidiaDevice, nvml: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(clock_control.sys, "executable", "/bin/false")
-    with ClockControl(device, NvmlControls(device)) as bare, pytest.raises(DeviceError, match="without a guardian"):
+    with ClockControl(device, NvidiaSettings(device)) as bare, pytest.raises(DeviceError, match="without a guardian"):
         bare.lock(990e6)
     assert nvml.told == []
 
@@ -259,7 +259,7 @@ def test_what_nobody_can_restore_is_said_with_the_command(
 @pytest.fixture
 def simulated(tmp_path: Path) -> Iterator[tuple[SimulatedDevice, ClockControl]]:
     device = open_simulated(f"sim:h100?state={tmp_path / 'state.json'}", KNOWN)
-    with ClockControl(device, SimulatedControls(device)) as control:
+    with ClockControl(device, SimulatedSettings(device)) as control:
         yield device, control
 
 
@@ -280,7 +280,7 @@ def test_a_real_guardian_that_is_killed(simulated: tuple[SimulatedDevice, ClockC
 
 def test_the_real_guardian_restores_what_this_process_fails_to(tmp_path: Path) -> None:
     device = open_simulated(f"sim:h100?fail=unlock-fails-3-times&state={tmp_path / 'state.json'}", KNOWN)
-    with ClockControl(device, SimulatedControls(device)) as control:
+    with ClockControl(device, SimulatedSettings(device)) as control:
         control.lock(990e6)
         control.set_power_limit(400)
     assert device.gpu.settings.state.locked_Hz is None
@@ -406,7 +406,7 @@ def test_where_there_are_no_capabilities_root_is(tmp_path: Path, monkeypatch: py
 def test_auto_asks_no_driver_where_the_privilege_is_missing(
     control: ClockControl, nvml: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(controls, "is_administrator", lambda: False)
+    monkeypatch.setattr(device_settings, "is_administrator", lambda: False)
     announced: list[str] = []
     choice = choose_clocks("auto", control, announce=announced.append)
     assert choice.clocks == "passive"

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from moemodel.profiler.clocks.guardian import Guardian
-from moemodel.profiler.clocks.settings import OPEN_NVML, SettingError
+from moemodel.profiler.clocks.nvml_settings import OPEN_NVML
+from moemodel.profiler.clocks.settings import SettingError
 from moemodel.profiler.simulated.state import State, StoredSettings
 
 SOON_S = 60.0  # for what takes a second where nothing else runs
@@ -319,9 +320,9 @@ def test_a_child_that_holds_the_pipe_does_not_fool_it(tmp_path: Path, environmen
     code = f"""
 import os, time
 from moemodel.profiler.clocks.clock_control import ClockControl
-from moemodel.profiler.simulated.instruments import SimulatedControls, open_simulated
+from moemodel.profiler.simulated.instruments import SimulatedSettings, open_simulated
 device = open_simulated("sim:h100?state={tmp_path}/state.json", {{"h100": "h100-sxm-80gb"}})
-control = ClockControl(device, SimulatedControls(device))
+control = ClockControl(device, SimulatedSettings(device))
 control.lock(990e6)
 child = os.fork()
 if child:

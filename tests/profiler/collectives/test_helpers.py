@@ -9,9 +9,9 @@ import pytest
 from torch.distributed import TCPStore
 
 from moemodel.profiler.collectives import helpers as together
-from moemodel.profiler.collectives.events import Request
 from moemodel.profiler.collectives.helpers import first_of_job, help_first, helps, several
 from moemodel.profiler.collectives.points import scale_for
+from moemodel.profiler.collectives.request import Request
 
 REQUEST = Request(
     gpu="cpu",

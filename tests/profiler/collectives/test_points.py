@@ -9,7 +9,6 @@ import pytest
 
 from moemodel.model.network.collectives import Collective
 from moemodel.model.records.profile import EXCHANGE, IDLE_LINKS, TABLES
-from moemodel.profiler.collectives.events import Follower, Request, Teller, read_request
 from moemodel.profiler.collectives.points import (
     LinkPoint,
     divisible_B,
@@ -21,6 +20,7 @@ from moemodel.profiler.collectives.points import (
     scale_for,
     split_elements,
 )
+from moemodel.profiler.collectives.request import Request, read_request
 
 GPU = scale_for(cpu=False, ranks=4)
 CPU = scale_for(cpu=True, ranks=2)
@@ -99,22 +99,3 @@ def test_a_request_is_what_it_was_after_the_way_through_json(tmp_path: Path) -> 
         events=tmp_path / "events.jsonl",
     )
     assert read_request(request.text()) == request
-
-
-def test_events_are_read_once_and_whole(tmp_path: Path) -> None:
-    file = tmp_path / "events.jsonl"
-    follower, teller = Follower(file), Teller(file)
-    assert list(follower.news()) == []
-    teller.at("all_reduce")
-    with file.open("a") as half:
-        half.write('{"event": "at", "wh')
-    assert list(follower.news()) == [{"event": "at", "what": "all_reduce"}]
-    with file.open("a") as rest:
-        rest.write('at": "x"}\n')
-    assert list(follower.news()) == [{"event": "at", "what": "x"}]
-    assert list(follower.news()) == []
-
-
-def test_a_rank_on_another_machine_has_nowhere_to_tell(tmp_path: Path) -> None:
-    Teller(tmp_path / "nowhere" / "events.jsonl").failed(5, "out of memory")
-    assert list(tmp_path.iterdir()) == []

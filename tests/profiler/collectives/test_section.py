@@ -19,7 +19,7 @@ from moemodel.profiler.collectives.start import follow
 from moemodel.profiler.collectives.sustained import Work, _Feed
 from moemodel.profiler.devices.cpu import CpuDevice
 from moemodel.profiler.instruments.cycle_counter import ClockReader, Stamp
-from moemodel.profiler.jobs.ranks import torchrun_command
+from moemodel.profiler.jobs.launcher import torchrun_command
 from moemodel.profiler.platforms.base import TorchPlatform
 from moemodel.profiler.platforms.registry import platform_of
 from moemodel.profiler.run import Outcome, profile
@@ -141,7 +141,7 @@ def test_a_rank_that_fails_says_at_what(tmp_path: Path) -> None:
     command = torchrun_command(section.WORKER, [str(request)], processes=2)
     reason = r"gossip of 1,024 B over 2 ranks: rank \d: ValueError: no such collective: gossip; what was measured"
     with pytest.raises(DeviceError, match=reason):
-        follow(command, events, lambda _: None, stall_s=60.0)
+        follow(command, tmp_path, lambda _: None, stall_s=60.0)
 
 
 # --- who takes part ------------------------------------------------------------------------------------------------

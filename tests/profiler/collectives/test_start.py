@@ -12,6 +12,7 @@ import pytest
 
 from moemodel.model.core.errors import DeviceError
 from moemodel.profiler.collectives.start import follow
+from moemodel.profiler.jobs.failures import RankFailure, write_failure
 
 TELL = "import json, sys, time; f = open(sys.argv[1], 'a'); t = lambda **e: print(json.dumps(e), file=f, flush=True); "
 
@@ -19,7 +20,7 @@ TELL = "import json, sys, time; f = open(sys.argv[1], 'a'); t = lambda **e: prin
 def run(tmp_path: Path, code: str, *, stall_s: float = 20.0, start_s: float = 20.0) -> list[dict[str, Any]]:
     heard: list[dict[str, Any]] = []
     events = tmp_path / "events.jsonl"
-    follow([sys.executable, "-c", TELL + code, str(events)], events, heard.append, stall_s=stall_s, start_s=start_s)
+    follow([sys.executable, "-c", TELL + code, str(events)], tmp_path, heard.append, stall_s=stall_s, start_s=start_s)
     return heard
 
 
@@ -29,7 +30,8 @@ def test_everything_told_is_heard_in_order(tmp_path: Path) -> None:
 
 
 def test_a_failure_says_where_and_why(tmp_path: Path) -> None:
-    code = "t(event='at', what='all_reduce of 1,024 B'); t(event='failed', rank=1, reason='no memory'); sys.exit(1)"
+    write_failure(tmp_path, 1, RankFailure(visit=None, kind="crash", reason="rank 1: no memory"))
+    code = "t(event='at', what='all_reduce of 1,024 B'); sys.exit(1)"
     with pytest.raises(
         DeviceError,
         match=r"^collectives: all_reduce of 1,024 B: rank 1: no memory; what was measured before it is kept",
@@ -70,6 +72,6 @@ def test_ctrl_c_ends_it(tmp_path: Path) -> None:
     events, pid = tmp_path / "events.jsonl", tmp_path / "pid"
     code = f"import os; open({str(pid)!r}, 'w').write(str(os.getpid())); t(event='at', what=0); time.sleep(99)"
     with pytest.raises(KeyboardInterrupt):
-        follow([sys.executable, "-c", TELL + code, str(events)], events, stop, stall_s=20.0)
+        follow([sys.executable, "-c", TELL + code, str(events)], tmp_path, stop, stall_s=20.0)
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)

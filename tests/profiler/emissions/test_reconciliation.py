@@ -20,7 +20,7 @@ from moemodel.profiler.emissions.reconciliation import (
     Shares,
     reconcile,
 )
-from moemodel.profiler.emissions.records import CarbonSummary, LevelSummary, Reading
+from moemodel.profiler.emissions.records import CarbonReading, CarbonSummary, LevelSummary
 from moemodel.profiler.meter.device_meter import FinishedStep, StepTimes
 from moemodel.profiler.meter.summary import DeviceSummary, PhaseSummary, Summary
 
@@ -99,15 +99,15 @@ def _phase(power_W: float | None, time_s: float = 0.02, calls: int = 1000, error
     )
 
 
-def _reading(step: int, gpu_J: float, seconds: float, phase: str = "") -> Reading:
-    return Reading(step, phase, seconds, gpu_J, 1.0, 1.0, 1e-9)
+def _reading(step: int, gpu_J: float, seconds: float, phase: str = "") -> CarbonReading:
+    return CarbonReading(step, phase, seconds, gpu_J, 1.0, 1.0, 1e-9)
 
 
 def _counted(step: int, seconds: float, energy_J: float | None, device: str = "cuda:0") -> FinishedStep:
     return FinishedStep(device, StepTimes(step, 10.0 + step, 10.0 + step + seconds, {}), energy_J)
 
 
-def _ticks(steps: int, seconds: float) -> list[Reading]:
+def _ticks(steps: int, seconds: float) -> list[CarbonReading]:
     """Steps without gaps, as a counter with ticks of 100 ms shows them."""
     at_tick = [int(step * seconds / 0.1 + 1e-9) for step in range(steps + 1)]
     return [_reading(i, (at_tick[i + 1] - at_tick[i]) * 0.1 * _POWER_W, seconds) for i in range(steps)]
@@ -226,7 +226,7 @@ def test_a_long_step_may_not_read_zero() -> None:
     assert "step 7, 430 ms, 215.0 J" in finding.text
 
 
-def replace_gpu(reading: Reading, gpu_J: float) -> Reading:
+def replace_gpu(reading: CarbonReading, gpu_J: float) -> CarbonReading:
     return reading._replace(gpu_J=gpu_J)
 
 
@@ -270,7 +270,7 @@ def test_steps_that_the_counter_does_not_know() -> None:
 # --- phases ----------------------------------------------------------------------------------------------------------
 
 
-def _phases(scale: float, calls: int = 1000) -> list[Reading]:
+def _phases(scale: float, calls: int = 1000) -> list[CarbonReading]:
     return [reading._replace(phase="forward", gpu_J=scale * reading.gpu_J) for reading in _ticks(calls, 0.02)]
 
 

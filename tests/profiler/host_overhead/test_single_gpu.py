@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from moemodel.model.records.profile import TABLES
+from moemodel.profiler.backends.torch_native.trainer import Trainer
 from moemodel.profiler.devices.cpu import CpuDevice
 from moemodel.profiler.host_overhead import single_gpu as host_lane
-from moemodel.profiler.training.measure import Trainer
 
 _TENSORS = {  # parameter tensors of a layer
     "layer_norm biases gelu learned_positions": 16,  # 2 norms of 2, 4 products of 2, 2 products of 2

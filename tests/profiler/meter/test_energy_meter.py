@@ -20,7 +20,7 @@ from moemodel.model.core.errors import InputError
 from moemodel.model.records.profile import DeviceInfo
 from moemodel.profiler.devices.cpu import CpuDevice
 from moemodel.profiler.devices.nvidia import NvidiaDevice
-from moemodel.profiler.meter.device_meter import CudaTimer
+from moemodel.profiler.meter.device_meter import CudaEventTimer
 from moemodel.profiler.meter.energy_meter import Meter, open_devices
 
 TICK_S = 0.1
@@ -238,7 +238,7 @@ def test_training_goes_on_when_metering_breaks(monkeypatch: pytest.MonkeyPatch) 
     heater = Heater()
     with Meter(devices=[heater], read_every=4) as meter:
         train(meter, heater, 4)
-        monkeypatch.setattr(meter._lanes[0], "begin_phase", lambda _: 1 / 0)
+        monkeypatch.setattr(meter._meters[0], "begin_phase", lambda _: 1 / 0)
         with pytest.warns(RuntimeWarning, match="metering ended, training goes on: ZeroDivisionError"):
             train(meter, heater, 4)
     assert meter.summary().devices[0].steps == 4
@@ -352,7 +352,7 @@ def stream(monkeypatch: pytest.MonkeyPatch) -> FakeStream:
 
 
 def test_device_time_on_the_hosts_clock(stream: FakeStream) -> None:
-    timer = CudaTimer(torch.device("cuda", 0))
+    timer = CudaEventTimer(torch.device("cuda", 0))
     for _ in range(3):  # the rate is learnt at the first rebase
         stream.host_s += 30.0
         timer.synchronize()

@@ -26,7 +26,7 @@ from moemodel.profiler.sections.locked_sweep import coarse_first, locked_loads, 
 from moemodel.profiler.sections.progress import Silent
 from moemodel.profiler.simulated.chip import CHIPS
 from moemodel.profiler.simulated.gpu import VirtualGpu
-from moemodel.profiler.simulated.instruments import SimulatedControls, SimulatedDevice, open_simulated
+from moemodel.profiler.simulated.instruments import SimulatedDevice, SimulatedSettings, open_simulated
 from moemodel.profiler.simulated.kernels import kernel
 from moemodel.profiler.simulated.state import State, StoredSettings
 
@@ -193,11 +193,11 @@ def test_no_time_no_lock(tmp_path: Path) -> None:
 def test_somebody_else_who_comes_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[None] = []
 
-    def obstacle(_: SimulatedControls) -> str | None:
+    def obstacle(_: SimulatedSettings) -> str | None:
         asked.append(None)
         return "somebody came" if len(asked) > 6 else None
 
-    monkeypatch.setattr(SimulatedControls, "obstacle", obstacle)
+    monkeypatch.setattr(SimulatedSettings, "obstacle", obstacle)
     state = tmp_path / "state.json"
     made = sweep(tmp_path / "p", f"sim:h100?state={state}")
     (skip,) = made.skips
@@ -313,7 +313,7 @@ def test_another_process_sees_and_changes_the_settings(tmp_path: Path) -> None:
 
 def test_a_simulation_without_a_file_needs_no_guardian() -> None:
     device = open_simulated("sim:h100", KNOWN)
-    with ClockControl(device, SimulatedControls(device)) as control:
+    with ClockControl(device, SimulatedSettings(device)) as control:
         control.lock(990e6)
         control.set_power_limit(500)
         assert control.guardian is None
@@ -353,5 +353,5 @@ def test_settings_do_not_change_a_run_without_them(tmp_path: Path) -> None:
 
 def test_a_simulated_device_is_free_unless_asked_otherwise() -> None:
     device = SimulatedDevice(VirtualGpu(CHIPS[H100]()))
-    assert ClockControl(device, SimulatedControls(device)).obstacle() is None
-    assert ClockControl(device, SimulatedControls(device)).clocks_Hz() == pytest.approx(H100_CLOCKS)
+    assert ClockControl(device, SimulatedSettings(device)).obstacle() is None
+    assert ClockControl(device, SimulatedSettings(device)).clocks_Hz() == pytest.approx(H100_CLOCKS)

@@ -14,7 +14,7 @@ from moemodel.model.records.profile import HEAVY, IDLE, LIGHT, TABLES
 from moemodel.profiler.run import Outcome, Workload, profile
 from moemodel.profiler.sections.loads import gpu_loads
 from moemodel.profiler.sections.progress import Silent
-from moemodel.profiler.sections.thermal import TURNS_S, heat_steps
+from moemodel.profiler.sections.thermal import TURNS_S, Heat
 from moemodel.profiler.simulated.chip import CHIPS
 
 LOADS = [load for load in gpu_loads() if load.point is None or load.point.kind in (Kind.GEMM, Kind.COPY)]
@@ -57,8 +57,8 @@ def done(tmp_path_factory: pytest.TempPathFactory, steps: Steps) -> Outcome:
 def test_it_is_finished(done: Outcome, steps: Steps) -> None:
     assert not done.skips
     assert list(done.sections) == ["heat"]
-    assert steps.sizes == [heat_steps()]
-    assert len(steps.said) == heat_steps()
+    assert steps.sizes == [Heat.steps]
+    assert len(steps.said) == Heat.steps
 
 
 def test_the_trace_has_every_part_in_order(done: Outcome) -> None:
@@ -146,7 +146,7 @@ def test_a_budget_that_ends_among_the_turns_leaves_the_others(tmp_path: Path) ->
     short = heat(tmp_path / "p", budget_s=60)
     (skip,) = short.skips
     assert 0 < short.rows["alternating"] < len(TURNS_S)
-    assert skip.reason.startswith(f"{len(TURNS_S) - short.rows['alternating']} of {heat_steps()} left out")
+    assert skip.reason.startswith(f"{len(TURNS_S) - short.rows['alternating']} of {Heat.steps} left out")
     readings = (table(short, "thermal")["load"] == IDLE).sum()
     later = heat(tmp_path / "p")
     assert later.rows["alternating"] == len(TURNS_S)
@@ -159,7 +159,7 @@ def test_what_the_budget_did_not_reach_is_said_and_added_by_the_next_run(tmp_pat
     assert spent.rows["alternating"] == 0
     (skip,) = spent.skips
     assert skip.what == "heat"
-    assert f"{heat_steps()} of {heat_steps()}" in skip.reason
+    assert f"{Heat.steps} of {Heat.steps}" in skip.reason
     assert spent.seconds < 2
     assert "run again" in skip.reason
     later = heat(tmp_path / "p")

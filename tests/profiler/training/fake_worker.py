@@ -11,7 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from moemodel.profiler.jobs.job import RankFailure, append_event, write_failure
+from moemodel.profiler.jobs.events import EVENTS, EventWriter
+from moemodel.profiler.jobs.failures import RankFailure, write_failure
 
 
 def main() -> None:
@@ -20,20 +21,21 @@ def main() -> None:
     folder, rank = file.parent, int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
     (folder / f"{rank}.pid").write_text(str(os.getpid()), encoding="utf-8")
     job = json.loads(file.read_text(encoding="utf-8"))
+    events = EventWriter(folder / EVENTS)
     for number, visit in enumerate(job["visits"]):
         name = visit["plan_yaml"].split("\n")[0].removeprefix("name: ")
         if name == "nothing":
             (folder / f"{rank}.log").write_text("no such GPU\n", encoding="utf-8")
             sys.exit(1)
         if rank == 0:
-            append_event(folder, {"event": "began", "visit": number})
+            events.write("began", visit=number)
         _live(name, folder, rank, number)
         if rank == 0:
             rows = [{"plan": name, "rank": 0, "who": os.environ.get("MASTER_ADDR")}]
             about = {"clock_held": None, "clock_note": None, "seconds": 1.0}
-            append_event(folder, {"event": "measured", "visit": number, "rows": rows, **about})
+            events.write("measured", visit=number, rows=rows, **about)
     if rank == 0:
-        append_event(folder, {"event": "done"})
+        events.write("done")
 
 
 def _live(name: str, folder: Path, rank: int, number: int) -> None:

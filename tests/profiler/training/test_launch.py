@@ -14,15 +14,9 @@ import pytest
 from moemodel.model.core.documents import parse_yaml
 from moemodel.model.core.errors import DeviceError, InputError
 from moemodel.model.plan.spec import Plan
-from moemodel.profiler.jobs import launcher as processes_module
 from moemodel.profiler.jobs.launcher import first_host, meeting_point, srun_command
-from moemodel.profiler.training.launch import (
-    Failure,
-    LaunchOptions,
-    Measured,
-    PlanVisit,
-    launch,
-)
+from moemodel.profiler.training import launch as launch_module
+from moemodel.profiler.training.launch import Failure, LaunchOptions, Measured, PlanVisit, launch
 
 _FAKE = Path(__file__).with_name("fake_worker.py")
 _PLAN = """name: {name}
@@ -47,7 +41,7 @@ def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
         assert processes == 2
         return [sys.executable, str(_FAKE), *arguments]
 
-    monkeypatch.setattr(processes_module, "torchrun_command", command)
+    monkeypatch.setattr(launch_module, "torchrun_command", command)
 
 
 @pytest.fixture
@@ -164,7 +158,7 @@ def test_slurm_starts_a_process_a_rank(tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.delenv("SLURM_STEP_NODELIST", raising=False)
     monkeypatch.setenv("SAID", str(tmp_path / "said"))
-    monkeypatch.setattr(processes_module, "WORKER", "fake_worker")
+    monkeypatch.setattr(launch_module, "WORKER", "fake_worker")
     monkeypatch.syspath_prepend(str(_FAKE.parent))
     options = LaunchOptions(gpu="cpu", launcher="slurm", timeout_s=20)
     (found,) = launch([_visit("one")], folder=tmp_path / "runs", options=options)

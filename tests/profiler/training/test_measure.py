@@ -13,22 +13,16 @@ import torch
 
 from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp, Moe
 from moemodel.model.core.errors import DeviceError, InputError
-from moemodel.model.plan.spec import ParallelSpec
+from moemodel.model.plan.spec import ParallelSpec, read_plan
 from moemodel.model.records.profile import TABLES
 from moemodel.profiler.backends.base import TrainingRun
+from moemodel.profiler.backends.torch_native.batches import Batches, zipf_tokens
 from moemodel.profiler.backends.torch_native.model import DecoderModel
+from moemodel.profiler.backends.torch_native.trainer import Trainer
 from moemodel.profiler.devices.cpu import CpuDevice
 from moemodel.profiler.instruments.cycle_counter import ClockReader, Stamp
 from moemodel.profiler.training import measure as training
-from moemodel.profiler.training.measure import (
-    Batches,
-    Trainer,
-    expert_skew,
-    measure_plans,
-    measure_run,
-    training_run,
-    zipf_tokens,
-)
+from moemodel.profiler.training.measure import expert_skew, measure_plans, measure_run, training_run
 
 _PLANS = Path(__file__).parents[3] / "bench" / "plans"
 
@@ -90,7 +84,7 @@ class _Writer:
 
 @pytest.mark.parametrize("layer", [_DENSE, _SPARSE], ids=["dense", "sparse"])
 def test_a_row_has_every_column_and_times_that_add_up(layer: Layer) -> None:
-    row = measure_run(_run(layer, micro_batches=2), CpuDevice(), warm_s=0.0, measured_s=0.0)
+    row = measure_run(_run(layer, micro_batches=2), CpuDevice(), build=Trainer, warm_s=0.0, measured_s=0.0)
     assert set(row) == set(TABLES["iterations"])
     assert row["steps"] == 4
     phases_s = row["forward_time_s"] + row["backward_time_s"] + row["optimizer_time_s"]
@@ -104,7 +98,7 @@ def test_a_row_has_every_column_and_times_that_add_up(layer: Layer) -> None:
 
 
 def test_energy_is_power_times_step_time() -> None:
-    row = measure_run(_run(), _Meter(), warm_s=0.0, measured_s=0.4)
+    row = measure_run(_run(), _Meter(), build=Trainer, warm_s=0.0, measured_s=0.4)
     assert row["power_W"] == pytest.approx(100, rel=0.1)
     assert row["energy_J"] == pytest.approx(row["power_W"] * row["step_time_s"])
     assert row["device_used_B"] == 3_000_000_000
@@ -112,12 +106,15 @@ def test_energy_is_power_times_step_time() -> None:
 
 
 def test_short_steps_are_repeated_until_the_counter_has_ticked_enough() -> None:
-    row = measure_run(_run(), CpuDevice(), warm_s=0.0, measured_s=0.3)
+    row = measure_run(_run(), CpuDevice(), build=Trainer, warm_s=0.0, measured_s=0.3)
     assert row["steps"] > 4
 
 
 def test_the_same_seed_trains_the_same_model() -> None:
-    losses = [measure_run(_run(seed=seed), CpuDevice(), warm_s=0.0, measured_s=0.0)["loss_first"] for seed in (3, 3, 4)]
+    losses = [
+        measure_run(_run(seed=seed), CpuDevice(), build=Trainer, warm_s=0.0, measured_s=0.0)["loss_first"]
+        for seed in (3, 3, 4)
+    ]
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -167,7 +164,7 @@ def test_replicas_share_out_each_step() -> None:
 def test_a_loss_that_is_no_number_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "backward", lambda _, loss: (loss * torch.nan).backward())
     with pytest.raises(DeviceError, match="tiny: the loss became nan"):
-        measure_run(_run(), CpuDevice(), warm_s=0.0, measured_s=0.0)
+        measure_run(_run(), CpuDevice(), build=Trainer, warm_s=0.0, measured_s=0.0)
 
 
 # --- marks -----------------------------------------------------------------------------------------------------------
@@ -288,9 +285,13 @@ def _plan(folder: Path, name: str, layers: int = 2, extra: str = "") -> Path:
     return path
 
 
+def _run_of(path: Path) -> TrainingRun:
+    return training_run(read_plan(path), path)
+
+
 def test_a_plan_becomes_a_run(tmp_path: Path) -> None:
     path = _plan(tmp_path, "two", extra="recompute: full\nprecision: bf16\n")
-    run = training_run(path)
+    run = _run_of(path)
     assert (run.name, run.seq, run.micro_batch, run.micro_batches) == ("two", 16, 2, 2)
     assert (run.recompute, run.precision) == ("full", "bf16")
     assert len(run.architecture.decoder) == 2
@@ -306,16 +307,16 @@ def test_a_plan_becomes_a_run(tmp_path: Path) -> None:
 )
 def test_refuses_plans_for_others(tmp_path: Path, extra: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        training_run(_plan(tmp_path, "other", extra=extra))
+        _run_of(_plan(tmp_path, "other", extra=extra))
 
 
 def test_refuses_more_gpus_and_more_layers(tmp_path: Path) -> None:
     path = _plan(tmp_path, "wide", extra="parallel: {dp: 2}\n")
     path.write_text(path.read_text().replace("gpus: 1", "gpus: 2"))
     with pytest.raises(InputError, match=r"cluster\.gpus: found 2; allowed here: 1"):
-        training_run(path)
+        _run_of(path)
     with pytest.raises(InputError, match="layers: found 4; allowed: 1 to 3"):
-        training_run(_plan(tmp_path, "deep", layers=4))
+        _run_of(_plan(tmp_path, "deep", layers=4))
 
 
 def test_a_plan_that_fails_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,7 +346,7 @@ def test_plans_that_were_measured_are_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(_PLANS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_plan_that_ships_can_be_built(path: Path) -> None:
-    run = training_run(path)
+    run = _run_of(path)
     assert run.name == path.stem
     assert run.name in (_PLANS / "README.md").read_text()
     with torch.device("meta"):

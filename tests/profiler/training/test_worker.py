@@ -16,9 +16,10 @@ from moemodel.model.core.errors import DeviceError
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.profile import TABLES
 from moemodel.profiler.clocks.clock_control import ClockControl
+from moemodel.profiler.jobs.ranks import failure_of
 from moemodel.profiler.jobs.rendezvous import Peers
 from moemodel.profiler.training.launch import Failure, LaunchOptions, Measured, PlanVisit, launch
-from moemodel.profiler.training.worker import adopt_slurm, failure_of, hold_clock
+from moemodel.profiler.training.worker import adopt_slurm, hold_clock
 
 _CONFIG = {
     "model_type": "olmoe",

@@ -26,7 +26,7 @@ from moemodel.profiler.backends.base import TrainingRun
 from moemodel.profiler.backends.torch_native.optimizer import clip_gradients
 from moemodel.profiler.backends.torch_native.parallel_trainer import ParallelTrainer, build
 from moemodel.profiler.backends.torch_native.sharding import held, share_of, whole_names
-from moemodel.profiler.training.measure import Trainer
+from moemodel.profiler.backends.torch_native.trainer import Trainer
 
 _STEPS = 2  # from the first weights, and after an update
 _CPU = torch.device("cpu")

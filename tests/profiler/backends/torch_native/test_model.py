@@ -16,8 +16,9 @@ from moemodel.model.architecture.spec import Architecture, Attention, Latent, La
 from moemodel.model.core.errors import InputError
 from moemodel.model.layers.parameters import parameters
 from moemodel.profiler.backends.torch_native import operators as torch_ops
-from moemodel.profiler.backends.torch_native.model import DecoderModel, build_model, check_supported
+from moemodel.profiler.backends.torch_native.model import DecoderModel, build_model
 from moemodel.profiler.backends.torch_native.optimizer import MixedAdamW, build_optimizer, clip_gradients
+from moemodel.profiler.backends.torch_native.supported_models import check_supported
 
 _HIDDEN, _VOCAB, _BATCH, _SEQ = 32, 64, 2, 16
 

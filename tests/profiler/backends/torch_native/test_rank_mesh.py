@@ -10,8 +10,8 @@ import pytest
 from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.core.errors import InfeasiblePlanError, InputError
 from moemodel.model.plan.spec import ParallelSpec, Plan
+from moemodel.profiler.backends.base import architecture_in, check_runs
 from moemodel.profiler.backends.torch_native.rank_mesh import Layout
-from moemodel.profiler.backends.torch_native.supported_plans import architecture_in, check_runs
 
 
 def _layout(rank: int = 0, **degrees: int) -> Layout:

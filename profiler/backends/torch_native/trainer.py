@@ -1,0 +1,88 @@
+"""A whole model in training on one device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moemodel.profiler.backends.base import Mark, TrainingRun
+from moemodel.profiler.backends.torch_native.batches import Batches
+from moemodel.profiler.backends.torch_native.model import DecoderModel, build_model
+from moemodel.profiler.backends.torch_native.optimizer import build_optimizer, clip_gradients
+
+
+def _ignore(_: str) -> None:
+    return None
+
+
+class Trainer:
+    """A whole model in training on one device: data, gradients, optimizer. A `Run`."""
+
+    def __init__(self, run: TrainingRun, device: torch.device) -> None:
+        self.device, self._micro_batches = device, run.micro_batches
+        self.marks = 2 * run.micro_batches + 2
+        dtype: torch.dtype = getattr(torch, run.dtype)
+        self.model: DecoderModel = build_model(
+            run.architecture, device=device, dtype=dtype, recompute=run.recompute, seed=run.seed
+        )
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+        self.optimizer = build_optimizer(self.model, run.precision, lr=run.lr)
+        self._batches = Batches(run, device)
+        self._queue: list[tuple[Tensor, Tensor]] = []  # micro-batches of the step, the last first
+        self._losses: list[Tensor] = []
+
+    def step(self, mark: Mark = _ignore) -> None:
+        """Queue one step, calling `mark` with the phase that ends."""
+        mark("start")
+        self._losses = []
+        for _ in range(self._micro_batches):
+            loss = self.forward()
+            mark("forward")
+            self.backward(loss)
+            mark("backward")
+            self._losses.append(loss.detach())
+        self.update()
+        mark("optimizer")
+
+    def loss(self) -> float:
+        """Mean loss of the last step."""
+        return float(torch.stack(self._losses).double().mean())
+
+    def forward(self) -> Tensor:
+        """Queue the forward pass of one micro-batch."""
+        if not self._queue:
+            self._queue = list(zip(*(part.unbind() for part in self._batches.step()), strict=True))[::-1]
+        loss: Tensor = self.model(*self._queue.pop())
+        return loss
+
+    def backward(self, loss: Tensor) -> None:
+        """Queue its backward pass; gradients add up to those of the mean loss."""
+        share = loss / self._micro_batches if self._micro_batches > 1 else loss
+        torch.autograd.backward(share)
+
+    def update(self) -> None:
+        """Queue clipping, the optimizer's step, and drop the gradients."""
+        clip_gradients(self.model)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def wait(self) -> None:
+        """Until the device has done all that was queued."""
+        wait(self.device)
+
+    def expert_loads(self) -> list[Tensor]:
+        """See `Run`."""
+        return self.model.expert_loads()
+
+    def clear_expert_loads(self) -> None:
+        """See `Run`."""
+        self.model.clear_expert_loads()
+
+    def close(self) -> None:
+        """Nothing is left to give back once nobody holds it."""
+
+
+def wait(device: torch.device) -> None:
+    """Until a device has done all that was queued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
