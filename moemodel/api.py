@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from moemodel.model.search.result import SearchResult
     from moemodel.profiler.run import Outcome as ProfileReport
     from moemodel.profiler.sections.progress import Progress
-    from moemodel.validation.run import Outcome as ValidationResult
-    from moemodel.validation.select.runnable import Wish
+    from moemodel.validation.run import ValidationResult
+    from moemodel.validation.select.runnable import PlanRequest
 
     DocumentT = TypeVar("DocumentT", bound=BaseModel)
 
@@ -317,7 +317,7 @@ def validate(
     from moemodel.calibration.store.catalogue import load_calibration
     from moemodel.validation.run import Options, gpu_of, validate_here
 
-    asked = _wishes(plans) if plans else _search_result(search)
+    asked = _requests(plans) if plans else _search_result(search)
     wanted = gpu_of(asked)
     loaded = load_calibration(calibration, gpu or wanted, key="--gpu" if gpu else "cluster.gpu")
     options = Options(
@@ -388,13 +388,13 @@ def _profile_folder(gpu: str) -> Path:
     return Path(f"profile-{re.sub(r'[^A-Za-z0-9.]+', '-', Path(gpu).stem if described else gpu)}")
 
 
-def _wishes(plans: Sequence[Plan | Path | str | Mapping[str, Any]]) -> list[Wish]:
+def _requests(plans: Sequence[Plan | Path | str | Mapping[str, Any]]) -> list[PlanRequest]:
     """Plans that are given, each with where it is from."""
     from moemodel.model.plan.spec import Plan
-    from moemodel.validation.select.runnable import Wish
+    from moemodel.validation.select.runnable import PlanRequest
 
     opened = (_opened(plan, Plan, "plan") for plan in plans)
-    return [Wish(role=f"file {place}" if place else f"plan {plan.name}", plan=plan) for plan, place in opened]
+    return [PlanRequest(role=f"file {place}" if place else f"plan {plan.name}", plan=plan) for plan, place in opened]
 
 
 def _search_result(given: SearchResult | Path | str) -> SearchResult:

@@ -15,8 +15,8 @@ from moemodel.model.results.outcome import machine_of
 from moemodel.model.results.validation import SetAside
 from moemodel.model.search.document import Ranges, Search, SearchCluster
 from moemodel.model.search.result import SearchResult
-from moemodel.validation.select.baselines import controls_for
-from moemodel.validation.select.runnable import Choice, Hardware, Wish, added, choice_of, comparison_group, same
+from moemodel.validation.select.baselines import baselines_for
+from moemodel.validation.select.runnable import Choice, Hardware, PlanRequest, added, choice_of, comparison_group, same
 
 _PICKS = ("fastest", "least_energy", "knee", "least_energy_within")  # the ends of the front, then what lies between
 
@@ -39,10 +39,10 @@ class _Picker:
         self.set_aside: list[SetAside] = []
         self.notes: list[str] = []
 
-    def take(self, wish: Wish, most: int | None = None) -> None:
+    def take(self, request: PlanRequest, most: int | None = None) -> None:
         """A plan, if it can be run, and there are no `most` others yet or it is one of them."""
         full = most is not None and len(self.choices) >= most
-        found = choice_of(wish, self.hardware)
+        found = choice_of(request, self.hardware)
         if isinstance(found, SetAside):
             self.set_aside += [] if full else [found]
         elif most is None or len(self.choices) < most or any(same(found, other) for other in self.choices):
@@ -51,10 +51,10 @@ class _Picker:
     def control(self, document: Search, reference: Plan | None, calibration: Calibration, seed: int) -> None:
         """The controls of a search."""
         others = [choice.plan for choice in self.choices]
-        found = controls_for(document, reference, self.hardware, calibration, seed=seed, others=others)
+        found = baselines_for(document, reference, self.hardware, calibration, seed=seed, others=others)
         self.notes += found.notes
-        for wish in found.wishes:
-            self.take(wish)
+        for request in found.requests:
+            self.take(request)
 
     def reasons(self) -> str:
         """Why plans were set aside, each reason once."""
@@ -83,8 +83,8 @@ def from_search(
         InputError: none of them can be run here; with the reasons.
     """
     picker = _Picker(hardware)
-    for wish in _by_merit(result):
-        picker.take(wish, most=top)
+    for request in _by_merit(result):
+        picker.take(request, most=top)
     if not picker.choices:
         raise InputError(
             f"none of the {len(result.front)} plans of search {result.search.name} can be run here: "
@@ -101,7 +101,7 @@ def from_search(
     return picker.chosen()
 
 
-def _by_merit(result: SearchResult) -> Iterator[Wish]:
+def _by_merit(result: SearchResult) -> Iterator[PlanRequest]:
     """Entries of the front: picks, then the others evenly spread; each once. Then the fastest behind it."""
     names: dict[int, list[str]] = {}
     for pick in _PICKS:
@@ -110,9 +110,9 @@ def _by_merit(result: SearchResult) -> Iterator[Wish]:
     by_number = {entry.number: entry for entry in result.front}
     for number in (*names, *_spread([number for number in by_number if number not in names])):
         named = f" ({', '.join(names[number])})" if number in names else ""
-        yield Wish(role=f"front {number}{named}", plan=by_number[number].plan)
+        yield PlanRequest(role=f"front {number}{named}", plan=by_number[number].plan)
     for place, entry in enumerate(result.next_fastest, start=1):
-        yield Wish(role=f"next {place} behind the front", plan=entry.plan)
+        yield PlanRequest(role=f"next {place} behind the front", plan=entry.plan)
 
 
 def _spread(values: Sequence[int]) -> list[int]:
@@ -126,12 +126,12 @@ def _spread(values: Sequence[int]) -> list[int]:
 
 
 def from_plans(
-    wishes: Iterable[Wish], hardware: Hardware, calibration: Calibration, *, controls: bool, seed: int
+    requests: Iterable[PlanRequest], hardware: Hardware, calibration: Calibration, *, controls: bool, seed: int
 ) -> Chosen:
     """Plans that somebody names; controls for every model and batch among them.
 
     Args:
-        wishes: the plans, and where each is from.
+        requests: the plans, and where each is from.
         hardware: at hand.
         calibration: of the GPU.
         controls: whether to add them.
@@ -142,9 +142,9 @@ def from_plans(
         InfeasiblePlanError: degrees that don't divide the architecture.
     """
     picker = _Picker(hardware)
-    for wish in wishes:
-        _check(wish)
-        picker.take(replace(wish, notes=_doubts(wish.plan, calibration)))
+    for request in requests:
+        _check(request)
+        picker.take(replace(request, notes=_doubts(request.plan, calibration)))
     if not picker.choices:
         raise InputError(f"no plan can be run here: {picker.reasons()}")
     groups: dict[Hashable, list[Plan]] = {}
@@ -155,12 +155,12 @@ def from_plans(
     return picker.chosen()
 
 
-def _check(wish: Wish) -> None:
+def _check(request: PlanRequest) -> None:
     """Refuse degrees that don't divide the architecture; an error says where the plan is from."""
     try:
-        check_architecture(wish.plan, architecture_of(wish.plan))
+        check_architecture(request.plan, architecture_of(request.plan))
     except MoeModelError as error:
-        raise type(error)(f"{wish.role}: {error}") from None
+        raise type(error)(f"{request.role}: {error}") from None
 
 
 def _doubts(plan: Plan, calibration: Calibration) -> tuple[str, ...]:
