@@ -129,26 +129,26 @@ HeavyLoad       | BackgroundLoad                                  | .           
 Effort          | MeasurementBudget                               | .                                           | no
 Bench           | Harness                                         | .                                           | no
 lead_s          | spin_s                                          | profiler                                    | no
-Controls        | DeviceSettings or BaselinePlans                 | .                                           | no
+Controls        | DeviceSettings or BaselinePlans                 | .                                           | yes
 Knob            | ScaleFactor                                     | .                                           | no
 Moved           | FittedFactor                                    | .                                           | no
 _Free           | BoundedParameter                                | .                                           | no
 Free            | BoundedParameter                                | .                                           | no
-Wish            | PlanRequest                                     | .                                           | no
-Asked           | RequestedPlan                                   | .                                           | no
-Question        | ValidationSpec                                  | .                                           | no
-Line            | RunRecord                                       | validate                                    | no
-alone           | folder_lock                                     | validate                                    | no
-look            | probe_hardware                                  | validate                                    | no
+Wish            | PlanRequest                                     | .                                           | yes
+Asked           | RequestedPlan                                   | .                                           | yes
+Question        | ValidationSpec                                  | .                                           | yes
+Line            | RunRecord                                       | validate                                    | yes
+alone           | folder_lock                                     | validate                                    | yes
+look            | probe_hardware                                  | validate                                    | yes
 help_first      | run_as_helper                                   | .                                           | no
 Holder          | SustainedRunner                                 | .                                           | no
-Teller          | EventWriter                                     | .                                           | no
-Follower        | EventReader                                     | .                                           | no
+Teller          | EventWriter                                     | .                                           | yes
+Follower        | EventReader                                     | .                                           | yes
 Stopwatch       | CollectiveTimer                                 | .                                           | no
 Peers           | HelperProcesses, RankBarrier or RendezvousStore | .                                           | no
 Timer           | StreamTimer                                     | profiler/microbench                         | no
 Outcome         | ProfileReport                                   | profiler                                    | no
-Outcome         | ValidationResult                                | validate                                    | no
+Outcome         | ValidationResult                                | validate                                    | yes
 Run             | MeasuredRun                                     | calibrate                                   | no
 Run             | RunTotals                                       | model/results                               | no
 Cut             | ShardingStrategy                                | .                                           | no
@@ -162,8 +162,8 @@ copies          | expert_data_parallel                            | profiler/bac
 ends            | embedding_group                                 | profiler/backends/torch_native/rank_mesh.py | yes
 holders         | replicas                                        | profiler                                    | no
 _say            | _emit_event                                     | profiler                                    | no
-let_go          | release_comm_buffers                            | .                                           | no
-SetAside        | SkippedPlan                                     | .                                           | no
+let_go          | release_comm_buffers                            | .                                           | yes
+SetAside        | SkippedPlan                                     | .                                           | yes
 Phase           | PhaseOutcome                                    | model/results                               | no
 Chip            | RooflineChip                                    | model                                       | no
 """

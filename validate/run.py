@@ -39,7 +39,7 @@ _KINDS = {  # of failures, for a reader
 
 
 class Launch(Protocol):
-    """Runs plans: what is needed of `profiler.launch.launch`."""
+    """Runs plans: what is needed of `profiler.training.launch.launch`."""
 
     def __call__(
         self, visits: Sequence[PlanVisit], *, folder: Path, options: LaunchOptions, report: Say
@@ -275,7 +275,7 @@ def _failed(found: Measured | Failure, session: Session, say: Say) -> bool:
 
 
 def _visit(asked: RequestedPlan, repeat: int, options: Options) -> PlanVisit:
-    plan = asked.plan.model_copy(update={"power_cap_W": None})  # it is the limit in force (`choice`)
+    plan = asked.plan.model_copy(update={"power_cap_W": None})  # it is the limit in force (`choice_of`)
     return PlanVisit(plan=plan, plan_yaml=plan_text(plan), folder=Path.cwd(), repeat=repeat, seed=options.seed)
 
 

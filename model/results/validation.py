@@ -142,7 +142,7 @@ class PlanReport(Strict):
         return parse_yaml(self.plan_yaml, Plan, self.name)
 
 
-class SetAside(Strict):
+class SkippedPlan(Strict):
     """A plan that was not run, and why."""
 
     name: str
@@ -224,7 +224,7 @@ class Report(Strict):
     environment: Environment
     calibration: CalibrationRef
     plans: tuple[PlanReport, ...]
-    set_aside: tuple[SetAside, ...]
+    set_aside: tuple[SkippedPlan, ...]
     errors: dict[str, Errors]
     ranking: dict[str, Ranking]
     notes: tuple[str, ...]

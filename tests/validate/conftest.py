@@ -41,7 +41,7 @@ def rows_of(plan: Plan, truth: Calibration, factor: float = 1.0) -> list[dict[st
 
 @dataclass(kw_only=True)
 class FakeLaunch:
-    """Stands for `profiler.launch.launch`.
+    """Stands for `profiler.training.launch.launch`.
 
     Attributes:
         truth: what is measured.

@@ -2,8 +2,8 @@
 
 question.json   what is run, written first; another spec in the same folder is refused
 visits.jsonl    one line a run, written when it ends, or fails
-jobs/           logs of the processes that ran it (`profiler.launch`)
-report.json     everything together (`model.validation`), and report.html the same to look at
+jobs/           logs of the processes that ran it (`profiler.training.launch`)
+report.json     everything together (`model.results.validation`), and report.html the same to look at
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from moemodel.model.core.documents import Strict, parse_yaml, read_json, read_te
 from moemodel.model.core.errors import InputError
 from moemodel.model.core.files import write_atomic
 from moemodel.model.plan.spec import Plan
-from moemodel.model.results.validation import Environment, Failed, SetAside, Visit
+from moemodel.model.results.validation import Environment, Failed, SkippedPlan, Visit
 
 SCHEMA_VERSION = 1
 QUESTION = "question.json"
@@ -70,7 +70,7 @@ class ValidationSpec(Strict):
 
     schema_version: int = SCHEMA_VERSION
     plans: tuple[RequestedPlan, ...]
-    set_aside: tuple[SetAside, ...]
+    set_aside: tuple[SkippedPlan, ...]
     search: str | None
     repeats: int
     seconds: float

@@ -12,7 +12,7 @@ from moemodel.model.plan.spec import Plan, check_architecture
 from moemodel.model.records.calibration import Calibration, fingerprint
 from moemodel.model.results.feasibility import architecture_of, fits
 from moemodel.model.results.outcome import machine_of
-from moemodel.model.results.validation import SetAside
+from moemodel.model.results.validation import SkippedPlan
 from moemodel.model.search.document import Ranges, Search, SearchCluster
 from moemodel.model.search.result import SearchResult
 from moemodel.validation.select.baselines import baselines_for
@@ -26,7 +26,7 @@ class Chosen:
     """The plans to run, those that are not, and what a reader should know."""
 
     choices: tuple[Choice, ...]
-    set_aside: tuple[SetAside, ...]
+    set_aside: tuple[SkippedPlan, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -36,14 +36,14 @@ class _Picker:
     def __init__(self, hardware: Hardware) -> None:
         self.hardware = hardware
         self.choices: list[Choice] = []
-        self.set_aside: list[SetAside] = []
+        self.set_aside: list[SkippedPlan] = []
         self.notes: list[str] = []
 
     def take(self, request: PlanRequest, most: int | None = None) -> None:
         """A plan, if it can be run, and there are no `most` others yet or it is one of them."""
         full = most is not None and len(self.choices) >= most
         found = choice_of(request, self.hardware)
-        if isinstance(found, SetAside):
+        if isinstance(found, SkippedPlan):
             self.set_aside += [] if full else [found]
         elif most is None or len(self.choices) < most or any(same(found, other) for other in self.choices):
             self.choices = added(self.choices, found)

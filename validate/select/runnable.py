@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.plan.spec import Plan, RoutingSpec, SiteSpec
-from moemodel.model.results.validation import SetAside
+from moemodel.model.results.validation import SkippedPlan
 from moemodel.profiler.backends.base import BACKENDS
 
 _SAME_W = 1.0  # power limits that differ by less are one
@@ -63,12 +63,12 @@ class PlanRequest:
     notes: tuple[str, ...] = ()
 
 
-def choice_of(request: PlanRequest, hardware: Hardware) -> Choice | SetAside:
+def choice_of(request: PlanRequest, hardware: Hardware) -> Choice | SkippedPlan:
     """A plan as it can be run here, or why it can't."""
     asked = request.plan
     reason = _against(asked, hardware)
     if reason is not None:
-        return SetAside(name=f"{asked.name} [{request.role}]", reason=reason)
+        return SkippedPlan(name=f"{asked.name} [{request.role}]", reason=reason)
     plan, notes = asked, list(request.notes)
     if asked.clock_MHz is not None and hardware.no_locks is not None:
         plan = plan.model_copy(update={"clock_MHz": None})

@@ -13,7 +13,7 @@ import pytest
 
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
-from moemodel.model.results.validation import Report, SetAside
+from moemodel.model.results.validation import Report, SkippedPlan
 from moemodel.validation.records.session import ValidationSpec
 from moemodel.validation.report.figures import axis, errors, plane, spans, ticks
 from moemodel.validation.report.page import html_page
@@ -39,7 +39,7 @@ def report(
         plan_of(name="fails", micro_batch=8),
     ]
     fake.failing = {"fails": "crash"}
-    spec = ask(*plans).model_copy(update={"set_aside": (SetAside(name="big", reason="it needs 8 < 9 GPUs"),)})
+    spec = ask(*plans).model_copy(update={"set_aside": (SkippedPlan(name="big", reason="it needs 8 < 9 GPUs"),)})
     return validate(spec, tmp_path / "v", calibration, Options(), gpu="h100", launch=fake).report
 
 
