@@ -42,7 +42,7 @@ def init_command(output: Path, architecture: str, gpu: str, gpus: int, calibrati
 
 def _document(plan: Plan) -> str:
     """The template with a plan's values in it."""
-    from moemodel.model.network.collectives import links
+    from moemodel.model.hardware.link import links
 
     p = plan.parallel
     text = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(

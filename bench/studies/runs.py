@@ -39,7 +39,8 @@ from moemodel.model.device.roofline import ATTENTIONS, PRODUCTS
 from moemodel.model.frameworks.base import OverlapAxis, Precision
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import Gpu, read_gpu
-from moemodel.model.network.collectives import network_of, read_link
+from moemodel.model.hardware.link import read_link
+from moemodel.model.network.collectives import network_of
 from moemodel.model.operators.work import Kind
 from moemodel.model.plan.spec import PlanBatch, Recompute
 from moemodel.model.predict.predict import predict

@@ -18,7 +18,7 @@ from moemodel.model.device.dvfs import TensorLimit, at_clocks, time_at_clocks
 from moemodel.model.device.power import PowerModel
 from moemodel.model.device.roofline import Chip, operator_time
 from moemodel.model.operators.calls import Call, Phase
-from moemodel.model.operators.work import Kind, Pass, work
+from moemodel.model.operators.work import Kind, Pass
 from moemodel.model.records.calibration import Calibration, OperatorFit
 
 # Operators that stand in for one another where a calibration lacks the first.
@@ -128,9 +128,8 @@ class Pricer:
         fit = self.fit(call.kind, call.direction)
         price = operator_time(fit, self.chip, call.shape, self.clock_Hz_K)
         time = price.time_s_UK
-        least = work(call.kind, call.direction, call.shape)
-        energy = self.power.dynamic_J(call.kind, call.direction, least, self.clock_Hz_K, price.busy_s_UK)
-        time, energy, clock = self._within_fast_limit(np.atleast_1d(least.flops), time, energy)
+        energy = self.power.dynamic_J(call.kind, call.direction, price.work, self.clock_Hz_K, price.busy_s_UK)
+        time, energy, clock = self._within_fast_limit(np.atleast_1d(price.work.flops), time, energy)
         count = call.count[:, None]
         lane.time_s_UK += count * time
         lane.energy_J_UK += count * np.atleast_1d(call.mean_share)[:, None] * energy

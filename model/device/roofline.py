@@ -28,13 +28,13 @@ stream (all others):
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from moemodel.model.core.arrays import FloatArray
-from moemodel.model.operators.work import Kind, Pass, Shape, work
+from moemodel.model.core.arrays import BoolArray, FloatArray
+from moemodel.model.operators.work import Kind, Pass, Shape, Work, work
 from moemodel.model.records.calibration import Calibration, OperatorFit, Residual
 
 PRODUCTS = (Kind.GEMM, Kind.GROUPED_GEMM)
@@ -96,18 +96,21 @@ class OperatorTime:
         busy_s_UK: of that, the time beyond launch and tail, in which the SMs are busy.
         log_error_U: standard deviation of log time, wider outside what was measured.
         outside_U: the shape lies outside what was measured.
+        work: the least that one call does.
     """
 
     time_s_UK: FloatArray
     busy_s_UK: FloatArray
     log_error_U: FloatArray
-    outside_U: NDArray[np.bool_]
+    outside_U: BoolArray
+    work: Work
 
 
 def operator_time(fit: OperatorFit, chip: Chip, shape: Shape, clock_Hz_K: FloatArray) -> OperatorTime:
     """Time of an operator at shapes (fields scalar or of length U) and clocks (length K)."""
-    p = {name: parameter.value for name, parameter in fit.parameters.items()}
-    compute_s, memory_s = parts(fit.kind, fit.direction, p, chip, shape)
+    p = fit.values
+    least = work(fit.kind, fit.direction, shape)
+    compute_s, memory_s = parts(fit.kind, fit.direction, p, chip, shape, least)
     slowdown = chip.clock_Hz / clock_Hz_K[None, :]
     base = time_at(p, compute_s[:, None], memory_s[:, None], slowdown)
     features = shape_features(fit.kind, shape)
@@ -120,6 +123,7 @@ def operator_time(fit: OperatorFit, chip: Chip, shape: Shape, clock_Hz_K: FloatA
         busy_s_UK=(base - _fixed_s(p, slowdown)) * factor,
         log_error_U=np.sqrt(fit.log_error**2 + np.square(spread) + np.square(_PER_OCTAVE * outside_log2) + uneven**2),
         outside_U=(outside_log2 > _HALF_OCTAVE) | (uneven > 0),
+        work=least,
     )
 
 
@@ -136,26 +140,29 @@ _PER_OCTAVE = 0.10  # assumed: log error grows by this for each doubling outside
 _HALF_OCTAVE = 0.5
 
 
-def time_at(p: dict[str, float], compute_s: FloatArray, memory_s: FloatArray, slowdown: FloatArray) -> FloatArray:
+def time_at(p: Mapping[str, float], compute_s: FloatArray, memory_s: FloatArray, slowdown: FloatArray) -> FloatArray:
     """The p-norm of the module's docstring; `slowdown` is f0/f."""
     power = p["p"]
     return np.asarray(_fixed_s(p, slowdown) + ((compute_s * slowdown) ** power + memory_s**power) ** (1 / power))
 
 
-def _fixed_s(p: dict[str, float], slowdown: FloatArray) -> FloatArray:
+def _fixed_s(p: Mapping[str, float], slowdown: FloatArray) -> FloatArray:
     """Time that no amount of work adds to: launch, tail, chains of small kernels."""
     return np.asarray(p["t0"] + p.get("t1", 0.0) * slowdown)
 
 
-def parts(kind: Kind, direction: Pass, p: dict[str, float], chip: Chip, shape: Shape) -> tuple[FloatArray, FloatArray]:
-    """Tc and Tm of each shape, s, each of length U."""
+def parts(
+    kind: Kind, direction: Pass, p: Mapping[str, float], chip: Chip, shape: Shape, least: Work | None = None
+) -> tuple[FloatArray, FloatArray]:
+    """Tc and Tm of each shape, s, each of length U; `least` is the work of a call, where it is known already."""
+    least = work(kind, direction, shape) if least is None else least
     form = form_of(kind)
     if form in ("product", "grouped"):
-        compute_s, memory_s = _product(kind, direction, p, chip, shape)
+        compute_s, memory_s = _product(kind, direction, p, chip, shape, least)
     elif form == "attention":
-        compute_s, memory_s = _attention(kind, direction, p, chip, shape)
+        compute_s, memory_s = _attention(p, chip, shape, least)
     else:
-        compute_s, memory_s = _stream(kind, direction, p, chip, shape)
+        compute_s, memory_s = _stream(p, chip, least)
     compute_s, memory_s = np.broadcast_arrays(np.atleast_1d(compute_s), np.atleast_1d(memory_s))
     return compute_s, memory_s
 
@@ -170,7 +177,7 @@ def _output(direction: Pass, s: dict[str, FloatArray]) -> tuple[FloatArray, Floa
 
 
 def _product(
-    kind: Kind, direction: Pass, p: dict[str, float], chip: Chip, shape: Shape
+    kind: Kind, direction: Pass, p: Mapping[str, float], chip: Chip, shape: Shape, least: Work
 ) -> tuple[FloatArray, FloatArray]:
     s = shape.arrays()
     rows, columns, depth = _output(direction, s)
@@ -191,7 +198,7 @@ def _product(
         split = np.maximum(1.0, np.minimum(1 / c, depth / p["split_depth"])) ** p["split_gain"]
         tile = 2.0 * tm * tn * (depth / split + p["depth0"]) / (chip.flops_per_cycle * p[name])
         cycles = np.minimum(cycles, waves * tile)
-    memory_s = work(kind, direction, shape).bytes_B / (chip.bandwidth_Bps * p["memory_efficiency"])
+    memory_s = least.bytes_B / (chip.bandwidth_Bps * p["memory_efficiency"])
     if p.get("alignment", 1.0) != 1.0:
         cycles = cycles / p["alignment"] ** (_halvings(s["n"], s["k"]) / np.log2(ALIGNED))
     return np.asarray(cycles / chip.clock_Hz), np.asarray(memory_s)
@@ -203,29 +210,23 @@ def _halvings(n: FloatArray, k: FloatArray) -> FloatArray:
     return np.asarray(odd)
 
 
-def _attention(
-    kind: Kind, direction: Pass, p: dict[str, float], chip: Chip, shape: Shape
-) -> tuple[FloatArray, FloatArray]:
+def _attention(p: Mapping[str, float], chip: Chip, shape: Shape, least: Work) -> tuple[FloatArray, FloatArray]:
     s = shape.arrays()
-    w = work(kind, direction, shape)
     c = np.maximum(s["batch"] * s["heads"] * s["seq"] / _QUERY_BLOCK, 1.0) / chip.multiprocessors
     waves = (1 - p["quantisation"]) * np.maximum(c, 1.0) + p["quantisation"] * np.ceil(c)
     efficiency = p["efficiency"] * s["head_dim"] / (s["head_dim"] + p["head_dim0"]) * s["seq"] / (s["seq"] + p["seq0"])
     rate = chip.multiprocessors * chip.flops_per_cycle * chip.clock_Hz
-    compute_s = w.flops / (rate * efficiency) * waves / c
-    return np.asarray(compute_s), np.asarray(w.bytes_B / (chip.bandwidth_Bps * p["memory_efficiency"]))
+    compute_s = least.flops / (rate * efficiency) * waves / c
+    return np.asarray(compute_s), np.asarray(least.bytes_B / (chip.bandwidth_Bps * p["memory_efficiency"]))
 
 
-def _stream(
-    kind: Kind, direction: Pass, p: dict[str, float], chip: Chip, shape: Shape
-) -> tuple[FloatArray, FloatArray]:
-    w = work(kind, direction, shape)
-    cached = 1 / (1 + (w.bytes_B / (p["cache_size"] * chip.l2_B)) ** 2)
+def _stream(p: Mapping[str, float], chip: Chip, least: Work) -> tuple[FloatArray, FloatArray]:
+    cached = 1 / (1 + (least.bytes_B / (p["cache_size"] * chip.l2_B)) ** 2)
     slow = 1 / p["memory_efficiency"]
     fast = 1 / p["cache_efficiency"]
-    memory_s = w.bytes_B / chip.bandwidth_Bps * (slow + (fast - slow) * cached)
+    memory_s = least.bytes_B / chip.bandwidth_Bps * (slow + (fast - slow) * cached)
     rate = chip.multiprocessors * _LANES * chip.clock_Hz * p["issue_efficiency"]
-    return np.asarray(w.vector_ops / rate), np.asarray(memory_s)
+    return np.asarray(least.vector_ops / rate), np.asarray(memory_s)
 
 
 def shape_features(kind: Kind, shape: Shape) -> FloatArray:
@@ -237,12 +238,12 @@ def shape_features(kind: Kind, shape: Shape) -> FloatArray:
 
 def _residual(residual: Residual, features: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Mean of log(time / analytic), and its spread: at most what the nearest point leaves of the prior."""
-    points = np.asarray(residual.points) / np.asarray(residual.lengths)
-    x = features / np.asarray(residual.lengths)
+    lengths, points, weights = residual.arrays
+    x = features / lengths
     distance2 = np.square(x).sum(1)[:, None] + np.square(points).sum(1)[None, :] - 2 * x @ points.T
     kernel = np.exp(-np.sqrt(np.maximum(distance2, 0.0)))
     left = residual.signal * np.sqrt(np.maximum(1 - np.square(kernel.max(axis=1)), 0.0))
-    return np.asarray(residual.signal**2 * kernel @ np.asarray(residual.weights)), np.asarray(left)
+    return np.asarray(residual.signal**2 * kernel @ weights), np.asarray(left)
 
 
 def _distance_outside(fit: OperatorFit, features: FloatArray) -> FloatArray:

@@ -26,7 +26,8 @@ from pydantic import Field, model_validator
 from moemodel.model.core.documents import Strict, read_yaml
 from moemodel.model.core.errors import InputError
 from moemodel.model.hardware.gpu import Gpu
-from moemodel.model.network.collectives import Collective, Link, Network, links, moved, network_of, read_link
+from moemodel.model.hardware.link import Link, links, read_link
+from moemodel.model.network.collectives import Collective, Network, moved, network_of
 from moemodel.model.network.nccl_tests import NcclTest, read_nccl_test
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.records.link_residuals import LinkCurve

@@ -19,22 +19,17 @@ NIC). Left out: trees, in-network reduction, contention between groups.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PositiveFloat
 
 from moemodel.model.core.arrays import FloatArray, IntArray
-from moemodel.model.core.documents import Strict
-from moemodel.model.core.errors import InputError
 from moemodel.model.hardware.gpu import Gpu
+from moemodel.model.hardware.link import Link
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.records.link_residuals import LinkCurve, correction
 
@@ -50,35 +45,6 @@ class Collective(StrEnum):
     ALL_GATHER = "all_gather"
     ALL_TO_ALL = "all_to_all"
     SEND_RECV = "send_recv"
-
-
-class Link(Strict):
-    """One GPU's share of the network between nodes."""
-
-    bandwidth_GBps: PositiveFloat
-    latency_us: PositiveFloat
-    source: str = "the plan"
-
-
-@cache
-def links() -> dict[str, Link]:
-    """The networks between nodes that are known by name."""
-    data = json.loads((Path(__file__).parents[1] / "presets" / "networks.json").read_text(encoding="utf-8"))
-    return {name: Link(**entry) for name, entry in data.items() if not name.startswith("_")}
-
-
-def read_link(name: str) -> Link:
-    """A known network between nodes.
-
-    Raises:
-        InputError: unknown; names the known ones.
-    """
-    if name not in links():
-        names = ", ".join(sorted(links()))
-        raise InputError(
-            f"cluster.internode: found {name!r}; allowed: {names}, a bandwidth, or the path of a cluster file (.yaml)"
-        )
-    return links()[name]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from moemodel.model.core.documents import Strict, read_yaml
 from moemodel.model.core.errors import InfeasiblePlanError, InputError
 from moemodel.model.frameworks.base import Precision
 from moemodel.model.frameworks.registry import FORMER_NAMES, framework_of, frameworks_with
-from moemodel.model.network.collectives import Link
+from moemodel.model.hardware.link import Link
 from moemodel.model.schedule import registry as schedules
 from moemodel.model.schedule.base import Sizes
 from moemodel.model.schedule.batch import PlanSchedules

@@ -7,11 +7,14 @@ that it saw, so that a prediction outside is known to be one.
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.documents import Strict, read_json
 from moemodel.model.core.errors import CalibrationError, InputError
 from moemodel.model.operators.work import Kind, Pass
@@ -75,6 +78,12 @@ class Residual(Strict):
     points: list[list[float]]
     weights: list[float]
 
+    @cached_property
+    def arrays(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Lengths [F], points in units of them [N, F], weights [N]; a changed residual is made anew, never copied."""
+        lengths = np.asarray(self.lengths)
+        return lengths, np.asarray(self.points) / lengths, np.asarray(self.weights)
+
     @model_validator(mode="after")
     def _shapes(self) -> Residual:
         if len(self.lengths) != len(self.features) or any(len(p) != len(self.features) for p in self.points):
@@ -96,6 +105,11 @@ class OperatorFit(Strict):
         default_factory=dict, description="smallest and largest of each feature that was measured"
     )
     points: int = Field(ge=0, description="shapes that it rests on")
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The parameters' values by name."""
+        return {name: parameter.value for name, parameter in self.parameters.items()}
 
     @field_validator("parameters")
     @classmethod

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from moemodel.model.core.documents import Strict, read_yaml
 from moemodel.model.frameworks.base import Precision
-from moemodel.model.network.collectives import Link
+from moemodel.model.hardware.link import Link
 from moemodel.model.plan.spec import (
     Backend,
     Count,

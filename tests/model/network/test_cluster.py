@@ -12,8 +12,9 @@ from moemodel.calibration.store.catalogue import shipped
 from moemodel.model.core.documents import parse_yaml
 from moemodel.model.core.errors import InputError
 from moemodel.model.hardware.gpu import Gpu, read_gpu
+from moemodel.model.hardware.link import Link
 from moemodel.model.network.cluster import Internode, cluster_network, read_internode, with_tests
-from moemodel.model.network.collectives import Collective, Link, Network
+from moemodel.model.network.collectives import Collective, Network
 from moemodel.model.network.nccl_tests import NcclTest, read_nccl_test
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from moemodel.model.core.errors import InputError
-from moemodel.model.network.collectives import Collective, Network, links, read_link
+from moemodel.model.hardware.link import links, read_link
+from moemodel.model.network.collectives import Collective, Network
 
 NODE = Network(
     gpus_per_node=8,

@@ -1,0 +1,41 @@
+"""Networks between nodes: data sheets, by name or as a user gives them."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+from pydantic import PositiveFloat
+
+from moemodel.model.core.documents import Strict
+from moemodel.model.core.errors import InputError
+
+
+class Link(Strict):
+    """One GPU's share of the network between nodes."""
+
+    bandwidth_GBps: PositiveFloat
+    latency_us: PositiveFloat
+    source: str = "the plan"
+
+
+@cache
+def links() -> dict[str, Link]:
+    """The networks between nodes that are known by name."""
+    data = json.loads((Path(__file__).parents[1] / "presets" / "networks.json").read_text(encoding="utf-8"))
+    return {name: Link(**entry) for name, entry in data.items() if not name.startswith("_")}
+
+
+def read_link(name: str) -> Link:
+    """A known network between nodes.
+
+    Raises:
+        InputError: unknown; names the known ones.
+    """
+    if name not in links():
+        names = ", ".join(sorted(links()))
+        raise InputError(
+            f"cluster.internode: found {name!r}; allowed: {names}, a bandwidth, or the path of a cluster file (.yaml)"
+        )
+    return links()[name]
