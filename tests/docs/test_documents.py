@@ -59,7 +59,7 @@ NAMED = [["predict"], ["optimize"], ["profile"], ["calibrate"], ["validate"]]  #
 # The driver's (there is no GPU to reset), and pre-commit's, which is not installed for the tests.
 NOT_OURS = ("nvidia-smi -rgc", "pip install pre-commit", "pre-commit install")
 _PROGRAMS = ("moemodel", "python", "pip", "make", "pre-commit", "nvidia-smi", "eval", r"_MOEMODEL_COMPLETE=\S+")
-_COMMAND = re.compile(rf"(?:{'|'.join(_PROGRAMS)})(?: .*)?")
+_COMMAND = re.compile(rf"(?:{'|'.join(_PROGRAMS)}) .+")
 
 
 # ---- what a document holds ------------------------------------------------------------------------------------------
@@ -105,6 +105,18 @@ def test_every_file_that_is_named_is_there(document: Path) -> None:
     linked = [(ROOT / document).parent / link for link in re.findall(r"\]\(([^)#:]+)\)", text)]
     named = [ROOT / name for name in re.findall(r"`((?:[a-z_]+/)+[a-z_0-9-]+\.(?:py|md|yaml|json))`", text)]
     assert [path for path in linked + named if not path.exists()] == []
+
+
+def test_floors_are_drawn_as_they_are_held() -> None:
+    """Tables of docs/architecture.md against the contracts that `make lint` holds."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    contracts = {contract["name"]: contract for contract in PROJECT["tool"]["importlinter"]["contracts"]}
+    for room in ("model", "profiler", "calibrate", "validate"):
+        table = text.partition(f"`{room}/`:\n\n")[2].partition("\n\n")[0]
+        drawn = [set(re.findall(r"`(\w+)`", row.split("|")[1])) for row in table.splitlines()[2:]]
+        held = [set(re.findall(r"\w+", layer)) for layer in contracts[f"floors of {room}/"]["layers"]]
+        assert drawn == held[: len(drawn)], room
+        assert all(layer.startswith("(") for layer in contracts[f"floors of {room}/"]["layers"][len(drawn) :]), room
 
 
 # ---- commands -------------------------------------------------------------------------------------------------------
