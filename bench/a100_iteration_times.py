@@ -30,7 +30,7 @@ from moemodel.calibration.published.a100 import LAUNCH_S
 from moemodel.calibration.published.data import ITERATIONS, Rows, read_rows
 from moemodel.calibration.published.vtrain import FREE, Cluster, StepFitter, groups, predicted_s
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.plan.spec import Recompute
+from moemodel.model.plan.recompute import Recompute
 from studies.a100 import COUNTED, cluster_of, errors, left_out
 
 _DATA = Path(__file__).parents[2] / "shared" / "data"

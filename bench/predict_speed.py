@@ -24,7 +24,8 @@ import numpy as np
 from moemodel.calibration.store.catalogue import load_calibration
 from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.plan.spec import Plan, PlanBatch
+from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import predict
 from moemodel.model.results.carbon import footprint
 from moemodel.model.results.outcome import machine_of

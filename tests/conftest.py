@@ -16,7 +16,8 @@ import pytest
 
 from moemodel.model.device.roofline import form_of
 from moemodel.model.operators.work import PASSES, Kind, Pass
-from moemodel.model.plan.spec import Plan, PlanBatch
+from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import (
     SCHEMA_VERSION,
     Calibration,

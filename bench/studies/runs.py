@@ -42,7 +42,8 @@ from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.hardware.link import read_link
 from moemodel.model.network.collectives import network_of
 from moemodel.model.operators.work import Kind
-from moemodel.model.plan.spec import PlanBatch, Recompute
+from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.recompute import Recompute
 from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import Calibration, HostLane, OperatorFit, Parameter
 from moemodel.model.schedule.pipeline_layout import CutWithEnds

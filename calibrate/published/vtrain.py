@@ -27,7 +27,8 @@ from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.network.collectives import Collective, Network
 from moemodel.model.operators.work import PASSES, Kind, Pass
-from moemodel.model.plan.spec import PlanBatch, Recompute
+from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.recompute import Recompute
 from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import (
     SCHEMA_VERSION,

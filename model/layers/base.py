@@ -19,7 +19,7 @@ import numpy as np
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.frameworks.base import Framework, Precision, PrecisionRecipe
 from moemodel.model.operators.work import Kind, Shape
-from moemodel.model.plan.spec import PlanBatch
+from moemodel.model.plan.batch import PlanBatch
 
 CollectiveName = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "send_recv"]
 

@@ -1,6 +1,6 @@
 """Time of collectives over the links of a cluster.
 
-A cluster is a graph (networkx): GPUs, one switch a node, one NIC a GPU, one fabric; edges carry the bandwidth of one
+A cluster is a graph: GPUs, one switch a node, one NIC a GPU, one fabric; edges carry the bandwidth of one
 direction and a latency. A group of ranks is a ring through that graph.
 
     all_reduce                     a0 + 2 (n-1)/n S / B + 2 (n-1) a
@@ -22,7 +22,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +31,6 @@ from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.hardware.link import Link
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.records.link_residuals import LinkCurve, correction
-
-if TYPE_CHECKING:
-    import networkx as nx
 
 
 class Collective(StrEnum):
@@ -112,22 +108,6 @@ class Network:
     def skewed_B(self, size_B: FloatArray, skew: FloatArray | float) -> FloatArray:
         """Size of the even all-to-all that takes as long as one whose busiest rank gets `skew` times the mean."""
         return np.asarray(size_B * (1 + self.skew_share * (np.asarray(skew) - 1)))
-
-    def graph(self, nodes: int) -> nx.Graph[tuple[str, int]]:
-        """The cluster of `nodes` nodes; edges carry `bandwidth_Bps` and `latency_s`.
-
-        `route` gives what its shortest ways give (a test compares them), without building it for every prediction.
-        """
-        import networkx as nx
-
-        graph: nx.Graph[tuple[str, int]] = nx.Graph()
-        for rank in range(nodes * self.gpus_per_node):
-            gpu, nic = ("gpu", rank), ("nic", rank)
-            switch = ("switch", rank // self.gpus_per_node)
-            graph.add_edge(gpu, switch, bandwidth_Bps=self.node_Bps, latency_s=self.node_latency_s / 2)
-            graph.add_edge(gpu, nic, bandwidth_Bps=self.nic_Bps, latency_s=0.0)
-            graph.add_edge(nic, ("fabric", 0), bandwidth_Bps=self.nic_Bps, latency_s=self.nic_latency_s / 2)
-        return graph
 
     def route(self, ranks_G: IntArray, stride_G: IntArray) -> Route:
         """Routes of groups of `ranks` ranks, `stride` apart; ranks are numbered node by node."""

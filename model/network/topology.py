@@ -1,4 +1,4 @@
-"""The graph of a machine as its driver described it: what `network.Network.graph` is for one that is only described.
+"""The graph of a machine as its driver described it (networkx, which prediction does without).
 
     ("gpu", i) -- ("nvswitch", 0)      where NVLinks lead to a switch
     ("gpu", i) -- ("gpu", j)           where they lead from one GPU to another
@@ -10,6 +10,7 @@ Edges carry `kind` ("nvlink" or "pcie") and `bandwidth_Bps` of one direction, No
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 from moemodel.model.records.profile import Topology, TopologyGpu
@@ -42,14 +43,40 @@ def graph_of(topology: Topology) -> nx.Graph[tuple[str, int]]:
 def link_Bps(topology: Topology) -> tuple[float, str] | None:
     """What joins the GPUs: the narrowest bandwidth of one direction, and its kind; None where the driver did not say.
 
-    NVLink where every pair has it, else PCIe.
+    NVLink where every pair has it, alone or through one switch; else PCIe.
     """
-    over_nvlink = bool(topology.pairs) and all(pair.nvlink for pair in topology.pairs)
-    rates = [gpu.nvlink_Bps if over_nvlink else gpu.pcie_Bps for gpu in topology.gpus]
+    graph = graph_of(topology)
+    gpus = [("gpu", gpu.index) for gpu in topology.gpus]
+    kind = "nvlink" if _joins_all(_edges_of(graph, "nvlink"), gpus) else "pcie"
+    links = _edges_of(graph, kind)
+    rates = [_rate_Bps(links, gpu) for gpu in gpus]
     known = [rate for rate in rates if rate is not None]
-    if len(known) < len(rates) or not known:
-        return None
-    return min(known), "nvlink" if over_nvlink else "pcie"
+    return (min(known), kind) if known and len(known) == len(rates) else None
+
+
+def _edges_of(graph: nx.Graph[tuple[str, int]], kind: str) -> nx.Graph[tuple[str, int]]:
+    """The connections of one kind alone."""
+    edges: list[tuple[tuple[str, int], tuple[str, int], str]] = list(graph.edges(data="kind"))
+    return graph.edge_subgraph([(a, b) for a, b, found in edges if found == kind])
+
+
+def _joins_all(links: nx.Graph[tuple[str, int]], gpus: list[tuple[str, int]]) -> bool:
+    """Whether every GPU reaches every other over these links, alone or through one switch."""
+    return len(gpus) > 1 and all(_joined(links, a, b) for a, b in combinations(gpus, 2))
+
+
+def _joined(links: nx.Graph[tuple[str, int]], a: tuple[str, int], b: tuple[str, int]) -> bool:
+    if a not in links or b not in links:
+        return False
+    between = set(links[a]) & set(links[b])
+    return b in links[a] or any(kind == "nvswitch" for kind, _ in between)
+
+
+def _rate_Bps(links: nx.Graph[tuple[str, int]], gpu: tuple[str, int]) -> float | None:
+    """Of all links of a GPU together; None where one is not known."""
+    edges: list[tuple[tuple[str, int], tuple[str, int], float | None]] = list(links.edges(gpu, data="bandwidth_Bps"))
+    rates = [rate for _, _, rate in edges if rate is not None]
+    return float(sum(rates)) if edges and len(rates) == len(edges) else None
 
 
 def _direct_Bps(gpu: TopologyGpu, topology: Topology) -> float | None:

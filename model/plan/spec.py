@@ -1,45 +1,26 @@
-"""The training plan: what a user writes in `plan.yaml`, checked, and the same as arrays over many plans."""
+"""The training plan: what a user writes in `plan.yaml`, checked."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from enum import IntEnum
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
 
-from moemodel.model.architecture.spec import Architecture, Moe
-from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.core.documents import Strict, read_yaml
-from moemodel.model.core.errors import InfeasiblePlanError, InputError
+from moemodel.model.core.errors import InputError
 from moemodel.model.frameworks.base import Precision
-from moemodel.model.frameworks.registry import FORMER_NAMES, framework_of, frameworks_with
+from moemodel.model.frameworks.registry import FORMER_NAMES, framework_of
 from moemodel.model.hardware.link import Link
+from moemodel.model.plan.recompute import RECOMPUTE, RecomputeName
+from moemodel.model.plan.rules import check_precision, degree_rules, messages
 from moemodel.model.schedule import registry as schedules
-from moemodel.model.schedule.base import Sizes
-from moemodel.model.schedule.batch import PlanSchedules
 
-RecomputeName = Literal["none", "selective", "full"]
 if TYPE_CHECKING:
     ScheduleName = str
 else:  # of those that are registered
     ScheduleName = Literal[schedules.NAMES]
-
-
-class Recompute(IntEnum):
-    """What the backward pass computes again instead of keeping it (Korthikanti et al. 2022, section 5)."""
-
-    NONE = 0
-    SELECTIVE = 1  # the attention core
-    FULL = 2  # every layer from its input
-
-
-RECOMPUTE: dict[str, Recompute] = {name.name.lower(): name for name in Recompute}
 
 
 def _printable(text: str) -> str:
@@ -86,6 +67,11 @@ class RoutingSpec(Strict):
         default="balanced", description="rows of the busiest expert over the mean"
     )
 
+    @property
+    def busiest_over_mean(self) -> float:
+        """`skew` as a number."""
+        return 1.0 if self.skew == "balanced" else self.skew
+
 
 class SiteSpec(Strict):
     """Where the run takes place."""
@@ -109,22 +95,6 @@ def _known_framework(name: str) -> str:
         return framework_of(name).name
     except InputError as error:
         raise ValueError(str(error).partition("; ")[2]) from None
-
-
-def check_precision(backend: str, precision: Precision) -> None:
-    """Refuse a precision that a framework is not known to train in.
-
-    Raises:
-        ValueError: what is allowed, and which frameworks have that precision.
-    """
-    known = framework_of(backend).precisions
-    if precision in known:
-        return
-    others = ", ".join(frameworks_with(precision))
-    raise ValueError(
-        f"precision: found {precision} with backend {backend}; allowed: {', '.join(known)}; "
-        f"{precision} goes with backend {others}"
-    )
 
 
 def in_todays_words(document: Any) -> tuple[Any, str | None]:
@@ -200,46 +170,29 @@ class Plan(Strict):
 
     @model_validator(mode="after")
     def _degrees(self) -> Plan:
-        p, gpus = self.parallel, self.cluster.gpus
-        product = p.dp * p.tp * p.pp * p.cp
-        if product != gpus:
-            raise ValueError(
-                f"parallel: dp {p.dp} x tp {p.tp} x pp {p.pp} x cp {p.cp} = {product}, but cluster.gpus is {gpus}; "
-                "their product must be the GPU count"
-            )
-        over, ranks = (
-            ("dp x cp", p.dp * p.cp)
-            if framework_of(self.backend).shards_experts
-            else ("dp x cp x tp", p.dp * p.cp * p.tp)
-        )
-        if ranks % p.ep:
-            raise ValueError(f"parallel.ep {p.ep} must divide {over} = {ranks}: experts spread over those GPUs")
-        if self.global_batch % (self.micro_batch * p.dp):
-            raise ValueError(
-                f"global_batch {self.global_batch} must be a multiple of micro_batch x dp = {self.micro_batch * p.dp}"
-            )
-        if p.virtual_stages > 1 and p.pp == 1:
-            raise ValueError(f"parallel.virtual_stages {p.virtual_stages} needs pp > 1; pp is 1")
-        if p.virtual_stages > 1 and self.micro_batches % p.pp:
-            raise ValueError(
-                f"parallel.virtual_stages {p.virtual_stages}: {self.micro_batches} micro-batches (global_batch / "
-                f"micro_batch / dp) are no multiple of pp {p.pp}, as an interleaved schedule needs"
-            )
-        if p.sequence_parallel and p.tp == 1:
-            raise ValueError("parallel.sequence_parallel needs tp > 1; tp is 1")
-        if p.virtual_stages > 1 and self.schedule not in schedules.INTERLEAVING:
-            raise ValueError(
-                f"parallel.virtual_stages {p.virtual_stages}: found schedule {self.schedule}; "
-                f"allowed: {', '.join(schedules.INTERLEAVING)}"
-            )
-        highest = schedules.find(self.schedule, p.virtual_stages).highest_zero_stage
-        allowed = " or ".join(str(stage) for stage in range(highest + 1))
-        if p.zero_stage > highest and p.pp > 1:
-            raise ValueError(
-                f"parallel.zero_stage {p.zero_stage} with pp {p.pp}: gradients cannot stay sharded across the "
-                f"micro-batches of a pipeline; use zero_stage {allowed}, or pp 1"
-            )
+        rules = degree_rules(global_batch=self.global_batch, framework=framework_of(self.backend))
+        for message in messages(rules, self.choices):
+            raise ValueError(message)
         return self
+
+    @property
+    def choices(self) -> dict[str, int]:
+        """What a search chooses, by name, but for the clock; recompute and schedule as numbers."""
+        p = self.parallel
+        return {
+            "gpus": self.cluster.gpus,
+            "tp": p.tp,
+            "pp": p.pp,
+            "cp": p.cp,
+            "dp": p.dp,
+            "ep": p.ep,
+            "sequence_parallel": int(p.sequence_parallel),
+            "virtual_stages": p.virtual_stages,
+            "schedule": schedules.number(self.schedule),
+            "zero_stage": p.zero_stage,
+            "recompute": int(RECOMPUTE[self.recompute]),
+            "micro_batch": self.micro_batch,
+        }
 
 
 def read_plan(path: Path) -> Plan:
@@ -254,148 +207,3 @@ def read_plan(path: Path) -> Plan:
 def plan_text(plan: Plan) -> str:
     """A plan as YAML that `read_plan` reads back to the same plan."""
     return yaml.safe_dump(plan.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanBatch:
-    """Plans of one architecture on one cluster, as arrays of length P (or scalars that broadcast).
-
-    Units: batches and sequence in sequences and tokens; clock in Hz and cap in W, NaN where the GPU decides.
-    """
-
-    dp: IntArray
-    tp: IntArray
-    pp: IntArray
-    ep: IntArray
-    cp: IntArray
-    zero_stage: IntArray
-    sequence_parallel: IntArray
-    virtual_stages: IntArray
-    micro_batch: IntArray
-    global_batch: IntArray
-    seq: IntArray
-    recompute: IntArray
-    schedule: IntArray
-    skew: FloatArray
-    clock_Hz: FloatArray
-    power_cap_W: FloatArray
-
-    @classmethod
-    def of(cls, **columns: Any) -> PlanBatch:
-        """Broadcast columns (numbers or arrays) to one length P."""
-        kinds = {f.name: np.float64 if f.name in _FLOATS else np.int64 for f in fields(cls)}
-        arrays = np.broadcast_arrays(*(np.atleast_1d(np.asarray(columns[n], dtype=t)) for n, t in kinds.items()))
-        return cls(**dict(zip(kinds, (np.ascontiguousarray(a) for a in arrays), strict=True)))
-
-    def __len__(self) -> int:
-        return int(self.dp.size)
-
-    @property
-    def micro_batches(self) -> IntArray:
-        """Micro-batches of one replica in a step."""
-        return self.global_batch // (self.micro_batch * self.dp)
-
-    @property
-    def gpus(self) -> IntArray:
-        return self.dp * self.tp * self.pp * self.cp
-
-    @cached_property
-    def schedules(self) -> PlanSchedules:
-        """What follows from the schedules of the plans."""
-        sizes = Sizes(stages=self.pp, virtual=self.virtual_stages, micro_batches=self.micro_batches)
-        return PlanSchedules(self.schedule, sizes)
-
-    def take(self, rows: IntArray | NDArray[np.bool_]) -> PlanBatch:
-        """The plans at these rows."""
-        return PlanBatch(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
-
-
-_FLOATS = {"skew", "clock_Hz", "power_cap_W"}
-
-
-def batch_of(plan: Plan) -> PlanBatch:
-    """A batch of one."""
-    p = plan.parallel
-    return PlanBatch.of(
-        dp=p.dp,
-        tp=p.tp,
-        pp=p.pp,
-        ep=p.ep,
-        cp=p.cp,
-        zero_stage=p.zero_stage,
-        sequence_parallel=int(p.sequence_parallel),
-        virtual_stages=p.virtual_stages,
-        micro_batch=plan.micro_batch,
-        global_batch=plan.global_batch,
-        seq=plan.sequence_length,
-        recompute=RECOMPUTE[plan.recompute],
-        schedule=schedules.number(plan.schedule),
-        skew=1.0 if plan.routing.skew == "balanced" else plan.routing.skew,
-        clock_Hz=np.nan if plan.clock_MHz is None else plan.clock_MHz * 1e6,
-        power_cap_W=np.nan if plan.power_cap_W is None else plan.power_cap_W,
-    )
-
-
-def _divides(name: str, value: int, what: str, size: int) -> str | None:
-    return None if size % value == 0 else f"{name} {value} does not divide {what} {size}; allowed: divisors of {size}"
-
-
-def _too_many_chunks(parallel: ParallelSpec, layers: int) -> str | None:
-    """Every chunk of a pipeline holds a layer; they need not hold equally many."""
-    chunks = parallel.pp * parallel.virtual_stages
-    if chunks <= layers:
-        return None
-    return f"parallel.pp x virtual_stages {chunks} is more than the {layers} layers; allowed: at most {layers}"
-
-
-def _splits_keys(tp: int, kv_heads: int) -> str | None:
-    """Key/value heads are shared out, or each copied to as many ranks."""
-    if kv_heads % tp == 0 or tp % kv_heads == 0:
-        return None
-    return f"parallel.tp {tp} and the key/value heads {kv_heads}: one must divide the other"
-
-
-def _too_skewed(plan: Plan, moe: Moe) -> str | None:
-    """A token passes an expert at most once: the busiest holds at most all tokens, experts / top_k times the mean."""
-    skew, most = plan.routing.skew, moe.experts / moe.top_k
-    if skew == "balanced" or skew <= most:
-        return None
-    return f"routing.skew {skew}: top {moe.top_k} of {moe.experts} experts; allowed: at most {most:g}"
-
-
-def check_architecture(plan: Plan, architecture: Architecture) -> None:
-    """Refuse a plan whose degrees do not divide the architecture, or cut it into more chunks than it has layers.
-
-    Raises:
-        InfeasiblePlanError: every such degree, and what is allowed.
-    """
-    p = plan.parallel
-    found = [_too_many_chunks(p, len(architecture.layers))]
-    for layer in dict.fromkeys(architecture.layers):
-        for attention in layer.attentions:
-            found.append(_divides("parallel.tp", p.tp, "the attention heads", attention.heads))
-            if attention.latent is None:
-                found.append(_splits_keys(p.tp, attention.kv_heads))
-        feed_forward = layer.feed_forward
-        if isinstance(feed_forward, Moe):
-            found.append(_divides("parallel.ep", p.ep, "the experts", feed_forward.experts))
-            found.append(_too_skewed(plan, feed_forward))
-        found.append(_divides("parallel.tp", p.tp, "the feed-forward width", feed_forward.width))
-    if p.cp > 1 and plan.sequence_length % (2 * p.cp):
-        found.append(
-            f"parallel.cp {p.cp}: twice cp, {2 * p.cp}, does not divide sequence_length {plan.sequence_length}, and "
-            "every GPU takes two pieces of a sequence; change cp or sequence_length"
-        )
-    if p.ep > 1 and not any(isinstance(layer.feed_forward, Moe) for layer in architecture.layers):
-        found.append(f"parallel.ep {p.ep}: {architecture.name} has no experts; use ep 1")
-    if p.sequence_parallel and plan.sequence_length % p.tp:
-        found.append(_divides("parallel.tp", p.tp, "sequence_length (sequence_parallel)", plan.sequence_length))
-    positions = min(architecture.learned_positions, architecture.max_seq or architecture.learned_positions)
-    if positions and plan.sequence_length > positions:
-        found.append(
-            f"sequence_length {plan.sequence_length}: {architecture.name} has {positions} "
-            "learned positions; allowed: at most that"
-        )
-    mistakes = [message for message in dict.fromkeys(found) if message]
-    if mistakes:
-        raise InfeasiblePlanError(f"{plan.name}: " + "; ".join(mistakes))

@@ -16,7 +16,7 @@ from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.device.dvfs import Stretch, at_clock, settled_clocks, time_at_clock
 from moemodel.model.device.power import PowerModel, power_model
 from moemodel.model.layers.flops import model_flops
-from moemodel.model.plan.spec import PlanBatch
+from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.schedule.base import StageTimes
 from moemodel.model.schedule.pipeline_layout import Stage, stages
 from moemodel.model.step.communication_groups import Behind

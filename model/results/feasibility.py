@@ -1,85 +1,26 @@
-"""Whether a plan can run as asked: layers, clock, power cap, memory. Refusals say what was found and what would do."""
+"""Whether a plan fits in memory. Refusals say what was found and what would do."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.core.errors import InfeasiblePlanError, InputError
-from moemodel.model.hardware.gpu import Gpu
-from moemodel.model.plan.spec import Plan, PlanBatch, batch_of, check_architecture
+from moemodel.model.core.errors import InfeasiblePlanError
+from moemodel.model.plan.batch import PlanBatch, batch_of
+from moemodel.model.plan.checks import check_architecture
+from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import Prediction, predict
 from moemodel.model.schedule import registry as schedules
 from moemodel.model.step.system import Machine
 
 _TERMS_NAMED = 3
 _CHANGES_NAMED = 4
-_ON_STEP = 1e-3  # of a clock step: rounding of MHz to Hz
-
-
-def architecture_of(plan: Plan) -> Architecture:
-    """The architecture that a plan trains, cut to its `layers`.
-
-    Raises:
-        InputError: unknown architecture, or more layers than it has.
-    """
-    architecture = read_architecture(plan.architecture)
-    if plan.layers is None:
-        return architecture
-    held = len(architecture.decoder)
-    if plan.layers > held:
-        raise InputError(
-            f"layers: found {plan.layers}; {architecture.name} has {held} decoder layers; allowed: 1 to {held}"
-        )
-    return replace(architecture, decoder=architecture.decoder[: plan.layers])
-
-
-def check_power_and_clock(plan: Plan, gpu: Gpu) -> None:
-    """Refuse a clock or a power cap that the GPU can't be set to.
-
-    Raises:
-        InputError: with the range allowed, and the nearest clocks where one lies between two steps.
-    """
-    if plan.clock_MHz is not None:
-        _check_clock(plan.clock_MHz, gpu)
-    if plan.power_cap_W is not None:
-        _check_power_cap(plan.power_cap_W, gpu)
-
-
-def _check_clock(clock_MHz: float, gpu: Gpu) -> None:
-    if gpu.clock_min_Hz is None or gpu.clock_max_Hz is None:
-        raise InputError(f"clock_MHz: found {clock_MHz:g}; the clocks of {gpu.name} aren't known; allowed: null")
-    low, high = gpu.clock_min_Hz / 1e6, gpu.clock_max_Hz / 1e6
-    step = (gpu.clock_step_Hz or 0.0) / 1e6
-    steps = f" in steps of {step:g}" if step else ""
-    message = f"clock_MHz: found {clock_MHz:g}; allowed on {gpu.name}: {low:g} to {high:g}{steps}, or null"
-    if not low <= clock_MHz <= high:
-        raise InputError(message)
-    if step:
-        count = (clock_MHz - low) / step
-        if abs(count - round(count)) > _ON_STEP:
-            below = low + math.floor(count) * step
-            raise InputError(f"{message}; the nearest are {below:g} and {min(below + step, high):g}")
-
-
-def _check_power_cap(power_cap_W: float, gpu: Gpu) -> None:
-    if gpu.power_limit_min_W is None or gpu.power_limit_max_W is None:
-        raise InputError(
-            f"power_cap_W: found {power_cap_W:g}; the range of {gpu.name} isn't known; allowed: null (its own limit)"
-        )
-    if not gpu.power_limit_min_W <= power_cap_W <= gpu.power_limit_max_W:
-        raise InputError(
-            f"power_cap_W: found {power_cap_W:g}; allowed on {gpu.name}: "
-            f"{gpu.power_limit_min_W:g} to {gpu.power_limit_max_W:g}, or null"
-        )
 
 
 def fits(architecture: Architecture, plans: list[Plan], machine: Machine) -> NDArray[np.bool_]:

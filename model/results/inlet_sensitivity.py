@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.device.thermal import thermal_model
-from moemodel.model.plan.spec import PlanBatch
+from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.predict.predict import Prediction, predict
 from moemodel.model.step.system import Machine
 

@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 
 from moemodel.model.hardware.gpu import read_gpu
-from moemodel.model.plan.spec import Plan, batch_of
+from moemodel.model.plan.batch import batch_of
+from moemodel.model.plan.checks import architecture_of
+from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import Prediction, predict
 from moemodel.model.records.calibration import Calibration
-from moemodel.model.results.feasibility import architecture_of
 from moemodel.model.results.outcome import machine_of
 
 Row = Mapping[str, Any]

@@ -18,11 +18,13 @@ from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import read_gpu
 from moemodel.model.layers.parameters import parameters
 from moemodel.model.network.cluster import cluster_network, read_internode
-from moemodel.model.plan.spec import Plan, batch_of, check_architecture
+from moemodel.model.plan.batch import batch_of
+from moemodel.model.plan.checks import architecture_of, check_architecture, check_power_and_clock
+from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import Prediction, predict
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.carbon import footprint, grid_intensity
-from moemodel.model.results.feasibility import architecture_of, check_power_and_clock, refuse_too_large
+from moemodel.model.results.feasibility import refuse_too_large
 from moemodel.model.results.inlet_sensitivity import Warmer, warmer
 from moemodel.model.results.notes import notes
 from moemodel.model.step.system import Machine

@@ -15,12 +15,18 @@ Rows = NDArray[np.int64] | None
 
 _EVERY = tuple(schedule for one, interleaved in SCHEDULES.values() for schedule in (one, interleaved or one))
 _SPLITS = np.array([schedule.splits_backward for schedule in _EVERY])
+_HIGHEST_ZERO_STAGE = np.array([schedule.highest_zero_stage for schedule in _EVERY])
 _INTERLEAVES = np.array([interleaved is not None for _, interleaved in SCHEDULES.values()])
 
 
 def can_interleave(numbers: IntArray) -> BoolArray:
     """Which of some schedules have virtual stages."""
     return np.asarray(_INTERLEAVES[numbers])
+
+
+def highest_zero_stage(numbers: IntArray, virtual: IntArray) -> IntArray:
+    """ZeRO stage that a pipeline of some schedules can have at most, with so many virtual stages."""
+    return np.asarray(_HIGHEST_ZERO_STAGE[2 * numbers + (virtual > 1)])
 
 
 class PlanSchedules:

@@ -14,7 +14,8 @@ from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.core.errors import InfeasiblePlanError
 from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.layers.parameters import parameters
-from moemodel.model.plan.spec import Plan, check_architecture
+from moemodel.model.plan.checks import check_architecture
+from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.feasibility import fits
 from moemodel.model.results.outcome import machine_of

@@ -12,19 +12,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import compress
 
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import BoolArray, IntArray
 from moemodel.model.core.errors import InputError
+from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import Gpu
-from moemodel.model.plan.spec import RECOMPUTE, PlanBatch
+from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.checks import check_power_and_clock
+from moemodel.model.plan.recompute import RECOMPUTE
+from moemodel.model.plan.rules import Columns, Rule, architecture_rules, as_counted, degree_rules
 from moemodel.model.records.calibration import Calibration
-from moemodel.model.results.feasibility import check_power_and_clock
 from moemodel.model.schedule import registry as schedules
 from moemodel.model.search.document import ClockRange, Search
-from moemodel.model.search.legality import Columns, Rule, experts_of, keys_split, rules, tensor_sizes
 
 _MICRO_BATCH = 64  # sequences
 _VIRTUAL = 8
@@ -71,12 +74,11 @@ class Candidates:
     def batch(self, document: Search) -> PlanBatch:
         """As plans at the governor's clock."""
         columns: dict[str, IntArray] = {name: values for name, values in self.columns.items() if name != "gpus"}
-        skew = document.routing.skew
         return PlanBatch.of(
             **columns,
             global_batch=document.global_batch,
             seq=document.sequence_length,
-            skew=1.0 if skew == "balanced" else skew,
+            skew=document.routing.busiest_over_mean,
             clock_Hz=np.nan,
             power_cap_W=np.nan if document.power_cap_W is None else document.power_cap_W,
         )
@@ -91,11 +93,13 @@ def candidates(document: Search, architecture: Architecture, gpu: Gpu, calibrati
     asked = clocks_MHz(document, gpu, calibration)
     refused_clocks = [clock for clock in asked if not _has_clock(document, gpu, clock)]
     clocks = tuple(clock for clock in asked if clock not in refused_clocks)
-    axes = _axes(document, architecture, gpu)
+    rules = _rules(document, architecture)
+    axes = _axes(document, rules, gpu)
     combinations = math.prod(len(values) for values in axes.values())
     refused = [Refused(key="clock", says=_not_clocks(refused_clocks, gpu), plans=combinations * len(refused_clocks))]
-    columns, counts = _grow(axes, rules(document, architecture))
-    refused += [Refused(key=rule.key, says=rule.says, plans=count * len(clocks)) for rule, count in counts if count]
+    columns, counts = _grow(axes, rules)
+    says = {rule.key: rule.summary for rule in rules}
+    refused += [Refused(key=key, says=says[key], plans=count * len(clocks)) for key, count in counts.items() if count]
     return Candidates(
         total=combinations * len(asked),
         columns=columns,
@@ -156,17 +160,40 @@ def _not_clocks(clocks: list[float | None], gpu: Gpu) -> str:
 # ---- choices --------------------------------------------------------------------------------------------------------
 
 
-def _axes(document: Search, architecture: Architecture, gpu: Gpu) -> dict[str, tuple[int, ...]]:
+def _rules(document: Search, architecture: Architecture) -> list[Rule]:
+    """What a combination of choices can break, in the order in which it is asked."""
+    seq, skew = document.sequence_length, document.routing.busiest_over_mean
+    shapes = architecture_rules(architecture, sequence_length=seq, skew=skew)
+    degrees = degree_rules(global_batch=document.global_batch, framework=framework_of(document.backend))
+    return [*as_counted([*shapes, *degrees]), *_same_plans(document)]
+
+
+def _same_plans(document: Search) -> list[Rule]:
+    """What is the same plan as another combination: without a pipeline every schedule is."""
+    if len(document.schedule) < 2:
+        return []
+    first = schedules.number(document.schedule[0])
+    return [
+        Rule(
+            key="same_schedule",
+            summary="schedules are all the same with pp 1",
+            needs=frozenset({"pp", "schedule"}),
+            is_violated=lambda c: (c["pp"] == 1) & (c["schedule"] != first),
+        )
+    ]
+
+
+def _axes(document: Search, rules: list[Rule], gpu: Gpu) -> dict[str, tuple[int, ...]]:
     """Values of each choice, outermost first; dp is 0 where it is what the other degrees leave.
 
     The simplest come first: of plans that cost the same, the first is shown.
     """
     given, batch = document.search, document.global_batch
     recompute = tuple(RECOMPUTE) if given.recompute is None else given.recompute
-    degrees = _degrees(document, architecture, document.cluster.gpus_per_node or gpu.gpus_per_node)
+    degrees = _degrees(document, rules, document.cluster.gpus_per_node or gpu.gpus_per_node)
     return degrees | {
         "sequence_parallel": _switch(given.sequence_parallel, any(n > 1 for n in degrees["tp"])),
-        "virtual_stages": given.virtual_stages or _virtual(len(architecture.layers), degrees["pp"]),
+        "virtual_stages": given.virtual_stages or _virtual(rules, degrees["pp"]),
         "schedule": tuple(schedules.number(name) for name in document.schedule),
         "zero_stage": (0, 1, 2, 3) if given.zero_stage is None else given.zero_stage,
         "recompute": tuple(int(RECOMPUTE[name]) for name in recompute),
@@ -174,27 +201,34 @@ def _axes(document: Search, architecture: Architecture, gpu: Gpu) -> dict[str, t
     }
 
 
-def _degrees(document: Search, architecture: Architecture, node: int) -> dict[str, tuple[int, ...]]:
+def _degrees(document: Search, rules: list[Rule], node: int) -> dict[str, tuple[int, ...]]:
     """Number of GPUs and degrees of parallelism; `node` is how many GPUs one has."""
     given, gpus = document.search, document.cluster.gpus
-    seq, layers = document.sequence_length, len(architecture.layers)
-    sizes, experts = tensor_sizes(architecture), experts_of(architecture)
     possible = sorted({n for count in gpus for n in _divisors(count)})
     inside = [n for n in possible if n <= node]
     return {
         "gpus": gpus,
-        "tp": given.tp
-        or tuple(n for n in inside if all(size % n == 0 for size in sizes) and keys_split(architecture, n)),
-        "pp": given.pp or tuple(n for n in possible if n <= layers),
-        "cp": given.cp or tuple(n for n in inside if n == 1 or seq % (2 * n) == 0),
+        "tp": given.tp or _legal(rules, "tp", inside),
+        "pp": given.pp or _legal(rules, "pp", possible, virtual_stages=1),
+        "cp": given.cp or _legal(rules, "cp", inside),
         "dp": given.dp or (0,),
-        "ep": given.ep or tuple(n for n in _divisors(math.gcd(*experts) if experts else 1) if n <= max(gpus)),
+        "ep": given.ep or _legal(rules, "ep", range(1, max(gpus) + 1)),
     }
 
 
-def _virtual(layers: int, pp: tuple[int, ...]) -> tuple[int, ...]:
+def _legal(rules: list[Rule], name: str, values: Iterable[int], **others: int) -> tuple[int, ...]:
+    """Values of one choice that go with these of others, whatever the choices not named."""
+    columns = {name: np.array(values)} | {other: np.asarray(value) for other, value in others.items()}
+    asked = [rule for rule in rules if name in rule.needs and rule.needs <= columns.keys()]
+    refused = np.zeros(len(columns[name]), dtype=np.bool_)
+    for rule in asked:
+        refused |= rule.is_violated(columns)
+    return tuple(columns[name][~refused].tolist())
+
+
+def _virtual(rules: list[Rule], pp: tuple[int, ...]) -> tuple[int, ...]:
     """Chunks that at least one of the pipelines can cut its stages into."""
-    return tuple(n for n in range(1, _VIRTUAL + 1) if n == 1 or any(p > 1 and p * n <= layers for p in pp))
+    return tuple(n for n in range(1, _VIRTUAL + 1) if n == 1 or _legal(rules, "pp", pp, virtual_stages=n))
 
 
 def _divisors(size: int) -> list[int]:
@@ -207,29 +241,36 @@ def _switch(given: tuple[bool, ...] | None, useful: bool) -> tuple[int, ...]:
     return tuple(int(value) for value in values)
 
 
-def _grow(axes: dict[str, tuple[int, ...]], asked: list[Rule]) -> tuple[Columns, list[tuple[Rule, int]]]:
-    """All combinations that no rule refuses, and how many each rule refused, as combinations of all axes.
+def _grow(axes: dict[str, tuple[int, ...]], rules: list[Rule]) -> tuple[dict[str, IntArray], dict[str, int]]:
+    """All combinations that no rule refuses, and how many each reason refused, as combinations of all axes.
 
     Raises:
         InputError: too many combinations at once.
     """
-    columns: Columns = {}
-    counts = dict.fromkeys(range(len(asked)), 0)
-    waiting = dict(enumerate(asked))
+    columns: dict[str, IntArray] = {}
+    counts = dict.fromkeys((rule.key for rule in rules), 0)
+    waiting = list(rules)
     beyond = math.prod(len(values) for values in axes.values())  # combinations that one row stands for
     for name, values in axes.items():
         columns = _join(columns, name, np.array(values, dtype=np.int64))
         beyond //= len(values)
         if name == "dp":
             columns["dp"] = _rest(columns)
-        for index in [i for i, rule in waiting.items() if rule.needs <= columns.keys()]:
-            refused = waiting.pop(index).refuses(columns)
-            counts[index] += int(refused.sum()) * beyond
+        ready, waiting = _ready(waiting, columns)
+        for rule in ready:
+            refused = rule.is_violated(columns)
+            counts[rule.key] += int(refused.sum()) * beyond
             columns = {key: column[~refused] for key, column in columns.items()}
-    return columns, [(asked[index], count) for index, count in counts.items()]
+    return columns, counts
 
 
-def _join(columns: Columns, name: str, values: IntArray) -> Columns:
+def _ready(rules: list[Rule], columns: Columns) -> tuple[list[Rule], list[Rule]]:
+    """Rules whose choices are all there, and the others."""
+    there = [rule.needs <= columns.keys() for rule in rules]
+    return list(compress(rules, there)), list(compress(rules, (not ready for ready in there)))
+
+
+def _join(columns: Columns, name: str, values: IntArray) -> dict[str, IntArray]:
     """Every row with every value of one more choice, which becomes the innermost."""
     rows = len(next(iter(columns.values()))) if columns else 1
     if rows * len(values) > _MOST_ROWS:

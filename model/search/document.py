@@ -14,17 +14,17 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from moemodel.model.core.documents import Strict, read_yaml
 from moemodel.model.frameworks.base import Precision
 from moemodel.model.hardware.link import Link
+from moemodel.model.plan.recompute import RecomputeName
+from moemodel.model.plan.rules import check_precision
 from moemodel.model.plan.spec import (
     Backend,
     Count,
     Plan,
     Rate,
-    RecomputeName,
     RoutingSpec,
     ScheduleName,
     SiteSpec,
     Text,
-    check_precision,
     in_todays_words,
 )
 from moemodel.model.schedule import registry as schedules

@@ -15,11 +15,13 @@ from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.core.errors import CalibrationError, InputError
 from moemodel.model.hardware.gpu import Gpu, read_gpu
-from moemodel.model.plan.spec import RECOMPUTE, Plan, PlanBatch, check_architecture
+from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.checks import architecture_of, check_architecture, check_power_and_clock
+from moemodel.model.plan.recompute import RECOMPUTE
+from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import Prediction
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.carbon import footprint, grid_intensity
-from moemodel.model.results.feasibility import architecture_of, check_power_and_clock
 from moemodel.model.results.outcome import machine_of
 from moemodel.model.schedule import registry as schedules
 from moemodel.model.schedule.pipeline_layout import stages

@@ -21,7 +21,9 @@ from pydantic import ValidationError
 
 from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.core.errors import InfeasiblePlanError
-from moemodel.model.plan.spec import Plan, PlanBatch, batch_of, check_architecture
+from moemodel.model.plan.batch import PlanBatch, batch_of
+from moemodel.model.plan.checks import check_architecture
+from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import Calibration, reference_to
 from moemodel.model.results.feasibility import fits

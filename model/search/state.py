@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moemodel.model.core.arrays import FloatArray, IntArray
-from moemodel.model.plan.spec import Plan, PlanBatch
+from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.spec import Plan
 from moemodel.model.search.candidates import Candidates, Refused
 from moemodel.model.search.pareto import pareto, to_digits
 from moemodel.model.search.problem import Space, limits_of, memory_of, plan_at, summary

@@ -8,8 +8,8 @@ import numpy as np
 
 from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.network.collectives import Collective, Network, Route
+from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.mesh import ParallelMesh, ProcessGroup
-from moemodel.model.plan.spec import PlanBatch
 
 Group = tuple[IntArray, Route]
 

@@ -30,7 +30,7 @@ import numpy as np
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.network.collectives import Collective
-from moemodel.model.plan.spec import PlanBatch
+from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.step.communication_groups import Behind, Group, Groups
 
 _BUCKET_B = 25 * 2**20  # torch.nn.parallel.DistributedDataParallel, bucket_cap_mb

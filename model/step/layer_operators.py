@@ -19,7 +19,8 @@ from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
 from moemodel.model.layers.layer import layer_blocks
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import PASSES, Kind, Pass, Shape
-from moemodel.model.plan.spec import PlanBatch, Recompute
+from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.recompute import Recompute
 
 
 def in_buckets(plans: PlanBatch, framework: Framework) -> BoolArray:

@@ -29,8 +29,9 @@ from moemodel.model.layers.base import MicroBatch
 from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
 from moemodel.model.layers.layer import layer_blocks
 from moemodel.model.layers.parameters import LayerParameters, layer_parameters
+from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.mesh import ParallelMesh
-from moemodel.model.plan.spec import PlanBatch, Recompute
+from moemodel.model.plan.recompute import Recompute
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
 from moemodel.model.step.data_parallel import Units

@@ -35,7 +35,8 @@ from moemodel.model.layers.base import LayerComm, MicroBatch
 from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
 from moemodel.model.layers.layer import layer_blocks
 from moemodel.model.network.collectives import Collective, Network
-from moemodel.model.plan.spec import PlanBatch, Recompute
+from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.recompute import Recompute
 from moemodel.model.schedule.base import Messages
 from moemodel.model.step.communication_groups import Behind, Group, Groups
 from moemodel.model.step.launch_overhead import Calls

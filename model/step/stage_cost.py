@@ -21,7 +21,8 @@ from moemodel.model.device.roofline import chip_of_calibration
 from moemodel.model.layers.layer import LayerBlocks, layer_blocks
 from moemodel.model.layers.parameters import parameters
 from moemodel.model.operators.calls import Phase
-from moemodel.model.plan.spec import PlanBatch, Recompute
+from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.recompute import Recompute
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
 from moemodel.model.step.data_parallel import DataParallel, StepExchange, Units
 from moemodel.model.step.launch_overhead import ParallelHost

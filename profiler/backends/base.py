@@ -21,7 +21,8 @@ from moemodel.model.architecture.hf_config import list_architectures, read_archi
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.errors import InputError
 from moemodel.model.frameworks.base import Precision
-from moemodel.model.plan.spec import ParallelSpec, Plan, RecomputeName, ScheduleName
+from moemodel.model.plan.recompute import RecomputeName
+from moemodel.model.plan.spec import ParallelSpec, Plan, ScheduleName
 
 if TYPE_CHECKING:
     import torch

@@ -13,8 +13,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from moemodel.model.core.errors import InfeasiblePlanError
-from moemodel.model.plan.spec import Plan, check_architecture
-from moemodel.model.results.feasibility import architecture_of
+from moemodel.model.plan.checks import architecture_of, check_architecture
+from moemodel.model.plan.spec import Plan
 
 # Framework, precision, GPU: every pair of the first two once or more, every GPU that has a calibration.
 SOFTWARE: tuple[tuple[str, str, str], ...] = (

@@ -11,9 +11,10 @@ import numpy as np
 
 from moemodel.calibration.store.catalogue import shipped
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.plan.spec import Plan, PlanBatch, batch_of
+from moemodel.model.plan.batch import PlanBatch, batch_of
+from moemodel.model.plan.checks import architecture_of
+from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import Prediction, predict
-from moemodel.model.results.feasibility import architecture_of
 from moemodel.model.results.outcome import machine_of, outcome
 
 # column of the table -> attribute of `Prediction`

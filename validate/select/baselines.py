@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moemodel.model.hardware.gpu import read_gpu
-from moemodel.model.plan.spec import Plan, batch_of
+from moemodel.model.plan.batch import batch_of
+from moemodel.model.plan.checks import architecture_of
+from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import Calibration
-from moemodel.model.results.feasibility import architecture_of
 from moemodel.model.results.outcome import machine_of
 from moemodel.model.search.candidates import Candidates, candidates
 from moemodel.model.search.document import Search

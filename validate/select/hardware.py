@@ -10,8 +10,8 @@ import torch
 
 from moemodel.model.core.errors import DeviceError, MoeModelError
 from moemodel.model.hardware.gpu import read_gpu
+from moemodel.model.plan.checks import architecture_of
 from moemodel.model.plan.spec import Plan
-from moemodel.model.results.feasibility import architecture_of
 from moemodel.model.results.validation import Environment, Launcher
 from moemodel.profiler.backends.base import check_runs
 from moemodel.profiler.clocks.clock_control import ClockControl

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from moemodel.model.core.errors import InputError, MoeModelError
 from moemodel.model.hardware.gpu import read_gpu
-from moemodel.model.plan.spec import Plan, check_architecture
+from moemodel.model.plan.checks import architecture_of, check_architecture
+from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration, fingerprint
-from moemodel.model.results.feasibility import architecture_of, fits
+from moemodel.model.results.feasibility import fits
 from moemodel.model.results.outcome import machine_of
 from moemodel.model.results.validation import SkippedPlan
 from moemodel.model.search.document import Ranges, Search, SearchCluster

@@ -36,7 +36,7 @@ from torch.utils.checkpoint import checkpoint
 
 from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp, Moe
 from moemodel.model.core.errors import InputError
-from moemodel.model.plan.spec import RecomputeName
+from moemodel.model.plan.recompute import RecomputeName
 from moemodel.profiler.backends.torch_native import operators as torch_ops
 from moemodel.profiler.backends.torch_native.supported_models import check_supported
 

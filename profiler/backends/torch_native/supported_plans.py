@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.errors import InputError
-from moemodel.model.plan.spec import Plan, check_architecture
+from moemodel.model.plan.checks import check_architecture
+from moemodel.model.plan.spec import Plan
 from moemodel.profiler.backends.torch_native.supported_models import check_supported
 
 

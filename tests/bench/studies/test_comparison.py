@@ -11,11 +11,12 @@ import pytest
 import yaml
 
 from moemodel.model.core.errors import CalibrationError, InputError
-from moemodel.model.plan.spec import Plan, batch_of
+from moemodel.model.plan.batch import batch_of
+from moemodel.model.plan.checks import architecture_of
+from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import Prediction, predict
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.records.profile import TABLES
-from moemodel.model.results.feasibility import architecture_of
 from moemodel.model.results.measured import QUANTITIES
 from moemodel.model.results.outcome import machine_of
 from studies.comparison import Comparison, Quantity, compare, coverage, mape, runs_of

@@ -15,7 +15,7 @@ from moemodel.model.core.errors import InputError
 from moemodel.model.hardware.gpu import read_gpu
 from moemodel.model.layers.parameters import parameters
 from moemodel.model.operators.work import Kind
-from moemodel.model.plan.spec import Recompute
+from moemodel.model.plan.recompute import Recompute
 from moemodel.model.schedule.pipeline_layout import CutWithEnds
 from studies.runs import (
     BRIDGE,

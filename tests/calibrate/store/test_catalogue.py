@@ -16,7 +16,8 @@ from moemodel.model.architecture.hf_config import list_architectures, read_archi
 from moemodel.model.architecture.spec import Moe
 from moemodel.model.core.errors import CalibrationError
 from moemodel.model.hardware.gpu import list_gpus, read_gpu
-from moemodel.model.plan.spec import Plan, PlanBatch
+from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import predict
 from moemodel.model.results.outcome import machine_of
 

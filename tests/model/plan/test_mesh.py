@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.mesh import ParallelMesh, ProcessGroup
-from moemodel.model.plan.spec import ParallelSpec, PlanBatch
+from moemodel.model.plan.spec import ParallelSpec
 
 Mesh = ParallelMesh[int]
 Groups = list[tuple[int, ...]]

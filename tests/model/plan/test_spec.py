@@ -12,7 +12,9 @@ import yaml
 
 from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.core.errors import InfeasiblePlanError, InputError
-from moemodel.model.plan.spec import Plan, PlanBatch, batch_of, check_architecture, read_plan
+from moemodel.model.plan.batch import PlanBatch, batch_of
+from moemodel.model.plan.checks import check_architecture
+from moemodel.model.plan.spec import Plan, read_plan
 
 MakePlan = Callable[..., Plan]
 

@@ -12,7 +12,8 @@ from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.device.roofline import chip_of_calibration, operator_time
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.operators.work import Kind, Pass, Shape
-from moemodel.model.plan.spec import PlanBatch, Recompute
+from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.recompute import Recompute
 from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import Calibration, HostLane, Parameter
 from moemodel.model.step.system import Machine

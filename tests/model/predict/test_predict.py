@@ -13,7 +13,8 @@ from moemodel.model.architecture.hf_config import list_architectures, read_archi
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.network.collectives import Collective
-from moemodel.model.plan.spec import PlanBatch, Recompute
+from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.recompute import Recompute
 from moemodel.model.predict.predict import Prediction, predict
 from moemodel.model.schedule.registry import number
 from moemodel.model.step.system import Machine

@@ -11,7 +11,8 @@ import pytest
 
 from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.plan.spec import Plan, PlanBatch
+from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.inlet_sensitivity import WARMER_C, warmer

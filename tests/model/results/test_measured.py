@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from moemodel.model.plan.spec import Plan, batch_of
+from moemodel.model.plan.batch import batch_of
+from moemodel.model.plan.checks import architecture_of
+from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.records.profile import TABLES
-from moemodel.model.results.feasibility import architecture_of
 from moemodel.model.results.measured import QUANTITIES, mean_of, merged, predict_as_run
 from moemodel.model.results.outcome import machine_of
 

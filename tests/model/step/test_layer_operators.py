@@ -13,7 +13,8 @@ from moemodel.model.frameworks.registry import FRAMEWORKS, framework_of
 from moemodel.model.layers.flops import model_flops
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import Kind, Pass, work
-from moemodel.model.plan.spec import PlanBatch, Recompute
+from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.recompute import Recompute
 from moemodel.model.step.layer_operators import Workload
 
 Batch = Callable[..., PlanBatch]

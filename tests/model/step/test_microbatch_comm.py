@@ -16,7 +16,7 @@ from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.layers.registry import block_of
 from moemodel.model.network.collectives import Collective, Network
 from moemodel.model.operators.work import Kind
-from moemodel.model.plan.spec import PlanBatch
+from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.predict.predict import predict
 from moemodel.model.step.communication_groups import Groups
 from moemodel.model.step.data_parallel import DataParallel, Units

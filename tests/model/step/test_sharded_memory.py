@@ -11,7 +11,7 @@ from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.layers.parameters import parameters
-from moemodel.model.plan.spec import PlanBatch
+from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.predict.predict import predict
 from moemodel.model.schedule.pipeline_layout import stages
 from moemodel.model.step.memory import MemoryModel

@@ -19,7 +19,8 @@ from moemodel.model.frameworks.registry import FRAMEWORKS, framework_of
 from moemodel.model.network.collectives import Collective, Network
 from moemodel.model.operators.calls import Call
 from moemodel.model.operators.work import Kind, Pass
-from moemodel.model.plan.spec import Plan, PlanBatch
+from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.outcome import machine_of, outcome
 from moemodel.model.schedule.pipeline_layout import CutWithEnds, stages

@@ -1,0 +1,85 @@
+"""Many plans of one architecture on one cluster, as arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moemodel.model.core.arrays import FloatArray, IntArray
+from moemodel.model.plan.spec import Plan
+from moemodel.model.schedule.base import Sizes
+from moemodel.model.schedule.batch import PlanSchedules
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanBatch:
+    """Plans of one architecture on one cluster, as arrays of length P (or scalars that broadcast).
+
+    Units: batches and sequence in sequences and tokens; clock in Hz and cap in W, NaN where the GPU decides.
+    """
+
+    dp: IntArray
+    tp: IntArray
+    pp: IntArray
+    ep: IntArray
+    cp: IntArray
+    zero_stage: IntArray
+    sequence_parallel: IntArray
+    virtual_stages: IntArray
+    micro_batch: IntArray
+    global_batch: IntArray
+    seq: IntArray
+    recompute: IntArray
+    schedule: IntArray
+    skew: FloatArray
+    clock_Hz: FloatArray
+    power_cap_W: FloatArray
+
+    @classmethod
+    def of(cls, **columns: Any) -> PlanBatch:
+        """Broadcast columns (numbers or arrays) to one length P."""
+        kinds = {f.name: np.float64 if f.name in _FLOATS else np.int64 for f in fields(cls)}
+        arrays = np.broadcast_arrays(*(np.atleast_1d(np.asarray(columns[n], dtype=t)) for n, t in kinds.items()))
+        return cls(**dict(zip(kinds, (np.ascontiguousarray(a) for a in arrays), strict=True)))
+
+    def __len__(self) -> int:
+        return int(self.dp.size)
+
+    @property
+    def micro_batches(self) -> IntArray:
+        """Micro-batches of one replica in a step."""
+        return self.global_batch // (self.micro_batch * self.dp)
+
+    @property
+    def gpus(self) -> IntArray:
+        return self.dp * self.tp * self.pp * self.cp
+
+    @cached_property
+    def schedules(self) -> PlanSchedules:
+        """What follows from the schedules of the plans."""
+        sizes = Sizes(stages=self.pp, virtual=self.virtual_stages, micro_batches=self.micro_batches)
+        return PlanSchedules(self.schedule, sizes)
+
+    def take(self, rows: IntArray | NDArray[np.bool_]) -> PlanBatch:
+        """The plans at these rows."""
+        return PlanBatch(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+
+_FLOATS = {"skew", "clock_Hz", "power_cap_W"}
+
+
+def batch_of(plan: Plan) -> PlanBatch:
+    """A batch of one."""
+    choices = {name: value for name, value in plan.choices.items() if name != "gpus"}
+    return PlanBatch.of(
+        **choices,
+        global_batch=plan.global_batch,
+        seq=plan.sequence_length,
+        skew=plan.routing.busiest_over_mean,
+        clock_Hz=np.nan if plan.clock_MHz is None else plan.clock_MHz * 1e6,
+        power_cap_W=np.nan if plan.power_cap_W is None else plan.power_cap_W,
+    )

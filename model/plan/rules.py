@@ -1,0 +1,392 @@
+"""What makes a plan legal: each rule said once, for one plan with words that name the fix, for a search as a count.
+
+A rule looks at choices by their names: those of one plan, or of many combinations, some of whose choices may not be
+there yet. What it compares them with (architecture, batch, framework) it is given as values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from moemodel.model.architecture.spec import Architecture, Attention, Layer, Moe
+from moemodel.model.core.arrays import BoolArray, IntArray
+from moemodel.model.frameworks.base import Framework, Precision
+from moemodel.model.frameworks.registry import framework_of, frameworks_with
+from moemodel.model.plan.mesh import ParallelMesh
+from moemodel.model.schedule import registry as schedules
+from moemodel.model.schedule.batch import can_interleave, highest_zero_stage
+
+Choices = Mapping[str, int]
+Columns = Mapping[str, IntArray]  # many of them, each choice an array of one length, or a scalar
+
+# Keys of rules, in the order in which a search asks them: a combination counts for the first that refuses it.
+_ORDER = (
+    *("heads", "kv_heads", "width", "layers", "context", "experts", "sequence_shards", "degrees", "expert_ranks"),
+    *("sequence_parallel", "virtual_stages", "schedule", "zero_pipeline", "batch", "interleaving"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """Why a search counts a combination of choices out.
+
+    Attributes:
+        key: of the reason, for programs; rules about one reason (of several layers) share it.
+        summary: the reason in words.
+        needs: choices that it looks at; none where no choice could mend it.
+        is_violated: which of some combinations it refuses.
+    """
+
+    key: str
+    summary: str
+    needs: frozenset[str]
+    is_violated: Callable[[Columns], BoolArray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRule(Rule):
+    """What a plan has to be.
+
+    Attributes:
+        message: what is wrong with one plan that it refuses, and what is allowed.
+    """
+
+    message: Callable[[Choices], str]
+
+
+def messages(rules: Iterable[PlanRule], choices: Choices) -> Iterator[str]:
+    """What is wrong with one plan, in the order of the rules; later rules are not asked before it is wanted."""
+    columns = {name: np.asarray(value, dtype=np.int64) for name, value in choices.items()}
+    return (rule.message(choices) for rule in rules if rule.is_violated(columns))
+
+
+def as_counted(rules: Iterable[PlanRule]) -> list[PlanRule]:
+    """Those of some rules that choices can mend, in the order in which a search asks them."""
+    return sorted((rule for rule in rules if rule.needs), key=lambda rule: _ORDER.index(rule.key))
+
+
+def check_precision(backend: str, precision: Precision) -> None:
+    """Refuse a precision that a framework is not known to train in.
+
+    Raises:
+        ValueError: what is allowed, and which frameworks have that precision.
+    """
+    known = framework_of(backend).precisions
+    if precision in known:
+        return
+    others = ", ".join(frameworks_with(precision))
+    raise ValueError(
+        f"precision: found {precision} with backend {backend}; allowed: {', '.join(known)}; "
+        f"{precision} goes with backend {others}"
+    )
+
+
+# ---- degrees that go together ---------------------------------------------------------------------------------------
+
+
+def degree_rules(*, global_batch: int, framework: Framework) -> list[PlanRule]:
+    """Rules about the choices of a plan alone, in the order in which a plan is told of the first that it breaks.
+
+    Args:
+        global_batch: sequences in one step.
+        framework: that trains it.
+    """
+    return [
+        _product_of_degrees(),
+        _expert_ranks(framework.shards_experts),
+        _micro_batches(global_batch),
+        _virtual_stages_of_a_pipeline(),
+        _interleaved_micro_batches(global_batch),
+        _sequence_parallel_of_tp(),
+        _interleaving_schedule(),
+        _zero_in_a_pipeline(),
+    ]
+
+
+def _needs(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
+def _mesh(columns: Columns, *, shards_experts: bool = True) -> ParallelMesh[IntArray]:
+    """The mesh of some choices; experts are not spread where ep is not chosen yet."""
+    one = np.ones_like(columns["tp"])
+    degrees = {name: columns[name] for name in ("dp", "tp", "pp", "cp")}
+    return ParallelMesh(**degrees, ep=columns.get("ep", one), etp=columns["tp"] if shards_experts else one)
+
+
+def _product_of_degrees() -> PlanRule:
+    def message(c: Choices) -> str:
+        product = c["dp"] * c["tp"] * c["pp"] * c["cp"]
+        return (
+            f"parallel: dp {c['dp']} x tp {c['tp']} x pp {c['pp']} x cp {c['cp']} = {product}, but cluster.gpus is "
+            f"{c['gpus']}; their product must be the GPU count"
+        )
+
+    return PlanRule(
+        key="degrees",
+        summary="dp x tp x pp x cp is not the number of GPUs",
+        needs=_needs("gpus dp tp pp cp"),
+        is_violated=lambda c: _mesh(c).world_size != c["gpus"],
+        message=message,
+    )
+
+
+def _expert_ranks(shards_experts: bool) -> PlanRule:
+    """Where tensor parallelism cuts no expert, experts spread over its ranks too."""
+    axes = ("dp", "cp") if shards_experts else ("dp", "cp", "tp")
+    over = " x ".join(axes)
+
+    def message(c: Choices) -> str:
+        ranks = math.prod(c[name] for name in axes)
+        return f"parallel.ep {c['ep']} must divide {over} = {ranks}: experts spread over those GPUs"
+
+    return PlanRule(
+        key="expert_ranks",
+        summary=f"ep does not divide {over}",
+        needs=_needs("dp tp pp cp ep"),
+        is_violated=lambda c: _mesh(c, shards_experts=shards_experts).max_ep % c["ep"] != 0,
+        message=message,
+    )
+
+
+def _micro_batches(global_batch: int) -> PlanRule:
+    return PlanRule(
+        key="batch",
+        summary=f"micro_batch x dp does not divide global_batch ({global_batch})",
+        needs=_needs("dp micro_batch"),
+        is_violated=lambda c: global_batch % (c["micro_batch"] * c["dp"]) != 0,
+        message=lambda c: (
+            f"global_batch {global_batch} must be a multiple of micro_batch x dp = {c['micro_batch'] * c['dp']}"
+        ),
+    )
+
+
+def _virtual_stages_of_a_pipeline() -> PlanRule:
+    return PlanRule(
+        key="virtual_stages",
+        summary="virtual_stages need pp > 1",
+        needs=_needs("pp virtual_stages"),
+        is_violated=lambda c: (c["virtual_stages"] > 1) & (c["pp"] == 1),
+        message=lambda c: f"parallel.virtual_stages {c['virtual_stages']} needs pp > 1; pp is 1",
+    )
+
+
+def _interleaved_micro_batches(global_batch: int) -> PlanRule:
+    """Interleaved 1F1B passes micro-batches on in rounds of pp (Narayanan et al. 2021, section 2.2)."""
+
+    def message(c: Choices) -> str:
+        micro_batches = global_batch // (c["micro_batch"] * c["dp"])
+        return (
+            f"parallel.virtual_stages {c['virtual_stages']}: {micro_batches} micro-batches (global_batch / "
+            f"micro_batch / dp) are no multiple of pp {c['pp']}, as an interleaved schedule needs"
+        )
+
+    return PlanRule(
+        key="interleaving",
+        summary="virtual_stages: the micro-batches are no multiple of pp",
+        needs=_needs("virtual_stages dp micro_batch pp"),
+        is_violated=lambda c: (
+            (c["virtual_stages"] > 1) & ((global_batch // (c["micro_batch"] * c["dp"])) % c["pp"] != 0)
+        ),
+        message=message,
+    )
+
+
+def _sequence_parallel_of_tp() -> PlanRule:
+    return PlanRule(
+        key="sequence_parallel",
+        summary="sequence_parallel needs tp > 1",
+        needs=_needs("tp sequence_parallel"),
+        is_violated=lambda c: (c["sequence_parallel"] > 0) & (c["tp"] == 1),
+        message=lambda _: "parallel.sequence_parallel needs tp > 1; tp is 1",
+    )
+
+
+def _interleaving_schedule() -> PlanRule:
+    return PlanRule(
+        key="schedule",
+        summary=f"virtual_stages need schedule {' or '.join(schedules.INTERLEAVING)}",
+        needs=_needs("virtual_stages schedule"),
+        is_violated=lambda c: (c["virtual_stages"] > 1) & ~can_interleave(c["schedule"]),
+        message=lambda c: (
+            f"parallel.virtual_stages {c['virtual_stages']}: found schedule {schedules.NAMES[c['schedule']]}; "
+            f"allowed: {', '.join(schedules.INTERLEAVING)}"
+        ),
+    )
+
+
+def _zero_in_a_pipeline() -> PlanRule:
+    def highest(c: Columns) -> IntArray:
+        return highest_zero_stage(c["schedule"], c["virtual_stages"])
+
+    def message(c: Choices) -> str:
+        allowed = range(int(highest({name: np.asarray(value) for name, value in c.items()})) + 1)
+        return (
+            f"parallel.zero_stage {c['zero_stage']} with pp {c['pp']}: gradients cannot stay sharded across the "
+            f"micro-batches of a pipeline; use zero_stage {' or '.join(str(stage) for stage in allowed)}, or pp 1"
+        )
+
+    return PlanRule(
+        key="zero_pipeline",
+        summary="zero_stage 2 or 3 with pp > 1",
+        needs=_needs("zero_stage pp schedule virtual_stages"),
+        is_violated=lambda c: (c["zero_stage"] > highest(c)) & (c["pp"] > 1),
+        message=message,
+    )
+
+
+# ---- degrees and the architecture -----------------------------------------------------------------------------------
+
+
+def architecture_rules(architecture: Architecture, *, sequence_length: int, skew: float) -> list[PlanRule]:
+    """Rules about the choices of a plan and what it trains, in the order in which a plan is told of them.
+
+    Args:
+        architecture: with as many layers as the plan trains.
+        sequence_length: tokens.
+        skew: rows of the busiest expert over the mean.
+    """
+    layers = list(dict.fromkeys(architecture.layers))
+    experts = [layer.feed_forward.experts for layer in layers if isinstance(layer.feed_forward, Moe)]
+    return [
+        _chunks(len(architecture.layers)),
+        *(rule for layer in layers for rule in _layer_rules(layer, layers, experts, skew)),
+        _context_shards(sequence_length),
+        *([] if experts else [_no_experts(architecture.name)]),
+        _sequence_shards(sequence_length),
+        *_positions(architecture, sequence_length),
+    ]
+
+
+def _layer_rules(layer: Layer, layers: list[Layer], experts: list[int], skew: float) -> Iterator[PlanRule]:
+    """What one layer asks for; `layers` are all that differ, `experts` how many those have."""
+    attentions = [attention for each in layers for attention in each.attentions]
+    for attention in layer.attentions:
+        yield _divides("heads", "tp", "the attention heads", attention.heads, [a.heads for a in attentions])
+        if attention.latent is None:
+            yield _shares_keys(attention, attentions)
+    feed_forward = layer.feed_forward
+    if isinstance(feed_forward, Moe):
+        yield _divides("experts", "ep", "the experts", feed_forward.experts, experts)
+        yield _skewed(feed_forward, skew)
+    widths = [each.feed_forward.width for each in layers]
+    yield _divides("width", "tp", "the feed-forward width", feed_forward.width, widths)
+
+
+def _sizes(sizes: Iterable[int]) -> str:
+    return ", ".join(str(size) for size in sorted(set(sizes)))
+
+
+def _divides(key: str, degree: str, what: str, size: int, sizes: list[int]) -> PlanRule:
+    """A degree divides a size; `sizes` are all such of the architecture."""
+    return PlanRule(
+        key=key,
+        summary=f"{degree} does not divide {what} ({_sizes(sizes)})",
+        needs=_needs(degree),
+        is_violated=lambda c: size % c[degree] != 0,
+        message=lambda c: _not_divided(degree, c, what, size),
+    )
+
+
+def _not_divided(degree: str, choices: Choices, what: str, size: int) -> str:
+    return f"parallel.{degree} {choices[degree]} does not divide {what} {size}; allowed: divisors of {size}"
+
+
+def _shares_keys(attention: Attention, attentions: list[Attention]) -> PlanRule:
+    """Key/value heads are shared out, or each copied to as many ranks."""
+    heads = attention.kv_heads
+    sizes = _sizes(a.kv_heads for a in attentions if a.latent is None)
+    return PlanRule(
+        key="kv_heads",
+        summary=f"neither of tp and the key/value heads ({sizes}) divides the other",
+        needs=_needs("tp"),
+        is_violated=lambda c: (heads % c["tp"] != 0) & (c["tp"] % heads != 0),
+        message=lambda c: f"parallel.tp {c['tp']} and the key/value heads {heads}: one must divide the other",
+    )
+
+
+def _skewed(moe: Moe, skew: float) -> PlanRule:
+    """A token passes an expert at most once: the busiest holds at most all tokens, experts / top_k times the mean."""
+    most = moe.experts / moe.top_k
+    return _given(
+        "skew",
+        "routing.skew is more than experts / top_k",
+        skew > most,
+        f"routing.skew {skew}: top {moe.top_k} of {moe.experts} experts; allowed: at most {most:g}",
+    )
+
+
+def _given(key: str, summary: str, violated: bool, message: str) -> PlanRule:
+    """A rule about what is given, not chosen."""
+    return PlanRule(
+        key=key,
+        summary=summary,
+        needs=frozenset(),
+        is_violated=lambda _: np.asarray(violated),
+        message=lambda _: message,
+    )
+
+
+def _chunks(layers: int) -> PlanRule:
+    """Every chunk of a pipeline holds a layer; they need not hold equally many."""
+    return PlanRule(
+        key="layers",
+        summary=f"pp x virtual_stages is more than the layers ({layers})",
+        needs=_needs("pp virtual_stages"),
+        is_violated=lambda c: c["pp"] * c["virtual_stages"] > layers,
+        message=lambda c: (
+            f"parallel.pp x virtual_stages {c['pp'] * c['virtual_stages']} is more than the {layers} layers; "
+            f"allowed: at most {layers}"
+        ),
+    )
+
+
+def _context_shards(sequence_length: int) -> PlanRule:
+    """Causal attention loads context ranks evenly where each takes a piece from either end of a sequence."""
+    return PlanRule(
+        key="context",
+        summary=f"twice cp does not divide the sequence length ({sequence_length})",
+        needs=_needs("cp"),
+        is_violated=lambda c: (c["cp"] > 1) & (sequence_length % (2 * c["cp"]) != 0),
+        message=lambda c: (
+            f"parallel.cp {c['cp']}: twice cp, {2 * c['cp']}, does not divide sequence_length {sequence_length}, and "
+            "every GPU takes two pieces of a sequence; change cp or sequence_length"
+        ),
+    )
+
+
+def _no_experts(name: str) -> PlanRule:
+    return PlanRule(
+        key="experts",
+        summary="ep does not divide the experts (none)",
+        needs=_needs("ep"),
+        is_violated=lambda c: c["ep"] > 1,
+        message=lambda c: f"parallel.ep {c['ep']}: {name} has no experts; use ep 1",
+    )
+
+
+def _sequence_shards(sequence_length: int) -> PlanRule:
+    return PlanRule(
+        key="sequence_shards",
+        summary=f"sequence_parallel: tp does not divide the sequence length ({sequence_length})",
+        needs=_needs("tp sequence_parallel"),
+        is_violated=lambda c: (c["sequence_parallel"] > 0) & (sequence_length % c["tp"] != 0),
+        message=lambda c: _not_divided("tp", c, "sequence_length (sequence_parallel)", sequence_length),
+    )
+
+
+def _positions(architecture: Architecture, sequence_length: int) -> Iterator[PlanRule]:
+    """Learned positions end somewhere."""
+    positions = min(architecture.learned_positions, architecture.max_seq or architecture.learned_positions)
+    if positions:
+        yield _given(
+            "positions",
+            "sequence_length is more than the learned positions",
+            sequence_length > positions,
+            f"sequence_length {sequence_length}: {architecture.name} has {positions} "
+            "learned positions; allowed: at most that",
+        )
