@@ -60,7 +60,7 @@ def predict(
 
     The same from a file, and for a cap of 500 W:
 
-    >>> plan = moemodel.read_plan(Path("examples/olmoe-1b-7b.yaml"))
+    >>> plan = moemodel.read_plan("examples/olmoe-1b-7b.yaml")
     >>> capped = moemodel.predict(plan.model_copy(update={"power_cap_W": 500.0}))
     >>> capped.power_W.value <= 500.0
     True
@@ -202,7 +202,7 @@ def calibrate(*profiles: Path | str) -> tuple[Calibration, list[HeldOut]]:
 
     >>> import moemodel
     >>> calibration, errors = moemodel.calibrate("my-profile")
-    >>> moemodel.write_calibration(calibration, Path("mine.json"))
+    >>> moemodel.write_calibration(calibration, "mine.json")
     >>> moemodel.predict("plan.yaml", "mine.json").calibration == calibration.name
     True
 
@@ -234,7 +234,7 @@ def recalibrate(
     >>> import moemodel
     >>> update = moemodel.recalibrate("validation")
     >>> if update.kept:
-    ...     moemodel.write_calibration(update.calibration, Path("new.json"))
+    ...     moemodel.write_calibration(update.calibration, "new.json")
 
     Args:
         reports: that `validate` returned or wrote: themselves, their files, or the folders; at least one.
