@@ -14,7 +14,8 @@ from moemodel.model.core.documents import Strict, parse_yaml, read_json
 from moemodel.model.core.errors import InputError
 from moemodel.model.plan.spec import Plan, plan_text
 from moemodel.model.records.calibration import CalibrationRef
-from moemodel.model.results.outcome import Estimate, Outcome
+from moemodel.model.results.estimate import Estimate
+from moemodel.model.results.outcome import Outcome
 from moemodel.model.search.document import Search
 
 SCHEMA_VERSION = 1

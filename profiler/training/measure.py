@@ -38,15 +38,7 @@ from torch import Tensor
 
 from moemodel.model.core.errors import DeviceError, InputError, MoeModelError
 from moemodel.model.plan.spec import Plan, read_plan
-from moemodel.profiler.backends.base import (
-    BACKENDS,
-    Builder,
-    Run,
-    TrainingRun,
-    architecture_in,
-    builder,
-    check_runs,
-)
+from moemodel.profiler.backends.base import BACKENDS, Builder, Run, TrainingRun, architecture_in, builder, check_runs
 from moemodel.profiler.devices.base import Device
 from moemodel.profiler.devices.memory import free_memory
 from moemodel.profiler.instruments.cycle_counter import ClockReader, Stamp
