@@ -16,14 +16,7 @@ import torch
 from moemodel.model.core.errors import InputError
 from moemodel.model.records.profile import CollectiveRow, OverlapRow, Topology
 from moemodel.profiler.collectives.helpers import Helpers
-from moemodel.profiler.collectives.points import (
-    LinkPoint,
-    OverlapPoint,
-    Scale,
-    link_points,
-    overlap_points,
-    scale_for,
-)
+from moemodel.profiler.collectives.points import LinkPoint, OverlapPoint, Scale, link_points, overlap_points, scale_for
 from moemodel.profiler.collectives.request import Request
 from moemodel.profiler.collectives.start import follow
 from moemodel.profiler.devices.base import Device
