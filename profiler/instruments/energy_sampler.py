@@ -16,7 +16,14 @@ from types import TracebackType
 from typing import Self
 
 from moemodel.profiler.devices.base import Device
-from moemodel.profiler.instruments.counter_edges import CounterEdges, CounterReader, CounterWatch, Edge, FixedInterval, regular_times
+from moemodel.profiler.instruments.counter_edges import (
+    CounterEdges,
+    CounterReader,
+    CounterWatch,
+    Edge,
+    FixedInterval,
+    regular_times,
+)
 
 TRACE_INTERVAL_S = 0.1
 _STUCK_S = 20.0  # a power reading unchanged for so long
