@@ -29,7 +29,7 @@ class RankMesh:
     @classmethod
     def of(cls, degrees: Degrees[int], rank: int) -> RankMesh:
         """The place of a rank in a plan of these degrees."""
-        return cls(mesh=ParallelMesh.of(degrees, etp=degrees.tp), rank=rank)
+        return cls(mesh=ParallelMesh.of(degrees, shards_experts=True), rank=rank)
 
     @cached_property
     def at(self) -> Coordinates[int]:
