@@ -28,8 +28,7 @@ from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import predict
 from moemodel.model.results.carbon import footprint
-from moemodel.model.results.outcome import machine_of
-from moemodel.model.step.system import Machine
+from moemodel.model.step.system import Machine, machine_of
 
 _GPU = "h100-sxm-80gb"
 _GPUS = (8, 16, 32, 64, 128, 256, 512)

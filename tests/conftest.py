@@ -30,8 +30,7 @@ from moemodel.model.records.calibration import (
     PowerFit,
     ThermalFit,
 )
-from moemodel.model.results.outcome import machine_of
-from moemodel.model.step.system import Machine
+from moemodel.model.step.system import Machine, machine_of
 
 _SOURCE = "made up for tests, of the order of an H100"
 

@@ -41,6 +41,7 @@ from moemodel.model.frameworks.base import OverlapAxis, Precision
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.hardware.link import read_link
+from moemodel.model.network.cluster import Internode
 from moemodel.model.network.collectives import network_of
 from moemodel.model.operators.work import Kind
 from moemodel.model.plan.batch import PlanBatch
@@ -156,6 +157,8 @@ def machine(software: Software, constants: Mapping[str, float]) -> Machine:
         node_limit=software.most_nodes,
     )
     return Machine(
+        gpu=gpu,
+        internode=Internode(link=link),
         calibration=calibration,
         network=network,
         memory_B=np.inf,

@@ -25,6 +25,8 @@ from moemodel.model.device.roofline import form_of, shape_features
 from moemodel.model.frameworks.base import Precision
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import Gpu
+from moemodel.model.hardware.link import Link
+from moemodel.model.network.cluster import Internode
 from moemodel.model.network.collectives import Collective, Network
 from moemodel.model.operators.work import PASSES, Kind, Pass
 from moemodel.model.plan.batch import PlanBatch
@@ -256,6 +258,8 @@ class Cluster:
             overlap=0.0,
         )
         return Machine(
+            gpu=self.gpu,
+            internode=Internode(link=Link(bandwidth_GBps=self.nic_Bps * 1e-9, latency_us=self.nic_latency_s * 1e6)),
             calibration=_bare_calibration(self.gpu, constants),
             network=network,
             memory_B=np.inf,

@@ -21,14 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from moemodel.model.hardware.gpu import read_gpu
 from moemodel.model.plan.batch import batch_of
 from moemodel.model.plan.checks import architecture_of
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import predict
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
-from moemodel.model.results.outcome import machine_of
+from moemodel.model.step.system import machine_of
 
 Row = Mapping[str, Any]
 
@@ -116,14 +115,15 @@ def predict_as_run(plan: Plan, calibration: Calibration, row: Row | None = None)
     skew, temperature_C = row.get("expert_skew"), row.get("temperature_C")
     if known(skew):
         batch = replace(batch, skew=np.array([skew], dtype=np.float64))
+    machine = machine_of(plan, calibration)
     one = predict(
         architecture_of(plan),
         batch,
-        machine_of(plan, calibration),
+        machine,
         temperature_C=float(temperature_C) if temperature_C is not None and known(temperature_C) else None,
     )
     figures, errors = _figures(one), _errors(one, calibration)
-    has_clock = read_gpu(plan.cluster.gpu, key="cluster.gpu").clock_max_Hz is not None
+    has_clock = machine.gpu.clock_max_Hz is not None
     unknown = [*([] if calibration.power.points else ["energy", "power"]), *([] if has_clock else ["clock"])]
     values = {name: value for name, value in figures.items() if name not in unknown}
     spreads = {name: error for name, error in errors.items() if name in values}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.device.host_overhead import HostModel
-from moemodel.model.network.cluster import read_internode
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
@@ -147,8 +146,7 @@ def _links_in_node(plan: Plan, machine: Machine) -> str | None:
 def _links_between_nodes(plan: Plan, machine: Machine) -> str | None:
     if plan.cluster.gpus <= machine.network.gpus_per_node:
         return None
-    internode = read_internode(plan.cluster.internode)
-    link = internode.link
+    internode, link = machine.internode, machine.internode.link
     if internode.tested:
         measured = sorted({str(test.collective) for test in internode.tests if test.nodes > 1})
         return (

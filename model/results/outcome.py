@@ -13,12 +13,7 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.core.errors import CalibrationError
-from moemodel.model.device.precision import rescale_for_precision
-from moemodel.model.frameworks.registry import framework_of
-from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.layers.parameters import parameters
-from moemodel.model.network.cluster import cluster_network, read_internode
 from moemodel.model.plan.batch import batch_of
 from moemodel.model.plan.checks import architecture_of, check_architecture, check_power_and_clock
 from moemodel.model.plan.spec import Plan
@@ -30,7 +25,7 @@ from moemodel.model.results.estimate import INTERVAL, Estimate, finite
 from moemodel.model.results.feasibility import refuse_too_large
 from moemodel.model.results.inlet_sensitivity import InletSensitivity, inlet_sensitivity
 from moemodel.model.results.notes import notes
-from moemodel.model.step.system import Machine
+from moemodel.model.step.system import Machine, machine_of
 
 _SECONDS_PER_HOUR = 3600.0
 
@@ -203,62 +198,25 @@ def outcome(plan: Plan, calibration: Calibration, *, even_if_it_does_not_fit: bo
     """
     architecture = architecture_of(plan)
     check_architecture(plan, architecture)
-    gpu = read_gpu(plan.cluster.gpu, key="cluster.gpu")
-    check_power_and_clock(plan, gpu)
-    machine = machine_of(plan, calibration, gpu)
+    machine = machine_of(plan, calibration)
+    check_power_and_clock(plan, machine.gpu)
     priced = PricedPlans(architecture, batch_of(plan), machine)
     prediction = priced.predict(inlet_C=machine.inlet_C)
     if not even_if_it_does_not_fit:
         refuse_too_large(plan, architecture, machine, prediction)
     warmer = inlet_sensitivity(priced, machine, prediction)
-    return _outcome(plan, architecture, gpu, machine, prediction, warmer)
-
-
-def machine_of(plan: Plan, calibration: Calibration, gpu: Gpu | None = None) -> Machine:
-    """What a plan runs on.
-
-    Args:
-        plan: a checked plan.
-        calibration: of its GPU.
-        gpu: of the plan, where it has been read; None: it is read.
-
-    Raises:
-        InputError: unknown GPU or network between nodes, or products that the GPU's tensor cores don't do.
-        CalibrationError: the calibration is of another GPU.
-    """
-    gpu = read_gpu(plan.cluster.gpu, key="cluster.gpu") if gpu is None else gpu
-    if calibration.gpu != gpu.name:
-        raise CalibrationError(
-            f"calibration {calibration.name} is of {calibration.gpu}, but cluster.gpu is {gpu.name}; "
-            f"give a calibration of that GPU, or plan for {calibration.gpu}"
-        )
-    cluster = plan.cluster
-    internode = read_internode(cluster.internode)
-    network = cluster_network(calibration, gpu, cluster.gpus, cluster.gpus_per_node, internode)
-    peak, framework = gpu.peaks.get("bf16"), framework_of(plan.backend)
-    return Machine(
-        calibration=rescale_for_precision(calibration, framework, plan.precision, gpu),
-        network=network,
-        memory_B=math.inf if gpu.memory_B is None else float(gpu.memory_B),
-        power_limit_W=math.inf if gpu.power_limit_W is None else gpu.power_limit_W,
-        inlet_C=plan.site.inlet_C,
-        slowdown_C=math.inf if gpu.slowdown_C is None else gpu.slowdown_C,
-        peak_flops_per_s=math.nan if peak is None else peak.flops_per_s,
-        framework=framework,
-        precision=plan.precision,
-    )
+    return _outcome(plan, architecture, machine, prediction, warmer)
 
 
 def _outcome(
     plan: Plan,
     architecture: Architecture,
-    gpu: Gpu,
     machine: Machine,
     prediction: Prediction,
     warmer: InletSensitivity | None,
 ) -> Outcome:
     calibration = machine.calibration
-    p = _known(prediction, power=calibration.power.points > 0, clock=gpu.clock_max_Hz is not None)
+    p = _known(prediction, power=calibration.power.points > 0, clock=machine.gpu.clock_max_Hz is not None)
     gpus = plan.cluster.gpus
     time_error, energy_error = first(p.step_time_error), first(p.energy_error)
     power_error = calibration.power.log_error

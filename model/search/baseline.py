@@ -18,8 +18,7 @@ from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.feasibility import fits
-from moemodel.model.results.outcome import machine_of
-from moemodel.model.step.system import Machine
+from moemodel.model.step.system import Machine, machine_of
 
 _SEQUENCE = 4096
 _ENCODER_SEQUENCE = 512  # what T5 and Switch were trained with

@@ -111,7 +111,7 @@ def candidates(problem: SearchProblem, calibration: Calibration) -> Candidates:
     Raises:
         InputError: too many plans.
     """
-    document, gpu = problem.document, problem.gpu
+    document, gpu = problem.document, problem.machine.gpu
     asked = clocks_MHz(document, gpu, calibration)
     refused_clocks = [clock for clock in asked if not _has_clock(document, gpu, clock)]
     clocks = tuple(clock for clock in asked if clock not in refused_clocks)

@@ -14,20 +14,18 @@ import numpy as np
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.core.errors import CalibrationError, InputError
-from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.checks import architecture_of, check_architecture, check_power_and_clock
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.carbon import footprint, grid_intensity
-from moemodel.model.results.outcome import machine_of
 from moemodel.model.schedule import registry as schedules
 from moemodel.model.schedule.pipeline_layout import stages
 from moemodel.model.search.document import Search
 from moemodel.model.step.memory import Memory, MemoryModel, fullest
 from moemodel.model.step.stage_cost import distinct_rows
-from moemodel.model.step.system import Machine
+from moemodel.model.step.system import Machine, machine_of
 
 _SECONDS_PER_HOUR = 3600.0
 
@@ -38,7 +36,6 @@ class SearchProblem:
 
     document: Search
     architecture: Architecture
-    gpu: Gpu
     machine: Machine
 
 
@@ -53,9 +50,9 @@ def problem_of(document: Search, calibration: Calibration) -> SearchProblem:
     plan = document.plan()  # on one GPU: it has no degrees that could be wrong
     architecture = architecture_of(plan)
     check_architecture(plan, architecture)
-    gpu = read_gpu(document.cluster.gpu, key="cluster.gpu")
-    check_power_and_clock(plan, gpu)
     machine = machine_of(plan, calibration)
+    gpu = machine.gpu
+    check_power_and_clock(plan, gpu)
     if calibration.power.points == 0:
         raise CalibrationError(
             f"calibration {calibration.name} has no measured power, so there is no energy to search for; "
@@ -65,7 +62,7 @@ def problem_of(document: Search, calibration: Calibration) -> SearchProblem:
         raise InputError(f"limits.memory_share: the memory of {gpu.name} isn't known; allowed: null")
     if document.tokens is not None:
         grid_intensity(document.site.region, key="site.region")
-    return SearchProblem(document=document, architecture=architecture, gpu=gpu, machine=machine)
+    return SearchProblem(document=document, architecture=architecture, machine=machine)
 
 
 def constraint_values(problem: SearchProblem, plans: PlanBatch, prediction: Prediction) -> dict[str, FloatArray]:

@@ -162,7 +162,7 @@ def _reference(problem: SearchProblem, calibration: Calibration) -> Entry | None
 
 def _first_plans(problem: SearchProblem) -> Iterator[Plan]:
     document, gpus = problem.document, problem.document.cluster.gpus[0]
-    node = document.cluster.gpus_per_node or problem.gpu.gpus_per_node
+    node = document.cluster.gpus_per_node or problem.machine.gpu.gpus_per_node
     for choices in first_choices(problem.architecture, gpus, node):
         try:
             plan = document.plan(**choices.pop("parallel"), **choices, gpus=gpus, name=f"{document.name}-reference")

@@ -5,8 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from moemodel.model.core.errors import CalibrationError
+from moemodel.model.device.precision import rescale_for_precision
 from moemodel.model.frameworks.base import Framework, Precision
+from moemodel.model.frameworks.registry import framework_of
+from moemodel.model.hardware.gpu import Gpu, read_gpu
+from moemodel.model.network.cluster import Internode, cluster_network, read_internode
 from moemodel.model.network.collectives import Network
+from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
 
 _UNKNOWN_HOST_ERROR = 0.3  # log; assumed: a backend whose host lane was not measured, and takes another's
@@ -14,15 +20,27 @@ _UNKNOWN_HOST_ERROR = 0.3  # log; assumed: a backend whose host lane was not mea
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What a prediction rests on beside plan and architecture."""
+    """What a prediction rests on beside plan and architecture.
 
+    Attributes:
+        gpu: its data sheet; `internode` what joins the nodes.
+        calibration: of the GPU, for the elements of `precision`.
+        network: links inside and between nodes, and how well collectives use them.
+        memory_B, power_limit_W, peak_flops_per_s: of a GPU; infinite, or NaN the rate, where the data sheet gives none.
+        inlet_C: of the air; None: as it was at calibration.
+        slowdown_C: die temperature above which the hardware slows the clock.
+        framework, precision: that train.
+    """
+
+    gpu: Gpu
+    internode: Internode
     calibration: Calibration
     network: Network
     memory_B: float
     power_limit_W: float
     peak_flops_per_s: float
-    inlet_C: float | None = None  # of the air; None: as it was at calibration
-    slowdown_C: float = math.inf  # die temperature above which the hardware slows the clock
+    inlet_C: float | None = None
+    slowdown_C: float = math.inf
     framework: Framework
     precision: Precision
 
@@ -54,3 +72,37 @@ class Machine:
     def composition_error(self) -> float:
         """What adding up operators leaves out, whatever the operators' own errors."""
         return self.calibration.composition_error.value
+
+
+def machine_of(plan: Plan, calibration: Calibration) -> Machine:
+    """What a plan runs on: every file that it names is read here, once.
+
+    Args:
+        plan: a checked plan.
+        calibration: of its GPU.
+
+    Raises:
+        InputError: unknown GPU or network between nodes, or products that the GPU's tensor cores don't do.
+        CalibrationError: the calibration is of another GPU.
+    """
+    gpu, cluster, framework = read_gpu(plan.cluster.gpu, key="cluster.gpu"), plan.cluster, framework_of(plan.backend)
+    if calibration.gpu != gpu.name:
+        raise CalibrationError(
+            f"calibration {calibration.name} is of {calibration.gpu}, but cluster.gpu is {gpu.name}; "
+            f"give a calibration of that GPU, or plan for {calibration.gpu}"
+        )
+    internode = read_internode(cluster.internode)
+    peak = gpu.peaks.get("bf16")
+    return Machine(
+        gpu=gpu,
+        internode=internode,
+        calibration=rescale_for_precision(calibration, framework, plan.precision, gpu),
+        network=cluster_network(calibration, gpu, cluster.gpus, cluster.gpus_per_node, internode),
+        memory_B=math.inf if gpu.memory_B is None else float(gpu.memory_B),
+        power_limit_W=math.inf if gpu.power_limit_W is None else gpu.power_limit_W,
+        inlet_C=plan.site.inlet_C,
+        slowdown_C=math.inf if gpu.slowdown_C is None else gpu.slowdown_C,
+        peak_flops_per_s=math.nan if peak is None else peak.flops_per_s,
+        framework=framework,
+        precision=plan.precision,
+    )

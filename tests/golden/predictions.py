@@ -16,7 +16,8 @@ from moemodel.model.plan.checks import architecture_of
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import predict
 from moemodel.model.predict.prediction import Prediction
-from moemodel.model.results.outcome import machine_of, outcome
+from moemodel.model.results.outcome import outcome
+from moemodel.model.step.system import machine_of
 
 # column of the table -> attribute of `Prediction`
 _FIGURES = {f.name: f.name for f in fields(Prediction) if f.name not in ("memory_terms_B", "fits")}

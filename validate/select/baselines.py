@@ -11,17 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moemodel.model.hardware.gpu import read_gpu
 from moemodel.model.plan.batch import batch_of
 from moemodel.model.plan.checks import architecture_of
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import Calibration
-from moemodel.model.results.outcome import machine_of
 from moemodel.model.search.candidates import Candidates, candidates
 from moemodel.model.search.document import Search
 from moemodel.model.search.problem import SearchProblem, constraint_values, limits_of, memory_of
 from moemodel.model.search.search import reference_plan
+from moemodel.model.step.system import machine_of
 from moemodel.validation.select.runnable import Hardware, PlanRequest, what_runs
 
 _AT_ONCE = 1000  # random plans whose memory is counted at once
@@ -91,7 +90,6 @@ def _problem(document: Search, calibration: Calibration) -> SearchProblem:
     return SearchProblem(
         document=document,
         architecture=architecture_of(plan),
-        gpu=read_gpu(document.cluster.gpu),
         machine=machine_of(plan, calibration),
     )
 

@@ -12,10 +12,10 @@ from moemodel.model.plan.checks import architecture_of, check_architecture
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration, fingerprint
 from moemodel.model.results.feasibility import fits
-from moemodel.model.results.outcome import machine_of
 from moemodel.model.results.validation import SkippedPlan
 from moemodel.model.search.document import Ranges, Search, SearchCluster
 from moemodel.model.search.result import SearchResult
+from moemodel.model.step.system import machine_of
 from moemodel.validation.select.baselines import baselines_for
 from moemodel.validation.select.runnable import Choice, Hardware, PlanRequest, added, choice_of, comparison_group, same
 

@@ -19,7 +19,7 @@ from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.records.profile import TABLES
 from moemodel.model.results.measured import QUANTITIES
-from moemodel.model.results.outcome import machine_of
+from moemodel.model.step.system import machine_of
 from studies.comparison import Comparison, Quantity, compare, coverage, mape, runs_of
 
 Row = dict[str, Any]

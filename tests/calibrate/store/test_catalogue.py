@@ -19,7 +19,7 @@ from moemodel.model.hardware.gpu import list_gpus, read_gpu
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import predict
-from moemodel.model.results.outcome import machine_of
+from moemodel.model.step.system import machine_of
 
 by_name = pytest.mark.parametrize("name", list_calibrations())
 

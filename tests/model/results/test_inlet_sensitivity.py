@@ -16,8 +16,8 @@ from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import PricedPlans, predict
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.inlet_sensitivity import WARMER_C, inlet_sensitivity
-from moemodel.model.results.outcome import machine_of, outcome
-from moemodel.model.step.system import Machine
+from moemodel.model.results.outcome import outcome
+from moemodel.model.step.system import Machine, machine_of
 
 Batch = Callable[..., PlanBatch]
 

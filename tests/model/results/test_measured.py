@@ -15,7 +15,7 @@ from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.records.profile import TABLES
 from moemodel.model.results.measured import QUANTITIES, mean_of, merged, predict_as_run
-from moemodel.model.results.outcome import machine_of
+from moemodel.model.step.system import machine_of
 
 Row = dict[str, Any]
 PlanOf = Callable[..., Plan]

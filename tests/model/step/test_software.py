@@ -22,12 +22,12 @@ from moemodel.model.operators.work import Kind, Pass
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
-from moemodel.model.results.outcome import machine_of, outcome
+from moemodel.model.results.outcome import outcome
 from moemodel.model.schedule.pipeline_layout import CutWithEnds, stages
 from moemodel.model.step.layer_operators import Workload
 from moemodel.model.step.memory import MemoryModel
 from moemodel.model.step.microbatch_comm import Communication, Exchange
-from moemodel.model.step.system import Machine
+from moemodel.model.step.system import Machine, machine_of
 
 Batch = Callable[..., PlanBatch]
 MakePlan = Callable[..., Plan]
