@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from typing import Literal
 
-Dtype = Literal["fp64", "fp32", "tf32", "bf16", "fp16", "fp8"]
+Dtype = Literal["fp64", "fp32", "tf32", "bf16", "fp16", "fp8", "fp4"]
