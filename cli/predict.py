@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from moemodel.model.results.inlet_sensitivity import Warmer
-    from moemodel.model.results.outcome import Estimate, Outcome
+    from moemodel.model.results.estimate import Estimate
+    from moemodel.model.results.inlet_sensitivity import InletSensitivity
+    from moemodel.model.results.outcome import Outcome
 
 _TERMS_SHOWN = 6
 
@@ -176,7 +177,7 @@ def _run(answer: Outcome) -> Table:
     return made
 
 
-def _inlet(warmer: Warmer) -> str:
+def _inlet(warmer: InletSensitivity) -> str:
     return (
         f"The GPUs are taken to draw in air of {warmer.inlet_C:.0f} C (site.inlet_C). Air that is {warmer.by_C:.0f} C "
         f"warmer would change the step time by {warmer.time_share:+.1%} and the energy by {warmer.energy_share:+.1%}."

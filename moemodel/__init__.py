@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moemodel.api import calibrate, recalibrate
-    from moemodel.calibration.store.calibration_writer import write_calibration
-    from moemodel.calibration.store.catalogue import list_calibrations, shipped
+    from moemodel.calibration.store.catalogue import list_calibrations, shipped, write_calibration
     from moemodel.model.architecture.hf_config import list_architectures, read_architecture
     from moemodel.model.architecture.spec import Architecture
     from moemodel.model.core.errors import (
@@ -33,7 +32,8 @@ if TYPE_CHECKING:
     from moemodel.model.plan.spec import Plan, read_plan
     from moemodel.model.predict.predict import predict
     from moemodel.model.records.calibration import Calibration, read_calibration
-    from moemodel.model.results.outcome import Estimate, Outcome
+    from moemodel.model.results.estimate import Estimate
+    from moemodel.model.results.outcome import Outcome
     from moemodel.model.results.validation import Report, read_report
     from moemodel.model.search.document import Search, read_search
     from moemodel.model.search.result import SearchResult, read_search_result
@@ -49,7 +49,7 @@ _HOMES: dict[str, str] = {
     "Calibration": "model.records.calibration",
     "CalibrationError": "model.core.errors",
     "DeviceError": "model.core.errors",
-    "Estimate": "model.results.outcome",
+    "Estimate": "model.results.estimate",
     "Gpu": "model.hardware.gpu",
     "InfeasiblePlanError": "model.core.errors",
     "InputError": "model.core.errors",
@@ -78,7 +78,7 @@ _HOMES: dict[str, str] = {
     "search": "api",
     "shipped": "calibration.store.catalogue",
     "validate": "api",
-    "write_calibration": "calibration.store.calibration_writer",
+    "write_calibration": "calibration.store.catalogue",
 }
 
 __all__ = [

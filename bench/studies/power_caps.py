@@ -6,7 +6,7 @@ which it draws no more than the cap, or at the locked clock, or at the lowest cl
 
     work:     tau(f) = m + (1 - m) f0/f                                time, relative to that at f0
               P(f)   = base + v(f) (clocked + active) f/f0 + D_j ((1 - e) v(f) + e) / tau(f)
-              P(f_j) = share x cap                                     f_j by `model.governor.crossing`
+              P(f_j) = share x cap                                     f_j by `device.dvfs.crossing`
     waiting:  P_idle = base + clocked                                  at f0
     run:      t      = t_work (mean_j tau(f_j) + waiting)
               P      = t_work (mean_j tau(f_j) P(f_j) + waiting P_idle) / t

@@ -167,7 +167,7 @@ def machine(software: Software, constants: Mapping[str, float]) -> Machine:
 
 
 def adapted(calibration: Calibration, gpu: Gpu, software: Software, constants: Mapping[str, float]) -> Calibration:
-    """A calibration for another chip with the same SMs, for the software's words (`model.words`), by the constants."""
+    """A calibration for another chip with the same SMs, in the software's precision, by the constants."""
     bandwidth_Bps = gpu.memory_bandwidth_Bps or calibration.chip["bandwidth_Bps"].value
     memory = {name: constants[key] for name, key in _MEMORY.items() if key in constants}
     of_chip = calibration.model_copy(

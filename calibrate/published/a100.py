@@ -64,8 +64,7 @@ from moemodel.calibration.published.vtrain import (
     operator_parameters,
     predicted_s,
 )
-from moemodel.calibration.store.calibration_writer import write_calibration
-from moemodel.calibration.store.catalogue import list_calibrations, shipped
+from moemodel.calibration.store.catalogue import list_calibrations, shipped, write_calibration
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.errors import CalibrationError
 from moemodel.model.device.power import power_model

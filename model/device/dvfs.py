@@ -129,7 +129,7 @@ class _Move:
     def end(self, begin_Hz: FloatArray, keep: FloatArray) -> FloatArray:
         """Where it gets to; `keep` is exp(-time / lag)."""
         free = self.target_Hz + (begin_Hz - self.target_Hz) * keep
-        return np.clip(free, self.lowest_Hz, self.highest_Hz)
+        return _between(free, self.lowest_Hz, self.highest_Hz)
 
     def mean(self, begin_Hz: FloatArray, keep: FloatArray, time_s: FloatArray) -> FloatArray:
         """Mean over the stretch; the time at the highest clock counts from when it was reached."""
@@ -140,13 +140,13 @@ class _Move:
             reached_s = np.minimum(reached_s, time_s)
             rising = self.target_Hz * reached_s - way_Hz * self.lag_s * -np.expm1(-reached_s / self.lag_s)
             mean = (rising + self.highest_Hz * (time_s - reached_s)) / time_s
-        return np.clip(np.where(time_s > 0, mean, begin_Hz), self.lowest_Hz, self.highest_Hz)
+        return _between(np.where(time_s > 0, mean, begin_Hz), self.lowest_Hz, self.highest_Hz)
 
 
 def _alone(stretch: Stretch, clock_Hz_K: FloatArray, limit_W_P: FloatArray, highest_Hz_P: FloatArray) -> FloatArray:
     """Clock at which a stretch that lasts for ever settles."""
     held_Hz = crossing(np.maximum.accumulate(stretch.power_W_PK, axis=1), clock_Hz_K, limit_W_P)
-    return np.clip(held_Hz, clock_Hz_K[0], highest_Hz_P)
+    return _between(held_Hz, clock_Hz_K[0], highest_Hz_P)
 
 
 def _move(
@@ -172,6 +172,11 @@ def _move(
     )
 
 
+def _between(values: FloatArray, low: FloatArray | float, high: FloatArray | float) -> FloatArray:
+    """`numpy.clip`, in a third of its time on the small arrays of a single plan."""
+    return np.asarray(np.minimum(np.maximum(values, low), high))
+
+
 def crossing(rising_UK: FloatArray, clock_Hz_K: FloatArray, limit_U: FloatArray) -> FloatArray:
     """Clock at which a non-decreasing row reaches its limit, linear between the clocks given, [U]."""
     last = np.clip((rising_UK <= limit_U[:, None]).sum(axis=1) - 1, 0, len(clock_Hz_K) - 2)
@@ -179,7 +184,7 @@ def crossing(rising_UK: FloatArray, clock_Hz_K: FloatArray, limit_U: FloatArray)
     low, high = rising_UK[rows, last], rising_UK[rows, last + 1]
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.where(high > low, (limit_U - low) / (high - low), np.where(limit_U >= high, 1.0, 0.0))
-    share = np.clip(share, 0.0, 1.0)
+    share = _between(share, 0.0, 1.0)
     return np.asarray(clock_Hz_K[last] + share * (clock_Hz_K[last + 1] - clock_Hz_K[last]))
 
 
@@ -187,7 +192,7 @@ def at_clock(values_UK: FloatArray, clock_Hz_K: FloatArray, clock_Hz_U: FloatArr
     """Each row at its own clock, linear between the clocks given, [U]."""
     upper = np.clip(np.searchsorted(clock_Hz_K, clock_Hz_U), 1, len(clock_Hz_K) - 1)
     low, high = clock_Hz_K[upper - 1], clock_Hz_K[upper]
-    share = np.clip((clock_Hz_U - low) / (high - low), 0.0, 1.0)
+    share = _between((clock_Hz_U - low) / (high - low), 0.0, 1.0)
     rows = np.arange(len(values_UK))
     return np.asarray(values_UK[rows, upper - 1] * (1 - share) + values_UK[rows, upper] * share)
 
@@ -210,6 +215,6 @@ def at_clocks(values_UK: FloatArray, clock_Hz_K: FloatArray, clock_Hz_UK: FloatA
 def _at_clocks(values_UK: FloatArray, x_K: FloatArray, x_UK: FloatArray) -> FloatArray:
     upper_UK = np.clip(np.searchsorted(x_K, x_UK), 1, len(x_K) - 1)
     low, high = x_K[upper_UK - 1], x_K[upper_UK]
-    share = np.clip((x_UK - low) / (high - low), 0.0, 1.0)
+    share = _between((x_UK - low) / (high - low), 0.0, 1.0)
     below = np.take_along_axis(values_UK, upper_UK - 1, axis=1)
     return np.asarray(below + share * (np.take_along_axis(values_UK, upper_UK, axis=1) - below))

@@ -6,7 +6,7 @@ limit of the governor applied operator by operator) and the host, which queues t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +18,7 @@ from moemodel.model.device.dvfs import TensorLimit, at_clocks, time_at_clocks
 from moemodel.model.device.power import PowerModel
 from moemodel.model.device.roofline import Chip, operator_time
 from moemodel.model.operators.calls import Call, Phase
-from moemodel.model.operators.work import Kind, Pass
+from moemodel.model.operators.work import SHAPE_FIELDS, Kind, Pass, Shape
 from moemodel.model.records.calibration import Calibration, OperatorFit
 
 # Operators that stand in for one another where a calibration lacks the first.
@@ -41,6 +41,8 @@ _OF_WEIGHTS = frozenset(
         (Kind.ACCUMULATE, Pass.BACKWARD),
     }
 )
+
+_ROWS = 4096  # of shapes that are priced together: at 8 clocks 256 KiB an array, which a core's cache holds
 
 
 @dataclass(kw_only=True)
@@ -117,30 +119,47 @@ class Pricer:
         )
 
     def lanes(self, calls: Iterable[Call], shapes: int) -> dict[Phase, Lane]:
-        """Sum of the calls by phase."""
-        out: dict[Phase, Lane] = {}
-        for call in calls:
-            lane = out.setdefault(call.phase, Lane.empty(shapes, len(self.clock_Hz_K)))
-            self._add(lane, call)
-        return out
+        """Sum of the calls of one block by phase, at so many shapes."""
+        return self.blocks([calls], shapes)[0]
 
-    def _add(self, lane: Lane, call: Call) -> None:
-        fit = self.fit(call.kind, call.direction)
-        price = operator_time(fit, self.chip, call.shape, self.clock_Hz_K)
-        time = price.time_s_UK
-        energy = self.power.dynamic_J(call.kind, call.direction, price.work, self.clock_Hz_K, price.busy_s_UK)
-        time, energy, clock = self._within_fast_limit(np.atleast_1d(price.work.flops), time, energy)
-        count = call.count[:, None]
-        lane.time_s_UK += count * time
-        lane.energy_J_UK += count * np.atleast_1d(call.mean_share)[:, None] * energy
-        lane.cycles_UK += count * time * clock
-        reference_s = call.count * time[:, -1]
+    def blocks(self, blocks: Sequence[Iterable[Call]], shapes: int) -> list[dict[Phase, Lane]]:
+        """Sums of the calls of each of some blocks by phase; calls of one operator are priced together."""
+        lanes: list[dict[Phase, Lane]] = [{} for _ in blocks]
+        operators: dict[tuple[Kind, Pass], list[tuple[Lane, Call]]] = {}
+        for own, calls in zip(lanes, blocks, strict=True):
+            for call in calls:
+                if call.phase not in own:
+                    own[call.phase] = Lane.empty(shapes, len(self.clock_Hz_K))
+                operators.setdefault((call.kind, call.direction), []).append((own[call.phase], call))
+        together = max(1, _ROWS // shapes)
+        for called in operators.values():
+            for first in range(0, len(called), together):
+                self._add(called[first : first + together], shapes)
+        return lanes
+
+    def _add(self, called: Sequence[tuple[Lane, Call]], shapes: int) -> None:
+        """Price calls of one operator, and add each to its lane."""
+        kind, direction = called[0][1].kind, called[0][1].direction
+        fit = self.fit(kind, direction)
+        shape = _stacked([call.shape for _, call in called], shapes)
+        price = operator_time(fit, self.chip, shape, self.clock_Hz_K, calls=len(called))
+        energy = self.power.dynamic_J(kind, direction, price.work, self.clock_Hz_K, price.busy_s_UK)
+        time, energy, clock = self._within_fast_limit(np.atleast_1d(price.work.flops), price.time_s_UK, energy)
+        cycles = time * clock
+        spread = time[:, -1] * price.log_error_U
+        outside = np.where(price.outside_U, time[:, -1], 0.0)
         key = f"{fit.kind}/{fit.direction}"
-        lane.spread_s[key] = lane.spread_s.get(key, 0.0) + reference_s * price.log_error_U
-        lane.outside_s_U += np.where(price.outside_U, reference_s, 0.0)
-        lane.calls_U += call.count
-        if (call.kind, call.direction) in _OF_WEIGHTS:
-            lane.weights_s_U += reference_s
+        of_weights = (kind, direction) in _OF_WEIGHTS
+        for (lane, call), rows in zip(called, _rows_of(len(called), len(time)), strict=True):
+            count = call.count[:, None]
+            lane.time_s_UK += count * time[rows]
+            lane.energy_J_UK += count * np.atleast_1d(call.mean_share)[:, None] * energy[rows]
+            lane.cycles_UK += count * cycles[rows]
+            lane.spread_s[key] = lane.spread_s.get(key, 0.0) + call.count * spread[rows]
+            lane.outside_s_U += call.count * outside[rows]
+            lane.calls_U += call.count
+            if of_weights:
+                lane.weights_s_U += call.count * time[rows, -1]
 
     def _within_fast_limit(
         self, flops_U: FloatArray, time: FloatArray, energy: FloatArray
@@ -153,6 +172,23 @@ class Pricer:
         true_UK = self.fast.true_clock_Hz(clocks, np.minimum(1.0, flops_U[:, None] / could))
         true_UK = np.maximum(true_UK, clocks[0])
         return time_at_clocks(time, clocks, true_UK), at_clocks(energy, clocks, true_UK), true_UK
+
+
+def _stacked(calls: Sequence[Shape], shapes: int) -> Shape:
+    """Shapes of several calls, each of so many, one behind another; that of a single call as it is."""
+    if len(calls) == 1:
+        return calls[0]
+    columns = {name: np.empty((len(calls), shapes)) for name in SHAPE_FIELDS}
+    for index, shape in enumerate(calls):
+        for name, column in columns.items():
+            column[index] = getattr(shape, name)
+    return Shape(**{name: column.reshape(-1) for name, column in columns.items()})
+
+
+def _rows_of(calls: int, rows: int) -> list[slice]:
+    """Where the rows of each of some calls stand; those of a single call may be one for all shapes."""
+    each = rows // calls
+    return [slice(index * each, (index + 1) * each) for index in range(calls)]
 
 
 def tensor_limit(calibration: Calibration) -> TensorLimit:

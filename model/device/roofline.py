@@ -106,8 +106,17 @@ class OperatorTime:
     work: Work
 
 
-def operator_time(fit: OperatorFit, chip: Chip, shape: Shape, clock_Hz_K: FloatArray) -> OperatorTime:
-    """Time of an operator at shapes (fields scalar or of length U) and clocks (length K)."""
+def operator_time(
+    fit: OperatorFit, chip: Chip, shape: Shape, clock_Hz_K: FloatArray, *, calls: int = 1
+) -> OperatorTime:
+    """Time of an operator at shapes (fields scalar or of length U) and clocks (length K).
+
+    Args:
+        fit, chip: of the operator, on its GPU.
+        shape: of the calls.
+        clock_Hz_K: clocks.
+        calls: how many calls stand one behind another in `shape`, all of as many shapes.
+    """
     p = fit.values
     least = work(fit.kind, fit.direction, shape)
     compute_s, memory_s = parts(fit.kind, fit.direction, p, chip, shape, least)
@@ -115,7 +124,7 @@ def operator_time(fit: OperatorFit, chip: Chip, shape: Shape, clock_Hz_K: FloatA
     base = time_at(p, compute_s[:, None], memory_s[:, None], slowdown)
     features = shape_features(fit.kind, shape)
     outside_log2 = _distance_outside(fit, features)
-    correction, spread = _residual(fit.residual, features) if fit.residual else (np.zeros(len(base)), 0.0)
+    correction, spread = _residual(fit.residual, features, calls) if fit.residual else (np.zeros(len(base)), 0.0)
     factor = np.exp(correction)[:, None]
     uneven = _uneven_error(fit, shape)
     return OperatorTime(
@@ -236,11 +245,16 @@ def shape_features(kind: Kind, shape: Shape) -> FloatArray:
     return np.asarray(np.log2(np.maximum(np.stack(columns, axis=1), 1e-9)))
 
 
-def _residual(residual: Residual, features: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Mean of log(time / analytic), and its spread: at most what the nearest point leaves of the prior."""
+def _residual(residual: Residual, features: FloatArray, calls: int) -> tuple[FloatArray, FloatArray]:
+    """Mean of log(time / analytic), and its spread: at most what the nearest point leaves of the prior.
+
+    Products are taken call by call: next to a measured point the spread is the root of a difference of rounding's size,
+    and must not depend on what else is priced at the time.
+    """
     lengths, points, weights = residual.arrays
     x = features / lengths
-    distance2 = np.square(x).sum(1)[:, None] + np.square(points).sum(1)[None, :] - 2 * x @ points.T
+    products = (2 * x.reshape(calls, -1, len(lengths)) @ points.T).reshape(len(x), -1)
+    distance2 = np.square(x).sum(1)[:, None] + np.square(points).sum(1)[None, :] - products
     kernel = np.exp(-np.sqrt(np.maximum(distance2, 0.0)))
     left = residual.signal * np.sqrt(np.maximum(1 - np.square(kernel.max(axis=1)), 0.0))
     return np.asarray(residual.signal**2 * kernel @ weights), np.asarray(left)

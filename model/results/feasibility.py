@@ -15,7 +15,8 @@ from moemodel.model.core.errors import InfeasiblePlanError
 from moemodel.model.plan.batch import PlanBatch, batch_of
 from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.spec import Plan
-from moemodel.model.predict.predict import Prediction, predict
+from moemodel.model.predict.predict import predict
+from moemodel.model.predict.prediction import Prediction
 from moemodel.model.schedule import registry as schedules
 from moemodel.model.step.system import Machine
 

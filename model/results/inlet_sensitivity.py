@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from moemodel.model.architecture.spec import Architecture
 from moemodel.model.device.thermal import thermal_model
-from moemodel.model.plan.batch import PlanBatch
-from moemodel.model.predict.predict import Prediction, predict
+from moemodel.model.predict.predict import PricedPlans
+from moemodel.model.predict.prediction import Prediction
 from moemodel.model.step.system import Machine
 
 WARMER_C = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Warmer:
+class InletSensitivity:
     """What warmer air would cost.
 
     Attributes:
@@ -31,15 +30,21 @@ class Warmer:
     temperature_C: float
 
 
-def warmer(architecture: Architecture, batch: PlanBatch, machine: Machine, prediction: Prediction) -> Warmer | None:
-    """What `WARMER_C` more would cost the first plan of a batch; None where temperature is not modelled."""
+def inlet_sensitivity(priced: PricedPlans, machine: Machine, prediction: Prediction) -> InletSensitivity | None:
+    """What `WARMER_C` more would cost the first plan of a batch; None where temperature is not modelled.
+
+    Args:
+        priced: the plans.
+        machine: what they run on.
+        prediction: of the plans, with the machine's own air.
+    """
     calibration = machine.calibration
     thermal = thermal_model(calibration)
     if thermal.total_C_per_W == 0 or calibration.power.points == 0:
         return None
     inlet_C = thermal.inlet_C if machine.inlet_C is None else machine.inlet_C
-    there = predict(architecture, batch, replace(machine, inlet_C=inlet_C + WARMER_C))
-    return Warmer(
+    there = priced.predict(inlet_C=inlet_C + WARMER_C)
+    return InletSensitivity(
         by_C=WARMER_C,
         inlet_C=inlet_C,
         time_share=float(there.step_time_s[0] / prediction.step_time_s[0]) - 1,

@@ -25,7 +25,8 @@ from moemodel.model.hardware.gpu import read_gpu
 from moemodel.model.plan.batch import batch_of
 from moemodel.model.plan.checks import architecture_of
 from moemodel.model.plan.spec import Plan
-from moemodel.model.predict.predict import Prediction, predict
+from moemodel.model.predict.predict import predict
+from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.outcome import machine_of
 

@@ -6,7 +6,7 @@ from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.device.host_overhead import HostModel
 from moemodel.model.network.cluster import read_internode
 from moemodel.model.plan.spec import Plan
-from moemodel.model.predict.predict import Prediction
+from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.carbon import grid_intensity
 from moemodel.model.step.system import Machine

@@ -1,80 +1,43 @@
 """The answer for one plan: everything that `predict` gives, with intervals, totals of the run, and what to beware of.
 
-Intervals are central 90 % ones of a log-normal distribution: value x exp(-+1.645 e), where e is the relative standard
-error that the calibration and `predict` give; they end at the power limit and at the highest clock. A figure
-whose error is not known has no interval.
+Intervals (`estimate`) end at the power limit and at the highest clock.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from moemodel.model.architecture.spec import Architecture
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.errors import CalibrationError
 from moemodel.model.device.precision import rescale_for_precision
 from moemodel.model.frameworks.registry import framework_of
-from moemodel.model.hardware.gpu import read_gpu
+from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.layers.parameters import parameters
 from moemodel.model.network.cluster import cluster_network, read_internode
 from moemodel.model.plan.batch import batch_of
 from moemodel.model.plan.checks import architecture_of, check_architecture, check_power_and_clock
 from moemodel.model.plan.spec import Plan
-from moemodel.model.predict.predict import Prediction, predict
+from moemodel.model.predict.predict import PricedPlans
+from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.carbon import footprint, grid_intensity
+from moemodel.model.results.estimate import INTERVAL, Estimate, finite
 from moemodel.model.results.feasibility import refuse_too_large
-from moemodel.model.results.inlet_sensitivity import Warmer, warmer
+from moemodel.model.results.inlet_sensitivity import InletSensitivity, inlet_sensitivity
 from moemodel.model.results.notes import notes
 from moemodel.model.step.system import Machine
 
-INTERVAL = 0.9
-_Z = 1.6448536269514722  # standard normal quantile at 95 %: what 5 % on either side leave
 _SECONDS_PER_HOUR = 3600.0
 
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A figure and its 90 % interval.
-
-    `low` and `high` are None where its error isn't known; all is NaN where the figure itself isn't.
-    """
-
-    value: float
-    low: float | None
-    high: float | None
-
-    @classmethod
-    def of(cls, value: float, error: float | None) -> Estimate:
-        """From a relative standard error."""
-        if error is None:
-            return cls(value=value, low=None, high=None)
-        factor = math.exp(_Z * error)
-        return cls(value=value, low=value / factor, high=value * factor)
-
-    def at_most(self, limit: float) -> Estimate:
-        """The same, with an interval that ends at a limit."""
-        high = None if self.high is None or math.isnan(self.value) else max(min(self.high, limit), self.value)
-        return Estimate(value=self.value, low=self.low, high=high)
-
-    def __mul__(self, factor: float) -> Estimate:
-        return Estimate(
-            value=self.value * factor,
-            low=None if self.low is None else self.low * factor,
-            high=None if self.high is None else self.high * factor,
-        )
-
-    def __add__(self, other: Estimate) -> Estimate:
-        """Sum of figures that err together: the interval is at its widest."""
-        low = None if self.low is None or other.low is None else self.low + other.low
-        high = None if self.high is None or other.high is None else self.high + other.high
-        return Estimate(value=self.value + other.value, low=low, high=high)
-
-    def to_json(self) -> dict[str, Any]:
-        """`{"value": v, "interval": [low, high]}`, or null for an interval that isn't known."""
-        known = self.low is not None and self.high is not None and math.isfinite(self.low + self.high)
-        return {"value": _finite(self.value), "interval": [self.low, self.high] if known else None}
+# Fields of a prediction that are unknown where no power was measured, and where the device has no known clock.
+_OF_POWER: tuple[str, ...] = ("energy_J", "forward_J", "backward_J", "optimizer_J", "communication_J", "idle_J")
+_OF_POWER += ("power_W", "hottest_power_W", "temperature_C")
+_OF_CLOCK = ("clock_Hz", "forward_clock_Hz", "backward_clock_Hz", "optimizer_clock_Hz")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +96,15 @@ class Outcome:
         outside: share of device time in shapes that the calibration has not seen the like of.
         run: totals; None where the plan gives no tokens.
         notes: what to know before relying on this, a sentence each.
+
+    >>> import moemodel
+    >>> answer = moemodel.predict("examples/olmoe-1b-7b.yaml")
+    >>> abs(sum(phase.time_s for phase in answer.phases.values()) / answer.step_time_s.value - 1) < 1e-9
+    True
+    >>> answer.run.energy_kWh.low < answer.run.energy_kWh.value < answer.run.energy_kWh.high
+    True
+    >>> answer.to_json()["step"]["step_time_s"]["value"] == answer.step_time_s.value
+    True
     """
 
     plan: Plan
@@ -150,7 +122,7 @@ class Outcome:
     power_W: Estimate
     hottest_power_W: Estimate
     temperature_C: float
-    warmer: Warmer | None
+    warmer: InletSensitivity | None
     energy_J: Estimate
     energy_per_token_J: Estimate
     memory_B: Estimate
@@ -202,7 +174,7 @@ class Outcome:
             "clock_MHz": (self.clock_Hz * 1e-6).to_json(),
             "power_per_gpu_W": self.power_W.to_json(),
             "hottest_gpu_power_W": self.hottest_power_W.to_json(),
-            "temperature_C": _finite(self.temperature_C),
+            "temperature_C": finite(self.temperature_C),
             "warmer_inlet": None if self.warmer is None else asdict(self.warmer),
             "energy_J": self.energy_J.to_json(),
             "energy_per_token_J": self.energy_per_token_J.to_json(),
@@ -231,22 +203,30 @@ def outcome(plan: Plan, calibration: Calibration, *, even_if_it_does_not_fit: bo
     """
     architecture = architecture_of(plan)
     check_architecture(plan, architecture)
-    check_power_and_clock(plan, read_gpu(plan.cluster.gpu, key="cluster.gpu"))
-    machine = machine_of(plan, calibration)
-    prediction = predict(architecture, batch_of(plan), machine)
+    gpu = read_gpu(plan.cluster.gpu, key="cluster.gpu")
+    check_power_and_clock(plan, gpu)
+    machine = machine_of(plan, calibration, gpu)
+    priced = PricedPlans(architecture, batch_of(plan), machine)
+    prediction = priced.predict(inlet_C=machine.inlet_C)
     if not even_if_it_does_not_fit:
         refuse_too_large(plan, architecture, machine, prediction)
-    return _outcome(plan, architecture, machine, prediction)
+    warmer = inlet_sensitivity(priced, machine, prediction)
+    return _outcome(plan, architecture, gpu, machine, prediction, warmer)
 
 
-def machine_of(plan: Plan, calibration: Calibration) -> Machine:
+def machine_of(plan: Plan, calibration: Calibration, gpu: Gpu | None = None) -> Machine:
     """What a plan runs on.
+
+    Args:
+        plan: a checked plan.
+        calibration: of its GPU.
+        gpu: of the plan, where it has been read; None: it is read.
 
     Raises:
         InputError: unknown GPU or network between nodes, or products that the GPU's tensor cores don't do.
         CalibrationError: the calibration is of another GPU.
     """
-    gpu = read_gpu(plan.cluster.gpu, key="cluster.gpu")
+    gpu = read_gpu(plan.cluster.gpu, key="cluster.gpu") if gpu is None else gpu
     if calibration.gpu != gpu.name:
         raise CalibrationError(
             f"calibration {calibration.name} is of {calibration.gpu}, but cluster.gpu is {gpu.name}; "
@@ -269,23 +249,26 @@ def machine_of(plan: Plan, calibration: Calibration) -> Machine:
     )
 
 
-def _outcome(plan: Plan, architecture: Architecture, machine: Machine, prediction: Prediction) -> Outcome:
+def _outcome(
+    plan: Plan,
+    architecture: Architecture,
+    gpu: Gpu,
+    machine: Machine,
+    prediction: Prediction,
+    warmer: InletSensitivity | None,
+) -> Outcome:
     calibration = machine.calibration
-    one = {name: float(values[0]) for name, values in vars(prediction).items() if not isinstance(values, dict)}
-    if calibration.power.points == 0:  # nothing was measured: no figure rather than a wrong one
-        one |= {name: math.nan for name in one if name.endswith(("_J", "power_W", "temperature_C"))}
-    if read_gpu(plan.cluster.gpu, key="cluster.gpu").clock_max_Hz is None:
-        one |= {name: math.nan for name in one if name.endswith("clock_Hz")}
+    p = _known(prediction, power=calibration.power.points > 0, clock=gpu.clock_max_Hz is not None)
     gpus = plan.cluster.gpus
-    time_error, energy_error = one["step_time_error"], one["energy_error"]
+    time_error, energy_error = first(p.step_time_error), first(p.energy_error)
     power_error = calibration.power.log_error
     cap_W = machine.power_limit_W if plan.power_cap_W is None else plan.power_cap_W
-    step = Estimate.of(one["step_time_s"], time_error)
-    tokens_per_s = Estimate.of(one["tokens"] / one["step_time_s"], time_error)
+    step = Estimate.of(first(p.step_time_s), time_error)
+    tokens_per_s = Estimate.of(first(p.tokens) / first(p.step_time_s), time_error)
     longest_s = step.high or step.value
-    energy = Estimate.of(one["energy_J"], energy_error).at_most(gpus * cap_W * longest_s)
+    energy = Estimate.of(first(p.energy_J), energy_error).at_most(gpus * cap_W * longest_s)
     highest_Hz = calibration.clock_range_Hz[1] if plan.clock_MHz is None else plan.clock_MHz * 1e6
-    clock = Estimate.of(one["clock_Hz"], calibration.governor.log_error).at_most(highest_Hz)
+    clock = Estimate.of(first(p.clock_Hz), calibration.governor.log_error).at_most(highest_Hz)
     counted = parameters(architecture)
     return Outcome(
         plan=plan,
@@ -294,31 +277,43 @@ def _outcome(plan: Plan, architecture: Architecture, machine: Machine, predictio
         provenance=calibration.provenance,
         parameters=counted.total,
         active_parameters=counted.active,
-        tokens=one["tokens"],
+        tokens=first(p.tokens),
         step_time_s=step,
         tokens_per_s=tokens_per_s,
         tokens_per_s_per_gpu=tokens_per_s * (1 / gpus),
-        mfu=None if math.isnan(one["mfu"]) else Estimate.of(one["mfu"], time_error),
+        mfu=None if math.isnan(first(p.mfu)) else Estimate.of(first(p.mfu), time_error),
         clock_Hz=clock,
-        power_W=Estimate.of(one["power_W"], power_error).at_most(cap_W),
-        hottest_power_W=Estimate.of(one["hottest_power_W"], power_error).at_most(cap_W),
-        temperature_C=one["temperature_C"],
-        warmer=warmer(architecture, batch_of(plan), machine, prediction),
+        power_W=Estimate.of(first(p.power_W), power_error).at_most(cap_W),
+        hottest_power_W=Estimate.of(first(p.hottest_power_W), power_error).at_most(cap_W),
+        temperature_C=first(p.temperature_C),
+        warmer=warmer,
         energy_J=energy,
-        energy_per_token_J=energy * (1 / one["tokens"]),
-        memory_B=Estimate.of(one["memory_B"], _memory_error(calibration)),
+        energy_per_token_J=energy * (1 / first(p.tokens)),
+        memory_B=Estimate.of(first(p.memory_B), _memory_error(calibration)),
         memory_terms_B=_largest_first(prediction),
         memory_available_B=None if math.isinf(machine.memory_B) else machine.memory_B,
         fits=bool(prediction.fits[0]),
-        exposed_communication_s=Estimate.of(one["exposed_communication_s"], machine.network_error),
-        hidden_communication_s=one["hidden_communication_s"],
-        bubble_s=Estimate.of(one["bubble_s"], time_error),
-        host_wait_s=one["host_wait_s"],
-        phases=_phases(one),
-        outside=one["outside"],
-        run=None if plan.tokens is None else _run(plan, plan.tokens, step, energy, one["tokens"]),
+        exposed_communication_s=Estimate.of(first(p.exposed_communication_s), machine.network_error),
+        hidden_communication_s=first(p.hidden_communication_s),
+        bubble_s=Estimate.of(first(p.bubble_s), time_error),
+        host_wait_s=first(p.host_wait_s),
+        phases=_phases(p),
+        outside=first(p.outside),
+        run=None if plan.tokens is None else _run(plan, plan.tokens, step, energy, first(p.tokens)),
         notes=notes(plan, architecture, machine, prediction),
     )
+
+
+def _known(prediction: Prediction, *, power: bool, clock: bool) -> Prediction:
+    """A prediction of which is no number what the calibration or the device's description knows nothing of."""
+    unknown = (() if power else _OF_POWER) + (() if clock else _OF_CLOCK)
+    changed: dict[str, Any] = dict.fromkeys(unknown, np.full_like(prediction.step_time_s, np.nan))
+    return replace(prediction, **changed)
+
+
+def first(values: FloatArray) -> float:
+    """The figure of a batch of one."""
+    return float(values[0])
 
 
 def _memory_error(calibration: Calibration) -> float | None:
@@ -332,14 +327,21 @@ def _largest_first(prediction: Prediction) -> dict[str, float]:
     return dict(sorted(terms.items(), key=lambda term: -term[1]))
 
 
-def _phases(one: dict[str, float]) -> dict[str, Phase]:
-    computed = {
-        name: Phase(time_s=one[f"{name}_s"], energy_J=one[f"{name}_J"], clock_Hz=one[f"{name}_clock_Hz"])
-        for name in ("forward", "backward", "optimizer")
+def _phases(p: Prediction) -> dict[str, Phase]:
+    idle_s = first(p.bubble_s) + first(p.host_wait_s)
+    return {
+        "forward": _computed(p.forward_s, p.forward_J, p.forward_clock_Hz),
+        "backward": _computed(p.backward_s, p.backward_J, p.backward_clock_Hz),
+        "optimizer": _computed(p.optimizer_s, p.optimizer_J, p.optimizer_clock_Hz),
+        "communication": Phase(
+            time_s=first(p.exposed_communication_s), energy_J=first(p.communication_J), clock_Hz=None
+        ),
+        "idle": Phase(time_s=idle_s, energy_J=first(p.idle_J), clock_Hz=None),
     }
-    communication = Phase(time_s=one["exposed_communication_s"], energy_J=one["communication_J"], clock_Hz=None)
-    idle = Phase(time_s=one["bubble_s"] + one["host_wait_s"], energy_J=one["idle_J"], clock_Hz=None)
-    return computed | {"communication": communication, "idle": idle}
+
+
+def _computed(time_s: FloatArray, energy_J: FloatArray, clock_Hz: FloatArray) -> Phase:
+    return Phase(time_s=first(time_s), energy_J=first(energy_J), clock_Hz=first(clock_Hz))
 
 
 def _run(plan: Plan, tokens: float, step_s: Estimate, energy_J: Estimate, tokens_per_step: float) -> Run:
@@ -365,8 +367,8 @@ def _run(plan: Plan, tokens: float, step_s: Estimate, energy_J: Estimate, tokens
 
 
 def _phase_json(phase: Phase) -> dict[str, Any]:
-    clock_MHz = None if phase.clock_Hz is None else _finite(phase.clock_Hz * 1e-6)
-    return {"time_s": phase.time_s, "energy_J": _finite(phase.energy_J), "clock_MHz": clock_MHz}
+    clock_MHz = None if phase.clock_Hz is None else finite(phase.clock_Hz * 1e-6)
+    return {"time_s": phase.time_s, "energy_J": finite(phase.energy_J), "clock_MHz": clock_MHz}
 
 
 def _run_json(run: Run) -> dict[str, Any]:
@@ -379,8 +381,3 @@ def _run_json(run: Run) -> dict[str, Any]:
         "cost": None if run.cost is None else run.cost.to_json(),
         "currency": run.currency,
     }
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no word for a number that isn't one."""
-    return value if math.isfinite(value) else None

@@ -18,7 +18,7 @@ from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.checks import architecture_of, check_architecture, check_power_and_clock
 from moemodel.model.plan.spec import Plan
-from moemodel.model.predict.predict import Prediction
+from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.carbon import footprint, grid_intensity
 from moemodel.model.results.outcome import machine_of

@@ -14,7 +14,8 @@ from moemodel.model.core.documents import Strict, parse_yaml, read_json
 from moemodel.model.core.errors import InputError
 from moemodel.model.plan.spec import Plan, plan_text
 from moemodel.model.records.calibration import CalibrationRef
-from moemodel.model.results.outcome import Estimate, Outcome
+from moemodel.model.results.estimate import Estimate
+from moemodel.model.results.outcome import Outcome
 from moemodel.model.search.document import Search
 
 SCHEMA_VERSION = 1
@@ -34,7 +35,7 @@ class Figure(Strict):
 
 
 class RunFigures(Strict):
-    """The whole run, as `outcome.Run`."""
+    """The whole run, as a prediction gives it."""
 
     hours: Figure
     energy_kWh: Figure
@@ -110,6 +111,12 @@ class SearchResult(Strict):
         reference: what `moemodel init` would propose for the same batch, without a search; null where that fits
             nowhere.
         notes: on all of it, a sentence each.
+
+    >>> import moemodel
+    >>> found = moemodel.search("examples/search-two-gpus.yaml")
+    >>> fastest = found.front[found.picks["fastest"] - 1]
+    >>> fastest.number, fastest.plan.cluster.gpus
+    (1, 2)
     """
 
     schema_version: int
@@ -133,19 +140,19 @@ class _Version(Strict):
     schema_version: int
 
 
-def read_search_result(path: Path) -> SearchResult:
+def read_search_result(path: Path | str) -> SearchResult:
     """A stored result.
 
     Raises:
         InputError: missing, not JSON, of another schema version, or malformed; with the place.
     """
-    version = read_json(path, _Version).schema_version
+    version = read_json(Path(path), _Version).schema_version
     if version != SCHEMA_VERSION:
         raise InputError(
             f"{path}: schema_version: found {version}; this moemodel reads {SCHEMA_VERSION}. "
             "Search again with `moemodel optimize`"
         )
-    return read_json(path, SearchResult)
+    return read_json(Path(path), SearchResult)
 
 
 def entry_of(number: int, answer: Outcome) -> Entry:

@@ -77,6 +77,8 @@ class Groups:
         `across_share`: of an all-to-all, what goes between nodes over what would if every copy of a row did.
         """
         ranks, route = group
+        if not (ranks > 1).any():
+            return np.zeros(len(ranks))
         size_B = np.asarray(size_B, dtype=np.float64)
         return self.network.time_s(collective, size_B, ranks, route, across_share=across_share)
 

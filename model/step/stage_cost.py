@@ -96,9 +96,10 @@ class BlockCosts:
         first, self.shape = distinct_rows([getattr(plans, name) for name in _SHAPE_KEYS])
         workload = Workload(architecture, plans.take(first), framework=machine.framework, precision=machine.precision)
         count = len(first)
-        self.layers = [self.pricer.lanes(workload.layer(layer), count) for layer in self.kinds]
-        self.embedding = self.pricer.lanes(workload.embedding(), count)
-        self.head = self.pricer.lanes(workload.head(), count)
+        layers = [workload.layer(layer) for layer in self.kinds]
+        *self.layers, self.embedding, self.head = self.pricer.blocks(
+            [*layers, workload.embedding(), workload.head()], count
+        )
 
     def at(self, rows: IntArray) -> StageCosts:
         """What stages cost under the plans at these rows."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from moemodel.model.network.collectives import Collective
 from moemodel.model.records.profile import EXCHANGE, IDLE_LINKS
@@ -194,13 +194,6 @@ def divisible_B(size_B: int, ranks: int) -> int:
     """The size, made to divide among the ranks in aligned parts."""
     unit_B = _ALIGN_B * ranks
     return max(unit_B, size_B // unit_B * unit_B)
-
-
-def key_columns(point: LinkPoint | OverlapPoint) -> dict[str, object]:
-    """The columns of a row that name its point."""
-    columns = asdict(point)
-    columns.pop("held", None)
-    return columns
 
 
 def split_elements(elements: int, ranks: int, skew: float) -> list[int]:

@@ -14,7 +14,8 @@ from moemodel.model.core.arrays import FloatArray
 from moemodel.model.plan.batch import PlanBatch, batch_of
 from moemodel.model.plan.checks import architecture_of
 from moemodel.model.plan.spec import Plan
-from moemodel.model.predict.predict import Prediction, predict
+from moemodel.model.predict.predict import predict
+from moemodel.model.predict.prediction import Prediction
 from moemodel.model.results.outcome import machine_of, outcome
 
 # column of the table -> attribute of `Prediction`

@@ -22,21 +22,21 @@ from moemodel.model.search.candidates import Candidates, candidates
 from moemodel.model.search.document import Search
 from moemodel.model.search.problem import SearchProblem, constraint_values, limits_of, memory_of
 from moemodel.model.search.search import reference_plan
-from moemodel.validation.select.runnable import Hardware, Wish, what_runs
+from moemodel.validation.select.runnable import Hardware, PlanRequest, what_runs
 
 _AT_ONCE = 1000  # random plans whose memory is counted at once
 _MOST_TRIED = 200  # random plans that fit, until one can be run
 
 
 @dataclass(frozen=True, kw_only=True)
-class Controls:
+class BaselinePlans:
     """Plans to run beside the chosen ones, and a note for each that there isn't."""
 
-    wishes: tuple[Wish, ...]
+    requests: tuple[PlanRequest, ...]
     notes: tuple[str, ...]
 
 
-def controls_for(
+def baselines_for(
     document: Search,
     reference: Plan | None,
     hardware: Hardware,
@@ -44,7 +44,7 @@ def controls_for(
     *,
     seed: int,
     others: Sequence[Plan],
-) -> Controls:
+) -> BaselinePlans:
     """The default plan and a random one of a search, on as many of its GPUs as there are.
 
     Args:
@@ -57,7 +57,8 @@ def controls_for(
     """
     counts = [count for count in document.cluster.gpus if count <= hardware.gpus]
     if not counts:
-        return Controls(wishes=(), notes=(f"No controls: search {document.name} asks for more GPUs than there are.",))
+        note = f"No controls: search {document.name} asks for more GPUs than there are."
+        return BaselinePlans(requests=(), notes=(note,))
     cluster = document.cluster.model_copy(update={"gpus": (max(counts),)})
     problem = _problem(document.model_copy(update={"cluster": cluster}), calibration)
     if reference is None or reference.cluster.gpus > hardware.gpus:
@@ -70,9 +71,9 @@ def controls_for(
         "default": "what `moemodel init` would try first fits nowhere here",
         "random": "no other plan of its search can be run here",
     }
-    return Controls(
-        wishes=tuple(
-            Wish(role=f"control: {role}", plan=plan.model_copy(update={"name": f"{document.name}-{name}"}))
+    return BaselinePlans(
+        requests=tuple(
+            PlanRequest(role=f"control: {role}", plan=plan.model_copy(update={"name": f"{document.name}-{name}"}))
             for role, (name, plan) in found.items()
             if plan is not None
         ),

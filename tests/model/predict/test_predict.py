@@ -15,7 +15,8 @@ from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.network.collectives import Collective
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.recompute import Recompute
-from moemodel.model.predict.predict import Prediction, predict
+from moemodel.model.predict.predict import predict
+from moemodel.model.predict.prediction import Prediction
 from moemodel.model.schedule.registry import number
 from moemodel.model.step.system import Machine
 

@@ -13,9 +13,9 @@ from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.spec import Plan
-from moemodel.model.predict.predict import predict
+from moemodel.model.predict.predict import PricedPlans, predict
 from moemodel.model.records.calibration import Calibration
-from moemodel.model.results.inlet_sensitivity import WARMER_C, warmer
+from moemodel.model.results.inlet_sensitivity import WARMER_C, inlet_sensitivity
 from moemodel.model.results.outcome import machine_of, outcome
 from moemodel.model.step.system import Machine
 
@@ -81,7 +81,7 @@ def test_a_short_run_at_a_known_temperature_is_not_slowed(opt: Architecture, bat
 
 def test_what_ten_degrees_cost_is_two_predictions(opt: Architecture, batch: Batch, machine: Machine) -> None:
     plan = batch(micro_batch=8, power_cap_W=400.0)
-    found = warmer(opt, plan, machine, predict(opt, plan, machine))
+    found = inlet_sensitivity(PricedPlans(opt, plan, machine), machine, predict(opt, plan, machine))
     assert found is not None
     assert (found.by_C, found.inlet_C) == (WARMER_C, 30.0)
     there = predict(opt, plan, replace(machine, inlet_C=30.0 + WARMER_C))
@@ -104,8 +104,9 @@ def test_where_temperature_is_not_modelled_nothing_is_said(
         "power": calibration.power.model_copy(update={"points": 0}),
     }
     bare = replace(machine, calibration=calibration.model_copy(update={part: changed[part]}))
-    prediction = predict(opt, batch(), bare)
-    assert warmer(opt, batch(), bare, prediction) is None
+    priced = PricedPlans(opt, batch(), bare)
+    prediction = priced.predict()
+    assert inlet_sensitivity(priced, bare, prediction) is None
     if part == "thermal":
         assert prediction.temperature_C[0] == 30.0
 

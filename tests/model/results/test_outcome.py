@@ -14,7 +14,8 @@ from moemodel.model.core.errors import CalibrationError, InfeasiblePlanError, In
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration, Parameter
 from moemodel.model.results.carbon import grid_intensity
-from moemodel.model.results.outcome import Estimate, outcome
+from moemodel.model.results.estimate import Estimate
+from moemodel.model.results.outcome import outcome
 from moemodel.model.search.baseline import baseline_plan
 
 MakePlan = Callable[..., Plan]

@@ -1,0 +1,81 @@
+"""What a stage does in each phase of a step, and how it moves with the clock.
+
+Axes: P plans, K clocks that blocks are priced at, X either these or the one that each plan keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from moemodel.model.core.arrays import FloatArray
+from moemodel.model.device.dvfs import at_clock, time_at_clock
+from moemodel.model.step.stage_cost import StageCost
+
+T = TypeVar("T")
+U = TypeVar("U")
+V = TypeVar("V")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByPhase(Generic[T]):
+    """One of something for each phase: passes of one micro-batch, and the optimizer, once a step."""
+
+    forward: T
+    backward: T
+    optimizer: T
+
+    def map(self, function: Callable[[T], U]) -> ByPhase[U]:
+        """A function of each."""
+        return ByPhase(
+            forward=function(self.forward), backward=function(self.backward), optimizer=function(self.optimizer)
+        )
+
+    def join(self, other: ByPhase[V], function: Callable[[T, V], U]) -> ByPhase[U]:
+        """A function of each and of another's same phase."""
+        return ByPhase(
+            forward=function(self.forward, other.forward),
+            backward=function(self.backward, other.backward),
+            optimizer=function(self.optimizer, other.optimizer),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClockedCost:
+    """Device time, dynamic energy and clock cycles of a phase at X clocks, [P, X]; skipped cycles are left out."""
+
+    time_s: FloatArray
+    energy_J: FloatArray
+    cycles: FloatArray
+
+    def at(self, clock_Hz_K: FloatArray, clock_Hz_P: FloatArray) -> ClockedCost:
+        """At one clock for each plan, [P, 1]: time and cycles over the clock are linear in its period."""
+        period_like_s = time_at_clock(self.cycles / clock_Hz_K, clock_Hz_K, clock_Hz_P)
+        return ClockedCost(
+            time_s=time_at_clock(self.time_s, clock_Hz_K, clock_Hz_P)[:, None],
+            energy_J=at_clock(self.energy_J, clock_Hz_K, clock_Hz_P)[:, None],
+            cycles=period_like_s[:, None] * clock_Hz_P[:, None],
+        )
+
+    def times(self, factor: FloatArray) -> ClockedCost:
+        """That many of it."""
+        return ClockedCost(time_s=factor * self.time_s, energy_J=factor * self.energy_J, cycles=factor * self.cycles)
+
+
+DeviceCosts = ByPhase[ClockedCost]  # of one class of stages
+
+
+def device_costs(cost: StageCost) -> DeviceCosts:
+    """At the clocks that blocks were priced at."""
+    return ByPhase(forward=cost.forward, backward=cost.backward, optimizer=cost.optimizer).map(
+        lambda lane: ClockedCost(time_s=lane.time_s_UK, energy_J=lane.energy_J_UK, cycles=lane.cycles_UK)
+    )
+
+
+def mean_clock_Hz(device: DeviceCosts) -> FloatArray:
+    """Over the passes of a micro-batch and the optimizer, cycles that are skipped left out."""
+    cycles = device.forward.cycles + device.backward.cycles + device.optimizer.cycles
+    return np.asarray(cycles / (device.forward.time_s + device.backward.time_s + device.optimizer.time_s))

@@ -1,0 +1,171 @@
+"""A step of a pipeline laid out in time: passes, communication that they hide or not, the host, bubbles.
+
+Axes: P plans that share their pipeline, X clocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moemodel.model.core.arrays import BoolArray, FloatArray
+from moemodel.model.predict.phases import DeviceCosts
+from moemodel.model.schedule.base import StageTimes
+from moemodel.model.schedule.pipeline_layout import Stage
+from moemodel.model.step.communication_groups import Behind
+from moemodel.model.step.microbatch_comm import Exchange
+from moemodel.model.step.stage_cost import StageCost, StageCosts
+from moemodel.model.step.system import Machine
+
+# Of the power of links, what a GPU draws that waits in a collective's kernel: 40 to 90 W above idle in six plans where
+# two H100 wait for each other or for the host, measured for this project in 2026; their links draw 158 W.
+_BUSY_WAITING = 0.35
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timeline:
+    """A step laid out in time. [P, X]; communication of the micro-batches by class of stages.
+
+    Attributes:
+        step_s: the step.
+        device_s: the step if the host were never late.
+        exposed_step_s: exposed communication that comes once a step.
+        exposed_s, overlapped_s: communication of all micro-batches that nothing hides, and that computation hides.
+    """
+
+    step_s: FloatArray
+    device_s: FloatArray
+    exposed_step_s: FloatArray
+    exposed_s: list[FloatArray]
+    overlapped_s: list[FloatArray]
+
+
+class PipelineStep:
+    """Plans that share a pipeline: their stages' costs, and the step that they make together."""
+
+    def __init__(self, costs: StageCosts, pipeline: tuple[Stage, ...], machine: Machine) -> None:
+        self.plans = costs.plans
+        self.counts = [stage.count for stage in pipeline]
+        self.costs = [costs.stage(stage) for stage in pipeline]
+        self.m = self.plans.micro_batches[:, None].astype(np.float64)
+        self._async_launch = self._launches_asynchronously(machine)
+        p = self.plans
+        synchronizes = (p.tp > 1) | (p.pp > 1) | (p.ep > 1) | ((p.zero_stage > 0) & (p.dp * p.cp > 1))
+        self._busy_waits = (synchronizes & machine.framework.busy_waits)[:, None]
+
+    def _launches_asynchronously(self, machine: Machine) -> BoolArray:
+        """Whether the host queues a step whatever the device has done of it, [P, 1]; else it waits in every pass."""
+        framework = machine.framework
+        alone = sum(self.counts) == 1 or framework.pipeline == "torch"
+        waits = np.logical_or.reduce([cost.wait_s > 0 for cost in self.costs])
+        return np.asarray(~waits & (alone and not framework.synchronizes_every_pass))
+
+    def mean(self, values: list[FloatArray]) -> FloatArray:
+        """Mean over the GPUs of a quantity given for each class of stages."""
+        return np.asarray(sum(n * v for n, v in zip(self.counts, values, strict=True)) / sum(self.counts))
+
+    def timeline(self, devices: list[DeviceCosts]) -> Timeline:
+        """The step, with each class of stages at the given clocks."""
+        exposed, overlapped, forward, backward = [], [], [], []
+        for cost, device in zip(self.costs, devices, strict=True):
+            exposed_forward_s, overlapped_forward_s = _split(cost.forward_exchange, device.forward.time_s)
+            exposed_backward_s, overlapped_backward_s = _split(cost.backward_exchange, device.backward.time_s)
+            exposed.append(self.m * (exposed_forward_s + exposed_backward_s))
+            overlapped.append(self.m * (overlapped_forward_s + overlapped_backward_s))
+            forward.append(device.forward.time_s + exposed_forward_s)
+            backward.append(device.backward.time_s + exposed_backward_s)
+        exposed_step_s = self._exposed_step_s(devices)
+        optimizer_s = np.maximum.reduce([device.optimizer.time_s for device in devices])
+        device_s = self._passes_s(forward, backward) + optimizer_s
+        return Timeline(
+            step_s=self._with_host(forward, backward, devices, device_s) + exposed_step_s,
+            device_s=device_s + exposed_step_s,
+            exposed_step_s=exposed_step_s,
+            exposed_s=exposed,
+            overlapped_s=overlapped,
+        )
+
+    def _exposed_step_s(self, devices: list[DeviceCosts]) -> FloatArray:
+        """Of the stage that shows most, and messages that fill the pipeline."""
+        exposed = [_exposed_of_step_s(cost, device) for cost, device in zip(self.costs, devices, strict=True)]
+        return np.asarray(np.maximum.reduce(exposed) + self.costs[0].way_s[:, None])
+
+    def _passes_s(self, forward: list[FloatArray], backward: list[FloatArray]) -> FloatArray:
+        """All micro-batches of a step."""
+        if sum(self.counts) == 1:
+            return np.asarray(self.m * (forward[0] + backward[0]))
+        shares = [cost.weight_share for cost in self.costs]
+        times = StageTimes(forward_s=forward, backward_s=backward, weight_share=shares, counts=self.counts)
+        return self.plans.schedules.makespan(times)
+
+    def _with_host(
+        self,
+        forward: list[FloatArray],
+        backward: list[FloatArray],
+        devices: list[DeviceCosts],
+        device_s: FloatArray,
+    ) -> FloatArray:
+        """Step without gradient exchange: the slower of the devices, which take `device_s`, and the hosts."""
+        async_s = np.maximum(device_s, np.maximum.reduce([self._queued_s(cost) for cost in self.costs]))
+        if self._async_launch.all():
+            return async_s
+        more = [cost.host_exchange_s / (2 * self.m) for cost in self.costs]  # in a pass
+        passes_s = self._passes_s(
+            [
+                np.maximum(f, cost.host.forward_s + more_s) + cost.wait_s
+                for f, cost, more_s in zip(forward, self.costs, more, strict=True)
+            ],
+            [
+                np.maximum(b, cost.host.backward_s + more_s) + cost.again_s
+                for b, cost, more_s in zip(backward, self.costs, more, strict=True)
+            ],
+        )
+        optimizer = [
+            np.maximum(device.optimizer.time_s, cost.host_step_s)
+            for device, cost in zip(devices, self.costs, strict=True)
+        ]
+        return np.where(self._async_launch, async_s, passes_s + np.maximum.reduce(optimizer))
+
+    def _queued_s(self, cost: StageCost) -> FloatArray:
+        """What the host needs to queue a step."""
+        return self.m * (cost.host.forward_s + cost.host.backward_s) + cost.host_exchange_s + cost.host_step_s
+
+    # ---- energy ---------------------------------------------------------------------------------------------------
+
+    def dynamic_J(self, index: int, device: DeviceCosts, timeline: Timeline, link_W: float) -> FloatArray:
+        """Dynamic energy of a GPU of one class of stages in a step, links included."""
+        computed = self.m * (device.forward.energy_J + device.backward.energy_J) + device.optimizer.energy_J
+        moved = link_W * self.comm_s(index, timeline)
+        return np.asarray(computed + moved + self.busy_waiting_J(index, device, timeline, link_W))
+
+    def busy_waiting_J(self, index: int, device: DeviceCosts, timeline: Timeline, link_W: float) -> FloatArray:
+        """What a GPU draws while kernels of collectives wait on it for other GPUs."""
+        computed_s = self.m * (device.forward.time_s + device.backward.time_s) + device.optimizer.time_s
+        idle_s = timeline.step_s - computed_s - timeline.exposed_s[index] - timeline.exposed_step_s
+        return np.asarray(_BUSY_WAITING * link_W * np.where(self._busy_waits, np.maximum(idle_s, 0.0), 0.0))
+
+    def comm_s(self, index: int, timeline: Timeline) -> FloatArray:
+        """Time in which a GPU of one class of stages communicates, overlapped or not."""
+        whole_s = self.costs[index].step_exchange.whole_s[:, None]
+        return timeline.exposed_s[index] + timeline.overlapped_s[index] + whole_s
+
+
+def _split(exchange: Exchange, window_s: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Exposed and overlapped communication of a micro-batch beside its computation, which takes `window_s`."""
+    overlapped = _overlapped_s(exchange.behind, window_s)
+    return (exchange.exposed_s + exchange.behind.time_s)[:, None] - overlapped, overlapped
+
+
+def _exposed_of_step_s(cost: StageCost, device: DeviceCosts) -> FloatArray:
+    """What computation does not hide of the exchange over data-parallel ranks (see `step.data_parallel`)."""
+    exchange = cost.step_exchange
+    window_forward_s = exchange.forward_passes[:, None] * (1 - cost.forward_lead) * device.forward.time_s
+    window_backward_s = exchange.backward_passes[:, None] * (1 - cost.backward_lead) * device.backward.time_s
+    overlapped = _overlapped_s(exchange.forward, window_forward_s) + _overlapped_s(exchange.backward, window_backward_s)
+    return np.asarray(exchange.whole_s[:, None] - overlapped)
+
+
+def _overlapped_s(comm: Behind, window_s: FloatArray) -> FloatArray:
+    """What costs no time of communication beside computation that takes `window_s`, [P, X]."""
+    return np.minimum(comm.free_s[:, None], window_s)
