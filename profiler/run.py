@@ -42,6 +42,7 @@ from moemodel.profiler.sections.thermal import Heat, thermal_rows
 from moemodel.profiler.store.manifest import new_manifest
 from moemodel.profiler.store.profile_writer import ProfileWriter, read_manifest
 from moemodel.profiler.training.launch import LaunchOptions, measure_host
+from moemodel.profiler.training.measure import measure_plans
 
 # Section -> its share of the time. `host` is last: its kernel counter may slow later launches of the process.
 SECTIONS = {"mixed": 0.30, "power": 0.28, "heat": 0.19, "solo": 0.07, "sweep": 0.12, "host": 0.04}
@@ -302,11 +303,9 @@ class _Run:
         """Measure whole training steps of plans; the bench and its operands are gone by now."""
         if not plans:
             return
-        from moemodel.profiler.training import measure as training
-
         self.progress.begin("training", len(plans))
         begun_s = self.platform.timer.now_s()
-        failed = training.measure_plans(plans, self.device, self.writer, report=self.progress.step)
+        failed = measure_plans(plans, self.device, self.writer, report=self.progress.step)
         self.outcome.skips += [Skip(what=f"plan {f.plan}", reason=f.reason) for f in failed]
         self._finish("training", begun_s)
 

@@ -49,7 +49,7 @@ class Cost:
 
 
 class Clock(Protocol):
-    """A reader of the true clock (`clock.ClockReader`)."""
+    """A reader of the true clock (`cycle_counter.ClockReader`)."""
 
     note: str | None  # why there are no true clocks; None where there are
 

@@ -12,7 +12,7 @@ DTYPE = "bf16"
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """The fields of `model.operators.Shape` as plain numbers."""
+    """The fields of `model.operators.work.Shape` as plain numbers."""
 
     m: int = 1
     n: int = 1

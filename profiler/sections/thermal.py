@@ -4,7 +4,7 @@ The GPU is heated, left to cool, and heated again by a heavy load, with a memory
 of power and temperature goes into table `thermal` with the rest of the run's. The memory-bound load and the idle GPU
 keep the highest clock, so what their power gains or loses with temperature is the effect of temperature. Then heavy and
 memory-bound load in turns: the longer the turns, the less the mean power stays below the limit that holds over a window
-(`model.governor`).
+(`model.device.dvfs`).
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from moemodel.model.records.profile import DeviceInfo, HostRow
 from moemodel.profiler.clocks.settings import Address, SettingsDriver
 from moemodel.profiler.devices.base import ACTIVITIES, Activity, ActivityMeter, LinkMeter, NoActivity, NoLinks
 from moemodel.profiler.devices.names import resolve
+from moemodel.profiler.host_overhead.single_gpu import KINDS
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
 from moemodel.profiler.microbench.budget import MeasurementBudget
 from moemodel.profiler.microbench.cases import Case
@@ -335,8 +336,6 @@ class SimulatedPlatform:
     def host_rows(self, repeats: int) -> list[HostRow]:
         """Rows of table `host`, drawn about made-up times."""
         del repeats
-        from moemodel.profiler.host_overhead.single_gpu import KINDS
-
         rows: list[tuple[str, str, str, float]] = []
         for kind in KINDS:
             forward, backward, step = _HOST_US[kind.block]

@@ -35,7 +35,7 @@ _TYPES: Final[dict[str, pa.DataType]] = {"string": pa.string(), "float64": pa.fl
 
 
 def arrow_schema(table: str) -> pa.Schema:
-    """The Arrow schema of a table of `model.profile.TABLES`; every column may be null."""
+    """The Arrow schema of a table of `model.records.profile.TABLES`; every column may be null."""
     return pa.schema([(column, _TYPES[kind]) for column, kind in TABLES[table].items()])
 
 

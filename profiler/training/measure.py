@@ -55,7 +55,7 @@ _PHASES = ("forward", "backward", "optimizer")
 
 
 class Writer(Protocol):
-    """Where rows go: what is needed of `writer.ProfileWriter`."""
+    """Where rows go: what is needed of `profile_writer.ProfileWriter`."""
 
     def append(self, rows: Iterable[IterationRow]) -> None: ...
 

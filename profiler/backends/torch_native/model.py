@@ -1,4 +1,4 @@
-"""A decoder-only architecture as a PyTorch module, built of the operators in `profiler.torch_ops`.
+"""A decoder-only architecture as a PyTorch module, built of the operators in `operators`.
 
 What the profiler times operator by operator is what this model runs, so a prediction can be checked against it.
 Choices that a prediction has to share:
