@@ -35,7 +35,7 @@ class Figure(Strict):
 
 
 class RunFigures(Strict):
-    """The whole run, as `outcome.Run`."""
+    """The whole run, as a prediction gives it."""
 
     hours: Figure
     energy_kWh: Figure
