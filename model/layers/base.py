@@ -75,6 +75,12 @@ class MicroBatch:
         )
 
     @property
+    def shape_columns(self) -> tuple[FloatArray, ...]:
+        """What tells apart plans whose micro-batches are different work, recomputation left aside. [P] each."""
+        degrees = (self.tp, self.cp, self.ep, self.etp)
+        return (*degrees, self.sequences, self.seq, self.sequence_parallel, self.skew)
+
+    @property
     def plans(self) -> int:
         """P."""
         return len(self.tp)
@@ -168,7 +174,7 @@ class LayerComm:
     backward_launches: FloatArray | float = 0.0
     skew: FloatArray | None = None
     experts_per_token: float | None = None
-    group: Literal["tp"] | None = None
+    group: Literal["tp", "etp"] | None = None
 
 
 class Block(ABC):

@@ -9,7 +9,7 @@ import numpy as np
 from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.network.collectives import Collective, Network, Route
 from moemodel.model.plan.batch import PlanBatch
-from moemodel.model.plan.mesh import ParallelMesh, ProcessGroup
+from moemodel.model.plan.mesh import ParallelMesh
 
 Group = tuple[IntArray, Route]
 
@@ -40,29 +40,19 @@ class Behind:
 
 
 class Groups:
-    """Groups of ranks of a batch of plans, and the links that each runs over.
-
-    Attributes:
-        tp, cp, ep: tensor, context and expert parallelism.
-        data: ranks that hold the same parameters outside experts, and among which ZeRO shards them.
-        expert_data: the same of experts.
-        pp: stages of a pipeline; `embedding` the two of them that hold a tied embedding.
-        world: all ranks.
-    """
+    """Groups of ranks of a batch of plans, by the names that the mesh gives them, and the links that each runs over."""
 
     def __init__(self, plans: PlanBatch, network: Network, *, shards_experts: bool) -> None:
         self.network = network
-        mesh = ParallelMesh.of(plans, shards_experts=shards_experts)
-        self.tp = self._group(mesh.tp_group)
-        self.cp = self._group(mesh.cp_group)
-        self.ep = self._group(mesh.ep_group)
-        self.data = self._group(mesh.data_parallel_group)
-        self.expert_data = self._group(mesh.expert_data_parallel_group)
-        self.pp = self._group(mesh.pp_group)
-        self.world = self._group(mesh.world_group)
+        self._groups = ParallelMesh.of(plans, shards_experts=shards_experts).groups
+        self._routes: dict[str, Group] = {}
 
-    def _group(self, group: ProcessGroup[IntArray]) -> Group:
-        return group.size, self.network.route(group.size, group.stride)
+    def __getitem__(self, name: str) -> Group:
+        """Ranks of a kind of group, and its route."""
+        if name not in self._routes:
+            group = self._groups[name]
+            self._routes[name] = group.size, self.network.route(group.size, group.stride)
+        return self._routes[name]
 
     def time_s(
         self,

@@ -131,9 +131,9 @@ class DataParallel:
     def step(self, units: Units) -> StepExchange:
         """Gradients, and from ZeRO 1 on parameters, of one stage in a step."""
         none = np.zeros_like(units.dense)
-        shared = self._exchange(units, self._groups.data)
+        shared = self._exchange(units, self._groups["data_parallel"])
         experts = replace(units, dense=units.expert, ends=none, late=none)
-        return shared + self._exchange(experts, self._groups.expert_data, experts=True)
+        return shared + self._exchange(experts, self._groups["expert_data_parallel"], experts=True)
 
     def _exchange(self, units: Units, group: Group, *, experts: bool = False) -> StepExchange:
         """Of `units.dense` and the ends."""

@@ -38,7 +38,7 @@ from moemodel.model.network.collectives import Collective, Network
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.recompute import Recompute
 from moemodel.model.schedule.base import Messages
-from moemodel.model.step.communication_groups import Behind, Group, Groups
+from moemodel.model.step.communication_groups import Behind, Groups
 from moemodel.model.step.launch_overhead import Calls
 
 _KINDS = tuple(f.name for f in fields(Calls))
@@ -136,7 +136,7 @@ class Communication:
 
     def _time_s(self, comm: LayerComm) -> FloatArray:
         """Of one collective, [P]."""
-        group: Group = getattr(self.groups, comm.group or comm.axis)
+        group = self.groups[comm.group or comm.axis]
         size_B = comm.size_B if comm.skew is None else self.network.skewed_B(comm.size_B, comm.skew)
         once = comm.experts_per_token is not None and self.framework.dispatches_once_a_node
         share = self._across_share(comm.experts_per_token or 1.0) if once else 1.0
@@ -155,7 +155,7 @@ class Communication:
 
     def _across_share(self, experts_per_token: float) -> FloatArray:
         """Nodes that a token's experts lie on over its experts, if they fall evenly: `N (1 - (1 - 1/N)^k) / k`."""
-        ranks, route = self.groups.ep
+        ranks, route = self.groups["ep"]
         nodes = np.maximum(ranks / route.local_G, 1.0)
         if self.framework.node_limit is not None:
             nodes = np.minimum(nodes, self.framework.node_limit)
@@ -164,12 +164,12 @@ class Communication:
     def tied(self, vocab_parameters: float, gradient_B: float) -> FloatArray:
         """Gradients of a tied embedding, summed between the first and the last stage, once a step."""
         size = gradient_B * vocab_parameters / self.plans.tp
-        ranks, route = self.groups.pp
+        ranks, route = self.groups["pp"]
         return self.groups.time_s(Collective.ALL_REDUCE, size, (np.minimum(ranks, 2), route))
 
     def norm_s(self) -> FloatArray:
         """The norm of all gradients, once a step: one number, up and down a tree of all ranks."""
-        ranks, route = self.groups.world
+        ranks, route = self.groups["world"]
         hops = 2 * np.ceil(np.log2(ranks))
         return np.where(ranks > 1, self.network.start_s + hops * route.latency_s_G, 0.0)
 
@@ -178,7 +178,7 @@ class Communication:
     def _message(self) -> FloatArray:
         """An activation or gradient over a stage boundary, for one micro-batch of one chunk."""
         size_B = self.batch.element_size_B * self.batch.sequence_parallel_tokens * self.architecture.hidden
-        return self.groups.time_s(Collective.SEND_RECV, size_B, self.groups.pp)
+        return self.groups.time_s(Collective.SEND_RECV, size_B, self.groups["pp"])
 
     def boundary(self, *, first: bool, last: bool) -> tuple[Exchange, Exchange]:
         """What a stage's forward and backward pass of one micro-batch send and receive.

@@ -18,6 +18,7 @@ from moemodel.model.device.host_overhead import HostCost, HostModel
 from moemodel.model.device.operator_cost import Lane, Pricer
 from moemodel.model.device.power import PowerModel
 from moemodel.model.device.roofline import chip_of_calibration
+from moemodel.model.layers.base import MicroBatch
 from moemodel.model.layers.layer import LayerBlocks, layer_blocks
 from moemodel.model.layers.parameters import parameters
 from moemodel.model.operators.calls import Phase
@@ -32,7 +33,6 @@ from moemodel.model.step.microbatch_comm import Communication, Exchange
 from moemodel.model.step.system import Machine
 
 _CALLS_OF_A_WAIT = 2.0  # of the host: reading what it waited for, and queueing what uses it
-_SHAPE_KEYS = ("tp", "cp", "ep", "micro_batch", "seq", "sequence_parallel", "recompute", "skew")
 
 
 @dataclass(kw_only=True)
@@ -93,7 +93,8 @@ class BlockCosts:
         self.clocks = len(clock_Hz_K)
         self.pricer = Pricer(calibration, chip_of_calibration(calibration), power, clock_Hz_K)
         self.host = HostModel(calibration, machine.framework.name)
-        first, self.shape = distinct_rows([getattr(plans, name) for name in _SHAPE_KEYS])
+        batch = MicroBatch.of(plans, machine.framework, machine.precision)
+        first, self.shape = distinct_rows([*batch.shape_columns, plans.recompute])
         workload = Workload(architecture, plans.take(first), framework=machine.framework, precision=machine.precision)
         count = len(first)
         layers = [workload.layer(layer) for layer in self.kinds]
