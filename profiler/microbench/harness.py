@@ -20,7 +20,7 @@ from moemodel.profiler.microbench.load_generator import BackgroundLoad, backgrou
 from moemodel.profiler.microbench.operands import Pool
 from moemodel.profiler.microbench.points import Point
 from moemodel.profiler.microbench.skips import Skip
-from moemodel.profiler.microbench.stream_timer import HostTimer, Stream, Timer, open_stream
+from moemodel.profiler.microbench.stream_timer import HostTimer, Stream, StreamTimer, open_stream
 
 _SPIN_MARGIN = 1.5  # of the host time that a spin has to cover
 _SPIN_EXTRA_S = 150e-6  # stamps and events
@@ -66,7 +66,7 @@ class Instruments(Protocol):
     """What a kind of device is measured with: the seam between the sections and the hardware."""
 
     @property
-    def timer(self) -> Timer: ...
+    def timer(self) -> StreamTimer: ...
     @property
     def stream(self) -> Stream: ...
     @property
@@ -96,7 +96,7 @@ class TorchInstruments:
         self._torch_device = device.torch_device
         self._cold_B = budget.cold_B
         reader = ClockReader(device)
-        self.timer: Timer = HostTimer()
+        self.timer: StreamTimer = HostTimer()
         self.clock: Clock = reader
         self.stream: Stream = open_stream(device, reader)
         self._pool = Pool(device.torch_device, budget.pool_elements, seed)

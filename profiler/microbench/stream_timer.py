@@ -42,7 +42,7 @@ class TimedRegion:
     stamps: tuple[Stamp | None, Stamp | None] = (None, None)
 
 
-class Timer(Protocol):
+class StreamTimer(Protocol):
     """The time that a device lives in, and ways to let some pass."""
 
     def now_s(self) -> float:

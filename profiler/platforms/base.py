@@ -13,7 +13,7 @@ from moemodel.profiler.host_overhead import single_gpu
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
 from moemodel.profiler.microbench.budget import MeasurementBudget
 from moemodel.profiler.microbench.harness import Instruments, TorchInstruments
-from moemodel.profiler.microbench.stream_timer import HostTimer, Timer
+from moemodel.profiler.microbench.stream_timer import HostTimer, StreamTimer
 from moemodel.profiler.platforms.vendors import vendor_of
 
 
@@ -29,7 +29,7 @@ class Platform(Protocol):
     links: bool
 
     @property
-    def timer(self) -> Timer: ...
+    def timer(self) -> StreamTimer: ...
     def sampler(self) -> EnergySampler: ...
     def instruments(self, budget: MeasurementBudget, seed: int) -> Instruments: ...
     def host_rows(self, repeats: int) -> list[HostRow]:

@@ -14,7 +14,7 @@ from moemodel.profiler.instruments.energy_sampler import EnergyWindow
 from moemodel.profiler.microbench.cases import Case
 from moemodel.profiler.microbench.harness import Cost, Harness
 from moemodel.profiler.microbench.points import Point
-from moemodel.profiler.microbench.stream_timer import Sample, TimedRegion, Timer
+from moemodel.profiler.microbench.stream_timer import Sample, StreamTimer, TimedRegion
 from moemodel.profiler.sections.base import Item, ItemSection, SkippedError
 from moemodel.profiler.sections.progress import Progress
 from moemodel.profiler.store.profile_writer import ProfileWriter
@@ -130,7 +130,7 @@ def _warmth_C(bench: Harness, start_s: float, end_s: float) -> float | None:
     return fmean(known_C) if known_C else None
 
 
-def _run_until(runner: _Runner | _Idle, end_s: float, timer: Timer) -> None:
+def _run_until(runner: _Runner | _Idle, end_s: float, timer: StreamTimer) -> None:
     while timer.now_s() < end_s:
         runner.burst()
 
@@ -138,7 +138,7 @@ def _run_until(runner: _Runner | _Idle, end_s: float, timer: Timer) -> None:
 class _Idle:
     """The device left alone, its context open."""
 
-    def __init__(self, timer: Timer) -> None:
+    def __init__(self, timer: StreamTimer) -> None:
         self._timer = timer
         self.regions: list[TimedRegion] = []
 

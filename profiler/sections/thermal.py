@@ -119,13 +119,13 @@ def _side(bench: Harness, point: Point) -> _Side:
 def _trace(bench: Harness, heavy: _Side, light: _Side, progress: Progress) -> None:
     """Heat up, cool, and heat up again between two regions of the memory-bound load."""
     budget = bench.budget
-    again_s = budget.heating_s / 2
+    reheating_s = budget.heating_s / 2
     parts = (
         (HEAVY, heavy, budget.heating_s),  # before the cooling, whose range of temperatures tells what leaks
         (IDLE, None, budget.cooling_s),
-        (LIGHT, light, again_s),
-        (HEAVY, heavy, again_s),
-        (LIGHT, light, again_s),
+        (LIGHT, light, reheating_s),
+        (HEAVY, heavy, reheating_s),
+        (LIGHT, light, reheating_s),
     )
     for label, side, lasting_s in parts:
         progress.step(label)
