@@ -49,7 +49,7 @@ from moemodel.profiler.microbench.cases import Case
 from moemodel.profiler.microbench.harness import Instruments
 from moemodel.profiler.microbench.points import Point, Sizes
 from moemodel.profiler.platforms.registry import open_device, platform_of
-from moemodel.profiler.simulated.gpu import Mark
+from moemodel.profiler.simulated.gpu import TimelineMark
 from moemodel.profiler.simulated.instruments import SimulatedDevice
 
 IDLE = "idle"
@@ -130,7 +130,7 @@ class SimulatedRig:
     def __init__(self, device: SimulatedDevice, recorder: RecordingDevice, instruments: Instruments) -> None:
         self.recorder, self.instruments, self._gpu = recorder, instruments, device.gpu
         self.sleep, self.checkpoint, self.wait_for = device.gpu.sleep, device.gpu.mark, device.gpu.wait
-        self._pending: list[tuple[str, Mark, Mark]] = []
+        self._pending: list[tuple[str, TimelineMark, TimelineMark]] = []
 
     def now_s(self) -> float:
         return self._gpu.now_s

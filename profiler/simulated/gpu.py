@@ -44,7 +44,7 @@ _LOST = "CUDA error: the GPU is lost (simulated)"
 
 
 @dataclass(eq=False, kw_only=True)
-class Mark:
+class TimelineMark:
     """A point in the queue; what the device's clocks said when it got there."""
 
     time_s: float = math.nan
@@ -175,7 +175,7 @@ class VirtualGpu:
         for _ in range(_WARMINGS):  # it has been idle for long
             self.warm(self.static_W())
         self._cycles = 0.0
-        self._queue: deque[Mark | Hold | Batch] = deque()
+        self._queue: deque[TimelineMark | Hold | Batch] = deque()
         self._pending = 0.0  # calls in the queue
         self._counted_J = 2.7e6  # the counter counts since the driver was loaded
         self._reset = False
@@ -214,15 +214,15 @@ class VirtualGpu:
         self._queue.append(Hold(left_s=seconds))
         self.sleep(_STAMP_S)
 
-    def mark(self) -> Mark:
+    def mark(self) -> TimelineMark:
         """Queue a stamp of time and cycles."""
         self.check()
-        mark = Mark()
+        mark = TimelineMark()
         self._queue.append(mark)
         self.sleep(_STAMP_S)
         return mark
 
-    def wait(self, mark: Mark) -> None:
+    def wait(self, mark: TimelineMark) -> None:
         """Until the device reaches the mark.
 
         Raises:
@@ -310,7 +310,7 @@ class VirtualGpu:
     def _pass(self, seconds: float, done: Callable[[], bool] | None = None) -> None:
         """Time passes up to the next event at most; no further than `done`."""
         end_s = self.now_s + seconds
-        while self._queue and isinstance(self._queue[0], Mark):
+        while self._queue and isinstance(self._queue[0], TimelineMark):
             self._reach(self._queue[0])
         while self.now_s < end_s - 1e-12 and not (done and done()):
             head = self._queue[0] if self._queue else None
@@ -324,7 +324,7 @@ class VirtualGpu:
                     self._queue.popleft()
             else:
                 self._elapse(end_s - self.now_s, self.set_Hz)
-            while self._queue and isinstance(self._queue[0], Mark):
+            while self._queue and isinstance(self._queue[0], TimelineMark):
                 self._reach(self._queue[0])
         if not done:
             self.now_s = max(self.now_s, end_s)
@@ -333,7 +333,7 @@ class VirtualGpu:
                 rhythm.next_s += rhythm.period_s
                 rhythm.act()
 
-    def _reach(self, mark: Mark) -> None:
+    def _reach(self, mark: TimelineMark) -> None:
         mark.time_s, mark.cycles, mark.reached = self.now_s, self._cycles, True
         self._queue.popleft()
 

@@ -29,7 +29,7 @@ from moemodel.profiler.microbench.points import Point, Sizes
 from moemodel.profiler.microbench.stream_timer import Sample, TimedRegion
 from moemodel.profiler.simulated.chip import CHIPS, SimulatedChip
 from moemodel.profiler.simulated.faults import Faults, parse_faults
-from moemodel.profiler.simulated.gpu import Mark, Totals, VirtualGpu
+from moemodel.profiler.simulated.gpu import TimelineMark, Totals, VirtualGpu
 from moemodel.profiler.simulated.kernels import Kernel, kernel
 from moemodel.profiler.simulated.noise import Flicker
 from moemodel.profiler.simulated.state import LOCKING, OPEN_STORED, State, StoredSettings
@@ -204,7 +204,7 @@ class SimulatedCase(Case):
 
 @dataclass(frozen=True, kw_only=True)
 class _SimulatedRegion(TimedRegion):
-    marks: tuple[Mark, Mark]
+    marks: tuple[TimelineMark, TimelineMark]
 
 
 class SimulatedStream:
@@ -245,7 +245,7 @@ class SimulatedStream:
         )
 
 
-def _marks(region: TimedRegion) -> tuple[Mark, Mark]:
+def _marks(region: TimedRegion) -> tuple[TimelineMark, TimelineMark]:
     if not isinstance(region, _SimulatedRegion):
         raise TypeError("a region of another stream")
     return region.marks
@@ -259,10 +259,10 @@ class SimulatedClock:
     def __init__(self, gpu: VirtualGpu) -> None:
         self._gpu = gpu
 
-    def stamp(self) -> Mark:
+    def stamp(self) -> TimelineMark:
         return self._gpu.mark()
 
-    def mean_Hz(self, a: Mark, b: Mark) -> float | None:
+    def mean_Hz(self, a: TimelineMark, b: TimelineMark) -> float | None:
         if not (a.reached and b.reached and b.time_s > a.time_s):
             return None
         return (b.cycles - a.cycles) / (b.time_s - a.time_s) * (1 + self._gpu.errors.clock.at(b.time_s))
