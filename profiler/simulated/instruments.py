@@ -26,10 +26,11 @@ from moemodel.profiler.microbench.cases import Case
 from moemodel.profiler.microbench.load_generator import HeavyLoad
 from moemodel.profiler.microbench.points import Point, Sizes
 from moemodel.profiler.microbench.stream_timer import Sample, Stretch
-from moemodel.profiler.simulated.chip import CHIPS, Chip
+from moemodel.profiler.simulated.chip import CHIPS, SimulatedChip
 from moemodel.profiler.simulated.faults import Faults, parse_faults
 from moemodel.profiler.simulated.gpu import Mark, Totals, VirtualGpu
 from moemodel.profiler.simulated.kernels import Kernel, kernel
+from moemodel.profiler.simulated.noise import Flicker
 from moemodel.profiler.simulated.state import LOCKING, OPEN_STORED, State, StoredSettings
 
 _OPTIONS = ("seed", "fail", "state", "locking", "busy", "pace")
@@ -37,6 +38,7 @@ _PACE_PERIOD_S = 0.05
 _LANES = 128
 _HEAVY = Point(kind=Kind.GEMM, direction=Pass.FORWARD, sizes=Sizes(m=8192, n=8192, k=8192))
 _HOST_NOISE = 0.03
+_HOST_ROW_S = 0.3  # that a row of table `host` takes to measure
 # Host time of the training model's blocks, forward, backward and step, microseconds: made up, like an H100's.
 _HOST_US: dict[str, tuple[float, float, float]] = {
     "dense_layer": (190.0, 260.0, 45.0),
@@ -234,10 +236,9 @@ class SimulatedLane:
     def _sample(self, stretch: Stretch) -> Sample:
         gpu = self._gpu
         a, b = _marks(stretch)
-        noise = gpu.chip.sensors.time_noise * float(gpu.noise.normal())
         return Sample(
             calls=stretch.calls,
-            time_s=(b.time_s - a.time_s) / stretch.calls * (1 + noise),
+            time_s=(b.time_s - a.time_s) / stretch.calls * (1 + gpu.errors.time.at(b.time_s)),
             host_time_s=stretch.host_time_s,
             clock_Hz=self._clock.mean_Hz(a, b),
         )
@@ -263,8 +264,7 @@ class SimulatedClock:
     def mean_Hz(self, a: Mark, b: Mark) -> float | None:
         if not (a.reached and b.reached and b.time_s > a.time_s):
             return None
-        noise = self._gpu.chip.sensors.clock_noise * self._gpu.noise.normal()
-        return (b.cycles - a.cycles) / (b.time_s - a.time_s) * float(1 + noise)
+        return (b.cycles - a.cycles) / (b.time_s - a.time_s) * (1 + self._gpu.errors.clock.at(b.time_s))
 
 
 class SimulatedInstruments:
@@ -345,17 +345,17 @@ class SimulatedPlatform:
         detail = KINDS[1].detail
         rows += [("head_and_loss", way, detail, us) for way, us in zip(("forward", "backward"), _ENDS_US, strict=True)]
         rows.append(("step", "step", "bf16-mixed", _STEP_US))
-        noise = self._device.gpu.noise
+        off = Flicker(self._device.gpu.noise, _HOST_NOISE)
         return [
             {
                 "block": block,
                 "direction": direction,
                 "detail": detail,
-                "host_time_s": us * 1e-6 * float(1 + _HOST_NOISE * noise.normal()),
+                "host_time_s": us * 1e-6 * (1 + off.at(index * _HOST_ROW_S)),
                 "kernels": None,
                 "wall_s": self.timer.wall_s(),
             }
-            for block, direction, detail, us in rows
+            for index, (block, direction, detail, us) in enumerate(rows)
         ]
 
 
@@ -394,7 +394,7 @@ def open_simulated(gpu: str, known: Mapping[str, str]) -> SimulatedDevice:
     return SimulatedDevice(virtual, busy=busy == "1", state_file=file)
 
 
-def _settings(gpu: str, chip: Chip, faults: Faults, locking: str, file: Path | None) -> StoredSettings:
+def _settings(gpu: str, chip: SimulatedChip, faults: Faults, locking: str, file: Path | None) -> StoredSettings:
     """The settings that a simulated GPU is found with."""
     if locking not in LOCKING:
         raise DeviceError(f"--gpu {gpu}: locking: found {locking!r}; allowed: {', '.join(LOCKING)}")
