@@ -100,7 +100,7 @@ skew_share      | imbalance_penalty                               | model/networ
 Lane            | PhaseCost, Stream, DeviceMeter or CommStream    | .                                           | no
 Pricer          | OperatorCostModel                               | .                                           | no
 _STAND_INS      | FALLBACK                                        | .                                           | no
-outside_s       | extrapolated_s                                  | model                                           | yes
+outside_s       | extrapolated_s                                  | model | yes
 Stretch         | PowerSegment, TimedRegion or TimedInterval      | .                                           | no
 settled_clocks  | steady_state_clocks                             | .                                           | no
 _Move           | ClockResponse                                   | model                                       | no
@@ -119,7 +119,7 @@ nothing         | infeasible_message                              | model/search
 needs_of        | constraint_values                               | .                                           | no
 Space           | SearchProblem                                   | .                                           | no
 says            | message                                         | model/search                                | no
-refuses         | is_violated                                     | model/search                                           | yes
+refuses         | is_violated                                     | model/search | yes
 held_load       | sustained_load                                  | .                                           | no
 HeldLoad        | SustainedLoad                                   | .                                           | no
 slower          | slack                                           | model/search                                | no
