@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from moemodel.model.results.validation import Report
     from moemodel.model.search.document import Search
     from moemodel.model.search.result import SearchResult
-    from moemodel.profiler.run import Outcome as ProfileReport
+    from moemodel.profiler.run import ProfileReport
     from moemodel.profiler.sections.progress import Progress
     from moemodel.validation.run import ValidationResult
     from moemodel.validation.select.runnable import PlanRequest

@@ -290,7 +290,7 @@ def _record(found: Measured | Failure, folder: Path) -> RunRecord:
         clock_held=found.clock_held,
         clock_note=found.clock_note,
         seconds=found.seconds,
-        rows=tuple(row_of(row) for row in found.rows),
+        rows=tuple(row_of(row.columns()) for row in found.rows),
     )
     return RunRecord(plan=name, visit=visit)
 

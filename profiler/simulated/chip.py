@@ -57,7 +57,7 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timing:
+class KernelTiming:
     """How fast kernels are.
 
     Attributes:
@@ -189,7 +189,7 @@ class SimulatedChip:
     """A simulated GPU: its datasheet, and what only the simulation knows."""
 
     gpu: Gpu
-    timing: Timing
+    timing: KernelTiming
     electrics: Electrics
     governor: Governor
     thermal: Thermal
@@ -266,7 +266,7 @@ _STREAMS = {
 def _h100() -> SimulatedChip:
     return SimulatedChip(
         gpu=read_gpu("h100-sxm-80gb"),
-        timing=Timing(
+        timing=KernelTiming(
             launch_s=2.2e-6,
             front_cycles=1600.0,
             uncovered=0.08,
@@ -334,7 +334,7 @@ def _h100() -> SimulatedChip:
 def _a100() -> SimulatedChip:
     return SimulatedChip(
         gpu=read_gpu("a100-sxm-80gb"),
-        timing=Timing(
+        timing=KernelTiming(
             launch_s=2.8e-6,
             front_cycles=1900.0,
             uncovered=0.10,

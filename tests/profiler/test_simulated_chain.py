@@ -28,7 +28,7 @@ from moemodel.model.operators.work import Kind, Pass
 from moemodel.model.records.calibration import Calibration, read_calibration
 from moemodel.profiler import run as run_module
 from moemodel.profiler.microbench.points import Point, Sizes
-from moemodel.profiler.run import Outcome, Workload, profile
+from moemodel.profiler.run import ProfileReport, Workload, profile
 from moemodel.profiler.sections.loads import gpu_loads
 from moemodel.profiler.simulated.chip import CHIPS, SimulatedChip
 from moemodel.profiler.simulated.gpu import VirtualGpu
@@ -63,7 +63,7 @@ class Truth:
     """A profile of a simulated GPU, beside what it hid."""
 
     chip: SimulatedChip
-    outcome: Outcome
+    outcome: ProfileReport
 
     def table(self, name: str) -> pd.DataFrame:
         return pd.read_parquet(self.outcome.folder / f"{name}.parquet")
@@ -118,8 +118,8 @@ def test_every_section_is_there(h100: Truth) -> None:
 def test_measured_times_are_the_true_ones(h100: Truth, bench: ModuleType) -> None:
     """Time, at the true clock that was measured with it, is what the hidden kernel takes; each within its noise."""
     rows, work = h100.table("operators"), bench.profiled()
-    kernels = {tuple(p.row().values()): kernel(h100.chip, p) for p in (*work.points, *work.sweep)}
-    names = list(work.points[0].row())
+    kernels = {tuple(p.operator().columns().values()): kernel(h100.chip, p) for p in (*work.points, *work.sweep)}
+    names = list(work.points[0].operator().columns())
     errors = [
         row.time_s / kernels[tuple(getattr(row, n) for n in names)].time_s(row.clock_Hz) - 1
         for row in rows.itertuples()
@@ -324,7 +324,7 @@ def test_its_physics_are_not_the_predictors(found_h100: Figures, found_locked: F
 GELU = Point(kind=Kind.GELU, direction=Pass.FORWARD, sizes=Sizes(m=16384, n=8192))
 
 
-def failing(fault: str, folder: Path, *, points: Sequence[Point] = (), loads: int = 6) -> Outcome:
+def failing(fault: str, folder: Path, *, points: Sequence[Point] = (), loads: int = 6) -> ProfileReport:
     small = Workload(points=points, sweep=[], loads=gpu_loads()[:loads])
     sections = ["mixed", "power"] if points else ["power"]
     return profile(f"sim:h100?fail={fault}", folder, workload=small, sections=sections)

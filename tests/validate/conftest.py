@@ -12,7 +12,7 @@ import pytest
 from moemodel.model.hardware.gpu import read_gpu
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
-from moemodel.model.records.profile import TABLES, DeviceInfo
+from moemodel.model.records.profile import DeviceInfo, IterationRow
 from moemodel.model.results.measured import QUANTITIES, predict_as_run
 from moemodel.model.results.validation import Environment
 from moemodel.profiler.training.launch import Failure, LaunchOptions, Measured, PlanVisit
@@ -27,16 +27,15 @@ DEVICE = DeviceInfo(
 )
 
 
-def rows_of(plan: Plan, truth: Calibration, factor: float = 1.0) -> list[dict[str, Any]]:
+def rows_of(plan: Plan, truth: Calibration, factor: float = 1.0) -> list[IterationRow]:
     """What a run would measure if `truth` were true: a row for each rank; `factor` on its time."""
     values = predict_as_run(plan, truth, {"temperature_C": TEMPERATURE_C}).values
     gpus = plan.cluster.gpus
-    empty = dict.fromkeys(TABLES["iterations"])
-    measured = {column: values[name] for name, column in QUANTITIES.items() if name in values}
+    measured: dict[str, Any] = {column: values[name] for name, column in QUANTITIES.items() if name in values}
     measured["energy_J"] = values["energy"] / gpus * factor
     measured["step_time_s"] *= factor
-    rows = [empty | measured | {"rank": rank, "temperature_C": TEMPERATURE_C} for rank in range(gpus)]
-    return [row | {"plan": plan.name} for row in rows]
+    about: dict[str, Any] = {"plan": plan.name, "steps": 20, "temperature_C": TEMPERATURE_C}
+    return [IterationRow(rank=rank, **(measured | about)) for rank in range(gpus)]
 
 
 @dataclass(kw_only=True)

@@ -20,7 +20,7 @@ from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.outcome import machine_of
 from moemodel.model.search.candidates import Candidates, candidates
 from moemodel.model.search.document import Search
-from moemodel.model.search.problem import Space, limits_of, memory_of, needs_of, plan_at
+from moemodel.model.search.problem import SearchProblem, constraint_values, limits_of, memory_of
 from moemodel.model.search.search import reference_plan
 from moemodel.validation.select.runnable import Hardware, PlanRequest, what_runs
 
@@ -60,12 +60,12 @@ def baselines_for(
         note = f"No controls: search {document.name} asks for more GPUs than there are."
         return BaselinePlans(requests=(), notes=(note,))
     cluster = document.cluster.model_copy(update={"gpus": (max(counts),)})
-    space = _space(document.model_copy(update={"cluster": cluster}), calibration)
+    problem = _problem(document.model_copy(update={"cluster": cluster}), calibration)
     if reference is None or reference.cluster.gpus > hardware.gpus:
-        reference = reference_plan(space)
+        reference = reference_plan(problem)
     found = {
         "default": ("reference", reference),
-        "random": ("random", _random_plan(space, hardware, calibration, seed, others)),
+        "random": ("random", _random_plan(problem, hardware, calibration, seed, others)),
     }
     missing = {
         "default": "what `moemodel init` would try first fits nowhere here",
@@ -85,10 +85,10 @@ def baselines_for(
     )
 
 
-def _space(document: Search, calibration: Calibration) -> Space:
+def _problem(document: Search, calibration: Calibration) -> SearchProblem:
     """What a search rests on; its document was checked when it was searched or made."""
     plan = document.plan()
-    return Space(
+    return SearchProblem(
         document=document,
         architecture=architecture_of(plan),
         gpu=read_gpu(document.cluster.gpu),
@@ -97,19 +97,19 @@ def _space(document: Search, calibration: Calibration) -> Space:
 
 
 def _random_plan(
-    space: Space, hardware: Hardware, calibration: Calibration, seed: int, others: Sequence[Plan]
+    problem: SearchProblem, hardware: Hardware, calibration: Calibration, seed: int, others: Sequence[Plan]
 ) -> Plan | None:
     """A plan drawn at random of those that fit, keep the limits, can be run, and are none of `others`."""
     random = np.random.default_rng(seed)
-    legal = candidates(space.document, space.architecture, space.gpu, calibration)
+    legal = candidates(problem, calibration)
     clocks = legal.clocks_MHz if hardware.no_locks is None else (None,)
     tried = 0
     for some in _in_random_order(legal, random):
-        fits = memory_of(space, some.batch(space.document)).peak_B <= space.machine.memory_B
+        fits = memory_of(problem, some.batch(problem.document)).peak_B <= problem.machine.memory_B
         for row in np.flatnonzero(fits):
-            plan = plan_at(space, some, int(row), clocks[random.integers(len(clocks))] if clocks else None)
+            plan = some.plan(problem.document, int(row), clocks[random.integers(len(clocks))] if clocks else None)
             taken = any(what_runs(plan) == what_runs(other) for other in others)
-            if not taken and hardware.unable(plan) is None and _within_limits(space, plan):
+            if not taken and hardware.unable(plan) is None and _within_limits(problem, plan):
                 return plan
             tried += 1
             if tried == _MOST_TRIED:
@@ -123,7 +123,7 @@ def _in_random_order(legal: Candidates, random: np.random.Generator) -> Iterator
         yield legal.take(order[start : start + _AT_ONCE])
 
 
-def _within_limits(space: Space, plan: Plan) -> bool:
+def _within_limits(problem: SearchProblem, plan: Plan) -> bool:
     batch = batch_of(plan)
-    needs = needs_of(space, batch, predict(space.architecture, batch, space.machine))
-    return all(needs[name][0] <= limit for name, limit in limits_of(space).items())
+    values = constraint_values(problem, batch, predict(problem.architecture, batch, problem.machine))
+    return all(values[name][0] <= limit for name, limit in limits_of(problem).items())

@@ -69,7 +69,7 @@ def mean_W(gpu: VirtualGpu, one: Kernel, seconds: float, share: float = 1.0) -> 
 # --- a world of its own ----------------------------------------------------------------------------------------------
 
 # All that it takes from the predictor: names of operators, the data sheet, and what documents are made of.
-SHARED = {"DeviceError", "Gpu", "read_gpu", "write_atomic", "Kind", "Pass", "DeviceInfo"}
+SHARED = {"DeviceError", "Gpu", "read_gpu", "write_atomic", "Kind", "Pass", "DeviceInfo", "HostRow"}
 
 
 def test_it_shares_no_equation_with_the_predictor() -> None:
@@ -363,8 +363,8 @@ def test_activity_is_that_of_the_window(h100: SimulatedChip) -> None:
 def test_samples_carry_noise_of_the_seed(h100: SimulatedChip) -> None:
     def times(seed: int, count: int = 50) -> list[float]:
         instruments = SimulatedInstruments(VirtualGpu(h100, seed))
-        case, lane = instruments.build(COPY), instruments.lane
-        return [sample.time_s for sample in lane.read([lane.queue(case, 3, 1e-3) for _ in range(count)])]
+        case, stream = instruments.build(COPY), instruments.stream
+        return [sample.time_s for sample in stream.read([stream.queue(case, 3, 1e-3) for _ in range(count)])]
 
     first = times(1)
     assert times(1) == first
