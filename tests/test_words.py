@@ -69,20 +69,20 @@ Parts           | ParameterCounts                                 | model       
 Behind          | OverlappableComm                                | .                                           | no
 free_s          | hideable_s                                      | .                                           | no
 everybody       | world                                           | model                                       | yes
-ahead           | async_launch                                    | model/predict                               | no
-meets           | synchronizes                                    | model                                       | no
-polls           | busy_waits                                      | model                                       | no
-shown_f         | exposed_forward_s                               | .                                           | no
-gone_f          | hidden_forward_s                                | .                                           | no
-shown_b         | exposed_backward_s                              | .                                           | no
-gone_b          | hidden_backward_s                               | .                                           | no
-beside_f        | overlap_window_forward_s                        | .                                           | no
-beside_b        | overlap_window_backward_s                       | .                                           | no
-talk_s          | comm_s                                          | .                                           | no
-_hidden         | _overlapped_s                                   | model/predict                               | no
+ahead           | async_launch                                    | model/predict                               | yes
+meets           | synchronizes                                    | model                                       | yes
+polls           | busy_waits                                      | model                                       | yes
+shown_f         | exposed_forward_s                               | .                                           | yes
+gone_f          | hidden_forward_s                                | .                                           | yes
+shown_b         | exposed_backward_s                              | .                                           | yes
+gone_b          | hidden_backward_s                               | .                                           | yes
+beside_f        | overlap_window_forward_s                        | .                                           | yes
+beside_b        | overlap_window_backward_s                       | .                                           | yes
+talk_s          | comm_s                                          | .                                           | yes
+_hidden         | _overlapped_s                                   | model/predict                               | yes
 tree_W          | the clock tree's power of each phase            | model/predict                               | no
-cycle           | power_profile                                   | model/predict                               | no
-_columns        | _phase_totals                                   | model/predict                               | no
+cycle           | power_profile                                   | model/predict                               | yes
+_columns        | _phase_totals                                   | model/predict                               | yes
 way_s           | pipeline_fill_comm_s                            | .                                           | no
 forward_lead    | unoverlappable_fraction_forward                 | .                                           | no
 again_s         | recompute_sync_s                                | .                                           | no
@@ -91,8 +91,8 @@ _talk           | _comm                                           | .           
 tied            | embedding_grad_all_reduce                       | model/step                                  | no
 _counts         | _expert_count_all_to_all                        | model/step                                  | yes
 boundary        | pipeline_p2p                                    | model/step                                  | no
-once_a_node     | node_deduplicated                               | .                                           | no
-most_nodes      | node_limit                                      | .                                           | no
+once_a_node     | node_deduplicated                               | .                                           | yes
+most_nodes      | node_limit                                      | .                                           | yes
 starts_s        | launch_latency_s                                | .                                           | no
 steps_s         | hop_latency_s                                   | model/network                               | no
 moved           | transfer_time_s                                 | model/network                               | no
@@ -100,7 +100,7 @@ skew_share      | imbalance_penalty                               | model/networ
 Lane            | PhaseCost, Stream, DeviceMeter or CommStream    | .                                           | no
 Pricer          | OperatorCostModel                               | .                                           | no
 _STAND_INS      | FALLBACK                                        | .                                           | no
-outside_s       | extrapolated_s                                  | .                                           | no
+outside_s       | extrapolated_s                                  | model | yes
 Stretch         | PowerSegment, TimedRegion or TimedInterval      | .                                           | no
 settled_clocks  | steady_state_clocks                             | .                                           | no
 _Move           | ClockResponse                                   | model                                       | no
@@ -112,14 +112,23 @@ third           | is_zero3                                        | model       
 CutWithEnds     | PipelineLayout                                  | .                                           | no
 AsRun           | PredictedQuantities                             | .                                           | no
 merged          | reduce_ranks                                    | model/results                               | no
+<<<<<<< HEAD
 Warmer          | InletSensitivity                                | .                                           | no
+=======
+Warmer          | InletSensitivity                                | .                                           | yes
+>>>>>>> face
 Tally           | SearchState                                     | .                                           | yes
 _race           | _update_top_k                                   | .                                           | yes
 nothing         | infeasible_message                              | model/search                                | yes
 needs_of        | constraint_values                               | .                                           | yes
 Space           | SearchProblem                                   | .                                           | yes
+<<<<<<< HEAD
 says            | message                                         | model/search/candidates.py                  | yes
 refuses         | is_violated                                     | model                                       | yes
+=======
+says            | message                                         | model/search                                | no
+refuses         | is_violated                                     | model/search | yes
+>>>>>>> face
 held_load       | sustained_load                                  | .                                           | no
 HeldLoad        | SustainedLoad                                   | .                                           | no
 slower          | slack                                           | model/search                                | yes
@@ -146,7 +155,11 @@ Teller          | EventWriter                                     | .           
 Follower        | EventReader                                     | .                                           | yes
 Stopwatch       | CollectiveTimer                                 | .                                           | yes
 Peers           | HelperProcesses, RankBarrier or RendezvousStore | .                                           | yes
+<<<<<<< HEAD
 Timer           | StreamTimer                                     | profiler/microbench                         | yes
+=======
+Timer           | StreamTimer                                     | profiler/microbench                         | no
+>>>>>>> face
 Outcome         | ProfileReport                                   | profiler                                    | yes
 Outcome         | ValidationResult                                | validate                                    | yes
 Run             | MeasuredRun                                     | calibrate                                   | no

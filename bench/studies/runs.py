@@ -103,19 +103,19 @@ class Software:
         gpu: description of the chip.
         backend, precision: of the model.
         internode: network between nodes, by name.
-        behind: exchanges that run behind computation (`frameworks.Framework`); None: what the backend says.
+        overlapped: exchanges that run behind computation (`frameworks.Framework`); None: what the backend says.
         gradient_B: bytes of a gradient element on the wire; None: as in memory.
-        once_a_node, most_nodes: how rows get to experts (`frameworks.Framework`).
+        node_deduplicated, node_limit: how rows get to experts (`frameworks.Framework`).
     """
 
     gpu: str
     backend: str
     precision: Precision
     internode: str = "infiniband-ndr"
-    behind: frozenset[OverlapAxis] | None = None
+    overlapped: frozenset[OverlapAxis] | None = None
     gradient_B: float | None = None
-    once_a_node: bool = False
-    most_nodes: int | None = None
+    node_deduplicated: bool = False
+    node_limit: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,9 +152,9 @@ def machine(software: Software, constants: Mapping[str, float]) -> Machine:
     framework = replace(
         usual,
         gradient_wire_B=software.gradient_B,
-        overlapped=usual.overlapped if software.behind is None else software.behind,
-        dispatches_once_a_node=software.once_a_node,
-        node_limit=software.most_nodes,
+        overlapped=usual.overlapped if software.overlapped is None else software.overlapped,
+        dispatches_once_a_node=software.node_deduplicated,
+        node_limit=software.node_limit,
     )
     return Machine(
         gpu=gpu,
@@ -512,7 +512,7 @@ _DENSE = ("LLAMA3_8B", "LLAMA3_70B", "LLAMA3.1_405B")
 # 8-bit products take the peak of fp8. Containers of 2025 and 2026 of one table.
 _CORE = Software(gpu=_CALIBRATED, backend="megatron-core", precision="bf16-mixed")
 _CORE_FP8 = replace(_CORE, precision="fp8")
-_MOE_BEHIND: frozenset[OverlapAxis] = frozenset({"pp", "parameters", "gradients"})
+_MOE_OVERLAPPED: frozenset[OverlapAxis] = frozenset({"pp", "parameters", "gradients"})
 _DENSE_CONSTANTS = {"products": _rate()}
 
 
@@ -601,11 +601,13 @@ _DISPATCH: dict[tuple[str, str], tuple[str, ...]] = {
 def _expert_software() -> dict[str, Software]:
     software = {}
     for precision, base in (("BF16", _CORE), ("FP8", _CORE_FP8)):
-        for once, behind in product((False, True), repeat=2):
-            name = precision + " once" * once + " behind" * behind
-            exchanges: frozenset[OverlapAxis] = _MOE_BEHIND | (frozenset({"ep"}) if behind else frozenset())
-            software[name] = replace(base, behind=exchanges, once_a_node=once)
-        software[f"{precision} once to four"] = replace(base, behind=_MOE_BEHIND, once_a_node=True, most_nodes=4)
+        for once, overlaps in product((False, True), repeat=2):
+            name = precision + " once" * once + " behind" * overlaps
+            exchanges: frozenset[OverlapAxis] = _MOE_OVERLAPPED | (frozenset({"ep"}) if overlaps else frozenset())
+            software[name] = replace(base, overlapped=exchanges, node_deduplicated=once)
+        software[f"{precision} once to four"] = replace(
+            base, overlapped=_MOE_OVERLAPPED, node_deduplicated=True, node_limit=4
+        )
     return software
 
 
