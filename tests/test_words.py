@@ -112,23 +112,14 @@ third           | is_zero3                                        | model       
 CutWithEnds     | PipelineLayout                                  | .                                           | no
 AsRun           | PredictedQuantities                             | .                                           | no
 merged          | reduce_ranks                                    | model/results                               | no
-<<<<<<< HEAD
-Warmer          | InletSensitivity                                | .                                           | no
-=======
 Warmer          | InletSensitivity                                | .                                           | yes
->>>>>>> face
 Tally           | SearchState                                     | .                                           | yes
 _race           | _update_top_k                                   | .                                           | yes
 nothing         | infeasible_message                              | model/search                                | yes
 needs_of        | constraint_values                               | .                                           | yes
 Space           | SearchProblem                                   | .                                           | yes
-<<<<<<< HEAD
 says            | message                                         | model/search/candidates.py                  | yes
 refuses         | is_violated                                     | model                                       | yes
-=======
-says            | message                                         | model/search                                | no
-refuses         | is_violated                                     | model/search | yes
->>>>>>> face
 held_load       | sustained_load                                  | .                                           | no
 HeldLoad        | SustainedLoad                                   | .                                           | no
 slower          | slack                                           | model/search                                | yes
@@ -155,11 +146,7 @@ Teller          | EventWriter                                     | .           
 Follower        | EventReader                                     | .                                           | yes
 Stopwatch       | CollectiveTimer                                 | .                                           | yes
 Peers           | HelperProcesses, RankBarrier or RendezvousStore | .                                           | yes
-<<<<<<< HEAD
 Timer           | StreamTimer                                     | profiler/microbench                         | yes
-=======
-Timer           | StreamTimer                                     | profiler/microbench                         | no
->>>>>>> face
 Outcome         | ProfileReport                                   | profiler                                    | yes
 Outcome         | ValidationResult                                | validate                                    | yes
 Run             | MeasuredRun                                     | calibrate                                   | no
