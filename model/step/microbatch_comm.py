@@ -129,14 +129,21 @@ class Communication:
         """Time of collectives in a forward and in a backward pass."""
         forward, backward = self.none(), self.none()
         for comm in collectives:
-            time_s = self._time_s(comm)
+            group = self._group(comm)
+            if not (group[0] > 1).any():  # there is nobody to send to in any plan
+                continue
+            time_s = self._time_s(comm, group)
             forward = forward + self._exchange(comm, time_s * comm.forward, comm.forward_launches)
             backward = backward + self._exchange(comm, time_s * comm.backward, comm.backward_launches)
         return forward, backward
 
-    def _time_s(self, comm: LayerComm) -> FloatArray:
-        """Of one collective, [P]."""
+    def _group(self, comm: LayerComm) -> Group:
+        """The ranks that take part."""
         group: Group = getattr(self.groups, comm.group or comm.axis)
+        return group
+
+    def _time_s(self, comm: LayerComm, group: Group) -> FloatArray:
+        """Of one collective, [P]."""
         size_B = comm.size_B if comm.skew is None else self.network.skewed_B(comm.size_B, comm.skew)
         once = comm.experts_per_token is not None and self.framework.dispatches_once_a_node
         share = self._across_share(comm.experts_per_token or 1.0) if once else 1.0
