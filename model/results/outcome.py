@@ -28,7 +28,7 @@ from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.carbon import footprint, grid_intensity
 from moemodel.model.results.estimate import INTERVAL, Estimate, finite
 from moemodel.model.results.feasibility import refuse_too_large
-from moemodel.model.results.inlet_sensitivity import InletSensitivity, inlet_sensitivity
+from moemodel.model.results.inlet_sensitivity import InletSensitivity, predict_with_sensitivity
 from moemodel.model.results.notes import notes
 from moemodel.model.step.system import Machine
 
@@ -198,10 +198,9 @@ def outcome(plan: Plan, calibration: Calibration, *, even_if_it_does_not_fit: bo
     check_power_and_clock(plan, gpu)
     machine = machine_of(plan, calibration, gpu)
     priced = PricedPlans(architecture, batch_of(plan), machine)
-    prediction = priced.predict(inlet_C=machine.inlet_C)
+    prediction, warmer = predict_with_sensitivity(priced, machine)
     if not even_if_it_does_not_fit:
         refuse_too_large(plan, architecture, machine, prediction)
-    warmer = inlet_sensitivity(priced, machine, prediction)
     return _outcome(plan, architecture, gpu, machine, prediction, warmer)
 
 
