@@ -44,7 +44,7 @@ from moemodel.profiler.instruments.energy_sampler import EnergySampler
 from moemodel.profiler.meter.attribution import PhasePower
 from moemodel.profiler.meter.energy_meter import Meter
 from moemodel.profiler.meter.recording import RecordedSession, RecordingDevice, recorded_session
-from moemodel.profiler.microbench.budget import effort_for
+from moemodel.profiler.microbench.budget import budget_for
 from moemodel.profiler.microbench.cases import Case
 from moemodel.profiler.microbench.harness import Instruments
 from moemodel.profiler.microbench.points import Point, Sizes
@@ -161,7 +161,7 @@ def rig_on(gpu: str, record: Path, seed: int) -> Iterator[Rig]:
     """
     known = {alias: d.name for d in map(read_gpu, list_gpus()) for alias in (d.name, *d.aliases)}
     device = open_device(gpu, known)
-    instruments = platform_of(device).instruments(effort_for(device.torch_device), seed)
+    instruments = platform_of(device).instruments(budget_for(device.torch_device), seed)
     if isinstance(device, SimulatedDevice):
         with _simulated(device, record, instruments) as simulated:
             yield simulated

@@ -18,7 +18,7 @@ Clock of least energy: argmin over clocks of P t, measured P and t against predi
 on the SMs and overstate work that comes and goes: the source filled zeros with the reading before. A program counts by
 its median error over splits. `energy_lost` is what running at the predicted clock costs over the measured best.
 
-Temperature moves together with power in these readings, so leakage is held, not fitted (`calibrate.dvfs`).
+Temperature moves together with power in these readings, so leakage is held, not fitted (`published.activity_power`).
 
 `--others` names a table of more programs on the same machine (`GA100-dvfs-accel-dcgm.csv` of the source's repository);
 those that are not among the 12 are predicted by a fit to all 12.

@@ -103,16 +103,16 @@ LOADS: tuple[dict[str, Any], ...] = (
 
 def measure(gpu: str, file: Path, shorter: float = 1.0) -> None:
     """Hold every load on the GPU that is here, and write what was seen."""
-    from moemodel.profiler.microbench.budget import effort_for
-    from moemodel.profiler.microbench.harness import Bench
+    from moemodel.profiler.microbench.budget import budget_for
+    from moemodel.profiler.microbench.harness import Harness
     from moemodel.profiler.platforms.registry import open_named, platform_of
 
     device, name = open_named(gpu)
     platform = platform_of(device)
-    effort = effort_for(device.torch_device)
+    budget = budget_for(device.torch_device)
     rows = []
     with platform.sampler() as sampler:
-        bench = Bench(device, effort, 0, sampler, platform.instruments(effort, 0))
+        bench = Harness(device, budget, 0, sampler, platform.instruments(budget, 0))
         for load in LOADS:
             rows.append(_held(bench, load, load["seconds"] * shorter))
             print(json.dumps({k: v for k, v in rows[-1].items() if k != "parts"}), flush=True)
@@ -131,7 +131,7 @@ def _held(bench: Any, load: dict[str, Any], seconds: float) -> dict[str, Any]:
         point = Point(kind=Kind(part["kind"]), direction=Pass(part["direction"]), sizes=Sizes(**part["shape"]))
         case = bench.build(point)
         cases.append((case, bench.warm_up(case), part["calls"]))
-    bench.lane.synchronize()
+    bench.stream.synchronize()
     bench.timer.sleep(_REST_S)
     start_C = bench.device.temperature_C()
     begun_s, samples = bench.timer.now_s(), []
@@ -141,17 +141,17 @@ def _held(bench: Any, load: dict[str, Any], seconds: float) -> dict[str, Any]:
     while bench.timer.now_s() < begun_s + seconds:
         index = next(turns)
         case, _, calls = cases[index]
-        stretch = bench.lane.queue(case, calls)
-        queued.append(stretch)
+        region = bench.stream.queue(case, calls)
+        queued.append(region)
         late = bench.timer.now_s() > begun_s + seconds - _LAST_S
         if late:
-            samples.append(stretch)
+            samples.append(region)
         if load["pause_s"] and index == len(cases) - 1:
-            bench.lane.wait(queued[-1])
+            bench.stream.wait(queued[-1])
             queued.clear()
             bench.timer.pause(load["pause_s"])
         while len(queued) > 2 * len(cases):
-            bench.lane.wait(queued.popleft())
+            bench.stream.wait(queued.popleft())
         if index == len(cases) - 1:
             now_s = bench.timer.now_s()
             if late:
@@ -159,7 +159,7 @@ def _held(bench: Any, load: dict[str, Any], seconds: float) -> dict[str, Any]:
             last_s, rounds = now_s, rounds + 1
     end_s, end_C = bench.timer.now_s(), bench.device.temperature_C()
     window = bench.sampler.window(end_s - _LAST_S, end_s)
-    read = bench.lane.read(samples)
+    read = bench.stream.read(samples)
     busy_s = sum(s.time_s * s.calls for s in read if s.clock_Hz)
     return {
         **load,

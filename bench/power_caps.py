@@ -6,9 +6,9 @@
     v100    training epochs of 5 networks by batch size and optimizer under 7 caps (zeus, NSDI'23)
     a40     the same, 9 caps
 
-Every other cap of a program, in order, gives the parameters of the GPU and of its programs (`calibrate.caps`), and time
-and mean power under the caps between are predicted; then the other way round. So each row is predicted once, by a fit
-that has not seen it. Of the A100, a program's clocks share its parameters. Below its cap, a program draws its own.
+Every other cap of a program, in order, gives the parameters of the GPU and of its programs (`studies.power_caps`), and
+time and mean power under the caps between are predicted; then the other way round. So each row is predicted once, by a
+fit that has not seen it. Of the A100, a program's clocks share its parameters. Below its cap, a program draws its own.
 
 `time_mape` and `power_mape` are means over the three tables of means over rows. `inside` and `outside` tell caps
 between caps of the fit from those above or below all of them. `lines` is no model: straight lines between the caps of

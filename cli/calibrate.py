@@ -56,7 +56,7 @@ def calibrate_command(
 
 
 def _fit(profiles: tuple[Path, ...], output: Path) -> None:
-    from moemodel.calibration.store.calibration_writer import write_calibration
+    from moemodel.calibration.store.catalogue import write_calibration
 
     calibration, errors = api.calibrate(*profiles)
     write_calibration(calibration, output)
@@ -78,7 +78,7 @@ def _shapes(errors: list[HeldOut]) -> Table:
 
 
 def _update(paths: tuple[Path, ...], calibration: str | None, output: Path, *, force: bool) -> None:
-    from moemodel.calibration.store.calibration_writer import write_calibration
+    from moemodel.calibration.store.catalogue import write_calibration
 
     found = api.recalibrate(*paths, calibration=calibration, force=force)
     out = console()

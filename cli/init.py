@@ -28,9 +28,9 @@ def init_command(output: Path, architecture: str, gpu: str, gpus: int, calibrati
     """Write a commented plan that fits in memory. It is a start, not an optimum."""
     from moemodel.calibration.store.catalogue import load_calibration
     from moemodel.model.core.errors import InputError
-    from moemodel.model.search.baseline import draft_plan
+    from moemodel.model.search.baseline import baseline_plan
 
-    plan = draft_plan(architecture, gpu, gpus, load_calibration(calibration, gpu, key="--gpu"))
+    plan = baseline_plan(architecture, gpu, gpus, load_calibration(calibration, gpu, key="--gpu"))
     try:
         write_atomic(output, _document(plan), overwrite=force)
     except FileExistsError:

@@ -12,7 +12,7 @@ from moemodel import api
 
 if TYPE_CHECKING:
     from moemodel.profiler.clocks.settings import AskedClocks
-    from moemodel.profiler.run import Outcome
+    from moemodel.profiler.run import ProfileReport
 
 _INTERRUPTED = 130  # as a shell reports Ctrl-C
 _SIGNALLED = 128  # and with a signal's number added, one of the others
@@ -112,7 +112,7 @@ def profile_command(
         raise click.exceptions.Exit(_INTERRUPTED if outcome.signal is None else _SIGNALLED + outcome.signal)
 
 
-def _print(outcome: Outcome) -> None:
+def _print(outcome: ProfileReport) -> None:
     for note in outcome.notes:
         click.echo(f"note: {note}")
     for skip in outcome.skips:

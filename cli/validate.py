@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from moemodel.model.results.validation import PlanReport, Report
-    from moemodel.validation.run import Outcome
+    from moemodel.validation.run import ValidationResult
 
 _FAILED = 3  # exit code: some plan did not run to its end
 _INTERRUPTED = 130  # as a shell reports Ctrl-C
@@ -126,7 +126,7 @@ def validate_command(
 # ---- the report -----------------------------------------------------------------------------------------------------
 
 
-def _print(outcome: Outcome) -> None:
+def _print(outcome: ValidationResult) -> None:
     out = console()
     for part in _report(outcome.report):
         out.print(part)

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moemodel.api import calibrate, recalibrate
-    from moemodel.calibration.store.calibration_writer import write_calibration
-    from moemodel.calibration.store.catalogue import list_calibrations, shipped
+    from moemodel.calibration.store.catalogue import list_calibrations, shipped, write_calibration
     from moemodel.model.architecture.hf_config import list_architectures, read_architecture
     from moemodel.model.architecture.spec import Architecture
     from moemodel.model.core.errors import (
@@ -79,7 +78,7 @@ _HOMES: dict[str, str] = {
     "search": "api",
     "shipped": "calibration.store.catalogue",
     "validate": "api",
-    "write_calibration": "calibration.store.calibration_writer",
+    "write_calibration": "calibration.store.catalogue",
 }
 
 __all__ = [

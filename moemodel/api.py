@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from moemodel.model.results.validation import Report
     from moemodel.model.search.document import Search
     from moemodel.model.search.result import SearchResult
-    from moemodel.profiler.run import Outcome as ProfileReport
+    from moemodel.profiler.run import ProfileReport
     from moemodel.profiler.sections.progress import Progress
-    from moemodel.validation.run import Outcome as ValidationResult
-    from moemodel.validation.select.runnable import Wish
+    from moemodel.validation.run import ValidationResult
+    from moemodel.validation.select.runnable import PlanRequest
 
     DocumentT = TypeVar("DocumentT", bound=BaseModel)
 
@@ -60,7 +60,7 @@ def predict(
 
     The same from a file, and for a cap of 500 W:
 
-    >>> plan = moemodel.read_plan(Path("examples/olmoe-1b-7b.yaml"))
+    >>> plan = moemodel.read_plan("examples/olmoe-1b-7b.yaml")
     >>> capped = moemodel.predict(plan.model_copy(update={"power_cap_W": 500.0}))
     >>> capped.power_W.value <= 500.0
     True
@@ -202,7 +202,7 @@ def calibrate(*profiles: Path | str) -> tuple[Calibration, list[HeldOut]]:
 
     >>> import moemodel
     >>> calibration, errors = moemodel.calibrate("my-profile")
-    >>> moemodel.write_calibration(calibration, Path("mine.json"))
+    >>> moemodel.write_calibration(calibration, "mine.json")
     >>> moemodel.predict("plan.yaml", "mine.json").calibration == calibration.name
     True
 
@@ -234,7 +234,7 @@ def recalibrate(
     >>> import moemodel
     >>> update = moemodel.recalibrate("validation")
     >>> if update.kept:
-    ...     moemodel.write_calibration(update.calibration, Path("new.json"))
+    ...     moemodel.write_calibration(update.calibration, "new.json")
 
     Args:
         reports: that `validate` returned or wrote: themselves, their files, or the folders; at least one.
@@ -317,7 +317,7 @@ def validate(
     from moemodel.calibration.store.catalogue import load_calibration
     from moemodel.validation.run import Options, gpu_of, validate_here
 
-    asked = _wishes(plans) if plans else _search_result(search)
+    asked = _requests(plans) if plans else _search_result(search)
     wanted = gpu_of(asked)
     loaded = load_calibration(calibration, gpu or wanted, key="--gpu" if gpu else "cluster.gpu")
     options = Options(
@@ -388,13 +388,13 @@ def _profile_folder(gpu: str) -> Path:
     return Path(f"profile-{re.sub(r'[^A-Za-z0-9.]+', '-', Path(gpu).stem if described else gpu)}")
 
 
-def _wishes(plans: Sequence[Plan | Path | str | Mapping[str, Any]]) -> list[Wish]:
+def _requests(plans: Sequence[Plan | Path | str | Mapping[str, Any]]) -> list[PlanRequest]:
     """Plans that are given, each with where it is from."""
     from moemodel.model.plan.spec import Plan
-    from moemodel.validation.select.runnable import Wish
+    from moemodel.validation.select.runnable import PlanRequest
 
     opened = (_opened(plan, Plan, "plan") for plan in plans)
-    return [Wish(role=f"file {place}" if place else f"plan {plan.name}", plan=plan) for plan, place in opened]
+    return [PlanRequest(role=f"file {place}" if place else f"plan {plan.name}", plan=plan) for plan, place in opened]
 
 
 def _search_result(given: SearchResult | Path | str) -> SearchResult:

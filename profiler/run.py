@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from moemodel.model.core.errors import DeviceError, InputError
-from moemodel.model.records.profile import MANIFEST
+from moemodel.model.records.profile import MANIFEST, HostRow
 from moemodel.profiler.clocks.clock_control import ClockControl, Terminated, choose_clocks, ending_cleanly
 from moemodel.profiler.clocks.settings import AskedClocks, Clocks
-from moemodel.profiler.collectives.helpers import first_of_job, help_first, helps
+from moemodel.profiler.collectives.helpers import first_of_job, helps, run_as_helper
 from moemodel.profiler.collectives.points import Scale
 from moemodel.profiler.collectives.section import SECTION as COLLECTIVES
 from moemodel.profiler.collectives.section import Collectives, check_enough, devices_at_hand
@@ -24,9 +24,9 @@ from moemodel.profiler.devices.base import Device
 from moemodel.profiler.devices.cpu import power_note
 from moemodel.profiler.devices.memory import make_room
 from moemodel.profiler.instruments.energy_sampler import EnergySampler, stuck_since
-from moemodel.profiler.microbench.budget import Effort, effort_for
+from moemodel.profiler.microbench.budget import MeasurementBudget, budget_for
 from moemodel.profiler.microbench.grid import cpu_grid, cpu_sweep, gpu_grid, gpu_sweep
-from moemodel.profiler.microbench.harness import Bench
+from moemodel.profiler.microbench.harness import Harness
 from moemodel.profiler.microbench.points import Point
 from moemodel.profiler.microbench.skips import Skip
 from moemodel.profiler.platforms.base import Platform
@@ -38,10 +38,11 @@ from moemodel.profiler.sections.operator_times import Mix, OperatorTimes
 from moemodel.profiler.sections.passive_sweep import PassiveSweep
 from moemodel.profiler.sections.power import Load, PowerOfLoads
 from moemodel.profiler.sections.progress import Progress, Silent
-from moemodel.profiler.sections.thermal import Heat
+from moemodel.profiler.sections.thermal import Heat, thermal_rows
 from moemodel.profiler.store.manifest import new_manifest
 from moemodel.profiler.store.profile_writer import ProfileWriter, read_manifest
 from moemodel.profiler.training.launch import LaunchOptions, measure_host
+from moemodel.profiler.training.measure import measure_plans
 
 # Section -> its share of the time. `host` is last: its kernel counter may slow later launches of the process.
 SECTIONS = {"mixed": 0.30, "power": 0.28, "heat": 0.19, "solo": 0.07, "sweep": 0.12, "host": 0.04}
@@ -60,7 +61,7 @@ class Workload:
 
 
 @dataclass(kw_only=True)
-class Outcome:
+class ProfileReport:
     """What a profile run did.
 
     Attributes:
@@ -97,11 +98,11 @@ def profile(
     plans: Sequence[Path] = (),
     progress: Progress | None = None,
     announce: Callable[[str], None] = lambda _: None,
-    effort: Effort | None = None,
+    budget: MeasurementBudget | None = None,
     workload: Workload | None = None,
     ranks: int | None = None,
     scale: Scale | None = None,
-) -> Outcome:
+) -> ProfileReport:
     """Measure a device into a profile folder, or go on with one that was interrupted.
 
     Where there are several GPUs, the first is measured by itself, then how all talk to each other: in processes that
@@ -120,7 +121,7 @@ def profile(
         plans: training plans to run and measure after the sections.
         progress: told how far it is.
         announce: told before a setting of the GPU is changed.
-        effort: instead of what suits the device.
+        budget: instead of what suits the device.
         workload: instead of what suits the device.
         ranks: devices that talk to each other; all that are visible by default, of processors one.
         scale: of the collectives, instead of what suits the device.
@@ -134,9 +135,9 @@ def profile(
     begun_s = time.perf_counter()
     chosen = _chosen_sections(sections, clocks)
     if helps():
-        help_first()
-        return Outcome(folder=folder, helped=True)
-    outcome = Outcome(folder=folder)
+        run_as_helper()
+        return ProfileReport(folder=folder, helped=True)
+    outcome = ProfileReport(folder=folder)
     with ExitStack() as stack:
         helpers = stack.enter_context(first_of_job())
         device, name = open_named(gpu)
@@ -159,7 +160,7 @@ def profile(
             writer=writer,
             progress=progress or Silent(),
             outcome=outcome,
-            effort=effort or effort_for(device.torch_device),
+            budget=budget or budget_for(device.torch_device),
             workload=workload or default_workload(device, seed),
             seed=seed,
             control=control if choice.clocks == "lock" else None,
@@ -198,23 +199,23 @@ def default_workload(device: Device, seed: int) -> Workload:
     return Workload(points=gpu_grid(seed), sweep=gpu_sweep(), loads=gpu_loads())
 
 
-def _mixed(work: Workload, effort: Effort, control: ClockControl | None) -> Section:
+def _mixed(work: Workload, budget: MeasurementBudget, control: ClockControl | None) -> Section:
     del control
-    return OperatorTimes(work.points, Mix(label="mixed", heavy=_HEAVY_RATIO, samples=effort.mixed_samples))
+    return OperatorTimes(work.points, Mix(label="mixed", heavy=_HEAVY_RATIO, samples=budget.mixed_samples))
 
 
-def _solo(work: Workload, effort: Effort, control: ClockControl | None) -> Section:
+def _solo(work: Workload, budget: MeasurementBudget, control: ClockControl | None) -> Section:
     del control
-    return OperatorTimes(work.points, Mix(label="solo", heavy=0, samples=effort.solo_samples))
+    return OperatorTimes(work.points, Mix(label="solo", heavy=0, samples=budget.solo_samples))
 
 
-def _sweep(work: Workload, effort: Effort, control: ClockControl | None) -> Section:
-    del effort
+def _sweep(work: Workload, budget: MeasurementBudget, control: ClockControl | None) -> Section:
+    del budget
     return LockedSweep(control, work.sweep, work.loads) if control else PassiveSweep(work.sweep)
 
 
 # What measures a section on the bench; the control is there where clocks are locked.
-_OPENERS: dict[str, Callable[[Workload, Effort, ClockControl | None], Section]] = {
+_OPENERS: dict[str, Callable[[Workload, MeasurementBudget, ClockControl | None], Section]] = {
     "mixed": _mixed,
     "power": lambda work, *_: PowerOfLoads(work.loads),
     "heat": lambda work, *_: Heat(work.loads),
@@ -256,8 +257,8 @@ class _Run:
     platform: Platform
     writer: ProfileWriter
     progress: Progress
-    outcome: Outcome
-    effort: Effort
+    outcome: ProfileReport
+    budget: MeasurementBudget
     workload: Workload
     seed: int
     control: ClockControl | None = None  # where clocks are locked
@@ -286,14 +287,14 @@ class _Run:
 
     def _parallel_host(self, gpu: str) -> None:
         """The host's time of what parallel plans add; with collectives over gloo it would say nothing of a GPU's."""
-        if self.writer.has("host", {"block": "fsdp_unit", "direction": "forward", "detail": "zero 3"}):
+        if self.writer.has(HostRow, block="fsdp_unit", direction="forward", detail="zero 3"):
             return
         self.progress.begin("host of parallel plans", 1)
         try:
             with tempfile.TemporaryDirectory(prefix="moemodel-") as folder:
                 options = LaunchOptions(gpu=gpu, clocks="passive")
                 rows = measure_host(folder=Path(folder), options=options, repeats=_PARALLEL_HOST_REPEATS)
-            self.writer.append("host", rows)
+            self.writer.append(rows)
         except DeviceError as error:
             self.outcome.skips.append(Skip(what="host of parallel plans", reason=str(error)))
         self.progress.end()
@@ -302,11 +303,9 @@ class _Run:
         """Measure whole training steps of plans; the bench and its operands are gone by now."""
         if not plans:
             return
-        from moemodel.profiler.training import measure as training
-
         self.progress.begin("training", len(plans))
         begun_s = self.platform.timer.now_s()
-        failed = training.measure_plans(plans, self.device, self.writer, report=self.progress.step)
+        failed = measure_plans(plans, self.device, self.writer, report=self.progress.step)
         self.outcome.skips += [Skip(what=f"plan {f.plan}", reason=f.reason) for f in failed]
         self._finish("training", begun_s)
 
@@ -319,45 +318,42 @@ class _Run:
                 bench = self._open_bench(sampler)
                 self._note(bench)
                 for name in chosen:
-                    section = _OPENERS[name](self.workload, self.effort, self.control)
+                    section = _OPENERS[name](self.workload, self.budget, self.control)
                     sampler.label = name
                     self._section(name, section.steps, partial(self._run, section, bench, deadline_s[name]))
                 self.writer.note_host(context_B=_context_B(self.device))
             finally:
                 self._heat(sampler, begun_s)
 
-    def _open_bench(self, sampler: EnergySampler) -> Bench:
+    def _open_bench(self, sampler: EnergySampler) -> Harness:
         """The bench, its operands made and its heavy load run once.
 
         Raises:
             DeviceError: the device does not even do that.
         """
         try:
-            instruments = self.platform.instruments(self.effort, self.seed)
-            return Bench(self.device, self.effort, self.seed, sampler, instruments)
+            instruments = self.platform.instruments(self.budget, self.seed)
+            return Harness(self.device, self.budget, self.seed, sampler, instruments)
         except RuntimeError as error:
             reason = str(error).strip().partition("\n")[0]
             raise DeviceError(f"{self.device.info.name} failed before anything was measured: {reason}") from error
 
     def _heat(self, sampler: EnergySampler, begun_s: float) -> None:
         """The trace into table `thermal`, without a power reading that stuck."""
-        rows = thermal_rows(sampler, begun_s)
         stuck_s = stuck_since(sampler.trace())
         if stuck_s is not None:
-            for row, reading in zip(rows, sampler.trace(), strict=False):  # the sampler still runs
-                row["power_W"] = None if reading.time_s >= stuck_s else row["power_W"]
             self.outcome.notes.append(
                 f"the power reading did not change from {stuck_s - begun_s:.0f} s on: it is stuck and left out of the "
                 "thermal trace; the energy counter is trusted"
             )
-        self.writer.append("thermal", rows)
+        self.writer.append(thermal_rows(sampler, begun_s, stuck_s))
 
-    def _run(self, section: Section, bench: Bench, deadline_s: float) -> list[Skip]:
+    def _run(self, section: Section, bench: Harness, deadline_s: float) -> list[Skip]:
         return section.run(bench, self.writer, deadline_s, self.progress)
 
     def _host(self) -> list[Skip]:
-        rows = self.platform.host_rows(self.effort.host_repeats)
-        self.writer.append("host", [row for row in rows if not self.writer.has("host", row)])
+        rows = self.platform.host_rows(self.budget.host_repeats)
+        self.writer.append([row for row in rows if not self.writer.has(HostRow, **row.columns())])
         self.progress.step("tiny models")
         return []
 
@@ -373,7 +369,7 @@ class _Run:
         self.writer.section_finished(name, seconds)
         self.progress.end()
 
-    def _note(self, bench: Bench) -> None:
+    def _note(self, bench: Harness) -> None:
         if bench.clock.note:
             self.outcome.notes.append(bench.clock.note)
         note = power_note(self.device.info)
@@ -390,19 +386,3 @@ def _context_B(device: Device) -> float | None:
     if used_B is None or device.torch_device.type != "cuda":
         return None
     return used_B - torch.cuda.memory_reserved(device.torch_device)
-
-
-def thermal_rows(sampler: EnergySampler, begun_s: float) -> list[dict[str, object]]:
-    """Rows of table `thermal` from the sampler's trace; `begun_s` is the timer at their zero."""
-    return [
-        {
-            "load": r.label,
-            "elapsed_s": r.time_s - begun_s,
-            "power_W": r.power_W,
-            "memory_temperature_C": r.memory_temperature_C,
-            "clock_reported_Hz": r.clock_reported_Hz,
-            "temperature_C": r.temperature_C,
-            "wall_s": r.wall_s,
-        }
-        for r in sampler.trace()
-    ]

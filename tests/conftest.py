@@ -246,7 +246,7 @@ def made_up_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     from moemodel.model.records.profile import DeviceInfo
     from moemodel.model.results.validation import Environment, Visit, row_of
     from moemodel.validation import run
-    from moemodel.validation.records.session import Line
+    from moemodel.validation.records.session import RunRecord
     from moemodel.validation.report.build import report_of
     from moemodel.validation.select.runnable import Hardware
 
@@ -256,19 +256,19 @@ def made_up_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = {"step_time_s": 1.1, "energy_J": 700.0, "power_W": 650.0, "peak_allocated_B": 5e9, "rank": 0}
     rows = (row_of(measured),)
 
-    def look(gpu: str, **_: Any) -> tuple[Hardware, Environment]:
+    def probe_hardware(gpu: str, **_: Any) -> tuple[Hardware, Environment]:
         here: dict[str, Any] = {"gpus": 8, "no_locks": "--clocks passive", "power_limit_W": 700.0}
         return Hardware(gpu=read_gpu(gpu), unable=lambda _: None, **here), environment
 
-    def validate(question: Any, folder: Path, calibration: Calibration, _: Any, **__: Any) -> run.Outcome:
-        order = [(one.name, repeat) for one, repeat in question.order()]
+    def validate(spec: Any, folder: Path, calibration: Calibration, _: Any, **__: Any) -> run.ValidationResult:
+        order = [(one.name, repeat) for one, repeat in spec.order()]
         visits = [(name, Visit(repeat=repeat, clock_held=None, seconds=5.0, rows=rows)) for name, repeat in order]
-        report = report_of(question, [Line(plan=name, visit=visit) for name, visit in visits], calibration)
+        report = report_of(spec, [RunRecord(plan=name, visit=visit) for name, visit in visits], calibration)
         folder.mkdir(exist_ok=True)
         run.write(report, folder)
-        return run.Outcome(report=report, folder=folder)
+        return run.ValidationResult(report=report, folder=folder)
 
-    monkeypatch.setattr(run, "look", look)
+    monkeypatch.setattr(run, "probe_hardware", probe_hardware)
     monkeypatch.setattr(run, "validate", validate)
 
 

@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 import moemodel
-from moemodel import api
 from moemodel.calibration.fit import calibration as fit
 from moemodel.calibration.fit.operators import HeldOut
 from moemodel.calibration.update import from_reports
@@ -131,6 +130,23 @@ def test_what_does_not_fit_is_refused_unless_asked_for(calibration: Calibration)
     assert not moemodel.predict(huge, calibration, even_if_it_does_not_fit=True).fits
 
 
+def test_documents_are_read_by_name_or_path(
+    tmp_path: Path, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("plan.yaml").write_text(yaml.safe_dump(PLAN), encoding="utf-8")
+    Path("search.yaml").write_text(yaml.safe_dump(SEARCH), encoding="utf-8")
+    Path("c.json").write_text(calibration.model_dump_json(), encoding="utf-8")
+    Path("found.json").write_text(moemodel.search(SEARCH, calibration).to_json(), encoding="utf-8")
+    for read, name in (
+        (moemodel.read_plan, "plan.yaml"),
+        (moemodel.read_search, "search.yaml"),
+        (moemodel.read_calibration, "c.json"),
+        (moemodel.read_search_result, "found.json"),
+    ):
+        assert read(name) == read(Path(name))
+
+
 def test_nothing_to_work_on() -> None:
     with pytest.raises(moemodel.InputError, match="found no profile"):
         moemodel.calibrate()
@@ -142,11 +158,8 @@ def test_nothing_to_work_on() -> None:
 
 
 def _examples(name: str) -> doctest.DocTest:
-    (found,) = (
-        test
-        for test in doctest.DocTestFinder(recurse=False).find(getattr(api, name), name, globs=vars(api).copy())
-        if test.examples
-    )
+    finder = doctest.DocTestFinder(recurse=False)
+    (found,) = (test for test in finder.find(getattr(moemodel, name), name, globs={}) if test.examples)
     return found
 
 
@@ -156,7 +169,9 @@ def _run(name: str) -> None:
     assert not result.failed
 
 
-@pytest.mark.parametrize("name", ["predict", "search"])
+@pytest.mark.parametrize(
+    "name", ["predict", "search", "Plan", "Search", "Outcome", "SearchResult", "Calibration", "Meter"]
+)
 def test_a_docstring_is_right(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     _run(name)
@@ -193,6 +208,12 @@ def at_hand(made_up_gpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_the_docstring_of_validate() -> None:
     """Its processes and its GPUs are made up; what is chosen, predicted and reported is not."""
     _run("validate")
+
+
+@pytest.mark.usefixtures("at_hand")
+def test_the_docstring_of_a_report() -> None:
+    moemodel.validate("plan.yaml", folder="validation", repeats=1, controls=False)
+    _run("Report")
 
 
 @pytest.mark.usefixtures("at_hand")
@@ -234,6 +255,5 @@ def test_every_public_function_shows_a_use() -> None:
     own = [name for name in moemodel.__all__ if getattr(getattr(moemodel, name), "__module__", "") == "moemodel.api"]
     assert sorted(own) == ["calibrate", "predict", "profile", "recalibrate", "search", "validate"]
     for name in own:
-        text = getattr(api, name).__doc__
-        assert _examples(name).examples
+        text = getattr(moemodel, name).__doc__
         assert all(part in text for part in ("Args:", "Returns:", "Raises:")), name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import grimp
 import pytest
+import yaml
 from setuptools import find_packages
 
 import moemodel
@@ -66,6 +68,14 @@ def test_data_files_are_packaged() -> None:
         needed = {path for path in inside if path.suffix in (".json", ".yaml", ".parquet", ".typed")}
         assert needed, package
         assert needed <= packaged, package
+
+
+def test_commits_are_checked_with_what_make_lint_runs() -> None:
+    recipe = re.search(r"^lint:.*\n((?:\t.*\n)*)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert recipe
+    linted = [line.strip().replace("$(TEST)", ".venv-test") for line in recipe[1].splitlines()]
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    assert [hook["entry"] for hook in hooks] == linted
 
 
 def test_one_version() -> None:

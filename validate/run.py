@@ -18,12 +18,12 @@ from moemodel.model.search.result import SearchResult
 from moemodel.profiler.clocks.clock_control import ending_cleanly
 from moemodel.profiler.devices.cpu import power_note
 from moemodel.profiler.training.launch import Failure, LaunchOptions, Measured, PlanVisit, launch
-from moemodel.validation.records.session import Asked, Line, Question, Session, alone
+from moemodel.validation.records.session import RequestedPlan, RunRecord, Session, ValidationSpec, folder_lock
 from moemodel.validation.report.build import report_of
 from moemodel.validation.report.page import html_page
-from moemodel.validation.select.hardware import Clocks, look
+from moemodel.validation.select.hardware import Clocks, probe_hardware
 from moemodel.validation.select.plans import Chosen, from_plans, from_search
-from moemodel.validation.select.runnable import Choice, Wish
+from moemodel.validation.select.runnable import Choice, PlanRequest
 
 PAGE = "report.html"
 
@@ -39,7 +39,7 @@ _KINDS = {  # of failures, for a reader
 
 
 class Launch(Protocol):
-    """Runs plans: what is needed of `profiler.launch.launch`."""
+    """Runs plans: what is needed of `profiler.training.launch.launch`."""
 
     def __call__(
         self, visits: Sequence[PlanVisit], *, folder: Path, options: LaunchOptions, report: Say
@@ -70,7 +70,7 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class ValidationResult:
     """What a validation did.
 
     Attributes:
@@ -89,7 +89,7 @@ class Outcome:
 
 
 def validate_here(
-    asked: SearchResult | Sequence[Wish],
+    asked: SearchResult | Sequence[PlanRequest],
     folder: Path | None,
     calibration: Calibration,
     options: Options,
@@ -98,7 +98,7 @@ def validate_here(
     top: int,
     controls: bool,
     say: Say = lambda _: None,
-) -> Outcome:
+) -> ValidationResult:
     """Choose plans that the hardware at hand can run, say which, and validate them.
 
     Args:
@@ -115,22 +115,22 @@ def validate_here(
         DeviceError: another GPU or none, or its clock can't be held where that was asked for.
         InputError, InfeasiblePlanError, CalibrationError: see `from_search`, `from_plans` and `validate`.
     """
-    hardware, environment = look(gpu, clocks=options.clocks, launcher=options.launcher)
+    hardware, environment = probe_hardware(gpu, clocks=options.clocks, launcher=options.launcher)
     if isinstance(asked, SearchResult):
         chosen = from_search(asked, hardware, calibration, top=top, controls=controls, seed=options.seed)
     else:
         chosen = from_plans(asked, hardware, calibration, controls=controls, seed=options.seed)
     _announce(chosen, options, say)
-    question = question_of(chosen, environment, options, asked.search.name if isinstance(asked, SearchResult) else None)
-    return validate(question, folder or _folder_of(asked), calibration, options, gpu=gpu, say=say)
+    spec = spec_of(chosen, environment, options, asked.search.name if isinstance(asked, SearchResult) else None)
+    return validate(spec, folder or _folder_of(asked), calibration, options, gpu=gpu, say=say)
 
 
-def gpu_of(asked: SearchResult | Sequence[Wish]) -> str:
+def gpu_of(asked: SearchResult | Sequence[PlanRequest]) -> str:
     """The GPU that a search, or the first of some plans, is for."""
     return (asked.search if isinstance(asked, SearchResult) else asked[0].plan).cluster.gpu
 
 
-def _folder_of(asked: SearchResult | Sequence[Wish]) -> Path:
+def _folder_of(asked: SearchResult | Sequence[PlanRequest]) -> Path:
     """Where a validation goes unless one says: named after the search, the first file, or the first plan."""
     if isinstance(asked, SearchResult):
         name = asked.search.name
@@ -152,13 +152,13 @@ def _announce(chosen: Chosen, options: Options, say: Say) -> None:
     say(f"{count} plans, {options.repeats} rounds: {seconds / 60:.1f} min of steps; starting comes on top")
 
 
-# ---- the question ---------------------------------------------------------------------------------------------------
+# ---- what is run ----------------------------------------------------------------------------------------------------
 
 
-def question_of(chosen: Chosen, environment: Environment, options: Options, search: str | None) -> Question:
+def spec_of(chosen: Chosen, environment: Environment, options: Options, search: str | None) -> ValidationSpec:
     """What is run, as it is kept."""
     guess = power_note(environment.device)
-    return Question(
+    return ValidationSpec(
         plans=tuple(_asked(choice) for choice in chosen.choices),
         set_aside=chosen.set_aside,
         search=search,
@@ -172,8 +172,8 @@ def question_of(chosen: Chosen, environment: Environment, options: Options, sear
     )
 
 
-def _asked(choice: Choice) -> Asked:
-    return Asked(
+def _asked(choice: Choice) -> RequestedPlan:
+    return RequestedPlan(
         name=choice.asked.name,
         asked_yaml=plan_text(choice.asked),
         plan_yaml=plan_text(choice.plan),
@@ -186,7 +186,7 @@ def _asked(choice: Choice) -> Asked:
 
 
 def validate(
-    question: Question,
+    spec: ValidationSpec,
     folder: Path,
     calibration: Calibration,
     options: Options,
@@ -194,14 +194,14 @@ def validate(
     gpu: str,
     say: Say = lambda _: None,
     launch: Launch = launch,
-) -> Outcome:
+) -> ValidationResult:
     """Run what is asked, or what is left of it, and write the report into the folder.
 
     Every plan is predicted before the first is run: what is missing of a calibration is found out before GPU time is
     spent. An interruption keeps the runs that ended, and reports on them.
 
     Args:
-        question: what to run (`question_of`).
+        spec: what to run (`spec_of`).
         folder: of the validation; one that was interrupted is gone on with.
         calibration: of the GPU.
         options: how to run.
@@ -214,18 +214,18 @@ def validate(
         CalibrationError: the calibration is of another GPU, or lacks an operator.
         DeviceError: no process could be started at all.
     """
-    for asked in question.plans:
+    for asked in spec.plans:
         predict_as_run(asked.plan, calibration)
-    session = Session(folder, question)
-    with alone(folder):
+    session = Session(folder, spec)
+    with folder_lock(folder):
         if session.resumed:
-            say(f"{folder}: {len(session.lines)} runs were made before; going on")
+            say(f"{folder}: {len(session.records)} runs were made before; going on")
         return _validate(session, calibration, options, gpu, launch, say)
 
 
 def _validate(
     session: Session, calibration: Calibration, options: Options, gpu: str, launch: Launch, say: Say
-) -> Outcome:
+) -> ValidationResult:
     interrupted, signal = False, None
     try:
         with ending_cleanly():
@@ -233,9 +233,9 @@ def _validate(
     except KeyboardInterrupt as interruption:
         interrupted, signal = True, getattr(interruption, "number", None)
     finally:  # whatever ended it, what was measured is reported on
-        report = report_of(session.question, session.lines, calibration)
+        report = report_of(session.spec, session.records, calibration)
         write(report, session.folder)
-    return Outcome(report=report, folder=session.folder, interrupted=interrupted, signal=signal)
+    return ValidationResult(report=report, folder=session.folder, interrupted=interrupted, signal=signal)
 
 
 def write(report: Report, folder: Path) -> None:
@@ -268,38 +268,38 @@ def _run(session: Session, options: Options, gpu: str, launch: Launch, say: Say)
 
 def _failed(found: Measured | Failure, session: Session, say: Say) -> bool:
     """Keep a run that ended, and say so; whether it failed."""
-    line = _line(found, session.folder)
-    session.add(line)
-    say(f"{_sentence(line)} ({len(session.left())} runs to go)")
-    return line.failed is not None
+    record = _record(found, session.folder)
+    session.add(record)
+    say(f"{_sentence(record)} ({len(session.left())} runs to go)")
+    return record.failed is not None
 
 
-def _visit(asked: Asked, repeat: int, options: Options) -> PlanVisit:
-    plan = asked.plan.model_copy(update={"power_cap_W": None})  # it is the limit in force (`choice`)
+def _visit(asked: RequestedPlan, repeat: int, options: Options) -> PlanVisit:
+    plan = asked.plan.model_copy(update={"power_cap_W": None})  # it is the limit in force (`choice_of`)
     return PlanVisit(plan=plan, plan_yaml=plan_text(plan), folder=Path.cwd(), repeat=repeat, seed=options.seed)
 
 
-def _line(found: Measured | Failure, folder: Path) -> Line:
+def _record(found: Measured | Failure, folder: Path) -> RunRecord:
     name, repeat = found.visit.plan.name, found.visit.repeat
     if isinstance(found, Failure):
         log = None if found.log is None else os.path.relpath(found.log, folder)
         kind = _KINDS.get(found.kind, found.kind)
-        return Line(plan=name, failed=Failed(repeat=repeat, kind=kind, reason=found.reason, log=log))
+        return RunRecord(plan=name, failed=Failed(repeat=repeat, kind=kind, reason=found.reason, log=log))
     visit = Visit(
         repeat=repeat,
         clock_held=found.clock_held,
         clock_note=found.clock_note,
         seconds=found.seconds,
-        rows=tuple(row_of(row) for row in found.rows),
+        rows=tuple(row_of(row.columns()) for row in found.rows),
     )
-    return Line(plan=name, visit=visit)
+    return RunRecord(plan=name, visit=visit)
 
 
-def _sentence(line: Line) -> str:
-    if line.failed:
-        return f"{line.plan}: {line.failed.kind}: {line.failed.reason}"
-    if line.visit is None:
-        return line.plan
-    times_s = [row["step_time_s"] for row in line.visit.rows if row["step_time_s"] is not None]
+def _sentence(record: RunRecord) -> str:
+    if record.failed:
+        return f"{record.plan}: {record.failed.kind}: {record.failed.reason}"
+    if record.visit is None:
+        return record.plan
+    times_s = [row["step_time_s"] for row in record.visit.rows if row["step_time_s"] is not None]
     took = f"{max(times_s) * 1e3:.1f} ms a step" if times_s else "no time"
-    return f"{line.plan}, round {line.visit.repeat + 1}: {took}"
+    return f"{record.plan}, round {record.visit.repeat + 1}: {took}"

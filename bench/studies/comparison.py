@@ -17,7 +17,7 @@ from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration, reference_to
 from moemodel.model.results.measured import QUANTITIES, Row, known, merged, predict_as_run
 from moemodel.model.results.validation import Report
-from moemodel.validation.records.session import Asked, Line
+from moemodel.validation.records.session import RequestedPlan, RunRecord
 from moemodel.validation.report.build import Z90, results_of
 
 
@@ -140,10 +140,10 @@ def predicted_again(report: Report, calibration: Calibration) -> Report:
         InputError, CalibrationError: a plan can't be predicted.
     """
     asked = tuple(
-        Asked(name=p.name, asked_yaml=p.asked_yaml, plan_yaml=p.plan_yaml, roles=p.roles, notes=p.notes)
+        RequestedPlan(name=p.name, asked_yaml=p.asked_yaml, plan_yaml=p.plan_yaml, roles=p.roles, notes=p.notes)
         for p in report.plans
     )
-    lines = [Line(plan=plan.name, visit=visit) for plan in report.plans for visit in plan.visits]
-    lines += [Line(plan=plan.name, failed=failed) for plan in report.plans for failed in plan.failures]
-    results = results_of(asked, lines, calibration)
+    records = [RunRecord(plan=plan.name, visit=visit) for plan in report.plans for visit in plan.visits]
+    records += [RunRecord(plan=plan.name, failed=failed) for plan in report.plans for failed in plan.failures]
+    results = results_of(asked, records, calibration)
     return report.model_copy(update={"calibration": reference_to(calibration), **vars(results)})

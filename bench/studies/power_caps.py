@@ -6,7 +6,7 @@ which it draws no more than the cap, or at the locked clock, or at the lowest cl
 
     work:     tau(f) = m + (1 - m) f0/f                                time, relative to that at f0
               P(f)   = base + v(f) (clocked + active) f/f0 + D_j ((1 - e) v(f) + e) / tau(f)
-              P(f_j) = share x cap                                     f_j by `model.governor.crossing`
+              P(f_j) = share x cap                                     f_j by `device.dvfs.crossing`
     waiting:  P_idle = base + clocked                                  at f0
     run:      t      = t_work (mean_j tau(f_j) + waiting)
               P      = t_work (mean_j tau(f_j) P(f_j) + waiting P_idle) / t
@@ -26,8 +26,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import numpy as np
-from scipy.optimize import least_squares
 
+from moemodel.calibration.least_squares import minimise
 from moemodel.calibration.published.activity_power import voltage_model
 from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
 from moemodel.model.device.dvfs import crossing
@@ -197,7 +197,7 @@ def fit_caps(rows: CapRows, codes: int, lowest_Hz: float, reference_Hz: float) -
         return np.vstack([problem.slopes(x), np.diag(1 / deviation)])
 
     start = np.clip(mean, low + 1e-6, high - 1e-6)
-    fit = least_squares(
-        misses, start, jac=slopes, bounds=(low, high), x_scale=deviation, loss="soft_l1", max_nfev=_MOST_STEPS
+    best = minimise(
+        misses, start, low=low, high=high, loss="soft_l1", slopes=slopes, size=deviation, evaluations=_MOST_STEPS
     )
-    return problem.model(fit.x)
+    return problem.model(best)

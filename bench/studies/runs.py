@@ -21,14 +21,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import least_squares
 
+from moemodel.calibration.least_squares import NearbySlopes, minimise
 from moemodel.calibration.store.catalogue import shipped
 from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp, Moe
@@ -166,7 +167,7 @@ def machine(software: Software, constants: Mapping[str, float]) -> Machine:
 
 
 def adapted(calibration: Calibration, gpu: Gpu, software: Software, constants: Mapping[str, float]) -> Calibration:
-    """A calibration for another chip with the same SMs, for the software's words (`model.words`), by the constants."""
+    """A calibration for another chip with the same SMs, in the software's precision, by the constants."""
     bandwidth_Bps = gpu.memory_bandwidth_Bps or calibration.chip["bandwidth_Bps"].value
     memory = {name: constants[key] for name, key in _MEMORY.items() if key in constants}
     of_chip = calibration.model_copy(
@@ -243,7 +244,9 @@ class Predictor:
             places.setdefault((id(row.architecture), row.software), []).append(place)
         self._batches = [(np.array(rows), *self._batch(rows)) for rows in places.values()]
         self._known: dict[tuple[tuple[str, float], ...], tuple[FloatArray, FloatArray]] = {}
-        self._slopes: list[tuple[int, FloatArray, FloatArray]] = []
+        self._slopes = [
+            NearbySlopes(function=partial(self._log, which=which), step=-_STEP, near=_NEAR) for which in (0, 1)
+        ]
 
     def _batch(self, places: Sequence[int]) -> tuple[Architecture, PlanBatch, str]:
         rows = [self.study.rows[place] for place in places]
@@ -264,35 +267,39 @@ class Predictor:
 
     def fit(self, rows: BoolArray, *, memory: bool = False) -> dict[str, float]:
         """Constants fitted to the step time (or memory) of some rows."""
-        free = self.study.memory_constants if memory else self.study.constants
-        names, which = tuple(free), int(memory)
+        free, which = self._free(int(memory)), int(memory)
+        names = tuple(free)
         goal = np.log((self.memory_B if memory else self.time_s)[rows])
         start, low, high = (np.log([getattr(free[name], edge) for name in names]) for edge in ("start", "low", "high"))
         prior = _PRIOR * np.eye(len(names))
 
         def off(x: FloatArray) -> FloatArray:
-            return np.asarray(np.append(self._log(x, names, which)[rows] - goal, prior @ (x - start)))
+            return np.asarray(np.append(self._log(x, which)[rows] - goal, prior @ (x - start)))
 
         def slope(x: FloatArray) -> FloatArray:
-            return np.vstack([self._slope(x, names, which)[rows], prior])
+            return np.vstack([self._slopes[which](x)[rows], prior])
 
-        edges = (low - _AT_EDGE, high + _AT_EDGE)
-        solution = least_squares(off, start, slope, edges, loss="soft_l1", f_scale=_SCALE, xtol=_CLOSE, ftol=_CLOSE)
-        return dict(zip(names, np.exp(np.clip(solution.x, low, high)).tolist(), strict=True))
+        best = minimise(
+            off,
+            start,
+            low=low,
+            high=high,
+            loss="soft_l1",
+            scale=_SCALE,
+            slopes=slope,
+            tolerance=_CLOSE,
+            slack=_AT_EDGE,
+        )
+        return dict(zip(names, np.exp(best).tolist(), strict=True))
 
-    def _log(self, x: FloatArray, names: tuple[str, ...], which: int) -> FloatArray:
-        return np.asarray(np.log(self.predicted(dict(zip(names, np.exp(x).tolist(), strict=True)))[which]))
+    def _free(self, which: int) -> Mapping[str, Constant]:
+        """The constants that step time (0) or memory (1) is fitted by."""
+        return self.study.memory_constants if which else self.study.constants
 
-    def _slope(self, x: FloatArray, names: tuple[str, ...], which: int) -> FloatArray:
-        """Derivatives of log time (or memory) by log constants; those taken nearby are used again, by every fit."""
-        for kept, at, slopes in self._slopes:
-            if kept == which and np.abs(at - x).max() < _NEAR:
-                return slopes
-        base = self._log(x, names, which)
-        moves = _STEP * np.eye(len(x))
-        slopes = np.stack([(self._log(x - move, names, which) - base) / -_STEP for move in moves], axis=1)
-        self._slopes.append((which, x.copy(), slopes))
-        return slopes
+    def _log(self, x: FloatArray, which: int) -> FloatArray:
+        """Logarithm of every row's step time (0) or memory (1) under logarithms of its constants."""
+        constants = dict(zip(self._free(which), np.exp(x).tolist(), strict=True))
+        return np.asarray(np.log(self.predicted(constants)[which]))
 
     def left_out(self, *, memory: bool = False) -> FloatArray:
         """Predicted over measured of every row, by a fit that left out its whole group."""

@@ -16,6 +16,7 @@ from moemodel.calibration.fit.operators import HeldOut, fit_operator, observatio
 from moemodel.calibration.fit.power import UNITS, fit_power, loads_of
 from moemodel.calibration.fit.thermal import fit_leakage, fit_thermal
 from moemodel.calibration.store.profile_reader import Profile, read_profile
+from moemodel.calibration.threads import one_blas_thread
 from moemodel.model.core.errors import ProfileError
 from moemodel.model.device.roofline import Chip
 from moemodel.model.hardware.gpu import Gpu, read_gpu
@@ -38,6 +39,7 @@ _REPORTED_CLOCK_ERROR = 0.139
 _COMPOSITION_ERROR = 0.03  # assumed: cache reuse and launch gaps between operators that were timed alone
 
 
+@one_blas_thread()
 def calibrate_profile(folder: Path, *others: Path) -> tuple[Calibration, list[HeldOut]]:
     """Fit a calibration to a profile, or to profiles of several GPUs of one kind.
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import least_squares, minimize_scalar
+from scipy.optimize import minimize_scalar
 
 from moemodel.calibration.fit.power import Loads
+from moemodel.calibration.least_squares import minimise
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.device.dvfs import TensorLimit
 from moemodel.model.device.roofline import ATTENTIONS, PRODUCTS, Chip
@@ -101,11 +102,11 @@ def _tensor(operators: pd.DataFrame, chip: Chip, source: str) -> tuple[dict[str,
         limit = TensorLimit(clock_Hz=x[0] * chip.clock_Hz, sharpness=SHARPNESS)
         return np.asarray(np.log(limit.true_clock_Hz(set_Hz, tensor_use) / true_Hz))
 
-    found = least_squares(misses, [0.8], bounds=([0.2], [2.0]), loss="soft_l1", f_scale=0.02)
-    error = float(1.4826 * np.median(np.abs(misses(found.x))))  # some rows ran while the clock still rose
+    found = minimise(misses, [0.8], low=0.2, high=2.0, loss="soft_l1", scale=0.02)
+    error = float(1.4826 * np.median(np.abs(misses(found))))  # some rows ran while the clock still rose
     return {
         "tensor_clock": Parameter(
-            value=float(found.x[0]) * chip.clock_Hz, unit="Hz", origin="measured", source=source, error=error
+            value=float(found[0]) * chip.clock_Hz, unit="Hz", origin="measured", source=source, error=error
         ),
         "tensor_sharpness": _assumed(
             SHARPNESS, "1", "as an H100 80GB HBM3 in 2026 under products for 30 to 100 % of the time"

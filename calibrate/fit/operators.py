@@ -10,16 +10,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
+from moemodel.calibration.least_squares import best_of, difference_slopes, minimise, relative_steps, standard_errors
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.errors import ProfileError
 from moemodel.model.device.roofline import (
@@ -39,6 +39,9 @@ _Name = TypeVar("_Name", Kind, Pass)
 
 _FOLDS = 5
 _EVALUATIONS = 60  # of least squares, from each start
+_OUTLIER = 0.05  # log error beyond which a row counts less (soft L1)
+_STEP = 1e-3  # of a coordinate, in differences
+_ALONE = ("alignment",)  # parameters that the forms take only one of at a time
 _ONE_SHAPE_LOG_ERROR = 0.25  # assumed: how far one shape of an operator tells of another
 _FEWEST = 12  # shapes below which no residual process is fitted
 _SHORTEST_S = 1e-7  # shorter readings are below the resolution of device events
@@ -283,76 +286,106 @@ def _fit(data: Observations, chip: Chip, p: dict[str, float], source: str, *, lo
     )
 
 
-def _from(data: Observations, chip: Chip, start: dict[str, float]) -> dict[str, float]:
-    """Parameters of the form, by robust least squares on log time from a start."""
-    free = _free_parameters(data)
-    first = _encode(free, start)
-    low, high = (np.array([_coordinate(f, edge) for f, edge in zip(free.values(), edges, strict=True)]) for edges in (
-        [f.low for f in free.values()],
-        [f.high for f in free.values()],
-    ))  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class FormErrors:
+    """Errors of an operator's analytic form as a function of its free parameters, in coordinates x between `low` and
+    `high`. K parameters, N rows, M sets of parameters."""
 
-    def ratio(x: FloatArray) -> FloatArray:
-        return _log_ratio(_decode(free, x), data, chip)
+    data: Observations
+    chip: Chip
+    free: dict[str, _Free]
+    low: FloatArray
+    high: FloatArray
 
-    solution = least_squares(
-        ratio,
-        np.clip(first, low + 1e-9, high - 1e-9),
-        bounds=(low, high),
-        loss="soft_l1",
-        f_scale=0.05,
-        max_nfev=_EVALUATIONS,
-        diff_step=[1e-3] * len(first),
-    )
-    return _decode(free, solution.x)
+    @classmethod
+    def of(cls, data: Observations, chip: Chip) -> FormErrors:
+        free = _free_parameters(data)
+        low, high = (np.array([_coordinate(f, getattr(f, edge)) for f in free.values()]) for edge in ("low", "high"))
+        return cls(data=data, chip=chip, free=free, low=low, high=high)
+
+    def encode(self, p: dict[str, float]) -> FloatArray:
+        """Coordinates of parameters, [K]."""
+        return np.array([_coordinate(f, p[name]) for name, f in self.free.items()])
+
+    def decode(self, x: FloatArray) -> dict[str, float]:
+        """Parameters at coordinates [K]."""
+        return {name: float(column[0, 0]) for name, column in self._columns(x[None, :]).items()}
+
+    def errors(self, x: FloatArray) -> FloatArray:
+        """log(analytic / measured) at coordinates [K], of each row [N]."""
+        return _log_ratio(self.decode(x), self.data, self.chip)
+
+    def slopes(self, x: FloatArray) -> FloatArray:
+        """Derivatives of the errors, [N, K], by differences that are evaluated all at once."""
+        steps = relative_steps(x, _STEP, self.low, self.high)
+        errors_MN = self._errors(np.vstack([x, x + np.diag(steps)]))
+        return np.asarray(((errors_MN[1:] - errors_MN[0]) / (x + steps - x)[:, None]).T)
+
+    def _errors(self, x_MK: FloatArray) -> FloatArray:
+        """Errors at many coordinates, [M, N]."""
+        p, data = self._columns(x_MK), self.data
+        time_s = time_at(p, *self._parts(x_MK), self.chip.clock_Hz / data.clock_Hz)
+        return np.asarray(np.log(time_s) - np.log(data.time_s))
+
+    def _parts(self, x_MK: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Times of SMs and memory at many coordinates, each [M, N]; rows of another `_ALONE` than the first in turn."""
+        p, data = self._columns(x_MK), self.data
+        alone = {name: float(p[name][0, 0]) for name in _ALONE if name in p}
+        both_s = parts(data.kind, data.direction, p | alone, self.chip, data.shape)
+        compute_s, memory_s = (np.array(part_s) for part_s in both_s)
+        for row in sorted({int(m) for name in alone for m in np.flatnonzero(p[name][:, 0] != alone[name])}):
+            own = self.decode(x_MK[row])
+            compute_s[row], memory_s[row] = parts(data.kind, data.direction, own, self.chip, data.shape)
+        return compute_s, memory_s
+
+    def _columns(self, x_MK: FloatArray) -> dict[str, Any]:
+        """Parameters at many coordinates, each [M, 1]: the forms take them as they take numbers, but for `_ALONE`."""
+        columns = zip(self.free.items(), x_MK.T, strict=True)
+        return {name: (np.exp(x) if f.logarithmic else x)[:, None] for (name, f), x in columns}
 
 
 def _analytic(data: Observations, chip: Chip) -> dict[str, float]:
     """The better of two fits: from parts that hide behind each other (one kernel), and from parts that add up (several
     kernels in a row). Between them lies a barrier that least squares doesn't cross."""
-    free = _free_parameters(data)
-    starts = ({name: f.start for name, f in free.items()} | {"p": p} for p in (1.05, 4.0))
-    fits = [_from(data, chip, start) for start in starts]
-    return min(fits, key=lambda p: float(np.abs(_log_ratio(p, data, chip)).mean()))
+    form = FormErrors.of(data, chip)
+    starts = ({name: f.start for name, f in form.free.items()} | {"p": p} for p in (1.05, 4.0))
+    fits = [_from(form, start) for start in starts]
+    return form.decode(best_of(fits, form.errors, lambda errors: float(np.abs(errors).mean())))
+
+
+def _from(form: FormErrors, start: dict[str, float]) -> FloatArray:
+    """Coordinates of the parameters, by robust least squares on log time from a start."""
+    return minimise(
+        form.errors,
+        form.encode(start),
+        low=form.low,
+        high=form.high,
+        loss="soft_l1",
+        scale=_OUTLIER,
+        slopes=form.slopes,
+        evaluations=_EVALUATIONS,
+    )
 
 
 def _standard_errors(data: Observations, chip: Chip, p: dict[str, float]) -> dict[str, float | None]:
     """Relative standard errors from the curvature at the solution; None where the data don't determine a parameter."""
-    free = _free_parameters(data)
-    x = _encode(free, p)
-    base = _log_ratio(p, data, chip)
-    columns = []
-    for index in range(len(x)):
-        moved = x.copy()
-        moved[index] += 1e-3
-        columns.append((_log_ratio(_decode(free, moved), data, chip) - base) / 1e-3)
-    jacobian = np.stack(columns, axis=1)
-    variance = np.mean(np.square(base))
-    width = np.array([_coordinate(f, f.high) - _coordinate(f, f.low) for f in free.values()])
+    form = FormErrors.of(data, chip)
+    x = form.encode(p)
+    slopes = difference_slopes(form.errors, x, _STEP)
     # The bounds are all that is known of a direction in which the data say nothing.
-    covariance = variance * np.linalg.pinv(jacobian.T @ jacobian + np.diag(variance / width**2))
+    variance = float(np.mean(np.square(form.errors(x))))
+    errors = standard_errors(slopes, variance=variance, before_K=form.high - form.low)
     out: dict[str, float | None] = {}
-    for index, (name, f) in enumerate(free.items()):
-        error = float(np.sqrt(max(covariance[index, index], 0.0)))
+    for index, (name, f) in enumerate(form.free.items()):
+        error = float(errors[index])
         error = error if f.logarithmic else error / max(abs(p[name]), 1e-9)
-        known = np.square(jacobian[:, index]).sum() > 1e-8 and error < 1.0
+        known = np.square(slopes[:, index]).sum() > 1e-8 and error < 1.0
         out[name] = error if known else None
     return out
 
 
 def _coordinate(free: _Free, value: float) -> float:
     return float(np.log(value)) if free.logarithmic else value
-
-
-def _encode(free: dict[str, _Free], p: dict[str, float]) -> FloatArray:
-    return np.array([_coordinate(f, p[name]) for name, f in free.items()])
-
-
-def _decode(free: dict[str, _Free], x: FloatArray) -> dict[str, float]:
-    return {
-        name: float(np.exp(value)) if f.logarithmic else float(value)
-        for (name, f), value in zip(free.items(), x, strict=True)
-    }
 
 
 def _log_ratio(p: dict[str, float], data: Observations, chip: Chip) -> FloatArray:

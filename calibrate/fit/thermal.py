@@ -23,8 +23,9 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.optimize import least_squares, lsq_linear
+from scipy.optimize import lsq_linear
 
+from moemodel.calibration.least_squares import best_of, minimise
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.records.calibration import Parameter, ThermalFit
 from moemodel.model.records.profile import IDLE, LIGHT
@@ -37,6 +38,7 @@ _FEWEST_READINGS = 100
 _GAP_S = 1.5  # between readings: something else ran, or the profile was resumed
 _TIMES_S = ((0.1, 8.0), (5.0, 120.0))  # in which the time constants are looked for
 _STARTS_S = ((1.0, 15.0), (2.0, 40.0), (4.0, 80.0))
+_STEP = 0.3  # of the logarithm of a time constant: what makes a difference
 _UNSETTLED_S = 0.6  # of a part of the trace: the reading is a tick late, the clock may still rise
 _SAME_CLOCK = 0.01  # of the usual one
 _LATE_S = 0.1  # of a power reading: the middle of a tick of 100 ms that ended up to a tick ago
@@ -57,12 +59,12 @@ def fit_thermal(table: pd.DataFrame, source: str) -> ThermalFit:
         columns = _columns(time_s, power_W, np.exp(log_tau))
         return np.asarray(columns @ _linear(columns, temperature_C) - temperature_C)
 
-    bounds = np.log(np.array(_TIMES_S)).T
-    tries = [least_squares(misses, np.log(start), bounds=bounds, x_scale=0.3) for start in _STARTS_S]
-    best = min(tries, key=lambda found: found.cost)
-    die_s, sink_s = np.exp(best.x)
-    die, sink, inlet_C = _linear(_columns(time_s, power_W, np.exp(best.x)), temperature_C)[:3]
-    error_C = float(np.sqrt(np.mean(np.square(best.fun))))
+    low, high = np.log(np.array(_TIMES_S)).T
+    tries = [minimise(misses, np.log(start), low=low, high=high, size=_STEP) for start in _STARTS_S]
+    best = best_of(tries, misses)
+    die_s, sink_s = np.exp(best)
+    die, sink, inlet_C = _linear(_columns(time_s, power_W, np.exp(best)), temperature_C)[:3]
+    error_C = float(np.sqrt(np.mean(np.square(misses(best)))))
     rise_C = max(float(np.mean(temperature_C)) - inlet_C, 1.0)
     values = {
         "die_C_per_W": (die, "K/W"),

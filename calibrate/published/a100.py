@@ -23,13 +23,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 
 import moemodel
 from moemodel.calibration.fit.dvfs import no_governor
 from moemodel.calibration.fit.network import network_fit
 from moemodel.calibration.fit.power import UNITS, Loads
 from moemodel.calibration.fit.thermal import LEAK_REFERENCE_C, LEAK_W_PER_C, RISE_PER_C
+from moemodel.calibration.least_squares import minimise
 from moemodel.calibration.published.activity_power import ActivityPower, fit_activities
 from moemodel.calibration.published.data import (
     ACTIVITY,
@@ -64,8 +64,7 @@ from moemodel.calibration.published.vtrain import (
     operator_parameters,
     predicted_s,
 )
-from moemodel.calibration.store.calibration_writer import write_calibration
-from moemodel.calibration.store.catalogue import list_calibrations, shipped
+from moemodel.calibration.store.catalogue import list_calibrations, shipped, write_calibration
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.errors import CalibrationError
 from moemodel.model.device.power import power_model
@@ -175,8 +174,8 @@ def fit_stream(clock_Hz: FloatArray, rate_Bps: FloatArray, gpu: Gpu) -> Stream:
         slowness = ((top_Hz / clock_Hz / issue) ** p + (1 / memory) ** p) ** (1 / p)
         return np.asarray(np.log(rate_Bps / bandwidth * slowness))
 
-    fit = least_squares(errors, np.log([0.87, 1.5, 8.0]), bounds=(np.log([0.5, 0.5, 1.0]), np.log([1.0, 10.0, 20.0])))
-    memory, issue, p = np.exp(fit.x)
+    low, high = np.log([0.5, 0.5, 1.0]), np.log([1.0, 10.0, 20.0])
+    memory, issue, p = np.exp(minimise(errors, np.log([0.87, 1.5, 8.0]), low=low, high=high))
     return Stream(memory=float(memory), issue_Bps=float(issue * bandwidth), p=float(p))
 
 

@@ -26,10 +26,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import least_squares
 
 from moemodel.calibration.fit.power import Loads
 from moemodel.calibration.fit.thermal import LEAK_REFERENCE_C, LEAK_W_PER_C, RISE_PER_C
+from moemodel.calibration.least_squares import minimise
 from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.device.power import PowerModel
 
@@ -170,6 +170,6 @@ def fit_activities(loads: Loads, reference_Hz: float, level_spread: float = LEVE
     start = np.concatenate([np.ones(count), [_KNEE, _SLOPE], np.zeros(len(codes))])
     low = np.concatenate([np.zeros(count), [0.3, 0.0], np.full(len(codes), -3.0)])
     high = np.concatenate([np.full(count, 100.0), [0.95, 5.0], np.full(len(codes), 3.0)])
-    found = problem.model(least_squares(problem.residuals, start, bounds=(low, high), max_nfev=60).x)
+    found = problem.model(minimise(problem.residuals, start, low=low, high=high, evaluations=60))
     rise, inlet = np.polyfit(loads.power_W, loads.temperature_C, 1)
     return replace(found, model=replace(found.model, thermal_C_per_W=float(rise), inlet_C=float(inlet)))

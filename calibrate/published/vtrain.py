@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 
+from moemodel.calibration.least_squares import NearbySlopes, minimise
 from moemodel.calibration.published.data import AllReduce, Rows
 from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp
 from moemodel.model.core.arrays import BoolArray, FloatArray
@@ -203,9 +203,9 @@ def fit_links(data: AllReduce, bandwidth_Bps: float) -> Links:
     def errors(x: FloatArray) -> FloatArray:
         return np.asarray(np.log(time_s(x) / data.time_s))
 
-    fit = least_squares(errors, np.log([20e-6, 2e-6, 0.8]), loss="soft_l1", f_scale=0.05)
-    start, step, efficiency = np.exp(fit.x)
-    spread = float(np.sqrt(np.mean(np.square(errors(fit.x)))))
+    best = minimise(errors, np.log([20e-6, 2e-6, 0.8]), loss="soft_l1", scale=0.05)
+    start, step, efficiency = np.exp(best)
+    spread = float(np.sqrt(np.mean(np.square(errors(best)))))
     return Links(start_s=float(start), step_s=float(step), efficiency=float(efficiency), log_error=spread)
 
 
@@ -344,7 +344,9 @@ class StepFitter:
     time_s: Callable[[Mapping[str, float]], FloatArray]
     measured_s: FloatArray
     _values: dict[bytes, FloatArray] = field(default_factory=dict)
-    _derivatives: list[tuple[FloatArray, FloatArray]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._jacobian = NearbySlopes(function=self._log_time, step=_STEP, near=_NEAR)
 
     def fit(self, rows: BoolArray | None = None) -> dict[str, float]:
         """Constants fitted to some rows (all, by default), always from the same start."""
@@ -372,20 +374,6 @@ class StepFitter:
             self._values[key] = np.log(self.time_s(dict(zip(FREE, np.exp(x).tolist(), strict=True))))
         return self._values[key]
 
-    def _jacobian(self, x: FloatArray) -> FloatArray:
-        for known, jacobian in self._derivatives:
-            if np.abs(known - x).max() < _NEAR:
-                return jacobian
-        base = self._log_time(x)
-        columns = []
-        for index in range(len(x)):
-            moved = x.copy()
-            moved[index] += _STEP
-            columns.append((self._log_time(moved) - base) / _STEP)
-        jacobian = np.stack(columns, axis=1)
-        self._derivatives.append((x, jacobian))
-        return jacobian
-
 
 def _robust(missed: FloatArray) -> float:
     return float(np.sum(np.sqrt(1 + np.square(missed / _SCALE)) - 1))
@@ -393,7 +381,7 @@ def _robust(missed: FloatArray) -> float:
 
 def _solve(missed: FloatArray, jacobian: FloatArray, low: FloatArray, high: FloatArray) -> FloatArray:
     """The best move of a linearised problem, within bounds. A constant that no row depends on stays."""
-    bounds = (np.clip(low, -_FARTHEST, -1e-9), np.clip(high, 1e-9, _FARTHEST))
+    nearest, farthest = np.clip(low, -_FARTHEST, -1e-9), np.clip(high, 1e-9, _FARTHEST)
 
     def linear(move: FloatArray) -> FloatArray:
         return np.asarray(missed + jacobian @ move)
@@ -402,8 +390,9 @@ def _solve(missed: FloatArray, jacobian: FloatArray, low: FloatArray, high: Floa
         return jacobian
 
     start = np.zeros(jacobian.shape[1])
-    solution = least_squares(linear, start, jac=slope, bounds=bounds, loss="soft_l1", f_scale=_SCALE, max_nfev=50)
-    return np.asarray(solution.x)
+    return minimise(
+        linear, start, low=nearest, high=farthest, loss="soft_l1", scale=_SCALE, slopes=slope, evaluations=50
+    )
 
 
 def measured_boxes(batches: list[Group]) -> dict[tuple[Kind, Pass], list[tuple[float, float]]]:

@@ -1,4 +1,4 @@
-"""The calibrations that ship: one JSON file each in `shipped/`, named like the GPU; and which of them is meant."""
+"""The calibrations that ship, a JSON file each in `shipped/`, named like the GPU; which one is meant; writing one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from moemodel.model.core.errors import CalibrationError, InputError
+from moemodel.model.core.files import write_atomic
 from moemodel.model.core.suggest import unknown
 from moemodel.model.hardware.gpu import list_gpus, read_gpu
 from moemodel.model.records.calibration import Calibration, read_calibration
@@ -57,3 +58,15 @@ def load_calibration(given: Calibration | Path | str | None, gpu: str, *, key: s
     path = Path(given)
     is_file = isinstance(given, Path) or path.suffix == ".json" or path.exists()
     return read_calibration(path) if is_file and str(given) not in list_calibrations() else shipped(str(given))
+
+
+def write_calibration(calibration: Calibration, path: Path | str) -> None:
+    """Write a calibration as JSON, whole or not at all.
+
+    Raises:
+        CalibrationError: the place cannot be written to.
+    """
+    try:
+        write_atomic(Path(path), calibration.model_dump_json(indent=1) + "\n")
+    except OSError as error:
+        raise CalibrationError(f"{path}: cannot be written: {error.strerror}") from None

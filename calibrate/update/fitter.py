@@ -15,8 +15,8 @@ from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 
+from moemodel.calibration.least_squares import NearbySlopes, minimise, standard_errors
 from moemodel.calibration.update.scale_factors import UNKNOWN_ERROR, Knob
 from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.plan.spec import Plan
@@ -100,7 +100,7 @@ class Fitter:
     def __init__(self, calibration: Calibration, runs: Sequence[Run], knobs: Sequence[Knob], fitted: Sequence[str]):
         self.calibration, self.runs, self.knobs, self.fitted = calibration, runs, knobs, fitted
         self._known: dict[bytes, list[dict[str, float]]] = {}
-        self._slopes: list[tuple[FloatArray, FloatArray]] = []
+        self._slope = NearbySlopes(function=self._missed, step=-_STEP, near=_NEAR)  # [R, Q, K]
         self._high = np.array([min(_FARTHEST, math.log(max(knob.highest, 1.0))) for knob in knobs])
         self._spread = np.array([knob.spread for knob in knobs])
         self._goal_RQ = np.log([[run.measured(name) for name in fitted] for run in runs])
@@ -148,9 +148,7 @@ class Fitter:
         def slope(_: FloatArray) -> FloatArray:
             return np.vstack([slopes, prior])
 
-        low, high = np.full(len(at), -_FARTHEST), self._high
-        edges = (low - _AT_EDGE, high + _AT_EDGE)
-        return np.clip(least_squares(off, np.clip(at, low, high), slope, edges, loss="soft_l1").x, low, high)
+        return minimise(off, at, low=-_FARTHEST, high=self._high, loss="soft_l1", slopes=slope, slack=_AT_EDGE)
 
     def _predicted(self, x: FloatArray) -> list[dict[str, float]]:
         """Every run with these factors."""
@@ -166,17 +164,6 @@ class Fitter:
         found = [[run.get(name, math.nan) for name in self.fitted] for run in self._predicted(x)]
         return np.asarray((np.log(found) - self._goal_RQ) / self._error_RQ)
 
-    def _slope(self, x: FloatArray) -> FloatArray:
-        """Derivatives of that, [R, Q, K]; those taken nearby are used again, by every fit."""
-        for at, slopes in self._slopes:
-            if np.abs(at - x).max() < _NEAR:
-                return slopes
-        base = self._missed(x)
-        moves = _STEP * np.eye(len(x))
-        slopes = np.stack([(self._missed(x - move) - base) / -_STEP for move in moves], axis=-1)
-        self._slopes.append((x.copy(), slopes))
-        return slopes
-
     def _errors(self, quantity: str, x_R: Sequence[FloatArray]) -> list[float]:
         """Absolute errors of a quantity over the runs that measured it, each with its own factors."""
         found = []
@@ -189,8 +176,7 @@ class Fitter:
     def _moved(self, x: FloatArray) -> tuple[Moved, ...]:
         """The factors that some measurement depends on, with what the fit leaves open of them (Gauss-Newton)."""
         slopes = self._slope(x)[np.isfinite(self._missed(x))]
-        precision = slopes.T @ slopes + np.diag(self._spread**-2.0)
-        error = np.sqrt(np.diag(np.linalg.inv(precision)))
+        error = standard_errors(slopes, before_K=self._spread)
         return tuple(
             Moved(
                 name=knob.name,

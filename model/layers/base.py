@@ -20,6 +20,7 @@ from moemodel.model.core.arrays import FloatArray
 from moemodel.model.frameworks.base import Framework, Precision, PrecisionRecipe
 from moemodel.model.operators.work import Kind, Shape
 from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.mesh import ParallelMesh
 
 CollectiveName = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "send_recv"]
 
@@ -54,6 +55,7 @@ class MicroBatch:
     @classmethod
     def of(cls, plans: PlanBatch, framework: Framework, precision: Precision) -> MicroBatch:
         """Of a batch of plans."""
+        mesh = ParallelMesh.of(plans, shards_experts=framework.shards_experts)
         tp, cp = plans.tp.astype(np.float64), plans.cp.astype(np.float64)
         tokens = plans.micro_batch * plans.seq / cp
         shares = plans.sequence_parallel > 0
@@ -63,7 +65,7 @@ class MicroBatch:
             tp=tp,
             cp=cp,
             ep=plans.ep.astype(np.float64),
-            etp=tp if framework.shards_experts else np.ones_like(tp),
+            etp=mesh.etp.astype(np.float64),
             sequences=plans.micro_batch.astype(np.float64),
             seq=plans.seq.astype(np.float64),
             tokens=tokens,

@@ -86,8 +86,14 @@ class ParallelMesh(Generic[N]):
     etp: N
 
     @classmethod
-    def of(cls, degrees: Degrees[N], *, etp: N) -> ParallelMesh[N]:
-        """The mesh of a plan's `parallel`, or of a batch of plans."""
+    def of(cls, degrees: Degrees[N], *, shards_experts: bool) -> ParallelMesh[N]:
+        """The mesh of a plan's `parallel`, or of a batch of plans.
+
+        Args:
+            degrees: all but etp.
+            shards_experts: etp is tp; else 1 (`frameworks.base.Framework`).
+        """
+        etp = degrees.tp if shards_experts else degrees.tp // degrees.tp
         return cls(dp=degrees.dp, tp=degrees.tp, pp=degrees.pp, cp=degrees.cp, ep=degrees.ep, etp=etp)
 
     # ---- sizes ------------------------------------------------------------------------------------------------------

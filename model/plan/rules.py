@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -113,9 +114,17 @@ def _needs(names: str) -> frozenset[str]:
 
 def _mesh(columns: Columns, *, shards_experts: bool = True) -> ParallelMesh[IntArray]:
     """The mesh of some choices; experts are not spread where ep is not chosen yet."""
-    one = np.ones_like(columns["tp"])
-    degrees = {name: columns[name] for name in ("dp", "tp", "pp", "cp")}
-    return ParallelMesh(**degrees, ep=columns.get("ep", one), etp=columns["tp"] if shards_experts else one)
+    names = ("dp", "tp", "pp", "cp")
+    degrees = _Degrees(**{name: columns[name] for name in names}, ep=columns.get("ep", np.ones_like(columns["tp"])))
+    return ParallelMesh.of(degrees, shards_experts=shards_experts)
+
+
+class _Degrees(NamedTuple):
+    dp: IntArray
+    tp: IntArray
+    pp: IntArray
+    cp: IntArray
+    ep: IntArray
 
 
 def _product_of_degrees() -> PlanRule:

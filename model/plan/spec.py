@@ -123,7 +123,21 @@ Backend = Annotated[Text, AfterValidator(_known_framework)]
 
 
 class Plan(Strict):
-    """One training plan, as a user writes it."""
+    """One training plan, as a user writes it. Sizes in sequences and tokens, clock in MHz, power in W.
+
+    >>> import moemodel
+    >>> plan = moemodel.Plan.model_validate({
+    ...     "architecture": "opt-350m",
+    ...     "sequence_length": 2048,
+    ...     "global_batch": 64,
+    ...     "cluster": {"gpu": "h100-sxm-80gb", "gpus": 8},
+    ...     "parallel": {"dp": 8},
+    ... })
+    >>> plan.micro_batch, plan.parallel.tp, plan.backend
+    (1, 1, 'torch')
+
+    From a file it is read by `moemodel.read_plan`, whose errors name file, line and key.
+    """
 
     name: Text = "plan"
     architecture: Text = Field(description="a known architecture, or the path of a Hugging Face config.json")
@@ -195,13 +209,13 @@ class Plan(Strict):
         }
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan(path: Path | str) -> Plan:
     """A checked plan from a YAML file.
 
     Raises:
         InputError: the file, line and key of each mistake, what was found and what is allowed.
     """
-    return read_yaml(path, Plan)
+    return read_yaml(Path(path), Plan)
 
 
 def plan_text(plan: Plan) -> str:

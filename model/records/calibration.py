@@ -178,7 +178,16 @@ class MemoryFit(Strict):
 
 
 class Calibration(Strict):
-    """All that is known about a GPU. `name` is what users call it; `gpu` the description it belongs to."""
+    """All that is known about a GPU. `name` is what users call it; `gpu` the description it belongs to.
+
+    >>> import moemodel
+    >>> calibration = moemodel.shipped("h100-sxm-80gb")
+    >>> bandwidth = calibration.chip["bandwidth_Bps"]
+    >>> bandwidth.unit, bandwidth.origin, bool(bandwidth.source)
+    ('B/s', 'datasheet', True)
+
+    From a file it is read by `moemodel.read_calibration`. `moemodel.calibrate` fits one.
+    """
 
     schema_version: int
     name: str
@@ -211,20 +220,20 @@ class _Version(Strict):
     schema_version: int
 
 
-def read_calibration(path: Path) -> Calibration:
+def read_calibration(path: Path | str) -> Calibration:
     """A calibration from its JSON file.
 
     Raises:
         CalibrationError: missing, not JSON, of another schema version, or malformed; with the place.
     """
     try:
-        version = read_json(path, _Version).schema_version
+        version = read_json(Path(path), _Version).schema_version
         if version != SCHEMA_VERSION:
             raise CalibrationError(
                 f"{path}: schema_version: found {version}; this moemodel reads {SCHEMA_VERSION}. "
                 "Fit it again from its profile with `moemodel calibrate`"
             )
-        return read_json(path, Calibration)
+        return read_json(Path(path), Calibration)
     except InputError as error:
         raise CalibrationError(str(error)) from None
 

@@ -1,11 +1,15 @@
 """What a profile is: a folder with `manifest.json` and Parquet tables. The profiler writes it, `calibrate` reads it.
 
-Only the schema lives here. Every column carries its unit; a missing reading is null, never 0 or -1.
+Only the schema lives here: a dataclass a table, whose fields are its columns. Every column carries its unit; a missing
+reading is null, never 0 or -1.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from types import NoneType
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,20 +18,6 @@ from moemodel.model.operators.work import SHAPE_FIELDS
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 MERGED_PARTS = b"moemodel.merged_parts"  # metadata of a table's file: names of the parts that are in it, as JSON
-
-# The operator measured: kind, pass, precision and shape (see `operators`).
-_OPERATOR: dict[str, str] = {
-    "kind": "string",
-    "direction": "string",
-    "dtype": "string",
-    **{name: ("float64" if name == "skew" else "int64") for name in SHAPE_FIELDS},
-}
-_STATE: dict[str, str] = {
-    "clock_Hz": "float64",  # true SM clock, from the cycle counter; null where it cannot be read
-    "clock_reported_Hz": "float64",  # what the driver says; null where there is none
-    "temperature_C": "float64",
-    "wall_s": "float64",  # Unix time at the end of the row's measurement
-}
 
 # What runs while the GPU heats up and cools down in section `heat`: column `load` of table `thermal`.
 HEAVY = "heat: heavy load"
@@ -38,138 +28,344 @@ IDLE = "heat: idle"
 EXCHANGE = "exchange"  # every rank sends to the next and receives from the one before, at once
 IDLE_LINKS = "idle"
 
-TABLES: dict[str, dict[str, str]] = {
-    # One row a sample: `calls` back-to-back calls, device time and host (enqueue) time of one call.
-    "operators": {
-        **_OPERATOR,
-        "sweep": "string",  # "solo" (the operator alone), or the heavy:operator mix or locked clock it ran under
-        "calls": "int64",
-        "time_s": "float64",
-        "host_time_s": "float64",
-        **_STATE,
-    },
-    # One row a load held for at least a second: mean power from the energy counter, activity from GPM.
-    "power": {
-        **_OPERATOR,
-        "load": "string",  # a name a person can read
-        "duty": "float64",  # share of the wall time in which the load ran
-        "time_s": "float64",  # of one call
-        "duration_s": "float64",  # of the window whose energy was counted
-        "energy_J": "float64",
-        "power_W": "float64",
-        "sm_activity": "float64",
-        "sm_occupancy": "float64",
-        "tensor_activity": "float64",
-        "fp32_activity": "float64",
-        "dram_activity": "float64",
-        **_STATE,
-    },
-    # A heavy load and a memory-bound one in turns: one row a length of turn, means over the turns.
-    "alternating": {
-        "load": "string",
-        "heavy_s": "float64",  # length of a turn
-        "light_s": "float64",
-        "heavy_clock_Hz": "float64",  # true SM clock in it
-        "light_clock_Hz": "float64",
-        "light_power_W": "float64",  # of the memory-bound load by itself
-        "duration_s": "float64",  # of the window whose energy was counted
-        "power_W": "float64",
-        "clock_reported_Hz": "float64",
-        "temperature_C": "float64",
-        "wall_s": "float64",
-    },
-    # Heating and cooling: one row a reading.
-    "thermal": {
-        "load": "string",
-        "elapsed_s": "float64",
-        "power_W": "float64",
-        "memory_temperature_C": "float64",
-        **_STATE,
-    },
-    # The host lane: time the host needs to queue a block of the real training model at sizes where the device never is
-    # the bottleneck. One row a block and direction.
-    "host": {
-        "block": "string",  # "dense_layer", "moe_layer", "head_and_loss", "optimizer_tensor", "step", ...
-        "direction": "string",
-        "detail": "string",  # the architecture options it ran with, for a reader
-        "host_time_s": "float64",
-        "kernels": "float64",  # launches in the block; null where they cannot be counted
-        "wall_s": "float64",
-    },
-    # One row a collective, group and size: back-to-back calls that were queued before the devices began.
-    "collectives": {
-        "collective": "string",
-        "ranks": "int64",  # of the group: the first so many of the job; the others waited
-        "nodes": "int64",  # that these ranks lie on
-        "size_B": "int64",  # of the full tensor, as `network` counts
-        "skew": "float64",  # of an all-to-all: bytes to the busiest rank over the mean
-        "calls": "int64",
-        "time_s": "float64",  # device time of one call, the longest over the ranks: the last one is waited for
-        "host_time_s": "float64",  # to queue one; mean over the ranks, as is everything below
-        "clock_Hz": "float64",
-        # The same collective held for a while, at a few sizes: how fast it then goes (a small one as fast as the host
-        # queues it), what each GPU draws and what goes over its NVLinks in each direction.
-        "held_time_s": "float64",
-        "duration_s": "float64",
-        "power_W": "float64",
-        "held_clock_Hz": "float64",
-        "nvlink_tx_Bps": "float64",
-        "nvlink_rx_Bps": "float64",
-        "temperature_C": "float64",  # of the first rank's GPU
-        "wall_s": "float64",
-    },
-    # One row a collective beside a computation, both going on all the while; times are of one call.
-    "overlap": {
-        "computation": "string",  # "gemm" of m x n x k, "add" of m elements; bf16
-        "m": "int64",
-        "n": "int64",
-        "k": "int64",
-        "collective": "string",
-        "ranks": "int64",
-        "nodes": "int64",
-        "size_B": "int64",
-        "priority": "int64",  # of the collective's stream: -1 before others, 0 as all
-        "calls": "int64",  # of the collective, in the window
-        "duration_s": "float64",
-        "computation_time_s": "float64",  # alone
-        "collective_time_s": "float64",  # alone
-        "together_computation_time_s": "float64",
-        "together_collective_time_s": "float64",
-        "computation_power_W": "float64",  # alone, of a GPU
-        "collective_power_W": "float64",
-        "together_power_W": "float64",
-        "computation_clock_Hz": "float64",
-        "collective_clock_Hz": "float64",
-        "together_clock_Hz": "float64",
-        "temperature_C": "float64",
-        "wall_s": "float64",
-    },
-    # One row a training run: means over its measured steps.
-    "iterations": {
-        "plan": "string",  # name of the plan; the plan itself is stored beside it as YAML text
-        "plan_yaml": "string",
-        "rank": "int64",
-        "steps": "int64",
-        "step_time_s": "float64",
-        "step_time_std_s": "float64",
-        "forward_time_s": "float64",
-        "backward_time_s": "float64",
-        "optimizer_time_s": "float64",
-        "host_time_s": "float64",  # until the last launch of a step was queued
-        "energy_J": "float64",  # of one step
-        "power_W": "float64",
-        "forward_clock_Hz": "float64",
-        "backward_clock_Hz": "float64",
-        "optimizer_clock_Hz": "float64",
-        "peak_allocated_B": "int64",  # of the framework's allocator
-        "peak_reserved_B": "int64",
-        "device_used_B": "int64",  # as the driver sees it: context and all
-        "parameters": "int64",
-        "loss_first": "float64",
-        "loss_last": "float64",
-        "expert_skew": "float64",  # busiest expert over the mean, mean over layers and steps; null without experts
-        **_STATE,
-    },
+Value = str | int | float | None
+_TYPES: dict[type, str] = {str: "string", int: "int64", float: "float64"}
+
+
+class Columns:
+    """Columns of a table that belong together. Subclasses are dataclasses of strings, numbers and other `Columns`."""
+
+    def columns(self) -> dict[str, Value]:
+        """Every column and its value, in the order of the table; those of a part that is None are null."""
+        return dict(_flat(type(self), self))
+
+
+class TableRow(Columns):
+    """A row of a table of a profile.
+
+    Attributes:
+        TABLE: name of the table.
+        KEY: columns that make two rows repetitions of the same point: one that is there is not measured again.
+    """
+
+    TABLE: ClassVar[str]
+    KEY: ClassVar[tuple[str, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatorColumns(Columns):
+    """The operator measured: kind, pass, precision and shape (see `operators.work`)."""
+
+    kind: str
+    direction: str
+    dtype: str
+    m: int
+    n: int
+    k: int
+    batch: int
+    heads: int
+    kv_heads: int
+    seq: int
+    head_dim: int
+    experts: int
+    top_k: int
+    skew: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceState(Columns):
+    """What the device was like.
+
+    Attributes:
+        clock_Hz: true SM clock, from the cycle counter; null where it cannot be read.
+        clock_reported_Hz: what the driver says; null where there is none.
+        temperature_C: of the die.
+        wall_s: Unix time at the end of the row's measurement.
+    """
+
+    clock_Hz: float | None = None
+    clock_reported_Hz: float | None = None
+    temperature_C: float | None = None
+    wall_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatorRow(TableRow):
+    """One sample: `calls` back-to-back calls, device time and host (enqueue) time of one call.
+
+    Attributes:
+        sweep: "solo" (the operator alone), or the heavy:operator mix or locked clock it ran under.
+    """
+
+    TABLE = "operators"
+    KEY = ("kind", "direction", *SHAPE_FIELDS, "sweep")
+
+    operator: OperatorColumns
+    sweep: str
+    calls: int
+    time_s: float
+    host_time_s: float | None = None
+    state: DeviceState = DeviceState()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerRow(TableRow):
+    """One load held for at least a second: mean power from the energy counter, activity from GPM.
+
+    Attributes:
+        operator: None for idle.
+        load: a name a person can read.
+        duty: share of the wall time in which the load ran.
+        time_s: of one call.
+        duration_s: of the window whose energy was counted.
+    """
+
+    TABLE = "power"
+    KEY = ("load",)
+
+    operator: OperatorColumns | None = None
+    load: str
+    duty: float | None = None
+    time_s: float | None = None
+    duration_s: float | None = None
+    energy_J: float | None = None
+    power_W: float | None = None
+    sm_activity: float | None = None
+    sm_occupancy: float | None = None
+    tensor_activity: float | None = None
+    fp32_activity: float | None = None
+    dram_activity: float | None = None
+    state: DeviceState = DeviceState()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlternatingRow(TableRow):
+    """A heavy load and a memory-bound one in turns of one length; means over the turns.
+
+    Attributes:
+        heavy_s, light_s: length of a turn.
+        heavy_clock_Hz, light_clock_Hz: true SM clock in it.
+        light_power_W: of the memory-bound load by itself.
+        duration_s: of the window whose energy was counted.
+        clock_reported_Hz, temperature_C, wall_s: see `DeviceState`.
+    """
+
+    TABLE = "alternating"
+    KEY = ("load",)
+
+    load: str
+    heavy_s: float | None = None
+    light_s: float | None = None
+    heavy_clock_Hz: float | None = None
+    light_clock_Hz: float | None = None
+    light_power_W: float | None = None
+    duration_s: float | None = None
+    power_W: float | None = None
+    clock_reported_Hz: float | None = None
+    temperature_C: float | None = None
+    wall_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThermalRow(TableRow):
+    """One reading while the device heats up and cools down."""
+
+    TABLE = "thermal"
+    KEY = ("load",)
+
+    load: str
+    elapsed_s: float | None = None
+    power_W: float | None = None
+    memory_temperature_C: float | None = None
+    state: DeviceState = DeviceState()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostRow(TableRow):
+    """Time the host needs to queue a block of the real training model, at sizes where the device never is the
+    bottleneck; one row a block and direction.
+
+    Attributes:
+        block: "dense_layer", "moe_layer", "head_and_loss", "optimizer_tensor", "step", ...
+        detail: the architecture options it ran with, for a reader.
+        kernels: launches in the block; null where they cannot be counted.
+    """
+
+    TABLE = "host"
+    KEY = ("block", "direction", "detail")
+
+    block: str
+    direction: str
+    detail: str
+    host_time_s: float
+    kernels: float | None = None
+    wall_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectiveRow(TableRow):
+    """A collective of one group and size: back-to-back calls that were queued before the devices began.
+
+    Attributes:
+        ranks: of the group: the first so many of the job; the others waited.
+        nodes: that these ranks lie on.
+        size_B: of the full tensor, as `network` counts.
+        skew: of an all-to-all: bytes to the busiest rank over the mean.
+        time_s: device time of one call, the longest over the ranks: the last one is waited for.
+        host_time_s: to queue one; mean over the ranks, as is everything below.
+        held_time_s, duration_s, power_W, held_clock_Hz, nvlink_tx_Bps, nvlink_rx_Bps: the same collective held for a
+            while, at a few sizes: how fast it then goes (a small one as fast as the host queues it), what each GPU
+            draws and what goes over its NVLinks in each direction.
+        temperature_C: of the first rank's GPU.
+    """
+
+    TABLE = "collectives"
+    KEY = ("collective", "ranks", "nodes", "size_B", "skew")
+
+    collective: str
+    ranks: int
+    nodes: int | None = None
+    size_B: int
+    skew: float
+    calls: int | None = None
+    time_s: float | None = None
+    host_time_s: float | None = None
+    clock_Hz: float | None = None
+    held_time_s: float | None = None
+    duration_s: float | None = None
+    power_W: float | None = None
+    held_clock_Hz: float | None = None
+    nvlink_tx_Bps: float | None = None
+    nvlink_rx_Bps: float | None = None
+    temperature_C: float | None = None
+    wall_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverlapRow(TableRow):
+    """A collective beside a computation, both going on all the while; times are of one call.
+
+    Attributes:
+        computation: "gemm" of m x n x k, "add" of m elements; bf16.
+        priority: of the collective's stream: -1 before others, 0 as all.
+        calls: of the collective, in the window.
+        computation_time_s, collective_time_s: alone, as are power (of a GPU) and clock of these names.
+    """
+
+    TABLE = "overlap"
+    KEY = ("computation", "m", "n", "k", "collective", "ranks", "nodes", "size_B", "priority")
+
+    computation: str
+    m: int
+    n: int
+    k: int
+    collective: str
+    ranks: int
+    nodes: int | None = None
+    size_B: int
+    priority: int
+    calls: int | None = None
+    duration_s: float | None = None
+    computation_time_s: float | None = None
+    collective_time_s: float | None = None
+    together_computation_time_s: float | None = None
+    together_collective_time_s: float | None = None
+    computation_power_W: float | None = None
+    collective_power_W: float | None = None
+    together_power_W: float | None = None
+    computation_clock_Hz: float | None = None
+    collective_clock_Hz: float | None = None
+    together_clock_Hz: float | None = None
+    temperature_C: float | None = None
+    wall_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class IterationRow(TableRow):
+    """One rank of a training run: means over its measured steps.
+
+    Attributes:
+        plan: its name; the plan itself is stored beside it as YAML text.
+        host_time_s: until the last launch of a step was queued.
+        energy_J: of one step.
+        peak_allocated_B, peak_reserved_B: of the framework's allocator.
+        device_used_B: as the driver sees it: context and all.
+        expert_skew: busiest expert over the mean, mean over layers and steps; null without experts.
+        clock_Hz, clock_reported_Hz, temperature_C, wall_s: see `DeviceState`.
+    """
+
+    TABLE = "iterations"
+    KEY = ("plan", "rank")
+
+    plan: str
+    plan_yaml: str | None = None
+    rank: int
+    steps: int
+    step_time_s: float
+    step_time_std_s: float | None = None
+    forward_time_s: float | None = None
+    backward_time_s: float | None = None
+    optimizer_time_s: float | None = None
+    host_time_s: float | None = None
+    energy_J: float | None = None
+    power_W: float | None = None
+    forward_clock_Hz: float | None = None
+    backward_clock_Hz: float | None = None
+    optimizer_clock_Hz: float | None = None
+    peak_allocated_B: int | None = None
+    peak_reserved_B: int | None = None
+    device_used_B: int | None = None
+    parameters: int | None = None
+    loss_first: float | None = None
+    loss_last: float | None = None
+    expert_skew: float | None = None
+    clock_Hz: float | None = None
+    clock_reported_Hz: float | None = None
+    temperature_C: float | None = None
+    wall_s: float | None = None
+
+
+def _parts(columns: type[Columns]) -> Iterator[tuple[str, type]]:
+    """Every field and its type without None."""
+    hints = get_type_hints(columns)
+    for field in fields(columns):  # type: ignore[arg-type]  # every subclass is a dataclass
+        kinds = [kind for kind in (get_args(hints[field.name]) or (hints[field.name],)) if kind is not NoneType]
+        yield field.name, kinds[0]
+
+
+def _schema(columns: type[Columns]) -> Iterator[tuple[str, str]]:
+    """Every column of a table and its type there."""
+    for name, kind in _parts(columns):
+        if issubclass(kind, Columns):
+            yield from _schema(kind)
+        else:
+            yield name, _TYPES[kind]
+
+
+def _flat(columns: type[Columns], value: Columns | None) -> Iterator[tuple[str, Value]]:
+    for name, part in _PARTS[columns]:
+        found = None if value is None else getattr(value, name)
+        if part is not None:
+            yield from _flat(part, found)
+        else:
+            yield name, found
+
+
+ROWS: tuple[type[TableRow], ...] = (
+    OperatorRow,
+    PowerRow,
+    AlternatingRow,
+    ThermalRow,
+    HostRow,
+    CollectiveRow,
+    OverlapRow,
+    IterationRow,
+)
+TABLES: dict[str, dict[str, str]] = {row.TABLE: dict(_schema(row)) for row in ROWS}  # table -> column -> its type
+# Of each group of columns: its fields, and where one is a group itself, which.
+_PARTS: dict[type[Columns], list[tuple[str, type[Columns] | None]]] = {
+    columns: [(name, kind if issubclass(kind, Columns) else None) for name, kind in _parts(columns)]
+    for columns in (OperatorColumns, DeviceState, *ROWS)
 }
 
 

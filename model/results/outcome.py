@@ -96,6 +96,15 @@ class Outcome:
         outside: share of device time in shapes that the calibration has not seen the like of.
         run: totals; None where the plan gives no tokens.
         notes: what to know before relying on this, a sentence each.
+
+    >>> import moemodel
+    >>> answer = moemodel.predict("examples/olmoe-1b-7b.yaml")
+    >>> abs(sum(phase.time_s for phase in answer.phases.values()) / answer.step_time_s.value - 1) < 1e-9
+    True
+    >>> answer.run.energy_kWh.low < answer.run.energy_kWh.value < answer.run.energy_kWh.high
+    True
+    >>> answer.to_json()["step"]["step_time_s"]["value"] == answer.step_time_s.value
+    True
     """
 
     plan: Plan

@@ -142,7 +142,7 @@ class PlanReport(Strict):
         return parse_yaml(self.plan_yaml, Plan, self.name)
 
 
-class SetAside(Strict):
+class SkippedPlan(Strict):
     """A plan that was not run, and why."""
 
     name: str
@@ -211,6 +211,13 @@ class Report(Strict):
         errors: by quantity.
         ranking: by quantity, step_time and energy.
         notes: a sentence each.
+
+    >>> import moemodel
+    >>> report = moemodel.read_report("validation")
+    >>> for plan in report.plans:
+    ...     error = plan.quantities["step_time"].error  # predicted over measured, less 1; None: not measured
+    >>> report.errors["step_time"].mape == abs(error)  # of a single plan
+    True
     """
 
     schema_version: int
@@ -224,7 +231,7 @@ class Report(Strict):
     environment: Environment
     calibration: CalibrationRef
     plans: tuple[PlanReport, ...]
-    set_aside: tuple[SetAside, ...]
+    set_aside: tuple[SkippedPlan, ...]
     errors: dict[str, Errors]
     ranking: dict[str, Ranking]
     notes: tuple[str, ...]
@@ -244,13 +251,13 @@ class _Version(Strict):
     schema_version: int
 
 
-def read_report(path: Path) -> Report:
+def read_report(path: Path | str) -> Report:
     """A stored report, from its file or the folder that it lies in.
 
     Raises:
         InputError: missing, not JSON, of another schema version, or malformed; with the place.
     """
-    path = path / REPORT if path.is_dir() else path
+    path = Path(path) / REPORT if Path(path).is_dir() else Path(path)
     version = read_json(path, _Version).schema_version
     if version != SCHEMA_VERSION:
         raise InputError(

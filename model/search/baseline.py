@@ -19,6 +19,7 @@ from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.feasibility import fits
 from moemodel.model.results.outcome import machine_of
+from moemodel.model.step.system import Machine
 
 _SEQUENCE = 4096
 _ENCODER_SEQUENCE = 512  # what T5 and Switch were trained with
@@ -31,7 +32,7 @@ _EXPERT = (1, 2, 4, 8)
 _MICRO_BATCHES = (4, 2, 1)
 
 
-def draft_plan(architecture: str, gpu: str, gpus: int, calibration: Calibration) -> Plan:
+def baseline_plan(architecture: str, gpu: str, gpus: int, calibration: Calibration) -> Plan:
     """The first plan that fits, from plain data parallelism to whatever it takes.
 
     Smaller micro-batches are tried first, then spreading experts, tensor parallelism inside a node, recomputation,
@@ -44,12 +45,18 @@ def draft_plan(architecture: str, gpu: str, gpus: int, calibration: Calibration)
     """
     model, device = read_architecture(architecture), read_gpu(gpu)
     plans = list(_candidates(architecture, model, device, gpus))
-    fitting = np.flatnonzero(fits(model, plans, machine_of(plans[0], calibration))) if plans else np.array([])
-    if not fitting.size:
+    plan = first_that_fits(model, plans, machine_of(plans[0], calibration)) if plans else None
+    if plan is None:
         raise InfeasiblePlanError(
             f"{model.name} on {gpus} x {device.name}: none of {len(plans)} plans tried fits in memory; use more GPUs"
         )
-    return plans[int(fitting[0])]
+    return plan
+
+
+def first_that_fits(architecture: Architecture, plans: list[Plan], machine: Machine) -> Plan | None:
+    """The first of some plans that fits in memory."""
+    fitting = np.flatnonzero(fits(architecture, plans, machine)) if plans else np.zeros(0, dtype=np.int64)
+    return plans[int(fitting[0])] if fitting.size else None
 
 
 def _candidates(name: str, architecture: Architecture, gpu: Gpu, gpus: int) -> Iterator[Plan]:

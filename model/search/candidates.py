@@ -25,14 +25,18 @@ from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.checks import check_power_and_clock
 from moemodel.model.plan.recompute import RECOMPUTE
 from moemodel.model.plan.rules import Columns, Rule, architecture_rules, as_counted, degree_rules
+from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.schedule import registry as schedules
 from moemodel.model.search.document import ClockRange, Search
+from moemodel.model.search.problem import SearchProblem
 
 _MICRO_BATCH = 64  # sequences
 _VIRTUAL = 8
 _CLOCKS = 10  # beside the governor's, where the search says "measured"
 _MOST_ROWS = 4_000_000  # legal plans at one clock: half a gigabyte of arrays, and minutes of prediction
+
+_NAMES_OF_RECOMPUTE = {int(value): name for name, value in RECOMPUTE.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +44,7 @@ class Refused:
     """How many combinations one reason refused."""
 
     key: str
-    says: str
+    message: str
     plans: int
 
 
@@ -83,23 +87,41 @@ class Candidates:
             power_cap_W=np.nan if document.power_cap_W is None else document.power_cap_W,
         )
 
+    def plan(self, document: Search, row: int, clock_MHz: float | None) -> Plan:
+        """The one at a row, as a user would write it."""
+        choices = {name: int(values[row]) for name, values in self.columns.items()}
+        return document.plan(
+            **choices
+            | {
+                "sequence_parallel": bool(choices["sequence_parallel"]),
+                "recompute": _NAMES_OF_RECOMPUTE[choices["recompute"]],
+                "schedule": schedules.NAMES[choices["schedule"]],
+                "clock_MHz": clock_MHz,
+            }
+        )
 
-def candidates(document: Search, architecture: Architecture, gpu: Gpu, calibration: Calibration) -> Candidates:
+
+def candidates(problem: SearchProblem, calibration: Calibration) -> Candidates:
     """The legal plans of a search, in the order of its choices: `gpus` outermost, `micro_batch` innermost.
+
+    Args:
+        problem: the search.
+        calibration: of its GPU, which says what clocks were measured.
 
     Raises:
         InputError: too many plans.
     """
+    document, gpu = problem.document, problem.gpu
     asked = clocks_MHz(document, gpu, calibration)
     refused_clocks = [clock for clock in asked if not _has_clock(document, gpu, clock)]
     clocks = tuple(clock for clock in asked if clock not in refused_clocks)
-    rules = _rules(document, architecture)
+    rules = _rules(document, problem.architecture)
     axes = _axes(document, rules, gpu)
     combinations = math.prod(len(values) for values in axes.values())
-    refused = [Refused(key="clock", says=_not_clocks(refused_clocks, gpu), plans=combinations * len(refused_clocks))]
+    refused = [Refused(key="clock", message=_not_clocks(refused_clocks, gpu), plans=combinations * len(refused_clocks))]
     columns, counts = _grow(axes, rules)
-    says = {rule.key: rule.summary for rule in rules}
-    refused += [Refused(key=key, says=says[key], plans=count * len(clocks)) for key, count in counts.items() if count]
+    summaries = {rule.key: rule.summary for rule in rules}
+    refused += [Refused(key=key, message=summaries[key], plans=count * len(clocks)) for key, count in counts.items()]
     return Candidates(
         total=combinations * len(asked),
         columns=columns,

@@ -125,7 +125,22 @@ class Limits(Strict):
 
 
 class Search(Strict):
-    """One search, as a user writes it. Keys of the same name mean what they mean in a plan."""
+    """One search, as a user writes it. Keys of the same name mean what they mean in a plan.
+
+    >>> import moemodel
+    >>> document = moemodel.Search.model_validate({
+    ...     "architecture": "opt-350m",
+    ...     "sequence_length": 2048,
+    ...     "global_batch": 64,
+    ...     "cluster": {"gpu": "h100-sxm-80gb", "gpus": [4, 8]},
+    ...     "search": {"micro_batch": [1, 2, 4], "cp": 1},
+    ...     "limits": {"step_time_s": 1.0},
+    ... })
+    >>> document.search.tp is None  # everything legal
+    True
+
+    From a file it is read by `moemodel.read_search`, whose errors name file, line and key.
+    """
 
     name: Text = "search"
     architecture: Text
@@ -200,10 +215,10 @@ _FIXED = (
 )
 
 
-def read_search(path: Path) -> Search:
+def read_search(path: Path | str) -> Search:
     """A checked search from a YAML file.
 
     Raises:
         InputError: the file, line and key of each mistake, what was found and what is allowed.
     """
-    return read_yaml(path, Search)
+    return read_yaml(Path(path), Search)

@@ -37,18 +37,18 @@ def pareto(time_s_P: FloatArray, energy_J_P: FloatArray) -> IntArray:
     return order[saves]
 
 
-def picks(time_s_F: FloatArray, energy_J_F: FloatArray, *, slower: float) -> dict[str, int]:
+def picks(time_s_F: FloatArray, energy_J_F: FloatArray, *, slack: float) -> dict[str, int]:
     """Members of a front that have a name, by their index on it.
 
     Args:
         time_s_F, energy_J_F: the front, fastest first.
-        slower: how much slower than the fastest `least_energy_within` may be, as a share.
+        slack: how much slower than the fastest `least_energy_within` may be, as a share.
 
     Returns:
         `fastest`; `least_energy`; `least_energy_within` the slack; `knee`, farthest below the line between the ends
         where both axes go from 0 to 1 (Das 1999): what one gains beyond it costs more of the other.
     """
-    within = np.flatnonzero(time_s_F <= time_s_F[0] * (1 + slower))
+    within = np.flatnonzero(time_s_F <= time_s_F[0] * (1 + slack))
     return {
         "fastest": 0,
         "least_energy_within": int(within[-1]),

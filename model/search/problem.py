@@ -1,4 +1,4 @@
-"""What a search rests on, and what a plan of it needs of everything that can be limited.
+"""What a search rests on, and the values of its plans that it can constrain.
 
 Energy is that of the GPUs and, where `site.host_power_W` is given, of their hosts: a plan that is slower keeps them on
 for longer. Axes: P plans, each at one clock.
@@ -17,7 +17,6 @@ from moemodel.model.core.errors import CalibrationError, InputError
 from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.checks import architecture_of, check_architecture, check_power_and_clock
-from moemodel.model.plan.recompute import RECOMPUTE
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
@@ -25,18 +24,16 @@ from moemodel.model.results.carbon import footprint, grid_intensity
 from moemodel.model.results.outcome import machine_of
 from moemodel.model.schedule import registry as schedules
 from moemodel.model.schedule.pipeline_layout import stages
-from moemodel.model.search.candidates import Candidates
 from moemodel.model.search.document import Search
 from moemodel.model.step.memory import Memory, MemoryModel, fullest
 from moemodel.model.step.stage_cost import distinct_rows
 from moemodel.model.step.system import Machine
 
 _SECONDS_PER_HOUR = 3600.0
-_NAMES_OF_RECOMPUTE = {int(value): name for name, value in RECOMPUTE.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Space:
+class SearchProblem:
     """What a search rests on: its document, checked against architecture, GPU and calibration."""
 
     document: Search
@@ -45,7 +42,7 @@ class Space:
     machine: Machine
 
 
-def space_of(document: Search, calibration: Calibration) -> Space:
+def problem_of(document: Search, calibration: Calibration) -> SearchProblem:
     """A search with what it rests on.
 
     Raises:
@@ -68,16 +65,16 @@ def space_of(document: Search, calibration: Calibration) -> Space:
         raise InputError(f"limits.memory_share: the memory of {gpu.name} isn't known; allowed: null")
     if document.tokens is not None:
         grid_intensity(document.site.region, key="site.region")
-    return Space(document=document, architecture=architecture, gpu=gpu, machine=machine)
+    return SearchProblem(document=document, architecture=architecture, gpu=gpu, machine=machine)
 
 
-def needs_of(space: Space, plans: PlanBatch, prediction: Prediction) -> dict[str, FloatArray]:
-    """What plans need of everything that can be limited, by the limit's name; of the run, if it has tokens. [P]"""
-    site, tokens = space.document.site, space.document.tokens
+def constraint_values(problem: SearchProblem, plans: PlanBatch, prediction: Prediction) -> dict[str, FloatArray]:
+    """Of plans, all that can be limited, by the limit's name; what is of the run, if it has tokens. [P]"""
+    site, tokens = problem.document.site, problem.document.tokens
     hosts_W = plans.gpus * site.host_power_W
     time_s = prediction.step_time_s
     energy_J = prediction.energy_J + hosts_W * time_s
-    needs = {
+    values = {
         "step_time_s": time_s,
         "energy_J": energy_J,
         "power_per_gpu_W": prediction.hottest_power_W,
@@ -85,33 +82,33 @@ def needs_of(space: Space, plans: PlanBatch, prediction: Prediction) -> dict[str
     }
     if tokens is not None:
         steps = np.ceil(tokens / prediction.tokens)
-        needs |= {
+        values |= {
             "run_hours": steps * time_s / _SECONDS_PER_HOUR,
             "run_kWh": footprint(steps * energy_J, pue=site.pue).energy_kWh,
         }
-    return needs
+    return values
 
 
-def limits_of(space: Space) -> dict[str, float]:
+def limits_of(problem: SearchProblem) -> dict[str, float]:
     """The limits that a search sets on what a prediction gives."""
-    given = space.document.limits.model_dump(exclude={"memory_share"})
+    given = problem.document.limits.model_dump(exclude={"memory_share"})
     return {name: limit for name, limit in given.items() if limit is not None}
 
 
-def memory_of(space: Space, plans: PlanBatch) -> Memory:
+def memory_of(problem: SearchProblem, plans: PlanBatch) -> Memory:
     """Peak memory of each plan, as `predict` gives it, without pricing its time. [P]"""
-    machine = space.machine
+    machine = problem.machine
     peak_B, terms_B = np.zeros(len(plans)), dict[str, FloatArray]()
     for rows in _by_pipeline(plans):
         some = plans.take(rows)
         model = MemoryModel(
-            space.architecture,
+            problem.architecture,
             some,
             framework=machine.framework,
             precision=machine.precision,
             calibration=machine.calibration,
         )
-        held = fullest(model, stages(space.architecture, int(some.pp[0]), int(some.virtual_stages[0])))
+        held = fullest(model, stages(problem.architecture, int(some.pp[0]), int(some.virtual_stages[0])))
         peak_B[rows] = held.peak_B
         for name, size_B in held.terms_B.items():
             terms_B.setdefault(name, np.zeros(len(plans)))[rows] = size_B
@@ -125,20 +122,6 @@ def _by_pipeline(plans: PlanBatch) -> Iterator[IntArray]:
     first, pipeline = distinct_rows([plans.pp, plans.virtual_stages])
     for index in range(len(first)):
         yield np.flatnonzero(pipeline == index)
-
-
-def plan_at(space: Space, legal: Candidates, row: int, clock_MHz: float | None) -> Plan:
-    """The plan at a row, as a user would write it."""
-    choices = {name: int(values[row]) for name, values in legal.columns.items()}
-    return space.document.plan(
-        **choices
-        | {
-            "sequence_parallel": bool(choices["sequence_parallel"]),
-            "recompute": _NAMES_OF_RECOMPUTE[choices["recompute"]],
-            "schedule": schedules.NAMES[choices["schedule"]],
-            "clock_MHz": clock_MHz,
-        }
-    )
 
 
 def summary(plan: Plan, *, clock: bool = True) -> str:

@@ -111,6 +111,12 @@ class SearchResult(Strict):
         reference: what `moemodel init` would propose for the same batch, without a search; null where that fits
             nowhere.
         notes: on all of it, a sentence each.
+
+    >>> import moemodel
+    >>> found = moemodel.search("examples/search-two-gpus.yaml")
+    >>> fastest = found.front[found.picks["fastest"] - 1]
+    >>> fastest.number, fastest.plan.cluster.gpus
+    (1, 2)
     """
 
     schema_version: int
@@ -134,19 +140,19 @@ class _Version(Strict):
     schema_version: int
 
 
-def read_search_result(path: Path) -> SearchResult:
+def read_search_result(path: Path | str) -> SearchResult:
     """A stored result.
 
     Raises:
         InputError: missing, not JSON, of another schema version, or malformed; with the place.
     """
-    version = read_json(path, _Version).schema_version
+    version = read_json(Path(path), _Version).schema_version
     if version != SCHEMA_VERSION:
         raise InputError(
             f"{path}: schema_version: found {version}; this moemodel reads {SCHEMA_VERSION}. "
             "Search again with `moemodel optimize`"
         )
-    return read_json(path, SearchResult)
+    return read_json(Path(path), SearchResult)
 
 
 def entry_of(number: int, answer: Outcome) -> Entry:

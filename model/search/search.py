@@ -26,15 +26,14 @@ from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import Calibration, reference_to
-from moemodel.model.results.feasibility import fits
 from moemodel.model.results.outcome import outcome
-from moemodel.model.search.baseline import first_choices
+from moemodel.model.search.baseline import first_choices, first_that_fits
 from moemodel.model.search.candidates import Candidates, candidates
 from moemodel.model.search.document import Search
 from moemodel.model.search.pareto import overlapping, picks, thin
-from moemodel.model.search.problem import Space, limits_of, needs_of, space_of
+from moemodel.model.search.problem import SearchProblem, constraint_values, limits_of, problem_of
 from moemodel.model.search.result import SCHEMA_VERSION, Counts, Entry, Figure, Refusal, SearchResult, entry_of, version
-from moemodel.model.search.state import Priced, Tally
+from moemodel.model.search.state import PredictedPlans, SearchState
 
 _NEXT = 10  # plans behind the front that are kept
 _BATCH = 50_000  # plans predicted at once: about 0.1 GB; smaller batches price the same shapes again
@@ -48,20 +47,20 @@ def search(document: Search, calibration: Calibration) -> SearchResult:
         calibration: of its GPU.
 
     Raises:
-        InputError, CalibrationError: see `space_of`; too many plans.
+        InputError, CalibrationError: see `problem_of`; too many plans.
         InfeasiblePlanError: no plan is feasible; names the reasons with counts, and the nearest miss.
     """
-    space = space_of(document, calibration)
-    legal = candidates(document, space.architecture, space.gpu, calibration)
-    tally = Tally(space, legal)
-    for priced in priced_plans(space, tally.keep_fitting(legal)):
-        tally.add(priced)
-    if not len(tally.index):
-        raise InfeasiblePlanError(tally.nothing())
-    return _result(space, calibration, legal, tally)
+    problem = problem_of(document, calibration)
+    legal = candidates(problem, calibration)
+    state = SearchState(problem, legal)
+    for predicted in predicted_plans(problem, state.keep_fitting(legal)):
+        state.add(predicted)
+    if not len(state.index):
+        raise InfeasiblePlanError(state.infeasible_message())
+    return _result(problem, calibration, legal, state)
 
 
-def priced_plans(space: Space, legal: Candidates) -> Iterator[Priced]:
+def predicted_plans(problem: SearchProblem, legal: Candidates) -> Iterator[PredictedPlans]:
     """Every plan at every clock, predicted a batch at a time."""
     clocks = np.array([math.nan if c is None else c * 1e6 for c in legal.clocks_MHz])
     if not len(clocks):
@@ -70,10 +69,10 @@ def priced_plans(space: Space, legal: Candidates) -> Iterator[Priced]:
     step = max(1, _BATCH // len(clocks))
     for start in range(0, len(order), step):
         rows = order[start : start + step]
-        plans = _at_clocks(legal.take(rows).batch(space.document), clocks)
-        needs = needs_of(space, plans, predict(space.architecture, plans, space.machine))
+        plans = _at_clocks(legal.take(rows).batch(problem.document), clocks)
+        values = constraint_values(problem, plans, predict(problem.architecture, plans, problem.machine))
         index = (legal.index[rows][:, None] * len(clocks) + np.arange(len(clocks))).ravel()
-        yield Priced(index_P=index, plans=plans, needs=needs)
+        yield PredictedPlans(index_P=index, plans=plans, values=values)
 
 
 def _shapes_together(legal: Candidates) -> IntArray:
@@ -87,18 +86,18 @@ def _at_clocks(plans: PlanBatch, clock_Hz: FloatArray) -> PlanBatch:
     return replace(plans.take(rows), clock_Hz=np.tile(clock_Hz, len(plans)))
 
 
-def _result(space: Space, calibration: Calibration, legal: Candidates, tally: Tally) -> SearchResult:
-    document, front = space.document, len(tally.index)
-    named = picks(tally.time_s, tally.energy_J, slower=document.within_of_fastest)
+def _result(problem: SearchProblem, calibration: Calibration, legal: Candidates, state: SearchState) -> SearchResult:
+    document, front = problem.document, len(state.index)
+    named = picks(state.time_s, state.energy_J, slack=document.within_of_fastest)
     kept = thin(front, document.keep, named.values())
     entries = []
     for number, place in enumerate(kept, start=1):
-        plan = tally.plan(int(tally.index[place]), f"{document.name}-{number:02d}")
+        plan = state.plan(int(state.index[place]), f"{document.name}-{number:02d}")
         entries.append(entry_of(number, outcome(plan, calibration)))
     followers = []
-    for number, index in enumerate(tally.next_fastest(_NEXT).tolist(), start=len(kept) + 1):
-        followers.append(entry_of(number, outcome(tally.plan(index, f"{document.name}-{number:02d}"), calibration)))
-    reference = _reference(space, calibration)
+    for number, index in enumerate(state.next_fastest(_NEXT).tolist(), start=len(kept) + 1):
+        followers.append(entry_of(number, outcome(state.plan(index, f"{document.name}-{number:02d}"), calibration)))
+    reference = _reference(problem, calibration)
     return SearchResult(
         schema_version=SCHEMA_VERSION,
         moemodel_version=version(),
@@ -106,16 +105,16 @@ def _result(space: Space, calibration: Calibration, legal: Candidates, tally: Ta
         calibration=reference_to(calibration),
         counts=Counts(
             combinations=legal.total,
-            refused=tuple(Refusal(reason=r.key, says=r.says, plans=r.plans) for r in tally.refusals()),
-            predicted=tally.predicted,
-            feasible=tally.feasible,
+            refused=tuple(Refusal(reason=r.key, says=r.message, plans=r.plans) for r in state.refusals()),
+            predicted=state.predicted,
+            feasible=state.feasible,
             front=front,
         ),
         front=tuple(_compared(entries, reference)),
         next_fastest=tuple(e if reference is None else e.model_copy(update=_gains(e, reference)) for e in followers),
         picks={name: kept.index(place) + 1 for name, place in named.items()},
         reference=reference,
-        notes=_notes(space, entries, front, reference),
+        notes=_notes(problem, entries, front, reference),
     )
 
 
@@ -142,41 +141,39 @@ def _gains(entry: Entry, reference: Entry) -> dict[str, float]:
     }
 
 
-def reference_plan(space: Space) -> Plan | None:
+def reference_plan(problem: SearchProblem) -> Plan | None:
     """What `moemodel init` would propose for this batch on the first number of GPUs; None where that fits nowhere."""
-    plans = list(_first_plans(space))
-    fitting = np.flatnonzero(fits(space.architecture, plans, space.machine)) if plans else np.zeros(0, dtype=np.int64)
-    return plans[int(fitting[0])] if fitting.size else None
+    return first_that_fits(problem.architecture, list(_first_plans(problem)), problem.machine)
 
 
-def _reference(space: Space, calibration: Calibration) -> Entry | None:
-    plan = reference_plan(space)
+def _reference(problem: SearchProblem, calibration: Calibration) -> Entry | None:
+    plan = reference_plan(problem)
     if plan is None:
         return None
     batch = batch_of(plan)
-    prediction = predict(space.architecture, batch, space.machine)
-    needs = needs_of(space, batch, prediction)
-    missed = [name for name, limit in limits_of(space).items() if needs[name][0] > limit]
-    share = space.document.limits.memory_share
-    if share is not None and prediction.memory_B[0] > share * space.machine.memory_B:
+    prediction = predict(problem.architecture, batch, problem.machine)
+    values = constraint_values(problem, batch, prediction)
+    missed = [name for name, limit in limits_of(problem).items() if values[name][0] > limit]
+    share = problem.document.limits.memory_share
+    if share is not None and prediction.memory_B[0] > share * problem.machine.memory_B:
         missed.append("memory_share")
     return entry_of(0, outcome(plan, calibration)).model_copy(update={"misses": tuple(missed)})
 
 
-def _first_plans(space: Space) -> Iterator[Plan]:
-    document, gpus = space.document, space.document.cluster.gpus[0]
-    node = document.cluster.gpus_per_node or space.gpu.gpus_per_node
-    for choices in first_choices(space.architecture, gpus, node):
+def _first_plans(problem: SearchProblem) -> Iterator[Plan]:
+    document, gpus = problem.document, problem.document.cluster.gpus[0]
+    node = document.cluster.gpus_per_node or problem.gpu.gpus_per_node
+    for choices in first_choices(problem.architecture, gpus, node):
         try:
             plan = document.plan(**choices.pop("parallel"), **choices, gpus=gpus, name=f"{document.name}-reference")
-            check_architecture(plan, space.architecture)
+            check_architecture(plan, problem.architecture)
         except (ValidationError, InfeasiblePlanError):
             continue
         yield plan
 
 
-def _notes(space: Space, entries: list[Entry], front: int, reference: Entry | None) -> tuple[str, ...]:
-    document = space.document
+def _notes(problem: SearchProblem, entries: list[Entry], front: int, reference: Entry | None) -> tuple[str, ...]:
+    document = problem.document
     found = [
         f"{len(entries)} of the {front} plans on the front are kept (`keep`)." if len(entries) < front else "",
         "Plans that can't be told apart have 90 % intervals that overlap in time and in energy. Most of the error is "

@@ -17,44 +17,44 @@ from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.spec import Plan
 from moemodel.model.search.candidates import Candidates, Refused
 from moemodel.model.search.pareto import pareto, to_digits
-from moemodel.model.search.problem import Space, limits_of, memory_of, plan_at, summary
+from moemodel.model.search.problem import SearchProblem, limits_of, memory_of, summary
 from moemodel.model.step.memory import Memory
 
 _ROWS = 50_000  # plans whose memory is counted at once
 _MAIN_REASONS = 6  # that are named where nothing is feasible
-_RUNNERS = 64  # fastest combinations remembered, whatever their clock, from which those on the front are then taken out
+_TOP_K = 64  # fastest combinations remembered, whatever their clock, from which those on the front are then taken out
 
 
 @dataclass(frozen=True, kw_only=True)
-class Priced:
+class PredictedPlans:
     """Some plans of a search, predicted.
 
     Attributes:
         index_P: place of each among all candidates; it decides between plans that cost the same.
         plans: the plans.
-        needs: what each needs of everything that can be limited, by the limit's name.
+        values: of each, all that can be limited, by the limit's name.
     """
 
     index_P: IntArray
     plans: PlanBatch
-    needs: dict[str, FloatArray]
+    values: dict[str, FloatArray]
 
 
-class Tally:
+class SearchState:
     """What a search has seen so far: who was refused and why, how near the nearest came, and the front."""
 
-    def __init__(self, space: Space, legal: Candidates) -> None:
-        self.space = space
+    def __init__(self, problem: SearchProblem, legal: Candidates) -> None:
+        self.problem = problem
         self.legal = legal
-        self.limits = limits_of(space)
+        self.limits = limits_of(problem)
         self.refused = list(legal.refused)
         self.predicted = 0
         self.feasible = 0
         self.index = np.zeros(0, dtype=np.int64)
         self.time_s = np.zeros(0)
         self.energy_J = np.zeros(0)
-        self._runner = np.zeros(0, dtype=np.int64)
-        self._runner_s = np.zeros(0)
+        self._fastest = np.zeros(0, dtype=np.int64)
+        self._fastest_s = np.zeros(0)
         self.nearest = ""
         self._nearest_ratio = math.inf
         self._over = dict.fromkeys(self.limits, 0)
@@ -67,8 +67,8 @@ class Tally:
         for start in range(0, len(legal), _ROWS):
             rows = np.arange(start, min(start + _ROWS, len(legal)))
             some = legal.take(rows)
-            memory = memory_of(self.space, some.batch(self.space.document))
-            fit, kept[rows] = memory.peak_B <= self.space.machine.memory_B, memory.peak_B <= self._memory_B
+            memory = memory_of(self.problem, some.batch(self.problem.document))
+            fit, kept[rows] = memory.peak_B <= self.problem.machine.memory_B, memory.peak_B <= self._memory_B
             largest = _largest_terms(memory)
             terms.update(largest[~fit].tolist())
             over += int((fit & ~kept[rows]).sum())
@@ -80,23 +80,23 @@ class Tally:
     @property
     def _memory_B(self) -> float:
         """What a plan may take of a GPU's memory."""
-        share = self.space.document.limits.memory_share
-        return self.space.machine.memory_B * (1.0 if share is None else share)
+        share = self.problem.document.limits.memory_share
+        return self.problem.machine.memory_B * (1.0 if share is None else share)
 
     def _count_memory(self, terms: Counter[str], over: int) -> None:
         clocks = len(self.legal.clocks_MHz)
         self.refused += [
             Refused(
                 key=f"memory_{name}",
-                says=f"does not fit in memory (largest term {name.replace('_', ' ')})",
+                message=f"does not fit in memory (largest term {name.replace('_', ' ')})",
                 plans=count * clocks,
             )
             for name, count in sorted(terms.items(), key=lambda term: (-term[1], term[0]))
         ]
-        share = self.space.document.limits.memory_share
+        share = self.problem.document.limits.memory_share
         if over and share is not None:
-            says = f"limits.memory_share {share:g}"
-            self.refused.append(Refused(key="memory_share", says=says, plans=over * clocks))
+            message = f"limits.memory_share {share:g}"
+            self.refused.append(Refused(key="memory_share", message=message, plans=over * clocks))
 
     def _near_in_memory(self, some: Candidates, peak_B: FloatArray, largest: NDArray[np.str_]) -> None:
         """Remember the plan that needs least memory; it is told of where nothing fits."""
@@ -105,81 +105,81 @@ class Tally:
             return
         self._nearest_ratio = float(peak_B[row])
         self.nearest = (
-            f"{summary(plan_at(self.space, some, row, None))} needs {peak_B[row] / 1e9:.1f} GB of "
+            f"{summary(some.plan(self.problem.document, row, None))} needs {peak_B[row] / 1e9:.1f} GB of "
             f"{self._memory_B / 1e9:.1f} GB; the largest term is {str(largest[row]).replace('_', ' ')}"
         )
 
-    def add(self, priced: Priced) -> None:
+    def add(self, predicted: PredictedPlans) -> None:
         """Count one batch, and merge its best into the front."""
-        self.predicted += len(priced.plans)
-        within = np.ones(len(priced.plans), dtype=np.bool_)
-        worst = np.zeros(len(priced.plans))
+        self.predicted += len(predicted.plans)
+        within = np.ones(len(predicted.plans), dtype=np.bool_)
+        worst = np.zeros(len(predicted.plans))
         for name, limit in self.limits.items():
-            ratio = priced.needs[name] / limit
+            ratio = predicted.values[name] / limit
             held = ratio <= 1
             self._over[name] += int((within & ~held).sum())
             within &= held
             worst = np.maximum(worst, ratio)
         self.feasible += int(within.sum())
         if not within.any():
-            self._near_limits(priced, worst)
-        self._merge(priced, np.flatnonzero(within))
-        self._race(priced, np.flatnonzero(within))
+            self._near_limits(predicted, worst)
+        self._merge(predicted, np.flatnonzero(within))
+        self._update_top_k(predicted, np.flatnonzero(within))
 
-    def _near_limits(self, priced: Priced, worst: FloatArray) -> None:
+    def _near_limits(self, predicted: PredictedPlans, worst: FloatArray) -> None:
         """Remember the plan that exceeds the limits least; it is told of where none keeps them."""
         row = int(worst.argmin())
         if worst[row] >= self._nearest_ratio:
             return
         self._nearest_ratio = float(worst[row])
         found = ", ".join(
-            f"{name} {priced.needs[name][row]:.4g} (limit {limit:g})"
+            f"{name} {predicted.values[name][row]:.4g} (limit {limit:g})"
             for name, limit in self.limits.items()
-            if priced.needs[name][row] > limit
+            if predicted.values[name][row] > limit
         )
-        self.nearest = f"{summary(self.plan(int(priced.index_P[row])))} has {found}"
+        self.nearest = f"{summary(self.plan(int(predicted.index_P[row])))} has {found}"
 
-    def _merge(self, priced: Priced, rows: IntArray) -> None:
-        index = np.concatenate([self.index, priced.index_P[rows]])
-        time_s = np.concatenate([self.time_s, priced.needs["step_time_s"][rows]])
-        energy_J = np.concatenate([self.energy_J, priced.needs["energy_J"][rows]])
+    def _merge(self, predicted: PredictedPlans, rows: IntArray) -> None:
+        index = np.concatenate([self.index, predicted.index_P[rows]])
+        time_s = np.concatenate([self.time_s, predicted.values["step_time_s"][rows]])
+        energy_J = np.concatenate([self.energy_J, predicted.values["energy_J"][rows]])
         order = np.argsort(index)  # batches come in any order; ties go to the first candidate
         best = order[pareto(time_s[order], energy_J[order])]
         self.index, self.time_s, self.energy_J = index[best], time_s[best], energy_J[best]
 
-    def _race(self, priced: Priced, rows: IntArray) -> None:
+    def _update_top_k(self, predicted: PredictedPlans, rows: IntArray) -> None:
         """Merge the fastest combinations, each at its fastest clock; all its clocks come in one batch."""
-        index = np.concatenate([self._runner, priced.index_P[rows]])
-        time_s = np.concatenate([self._runner_s, priced.needs["step_time_s"][rows]])
+        index = np.concatenate([self._fastest, predicted.index_P[rows]])
+        time_s = np.concatenate([self._fastest_s, predicted.values["step_time_s"][rows]])
         order = np.lexsort((index, to_digits(time_s)))
         _, first = np.unique(index[order] // len(self.legal.clocks_MHz), return_index=True)
-        best = order[np.sort(first)[:_RUNNERS]]
-        self._runner, self._runner_s = index[best], time_s[best]
+        best = order[np.sort(first)[:_TOP_K]]
+        self._fastest, self._fastest_s = index[best], time_s[best]
 
     def next_fastest(self, most: int) -> IntArray:
         """Places of the fastest plans whose combination is not on the front at any clock, fastest first."""
         clocks = len(self.legal.clocks_MHz)
-        return self._runner[~np.isin(self._runner // clocks, self.index // clocks)][:most]
+        return self._fastest[~np.isin(self._fastest // clocks, self.index // clocks)][:most]
 
     def plan(self, index: int, name: str | None = None) -> Plan:
         """The plan at a place among all candidates."""
         row, clock = divmod(index, len(self.legal.clocks_MHz))
-        plan = plan_at(self.space, self.legal, row, self.legal.clocks_MHz[clock])
+        plan = self.legal.plan(self.problem.document, row, self.legal.clocks_MHz[clock])
         return plan if name is None else plan.model_copy(update={"name": name})
 
     def refusals(self) -> tuple[Refused, ...]:
         """Everything refused, in the order in which it was asked."""
         over = [
-            Refused(key=name, says=f"limits.{name} {self.limits[name]:g}", plans=count)
+            Refused(key=name, message=f"limits.{name} {self.limits[name]:g}", plans=count)
             for name, count in self._over.items()
             if count
         ]
         return (*self.refused, *over)
 
-    def nothing(self) -> str:
+    def infeasible_message(self) -> str:
         """What to say where no plan is feasible."""
         found = sorted(self.refusals(), key=lambda refusal: -refusal.plans)
-        reasons = "; ".join(f"{refusal.plans:,} {refusal.says}" for refusal in found[:_MAIN_REASONS])
+        reasons = "; ".join(f"{refusal.plans:,} {refusal.message}" for refusal in found[:_MAIN_REASONS])
         more = f"; and {len(found) - _MAIN_REASONS} more reasons" if len(found) > _MAIN_REASONS else ""
         nearest = f" The nearest miss: {self.nearest}." if self.nearest else ""
         return f"no plan is feasible. Of {self.legal.total:,} combinations: {reasons}{more}.{nearest}"

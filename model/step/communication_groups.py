@@ -52,7 +52,7 @@ class Groups:
 
     def __init__(self, plans: PlanBatch, network: Network, *, shards_experts: bool) -> None:
         self.network = network
-        mesh = ParallelMesh.of(plans, etp=plans.tp if shards_experts else np.ones_like(plans.tp))
+        mesh = ParallelMesh.of(plans, shards_experts=shards_experts)
         self.tp = self._group(mesh.tp_group)
         self.cp = self._group(mesh.cp_group)
         self.ep = self._group(mesh.ep_group)

@@ -75,7 +75,7 @@ class MemoryModel:
         self.framework = framework
         self.batch = MicroBatch.of(plans, framework, precision)
         self.recipe = self.batch.recipe
-        self.mesh = ParallelMesh.of(plans, etp=plans.tp if framework.shards_experts else np.ones_like(plans.tp))
+        self.mesh = ParallelMesh.of(plans, shards_experts=framework.shards_experts)
         self.kinds = distinct_layers(architecture)
         self._embedding = EmbeddingBlock(architecture=architecture)
         self._head = HeadBlock(architecture=architecture)

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Mark = Callable[[str], None]  # told the phase that ends: "start", "forward", "backward", "pipeline", "optimizer"
+# Told the phase that ends: "start", "forward", "backward", "pipeline", "optimizer".
+PhaseCallback = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,7 @@ class Run(Protocol):
         """Parameters of this rank's share of the model, before ZeRO shards them."""
         ...
 
-    def step(self, mark: Mark) -> None:
+    def step(self, mark: PhaseCallback) -> None:
         """Queue one step on the device, telling `mark` the phase that ends."""
         ...
 

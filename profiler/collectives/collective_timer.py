@@ -16,21 +16,21 @@ from statistics import median
 import torch
 
 from moemodel.profiler.collectives.operations import Operation
-from moemodel.profiler.collectives.process_groups import Group
+from moemodel.profiler.collectives.process_groups import RankGroup
 from moemodel.profiler.devices.base import Device
 from moemodel.profiler.instruments.cycle_counter import ClockReader
 
 _WARM_CALLS = 3
 _PILOT_CALLS = 4
-_LEAD_MARGIN = 1.5  # of the host time that a spin has to cover
-_LEAD_EXTRA_S = 0.5e-3  # ranks leave a barrier that far apart, and fill buffers first
-_LEAD_MOST_S = 40e-3
+_SPIN_MARGIN = 1.5  # of the host time that a spin has to cover
+_SPIN_EXTRA_S = 0.5e-3  # ranks leave a barrier that far apart, and fill buffers first
+_SPIN_MOST_S = 40e-3
 _AGAIN = 5  # stretches more, at most, where hosts were late
 _FALLBACK_CLOCK_HZ = 2e9  # for the length of a spin only
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stretch:
+class TimedInterval:
     """Device time, host time and true clock of one call, mean over a stretch; `late`: the device waited for a host."""
 
     time_s: float
@@ -49,7 +49,7 @@ class Timing:
     clock_Hz: float | None
 
 
-class Stopwatch:
+class CollectiveTimer:
     """Times operations on the device of this rank.
 
     Args:
@@ -62,7 +62,7 @@ class Stopwatch:
         self._spin_Hz = device.info.clock_max_Hz or _FALLBACK_CLOCK_HZ
         self._clock = clock
 
-    def timing(self, operation: Operation, group: Group, *, stretches: int, stretch_s: float, most: int) -> Timing:
+    def timing(self, operation: Operation, group: RankGroup, *, stretches: int, stretch_s: float, most: int) -> Timing:
         """Time of an operation over a group; every rank of it calls this at the same time."""
         host_s = self._warm_up(operation, group)
         pilot = self._stretch(operation, group, _PILOT_CALLS, host_s)
@@ -80,17 +80,19 @@ class Stopwatch:
             clock_Hz=median(clocks_Hz) if clocks_Hz else None,
         )
 
-    def _stretches(self, operation: Operation, group: Group, calls: int, host_s: float, count: int) -> list[Stretch]:
+    def _stretches(
+        self, operation: Operation, group: RankGroup, calls: int, host_s: float, count: int
+    ) -> list[TimedInterval]:
         """So many stretches for which no rank's host was late; the same number on every rank."""
-        good: list[Stretch] = []
-        late: list[Stretch] = []
+        good: list[TimedInterval] = []
+        late: list[TimedInterval] = []
         while len(good) < count and len(late) <= _AGAIN:
             stretch = self._stretch(operation, group, calls, host_s)
             host_s = max(host_s, group.most(stretch.host_time_s or 0.0))
             (late if group.most(float(stretch.late)) else good).append(stretch)
         return good or late
 
-    def _warm_up(self, operation: Operation, group: Group) -> float:
+    def _warm_up(self, operation: Operation, group: RankGroup) -> float:
         """Run it a few times, since NCCL connects at first use; the host's time of the last call."""
         operation.prepare()
         for _ in range(_WARM_CALLS):
@@ -102,17 +104,17 @@ class Stopwatch:
         self._synchronize()
         return group.most(host_s)
 
-    def _stretch(self, operation: Operation, group: Group, calls: int, host_s: float) -> Stretch:
+    def _stretch(self, operation: Operation, group: RankGroup, calls: int, host_s: float) -> TimedInterval:
         self._synchronize()
         group.barrier()
         return self._on_gpu(operation, calls, host_s) if self._cuda else _on_host(operation, calls)
 
-    def _on_gpu(self, operation: Operation, calls: int, host_s: float) -> Stretch:
+    def _on_gpu(self, operation: Operation, calls: int, host_s: float) -> TimedInterval:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        lead_s = min(_LEAD_MOST_S, _LEAD_MARGIN * (calls + 1) * host_s + _LEAD_EXTRA_S)
+        spin_s = min(_SPIN_MOST_S, _SPIN_MARGIN * (calls + 1) * host_s + _SPIN_EXTRA_S)
         operation.prepare()
         spun_s = time.perf_counter()
-        torch.cuda._sleep(int(lead_s * self._spin_Hz))  # type: ignore[no-untyped-call]
+        torch.cuda._sleep(int(spin_s * self._spin_Hz))  # type: ignore[no-untyped-call]
         operation.call()
         before = self._clock.stamp()
         start.record()
@@ -123,11 +125,11 @@ class Stopwatch:
         end.record()
         after = self._clock.stamp()
         self._synchronize()
-        return Stretch(
+        return TimedInterval(
             time_s=float(start.elapsed_time(end)) * 1e-3 / calls,
             host_time_s=(queued_s - begun_s) / calls,
             clock_Hz=self._clock.mean_Hz(before, after),
-            late=queued_s - spun_s > lead_s,
+            late=queued_s - spun_s > spin_s,
         )
 
     def _synchronize(self) -> None:
@@ -135,14 +137,14 @@ class Stopwatch:
             torch.cuda.synchronize()
 
 
-def _on_host(operation: Operation, calls: int) -> Stretch:
+def _on_host(operation: Operation, calls: int) -> TimedInterval:
     """On processors a call has ended when it returns, and there is no host time apart."""
     operation.prepare()
     operation.call()
     begun_s = time.perf_counter()
     for _ in range(calls):
         operation.call()
-    return Stretch(time_s=(time.perf_counter() - begun_s) / calls, host_time_s=None, clock_Hz=None)
+    return TimedInterval(time_s=(time.perf_counter() - begun_s) / calls, host_time_s=None, clock_Hz=None)
 
 
 def _known(values: Sequence[float | None]) -> list[float]:

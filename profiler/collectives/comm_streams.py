@@ -1,4 +1,4 @@
-"""Lanes: where work is queued so that two kinds of it run at once: a CUDA stream each, or on processors a thread each.
+"""Streams: where work is queued so that two kinds of it run at once: CUDA streams, or a thread each on processors.
 
 Work is queued in chunks; a marker is left behind each, to ask whether it has been reached, and when.
 """
@@ -23,12 +23,12 @@ class Marker(Protocol):
 
     def done(self) -> bool: ...
     def time_s(self) -> float:
-        """When it was reached, after it was; only differences between markers of one job's lanes mean anything."""
+        """When it was reached, after it was; only differences between markers of one job's streams mean anything."""
         ...
 
 
-class Lane(Protocol):
-    """Work in order, beside other lanes."""
+class CommStream(Protocol):
+    """Work in order, beside other streams."""
 
     def queue(self, work: Callable[[], None]) -> Marker: ...
     def close(self) -> None: ...
@@ -47,11 +47,11 @@ class StreamMarker:
         return float(self._origin.elapsed_time(self._event)) * 1e-3
 
 
-class StreamLane:
+class CudaCommStream:
     """A CUDA stream.
 
     Args:
-        origin: an event that both lanes' times count from; it must have been recorded.
+        origin: an event that both streams' times count from; it must have been recorded.
         clock: stamps the end of every chunk.
         priority: of the stream: -1 before others, 0 as all.
     """
@@ -87,11 +87,11 @@ class ThreadMarker:
         return self._end_s.result()
 
 
-class ThreadLane:
+class ThreadCommStream:
     """A thread that takes one chunk after another."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lane")
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stream")
 
     def queue(self, work: Callable[[], None]) -> ThreadMarker:
         def timed() -> float:
@@ -104,11 +104,11 @@ class ThreadLane:
         self._thread.shutdown(wait=True)
 
 
-def open_lanes(device: Device, clock: ClockReader, *priorities: int) -> list[Lane]:
-    """Lanes of a device, one a priority."""
+def open_streams(device: Device, clock: ClockReader, *priorities: int) -> list[CommStream]:
+    """Streams of a device, one a priority."""
     if device.torch_device.type != "cuda":
-        return [ThreadLane() for _ in priorities]
+        return [ThreadCommStream() for _ in priorities]
     torch.cuda.synchronize()
     origin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     origin.record()
-    return [StreamLane(origin, clock, priority) for priority in priorities]
+    return [CudaCommStream(origin, clock, priority) for priority in priorities]

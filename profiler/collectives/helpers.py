@@ -66,7 +66,7 @@ def first_of_job(environment: Mapping[str, str] = os.environ) -> Iterator[Helper
         helpers.dismiss()
 
 
-def help_first(environment: Mapping[str, str] = os.environ) -> None:
+def run_as_helper(environment: Mapping[str, str] = os.environ) -> None:
     """Wait for what the first asks, and do it.
 
     Raises:

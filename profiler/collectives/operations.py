@@ -17,7 +17,7 @@ import torch.distributed as dist
 from moemodel.model.network.collectives import Collective
 from moemodel.model.records.profile import EXCHANGE
 from moemodel.profiler.collectives.points import LinkPoint, split_elements
-from moemodel.profiler.collectives.process_groups import Group
+from moemodel.profiler.collectives.process_groups import RankGroup
 from moemodel.profiler.jobs.ranks import all_gather, reduce_scatter
 
 _WORD_B = 2  # bf16
@@ -62,7 +62,7 @@ class Buffers:
         self.source = torch.empty(elements, dtype=torch.bfloat16, device=device).normal_(generator=generator)
         self.sink = torch.empty_like(self.source)
 
-    def operation(self, point: LinkPoint, group: Group) -> Operation:
+    def operation(self, point: LinkPoint, group: RankGroup) -> Operation:
         """The collective of a point, as this rank of the group takes part in it."""
         elements = point.size_B // _WORD_B
         whole, out = self.source[:elements], self.sink[:elements]
@@ -84,14 +84,14 @@ class Buffers:
                 return _exchange(whole, out, group)
         raise ValueError(f"no such collective: {point.collective}")
 
-    def _skewed(self, point: LinkPoint, group: Group) -> Operation:
+    def _skewed(self, point: LinkPoint, group: RankGroup) -> Operation:
         sent = split_elements(point.size_B // _WORD_B, group.ranks, point.skew)
         received = [sent[group.rank]] * group.ranks
         whole, out = self.source[: sum(sent)], self.sink[: sum(received)]
         return Operation(call=lambda: dist.all_to_all_single(out, whole, received, sent, group=group.data))
 
 
-def _all_reduce(whole: torch.Tensor, out: torch.Tensor, group: Group) -> Operation:
+def _all_reduce(whole: torch.Tensor, out: torch.Tensor, group: RankGroup) -> Operation:
     return Operation(
         call=lambda: dist.all_reduce(out, group=group.data),
         prepare=lambda: torch.mul(whole, _SMALL, out=out),
@@ -99,7 +99,7 @@ def _all_reduce(whole: torch.Tensor, out: torch.Tensor, group: Group) -> Operati
     )
 
 
-def _there_and_back(whole: torch.Tensor, out: torch.Tensor, group: Group) -> Operation:
+def _there_and_back(whole: torch.Tensor, out: torch.Tensor, group: RankGroup) -> Operation:
     """A message to rank 1 and one back, so that one waits for the other and latency shows."""
     other = 1 - group.rank
 
@@ -114,7 +114,7 @@ def _there_and_back(whole: torch.Tensor, out: torch.Tensor, group: Group) -> Ope
     return Operation(call=call, per_call=2)
 
 
-def _exchange(whole: torch.Tensor, out: torch.Tensor, group: Group) -> Operation:
+def _exchange(whole: torch.Tensor, out: torch.Tensor, group: RankGroup) -> Operation:
     after, before = (group.rank + 1) % group.ranks, (group.rank - 1) % group.ranks
 
     def call() -> None:

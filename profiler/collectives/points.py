@@ -1,14 +1,14 @@
 """What is measured of the links: which collectives, sizes and groups, and for how long.
 
 A group of `ranks` is the first so many ranks of the job; the others wait meanwhile. Sizes count the full tensor, as
-`model.network` does: what each rank has before a reduce-scatter or an all-to-all, and after an all-gather.
+`model.network.collectives` does: what each rank has before a reduce-scatter or an all-to-all, and after an all-gather.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from moemodel.model.network.collectives import Collective
 from moemodel.model.records.profile import EXCHANGE, IDLE_LINKS
@@ -27,8 +27,8 @@ class LinkPoint:
     """A collective of `size_B` bytes over the first `ranks` ranks.
 
     Attributes:
-        collective: a `model.network.Collective`; `EXCHANGE`: every rank sends to the next and receives from the one
-            before at once; `IDLE_LINKS`: nothing, for the power that it draws.
+        collective: a `model.network.collectives.Collective`; `EXCHANGE`: every rank sends to the next and receives from
+            the one before at once; `IDLE_LINKS`: nothing, for the power that it draws.
         ranks: of the group.
         size_B: of the full tensor.
         skew: of an all-to-all: bytes to the busiest rank over the mean.
@@ -194,13 +194,6 @@ def divisible_B(size_B: int, ranks: int) -> int:
     """The size, made to divide among the ranks in aligned parts."""
     unit_B = _ALIGN_B * ranks
     return max(unit_B, size_B // unit_B * unit_B)
-
-
-def key_columns(point: LinkPoint | OverlapPoint) -> dict[str, object]:
-    """The columns of a row that name its point."""
-    columns = asdict(point)
-    columns.pop("held", None)
-    return columns
 
 
 def split_elements(elements: int, ranks: int, skew: float) -> list[int]:

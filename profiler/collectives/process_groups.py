@@ -19,7 +19,7 @@ from moemodel.profiler.jobs.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
+class RankGroup:
     """The first `ranks` ranks of a job, seen by one of them.
 
     Attributes:
@@ -54,20 +54,20 @@ class Group:
         return float(held.item())
 
 
-class Peers:
+class ProcessGroups:
     """All groups of a job; every rank makes all of them, in the same order."""
 
     def __init__(self, ranks: Ranks, sizes: Iterable[int], timeout_s: float) -> None:
         self._ranks = ranks
         timeout = timedelta(seconds=timeout_s)
         self._host = dist.new_group(backend="gloo", timeout=timeout)
-        self._groups: dict[int, Group] = {}
+        self._groups: dict[int, RankGroup] = {}
         for size in sorted(set(sizes)):
             data = dist.new_group(list(range(size)), timeout=timeout)
             if ranks.rank < size:
-                self._groups[size] = Group(ranks=size, rank=ranks.rank, data=data, host=self._host)
+                self._groups[size] = RankGroup(ranks=size, rank=ranks.rank, data=data, host=self._host)
 
-    def group(self, size: int) -> Group | None:
+    def group(self, size: int) -> RankGroup | None:
         """The group of the first `size` ranks; None where this rank is not in it."""
         return self._groups.get(size)
 

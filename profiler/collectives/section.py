@@ -7,24 +7,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from moemodel.model.core.errors import InputError
-from moemodel.model.records.profile import Topology
+from moemodel.model.records.profile import CollectiveRow, OverlapRow, Topology
 from moemodel.profiler.collectives.helpers import Helpers
-from moemodel.profiler.collectives.points import (
-    LinkPoint,
-    OverlapPoint,
-    Scale,
-    key_columns,
-    link_points,
-    overlap_points,
-    scale_for,
-)
+from moemodel.profiler.collectives.points import LinkPoint, OverlapPoint, Scale, link_points, overlap_points, scale_for
 from moemodel.profiler.collectives.request import Request
 from moemodel.profiler.collectives.start import follow
 from moemodel.profiler.devices.base import Device
@@ -37,6 +29,7 @@ from moemodel.profiler.store.profile_writer import ProfileWriter
 
 SECTION = "collectives"
 WORKER = "moemodel.profiler.collectives.worker"
+_ROWS: dict[str, type[CollectiveRow] | type[OverlapRow]] = {row.TABLE: row for row in (CollectiveRow, OverlapRow)}
 _START_S = 15.0  # to start processes and connect them, beside the measuring
 
 
@@ -116,12 +109,12 @@ class Collectives:
         """The points that the profile does not have yet."""
         scale = self._scale()
 
-        def there(table: str, point: LinkPoint | OverlapPoint) -> bool:
-            return self.writer.has(table, {**key_columns(point), "nodes": self._nodes(point.ranks)})
+        def there(kind: type[CollectiveRow | OverlapRow], point: LinkPoint | OverlapPoint) -> bool:
+            return self.writer.has(kind, **asdict(point), nodes=self._nodes(point.ranks))
 
         return (
-            [point for point in link_points(self.ranks, scale) if not there("collectives", point)],
-            [point for point in overlap_points(self.ranks, scale) if not there("overlap", point)],
+            [point for point in link_points(self.ranks, scale) if not there(CollectiveRow, point)],
+            [point for point in overlap_points(self.ranks, scale) if not there(OverlapRow, point)],
         )
 
     def measure(self, progress: Progress) -> list[Skip]:
@@ -182,8 +175,8 @@ class Collectives:
             case "at":
                 progress.step(event["what"])
             case "row":
-                row: dict[str, Any] = event["row"]
-                self.writer.append(event["table"], [row | {"nodes": self._nodes(row["ranks"])}])
+                row = _ROWS[event["table"]](**event["row"])
+                self.writer.append([replace(row, nodes=self._nodes(row.ranks))])
             case "note" if event["text"] not in self.notes:
                 self.notes.append(event["text"])
             case "left":

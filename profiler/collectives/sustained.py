@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from moemodel.profiler.collectives.comm_streams import Lane, Marker, open_lanes
-from moemodel.profiler.collectives.process_groups import Group
+from moemodel.profiler.collectives.comm_streams import CommStream, Marker, open_streams
+from moemodel.profiler.collectives.process_groups import RankGroup
 from moemodel.profiler.devices.base import Device, LinkMeter
 from moemodel.profiler.instruments.cycle_counter import ClockReader
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
@@ -25,7 +25,7 @@ _NAP_S = 50e-6
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a lane repeats.
+    """What a stream repeats.
 
     Attributes:
         run: queues so many calls.
@@ -44,7 +44,7 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
+class SustainedPower:
     """What was measured while a load was held, on one rank.
 
     Attributes:
@@ -67,9 +67,9 @@ class Held:
 
 @dataclass(kw_only=True)
 class _Feed:
-    """A lane being kept busy; `left`: chunks still to be queued, None for as many as the time takes."""
+    """A stream being kept busy; `left`: chunks still to be queued, None for as many as the time takes."""
 
-    lane: Lane
+    stream: CommStream
     work: Work
     left: int | None
     markers: list[Marker] = field(default_factory=list)
@@ -79,7 +79,7 @@ class _Feed:
         while self.reached < len(self.markers) and self.markers[self.reached].done():
             self.reached += 1
         while self.left != 0 and len(self.markers) - self.reached <= _AHEAD:
-            self.markers.append(self.lane.queue(lambda: self.work.run(self.work.calls)))
+            self.markers.append(self.stream.queue(lambda: self.work.run(self.work.calls)))
             self.left = None if self.left is None else self.left - 1
 
     @property
@@ -96,7 +96,7 @@ class _Feed:
         return (kept[-1].time_s() - kept[0].time_s()) / ((len(kept) - 1) * self.work.calls * self.work.messages)
 
 
-class Holder:
+class SustainedRunner:
     """Holds loads on the device of this rank.
 
     Args:
@@ -111,14 +111,14 @@ class Holder:
         self._device, self._clock, self._links = device, clock, links
         self._settle_s, self._window_s = settle_s, window_s
 
-    def idle(self, group: Group) -> Held:
+    def idle(self, group: RankGroup) -> SustainedPower:
         """Nothing, for as long as a load."""
         group.barrier()
         with EnergySampler(self._device) as sampler:
             begun_s = time.perf_counter()
             time.sleep(self._settle_s + self._window_s)
             power_W = _power_W(sampler, begun_s, time.perf_counter())
-        return Held(
+        return SustainedPower(
             collective_time_s=None,
             computation_time_s=None,
             calls=0,
@@ -129,7 +129,9 @@ class Holder:
             received_Bps=None,
         )
 
-    def hold(self, group: Group, collective: Work | None, computation: Work | None, priority: int = 0) -> Held:
+    def hold(
+        self, group: RankGroup, collective: Work | None, computation: Work | None, priority: int = 0
+    ) -> SustainedPower:
         """Hold a collective, a computation, or both; every rank of the group calls this at the same time.
 
         Args:
@@ -139,24 +141,24 @@ class Holder:
             priority: of the collective's stream.
         """
         long_s = self._settle_s + self._window_s
-        lanes = open_lanes(self._device, self._clock, priority, 0)
+        streams = open_streams(self._device, self._clock, priority, 0)
         feeds: list[_Feed] = []
         if collective:
             # beside a computation that fills the device, one is let in whenever a kernel of the other ends
             call_s = collective.time_s + (computation.time_s if computation else 0.0)
             chunks = 2 + math.ceil(long_s / (call_s * collective.calls))
-            feeds.append(_Feed(lane=lanes[0], work=collective, left=chunks))
+            feeds.append(_Feed(stream=streams[0], work=collective, left=chunks))
         if computation:
-            feeds.append(_Feed(lane=lanes[1], work=computation, left=None))
+            feeds.append(_Feed(stream=streams[1], work=computation, left=None))
         group.barrier()
         try:
             with EnergySampler(self._device) as sampler:
                 return self._held(feeds, sampler, bool(collective), bool(computation))
         finally:
-            for lane in lanes:
-                lane.close()
+            for stream in streams:
+                stream.close()
 
-    def _held(self, feeds: list[_Feed], sampler: EnergySampler, collective: bool, computation: bool) -> Held:
+    def _held(self, feeds: list[_Feed], sampler: EnergySampler, collective: bool, computation: bool) -> SustainedPower:
         begun_s = time.perf_counter()
         settled_s = begun_s + self._settle_s
         self._keep_busy(feeds, settled_s)
@@ -172,7 +174,7 @@ class Holder:
         kept = first.kept(first.markers[0].time_s() + self._settle_s, math.inf)  # which bounds the second's
         times_s = [first.call_s(kept)]
         times_s += [feed.call_s(feed.kept(kept[0].time_s(), kept[-1].time_s())) for feed in feeds[1:]]
-        return Held(
+        return SustainedPower(
             collective_time_s=times_s[0] if collective else None,
             computation_time_s=times_s[-1] if computation else None,
             calls=(len(kept) - 1) * first.work.calls,
@@ -184,7 +186,7 @@ class Holder:
         )
 
     def _keep_busy(self, feeds: list[_Feed], until_s: float | None) -> float:
-        """Feed the lanes until an instant, or until the first has done all it had to do; the instant of the end."""
+        """Feed the streams until an instant, or until the first has done all it had to do; the instant of the end."""
         while not feeds[0].finished and (until_s is None or time.perf_counter() < until_s):
             for feed in feeds:
                 feed.feed()

@@ -1,6 +1,6 @@
 """The host's time of what parallel plans add to each layer, bucket and pass; two ranks measure it together.
 
-The method of `profiler.host_lane`: models of n and of 2n layers at sizes where the device is never the bottleneck; here
+The method of `single_gpu`: models of n and of 2n layers at sizes where the device is never the bottleneck; here
 the difference of both over n, less the same of a model on one device, is what the wrapper adds to a layer. Times are
 the host's between the marks of a step that begins on an idle device, means of both ranks. One rank will not do: FSDP
 leaves its collectives out where there is nobody to talk to.
@@ -29,20 +29,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from statistics import fmean
-from typing import Any, Protocol
 
 import torch
 
 from moemodel.model.architecture.spec import Mlp
 from moemodel.model.core.errors import InputError
 from moemodel.model.plan.spec import ParallelSpec
+from moemodel.model.records.profile import HostRow
 from moemodel.profiler.backends.base import Run, TrainingRun
 from moemodel.profiler.backends.torch_native.parallel_trainer import build
 from moemodel.profiler.backends.torch_native.trainer import Trainer
 from moemodel.profiler.devices.memory import free_memory
 from moemodel.profiler.host_overhead.single_gpu import KINDS, LayerKind, tiny_run, trimmed_mean
+from moemodel.profiler.jobs.rendezvous import RankBarrier
 
-Row = dict[str, Any]
 Times = list[float]  # host time before each mark of a step but the first, s
 
 _LAYERS = 4  # and twice as many
@@ -57,18 +57,7 @@ _EXCHANGES = 2.0  # rows to the experts and back
 _BUCKET_HIDDEN, _BUCKET_WIDTH = 1024, 2944  # 4 x 1024² + 3 x 1024 x 2944 parameters: 25.25 MiB, a bucket of DDP
 
 
-class Peers(Protocol):
-    """What is needed of `peers.Peers`."""
-
-    @property
-    def rank(self) -> int: ...
-    @property
-    def size(self) -> int: ...
-    def gather(self, value: Any) -> list[Any] | None: ...
-    def barrier(self) -> None: ...
-
-
-def measure(device: torch.device, peers: Peers, repeats: int) -> list[Row]:
+def measure(device: torch.device, peers: RankBarrier, repeats: int) -> list[HostRow]:
     """Host time of every block; both ranks of a job of two call it. Rows on rank 0, none on the other.
 
     Args:
@@ -89,10 +78,10 @@ def measure(device: torch.device, peers: Peers, repeats: int) -> list[Row]:
 class _Host:
     """One rank's part of the measurement."""
 
-    def __init__(self, device: torch.device, peers: Peers, repeats: int) -> None:
+    def __init__(self, device: torch.device, peers: RankBarrier, repeats: int) -> None:
         self._device, self._peers, self._repeats = device, peers, repeats
 
-    def fsdp(self) -> list[Row]:
+    def fsdp(self) -> list[HostRow]:
         """Units of FSDP2, under each stage of ZeRO what only it shows."""
         # Marks of a step of one micro-batch: forward, backward, optimizer; of two: the first two twice.
         plain = self._layer(_DENSE, ParallelSpec())
@@ -109,13 +98,13 @@ class _Host:
             _row("fsdp_unit_quiet", "backward", "zero 1, first micro-batch of two", first[1] - twice[1]),
         ]
 
-    def ddp(self) -> list[Row]:
+    def ddp(self) -> list[HostRow]:
         """A bucket of DDP."""
         plain = self._layer(_DENSE, ParallelSpec(), wide=True)
         wrapped = self._layer(_DENSE, ParallelSpec(dp=2), wide=True)
         return [_row("ddp_bucket", "backward", "layers of one bucket", wrapped[1] - plain[1])]
 
-    def tensor(self) -> list[Row]:
+    def tensor(self) -> list[HostRow]:
         """Collectives of tensor parallelism, and of sequence parallelism."""
         plain = self._layer(_DENSE, ParallelSpec())
         whole = self._layer(_DENSE, ParallelSpec(tp=2))
@@ -125,13 +114,13 @@ class _Host:
             *_both("tensor_collective_rows", "all-gather, reduce-scatter", rows, plain, _ROW_COLLECTIVES),
         ]
 
-    def experts(self) -> list[Row]:
+    def experts(self) -> list[HostRow]:
         """All-to-alls of experts that two ranks share out, beside DDP's hooks for the rest."""
         alone = self._layer(_SPARSE, ParallelSpec(dp=2))
         shared = self._layer(_SPARSE, ParallelSpec(dp=2, ep=2))
         return _both("expert_exchange", "all-to-all", shared, alone, _EXCHANGES)
 
-    def pipeline(self) -> list[Row]:
+    def pipeline(self) -> list[HostRow]:
         """What a schedule adds to a micro-batch: the mean stage has half of the layers and half of both ends."""
         run = tiny_run(_DENSE, "bf16-mixed", _LAYERS)
         staged = replace(run, parallel=ParallelSpec(pp=2))
@@ -202,18 +191,11 @@ def _wide(run: TrainingRun) -> TrainingRun:
     return replace(run, architecture=replace(run.architecture, hidden=hidden, embedding_width=hidden, decoder=decoder))
 
 
-def _both(block: str, detail: str, wrapped: Times, plain: Times, number: float) -> list[Row]:
+def _both(block: str, detail: str, wrapped: Times, plain: Times, number: float) -> list[HostRow]:
     """Forward and backward of one of so many exchanges of a layer."""
     added = zip(("forward", "backward"), wrapped, plain, strict=False)  # the optimizer's time is not theirs
     return [_row(block, direction, detail, (a - b) / number) for direction, a, b in added]
 
 
-def _row(block: str, direction: str, detail: str, host_time_s: float) -> Row:
-    return {
-        "block": block,
-        "direction": direction,
-        "detail": detail,
-        "host_time_s": host_time_s,
-        "kernels": None,
-        "wall_s": time.time(),
-    }
+def _row(block: str, direction: str, detail: str, host_time_s: float) -> HostRow:
+    return HostRow(block=block, direction=direction, detail=detail, host_time_s=host_time_s, wall_s=time.time())

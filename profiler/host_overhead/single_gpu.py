@@ -1,4 +1,4 @@
-"""The host lane: how long the host needs to queue a layer of the real training model, whatever the device does.
+"""How long the host needs to queue a layer of the real training model, whatever the device does.
 
 Layers and not operators, since much of the host's time belongs to none: module calls, views, dictionary look-ups,
 autograd nodes, the engine's queue, gradient accumulation. Summing operators timed alone, each through its own loop,
@@ -20,7 +20,7 @@ Rows of the table `host`, each for one kind of layer in `KINDS` (its options are
 | optimizer_tensor          | step              | one tensor: the same; for each precision               |
 | step                      | step              | the optimizer's step without its tensors; for each precision |
 
-What parallel plans add to these, two ranks measure together (`parallel.host`).
+What parallel plans add to these, two ranks measure together (`parallel_plans`).
 
 A differenced time can come out negative where the host is noisy; it is reported as it is. Kernels are counted after all
 timing, by torch's profiler, whose tracer may slow later launches of the process: run this section last, or with
@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Literal
 
@@ -39,12 +39,12 @@ import torch
 
 from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp, Moe
 from moemodel.model.frameworks.base import Precision
+from moemodel.model.records.profile import HostRow
 from moemodel.profiler.backends.base import TrainingRun
 from moemodel.profiler.backends.torch_native.trainer import Trainer
 from moemodel.profiler.devices.base import Device
 from moemodel.profiler.devices.memory import free_memory
 
-Row = dict[str, Any]
 Passes = dict[str, float]  # forward, backward, step -> seconds, or kernels
 
 _HIDDEN, _SEQ, _VOCAB = 128, 32, 512
@@ -106,7 +106,7 @@ class _Pair:
         return self.small, self.large
 
 
-def measure(device: Device, *, repeats: int = _REPEATS, count_kernels: bool = True) -> list[Row]:
+def measure(device: Device, *, repeats: int = _REPEATS, count_kernels: bool = True) -> list[HostRow]:
     """Host time of every block: rows of the table `host`.
 
     Args:
@@ -120,8 +120,7 @@ def measure(device: Device, *, repeats: int = _REPEATS, count_kernels: bool = Tr
     if count_kernels and device.torch_device.type == "cuda":
         _launches(pairs[0].small, lambda: None)  # the tracer's own start
         counts = [row for pair in pairs for row in _rows(pair, *map(_kernels, pair.trainers))]
-        for row, count in zip(rows, counts, strict=True):
-            row["kernels"] = count["host_time_s"]
+        rows = [replace(row, kernels=count.host_time_s) for row, count in zip(rows, counts, strict=True)]
     pairs.clear()
     free_memory(device.torch_device)
     return rows
@@ -212,7 +211,7 @@ def _launches(trainer: Trainer, work: Callable[[], Any]) -> tuple[float, Any]:
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _rows(pair: _Pair, small: Passes, large: Passes) -> list[Row]:
+def _rows(pair: _Pair, small: Passes, large: Passes) -> list[HostRow]:
     """One layer is the difference of the two models over n; the rest is the smaller one without its layers."""
     kind = pair.kind
     rows = [] if kind is not _OPTIMIZER_KIND else _optimizer_rows(pair, small, large)
@@ -226,7 +225,7 @@ def _rows(pair: _Pair, small: Passes, large: Passes) -> list[Row]:
     return [*rows, _row("optimizer_layer", "step", kind.detail, (large["step"] - small["step"]) / _LAYERS)]
 
 
-def _optimizer_rows(pair: _Pair, small: Passes, large: Passes) -> list[Row]:
+def _optimizer_rows(pair: _Pair, small: Passes, large: Passes) -> list[HostRow]:
     tensors_small, tensors_large = (len(list(trainer.model.parameters())) for trainer in pair.trainers)
     tensor = (large["step"] - small["step"]) / (tensors_large - tensors_small)
     return [
@@ -235,12 +234,5 @@ def _optimizer_rows(pair: _Pair, small: Passes, large: Passes) -> list[Row]:
     ]
 
 
-def _row(block: str, direction: str, detail: str, value: float) -> Row:
-    return {
-        "block": block,
-        "direction": direction,
-        "detail": detail,
-        "host_time_s": value,
-        "kernels": None,
-        "wall_s": time.time(),
-    }
+def _row(block: str, direction: str, detail: str, value: float) -> HostRow:
+    return HostRow(block=block, direction=direction, detail=detail, host_time_s=value, wall_s=time.time())

@@ -7,12 +7,47 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 
-class Peers:
+class RankBarrier(Protocol):
+    """The ranks that measure together, as far as a measurement needs them."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    def agree(self, value: float) -> float:
+        """What rank 0 says."""
+        ...
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """What all say, by rank, for rank 0; None for the others."""
+        ...
+
+    def barrier(self) -> None:
+        """Until all are here."""
+        ...
+
+
+class Alone:
+    """One rank without others. A `RankBarrier`."""
+
+    rank, size = 0, 1
+
+    def agree(self, value: float) -> float:
+        return value
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def barrier(self) -> None:
+        return None
+
+
+class RendezvousStore:
     """Ranks 0 to before `size` of a job; all of them call the same methods in the same order.
 
     Args:

@@ -138,7 +138,17 @@ class Observer(Protocol):
 
 
 class Meter:
-    """Measures the steps and phases of a training loop.
+    """Measures the steps and phases of a training loop: times in s, powers in W, energies in J.
+
+    >>> import moemodel, torch
+    >>> layer = torch.nn.Linear(64, 64)
+    >>> with moemodel.Meter(devices=["cpu"]) as meter:
+    ...     for _ in range(3):
+    ...         with meter.step(), meter.phase("forward"):
+    ...             output = layer(torch.ones(8, 64))
+    >>> device = meter.summary().devices[0]
+    >>> device.steps, device.phases["forward"].calls
+    (3, 3)
 
     Args:
         folder: where files go, one pair for each rank; None: no files.

@@ -10,7 +10,7 @@ _L2_UNKNOWN_B = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Effort:
+class MeasurementBudget:
     """Lengths of everything.
 
     Attributes:
@@ -46,10 +46,10 @@ class Effort:
     host_repeats: int
 
 
-def effort_for(device: torch.device) -> Effort:
+def budget_for(device: torch.device) -> MeasurementBudget:
     """About 250 s in all for a GPU, 30 s for a CPU."""
     if device.type == "cpu":
-        return Effort(
+        return MeasurementBudget(
             pool_elements=1 << 22,
             cold_B=0,
             sample_s=1e-3,
@@ -68,7 +68,7 @@ def effort_for(device: torch.device) -> Effort:
             host_repeats=2,
         )
     properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
-    return Effort(
+    return MeasurementBudget(
         pool_elements=1 << 30,
         cold_B=2 * int(getattr(properties, "L2_cache_size", _L2_UNKNOWN_B)),
         sample_s=1e-3,

@@ -1,4 +1,4 @@
-"""The measuring bench: a device with its lane, clock, meters, operands and heavy load, as every section needs them."""
+"""The measuring harness: a device with its stream, clock, meters, operands and heavy load, as sections need them."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from typing import Any, Protocol
 import torch
 
 from moemodel.model.core.errors import DeviceError
+from moemodel.model.records.profile import DeviceState
 from moemodel.profiler.devices.base import Device
 from moemodel.profiler.devices.memory import make_room
 from moemodel.profiler.instruments.cycle_counter import ClockReader
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
-from moemodel.profiler.microbench.budget import Effort
+from moemodel.profiler.microbench.budget import MeasurementBudget
 from moemodel.profiler.microbench.cases import Case, build
-from moemodel.profiler.microbench.load_generator import HeavyLoad, heavy_load
+from moemodel.profiler.microbench.load_generator import BackgroundLoad, background_load
 from moemodel.profiler.microbench.operands import Pool
 from moemodel.profiler.microbench.points import Point
 from moemodel.profiler.microbench.skips import Skip
-from moemodel.profiler.microbench.stream_timer import HostTimer, Lane, Timer, open_lane
+from moemodel.profiler.microbench.stream_timer import HostTimer, Stream, Timer, open_stream
 
-_LEAD_MARGIN = 1.5  # of the host time that a spin has to cover
-_LEAD_EXTRA_S = 150e-6  # stamps and events
-_LEAD_MOST_S = 20e-3
-_LAUNCH_S = 3e-6  # host time of a launch, at least: bounds the number of launches in a stretch
+_SPIN_MARGIN = 1.5  # of the host time that a spin has to cover
+_SPIN_EXTRA_S = 150e-6  # stamps and events
+_SPIN_MOST_S = 20e-3
+_LAUNCH_S = 3e-6  # host time of a launch, at least: bounds the number of launches in a region
 _LAUNCHES_MOST = 800  # a stream holds 1024; past that the host waits, and its time is no longer its own
 _CALLS_MOST = 64
 
@@ -36,19 +37,19 @@ class Cost:
     time_s: float
     host_s: float
 
-    def lead_s(self, calls: int) -> float:
+    def spin_s(self, calls: int) -> float:
         """How long to hold the device back so that the host queues that many calls first."""
-        return min(_LEAD_MOST_S, _LEAD_MARGIN * calls * self.host_s + _LEAD_EXTRA_S)
+        return min(_SPIN_MOST_S, _SPIN_MARGIN * calls * self.host_s + _SPIN_EXTRA_S)
 
     def calls_in(self, seconds: float, samples: int = 1) -> int:
-        """Calls that last about that long, as far as `samples` stretches of them fit into the launch queue."""
+        """Calls that last about that long, as far as `samples` regions of them fit into the launch queue."""
         launches = max(1.0, self.host_s / _LAUNCH_S)
         room = _LAUNCHES_MOST / (samples * launches)
         return max(1, min(_CALLS_MOST, math.floor(room), math.ceil(seconds / self.time_s)))
 
 
 class Clock(Protocol):
-    """A reader of the true clock (`clock.ClockReader`)."""
+    """A reader of the true clock (`cycle_counter.ClockReader`)."""
 
     note: str | None  # why there are no true clocks; None where there are
 
@@ -67,9 +68,9 @@ class Instruments(Protocol):
     @property
     def timer(self) -> Timer: ...
     @property
-    def lane(self) -> Lane: ...
+    def stream(self) -> Stream: ...
     @property
-    def heavy(self) -> HeavyLoad: ...
+    def heavy(self) -> BackgroundLoad: ...
     @property
     def clock(self) -> Clock: ...
 
@@ -87,19 +88,19 @@ class TorchInstruments:
 
     Args:
         device: what is measured.
-        effort: how long to measure.
+        budget: how long to measure.
         seed: of operands.
     """
 
-    def __init__(self, device: Device, effort: Effort, seed: int) -> None:
+    def __init__(self, device: Device, budget: MeasurementBudget, seed: int) -> None:
         self._torch_device = device.torch_device
-        self._cold_B = effort.cold_B
+        self._cold_B = budget.cold_B
         reader = ClockReader(device)
         self.timer: Timer = HostTimer()
         self.clock: Clock = reader
-        self.lane: Lane = open_lane(device, reader)
-        self._pool = Pool(device.torch_device, effort.pool_elements, seed)
-        self.heavy = heavy_load(device.torch_device, self.lane)
+        self.stream: Stream = open_stream(device, reader)
+        self._pool = Pool(device.torch_device, budget.pool_elements, seed)
+        self.heavy = background_load(device.torch_device, self.stream)
 
     def build(self, point: Point) -> Case:
         try:
@@ -113,12 +114,12 @@ class TorchInstruments:
         make_room(self._torch_device)
 
 
-class Bench:
+class Harness:
     """Everything that a section measures with.
 
     Args:
         device: what is measured.
-        effort: how long to measure.
+        budget: how long to measure.
         seed: of operands.
         sampler: running.
         instruments: instead of torch's.
@@ -127,17 +128,17 @@ class Bench:
     def __init__(
         self,
         device: Device,
-        effort: Effort,
+        budget: MeasurementBudget,
         seed: int,
         sampler: EnergySampler,
         instruments: Instruments | None = None,
     ) -> None:
         self.device = device
-        self.effort = effort
+        self.budget = budget
         self.sampler = sampler
-        self._instruments = instruments or TorchInstruments(device, effort, seed)
+        self._instruments = instruments or TorchInstruments(device, budget, seed)
         self.timer = self._instruments.timer
-        self.lane = self._instruments.lane
+        self.stream = self._instruments.stream
         self.heavy = self._instruments.heavy
         self.clock = self._instruments.clock
 
@@ -151,16 +152,16 @@ class Bench:
         case.run(len(case.calls))
         first_s = (self.timer.now_s() - begun_s) / len(case.calls)
         guess = Cost(time_s=first_s, host_s=first_s)
-        sample = self.lane.read([self.lane.queue(case, 2, guess.lead_s(2))])[0]
+        sample = self.stream.read([self.stream.queue(case, 2, guess.spin_s(2))])[0]
         return Cost(time_s=max(sample.time_s, 1e-7), host_s=sample.host_time_s or 0.0)
 
-    def state(self) -> dict[str, Any]:
-        """The columns of a row that say what the device is like now; the true clock is for the caller to add."""
-        return {
-            "clock_reported_Hz": self.device.reported_clock_Hz(),
-            "temperature_C": self.device.temperature_C(),
-            "wall_s": self.timer.wall_s(),
-        }
+    def state(self) -> DeviceState:
+        """What the device is like now; the true clock is for the caller to add."""
+        return DeviceState(
+            clock_reported_Hz=self.device.reported_clock_Hz(),
+            temperature_C=self.device.temperature_C(),
+            wall_s=self.timer.wall_s(),
+        )
 
     def skip(self, what: str, error: Exception) -> Skip:
         """Note what torch could not run, and make room again.
@@ -171,7 +172,7 @@ class Bench:
         text = str(error).strip()
         reason = (text.splitlines()[0] if text else type(error).__name__)[:200]
         try:
-            self.lane.synchronize()
+            self.stream.synchronize()
         except RuntimeError:
             raise DeviceError(
                 f"{what}: {reason}; the GPU can't be used by this process any more, run again to go on"

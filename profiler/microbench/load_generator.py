@@ -11,31 +11,31 @@ from moemodel.model.operators.work import Kind, Pass
 from moemodel.profiler.microbench.cases import Call, Case
 from moemodel.profiler.microbench.operands import DTYPE
 from moemodel.profiler.microbench.points import Point, Sizes
-from moemodel.profiler.microbench.stream_timer import Lane
+from moemodel.profiler.microbench.stream_timer import Stream
 
 _GPU_SIZE = 8192
 _CPU_SIZE = 256
 
 
-class HeavyLoad:
+class BackgroundLoad:
     """A heavy product and how long it takes.
 
     Args:
         name: what it is, for a reader.
         case: its call.
-        lane: where it runs.
+        stream: where it runs.
 
     Attributes:
         name: what it is, for a reader.
         time_s: of one call, about.
     """
 
-    def __init__(self, name: str, case: Case, lane: Lane) -> None:
+    def __init__(self, name: str, case: Case, stream: Stream) -> None:
         self.name = name
         self.case = case
         self.case.run(2)
-        lane.synchronize()
-        self.time_s = lane.read([lane.queue(self.case, 4)])[0].time_s
+        stream.synchronize()
+        self.time_s = stream.read([stream.queue(self.case, 4)])[0].time_s
 
     def run(self, calls: int) -> None:
         """Queue it."""
@@ -46,12 +46,12 @@ class HeavyLoad:
         return max(1, min(at_most, round(seconds / self.time_s)))
 
 
-def heavy_load(device: torch.device, lane: Lane) -> HeavyLoad:
+def background_load(device: torch.device, stream: Stream) -> BackgroundLoad:
     """The heavy load of a torch device."""
     name, call = _heavy_call(device)
     size = _GPU_SIZE if device.type == "cuda" else _CPU_SIZE
     point = Point(kind=Kind.GEMM, direction=Pass.FORWARD, sizes=Sizes(m=size, n=size, k=size))
-    return HeavyLoad(name, Case(point, (call,)), lane)
+    return BackgroundLoad(name, Case(point, (call,)), stream)
 
 
 def _heavy_call(device: torch.device) -> tuple[str, Call]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from moemodel.model.operators.work import PASSES, SHAPE_FIELDS, Kind, Pass, Shape, Work, work
+from moemodel.model.records.profile import OperatorColumns
 
 DTYPE = "bf16"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """The fields of `model.operators.Shape` as plain numbers."""
+    """The fields of `model.operators.work.Shape` as plain numbers."""
 
     m: int = 1
     n: int = 1
@@ -35,10 +35,9 @@ class Point:
     direction: Pass
     sizes: Sizes
 
-    def row(self) -> dict[str, Any]:
+    def operator(self) -> OperatorColumns:
         """The columns of a profile's row that name the operator."""
-        shape = {name: getattr(self.sizes, name) for name in SHAPE_FIELDS}
-        return {"kind": str(self.kind), "direction": str(self.direction), "dtype": DTYPE, **shape}
+        return OperatorColumns(kind=str(self.kind), direction=str(self.direction), dtype=DTYPE, **asdict(self.sizes))
 
     def work(self) -> Work:
         """The least work of one call."""

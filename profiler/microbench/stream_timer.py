@@ -1,7 +1,7 @@
-"""Times stretches of calls on a device, without waiting for it while they run.
+"""Times regions of calls on a device, without waiting for it while they run.
 
-On CUDA a stretch is: a spin long enough for the host to queue everything behind it, a clock stamp, an event, the calls,
-an event, a clock stamp. So the device never waits for the host inside a stretch, and device time and host (queueing)
+On CUDA a region is: a spin long enough for the host to queue everything behind it, a clock stamp, an event, the calls,
+an event, a clock stamp. So the device never waits for the host inside a region, and device time and host (queueing)
 time come from the same calls. On a CPU calls are timed as they run, and there is no host time apart.
 """
 
@@ -23,7 +23,7 @@ _FALLBACK_CLOCK_HZ = 2e9  # for the length of a spin only
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One stretch: device time and host time of one call, and the true clock over the stretch."""
+    """One region: device time and host time of one call, and the true clock over the region."""
 
     calls: int
     time_s: float
@@ -32,8 +32,8 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stretch:
-    """A stretch that was queued; read it with the lane that made it."""
+class TimedRegion:
+    """A region that was queued; read it with the stream that made it."""
 
     calls: int
     host_time_s: float | None = None
@@ -62,35 +62,35 @@ class Timer(Protocol):
         ...
 
 
-class Lane(Protocol):
+class Stream(Protocol):
     """Where calls are queued and timed."""
 
-    def queue(self, case: Case, calls: int, lead_s: float = 0.0) -> Stretch:
-        """Queue `calls` calls as one stretch, the device held back by `lead_s` at its start."""
+    def queue(self, case: Case, calls: int, spin_s: float = 0.0) -> TimedRegion:
+        """Queue `calls` calls as one region, the device held back by `spin_s` at its start."""
         ...
 
-    def read(self, stretches: Sequence[Stretch]) -> list[Sample]:
-        """Wait for the device, then the samples of finished stretches; one copy for all clocks."""
+    def read(self, regions: Sequence[TimedRegion]) -> list[Sample]:
+        """Wait for the device, then the samples of finished regions; one copy for all clocks."""
         ...
 
-    def wait(self, stretch: Stretch) -> None:
-        """Wait until one stretch has run."""
+    def wait(self, region: TimedRegion) -> None:
+        """Wait until one region has run."""
         ...
 
     def synchronize(self) -> None: ...
 
 
-class CudaLane:
+class CudaStream:
     """The current CUDA stream."""
 
     def __init__(self, device: Device, clock: ClockReader) -> None:
         self._clock = clock
         self._spin_Hz = device.info.clock_max_Hz or _FALLBACK_CLOCK_HZ
 
-    def queue(self, case: Case, calls: int, lead_s: float = 0.0) -> Stretch:
+    def queue(self, case: Case, calls: int, spin_s: float = 0.0) -> TimedRegion:
         start, end = _event(), _event()
-        if lead_s > 0:
-            _spin(int(lead_s * self._spin_Hz))
+        if spin_s > 0:
+            _spin(int(spin_s * self._spin_Hz))
         before = self._clock.stamp()
         start.record()
         begun_s = time.perf_counter()
@@ -98,19 +98,19 @@ class CudaLane:
         host_s = time.perf_counter() - begun_s
         end.record()
         after = self._clock.stamp()
-        return Stretch(calls=calls, host_time_s=host_s / calls, events=(start, end), stamps=(before, after))
+        return TimedRegion(calls=calls, host_time_s=host_s / calls, events=(start, end), stamps=(before, after))
 
-    def read(self, stretches: Sequence[Stretch]) -> list[Sample]:
+    def read(self, regions: Sequence[TimedRegion]) -> list[Sample]:
         self.synchronize()
-        clocks = self._clock.means_Hz([s.stamps for s in stretches])
+        clocks = self._clock.means_Hz([s.stamps for s in regions])
         return [
             Sample(calls=s.calls, time_s=_elapsed_s(s) / s.calls, host_time_s=s.host_time_s, clock_Hz=clock)
-            for s, clock in zip(stretches, clocks, strict=True)
+            for s, clock in zip(regions, clocks, strict=True)
         ]
 
-    def wait(self, stretch: Stretch) -> None:
-        if stretch.events is not None:
-            stretch.events[1].synchronize()
+    def wait(self, region: TimedRegion) -> None:
+        if region.events is not None:
+            region.events[1].synchronize()
 
     def synchronize(self) -> None:
         torch.cuda.synchronize()
@@ -124,39 +124,39 @@ def _spin(cycles: int) -> None:
     torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
 
 
-def _elapsed_s(stretch: Stretch) -> float:
-    if stretch.events is None:
-        raise ValueError("a stretch of another lane")
-    start, end = stretch.events
+def _elapsed_s(region: TimedRegion) -> float:
+    if region.events is None:
+        raise ValueError("a region of another stream")
+    start, end = region.events
     return float(start.elapsed_time(end)) * 1e-3
 
 
-class CpuLane:
+class CpuStream:
     """The calling thread; every call has returned when it is queued."""
 
-    def queue(self, case: Case, calls: int, lead_s: float = 0.0) -> Stretch:
-        del lead_s
+    def queue(self, case: Case, calls: int, spin_s: float = 0.0) -> TimedRegion:
+        del spin_s
         begun_s = time.perf_counter()
         case.run(calls)
-        return Stretch(calls=calls, time_s=(time.perf_counter() - begun_s) / calls)
+        return TimedRegion(calls=calls, time_s=(time.perf_counter() - begun_s) / calls)
 
-    def read(self, stretches: Sequence[Stretch]) -> list[Sample]:
+    def read(self, regions: Sequence[TimedRegion]) -> list[Sample]:
         return [
             Sample(calls=s.calls, time_s=s.time_s, host_time_s=None, clock_Hz=None)
-            for s in stretches
+            for s in regions
             if s.time_s is not None
         ]
 
-    def wait(self, stretch: Stretch) -> None:
-        del stretch
+    def wait(self, region: TimedRegion) -> None:
+        del region
 
     def synchronize(self) -> None:
         return None
 
 
-def open_lane(device: Device, clock: ClockReader) -> Lane:
-    """The lane of a device."""
-    return CudaLane(device, clock) if device.torch_device.type == "cuda" else CpuLane()
+def open_stream(device: Device, clock: ClockReader) -> Stream:
+    """The stream of a device."""
+    return CudaStream(device, clock) if device.torch_device.type == "cuda" else CpuStream()
 
 
 def pause(seconds: float) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
-from moemodel.model.records.profile import Topology
+from moemodel.model.records.profile import HostRow, Topology
 from moemodel.profiler.clocks.device_settings import DeviceSettings
 from moemodel.profiler.devices.base import Device
 from moemodel.profiler.host_overhead import single_gpu
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
-from moemodel.profiler.microbench.budget import Effort
+from moemodel.profiler.microbench.budget import MeasurementBudget
 from moemodel.profiler.microbench.harness import Instruments, TorchInstruments
 from moemodel.profiler.microbench.stream_timer import HostTimer, Timer
 from moemodel.profiler.platforms.vendors import vendor_of
@@ -31,9 +31,9 @@ class Platform(Protocol):
     @property
     def timer(self) -> Timer: ...
     def sampler(self) -> EnergySampler: ...
-    def instruments(self, effort: Effort, seed: int) -> Instruments: ...
-    def host_rows(self, repeats: int) -> list[dict[str, Any]]:
-        """Rows of table `host`."""
+    def instruments(self, budget: MeasurementBudget, seed: int) -> Instruments: ...
+    def host_rows(self, repeats: int) -> list[HostRow]:
+        """How long the host needs for each block."""
         ...
 
     def settings(self) -> DeviceSettings | None:
@@ -59,10 +59,10 @@ class TorchPlatform:
     def sampler(self) -> EnergySampler:
         return EnergySampler(self._device)
 
-    def instruments(self, effort: Effort, seed: int) -> Instruments:
-        return TorchInstruments(self._device, effort, seed)
+    def instruments(self, budget: MeasurementBudget, seed: int) -> Instruments:
+        return TorchInstruments(self._device, budget, seed)
 
-    def host_rows(self, repeats: int) -> list[dict[str, Any]]:
+    def host_rows(self, repeats: int) -> list[HostRow]:
         return single_gpu.measure(self._device, repeats=repeats)
 
     def settings(self) -> DeviceSettings | None:

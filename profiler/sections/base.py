@@ -6,16 +6,15 @@ A section is interrupted between any two items, or within one: what was measured
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from moemodel.profiler.microbench.harness import Bench
+from moemodel.model.records.profile import TableRow
+from moemodel.profiler.microbench.harness import Harness
 from moemodel.profiler.microbench.skips import Skip, not_reached, skippable
 from moemodel.profiler.sections.progress import Progress
 from moemodel.profiler.store.profile_writer import ProfileWriter
-
-Rows = Sequence[Mapping[str, Any]]
 
 
 class SkippedError(Exception):
@@ -28,7 +27,6 @@ class Item:
 
     Attributes:
         title: what it is called where it is skipped.
-        table: of its rows.
         measure: makes its rows; may raise `SkippedError`, or what torch raises for what does not fit or run here.
         told: said when it begins; None: it speaks for itself while it is measured.
         done: the profile has it.
@@ -37,8 +35,7 @@ class Item:
     """
 
     title: str
-    table: str
-    measure: Callable[[], Rows]
+    measure: Callable[[], Sequence[TableRow]]
     told: str | None = None
     done: bool = False
     steps: int = 1
@@ -53,7 +50,7 @@ class Section(Protocol):
         """What a progress bar counts."""
         ...
 
-    def run(self, bench: Bench, writer: ProfileWriter, deadline_s: float, progress: Progress) -> list[Skip]:
+    def run(self, bench: Harness, writer: ProfileWriter, deadline_s: float, progress: Progress) -> list[Skip]:
         """Measure into the profile until `deadline_s` (of the bench's timer); what could not be measured."""
         ...
 
@@ -75,10 +72,10 @@ class ItemSection(ABC):
         """See `Section`."""
 
     @abstractmethod
-    def items(self, bench: Bench, writer: ProfileWriter, progress: Progress) -> Sequence[Item]:
+    def items(self, bench: Harness, writer: ProfileWriter, progress: Progress) -> Sequence[Item]:
         """What is measured, in order; what the profile has is marked as done, or left out."""
 
-    def run(self, bench: Bench, writer: ProfileWriter, deadline_s: float, progress: Progress) -> list[Skip]:
+    def run(self, bench: Harness, writer: ProfileWriter, deadline_s: float, progress: Progress) -> list[Skip]:
         """See `Section`.
 
         Raises:
@@ -101,7 +98,7 @@ class ItemSection(ABC):
                     break
         return skips
 
-    def _measure(self, item: Item, bench: Bench, writer: ProfileWriter) -> Skip | None:
+    def _measure(self, item: Item, bench: Harness, writer: ProfileWriter) -> Skip | None:
         """Measure an item into the profile; what to say where that is not possible."""
         try:
             rows = item.measure()
@@ -109,7 +106,7 @@ class ItemSection(ABC):
             return Skip(what=item.title, reason=str(skipped))
         except skippable() as error:
             return bench.skip(item.title, error)
-        writer.append(item.table, rows)
+        writer.append(rows)
         if writer.pending_rows() >= self.flush_rows:
             writer.flush()
         return None

@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
+from moemodel.model.records.profile import OperatorRow, PowerRow
 from moemodel.profiler.clocks.clock_control import ClockControl, ObstacleError
-from moemodel.profiler.microbench.harness import Bench
+from moemodel.profiler.microbench.harness import Harness
 from moemodel.profiler.microbench.points import Point
 from moemodel.profiler.microbench.skips import Skip, not_reached
 from moemodel.profiler.sections.base import Item, ItemSection
-from moemodel.profiler.sections.operator_times import sample_row
+from moemodel.profiler.sections.operator_times import operator_row_is_there, sample_row
 from moemodel.profiler.sections.power import Load, power_item
 from moemodel.profiler.sections.progress import Progress
 from moemodel.profiler.store.profile_writer import ProfileWriter
@@ -101,14 +101,13 @@ class _Step(ItemSection):
     def steps(self) -> int:
         return len(self._points) + len(self._loads)
 
-    def items(self, bench: Bench, writer: ProfileWriter, progress: Progress) -> list[Item]:
+    def items(self, bench: Harness, writer: ProfileWriter, progress: Progress) -> list[Item]:
         del progress
         label = locked_label(self.clock_Hz)
         points = [
             Item(
                 title=f"{self.name} of {point}",
                 told=f"{label}: {point}",
-                table="operators",
                 measure=partial(_samples, bench, point, label),
             )
             for point in self._points
@@ -137,7 +136,7 @@ class LockedSweep:
         """How many measurements it is made of."""
         return len(self._points) * len(self._steps_Hz) + len(self._loads) * len(self._power_Hz)
 
-    def run(self, bench: Bench, writer: ProfileWriter, deadline_s: float, progress: Progress) -> list[Skip]:
+    def run(self, bench: Harness, writer: ProfileWriter, deadline_s: float, progress: Progress) -> list[Skip]:
         """Every step until `deadline_s` (of the bench's timer), leaving out what the profile has.
 
         The clocks are unlocked when it returns, or raises.
@@ -177,14 +176,14 @@ class LockedSweep:
         named = [replace(load, name=f"{load.name} {suffix}") for load in loads]
         return _Step(
             clock_Hz,
-            [p for p in self._points if not writer.has("operators", {**p.row(), "sweep": label})],
-            [load for load in named if not writer.has("power", {"load": load.name})],
+            [p for p in self._points if not operator_row_is_there(writer, p, label)],
+            [load for load in named if not writer.has(PowerRow, load=load.name)],
         )
 
 
-def _ignored_lock(bench: Bench, clock_Hz: float) -> Skip | None:
+def _ignored_lock(bench: Harness, clock_Hz: float) -> Skip | None:
     """Let the clock settle; what to say where the driver does not keep to what was locked."""
-    bench.timer.sleep(bench.effort.sweep_settle_s)
+    bench.timer.sleep(bench.budget.sweep_settle_s)
     reported_Hz = bench.device.reported_clock_Hz()
     if reported_Hz is None or reported_Hz <= _NOT_HELD * clock_Hz:
         return None
@@ -192,12 +191,12 @@ def _ignored_lock(bench: Bench, clock_Hz: float) -> Skip | None:
     return Skip(what=f"sweep {locked_label(clock_Hz)}", reason=reason)
 
 
-def _samples(bench: Bench, point: Point, label: str) -> list[dict[str, Any]]:
+def _samples(bench: Harness, point: Point, label: str) -> list[OperatorRow]:
     """Half as many samples as a mix of the passive sweep has: there are twice as many steps as mixes."""
-    samples = max(1, bench.effort.sweep_samples // 2)
+    samples = max(1, bench.budget.sweep_samples // 2)
     case = bench.build(point)
     cost = bench.warm_up(case)
-    calls = cost.calls_in(bench.effort.sample_s, samples)
-    stretches = [bench.lane.queue(case, calls, cost.lead_s(calls)) for _ in range(samples)]
+    calls = cost.calls_in(bench.budget.sample_s, samples)
+    regions = [bench.stream.queue(case, calls, cost.spin_s(calls)) for _ in range(samples)]
     state = bench.state()  # while the device works
-    return [sample_row(point, label, sample, state) for sample in bench.lane.read(stretches)]
+    return [sample_row(point, label, sample, state) for sample in bench.stream.read(regions)]

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
+from moemodel.model.records.profile import OperatorRow
 from moemodel.profiler.microbench.cases import Case
-from moemodel.profiler.microbench.harness import Bench, Cost
+from moemodel.profiler.microbench.harness import Cost, Harness
 from moemodel.profiler.microbench.points import Point
-from moemodel.profiler.microbench.stream_timer import Stretch
+from moemodel.profiler.microbench.stream_timer import TimedRegion
 from moemodel.profiler.sections.base import Item, ItemSection
-from moemodel.profiler.sections.operator_times import sample_row
+from moemodel.profiler.sections.operator_times import operator_row_is_there, sample_row
 from moemodel.profiler.sections.progress import Progress
 from moemodel.profiler.store.profile_writer import ProfileWriter
 
@@ -58,50 +58,49 @@ class PassiveSweep(ItemSection):
         """One a point."""
         return len(self._points)
 
-    def items(self, bench: Bench, writer: ProfileWriter, progress: Progress) -> list[Item]:
+    def items(self, bench: Harness, writer: ProfileWriter, progress: Progress) -> list[Item]:
         """See `ItemSection`."""
         del progress
         return [self._item(bench, point, writer) for point in self._points]
 
-    def _item(self, bench: Bench, point: Point, writer: ProfileWriter) -> Item:
-        todo = [mix for mix in MIXES if not writer.has("operators", {**point.row(), "sweep": mix.label})]
+    def _item(self, bench: Harness, point: Point, writer: ProfileWriter) -> Item:
+        todo = [mix for mix in MIXES if not operator_row_is_there(writer, point, mix.label)]
         return Item(
             title=f"sweep of {point}",
             told=str(point),
-            table="operators",
             measure=partial(_sweep_point, bench, point, todo),
             done=not todo,
         )
 
 
-def _sweep_point(bench: Bench, point: Point, mixes: Sequence[SweepMix]) -> list[dict[str, Any]]:
+def _sweep_point(bench: Harness, point: Point, mixes: Sequence[SweepMix]) -> list[OperatorRow]:
     case = bench.build(point)
     cost = bench.warm_up(case)
     # As long as a heavy call, so that one of them can be 1:1.
-    calls = cost.calls_in(max(bench.effort.sample_s, bench.heavy.time_s))
-    rows: list[dict[str, Any]] = []
+    calls = cost.calls_in(max(bench.budget.sample_s, bench.heavy.time_s))
+    rows: list[OperatorRow] = []
     for mix in mixes:
-        stretches = _run_mix(bench, case, cost, calls, mix)
+        regions = _run_mix(bench, case, cost, calls, mix)
         state = bench.state()
-        rows += [sample_row(point, mix.label, sample, state) for sample in bench.lane.read(stretches)]
+        rows += [sample_row(point, mix.label, sample, state) for sample in bench.stream.read(regions)]
     return rows
 
 
-def _run_mix(bench: Bench, case: Case, cost: Cost, calls: int, mix: SweepMix) -> list[Stretch]:
+def _run_mix(bench: Harness, case: Case, cost: Cost, calls: int, mix: SweepMix) -> list[TimedRegion]:
     """Rounds of one mix until the clock has settled, then recorded ones; evenly thinned."""
-    effort = bench.effort
+    budget = bench.budget
     heavy_calls = 0
     if mix.heavy:
-        heavy_calls = bench.heavy.calls_for(mix.heavy * calls * cost.time_s, effort.heavy_at_most)
-    lead_s = max(0.0, cost.lead_s(calls) - heavy_calls * bench.heavy.time_s)
-    settled_s = bench.timer.now_s() + effort.sweep_settle_s
-    end_s = settled_s + effort.sweep_record_s
-    recorded: list[Stretch] = []
+        heavy_calls = bench.heavy.calls_for(mix.heavy * calls * cost.time_s, budget.heavy_at_most)
+    spin_s = max(0.0, cost.spin_s(calls) - heavy_calls * bench.heavy.time_s)
+    settled_s = bench.timer.now_s() + budget.sweep_settle_s
+    end_s = settled_s + budget.sweep_record_s
+    recorded: list[TimedRegion] = []
     while not recorded or bench.timer.now_s() < end_s:
         bench.heavy.run(heavy_calls)
-        stretch = bench.lane.queue(case, calls, lead_s)
-        bench.lane.wait(stretch)
+        region = bench.stream.queue(case, calls, spin_s)
+        bench.stream.wait(region)
         if bench.timer.now_s() > settled_s:
-            recorded.append(stretch)
+            recorded.append(region)
         bench.timer.pause(mix.pause_s)
-    return recorded[:: max(1, -(-len(recorded) // effort.sweep_samples))]
+    return recorded[:: max(1, -(-len(recorded) // budget.sweep_samples))]

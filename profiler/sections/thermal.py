@@ -4,7 +4,7 @@ The GPU is heated, left to cool, and heated again by a heavy load, with a memory
 of power and temperature goes into table `thermal` with the rest of the run's. The memory-bound load and the idle GPU
 keep the highest clock, so what their power gains or loses with temperature is the effect of temperature. Then heavy and
 memory-bound load in turns: the longer the turns, the less the mean power stays below the limit that holds over a window
-(`model.governor`).
+(`model.device.dvfs`).
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
 from statistics import fmean, median
-from typing import Any
 
 from moemodel.model.operators.work import Kind
-from moemodel.model.records.profile import HEAVY, IDLE, LIGHT
-from moemodel.profiler.instruments.energy_sampler import EnergyWindow
+from moemodel.model.records.profile import HEAVY, IDLE, LIGHT, AlternatingRow, DeviceState, ThermalRow
+from moemodel.profiler.instruments.energy_sampler import EnergySampler, EnergyWindow
 from moemodel.profiler.microbench.cases import Case
-from moemodel.profiler.microbench.harness import Bench, Cost
+from moemodel.profiler.microbench.harness import Cost, Harness
 from moemodel.profiler.microbench.points import Point
-from moemodel.profiler.microbench.stream_timer import Sample, Stretch
+from moemodel.profiler.microbench.stream_timer import Sample, TimedRegion
 from moemodel.profiler.sections.base import Item, ItemSection, SkippedError
 from moemodel.profiler.sections.power import Load
 from moemodel.profiler.sections.progress import Progress
@@ -31,7 +30,7 @@ from moemodel.profiler.store.profile_writer import ProfileWriter
 
 TURNS_S = (0.03, 0.06, 0.12, 0.2)  # of each load
 _PARTS = 5  # of the trace
-_AHEAD = 4  # stretches queued while one runs
+_AHEAD = 4  # regions queued while one runs
 _WINDOWS = 8  # over which the mean power of an alternation is taken
 _SETTLED_S = 2.0  # of the alternation, before its window: the slow limit takes about as long
 
@@ -70,27 +69,26 @@ class Heat(ItemSection):
         self._heavy_point, self._light_point = (_first(loads, kind) for kind in (Kind.GEMM, Kind.COPY))
         self._pair: _Pair | None = None  # once it was made
 
-    def items(self, bench: Bench, writer: ProfileWriter, progress: Progress) -> list[Item]:
+    def items(self, bench: Harness, writer: ProfileWriter, progress: Progress) -> list[Item]:
         """See `ItemSection`; a trace that was cut off is made again."""
         turns = {f"gemm and copy, {turn_s * 1e3:.0f} ms each": turn_s for turn_s in TURNS_S}
-        left = {name: turn_s for name, turn_s in turns.items() if not writer.has("alternating", {"load": name})}
-        ended = "heat" in writer.manifest.sections and writer.has("thermal", {"load": LIGHT})
+        left = {name: turn_s for name, turn_s in turns.items() if not writer.has(AlternatingRow, load=name)}
+        ended = "heat" in writer.manifest.sections and writer.has(ThermalRow, load=LIGHT)
         traced = ended or len(left) < len(turns)
         if traced and not left:
             return []
         first = Item(
             title="heat",
-            table="alternating",
             measure=partial(self._prepare, bench, None if traced else progress),
             steps=0 if traced else _PARTS,
             needed=True,
         )
         return [first, *(self._item(bench, name, turn_s) for name, turn_s in left.items())]
 
-    def _item(self, bench: Bench, name: str, turn_s: float) -> Item:
-        return Item(title="heat", told=name, table="alternating", measure=partial(self._turns, bench, name, turn_s))
+    def _item(self, bench: Harness, name: str, turn_s: float) -> Item:
+        return Item(title="heat", told=name, measure=partial(self._turns, bench, name, turn_s))
 
-    def _prepare(self, bench: Bench, progress: Progress | None) -> list[dict[str, Any]]:
+    def _prepare(self, bench: Harness, progress: Progress | None) -> list[AlternatingRow]:
         """Make the loads, run the trace where somebody is to be told of it, and see what the light load draws."""
         if self._heavy_point is None or self._light_point is None:
             raise SkippedError("the loads have no product or no copy, which it holds in turns")
@@ -100,31 +98,31 @@ class Heat(ItemSection):
         self._pair = _Pair(heavy=heavy, light=light, light_W=_power_W(bench, light))
         return []
 
-    def _turns(self, bench: Bench, name: str, turn_s: float) -> list[dict[str, Any]]:
+    def _turns(self, bench: Harness, name: str, turn_s: float) -> list[AlternatingRow]:
         """The row of one alternation; none where the counter says nothing."""
         pair = self._pair
         if pair is None or pair.light_W is None:
             return []
-        row = _alternate(bench, pair.heavy, pair.light, turn_s)
-        return [] if row is None else [{"load": name, "light_power_W": pair.light_W, **row}]
+        row = _alternate(bench, pair, name, turn_s)
+        return [] if row is None else [row]
 
 
 def _first(loads: Sequence[Load], kind: Kind) -> Point | None:
     return next((load.point for load in loads if load.point is not None and load.point.kind is kind), None)
 
 
-def _side(bench: Bench, point: Point) -> _Side:
+def _side(bench: Harness, point: Point) -> _Side:
     case = bench.build(point)
     return _Side(case=case, cost=bench.warm_up(case))
 
 
-def _trace(bench: Bench, heavy: _Side, light: _Side, progress: Progress) -> None:
-    """Heat up, cool, and heat up again between two stretches of the memory-bound load."""
-    effort = bench.effort
-    again_s = effort.heating_s / 2
+def _trace(bench: Harness, heavy: _Side, light: _Side, progress: Progress) -> None:
+    """Heat up, cool, and heat up again between two regions of the memory-bound load."""
+    budget = bench.budget
+    again_s = budget.heating_s / 2
     parts = (
-        (HEAVY, heavy, effort.heating_s),  # before the cooling, whose range of temperatures tells what leaks
-        (IDLE, None, effort.cooling_s),
+        (HEAVY, heavy, budget.heating_s),  # before the cooling, whose range of temperatures tells what leaks
+        (IDLE, None, budget.cooling_s),
         (LIGHT, light, again_s),
         (HEAVY, heavy, again_s),
         (LIGHT, light, again_s),
@@ -136,55 +134,65 @@ def _trace(bench: Bench, heavy: _Side, light: _Side, progress: Progress) -> None
         if side is None:
             bench.timer.sleep(lasting_s)
         else:
-            _keep(bench, cycle([(side, side.calls_in(effort.burst_s))]), end_s)
-            bench.lane.synchronize()
+            _keep(bench, cycle([(side, side.calls_in(budget.burst_s))]), end_s)
+            bench.stream.synchronize()
     bench.sampler.label = "heat"
 
 
-def _keep(bench: Bench, turns: Iterator[tuple[_Side, int]], end_s: float) -> list[tuple[_Side, Stretch, float]]:
+def _keep(bench: Harness, turns: Iterator[tuple[_Side, int]], end_s: float) -> list[tuple[_Side, TimedRegion, float]]:
     """Turns back to back until `end_s`; what was queued, and when."""
-    queued: deque[Stretch] = deque()
-    ran: list[tuple[_Side, Stretch, float]] = []
+    queued: deque[TimedRegion] = deque()
+    ran: list[tuple[_Side, TimedRegion, float]] = []
     while bench.timer.now_s() < end_s:
         side, calls = next(turns)
-        stretch = bench.lane.queue(side.case, calls)
-        ran.append((side, stretch, bench.timer.now_s()))
-        queued.append(stretch)
+        region = bench.stream.queue(side.case, calls)
+        ran.append((side, region, bench.timer.now_s()))
+        queued.append(region)
         while len(queued) > _AHEAD:
-            bench.lane.wait(queued.popleft())
+            bench.stream.wait(queued.popleft())
     return ran
 
 
-def _power_W(bench: Bench, side: _Side) -> float | None:
+def _power_W(bench: Harness, side: _Side) -> float | None:
     """Mean power of one load without a break; None without a counter."""
-    begun_s = bench.timer.now_s() + bench.effort.power_settle_s
-    _keep(bench, cycle([(side, side.calls_in(bench.effort.burst_s))]), begun_s + bench.effort.power_window_s)
+    begun_s = bench.timer.now_s() + bench.budget.power_settle_s
+    _keep(bench, cycle([(side, side.calls_in(bench.budget.burst_s))]), begun_s + bench.budget.power_window_s)
     window = bench.sampler.window(begun_s, bench.timer.now_s())
-    bench.lane.synchronize()
+    bench.stream.synchronize()
     return None if window is None else window.power_W
 
 
-def _alternate(bench: Bench, heavy: _Side, light: _Side, turn_s: float) -> dict[str, Any] | None:
-    """A row of table `alternating`; None where the counter says nothing."""
-    turns = cycle([(side, side.calls_in(turn_s)) for side in (heavy, light)])
+def _alternate(bench: Harness, pair: _Pair, name: str, turn_s: float) -> AlternatingRow | None:
+    """Both loads in turns; None where the counter says nothing."""
+    turns = cycle([(side, side.calls_in(turn_s)) for side in (pair.heavy, pair.light)])
     start_s = bench.timer.now_s()
-    settled_s = start_s + min(_SETTLED_S, bench.effort.alternating_s / 2)
-    ran = _keep(bench, turns, start_s + bench.effort.alternating_s)
+    settled_s = start_s + min(_SETTLED_S, bench.budget.alternating_s / 2)
+    ran = _keep(bench, turns, start_s + bench.budget.alternating_s)
     end_s = bench.timer.now_s()
     state = bench.state()
-    samples = bench.lane.read([stretch for _, stretch, _ in ran])
+    samples = bench.stream.read([region for _, region, _ in ran])
     settled = [(side, s) for (side, _, at_s), s in zip(ran, samples, strict=True) if at_s > settled_s]
-    row: dict[str, Any] = {**state}
-    for name, side in (("heavy", heavy), ("light", light)):
-        row |= _turns(name, [sample for other, sample in settled if other is side])
-    windows = _windows(bench, settled_s, end_s, (row["heavy_s"] or 0.0) + (row["light_s"] or 0.0))
+    heavy, light = ([sample for other, sample in settled if other is side] for side in (pair.heavy, pair.light))
+    heavy_s, light_s = _turn_s(heavy), _turn_s(light)
+    windows = _windows(bench, settled_s, end_s, (heavy_s or 0.0) + (light_s or 0.0))
     if not windows:
         return None
-    means = {"duration_s": fmean(w.duration_s for w in windows), "power_W": fmean(w.power_W for w in windows)}
-    return row | means
+    return AlternatingRow(
+        load=name,
+        heavy_s=heavy_s,
+        light_s=light_s,
+        heavy_clock_Hz=_clock_Hz(heavy),
+        light_clock_Hz=_clock_Hz(light),
+        light_power_W=pair.light_W,
+        duration_s=fmean(w.duration_s for w in windows),
+        power_W=fmean(w.power_W for w in windows),
+        clock_reported_Hz=state.clock_reported_Hz,
+        temperature_C=state.temperature_C,
+        wall_s=state.wall_s,
+    )
 
 
-def _windows(bench: Bench, start_s: float, end_s: float, round_s: float) -> list[EnergyWindow]:
+def _windows(bench: Harness, start_s: float, end_s: float, round_s: float) -> list[EnergyWindow]:
     """Windows of one length that begin all over a round: a part of a round too many weighs nothing in their mean."""
     length_s = max(end_s - start_s - round_s, (end_s - start_s) / 2)
     shifts_s = [(end_s - start_s - length_s) * index / _WINDOWS for index in range(_WINDOWS)]
@@ -192,10 +200,36 @@ def _windows(bench: Bench, start_s: float, end_s: float, round_s: float) -> list
     return [window for window in found if window is not None]
 
 
-def _turns(name: str, samples: list[Sample]) -> dict[str, float | None]:
-    """Length of a load's turns and true clock in them."""
+def _turn_s(samples: Sequence[Sample]) -> float | None:
+    """Length of a load's turns."""
+    return median(s.time_s * s.calls for s in samples) if samples else None
+
+
+def _clock_Hz(samples: Sequence[Sample]) -> float | None:
+    """True clock in a load's turns."""
     clocks_Hz = [s.clock_Hz for s in samples if s.clock_Hz is not None]
-    return {
-        f"{name}_s": median(s.time_s * s.calls for s in samples) if samples else None,
-        f"{name}_clock_Hz": median(clocks_Hz) if clocks_Hz else None,
-    }
+    return median(clocks_Hz) if clocks_Hz else None
+
+
+def thermal_rows(sampler: EnergySampler, begun_s: float, stuck_s: float | None) -> list[ThermalRow]:
+    """The sampler's whole trace as rows.
+
+    Args:
+        sampler: of the run.
+        begun_s: the timer at the rows' zero.
+        stuck_s: the timer from which on the power reading did not change any more, and is left out.
+    """
+    return [
+        ThermalRow(
+            load=reading.label,
+            elapsed_s=reading.time_s - begun_s,
+            power_W=None if stuck_s is not None and reading.time_s >= stuck_s else reading.power_W,
+            memory_temperature_C=reading.memory_temperature_C,
+            state=DeviceState(
+                clock_reported_Hz=reading.clock_reported_Hz,
+                temperature_C=reading.temperature_C,
+                wall_s=reading.wall_s,
+            ),
+        )
+        for reading in sampler.trace()
+    ]

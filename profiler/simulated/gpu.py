@@ -1,21 +1,20 @@
 """The timeline of a simulated GPU: a host that queues, a device that works, and the physics in between.
 
 Time is virtual. It passes only when the host does something that takes time (queueing, waiting, sleeping); the device
-then works off its queue, in order. Between two events power is constant:
+then works off its queue, in order. Between two events power is constant (see `electrics`), and heat flows from the die
+through its vapour chamber and fins to the inlet air:
 
-    P = base + leak (T_die - 50) + v(f) ((tree + active) f/f0 + switching energy of the work) + that of memory traffic
-    v(f) = (V(f)/V(f0))^2,  V = 1 + slope max(0, f/knee - 1)
+    die:      C_d dT_d/dt = P - (T_d - T_c)/R_d
+    chamber:  C_c dT_c/dt = (T_d - T_c)/R_d - (T_c - T_f)/R_c
+    fins:     C_f dT_f/dt = (T_c - T_f)/R_c - (T_f - T_inlet)/R_f
 
-    die:   C_d dT_d/dt = P - (T_d - T_s)/R_d          sink:  C_s dT_s/dt = (T_d - T_s)/R_d - (T_s - T_inlet)/R_s
+a ladder of lumped masses (Skadron et al. 2003, Temperature-Aware Microarchitecture, ISCA), one more than the predictor
+knows. The clock is `governor`'s: what is set changes at its period, and while its tensor cores work a kernel runs
+slower than that, as real H100s do. Voltage is taken at the clock after skipping: on the real H100 bursts draw 1.24
+times the switching energy of the sustained load, which is what their true clocks give, and not the 1.9 times of the
+clocks reported.
 
-Governor: every period the clock moves by gain x (what was allowed - what was drawn), which holds the mean over a second
-at its share of the cap; what is set is a whole number of steps, and no more than a lock allows (a lock holds the clock
-down; it does not hold it up against the cap). The fast limit acts at once and on each kernel: while
-its tensor cores work, cycles are skipped, so the SMs run slower than the clock that is reported (as real H100s do, see
-`model.governor`). Voltage is taken at the clock after skipping: on the real H100 bursts draw 1.24 times the switching
-energy of the sustained load, which is what their true clocks give, and not the 1.9 times of the clocks reported.
-
-Left out: kernels side by side, throttling by anything but power and temperature.
+Left out: kernels side by side, fans that answer to temperature.
 """
 
 from __future__ import annotations
@@ -27,16 +26,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from moemodel.profiler.simulated.chip import Chip
+from moemodel.profiler.simulated.chip import SimulatedChip
+from moemodel.profiler.simulated.electrics import Draw, Silicon
 from moemodel.profiler.simulated.faults import Faults
+from moemodel.profiler.simulated.governor import SteppingGovernor, true_clock_Hz
 from moemodel.profiler.simulated.kernels import Kernel
+from moemodel.profiler.simulated.noise import Flicker
 from moemodel.profiler.simulated.state import StoredSettings
 
-_LEAK_AT_C = 50.0
 _QUEUE = 1024  # launches that the queue holds
 _BATCH = 256  # calls queued as one
 _STEP_S = 5e-3  # of the physics, at most
 _STAMP_S = 8e-6  # host time of a clock stamp
+_WARMINGS = 50  # of power and temperature, which change each other
 _DONE = 1e-9  # of a call
 _LOST = "CUDA error: the GPU is lost (simulated)"
 
@@ -101,6 +103,40 @@ class Readings:
     stuck: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """One call of a kernel at the clock that it gets.
+
+    Attributes:
+        clock_Hz: true mean clock.
+        time_s, busy_s: of the call, and of that with work on the SMs.
+        core_J, memory_J: of switching, and of device memory.
+    """
+
+    clock_Hz: float
+    time_s: float
+    busy_s: float
+    core_J: float
+    memory_J: float
+
+    def draw(self, calls_per_s: float) -> Draw:
+        """What so many calls a second draw."""
+        return Draw(core_W=calls_per_s * self.core_J, memory_W=calls_per_s * self.memory_J)
+
+
+@dataclass(kw_only=True)
+class Errors:
+    """How far what is read is off, each with a memory of its own."""
+
+    time: Flicker
+    clock: Flicker
+    power: Flicker
+    host: Flicker
+
+
+_IDLE = Draw()
+
+
 class VirtualGpu:
     """A GPU and the host that queues work on it.
 
@@ -113,32 +149,47 @@ class VirtualGpu:
     Attributes:
         now_s: the time.
         totals: true sums since the start.
-        die_C, sink_C: true temperatures.
-        set_Hz: the clock that the driver reports.
+        die_C, chamber_C, fins_C: true temperatures.
+        errors: of readings.
+        noise: for what is drawn beside them.
     """
 
     def __init__(
-        self, chip: Chip, seed: int = 0, faults: Faults | None = None, settings: StoredSettings | None = None
+        self, chip: SimulatedChip, seed: int = 0, faults: Faults | None = None, settings: StoredSettings | None = None
     ) -> None:
         self.chip = chip
         self.settings = settings or StoredSettings(None)
         self.noise = np.random.default_rng(seed)
+        deviations = (getattr(chip.sensors, f"{name}_noise") for name in ("time", "clock", "power", "host"))
+        time, clock, power, host = (
+            Flicker(random, deviation) for random, deviation in zip(self.noise.spawn(4), deviations, strict=True)
+        )
+        self.errors = Errors(time=time, clock=clock, power=power, host=host)
         self.faults = faults or Faults()
         self.now_s = 0.0
         self.totals = Totals()
-        self.die_C = self.sink_C = chip.thermal.inlet_C
-        self._goal_Hz = self.set_Hz = chip.clock_max_Hz
-        self._settle_idle()
+        self._silicon = Silicon(chip.electrics, chip.clock_max_Hz)
+        self._governor = SteppingGovernor(chip)
+        self._running: dict[tuple[Kernel, float], Running] = {}
+        self.die_C = chip.thermal.inlet_C
+        for _ in range(_WARMINGS):  # it has been idle for long
+            self.warm(self.static_W())
         self._cycles = 0.0
         self._queue: deque[Mark | Hold | Batch] = deque()
         self._pending = 0.0  # calls in the queue
-        self._counter_from_J = -2.7e6  # the counter counts since the driver was loaded
-        self._readings = Readings(energy_J=-self._counter_from_J, power_W=self.static_W())
+        self._counted_J = 2.7e6  # the counter counts since the driver was loaded
+        self._reset = False
+        self._readings = Readings(energy_J=self._counted_J, power_W=self.static_W())
         self._governed_J = self._ticked_J = 0.0
         self._rhythms = [
             _Every(period_s=chip.governor.period_s, act=self._govern, next_s=chip.governor.period_s),
             _Every(period_s=chip.sensors.tick_s, act=self._tick, next_s=chip.sensors.tick_s),
         ]
+
+    @property
+    def set_Hz(self) -> float:
+        """The clock that the driver reports."""
+        return self._governor.set_Hz
 
     # --- the host's side ---------------------------------------------------------------------------------------------
 
@@ -154,7 +205,7 @@ class VirtualGpu:
             self._pass_until(lambda: self._pending <= _QUEUE - _BATCH)
             self._queue.append(Batch(kernel=kernel, calls=count, queued_s=self.now_s))
             self._pending += count
-            self.sleep(count * kernel.host_s * float(self.noise.normal(1, 0.05)))
+            self.sleep(count * kernel.host_s * max(0.5, 1 + self.errors.host.at(self.now_s)))
             calls -= count
 
     def hold(self, seconds: float) -> None:
@@ -214,34 +265,33 @@ class VirtualGpu:
 
     def static_W(self, clock_Hz: float | None = None) -> float:
         """Drawn at the die's temperature with nothing to do, at a clock or that which is set."""
-        e, f = self.chip.electrics, self.set_Hz if clock_Hz is None else clock_Hz
-        tree_W = e.tree_W * self.voltage2(f) * f / self.chip.clock_max_Hz
-        return e.base_W + tree_W + e.leak_W_per_C * (self.die_C - _LEAK_AT_C)
+        return self._silicon.power_W(self.set_Hz if clock_Hz is None else clock_Hz, self.die_C, _IDLE)
 
-    def voltage2(self, clock_Hz: float) -> float:
-        """Square of the voltage over that at the highest clock."""
-        e = self.chip.electrics
+    def busy_W(self, kernel: Kernel, clock_Hz: float, interval_s: float | None = None) -> float:
+        """Drawn at the die's temperature by calls at a true clock, at this interval or back to back."""
+        one = self._at_clock(kernel, clock_Hz)
+        return self._silicon.power_W(clock_Hz, self.die_C, one.draw(1 / (interval_s or one.time_s)))
 
-        def voltage(f: float) -> float:
-            return 1 + e.voltage_slope * max(0.0, f / e.knee_Hz - 1)
+    def running(self, kernel: Kernel) -> Running:
+        """A call at the clock that is set now."""
+        key = kernel, self.set_Hz
+        if key not in self._running:
+            peak = self.chip.flops_per_cycle * self.chip.multiprocessors * self.set_Hz
+            use = kernel.flops / (peak * kernel.time_s(self.set_Hz))
+            self._running[key] = self._at_clock(kernel, true_clock_Hz(self.chip.governor, self.set_Hz, use))
+        return self._running[key]
 
-        return (voltage(clock_Hz) / voltage(self.chip.clock_max_Hz)) ** 2
-
-    def energy_J(self, kernel: Kernel, clock_Hz: float) -> float:
-        """Of one call, beyond the static power."""
-        e = self.chip.electrics
-        switching = e.flop_J * kernel.flops + e.vector_op_J * kernel.vector_ops + e.cache_J_per_B * kernel.bytes_B
-        active = e.active_W * clock_Hz / self.chip.clock_max_Hz * kernel.busy_s(clock_Hz)
-        return kernel.factor * (self.voltage2(clock_Hz) * (switching + active) + e.dram_J_per_B * kernel.bytes_B)
-
-    def true_clock_Hz(self, kernel: Kernel) -> float:
-        """The mean clock of a kernel now: as set, less the cycles that are skipped while its tensor cores work."""
-        g, set_Hz = self.chip.governor, self.set_Hz
-        rate = self.chip.flops_per_cycle * self.chip.multiprocessors * set_Hz
-        share = min(1.0, kernel.flops / (rate * kernel.time_s(set_Hz)))  # of its time, were nothing skipped
-        skipped_Hz: float = (set_Hz**-g.sharpness + g.tensor_Hz**-g.sharpness) ** (-1 / g.sharpness)
-        cycles_s = share * set_Hz / skipped_Hz + 1 - share  # how much longer it takes
-        return set_Hz / cycles_s
+    def _at_clock(self, kernel: Kernel, clock_Hz: float) -> Running:
+        e, busy_s = self.chip.electrics, kernel.busy_s(clock_Hz)
+        work_J = e.flop_J * kernel.flops + e.vector_op_J * kernel.vector_ops + e.cache_J_per_B * kernel.cache_B
+        active_W = e.active_W * clock_Hz / self.chip.clock_max_Hz * kernel.occupied
+        return Running(
+            clock_Hz=clock_Hz,
+            time_s=kernel.time_s(clock_Hz),
+            busy_s=busy_s,
+            core_J=kernel.factor * self._silicon.switching2(clock_Hz) * (work_J + active_W * busy_s),
+            memory_J=kernel.path.bytes_B * (e.dram_J_per_B + e.open_J_per_B * kernel.opens),
+        )
 
     def _until_event_s(self) -> float:
         return max(0.0, min(_STEP_S, min(r.next_s for r in self._rhythms) - self.now_s))
@@ -269,11 +319,11 @@ class VirtualGpu:
             elif isinstance(head, Hold):
                 lasting = min(head.left_s, end_s - self.now_s)
                 head.left_s -= lasting
-                self._elapse(lasting, 0.0, self.set_Hz)
+                self._elapse(lasting, self.set_Hz)
                 if head.left_s <= 1e-12:
                     self._queue.popleft()
             else:
-                self._elapse(end_s - self.now_s, 0.0, self.set_Hz)
+                self._elapse(end_s - self.now_s, self.set_Hz)
             while self._queue and isinstance(self._queue[0], Mark):
                 self._reach(self._queue[0])
         if not done:
@@ -290,9 +340,8 @@ class VirtualGpu:
     def _work(self, batch: Batch, at_most_s: float) -> None:
         """Some of a batch: back to back while the host is ahead, else as fast as the host queues."""
         kernel = batch.kernel
-        clock_Hz = self.true_clock_Hz(kernel)
-        call_s = kernel.time_s(clock_Hz)
-        host_s = kernel.host_s
+        running = self.running(kernel)
+        call_s, host_s = running.time_s, kernel.host_s
         ahead = min(float(batch.calls), (self.now_s - batch.queued_s) / host_s) - batch.done
         left = batch.calls - batch.done
         if call_s >= host_s or ahead >= left:
@@ -305,65 +354,61 @@ class VirtualGpu:
         calls = seconds / interval_s
         batch.done += calls
         self._pending -= calls
-        busy_s = calls * kernel.busy_s(clock_Hz)
-        self._elapse(seconds, calls * self.energy_J(kernel, clock_Hz), clock_Hz)
+        self._elapse(seconds, running.clock_Hz, running.draw(1 / interval_s))
         totals = self.totals
-        totals.busy_s += busy_s
+        totals.busy_s += calls * running.busy_s * kernel.occupied
         totals.flops += calls * kernel.flops
         totals.vector_ops += calls * kernel.vector_ops
-        totals.bytes_B += calls * kernel.bytes_B
+        totals.bytes_B += calls * kernel.path.bytes_B
         if batch.calls - batch.done < _DONE * batch.calls:
             self._pending -= batch.calls - batch.done
             self._queue.popleft()
 
-    def _elapse(self, seconds: float, dynamic_J: float, clock_Hz: float) -> None:
+    def _elapse(self, seconds: float, clock_Hz: float, draw: Draw = _IDLE) -> None:
         """Time, cycles, energy and heat."""
         t = self.chip.thermal
-        energy_J = self.static_W(clock_Hz) * seconds + dynamic_J
-        through_J = (self.die_C - self.sink_C) / t.die_C_per_W * seconds
-        away_J = (self.sink_C - t.inlet_C) / t.sink_C_per_W * seconds
-        self.die_C += (energy_J - through_J) / t.die_J_per_C
-        self.sink_C += (through_J - away_J) / t.sink_J_per_C
+        energy_J = self._silicon.power_W(clock_Hz, self.die_C, draw) * seconds
+        spread_J = (self.die_C - self.chamber_C) / t.die_C_per_W * seconds
+        risen_J = (self.chamber_C - self.fins_C) / t.chamber_C_per_W * seconds
+        away_J = (self.fins_C - t.inlet_C) / t.fins_C_per_W * seconds
+        self.die_C += (energy_J - spread_J) / t.die_J_per_C
+        self.chamber_C += (spread_J - risen_J) / t.chamber_J_per_C
+        self.fins_C += (risen_J - away_J) / t.fins_J_per_C
         self.now_s += seconds
         self._cycles += clock_Hz * seconds
         self.totals.time_s += seconds
         self.totals.energy_J += energy_J
 
-    def _settle_idle(self) -> None:
-        """Temperatures after a long time without work."""
+    def warm(self, power_W: float) -> None:
+        """Bring die, chamber and fins to where a load that draws so much would have them in the long run."""
         t = self.chip.thermal
-        for _ in range(50):
-            power_W = self.static_W()
-            self.sink_C = t.inlet_C + t.sink_C_per_W * power_W
-            self.die_C = self.sink_C + t.die_C_per_W * power_W
+        self.fins_C = t.inlet_C + t.fins_C_per_W * power_W
+        self.chamber_C = self.fins_C + t.chamber_C_per_W * power_W
+        self.die_C = self.chamber_C + t.die_C_per_W * power_W
 
     def _govern(self) -> None:
         """The slow limit, and the thermal one."""
-        g, chip, state = self.chip.governor, self.chip, self.settings.state
-        cap_W = chip.cap_W if state.power_limit_W is None else state.power_limit_W
+        chip, state = self.chip, self.settings.state
         drawn_J = self.totals.energy_J - self._governed_J
         self._governed_J = self.totals.energy_J
-        change_Hz = g.gain_Hz_per_J * (g.sustained_share * cap_W * g.period_s - drawn_J)
-        slowdown_C = chip.gpu.slowdown_C
-        if slowdown_C is not None and self.die_C > slowdown_C:
-            change_Hz = min(change_Hz, -chip.clock_step_Hz)
-        self._goal_Hz = min(chip.clock_max_Hz, max(chip.clock_min_Hz, self._goal_Hz + change_Hz))
-        allowed_Hz = self._goal_Hz if state.locked_Hz is None else min(self._goal_Hz, state.locked_Hz[1])
-        steps = math.floor((allowed_Hz - chip.clock_min_Hz) / chip.clock_step_Hz + 1e-9)
-        self.set_Hz = chip.clock_min_Hz + steps * chip.clock_step_Hz
+        self._governor.decide(
+            drawn_J / chip.governor.period_s,
+            cap_W=chip.cap_W if state.power_limit_W is None else state.power_limit_W,
+            too_hot=chip.gpu.slowdown_C is not None and self.die_C > chip.gpu.slowdown_C,
+            lock_Hz=chip.clock_max_Hz if state.locked_Hz is None else state.locked_Hz[1],
+        )
 
     # --- sensors -----------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        """The energy counter and the power reading change."""
-        if self._counter_from_J < 0 and self.now_s >= self.faults.reset_s:
-            self._counter_from_J = self.totals.energy_J
-        tick_s = self.chip.sensors.tick_s
-        mean_W = (self.totals.energy_J - self._ticked_J) / tick_s
+        """The energy counter and the power reading change; both are what one sensor saw of a tick."""
+        if not self._reset and self.now_s >= self.faults.reset_s:
+            self._counted_J, self._reset = 0.0, True
+        drawn_J = (self.totals.energy_J - self._ticked_J) * (1 + self.errors.power.at(self.now_s))
         self._ticked_J = self.totals.energy_J
-        noise_W = self.chip.sensors.power_noise * mean_W * float(self.noise.normal())
-        self._readings.energy_J = round(self.totals.energy_J - self._counter_from_J, 3)
-        self._readings.power_W = round(mean_W + noise_W, 3)
+        self._counted_J += drawn_J
+        self._readings.energy_J = round(self._counted_J, 3)
+        self._readings.power_W = round(drawn_J / self.chip.sensors.tick_s, 3)
 
     def read(self, sensor: str) -> float:
         """What a sensor of `faults.SENSORS` shows now."""

@@ -1,4 +1,4 @@
-"""The simulated GPU behind the profiler's seams: device, timer, lane, cases, heavy load, sampler."""
+"""The simulated GPU behind the profiler's seams: device, timer, stream, cases, heavy load, sampler."""
 
 from __future__ import annotations
 
@@ -9,27 +9,29 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 from urllib.parse import parse_qsl
 
 import torch
 
 from moemodel.model.core.errors import DeviceError
 from moemodel.model.operators.work import Kind, Pass
-from moemodel.model.records.profile import DeviceInfo
+from moemodel.model.records.profile import DeviceInfo, HostRow
 from moemodel.profiler.clocks.settings import Address, SettingsDriver
 from moemodel.profiler.devices.base import ACTIVITIES, Activity, ActivityMeter, LinkMeter, NoActivity, NoLinks
 from moemodel.profiler.devices.names import resolve
+from moemodel.profiler.host_overhead.single_gpu import KINDS
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
-from moemodel.profiler.microbench.budget import Effort
+from moemodel.profiler.microbench.budget import MeasurementBudget
 from moemodel.profiler.microbench.cases import Case
-from moemodel.profiler.microbench.load_generator import HeavyLoad
+from moemodel.profiler.microbench.load_generator import BackgroundLoad
 from moemodel.profiler.microbench.points import Point, Sizes
-from moemodel.profiler.microbench.stream_timer import Sample, Stretch
-from moemodel.profiler.simulated.chip import CHIPS, Chip
+from moemodel.profiler.microbench.stream_timer import Sample, TimedRegion
+from moemodel.profiler.simulated.chip import CHIPS, SimulatedChip
 from moemodel.profiler.simulated.faults import Faults, parse_faults
 from moemodel.profiler.simulated.gpu import Mark, Totals, VirtualGpu
 from moemodel.profiler.simulated.kernels import Kernel, kernel
+from moemodel.profiler.simulated.noise import Flicker
 from moemodel.profiler.simulated.state import LOCKING, OPEN_STORED, State, StoredSettings
 
 _OPTIONS = ("seed", "fail", "state", "locking", "busy", "pace")
@@ -37,6 +39,7 @@ _PACE_PERIOD_S = 0.05
 _LANES = 128
 _HEAVY = Point(kind=Kind.GEMM, direction=Pass.FORWARD, sizes=Sizes(m=8192, n=8192, k=8192))
 _HOST_NOISE = 0.03
+_HOST_ROW_S = 0.3  # that a row of table `host` takes to measure
 # Host time of the training model's blocks, forward, backward and step, microseconds: made up, like an H100's.
 _HOST_US: dict[str, tuple[float, float, float]] = {
     "dense_layer": (190.0, 260.0, 45.0),
@@ -200,53 +203,52 @@ class SimulatedCase(Case):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _SimulatedStretch(Stretch):
+class _SimulatedRegion(TimedRegion):
     marks: tuple[Mark, Mark]
 
 
-class SimulatedLane:
+class SimulatedStream:
     """The queue of a simulated GPU."""
 
     def __init__(self, gpu: VirtualGpu, clock: SimulatedClock) -> None:
         self._gpu = gpu
         self._clock = clock
 
-    def queue(self, case: Case, calls: int, lead_s: float = 0.0) -> Stretch:
+    def queue(self, case: Case, calls: int, spin_s: float = 0.0) -> TimedRegion:
         gpu = self._gpu
-        if lead_s > 0:
-            gpu.hold(lead_s)
+        if spin_s > 0:
+            gpu.hold(spin_s)
         before = gpu.mark()
         begun_s = gpu.now_s
         case.run(calls)
         host_s = gpu.now_s - begun_s
-        return _SimulatedStretch(calls=calls, host_time_s=host_s / calls, marks=(before, gpu.mark()))
+        return _SimulatedRegion(calls=calls, host_time_s=host_s / calls, marks=(before, gpu.mark()))
 
-    def read(self, stretches: Sequence[Stretch]) -> list[Sample]:
+    def read(self, regions: Sequence[TimedRegion]) -> list[Sample]:
         self.synchronize()
-        return [self._sample(stretch) for stretch in stretches]
+        return [self._sample(region) for region in regions]
 
-    def wait(self, stretch: Stretch) -> None:
-        self._gpu.wait(_marks(stretch)[1])
+    def wait(self, region: TimedRegion) -> None:
+        self._gpu.wait(_marks(region)[1])
 
     def synchronize(self) -> None:
         self._gpu.synchronize()
 
-    def _sample(self, stretch: Stretch) -> Sample:
+    def _sample(self, region: TimedRegion) -> Sample:
         gpu = self._gpu
-        a, b = _marks(stretch)
-        noise = gpu.chip.sensors.time_noise * float(gpu.noise.normal())
+        a, b = _marks(region)
         return Sample(
-            calls=stretch.calls,
-            time_s=(b.time_s - a.time_s) / stretch.calls * (1 + noise),
-            host_time_s=stretch.host_time_s,
+            calls=region.calls,
+            time_s=(b.time_s - a.time_s) / region.calls * (1 + gpu.errors.time.at(b.time_s)),
+            host_time_s=region.host_time_s,
             clock_Hz=self._clock.mean_Hz(a, b),
         )
 
 
-def _marks(stretch: Stretch) -> tuple[Mark, Mark]:
-    if not isinstance(stretch, _SimulatedStretch):
-        raise TypeError("a stretch of another lane")
-    return stretch.marks
+def _marks(region: TimedRegion) -> tuple[Mark, Mark]:
+    if not isinstance(region, _SimulatedRegion):
+        raise TypeError("a region of another stream")
+    return region.marks
 
 
 class SimulatedClock:
@@ -263,8 +265,7 @@ class SimulatedClock:
     def mean_Hz(self, a: Mark, b: Mark) -> float | None:
         if not (a.reached and b.reached and b.time_s > a.time_s):
             return None
-        noise = self._gpu.chip.sensors.clock_noise * self._gpu.noise.normal()
-        return (b.cycles - a.cycles) / (b.time_s - a.time_s) * float(1 + noise)
+        return (b.cycles - a.cycles) / (b.time_s - a.time_s) * (1 + self._gpu.errors.clock.at(b.time_s))
 
 
 class SimulatedInstruments:
@@ -275,9 +276,9 @@ class SimulatedInstruments:
         self._gpu = gpu
         self.timer = VirtualTimer(gpu)
         self.clock = SimulatedClock(gpu)
-        self.lane = SimulatedLane(gpu, self.clock)
+        self.stream = SimulatedStream(gpu, self.clock)
         factor = gpu.chip.electrics.heavy_factor
-        self.heavy = HeavyLoad("simulated 8192^3", self._case(_HEAVY, factor), self.lane)
+        self.heavy = BackgroundLoad("simulated 8192^3", self._case(_HEAVY, factor), self.stream)
 
     def build(self, point: Point) -> Case:
         return self._case(point, 1.0)
@@ -322,8 +323,8 @@ class SimulatedPlatform:
     def sampler(self) -> EnergySampler:
         return VirtualSampler(self._device.gpu, self._device, self.timer)
 
-    def instruments(self, effort: Effort, seed: int) -> SimulatedInstruments:
-        del effort, seed  # there are no operands
+    def instruments(self, budget: MeasurementBudget, seed: int) -> SimulatedInstruments:
+        del budget, seed  # there are no operands
         return SimulatedInstruments(self._device.gpu)
 
     def settings(self) -> SimulatedSettings:
@@ -332,11 +333,9 @@ class SimulatedPlatform:
     def topology(self, devices: int) -> None:
         del devices
 
-    def host_rows(self, repeats: int) -> list[dict[str, Any]]:
+    def host_rows(self, repeats: int) -> list[HostRow]:
         """Rows of table `host`, drawn about made-up times."""
         del repeats
-        from moemodel.profiler.host_overhead.single_gpu import KINDS
-
         rows: list[tuple[str, str, str, float]] = []
         for kind in KINDS:
             forward, backward, step = _HOST_US[kind.block]
@@ -345,17 +344,16 @@ class SimulatedPlatform:
         detail = KINDS[1].detail
         rows += [("head_and_loss", way, detail, us) for way, us in zip(("forward", "backward"), _ENDS_US, strict=True)]
         rows.append(("step", "step", "bf16-mixed", _STEP_US))
-        noise = self._device.gpu.noise
+        off = Flicker(self._device.gpu.noise, _HOST_NOISE)
         return [
-            {
-                "block": block,
-                "direction": direction,
-                "detail": detail,
-                "host_time_s": us * 1e-6 * float(1 + _HOST_NOISE * noise.normal()),
-                "kernels": None,
-                "wall_s": self.timer.wall_s(),
-            }
-            for block, direction, detail, us in rows
+            HostRow(
+                block=block,
+                direction=direction,
+                detail=detail,
+                host_time_s=us * 1e-6 * (1 + off.at(index * _HOST_ROW_S)),
+                wall_s=self.timer.wall_s(),
+            )
+            for index, (block, direction, detail, us) in enumerate(rows)
         ]
 
 
@@ -394,7 +392,7 @@ def open_simulated(gpu: str, known: Mapping[str, str]) -> SimulatedDevice:
     return SimulatedDevice(virtual, busy=busy == "1", state_file=file)
 
 
-def _settings(gpu: str, chip: Chip, faults: Faults, locking: str, file: Path | None) -> StoredSettings:
+def _settings(gpu: str, chip: SimulatedChip, faults: Faults, locking: str, file: Path | None) -> StoredSettings:
     """The settings that a simulated GPU is found with."""
     if locking not in LOCKING:
         raise DeviceError(f"--gpu {gpu}: locking: found {locking!r}; allowed: {', '.join(LOCKING)}")

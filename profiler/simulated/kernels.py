@@ -1,24 +1,58 @@
 """Time and work of an operator on a simulated GPU.
 
-    t(f) = launch + (tail + cycles (+) f memory) / f,   a (+) b = (a^p + b^p)^(1/p)
+    t(f) = launch + front / f + max(C/f, M(f)) + uncovered min(C/f, M(f))
 
-`cycles` of the busiest SM, `memory` seconds that the bytes take. Products run in tiles, in whole waves over the SMs;
-attention in blocks of 128 queries; everything else streams.
+C cycles of the busiest SM, M(f) the time that the bytes take. Computing hides loading but for what no other warp covers
+at the beginning and end of each round (Hong & Kim 2009, An Analytical Model for a GPU Architecture, ISCA). How fast
+memory answers follows from what the SMs keep under way (Little's law; Volkov 2016, Understanding Latency Hiding on
+GPUs) and from the queue before it (an M/M/1 server: Kleinrock 1975, Queueing Systems, sec. 3.2): with rho the share of
+the pins' rate B that is reached and Q bytes under way,
+
+    rho B (z(f) + wait rho/(1 - rho)) = Q,   z(f) = latency + latency_cycles / f
+
+so a slow SM clock slows memory down gradually, by the way to it and back, and by the cache's ports before it. Products
+and attention run in tiles (see `tiles`); everything else streams: element operations or the cache's rate, whichever
+takes longer. Of tensors that the cache can hold, a part never gets to memory.
+
+Left out: kernels side by side, power that a kernel draws in its prologue.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moemodel.model.operators.work import Kind, Pass
-from moemodel.profiler.microbench.operands import expert_rows
-from moemodel.profiler.microbench.points import Point, Sizes
-from moemodel.profiler.simulated.chip import Chip, Stream
+from moemodel.model.operators.work import Kind
+from moemodel.profiler.microbench.points import Point
+from moemodel.profiler.simulated.chip import Memory, SimulatedChip, Stream
+from moemodel.profiler.simulated.tiles import Tiled, attention, product
 
-_QUERIES = 128
-_LANES = 128
+_ROW_QUANTUM = 256  # elements that a warp takes at once: 32 lanes of 16 bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPath:
+    """The way to memory: Q, B and latencies of the module's docstring.
+
+    Attributes:
+        bytes_B: that go it.
+        rate_Bps: B.
+        outstanding_B: Q, of all SMs.
+        memory: latencies.
+    """
+
+    bytes_B: float
+    rate_Bps: float
+    outstanding_B: float
+    memory: Memory
+
+    def time_s(self, clock_Hz: float) -> float:
+        """M(f): the quadratic equation for rho has one solution between 0 and 1."""
+        z_s = self.memory.latency_s + self.memory.latency_cycles / clock_Hz
+        a, c = self.rate_Bps * (self.memory.wait_s - z_s), -self.outstanding_B
+        b = self.rate_Bps * z_s + self.outstanding_B
+        rho = -2 * c / (b + math.sqrt(b * b - 4 * a * c))
+        return self.bytes_B / (rho * self.rate_Bps)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,104 +61,82 @@ class Kernel:
 
     Attributes:
         launch_s: outside the SMs.
-        tail_cycles: inside them, with few at work.
-        cycles: of the busiest SM.
-        memory_s: that the bytes take.
-        corner: p of the norm over both.
-        flops, vector_ops, bytes_B: the work that takes energy.
-        factor: on the dynamic energy.
+        front_cycles: inside them, with few at work.
+        cycles: C, of the busiest SM.
+        path: the bytes that reach memory.
+        uncovered: share of the shorter part that adds to the longer.
+        occupied: share of the SMs' time with work, while the busiest has some.
+        flops, vector_ops, cache_B: the work that takes energy, beside the bytes of `path`.
+        opens: rows of memory opened, over those that a stream opens.
+        factor: on the energy of switching.
         host_s: to queue it.
     """
 
     launch_s: float
-    tail_cycles: float
+    front_cycles: float
     cycles: float
-    memory_s: float
-    corner: float
+    path: MemoryPath
+    uncovered: float
+    occupied: float
     flops: float
     vector_ops: float
-    bytes_B: float
+    cache_B: float
+    opens: float
     host_s: float
     factor: float = 1.0
 
     def busy_s(self, clock_Hz: float) -> float:
-        """Time in which the SMs have work."""
-        longer, shorter = sorted((self.cycles / clock_Hz, self.memory_s), reverse=True)
-        return float(longer * (1 + (shorter / longer) ** self.corner) ** (1 / self.corner))
+        """Time in which SMs have work."""
+        shorter, longer = sorted((self.cycles / clock_Hz, self.path.time_s(clock_Hz)))
+        return longer + self.uncovered * shorter
 
     def time_s(self, clock_Hz: float) -> float:
         """Of the whole call."""
-        return self.launch_s + self.tail_cycles / clock_Hz + self.busy_s(clock_Hz)
+        return self.launch_s + self.front_cycles / clock_Hz + self.busy_s(clock_Hz)
 
 
-def kernel(chip: Chip, point: Point, factor: float = 1.0) -> Kernel:
-    """The kernel of a point; `factor` on its dynamic energy."""
+def kernel(chip: SimulatedChip, point: Point, factor: float = 1.0) -> Kernel:
+    """The kernel of a point; `factor` on its energy of switching."""
     t, work = chip.timing, point.work()
     flops, vector_ops, bytes_B = (float(x) for x in (work.flops, work.vector_ops, work.bytes_B))
+    stream = t.streams.get(point.kind, Stream())
     if point.kind in (Kind.GEMM, Kind.GROUPED_GEMM):
-        cycles, memory = _product_cycles(chip, point), t.product_memory
+        tiled = product(chip, point, bytes_B)
     elif point.kind in (Kind.ATTENTION, Kind.ATTENTION_FULL):
-        cycles, memory = _attention_cycles(chip, point, flops), t.attention_memory
+        tiled = attention(chip, point, bytes_B)
     else:
-        stream = t.streams.get(point.kind, Stream())
-        cycles = vector_ops / (chip.multiprocessors * _LANES * stream.issue)
-        memory = _cached(chip, bytes_B, stream.memory)
+        tiled = _streamed(chip, point, stream, vector_ops, bytes_B)
+    streams = flops == 0
+    outstanding_B = stream.outstanding_B if streams else t.product_outstanding_B
     return Kernel(
         launch_s=t.launch_s,
-        tail_cycles=t.tail_cycles,
-        cycles=cycles,
-        memory_s=bytes_B / (chip.bandwidth_Bps * memory),
-        corner=t.corner,
+        front_cycles=t.front_cycles,
+        cycles=tiled.cycles,
+        path=MemoryPath(
+            bytes_B=tiled.memory_B,
+            rate_Bps=chip.bandwidth_Bps * (stream.pins if streams else t.product_pins),
+            outstanding_B=chip.multiprocessors * outstanding_B,
+            memory=t.memory,
+        ),
+        uncovered=t.uncovered,
+        occupied=tiled.occupied,
         flops=flops,
         vector_ops=vector_ops,
-        bytes_B=bytes_B,
+        cache_B=tiled.cache_B,
+        opens=chip.electrics.scattered_opens if stream.scattered else 1.0,
         host_s=t.host_s.get(point.direction, 6e-6),
         factor=factor,
     )
 
 
-def _product_cycles(chip: Chip, point: Point) -> float:
-    """Of the tile that is fastest."""
-    s, timing = point.sizes, chip.timing
-    groups = expert_rows(s.m, s.experts, s.skew) if point.kind is Kind.GROUPED_GEMM else [s.m] * s.batch
-    outputs = [_output(point.direction, s, rows) for rows in groups]
-    return min(
-        _tile_cycles(chip, outputs, tile, efficiency, timing.depth0) for tile, efficiency in timing.tiles.items()
+def _streamed(chip: SimulatedChip, point: Point, stream: Stream, vector_ops: float, bytes_B: float) -> Tiled:
+    memory, n = chip.timing.memory, point.sizes.n
+    filled = n / (math.ceil(n / _ROW_QUANTUM) * _ROW_QUANTUM) if stream.by_row else 1.0
+    issued = vector_ops / (chip.multiprocessors * stream.lanes * filled)
+    held = max(0.0, 1 - bytes_B / (memory.cache_share * chip.l2_B))
+    return Tiled(
+        cycles=max(issued, bytes_B / memory.cache_B_per_cycle),
+        memory_B=bytes_B * (1 - held),
+        cache_B=bytes_B,
+        occupied=1.0,
     )
-
-
-def _output(direction: Pass, s: Sizes, rows: int) -> tuple[int, int, int]:
-    """Rows, columns and depth of what one group's pass computes."""
-    if direction is Pass.BACKWARD_INPUT:
-        return rows, s.k, s.n
-    if direction is Pass.BACKWARD_WEIGHT:
-        return s.n, s.k, rows
-    return rows, s.n, s.k
-
-
-def _tile_cycles(
-    chip: Chip, outputs: Sequence[tuple[int, int, int]], tile: tuple[int, int], efficiency: float, depth0: float
-) -> float:
-    """Whole waves of tiles; where groups differ in depth, tiles count by their depth."""
-    high, wide = tile
-    tiles = [math.ceil(rows / high) * math.ceil(columns / wide) for rows, columns, _ in outputs]
-    count = sum(tiles)
-    if count == 0:
-        return 0.0
-    depth = sum(n * (d + depth0) for n, (_, _, d) in zip(tiles, outputs, strict=True)) / count
-    waves = math.ceil(count / chip.multiprocessors)
-    return waves * 2.0 * high * wide * depth / (chip.flops_per_cycle * efficiency)
-
-
-def _attention_cycles(chip: Chip, point: Point, flops: float) -> float:
-    s, t = point.sizes, chip.timing
-    blocks = max(1.0, s.batch * s.heads * s.seq / _QUERIES) / chip.multiprocessors
-    efficiency = t.attention[point.direction] * s.head_dim / (s.head_dim + t.head_dim0) * s.seq / (s.seq + t.seq0)
-    rate = chip.multiprocessors * chip.flops_per_cycle * efficiency
-    return flops / rate * math.ceil(blocks) / blocks
-
-
-def _cached(chip: Chip, bytes_B: float, memory: float) -> float:
-    """Share of the bandwidth, of which small tensors find a part in the cache."""
-    held = max(0.0, 1 - bytes_B / (chip.timing.cache_share * chip.l2_B))
-    return 1 / ((1 - held) / memory + held / (memory * chip.timing.cache_gain))

@@ -7,8 +7,7 @@ file is written beside its place and renamed into it, so a reader never sees hal
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,28 +16,26 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from moemodel.model.core.errors import ProfileError
-from moemodel.model.operators.work import SHAPE_FIELDS
-from moemodel.model.records.profile import MANIFEST, MERGED_PARTS, SCHEMA_VERSION, TABLES, Manifest, Topology
+from moemodel.model.core.files import TEMPORARY_SUFFIX, write_atomic
+from moemodel.model.records.profile import (
+    MANIFEST,
+    MERGED_PARTS,
+    ROWS,
+    SCHEMA_VERSION,
+    TABLES,
+    Manifest,
+    TableRow,
+    Topology,
+    Value,
+)
 
-Row = Mapping[str, Any]
 Key = tuple[Hashable, ...]
 
-# What makes two rows repetitions of the same point: a point that is there is not measured again.
-_POINT: Final[dict[str, tuple[str, ...]]] = {
-    "operators": ("kind", "direction", *SHAPE_FIELDS, "sweep"),
-    "power": ("load",),
-    "thermal": ("load",),
-    "alternating": ("load",),
-    "host": ("block", "direction", "detail"),
-    "collectives": ("collective", "ranks", "nodes", "size_B", "skew"),
-    "overlap": ("computation", "m", "n", "k", "collective", "ranks", "nodes", "size_B", "priority"),
-    "iterations": ("plan", "rank"),
-}
 _TYPES: Final[dict[str, pa.DataType]] = {"string": pa.string(), "float64": pa.float64(), "int64": pa.int64()}
 
 
 def arrow_schema(table: str) -> pa.Schema:
-    """The Arrow schema of a table of `model.profile.TABLES`; every column may be null."""
+    """The Arrow schema of a table of `model.records.profile.TABLES`; every column may be null."""
     return pa.schema([(column, _TYPES[kind]) for column, kind in TABLES[table].items()])
 
 
@@ -59,30 +56,28 @@ class ProfileWriter:
         self.manifest = _resumed(folder, manifest)
         folder.mkdir(parents=True, exist_ok=True)
         _remove_half_written(folder)
-        self._pending: dict[str, list[Row]] = {table: [] for table in TABLES}
+        self._pending: dict[str, list[dict[str, Value]]] = {table: [] for table in TABLES}
         self._done: dict[str, set[Key]] = {table: set() for table in TABLES}
         self._next_part: dict[str, int] = dict.fromkeys(TABLES, 0)
-        for table in TABLES:
-            self._recover(table)
+        for kind in ROWS:
+            self._recover(kind)
         self._write_manifest()
 
-    def append(self, table: str, rows: Sequence[Row]) -> None:
-        """Add finished rows; columns left out are null. They reach the disk with `flush`.
-
-        Raises:
-            ProfileError: a row has a column that the table does not.
-        """
+    def append(self, rows: Iterable[TableRow]) -> None:
+        """Add finished rows; they reach the disk with `flush`."""
         for row in rows:
-            unknown = set(row) - set(TABLES[table])
-            if unknown:
-                allowed = ", ".join(TABLES[table])
-                raise ProfileError(f"table {table}: found column {', '.join(sorted(unknown))}; allowed: {allowed}")
-        self._pending[table].extend(rows)
-        self._done[table].update(_keys(table, rows))
+            columns = row.columns()
+            self._pending[row.TABLE].append(columns)
+            self._done[row.TABLE].add(_key(type(row), columns))
 
-    def has(self, table: str, row: Row) -> bool:
-        """Whether this point of the table was measured already, in this run or the one that it resumes."""
-        return _key(table, row) in self._done[table]
+    def has(self, kind: type[TableRow], /, **columns: Value) -> bool:
+        """Whether a point was measured already, in this run or the one that it resumes.
+
+        Args:
+            kind: of its rows.
+            columns: at least those that make two rows repetitions of the same point.
+        """
+        return _key(kind, columns) in self._done[kind.TABLE]
 
     def rows(self) -> dict[str, int]:
         """Rows of every table that `consolidate` has written."""
@@ -100,7 +95,7 @@ class ProfileWriter:
                 continue
             part = self._parts_folder(table) / f"part-{self._next_part[table]:04d}.parquet"
             part.parent.mkdir(exist_ok=True)
-            _write_parquet(part, pa.Table.from_pylist(_complete(table, rows), schema=arrow_schema(table)))
+            _write_parquet(part, pa.Table.from_pylist(rows, schema=arrow_schema(table)))
             self._next_part[table] += 1
             self._pending[table] = []
 
@@ -126,7 +121,8 @@ class ProfileWriter:
             _write_parquet(target, merged.replace_schema_metadata({MERGED_PARTS: names}))
             self._remove(table, parts)
 
-    def _recover(self, table: str) -> None:
+    def _recover(self, kind: type[TableRow]) -> None:
+        table = kind.TABLE
         target, parts = self._file(table), self._parts(table)
         merged = _merged_parts(target, table) if target.exists() else set()
         # Numbers are never used twice: a merged part that a crash left behind is known by its number.
@@ -134,7 +130,7 @@ class ProfileWriter:
         self._next_part[table] = 1 + max(numbers, default=-1)
         self._remove(table, [part for part in parts if part.name in merged])
         for source in [*([target] if target.exists() else []), *self._parts(table)]:
-            self._done[table].update(_keys(table, _read_parquet(source, table).to_pylist()))
+            self._done[table].update(_key(kind, row) for row in _read_parquet(source, table).to_pylist())
 
     def _remove(self, table: str, parts: Sequence[Path]) -> None:
         for part in parts:
@@ -163,10 +159,7 @@ class ProfileWriter:
         self._write_manifest()
 
     def _write_manifest(self) -> None:
-        target = self.folder / MANIFEST
-        temporary = target.with_name(f"{MANIFEST}.tmp")
-        temporary.write_text(self.manifest.model_dump_json(indent=2) + "\n")
-        temporary.replace(target)
+        write_atomic(self.folder / MANIFEST, self.manifest.model_dump_json(indent=2) + "\n")
 
 
 def read_manifest(file: Path) -> Manifest:
@@ -192,7 +185,7 @@ def _resumed(folder: Path, manifest: Manifest) -> Manifest:
     """The manifest to go on with: the old one where there is a profile, after checking that it is of the same thing."""
     file = folder / MANIFEST
     if not file.exists():
-        if folder.is_dir() and any(f for f in folder.iterdir() if not f.name.endswith(".tmp")):
+        if folder.is_dir() and any(f for f in folder.iterdir() if f.suffix != TEMPORARY_SUFFIX):
             raise ProfileError(f"{folder}: has files but no {MANIFEST}; give an empty or new folder as --output")
         return manifest
     old = read_manifest(file)
@@ -212,32 +205,17 @@ def _identity(manifest: Manifest) -> str:
     return " ".join(str(part) for part in (device.name, device.uuid, device.power_limit_W) if part is not None)
 
 
-def _complete(table: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    return [{column: row.get(column) for column in TABLES[table]} for row in rows]
-
-
-def _keys(table: str, rows: Sequence[Row]) -> set[Key]:
-    return {_key(table, row) for row in rows} if table in _POINT else set()
-
-
-def _key(table: str, row: Row) -> Key:
-    return tuple(row.get(column) for column in _POINT[table])
+def _key(kind: type[TableRow], columns: Mapping[str, Value]) -> Key:
+    return tuple(columns[column] for column in kind.KEY)
 
 
 def _remove_half_written(folder: Path) -> None:
-    for temporary in [*folder.glob("*.tmp"), *folder.glob("*/*.tmp")]:
+    for temporary in [*folder.glob(f"*{TEMPORARY_SUFFIX}"), *folder.glob(f"*/*{TEMPORARY_SUFFIX}")]:
         temporary.unlink()
 
 
 def _write_parquet(target: Path, table: pa.Table) -> None:
-    temporary = target.with_name(f"{target.name}.tmp")
-    try:
-        pq.write_table(table, temporary, compression="zstd")
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomic(target, lambda temporary: pq.write_table(table, temporary, compression="zstd"), sync=True)
 
 
 def _merged_parts(file: Path, table: str) -> set[str]:

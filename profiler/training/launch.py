@@ -20,6 +20,7 @@ from typing import Any
 
 from moemodel.model.core.errors import DeviceError, InputError, MoeModelError
 from moemodel.model.plan.spec import Plan
+from moemodel.model.records.profile import HostRow, IterationRow
 from moemodel.profiler.backends.base import architecture_in, check_runs
 from moemodel.profiler.jobs.failures import FailureKind
 from moemodel.profiler.jobs.launcher import (
@@ -71,7 +72,7 @@ class Measured:
     """
 
     visit: PlanVisit
-    rows: list[dict[str, Any]]
+    rows: list[IterationRow]
     clock_asked_MHz: float | None
     clock_held: bool | None
     clock_note: str | None
@@ -116,7 +117,7 @@ class LaunchOptions:
     timeout_s: float = 240.0
 
 
-Outcome = Measured | Failure
+VisitResult = Measured | Failure
 
 
 def launch(
@@ -125,7 +126,7 @@ def launch(
     folder: Path,
     options: LaunchOptions,
     report: Callable[[str], None] = lambda _: None,
-) -> Iterator[Outcome]:
+) -> Iterator[VisitResult]:
     """Run the visits in order; yields each outcome as soon as it is known, in the order given.
 
     A job holds as many processes as the largest plan that is left needs; smaller plans run on the first of them.
@@ -158,7 +159,7 @@ def launch(
             done += 1
 
 
-def measure_host(*, folder: Path, options: LaunchOptions, repeats: int = 30) -> list[dict[str, Any]]:
+def measure_host(*, folder: Path, options: LaunchOptions, repeats: int = 30) -> list[HostRow]:
     """How long the host needs for what parallel plans add to each layer: rows of table `host`.
 
     See `host_overhead.parallel_plans`.
@@ -176,11 +177,11 @@ def measure_host(*, folder: Path, options: LaunchOptions, repeats: int = 30) -> 
         check_slurm(os.environ)
     orders = _orders([], options, host_repeats=repeats)
     job = _processes(orders, _next_folder(folder / "jobs"), options.launcher, 2)
-    rows: list[dict[str, Any]] | None = None
+    rows: list[HostRow] | None = None
     with closing(job.events()) as events:
         for event in events:
             if event["event"] == "host":
-                rows = event["rows"]
+                rows = [HostRow(**row) for row in event["rows"]]
     if rows is None:
         raise DeviceError(f"the host's time was not measured: {job.why_it_ended().reason}; see {job.folder}")
     return rows
@@ -260,7 +261,7 @@ class _Watch:
         self._began = False
         self._done = 0
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Iterator[VisitResult]:
         """Those of its visits, until one ends it.
 
         Raises:
@@ -277,7 +278,7 @@ class _Watch:
         visit = self._visits[self._done]
         yield Failure(visit=visit, kind=failure.kind, reason=failure.reason, log=self._job.folder)
 
-    def _take(self, event: Mapping[str, Any]) -> Iterator[Outcome]:
+    def _take(self, event: Mapping[str, Any]) -> Iterator[VisitResult]:
         if event["event"] == "began":
             self._began = True
             first, total = self._place
@@ -289,7 +290,7 @@ class _Watch:
             visit = self._next()
             yield Measured(
                 visit=visit,
-                rows=event["rows"],
+                rows=[IterationRow(**row) for row in event["rows"]],
                 clock_asked_MHz=visit.plan.clock_MHz,
                 clock_held=event["clock_held"],
                 clock_note=event["clock_note"],

@@ -4,7 +4,7 @@ One run: build the model; step for at least 2 s, so that the governor and the di
 of them with no synchronisation inside, marking every phase boundary with a CUDA event; read everything after the last
 step; then a few steps that each begin on an idle device, for the host's time. On the CPU the same code runs with
 wall-clock marks, and what has no sensor is None. Of several ranks each measures its own device; all take the same
-steps, which rank 0 counts (`Peers`), and begin the measured ones together.
+steps, which rank 0 counts (`RankBarrier`), and begin the measured ones together.
 
 What the columns of `iterations` mean here:
 
@@ -25,8 +25,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -38,21 +38,13 @@ from torch import Tensor
 
 from moemodel.model.core.errors import DeviceError, InputError, MoeModelError
 from moemodel.model.plan.spec import Plan, read_plan
-from moemodel.profiler.backends.base import (
-    BACKENDS,
-    Builder,
-    Run,
-    TrainingRun,
-    architecture_in,
-    builder,
-    check_runs,
-)
+from moemodel.model.records.profile import IterationRow, Value
+from moemodel.profiler.backends.base import BACKENDS, Builder, Run, TrainingRun, architecture_in, builder, check_runs
 from moemodel.profiler.devices.base import Device
 from moemodel.profiler.devices.memory import free_memory
 from moemodel.profiler.instruments.cycle_counter import ClockReader, Stamp
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
-
-Row = dict[str, Any]
+from moemodel.profiler.jobs.rendezvous import Alone, RankBarrier
 
 WARM_S = 2.0  # of steps before the measured ones: the die heats by 10 degrees within 2 s of load
 MEASURED_S = 3.0  # 30 ticks of a 100 ms energy counter
@@ -63,11 +55,11 @@ _PHASES = ("forward", "backward", "optimizer")
 
 
 class Writer(Protocol):
-    """Where rows go: what is needed of `writer.ProfileWriter`."""
+    """Where rows go: what is needed of `profile_writer.ProfileWriter`."""
 
-    def append(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None: ...
+    def append(self, rows: Iterable[IterationRow]) -> None: ...
 
-    def has(self, table: str, row: Mapping[str, Any]) -> bool: ...
+    def has(self, kind: type[IterationRow], /, **columns: Value) -> bool: ...
 
     def flush(self) -> None: ...
 
@@ -153,32 +145,6 @@ def _ignore(_: str) -> None:
     return None
 
 
-class Peers(Protocol):
-    """The ranks that measure together, as far as the measurement needs them."""
-
-    @property
-    def rank(self) -> int: ...
-    def agree(self, value: float) -> float:
-        """What rank 0 says."""
-        ...
-
-    def barrier(self) -> None:
-        """Until all are here."""
-        ...
-
-
-class Alone:
-    """One rank without others."""
-
-    rank = 0
-
-    def agree(self, value: float) -> float:
-        return value
-
-    def barrier(self) -> None:
-        return None
-
-
 def measure_run(
     run: TrainingRun,
     device: Device,
@@ -187,8 +153,8 @@ def measure_run(
     warm_s: float = WARM_S,
     measured_s: float = MEASURED_S,
     build: Builder,
-    peers: Peers | None = None,
-) -> Row:
+    peers: RankBarrier | None = None,
+) -> IterationRow:
     """Train for a few seconds and measure: one row of the table `iterations`.
 
     Args:
@@ -215,10 +181,10 @@ def measure_run(
 class _Measurement:
     """One run on one device, with its peers."""
 
-    def __init__(self, run: TrainingRun, device: Device, clock: ClockReader, peers: Peers) -> None:
+    def __init__(self, run: TrainingRun, device: Device, clock: ClockReader, peers: RankBarrier) -> None:
         self._run, self._device, self._clock, self._peers = run, device, clock, peers
 
-    def row(self, build: Builder, warm_s: float, measured_s: float) -> Row:
+    def row(self, build: Builder, warm_s: float, measured_s: float) -> IterationRow:
         base_B = _allocated_B(self._device.torch_device)
         trainer = build(self._run, self._device.torch_device)
         assert trainer is not None  # ranks that the plan does without measure nothing
@@ -227,7 +193,7 @@ class _Measurement:
         finally:
             trainer.close()
 
-    def _row(self, trainer: Run, base_B: int, warm_s: float, measured_s: float) -> Row:
+    def _row(self, trainer: Run, base_B: int, warm_s: float, measured_s: float) -> IterationRow:
         run, device = self._run, self._device
         loss_first, step_s = self._warm_up(trainer, warm_s)
         if trainer.device.type == "cuda":
@@ -245,21 +211,25 @@ class _Measurement:
         wall_s, loss_last = time.time(), trainer.loss()
         if not math.isfinite(loss_last):
             raise DeviceError(f"{run.name}: the loss became {loss_last}; time and power of such a run mean nothing")
-        return {
-            "plan": run.name,
-            "plan_yaml": run.plan_yaml,
-            "rank": self._peers.rank,
-            **_times(timeline, None if window is None else window.power_W),
-            **_memory(device, base_B),
-            "parameters": trainer.parameters,
-            "loss_first": loss_first,
-            "loss_last": loss_last,
-            "expert_skew": expert_skew(trainer.expert_loads()),
-            "clock_reported_Hz": reported_Hz,
-            "temperature_C": temperature_C,
-            "wall_s": wall_s,
-            "host_time_s": self._host_time_s(trainer),  # last: its steps count in nothing else
-        }
+        steps_s = timeline.step_times_s()
+        row = IterationRow(
+            plan=run.name,
+            plan_yaml=run.plan_yaml,
+            rank=self._peers.rank,
+            steps=len(steps_s),
+            step_time_s=fmean(steps_s),
+            step_time_std_s=stdev(steps_s) if len(steps_s) > 1 else None,
+            parameters=trainer.parameters,
+            loss_first=loss_first,
+            loss_last=loss_last,
+            expert_skew=expert_skew(trainer.expert_loads()),
+            clock_reported_Hz=reported_Hz,
+            temperature_C=temperature_C,
+            wall_s=wall_s,
+        )
+        row = _with_phases(row, timeline, None if window is None else window.power_W)
+        row = _with_memory(row, device, base_B)
+        return replace(row, host_time_s=self._host_time_s(trainer))  # last: its steps count in nothing else
 
     def _warm_up(self, trainer: Run, seconds: float) -> tuple[float, float]:
         """Step until clock and temperature have settled: first loss, and time of a step."""
@@ -296,31 +266,32 @@ def _run_steps(trainer: Run, timeline: _Timeline, steps: int) -> None:
         trainer.step(timeline.mark)
 
 
-def _times(timeline: _Timeline, power_W: float | None) -> Row:
-    steps_s = timeline.step_times_s()
-    step_s = fmean(steps_s)
+def _with_phases(row: IterationRow, timeline: _Timeline, power_W: float | None) -> IterationRow:
     phases_s, clocks_Hz = timeline.phase_times_s(), timeline.clocks_Hz()
-    return {
-        "steps": len(steps_s),
-        "step_time_s": step_s,
-        "step_time_std_s": stdev(steps_s) if len(steps_s) > 1 else None,
-        **{f"{phase}_time_s": seconds for phase, seconds in phases_s.items()},
-        **{f"{phase}_clock_Hz": clocks_Hz[phase] for phase in _PHASES},
-        "clock_Hz": clocks_Hz["step"],
-        "energy_J": None if power_W is None else power_W * step_s,
-        "power_W": power_W,
-    }
+    return replace(
+        row,
+        forward_time_s=phases_s["forward"],
+        backward_time_s=phases_s["backward"],
+        optimizer_time_s=phases_s["optimizer"],
+        forward_clock_Hz=clocks_Hz["forward"],
+        backward_clock_Hz=clocks_Hz["backward"],
+        optimizer_clock_Hz=clocks_Hz["optimizer"],
+        clock_Hz=clocks_Hz["step"],
+        energy_J=None if power_W is None else power_W * row.step_time_s,
+        power_W=power_W,
+    )
 
 
-def _memory(device: Device, base_B: int) -> Row:
+def _with_memory(row: IterationRow, device: Device, base_B: int) -> IterationRow:
     used_B = device.used_memory_B()
     on_gpu = device.torch_device.type == "cuda"
     where = device.torch_device
-    return {
-        "peak_allocated_B": torch.cuda.max_memory_allocated(where) - base_B if on_gpu else None,
-        "peak_reserved_B": torch.cuda.max_memory_reserved(where) if on_gpu else None,
-        "device_used_B": None if used_B is None else int(used_B),
-    }
+    return replace(
+        row,
+        peak_allocated_B=torch.cuda.max_memory_allocated(where) - base_B if on_gpu else None,
+        peak_reserved_B=torch.cuda.max_memory_reserved(where) if on_gpu else None,
+        device_used_B=None if used_B is None else int(used_B),
+    )
 
 
 def _allocated_B(device: torch.device) -> int:
@@ -399,7 +370,7 @@ def measure_plans(
         try:
             plan = read_plan(path)
             run = training_run(plan, path)
-            if writer.has("iterations", {"plan": run.name, "rank": 0}):
+            if writer.has(IterationRow, plan=run.name, rank=0):
                 continue
             build = builder(plan.backend)
             row = measure_run(run, device, clock=clock, warm_s=warm_s, measured_s=measured_s, build=build)
@@ -407,7 +378,7 @@ def measure_plans(
             failed.append(FailedRun(plan=path.stem, reason=_reason(error)))
             report(f"{path.stem}: {failed[-1].reason}")
         else:
-            writer.append("iterations", [row])
+            writer.append([row])
             writer.flush()
             report(_summary(row))
         free_memory(device.torch_device)  # after an error too, whose frames held the model until here
@@ -420,6 +391,6 @@ def _reason(error: Exception) -> str:
     return str(error)
 
 
-def _summary(row: Row) -> str:
-    power = "" if row["power_W"] is None else f", {row['power_W']:.0f} W, {row['energy_J']:.1f} J"
-    return f"{row['plan']}: {row['step_time_s'] * 1e3:.1f} ms a step{power} ({row['steps']} steps)"
+def _summary(row: IterationRow) -> str:
+    power = "" if row.power_W is None else f", {row.power_W:.0f} W, {row.energy_J:.1f} J"
+    return f"{row.plan}: {row.step_time_s * 1e3:.1f} ms a step{power} ({row.steps} steps)"

@@ -18,6 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import MutableMapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import torch.distributed as dist
 from moemodel.model.core.documents import parse_yaml, read_json
 from moemodel.model.core.errors import DeviceError, MoeModelError
 from moemodel.model.plan.spec import Plan
+from moemodel.model.records.profile import IterationRow
 from moemodel.profiler.backends.base import TrainingRun, architecture_in, builder, check_runs, release_comm_buffers
 from moemodel.profiler.clocks.clock_control import ClockControl
 from moemodel.profiler.devices.base import Device
@@ -36,7 +38,7 @@ from moemodel.profiler.instruments.cycle_counter import ClockReader
 from moemodel.profiler.jobs.events import EVENTS, EventWriter
 from moemodel.profiler.jobs.failures import write_failure
 from moemodel.profiler.jobs.ranks import Ranks, failure_of, join
-from moemodel.profiler.jobs.rendezvous import Peers
+from moemodel.profiler.jobs.rendezvous import RendezvousStore
 from moemodel.profiler.platforms.registry import open_named, platform_of
 from moemodel.profiler.training.measure import measure_run
 from moemodel.profiler.training.orders import AskedClocks, Job, VisitOrder
@@ -69,21 +71,21 @@ class Worker:
             rows = host.measure(
                 self._device.torch_device, self._peers("host", self._ranks.size), self._job.host_repeats
             )
-            self._say("host", rows=rows)
+            self._emit_event("host", rows=[asdict(row) for row in rows])
         for number, order in enumerate(self._job.visits):
             self.visit = number
             everybody = self._peers(f"visit {number}", self._ranks.size)
             if not everybody.first(self._launcher_lives()):
                 return
-            self._say("began", visit=number)
+            self._emit_event("began", visit=number)
             begun_s = time.perf_counter()
             refusal = self._run_visit(order, everybody, begun_s)
             if refusal is not None:
-                self._say("refused", visit=number, reason=refusal)
+                self._emit_event("refused", visit=number, reason=refusal)
             everybody.barrier()
-        self._say("done")
+        self._emit_event("done")
 
-    def _run_visit(self, order: VisitOrder, everybody: Peers, begun_s: float) -> str | None:
+    def _run_visit(self, order: VisitOrder, everybody: RendezvousStore, begun_s: float) -> str | None:
         """Measure a plan and say what came out, or why it is refused."""
         try:
             plan = parse_yaml(order.plan_yaml, Plan, "plan")
@@ -99,11 +101,12 @@ class Worker:
             if held is False and self._job.clocks == "lock":
                 return f"clock_MHz {plan.clock_MHz:g} can't be held: {note}"
             release_comm_buffers(plan.backend, self._device.torch_device)
-            rows = everybody.gather(self._row(plan, run))
+            row = self._row(plan, run)
+            rows = everybody.gather(None if row is None else asdict(row))
         finally:
             self._control.unlock()
         if rows is not None:
-            self._say(
+            self._emit_event(
                 "measured",
                 visit=self.visit,
                 rows=[row for row in rows if row is not None],
@@ -113,7 +116,7 @@ class Worker:
             )
         return None
 
-    def _row(self, plan: Plan, run: TrainingRun) -> dict[str, Any] | None:
+    def _row(self, plan: Plan, run: TrainingRun) -> IterationRow | None:
         """This rank's row; None where the plan does without it."""
         build, ranks = builder(plan.backend), plan.cluster.gpus
         if self._ranks.rank >= ranks:
@@ -130,7 +133,7 @@ class Worker:
             peers=self._peers(f"visit {self.visit} ranks", ranks),
         )
 
-    def _hold(self, clock_MHz: float | None, everybody: Peers, ranks: int) -> tuple[bool | None, str | None]:
+    def _hold(self, clock_MHz: float | None, everybody: RendezvousStore, ranks: int) -> tuple[bool | None, str | None]:
         """Lock the clocks of all ranks of a plan or of none: whether they are held (None: not asked), and why not."""
         if clock_MHz is None:
             return None, None
@@ -154,10 +157,10 @@ class Worker:
             return True
         return True
 
-    def _peers(self, name: str, size: int) -> Peers:
-        return Peers(self._store, self._ranks.rank, size, name=name, timeout_s=_PATIENCE_S)
+    def _peers(self, name: str, size: int) -> RendezvousStore:
+        return RendezvousStore(self._store, self._ranks.rank, size, name=name, timeout_s=_PATIENCE_S)
 
-    def _say(self, event: str, **facts: Any) -> None:
+    def _emit_event(self, event: str, **facts: Any) -> None:
         if self._ranks.rank == 0:
             self._events.write(event, **facts)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from moemodel.model.network.collectives import Collective
-from moemodel.model.records.profile import EXCHANGE, IDLE_LINKS, DeviceInfo, Manifest
+from moemodel.model.records.profile import EXCHANGE, IDLE_LINKS, CollectiveRow, DeviceInfo, Manifest, OverlapRow
 from moemodel.profiler.collectives.points import link_points, overlap_points, scale_for
 from moemodel.profiler.store.profile_writer import ProfileWriter
 
@@ -31,7 +31,7 @@ def run(run_bench: Callable[..., subprocess.CompletedProcess[str]]) -> Run:
     return printed
 
 
-def write(folder: Path, rows: list[dict[str, Any]], overlaps: list[dict[str, Any]]) -> Path:
+def write(folder: Path, rows: Sequence[CollectiveRow | OverlapRow]) -> Path:
     manifest = Manifest(
         created="2026-01-02T03:04:05+00:00",
         moemodel_version="0",
@@ -43,8 +43,7 @@ def write(folder: Path, rows: list[dict[str, Any]], overlaps: list[dict[str, Any
         seed=0,
     )
     writer = ProfileWriter(folder, manifest)
-    writer.append("collectives", rows)
-    writer.append("overlap", overlaps)
+    writer.append(rows)
     writer.consolidate()
     return folder
 
@@ -52,28 +51,30 @@ def write(folder: Path, rows: list[dict[str, Any]], overlaps: list[dict[str, Any
 @pytest.fixture(scope="module")
 def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four GPUs: 5 us and a bandwidth, all of a skew counting, 0.75 of it hidden."""
-    rows = []
+    rows: list[CollectiveRow | OverlapRow] = []
     for point in link_points(4, SCALE):
-        row = {"collective": point.collective, "ranks": point.ranks, "nodes": 1, "size_B": point.size_B}
-        row["skew"] = point.skew
+        time_s = None
         if point.collective != IDLE_LINKS:
             turns = 2 if point.collective == Collective.ALL_REDUCE else 1
             message = point.collective in (Collective.SEND_RECV, EXCHANGE)
             part = 1.0 if message else turns * (point.ranks - 1) / point.ranks
-            row["time_s"] = 5e-6 + part * point.skew * point.size_B / 300e9
+            time_s = 5e-6 + part * point.skew * point.size_B / 300e9
+        row = CollectiveRow(
+            collective=point.collective, ranks=point.ranks, nodes=1, size_B=point.size_B, skew=point.skew, time_s=time_s
+        )
         rows.append(row)
-    overlaps = [
-        {
-            "computation": point.computation,
-            "collective": point.collective,
-            "computation_time_s": 1e-3,
-            "collective_time_s": 1e-3,
-            "together_computation_time_s": 2e-3,
-            "together_collective_time_s": 0.5e-3,
-        }
+    rows += [
+        OverlapRow(
+            **asdict(point),
+            nodes=1,
+            computation_time_s=1e-3,
+            collective_time_s=1e-3,
+            together_computation_time_s=2e-3,
+            together_collective_time_s=0.5e-3,
+        )
         for point in overlap_points(4, SCALE)
     ]
-    return write(tmp_path_factory.mktemp("profile") / "p", rows, overlaps)
+    return write(tmp_path_factory.mktemp("profile") / "p", rows)
 
 
 def test_figures_of_a_profile(profile: Path, run: Run) -> None:
@@ -93,6 +94,6 @@ def test_a_table_has_a_line_for_every_collective_and_group(profile: Path, run: R
 
 
 def test_profiles_of_one_gpu_say_nothing(tmp_path: Path, run: Run) -> None:
-    folder = write(tmp_path / "p", [], [])
+    folder = write(tmp_path / "p", [])
     assert run("--profile", folder) == f"skipped: no collectives in {folder}\n"
     assert json.loads(run("--json", "--profile", folder)) == {"skipped": f"skipped: no collectives in {folder}"}

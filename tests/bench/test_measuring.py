@@ -21,7 +21,7 @@ Load = Callable[[str], ModuleType]
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory, run_bench: Run) -> tuple[Path, dict[str, Any]]:
-    """A session on a simulated GPU, whose powers are the same alone and in the mix."""
+    """A session on a simulated GPU, whose powers are the same alone and in the mix but for what warmth leaks."""
     file = tmp_path_factory.mktemp("attribution") / "session.jsonl"
     done = run_bench(
         "attribution.py", "--json", "--gpu", "sim:h100?seed=3", "--record", file, "--seconds", "20", "--alone", "2.8"
@@ -33,7 +33,9 @@ def recording(tmp_path_factory: pytest.TempPathFactory, run_bench: Run) -> tuple
 
 def test_power_of_short_phases_is_right(recording: tuple[Path, dict[str, Any]]) -> None:
     _, figures = recording
-    assert 0 < figures["attribution_mape"] <= figures["attribution_worst"] < 0.01
+    assert 0 < figures["attribution_mape"] < 0.01
+    for name, phase in figures["phases"].items():  # idle, the die is 3 degrees warmer in the mix, and leaks 1.5 W more
+        assert abs(phase["off_share"]) < (0.03 if name == "idle" else 0.01)
     assert figures["phases_not_told"] == 0
     assert set(figures["phases"]) == {"optimizer", "embedding", "copy", "attention", "idle"}
     powers_W = {name: phase["alone_W"] for name, phase in figures["phases"].items()}

@@ -16,7 +16,7 @@ from moemodel.model.records.calibration import Calibration
 from moemodel.model.records.profile import DeviceInfo
 from moemodel.model.results.measured import predict_as_run
 from moemodel.model.results.validation import Environment, Report, Visit, row_of
-from moemodel.validation.records.session import Asked, Line, Question
+from moemodel.validation.records.session import RequestedPlan, RunRecord, ValidationSpec
 from moemodel.validation.report.build import report_of
 from studies.comparison import predicted_again
 
@@ -46,10 +46,10 @@ def reported(plan_of: Callable[..., Plan], calibration: Calibration) -> Callable
     def make(**factors: float) -> Report:
         plans = {"small": plan_of(name="small", micro_batch=1), "big": plan_of(name="big", micro_batch=4)}
         asked = tuple(
-            Asked(name=name, asked_yaml=plan_text(plan), plan_yaml=plan_text(plan), roles=(), notes=())
+            RequestedPlan(name=name, asked_yaml=plan_text(plan), plan_yaml=plan_text(plan), roles=(), notes=())
             for name, plan in plans.items()
         )
-        question = Question(
+        spec = ValidationSpec(
             plans=asked,
             set_aside=(),
             search=None,
@@ -61,7 +61,7 @@ def reported(plan_of: Callable[..., Plan], calibration: Calibration) -> Callable
             environment=ENVIRONMENT,
             notes=(),
         )
-        lines = []
+        records = []
         for name, factor in factors.items():
             values = predict_as_run(plans[name], calibration).values
             row = row_of(
@@ -71,8 +71,8 @@ def reported(plan_of: Callable[..., Plan], calibration: Calibration) -> Callable
                     "peak_allocated_B": int(values["memory"]),
                 }
             )
-            lines.append(Line(plan=name, visit=Visit(repeat=0, clock_held=None, seconds=1.0, rows=(row,))))
-        return report_of(question, lines, calibration)
+            records.append(RunRecord(plan=name, visit=Visit(repeat=0, clock_held=None, seconds=1.0, rows=(row,))))
+        return report_of(spec, records, calibration)
 
     return make
 

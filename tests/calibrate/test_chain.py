@@ -21,7 +21,7 @@ from moemodel.model.records.calibration import Calibration, read_calibration
 from moemodel.model.records.profile import MANIFEST
 from moemodel.profiler import run as profiler
 from moemodel.profiler.host_overhead import single_gpu as host_lane
-from moemodel.profiler.microbench import budget as effort
+from moemodel.profiler.microbench import budget
 
 PLAN = """\
 name: tiny
@@ -56,9 +56,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def profile(folder: Path) -> Path:
     """A real profile of this processor: every operator; the host's part on dense layers only, where it is quick."""
-    quick = replace(effort.effort_for(torch.device("cpu")), host_repeats=1, power_window_s=0.1)
+    quick = replace(budget.budget_for(torch.device("cpu")), host_repeats=1, power_window_s=0.1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(profiler, "effort_for", lambda _: quick)
+        patch.setattr(profiler, "budget_for", lambda _: quick)
         patch.setattr(host_lane, "KINDS", host_lane.KINDS[:2])
         arguments = ("--gpu", "cpu", "--budget", "60", "--sections", "mixed,power,solo,host")
         result = _run("profile", *arguments, "-o", folder / "profile")

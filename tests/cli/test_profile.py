@@ -12,7 +12,7 @@ import pytest
 from click.testing import Result
 
 from moemodel.profiler import run
-from moemodel.profiler.run import Outcome
+from moemodel.profiler.run import ProfileReport
 
 Run = Callable[..., Result]
 
@@ -20,12 +20,12 @@ Run = Callable[..., Result]
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """What the command asks of the profiler, which does nothing but what `outcome` says."""
-    found: dict[str, Any] = {"outcome": Outcome(folder=tmp_path)}
+    found: dict[str, Any] = {"outcome": ProfileReport(folder=tmp_path)}
 
-    def profile(gpu: str, folder: Path, **options: Any) -> Outcome:
+    def profile(gpu: str, folder: Path, **options: Any) -> ProfileReport:
         found.update(gpu=gpu, folder=folder, **options)
         options["announce"]("something is going to be [changed]")
-        outcome: Outcome = found["outcome"]
+        outcome: ProfileReport = found["outcome"]
         return outcome
 
     monkeypatch.delenv("MOEMODEL_CLOCKS", raising=False)
@@ -87,7 +87,7 @@ def test_auto_prints_which_and_why(moemodel: Run, folder: Path, monkeypatch: pyt
 def test_what_interrupted_it_is_its_exit_status(
     number: int | None, status: int, asked: dict[str, Any], moemodel: Run, tmp_path: Path
 ) -> None:
-    asked["outcome"] = Outcome(folder=tmp_path, interrupted=True, signal=number)
+    asked["outcome"] = ProfileReport(folder=tmp_path, interrupted=True, signal=number)
     assert moemodel("profile", "--gpu", "cpu").exit_code == status
 
 

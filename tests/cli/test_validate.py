@@ -15,7 +15,7 @@ from moemodel.model.records.calibration import Calibration
 from moemodel.model.records.profile import DeviceInfo
 from moemodel.model.results.validation import Environment, Failed, Visit, read_report, row_of
 from moemodel.validation import run
-from moemodel.validation.records.session import Line, Question
+from moemodel.validation.records.session import RunRecord, ValidationSpec
 from moemodel.validation.report.build import report_of
 from moemodel.validation.select.runnable import Hardware
 
@@ -49,13 +49,13 @@ ENVIRONMENT = Environment(
 )
 
 
-def _report(question: Question, calibration: Calibration, failing: str | None) -> Any:
+def _report(spec: ValidationSpec, calibration: Calibration, failing: str | None) -> Any:
     """Runs that measured a little more than a second a step."""
-    lines = []
-    for asked, repeat in question.order():
+    records = []
+    for asked, repeat in spec.order():
         if asked.name == failing:
             failed = Failed(repeat=repeat, kind="out of memory", reason="it needs more", log="jobs/0")
-            lines.append(Line(plan=asked.name, failed=failed))
+            records.append(RunRecord(plan=asked.name, failed=failed))
             continue
         measured = {
             "step_time_s": 1.1 + 0.1 * len(asked.name) + 0.01 * repeat,
@@ -64,8 +64,8 @@ def _report(question: Question, calibration: Calibration, failing: str | None) -
             "peak_allocated_B": 5e9,
         }
         visit = Visit(repeat=repeat, clock_held=None, seconds=5.0, rows=(row_of(measured | {"rank": 0}),))
-        lines.append(Line(plan=asked.name, visit=visit))
-    return report_of(question, lines, calibration)
+        records.append(RunRecord(plan=asked.name, visit=visit))
+    return report_of(spec, records, calibration)
 
 
 @pytest.fixture
@@ -73,19 +73,21 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Two H100 that run nothing; what was asked of them, and `failing`, `interrupted`, `signal` to say how it went."""
     seen: dict[str, Any] = {"failing": None, "interrupted": False, "signal": None}
 
-    def look(gpu: str, **how: Any) -> tuple[Hardware, Environment]:
+    def probe_hardware(gpu: str, **how: Any) -> tuple[Hardware, Environment]:
         seen.update({"looked": gpu, "how": how})
         plain = {"gpus": 2, "no_locks": "--clocks passive", "power_limit_W": 700.0}
         return Hardware(gpu=read_gpu(gpu), unable=lambda _: None, **plain), ENVIRONMENT
 
-    def validate(question: Question, folder: Path, calibration: Calibration, options: Any, **others: Any) -> Any:
-        seen.update({"question": question, "folder": folder, "gpu": others["gpu"], "used": options})
-        report = _report(question, calibration, seen["failing"])
+    def validate(spec: ValidationSpec, folder: Path, calibration: Calibration, options: Any, **others: Any) -> Any:
+        seen.update({"question": spec, "folder": folder, "gpu": others["gpu"], "used": options})
+        report = _report(spec, calibration, seen["failing"])
         folder.mkdir(parents=True)
         run.write(report, folder)
-        return run.Outcome(report=report, folder=folder, interrupted=seen["interrupted"], signal=seen["signal"])
+        return run.ValidationResult(
+            report=report, folder=folder, interrupted=seen["interrupted"], signal=seen["signal"]
+        )
 
-    monkeypatch.setattr(run, "look", look)
+    monkeypatch.setattr(run, "probe_hardware", probe_hardware)
     monkeypatch.setattr(run, "validate", validate)
     return seen
 

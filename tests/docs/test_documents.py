@@ -27,7 +27,11 @@ from moemodel.cli import main
 from moemodel.model.records.calibration import Calibration
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [Path("README.md"), *sorted(path.relative_to(ROOT) for path in (ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    Path("README.md"),
+    Path("CONTRIBUTING.md"),
+    *sorted(path.relative_to(ROOT) for path in (ROOT / "docs").glob("*.md")),
+]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 # A command -> what is run in its place, and why.
@@ -41,6 +45,9 @@ INSTEAD: dict[str, str] = {
     "moemodel profile --gpu replay:FILE": "! moemodel profile --gpu replay:FILE",
     # a search of half a million plans takes 15 s: one of the same document with few choices
     "moemodel optimize search.yaml": "moemodel optimize small.yaml",
+    # any name: one that there is
+    "moemodel gpus NAME": "moemodel gpus h200",
+    "moemodel profile --gpu NAME -o DIR": "moemodel profile --gpu sim:h100 --sections host -o DIR",
 }
 # What takes minutes or a GPU, and is made up while all commands run; tests of its own room run it.
 MADE_UP = {
@@ -49,9 +56,10 @@ MADE_UP = {
     "made_up_gpus": "hardware and runs of `moemodel validate`",
 }
 NAMED = [["predict"], ["optimize"], ["profile"], ["calibrate"], ["validate"]]  # they need more than their name
-NOT_OURS = ("nvidia-smi -rgc",)  # of the driver; there is no GPU to reset
+# The driver's (there is no GPU to reset), and pre-commit's, which is not installed for the tests.
+NOT_OURS = ("nvidia-smi -rgc", "pip install pre-commit", "pre-commit install")
 _PROGRAMS = ("moemodel", "python", "pip", "make", "pre-commit", "nvidia-smi", "eval", r"_MOEMODEL_COMPLETE=\S+")
-_COMMAND = re.compile(rf"(?:{'|'.join(_PROGRAMS)})(?: .*)?")
+_COMMAND = re.compile(rf"(?:{'|'.join(_PROGRAMS)}) .+")
 
 
 # ---- what a document holds ------------------------------------------------------------------------------------------
@@ -68,7 +76,7 @@ def commands(text: str) -> list[str]:
     plain = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     found: list[str] = []
     for line in re.findall(r"^    \S.*$|`[^`\n]+`", plain, re.MULTILINE):
-        said = re.split(r"\s{2,}(?:or: )?", line.strip("` \n"))
+        said = re.split(r"\s{2,}(?:or: |once, then: )?", line.strip("` \n"))
         found += [part for part in said if _COMMAND.fullmatch(part)]
     return found
 
@@ -89,6 +97,26 @@ def test_every_stand_in_stands_for_something() -> None:
     written = {command for path in DOCUMENTS for command in commands((ROOT / path).read_text(encoding="utf-8"))}
     assert set(INSTEAD) <= written
     assert set(NOT_OURS) <= written
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=str)
+def test_every_file_that_is_named_is_there(document: Path) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    linked = [(ROOT / document).parent / link for link in re.findall(r"\]\(([^)#:]+)\)", text)]
+    named = [ROOT / name for name in re.findall(r"`((?:[a-z_]+/)+[a-z_0-9-]+\.(?:py|md|yaml|json))`", text)]
+    assert [path for path in linked + named if not path.exists()] == []
+
+
+def test_floors_are_drawn_as_they_are_held() -> None:
+    """Tables of docs/architecture.md against the contracts that `make lint` holds."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    contracts = {contract["name"]: contract for contract in PROJECT["tool"]["importlinter"]["contracts"]}
+    for room in ("model", "profiler", "calibrate", "validate"):
+        table = text.partition(f"`{room}/`:\n\n")[2].partition("\n\n")[0]
+        drawn = [set(re.findall(r"`(\w+)`", row.split("|")[1])) for row in table.splitlines()[2:]]
+        held = [set(re.findall(r"\w+", layer)) for layer in contracts[f"floors of {room}/"]["layers"]]
+        assert drawn == held[: len(drawn)], room
+        assert all(layer.startswith("(") for layer in contracts[f"floors of {room}/"]["layers"][len(drawn) :]), room
 
 
 # ---- commands -------------------------------------------------------------------------------------------------------
@@ -160,7 +188,8 @@ def _script(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
 
 def _install(words: list[str]) -> None:
-    """What is installed is this project, and its extras are there."""
+    """What is installed or built is this project, and its extras are there; tests/test_wheel.py builds it."""
+    assert words[1] in ("install", "wheel")
     named = re.fullmatch(r"(?:\.|moemodel)(?:\[([\w,]+)\])?", words[-1])
     assert named, words
     assert set((named[1] or "dev").split(",")) <= set(PROJECT["project"]["optional-dependencies"])

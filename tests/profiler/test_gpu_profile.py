@@ -13,10 +13,10 @@ import torch
 from moemodel.model.hardware.gpu import list_gpus, read_gpu
 from moemodel.profiler.devices.base import Device
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
-from moemodel.profiler.microbench.budget import effort_for
+from moemodel.profiler.microbench.budget import budget_for
 from moemodel.profiler.microbench.cases import build
 from moemodel.profiler.microbench.grid import cpu_grid, gpu_grid
-from moemodel.profiler.microbench.harness import Bench
+from moemodel.profiler.microbench.harness import Harness
 from moemodel.profiler.microbench.operands import Pool
 from moemodel.profiler.platforms.registry import open_device
 from moemodel.profiler.run import Workload, profile
@@ -42,12 +42,12 @@ def device(gpu: str) -> Iterator[Device]:
 
 
 @pytest.fixture(scope="module")
-def bench(device: Device) -> Iterator[Bench]:
+def bench(device: Device) -> Iterator[Harness]:
     with EnergySampler(device) as sampler:
-        yield Bench(device, effort_for(device.torch_device), 0, sampler)
+        yield Harness(device, budget_for(device.torch_device), 0, sampler)
 
 
-def test_true_clock_is_within_the_gpus_range(bench: Bench) -> None:
+def test_true_clock_is_within_the_gpus_range(bench: Harness) -> None:
     assert bench.clock.note is None
     before = bench.clock.stamp()
     bench.heavy.run(5)
@@ -60,7 +60,7 @@ def test_true_clock_is_within_the_gpus_range(bench: Bench) -> None:
     assert bench.device.info.clock_min_Hz < clock_Hz < 1.02 * bench.device.info.clock_max_Hz
 
 
-def test_energy_under_load_is_near_the_power_limit(bench: Bench) -> None:
+def test_energy_under_load_is_near_the_power_limit(bench: Harness) -> None:
     begun_s = time.perf_counter()
     while time.perf_counter() < begun_s + 1.5:
         bench.heavy.run(5)
@@ -73,7 +73,7 @@ def test_energy_under_load_is_near_the_power_limit(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("point", cpu_grid(0), ids=str)
-def test_every_case_runs_on_the_gpu(bench: Bench, point: object) -> None:
+def test_every_case_runs_on_the_gpu(bench: Harness, point: object) -> None:
     case = build(point, Pool(bench.device.torch_device, 1 << 20, seed=0))  # type: ignore[arg-type]
     case.run(3)
     torch.cuda.synchronize()

@@ -15,11 +15,12 @@ from click.testing import CliRunner
 from moemodel.cli.profile import profile_command
 from moemodel.model.core.errors import DeviceError, InputError, ProfileError
 from moemodel.model.operators.work import Kind
+from moemodel.model.records.profile import HostRow
 from moemodel.profiler import run as run_module
 from moemodel.profiler.host_overhead import single_gpu as host_lane
-from moemodel.profiler.microbench.budget import Effort, effort_for
+from moemodel.profiler.microbench.budget import MeasurementBudget, budget_for
 from moemodel.profiler.microbench.grid import cpu_grid, cpu_sweep
-from moemodel.profiler.run import SECTIONS, Outcome, Workload, profile, shares
+from moemodel.profiler.run import SECTIONS, ProfileReport, Workload, profile, shares
 from moemodel.profiler.sections import passive_sweep as sweep
 from moemodel.profiler.sections.loads import cpu_loads
 from moemodel.profiler.sections.progress import Silent
@@ -31,9 +32,9 @@ LOADS = cpu_loads()[:2]
 
 
 @pytest.fixture
-def effort() -> Effort:
+def budget() -> MeasurementBudget:
     return replace(
-        effort_for(torch.device("cpu")),
+        budget_for(torch.device("cpu")),
         pool_elements=1 << 18,
         sweep_settle_s=0.0,
         sweep_record_s=0.01,
@@ -43,27 +44,27 @@ def effort() -> Effort:
 
 
 @pytest.fixture
-def measure(tmp_path: Path, effort: Effort) -> Any:
-    def run(sections: Sequence[str] | None = BENCH, **options: Any) -> Outcome:
+def measure(tmp_path: Path, budget: MeasurementBudget) -> Any:
+    def run(sections: Sequence[str] | None = BENCH, **options: Any) -> ProfileReport:
         work = Workload(points=POINTS, sweep=SWEEP, loads=LOADS)
-        defaults: dict[str, Any] = {"sections": sections, "effort": effort, "workload": work, "budget_s": 60}
+        defaults: dict[str, Any] = {"sections": sections, "budget": budget, "workload": work, "budget_s": 60}
         return profile("cpu", tmp_path / "p", **(defaults | options))
 
     return run
 
 
-def _table(outcome: Outcome, table: str) -> pd.DataFrame:
+def _table(outcome: ProfileReport, table: str) -> pd.DataFrame:
     return pd.read_parquet(outcome.folder / f"{table}.parquet")
 
 
-def test_every_section_writes_its_rows(measure: Any, effort: Effort) -> None:
+def test_every_section_writes_its_rows(measure: Any, budget: MeasurementBudget) -> None:
     outcome = measure()
     assert not outcome.skips
     assert list(outcome.sections) == BENCH
     operators = _table(outcome, "operators")
     counts = operators.groupby("sweep").size()
-    assert counts["mixed"] == len(POINTS) * effort.mixed_samples
-    assert counts["solo"] == len(POINTS) * effort.solo_samples
+    assert counts["mixed"] == len(POINTS) * budget.mixed_samples
+    assert counts["solo"] == len(POINTS) * budget.solo_samples
     assert set(counts.index) == {"mixed", "solo", *(mix.label for mix in sweep.MIXES)}
     assert (operators.time_s > 0).all()
     assert (operators.calls >= 1).all()
@@ -142,10 +143,10 @@ def test_what_cannot_run_is_skipped_with_its_reason(measure: Any, monkeypatch: p
 def test_host_section_is_measured_once(measure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
-    def rows(device: object, repeats: int) -> list[dict[str, object]]:
+    def rows(device: object, repeats: int) -> list[HostRow]:
         del device
         calls.append(repeats)
-        return [{"block": "dense_layer", "direction": "forward", "detail": "", "host_time_s": 1e-4}]
+        return [HostRow(block="dense_layer", direction="forward", detail="", host_time_s=1e-4)]
 
     monkeypatch.setattr(host_lane, "measure", rows)
     assert measure(["host"]).rows["host"] == 1
@@ -189,9 +190,9 @@ def test_shares_end_at_the_whole_budget() -> None:
 # --- command line --------------------------------------------------------------------------------------------------
 
 
-def test_command_prints_what_it_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, effort: Effort) -> None:
+def test_command_prints_what_it_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: MeasurementBudget) -> None:
     small = Workload(points=POINTS[:1], sweep=[], loads=[])
-    monkeypatch.setattr(run_module, "effort_for", lambda _: effort)
+    monkeypatch.setattr(run_module, "budget_for", lambda _: budget)
     monkeypatch.setattr(run_module, "default_workload", lambda *_: small)
     folder = tmp_path / "out"
     arguments = ["--gpu", "cpu", "-o", str(folder), "--sections", "mixed, solo", "--budget", "30"]
@@ -203,7 +204,7 @@ def test_command_prints_what_it_did(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_command_says_how_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    interrupted = Outcome(folder=tmp_path, interrupted=True)
+    interrupted = ProfileReport(folder=tmp_path, interrupted=True)
     monkeypatch.setattr(run_module, "profile", lambda *_, **__: interrupted)
     result = CliRunner().invoke(profile_command, ["--gpu", "cpu"])
     assert result.exit_code == 130

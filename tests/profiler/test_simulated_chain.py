@@ -1,12 +1,14 @@
-"""Profile, calibrate, predict without a GPU: the chain finds what the simulated GPU hides, and answers its failures."""
+"""Profile, calibrate, predict without a GPU: how wrong predictions are of a simulated GPU, and what its failures do.
+
+The simulated GPU has physics of its own, so nothing here finds hidden parameters again but those that mean the same to
+the predictor. The chain is held to the errors of its predictions: `bench/simulated_gpu.py` prints them for more seeds.
+"""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,32 +19,22 @@ import pytest
 from click.testing import CliRunner
 
 from moemodel.calibration.fit import operators
+from moemodel.calibration.fit.calibration import calibrate_profile
 from moemodel.calibration.fit.power import loads_of
 from moemodel.cli import main
 from moemodel.cli.profile import profile_command
 from moemodel.model.core.errors import DeviceError
-from moemodel.model.device.roofline import Chip as Datasheet
-from moemodel.model.device.roofline import operator_time
-from moemodel.model.device.sustained_load import Part, held_load
-from moemodel.model.operators.work import SHAPE_FIELDS, Kind, Pass, Shape
+from moemodel.model.operators.work import Kind, Pass
 from moemodel.model.records.calibration import Calibration, read_calibration
 from moemodel.profiler import run as run_module
-from moemodel.profiler.microbench.grid import gpu_grid, gpu_sweep
 from moemodel.profiler.microbench.points import Point, Sizes
-from moemodel.profiler.run import Outcome, Workload, profile
+from moemodel.profiler.run import ProfileReport, Workload, profile
 from moemodel.profiler.sections.loads import gpu_loads
-from moemodel.profiler.simulated.chip import CHIPS, Chip
+from moemodel.profiler.simulated.chip import CHIPS, SimulatedChip
 from moemodel.profiler.simulated.gpu import VirtualGpu
 from moemodel.profiler.simulated.kernels import kernel
 
 H100, A100 = "h100-sxm-80gb", "a100-sxm-80gb"
-AIM = 0.05  # of every hidden parameter
-# What a step of OPT-350M is made of; a few shapes each, so that the fits take seconds.
-KINDS = (
-    Kind.GEMM, Kind.ATTENTION, Kind.LAYER_NORM, Kind.RELU, Kind.RESIDUAL_ADD, Kind.BIAS, Kind.EMBEDDING,
-    Kind.CROSS_ENTROPY, Kind.ADAMW_MIXED, Kind.GRAD_NORM, Kind.ACCUMULATE, Kind.COPY, Kind.GELU,
-)  # fmt: skip
-SHAPES = {Kind.GEMM: 14, Kind.GELU: 12, Kind.ATTENTION: 11}
 PLAN = """\
 name: simulated
 architecture: opt-350m
@@ -51,55 +43,55 @@ global_batch: 8
 micro_batch: 4
 cluster: {gpu: h100-sxm-80gb, gpus: 1}
 """
+# What the A100 is compared in, loads alone, is made of; and what the H100 at locked clocks is, one training step.
+FEW = {
+    (Kind.GEMM, Pass.FORWARD),
+    (Kind.COPY, Pass.FORWARD),
+    (Kind.ATTENTION, Pass.FORWARD),
+    (Kind.ATTENTION, Pass.BACKWARD),
+}
+BESIDE_A_STEP = (Kind.GELU,)
 
 
-def few_points() -> list[Point]:
-    """Some shapes of each operator and pass."""
-    ordered = sorted((p for p in gpu_grid(0) if p.kind in KINDS), key=lambda p: (p.kind, p.direction))
-    return [
-        point
-        for (kind, _), points in groupby(ordered, key=lambda p: (p.kind, p.direction))
-        for point in list(points)[: SHAPES.get(kind, 6)]
-    ]
-
-
-@pytest.fixture(scope="module")
-def work() -> Workload:
-    sweep = [point for point in gpu_sweep() if point.kind in KINDS]
-    return Workload(points=few_points(), sweep=sweep, loads=gpu_loads())
+@pytest.fixture(scope="session")
+def bench(bench_module: Callable[[str], ModuleType]) -> ModuleType:
+    return bench_module("simulated_gpu")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
     """A profile of a simulated GPU, beside what it hid."""
 
-    chip: Chip
-    outcome: Outcome
+    chip: SimulatedChip
+    outcome: ProfileReport
 
     def table(self, name: str) -> pd.DataFrame:
         return pd.read_parquet(self.outcome.folder / f"{name}.parquet")
 
 
-@pytest.fixture(scope="module")
-def h100(tmp_path_factory: pytest.TempPathFactory, work: Workload) -> Truth:
+@pytest.fixture(scope="session")
+def h100(tmp_path_factory: pytest.TempPathFactory, bench: ModuleType) -> Truth:
     folder = tmp_path_factory.mktemp("h100") / "profile"
-    return Truth(chip=CHIPS[H100](), outcome=profile("sim:h100", folder, workload=work))
+    return Truth(chip=CHIPS[H100](), outcome=profile("sim:h100", folder, workload=bench.profiled()))
 
 
-@pytest.fixture(scope="module")
-def a100(tmp_path_factory: pytest.TempPathFactory, work: Workload) -> Truth:
+@pytest.fixture(scope="session")
+def a100(tmp_path_factory: pytest.TempPathFactory, bench: ModuleType) -> Truth:
     folder = tmp_path_factory.mktemp("a100") / "profile"
-    return Truth(
-        chip=CHIPS[A100](), outcome=profile("sim:a100", folder, workload=work, sections=["power", "heat", "solo"])
-    )
+    whole = bench.profiled()
+    few = Workload(points=[p for p in whole.points if (p.kind, p.direction) in FEW], sweep=[], loads=whole.loads)
+    outcome = profile("sim:a100", folder, workload=few, sections=["mixed", "power", "heat", "solo"])
+    return Truth(chip=CHIPS[A100](), outcome=outcome)
 
 
-@pytest.fixture(scope="module")
-def locked(tmp_path_factory: pytest.TempPathFactory, work: Workload) -> Truth:
+@pytest.fixture(scope="session")
+def locked(tmp_path_factory: pytest.TempPathFactory, bench: ModuleType) -> Truth:
     folder = tmp_path_factory.mktemp("locked") / "profile"
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MOEMODEL_CLOCKS", raising=False)  # a site may forbid locking its own GPUs
-        return Truth(chip=CHIPS[H100](), outcome=profile("sim:h100", folder, workload=work, clocks="lock"))
+        work = bench.profiled([kind for kind in bench.KINDS if kind not in BESIDE_A_STEP])
+        outcome = profile("sim:h100", folder, workload=work, clocks="lock")
+    return Truth(chip=CHIPS[H100](), outcome=outcome)
 
 
 @pytest.fixture(params=["h100", "a100"])
@@ -123,18 +115,18 @@ def test_every_section_is_there(h100: Truth) -> None:
     assert 100 < outcome.seconds < 280  # virtual ones
 
 
-def test_measured_times_are_the_true_ones(h100: Truth) -> None:
-    """Time, at the true clock that was measured with it, is what the hidden roofline says; each within its noise."""
-    rows = h100.table("operators")
-    points = {tuple(p.row().values()): kernel(h100.chip, p) for p in (*few_points(), *gpu_sweep())}
-    names = list(few_points()[0].row())
+def test_measured_times_are_the_true_ones(h100: Truth, bench: ModuleType) -> None:
+    """Time, at the true clock that was measured with it, is what the hidden kernel takes; each within its noise."""
+    rows, work = h100.table("operators"), bench.profiled()
+    kernels = {tuple(p.operator().columns().values()): kernel(h100.chip, p) for p in (*work.points, *work.sweep)}
+    names = list(work.points[0].operator().columns())
     errors = [
-        row.time_s / points[tuple(getattr(row, n) for n in names)].time_s(row.clock_Hz) - 1
+        row.time_s / kernels[tuple(getattr(row, n) for n in names)].time_s(row.clock_Hz) - 1
         for row in rows.itertuples()
-        if tuple(getattr(row, n) for n in names) in points
+        if tuple(getattr(row, n) for n in names) in kernels
     ]
     assert len(errors) == len(rows)
-    assert abs(float(np.mean(errors))) < 0.002
+    assert abs(float(np.mean(errors))) < 2 * h100.chip.sensors.time_noise  # noise that lasts moves all of them
     assert np.quantile(np.abs(errors), 0.98) < 0.02
 
 
@@ -153,12 +145,12 @@ def test_measured_power_is_the_true_one(truth: Truth) -> None:
         gpu.die_C = row.temperature_C
         expected_W = gpu.static_W()
         if load.point is not None:
-            expected_W = row.duty * gpu.static_W(row.clock_Hz) + (1 - row.duty) * expected_W
-            calls_J = gpu.energy_J(kernel(truth.chip, load.point), row.clock_Hz)
-            expected_W += row.duty / row.time_s * calls_J
+            clock_Hz = min(row.clock_Hz, truth.chip.clock_max_Hz)  # noise beyond it would be the regulator's next step
+            busy_W = gpu.busy_W(kernel(truth.chip, load.point), clock_Hz, row.time_s)
+            expected_W = row.duty * busy_W + (1 - row.duty) * expected_W
         errors.append(row.power_W / expected_W - 1)
-    assert abs(float(np.median(errors))) < 0.005
-    assert np.abs(errors).max() < 0.04  # the governor was still moving
+    assert abs(float(np.median(errors))) < 2 * truth.chip.sensors.power_noise
+    assert np.abs(errors).max() < 0.05  # the governor was still moving
 
 
 def test_the_same_seed_gives_the_same_profile(tmp_path: Path) -> None:
@@ -173,66 +165,10 @@ def test_the_same_seed_gives_the_same_profile(tmp_path: Path) -> None:
     assert power("sim:h100?seed=8", "c") != first
 
 
-# --- what the calibration recovers -----------------------------------------------------------------------------------
-
-
-# Within 5 % for seeds 0 to 4; the worst is leakage, 4.3 % low on the A100 for one of them. Not tested is what a profile
-# does not recover: how energy divides between cache and memory, whose sum counts (up to 32 % off each); the clock tree
-# where no idle GPU was seen at another clock (its share is assumed: 12 % high, and base 4 % low for it); and, without
-# activity counters (A100), how power divides between work and active SMs (active 17 % low, flop 7 % high), and with it
-# the voltage curve.
-POWER = ("base_W", "flop_J", "vector_op_J", "active_W", "knee_Hz", "voltage_slope")
-HEAT = ("leak_W_per_C", "die_C_per_W", "die_time", "sink_C_per_W", "sink_time", "inlet_C")
-LIMITS = ("tensor_clock", "sustained_share")
-FOUND = dict[str, tuple[float, float]]
-Recovered = Callable[[Truth], FOUND]
-
-
-@pytest.fixture(scope="module")
-def recovered(bench_module: Callable[[str], ModuleType]) -> Recovered:
-    """Parameter -> hidden and found, as `bench/simulated_gpu.py` prints it for several seeds."""
-    bench = bench_module("simulated_gpu")
-    return lambda truth: bench.recovered(truth.outcome.folder, truth.chip)
-
-
-@pytest.fixture(scope="module")
-def found_h100(h100: Truth, recovered: Recovered) -> FOUND:
-    return recovered(h100)
-
-
-@pytest.fixture(scope="module")
-def found_a100(a100: Truth, recovered: Recovered) -> FOUND:
-    return recovered(a100)
-
-
-@pytest.fixture(scope="module")
-def found_locked(locked: Truth, recovered: Recovered) -> FOUND:
-    return recovered(locked)
-
-
-@pytest.mark.parametrize("name", [*POWER, *HEAT, *LIMITS])
-def test_h100_hidden_parameters(found_h100: FOUND, name: str) -> None:
-    hidden, value = found_h100[name]
-    assert value / hidden == pytest.approx(1, rel=AIM)
-
-
-@pytest.mark.parametrize("name", ["base_W", "vector_op_J", *HEAT, *LIMITS])
-def test_a100_hidden_parameters(found_a100: FOUND, name: str) -> None:
-    hidden, value = found_a100[name]
-    assert value / hidden == pytest.approx(1, rel=AIM)
-
-
-@pytest.mark.parametrize("name", ["tree_W", *POWER, *HEAT, *LIMITS])
-def test_hidden_parameters_at_locked_clocks(found_locked: FOUND, name: str) -> None:
-    hidden, value = found_locked[name]
-    assert value / hidden == pytest.approx(1, rel=AIM)
-
-
-def test_locked_clocks_reach_below_the_knee(locked: Truth, h100: Truth) -> None:
-    """Where the governor never goes by itself, so that the voltage curve need not be extrapolated."""
-    knee_Hz = locked.chip.electrics.knee_Hz
-    lowest_Hz = [float(t.table("power")["clock_Hz"].min()) for t in (locked, h100)]
-    assert lowest_Hz[0] < 0.6 * knee_Hz < 0.85 * knee_Hz < lowest_Hz[1]
+def test_locked_clocks_reach_where_the_governor_never_goes(locked: Truth, h100: Truth) -> None:
+    lowest = [t.table("operators")["clock_Hz"].min() / t.chip.clock_max_Hz for t in (locked, h100)]
+    assert lowest[0] < 0.2
+    assert lowest[1] > 0.5
 
 
 # --- through the command line ----------------------------------------------------------------------------------------
@@ -244,16 +180,21 @@ def run(*arguments: str | Path) -> str:
     return result.stdout
 
 
-@pytest.fixture(scope="module")
+def spare_held_out_shapes(patch: pytest.MonkeyPatch) -> None:
+    """Fits that leave shapes out tell how far to trust a prediction, which is not the subject, and take most time."""
+    patch.setattr(operators, "_held_out", lambda data, _: np.zeros(len(data)))
+
+
+@pytest.fixture(scope="session")
 def calibrated(h100: Truth, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("calibration") / "sim.json"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(operators, "_FOLDS", 2)  # errors of held-out shapes are not the subject here, and take most time
+        spare_held_out_shapes(patch)
         run("calibrate", h100.outcome.folder, "-o", file)
     return file
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def calibration(calibrated: Path) -> Calibration:
     return read_calibration(calibrated)
 
@@ -262,106 +203,120 @@ def test_a_plan_is_predicted_from_the_simulation(calibrated: Path, tmp_path: Pat
     (tmp_path / "plan.yaml").write_text(PLAN)
     answer = json.loads(run("predict", tmp_path / "plan.yaml", "--calibration", calibrated, "--json"))
     step = answer["step"]
-    assert 0.1 < step["step_time_s"]["value"] < 2
+    assert 0.05 < step["step_time_s"]["value"] < 2
     cap_W = CHIPS[H100]().cap_W
     assert 0.5 * cap_W < step["power_per_gpu_W"]["value"] < 1.01 * cap_W
     assert answer["provenance"].startswith("Measured: simulated ")
 
 
-def test_the_governors_gain(calibration: Calibration, h100: Truth) -> None:
-    """From alternations of heavy and light load; 1 to 5 % high for seeds 0 to 4 (on the A100, which they hardly bring
-    to its limit, up to 11 % off either way)."""
-    gain = calibration.governor.parameters["gain"]
-    assert gain.origin == "measured"
-    assert gain.value == pytest.approx(h100.chip.governor.gain_Hz_per_J, rel=AIM)
+def test_how_fast_the_clock_answers_is_measured(calibration: Calibration) -> None:
+    """From alternations of heavy and light load; the stepping governor has no such gain, so its value means nothing."""
+    assert calibration.governor.parameters["gain"].origin == "measured"
 
 
-def held_true(chip: Chip, point: Point, seconds: float) -> tuple[float, float, float]:
-    """Power, clock and temperature of the simulated GPU after an operator ran for so long: means over two seconds."""
-    gpu, one = VirtualGpu(chip), kernel(chip, point)
+# --- how wrong predictions are ---------------------------------------------------------------------------------------
 
-    def run_until(end_s: float) -> None:
-        while gpu.now_s < end_s:
-            gpu.launch(one, max(1, round(8e-3 / one.time_s(gpu.set_Hz))))
-            gpu.synchronize()
-
-    run_until(seconds - 1.0)
-    before, begun = gpu.totals.copy(), gpu.mark()
-    run_until(seconds + 1.0)
-    ended = gpu.mark()
-    gpu.synchronize()
-    lasted_s = gpu.totals.time_s - before.time_s
-    clock_Hz = (ended.cycles - begun.cycles) / (ended.time_s - begun.time_s)
-    return (gpu.totals.energy_J - before.energy_J) / lasted_s, clock_Hz, gpu.die_C
-
-
-@pytest.mark.parametrize("point", [gpu_loads()[1].point, gpu_loads()[7].point], ids=["gemm", "copy"])
-@pytest.mark.parametrize("seconds", [5.0, 40.0])
-def test_a_held_load_is_predicted(h100: Truth, calibration: Calibration, point: Point, seconds: float) -> None:
-    """Power, clock and temperature of a load that was never held for so long, from an idle GPU on."""
-    power_W, clock_Hz, die_C = held_true(h100.chip, point, seconds)
-    sizes = Shape(**{name: np.array([float(getattr(point.sizes, name))]) for name in SHAPE_FIELDS})
-    part = Part(kind=point.kind, direction=point.direction, shape=sizes, calls=8)
-    found = held_load([part], calibration, power_limit_W=h100.chip.cap_W, time_s=seconds)
-    assert found.power_W == pytest.approx(power_W, rel=0.02)
-    assert found.clock_Hz == pytest.approx(clock_Hz, rel=0.02)
-    assert found.temperature_C == pytest.approx(die_C, abs=1.5)
-
-
-UNSEEN = [
-    *(Point(kind=Kind.GEMM, direction=Pass.FORWARD, sizes=Sizes(m=m, n=6144, k=4096)) for m in (2048, 10240)),
-    Point(kind=Kind.GEMM, direction=Pass.BACKWARD_WEIGHT, sizes=Sizes(m=8192, n=6144, k=2048)),
-    Point(
-        kind=Kind.ATTENTION,
-        direction=Pass.FORWARD,
-        sizes=Sizes(batch=4, heads=16, kv_heads=16, seq=3584, head_dim=128),
-    ),
-    Point(kind=Kind.GELU, direction=Pass.FORWARD, sizes=Sizes(m=20480, n=8192)),
-    Point(kind=Kind.LAYER_NORM, direction=Pass.BACKWARD, sizes=Sizes(m=20480, n=4096)),
-]
-
-
-@pytest.mark.parametrize("point", UNSEEN, ids=str)
-def test_time_and_clock_sensitivity_of_unseen_shapes(h100: Truth, calibration: Calibration, point: Point) -> None:
-    fit = calibration.operator(point.kind, point.direction)
-    assert fit is not None
-    chip = Datasheet(**{name: p.value for name, p in calibration.chip.items()}, clock_Hz=calibration.clock_reference_Hz)
-    clocks = np.linspace(1300e6, 1980e6, 5)
-    shape = Shape(**{name: np.array([float(getattr(point.sizes, name))]) for name in SHAPE_FIELDS})
-    predicted = operator_time(fit, chip, shape, clocks).time_s_UK[0]
-    true = np.array([kernel(h100.chip, point).time_s(f) for f in clocks])
-    assert predicted == pytest.approx(true, rel=AIM)
-    octaves = math.log(clocks[-1] / clocks[0])
-    assert math.log(predicted[0] / predicted[-1]) / octaves == pytest.approx(
-        math.log(true[0] / true[-1]) / octaves, abs=AIM
-    )
+# Shares of the true value, but for degrees; behind each bound the largest that was seen over seeds 0 to 3.
+BOUNDS_H100 = {
+    "operator_time_mape": 0.035,  # 0.026
+    "operator_time_p90": 0.075,  # 0.058
+    "operator_exponent_mae": 0.035,  # 0.027
+    "load_time_mape": 0.014,  # 0.0095
+    "load_clock_mape": 0.012,  # 0.0083
+    "load_power_mape": 0.014,  # 0.0090
+    "load_energy_mape": 0.018,  # 0.013
+    "load_temperature_worst_C": 1.2,  # 0.78
+    "step_time_mape": 0.014,  # 0.0094
+    "step_clock_mape": 0.012,  # 0.0079
+    "step_power_mape": 0.019,  # 0.014
+    "step_energy_mape": 0.011,  # 0.0073
+    "inlet_C": 0.02,  # 0.012
+    "rise_C_per_W": 0.025,  # 0.015
+    "sink_s": 0.12,  # 0.087: two masses for three
+    "idle_W": 0.01,  # 0.0050
+    "sustained_W": 0.01,  # 0.0063
+}
+BOUNDS_LOCKED = {
+    "operator_time_mape": 0.055,  # 0.042: down to the lowest clock
+    "operator_time_p90": 0.15,  # 0.12
+    "operator_exponent_mae": 0.07,  # 0.057
+    "idle_W": 0.025,  # 0.018
+    "locked_time_mape": 0.012,  # 0.0084
+    "locked_clock_mape": 0.005,  # 0.0030
+    "locked_power_mape": 0.065,  # 0.048: worst at low clocks, whose voltage is taken to be flat
+    "locked_energy_mape": 0.06,  # 0.046
+    "locked_regret": 0.012,  # 0.0077
+    "capped_time_mape": 0.008,  # 0.0052
+    "capped_clock_mape": 0.016,  # 0.011
+    "capped_power_mape": 0.01,  # 0.0068
+    "capped_energy_mape": 0.014,  # 0.0096
+}
+BOUNDS_A100 = {
+    "operator_time_mape": 0.015,  # 0.010
+    "load_time_mape": 0.02,  # 0.015
+    "load_clock_mape": 0.015,  # 0.011
+    "load_power_mape": 0.025,  # 0.018
+    "load_energy_mape": 0.032,  # 0.024
+    "load_temperature_worst_C": 0.9,  # 0.57
+    "inlet_C": 0.035,  # 0.026
+    "rise_C_per_W": 0.045,  # 0.033
+    "sink_s": 0.12,  # 0.084
+    "idle_W": 0.01,  # 0.0051
+    "sustained_W": 0.01,  # 0.0064
+}
+Figures = dict[str, float]
 
 
-@pytest.mark.parametrize(
-    ("kind", "direction", "name"),
-    [
-        (Kind.GEMM, Pass.FORWARD, "efficiency_256x128"),
-        (Kind.ATTENTION, Pass.FORWARD, "efficiency"),
-        (Kind.ATTENTION, Pass.BACKWARD, "efficiency"),
-        (Kind.COPY, Pass.FORWARD, "memory_efficiency"),
-        (Kind.GELU, Pass.FORWARD, "memory_efficiency"),
-        (Kind.GELU, Pass.FORWARD, "issue_efficiency"),
-        (Kind.LAYER_NORM, Pass.FORWARD, "memory_efficiency"),
-        (Kind.CROSS_ENTROPY, Pass.FORWARD, "memory_efficiency"),
-    ],
-)
-def test_operator_efficiencies(h100: Truth, calibration: Calibration, kind: Kind, direction: Pass, name: str) -> None:
-    timing = h100.chip.timing
-    hidden = {
-        "efficiency_256x128": timing.tiles[128, 256],
-        "efficiency": timing.attention.get(direction),
-        "memory_efficiency": timing.streams[kind].memory if kind in timing.streams else None,
-        "issue_efficiency": timing.streams[kind].issue if kind in timing.streams else None,
-    }[name]
-    fit = calibration.operator(kind, direction)
-    assert fit is not None
-    assert hidden is not None
-    assert fit.parameters[name].value == pytest.approx(hidden, rel=AIM)
+@pytest.fixture(scope="session")
+def found_h100(bench: ModuleType, calibration: Calibration, h100: Truth) -> Figures:
+    found: Figures = bench.figures(calibration, h100.chip, bench.Scope())
+    return found
+
+
+def fitted(truth: Truth) -> Calibration:
+    """A calibration of its profile."""
+    with pytest.MonkeyPatch.context() as patch:
+        spare_held_out_shapes(patch)
+        return calibrate_profile(truth.outcome.folder)[0]
+
+
+@pytest.fixture(scope="session")
+def found_locked(bench: ModuleType, locked: Truth) -> Figures:
+    scope = bench.Scope(loads=("product",), steps=(), locked=bench.STEPS[:1])
+    found: Figures = bench.figures(fitted(locked), locked.chip, scope)
+    return found
+
+
+@pytest.fixture(scope="session")
+def found_a100(bench: ModuleType, a100: Truth) -> Figures:
+    loads = ("product", "copy", "attention, a third of the time", "products, half of the time")
+    found: Figures = bench.figures(fitted(a100), a100.chip, bench.Scope(loads=loads, steps=()))
+    return found
+
+
+@pytest.mark.parametrize("name", BOUNDS_H100)
+def test_predictions_of_an_h100(found_h100: Figures, name: str) -> None:
+    """Its clocks moved by the governor alone."""
+    assert abs(found_h100[name]) <= BOUNDS_H100[name]
+
+
+@pytest.mark.parametrize("name", BOUNDS_LOCKED)
+def test_predictions_from_locked_clocks(found_locked: Figures, name: str) -> None:
+    """Steps from low clocks to high, and under lower caps."""
+    assert abs(found_locked[name]) <= BOUNDS_LOCKED[name]
+
+
+@pytest.mark.parametrize("name", BOUNDS_A100)
+def test_predictions_of_an_a100(found_a100: Figures, name: str) -> None:
+    """Without activity counters."""
+    assert abs(found_a100[name]) <= BOUNDS_A100[name]
+
+
+def test_its_physics_are_not_the_predictors(found_h100: Figures, found_locked: Figures) -> None:
+    """Who gave it the predictor's equations would find them again, to within the noise of its readings."""
+    noise = CHIPS[H100]().sensors
+    assert found_h100["operator_time_mape"] > 2 * noise.time_noise
+    assert found_locked["locked_power_mape"] > 2 * noise.power_noise
 
 
 # --- failures --------------------------------------------------------------------------------------------------------
@@ -369,7 +324,7 @@ def test_operator_efficiencies(h100: Truth, calibration: Calibration, kind: Kind
 GELU = Point(kind=Kind.GELU, direction=Pass.FORWARD, sizes=Sizes(m=16384, n=8192))
 
 
-def failing(fault: str, folder: Path, *, points: Sequence[Point] = (), loads: int = 6) -> Outcome:
+def failing(fault: str, folder: Path, *, points: Sequence[Point] = (), loads: int = 6) -> ProfileReport:
     small = Workload(points=points, sweep=[], loads=gpu_loads()[:loads])
     sections = ["mixed", "power"] if points else ["power"]
     return profile(f"sim:h100?fail={fault}", folder, workload=small, sections=sections)

@@ -12,12 +12,12 @@ import pytest
 from moemodel.model.hardware.gpu import read_gpu
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
-from moemodel.model.records.profile import TABLES, DeviceInfo
+from moemodel.model.records.profile import DeviceInfo, IterationRow
 from moemodel.model.results.measured import QUANTITIES, predict_as_run
 from moemodel.model.results.validation import Environment
 from moemodel.profiler.training.launch import Failure, LaunchOptions, Measured, PlanVisit
-from moemodel.validation.records.session import Question
-from moemodel.validation.run import Options, question_of
+from moemodel.validation.records.session import ValidationSpec
+from moemodel.validation.run import Options, spec_of
 from moemodel.validation.select.plans import Chosen
 from moemodel.validation.select.runnable import Choice, Hardware
 
@@ -27,21 +27,20 @@ DEVICE = DeviceInfo(
 )
 
 
-def rows_of(plan: Plan, truth: Calibration, factor: float = 1.0) -> list[dict[str, Any]]:
+def rows_of(plan: Plan, truth: Calibration, factor: float = 1.0) -> list[IterationRow]:
     """What a run would measure if `truth` were true: a row for each rank; `factor` on its time."""
     values = predict_as_run(plan, truth, {"temperature_C": TEMPERATURE_C}).values
     gpus = plan.cluster.gpus
-    empty = dict.fromkeys(TABLES["iterations"])
-    measured = {column: values[name] for name, column in QUANTITIES.items() if name in values}
+    measured: dict[str, Any] = {column: values[name] for name, column in QUANTITIES.items() if name in values}
     measured["energy_J"] = values["energy"] / gpus * factor
     measured["step_time_s"] *= factor
-    rows = [empty | measured | {"rank": rank, "temperature_C": TEMPERATURE_C} for rank in range(gpus)]
-    return [row | {"plan": plan.name} for row in rows]
+    about: dict[str, Any] = {"plan": plan.name, "steps": 20, "temperature_C": TEMPERATURE_C}
+    return [IterationRow(rank=rank, **(measured | about)) for rank in range(gpus)]
 
 
 @dataclass(kw_only=True)
 class FakeLaunch:
-    """Stands for `profiler.launch.launch`.
+    """Stands for `profiler.training.launch.launch`.
 
     Attributes:
         truth: what is measured.
@@ -121,16 +120,16 @@ def environment() -> Environment:
 
 
 @pytest.fixture
-def ask(environment: Environment, plan_of: Callable[..., Plan]) -> Callable[..., Question]:
+def ask(environment: Environment, plan_of: Callable[..., Plan]) -> Callable[..., ValidationSpec]:
     """A question about some plans; by default three of OPT-350M on one or two GPUs."""
 
-    def make(*plans: Plan, **options: Any) -> Question:
+    def make(*plans: Plan, **options: Any) -> ValidationSpec:
         found = plans or (
             plan_of(name="one", micro_batch=4),
             plan_of(name="two", micro_batch=4, cluster={"gpus": 2}, parallel={"dp": 2}),
             plan_of(name="tensor", micro_batch=4, cluster={"gpus": 2}, parallel={"tp": 2}),
         )
         choices = tuple(Choice(asked=plan, plan=plan, roles=(f"file {plan.name}.yaml",)) for plan in found)
-        return question_of(Chosen(choices=choices, set_aside=()), environment, Options(**options), None)
+        return spec_of(Chosen(choices=choices, set_aside=()), environment, Options(**options), None)
 
     return make

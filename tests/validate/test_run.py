@@ -13,20 +13,21 @@ from moemodel.model.core.errors import CalibrationError, DeviceError
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.validation import PlanReport, Report, read_report
-from moemodel.validation.records.session import Question
-from moemodel.validation.run import PAGE, Options, Outcome, validate
+from moemodel.validation.records.session import ValidationSpec
+from moemodel.validation.run import PAGE, Options, ValidationResult, validate
 
-Ask = Callable[..., Question]
+Ask = Callable[..., ValidationSpec]
 PlanOf = Callable[..., Plan]
+Go = Callable[..., ValidationResult]
 
 
 @pytest.fixture
-def go(fake: Any, calibration: Calibration, tmp_path: Path) -> Callable[..., Outcome]:
+def go(fake: Any, calibration: Calibration, tmp_path: Path) -> Go:
     """Validates a question in a folder of its own."""
 
-    def run(question: Question, said: list[str] | None = None, **options: Any) -> Outcome:
+    def run(spec: ValidationSpec, said: list[str] | None = None, **options: Any) -> ValidationResult:
         say = (lambda _: None) if said is None else said.append
-        return validate(question, tmp_path / "v", calibration, Options(**options), gpu="h100", say=say, launch=fake)
+        return validate(spec, tmp_path / "v", calibration, Options(**options), gpu="h100", say=say, launch=fake)
 
     return run
 
@@ -36,7 +37,7 @@ def _plan(report: Report, name: str) -> PlanReport:
     return found
 
 
-def test_what_is_measured_as_predicted_has_no_error(ask: Ask, go: Callable[..., Outcome]) -> None:
+def test_what_is_measured_as_predicted_has_no_error(ask: Ask, go: Go) -> None:
     """But for noise of 1 % in time, whose mean is known."""
     report = go(ask()).report
     assert report.complete
@@ -55,20 +56,20 @@ def test_what_is_measured_as_predicted_has_no_error(ask: Ask, go: Callable[..., 
     assert report.ranking["step_time"].regret == 0
 
 
-def test_plans_are_run_in_turns(ask: Ask, go: Callable[..., Outcome], fake: Any) -> None:
-    question = ask()
-    go(question)
-    assert fake.made == [(asked.name, repeat) for asked, repeat in question.order()]
+def test_plans_are_run_in_turns(ask: Ask, go: Go, fake: Any) -> None:
+    spec = ask()
+    go(spec)
+    assert fake.made == [(asked.name, repeat) for asked, repeat in spec.order()]
     assert fake.visits == [fake.made]  # one launch for all rounds
 
 
-def test_plans_are_in_the_order_of_their_predicted_time(ask: Ask, go: Callable[..., Outcome]) -> None:
+def test_plans_are_in_the_order_of_their_predicted_time(ask: Ask, go: Go) -> None:
     plans = go(ask()).report.plans
     times_s = [plan.quantities["step_time"].forecast.value for plan in plans]  # type: ignore[union-attr]
     assert times_s == sorted(times_s)
 
 
-def test_what_is_written_is_the_report(ask: Ask, go: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_what_is_written_is_the_report(ask: Ask, go: Go, tmp_path: Path) -> None:
     outcome = go(ask())
     assert read_report(tmp_path / "v") == outcome.report
     assert (tmp_path / "v" / PAGE).read_text(encoding="utf-8").startswith("<!doctype html>")
@@ -78,7 +79,7 @@ def test_what_is_written_is_the_report(ask: Ask, go: Callable[..., Outcome], tmp
 # ---- failures -------------------------------------------------------------------------------------------------------
 
 
-def test_a_plan_that_fails_is_reported_and_the_others_go_on(ask: Ask, go: Callable[..., Outcome], fake: Any) -> None:
+def test_a_plan_that_fails_is_reported_and_the_others_go_on(ask: Ask, go: Go, fake: Any) -> None:
     fake.failing = {"two": "memory"}
     said: list[str] = []
     report = go(ask(), said).report
@@ -95,7 +96,7 @@ def test_a_plan_that_fails_is_reported_and_the_others_go_on(ask: Ask, go: Callab
     assert report.errors["step_time"].plans == 2
 
 
-def test_all_plans_fail(ask: Ask, go: Callable[..., Outcome], fake: Any) -> None:
+def test_all_plans_fail(ask: Ask, go: Go, fake: Any) -> None:
     fake.failing = dict.fromkeys(("one", "two", "tensor"), "timeout")
     report = go(ask()).report
     assert report.complete
@@ -117,7 +118,7 @@ def test_what_cannot_be_predicted_is_found_out_before_anything_runs(
 # ---- interruptions --------------------------------------------------------------------------------------------------
 
 
-def test_an_interrupted_validation_goes_on(ask: Ask, go: Callable[..., Outcome], fake: Any) -> None:
+def test_an_interrupted_validation_goes_on(ask: Ask, go: Go, fake: Any) -> None:
     fake.until = 4
     first = go(ask())
     assert first.interrupted
@@ -133,7 +134,7 @@ def test_an_interrupted_validation_goes_on(ask: Ask, go: Callable[..., Outcome],
     assert said[0].endswith("4 runs were made before; going on")
 
 
-def test_one_that_is_done_runs_nothing(ask: Ask, go: Callable[..., Outcome], fake: Any) -> None:
+def test_one_that_is_done_runs_nothing(ask: Ask, go: Go, fake: Any) -> None:
     first = go(ask()).report
     again = go(ask()).report
     assert len(fake.visits) == 1
@@ -157,7 +158,7 @@ def test_what_was_measured_is_reported_on_whatever_ended_it(
 
 @pytest.mark.parametrize("held", [True, False])
 def test_a_plan_is_predicted_at_the_clock_that_was_held(
-    held: bool, ask: Ask, go: Callable[..., Outcome], fake: Any, plan_of: PlanOf
+    held: bool, ask: Ask, go: Go, fake: Any, plan_of: PlanOf
 ) -> None:
     fake.held = held
     plans = [plan_of(name="slow", micro_batch=4, clock_MHz=1200.0), plan_of(name="free", micro_batch=4)]
@@ -183,8 +184,8 @@ def test_the_power_limit_in_force_is_predicted_for_and_not_set(
         assert all(parse_yaml(visit.plan_yaml, Plan, "visit") == visit.plan for visit in visits)
         return fake(visits, **others)
 
-    question = ask(plan_of(name="capped", micro_batch=4, power_cap_W=400.0))
-    report = validate(question, tmp_path / "v", calibration, Options(), gpu="h100", launch=launch).report
+    spec = ask(plan_of(name="capped", micro_batch=4, power_cap_W=400.0))
+    report = validate(spec, tmp_path / "v", calibration, Options(), gpu="h100", launch=launch).report
     assert all(plan.power_cap_W is None for plan in seen)
     (capped,) = report.plans
     assert capped.plan.power_cap_W == 400.0

@@ -1,9 +1,9 @@
 """What a validation has asked and found so far, in its folder, so that an interrupted one goes on.
 
-question.json   what is run, written first; another question in the same folder is refused
+question.json   what is run, written first; another spec in the same folder is refused
 visits.jsonl    one line a run, written when it ends, or fails
-jobs/           logs of the processes that ran it (`profiler.launch`)
-report.json     everything together (`model.validation`), and report.html the same to look at
+jobs/           logs of the processes that ran it (`profiler.training.launch`)
+report.json     everything together (`model.results.validation`), and report.html the same to look at
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from moemodel.model.core.documents import Strict, parse_yaml, read_json, read_te
 from moemodel.model.core.errors import InputError
 from moemodel.model.core.files import write_atomic
 from moemodel.model.plan.spec import Plan
-from moemodel.model.results.validation import Environment, Failed, SetAside, Visit
+from moemodel.model.results.validation import Environment, Failed, SkippedPlan, Visit
 
 SCHEMA_VERSION = 1
 QUESTION = "question.json"
 VISITS = "visits.jsonl"
 
-_FREE = ("set_aside", "notes")  # of a question: they are for the reader, and change nothing of what is run
+_FREE = ("set_aside", "notes")  # of a spec: they are for the reader, and change nothing of what is run
 
 
-class Asked(Strict):
+class RequestedPlan(Strict):
     """A plan to run.
 
     Attributes:
@@ -54,7 +54,7 @@ class Asked(Strict):
         return parse_yaml(self.plan_yaml, Plan, self.name)
 
 
-class Question(Strict):
+class ValidationSpec(Strict):
     """What a validation runs.
 
     Attributes:
@@ -69,8 +69,8 @@ class Question(Strict):
     """
 
     schema_version: int = SCHEMA_VERSION
-    plans: tuple[Asked, ...]
-    set_aside: tuple[SetAside, ...]
+    plans: tuple[RequestedPlan, ...]
+    set_aside: tuple[SkippedPlan, ...]
     search: str | None
     repeats: int
     seconds: float
@@ -80,7 +80,7 @@ class Question(Strict):
     environment: Environment
     notes: tuple[str, ...]
 
-    def order(self) -> Iterator[tuple[Asked, int]]:
+    def order(self) -> Iterator[tuple[RequestedPlan, int]]:
         """Every plan and round, in the order in which they are run: whole rounds, each shuffled."""
         random = np.random.default_rng(self.seed)
         for repeat in range(self.repeats):
@@ -92,7 +92,7 @@ class Question(Strict):
 _RETRIED = ("no progress", "crashed")
 
 
-class Line(Strict):
+class RunRecord(Strict):
     """A run that ended: one of `visit` and `failed`."""
 
     plan: str
@@ -104,57 +104,57 @@ class Session:
     """A validation's folder.
 
     Args:
-        folder: made if there is none; one that holds the same question is gone on with.
-        question: what is run.
+        folder: made if there is none; one that holds the same spec is gone on with.
+        spec: what is run.
 
     Raises:
-        InputError: the folder holds another question, another thing, or is damaged.
+        InputError: the folder holds another spec, another thing, or is damaged.
         OSError: it can't be written to.
     """
 
-    def __init__(self, folder: Path, question: Question) -> None:
-        self.folder, self.question = folder, question
+    def __init__(self, folder: Path, spec: ValidationSpec) -> None:
+        self.folder, self.spec = folder, spec
         self._visits = folder / VISITS
         if (folder / QUESTION).exists():
-            _check_same(folder, read_question(folder), question)
+            _check_same(folder, read_spec(folder), spec)
         else:
-            _begin(folder, question)
+            _begin(folder, spec)
 
     @cached_property
-    def lines(self) -> list[Line]:
-        """Runs that ended so far, read (and a line that was cut off removed) at first use: within `alone`."""
-        return [line for line in _read_lines(self._visits) if not _worth_a_retry(line)]
+    def records(self) -> list[RunRecord]:
+        """Runs that ended so far, read (and a line that was cut off removed) at first use: within `folder_lock`."""
+        return [record for record in _read_lines(self._visits) if not _worth_a_retry(record)]
 
     @property
     def resumed(self) -> bool:
         """Some runs were made before."""
-        return bool(self.lines)
+        return bool(self.records)
 
-    def add(self, line: Line) -> None:
+    def add(self, record: RunRecord) -> None:
         """Keep a run that ended, on disk when this returns."""
         with self._visits.open("ab") as file:
-            file.write(line.model_dump_json().encode() + b"\n")
+            file.write(record.model_dump_json().encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        self.lines.append(line)
+        self.records.append(record)
 
-    def left(self) -> list[tuple[Asked, int]]:
+    def left(self) -> list[tuple[RequestedPlan, int]]:
         """Runs that are still to be made, in order; a plan that failed is not run again (see `_RETRIED`)."""
-        failed = {line.plan for line in self.lines if line.failed}
-        done = {(line.plan, line.visit.repeat) for line in self.lines if line.visit}
+        failed = {record.plan for record in self.records if record.failed}
+        done = {(record.plan, record.visit.repeat) for record in self.records if record.visit}
         return [
             (asked, repeat)
-            for asked, repeat in self.question.order()
+            for asked, repeat in self.spec.order()
             if asked.name not in failed and (asked.name, repeat) not in done
         ]
 
 
-def _worth_a_retry(line: Line) -> bool:
-    return line.failed is not None and line.failed.kind in _RETRIED
+def _worth_a_retry(record: RunRecord) -> bool:
+    return record.failed is not None and record.failed.kind in _RETRIED
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path) -> Iterator[None]:
     """Nobody else validates in this folder meanwhile.
 
     Raises:
@@ -170,24 +170,24 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def read_question(folder: Path) -> Question:
+def read_spec(folder: Path) -> ValidationSpec:
     """What was asked in a folder.
 
     Raises:
         InputError: missing, malformed, or of another version of moemodel.
     """
-    return read_json(folder / QUESTION, Question)
+    return read_json(folder / QUESTION, ValidationSpec)
 
 
-def _begin(folder: Path, question: Question) -> None:
+def _begin(folder: Path, spec: ValidationSpec) -> None:
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder}: is not empty, and holds no validation to go on with; name a new folder with -o")
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / QUESTION, question.model_dump_json(indent=1) + "\n")
+    write_atomic(folder / QUESTION, spec.model_dump_json(indent=1) + "\n")
 
 
-def _check_same(folder: Path, found: Question, asked: Question) -> None:
-    """Refuse to mix the runs of two questions."""
+def _check_same(folder: Path, found: ValidationSpec, asked: ValidationSpec) -> None:
+    """Refuse to mix the runs of two specs."""
     before, now = _essence(found), _essence(asked)
     for name in before:
         if before[name] != now.get(name):
@@ -197,10 +197,10 @@ def _check_same(folder: Path, found: Question, asked: Question) -> None:
             )
 
 
-def _essence(question: Question) -> dict[str, object]:
+def _essence(spec: ValidationSpec) -> dict[str, object]:
     """What decides what is measured. Of the environment that is the hardware, not whose turn it is there."""
-    whole: dict[str, Any] = json.loads(question.model_dump_json(exclude=set(_FREE)))
-    device = question.environment.device
+    whole: dict[str, Any] = json.loads(spec.model_dump_json(exclude=set(_FREE)))
+    device = spec.environment.device
     environment, plans = whole.pop("environment"), whole.pop("plans")
     return (
         whole
@@ -214,7 +214,7 @@ def _in_one_line(yaml: str) -> str:
     return ", ".join(line.strip() for line in yaml.splitlines())
 
 
-def _read_lines(path: Path) -> Iterable[Line]:
+def _read_lines(path: Path) -> Iterable[RunRecord]:
     """Runs that ended; a last line that was cut off while it was written is dropped, here and on disk."""
     if not path.exists():
         return
@@ -224,7 +224,7 @@ def _read_lines(path: Path) -> Iterable[Line]:
         path.write_text(whole, encoding="utf-8")
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
-            yield Line.model_validate_json(line)
+            yield RunRecord.model_validate_json(line)
         except ValidationError:
             raise InputError(
                 f"{path}:{number}: is no run of a validation; name a new folder with -o, or delete that line to make "

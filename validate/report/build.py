@@ -24,7 +24,7 @@ from moemodel.model.results.validation import (
     Visit,
 )
 from moemodel.model.search.result import version
-from moemodel.validation.records.session import Asked, Line, Question
+from moemodel.validation.records.session import RequestedPlan, RunRecord, ValidationSpec
 from moemodel.validation.report.ranking import Ranked, kendall, regrets
 from moemodel.validation.select.runnable import comparison_group, not_held
 
@@ -42,36 +42,36 @@ _CHOICE = (
 )
 
 
-def report_of(question: Question, lines: Sequence[Line], calibration: Calibration) -> Report:
+def report_of(spec: ValidationSpec, records: Sequence[RunRecord], calibration: Calibration) -> Report:
     """The report on the runs that ended so far.
 
     Args:
-        question: what was asked.
-        lines: runs that ended.
+        spec: what was asked.
+        records: runs that ended.
         calibration: of the GPU, to predict them with.
 
     Raises:
         InputError, CalibrationError: a plan can't be predicted.
     """
-    results = results_of(question.plans, lines, calibration)
-    done = {(line.plan, line.visit.repeat) for line in lines if line.visit}
-    failed = {line.plan for line in lines if line.failed}
+    results = results_of(spec.plans, records, calibration)
+    done = {(record.plan, record.visit.repeat) for record in records if record.visit}
+    failed = {record.plan for record in records if record.failed}
     return Report(
         schema_version=SCHEMA_VERSION,
         moemodel_version=version(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        search=question.search,
-        repeats=question.repeats,
-        seconds=question.seconds,
-        seed=question.seed,
-        complete=all(a.name in failed or (a.name, repeat) in done for a, repeat in question.order()),
-        environment=question.environment,
+        search=spec.search,
+        repeats=spec.repeats,
+        seconds=spec.seconds,
+        seed=spec.seed,
+        complete=all(a.name in failed or (a.name, repeat) in done for a, repeat in spec.order()),
+        environment=spec.environment,
         calibration=reference_to(calibration),
         plans=results.plans,
         errors=results.errors,
         ranking=results.ranking,
-        set_aside=question.set_aside,
-        notes=(_INPUTS, _CHOICE, *question.notes, *_different_losses(results.plans)),
+        set_aside=spec.set_aside,
+        notes=(_INPUTS, _CHOICE, *spec.notes, *_different_losses(results.plans)),
     )
 
 
@@ -102,13 +102,13 @@ class Results:
     ranking: dict[str, Ranking]
 
 
-def results_of(asked: Iterable[Asked], lines: Sequence[Line], calibration: Calibration) -> Results:
+def results_of(asked: Iterable[RequestedPlan], records: Sequence[RunRecord], calibration: Calibration) -> Results:
     """Predicted against measured, of plans and of all of them together.
 
     Raises:
         InputError, CalibrationError: a plan can't be predicted.
     """
-    plans = tuple(sorted((plan_report(one, lines, calibration) for one in asked), key=_fastest_first))
+    plans = tuple(sorted((plan_report(one, records, calibration) for one in asked), key=_fastest_first))
     return Results(
         plans=plans,
         errors={name: errors for name in QUANTITIES if (errors := errors_of(plans, name)) is not None},
@@ -124,9 +124,9 @@ def _fastest_first(plan: PlanReport) -> float:
 # ---- one plan -------------------------------------------------------------------------------------------------------
 
 
-def plan_report(asked: Asked, lines: Sequence[Line], calibration: Calibration) -> PlanReport:
+def plan_report(asked: RequestedPlan, records: Sequence[RunRecord], calibration: Calibration) -> PlanReport:
     """One plan: what it measured, and what it should have."""
-    visits = tuple(line.visit for line in lines if line.plan == asked.name and line.visit)
+    visits = tuple(record.visit for record in records if record.plan == asked.name and record.visit)
     plan, notes = _as_it_ran(asked, visits)
     runs = [merged(visit.rows) for visit in visits]
     mean = mean_of(runs) if runs else {}
@@ -146,11 +146,11 @@ def plan_report(asked: Asked, lines: Sequence[Line], calibration: Calibration) -
         temperature_C=mean.get("temperature_C"),
         expert_skew=mean.get("expert_skew"),
         visits=visits,
-        failures=tuple(line.failed for line in lines if line.plan == asked.name and line.failed),
+        failures=tuple(record.failed for record in records if record.plan == asked.name and record.failed),
     )
 
 
-def _as_it_ran(asked: Asked, visits: Sequence[Visit]) -> tuple[Plan, list[str]]:
+def _as_it_ran(asked: RequestedPlan, visits: Sequence[Visit]) -> tuple[Plan, list[str]]:
     """The plan without a clock that was not held in every run, and a note that says so."""
     plan = asked.plan
     if plan.clock_MHz is None or all(visit.clock_held for visit in visits):

@@ -20,23 +20,23 @@ from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.outcome import machine_of
 from moemodel.model.search.candidates import Candidates, candidates
 from moemodel.model.search.document import Search
-from moemodel.model.search.problem import Space, limits_of, memory_of, needs_of, plan_at
+from moemodel.model.search.problem import SearchProblem, constraint_values, limits_of, memory_of
 from moemodel.model.search.search import reference_plan
-from moemodel.validation.select.runnable import Hardware, Wish, what_runs
+from moemodel.validation.select.runnable import Hardware, PlanRequest, what_runs
 
 _AT_ONCE = 1000  # random plans whose memory is counted at once
 _MOST_TRIED = 200  # random plans that fit, until one can be run
 
 
 @dataclass(frozen=True, kw_only=True)
-class Controls:
+class BaselinePlans:
     """Plans to run beside the chosen ones, and a note for each that there isn't."""
 
-    wishes: tuple[Wish, ...]
+    requests: tuple[PlanRequest, ...]
     notes: tuple[str, ...]
 
 
-def controls_for(
+def baselines_for(
     document: Search,
     reference: Plan | None,
     hardware: Hardware,
@@ -44,7 +44,7 @@ def controls_for(
     *,
     seed: int,
     others: Sequence[Plan],
-) -> Controls:
+) -> BaselinePlans:
     """The default plan and a random one of a search, on as many of its GPUs as there are.
 
     Args:
@@ -57,22 +57,23 @@ def controls_for(
     """
     counts = [count for count in document.cluster.gpus if count <= hardware.gpus]
     if not counts:
-        return Controls(wishes=(), notes=(f"No controls: search {document.name} asks for more GPUs than there are.",))
+        note = f"No controls: search {document.name} asks for more GPUs than there are."
+        return BaselinePlans(requests=(), notes=(note,))
     cluster = document.cluster.model_copy(update={"gpus": (max(counts),)})
-    space = _space(document.model_copy(update={"cluster": cluster}), calibration)
+    problem = _problem(document.model_copy(update={"cluster": cluster}), calibration)
     if reference is None or reference.cluster.gpus > hardware.gpus:
-        reference = reference_plan(space)
+        reference = reference_plan(problem)
     found = {
         "default": ("reference", reference),
-        "random": ("random", _random_plan(space, hardware, calibration, seed, others)),
+        "random": ("random", _random_plan(problem, hardware, calibration, seed, others)),
     }
     missing = {
         "default": "what `moemodel init` would try first fits nowhere here",
         "random": "no other plan of its search can be run here",
     }
-    return Controls(
-        wishes=tuple(
-            Wish(role=f"control: {role}", plan=plan.model_copy(update={"name": f"{document.name}-{name}"}))
+    return BaselinePlans(
+        requests=tuple(
+            PlanRequest(role=f"control: {role}", plan=plan.model_copy(update={"name": f"{document.name}-{name}"}))
             for role, (name, plan) in found.items()
             if plan is not None
         ),
@@ -84,10 +85,10 @@ def controls_for(
     )
 
 
-def _space(document: Search, calibration: Calibration) -> Space:
+def _problem(document: Search, calibration: Calibration) -> SearchProblem:
     """What a search rests on; its document was checked when it was searched or made."""
     plan = document.plan()
-    return Space(
+    return SearchProblem(
         document=document,
         architecture=architecture_of(plan),
         gpu=read_gpu(document.cluster.gpu),
@@ -96,19 +97,19 @@ def _space(document: Search, calibration: Calibration) -> Space:
 
 
 def _random_plan(
-    space: Space, hardware: Hardware, calibration: Calibration, seed: int, others: Sequence[Plan]
+    problem: SearchProblem, hardware: Hardware, calibration: Calibration, seed: int, others: Sequence[Plan]
 ) -> Plan | None:
     """A plan drawn at random of those that fit, keep the limits, can be run, and are none of `others`."""
     random = np.random.default_rng(seed)
-    legal = candidates(space.document, space.architecture, space.gpu, calibration)
+    legal = candidates(problem, calibration)
     clocks = legal.clocks_MHz if hardware.no_locks is None else (None,)
     tried = 0
     for some in _in_random_order(legal, random):
-        fits = memory_of(space, some.batch(space.document)).peak_B <= space.machine.memory_B
+        fits = memory_of(problem, some.batch(problem.document)).peak_B <= problem.machine.memory_B
         for row in np.flatnonzero(fits):
-            plan = plan_at(space, some, int(row), clocks[random.integers(len(clocks))] if clocks else None)
+            plan = some.plan(problem.document, int(row), clocks[random.integers(len(clocks))] if clocks else None)
             taken = any(what_runs(plan) == what_runs(other) for other in others)
-            if not taken and hardware.unable(plan) is None and _within_limits(space, plan):
+            if not taken and hardware.unable(plan) is None and _within_limits(problem, plan):
                 return plan
             tried += 1
             if tried == _MOST_TRIED:
@@ -122,7 +123,7 @@ def _in_random_order(legal: Candidates, random: np.random.Generator) -> Iterator
         yield legal.take(order[start : start + _AT_ONCE])
 
 
-def _within_limits(space: Space, plan: Plan) -> bool:
+def _within_limits(problem: SearchProblem, plan: Plan) -> bool:
     batch = batch_of(plan)
-    needs = needs_of(space, batch, predict(space.architecture, batch, space.machine))
-    return all(needs[name][0] <= limit for name, limit in limits_of(space).items())
+    values = constraint_values(problem, batch, predict(problem.architecture, batch, problem.machine))
+    return all(values[name][0] <= limit for name, limit in limits_of(problem).items())

@@ -25,7 +25,7 @@ Clocks = Literal["auto", "passive", "lock"]
 _NODES = ("SLURM_NNODES", "SLURM_JOB_NUM_NODES")
 
 
-def look(gpu: str, *, clocks: Clocks, launcher: Launcher) -> tuple[Hardware, Environment]:
+def probe_hardware(gpu: str, *, clocks: Clocks, launcher: Launcher) -> tuple[Hardware, Environment]:
     """The hardware at hand, found out without changing anything.
 
     Args:

@@ -13,11 +13,11 @@ from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration, fingerprint
 from moemodel.model.results.feasibility import fits
 from moemodel.model.results.outcome import machine_of
-from moemodel.model.results.validation import SetAside
+from moemodel.model.results.validation import SkippedPlan
 from moemodel.model.search.document import Ranges, Search, SearchCluster
 from moemodel.model.search.result import SearchResult
-from moemodel.validation.select.baselines import controls_for
-from moemodel.validation.select.runnable import Choice, Hardware, Wish, added, choice_of, comparison_group, same
+from moemodel.validation.select.baselines import baselines_for
+from moemodel.validation.select.runnable import Choice, Hardware, PlanRequest, added, choice_of, comparison_group, same
 
 _PICKS = ("fastest", "least_energy", "knee", "least_energy_within")  # the ends of the front, then what lies between
 
@@ -27,7 +27,7 @@ class Chosen:
     """The plans to run, those that are not, and what a reader should know."""
 
     choices: tuple[Choice, ...]
-    set_aside: tuple[SetAside, ...]
+    set_aside: tuple[SkippedPlan, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -37,14 +37,14 @@ class _Picker:
     def __init__(self, hardware: Hardware) -> None:
         self.hardware = hardware
         self.choices: list[Choice] = []
-        self.set_aside: list[SetAside] = []
+        self.set_aside: list[SkippedPlan] = []
         self.notes: list[str] = []
 
-    def take(self, wish: Wish, most: int | None = None) -> None:
+    def take(self, request: PlanRequest, most: int | None = None) -> None:
         """A plan, if it can be run, and there are no `most` others yet or it is one of them."""
         full = most is not None and len(self.choices) >= most
-        found = choice_of(wish, self.hardware)
-        if isinstance(found, SetAside):
+        found = choice_of(request, self.hardware)
+        if isinstance(found, SkippedPlan):
             self.set_aside += [] if full else [found]
         elif most is None or len(self.choices) < most or any(same(found, other) for other in self.choices):
             self.choices = added(self.choices, found)
@@ -52,10 +52,10 @@ class _Picker:
     def control(self, document: Search, reference: Plan | None, calibration: Calibration, seed: int) -> None:
         """The controls of a search."""
         others = [choice.plan for choice in self.choices]
-        found = controls_for(document, reference, self.hardware, calibration, seed=seed, others=others)
+        found = baselines_for(document, reference, self.hardware, calibration, seed=seed, others=others)
         self.notes += found.notes
-        for wish in found.wishes:
-            self.take(wish)
+        for request in found.requests:
+            self.take(request)
 
     def reasons(self) -> str:
         """Why plans were set aside, each reason once."""
@@ -84,8 +84,8 @@ def from_search(
         InputError: none of them can be run here; with the reasons.
     """
     picker = _Picker(hardware)
-    for wish in _by_merit(result):
-        picker.take(wish, most=top)
+    for request in _by_merit(result):
+        picker.take(request, most=top)
     if not picker.choices:
         raise InputError(
             f"none of the {len(result.front)} plans of search {result.search.name} can be run here: "
@@ -102,7 +102,7 @@ def from_search(
     return picker.chosen()
 
 
-def _by_merit(result: SearchResult) -> Iterator[Wish]:
+def _by_merit(result: SearchResult) -> Iterator[PlanRequest]:
     """Entries of the front: picks, then the others evenly spread; each once. Then the fastest behind it."""
     names: dict[int, list[str]] = {}
     for pick in _PICKS:
@@ -111,9 +111,9 @@ def _by_merit(result: SearchResult) -> Iterator[Wish]:
     by_number = {entry.number: entry for entry in result.front}
     for number in (*names, *_spread([number for number in by_number if number not in names])):
         named = f" ({', '.join(names[number])})" if number in names else ""
-        yield Wish(role=f"front {number}{named}", plan=by_number[number].plan)
+        yield PlanRequest(role=f"front {number}{named}", plan=by_number[number].plan)
     for place, entry in enumerate(result.next_fastest, start=1):
-        yield Wish(role=f"next {place} behind the front", plan=entry.plan)
+        yield PlanRequest(role=f"next {place} behind the front", plan=entry.plan)
 
 
 def _spread(values: Sequence[int]) -> list[int]:
@@ -127,12 +127,12 @@ def _spread(values: Sequence[int]) -> list[int]:
 
 
 def from_plans(
-    wishes: Iterable[Wish], hardware: Hardware, calibration: Calibration, *, controls: bool, seed: int
+    requests: Iterable[PlanRequest], hardware: Hardware, calibration: Calibration, *, controls: bool, seed: int
 ) -> Chosen:
     """Plans that somebody names; controls for every model and batch among them.
 
     Args:
-        wishes: the plans, and where each is from.
+        requests: the plans, and where each is from.
         hardware: at hand.
         calibration: of the GPU.
         controls: whether to add them.
@@ -143,9 +143,9 @@ def from_plans(
         InfeasiblePlanError: degrees that don't divide the architecture.
     """
     picker = _Picker(hardware)
-    for wish in wishes:
-        _check(wish)
-        picker.take(replace(wish, notes=_doubts(wish.plan, calibration)))
+    for request in requests:
+        _check(request)
+        picker.take(replace(request, notes=_doubts(request.plan, calibration)))
     if not picker.choices:
         raise InputError(f"no plan can be run here: {picker.reasons()}")
     groups: dict[Hashable, list[Plan]] = {}
@@ -156,12 +156,12 @@ def from_plans(
     return picker.chosen()
 
 
-def _check(wish: Wish) -> None:
+def _check(request: PlanRequest) -> None:
     """Refuse degrees that don't divide the architecture; an error says where the plan is from."""
     try:
-        check_architecture(wish.plan, architecture_of(wish.plan))
+        check_architecture(request.plan, architecture_of(request.plan))
     except MoeModelError as error:
-        raise type(error)(f"{wish.role}: {error}") from None
+        raise type(error)(f"{request.role}: {error}") from None
 
 
 def _doubts(plan: Plan, calibration: Calibration) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.plan.spec import Plan, RoutingSpec, SiteSpec
-from moemodel.model.results.validation import SetAside
+from moemodel.model.results.validation import SkippedPlan
 from moemodel.profiler.backends.base import BACKENDS
 
 _SAME_W = 1.0  # power limits that differ by less are one
@@ -55,7 +55,7 @@ class Choice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class PlanRequest:
     """A plan that somebody wants to see run."""
 
     role: str
@@ -63,13 +63,13 @@ class Wish:
     notes: tuple[str, ...] = ()
 
 
-def choice_of(wish: Wish, hardware: Hardware) -> Choice | SetAside:
+def choice_of(request: PlanRequest, hardware: Hardware) -> Choice | SkippedPlan:
     """A plan as it can be run here, or why it can't."""
-    asked = wish.plan
+    asked = request.plan
     reason = _against(asked, hardware)
     if reason is not None:
-        return SetAside(name=f"{asked.name} [{wish.role}]", reason=reason)
-    plan, notes = asked, list(wish.notes)
+        return SkippedPlan(name=f"{asked.name} [{request.role}]", reason=reason)
+    plan, notes = asked, list(request.notes)
     if asked.clock_MHz is not None and hardware.no_locks is not None:
         plan = plan.model_copy(update={"clock_MHz": None})
         notes.append(not_held(asked.clock_MHz, hardware.no_locks))
@@ -77,7 +77,7 @@ def choice_of(wish: Wish, hardware: Hardware) -> Choice | SetAside:
     if limit_W is not None and usual_W is not None and abs(limit_W - usual_W) > _SAME_W and asked.power_cap_W is None:
         plan = plan.model_copy(update={"power_cap_W": limit_W})
         notes.append(f"The power limit in force is {limit_W:g} W, not {usual_W:g} W: predicted for that.")
-    return Choice(asked=asked, plan=plan, roles=(wish.role,), notes=tuple(notes))
+    return Choice(asked=asked, plan=plan, roles=(request.role,), notes=tuple(notes))
 
 
 def not_held(clock_MHz: float, reason: str) -> str:

@@ -32,7 +32,7 @@ from moemodel.profiler.backends.torch_native.model import DecoderModel, Experts
 Pass = Callable[[bool], AbstractContextManager[None]]  # given whether it is the last micro-batch's
 
 
-def replicate(model: DecoderModel, group: Group, *, spread: bool) -> DistributedDataParallel:
+def replicate(model: DecoderModel, group: Group, *, expert_parallel: bool) -> DistributedDataParallel:
     """DDP.
 
     All ranks drew the same weights, so none are sent or checked first (`init_sync`).
@@ -40,9 +40,9 @@ def replicate(model: DecoderModel, group: Group, *, spread: bool) -> Distributed
     Args:
         model: in memory, the same on all ranks of the group but for experts that ep shares out.
         group: data-parallel ranks.
-        spread: whether ep shares out the experts, whose gradients are then left to the caller.
+        expert_parallel: whether ep shares out the experts, whose gradients are then left to the caller.
     """
-    held = _experts(model) if spread else []
+    held = _experts(model) if expert_parallel else []
     shared_out = [f"{name}.{leaf}" for name, experts in held for leaf, _ in experts.named_parameters()]
     ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
     ignore(model, shared_out)  # type: ignore[no-untyped-call]
@@ -50,7 +50,13 @@ def replicate(model: DecoderModel, group: Group, *, spread: bool) -> Distributed
 
 
 def shard(
-    model: DecoderModel, zero: int, group: Group, *, spread: bool, copies: Group | None, device: torch.device
+    model: DecoderModel,
+    zero: int,
+    group: Group,
+    *,
+    expert_parallel: bool,
+    expert_group: Group | None,
+    device: torch.device,
 ) -> None:
     """FSDP2 in place, layer by layer.
 
@@ -58,17 +64,17 @@ def shard(
         model: in memory, the same on all ranks of the group but for experts that ep shares out.
         zero: stage 1 to 3.
         group: data-parallel ranks.
-        spread: whether ep shares out the experts.
-        copies: ranks that then hold the same experts, if there are several.
+        expert_parallel: whether ep shares out the experts.
+        expert_group: ranks that then hold the same experts, if there are several.
         device: that the model is on.
     """
     mesh = DeviceMesh.from_group(group, device.type, mesh_dim_names=("dp",))
-    held = [experts for _, experts in _experts(model)] if spread else []
+    held = [experts for _, experts in _experts(model)] if expert_parallel else []
     ignored: set[nn.Parameter] = set()
-    if copies is not None and held:
-        copies_mesh = DeviceMesh.from_group(copies, device.type, mesh_dim_names=("copies",))
+    if expert_group is not None and held:
+        expert_mesh = DeviceMesh.from_group(expert_group, device.type, mesh_dim_names=("expert_dp",))
         for experts in held:
-            fully_shard(experts, mesh=copies_mesh, reshard_after_forward=zero == 3)
+            fully_shard(experts, mesh=expert_mesh, reshard_after_forward=zero == 3)
     else:
         ignored = {p for experts in held for p in experts.parameters()}
     for layer in model.layers:

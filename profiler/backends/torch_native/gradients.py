@@ -26,13 +26,13 @@ class Trained:
 
     Attributes:
         parameter: whole, or sharded by FSDP.
-        holders: ranks that hold the same values of it.
+        replicas: ranks that hold the same values of it.
         scale: by which its gradient is still to be multiplied, to be that of the mean loss.
         sums: groups over which its gradient is still to be summed, in this order.
     """
 
     parameter: nn.Parameter
-    holders: int
+    replicas: int
     scale: float
     sums: tuple[Group, ...]
 
@@ -48,7 +48,7 @@ class Gradients:
     def __init__(self, trained: Sequence[Trained], everybody: Group | None) -> None:
         self._trained, self._everybody = trained, everybody
         self._groups = list(dict.fromkeys(group for t in trained for group in t.sums))
-        weights = [t.scale**2 / t.holders for t in trained]
+        weights = [t.scale**2 / t.replicas for t in trained]
         self._weights = torch.tensor(weights, dtype=torch.float32, device=trained[0].parameter.device)
         self._scaled = any(t.scale != 1 for t in trained)
 

@@ -20,7 +20,7 @@ from moemodel.profiler.jobs.ranks import all_gather, reduce_scatter
 Group = dist.ProcessGroup
 
 
-class _Enter(Function):
+class _CopyToTensorParallelRegion(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
         ctx.group = group
@@ -33,7 +33,7 @@ class _Enter(Function):
         return gradient, None
 
 
-class _Leave(Function):
+class _ReduceFromTensorParallelRegion(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
         ctx.mark_dirty(x)
@@ -46,7 +46,7 @@ class _Leave(Function):
         return gradients[0], None
 
 
-class _Gather(Function):
+class _GatherFromSequenceParallelRegion(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
         ctx.group = group
@@ -57,7 +57,7 @@ class _Gather(Function):
         return _scattered(gradients[0], ctx.group), None
 
 
-class _Scatter(Function):
+class _ReduceScatterToSequenceParallelRegion(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
         ctx.group = group
@@ -138,24 +138,24 @@ def _apply(function: type[Function], *arguments: Any) -> Tensor:
     return cast(Tensor, function.apply(*arguments))  # type: ignore[no-untyped-call]
 
 
-def enter(x: Tensor, group: Group) -> Tensor:
-    """The same tensor; its gradient is summed over the group."""
-    return _apply(_Enter, x, group)
+def copy_to_tensor_parallel_region(x: Tensor, group: Group) -> Tensor:
+    """The same tensor (Megatron-LM's f); its gradient is summed over the group."""
+    return _apply(_CopyToTensorParallelRegion, x, group)
 
 
-def leave(x: Tensor, group: Group) -> Tensor:
-    """Summed over the group, in place; its gradient is the same."""
-    return _apply(_Leave, x, group)
+def reduce_from_tensor_parallel_region(x: Tensor, group: Group) -> Tensor:
+    """Summed over the group, in place (Megatron-LM's g); its gradient is the same."""
+    return _apply(_ReduceFromTensorParallelRegion, x, group)
 
 
-def gather(x_TD: Tensor, group: Group) -> Tensor:
+def gather_from_sequence_parallel_region(x_TD: Tensor, group: Group) -> Tensor:
     """Rows of all ranks; the gradient is summed and each rank keeps its rows."""
-    return _apply(_Gather, x_TD, group)
+    return _apply(_GatherFromSequenceParallelRegion, x_TD, group)
 
 
-def scatter(x_TD: Tensor, group: Group) -> Tensor:
+def reduce_scatter_to_sequence_parallel_region(x_TD: Tensor, group: Group) -> Tensor:
     """Summed, each rank keeps its rows; the gradient is gathered."""
-    return _apply(_Scatter, x_TD, group)
+    return _apply(_ReduceScatterToSequenceParallelRegion, x_TD, group)
 
 
 def all_to_all(x_RD: Tensor, send: list[int], receive: list[int], group: Group) -> Tensor:

@@ -1,4 +1,4 @@
-"""A decoder-only architecture as a PyTorch module, built of the operators in `profiler.torch_ops`.
+"""A decoder-only architecture as a PyTorch module, built of the operators in `operators`.
 
 What the profiler times operator by operator is what this model runs, so a prediction can be checked against it.
 Choices that a prediction has to share:
@@ -11,7 +11,8 @@ Choices that a prediction has to share:
 - Routers have no auxiliary loss: it costs next to nothing, and the load is measured, not assumed.
 - Weights depend on a seed and on each parameter's name alone, so that whoever holds a part of the model can draw it.
 
-A rank of several builds the same modules for what it holds: some of the layers (`Span`), and of these a part (`Cut`).
+A rank of several builds the same modules for what it holds: some of the layers (`Span`), and of these a part
+(`ShardingStrategy`).
 
 Recompute. `full`: a layer keeps its input and runs again in the backward pass. `selective`: the attention core runs
 again, as in Megatron (Korthikanti et al. 2022, section 5); with a flash kernel, which keeps no score matrix, that
@@ -54,7 +55,7 @@ class Positions:
     rotary: dict[int, tuple[Tensor, Tensor]]
 
 
-class Cut:
+class ShardingStrategy:
     """What a device holds of each layer, and what it tells those that hold the rest. This one holds all of it."""
 
     def layer(self, layer: Layer) -> Layer:
@@ -65,12 +66,12 @@ class Cut:
         """Rows that it holds of the token embedding and of the head."""
         return rows
 
-    def enter(self, x_TD: Tensor) -> Tensor:
-        """Input of a block, for products that are cut by columns."""
+    def enter_tensor_parallel_region(self, x_TD: Tensor) -> Tensor:
+        """Input of a block, for products that are sharded by columns."""
         return x_TD
 
-    def leave(self, x_TD: Tensor) -> Tensor:
-        """Output of a block, whose last product was cut by rows."""
+    def leave_tensor_parallel_region(self, x_TD: Tensor) -> Tensor:
+        """Output of a block, whose last product was sharded by rows."""
         return x_TD
 
     def project(self, linear: nn.Linear, x: Tensor) -> Tensor:
@@ -100,7 +101,7 @@ class Cut:
         return torch_ops.cross_entropy(functional.linear(x_TW, head_VW), targets_T)
 
 
-WHOLE = Cut()
+WHOLE = ShardingStrategy()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +128,9 @@ class _Norm(nn.Module):
 
 
 class _Attention(nn.Module):
-    def __init__(self, attention: Attention, hidden: int, *, recompute: bool, cut: Cut) -> None:
+    def __init__(self, attention: Attention, hidden: int, *, recompute: bool, sharding: ShardingStrategy) -> None:
         super().__init__()
-        self._shape, self._recompute, self._cut = attention, recompute, cut
+        self._shape, self._recompute, self._sharding = attention, recompute, sharding
         queries, keys = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
         self.q = nn.Linear(hidden, queries, bias=attention.bias_qkv)
         self.k = nn.Linear(hidden, keys, bias=attention.bias_qkv)
@@ -142,14 +143,14 @@ class _Attention(nn.Module):
         self.k_norm = _Norm(widths[1], kind="rms", bias=False) if normed else None
 
     def forward(self, x_TD: Tensor, positions: Positions) -> Tensor:
-        x_TD = self._cut.enter(x_TD)
+        x_TD = self._sharding.enter_tensor_parallel_region(x_TD)
         q, k = self.q(x_TD), self.k(x_TD)
         if self.q_norm is not None and self.k_norm is not None and self._shape.qk_norm == "full":
-            q, k = self._cut.normalise(q, k, self.q_norm, self.k_norm)
+            q, k = self._sharding.normalise(q, k, self.q_norm, self.k_norm)
         q_BHSK, k_BGSK = self._heads(q, self.q_norm, positions), self._heads(k, self.k_norm, positions)
         v_BGSK = self._split(self.v(x_TD), positions).transpose(1, 2)
         y_BHSK = self._core(q_BHSK, k_BGSK, v_BGSK)
-        return self._cut.project(self.o, y_BHSK.transpose(1, 2).reshape(x_TD.shape[0], -1))
+        return self._sharding.project(self.o, y_BHSK.transpose(1, 2).reshape(x_TD.shape[0], -1))
 
     def _heads(self, x: Tensor, norm: _Norm | None, positions: Positions) -> Tensor:
         """Normalise each head where heads have their own norm, rotate, and bring heads before the sequence.
@@ -203,15 +204,15 @@ _GATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class _Mlp(nn.Module):
-    def __init__(self, block: Mlp, hidden: int, cut: Cut) -> None:
+    def __init__(self, block: Mlp, hidden: int, sharding: ShardingStrategy) -> None:
         super().__init__()
-        self._activation, self._cut = block.activation, cut
+        self._activation, self._sharding = block.activation, sharding
         self.gate = nn.Linear(hidden, block.width, bias=block.bias) if block.gated else None
         self.up = nn.Linear(hidden, block.width, bias=block.bias)
         self.down = nn.Linear(block.width, hidden, bias=block.bias)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        return self._cut.project(self.down, self._inner(self._cut.enter(x_TD)))
+        return self._sharding.project(self.down, self._inner(self._sharding.enter_tensor_parallel_region(x_TD)))
 
     def _inner(self, x_TD: Tensor) -> Tensor:
         if self.gate is None:
@@ -245,12 +246,12 @@ class Mixture(nn.Module):
         block: as the architecture has it.
         held: what this device holds of it.
         hidden: model width.
-        cut: see `Cut`.
+        sharding: see `ShardingStrategy`.
     """
 
-    def __init__(self, block: Moe, held: Moe, hidden: int, cut: Cut) -> None:
+    def __init__(self, block: Moe, held: Moe, hidden: int, sharding: ShardingStrategy) -> None:
         super().__init__()
-        self._block, self._cut = block, cut
+        self._block, self._sharding = block, sharding
         self.router = nn.Linear(hidden, block.experts, bias=False)
         self.experts = Experts(held, hidden)
         shared = Mlp(width=held.shared_width, activation=block.activation, gated=block.gated, bias=block.bias)
@@ -259,35 +260,37 @@ class Mixture(nn.Module):
         self.loads: deque[Tensor] = deque(maxlen=_LOADS_KEPT)  # rows of each expert, one tensor [E] a forward pass
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        x_TD = self._cut.enter(x_TD)
+        x_TD = self._sharding.enter_tensor_parallel_region(x_TD)
         y_TD = self._routed(x_TD)
         if self.shared is None:
-            return self._cut.leave(y_TD)
+            return self._sharding.leave_tensor_parallel_region(y_TD)
         shared_TD: Tensor = self.shared(x_TD)
         if self.shared_gate is not None:
             shared_TD = torch.sigmoid(self.shared_gate(x_TD)) * shared_TD
-        return self._cut.leave(y_TD + shared_TD)
+        return self._sharding.leave_tensor_parallel_region(y_TD + shared_TD)
 
     def _routed(self, x_TD: Tensor) -> Tensor:
         block = self._block
         weight_Tk, expert_Tk = torch_ops.route(self.router(x_TD), block.top_k)
         d = torch_ops.dispatch(expert_Tk, block.experts)
         self.loads.append(d.counts_E)
-        y_RD = self._cut.pass_experts(torch_ops.permute(x_TD, d, block.top_k), d, self.experts)
+        y_RD = self._sharding.pass_experts(torch_ops.permute(x_TD, d, block.top_k), d, self.experts)
         return torch_ops.unpermute(y_RD, weight_Tk, d)
 
 
 class _Layer(nn.Module):
-    def __init__(self, layer: Layer, hidden: int, *, recompute: RecomputeName, cut: Cut) -> None:
+    def __init__(self, layer: Layer, hidden: int, *, recompute: RecomputeName, sharding: ShardingStrategy) -> None:
         super().__init__()
         self._recompute = recompute == "full"
-        held = cut.layer(layer)
+        held = sharding.layer(layer)
         assert layer.norm is not None
         norms = [_Norm(hidden, kind=layer.norm, bias=layer.norm_bias) for _ in range(len(layer.attentions) + 1)]
         self.norms = nn.ModuleList(norms)
         core = recompute == "selective"
-        self.attentions = nn.ModuleList(_Attention(a, hidden, recompute=core, cut=cut) for a in held.attentions)
-        self.feed_forward = _feed_forward(layer.feed_forward, held.feed_forward, hidden, cut)
+        self.attentions = nn.ModuleList(
+            _Attention(a, hidden, recompute=core, sharding=sharding) for a in held.attentions
+        )
+        self.feed_forward = _feed_forward(layer.feed_forward, held.feed_forward, hidden, sharding)
 
     def forward(self, x_TD: Tensor, positions: Positions) -> Tensor:
         if not (self._recompute and torch.is_grad_enabled()):
@@ -302,11 +305,11 @@ class _Layer(nn.Module):
         return out
 
 
-def _feed_forward(block: Mlp | Moe, held: Mlp | Moe, hidden: int, cut: Cut) -> _Mlp | Mixture:
+def _feed_forward(block: Mlp | Moe, held: Mlp | Moe, hidden: int, sharding: ShardingStrategy) -> _Mlp | Mixture:
     if isinstance(block, Moe) and isinstance(held, Moe):
-        return Mixture(block, held, hidden, cut)
+        return Mixture(block, held, hidden, sharding)
     assert isinstance(held, Mlp)
-    return _Mlp(held, hidden, cut)
+    return _Mlp(held, hidden, sharding)
 
 
 class DecoderModel(nn.Module):
@@ -317,18 +320,23 @@ class DecoderModel(nn.Module):
         recompute: see the module.
         span: the layers and ends that are there; None: all of them. Without both ends there is no `forward`: call
             `embed`, `run_layers` and `loss`.
-        cut: how much of each layer.
+        sharding: how much of each layer.
     """
 
     def __init__(
-        self, architecture: Architecture, *, recompute: RecomputeName, span: Span | None = None, cut: Cut = WHOLE
+        self,
+        architecture: Architecture,
+        *,
+        recompute: RecomputeName,
+        span: Span | None = None,
+        sharding: ShardingStrategy = WHOLE,
     ) -> None:
         super().__init__()
-        self.architecture, self._cut = architecture, cut
+        self.architecture, self._sharding = architecture, sharding
         self.span = span or Span(first=0, stop=len(architecture.decoder), embedding=True, head=True)
         first, last = self.span.embedding, self.span.head
         width, hidden = architecture.embedding_width, architecture.hidden
-        vocab, projected = cut.vocabulary(architecture.vocab), architecture.embedding_width != hidden
+        vocab, projected = sharding.vocabulary(architecture.vocab), architecture.embedding_width != hidden
         top = architecture.decoder[-1]
         assert top.norm is not None
         tied_head = last and architecture.tied
@@ -338,7 +346,7 @@ class DecoderModel(nn.Module):
         self.project_in = nn.Linear(width, hidden, bias=False) if first and projected else None
         self.project_out = nn.Linear(hidden, width, bias=False) if last and projected else None
         held = architecture.decoder[self.span.first : self.span.stop]
-        self.layers = nn.ModuleList(_Layer(layer, hidden, recompute=recompute, cut=cut) for layer in held)
+        self.layers = nn.ModuleList(_Layer(layer, hidden, recompute=recompute, sharding=sharding) for layer in held)
         self.norm = _Norm(hidden, kind=top.norm, bias=top.norm_bias) if last and architecture.final_norm else None
         self.head_VW = nn.Parameter(torch.empty(vocab, width)) if last and not architecture.tied else None
         self._tables: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
@@ -359,12 +367,12 @@ class DecoderModel(nn.Module):
             raise InputError(
                 f"sequence_length {seq}: {self.architecture.name} has {rows} learned positions; allowed: at most that"
             )
-        x = self._cut.embed(tokens_BS, self.embedding_VW)
+        x = self._sharding.embed(tokens_BS, self.embedding_VW)
         if self.project_in is not None:
             x = self.project_in(x)
         if self.position_PD is not None:
             position_BS = torch.arange(seq, device=tokens_BS.device).expand_as(tokens_BS)
-            x = x + functional.embedding(self._cut.own_rows(position_BS), self.position_PD)
+            x = x + functional.embedding(self._sharding.own_rows(position_BS), self.position_PD)
         return x.flatten(0, -2)
 
     def run_layers(self, x_TD: Tensor, batch: int, seq: int) -> Tensor:
@@ -381,7 +389,7 @@ class DecoderModel(nn.Module):
         x_TW = x_TD if self.project_out is None else self.project_out(x_TD)
         head_VW = self.embedding_VW if self.head_VW is None else self.head_VW
         assert head_VW is not None
-        return self._cut.loss(x_TW, head_VW, targets_BS.reshape(-1))
+        return self._sharding.loss(x_TW, head_VW, targets_BS.reshape(-1))
 
     def expert_loads(self) -> list[Tensor]:
         """Rows of each expert [E], one tensor a MoE layer and forward pass since they were cleared."""

@@ -1,4 +1,4 @@
-"""The operators of `model.operators`, in plain PyTorch: what the profiler times is what the training runs are built of.
+"""The operators of `model.operators.work` in plain PyTorch: what the profiler times is what training runs are built of.
 
 Shapes: T tokens (batch x seq), D hidden, B batch, H heads, S seq, K head_dim, E experts, k experts per token, F width,
 R = T k rows of (token, expert) pairs, V vocabulary.

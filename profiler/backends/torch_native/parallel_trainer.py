@@ -3,12 +3,12 @@
 Every plan of an architecture starts from the weights that the whole model has on one device, and sees the same
 sequences in the same step, so that its losses are those of one device, but for rounding.
 
-| degree | how                                                                                     | in           |
-| ------ | --------------------------------------------------------------------------------------- | ------------ |
-| dp     | DDP; from ZeRO 1 on FSDP2                                                               | `replicas`   |
-| tp     | explicit collectives on plain tensors, with or without sequence parallelism             | `cut`        |
-| ep     | dropless, rows to their experts and back by all-to-all                                  | `cut`        |
-| pp     | torch.distributed.pipelining                                                            | `pipeline`   |
+| degree | how                                                                                     | in                |
+| ------ | --------------------------------------------------------------------------------------- | ----------------- |
+| dp     | DDP; from ZeRO 1 on FSDP2                                                               | `data_parallel`   |
+| tp     | explicit collectives on plain tensors, with or without sequence parallelism             | `tensor_parallel` |
+| ep     | dropless, rows to their experts and back by all-to-all                                  | `tensor_parallel` |
+| pp     | torch.distributed.pipelining                                                            | `pipeline`        |
 
 Gradients that none of them sums are summed after the last backward pass (`gradients`): of parameters which every
 tensor-parallel rank has used for a part only; of experts with copies under ZeRO 0; of tied embeddings at both ends of a
@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from moemodel.profiler.backends.base import Mark, Run, TrainingRun
+from moemodel.profiler.backends.base import PhaseCallback, Run, TrainingRun
 from moemodel.profiler.backends.torch_native.batches import Batches
 from moemodel.profiler.backends.torch_native.data_parallel import passes, replicate, shard
 from moemodel.profiler.backends.torch_native.gradients import Gradients, Trained
@@ -31,9 +31,9 @@ from moemodel.profiler.backends.torch_native.optimizer import build_optimizer
 from moemodel.profiler.backends.torch_native.pipeline import Pipeline, own_chunks
 from moemodel.profiler.backends.torch_native.pipeline_stage import Chunk, build_part
 from moemodel.profiler.backends.torch_native.process_groups import Groups, release_comm_buffers
-from moemodel.profiler.backends.torch_native.rank_mesh import Layout
-from moemodel.profiler.backends.torch_native.sharding import Share, share_of, whole_names
-from moemodel.profiler.backends.torch_native.tensor_parallel import RankCut
+from moemodel.profiler.backends.torch_native.rank_mesh import RankMesh
+from moemodel.profiler.backends.torch_native.sharding import ShardSpec, shard_spec, whole_names
+from moemodel.profiler.backends.torch_native.tensor_parallel import TensorParallelSharding
 from moemodel.profiler.backends.torch_native.trainer import Trainer, wait
 
 __all__ = ["ParallelTrainer", "build", "release_comm_buffers"]
@@ -48,36 +48,37 @@ def build(run: TrainingRun, device: torch.device) -> Run | None:
     """
     if not dist.is_initialized():
         return Trainer(run, device)
-    layout = Layout.of(run.parallel, dist.get_rank())
-    groups = Groups(layout)
-    if layout.rank >= layout.size:
+    place = RankMesh.of(run.parallel, dist.get_rank())
+    groups = Groups(place)
+    if place.rank >= place.mesh.world_size:
         return None
-    return Trainer(run, device) if layout.size == 1 else ParallelTrainer(run, device, layout, groups)
+    return Trainer(run, device) if place.mesh.world_size == 1 else ParallelTrainer(run, device, place, groups)
 
 
 class ParallelTrainer:
     """One rank's part of a model in training: data, passes, gradients, optimizer. A `Run`."""
 
-    def __init__(self, run: TrainingRun, device: torch.device, layout: Layout, groups: Groups) -> None:
-        self.device, self._run, self._layout, self._groups = device, run, layout, groups
-        self._zero = run.parallel.zero_stage if layout.dp > 1 else 0
+    def __init__(self, run: TrainingRun, device: torch.device, place: RankMesh, groups: Groups) -> None:
+        self.device, self._run, self._place, self._groups = device, run, place, groups
+        mesh = self._mesh = place.mesh
+        self._zero = run.parallel.zero_stage if mesh.dp > 1 else 0
         self._models = self._build_models()
         self.parameters = sum(p.numel() for model in self._models for p in model.parameters())
-        self._by_ddp = layout.dp > 1 and self._zero == 0 and not (layout.pp > 1 and run.schedule == "zero-bubble")
+        self._by_ddp = mesh.dp > 1 and self._zero == 0 and not (mesh.pp > 1 and run.schedule == "zero-bubble")
         modules = [self._wrapped(model) for model in self._models]
         self._holder = nn.ModuleList(self._models)
-        self._gradients = Gradients([t for m in self._models for t in self._trained(m)], groups.own("all"))
+        self._gradients = Gradients([t for m in self._models for t in self._trained(m)], groups.own("world"))
         self._optimizer = build_optimizer(self._holder, run.precision, lr=run.lr, keep_gradients=self._by_ddp)
-        self._batches = Batches(run, device, layout.dp_rank)
+        self._batches = Batches(run, device, place.at.dp)
         self._losses: list[Tensor] = []
         self._passes = passes(modules[0], self._zero)
         self._module = modules[0]
         self._pipeline = self._build_pipeline(modules)
-        self.marks = 3 if layout.pp > 1 else 2 * run.micro_batches + 2
+        self.marks = 3 if mesh.pp > 1 else 2 * run.micro_batches + 2
 
     # ---- a step -------------------------------------------------------------------------------------------------
 
-    def step(self, mark: Mark) -> None:
+    def step(self, mark: PhaseCallback) -> None:
         """See `Run`."""
         mark("start")
         tokens, targets = self._batches.step()
@@ -92,7 +93,7 @@ class ParallelTrainer:
         self._optimizer.zero_grad()
         mark("optimizer")
 
-    def _micro_batches(self, tokens: Tensor, targets: Tensor, mark: Mark) -> None:
+    def _micro_batches(self, tokens: Tensor, targets: Tensor, mark: PhaseCallback) -> None:
         self._losses = []
         number = len(tokens)
         for i in range(number):
@@ -112,7 +113,7 @@ class ParallelTrainer:
         mean = torch.zeros(2, dtype=torch.float64, device=self.device)  # a sum, and of how many ranks
         if self._losses:
             mean[0], mean[1] = torch.stack(self._losses).double().sum(), 1.0
-        group = self._groups.own("all")
+        group = self._groups.own("world")
         if group is not None:
             dist.all_reduce(mean, group=group)
         total, ranks = mean.tolist()
@@ -127,7 +128,7 @@ class ParallelTrainer:
     def expert_loads(self) -> list[Tensor]:
         """See `Run`."""
         loads = [load for model in self._models for load in model.expert_loads()]
-        group = self._groups.own("dp")
+        group = self._groups.own("data_parallel")
         if group is None or not loads:
             return loads
         sums = torch.stack(loads)
@@ -152,34 +153,36 @@ class ParallelTrainer:
     # ---- building -----------------------------------------------------------------------------------------------
 
     def _build_models(self) -> list[DecoderModel]:
-        run, layout, groups = self._run, self._layout, self._groups
-        cut = RankCut(
-            tp=layout.tp,
-            tp_rank=layout.tp_rank,
+        run, place, groups = self._run, self._place, self._groups
+        sharding = TensorParallelSharding(
+            tp=place.mesh.tp,
+            tp_rank=place.at.tp,
             tp_group=groups.own("tp"),
-            ep=layout.ep,
-            ep_group=groups.own("experts"),
+            ep=place.mesh.ep,
+            ep_group=groups.own("ep"),
             sequence=run.parallel.sequence_parallel,
             vocab=run.architecture.vocab,
         )
         with torch.device("meta"):
             parts: list[DecoderModel] = (
-                [DecoderModel(run.architecture, recompute=run.recompute, cut=cut)]
-                if layout.pp == 1
-                else list(own_chunks(run, layout, cut))
+                [DecoderModel(run.architecture, recompute=run.recompute, sharding=sharding)]
+                if place.mesh.pp == 1
+                else list(own_chunks(run, place, sharding))
             )
-        return [build_part(part, run, layout, self.device) for part in parts]
+        return [build_part(part, run, place, self.device) for part in parts]
 
     def _wrapped(self, model: DecoderModel) -> nn.Module:
-        group = self._groups.own("dp")
+        group = self._groups.own("data_parallel")
         if group is None:
             return model
-        spread = self._layout.ep > 1
+        expert_parallel = self._mesh.ep > 1
         if self._by_ddp:
-            return replicate(model, group, spread=spread)
+            return replicate(model, group, expert_parallel=expert_parallel)
         if self._zero > 0:
-            copies = self._groups.own("copies") if spread else None
-            shard(model, self._zero, group, spread=spread, copies=copies, device=self.device)
+            expert_group = self._groups.own("expert_data_parallel") if expert_parallel else None
+            shard(
+                model, self._zero, group, expert_parallel=expert_parallel, expert_group=expert_group, device=self.device
+            )
         return model
 
     def _build_pipeline(self, modules: list[nn.Module]) -> Pipeline | None:
@@ -187,29 +190,32 @@ class ParallelTrainer:
         if group is None:
             return None
         chunks = [model for model in self._models if isinstance(model, Chunk)]
-        return Pipeline(self._run, self._layout, chunks, modules, group, self.device)
+        return Pipeline(self._run, self._place, chunks, modules, group, self.device)
 
     def _trained(self, model: DecoderModel) -> list[Trained]:
         architecture = self._run.architecture
         return [
-            self._trained_one(name, parameter, share_of(name, architecture)) for name, parameter in whole_names(model)
+            self._trained_one(name, parameter, shard_spec(name, architecture)) for name, parameter in whole_names(model)
         ]
 
-    def _trained_one(self, name: str, parameter: nn.Parameter, share: Share) -> Trained:
-        layout, groups = self._layout, self._groups
-        spread = share.expert and layout.ep > 1
+    def _trained_one(self, name: str, parameter: nn.Parameter, spec: ShardSpec) -> Trained:
+        mesh, groups = self._mesh, self._groups
+        expert_parallel = spec.expert and mesh.ep > 1
         sharded = hasattr(parameter, "to_local")
-        copies = layout.dp // layout.ep if spread else layout.dp
-        left = not sharded and (spread or not self._by_ddp)  # to this module, of the mean over dp
-        partial = share.partial == "always" or (share.partial == "sequence" and self._run.parallel.sequence_parallel)
-        twice = layout.pp > 1 and name == "embedding_VW" and self._run.architecture.tied
+        data_ranks = (mesh.expert_data_parallel_group if expert_parallel else mesh.data_parallel_group).size
+        left = not sharded and (expert_parallel or not self._by_ddp)  # to this module, of the mean over dp
+        partial = spec.partial == "always" or (spec.partial == "sequence" and self._run.parallel.sequence_parallel)
+        twice = mesh.pp > 1 and name == "embedding_VW" and self._run.architecture.tied
         sums = (
-            groups.own("copies" if spread else "dp") if left else None,
+            groups.own("expert_data_parallel" if expert_parallel else "data_parallel") if left else None,
             groups.own("tp") if partial else None,
-            groups.own("ends") if twice else None,
+            groups.own("embedding") if twice else None,
         )
-        scale = 1 / layout.dp if left else (1 / layout.ep if spread else 1.0)
-        holders = (1 if sharded else copies) * (1 if share.dim is not None else layout.tp) * (2 if twice else 1)
+        scale = 1 / mesh.dp if left else (1 / mesh.ep if expert_parallel else 1.0)
+        replicas = (1 if sharded else data_ranks) * (1 if spec.dim is not None else mesh.tp) * (2 if twice else 1)
         return Trained(
-            parameter=parameter, holders=holders, scale=scale, sums=tuple(group for group in sums if group is not None)
+            parameter=parameter,
+            replicas=replicas,
+            scale=scale,
+            sums=tuple(group for group in sums if group is not None),
         )

@@ -31,20 +31,20 @@ from torch.distributed.pipelining import (
 from moemodel.model.schedule.pipeline_layout import layer_bounds
 from moemodel.profiler.backends.base import TrainingRun
 from moemodel.profiler.backends.torch_native.mappings import Group
-from moemodel.profiler.backends.torch_native.model import Cut, Span
+from moemodel.profiler.backends.torch_native.model import ShardingStrategy, Span
 from moemodel.profiler.backends.torch_native.pipeline_stage import Chunk
-from moemodel.profiler.backends.torch_native.rank_mesh import Layout
+from moemodel.profiler.backends.torch_native.rank_mesh import RankMesh
 
 
-def own_chunks(run: TrainingRun, layout: Layout, cut: Cut) -> list[Chunk]:
+def own_chunks(run: TrainingRun, place: RankMesh, sharding: ShardingStrategy) -> list[Chunk]:
     """The chunks of one rank, on whatever device is the default."""
-    bounds = layer_bounds(run.architecture, layout.pp * run.parallel.virtual_stages)
+    bounds = layer_bounds(run.architecture, place.mesh.pp * run.parallel.virtual_stages)
     last = len(bounds) - 2
     spans = [
         Span(first=first, stop=stop, embedding=i == 0, head=i == last)
         for i, (first, stop) in enumerate(pairwise(bounds))
     ]
-    return [Chunk(run, span, cut) for span in spans[layout.pp_rank :: layout.pp]]
+    return [Chunk(run, span, sharding) for span in spans[place.at.pp :: place.mesh.pp]]
 
 
 class Pipeline:
@@ -52,7 +52,7 @@ class Pipeline:
 
     Args:
         run: what is trained.
-        layout: of the plan.
+        place: of this rank in the plan.
         chunks: of this rank, in order.
         modules: the same, wrapped for data parallelism.
         group: ranks of the pipeline.
@@ -62,7 +62,7 @@ class Pipeline:
     def __init__(
         self,
         run: TrainingRun,
-        layout: Layout,
+        place: RankMesh,
         chunks: Sequence[Chunk],
         modules: Sequence[nn.Module],
         group: Group,
@@ -70,7 +70,7 @@ class Pipeline:
     ) -> None:
         self._run, self._chunks = run, chunks
         self._stages: list[Any] = [
-            self._stage(chunk, module, layout, index, group, device)
+            self._stage(chunk, module, place, index, group, device)
             for index, (chunk, module) in enumerate(zip(chunks, modules, strict=True))
         ]
         self._schedule = self._make_schedule()
@@ -93,17 +93,17 @@ class Pipeline:
         return [loss.detach() for loss in losses]
 
     def _stage(
-        self, chunk: Chunk, module: nn.Module, layout: Layout, index: int, group: Group, device: torch.device
+        self, chunk: Chunk, module: nn.Module, place: RankMesh, index: int, group: Group, device: torch.device
     ) -> PipelineStage:
         run, dtype = self._run, getattr(torch, self._run.dtype)
-        rows = run.micro_batch * run.seq // (layout.tp if run.parallel.sequence_parallel else 1)
+        rows = run.micro_batch * run.seq // (place.mesh.tp if run.parallel.sequence_parallel else 1)
         between = torch.empty(rows, run.architecture.hidden, dtype=dtype, device="meta", requires_grad=True)
         ids = torch.empty(run.micro_batch, run.seq, dtype=torch.int64, device="meta")
         loss = torch.empty(1, dtype=torch.float32, device="meta", requires_grad=True)
         return PipelineStage(
             module,
-            layout.pp_rank + index * layout.pp,
-            layout.pp * run.parallel.virtual_stages,
+            place.at.pp + index * place.mesh.pp,
+            place.mesh.pp * run.parallel.virtual_stages,
             device,
             input_args=ids if chunk.span.embedding else between,
             output_args=loss if chunk.span.head else between,

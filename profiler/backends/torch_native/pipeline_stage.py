@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from moemodel.profiler.backends.base import TrainingRun
-from moemodel.profiler.backends.torch_native.model import Cut, DecoderModel, Span
-from moemodel.profiler.backends.torch_native.rank_mesh import Layout
+from moemodel.profiler.backends.torch_native.model import DecoderModel, ShardingStrategy, Span
+from moemodel.profiler.backends.torch_native.rank_mesh import RankMesh
 from moemodel.profiler.backends.torch_native.sharding import initialise_part
 
 ModelT = TypeVar("ModelT", bound=DecoderModel)
@@ -23,8 +23,8 @@ class Chunk(DecoderModel):
     pipeline hands from stage to stage is activations alone.
     """
 
-    def __init__(self, run: TrainingRun, span: Span, cut: Cut) -> None:
-        super().__init__(run.architecture, recompute=run.recompute, span=span, cut=cut)
+    def __init__(self, run: TrainingRun, span: Span, sharding: ShardingStrategy) -> None:
+        super().__init__(run.architecture, recompute=run.recompute, span=span, sharding=sharding)
         self._batch, self._seq = run.micro_batch, run.seq
         self._targets: Iterator[Tensor] = iter(())
 
@@ -39,8 +39,8 @@ class Chunk(DecoderModel):
         return torch.stack((self.loss(x, next(self._targets)),)) if self.span.head else x
 
 
-def build_part(model: ModelT, run: TrainingRun, layout: Layout, device: torch.device) -> ModelT:
+def build_part(model: ModelT, run: TrainingRun, place: RankMesh, device: torch.device) -> ModelT:
     """A model made on the meta device, in memory and with the weights that the whole one would have."""
     model = model.to(dtype=getattr(torch, run.dtype)).to_empty(device=device)
-    initialise_part(model, run.seed, layout)
+    initialise_part(model, run.seed, place)
     return model

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from moemodel.profiler.backends.torch_native.mappings import Group
-from moemodel.profiler.backends.torch_native.rank_mesh import Layout
+from moemodel.profiler.backends.torch_native.rank_mesh import RankMesh
 
 _OPENED: dict[tuple[int, ...], Group | None] = {}  # None: this process is not in it
 
@@ -22,22 +22,22 @@ class Groups:
     split off that of the whole job. Groups of the same ranks are one, and that of all processes is the job's own.
 
     Args:
-        layout: of the plan; a rank beyond its size is in no group.
+        place: of this rank in the plan; one beyond its ranks is in no group.
     """
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
+    def __init__(self, place: RankMesh) -> None:
+        self._place = place
         self._everybody = tuple(range(dist.get_world_size()))
-        for groups in layout.groups().values():
+        for groups in place.groups().values():
             for ranks in groups:
                 if len(ranks) > 1 and ranks != self._everybody and ranks not in _OPENED:
                     opened = dist.new_group(list(ranks))
                     _OPENED[ranks] = opened if dist.get_rank() in ranks else None
 
     def own(self, kind: str) -> Group | None:
-        """This rank's group of a kind (see `Layout.groups`); None where it is alone, or in none."""
-        ranks = self._layout.own(kind)
-        if len(ranks) < 2:
+        """This rank's group of a kind (see `ParallelMesh.groups`); None where it is alone, or in none."""
+        ranks = self._place.own(kind)
+        if not ranks:
             return None
         return dist.group.WORLD if ranks == self._everybody else _OPENED[ranks]
 

@@ -1,4 +1,4 @@
-"""How tensor and expert parallelism cut each parameter, by its name in the whole model."""
+"""How tensor and expert parallelism shard each parameter, by its name in the whole model."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 from moemodel.model.architecture.spec import Architecture
 from moemodel.profiler.backends.torch_native.model import DecoderModel, draw
-from moemodel.profiler.backends.torch_native.rank_mesh import Layout
+from moemodel.profiler.backends.torch_native.rank_mesh import RankMesh
 from moemodel.profiler.backends.torch_native.vocab_parallel import Rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
-    """How a parameter is cut.
+class ShardSpec:
+    """How a parameter is sharded.
 
     Attributes:
-        dim: that tp cuts; None: every tensor-parallel rank holds all of it.
+        dim: that tp shards; None: every tensor-parallel rank holds all of it.
         expert: its first dimension is the experts, which ep shares out.
-        halves: the dimension holds a gate and an up-projection, each of which is cut.
+        halves: the dimension holds a gate and an up-projection, each of which is sharded.
         vocabulary: the dimension is the vocabulary, whose parts may be uneven.
         partial: the gradient of a parameter that is on every tensor-parallel rank is a part of a sum over them
             ("always"), or is so under sequence parallelism, where each rank saw its rows only ("sequence").
@@ -36,34 +36,34 @@ class Share:
     partial: Literal["never", "always", "sequence"] = "never"
 
 
-_COLUMNS, _ROWS = Share(dim=0), Share(dim=1)
-_BETWEEN = Share(partial="sequence")  # seen by the rows between blocks
-_EACH = Share(partial="always")  # used with a part of the heads, or of the experts' width
+_COLUMNS, _ROWS = ShardSpec(dim=0), ShardSpec(dim=1)
+_BETWEEN = ShardSpec(partial="sequence")  # seen by the rows between blocks
+_EACH = ShardSpec(partial="always")  # used with a part of the heads, or of the experts' width
 
-_SHARES: tuple[tuple[str, Share], ...] = (
-    (r"embedding_VW|head_VW", Share(dim=0, vocabulary=True)),
+_SPECS: tuple[tuple[str, ShardSpec], ...] = (
+    (r"embedding_VW|head_VW", ShardSpec(dim=0, vocabulary=True)),
     (r"position_PD|project_(in|out)\.weight|norm\.\w+|layers\.\d+\.norms\.\d+\.\w+", _BETWEEN),
     (r".*\.[qkv]\.(weight|bias)|.*\.(gate|up)\.(weight|bias)", _COLUMNS),
     (r".*\.(o|down)\.weight", _ROWS),
     (r".*\.(o|down)\.bias", _BETWEEN),
     (r".*\.(router|shared_gate)\.weight", _EACH),
-    (r".*\.experts\.down_EFD", Share(dim=1, expert=True)),
+    (r".*\.experts\.down_EFD", ShardSpec(dim=1, expert=True)),
 )
 
 
-def share_of(name: str, architecture: Architecture) -> Share:
-    """How the parameter of this name in the whole model is cut."""
+def shard_spec(name: str, architecture: Architecture) -> ShardSpec:
+    """How the parameter of this name in the whole model is sharded."""
     if re.fullmatch(r".*\.[qk]_norm\.weight", name):
         layer = architecture.decoder[int(name.split(".")[1])]
         attention = layer.attentions[int(name.split(".")[3])]
         return _COLUMNS if attention.qk_norm == "full" else _EACH
     if name.endswith(".experts.up_EDF"):
         block = architecture.decoder[int(name.split(".")[1])].feed_forward
-        return Share(dim=2, expert=True, halves=bool(getattr(block, "gated", False)))
-    for pattern, share in _SHARES:
+        return ShardSpec(dim=2, expert=True, halves=bool(getattr(block, "gated", False)))
+    for pattern, spec in _SPECS:
         if re.fullmatch(pattern, name):
-            return share
-    raise AssertionError(f"no rule says how {name} is cut")
+            return spec
+    raise AssertionError(f"no rule says how {name} is sharded")
 
 
 def whole_names(model: DecoderModel) -> Iterator[tuple[str, nn.Parameter]]:
@@ -80,31 +80,32 @@ def whole_name(name: str, model: DecoderModel) -> str:
     return ".".join(parts)
 
 
-def held(whole: Tensor, share: Share, layout: Layout) -> Tensor:
+def held(whole: Tensor, spec: ShardSpec, place: RankMesh) -> Tensor:
     """The part of a whole parameter that a rank holds."""
-    if share.expert:
-        whole = whole.chunk(layout.ep)[layout.ep_rank]
-    if share.dim is None or layout.tp == 1:
+    if spec.expert:
+        whole = whole.chunk(place.mesh.ep)[place.at.ep]
+    tp = place.mesh.tp
+    if spec.dim is None or tp == 1:
         return whole
-    if share.vocabulary:
-        rows = Rows.of(whole.shape[0], layout.tp_rank, layout.tp)
+    if spec.vocabulary:
+        rows = Rows.of(whole.shape[0], place.at.tp, tp)
         return whole[rows.first : rows.stop]
-    halves = whole.chunk(2, share.dim) if share.halves else (whole,)
-    return torch.cat([half.chunk(layout.tp, share.dim)[layout.tp_rank] for half in halves], share.dim)
+    halves = whole.chunk(2, spec.dim) if spec.halves else (whole,)
+    return torch.cat([half.chunk(tp, spec.dim)[place.at.tp] for half in halves], spec.dim)
 
 
 @torch.no_grad()
-def initialise_part(model: DecoderModel, seed: int, layout: Layout) -> None:
+def initialise_part(model: DecoderModel, seed: int, place: RankMesh) -> None:
     """Give a part of a model the weights that the whole one would have; one whole parameter is there at a time."""
     architecture = model.architecture
     with torch.device("meta"):
         whole_model = DecoderModel(architecture, recompute="none")
     shapes = {name: parameter.shape for name, parameter in whole_model.named_parameters()}
     for name, parameter in whole_names(model):
-        share = share_of(name, architecture)
+        spec = shard_spec(name, architecture)
         if parameter.shape == shapes[name]:
             draw(parameter, name, seed, tied=architecture.tied)
             continue
         whole = torch.empty(shapes[name], dtype=parameter.dtype, device=parameter.device)
         draw(whole, name, seed, tied=architecture.tied)
-        parameter.copy_(held(whole, share, layout))
+        parameter.copy_(held(whole, spec, place))

@@ -24,7 +24,7 @@ def check_runs(plan: Plan, architecture: Architecture) -> None:
     """
     check_supported(architecture)
     check_architecture(plan, architecture)
-    mistakes = [*_outside(plan), *_tensor(plan, architecture), *_pipeline(plan, architecture)]
+    mistakes = [*_outside(plan), *_tensor(plan, architecture), *_pipeline(plan)]
     if mistakes:
         raise InputError(f"{plan.name}: " + "; ".join(mistakes) + ". `moemodel predict` takes all of these")
 
@@ -49,13 +49,10 @@ def _tensor(plan: Plan, architecture: Architecture) -> Iterator[str]:
             yield f"parallel.tp: found {tp}; allowed: divisors of the shared experts' width {shared}"
 
 
-def _pipeline(plan: Plan, architecture: Architecture) -> Iterator[str]:
+def _pipeline(plan: Plan) -> Iterator[str]:
     p, m = plan.parallel, plan.micro_batches
     if p.pp == 1:
         return
-    chunks = p.pp * p.virtual_stages
-    if chunks > len(architecture.decoder):
-        yield f"parallel.pp x virtual_stages: found {chunks}; allowed: at most the {len(architecture.decoder)} layers"
     if plan.schedule == "1f1b" and m < p.pp:
         yield f"parallel.pp: found {p.pp} with {m} micro-batches; schedule 1f1b needs at least one a stage"
     rounds = max(1, m // p.pp)

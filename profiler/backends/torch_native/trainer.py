@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moemodel.profiler.backends.base import Mark, TrainingRun
+from moemodel.profiler.backends.base import PhaseCallback, TrainingRun
 from moemodel.profiler.backends.torch_native.batches import Batches
 from moemodel.profiler.backends.torch_native.model import DecoderModel, build_model
 from moemodel.profiler.backends.torch_native.optimizer import build_optimizer, clip_gradients
@@ -31,7 +31,7 @@ class Trainer:
         self._queue: list[tuple[Tensor, Tensor]] = []  # micro-batches of the step, the last first
         self._losses: list[Tensor] = []
 
-    def step(self, mark: Mark = _ignore) -> None:
+    def step(self, mark: PhaseCallback = _ignore) -> None:
         """Queue one step, calling `mark` with the phase that ends."""
         mark("start")
         self._losses = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -11,9 +11,10 @@ import pytest
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-from moemodel.calibration.fit.operators import Observations, fit_operator, observations
+from moemodel.calibration.fit.operators import FormErrors, Observations, fit_operator, observations
+from moemodel.calibration.least_squares import relative_steps
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.device.roofline import Chip, operator_time, parts, shape_features, time_at
+from moemodel.model.device.roofline import PRODUCTS, Chip, operator_time, parts, shape_features, time_at
 from moemodel.model.operators.work import Kind, Pass, Shape
 from moemodel.model.records.calibration import OperatorFit
 
@@ -240,6 +241,23 @@ def test_rows_that_are_not_whole_pieces_have_a_price(chip: Chip, measure: Measur
     assert found[0].value == pytest.approx(0.35, rel=0.1)
     assert [p.origin for p in found] == ["measured", "assumed"]
     assert 0 < found[1].value <= 1
+
+
+@by_form
+@pytest.mark.parametrize("odd", [False, True], ids=["whole", "odd"])
+def test_slopes_taken_at_once_are_those_taken_one_by_one(
+    odd: bool, device: Device, chip: Chip, measure: Measure, observed: Observed
+) -> None:
+    """Of all forms, with shapes that make `alignment` a parameter and without, inside the bounds and at them."""
+    shape = device.draw(20, 3)
+    shape = replace(shape, n=np.asarray(shape.n) + odd)
+    form = FormErrors.of(observed(measure(device.kind, device.direction, device.truth, shape, CLOCKS_HZ)), chip)
+    assert ("alignment" in form.free) == (odd and device.kind in PRODUCTS)
+    for share in (1e-6, 0.3, 0.6, 1 - 1e-6):
+        x = form.low + share * (form.high - form.low)
+        moves = np.diag(relative_steps(x, 1e-3, form.low, form.high))
+        columns = [(form.errors(x + move) - form.errors(x)) / move.sum() for move in moves]
+        assert form.slopes(x) == pytest.approx(np.stack(columns, axis=1), rel=1e-6, abs=1e-9)
 
 
 # ---- few shapes -----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 
 from moemodel.calibration.store.profile_reader import read_profile
 from moemodel.model.core.errors import ProfileError
-from moemodel.model.records.profile import MANIFEST, TABLES, Manifest
+from moemodel.model.records.profile import MANIFEST, TABLES, Manifest, ThermalRow
 from moemodel.profiler.store.profile_writer import ProfileWriter
 
 WriteProfile = Callable[..., Path]
@@ -69,12 +69,12 @@ def test_parts_of_an_unfinished_profile_are_read(
 def test_parts_of_a_profile_that_was_resumed_and_killed_are_read(tmp_path: Path, committed: Path) -> None:
     """Nine rows finished, three more measured by a run that died before it could merge them."""
     source = read_profile(committed)
-    rows: list[Any] = source.tables["thermal"].head(12).to_dict("records")
+    rows = [ThermalRow(load=load) for load in source.tables["thermal"]["load"].head(12)]
     whole = ProfileWriter(tmp_path / "p", source.manifest)
-    whole.append("thermal", rows[:9])
+    whole.append(rows[:9])
     whole.consolidate()
     died = ProfileWriter(tmp_path / "p", source.manifest)
-    died.append("thermal", rows[9:])
+    died.append(rows[9:])
     died.flush()
     assert len(read_profile(tmp_path / "p").tables["thermal"]) == 12
 

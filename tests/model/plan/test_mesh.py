@@ -108,12 +108,13 @@ def test_arrays_of_degrees_are_many_meshes(listed: list[Mesh]) -> None:
         assert group.stride.tolist() == [one.stride for one in alone], name
 
 
-def test_a_plan_and_a_batch_have_the_same_mesh() -> None:
+@pytest.mark.parametrize(("shards_experts", "etp"), [(True, 2), (False, 1)])
+def test_a_plan_and_a_batch_have_the_same_mesh(shards_experts: bool, etp: int) -> None:
     degrees = {"dp": 4, "tp": 2, "pp": 2, "ep": 4, "cp": 1}
-    one = ParallelMesh.of(ParallelSpec(**degrees), etp=1)
+    one = ParallelMesh.of(ParallelSpec(**degrees), shards_experts=shards_experts)
     zeros = dict.fromkeys(PlanBatch.__dataclass_fields__, 0)
-    many = ParallelMesh.of(PlanBatch.of(**zeros | degrees), etp=np.ones(1, dtype=np.int64))
-    assert one == ParallelMesh(dp=4, tp=2, pp=2, ep=4, cp=1, etp=1)
+    many = ParallelMesh.of(PlanBatch.of(**zeros | degrees), shards_experts=shards_experts)
+    assert one == ParallelMesh(dp=4, tp=2, pp=2, ep=4, cp=1, etp=etp)
     assert {name: array.item() for name, array in asdict(many).items()} == asdict(one)
 
 

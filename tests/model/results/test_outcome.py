@@ -16,7 +16,7 @@ from moemodel.model.records.calibration import Calibration, Parameter
 from moemodel.model.results.carbon import grid_intensity
 from moemodel.model.results.estimate import Estimate
 from moemodel.model.results.outcome import outcome
-from moemodel.model.search.baseline import draft_plan
+from moemodel.model.search.baseline import baseline_plan
 
 MakePlan = Callable[..., Plan]
 
@@ -238,14 +238,14 @@ class TestDraft:
 
     @pytest.mark.parametrize("name", [name for name in list_architectures() if name != "deepseek-v3"])
     def test_predicts(self, name: str, calibration: Calibration) -> None:
-        assert outcome(draft_plan(name, "h100", 64, calibration), calibration).fits
+        assert outcome(baseline_plan(name, "h100", 64, calibration), calibration).fits
 
     @pytest.mark.parametrize("gpus", [1, 2, 3, 6, 8, 12])
     def test_takes_any_number_of_gpus(self, gpus: int, calibration: Calibration) -> None:
-        plan = draft_plan("opt-350m", "h100", gpus, calibration)
+        plan = baseline_plan("opt-350m", "h100", gpus, calibration)
         assert plan.cluster.gpus == gpus
         assert outcome(plan, calibration).fits
 
     def test_says_when_nothing_fits(self, calibration: Calibration) -> None:
         with pytest.raises(InfeasiblePlanError, match=r"deepseek-v3 on 8 x h100-sxm-80gb: none of \d+ plans .*more"):
-            draft_plan("deepseek-v3", "h100", 8, calibration)
+            baseline_plan("deepseek-v3", "h100", 8, calibration)

@@ -24,10 +24,10 @@ from moemodel.model.search import search as search_module
 from moemodel.model.search.candidates import candidates, clocks_MHz
 from moemodel.model.search.document import ClockRange, Search, read_search
 from moemodel.model.search.pareto import overlapping, pareto, picks, thin, to_digits
-from moemodel.model.search.problem import space_of, summary
+from moemodel.model.search.problem import problem_of, summary
 from moemodel.model.search.result import read_search_result
-from moemodel.model.search.search import priced_plans, search
-from moemodel.model.search.state import Tally
+from moemodel.model.search.search import predicted_plans, search
+from moemodel.model.search.state import SearchState
 
 ROOT = Path(__file__).parents[3]
 HOSTS_W = 200.0
@@ -61,16 +61,16 @@ def make(**changes: Any) -> Search:
     return Search.model_validate(document)
 
 
-def seen(document: Search, calibration: Calibration) -> tuple[Tally, dict[int, dict[str, float]]]:
-    """Everything that a search predicts: its tally, and what each plan needs, by place among the candidates."""
-    space = space_of(document, calibration)
-    legal = candidates(document, space.architecture, space.gpu, calibration)
-    tally, needs = Tally(space, legal), dict[int, dict[str, float]]()
-    for priced in priced_plans(space, tally.keep_fitting(legal)):
-        tally.add(priced)
-        for row, index in enumerate(priced.index_P.tolist()):
-            needs[index] = {name: float(values[row]) for name, values in priced.needs.items()}
-    return tally, needs
+def seen(document: Search, calibration: Calibration) -> tuple[SearchState, dict[int, dict[str, float]]]:
+    """Everything that a search predicts: its state, and what each plan needs, by place among the candidates."""
+    problem = problem_of(document, calibration)
+    legal = candidates(problem, calibration)
+    state, needs = SearchState(problem, legal), dict[int, dict[str, float]]()
+    for predicted in predicted_plans(problem, state.keep_fitting(legal)):
+        state.add(predicted)
+        for row, index in enumerate(predicted.index_P.tolist()):
+            needs[index] = {name: float(values[row]) for name, values in predicted.values.items()}
+    return state, needs
 
 
 def energy_of(answer: Outcome) -> float:
@@ -83,11 +83,11 @@ def energy_of(answer: Outcome) -> float:
 
 
 def test_each_plan_costs_what_it_costs_alone_and_the_front_is_theirs(calibration: Calibration) -> None:
-    tally, needs = seen(make(), calibration)
+    state, needs = seen(make(), calibration)
     assert len(needs) >= 60
     costs = []
     for index, found in needs.items():
-        alone = outcome(tally.plan(index), calibration)
+        alone = outcome(state.plan(index), calibration)
         assert alone.run is not None
         assert found["step_time_s"] == pytest.approx(alone.step_time_s.value, rel=1e-9)
         assert found["energy_J"] == pytest.approx(energy_of(alone), rel=1e-9)
@@ -249,13 +249,13 @@ def test_each_size_that_tp_has_to_divide_counts(width: int, tmp_path: Path, cali
 
 def _agrees(document: Search, calibration: Calibration) -> None:
     """Search and single plans refuse the same, but for what is one plan: without a pipeline, one schedule counts."""
-    tally, needs = seen(document, calibration)
+    state, needs = seen(document, calibration)
     combinations = _combinations(document)
-    assert tally.legal.total == len(combinations) > 100
+    assert state.legal.total == len(combinations) > 100
     sample = np.random.default_rng(0).permutation(len(combinations))[:250].tolist()
-    kept = {_key(tally.plan(index)) for index in needs}
+    kept = {_key(state.plan(index)) for index in needs}
     assert kept
-    assert sum(refusal.plans for refusal in tally.refusals()) == len(combinations) - len(needs)
+    assert sum(refusal.plans for refusal in state.refusals()) == len(combinations) - len(needs)
     for combination in (combinations[row] for row in sample):
         same = combination["pp"] == 1 and combination["schedule"] != document.schedule[0]
         accepted = not same and _accepted(document, combination, calibration)
@@ -302,8 +302,8 @@ def test_left_out_means_everything_legal(architecture: str, gpus: int, batch: in
     found = []
     for choices in (every, every | free):
         document = make(**fixed, search=choices)
-        space = space_of(document, calibration)
-        legal = candidates(document, space.architecture, space.gpu, calibration)
+        problem = problem_of(document, calibration)
+        legal = candidates(problem, calibration)
         found.append(set(zip(*(legal.columns[name].tolist() for name in sorted(legal.columns)), strict=True)))
     assert found[0] == found[1]
     assert found[0]
@@ -319,11 +319,11 @@ def test_limits_keep_what_is_within_them(name: str, calibration: Calibration) ->
     _, needs = seen(make(), calibration)
     values = np.array([found[name] for found in needs.values()])
     limit = float(np.median(values))
-    tally, _ = seen(make(limits={name: limit}), calibration)
-    assert tally.feasible == int((values <= limit).sum())
-    over = {refusal.key: refusal.plans for refusal in tally.refusals()}
+    state, _ = seen(make(limits={name: limit}), calibration)
+    assert state.feasible == int((values <= limit).sum())
+    over = {refusal.key: refusal.plans for refusal in state.refusals()}
     assert over[name] == int((values > limit).sum())
-    for index in tally.index.tolist():
+    for index in state.index.tolist():
         assert needs[index][name] <= limit
 
 
@@ -574,9 +574,9 @@ def test_last_digits_decide_nothing() -> None:
 
 def test_a_knee() -> None:
     time, energy = np.array([1.0, 1.1, 2.0, 3.0]), np.array([10.0, 4.0, 3.5, 3.0])
-    assert picks(time, energy, slower=0.0) == {"fastest": 0, "least_energy_within": 0, "knee": 1, "least_energy": 3}
-    assert picks(time, energy, slower=1.0)["least_energy_within"] == 2
-    assert set(picks(time[:1], energy[:1], slower=0.1).values()) == {0}
+    assert picks(time, energy, slack=0.0) == {"fastest": 0, "least_energy_within": 0, "knee": 1, "least_energy": 3}
+    assert picks(time, energy, slack=1.0)["least_energy_within"] == 2
+    assert set(picks(time[:1], energy[:1], slack=0.1).values()) == {0}
 
 
 @given(st.integers(1, 50), st.integers(1, 50), st.integers(0, 49))

@@ -9,7 +9,7 @@ import pytest
 from torch.distributed import TCPStore
 
 from moemodel.profiler.collectives import helpers as together
-from moemodel.profiler.collectives.helpers import first_of_job, help_first, helps, several
+from moemodel.profiler.collectives.helpers import first_of_job, helps, run_as_helper, several
 from moemodel.profiler.collectives.points import scale_for
 from moemodel.profiler.collectives.request import Request
 
@@ -61,7 +61,7 @@ def test_one_process_alone_has_nobody_to_help_it() -> None:
 def test_helpers_do_what_the_first_asks(store: TCPStore, asked: list[Request]) -> None:
     assert helps(environment(store, 1))
     assert not helps(environment(store, 0))
-    helper = threading.Thread(target=help_first, args=(environment(store, 1),))
+    helper = threading.Thread(target=run_as_helper, args=(environment(store, 1),))
     helper.start()
     with first_of_job(environment(store, 0)) as helpers:
         assert helpers is not None
@@ -72,7 +72,7 @@ def test_helpers_do_what_the_first_asks(store: TCPStore, asked: list[Request]) -
 
 
 def test_helpers_go_when_the_first_fails(store: TCPStore, asked: list[Request]) -> None:
-    helper = threading.Thread(target=help_first, args=(environment(store, 1),))
+    helper = threading.Thread(target=run_as_helper, args=(environment(store, 1),))
     helper.start()
     with pytest.raises(RuntimeError, match="no GPU"), first_of_job(environment(store, 0)):
         raise RuntimeError("no GPU")

@@ -17,12 +17,12 @@ CHECK = """
 import torch
 from moemodel.profiler.jobs import ranks
 from moemodel.profiler.collectives.operations import Buffers
-from moemodel.profiler.collectives.process_groups import Peers
+from moemodel.profiler.collectives.process_groups import ProcessGroups
 from moemodel.profiler.collectives.points import LinkPoint
 
 joined = ranks.join(cpu=True, timeout_s=60)
 me, other = joined.rank, 1 - joined.rank
-group = Peers(joined, [2], 60).group(2)
+group = ProcessGroups(joined, [2], 60).group(2)
 assert group.most(float(me)) == 1.0
 buffers = Buffers(joined.device, 4096, seed=me)
 theirs = Buffers(joined.device, 4096, seed=other).source

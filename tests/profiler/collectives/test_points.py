@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from moemodel.model.network.collectives import Collective
-from moemodel.model.records.profile import EXCHANGE, IDLE_LINKS, TABLES
+from moemodel.model.records.profile import EXCHANGE, IDLE_LINKS, CollectiveRow, OverlapRow
 from moemodel.profiler.collectives.points import (
     LinkPoint,
     divisible_B,
     group_sizes,
-    key_columns,
     link_points,
     longest,
     overlap_points,
@@ -72,9 +72,9 @@ def test_splits_give_the_first_rank_its_skew(ranks: int, skew: float) -> None:
     assert len(set(split[1:])) == 1
 
 
-def test_keys_are_columns_of_their_tables() -> None:
-    assert set(key_columns(link_points(2, GPU)[0])) | {"nodes"} <= set(TABLES["collectives"])
-    assert set(key_columns(overlap_points(2, GPU)[0])) | {"nodes"} <= set(TABLES["overlap"])
+def test_a_point_names_its_row() -> None:
+    for kind, points in ((CollectiveRow, link_points(2, GPU)), (OverlapRow, overlap_points(2, GPU))):
+        assert set(kind.KEY) <= {*asdict(points[0]), "nodes"}
 
 
 def test_overlap_puts_first_what_fsdp_does() -> None:

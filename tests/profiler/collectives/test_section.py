@@ -12,7 +12,7 @@ import pytest
 
 from moemodel.model.core.errors import DeviceError, InputError
 from moemodel.profiler.collectives import section
-from moemodel.profiler.collectives.collective_timer import Stopwatch, Stretch
+from moemodel.profiler.collectives.collective_timer import CollectiveTimer, TimedInterval
 from moemodel.profiler.collectives.points import LinkPoint, link_points, overlap_points, scale_for
 from moemodel.profiler.collectives.section import Collectives, check_enough, devices_at_hand
 from moemodel.profiler.collectives.start import follow
@@ -22,7 +22,7 @@ from moemodel.profiler.instruments.cycle_counter import ClockReader, Stamp
 from moemodel.profiler.jobs.launcher import torchrun_command
 from moemodel.profiler.platforms.base import TorchPlatform
 from moemodel.profiler.platforms.registry import platform_of
-from moemodel.profiler.run import Outcome, profile
+from moemodel.profiler.run import ProfileReport, profile
 from moemodel.profiler.simulated.instruments import open_simulated
 
 TINY = replace(
@@ -38,20 +38,20 @@ TINY = replace(
 )
 
 
-def measure(folder: Path, **options: Any) -> Outcome:
+def measure(folder: Path, **options: Any) -> ProfileReport:
     return profile("cpu", folder, **({"sections": ["collectives"], "ranks": 2, "scale": TINY} | options))
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def measured(tmp_path_factory: pytest.TempPathFactory) -> ProfileReport:
     return measure(tmp_path_factory.mktemp("profile") / "p")
 
 
-def table(outcome: Outcome, name: str) -> pd.DataFrame:
+def table(outcome: ProfileReport, name: str) -> pd.DataFrame:
     return pd.read_parquet(outcome.folder / f"{name}.parquet")
 
 
-def test_every_point_has_its_row(measured: Outcome) -> None:
+def test_every_point_has_its_row(measured: ProfileReport) -> None:
     assert list(measured.sections) == ["collectives"]
     assert not measured.skips
     rows = table(measured, "collectives")
@@ -65,7 +65,7 @@ def test_every_point_has_its_row(measured: Outcome) -> None:
     assert rows.host_time_s.isna().all()
 
 
-def test_only_some_sizes_are_held(measured: Outcome) -> None:
+def test_only_some_sizes_are_held(measured: ProfileReport) -> None:
     rows = table(measured, "collectives")
     held = rows[rows.held_time_s.notna()]
     assert set(held.size_B) == {1 << 16}
@@ -73,7 +73,7 @@ def test_only_some_sizes_are_held(measured: Outcome) -> None:
     assert (held.duration_s > 0).all()
 
 
-def test_every_overlap_has_its_row(measured: Outcome) -> None:
+def test_every_overlap_has_its_row(measured: ProfileReport) -> None:
     rows = table(measured, "overlap")
     assert list(rows.collective) == [p.collective for p in overlap_points(2, TINY)]
     for column in ("computation_time_s", "collective_time_s", "together_computation_time_s"):
@@ -82,7 +82,7 @@ def test_every_overlap_has_its_row(measured: Outcome) -> None:
     assert rows.computation_time_s.nunique() == 1  # alone it is measured once
 
 
-def test_running_again_starts_nobody(measured: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_again_starts_nobody(measured: ProfileReport, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(*_: object, **__: object) -> None:
         raise AssertionError("processes were started")
 
@@ -207,7 +207,7 @@ class Mark:
 
 def feed(*ends_s: float, call_s: float = 2.5e-3, messages: int = 1) -> _Feed:
     work = Work(run=lambda _: None, time_s=call_s, messages=messages)
-    return _Feed(lane=None, work=work, left=0, markers=[Mark(at_s) for at_s in ends_s])  # type: ignore[arg-type]
+    return _Feed(stream=None, work=work, left=0, markers=[Mark(at_s) for at_s in ends_s])  # type: ignore[arg-type]
 
 
 def test_a_rate_is_counted_from_one_chunks_end_to_anothers() -> None:
@@ -228,7 +228,7 @@ def test_too_short_a_window_takes_everything() -> None:
 
 
 class Recorder:
-    """A lane that ends what it is given at once."""
+    """A stream that ends what it is given at once."""
 
     def __init__(self) -> None:
         self.queued = 0
@@ -242,11 +242,11 @@ class Recorder:
 
 
 def test_a_fixed_feed_queues_its_chunks_and_no_more() -> None:
-    lane, calls = Recorder(), []
-    fixed = _Feed(lane=lane, work=Work(run=calls.append, time_s=1e-3), left=6)
+    stream, calls = Recorder(), []
+    fixed = _Feed(stream=stream, work=Work(run=calls.append, time_s=1e-3), left=6)
     while not fixed.finished:
         fixed.feed()
-    assert lane.queued == 6
+    assert stream.queued == 6
     assert calls == [5] * 6
 
 
@@ -264,18 +264,18 @@ class Alone:
         return value
 
 
-def stretches_of(monkeypatch: pytest.MonkeyPatch, late: list[bool]) -> tuple[list[Stretch], list[float]]:
+def stretches_of(monkeypatch: pytest.MonkeyPatch, late: list[bool]) -> tuple[list[TimedInterval], list[float]]:
     """Three stretches, where those that are taken one after another are late or not; and the host times expected."""
     expected: list[float] = []
     answers = iter(late)
 
-    def stretch(_self: object, _operation: object, _group: object, _calls: int, host_s: float) -> Stretch:
+    def stretch(_self: object, _operation: object, _group: object, _calls: int, host_s: float) -> TimedInterval:
         expected.append(host_s)
-        return Stretch(time_s=1.0, host_time_s=host_s * 2, clock_Hz=None, late=next(answers))
+        return TimedInterval(time_s=1.0, host_time_s=host_s * 2, clock_Hz=None, late=next(answers))
 
-    monkeypatch.setattr(Stopwatch, "_stretch", stretch)
+    monkeypatch.setattr(CollectiveTimer, "_stretch", stretch)
     device = CpuDevice()
-    return Stopwatch(device, ClockReader(device))._stretches(None, Alone(), 8, 1.0, 3), expected  # type: ignore[arg-type]
+    return CollectiveTimer(device, ClockReader(device))._stretches(None, Alone(), 8, 1.0, 3), expected  # type: ignore[arg-type]
 
 
 def test_a_stretch_that_waited_for_its_host_is_taken_again_with_more_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import torch
 from moemodel.model.architecture.spec import Moe
 from moemodel.model.core.errors import InputError
 from moemodel.model.layers.parameters import parameters
-from moemodel.profiler.backends.base import Mark, TrainingRun
+from moemodel.profiler.backends.base import PhaseCallback, TrainingRun
 from moemodel.profiler.host_overhead import parallel_plans as host
 
 _ENDS, _LAYER, _UNIT, _QUIET, _REDUCE = 50.0, 7.0, 3.0, 1.0, 2.0
@@ -36,7 +36,7 @@ class _Run:
     def __init__(self, run: TrainingRun, clock: _Clock) -> None:
         self._run, self._clock = run, clock
 
-    def step(self, mark: Mark) -> None:
+    def step(self, mark: PhaseCallback) -> None:
         mark("start")
         run, p = self._run, self._run.parallel
         if p.pp > 1:
@@ -67,7 +67,7 @@ class _Run:
             return 4 * _ROWS if p.sequence_parallel else 2 * _COLLECTIVE
         return 2 * _EXCHANGE if p.ep > 1 and sparse else 0.0
 
-    def _pass(self, layer_s: float, name: str, mark: Mark) -> None:
+    def _pass(self, layer_s: float, name: str, mark: PhaseCallback) -> None:
         self._clock.now_s += _ENDS + layer_s * len(self._run.architecture.decoder)
         mark(name)
 
@@ -81,6 +81,9 @@ class _Peers:
 
     rank, size = 0, 2
 
+    def agree(self, value: float) -> float:
+        return value
+
     def gather(self, value: Any) -> list[Any]:
         return [value, value]
 
@@ -92,7 +95,7 @@ def test_differences_give_back_what_each_part_adds(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(host, "time", clock)
     monkeypatch.setattr(host._Host, "_build", lambda _, run: _Run(run, clock))
     rows = host.measure(torch.device("cpu"), _Peers(), 3)
-    found = {(row["block"], row["direction"]): row["host_time_s"] for row in rows}
+    found = {(row.block, row.direction): row.host_time_s for row in rows}
     assert found == pytest.approx(
         {
             ("fsdp_unit", "forward"): _UNIT,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
 
-from moemodel.model.records.profile import TABLES
+from moemodel.model.records.profile import HostRow
 from moemodel.profiler.backends.torch_native.trainer import Trainer
 from moemodel.profiler.devices.cpu import CpuDevice
 from moemodel.profiler.host_overhead import single_gpu as host_lane
@@ -30,8 +29,8 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def _by_block(rows: list[dict[str, Any]]) -> dict[tuple[str, str, str], dict[str, Any]]:
-    return {(row["block"], row["direction"], row["detail"]): row for row in rows}
+def _by_block(rows: list[HostRow]) -> dict[tuple[str, str, str], HostRow]:
+    return {(row.block, row.direction, row.detail): row for row in rows}
 
 
 def test_layers_and_the_rest_come_back_out_of_known_times(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,13 +46,12 @@ def test_layers_and_the_rest_come_back_out_of_known_times(monkeypatch: pytest.Mo
     found = _by_block(rows)
     assert len(found) == len(rows)  # no two rows of one block, direction and detail
     for (block, direction, detail), row in found.items():
-        assert set(row) == set(TABLES["host"])
-        assert row["kernels"] is None
+        assert row.kernels is None
         if block == "optimizer_layer":
             expected_us = 3.0 * _TENSORS[detail]
         else:
             expected_us = {"optimizer_tensor": 3.0, "step": 5.0, "head_and_loss": 7.0}.get(block, 10.0)
-        assert row["host_time_s"] == pytest.approx(expected_us * 1e-6 * (2 if direction == "backward" else 1))
+        assert row.host_time_s == pytest.approx(expected_us * 1e-6 * (2 if direction == "backward" else 1))
 
 
 def test_rows_are_those_that_predictions_look_up() -> None:
@@ -63,7 +61,7 @@ def test_rows_are_those_that_predictions_look_up() -> None:
     passes = {(block, direction) for block in (*layers, "head_and_loss") for direction in ("forward", "backward")}
     assert blocks == passes | {(block, "step") for block in ("optimizer_layer", "optimizer_tensor", "step")}
     assert {detail for block, _, detail in rows if block == "step"} == {"bf16", "bf16-mixed"}
-    assert all(row["host_time_s"] is not None for row in rows.values())
+    assert all(row.host_time_s is not None for row in rows.values())
 
 
 def test_host_times_are_positive_where_nothing_is_differenced() -> None:

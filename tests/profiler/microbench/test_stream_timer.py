@@ -1,4 +1,4 @@
-"""Timing on the CPU lane, and how many calls make a sample."""
+"""Timing on the CPU stream, and how many calls make a sample."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import torch
 from moemodel.model.core.errors import DeviceError
 from moemodel.model.operators.work import Kind, Pass
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
-from moemodel.profiler.microbench.budget import effort_for
+from moemodel.profiler.microbench.budget import budget_for
 from moemodel.profiler.microbench.cases import Case
-from moemodel.profiler.microbench.harness import Bench, Cost
+from moemodel.profiler.microbench.harness import Cost, Harness
 from moemodel.profiler.microbench.points import Point, Sizes
-from moemodel.profiler.microbench.stream_timer import CpuLane, pause
+from moemodel.profiler.microbench.stream_timer import CpuStream, pause
 
 COPY = Point(kind=Kind.COPY, direction=Pass.FORWARD, sizes=Sizes(m=10))
 
 
-def test_cpu_lane_times_calls() -> None:
+def test_cpu_stream_times_calls() -> None:
     sleeping = Case(COPY, (lambda: time.sleep(0.004),))
-    lane = CpuLane()
-    (sample,) = lane.read([lane.queue(sleeping, 5)])
+    stream = CpuStream()
+    (sample,) = stream.read([stream.queue(sleeping, 5)])
     assert sample.calls == 5
     assert 0.004 <= sample.time_s < 0.02
     assert sample.host_time_s is None
@@ -51,17 +51,17 @@ def test_calls_in_a_sample(cost: Cost, samples: int, calls: int) -> None:
 
 
 def test_lead_covers_the_host() -> None:
-    assert Cost(time_s=1e-5, host_s=1e-5).lead_s(20) > 20 * 1e-5
-    assert Cost(time_s=1e-5, host_s=1.0).lead_s(20) <= 20e-3
+    assert Cost(time_s=1e-5, host_s=1e-5).spin_s(20) > 20 * 1e-5
+    assert Cost(time_s=1e-5, host_s=1.0).spin_s(20) <= 20e-3
 
 
 def test_an_error_that_breaks_the_device_ends_the_run(bare_device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = Bench(bare_device, effort_for(torch.device("cpu")), 0, EnergySampler(bare_device))
+    bench = Harness(bare_device, budget_for(torch.device("cpu")), 0, EnergySampler(bare_device))
     assert bench.skip("an operator", RuntimeError("not here\nbecause")).reason == "not here"
 
     def broken() -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(bench.lane, "synchronize", broken)
+    monkeypatch.setattr(bench.stream, "synchronize", broken)
     with pytest.raises(DeviceError, match=r"an operator: .*run again to go on"):
         bench.skip("an operator", RuntimeError("illegal"))

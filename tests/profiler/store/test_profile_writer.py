@@ -3,18 +3,45 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from moemodel.model.core.errors import ProfileError
-from moemodel.model.records.profile import TABLES, Manifest
+from moemodel.model.operators.work import SHAPE_FIELDS, Kind, Pass
+from moemodel.model.records.profile import (
+    ROWS,
+    TABLES,
+    AlternatingRow,
+    CollectiveRow,
+    HostRow,
+    IterationRow,
+    Manifest,
+    OperatorColumns,
+    OperatorRow,
+    OverlapRow,
+    PowerRow,
+    TableRow,
+    ThermalRow,
+)
+from moemodel.profiler.microbench.points import Point, Sizes
 from moemodel.profiler.store.profile_writer import ProfileWriter, arrow_schema
 
-IDLE: dict[str, Any] = {"load": "idle", "duty": 0.0, "power_W": 122.8}
-GEMM: dict[str, Any] = {"load": "gemm", "duty": 1.0, "power_W": 697.4, "kind": "gemm", "m": 8192}
+SHIPPED = sorted((Path(__file__).parents[3] / "calibrate" / "profiles").glob("*/*.parquet"))
+IDLE = PowerRow(load="idle", duty=0.0, power_W=122.8)
+POINT = Point(kind=Kind.GEMM, direction=Pass.FORWARD, sizes=Sizes(m=8192))
+GEMM = PowerRow(operator=POINT.operator(), load="gemm", duty=1.0, power_W=697.4)
+OTHERS: tuple[TableRow, ...] = (
+    OperatorRow(operator=POINT.operator(), sweep="solo", calls=1, time_s=1e-3),
+    AlternatingRow(load="turns"),
+    ThermalRow(load="heat: idle"),
+    HostRow(block="step", direction="step", detail="bf16", host_time_s=1e-3),
+    CollectiveRow(collective="all_reduce", ranks=2, nodes=1, size_B=1024, skew=1.0),
+    OverlapRow(computation="add", m=1, n=0, k=0, collective="all_reduce", ranks=2, nodes=1, size_B=1024, priority=0),
+    IterationRow(plan="a", rank=0, steps=20, step_time_s=0.1),
+)
 
 
 def _loads(folder: Path) -> list[str]:
@@ -28,8 +55,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_one_file_a_table_with_exactly_its_columns(folder: Path, manifest: Manifest) -> None:
     writer = ProfileWriter(folder, manifest)
-    for table in TABLES:
-        writer.append(table, [dict.fromkeys(TABLES[table])])
+    writer.append([IDLE, *OTHERS])
     writer.consolidate()
     assert sorted(f.name for f in folder.iterdir()) == sorted([*(f"{t}.parquet" for t in TABLES), "manifest.json"])
     for table in TABLES:
@@ -37,28 +63,34 @@ def test_one_file_a_table_with_exactly_its_columns(folder: Path, manifest: Manif
     assert writer.rows() == dict.fromkeys(TABLES, 1)
 
 
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_profiles_that_are_shipped_have_these_columns(file: Path) -> None:
+    assert pq.read_schema(file).remove_metadata().equals(arrow_schema(file.stem))
+
+
+def test_an_operator_is_named_by_all_of_its_shape() -> None:
+    assert [field.name for field in fields(OperatorColumns)] == ["kind", "direction", "dtype", *SHAPE_FIELDS]
+    for kind in ROWS:
+        assert set(kind.KEY) <= set(TABLES[kind.TABLE])
+
+
 def test_missing_readings_are_null(folder: Path, manifest: Manifest) -> None:
     writer = ProfileWriter(folder, manifest)
-    writer.append("power", [IDLE])
+    writer.append([IDLE])
     writer.consolidate()
     (row,) = pq.read_table(folder / "power.parquet").to_pylist()
     assert (row["power_W"], row["clock_Hz"], row["m"]) == (122.8, None, None)
 
 
-def test_an_unknown_column_is_refused(folder: Path, manifest: Manifest) -> None:
-    with pytest.raises(ProfileError, match=r"table power: found column watts; allowed: .*power_W"):
-        ProfileWriter(folder, manifest).append("power", [{"watts": 1}])
-
-
 def test_flushed_rows_survive_and_are_known_again(folder: Path, manifest: Manifest) -> None:
     first = ProfileWriter(folder, manifest)
-    first.append("power", [IDLE])
+    first.append([IDLE])
     first.flush()
-    first.append("power", [GEMM])  # and dies here
+    first.append([GEMM])  # and dies here
     second = ProfileWriter(folder, manifest)
-    assert second.has("power", IDLE)
-    assert not second.has("power", GEMM)
-    second.append("power", [GEMM])
+    assert second.has(PowerRow, load="idle")
+    assert not second.has(PowerRow, load="gemm")
+    second.append([GEMM])
     second.consolidate()
     assert _loads(folder) == ["idle", "gemm"]
 
@@ -66,7 +98,7 @@ def test_flushed_rows_survive_and_are_known_again(folder: Path, manifest: Manife
 def test_resuming_a_consolidated_profile_appends(folder: Path, manifest: Manifest) -> None:
     for i in range(3):
         writer = ProfileWriter(folder, manifest)
-        writer.append("power", [{"load": f"load {i}"}])
+        writer.append([PowerRow(load=f"load {i}")])
         writer.consolidate()
     assert _loads(folder) == ["load 0", "load 1", "load 2"]
 
@@ -75,14 +107,14 @@ def test_a_crash_while_parts_are_removed_doubles_nothing(
     folder: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = ProfileWriter(folder, manifest)
-    writer.append("power", [IDLE])
+    writer.append([IDLE])
     monkeypatch.setattr(ProfileWriter, "_remove", lambda *_: None)
     writer.consolidate()
     monkeypatch.undo()
     assert list((folder / "power").iterdir())
     for _ in range(2):  # the second time with a new part, which must not take the number of the merged one
         writer = ProfileWriter(folder, manifest)
-        writer.append("power", [GEMM])
+        writer.append([GEMM])
         writer.flush()
     writer.consolidate()
     assert _loads(folder) == ["idle", "gemm", "gemm"]
@@ -93,7 +125,7 @@ def test_a_failed_write_leaves_nothing_behind(
     folder: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = ProfileWriter(folder, manifest)
-    writer.append("power", [IDLE])
+    writer.append([IDLE])
 
     def fail(_: object, where: Path, **__: object) -> None:
         where.write_bytes(b"half")
@@ -120,7 +152,7 @@ def test_half_written_files_of_a_killed_run_are_swept_up(folder: Path, manifest:
 @pytest.mark.parametrize("keep", [0, 4, 100])
 def test_a_truncated_part_is_named(folder: Path, manifest: Manifest, keep: int) -> None:
     writer = ProfileWriter(folder, manifest)
-    writer.append("power", [IDLE])
+    writer.append([IDLE])
     writer.flush()
     part = folder / "power" / "part-0000.parquet"
     part.write_bytes(part.read_bytes()[:keep])

@@ -31,9 +31,15 @@ def main() -> None:
             events.write("began", visit=number)
         _live(name, folder, rank, number)
         if rank == 0:
-            rows = [{"plan": name, "rank": 0, "who": os.environ.get("MASTER_ADDR")}]
+            row = {
+                "plan": name,
+                "plan_yaml": os.environ.get("MASTER_ADDR"),
+                "rank": 0,
+                "steps": 1,
+                "step_time_s": 1.0,
+            }
             about = {"clock_held": None, "clock_note": None, "seconds": 1.0}
-            events.write("measured", visit=number, rows=rows, **about)
+            events.write("measured", visit=number, rows=[row], **about)
     if rank == 0:
         events.write("done")
 

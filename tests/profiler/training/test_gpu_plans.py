@@ -63,15 +63,15 @@ def test_plans_lose_what_one_gpu_loses_and_leave_nothing(tmp_path: Path) -> None
     rows = {o.visit.plan.name: o.rows for o in outcomes if isinstance(o, Measured)}
     assert rows.keys() == _PARALLEL.keys(), outcomes
     for ranks in rows.values():
-        assert ranks[0]["loss_first"] == pytest.approx(rows["one"][0]["loss_first"], rel=2e-3)  # bf16
-    peaks_B = [[row["peak_allocated_B"] for row in rows[name]] for name in ("first", "last")]
+        assert ranks[0].loss_first == pytest.approx(rows["one"][0].loss_first, rel=2e-3)  # bf16
+    peaks_B = [[row.peak_allocated_B for row in rows[name]] for name in ("first", "last")]
     assert peaks_B[0] == pytest.approx(peaks_B[1], rel=0.01)
 
 
 def test_the_hosts_time_of_parallel_parts_is_positive(tmp_path: Path) -> None:
     options = LaunchOptions(gpu=torch.cuda.get_device_name(0), timeout_s=200.0)
     rows = measure_host(folder=tmp_path, options=options, repeats=10)
-    found = {(row["block"], row["direction"]): row["host_time_s"] for row in rows}
+    found = {(row.block, row.direction): row.host_time_s for row in rows}
     for block in ("fsdp_unit", "tensor_collective", "tensor_collective_rows"):
         assert 0 < found[block, "forward"] < 5e-3
         assert 0 < found[block, "backward"] < 5e-3

@@ -68,7 +68,7 @@ def test_one_job_runs_all_visits_in_order(tmp_path: Path) -> None:
     visits = [_visit("a"), _visit("b"), _visit("a", repeat=1)]
     found = list(launch(visits, folder=tmp_path, options=options, report=said.append))
     assert [outcome.visit for outcome in found] == visits
-    assert all(isinstance(outcome, Measured) and outcome.rows[0]["rank"] == 0 for outcome in found)
+    assert all(isinstance(outcome, Measured) and outcome.rows[0].rank == 0 for outcome in found)
     assert said == ["a, visit 1 of 3: started", "b, visit 2 of 3: started", "a, visit 3 of 3: started"]
     assert _jobs(tmp_path) == ["0"]
 
@@ -163,7 +163,7 @@ def test_slurm_starts_a_process_a_rank(tmp_path: Path, monkeypatch: pytest.Monke
     options = LaunchOptions(gpu="cpu", launcher="slurm", timeout_s=20)
     (found,) = launch([_visit("one")], folder=tmp_path / "runs", options=options)
     assert isinstance(found, Measured)
-    assert found.rows[0]["who"] == "gpu07"
+    assert found.rows[0].plan_yaml == "gpu07"
     assert (tmp_path / "said").read_text() == (
         "--nodes=2 --ntasks=2 --ntasks-per-node=1 --distribution=block --kill-on-bad-exit=1 --export=ALL"
     )

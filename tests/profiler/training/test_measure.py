@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp, Moe
 from moemodel.model.core.errors import DeviceError, InputError
 from moemodel.model.plan.spec import ParallelSpec, read_plan
-from moemodel.model.records.profile import TABLES
+from moemodel.model.records.profile import IterationRow, Value
 from moemodel.profiler.backends.base import TrainingRun
 from moemodel.profiler.backends.torch_native.batches import Batches, zipf_tokens
 from moemodel.profiler.backends.torch_native.model import DecoderModel
@@ -65,15 +65,14 @@ class _Meter(CpuDevice):
 
 class _Writer:
     def __init__(self) -> None:
-        self.rows: list[Mapping[str, Any]] = []
+        self.rows: list[IterationRow] = []
 
-    def append(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        assert table == "iterations"
+    def append(self, rows: Iterable[IterationRow]) -> None:
         self.rows.extend(rows)
 
-    def has(self, table: str, row: Mapping[str, Any]) -> bool:
-        assert table == "iterations"
-        return any(old["plan"] == row["plan"] for old in self.rows)
+    def has(self, kind: type[IterationRow], /, **columns: Value) -> bool:
+        assert kind is IterationRow
+        return any(old.plan == columns["plan"] for old in self.rows)
 
     def flush(self) -> None:
         return None
@@ -85,34 +84,33 @@ class _Writer:
 @pytest.mark.parametrize("layer", [_DENSE, _SPARSE], ids=["dense", "sparse"])
 def test_a_row_has_every_column_and_times_that_add_up(layer: Layer) -> None:
     row = measure_run(_run(layer, micro_batches=2), CpuDevice(), build=Trainer, warm_s=0.0, measured_s=0.0)
-    assert set(row) == set(TABLES["iterations"])
-    assert row["steps"] == 4
-    phases_s = row["forward_time_s"] + row["backward_time_s"] + row["optimizer_time_s"]
-    assert 0 < phases_s <= row["step_time_s"] * 1.0001
-    assert row["step_time_std_s"] >= 0
-    assert row["host_time_s"] > 0
-    assert (row["expert_skew"] is None) == (layer is _DENSE)
-    assert row["peak_allocated_B"] is None
-    assert row["clock_Hz"] is None
-    assert 0 < row["loss_last"] < 2 * row["loss_first"]
+    assert row.steps == 4
+    phases_s = row.forward_time_s + row.backward_time_s + row.optimizer_time_s
+    assert 0 < phases_s <= row.step_time_s * 1.0001
+    assert row.step_time_std_s >= 0
+    assert row.host_time_s > 0
+    assert (row.expert_skew is None) == (layer is _DENSE)
+    assert row.peak_allocated_B is None
+    assert row.clock_Hz is None
+    assert 0 < row.loss_last < 2 * row.loss_first
 
 
 def test_energy_is_power_times_step_time() -> None:
     row = measure_run(_run(), _Meter(), build=Trainer, warm_s=0.0, measured_s=0.4)
-    assert row["power_W"] == pytest.approx(100, rel=0.1)
-    assert row["energy_J"] == pytest.approx(row["power_W"] * row["step_time_s"])
-    assert row["device_used_B"] == 3_000_000_000
-    assert row["temperature_C"] == 55.0
+    assert row.power_W == pytest.approx(100, rel=0.1)
+    assert row.energy_J == pytest.approx(row.power_W * row.step_time_s)
+    assert row.device_used_B == 3_000_000_000
+    assert row.temperature_C == 55.0
 
 
 def test_short_steps_are_repeated_until_the_counter_has_ticked_enough() -> None:
     row = measure_run(_run(), CpuDevice(), build=Trainer, warm_s=0.0, measured_s=0.3)
-    assert row["steps"] > 4
+    assert row.steps > 4
 
 
 def test_the_same_seed_trains_the_same_model() -> None:
     losses = [
-        measure_run(_run(seed=seed), CpuDevice(), build=Trainer, warm_s=0.0, measured_s=0.0)["loss_first"]
+        measure_run(_run(seed=seed), CpuDevice(), build=Trainer, warm_s=0.0, measured_s=0.0).loss_first
         for seed in (3, 3, 4)
     ]
     assert losses[0] == losses[1] != losses[2]
@@ -323,7 +321,7 @@ def test_a_plan_that_fails_does_not_stop_the_others(tmp_path: Path, monkeypatch:
     paths = [_plan(tmp_path, "deep", layers=4), _plan(tmp_path, "huge", layers=3), _plan(tmp_path, "fine")]
     real = training.measure_run
 
-    def run_out_of_memory(run: TrainingRun, *arguments: Any, **options: Any) -> dict[str, Any]:
+    def run_out_of_memory(run: TrainingRun, *arguments: Any, **options: Any) -> IterationRow:
         if run.name == "huge":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
         return real(replace(run, steps=2, warmup=1), *arguments, **options)
@@ -333,13 +331,13 @@ def test_a_plan_that_fails_does_not_stop_the_others(tmp_path: Path, monkeypatch:
     failed = measure_plans(paths, CpuDevice(), writer, report=said.append, warm_s=0.0, measured_s=0.0)
     assert [f.plan for f in failed] == ["deep", "huge"]
     assert failed[1].reason == ("does not fit in the GPU's memory: CUDA out of memory. Tried to allocate 9 GiB.")
-    assert [row["plan"] for row in writer.rows] == ["fine"]
+    assert [row.plan for row in writer.rows] == ["fine"]
     assert said[-1].startswith("fine: ")
 
 
 def test_plans_that_were_measured_are_left_out(tmp_path: Path) -> None:
     writer = _Writer()
-    writer.rows.append({"plan": "done"})
+    writer.rows.append(IterationRow(plan="done", rank=0, steps=1, step_time_s=1.0))
     assert measure_plans([_plan(tmp_path, "done")], CpuDevice(), writer) == []
     assert len(writer.rows) == 1
 

@@ -14,10 +14,9 @@ from torch.distributed import DistNetworkError, HashStore  # type: ignore[attr-d
 from moemodel.model.core.documents import parse_yaml
 from moemodel.model.core.errors import DeviceError
 from moemodel.model.plan.spec import Plan
-from moemodel.model.records.profile import TABLES
 from moemodel.profiler.clocks.clock_control import ClockControl
 from moemodel.profiler.jobs.ranks import failure_of
-from moemodel.profiler.jobs.rendezvous import Peers
+from moemodel.profiler.jobs.rendezvous import RendezvousStore
 from moemodel.profiler.training.launch import Failure, LaunchOptions, Measured, PlanVisit, launch
 from moemodel.profiler.training.worker import adopt_slurm, hold_clock
 
@@ -65,24 +64,23 @@ def test_a_job_of_two_processes(visits: list[PlanVisit], tmp_path: Path) -> None
     assert [len(outcome.rows) for outcome in (ep, one, pp)] == [2, 1, 2]
     for outcome in (ep, one, pp):
         for rank, row in enumerate(outcome.rows):
-            assert set(row) == set(TABLES["iterations"])
-            assert (row["plan"], row["rank"], row["steps"]) == (outcome.visit.plan.name, rank, 20)
-            assert row["plan_yaml"] == outcome.visit.plan_yaml
-            assert row["loss_first"] == pytest.approx(one.rows[0]["loss_first"], rel=1e-3)  # sums of bf16
-            assert row["loss_last"] == pytest.approx(outcome.rows[0]["loss_last"])
+            assert (row.plan, row.rank, row.steps) == (outcome.visit.plan.name, rank, 20)
+            assert row.plan_yaml == outcome.visit.plan_yaml
+            assert row.loss_first == pytest.approx(one.rows[0].loss_first, rel=1e-3)  # sums of bf16
+            assert row.loss_last == pytest.approx(outcome.rows[0].loss_last)
     assert (ep.clock_asked_MHz, ep.clock_held) == (1200, False)
     assert ep.clock_note is not None
     assert "has no clocks that moemodel can lock" in ep.clock_note
     assert (one.clock_asked_MHz, one.clock_held, one.clock_note) == (None, None, None)
     assert cp.kind == "refused"
-    assert ep.rows[0]["expert_skew"] == pytest.approx(ep.rows[1]["expert_skew"])
-    assert ep.rows[0]["forward_time_s"] > 0
-    assert pp.rows[0]["forward_time_s"] is None
-    assert pp.rows[0]["optimizer_time_s"] > 0
+    assert ep.rows[0].expert_skew == pytest.approx(ep.rows[1].expert_skew)
+    assert ep.rows[0].forward_time_s > 0
+    assert pp.rows[0].forward_time_s is None
+    assert pp.rows[0].optimizer_time_s > 0
     # The experts are shared out: 2 layers of 4 experts, 3 matrices of 16 x 16, half of them elsewhere.
-    assert one.rows[0]["parameters"] - ep.rows[0]["parameters"] == 2 * 2 * 3 * 16 * 16
+    assert one.rows[0].parameters - ep.rows[0].parameters == 2 * 2 * 3 * 16 * 16
     embedding_head_norm = 2 * 64 * 16 + 16
-    assert sum(row["parameters"] for row in pp.rows) == one.rows[0]["parameters"] > embedding_head_norm
+    assert sum(row.parameters for row in pp.rows) == one.rows[0].parameters > embedding_head_norm
     assert sorted(path.name for path in (tmp_path / "jobs").iterdir()) == ["0"]
 
 
@@ -93,7 +91,7 @@ def test_peers_hear_rank_0_and_meet() -> None:
     store, heard = HashStore(), dict[int, list[object]]()
 
     def live(rank: int) -> None:
-        peers = Peers(store, rank, 3, name="test", timeout_s=20)
+        peers = RendezvousStore(store, rank, 3, name="test", timeout_s=20)
         said = peers.agree(10.0 + rank)
         everything = peers.gather({"rank": rank})
         peers.barrier()

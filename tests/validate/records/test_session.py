@@ -11,14 +11,22 @@ import pytest
 from moemodel.model.core.errors import InputError
 from moemodel.model.plan.spec import Plan
 from moemodel.model.results.validation import Failed, Visit
-from moemodel.validation.records.session import QUESTION, VISITS, Line, Question, Session, alone, read_question
+from moemodel.validation.records.session import (
+    QUESTION,
+    VISITS,
+    RunRecord,
+    Session,
+    ValidationSpec,
+    folder_lock,
+    read_spec,
+)
 
-Ask = Callable[..., Question]
+Ask = Callable[..., ValidationSpec]
 
 
-def _visited(plan: str, repeat: int) -> Line:
+def _visited(plan: str, repeat: int) -> RunRecord:
     visit = Visit(repeat=repeat, clock_held=None, seconds=1.0, rows=({"step_time_s": 0.1},))
-    return Line(plan=plan, visit=visit)
+    return RunRecord(plan=plan, visit=visit)
 
 
 def test_every_round_runs_every_plan_once_in_another_order(ask: Ask, tmp_path: Path) -> None:
@@ -42,19 +50,19 @@ def test_it_goes_on_with_what_is_left(ask: Ask, tmp_path: Path) -> None:
     session.add(_visited(first[1][0].name, 0))
     again = Session(tmp_path / "v", ask())
     assert again.resumed
-    assert again.lines == session.lines
+    assert again.records == session.records
     assert again.left() == first[2:]
 
 
 def test_a_plan_that_failed_is_not_run_again(ask: Ask, tmp_path: Path) -> None:
     session = Session(tmp_path / "v", ask())
-    session.add(Line(plan="two", failed=Failed(repeat=0, kind="crashed", reason="it did")))
+    session.add(RunRecord(plan="two", failed=Failed(repeat=0, kind="crashed", reason="it did")))
     assert {asked.name for asked, _ in session.left()} == {"one", "tensor"}
 
 
 @pytest.mark.parametrize(("kind", "again"), [("crashed", True), ("no progress", True), ("out of memory", False)])
 def test_what_the_machine_may_have_caused_is_tried_again(kind: str, again: bool, ask: Ask, tmp_path: Path) -> None:
-    Session(tmp_path / "v", ask()).add(Line(plan="two", failed=Failed(repeat=0, kind=kind, reason="it did")))
+    Session(tmp_path / "v", ask()).add(RunRecord(plan="two", failed=Failed(repeat=0, kind=kind, reason="it did")))
     assert ("two" in {asked.name for asked, _ in Session(tmp_path / "v", ask()).left()}) == again
 
 
@@ -64,7 +72,7 @@ def test_a_line_that_was_cut_off_is_made_again(ask: Ask, tmp_path: Path) -> None
     whole = (tmp_path / "v" / VISITS).read_bytes()
     (tmp_path / "v" / VISITS).write_bytes(whole + whole[:20])
     again = Session(tmp_path / "v", ask())
-    assert [line.plan for line in again.lines] == ["one"]
+    assert [record.plan for record in again.records] == ["one"]
     assert (tmp_path / "v" / VISITS).read_bytes() == whole
 
 
@@ -93,7 +101,7 @@ def test_another_question_is_refused(change: dict[str, Any], says: str, ask: Ask
     assert str(caught.value) == (
         f"{folder}: holds another validation: {says}. Ask the same to go on with it, or name a new folder with -o"
     )
-    assert read_question(folder) == ask()
+    assert read_spec(folder) == ask()
 
 
 def test_other_plans_are_another_question(ask: Ask, plan_of: Callable[..., Plan], tmp_path: Path) -> None:
@@ -109,19 +117,19 @@ def test_a_plan_that_changed_is_named_with_what_it_is(ask: Ask, plan_of: Callabl
 
 
 def test_another_gpu_is_another_question(ask: Ask, tmp_path: Path) -> None:
-    question = ask()
-    Session(tmp_path / "v", question)
-    device = question.environment.device.model_copy(update={"uuid": "GPU-2"})
-    environment = question.environment.model_copy(update={"device": device, "host": {"cores": 1}})
+    spec = ask()
+    Session(tmp_path / "v", spec)
+    device = spec.environment.device.model_copy(update={"uuid": "GPU-2"})
+    environment = spec.environment.model_copy(update={"device": device, "host": {"cores": 1}})
     with pytest.raises(InputError, match="uuid: found GPU-1, asked for GPU-2"):
-        Session(tmp_path / "v", question.model_copy(update={"environment": environment}))
+        Session(tmp_path / "v", spec.model_copy(update={"environment": environment}))
 
 
 def test_the_same_gpu_on_another_day_is_the_same_question(ask: Ask, tmp_path: Path) -> None:
-    question = ask()
-    Session(tmp_path / "v", question)
-    environment = question.environment.model_copy(update={"host": {"cores": 1}})
-    changed = question.model_copy(update={"environment": environment, "notes": ("new",)})
+    spec = ask()
+    Session(tmp_path / "v", spec)
+    environment = spec.environment.model_copy(update={"host": {"cores": 1}})
+    changed = spec.model_copy(update={"environment": environment, "notes": ("new",)})
     assert not Session(tmp_path / "v", changed).resumed
 
 
@@ -140,7 +148,7 @@ def test_a_question_that_is_none(ask: Ask, tmp_path: Path) -> None:
 
 def test_one_at_a_time(ask: Ask, tmp_path: Path) -> None:
     Session(tmp_path / "v", ask())
-    with alone(tmp_path / "v"), pytest.raises(InputError, match="another `moemodel validate` is at work in it"):
-        alone(tmp_path / "v").__enter__()
-    with alone(tmp_path / "v"):
+    with folder_lock(tmp_path / "v"), pytest.raises(InputError, match="another `moemodel validate` is at work in it"):
+        folder_lock(tmp_path / "v").__enter__()
+    with folder_lock(tmp_path / "v"):
         pass

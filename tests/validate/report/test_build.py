@@ -12,29 +12,31 @@ from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.measured import predict_as_run
 from moemodel.model.results.validation import PlanReport, Visit, row_of
-from moemodel.validation.records.session import Line, Question
+from moemodel.validation.records.session import RunRecord, ValidationSpec
 from moemodel.validation.report.build import errors_of, ranking_of, report_of
 
-Ask = Callable[..., Question]
+Ask = Callable[..., ValidationSpec]
 PlanOf = Callable[..., Plan]
 
 
-def _lines(question: Question, calibration: Calibration, factors: dict[str, Sequence[float]], **row: Any) -> list[Line]:
+def _records(
+    spec: ValidationSpec, calibration: Calibration, factors: dict[str, Sequence[float]], **row: Any
+) -> list[RunRecord]:
     """Runs of one rank, each so many times slower than forecast."""
-    lines = []
-    for asked in question.plans:
+    records = []
+    for asked in spec.plans:
         values = predict_as_run(asked.plan, calibration).values
         for repeat, factor in enumerate(factors.get(asked.name, ())):
             measured = {"step_time_s": factor * values["step_time"], "energy_J": factor * values["energy"]}
             rows = (row_of(measured | {"rank": 0} | row),)
             visit = Visit(repeat=repeat, clock_held=None, seconds=1.0, rows=rows)
-            lines.append(Line(plan=asked.name, visit=visit))
-    return lines
+            records.append(RunRecord(plan=asked.name, visit=visit))
+    return records
 
 
 def test_errors_and_their_spread(ask: Ask, calibration: Calibration) -> None:
-    question = ask()
-    report = report_of(question, _lines(question, calibration, {"one": [1.0, 1.25], "two": [0.8]}), calibration)
+    spec = ask()
+    report = report_of(spec, _records(spec, calibration, {"one": [1.0, 1.25], "two": [0.8]}), calibration)
     plans = {plan.name: plan for plan in report.plans}
     one, two = (plans[name].quantities["step_time"] for name in ("one", "two"))
     assert one.error == pytest.approx(1 / 1.125 - 1)
@@ -52,8 +54,8 @@ def test_errors_and_their_spread(ask: Ask, calibration: Calibration) -> None:
 
 
 def test_forecast_and_prediction_differ_by_what_was_measured_of_the_state(ask: Ask, calibration: Calibration) -> None:
-    question = ask()
-    report = report_of(question, _lines(question, calibration, {"one": [1.0]}, temperature_C=80.0), calibration)
+    spec = ask()
+    report = report_of(spec, _records(spec, calibration, {"one": [1.0]}, temperature_C=80.0), calibration)
     (plan,) = [plan for plan in report.plans if plan.visits]
     energy = plan.quantities["energy"]
     assert plan.temperature_C == 80.0
@@ -66,11 +68,11 @@ def test_forecast_and_prediction_differ_by_what_was_measured_of_the_state(ask: A
 
 def test_regret_is_that_of_the_forecast(ask: Ask, calibration: Calibration) -> None:
     """The plan predicted fastest took twice as long as it should have."""
-    question = ask()
-    forecast = {a.name: predict_as_run(a.plan, calibration).values["step_time"] for a in question.plans}
+    spec = ask()
+    forecast = {a.name: predict_as_run(a.plan, calibration).values["step_time"] for a in spec.plans}
     first, second, _ = sorted(forecast, key=lambda name: forecast[name])
     factors = {name: [2.0 if name == first else 1.0] for name in forecast}
-    ranking = report_of(question, _lines(question, calibration, factors), calibration).ranking["step_time"]
+    ranking = report_of(spec, _records(spec, calibration, factors), calibration).ranking["step_time"]
     assert (ranking.chosen, ranking.best) == (first, second)
     assert ranking.regret == pytest.approx(2 * forecast[first] / forecast[second] - 1)
     assert ranking.pairs == 3
@@ -85,10 +87,10 @@ def test_without_measurements_there_are_no_figures(ask: Ask, calibration: Calibr
 
 
 def test_losses_that_differ_are_told(ask: Ask, calibration: Calibration) -> None:
-    question = ask()
-    same = _lines(question, calibration, {"one": [1.0]}, loss_first=10.0)
-    other = _lines(question, calibration, {"two": [1.0]}, loss_first=10.2)
+    spec = ask()
+    same = _records(spec, calibration, {"one": [1.0]}, loss_first=10.0)
+    other = _records(spec, calibration, {"two": [1.0]}, loss_first=10.2)
     note = "one begins with a loss of 10, two with 10.2, from the same weights and data"
-    assert any(note in text for text in report_of(question, same + other, calibration).notes)
-    near = _lines(question, calibration, {"two": [1.0]}, loss_first=10.05)
-    assert not any("loss" in text for text in report_of(question, same + near, calibration).notes)
+    assert any(note in text for text in report_of(spec, same + other, calibration).notes)
+    near = _records(spec, calibration, {"two": [1.0]}, loss_first=10.05)
+    assert not any("loss" in text for text in report_of(spec, same + near, calibration).notes)

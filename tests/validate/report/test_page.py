@@ -13,8 +13,8 @@ import pytest
 
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
-from moemodel.model.results.validation import Report, SetAside
-from moemodel.validation.records.session import Question
+from moemodel.model.results.validation import Report, SkippedPlan
+from moemodel.validation.records.session import ValidationSpec
 from moemodel.validation.report.figures import axis, errors, plane, spans, ticks
 from moemodel.validation.report.page import html_page
 from moemodel.validation.report.units import number, percent
@@ -25,7 +25,11 @@ _VOID = {"meta", "br"}
 
 @pytest.fixture
 def report(
-    ask: Callable[..., Question], plan_of: Callable[..., Plan], fake: Any, calibration: Calibration, tmp_path: Path
+    ask: Callable[..., ValidationSpec],
+    plan_of: Callable[..., Plan],
+    fake: Any,
+    calibration: Calibration,
+    tmp_path: Path,
 ) -> Report:
     """Of four plans, one with a name out of hell, one that fails."""
     plans = [
@@ -35,8 +39,8 @@ def report(
         plan_of(name="fails", micro_batch=8),
     ]
     fake.failing = {"fails": "crash"}
-    question = ask(*plans).model_copy(update={"set_aside": (SetAside(name="big", reason="it needs 8 < 9 GPUs"),)})
-    return validate(question, tmp_path / "v", calibration, Options(), gpu="h100", launch=fake).report
+    spec = ask(*plans).model_copy(update={"set_aside": (SkippedPlan(name="big", reason="it needs 8 < 9 GPUs"),)})
+    return validate(spec, tmp_path / "v", calibration, Options(), gpu="h100", launch=fake).report
 
 
 class _Tags(HTMLParser):

@@ -16,7 +16,7 @@ from moemodel.model.search.document import Search
 from moemodel.model.search.result import SearchResult
 from moemodel.model.search.search import search
 from moemodel.validation.select.plans import Chosen, _spread, from_plans, from_search
-from moemodel.validation.select.runnable import Hardware, Wish
+from moemodel.validation.select.runnable import Hardware, PlanRequest
 
 PlanOf = Callable[..., Plan]
 Make = Callable[..., Hardware]
@@ -165,27 +165,27 @@ def test_the_first_few_are_spread_over_the_whole(size: int) -> None:
 
 
 @pytest.fixture
-def named(plan_of: PlanOf) -> Callable[..., Wish]:
+def named(plan_of: PlanOf) -> Callable[..., PlanRequest]:
     """A plan as if it were of file STEM.yaml."""
 
-    def make(stem: str, /, **changes: Any) -> Wish:
-        return Wish(role=f"file {stem}.yaml", plan=plan_of(**{"name": "p", "micro_batch": 4} | changes))
+    def make(stem: str, /, **changes: Any) -> PlanRequest:
+        return PlanRequest(role=f"file {stem}.yaml", plan=plan_of(**{"name": "p", "micro_batch": 4} | changes))
 
     return make
 
 
-def test_plans_of_files(named: Callable[..., Wish], hardware: Make, calibration: Calibration) -> None:
-    wishes = [named("a"), named("b", micro_batch=2), named("c")]
-    chosen = from_plans(wishes, hardware(), calibration, controls=False, seed=0)
+def test_plans_of_files(named: Callable[..., PlanRequest], hardware: Make, calibration: Calibration) -> None:
+    requests = [named("a"), named("b", micro_batch=2), named("c")]
+    chosen = from_plans(requests, hardware(), calibration, controls=False, seed=0)
     assert [choice.asked.name for choice in chosen.choices] == ["p", "p-2"]
     assert chosen.choices[0].roles == ("file a.yaml", "file c.yaml")
 
 
 def test_controls_for_every_model_and_batch(
-    named: Callable[..., Wish], hardware: Make, calibration: Calibration
+    named: Callable[..., PlanRequest], hardware: Make, calibration: Calibration
 ) -> None:
-    wishes = [named("a"), named("b", name="q", global_batch=32), named("c", name="r", micro_batch=1)]
-    chosen = from_plans(wishes, hardware(), calibration, controls=True, seed=0)
+    requests = [named("a"), named("b", name="q", global_batch=32), named("c", name="r", micro_batch=1)]
+    chosen = from_plans(requests, hardware(), calibration, controls=True, seed=0)
     assert sum("control: default" in choice.roles for choice in chosen.choices) == 2
     assert sum("control: random" in choice.roles for choice in chosen.choices) == 2
     names = [choice.asked.name for choice in chosen.choices if "control: random" in choice.roles]
@@ -209,7 +209,7 @@ def test_controls_for_every_model_and_batch(
     ],
 )
 def test_what_cannot_be_run_is_set_aside(
-    changes: dict[str, Any], reason: str, named: Callable[..., Wish], hardware: Make, calibration: Calibration
+    changes: dict[str, Any], reason: str, named: Callable[..., PlanRequest], hardware: Make, calibration: Calibration
 ) -> None:
     other = named("other", name="other", **changes)
     chosen = from_plans([named("a"), other], hardware(), calibration, controls=False, seed=0)
@@ -223,7 +223,7 @@ def test_what_cannot_be_run_is_set_aside(
 
 
 def test_what_the_runner_says_is_passed_on(
-    named: Callable[..., Wish], hardware: Make, calibration: Calibration
+    named: Callable[..., PlanRequest], hardware: Make, calibration: Calibration
 ) -> None:
     """It is not asked about the power limit in force, which it need not set."""
     asked: list[Plan] = []
@@ -238,7 +238,7 @@ def test_what_the_runner_says_is_passed_on(
 
 
 def test_another_power_limit_in_force_is_predicted_for(
-    named: Callable[..., Wish], hardware: Make, calibration: Calibration
+    named: Callable[..., PlanRequest], hardware: Make, calibration: Calibration
 ) -> None:
     chosen = from_plans([named("a")], hardware(power_limit_W=500.0), calibration, controls=False, seed=0)
     (choice,) = chosen.choices
@@ -248,20 +248,20 @@ def test_another_power_limit_in_force_is_predicted_for(
 
 
 def test_a_plan_that_should_not_fit_is_run_and_noted(
-    named: Callable[..., Wish], hardware: Make, calibration: Calibration
+    named: Callable[..., PlanRequest], hardware: Make, calibration: Calibration
 ) -> None:
     large = named("large", micro_batch=256, global_batch=256)
     chosen = from_plans([named("a"), large], hardware(), calibration, controls=False, seed=0)
     assert [choice.notes for choice in chosen.choices] == [(), ("It is predicted not to fit in memory.",)]
 
 
-def test_an_error_names_the_file(named: Callable[..., Wish], hardware: Make, calibration: Calibration) -> None:
+def test_an_error_names_the_file(named: Callable[..., PlanRequest], hardware: Make, calibration: Calibration) -> None:
     uneven = named("uneven", cluster={"gpus": 3}, parallel={"tp": 3})
     with pytest.raises(InfeasiblePlanError, match=r"uneven\.yaml: p: parallel\.tp 3 does not divide"):
         from_plans([uneven], hardware(), calibration, controls=False, seed=0)
 
 
-def test_controls_on_a_processor(named: Callable[..., Wish], hardware: Make, calibration: Calibration) -> None:
+def test_controls_on_a_processor(named: Callable[..., PlanRequest], hardware: Make, calibration: Calibration) -> None:
     """It has no power to search for, and still a default and a random plan."""
     processor = calibration.model_copy(
         update={"gpu": "cpu", "power": calibration.power.model_copy(update={"points": 0})}

@@ -25,7 +25,7 @@ from moemodel.model.plan.spec import ParallelSpec
 from moemodel.profiler.backends.base import TrainingRun
 from moemodel.profiler.backends.torch_native.optimizer import clip_gradients
 from moemodel.profiler.backends.torch_native.parallel_trainer import ParallelTrainer, build
-from moemodel.profiler.backends.torch_native.sharding import held, share_of, whole_names
+from moemodel.profiler.backends.torch_native.sharding import held, shard_spec, whole_names
 from moemodel.profiler.backends.torch_native.trainer import Trainer
 
 _STEPS = 2  # from the first weights, and after an update
@@ -147,7 +147,7 @@ def _gradient_error(trainer: ParallelTrainer, reference: dict[str, Tensor]) -> f
             assert parameter.grad is not None, name
             found = getattr(parameter.grad, "full_tensor", lambda p=parameter: p.grad)() * scales[id(parameter)]
             whole = reference[name]
-            expected = held(whole, share_of(name, model.architecture), trainer._layout)
+            expected = held(whole, shard_spec(name, model.architecture), trainer._place)
             error = float((found - expected).norm()) / max(float(expected.norm()), 1e-3 * largest)
             worst = max(worst, error)
     return worst

@@ -1,0 +1,228 @@
+"""Words that were retired come back as no identifier: of a module, class, function, argument, attribute or variable.
+
+Each stands with the folders that it was retired from: many of them are plain English and mean something else elsewhere.
+What is stored in files (keys of JSON, YAML and Parquet) keeps its name and is no identifier. `docs/glossary.md` has the
+words that are used.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CODE = ("model", "profiler", "calibrate", "validate", "cli", "moemodel", "bench", "tests")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retired:
+    """A word: where it may not stand, what is said now, and whether that is enforced yet."""
+
+    word: str
+    now: str
+    where: str
+    enforced: bool
+
+
+def _retired() -> list[Retired]:
+    """The table below; `yes` in its last column is what is enforced."""
+    rows = (line.split("|") for line in TABLE.strip().splitlines())
+    return [
+        Retired(word=word.strip(), now=now.strip(), where=where.strip(), enforced=said.strip() == "yes")
+        for word, now, where, said in rows
+    ]
+
+
+# Names of files that were retired, each with the folder that it may not come back to.
+FILES = """
+model      words held as_run tally front draft load inlet compute governor host parallel_host blocks workload
+model      step_exchange communication names machine costs groups stages
+profiler   heavy effort bench watch heat host_lane meter_lane together held cut shares replicas stretches lanes
+calibrate  public steps external dvfs_power caps knobs refit links
+validate   choice choose controls style compare
+cli        catalogue calibrations
+"""
+# word | what is said now | retired from ("." is everywhere) | whether that is enforced yet
+TABLE = """
+calibration_for | rescale_for_precision                           | .                                           | yes
+word_B          | element_size_B                                  | .                                           | yes
+behind          | overlapped                                      | .                                           | no
+plain_parallel  | fields of the Framework record                  | .                                           | yes
+waits           | synchronizes_every_pass                         | model                                       | no
+tensor          | matmul_dtype                                    | model                                       | no
+outer_tokens    | sequence_parallel_tokens                        | .                                           | yes
+added           | accumulated_fraction                            | model/step                                  | no
+in_buckets      | gradients_in_ddp_buckets                        | .                                           | no
+_cut            | is_sharded                                      | model                                       | yes
+joins           | grad_fan_in                                     | model                                       | yes
+share           | expert_load_fraction                            | model/step                                  | no
+_Forward        | LayerOp                                         | .                                           | yes
+mean_share      | load_balance                                    | model                                       | no
+Held            | ResidentStates, SustainedPower or SustainedLoad | .                                           | no
+several         | accumulating                                    | model/step                                  | no
+Parts           | ParameterCounts                                 | model                                       | no
+Behind          | OverlappableComm                                | .                                           | no
+free_s          | hideable_s                                      | .                                           | no
+everybody       | world                                           | model                                       | yes
+ahead           | async_launch                                    | model/predict                               | no
+meets           | synchronizes                                    | model                                       | no
+polls           | busy_waits                                      | model                                       | no
+shown_f         | exposed_forward_s                               | .                                           | no
+gone_f          | hidden_forward_s                                | .                                           | no
+shown_b         | exposed_backward_s                              | .                                           | no
+gone_b          | hidden_backward_s                               | .                                           | no
+beside_f        | overlap_window_forward_s                        | .                                           | no
+beside_b        | overlap_window_backward_s                       | .                                           | no
+talk_s          | comm_s                                          | .                                           | no
+_hidden         | _overlapped_s                                   | model/predict                               | no
+tree_W          | the clock tree's power of each phase            | model/predict                               | no
+cycle           | power_profile                                   | model/predict                               | no
+_columns        | _phase_totals                                   | model/predict                               | no
+way_s           | pipeline_fill_comm_s                            | .                                           | no
+forward_lead    | unoverlappable_fraction_forward                 | .                                           | no
+again_s         | recompute_sync_s                                | .                                           | no
+wait_s          | host_sync_s                                     | model/step                                  | no
+_talk           | _comm                                           | .                                           | no
+tied            | embedding_grad_all_reduce                       | model/step                                  | no
+_counts         | _expert_count_all_to_all                        | model/step                                  | yes
+boundary        | pipeline_p2p                                    | model/step                                  | no
+once_a_node     | node_deduplicated                               | .                                           | no
+most_nodes      | node_limit                                      | .                                           | no
+starts_s        | launch_latency_s                                | .                                           | no
+steps_s         | hop_latency_s                                   | model/network                               | no
+moved           | transfer_time_s                                 | model/network                               | no
+skew_share      | imbalance_penalty                               | model/network                               | no
+Lane            | PhaseCost, Stream, DeviceMeter or CommStream    | .                                           | no
+Pricer          | OperatorCostModel                               | .                                           | no
+_STAND_INS      | FALLBACK                                        | .                                           | no
+outside_s       | extrapolated_s                                  | .                                           | no
+Stretch         | PowerSegment, TimedRegion or TimedInterval      | .                                           | no
+settled_clocks  | steady_state_clocks                             | .                                           | no
+_Move           | ClockResponse                                   | model                                       | no
+Units           | FsdpUnits                                       | model                                       | no
+late            | embedding_parameters                            | model/step                                  | no
+exposing        | with_exposed                                    | model                                       | no
+Calls           | CollectiveLaunches                              | model                                       | no
+third           | is_zero3                                        | model                                       | no
+CutWithEnds     | PipelineLayout                                  | .                                           | no
+AsRun           | PredictedQuantities                             | .                                           | no
+merged          | reduce_ranks                                    | model/results                               | no
+Warmer          | InletSensitivity                                | .                                           | no
+Tally           | SearchState                                     | .                                           | no
+_race           | _update_top_k                                   | .                                           | no
+nothing         | infeasible_message                              | model/search                                | no
+needs_of        | constraint_values                               | .                                           | no
+Space           | SearchProblem                                   | .                                           | no
+says            | message                                         | model/search                                | no
+refuses         | is_violated                                     | .                                           | no
+held_load       | sustained_load                                  | .                                           | no
+HeldLoad        | SustainedLoad                                   | .                                           | no
+slower          | slack                                           | model/search                                | no
+draft_plan      | baseline_plan                                   | .                                           | no
+mistake         | validate_name                                   | .                                           | no
+HeavyLoad       | BackgroundLoad                                  | .                                           | no
+Effort          | MeasurementBudget                               | .                                           | no
+Bench           | Harness                                         | .                                           | no
+lead_s          | spin_s                                          | profiler                                    | no
+Controls        | DeviceSettings or BaselinePlans                 | .                                           | yes
+Knob            | ScaleFactor                                     | .                                           | no
+Moved           | FittedFactor                                    | .                                           | no
+_Free           | BoundedParameter                                | .                                           | no
+Free            | BoundedParameter                                | .                                           | no
+Wish            | PlanRequest                                     | .                                           | yes
+Asked           | RequestedPlan                                   | .                                           | yes
+Question        | ValidationSpec                                  | .                                           | yes
+Line            | RunRecord                                       | validate                                    | yes
+alone           | folder_lock                                     | validate                                    | yes
+look            | probe_hardware                                  | validate                                    | yes
+help_first      | run_as_helper                                   | .                                           | no
+Holder          | SustainedRunner                                 | .                                           | no
+Teller          | EventWriter                                     | .                                           | yes
+Follower        | EventReader                                     | .                                           | yes
+Stopwatch       | CollectiveTimer                                 | .                                           | no
+Peers           | HelperProcesses, RankBarrier or RendezvousStore | .                                           | no
+Timer           | StreamTimer                                     | profiler/microbench                         | no
+Outcome         | ProfileReport                                   | profiler                                    | no
+Outcome         | ValidationResult                                | validate                                    | yes
+Run             | MeasuredRun                                     | calibrate                                   | no
+Run             | RunTotals                                       | model/results                               | no
+Cut             | ShardingStrategy                                | .                                           | no
+RankCut         | TensorParallelSharding                          | .                                           | no
+enter           | copy_to_tensor_parallel_region                  | profiler/backends                           | no
+leave           | reduce_from_tensor_parallel_region              | profiler/backends                           | no
+Share           | ShardSpec                                       | profiler                                    | no
+Layout          | RankMesh                                        | .                                           | no
+experts         | ep                                              | profiler/backends/torch_native/rank_mesh.py | yes
+copies          | expert_data_parallel                            | profiler/backends                           | no
+ends            | embedding_group                                 | profiler/backends/torch_native/rank_mesh.py | yes
+holders         | replicas                                        | profiler                                    | no
+_say            | _emit_event                                     | profiler                                    | no
+let_go          | release_comm_buffers                            | .                                           | yes
+SetAside        | SkippedPlan                                     | .                                           | yes
+Phase           | PhaseOutcome                                    | model/results                               | no
+Chip            | RooflineChip                                    | model                                       | no
+"""
+
+
+def identifiers(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Every identifier of a module, and its line."""
+    for node in ast.walk(tree):
+        line = getattr(node, "lineno", 0)
+        match node:
+            case ast.Name(id=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                yield name, line
+            case ast.ClassDef(name=name) | ast.arg(arg=name) | ast.Attribute(attr=name):
+                yield name, line
+            case ast.keyword(arg=str(name)):
+                yield name, line
+            case ast.alias(name=name, asname=other):
+                yield name, line
+                yield other or name, line
+            case _:
+                pass
+
+
+@cache
+def _used_in(path: Path) -> list[tuple[str, int]]:
+    return list(identifiers(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def _files(root: Path) -> list[Path]:
+    return [root] if root.is_file() else sorted(root.rglob("*.py"))
+
+
+@cache
+def _used(where: str) -> dict[str, list[str]]:
+    """Identifier -> places, in a file, below a folder, or everywhere."""
+    roots = CODE if where == "." else (where,)
+    files = (
+        path for root in roots for path in ([ROOT / root] if root.endswith(".py") else (ROOT / root).rglob("*.py"))
+    )
+    found: dict[str, list[str]] = {}
+    for path in sorted(files):
+        for name, line in _used_in(path):
+            found.setdefault(name, []).append(f"{path.relative_to(ROOT).as_posix()}:{line}")
+    return found
+
+
+@pytest.mark.parametrize("retired", [r for r in _retired() if r.enforced], ids=lambda r: f"{r.where}-{r.word}")
+def test_a_retired_word_stays_retired(retired: Retired) -> None:
+    assert (ROOT / retired.where).exists(), f"{retired.where} is gone; where is {retired.word} retired from now?"
+    places = _used(retired.where).get(retired.word, [])
+    assert places == [], f"{retired.word}: say {retired.now}"
+
+
+def test_an_identifier_is_found_wherever_it_stands() -> None:
+    text = "from x import c as d\nclass E(f):\n    def g(h, *i, **j): k.l(m=n)\nasync def o(): pass\n"
+    assert {name for name, _ in identifiers(ast.parse(text))} == set("cdEfghijklmno")
+
+
+def test_a_retired_file_stays_retired() -> None:
+    for line in FILES.strip().splitlines():
+        folder, *names = line.split()
+        assert {path.stem for path in (ROOT / folder).rglob("*.py")}.isdisjoint(names), folder
