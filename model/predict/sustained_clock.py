@@ -57,7 +57,7 @@ def total_power(power: PowerModel, dynamic_W: FloatArray, temperature_C: float |
 
 def _limit_W(plans: PlanBatch, machine: Machine, power: PowerModel, *, steady: bool) -> FloatArray:
     """What power is held at, at most: by the cap and, in the steady state, by the temperature that slows the clock."""
-    cap_W = machine.sustained_share * np.where(np.isnan(plans.power_cap_W), machine.power_limit_W, plans.power_cap_W)
+    cap_W = machine.sustained_share * np.where(np.isinf(plans.power_cap_W), machine.power_limit_W, plans.power_cap_W)
     if not steady or power.thermal_C_per_W == 0:
         return np.asarray(cap_W)
     return np.minimum(cap_W, max(0.0, (machine.slowdown_C - power.inlet_C) / power.thermal_C_per_W))
@@ -105,12 +105,11 @@ def _governed(
     profiles: list[list[Stretch]], clock_Hz_K: FloatArray, plans: PlanBatch, limit_W: FloatArray, machine: Machine
 ) -> list[ByPhase[FloatArray]]:
     """Mean clock of each phase of each profile under the limit, and no higher than the plan asks."""
-    asked_Hz = np.where(np.isnan(plans.clock_Hz), clock_Hz_K[-1], plans.clock_Hz)
     settled = settled_clocks(
         [_joined(stretches) for stretches in zip(*profiles, strict=True)],
         clock_Hz_K,
         limit_W_P=limit_W,
-        highest_Hz_P=np.tile(np.clip(asked_Hz, clock_Hz_K[0], clock_Hz_K[-1]), len(profiles)),
+        highest_Hz_P=np.tile(np.clip(plans.clock_Hz, clock_Hz_K[0], clock_Hz_K[-1]), len(profiles)),
         gain_Hz_per_J=machine.governor_gain_Hz_per_J,
     )
     before = 1 - 1 / plans.micro_batches  # share of the micro-batches that are not the last

@@ -266,7 +266,7 @@ def _outcome(
     tokens_per_s = Estimate.of(first(p.tokens) / first(p.step_time_s), time_error)
     longest_s = step.high or step.value
     energy = Estimate.of(first(p.energy_J), energy_error).at_most(gpus * cap_W * longest_s)
-    highest_Hz = calibration.clock_range_Hz[1] if plan.clock_MHz is None else plan.clock_MHz * 1e6
+    highest_Hz = plan.clock.highest_Hz(calibration.clock_range_Hz[1])
     clock = Estimate.of(first(p.clock_Hz), calibration.governor.log_error).at_most(highest_Hz)
     counted = parameters(architecture)
     return Outcome(
