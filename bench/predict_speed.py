@@ -36,7 +36,7 @@ _SEQ = 4096
 _GLOBAL_BATCH = 2048
 _TOKENS = 5.1e12
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-_CLOCKS_MHz = (float("nan"), 1080.0, 1200.0, 1320.0, 1440.0, 1560.0, 1680.0, 1800.0)
+_CLOCKS_MHz = (float("inf"), 1080.0, 1200.0, 1320.0, 1440.0, 1560.0, 1680.0, 1800.0)
 
 
 def legal_plans() -> dict[str, list[float]]:
@@ -75,7 +75,7 @@ def search_batch(size: int) -> PlanBatch:
         seq=_SEQ,
         schedule=0,
         skew=1.0,
-        power_cap_W=np.nan,
+        power_cap_W=np.inf,
     )
 
 

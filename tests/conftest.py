@@ -209,7 +209,7 @@ def batch() -> Callable[..., PlanBatch]:
     def make(**columns: Any) -> PlanBatch:
         degrees = dict.fromkeys(("dp", "tp", "pp", "ep", "cp", "virtual_stages", "micro_batch"), 1)
         rest = {"zero_stage": 0, "sequence_parallel": 0, "global_batch": 64, "seq": 2048, "recompute": 0, "schedule": 0}
-        free = {"skew": 1.0, "clock_Hz": np.nan, "power_cap_W": np.nan}
+        free = {"skew": 1.0, "clock_Hz": np.inf, "power_cap_W": np.inf}
         return PlanBatch.of(**degrees | rest | free | columns)
 
     return make

@@ -229,8 +229,8 @@ _PLAN: dict[str, float] = {
     "recompute": Recompute.NONE,
     "schedule": 0,
     "skew": 1.0,
-    "clock_Hz": np.nan,
-    "power_cap_W": np.nan,
+    "clock_Hz": np.inf,
+    "power_cap_W": np.inf,
 }
 
 

@@ -173,8 +173,8 @@ def groups(rows: Rows, recompute: Recompute = Recompute.NONE) -> list[Group]:
             **dict.fromkeys(("ep", "cp", "virtual_stages", "skew"), 1),
             **dict.fromkeys(("zero_stage", "sequence_parallel", "schedule"), 0),
             recompute=int(recompute),
-            clock_Hz=np.nan,
-            power_cap_W=np.nan,
+            clock_Hz=np.inf,
+            power_cap_W=np.inf,
         )
         found.append(Group(architecture=gpt(hidden, heads, layers, seq), plans=plans, place=place))
     return found

@@ -216,5 +216,6 @@ def _at_clocks(values_UK: FloatArray, x_K: FloatArray, x_UK: FloatArray) -> Floa
     upper_UK = np.clip(np.searchsorted(x_K, x_UK), 1, len(x_K) - 1)
     low, high = x_K[upper_UK - 1], x_K[upper_UK]
     share = _between((x_UK - low) / (high - low), 0.0, 1.0)
-    below = np.take_along_axis(values_UK, upper_UK - 1, axis=1)
-    return np.asarray(below + share * (np.take_along_axis(values_UK, upper_UK, axis=1) - below))
+    rows = np.arange(len(values_UK))[:, None]
+    below = values_UK[rows, upper_UK - 1]
+    return np.asarray(below + share * (values_UK[rows, upper_UK] - below))

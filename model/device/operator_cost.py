@@ -145,21 +145,29 @@ class Pricer:
         price = operator_time(fit, self.chip, shape, self.clock_Hz_K, calls=len(called))
         energy = self.power.dynamic_J(kind, direction, price.work, self.clock_Hz_K, price.busy_s_UK)
         time, energy, clock = self._within_fast_limit(np.atleast_1d(price.work.flops), price.time_s_UK, energy)
-        cycles = time * clock
-        spread = time[:, -1] * price.log_error_U
-        outside = np.where(price.outside_U, time[:, -1], 0.0)
-        key = f"{fit.kind}/{fit.direction}"
-        of_weights = (kind, direction) in _OF_WEIGHTS
-        for (lane, call), rows in zip(called, _rows_of(len(called), len(time)), strict=True):
-            count = call.count[:, None]
-            lane.time_s_UK += count * time[rows]
-            lane.energy_J_UK += count * np.atleast_1d(call.mean_share)[:, None] * energy[rows]
-            lane.cycles_UK += count * cycles[rows]
-            lane.spread_s[key] = lane.spread_s.get(key, 0.0) + call.count * spread[rows]
-            lane.outside_s_U += call.count * outside[rows]
-            lane.calls_U += call.count
+        highest_s = time[:, -1]
+        key, of_weights = f"{fit.kind}/{fit.direction}", (kind, direction) in _OF_WEIGHTS
+        runs = _Runs.of(called, shapes)
+        sums = zip(
+            runs.lanes,
+            runs.sum(time),
+            runs.sum(energy, busiest=False),
+            runs.sum(time * clock),
+            runs.sum(highest_s),
+            runs.sum(highest_s * price.log_error_U),
+            runs.sum(np.where(price.outside_U, highest_s, 0.0)),
+            runs.sum(np.ones(len(called))),
+            strict=True,
+        )
+        for lane, time_s, energy_J, cycles, highest, spread_s, outside_s, count in sums:
+            lane.time_s_UK += time_s
+            lane.energy_J_UK += energy_J
+            lane.cycles_UK += cycles
+            lane.spread_s[key] = lane.spread_s.get(key, 0.0) + spread_s
+            lane.outside_s_U += outside_s
+            lane.calls_U += count
             if of_weights:
-                lane.weights_s_U += call.count * time[rows, -1]
+                lane.weights_s_U += highest
 
     def _within_fast_limit(
         self, flops_U: FloatArray, time: FloatArray, energy: FloatArray
@@ -185,10 +193,39 @@ def _stacked(calls: Sequence[Shape], shapes: int) -> Shape:
     return Shape(**{name: column.reshape(-1) for name, column in columns.items()})
 
 
-def _rows_of(calls: int, rows: int) -> list[slice]:
-    """Where the rows of each of some calls stand; those of a single call may be one for all shapes."""
-    each = rows // calls
-    return [slice(index * each, (index + 1) * each) for index in range(calls)]
+@dataclass(frozen=True, kw_only=True)
+class _Runs:
+    """Calls of one operator by the lane that they are of; those of a lane stand side by side.
+
+    Attributes:
+        lanes: the lanes.
+        first: index of the first call of each.
+        count, mean_count: of each call, [calls, U]; the second of the mean rank's work.
+    """
+
+    lanes: list[Lane]
+    first: list[int]
+    count: FloatArray
+    mean_count: FloatArray
+
+    @classmethod
+    def of(cls, called: Sequence[tuple[Lane, Call]], shapes: int) -> _Runs:
+        """Of some calls at so many shapes."""
+        first = [0, *(i for i in range(1, len(called)) if called[i][0] is not called[i - 1][0])]
+        count, share = np.empty((len(called), shapes)), np.empty((len(called), shapes))
+        for index, (_, call) in enumerate(called):
+            count[index], share[index] = call.count, call.mean_share
+        return cls(lanes=[called[i][0] for i in first], first=first, count=count, mean_count=count * share)
+
+    def sum(self, values: FloatArray, *, busiest: bool = True) -> FloatArray:
+        """All calls of each lane, from one of each: `values` of all behind one another, [calls U] or [calls U, K].
+
+        `busiest`: of the busiest rank; else of the mean one.
+        """
+        count = self.count if busiest else self.mean_count
+        one = values.reshape(len(count), -1, *values.shape[1:])
+        every = (count[:, :, None] if values.ndim > 1 else count) * one
+        return every if len(self.first) == len(count) else np.asarray(np.add.reduceat(every, self.first, axis=0))
 
 
 def tensor_limit(calibration: Calibration) -> TensorLimit:

@@ -97,7 +97,7 @@ class Shape:
 
     def arrays(self) -> dict[str, FloatArray]:
         """Every field as a float array, in declaration order."""
-        return {f.name: np.asarray(getattr(self, f.name), dtype=np.float64) for f in fields(self)}
+        return {name: np.asarray(value, dtype=np.float64) for name, value in vars(self).items()}
 
 
 SHAPE_FIELDS: tuple[str, ...] = tuple(f.name for f in fields(Shape))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -19,7 +20,8 @@ from moemodel.model.schedule.batch import PlanSchedules
 class PlanBatch:
     """Plans of one architecture on one cluster, as arrays of length P (or scalars that broadcast).
 
-    Units: batches and sequence in sequences and tokens; clock in Hz and cap in W, NaN where the GPU decides.
+    Units: batches and sequence in sequences and tokens; the clock that may be set at most in Hz and the cap in
+    W, infinite where the GPU decides.
     """
 
     dp: IntArray
@@ -80,6 +82,6 @@ def batch_of(plan: Plan) -> PlanBatch:
         global_batch=plan.global_batch,
         seq=plan.sequence_length,
         skew=plan.routing.busiest_over_mean,
-        clock_Hz=np.nan if plan.clock_MHz is None else plan.clock_MHz * 1e6,
-        power_cap_W=np.nan if plan.power_cap_W is None else plan.power_cap_W,
+        clock_Hz=plan.clock.highest_Hz(math.inf),
+        power_cap_W=math.inf if plan.power_cap_W is None else plan.power_cap_W,
     )

@@ -13,6 +13,7 @@ from moemodel.model.core.errors import InputError
 from moemodel.model.frameworks.base import Precision
 from moemodel.model.frameworks.registry import FORMER_NAMES, framework_of
 from moemodel.model.hardware.link import Link
+from moemodel.model.plan.clock import Clock, clock_of
 from moemodel.model.plan.recompute import RECOMPUTE, RecomputeName
 from moemodel.model.plan.rules import check_precision, degree_rules, messages
 from moemodel.model.schedule import registry as schedules
@@ -162,6 +163,11 @@ class Plan(Strict):
     def former_backend(self) -> str | None:
         """The former name of the framework that the document gave, which held the precision too; None: today's."""
         return self._former_backend
+
+    @property
+    def clock(self) -> Clock:
+        """What it asks of the SM clock."""
+        return clock_of(self.clock_MHz)
 
     @property
     def micro_batches(self) -> int:

@@ -7,6 +7,7 @@ stage keep (`sustained_clock`). What is priced does not depend on temperature: o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -43,7 +44,7 @@ def predict(
     Raises:
         CalibrationError: the calibration lacks an operator that the architecture needs.
     """
-    return PricedPlans(architecture, plans, machine).predict(inlet_C=machine.inlet_C, temperature_C=temperature_C)
+    return PricedPlans(architecture, plans, machine).predict(machine.inlet_C, temperature_C=temperature_C)[0]
 
 
 class PricedPlans:
@@ -66,18 +67,20 @@ class PricedPlans:
             _PricedPipeline.of(blocks, np.flatnonzero(pipeline == index), row) for index, row in enumerate(first)
         ]
 
-    def predict(self, *, inlet_C: float | None = None, temperature_C: float | None = None) -> Prediction:
-        """What each plan costs.
+    def predict(self, *inlets_C: float | None, temperature_C: float | None = None) -> list[Prediction]:
+        """What each plan costs, with air of each temperature.
 
         Args:
-            inlet_C: temperature of the air that the GPUs draw in; None: as it was at calibration.
+            inlets_C: temperatures of the air that the GPUs draw in; None: as it was at calibration.
             temperature_C: die temperature, if it is known; None: the steady state.
         """
-        power = power_model(self._machine.calibration, inlet_C=inlet_C)
-        parts = [
-            (part.rows, part.solve(self._clock_Hz_K, self._machine, power, temperature_C)) for part in self._pipelines
+        powers = [power_model(self._machine.calibration, inlet_C=inlet_C) for inlet_C in inlets_C]
+        found = [part.solve(self._clock_Hz_K, self._machine, powers, temperature_C) for part in self._pipelines]
+        rows = [part.rows for part in self._pipelines]
+        return [
+            self._together(_scattered(list(zip(rows, parts, strict=True)), len(self._plans)))
+            for parts in zip(*found, strict=True)
         ]
-        return self._together(_scattered(parts, len(self._plans)))
 
     def _together(self, found: _MeanGpu) -> Prediction:
         """Totals over all GPUs, model FLOPs, and the errors of the whole."""
@@ -211,23 +214,26 @@ class _PricedPipeline:
         )
 
     def solve(
-        self, clock_Hz_K: FloatArray, machine: Machine, power: PowerModel, temperature_C: float | None
-    ) -> _MeanGpu:
-        """Clock of every stage, and with it everything that depends on the clock."""
-        clocks = sustained_clocks(
+        self, clock_Hz_K: FloatArray, machine: Machine, powers: Sequence[PowerModel], temperature_C: float | None
+    ) -> list[_MeanGpu]:
+        """Clock of every stage, and with it everything that depends on the clock, for each power model."""
+        solved = sustained_clocks(
             self.pipe,
             self.devices,
             self.timeline,
             clock_Hz_K,
             machine=machine,
-            power=power,
+            powers=powers,
             temperature_C=temperature_C,
         )
-        devices = [
-            device.join(clock, lambda cost, clock_Hz_P: cost.at(clock_Hz_K, clock_Hz_P))
-            for device, clock in zip(self.devices, clocks, strict=True)
-        ]
-        return _mean_gpu(self.pipe, devices, self.pipe.timeline(devices), power, temperature_C)
+        found = []
+        for power, clocks in zip(powers, solved, strict=True):
+            devices = [
+                device.join(clock, lambda cost, clock_Hz_P: cost.at(clock_Hz_K, clock_Hz_P))
+                for device, clock in zip(self.devices, clocks, strict=True)
+            ]
+            found.append(_mean_gpu(self.pipe, devices, self.pipe.timeline(devices), power, temperature_C))
+        return found
 
 
 def _mean_gpu(

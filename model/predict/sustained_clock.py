@@ -5,6 +5,8 @@ Axes: P plans that share their pipeline, K clocks that blocks are priced at.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from moemodel.model.core.arrays import FloatArray
@@ -23,29 +25,27 @@ def sustained_clocks(
     clock_Hz_K: FloatArray,
     *,
     machine: Machine,
-    power: PowerModel,
+    powers: Sequence[PowerModel],
     temperature_C: float | None,
-) -> list[ByPhase[FloatArray]]:
-    """Mean clock that is set in each phase, [P], for each class of stages.
+) -> list[list[ByPhase[FloatArray]]]:
+    """Mean clock that is set in each phase, [P], for each class of stages, for each of some power models.
 
     Args:
         pipe: the plans.
         devices, timeline: every stage, and the step, at the clocks that blocks are priced at, [P, K].
         clock_Hz_K: these clocks.
         machine: GPU and its limits.
-        power: its power.
+        powers: its power, each with inlet air of its own temperature; solved together, since a single plan's time is
+            that of numpy's calls.
         temperature_C: of the die, if it is known; None: the steady state.
     """
-    limit_W_P = _limit_W(pipe.plans, machine, power, steady=temperature_C is None)
-    clocks = []
+    steady = temperature_C is None
+    limit_W = np.concatenate([_limit_W(pipe.plans, machine, power, steady=steady) for power in powers])
+    by_stage = []
     for index, device in enumerate(devices):
-        tree_W = power.clocked_W(mean_clock_Hz(device))
-        dynamic_J = pipe.dynamic_J(index, device, timeline, power.link_W) + tree_W * timeline.step_s
-        mean_W = dynamic_J / timeline.step_s
-        total_W, _ = total_power(power, mean_W, temperature_C)
-        profile = _power_profile(pipe.m, device, timeline.step_s, dynamic_J, tree_W=tree_W, idle_W=total_W - mean_W)
-        clocks.append(_governed(profile, clock_Hz_K, pipe.plans, limit_W_P, machine))
-    return clocks
+        profiles = [_power_profile(pipe, index, device, timeline, power, temperature_C) for power in powers]
+        by_stage.append(_governed(profiles, clock_Hz_K, pipe.plans, limit_W, machine))
+    return [list(stages) for stages in zip(*by_stage, strict=True)]
 
 
 def total_power(power: PowerModel, dynamic_W: FloatArray, temperature_C: float | None) -> tuple[FloatArray, FloatArray]:
@@ -57,31 +57,34 @@ def total_power(power: PowerModel, dynamic_W: FloatArray, temperature_C: float |
 
 def _limit_W(plans: PlanBatch, machine: Machine, power: PowerModel, *, steady: bool) -> FloatArray:
     """What power is held at, at most: by the cap and, in the steady state, by the temperature that slows the clock."""
-    cap_W = machine.sustained_share * np.where(np.isnan(plans.power_cap_W), machine.power_limit_W, plans.power_cap_W)
+    cap_W = machine.sustained_share * np.where(np.isinf(plans.power_cap_W), machine.power_limit_W, plans.power_cap_W)
     if not steady or power.thermal_C_per_W == 0:
         return np.asarray(cap_W)
     return np.minimum(cap_W, max(0.0, (machine.slowdown_C - power.inlet_C) / power.thermal_C_per_W))
 
 
 def _power_profile(
-    m: FloatArray,
+    pipe: PipelineStep,
+    index: int,
     device: DeviceCosts,
-    step_s: FloatArray,
-    dynamic_J: FloatArray,
-    *,
-    tree_W: FloatArray,
-    idle_W: FloatArray,
+    timeline: Timeline,
+    power: PowerModel,
+    temperature_C: float | None,
 ) -> list[Stretch]:
     """A step of a GPU as the governor sees it: all micro-batches but the last, a forward pass, a backward pass, the
     optimizer. What is neither (bubbles, links, waiting) counts for the passes, in proportion to their time.
 
     Args:
-        m: micro-batches, [P, 1].
-        device: at K clocks.
-        step_s, dynamic_J: of the GPU's step, clock tree included, [P, K].
-        tree_W: of the clock tree, [P, K].
-        idle_W: what it draws beside, [P, K].
+        pipe: the plans.
+        index, device: which class of stages, and what it does at K clocks.
+        timeline: of the step, [P, K].
+        power: of the GPU, with `temperature_C` of its die, or None for the steady state.
     """
+    m, step_s = pipe.m, timeline.step_s
+    tree_W = power.clocked_W(mean_clock_Hz(device))
+    dynamic_J = pipe.dynamic_J(index, device, timeline, power.link_W) + tree_W * step_s
+    mean_W = dynamic_J / step_s
+    idle_W = total_power(power, mean_W, temperature_C)[0] - mean_W
     forward, backward, optimizer = device.forward, device.backward, device.optimizer
     passes_s = forward.time_s + backward.time_s
     stretch = (step_s - optimizer.time_s) / (m * passes_s)
@@ -99,20 +102,34 @@ def _power_profile(
 
 
 def _governed(
-    profile: list[Stretch], clock_Hz_K: FloatArray, plans: PlanBatch, limit_W_P: FloatArray, machine: Machine
-) -> ByPhase[FloatArray]:
-    """Mean clock of each phase under the limit, and no higher than the plan asks."""
-    asked_Hz = np.where(np.isnan(plans.clock_Hz), clock_Hz_K[-1], plans.clock_Hz)
-    others, forward, backward, optimizer = settled_clocks(
-        profile,
+    profiles: list[list[Stretch]], clock_Hz_K: FloatArray, plans: PlanBatch, limit_W: FloatArray, machine: Machine
+) -> list[ByPhase[FloatArray]]:
+    """Mean clock of each phase of each profile under the limit, and no higher than the plan asks."""
+    settled = settled_clocks(
+        [_joined(stretches) for stretches in zip(*profiles, strict=True)],
         clock_Hz_K,
-        limit_W_P=limit_W_P,
-        highest_Hz_P=np.clip(asked_Hz, clock_Hz_K[0], clock_Hz_K[-1]),
+        limit_W_P=limit_W,
+        highest_Hz_P=np.tile(np.clip(plans.clock_Hz, clock_Hz_K[0], clock_Hz_K[-1]), len(profiles)),
         gain_Hz_per_J=machine.governor_gain_Hz_per_J,
     )
     before = 1 - 1 / plans.micro_batches  # share of the micro-batches that are not the last
-    return ByPhase(
-        forward=before * others + (1 - before) * forward,
-        backward=before * others + (1 - before) * backward,
-        optimizer=optimizer,
+    return [
+        ByPhase(
+            forward=before * others + (1 - before) * forward,
+            backward=before * others + (1 - before) * backward,
+            optimizer=optimizer,
+        )
+        for others, forward, backward, optimizer in zip(
+            *(np.split(clock_Hz, len(profiles)) for clock_Hz in settled), strict=True
+        )
+    ]
+
+
+def _joined(stretches: Sequence[Stretch]) -> Stretch:
+    """The same stretch of several profiles, one behind another."""
+    if len(stretches) == 1:
+        return stretches[0]
+    return Stretch(
+        time_s_PK=np.concatenate([stretch.time_s_PK for stretch in stretches]),
+        power_W_PK=np.concatenate([stretch.power_W_PK for stretch in stretches]),
     )

@@ -30,24 +30,23 @@ class InletSensitivity:
     temperature_C: float
 
 
-def inlet_sensitivity(priced: PricedPlans, machine: Machine, prediction: Prediction) -> InletSensitivity | None:
-    """What `WARMER_C` more would cost the first plan of a batch; None where temperature is not modelled.
+def predict_with_sensitivity(priced: PricedPlans, machine: Machine) -> tuple[Prediction, InletSensitivity | None]:
+    """A prediction, and what `WARMER_C` more would cost its first plan; None where temperature is not modelled.
 
     Args:
         priced: the plans.
-        machine: what they run on.
-        prediction: of the plans, with the machine's own air.
+        machine: what they run on, with its air.
     """
     calibration = machine.calibration
     thermal = thermal_model(calibration)
     if thermal.total_C_per_W == 0 or calibration.power.points == 0:
-        return None
+        return priced.predict(machine.inlet_C)[0], None
     inlet_C = thermal.inlet_C if machine.inlet_C is None else machine.inlet_C
-    there = priced.predict(inlet_C=inlet_C + WARMER_C)
-    return InletSensitivity(
+    here, there = priced.predict(inlet_C, inlet_C + WARMER_C)
+    return here, InletSensitivity(
         by_C=WARMER_C,
         inlet_C=inlet_C,
-        time_share=float(there.step_time_s[0] / prediction.step_time_s[0]) - 1,
-        energy_share=float(there.energy_J[0] / prediction.energy_J[0]) - 1,
+        time_share=float(there.step_time_s[0] / here.step_time_s[0]) - 1,
+        energy_share=float(there.energy_J[0] / here.energy_J[0]) - 1,
         temperature_C=float(there.temperature_C[0]),
     )

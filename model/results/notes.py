@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.device.host_overhead import HostModel
+from moemodel.model.plan.clock import Auto
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
@@ -66,7 +67,7 @@ def _outside(prediction: Prediction) -> str | None:
 
 def _clock(plan: Plan, machine: Machine, prediction: Prediction) -> str | None:
     """Whether the power limit keeps the clock below what was asked for."""
-    asked_Hz = machine.calibration.clock_range_Hz[1] if plan.clock_MHz is None else plan.clock_MHz * 1e6
+    asked_Hz = plan.clock.highest_Hz(machine.calibration.clock_range_Hz[1])
     kept_Hz = float(prediction.clock_Hz[0])
     if kept_Hz >= _CLOCK_TOLERANCE * asked_Hz:
         return None
@@ -74,7 +75,7 @@ def _clock(plan: Plan, machine: Machine, prediction: Prediction) -> str | None:
     drawn_W = float(prediction.hottest_power_W[0])
     if drawn_W > _CLOCK_EXCESS * cap_W:
         return f"A power limit of {cap_W:g} W cannot be held: at its lowest clock the GPU still draws {drawn_W:.0f} W."
-    limit = "its highest" if plan.clock_MHz is None else "asked for"
+    limit = "its highest" if isinstance(plan.clock, Auto) else "asked for"
     below = f"{kept_Hz / 1e6:.0f} MHz, below the {asked_Hz / 1e6:.0f} MHz that are {limit}"
     if drawn_W < _HELD * machine.sustained_share * cap_W:
         return f"Tensor cores skip cycles, so that the mean clock is {below}."

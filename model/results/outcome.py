@@ -23,7 +23,7 @@ from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.carbon import footprint, grid_intensity
 from moemodel.model.results.estimate import INTERVAL, Estimate, finite
 from moemodel.model.results.feasibility import refuse_too_large
-from moemodel.model.results.inlet_sensitivity import InletSensitivity, inlet_sensitivity
+from moemodel.model.results.inlet_sensitivity import InletSensitivity, predict_with_sensitivity
 from moemodel.model.results.notes import notes
 from moemodel.model.step.system import Machine, machine_of
 
@@ -201,10 +201,9 @@ def outcome(plan: Plan, calibration: Calibration, *, even_if_it_does_not_fit: bo
     machine = machine_of(plan, calibration)
     check_power_and_clock(plan, machine.gpu)
     priced = PricedPlans(architecture, batch_of(plan), machine)
-    prediction = priced.predict(inlet_C=machine.inlet_C)
+    prediction, warmer = predict_with_sensitivity(priced, machine)
     if not even_if_it_does_not_fit:
         refuse_too_large(plan, architecture, machine, prediction)
-    warmer = inlet_sensitivity(priced, machine, prediction)
     return _outcome(plan, architecture, machine, prediction, warmer)
 
 
@@ -225,7 +224,7 @@ def _outcome(
     tokens_per_s = Estimate.of(first(p.tokens) / first(p.step_time_s), time_error)
     longest_s = step.high or step.value
     energy = Estimate.of(first(p.energy_J), energy_error).at_most(gpus * cap_W * longest_s)
-    highest_Hz = calibration.clock_range_Hz[1] if plan.clock_MHz is None else plan.clock_MHz * 1e6
+    highest_Hz = plan.clock.highest_Hz(calibration.clock_range_Hz[1])
     clock = Estimate.of(first(p.clock_Hz), calibration.governor.log_error).at_most(highest_Hz)
     counted = parameters(architecture)
     return Outcome(

@@ -83,8 +83,8 @@ class Candidates:
             global_batch=document.global_batch,
             seq=document.sequence_length,
             skew=document.routing.busiest_over_mean,
-            clock_Hz=np.nan,
-            power_cap_W=np.nan if document.power_cap_W is None else document.power_cap_W,
+            clock_Hz=np.inf,
+            power_cap_W=np.inf if document.power_cap_W is None else document.power_cap_W,
         )
 
     def plan(self, document: Search, row: int, clock_MHz: float | None) -> Plan:

@@ -23,6 +23,7 @@ from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.core.errors import InfeasiblePlanError
 from moemodel.model.plan.batch import PlanBatch, batch_of
 from moemodel.model.plan.checks import check_architecture
+from moemodel.model.plan.clock import clock_of
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import Calibration, reference_to
@@ -62,7 +63,7 @@ def search(document: Search, calibration: Calibration) -> SearchResult:
 
 def predicted_plans(problem: SearchProblem, legal: Candidates) -> Iterator[PredictedPlans]:
     """Every plan at every clock, predicted a batch at a time."""
-    clocks = np.array([math.nan if c is None else c * 1e6 for c in legal.clocks_MHz])
+    clocks = np.array([clock_of(clock_MHz).highest_Hz(math.inf) for clock_MHz in legal.clocks_MHz])
     if not len(clocks):
         return
     order = _shapes_together(legal)

@@ -38,7 +38,7 @@ from moemodel.model.network.collectives import Collective, Network
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.recompute import Recompute
 from moemodel.model.schedule.base import Messages
-from moemodel.model.step.communication_groups import Behind, Groups
+from moemodel.model.step.communication_groups import Behind, Group, Groups
 from moemodel.model.step.launch_overhead import Calls
 
 _KINDS = tuple(f.name for f in fields(Calls))
@@ -129,14 +129,20 @@ class Communication:
         """Time of collectives in a forward and in a backward pass."""
         forward, backward = self.none(), self.none()
         for comm in collectives:
-            time_s = self._time_s(comm)
+            group = self._group(comm)
+            if not (group[0] > 1).any():  # there is nobody to send to in any plan
+                continue
+            time_s = self._time_s(comm, group)
             forward = forward + self._exchange(comm, time_s * comm.forward, comm.forward_launches)
             backward = backward + self._exchange(comm, time_s * comm.backward, comm.backward_launches)
         return forward, backward
 
-    def _time_s(self, comm: LayerComm) -> FloatArray:
+    def _group(self, comm: LayerComm) -> Group:
+        """The ranks that take part."""
+        return self.groups[comm.group or comm.axis]
+
+    def _time_s(self, comm: LayerComm, group: Group) -> FloatArray:
         """Of one collective, [P]."""
-        group = self.groups[comm.group or comm.axis]
         size_B = comm.size_B if comm.skew is None else self.network.skewed_B(comm.size_B, comm.skew)
         once = comm.experts_per_token is not None and self.framework.dispatches_once_a_node
         share = self._across_share(comm.experts_per_token or 1.0) if once else 1.0

@@ -39,8 +39,8 @@ MIXED = {
     "recompute": [0, 1, 2, 0, 1, 2, 0, 0],
     "schedule": [0, 0, 1, 2, 0, 0, 2, 1],
     "skew": [1.0, 1.5, 1.0, 2.0, 1.0, 1.2, 1.0, 1.0],
-    "clock_Hz": [np.nan, 1.2e9, np.nan, 1.5e9, np.nan, np.nan, 8e8, np.nan],
-    "power_cap_W": [np.nan, np.nan, 400.0, np.nan, 500.0, np.nan, np.nan, 300.0],
+    "clock_Hz": [np.inf, 1.2e9, np.inf, 1.5e9, np.inf, np.inf, 8e8, np.inf],
+    "power_cap_W": [np.inf, np.inf, 400.0, np.inf, 500.0, np.inf, np.inf, 300.0],
 }
 
 
@@ -95,7 +95,7 @@ def test_more_clock_is_never_slower(name: str, batch: Batch, machine: Machine) -
 
 
 def test_no_clock_is_the_highest_one(olmoe: Architecture, batch: Batch, machine: Machine) -> None:
-    free, highest = (predict(olmoe, batch(dp=8, clock_Hz=c), machine) for c in (np.nan, 1980e6))
+    free, highest = (predict(olmoe, batch(dp=8, clock_Hz=c), machine) for c in (np.inf, 1980e6))
     assert free.step_time_s == pytest.approx(highest.step_time_s)
 
 
@@ -216,7 +216,7 @@ def test_where_power_is_not_modelled_nothing_holds_the_clock_back(
         }
     )
     bare = replace(machine, calibration=calibration, power_limit_W=limit_W)
-    found, asked = (predict(olmoe, batch(dp=8, clock_Hz=c), bare) for c in (np.nan, 1980e6))
+    found, asked = (predict(olmoe, batch(dp=8, clock_Hz=c), bare) for c in (np.inf, 1980e6))
     assert found.step_time_s == pytest.approx(asked.step_time_s)
     free = predict(olmoe, batch(dp=8), replace(machine, power_limit_W=1e9))
     assert found.step_time_s == pytest.approx(free.step_time_s, rel=1e-3)
