@@ -18,7 +18,7 @@ from moemodel.calibration.fit.thermal import fit_leakage, fit_thermal
 from moemodel.calibration.store.profile_reader import Profile, read_profile
 from moemodel.calibration.threads import one_blas_thread
 from moemodel.model.core.errors import ProfileError
-from moemodel.model.device.roofline import Chip
+from moemodel.model.device.roofline import RooflineChip
 from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.records.calibration import (
     SCHEMA_VERSION,
@@ -164,7 +164,7 @@ def _measured(value: float, unit: str, source: str, error: float | None = None) 
     return Parameter(value=value, unit=unit, origin="measured", source=source, error=error)
 
 
-def _chip(gpu: Gpu, operators: pd.DataFrame) -> tuple[Chip, dict[str, Parameter]]:
+def _chip(gpu: Gpu, operators: pd.DataFrame) -> tuple[RooflineChip, dict[str, Parameter]]:
     """The GPU's datasheet; for a device that has none (a CPU), rates that its own fastest samples define."""
     clock_Hz = gpu.clock_max_Hz or float(operators["clock_reported_Hz"].max())
     if gpu.multiprocessors and gpu.memory_bandwidth_Bps and gpu.l2_B and gpu.peaks:
@@ -182,7 +182,7 @@ def _chip(gpu: Gpu, operators: pd.DataFrame) -> tuple[Chip, dict[str, Parameter]
     else:
         parameters = _nominal_chip(operators, clock_Hz if np.isfinite(clock_Hz) else 1e9)
         clock_Hz = clock_Hz if np.isfinite(clock_Hz) else 1e9
-    return Chip(**{name: p.value for name, p in parameters.items()}, clock_Hz=clock_Hz), parameters
+    return RooflineChip(**{name: p.value for name, p in parameters.items()}, clock_Hz=clock_Hz), parameters
 
 
 def _nominal_chip(operators: pd.DataFrame, clock_Hz: float) -> dict[str, Parameter]:
@@ -203,7 +203,7 @@ def _nominal_chip(operators: pd.DataFrame, clock_Hz: float) -> dict[str, Paramet
     }
 
 
-def _power(profile: Profile, gpu: Gpu, chip: Chip, source: str) -> tuple[PowerFit, GovernorFit]:
+def _power(profile: Profile, gpu: Gpu, chip: RooflineChip, source: str) -> tuple[PowerFit, GovernorFit]:
     """Power and governor; a device without power readings gets none, and a large error that says so."""
     clock_Hz, tables = chip.clock_Hz, profile.tables
     loads = loads_of(tables["power"], clock_Hz)

@@ -12,8 +12,8 @@ from moemodel.calibration.fit.power import Loads
 from moemodel.calibration.least_squares import minimise
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.device.dvfs import TensorLimit
-from moemodel.model.device.roofline import ATTENTIONS, PRODUCTS, Chip
-from moemodel.model.device.sustained_load import HeldLoad, Part, held_load
+from moemodel.model.device.roofline import ATTENTIONS, PRODUCTS, RooflineChip
+from moemodel.model.device.sustained_load import Part, SustainedLoad, sustained_load
 from moemodel.model.operators.work import SHAPE_FIELDS, Kind, Pass, Shape, work
 from moemodel.model.records.calibration import Calibration, GovernorFit, Parameter
 
@@ -38,7 +38,7 @@ _LEAST_TOLD = 0.01  # of an alternation's mean power, between these gains: less,
 def fit_governor(
     loads: Loads,
     operators: pd.DataFrame,
-    chip: Chip,
+    chip: RooflineChip,
     cap_W: float,
     source: str,
 ) -> GovernorFit:
@@ -79,7 +79,7 @@ def _sustained(loads: Loads, clock_max_Hz: float, cap_W: float, source: str) -> 
     )
 
 
-def _tensor(operators: pd.DataFrame, chip: Chip, source: str) -> tuple[dict[str, Parameter], float]:
+def _tensor(operators: pd.DataFrame, chip: RooflineChip, source: str) -> tuple[dict[str, Parameter], float]:
     """The fast limit, from operators that ran below a clock that was set high; and the error that it leaves.
 
     Where no clock was set below the highest, the sharpness can't be told and is as on an H100.
@@ -214,9 +214,9 @@ class _Turns:
         found = self.held(calibration, cap_W)
         return ((found.power_W / self.power_W - 1) ** 2 + (found.clock_Hz / self.clock_Hz - 1) ** 2) / 2
 
-    def held(self, calibration: Calibration, cap_W: float) -> HeldLoad:
+    def held(self, calibration: Calibration, cap_W: float) -> SustainedLoad:
         """What a calibration says of it."""
-        return held_load(
+        return sustained_load(
             self.parts, calibration, power_limit_W=cap_W, time_s=0.0, pause_s=self.pause_s, start_C=self.temperature_C
         )
 

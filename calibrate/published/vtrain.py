@@ -46,7 +46,7 @@ from moemodel.model.records.calibration import (
 )
 from moemodel.model.records.parameter_names import NETWORK, POWER
 from moemodel.model.step.layer_operators import Workload
-from moemodel.model.step.system import Machine
+from moemodel.model.step.system import System
 
 BACKEND = "megatron-v2"
 # The rows' model has 16-bit parameters, and an Adam without float32 copies of them (vTrain, src/trainer.py).
@@ -56,7 +56,7 @@ _DTYPE = "fp16"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Free:
+class BoundedParameter:
     """A constant to fit: where it starts, how far it may go, and what it is."""
 
     start: float
@@ -66,20 +66,32 @@ class Free:
     meaning: str
 
 
-FREE: dict[str, Free] = {
-    "product": Free(
+FREE: dict[str, BoundedParameter] = {
+    "product": BoundedParameter(
         start=0.85, low=0.5, high=1.0, unit="1", meaning="share of the tensor cores' peak in a wave of 256x128 tiles"
     ),
-    "alignment": Free(
+    "alignment": BoundedParameter(
         start=0.5, low=0.25, high=1.0, unit="1", meaning="rate kept by products of odd width (the vocabulary)"
     ),
-    "elementwise": Free(start=0.65, low=0.4, high=0.95, unit="1", meaning="share of bandwidth of elementwise kernels"),
-    "gap": Free(start=2e-5, low=1e-7, high=5e-5, unit="s", meaning="fixed device time of a kernel, tracing included"),
-    "kernel": Free(start=5e-5, low=1e-6, high=2e-4, unit="s", meaning="host time of a kernel, tracing included"),
-    "loss": Free(start=2e-3, low=1e-5, high=5e-3, unit="s", meaning="host time of the loss of a micro-batch"),
-    "optimizer": Free(start=0.6, low=0.3, high=0.95, unit="1", meaning="share of bandwidth of the optimizer"),
-    "optimizer_layer": Free(start=1e-4, low=1e-6, high=1e-3, unit="s", meaning="host time of the optimizer, per layer"),
-    "boundary": Free(
+    "elementwise": BoundedParameter(
+        start=0.65, low=0.4, high=0.95, unit="1", meaning="share of bandwidth of elementwise kernels"
+    ),
+    "gap": BoundedParameter(
+        start=2e-5, low=1e-7, high=5e-5, unit="s", meaning="fixed device time of a kernel, tracing included"
+    ),
+    "kernel": BoundedParameter(
+        start=5e-5, low=1e-6, high=2e-4, unit="s", meaning="host time of a kernel, tracing included"
+    ),
+    "loss": BoundedParameter(
+        start=2e-3, low=1e-5, high=5e-3, unit="s", meaning="host time of the loss of a micro-batch"
+    ),
+    "optimizer": BoundedParameter(
+        start=0.6, low=0.3, high=0.95, unit="1", meaning="share of bandwidth of the optimizer"
+    ),
+    "optimizer_layer": BoundedParameter(
+        start=1e-4, low=1e-6, high=1e-3, unit="s", meaning="host time of the optimizer, per layer"
+    ),
+    "boundary": BoundedParameter(
         start=0.1, low=0.01, high=1.0, unit="1", meaning="share of NVLink that the rows' stage-to-stage transfers reach"
     ),
 }
@@ -244,7 +256,7 @@ class Cluster:
     nic_Bps: float = 1e9  # between nodes; rows of one node don't use it
     nic_latency_s: float = 1e-5
 
-    def machine(self, constants: Mapping[str, float]) -> Machine:
+    def machine(self, constants: Mapping[str, float]) -> System:
         """A machine whose operators, host and transfers between stages follow from the constants."""
         bandwidth = self.gpu.nvlink_Bps or self.nic_Bps
         network = Network(
@@ -257,7 +269,7 @@ class Cluster:
             start_s=self.links.start_s,
             overlap=0.0,
         )
-        return Machine(
+        return System(
             gpu=self.gpu,
             internode=Internode(link=Link(bandwidth_GBps=self.nic_Bps * 1e-9, latency_us=self.nic_latency_s * 1e6)),
             calibration=_bare_calibration(self.gpu, constants),
@@ -317,7 +329,7 @@ def _bare(values: Mapping[str, float]) -> dict[str, Parameter]:
     return {name: Parameter(value=value, unit="", origin="fitted", source="") for name, value in values.items()}
 
 
-def predicted_s(batches: list[Group], machine: Machine) -> FloatArray:
+def predicted_s(batches: list[Group], machine: System) -> FloatArray:
     """Step time of every row."""
     time_s = np.zeros(sum(len(group.place) for group in batches))
     for group in batches:

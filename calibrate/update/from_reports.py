@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import moemodel
-from moemodel.calibration.update.fitter import Fitter, Moved, Part, Run
-from moemodel.calibration.update.scale_factors import Knob, memory_knobs, power_knobs, time_knobs
+from moemodel.calibration.update.fitter import FittedFactor, Fitter, Part, Run
+from moemodel.calibration.update.scale_factors import ScaleFactor, memory_knobs, power_knobs, time_knobs
 from moemodel.model.core.errors import CalibrationError, InputError
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration, Parameter
@@ -117,7 +117,7 @@ def _devices(reports: Sequence[Report]) -> str:
     return "; ".join(dict.fromkeys(found))
 
 
-def _parts(calibration: Calibration) -> list[tuple[str, tuple[str, ...], tuple[str, ...], list[Knob]]]:
+def _parts(calibration: Calibration) -> list[tuple[str, tuple[str, ...], tuple[str, ...], list[ScaleFactor]]]:
     """What is fitted together: its name, the quantities that are fitted, those whose errors count, the factors.
 
     Energy is the product of the two that are fitted.
@@ -171,7 +171,9 @@ def _groups(runs: Sequence[Run]) -> tuple[NDArray[np.int64], str]:
 # ---- what is written ------------------------------------------------------------------------------------------------
 
 
-def _moved(calibration: Calibration, knobs: Sequence[Knob], moved: Sequence[Moved], source: str) -> Calibration:
+def _moved(
+    calibration: Calibration, knobs: Sequence[ScaleFactor], moved: Sequence[FittedFactor], source: str
+) -> Calibration:
     """With the factors on its parameters, which say so."""
     by_name = {knob.name: knob for knob in knobs}
     for one in moved:
@@ -180,7 +182,7 @@ def _moved(calibration: Calibration, knobs: Sequence[Knob], moved: Sequence[Move
     return calibration
 
 
-def _noted(before: Calibration, after: Calibration, moved: Moved, source: str) -> Calibration:
+def _noted(before: Calibration, after: Calibration, moved: FittedFactor, source: str) -> Calibration:
     """Every parameter that differs is a fitted one, and says to what it was fitted."""
 
     def noted(old: Mapping[str, Parameter], new: Mapping[str, Parameter], error: float | None) -> dict[str, Parameter]:

@@ -54,7 +54,7 @@ FEATURES: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chip:
+class RooflineChip:
     """What the forms need of a GPU.
 
     Attributes:
@@ -72,10 +72,10 @@ class Chip:
     clock_Hz: float
 
 
-def chip_of_calibration(calibration: Calibration) -> Chip:
+def chip_of_calibration(calibration: Calibration) -> RooflineChip:
     """The chip that a calibration's operator fits refer to."""
     p = {name: parameter.value for name, parameter in calibration.chip.items()}
-    return Chip(**p, clock_Hz=calibration.clock_reference_Hz)
+    return RooflineChip(**p, clock_Hz=calibration.clock_reference_Hz)
 
 
 def form_of(kind: Kind) -> str:
@@ -107,7 +107,7 @@ class OperatorTime:
 
 
 def operator_time(
-    fit: OperatorFit, chip: Chip, shape: Shape, clock_Hz_K: FloatArray, *, calls: int = 1
+    fit: OperatorFit, chip: RooflineChip, shape: Shape, clock_Hz_K: FloatArray, *, calls: int = 1
 ) -> OperatorTime:
     """Time of an operator at shapes (fields scalar or of length U) and clocks (length K).
 
@@ -161,7 +161,7 @@ def _fixed_s(p: Mapping[str, float], slowdown: FloatArray) -> FloatArray:
 
 
 def parts(
-    kind: Kind, direction: Pass, p: Mapping[str, float], chip: Chip, shape: Shape, least: Work | None = None
+    kind: Kind, direction: Pass, p: Mapping[str, float], chip: RooflineChip, shape: Shape, least: Work | None = None
 ) -> tuple[FloatArray, FloatArray]:
     """Tc and Tm of each shape, s, each of length U; `least` is the work of a call, where it is known already."""
     least = work(kind, direction, shape) if least is None else least
@@ -186,7 +186,7 @@ def _output(direction: Pass, s: dict[str, FloatArray]) -> tuple[FloatArray, Floa
 
 
 def _product(
-    kind: Kind, direction: Pass, p: Mapping[str, float], chip: Chip, shape: Shape, least: Work
+    kind: Kind, direction: Pass, p: Mapping[str, float], chip: RooflineChip, shape: Shape, least: Work
 ) -> tuple[FloatArray, FloatArray]:
     s = shape.arrays()
     rows, columns, depth = _output(direction, s)
@@ -219,7 +219,7 @@ def _halvings(n: FloatArray, k: FloatArray) -> FloatArray:
     return np.asarray(odd)
 
 
-def _attention(p: Mapping[str, float], chip: Chip, shape: Shape, least: Work) -> tuple[FloatArray, FloatArray]:
+def _attention(p: Mapping[str, float], chip: RooflineChip, shape: Shape, least: Work) -> tuple[FloatArray, FloatArray]:
     s = shape.arrays()
     c = np.maximum(s["batch"] * s["heads"] * s["seq"] / _QUERY_BLOCK, 1.0) / chip.multiprocessors
     waves = (1 - p["quantisation"]) * np.maximum(c, 1.0) + p["quantisation"] * np.ceil(c)
@@ -229,7 +229,7 @@ def _attention(p: Mapping[str, float], chip: Chip, shape: Shape, least: Work) ->
     return np.asarray(compute_s), np.asarray(least.bytes_B / (chip.bandwidth_Bps * p["memory_efficiency"]))
 
 
-def _stream(p: Mapping[str, float], chip: Chip, least: Work) -> tuple[FloatArray, FloatArray]:
+def _stream(p: Mapping[str, float], chip: RooflineChip, least: Work) -> tuple[FloatArray, FloatArray]:
     cached = 1 / (1 + (least.bytes_B / (p["cache_size"] * chip.l2_B)) ** 2)
     slow = 1 / p["memory_efficiency"]
     fast = 1 / p["cache_efficiency"]

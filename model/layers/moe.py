@@ -145,7 +145,7 @@ class MoeBlock(Block):
             size_B=size_B if framework.dispatches_all_tokens else size_B / batch.tp,
             forward=2 * sends,
             backward=2 * sends,
-            launch="experts",
+            launch="expert_parallel",
             forward_launches=2 * sends,
             backward_launches=2 * sends,
             skew=skew,

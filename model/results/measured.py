@@ -27,7 +27,7 @@ from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import predict
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
-from moemodel.model.step.system import machine_of
+from moemodel.model.step.system import system_of
 
 Row = Mapping[str, Any]
 
@@ -115,7 +115,7 @@ def predict_as_run(plan: Plan, calibration: Calibration, row: Row | None = None)
     skew, temperature_C = row.get("expert_skew"), row.get("temperature_C")
     if known(skew):
         batch = replace(batch, skew=np.array([skew], dtype=np.float64))
-    machine = machine_of(plan, calibration)
+    machine = system_of(plan, calibration)
     one = predict(
         architecture_of(plan),
         batch,

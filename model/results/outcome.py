@@ -25,7 +25,7 @@ from moemodel.model.results.estimate import INTERVAL, Estimate, finite
 from moemodel.model.results.feasibility import refuse_too_large
 from moemodel.model.results.inlet_sensitivity import InletSensitivity, predict_with_sensitivity
 from moemodel.model.results.notes import notes
-from moemodel.model.step.system import Machine, machine_of
+from moemodel.model.step.system import System, system_of
 
 _SECONDS_PER_HOUR = 3600.0
 
@@ -198,7 +198,7 @@ def outcome(plan: Plan, calibration: Calibration, *, even_if_it_does_not_fit: bo
     """
     architecture = architecture_of(plan)
     check_architecture(plan, architecture)
-    machine = machine_of(plan, calibration)
+    machine = system_of(plan, calibration)
     check_power_and_clock(plan, machine.gpu)
     priced = PricedPlans(architecture, batch_of(plan), machine)
     prediction, warmer = predict_with_sensitivity(priced, machine)
@@ -210,7 +210,7 @@ def outcome(plan: Plan, calibration: Calibration, *, even_if_it_does_not_fit: bo
 def _outcome(
     plan: Plan,
     architecture: Architecture,
-    machine: Machine,
+    machine: System,
     prediction: Prediction,
     warmer: InletSensitivity | None,
 ) -> Outcome:

@@ -18,7 +18,7 @@ from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.feasibility import fits
-from moemodel.model.step.system import Machine, machine_of
+from moemodel.model.step.system import System, system_of
 
 _SEQUENCE = 4096
 _ENCODER_SEQUENCE = 512  # what T5 and Switch were trained with
@@ -44,7 +44,7 @@ def baseline_plan(architecture: str, gpu: str, gpus: int, calibration: Calibrati
     """
     model, device = read_architecture(architecture), read_gpu(gpu)
     plans = list(_candidates(architecture, model, device, gpus))
-    plan = first_that_fits(model, plans, machine_of(plans[0], calibration)) if plans else None
+    plan = first_that_fits(model, plans, system_of(plans[0], calibration)) if plans else None
     if plan is None:
         raise InfeasiblePlanError(
             f"{model.name} on {gpus} x {device.name}: none of {len(plans)} plans tried fits in memory; use more GPUs"
@@ -52,7 +52,7 @@ def baseline_plan(architecture: str, gpu: str, gpus: int, calibration: Calibrati
     return plan
 
 
-def first_that_fits(architecture: Architecture, plans: list[Plan], machine: Machine) -> Plan | None:
+def first_that_fits(architecture: Architecture, plans: list[Plan], machine: System) -> Plan | None:
     """The first of some plans that fits in memory."""
     fitting = np.flatnonzero(fits(architecture, plans, machine)) if plans else np.zeros(0, dtype=np.int64)
     return plans[int(fitting[0])] if fitting.size else None

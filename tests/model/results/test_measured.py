@@ -15,7 +15,7 @@ from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.records.profile import TABLES
 from moemodel.model.results.measured import QUANTITIES, mean_of, merged, predict_as_run
-from moemodel.model.step.system import machine_of
+from moemodel.model.step.system import system_of
 
 Row = dict[str, Any]
 PlanOf = Callable[..., Plan]
@@ -71,7 +71,7 @@ def test_mean_of_runs_is_over_those_that_know() -> None:
 
 def test_figures_are_those_of_the_prediction(plan_of: PlanOf, calibration: Calibration) -> None:
     plan = plan_of(micro_batch=4, cluster={"gpus": 2}, parallel={"dp": 2})
-    one = predict(architecture_of(plan), batch_of(plan), machine_of(plan, calibration))
+    one = predict(architecture_of(plan), batch_of(plan), system_of(plan, calibration))
     found = predict_as_run(plan, calibration)
     assert set(found.values) == set(QUANTITIES)
     assert found.values["step_time"] == one.step_time_s[0]
