@@ -31,7 +31,7 @@ from moemodel.calibration.update.scale_factors import Knob, memory_knobs, power_
 from moemodel.model.core.errors import CalibrationError, InputError
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration, Parameter
-from moemodel.model.results.measured import mean_of, merged
+from moemodel.model.results.measured import mean_of, reduce_ranks
 from moemodel.model.results.validation import Report
 
 FEWEST = 3  # plans, and kinds of plans: with fewer nothing can be left out
@@ -139,7 +139,7 @@ def runs_of_reports(reports: Sequence[Report]) -> list[Run]:
             name=plan.name if len(reports) == 1 else f"{plan.name} ({report.created})",
             kind=kind_of(plan.plan),
             plan=plan.plan,
-            row=mean_of([merged(visit.rows) for visit in plan.visits]),
+            row=mean_of([reduce_ranks(visit.rows) for visit in plan.visits]),
         )
         for report in reports
         for plan in report.plans
