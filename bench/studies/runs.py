@@ -48,7 +48,7 @@ from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.recompute import Recompute
 from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import Calibration, HostLane, OperatorFit, Parameter
-from moemodel.model.schedule.pipeline_layout import CountedEnds
+from moemodel.model.schedule.pipeline_layout import PipelineLayout
 from moemodel.model.step.system import System
 
 GH200 = "gh200-iteration-times/opt_350m.csv"
@@ -366,7 +366,8 @@ def gh200(folder: Path) -> Study:
     and say nothing of the GPU, nine of the fifteen have eight sequences and say nothing of the host (error then: 44 %).
     """
     table = _table(folder, GH200)
-    architecture = CountedEnds.of(_opt_350m(), embedding=2, head=0)  # stages of 4, 7, 7, 6 and 11, 13 layers there
+    # stages of 4, 7, 7, 6 and 11, 13 layers there
+    architecture = PipelineLayout.of(_opt_350m(), account_for_embedding=2, account_for_loss=0)
     rows = []
     for record in _records(table):
         dp, tp, pp = (int(record[name]) for name in ("dp", "tp", "pp"))
@@ -473,7 +474,8 @@ def _llama_405b() -> Architecture:
     feed_forward = Mlp(width=53248, activation="silu", gated=True)
     layers = (replace(layer, attentions=(attention,), feed_forward=feed_forward),) * 126
     model = replace(model, name="llama-3.1-405b", hidden=16384, embedding_width=16384, decoder=layers)
-    return CountedEnds.of(model, embedding=1, head=1)  # account_for_embedding_in_pipeline_split, and of the loss
+    # account_for_embedding_in_pipeline_split, and of the loss
+    return PipelineLayout.of(model, account_for_embedding=1, account_for_loss=1)
 
 
 def _qwen_235b() -> Architecture:
@@ -505,7 +507,9 @@ _MODELS: dict[str, Callable[[], Architecture]] = {
     "Qwen3_30B_a3B": lambda: read_architecture("qwen3-30b-a3b"),
     "Qwen3_235B_a22B": _qwen_235b,
     # stages "Et|(tt|)*30mL" (perf_recipes/deepseek/h100/deepseek_v3.py): 61 layers, and three for the ends
-    "DeepSeekV3": lambda: CountedEnds.of(read_architecture("deepseek-v3"), embedding=1, head=2),
+    "DeepSeekV3": lambda: PipelineLayout.of(
+        read_architecture("deepseek-v3"), account_for_embedding=1, account_for_loss=2
+    ),
 }
 _DENSE = ("LLAMA3_8B", "LLAMA3_70B", "LLAMA3.1_405B")
 

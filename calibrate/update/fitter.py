@@ -32,7 +32,7 @@ _MOVES_NOTHING = 1e-6  # slope below which no measurement depends on a factor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class MeasuredRun:
     """A plan of a report that was measured.
 
     Attributes:
@@ -98,7 +98,7 @@ class Fitter:
     """
 
     def __init__(
-        self, calibration: Calibration, runs: Sequence[Run], knobs: Sequence[ScaleFactor], fitted: Sequence[str]
+        self, calibration: Calibration, runs: Sequence[MeasuredRun], knobs: Sequence[ScaleFactor], fitted: Sequence[str]
     ):
         self.calibration, self.runs, self.knobs, self.fitted = calibration, runs, knobs, fitted
         self._known: dict[bytes, list[dict[str, float]]] = {}

@@ -159,12 +159,12 @@ class OperatorCostModel:
             runs.sum(np.ones(len(called))),
             strict=True,
         )
-        for lane, time_s, energy_J, cycles, highest, spread_s, outside_s, count in sums:
+        for lane, time_s, energy_J, cycles, highest, spread_s, extrapolated_s, count in sums:
             lane.time_s_UK += time_s
             lane.energy_J_UK += energy_J
             lane.cycles_UK += cycles
             lane.spread_s[key] = lane.spread_s.get(key, 0.0) + spread_s
-            lane.extrapolated_s_U += outside_s
+            lane.extrapolated_s_U += extrapolated_s
             lane.calls_U += count
             if of_weights:
                 lane.weights_s_U += highest

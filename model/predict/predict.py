@@ -247,10 +247,10 @@ def _mean_gpu(
     step_s = timeline.step_s
     comm_s = pipe.mean([pipe.comm_s(i, timeline) for i in range(len(devices))])
     dynamic = [pipe.dynamic_J(i, d, timeline, power.link_W) for i, d in enumerate(devices)]
-    trees_W = [power.clocked_W(mean_clock_Hz(device)) for device in devices]
+    clock_trees_W = [power.clocked_W(mean_clock_Hz(device)) for device in devices]
     states = [
-        total_power(power, joules / step_s + tree_W, temperature_C)
-        for joules, tree_W in zip(dynamic, trees_W, strict=True)
+        total_power(power, joules / step_s + clock_tree_W, temperature_C)
+        for joules, clock_tree_W in zip(dynamic, clock_trees_W, strict=True)
     ]
     power_W = pipe.mean([watts for watts, _ in states])
     static_W = power_W - pipe.mean(dynamic) / step_s

@@ -81,14 +81,14 @@ def _power_profile(
         power: of the GPU, with `temperature_C` of its die, or None for the steady state.
     """
     m, step_s = pipe.m, timeline.step_s
-    tree_W = power.clocked_W(mean_clock_Hz(device))
-    dynamic_J = pipe.dynamic_J(index, device, timeline, power.link_W) + tree_W * step_s
+    clock_tree_W = power.clocked_W(mean_clock_Hz(device))
+    dynamic_J = pipe.dynamic_J(index, device, timeline, power.link_W) + clock_tree_W * step_s
     mean_W = dynamic_J / step_s
     idle_W = total_power(power, mean_W, temperature_C)[0] - mean_W
     forward, backward, optimizer = device.forward, device.backward, device.optimizer
     passes_s = forward.time_s + backward.time_s
     stretch = (step_s - optimizer.time_s) / (m * passes_s)
-    optimizer_J = optimizer.energy_J + tree_W * optimizer.time_s
+    optimizer_J = optimizer.energy_J + clock_tree_W * optimizer.time_s
     beside_W = (dynamic_J - optimizer_J) / (step_s - optimizer.time_s)
     passes_J = forward.energy_J + backward.energy_J  # none where power is not modelled
     spread = np.divide(beside_W * passes_s, passes_J, out=np.zeros_like(beside_W), where=passes_J > 0)

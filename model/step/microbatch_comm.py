@@ -202,8 +202,8 @@ class Communication:
         if self.framework.pipeline != "torch":
             both = self._between_stages(sent * self.plans.virtual_stages, passes)
             return both, both
-        before = self.plans.schedules.waits(Messages.BEFORE_A_PASS)
-        behind_it = self.plans.schedules.waits(Messages.BEHIND_A_PASS)
+        before = self.plans.schedules.exchange(Messages.BEFORE_A_PASS)
+        behind_it = self.plans.schedules.exchange(Messages.BEHIND_A_PASS)
         forward = np.where(before, sent * (not first), np.where(behind_it, sent * (not last), 0.0))
         backward = np.where(before, sent * (not last), np.where(behind_it, sent * (not first), 0.0))
         none, waits_for_them = OverlappableComm.none(len(sent)), before | behind_it
@@ -232,5 +232,5 @@ class Communication:
         if self.framework.pipeline != "torch":
             return np.zeros(len(self.plans))
         p = self.plans
-        overlapped = p.schedules.waits(Messages.OVERLAPPED)
+        overlapped = p.schedules.exchange(Messages.OVERLAPPED)
         return np.where(overlapped, 2 * (p.pp * p.virtual_stages - 1) * self._message(), 0.0)

@@ -23,7 +23,7 @@ from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.outcome import outcome
-from moemodel.model.schedule.pipeline_layout import CountedEnds, stages
+from moemodel.model.schedule.pipeline_layout import PipelineLayout, stages
 from moemodel.model.step.layer_operators import Workload
 from moemodel.model.step.memory import MemoryModel
 from moemodel.model.step.microbatch_comm import Communication, Exchange
@@ -291,8 +291,8 @@ def held(architecture: Architecture, pp: int, virtual: int = 1) -> list[int]:
 
 def test_ends_that_count_as_layers_leave_their_stages_fewer(opt: Architecture) -> None:
     assert sorted(held(opt, 4)) == [6, 6, 6, 6]
-    assert held(CountedEnds.of(opt, embedding=0, head=0), 4) == held(opt, 4)
-    counted = CountedEnds.of(opt, embedding=2, head=0)  # Sailor's stages
+    assert held(PipelineLayout.of(opt, account_for_embedding=0, account_for_loss=0), 4) == held(opt, 4)
+    counted = PipelineLayout.of(opt, account_for_embedding=2, account_for_loss=0)  # Sailor's stages
     first, *middle, last = held(counted, 4)
     assert (first, sorted(middle), last) == (4, [7, 7], 6)
     assert held(counted, 2) == [11, 13]
@@ -301,4 +301,7 @@ def test_ends_that_count_as_layers_leave_their_stages_fewer(opt: Architecture) -
 def test_every_layer_is_held_once(opt: Architecture) -> None:
     for pp, virtual in ((1, 1), (4, 1), (4, 3), (8, 3)):
         for ends in ((0, 0), (1, 1), (1, 2), (9, 9)):
-            assert sum(held(CountedEnds.of(opt, embedding=ends[0], head=ends[1]), pp, virtual)) == 24
+            assert (
+                sum(held(PipelineLayout.of(opt, account_for_embedding=ends[0], account_for_loss=ends[1]), pp, virtual))
+                == 24
+            )
