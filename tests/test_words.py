@@ -88,7 +88,7 @@ forward_lead    | unoverlappable_fraction_forward                 | .           
 again_s         | recompute_sync_s                                | .                                           | yes
 wait_s          | host_sync_s                                     | model/step                                  | yes
 _talk           | _comm                                           | .                                           | yes
-tied            | embedding_grad_all_reduce                       | model/step/microbatch_comm.py                                  | yes
+tied            | embedding_grad_all_reduce                       | model/step/microbatch_comm.py               | yes
 _counts         | _expert_count_all_to_all                        | model/step                                  | yes
 boundary        | pipeline_p2p                                    | model/step                                  | yes
 once_a_node     | node_deduplicated                               | .                                           | yes

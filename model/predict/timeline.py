@@ -18,7 +18,7 @@ from moemodel.model.step.microbatch_comm import Exchange
 from moemodel.model.step.stage_cost import StageCost, StageCosts
 from moemodel.model.step.system import System
 
-# Of the power of links, what a GPU draws that synchronizes_host in a collective's kernel: 40 to 90 W above idle in six plans where
+# Of the power of links, what a GPU draws that waits in a collective's kernel: 40 to 90 W above idle in six plans where
 # two H100 wait for each other or for the host, measured for this project in 2026; their links draw 158 W.
 _BUSY_WAITING = 0.35
 
@@ -55,7 +55,7 @@ class PipelineStep:
         self._busy_waits = (synchronizes & machine.framework.busy_waits)[:, None]
 
     def _launches_asynchronously(self, machine: System) -> BoolArray:
-        """Whether the host queues a step whatever the device has done of it, [P, 1]; else it synchronizes_host in every pass."""
+        """Whether the host queues a step whatever the device has done of it, [P, 1]; else it waits in every pass."""
         framework = machine.framework
         alone = sum(self.counts) == 1 or framework.pipeline == "torch"
         synchronizes_host = np.logical_or.reduce([cost.host_sync_s > 0 for cost in self.costs])
