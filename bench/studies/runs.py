@@ -91,7 +91,7 @@ class Constant:
     high: float
 
 
-def _rate(low: float = 0.15, high: float = 1.5) -> Constant:
+def _rate(low: float = 0.15, high: float = 1.5) -> Constant:  # assumed: seven times slower, half as fast again
     return Constant(start=1.0, low=low, high=high)
 
 
@@ -314,10 +314,10 @@ class Predictor:
         return ratio
 
 
-_PRIOR = 0.05  # log error of a row that moving a constant by a factor e counts as
+_PRIOR = 0.05  # assumed: log error of a row that moving a constant by a factor e counts as
 _STEP, _NEAR = 1e-3, 0.1  # of a logarithm: in differences, and within which derivatives are used again
-_AT_EDGE, _CLOSE = 1e-6, 1e-3
-_SCALE = 0.05  # log error beyond which a row counts less (soft L1)
+_AT_EDGE, _CLOSE = 1e-6, 1e-3  # of a logarithm; as good as converged
+_SCALE = 0.05  # assumed: log error beyond which a row counts less (soft L1)
 
 
 # ---- the published rows ---------------------------------------------------------------------------------------------
@@ -394,14 +394,17 @@ def gh200(folder: Path) -> Study:
         name="GH200 OPT-350M",
         rows=rows,
         software={"sailor": software},
+        # assumed: hosts differ by more than kernels do
         constants={"products": _rate(), "elementwise": _rate(), "host": _rate(0.3, 6.0), "internode": _rate(0.1, 1.5)},
         memory_constants={
+            # as the H100 of this project (its calibration), and 3 % as assumed there; bounds assumed
             "context": Constant(start=1.26e9, low=5e8, high=8e9),
             "cached": Constant(start=0.03, low=0.001, high=0.5),
         },
     )
 
 
+# d_model, n_heads, n_layers of llm-foundry's scripts/train/yamls/pretrain.
 _MPT = {"760m": (1536, 12, 24), "1b": (2048, 16, 24), "3b": (2560, 20, 32), "7b": (4096, 32, 32), "13b": (5120, 40, 40)}
 
 
@@ -426,7 +429,7 @@ def _mpt(name: str) -> Architecture:
     )
 
 
-_SHARDED = {"FULL_SHARD": 3, "SHARD_GRAD_OP": 2}
+_SHARDED = {"FULL_SHARD": 3, "SHARD_GRAD_OP": 2}  # ZeRO stages (torch.distributed.fsdp.ShardingStrategy)
 
 
 def fsdp(folder: Path) -> Study:

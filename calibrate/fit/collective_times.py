@@ -25,9 +25,9 @@ from moemodel.model.records.link_residuals import LinkCurve
 from moemodel.model.records.profile import EXCHANGE
 
 STEP_S = 1e-6  # assumed of a step inside a node where only one group was measured, which cannot tell it from a start
-_PAIR = 2
-_MOST_SKEW = 2.0
-_BYTES_RULE = 3.0  # a skewed all-to-all tells of its bytes where it takes this many times its start
+_PAIR = 2  # ranks: around a ring of two, a message's way there is its way back
+_MOST_SKEW = 2.0  # assumed bound: twice as sensitive to the busiest rank as bytes say
+_BYTES_RULE = 3.0  # assumed: a skewed all-to-all tells of its bytes where it takes this many times its start
 
 
 @dataclass(frozen=True, kw_only=True)

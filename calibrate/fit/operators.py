@@ -37,15 +37,15 @@ from moemodel.model.records.calibration import OperatorFit, Parameter, Residual
 
 _Name = TypeVar("_Name", Kind, Pass)
 
-_FOLDS = 5
-_EVALUATIONS = 60  # of least squares, from each start
+_FOLDS = 5  # four fifths of the shapes fit nearly as all do; more folds take as many fits more
+_EVALUATIONS = 60  # of least squares, from each start: bounds the time of a fit where a parameter says nothing
 _OUTLIER = 0.05  # log error beyond which a row counts less (soft L1)
 _STEP = 1e-3  # of a coordinate, in differences
 _ALONE = ("alignment",)  # parameters that the forms take only one of at a time
 _ONE_SHAPE_LOG_ERROR = 0.25  # assumed: how far one shape of an operator tells of another
-_FEWEST = 12  # shapes below which no residual process is fitted
+_FEWEST = 12  # shapes below which no residual process is fitted: it has up to seven parameters of its own
 _SHORTEST_S = 1e-7  # shorter readings are below the resolution of device events
-_HINDERED = 1.25  # a sample this much slower than its clock explains waited for the host
+_HINDERED = 1.25  # assumed: a sample this much slower than its clock explains waited for the host
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,7 @@ class BoundedParameter:
         return self.low > 0
 
 
+# Starts and bounds are assumed; the data move what they tell, and the rest keeps its start or ends at a bound.
 _COMMON = {
     "t0": BoundedParameter(start=3e-6, low=2e-7, high=2e-4, unit="s"),
     "t1": BoundedParameter(start=1e-6, low=1e-8, high=2e-4, unit="s"),
@@ -101,7 +102,8 @@ _FORMS: dict[str, dict[str, BoundedParameter]] = {
 }
 
 
-# What a product keeps of its rate when its rows don't begin at 16 bytes, where a profile has no such product.
+# What a product keeps of its rate when its rows don't begin at 16 bytes, where a profile has no such product: the
+# geometric mean of two, with an error that reaches either.
 _UNMEASURED_ALIGNMENT = Parameter(
     value=0.28,
     unit="1",
@@ -259,6 +261,7 @@ def _held_out(data: Observations, chip: RooflineChip) -> FloatArray:
 
 def _spread(errors: FloatArray) -> float:
     """Standard deviation of held-out errors about zero; a robust one, so that one odd shape doesn't set it."""
+    # 1.4826 medians are a standard deviation of normal errors; half the root mean square at least (assumed)
     return float(max(1.4826 * np.median(np.abs(errors)), 0.5 * np.sqrt(np.mean(np.square(errors)))))
 
 
@@ -410,6 +413,7 @@ def _residual(features: FloatArray, missed: FloatArray, group: NDArray[np.int64]
     target = np.array([missed[group == g].mean() for g in shapes])
     points = features[first]
     varies = np.ptp(points, axis=0) > 0
+    # starts and bounds assumed: deviations of 10 %, noise of 3 %, over octaves; nu 1/2 is an exponential
     kernel = ConstantKernel(0.01, (1e-5, 1.0)) * Matern(np.ones(varies.sum()), (0.3, 30.0), nu=0.5) + WhiteKernel(
         1e-3, (1e-6, 0.1)
     )

@@ -27,7 +27,7 @@ _MEMORY_ERROR = 0.02  # log; assumed: of peak memory, where the calibration does
 _FARTHEST = math.log(4.0)  # assumed: that a factor may move, either way; beyond it, something else is wrong
 _STEP, _NEAR = 1e-3, 0.25  # of a logarithm: in differences, and within which derivatives are used again
 _AT_EDGE, _CLOSE = 1e-6, 5e-3  # of a logarithm; as good as converged
-_ROUNDS = 8
+_ROUNDS = 8  # at most
 _MOVES_NOTHING = 1e-6  # slope below which no measurement depends on a factor
 
 

@@ -39,11 +39,16 @@ from moemodel.model.records.calibration import Calibration, OperatorFit, Residua
 
 PRODUCTS = (Kind.GEMM, Kind.GROUPED_GEMM)
 ATTENTIONS = (Kind.ATTENTION, Kind.ATTENTION_FULL)
+# Of products: those that NVIDIA names typical of cuBLAS (Matrix Multiplication Background, section 2.3), without 256x64
+# and 64x256.
 TILES: tuple[tuple[int, int], ...] = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64))
 _TILE_NAMES: tuple[str, ...] = tuple(f"efficiency_{max(t)}x{min(t)}" for t in TILES)
-_LANES = 128  # SIMD lanes of an SM (float32): NVIDIA architecture whitepapers, Ampere and Hopper
+# SIMD lanes of an SM (float32): NVIDIA H100 whitepaper. An A100 has 64; a fitted issue efficiency takes up the ratio.
+_LANES = 128  # SIMD lanes of an SM, whatever the chip: an A100 has 64, and simulated efficiencies are made up anyhow
 ALIGNED = 8  # 16-bit elements in 16 bytes: what one asynchronous copy of an SM moves (Ampere tuning guide, 1.4.1)
-_QUERY_BLOCK = 128  # rows of queries that a flash attention kernel takes at once
+# Rows of queries that a kernel takes at once: flash-attention 2 on compute capability 8.0 and 9.0, heads 64 to 128 wide
+# (flash_fwd_launch_template.h, kBlockM).
+_QUERY_BLOCK = 128
 
 FEATURES: dict[str, tuple[str, ...]] = {
     "product": ("m", "n", "k", "batch"),
@@ -146,7 +151,7 @@ def _uneven_error(fit: OperatorFit, shape: Shape) -> FloatArray:
 
 
 _PER_OCTAVE = 0.10  # assumed: log error grows by this for each doubling outside the measured range
-_HALF_OCTAVE = 0.5
+_HALF_OCTAVE = 0.5  # assumed: outside the measured range by less than a factor 1.4 counts as measured
 
 
 def time_at(p: Mapping[str, float], compute_s: FloatArray, memory_s: FloatArray, slowdown: FloatArray) -> FloatArray:

@@ -33,7 +33,7 @@ from moemodel.model.records.calibration import Calibration
 from moemodel.model.records.link_residuals import LinkCurve
 
 _SUFFIXES = (".yaml", ".yml")
-_LEAST_EFFICIENCY = 1e-4  # of a test whose times hardly depend on the size
+_LEAST_EFFICIENCY = 1e-4  # of a test whose times hardly depend on the size: keeps divisions finite, far below any link
 
 Count = Annotated[int, Field(gt=0, strict=True)]
 

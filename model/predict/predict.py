@@ -26,7 +26,9 @@ from moemodel.model.step.memory import Memory
 from moemodel.model.step.stage_cost import BlockCosts, StageCost, distinct_rows
 from moemodel.model.step.system import System
 
-_CLOCKS = 7  # of the range, at which blocks are priced; between them, linear in the clock or its period
+# Of the range, at which blocks are priced; between them, linear in the clock or its period. With 49, step times of
+# bench/plans move by 0.07 % in the mean and 0.26 % at most; each takes its time.
+_CLOCKS = 7
 _ROUNDING = 1e-12  # of a step: what remains of it when all its parts are subtracted
 
 

@@ -20,8 +20,8 @@ from moemodel.model.predict.prediction import Prediction
 from moemodel.model.schedule import registry as schedules
 from moemodel.model.step.system import System
 
-_TERMS_NAMED = 3
-_CHANGES_NAMED = 4
+_TERMS_NAMED = 3  # largest of memory, in an error: what a person reads
+_CHANGES_NAMED = 4  # that would make it fit, or come nearest
 
 
 def fits(architecture: Architecture, plans: list[Plan], machine: System) -> NDArray[np.bool_]:

@@ -9,7 +9,7 @@ from moemodel.model.predict.predict import PricedPlans
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.step.system import System
 
-WARMER_C = 10.0
+WARMER_C = 10.0  # about the width of the range that ASHRAE TC 9.9 recommends for inlet air, 18 to 27 C
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,10 @@ from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.carbon import grid_intensity
 from moemodel.model.step.system import System
 
-_SHARE_WORTH_SAYING = 0.01
-_CLOCK_TOLERANCE = 0.995
-_CLOCK_EXCESS = 1.01
-_HELD = 0.97  # of the power limit: mean of a step that it holds back; stretches of little power give some away
+_SHARE_WORTH_SAYING = 0.01  # of the device time outside what was measured: less hardly widens an interval
+_CLOCK_TOLERANCE = 0.995  # 10 MHz of an H100's 1980, less than a step of its clock
+_CLOCK_EXCESS = 1.01  # of the power cap: sustained loads settle within 1 % of it
+_HELD = 0.97  # assumed, of the power limit: mean of a step that it holds back; stretches of little power give some away
 
 
 def notes(plan: Plan, architecture: Architecture, machine: System, prediction: Prediction) -> tuple[str, ...]:
@@ -95,7 +95,7 @@ def _extrapolated_clock(calibration: Calibration, prediction: Prediction) -> str
 
 def _vocabulary(plan: Plan, architecture: Architecture) -> str | None:
     shard = architecture.vocab / plan.parallel.tp
-    if not architecture.has_head or shard % 8 == 0:
+    if not architecture.has_head or shard % 8 == 0:  # 16 bytes of 16-bit elements, as `model.device.roofline.ALIGNED`
         return None
     return (
         f"The vocabulary of {architecture.vocab} over tp {plan.parallel.tp} is no multiple of 8: its products "

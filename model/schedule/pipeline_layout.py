@@ -70,7 +70,7 @@ def layer_bounds(architecture: Architecture, chunks: int) -> tuple[int, ...]:
     return tuple(min(max(round(c * counted / chunks) - before, 0), layers) for c in range(chunks + 1))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=4096)  # far more pipelines than a search holds; entries are small
 def stages(architecture: Architecture, pp: int, virtual: int) -> tuple[Stage, ...]:
     """The classes of stages of a pipeline, in order of their first stage; the layers need not divide."""
     kinds = distinct_layers(architecture)

@@ -20,15 +20,16 @@ from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.feasibility import fits
 from moemodel.model.step.system import System, system_of
 
-_SEQUENCE = 4096
-_ENCODER_SEQUENCE = 512  # what T5 and Switch were trained with
-_TOKENS_PER_GPU = 2**16  # of a step: enough to keep a GPU busy for about a second
+_SEQUENCE = 4096  # tokens, where the architecture takes as many: Llama 2's (Touvron et al. 2023, table 1)
+_ENCODER_SEQUENCE = 512  # what T5 and Switch were trained with (Raffel et al. 2020, section 3.1.2)
+_TOKENS_PER_GPU = 2**16  # of a step: with a billion active parameters and 400 TFLOP/s, about a second (6 x 1e9 x 2**16)
 _TOKENS_PER_PARAMETER = 20.0  # of a run (Hoffmann et al. 2022, section 3)
+# Tried in this order. Powers of two, as heads, experts and GPUs of a node are; tp and ep stay within a node of 8 GPUs.
 _STAGES = (1, 2, 4, 8, 16)
 _RECOMPUTE = ("none", "full")
 _TENSOR = (1, 2, 4, 8)
 _EXPERT = (1, 2, 4, 8)
-_MICRO_BATCHES = (4, 2, 1)
+_MICRO_BATCHES = (4, 2, 1)  # sequences: the largest that fits is the most efficient
 
 
 def baseline_plan(architecture: str, gpu: str, gpus: int, calibration: Calibration) -> Plan:

@@ -27,7 +27,7 @@ from moemodel.model.step.memory import Memory, MemoryModel, fullest
 from moemodel.model.step.stage_cost import distinct_rows
 from moemodel.model.step.system import System, system_of
 
-_SECONDS_PER_HOUR = 3600.0
+_SECONDS_PER_HOUR = 3600.0  # by definition
 
 
 @dataclass(frozen=True, kw_only=True)

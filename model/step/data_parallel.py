@@ -35,7 +35,7 @@ from moemodel.model.step.communication_groups import Group, Groups, Overlappable
 
 _BUCKET_B = 25 * 2**20  # torch.nn.parallel.DistributedDataParallel, bucket_cap_mb
 _TENSORS = 7  # of a dense layer, that may fill a bucket each: four of attention, three of a gated block
-_EXPERT_TENSORS = 2  # of an MoE layer
+_EXPERT_TENSORS = 2  # of an MoE layer: all experts' gate and up in one, and down (profiler.backends.torch_native.model)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -227,6 +227,7 @@ class MemoryModel:
         # half as much again is kept of a micro-batch whose weight gradients are put off
         activations = (flight + 0.5 * self.plans.schedules.deferred(stage.first)) * per_micro_batch
         loss = self._losses(stage)
+        # assumed: gradients that live at once are half of a layer's tensors
         again = np.where(self.plans.recompute == Recompute.FULL, working, 0.5 * working)
         earlier = activations - per_micro_batch
         none = np.zeros(len(self.plans))

@@ -32,7 +32,7 @@ from moemodel.model.step.memory import Memory, MemoryModel, fullest
 from moemodel.model.step.microbatch_comm import Communication, Exchange
 from moemodel.model.step.system import System
 
-_CALLS_OF_A_WAIT = 2.0  # of the host: reading what it waited for, and queueing what uses it
+_CALLS_OF_A_WAIT = 2.0  # assumed, of the host: reading what it waited for, and queueing what uses it
 
 
 @dataclass(kw_only=True)

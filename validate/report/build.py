@@ -37,7 +37,7 @@ from moemodel.validation.select.runnable import comparison_group, not_held
 
 RANKED = ("step_time", "energy")
 Z90 = 1.645  # standard deviations of a normal distribution within which 90 % of it lies
-_SAME_LOSS = 0.01  # relative: 16-bit sums in another order differ by less
+_SAME_LOSS = 0.01  # relative; assumed: 16-bit sums in another order differ by less
 
 _INPUTS = (
     "What the router did and how warm the dies were are inputs of a prediction, as measured; the forecast is what was "
