@@ -5,7 +5,7 @@
 
 Loads are mixtures of operators in turn, some with a pause after each round, in shapes that no section of a profile
 holds. Each is held for up to a minute after the GPU rested; the first command compares what was measured so with
-`model.load`, which knows the calibration, the power cap and the temperature at the load's beginning.
+`model.device.sustained_load`, which knows the calibration, the power cap and the temperature at the load's beginning.
 
     clock_mape, power_mape, round_time_mape     means over loads, of the last seconds of each
     temperature_mean_error_C, _worst_error_C    after a load's whole length

@@ -11,8 +11,8 @@ which it draws no more than the cap, or at the locked clock, or at the lowest cl
     run:      t      = t_work (mean_j tau(f_j) + waiting)
               P      = t_work (mean_j tau(f_j) P(f_j) + waiting P_idle) / t
 
-    of the GPU:      base, clocked, active, W; knee and slope of v(f) (`model.power`); e, the share of dynamic energy
-                     that doesn't follow the SMs' voltage (memory); share, of the cap at which mean power settles
+    of the GPU:      base, clocked, active, W; knee and slope of v(f) (`model.device.power`); e, the share of dynamic
+                     energy that doesn't follow the SMs' voltage (memory); share, of the cap at which mean power settles
     of the program:  t_work; waiting, relative to t_work; m, the share of work that doesn't follow the clock; D, dynamic
                      power of work at f0, W; spread of D_j, four stretches of equal work, relative
 
@@ -101,7 +101,7 @@ class CapModel:
         return dict(zip(GPU_PARAMETERS, map(float, self.gpu), strict=True))
 
     def power(self) -> PowerModel:
-        """Voltage curve and base as `model.power` has them."""
+        """Voltage curve and base as `model.device.power` has them."""
         p = self.parameters
         return voltage_model(
             p["knee"] * self.reference_Hz, p["slope"], self.reference_Hz, base_W=p["base_W"], active_W=p["active_W"]

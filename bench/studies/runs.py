@@ -1,8 +1,8 @@
 """Training runs that others published, as plans, and the few constants by which their software differs from ours.
 
 A published row becomes a plan of an architecture (`Row`), a set of rows a `Study`: what ran them, which constants it
-may fit, and which rows stay out and why. Predictions go through `model.predict` with the calibration of this project's
-H100, adapted (`adapted`) to another chip with the same SMs, to a width of words, and by the constants:
+may fit, and which rows stay out and why. Predictions go through `model.predict.predict` with the calibration of this
+project's H100, adapted (`adapted`) to another chip with the same SMs, to a width of words, and by the constants:
 
     products, attention, elementwise, optimizer    rate of those kernels over what was calibrated
     host                                           host time over what was calibrated
@@ -103,9 +103,9 @@ class Software:
         gpu: description of the chip.
         backend, precision: of the model.
         internode: network between nodes, by name.
-        overlapped: exchanges that run behind computation (`frameworks.Framework`); None: what the backend says.
+        overlapped: exchanges that run behind computation (`frameworks.base.Framework`); None: what the backend says.
         gradient_B: bytes of a gradient element on the wire; None: as in memory.
-        node_deduplicated, node_limit: how rows get to experts (`frameworks.Framework`).
+        node_deduplicated, node_limit: how rows get to experts (`frameworks.base.Framework`).
     """
 
     gpu: str

@@ -5,8 +5,8 @@ sizes of a collective:
 
     t = start + steps a + moved / efficiency
 
-with `steps` and `transfer_time_s` (bytes over the full bandwidth) as `model.network` counts them; then the logarithm of
-measured over formula at each size of each group becomes a curve (`model.link_curves`).
+with the steps and what is moved (bytes over the full bandwidth) as `model.network.collectives` counts them; then the
+logarithm of measured over formula at each size of each group becomes a curve (`model.records.link_residuals`).
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def fit_times(rows: LinkRows, node_Bps: float) -> LinkTimes:
 
 
 def predicted_s(fit: LinkTimes, size_B: FloatArray, ranks: FloatArray, node_Bps: float) -> FloatArray:
-    """Times inside a node by a fit, as `model.network` gives them."""
+    """Times inside a node by a fit, as `model.network.collectives` gives them."""
     count = int(ranks.max(initial=2))
     network = Network(
         gpus_per_node=count,

@@ -1,4 +1,4 @@
-"""Fit what the governor does (see `model.governor`): its slow limit on power, its fast one on the tensor cores."""
+"""Fit what the governor does (see `model.device.dvfs`): its slow limit on power, its fast one on the tensor cores."""
 
 from __future__ import annotations
 

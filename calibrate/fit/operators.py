@@ -1,4 +1,4 @@
-"""Fit the time of each operator: the analytic form of `model.compute`, then a Gaussian process over what it missed.
+"""Fit the time of each operator: the analytic form of `model.device.roofline`, then a Gaussian process over the rest.
 
 Samples are first reduced to one median a shape and sweep. The analytic parameters are fitted by robust least squares
 on log time, so that every shape weighs the same; the process is scikit-learn's, written out as numbers. The error that

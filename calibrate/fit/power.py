@@ -1,4 +1,4 @@
-"""Fit power (see `model.power`).
+"""Fit power (see `model.device.power`).
 
 Each held load gives one equation. With share d of the time busy, time t of a call, true clock f while busy:
 
@@ -8,10 +8,10 @@ Each held load gives one equation. With share d of the time busy, time t of a ca
 An idle GPU shows base + p_tree at its clock, which is the highest unless it was locked; so the tree's share of that is
 found with the voltage curve where idle GPUs were seen at several clocks, and is that of an A100 otherwise.
 
-It is linear in base, p_active and the energies once leakage (see `calibrate.thermal`) and the voltage curve are given,
-so those are found by non-negative least squares (power cannot be negative), for each knee and slope of a grid and then
-about the best of them. Equations are weighed by 1/P:
-errors count relatively. What remains for an operator is kept as a factor on its dynamic energy, shrunk towards 1.
+It is linear in base, p_active and the energies once leakage (see `calibrate.fit.thermal`) and the voltage curve are
+given, so those are found by non-negative least squares (power cannot be negative), for each knee and slope of a grid
+and then about the best of them. Equations are weighed by 1/P: errors count relatively. What remains for an operator is
+kept as a factor on its dynamic energy, shrunk towards 1.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ UNITS = {
 _COEFFICIENTS = ("idle_W", *(name for name in UNITS if name not in ("base_W", "tree_W")))
 # Of what an idle GPU draws at its highest clock, the share of the clock tree: an A100 SXM4 between loads drew 80.7 W at
 # 510 MHz, 88.0 W at 1110 MHz and 109.0 W at 1410 MHz, 31 W more at the top than without clock (readings of the
-# published DVFS study that `published` names, 27 to 30 C).
+# published DVFS study that `calibrate.published.activity_power` names, 27 to 30 C).
 TREE_SHARE = 0.28
 _TREE_SOURCE = "its share of idle power is taken to be that of an A100, 0.28: no idle GPU was seen at another clock"
 _CLOCKS_APART = 0.1  # assumed: relative range of idle clocks that shows the tree
@@ -141,7 +141,7 @@ class _Voltage:
     slope: float
 
     def squared(self, clock_Hz: FloatArray, reference_Hz: float) -> FloatArray:
-        """v(f) of `model.power`."""
+        """v(f) of `model.device.power`."""
         return np.square(self._relative(clock_Hz) / self._relative(np.asarray(reference_Hz)))
 
     def _relative(self, clock_Hz: FloatArray) -> FloatArray:
@@ -275,7 +275,7 @@ def fit_power(
     Args:
         loads: held loads.
         reference_Hz: clock that energies are for.
-        leakage: parameters of `calibrate.thermal.fit_leakage`.
+        leakage: parameters of `calibrate.fit.thermal.fit_leakage`.
         source: of what is measured.
     """
     known = Leakage(

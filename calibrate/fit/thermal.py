@@ -1,4 +1,4 @@
-"""Fit temperature, and what it does to power, from the trace of a profile (see `model.thermal`, `model.power`).
+"""Fit temperature, and what it does to power, from the trace of a profile (see `thermal`, `power` in `model.device`).
 
 Heat flows from the die through its heat sink to the inlet air: two masses, so the die's temperature answers a step of
 power by two exponentials,
@@ -133,7 +133,7 @@ def _unknown() -> ThermalFit:
 
 
 def fit_leakage(table: pd.DataFrame, source: str) -> dict[str, Parameter]:
-    """`leak_W_per_C`, `rise_per_C` and `leak_reference_C` of `model.power`."""
+    """`leak_W_per_C`, `rise_per_C` and `leak_reference_C` of `model.device.power`."""
     found = [_slope(table[table["load"] == label]) for label in (IDLE, LIGHT)]
     known = "as an H100 80GB HBM3 of 2026; the profile has no cooling trace that shows it"
     leak, rise = _assumed(LEAK_W_PER_C, "W/K", known), _assumed(RISE_PER_C, "1/K", known)

@@ -2,9 +2,9 @@
 
     python -m moemodel.calibration.published.a100 DATA [--output FOLDER]
 
-DATA is a folder laid out as `../shared/data` (see `published`). Written are `a100-sxm-80gb.json` and `-40gb.json`:
+DATA is a folder laid out as `../shared/data` (see `published.data`). Written are `a100-sxm-80gb.json` and `-40gb.json`:
 
-    products, elementwise kernels, host   iteration times that vTrain published (`steps`)
+    products, elementwise kernels, host   iteration times that vTrain published (`published.vtrain`)
     links                                 its NCCL all-reduce tables
     bandwidth against the SM clock        a stream benchmark at 61 locked clocks
     power, voltage, temperature           activity counters and power of 12 programs at 61 locked clocks
@@ -158,7 +158,7 @@ class Published:
 
 
 def fit_steps(rows: Rows, links: Links, gpu: Gpu) -> tuple[dict[str, float], FloatArray]:
-    """Constants of `steps`, and log(predicted / measured) of every row."""
+    """Constants of `published.vtrain`, and log(predicted / measured) of every row."""
     batches, cluster = groups(rows), Cluster(gpu=gpu, links=links)
     fitter = StepFitter(time_s=lambda c: predicted_s(batches, cluster.machine(c)), measured_s=rows.time_s)
     constants = fitter.fit()

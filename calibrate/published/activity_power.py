@@ -3,8 +3,8 @@
     P = base + leak (T - T0) + v(f) p_tree f/f0 + c_code D(f) (1 + rise (T - T0))
     D = v(f) (p_active f/f0 sm + e_flop flops/s + e_vector ops/s + e_cache B/s) + e_dram B/s
 
-the terms of `model.power`. (An idle A100 draws 79 W at 210 MHz and 109 W at 1410: in between its clock tree, p_tree,
-shows the voltage curve all by itself, see `PRIORS`.)
+the terms of `model.device.power`. (An idle A100 draws 79 W at 210 MHz and 109 W at 1410: in between its clock tree,
+p_tree, shows the voltage curve all by itself, see `PRIORS`.)
 
 c_code is the level of a program: values of its data, integer and shared-memory work, nothing of which is counted. It is
 estimated for the programs of the fit, so that they tell the voltage curve and the static part by their shape, which is
@@ -17,7 +17,7 @@ reading of it is given (`level`). All unknowns are found together, by least squa
 
 Leakage is not fitted. Temperature follows power (T = T_inlet + R P), so a free coefficient would read power off the
 thermometer: it comes out at 3.5 W/K, five times what an idle GPU shows. It is held at what cooling GPUs show instead
-(`calibrate.thermal`).
+(`calibrate.fit.thermal`).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ PRIORS = {
     "tree_W": Prior(value=15.4, error=0.1),
     # H100, FP64 product on tensor cores, steady rows (h100-dvfs): 0.225 W/MHz of 132 SMs with 256 FLOP a cycle, 6.6 pJ;
     # N5 draws 30 % less than N7 (TSMC, page of the 5 nm technology), and 4N is an N5. Activities count 16-bit
-    # FLOPs (`public.loads_of_activities`), of which there are 16 to one in FP64.
+    # FLOPs (`published.a100.loads_of_activities`), of which there are 16 to one in FP64.
     "flop_J": Prior(value=9.5e-12 / 16),
     # 7 nm: 1.7 pJ for an FP32 multiply-add (Jouppi et al., ISCA 2021); four register accesses of as much each (assumed)
     "vector_op_J": Prior(value=8.5e-12),

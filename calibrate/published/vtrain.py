@@ -1,8 +1,8 @@
 """Fit operators, host and optimizer of one GPU to iteration times of GPT training under Megatron-LM 2.x.
 
-A few constants, the same for all rows, go through `model.predict` itself; robust least squares on log time finds them.
-What iteration times don't determine is held (`_HELD_*`), and so are the links, at what a sweep of collectives gave
-(`fit_links`).
+A few constants, the same for all rows, go through `model.predict.predict` itself; robust least squares on log time
+finds them. What iteration times don't determine is held (`_HELD_*`), and so are the links, at what a sweep of
+collectives gave (`fit_links`).
 
 Gauss-Newton: predictions are linearised in the logarithm of the constants, the linear problem is solved with bounds and
 a soft-L1 loss, and so on from there. Derivatives are kept and used again nearby, so that the many fits of a
@@ -209,7 +209,7 @@ class Links:
 
 
 def fit_links(data: AllReduce, bandwidth_Bps: float) -> Links:
-    """The ring of `model.network`, by robust least squares on log time."""
+    """The ring of `model.network.collectives`, by robust least squares on log time."""
 
     def time_s(x: FloatArray) -> FloatArray:
         start, step, efficiency = np.exp(x)

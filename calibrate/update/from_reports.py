@@ -13,7 +13,7 @@ step times, powers and memories count by the errors that the calibration states 
 no constant of a single plan. Every kind of plan is then predicted by a fit that saw none of its kind, and a part (time
 with power; memory) is kept only where that beats the calibration as it was.
 
-Written for reports of `model.validation`, one or several of one kind of GPU.
+Written for reports of `model.results.validation`, one or several of one kind of GPU.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Read an architecture: a preset's name, a Hugging Face `config.json`, or a folder that holds one.
 
 The file is data only: nothing in it is run, and no code is fetched. Keys that don't change the shape (dropout, dtype,
-token ids, …) are ignored: the file belongs to another program. What is read of it is in `hf_families`.
+token ids, …) are ignored: the file belongs to another program. What is read of it is in `architecture.families`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The shape of a model: layers of attention and feed-forward blocks, and how many parameters they hold.
 
-An architecture knows nothing of GPUs or plans. It is read from a Hugging Face `config.json` (see `hf_config`).
+An architecture knows nothing of GPUs or plans. It is read from a Hugging Face `config.json`, see
+`architecture.hf_config`.
 """
 
 from __future__ import annotations

@@ -195,10 +195,10 @@ def _stacked(calls: Sequence[Shape], shapes: int) -> Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class _Runs:
-    """Calls of one operator by the lane that they are of; those of a lane stand side by side.
+    """Calls of one operator by the cost of a phase that they add to; those of one stand side by side.
 
     Attributes:
-        lanes: the lanes.
+        phase_costs: what they add to.
         first: index of the first call of each.
         count, mean_count: of each call, [calls, U]; the second of the mean rank's work.
     """

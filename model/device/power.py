@@ -16,7 +16,7 @@ of the data (the calibration uses random ones, as training has), voltage guard b
 `rise` is what warm circuits, regulators and memory add in proportion to the load: a copying H100 draws 1.3 W more for
 each degree, an idle one 0.7 W.
 
-Temperature in the steady state of a long run: T = T_inlet + R P (see `thermal`), solved together with P.
+Temperature in the steady state of a long run: T = T_inlet + R P (see `device.thermal`), solved together with P.
 """
 
 from __future__ import annotations

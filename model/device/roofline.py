@@ -9,7 +9,7 @@
 The p-norm is a roofline (Williams et al. 2009) with a rounded corner; p is fitted. Memory time does not move with the
 SM clock; what an SM must issue to load the bytes is in Tc. Left out: contention between concurrent kernels.
 
-Three forms give Tc and Tm from a shape, all in the symbols of `operators`:
+Three forms give Tc and Tm from a shape, all in the symbols of `operators.work`:
 
 product (gemm, grouped_gemm):
     Tc = min over tiles i of  waves_i * 2 tm tn (k / s + k0) / (F f0 e_i),   Tm = bytes / (BW beta)

@@ -1,7 +1,7 @@
 """A load that is no training step: operators in turn, with a pause after each round, held for any time.
 
-It goes through the same prices, limits and temperatures as a step does (`costs`, `governor`, `thermal`), so what can be
-measured in a minute says how good these are.
+It goes through the same prices, limits and temperatures as a step does (`operator_cost`, `dvfs`, `thermal`), so what
+can be measured in a minute says how good these are.
 """
 
 from __future__ import annotations

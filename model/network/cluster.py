@@ -9,8 +9,8 @@
       - {file: sendrecv.txt, collective: send_recv, ranks: 16, nodes: 2}
 
 A test overrides the datasheet for its collective, inside a node or between nodes, wherever it ran: start and efficiency
-from its smallest and largest size, and what they miss in between as a curve (`link_curves`); groups of other sizes
-take the nearest test's. Left out: that fewer members a node than NICs could have a NIC each.
+from its smallest and largest size, and what they miss in between as a curve (`records.link_residuals`); groups of other
+sizes take the nearest test's. Left out: that fewer members a node than NICs could have a NIC each.
 """
 
 from __future__ import annotations

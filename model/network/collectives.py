@@ -10,7 +10,7 @@ direction and a latency. A group of ranks is a ring through that graph.
 
     S bytes of the full tensor, n ranks, g of them in one node, B bandwidth of the ring's narrowest edge times the
     efficiency of the collective, a latency of one step, a0 start of a collective. Where collectives were measured, each
-    has its own B, a and a0, and a factor that says what this misses at its size (see `link_curves`).
+    has its own B, a and a0, and a factor that says what this misses at its size (see `records.link_residuals`).
 
 Ring algorithms: Thakur, Rabenseifner, Gropp 2005, section 4; the factors are those of NCCL's "bus bandwidth". A ring
 over several nodes leaves and enters each node once, over the NICs of all its members there (NCCL builds one ring a
@@ -78,7 +78,7 @@ class Network:
             `start_s` and `node_latency_s`.
         internode_efficiency, internode_launch_latencies_s: the same between nodes, where that was measured; else as
             inside.
-        curves: what the formula misses of each collective (see `link_curves`).
+        curves: what the formula misses of each collective (see `records.link_residuals`).
         overlaps, memory_overlaps: share that hides behind matrix products, and behind operators that memory bounds;
             others take `overlap`.
         imbalance_penalty: of the excess of an all-to-all's busiest rank over the mean, what prolongs it; 1: all of it.

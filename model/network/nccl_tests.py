@@ -10,8 +10,8 @@
     # Avg bus bandwidth    : 52.5
 
 Columns go by their header, so that older ones (no root, `error`) and longer ones (timestamps) are read too. `size` is
-of the full tensor, as `network` counts. What MPI puts before a line, and what launchers and NCCL say among them, is
-skipped; everything else between header and footer must be a row. Layout: nccl-tests, src/util.cu; sizes: its
+of the full tensor, as `network.collectives` counts. What MPI puts before a line, and what launchers and NCCL say among
+them, is skipped; everything else between header and footer must be a row. Layout: nccl-tests, src/util.cu; sizes: its
 doc/PERFORMANCE.md.
 """
 

@@ -39,7 +39,7 @@ def predict(
 
     Args:
         architecture: the model to train.
-        plans: P plans; degrees must divide (`plan.check_architecture` says which do not).
+        plans: P plans; degrees must divide (`plan.checks.check_architecture` says which do not).
         machine: GPU, links, backend and precision.
         temperature_C: die temperature, if it is known (a short run); None: the steady state of a long one.
 

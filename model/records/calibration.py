@@ -94,7 +94,7 @@ class Residual(Strict):
 
 
 class OperatorFit(Strict):
-    """Time of one operator and pass (see `compute`)."""
+    """Time of one operator and pass (see `device.roofline`)."""
 
     kind: Kind
     direction: Pass
@@ -132,7 +132,7 @@ class OperatorFit(Strict):
 
 
 class HostLane(Strict):
-    """Time the host needs to queue work, per block of the backend (see `host`)."""
+    """Time the host needs to queue work, per block of the backend (see `device.host_overhead`)."""
 
     backend: str
     blocks: dict[str, Parameter]
@@ -140,7 +140,7 @@ class HostLane(Strict):
 
 
 class PowerFit(Strict):
-    """Power of the GPU (see `power`)."""
+    """Power of the GPU (see `device.power`)."""
 
     parameters: Annotated[dict[str, Parameter], _complete(POWER)]
     kinds: dict[str, Parameter] = Field(
@@ -151,20 +151,20 @@ class PowerFit(Strict):
 
 
 class GovernorFit(Strict):
-    """What clock the GPU sustains (see `governor`)."""
+    """What clock the GPU sustains (see `device.dvfs`)."""
 
     parameters: Annotated[dict[str, Parameter], _complete(GOVERNOR)]
     log_error: float = Field(ge=0)
 
 
 class ThermalFit(Strict):
-    """Temperature above the inlet per watt, and how power rises with it (see `power`)."""
+    """Temperature above the inlet per watt, and how power rises with it (see `device.power`)."""
 
     parameters: Annotated[dict[str, Parameter], _complete(THERMAL)]
 
 
 class NetworkFit(Strict):
-    """Links inside a node (see `network`)."""
+    """Links inside a node (see `network.collectives`)."""
 
     parameters: Annotated[dict[str, Parameter], _complete(NETWORK)]
     curves: list[LinkCurve] = Field(default_factory=list, description="what the formula misses (see `link_curves`)")
@@ -172,7 +172,7 @@ class NetworkFit(Strict):
 
 
 class MemoryFit(Strict):
-    """What the framework adds to the tensors (see `memory`)."""
+    """What the framework adds to the tensors (see `step.memory`)."""
 
     parameters: Annotated[dict[str, Parameter], _complete(MEMORY)]
 

@@ -42,7 +42,7 @@ class Names:
         return f"{wrong} (required: {', '.join(self.required)}{optional})"
 
 
-# The forms of `compute`.
+# The forms of `device.roofline`.
 _PRODUCT_DIVISORS = (
     "p",
     "split_depth",

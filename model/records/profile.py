@@ -24,7 +24,7 @@ HEAVY = "heat: heavy load"
 LIGHT = "heat: memory-bound load"
 IDLE = "heat: idle"
 
-# What section `collectives` measures beside the collectives of `network.Collective`: column `collective`.
+# What section `collectives` measures beside the collectives of `network.collectives.Collective`: column `collective`.
 EXCHANGE = "exchange"  # every rank sends to the next and receives from the one before, at once
 IDLE_LINKS = "idle"
 
@@ -209,7 +209,7 @@ class CollectiveRow(TableRow):
     Attributes:
         ranks: of the group: the first so many of the job; the others waited.
         nodes: that these ranks lie on.
-        size_B: of the full tensor, as `network` counts.
+        size_B: of the full tensor, as `network.collectives` counts.
         skew: of an all-to-all: bytes to the busiest rank over the mean.
         time_s: device time of one call, the longest over the ranks: the last one is waited for.
         host_time_s: to queue one; mean over the ranks, as is everything below.

@@ -119,7 +119,7 @@ class PlanReport(Strict):
         asked_yaml: the plan as it was asked for.
         plan_yaml: the plan as it ran and was predicted: without a clock that could not be held.
         notes: on this plan.
-        quantities: by name, see `as_run.QUANTITIES`.
+        quantities: by name, see `results.measured.QUANTITIES`.
         temperature_C, expert_skew: as measured, inputs of `predicted`; null where they weren't.
         visits: runs that came to their end.
         failures: runs that didn't.

@@ -110,7 +110,7 @@ class Workload:
         """Parameters and gradients on their way between shards and whole tensors, per micro-batch.
 
         DDP scales the gradients in its buckets once a step. FSDP2 gathers into one buffer and copies the parameters out
-        of it, and copies gradients into one that it scatters, as often as it gathers and scatters (`step_exchange`).
+        of it, and copies gradients into one that it scatters, as often as it gathers and scatters (`data_parallel`).
 
         Args:
             layers, ends: parameters of a stage's layers, and of embedding and head.

@@ -11,8 +11,8 @@ counted there. The peak is the largest of three moments:
     backward  static + gradients + the inputs of all layers and one layer's own tensors        (it ends)
     step      static + gradients + what the optimizer allocates for itself
 
-with the gradients and gathered parameters of `held` at each. Left out: fragmentation of the caching allocator, beyond
-the share that the calibration gives.
+with the gradients and gathered parameters of `sharded_memory` at each. Left out: fragmentation of the caching
+allocator, beyond the share that the calibration gives.
 """
 
 from __future__ import annotations

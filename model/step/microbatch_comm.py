@@ -6,7 +6,7 @@ Per layer and micro-batch, with T tokens of a GPU, D hidden, words of the framew
     ep   two all-to-alls of the routed rows forward, two backward, two when recomputed; under tensor parallelism each
          rank sends its share of the rows, and the ranks that share an expert gather and scatter them among themselves
          (or, where whole experts lie on a GPU, a rank sends the rows of its share of the tokens, and nothing else; or,
-         in `profiler/parallel`, all rows of its tokens, and first how many they are)
+         in `profiler/backends/torch_native`, all rows of its tokens, and first how many they are)
     cp   keys and values around a ring forward, and with their gradients backward (Liu et al. 2023); behind attention
 At the ends of the model and for tp > 1, whose ranks share the vocabulary (Shoeybi et al. 2019, section 3):
     embedding   its output, reduced forward; under sequence parallelism scattered, and its gradient gathered
@@ -18,7 +18,7 @@ boundary. How torch.distributed.pipelining sends them:
     1F1B    behind every pass a stage sends and receives together, and waits for both
     GPipe   a stage asks for a message when it needs it, and waits
     else    messages run behind other micro-batches; those of the first one's way there and the last one's back remain
-Over data-parallel ranks, once a step or a pass: `step_exchange`.
+Over data-parallel ranks, once a step or a pass: `data_parallel`.
 """
 
 from __future__ import annotations

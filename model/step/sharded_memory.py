@@ -69,7 +69,7 @@ def ddp_fsdp2_states(
     Args:
         parts: parameters.
         zero: ZeRO stage; `shared` whether there are several data-parallel ranks to shard over.
-        several: whether there were micro-batches before the one whose passes are looked at.
+        accumulating: whether there were micro-batches before the one whose passes are looked at.
         gradient_B, weight_B: bytes of an element.
     """
     zero = np.where(shared, zero, 0)

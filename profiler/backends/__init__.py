@@ -1,1 +1,2 @@
-"""Training frameworks that a run is measured under. `run`: the narrow interface to them; `torch_*`: plain PyTorch."""
+"""Training frameworks that a run is measured under. `base`: the narrow interface to them; `torch_native`: plain
+PyTorch."""

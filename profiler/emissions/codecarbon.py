@@ -21,7 +21,7 @@ the host would have queued meanwhile, and a phase its overlap with the next; pha
 without, and the meter's times of them are then of these slower ones.
 
 A GPU's counter ticks every 100 ms: a step or phase shorter than that reads zero or a whole tick. Single readings mean
-little, their sum is right. `reconcile` says which to trust.
+little, their sum is right. `reconciliation` says which to trust.
 
 CodeCarbon is always offline here: no network, and no settings from its configuration files that would change that.
 Energies in files are CodeCarbon's (kWh), in summaries joules.

@@ -1,8 +1,8 @@
 """How to run one call of each operator: operands on the device, and a function without arguments.
 
 A builder makes one set of operands; a case holds several, used in turn, so that caches are as cold as in training.
-Shapes' letters as in `torch_ops`: T tokens, D features, B batch, S seq, H heads, K head_dim, E experts, k choices,
-R = T k rows, V vocabulary; of a product, [m, k] x [n, k].
+Shapes' letters as in `torch_native.operators`: T tokens, D features, B batch, S seq, H heads, K head_dim, E experts, k
+choices, R = T k rows, V vocabulary; of a product, [m, k] x [n, k].
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class RequestedPlan(Strict):
     Attributes:
         name: no two plans share it.
         asked_yaml: as its author wrote it; `plan_yaml` as it is run.
-        roles, notes: see `validation.PlanReport`.
+        roles, notes: see `results.validation.PlanReport`.
     """
 
     name: str

@@ -114,7 +114,7 @@ def _table(loads: Sequence[Load], device: PowerModel, *, noise: float = 0.0, see
 
 
 def _leakage(device: PowerModel) -> dict[str, Parameter]:
-    """What `calibrate.thermal.fit_leakage` would say of a device."""
+    """What `calibrate.fit.thermal.fit_leakage` would say of a device."""
     units = {"leak_W_per_C": "W/K", "rise_per_C": "1/K", "leak_reference_C": "C"}
     return {
         name: Parameter(value=getattr(device, name), unit=unit, origin="measured", source="made up")

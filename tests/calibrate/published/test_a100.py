@@ -267,7 +267,7 @@ def test_what_no_data_show_is_carried_over_and_says_so(name: str) -> None:
 
 @pytest.mark.parametrize("name", GPUS)
 def test_what_is_carried_over_is_what_ships_for_the_other_gpu(name: str) -> None:
-    """Fails where the H100's calibration was fitted again and these were not: run `calibration.published.a100`."""
+    """Fails where the H100's calibration was fitted again and these were not: run `calibrate.published.a100`."""
     for fit in shipped(name).operators:
         other = shipped("h100-sxm-80gb").operator(fit.kind, fit.direction)
         assert other is not None

@@ -90,7 +90,7 @@ def fitted() -> ActivityPower:
 
 
 def test_dynamic_power_is_that_of_the_product() -> None:
-    """At the reference temperature, the energy of a second of `model.power`."""
+    """At the reference temperature, the energy of a second of `model.device.power`."""
     loads = replace(program("mixed"), temperature_C=np.full(len(CLOCKS_HZ), TRUTH.model.leak_reference_C))
     for row, clock_Hz in enumerate(CLOCKS_HZ):
         second = Work(

@@ -223,7 +223,7 @@ def test_where_power_is_not_modelled_nothing_holds_the_clock_back(
     assert found.power_W[0] == 0
 
 
-# ---- parallel as profiler/parallel runs it ----
+# ---- parallel as profiler/backends/torch_native runs it ----
 
 
 def test_where_the_host_learns_of_counts_it_cannot_run_ahead(

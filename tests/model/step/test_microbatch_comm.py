@@ -135,7 +135,7 @@ def test_norms_over_all_queries_are_summed(olmoe: Architecture, batch: Batch) ->
 
 
 def test_every_rank_sends_its_rows(olmoe: Architecture, batch: Batch) -> None:
-    """In `profiler/parallel` tp does not share out the rows of experts; counts go before them."""
+    """In `profiler/backends/torch_native` tp does not share out the rows of experts; counts go before them."""
     plans = batch(dp=8, ep=8, tp=[1, 2])
     moe = olmoe.decoder[0].feed_forward
     assert isinstance(moe, Moe)
