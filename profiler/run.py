@@ -215,7 +215,7 @@ def _sweep(work: Workload, budget: MeasurementBudget, control: ClockControl | No
     return LockedSweep(control, work.sweep, work.loads) if control else PassiveSweep(work.sweep)
 
 
-# What measures a section on the bench; the control is there where clocks are locked.
+# What measures a section with the harness; the control is there where clocks are locked.
 _OPENERS: dict[str, Callable[[Workload, MeasurementBudget, ClockControl | None], Section]] = {
     "mixed": _mixed,
     "power": lambda work, *_: PowerOfLoads(work.loads),
@@ -301,7 +301,7 @@ class _Run:
         self.progress.end()
 
     def training(self, plans: Sequence[Path]) -> None:
-        """Measure whole training steps of plans; the bench and its operands are gone by now."""
+        """Measure whole training steps of plans; the harness and its operands are gone by now."""
         if not plans:
             return
         self.progress.begin("training", len(plans))
@@ -327,7 +327,7 @@ class _Run:
                 self._heat(sampler, begun_s)
 
     def _open_bench(self, sampler: EnergySampler) -> Harness:
-        """The bench, its operands made and its heavy load run once.
+        """The harness, its operands made and its heavy load run once.
 
         Raises:
             DeviceError: the device does not even do that.

@@ -2,7 +2,7 @@
 
 A published row becomes a plan of an architecture (`Row`), a set of rows a `Study`: what ran them, which constants it
 may fit, and which rows stay out and why. Predictions go through `model.predict.predict` with the calibration of this
-project's H100, adapted (`adapted`) to another chip with the same SMs, to a width of words, and by the constants:
+project's H100, adapted (`adapted`) to another chip with the same SMs, to a width of elements, and by the constants:
 
     products, attention, elementwise, optimizer    rate of those kernels over what was calibrated
     host                                           host time over what was calibrated

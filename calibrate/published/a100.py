@@ -412,7 +412,7 @@ def _stream(kind: Kind, direction: Pass, data: Published, gpu: Gpu) -> dict[str,
 
 
 def _host(data: Published) -> list[HostLane]:
-    """The rows' host, and the torch lane of the H100's machine for want of one of an A100's."""
+    """The rows' host, and under torch that of the H100's machine for want of one of an A100's."""
     blocks = {name: _fitted(value, "s", _STEPS_SOURCE) for name, value in host_parameters(data.constants).items()}
     lanes = [HostLane(backend=BACKEND, blocks=blocks, log_error=0.3)]  # assumed: another machine's host
     if _H100 in list_calibrations():

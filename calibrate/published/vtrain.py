@@ -133,7 +133,7 @@ def operator_parameters(kind: Kind, constants: Mapping[str, float]) -> dict[str,
 
 
 def host_parameters(constants: Mapping[str, float]) -> dict[str, float]:
-    """Blocks of the host lane, s."""
+    """Host time of blocks, s."""
     return {
         "kernel": constants["kernel"],
         "head_and_loss/forward": constants["loss"],

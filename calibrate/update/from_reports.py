@@ -3,7 +3,7 @@
 A validation measures whole steps, so it informs few things, each of them common to all plans:
 
     kernels     time of every operator over what was calibrated: what adding up operators leaves out
-    host        time of the host lane
+    host        time the host needs to queue kernels
     links       bandwidth that collectives reach; `start` their latency; `overlap` what hides behind computation
     dynamic     energy of operators; `link_power` of collectives
     workspace   memory that libraries keep

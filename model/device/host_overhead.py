@@ -1,7 +1,7 @@
-"""The host lane: time the host needs to queue the kernels of a training step.
+"""Launch overhead: time the host needs to queue the kernels of a training step.
 
 An eager framework queues kernels one by one at a few microseconds each. The device waits when it is done before the
-next kernel is queued, so a step takes as long as the slower of the two lanes. Costs are measured for whole blocks of
+next kernel is queued, so a step takes as long as the slower of the two. Costs are measured for whole blocks of
 the real training model (a dense layer, an MoE layer, embedding with head and loss, an optimizer tensor), since module
 calls, views and autograd nodes belong to no single operator. A backend whose blocks nobody measured has a cost for each
 kernel instead (`kernel`), times the number of operator calls.

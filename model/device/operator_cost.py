@@ -1,7 +1,7 @@
-"""Time and energy of blocks: the operator calls of a workload, priced by a calibration.
+"""Time and energy of blocks: the operator calls of a training step, priced by a calibration.
 
-Axes: U distinct micro-batch shapes, K clocks. A block's two lanes are the device (time at each clock, with the fast
-limit of the governor applied operator by operator) and the host, which queues the kernels.
+Axes: U distinct micro-batch shapes, K clocks. Times are the device's at each clock, with the fast limit of the governor
+applied operator by operator; what the host needs to queue the kernels is in `host_overhead`.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class PhaseCost:
         )
 
     def take(self, rows: NDArray[np.int64]) -> PhaseCost:
-        """The lane of these shapes, repeated as asked."""
+        """The cost of these shapes, repeated as asked."""
         return PhaseCost(
             time_s_UK=self.time_s_UK[rows],
             energy_J_UK=self.energy_J_UK[rows],
@@ -138,7 +138,7 @@ class OperatorCostModel:
         return phase_costs
 
     def _add(self, called: Sequence[tuple[PhaseCost, Call]], shapes: int) -> None:
-        """Price calls of one operator, and add each to its lane."""
+        """Price calls of one operator, and add each to the cost of its phase."""
         kind, direction = called[0][1].kind, called[0][1].direction
         fit = self.fit(kind, direction)
         shape = _stacked([call.shape for _, call in called], shapes)
@@ -218,7 +218,7 @@ class _Runs:
         return cls(phase_costs=[called[i][0] for i in first], first=first, count=count, mean_count=count * share)
 
     def sum(self, values: FloatArray, *, busiest: bool = True) -> FloatArray:
-        """All calls of each lane, from one of each: `values` of all behind one another, [calls U] or [calls U, K].
+        """All calls of each cost, from one of each: `values` of all behind one another, [calls U] or [calls U, K].
 
         `busiest`: of the busiest rank; else of the mean one.
         """

@@ -89,7 +89,7 @@ def operator_features(kind: Kind) -> tuple[str, ...]:
 
 
 _CHIP = ("multiprocessors", "flops_per_cycle", "bandwidth_Bps", "l2_B")
-CHIP = Names(required=_CHIP, positive=_CHIP)  # compute.Chip
+CHIP = Names(required=_CHIP, positive=_CHIP)  # roofline.RooflineChip
 POWER = Names(  # power.PowerModel
     required=(
         "base_W",
@@ -110,7 +110,7 @@ POWER = Names(  # power.PowerModel
 THERMAL = Names(  # thermal.ThermalModel
     required=("die_C_per_W", "die_time", "sink_C_per_W", "sink_time", "inlet_C"), positive=("die_time", "sink_time")
 )
-GOVERNOR = Names(  # costs.Pricer, machine.Machine
+GOVERNOR = Names(  # operator_cost.OperatorCostModel, system.System
     required=("sustained_share", "gain"),
     optional=("tensor_clock", "tensor_sharpness"),
     together=("tensor_clock", "tensor_sharpness"),

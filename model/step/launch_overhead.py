@@ -1,4 +1,4 @@
-"""The host lane of what parallel plans add: collectives, units of FSDP, buckets of DDP, the schedule of a pipeline.
+"""The launch overhead that parallel plans add: collectives, units of FSDP, buckets of DDP, the schedule of a pipeline.
 
 Each costs what the profile measured of it (`profiler/host_overhead/parallel_plans.py`, two ranks together). What it
 did not measure counts as so many calls of a mean operator of the stage's layers (`_CALLS`): what that profile gave on

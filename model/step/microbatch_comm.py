@@ -1,6 +1,6 @@
 """What the ranks of a plan say to each other, and how long it takes.
 
-Per layer and micro-batch, with T tokens of a GPU, D hidden, words of the framework:
+Per layer and micro-batch, with T tokens of a GPU, D hidden, elements as wide as the framework's:
     tp   two all-reduces of T D forward and two backward (Shoeybi et al. 2019, section 3), as many again when layers
          are recomputed; under sequence parallelism a reduce-scatter and an all-gather, the same bytes
     ep   two all-to-alls of the routed rows forward, two backward, two when recomputed; under tensor parallelism each

@@ -37,11 +37,11 @@ _CALLS_OF_A_WAIT = 2.0  # assumed, of the host: reading what it waited for, and 
 
 @dataclass(kw_only=True)
 class StageCost:
-    """One stage: the lanes of a micro-batch and of the optimizer step, and its communication. Arrays [P, K] or [P].
+    """One stage: work of a micro-batch and of the optimizer step, and its communication. Arrays [P, K] or [P].
 
     Attributes:
-        forward, backward: device lanes of one micro-batch.
-        optimizer: device lane of one step.
+        forward, backward: work of the device for one micro-batch.
+        optimizer: work of the device for one step.
         forward_exchange, backward_exchange: communication of one micro-batch.
         step_exchange: communication of one step (gradients, parameters).
         unoverlappable_fraction_forward, unoverlappable_fraction_backward: shares of a pass that are over when the first
@@ -313,7 +313,7 @@ def _host_of(host: HostModel, layer: LayerBlocks) -> HostCost:
 
 
 def _merge(total: PhaseCost, part: PhaseCost | None, count: float) -> None:
-    """Add `count` times a lane to another, in place; nothing where there is none."""
+    """Add `count` times a cost to another, in place; nothing where there is none."""
     if part is None:
         return
     total.time_s_UK += count * part.time_s_UK

@@ -51,7 +51,7 @@ class Section(Protocol):
         ...
 
     def run(self, bench: Harness, writer: ProfileWriter, deadline_s: float, progress: Progress) -> list[Skip]:
-        """Measure into the profile until `deadline_s` (of the bench's timer); what could not be measured."""
+        """Measure into the profile until `deadline_s` (of the harness's timer); what could not be measured."""
         ...
 
 

@@ -137,7 +137,7 @@ class LockedSweep:
         return len(self._points) * len(self._steps_Hz) + len(self._loads) * len(self._power_Hz)
 
     def run(self, bench: Harness, writer: ProfileWriter, deadline_s: float, progress: Progress) -> list[Skip]:
-        """Every step until `deadline_s` (of the bench's timer), leaving out what the profile has.
+        """Every step until `deadline_s` (of the harness's timer), leaving out what the profile has.
 
         The clocks are unlocked when it returns, or raises.
 

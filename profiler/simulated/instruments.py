@@ -269,7 +269,7 @@ class SimulatedClock:
 
 
 class SimulatedInstruments:
-    """What the bench measures a simulated GPU with (`microbench.harness.Instruments`)."""
+    """What the harness measures a simulated GPU with (`microbench.harness.Instruments`)."""
 
     def __init__(self, gpu: VirtualGpu) -> None:
         self._kernel = cache(partial(kernel, gpu.chip))  # one object a point: the timeline knows it again

@@ -75,7 +75,7 @@ class ShardingStrategy:
         return x_TD
 
     def project(self, linear: nn.Linear, x: Tensor) -> Tensor:
-        """The last product of a block, and `leave`."""
+        """The last product of a block, and `leave_tensor_parallel_region`."""
         out: Tensor = linear(x)
         return out
 

@@ -1,4 +1,4 @@
-"""What the framework changes: which lane a step waits for, alignment of products, memory."""
+"""What the framework changes: whether a step waits for the host or the device, alignment of products, memory."""
 
 from __future__ import annotations
 

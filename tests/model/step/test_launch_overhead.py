@@ -15,7 +15,7 @@ CALL = HostCost(forward_s=20e-6, backward_s=10e-6)
 
 
 def host(calibration: Calibration, *, measured: bool = True, **blocks_s: float) -> ParallelHost:
-    """Of a lane with these blocks beside those of the calibration; `__` stands for the slash."""
+    """Of a calibration to which these blocks of host time are added; `__` stands for the slash."""
     accumulated_fraction = {
         name.replace("__", "/"): Parameter(value=value, unit="s", origin="assumed", source="made up")
         for name, value in blocks_s.items()

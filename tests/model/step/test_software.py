@@ -1,4 +1,4 @@
-"""How frameworks differ: what they send and when, how they cut models and experts, their words and products."""
+"""How frameworks differ: what they send and when, how they cut models and experts, their element sizes and products."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_whole_experts_send_no_rows_over_tp(olmoe: Architecture, batch: Batch) -
     assert whole < cut
 
 
-# ---- words and products ----
+# ---- element sizes and products ----
 
 
 def test_float32_words_double_what_is_kept(opt: Architecture, batch: Batch, machine: System) -> None:

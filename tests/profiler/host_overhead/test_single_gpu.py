@@ -1,4 +1,4 @@
-"""The host lane's differencing, on known times, and its rows."""
+"""The differencing of host times, on known times, and its rows."""
 
 from __future__ import annotations
 
