@@ -1,1 +1,1 @@
-"""What a model is: its shape, read from a config.json, its parameters and FLOPs."""
+"""What a model is: its shape, read from a config.json."""

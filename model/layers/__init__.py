@@ -1,1 +1,1 @@
-"""What a model is made of, a block a file: parameters, operators, activations and communication of each."""
+"""What a model is made of, a block a file: parameters, FLOPs, operators, activations and collectives of each."""

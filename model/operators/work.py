@@ -1,7 +1,7 @@
 """The vocabulary of operators: what a training step is made of, and the least work each needs.
 
-Profiler and predictor meet here. The profiler times an operator at a shape; the workload of a plan is a list of
-operators with shapes and counts; the compute model gives the time of one at the other.
+Profiler and predictor meet here. The profiler times an operator at a shape; a plan is a list of operators
+with shapes and counts; the roofline (`device.roofline`) gives the time of one at the other.
 
 Symbols, shared by every operator that has them (an operator ignores the others):
 

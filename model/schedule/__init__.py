@@ -1,1 +1,1 @@
-"""Pipeline schedules: which layers a stage holds, and how long a step of all stages takes."""
+"""Pipeline schedules, one file each: what a stage holds and in which order it works, and how long a step takes."""
