@@ -59,6 +59,7 @@ class BoundedParameter:
 
     @property
     def logarithmic(self) -> bool:
+        """Whether it is fitted in its logarithm."""
         return self.low > 0
 
 
@@ -130,6 +131,7 @@ class Observations:
 
     @property
     def shapes(self) -> int:
+        """How many different shapes there are."""
         return len(np.unique(self.group))
 
     def take(self, rows: NDArray[np.bool_]) -> Observations:
@@ -302,6 +304,7 @@ class FormErrors:
 
     @classmethod
     def of(cls, data: Observations, chip: RooflineChip) -> FormErrors:
+        """Those of an operator's observations, in the parameters that they say something about."""
         free = _free_parameters(data)
         low, high = (np.array([_coordinate(f, getattr(f, edge)) for f in free.values()]) for edge in ("low", "high"))
         return cls(data=data, chip=chip, free=free, low=low, high=high)

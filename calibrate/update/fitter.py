@@ -84,6 +84,7 @@ class Part:
 
     @property
     def helps(self) -> bool:
+        """Whether plans that were left out are predicted better, in the mean over quantities."""
         return fmean(e.left_out for e in self.errors.values()) < fmean(e.before for e in self.errors.values())
 
 

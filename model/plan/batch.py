@@ -58,6 +58,7 @@ class PlanBatch:
 
     @property
     def gpus(self) -> IntArray:
+        """GPUs of a plan, [P]."""
         return self.dp * self.tp * self.pp * self.cp
 
     @cached_property

@@ -28,15 +28,29 @@ class Degrees(Protocol[N_co]):
     """What has degrees of parallelism: the `parallel` of a plan, or a batch of plans."""
 
     @property
-    def dp(self) -> N_co: ...
+    def dp(self) -> N_co:
+        """Data parallelism."""
+        ...
+
     @property
-    def tp(self) -> N_co: ...
+    def tp(self) -> N_co:
+        """Tensor parallelism."""
+        ...
+
     @property
-    def pp(self) -> N_co: ...
+    def pp(self) -> N_co:
+        """Pipeline parallelism."""
+        ...
+
     @property
-    def cp(self) -> N_co: ...
+    def cp(self) -> N_co:
+        """Context parallelism."""
+        ...
+
     @property
-    def ep(self) -> N_co: ...
+    def ep(self) -> N_co:
+        """Expert parallelism."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -167,7 +167,7 @@ class NetworkFit(Strict):
     """Links inside a node (see `network.collectives`)."""
 
     parameters: Annotated[dict[str, Parameter], _complete(NETWORK)]
-    curves: list[LinkCurve] = Field(default_factory=list, description="what the formula misses (see `link_curves`)")
+    curves: list[LinkCurve] = Field(default_factory=list, description="what the formula misses (see `link_residuals`)")
     log_error: float = Field(ge=0)
 
 

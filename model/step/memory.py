@@ -52,6 +52,7 @@ class Shard:
 
     @property
     def total(self) -> FloatArray:
+        """All parameters, [P]."""
         return self.dense + self.expert
 
 

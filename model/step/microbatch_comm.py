@@ -107,6 +107,7 @@ class Communication:
         return CollectiveLaunches(**dict.fromkeys(_KINDS, none) | kinds)
 
     def none(self) -> Exchange:
+        """No communication, in every plan."""
         zeros = np.zeros(len(self.plans))
         return Exchange(
             exposed_s=zeros, overlappable=OverlappableComm.none(len(zeros)), calls=CollectiveLaunches.none(len(zeros))

@@ -61,10 +61,12 @@ class System:
 
     @property
     def network_error(self) -> float:
+        """Standard deviation of log(measured / predicted) of a collective."""
         return self.calibration.network.log_error
 
     @property
     def host_error(self) -> float:
+        """The same of the host's time under this framework; assumed where nobody measured it."""
         phase_costs = [lane.log_error for lane in self.calibration.host if lane.backend == self.framework.name]
         return max(phase_costs, default=_UNKNOWN_HOST_ERROR)
 

@@ -100,7 +100,10 @@ class Run(Protocol):
     """One rank's part of a model in training. Every method is called by all ranks of the plan, in the same order."""
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Where it runs."""
+        ...
+
     @property
     def marks(self) -> int:
         """How often a step calls `mark`."""

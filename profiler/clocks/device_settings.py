@@ -23,7 +23,10 @@ class DeviceSettings(Protocol):
     """The settings of one device, and whether they may be touched."""
 
     @property
-    def driver(self) -> SettingsDriver: ...
+    def driver(self) -> SettingsDriver:
+        """What sets them."""
+        ...
+
     @property
     def address(self) -> Address | None:
         """Where another process finds the settings; None where they die with this process."""

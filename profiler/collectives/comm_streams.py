@@ -21,7 +21,10 @@ class Marker(Protocol):
 
     stamp: Stamp | None  # of the true clock there
 
-    def done(self) -> bool: ...
+    def done(self) -> bool:
+        """Whether the device has got there."""
+        ...
+
     def time_s(self) -> float:
         """When it was reached, after it was; only differences between markers of one job's streams mean anything."""
         ...
@@ -30,8 +33,13 @@ class Marker(Protocol):
 class CommStream(Protocol):
     """Work in order, beside other streams."""
 
-    def queue(self, work: Callable[[], None]) -> Marker: ...
-    def close(self) -> None: ...
+    def queue(self, work: Callable[[], None]) -> Marker:
+        """Queue work behind what is there; the marker of its end."""
+        ...
+
+    def close(self) -> None:
+        """End the stream; what is queued is done first."""
+        ...
 
 
 class StreamMarker:

@@ -521,6 +521,7 @@ class CodeCarbonLevels:
         return Scope(lambda: self.begin_phase(name), self.end_phase, self.drop)
 
     def begin_step(self, index: int) -> None:
+        """Begin the step of that number, once the device has done what came before."""
         self._index = index
         level = self._levels.get("step")
         if level is not None:
@@ -528,6 +529,7 @@ class CodeCarbonLevels:
             level.begin(index, "", f"step {index}")
 
     def end_step(self) -> None:
+        """End the step, once the device has done it."""
         level = self._levels.get("step")
         if level is not None:
             self._wait(level)
@@ -536,12 +538,14 @@ class CodeCarbonLevels:
         self._index = -1
 
     def begin_phase(self, name: str) -> None:
+        """Begin a phase, once the device has done what came before."""
         level = self._levels.get("phase")
         if level is not None:
             self._wait(level)
             level.begin(self._index, name, f"step {self._index} {name}" if self._index >= 0 else name)
 
     def end_phase(self) -> None:
+        """End the phase, once the device has done it."""
         level = self._levels.get("phase")
         if level is not None:
             self._wait(level)

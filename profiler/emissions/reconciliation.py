@@ -101,6 +101,7 @@ class StepComparison:
 
     @property
     def agrees(self) -> bool:
+        """Whether they are no further apart than that."""
         return abs(self.codecarbon_J - self.counter_J) <= self.allowed_J
 
 

@@ -148,9 +148,13 @@ class EdgeDetector:
 class Sensors(Protocol):
     """What is read of a device."""
 
-    def energy_J(self) -> float | None: ...
+    def energy_J(self) -> float | None:
+        """Cumulative energy counter, J; None where there is none."""
+        ...
 
-    def power_W(self) -> float | None: ...
+    def power_W(self) -> float | None:
+        """Power now, W; None where there is no sensor."""
+        ...
 
 
 class Policy(Protocol):
@@ -305,6 +309,7 @@ class CounterWatch:
         self.error: Exception | None = None
 
     def start(self) -> None:
+        """Begin to watch, in a thread."""
         self._thread.start()
 
     def stop(self) -> None:

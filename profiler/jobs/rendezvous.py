@@ -16,9 +16,15 @@ class RankBarrier(Protocol):
     """The ranks that measure together, as far as a measurement needs them."""
 
     @property
-    def rank(self) -> int: ...
+    def rank(self) -> int:
+        """Of this process, from 0."""
+        ...
+
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """How many there are."""
+        ...
+
     def agree(self, value: float) -> float:
         """What rank 0 says."""
         ...

@@ -37,13 +37,22 @@ class EventTimer(Protocol):
 
     noise_s: float
 
-    def mark(self) -> Any: ...
-    def done(self, mark: Any) -> bool: ...
+    def mark(self) -> Any:
+        """An event, now."""
+        ...
+
+    def done(self, mark: Any) -> bool:
+        """Whether the device has got to it."""
+        ...
+
     def time_s(self, mark: Any) -> float:
         """On the host's clock (`time.perf_counter`), of a mark that is done."""
         ...
 
-    def release(self, mark: Any) -> None: ...
+    def release(self, mark: Any) -> None:
+        """The event is not needed any more."""
+        ...
+
     def synchronize(self) -> float:
         """Wait for the device: the host's time at which it had done all."""
         ...
@@ -172,6 +181,8 @@ class _Mean:
 
 @dataclass(frozen=True, slots=True)
 class StepTimes:
+    """A step whose times are read, s."""
+
     index: int
     begin_s: float
     end_s: float
@@ -180,6 +191,8 @@ class StepTimes:
 
 @dataclass(frozen=True, slots=True)
 class FinishedStep:
+    """A step whose energy is known too."""
+
     device: str
     step: StepTimes
     energy_J: float | None
@@ -213,18 +226,22 @@ class DeviceMeter:
     # Marks: called inside the user's step.
 
     def begin_step(self, index: int) -> None:
+        """Mark the beginning of a step."""
         self._open = _Record(index, self._timer.mark())
 
     def end_step(self) -> None:
+        """Mark the end of the step."""
         if self._open is not None:
             self._open.end = self._timer.mark()
             self._pending.append(self._open)
             self._open = None
 
     def begin_phase(self, name: str) -> None:
+        """Mark the beginning of a phase."""
         self._phase = (name, self._timer.mark())
 
     def end_phase(self) -> None:
+        """Mark the end of the phase, of the open step or of none."""
         if self._phase is None:
             return
         span = (*self._phase, self._timer.mark())
@@ -362,6 +379,7 @@ class DeviceMeter:
     # What is known.
 
     def summary(self) -> DeviceSummary:
+        """What is known by now of this device."""
         duration_s = (self.end_s or time.perf_counter()) - self.start_s
         notes = [*self.notes, *([self._fault] if self._fault else [])]
         power_W, source = self._session_power(notes)

@@ -112,11 +112,26 @@ class Observer(Protocol):
     part of the step. One that raises is not told any more.
     """
 
-    def begin_session(self, devices: Sequence[MeteredDevice]) -> None: ...
-    def begin_step(self, index: int) -> None: ...
-    def end_step(self) -> None: ...
-    def begin_phase(self, name: str) -> None: ...
-    def end_phase(self) -> None: ...
+    def begin_session(self, devices: Sequence[MeteredDevice]) -> None:
+        """The meter begins, on these devices."""
+        ...
+
+    def begin_step(self, index: int) -> None:
+        """A step begins, the first with index 0."""
+        ...
+
+    def end_step(self) -> None:
+        """It has ended."""
+        ...
+
+    def begin_phase(self, name: str) -> None:
+        """A phase begins, in a step or outside one."""
+        ...
+
+    def end_phase(self) -> None:
+        """It has ended."""
+        ...
+
     def drop(self) -> None:
         """An exception of the user's ends what is open."""
         ...
@@ -221,9 +236,11 @@ class Meter:
     # Steps and phases.
 
     def begin_step(self) -> None:
+        """Begin a step; what goes wrong in metering is a note, unless `strict`."""
         self._try(self._begin_step)
 
     def end_step(self) -> None:
+        """End the step."""
         self._try(self._end_step)
 
     def begin_phase(self, name: str) -> None:
@@ -231,6 +248,7 @@ class Meter:
         self._try(self._begin_phase, name)
 
     def end_phase(self) -> None:
+        """End the phase."""
         self._try(self._end_phase)
 
     def step(self) -> Scope:

@@ -79,6 +79,7 @@ def _differentiable(
 
 
 def gemm(s: Sizes, direction: Pass, pool: Pool) -> Call:
+    """One product; the passes are the gradients of x and w by themselves."""
     if direction is Pass.FORWARD:
         x_mk, w_nk = pool.normal(s.m, s.k), pool.normal(s.n, s.k)
         return lambda: functional.linear(x_mk, w_nk)
@@ -154,6 +155,7 @@ def _rows(s: Sizes) -> tuple[int, int]:
 
 
 def rms_norm(s: Sizes, direction: Pass, pool: Pool) -> Call:
+    """m x batch rows of width n."""
     x_TD, weight_D = pool.leaf(*_rows(s)), pool.leaf(s.n)
     return _differentiable(
         lambda: torch_ops.rms_norm(x_TD, weight_D), (x_TD, weight_D), direction, lambda: pool.normal(*_rows(s))
@@ -161,6 +163,7 @@ def rms_norm(s: Sizes, direction: Pass, pool: Pool) -> Call:
 
 
 def layer_norm(s: Sizes, direction: Pass, pool: Pool) -> Call:
+    """m x batch rows of width n, with a bias."""
     x_TD, weight_D, bias_D = pool.leaf(*_rows(s)), pool.leaf(s.n), pool.leaf(s.n)
     return _differentiable(
         lambda: torch_ops.layer_norm(x_TD, weight_D, bias_D),
@@ -179,6 +182,7 @@ def _activation(function: Callable[[Tensor], Tensor]) -> Builder:
 
 
 def swiglu(s: Sizes, direction: Pass, pool: Pool) -> Call:
+    """Gate and up-projection are tensors of their own."""
     gate_TF, up_TF = pool.leaf(*_rows(s)), pool.leaf(*_rows(s))
     return _differentiable(
         lambda: torch_ops.swiglu(gate_TF, up_TF), (gate_TF, up_TF), direction, lambda: pool.normal(*_rows(s))
@@ -202,18 +206,21 @@ def residual_add(s: Sizes, direction: Pass, pool: Pool) -> Call:
 
 
 def bias(s: Sizes, direction: Pass, pool: Pool) -> Call:
+    """The sum of the rows of a gradient; there is no other pass."""
     del direction
     gy_mn = pool.normal(*_rows(s))
     return lambda: gy_mn.sum(0)
 
 
 def accumulate(s: Sizes, direction: Pass, pool: Pool) -> Call:
+    """Add m x batch gradient elements into those that are there."""
     del direction
     total, gradient = pool.own(s.m * s.batch), pool.normal(s.m * s.batch)
     return lambda: total.add_(gradient)
 
 
 def copy(s: Sizes, direction: Pass, pool: Pool) -> Call:
+    """Copy m x batch elements on the device."""
     del direction
     source = pool.normal(s.m * s.batch)
     target = torch.empty_like(source)
@@ -224,6 +231,7 @@ def copy(s: Sizes, direction: Pass, pool: Pool) -> Call:
 
 
 def embedding(s: Sizes, direction: Pass, pool: Pool) -> Call:
+    """m x batch tokens out of a vocabulary of k, in rows of width n."""
     token_T, weight_VD = pool.tokens(s.k, s.m * s.batch), pool.leaf(s.k, s.n)
     return _differentiable(
         lambda: functional.embedding(token_T, weight_VD), (weight_VD,), direction, lambda: pool.normal(*_rows(s))
@@ -231,6 +239,7 @@ def embedding(s: Sizes, direction: Pass, pool: Pool) -> Call:
 
 
 def cross_entropy(s: Sizes, direction: Pass, pool: Pool) -> Call:
+    """m x batch tokens over a vocabulary of n."""
     logits_TV, target_T = pool.leaf(*_rows(s)), pool.integers(s.n, s.m * s.batch)
     return _differentiable(
         lambda: torch_ops.cross_entropy(logits_TV, target_T),
@@ -244,6 +253,7 @@ def cross_entropy(s: Sizes, direction: Pass, pool: Pool) -> Call:
 
 
 def router(s: Sizes, direction: Pass, pool: Pool) -> Call:
+    """m x batch tokens, `top_k` of so many experts each."""
     logits_TE = pool.router_logits(s.m * s.batch, s.experts).detach().requires_grad_()
     return _differentiable(
         lambda: torch_ops.route(logits_TE, s.top_k)[0],
@@ -270,6 +280,7 @@ def permute(s: Sizes, direction: Pass, pool: Pool) -> Call:
 
 
 def unpermute(s: Sizes, direction: Pass, pool: Pool) -> Call:
+    """Add the experts' rows back to their tokens, weighted."""
     weight_Tk, expert_Tk = _choices(s, pool)
     weight_Tk = weight_Tk.detach().requires_grad_()
     places = torch_ops.dispatch(expert_Tk, s.experts)
@@ -296,6 +307,7 @@ def _parameters(s: Sizes, pool: Pool) -> list[nn.Parameter]:
 
 
 def adamw(s: Sizes, direction: Pass, pool: Pool) -> Call:
+    """One step for m parameters of a single precision, in a few tensors."""
     del direction
     # as `profiler.backends.torch_native.optimizer`; none of the figures changes the time
     return torch.optim.AdamW(_parameters(s, pool), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True).step

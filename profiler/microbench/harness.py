@@ -66,13 +66,24 @@ class Instruments(Protocol):
     """What a kind of device is measured with: the seam between the sections and the hardware."""
 
     @property
-    def timer(self) -> StreamTimer: ...
+    def timer(self) -> StreamTimer:
+        """Its clock, real or virtual."""
+        ...
+
     @property
-    def stream(self) -> Stream: ...
+    def stream(self) -> Stream:
+        """Where work is queued and timed."""
+        ...
+
     @property
-    def heavy(self) -> BackgroundLoad: ...
+    def heavy(self) -> BackgroundLoad:
+        """The load that runs between samples."""
+        ...
+
     @property
-    def clock(self) -> Clock: ...
+    def clock(self) -> Clock:
+        """What reads the true SM clock."""
+        ...
 
     def build(self, point: Point) -> Case:
         """A point's case, with caches cold where that fits."""

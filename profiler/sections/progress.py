@@ -13,9 +13,17 @@ from rich.progress import Progress as RichBar
 class Progress(Protocol):
     """Told of sections and their steps."""
 
-    def begin(self, section: str, steps: int) -> None: ...
-    def step(self, what: str) -> None: ...
-    def end(self) -> None: ...
+    def begin(self, section: str, steps: int) -> None:
+        """A section of so many steps begins."""
+        ...
+
+    def step(self, what: str) -> None:
+        """Another of them; `what` names it."""
+        ...
+
+    def end(self) -> None:
+        """The section has ended."""
+        ...
 
 
 class Silent:

@@ -197,30 +197,37 @@ class SimulatedChip:
 
     @property
     def clock_max_Hz(self) -> float:
+        """Highest SM clock."""
         return _known(self.gpu.clock_max_Hz)
 
     @property
     def clock_min_Hz(self) -> float:
+        """Lowest SM clock."""
         return _known(self.gpu.clock_min_Hz)
 
     @property
     def clock_step_Hz(self) -> float:
+        """Between two clocks that can be set."""
         return _known(self.gpu.clock_step_Hz)
 
     @property
     def cap_W(self) -> float:
+        """Power limit."""
         return _known(self.gpu.power_limit_W)
 
     @property
     def multiprocessors(self) -> int:
+        """How many SMs."""
         return int(_known(self.gpu.multiprocessors))
 
     @property
     def bandwidth_Bps(self) -> float:
+        """Of device memory, by data sheet."""
         return _known(self.gpu.memory_bandwidth_Bps)
 
     @property
     def l2_B(self) -> float:
+        """Size of the L2 cache."""
         return float(_known(self.gpu.l2_B))
 
     @property

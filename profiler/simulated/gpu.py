@@ -254,6 +254,7 @@ class VirtualGpu:
 
     @property
     def lost(self) -> bool:
+        """Whether it has fallen off the bus by now."""
         return self.now_s >= self.faults.lost_s
 
     def check(self) -> None:

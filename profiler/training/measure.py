@@ -57,11 +57,17 @@ _PHASES = ("forward", "backward", "optimizer")
 class Writer(Protocol):
     """Where rows go: what is needed of `profile_writer.ProfileWriter`."""
 
-    def append(self, rows: Iterable[IterationRow]) -> None: ...
+    def append(self, rows: Iterable[IterationRow]) -> None:
+        """Add rows to their table."""
+        ...
 
-    def has(self, kind: type[IterationRow], /, **columns: Value) -> bool: ...
+    def has(self, kind: type[IterationRow], /, **columns: Value) -> bool:
+        """Whether there is a row with these values in these columns."""
+        ...
 
-    def flush(self) -> None: ...
+    def flush(self) -> None:
+        """Write what is not written yet."""
+        ...
 
 
 # --- marks: when did which phase end? --------------------------------------------------------------------------------

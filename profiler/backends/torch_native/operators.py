@@ -16,10 +16,12 @@ from torch.nn import functional
 
 # eps: torch.nn.LayerNorm's default, and Llama's; it changes no time.
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float = 1e-5) -> Tensor:
+    """Root mean square norm of each token, [T, D] (Zhang and Sennrich 2019)."""
     return functional.rms_norm(x_TD, (weight_D.shape[0],), weight_D, eps)
 
 
 def layer_norm(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor | None, eps: float = 1e-5) -> Tensor:
+    """Layer norm of each token, [T, D] (Ba et al. 2016)."""
     return functional.layer_norm(x_TD, (weight_D.shape[0],), weight_D, bias_D, eps)
 
 
@@ -45,6 +47,7 @@ def attention(q_BHSK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, causal: bool = Tru
 
 
 def swiglu(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
+    """Gated activation silu(gate) up, [T, F] (Shazeer 2020)."""
     return functional.silu(gate_TF) * up_TF
 
 

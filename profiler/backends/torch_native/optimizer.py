@@ -29,9 +29,13 @@ _ADAMW: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1
 class Optimizer(Protocol):
     """What a training step needs of one."""
 
-    def step(self) -> object: ...
+    def step(self) -> object:
+        """Update the parameters by their gradients."""
+        ...
 
-    def zero_grad(self) -> None: ...
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+        ...
 
 
 def local(tensor: Tensor) -> Tensor:
