@@ -586,7 +586,7 @@ def _bridge_row(record: Mapping[str, Any], name: str, architecture: Architecture
     )
 
 
-# How rows get to experts: `once`, to each node once (DeepEP, HybridEP); `behind` another micro-batch's computation
+# How rows get to experts: "once", to each node once (DeepEP, HybridEP); "behind" another micro-batch's computation
 # (overlap_moe_expert_parallel_comm). Configurations of the releases' tags, scripts/performance: v0.1.0rc4 (25.09,
 # enable_deepep), v0.2.0 (25.11), v0.3.0 (26.02, whose flex dispatcher was not switched on: pull request 2393), v0.3.1,
 # v0.4.0 (26.04).

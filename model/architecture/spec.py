@@ -1,4 +1,4 @@
-"""The shape of a model: layers of attention and feed-forward blocks, and how many parameters they hold.
+"""The shape of a model: layers of attention and feed-forward blocks. What they hold and do is in `layers`.
 
 An architecture knows nothing of GPUs or plans. It is read from a Hugging Face `config.json`, see
 `architecture.hf_config`.

@@ -1,4 +1,4 @@
-"""What the ranks of a plan say to each other, and how long it takes.
+"""What the ranks of a plan say to each other over a micro-batch, and how long it takes.
 
 Per layer and micro-batch, with T tokens of a GPU, D hidden, elements as wide as the framework's:
     tp   two all-reduces of T D forward and two backward (Shoeybi et al. 2019, section 3), as many again when layers

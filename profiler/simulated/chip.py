@@ -71,6 +71,7 @@ class KernelTiming:
         softmax_ops: element operations beside each of them.
         attention_uncovered: as `uncovered`, of a block's products and exponentials.
         product_pins, product_outstanding_B: as in `Stream`, of products and attention.
+        memory: the device memory that all of them load from.
         streams: of the other operators; those not listed are as `Stream` says.
         host_s: to queue a forward call, a backward one, an optimizer step.
     """
