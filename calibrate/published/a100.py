@@ -130,7 +130,7 @@ _LANES_FP32, _LANES_FP64 = 64, 32  # of an SM (A100 whitepaper, table 4)
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """Time of a streaming kernel against the SM clock: `memory` share of bandwidth far above `issue` bound, p-norm p.
+    """Time of a streaming kernel against the SM clock: `memory` share of bandwidth, or as the SMs issue; p-norm p.
 
     `issue_Bps` is what the SMs could issue at the reference clock if memory were infinitely fast.
     """
