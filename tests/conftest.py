@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+
+# Before numpy and torch are imported: a worker of pytest-xdist has one core, and so have the processes that it starts.
+os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+import gc
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,6 +36,13 @@ from moemodel.model.records.calibration import (
     ThermalFit,
 )
 from moemodel.model.step.system import Machine, machine_of
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of garbage collections: models are freed by hundreds of them."""
+    gc.collect()
+    gc.freeze()
+
 
 _SOURCE = "made up for tests, of the order of an H100"
 
