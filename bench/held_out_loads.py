@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from moemodel.calibration.store.catalogue import shipped
-from moemodel.model.device.sustained_load import HeldLoad, Part, held_load
+from moemodel.model.device.sustained_load import Part, SustainedLoad, sustained_load
 from moemodel.model.hardware.gpu import read_gpu
 from moemodel.model.operators.work import SHAPE_FIELDS, Kind, Pass, Shape
 from moemodel.model.records.calibration import Calibration, read_calibration
@@ -181,7 +181,7 @@ class Row:
     """A load as predicted and as measured."""
 
     name: str
-    predicted: HeldLoad
+    predicted: SustainedLoad
     measured: dict[str, Any]
 
     def error(self, quantity: str) -> float:
@@ -200,7 +200,7 @@ def compare(data: dict[str, Any], calibration: Calibration) -> list[Row]:
     ]
 
 
-def _predicted(load: dict[str, Any], calibration: Calibration, cap_W: float) -> HeldLoad:
+def _predicted(load: dict[str, Any], calibration: Calibration, cap_W: float) -> SustainedLoad:
     parts = [
         Part(
             kind=Kind(part["kind"]),
@@ -210,7 +210,7 @@ def _predicted(load: dict[str, Any], calibration: Calibration, cap_W: float) -> 
         )
         for part in load["parts"]
     ]
-    return held_load(
+    return sustained_load(
         parts,
         calibration,
         power_limit_W=cap_W,

@@ -28,7 +28,7 @@ from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import predict
 from moemodel.model.results.carbon import footprint
-from moemodel.model.step.system import Machine, machine_of
+from moemodel.model.step.system import System, system_of
 
 _GPU = "h100-sxm-80gb"
 _GPUS = (8, 16, 32, 64, 128, 256, 512)
@@ -86,14 +86,14 @@ def distinct_batch(size: int) -> PlanBatch:
     return PlanBatch.of(**columns | {"seq": 1024 + 8 * np.arange(len(batch))})
 
 
-def price(architecture: Architecture, plans: PlanBatch, machine: Machine) -> None:
+def price(architecture: Architecture, plans: PlanBatch, machine: System) -> None:
     """All outputs of a batch of plans."""
     prediction = predict(architecture, plans, machine)
     steps = _TOKENS / prediction.tokens
     footprint(prediction.energy_J * steps, pue=1.2, intensity_kg_per_kWh=0.4, price_per_kWh=0.1)
 
 
-def plans_per_s(architecture: Architecture, plans: PlanBatch, machine: Machine, repeats: int) -> float:
+def plans_per_s(architecture: Architecture, plans: PlanBatch, machine: System, repeats: int) -> float:
     """Median rate over repeats, after one run that isn't counted."""
     price(architecture, plans, machine)
     rates = []
@@ -132,7 +132,7 @@ def main() -> None:
         }
     )
     architecture = read_architecture(plan.architecture)
-    machine = machine_of(plan, load_calibration(options.calibration, _GPU))
+    machine = system_of(plan, load_calibration(options.calibration, _GPU))
     search, distinct = search_batch(options.plans), distinct_batch(options.plans)
     result = {
         "plans_per_s": round(plans_per_s(architecture, search, machine, options.repeats)),

@@ -35,7 +35,7 @@ import numpy as np
 from moemodel.calibration.fit.calibration import calibrate_profile
 from moemodel.model.device.power import power_model
 from moemodel.model.device.roofline import chip_of_calibration, operator_time
-from moemodel.model.device.sustained_load import HeldLoad, Part, held_load
+from moemodel.model.device.sustained_load import Part, SustainedLoad, sustained_load
 from moemodel.model.device.thermal import thermal_model
 from moemodel.model.operators.work import GEMM_PASSES, SHAPE_FIELDS, Kind, Pass, Shape
 from moemodel.model.plan.spec import Plan
@@ -296,12 +296,12 @@ def compare_loads(calibration: Calibration, chip: SimulatedChip, names: Sequence
     for name in names:
         one, seconds = LOADS[name]
         parts = [Part(kind=p.kind, direction=p.direction, shape=shape_of(p), calls=n) for p, n in one.parts]
-        said = held_load(parts, calibration, power_limit_W=chip.cap_W, time_s=seconds, pause_s=one.pause_s)
+        said = sustained_load(parts, calibration, power_limit_W=chip.cap_W, time_s=seconds, pause_s=one.pause_s)
         found.append(Comparison(name=name, predicted=_load_state(said), true=SimulatedLoad(chip, one).after(seconds)))
     return found
 
 
-def _load_state(said: HeldLoad) -> LoadState:
+def _load_state(said: SustainedLoad) -> LoadState:
     return LoadState(**{name: getattr(said, name) for name in ("round_s", "clock_Hz", "power_W", "temperature_C")})
 
 

@@ -44,10 +44,11 @@ from moemodel.profiler.store.profile_writer import ProfileWriter, read_manifest
 from moemodel.profiler.training.launch import LaunchOptions, measure_host
 from moemodel.profiler.training.measure import measure_plans
 
-# Section -> its share of the time. `host` is last: its kernel counter may slow later launches of the process.
+# Section -> its share of the time: assumed; what one leaves over goes to the next. `host` is last: its kernel counter
+# may slow later launches of the process.
 SECTIONS = {"mixed": 0.30, "power": 0.28, "heat": 0.19, "solo": 0.07, "sweep": 0.12, "host": 0.04}
 _HEAVY_SECTIONS = ("mixed", "sweep")  # which drive the clock by a heavy load: not asked for by --clocks as-is
-_HEAVY_RATIO = 3.0
+_HEAVY_RATIO = 3.0  # of heavy load to operator in section `mixed`, as the mix 3:1 of the sweep
 _PARALLEL_HOST_REPEATS = 10  # of each tiny model: about 30 s on two H100
 
 
@@ -91,7 +92,7 @@ def profile(
     gpu: str,
     folder: Path,
     *,
-    budget_s: float = 280.0,
+    budget_s: float = 280.0,  # within five minutes, with what starting takes
     seed: int = 0,
     clocks: AskedClocks = "passive",
     sections: Sequence[str] | None = None,

@@ -35,7 +35,7 @@ from moemodel.model.records.calibration import (
     PowerFit,
     ThermalFit,
 )
-from moemodel.model.step.system import Machine, machine_of
+from moemodel.model.step.system import System, system_of
 
 
 def pytest_collection_finish() -> None:
@@ -234,9 +234,9 @@ def calibration() -> Calibration:
 
 
 @pytest.fixture(scope="session")
-def machine(calibration: Calibration) -> Machine:
+def machine(calibration: Calibration) -> System:
     """That H100, eight of them in a node."""
-    return machine_of(make_plan(), calibration)
+    return system_of(make_plan(), calibration)
 
 
 @pytest.fixture(scope="session")

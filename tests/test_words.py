@@ -51,23 +51,23 @@ cli        catalogue calibrations
 TABLE = """
 calibration_for | rescale_for_precision                           | .                                           | yes
 word_B          | element_size_B                                  | .                                           | yes
-behind          | overlapped                                      | .                                           | no
+behind          | overlapped                                      | .                                           | yes
 plain_parallel  | fields of the Framework record                  | .                                           | yes
-waits           | synchronizes_every_pass                         | model                                       | no
-tensor          | matmul_dtype                                    | model                                       | no
+waits           | synchronizes_every_pass                         | model                                       | yes
+tensor          | matmul_dtype                                    | model                                       | yes
 outer_tokens    | sequence_parallel_tokens                        | .                                           | yes
-added           | accumulated_fraction                            | model/step                                  | no
-in_buckets      | gradients_in_ddp_buckets                        | .                                           | no
+added           | accumulated_fraction                            | model/step                                  | yes
+in_buckets      | gradients_in_ddp_buckets                        | .                                           | yes
 _cut            | is_sharded                                      | model                                       | yes
 joins           | grad_fan_in                                     | model                                       | yes
-share           | expert_load_fraction                            | model/step                                  | no
+share           | expert_load_fraction                            | model/step                                  | yes
 _Forward        | LayerOp                                         | .                                           | yes
-mean_share      | load_balance                                    | model                                       | no
-Held            | ResidentStates, SustainedPower or SustainedLoad | .                                           | no
-several         | accumulating                                    | model/step                                  | no
-Parts           | ParameterCounts                                 | model                                       | no
-Behind          | OverlappableComm                                | .                                           | no
-free_s          | hideable_s                                      | .                                           | no
+mean_share      | load_balance                                    | model                                       | yes
+Held            | ResidentStates, SustainedPower or SustainedLoad | .                                           | yes
+several         | accumulating                                    | model/step                                  | yes
+Parts           | ParameterCounts                                 | model                                       | yes
+Behind          | OverlappableComm                                | .                                           | yes
+free_s          | hideable_s                                      | .                                           | yes
 everybody       | world                                           | model                                       | yes
 ahead           | async_launch                                    | model/predict                               | yes
 meets           | synchronizes                                    | model                                       | yes
@@ -80,38 +80,38 @@ beside_f        | overlap_window_forward_s                        | .           
 beside_b        | overlap_window_backward_s                       | .                                           | yes
 talk_s          | comm_s                                          | .                                           | yes
 _hidden         | _overlapped_s                                   | model/predict                               | yes
-tree_W          | the clock tree's power of each phase            | model/predict                               | no
+tree_W          | the clock tree's power of each phase            | model/predict                               | yes
 cycle           | power_profile                                   | model/predict                               | yes
 _columns        | _phase_totals                                   | model/predict                               | yes
-way_s           | pipeline_fill_comm_s                            | .                                           | no
-forward_lead    | unoverlappable_fraction_forward                 | .                                           | no
-again_s         | recompute_sync_s                                | .                                           | no
-wait_s          | host_sync_s                                     | model/step                                  | no
-_talk           | _comm                                           | .                                           | no
-tied            | embedding_grad_all_reduce                       | model/step                                  | no
+way_s           | pipeline_fill_comm_s                            | .                                           | yes
+forward_lead    | unoverlappable_fraction_forward                 | .                                           | yes
+again_s         | recompute_sync_s                                | .                                           | yes
+wait_s          | host_sync_s                                     | model/step                                  | yes
+_talk           | _comm                                           | .                                           | yes
+tied            | embedding_grad_all_reduce                       | model/step/microbatch_comm.py               | yes
 _counts         | _expert_count_all_to_all                        | model/step                                  | yes
-boundary        | pipeline_p2p                                    | model/step                                  | no
+boundary        | pipeline_p2p                                    | model/step                                  | yes
 once_a_node     | node_deduplicated                               | .                                           | yes
 most_nodes      | node_limit                                      | .                                           | yes
-starts_s        | launch_latency_s                                | .                                           | no
-steps_s         | hop_latency_s                                   | model/network                               | no
-moved           | transfer_time_s                                 | model/network                               | no
-skew_share      | imbalance_penalty                               | model/network                               | no
-Lane            | PhaseCost, Stream, DeviceMeter or CommStream    | .                                           | no
-Pricer          | OperatorCostModel                               | .                                           | no
-_STAND_INS      | FALLBACK                                        | .                                           | no
+starts_s        | launch_latency_s                                | .                                           | yes
+steps_s         | hop_latency_s                                   | model/network                               | yes
+moved           | transfer_time_s                                 | model/network                               | yes
+skew_share      | imbalance_penalty                               | model/network                               | yes
+Lane            | PhaseCost, Stream, DeviceMeter or CommStream    | .                                           | yes
+Pricer          | OperatorCostModel                               | .                                           | yes
+_STAND_INS      | FALLBACK                                        | .                                           | yes
 outside_s       | extrapolated_s                                  | model | yes
-Stretch         | PowerSegment, TimedRegion or TimedInterval      | .                                           | no
-settled_clocks  | steady_state_clocks                             | .                                           | no
-_Move           | ClockResponse                                   | model                                       | no
-Units           | FsdpUnits                                       | model                                       | no
-late            | embedding_parameters                            | model/step                                  | no
-exposing        | with_exposed                                    | model                                       | no
-Calls           | CollectiveLaunches                              | model                                       | no
-third           | is_zero3                                        | model                                       | no
-CutWithEnds     | PipelineLayout                                  | .                                           | no
-AsRun           | PredictedQuantities                             | .                                           | no
-merged          | reduce_ranks                                    | model/results                               | no
+Stretch         | PowerSegment, TimedRegion or TimedInterval      | .                                           | yes
+settled_clocks  | steady_state_clocks                             | .                                           | yes
+_Move           | ClockResponse                                   | model                                       | yes
+Units           | FsdpUnits                                       | model                                       | yes
+late            | embedding_parameters                            | model/step                                  | yes
+exposing        | with_exposed                                    | model                                       | yes
+Calls           | CollectiveLaunches                              | model                                       | yes
+third           | is_zero3                                        | model                                       | yes
+CutWithEnds     | PipelineLayout                                  | .                                           | yes
+AsRun           | PredictedQuantities                             | .                                           | yes
+merged          | reduce_ranks                                    | model/results                               | yes
 Warmer          | InletSensitivity                                | .                                           | yes
 Tally           | SearchState                                     | .                                           | yes
 _race           | _update_top_k                                   | .                                           | yes
@@ -120,20 +120,20 @@ needs_of        | constraint_values                               | .           
 Space           | SearchProblem                                   | .                                           | yes
 says            | message                                         | model/search/candidates.py                  | yes
 refuses         | is_violated                                     | model                                       | yes
-held_load       | sustained_load                                  | .                                           | no
-HeldLoad        | SustainedLoad                                   | .                                           | no
+held_load       | sustained_load                                  | .                                           | yes
+HeldLoad        | SustainedLoad                                   | .                                           | yes
 slower          | slack                                           | model/search                                | yes
 draft_plan      | baseline_plan                                   | .                                           | yes
-mistake         | validate_name                                   | .                                           | no
+mistake         | validate_name                                   | .                                           | yes
 HeavyLoad       | BackgroundLoad                                  | .                                           | yes
 Effort          | MeasurementBudget                               | .                                           | yes
 Bench           | Harness                                         | .                                           | yes
 lead_s          | spin_s                                          | profiler                                    | yes
 Controls        | DeviceSettings or BaselinePlans                 | .                                           | yes
-Knob            | ScaleFactor                                     | .                                           | no
-Moved           | FittedFactor                                    | .                                           | no
-_Free           | BoundedParameter                                | .                                           | no
-Free            | BoundedParameter                                | .                                           | no
+Knob            | ScaleFactor                                     | .                                           | yes
+Moved           | FittedFactor                                    | .                                           | yes
+_Free           | BoundedParameter                                | .                                           | yes
+Free            | BoundedParameter                                | .                                           | yes
 Wish            | PlanRequest                                     | .                                           | yes
 Asked           | RequestedPlan                                   | .                                           | yes
 Question        | ValidationSpec                                  | .                                           | yes
@@ -149,8 +149,8 @@ Peers           | HelperProcesses, RankBarrier or RendezvousStore | .           
 Timer           | StreamTimer                                     | profiler/microbench                         | yes
 Outcome         | ProfileReport                                   | profiler                                    | yes
 Outcome         | ValidationResult                                | validate                                    | yes
-Run             | MeasuredRun                                     | calibrate                                   | no
-Run             | RunTotals                                       | model/results                               | no
+Run             | MeasuredRun                                     | calibrate                                   | yes
+Run             | RunTotals                                       | model/results                               | yes
 Cut             | ShardingStrategy                                | .                                           | yes
 RankCut         | TensorParallelSharding                          | .                                           | yes
 enter           | copy_to_tensor_parallel_region                  | profiler/backends                           | yes
@@ -164,8 +164,8 @@ holders         | replicas                                        | profiler    
 _say            | _emit_event                                     | profiler                                    | yes
 let_go          | release_comm_buffers                            | .                                           | yes
 SetAside        | SkippedPlan                                     | .                                           | yes
-Phase           | PhaseOutcome                                    | model/results                               | no
-Chip            | RooflineChip                                    | model                                       | no
+Phase           | PhaseOutcome                                    | model/results                               | yes
+Chip            | RooflineChip                                    | model                                       | yes
 """
 
 

@@ -60,13 +60,13 @@ class Options:
         timeout_s: of a run that makes no progress.
     """
 
-    repeats: int = 3
+    repeats: int = 3  # the fewest that give a deviation worth the name
     seconds: float = 3.0
     warm_s: float = 2.0
     seed: int = 0
     clocks: Clocks = "auto"
     launcher: Launcher = "torchrun"
-    timeout_s: float = 240.0
+    timeout_s: float = 240.0  # as profiler.training.launch; so are the times above
 
 
 @dataclass(frozen=True, kw_only=True)

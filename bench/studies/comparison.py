@@ -15,7 +15,7 @@ import numpy as np
 from moemodel.model.core.documents import parse_yaml
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration, reference_to
-from moemodel.model.results.measured import QUANTITIES, Row, known, merged, predict_as_run
+from moemodel.model.results.measured import QUANTITIES, Row, known, predict_as_run, reduce_ranks
 from moemodel.model.results.validation import Report
 from moemodel.validation.records.session import RequestedPlan, RunRecord
 from moemodel.validation.report.build import Z90, results_of
@@ -60,7 +60,7 @@ def compare(rows: Iterable[Row], calibration: Calibration) -> list[Comparison]:
         InputError: a row's plan is not one.
         CalibrationError: the calibration is of another GPU, or lacks an operator.
     """
-    return [_compare(merged(run), calibration) for run in runs_of(rows)]
+    return [_compare(reduce_ranks(run), calibration) for run in runs_of(rows)]
 
 
 def runs_of(rows: Iterable[Row]) -> Iterator[list[Row]]:

@@ -33,10 +33,10 @@ from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
 from moemodel.model.device.dvfs import crossing
 from moemodel.model.device.power import PowerModel
 
-_ERROR = 0.03  # log, of a reading
-_CLOCKS = 48
-_MOST_STEPS = 60
-_STRETCHES = np.array([-1.0, -1 / 3, 1 / 3, 1.0]) * np.sqrt(9 / 5)  # of unit variance
+_ERROR = 0.03  # log; assumed, of a reading
+_CLOCKS = 48  # of the range, between which power is linear: some 25 MHz apart on an A100
+_MOST_STEPS = 60  # of least squares, at most
+_STRETCHES = np.array([-1.0, -1 / 3, 1 / 3, 1.0]) * np.sqrt(9 / 5)  # evenly apart, of unit variance
 _LEAST_LEVEL = 0.02  # of the mean, that no stretch draws less than
 
 
@@ -65,6 +65,7 @@ class Range:
     high: float
 
 
+# Assumed, and wide: a GPU of some hundred watts. The rows move them.
 GPU_PARAMETERS = {
     "base_W": Range(mean=40, deviation=20, low=0, high=200),
     "clocked_W": Range(mean=20, deviation=20, low=0, high=200),
@@ -74,7 +75,7 @@ GPU_PARAMETERS = {
     "memory_energy": Range(mean=0.3, deviation=0.3, low=0, high=1),
     "sustained_share": Range(mean=0.98, deviation=0.02, low=0.85, high=1.05),
 }
-# Logarithms of t_work and D begin at what the rows of the program show.
+# Assumed, and wide. Logarithms of t_work and D begin at what the rows of the program show.
 CODE_PARAMETERS = {
     "log_work_s": Range(mean=0, deviation=3, low=-20, high=20),
     "waiting": Range(mean=0.1, deviation=0.3, low=0, high=20),
@@ -154,7 +155,7 @@ class _Problem:
         beside_W = GPU_PARAMETERS["base_W"].mean + GPU_PARAMETERS["active_W"].mean
         for index in range(self.codes):
             own = self.rows.take(self.rows.code_N == index)
-            code[index, 0] = np.log(0.9 * own.time_s.min())
+            code[index, 0] = np.log(0.9 * own.time_s.min())  # less the tenth that the prior lets it wait
             code[index, 3] = np.log(max(own.power_W.max() - beside_W, 10.0))
         return np.concatenate([[r.mean for r in GPU_PARAMETERS.values()], code.ravel()])
 

@@ -48,8 +48,8 @@ from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.recompute import Recompute
 from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import Calibration, HostLane, OperatorFit, Parameter
-from moemodel.model.schedule.pipeline_layout import CutWithEnds
-from moemodel.model.step.system import Machine
+from moemodel.model.schedule.pipeline_layout import PipelineLayout
+from moemodel.model.step.system import System
 
 GH200 = "gh200-iteration-times/opt_350m.csv"
 FSDP = "h100-iteration-times/llm_foundry_fsdp.csv"
@@ -91,7 +91,7 @@ class Constant:
     high: float
 
 
-def _rate(low: float = 0.15, high: float = 1.5) -> Constant:
+def _rate(low: float = 0.15, high: float = 1.5) -> Constant:  # assumed: seven times slower, half as fast again
     return Constant(start=1.0, low=low, high=high)
 
 
@@ -141,7 +141,7 @@ class Study:
 # ---- machines -------------------------------------------------------------------------------------------------------
 
 
-def machine(software: Software, constants: Mapping[str, float]) -> Machine:
+def machine(software: Software, constants: Mapping[str, float]) -> System:
     """What some software makes of its hardware under some constants; those not named are 1."""
     gpu = read_gpu(software.gpu)
     calibration = adapted(shipped(_CALIBRATED), gpu, software, constants)
@@ -156,7 +156,7 @@ def machine(software: Software, constants: Mapping[str, float]) -> Machine:
         dispatches_once_a_node=software.node_deduplicated,
         node_limit=software.node_limit,
     )
-    return Machine(
+    return System(
         gpu=gpu,
         internode=Internode(link=link),
         calibration=calibration,
@@ -314,10 +314,10 @@ class Predictor:
         return ratio
 
 
-_PRIOR = 0.05  # log error of a row that moving a constant by a factor e counts as
+_PRIOR = 0.05  # assumed: log error of a row that moving a constant by a factor e counts as
 _STEP, _NEAR = 1e-3, 0.1  # of a logarithm: in differences, and within which derivatives are used again
-_AT_EDGE, _CLOSE = 1e-6, 1e-3
-_SCALE = 0.05  # log error beyond which a row counts less (soft L1)
+_AT_EDGE, _CLOSE = 1e-6, 1e-3  # of a logarithm; as good as converged
+_SCALE = 0.05  # assumed: log error beyond which a row counts less (soft L1)
 
 
 # ---- the published rows ---------------------------------------------------------------------------------------------
@@ -366,7 +366,8 @@ def gh200(folder: Path) -> Study:
     and say nothing of the GPU, nine of the fifteen have eight sequences and say nothing of the host (error then: 44 %).
     """
     table = _table(folder, GH200)
-    architecture = CutWithEnds.of(_opt_350m(), embedding=2, head=0)  # stages of 4, 7, 7, 6 and 11, 13 layers there
+    # stages of 4, 7, 7, 6 and 11, 13 layers there
+    architecture = PipelineLayout.of(_opt_350m(), account_for_embedding=2, account_for_loss=0)
     rows = []
     for record in _records(table):
         dp, tp, pp = (int(record[name]) for name in ("dp", "tp", "pp"))
@@ -393,14 +394,17 @@ def gh200(folder: Path) -> Study:
         name="GH200 OPT-350M",
         rows=rows,
         software={"sailor": software},
+        # assumed: hosts differ by more than kernels do
         constants={"products": _rate(), "elementwise": _rate(), "host": _rate(0.3, 6.0), "internode": _rate(0.1, 1.5)},
         memory_constants={
+            # as the H100 of this project (its calibration), and 3 % as assumed there; bounds assumed
             "context": Constant(start=1.26e9, low=5e8, high=8e9),
             "cached": Constant(start=0.03, low=0.001, high=0.5),
         },
     )
 
 
+# d_model, n_heads, n_layers of llm-foundry's scripts/train/yamls/pretrain.
 _MPT = {"760m": (1536, 12, 24), "1b": (2048, 16, 24), "3b": (2560, 20, 32), "7b": (4096, 32, 32), "13b": (5120, 40, 40)}
 
 
@@ -425,7 +429,7 @@ def _mpt(name: str) -> Architecture:
     )
 
 
-_SHARDED = {"FULL_SHARD": 3, "SHARD_GRAD_OP": 2}
+_SHARDED = {"FULL_SHARD": 3, "SHARD_GRAD_OP": 2}  # ZeRO stages (torch.distributed.fsdp.ShardingStrategy)
 
 
 def fsdp(folder: Path) -> Study:
@@ -473,7 +477,8 @@ def _llama_405b() -> Architecture:
     feed_forward = Mlp(width=53248, activation="silu", gated=True)
     layers = (replace(layer, attentions=(attention,), feed_forward=feed_forward),) * 126
     model = replace(model, name="llama-3.1-405b", hidden=16384, embedding_width=16384, decoder=layers)
-    return CutWithEnds.of(model, embedding=1, head=1)  # account_for_embedding_in_pipeline_split, and of the loss
+    # account_for_embedding_in_pipeline_split, and of the loss
+    return PipelineLayout.of(model, account_for_embedding=1, account_for_loss=1)
 
 
 def _qwen_235b() -> Architecture:
@@ -505,7 +510,9 @@ _MODELS: dict[str, Callable[[], Architecture]] = {
     "Qwen3_30B_a3B": lambda: read_architecture("qwen3-30b-a3b"),
     "Qwen3_235B_a22B": _qwen_235b,
     # stages "Et|(tt|)*30mL" (perf_recipes/deepseek/h100/deepseek_v3.py): 61 layers, and three for the ends
-    "DeepSeekV3": lambda: CutWithEnds.of(read_architecture("deepseek-v3"), embedding=1, head=2),
+    "DeepSeekV3": lambda: PipelineLayout.of(
+        read_architecture("deepseek-v3"), account_for_embedding=1, account_for_loss=2
+    ),
 }
 _DENSE = ("LLAMA3_8B", "LLAMA3_70B", "LLAMA3.1_405B")
 

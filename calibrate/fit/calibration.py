@@ -18,7 +18,7 @@ from moemodel.calibration.fit.thermal import fit_leakage, fit_thermal
 from moemodel.calibration.store.profile_reader import Profile, read_profile
 from moemodel.calibration.threads import one_blas_thread
 from moemodel.model.core.errors import ProfileError
-from moemodel.model.device.roofline import Chip
+from moemodel.model.device.roofline import RooflineChip
 from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.records.calibration import (
     SCHEMA_VERSION,
@@ -32,7 +32,7 @@ from moemodel.model.records.calibration import (
 )
 
 _TRAINING_DTYPE = "bf16"
-_FEWEST_LOADS = 8
+_FEWEST_LOADS = 8  # as many as power has coefficients and its voltage curve parameters
 _HOST_LOG_ERROR = 0.25  # assumed: a virtual machine's host was seen to vary by this from one minute to the next
 # Root mean square of log(reported / true clock) over the samples of the H100 profile that ships (its operators table).
 _REPORTED_CLOCK_ERROR = 0.139
@@ -78,6 +78,7 @@ def calibrate_profile(folder: Path, *others: Path) -> tuple[Calibration, list[He
     power, governor = _power(profile, gpu, chip, source)
     governor = governor.model_copy(update={"log_error": float(np.hypot(governor.log_error, unsure))})
     clocks = operators["clock_Hz"].fillna(operators["clock_reported_Hz"]).dropna()
+    # without the half per cent at either end, which may be misread
     measured = (float(clocks.quantile(0.005)), float(clocks.quantile(0.995))) if len(clocks) else (chip.clock_Hz,) * 2
     calibration = Calibration(
         schema_version=SCHEMA_VERSION,
@@ -87,7 +88,7 @@ def calibrate_profile(folder: Path, *others: Path) -> tuple[Calibration, list[He
         moemodel_version=moemodel.__version__,
         provenance=f"Measured: {source}.",
         clock_reference_Hz=chip.clock_Hz,
-        clock_range_Hz=(gpu.clock_min_Hz or 0.999 * chip.clock_Hz, chip.clock_Hz),
+        clock_range_Hz=(gpu.clock_min_Hz or 0.999 * chip.clock_Hz, chip.clock_Hz),  # no width is no range
         clock_measured_Hz=measured,
         composition_error=_assumed(
             _COMPOSITION_ERROR, "1", "cache reuse and launch gaps between operators timed alone"
@@ -164,7 +165,7 @@ def _measured(value: float, unit: str, source: str, error: float | None = None) 
     return Parameter(value=value, unit=unit, origin="measured", source=source, error=error)
 
 
-def _chip(gpu: Gpu, operators: pd.DataFrame) -> tuple[Chip, dict[str, Parameter]]:
+def _chip(gpu: Gpu, operators: pd.DataFrame) -> tuple[RooflineChip, dict[str, Parameter]]:
     """The GPU's datasheet; for a device that has none (a CPU), rates that its own fastest samples define."""
     clock_Hz = gpu.clock_max_Hz or float(operators["clock_reported_Hz"].max())
     if gpu.multiprocessors and gpu.memory_bandwidth_Bps and gpu.l2_B and gpu.peaks:
@@ -180,9 +181,10 @@ def _chip(gpu: Gpu, operators: pd.DataFrame) -> tuple[Chip, dict[str, Parameter]
             for name, (value, unit) in values.items()
         }
     else:
+        # 1 GHz: a processor's clock cancels out of its times
         parameters = _nominal_chip(operators, clock_Hz if np.isfinite(clock_Hz) else 1e9)
         clock_Hz = clock_Hz if np.isfinite(clock_Hz) else 1e9
-    return Chip(**{name: p.value for name, p in parameters.items()}, clock_Hz=clock_Hz), parameters
+    return RooflineChip(**{name: p.value for name, p in parameters.items()}, clock_Hz=clock_Hz), parameters
 
 
 def _nominal_chip(operators: pd.DataFrame, clock_Hz: float) -> dict[str, Parameter]:
@@ -193,7 +195,7 @@ def _nominal_chip(operators: pd.DataFrame, clock_Hz: float) -> dict[str, Paramet
         missing = "gemm" if products.empty else "copy"
         raise ProfileError(f"table operators: no rows of {missing}; run `moemodel profile` on this folder again")
     flops = (2.0 * products["m"] * products["n"] * products["k"] / products["time_s"]).max()
-    bandwidth = (4.0 * copies["m"] / copies["time_s"]).max()
+    bandwidth = (4.0 * copies["m"] / copies["time_s"]).max()  # bytes of an element of bf16, read and written
     source = "the fastest sample of the profile: this device has no datasheet rates"
     return {
         "multiprocessors": _measured(1.0, "1", source),
@@ -203,7 +205,7 @@ def _nominal_chip(operators: pd.DataFrame, clock_Hz: float) -> dict[str, Paramet
     }
 
 
-def _power(profile: Profile, gpu: Gpu, chip: Chip, source: str) -> tuple[PowerFit, GovernorFit]:
+def _power(profile: Profile, gpu: Gpu, chip: RooflineChip, source: str) -> tuple[PowerFit, GovernorFit]:
     """Power and governor; a device without power readings gets none, and a large error that says so."""
     clock_Hz, tables = chip.clock_Hz, profile.tables
     loads = loads_of(tables["power"], clock_Hz)
@@ -220,7 +222,7 @@ def _no_power(clock_Hz: float) -> tuple[PowerFit, GovernorFit]:
     parameters = {name: _assumed(0.0, unit, source) for name, unit in names.items()}
     parameters["knee_Hz"] = _assumed(clock_Hz, "Hz", source)
     return (
-        PowerFit(parameters=parameters, log_error=1.0, points=0),
+        PowerFit(parameters=parameters, log_error=1.0, points=0),  # large: nothing is known
         GovernorFit(parameters=no_governor(source), log_error=0.1),
     )
 
@@ -260,13 +262,14 @@ def _memory(profile: Profile, source: str) -> MemoryFit:
     context = (
         _measured(float(context_B), "B", f"{source}: used as the driver counts, less what the allocator reserved")
         if context_B
-        else _assumed(1e9, "B", "a CUDA context with libraries loaded")
+        else _assumed(1e9, "B", "a CUDA context with libraries loaded")  # an H100's is 1.26 GB, measured
     )
     return MemoryFit(
         parameters={
             "context": context,
+            # cuBLAS' 32 MiB (PyTorch, CublasHandlePool.cpp); the 8 MiB beside them are assumed
             "workspace": _assumed(32 * 2**20 + 8192 * 1024, "B", "cuBLAS workspaces that PyTorch keeps on Hopper"),
-            "fragmentation": _assumed(0.03, "1", "what a caching allocator under pressure cannot reuse"),
+            "fragmentation": _assumed(0.03, "1", "what a caching allocator under pressure cannot reuse"),  # no evidence
             "log_error": _assumed(
                 0.02, "1", "allocator rounding and library workspaces; docs/accuracy.md has the errors"
             ),

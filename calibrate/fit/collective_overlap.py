@@ -20,7 +20,7 @@ import pandas as pd
 from moemodel.model.network.collectives import Collective
 from moemodel.model.records.profile import EXCHANGE, IDLE_LINKS
 
-_LARGE_B = 16 << 20  # from where on links, not starts, decide what a collective draws
+_LARGE_B = 16 << 20  # assumed: from where on links, not starts, decide what a collective draws
 
 
 @dataclass(frozen=True, kw_only=True)

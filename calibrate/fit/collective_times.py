@@ -5,7 +5,7 @@ sizes of a collective:
 
     t = start + steps a + moved / efficiency
 
-with `steps` and `moved` (bytes over the full bandwidth) as `model.network` counts them; then the logarithm of
+with `steps` and `transfer_time_s` (bytes over the full bandwidth) as `model.network` counts them; then the logarithm of
 measured over formula at each size of each group becomes a curve (`model.link_curves`).
 """
 
@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar, nnls
 
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.network.collectives import Collective, Network, moved
+from moemodel.model.network.collectives import Collective, Network, transfer_time_s
 from moemodel.model.records.link_residuals import LinkCurve
 from moemodel.model.records.profile import EXCHANGE
 
 STEP_S = 1e-6  # assumed of a step inside a node where only one group was measured, which cannot tell it from a start
-_PAIR = 2
-_MOST_SKEW = 2.0
-_BYTES_RULE = 3.0  # a skewed all-to-all tells of its bytes where it takes this many times its start
+_PAIR = 2  # ranks: around a ring of two, a message's way there is its way back
+_MOST_SKEW = 2.0  # assumed bound: twice as sensitive to the busiest rank as bytes say
+_BYTES_RULE = 3.0  # assumed: a skewed all-to-all tells of its bytes where it takes this many times its start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +214,7 @@ def _moved(
         start_s=0.0,
         overlap=0.0,
     )
-    return moved(collective, size_B, ranks, bare.route(n, np.ones_like(n)))
+    return transfer_time_s(collective, size_B, ranks, bare.route(n, np.ones_like(n)))
 
 
 def _least(

@@ -12,8 +12,8 @@ from moemodel.calibration.fit.power import Loads
 from moemodel.calibration.least_squares import minimise
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.device.dvfs import TensorLimit
-from moemodel.model.device.roofline import ATTENTIONS, PRODUCTS, Chip
-from moemodel.model.device.sustained_load import HeldLoad, Part, held_load
+from moemodel.model.device.roofline import ATTENTIONS, PRODUCTS, RooflineChip
+from moemodel.model.device.sustained_load import Part, SustainedLoad, sustained_load
 from moemodel.model.operators.work import SHAPE_FIELDS, Kind, Pass, Shape, work
 from moemodel.model.records.calibration import Calibration, GovernorFit, Parameter
 
@@ -22,23 +22,23 @@ GAIN_HZ_PER_J = 6.3e7
 # Products for 30 to 100 % of the time on an H100 80GB HBM3, set and true MHz: 1380 1365, 1530 1437, 1800 1568,
 # 1965 1583, 1980 1596 (this project's first readings): with 10 and f_tensor 1595 MHz they come out within 1.3 %.
 SHARPNESS = 10.0
-_FULL = 0.95  # share of the time from which a load counts as uninterrupted
+_FULL = 0.95  # assumed: share of the time from which a load counts as uninterrupted
 # Spread of the sustained clock between chips of one kind, by how far it is predicted too high in the mean of the
 # training runs of bench/measured: 1 and 5 % on one H100, 0 % on another, 6 % on a third that was 15 degrees hotter.
 _CHIP_LOG_ERROR = 0.025
-_TOP = 0.985  # of the highest clock: a reported clock from which the slow limit is not at work
-_SHORTEST_S = 3e-5  # calls shorter than this are mostly launch
-_FEWEST = 10
-_BURSTS = (0.4, 0.9)  # shares of the time for which a load of bursts counts
-_BURST_S = 8e-3  # that the profiler's bursts last on a GPU
-_GAINS_HZ_PER_J = (1e6, 3e8)
+_TOP = 0.985  # of the highest clock, two steps of 15 MHz below it: from there the slow limit is not at work
+_SHORTEST_S = 3e-5  # calls shorter than this are launch to a good part (7 us in the median of an H100's operators)
+_FEWEST = 10  # samples for one parameter and its spread
+_BURSTS = (0.4, 0.9)  # assumed: shares of the time for which bursts count: less never meets the cap, more is no burst
+_BURST_S = 8e-3  # that the profiler's bursts last on a GPU (profiler.microbench.budget, burst_s)
+_GAINS_HZ_PER_J = (1e6, 3e8)  # in which the gain is looked for: assumed, wide about an H100's 6e7
 _LEAST_TOLD = 0.01  # of an alternation's mean power, between these gains: less, and it does not tell them apart
 
 
 def fit_governor(
     loads: Loads,
     operators: pd.DataFrame,
-    chip: Chip,
+    chip: RooflineChip,
     cap_W: float,
     source: str,
 ) -> GovernorFit:
@@ -70,6 +70,7 @@ def _assumed_gain() -> Parameter:
 
 def _sustained(loads: Loads, clock_max_Hz: float, cap_W: float, source: str) -> Parameter:
     """Share of the cap that loads held back by it settle at."""
+    # assumed: all clearly on the limit's side
     held = (loads.duty > _FULL * 0.9) & (loads.clock_Hz < 0.95 * clock_max_Hz) & (loads.power_W > 0.95 * cap_W)
     if not held.any():
         return _assumed(1.0, "1", "no load of the profile reached the cap")
@@ -79,7 +80,7 @@ def _sustained(loads: Loads, clock_max_Hz: float, cap_W: float, source: str) -> 
     )
 
 
-def _tensor(operators: pd.DataFrame, chip: Chip, source: str) -> tuple[dict[str, Parameter], float]:
+def _tensor(operators: pd.DataFrame, chip: RooflineChip, source: str) -> tuple[dict[str, Parameter], float]:
     """The fast limit, from operators that ran below a clock that was set high; and the error that it leaves.
 
     Where no clock was set below the highest, the sharpness can't be told and is as on an H100.
@@ -214,9 +215,9 @@ class _Turns:
         found = self.held(calibration, cap_W)
         return ((found.power_W / self.power_W - 1) ** 2 + (found.clock_Hz / self.clock_Hz - 1) ** 2) / 2
 
-    def held(self, calibration: Calibration, cap_W: float) -> HeldLoad:
+    def held(self, calibration: Calibration, cap_W: float) -> SustainedLoad:
         """What a calibration says of it."""
-        return held_load(
+        return sustained_load(
             self.parts, calibration, power_limit_W=cap_W, time_s=0.0, pause_s=self.pause_s, start_C=self.temperature_C
         )
 

@@ -39,7 +39,7 @@ _UNMEASURED_LOG_ERROR = 0.25  # assumed: an efficiency carried over from another
 _NO_LINK_BPS = 1e9  # a device without links: every collective is slow, and none is asked for
 
 
-_FEWEST_SIZES = 4  # of a collective, to fit it and hold some out
+_FEWEST_SIZES = 4  # of a collective, to fit its three parameters and hold some out
 _LEAST_ERROR = 0.02  # log; assumed: what times vary by from one day and machine to another
 
 
@@ -164,6 +164,7 @@ def _overlaps(table: pd.DataFrame, source: str) -> dict[str, Parameter]:
             parameters[f"{collective}_{name}"] = _measured(found.value, "1", text, _relative(found))
     shares = [parameters[name].value for c in Collective if (name := f"{c}_overlap") in parameters]
     if shares:
+        # 0.1: assumed, of another collective than those measured
         parameters["overlap"] = _measured(float(np.mean(shares)), "1", f"{source}: mean over collectives", 0.1)
     return parameters
 

@@ -25,7 +25,7 @@ from moemodel.model.core.errors import ProfileError
 from moemodel.model.device.roofline import (
     ALIGNED,
     FEATURES,
-    Chip,
+    RooflineChip,
     form_of,
     operator_time,
     parts,
@@ -37,19 +37,19 @@ from moemodel.model.records.calibration import OperatorFit, Parameter, Residual
 
 _Name = TypeVar("_Name", Kind, Pass)
 
-_FOLDS = 5
-_EVALUATIONS = 60  # of least squares, from each start
+_FOLDS = 5  # four fifths of the shapes fit nearly as all do; more folds take as many fits more
+_EVALUATIONS = 60  # of least squares, from each start: bounds the time of a fit where a parameter says nothing
 _OUTLIER = 0.05  # log error beyond which a row counts less (soft L1)
 _STEP = 1e-3  # of a coordinate, in differences
 _ALONE = ("alignment",)  # parameters that the forms take only one of at a time
 _ONE_SHAPE_LOG_ERROR = 0.25  # assumed: how far one shape of an operator tells of another
-_FEWEST = 12  # shapes below which no residual process is fitted
+_FEWEST = 12  # shapes below which no residual process is fitted: it has up to seven parameters of its own
 _SHORTEST_S = 1e-7  # shorter readings are below the resolution of device events
-_HINDERED = 1.25  # a sample this much slower than its clock explains waited for the host
+_HINDERED = 1.25  # assumed: a sample this much slower than its clock explains waited for the host
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Free:
+class BoundedParameter:
     """A parameter to fit: where it starts and how far it may go; positive ones move in their logarithm."""
 
     start: float
@@ -62,46 +62,48 @@ class _Free:
         return self.low > 0
 
 
+# Starts and bounds are assumed; the data move what they tell, and the rest keeps its start or ends at a bound.
 _COMMON = {
-    "t0": _Free(start=3e-6, low=2e-7, high=2e-4, unit="s"),
-    "t1": _Free(start=1e-6, low=1e-8, high=2e-4, unit="s"),
-    "p": _Free(start=4.0, low=1.0, high=20.0),
+    "t0": BoundedParameter(start=3e-6, low=2e-7, high=2e-4, unit="s"),
+    "t1": BoundedParameter(start=1e-6, low=1e-8, high=2e-4, unit="s"),
+    "p": BoundedParameter(start=4.0, low=1.0, high=20.0),
 }
 _PRODUCT = {
     **_COMMON,
-    "alignment": _Free(start=0.5, low=0.02, high=1.0),
-    "quantisation": _Free(start=0.6, low=0.0, high=1.0),
-    "split_depth": _Free(start=512.0, low=64.0, high=8192.0),
-    "split_gain": _Free(start=0.7, low=0.0, high=1.0),
-    "depth0": _Free(start=64.0, low=1.0, high=2048.0),
-    "efficiency_256x128": _Free(start=0.9, low=0.3, high=1.1),
-    "efficiency_128x128": _Free(start=0.8, low=0.2, high=1.1),
-    "efficiency_128x64": _Free(start=0.6, low=0.1, high=1.0),
-    "efficiency_64x64": _Free(start=0.4, low=0.05, high=0.9),
-    "memory_efficiency": _Free(start=0.8, low=0.1, high=3.0),
+    "alignment": BoundedParameter(start=0.5, low=0.02, high=1.0),
+    "quantisation": BoundedParameter(start=0.6, low=0.0, high=1.0),
+    "split_depth": BoundedParameter(start=512.0, low=64.0, high=8192.0),
+    "split_gain": BoundedParameter(start=0.7, low=0.0, high=1.0),
+    "depth0": BoundedParameter(start=64.0, low=1.0, high=2048.0),
+    "efficiency_256x128": BoundedParameter(start=0.9, low=0.3, high=1.1),
+    "efficiency_128x128": BoundedParameter(start=0.8, low=0.2, high=1.1),
+    "efficiency_128x64": BoundedParameter(start=0.6, low=0.1, high=1.0),
+    "efficiency_64x64": BoundedParameter(start=0.4, low=0.05, high=0.9),
+    "memory_efficiency": BoundedParameter(start=0.8, low=0.1, high=3.0),
 }
-_FORMS: dict[str, dict[str, _Free]] = {
+_FORMS: dict[str, dict[str, BoundedParameter]] = {
     "product": _PRODUCT,
     "grouped": _PRODUCT,
     "attention": {
         **_COMMON,
-        "quantisation": _Free(start=0.3, low=0.0, high=1.0),
-        "efficiency": _Free(start=0.7, low=0.05, high=1.5),
-        "head_dim0": _Free(start=16.0, low=0.1, high=512.0),
-        "seq0": _Free(start=128.0, low=0.1, high=8192.0),
-        "memory_efficiency": _Free(start=0.8, low=0.05, high=3.0),
+        "quantisation": BoundedParameter(start=0.3, low=0.0, high=1.0),
+        "efficiency": BoundedParameter(start=0.7, low=0.05, high=1.5),
+        "head_dim0": BoundedParameter(start=16.0, low=0.1, high=512.0),
+        "seq0": BoundedParameter(start=128.0, low=0.1, high=8192.0),
+        "memory_efficiency": BoundedParameter(start=0.8, low=0.05, high=3.0),
     },
     "stream": {
         **_COMMON,
-        "memory_efficiency": _Free(start=0.7, low=0.02, high=1.2),
-        "cache_efficiency": _Free(start=1.5, low=0.02, high=6.0),
-        "cache_size": _Free(start=0.6, low=0.05, high=4.0),
-        "issue_efficiency": _Free(start=0.5, low=1e-4, high=50.0),
+        "memory_efficiency": BoundedParameter(start=0.7, low=0.02, high=1.2),
+        "cache_efficiency": BoundedParameter(start=1.5, low=0.02, high=6.0),
+        "cache_size": BoundedParameter(start=0.6, low=0.05, high=4.0),
+        "issue_efficiency": BoundedParameter(start=0.5, low=1e-4, high=50.0),
     },
 }
 
 
-# What a product keeps of its rate when its rows don't begin at 16 bytes, where a profile has no such product.
+# What a product keeps of its rate when its rows don't begin at 16 bytes, where a profile has no such product: the
+# geometric mean of two, with an error that reaches either.
 _UNMEASURED_ALIGNMENT = Parameter(
     value=0.28,
     unit="1",
@@ -175,7 +177,7 @@ def observations(table: pd.DataFrame) -> Iterator[Observations]:
         )
 
 
-def _free_parameters(data: Observations) -> dict[str, _Free]:
+def _free_parameters(data: Observations) -> dict[str, BoundedParameter]:
     """The parameters of an operator's form that its data can say something about."""
     free = _FORMS[form_of(data.kind)]
     if "alignment" not in free:
@@ -211,7 +213,7 @@ def _unhindered(table: pd.DataFrame, shape: list[str]) -> pd.Series:
     return table["time_s"] <= _HINDERED * fastest_s * slowdown
 
 
-def fit_operator(data: Observations, chip: Chip, source: str) -> tuple[OperatorFit, HeldOut]:
+def fit_operator(data: Observations, chip: RooflineChip, source: str) -> tuple[OperatorFit, HeldOut]:
     """Fit one operator and measure its error on held-out shapes.
 
     Args:
@@ -236,7 +238,7 @@ def fit_operator(data: Observations, chip: Chip, source: str) -> tuple[OperatorF
     return fit, summary
 
 
-def _with_clock(data: Observations, chip: Chip) -> Observations:
+def _with_clock(data: Observations, chip: RooflineChip) -> Observations:
     """Where no clock could be read at all, every sample counts as taken at the reference clock."""
     clock = np.where(np.isnan(data.clock_Hz), chip.clock_Hz, data.clock_Hz)
     return Observations(
@@ -244,7 +246,7 @@ def _with_clock(data: Observations, chip: Chip) -> Observations:
     )
 
 
-def _held_out(data: Observations, chip: Chip) -> FloatArray:
+def _held_out(data: Observations, chip: RooflineChip) -> FloatArray:
     """log(predicted / measured) of every row, from fits that did not see its shape; of a lone shape, from its own."""
     if data.shapes < 2:
         return _log_ratio(_analytic(data, chip), data, chip)
@@ -259,10 +261,11 @@ def _held_out(data: Observations, chip: Chip) -> FloatArray:
 
 def _spread(errors: FloatArray) -> float:
     """Standard deviation of held-out errors about zero; a robust one, so that one odd shape doesn't set it."""
+    # 1.4826 medians are a standard deviation of normal errors; half the root mean square at least (assumed)
     return float(max(1.4826 * np.median(np.abs(errors)), 0.5 * np.sqrt(np.mean(np.square(errors)))))
 
 
-def _fit(data: Observations, chip: Chip, p: dict[str, float], source: str, *, log_error: float) -> OperatorFit:
+def _fit(data: Observations, chip: RooflineChip, p: dict[str, float], source: str, *, log_error: float) -> OperatorFit:
     deviations = _log_ratio(p, data, chip)
     errors = _standard_errors(data, chip, p) if source else {}
     free = _free_parameters(data)
@@ -292,13 +295,13 @@ class FormErrors:
     `high`. K parameters, N rows, M sets of parameters."""
 
     data: Observations
-    chip: Chip
-    free: dict[str, _Free]
+    chip: RooflineChip
+    free: dict[str, BoundedParameter]
     low: FloatArray
     high: FloatArray
 
     @classmethod
-    def of(cls, data: Observations, chip: Chip) -> FormErrors:
+    def of(cls, data: Observations, chip: RooflineChip) -> FormErrors:
         free = _free_parameters(data)
         low, high = (np.array([_coordinate(f, getattr(f, edge)) for f in free.values()]) for edge in ("low", "high"))
         return cls(data=data, chip=chip, free=free, low=low, high=high)
@@ -344,7 +347,7 @@ class FormErrors:
         return {name: (np.exp(x) if f.logarithmic else x)[:, None] for (name, f), x in columns}
 
 
-def _analytic(data: Observations, chip: Chip) -> dict[str, float]:
+def _analytic(data: Observations, chip: RooflineChip) -> dict[str, float]:
     """The better of two fits: from parts that hide behind each other (one kernel), and from parts that add up (several
     kernels in a row). Between them lies a barrier that least squares doesn't cross."""
     form = FormErrors.of(data, chip)
@@ -367,7 +370,7 @@ def _from(form: FormErrors, start: dict[str, float]) -> FloatArray:
     )
 
 
-def _standard_errors(data: Observations, chip: Chip, p: dict[str, float]) -> dict[str, float | None]:
+def _standard_errors(data: Observations, chip: RooflineChip, p: dict[str, float]) -> dict[str, float | None]:
     """Relative standard errors from the curvature at the solution; None where the data don't determine a parameter."""
     form = FormErrors.of(data, chip)
     x = form.encode(p)
@@ -384,18 +387,18 @@ def _standard_errors(data: Observations, chip: Chip, p: dict[str, float]) -> dic
     return out
 
 
-def _coordinate(free: _Free, value: float) -> float:
+def _coordinate(free: BoundedParameter, value: float) -> float:
     return float(np.log(value)) if free.logarithmic else value
 
 
-def _log_ratio(p: dict[str, float], data: Observations, chip: Chip) -> FloatArray:
+def _log_ratio(p: dict[str, float], data: Observations, chip: RooflineChip) -> FloatArray:
     """log(analytic / measured)."""
     compute_s, memory_s = parts(data.kind, data.direction, p, chip, data.shape)
     time_s = time_at(p, compute_s, memory_s, chip.clock_Hz / data.clock_Hz)
     return np.asarray(np.log(time_s) - np.log(data.time_s))
 
 
-def _predict_log(fit: OperatorFit, data: Observations, chip: Chip) -> FloatArray:
+def _predict_log(fit: OperatorFit, data: Observations, chip: RooflineChip) -> FloatArray:
     """log time of each row at its own clock."""
     clocks, inverse = np.unique(data.clock_Hz, return_inverse=True)
     times = operator_time(fit, chip, data.shape, clocks).time_s_UK
@@ -410,6 +413,7 @@ def _residual(features: FloatArray, missed: FloatArray, group: NDArray[np.int64]
     target = np.array([missed[group == g].mean() for g in shapes])
     points = features[first]
     varies = np.ptp(points, axis=0) > 0
+    # starts and bounds assumed: deviations of 10 %, noise of 3 %, over octaves; nu 1/2 is an exponential
     kernel = ConstantKernel(0.01, (1e-5, 1.0)) * Matern(np.ones(varies.sum()), (0.3, 30.0), nu=0.5) + WhiteKernel(
         1e-3, (1e-6, 0.1)
     )

@@ -45,14 +45,14 @@ _COEFFICIENTS = ("idle_W", *(name for name in UNITS if name not in ("base_W", "t
 # published DVFS study that `published` names, 27 to 30 C).
 TREE_SHARE = 0.28
 _TREE_SOURCE = "its share of idle power is taken to be that of an A100, 0.28: no idle GPU was seen at another clock"
-_CLOCKS_APART = 0.1  # relative range of idle clocks that shows the tree
-_SHRINK = 0.1  # loads' worth of belief that an operator is like the rest
-_FACTOR_COST = 0.1  # of a squared log factor against a squared log error, in choosing the voltage curve
+_CLOCKS_APART = 0.1  # assumed: relative range of idle clocks that shows the tree
+_SHRINK = 0.1  # assumed: loads' worth of belief that an operator is like the rest
+_FACTOR_COST = 0.1  # assumed: of a squared log factor against a squared log error, in choosing the voltage curve
 _ROOM_C = 50.0  # where there is no sensor: leakage counts for nothing then
-_BUSY_LEAST = 0.05  # share of the time below which a load says nothing of its operator
-_FULL = 0.95  # share of the time from which a load counts as uninterrupted
+_BUSY_LEAST = 0.05  # assumed: share of the time below which a load says nothing of its operator
+_FULL = 0.95  # assumed: share of the time from which a load counts as uninterrupted
 _HOST_BOUND_S = 3e-5  # calls shorter than this may wait for the host, and what is mostly launch keeps few SMs busy
-_FOLDS = 5
+_FOLDS = 5  # as in `calibrate.fit.operators`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,10 +209,12 @@ def solve_power(loads: Loads, reference_Hz: float, leakage: Leakage) -> PowerSol
     def cost(x: FloatArray) -> float:
         return _cost(loads, solved(*map(float, x)))
 
+    # knees over the reference clock, and slopes: assumed to hold any GPU's (an H100's are 0.71 and 0.64), then refined
     grid = (solved(float(k), float(s)) for k, s in product(np.linspace(0.45, 0.9, 10), np.linspace(0.0, 2.0, 11)))
     coarse = min(grid, key=lambda solution: _cost(loads, solution))
     free = 3 if told else 2
     start = np.array([coarse.voltage.knee_Hz / reference_Hz, coarse.voltage.slope, TREE_SHARE])[:free]
+    # first steps as wide as half of the grid's, or so; bounds beyond which no GPU is expected (assumed)
     corners = np.vstack([start, start + np.diag([0.03, 0.1, 0.05])[:free, :free]])
     options: Any = {"xatol": 1e-3, "fatol": 1e-9, "initial_simplex": corners}
     bounds = [(0.3, 1.0), (0.0, 4.0), (0.0, 0.9)][:free]

@@ -33,18 +33,18 @@ from moemodel.model.records.profile import IDLE, LIGHT
 # An idle H100 80GB HBM3 between 44 and 56 C, and copying between 49 and 59 C: bench/measured/h100-sxm-80gb-turns.json.
 LEAK_W_PER_C = 0.73
 RISE_PER_C = 0.0016
-LEAK_REFERENCE_C = 50.0
-_FEWEST_READINGS = 100
+LEAK_REFERENCE_C = 50.0  # by choice: the temperature that base_W is for
+_FEWEST_READINGS = 100  # 10 s of the trace: less shows nothing of a heat sink
 _GAP_S = 1.5  # between readings: something else ran, or the profile was resumed
-_TIMES_S = ((0.1, 8.0), (5.0, 120.0))  # in which the time constants are looked for
-_STARTS_S = ((1.0, 15.0), (2.0, 40.0), (4.0, 80.0))
+_TIMES_S = ((0.1, 8.0), (5.0, 120.0))  # assumed: in which the time constants are looked for (an H100's: 0.3 and 18 s)
+_STARTS_S = ((1.0, 15.0), (2.0, 40.0), (4.0, 80.0))  # assumed: three, lest one ends in a side minimum
 _STEP = 0.3  # of the logarithm of a time constant: what makes a difference
 _UNSETTLED_S = 0.6  # of a part of the trace: the reading is a tick late, the clock may still rise
 _SAME_CLOCK = 0.01  # of the usual one
 _LATE_S = 0.1  # of a power reading: the middle of a tick of 100 ms that ended up to a tick ago
 _COURSE_S = (1.0, 4.0, 16.0, 64.0)  # time constants whose exponentials follow any cooling or warming
-_FEWEST_COOLING = 20
-_LEAST_COOLING_C = 4.0  # temperatures are whole degrees
+_FEWEST_COOLING = 20  # readings, two seconds: a slope through fewer is noise
+_LEAST_COOLING_C = 4.0  # temperatures are whole degrees: that they are rounded is an eighth of it
 
 
 def fit_thermal(table: pd.DataFrame, source: str) -> ThermalFit:
@@ -123,7 +123,7 @@ def _unknown() -> ThermalFit:
         "die_C_per_W": (0.0, "K/W"),
         "die_time": (1.0, "s"),
         "sink_C_per_W": (0.0, "K/W"),
-        "sink_time": (20.0, "s"),
+        "sink_time": (20.0, "s"),  # any time does where nothing warms
         "inlet_C": (LEAK_REFERENCE_C, "C"),
     }
     return ThermalFit(parameters={name: _assumed(value, unit, source) for name, (value, unit) in values.items()})

@@ -292,7 +292,7 @@ def calibration_of(data: Published, gpu: Gpu) -> Calibration:
         provenance=_PROVENANCE.format(extra=extra),
         clock_reference_Hz=clock_Hz,
         clock_range_Hz=(low_Hz, clock_Hz),
-        clock_measured_Hz=(510e6, clock_Hz),  # locked clocks of the DVFS study; iteration times have no clock
+        clock_measured_Hz=(510e6, clock_Hz),  # locked clocks of the DVFS study, from 510 MHz; iteration times have none
         composition_error=_fitted(float(np.sqrt(np.mean(np.square(data.errors)))), "1", _STEPS_SOURCE),
         chip=chip_parameters(gpu),
         operators=[_operator(kind, direction, data, gpu, elsewhere) for kind in Kind for direction in PASSES[kind]],
@@ -300,7 +300,7 @@ def calibration_of(data: Published, gpu: Gpu) -> Calibration:
         power=_power(data),
         governor=GovernorFit(
             parameters=no_governor("mean power is taken to reach the cap; no fast limit of this GPU is known"),
-            log_error=0.05,
+            log_error=0.05,  # assumed: of the clock
         ),
         thermal=_thermal(data, elsewhere),
         network=_network(data, gpu),
@@ -333,7 +333,7 @@ def _operator(kind: Kind, direction: Pass, data: Published, gpu: Gpu, elsewhere:
         parameters=_product(data.constants) if kind is Kind.GEMM else _stream(kind, direction, data, gpu),
         log_error=_ROWS_ERROR if box else _ASSUMED_ERROR,
         measured={n: (round(2**low, 3), round(2**high, 3)) for n, (low, high) in zip(names, box or [], strict=False)},
-        points=32 if box else 0,
+        points=32 if box else 0,  # the traced steps behind all rows, see `_STEPS_SOURCE`
     )
 
 
@@ -367,6 +367,7 @@ def _flash(kind: Kind, direction: Pass, elsewhere: Calibration) -> Parameter:
         raise CalibrationError(
             f"calibration {elsewhere.name}: no fit for {kind}/{direction}; there is none to carry over"
         )
+    # at head width 128, which `FLASH_BEST` is taken to be of
     level = FLASH_BEST * (1 + best.parameters["head_dim0"].value / 128) / best.parameters["efficiency"].value
     value = fit.parameters["efficiency"].value * level
     if fit is best:
@@ -396,7 +397,7 @@ def _stream(kind: Kind, direction: Pass, data: Published, gpu: Gpu) -> dict[str,
     """Memory-bound kernels; all issue loads as the stream benchmark does, so many bytes a cycle."""
     share = data.constants["optimizer" if kind in _OPTIMIZER else "elementwise"]
     one = work(kind, direction, Shape(m=1024, n=1024, k=1024, experts=8, top_k=2))
-    lanes = float(gpu.multiprocessors or 1) * 128 * gpu.peak("bf16").clock_Hz
+    lanes = float(gpu.multiprocessors or 1) * 128 * gpu.peak("bf16").clock_Hz  # as the prediction's 128, to cancel
     # the same bytes a cycle for every kernel: Tc = bytes / issue rate
     per_byte = float(one.vector_ops / one.bytes_B)
     issue = per_byte * data.stream.issue_Bps / lanes
@@ -413,13 +414,14 @@ def _stream(kind: Kind, direction: Pass, data: Published, gpu: Gpu) -> dict[str,
 def _host(data: Published) -> list[HostLane]:
     """The rows' host, and the torch lane of the H100's machine for want of one of an A100's."""
     blocks = {name: _fitted(value, "s", _STEPS_SOURCE) for name, value in host_parameters(data.constants).items()}
-    lanes = [HostLane(backend=BACKEND, blocks=blocks, log_error=0.3)]
+    lanes = [HostLane(backend=BACKEND, blocks=blocks, log_error=0.3)]  # assumed: another machine's host
     if _H100 in list_calibrations():
         for lane in shipped(_H100).host:
             carried = {
                 name: _assumed(p.value, p.unit, f"as on the machine of {_H100}, no A100's is known: {p.source}")
                 for name, p in lane.blocks.items()
             }
+            # assumed: hosts of different machines were seen to differ by 1.3 to 1.8 times
             lanes.append(HostLane(backend=lane.backend, blocks=carried, log_error=max(0.35, lane.log_error)))
     return lanes
 
@@ -498,14 +500,16 @@ def _network(data: Published, gpu: Gpu) -> NetworkFit:
             "start_latency": _fitted(data.links.start_s, "s", source),
             "step_latency": _fitted(data.links.step_s, "s", source),
         },
-        log_error=max(data.links.log_error, 0.1),
+        log_error=max(data.links.log_error, 0.1),  # assumed, at least: collectives other than all-reduce
     )
 
 
 def _memory() -> MemoryFit:
     return MemoryFit(
         parameters={
+            # no evidence: an H100's is 1.26 GB, measured
             "context": _assumed(0.5e9, "B", "a CUDA context with libraries loaded, not measured on an A100"),
+            # CublasHandlePool.cpp: two of 4 MiB and sixteen of 8 KiB
             "workspace": _assumed(
                 8.0 * 2**20 + 16 * 8 * 1024, "B", "cuBLAS workspaces that PyTorch keeps before Hopper"
             ),

@@ -36,8 +36,8 @@ from moemodel.model.device.power import PowerModel
 STATIC = ("base_W", "tree_W")
 DYNAMIC = ("active_W", "flop_J", "vector_op_J", "cache_J_per_B", "dram_J_per_B")
 COEFFICIENTS = STATIC + DYNAMIC
-_ROW_ERROR = 0.02  # relative, of a reading about the shape that its program has
-LEVEL_SPREAD = 0.4  # log, of c_code over programs
+_ROW_ERROR = 0.02  # assumed, relative, of a reading about the shape that its program has
+LEVEL_SPREAD = 0.4  # log; assumed, of c_code over programs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ PRIORS = {
     # HBM2: 3.9 pJ a bit (O'Connor et al., MICRO 2017)
     "dram_J_per_B": Prior(value=31e-12),
 }
-_ACTIVE_W = 50.0  # where its search begins, and the size of its steps
+_ACTIVE_W = 50.0  # where its search begins, and the size of its steps; no prior holds it
 _KNEE, _SLOPE = 0.75, 1.0  # where the search begins; the knee over the reference clock
 _OWN_SUPPLY = ("base_W", "dram_J_per_B")  # don't follow the SMs' voltage
 
@@ -168,6 +168,7 @@ def fit_activities(loads: Loads, reference_Hz: float, level_spread: float = LEVE
     )
     count = len(COEFFICIENTS)
     start = np.concatenate([np.ones(count), [_KNEE, _SLOPE], np.zeros(len(codes))])
+    # bounds, assumed and wide: a hundred times a start; knee and slope; levels of a factor 20 either way
     low = np.concatenate([np.zeros(count), [0.3, 0.0], np.full(len(codes), -3.0)])
     high = np.concatenate([np.full(count, 100.0), [0.95, 5.0], np.full(len(codes), 3.0)])
     found = problem.model(minimise(problem.residuals, start, low=low, high=high, evaluations=60))

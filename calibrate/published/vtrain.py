@@ -46,7 +46,7 @@ from moemodel.model.records.calibration import (
 )
 from moemodel.model.records.parameter_names import NETWORK, POWER
 from moemodel.model.step.layer_operators import Workload
-from moemodel.model.step.system import Machine
+from moemodel.model.step.system import System
 
 BACKEND = "megatron-v2"
 # The rows' model has 16-bit parameters, and an Adam without float32 copies of them (vTrain, src/trainer.py).
@@ -56,7 +56,7 @@ _DTYPE = "fp16"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Free:
+class BoundedParameter:
     """A constant to fit: where it starts, how far it may go, and what it is."""
 
     start: float
@@ -66,25 +66,38 @@ class Free:
     meaning: str
 
 
-FREE: dict[str, Free] = {
-    "product": Free(
+FREE: dict[str, BoundedParameter] = {
+    "product": BoundedParameter(
         start=0.85, low=0.5, high=1.0, unit="1", meaning="share of the tensor cores' peak in a wave of 256x128 tiles"
     ),
-    "alignment": Free(
+    "alignment": BoundedParameter(
         start=0.5, low=0.25, high=1.0, unit="1", meaning="rate kept by products of odd width (the vocabulary)"
     ),
-    "elementwise": Free(start=0.65, low=0.4, high=0.95, unit="1", meaning="share of bandwidth of elementwise kernels"),
-    "gap": Free(start=2e-5, low=1e-7, high=5e-5, unit="s", meaning="fixed device time of a kernel, tracing included"),
-    "kernel": Free(start=5e-5, low=1e-6, high=2e-4, unit="s", meaning="host time of a kernel, tracing included"),
-    "loss": Free(start=2e-3, low=1e-5, high=5e-3, unit="s", meaning="host time of the loss of a micro-batch"),
-    "optimizer": Free(start=0.6, low=0.3, high=0.95, unit="1", meaning="share of bandwidth of the optimizer"),
-    "optimizer_layer": Free(start=1e-4, low=1e-6, high=1e-3, unit="s", meaning="host time of the optimizer, per layer"),
-    "boundary": Free(
+    "elementwise": BoundedParameter(
+        start=0.65, low=0.4, high=0.95, unit="1", meaning="share of bandwidth of elementwise kernels"
+    ),
+    "gap": BoundedParameter(
+        start=2e-5, low=1e-7, high=5e-5, unit="s", meaning="fixed device time of a kernel, tracing included"
+    ),
+    "kernel": BoundedParameter(
+        start=5e-5, low=1e-6, high=2e-4, unit="s", meaning="host time of a kernel, tracing included"
+    ),
+    "loss": BoundedParameter(
+        start=2e-3, low=1e-5, high=5e-3, unit="s", meaning="host time of the loss of a micro-batch"
+    ),
+    "optimizer": BoundedParameter(
+        start=0.6, low=0.3, high=0.95, unit="1", meaning="share of bandwidth of the optimizer"
+    ),
+    "optimizer_layer": BoundedParameter(
+        start=1e-4, low=1e-6, high=1e-3, unit="s", meaning="host time of the optimizer, per layer"
+    ),
+    "boundary": BoundedParameter(
         start=0.1, low=0.01, high=1.0, unit="1", meaning="share of NVLink that the rows' stage-to-stage transfers reach"
     ),
 }
 
-# Held: the rows don't determine them (freeing them moves left-out errors by 0.05 points).
+# Held: the rows don't determine them (freeing them moves left-out errors by 0.05 points); so
+# they are assumed, some as starts in `calibrate.fit.operators`.
 _HELD_PRODUCT = {
     "p": 4.0,
     "quantisation": 1.0,  # a wave of tiles takes as long for one tile as for all SMs
@@ -92,14 +105,16 @@ _HELD_PRODUCT = {
     "split_gain": 1.0,
     "depth0": 32.0,  # one step of the main loop
 }
-# A tile of a x b loads a + b for a b products: rates relative to 256x128, as 1 / (1 + 5 (1/a + 1/b))
+# A tile of a x b loads a + b for a b products: rates relative to 256x128, as 1 / (1 + 5 (1/a + 1/b)); the 5 is assumed
 _TILES = {
     "efficiency_256x128": 1.0,
     "efficiency_128x128": 0.982,
     "efficiency_128x64": 0.948,
     "efficiency_64x64": 0.916,
 }
-_HELD_STREAM = {"p": 4.0, "cache_size": 0.6, "issue_efficiency": 50.0}  # memory-bound: the rows ran at one clock
+# Memory-bound: the rows ran at one clock. Assumed.
+_HELD_STREAM = {"p": 4.0, "cache_size": 0.6, "issue_efficiency": 50.0}
+# Without effect: the rows have no flash attention.
 _HELD_ATTENTION = {"p": 4.0, "quantisation": 0.5, "efficiency": 0.6, "head_dim0": 16.0, "seq0": 400.0}
 _OPTIMIZER_KINDS = (Kind.ADAMW, Kind.ADAMW_MIXED, Kind.GRAD_NORM)
 
@@ -242,9 +257,9 @@ class Cluster:
     gpu: Gpu
     links: Links
     nic_Bps: float = 1e9  # between nodes; rows of one node don't use it
-    nic_latency_s: float = 1e-5
+    nic_latency_s: float = 1e-5  # likewise without effect
 
-    def machine(self, constants: Mapping[str, float]) -> Machine:
+    def machine(self, constants: Mapping[str, float]) -> System:
         """A machine whose operators, host and transfers between stages follow from the constants."""
         bandwidth = self.gpu.nvlink_Bps or self.nic_Bps
         network = Network(
@@ -257,7 +272,7 @@ class Cluster:
             start_s=self.links.start_s,
             overlap=0.0,
         )
-        return Machine(
+        return System(
             gpu=self.gpu,
             internode=Internode(link=Link(bandwidth_GBps=self.nic_Bps * 1e-9, latency_us=self.nic_latency_s * 1e6)),
             calibration=_bare_calibration(self.gpu, constants),
@@ -292,14 +307,14 @@ def _bare_calibration(gpu: Gpu, constants: Mapping[str, float]) -> Calibration:
         moemodel_version="",
         provenance="Times only, while constants are fitted.",
         clock_reference_Hz=clock_Hz,
-        clock_range_Hz=(0.999 * clock_Hz, clock_Hz),
+        clock_range_Hz=(0.999 * clock_Hz, clock_Hz),  # no width is no range
         clock_measured_Hz=(clock_Hz, clock_Hz),
         composition_error=_bare({"x": 0.0})["x"],
         chip=chip_parameters(gpu),
         operators=operators,
         host=[HostLane(backend=BACKEND, blocks=_bare(host_parameters(constants)), log_error=0)],
         power=PowerFit(parameters=_bare(_NO_POWER | {"knee_Hz": clock_Hz}), log_error=0, points=0),
-        governor=GovernorFit(parameters=_bare({"sustained_share": 1.0, "gain": 1e7}), log_error=0),
+        governor=GovernorFit(parameters=_bare({"sustained_share": 1.0, "gain": 1e7}), log_error=0),  # any gain
         thermal=ThermalFit(parameters=_bare(_NO_HEAT)),
         network=NetworkFit(parameters=_bare(_LINKS_UNUSED), log_error=0),
         memory=MemoryFit(parameters=_bare({"context": 0.0, "workspace": 0.0, "fragmentation": 0.0})),
@@ -309,6 +324,7 @@ def _bare_calibration(gpu: Gpu, constants: Mapping[str, float]) -> Calibration:
 _NO_POWER = dict.fromkeys(POWER.required, 0.0)
 
 
+# Without resistances, times and inlet have no effect.
 _NO_HEAT = {"die_C_per_W": 0.0, "die_time": 1.0, "sink_C_per_W": 0.0, "sink_time": 1.0, "inlet_C": 25.0}
 _LINKS_UNUSED = dict.fromkeys(NETWORK.required, 1.0) | {"link_power": 0.0}  # `Cluster` makes the network
 
@@ -317,7 +333,7 @@ def _bare(values: Mapping[str, float]) -> dict[str, Parameter]:
     return {name: Parameter(value=value, unit="", origin="fitted", source="") for name, value in values.items()}
 
 
-def predicted_s(batches: list[Group], machine: Machine) -> FloatArray:
+def predicted_s(batches: list[Group], machine: System) -> FloatArray:
     """Step time of every row."""
     time_s = np.zeros(sum(len(group.place) for group in batches))
     for group in batches:
@@ -327,13 +343,13 @@ def predicted_s(batches: list[Group], machine: Machine) -> FloatArray:
 
 # ---- the fit --------------------------------------------------------------------------------------------------------
 
-_SCALE = 0.05  # log error beyond which a row counts less (soft L1)
+_SCALE = 0.05  # assumed: log error beyond which a row counts less (soft L1)
 _STEP = 1e-3  # of a logarithm, in differences
 _FARTHEST = 0.7  # that one linearisation may move a logarithm
 _NEAR = 0.25  # derivatives are used again within this
 _CLOSE = 2e-3  # converged
 _WORTHWHILE, _PATIENCE = 1e-3, 2  # or the sum of losses has not fallen by this share for so many rounds
-_ROUNDS = 12
+_ROUNDS = 12  # at most; the rules above end a fit that converges
 
 
 @dataclass

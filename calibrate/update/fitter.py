@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moemodel.calibration.least_squares import NearbySlopes, minimise, standard_errors
-from moemodel.calibration.update.scale_factors import UNKNOWN_ERROR, Knob
+from moemodel.calibration.update.scale_factors import UNKNOWN_ERROR, ScaleFactor
 from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
@@ -27,12 +27,12 @@ _MEMORY_ERROR = 0.02  # log; assumed: of peak memory, where the calibration does
 _FARTHEST = math.log(4.0)  # assumed: that a factor may move, either way; beyond it, something else is wrong
 _STEP, _NEAR = 1e-3, 0.25  # of a logarithm: in differences, and within which derivatives are used again
 _AT_EDGE, _CLOSE = 1e-6, 5e-3  # of a logarithm; as good as converged
-_ROUNDS = 8
+_ROUNDS = 8  # at most
 _MOVES_NOTHING = 1e-6  # slope below which no measurement depends on a factor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class MeasuredRun:
     """A plan of a report that was measured.
 
     Attributes:
@@ -64,7 +64,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moved:
+class FittedFactor:
     """What became of a factor: its value, and the standard deviation of its logarithm now and before."""
 
     name: str
@@ -79,7 +79,7 @@ class Part:
     """What is fitted together: `helps` where it beats the calibration as it was on plans that were left out."""
 
     name: str
-    moved: tuple[Moved, ...]
+    moved: tuple[FittedFactor, ...]
     errors: dict[str, HeldOut]
 
     @property
@@ -97,7 +97,9 @@ class Fitter:
         fitted: quantities to fit.
     """
 
-    def __init__(self, calibration: Calibration, runs: Sequence[Run], knobs: Sequence[Knob], fitted: Sequence[str]):
+    def __init__(
+        self, calibration: Calibration, runs: Sequence[MeasuredRun], knobs: Sequence[ScaleFactor], fitted: Sequence[str]
+    ):
         self.calibration, self.runs, self.knobs, self.fitted = calibration, runs, knobs, fitted
         self._known: dict[bytes, list[dict[str, float]]] = {}
         self._slope = NearbySlopes(function=self._missed, step=-_STEP, near=_NEAR)  # [R, Q, K]
@@ -173,12 +175,12 @@ class Fitter:
                 found.append(abs(predicted / measured - 1))
         return found
 
-    def _moved(self, x: FloatArray) -> tuple[Moved, ...]:
+    def _moved(self, x: FloatArray) -> tuple[FittedFactor, ...]:
         """The factors that some measurement depends on, with what the fit leaves open of them (Gauss-Newton)."""
         slopes = self._slope(x)[np.isfinite(self._missed(x))]
         error = standard_errors(slopes, before_K=self._spread)
         return tuple(
-            Moved(
+            FittedFactor(
                 name=knob.name,
                 meaning=knob.meaning,
                 factor=math.exp(x[k]),

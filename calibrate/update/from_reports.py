@@ -26,12 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import moemodel
-from moemodel.calibration.update.fitter import Fitter, Moved, Part, Run
-from moemodel.calibration.update.scale_factors import Knob, memory_knobs, power_knobs, time_knobs
+from moemodel.calibration.update.fitter import FittedFactor, Fitter, MeasuredRun, Part
+from moemodel.calibration.update.scale_factors import ScaleFactor, memory_knobs, power_knobs, time_knobs
 from moemodel.model.core.errors import CalibrationError, InputError
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration, Parameter
-from moemodel.model.results.measured import mean_of, merged
+from moemodel.model.results.measured import mean_of, reduce_ranks
 from moemodel.model.results.validation import Report
 
 FEWEST = 3  # plans, and kinds of plans: with fewer nothing can be left out
@@ -117,7 +117,7 @@ def _devices(reports: Sequence[Report]) -> str:
     return "; ".join(dict.fromkeys(found))
 
 
-def _parts(calibration: Calibration) -> list[tuple[str, tuple[str, ...], tuple[str, ...], list[Knob]]]:
+def _parts(calibration: Calibration) -> list[tuple[str, tuple[str, ...], tuple[str, ...], list[ScaleFactor]]]:
     """What is fitted together: its name, the quantities that are fitted, those whose errors count, the factors.
 
     Energy is the product of the two that are fitted.
@@ -132,14 +132,14 @@ def _parts(calibration: Calibration) -> list[tuple[str, tuple[str, ...], tuple[s
 # ---- what was measured ----------------------------------------------------------------------------------------------
 
 
-def runs_of_reports(reports: Sequence[Report]) -> list[Run]:
+def runs_of_reports(reports: Sequence[Report]) -> list[MeasuredRun]:
     """The plans of reports that were measured."""
     return [
-        Run(
+        MeasuredRun(
             name=plan.name if len(reports) == 1 else f"{plan.name} ({report.created})",
             kind=kind_of(plan.plan),
             plan=plan.plan,
-            row=mean_of([merged(visit.rows) for visit in plan.visits]),
+            row=mean_of([reduce_ranks(visit.rows) for visit in plan.visits]),
         )
         for report in reports
         for plan in report.plans
@@ -158,7 +158,7 @@ def kind_of(plan: Plan) -> str:
     return ", ".join(words) or "one GPU"
 
 
-def _groups(runs: Sequence[Run]) -> tuple[NDArray[np.int64], str]:
+def _groups(runs: Sequence[MeasuredRun]) -> tuple[NDArray[np.int64], str]:
     """Which runs are left out of a fit together, and how to call that: kinds of plans, or plans where they are few."""
     kinds = list(dict.fromkeys(run.kind for run in runs))
     if len(kinds) >= FEWEST:
@@ -171,7 +171,9 @@ def _groups(runs: Sequence[Run]) -> tuple[NDArray[np.int64], str]:
 # ---- what is written ------------------------------------------------------------------------------------------------
 
 
-def _moved(calibration: Calibration, knobs: Sequence[Knob], moved: Sequence[Moved], source: str) -> Calibration:
+def _moved(
+    calibration: Calibration, knobs: Sequence[ScaleFactor], moved: Sequence[FittedFactor], source: str
+) -> Calibration:
     """With the factors on its parameters, which say so."""
     by_name = {knob.name: knob for knob in knobs}
     for one in moved:
@@ -180,7 +182,7 @@ def _moved(calibration: Calibration, knobs: Sequence[Knob], moved: Sequence[Move
     return calibration
 
 
-def _noted(before: Calibration, after: Calibration, moved: Moved, source: str) -> Calibration:
+def _noted(before: Calibration, after: Calibration, moved: FittedFactor, source: str) -> Calibration:
     """Every parameter that differs is a fitted one, and says to what it was fitted."""
 
     def noted(old: Mapping[str, Parameter], new: Mapping[str, Parameter], error: float | None) -> dict[str, Parameter]:

@@ -17,7 +17,7 @@ Change = Callable[[Calibration, float], Calibration]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Knob:
+class ScaleFactor:
     """A factor on some parameters of a calibration.
 
     Attributes:
@@ -38,20 +38,20 @@ class Knob:
 _DYNAMIC = ("flop_J", "vector_op_J", "cache_J_per_B", "dram_J_per_B", "active_W")
 
 
-def time_knobs(calibration: Calibration) -> list[Knob]:
+def time_knobs(calibration: Calibration) -> list[ScaleFactor]:
     """Factors that step times depend on."""
     network, host = calibration.network.parameters, calibration.host
     links = [name for name in network if name.startswith("efficiency_")]
     starts = [name for name in network if "latency" in name]
     overlaps = [name for name in network if name.endswith("overlap")]  # one for all, and each collective's own
     return [
-        Knob(
+        ScaleFactor(
             name="kernels",
             meaning="time of operators",
             spread=calibration.composition_error.value or UNKNOWN_ERROR,
             change=_scaled_operators,
         ),
-        Knob(
+        ScaleFactor(
             name="host",
             meaning="time of the host",
             spread=max((lane.log_error for lane in host), default=0.0) or UNKNOWN_ERROR,
@@ -63,11 +63,11 @@ def time_knobs(calibration: Calibration) -> list[Knob]:
     ]
 
 
-def power_knobs(calibration: Calibration) -> list[Knob]:
+def power_knobs(calibration: Calibration) -> list[ScaleFactor]:
     """Factors that power depends on; none where power isn't modelled."""
     if not calibration.power.points:
         return []
-    dynamic = Knob(
+    dynamic = ScaleFactor(
         name="dynamic",
         meaning="energy of operators",
         spread=calibration.power.log_error or UNKNOWN_ERROR,
@@ -77,11 +77,11 @@ def power_knobs(calibration: Calibration) -> list[Knob]:
     return [dynamic, _network_knob("link_power", "power of collectives", calibration, talking)]
 
 
-def memory_knobs(calibration: Calibration) -> list[Knob]:
+def memory_knobs(calibration: Calibration) -> list[ScaleFactor]:
     """Factors that memory depends on, as the framework's allocator counts it."""
     workspace = calibration.memory.parameters["workspace"]
     return [
-        Knob(
+        ScaleFactor(
             name="workspace",
             meaning="memory that libraries keep",
             spread=workspace.error or 1.0,  # assumed, where no error is stated: within a factor of e
@@ -92,7 +92,7 @@ def memory_knobs(calibration: Calibration) -> list[Knob]:
 
 def _network_knob(
     name: str, meaning: str, calibration: Calibration, names: Sequence[str], at_most: float = math.inf
-) -> Knob:
+) -> ScaleFactor:
     parameters = calibration.network.parameters
     errors = [parameters[n].error or UNKNOWN_ERROR for n in names]
     largest = max((parameters[n].value for n in names), default=0.0)
@@ -101,7 +101,7 @@ def _network_knob(
         moved = _times(c.network.parameters, dict.fromkeys(names, factor))
         return c.model_copy(update={"network": c.network.model_copy(update={"parameters": moved})})
 
-    return Knob(
+    return ScaleFactor(
         name=name,
         meaning=meaning,
         spread=max([*errors, calibration.network.log_error]) or UNKNOWN_ERROR,

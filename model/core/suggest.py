@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from moemodel.model.core.errors import InputError
 
-_MOST_GUESSED = 3
+_MOST_GUESSED = 3  # as many as difflib.get_close_matches gives by default
 _MOST_LISTED = 40  # names; an error that allows more says how many and guesses
 
 

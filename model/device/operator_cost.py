@@ -16,13 +16,13 @@ from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.errors import CalibrationError
 from moemodel.model.device.dvfs import TensorLimit, at_clocks, time_at_clocks
 from moemodel.model.device.power import PowerModel
-from moemodel.model.device.roofline import Chip, operator_time
+from moemodel.model.device.roofline import RooflineChip, operator_time
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import SHAPE_FIELDS, Kind, Pass, Shape
 from moemodel.model.records.calibration import Calibration, OperatorFit
 
 # Operators that stand in for one another where a calibration lacks the first.
-_STAND_INS: dict[Kind, Kind] = {
+_FALLBACK: dict[Kind, Kind] = {
     Kind.ATTENTION_FULL: Kind.ATTENTION,
     Kind.RMS_NORM: Kind.LAYER_NORM,
     Kind.LAYER_NORM: Kind.RMS_NORM,
@@ -46,7 +46,7 @@ _ROWS = 4096  # of shapes that are priced together: at 8 clocks 256 KiB an array
 
 
 @dataclass(kw_only=True)
-class Lane:
+class PhaseCost:
     """Device time of a phase of a block, and what goes with it.
 
     Attributes:
@@ -54,7 +54,7 @@ class Lane:
         energy_J_UK: dynamic energy.
         cycles_UK: time x clock of each operator, for the mean clock.
         spread_s: standard deviation of time by operator and pass, [U]; correlated within, independent between.
-        outside_s_U: time spent in shapes outside what was measured.
+        extrapolated_s_U: time spent in shapes outside what was measured.
         calls_U: operator calls, which the host queues one by one.
         weights_s_U: of the time at the highest clock, gradients of weights, which no other stage waits for.
     """
@@ -63,12 +63,12 @@ class Lane:
     energy_J_UK: FloatArray
     cycles_UK: FloatArray
     spread_s: dict[str, FloatArray] = field(default_factory=dict)
-    outside_s_U: FloatArray
+    extrapolated_s_U: FloatArray
     calls_U: FloatArray
     weights_s_U: FloatArray
 
     @classmethod
-    def empty(cls, shapes: int, clocks: int) -> Lane:
+    def empty(cls, shapes: int, clocks: int) -> PhaseCost:
         """Nothing to do."""
         time, energy, cycles = (np.zeros((shapes, clocks)) for _ in range(3))
         outside, calls, weights = (np.zeros(shapes) for _ in range(3))
@@ -76,28 +76,28 @@ class Lane:
             time_s_UK=time,
             energy_J_UK=energy,
             cycles_UK=cycles,
-            outside_s_U=outside,
+            extrapolated_s_U=outside,
             calls_U=calls,
             weights_s_U=weights,
         )
 
-    def take(self, rows: NDArray[np.int64]) -> Lane:
+    def take(self, rows: NDArray[np.int64]) -> PhaseCost:
         """The lane of these shapes, repeated as asked."""
-        return Lane(
+        return PhaseCost(
             time_s_UK=self.time_s_UK[rows],
             energy_J_UK=self.energy_J_UK[rows],
             cycles_UK=self.cycles_UK[rows],
             spread_s={key: spread[rows] for key, spread in self.spread_s.items()},
-            outside_s_U=self.outside_s_U[rows],
+            extrapolated_s_U=self.extrapolated_s_U[rows],
             calls_U=self.calls_U[rows],
             weights_s_U=self.weights_s_U[rows],
         )
 
 
-class Pricer:
+class OperatorCostModel:
     """Prices calls with one calibration at fixed clocks."""
 
-    def __init__(self, calibration: Calibration, chip: Chip, power: PowerModel, clock_Hz_K: FloatArray) -> None:
+    def __init__(self, calibration: Calibration, chip: RooflineChip, power: PowerModel, clock_Hz_K: FloatArray) -> None:
         self.chip = chip
         self.power = power
         self.clock_Hz_K = clock_Hz_K
@@ -111,33 +111,33 @@ class Pricer:
         Raises:
             CalibrationError: there is neither.
         """
-        for candidate in (kind, _STAND_INS.get(kind)):
+        for candidate in (kind, _FALLBACK.get(kind)):
             if candidate is not None and (candidate, direction) in self._fits:
                 return self._fits[candidate, direction]
         raise CalibrationError(
             f"calibration {self._name}: no fit for {kind}/{direction}; profile that operator and calibrate again"
         )
 
-    def lanes(self, calls: Iterable[Call], shapes: int) -> dict[Phase, Lane]:
+    def phase_costs(self, calls: Iterable[Call], shapes: int) -> dict[Phase, PhaseCost]:
         """Sum of the calls of one block by phase, at so many shapes."""
         return self.blocks([calls], shapes)[0]
 
-    def blocks(self, blocks: Sequence[Iterable[Call]], shapes: int) -> list[dict[Phase, Lane]]:
+    def blocks(self, blocks: Sequence[Iterable[Call]], shapes: int) -> list[dict[Phase, PhaseCost]]:
         """Sums of the calls of each of some blocks by phase; calls of one operator are priced together."""
-        lanes: list[dict[Phase, Lane]] = [{} for _ in blocks]
-        operators: dict[tuple[Kind, Pass], list[tuple[Lane, Call]]] = {}
-        for own, calls in zip(lanes, blocks, strict=True):
+        phase_costs: list[dict[Phase, PhaseCost]] = [{} for _ in blocks]
+        operators: dict[tuple[Kind, Pass], list[tuple[PhaseCost, Call]]] = {}
+        for own, calls in zip(phase_costs, blocks, strict=True):
             for call in calls:
                 if call.phase not in own:
-                    own[call.phase] = Lane.empty(shapes, len(self.clock_Hz_K))
+                    own[call.phase] = PhaseCost.empty(shapes, len(self.clock_Hz_K))
                 operators.setdefault((call.kind, call.direction), []).append((own[call.phase], call))
         together = max(1, _ROWS // shapes)
         for called in operators.values():
             for first in range(0, len(called), together):
                 self._add(called[first : first + together], shapes)
-        return lanes
+        return phase_costs
 
-    def _add(self, called: Sequence[tuple[Lane, Call]], shapes: int) -> None:
+    def _add(self, called: Sequence[tuple[PhaseCost, Call]], shapes: int) -> None:
         """Price calls of one operator, and add each to its lane."""
         kind, direction = called[0][1].kind, called[0][1].direction
         fit = self.fit(kind, direction)
@@ -149,7 +149,7 @@ class Pricer:
         key, of_weights = f"{fit.kind}/{fit.direction}", (kind, direction) in _OF_WEIGHTS
         runs = _Runs.of(called, shapes)
         sums = zip(
-            runs.lanes,
+            runs.phase_costs,
             runs.sum(time),
             runs.sum(energy, busiest=False),
             runs.sum(time * clock),
@@ -159,12 +159,12 @@ class Pricer:
             runs.sum(np.ones(len(called))),
             strict=True,
         )
-        for lane, time_s, energy_J, cycles, highest, spread_s, outside_s, count in sums:
+        for lane, time_s, energy_J, cycles, highest, spread_s, extrapolated_s, count in sums:
             lane.time_s_UK += time_s
             lane.energy_J_UK += energy_J
             lane.cycles_UK += cycles
             lane.spread_s[key] = lane.spread_s.get(key, 0.0) + spread_s
-            lane.outside_s_U += outside_s
+            lane.extrapolated_s_U += extrapolated_s
             lane.calls_U += count
             if of_weights:
                 lane.weights_s_U += highest
@@ -203,19 +203,19 @@ class _Runs:
         count, mean_count: of each call, [calls, U]; the second of the mean rank's work.
     """
 
-    lanes: list[Lane]
+    phase_costs: list[PhaseCost]
     first: list[int]
     count: FloatArray
     mean_count: FloatArray
 
     @classmethod
-    def of(cls, called: Sequence[tuple[Lane, Call]], shapes: int) -> _Runs:
+    def of(cls, called: Sequence[tuple[PhaseCost, Call]], shapes: int) -> _Runs:
         """Of some calls at so many shapes."""
         first = [0, *(i for i in range(1, len(called)) if called[i][0] is not called[i - 1][0])]
         count, share = np.empty((len(called), shapes)), np.empty((len(called), shapes))
         for index, (_, call) in enumerate(called):
-            count[index], share[index] = call.count, call.mean_share
-        return cls(lanes=[called[i][0] for i in first], first=first, count=count, mean_count=count * share)
+            count[index], share[index] = call.count, call.load_balance
+        return cls(phase_costs=[called[i][0] for i in first], first=first, count=count, mean_count=count * share)
 
     def sum(self, values: FloatArray, *, busiest: bool = True) -> FloatArray:
         """All calls of each lane, from one of each: `values` of all behind one another, [calls U] or [calls U, K].

@@ -39,11 +39,16 @@ from moemodel.model.records.calibration import Calibration, OperatorFit, Residua
 
 PRODUCTS = (Kind.GEMM, Kind.GROUPED_GEMM)
 ATTENTIONS = (Kind.ATTENTION, Kind.ATTENTION_FULL)
+# Of products: those that NVIDIA names typical of cuBLAS (Matrix Multiplication Background, section 2.3), without 256x64
+# and 64x256.
 TILES: tuple[tuple[int, int], ...] = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64))
 _TILE_NAMES: tuple[str, ...] = tuple(f"efficiency_{max(t)}x{min(t)}" for t in TILES)
-_LANES = 128  # SIMD lanes of an SM (float32): NVIDIA architecture whitepapers, Ampere and Hopper
+# SIMD lanes of an SM (float32): NVIDIA H100 whitepaper. An A100 has 64; a fitted issue efficiency takes up the ratio.
+_LANES = 128  # SIMD lanes of an SM, whatever the chip: an A100 has 64, and simulated efficiencies are made up anyhow
 ALIGNED = 8  # 16-bit elements in 16 bytes: what one asynchronous copy of an SM moves (Ampere tuning guide, 1.4.1)
-_QUERY_BLOCK = 128  # rows of queries that a flash attention kernel takes at once
+# Rows of queries that a kernel takes at once: flash-attention 2 on compute capability 8.0 and 9.0, heads 64 to 128 wide
+# (flash_fwd_launch_template.h, kBlockM).
+_QUERY_BLOCK = 128
 
 FEATURES: dict[str, tuple[str, ...]] = {
     "product": ("m", "n", "k", "batch"),
@@ -54,7 +59,7 @@ FEATURES: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chip:
+class RooflineChip:
     """What the forms need of a GPU.
 
     Attributes:
@@ -72,10 +77,10 @@ class Chip:
     clock_Hz: float
 
 
-def chip_of_calibration(calibration: Calibration) -> Chip:
+def chip_of_calibration(calibration: Calibration) -> RooflineChip:
     """The chip that a calibration's operator fits refer to."""
     p = {name: parameter.value for name, parameter in calibration.chip.items()}
-    return Chip(**p, clock_Hz=calibration.clock_reference_Hz)
+    return RooflineChip(**p, clock_Hz=calibration.clock_reference_Hz)
 
 
 def form_of(kind: Kind) -> str:
@@ -107,7 +112,7 @@ class OperatorTime:
 
 
 def operator_time(
-    fit: OperatorFit, chip: Chip, shape: Shape, clock_Hz_K: FloatArray, *, calls: int = 1
+    fit: OperatorFit, chip: RooflineChip, shape: Shape, clock_Hz_K: FloatArray, *, calls: int = 1
 ) -> OperatorTime:
     """Time of an operator at shapes (fields scalar or of length U) and clocks (length K).
 
@@ -146,7 +151,7 @@ def _uneven_error(fit: OperatorFit, shape: Shape) -> FloatArray:
 
 
 _PER_OCTAVE = 0.10  # assumed: log error grows by this for each doubling outside the measured range
-_HALF_OCTAVE = 0.5
+_HALF_OCTAVE = 0.5  # assumed: outside the measured range by less than a factor 1.4 counts as measured
 
 
 def time_at(p: Mapping[str, float], compute_s: FloatArray, memory_s: FloatArray, slowdown: FloatArray) -> FloatArray:
@@ -161,7 +166,7 @@ def _fixed_s(p: Mapping[str, float], slowdown: FloatArray) -> FloatArray:
 
 
 def parts(
-    kind: Kind, direction: Pass, p: Mapping[str, float], chip: Chip, shape: Shape, least: Work | None = None
+    kind: Kind, direction: Pass, p: Mapping[str, float], chip: RooflineChip, shape: Shape, least: Work | None = None
 ) -> tuple[FloatArray, FloatArray]:
     """Tc and Tm of each shape, s, each of length U; `least` is the work of a call, where it is known already."""
     least = work(kind, direction, shape) if least is None else least
@@ -186,7 +191,7 @@ def _output(direction: Pass, s: dict[str, FloatArray]) -> tuple[FloatArray, Floa
 
 
 def _product(
-    kind: Kind, direction: Pass, p: Mapping[str, float], chip: Chip, shape: Shape, least: Work
+    kind: Kind, direction: Pass, p: Mapping[str, float], chip: RooflineChip, shape: Shape, least: Work
 ) -> tuple[FloatArray, FloatArray]:
     s = shape.arrays()
     rows, columns, depth = _output(direction, s)
@@ -219,7 +224,7 @@ def _halvings(n: FloatArray, k: FloatArray) -> FloatArray:
     return np.asarray(odd)
 
 
-def _attention(p: Mapping[str, float], chip: Chip, shape: Shape, least: Work) -> tuple[FloatArray, FloatArray]:
+def _attention(p: Mapping[str, float], chip: RooflineChip, shape: Shape, least: Work) -> tuple[FloatArray, FloatArray]:
     s = shape.arrays()
     c = np.maximum(s["batch"] * s["heads"] * s["seq"] / _QUERY_BLOCK, 1.0) / chip.multiprocessors
     waves = (1 - p["quantisation"]) * np.maximum(c, 1.0) + p["quantisation"] * np.ceil(c)
@@ -229,7 +234,7 @@ def _attention(p: Mapping[str, float], chip: Chip, shape: Shape, least: Work) ->
     return np.asarray(compute_s), np.asarray(least.bytes_B / (chip.bandwidth_Bps * p["memory_efficiency"]))
 
 
-def _stream(p: Mapping[str, float], chip: Chip, least: Work) -> tuple[FloatArray, FloatArray]:
+def _stream(p: Mapping[str, float], chip: RooflineChip, least: Work) -> tuple[FloatArray, FloatArray]:
     cached = 1 / (1 + (least.bytes_B / (p["cache_size"] * chip.l2_B)) ** 2)
     slow = 1 / p["memory_efficiency"]
     fast = 1 / p["cache_efficiency"]

@@ -184,7 +184,7 @@ class AttentionBlock(Block):
             forward=hops,
             backward=2 * hops,
             overlap="always",
-            launch="tensor",
+            launch="tensor_parallel",
             forward_launches=hops,
             backward_launches=hops,
         )

@@ -169,7 +169,7 @@ class LayerComm:
     forward: FloatArray | float = 1.0
     backward: FloatArray | float = 1.0
     overlap: Literal["framework", "always", "never"] = "framework"
-    launch: Literal["tensor", "rows", "experts"] | None = None
+    launch: Literal["tensor_parallel", "sequence_parallel", "expert_parallel"] | None = None
     forward_launches: FloatArray | float = 0.0
     backward_launches: FloatArray | float = 0.0
     skew: FloatArray | None = None
@@ -278,7 +278,7 @@ def tensor_parallel(
         size_B=size_B,
         forward=forward,
         backward=backward,
-        launch="tensor" if collective == "all_reduce" else "rows",
+        launch="tensor_parallel" if collective == "all_reduce" else "sequence_parallel",
         forward_launches=cut * forward,
         backward_launches=cut * backward,
     )

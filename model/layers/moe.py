@@ -16,7 +16,7 @@ from moemodel.model.operators.work import Kind, Shape
 
 _F = 4.0  # bytes of a float32 element
 _I = 8.0  # bytes of an index
-_COUNT_B = 8.0  # of an expert: how many rows it gets
+_COUNT_B = 8.0  # of an expert: how many rows it gets, an int64 (profiler.backends.torch_native.operators.dispatch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +145,7 @@ class MoeBlock(Block):
             size_B=size_B if framework.dispatches_all_tokens else size_B / batch.tp,
             forward=2 * sends,
             backward=2 * sends,
-            launch="experts",
+            launch="expert_parallel",
             forward_launches=2 * sends,
             backward_launches=2 * sends,
             skew=skew,

@@ -27,13 +27,13 @@ from moemodel.model.core.documents import Strict, read_yaml
 from moemodel.model.core.errors import InputError
 from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.hardware.link import Link, links, read_link
-from moemodel.model.network.collectives import Collective, Network, moved, network_of
+from moemodel.model.network.collectives import Collective, Network, network_of, transfer_time_s
 from moemodel.model.network.nccl_tests import NcclTest, read_nccl_test
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.records.link_residuals import LinkCurve
 
 _SUFFIXES = (".yaml", ".yml")
-_LEAST_EFFICIENCY = 1e-4  # of a test whose times hardly depend on the size
+_LEAST_EFFICIENCY = 1e-4  # of a test whose times hardly depend on the size: keeps divisions finite, far below any link
 
 Count = Annotated[int, Field(gt=0, strict=True)]
 
@@ -158,17 +158,20 @@ def _with_tests(network: Network, collective: Collective, tests: Sequence[NcclTe
     if across:
         own = replace(
             bare,
-            across_starts_s={**bare.across_starts_s, collective: start_s},
-            across_efficiency={**bare.across_efficiency, collective: efficiency},
+            internode_launch_latencies_s={**bare.internode_launch_latencies_s, collective: start_s},
+            internode_efficiency={**bare.internode_efficiency, collective: efficiency},
         )
     else:
         own = replace(
             bare,
-            starts_s={**bare.starts_s, collective: start_s},
+            launch_latencies_s={**bare.launch_latencies_s, collective: start_s},
             efficiency={**bare.efficiency, collective: efficiency},
             # what held between nodes for want of a measurement there goes on to
-            across_starts_s={collective: bare.starts_s.get(collective, bare.start_s), **bare.across_starts_s},
-            across_efficiency={collective: bare.efficiency[collective], **bare.across_efficiency},
+            internode_launch_latencies_s={
+                collective: bare.launch_latencies_s.get(collective, bare.start_s),
+                **bare.internode_launch_latencies_s,
+            },
+            internode_efficiency={collective: bare.efficiency[collective], **bare.internode_efficiency},
         )
     curves = tuple(_curve(own, test) for test in tests)
     return replace(own, curves={**own.curves, collective: (*kept, *curves)})
@@ -200,10 +203,10 @@ def _fit(network: Network, test: NcclTest) -> tuple[float, float]:
     size_B, time_s = np.array(test.size_B), np.array(test.time_s)
     n, stride = _group(network, test)
     route = network.route(n, stride)
-    moved_s, steps = moved(test.collective, size_B, n.astype(np.float64), route)
+    moved_s, steps = transfer_time_s(test.collective, size_B, n.astype(np.float64), route)
     step_s = float(route.latency_s_G[0])
     if test.nodes == 1:
-        step_s = network.steps_s.get(test.collective, step_s)
+        step_s = network.hop_latencies_s.get(test.collective, step_s)
     spent_s = max(float(time_s[-1] - time_s[0]), _LEAST_EFFICIENCY * float(time_s[-1]))
     efficiency = max(float(moved_s[-1] - moved_s[0]) / spent_s, _LEAST_EFFICIENCY)
     start_s = float(time_s[0] - moved_s[0] / efficiency - steps[0] * step_s)

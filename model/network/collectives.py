@@ -74,13 +74,14 @@ class Network:
         efficiency: share of the bandwidth that each collective reaches.
         start_s: start of a collective, however small.
         overlap: share of communication that hides behind computation where the framework overlaps them.
-        starts_s, steps_s: start and step inside a node of collectives that were measured; others take `start_s` and
-            `node_latency_s`.
-        across_efficiency, across_starts_s: the same between nodes, where that was measured; else as inside.
+        launch_latencies_s, hop_latencies_s: start and step inside a node of collectives that were measured; others take
+            `start_s` and `node_latency_s`.
+        internode_efficiency, internode_launch_latencies_s: the same between nodes, where that was measured; else as
+            inside.
         curves: what the formula misses of each collective (see `link_curves`).
         overlaps, memory_overlaps: share that hides behind matrix products, and behind operators that memory bounds;
             others take `overlap`.
-        skew_share: of the excess of an all-to-all's busiest rank over the mean, what prolongs it; 1: all of it.
+        imbalance_penalty: of the excess of an all-to-all's busiest rank over the mean, what prolongs it; 1: all of it.
     """
 
     gpus_per_node: int
@@ -91,14 +92,14 @@ class Network:
     efficiency: dict[Collective, float]
     start_s: float
     overlap: float
-    starts_s: Mapping[Collective, float] = field(default_factory=dict)
-    steps_s: Mapping[Collective, float] = field(default_factory=dict)
-    across_efficiency: Mapping[Collective, float] = field(default_factory=dict)
-    across_starts_s: Mapping[Collective, float] = field(default_factory=dict)
+    launch_latencies_s: Mapping[Collective, float] = field(default_factory=dict)
+    hop_latencies_s: Mapping[Collective, float] = field(default_factory=dict)
+    internode_efficiency: Mapping[Collective, float] = field(default_factory=dict)
+    internode_launch_latencies_s: Mapping[Collective, float] = field(default_factory=dict)
     curves: Mapping[Collective, tuple[LinkCurve, ...]] = field(default_factory=dict)
     overlaps: Mapping[Collective, float] = field(default_factory=dict)
     memory_overlaps: Mapping[Collective, float] = field(default_factory=dict)
-    skew_share: float = 1.0
+    imbalance_penalty: float = 1.0
 
     def overlap_of(self, collective: Collective, *, memory_bound: bool = False) -> float:
         """Share of a collective that hides behind computation: behind products, or what memory bounds."""
@@ -107,7 +108,7 @@ class Network:
 
     def skewed_B(self, size_B: FloatArray, skew: FloatArray | float) -> FloatArray:
         """Size of the even all-to-all that takes as long as one whose busiest rank gets `skew` times the mean."""
-        return np.asarray(size_B * (1 + self.skew_share * (np.asarray(skew) - 1)))
+        return np.asarray(size_B * (1 + self.imbalance_penalty * (np.asarray(skew) - 1)))
 
     def route(self, ranks_G: IntArray, stride_G: IntArray) -> Route:
         """Routes of groups of `ranks` ranks, `stride` apart; ranks are numbered node by node."""
@@ -128,20 +129,20 @@ class Network:
         ranks: IntArray,
         route: Route,
         *,
-        across_share: FloatArray | float = 1.0,
+        internode_share: FloatArray | float = 1.0,
     ) -> FloatArray:
         """Time of a collective of `size_B` bytes (the full tensor) in each group; 0 for a group of one.
 
-        `across_share`: of an all-to-all, what goes between nodes over what would if every copy of a row did.
+        `internode_share`: of an all-to-all, what goes between nodes over what would if every copy of a row did.
         """
         n = ranks.astype(np.float64)
-        moved_s, steps = moved(collective, size_B, n, route, across_share=across_share)
+        moved_s, steps = transfer_time_s(collective, size_B, n, route, internode_share=internode_share)
         inside = route.local_G >= n
-        efficiency, start_s = self.efficiency[collective], self.starts_s.get(collective, self.start_s)
-        step_s = np.where(inside, self.steps_s.get(collective, self.node_latency_s), route.latency_s_G)
+        efficiency, start_s = self.efficiency[collective], self.launch_latencies_s.get(collective, self.start_s)
+        step_s = np.where(inside, self.hop_latencies_s.get(collective, self.node_latency_s), route.latency_s_G)
         formula_s = (
-            np.where(inside, start_s, self.across_starts_s.get(collective, start_s))
-            + moved_s / np.where(inside, efficiency, self.across_efficiency.get(collective, efficiency))
+            np.where(inside, start_s, self.internode_launch_latencies_s.get(collective, start_s))
+            + moved_s / np.where(inside, efficiency, self.internode_efficiency.get(collective, efficiency))
             + steps * step_s
         )
         return np.where(n > 1, formula_s * self._correction(collective, size_B, n, inside), 0.0)
@@ -157,21 +158,21 @@ class Network:
         if beyond:
             return np.where(inside, within, correction(beyond, size_B, n))
         # Between nodes the efficiency of a node's links is taken where none was measured, and so is its curve.
-        return np.where(inside, within, 1.0) if collective in self.across_efficiency else within
+        return np.where(inside, within, 1.0) if collective in self.internode_efficiency else within
 
 
-def moved(
+def transfer_time_s(
     collective: Collective,
     size_B: FloatArray,
     n: FloatArray,
     route: Route,
     *,
-    across_share: FloatArray | float = 1.0,
+    internode_share: FloatArray | float = 1.0,
 ) -> tuple[FloatArray, FloatArray]:
     """Time of a collective's bytes at full bandwidth, and the number of its steps, in each of G groups of `n` ranks."""
     if collective is Collective.ALL_TO_ALL:
         inside_s = (route.local_G - 1) / n * size_B / route.node_Bps_G
-        across_s = across_share * (n - route.local_G) / n * size_B / route.nic_Bps_G
+        across_s = internode_share * (n - route.local_G) / n * size_B / route.nic_Bps_G
         return np.maximum(inside_s, across_s), n - 1
     if collective is Collective.SEND_RECV:
         # one message takes one NIC, where a ring of collectives takes those of all its members
@@ -193,12 +194,12 @@ def network_of(calibration: Calibration, gpu: Gpu, gpus_per_node: int | None, in
         efficiency={c: p[f"efficiency_{c}"] for c in Collective},
         start_s=p["start_latency"],
         overlap=p["overlap"],
-        starts_s=_measured(p, "{}_start_latency"),
-        steps_s=_measured(p, "{}_step_latency"),
+        launch_latencies_s=_measured(p, "{}_start_latency"),
+        hop_latencies_s=_measured(p, "{}_step_latency"),
         curves={c: tuple(x for x in calibration.network.curves if x.collective == c) for c in Collective},
         overlaps=_measured(p, "{}_overlap"),
         memory_overlaps=_measured(p, "{}_memory_overlap"),
-        skew_share=p.get("skew_share", 1.0),
+        imbalance_penalty=p.get("skew_share", 1.0),
     )
 
 

@@ -26,4 +26,4 @@ class Call:
     shape: Shape
     phase: Phase
     count: FloatArray
-    mean_share: FloatArray | float = 1.0  # work of the mean rank over that of the busiest, whose shape this is
+    load_balance: FloatArray | float = 1.0  # work of the mean rank over that of the busiest, whose shape this is

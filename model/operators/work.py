@@ -143,7 +143,7 @@ def _attention(causal: bool) -> Callable[[dict[str, FloatArray], Pass], Work]:
         rows = s["batch"] * s["seq"] * s["head_dim"]
         return Work(
             flops=2 * products * pairs * s["head_dim"],
-            vector_ops=4.0 * pairs,
+            vector_ops=4.0 * pairs,  # scale, maximum, exponential, sum: assumed for either pass; for power alone
             bytes_B=_E * rows * (tensors_q * s["heads"] + tensors_kv * s["kv_heads"]),
         )
 
@@ -187,7 +187,9 @@ def _fb(forward: float, backward: float) -> dict[Pass, float]:
     return {Pass.FORWARD: forward * _E, Pass.BACKWARD: backward * _E}
 
 
-# Tensors touched per element, forward and backward, each once; float32 counts as two.
+# Tensors touched per element, forward and backward, each once; float32 counts as two. `ops` are about the
+# instructions of the formula: assumed, but an operator's fitted issue efficiency (time) and factor (power) take up what
+# they miss.
 _STREAMS: dict[Kind, _Stream] = {
     Kind.RMS_NORM: _Stream(elements=_mn, bytes_B=_fb(2, 3), ops=4),
     Kind.LAYER_NORM: _Stream(elements=_mn, bytes_B=_fb(2, 3), ops=6),

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.device.dvfs import Stretch, settled_clocks
+from moemodel.model.device.dvfs import PowerSegment, steady_state_clocks
 from moemodel.model.device.power import PowerModel
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.predict.phases import ByPhase, DeviceCosts, mean_clock_Hz
 from moemodel.model.predict.timeline import PipelineStep, Timeline
-from moemodel.model.step.system import Machine
+from moemodel.model.step.system import System
 
 
 def sustained_clocks(
@@ -24,7 +24,7 @@ def sustained_clocks(
     timeline: Timeline,
     clock_Hz_K: FloatArray,
     *,
-    machine: Machine,
+    machine: System,
     powers: Sequence[PowerModel],
     temperature_C: float | None,
 ) -> list[list[ByPhase[FloatArray]]]:
@@ -55,7 +55,7 @@ def total_power(power: PowerModel, dynamic_W: FloatArray, temperature_C: float |
     return power.steady(dynamic_W)
 
 
-def _limit_W(plans: PlanBatch, machine: Machine, power: PowerModel, *, steady: bool) -> FloatArray:
+def _limit_W(plans: PlanBatch, machine: System, power: PowerModel, *, steady: bool) -> FloatArray:
     """What power is held at, at most: by the cap and, in the steady state, by the temperature that slows the clock."""
     cap_W = machine.sustained_share * np.where(np.isinf(plans.power_cap_W), machine.power_limit_W, plans.power_cap_W)
     if not steady or power.thermal_C_per_W == 0:
@@ -70,7 +70,7 @@ def _power_profile(
     timeline: Timeline,
     power: PowerModel,
     temperature_C: float | None,
-) -> list[Stretch]:
+) -> list[PowerSegment]:
     """A step of a GPU as the governor sees it: all micro-batches but the last, a forward pass, a backward pass, the
     optimizer. What is neither (bubbles, links, waiting) counts for the passes, in proportion to their time.
 
@@ -81,14 +81,14 @@ def _power_profile(
         power: of the GPU, with `temperature_C` of its die, or None for the steady state.
     """
     m, step_s = pipe.m, timeline.step_s
-    tree_W = power.clocked_W(mean_clock_Hz(device))
-    dynamic_J = pipe.dynamic_J(index, device, timeline, power.link_W) + tree_W * step_s
+    clock_tree_W = power.clocked_W(mean_clock_Hz(device))
+    dynamic_J = pipe.dynamic_J(index, device, timeline, power.link_W) + clock_tree_W * step_s
     mean_W = dynamic_J / step_s
     idle_W = total_power(power, mean_W, temperature_C)[0] - mean_W
     forward, backward, optimizer = device.forward, device.backward, device.optimizer
     passes_s = forward.time_s + backward.time_s
     stretch = (step_s - optimizer.time_s) / (m * passes_s)
-    optimizer_J = optimizer.energy_J + tree_W * optimizer.time_s
+    optimizer_J = optimizer.energy_J + clock_tree_W * optimizer.time_s
     beside_W = (dynamic_J - optimizer_J) / (step_s - optimizer.time_s)
     passes_J = forward.energy_J + backward.energy_J  # none where power is not modelled
     spread = np.divide(beside_W * passes_s, passes_J, out=np.zeros_like(beside_W), where=passes_J > 0)
@@ -98,14 +98,14 @@ def _power_profile(
         (backward.time_s * stretch, backward.energy_J / backward.time_s * spread),
         (optimizer.time_s, optimizer_J / optimizer.time_s),
     ]
-    return [Stretch(time_s_PK=time, power_W_PK=watts + idle_W) for time, watts in parts]
+    return [PowerSegment(time_s_PK=time, power_W_PK=watts + idle_W) for time, watts in parts]
 
 
 def _governed(
-    profiles: list[list[Stretch]], clock_Hz_K: FloatArray, plans: PlanBatch, limit_W: FloatArray, machine: Machine
+    profiles: list[list[PowerSegment]], clock_Hz_K: FloatArray, plans: PlanBatch, limit_W: FloatArray, machine: System
 ) -> list[ByPhase[FloatArray]]:
     """Mean clock of each phase of each profile under the limit, and no higher than the plan asks."""
-    settled = settled_clocks(
+    settled = steady_state_clocks(
         [_joined(stretches) for stretches in zip(*profiles, strict=True)],
         clock_Hz_K,
         limit_W_P=limit_W,
@@ -125,11 +125,11 @@ def _governed(
     ]
 
 
-def _joined(stretches: Sequence[Stretch]) -> Stretch:
+def _joined(stretches: Sequence[PowerSegment]) -> PowerSegment:
     """The same stretch of several profiles, one behind another."""
     if len(stretches) == 1:
         return stretches[0]
-    return Stretch(
+    return PowerSegment(
         time_s_PK=np.concatenate([stretch.time_s_PK for stretch in stretches]),
         power_W_PK=np.concatenate([stretch.power_W_PK for stretch in stretches]),
     )

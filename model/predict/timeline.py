@@ -13,10 +13,10 @@ from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.predict.phases import DeviceCosts
 from moemodel.model.schedule.base import StageTimes
 from moemodel.model.schedule.pipeline_layout import Stage
-from moemodel.model.step.communication_groups import Behind
+from moemodel.model.step.communication_groups import OverlappableComm
 from moemodel.model.step.microbatch_comm import Exchange
 from moemodel.model.step.stage_cost import StageCost, StageCosts
-from moemodel.model.step.system import Machine
+from moemodel.model.step.system import System
 
 # Of the power of links, what a GPU draws that waits in a collective's kernel: 40 to 90 W above idle in six plans where
 # two H100 wait for each other or for the host, measured for this project in 2026; their links draw 158 W.
@@ -44,7 +44,7 @@ class Timeline:
 class PipelineStep:
     """Plans that share a pipeline: their stages' costs, and the step that they make together."""
 
-    def __init__(self, costs: StageCosts, pipeline: tuple[Stage, ...], machine: Machine) -> None:
+    def __init__(self, costs: StageCosts, pipeline: tuple[Stage, ...], machine: System) -> None:
         self.plans = costs.plans
         self.counts = [stage.count for stage in pipeline]
         self.costs = [costs.stage(stage) for stage in pipeline]
@@ -54,12 +54,12 @@ class PipelineStep:
         synchronizes = (p.tp > 1) | (p.pp > 1) | (p.ep > 1) | ((p.zero_stage > 0) & (p.dp * p.cp > 1))
         self._busy_waits = (synchronizes & machine.framework.busy_waits)[:, None]
 
-    def _launches_asynchronously(self, machine: Machine) -> BoolArray:
+    def _launches_asynchronously(self, machine: System) -> BoolArray:
         """Whether the host queues a step whatever the device has done of it, [P, 1]; else it waits in every pass."""
         framework = machine.framework
         alone = sum(self.counts) == 1 or framework.pipeline == "torch"
-        waits = np.logical_or.reduce([cost.wait_s > 0 for cost in self.costs])
-        return np.asarray(~waits & (alone and not framework.synchronizes_every_pass))
+        synchronizes_host = np.logical_or.reduce([cost.host_sync_s > 0 for cost in self.costs])
+        return np.asarray(~synchronizes_host & (alone and not framework.synchronizes_every_pass))
 
     def mean(self, values: list[FloatArray]) -> FloatArray:
         """Mean over the GPUs of a quantity given for each class of stages."""
@@ -89,7 +89,7 @@ class PipelineStep:
     def _exposed_step_s(self, devices: list[DeviceCosts]) -> FloatArray:
         """Of the stage that shows most, and messages that fill the pipeline."""
         exposed = [_exposed_of_step_s(cost, device) for cost, device in zip(self.costs, devices, strict=True)]
-        return np.asarray(np.maximum.reduce(exposed) + self.costs[0].way_s[:, None])
+        return np.asarray(np.maximum.reduce(exposed) + self.costs[0].pipeline_fill_comm_s[:, None])
 
     def _passes_s(self, forward: list[FloatArray], backward: list[FloatArray]) -> FloatArray:
         """All micro-batches of a step."""
@@ -113,11 +113,11 @@ class PipelineStep:
         more = [cost.host_exchange_s / (2 * self.m) for cost in self.costs]  # in a pass
         passes_s = self._passes_s(
             [
-                np.maximum(f, cost.host.forward_s + more_s) + cost.wait_s
+                np.maximum(f, cost.host.forward_s + more_s) + cost.host_sync_s
                 for f, cost, more_s in zip(forward, self.costs, more, strict=True)
             ],
             [
-                np.maximum(b, cost.host.backward_s + more_s) + cost.again_s
+                np.maximum(b, cost.host.backward_s + more_s) + cost.recompute_sync_s
                 for b, cost, more_s in zip(backward, self.costs, more, strict=True)
             ],
         )
@@ -153,19 +153,23 @@ class PipelineStep:
 
 def _split(exchange: Exchange, window_s: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Exposed and overlapped communication of a micro-batch beside its computation, which takes `window_s`."""
-    overlapped = _overlapped_s(exchange.behind, window_s)
-    return (exchange.exposed_s + exchange.behind.time_s)[:, None] - overlapped, overlapped
+    overlapped = _overlapped_s(exchange.overlappable, window_s)
+    return (exchange.exposed_s + exchange.overlappable.time_s)[:, None] - overlapped, overlapped
 
 
 def _exposed_of_step_s(cost: StageCost, device: DeviceCosts) -> FloatArray:
     """What computation does not hide of the exchange over data-parallel ranks (see `step.data_parallel`)."""
     exchange = cost.step_exchange
-    window_forward_s = exchange.forward_passes[:, None] * (1 - cost.forward_lead) * device.forward.time_s
-    window_backward_s = exchange.backward_passes[:, None] * (1 - cost.backward_lead) * device.backward.time_s
+    window_forward_s = (
+        exchange.forward_passes[:, None] * (1 - cost.unoverlappable_fraction_forward) * device.forward.time_s
+    )
+    window_backward_s = (
+        exchange.backward_passes[:, None] * (1 - cost.unoverlappable_fraction_backward) * device.backward.time_s
+    )
     overlapped = _overlapped_s(exchange.forward, window_forward_s) + _overlapped_s(exchange.backward, window_backward_s)
     return np.asarray(exchange.whole_s[:, None] - overlapped)
 
 
-def _overlapped_s(comm: Behind, window_s: FloatArray) -> FloatArray:
+def _overlapped_s(comm: OverlappableComm, window_s: FloatArray) -> FloatArray:
     """What costs no time of communication beside computation that takes `window_s`, [P, X]."""
-    return np.minimum(comm.free_s[:, None], window_s)
+    return np.minimum(comm.hideable_s[:, None], window_s)

@@ -52,9 +52,9 @@ class Parameter(Strict):
 
 def _checked(parameters: dict[str, Parameter], names: Names, part: str = "") -> dict[str, Parameter]:
     """The parameters of a part, if they are all there and none is unknown."""
-    mistake = names.mistake(parameters, (parameter.value for parameter in parameters.values()))
-    if mistake:
-        raise ValueError(f"{part}{mistake}")
+    validate_names = names.validate_names(parameters, (parameter.value for parameter in parameters.values()))
+    if validate_names:
+        raise ValueError(f"{part}{validate_names}")
     return parameters
 
 

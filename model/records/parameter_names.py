@@ -27,7 +27,7 @@ class Names:
     together: tuple[str, ...] = ()
     positive: tuple[str, ...] = ()
 
-    def mistake(self, found: Iterable[str], values: Iterable[float]) -> str | None:
+    def validate_names(self, found: Iterable[str], values: Iterable[float]) -> str | None:
         """What is wrong with parameters, and what is allowed; None: nothing."""
         given = dict(zip(found, values, strict=True))
         needed = self.together if any(name in given for name in self.together) else ()

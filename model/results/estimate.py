@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-INTERVAL = 0.9
+INTERVAL = 0.9  # probability that an interval holds the true value: a choice, 5 % are left on either side
 _Z = 1.6448536269514722  # standard normal quantile at 95 %: what 5 % on either side leave
 
 

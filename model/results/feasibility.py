@@ -18,18 +18,18 @@ from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import predict
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.schedule import registry as schedules
-from moemodel.model.step.system import Machine
+from moemodel.model.step.system import System
 
-_TERMS_NAMED = 3
-_CHANGES_NAMED = 4
+_TERMS_NAMED = 3  # largest of memory, in an error: what a person reads
+_CHANGES_NAMED = 4  # that would make it fit, or come nearest
 
 
-def fits(architecture: Architecture, plans: list[Plan], machine: Machine) -> NDArray[np.bool_]:
+def fits(architecture: Architecture, plans: list[Plan], machine: System) -> NDArray[np.bool_]:
     """Which of some plans fit in memory."""
     return predict(architecture, _batch(plans), machine).fits
 
 
-def refuse_too_large(plan: Plan, architecture: Architecture, machine: Machine, prediction: Prediction) -> None:
+def refuse_too_large(plan: Plan, architecture: Architecture, machine: System, prediction: Prediction) -> None:
     """Refuse a plan that doesn't fit in memory.
 
     Raises:
@@ -46,7 +46,7 @@ def refuse_too_large(plan: Plan, architecture: Architecture, machine: Machine, p
     )
 
 
-def _advice(plan: Plan, architecture: Architecture, machine: Machine, needed_B: float) -> str:
+def _advice(plan: Plan, architecture: Architecture, machine: System, needed_B: float) -> str:
     """Which single changes would make the plan fit, or at least smaller."""
     changes = dict(_changes(plan, architecture))
     if not changes:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from moemodel.model.device.thermal import thermal_model
 from moemodel.model.predict.predict import PricedPlans
 from moemodel.model.predict.prediction import Prediction
-from moemodel.model.step.system import Machine
+from moemodel.model.step.system import System
 
-WARMER_C = 10.0
+WARMER_C = 10.0  # about the width of the range that ASHRAE TC 9.9 recommends for inlet air, 18 to 27 C
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class InletSensitivity:
     temperature_C: float
 
 
-def predict_with_sensitivity(priced: PricedPlans, machine: Machine) -> tuple[Prediction, InletSensitivity | None]:
+def predict_with_sensitivity(priced: PricedPlans, machine: System) -> tuple[Prediction, InletSensitivity | None]:
     """A prediction, and what `WARMER_C` more would cost its first plan; None where temperature is not modelled.
 
     Args:

@@ -27,7 +27,7 @@ from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import predict
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
-from moemodel.model.step.system import machine_of
+from moemodel.model.step.system import system_of
 
 Row = Mapping[str, Any]
 
@@ -56,7 +56,7 @@ def known(value: Any) -> bool:
 # ---- measured -------------------------------------------------------------------------------------------------------
 
 
-def merged(rows: Sequence[Row]) -> dict[str, Any]:
+def reduce_ranks(rows: Sequence[Row]) -> dict[str, Any]:
     """One run, from the rows of its ranks."""
     if len(rows) == 1:
         return dict(rows[0])
@@ -83,7 +83,7 @@ def mean_of(runs: Sequence[Row]) -> dict[str, float | None]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AsRun:
+class PredictedQuantities:
     """The figures of a prediction that can be measured, by the names of `QUANTITIES`, SI units.
 
     Attributes:
@@ -97,7 +97,7 @@ class AsRun:
     host_share: float
 
 
-def predict_as_run(plan: Plan, calibration: Calibration, row: Row | None = None) -> AsRun:
+def predict_as_run(plan: Plan, calibration: Calibration, row: Row | None = None) -> PredictedQuantities:
     """What a run of a plan should have measured.
 
     Args:
@@ -115,7 +115,7 @@ def predict_as_run(plan: Plan, calibration: Calibration, row: Row | None = None)
     skew, temperature_C = row.get("expert_skew"), row.get("temperature_C")
     if known(skew):
         batch = replace(batch, skew=np.array([skew], dtype=np.float64))
-    machine = machine_of(plan, calibration)
+    machine = system_of(plan, calibration)
     one = predict(
         architecture_of(plan),
         batch,
@@ -127,7 +127,9 @@ def predict_as_run(plan: Plan, calibration: Calibration, row: Row | None = None)
     unknown = [*([] if calibration.power.points else ["energy", "power"]), *([] if has_clock else ["clock"])]
     values = {name: value for name, value in figures.items() if name not in unknown}
     spreads = {name: error for name, error in errors.items() if name in values}
-    return AsRun(values=values, spreads=spreads, host_share=float(one.host_wait_s[0] / one.step_time_s[0]))
+    return PredictedQuantities(
+        values=values, spreads=spreads, host_share=float(one.host_wait_s[0] / one.step_time_s[0])
+    )
 
 
 def _figures(one: Prediction) -> dict[str, float]:

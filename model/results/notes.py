@@ -9,15 +9,15 @@ from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.carbon import grid_intensity
-from moemodel.model.step.system import Machine
+from moemodel.model.step.system import System
 
-_SHARE_WORTH_SAYING = 0.01
-_CLOCK_TOLERANCE = 0.995
-_CLOCK_EXCESS = 1.01
-_HELD = 0.97  # of the power limit: mean of a step that it holds back; stretches of little power give some away
+_SHARE_WORTH_SAYING = 0.01  # of the device time outside what was measured: less hardly widens an interval
+_CLOCK_TOLERANCE = 0.995  # 10 MHz of an H100's 1980, less than a step of its clock
+_CLOCK_EXCESS = 1.01  # of the power cap: sustained loads settle within 1 % of it
+_HELD = 0.97  # assumed, of the power limit: mean of a step that it holds back; stretches of little power give some away
 
 
-def notes(plan: Plan, architecture: Architecture, machine: Machine, prediction: Prediction) -> tuple[str, ...]:
+def notes(plan: Plan, architecture: Architecture, machine: System, prediction: Prediction) -> tuple[str, ...]:
     """Notes on a prediction of one plan, a sentence or two each."""
     calibration = machine.calibration
     found = [
@@ -49,7 +49,7 @@ def _power(calibration: Calibration) -> str:
     )
 
 
-def _memory(machine: Machine, prediction: Prediction) -> str | None:
+def _memory(machine: System, prediction: Prediction) -> str | None:
     if bool(prediction.fits[0]):
         return None
     needed, held = float(prediction.memory_B[0]) / 1e9, machine.memory_B / 1e9
@@ -65,7 +65,7 @@ def _outside(prediction: Prediction) -> str | None:
     )
 
 
-def _clock(plan: Plan, machine: Machine, prediction: Prediction) -> str | None:
+def _clock(plan: Plan, machine: System, prediction: Prediction) -> str | None:
     """Whether the power limit keeps the clock below what was asked for."""
     asked_Hz = plan.clock.highest_Hz(machine.calibration.clock_range_Hz[1])
     kept_Hz = float(prediction.clock_Hz[0])
@@ -95,7 +95,7 @@ def _extrapolated_clock(calibration: Calibration, prediction: Prediction) -> str
 
 def _vocabulary(plan: Plan, architecture: Architecture) -> str | None:
     shard = architecture.vocab / plan.parallel.tp
-    if not architecture.has_head or shard % 8 == 0:
+    if not architecture.has_head or shard % 8 == 0:  # 16 bytes of 16-bit elements, as `model.device.roofline.ALIGNED`
         return None
     return (
         f"The vocabulary of {architecture.vocab} over tp {plan.parallel.tp} is no multiple of 8: its products "
@@ -136,7 +136,7 @@ def _positions(plan: Plan, architecture: Architecture) -> str | None:
     )
 
 
-def _links_in_node(plan: Plan, machine: Machine) -> str | None:
+def _links_in_node(plan: Plan, machine: System) -> str | None:
     parameters = machine.calibration.network.parameters.values()
     unmeasured = sorted({p.origin for p in parameters if p.origin in ("datasheet", "assumed")})
     if plan.cluster.gpus == 1 or not unmeasured:
@@ -144,7 +144,7 @@ def _links_in_node(plan: Plan, machine: Machine) -> str | None:
     return f"Some figures of the links inside a node are not measured ({', '.join(unmeasured)})."
 
 
-def _links_between_nodes(plan: Plan, machine: Machine) -> str | None:
+def _links_between_nodes(plan: Plan, machine: System) -> str | None:
     if plan.cluster.gpus <= machine.network.gpus_per_node:
         return None
     internode, link = machine.internode, machine.internode.link

@@ -25,7 +25,7 @@ from moemodel.model.results.estimate import INTERVAL, Estimate, finite
 from moemodel.model.results.feasibility import refuse_too_large
 from moemodel.model.results.inlet_sensitivity import InletSensitivity, predict_with_sensitivity
 from moemodel.model.results.notes import notes
-from moemodel.model.step.system import Machine, machine_of
+from moemodel.model.step.system import System, system_of
 
 _SECONDS_PER_HOUR = 3600.0
 
@@ -36,7 +36,7 @@ _OF_CLOCK = ("clock_Hz", "forward_clock_Hz", "backward_clock_Hz", "optimizer_clo
 
 
 @dataclass(frozen=True, kw_only=True)
-class Phase:
+class PhaseOutcome:
     """A part of a step: time of the mean GPU, energy of all GPUs, and the true SM clock while kernels run in it."""
 
     time_s: float
@@ -45,7 +45,7 @@ class Phase:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class RunTotals:
     """The whole training run.
 
     Attributes:
@@ -128,9 +128,9 @@ class Outcome:
     hidden_communication_s: float
     bubble_s: Estimate
     host_wait_s: float
-    phases: dict[str, Phase]
+    phases: dict[str, PhaseOutcome]
     outside: float
-    run: Run | None
+    run: RunTotals | None
     notes: tuple[str, ...]
 
     def share(self, time_s: float) -> float:
@@ -198,7 +198,7 @@ def outcome(plan: Plan, calibration: Calibration, *, even_if_it_does_not_fit: bo
     """
     architecture = architecture_of(plan)
     check_architecture(plan, architecture)
-    machine = machine_of(plan, calibration)
+    machine = system_of(plan, calibration)
     check_power_and_clock(plan, machine.gpu)
     priced = PricedPlans(architecture, batch_of(plan), machine)
     prediction, warmer = predict_with_sensitivity(priced, machine)
@@ -210,7 +210,7 @@ def outcome(plan: Plan, calibration: Calibration, *, even_if_it_does_not_fit: bo
 def _outcome(
     plan: Plan,
     architecture: Architecture,
-    machine: Machine,
+    machine: System,
     prediction: Prediction,
     warmer: InletSensitivity | None,
 ) -> Outcome:
@@ -284,24 +284,24 @@ def _largest_first(prediction: Prediction) -> dict[str, float]:
     return dict(sorted(terms.items(), key=lambda term: -term[1]))
 
 
-def _phases(p: Prediction) -> dict[str, Phase]:
+def _phases(p: Prediction) -> dict[str, PhaseOutcome]:
     idle_s = first(p.bubble_s) + first(p.host_wait_s)
     return {
         "forward": _computed(p.forward_s, p.forward_J, p.forward_clock_Hz),
         "backward": _computed(p.backward_s, p.backward_J, p.backward_clock_Hz),
         "optimizer": _computed(p.optimizer_s, p.optimizer_J, p.optimizer_clock_Hz),
-        "communication": Phase(
+        "communication": PhaseOutcome(
             time_s=first(p.exposed_communication_s), energy_J=first(p.communication_J), clock_Hz=None
         ),
-        "idle": Phase(time_s=idle_s, energy_J=first(p.idle_J), clock_Hz=None),
+        "idle": PhaseOutcome(time_s=idle_s, energy_J=first(p.idle_J), clock_Hz=None),
     }
 
 
-def _computed(time_s: FloatArray, energy_J: FloatArray, clock_Hz: FloatArray) -> Phase:
-    return Phase(time_s=first(time_s), energy_J=first(energy_J), clock_Hz=first(clock_Hz))
+def _computed(time_s: FloatArray, energy_J: FloatArray, clock_Hz: FloatArray) -> PhaseOutcome:
+    return PhaseOutcome(time_s=first(time_s), energy_J=first(energy_J), clock_Hz=first(clock_Hz))
 
 
-def _run(plan: Plan, tokens: float, step_s: Estimate, energy_J: Estimate, tokens_per_step: float) -> Run:
+def _run(plan: Plan, tokens: float, step_s: Estimate, energy_J: Estimate, tokens_per_step: float) -> RunTotals:
     """Totals of a run: the last step is a whole one."""
     site, gpus = plan.site, plan.cluster.gpus
     steps = math.ceil(tokens / tokens_per_step)
@@ -312,7 +312,7 @@ def _run(plan: Plan, tokens: float, step_s: Estimate, energy_J: Estimate, tokens
     bill = footprint(1.0, pue=site.pue, intensity_kg_per_kWh=grid, price_per_kWh=site.price_per_kWh)  # of one joule
     costs = [] if bill.cost is None else [at_gpus_J * bill.cost]
     costs += [] if site.gpu_hour_price is None else [hours * (gpus * site.gpu_hour_price)]
-    return Run(
+    return RunTotals(
         tokens=tokens,
         steps=steps,
         hours=hours,
@@ -323,12 +323,12 @@ def _run(plan: Plan, tokens: float, step_s: Estimate, energy_J: Estimate, tokens
     )
 
 
-def _phase_json(phase: Phase) -> dict[str, Any]:
+def _phase_json(phase: PhaseOutcome) -> dict[str, Any]:
     clock_MHz = None if phase.clock_Hz is None else finite(phase.clock_Hz * 1e-6)
     return {"time_s": phase.time_s, "energy_J": finite(phase.energy_J), "clock_MHz": clock_MHz}
 
 
-def _run_json(run: Run) -> dict[str, Any]:
+def _run_json(run: RunTotals) -> dict[str, Any]:
     return {
         "tokens": run.tokens,
         "steps": run.steps,

@@ -46,8 +46,8 @@ class PlanSchedules:
         """Where backward passes fall into those of inputs and those of weights, [P]."""
         return np.asarray(_SPLITS[self._kinds])
 
-    def waits(self, messages: Messages) -> BoolArray:
-        """Where stages wait so for messages, [P]."""
+    def exchange(self, messages: Messages) -> BoolArray:
+        """Where stages exchange messages so, [P]."""
         return np.array([schedule.messages is messages for schedule in _EVERY])[self._kinds]
 
     def makespan(self, times: StageTimes) -> FloatArray:

@@ -71,7 +71,7 @@ def _walk(schedule: Schedule, times: list[dict[str, FloatArray]], sizes: Sizes[i
     return np.asarray(np.maximum.reduce(free))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=256)  # entries hold all work of a schedule; so there are not many
 def _sequence(schedule: Schedule, sizes: Sizes[int]) -> tuple[tuple[int, Work, Work | None], ...]:
     """All work in an order in which it can be done: stage, work, and what else than the stage's last it needs."""
     orders = [schedule.order(stage, sizes) for stage in range(sizes.stages)]

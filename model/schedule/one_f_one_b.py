@@ -54,16 +54,16 @@ def slowest_stage(times: StageTimes, micro_batches: IntArray, *, filling: IntArr
         filling: how many times faster than by whole stages the pipeline fills and drains, [P, 1].
     """
     both = [f + b for f, b in zip(times.forward_s, times.backward_s, strict=True)]
-    total, behind = times.sum(both), sum(times.counts)
+    total, later = times.sum(both), sum(times.counts)
     before = np.zeros_like(total)
     longest = np.zeros_like(total)
     for f, b, t, count in zip(times.forward_s, times.backward_s, both, times.counts, strict=True):
         before = before + (count - 1) * t
-        behind -= count  # stages behind the last of this class
+        later -= count  # stages behind the last of this class
         after = total - before - t
-        warm = np.minimum(behind, micro_batches - 1)
+        warm = np.minimum(later, micro_batches - 1)
         fill, drain = np.maximum(0.0, after - warm * f), np.maximum(0.0, after - warm * b)
-        detour = np.where(micro_batches > behind + 1, fill + drain, np.maximum(fill, drain))
+        detour = np.where(micro_batches > later + 1, fill + drain, np.maximum(fill, drain))
         longest = np.maximum(longest, micro_batches * t + (before + detour) / filling)
         before = before + t
     return longest

@@ -2,7 +2,7 @@
 
 Layers are cut in order, as evenly as they go: chunk c of C begins at layer round(c L / C), halves rounded to even. The
 first stage also holds the embedding, the last one the head. Frameworks that count these ends as layers when they cut
-give the stages that hold them fewer (`CutWithEnds`). With `v` virtual stages, stage s holds the chunks s, s + pp,
+give the stages that hold them fewer (`PipelineLayout`). With `v` virtual stages, stage s holds the chunks s, s + pp,
 s + 2 pp, ... (Narayanan et al. 2021, section 2.2).
 """
 
@@ -34,20 +34,20 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CutWithEnds(Architecture):
+class PipelineLayout(Architecture):
     """An architecture whose ends a framework counts as so many layers when it cuts the model into stages.
 
     Megatron: one each under `account_for_embedding_in_pipeline_split` and `account_for_loss_in_pipeline_split`.
     """
 
-    embedding_layers: int = 0
-    head_layers: int = 0
+    account_for_embedding: int = 0
+    account_for_loss: int = 0
 
     @classmethod
-    def of(cls, architecture: Architecture, *, embedding: int, head: int) -> CutWithEnds:
+    def of(cls, architecture: Architecture, *, account_for_embedding: int, account_for_loss: int) -> PipelineLayout:
         """An architecture cut so."""
         own = {f.name: getattr(architecture, f.name) for f in fields(Architecture)}
-        return cls(**own, embedding_layers=embedding, head_layers=head)
+        return cls(**own, account_for_embedding=account_for_embedding, account_for_loss=account_for_loss)
 
 
 def distinct_layers(architecture: Architecture) -> tuple[Layer, ...]:
@@ -62,15 +62,15 @@ def layer_bounds(architecture: Architecture, chunks: int) -> tuple[int, ...]:
         architecture: its layers, an encoder's first, are counted from 0.
         chunks: pp x virtual stages.
     """
-    before, behind = 0, 0
-    if isinstance(architecture, CutWithEnds):
-        before, behind = architecture.embedding_layers, architecture.head_layers
+    before, after = 0, 0
+    if isinstance(architecture, PipelineLayout):
+        before, after = architecture.account_for_embedding, architecture.account_for_loss
     layers = len(architecture.layers)
-    counted = before + layers + behind
+    counted = before + layers + after
     return tuple(min(max(round(c * counted / chunks) - before, 0), layers) for c in range(chunks + 1))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=4096)  # far more pipelines than a search holds; entries are small
 def stages(architecture: Architecture, pp: int, virtual: int) -> tuple[Stage, ...]:
     """The classes of stages of a pipeline, in order of their first stage; the layers need not divide."""
     kinds = distinct_layers(architecture)

@@ -18,17 +18,18 @@ from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.feasibility import fits
-from moemodel.model.step.system import Machine, machine_of
+from moemodel.model.step.system import System, system_of
 
-_SEQUENCE = 4096
-_ENCODER_SEQUENCE = 512  # what T5 and Switch were trained with
-_TOKENS_PER_GPU = 2**16  # of a step: enough to keep a GPU busy for about a second
+_SEQUENCE = 4096  # tokens, where the architecture takes as many: Llama 2's (Touvron et al. 2023, table 1)
+_ENCODER_SEQUENCE = 512  # what T5 and Switch were trained with (Raffel et al. 2020, section 3.1.2)
+_TOKENS_PER_GPU = 2**16  # of a step: with a billion active parameters and 400 TFLOP/s, about a second (6 x 1e9 x 2**16)
 _TOKENS_PER_PARAMETER = 20.0  # of a run (Hoffmann et al. 2022, section 3)
+# Tried in this order. Powers of two, as heads, experts and GPUs of a node are; tp and ep stay within a node of 8 GPUs.
 _STAGES = (1, 2, 4, 8, 16)
 _RECOMPUTE = ("none", "full")
 _TENSOR = (1, 2, 4, 8)
 _EXPERT = (1, 2, 4, 8)
-_MICRO_BATCHES = (4, 2, 1)
+_MICRO_BATCHES = (4, 2, 1)  # sequences: the largest that fits is the most efficient
 
 
 def baseline_plan(architecture: str, gpu: str, gpus: int, calibration: Calibration) -> Plan:
@@ -44,7 +45,7 @@ def baseline_plan(architecture: str, gpu: str, gpus: int, calibration: Calibrati
     """
     model, device = read_architecture(architecture), read_gpu(gpu)
     plans = list(_candidates(architecture, model, device, gpus))
-    plan = first_that_fits(model, plans, machine_of(plans[0], calibration)) if plans else None
+    plan = first_that_fits(model, plans, system_of(plans[0], calibration)) if plans else None
     if plan is None:
         raise InfeasiblePlanError(
             f"{model.name} on {gpus} x {device.name}: none of {len(plans)} plans tried fits in memory; use more GPUs"
@@ -52,7 +53,7 @@ def baseline_plan(architecture: str, gpu: str, gpus: int, calibration: Calibrati
     return plan
 
 
-def first_that_fits(architecture: Architecture, plans: list[Plan], machine: Machine) -> Plan | None:
+def first_that_fits(architecture: Architecture, plans: list[Plan], machine: System) -> Plan | None:
     """The first of some plans that fits in memory."""
     fitting = np.flatnonzero(fits(architecture, plans, machine)) if plans else np.zeros(0, dtype=np.int64)
     return plans[int(fitting[0])] if fitting.size else None

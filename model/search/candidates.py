@@ -31,9 +31,9 @@ from moemodel.model.schedule import registry as schedules
 from moemodel.model.search.document import ClockRange, Search
 from moemodel.model.search.problem import SearchProblem
 
-_MICRO_BATCH = 64  # sequences
-_VIRTUAL = 8
-_CLOCKS = 10  # beside the governor's, where the search says "measured"
+_MICRO_BATCH = 64  # sequences; assumed to be beyond any best plan, a search may name more
+_VIRTUAL = 8  # assumed; published plans reach 12 (bench.studies.runs, MLPerf's GPT-3), a search may name more
+_CLOCKS = 10  # beside the governor's, where the search says "measured"; each is a prediction more of every plan
 _MOST_ROWS = 4_000_000  # legal plans at one clock: half a gigabyte of arrays, and minutes of prediction
 
 _NAMES_OF_RECOMPUTE = {int(value): name for name, value in RECOMPUTE.items()}

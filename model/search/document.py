@@ -31,7 +31,7 @@ from moemodel.model.schedule import registry as schedules
 
 T = TypeVar("T")
 
-_MOST_CLOCKS = 1000
+_MOST_CLOCKS = 1000  # of a range: an H100 has 110, so more is a typing error
 
 
 def _listed(value: Any) -> Any:
@@ -162,6 +162,7 @@ class Search(Strict):
         "over the range that the calibration measured",
     )
     limits: Annotated[Limits, BeforeValidator(_given)] = Limits()
+    # 20: as many as a person looks through; 0.05: assumed, what a user gives up in time for less energy
     keep: Count = Field(default=20, description="plans of the front to keep, the picks always among them")
     within_of_fastest: Annotated[float, Field(ge=0, strict=True)] = Field(
         default=0.05, description="how much slower than the fastest a pick may be, as a share of its step time"

@@ -14,7 +14,7 @@ import numpy as np
 
 from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
 
-_DIGITS = 10
+_DIGITS = 10  # later ones depend on the order of sums, and must not decide what is on the front
 
 
 def to_digits(values: FloatArray) -> FloatArray:

@@ -25,9 +25,9 @@ from moemodel.model.schedule.pipeline_layout import stages
 from moemodel.model.search.document import Search
 from moemodel.model.step.memory import Memory, MemoryModel, fullest
 from moemodel.model.step.stage_cost import distinct_rows
-from moemodel.model.step.system import Machine, machine_of
+from moemodel.model.step.system import System, system_of
 
-_SECONDS_PER_HOUR = 3600.0
+_SECONDS_PER_HOUR = 3600.0  # by definition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class SearchProblem:
 
     document: Search
     architecture: Architecture
-    machine: Machine
+    machine: System
 
 
 def problem_of(document: Search, calibration: Calibration) -> SearchProblem:
@@ -50,7 +50,7 @@ def problem_of(document: Search, calibration: Calibration) -> SearchProblem:
     plan = document.plan()  # on one GPU: it has no degrees that could be wrong
     architecture = architecture_of(plan)
     check_architecture(plan, architecture)
-    machine = machine_of(plan, calibration)
+    machine = system_of(plan, calibration)
     gpu = machine.gpu
     check_power_and_clock(plan, gpu)
     if calibration.power.points == 0:

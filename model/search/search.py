@@ -36,7 +36,7 @@ from moemodel.model.search.problem import SearchProblem, constraint_values, limi
 from moemodel.model.search.result import SCHEMA_VERSION, Counts, Entry, Figure, Refusal, SearchResult, entry_of, version
 from moemodel.model.search.state import PredictedPlans, SearchState
 
-_NEXT = 10  # plans behind the front that are kept
+_NEXT = 10  # plans behind the front that are kept, for a validation to run: one of them may be the best in truth
 _BATCH = 50_000  # plans predicted at once: about 0.1 GB; smaller batches price the same shapes again
 
 

@@ -20,7 +20,7 @@ from moemodel.model.search.pareto import pareto, to_digits
 from moemodel.model.search.problem import SearchProblem, limits_of, memory_of, summary
 from moemodel.model.step.memory import Memory
 
-_ROWS = 50_000  # plans whose memory is counted at once
+_ROWS = 50_000  # plans whose memory is counted at once, as `model.search.search` predicts them
 _MAIN_REASONS = 6  # that are named where nothing is feasible
 _TOP_K = 64  # fastest combinations remembered, whatever their clock, from which those on the front are then taken out
 

@@ -15,28 +15,30 @@ Group = tuple[IntArray, Route]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Behind:
+class OverlappableComm:
     """Communication that may run behind computation, s. [P].
 
     Attributes:
         time_s: alone.
-        free_s: of it, what costs no time where there is computation enough; the rest is what it slows that down by.
+        hideable_s: of it, what costs no time where there is computation enough; the rest is what it slows that down by.
     """
 
     time_s: FloatArray
-    free_s: FloatArray
+    hideable_s: FloatArray
 
     @classmethod
-    def none(cls, plans: int) -> Behind:
+    def none(cls, plans: int) -> OverlappableComm:
         """Nothing."""
-        return cls(time_s=np.zeros(plans), free_s=np.zeros(plans))
+        return cls(time_s=np.zeros(plans), hideable_s=np.zeros(plans))
 
-    def __add__(self, other: Behind) -> Behind:
-        return Behind(time_s=self.time_s + other.time_s, free_s=self.free_s + other.free_s)
+    def __add__(self, other: OverlappableComm) -> OverlappableComm:
+        return OverlappableComm(time_s=self.time_s + other.time_s, hideable_s=self.hideable_s + other.hideable_s)
 
-    def times(self, factor: FloatArray | float) -> Behind:
+    def times(self, factor: FloatArray | float) -> OverlappableComm:
         """That many of it."""
-        return Behind(time_s=np.asarray(self.time_s * factor), free_s=np.asarray(self.free_s * factor))
+        return OverlappableComm(
+            time_s=np.asarray(self.time_s * factor), hideable_s=np.asarray(self.hideable_s * factor)
+        )
 
 
 class Groups:
@@ -60,18 +62,18 @@ class Groups:
         size_B: FloatArray | float,
         group: Group,
         *,
-        across_share: FloatArray | float = 1.0,
+        internode_share: FloatArray | float = 1.0,
     ) -> FloatArray:
         """Time of a collective of so many bytes (of the full tensor) in each group; 0 in a group of one, [P].
 
-        `across_share`: of an all-to-all, what goes between nodes over what would if every copy of a row did.
+        `internode_share`: of an all-to-all, what goes between nodes over what would if every copy of a row did.
         """
         ranks, route = group
         if not (ranks > 1).any():
             return np.zeros(len(ranks))
         size_B = np.asarray(size_B, dtype=np.float64)
-        return self.network.time_s(collective, size_B, ranks, route, across_share=across_share)
+        return self.network.time_s(collective, size_B, ranks, route, internode_share=internode_share)
 
-    def behind(self, collective: Collective, time_s: FloatArray) -> Behind:
+    def overlappable(self, collective: Collective, time_s: FloatArray) -> OverlappableComm:
         """A collective of that time, behind computation."""
-        return Behind(time_s=time_s, free_s=self.network.overlap_of(collective) * time_s)
+        return OverlappableComm(time_s=time_s, hideable_s=self.network.overlap_of(collective) * time_s)

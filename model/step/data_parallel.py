@@ -31,28 +31,29 @@ from moemodel.model.core.arrays import FloatArray
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.network.collectives import Collective
 from moemodel.model.plan.batch import PlanBatch
-from moemodel.model.step.communication_groups import Behind, Group, Groups
+from moemodel.model.step.communication_groups import Group, Groups, OverlappableComm
 
 _BUCKET_B = 25 * 2**20  # torch.nn.parallel.DistributedDataParallel, bucket_cap_mb
 _TENSORS = 7  # of a dense layer, that may fill a bucket each: four of attention, three of a gated block
-_EXPERT_TENSORS = 2  # of an MoE layer
+_EXPERT_TENSORS = 2  # of an MoE layer: all experts' gate and up in one, and down (profiler.backends.torch_native.model)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Units:
+class FsdpUnits:
     """How a stage's parameters on one GPU fall into units that are exchanged together.
 
     Attributes:
         layers: how many layers there are.
         dense, expert: parameters of all layers: those that all data-parallel ranks share, and those of experts.
-        ends: of embedding, final norm and head; `late` of them those whose gradients come last in a backward pass.
+        ends: of embedding, final norm and head.
+        embedding_parameters: of these, those whose gradients come last in a backward pass.
     """
 
     layers: int
     dense: FloatArray
     expert: FloatArray
     ends: FloatArray
-    late: FloatArray
+    embedding_parameters: FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +67,8 @@ class StepExchange:
         units: of FSDP that are exchanged; `buckets` of DDP.
     """
 
-    forward: Behind
-    backward: Behind
+    forward: OverlappableComm
+    backward: OverlappableComm
     exposed_s: FloatArray
     forward_passes: FloatArray
     backward_passes: FloatArray
@@ -90,7 +91,7 @@ class StepExchange:
             buckets=self.buckets + other.buckets,
         )
 
-    def exposing(self, more_s: FloatArray) -> StepExchange:
+    def with_exposed(self, more_s: FloatArray) -> StepExchange:
         """With more that nothing hides."""
         return replace(self, exposed_s=self.exposed_s + more_s)
 
@@ -128,14 +129,14 @@ class DataParallel:
         self._forward_passes = np.where(self._zero >= 3, m, 1.0)
         self._backward_passes = np.where(self._zero >= 2, m, 1.0)
 
-    def step(self, units: Units) -> StepExchange:
+    def step(self, units: FsdpUnits) -> StepExchange:
         """Gradients, and from ZeRO 1 on parameters, of one stage in a step."""
         none = np.zeros_like(units.dense)
         shared = self._exchange(units, self._groups["data_parallel"])
-        experts = replace(units, dense=units.expert, ends=none, late=none)
+        experts = replace(units, dense=units.expert, ends=none, embedding_parameters=none)
         return shared + self._exchange(experts, self._groups["expert_data_parallel"], experts=True)
 
-    def _exchange(self, units: Units, group: Group, *, experts: bool = False) -> StepExchange:
+    def _exchange(self, units: FsdpUnits, group: Group, *, experts: bool = False) -> StepExchange:
         """Of `units.dense` and the ends."""
         reduced, sharded = self._reduced(units, group, experts=experts), self._sharded(units, group)
         whole = self._zero == 0
@@ -149,13 +150,17 @@ class DataParallel:
             buckets=np.where(whole, reduced.buckets, 0.0),
         )
 
-    def _reduced(self, units: Units, group: Group, *, experts: bool) -> StepExchange:
+    def _reduced(self, units: FsdpUnits, group: Group, *, experts: bool) -> StepExchange:
         """ZeRO 0. The last bucket holds half of one beside what comes last.
 
         Experts that other ranks have others of are left alone by DDP, and summed when all passes are done.
         """
         size_B = self._gradient_B * (units.dense + units.ends)
-        last_B = np.zeros_like(size_B) if experts else np.minimum(self._gradient_B * units.late + _BUCKET_B / 2, size_B)
+        last_B = (
+            np.zeros_like(size_B)
+            if experts
+            else np.minimum(self._gradient_B * units.embedding_parameters + _BUCKET_B / 2, size_B)
+        )
         if not self._reductions_hide:
             last_B = size_B
         else:
@@ -165,8 +170,8 @@ class DataParallel:
         behind_s = self._some(Collective.ALL_REDUCE, size_B - last_B, buckets, group)
         shown_s = self._some(Collective.ALL_REDUCE, last_B, 1.0, group)
         return StepExchange(
-            forward=Behind.none(len(size_B)),
-            backward=self._groups.behind(Collective.ALL_REDUCE, behind_s),
+            forward=OverlappableComm.none(len(size_B)),
+            backward=self._groups.overlappable(Collective.ALL_REDUCE, behind_s),
             exposed_s=shown_s,
             forward_passes=self._forward_passes,
             backward_passes=self._backward_passes,
@@ -174,7 +179,7 @@ class DataParallel:
             buckets=np.where(behind_s > 0, buckets, 0.0) + (shown_s > 0),
         )
 
-    def _sharded(self, units: Units, group: Group) -> StepExchange:
+    def _sharded(self, units: FsdpUnits, group: Group) -> StepExchange:
         """ZeRO 1 to 3. A pass gathers, and a pass scatters, each layer and the ends; one layer and the ends show."""
         layers, inner, ends = max(units.layers, 1), units.dense, units.ends
         if not (self._reductions_hide or self._gathers_hide):
@@ -187,9 +192,9 @@ class DataParallel:
             )
         )
         again = np.where(self._zero >= 3, self._forward_passes, 0.0)
-        gathered = self._groups.behind(Collective.ALL_GATHER, gather[0]).times(float(self._gathers_hide))
+        gathered = self._groups.overlappable(Collective.ALL_GATHER, gather[0]).times(float(self._gathers_hide))
         hides = np.where(self._late_scatter, 0.0, float(self._reductions_hide))
-        scattered = self._groups.behind(Collective.REDUCE_SCATTER, scatter[0]).times(hides)
+        scattered = self._groups.overlappable(Collective.REDUCE_SCATTER, scatter[0]).times(hides)
         forward = gathered.times(self._forward_passes * (layers - 1))
         backward = scattered.times(self._backward_passes * (layers - 1)) + gathered.times(again * layers)
         whole_s = (

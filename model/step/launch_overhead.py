@@ -6,7 +6,8 @@ two H100 with torch 2.11 in 2026, in calls. Of frameworks other than torch a col
 exchange over data-parallel ranks nothing.
 
 Fitted to plans of OPT-350M on the same machine, and assumed of others:
-    a gradient that is added to what is there (`workload.added`) costs 1.25 backward calls for each tensor
+    a gradient that is added to what is there (`layer_operators.accumulated_fraction`) costs 1.25 backward calls for
+        each tensor
     a unit of FSDP costs 5 % more for each tensor beyond the nine of the layer that was measured
     a pass that torch's runtime of schedules drives (interleaved, zero-bubble) costs as many calls as `_CALLS` says
 """
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.device.host_overhead import HostCost, HostModel
 
+# In calls of a mean operator: two H100 with torch 2.11 in 2026, see above.
 _CALLS: dict[str, float] = {
     "tensor_collective": 9.0,
     "tensor_collective_rows": 6.0,
@@ -33,53 +35,55 @@ _CALLS: dict[str, float] = {
     "fsdp_unit_quiet": 4.0,
     "ddp_bucket": 13.0,
 }
-_CALLS_OF_A_SUM = 1.25
-_TENSORS = 9.0  # of the layer that was measured as a unit of FSDP, and as a bucket of DDP
-_MORE_TENSORS = 0.05
+_CALLS_OF_A_SUM = 1.25  # of adding a gradient to what is there; fitted, see above
+_TENSORS = 9.0  # of the layer that was measured as a unit of FSDP, and as a bucket of DDP: 4 + 3 products, 2 norms
+_MORE_TENSORS = 0.05  # of a unit's cost, for each tensor beyond these; fitted, see above
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calls:
+class CollectiveLaunches:
     """What a block or pass queues beside its operators. [P].
 
     Attributes:
-        tensor: all-reduces over tensor-parallel ranks, and messages of context parallelism; `rows` all-gathers and
-            reduce-scatters of sequence parallelism.
-        experts: all-to-alls.
+        tensor_parallel: all-reduces over its ranks, and messages of context parallelism.
+        sequence_parallel: all-gathers and reduce-scatters over the same ranks.
+        expert_parallel: all-to-alls.
         messages: passes of a chunk that send and receive; `actions` those that torch's runtime of schedules drives.
     """
 
-    tensor: FloatArray
-    rows: FloatArray
-    experts: FloatArray
+    tensor_parallel: FloatArray
+    sequence_parallel: FloatArray
+    expert_parallel: FloatArray
     messages: FloatArray
     actions: FloatArray
 
     @classmethod
-    def none(cls, plans: int) -> Calls:
+    def none(cls, plans: int) -> CollectiveLaunches:
         """Nothing."""
         return cls(**{f.name: np.zeros(plans) for f in fields(cls)})
 
     @property
     def total(self) -> FloatArray:
         """All of them."""
-        return np.asarray(self.tensor + self.rows + self.experts + self.messages + self.actions)
+        return np.asarray(
+            self.tensor_parallel + self.sequence_parallel + self.expert_parallel + self.messages + self.actions
+        )
 
-    def __add__(self, other: Calls) -> Calls:
-        return Calls(
-            tensor=self.tensor + other.tensor,
-            rows=self.rows + other.rows,
-            experts=self.experts + other.experts,
+    def __add__(self, other: CollectiveLaunches) -> CollectiveLaunches:
+        return CollectiveLaunches(
+            tensor_parallel=self.tensor_parallel + other.tensor_parallel,
+            sequence_parallel=self.sequence_parallel + other.sequence_parallel,
+            expert_parallel=self.expert_parallel + other.expert_parallel,
             messages=self.messages + other.messages,
             actions=self.actions + other.actions,
         )
 
-    def times(self, factor: FloatArray | float) -> Calls:
+    def times(self, factor: FloatArray | float) -> CollectiveLaunches:
         """That many of it."""
-        return Calls(
-            tensor=np.asarray(self.tensor * factor),
-            rows=np.asarray(self.rows * factor),
-            experts=np.asarray(self.experts * factor),
+        return CollectiveLaunches(
+            tensor_parallel=np.asarray(self.tensor_parallel * factor),
+            sequence_parallel=np.asarray(self.sequence_parallel * factor),
+            expert_parallel=np.asarray(self.expert_parallel * factor),
             messages=np.asarray(self.messages * factor),
             actions=np.asarray(self.actions * factor),
         )
@@ -104,12 +108,12 @@ class ParallelHost:
         calls = _CALLS.get(block, _CALLS.get(f"{block}/{direction}", 0.0)) if self._measured else 1.0
         return calls * (self._call.forward_s if direction == "forward" else self._call.backward_s)
 
-    def queued_s(self, calls: Calls, direction: str) -> FloatArray:
+    def queued_s(self, calls: CollectiveLaunches, direction: str) -> FloatArray:
         """Of a micro-batch's collectives and messages in a pass, [P, 1]."""
         return np.asarray(
-            self._one_s("tensor_collective", direction) * calls.tensor[:, None]
-            + self._one_s("tensor_collective_rows", direction) * calls.rows[:, None]
-            + self._one_s("expert_exchange", direction) * calls.experts[:, None]
+            self._one_s("tensor_collective", direction) * calls.tensor_parallel[:, None]
+            + self._one_s("tensor_collective_rows", direction) * calls.sequence_parallel[:, None]
+            + self._one_s("expert_exchange", direction) * calls.expert_parallel[:, None]
             + self._one_s("pipeline_pass", direction) * calls.messages[:, None]
             + self._one_s("pipeline_action", direction) * calls.actions[:, None]
         )
@@ -137,12 +141,12 @@ class ParallelHost:
         """
         if not self._measured:
             return np.zeros((len(units), 1))
-        m, third = micro_batches[:, None], (zero >= 3)[:, None]
-        forward = np.where(third, m, 1.0) * self._one_s("fsdp_unit", "forward")
-        quiet = np.where(third, 0.0, m - 1) * self._one_s("fsdp_unit_quiet", "forward")
+        m, is_zero3 = micro_batches[:, None], (zero >= 3)[:, None]
+        forward = np.where(is_zero3, m, 1.0) * self._one_s("fsdp_unit", "forward")
+        quiet = np.where(is_zero3, 0.0, m - 1) * self._one_s("fsdp_unit_quiet", "forward")
         reduced = np.where((zero >= 2)[:, None], m, 1.0)
-        backward = np.where(third, m * self._one_s("fsdp_unit", "backward"), 0.0)
-        backward = backward + np.where(third, 0.0, reduced * self._one_s("fsdp_unit_kept", "backward"))
+        backward = np.where(is_zero3, m * self._one_s("fsdp_unit", "backward"), 0.0)
+        backward = backward + np.where(is_zero3, 0.0, reduced * self._one_s("fsdp_unit_kept", "backward"))
         quiet = quiet + np.where((zero >= 2)[:, None], 0.0, m - 1) * self._one_s("fsdp_unit_quiet", "backward")
         step_s = self._host.block_s("fsdp_unit/step") or 0.0
         full = np.where(buckets > 0, np.maximum(buckets, tensors / _TENSORS), 0.0)

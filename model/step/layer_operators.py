@@ -23,7 +23,7 @@ from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.recompute import Recompute
 
 
-def in_buckets(plans: PlanBatch, framework: Framework) -> BoolArray:
+def gradients_in_ddp_buckets(plans: PlanBatch, framework: Framework) -> BoolArray:
     """Where gradients stay in DDP's buckets from step to step, [P]: not where torch splits backward passes in two."""
     split = (plans.pp > 1) & plans.schedules.splits_backward
     return np.asarray(
@@ -31,10 +31,10 @@ def in_buckets(plans: PlanBatch, framework: Framework) -> BoolArray:
     )
 
 
-def added(plans: PlanBatch, framework: Framework) -> FloatArray:
+def accumulated_fraction(plans: PlanBatch, framework: Framework) -> FloatArray:
     """Share of the micro-batches whose gradients are added to what is there; the first one's only in buckets, [P]."""
     m = plans.micro_batches
-    return np.where(in_buckets(plans, framework), 1.0, (m - 1) / m)
+    return np.where(gradients_in_ddp_buckets(plans, framework), 1.0, (m - 1) / m)
 
 
 class Workload:
@@ -102,8 +102,8 @@ class Workload:
     # ---- parameters -------------------------------------------------------------------------------------------------
 
     def accumulate(self, parameters: FloatArray) -> list[Call]:
-        """Adding a micro-batch's gradients to those before it (`added`)."""
-        count = added(self.plans, self.framework)
+        """Adding a micro-batch's gradients to those before it (`accumulated_fraction`)."""
+        count = accumulated_fraction(self.plans, self.framework)
         return [_call(Kind.ACCUMULATE, Pass.BACKWARD, Shape(m=parameters), Phase.BACKWARD, count)]
 
     def copies(self, layers: FloatArray, ends: FloatArray) -> list[Call]:
@@ -137,7 +137,7 @@ class Workload:
             _call(Kind.GRAD_NORM, Pass.STEP, Shape(m=owned), Phase.OPTIMIZER, self._one),
             _call(kind, Pass.STEP, Shape(m=owned), Phase.OPTIMIZER, self._one),
         ]
-        kept = in_buckets(self.plans, self.framework).astype(np.float64)
+        kept = gradients_in_ddp_buckets(self.plans, self.framework).astype(np.float64)
         if kept.any():  # filled with zeros: half the bytes of a copy
             calls.append(_call(Kind.COPY, Pass.FORWARD, Shape(m=owned / 2), Phase.OPTIMIZER, kept))
         return calls
@@ -159,6 +159,6 @@ def _call(
     shape: Shape,
     phase: Phase,
     count: FloatArray,
-    mean_share: FloatArray | float = 1.0,
+    load_balance: FloatArray | float = 1.0,
 ) -> Call:
-    return Call(kind=kind, direction=direction, shape=shape, phase=phase, count=count, mean_share=mean_share)
+    return Call(kind=kind, direction=direction, shape=shape, phase=phase, count=count, load_balance=load_balance)

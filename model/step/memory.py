@@ -34,8 +34,13 @@ from moemodel.model.plan.mesh import ParallelMesh
 from moemodel.model.plan.recompute import Recompute
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
-from moemodel.model.step.data_parallel import Units
-from moemodel.model.step.sharded_memory import Held, Parts, held_by_others, held_by_torch
+from moemodel.model.step.data_parallel import FsdpUnits
+from moemodel.model.step.sharded_memory import (
+    ParameterCounts,
+    ResidentStates,
+    ddp_fsdp2_states,
+    distributed_optimizer_states,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,15 +109,15 @@ class MemoryModel:
         """Routed experts of a layer on one rank."""
         return np.asarray(p.routed / (self.batch.etp * self.batch.ep))
 
-    def units(self, stage: Stage) -> Units:
+    def units(self, stage: Stage) -> FsdpUnits:
         """The same, as it is exchanged."""
         shard, ends = self.shard(stage), self._ends(stage)
-        return Units(
+        return FsdpUnits(
             layers=sum(stage.layers),
             dense=shard.dense - ends,
             expert=shard.expert,
             ends=ends,
-            late=self._first_end(stage),
+            embedding_parameters=self._first_end(stage),
         )
 
     def _first_end(self, stage: Stage) -> FloatArray:
@@ -150,7 +155,7 @@ class MemoryModel:
         """Parameters that one GPU updates in the optimizer step."""
         return np.where(self.plans.zero_stage >= 1, self._sharded(shard), shard.total)
 
-    def _held(self, stage: Stage, shard: Shard, several: BoolArray) -> Held:
+    def _held(self, stage: Stage, shard: Shard, accumulating: BoolArray) -> ResidentStates:
         """Gradients, and parameters that are gathered."""
         alone = self.expert_copies == 1  # experts that no other rank has are not sharded
         layers = [np.zeros(len(self.plans))]
@@ -158,19 +163,19 @@ class MemoryModel:
             if count:
                 p = layer_parameters(kind, self.architecture.hidden)
                 layers.append(self._dense(p) + np.where(alone, 0.0, self._expert(p)))
-        parts = Parts(
+        parts = ParameterCounts(
             whole=shard.total,
             sharded=self._sharded(shard),
             gathered=shard.dense + np.where(alone, 0.0, shard.expert),
             ends=self._ends(stage),
             layer=np.maximum.reduce(layers),
         )
-        held = held_by_torch if self.framework.data_parallel == "ddp-fsdp2" else held_by_others
+        held = ddp_fsdp2_states if self.framework.data_parallel == "ddp-fsdp2" else distributed_optimizer_states
         return held(
             parts,
             zero=self.plans.zero_stage,
             shared=self.mesh.data_parallel_group.size > 1,
-            several=several,
+            accumulating=accumulating,
             gradient_B=self.recipe.gradient_B,
             weight_B=self.recipe.weight_B,
         )
@@ -222,6 +227,7 @@ class MemoryModel:
         # half as much again is kept of a micro-batch whose weight gradients are put off
         activations = (flight + 0.5 * self.plans.schedules.deferred(stage.first)) * per_micro_batch
         loss = self._losses(stage)
+        # assumed: gradients that live at once are half of a layer's tensors
         again = np.where(self.plans.recompute == Recompute.FULL, working, 0.5 * working)
         earlier = activations - per_micro_batch
         none = np.zeros(len(self.plans))

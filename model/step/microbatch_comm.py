@@ -38,10 +38,10 @@ from moemodel.model.network.collectives import Collective, Network
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.recompute import Recompute
 from moemodel.model.schedule.base import Messages
-from moemodel.model.step.communication_groups import Behind, Group, Groups
-from moemodel.model.step.launch_overhead import Calls
+from moemodel.model.step.communication_groups import Group, Groups, OverlappableComm
+from moemodel.model.step.launch_overhead import CollectiveLaunches
 
-_KINDS = tuple(f.name for f in fields(Calls))
+_KINDS = tuple(f.name for f in fields(CollectiveLaunches))
 # Of each axis, the collective whose measured overlap stands for all of its communication.
 _MOSTLY = {
     "tp": Collective.ALL_REDUCE,
@@ -57,18 +57,18 @@ class Exchange:
 
     Attributes:
         exposed_s: time that nothing hides.
-        behind: what may hide behind computation.
+        overlappable: what may hide behind computation.
         calls: what the host queues.
     """
 
     exposed_s: FloatArray
-    behind: Behind
-    calls: Calls
+    overlappable: OverlappableComm
+    calls: CollectiveLaunches
 
     def __add__(self, other: Exchange) -> Exchange:
         return Exchange(
             exposed_s=self.exposed_s + other.exposed_s,
-            behind=self.behind + other.behind,
+            overlappable=self.overlappable + other.overlappable,
             calls=self.calls + other.calls,
         )
 
@@ -76,7 +76,7 @@ class Exchange:
         """That many of it."""
         return Exchange(
             exposed_s=np.asarray(self.exposed_s * factor),
-            behind=self.behind.times(factor),
+            overlappable=self.overlappable.times(factor),
             calls=self.calls.times(factor),
         )
 
@@ -101,14 +101,16 @@ class Communication:
         self.batch = MicroBatch.of(plans, framework, precision)
         self._again = (plans.recompute == Recompute.FULL).astype(np.float64)
 
-    def _calls(self, **kinds: FloatArray) -> Calls:
+    def _calls(self, **kinds: FloatArray) -> CollectiveLaunches:
         """So many of some kinds, none of the others."""
         none = np.zeros(len(self.plans))
-        return Calls(**dict.fromkeys(_KINDS, none) | kinds)
+        return CollectiveLaunches(**dict.fromkeys(_KINDS, none) | kinds)
 
     def none(self) -> Exchange:
         zeros = np.zeros(len(self.plans))
-        return Exchange(exposed_s=zeros, behind=Behind.none(len(zeros)), calls=Calls.none(len(zeros)))
+        return Exchange(
+            exposed_s=zeros, overlappable=OverlappableComm.none(len(zeros)), calls=CollectiveLaunches.none(len(zeros))
+        )
 
     # ---- blocks ---------------------------------------------------------------------------------------------------
 
@@ -145,8 +147,8 @@ class Communication:
         """Of one collective, [P]."""
         size_B = comm.size_B if comm.skew is None else self.network.skewed_B(comm.size_B, comm.skew)
         once = comm.experts_per_token is not None and self.framework.dispatches_once_a_node
-        share = self._across_share(comm.experts_per_token or 1.0) if once else 1.0
-        return self.groups.time_s(Collective(comm.collective), size_B, group, across_share=share)
+        internode_share = self._internode_share(comm.experts_per_token or 1.0) if once else 1.0
+        return self.groups.time_s(Collective(comm.collective), size_B, group, internode_share=internode_share)
 
     def _exchange(self, comm: LayerComm, time_s: FloatArray, launches: FloatArray | float) -> Exchange:
         """A collective's time, hidden by computation or not, and what the host queues for it."""
@@ -155,11 +157,13 @@ class Communication:
         overlaps = comm.overlap == "always" or (comm.overlap == "framework" and comm.axis in self.framework.overlapped)
         return Exchange(
             exposed_s=none if overlaps else time_s,
-            behind=self.groups.behind(_MOSTLY[comm.axis], time_s) if overlaps else Behind.none(len(none)),
+            overlappable=self.groups.overlappable(_MOSTLY[comm.axis], time_s)
+            if overlaps
+            else OverlappableComm.none(len(none)),
             calls=self._calls(**queued),
         )
 
-    def _across_share(self, experts_per_token: float) -> FloatArray:
+    def _internode_share(self, experts_per_token: float) -> FloatArray:
         """Nodes that a token's experts lie on over its experts, if they fall evenly: `N (1 - (1 - 1/N)^k) / k`."""
         ranks, route = self.groups["ep"]
         nodes = np.maximum(ranks / route.local_G, 1.0)
@@ -167,7 +171,7 @@ class Communication:
             nodes = np.minimum(nodes, self.framework.node_limit)
         return np.asarray(nodes * (1 - (1 - 1 / nodes) ** experts_per_token) / experts_per_token)
 
-    def tied(self, vocab_parameters: float, gradient_B: float) -> FloatArray:
+    def embedding_grad_all_reduce(self, vocab_parameters: float, gradient_B: float) -> FloatArray:
         """Gradients of a tied embedding, summed between the first and the last stage, once a step."""
         size = gradient_B * vocab_parameters / self.plans.tp
         ranks, route = self.groups["pp"]
@@ -186,7 +190,7 @@ class Communication:
         size_B = self.batch.element_size_B * self.batch.sequence_parallel_tokens * self.architecture.hidden
         return self.groups.time_s(Collective.SEND_RECV, size_B, self.groups["pp"])
 
-    def boundary(self, *, first: bool, last: bool) -> tuple[Exchange, Exchange]:
+    def pipeline_p2p(self, *, first: bool, last: bool) -> tuple[Exchange, Exchange]:
         """What a stage's forward and backward pass of one micro-batch send and receive.
 
         Args:
@@ -198,15 +202,15 @@ class Communication:
         if self.framework.pipeline != "torch":
             both = self._between_stages(sent * self.plans.virtual_stages, passes)
             return both, both
-        before = self.plans.schedules.waits(Messages.BEFORE_A_PASS)
-        behind_it = self.plans.schedules.waits(Messages.BEHIND_A_PASS)
+        before = self.plans.schedules.exchange(Messages.BEFORE_A_PASS)
+        behind_it = self.plans.schedules.exchange(Messages.BEHIND_A_PASS)
         forward = np.where(before, sent * (not first), np.where(behind_it, sent * (not last), 0.0))
         backward = np.where(before, sent * (not last), np.where(behind_it, sent * (not first), 0.0))
-        none, waits = Behind.none(len(sent)), before | behind_it
-        calls = self._calls(messages=passes * waits, actions=passes * ~waits)
+        none, waits_for_them = OverlappableComm.none(len(sent)), before | behind_it
+        calls = self._calls(messages=passes * waits_for_them, actions=passes * ~waits_for_them)
         return (
-            Exchange(exposed_s=forward, behind=none, calls=calls),
-            Exchange(exposed_s=backward, behind=none, calls=calls),
+            Exchange(exposed_s=forward, overlappable=none, calls=calls),
+            Exchange(exposed_s=backward, overlappable=none, calls=calls),
         )
 
     def _between_stages(self, time_s: FloatArray, passes: FloatArray) -> Exchange:
@@ -215,16 +219,18 @@ class Communication:
         overlaps = "pp" in self.framework.overlapped
         return Exchange(
             exposed_s=none if overlaps else time_s,
-            behind=self.groups.behind(_MOSTLY["pp"], time_s) if overlaps else Behind.none(len(none)),
+            overlappable=self.groups.overlappable(_MOSTLY["pp"], time_s)
+            if overlaps
+            else OverlappableComm.none(len(none)),
             calls=self._calls(messages=passes),
         )
 
-    def way_s(self) -> FloatArray:
+    def pipeline_fill_comm_s(self) -> FloatArray:
         """Messages on the way of the first micro-batch to the last chunk and of the last one's gradient back, where
         those of the others run behind computation.
         """
         if self.framework.pipeline != "torch":
             return np.zeros(len(self.plans))
         p = self.plans
-        overlapped = p.schedules.waits(Messages.OVERLAPPED)
+        overlapped = p.schedules.exchange(Messages.OVERLAPPED)
         return np.where(overlapped, 2 * (p.pp * p.virtual_stages - 1) * self._message(), 0.0)

@@ -28,7 +28,7 @@ from moemodel.model.core.arrays import FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
+class ResidentStates:
     """Bytes at the beginning of a backward pass, at its end, and in the optimizer step. [P] each.
 
     Attributes:
@@ -40,7 +40,7 @@ class Held:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
+class ParameterCounts:
     """Parameters on one GPU, [P].
 
     Attributes:
@@ -55,15 +55,15 @@ class Parts:
     layer: FloatArray
 
 
-def held_by_torch(
-    parts: Parts,
+def ddp_fsdp2_states(
+    parts: ParameterCounts,
     *,
     zero: NDArray[np.int64],
     shared: NDArray[np.bool_],
-    several: NDArray[np.bool_],
+    accumulating: NDArray[np.bool_],
     gradient_B: float,
     weight_B: float,
-) -> Held:
+) -> ResidentStates:
     """Under DDP and FSDP2.
 
     Args:
@@ -75,16 +75,16 @@ def held_by_torch(
     zero = np.where(shared, zero, 0)
     none = np.zeros_like(parts.whole)
     whole, sharded = gradient_B * parts.whole, gradient_B * parts.sharded
-    before = np.where(several, np.choose(zero, [whole, whole, sharded, sharded]), 0.0)
+    before = np.where(accumulating, np.choose(zero, [whole, whole, sharded, sharded]), 0.0)
     on_the_way = gradient_B * (parts.ends + 2 * parts.layer)
     some = weight_B * (parts.ends + 2 * parts.layer)
     everything = weight_B * parts.gathered
-    remaining = np.where(several, everything, some)
+    remaining = np.where(accumulating, everything, some)
     scattered = sharded + on_the_way
-    return Held(
+    return ResidentStates(
         gradients_B=(
             np.where(shared & (zero == 0), whole, before),
-            np.choose(zero, [whole, np.where(several, whole, scattered), scattered, scattered]),
+            np.choose(zero, [whole, np.where(accumulating, whole, scattered), scattered, scattered]),
             np.where(zero == 0, whole, sharded),
         ),
         gathered_B=(
@@ -98,20 +98,20 @@ def held_by_torch(
     )
 
 
-def held_by_others(
-    parts: Parts,
+def distributed_optimizer_states(
+    parts: ParameterCounts,
     *,
     zero: NDArray[np.int64],
     shared: NDArray[np.bool_],
-    several: NDArray[np.bool_],
+    accumulating: NDArray[np.bool_],
     gradient_B: float,
     weight_B: float,
-) -> Held:
-    """Under other frameworks; arguments as `held_by_torch`."""
+) -> ResidentStates:
+    """Under other frameworks; arguments as `ddp_fsdp2_states`."""
     gradients = gradient_B * np.where(zero >= 2, parts.sharded, parts.whole)
     largest = np.maximum(parts.ends, parts.layer)
     gathered = np.where((zero >= 3) & shared, (2 * weight_B + gradient_B) * largest, 0.0)
-    return Held(
-        gradients_B=(np.where(several, gradients, 0.0), gradients, gradients),
+    return ResidentStates(
+        gradients_B=(np.where(accumulating, gradients, 0.0), gradients, gradients),
         gathered_B=(gathered, gathered, gathered),
     )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.device.host_overhead import HostCost, HostModel
-from moemodel.model.device.operator_cost import Lane, Pricer
+from moemodel.model.device.operator_cost import OperatorCostModel, PhaseCost
 from moemodel.model.device.power import PowerModel
 from moemodel.model.device.roofline import chip_of_calibration
 from moemodel.model.layers.base import MicroBatch
@@ -25,14 +25,14 @@ from moemodel.model.operators.calls import Phase
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.recompute import Recompute
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
-from moemodel.model.step.data_parallel import DataParallel, StepExchange, Units
+from moemodel.model.step.data_parallel import DataParallel, FsdpUnits, StepExchange
 from moemodel.model.step.launch_overhead import ParallelHost
-from moemodel.model.step.layer_operators import Workload, added
+from moemodel.model.step.layer_operators import Workload, accumulated_fraction
 from moemodel.model.step.memory import Memory, MemoryModel, fullest
 from moemodel.model.step.microbatch_comm import Communication, Exchange
-from moemodel.model.step.system import Machine
+from moemodel.model.step.system import System
 
-_CALLS_OF_A_WAIT = 2.0  # of the host: reading what it waited for, and queueing what uses it
+_CALLS_OF_A_WAIT = 2.0  # assumed, of the host: reading what it waited for, and queueing what uses it
 
 
 @dataclass(kw_only=True)
@@ -43,29 +43,30 @@ class StageCost:
         forward, backward: device lanes of one micro-batch.
         optimizer: device lane of one step.
         forward_exchange, backward_exchange: communication of one micro-batch.
-        step_exchange: communication of one step (gradients, parameters); `forward_lead` and `backward_lead` the shares
-            of a pass that are over when the first of it may begin, [P, 1].
+        step_exchange: communication of one step (gradients, parameters).
+        unoverlappable_fraction_forward, unoverlappable_fraction_backward: shares of a pass that are over when the first
+            of that may begin, [P, 1].
         host: host time of one micro-batch, [P, 1]; `host_exchange_s` of a step's exchange, which falls into its passes;
             `host_step_s` of the optimizer.
-        wait_s: that the device stands idle in a forward pass after the host waited for it, [P, 1]; `again_s` in a
-            backward pass, which recomputes.
-        way_s: messages on a micro-batch's way through the pipeline that nothing hides, once a step, [P].
+        host_sync_s: that the device stands idle in a forward pass after the host waited for it, [P, 1].
+        recompute_sync_s: the same in a backward pass, which recomputes.
+        pipeline_fill_comm_s: messages on a micro-batch's way through the pipeline that nothing hides, once a step, [P].
     """
 
-    forward: Lane
-    backward: Lane
-    optimizer: Lane
+    forward: PhaseCost
+    backward: PhaseCost
+    optimizer: PhaseCost
     forward_exchange: Exchange
     backward_exchange: Exchange
     step_exchange: StepExchange
-    forward_lead: FloatArray
-    backward_lead: FloatArray
+    unoverlappable_fraction_forward: FloatArray
+    unoverlappable_fraction_backward: FloatArray
     host: HostCost
     host_exchange_s: FloatArray
     host_step_s: float
-    wait_s: FloatArray
-    again_s: FloatArray
-    way_s: FloatArray
+    host_sync_s: FloatArray
+    recompute_sync_s: FloatArray
+    pipeline_fill_comm_s: FloatArray
 
     @property
     def weight_share(self) -> FloatArray:
@@ -81,7 +82,7 @@ class BlockCosts:
         architecture: Architecture,
         plans: PlanBatch,
         *,
-        machine: Machine,
+        machine: System,
         power: PowerModel,
         clock_Hz_K: FloatArray,
     ) -> None:
@@ -91,7 +92,7 @@ class BlockCosts:
         self.machine = machine
         self.kinds = distinct_layers(architecture)
         self.clocks = len(clock_Hz_K)
-        self.pricer = Pricer(calibration, chip_of_calibration(calibration), power, clock_Hz_K)
+        self.pricer = OperatorCostModel(calibration, chip_of_calibration(calibration), power, clock_Hz_K)
         self.host = HostModel(calibration, machine.framework.name)
         batch = MicroBatch.of(plans, machine.framework, machine.precision)
         first, self.shape = distinct_rows([*batch.shape_columns, plans.recompute])
@@ -123,7 +124,7 @@ class StageCosts:
             calibration=machine.calibration,
         )
         self._gradient_B = machine.gradient_B
-        self._talk = Communication(
+        self._comm = Communication(
             blocks.architecture,
             self.plans,
             machine.network,
@@ -132,7 +133,7 @@ class StageCosts:
         )
         self._data = DataParallel(
             self.plans,
-            self._talk.groups,
+            self._comm.groups,
             framework=machine.framework,
             precision=machine.precision,
         )
@@ -148,8 +149,8 @@ class StageCosts:
         _merge(backward, updates.get(Phase.BACKWARD), 1.0)
         call = self._call(stage)
         forward_exchange, backward_exchange = self._exchange(stage)
-        step_exchange = self._data.step(units).exposing(self._tied(stage) + self._talk.norm_s())
-        wait_s = self._wait_s(stage, call)
+        step_exchange = self._data.step(units).with_exposed(self._tied(stage) + self._comm.norm_s())
+        host_sync_s = self._host_sync_s(stage, call)
         queue = ParallelHost(blocks.host, call, measured=blocks.machine.framework.torch_launch)
         return StageCost(
             forward=forward,
@@ -158,8 +159,8 @@ class StageCosts:
             forward_exchange=forward_exchange,
             backward_exchange=backward_exchange,
             step_exchange=step_exchange,
-            forward_lead=leads[0],
-            backward_lead=leads[1],
+            unoverlappable_fraction_forward=leads[0],
+            unoverlappable_fraction_backward=leads[1],
             host=self._host_cost(stage, forward.calls_U, backward.calls_U)
             + HostCost(
                 forward_s=queue.queued_s(forward_exchange.calls, "forward"),
@@ -173,26 +174,26 @@ class StageCosts:
                 micro_batches=self.plans.micro_batches.astype(np.float64),
             ),
             host_step_s=self._host_step_s(stage),
-            wait_s=wait_s,
-            again_s=wait_s * (self.plans.recompute == Recompute.FULL)[:, None],
-            way_s=self._talk.way_s(),
+            host_sync_s=host_sync_s,
+            recompute_sync_s=host_sync_s * (self.plans.recompute == Recompute.FULL)[:, None],
+            pipeline_fill_comm_s=self._comm.pipeline_fill_comm_s(),
         )
 
     def fullest(self, pipeline: tuple[Stage, ...]) -> Memory:
         """Memory of the fullest class of stages."""
         return fullest(self._memory, pipeline)
 
-    def _device(self, stage: Stage, phase: Phase) -> Lane:
-        blocks, total = self._blocks, Lane.empty(len(self.plans), self._blocks.clocks)
-        parts = [(count, lanes) for count, lanes in zip(stage.layers, blocks.layers, strict=True) if count]
+    def _device(self, stage: Stage, phase: Phase) -> PhaseCost:
+        blocks, total = self._blocks, PhaseCost.empty(len(self.plans), self._blocks.clocks)
+        parts = [(count, phase_costs) for count, phase_costs in zip(stage.layers, blocks.layers, strict=True) if count]
         parts += [(1, blocks.embedding)] if stage.embedding else []
         parts += [(1, blocks.head)] if stage.head else []
-        for count, lanes in parts:
-            if phase in lanes:
-                _merge(total, lanes[phase].take(self._shape), float(count))
+        for count, phase_costs in parts:
+            if phase in phase_costs:
+                _merge(total, phase_costs[phase].take(self._shape), float(count))
         return total
 
-    def _lead(self, stage: Stage, phase: Phase, lane: Lane) -> FloatArray:
+    def _lead(self, stage: Stage, phase: Phase, lane: PhaseCost) -> FloatArray:
         """Share of a pass that no exchange of parameters hides behind: head and one layer, [P, 1]."""
         blocks, whole_s = self._blocks, lane.time_s_UK[:, -1]
         head_s: FloatArray | float = 0.0
@@ -200,7 +201,7 @@ class StageCosts:
             head_s = blocks.head[phase].time_s_UK[self._shape, -1]
         return np.asarray((head_s + (whole_s - head_s) / max(sum(stage.layers), 1)) / whole_s)[:, None]
 
-    def _updates(self, stage: Stage, units: Units) -> dict[Phase, Lane]:
+    def _updates(self, stage: Stage, units: FsdpUnits) -> dict[Phase, PhaseCost]:
         """What a stage does with its parameters beside its layers, priced once for each distinct size: copies on their
         way between ranks, accumulation of a micro-batch's gradients, the optimizer step.
         """
@@ -216,19 +217,19 @@ class StageCosts:
         kept = np.where(self.plans.zero_stage >= 2, owned, shard.total)
         calls = workload.accumulate(kept[first]) + workload.optimizer(owned[first])
         calls += workload.copies(inner[first], units.ends[first])
-        lanes = self._blocks.pricer.lanes(calls, len(first))
-        return {phase: lane.take(size) for phase, lane in lanes.items()}
+        phase_costs = self._blocks.pricer.phase_costs(calls, len(first))
+        return {phase: lane.take(size) for phase, lane in phase_costs.items()}
 
     def _exchange(self, stage: Stage) -> tuple[Exchange, Exchange]:
-        talk = self._talk
-        forward, backward = talk.none(), talk.none()
+        comm = self._comm
+        forward, backward = comm.none(), comm.none()
         for count, layer in zip(stage.layers, self._blocks.kinds, strict=True):
             if count:
-                there, back = talk.layer(layer)
+                there, back = comm.layer(layer)
                 forward, backward = forward + there.times(count), backward + back.times(count)
-        ends = [talk.embedding()] if stage.embedding else []
-        ends += [talk.head()] if stage.head else []
-        for there, back in (*ends, talk.boundary(first=stage.embedding, last=stage.head)):
+        ends = [comm.embedding()] if stage.embedding else []
+        ends += [comm.head()] if stage.head else []
+        for there, back in (*ends, comm.pipeline_p2p(first=stage.embedding, last=stage.head)):
             forward, backward = forward + there, backward + back
         return forward, backward
 
@@ -237,7 +238,7 @@ class StageCosts:
         architecture = self._blocks.architecture
         if not architecture.tied or stage.embedding == stage.head:
             return np.zeros(len(self.plans))
-        return self._talk.tied(parameters(architecture).embedding, self._gradient_B)
+        return self._comm.embedding_grad_all_reduce(parameters(architecture).embedding, self._gradient_B)
 
     def _host_step_s(self, stage: Stage) -> float:
         """Host time of the optimizer."""
@@ -258,7 +259,9 @@ class StageCosts:
     def _added(self, stage: Stage) -> FloatArray:
         """Tensors whose gradients the mean micro-batch adds to what is there; on one GPU they are left out."""
         shared = self.plans.gpus > 1
-        return np.asarray(self._tensors(stage) * added(self.plans, self._blocks.machine.framework) * shared)
+        return np.asarray(
+            self._tensors(stage) * accumulated_fraction(self.plans, self._blocks.machine.framework) * shared
+        )
 
     def _call(self, stage: Stage) -> HostCost:
         """Host time of one call in either pass: of a kernel, or the mean over those of the stage's layers, [P, 1]."""
@@ -267,18 +270,18 @@ class StageCosts:
             return HostCost(forward_s=host.kernel_s, backward_s=host.kernel_s)
         total = HostCost(forward_s=0.0, backward_s=0.0)
         calls = {phase: np.zeros(len(self.plans)) for phase in (Phase.FORWARD, Phase.BACKWARD)}
-        for (count, layer), lanes in zip(self._layers(stage), blocks.layers, strict=True):
+        for (count, layer), phase_costs in zip(self._layers(stage), blocks.layers, strict=True):
             total = total + _host_of(host, layer).times(count)
             for phase in calls:
-                calls[phase] += count * lanes[phase].calls_U[self._shape]
+                calls[phase] += count * phase_costs[phase].calls_U[self._shape]
         forward, backward = (np.maximum(calls[phase], 1.0)[:, None] for phase in calls)
         return HostCost(forward_s=total.forward_s / forward, backward_s=total.backward_s / backward)
 
-    def _wait_s(self, stage: Stage, call: HostCost) -> FloatArray:
+    def _host_sync_s(self, stage: Stage, call: HostCost) -> FloatArray:
         """Where the host waits for how many rows go to which expert: it learns of them, and queues what comes next."""
         layers = sum(count for count, layer in self._layers(stage) if layer.waits_for_counts())
-        waits = (self.plans.ep > 1) & self._blocks.machine.framework.dispatches_all_tokens
-        return np.asarray(_CALLS_OF_A_WAIT * layers * waits[:, None] * call.forward_s)
+        synchronizes = (self.plans.ep > 1) & self._blocks.machine.framework.dispatches_all_tokens
+        return np.asarray(_CALLS_OF_A_WAIT * layers * synchronizes[:, None] * call.forward_s)
 
     def _host_cost(self, stage: Stage, forward: FloatArray, backward: FloatArray) -> HostCost:
         """Blocks that were measured, and where none were, so many kernels in either pass."""
@@ -309,14 +312,14 @@ def _host_of(host: HostModel, layer: LayerBlocks) -> HostCost:
     return host.layer(layer.host_block(), len(layer.blocks))
 
 
-def _merge(total: Lane, part: Lane | None, count: float) -> None:
+def _merge(total: PhaseCost, part: PhaseCost | None, count: float) -> None:
     """Add `count` times a lane to another, in place; nothing where there is none."""
     if part is None:
         return
     total.time_s_UK += count * part.time_s_UK
     total.energy_J_UK += count * part.energy_J_UK
     total.cycles_UK += count * part.cycles_UK
-    total.outside_s_U += count * part.outside_s_U
+    total.extrapolated_s_U += count * part.extrapolated_s_U
     total.calls_U += count * part.calls_U
     total.weights_s_U += count * part.weights_s_U
     for key, spread in part.spread_s.items():

@@ -19,7 +19,7 @@ _UNKNOWN_HOST_ERROR = 0.3  # log; assumed: a backend whose host lane was not mea
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
+class System:
     """What a prediction rests on beside plan and architecture.
 
     Attributes:
@@ -65,8 +65,8 @@ class Machine:
 
     @property
     def host_error(self) -> float:
-        lanes = [lane.log_error for lane in self.calibration.host if lane.backend == self.framework.name]
-        return max(lanes, default=_UNKNOWN_HOST_ERROR)
+        phase_costs = [lane.log_error for lane in self.calibration.host if lane.backend == self.framework.name]
+        return max(phase_costs, default=_UNKNOWN_HOST_ERROR)
 
     @property
     def composition_error(self) -> float:
@@ -74,7 +74,7 @@ class Machine:
         return self.calibration.composition_error.value
 
 
-def machine_of(plan: Plan, calibration: Calibration) -> Machine:
+def system_of(plan: Plan, calibration: Calibration) -> System:
     """What a plan runs on: every file that it names is read here, once.
 
     Args:
@@ -93,7 +93,7 @@ def machine_of(plan: Plan, calibration: Calibration) -> Machine:
         )
     internode = read_internode(cluster.internode)
     peak = gpu.peaks.get("bf16")
-    return Machine(
+    return System(
         gpu=gpu,
         internode=internode,
         calibration=rescale_for_precision(calibration, framework, plan.precision, gpu),

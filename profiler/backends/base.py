@@ -65,8 +65,8 @@ class TrainingRun:
     schedule: ScheduleName = "1f1b"
     dtype: str = "bfloat16"
     lr: float = 1e-4  # low: a few hundred steps should leave the experts' load about as it was measured first
-    steps: int = 20
-    warmup: int = 5
+    steps: int = 20  # at least; as many more as fill the time that is measured
+    warmup: int = 5  # not measured: kernels load, the allocator's cache and the optimizer's state come to be
     seed: int = 0
     plan_yaml: str = ""
 

@@ -30,7 +30,7 @@ from moemodel.profiler.clocks.settings import Address, SettingError, SettingsDri
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOOK_S = 0.25  # between looks at who the parent is
 _PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0)  # between attempts to restore; 16 s in all
-_CHUNK_B = 4096
+_CHUNK_B = 4096  # read at once: a page; commands are lines of some bytes
 
 
 class Guardian:

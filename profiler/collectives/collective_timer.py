@@ -20,8 +20,8 @@ from moemodel.profiler.collectives.process_groups import RankGroup
 from moemodel.profiler.devices.base import Device
 from moemodel.profiler.instruments.cycle_counter import ClockReader
 
-_WARM_CALLS = 3
-_PILOT_CALLS = 4
+_WARM_CALLS = 3  # NCCL connects at the first
+_PILOT_CALLS = 4  # for a first guess of a call's time
 _SPIN_MARGIN = 1.5  # of the host time that a spin has to cover
 _SPIN_EXTRA_S = 0.5e-3  # ranks leave a barrier that far apart, and fill buffers first
 _SPIN_MOST_S = 40e-3

@@ -119,7 +119,7 @@ def scale_for(*, cpu: bool, ranks: int) -> Scale:
             stretches=3,
             stretch_s=2e-3,
             calls_most=16,
-            settle_s=0.02,
+            settle_s=0.02,  # processors have no counter: only the same code is run
             window_s=0.06,
             seconds=60.0,
             timeout_s=60.0,
@@ -128,10 +128,11 @@ def scale_for(*, cpu: bool, ranks: int) -> Scale:
     return Scale(
         sizes_B=(*(_KIB << 2 * i for i in range(11)), *_BETWEEN_B),
         skewed_B=tuple(_KIB << i for i in (6, 8, 10, 12, 14, 16, 18)),
-        skews=(1.25, 1.6),
+        skews=(1.25, 1.6),  # two, for the slope; on two ranks the busiest can have no more than twice the mean
         held_B=(_KIB, _MIB, 16 * _MIB, 256 * _MIB),
         overlap_B=(128 * _MIB,),
         small_overlap_B=(16 * _MIB,),
+        # assumed typical: a small product, a sum bound by memory, and a product that reaches the power cap
         computations=(
             ("gemm", 4096, 8192, 2048),
             ("add", 1 << 27, 0, 0),
@@ -140,11 +141,11 @@ def scale_for(*, cpu: bool, ranks: int) -> Scale:
         stretches=5,
         stretch_s=0.01,
         calls_most=64,
-        settle_s=0.15,
+        settle_s=0.15,  # a tick of NVML's counter and a half, then five ticks
         window_s=0.55,
-        seconds=75.0 if ranks <= 2 else 120.0,
-        timeout_s=60.0,
-        stall_s=90.0,
+        seconds=75.0 if ranks <= 2 else 120.0,  # assumed: what a user waits for beside the 280 s of one GPU
+        timeout_s=60.0,  # the largest takes milliseconds; NCCL's own ten minutes are too long to find out
+        stall_s=90.0,  # longer than a collective's, so that the error is the collective's own
     )
 
 

@@ -19,8 +19,8 @@ from moemodel.profiler.instruments.cycle_counter import ClockReader
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
 
 _AHEAD = 3  # chunks that are queued beside the one that runs
-_CHUNK_S = 5e-3
-_NAP_S = 50e-6
+_CHUNK_S = 5e-3  # long against a host's pause, short against the window that power is taken over (`points`, 0.55 s)
+_NAP_S = 50e-6  # between looks at the lanes: short against a chunk, and leaves the interpreter to other threads
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,7 @@ LEVELS = ("session", "step", "phase")
 _FILES = {"session": "emissions_session", "step": "emissions_steps", "phase": "emissions_phases"}
 _J_PER_KWH = 3.6e6
 _KEEP = 200_000  # readings of a level that are kept for reconciliation; totals cover all
-_WRITE_EVERY_S = 1.0
+_WRITE_EVERY_S = 1.0  # what a killed run loses, against a write to a slow disk every step
 _GUESSING = ("cpu_load", "constant")  # ways of CodeCarbon's to have a processor's power without a sensor
 _WITH_REGIONS = {"CAN": "get_country_energy_mix_data", "USA": "get_country_emissions_data"}
 
@@ -412,7 +412,7 @@ class CodeCarbonLevels:
         devices: Sequence[Any] | None = None,
         pue: float = 1.0,
         synchronize: bool = True,
-        measure_every_s: float = 15.0,
+        measure_every_s: float = 15.0,  # CodeCarbon's own default (measure_power_secs)
     ) -> None:
         for level in levels:
             if level not in LEVELS:

@@ -26,7 +26,7 @@ from moemodel.profiler.emissions.records import CarbonReading, CarbonSummary
 from moemodel.profiler.meter.device_meter import FinishedStep
 from moemodel.profiler.meter.summary import Summary
 
-TICK_S = 0.1
+TICK_S = 0.1  # of NVML's energy counter (H100, measured for this project, 2026)
 METER = "the energy counter"
 PHASE_METER = "the meter's power of phases"
 BOTH = "both"
@@ -35,14 +35,14 @@ POWER = "the power readings"
 NEITHER = "neither"
 
 _KEPT_STEPS = 2000  # in the table of steps; counts cover all
-_SHOWN = 5
+_SHOWN = 5  # steps that a warning names
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
     """Disagreement that is still agreement, as a share of the energy; what ticks explain comes on top."""
 
-    session: float = 0.05
+    session: float = 0.05  # assumed, as are those below (docs/meter.md has them)
     step: float = 0.10
     total: float = 0.05
     phase: float = 0.10
@@ -268,7 +268,7 @@ class _Case:
         ratio = codecarbon_J / counter_J
         if self._on_cpu:
             why = "without RAPL CodeCarbon guesses a processor's power from its load"
-        elif ratio > 1.5 and abs(ratio - round(ratio)) < 0.1:
+        elif ratio > 1.5 and abs(ratio - round(ratio)) < 0.1:  # near a whole number of GPUs (assumed: a tenth)
             why = f"{ratio:.1f} times as much, as if it counted other GPUs too"
         elif ratio < 1:
             why = "CodeCarbon misses what lies between its measurements if it cannot read the counter"
@@ -315,7 +315,7 @@ class _Case:
             time_s=time_s,
             codecarbon_J=self._device_J(reading.gpu_J, reading.cpu_J),
             counter_J=counter_J,
-            allowed_J=self._shares.step * counter_J + 1.02 * tick_J,
+            allowed_J=self._shares.step * counter_J + 1.02 * tick_J,  # ticks vary by 2 % (assumed)
         )
 
     def _zero_steps(self, short: bool) -> None:

@@ -46,9 +46,9 @@ from moemodel.profiler.jobs.rendezvous import RankBarrier
 Times = list[float]  # host time before each mark of a step but the first, s
 
 _LAYERS = 4  # and twice as many
-_SETTLE = 3
+_SETTLE = 3  # first steps, not taken: NCCL connects, optimizers make their state
 _MICRO_BATCHES = 4  # of the shorter pipeline; the longer one has twice as many
-_RANKS = 2
+_RANKS = 2  # assumed: what a call costs the host doesn't depend on how many take part
 _DENSE = next(kind for kind in KINDS if kind.block == "dense_layer_gated")
 _SPARSE = next(kind for kind in KINDS if kind.block == "moe_layer")
 _COLLECTIVES = 2.0  # of tensor parallelism in a layer's pass: one a block, behind it or before it

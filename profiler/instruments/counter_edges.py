@@ -35,7 +35,7 @@ _CLOSE_S = 0.002  # around the tick that is due
 _AHEAD_S = 0.004  # dense readings begin so long before it, and before what the last edge's width leaves open
 _LATE_S = 0.015  # after so long without it, it is searched anew
 _STEADY_S = 0.1  # between readings of a counter without ticks
-_POWER_S = 1.0
+_POWER_S = 1.0  # between power readings, which only check the counter: each takes milliseconds of a busy driver
 
 
 # --- edges -----------------------------------------------------------------------------------------------------------
@@ -90,10 +90,11 @@ def regular_times(time_s: FloatArray, width_s: FloatArray, fewest: int = FEWEST_
         return time_s
     gaps_s = np.diff(time_s)
     ticks = np.concatenate(([0.0], np.cumsum(np.round(gaps_s / np.median(gaps_s)))))
-    half_s = width_s / 2 + 1e-4
+    half_s = width_s / 2 + 1e-4  # assumed: a tick's own jitter is 0.1 ms
     slope, start = np.polyfit(ticks, time_s, 1, w=1 / half_s)
     line_s = np.asarray(start + slope * ticks)
     miss = np.abs(line_s - time_s) / half_s  # even between 0 and 1 if the rhythm is steady: mean square 1/3
+    # the mean square of n even chances spreads by 0.3 / sqrt(n): three times that may be, and 3 % may miss (assumed)
     if np.mean(miss**2) <= (1 + 3 / np.sqrt(len(miss))) / 3 and np.mean(miss <= 1.2) >= 0.97:
         return line_s
     middle = len(time_s) // 2
@@ -181,7 +182,7 @@ class AroundTick:
     """Densely around the tick that is due, seldom otherwise; every 100 ms where there are no ticks."""
 
     def __init__(self) -> None:
-        self._gaps_s: deque[float] = deque(maxlen=9)
+        self._gaps_s: deque[float] = deque(maxlen=9)  # a second of ticks, whose median is the rhythm
         self._edge_s: float | None = None  # the last one, if it is known well
         self._width_s = 0.0  # of the last edge
 

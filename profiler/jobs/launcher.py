@@ -26,7 +26,9 @@ from moemodel.profiler.jobs.failures import FailureKind, RankFailure, gravest_fa
 Launcher = Literal["torchrun", "slurm"]
 
 _LOOK_S = 0.1  # between looks at what a job has done
-_PORTS = (20_000, 20_000)  # first, and how many: where the processes of a Slurm job meet
+# First, and how many: where the processes of a Slurm job meet. Assumed to be free; the last third is
+# also Linux' for outgoing connections (ip_local_port_range, from 32768 on).
+_PORTS = (20_000, 20_000)
 _TAIL, _TAIL_CHARACTERS = 5, 600  # lines of a log that say why a process ended, and their length
 _HUNG = ("collective operation timeout", "Timed out waiting")  # of NCCL's watchdog, and of gloo
 
@@ -202,6 +204,7 @@ def meeting_point(environment: Mapping[str, str], number: int) -> dict[str, str]
     nodes = environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]
     first, many = _PORTS
     digits = "".join(filter(str.isdigit, environment.get("SLURM_JOB_ID", "0"))) or "0"
+    # a prime, so that the ports of neighbouring jobs lie apart
     return {"MASTER_ADDR": first_host(nodes), "MASTER_PORT": str(first + (17 * int(digits) + number) % many)}
 
 

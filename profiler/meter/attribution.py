@@ -43,14 +43,15 @@ Groups: TypeAlias = list[tuple[int, ...]]
 
 OUTSIDE = "outside phases"
 STUCK_S = 1.0  # a counter that ticks every 100 ms and has not changed for so long is stuck
+# In which the counter's lag is sought, in steps and then to 20 us: an H100's is 6 ms (the recording in bench/measured).
 _LAG_RANGE_S = (-0.005, 0.040)
 _LAG_STEP_S = 0.0025
 _SAME_MIX = 0.99  # cosine of two columns of T: the mix varies by less than about 10 %
 _NEGLIGIBLE = 1e-4  # share of the time under which what no phase covers is no phase
-_LARGE_RESIDUAL = 0.05
+_LARGE_RESIDUAL = 0.05  # assumed, of an interval's energy: from there on a note warns (docs/meter.md)
 _NOISE_MARGIN = 5.0  # then noise pulls a power by at most 4 % of its distance from the neighbours'
 _LEAST_NOISE = 1e-4  # of an interval's energy: the counter's own resolution
-_FEWEST = 8
+_FEWEST = 8  # edges for a line through them, and intervals for a fit: with fewer, both follow the noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +144,8 @@ def attribute(
     edges: CounterEdges,
     *,
     window_s: float | None = None,
-    max_error: float = 0.15,
-    timing_noise_s: float = 5e-5,
+    max_error: float = 0.15,  # assumed: a power less well known is no finding
+    timing_noise_s: float = 5e-5,  # assumed: several times what a CUDA event is known to; the meter gives its own
 ) -> Attribution:
     """Mean power of each phase from counter edges.
 
@@ -255,7 +256,7 @@ def _check_no_overlap(arrays: Mapping[str, FloatArray]) -> None:
     names = np.repeat(list(arrays), [len(span) for span in arrays.values()])
     order = np.argsort(together[:, 0], kind="stable")
     over_s = together[order[:-1], 1] - together[order[1:], 0]
-    allowed_s = 0.001 + 0.02 * (together[:, 1] - together[:, 0]).mean()
+    allowed_s = 0.001 + 0.02 * (together[:, 1] - together[:, 0]).mean()  # assumed: 1 ms, and 2 % of a span
     if len(over_s) and over_s.max() > allowed_s:
         at = int(over_s.argmax())
         raise InputError(
@@ -361,7 +362,7 @@ def _whitener(residual_J: FloatArray) -> Callable[[FloatArray], FloatArray]:
     if own <= 0 or not np.isfinite(own):
         return _as_it_is
     edge = min(max(-float(np.mean(residual_J[1:] * residual_J[:-1])), 0.0), own / 2)
-    varying = max(own - 2 * edge, 0.1 * own)
+    varying = max(own - 2 * edge, 0.1 * own)  # assumed: a tenth at least
     bands = np.zeros((2, len(residual_J)))
     bands[0] = 2 * edge + varying
     bands[1, :-1] = -edge
@@ -416,6 +417,7 @@ def _report(equations: _Equations, fit: _Fit, resolved: BoolArray, pull_W_P: Flo
     notes += [
         _too_short(group)
         for group in groups
+        # assumed: of a fiftieth of the time outside phases nobody asks the power
         if len(group.phases) == 1 and group.power_W is None and not (_is_outside(group) and group.time_share < 0.02)
     ]
     residual_share = float(np.sqrt(np.mean(fit.residual_J_I**2)) / equations.energy_J_I.mean())

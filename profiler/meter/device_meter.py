@@ -24,9 +24,9 @@ from moemodel.profiler.meter.summary import DeviceSummary, GroupSummary, PhaseSu
 
 KEEP_S = 1800.0  # of spans and edges, for the power of phases: 18,000 equations
 _LAST_EDGE_S = 0.3  # to wait at the end for the counter to tick once more
-_DISAGREE = 0.10  # counter against power readings
-_FEWEST_READINGS = 30
-_EVENT_NOISE_S = 1e-5
+_DISAGREE = 0.10  # assumed: counter against the mean of power readings, of which there is one a second
+_FEWEST_READINGS = 30  # half a minute of them: the mean of fewer scatters by more than that
+_EVENT_NOISE_S = 1e-5  # assumed: events resolve 0.5 us (CUDA Runtime API), the rest is what launching adds
 
 
 # --- time ------------------------------------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ class DeviceMeter:
         while self._first and self._fault is None and self._edges[-1].time_s < self.end_s:
             if time.perf_counter() > until_s:
                 break
-            time.sleep(0.01)
+            time.sleep(0.01)  # a tenth of a tick
             self._take_edges()
         self._check_counter()
         self._finish_steps(last=True)

@@ -45,8 +45,8 @@ from moemodel.profiler.meter.scope import Scope
 from moemodel.profiler.meter.summary import Summary
 from moemodel.profiler.platforms.vendors import vendor_here
 
-_READ_EVERY = 16  # steps between two readings of events
-_SYNC_EVERY_S = 30.0
+_READ_EVERY = 16  # steps between two readings of events: each costs the host, and events pile up until then
+_SYNC_EVERY_S = 30.0  # between two synchronisations, by which the clocks of device and host are compared
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ from moemodel.profiler.meter.attribution import Attribution, attribute, check_co
 SCHEMA_VERSION = 1
 SENSORS = ("energy", "power", "clock", "temperature", "memory_temperature", "used_memory")
 
-_LINES = 256  # written together
+_LINES = 256  # written together: one write for some seconds of readings, and what a kill may lose
 _DIGITS = 6  # of times: microseconds
 
 

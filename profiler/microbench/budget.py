@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-_L2_UNKNOWN_B = 64 << 20
+_L2_UNKNOWN_B = 64 << 20  # where torch doesn't tell: more than an H100's 50 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ def budget_for(device: torch.device) -> MeasurementBudget:
             sweep_samples=4,
             power_settle_s=0.05,
             power_window_s=0.25,
-            heating_s=0.05,
+            heating_s=0.05,  # a processor has no such trace: only the same code is run
             cooling_s=0.05,
             alternating_s=0.1,
             burst_s=8e-3,
@@ -69,20 +69,20 @@ def budget_for(device: torch.device) -> MeasurementBudget:
         )
     properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     return MeasurementBudget(
-        pool_elements=1 << 30,
-        cold_B=2 * int(getattr(properties, "L2_cache_size", _L2_UNKNOWN_B)),
+        pool_elements=1 << 30,  # 2 GiB of bf16: forty times the cache of an H100
+        cold_B=2 * int(getattr(properties, "L2_cache_size", _L2_UNKNOWN_B)),  # twice the cache leaves nothing in it
         sample_s=1e-3,
         mixed_samples=4,
         solo_samples=3,
         heavy_at_most=32,
-        sweep_settle_s=0.25,
-        sweep_record_s=0.35,
+        sweep_settle_s=0.25,  # the clock moves by some MHz a millisecond (model.device.dvfs)
+        sweep_record_s=0.35,  # ten operators at six mixes take 36 s with it, a little more than the section has
         sweep_samples=16,
-        power_settle_s=0.35,
+        power_settle_s=0.35,  # assumed: three ticks for the readings; the slow limit takes two seconds
         power_window_s=1.05,
-        heating_s=12.0,
-        cooling_s=22.0,
-        alternating_s=3.5,
+        heating_s=12.0,  # an H100's heat sink follows with 18 s (its calibration), its die within one
+        cooling_s=22.0,  # likewise: the range of temperatures that tells what leaks
+        alternating_s=3.5,  # 2 s to settle (`profiler.sections.thermal`), then a second and a half of ticks
         burst_s=8e-3,
         host_repeats=30,
     )

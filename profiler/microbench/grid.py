@@ -28,6 +28,7 @@ _LAYERS = (
     (8192, 8192), (1024, 8192), (2048, 8192), (28672, 8192), (8192, 28672), (7168, 8192), (8192, 7168),
     (7168, 2048), (2112, 7168), (1536, 7168), (448, 832), (960, 2624), (3520, 1216), (4672, 3008),
 )  # fmt: skip
+# (vocabulary, width) of heads: Llama 2 (32000), GPT-2's padded (50304), Llama 3 (128256), Qwen (the others).
 _HEADS = ((32000, 2048), (32000, 4096), (50304, 1024), (50304, 2048), (128256, 4096), (151936, 2048), (152064, 3584))
 # Products whose rows do not begin at 16 bytes, (m, n, k): GPT-2's and others' vocabularies as published, unpadded.
 _ODD = (
@@ -35,21 +36,22 @@ _ODD = (
     (4096, 50260, 2048), (4096, 32001, 4096), (8192, 30522, 1024), (4096, 4097, 2048), (4096, 4098, 2048),
     (8192, 4100, 4096), (2048, 2047, 4096),
 )  # fmt: skip
-_ROUTERS = ((8, 4096), (64, 2048), (128, 2048), (128, 768), (32, 1024))
-_TOKENS = (512, 1024, 1536, 2048, 4096, 6144, 8192, 12288, 16384, 32768)
+_ROUTERS = ((8, 4096), (64, 2048), (128, 2048), (128, 768), (32, 1024))  # (experts, width)
+_TOKENS = (512, 1024, 1536, 2048, 4096, 6144, 8192, 12288, 16384, 32768)  # of a micro-batch, on one rank
 _FLOPS_MOST = 9e12  # 15 ms on an H100
-_RANDOM_SHARE = 0.25
+_RANDOM_SHARE = 0.25  # assumed: enough that what is fitted holds between real layers
 
 # (n, k) of experts' products: OLMoE, Qwen3-MoE, Switch, Mixtral, DeepSeek; width 2F where gate and up are one.
 _EXPERTS = (
     (2048, 2048), (2048, 1024), (1024, 2048), (1536, 2048), (2048, 768), (768, 2048), (3072, 768), (768, 3072),
     (28672, 4096), (4096, 14336), (4096, 7168), (2816, 2048), (1408, 2048), (1024, 1024), (2048, 4096), (512, 2048),
 )  # fmt: skip
-_GROUPED_FLOPS_MOST = 6e12
-_GROUPED_WEIGHT_MOST = 1 << 30  # elements
+_GROUPED_FLOPS_MOST = 6e12  # 10 ms on an H100, at the same rate
+_GROUPED_WEIGHT_MOST = 1 << 30  # elements: 2 GiB of bf16, and as much of gradients
 
 _STREAM_ROUNDS = 2  # widths at each size
 _ROW_ROUNDS = 5  # the same for operators whose kernel depends on the width
+# Widths of models (and of one head), of experts, of feed-forward layers: of the models above.
 _WIDTHS = (128, 768, 1024, 1600, 2048, 3072, 4096, 5120, 8192)
 _EXPERT_WIDE = (256, 512, 768, 1024, 1408, 2048, 4096, 14336)
 _WIDE = (1024, 2048, 3072, 5632, 8192, 11008, 14336, 28672)
@@ -116,18 +118,18 @@ def _tokens(draw: random.Random, n: int, k: int) -> int:
 def _random_gemm(draw: random.Random) -> Sizes:
     while True:
         m, n, k = _log_multiple(draw, 256, 32768), _log_multiple(draw, 128, 32768), _log_multiple(draw, 128, 16384)
-        if 2e9 <= 2 * m * n * k <= _FLOPS_MOST / 2:
+        if 2e9 <= 2 * m * n * k <= _FLOPS_MOST / 2:  # from some microseconds of an H100 on
             return Sizes(m=m, n=n, k=k)
 
 
-def _log_multiple(draw: random.Random, low: int, high: int, of: int = 64) -> int:
+def _log_multiple(draw: random.Random, low: int, high: int, of: int = 64) -> int:  # as widths of models are
     """A multiple of `of`, uniform in its logarithm."""
     return max(1, round(math.exp(draw.uniform(math.log(low), math.log(high))) / of)) * of
 
 
 def _grouped(draw: random.Random) -> list[Point]:
     sizes: list[Sizes] = []
-    skews = cycle((1.0, 2.0, 4.0, 1.0, 1.5))
+    skews = cycle((1.0, 2.0, 4.0, 1.0, 1.5))  # assumed: what routers do, balanced in two of five
     for n, k in _EXPERTS * 3:
         fitting = [e for e in (4, 8, 16, 32, 64, 128) if e * n * k <= _GROUPED_WEIGHT_MOST]
         experts = draw.choice(fitting)
@@ -142,9 +144,10 @@ def _expert_rows() -> tuple[int, ...]:
 
 # --- attention -------------------------------------------------------------------------------------------------------
 
+# (query, key-value) heads of models, or of a tensor-parallel shard.
 _HEAD_COUNTS = ((8, 8), (12, 12), (16, 16), (32, 8), (32, 4), (16, 2), (64, 8), (32, 32), (16, 8), (24, 8))
-_ATTENTION_TOKENS = (2048, 32768)
-_ATTENTION_FLOPS_MOST = 4e12
+_ATTENTION_TOKENS = (2048, 32768)  # fewest and most of a call: from half filled SMs to what a micro-batch has
+_ATTENTION_FLOPS_MOST = 4e12  # of a backward pass without a mask: 10 ms at 400 TFLOP/s
 
 
 def _attentions(draw: random.Random) -> list[Point]:
@@ -246,6 +249,7 @@ def _cross_entropies(draw: random.Random) -> list[Point]:
 
 # --- experts ---------------------------------------------------------------------------------------------------------
 
+# (experts, chosen) of Mixtral (8, 2), OLMoE (64, 8), Qwen3 (128, 8), Switch-Base-128 (128, 1), and between them.
 _ROUTINGS = ((8, 2), (16, 4), (32, 1), (64, 8), (64, 2), (128, 8), (128, 1), (64, 6))
 
 
@@ -263,7 +267,7 @@ def _permutations(draw: random.Random) -> list[Point]:
     points: list[Point] = []
     for experts, top_k in (*_ROUTINGS, (64, 8), (128, 8), (8, 2), (8, 2), (16, 4), (8, 1)) * 3:
         n, m = draw.choice((768, 1024, 2048, 4096)), draw.choice((1024, 2048, 4096, 8192, 16384, 32768))
-        while m * n * top_k > 1 << 29:
+        while m * n * top_k > 1 << 29:  # elements: rows of 1 GiB
             m //= 2
         for kind in (Kind.PERMUTE, Kind.UNPERMUTE):
             points += passes(kind, Sizes(m=m, n=n, experts=experts, top_k=top_k))

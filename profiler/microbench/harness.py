@@ -26,8 +26,8 @@ _SPIN_MARGIN = 1.5  # of the host time that a spin has to cover
 _SPIN_EXTRA_S = 150e-6  # stamps and events
 _SPIN_MOST_S = 20e-3
 _LAUNCH_S = 3e-6  # host time of a launch, at least: bounds the number of launches in a region
-_LAUNCHES_MOST = 800  # a stream holds 1024; past that the host waits, and its time is no longer its own
-_CALLS_MOST = 64
+_LAUNCHES_MOST = 800  # a stream holds about 1000 (forums.developer.nvidia.com/t/68937); past that the host waits for it
+_CALLS_MOST = 64  # of a stretch; assumed: enough for a mean, and their host time has to be covered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,7 @@ class Harness:
         first_s = (self.timer.now_s() - begun_s) / len(case.calls)
         guess = Cost(time_s=first_s, host_s=first_s)
         sample = self.stream.read([self.stream.queue(case, 2, guess.spin_s(2))])[0]
-        return Cost(time_s=max(sample.time_s, 1e-7), host_s=sample.host_time_s or 0.0)
+        return Cost(time_s=max(sample.time_s, 1e-7), host_s=sample.host_time_s or 0.0)  # to divide by
 
     def state(self) -> DeviceState:
         """What the device is like now; the true clock is for the caller to add."""

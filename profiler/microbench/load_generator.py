@@ -13,8 +13,8 @@ from moemodel.profiler.microbench.operands import DTYPE
 from moemodel.profiler.microbench.points import Point, Sizes
 from moemodel.profiler.microbench.stream_timer import Stream
 
-_GPU_SIZE = 8192
-_CPU_SIZE = 256
+_GPU_SIZE = 8192  # reaches the power cap of an H100, see above
+_CPU_SIZE = 256  # no processor has to be driven anywhere: only the same code is run
 
 
 class BackgroundLoad:

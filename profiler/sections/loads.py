@@ -7,9 +7,9 @@ from moemodel.profiler.microbench.grid import rotary_sizes
 from moemodel.profiler.microbench.points import Point, Sizes
 from moemodel.profiler.sections.power import Load
 
-_GEMM = Point(kind=Kind.GEMM, direction=Pass.FORWARD, sizes=Sizes(m=8192, n=8192, k=8192))
-_FLASH = Sizes(batch=8, heads=16, kv_heads=16, seq=4096, head_dim=128)
-_TOKENS = 16384
+_GEMM = Point(kind=Kind.GEMM, direction=Pass.FORWARD, sizes=Sizes(m=8192, n=8192, k=8192))  # reaches an H100's cap
+_FLASH = Sizes(batch=8, heads=16, kv_heads=16, seq=4096, head_dim=128)  # OLMoE's heads, eight sequences
+_TOKENS = 16384  # rows: tensors of 67 MB and more, beyond the 50 MB of an H100's cache
 
 
 def gpu_loads() -> list[Load]:
@@ -18,7 +18,8 @@ def gpu_loads() -> list[Load]:
     return [
         Load(name="idle", point=None, settle_s=2.0),
         Load(name="gemm 8192", point=_GEMM),
-        Load(name="idle after work", point=None, settle_s=0.15),
+        Load(name="idle after work", point=None, settle_s=0.15),  # a tick and a half: the die is still warm
+        # shares of the time that the first readings of this project had: held by the slow limit, and not
         *(Load(name=f"gemm 8192, {duty:.0%}", point=_GEMM, duty=duty) for duty in (0.85, 0.7, 0.5, 0.3)),
         _load(Kind.COPY, Pass.FORWARD, Sizes(m=1 << 28)),
         *_both(Kind.ATTENTION, _FLASH),

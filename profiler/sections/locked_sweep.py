@@ -26,8 +26,8 @@ from moemodel.profiler.store.profile_writer import ProfileWriter
 
 _LOW_STEPS = 3  # of all; below half of the highest clock
 _POWER_SHARES = (0.4, 0.5, 0.65, 0.8)  # of the highest clock: where loads are held
-_POWER_KINDS = 3
-_NOT_HELD = 1.03  # times the clock that was locked: above that the driver does not hold it
+_POWER_KINDS = 3  # of operators held there, the first of `profiler.sections.loads`: a product, a copy, attention
+_NOT_HELD = 1.03  # times the clock that was locked: above that, some steps of 15 MHz, the driver does not hold it
 _MEGA = 1e6
 
 

@@ -20,7 +20,7 @@ from moemodel.profiler.sections.base import Item, ItemSection
 from moemodel.profiler.sections.progress import Progress
 from moemodel.profiler.store.profile_writer import ProfileWriter
 
-_GAP_MOST_S = 30e-3
+_GAP_MOST_S = 30e-3  # a longer one was the host's own pause, and no gap to fill
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +88,7 @@ class _Grid:
         begun_s = bench.timer.now_s()
         case = bench.build(point)
         built_s = bench.timer.now_s() - begun_s
+        # a mean over some three points; 2 ms for what is not building (assumed)
         self._gap_s += 0.3 * (min(built_s + 2e-3, _GAP_MOST_S) - self._gap_s)
         cost = bench.warm_up(case)
         calls = cost.calls_in(bench.budget.sample_s, mix.samples)

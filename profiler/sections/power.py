@@ -143,7 +143,7 @@ class _Idle:
         self.regions: list[TimedRegion] = []
 
     def burst(self) -> None:
-        self._timer.sleep(5e-3)
+        self._timer.sleep(5e-3)  # between looks at the time
 
     def forget(self) -> None:
         return None

@@ -28,7 +28,7 @@ from moemodel.profiler.sections.power import Load
 from moemodel.profiler.sections.progress import Progress
 from moemodel.profiler.store.profile_writer import ProfileWriter
 
-TURNS_S = (0.03, 0.06, 0.12, 0.2)  # of each load
+TURNS_S = (0.03, 0.06, 0.12, 0.2)  # of each load: where an H100's slow limit gives power away (model.device.dvfs)
 _PARTS = 5  # of the trace
 _AHEAD = 4  # regions queued while one runs
 _WINDOWS = 8  # over which the mean power of an alternation is taken

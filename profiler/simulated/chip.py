@@ -235,6 +235,7 @@ def _known(value: float | None) -> float:
     return value
 
 
+# Made up, like all below; see the top.
 _HOST_S = {
     Pass.FORWARD: 6e-6,
     Pass.BACKWARD: 16e-6,

@@ -34,10 +34,10 @@ from moemodel.profiler.simulated.kernels import Kernel
 from moemodel.profiler.simulated.noise import Flicker
 from moemodel.profiler.simulated.state import StoredSettings
 
-_QUEUE = 1024  # launches that the queue holds
-_BATCH = 256  # calls queued as one
+_QUEUE = 1024  # launches that the queue holds, about as a CUDA stream (see `profiler.microbench.harness`)
+_BATCH = 256  # calls queued as one: fewer events to simulate, a quarter of the queue at most
 _STEP_S = 5e-3  # of the physics, at most
-_STAMP_S = 8e-6  # host time of a clock stamp
+_STAMP_S = 8e-6  # host time of a clock stamp; made up
 _WARMINGS = 50  # of power and temperature, which change each other
 _DONE = 1e-9  # of a call
 _LOST = "CUDA error: the GPU is lost (simulated)"

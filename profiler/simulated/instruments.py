@@ -35,10 +35,10 @@ from moemodel.profiler.simulated.noise import Flicker
 from moemodel.profiler.simulated.state import LOCKING, OPEN_STORED, State, StoredSettings
 
 _OPTIONS = ("seed", "fail", "state", "locking", "busy", "pace")
-_PACE_PERIOD_S = 0.05
-_LANES = 128
+_PACE_PERIOD_S = 0.05  # of virtual time, after which `pace` waits as long in real time
+_LANES = 128  # of an SM, whatever the chip; as `model.device.roofline`
 _HEAVY = Point(kind=Kind.GEMM, direction=Pass.FORWARD, sizes=Sizes(m=8192, n=8192, k=8192))
-_HOST_NOISE = 0.03
+_HOST_NOISE = 0.03  # relative; made up
 _HOST_ROW_S = 0.3  # that a row of table `host` takes to measure
 # Host time of the training model's blocks, forward, backward and step, microseconds: made up, like an H100's.
 _HOST_US: dict[str, tuple[float, float, float]] = {
@@ -48,8 +48,8 @@ _HOST_US: dict[str, tuple[float, float, float]] = {
     "moe_layer": (420.0, 530.0, 42.0),
     "moe_layer_qk_norm": (455.0, 585.0, 50.0),
 }
-_ENDS_US = (105.0, 130.0)
-_STEP_US = 480.0
+_ENDS_US = (105.0, 130.0)  # embedding, head and loss, forward and backward; made up too
+_STEP_US = 480.0  # of an optimizer's step beside its layers; made up too
 
 
 class SimulatedDevice:

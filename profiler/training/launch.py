@@ -36,7 +36,7 @@ from moemodel.profiler.jobs.launcher import (
 from moemodel.profiler.training.orders import JOB, AskedClocks, Job, VisitOrder
 
 WORKER = "moemodel.profiler.training.worker"
-_GRACE_S = 8.0  # for a job to end when it is asked to
+_GRACE_S = 8.0  # assumed: for a job to end when it is asked to; then it is killed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +112,9 @@ class LaunchOptions:
     gpu: str
     launcher: Launcher = "torchrun"
     clocks: AskedClocks = "auto"
-    warm_s: float = 2.0
+    warm_s: float = 2.0  # as `profiler.training.measure.WARM_S`; measured_s as MEASURED_S
     measured_s: float = 3.0
-    timeout_s: float = 240.0
+    timeout_s: float = 240.0  # assumed: more than loading libraries from a cold disk takes (`collectives.start`, 180 s)
 
 
 VisitResult = Measured | Failure

@@ -48,7 +48,7 @@ from moemodel.profiler.jobs.rendezvous import Alone, RankBarrier
 
 WARM_S = 2.0  # of steps before the measured ones: the die heats by 10 degrees within 2 s of load
 MEASURED_S = 3.0  # 30 ticks of a 100 ms energy counter
-_HOST_STEPS = 5
+_HOST_STEPS = 5  # of which the median is taken, each on an idle device
 _COUNTER_INTERVAL_S = 0.02  # a quarter of what the bench polls at: here the host's time is measured too
 _STAMPS = 512  # of the clock reader, a run; its ring holds 2048
 _PHASES = ("forward", "backward", "optimizer")

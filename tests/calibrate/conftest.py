@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from moemodel.calibration.fit.operators import Observations, observations
 from moemodel.calibration.store.profile_reader import read_profile
 from moemodel.cli import main
-from moemodel.model.device.roofline import Chip, parts, time_at
+from moemodel.model.device.roofline import RooflineChip, parts, time_at
 from moemodel.model.operators.work import SHAPE_FIELDS, Kind, Pass, Shape
 from moemodel.model.records.profile import MANIFEST, TABLES
 from moemodel.profiler.store.profile_writer import arrow_schema
@@ -34,9 +34,11 @@ WHOLE = [  # operators and passes that `thin_profiles` keeps
 
 
 @pytest.fixture(scope="session")
-def chip() -> Chip:
+def chip() -> RooflineChip:
     """An H100."""
-    return Chip(multiprocessors=132, flops_per_cycle=4096, bandwidth_Bps=3.35e12, l2_B=52428800, clock_Hz=1.98e9)
+    return RooflineChip(
+        multiprocessors=132, flops_per_cycle=4096, bandwidth_Bps=3.35e12, l2_B=52428800, clock_Hz=1.98e9
+    )
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +51,7 @@ Measure = Callable[..., pd.DataFrame]
 
 
 @pytest.fixture(scope="session")
-def measure(chip: Chip) -> Measure:
+def measure(chip: RooflineChip) -> Measure:
     """The `operators` table of a device that obeys the model: each shape at each clock, a few samples a point."""
 
     def run(

@@ -14,8 +14,8 @@ from click.testing import Result
 from moemodel.calibration.fit import calibration as fit
 from moemodel.calibration.fit.operators import HeldOut
 from moemodel.calibration.update import from_reports as update
+from moemodel.calibration.update.fitter import FittedFactor, Part
 from moemodel.calibration.update.fitter import HeldOut as HeldOutPlans
-from moemodel.calibration.update.fitter import Moved, Part
 from moemodel.calibration.update.from_reports import Update
 from moemodel.model.operators.work import Kind, Pass
 from moemodel.model.records.calibration import Calibration, read_calibration
@@ -86,7 +86,7 @@ def updated(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
 
     def make(helps: bool) -> None:
         errors = HeldOutPlans(before=0.10, left_out=0.04 if helps else 0.12, fitted=0.03, plans=7)
-        moved = Moved(name="kernels", meaning="time of operators", factor=1.08, error=0.012, error_before=0.03)
+        moved = FittedFactor(name="kernels", meaning="time of operators", factor=1.08, error=0.012, error_before=0.03)
         part = Part(name="time and power", moved=(moved,), errors={"step_time": errors})
         report = SimpleNamespace(environment=SimpleNamespace(gpu="h100-sxm-80gb"))
 

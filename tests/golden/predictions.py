@@ -17,7 +17,7 @@ from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import predict
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.results.outcome import outcome
-from moemodel.model.step.system import machine_of
+from moemodel.model.step.system import system_of
 
 # column of the table -> attribute of `Prediction`
 _FIGURES = {f.name: f.name for f in fields(Prediction) if f.name not in ("memory_terms_B", "fits")}
@@ -27,7 +27,7 @@ def predicted(documents: list[dict[str, Any]]) -> dict[str, FloatArray]:
     """Figures of plans that share everything but the choices of a batch (`group_of`), by name. [P]."""
     plans = [Plan.model_validate(document) for document in documents]
     first = plans[0]
-    machine = machine_of(first, shipped(first.cluster.gpu))
+    machine = system_of(first, shipped(first.cluster.gpu))
     found = predict(architecture_of(first), _together([batch_of(plan) for plan in plans]), machine)
     columns = {name: np.asarray(getattr(found, attribute)) for name, attribute in _FIGURES.items()}
     terms = {f"memory_terms_B.{name}": size_B for name, size_B in found.memory_terms_B.items()}

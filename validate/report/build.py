@@ -11,7 +11,14 @@ from typing import Any
 
 from moemodel.model.plan.spec import Plan, plan_text
 from moemodel.model.records.calibration import Calibration, reference_to
-from moemodel.model.results.measured import QUANTITIES, AsRun, known, mean_of, merged, predict_as_run
+from moemodel.model.results.measured import (
+    QUANTITIES,
+    PredictedQuantities,
+    known,
+    mean_of,
+    predict_as_run,
+    reduce_ranks,
+)
 from moemodel.model.results.validation import (
     SCHEMA_VERSION,
     Errors,
@@ -30,7 +37,7 @@ from moemodel.validation.select.runnable import comparison_group, not_held
 
 RANKED = ("step_time", "energy")
 Z90 = 1.645  # standard deviations of a normal distribution within which 90 % of it lies
-_SAME_LOSS = 0.01  # relative: 16-bit sums in another order differ by less
+_SAME_LOSS = 0.01  # relative; assumed: 16-bit sums in another order differ by less
 
 _INPUTS = (
     "What the router did and how warm the dies were are inputs of a prediction, as measured; the forecast is what was "
@@ -79,7 +86,7 @@ def _different_losses(plans: Sequence[PlanReport]) -> list[str]:
     """A note for each model and batch whose plans begin with different losses, though weights and data are the same."""
     groups: dict[Hashable, dict[str, float]] = {}
     for plan in plans:
-        loss = mean_of([merged(visit.rows) for visit in plan.visits]).get("loss_first") if plan.visits else None
+        loss = mean_of([reduce_ranks(visit.rows) for visit in plan.visits]).get("loss_first") if plan.visits else None
         if loss is not None:
             groups.setdefault(comparison_group(plan.plan), {})[plan.name] = loss
     notes = []
@@ -128,7 +135,7 @@ def plan_report(asked: RequestedPlan, records: Sequence[RunRecord], calibration:
     """One plan: what it measured, and what it should have."""
     visits = tuple(record.visit for record in records if record.plan == asked.name and record.visit)
     plan, notes = _as_it_ran(asked, visits)
-    runs = [merged(visit.rows) for visit in visits]
+    runs = [reduce_ranks(visit.rows) for visit in visits]
     mean = mean_of(runs) if runs else {}
     as_run = predict_as_run(plan, calibration, mean) if runs else None
     forecast = predict_as_run(plan, calibration)
@@ -159,7 +166,9 @@ def _as_it_ran(asked: RequestedPlan, visits: Sequence[Visit]) -> tuple[Plan, lis
     return plan.model_copy(update={"clock_MHz": None}), [not_held(plan.clock_MHz, why)]
 
 
-def _quantity(name: str, values: Sequence[Any], as_run: AsRun | None, forecast: AsRun) -> QuantityReport | None:
+def _quantity(
+    name: str, values: Sequence[Any], as_run: PredictedQuantities | None, forecast: PredictedQuantities
+) -> QuantityReport | None:
     readings = [float(value) for value in values if known(value) and value > 0]  # what is 0 was not measured
     if name not in forecast.values and not readings:
         return None
@@ -178,7 +187,7 @@ def _std(values: Sequence[float]) -> float | None:
     return stdev(values) if len(values) > 1 else None
 
 
-def _predicted(found: AsRun, name: str) -> Predicted | None:
+def _predicted(found: PredictedQuantities, name: str) -> Predicted | None:
     if not math.isfinite(found.values.get(name, math.nan)):
         return None
     value, spread = found.values[name], found.spreads.get(name)

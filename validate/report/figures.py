@@ -14,11 +14,12 @@ from html import escape
 from moemodel.model.results.validation import PlanReport, QuantityReport, Report
 from moemodel.validation.report.units import UNITS, Unit, number
 
+# Lengths are in pixels of a page at its usual width.
 _WIDTH = 760.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 210.0, 24.0, 14.0, 46.0  # of a figure, around its marks
-_ROW = 26.0
+_ROW = 26.0  # a line of text and its air
 _PLANE_HEIGHT, _PLANE_TOP, _PLANE_LEFT = 400.0, 26.0, 70.0
-_RADIUS = {"measured": 4.0, "predicted": 6.5}
+_RADIUS = {"measured": 4.0, "predicted": 6.5}  # the inner dot stays visible in the outer ring
 _MOST_NAMED = 14  # plans whose names stand beside their dots
 _LOG_FROM = 6.0  # largest over smallest value, from which an axis is logarithmic
 _LABEL, _SHORT_LABEL = 30, 18  # characters of a plan's name that fit beside a figure, and in one

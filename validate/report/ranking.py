@@ -17,7 +17,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-_SURE = 2.0  # standard errors
+_SURE = 2.0  # standard errors of the difference: 95 % of true ties count as ties
 _DIGITS = 10  # what two predictions must differ in not to be tied: later digits depend on the order of sums
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-DIGITS_FROM = 1000  # a number from here on is written without decimals
+DIGITS_FROM = 1000  # a number from here on is written without decimals: it has its four digits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from moemodel.model.search.candidates import Candidates, candidates
 from moemodel.model.search.document import Search
 from moemodel.model.search.problem import SearchProblem, constraint_values, limits_of, memory_of
 from moemodel.model.search.search import reference_plan
-from moemodel.model.step.system import machine_of
+from moemodel.model.step.system import system_of
 from moemodel.validation.select.runnable import Hardware, PlanRequest, what_runs
 
 _AT_ONCE = 1000  # random plans whose memory is counted at once
@@ -90,7 +90,7 @@ def _problem(document: Search, calibration: Calibration) -> SearchProblem:
     return SearchProblem(
         document=document,
         architecture=architecture_of(plan),
-        machine=machine_of(plan, calibration),
+        machine=system_of(plan, calibration),
     )
 
 

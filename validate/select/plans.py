@@ -15,7 +15,7 @@ from moemodel.model.results.feasibility import fits
 from moemodel.model.results.validation import SkippedPlan
 from moemodel.model.search.document import Ranges, Search, SearchCluster
 from moemodel.model.search.result import SearchResult
-from moemodel.model.step.system import machine_of
+from moemodel.model.step.system import system_of
 from moemodel.validation.select.baselines import baselines_for
 from moemodel.validation.select.runnable import Choice, Hardware, PlanRequest, added, choice_of, comparison_group, same
 
@@ -168,7 +168,7 @@ def _doubts(plan: Plan, calibration: Calibration) -> tuple[str, ...]:
     """What is predicted to go wrong; the plan is run all the same, since somebody asked for it."""
     if read_gpu(plan.cluster.gpu, key="cluster.gpu").name != calibration.gpu:
         return ()
-    fit = bool(fits(architecture_of(plan), [plan], machine_of(plan, calibration))[0])
+    fit = bool(fits(architecture_of(plan), [plan], system_of(plan, calibration))[0])
     return () if fit else ("It is predicted not to fit in memory.",)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 
+# eps: torch.nn.LayerNorm's default, and Llama's; it changes no time.
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float = 1e-5) -> Tensor:
     return functional.rms_norm(x_TD, (weight_D.shape[0],), weight_D, eps)
 

@@ -19,7 +19,7 @@ from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.records.profile import TABLES
 from moemodel.model.results.measured import QUANTITIES
-from moemodel.model.step.system import machine_of
+from moemodel.model.step.system import system_of
 from studies.comparison import Comparison, Quantity, compare, coverage, mape, runs_of
 
 Row = dict[str, Any]
@@ -53,7 +53,7 @@ def moe(plan_of: PlanOf) -> Plan:
 
 
 def _predict(plan: Plan, calibration: Calibration, temperature_C: float | None = None) -> Prediction:
-    machine = machine_of(plan, calibration)
+    machine = system_of(plan, calibration)
     return predict(architecture_of(plan), batch_of(plan), machine, temperature_C=temperature_C)
 
 

@@ -16,7 +16,7 @@ from moemodel.model.hardware.gpu import read_gpu
 from moemodel.model.layers.parameters import parameters
 from moemodel.model.operators.work import Kind
 from moemodel.model.plan.recompute import Recompute
-from moemodel.model.schedule.pipeline_layout import CutWithEnds
+from moemodel.model.schedule.pipeline_layout import PipelineLayout
 from studies.runs import (
     BRIDGE,
     FSDP,
@@ -61,7 +61,7 @@ def test_rows_of_gh200(tmp_path: Path) -> None:
     assert (first.time_s, first.memory_B, first.group) == (0.5, 1e10, "16 nodes")
     assert first.plan == {"dp": 8, "tp": 4, "pp": 2, "micro_batch": 4, "global_batch": 64, "seq": 2048}
     assert second.group == "1 nodes"
-    assert isinstance(first.architecture, CutWithEnds)
+    assert isinstance(first.architecture, PipelineLayout)
     assert parameters(first.architecture).total == pytest.approx(4 * 103.7e6, rel=0.02)  # bytes of its plan files
     made = machine(study.software["sailor"], {})
     assert made.gradient_B == made.framework.precisions[made.precision].element_size_B == 4

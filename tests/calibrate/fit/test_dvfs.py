@@ -11,8 +11,8 @@ import pytest
 from moemodel.calibration.fit.dvfs import GAIN_HZ_PER_J, SHARPNESS, fit_gain, fit_governor, no_governor, with_gain
 from moemodel.calibration.fit.power import Loads, loads_of
 from moemodel.model.device.dvfs import TensorLimit
-from moemodel.model.device.roofline import Chip
-from moemodel.model.device.sustained_load import Part, held_load
+from moemodel.model.device.roofline import RooflineChip
+from moemodel.model.device.sustained_load import Part, sustained_load
 from moemodel.model.operators.work import SHAPE_FIELDS, Kind, Pass, Shape, work
 from moemodel.model.records.calibration import Calibration, GovernorFit, Parameter
 from moemodel.model.records.profile import TABLES
@@ -43,7 +43,7 @@ def _loads(*loads: tuple[float, float, float]) -> Loads:
     return loads_of(pd.DataFrame(rows).reindex(columns=list(TABLES["power"])), TOP_HZ)
 
 
-def _operators(chip: Chip, *, sweep: str = "solo", noise: float = 0.003, share: float = 1.0) -> pd.DataFrame:
+def _operators(chip: RooflineChip, *, sweep: str = "solo", noise: float = 0.003, share: float = 1.0) -> pd.DataFrame:
     """Products that keep the tensor cores at work for 5 to 95 % of the time, at the clock that this leaves."""
     rng = np.random.default_rng(0)
     limit = TensorLimit(clock_Hz=TENSOR_HZ, sharpness=SHARPNESS)
@@ -67,7 +67,7 @@ def _operators(chip: Chip, *, sweep: str = "solo", noise: float = 0.003, share: 
     return pd.DataFrame(rows).reindex(columns=list(TABLES["operators"]))
 
 
-def _fit(loads: Loads, operators: pd.DataFrame, chip: Chip, cap_W: float = CAP_W) -> GovernorFit:
+def _fit(loads: Loads, operators: pd.DataFrame, chip: RooflineChip, cap_W: float = CAP_W) -> GovernorFit:
     return fit_governor(loads, operators, chip, cap_W, MADE_UP)
 
 
@@ -76,7 +76,7 @@ FREE = _loads((1.0, TOP_HZ, 300.0), (0.5, TOP_HZ, 200.0))
 # ---- the share of the cap -------------------------------------------------------------------------------------------
 
 
-def test_loads_at_the_cap_show_the_share_that_they_keep(chip: Chip) -> None:
+def test_loads_at_the_cap_show_the_share_that_they_keep(chip: RooflineChip) -> None:
     held = [(1.0, clock_Hz, share * CAP_W) for clock_Hz, share in ((1.4e9, 0.98), (1.5e9, 0.985), (1.7e9, 0.99))]
     fit = _fit(_loads(*held, (1.0, TOP_HZ, 400.0), (1.0, 1.5e9, 500.0)), NOTHING, chip)
     share = fit.parameters["sustained_share"]
@@ -85,7 +85,7 @@ def test_loads_at_the_cap_show_the_share_that_they_keep(chip: Chip) -> None:
 
 
 @pytest.mark.parametrize("cap_W", [CAP_W, np.inf])
-def test_limits_that_nothing_reached_are_said_to_be_assumed(chip: Chip, cap_W: float) -> None:
+def test_limits_that_nothing_reached_are_said_to_be_assumed(chip: RooflineChip, cap_W: float) -> None:
     fit = _fit(FREE, NOTHING, chip, cap_W)
     assert fit.parameters["sustained_share"].value == 1.0
     assert fit.parameters["gain"].value == GAIN_HZ_PER_J
@@ -105,7 +105,7 @@ def test_of_a_device_without_power_readings_nothing_is_known() -> None:
 # ---- the tensor cores' own limit ------------------------------------------------------------------------------------
 
 
-def test_the_clock_of_the_tensor_cores_comes_back(chip: Chip) -> None:
+def test_the_clock_of_the_tensor_cores_comes_back(chip: RooflineChip) -> None:
     fit = _fit(FREE, _operators(chip), chip)
     clock = fit.parameters["tensor_clock"]
     assert clock.value == pytest.approx(TENSOR_HZ, rel=0.005)
@@ -115,24 +115,24 @@ def test_the_clock_of_the_tensor_cores_comes_back(chip: Chip) -> None:
     assert (sharpness.value, sharpness.origin) == (SHARPNESS, "assumed")
 
 
-def test_rows_that_ran_while_the_clock_still_rose_do_not_pull_it_down(chip: Chip) -> None:
+def test_rows_that_ran_while_the_clock_still_rose_do_not_pull_it_down(chip: RooflineChip) -> None:
     rows = _operators(chip)
     rows.loc[rows.index[::7], "clock_Hz"] *= 0.8
     assert _fit(FREE, rows, chip).parameters["tensor_clock"].value == pytest.approx(TENSOR_HZ, rel=0.015)
 
 
-def test_rows_held_by_the_slow_limit_or_beside_another_load_say_nothing(chip: Chip) -> None:
+def test_rows_held_by_the_slow_limit_or_beside_another_load_say_nothing(chip: RooflineChip) -> None:
     slow = _operators(chip)
     slow["clock_reported_Hz"] = 1.6e9
     for rows in (slow, _operators(chip, sweep="mixed"), _operators(chip).head(9), _operators(chip).assign(time_s=1e-5)):
         assert "tensor_clock" not in _fit(FREE, rows, chip).parameters
 
 
-def test_where_products_keep_the_clock_there_is_no_limit(chip: Chip) -> None:
+def test_where_products_keep_the_clock_there_is_no_limit(chip: RooflineChip) -> None:
     assert "tensor_clock" not in _fit(FREE, _operators(chip, share=0), chip).parameters
 
 
-def test_a_device_without_true_clocks_has_none(chip: Chip) -> None:
+def test_a_device_without_true_clocks_has_none(chip: RooflineChip) -> None:
     rows = _operators(chip)
     rows["clock_Hz"] = np.nan
     assert "tensor_clock" not in _fit(FREE, rows, chip).parameters
@@ -150,7 +150,7 @@ def _powers(calibration: Calibration) -> pd.DataFrame:
     rows = []
     for kind, shape in ((Kind.GEMM, HEAVY), (Kind.COPY, LIGHT)):
         part = Part(kind=kind, direction=Pass.FORWARD, shape=shape, calls=1)
-        alone = held_load([part], calibration, power_limit_W=LIMIT_W, time_s=0.0, start_C=50.0)
+        alone = sustained_load([part], calibration, power_limit_W=LIMIT_W, time_s=0.0, start_C=50.0)
         sizes = {name: float(np.squeeze(values)) for name, values in shape.arrays().items()}
         rows.append(
             {"load": kind, "kind": str(kind), "direction": "forward", **sizes, "time_s": alone.round_s}
@@ -171,12 +171,12 @@ def _alternating(
             Part(kind=kind, direction=Pass.FORWARD, shape=shape, calls=1)
             for kind, shape in ((Kind.GEMM, HEAVY), (Kind.COPY, LIGHT))
         ]
-        one_s = [held_load([p], calibration, power_limit_W=1e9, time_s=0.0, start_C=50.0).round_s for p in alone]
+        one_s = [sustained_load([p], calibration, power_limit_W=1e9, time_s=0.0, start_C=50.0).round_s for p in alone]
         parts = [
             Part(kind=p.kind, direction=p.direction, shape=p.shape, calls=round(turn_s / s))
             for p, s in zip(alone, one_s, strict=True)
         ]
-        both = held_load(parts, calibration, power_limit_W=LIMIT_W, time_s=0.0, start_C=50.0)
+        both = sustained_load(parts, calibration, power_limit_W=LIMIT_W, time_s=0.0, start_C=50.0)
         light_s = parts[1].calls * one_s[1]  # memory-bound: the clock hardly counts
         heavy_s = both.round_s - light_s
         heavy_Hz = parts[0].calls * float(heavy["time_s"] * heavy["clock_Hz"]) / heavy_s  # its cycles stay the same

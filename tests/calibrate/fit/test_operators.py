@@ -14,7 +14,7 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from moemodel.calibration.fit.operators import FormErrors, Observations, fit_operator, observations
 from moemodel.calibration.least_squares import relative_steps
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.device.roofline import PRODUCTS, Chip, operator_time, parts, shape_features, time_at
+from moemodel.model.device.roofline import PRODUCTS, RooflineChip, operator_time, parts, shape_features, time_at
 from moemodel.model.operators.work import Kind, Pass, Shape
 from moemodel.model.records.calibration import OperatorFit
 
@@ -74,7 +74,7 @@ class Device:
         rng = np.random.default_rng(seed)
         return Shape(**{name: rng.choice(values, count).astype(np.float64) for name, values in self.sizes.items()})
 
-    def time_s(self, chip: Chip, shape: Shape, clocks_Hz: tuple[float, ...]) -> FloatArray:
+    def time_s(self, chip: RooflineChip, shape: Shape, clocks_Hz: tuple[float, ...]) -> FloatArray:
         """True times, [U, K]."""
         compute_s, memory_s = parts(self.kind, self.direction, self.truth, chip, shape)
         slowdown = chip.clock_Hz / np.asarray(clocks_Hz)[None, :]
@@ -115,7 +115,7 @@ by_form = pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES.keys()
 
 
 @pytest.fixture(scope="module")
-def fitted(chip: Chip, measure: Measure, observed: Observed) -> Callable[[Device], OperatorFit]:
+def fitted(chip: RooflineChip, measure: Measure, observed: Observed) -> Callable[[Device], OperatorFit]:
     """The fit of sixty noisy shapes at three clocks, made once a device."""
     made: dict[Kind, OperatorFit] = {}
 
@@ -128,12 +128,14 @@ def fitted(chip: Chip, measure: Measure, observed: Observed) -> Callable[[Device
     return fit
 
 
-def _predicted_s(fit: OperatorFit, chip: Chip, shape: Shape, clocks_Hz: tuple[float, ...]) -> FloatArray:
+def _predicted_s(fit: OperatorFit, chip: RooflineChip, shape: Shape, clocks_Hz: tuple[float, ...]) -> FloatArray:
     return operator_time(fit, chip, shape, np.asarray(clocks_Hz)).time_s_UK
 
 
 @by_form
-def test_shapes_never_seen_get_their_times(device: Device, fitted: Callable[[Device], OperatorFit], chip: Chip) -> None:
+def test_shapes_never_seen_get_their_times(
+    device: Device, fitted: Callable[[Device], OperatorFit], chip: RooflineChip
+) -> None:
     unseen = device.draw(300, 2)
     clocks = (TOP_HZ, 1.75e9, 1.2e9, HALF_HZ)
     found = _predicted_s(fitted(device), chip, unseen, clocks)
@@ -143,7 +145,9 @@ def test_shapes_never_seen_get_their_times(device: Device, fitted: Callable[[Dev
 
 
 @by_form
-def test_half_the_clock_costs_what_it_does(device: Device, fitted: Callable[[Device], OperatorFit], chip: Chip) -> None:
+def test_half_the_clock_costs_what_it_does(
+    device: Device, fitted: Callable[[Device], OperatorFit], chip: RooflineChip
+) -> None:
     unseen = device.draw(300, 3)
     clocks = (TOP_HZ, HALF_HZ)
     found, true = _predicted_s(fitted(device), chip, unseen, clocks), device.time_s(chip, unseen, clocks)
@@ -154,7 +158,7 @@ def test_half_the_clock_costs_what_it_does(device: Device, fitted: Callable[[Dev
 
 @by_form
 def test_the_error_it_states_is_that_of_unseen_shapes(
-    device: Device, fitted: Callable[[Device], OperatorFit], chip: Chip
+    device: Device, fitted: Callable[[Device], OperatorFit], chip: RooflineChip
 ) -> None:
     """Noise is 1 %, and three samples a point halve it; what is stated holds two thirds of new shapes."""
     fit, unseen = fitted(device), device.draw(300, 4)
@@ -164,7 +168,9 @@ def test_the_error_it_states_is_that_of_unseen_shapes(
     assert (error < price.log_error_U).mean() > 0.66
 
 
-def test_samples_that_waited_for_the_host_change_nothing(chip: Chip, measure: Measure, observed: Observed) -> None:
+def test_samples_that_waited_for_the_host_change_nothing(
+    chip: RooflineChip, measure: Measure, observed: Observed
+) -> None:
     """Half of the samples at every clock and shape three times slower than their clock explains."""
     device = DEVICES["stream"]
     table = measure(device.kind, device.direction, device.truth, device.draw(15, 1), CLOCKS_HZ, noise=NOISE)
@@ -217,7 +223,9 @@ def test_operators_and_passes_are_apart(measure: Measure) -> None:
     assert found == [(Kind.GELU, Pass.BACKWARD), (Kind.GELU, Pass.FORWARD), (Kind.RELU, Pass.FORWARD)]
 
 
-def test_a_device_without_clocks_is_fitted_at_its_only_one(chip: Chip, measure: Measure, observed: Observed) -> None:
+def test_a_device_without_clocks_is_fitted_at_its_only_one(
+    chip: RooflineChip, measure: Measure, observed: Observed
+) -> None:
     device = DEVICES["stream"]
     table = measure(device.kind, device.direction, device.truth, device.draw(20, 1), (TOP_HZ,), noise=NOISE)
     blind = table.assign(clock_Hz=np.nan, clock_reported_Hz=np.nan)
@@ -228,7 +236,7 @@ def test_a_device_without_clocks_is_fitted_at_its_only_one(chip: Chip, measure: 
     assert held_out.median < 0.05
 
 
-def test_rows_that_are_not_whole_pieces_have_a_price(chip: Chip, measure: Measure, observed: Observed) -> None:
+def test_rows_that_are_not_whole_pieces_have_a_price(chip: RooflineChip, measure: Measure, observed: Observed) -> None:
     """Products a third as fast where n is odd; where all shapes were whole the price of others is assumed."""
     truth = PRODUCT | {"alignment": 0.35}
     whole = Shape(m=[1024, 2048, 4096, 8192] * 2, n=[4096, 2048, 1024, 2048, 8192, 4096, 2048, 1024], k=4096)
@@ -246,7 +254,7 @@ def test_rows_that_are_not_whole_pieces_have_a_price(chip: Chip, measure: Measur
 @by_form
 @pytest.mark.parametrize("odd", [False, True], ids=["whole", "odd"])
 def test_slopes_taken_at_once_are_those_taken_one_by_one(
-    odd: bool, device: Device, chip: Chip, measure: Measure, observed: Observed
+    odd: bool, device: Device, chip: RooflineChip, measure: Measure, observed: Observed
 ) -> None:
     """Of all forms, with shapes that make `alignment` a parameter and without, inside the bounds and at them."""
     shape = device.draw(20, 3)
@@ -266,7 +274,7 @@ def test_slopes_taken_at_once_are_those_taken_one_by_one(
 @by_form
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_few_shapes_are_fitted_too(
-    count: int, device: Device, chip: Chip, measure: Measure, observed: Observed
+    count: int, device: Device, chip: RooflineChip, measure: Measure, observed: Observed
 ) -> None:
     shape = device.draw(count, 5)
     data = observed(measure(device.kind, device.direction, device.truth, shape, (TOP_HZ, HALF_HZ)))
@@ -278,7 +286,7 @@ def test_few_shapes_are_fitted_too(
     assert found == pytest.approx(device.time_s(chip, shape, (TOP_HZ, HALF_HZ)), rel=0.05)
 
 
-def test_a_shape_held_out_is_not_known(chip: Chip, measure: Measure, observed: Observed) -> None:
+def test_a_shape_held_out_is_not_known(chip: RooflineChip, measure: Measure, observed: Observed) -> None:
     """The errors of two shapes are those of fits that were given the other one only."""
     device = DEVICES["stream"]
     clocks, sizes = (TOP_HZ, HALF_HZ), (256, 32768)
@@ -293,7 +301,7 @@ def test_a_shape_held_out_is_not_known(chip: Chip, measure: Measure, observed: O
     assert held_out.worst == pytest.approx(max(honest), rel=0.1)
 
 
-def test_one_shape_leaves_its_error_unknown(chip: Chip, measure: Measure, observed: Observed) -> None:
+def test_one_shape_leaves_its_error_unknown(chip: RooflineChip, measure: Measure, observed: Observed) -> None:
     """Nothing was held out: an error of nought would be a lie."""
     device = DEVICES["stream"]
     data = observed(measure(device.kind, device.direction, device.truth, Shape(m=4096, n=4096), (TOP_HZ,)))
@@ -305,7 +313,7 @@ def test_one_shape_leaves_its_error_unknown(chip: Chip, measure: Measure, observ
 
 
 @pytest.fixture(scope="module")
-def large_copies(chip: Chip, measure: Measure, observed: Observed) -> OperatorFit:
+def large_copies(chip: RooflineChip, measure: Measure, observed: Observed) -> OperatorFit:
     """They say how fast memory is, and nothing of caches and SMs."""
     truth = STREAM | {"issue_efficiency": 20.0}
     shape = Shape(m=2.0 ** np.arange(29, 36))
@@ -327,7 +335,7 @@ def test_what_they_do_determine_has_a_small_one(large_copies: OperatorFit) -> No
     assert error < 0.05
 
 
-def test_more_noise_means_larger_standard_errors(chip: Chip, measure: Measure, observed: Observed) -> None:
+def test_more_noise_means_larger_standard_errors(chip: RooflineChip, measure: Measure, observed: Observed) -> None:
     device = DEVICES["stream"]
     errors = []
     for noise in (0.002, 0.02):
@@ -343,7 +351,7 @@ def test_more_noise_means_larger_standard_errors(chip: Chip, measure: Measure, o
 
 
 @pytest.fixture(scope="module")
-def uneven(chip: Chip, measure: Measure, observed: Observed) -> tuple[Observations, OperatorFit]:
+def uneven(chip: RooflineChip, measure: Measure, observed: Observed) -> tuple[Observations, OperatorFit]:
     """A library that has a slow kernel for some widths, which no parameter of the form explains."""
     device = DEVICES["stream"]
     shape = device.draw(60, 6)
@@ -357,14 +365,14 @@ def _without_residual(fit: OperatorFit) -> OperatorFit:
     return fit.model_copy(update={"residual": None})
 
 
-def _correction(fit: OperatorFit, chip: Chip, shape: Shape) -> FloatArray:
+def _correction(fit: OperatorFit, chip: RooflineChip, shape: Shape) -> FloatArray:
     """Log of what the residual multiplies times by, [U]."""
     with_it, without = (_predicted_s(f, chip, shape, (TOP_HZ,)) for f in (fit, _without_residual(fit)))
     return np.asarray(np.log(with_it / without)[:, 0])
 
 
 def test_the_process_in_numbers_predicts_what_scikit_learn_does(
-    uneven: tuple[Observations, OperatorFit], chip: Chip
+    uneven: tuple[Observations, OperatorFit], chip: RooflineChip
 ) -> None:
     data, fit = uneven
     residual = fit.residual
@@ -388,7 +396,9 @@ def test_the_process_in_numbers_predicts_what_scikit_learn_does(
     assert _correction(fit, chip, unseen) == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_process_explains_what_the_form_does_not(uneven: tuple[Observations, OperatorFit], chip: Chip) -> None:
+def test_the_process_explains_what_the_form_does_not(
+    uneven: tuple[Observations, OperatorFit], chip: RooflineChip
+) -> None:
     """Up to a constant, which the form's own parameters may take."""
     _, fit = uneven
     slow, fast = (_predicted_s(fit, chip, Shape(m=4096, n=n), (TOP_HZ,)).item() for n in (2048, 1024))
@@ -397,7 +407,7 @@ def test_the_process_explains_what_the_form_does_not(uneven: tuple[Observations,
 
 
 def test_far_away_the_form_speaks_alone_and_the_error_widens(
-    uneven: tuple[Observations, OperatorFit], chip: Chip
+    uneven: tuple[Observations, OperatorFit], chip: RooflineChip
 ) -> None:
     _, fit = uneven
     assert fit.residual is not None
@@ -412,7 +422,7 @@ def test_far_away_the_form_speaks_alone_and_the_error_widens(
     assert price.log_error_U[1] == pytest.approx(np.hypot(fit.log_error, fit.residual.signal), rel=1e-6)
 
 
-def test_few_shapes_have_no_process(chip: Chip, measure: Measure, observed: Observed) -> None:
+def test_few_shapes_have_no_process(chip: RooflineChip, measure: Measure, observed: Observed) -> None:
     device = DEVICES["stream"]
     table = measure(device.kind, device.direction, device.truth, Shape(m=2.0 ** np.arange(8, 16), n=1024), CLOCKS_HZ)
     fit, _ = fit_operator(observed(table), chip, "made up")
@@ -424,7 +434,7 @@ def test_few_shapes_have_no_process(chip: Chip, measure: Measure, observed: Obse
 
 @by_form
 def test_the_range_measured_is_that_of_the_shapes(
-    device: Device, fitted: Callable[[Device], OperatorFit], chip: Chip
+    device: Device, fitted: Callable[[Device], OperatorFit], chip: RooflineChip
 ) -> None:
     fit, seen = fitted(device), device.draw(60, 1)
     for name in device.sizes:
@@ -433,7 +443,7 @@ def test_the_range_measured_is_that_of_the_shapes(
     assert not operator_time(fit, chip, seen, np.array([TOP_HZ])).outside_U.any()
 
 
-def test_each_doubling_outside_widens_the_error(fitted: Callable[[Device], OperatorFit], chip: Chip) -> None:
+def test_each_doubling_outside_widens_the_error(fitted: Callable[[Device], OperatorFit], chip: RooflineChip) -> None:
     fit = _without_residual(fitted(DEVICES["stream"]))
     highest = fit.measured["m"][1]
     price = operator_time(fit, chip, Shape(m=highest * 2.0 ** np.arange(6), n=1024), np.array([TOP_HZ]))

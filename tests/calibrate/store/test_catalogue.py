@@ -19,7 +19,7 @@ from moemodel.model.hardware.gpu import list_gpus, read_gpu
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import predict
-from moemodel.model.step.system import machine_of
+from moemodel.model.step.system import system_of
 
 by_name = pytest.mark.parametrize("name", list_calibrations())
 
@@ -82,7 +82,7 @@ def test_it_prices_every_architecture(name: str, architecture: str, batch: Calla
     )
     experts = any(isinstance(layer.feed_forward, Moe) for layer in model.layers)
     degrees = {"dp": [1, 1, 2][: 2 + experts], "tp": [1, 2, 1][: 2 + experts], "ep": [1, 1, 2][: 2 + experts]}
-    prediction = predict(model, batch(seq=512, global_batch=8, **degrees), machine_of(plan, shipped(name)))
+    prediction = predict(model, batch(seq=512, global_batch=8, **degrees), system_of(plan, shipped(name)))
     for field in fields(prediction):
         values = getattr(prediction, field.name)
         for column in values.values() if isinstance(values, dict) else [values]:

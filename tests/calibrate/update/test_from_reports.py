@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moemodel.calibration.update.from_reports import FEWEST, Update, kind_of, runs_of_reports, update
-from moemodel.calibration.update.scale_factors import Knob, memory_knobs, power_knobs, time_knobs
+from moemodel.calibration.update.scale_factors import ScaleFactor, memory_knobs, power_knobs, time_knobs
 from moemodel.model.core.errors import CalibrationError, InputError
 from moemodel.model.plan.spec import Plan, plan_text
 from moemodel.model.records.calibration import Calibration, CalibrationRef
@@ -96,7 +96,7 @@ def _report(plans: tuple[PlanReport, ...]) -> Report:
     )
 
 
-def _knob(calibration: Calibration, name: str) -> Knob:
+def _knob(calibration: Calibration, name: str) -> ScaleFactor:
     knobs = [*time_knobs(calibration), *power_knobs(calibration), *memory_knobs(calibration)]
     return next(knob for knob in knobs if knob.name == name)
 

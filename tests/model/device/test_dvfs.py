@@ -9,11 +9,11 @@ import pytest
 
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.device.dvfs import (
-    Stretch,
+    PowerSegment,
     TensorLimit,
     at_clock,
     at_clocks,
-    settled_clocks,
+    steady_state_clocks,
     time_at_clock,
     time_at_clocks,
 )
@@ -35,13 +35,13 @@ def settled(
 ) -> list[float]:
     """Clock of each phase of one cycle; lengths follow the clock, or don't."""
     cycle = [
-        Stretch(
+        PowerSegment(
             time_s_PK=(seconds * (TOP_HZ / CLOCKS_HZ if follows else np.ones_like(CLOCKS_HZ)))[None, :],
             power_W_PK=power_W[None, :],
         )
         for power_W, seconds in phases
     ]
-    clocks = settled_clocks(
+    clocks = steady_state_clocks(
         cycle, CLOCKS_HZ, limit_W_P=np.array([limit_W]), highest_Hz_P=np.array([highest_Hz]), gain_Hz_per_J=gain
     )
     return [float(clock[0]) for clock in clocks]
@@ -153,10 +153,10 @@ def test_lengths_are_those_at_the_clocks_it_settles_at() -> None:
 def test_rows_are_cycles_of_their_own() -> None:
     limits, tops = np.array([500.0, 650.0]), np.array([1980e6, 1500e6])
     cycle = [
-        Stretch(time_s_PK=np.full((2, len(CLOCKS_HZ)), seconds), power_W_PK=np.stack([power_W, power_W]))
+        PowerSegment(time_s_PK=np.full((2, len(CLOCKS_HZ)), seconds), power_W_PK=np.stack([power_W, power_W]))
         for power_W, seconds in ((HEAVY_W, 0.1), (LIGHT_W, 0.2))
     ]
-    found = settled_clocks(cycle, CLOCKS_HZ, limit_W_P=limits, highest_Hz_P=tops, gain_Hz_per_J=9e6)
+    found = steady_state_clocks(cycle, CLOCKS_HZ, limit_W_P=limits, highest_Hz_P=tops, gain_Hz_per_J=9e6)
     for row in range(2):
         alone = settled((HEAVY_W, 0.1), (LIGHT_W, 0.2), limit_W=limits[row], highest_Hz=tops[row])
         assert [float(clock[row]) for clock in found] == pytest.approx(alone)

@@ -9,7 +9,7 @@ import pytest
 
 from moemodel.model.core.errors import CalibrationError
 from moemodel.model.device.power import power_model
-from moemodel.model.device.sustained_load import HeldLoad, Part, held_load
+from moemodel.model.device.sustained_load import Part, SustainedLoad, sustained_load
 from moemodel.model.device.thermal import thermal_model
 from moemodel.model.operators.work import Kind, Pass, Shape
 from moemodel.model.records.calibration import Calibration
@@ -32,8 +32,8 @@ def capped(calibration: Calibration) -> Calibration:
     return hungry(calibration)
 
 
-def held(calibration: Calibration, *parts: Part, **options: Any) -> HeldLoad:
-    return held_load(parts or (GEMM,), calibration, **{"power_limit_W": CAP_W, "time_s": 30.0} | options)
+def held(calibration: Calibration, *parts: Part, **options: Any) -> SustainedLoad:
+    return sustained_load(parts or (GEMM,), calibration, **{"power_limit_W": CAP_W, "time_s": 30.0} | options)
 
 
 @pytest.mark.parametrize("cap_W", [300.0, 450.0, 700.0])

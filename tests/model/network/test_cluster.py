@@ -236,8 +236,8 @@ def test_a_test_between_nodes_comes_back_there_and_changes_nothing_inside(
 ) -> None:
     test = would_measure(other(0.4), collective, ranks, nodes)
     found = with_tests(NODE, [test])
-    assert found.across_efficiency[collective] == pytest.approx(0.4)
-    assert found.across_starts_s[collective] == pytest.approx(4e-5)
+    assert found.internode_efficiency[collective] == pytest.approx(0.4)
+    assert found.internode_launch_latencies_s[collective] == pytest.approx(4e-5)
     stride = 8 * nodes // ranks
     for size_B in (1e3, 3e6, 2e9):
         expected = took(other(0.4), collective, ranks, size_B, stride)

@@ -16,7 +16,7 @@ from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.recompute import Recompute
 from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import Calibration, HostLane, Parameter
-from moemodel.model.step.system import Machine
+from moemodel.model.step.system import System
 
 Batch = Callable[..., PlanBatch]
 
@@ -25,14 +25,14 @@ def _parameter(value: float) -> Parameter:
     return Parameter(value=value, unit="s", origin="assumed", source="made up")
 
 
-def _megatron(machine: Machine, kernel_s: float) -> Machine:
+def _megatron(machine: System, kernel_s: float) -> System:
     """A machine under Megatron-LM 2.x whose host needs so long for a kernel."""
     lane = HostLane(backend="megatron-v2", blocks={"kernel": _parameter(kernel_s)}, log_error=0.1)
     calibration = machine.calibration.model_copy(update={"host": [lane]})
     return replace(machine, calibration=calibration, framework=framework_of("megatron-v2"))
 
 
-def test_a_slow_host_sets_the_step_by_its_kernels(batch: Batch, machine: Machine) -> None:
+def test_a_slow_host_sets_the_step_by_its_kernels(batch: Batch, machine: System) -> None:
     """Far slower than the device, the host makes time proportional to kernels, whatever their size."""
     opt = read_architecture("opt-350m")
     plans = batch(micro_batch=[4, 8], global_batch=[16, 32])
@@ -41,13 +41,13 @@ def test_a_slow_host_sets_the_step_by_its_kernels(batch: Batch, machine: Machine
     assert slower == pytest.approx(2 * slow, rel=0.02)
 
 
-def test_the_host_queues_collectives_too(batch: Batch, machine: Machine) -> None:
+def test_the_host_queues_collectives_too(batch: Batch, machine: System) -> None:
     opt = read_architecture("opt-350m")
     without, with_tp = predict(opt, batch(tp=[1, 2], micro_batch=4), _megatron(machine, 5e-3)).step_time_s
     assert with_tp > without
 
 
-def test_a_host_that_waits_cannot_run_ahead(batch: Batch, machine: Machine) -> None:
+def test_a_host_that_waits_cannot_run_ahead(batch: Batch, machine: System) -> None:
     """Passes bound by the host and passes bound by the device do not make up for one another."""
     opt = read_architecture("opt-350m")
     plans = batch(micro_batch=4)
@@ -73,7 +73,7 @@ def test_products_of_odd_width_are_slower(calibration: Calibration) -> None:
     assert ratio == pytest.approx(2.0 ** (np.arange(4) / 3), rel=1e-3)
 
 
-def test_scores_are_kept_without_flash_attention(batch: Batch, machine: Machine) -> None:
+def test_scores_are_kept_without_flash_attention(batch: Batch, machine: System) -> None:
     """5 bytes for each score: probabilities, dropout's mask and output (Korthikanti et al. 2022, section 4.1)."""
     opt = read_architecture("opt-350m")
     plans = batch(micro_batch=4, recompute=list(Recompute))

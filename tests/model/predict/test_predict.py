@@ -18,7 +18,7 @@ from moemodel.model.plan.recompute import Recompute
 from moemodel.model.predict.predict import predict
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.schedule.registry import number
-from moemodel.model.step.system import Machine
+from moemodel.model.step.system import System
 
 Batch = Callable[..., PlanBatch]
 
@@ -61,7 +61,7 @@ def columns(prediction: Prediction) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", list_architectures())
-def test_every_architecture_has_finite_and_positive_costs(name: str, batch: Batch, machine: Machine) -> None:
+def test_every_architecture_has_finite_and_positive_costs(name: str, batch: Batch, machine: System) -> None:
     prediction = predict(read_architecture(name), batch(dp=8, zero_stage=1), machine)
     for column, values in columns(prediction).items():
         assert np.isfinite(values).all(), column
@@ -70,14 +70,14 @@ def test_every_architecture_has_finite_and_positive_costs(name: str, batch: Batc
     assert 0 < prediction.mfu[0] < 1
 
 
-def test_phases_add_up(olmoe: Architecture, batch: Batch, machine: Machine) -> None:
+def test_phases_add_up(olmoe: Architecture, batch: Batch, machine: System) -> None:
     prediction = predict(olmoe, batch(**MIXED), machine)
     assert sum(getattr(prediction, name) for name in TIMES) == pytest.approx(prediction.step_time_s, rel=1e-9)
     assert sum(getattr(prediction, name) for name in ENERGIES) == pytest.approx(prediction.energy_J, rel=1e-9)
     assert sum(prediction.memory_terms_B.values()) == pytest.approx(prediction.memory_B, rel=1e-9)
 
 
-def test_many_plans_are_one_plan_many_times(olmoe: Architecture, batch: Batch, machine: Machine) -> None:
+def test_many_plans_are_one_plan_many_times(olmoe: Architecture, batch: Batch, machine: System) -> None:
     plans = batch(**MIXED)
     together = columns(predict(olmoe, plans, machine))
     for row in range(len(plans)):
@@ -87,26 +87,26 @@ def test_many_plans_are_one_plan_many_times(olmoe: Architecture, batch: Batch, m
 
 
 @pytest.mark.parametrize("name", ["opt-350m", "olmoe-1b-7b", "switch-base-128", "llama-3-8b"])
-def test_more_clock_is_never_slower(name: str, batch: Batch, machine: Machine) -> None:
+def test_more_clock_is_never_slower(name: str, batch: Batch, machine: System) -> None:
     clocks = np.arange(345e6, 1980.1e6, 15e6)
     prediction = predict(read_architecture(name), batch(dp=8, micro_batch=4, clock_Hz=clocks), machine)
     assert (np.diff(prediction.step_time_s) <= 1e-12).all()
     assert (np.diff(prediction.clock_Hz) >= -1e-3).all()
 
 
-def test_no_clock_is_the_highest_one(olmoe: Architecture, batch: Batch, machine: Machine) -> None:
+def test_no_clock_is_the_highest_one(olmoe: Architecture, batch: Batch, machine: System) -> None:
     free, highest = (predict(olmoe, batch(dp=8, clock_Hz=c), machine) for c in (np.inf, 1980e6))
     assert free.step_time_s == pytest.approx(highest.step_time_s)
 
 
-def test_mean_power_stays_under_the_cap(olmoe: Architecture, batch: Batch, machine: Machine) -> None:
+def test_mean_power_stays_under_the_cap(olmoe: Architecture, batch: Batch, machine: System) -> None:
     caps = np.array([300.0, 400.0, 500.0, 600.0, 700.0])
     prediction = predict(olmoe, batch(dp=8, micro_batch=4, power_cap_W=caps), machine)
     assert (prediction.power_W <= caps * 1.01).all()
     assert (np.diff(prediction.step_time_s) <= 0).all()
 
 
-def test_one_gpu_says_nothing(olmoe: Architecture, batch: Batch, machine: Machine) -> None:
+def test_one_gpu_says_nothing(olmoe: Architecture, batch: Batch, machine: System) -> None:
     prediction = predict(olmoe, batch(), machine)
     assert prediction.exposed_communication_s[0] == 0
     assert prediction.hidden_communication_s[0] == 0
@@ -114,7 +114,7 @@ def test_one_gpu_says_nothing(olmoe: Architecture, batch: Batch, machine: Machin
     assert prediction.bubble_s[0] == 0
 
 
-def test_one_replica_is_no_data_parallelism(olmoe: Architecture, batch: Batch, machine: Machine) -> None:
+def test_one_replica_is_no_data_parallelism(olmoe: Architecture, batch: Batch, machine: System) -> None:
     """With dp 1 there is nothing to exchange or to shard, whatever the ZeRO stage."""
     prediction = predict(olmoe, batch(zero_stage=[0, 1, 2, 3]), machine)
     for name, values in columns(prediction).items():
@@ -122,7 +122,7 @@ def test_one_replica_is_no_data_parallelism(olmoe: Architecture, batch: Batch, m
 
 
 def test_two_replicas_take_half_the_micro_batches_and_exchange_gradients(
-    opt: Architecture, batch: Batch, machine: Machine
+    opt: Architecture, batch: Batch, machine: System
 ) -> None:
     one, two = (predict(opt, batch(dp=d, global_batch=16 * d), machine) for d in (1, 2))
     assert two.forward_s == pytest.approx(one.forward_s, rel=1e-6)
@@ -131,7 +131,7 @@ def test_two_replicas_take_half_the_micro_batches_and_exchange_gradients(
 
 
 def test_one_stage_has_no_bubble_and_more_stages_have_the_textbook_one(
-    olmoe: Architecture, batch: Batch, machine: Machine
+    olmoe: Architecture, batch: Batch, machine: System
 ) -> None:
     m = 64
     prediction = predict(olmoe, batch(pp=[1, 2, 4, 8], global_batch=m), machine)
@@ -142,14 +142,14 @@ def test_one_stage_has_no_bubble_and_more_stages_have_the_textbook_one(
         assert textbook * 0.8 <= share <= textbook + 0.25  # stages with an end hold more work than the others
 
 
-def test_gpipe_needs_the_memory_of_all_micro_batches(batch: Batch, machine: Machine) -> None:
+def test_gpipe_needs_the_memory_of_all_micro_batches(batch: Batch, machine: System) -> None:
     llama = read_architecture("llama-3-8b")  # its layers, not its ends, fill the first stage
     plans = batch(pp=4, global_batch=16, schedule=[number("1f1b"), number("gpipe")])
     eager, gpipe = predict(llama, plans, machine).memory_terms_B["activations"]
     assert gpipe == pytest.approx(eager * 16 / 4)
 
 
-def test_an_infinite_network_takes_no_time(olmoe: Architecture, batch: Batch, machine: Machine) -> None:
+def test_an_infinite_network_takes_no_time(olmoe: Architecture, batch: Batch, machine: System) -> None:
     network = replace(
         machine.network,
         node_Bps=1e30,
@@ -163,7 +163,7 @@ def test_an_infinite_network_takes_no_time(olmoe: Architecture, batch: Batch, ma
     assert prediction.exposed_communication_s == pytest.approx(np.zeros(8), abs=1e-12)
 
 
-def test_memory_falls_with_sharding(olmoe: Architecture, batch: Batch, machine: Machine) -> None:
+def test_memory_falls_with_sharding(olmoe: Architecture, batch: Batch, machine: System) -> None:
     zero = predict(olmoe, batch(dp=8, zero_stage=[0, 1, 2, 3]), machine).memory_B
     tensor = predict(olmoe, batch(dp=8, tp=[1, 2, 4, 8]), machine).memory_B
     expert = predict(olmoe, batch(dp=8, ep=[1, 2, 4, 8]), machine).memory_B
@@ -172,7 +172,7 @@ def test_memory_falls_with_sharding(olmoe: Architecture, batch: Batch, machine: 
         assert (np.diff(falling) < 0).all()
 
 
-def test_recomputing_saves_memory_and_costs_time(olmoe: Architecture, batch: Batch, machine: Machine) -> None:
+def test_recomputing_saves_memory_and_costs_time(olmoe: Architecture, batch: Batch, machine: System) -> None:
     prediction = predict(olmoe, batch(dp=8, micro_batch=8, zero_stage=1, recompute=list(Recompute)), machine)
     assert (np.diff(prediction.memory_B) <= 0).all()
     assert prediction.memory_B[-1] < prediction.memory_B[0]
@@ -180,19 +180,19 @@ def test_recomputing_saves_memory_and_costs_time(olmoe: Architecture, batch: Bat
     assert prediction.mfu[-1] < prediction.mfu[0]
 
 
-def test_uneven_routing_costs_time(olmoe: Architecture, batch: Batch, machine: Machine) -> None:
+def test_uneven_routing_costs_time(olmoe: Architecture, batch: Batch, machine: System) -> None:
     prediction = predict(olmoe, batch(dp=8, ep=8, skew=[1.0, 1.5, 2.0, 4.0]), machine)
     assert (np.diff(prediction.step_time_s) > 0).all()
 
 
-def test_a_known_temperature_is_kept(opt: Architecture, batch: Batch, machine: Machine) -> None:
+def test_a_known_temperature_is_kept(opt: Architecture, batch: Batch, machine: System) -> None:
     cool, warm = (predict(opt, batch(), machine, temperature_C=t) for t in (40.0, 70.0))
     assert cool.temperature_C[0] == 40.0
     assert warm.temperature_C[0] == 70.0
     assert cool.energy_J[0] < warm.energy_J[0]
 
 
-def test_a_slow_host_makes_small_work_wait(opt: Architecture, batch: Batch, machine: Machine) -> None:
+def test_a_slow_host_makes_small_work_wait(opt: Architecture, batch: Batch, machine: System) -> None:
     """The same work in smaller pieces takes longer, and power falls, once the host can't keep up."""
     prediction = predict(opt, batch(seq=256, global_batch=64, micro_batch=[1, 64]), machine)
     assert prediction.host_wait_s[0] > prediction.host_wait_s[1]
@@ -202,7 +202,7 @@ def test_a_slow_host_makes_small_work_wait(opt: Architecture, batch: Batch, mach
 
 @pytest.mark.parametrize("limit_W", [700.0, np.inf])
 def test_where_power_is_not_modelled_nothing_holds_the_clock_back(
-    olmoe: Architecture, batch: Batch, machine: Machine, limit_W: float
+    olmoe: Architecture, batch: Batch, machine: System, limit_W: float
 ) -> None:
     """A processor, or a GPU whose power could not be read: all its powers are zero, and the clock the highest."""
     power = machine.calibration.power.parameters
@@ -227,7 +227,7 @@ def test_where_power_is_not_modelled_nothing_holds_the_clock_back(
 
 
 def test_where_the_host_learns_of_counts_it_cannot_run_ahead(
-    olmoe: Architecture, batch: Batch, machine: Machine
+    olmoe: Architecture, batch: Batch, machine: System
 ) -> None:
     """With experts on other ranks the device stands idle at every MoE layer, however slow it is itself."""
     plans = batch(dp=8, ep=[1, 8], micro_batch=8)
@@ -240,7 +240,7 @@ def test_where_the_host_learns_of_counts_it_cannot_run_ahead(
     assert predict(olmoe, plans, other).host_wait_s[1] == 0
 
 
-def test_zero_bubble_takes_bubbles_alone(batch: Batch, machine: Machine) -> None:
+def test_zero_bubble_takes_bubbles_alone(batch: Batch, machine: System) -> None:
     llama = read_architecture("llama-3-8b")
     schedules = [number("1f1b"), number("zero-bubble")]
     prediction = predict(llama, batch(pp=4, global_batch=8, seq=4096, schedule=schedules, clock_Hz=1.2e9), machine)
@@ -252,14 +252,14 @@ def test_zero_bubble_takes_bubbles_alone(batch: Batch, machine: Machine) -> None
 
 
 @pytest.mark.parametrize("pp", [3, 5, 7])
-def test_stages_need_not_be_even(opt: Architecture, batch: Batch, machine: Machine, pp: int) -> None:
+def test_stages_need_not_be_even(opt: Architecture, batch: Batch, machine: System, pp: int) -> None:
     """All layers are there, and the longest stage holds one more at most."""
     one, cut = (predict(opt, batch(pp=n, global_batch=64, micro_batch=4, clock_Hz=1.2e9), machine) for n in (1, pp))
     assert cut.forward_s * pp == pytest.approx(one.forward_s, rel=0.01)
     assert cut.step_time_s > one.step_time_s / pp
 
 
-def test_hidden_communication_slows_what_hides_it(olmoe: Architecture, batch: Batch, machine: Machine) -> None:
+def test_hidden_communication_slows_what_hides_it(olmoe: Architecture, batch: Batch, machine: System) -> None:
     """The more of it costs no time, the shorter the step; what begins and ends a pass shows in any case."""
     plans = batch(dp=8, zero_stage=[0, 1, 2, 3], micro_batch=4, clock_Hz=1.2e9)
     steps = [
@@ -273,7 +273,7 @@ def test_hidden_communication_slows_what_hides_it(olmoe: Architecture, batch: Ba
     assert (steps[0].hidden_communication_s <= 1e-9).all()
 
 
-def test_copies_of_shards_take_the_device(opt: Architecture, batch: Batch, machine: Machine) -> None:
+def test_copies_of_shards_take_the_device(opt: Architecture, batch: Batch, machine: System) -> None:
     """As often as parameters are gathered forward and gradients scattered backward."""
     plans = batch(dp=8, micro_batch=1, global_batch=32, zero_stage=[0, 1, 2, 3], clock_Hz=1.2e9)
     prediction = predict(opt, plans, machine)

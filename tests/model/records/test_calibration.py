@@ -17,7 +17,7 @@ from moemodel.calibration.store.catalogue import list_calibrations
 from moemodel.model.core.errors import CalibrationError
 from moemodel.model.device.operator_cost import tensor_limit
 from moemodel.model.device.power import PowerModel
-from moemodel.model.device.roofline import FEATURES, Chip, form_of
+from moemodel.model.device.roofline import FEATURES, RooflineChip, form_of
 from moemodel.model.device.thermal import ThermalModel
 from moemodel.model.network.collectives import Collective
 from moemodel.model.operators.work import Kind
@@ -118,7 +118,7 @@ def test_operators_have_the_names_of_their_form(kind: Kind) -> None:
 
 
 def test_parts_have_the_names_that_their_consumers_read() -> None:
-    assert {*CHIP.required, "clock_Hz"} == {f.name for f in fields(Chip)}
+    assert {*CHIP.required, "clock_Hz"} == {f.name for f in fields(RooflineChip)}
     others = {"clock_reference_Hz", "link_W", "kinds", "thermal_C_per_W", "inlet_C"}
     assert {*POWER.required} | others == {f.name for f in fields(PowerModel)}
     assert {name.replace("_time", "_s") for name in THERMAL.required} == {f.name for f in fields(ThermalModel)}

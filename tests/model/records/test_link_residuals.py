@@ -94,14 +94,16 @@ def test_a_curve_across_nodes_holds_there_alone() -> None:
 
 
 def test_each_collective_may_have_its_own_start_and_step() -> None:
-    own = network(starts_s={Collective.ALL_TO_ALL: 3e-5}, steps_s={Collective.ALL_TO_ALL: 0.0})
+    own = network(launch_latencies_s={Collective.ALL_TO_ALL: 3e-5}, steps_s={Collective.ALL_TO_ALL: 0.0})
     assert took(own, Collective.ALL_TO_ALL, 8, 0.0) == pytest.approx(3e-5)
     assert took(own, Collective.ALL_TO_ALL, 16, 0.0) == pytest.approx(3e-5 + 15 * 5e-6)
     assert took(own, Collective.ALL_GATHER, 8, 0.0) == pytest.approx(1e-5 + 7 * 2e-6)
 
 
 def test_between_nodes_it_may_differ() -> None:
-    own = network(across_starts_s={Collective.SEND_RECV: 0.0}, across_efficiency={Collective.ALL_GATHER: 0.5})
+    own = network(
+        internode_launch_latencies_s={Collective.SEND_RECV: 0.0}, internode_efficiency={Collective.ALL_GATHER: 0.5}
+    )
     assert took(own, Collective.SEND_RECV, 16, 0.0) == pytest.approx(5e-6)
     assert took(own, Collective.SEND_RECV, 8, 0.0) == pytest.approx(1e-5 + 2e-6)
     fixed_s = 1e-5 + 15 * 5e-6
@@ -119,4 +121,4 @@ def test_overlap_falls_back_on_the_one_number() -> None:
 
 @pytest.mark.parametrize(("share", "expected"), [(1.0, 1.5e6), (0.5, 1.25e6), (0.0, 1e6)])
 def test_a_skewed_exchange_is_as_large_as_its_busiest_rank(share: float, expected: float) -> None:
-    assert network(skew_share=share).skewed_B(np.array([1e6]), 1.5).tolist() == [expected]
+    assert network(imbalance_penalty=share).skewed_B(np.array([1e6]), 1.5).tolist() == [expected]

@@ -17,7 +17,7 @@ from moemodel.model.predict.predict import PricedPlans, predict
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.inlet_sensitivity import WARMER_C, predict_with_sensitivity
 from moemodel.model.results.outcome import outcome
-from moemodel.model.step.system import Machine, machine_of
+from moemodel.model.step.system import System, system_of
 
 Batch = Callable[..., PlanBatch]
 
@@ -32,7 +32,7 @@ def opt() -> Architecture:
 @pytest.mark.parametrize("cap_W", [300.0, 450.0, 700.0])
 @pytest.mark.parametrize("slowdown_C", [85.0, np.inf])
 def test_warmer_air_is_never_faster_nor_cheaper(
-    opt: Architecture, batch: Batch, machine: Machine, cap_W: float, slowdown_C: float
+    opt: Architecture, batch: Batch, machine: System, cap_W: float, slowdown_C: float
 ) -> None:
     plan = batch(micro_batch=8, power_cap_W=cap_W)
     found = [predict(opt, plan, replace(machine, inlet_C=c, slowdown_C=slowdown_C)) for c in INLETS_C]
@@ -44,7 +44,7 @@ def test_warmer_air_is_never_faster_nor_cheaper(
         assert (np.diff([float(p.energy_J[0]) for p in found]) > 0).all()
 
 
-def test_under_a_cap_the_clock_pays_for_leakage(opt: Architecture, batch: Batch, machine: Machine) -> None:
+def test_under_a_cap_the_clock_pays_for_leakage(opt: Architecture, batch: Batch, machine: System) -> None:
     """The cap holds the power, so what leaks is missing to the work."""
     plan = batch(micro_batch=8, power_cap_W=400.0)
     cool, warm = (predict(opt, plan, replace(machine, inlet_C=c)) for c in (25.0, 45.0))
@@ -54,7 +54,7 @@ def test_under_a_cap_the_clock_pays_for_leakage(opt: Architecture, batch: Batch,
     assert warm.energy_J[0] > cool.energy_J[0]
 
 
-def test_a_die_that_would_get_too_hot_is_slowed_to_its_limit(opt: Architecture, batch: Batch, machine: Machine) -> None:
+def test_a_die_that_would_get_too_hot_is_slowed_to_its_limit(opt: Architecture, batch: Batch, machine: System) -> None:
     plan = batch(micro_batch=8)
     free = predict(opt, plan, replace(machine, inlet_C=70.0, slowdown_C=np.inf))
     held = predict(opt, plan, replace(machine, inlet_C=70.0, slowdown_C=89.0))
@@ -68,18 +68,18 @@ def test_a_die_that_would_get_too_hot_is_slowed_to_its_limit(opt: Architecture, 
     )
 
 
-def test_air_as_hot_as_the_limit_leaves_the_lowest_clock(opt: Architecture, batch: Batch, machine: Machine) -> None:
+def test_air_as_hot_as_the_limit_leaves_the_lowest_clock(opt: Architecture, batch: Batch, machine: System) -> None:
     held = predict(opt, batch(micro_batch=8), replace(machine, inlet_C=80.0, slowdown_C=80.0))
     assert held.clock_Hz[0] == pytest.approx(345e6, rel=0.01)
 
 
-def test_a_short_run_at_a_known_temperature_is_not_slowed(opt: Architecture, batch: Batch, machine: Machine) -> None:
+def test_a_short_run_at_a_known_temperature_is_not_slowed(opt: Architecture, batch: Batch, machine: System) -> None:
     there = replace(machine, inlet_C=70.0, slowdown_C=89.0)
     short = predict(opt, batch(micro_batch=8), there, temperature_C=60.0)
     assert short.step_time_s[0] < predict(opt, batch(micro_batch=8), there).step_time_s[0]
 
 
-def test_what_ten_degrees_cost_is_two_predictions(opt: Architecture, batch: Batch, machine: Machine) -> None:
+def test_what_ten_degrees_cost_is_two_predictions(opt: Architecture, batch: Batch, machine: System) -> None:
     plan = batch(micro_batch=8, power_cap_W=400.0)
     _, found = predict_with_sensitivity(PricedPlans(opt, plan, machine), machine)
     assert found is not None
@@ -95,7 +95,7 @@ def test_what_ten_degrees_cost_is_two_predictions(opt: Architecture, batch: Batc
 
 @pytest.mark.parametrize("part", ["thermal", "power"])
 def test_where_temperature_is_not_modelled_nothing_is_said(
-    opt: Architecture, batch: Batch, machine: Machine, calibration: Calibration, part: str
+    opt: Architecture, batch: Batch, machine: System, calibration: Calibration, part: str
 ) -> None:
     thermal = calibration.thermal.parameters
     rise = {n: thermal[n].model_copy(update={"value": 0.0}) for n in ("die_C_per_W", "sink_C_per_W")}
@@ -112,8 +112,8 @@ def test_where_temperature_is_not_modelled_nothing_is_said(
 
 
 def test_a_plan_says_how_warm_the_air_is(plan_of: Callable[..., Plan], calibration: Calibration) -> None:
-    assert machine_of(plan_of(), calibration).inlet_C is None
-    hot = machine_of(plan_of(site={"inlet_C": 42.0}), calibration)
+    assert system_of(plan_of(), calibration).inlet_C is None
+    hot = system_of(plan_of(site={"inlet_C": 42.0}), calibration)
     assert hot.inlet_C == 42.0
     assert hot.slowdown_C == 89.0  # of the H100's description
     answers = [outcome(plan_of(site={"inlet_C": c}), calibration) for c in (20.0, 42.0)]

@@ -14,8 +14,8 @@ from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.records.profile import TABLES
-from moemodel.model.results.measured import QUANTITIES, mean_of, merged, predict_as_run
-from moemodel.model.step.system import machine_of
+from moemodel.model.results.measured import QUANTITIES, mean_of, predict_as_run, reduce_ranks
+from moemodel.model.step.system import system_of
 
 Row = dict[str, Any]
 PlanOf = Callable[..., Plan]
@@ -37,7 +37,7 @@ def ranks() -> list[Row]:
 
 def test_ranks_as_one_run(ranks: list[Row]) -> None:
     """The slowest decides the time, all draw energy, the fullest decides the memory."""
-    run = merged(ranks)
+    run = reduce_ranks(ranks)
     assert run["step_time_s"] == 0.11
     assert run["step_time_std_s"] == 0.02
     assert run["energy_J"] == 116.0
@@ -50,7 +50,7 @@ def test_ranks_as_one_run(ranks: list[Row]) -> None:
 def test_what_a_rank_did_not_measure(ranks: list[Row]) -> None:
     """Energy of some GPUs is not the job's; other means are over those that have them; nothing stays nothing."""
     ranks[0] |= {"energy_J": None, "clock_Hz": math.nan}
-    run = merged(ranks)
+    run = reduce_ranks(ranks)
     assert run["energy_J"] is None
     assert run["clock_Hz"] == 2e9
     assert run["forward_time_s"] is None
@@ -58,7 +58,7 @@ def test_what_a_rank_did_not_measure(ranks: list[Row]) -> None:
 
 def test_one_rank_stays_as_it_is() -> None:
     row = _row(step_time_s=0.1, energy_J=None)
-    assert merged([row]) == row
+    assert reduce_ranks([row]) == row
 
 
 def test_mean_of_runs_is_over_those_that_know() -> None:
@@ -71,7 +71,7 @@ def test_mean_of_runs_is_over_those_that_know() -> None:
 
 def test_figures_are_those_of_the_prediction(plan_of: PlanOf, calibration: Calibration) -> None:
     plan = plan_of(micro_batch=4, cluster={"gpus": 2}, parallel={"dp": 2})
-    one = predict(architecture_of(plan), batch_of(plan), machine_of(plan, calibration))
+    one = predict(architecture_of(plan), batch_of(plan), system_of(plan, calibration))
     found = predict_as_run(plan, calibration)
     assert set(found.values) == set(QUANTITIES)
     assert found.values["step_time"] == one.step_time_s[0]

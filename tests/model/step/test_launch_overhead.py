@@ -9,25 +9,25 @@ from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.device.host_overhead import HostCost, HostModel
 from moemodel.model.layers.layer import layer_blocks
 from moemodel.model.records.calibration import Calibration, HostLane, Parameter
-from moemodel.model.step.launch_overhead import Calls, ParallelHost
+from moemodel.model.step.launch_overhead import CollectiveLaunches, ParallelHost
 
 CALL = HostCost(forward_s=20e-6, backward_s=10e-6)
 
 
 def host(calibration: Calibration, *, measured: bool = True, **blocks_s: float) -> ParallelHost:
     """Of a lane with these blocks beside those of the calibration; `__` stands for the slash."""
-    added = {
+    accumulated_fraction = {
         name.replace("__", "/"): Parameter(value=value, unit="s", origin="assumed", source="made up")
         for name, value in blocks_s.items()
     }
-    lane = HostLane(backend="torch", blocks=dict(calibration.host[0].blocks) | added, log_error=0.1)
+    lane = HostLane(backend="torch", blocks=dict(calibration.host[0].blocks) | accumulated_fraction, log_error=0.1)
     model = HostModel(calibration.model_copy(update={"host": [lane]}), "torch")
     return ParallelHost(model, CALL, measured=measured)
 
 
-def counted(**numbers: float) -> Calls:
+def counted(**numbers: float) -> CollectiveLaunches:
     none = dict.fromkeys(("tensor", "rows", "experts", "messages", "actions"), 0.0)
-    return Calls(**{name: np.array([value]) for name, value in (none | numbers).items()})
+    return CollectiveLaunches(**{name: np.array([value]) for name, value in (none | numbers).items()})
 
 
 def step_s(
@@ -44,7 +44,7 @@ def step_s(
 
 def test_what_was_not_measured_counts_as_calls(calibration: Calibration) -> None:
     unknown, other = host(calibration), host(calibration, measured=False)
-    calls = counted(tensor=1, rows=2, experts=3, messages=4, actions=5)
+    calls = counted(tensor_parallel=1, sequence_parallel=2, expert_parallel=3, messages=4, actions=5)
     expected = 9 + 6 * 2 + 20 * 3 + 4 * 4 + 37 * 5
     assert unknown.queued_s(calls, "forward") == pytest.approx(expected * 20e-6)
     assert unknown.queued_s(calls, "backward") == pytest.approx(expected * 10e-6)
@@ -53,9 +53,9 @@ def test_what_was_not_measured_counts_as_calls(calibration: Calibration) -> None
 
 def test_what_was_measured_counts_as_it_was(calibration: Calibration) -> None:
     known = host(calibration, tensor_collective__forward=1e-3, pipeline_pass__forward=5e-3)
-    assert known.queued_s(counted(tensor=2, messages=1), "forward") == pytest.approx(7e-3)
+    assert known.queued_s(counted(tensor_parallel=2, messages=1), "forward") == pytest.approx(7e-3)
     assert known.added_s(np.array([8.0])) == pytest.approx(8 * 1.25 * 10e-6)
-    assert known.queued_s(counted(tensor=2), "backward") == pytest.approx(2 * 9 * 10e-6)
+    assert known.queued_s(counted(tensor_parallel=2), "backward") == pytest.approx(2 * 9 * 10e-6)
 
 
 def test_units_by_zero_stage(calibration: Calibration) -> None:

@@ -19,10 +19,10 @@ from moemodel.model.operators.work import Kind
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.predict.predict import predict
 from moemodel.model.step.communication_groups import Groups
-from moemodel.model.step.data_parallel import DataParallel, Units
+from moemodel.model.step.data_parallel import DataParallel, FsdpUnits
 from moemodel.model.step.layer_operators import Workload
 from moemodel.model.step.microbatch_comm import Communication
-from moemodel.model.step.system import Machine
+from moemodel.model.step.system import System
 
 Batch = Callable[..., PlanBatch]
 
@@ -63,10 +63,10 @@ def data(
     return DataParallel(plans, groups, framework=framework, precision="bf16")
 
 
-def units(layers: int, *, ends: float = 0.0, late: float = 0.0, expert: float = 0.0) -> Units:
+def units(layers: int, *, ends: float = 0.0, embedding_parameters: float = 0.0, expert: float = 0.0) -> FsdpUnits:
     """A billion parameters in layers."""
-    dense, experts, beside, last = (np.array([n]) for n in (PARAMETERS, expert, ends, late))
-    return Units(layers=layers, dense=dense, expert=experts, ends=beside, late=last)
+    dense, experts, beside, last = (np.array([n]) for n in (PARAMETERS, expert, ends, embedding_parameters))
+    return FsdpUnits(layers=layers, dense=dense, expert=experts, ends=beside, embedding_parameters=last)
 
 
 def test_a_message_between_nodes_takes_one_nic() -> None:
@@ -80,11 +80,11 @@ def test_a_pipeline_is_as_slow_as_its_slowest_boundary(
     olmoe: Architecture, batch: Batch, pp: int, bandwidth: float
 ) -> None:
     plans = batch(pp=pp, micro_batch=1)
-    sent = talk(olmoe, plans).boundary(first=True, last=False)[0].exposed_s
+    sent = talk(olmoe, plans).pipeline_p2p(first=True, last=False)[0].exposed_s
     assert sent == pytest.approx(plans.seq * olmoe.hidden * 2 / bandwidth)
 
 
-def test_a_slow_network_slows_a_pipeline_over_two_nodes(olmoe: Architecture, batch: Batch, machine: Machine) -> None:
+def test_a_slow_network_slows_a_pipeline_over_two_nodes(olmoe: Architecture, batch: Batch, machine: System) -> None:
     plans = batch(pp=16)
     slow = replace(machine, network=replace(machine.network, nic_Bps=1e8))
     assert predict(olmoe, plans, slow).step_time_s > 2 * predict(olmoe, plans, machine).step_time_s
@@ -153,14 +153,16 @@ def test_how_messages_between_stages_are_waited_for(olmoe: Architecture, batch: 
     plans = batch(pp=4, virtual_stages=[1, 1, 2, 1], schedule=[0, 1, 0, 2])
     talk = Communication(olmoe, plans, NODE, framework=framework_of("torch"), precision="bf16-mixed")
     one = 2 * 2048 * olmoe.hidden / 400e9
-    first, middle, last = (talk.boundary(first=f, last=z) for f, z in ((True, False), (False, False), (False, True)))
+    first, middle, last = (
+        talk.pipeline_p2p(first=f, last=z) for f, z in ((True, False), (False, False), (False, True))
+    )
     assert [there.exposed_s / one for there, _ in (first, middle, last)] == [
         pytest.approx(row) for row in ([1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0])
     ]
     assert [back.exposed_s / one for _, back in (first, middle, last)] == [
         pytest.approx(row) for row in ([0, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0])
     ]
-    assert talk.way_s() / one == pytest.approx([0, 0, 2 * 7, 2 * 3])
+    assert talk.pipeline_fill_comm_s() / one == pytest.approx([0, 0, 2 * 7, 2 * 3])
 
 
 def test_the_norm_goes_up_and_down_a_tree(olmoe: Architecture, batch: Batch) -> None:
@@ -184,7 +186,7 @@ def test_what_each_zero_stage_moves(batch: Batch) -> None:
     inner, ends, m = ONCE, 0.1 * ONCE, 4
     both = inner + ends
     for overlapped, again in ((NONE, both), (BEHIND, inner)):
-        moved = data(plans, overlapped).step(units(16, ends=0.1 * PARAMETERS, late=0.1 * PARAMETERS))
+        moved = data(plans, overlapped).step(units(16, ends=0.1 * PARAMETERS, embedding_parameters=0.1 * PARAMETERS))
         assert moved.whole_s == pytest.approx([2 * both, 2 * both, (1 + m) * both, 2 * m * both + m * again])
         assert moved.forward_passes.tolist() == [1, 1, 1, m]
         assert moved.backward_passes.tolist() == [1, 1, m, m]
@@ -214,20 +216,20 @@ def test_the_last_bucket_shows(batch: Batch) -> None:
     """Half a bucket, and the embedding, whose gradient comes last."""
     plans = batch(dp=8)
     bucket_s = 2 * 7 / 8 * 25 * 2**20 / 400e9
-    for late in (0.0, 1e8):
-        moved = data(plans, BEHIND).step(units(16, ends=2e8, late=late))
-        assert moved.exposed_s == pytest.approx(bucket_s / 2 + 2 * ONCE * late / PARAMETERS)
+    for embedding_parameters in (0.0, 1e8):
+        moved = data(plans, BEHIND).step(units(16, ends=2e8, embedding_parameters=embedding_parameters))
+        assert moved.exposed_s == pytest.approx(bucket_s / 2 + 2 * ONCE * embedding_parameters / PARAMETERS)
         assert moved.backward.time_s + moved.exposed_s == pytest.approx(2 * ONCE * 1.2)
 
 
 def test_buckets_and_layers_start_collectives(batch: Batch) -> None:
     plans = batch(dp=8, zero_stage=[0, 3], global_batch=8)
     slow = replace(NODE, start_s=1e-3)
-    moved, late = (data(plans, BEHIND, network).step(units(16)) for network in (NODE, slow))
+    moved, embedding_parameters = (data(plans, BEHIND, network).step(units(16)) for network in (NODE, slow))
     buckets = (2 * PARAMETERS - 25 * 2**20 / 2) / (25 * 2**20)
-    assert late.whole_s - moved.whole_s == pytest.approx([(buckets + 1) * 1e-3, 3 * 16 * 1e-3])
-    assert late.buckets.tolist() == pytest.approx([buckets + 1, 0])
-    assert late.units.tolist() == [0, 16]
+    assert embedding_parameters.whole_s - moved.whole_s == pytest.approx([(buckets + 1) * 1e-3, 3 * 16 * 1e-3])
+    assert embedding_parameters.buckets.tolist() == pytest.approx([buckets + 1, 0])
+    assert embedding_parameters.units.tolist() == [0, 16]
 
 
 def test_experts_on_other_ranks_are_summed_when_all_is_done(batch: Batch) -> None:
@@ -248,12 +250,12 @@ def test_what_a_pipeline_exchanges_when_all_passes_are_done(batch: Batch) -> Non
 
 
 def test_one_replica_says_nothing(batch: Batch) -> None:
-    moved = data(batch(zero_stage=[0, 1, 2, 3]), BEHIND).step(units(16, ends=1e8, late=1e8, expert=1e9))
+    moved = data(batch(zero_stage=[0, 1, 2, 3]), BEHIND).step(units(16, ends=1e8, embedding_parameters=1e8, expert=1e9))
     assert (moved.whole_s == 0).all()
     assert (moved.units + moved.buckets == 0).all()
 
 
-def test_sharded_gradients_cost_time_with_accumulation(olmoe: Architecture, batch: Batch, machine: Machine) -> None:
+def test_sharded_gradients_cost_time_with_accumulation(olmoe: Architecture, batch: Batch, machine: System) -> None:
     plans = batch(dp=8, micro_batch=1, global_batch=64, zero_stage=[1, 2, 3])
     step = predict(olmoe, plans, machine).step_time_s
     assert step[0] < step[1] < step[2]
@@ -267,15 +269,15 @@ def test_the_busiest_rank_sets_the_time_and_the_mean_one_the_energy(olmoe: Archi
     assert experts
     for busy, mean in zip(experts, even, strict=True):
         assert np.asarray(busy.shape.m) > np.asarray(mean.shape.m)
-        assert np.asarray(busy.shape.m) * busy.mean_share == pytest.approx(np.asarray(mean.shape.m))
+        assert np.asarray(busy.shape.m) * busy.load_balance == pytest.approx(np.asarray(mean.shape.m))
 
 
-def test_a_late_host_is_no_pipeline_bubble(batch: Batch, machine: Machine) -> None:
+def test_a_late_host_is_no_pipeline_bubble(batch: Batch, machine: System) -> None:
     opt = read_architecture("opt-350m")
     plans = batch(pp=2, micro_batch=1, global_batch=64, seq=128)
     slow_host = predict(opt, plans, machine)
-    lanes = [lane.model_copy(update={"blocks": {}}) for lane in machine.calibration.host]
-    quick = replace(machine, calibration=machine.calibration.model_copy(update={"host": lanes}))
+    phase_costs = [lane.model_copy(update={"blocks": {}}) for lane in machine.calibration.host]
+    quick = replace(machine, calibration=machine.calibration.model_copy(update={"host": phase_costs}))
     no_host = predict(opt, plans, quick)
     assert slow_host.host_wait_s > 0.1 * slow_host.step_time_s
     assert no_host.host_wait_s == 0

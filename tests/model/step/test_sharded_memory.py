@@ -15,13 +15,13 @@ from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.predict.predict import predict
 from moemodel.model.schedule.pipeline_layout import stages
 from moemodel.model.step.memory import MemoryModel
-from moemodel.model.step.sharded_memory import Parts, held_by_others, held_by_torch
-from moemodel.model.step.system import Machine
+from moemodel.model.step.sharded_memory import ParameterCounts, ddp_fsdp2_states, distributed_optimizer_states
+from moemodel.model.step.system import System
 
 Batch = Callable[..., PlanBatch]
 GB = 1e9
 FOUR = np.ones(4)
-PARTS = Parts(
+PARTS = ParameterCounts(
     whole=10 * GB * FOUR, sharded=2.5 * GB * FOUR, gathered=10 * GB * FOUR, ends=2 * GB * FOUR, layer=GB * FOUR
 )
 
@@ -31,13 +31,13 @@ def llama() -> Architecture:
     return read_architecture("llama-3-8b")
 
 
-def moments(*, shared: bool, several: bool) -> tuple[np.ndarray, np.ndarray]:
+def moments(*, shared: bool, accumulating: bool) -> tuple[np.ndarray, np.ndarray]:
     """Gradients and gathered parameters, GB, [3 moments, ZeRO 0 to 3]."""
-    held = held_by_torch(
+    held = ddp_fsdp2_states(
         PARTS,
         zero=np.arange(4),
         shared=np.full(4, shared),
-        several=np.full(4, several),
+        accumulating=np.full(4, accumulating),
         gradient_B=2.0,
         weight_B=2.0,
     )
@@ -45,7 +45,7 @@ def moments(*, shared: bool, several: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_buckets_stay_and_shards_are_reduced() -> None:
-    gradients, _ = moments(shared=True, several=True)
+    gradients, _ = moments(shared=True, accumulating=True)
     begin, end, step = gradients
     assert begin.tolist() == [20, 20, 5, 5]
     on_the_way = 2 * (2 + 2)  # of the ends, and of a layer and its copy
@@ -54,35 +54,35 @@ def test_buckets_stay_and_shards_are_reduced() -> None:
 
 
 def test_an_only_micro_batch_has_no_gradients_before_it() -> None:
-    gradients, gathered = moments(shared=True, several=False)
+    gradients, gathered = moments(shared=True, accumulating=False)
     assert gradients[0].tolist() == [20, 0, 0, 0]
     assert gathered[1].tolist() == [0, 8, 8, 8]
 
 
 def test_what_is_gathered() -> None:
-    _, gathered = moments(shared=True, several=True)
+    _, gathered = moments(shared=True, accumulating=True)
     assert gathered[0].tolist() == [0, 20, 20, 2 * (2 + 1)]
     assert gathered[1].tolist() == [0, 20, 20, 2 * (2 + 2)]
     assert gathered[2].tolist() == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_alone_there_are_no_buckets_and_no_shards(several: bool) -> None:
-    gradients, gathered = moments(shared=False, several=several)
-    assert gradients.tolist() == [[20.0 * several] * 4, [20] * 4, [20] * 4]
+def test_alone_there_are_no_buckets_and_no_shards(accumulating: bool) -> None:
+    gradients, gathered = moments(shared=False, accumulating=accumulating)
+    assert gradients.tolist() == [[20.0 * accumulating] * 4, [20] * 4, [20] * 4]
     assert not gathered.any()
-    others = held_by_others(
+    others = distributed_optimizer_states(
         PARTS,
         zero=np.zeros(4, dtype=np.int64),
         shared=np.zeros(4, dtype=np.bool_),
-        several=np.full(4, several),
+        accumulating=np.full(4, accumulating),
         gradient_B=2.0,
         weight_B=2.0,
     )
     assert np.stack(others.gradients_B).tolist() == (gradients * GB).tolist()
 
 
-def test_experts_without_copies_are_not_gathered(batch: Batch, machine: Machine) -> None:
+def test_experts_without_copies_are_not_gathered(batch: Batch, machine: System) -> None:
     """Under ZeRO 1 with as many expert-parallel ranks as replicas, the rest alone is."""
     olmoe = read_architecture("olmoe-1b-7b")
     plans = batch(dp=8, ep=[1, 8], zero_stage=1, micro_batch=1, global_batch=64)
@@ -94,7 +94,7 @@ def test_experts_without_copies_are_not_gathered(batch: Batch, machine: Machine)
 # ---- pipelines ----
 
 
-def test_messages_have_a_buffer_each(llama: Architecture, batch: Batch, machine: Machine) -> None:
+def test_messages_have_a_buffer_each(llama: Architecture, batch: Batch, machine: System) -> None:
     """Two stages: the first receives gradients and keeps what it sent, the second receives activations and keeps their
     gradients, but for those in flight.
     """

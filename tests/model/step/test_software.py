@@ -23,11 +23,11 @@ from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.outcome import outcome
-from moemodel.model.schedule.pipeline_layout import CutWithEnds, stages
+from moemodel.model.schedule.pipeline_layout import PipelineLayout, stages
 from moemodel.model.step.layer_operators import Workload
 from moemodel.model.step.memory import MemoryModel
 from moemodel.model.step.microbatch_comm import Communication, Exchange
-from moemodel.model.step.system import Machine, machine_of
+from moemodel.model.step.system import System, system_of
 
 Batch = Callable[..., PlanBatch]
 MakePlan = Callable[..., Plan]
@@ -62,7 +62,7 @@ def talk(architecture: Architecture, plans: PlanBatch, network: Network = NODE, 
 
 def sent(architecture: Architecture, plans: PlanBatch, **facts: Any) -> Exchange:
     """An activation from the first stage to the next."""
-    return talk(architecture, plans, **facts).boundary(first=True, last=False)[0]
+    return talk(architecture, plans, **facts).pipeline_p2p(first=True, last=False)[0]
 
 
 def calls(
@@ -85,15 +85,17 @@ def work_of(found: list[Call], kind: Kind, direction: Pass) -> float:
 def test_what_runs_behind_computation_may_hide(olmoe: Architecture, batch: Batch) -> None:
     plans = batch(dp=8, ep=8, tp=2, pp=2)
     shown, _ = talk(olmoe, plans).layer(olmoe.layers[0])
-    assert shown.behind.time_s == 0
+    assert shown.overlappable.time_s == 0
     for name in ("tp", "ep"):
         some, back = talk(olmoe, plans, overlapped=frozenset({name})).layer(olmoe.layers[0])
-        assert 0 < some.behind.time_s < shown.exposed_s
-        assert some.exposed_s + some.behind.time_s == pytest.approx(shown.exposed_s)
-        assert back.exposed_s + back.behind.time_s == pytest.approx(shown.exposed_s)
-    hidden, shown = (sent(olmoe, plans, overlapped=behind) for behind in (frozenset({"pp"}), frozenset[str]()))
+        assert 0 < some.overlappable.time_s < shown.exposed_s
+        assert some.exposed_s + some.overlappable.time_s == pytest.approx(shown.exposed_s)
+        assert back.exposed_s + back.overlappable.time_s == pytest.approx(shown.exposed_s)
+    hidden, shown = (
+        sent(olmoe, plans, overlapped=overlappable) for overlappable in (frozenset({"pp"}), frozenset[str]())
+    )
     assert hidden.exposed_s == 0
-    assert hidden.behind.time_s == shown.exposed_s > 0
+    assert hidden.overlappable.time_s == shown.exposed_s > 0
 
 
 def _of_width(architecture: Architecture, plans: PlanBatch, element_size_B: float) -> Communication:
@@ -106,7 +108,7 @@ def test_wider_elements_take_longer(olmoe: Architecture, batch: Batch) -> None:
     plans = batch(dp=8, ep=8, tp=2, pp=2)
     two, four = (_of_width(olmoe, plans, width) for width in (2.0, 4.0))
     assert four.layer(olmoe.layers[0])[0].exposed_s == pytest.approx(2 * two.layer(olmoe.layers[0])[0].exposed_s)
-    narrow, wide = (comm.boundary(first=True, last=False)[0] for comm in (two, four))
+    narrow, wide = (comm.pipeline_p2p(first=True, last=False)[0] for comm in (two, four))
     assert wide.exposed_s == pytest.approx(2 * narrow.exposed_s)
 
 
@@ -145,7 +147,7 @@ def test_whole_experts_do_the_same_work(olmoe: Architecture, batch: Batch) -> No
         assert work_of(whole, Kind.GROUPED_GEMM, direction) == pytest.approx(work_of(cut, Kind.GROUPED_GEMM, direction))
 
 
-def test_whole_experts_take_the_memory_of_cut_ones(olmoe: Architecture, batch: Batch, machine: Machine) -> None:
+def test_whole_experts_take_the_memory_of_cut_ones(olmoe: Architecture, batch: Batch, machine: System) -> None:
     stage = stages(olmoe, 1, 1)[0]
     memory = [
         MemoryModel(
@@ -172,7 +174,7 @@ def test_whole_experts_send_no_rows_over_tp(olmoe: Architecture, batch: Batch) -
 # ---- words and products ----
 
 
-def test_float32_words_double_what_is_kept(opt: Architecture, batch: Batch, machine: Machine) -> None:
+def test_float32_words_double_what_is_kept(opt: Architecture, batch: Batch, machine: System) -> None:
     plans = batch(micro_batch=2)
     wide = MemoryModel(
         opt, plans, framework=framework_of("megatron-deepspeed"), precision="fp32", calibration=machine.calibration
@@ -226,7 +228,7 @@ def test_a_plan_can_name_them(backend: str, precision: Precision, plan_of: MakeP
     """Elements and tensor cores follow framework and precision."""
     rate, bandwidth = SOFTWARE[backend, precision]
     plan = plan_of(backend=backend, precision=precision, parallel={"dp": 2}, cluster={"gpus": 2})
-    made = machine_of(plan, calibration)
+    made = system_of(plan, calibration)
     assert made.framework is FRAMEWORKS[backend]
     for name, factor in (("flops_per_cycle", rate), ("bandwidth_Bps", bandwidth)):
         assert made.calibration.chip[name].value == pytest.approx(factor * calibration.chip[name].value, rel=1e-4)
@@ -264,7 +266,7 @@ def test_products_that_a_gpu_does_not_do(plan_of: MakePlan) -> None:
     with pytest.raises(
         InputError, match=r"backend megatron-core, precision fp8: its products are fp8; a100-sxm-80gb has peaks for"
     ):
-        machine_of(plan, shipped("a100-sxm-80gb"))
+        system_of(plan, shipped("a100-sxm-80gb"))
 
 
 def test_a_precision_goes_with_a_backend(plan_of: MakePlan) -> None:
@@ -289,8 +291,8 @@ def held(architecture: Architecture, pp: int, virtual: int = 1) -> list[int]:
 
 def test_ends_that_count_as_layers_leave_their_stages_fewer(opt: Architecture) -> None:
     assert sorted(held(opt, 4)) == [6, 6, 6, 6]
-    assert held(CutWithEnds.of(opt, embedding=0, head=0), 4) == held(opt, 4)
-    counted = CutWithEnds.of(opt, embedding=2, head=0)  # Sailor's stages
+    assert held(PipelineLayout.of(opt, account_for_embedding=0, account_for_loss=0), 4) == held(opt, 4)
+    counted = PipelineLayout.of(opt, account_for_embedding=2, account_for_loss=0)  # Sailor's stages
     first, *middle, last = held(counted, 4)
     assert (first, sorted(middle), last) == (4, [7, 7], 6)
     assert held(counted, 2) == [11, 13]
@@ -299,4 +301,7 @@ def test_ends_that_count_as_layers_leave_their_stages_fewer(opt: Architecture) -
 def test_every_layer_is_held_once(opt: Architecture) -> None:
     for pp, virtual in ((1, 1), (4, 1), (4, 3), (8, 3)):
         for ends in ((0, 0), (1, 1), (1, 2), (9, 9)):
-            assert sum(held(CutWithEnds.of(opt, embedding=ends[0], head=ends[1]), pp, virtual)) == 24
+            assert (
+                sum(held(PipelineLayout.of(opt, account_for_embedding=ends[0], account_for_loss=ends[1]), pp, virtual))
+                == 24
+            )
