@@ -9,9 +9,12 @@ os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 
 import gc
 import importlib.util
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -302,6 +305,24 @@ def run_bench() -> Callable[..., subprocess.CompletedProcess[str]]:
             timeout=600,
             check=False,
         )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def rerun_bench() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`run_bench` without a process: for what else is asked of a script that a test has run as its users do."""
+
+    def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [str(ROOT / "bench" / script), *map(str, arguments)]
+        code, out, err = 0, StringIO(), StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.setattr(sys, "argv", command)
+            try:
+                runpy.run_path(command[0], run_name="__main__")
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
     return run
 
