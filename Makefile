@@ -18,9 +18,9 @@ PIP = -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 demo: $(DEMO)/ready
 	$(DEMO)/bin/moemodel predict examples/olmoe-1b-7b.yaml
 
-# Tests of a file stay together, for they share what took long to make.
+# Tests of a file stay together, for they share what took long to make. In their order: the longest benchmarks come first.
 test: $(TEST)/ready
-	$(TEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile
+	$(TEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(TEST)/ready
 	$(TEST)/bin/ruff check .
