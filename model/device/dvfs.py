@@ -217,7 +217,7 @@ def at_clocks(values_UK: FloatArray, clock_Hz_K: FloatArray, clock_Hz_UK: FloatA
 def _at_clocks(values_UK: FloatArray, x_K: FloatArray, x_UK: FloatArray) -> FloatArray:
     upper_UK = np.clip(np.searchsorted(x_K, x_UK), 1, len(x_K) - 1)
     low, high = x_K[upper_UK - 1], x_K[upper_UK]
-    share = _between((x_UK - low) / (high - low), 0.0, 1.0)
+    share = np.clip((x_UK - low) / (high - low), 0.0, 1.0)
     rows = np.arange(len(values_UK))[:, None]
     below = values_UK[rows, upper_UK - 1]
     return np.asarray(below + share * (values_UK[rows, upper_UK] - below))

@@ -18,18 +18,8 @@ from moemodel.model.device.dvfs import TensorLimit, at_clocks, time_at_clocks
 from moemodel.model.device.power import PowerModel
 from moemodel.model.device.roofline import RooflineChip, operator_time
 from moemodel.model.operators.calls import Call, Phase
-from moemodel.model.operators.work import SHAPE_FIELDS, Kind, Pass, Shape
+from moemodel.model.operators.work import FALLBACK, SHAPE_FIELDS, Kind, Pass, Shape
 from moemodel.model.records.calibration import Calibration, OperatorFit
-
-# Operators that stand in for one another where a calibration lacks the first.
-_FALLBACK: dict[Kind, Kind] = {
-    Kind.ATTENTION_FULL: Kind.ATTENTION,
-    Kind.RMS_NORM: Kind.LAYER_NORM,
-    Kind.LAYER_NORM: Kind.RMS_NORM,
-    Kind.RELU: Kind.GELU,
-    Kind.SWIGLU: Kind.GELU,
-    Kind.SWIGLU_PACKED: Kind.SWIGLU,
-}
 
 # Backward work that only the optimizer waits for.
 _OF_WEIGHTS = frozenset(
@@ -42,7 +32,7 @@ _OF_WEIGHTS = frozenset(
     }
 )
 
-_ROWS = 4096  # of shapes that are priced together: at 8 clocks 256 KiB an array, which a core's cache holds
+_ROWS = 1024  # of shapes that are priced together: at 8 clocks 64 KiB an array, several of which a core's cache holds
 
 
 @dataclass(kw_only=True)
@@ -111,7 +101,7 @@ class OperatorCostModel:
         Raises:
             CalibrationError: there is neither.
         """
-        for candidate in (kind, _FALLBACK.get(kind)):
+        for candidate in (kind, FALLBACK.get(kind)):
             if candidate is not None and (candidate, direction) in self._fits:
                 return self._fits[candidate, direction]
         raise CalibrationError(

@@ -259,10 +259,12 @@ def _residual(residual: Residual, features: FloatArray, calls: int) -> tuple[Flo
     lengths, points, weights = residual.arrays
     x = features / lengths
     products = (2 * x.reshape(calls, -1, len(lengths)) @ points.T).reshape(len(x), -1)
-    distance2 = np.square(x).sum(1)[:, None] + np.square(points).sum(1)[None, :] - products
-    kernel = np.exp(-np.sqrt(np.maximum(distance2, 0.0)))
+    kernel = np.square(x).sum(1)[:, None] + np.square(points).sum(1)[None, :]
+    kernel -= products  # the squared distance; in place, since all memory of a large batch goes through here
+    np.sqrt(np.maximum(kernel, 0.0, out=kernel), out=kernel)
+    np.exp(np.negative(kernel, out=kernel), out=kernel)
     left = residual.signal * np.sqrt(np.maximum(1 - np.square(kernel.max(axis=1)), 0.0))
-    return np.asarray(residual.signal**2 * kernel @ weights), np.asarray(left)
+    return np.asarray(residual.signal**2 * (kernel @ weights)), np.asarray(left)
 
 
 def _distance_outside(fit: OperatorFit, features: FloatArray) -> FloatArray:

@@ -79,6 +79,17 @@ PASSES: dict[Kind, tuple[Pass, ...]] = {
 }
 
 
+# Operators that stand in for one another where a calibration lacks the first.
+FALLBACK: dict[Kind, Kind] = {
+    Kind.ATTENTION_FULL: Kind.ATTENTION,
+    Kind.RMS_NORM: Kind.LAYER_NORM,
+    Kind.LAYER_NORM: Kind.RMS_NORM,
+    Kind.RELU: Kind.GELU,
+    Kind.SWIGLU: Kind.GELU,
+    Kind.SWIGLU_PACKED: Kind.SWIGLU,
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shape:
     """Sizes of an operator; each field a number or an array, all broadcastable. See the symbols above."""
