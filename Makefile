@@ -19,8 +19,9 @@ demo: $(DEMO)/ready
 	$(DEMO)/bin/moemodel predict examples/olmoe-1b-7b.yaml
 
 # Tests of a file stay together, for they share what took long to make. In their order: the longest benchmarks come first.
+# Dozens of processes are started, which find compiled modules, whatever the environment says.
 test: $(TEST)/ready
-	$(TEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(TEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(TEST)/ready
 	$(TEST)/bin/ruff check .
