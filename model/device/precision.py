@@ -15,7 +15,7 @@ from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.records.calibration import Calibration, OperatorFit, Parameter
 
-_MEASURED_B = 2.0  # of an element
+_MEASURED_B = 2.0  # of an element: bf16, which profiles are of
 
 
 def rescale_for_precision(

@@ -14,7 +14,7 @@ from moemodel.model.operators.work import Kind, Shape
 
 # Tensors of bf16 elements that elementwise kernels of Megatron-LM 2.x read and write; a dropout mask is half of one.
 _SOFTMAX, _SOFTMAX_BACKWARD = 2.0, 3.0  # scale, mask and softmax in one kernel
-_DROPOUT = 2.5
+_DROPOUT = 2.5  # read and written, and the mask
 _LAYOUT = 2.0  # a tensor copied into another order
 # The same softmax where the fused kernel cannot run: to float32, scale, mask, softmax, back to 16 bits; and backward
 _SOFTMAX_SLOW, _SOFTMAX_SLOW_BACKWARD = (3.0, 4.0, 4.5, 4.0, 3.0), (3.0, 6.0, 4.5, 4.0, 3.0)

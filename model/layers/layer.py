@@ -26,7 +26,7 @@ from moemodel.model.layers.registry import block_of
 from moemodel.model.operators.work import Kind, Shape
 
 # Tensors of bf16 elements that elementwise kernels of Megatron-LM 2.x read and write; a dropout mask is half of one.
-_DROPOUT = 2.5
+_DROPOUT = 2.5  # read and written, and the mask
 _BIAS = 2.0  # a bias added in place of the product's epilogue, since dropout comes behind it
 _F = 4.0  # bytes of a float32 element
 _MASK = 1.0  # byte of a dropout mask

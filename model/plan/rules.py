@@ -7,13 +7,13 @@ there yet. What it compares them with (architecture, batch, framework) it is giv
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from moemodel.model.architecture.spec import Architecture, Attention, Layer, Moe
+from moemodel.model.architecture.spec import Architecture, Layer, Moe
 from moemodel.model.core.arrays import BoolArray, IntArray
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.frameworks.registry import framework_of, frameworks_with
@@ -305,7 +305,16 @@ def _not_divided(degree: str, choices: Choices, what: str, size: int) -> str:
     return f"parallel.{degree} {choices[degree]} does not divide {what} {size}; allowed: divisors of {size}"
 
 
-def _shares_keys(attention: Attention, attentions: list[Attention]) -> PlanRule:
+class _HasKeyHeads(Protocol):
+    """What has heads for keys, of its own or for groups of queries."""
+
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def latent(self) -> object | None: ...
+
+
+def _shares_keys(attention: _HasKeyHeads, attentions: Sequence[_HasKeyHeads]) -> PlanRule:
     """Key/value heads are shared out, or each copied to as many ranks."""
     heads = attention.kv_heads
     sizes = _sizes(a.kv_heads for a in attentions if a.latent is None)

@@ -22,7 +22,9 @@ from moemodel.model.step.memory import Memory
 
 _ROWS = 50_000  # plans whose memory is counted at once, as `model.search.search` predicts them
 _MAIN_REASONS = 6  # that are named where nothing is feasible
-_TOP_K = 64  # fastest combinations remembered, whatever their clock, from which those on the front are then taken out
+# Fastest combinations remembered, whatever their clock, from which those on the front are then taken out: more than a
+# front holds of them, with those that `search` keeps behind it; else fewer are kept.
+_TOP_K = 64
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from moemodel.profiler.microbench.stream_timer import HostTimer, Stream, StreamT
 _SPIN_MARGIN = 1.5  # of the host time that a spin has to cover
 _SPIN_EXTRA_S = 150e-6  # stamps and events
 _SPIN_MOST_S = 20e-3
-_LAUNCH_S = 3e-6  # host time of a launch, at least: bounds the number of launches in a region
+_LAUNCH_S = 3e-6  # assumed: host time of a launch, at least; bounds the number of launches in a region
 _LAUNCHES_MOST = 800  # a stream holds about 1000 (forums.developer.nvidia.com/t/68937); past that the host waits for it
 _CALLS_MOST = 64  # of a stretch; assumed: enough for a mean, and their host time has to be covered
 
