@@ -1,5 +1,5 @@
 # make demo    predict an example, on a machine with python3 (3.11 or later) and nothing else
-# make test    run the tests, in an environment of their own
+# make test    run the tests, in an environment of their own; on two cores, or as many as WORKERS says
 # make lint    ruff, mypy and import-linter, in the same environment
 # make clean   remove both environments and all caches
 #
@@ -8,6 +8,7 @@
 
 PYTHON ?= python3
 PIP_ARGS ?=
+WORKERS ?= 2
 DEMO := .venv
 TEST := .venv-test
 PIP = -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
@@ -17,8 +18,10 @@ PIP = -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 demo: $(DEMO)/ready
 	$(DEMO)/bin/moemodel predict examples/olmoe-1b-7b.yaml
 
+# Tests of a file stay together, for they share what took long to make. In their order: the longest benchmarks come first.
+# Dozens of processes are started, which find compiled modules, whatever the environment says.
 test: $(TEST)/ready
-	$(TEST)/bin/python -m pytest
+	PYTHONDONTWRITEBYTECODE= $(TEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(TEST)/ready
 	$(TEST)/bin/ruff check .

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+
+# Before numpy and torch are imported: a worker of pytest-xdist has one core, and so have the processes that it starts.
+os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+import gc
+import importlib.util
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,6 +39,13 @@ from moemodel.model.records.calibration import (
     ThermalFit,
 )
 from moemodel.model.step.system import System, system_of
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of garbage collections: models are freed by hundreds of them."""
+    gc.collect()
+    gc.freeze()
+
 
 _SOURCE = "made up for tests, of the order of an H100"
 
@@ -290,6 +305,24 @@ def run_bench() -> Callable[..., subprocess.CompletedProcess[str]]:
             timeout=600,
             check=False,
         )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def rerun_bench() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`run_bench` without a process: for what else is asked of a script that a test has run as its users do."""
+
+    def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [str(ROOT / "bench" / script), *map(str, arguments)]
+        code, out, err = 0, StringIO(), StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.setattr(sys, "argv", command)
+            try:
+                runpy.run_path(command[0], run_name="__main__")
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
     return run
 

@@ -68,7 +68,7 @@ def _require_at_most(key: str, value: int, limit_key: str, limit: int) -> None:
 class Family(BaseModel):
     """What every configuration has. Keys that a family doesn't name are ignored."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, defer_build=True)
 
     @abstractmethod
     def architecture(self, name: str, source: str) -> Architecture:

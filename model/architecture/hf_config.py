@@ -7,6 +7,7 @@ token ids, …) are ignored: the file belongs to another program. What is read o
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ _PRESETS = Path(__file__).parents[1] / "presets" / "architectures"
 _SOURCE = "_source"  # where the facts of a preset come from; free text
 
 
+@cache
 def list_architectures() -> tuple[str, ...]:
     """Names of the presets that ship, sorted."""
     return tuple(sorted(path.stem for path in _PRESETS.glob("*.json")))
@@ -38,7 +40,19 @@ def read_architecture(path_or_preset: str | Path) -> Architecture:
         InputError: there is no such preset or file, or the file doesn't describe a model that this package knows. The
             message names the file, the key, what was found and what is allowed.
     """
-    path, name = _located(path_or_preset)
+    if path_or_preset in list_architectures():
+        return _preset(str(path_or_preset))
+    path = _config_file(path_or_preset)
+    return _read(path, path.resolve().parent.name if path.name == "config.json" else path.stem)
+
+
+@cache
+def _preset(name: str) -> Architecture:
+    return _read(_PRESETS / f"{name}.json", name)
+
+
+def _read(path: Path, name: str) -> Architecture:
+    """The architecture that a file describes, under a name."""
     config = _read_object(path)
     family = _family(config, path)
     source = config.pop(_SOURCE, str(path))
@@ -48,16 +62,14 @@ def read_architecture(path_or_preset: str | Path) -> Architecture:
         raise InputError(describe(error, family, str(path), {}, config)) from None
 
 
-def _located(path_or_preset: str | Path) -> tuple[Path, str]:
-    """The file to read, and the name of its model."""
-    if isinstance(path_or_preset, str) and path_or_preset in list_architectures():
-        return _PRESETS / f"{path_or_preset}.json", path_or_preset
-    path = Path(path_or_preset)
+def _config_file(given: str | Path) -> Path:
+    """The file to read."""
+    path = Path(given)
     if path.is_dir():
         path = path / "config.json"
     if not path.is_file():
-        raise unknown("architecture", str(path_or_preset), list_architectures(), or_else="the path of a config.json")
-    return path, path.resolve().parent.name if path.name == "config.json" else path.stem
+        raise unknown("architecture", str(given), list_architectures(), or_else="the path of a config.json")
+    return path
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -192,10 +192,18 @@ def read_json(path: Path, model: type[DocumentT]) -> DocumentT:
     Raises:
         InputError: unreadable, not JSON (the line is named), or not what `model` allows.
     """
+    return parse_data(load_json(path), model, str(path))
+
+
+def load_json(path: Path) -> Any:
+    """What a JSON file holds, unchecked.
+
+    Raises:
+        InputError: unreadable, or not JSON (the line is named).
+    """
     try:
-        data = json.loads(read_text(path))
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
     except RecursionError:
         raise InputError(f"{path}: nested too deeply") from None
-    return parse_data(data, model, str(path))

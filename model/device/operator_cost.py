@@ -6,8 +6,9 @@ applied operator by operator; what the host needs to queue the kernels is in `ho
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.errors import CalibrationError
 from moemodel.model.device.dvfs import TensorLimit, at_clocks, time_at_clocks
 from moemodel.model.device.power import PowerModel
-from moemodel.model.device.roofline import RooflineChip, operator_time
+from moemodel.model.device.roofline import RooflineChip, form_of, operator_times, roofline_terms
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import FALLBACK, SHAPE_FIELDS, Kind, Pass, Shape
 from moemodel.model.records.calibration import Calibration, OperatorFit
@@ -84,6 +85,9 @@ class PhaseCost:
         )
 
 
+_Booked = tuple[PhaseCost, Call]  # a call, and the cost of a phase, its lane, that it is added to
+
+
 class OperatorCostModel:
     """Prices calls with one calibration at fixed clocks."""
 
@@ -115,49 +119,48 @@ class OperatorCostModel:
     def blocks(self, blocks: Sequence[Iterable[Call]], shapes: int) -> list[dict[Phase, PhaseCost]]:
         """Sums of the calls of each of some blocks by phase; calls of one operator are priced together."""
         phase_costs: list[dict[Phase, PhaseCost]] = [{} for _ in blocks]
-        operators: dict[tuple[Kind, Pass], list[tuple[PhaseCost, Call]]] = {}
+        operators: dict[tuple[Kind, Pass], list[_Booked]] = {}
         for own, calls in zip(phase_costs, blocks, strict=True):
             for call in calls:
                 if call.phase not in own:
                     own[call.phase] = PhaseCost.empty(shapes, len(self.clock_Hz_K))
                 operators.setdefault((call.kind, call.direction), []).append((own[call.phase], call))
-        together = max(1, _ROWS // shapes)
-        for called in operators.values():
-            for first in range(0, len(called), together):
-                self._add(called[first : first + together], shapes)
+        for together in _batches(operators.values(), max(1, _ROWS // shapes)):
+            self._add(together, shapes)
         return phase_costs
 
-    def _add(self, called: Sequence[tuple[PhaseCost, Call]], shapes: int) -> None:
-        """Price calls of one operator, and add each to the cost of its phase."""
-        kind, direction = called[0][1].kind, called[0][1].direction
-        fit = self.fit(kind, direction)
-        shape = _stacked([call.shape for _, call in called], shapes)
-        price = operator_time(fit, self.chip, shape, self.clock_Hz_K, calls=len(called))
-        energy = self.power.dynamic_J(kind, direction, price.work, self.clock_Hz_K, price.busy_s_UK)
+    def _add(self, operators: Sequence[Sequence[_Booked]], shapes: int) -> None:
+        """Price calls of some operators, and add each to its lane."""
+        fits = [self.fit(*_operator(called)) for called in operators]
+        terms = [
+            roofline_terms(fit, self.chip, _stacked([call.shape for _, call in called], shapes), calls=len(called))
+            for fit, called in zip(fits, operators, strict=True)
+        ]
+        price = operator_times(terms, self.chip, self.clock_Hz_K)
+        energy = self.power.unscaled_J(price.work, self.clock_Hz_K, price.busy_s_UK)
         time, energy, clock = self._within_fast_limit(np.atleast_1d(price.work.flops), price.time_s_UK, energy)
         highest_s = time[:, -1]
-        key, of_weights = f"{fit.kind}/{fit.direction}", (kind, direction) in _OF_WEIGHTS
-        runs = _Runs.of(called, shapes)
+        runs = _Runs.of(operators, shapes, [self.power.factor(*_operator(called)) for called in operators])
         sums = zip(
             runs.phase_costs,
             runs.sum(time),
-            runs.sum(energy, busiest=False),
+            runs.sum(energy, runs.energy_count),
             runs.sum(time * clock),
-            runs.sum(highest_s),
-            runs.sum(highest_s * price.log_error_U),
             runs.sum(np.where(price.outside_U, highest_s, 0.0)),
-            runs.sum(np.ones(len(called))),
+            runs.sum(np.ones(len(runs.count))),
+            runs.sum(highest_s, runs.weights_count),
             strict=True,
         )
-        for lane, time_s, energy_J, cycles, highest, spread_s, extrapolated_s, count in sums:
+        for lane, time_s, energy_J, cycles, extrapolated_s, count, weights_s in sums:
             lane.time_s_UK += time_s
             lane.energy_J_UK += energy_J
             lane.cycles_UK += cycles
-            lane.spread_s[key] = lane.spread_s.get(key, 0.0) + spread_s
             lane.extrapolated_s_U += extrapolated_s
             lane.calls_U += count
-            if of_weights:
-                lane.weights_s_U += highest
+            lane.weights_s_U += weights_s
+        keys = [f"{fit.kind}/{fit.direction}" for fit in fits]
+        for lane, operator, spread_s in runs.spreads(highest_s * price.log_error_U):
+            lane.spread_s[keys[operator]] = lane.spread_s.get(keys[operator], 0.0) + spread_s
 
     def _within_fast_limit(
         self, flops_U: FloatArray, time: FloatArray, energy: FloatArray
@@ -172,50 +175,104 @@ class OperatorCostModel:
         return time_at_clocks(time, clocks, true_UK), at_clocks(energy, clocks, true_UK), true_UK
 
 
+def _operator(called: Sequence[_Booked]) -> tuple[Kind, Pass]:
+    """Which one is called."""
+    return called[0][1].kind, called[0][1].direction
+
+
+def _batches(operators: Iterable[Sequence[_Booked]], calls: int) -> Iterator[list[Sequence[_Booked]]]:
+    """Calls by operator, in batches of so many at most; those on tensor cores, which the fast limit slows, apart."""
+    parts = [called[first : first + calls] for called in operators for first in range(0, len(called), calls)]
+    for streams in (False, True):
+        batch: list[Sequence[_Booked]] = []
+        for part in parts:
+            if (form_of(_operator(part)[0]) == "stream") is not streams:
+                continue
+            if batch and sum(map(len, batch)) + len(part) > calls:
+                yield batch
+                batch = []
+            batch.append(part)
+        if batch:
+            yield batch
+
+
 def _stacked(calls: Sequence[Shape], shapes: int) -> Shape:
     """Shapes of several calls, each of so many, one behind another; that of a single call as it is."""
     if len(calls) == 1:
         return calls[0]
-    columns = {name: np.empty((len(calls), shapes)) for name in SHAPE_FIELDS}
+    columns = {name: np.ones((len(calls), shapes)) for name in SHAPE_FIELDS}
     for index, shape in enumerate(calls):
-        for name, column in columns.items():
-            column[index] = getattr(shape, name)
+        for name, value in vars(shape).items():
+            if value is not _DEFAULTS[name]:
+                columns[name][index] = value
     return Shape(**{name: column.reshape(-1) for name, column in columns.items()})
+
+
+_DEFAULTS = vars(Shape())  # ones
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Runs:
-    """Calls of one operator by the cost of a phase that they add to; those of one stand side by side.
+    """Calls of some operators, those of one behind those of another, by the lane that they are of.
+
+    A lane is the `PhaseCost` that a call is added to.
 
     Attributes:
-        phase_costs: what they add to.
-        first: index of the first call of each.
-        count, mean_count: of each call, [calls, U]; the second of the mean rank's work.
+        phase_costs: the lanes.
+        order: index of each call, lane by lane; `first` where in that order each lane begins.
+        begins: index of each call whose lane or operator is another than that of the call before it; `pairs` these.
+        count: of each call, [calls, U]; `energy_count` of the mean rank's work, times the operator's factor on energy;
+            `weights_count` of calls that only the optimizer waits for.
     """
 
     phase_costs: list[PhaseCost]
+    order: list[int]
     first: list[int]
+    begins: list[int]
+    pairs: list[tuple[PhaseCost, int]]
     count: FloatArray
-    mean_count: FloatArray
+    energy_count: FloatArray
+    weights_count: FloatArray
 
     @classmethod
-    def of(cls, called: Sequence[tuple[PhaseCost, Call]], shapes: int) -> _Runs:
+    def of(cls, operators: Sequence[Sequence[_Booked]], shapes: int, energy_factors: Sequence[float]) -> _Runs:
         """Of some calls at so many shapes."""
-        first = [0, *(i for i in range(1, len(called)) if called[i][0] is not called[i - 1][0])]
-        count, share = np.empty((len(called), shapes)), np.empty((len(called), shapes))
-        for index, (_, call) in enumerate(called):
-            count[index], share[index] = call.count, call.load_balance
-        return cls(phase_costs=[called[i][0] for i in first], first=first, count=count, mean_count=count * share)
+        calls = [(lane, call, operator) for operator, called in enumerate(operators) for lane, call in called]
+        count, factor = np.empty((len(calls), shapes)), np.empty((len(calls), shapes))
+        by_lane: dict[int, list[int]] = {}
+        pairs: list[tuple[PhaseCost, int]] = []
+        begins = []
+        for index, (lane, call, operator) in enumerate(calls):
+            count[index], factor[index] = call.count, call.load_balance * energy_factors[operator]
+            by_lane.setdefault(id(lane), []).append(index)
+            if not pairs or lane is not pairs[-1][0] or operator != pairs[-1][1]:
+                begins.append(index)
+                pairs.append((lane, operator))
+        weights = np.array([(call.kind, call.direction) in _OF_WEIGHTS for _, call, _ in calls])
+        return cls(
+            phase_costs=[calls[indices[0]][0] for indices in by_lane.values()],
+            order=[index for indices in by_lane.values() for index in indices],
+            first=[0, *accumulate(map(len, by_lane.values()))][:-1],
+            begins=begins,
+            pairs=pairs,
+            count=count,
+            energy_count=count * factor,
+            weights_count=count * weights[:, None],
+        )
 
-    def sum(self, values: FloatArray, *, busiest: bool = True) -> FloatArray:
-        """All calls of each cost, from one of each: `values` of all behind one another, [calls U] or [calls U, K].
+    def sum(self, values: FloatArray, count: FloatArray | None = None) -> FloatArray:
+        """All calls of each lane, from one of each: `values` of all behind one another, [calls U] or [calls U, K]."""
+        every = self._every(values, self.count if count is None else count)
+        return every if len(every) == 1 else np.asarray(np.add.reduceat(every[self.order], self.first, axis=0))
 
-        `busiest`: of the busiest rank; else of the mean one.
-        """
-        count = self.count if busiest else self.mean_count
+    def spreads(self, spread_s: FloatArray) -> Iterator[tuple[PhaseCost, int, FloatArray]]:
+        """The same of each operator in each lane: lane, place of the operator, and sum over its calls."""
+        sums = np.add.reduceat(self._every(spread_s, self.count), self.begins, axis=0)
+        return ((lane, operator, sum_s) for (lane, operator), sum_s in zip(self.pairs, sums, strict=True))
+
+    def _every(self, values: FloatArray, count: FloatArray) -> FloatArray:
         one = values.reshape(len(count), -1, *values.shape[1:])
-        every = (count[:, :, None] if values.ndim > 1 else count) * one
-        return every if len(self.first) == len(count) else np.asarray(np.add.reduceat(every, self.first, axis=0))
+        return np.asarray((count[:, :, None] if values.ndim > 1 else count) * one)
 
 
 def tensor_limit(calibration: Calibration) -> TensorLimit:

@@ -78,12 +78,19 @@ class PowerModel:
         self, kind: Kind, direction: Pass, work: Work, clock_Hz_K: FloatArray, busy_s_UK: FloatArray
     ) -> FloatArray:
         """E_dyn of one call at the reference temperature, [U, K]."""
+        return np.asarray(self.factor(kind, direction) * self.unscaled_J(work, clock_Hz_K, busy_s_UK))
+
+    def factor(self, kind: Kind, direction: Pass) -> float:
+        """Of an operator, on its dynamic energy."""
+        return self.kinds.get(f"{kind}/{direction}", 1.0)
+
+    def unscaled_J(self, work: Work, clock_Hz_K: FloatArray, busy_s_UK: FloatArray) -> FloatArray:
+        """E_dyn without the operators' factors, [U, K]."""
         switching = self.flop_J * work.flops + self.vector_op_J * work.vector_ops + self.cache_J_per_B * work.bytes_B
-        switching_U = np.broadcast_to(np.atleast_1d(switching), (len(busy_s_UK),))
-        dram_U = np.broadcast_to(np.atleast_1d(self.dram_J_per_B * work.bytes_B), (len(busy_s_UK),))
+        dram = self.dram_J_per_B * work.bytes_B
         active = self.active_W * clock_Hz_K / self.clock_reference_Hz * busy_s_UK
-        energy = self.voltage2(clock_Hz_K) * (switching_U[:, None] + active) + dram_U[:, None]
-        return np.asarray(self.kinds.get(f"{kind}/{direction}", 1.0) * energy)
+        dynamic = self.voltage2(clock_Hz_K) * (np.atleast_1d(switching)[:, None] + active)
+        return np.asarray(dynamic + np.atleast_1d(dram)[:, None])
 
     def steady(self, dynamic_W: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Steady power and die temperature of a load whose dynamic power at the reference temperature is given.

@@ -28,7 +28,7 @@ stream (all others):
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,22 +122,93 @@ def operator_time(
         clock_Hz_K: clocks.
         calls: how many calls stand one behind another in `shape`, all of as many shapes.
     """
+    return operator_times([roofline_terms(fit, chip, shape, calls=calls)], chip, clock_Hz_K)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RooflineTerms:
+    """The symbols of the module's docstring for an operator's shapes, before any clock is chosen. [U], but for numbers.
+
+    Attributes:
+        t0_s, t1_s, p: of the operator: a number, or [U, 1] where there are several.
+        compute_s, memory_s: Tc and Tm.
+        residual: of log time.
+        log_error, outside, work: as in `OperatorTime`.
+    """
+
+    t0_s: FloatArray | float
+    t1_s: FloatArray | float
+    p: FloatArray | float
+    compute_s: FloatArray
+    memory_s: FloatArray
+    residual: FloatArray
+    log_error: FloatArray
+    outside: BoolArray
+    work: Work
+
+
+def roofline_terms(fit: OperatorFit, chip: RooflineChip, shape: Shape, *, calls: int = 1) -> RooflineTerms:
+    """Of an operator; arguments as `operator_time`."""
     p = fit.values
     least = work(fit.kind, fit.direction, shape)
     compute_s, memory_s = parts(fit.kind, fit.direction, p, chip, shape, least)
-    slowdown = chip.clock_Hz / clock_Hz_K[None, :]
-    base = time_at(p, compute_s[:, None], memory_s[:, None], slowdown)
     features = shape_features(fit.kind, shape)
     outside_log2 = _distance_outside(fit, features)
-    correction, spread = _residual(fit.residual, features, calls) if fit.residual else (np.zeros(len(base)), 0.0)
-    factor = np.exp(correction)[:, None]
+    residual, spread = _residual(fit.residual, features, calls) if fit.residual else (np.zeros(len(features)), 0.0)
     uneven = _uneven_error(fit, shape)
-    return OperatorTime(
-        time_s_UK=base * factor,
-        busy_s_UK=(base - _fixed_s(p, slowdown)) * factor,
-        log_error_U=np.sqrt(fit.log_error**2 + np.square(spread) + np.square(_PER_OCTAVE * outside_log2) + uneven**2),
-        outside_U=(outside_log2 > _HALF_OCTAVE) | (uneven > 0),
+    return RooflineTerms(
+        t0_s=p["t0"],
+        t1_s=p.get("t1", 0.0),
+        p=p["p"],
+        compute_s=compute_s,
+        memory_s=memory_s,
+        residual=residual,
+        log_error=np.sqrt(fit.log_error**2 + np.square(spread) + np.square(_PER_OCTAVE * outside_log2) + uneven**2),
+        outside=(outside_log2 > _HALF_OCTAVE) | (uneven > 0),
         work=least,
+    )
+
+
+def operator_times(operators: Sequence[RooflineTerms], chip: RooflineChip, clock_Hz_K: FloatArray) -> OperatorTime:
+    """Times of some operators, the shapes of one behind those of another, at the same clocks."""
+    terms = operators[0] if len(operators) == 1 else _joined(operators)
+    slowdown = chip.clock_Hz / clock_Hz_K[None, :]
+    fixed_s = terms.t0_s + terms.t1_s * slowdown
+    rooflines_s = _rounded_roofline(terms.p, terms.compute_s[:, None], terms.memory_s[:, None], slowdown)
+    factor = np.exp(terms.residual)[:, None]
+    return OperatorTime(
+        time_s_UK=(fixed_s + rooflines_s) * factor,
+        busy_s_UK=rooflines_s * factor,
+        log_error_U=terms.log_error,
+        outside_U=terms.outside,
+        work=terms.work,
+    )
+
+
+def _joined(operators: Sequence[RooflineTerms]) -> RooflineTerms:
+    """Several operators' terms, one behind another."""
+    sizes = [len(terms.residual) for terms in operators]
+
+    def rows(values: list[FloatArray]) -> FloatArray:
+        return np.concatenate([np.broadcast_to(v, size) for v, size in zip(values, sizes, strict=True)])
+
+    def numbers(values: list[FloatArray | float]) -> FloatArray:
+        return np.repeat(np.asarray(values), sizes)[:, None]
+
+    return RooflineTerms(
+        t0_s=numbers([terms.t0_s for terms in operators]),
+        t1_s=numbers([terms.t1_s for terms in operators]),
+        p=numbers([terms.p for terms in operators]),
+        compute_s=rows([terms.compute_s for terms in operators]),
+        memory_s=rows([terms.memory_s for terms in operators]),
+        residual=rows([terms.residual for terms in operators]),
+        log_error=rows([terms.log_error for terms in operators]),
+        outside=np.concatenate([terms.outside for terms in operators]),
+        work=Work(
+            flops=rows([terms.work.flops for terms in operators]),
+            vector_ops=rows([terms.work.vector_ops for terms in operators]),
+            bytes_B=rows([terms.work.bytes_B for terms in operators]),
+        ),
     )
 
 
@@ -151,18 +222,20 @@ def _uneven_error(fit: OperatorFit, shape: Shape) -> FloatArray:
 
 
 _PER_OCTAVE = 0.10  # assumed: log error grows by this for each doubling outside the measured range
+_LEAST_SIZE = 1e-9  # of a feature, in place of zero, which has no logarithm
 _HALF_OCTAVE = 0.5  # assumed: outside the measured range by less than a factor 1.4 counts as measured
 
 
 def time_at(p: Mapping[str, float], compute_s: FloatArray, memory_s: FloatArray, slowdown: FloatArray) -> FloatArray:
     """The p-norm of the module's docstring; `slowdown` is f0/f."""
-    power = p["p"]
-    return np.asarray(_fixed_s(p, slowdown) + ((compute_s * slowdown) ** power + memory_s**power) ** (1 / power))
+    fixed_s = p["t0"] + p.get("t1", 0.0) * slowdown  # that no amount of work adds to: launch, tail, small kernels
+    return np.asarray(fixed_s + _rounded_roofline(p["p"], compute_s, memory_s, slowdown))
 
 
-def _fixed_s(p: Mapping[str, float], slowdown: FloatArray) -> FloatArray:
-    """Time that no amount of work adds to: launch, tail, chains of small kernels."""
-    return np.asarray(p["t0"] + p.get("t1", 0.0) * slowdown)
+def _rounded_roofline(
+    p: FloatArray | float, compute_s: FloatArray, memory_s: FloatArray, slowdown: FloatArray
+) -> FloatArray:
+    return np.asarray(((compute_s * slowdown) ** p + memory_s**p) ** (1 / p))
 
 
 def parts(
@@ -246,8 +319,11 @@ def _stream(p: Mapping[str, float], chip: RooflineChip, least: Work) -> tuple[Fl
 def shape_features(kind: Kind, shape: Shape) -> FloatArray:
     """log2 of an operator's shape, [U, features]: what the residual and the measured range are over."""
     s = shape.arrays()
-    columns = np.broadcast_arrays(*(np.atleast_1d(s[name]) for name in FEATURES[form_of(kind)]))
-    return np.asarray(np.log2(np.maximum(np.stack(columns, axis=1), 1e-9)))
+    columns = [np.atleast_1d(s[name]) for name in FEATURES[form_of(kind)]]
+    features = np.empty((max(map(len, columns)), len(columns)))
+    for index, column in enumerate(columns):
+        features[:, index] = column
+    return np.log2(np.maximum(features, _LEAST_SIZE))
 
 
 def _residual(residual: Residual, features: FloatArray, calls: int) -> tuple[FloatArray, FloatArray]:
@@ -272,5 +348,5 @@ def _distance_outside(fit: OperatorFit, features: FloatArray) -> FloatArray:
     if not fit.measured:
         return np.ones(len(features))
     bounds = np.asarray([fit.measured[name] for name in FEATURES[form_of(fit.kind)]])
-    low, high = np.log2(np.maximum(bounds, 1e-9)).T
+    low, high = np.log2(np.maximum(bounds, _LEAST_SIZE)).T
     return np.asarray((np.maximum(low - features, 0.0) + np.maximum(features - high, 0.0)).sum(axis=1))

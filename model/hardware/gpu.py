@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Protocol, TypeVar
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
@@ -20,7 +20,7 @@ from moemodel.model.core.suggest import unknown
 
 _PRESETS = Path(__file__).parents[1] / "presets" / "gpus"
 
-T = TypeVar("T")
+T = TypeVar("T", covariant=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +102,27 @@ class Gpu:
         raise unknown(f"gpu {self.name}: dtype", dtype, self.peaks)
 
 
-class _Fact(Strict, Generic[T]):
-    """A value and the key of its source."""
+class _HasValue(Protocol[T]):
+    @property
+    def value(self) -> T: ...
 
-    value: T
+
+class _Fact(Strict):
+    """A value and the key of its source. Not generic: pydantic builds each parametrized model when it is imported."""
+
     source: str
+
+
+class _Count(_Fact):
+    value: PositiveInt
+
+
+class _Positive(_Fact):
+    value: PositiveFloat
+
+
+class _NonNegative(_Fact):
+    value: NonNegativeFloat
 
 
 class _PeakFact(Strict):
@@ -123,24 +139,24 @@ class _Description(Strict):
     aliases: tuple[str, ...]
     architecture: str
     sources: dict[str, str]
-    multiprocessors: _Fact[PositiveInt] | None
-    memory_B: _Fact[PositiveInt] | None
-    memory_bandwidth_Bps: _Fact[PositiveFloat] | None
-    l2_B: _Fact[PositiveInt] | None
+    multiprocessors: _Count | None
+    memory_B: _Count | None
+    memory_bandwidth_Bps: _Positive | None
+    l2_B: _Count | None
     peaks: dict[Dtype, _PeakFact]
-    clock_min_Hz: _Fact[PositiveFloat] | None
-    clock_max_Hz: _Fact[PositiveFloat] | None
-    clock_step_Hz: _Fact[PositiveFloat] | None
-    power_limit_W: _Fact[PositiveFloat] | None
-    power_limit_min_W: _Fact[PositiveFloat] | None
-    power_limit_max_W: _Fact[PositiveFloat] | None
-    idle_power_W: _Fact[NonNegativeFloat] | None
-    slowdown_C: _Fact[PositiveFloat] | None
-    nvlink_links: _Fact[PositiveInt] | None
-    nvlink_Bps: _Fact[PositiveFloat] | None
-    pcie_generation: _Fact[PositiveInt] | None
-    pcie_Bps: _Fact[PositiveFloat] | None
-    gpus_per_node: _Fact[PositiveInt]
+    clock_min_Hz: _Positive | None
+    clock_max_Hz: _Positive | None
+    clock_step_Hz: _Positive | None
+    power_limit_W: _Positive | None
+    power_limit_min_W: _Positive | None
+    power_limit_max_W: _Positive | None
+    idle_power_W: _NonNegative | None
+    slowdown_C: _Positive | None
+    nvlink_links: _Count | None
+    nvlink_Bps: _Positive | None
+    pcie_generation: _Count | None
+    pcie_Bps: _Positive | None
+    gpus_per_node: _Count
 
     def cited(self) -> dict[str, str]:
         """The key of the source of every value, by name."""
@@ -165,6 +181,7 @@ class _Description(Strict):
         return self
 
 
+@cache
 def list_gpus() -> tuple[str, ...]:
     """Names of the descriptions that ship, sorted."""
     return tuple(sorted(path.stem for path in _PRESETS.glob("*.json")))
@@ -181,6 +198,8 @@ def read_gpu(name_or_path: str | Path, *, key: str = "gpu") -> Gpu:
     Raises:
         InputError: no such preset or file, or a file with a missing, unknown or impossible key.
     """
+    if name_or_path in list_gpus():
+        return _preset(str(name_or_path))
     if isinstance(name_or_path, str) and name_or_path.casefold() in _presets_by_name():
         return _presets_by_name()[name_or_path.casefold()]
     path = Path(name_or_path)
@@ -191,8 +210,13 @@ def read_gpu(name_or_path: str | Path, *, key: str = "gpu") -> Gpu:
 
 
 @cache
+def _preset(name: str) -> Gpu:
+    return _read(_PRESETS / f"{name}.json")
+
+
+@cache
 def _presets_by_name() -> dict[str, Gpu]:
-    gpus = [_read(_PRESETS / f"{name}.json") for name in list_gpus()]
+    gpus = [_preset(name) for name in list_gpus()]
     return {name.casefold(): gpu for gpu in gpus for name in (gpu.name, *gpu.aliases)}
 
 
@@ -225,5 +249,5 @@ def _read(path: Path) -> Gpu:
     )
 
 
-def _value(fact: _Fact[T] | None) -> T | None:
+def _value(fact: _HasValue[T] | None) -> T | None:
     return None if fact is None else fact.value

@@ -141,7 +141,7 @@ def _priced_clocks(machine: System, power: PowerModel) -> FloatArray:
     """Clocks that blocks are priced at: evenly over the range, and where the voltage begins to rise."""
     low_Hz, high_Hz = machine.calibration.clock_range_Hz
     knee_Hz = np.clip(power.knee_Hz, low_Hz, high_Hz)
-    return np.unique(np.append(np.linspace(low_Hz, high_Hz, _CLOCKS), knee_Hz))
+    return np.array(sorted({*np.linspace(low_Hz, high_Hz, _CLOCKS), knee_Hz}))  # `numpy.unique` would import numpy.ma
 
 
 @dataclass(frozen=True, kw_only=True)

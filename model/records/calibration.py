@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.core.documents import Strict, read_json
+from moemodel.model.core.documents import Strict, load_json, parse_data
 from moemodel.model.core.errors import CalibrationError, InputError
 from moemodel.model.operators.work import Kind, Pass
 from moemodel.model.records.link_residuals import LinkCurve
@@ -227,13 +227,14 @@ def read_calibration(path: Path | str) -> Calibration:
         CalibrationError: missing, not JSON, of another schema version, or malformed; with the place.
     """
     try:
-        version = read_json(Path(path), _Version).schema_version
+        data = load_json(Path(path))
+        version = parse_data(data, _Version, str(path)).schema_version
         if version != SCHEMA_VERSION:
             raise CalibrationError(
                 f"{path}: schema_version: found {version}; this moemodel reads {SCHEMA_VERSION}. "
                 "Fit it again from its profile with `moemodel calibrate`"
             )
-        return read_json(Path(path), Calibration)
+        return parse_data(data, Calibration, str(path))
     except InputError as error:
         raise CalibrationError(str(error)) from None
 

@@ -70,7 +70,7 @@ class PlanSchedules:
 
     def _each(self, ask: Callable[[Schedule, Sizes[IntArray], Rows], FloatArray | IntArray]) -> FloatArray:
         """What each schedule answers for its plans, put together; rows are None where one schedule has all plans."""
-        kinds = np.unique(self._kinds).tolist()
+        kinds = np.flatnonzero(np.bincount(self._kinds)).tolist()
         if len(kinds) == 1:
             return np.asarray(ask(_EVERY[kinds[0]], self._sizes, None), dtype=np.float64)
         parts = [(kind, np.flatnonzero(self._kinds == kind)) for kind in kinds]

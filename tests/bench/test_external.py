@@ -13,24 +13,26 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 Run = Callable[..., str]
+Started = Callable[..., subprocess.CompletedProcess[str]]
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the published data are not at {DATA}")
 
 
 @pytest.fixture(scope="session")
-def run(run_bench: Callable[..., subprocess.CompletedProcess[str]]) -> Run:
+def run(rerun_bench: Started) -> Run:
     """What `python bench/external.py ...` prints."""
 
     def printed(*arguments: str | Path) -> str:
-        done = run_bench("external.py", *arguments)
+        done = rerun_bench("external.py", *arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     return printed
 
 
-def test_without_data_it_says_so(tmp_path: Path, run: Run) -> None:
+def test_without_data_it_says_so(tmp_path: Path, run: Run, run_bench: Started) -> None:
     missing = tmp_path / "none"
-    assert run("--data", missing) == f"skipped: {missing} is not there\n"
+    done = run_bench("external.py", "--data", missing)
+    assert (done.returncode, done.stdout) == (0, f"skipped: {missing} is not there\n"), done.stderr
     assert json.loads(run("--json", "--data", missing)) == {"skipped": f"skipped: {missing} is not there"}
 
 

@@ -45,18 +45,18 @@ def test_power_of_short_phases_is_right(recording: tuple[Path, dict[str, Any]]) 
     assert figures["recording_B"] < 200_000
 
 
-def test_the_recording_says_the_same_again(recording: tuple[Path, dict[str, Any]], run_bench: Run) -> None:
+def test_the_recording_says_the_same_again(recording: tuple[Path, dict[str, Any]], rerun_bench: Run) -> None:
     file, figures = recording
-    done = run_bench("attribution.py", "--json", "--from", file)
+    done = rerun_bench("attribution.py", "--json", "--from", file)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == figures
-    table = run_bench("attribution.py", "--from", file).stdout
+    table = rerun_bench("attribution.py", "--from", file).stdout
     assert table.splitlines()[1].startswith("optimizer ")
 
 
-def test_a_real_gpu_recorded(run_bench: Run) -> None:
+def test_a_real_gpu_recorded(rerun_bench: Run) -> None:
     """The project's aim, on what an H100's sensors said."""
-    done = run_bench("attribution.py", "--json", "--from", MEASURED / "h100-sxm-80gb-attribution.jsonl")
+    done = rerun_bench("attribution.py", "--json", "--from", MEASURED / "h100-sxm-80gb-attribution.jsonl")
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     assert figures["device"] == "NVIDIA H100 80GB HBM3"
@@ -66,15 +66,15 @@ def test_a_real_gpu_recorded(run_bench: Run) -> None:
 
 
 def test_what_cannot_be_evaluated_says_so(
-    recording: tuple[Path, dict[str, Any]], tmp_path: Path, run_bench: Run
+    recording: tuple[Path, dict[str, Any]], tmp_path: Path, rerun_bench: Run
 ) -> None:
     file, _ = recording
     text = file.read_text()
     (tmp_path / "cut.jsonl").write_text(text[: len(text) // 2])
-    done = run_bench("attribution.py", "--from", tmp_path / "cut.jsonl")
+    done = rerun_bench("attribution.py", "--from", tmp_path / "cut.jsonl")
     assert done.returncode == 2
     assert "no mixed section" in done.stderr
-    assert run_bench("attribution.py", "--gpu", "sim:h100", "--record", file).returncode == 2  # never written over
+    assert rerun_bench("attribution.py", "--gpu", "sim:h100", "--record", file).returncode == 2  # never written over
     assert file.read_text() == text
 
 

@@ -135,14 +135,14 @@ def test_predictions_are_made_anew(
     assert found["regret"] == 0
 
 
-def test_without_reports_it_says_so(tmp_path: Path, run_bench: Run) -> None:
-    done = run_bench("validate.py", "--json", "--reports", tmp_path)
+def test_without_reports_it_says_so(tmp_path: Path, rerun_bench: Run) -> None:
+    done = rerun_bench("validate.py", "--json", "--reports", tmp_path)
     assert json.loads(done.stdout) == {"skipped": f"skipped: there is no report in {tmp_path}"}
 
 
 @pytest.mark.skipif(not REPORTS, reason="no measured validation is committed")
-def test_how_near_the_aims_the_project_is(run_bench: Run) -> None:
-    done = run_bench("validate.py", "--json")
+def test_how_near_the_aims_the_project_is(rerun_bench: Run) -> None:
+    done = rerun_bench("validate.py", "--json")
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     assert found["plans"] >= 14

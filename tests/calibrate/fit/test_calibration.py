@@ -149,10 +149,13 @@ def test_the_two_clocks_of_a_shape_are_both_explained(calibration: Calibration, 
     for (kind, direction), rows in profile.tables["operators"].groupby(["kind", "direction"]):
         fit = calibration.operator(Kind(str(kind)), Pass(str(direction)))
         assert fit is not None
-        shape = Shape(**{name: rows[name].to_numpy(np.float64) for name in SHAPE_FIELDS})
-        clocks, place = np.unique(rows["clock_Hz"].fillna(chip.clock_Hz), return_inverse=True)
-        found = operator_time(fit, chip, shape, clocks).time_s_UK[np.arange(len(rows)), place]
-        ratios.append(np.abs(np.log(found / rows["time_s"].to_numpy())))
+        for few in (
+            rows.iloc[first : first + 50] for first in range(0, len(rows), 50)
+        ):  # shapes are priced at all clocks
+            shape = Shape(**{name: few[name].to_numpy(np.float64) for name in SHAPE_FIELDS})
+            clocks, place = np.unique(few["clock_Hz"].fillna(chip.clock_Hz), return_inverse=True)
+            found = operator_time(fit, chip, shape, clocks).time_s_UK[np.arange(len(few)), place]
+            ratios.append(np.abs(np.log(found / few["time_s"].to_numpy())))
     assert np.median(np.concatenate(ratios)) < 0.05
 
 

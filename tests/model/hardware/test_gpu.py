@@ -184,7 +184,7 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
         ),
         (
             {"peaks": {"int4": {"flops_per_s": 1e12, "clock_Hz": 1e9, "source": "smi"}}},
-            "peaks.int4.[key]: found 'int4'; input should be 'fp64', 'fp32', 'tf32', 'bf16', 'fp16' or 'fp8'",
+            "peaks.int4.[key]: found 'int4'; input should be 'fp64', 'fp32', 'tf32', 'bf16', 'fp16', 'fp8' or 'fp4'",
         ),
     ],
 )

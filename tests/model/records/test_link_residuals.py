@@ -94,7 +94,7 @@ def test_a_curve_across_nodes_holds_there_alone() -> None:
 
 
 def test_each_collective_may_have_its_own_start_and_step() -> None:
-    own = network(launch_latencies_s={Collective.ALL_TO_ALL: 3e-5}, steps_s={Collective.ALL_TO_ALL: 0.0})
+    own = network(launch_latencies_s={Collective.ALL_TO_ALL: 3e-5}, hop_latencies_s={Collective.ALL_TO_ALL: 0.0})
     assert took(own, Collective.ALL_TO_ALL, 8, 0.0) == pytest.approx(3e-5)
     assert took(own, Collective.ALL_TO_ALL, 16, 0.0) == pytest.approx(3e-5 + 15 * 5e-6)
     assert took(own, Collective.ALL_GATHER, 8, 0.0) == pytest.approx(1e-5 + 7 * 2e-6)

@@ -26,7 +26,7 @@ def host(calibration: Calibration, *, measured: bool = True, **blocks_s: float) 
 
 
 def counted(**numbers: float) -> CollectiveLaunches:
-    none = dict.fromkeys(("tensor", "rows", "experts", "messages", "actions"), 0.0)
+    none = dict.fromkeys(("tensor_parallel", "sequence_parallel", "expert_parallel", "messages", "actions"), 0.0)
     return CollectiveLaunches(**{name: np.array([value]) for name, value in (none | numbers).items()})
 
 

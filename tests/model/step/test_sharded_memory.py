@@ -66,7 +66,7 @@ def test_what_is_gathered() -> None:
     assert gathered[2].tolist() == [0, 0, 0, 0]
 
 
-@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("accumulating", [False, True])
 def test_alone_there_are_no_buckets_and_no_shards(accumulating: bool) -> None:
     gradients, gathered = moments(shared=False, accumulating=accumulating)
     assert gradients.tolist() == [[20.0 * accumulating] * 4, [20] * 4, [20] * 4]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -189,11 +190,81 @@ def test_what_nvml_refuses_is_said_with_the_command(tmp_path: Path, environment:
 # --- the profiler, ended in every way --------------------------------------------------------------------------------
 
 
+# Processes are forked from one that has imported what a profile needs, which takes longer than all else of these tests.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["moemodel.cli.profile", "moemodel.profiler.run"])
+_MOEMODEL = """
+import os, runpy, sys
+os.setsid()
+os.environ.clear()
+os.environ.update(environment)
+output = os.open(output, os.O_WRONLY)
+os.dup2(output, 1)
+os.dup2(output, 2)
+os.close(output)
+sys.argv = ["moemodel", *arguments]
+runpy.run_module("moemodel", run_name="__main__", alter_sys=True)
+"""
+
+
+class Forked:
+    """`python -m moemodel ARGUMENTS` in a session of its own, as `subprocess.Popen` would start it.
+
+    Args:
+        arguments: of the command.
+        environment: that it sees.
+        output: a name for the pipe that it, and all that it starts, write to.
+    """
+
+    def __init__(self, arguments: list[str], environment: dict[str, str], output: Path) -> None:
+        os.mkfifo(output)
+        self._output = os.open(output, os.O_RDONLY | os.O_NONBLOCK)
+        given = {"arguments": arguments, "environment": environment, "output": str(output)}
+        self._process = FORKS.Process(target=exec, args=(_MOEMODEL, given))
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """As of `subprocess.Popen`; None as long as it runs."""
+        return self._process.exitcode
+
+    def wait(self) -> None:
+        self._process.join()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def communicate(self) -> str:
+        """What was written by the time that nobody can write any more."""
+        parts: list[bytes] = []
+        until(lambda: self._read(parts))
+        self.wait()
+        return b"".join(parts).decode()
+
+    def close(self) -> None:
+        """End it, if it still runs."""
+        self.kill()
+        self.wait()
+        self._process.close()
+        os.close(self._output)
+
+    def _read(self, parts: list[bytes]) -> bool:
+        """Take what has been written; whether that was all."""
+        ended = self.returncode is not None
+        with suppress(BlockingIOError):  # somebody may still write
+            while part := os.read(self._output, 1 << 16):
+                parts.append(part)
+            return ended
+        return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Running:
     """`moemodel profile` of a simulated GPU whose settings outlive it."""
 
-    process: subprocess.Popen[str]
+    process: Forked
     state_file: Path
     profile: Path
 
@@ -218,28 +289,19 @@ Start = Callable[..., Running]
 @pytest.fixture
 def start(tmp_path: Path, environment: dict[str, str]) -> Iterator[Start]:
     """Starts `moemodel profile --clocks lock`; what still runs at the end of the test is killed."""
-    begun: list[subprocess.Popen[str]] = []
+    begun: list[Forked] = []
 
     def run(options: str = "pace=0.3", clocks: str = "lock") -> Running:
         state, profile = tmp_path / "state.json", tmp_path / "profile"
         gpu = f"sim:h100?state={state}&{options}"
-        command = [sys.executable, "-m", "moemodel", "profile", "--gpu", gpu, "-o", str(profile), "--clocks", clocks]
-        process = subprocess.Popen(
-            [*command, "--sections", "sweep"],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        command = ["profile", "--gpu", gpu, "-o", str(profile), "--clocks", clocks, "--sections", "sweep"]
+        process = Forked(command, environment, tmp_path / f"output-{len(begun)}")
         begun.append(process)
         return Running(process=process, state_file=state, profile=profile)
 
     yield run
     for process in begun:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
+        process.close()
 
 
 def gone(pid: int) -> bool:
@@ -251,15 +313,15 @@ def gone(pid: int) -> bool:
 
 def _caught(running: Running) -> int:
     """Wait until the clocks are locked; the guardian's process id."""
-    until(lambda: running.locked() or running.process.poll() is not None)
-    assert running.process.poll() is None, running.process.communicate()[0]
+    until(lambda: running.locked() or running.process.returncode is not None)
+    assert running.process.returncode is None, running.process.communicate()
     return running.guardian()
 
 
 def test_restored_after_success(start: Start) -> None:
     running = start("pace=0")
     guardian = _caught(running)
-    output = running.process.communicate(timeout=SOON_S)[0]
+    output = running.process.communicate()
     assert running.process.returncode == 0, output
     assert running.state().locked_Hz is FREE
     assert running.state().locks == 13  # what was tried first, and a step each
@@ -271,7 +333,7 @@ def test_restored_after_success(start: Start) -> None:
 def test_restored_after_an_error(start: Start) -> None:
     running = start("pace=0.3&fail=lost-after-4s")
     guardian = _caught(running)
-    output = running.process.communicate(timeout=SOON_S)[0]
+    output = running.process.communicate()
     assert running.process.returncode == 2
     assert "the GPU is lost" in output
     assert running.state().locked_Hz is FREE
@@ -284,7 +346,7 @@ def test_restored_after_a_signal(start: Start, number: signal.Signals) -> None:
     running = start()
     guardian = _caught(running)
     os.killpg(running.process.pid, number)
-    output = running.process.communicate(timeout=SOON_S)[0]
+    output = running.process.communicate()
     assert running.process.returncode == (130 if number == signal.SIGINT else 128 + number)
     assert "interrupted; run the same command again to go on" in output
     assert running.state().locked_Hz is FREE
@@ -351,10 +413,10 @@ time.sleep(600)
 def test_it_insists_after_the_profiler_is_dead(start: Start) -> None:
     running = start()
     _caught(running)
-    running.process.send_signal(signal.SIGSTOP)  # so that it doesn't write its settings just now
+    os.kill(running.process.pid, signal.SIGSTOP)  # so that it doesn't write its settings just now
     StoredSettings(running.state_file).fail_to_unlock(3)
     running.process.kill()
-    output = running.process.communicate(timeout=SOON_S)[0]  # until the guardian, which has the same stderr, is gone
+    output = running.process.communicate()  # until the guardian, which has the same stderr, is gone
     assert running.state().locked_Hz is FREE
     assert running.state().failing_unlocks == 0
     assert "by hand" not in output
@@ -370,7 +432,7 @@ def test_interrupted_it_goes_on_where_it_stopped(start: Start) -> None:
     locks = running.state().locks
     assert any((running.profile / "operators").glob("part-*"))
     again = start("pace=0", clocks="auto")
-    output = again.process.communicate(timeout=SOON_S)[0]
+    output = again.process.communicate()
     assert again.process.returncode == 0, output
     assert "960 operators, 16 power" in output
     assert again.state().locked_Hz is FREE
@@ -380,7 +442,7 @@ def test_interrupted_it_goes_on_where_it_stopped(start: Start) -> None:
 def test_an_explicit_lock_that_is_refused_exits_with_2(start: Start) -> None:
     for options, reason in (("busy=1", "another process computes"), ("locking=refused", "no permission")):
         running = start(options)
-        output = running.process.communicate(timeout=SOON_S)[0]
+        output = running.process.communicate()
         assert running.process.returncode == 2
         assert f"{reason}" in output
         assert "use --clocks passive" in output

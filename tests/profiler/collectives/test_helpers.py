@@ -13,15 +13,21 @@ from moemodel.profiler.collectives.helpers import first_of_job, helps, run_as_he
 from moemodel.profiler.collectives.points import scale_for
 from moemodel.profiler.collectives.request import Request
 
-REQUEST = Request(
-    gpu="cpu",
-    points=(),
-    overlaps=(),
-    scale=scale_for(cpu=True, ranks=2),
-    seed=0,
-    until_wall_s=0.0,
-    events=Path("events.jsonl"),
-)
+SOON_S = 60.0  # for what takes no time where nothing else runs
+
+
+@pytest.fixture
+def request_(tmp_path: Path) -> Request:
+    """Nothing to measure."""
+    return Request(
+        gpu="cpu",
+        points=(),
+        overlaps=(),
+        scale=scale_for(cpu=True, ranks=2),
+        seed=0,
+        until_wall_s=0.0,
+        events=tmp_path / "events.jsonl",
+    )
 
 
 @pytest.fixture
@@ -58,16 +64,16 @@ def test_one_process_alone_has_nobody_to_help_it() -> None:
             assert helpers is None
 
 
-def test_helpers_do_what_the_first_asks(store: TCPStore, asked: list[Request]) -> None:
+def test_helpers_do_what_the_first_asks(store: TCPStore, asked: list[Request], request_: Request) -> None:
     assert helps(environment(store, 1))
     assert not helps(environment(store, 0))
     helper = threading.Thread(target=run_as_helper, args=(environment(store, 1),))
     helper.start()
     with first_of_job(environment(store, 0)) as helpers:
         assert helpers is not None
-        joined = helpers.call(REQUEST)
-    helper.join(10)
-    assert asked == [REQUEST]
+        joined = helpers.call(request_)
+    helper.join(SOON_S)
+    assert asked == [request_]
     assert joined == environment(store, 0)
 
 
@@ -76,13 +82,13 @@ def test_helpers_go_when_the_first_fails(store: TCPStore, asked: list[Request]) 
     helper.start()
     with pytest.raises(RuntimeError, match="no GPU"), first_of_job(environment(store, 0)):
         raise RuntimeError("no GPU")
-    helper.join(10)
+    helper.join(SOON_S)
     assert not helper.is_alive()
     assert asked == []
 
 
 def test_without_torchrun_the_first_holds_the_store_and_its_own_part_does_not(
-    store: TCPStore, monkeypatch: pytest.MonkeyPatch
+    store: TCPStore, request_: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[bool] = []
 
@@ -94,5 +100,5 @@ def test_without_torchrun_the_first_holds_the_store_and_its_own_part_does_not(
     slurm = environment(store, 0) | {"TORCHELASTIC_USE_AGENT_STORE": "False"}
     with first_of_job(slurm) as helpers:
         assert helpers is not None
-        assert helpers.call(REQUEST)["TORCHELASTIC_USE_AGENT_STORE"] == "True"
+        assert helpers.call(request_)["TORCHELASTIC_USE_AGENT_STORE"] == "True"
     assert made == [True]

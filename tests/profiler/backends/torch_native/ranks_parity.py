@@ -1,7 +1,8 @@
-"""Run by test_parity in four processes: every plan against the whole model on one device, gradient by gradient.
+"""Run by test_parity: every plan in four processes against the whole model on one device, gradient by gradient.
 
-Prints one JSON object a plan on rank 0: largest relative errors of losses, gradient norms and gradients
-(of the first step, and of those after an update).
+The four are forks of one that has imported everything, which takes longer than all cases. Prints one JSON object a
+plan on rank 0: largest relative errors of losses, gradient norms and gradients (of the first step, and of those after
+an update).
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import sys
 import traceback
 import weakref
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +31,7 @@ from moemodel.profiler.backends.torch_native.parallel_trainer import ParallelTra
 from moemodel.profiler.backends.torch_native.sharding import held, shard_spec, whole_names
 from moemodel.profiler.backends.torch_native.trainer import Trainer
 
+_RANKS = 4
 _STEPS = 2  # from the first weights, and after an update
 _CPU = torch.device("cpu")
 
@@ -153,31 +157,57 @@ def _gradient_error(trainer: ParallelTrainer, reference: dict[str, Tensor]) -> f
     return worst
 
 
-def main() -> None:
-    """All cases of the file named on the command line."""
+def run_rank(rank: int, store: Path, cases: list[dict[str, Any]]) -> None:
+    """All cases, as one of the four; the first prints."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    dist.init_process_group(
+        "gloo", init_method=store.as_uri(), rank=rank, world_size=_RANKS, timeout=timedelta(seconds=60)
+    )
     references: dict[tuple[str, str], Reference] = {}
-    with open(sys.argv[1], encoding="utf-8") as file:  # noqa: PTH123  # plain, and gone before torch is
-        cases = json.load(file)
     for case in cases:
         run = run_of(case)
         key = (case["architecture"], run.precision)
         if key not in references:
             references[key] = Reference(run)
         mine = errors(run, references[key])
-        gathered: list[Any] = [None] * dist.get_world_size()
+        gathered: list[Any] = [None] * _RANKS
         dist.all_gather_object(gathered, mine)
-        if dist.get_rank() == 0:
+        if rank == 0:
             ranks = [rank for rank in gathered if rank is not None]
             print(json.dumps({name: max(rank[name] for rank in ranks) for name in ranks[0]}), flush=True)
 
 
-if __name__ == "__main__":
+def fork_rank(rank: int, store: Path, cases: list[dict[str, Any]]) -> int:
+    """Start one of the four; its process id. It ends without a word to what the fork left it of the first process."""
+    child = os.fork()
+    if child:
+        return child
+    failed = 0
     try:
-        main()
+        run_rank(rank, store, cases)
     except BaseException:  # noqa: BLE001  # the others must not wait for this one
         traceback.print_exc()
-        os._exit(1)
+        failed = 1
     sys.stdout.flush()
-    os._exit(0)
+    sys.stderr.flush()
+    os._exit(failed)
+
+
+def main() -> None:
+    """All cases of the file named on the command line; ends with 1 as soon as a rank does."""
+    cases_file = Path(sys.argv[1])
+    cases = json.loads(cases_file.read_text(encoding="utf-8"))
+    store = cases_file.with_name("store").resolve()
+    gc.freeze()  # what was imported: each case collects garbage, and there is none in it
+    running = {fork_rank(rank, store, cases) for rank in range(_RANKS)}
+    while running:
+        child, status = os.wait()
+        running.discard(child)
+        if status:
+            for other in running:
+                os.kill(other, signal.SIGKILL)
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
