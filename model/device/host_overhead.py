@@ -38,9 +38,9 @@ class HostModel:
     """Host times of one backend; those of the torch backend where it was not measured, zero where neither was."""
 
     def __init__(self, calibration: Calibration, backend: str) -> None:
-        phase_costs = {lane.backend: lane for lane in calibration.host}
-        lane: HostLane | None = phase_costs.get(backend, phase_costs.get(_FALLBACK))
-        self.known = backend in phase_costs
+        lanes = {lane.backend: lane for lane in calibration.host}
+        lane: HostLane | None = lanes.get(backend, lanes.get(_FALLBACK))
+        self.known = backend in lanes
         self._blocks = {name: p.value for name, p in lane.blocks.items()} if lane else {}
 
     def _cost(self, block: str) -> HostCost:

@@ -67,8 +67,8 @@ class System:
     @property
     def host_error(self) -> float:
         """The same of the host's time under this framework; assumed where nobody measured it."""
-        phase_costs = [lane.log_error for lane in self.calibration.host if lane.backend == self.framework.name]
-        return max(phase_costs, default=_UNKNOWN_HOST_ERROR)
+        lanes = [lane.log_error for lane in self.calibration.host if lane.backend == self.framework.name]
+        return max(lanes, default=_UNKNOWN_HOST_ERROR)
 
     @property
     def composition_error(self) -> float:

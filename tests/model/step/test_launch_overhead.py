@@ -16,11 +16,11 @@ CALL = HostCost(forward_s=20e-6, backward_s=10e-6)
 
 def host(calibration: Calibration, *, measured: bool = True, **blocks_s: float) -> ParallelHost:
     """Of a calibration to which these blocks of host time are added; `__` stands for the slash."""
-    accumulated_fraction = {
+    added = {
         name.replace("__", "/"): Parameter(value=value, unit="s", origin="assumed", source="made up")
         for name, value in blocks_s.items()
     }
-    lane = HostLane(backend="torch", blocks=dict(calibration.host[0].blocks) | accumulated_fraction, log_error=0.1)
+    lane = HostLane(backend="torch", blocks=dict(calibration.host[0].blocks) | added, log_error=0.1)
     model = HostModel(calibration.model_copy(update={"host": [lane]}), "torch")
     return ParallelHost(model, CALL, measured=measured)
 
