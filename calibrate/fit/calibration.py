@@ -90,7 +90,7 @@ def calibrate_profile(folder: Path, *others: Path) -> tuple[Calibration, list[He
         clock_reference_Hz=chip.clock_Hz,
         clock_range_Hz=(gpu.clock_min_Hz or 0.999 * chip.clock_Hz, chip.clock_Hz),  # no width is no range
         clock_measured_Hz=measured,
-        composition_error=_assumed(
+        composition_error=Parameter.assumed(
             _COMPOSITION_ERROR, "1", "cache reuse and launch gaps between operators timed alone"
         ),
         chip=chip_parameters,
@@ -157,14 +157,6 @@ def _links_source(profile: Profile) -> str:
     return f"{count} x {manifest.device.name}, {manifest.created[:10]}{nccl}"
 
 
-def _assumed(value: float, unit: str, source: str) -> Parameter:
-    return Parameter(value=value, unit=unit, origin="assumed", source=source)
-
-
-def _measured(value: float, unit: str, source: str, error: float | None = None) -> Parameter:
-    return Parameter(value=value, unit=unit, origin="measured", source=source, error=error)
-
-
 def _chip(gpu: Gpu, operators: pd.DataFrame) -> tuple[RooflineChip, dict[str, Parameter]]:
     """The GPU's datasheet; for a device that has none (a CPU), rates that its own fastest samples define."""
     clock_Hz = gpu.clock_max_Hz or float(operators["clock_reported_Hz"].max())
@@ -177,7 +169,7 @@ def _chip(gpu: Gpu, operators: pd.DataFrame) -> tuple[RooflineChip, dict[str, Pa
             "l2_B": (float(gpu.l2_B), "B"),
         }
         parameters = {
-            name: Parameter(value=value, unit=unit, origin="datasheet", source=f"GPU description {gpu.name}")
+            name: Parameter.datasheet(value, unit, f"GPU description {gpu.name}")
             for name, (value, unit) in values.items()
         }
     else:
@@ -198,10 +190,10 @@ def _nominal_chip(operators: pd.DataFrame, clock_Hz: float) -> dict[str, Paramet
     bandwidth = (4.0 * copies["m"] / copies["time_s"]).max()  # bytes of an element of bf16, read and written
     source = "the fastest sample of the profile: this device has no datasheet rates"
     return {
-        "multiprocessors": _measured(1.0, "1", source),
-        "flops_per_cycle": _measured(float(flops) / clock_Hz, "1", source),
-        "bandwidth_Bps": _measured(float(bandwidth), "B/s", source),
-        "l2_B": _assumed(float(1 << 20), "B", "a last-level cache of 1 MiB a core"),
+        "multiprocessors": Parameter.measured(1.0, "1", source),
+        "flops_per_cycle": Parameter.measured(float(flops) / clock_Hz, "1", source),
+        "bandwidth_Bps": Parameter.measured(float(bandwidth), "B/s", source),
+        "l2_B": Parameter.assumed(float(1 << 20), "B", "a last-level cache of 1 MiB a core"),
     }
 
 
@@ -219,8 +211,8 @@ def _power(profile: Profile, gpu: Gpu, chip: RooflineChip, source: str) -> tuple
 def _no_power(clock_Hz: float) -> tuple[PowerFit, GovernorFit]:
     source = "the profile has no power readings: power is not modelled"
     names = {**UNITS, "leak_W_per_C": "W/K", "rise_per_C": "1/K", "leak_reference_C": "C", "voltage_slope": "1"}
-    parameters = {name: _assumed(0.0, unit, source) for name, unit in names.items()}
-    parameters["knee_Hz"] = _assumed(clock_Hz, "Hz", source)
+    parameters = {name: Parameter.assumed(0.0, unit, source) for name, unit in names.items()}
+    parameters["knee_Hz"] = Parameter.assumed(clock_Hz, "Hz", source)
     return (
         PowerFit(parameters=parameters, log_error=1.0, points=0),  # large: nothing is known
         GovernorFit(parameters=no_governor(source), log_error=0.1),
@@ -251,8 +243,8 @@ def _host(profile: Profile, source: str) -> list[HostLane]:
 def _host_time(value_s: float, source: str) -> Parameter:
     """A block's time; a difference of two models' times that came out below zero is nothing that can be told."""
     if value_s > 0:
-        return _measured(value_s, "s", source)
-    return _assumed(
+        return Parameter.measured(value_s, "s", source)
+    return Parameter.assumed(
         0.0, "s", f"lost in the noise of the host's times ({value_s:.2g} s), so it counts for nothing: {source}"
     )
 
@@ -260,17 +252,23 @@ def _host_time(value_s: float, source: str) -> Parameter:
 def _memory(profile: Profile, source: str) -> MemoryFit:
     context_B = profile.manifest.host.get("context_B")
     context = (
-        _measured(float(context_B), "B", f"{source}: used as the driver counts, less what the allocator reserved")
+        Parameter.measured(
+            float(context_B), "B", f"{source}: used as the driver counts, less what the allocator reserved"
+        )
         if context_B
-        else _assumed(1e9, "B", "a CUDA context with libraries loaded")  # an H100's is 1.26 GB, measured
+        else Parameter.assumed(1e9, "B", "a CUDA context with libraries loaded")  # an H100's is 1.26 GB, measured
     )
     return MemoryFit(
         parameters={
             "context": context,
             # cuBLAS' 32 MiB (PyTorch, CublasHandlePool.cpp); the 8 MiB beside them are assumed
-            "workspace": _assumed(32 * 2**20 + 8192 * 1024, "B", "cuBLAS workspaces that PyTorch keeps on Hopper"),
-            "fragmentation": _assumed(0.03, "1", "what a caching allocator under pressure cannot reuse"),  # no evidence
-            "log_error": _assumed(
+            "workspace": Parameter.assumed(
+                32 * 2**20 + 8192 * 1024, "B", "cuBLAS workspaces that PyTorch keeps on Hopper"
+            ),
+            "fragmentation": Parameter.assumed(
+                0.03, "1", "what a caching allocator under pressure cannot reuse"
+            ),  # no evidence
+            "log_error": Parameter.assumed(
                 0.02, "1", "allocator rounding and library workspaces; docs/accuracy.md has the errors"
             ),
         }

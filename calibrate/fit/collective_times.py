@@ -16,10 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar, nnls
 
-from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.arrays import FloatArray, IntArray, take_rows
 from moemodel.model.network.collectives import Collective, Network, transfer_time_s
 from moemodel.model.records.link_residuals import LinkCurve
 from moemodel.model.records.profile import EXCHANGE
@@ -43,15 +42,6 @@ class LinkRows:
     ranks: FloatArray
     size_B: FloatArray
     time_s: FloatArray
-
-    def take(self, chosen: NDArray[np.bool_]) -> LinkRows:
-        """Some of the rows."""
-        return LinkRows(
-            collective=self.collective,
-            ranks=self.ranks[chosen],
-            size_B=self.size_B[chosen],
-            time_s=self.time_s[chosen],
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +160,7 @@ def held_out_sizes(rows: LinkRows, node_Bps: float) -> HeldOutSizes:
     log_ratio = np.zeros(len(place))
     for parity in (0, 1):
         tested = inner & (place % 2 == parity)
-        fit = fit_times(rows.take(~tested), node_Bps)
+        fit = fit_times(take_rows(rows, ~tested), node_Bps)
         found_s = predicted_s(fit, rows.size_B[tested], rows.ranks[tested], node_Bps)
         log_ratio[tested] = np.log(found_s / rows.time_s[tested])
     return HeldOutSizes(
@@ -248,7 +238,7 @@ def _curves(rows: LinkRows, log_ratio: FloatArray) -> tuple[LinkCurve, ...]:
     return tuple(curves)
 
 
-def _places(rows: LinkRows) -> NDArray[np.int64]:
+def _places(rows: LinkRows) -> IntArray:
     """The place of each row's size among those of its group, from 0."""
     place = np.zeros(len(rows.ranks), dtype=np.int64)
     for n in np.unique(rows.ranks):

@@ -61,11 +61,11 @@ def fit_governor(
 
 def no_governor(source: str) -> dict[str, Parameter]:
     """Parameters of a governor of which nothing was measured."""
-    return {"sustained_share": _assumed(1.0, "1", source), "gain": _assumed_gain()}
+    return {"sustained_share": Parameter.assumed(1.0, "1", source), "gain": _assumed_gain()}
 
 
 def _assumed_gain() -> Parameter:
-    return _assumed(GAIN_HZ_PER_J, "Hz/J", "as an H100 80GB HBM3 in 2026: turns of products and copies")
+    return Parameter.assumed(GAIN_HZ_PER_J, "Hz/J", "as an H100 80GB HBM3 in 2026: turns of products and copies")
 
 
 def _sustained(loads: Loads, clock_max_Hz: float, cap_W: float, source: str) -> Parameter:
@@ -73,11 +73,9 @@ def _sustained(loads: Loads, clock_max_Hz: float, cap_W: float, source: str) -> 
     # assumed: all clearly on the limit's side
     held = (loads.duty > _FULL * 0.9) & (loads.clock_Hz < 0.95 * clock_max_Hz) & (loads.power_W > 0.95 * cap_W)
     if not held.any():
-        return _assumed(1.0, "1", "no load of the profile reached the cap")
+        return Parameter.assumed(1.0, "1", "no load of the profile reached the cap")
     shares = loads.power_W[held] / cap_W
-    return Parameter(
-        value=float(np.median(shares)), unit="1", origin="measured", source=source, error=float(np.std(shares))
-    )
+    return Parameter.measured(float(np.median(shares)), "1", source, float(np.std(shares)))
 
 
 def _tensor(operators: pd.DataFrame, chip: RooflineChip, source: str) -> tuple[dict[str, Parameter], float]:
@@ -106,10 +104,8 @@ def _tensor(operators: pd.DataFrame, chip: RooflineChip, source: str) -> tuple[d
     found = minimise(misses, [0.8], low=0.2, high=2.0, loss="soft_l1", scale=0.02)
     error = float(1.4826 * np.median(np.abs(misses(found))))  # some rows ran while the clock still rose
     return {
-        "tensor_clock": Parameter(
-            value=float(found[0]) * chip.clock_Hz, unit="Hz", origin="measured", source=source, error=error
-        ),
-        "tensor_sharpness": _assumed(
+        "tensor_clock": Parameter.measured(float(found[0]) * chip.clock_Hz, "Hz", source, error),
+        "tensor_sharpness": Parameter.assumed(
             SHARPNESS, "1", "as an H100 80GB HBM3 in 2026 under products for 30 to 100 % of the time"
         ),
     }, error
@@ -147,18 +143,16 @@ def fit_gain(
     turns += [_Turns.burst(row) for _, row in bursts.iterrows() if Kind(row["kind"]) in (*PRODUCTS, *ATTENTIONS)]
 
     def cost(log_gain: float) -> float:
-        there = with_gain(calibration, _assumed(float(np.exp(log_gain)), "Hz/J", ""))
+        there = with_gain(calibration, Parameter.assumed(float(np.exp(log_gain)), "Hz/J", ""))
         return float(np.mean([turn.miss(there, cap_W) for turn in turns]))
 
-    slow, fast = (with_gain(calibration, _assumed(gain, "Hz/J", "")) for gain in _GAINS_HZ_PER_J)
+    slow, fast = (with_gain(calibration, Parameter.assumed(gain, "Hz/J", "")) for gain in _GAINS_HZ_PER_J)
     told = [turn.held(slow, cap_W).power_W / turn.held(fast, cap_W).power_W - 1 for turn in turns]
     if max(told) < _LEAST_TOLD:
         return _assumed_gain()
 
     found = minimize_scalar(cost, bounds=tuple(np.log(_GAINS_HZ_PER_J)), method="bounded", options={"xatol": 0.02})
-    return Parameter(
-        value=float(np.exp(found.x)), unit="Hz/J", origin="measured", source=source, error=float(np.sqrt(found.fun))
-    )
+    return Parameter.measured(float(np.exp(found.x)), "Hz/J", source, float(np.sqrt(found.fun)))
 
 
 def with_gain(calibration: Calibration, gain: Parameter) -> Calibration:
@@ -233,7 +227,3 @@ def _part(load: pd.Series, lasting_s: float, clock_Hz: float | None = None) -> P
         shape=shape,
         calls=max(1, round(lasting_s / time_s)),
     )
-
-
-def _assumed(value: float, unit: str, source: str) -> Parameter:
-    return Parameter(value=value, unit=unit, origin="assumed", source=source)

@@ -30,7 +30,7 @@ from moemodel.calibration.fit.collective_times import (
 from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.network.collectives import Collective
 from moemodel.model.network.topology import link_Bps
-from moemodel.model.records.calibration import NetworkFit, Origin, Parameter
+from moemodel.model.records.calibration import NetworkFit, Parameter
 from moemodel.model.records.profile import Topology
 
 _FOLDER = Path(__file__).parents[1] / "links"
@@ -107,23 +107,17 @@ def _read(path: Path) -> dict[str, Any]:
 def _bandwidth(gpu: Gpu) -> Parameter:
     """One direction of a GPU's links: NVLink where it has it, else PCIe."""
     if gpu.nvlink_Bps is not None:
-        return Parameter(
-            value=gpu.nvlink_Bps, unit="B/s", origin="datasheet", source=gpu.sources.get("nvlink_Bps", gpu.name)
-        )
+        return Parameter.datasheet(gpu.nvlink_Bps, "B/s", gpu.sources.get("nvlink_Bps", gpu.name))
     if gpu.pcie_Bps is not None:
-        return Parameter(
-            value=gpu.pcie_Bps, unit="B/s", origin="datasheet", source=gpu.sources.get("pcie_Bps", gpu.name)
-        )
-    return Parameter(value=_NO_LINK_BPS, unit="B/s", origin="assumed", source="no link between devices is known")
+        return Parameter.datasheet(gpu.pcie_Bps, "B/s", gpu.sources.get("pcie_Bps", gpu.name))
+    return Parameter.assumed(_NO_LINK_BPS, "B/s", "no link between devices is known")
 
 
 def node_bandwidth(gpu: Gpu, topology: Topology | None) -> Parameter:
     """The datasheet's bandwidth of what the driver says joins the GPUs; of the best they have, if it says nothing."""
     found = link_Bps(topology) if topology else None
     if found and found[1] == "pcie":
-        return Parameter(
-            value=found[0], unit="B/s", origin="datasheet", source="PCIe generation and width, as the driver gives them"
-        )
+        return Parameter.datasheet(found[0], "B/s", "PCIe generation and width, as the driver gives them")
     return _bandwidth(gpu)
 
 
@@ -136,17 +130,20 @@ def _times(
         fit, groups = fits[each.collective], "/".join(f"{n:.0f}" for n in np.unique(each.ranks))
         spread = error.log_error
         of = f"{source}: {len(each.size_B)} sizes and groups of {groups} ranks"
-        origin: Origin = "measured" if fit.step_measured else "assumed"
-        parameters[f"efficiency_{each.collective}"] = _measured(fit.efficiency, "1", of, spread)
-        parameters[f"{each.collective}_start_latency"] = _measured(fit.start_s, "s", of, spread)
-        parameters[f"{each.collective}_step_latency"] = Parameter(
-            value=fit.step_s, unit="s", origin=origin, source=of if fit.step_measured else _ONE_GROUP, error=spread
+        parameters[f"efficiency_{each.collective}"] = Parameter.measured(fit.efficiency, "1", of, spread)
+        parameters[f"{each.collective}_start_latency"] = Parameter.measured(fit.start_s, "s", of, spread)
+        parameters[f"{each.collective}_step_latency"] = (
+            Parameter.measured(fit.step_s, "s", of, spread)
+            if fit.step_measured
+            else Parameter.assumed(fit.step_s, "s", _ONE_GROUP, spread)
         )
     start_s = float(np.mean([fit.start_s for fit in fits.values()]))
     steps_s = [fit.step_s for fit in fits.values() if fit.step_measured]
-    parameters["start_latency"] = _measured(start_s, "s", f"{source}: mean over collectives")
+    parameters["start_latency"] = Parameter.measured(start_s, "s", f"{source}: mean over collectives")
     if steps_s:
-        parameters["step_latency"] = _measured(float(np.mean(steps_s)), "s", f"{source}: mean over collectives")
+        parameters["step_latency"] = Parameter.measured(
+            float(np.mean(steps_s)), "s", f"{source}: mean over collectives"
+        )
     return parameters
 
 
@@ -161,11 +158,11 @@ def _overlaps(table: pd.DataFrame, source: str) -> dict[str, Parameter]:
     for name, memory_bound, beside in (("overlap", False, "products"), ("memory_overlap", True, "a memory-bound sum")):
         for collective, found in hidden_shares(table, memory_bound=memory_bound).items():
             text = f"{source}: beside {beside}, {found.rows} rows"
-            parameters[f"{collective}_{name}"] = _measured(found.value, "1", text, _relative(found))
+            parameters[f"{collective}_{name}"] = Parameter.measured(found.value, "1", text, _relative(found))
     shares = [parameters[name].value for c in Collective if (name := f"{c}_overlap") in parameters]
     if shares:
         # 0.1: assumed, of another collective than those measured
-        parameters["overlap"] = _measured(float(np.mean(shares)), "1", f"{source}: mean over collectives", 0.1)
+        parameters["overlap"] = Parameter.measured(float(np.mean(shares)), "1", f"{source}: mean over collectives", 0.1)
     return parameters
 
 
@@ -173,13 +170,15 @@ def _powers(table: pd.DataFrame, source: str) -> dict[str, Parameter]:
     """Power above idle while a collective runs, and the mean over collectives."""
     found = link_powers(table)
     parameters = {
-        f"{c}_link_power": _measured(each.value, "W", f"{source}: {each.rows} loads held", _relative(each))
+        f"{c}_link_power": Parameter.measured(each.value, "W", f"{source}: {each.rows} loads held", _relative(each))
         for c, each in found.items()
     }
     if found:
         mean_W = float(np.mean([each.value for each in found.values()]))
         spread_W = float(np.std([each.value for each in found.values()]))
-        parameters["link_power"] = _measured(mean_W, "W", f"{source}: mean over collectives", spread_W / mean_W)
+        parameters["link_power"] = Parameter.measured(
+            mean_W, "W", f"{source}: mean over collectives", spread_W / mean_W
+        )
     return parameters
 
 
@@ -188,17 +187,13 @@ def _skew(
 ) -> dict[str, Parameter]:
     even = fits.get(Collective.ALL_TO_ALL)
     found = fit_skew(table, even, node_Bps) if even else None
-    return {"skew_share": _measured(found[0], "1", f"{source}: skewed all-to-alls", found[1])} if found else {}
+    return {"skew_share": Parameter.measured(found[0], "1", f"{source}: skewed all-to-alls", found[1])} if found else {}
 
 
 def _host(table: pd.DataFrame, source: str) -> dict[str, Parameter]:
     found = host_call_s(table)
-    return {"host_call": _measured(found.value, "s", f"{source}: queueing", _relative(found))} if found else {}
+    return {"host_call": Parameter.measured(found.value, "s", f"{source}: queueing", _relative(found))} if found else {}
 
 
 def _relative(found: Estimate) -> float | None:
     return found.spread / abs(found.value) if found.rows > 1 and found.value else None
-
-
-def _measured(value: float, unit: str, source: str, error: float | None = None) -> Parameter:
-    return Parameter(value=value, unit=unit, origin="measured", source=source, error=error)

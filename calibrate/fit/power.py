@@ -17,16 +17,15 @@ errors count relatively. What remains for an operator is kept as a factor on its
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy.optimize import minimize, nnls
 
-from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.arrays import FloatArray, take_rows
 from moemodel.model.operators.work import SHAPE_FIELDS, Kind, Pass, Shape, work
 from moemodel.model.records.calibration import Parameter, PowerFit
 
@@ -285,16 +284,16 @@ def fit_power(
     )
     solution = solve_power(loads, reference_Hz, known)
     factors = kind_factors(loads, solution)
-    parameters = {name: _measured(value, UNITS[name], source) for name, value in solution.values.items()}
+    parameters = {name: Parameter.measured(value, UNITS[name], source) for name, value in solution.values.items()}
     if solution.tree_share == TREE_SHARE:
         parameters["tree_W"] = tree_parameter(solution.values["tree_W"])
     parameters |= leakage | {
-        "knee_Hz": _measured(solution.voltage.knee_Hz, "Hz", source),
-        "voltage_slope": _measured(solution.voltage.slope, "1", source),
+        "knee_Hz": Parameter.measured(solution.voltage.knee_Hz, "Hz", source),
+        "voltage_slope": Parameter.measured(solution.voltage.slope, "1", source),
     }
     fit = PowerFit(
         parameters=parameters,
-        kinds={key: _measured(value, "1", source) for key, value in sorted(factors.items())},
+        kinds={key: Parameter.measured(value, "1", source) for key, value in sorted(factors.items())},
         log_error=held_out_power(loads, reference_Hz, known),
         points=len(loads),
     )
@@ -303,11 +302,7 @@ def fit_power(
 
 def tree_parameter(value: float) -> Parameter:
     """`tree_W` where its share of idle power is taken from elsewhere."""
-    return Parameter(value=value, unit="W", origin="assumed", source=_TREE_SOURCE)
-
-
-def _measured(value: float, unit: str, source: str) -> Parameter:
-    return Parameter(value=float(value), unit=unit, origin="measured", source=source)
+    return Parameter.assumed(value, "W", _TREE_SOURCE)
 
 
 def held_out_power(loads: Loads, reference_Hz: float, leakage: Leakage) -> float:
@@ -322,20 +317,10 @@ def held_out_power(loads: Loads, reference_Hz: float, leakage: Leakage) -> float
     for fold in range(min(_FOLDS, len(judged))):
         out = np.zeros(len(loads), dtype=bool)
         out[judged[fold::_FOLDS]] = True
-        seen, unseen = _take(loads, ~out), _take(loads, out)
+        seen, unseen = take_rows(loads, ~out), take_rows(loads, out)
         solution = solve_power(seen, reference_Hz, leakage)
         errors += list(np.log(solution.power_W(unseen, kind_factors(seen, solution)) / unseen.power_W))
     return float(np.sqrt(np.mean(np.square(errors)))) if errors else 0.0
-
-
-def _take(loads: Loads, rows: NDArray[np.bool_]) -> Loads:
-    picked = [i for i, take in enumerate(rows) if take]
-    arrays = {
-        field.name: values[rows]
-        for field in fields(loads)
-        if isinstance(values := getattr(loads, field.name), np.ndarray)
-    }
-    return Loads(names=[loads.names[i] for i in picked], keys=[loads.keys[i] for i in picked], **arrays)
 
 
 def describe(loads: Loads, solution: PowerSolution, factors: dict[str, float]) -> Sequence[tuple[str, float, float]]:

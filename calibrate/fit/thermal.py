@@ -22,11 +22,10 @@ from itertools import pairwise
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
 from moemodel.calibration.least_squares import best_of, minimise
-from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.records.calibration import Parameter, ThermalFit
 from moemodel.model.records.profile import IDLE, LIGHT
 
@@ -75,7 +74,7 @@ def fit_thermal(table: pd.DataFrame, source: str) -> ThermalFit:
     }
     return ThermalFit(
         parameters={
-            name: Parameter(value=float(value), unit=unit, origin="measured", source=source, error=error_C / rise_C)
+            name: Parameter.measured(float(value), unit, source, error_C / rise_C)
             for name, (value, unit) in values.items()
         }
     )
@@ -126,7 +125,9 @@ def _unknown() -> ThermalFit:
         "sink_time": (20.0, "s"),  # any time does where nothing warms
         "inlet_C": (LEAK_REFERENCE_C, "C"),
     }
-    return ThermalFit(parameters={name: _assumed(value, unit, source) for name, (value, unit) in values.items()})
+    return ThermalFit(
+        parameters={name: Parameter.assumed(value, unit, source) for name, (value, unit) in values.items()}
+    )
 
 
 # --- leakage ---------------------------------------------------------------------------------------------------------
@@ -136,21 +137,19 @@ def fit_leakage(table: pd.DataFrame, source: str) -> dict[str, Parameter]:
     """`leak_W_per_C`, `rise_per_C` and `leak_reference_C` of `model.power`."""
     found = [_slope(table[table["load"] == label]) for label in (IDLE, LIGHT)]
     known = "as an H100 80GB HBM3 of 2026; the profile has no cooling trace that shows it"
-    leak, rise = _assumed(LEAK_W_PER_C, "W/K", known), _assumed(RISE_PER_C, "1/K", known)
+    leak, rise = Parameter.assumed(LEAK_W_PER_C, "W/K", known), Parameter.assumed(RISE_PER_C, "1/K", known)
     if found[0] is not None:
         slope, error, idle_W = found[0]
-        leak = Parameter(
-            value=max(slope, 0.0), unit="W/K", origin="measured", source=source, error=_share(error, slope)
-        )
+        leak = Parameter.measured(max(slope, 0.0), "W/K", source, _share(error, slope))
         if found[1] is not None:
             loaded, loaded_error, busy_W = found[1]
             value = max(loaded - slope, 0.0) / (busy_W - idle_W)
             spread = float(np.hypot(error, loaded_error)) / (busy_W - idle_W)
-            rise = Parameter(value=value, unit="1/K", origin="measured", source=source, error=_share(spread, value))
+            rise = Parameter.measured(value, "1/K", source, _share(spread, value))
     return {
         "leak_W_per_C": leak,
         "rise_per_C": rise,
-        "leak_reference_C": _assumed(LEAK_REFERENCE_C, "C", "the temperature that base_W is for, by choice"),
+        "leak_reference_C": Parameter.assumed(LEAK_REFERENCE_C, "C", "the temperature that base_W is for, by choice"),
     }
 
 
@@ -190,14 +189,14 @@ def _decays(since_s: FloatArray) -> FloatArray:
     return np.stack([np.ones_like(since_s), *(np.exp(-since_s / tau) for tau in _COURSE_S)], axis=1)
 
 
-def _usual(clock_Hz: FloatArray) -> NDArray[np.bool_]:
+def _usual(clock_Hz: FloatArray) -> BoolArray:
     """Readings at the clock that most were at; all of them without a clock."""
     if np.isnan(clock_Hz).all():
         return np.ones(len(clock_Hz), dtype=bool)
     return np.asarray(np.abs(clock_Hz / np.nanmedian(clock_Hz) - 1) < _SAME_CLOCK)
 
 
-def _settled(wall_s: FloatArray) -> NDArray[np.bool_]:
+def _settled(wall_s: FloatArray) -> BoolArray:
     """Readings that lie some time behind the beginning of their stretch."""
     begun = np.diff(wall_s, prepend=-np.inf) > _GAP_S
     return np.asarray(wall_s > wall_s[begun][np.cumsum(begun) - 1] + _UNSETTLED_S)
@@ -205,7 +204,3 @@ def _settled(wall_s: FloatArray) -> NDArray[np.bool_]:
 
 def _share(error: float, value: float) -> float | None:
     return error / value if value > 0 else None
-
-
-def _assumed(value: float, unit: str, source: str) -> Parameter:
-    return Parameter(value=value, unit=unit, origin="assumed", source=source)
