@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from scipy.optimize import minimize_scalar, nnls
 
+from moemodel.calibration.store.profile_tables import CollectiveTable
 from moemodel.model.core.arrays import FloatArray, IntArray, take_rows
 from moemodel.model.network.collectives import Collective, Network, transfer_time_s
 from moemodel.model.records.link_residuals import LinkCurve
@@ -91,7 +91,7 @@ class HeldOutSizes:
         return float(np.sqrt(np.mean(self.log_ratio**2)))
 
 
-def link_rows(table: pd.DataFrame) -> list[LinkRows]:
+def link_rows(table: CollectiveTable) -> list[LinkRows]:
     """Even collectives inside one node, medians over repeated rows; collectives without rows are left out.
 
     A message between two ranks is measured by itself; in a larger group it means that every rank sends to the next, as
@@ -100,8 +100,8 @@ def link_rows(table: pd.DataFrame) -> list[LinkRows]:
     Args:
         table: `collectives` of a profile, or of several, one after another.
     """
-    timed = table[table["time_s"].notna() & (table["nodes"] == 1) & (table["skew"] == 1) & (table["size_B"] > 0)]
-    medians = timed.groupby(["collective", "ranks", "size_B"], as_index=False)["time_s"].median()
+    timed = take_rows(table, ~np.isnan(table.time_s) & (table.nodes == 1) & (table.skew == 1) & (table.size_B > 0))
+    medians = timed.frame().groupby(["collective", "ranks", "size_B"], as_index=False)["time_s"].median()
     found = []
     around = (medians["collective"] == EXCHANGE) & (medians["ranks"] > _PAIR)
     medians["collective"] = medians["collective"].mask(around, str(Collective.SEND_RECV))
@@ -168,15 +168,13 @@ def held_out_sizes(rows: LinkRows, node_Bps: float) -> HeldOutSizes:
     )
 
 
-def fit_skew(table: pd.DataFrame, even: LinkTimes, node_Bps: float) -> tuple[float, float] | None:
+def fit_skew(table: CollectiveTable, even: LinkTimes, node_Bps: float) -> tuple[float, float] | None:
     """Of a busiest rank's excess, the share that prolongs an all-to-all, and the log error that is left.
 
     None where no skewed one was measured that takes much longer than its start.
     """
-    rows = table[(table["skew"] > 1) & (table["nodes"] == 1) & table["time_s"].notna()]
-    size_B, ranks, skew, time_s = (
-        rows[name].to_numpy(dtype=np.float64) for name in ("size_B", "ranks", "skew", "time_s")
-    )
+    rows = take_rows(table, (table.skew > 1) & (table.nodes == 1) & ~np.isnan(table.time_s))
+    size_B, ranks, skew, time_s = rows.size_B, rows.ranks, rows.skew, rows.time_s
     large = time_s > _BYTES_RULE * (even.start_s + (ranks - 1) * even.step_s)
     if not large.any():
         return None

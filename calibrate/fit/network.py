@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from moemodel.calibration.fit.collective_overlap import Estimate, hidden_shares, host_call_s, link_powers
 from moemodel.calibration.fit.collective_times import (
@@ -27,6 +26,7 @@ from moemodel.calibration.fit.collective_times import (
     link_rows,
     mean_log_error,
 )
+from moemodel.calibration.store.profile_tables import CollectiveTable, OverlapTable
 from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.network.collectives import Collective
 from moemodel.model.network.topology import link_Bps
@@ -44,13 +44,13 @@ _LEAST_ERROR = 0.02  # log; assumed: what times vary by from one day and machine
 
 
 def measured_network(
-    gpu: Gpu, tables: Mapping[str, pd.DataFrame], topology: Topology | None, source: str
+    gpu: Gpu, collectives: CollectiveTable, overlap: OverlapTable, topology: Topology | None, source: str
 ) -> tuple[NetworkFit, list[HeldOutSizes]]:
     """The links of a GPU by its profile; what the profile lacks, as `network_fit` has it.
 
     Args:
         gpu: description.
-        tables: of the profile, of which `collectives` and `overlap` are read; both may be empty.
+        collectives, overlap: tables of the profile; both may be empty.
         topology: how its GPUs are connected, where that is known.
         source: of the measurements, for the reader.
 
@@ -58,7 +58,7 @@ def measured_network(
         The fit, and for each collective the errors on sizes that were held out.
     """
     carried = network_fit(gpu)
-    rows = [each for each in link_rows(tables["collectives"]) if len(np.unique(each.size_B)) >= _FEWEST_SIZES]
+    rows = [each for each in link_rows(collectives) if len(np.unique(each.size_B)) >= _FEWEST_SIZES]
     if not rows:
         return carried, []
     bandwidth = node_bandwidth(gpu, topology)
@@ -68,10 +68,10 @@ def measured_network(
         **carried.parameters,
         "bandwidth": bandwidth,
         **_times(rows, fits, errors, source),
-        **_overlaps(tables["overlap"], source),
-        **_powers(tables["collectives"], source),
-        **_skew(tables["collectives"], fits, bandwidth.value, source),
-        **_host(tables["collectives"], source),
+        **_overlaps(overlap, source),
+        **_powers(collectives, source),
+        **_skew(collectives, fits, bandwidth.value, source),
+        **_host(collectives, source),
     }
     return (
         NetworkFit(
@@ -150,9 +150,9 @@ def _times(
 _ONE_GROUP = f"{STEP_S * 1e6:.0f} us: one group alone cannot tell a step from a start"
 
 
-def _overlaps(table: pd.DataFrame, source: str) -> dict[str, Parameter]:
+def _overlaps(table: OverlapTable, source: str) -> dict[str, Parameter]:
     """Shares that hide behind products and behind memory-bound operators, and the mean of the former for others."""
-    if table.empty:
+    if not len(table):
         return {}
     parameters: dict[str, Parameter] = {}
     for name, memory_bound, beside in (("overlap", False, "products"), ("memory_overlap", True, "a memory-bound sum")):
@@ -166,7 +166,7 @@ def _overlaps(table: pd.DataFrame, source: str) -> dict[str, Parameter]:
     return parameters
 
 
-def _powers(table: pd.DataFrame, source: str) -> dict[str, Parameter]:
+def _powers(table: CollectiveTable, source: str) -> dict[str, Parameter]:
     """Power above idle while a collective runs, and the mean over collectives."""
     found = link_powers(table)
     parameters = {
@@ -183,14 +183,14 @@ def _powers(table: pd.DataFrame, source: str) -> dict[str, Parameter]:
 
 
 def _skew(
-    table: pd.DataFrame, fits: Mapping[Collective, LinkTimes], node_Bps: float, source: str
+    table: CollectiveTable, fits: Mapping[Collective, LinkTimes], node_Bps: float, source: str
 ) -> dict[str, Parameter]:
     even = fits.get(Collective.ALL_TO_ALL)
     found = fit_skew(table, even, node_Bps) if even else None
     return {"skew_share": Parameter.measured(found[0], "1", f"{source}: skewed all-to-alls", found[1])} if found else {}
 
 
-def _host(table: pd.DataFrame, source: str) -> dict[str, Parameter]:
+def _host(table: CollectiveTable, source: str) -> dict[str, Parameter]:
     found = host_call_s(table)
     return {"host_call": Parameter.measured(found.value, "s", f"{source}: queueing", _relative(found))} if found else {}
 

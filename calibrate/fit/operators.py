@@ -19,6 +19,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 from moemodel.calibration.least_squares import best_of, difference_slopes, minimise, relative_steps, standard_errors
+from moemodel.calibration.store.profile_tables import OperatorTable
 from moemodel.model.core.arrays import FloatArray, IntArray, take_rows
 from moemodel.model.core.errors import ProfileError
 from moemodel.model.device.roofline import (
@@ -144,9 +145,9 @@ class HeldOut:
     worst: float
 
 
-def observations(table: pd.DataFrame) -> Iterator[Observations]:
+def observations(operators: OperatorTable) -> Iterator[Observations]:
     """Medians of the samples, operator by operator; samples without a clock take the driver's."""
-    table = table[table["time_s"] > _SHORTEST_S].copy()
+    table = take_rows(operators, operators.time_s > _SHORTEST_S).frame()
     table["clock"] = table["clock_Hz"].fillna(table["clock_reported_Hz"])
     shape = list(SHAPE_FIELDS)
     table = table[_unhindered(table, shape)]

@@ -22,11 +22,11 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy.optimize import minimize, nnls
 
-from moemodel.model.core.arrays import FloatArray, take_rows
-from moemodel.model.operators.work import SHAPE_FIELDS, Kind, Pass, Shape, work
+from moemodel.calibration.store.profile_tables import MeasuredOperators, PowerTable
+from moemodel.model.core.arrays import FloatArray, known_or, take_rows
+from moemodel.model.operators.work import Kind, Pass, Work, work
 from moemodel.model.records.calibration import Parameter, PowerFit
 
 UNITS = {
@@ -75,30 +75,29 @@ class Loads:
         return len(self.names)
 
 
-def loads_of(table: pd.DataFrame, clock_reference_Hz: float) -> Loads:
+def loads_of(table: PowerTable, clock_reference_Hz: float) -> Loads:
     """The loads of a profile's `power` table that have a power reading.
 
     Short calls without pauses count only where there are activity counters: for how long SMs had work isn't known else.
     """
-    unknown = table["sm_activity"].isna() & (table["time_s"] < _HOST_BOUND_S) & (table["duty"] >= _FULL)
-    rows = table[table["power_W"].notna() & ~unknown].reset_index(drop=True)
-    clock = rows["clock_Hz"].fillna(rows["clock_reported_Hz"]).fillna(clock_reference_Hz)
-    works = [_work(row) for _, row in rows.iterrows()]
-    time_s = rows["time_s"].to_numpy(np.float64)
-    duty = np.where(np.isnan(time_s), 0.0, rows["duty"].to_numpy(np.float64))
-    rate = np.where(duty > 0, duty / np.where(np.isnan(time_s), 1.0, time_s), 0.0)
+    unknown = np.isnan(table.sm_activity) & (table.time_s < _HOST_BOUND_S) & (table.duty >= _FULL)
+    rows = take_rows(table, ~np.isnan(table.power_W) & ~unknown)
+    clock_Hz = known_or(known_or(rows.clock_Hz, rows.clock_reported_Hz), clock_reference_Hz)
+    calls = work_of(rows)
+    duty = np.where(np.isnan(rows.time_s), 0.0, rows.duty)
+    operators = zip(rows.kind.tolist(), rows.direction.tolist(), strict=True)
     return Loads(
-        names=[str(name) for name in rows["load"]],
-        keys=["" if d == 0 else f"{row.kind}/{row.direction}" for d, row in zip(duty, rows.itertuples(), strict=True)],
-        power_W=rows["power_W"].to_numpy(np.float64),
-        clock_Hz=clock.to_numpy(np.float64),
-        set_Hz=rows["clock_reported_Hz"].fillna(clock).to_numpy(np.float64),
-        temperature_C=rows["temperature_C"].fillna(_ROOM_C).to_numpy(np.float64),
-        duty=_active(duty, rows["sm_activity"].to_numpy(np.float64)),
-        rate_per_s=rate,
-        flops=np.array([w[0] for w in works]),
-        vector_ops=np.array([w[1] for w in works]),
-        bytes_B=np.array([w[2] for w in works]),
+        names=rows.load.tolist(),
+        keys=["" if d == 0 else f"{kind}/{direction}" for d, (kind, direction) in zip(duty, operators, strict=True)],
+        power_W=rows.power_W,
+        clock_Hz=clock_Hz,
+        set_Hz=known_or(rows.clock_reported_Hz, clock_Hz),
+        temperature_C=known_or(rows.temperature_C, _ROOM_C),
+        duty=_active(duty, rows.sm_activity),
+        rate_per_s=np.where(duty > 0, duty / known_or(rows.time_s, 1.0), 0.0),
+        flops=calls.flops,
+        vector_ops=calls.vector_ops,
+        bytes_B=calls.bytes_B,
     )
 
 
@@ -109,12 +108,15 @@ def _active(duty: FloatArray, sm_activity: FloatArray) -> FloatArray:
     return np.minimum(duty, counted)
 
 
-def _work(row: pd.Series) -> tuple[float, float, float]:
-    if pd.isna(row["kind"]) or pd.isna(row["time_s"]):
-        return 0.0, 0.0, 0.0
-    shape = Shape(**{name: float(row[name]) for name in SHAPE_FIELDS})
-    w = work(Kind(row["kind"]), Pass(row["direction"]), shape)
-    return float(w.flops), float(w.vector_ops), float(w.bytes_B)
+def work_of(rows: MeasuredOperators) -> Work:
+    """Work of one call, of each row; none where nothing ran."""
+    calls = Work(flops=np.zeros(len(rows)), vector_ops=np.zeros(len(rows)), bytes_B=np.zeros(len(rows)))
+    for kind, direction in sorted(set(zip(rows.kind.tolist(), rows.direction.tolist(), strict=True))):
+        if kind:
+            at = (rows.kind == kind) & (rows.direction == direction)
+            one = work(Kind(kind), Pass(direction), take_rows(rows.shape, at))
+            calls.flops[at], calls.vector_ops[at], calls.bytes_B[at] = one.flops, one.vector_ops, one.bytes_B
+    return calls
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,11 +21,11 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
-import pandas as pd
 from scipy.optimize import lsq_linear
 
 from moemodel.calibration.least_squares import best_of, minimise
-from moemodel.model.core.arrays import BoolArray, FloatArray
+from moemodel.calibration.store.profile_tables import ThermalTable
+from moemodel.model.core.arrays import BoolArray, FloatArray, take_rows
 from moemodel.model.records.calibration import Parameter, ThermalFit
 from moemodel.model.records.profile import IDLE, LIGHT
 
@@ -46,13 +46,12 @@ _FEWEST_COOLING = 20  # readings, two seconds: a slope through fewer is noise
 _LEAST_COOLING_C = 4.0  # temperatures are whole degrees: that they are rounded is an eighth of it
 
 
-def fit_thermal(table: pd.DataFrame, source: str) -> ThermalFit:
+def fit_thermal(table: ThermalTable, source: str) -> ThermalFit:
     """Resistances and time constants of die and heat sink, and the inlet's temperature."""
-    rows = _longest(table[table["power_W"].notna() & table["temperature_C"].notna()].sort_values("wall_s"))
+    rows = _longest(_readings(table))
     if len(rows) < _FEWEST_READINGS:
         return _unknown()
-    time_s, power_W, temperature_C = (rows[c].to_numpy(np.float64) for c in ("wall_s", "power_W", "temperature_C"))
-    time_s = time_s - time_s[0]
+    time_s, power_W, temperature_C = rows.wall_s - rows.wall_s[0], rows.power_W, rows.temperature_C
 
     def misses(log_tau: FloatArray) -> FloatArray:
         columns = _columns(time_s, power_W, np.exp(log_tau))
@@ -80,12 +79,17 @@ def fit_thermal(table: pd.DataFrame, source: str) -> ThermalFit:
     )
 
 
-def _longest(rows: pd.DataFrame) -> pd.DataFrame:
+def _readings(table: ThermalTable) -> ThermalTable:
+    """The rows with power and temperature, in the order of time."""
+    rows = take_rows(table, ~np.isnan(table.power_W) & ~np.isnan(table.temperature_C))
+    return take_rows(rows, np.argsort(rows.wall_s))
+
+
+def _longest(rows: ThermalTable) -> ThermalTable:
     """The longest stretch of a trace without a gap."""
-    wall_s = rows["wall_s"].to_numpy(np.float64)
-    cuts = [0, *(np.flatnonzero(np.diff(wall_s) > _GAP_S) + 1), len(rows)]
+    cuts = [0, *(np.flatnonzero(np.diff(rows.wall_s) > _GAP_S) + 1), len(rows)]
     first, last = max(pairwise(cuts), key=lambda cut: cut[1] - cut[0])
-    return rows.iloc[first:last]
+    return take_rows(rows, np.arange(first, last))
 
 
 def _columns(time_s: FloatArray, power_W: FloatArray, tau_s: FloatArray) -> FloatArray:
@@ -133,9 +137,9 @@ def _unknown() -> ThermalFit:
 # --- leakage ---------------------------------------------------------------------------------------------------------
 
 
-def fit_leakage(table: pd.DataFrame, source: str) -> dict[str, Parameter]:
+def fit_leakage(table: ThermalTable, source: str) -> dict[str, Parameter]:
     """`leak_W_per_C`, `rise_per_C` and `leak_reference_C` of `model.power`."""
-    found = [_slope(table[table["load"] == label]) for label in (IDLE, LIGHT)]
+    found = [_slope(take_rows(table, table.load == label)) for label in (IDLE, LIGHT)]
     known = "as an H100 80GB HBM3 of 2026; the profile has no cooling trace that shows it"
     leak, rise = Parameter.assumed(LEAK_W_PER_C, "W/K", known), Parameter.assumed(RISE_PER_C, "1/K", known)
     if found[0] is not None:
@@ -153,19 +157,17 @@ def fit_leakage(table: pd.DataFrame, source: str) -> dict[str, Parameter]:
     }
 
 
-def _slope(rows: pd.DataFrame) -> tuple[float, float, float] | None:
+def _slope(rows: ThermalTable) -> tuple[float, float, float] | None:
     """dP/dT under one load, its standard error, and the median power; None where it shows too little.
 
     Temperatures are whole degrees, which flattens a slope found from them; what power is compared with is their smooth
     course, at the time that a power reading is of.
     """
-    rows = rows[rows["power_W"].notna() & rows["temperature_C"].notna()].sort_values("wall_s")
+    rows = _readings(rows)
     if len(rows) < _FEWEST_COOLING:
         return None
-    wall_s, power_W = rows["wall_s"].to_numpy(np.float64), rows["power_W"].to_numpy(np.float64)
-    temperature_C = _course(wall_s, rows["temperature_C"].to_numpy(np.float64))
-    kept = _settled(wall_s) & _usual(rows["clock_reported_Hz"].to_numpy(np.float64))
-    power_W, temperature_C = power_W[kept], temperature_C[kept]
+    kept = _settled(rows.wall_s) & _usual(rows.clock_reported_Hz)
+    power_W, temperature_C = rows.power_W[kept], _course(rows.wall_s, rows.temperature_C)[kept]
     if len(power_W) < _FEWEST_COOLING or np.ptp(temperature_C) < _LEAST_COOLING_C:
         return None
     spread_C = temperature_C - temperature_C.mean()

@@ -11,8 +11,14 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
+StringArray = NDArray[np.str_]
 
 _Record = TypeVar("_Record")
+
+
+def known_or(values: FloatArray, otherwise: FloatArray | float) -> FloatArray:
+    """The values, and in place of those that are NaN the others."""
+    return np.where(np.isnan(values), otherwise, values)
 
 
 def take_rows(record: _Record, rows: BoolArray | IntArray) -> _Record:
