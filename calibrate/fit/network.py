@@ -7,10 +7,8 @@ H100's file, marked as assumed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,6 +25,7 @@ from moemodel.calibration.fit.collective_times import (
     mean_log_error,
 )
 from moemodel.calibration.store.profile_tables import CollectiveTable, OverlapTable
+from moemodel.model.core.documents import Strict, read_json
 from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.network.collectives import Collective
 from moemodel.model.network.topology import link_Bps
@@ -83,25 +82,26 @@ def measured_network(
     )
 
 
+class _LinkFile(Strict):
+    """`links/GPU.json`: parameters of the network but for its bandwidth, and the log error that they leave."""
+
+    parameters: dict[str, Parameter]
+    log_error: float
+
+
 def network_fit(gpu: Gpu) -> NetworkFit:
     """The links of a GPU without a profile of them."""
     own = _FOLDER / f"{gpu.name}.json"
-    data = _read(own if own.exists() else _FOLDER / f"{_ELSEWHERE}.json")
-    parameters = {name: Parameter(**entry) for name, entry in data["parameters"].items()}
-    parameters["bandwidth"] = _bandwidth(gpu)
+    measured = read_json(own if own.exists() else _FOLDER / f"{_ELSEWHERE}.json", _LinkFile)
+    parameters = {**measured.parameters, "bandwidth": _bandwidth(gpu)}
     if own.exists():
-        return NetworkFit(parameters=parameters, log_error=data["log_error"])
+        return NetworkFit(parameters=parameters, log_error=measured.log_error)
     carried = {
         name: p.model_copy(update={"origin": "assumed", "source": f"as on {_ELSEWHERE}: {p.source}"})
         for name, p in parameters.items()
         if name != "bandwidth"
     }
     return NetworkFit(parameters={**parameters, **carried}, log_error=_UNMEASURED_LOG_ERROR)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return data
 
 
 def _bandwidth(gpu: Gpu) -> Parameter:
