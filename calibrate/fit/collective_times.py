@@ -76,16 +76,6 @@ class HeldOutSizes:
     log_ratio: FloatArray
 
     @property
-    def mape(self) -> float:
-        """Mean absolute relative error."""
-        return float(np.abs(np.expm1(self.log_ratio)).mean())
-
-    @property
-    def worst(self) -> float:
-        """Largest absolute relative error."""
-        return float(np.abs(np.expm1(self.log_ratio)).max())
-
-    @property
     def log_error(self) -> float:
         """Root mean square of the logarithm."""
         return float(np.sqrt(np.mean(self.log_ratio**2)))

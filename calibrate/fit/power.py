@@ -16,7 +16,6 @@ errors count relatively. What remains for an operator is kept as a factor on its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -151,15 +150,14 @@ class _Voltage:
 
 @dataclass(frozen=True, kw_only=True)
 class PowerSolution:
-    """Coefficients in the order of `_COEFFICIENTS`, the voltage curve, the clock tree's share of what an idle GPU draws
-    at the reference clock, and log errors of the loads."""
+    """Coefficients in the order of `_COEFFICIENTS`, the voltage curve, and the clock tree's share of what an idle GPU
+    draws at the reference clock."""
 
     coefficients: FloatArray
     voltage: _Voltage
     tree_share: float
     leakage: Leakage
     reference_Hz: float
-    log_errors: FloatArray
 
     @property
     def values(self) -> dict[str, float]:
@@ -241,15 +239,12 @@ def _coefficients(
     scale = np.maximum(np.abs(terms * weight[:, None]).max(axis=0), 1e-30)
     solution, _ = nnls(terms * weight[:, None] / scale, target * weight)
     coefficients = solution / scale
-    predicted = terms @ coefficients + leakage.static_W(loads)
-    errors = np.log(np.maximum(predicted, 1.0) / loads.power_W)
     return PowerSolution(
         coefficients=coefficients,
         voltage=voltage,
         tree_share=tree_share,
         leakage=leakage,
         reference_Hz=reference_Hz,
-        log_errors=errors,
     )
 
 
@@ -323,8 +318,3 @@ def held_out_power(loads: Loads, reference_Hz: float, leakage: Leakage) -> float
         solution = solve_power(seen, reference_Hz, leakage)
         errors += list(np.log(solution.power_W(unseen, kind_factors(seen, solution)) / unseen.power_W))
     return float(np.sqrt(np.mean(np.square(errors)))) if errors else 0.0
-
-
-def describe(loads: Loads, solution: PowerSolution, factors: dict[str, float]) -> Sequence[tuple[str, float, float]]:
-    """Each load's name, measured and fitted power, W: for a person to look at."""
-    return list(zip(loads.names, loads.power_W, solution.power_W(loads, factors), strict=True))

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moemodel.calibration.fit.power import TREE_SHARE, describe, fit_power, kind_factors, loads_of
+from moemodel.calibration.fit.power import TREE_SHARE, fit_power, loads_of
 from moemodel.calibration.store.profile_tables import PowerTable
 from moemodel.model.device.power import PowerModel
 from moemodel.model.operators.work import Kind, Pass, Shape, work
@@ -234,12 +234,3 @@ def test_readings_that_are_missing() -> None:
     assert loads.keys == ["gemm/forward", "copy/forward", "gelu/forward"]
     assert loads.clock_Hz.tolist() == [TOP_HZ, 1.2e9, TOP_HZ]
     assert loads.temperature_C[2] == 50.0
-
-
-def test_loads_are_described_for_a_person() -> None:
-    loads = loads_of(PowerTable.of(_table(list(_loads()), TRUTH)), TOP_HZ)
-    fit, solution = fit_power(loads, TOP_HZ, _leakage(TRUTH), "made up")
-    lines = describe(loads, solution, kind_factors(loads, solution))
-    assert [name for name, _, _ in lines] == loads.names
-    assert [found for _, _, found in lines] == pytest.approx([measured for _, measured, _ in lines], rel=0.02)
-    assert fit.points == len(lines)
