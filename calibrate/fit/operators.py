@@ -169,7 +169,7 @@ def _free_parameters(data: Observations) -> dict[str, BoundedParameter]:
     free = _FORMS[form_of(data.kind)]
     if "alignment" not in free:
         return free
-    n, k = (np.asarray(getattr(data.shape, name)) for name in ("n", "k"))
+    n, k = np.asarray(data.shape.n), np.asarray(data.shape.k)
     odd = bool(((n % ALIGNED != 0) | (k % ALIGNED != 0)).any())
     return {name: parameter for name, parameter in free.items() if odd or name != "alignment"}
 
