@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from moemodel.calibration.published.a100 import LAUNCH_S
 from moemodel.calibration.published.data import ITERATIONS, Rows, read_rows
 from moemodel.calibration.published.vtrain import FREE, Cluster, StepFitter, groups, predicted_s
-from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.arrays import FloatArray, take_rows
 from moemodel.model.plan.recompute import Recompute
 from studies.a100 import COUNTED, cluster_of, errors, left_out
 
@@ -52,7 +52,7 @@ def table(name: str, ratios: dict[int, FloatArray]) -> str:
 def several_nodes(path: Path, folder: Path, constants: dict[str, float]) -> FloatArray:
     """Predicted over measured time of the rows of 64 to 512 GPUs; none was used to fit."""
     rows = read_rows(path)
-    rows = rows.take(rows.layers % rows.pp == 0)
+    rows = take_rows(rows, rows.layers % rows.pp == 0)
     known = cluster_of(folder)
     nic_Bps = _NODE_BPS / known.gpu.gpus_per_node
     cluster = Cluster(gpu=known.gpu, links=known.links, nic_Bps=nic_Bps)

@@ -21,7 +21,7 @@ import numpy as np
 from moemodel.calibration.fit.calibration import calibrate_profile
 from moemodel.calibration.fit.operators import HeldOut
 from moemodel.calibration.store.catalogue import shipped
-from moemodel.calibration.store.profile_reader import Profile, read_profile
+from moemodel.calibration.store.profile_reader import Profile, read_profile, read_table
 from moemodel.model.records.calibration import Calibration, read_calibration
 from studies.comparison import Comparison, Quantity, compare, coverage, mape
 
@@ -196,7 +196,7 @@ def report(
 
 
 def _rows(profile: Profile) -> list[dict[str, object]]:
-    records = profile.tables["iterations"].to_dict("records")
+    records = read_table(profile.folder, "iterations").to_dict("records")
     return [{str(name): value for name, value in record.items()} for record in records]
 
 

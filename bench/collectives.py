@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from moemodel.calibration.fit.collective_overlap import hidden_shares
 from moemodel.calibration.fit.collective_times import HeldOutSizes, fit_skew, fit_times, held_out_sizes, link_rows
 from moemodel.calibration.fit.network import node_bandwidth
 from moemodel.calibration.store.profile_reader import Profile, read_profile
+from moemodel.calibration.store.profile_tables import joined
 from moemodel.model.hardware.gpu import read_gpu
 from moemodel.model.network.collectives import Collective
 
@@ -36,7 +36,7 @@ _PROFILES = Path(__file__).resolve().parent.parent / "calibrate" / "profiles"
 def profiles(folders: Sequence[Path]) -> list[Profile]:
     """The profiles among folders that hold collectives."""
     read = [read_profile(folder) for folder in folders]
-    return [profile for profile in read if len(profile.tables["collectives"])]
+    return [profile for profile in read if len(profile.collectives)]
 
 
 def node_Bps(profile: Profile) -> float:
@@ -46,12 +46,12 @@ def node_Bps(profile: Profile) -> float:
 
 def errors(profile: Profile) -> list[HeldOutSizes]:
     """Held-out errors of every collective of a profile."""
-    return [held_out_sizes(rows, node_Bps(profile)) for rows in link_rows(profile.tables["collectives"])]
+    return [held_out_sizes(rows, node_Bps(profile)) for rows in link_rows(profile.collectives)]
 
 
 def skew_error(profile: Profile) -> float | None:
     """Log error of skewed all-to-alls; None where none were measured."""
-    table = profile.tables["collectives"]
+    table = profile.collectives
     even = [rows for rows in link_rows(table) if rows.collective is Collective.ALL_TO_ALL]
     if not even:
         return None
@@ -72,7 +72,7 @@ def figures(found: Sequence[Profile]) -> dict[str, Any]:
     skewed = [error for profile in found if (error := skew_error(profile)) is not None]
     if skewed:
         result["skewed_error"] = float(np.mean(skewed))
-    overlap = pd.concat([profile.tables["overlap"] for profile in found], ignore_index=True)
+    overlap = joined([profile.overlap for profile in found])
     if len(overlap):
         shares = hidden_shares(overlap, memory_bound=False)
         result["hidden"] = {str(collective): share.value for collective, share in shares.items()}

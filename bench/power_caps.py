@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray, take_rows
 from studies.power_caps import CapModel, CapRows, fit_caps
 
 _DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -121,7 +121,7 @@ def tested(table: Table, folder: Path) -> tuple[pd.DataFrame, list[CapModel]]:
     parts, models = [], []
     for half in (0, 1):
         seen = place % 2 == half
-        model = fit_caps(rows.take(seen), codes, table.lowest_Hz, table.reference_Hz)
+        model = fit_caps(take_rows(rows, seen), codes, table.lowest_Hz, table.reference_Hz)
         found, straight = model.predict(rows), lines(rows, series_N, seen)
         columns = {"cap_W": rows.cap_W, "outside": outside(rows, series_N, seen)}
         for name, (time_s, power_W) in (("", found), ("_lines", straight)):

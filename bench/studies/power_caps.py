@@ -23,13 +23,13 @@ overshoot and the time that it takes to settle.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
 from moemodel.calibration.least_squares import minimise
 from moemodel.calibration.published.activity_power import voltage_model
-from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
+from moemodel.model.core.arrays import FloatArray, IntArray, take_rows
 from moemodel.model.device.dvfs import crossing
 from moemodel.model.device.power import PowerModel
 
@@ -49,10 +49,6 @@ class CapRows:
     clock_Hz: FloatArray
     time_s: FloatArray
     power_W: FloatArray
-
-    def take(self, rows: BoolArray) -> CapRows:
-        """The rows picked."""
-        return CapRows(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +150,7 @@ class _Problem:
         code = np.tile([r.mean for r in CODE_PARAMETERS.values()], (self.codes, 1))
         beside_W = GPU_PARAMETERS["base_W"].mean + GPU_PARAMETERS["active_W"].mean
         for index in range(self.codes):
-            own = self.rows.take(self.rows.code_N == index)
+            own = take_rows(self.rows, self.rows.code_N == index)
             code[index, 0] = np.log(0.9 * own.time_s.min())  # less the tenth that the prior lets it wait
             code[index, 3] = np.log(max(own.power_W.max() - beside_W, 10.0))
         return np.concatenate([[r.mean for r in GPU_PARAMETERS.values()], code.ravel()])

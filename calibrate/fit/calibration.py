@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 import moemodel
 from moemodel.calibration.fit.dvfs import fit_gain, fit_governor, no_governor, with_gain
@@ -16,7 +15,9 @@ from moemodel.calibration.fit.operators import HeldOut, fit_operator, observatio
 from moemodel.calibration.fit.power import UNITS, fit_power, loads_of
 from moemodel.calibration.fit.thermal import fit_leakage, fit_thermal
 from moemodel.calibration.store.profile_reader import Profile, read_profile
+from moemodel.calibration.store.profile_tables import OperatorTable, joined
 from moemodel.calibration.threads import one_blas_thread
+from moemodel.model.core.arrays import known_or, take_rows
 from moemodel.model.core.errors import ProfileError
 from moemodel.model.device.roofline import RooflineChip
 from moemodel.model.hardware.gpu import Gpu, read_gpu
@@ -59,11 +60,11 @@ def calibrate_profile(folder: Path, *others: Path) -> tuple[Calibration, list[He
     """
     read = [read_profile(each) for each in (folder, *others)]
     profile = _pooled(read[0], read[1:])
-    linked = next((each for each in read if len(each.tables["collectives"])), profile)
+    linked = next((each for each in read if len(each.collectives)), profile)
     gpu = read_gpu(profile.manifest.gpu)
     source = _source(profile)
-    operators = profile.tables["operators"]
-    if operators.empty:
+    operators = profile.operators
+    if not len(operators):
         raise ProfileError(
             f"{folder}: table operators: found no rows; run `moemodel profile` with --sections mixed,solo"
         )
@@ -77,9 +78,6 @@ def calibrate_profile(folder: Path, *others: Path) -> tuple[Calibration, list[He
         errors.append(held_out)
     power, governor = _power(profile, gpu, chip, source)
     governor = governor.model_copy(update={"log_error": float(np.hypot(governor.log_error, unsure))})
-    clocks = operators["clock_Hz"].fillna(operators["clock_reported_Hz"]).dropna()
-    # without the half per cent at either end, which may be misread
-    measured = (float(clocks.quantile(0.005)), float(clocks.quantile(0.995))) if len(clocks) else (chip.clock_Hz,) * 2
     calibration = Calibration(
         schema_version=SCHEMA_VERSION,
         name=f"simulated-{gpu.name}" if profile.manifest.device.vendor == "simulated" else gpu.name,
@@ -89,8 +87,8 @@ def calibrate_profile(folder: Path, *others: Path) -> tuple[Calibration, list[He
         provenance=f"Measured: {source}.",
         clock_reference_Hz=chip.clock_Hz,
         clock_range_Hz=(gpu.clock_min_Hz or 0.999 * chip.clock_Hz, chip.clock_Hz),  # no width is no range
-        clock_measured_Hz=measured,
-        composition_error=_assumed(
+        clock_measured_Hz=_measured_clocks(operators, chip.clock_Hz),
+        composition_error=Parameter.assumed(
             _COMPOSITION_ERROR, "1", "cache reuse and launch gaps between operators timed alone"
         ),
         chip=chip_parameters,
@@ -98,25 +96,37 @@ def calibrate_profile(folder: Path, *others: Path) -> tuple[Calibration, list[He
         host=_host(profile, source),
         power=power,
         governor=governor,
-        thermal=fit_thermal(profile.tables["thermal"], source),
-        network=measured_network(gpu, profile.tables, linked.manifest.topology, _links_source(linked))[0],
+        thermal=fit_thermal(profile.thermal, source),
+        network=measured_network(
+            gpu, profile.collectives, profile.overlap, linked.manifest.topology, _links_source(linked)
+        )[0],
         memory=_memory(profile, source),
     )
-    if calibration.power.points and len(profile.tables["alternating"]):
+    if calibration.power.points and len(profile.alternating):
         cap_W = profile.manifest.device.power_limit_W or gpu.power_limit_W or np.inf
-        gain = fit_gain(calibration, profile.tables["alternating"], profile.tables["power"], cap_W, source)
+        gain = fit_gain(calibration, profile.alternating, profile.power, cap_W, source)
         calibration = with_gain(calibration, gain)
     return calibration, errors
 
 
-def _unsure(operators: pd.DataFrame, gpu: Gpu) -> float:
+def _measured_clocks(operators: OperatorTable, clock_Hz: float) -> tuple[float, float]:
+    """Lowest and highest clock seen, without the half per cent at either end, which may be misread; the chip's if no
+    clock was read."""
+    clocks_Hz = known_or(operators.clock_Hz, operators.clock_reported_Hz)
+    clocks_Hz = clocks_Hz[~np.isnan(clocks_Hz)]
+    if not len(clocks_Hz):
+        return clock_Hz, clock_Hz
+    return float(np.percentile(clocks_Hz, 0.5)), float(np.percentile(clocks_Hz, 99.5))
+
+
+def _unsure(operators: OperatorTable, gpu: Gpu) -> float:
     """Log error of clocks, and so of times at a clock, where only the driver's word for it is known.
 
     A GPU whose governor skips cycles runs below what its driver reports; how far, only the cycle counter tells.
     """
     if gpu.clock_max_Hz is None:  # a processor: its clock is no part of the model
         return 0.0
-    told = operators["clock_Hz"].isna() & operators["clock_reported_Hz"].notna()
+    told = np.isnan(operators.clock_Hz) & ~np.isnan(operators.clock_reported_Hz)
     return _REPORTED_CLOCK_ERROR * float(told.mean())
 
 
@@ -133,13 +143,16 @@ def _pooled(first: Profile, others: list[Profile]) -> Profile:
                 raise ProfileError(f"{other.folder}: {what}: found {found}; {first.folder} has {expected}")
     if not others:
         return first
-    tables = dict(first.tables)
-    for name in ("operators", "power", "host", "collectives", "overlap"):
-        parts = [profile.tables[name].assign(profile=index) for index, profile in enumerate([first, *others])]
-        filled = [part for part in parts if not part.empty]
-        tables[name] = pd.concat(filled, ignore_index=True) if filled else tables[name]
-    alone = [other for other in others if len(other.tables["operators"])]  # not of collectives only
-    return replace(first, tables=tables, chips=1 + len(alone))
+    every = [first, *others]
+    return replace(
+        first,
+        operators=joined([profile.operators for profile in every]),
+        power=joined([profile.power for profile in every]),
+        host=joined([profile.host for profile in every]),
+        collectives=joined([profile.collectives for profile in every]),
+        overlap=joined([profile.overlap for profile in every]),
+        chips=1 + sum(len(other.operators) > 0 for other in others),  # not those of collectives only
+    )
 
 
 def _source(profile: Profile) -> str:
@@ -152,22 +165,15 @@ def _source(profile: Profile) -> str:
 
 def _links_source(profile: Profile) -> str:
     manifest = profile.manifest
-    count = int(profile.tables["collectives"]["ranks"].max()) if len(profile.tables["collectives"]) else 1
+    count = int(profile.collectives.ranks.max()) if len(profile.collectives) else 1
     nccl = f", NCCL {manifest.host['nccl']}" if "nccl" in manifest.host else ""
     return f"{count} x {manifest.device.name}, {manifest.created[:10]}{nccl}"
 
 
-def _assumed(value: float, unit: str, source: str) -> Parameter:
-    return Parameter(value=value, unit=unit, origin="assumed", source=source)
-
-
-def _measured(value: float, unit: str, source: str, error: float | None = None) -> Parameter:
-    return Parameter(value=value, unit=unit, origin="measured", source=source, error=error)
-
-
-def _chip(gpu: Gpu, operators: pd.DataFrame) -> tuple[RooflineChip, dict[str, Parameter]]:
+def _chip(gpu: Gpu, operators: OperatorTable) -> tuple[RooflineChip, dict[str, Parameter]]:
     """The GPU's datasheet; for a device that has none (a CPU), rates that its own fastest samples define."""
-    clock_Hz = gpu.clock_max_Hz or float(operators["clock_reported_Hz"].max())
+    reported_Hz = operators.clock_reported_Hz[~np.isnan(operators.clock_reported_Hz)]
+    clock_Hz = gpu.clock_max_Hz or (float(reported_Hz.max()) if len(reported_Hz) else np.nan)
     if gpu.multiprocessors and gpu.memory_bandwidth_Bps and gpu.l2_B and gpu.peaks:
         peak = gpu.peak(_TRAINING_DTYPE)
         values = {
@@ -177,7 +183,7 @@ def _chip(gpu: Gpu, operators: pd.DataFrame) -> tuple[RooflineChip, dict[str, Pa
             "l2_B": (float(gpu.l2_B), "B"),
         }
         parameters = {
-            name: Parameter(value=value, unit=unit, origin="datasheet", source=f"GPU description {gpu.name}")
+            name: Parameter.datasheet(value, unit, f"GPU description {gpu.name}")
             for name, (value, unit) in values.items()
         }
     else:
@@ -187,40 +193,40 @@ def _chip(gpu: Gpu, operators: pd.DataFrame) -> tuple[RooflineChip, dict[str, Pa
     return RooflineChip(**{name: p.value for name, p in parameters.items()}, clock_Hz=clock_Hz), parameters
 
 
-def _nominal_chip(operators: pd.DataFrame, clock_Hz: float) -> dict[str, Parameter]:
+def _nominal_chip(operators: OperatorTable, clock_Hz: float) -> dict[str, Parameter]:
     """One multiprocessor as fast as the fastest product seen, memory as fast as the fastest copy."""
-    products = operators[operators["kind"] == "gemm"]
-    copies = operators[operators["kind"] == "copy"]
-    if products.empty or copies.empty:
-        missing = "gemm" if products.empty else "copy"
+    products = take_rows(operators, operators.kind == "gemm")
+    copies = take_rows(operators, operators.kind == "copy")
+    if not len(products) or not len(copies):
+        missing = "copy" if len(products) else "gemm"
         raise ProfileError(f"table operators: no rows of {missing}; run `moemodel profile` on this folder again")
-    flops = (2.0 * products["m"] * products["n"] * products["k"] / products["time_s"]).max()
-    bandwidth = (4.0 * copies["m"] / copies["time_s"]).max()  # bytes of an element of bf16, read and written
+    flops = (2.0 * products.m * products.n * products.k / products.time_s).max()
+    bandwidth = (4.0 * copies.m / copies.time_s).max()  # bytes of an element of bf16, read and written
     source = "the fastest sample of the profile: this device has no datasheet rates"
     return {
-        "multiprocessors": _measured(1.0, "1", source),
-        "flops_per_cycle": _measured(float(flops) / clock_Hz, "1", source),
-        "bandwidth_Bps": _measured(float(bandwidth), "B/s", source),
-        "l2_B": _assumed(float(1 << 20), "B", "a last-level cache of 1 MiB a core"),
+        "multiprocessors": Parameter.measured(1.0, "1", source),
+        "flops_per_cycle": Parameter.measured(float(flops) / clock_Hz, "1", source),
+        "bandwidth_Bps": Parameter.measured(float(bandwidth), "B/s", source),
+        "l2_B": Parameter.assumed(float(1 << 20), "B", "a last-level cache of 1 MiB a core"),
     }
 
 
 def _power(profile: Profile, gpu: Gpu, chip: RooflineChip, source: str) -> tuple[PowerFit, GovernorFit]:
     """Power and governor; a device without power readings gets none, and a large error that says so."""
-    clock_Hz, tables = chip.clock_Hz, profile.tables
-    loads = loads_of(tables["power"], clock_Hz)
+    clock_Hz = chip.clock_Hz
+    loads = loads_of(profile.power, clock_Hz)
     cap_W = profile.manifest.device.power_limit_W or gpu.power_limit_W or np.inf
     if len(loads) < _FEWEST_LOADS or profile.manifest.device.power_source == "guess":
         return _no_power(clock_Hz)
-    power, _ = fit_power(loads, clock_Hz, fit_leakage(tables["thermal"], source), source)
-    return power, fit_governor(loads, tables["operators"], chip, cap_W, source)
+    power, _ = fit_power(loads, clock_Hz, fit_leakage(profile.thermal, source), source)
+    return power, fit_governor(loads, profile.operators, chip, cap_W, source)
 
 
 def _no_power(clock_Hz: float) -> tuple[PowerFit, GovernorFit]:
     source = "the profile has no power readings: power is not modelled"
     names = {**UNITS, "leak_W_per_C": "W/K", "rise_per_C": "1/K", "leak_reference_C": "C", "voltage_slope": "1"}
-    parameters = {name: _assumed(0.0, unit, source) for name, unit in names.items()}
-    parameters["knee_Hz"] = _assumed(clock_Hz, "Hz", source)
+    parameters = {name: Parameter.assumed(0.0, unit, source) for name, unit in names.items()}
+    parameters["knee_Hz"] = Parameter.assumed(clock_Hz, "Hz", source)
     return (
         PowerFit(parameters=parameters, log_error=1.0, points=0),  # large: nothing is known
         GovernorFit(parameters=no_governor(source), log_error=0.1),
@@ -229,15 +235,15 @@ def _no_power(clock_Hz: float) -> tuple[PowerFit, GovernorFit]:
 
 def _host(profile: Profile, source: str) -> list[HostLane]:
     """Host time of blocks, averaged over the option sets they were measured with."""
-    table = profile.tables["host"]
-    if table.empty:
+    if not len(profile.host):
         return []
+    table = profile.host.frame()
     others = table[~table["block"].isin(["optimizer_layer", "optimizer_tensor"])]
     means = others.groupby(["block", "direction"])["host_time_s"].mean()
     layer_of = {
-        str(row.detail): str(row.block)
-        for row in table.itertuples()
-        if "layer" in str(row.block) and row.direction == "forward"
+        detail: block
+        for detail, block, direction in zip(table["detail"], table["block"], table["direction"], strict=True)
+        if "layer" in block and direction == "forward"
     }
     values = {"/".join(key): float(value) for key, value in zip(means.index.to_list(), means, strict=True)}
     steps = table[table["block"] == "optimizer_layer"].groupby("detail")["host_time_s"].mean()
@@ -251,8 +257,8 @@ def _host(profile: Profile, source: str) -> list[HostLane]:
 def _host_time(value_s: float, source: str) -> Parameter:
     """A block's time; a difference of two models' times that came out below zero is nothing that can be told."""
     if value_s > 0:
-        return _measured(value_s, "s", source)
-    return _assumed(
+        return Parameter.measured(value_s, "s", source)
+    return Parameter.assumed(
         0.0, "s", f"lost in the noise of the host's times ({value_s:.2g} s), so it counts for nothing: {source}"
     )
 
@@ -260,17 +266,23 @@ def _host_time(value_s: float, source: str) -> Parameter:
 def _memory(profile: Profile, source: str) -> MemoryFit:
     context_B = profile.manifest.host.get("context_B")
     context = (
-        _measured(float(context_B), "B", f"{source}: used as the driver counts, less what the allocator reserved")
+        Parameter.measured(
+            float(context_B), "B", f"{source}: used as the driver counts, less what the allocator reserved"
+        )
         if context_B
-        else _assumed(1e9, "B", "a CUDA context with libraries loaded")  # an H100's is 1.26 GB, measured
+        else Parameter.assumed(1e9, "B", "a CUDA context with libraries loaded")  # an H100's is 1.26 GB, measured
     )
     return MemoryFit(
         parameters={
             "context": context,
             # cuBLAS' 32 MiB (PyTorch, CublasHandlePool.cpp); the 8 MiB beside them are assumed
-            "workspace": _assumed(32 * 2**20 + 8192 * 1024, "B", "cuBLAS workspaces that PyTorch keeps on Hopper"),
-            "fragmentation": _assumed(0.03, "1", "what a caching allocator under pressure cannot reuse"),  # no evidence
-            "log_error": _assumed(
+            "workspace": Parameter.assumed(
+                32 * 2**20 + 8192 * 1024, "B", "cuBLAS workspaces that PyTorch keeps on Hopper"
+            ),
+            "fragmentation": Parameter.assumed(
+                0.03, "1", "what a caching allocator under pressure cannot reuse"
+            ),  # no evidence
+            "log_error": Parameter.assumed(
                 0.02, "1", "allocator rounding and library workspaces; docs/accuracy.md has the errors"
             ),
         }

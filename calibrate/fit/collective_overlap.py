@@ -15,8 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
+from moemodel.calibration.store.profile_tables import CollectiveTable, OverlapTable
+from moemodel.model.core.arrays import FloatArray, StringArray, known_or, take_rows
 from moemodel.model.network.collectives import Collective
 from moemodel.model.records.profile import EXCHANGE, IDLE_LINKS
 
@@ -32,63 +33,70 @@ class Estimate:
     rows: int
 
 
-def slowdowns(overlap: pd.DataFrame) -> pd.DataFrame:
-    """The table with what each slows the other, and the share of the collective that hides.
+@dataclass(frozen=True, kw_only=True)
+class Slowdowns:
+    """What a collective and a computation beside each other slow each other, of each row.
 
-    Columns added: `collective_slowdown`; `computation_slowdown`, in clock cycles where the clock is known and counts;
-    `hidden`, from 0 to 1.
+    Attributes:
+        collective: of the collective.
+        computation: of the computation, in clock cycles where the clock is known and counts.
+        hidden: share of the collective that hides, from 0 to 1.
     """
-    table = overlap.copy()
-    table["collective_slowdown"] = table["together_collective_time_s"] / table["collective_time_s"]
-    clocks = (table["together_clock_Hz"] / table["computation_clock_Hz"]).where(table["computation"] == "gemm")
-    table["computation_slowdown"] = (
-        table["together_computation_time_s"] / table["computation_time_s"] * clocks.fillna(1.0)
-    )
-    lost = table["collective_slowdown"] * (1 - 1 / table["computation_slowdown"].clip(lower=1.0))
-    table["hidden"] = (1 - lost).clip(0.0, 1.0)
-    return table
+
+    collective: FloatArray
+    computation: FloatArray
+    hidden: FloatArray
 
 
-def hidden_shares(overlap: pd.DataFrame, *, memory_bound: bool) -> dict[Collective, Estimate]:
+def slowdowns(overlap: OverlapTable) -> Slowdowns:
+    """What each slows the other, and the share of the collective that hides."""
+    collective = overlap.together_collective_time_s / overlap.collective_time_s
+    clocks = np.where(overlap.computation == "gemm", overlap.together_clock_Hz / overlap.computation_clock_Hz, np.nan)
+    computation = overlap.together_computation_time_s / overlap.computation_time_s * known_or(clocks, 1.0)
+    lost = collective * (1 - 1 / np.maximum(computation, 1.0))
+    return Slowdowns(collective=collective, computation=computation, hidden=np.clip(1 - lost, 0.0, 1.0))
+
+
+def hidden_shares(overlap: OverlapTable, *, memory_bound: bool) -> dict[Collective, Estimate]:
     """Share of each collective that hides behind products, or behind memory-bound operators."""
-    rows = slowdowns(overlap)
-    rows = rows[(rows["computation"] != "gemm") == memory_bound]
-    return _by_collective(rows, "hidden")
+    rows = take_rows(overlap, (overlap.computation != "gemm") == memory_bound)
+    return _by_collective(rows.collective, slowdowns(rows).hidden)
 
 
-def link_powers(collectives: pd.DataFrame) -> dict[Collective, Estimate]:
+def link_powers(collectives: CollectiveTable) -> dict[Collective, Estimate]:
     """Power of a GPU above idle while a large collective runs, W; nothing where power was not measured.
 
     What is idle between two calls that the host could not queue in time draws what idling does.
     """
-    held = collectives[collectives["power_W"].notna()]
-    idle_W = held.loc[held["collective"] == IDLE_LINKS, "power_W"].mean()
-    large = held[held["size_B"] >= _LARGE_B]
-    if np.isnan(idle_W) or large.empty:
+    held = take_rows(collectives, ~np.isnan(collectives.power_W))
+    idle_W = held.power_W[held.collective == IDLE_LINKS]
+    large = take_rows(held, held.size_B >= _LARGE_B)
+    if not len(idle_W) or not len(large):
         return {}
-    busy = (large["time_s"] / large["held_time_s"]).clip(upper=1.0)
-    return _by_collective(large.assign(above_W=(large["power_W"] - idle_W) / busy), "above_W")
+    busy = np.minimum(large.time_s / large.held_time_s, 1.0)
+    return _by_collective(large.collective, (large.power_W - idle_W.mean()) / busy)
 
 
-def host_call_s(collectives: pd.DataFrame) -> Estimate | None:
+def host_call_s(collectives: CollectiveTable) -> Estimate | None:
     """Time for the host to queue a collective; None where it was not measured."""
-    known = collectives["host_time_s"].dropna()
-    known = known[collectives.loc[known.index, "collective"] != EXCHANGE]  # which is two messages in a batch
-    return _estimate(known) if len(known) else None
+    one = collectives.collective != EXCHANGE  # which is two messages in a batch
+    known_s = collectives.host_time_s[one & ~np.isnan(collectives.host_time_s)]
+    return _estimate(known_s) if len(known_s) else None
 
 
-def _by_collective(rows: pd.DataFrame, column: str) -> dict[Collective, Estimate]:
-    """Means of a column; an exchange with both neighbours stands for messages where there is nothing else."""
+def _by_collective(collectives: StringArray, values: FloatArray) -> dict[Collective, Estimate]:
+    """Means of values, NaN left out; an exchange with both neighbours stands for messages where there is nothing
+    else."""
     found: dict[Collective, Estimate] = {}
     for collective in Collective:
-        mine = rows[rows["collective"] == str(collective)]
-        if mine.empty and collective is Collective.SEND_RECV:
-            mine = rows[rows["collective"] == EXCHANGE]
-        values = mine[column].dropna()
-        if len(values):
-            found[collective] = _estimate(values)
+        mine = collectives == str(collective)
+        if not mine.any() and collective is Collective.SEND_RECV:
+            mine = collectives == EXCHANGE
+        known = values[mine & ~np.isnan(values)]
+        if len(known):
+            found[collective] = _estimate(known)
     return found
 
 
-def _estimate(values: pd.Series[float]) -> Estimate:
-    return Estimate(value=float(values.median()), spread=float(values.std(ddof=0)), rows=len(values))
+def _estimate(values: FloatArray) -> Estimate:
+    return Estimate(value=float(np.median(values)), spread=float(np.std(values)), rows=len(values))

@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar, nnls
 
-from moemodel.model.core.arrays import FloatArray
+from moemodel.calibration.store.profile_tables import CollectiveTable
+from moemodel.model.core.arrays import FloatArray, IntArray, take_rows
 from moemodel.model.network.collectives import Collective, Network, transfer_time_s
 from moemodel.model.records.link_residuals import LinkCurve
 from moemodel.model.records.profile import EXCHANGE
@@ -43,15 +42,6 @@ class LinkRows:
     ranks: FloatArray
     size_B: FloatArray
     time_s: FloatArray
-
-    def take(self, chosen: NDArray[np.bool_]) -> LinkRows:
-        """Some of the rows."""
-        return LinkRows(
-            collective=self.collective,
-            ranks=self.ranks[chosen],
-            size_B=self.size_B[chosen],
-            time_s=self.time_s[chosen],
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,22 +76,12 @@ class HeldOutSizes:
     log_ratio: FloatArray
 
     @property
-    def mape(self) -> float:
-        """Mean absolute relative error."""
-        return float(np.abs(np.expm1(self.log_ratio)).mean())
-
-    @property
-    def worst(self) -> float:
-        """Largest absolute relative error."""
-        return float(np.abs(np.expm1(self.log_ratio)).max())
-
-    @property
     def log_error(self) -> float:
         """Root mean square of the logarithm."""
         return float(np.sqrt(np.mean(self.log_ratio**2)))
 
 
-def link_rows(table: pd.DataFrame) -> list[LinkRows]:
+def link_rows(table: CollectiveTable) -> list[LinkRows]:
     """Even collectives inside one node, medians over repeated rows; collectives without rows are left out.
 
     A message between two ranks is measured by itself; in a larger group it means that every rank sends to the next, as
@@ -110,8 +90,8 @@ def link_rows(table: pd.DataFrame) -> list[LinkRows]:
     Args:
         table: `collectives` of a profile, or of several, one after another.
     """
-    timed = table[table["time_s"].notna() & (table["nodes"] == 1) & (table["skew"] == 1) & (table["size_B"] > 0)]
-    medians = timed.groupby(["collective", "ranks", "size_B"], as_index=False)["time_s"].median()
+    timed = take_rows(table, ~np.isnan(table.time_s) & (table.nodes == 1) & (table.skew == 1) & (table.size_B > 0))
+    medians = timed.frame().groupby(["collective", "ranks", "size_B"], as_index=False)["time_s"].median()
     found = []
     around = (medians["collective"] == EXCHANGE) & (medians["ranks"] > _PAIR)
     medians["collective"] = medians["collective"].mask(around, str(Collective.SEND_RECV))
@@ -170,7 +150,7 @@ def held_out_sizes(rows: LinkRows, node_Bps: float) -> HeldOutSizes:
     log_ratio = np.zeros(len(place))
     for parity in (0, 1):
         tested = inner & (place % 2 == parity)
-        fit = fit_times(rows.take(~tested), node_Bps)
+        fit = fit_times(take_rows(rows, ~tested), node_Bps)
         found_s = predicted_s(fit, rows.size_B[tested], rows.ranks[tested], node_Bps)
         log_ratio[tested] = np.log(found_s / rows.time_s[tested])
     return HeldOutSizes(
@@ -178,15 +158,13 @@ def held_out_sizes(rows: LinkRows, node_Bps: float) -> HeldOutSizes:
     )
 
 
-def fit_skew(table: pd.DataFrame, even: LinkTimes, node_Bps: float) -> tuple[float, float] | None:
+def fit_skew(table: CollectiveTable, even: LinkTimes, node_Bps: float) -> tuple[float, float] | None:
     """Of a busiest rank's excess, the share that prolongs an all-to-all, and the log error that is left.
 
     None where no skewed one was measured that takes much longer than its start.
     """
-    rows = table[(table["skew"] > 1) & (table["nodes"] == 1) & table["time_s"].notna()]
-    size_B, ranks, skew, time_s = (
-        rows[name].to_numpy(dtype=np.float64) for name in ("size_B", "ranks", "skew", "time_s")
-    )
+    rows = take_rows(table, (table.skew > 1) & (table.nodes == 1) & ~np.isnan(table.time_s))
+    size_B, ranks, skew, time_s = rows.size_B, rows.ranks, rows.skew, rows.time_s
     large = time_s > _BYTES_RULE * (even.start_s + (ranks - 1) * even.step_s)
     if not large.any():
         return None
@@ -248,7 +226,7 @@ def _curves(rows: LinkRows, log_ratio: FloatArray) -> tuple[LinkCurve, ...]:
     return tuple(curves)
 
 
-def _places(rows: LinkRows) -> NDArray[np.int64]:
+def _places(rows: LinkRows) -> IntArray:
     """The place of each row's size among those of its group, from 0."""
     place = np.zeros(len(rows.ranks), dtype=np.int64)
     for n in np.unique(rows.ranks):

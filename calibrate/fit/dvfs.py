@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from scipy.optimize import minimize_scalar
 
-from moemodel.calibration.fit.power import Loads
+from moemodel.calibration.fit.power import Loads, work_of
 from moemodel.calibration.least_squares import minimise
-from moemodel.model.core.arrays import FloatArray
+from moemodel.calibration.store.profile_tables import AlternatingTable, OperatorTable, PowerTable
+from moemodel.model.core.arrays import BoolArray, FloatArray, StringArray, take_rows
 from moemodel.model.device.dvfs import TensorLimit
 from moemodel.model.device.roofline import ATTENTIONS, PRODUCTS, RooflineChip
 from moemodel.model.device.sustained_load import Part, SustainedLoad, sustained_load
-from moemodel.model.operators.work import SHAPE_FIELDS, Kind, Pass, Shape, work
+from moemodel.model.operators.work import Kind, Pass, Shape
 from moemodel.model.records.calibration import Calibration, GovernorFit, Parameter
 
 # Of an H100 80GB HBM3: `fit_gain` on the profile h100-sxm-80gb-second.
@@ -37,7 +37,7 @@ _LEAST_TOLD = 0.01  # of an alternation's mean power, between these gains: less,
 
 def fit_governor(
     loads: Loads,
-    operators: pd.DataFrame,
+    operators: OperatorTable,
     chip: RooflineChip,
     cap_W: float,
     source: str,
@@ -61,11 +61,11 @@ def fit_governor(
 
 def no_governor(source: str) -> dict[str, Parameter]:
     """Parameters of a governor of which nothing was measured."""
-    return {"sustained_share": _assumed(1.0, "1", source), "gain": _assumed_gain()}
+    return {"sustained_share": Parameter.assumed(1.0, "1", source), "gain": _assumed_gain()}
 
 
 def _assumed_gain() -> Parameter:
-    return _assumed(GAIN_HZ_PER_J, "Hz/J", "as an H100 80GB HBM3 in 2026: turns of products and copies")
+    return Parameter.assumed(GAIN_HZ_PER_J, "Hz/J", "as an H100 80GB HBM3 in 2026: turns of products and copies")
 
 
 def _sustained(loads: Loads, clock_max_Hz: float, cap_W: float, source: str) -> Parameter:
@@ -73,31 +73,29 @@ def _sustained(loads: Loads, clock_max_Hz: float, cap_W: float, source: str) -> 
     # assumed: all clearly on the limit's side
     held = (loads.duty > _FULL * 0.9) & (loads.clock_Hz < 0.95 * clock_max_Hz) & (loads.power_W > 0.95 * cap_W)
     if not held.any():
-        return _assumed(1.0, "1", "no load of the profile reached the cap")
+        return Parameter.assumed(1.0, "1", "no load of the profile reached the cap")
     shares = loads.power_W[held] / cap_W
-    return Parameter(
-        value=float(np.median(shares)), unit="1", origin="measured", source=source, error=float(np.std(shares))
-    )
+    return Parameter.measured(float(np.median(shares)), "1", source, float(np.std(shares)))
 
 
-def _tensor(operators: pd.DataFrame, chip: RooflineChip, source: str) -> tuple[dict[str, Parameter], float]:
+def _tensor(operators: OperatorTable, chip: RooflineChip, source: str) -> tuple[dict[str, Parameter], float]:
     """The fast limit, from operators that ran below a clock that was set high; and the error that it leaves.
 
     Where no clock was set below the highest, the sharpness can't be told and is as on an H100.
     """
-    rows = operators[
-        operators["kind"].isin([*PRODUCTS, *ATTENTIONS])
-        & operators["clock_Hz"].notna()
-        & operators["clock_reported_Hz"].notna()
-        & (operators["time_s"] > _SHORTEST_S)
-        & ~operators["sweep"].astype(str).str.startswith("mixed")  # the reported clock is that of the heavy load
-    ]
-    rows = rows[(rows["clock_reported_Hz"] > _TOP * chip.clock_Hz)]
-    true_Hz, set_Hz = rows["clock_Hz"].to_numpy(np.float64), rows["clock_reported_Hz"].to_numpy(np.float64)
+    chosen = (
+        _on_tensor_cores(operators.kind)
+        & ~np.isnan(operators.clock_Hz)
+        & (operators.clock_reported_Hz > _TOP * chip.clock_Hz)
+        & (operators.time_s > _SHORTEST_S)
+        & ~np.char.startswith(operators.sweep, "mixed")  # the reported clock is that of the heavy load
+    )
+    rows = take_rows(operators, chosen)
+    true_Hz, set_Hz = rows.clock_Hz, rows.clock_reported_Hz
     if len(rows) < _FEWEST or np.median(true_Hz / set_Hz) > _TOP:
         return {}, 0.0
-    use = np.minimum(1.0, _flops(rows) / (rows["time_s"] * true_Hz * chip.multiprocessors * chip.flops_per_cycle))
-    tensor_use = use.to_numpy(np.float64)
+    full_flops = rows.time_s * true_Hz * chip.multiprocessors * chip.flops_per_cycle
+    tensor_use = np.minimum(1.0, work_of(rows).flops / full_flops)
 
     def misses(x: FloatArray) -> FloatArray:
         limit = TensorLimit(clock_Hz=x[0] * chip.clock_Hz, sharpness=SHARPNESS)
@@ -106,28 +104,20 @@ def _tensor(operators: pd.DataFrame, chip: RooflineChip, source: str) -> tuple[d
     found = minimise(misses, [0.8], low=0.2, high=2.0, loss="soft_l1", scale=0.02)
     error = float(1.4826 * np.median(np.abs(misses(found))))  # some rows ran while the clock still rose
     return {
-        "tensor_clock": Parameter(
-            value=float(found[0]) * chip.clock_Hz, unit="Hz", origin="measured", source=source, error=error
-        ),
-        "tensor_sharpness": _assumed(
+        "tensor_clock": Parameter.measured(float(found[0]) * chip.clock_Hz, "Hz", source, error),
+        "tensor_sharpness": Parameter.assumed(
             SHARPNESS, "1", "as an H100 80GB HBM3 in 2026 under products for 30 to 100 % of the time"
         ),
     }, error
 
 
-def _flops(rows: pd.DataFrame) -> FloatArray:
-    """Floating-point operations of one call, of each row."""
-    out = np.zeros(len(rows))
-    kinds, directions = rows["kind"].to_numpy(str), rows["direction"].to_numpy(str)
-    for kind, direction in sorted(set(zip(kinds, directions, strict=True))):
-        at = (kinds == kind) & (directions == direction)
-        shape = Shape(**{name: rows[name].to_numpy(np.float64)[at] for name in SHAPE_FIELDS})
-        out[at] = work(Kind(kind), Pass(direction), shape).flops
-    return out
+def _on_tensor_cores(kind: StringArray) -> BoolArray:
+    """Operators that are products, or made of them."""
+    return np.isin(kind, [str(each) for each in (*PRODUCTS, *ATTENTIONS)])
 
 
 def fit_gain(
-    calibration: Calibration, alternating: pd.DataFrame, loads: pd.DataFrame, cap_W: float, source: str
+    calibration: Calibration, alternating: AlternatingTable, loads: PowerTable, cap_W: float, source: str
 ) -> Parameter:
     """How fast the clock answers, for which alternations and bursts come out at their mean power and clock.
 
@@ -138,27 +128,24 @@ def fit_gain(
         cap_W: power limit of the GPU.
         source: of what is measured.
     """
-    rows = alternating.dropna(subset=["heavy_s", "light_s", "heavy_clock_Hz", "light_clock_Hz", "power_W"])
     heavy, light = (_first(loads, kind) for kind in (Kind.GEMM, Kind.COPY))
-    if rows.empty or heavy is None or light is None:
+    whole = np.flatnonzero(_whole(alternating))
+    if not len(whole) or heavy is None or light is None:
         return _assumed_gain()
-    turns = [_Turns.of(row, heavy, light) for _, row in rows.iterrows()]
-    bursts = loads[loads["duty"].between(*_BURSTS) & loads["clock_Hz"].notna() & loads["power_W"].notna()]
-    turns += [_Turns.burst(row) for _, row in bursts.iterrows() if Kind(row["kind"]) in (*PRODUCTS, *ATTENTIONS)]
+    turns = [_Turns.of(alternating, row, heavy, light) for row in whole]
+    turns += [_Turns.burst(_Load.of(loads, row)) for row in np.flatnonzero(_in_bursts(loads))]
 
     def cost(log_gain: float) -> float:
-        there = with_gain(calibration, _assumed(float(np.exp(log_gain)), "Hz/J", ""))
+        there = with_gain(calibration, Parameter.assumed(float(np.exp(log_gain)), "Hz/J", ""))
         return float(np.mean([turn.miss(there, cap_W) for turn in turns]))
 
-    slow, fast = (with_gain(calibration, _assumed(gain, "Hz/J", "")) for gain in _GAINS_HZ_PER_J)
+    slow, fast = (with_gain(calibration, Parameter.assumed(gain, "Hz/J", "")) for gain in _GAINS_HZ_PER_J)
     told = [turn.held(slow, cap_W).power_W / turn.held(fast, cap_W).power_W - 1 for turn in turns]
     if max(told) < _LEAST_TOLD:
         return _assumed_gain()
 
     found = minimize_scalar(cost, bounds=tuple(np.log(_GAINS_HZ_PER_J)), method="bounded", options={"xatol": 0.02})
-    return Parameter(
-        value=float(np.exp(found.x)), unit="Hz/J", origin="measured", source=source, error=float(np.sqrt(found.fun))
-    )
+    return Parameter.measured(float(np.exp(found.x)), "Hz/J", source, float(np.sqrt(found.fun)))
 
 
 def with_gain(calibration: Calibration, gain: Parameter) -> Calibration:
@@ -169,10 +156,55 @@ def with_gain(calibration: Calibration, gain: Parameter) -> Calibration:
     )
 
 
-def _first(loads: pd.DataFrame, kind: Kind) -> pd.Series | None:
+def _whole(rows: AlternatingTable) -> BoolArray:
+    """Alternations of which all is known."""
+    columns = (rows.heavy_s, rows.light_s, rows.heavy_clock_Hz, rows.light_clock_Hz, rows.power_W)
+    return np.asarray(~np.isnan(np.stack(columns)).any(axis=0))
+
+
+def _in_bursts(loads: PowerTable) -> BoolArray:
+    """Loads of the tensor cores with pauses, of known power and clock."""
+    known = ~np.isnan(loads.clock_Hz) & ~np.isnan(loads.power_W)
+    return known & (loads.duty >= _BURSTS[0]) & (loads.duty <= _BURSTS[1]) & _on_tensor_cores(loads.kind)
+
+
+def _first(loads: PowerTable, kind: Kind) -> _Load | None:
     """The first load of a kind."""
-    rows = loads[(loads["kind"] == str(kind)) & loads["time_s"].notna()]
-    return None if rows.empty else rows.iloc[0]
+    rows = np.flatnonzero((loads.kind == str(kind)) & ~np.isnan(loads.time_s))
+    return _Load.of(loads, rows[0]) if len(rows) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Load:
+    """A held load; what was not read is NaN."""
+
+    kind: Kind
+    direction: Pass
+    shape: Shape
+    time_s: float
+    duty: float
+    power_W: float
+    clock_Hz: float
+    temperature_C: float
+
+    @classmethod
+    def of(cls, loads: PowerTable, row: np.intp) -> _Load:
+        return cls(
+            kind=Kind(str(loads.kind[row])),
+            direction=Pass(str(loads.direction[row])),
+            shape=take_rows(loads.shape, np.array([row])),
+            time_s=float(loads.time_s[row]),
+            duty=float(loads.duty[row]),
+            power_W=float(loads.power_W[row]),
+            clock_Hz=float(loads.clock_Hz[row]),
+            temperature_C=float(loads.temperature_C[row]),
+        )
+
+    def part(self, lasting_s: float, clock_Hz: float | None = None) -> Part:
+        """As many calls as lasted so long, at a clock that its time follows (None: it doesn't)."""
+        slower = 1.0 if clock_Hz is None or np.isnan(self.clock_Hz) else self.clock_Hz / clock_Hz
+        calls = max(1, round(lasting_s / (self.time_s * slower)))
+        return Part(kind=self.kind, direction=self.direction, shape=self.shape, calls=calls)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,28 +218,24 @@ class _Turns:
     temperature_C: float
 
     @classmethod
-    def of(cls, row: pd.Series, heavy: pd.Series, light: pd.Series) -> _Turns:
-        heavy_s, light_s = float(row["heavy_s"]), float(row["light_s"])
-        cycles = heavy_s * float(row["heavy_clock_Hz"]) + light_s * float(row["light_clock_Hz"])
+    def of(cls, rows: AlternatingTable, row: np.intp, heavy: _Load, light: _Load) -> _Turns:
+        heavy_s, light_s, heavy_Hz = float(rows.heavy_s[row]), float(rows.light_s[row]), float(rows.heavy_clock_Hz[row])
+        cycles = heavy_s * heavy_Hz + light_s * float(rows.light_clock_Hz[row])
         return cls(
-            parts=(
-                _part(heavy, heavy_s, float(row["heavy_clock_Hz"])),
-                _part(light, light_s),
-            ),
-            power_W=float(row["power_W"]),
+            parts=(heavy.part(heavy_s, heavy_Hz), light.part(light_s)),
+            power_W=float(rows.power_W[row]),
             clock_Hz=cycles / (heavy_s + light_s),
-            temperature_C=float(row["temperature_C"]),
+            temperature_C=float(rows.temperature_C[row]),
         )
 
     @classmethod
-    def burst(cls, row: pd.Series) -> _Turns:
-        duty = float(row["duty"])
+    def burst(cls, load: _Load) -> _Turns:
         return cls(
-            parts=(_part(row, _BURST_S),),
-            pause_s=_BURST_S * (1 - duty) / duty,
-            power_W=float(row["power_W"]),
-            clock_Hz=float(row["clock_Hz"]),
-            temperature_C=float(row["temperature_C"]),
+            parts=(load.part(_BURST_S),),
+            pause_s=_BURST_S * (1 - load.duty) / load.duty,
+            power_W=load.power_W,
+            clock_Hz=load.clock_Hz,
+            temperature_C=load.temperature_C,
         )
 
     def miss(self, calibration: Calibration, cap_W: float) -> float:
@@ -220,20 +248,3 @@ class _Turns:
         return sustained_load(
             self.parts, calibration, power_limit_W=cap_W, time_s=0.0, pause_s=self.pause_s, start_C=self.temperature_C
         )
-
-
-def _part(load: pd.Series, lasting_s: float, clock_Hz: float | None = None) -> Part:
-    """As many calls of a load as lasted so long, at a clock that its time follows (None: it doesn't)."""
-    shape = Shape(**{name: np.array([float(load[name])]) for name in SHAPE_FIELDS})
-    held_Hz = float(load["clock_Hz"])
-    time_s = float(load["time_s"]) * (1.0 if clock_Hz is None or np.isnan(held_Hz) else held_Hz / clock_Hz)
-    return Part(
-        kind=Kind(load["kind"]),
-        direction=Pass(load["direction"]),
-        shape=shape,
-        calls=max(1, round(lasting_s / time_s)),
-    )
-
-
-def _assumed(value: float, unit: str, source: str) -> Parameter:
-    return Parameter(value=value, unit=unit, origin="assumed", source=source)

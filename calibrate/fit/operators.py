@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 from moemodel.calibration.least_squares import best_of, difference_slopes, minimise, relative_steps, standard_errors
-from moemodel.model.core.arrays import FloatArray
+from moemodel.calibration.store.profile_tables import OperatorTable
+from moemodel.model.core.arrays import FloatArray, IntArray, take_rows
 from moemodel.model.core.errors import ProfileError
 from moemodel.model.device.roofline import (
     ALIGNED,
@@ -105,13 +105,12 @@ _FORMS: dict[str, dict[str, BoundedParameter]] = {
 
 # What a product keeps of its rate when its rows don't begin at 16 bytes, where a profile has no such product: the
 # geometric mean of two, with an error that reaches either.
-_UNMEASURED_ALIGNMENT = Parameter(
-    value=0.28,
-    unit="1",
-    origin="assumed",
-    source="between 0.43 (fitted to public A100 iteration times) and 0.18 (one measured H100 step of GPT-3, vocabulary "
+_UNMEASURED_ALIGNMENT = Parameter.assumed(
+    0.28,
+    "1",
+    "between 0.43 (fitted to public A100 iteration times) and 0.18 (one measured H100 step of GPT-3, vocabulary "
     "50257); profile products of such shapes to know",
-    error=0.45,
+    0.45,
 )
 
 
@@ -124,7 +123,7 @@ class Observations:
     shape: Shape
     clock_Hz: FloatArray
     time_s: FloatArray
-    group: NDArray[np.int64]
+    group: IntArray
 
     def __len__(self) -> int:
         return int(self.time_s.size)
@@ -133,18 +132,6 @@ class Observations:
     def shapes(self) -> int:
         """How many different shapes there are."""
         return len(np.unique(self.group))
-
-    def take(self, rows: NDArray[np.bool_]) -> Observations:
-        """The rows picked."""
-        shape = Shape(**{name: np.asarray(getattr(self.shape, name))[rows] for name in SHAPE_FIELDS})
-        return Observations(
-            kind=self.kind,
-            direction=self.direction,
-            shape=shape,
-            clock_Hz=self.clock_Hz[rows],
-            time_s=self.time_s[rows],
-            group=self.group[rows],
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,9 +147,9 @@ class HeldOut:
     worst: float
 
 
-def observations(table: pd.DataFrame) -> Iterator[Observations]:
+def observations(operators: OperatorTable) -> Iterator[Observations]:
     """Medians of the samples, operator by operator; samples without a clock take the driver's."""
-    table = table[table["time_s"] > _SHORTEST_S].copy()
+    table = take_rows(operators, operators.time_s > _SHORTEST_S).frame()
     table["clock"] = table["clock_Hz"].fillna(table["clock_reported_Hz"])
     shape = list(SHAPE_FIELDS)
     table = table[_unhindered(table, shape)]
@@ -184,7 +171,7 @@ def _free_parameters(data: Observations) -> dict[str, BoundedParameter]:
     free = _FORMS[form_of(data.kind)]
     if "alignment" not in free:
         return free
-    n, k = (np.asarray(getattr(data.shape, name)) for name in ("n", "k"))
+    n, k = np.asarray(data.shape.n), np.asarray(data.shape.k)
     odd = bool(((n % ALIGNED != 0) | (k % ALIGNED != 0)).any())
     return {name: parameter for name, parameter in free.items() if odd or name != "alignment"}
 
@@ -255,7 +242,7 @@ def _held_out(data: Observations, chip: RooflineChip) -> FloatArray:
     fold = np.random.default_rng(0).permutation(data.shapes)[data.group] % min(_FOLDS, data.shapes)
     errors = np.zeros(len(data))
     for index in np.unique(fold):
-        seen, unseen = data.take(fold != index), data.take(fold == index)
+        seen, unseen = take_rows(data, fold != index), take_rows(data, fold == index)
         fit = _fit(seen, chip, _analytic(seen, chip), "", log_error=0.0)
         errors[fold == index] = _predict_log(fit, unseen, chip) - np.log(unseen.time_s)
     return errors
@@ -275,8 +262,7 @@ def _fit(data: Observations, chip: RooflineChip, p: dict[str, float], source: st
     names = FEATURES[form_of(data.kind)]
     bounds = {n: (float(2 ** features[:, i].min()), float(2 ** features[:, i].max())) for i, n in enumerate(names)}
     parameters = {
-        name: Parameter(value=value, unit=free[name].unit, origin="measured", source=source, error=errors.get(name))
-        for name, value in p.items()
+        name: Parameter.measured(value, free[name].unit, source, errors.get(name)) for name, value in p.items()
     }
     if "alignment" in _FORMS[form_of(data.kind)] and "alignment" not in p:
         parameters["alignment"] = _UNMEASURED_ALIGNMENT
@@ -408,7 +394,7 @@ def _predict_log(fit: OperatorFit, data: Observations, chip: RooflineChip) -> Fl
     return np.asarray(np.log(times[np.arange(len(data)), inverse]))
 
 
-def _residual(features: FloatArray, missed: FloatArray, group: NDArray[np.int64], names: list[str]) -> Residual | None:
+def _residual(features: FloatArray, missed: FloatArray, group: IntArray, names: list[str]) -> Residual | None:
     """A Gaussian process over the mean deviation of each shape, or None where there are too few shapes."""
     shapes, first = np.unique(group, return_index=True)
     if len(shapes) < _FEWEST:

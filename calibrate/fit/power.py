@@ -16,18 +16,16 @@ kept as a factor on its dynamic energy, shrunk towards 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 from scipy.optimize import minimize, nnls
 
-from moemodel.model.core.arrays import FloatArray
-from moemodel.model.operators.work import SHAPE_FIELDS, Kind, Pass, Shape, work
+from moemodel.calibration.store.profile_tables import MeasuredOperators, PowerTable
+from moemodel.model.core.arrays import FloatArray, known_or, take_rows
+from moemodel.model.operators.work import Kind, Pass, Work, work
 from moemodel.model.records.calibration import Parameter, PowerFit
 
 UNITS = {
@@ -76,30 +74,29 @@ class Loads:
         return len(self.names)
 
 
-def loads_of(table: pd.DataFrame, clock_reference_Hz: float) -> Loads:
+def loads_of(table: PowerTable, clock_reference_Hz: float) -> Loads:
     """The loads of a profile's `power` table that have a power reading.
 
     Short calls without pauses count only where there are activity counters: for how long SMs had work isn't known else.
     """
-    unknown = table["sm_activity"].isna() & (table["time_s"] < _HOST_BOUND_S) & (table["duty"] >= _FULL)
-    rows = table[table["power_W"].notna() & ~unknown].reset_index(drop=True)
-    clock = rows["clock_Hz"].fillna(rows["clock_reported_Hz"]).fillna(clock_reference_Hz)
-    works = [_work(row) for _, row in rows.iterrows()]
-    time_s = rows["time_s"].to_numpy(np.float64)
-    duty = np.where(np.isnan(time_s), 0.0, rows["duty"].to_numpy(np.float64))
-    rate = np.where(duty > 0, duty / np.where(np.isnan(time_s), 1.0, time_s), 0.0)
+    unknown = np.isnan(table.sm_activity) & (table.time_s < _HOST_BOUND_S) & (table.duty >= _FULL)
+    rows = take_rows(table, ~np.isnan(table.power_W) & ~unknown)
+    clock_Hz = known_or(known_or(rows.clock_Hz, rows.clock_reported_Hz), clock_reference_Hz)
+    calls = work_of(rows)
+    duty = np.where(np.isnan(rows.time_s), 0.0, rows.duty)
+    operators = zip(rows.kind.tolist(), rows.direction.tolist(), strict=True)
     return Loads(
-        names=[str(name) for name in rows["load"]],
-        keys=["" if d == 0 else f"{row.kind}/{row.direction}" for d, row in zip(duty, rows.itertuples(), strict=True)],
-        power_W=rows["power_W"].to_numpy(np.float64),
-        clock_Hz=clock.to_numpy(np.float64),
-        set_Hz=rows["clock_reported_Hz"].fillna(clock).to_numpy(np.float64),
-        temperature_C=rows["temperature_C"].fillna(_ROOM_C).to_numpy(np.float64),
-        duty=_active(duty, rows["sm_activity"].to_numpy(np.float64)),
-        rate_per_s=rate,
-        flops=np.array([w[0] for w in works]),
-        vector_ops=np.array([w[1] for w in works]),
-        bytes_B=np.array([w[2] for w in works]),
+        names=rows.load.tolist(),
+        keys=["" if d == 0 else f"{kind}/{direction}" for d, (kind, direction) in zip(duty, operators, strict=True)],
+        power_W=rows.power_W,
+        clock_Hz=clock_Hz,
+        set_Hz=known_or(rows.clock_reported_Hz, clock_Hz),
+        temperature_C=known_or(rows.temperature_C, _ROOM_C),
+        duty=_active(duty, rows.sm_activity),
+        rate_per_s=np.where(duty > 0, duty / known_or(rows.time_s, 1.0), 0.0),
+        flops=calls.flops,
+        vector_ops=calls.vector_ops,
+        bytes_B=calls.bytes_B,
     )
 
 
@@ -110,12 +107,15 @@ def _active(duty: FloatArray, sm_activity: FloatArray) -> FloatArray:
     return np.minimum(duty, counted)
 
 
-def _work(row: pd.Series) -> tuple[float, float, float]:
-    if pd.isna(row["kind"]) or pd.isna(row["time_s"]):
-        return 0.0, 0.0, 0.0
-    shape = Shape(**{name: float(row[name]) for name in SHAPE_FIELDS})
-    w = work(Kind(row["kind"]), Pass(row["direction"]), shape)
-    return float(w.flops), float(w.vector_ops), float(w.bytes_B)
+def work_of(rows: MeasuredOperators) -> Work:
+    """Work of one call, of each row; none where nothing ran."""
+    calls = Work(flops=np.zeros(len(rows)), vector_ops=np.zeros(len(rows)), bytes_B=np.zeros(len(rows)))
+    for kind, direction in sorted(set(zip(rows.kind.tolist(), rows.direction.tolist(), strict=True))):
+        if kind:
+            at = (rows.kind == kind) & (rows.direction == direction)
+            one = work(Kind(kind), Pass(direction), take_rows(rows.shape, at))
+            calls.flops[at], calls.vector_ops[at], calls.bytes_B[at] = one.flops, one.vector_ops, one.bytes_B
+    return calls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,15 +150,14 @@ class _Voltage:
 
 @dataclass(frozen=True, kw_only=True)
 class PowerSolution:
-    """Coefficients in the order of `_COEFFICIENTS`, the voltage curve, the clock tree's share of what an idle GPU draws
-    at the reference clock, and log errors of the loads."""
+    """Coefficients in the order of `_COEFFICIENTS`, the voltage curve, and the clock tree's share of what an idle GPU
+    draws at the reference clock."""
 
     coefficients: FloatArray
     voltage: _Voltage
     tree_share: float
     leakage: Leakage
     reference_Hz: float
-    log_errors: FloatArray
 
     @property
     def values(self) -> dict[str, float]:
@@ -240,15 +239,12 @@ def _coefficients(
     scale = np.maximum(np.abs(terms * weight[:, None]).max(axis=0), 1e-30)
     solution, _ = nnls(terms * weight[:, None] / scale, target * weight)
     coefficients = solution / scale
-    predicted = terms @ coefficients + leakage.static_W(loads)
-    errors = np.log(np.maximum(predicted, 1.0) / loads.power_W)
     return PowerSolution(
         coefficients=coefficients,
         voltage=voltage,
         tree_share=tree_share,
         leakage=leakage,
         reference_Hz=reference_Hz,
-        log_errors=errors,
     )
 
 
@@ -285,16 +281,16 @@ def fit_power(
     )
     solution = solve_power(loads, reference_Hz, known)
     factors = kind_factors(loads, solution)
-    parameters = {name: _measured(value, UNITS[name], source) for name, value in solution.values.items()}
+    parameters = {name: Parameter.measured(value, UNITS[name], source) for name, value in solution.values.items()}
     if solution.tree_share == TREE_SHARE:
         parameters["tree_W"] = tree_parameter(solution.values["tree_W"])
     parameters |= leakage | {
-        "knee_Hz": _measured(solution.voltage.knee_Hz, "Hz", source),
-        "voltage_slope": _measured(solution.voltage.slope, "1", source),
+        "knee_Hz": Parameter.measured(solution.voltage.knee_Hz, "Hz", source),
+        "voltage_slope": Parameter.measured(solution.voltage.slope, "1", source),
     }
     fit = PowerFit(
         parameters=parameters,
-        kinds={key: _measured(value, "1", source) for key, value in sorted(factors.items())},
+        kinds={key: Parameter.measured(value, "1", source) for key, value in sorted(factors.items())},
         log_error=held_out_power(loads, reference_Hz, known),
         points=len(loads),
     )
@@ -303,11 +299,7 @@ def fit_power(
 
 def tree_parameter(value: float) -> Parameter:
     """`tree_W` where its share of idle power is taken from elsewhere."""
-    return Parameter(value=value, unit="W", origin="assumed", source=_TREE_SOURCE)
-
-
-def _measured(value: float, unit: str, source: str) -> Parameter:
-    return Parameter(value=float(value), unit=unit, origin="measured", source=source)
+    return Parameter.assumed(value, "W", _TREE_SOURCE)
 
 
 def held_out_power(loads: Loads, reference_Hz: float, leakage: Leakage) -> float:
@@ -322,22 +314,7 @@ def held_out_power(loads: Loads, reference_Hz: float, leakage: Leakage) -> float
     for fold in range(min(_FOLDS, len(judged))):
         out = np.zeros(len(loads), dtype=bool)
         out[judged[fold::_FOLDS]] = True
-        seen, unseen = _take(loads, ~out), _take(loads, out)
+        seen, unseen = take_rows(loads, ~out), take_rows(loads, out)
         solution = solve_power(seen, reference_Hz, leakage)
         errors += list(np.log(solution.power_W(unseen, kind_factors(seen, solution)) / unseen.power_W))
     return float(np.sqrt(np.mean(np.square(errors)))) if errors else 0.0
-
-
-def _take(loads: Loads, rows: NDArray[np.bool_]) -> Loads:
-    picked = [i for i, take in enumerate(rows) if take]
-    arrays = {
-        field.name: values[rows]
-        for field in fields(loads)
-        if isinstance(values := getattr(loads, field.name), np.ndarray)
-    }
-    return Loads(names=[loads.names[i] for i in picked], keys=[loads.keys[i] for i in picked], **arrays)
-
-
-def describe(loads: Loads, solution: PowerSolution, factors: dict[str, float]) -> Sequence[tuple[str, float, float]]:
-    """Each load's name, measured and fitted power, W: for a person to look at."""
-    return list(zip(loads.names, loads.power_W, solution.power_W(loads, factors), strict=True))

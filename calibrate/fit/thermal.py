@@ -21,12 +21,11 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
 from moemodel.calibration.least_squares import best_of, minimise
-from moemodel.model.core.arrays import FloatArray
+from moemodel.calibration.store.profile_tables import ThermalTable
+from moemodel.model.core.arrays import BoolArray, FloatArray, take_rows
 from moemodel.model.records.calibration import Parameter, ThermalFit
 from moemodel.model.records.profile import IDLE, LIGHT
 
@@ -47,13 +46,12 @@ _FEWEST_COOLING = 20  # readings, two seconds: a slope through fewer is noise
 _LEAST_COOLING_C = 4.0  # temperatures are whole degrees: that they are rounded is an eighth of it
 
 
-def fit_thermal(table: pd.DataFrame, source: str) -> ThermalFit:
+def fit_thermal(table: ThermalTable, source: str) -> ThermalFit:
     """Resistances and time constants of die and heat sink, and the inlet's temperature."""
-    rows = _longest(table[table["power_W"].notna() & table["temperature_C"].notna()].sort_values("wall_s"))
+    rows = _longest(_readings(table))
     if len(rows) < _FEWEST_READINGS:
         return _unknown()
-    time_s, power_W, temperature_C = (rows[c].to_numpy(np.float64) for c in ("wall_s", "power_W", "temperature_C"))
-    time_s = time_s - time_s[0]
+    time_s, power_W, temperature_C = rows.wall_s - rows.wall_s[0], rows.power_W, rows.temperature_C
 
     def misses(log_tau: FloatArray) -> FloatArray:
         columns = _columns(time_s, power_W, np.exp(log_tau))
@@ -75,18 +73,23 @@ def fit_thermal(table: pd.DataFrame, source: str) -> ThermalFit:
     }
     return ThermalFit(
         parameters={
-            name: Parameter(value=float(value), unit=unit, origin="measured", source=source, error=error_C / rise_C)
+            name: Parameter.measured(float(value), unit, source, error_C / rise_C)
             for name, (value, unit) in values.items()
         }
     )
 
 
-def _longest(rows: pd.DataFrame) -> pd.DataFrame:
+def _readings(table: ThermalTable) -> ThermalTable:
+    """The rows with power and temperature, in the order of time."""
+    rows = take_rows(table, ~np.isnan(table.power_W) & ~np.isnan(table.temperature_C))
+    return take_rows(rows, np.argsort(rows.wall_s))
+
+
+def _longest(rows: ThermalTable) -> ThermalTable:
     """The longest stretch of a trace without a gap."""
-    wall_s = rows["wall_s"].to_numpy(np.float64)
-    cuts = [0, *(np.flatnonzero(np.diff(wall_s) > _GAP_S) + 1), len(rows)]
+    cuts = [0, *(np.flatnonzero(np.diff(rows.wall_s) > _GAP_S) + 1), len(rows)]
     first, last = max(pairwise(cuts), key=lambda cut: cut[1] - cut[0])
-    return rows.iloc[first:last]
+    return take_rows(rows, np.arange(first, last))
 
 
 def _columns(time_s: FloatArray, power_W: FloatArray, tau_s: FloatArray) -> FloatArray:
@@ -126,47 +129,45 @@ def _unknown() -> ThermalFit:
         "sink_time": (20.0, "s"),  # any time does where nothing warms
         "inlet_C": (LEAK_REFERENCE_C, "C"),
     }
-    return ThermalFit(parameters={name: _assumed(value, unit, source) for name, (value, unit) in values.items()})
+    return ThermalFit(
+        parameters={name: Parameter.assumed(value, unit, source) for name, (value, unit) in values.items()}
+    )
 
 
 # --- leakage ---------------------------------------------------------------------------------------------------------
 
 
-def fit_leakage(table: pd.DataFrame, source: str) -> dict[str, Parameter]:
+def fit_leakage(table: ThermalTable, source: str) -> dict[str, Parameter]:
     """`leak_W_per_C`, `rise_per_C` and `leak_reference_C` of `model.device.power`."""
-    found = [_slope(table[table["load"] == label]) for label in (IDLE, LIGHT)]
+    found = [_slope(take_rows(table, table.load == label)) for label in (IDLE, LIGHT)]
     known = "as an H100 80GB HBM3 of 2026; the profile has no cooling trace that shows it"
-    leak, rise = _assumed(LEAK_W_PER_C, "W/K", known), _assumed(RISE_PER_C, "1/K", known)
+    leak, rise = Parameter.assumed(LEAK_W_PER_C, "W/K", known), Parameter.assumed(RISE_PER_C, "1/K", known)
     if found[0] is not None:
         slope, error, idle_W = found[0]
-        leak = Parameter(
-            value=max(slope, 0.0), unit="W/K", origin="measured", source=source, error=_share(error, slope)
-        )
+        leak = Parameter.measured(max(slope, 0.0), "W/K", source, _share(error, slope))
         if found[1] is not None:
             loaded, loaded_error, busy_W = found[1]
             value = max(loaded - slope, 0.0) / (busy_W - idle_W)
             spread = float(np.hypot(error, loaded_error)) / (busy_W - idle_W)
-            rise = Parameter(value=value, unit="1/K", origin="measured", source=source, error=_share(spread, value))
+            rise = Parameter.measured(value, "1/K", source, _share(spread, value))
     return {
         "leak_W_per_C": leak,
         "rise_per_C": rise,
-        "leak_reference_C": _assumed(LEAK_REFERENCE_C, "C", "the temperature that base_W is for, by choice"),
+        "leak_reference_C": Parameter.assumed(LEAK_REFERENCE_C, "C", "the temperature that base_W is for, by choice"),
     }
 
 
-def _slope(rows: pd.DataFrame) -> tuple[float, float, float] | None:
+def _slope(rows: ThermalTable) -> tuple[float, float, float] | None:
     """dP/dT under one load, its standard error, and the median power; None where it shows too little.
 
     Temperatures are whole degrees, which flattens a slope found from them; what power is compared with is their smooth
     course, at the time that a power reading is of.
     """
-    rows = rows[rows["power_W"].notna() & rows["temperature_C"].notna()].sort_values("wall_s")
+    rows = _readings(rows)
     if len(rows) < _FEWEST_COOLING:
         return None
-    wall_s, power_W = rows["wall_s"].to_numpy(np.float64), rows["power_W"].to_numpy(np.float64)
-    temperature_C = _course(wall_s, rows["temperature_C"].to_numpy(np.float64))
-    kept = _settled(wall_s) & _usual(rows["clock_reported_Hz"].to_numpy(np.float64))
-    power_W, temperature_C = power_W[kept], temperature_C[kept]
+    kept = _settled(rows.wall_s) & _usual(rows.clock_reported_Hz)
+    power_W, temperature_C = rows.power_W[kept], _course(rows.wall_s, rows.temperature_C)[kept]
     if len(power_W) < _FEWEST_COOLING or np.ptp(temperature_C) < _LEAST_COOLING_C:
         return None
     spread_C = temperature_C - temperature_C.mean()
@@ -190,14 +191,14 @@ def _decays(since_s: FloatArray) -> FloatArray:
     return np.stack([np.ones_like(since_s), *(np.exp(-since_s / tau) for tau in _COURSE_S)], axis=1)
 
 
-def _usual(clock_Hz: FloatArray) -> NDArray[np.bool_]:
+def _usual(clock_Hz: FloatArray) -> BoolArray:
     """Readings at the clock that most were at; all of them without a clock."""
     if np.isnan(clock_Hz).all():
         return np.ones(len(clock_Hz), dtype=bool)
     return np.asarray(np.abs(clock_Hz / np.nanmedian(clock_Hz) - 1) < _SAME_CLOCK)
 
 
-def _settled(wall_s: FloatArray) -> NDArray[np.bool_]:
+def _settled(wall_s: FloatArray) -> BoolArray:
     """Readings that lie some time behind the beginning of their stretch."""
     begun = np.diff(wall_s, prepend=-np.inf) > _GAP_S
     return np.asarray(wall_s > wall_s[begun][np.cumsum(begun) - 1] + _UNSETTLED_S)
@@ -205,7 +206,3 @@ def _settled(wall_s: FloatArray) -> NDArray[np.bool_]:
 
 def _share(error: float, value: float) -> float | None:
     return error / value if value > 0 else None
-
-
-def _assumed(value: float, unit: str, source: str) -> Parameter:
-    return Parameter(value=value, unit=unit, origin="assumed", source=source)

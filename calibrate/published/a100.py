@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 import moemodel
 from moemodel.calibration.fit.dvfs import no_governor
@@ -65,7 +64,7 @@ from moemodel.calibration.published.vtrain import (
     predicted_s,
 )
 from moemodel.calibration.store.catalogue import list_calibrations, shipped, write_calibration
-from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.arrays import FloatArray, take_rows
 from moemodel.model.core.errors import CalibrationError
 from moemodel.model.device.power import power_model
 from moemodel.model.device.roofline import ATTENTIONS, FEATURES, PRODUCTS, form_of
@@ -79,7 +78,6 @@ from moemodel.model.records.calibration import (
     MemoryFit,
     NetworkFit,
     OperatorFit,
-    Origin,
     Parameter,
     PowerFit,
     ThermalFit,
@@ -236,16 +234,10 @@ def left_out_power(data: Activities, gpu: Gpu) -> float:
     names = np.array(data.application)
     errors = []
     for name in np.unique(names):
-        seen, unseen = (loads_of_activities(_take(data, rows), gpu) for rows in (names != name, names == name))
+        seen, unseen = (loads_of_activities(take_rows(data, rows), gpu) for rows in (names != name, names == name))
         found = fit_activities(seen, gpu.peak("bf16").clock_Hz)
         errors.append(np.sqrt(np.mean(np.square(np.log(found.power_W(unseen) / unseen.power_W)))))
     return float(np.median(errors))
-
-
-def _take(data: Activities, rows: NDArray[np.bool_]) -> Activities:
-    names = [name for name, take in zip(data.application, rows, strict=True) if take]
-    arrays = {name: values[rows] for name, values in vars(data).items() if name != "application"}
-    return Activities(application=names, **arrays)
 
 
 def fit_published(folder: Path, gpu: Gpu) -> Published:
@@ -293,7 +285,7 @@ def calibration_of(data: Published, gpu: Gpu) -> Calibration:
         clock_reference_Hz=clock_Hz,
         clock_range_Hz=(low_Hz, clock_Hz),
         clock_measured_Hz=(510e6, clock_Hz),  # locked clocks of the DVFS study, from 510 MHz; iteration times have none
-        composition_error=_fitted(float(np.sqrt(np.mean(np.square(data.errors)))), "1", _STEPS_SOURCE),
+        composition_error=Parameter.fitted(float(np.sqrt(np.mean(np.square(data.errors)))), "1", _STEPS_SOURCE),
         chip=chip_parameters(gpu),
         operators=[_operator(kind, direction, data, gpu, elsewhere) for kind in Kind for direction in PASSES[kind]],
         host=_host(data),
@@ -306,18 +298,6 @@ def calibration_of(data: Published, gpu: Gpu) -> Calibration:
         network=_network(data, gpu),
         memory=_memory(),
     )
-
-
-def _parameter(value: float, unit: str, origin: Origin, source: str, error: float | None = None) -> Parameter:
-    return Parameter(value=value, unit=unit, origin=origin, source=source, error=error)
-
-
-def _fitted(value: float, unit: str, source: str) -> Parameter:
-    return _parameter(value, unit, "fitted", source)
-
-
-def _assumed(value: float, unit: str, source: str) -> Parameter:
-    return _parameter(value, unit, "assumed", source)
 
 
 def _operator(kind: Kind, direction: Pass, data: Published, gpu: Gpu, elsewhere: Calibration) -> OperatorFit:
@@ -348,10 +328,10 @@ def _carried(kind: Kind, direction: Pass, gpu: Gpu, elsewhere: Calibration) -> O
         raise CalibrationError(
             f"calibration {elsewhere.name}: no fit for {kind}/{direction}; there is none to carry over"
         )
-    parameters = {name: _assumed(p.value, p.unit, _ELSEWHERE) for name, p in fit.parameters.items()}
+    parameters = {name: Parameter.assumed(p.value, p.unit, _ELSEWHERE) for name, p in fit.parameters.items()}
     if "t1" in parameters:
         cycles = elsewhere.clock_reference_Hz / gpu.peak("bf16").clock_Hz
-        parameters["t1"] = _assumed(parameters["t1"].value * cycles, "s", f"as many cycles {_ELSEWHERE}")
+        parameters["t1"] = Parameter.assumed(parameters["t1"].value * cycles, "s", f"as many cycles {_ELSEWHERE}")
     if form_of(kind) == "attention":
         parameters["efficiency"] = _flash(kind, direction, elsewhere)
     return OperatorFit(kind=kind, direction=direction, parameters=parameters, log_error=_ASSUMED_ERROR, points=0)
@@ -371,8 +351,8 @@ def _flash(kind: Kind, direction: Pass, elsewhere: Calibration) -> Parameter:
     level = FLASH_BEST * (1 + best.parameters["head_dim0"].value / 128) / best.parameters["efficiency"].value
     value = fit.parameters["efficiency"].value * level
     if fit is best:
-        return _fitted(value, "1", FLASH_PAPER)
-    return _assumed(value, "1", f"to the forward pass without a mask ({FLASH_PAPER}) {_ELSEWHERE}")
+        return Parameter.fitted(value, "1", FLASH_PAPER)
+    return Parameter.assumed(value, "1", f"to the forward pass without a mask ({FLASH_PAPER}) {_ELSEWHERE}")
 
 
 _PRODUCT_FITTED = ("alignment", "efficiency_256x128")
@@ -383,13 +363,15 @@ def _product(constants: Mapping[str, float]) -> dict[str, Parameter]:
     out = {}
     for name, value in values.items():
         if name == "t0":
-            out[name] = _assumed(value, "s", _LAUNCH_SOURCE)
+            out[name] = Parameter.assumed(value, "s", _LAUNCH_SOURCE)
         elif name in _PRODUCT_FITTED:
-            out[name] = _fitted(value, "1", _STEPS_SOURCE)
+            out[name] = Parameter.fitted(value, "1", _STEPS_SOURCE)
         elif name == "memory_efficiency":
-            out[name] = _fitted(value, "1", f"elementwise kernels, {_STEPS_SOURCE}")
+            out[name] = Parameter.fitted(value, "1", f"elementwise kernels, {_STEPS_SOURCE}")
         else:
-            out[name] = _assumed(value, "1", "held: iteration times don't determine it (calibrate/published/vtrain.py)")
+            out[name] = Parameter.assumed(
+                value, "1", "held: iteration times don't determine it (calibrate/published/vtrain.py)"
+            )
     return out
 
 
@@ -402,23 +384,29 @@ def _stream(kind: Kind, direction: Pass, data: Published, gpu: Gpu) -> dict[str,
     per_byte = float(one.vector_ops / one.bytes_B)
     issue = per_byte * data.stream.issue_Bps / lanes
     return {
-        "t0": _assumed(LAUNCH_S, "s", _LAUNCH_SOURCE),
-        "p": _fitted(data.stream.p, "1", _STREAM_SOURCE),
-        "memory_efficiency": _fitted(share, "1", _STEPS_SOURCE),
-        "cache_efficiency": _assumed(share, "1", "no data: tensors in the cache are taken to move as those in memory"),
-        "cache_size": _assumed(0.6, "1", "without effect, since the cache is taken to be no faster"),
-        "issue_efficiency": _fitted(issue, "1", f"as many bytes a cycle as the {_STREAM_SOURCE}"),
+        "t0": Parameter.assumed(LAUNCH_S, "s", _LAUNCH_SOURCE),
+        "p": Parameter.fitted(data.stream.p, "1", _STREAM_SOURCE),
+        "memory_efficiency": Parameter.fitted(share, "1", _STEPS_SOURCE),
+        "cache_efficiency": Parameter.assumed(
+            share, "1", "no data: tensors in the cache are taken to move as those in memory"
+        ),
+        "cache_size": Parameter.assumed(0.6, "1", "without effect, since the cache is taken to be no faster"),
+        "issue_efficiency": Parameter.fitted(issue, "1", f"as many bytes a cycle as the {_STREAM_SOURCE}"),
     }
 
 
 def _host(data: Published) -> list[HostLane]:
     """The rows' host, and under torch that of the H100's machine for want of one of an A100's."""
-    blocks = {name: _fitted(value, "s", _STEPS_SOURCE) for name, value in host_parameters(data.constants).items()}
+    blocks = {
+        name: Parameter.fitted(value, "s", _STEPS_SOURCE) for name, value in host_parameters(data.constants).items()
+    }
     lanes = [HostLane(backend=BACKEND, blocks=blocks, log_error=0.3)]  # assumed: another machine's host
     if _H100 in list_calibrations():
         for lane in shipped(_H100).host:
             carried = {
-                name: _assumed(p.value, p.unit, f"as on the machine of {_H100}, no A100's is known: {p.source}")
+                name: Parameter.assumed(
+                    p.value, p.unit, f"as on the machine of {_H100}, no A100's is known: {p.source}"
+                )
                 for name, p in lane.blocks.items()
             }
             # assumed: hosts of different machines were seen to differ by 1.3 to 1.8 times
@@ -440,18 +428,18 @@ def _power(data: Published) -> PowerFit:
     levels = data.power.levels
     return PowerFit(
         kinds={
-            f"{kind}/{direction}": _fitted(levels[_LIKE.get(kind, "stream")], "1", _POWER_SOURCE)
+            f"{kind}/{direction}": Parameter.fitted(levels[_LIKE.get(kind, "stream")], "1", _POWER_SOURCE)
             for kind in Kind
             for direction in PASSES[kind]
         },
         parameters={
-            **{name: _fitted(values[name], unit, _POWER_SOURCE) for name, unit in UNITS.items()},
-            "flop_J": _parameter(values["flop_J"], "J", "fitted", _TENSOR_SOURCE, _TENSOR_ERROR),
-            "leak_W_per_C": _assumed(LEAK_W_PER_C, "W/K", "as on this project's H100"),
-            "rise_per_C": _assumed(RISE_PER_C, "1/K", "as on this project's H100"),
-            "leak_reference_C": _assumed(LEAK_REFERENCE_C, "C", "the temperature that base_W is for"),
-            "knee_Hz": _fitted(model.knee_Hz, "Hz", _POWER_SOURCE),
-            "voltage_slope": _fitted(model.voltage_slope, "1", _POWER_SOURCE),
+            **{name: Parameter.fitted(values[name], unit, _POWER_SOURCE) for name, unit in UNITS.items()},
+            "flop_J": Parameter.fitted(values["flop_J"], "J", _TENSOR_SOURCE, _TENSOR_ERROR),
+            "leak_W_per_C": Parameter.assumed(LEAK_W_PER_C, "W/K", "as on this project's H100"),
+            "rise_per_C": Parameter.assumed(RISE_PER_C, "1/K", "as on this project's H100"),
+            "leak_reference_C": Parameter.assumed(LEAK_REFERENCE_C, "C", "the temperature that base_W is for"),
+            "knee_Hz": Parameter.fitted(model.knee_Hz, "Hz", _POWER_SOURCE),
+            "voltage_slope": Parameter.fitted(model.voltage_slope, "1", _POWER_SOURCE),
         },
         log_error=float(np.hypot(data.power_error, _TENSOR_ERROR)),
         points=data.loads,
@@ -470,10 +458,12 @@ def _thermal(data: Published, elsewhere: Calibration) -> ThermalFit:
     share = _die_share(elsewhere)
     return ThermalFit(
         parameters={
-            "die_C_per_W": _fitted(share * rise, "K/W", f"{source}; divided between die and sink as on {_H100}"),
-            "sink_C_per_W": _fitted((1 - share) * rise, "K/W", f"{source}; divided as on {_H100}"),
-            "inlet_C": _fitted(inlet, "C", source),
-            **{name: _assumed(p.value, p.unit, f"as on {_H100}: {p.source}") for name, p in times.items()},
+            "die_C_per_W": Parameter.fitted(
+                share * rise, "K/W", f"{source}; divided between die and sink as on {_H100}"
+            ),
+            "sink_C_per_W": Parameter.fitted((1 - share) * rise, "K/W", f"{source}; divided as on {_H100}"),
+            "inlet_C": Parameter.fitted(inlet, "C", source),
+            **{name: Parameter.assumed(p.value, p.unit, f"as on {_H100}: {p.source}") for name, p in times.items()},
         }
     )
 
@@ -489,16 +479,16 @@ def _network(data: Published, gpu: Gpu) -> NetworkFit:
     source = f"NCCL all-reduce of 2 to 8 A100 of one node, 1 MiB to 1 GiB, {VTRAIN}"
     carried = network_fit(gpu).parameters
     ring = {
-        f"efficiency_{name}": _assumed(data.links.efficiency, "1", f"as of the {source}")
+        f"efficiency_{name}": Parameter.assumed(data.links.efficiency, "1", f"as of the {source}")
         for name in ("reduce_scatter", "all_gather")
     }
     return NetworkFit(
         parameters={
             **carried,
             **ring,
-            "efficiency_all_reduce": _fitted(data.links.efficiency, "1", source),
-            "start_latency": _fitted(data.links.start_s, "s", source),
-            "step_latency": _fitted(data.links.step_s, "s", source),
+            "efficiency_all_reduce": Parameter.fitted(data.links.efficiency, "1", source),
+            "start_latency": Parameter.fitted(data.links.start_s, "s", source),
+            "step_latency": Parameter.fitted(data.links.step_s, "s", source),
         },
         log_error=max(data.links.log_error, 0.1),  # assumed, at least: collectives other than all-reduce
     )
@@ -508,13 +498,13 @@ def _memory() -> MemoryFit:
     return MemoryFit(
         parameters={
             # no evidence: an H100's is 1.26 GB, measured
-            "context": _assumed(0.5e9, "B", "a CUDA context with libraries loaded, not measured on an A100"),
+            "context": Parameter.assumed(0.5e9, "B", "a CUDA context with libraries loaded, not measured on an A100"),
             # CublasHandlePool.cpp: two of 4 MiB and sixteen of 8 KiB
-            "workspace": _assumed(
+            "workspace": Parameter.assumed(
                 8.0 * 2**20 + 16 * 8 * 1024, "B", "cuBLAS workspaces that PyTorch keeps before Hopper"
             ),
-            "fragmentation": _assumed(0.03, "1", "what a caching allocator under pressure cannot reuse"),
-            "log_error": _assumed(
+            "fragmentation": Parameter.assumed(0.03, "1", "what a caching allocator under pressure cannot reuse"),
+            "log_error": Parameter.assumed(
                 _MEMORY_ERROR, "1", f"twice that of {_H100}: context and workspaces are not measured"
             ),
         }

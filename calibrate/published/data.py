@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.core.errors import InputError
@@ -54,10 +53,6 @@ class Rows:
         """A column by name."""
         values: IntArray = getattr(self, name)
         return values
-
-    def take(self, rows: NDArray[np.bool_]) -> Rows:
-        """The rows picked."""
-        return Rows(**{name: values[rows] for name, values in vars(self).items()})
 
 
 def read_rows(path: Path) -> Rows:

@@ -15,12 +15,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moemodel.calibration.least_squares import NearbySlopes, minimise
 from moemodel.calibration.published.data import AllReduce, Rows
 from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp
-from moemodel.model.core.arrays import BoolArray, FloatArray
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
 from moemodel.model.device.roofline import form_of, shape_features
 from moemodel.model.frameworks.base import Precision
 from moemodel.model.frameworks.registry import framework_of
@@ -173,7 +172,7 @@ class Group:
 
     architecture: Architecture
     plans: PlanBatch
-    place: NDArray[np.int64]
+    place: IntArray
 
 
 def groups(rows: Rows, recompute: Recompute = Recompute.NONE) -> list[Group]:
@@ -244,10 +243,7 @@ def chip_parameters(gpu: Gpu) -> dict[str, Parameter]:
         "l2_B": (float(gpu.l2_B), "B"),
     }
     source = f"GPU description {gpu.name}"
-    return {
-        name: Parameter(value=value, unit=unit, origin="datasheet", source=source)
-        for name, (value, unit) in values.items()
-    }
+    return {name: Parameter.datasheet(value, unit, source) for name, (value, unit) in values.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,7 +326,7 @@ _LINKS_UNUSED = dict.fromkeys(NETWORK.required, 1.0) | {"link_power": 0.0}  # `C
 
 
 def _bare(values: Mapping[str, float]) -> dict[str, Parameter]:
-    return {name: Parameter(value=value, unit="", origin="fitted", source="") for name, value in values.items()}
+    return {name: Parameter.fitted(value, "", "") for name, value in values.items()}
 
 
 def predicted_s(batches: list[Group], machine: System) -> FloatArray:

@@ -1,19 +1,32 @@
-"""Read a profile: the manifest checked by pydantic, the tables as data frames with the schema's columns."""
+"""Read a profile: the manifest checked by pydantic, the tables as typed columns."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
+from moemodel.calibration.store.profile_tables import (
+    AlternatingTable,
+    CollectiveTable,
+    HostTable,
+    OperatorTable,
+    OverlapTable,
+    PowerTable,
+    ProfileTable,
+    ThermalTable,
+)
 from moemodel.model.core.documents import read_json
 from moemodel.model.core.errors import InputError, ProfileError
 from moemodel.model.records.profile import MANIFEST, MERGED_PARTS, SCHEMA_VERSION, TABLES, Manifest
+
+_Table = TypeVar("_Table", bound=ProfileTable)
 
 
 class _Version(BaseModel):
@@ -22,11 +35,17 @@ class _Version(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """A profile in memory: `tables` by name, empty where a section was not measured; `chips` that it pools."""
+    """A profile in memory: tables are empty where a section was not measured; `chips` is how many it pools."""
 
     folder: Path
     manifest: Manifest
-    tables: dict[str, pd.DataFrame]
+    operators: OperatorTable
+    power: PowerTable
+    alternating: AlternatingTable
+    thermal: ThermalTable
+    host: HostTable
+    collectives: CollectiveTable
+    overlap: OverlapTable
     chips: int = 1
 
 
@@ -46,11 +65,30 @@ def read_profile(folder: Path) -> Profile:
         manifest = read_json(path, Manifest)
     except InputError as error:
         raise ProfileError(str(error)) from None
-    return Profile(folder=folder, manifest=manifest, tables={name: _table(folder, name) for name in TABLES})
+    return Profile(
+        folder=folder,
+        manifest=manifest,
+        operators=_table(folder, OperatorTable),
+        power=_table(folder, PowerTable),
+        alternating=_table(folder, AlternatingTable),
+        thermal=_table(folder, ThermalTable),
+        host=_table(folder, HostTable),
+        collectives=_table(folder, CollectiveTable),
+        overlap=_table(folder, OverlapTable),
+    )
 
 
-def _table(folder: Path, name: str) -> pd.DataFrame:
-    """A table: what was merged, and the parts that an unfinished profile left beside it."""
+def _table(folder: Path, table: type[_Table]) -> _Table:
+    return table.of(read_table(folder, table.ROW.TABLE))
+
+
+def read_table(folder: Path, name: str) -> pd.DataFrame:
+    """A table of a profile with the schema's columns: what was merged, and the parts that an unfinished profile left
+    beside it; empty where there is neither.
+
+    Raises:
+        ProfileError: it is truncated or lacks columns.
+    """
     whole = folder / f"{name}.parquet"
     merged = _merged_parts(whole) if whole.exists() else set()
     parts = [part for part in sorted((folder / name).glob("part-*.parquet")) if part.name not in merged]

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moemodel.calibration.least_squares import NearbySlopes, minimise, standard_errors
 from moemodel.calibration.update.scale_factors import UNKNOWN_ERROR, ScaleFactor
-from moemodel.model.core.arrays import BoolArray, FloatArray
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.measured import QUANTITIES, known, predict_as_run
@@ -114,7 +113,7 @@ class Fitter:
         """Something was measured that can be fitted."""
         return bool(np.isfinite(self._missed(np.zeros(len(self.knobs)))).any())
 
-    def part(self, name: str, shown: Sequence[str], groups: NDArray[np.int64]) -> Part:
+    def part(self, name: str, shown: Sequence[str], groups: IntArray) -> Part:
         """The fit to all runs, and the errors of `shown` quantities with and without it, and on groups left out."""
         start, everything = np.zeros(len(self.knobs)), np.ones(len(self.runs), dtype=np.bool_)
         best = self.fit(everything)

@@ -23,11 +23,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 import moemodel
 from moemodel.calibration.update.fitter import FittedFactor, Fitter, MeasuredRun, Part
 from moemodel.calibration.update.scale_factors import ScaleFactor, memory_knobs, power_knobs, time_knobs
+from moemodel.model.core.arrays import IntArray
 from moemodel.model.core.errors import CalibrationError, InputError
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration, Parameter
@@ -158,7 +158,7 @@ def kind_of(plan: Plan) -> str:
     return ", ".join(words) or "one GPU"
 
 
-def _groups(runs: Sequence[MeasuredRun]) -> tuple[NDArray[np.int64], str]:
+def _groups(runs: Sequence[MeasuredRun]) -> tuple[IntArray, str]:
     """Which runs are left out of a fit together, and how to call that: kinds of plans, or plans where they are few."""
     kinds = list(dict.fromkeys(run.kind for run in runs))
     if len(kinds) >= FEWEST:

@@ -49,6 +49,26 @@ class Parameter(Strict):
     source: str
     error: float | None = Field(default=None, ge=0, description="relative standard error; null: unknown")
 
+    @classmethod
+    def measured(cls, value: float, unit: str, source: str, error: float | None = None) -> Parameter:
+        """On this GPU, for this calibration."""
+        return cls(value=value, unit=unit, origin="measured", source=source, error=error)
+
+    @classmethod
+    def fitted(cls, value: float, unit: str, source: str, error: float | None = None) -> Parameter:
+        """To cited measurements of others."""
+        return cls(value=value, unit=unit, origin="fitted", source=source, error=error)
+
+    @classmethod
+    def datasheet(cls, value: float, unit: str, source: str) -> Parameter:
+        """What the vendor says."""
+        return cls(value=value, unit=unit, origin="datasheet", source=source)
+
+    @classmethod
+    def assumed(cls, value: float, unit: str, source: str, error: float | None = None) -> Parameter:
+        """On the ground that `source` gives."""
+        return cls(value=value, unit=unit, origin="assumed", source=source, error=error)
+
 
 def _checked(parameters: dict[str, Parameter], names: Names, part: str = "") -> dict[str, Parameter]:
     """The parameters of a part, if they are all there and none is unknown."""

@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from moemodel.calibration.fit.operators import Observations, observations
-from moemodel.calibration.store.profile_reader import read_profile
+from moemodel.calibration.store.profile_reader import read_table
+from moemodel.calibration.store.profile_tables import OperatorTable
 from moemodel.cli import main
 from moemodel.model.device.roofline import RooflineChip, parts, time_at
 from moemodel.model.operators.work import SHAPE_FIELDS, Kind, Pass, Shape
@@ -95,7 +96,7 @@ def observed() -> Callable[[pd.DataFrame], Observations]:
     """The observations of a table that holds one operator."""
 
     def one(table: pd.DataFrame) -> Observations:
-        (data,) = observations(table)
+        (data,) = observations(OperatorTable.of(table))
         return data
 
     return one
@@ -146,7 +147,7 @@ def thin_profiles(tmp_path_factory: pytest.TempPathFactory, write_profile: Write
     copies = []
     others = sorted(source for source in COMMITTED.parent.glob("*h100-sxm-80gb-*") if source != COMMITTED)
     for source in (COMMITTED, *others):
-        tables = dict(read_profile(source).tables)
+        tables = {name: read_table(source, name) for name in TABLES}
         rows = tables["operators"]
         if rows.empty:  # of the links alone
             copies.append(source)
@@ -160,12 +161,11 @@ def thin_profiles(tmp_path_factory: pytest.TempPathFactory, write_profile: Write
 @pytest.fixture(scope="session")
 def small_profile(tmp_path_factory: pytest.TempPathFactory, write_profile: WriteProfile) -> Path:
     """Two operators of the committed profile and too few loads for a power model: fitted in no time."""
-    tables = read_profile(COMMITTED).tables
-    operators = thinned(tables["operators"], 3)
+    operators = thinned(read_table(COMMITTED, "operators"), 3)
     few = {
         "operators": operators[operators["kind"].isin([Kind.COPY, Kind.ADAMW])],
-        "power": tables["power"].head(7),
-        "host": tables["host"],
+        "power": read_table(COMMITTED, "power").head(7),
+        "host": read_table(COMMITTED, "host"),
     }
     return write_profile(tmp_path_factory.mktemp("small") / "profile", few)
 

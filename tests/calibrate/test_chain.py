@@ -14,7 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from moemodel.calibration.store.profile_reader import read_profile
+from moemodel.calibration.store.profile_reader import read_table
 from moemodel.cli import main
 from moemodel.model.operators.work import PASSES, Kind
 from moemodel.model.records.calibration import Calibration, read_calibration
@@ -96,7 +96,7 @@ def answer(plan: Path, calibration_file: Path) -> dict[str, Any]:
 
 
 def test_every_operator_was_measured_and_fitted(profile: Path, calibration: Calibration) -> None:
-    measured = read_profile(profile).tables["operators"].groupby(["kind", "direction"])
+    measured = read_table(profile, "operators").groupby(["kind", "direction"])
     every = {(str(kind), str(direction)) for kind in Kind for direction in PASSES[kind]}
     assert set(measured.groups) == every
     assert {(str(fit.kind), str(fit.direction)) for fit in calibration.operators} == every
@@ -143,10 +143,10 @@ def test_a_person_gets_the_same(plan: Path, calibration_file: Path, answer: dict
 
 
 def test_profiling_again_measures_nothing_anew(profile: Path) -> None:
-    before = read_profile(profile).tables["operators"]
+    before = read_table(profile, "operators")
     result = _run("profile", "--gpu", "cpu", "-o", profile, "--budget", "60", "--sections", "mixed,solo")
     assert result.exit_code == 0, result.output
-    assert read_profile(profile).tables["operators"].equals(before)
+    assert read_table(profile, "operators").equals(before)
 
 
 def test_a_plan_of_another_gpu_is_refused(plan: Path, folder: Path, calibration_file: Path) -> None:

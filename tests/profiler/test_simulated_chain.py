@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from moemodel.calibration.fit import operators
 from moemodel.calibration.fit.calibration import calibrate_profile
 from moemodel.calibration.fit.power import loads_of
+from moemodel.calibration.store.profile_tables import PowerTable
 from moemodel.cli import main
 from moemodel.cli.profile import profile_command
 from moemodel.model.core.errors import DeviceError
@@ -358,7 +359,7 @@ def test_without_permission_there_is_time_but_no_power(tmp_path: Path) -> None:
     assert power["power_W"].isna().all()
     assert power["sm_activity"].isna().all()
     assert power["clock_Hz"].notna().sum() == 4
-    assert len(loads_of(power, 1.98e9)) == 0  # so the calibration models none
+    assert len(loads_of(PowerTable.of(power), 1.98e9)) == 0  # so the calibration models none
     assert pd.read_parquet(outcome.folder / "operators.parquet")["time_s"].notna().all()
 
 

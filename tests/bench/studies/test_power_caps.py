@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.arrays import FloatArray, take_rows
 from studies.power_caps import CODE_PARAMETERS, GPU_PARAMETERS, CapModel, CapRows, fit_caps
 
 LOWEST_HZ, TOP_HZ = 0.15e9, 1.5e9
@@ -89,11 +89,11 @@ def test_waiting_draws_what_an_idle_gpu_does_and_takes_its_time_under_any_cap() 
 def test_caps_between_and_beyond_those_of_the_fit_are_predicted() -> None:
     every = measured(CAPS_W)
     seen = np.isin(every.cap_W, CAPS_W[1::2])
-    model = fit_caps(every.take(seen), len(CODES), LOWEST_HZ, TOP_HZ)
-    time_s, power_W = model.predict(every.take(~seen))
-    between = every.take(~seen).cap_W > CAPS_W[1]
-    off_time = np.abs(time_s / every.take(~seen).time_s - 1)
-    off_power = np.abs(power_W / every.take(~seen).power_W - 1)
+    model = fit_caps(take_rows(every, seen), len(CODES), LOWEST_HZ, TOP_HZ)
+    time_s, power_W = model.predict(take_rows(every, ~seen))
+    between = take_rows(every, ~seen).cap_W > CAPS_W[1]
+    off_time = np.abs(time_s / take_rows(every, ~seen).time_s - 1)
+    off_power = np.abs(power_W / take_rows(every, ~seen).power_W - 1)
     assert off_time[between].mean() < 0.01
     assert off_power[between].mean() < 0.015
     assert off_time[~between].mean() < 0.1
@@ -111,7 +111,7 @@ def test_rows_that_were_not_seen_do_not_matter() -> None:
         time_s=np.where(seen, every.time_s, np.nan),
         power_W=np.where(seen, every.power_W, np.nan),
     )
-    models = [fit_caps(table.take(seen), len(CODES), LOWEST_HZ, TOP_HZ) for table in (every, spoilt)]
+    models = [fit_caps(take_rows(table, seen), len(CODES), LOWEST_HZ, TOP_HZ) for table in (every, spoilt)]
     assert np.array_equal(models[0].predict(every)[0], models[1].predict(spoilt)[0])
 
 

@@ -16,14 +16,14 @@ import pytest
 from moemodel.calibration.fit.calibration import calibrate_profile
 from moemodel.calibration.fit.operators import HeldOut
 from moemodel.calibration.store.catalogue import shipped
-from moemodel.calibration.store.profile_reader import Profile, read_profile
+from moemodel.calibration.store.profile_reader import read_profile, read_table
 from moemodel.model.core.errors import ProfileError
 from moemodel.model.device.roofline import chip_of_calibration, operator_time
 from moemodel.model.device.thermal import thermal_model
 from moemodel.model.hardware.gpu import read_gpu
 from moemodel.model.operators.work import PASSES, SHAPE_FIELDS, Kind, Pass, Shape
 from moemodel.model.records.calibration import Calibration, read_calibration
-from moemodel.model.records.profile import MANIFEST
+from moemodel.model.records.profile import MANIFEST, Manifest
 
 WriteProfile = Callable[..., Path]
 Fitted = tuple[Calibration, list[HeldOut]]
@@ -32,13 +32,19 @@ _OMITTED = "created", "moemodel_version"
 
 
 @pytest.fixture(scope="module")
-def profile(thin_profiles: list[Path]) -> Profile:
-    """The first profile, with the operators, loads and host times of all."""
-    first, *others = map(read_profile, thin_profiles)
+def manifest(thin_profiles: list[Path]) -> Manifest:
+    """Of the first profile."""
+    return read_profile(thin_profiles[0]).manifest
+
+
+@pytest.fixture(scope="module")
+def tables(thin_profiles: list[Path]) -> dict[str, pd.DataFrame]:
+    """The operators, loads and host times of all profiles."""
+    found = {}
     for name in ("operators", "power", "host"):
-        parts = [profile.tables[name] for profile in (first, *others)]
-        first.tables[name] = pd.concat([part for part in parts if len(part)], ignore_index=True)
-    return first
+        parts = [read_table(folder, name) for folder in thin_profiles]
+        found[name] = pd.concat([part for part in parts if len(part)], ignore_index=True)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +57,9 @@ def calibration(fitted: Fitted) -> Calibration:
     return fitted[0]
 
 
-def test_every_operator_of_the_profile_has_a_fit_and_an_error(fitted: Fitted, profile: Profile) -> None:
+def test_every_operator_of_the_profile_has_a_fit_and_an_error(fitted: Fitted, tables: dict[str, pd.DataFrame]) -> None:
     calibration, errors = fitted
-    rows = profile.tables["operators"].groupby(["kind", "direction"])
+    rows = tables["operators"].groupby(["kind", "direction"])
     fits = {(str(fit.kind), str(fit.direction)): fit for fit in calibration.operators}
     assert len(fits) == len(calibration.operators)
     assert set(fits) == set(rows.groups)
@@ -64,12 +70,11 @@ def test_every_operator_of_the_profile_has_a_fit_and_an_error(fitted: Fitted, pr
 
 
 def test_the_committed_profile_has_every_operator_and_pass_in_it(committed: Path) -> None:
-    rows = read_profile(committed).tables["operators"]
+    rows = read_table(committed, "operators")
     assert set(rows.groupby(["kind", "direction"]).groups) == {(str(k), str(p)) for k in Kind for p in PASSES[k]}
 
 
-def test_it_says_on_what_it_was_measured(calibration: Calibration, profile: Profile) -> None:
-    manifest = profile.manifest
+def test_it_says_on_what_it_was_measured(calibration: Calibration, manifest: Manifest) -> None:
     assert calibration.name == calibration.gpu == manifest.gpu
     for fact in (manifest.device.name, manifest.created[:10], manifest.libraries["torch"], manifest.device.driver):
         assert str(fact) in calibration.provenance
@@ -104,23 +109,25 @@ def test_the_chip_is_that_of_the_datasheet(calibration: Calibration) -> None:
     assert chip.multiprocessors * chip.flops_per_cycle * peak.clock_Hz == pytest.approx(peak.flops_per_s, rel=1e-3)
 
 
-def test_the_clocks_measured_are_those_of_the_samples(calibration: Calibration, profile: Profile) -> None:
+def test_the_clocks_measured_are_those_of_the_samples(
+    calibration: Calibration, tables: dict[str, pd.DataFrame]
+) -> None:
     low_Hz, high_Hz = calibration.clock_measured_Hz
-    clocks_Hz = profile.tables["operators"]["clock_Hz"]
+    clocks_Hz = tables["operators"]["clock_Hz"]
     assert clocks_Hz.min() <= low_Hz < high_Hz <= clocks_Hz.max()
     assert ((clocks_Hz >= low_Hz) & (clocks_Hz <= high_Hz)).mean() > 0.98
 
 
-def test_the_context_is_what_the_driver_counted(calibration: Calibration, profile: Profile) -> None:
+def test_the_context_is_what_the_driver_counted(calibration: Calibration, manifest: Manifest) -> None:
     context = calibration.memory.parameters["context"]
-    assert context.value == profile.manifest.host["context_B"]
+    assert context.value == manifest.host["context_B"]
     assert context.origin == "measured"
 
 
-def test_host_times_are_those_of_the_blocks(calibration: Calibration, profile: Profile) -> None:
+def test_host_times_are_those_of_the_blocks(calibration: Calibration, tables: dict[str, pd.DataFrame]) -> None:
     (lane,) = calibration.host
     assert lane.backend == "torch"
-    rows = profile.tables["host"].set_index(["block", "direction"])["host_time_s"]
+    rows = tables["host"].set_index(["block", "direction"])["host_time_s"]
     for block in ("dense_layer", "dense_layer_gated", "dense_layer_gated_qk_norm", "moe_layer", "moe_layer_qk_norm"):
         for direction in ("forward", "backward"):
             assert lane.blocks[f"{block}/{direction}"].value == pytest.approx(rows[block, direction].mean())
@@ -129,24 +136,28 @@ def test_host_times_are_those_of_the_blocks(calibration: Calibration, profile: P
     assert lane.blocks["head_and_loss/forward"].value == pytest.approx(rows["head_and_loss", "forward"].mean())
 
 
-def test_power_stays_within_what_the_device_draws(calibration: Calibration, profile: Profile) -> None:
-    watts = profile.tables["power"]["power_W"].dropna()
+def test_power_stays_within_what_the_device_draws(
+    calibration: Calibration, tables: dict[str, pd.DataFrame], manifest: Manifest
+) -> None:
+    watts = tables["power"]["power_W"].dropna()
     assert calibration.power.points == len(watts)
     idle_W = sum(calibration.power.parameters[name].value for name in ("base_W", "tree_W"))
     assert 0.8 * watts.min() < idle_W < 1.2 * watts.min()
     assert calibration.power.log_error < 0.11  # two chips, one much warmer than the other
-    cap_W = profile.manifest.device.power_limit_W
+    cap_W = manifest.device.power_limit_W
     assert cap_W is not None
     assert 0.95 < calibration.governor.parameters["sustained_share"].value <= 1.0
-    clocks_Hz = profile.tables["operators"]["clock_Hz"]
+    clocks_Hz = tables["operators"]["clock_Hz"]
     assert clocks_Hz.min() < calibration.governor.parameters["tensor_clock"].value < clocks_Hz.max()
 
 
-def test_the_two_clocks_of_a_shape_are_both_explained(calibration: Calibration, profile: Profile) -> None:
+def test_the_two_clocks_of_a_shape_are_both_explained(
+    calibration: Calibration, tables: dict[str, pd.DataFrame]
+) -> None:
     """Over all operators, half of the samples lie within 5 % of what the fit says of their shape and clock."""
     chip = chip_of_calibration(calibration)
     ratios = []
-    for (kind, direction), rows in profile.tables["operators"].groupby(["kind", "direction"]):
+    for (kind, direction), rows in tables["operators"].groupby(["kind", "direction"]):
         fit = calibration.operator(Kind(str(kind)), Pass(str(direction)))
         assert fit is not None
         for few in (
@@ -163,10 +174,10 @@ def test_the_two_clocks_of_a_shape_are_both_explained(calibration: Calibration, 
 
 
 def test_the_calibration_that_ships_predicts_what_the_committed_profile_gives(
-    calibration: Calibration, profile: Profile, kept_whole: list[tuple[str, str]]
+    calibration: Calibration, tables: dict[str, pd.DataFrame], kept_whole: list[tuple[str, str]]
 ) -> None:
     """To a few per cent a shape: fits stop early, and another processor's last digits lead them elsewhere."""
-    samples = profile.tables["operators"]
+    samples = tables["operators"]
     ours = shipped("h100-sxm-80gb")
     chip, clocks_Hz = chip_of_calibration(ours), np.array([1.2e9, 1.6e9, 1.98e9])
     assert chip_of_calibration(calibration) == chip
@@ -231,7 +242,7 @@ def test_no_trace_gives_no_rise_and_says_so(sparse: Calibration) -> None:
 
 
 def test_no_context_is_assumed(small_profile: Path, tmp_path: Path, write_profile: WriteProfile) -> None:
-    folder = write_profile(tmp_path / "profile", {"operators": read_profile(small_profile).tables["operators"]})
+    folder = write_profile(tmp_path / "profile", {"operators": read_table(small_profile, "operators")})
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     del manifest["host"]["context_B"]
     (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")

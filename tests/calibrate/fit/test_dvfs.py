@@ -10,6 +10,7 @@ import pytest
 
 from moemodel.calibration.fit.dvfs import GAIN_HZ_PER_J, SHARPNESS, fit_gain, fit_governor, no_governor, with_gain
 from moemodel.calibration.fit.power import Loads, loads_of
+from moemodel.calibration.store.profile_tables import AlternatingTable, OperatorTable, PowerTable
 from moemodel.model.device.dvfs import TensorLimit
 from moemodel.model.device.roofline import RooflineChip
 from moemodel.model.device.sustained_load import Part, sustained_load
@@ -40,7 +41,7 @@ def _loads(*loads: tuple[float, float, float]) -> Loads:
         }
         for duty, clock_Hz, power_W in loads
     ]
-    return loads_of(pd.DataFrame(rows).reindex(columns=list(TABLES["power"])), TOP_HZ)
+    return loads_of(PowerTable.of(pd.DataFrame(rows).reindex(columns=list(TABLES["power"]))), TOP_HZ)
 
 
 def _operators(chip: RooflineChip, *, sweep: str = "solo", noise: float = 0.003, share: float = 1.0) -> pd.DataFrame:
@@ -68,7 +69,7 @@ def _operators(chip: RooflineChip, *, sweep: str = "solo", noise: float = 0.003,
 
 
 def _fit(loads: Loads, operators: pd.DataFrame, chip: RooflineChip, cap_W: float = CAP_W) -> GovernorFit:
-    return fit_governor(loads, operators, chip, cap_W, MADE_UP)
+    return fit_governor(loads, OperatorTable.of(operators), chip, cap_W, MADE_UP)
 
 
 FREE = _loads((1.0, TOP_HZ, 300.0), (0.5, TOP_HZ, 200.0))
@@ -207,10 +208,14 @@ def blank(calibration: Calibration) -> Calibration:
     return _device(calibration.model_copy(update={"power": power}), 1e7)
 
 
+def _gain(calibration: Calibration, alternating: pd.DataFrame, loads: pd.DataFrame, cap_W: float) -> Parameter:
+    return fit_gain(calibration, AlternatingTable.of(alternating), PowerTable.of(loads), cap_W, MADE_UP)
+
+
 @pytest.mark.parametrize("gain", [4e6, 9e6, 24e6])
 def test_the_gain_comes_back_from_alternations(blank: Calibration, gain: float) -> None:
     device = _device(blank, gain)
-    found = fit_gain(blank, _alternating(device), _powers(device), LIMIT_W, MADE_UP)
+    found = _gain(blank, _alternating(device), _powers(device), LIMIT_W)
     assert found.value == pytest.approx(gain, rel=0.1)
     assert (found.unit, found.origin, found.source) == ("Hz/J", "measured", MADE_UP)
     assert found.error is not None
@@ -219,7 +224,7 @@ def test_the_gain_comes_back_from_alternations(blank: Calibration, gain: float) 
 
 def test_noise_of_the_readings_is_its_error(blank: Calibration) -> None:
     device = _device(blank, 9e6)
-    found = fit_gain(blank, _alternating(device, noise=0.01), _powers(device), LIMIT_W, MADE_UP)
+    found = _gain(blank, _alternating(device, noise=0.01), _powers(device), LIMIT_W)
     assert found.value == pytest.approx(9e6, rel=0.5)
     assert found.error is not None
     assert 0.001 < found.error < 0.02
@@ -234,7 +239,7 @@ def test_no_alternation_gives_the_gain_of_another_gpu_and_says_so(blank: Calibra
         (rows, loads[loads["kind"] == "gemm"]),
         (rows, loads[loads["kind"] == "copy"]),
     ):
-        found = fit_gain(blank, alternating, powers, LIMIT_W, MADE_UP)
+        found = _gain(blank, alternating, powers, LIMIT_W)
         assert (found.value, found.origin) == (GAIN_HZ_PER_J, "assumed")
         assert "as an H100 80GB HBM3" in found.source
 
@@ -242,7 +247,7 @@ def test_no_alternation_gives_the_gain_of_another_gpu_and_says_so(blank: Calibra
 @pytest.mark.parametrize("limit_W", [400.0, 1e4])
 def test_alternations_that_tell_no_gain_from_another_are_not_said_to(blank: Calibration, limit_W: float) -> None:
     """Both loads above the limit draw it whatever the gain, and neither is held back by one far above."""
-    found = fit_gain(blank, _alternating(blank), _powers(blank), limit_W, MADE_UP)
+    found = _gain(blank, _alternating(blank), _powers(blank), limit_W)
     assert (found.value, found.origin) == (GAIN_HZ_PER_J, "assumed")
 
 

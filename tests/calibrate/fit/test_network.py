@@ -14,6 +14,7 @@ from moemodel.calibration.fit.calibration import calibrate_profile
 from moemodel.calibration.fit.collective_overlap import hidden_shares, host_call_s, link_powers, slowdowns
 from moemodel.calibration.fit.collective_times import fit_skew, fit_times, held_out_sizes, link_rows, predicted_s
 from moemodel.calibration.fit.network import measured_network, network_fit, node_bandwidth
+from moemodel.calibration.store.profile_tables import CollectiveTable, OverlapTable
 from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.network.collectives import Collective, Network
 from moemodel.model.records.calibration import NetworkFit
@@ -99,7 +100,7 @@ def beside(hidden: float, slower: float, memory_slower: float = 1.25) -> pd.Data
 
 @pytest.mark.parametrize("collective", list(Collective))
 def test_known_parameters_come_back(collective: Collective) -> None:
-    rows = next(r for r in link_rows(measured(formula)) if r.collective is collective)
+    rows = next(r for r in link_rows(CollectiveTable.of(measured(formula))) if r.collective is collective)
     fit = fit_times(rows, NODE_BPS)
     assert fit.efficiency == pytest.approx(TRUE.efficiency[collective], rel=1e-3)
     if collective is not Collective.SEND_RECV:  # which is measured between two
@@ -109,7 +110,9 @@ def test_known_parameters_come_back(collective: Collective) -> None:
 
 
 def test_one_group_cannot_tell_a_step_from_a_start() -> None:
-    rows = next(r for r in link_rows(measured(formula, ranks=2)) if r.collective is Collective.ALL_REDUCE)
+    rows = next(
+        r for r in link_rows(CollectiveTable.of(measured(formula, ranks=2))) if r.collective is Collective.ALL_REDUCE
+    )
     fit = fit_times(rows, NODE_BPS)
     assert not fit.step_measured
     assert fit.start_s + 2 * fit.step_s == pytest.approx(8e-6 + 2 * 1.5e-6, rel=1e-3)
@@ -117,10 +120,10 @@ def test_one_group_cannot_tell_a_step_from_a_start() -> None:
 
 @pytest.mark.parametrize("collective", list(Collective))
 def test_held_out_sizes_of_changing_protocols(collective: Collective) -> None:
-    rows = next(r for r in link_rows(measured(protocols, noise=0.01)) if r.collective is collective)
+    rows = next(r for r in link_rows(CollectiveTable.of(measured(protocols, noise=0.01))) if r.collective is collective)
     found = held_out_sizes(rows, NODE_BPS)
     assert len(found.size_B) == 18 * len(np.unique(rows.ranks))
-    assert 0.001 < found.mape < 0.06
+    assert 0.001 < np.abs(np.expm1(found.log_ratio)).mean() < 0.06
     fit = fit_times(rows, NODE_BPS)
     assert predicted_s(fit, rows.size_B, rows.ranks, NODE_BPS) == pytest.approx(rows.time_s, rel=1e-4)
 
@@ -130,7 +133,9 @@ def test_a_size_that_was_held_out_is_not_seen() -> None:
     table = measured(formula, ranks=2)
     odd = (table["collective"] == "all_reduce") & (table["size_B"] == 4 << 20)
     table.loc[odd, "time_s"] *= 2
-    found = held_out_sizes(next(r for r in link_rows(table) if r.collective is Collective.ALL_REDUCE), NODE_BPS)
+    found = held_out_sizes(
+        next(r for r in link_rows(CollectiveTable.of(table)) if r.collective is Collective.ALL_REDUCE), NODE_BPS
+    )
     error = dict(zip(found.size_B, found.log_ratio, strict=True))
     assert error[4 << 20] == pytest.approx(-np.log(2), abs=0.1)
     assert abs(error[256 << 20]) < 0.1
@@ -139,14 +144,17 @@ def test_a_size_that_was_held_out_is_not_seen() -> None:
 def test_repeated_readings_count_by_their_median() -> None:
     table = measured(formula, ranks=2)
     wild = table.assign(time_s=table["time_s"] * 100)
-    once, thrice = link_rows(table), link_rows(pd.concat([table, wild, table], ignore_index=True))
+    once, thrice = (
+        link_rows(CollectiveTable.of(table)),
+        link_rows(CollectiveTable.of(pd.concat([table, wild, table], ignore_index=True))),
+    )
     assert [r.time_s.tolist() for r in thrice] == [r.time_s.tolist() for r in once]
 
 
 def test_messages_among_more_than_two_are_exchanges() -> None:
     table = measured(formula)
     table.loc[table["collective"] == EXCHANGE, "time_s"] *= 2
-    rows = next(r for r in link_rows(table) if r.collective is Collective.SEND_RECV)
+    rows = next(r for r in link_rows(CollectiveTable.of(table)) if r.collective is Collective.SEND_RECV)
     alone_s = np.array([formula(Collective.SEND_RECV, size_B, 2) for size_B in rows.size_B])
     assert set(rows.ranks) == {2, 4}
     assert rows.time_s == pytest.approx(np.where(rows.ranks == 2, 1, 2) * alone_s)
@@ -155,51 +163,53 @@ def test_messages_among_more_than_two_are_exchanges() -> None:
 @pytest.mark.parametrize("share", [0.6, 1.0])
 def test_the_share_of_a_skew_comes_back(share: float) -> None:
     table = measured(formula, skew_share=share)
-    even = fit_times(next(r for r in link_rows(table) if r.collective is Collective.ALL_TO_ALL), NODE_BPS)
-    found = fit_skew(table, even, NODE_BPS)
+    even = fit_times(
+        next(r for r in link_rows(CollectiveTable.of(table)) if r.collective is Collective.ALL_TO_ALL), NODE_BPS
+    )
+    found = fit_skew(CollectiveTable.of(table), even, NODE_BPS)
     assert found == (pytest.approx(share, abs=0.01), pytest.approx(0, abs=0.01))
-    assert fit_skew(table[table["skew"] == 1], even, NODE_BPS) is None
+    assert fit_skew(CollectiveTable.of(table[table["skew"] == 1]), even, NODE_BPS) is None
 
 
 # --- power, host, overlap ------------------------------------------------------------------------------------------
 
 
 def test_power_is_that_while_it_runs() -> None:
-    found = link_powers(measured(formula))
+    found = link_powers(CollectiveTable.of(measured(formula)))
     assert set(found) == set(Collective)
     assert [each.value for each in found.values()] == pytest.approx([150.0] * 5)
     unknown = measured(formula)
     unknown["power_W"] = np.nan
-    assert link_powers(unknown) == {}
+    assert link_powers(CollectiveTable.of(unknown)) == {}
 
 
 def test_the_host_queues_a_collective_in_its_time() -> None:
-    found = host_call_s(measured(formula))
+    found = host_call_s(CollectiveTable.of(measured(formula)))
     assert found is not None
     assert found.value == pytest.approx(2.5e-5)
-    assert host_call_s(measured(formula).assign(host_time_s=np.nan)) is None
+    assert host_call_s(CollectiveTable.of(measured(formula).assign(host_time_s=np.nan))) is None
 
 
 def test_what_hides_is_reckoned_in_cycles_of_products() -> None:
     table = beside(hidden=0.7, slower=1.2)
-    products = slowdowns(table)[lambda rows: rows["computation"] == "gemm"]
-    assert products["computation_slowdown"].to_numpy() == pytest.approx(1.2)
+    products = slowdowns(OverlapTable.of(table[table["computation"] == "gemm"]))
+    assert products.computation == pytest.approx(1.2)
     for memory_bound in (False, True):
-        shares = hidden_shares(table, memory_bound=memory_bound)
+        shares = hidden_shares(OverlapTable.of(table), memory_bound=memory_bound)
         assert set(shares) == set(Collective)
         assert [share.value for share in shares.values()] == pytest.approx([0.7] * 5)
 
 
 def test_without_a_clock_seconds_count() -> None:
     table = beside(hidden=0.7, slower=1.2).assign(together_clock_Hz=np.nan)
-    assert slowdowns(table)["computation_slowdown"].iloc[0] == pytest.approx(1.2 / 0.9)
+    assert slowdowns(OverlapTable.of(table)).computation[0] == pytest.approx(1.2 / 0.9)
 
 
 def test_nothing_hides_less_than_nothing_or_more_than_all() -> None:
     table = beside(hidden=0.7, slower=1.2).assign(together_collective_time_s=1.0)
-    assert {share.value for share in hidden_shares(table, memory_bound=False).values()} == {0.0}
+    assert {share.value for share in hidden_shares(OverlapTable.of(table), memory_bound=False).values()} == {0.0}
     table = beside(hidden=0.7, slower=1.2).assign(together_computation_time_s=0.5e-3)
-    assert {share.value for share in hidden_shares(table, memory_bound=False).values()} == {1.0}
+    assert {share.value for share in hidden_shares(OverlapTable.of(table), memory_bound=False).values()} == {1.0}
 
 
 # --- the whole fit -------------------------------------------------------------------------------------------------
@@ -209,19 +219,23 @@ def tables(collectives: pd.DataFrame, overlap: pd.DataFrame) -> dict[str, pd.Dat
     return {"collectives": collectives, "overlap": overlap}
 
 
+def _typed(collectives: pd.DataFrame, overlap: pd.DataFrame) -> tuple[CollectiveTable, OverlapTable]:
+    return CollectiveTable.of(collectives), OverlapTable.of(overlap)
+
+
 def empty(name: str) -> pd.DataFrame:
     return pd.DataFrame(columns=list(TABLES[name]))
 
 
 def test_a_profile_of_one_gpu_has_the_links_of_the_data_file(h100: Gpu) -> None:
-    fit, errors = measured_network(h100, tables(empty("collectives"), empty("overlap")), None, "a test")
+    fit, errors = measured_network(h100, *_typed(empty("collectives"), empty("overlap")), None, "a test")
     assert fit == network_fit(h100)
     assert errors == []
     assert fit.curves == []
 
 
 def test_a_profile_of_several_has_its_own(h100: Gpu) -> None:
-    fit, errors = measured_network(h100, tables(measured(protocols), beside(0.7, 1.2)), None, "a test")
+    fit, errors = measured_network(h100, *_typed(measured(protocols), beside(0.7, 1.2)), None, "a test")
     values = {name: p.value for name, p in fit.parameters.items()}
     assert values["overlap"] == pytest.approx(0.7)
     assert values["all_gather_memory_overlap"] == pytest.approx(0.7)
@@ -237,7 +251,7 @@ def test_a_profile_of_several_has_its_own(h100: Gpu) -> None:
 
 def test_without_overlap_and_power_the_data_file_says_them(h100: Gpu) -> None:
     collectives = measured(formula).assign(power_W=np.nan)
-    fit, _ = measured_network(h100, tables(collectives, empty("overlap")), None, "a test")
+    fit, _ = measured_network(h100, *_typed(collectives, empty("overlap")), None, "a test")
     carried = network_fit(h100).parameters
     for name in ("overlap", "link_power"):
         assert fit.parameters[name] == carried[name]
@@ -246,7 +260,7 @@ def test_without_overlap_and_power_the_data_file_says_them(h100: Gpu) -> None:
 def test_too_few_sizes_are_no_measurement(h100: Gpu) -> None:
     few = measured(formula)
     few = few[few["size_B"].isin([1 << 10, 1 << 20, 1 << 30])]
-    assert measured_network(h100, tables(few, empty("overlap")), None, "a test") == (network_fit(h100), [])
+    assert measured_network(h100, *_typed(few, empty("overlap")), None, "a test") == (network_fit(h100), [])
 
 
 def test_gpus_that_talk_over_pcie(h100: Gpu) -> None:

@@ -13,6 +13,7 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 from moemodel.calibration.fit.operators import FormErrors, Observations, fit_operator, observations
 from moemodel.calibration.least_squares import relative_steps
+from moemodel.calibration.store.profile_tables import OperatorTable
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.device.roofline import PRODUCTS, RooflineChip, operator_time, parts, shape_features, time_at
 from moemodel.model.operators.work import Kind, Pass, Shape
@@ -219,7 +220,10 @@ def test_operators_and_passes_are_apart(measure: Measure) -> None:
     device = DEVICES["stream"]
     table = measure(device.kind, device.direction, device.truth, device.draw(3, 1), (TOP_HZ,))
     other = [table.assign(direction="backward"), table.assign(kind="relu")]
-    found = [(data.kind, data.direction) for data in observations(pd.concat([table, *other], ignore_index=True))]
+    found = [
+        (data.kind, data.direction)
+        for data in observations(OperatorTable.of(pd.concat([table, *other], ignore_index=True)))
+    ]
     assert found == [(Kind.GELU, Pass.BACKWARD), (Kind.GELU, Pass.FORWARD), (Kind.RELU, Pass.FORWARD)]
 
 

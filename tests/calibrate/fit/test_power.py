@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moemodel.calibration.fit.power import TREE_SHARE, describe, fit_power, kind_factors, loads_of
+from moemodel.calibration.fit.power import TREE_SHARE, fit_power, loads_of
+from moemodel.calibration.store.profile_tables import PowerTable
 from moemodel.model.device.power import PowerModel
 from moemodel.model.operators.work import Kind, Pass, Shape, work
 from moemodel.model.records.calibration import Parameter, PowerFit
@@ -124,7 +125,9 @@ def _leakage(device: PowerModel) -> dict[str, Parameter]:
 
 def _fit(loads: Sequence[Load], device: PowerModel, *, noise: float = 0.0) -> tuple[PowerFit, PowerModel]:
     """The fit, and the model that a prediction makes of it."""
-    fit, _ = fit_power(loads_of(_table(loads, device, noise=noise), TOP_HZ), TOP_HZ, _leakage(device), "made up")
+    fit, _ = fit_power(
+        loads_of(PowerTable.of(_table(loads, device, noise=noise)), TOP_HZ), TOP_HZ, _leakage(device), "made up"
+    )
     values = {name: p.value for name, p in fit.parameters.items()}
     return fit, replace(device, **values, kinds={name: p.value for name, p in fit.kinds.items()})
 
@@ -206,7 +209,7 @@ def test_activity_counters_correct_the_share_of_loads_that_the_host_holds_up() -
     """A load queued without pauses of its own was busy for what the counter says; one with pauses for its share."""
     table = _table([GEMM, replace(GEMM, duty=0.5), GEMM], TRUTH)
     table["sm_activity"] = [0.4, 0.9, np.nan]
-    loads = loads_of(table, TOP_HZ)
+    loads = loads_of(PowerTable.of(table), TOP_HZ)
     assert loads.duty.tolist() == [0.4, 0.5, 1.0]
     assert loads.rate_per_s == pytest.approx(np.array([1.0, 0.5, 1.0]) / GEMM.time_s)
 
@@ -215,9 +218,9 @@ def test_short_calls_count_only_where_a_counter_says_how_busy_they_keep_the_sms(
     """A load that waits for the host would pass for a busy GPU that draws hardly anything."""
     table = _table([IDLE, GEMM, SMALL, replace(SMALL, duty=0.5)], TRUTH)
     table["sm_activity"] = [0.0, 1.0, 0.1, 0.05]
-    assert loads_of(table, TOP_HZ).duty.tolist() == [0.0, 1.0, 0.1, 0.5]
+    assert loads_of(PowerTable.of(table), TOP_HZ).duty.tolist() == [0.0, 1.0, 0.1, 0.5]
     table["sm_activity"] = np.nan
-    assert loads_of(table, TOP_HZ).duty.tolist() == [0.0, 1.0, 0.5]  # one with pauses ran for its share
+    assert loads_of(PowerTable.of(table), TOP_HZ).duty.tolist() == [0.0, 1.0, 0.5]  # one with pauses ran for its share
 
 
 def test_readings_that_are_missing() -> None:
@@ -227,16 +230,7 @@ def test_readings_that_are_missing() -> None:
     table.loc[1, "clock_Hz"] = np.nan
     table.loc[2, ["clock_Hz", "clock_reported_Hz"]] = [np.nan, 1.2e9]
     table.loc[3, "temperature_C"] = np.nan
-    loads = loads_of(table, TOP_HZ)
+    loads = loads_of(PowerTable.of(table), TOP_HZ)
     assert loads.keys == ["gemm/forward", "copy/forward", "gelu/forward"]
     assert loads.clock_Hz.tolist() == [TOP_HZ, 1.2e9, TOP_HZ]
     assert loads.temperature_C[2] == 50.0
-
-
-def test_loads_are_described_for_a_person() -> None:
-    loads = loads_of(_table(list(_loads()), TRUTH), TOP_HZ)
-    fit, solution = fit_power(loads, TOP_HZ, _leakage(TRUTH), "made up")
-    lines = describe(loads, solution, kind_factors(loads, solution))
-    assert [name for name, _, _ in lines] == loads.names
-    assert [found for _, _, found in lines] == pytest.approx([measured for _, measured, _ in lines], rel=0.02)
-    assert fit.points == len(lines)

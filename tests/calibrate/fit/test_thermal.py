@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from moemodel.calibration.fit.thermal import LEAK_W_PER_C, RISE_PER_C, fit_leakage, fit_thermal
+from moemodel.calibration.store.profile_tables import ThermalTable
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.records.calibration import ThermalFit
 from moemodel.model.records.profile import HEAVY, IDLE, LIGHT, TABLES
@@ -61,7 +62,7 @@ def _rise(fit: ThermalFit) -> float:
 @pytest.mark.parametrize(("die_s", "sink_s"), [(2.0, 20.0), (2.5, 37.0), (1.4, 12.0), (4.0, 60.0)])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_both_masses_come_back(die_s: float, sink_s: float, seed: int) -> None:
-    fit = fit_thermal(_trace(die=(0.022, die_s), sink=(0.031, sink_s), seed=seed), MADE_UP)
+    fit = fit_thermal(ThermalTable.of(_trace(die=(0.022, die_s), sink=(0.031, sink_s), seed=seed)), MADE_UP)
     hidden = {"die_C_per_W": 0.022, "die_time": die_s, "sink_C_per_W": 0.031, "sink_time": sink_s, "inlet_C": 27.0}
     for name, value in hidden.items():
         assert fit.parameters[name].value == pytest.approx(value, rel=0.05), name
@@ -74,7 +75,7 @@ def test_both_masses_come_back(die_s: float, sink_s: float, seed: int) -> None:
 
 def test_what_was_done_before_the_trace_does_not_matter() -> None:
     """It begins somewhere in the middle: both masses carry warmth of which the trace does not show the cause."""
-    fit = fit_thermal(_trace().iloc[700:], MADE_UP)
+    fit = fit_thermal(ThermalTable.of(_trace().iloc[700:]), MADE_UP)
     assert fit.parameters["inlet_C"].value == pytest.approx(27.0, rel=0.05)
     assert _rise(fit) == pytest.approx(0.053, rel=0.05)
 
@@ -82,20 +83,20 @@ def test_what_was_done_before_the_trace_does_not_matter() -> None:
 def test_readings_that_are_missing_do_not_matter() -> None:
     trace = _trace()
     trace.loc[trace.index[::7], "temperature_C"] = np.nan
-    assert _rise(fit_thermal(trace, MADE_UP)) == pytest.approx(0.053, rel=0.05)
+    assert _rise(fit_thermal(ThermalTable.of(trace), MADE_UP)) == pytest.approx(0.053, rel=0.05)
 
 
 def test_of_a_profile_that_was_resumed_the_longest_trace_counts() -> None:
     """The other one is of a room that was ten degrees warmer."""
     first, second = _trace(seed=1), _trace(inlet_C=37.0, seed=2).head(900)
     second["wall_s"] += 1000.0
-    fit = fit_thermal(pd.concat([second, first], ignore_index=True), MADE_UP)
+    fit = fit_thermal(ThermalTable.of(pd.concat([second, first], ignore_index=True)), MADE_UP)
     assert fit.parameters["inlet_C"].value == pytest.approx(27.0, rel=0.05)
     assert _rise(fit) == pytest.approx(0.053, rel=0.05)
 
 
 def test_a_trace_too_short_models_no_rise_and_says_so() -> None:
-    fit = fit_thermal(_trace().head(99), MADE_UP)
+    fit = fit_thermal(ThermalTable.of(_trace().head(99)), MADE_UP)
     assert _rise(fit) == 0
     for parameter in fit.parameters.values():
         assert parameter.origin == "assumed"
@@ -106,7 +107,7 @@ def test_no_mass_cools_when_heated() -> None:
     """A temperature that falls with power is no device's; resistances are not negative all the same."""
     trace = _trace()
     trace["temperature_C"] = 100 - trace["temperature_C"]
-    fit = fit_thermal(trace, MADE_UP)
+    fit = fit_thermal(ThermalTable.of(trace), MADE_UP)
     assert min(fit.parameters["die_C_per_W"].value, fit.parameters["sink_C_per_W"].value) >= 0
 
 
@@ -136,7 +137,7 @@ def _heat(*, leak: float = 0.7, rise: float = 0.0016, noise: float = 0.004, seed
 @pytest.mark.parametrize(("leak", "rise"), [(0.7, 0.0016), (0.45, 0.0), (1.2, 0.003)])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_slopes_of_power_against_temperature_come_back(leak: float, rise: float, seed: int) -> None:
-    found = fit_leakage(_heat(leak=leak, rise=rise, seed=seed), MADE_UP)
+    found = fit_leakage(ThermalTable.of(_heat(leak=leak, rise=rise, seed=seed)), MADE_UP)
     assert found["leak_W_per_C"].value == pytest.approx(leak, rel=0.06)
     assert found["rise_per_C"].value == pytest.approx(rise, abs=3e-4)  # of two slopes, each with its noise
     assert found["leak_W_per_C"].origin == found["rise_per_C"].origin == "measured"
@@ -144,7 +145,7 @@ def test_slopes_of_power_against_temperature_come_back(leak: float, rise: float,
 
 
 def test_its_error_is_the_scatter_of_repetitions() -> None:
-    tries = [fit_leakage(_heat(seed=seed), MADE_UP)["leak_W_per_C"] for seed in range(12)]
+    tries = [fit_leakage(ThermalTable.of(_heat(seed=seed)), MADE_UP)["leak_W_per_C"] for seed in range(12)]
     scatter = float(np.std([p.value for p in tries]) / 0.7)
     errors = [p.error for p in tries if p.error is not None]
     assert len(errors) == len(tries)
@@ -153,7 +154,10 @@ def test_its_error_is_the_scatter_of_repetitions() -> None:
 
 def test_whole_degrees_do_not_flatten_the_slope() -> None:
     """Without noise only the rounding is left: no bias beyond a per cent in the mean of devices a little apart."""
-    found = [fit_leakage(_heat(leak=leak, noise=0.0), MADE_UP)["leak_W_per_C"].value / leak for leak in (0.6, 0.7, 0.8)]
+    found = [
+        fit_leakage(ThermalTable.of(_heat(leak=leak, noise=0.0)), MADE_UP)["leak_W_per_C"].value / leak
+        for leak in (0.6, 0.7, 0.8)
+    ]
     assert np.mean(found) == pytest.approx(1.0, abs=0.015)
 
 
@@ -164,14 +168,14 @@ def test_a_clock_that_still_rises_does_not_count() -> None:
     late = light[np.flatnonzero(np.diff(light, prepend=-9) > 1)][:, None] + np.arange(20)
     trace.loc[late.ravel(), "clock_reported_Hz"] = 1.4e9
     trace.loc[late.ravel(), "power_W"] -= 120.0
-    assert fit_leakage(trace, MADE_UP)["rise_per_C"].value == pytest.approx(0.0016, rel=0.15)
+    assert fit_leakage(ThermalTable.of(trace), MADE_UP)["rise_per_C"].value == pytest.approx(0.0016, rel=0.15)
 
 
 @pytest.mark.parametrize("clock_Hz", [np.nan, 1.98e9])
 def test_a_device_without_a_clock_reading(clock_Hz: float) -> None:
     trace = _heat()
     trace["clock_reported_Hz"] = clock_Hz
-    assert fit_leakage(trace, MADE_UP)["leak_W_per_C"].value == pytest.approx(0.7, rel=0.06)
+    assert fit_leakage(ThermalTable.of(trace), MADE_UP)["leak_W_per_C"].value == pytest.approx(0.7, rel=0.06)
 
 
 @pytest.mark.parametrize("what", ["no section", "too few readings", "no power", "too little cooling"])
@@ -185,7 +189,7 @@ def test_what_no_cooling_shows_is_as_on_another_gpu_and_says_so(what: str) -> No
         trace["power_W"] = np.nan
     else:
         trace["temperature_C"] = 50 + (trace["temperature_C"] - 50) / 20
-    found = fit_leakage(trace, MADE_UP)
+    found = fit_leakage(ThermalTable.of(trace), MADE_UP)
     assert found["leak_W_per_C"].value == LEAK_W_PER_C
     assert found["rise_per_C"].value == RISE_PER_C
     for name in ("leak_W_per_C", "rise_per_C"):
@@ -194,7 +198,7 @@ def test_what_no_cooling_shows_is_as_on_another_gpu_and_says_so(what: str) -> No
 
 
 def test_power_that_falls_with_temperature_leaks_nothing() -> None:
-    found = fit_leakage(_heat(leak=-0.5, rise=-0.001), MADE_UP)
+    found = fit_leakage(ThermalTable.of(_heat(leak=-0.5, rise=-0.001)), MADE_UP)
     assert found["leak_W_per_C"].value == 0
     assert found["rise_per_C"].value == 0
     assert found["leak_W_per_C"].error is None

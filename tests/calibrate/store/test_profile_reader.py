@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from moemodel.calibration.store.profile_reader import read_profile
+from moemodel.calibration.store.profile_reader import read_profile, read_table
 from moemodel.model.core.errors import ProfileError
 from moemodel.model.records.profile import MANIFEST, TABLES, Manifest, ThermalRow
 from moemodel.profiler.store.profile_writer import ProfileWriter
@@ -23,7 +23,7 @@ WriteProfile = Callable[..., Path]
 @pytest.fixture
 def tables(committed: Path) -> dict[str, pd.DataFrame]:
     """A few rows of every table of the committed profile, in its order: the first load is idle and has no shape."""
-    return {name: table.head(9) for name, table in read_profile(committed).tables.items() if not table.empty}
+    return {name: table.head(9) for name in TABLES if len(table := read_table(committed, name))}
 
 
 @pytest.fixture
@@ -46,13 +46,12 @@ def test_what_was_written_is_read(profile: Path, tables: dict[str, pd.DataFrame]
     read = read_profile(profile)
     assert read.folder == profile
     assert read.manifest.gpu == "h100-sxm-80gb"
-    assert set(read.tables) == set(TABLES)
     for name, table in tables.items():
-        pd.testing.assert_frame_equal(read.tables[name], table)
+        pd.testing.assert_frame_equal(read_table(profile, name), table)
 
 
 def test_a_section_that_was_not_measured_is_an_empty_table(profile: Path) -> None:
-    iterations = read_profile(profile).tables["iterations"]
+    iterations = read_table(profile, "iterations")
     assert iterations.empty
     assert list(iterations.columns) == list(TABLES["iterations"])
 
@@ -63,27 +62,27 @@ def test_parts_of_an_unfinished_profile_are_read(
 ) -> None:
     folder = write_profile(tmp_path / "unfinished", tables, parts=parts)
     for name, table in tables.items():
-        pd.testing.assert_frame_equal(read_profile(folder).tables[name], table, check_dtype=False)
+        pd.testing.assert_frame_equal(read_table(folder, name), table, check_dtype=False)
 
 
 def test_parts_of_a_profile_that_was_resumed_and_killed_are_read(tmp_path: Path, committed: Path) -> None:
     """Nine rows finished, three more measured by a run that died before it could merge them."""
     source = read_profile(committed)
-    rows = [ThermalRow(load=load) for load in source.tables["thermal"]["load"].head(12)]
+    rows = [ThermalRow(load=load) for load in source.thermal.load[:12].tolist()]
     whole = ProfileWriter(tmp_path / "p", source.manifest)
     whole.append(rows[:9])
     whole.consolidate()
     died = ProfileWriter(tmp_path / "p", source.manifest)
     died.append(rows[9:])
     died.flush()
-    assert len(read_profile(tmp_path / "p").tables["thermal"]) == 12
+    assert len(read_profile(tmp_path / "p").thermal) == 12
 
 
 def test_columns_beyond_the_schema_are_left_out(profile: Path) -> None:
     path = profile / "thermal.parquet"
     table = pq.read_table(path)
     pq.write_table(table.append_column("mood", pa.nulls(len(table))), path)
-    assert list(read_profile(profile).tables["thermal"].columns) == list(TABLES["thermal"])
+    assert list(read_table(profile, "thermal").columns) == list(TABLES["thermal"])
 
 
 # ---- what is wrong --------------------------------------------------------------------------------------------------

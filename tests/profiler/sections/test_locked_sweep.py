@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moemodel.calibration.store.profile_reader import read_profile
+from moemodel.calibration.store.profile_reader import read_table
 from moemodel.model.core.errors import DeviceError
 from moemodel.model.operators.work import Kind, Pass
 from moemodel.profiler import run
@@ -103,7 +103,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> ProfileReport:
 
 def test_every_operator_is_measured_at_every_step(outcome: ProfileReport) -> None:
     assert not outcome.skips
-    rows = read_profile(outcome.folder).tables["operators"]
+    rows = read_table(outcome.folder, "operators")
     labels = [f"locked {clock / 1e6:.0f} MHz" for clock in locked_steps(H100_CLOCKS)]
     counts = rows.groupby(["sweep", "kind"]).size()
     assert set(rows["sweep"]) == set(labels)
@@ -112,7 +112,7 @@ def test_every_operator_is_measured_at_every_step(outcome: ProfileReport) -> Non
 
 
 def test_rows_have_the_true_clock_and_the_time_at_it(outcome: ProfileReport) -> None:
-    rows = read_profile(outcome.folder).tables["operators"]
+    rows = read_table(outcome.folder, "operators")
     locked_Hz = rows["sweep"].str.extract(r"locked (\d+) MHz")[0].astype(float) * 1e6
     assert (rows["clock_reported_Hz"] <= locked_Hz).all()
     low = rows[locked_Hz <= 1110e6]
@@ -125,7 +125,7 @@ def test_rows_have_the_true_clock_and_the_time_at_it(outcome: ProfileReport) -> 
 
 
 def test_power_goes_on_below_the_clocks_that_the_governor_reaches(outcome: ProfileReport) -> None:
-    rows = read_profile(outcome.folder).tables["power"].set_index("load")
+    rows = read_table(outcome.folder, "power").set_index("load")
     assert len(rows) == 16
     idle_W = rows.loc[[f"idle at {clock} MHz" for clock in (780, 990, 1230, 1605)], "power_W"]
     assert (np.diff(idle_W) > 0).all()  # the clock tree
@@ -151,7 +151,7 @@ def test_the_other_sections_run_as_ever(tmp_path: Path) -> None:
     made = profile("sim:h100", tmp_path / "p", clocks="lock", workload=small)
     assert not made.skips
     assert list(made.sections) == list(run.SECTIONS)
-    operators = read_profile(tmp_path / "p").tables["operators"]
+    operators = read_table(tmp_path / "p", "operators")
     assert {"mixed", "solo"} < set(operators["sweep"])
     assert operators[operators["sweep"] == "mixed"]["clock_reported_Hz"].nunique() > 1  # the governor moved it
 
@@ -210,7 +210,7 @@ def test_a_lock_that_the_driver_does_not_hold_is_no_row(tmp_path: Path, monkeypa
     made = sweep(tmp_path / "p")
     assert len(made.skips) == 11  # all but the highest
     assert "the driver took the lock, but says that the clock is 1980 MHz" in made.skips[0].reason
-    assert set(read_profile(tmp_path / "p").tables["operators"]["sweep"]) == {"locked 1980 MHz"}
+    assert set(read_table(tmp_path / "p", "operators")["sweep"]) == {"locked 1980 MHz"}
 
 
 class _Looking(Silent):
