@@ -52,10 +52,12 @@ def predict_command(plan: Path, as_json: bool, calibration: str | None, even_if_
 def _lean() -> Iterator[None]:
     """Keeps a cold start short: half of it is imports, and these three take a third off them.
 
-    Imports make a hundred thousand objects and no garbage, so nobody looks for any. One prediction needs no threads,
-    which numpy would start for every core. No plugin of pydantic, which it would look for in every installed package.
+    Imports make a hundred thousand objects and no garbage, so nobody looks for any, then or when the process ends. One
+    prediction needs no threads, which numpy would start for every core. No plugin of pydantic, which it would look for
+    in every installed package.
     """
-    if "numpy" not in sys.modules:
+    is_cold = "numpy" not in sys.modules
+    if is_cold:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     was_on = gc.isenabled()
@@ -63,6 +65,8 @@ def _lean() -> Iterator[None]:
     try:
         yield
     finally:
+        if is_cold:
+            gc.freeze()
         if was_on:
             gc.enable()
 

@@ -192,7 +192,7 @@ def crossing(rising_UK: FloatArray, clock_Hz_K: FloatArray, limit_U: FloatArray)
 
 def at_clock(values_UK: FloatArray, clock_Hz_K: FloatArray, clock_Hz_U: FloatArray) -> FloatArray:
     """Each row at its own clock, linear between the clocks given, [U]."""
-    upper = np.clip(np.searchsorted(clock_Hz_K, clock_Hz_U), 1, len(clock_Hz_K) - 1)
+    upper = np.minimum(np.maximum(np.searchsorted(clock_Hz_K, clock_Hz_U), 1), len(clock_Hz_K) - 1)
     low, high = clock_Hz_K[upper - 1], clock_Hz_K[upper]
     share = _between((clock_Hz_U - low) / (high - low), 0.0, 1.0)
     rows = np.arange(len(values_UK))

@@ -200,15 +200,15 @@ def _stacked(calls: Sequence[Shape], shapes: int) -> Shape:
     """Shapes of several calls, each of so many, one behind another; that of a single call as it is."""
     if len(calls) == 1:
         return calls[0]
-    columns = {name: np.ones((len(calls), shapes)) for name in SHAPE_FIELDS}
+    columns = np.ones((len(SHAPE_FIELDS), len(calls), shapes))
     for index, shape in enumerate(calls):
-        for name, value in vars(shape).items():
-            if value is not _DEFAULTS[name]:
-                columns[name][index] = value
-    return Shape(**{name: column.reshape(-1) for name, column in columns.items()})
+        for column, value in zip(columns, vars(shape).values(), strict=True):
+            if value is not _ONE:
+                column[index] = value
+    return Shape(**dict(zip(SHAPE_FIELDS, columns.reshape(len(SHAPE_FIELDS), -1), strict=True)))
 
 
-_DEFAULTS = vars(Shape())  # ones
+_ONE = Shape().m  # of most fields, most of the time
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -151,7 +151,7 @@ def roofline_terms(fit: OperatorFit, chip: RooflineChip, shape: Shape, *, calls:
     """Of an operator; arguments as `operator_time`."""
     p = fit.values
     least = work(fit.kind, fit.direction, shape)
-    compute_s, memory_s = parts(fit.kind, fit.direction, p, chip, shape, least)
+    compute_s, memory_s = _parts(fit.kind, fit.direction, p, chip, shape, least)
     features = shape_features(fit.kind, shape)
     outside_log2 = _distance_outside(fit, features)
     residual, spread = _residual(fit.residual, features, calls) if fit.residual else (np.zeros(len(features)), 0.0)
@@ -188,27 +188,28 @@ def operator_times(operators: Sequence[RooflineTerms], chip: RooflineChip, clock
 def _joined(operators: Sequence[RooflineTerms]) -> RooflineTerms:
     """Several operators' terms, one behind another."""
     sizes = [len(terms.residual) for terms in operators]
-
-    def rows(values: list[FloatArray]) -> FloatArray:
-        return np.concatenate([np.broadcast_to(v, size) for v, size in zip(values, sizes, strict=True)])
-
-    def numbers(values: list[FloatArray | float]) -> FloatArray:
-        return np.repeat(np.asarray(values), sizes)[:, None]
-
+    columns = np.empty((7, sum(sizes)))  # filled row by row: `numpy.concatenate` would want every part at full length
+    outside = np.empty(sum(sizes), dtype=np.bool_)
+    end = 0
+    for terms, size in zip(operators, sizes, strict=True):
+        begin, end = end, end + size
+        least = terms.work
+        every = (terms.compute_s, terms.memory_s, terms.residual, terms.log_error)
+        for column, values in zip(columns, (*every, least.flops, least.vector_ops, least.bytes_B), strict=True):
+            column[begin:end] = values
+        outside[begin:end] = terms.outside
+    numbers = np.repeat([(terms.t0_s, terms.t1_s, terms.p) for terms in operators], sizes, axis=0)
+    compute_s, memory_s, residual, log_error, flops, vector_ops, bytes_B = columns
     return RooflineTerms(
-        t0_s=numbers([terms.t0_s for terms in operators]),
-        t1_s=numbers([terms.t1_s for terms in operators]),
-        p=numbers([terms.p for terms in operators]),
-        compute_s=rows([terms.compute_s for terms in operators]),
-        memory_s=rows([terms.memory_s for terms in operators]),
-        residual=rows([terms.residual for terms in operators]),
-        log_error=rows([terms.log_error for terms in operators]),
-        outside=np.concatenate([terms.outside for terms in operators]),
-        work=Work(
-            flops=rows([terms.work.flops for terms in operators]),
-            vector_ops=rows([terms.work.vector_ops for terms in operators]),
-            bytes_B=rows([terms.work.bytes_B for terms in operators]),
-        ),
+        t0_s=numbers[:, 0, None],
+        t1_s=numbers[:, 1, None],
+        p=numbers[:, 2, None],
+        compute_s=compute_s,
+        memory_s=memory_s,
+        residual=residual,
+        log_error=log_error,
+        outside=outside,
+        work=Work(flops=flops, vector_ops=vector_ops, bytes_B=bytes_B),
     )
 
 
@@ -239,10 +240,18 @@ def _rounded_roofline(
 
 
 def parts(
-    kind: Kind, direction: Pass, p: Mapping[str, float], chip: RooflineChip, shape: Shape, least: Work | None = None
+    kind: Kind, direction: Pass, p: Mapping[str, float], chip: RooflineChip, shape: Shape
 ) -> tuple[FloatArray, FloatArray]:
-    """Tc and Tm of each shape, s, each of length U; `least` is the work of a call, where it is known already."""
-    least = work(kind, direction, shape) if least is None else least
+    """Tc and Tm of each shape, s, each of length U."""
+    compute_s, memory_s = _parts(kind, direction, p, chip, shape, work(kind, direction, shape))
+    compute_s, memory_s = np.broadcast_arrays(compute_s, memory_s)
+    return compute_s, memory_s
+
+
+def _parts(
+    kind: Kind, direction: Pass, p: Mapping[str, float], chip: RooflineChip, shape: Shape, least: Work
+) -> tuple[FloatArray, FloatArray]:
+    """The same, each of length U or 1; `least` is the work of a call."""
     form = form_of(kind)
     if form in ("product", "grouped"):
         compute_s, memory_s = _product(kind, direction, p, chip, shape, least)
@@ -250,8 +259,7 @@ def parts(
         compute_s, memory_s = _attention(p, chip, shape, least)
     else:
         compute_s, memory_s = _stream(p, chip, least)
-    compute_s, memory_s = np.broadcast_arrays(np.atleast_1d(compute_s), np.atleast_1d(memory_s))
-    return compute_s, memory_s
+    return np.atleast_1d(compute_s), np.atleast_1d(memory_s)
 
 
 def _output(direction: Pass, s: dict[str, FloatArray]) -> tuple[FloatArray, FloatArray, FloatArray]:

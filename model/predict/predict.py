@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import numpy as np
 
@@ -91,8 +92,7 @@ class PricedPlans:
         comm_error = found.exposed_communication_s / step_s * machine.network_error
         host_error = found.host_wait_s / step_s * machine.host_error
         step_error = np.sqrt(found.device_error**2 + comm_error**2 + host_error**2 + machine.composition_error**2)
-        flops = model_flops(self._architecture, plans.seq) * plans.global_batch
-        memory_B, terms_B = self._memory()
+        flops, (memory_B, terms_B) = self._flops, self._memory
         return Prediction(
             step_time_s=step_s,
             step_time_error=step_error,
@@ -126,6 +126,12 @@ class PricedPlans:
             tokens=(plans.global_batch * plans.seq).astype(np.float64),
         )
 
+    @cached_property
+    def _flops(self) -> FloatArray:
+        """Of the model in a step, [P]."""
+        return model_flops(self._architecture, self._plans.seq) * self._plans.global_batch
+
+    @cached_property
     def _memory(self) -> tuple[FloatArray, dict[str, FloatArray]]:
         """Peak of the fullest GPU and its terms, [P]."""
         peak_B = np.zeros(len(self._plans))

@@ -183,18 +183,19 @@ class MemoryModel:
 
     # ---- activations --------------------------------------------------------------------------------------------
 
-    def kept(self, layer: Layer) -> FloatArray:
-        """Bytes that one layer keeps for the backward pass of one micro-batch."""
-        batch, recompute, blocks = self.batch, self.plans.recompute, layer_blocks(layer, self.architecture.hidden)
-        return np.where(
-            recompute == Recompute.FULL,
-            batch.element_size_B * batch.sequence_parallel_tokens * self.architecture.hidden,
-            np.where(
-                recompute == Recompute.SELECTIVE,
-                blocks.activations_B(batch, selective=True),
-                blocks.activations_B(batch, selective=False),
-            ),
-        )
+    def kept(self, layer: Layer, *, whole_B: FloatArray | None = None) -> FloatArray:
+        """Bytes that one layer keeps for the backward pass of one micro-batch.
+
+        `whole_B`: of all that autograd keeps where nothing is recomputed, if it is known already.
+        """
+        batch, recompute = self.batch, self.plans.recompute
+        blocks = layer_blocks(layer, self.architecture.hidden)
+        kept_B = blocks.activations_B(batch, selective=False) if whole_B is None else whole_B
+        selective = recompute == Recompute.SELECTIVE
+        if selective.any():
+            kept_B = np.where(selective, blocks.activations_B(batch, selective=True), kept_B)
+        inputs_B = batch.element_size_B * batch.sequence_parallel_tokens * self.architecture.hidden
+        return np.where(recompute == Recompute.FULL, inputs_B, kept_B)
 
     def _losses(self, stage: Stage) -> FloatArray:
         """Of the micro-batch at hand, and the log-probabilities of those that the last stage passed before it."""
@@ -219,12 +220,10 @@ class MemoryModel:
         for kind, count in zip(self.kinds, stage.layers, strict=True):
             if count == 0:
                 continue
-            kept = self.kept(kind)
-            per_micro_batch += count * kept
+            whole_B = layer_blocks(kind, self.architecture.hidden).activations_B(self.batch, selective=False)
+            per_micro_batch += count * self.kept(kind, whole_B=whole_B)
             # one layer's own tensors in its backward pass: recomputed if they were not kept, and gradients beside
-            working = np.maximum(
-                working, layer_blocks(kind, self.architecture.hidden).activations_B(self.batch, selective=False)
-            )
+            working = np.maximum(working, whole_B)
         # half as much again is kept of a micro-batch whose weight gradients are put off
         activations = (flight + 0.5 * self.plans.schedules.deferred(stage.first)) * per_micro_batch
         loss = self._losses(stage)
