@@ -298,6 +298,8 @@ def distinct_rows(columns: Sequence[NDArray[Any]]) -> tuple[IntArray, IntArray]:
     `numpy.unique(axis=0)` does the same by comparing rows as bytes, ten times slower.
     """
     code = np.zeros(len(columns[0]), dtype=np.int64)
+    if len(code) == 1:
+        return code, code
     for column in columns:
         values, place = np.unique(column, return_inverse=True)
         if len(values) > 1:  # renumbered at every column, so that the code never overflows
