@@ -340,10 +340,10 @@ def _residual(residual: Residual, features: FloatArray, calls: int) -> tuple[Flo
     Products are taken call by call: next to a measured point the spread is the root of a difference of rounding's size,
     and must not depend on what else is priced at the time.
     """
-    lengths, points, weights = residual.arrays
+    lengths, points, squares, weights = residual.arrays
     x = features / lengths
     products = (2 * x.reshape(calls, -1, len(lengths)) @ points.T).reshape(len(x), -1)
-    kernel = np.square(x).sum(1)[:, None] + np.square(points).sum(1)[None, :]
+    kernel = np.square(x).sum(1)[:, None] + squares[None, :]
     kernel -= products  # the squared distance; in place, since all memory of a large batch goes through here
     np.sqrt(np.maximum(kernel, 0.0, out=kernel), out=kernel)
     np.exp(np.negative(kernel, out=kernel), out=kernel)

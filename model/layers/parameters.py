@@ -7,7 +7,7 @@ Sums were checked against the models that `transformers` 5.23 builds from the sa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 from moemodel.model.architecture.spec import Architecture, Layer
 from moemodel.model.layers.base import Component
@@ -30,17 +30,17 @@ class LayerParameters:
     def _over(self, axis: str) -> int:
         return sum(component.count for component in self.components if component.axis == axis)
 
-    @property
+    @cached_property
     def tensor_parallel(self) -> int:
         """Those that tensor-parallel ranks share out."""
         return self._over("tp")
 
-    @property
+    @cached_property
     def replicated(self) -> int:
         """Those that every rank of a stage holds."""
         return self._over("none")
 
-    @property
+    @cached_property
     def routed(self) -> int:
         """All routed experts, which expert-parallel ranks share out."""
         return self._over("experts")

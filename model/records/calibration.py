@@ -99,10 +99,14 @@ class Residual(Strict):
     weights: list[float]
 
     @cached_property
-    def arrays(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Lengths [F], points in units of them [N, F], weights [N]; a changed residual is made anew, never copied."""
+    def arrays(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+        """Lengths [F], points in units of them [N, F] and their squares' sums [N], weights [N].
+
+        A changed residual is made anew, never copied.
+        """
         lengths = np.asarray(self.lengths)
-        return lengths, np.asarray(self.points) / lengths, np.asarray(self.weights)
+        points = np.asarray(self.points) / lengths
+        return lengths, points, np.square(points).sum(1), np.asarray(self.weights)
 
     @model_validator(mode="after")
     def _shapes(self) -> Residual:

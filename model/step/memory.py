@@ -83,6 +83,7 @@ class MemoryModel:
         self.recipe = self.batch.recipe
         self.mesh = ParallelMesh.of(plans, shards_experts=framework.shards_experts)
         self.kinds = distinct_layers(architecture)
+        self._layer_parameters = [layer_parameters(kind, architecture.hidden) for kind in self.kinds]
         self._embedding = EmbeddingBlock(architecture=architecture)
         self._head = HeadBlock(architecture=architecture)
         overhead = {name: p.value for name, p in calibration.memory.parameters.items()}
@@ -96,8 +97,7 @@ class MemoryModel:
         """Parameters of a stage on one GPU."""
         dense = np.zeros(len(self.plans))
         expert = np.zeros(len(self.plans))
-        for kind, count in zip(self.kinds, stage.layers, strict=True):
-            p = layer_parameters(kind, self.architecture.hidden)
+        for p, count in zip(self._layer_parameters, stage.layers, strict=True):
             dense += count * self._dense(p)
             expert += count * self._expert(p)
         return Shard(dense=dense + self._ends(stage), expert=expert)
@@ -160,9 +160,8 @@ class MemoryModel:
         """Gradients, and parameters that are gathered."""
         alone = self.expert_copies == 1  # experts that no other rank has are not sharded
         layers = [np.zeros(len(self.plans))]
-        for kind, count in zip(self.kinds, stage.layers, strict=True):
+        for p, count in zip(self._layer_parameters, stage.layers, strict=True):
             if count:
-                p = layer_parameters(kind, self.architecture.hidden)
                 layers.append(self._dense(p) + np.where(alone, 0.0, self._expert(p)))
         parts = ParameterCounts(
             whole=shard.total,

@@ -91,6 +91,7 @@ class BlockCosts:
         self.plans = plans
         self.machine = machine
         self.kinds = distinct_layers(architecture)
+        self.layer_blocks = [layer_blocks(layer, architecture.hidden) for layer in self.kinds]
         self.clocks = len(clock_Hz_K)
         self.pricer = OperatorCostModel(calibration, chip_of_calibration(calibration), power, clock_Hz_K)
         self.host = HostModel(calibration, machine.framework.name)
@@ -249,9 +250,7 @@ class StageCosts:
 
     def _layers(self, stage: Stage) -> Iterator[tuple[int, LayerBlocks]]:
         """How many of each distinct layer, and its blocks."""
-        hidden = self._blocks.architecture.hidden
-        for count, layer in zip(stage.layers, self._blocks.kinds, strict=True):
-            yield count, layer_blocks(layer, hidden)
+        return zip(stage.layers, self._blocks.layer_blocks, strict=True)
 
     def _tensors(self, stage: Stage) -> int:
         return sum(n * layer.parameter_tensors() for n, layer in self._layers(stage))
@@ -299,6 +298,8 @@ def distinct_rows(columns: Sequence[NDArray[Any]]) -> tuple[IntArray, IntArray]:
     `numpy.unique(axis=0)` does the same by comparing rows as bytes, ten times slower.
     """
     code = np.zeros(len(columns[0]), dtype=np.int64)
+    if len(code) == 1:
+        return code, code
     for column in columns:
         values, place = np.unique(column, return_inverse=True)
         if len(values) > 1:  # renumbered at every column, so that the code never overflows
