@@ -14,6 +14,7 @@ from moemodel.calibration.published.data import Activities, AllReduce, Rows, rea
 from moemodel.calibration.published.vtrain import FREE, Cluster, Links, StepFitter, fit_links, groups, predicted_s
 from moemodel.calibration.store.catalogue import shipped
 from moemodel.model.architecture.hf_config import list_architectures, read_architecture
+from moemodel.model.core.arrays import take_rows
 from moemodel.model.core.errors import InputError
 from moemodel.model.device.power import power_model
 from moemodel.model.device.roofline import chip_of_calibration, operator_time
@@ -96,7 +97,7 @@ def test_rows_left_out_are_predicted_by_the_others(fitter: StepFitter, rows: Row
 
 def test_a_fit_does_not_see_what_is_left_out(rows: Rows, gpu: Gpu) -> None:
     """Rows made a thousand times slower change nothing in a fit without them; those of one width say that of all."""
-    rows = rows.take(rows.hidden == 1024)
+    rows = take_rows(rows, rows.hidden == 1024)
     batches, cluster = groups(rows), Cluster(gpu=gpu, links=_LINKS)
 
     def time_s(constants: dict[str, float]) -> np.ndarray:
