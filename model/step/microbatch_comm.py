@@ -156,13 +156,15 @@ class Communication:
         none = np.zeros(len(self.plans))
         queued = {} if comm.launch is None else {comm.launch: launches + none}
         overlaps = comm.overlap == "always" or (comm.overlap == "framework" and comm.axis in self.framework.overlapped)
-        return Exchange(
-            exposed_s=none if overlaps else time_s,
-            overlappable=self.groups.overlappable(_MOSTLY[comm.axis], time_s)
-            if overlaps
-            else OverlappableComm.none(len(none)),
-            calls=self._calls(**queued),
-        )
+        return self._hidden_or_not(comm.axis, time_s, self._calls(**queued), overlaps=overlaps)
+
+    def _hidden_or_not(self, axis: str, time_s: FloatArray, calls: CollectiveLaunches, *, overlaps: bool) -> Exchange:
+        """Time on an axis that may hide behind computation, or that nothing hides."""
+        none = self.none()
+        if overlaps:
+            overlappable = self.groups.overlappable(_MOSTLY[axis], time_s)
+            return Exchange(exposed_s=none.exposed_s, overlappable=overlappable, calls=calls)
+        return Exchange(exposed_s=time_s, overlappable=none.overlappable, calls=calls)
 
     def _internode_share(self, experts_per_token: float) -> FloatArray:
         """Nodes that a token's experts lie on over its experts, if they fall evenly: `N (1 - (1 - 1/N)^k) / k`."""
@@ -201,7 +203,8 @@ class Communication:
         # interleaving crosses every boundary once for each virtual stage
         passes = np.where(self.plans.pp > 1, self.plans.virtual_stages, 0.0)
         if self.framework.pipeline != "torch":
-            both = self._between_stages(sent * self.plans.virtual_stages, passes)
+            time_s, calls = sent * self.plans.virtual_stages, self._calls(messages=passes)
+            both = self._hidden_or_not("pp", time_s, calls, overlaps="pp" in self.framework.overlapped)
             return both, both
         before = self.plans.schedules.exchange(Messages.BEFORE_A_PASS)
         behind_it = self.plans.schedules.exchange(Messages.BEHIND_A_PASS)
@@ -212,18 +215,6 @@ class Communication:
         return (
             Exchange(exposed_s=forward, overlappable=none, calls=calls),
             Exchange(exposed_s=backward, overlappable=none, calls=calls),
-        )
-
-    def _between_stages(self, time_s: FloatArray, passes: FloatArray) -> Exchange:
-        """Messages of a pass that nothing hides, or that all run behind computation."""
-        none = np.zeros(len(self.plans))
-        overlaps = "pp" in self.framework.overlapped
-        return Exchange(
-            exposed_s=none if overlaps else time_s,
-            overlappable=self.groups.overlappable(_MOSTLY["pp"], time_s)
-            if overlaps
-            else OverlappableComm.none(len(none)),
-            calls=self._calls(messages=passes),
         )
 
     def pipeline_fill_comm_s(self) -> FloatArray:

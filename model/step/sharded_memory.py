@@ -22,9 +22,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +57,9 @@ class ParameterCounts:
 def ddp_fsdp2_states(
     parts: ParameterCounts,
     *,
-    zero: NDArray[np.int64],
-    shared: NDArray[np.bool_],
-    accumulating: NDArray[np.bool_],
+    zero: IntArray,
+    shared: BoolArray,
+    accumulating: BoolArray,
     gradient_B: float,
     weight_B: float,
 ) -> ResidentStates:
@@ -101,9 +100,9 @@ def ddp_fsdp2_states(
 def distributed_optimizer_states(
     parts: ParameterCounts,
     *,
-    zero: NDArray[np.int64],
-    shared: NDArray[np.bool_],
-    accumulating: NDArray[np.bool_],
+    zero: IntArray,
+    shared: BoolArray,
+    accumulating: BoolArray,
     gradient_B: float,
     weight_B: float,
 ) -> ResidentStates:
