@@ -6,7 +6,6 @@ token ids, …) are ignored: the file belongs to another program. What is read o
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from pydantic import ValidationError
 
 from moemodel.model.architecture.families import FAMILIES, Family
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.core.documents import describe, read_text
+from moemodel.model.core.documents import describe, load_json
 from moemodel.model.core.errors import InputError
 from moemodel.model.core.suggest import unknown
 
@@ -73,10 +72,7 @@ def _config_file(given: str | Path) -> Path:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON: {error}") from None
+    config = load_json(path)
     if not isinstance(config, dict):
         raise InputError(f"{path}: found a JSON {type(config).__name__}; allowed: an object of keys and values")
     return config

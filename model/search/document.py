@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
-from moemodel.model.core.documents import Strict, read_yaml
+from moemodel.model.core.documents import Strict, Switch, read_yaml
 from moemodel.model.frameworks.base import Precision
 from moemodel.model.hardware.link import Link
 from moemodel.model.plan.recompute import RecomputeName
@@ -36,7 +36,7 @@ _MOST_CLOCKS = 1000  # of a range: an H100 has 110, so more is a typing error
 
 def _listed(value: Any) -> Any:
     """One value means a list of one."""
-    return value if isinstance(value, list | tuple | dict) or value is None else [value]
+    return value if isinstance(value, list | tuple | dict | BaseModel) or value is None else [value]
 
 
 def _once(values: tuple[T, ...]) -> tuple[T, ...]:
@@ -54,7 +54,7 @@ _Some = Field(min_length=1)
 _Once = AfterValidator(_once)
 
 Counts = Annotated[tuple[Count, ...], _AsList, _Some, _Once]
-Switches = Annotated[tuple[Annotated[bool, Field(strict=True)], ...], _AsList, _Some, _Once]
+Switches = Annotated[tuple[Switch, ...], _AsList, _Some, _Once]
 Stages = Annotated[tuple[Annotated[int, Field(ge=0, le=3, strict=True)], ...], _AsList, _Some, _Once]
 Recomputes = Annotated[tuple[RecomputeName, ...], _AsList, _Some, _Once]
 Schedules = Annotated[tuple[ScheduleName, ...], _AsList, _Some, _Once]
@@ -197,7 +197,7 @@ class Search(Strict):
             choices: keys of a plan, those of `parallel` among them, and `gpus`.
 
         Raises:
-            ValidationError: the choices don't go together.
+            InputError: the choices don't go together.
         """
         parallel = {name: choices.pop(name) for name in _PARALLEL if name in choices}
         cluster = self.cluster.model_dump() | {"gpus": choices.pop("gpus", 1)}

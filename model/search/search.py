@@ -17,10 +17,9 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from moemodel.model.core.arrays import FloatArray, IntArray
-from moemodel.model.core.errors import InfeasiblePlanError
+from moemodel.model.core.errors import InfeasiblePlanError, InputError
 from moemodel.model.plan.batch import PlanBatch, batch_of
 from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.clock import clock_of
@@ -168,7 +167,7 @@ def _first_plans(problem: SearchProblem) -> Iterator[Plan]:
         try:
             plan = document.plan(**choices.pop("parallel"), **choices, gpus=gpus, name=f"{document.name}-reference")
             check_architecture(plan, problem.architecture)
-        except (ValidationError, InfeasiblePlanError):
+        except (InputError, InfeasiblePlanError):
             continue
         yield plan
 
