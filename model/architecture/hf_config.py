@@ -16,6 +16,7 @@ from moemodel.model.architecture.families import FAMILIES, Family
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.documents import describe, load_json
 from moemodel.model.core.errors import InputError
+from moemodel.model.core.files import is_path, is_there
 from moemodel.model.core.suggest import unknown
 
 _PRESETS = Path(__file__).parents[1] / "presets" / "architectures"
@@ -64,11 +65,12 @@ def _read(path: Path, name: str) -> Architecture:
 def _config_file(given: str | Path) -> Path:
     """The file to read."""
     path = Path(given)
-    if path.is_dir():
-        path = path / "config.json"
-    if not path.is_file():
-        raise unknown("architecture", str(given), list_architectures(), or_else="the path of a config.json")
-    return path
+    file = path / "config.json" if is_there(path) and path.is_dir() else path
+    if is_there(file):
+        return file
+    if file == path and is_path(str(given)):
+        raise InputError(f"architecture: {given}: no such file")
+    raise unknown("architecture", str(given), list_architectures(), or_else="the path of a config.json")
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -10,6 +10,19 @@ from pathlib import Path
 TEMPORARY_SUFFIX = ".tmp"  # of a file that is being written; what a killed process left behind has it too
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is a file or a folder of that name; false also where no file can have it."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, not permitted; a NUL in it
+        return False
+
+
+def is_path(name: str) -> bool:
+    """Whether somebody who writes this means a file, rather than something by its name."""
+    return name.endswith((".json", ".yaml", ".yml")) or name.startswith(("/", "./", "../", "~"))
+
+
 def write_atomic(
     path: Path, content: str | bytes | Callable[[Path], None], *, overwrite: bool = True, sync: bool = False
 ) -> None:

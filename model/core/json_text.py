@@ -28,7 +28,7 @@ def json_data(text: str, source: str) -> Any:
     except _RefusedError as error:
         raise InputError(f"{source}: {error}") from None
     except RecursionError:
-        raise InputError(f"{source}: nested too deeply") from None
+        raise InputError(f"{source}: not JSON: nested too deeply") from None
 
 
 class _RefusedError(Exception):
@@ -46,5 +46,5 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _int(text: str) -> int:
     if len(text) > _MOST_DIGITS:
-        raise _RefusedError(f"found a number of {len(text):,} digits, {text[:20]}...; allowed: {_MOST_DIGITS}")
+        raise _RefusedError(f"not JSON: found a number of {len(text):,} digits; allowed: {_MOST_DIGITS}")
     return int(text)

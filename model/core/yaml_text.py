@@ -1,9 +1,9 @@
 """YAML text to plain data, by people's rules and within bounds.
 
-Of YAML this reads mappings, lists, text, numbers, true, false, null, and aliases of these; a tag, a date, or a number that
-YAML 1.1 would read in another base (010 is 8, 1:30 is 90) is refused at its line. No document takes more than seconds or
-megabytes, whatever is in it: its size, depth and number of values are bounded, and what is behind an alias counts as
-often as it is used.
+Of YAML this reads mappings, lists, text, numbers, true, false, null, and aliases of these; a tag, a date, or a number
+that YAML 1.1 would read in another base (010 is 8, 1:30 is 90) is refused at its line. No document takes more than
+seconds or megabytes, whatever is in it: its size, depth and number of values are bounded, and what is behind an alias
+counts as often as it is used.
 """
 
 from __future__ import annotations
@@ -107,9 +107,7 @@ class _Loader(Reader, Scanner, Parser, Composer, _Resolver):
         else:
             self._values += 1
         if self._values > _MOST_VALUES:
-            raise _RefusedError(
-                line, f"more than {_MOST_VALUES:,} values, those behind aliases counted; allowed: fewer"
-            )
+            raise _RefusedError(line, f"more than {_MOST_VALUES:,} values, those behind aliases counted")
         self._depth += 1
         if self._depth > _DEEPEST:
             raise _RefusedError(line, f"nested too deeply; allowed: {_DEEPEST} levels")

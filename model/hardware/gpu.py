@@ -16,6 +16,8 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validat
 
 from moemodel.model.core.documents import Strict, read_json
 from moemodel.model.core.dtypes import Dtype
+from moemodel.model.core.errors import InputError
+from moemodel.model.core.files import is_path, is_there
 from moemodel.model.core.suggest import unknown
 
 _PRESETS = Path(__file__).parents[1] / "presets" / "gpus"
@@ -187,6 +189,11 @@ def list_gpus() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _PRESETS.glob("*.json")))
 
 
+def is_known_gpu(name: str) -> bool:
+    """Whether it is the name or an alias of a preset."""
+    return name in list_gpus() or name.casefold() in _presets_by_name()
+
+
 def read_gpu(name_or_path: str | Path, *, key: str = "gpu") -> Gpu:
     """Read a GPU description.
 
@@ -203,7 +210,9 @@ def read_gpu(name_or_path: str | Path, *, key: str = "gpu") -> Gpu:
     if isinstance(name_or_path, str) and name_or_path.casefold() in _presets_by_name():
         return _presets_by_name()[name_or_path.casefold()]
     path = Path(name_or_path)
-    if not path.is_file():
+    if not is_there(path) and is_path(str(name_or_path)):
+        raise InputError(f"{key}: {name_or_path}: no such file")
+    if not is_there(path):
         aliases = [alias for gpu in _presets_by_name().values() for alias in gpu.aliases]
         raise unknown(key, str(name_or_path), list_gpus(), aliases=aliases, or_else="the path of a GPU description")
     return _read(path)

@@ -175,6 +175,7 @@ def _first_plans(problem: SearchProblem) -> Iterator[Plan]:
 def _notes(problem: SearchProblem, entries: list[Entry], front: int, reference: Entry | None) -> tuple[str, ...]:
     document = problem.document
     found = [
+        *document.file_notes,
         f"{len(entries)} of the {front} plans on the front are kept (`keep`)." if len(entries) < front else "",
         "Plans that can't be told apart have 90 % intervals that overlap in time and in energy. Most of the error is "
         "common to all plans on one GPU, so that their order is surer than this says.",

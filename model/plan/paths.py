@@ -1,0 +1,55 @@
+"""Files that a plan or a search names: beside itself, or else in the working directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from moemodel.model.architecture.hf_config import list_architectures
+from moemodel.model.core.files import is_path, is_there
+from moemodel.model.hardware.gpu import is_known_gpu
+from moemodel.model.hardware.link import Link, links
+
+
+class _Cluster(Protocol):
+    @property
+    def gpu(self) -> str: ...
+    @property
+    def internode(self) -> str | Link: ...
+
+
+class _NamesFiles(Protocol):
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def cluster(self) -> _Cluster: ...
+
+
+def found_files(document: _NamesFiles, folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+    """What a document's names of files mean from the working directory, by key; and what has to be said about them.
+
+    Args:
+        document: a plan or a search.
+        folder: that its file lies in.
+
+    Returns:
+        Those that mean another path than they say; notes, a sentence each.
+    """
+    named: dict[str, tuple[str | Link, Callable[[str], bool]]] = {
+        "architecture": (document.architecture, lambda name: name in list_architectures()),
+        "gpu": (document.cluster.gpu, is_known_gpu),
+        "internode": (document.cluster.internode, lambda name: name in links()),
+    }
+    moved, notes = {}, []
+    for key, (name, is_known) in named.items():
+        if isinstance(name, Link) or is_known(name) or not folder.parts:
+            continue
+        beside = folder / name
+        if is_there(beside):
+            moved[key] = str(beside)
+        elif is_there(Path(name)):
+            notes.append(f"{key}: {name} is not beside the file that names it, but in the working directory: taken.")
+        elif is_path(name):
+            moved[key] = str(beside)  # whoever reads it says that it is missing, and where it should be
+    return moved, tuple(notes)
