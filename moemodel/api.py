@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from moemodel.model.core.extras import needs_extra
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
@@ -136,6 +138,7 @@ def search(
         return search(opened, load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu"))
 
 
+@needs_extra("profile", "profile")
 def profile(
     gpu: str,
     folder: Path | str | None = None,
@@ -195,6 +198,7 @@ def profile(
     )
 
 
+@needs_extra("calibrate", "calibrate")
 def calibrate(*profiles: Path | str) -> tuple[Calibration, list[HeldOut]]:
     """Fit a calibration to profiles of one kind of GPU, whose samples are pooled: `moemodel calibrate`.
 
@@ -224,6 +228,7 @@ def calibrate(*profiles: Path | str) -> tuple[Calibration, list[HeldOut]]:
     return calibrate_profile(*map(Path, profiles))
 
 
+@needs_extra("recalibrate", "calibrate")
 def recalibrate(
     *reports: Report | Path | str, calibration: Calibration | Path | str | None = None, force: bool = False
 ) -> Update:
@@ -261,6 +266,7 @@ def recalibrate(
     return update(start, read, ", ".join(places), force=force)
 
 
+@needs_extra("validate", "profile")
 def validate(
     *plans: Plan | Path | str | Mapping[str, Any],
     search: SearchResult | Path | str = SEARCH_RESULT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable
@@ -42,6 +43,8 @@ def write_atomic(
         _write_atomic(path, content, overwrite=overwrite, sync=sync)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
+    except ValueError:  # a NUL, or half of a character, in the name
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(path)) from None
 
 
 def _write_atomic(path: Path, content: str | bytes | Callable[[Path], None], *, overwrite: bool, sync: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -10,6 +11,12 @@ from moemodel.model.architecture.hf_config import list_architectures
 from moemodel.model.core.files import is_path, is_there
 from moemodel.model.hardware.gpu import is_known_gpu
 from moemodel.model.hardware.link import Link, links
+
+_is_known: dict[str, Callable[[str], bool]] = {
+    "architecture": lambda name: name in list_architectures(),
+    "gpu": is_known_gpu,
+    "internode": lambda name: name in links(),
+}
 
 
 class _Cluster(Protocol):
@@ -36,14 +43,14 @@ def found_files(document: _NamesFiles, folder: Path) -> tuple[dict[str, str], tu
     Returns:
         Those that mean another path than they say; notes, a sentence each.
     """
-    named: dict[str, tuple[str | Link, Callable[[str], bool]]] = {
-        "architecture": (document.architecture, lambda name: name in list_architectures()),
-        "gpu": (document.cluster.gpu, is_known_gpu),
-        "internode": (document.cluster.internode, lambda name: name in links()),
+    named = {
+        "architecture": document.architecture,
+        "gpu": document.cluster.gpu,
+        "internode": document.cluster.internode,
     }
     moved, notes = {}, []
-    for key, (name, is_known) in named.items():
-        if isinstance(name, Link) or is_known(name) or not folder.parts:
+    for key, name in named.items():
+        if isinstance(name, Link) or _is_known[key](name) or not folder.parts:
             continue
         beside = folder / name
         if is_there(beside):
@@ -53,3 +60,10 @@ def found_files(document: _NamesFiles, folder: Path) -> tuple[dict[str, str], tu
         elif is_path(name):
             moved[key] = str(beside)  # whoever reads it says that it is missing, and where it should be
     return moved, tuple(notes)
+
+
+def named_from(folder: Path, key: str, name: str) -> str:
+    """How a document in a folder names what is called `name` in the working directory."""
+    if _is_known[key](name) or Path(name).is_absolute() or not is_there(Path(name)):
+        return name
+    return os.path.relpath(name, folder)

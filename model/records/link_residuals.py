@@ -18,7 +18,6 @@ from pydantic import Field, model_validator
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.documents import Real, Strict, Switch, Whole
 
-
 _LogRatio = Annotated[Real, Field(ge=-50, le=50)]  # bounds assumed: a ratio of e^50 is no measurement
 
 
