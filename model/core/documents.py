@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
@@ -38,10 +39,8 @@ class _Door(type(BaseModel)):  # type: ignore[misc]
     if not TYPE_CHECKING:
 
         def __call__(cls, *args: Any, **values: Any) -> Any:
-            try:
+            with _errors_of(cls, cls.__name__, {}, values):
                 return super().__call__(*args, **values)
-            except ValidationError as error:
-                raise _refused(error, cls, cls.__name__, {}, values) from None
 
 
 class Strict(BaseModel, metaclass=_Door):
@@ -59,10 +58,8 @@ class Strict(BaseModel, metaclass=_Door):
         Raises:
             InputError: not what is allowed.
         """
-        try:
+        with _errors_of(cls, cls.__name__, {}, obj):
             return super().model_validate(obj, **options)
-        except ValidationError as error:
-            raise _refused(error, cls, cls.__name__, {}, obj) from None
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy in which some values are others, checked as those of a new one are.
@@ -140,10 +137,17 @@ def describe(
     return "\n".join([*described[:_MOST_MISTAKES], *([f"{source}: {rest:,} more mistakes"] if rest > 0 else [])])
 
 
-def _refused(
-    error: ValidationError, model: type[BaseModel], source: str, lines: dict[tuple[str, ...], int], data: Any
-) -> InputError:
-    return InputError(describe(error, model, source, lines, data))
+@contextmanager
+def _errors_of(
+    model: type[BaseModel], source: str, lines: dict[tuple[str, ...], int], data: Any
+) -> Generator[None, None, None]:
+    """What pydantic finds is an `InputError` that says where."""
+    try:
+        yield
+    except ValidationError as error:
+        raise InputError(describe(error, model, source, lines, data)) from None
+    except UnicodeEncodeError:
+        raise InputError(f"{source}: a text holds half of a character (a lone surrogate)") from None
 
 
 def _place(source: str, message: str, lines: dict[tuple[str, ...], int]) -> str:
@@ -202,10 +206,8 @@ def parse_data(data: Any, model: type[DocumentT], source: str) -> DocumentT:
 
 
 def _checked(data: Any, model: type[DocumentT], source: str, lines: dict[tuple[str, ...], int]) -> DocumentT:
-    try:
+    with _errors_of(model, source, lines, data):
         return BaseModel.model_validate.__func__(model, data)  # type: ignore[attr-defined, no-any-return]
-    except ValidationError as error:
-        raise _refused(error, model, source, lines, data) from None
 
 
 def read_yaml(path: Path, model: type[DocumentT]) -> DocumentT:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, model_validator
 
 from moemodel import __version__
 from moemodel.model.core.documents import Real, Strict, Whole, parse_yaml, read_json
 from moemodel.model.core.errors import InputError
+from moemodel.model.core.shown import shortened
 from moemodel.model.plan.spec import Plan, plan_text
 from moemodel.model.records.calibration import CalibrationRef
 from moemodel.model.results.estimate import Estimate
@@ -129,6 +130,13 @@ class SearchResult(Strict):
     picks: dict[str, Whole]
     reference: Entry | None
     notes: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _picks_are_there(self) -> SearchResult:
+        for name, number in self.picks.items():
+            if not 1 <= number <= len(self.front):
+                raise ValueError(f"picks: {shortened(name)} is {number}; allowed: 1 to {len(self.front)}")
+        return self
 
     def to_json(self) -> str:
         """The text of the file: the same result gives the same bytes."""
