@@ -4,32 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
+from fuzz_mutations import PLAN
 from moemodel.model.records.calibration import Calibration
-
-PLAN: dict[str, Any] = {
-    "name": "small",
-    "architecture": "opt-350m",
-    "layers": 4,
-    "sequence_length": 2048,
-    "global_batch": 64,
-    "micro_batch": 4,
-    "precision": "bf16-mixed",
-    "recompute": "none",
-    "schedule": "1f1b",
-    "backend": "torch",
-    "cluster": {"gpu": "h100-sxm-80gb", "gpus": 8, "gpus_per_node": 4, "internode": "infiniband-ndr"},
-    "parallel": {"dp": 4, "tp": 2, "pp": 1, "ep": 1, "cp": 1, "zero_stage": 1, "sequence_parallel": True},
-    "routing": {"skew": "balanced"},
-    "clock_MHz": None,
-    "power_cap_W": 500,
-    "site": {"region": "world", "pue": 1.2, "price_per_kWh": 0.1, "gpu_hour_price": 2, "currency": "USD"},
-    "tokens": 1e10,
-}
 
 
 @pytest.fixture(scope="session")

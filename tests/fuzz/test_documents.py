@@ -16,6 +16,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fuzz_guard import FuzzCount, bounded_memory, reads, runs
+from fuzz_mutations import PLAN, json_documents, legal_plans, scaled, texts, yaml_documents
 from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.spec import Moe
 from moemodel.model.network.nccl_tests import read_nccl_test
@@ -33,9 +35,6 @@ from moemodel.model.results.validation import (
     row_of,
 )
 from moemodel.model.search.result import read_search_result
-from tests.fuzz.conftest import PLAN
-from tests.fuzz.guard import Tally, bounded_memory, reads, runs
-from tests.fuzz.mutations import json_documents, legal_plans, scaled, texts, yaml_documents
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "model" / "presets" / "architectures"
@@ -98,7 +97,7 @@ Check = Callable[[Path, bytes], bool]
 
 def fuzz(inputs: st.SearchStrategy[bytes], folder: Path, check: Check, count: int) -> None:
     """Try so many inputs, the same ones every time."""
-    tally = Tally()
+    counted = FuzzCount()
 
     @settings(
         max_examples=count,
@@ -109,13 +108,13 @@ def fuzz(inputs: st.SearchStrategy[bytes], folder: Path, check: Check, count: in
     )
     @given(inputs)
     def one(content: bytes) -> None:
-        tally.run(content, lambda: check(folder, content))
+        counted.run(content, lambda: check(folder, content))
 
     with bounded_memory():
         one()
-    print(f"{count} inputs: {tally}")
-    assert not tally.faults, str(tally)
-    assert tally.refused
+    print(f"{count} inputs: {counted}")
+    assert not counted.faults, str(counted)
+    assert counted.refused
 
 
 def test_plans(folder: Path, calibration_path: Path, examples: int) -> None:

@@ -13,6 +13,26 @@ from hypothesis import strategies as st
 
 Place = tuple[str | int, ...]
 
+PLAN: dict[str, Any] = {
+    "name": "small",
+    "architecture": "opt-350m",
+    "layers": 4,
+    "sequence_length": 2048,
+    "global_batch": 64,
+    "micro_batch": 4,
+    "precision": "bf16-mixed",
+    "recompute": "none",
+    "schedule": "1f1b",
+    "backend": "torch",
+    "cluster": {"gpu": "h100-sxm-80gb", "gpus": 8, "gpus_per_node": 4, "internode": "infiniband-ndr"},
+    "parallel": {"dp": 4, "tp": 2, "pp": 1, "ep": 1, "cp": 1, "zero_stage": 1, "sequence_parallel": True},
+    "routing": {"skew": "balanced"},
+    "clock_MHz": None,
+    "power_cap_W": 500,
+    "site": {"region": "world", "pue": 1.2, "price_per_kWh": 0.1, "gpu_hour_price": 2, "currency": "USD"},
+    "tokens": 1e10,
+}
+
 # What may stand where a value stood, in JSON and in Python.
 VALUES: list[Any] = [
     *(-3, 0, -0.0, 1, 2.5, -1, 7919, True, False, None, "", "abc", "64", [], {}, [1], {"a": 1}, [[]], [None] * 3),
