@@ -23,6 +23,9 @@ from moemodel.model.step.system import System
 _BUSY_WAITING = 0.35
 
 
+Passes = tuple[FloatArray | float, FloatArray | float]  # forward and backward of a micro-batch, s, [P, X] or [P, 1]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Timeline:
     """A step laid out in time. [P, X]; communication of the micro-batches by class of stages.
@@ -75,20 +78,25 @@ class PipelineStep:
             overlapped.append(self.m * (overlapped_forward_s + overlapped_backward_s))
             forward.append(device.forward.time_s + exposed_forward_s)
             backward.append(device.backward.time_s + exposed_backward_s)
-        exposed_step_s = self._exposed_step_s(devices)
+        exposed_step_s = self._exposed_step_s([(d.forward.time_s, d.backward.time_s) for d in devices])
         optimizer_s = np.maximum.reduce([device.optimizer.time_s for device in devices])
-        device_s = self._passes_s(forward, backward) + optimizer_s
+        device_s = self._passes_s(forward, backward) + optimizer_s + exposed_step_s
+        late_s = self._late_s(forward, backward, devices)
         return Timeline(
-            step_s=self._with_host(forward, backward, devices, device_s) + exposed_step_s,
-            device_s=device_s + exposed_step_s,
+            step_s=np.maximum(device_s, late_s),
+            device_s=device_s,
             exposed_step_s=exposed_step_s,
             exposed_s=exposed,
             overlapped_s=overlapped,
         )
 
-    def _exposed_step_s(self, devices: list[DeviceCosts]) -> FloatArray:
-        """Of the stage that shows most, and messages that fill the pipeline."""
-        exposed = [_exposed_of_step_s(cost, device) for cost, device in zip(self.costs, devices, strict=True)]
+    def _exposed_step_s(self, passes: list[Passes]) -> FloatArray:
+        """Of the stage that shows most, and messages that fill the pipeline.
+
+        Args:
+            passes: of each class of stages, behind which the exchange may run.
+        """
+        exposed = [_exposed_of_step_s(cost, times) for cost, times in zip(self.costs, passes, strict=True)]
         return np.asarray(np.maximum.reduce(exposed) + self.costs[0].pipeline_fill_comm_s[:, None])
 
     def _passes_s(self, forward: list[FloatArray], backward: list[FloatArray]) -> FloatArray:
@@ -99,33 +107,44 @@ class PipelineStep:
         times = StageTimes(forward_s=forward, backward_s=backward, weight_share=shares, counts=self.counts)
         return self.plans.schedules.makespan(times)
 
-    def _with_host(
-        self,
-        forward: list[FloatArray],
-        backward: list[FloatArray],
-        devices: list[DeviceCosts],
-        device_s: FloatArray,
-    ) -> FloatArray:
-        """Step without gradient exchange: the slower of the devices, which take `device_s`, and the hosts."""
-        async_s = np.maximum(device_s, np.maximum.reduce([self._queued_s(cost) for cost in self.costs]))
+    def _late_s(self, forward: list[FloatArray], backward: list[FloatArray], devices: list[DeviceCosts]) -> FloatArray:
+        """The step if the device always waits for the host, which takes longer than it or not.
+
+        What the device exchanges in a step then runs behind the host's time, in which the device stands idle or not.
+
+        Args:
+            forward, backward: passes of each class of stages, with what they expose.
+            devices: each class of stages.
+        """
+        more = [cost.host_exchange_s / (2 * self.m) for cost in self.costs]  # in a pass
+        host = [
+            (cost.host.forward_s + more_s, cost.host.backward_s + more_s)
+            for cost, more_s in zip(self.costs, more, strict=True)
+        ]
+        async_s = np.maximum.reduce([self._queued_s(cost) for cost in self.costs]) + self._exposed_step_s(host)
         if self._async_launch.all():
             return async_s
-        more = [cost.host_exchange_s / (2 * self.m) for cost in self.costs]  # in a pass
         passes_s = self._passes_s(
             [
-                np.maximum(f, cost.host.forward_s + more_s) + cost.host_sync_s
-                for f, cost, more_s in zip(forward, self.costs, more, strict=True)
+                np.maximum(f, host_s) + cost.host_sync_s
+                for f, (host_s, _), cost in zip(forward, host, self.costs, strict=True)
             ],
             [
-                np.maximum(b, cost.host.backward_s + more_s) + cost.recompute_sync_s
-                for b, cost, more_s in zip(backward, self.costs, more, strict=True)
+                np.maximum(b, host_s) + cost.recompute_sync_s
+                for b, (_, host_s), cost in zip(backward, host, self.costs, strict=True)
             ],
         )
         optimizer = [
             np.maximum(device.optimizer.time_s, cost.host_step_s)
             for device, cost in zip(devices, self.costs, strict=True)
         ]
-        return np.where(self._async_launch, async_s, passes_s + np.maximum.reduce(optimizer))
+        exposed_s = self._exposed_step_s(
+            [
+                (np.maximum(device.forward.time_s, f), np.maximum(device.backward.time_s, b))
+                for device, (f, b) in zip(devices, host, strict=True)
+            ]
+        )
+        return np.where(self._async_launch, async_s, passes_s + np.maximum.reduce(optimizer) + exposed_s)
 
     def _queued_s(self, cost: StageCost) -> FloatArray:
         """What the host needs to queue a step."""
@@ -157,15 +176,11 @@ def _split(exchange: Exchange, window_s: FloatArray) -> tuple[FloatArray, FloatA
     return (exchange.exposed_s + exchange.overlappable.time_s)[:, None] - overlapped, overlapped
 
 
-def _exposed_of_step_s(cost: StageCost, device: DeviceCosts) -> FloatArray:
-    """What computation does not hide of the exchange over data-parallel ranks (see `step.data_parallel`)."""
-    exchange = cost.step_exchange
-    window_forward_s = (
-        exchange.forward_passes[:, None] * (1 - cost.unoverlappable_fraction_forward) * device.forward.time_s
-    )
-    window_backward_s = (
-        exchange.backward_passes[:, None] * (1 - cost.unoverlappable_fraction_backward) * device.backward.time_s
-    )
+def _exposed_of_step_s(cost: StageCost, passes: Passes) -> FloatArray:
+    """What passes of a micro-batch do not hide of the exchange over data-parallel ranks (see `step.data_parallel`)."""
+    exchange, (forward_s, backward_s) = cost.step_exchange, passes
+    window_forward_s = exchange.forward_passes[:, None] * (1 - cost.unoverlappable_fraction_forward) * forward_s
+    window_backward_s = exchange.backward_passes[:, None] * (1 - cost.unoverlappable_fraction_backward) * backward_s
     overlapped = _overlapped_s(exchange.forward, window_forward_s) + _overlapped_s(exchange.backward, window_backward_s)
     return np.asarray(exchange.whole_s[:, None] - overlapped)
 
