@@ -71,17 +71,19 @@ class PipelineStep:
     def timeline(self, devices: list[DeviceCosts]) -> Timeline:
         """The step, with each class of stages at the given clocks."""
         exposed, overlapped, forward, backward = [], [], [], []
+        beside: list[Passes] = []  # what passes overlap already, so that nothing else hides behind it
         for cost, device in zip(self.costs, devices, strict=True):
             exposed_forward_s, overlapped_forward_s = _split(cost.forward_exchange, device.forward.time_s)
             exposed_backward_s, overlapped_backward_s = _split(cost.backward_exchange, device.backward.time_s)
+            beside.append((overlapped_forward_s, overlapped_backward_s))
             exposed.append(self.m * (exposed_forward_s + exposed_backward_s))
             overlapped.append(self.m * (overlapped_forward_s + overlapped_backward_s))
             forward.append(device.forward.time_s + exposed_forward_s)
             backward.append(device.backward.time_s + exposed_backward_s)
-        exposed_step_s = self._exposed_step_s([(d.forward.time_s, d.backward.time_s) for d in devices])
+        exposed_step_s = self._exposed_step_s([(d.forward.time_s, d.backward.time_s) for d in devices], beside)
         optimizer_s = np.maximum.reduce([device.optimizer.time_s for device in devices])
         device_s = self._passes_s(forward, backward) + optimizer_s + exposed_step_s
-        late_s = self._late_s(forward, backward, devices)
+        late_s = self._late_s(forward, backward, devices, beside)
         return Timeline(
             step_s=np.maximum(device_s, late_s),
             device_s=device_s,
@@ -90,13 +92,19 @@ class PipelineStep:
             overlapped_s=overlapped,
         )
 
-    def _exposed_step_s(self, passes: list[Passes]) -> FloatArray:
+    def _exposed_step_s(self, passes: list[Passes], beside: list[Passes]) -> FloatArray:
         """Of the stage that shows most, and messages that fill the pipeline.
 
         Args:
             passes: of each class of stages, behind which the exchange may run.
+            beside: of that, what communication of the micro-batch runs behind.
         """
-        exposed = [_exposed_of_step_s(cost, times) for cost, times in zip(self.costs, passes, strict=True)]
+        exposed = [
+            _exposed_of_step_s(cost, (forward_s - beside_forward_s, backward_s - beside_backward_s))
+            for cost, (forward_s, backward_s), (beside_forward_s, beside_backward_s) in zip(
+                self.costs, passes, beside, strict=True
+            )
+        ]
         return np.asarray(np.maximum.reduce(exposed) + self.costs[0].pipeline_fill_comm_s[:, None])
 
     def _passes_s(self, forward: list[FloatArray], backward: list[FloatArray]) -> FloatArray:
@@ -107,7 +115,13 @@ class PipelineStep:
         times = StageTimes(forward_s=forward, backward_s=backward, weight_share=shares, counts=self.counts)
         return self.plans.schedules.makespan(times)
 
-    def _late_s(self, forward: list[FloatArray], backward: list[FloatArray], devices: list[DeviceCosts]) -> FloatArray:
+    def _late_s(
+        self,
+        forward: list[FloatArray],
+        backward: list[FloatArray],
+        devices: list[DeviceCosts],
+        beside: list[Passes],
+    ) -> FloatArray:
         """The step if the device always waits for the host, which takes longer than it or not.
 
         What the device exchanges in a step then runs behind the host's time, in which the device stands idle or not.
@@ -115,13 +129,14 @@ class PipelineStep:
         Args:
             forward, backward: passes of each class of stages, with what they expose.
             devices: each class of stages.
+            beside: what communication of a micro-batch runs behind, of its passes.
         """
         more = [cost.host_exchange_s / (2 * self.m) for cost in self.costs]  # in a pass
         host = [
             (cost.host.forward_s + more_s, cost.host.backward_s + more_s)
             for cost, more_s in zip(self.costs, more, strict=True)
         ]
-        async_s = np.maximum.reduce([self._queued_s(cost) for cost in self.costs]) + self._exposed_step_s(host)
+        async_s = np.maximum.reduce([self._queued_s(cost) for cost in self.costs]) + self._exposed_step_s(host, beside)
         if self._async_launch.all():
             return async_s
         passes_s = self._passes_s(
@@ -142,7 +157,8 @@ class PipelineStep:
             [
                 (np.maximum(device.forward.time_s, f), np.maximum(device.backward.time_s, b))
                 for device, (f, b) in zip(devices, host, strict=True)
-            ]
+            ],
+            beside,
         )
         return np.where(self._async_launch, async_s, passes_s + np.maximum.reduce(optimizer) + exposed_s)
 
@@ -187,4 +203,4 @@ def _exposed_of_step_s(cost: StageCost, passes: Passes) -> FloatArray:
 
 def _overlapped_s(comm: OverlappableComm, window_s: FloatArray) -> FloatArray:
     """What costs no time of communication beside computation that takes `window_s`, [P, X]."""
-    return np.minimum(comm.hideable_s[:, None], window_s)
+    return np.minimum(comm.hideable_s[:, None], np.maximum(window_s, 0.0))
