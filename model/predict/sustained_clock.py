@@ -6,6 +6,7 @@ Axes: P plans that share their pipeline, K clocks that blocks are priced at.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 
 import numpy as np
 
@@ -16,6 +17,19 @@ from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.predict.phases import ByPhase, DeviceCosts, mean_clock_Hz
 from moemodel.model.predict.timeline import PipelineStep, Timeline
 from moemodel.model.step.system import System
+
+
+class _Part(Enum):
+    """Of a step, as the governor sees it, in order."""
+
+    OTHERS = "all micro-batches but the last"
+    FORWARD = "forward pass of the last"
+    BACKWARD = "its backward pass"
+    OPTIMIZER = "optimizer"
+    FILL = "the pipeline fills and drains"
+
+
+PowerProfile = dict[_Part, PowerSegment]
 
 
 def sustained_clocks(
@@ -70,9 +84,11 @@ def _power_profile(
     timeline: Timeline,
     power: PowerModel,
     temperature_C: float | None,
-) -> list[PowerSegment]:
+) -> PowerProfile:
     """A step of a GPU as the governor sees it: all micro-batches but the last, a forward pass, a backward pass, the
-    optimizer. What is neither (bubbles, links, waiting) counts for the passes, in proportion to their time.
+    optimizer, and the pipeline that fills and drains, in one piece. What is none of these (links, waiting in between)
+    counts for the passes, in proportion to their time; communication of the step in one piece leaves the power of
+    validated plans (`bench/validate.py`) further off.
 
     Args:
         pipe: the plans.
@@ -87,42 +103,44 @@ def _power_profile(
     idle_W = total_power(power, mean_W, temperature_C)[0] - mean_W
     forward, backward, optimizer = device.forward, device.backward, device.optimizer
     passes_s = forward.time_s + backward.time_s
-    stretch = (step_s - optimizer.time_s) / (m * passes_s)
-    optimizer_J = optimizer.energy_J + clock_tree_W * optimizer.time_s
-    beside_W = (dynamic_J - optimizer_J) / (step_s - optimizer.time_s)
+    optimizer_W = optimizer.energy_J / optimizer.time_s + clock_tree_W
+    fill_W = clock_tree_W + pipe.busy_waiting_W(power.link_W)
+    apart_s = optimizer.time_s + timeline.fill_s
+    apart_J = optimizer_W * optimizer.time_s + fill_W * timeline.fill_s
+    stretch = (step_s - apart_s) / (m * passes_s)
+    beside_W = (dynamic_J - apart_J) / (step_s - apart_s)
     passes_J = forward.energy_J + backward.energy_J  # none where power is not modelled
     spread = np.divide(beside_W * passes_s, passes_J, out=np.zeros_like(beside_W), where=passes_J > 0)
-    parts = [
-        ((m - 1) * passes_s * stretch, beside_W),
-        (forward.time_s * stretch, forward.energy_J / forward.time_s * spread),
-        (backward.time_s * stretch, backward.energy_J / backward.time_s * spread),
-        (optimizer.time_s, optimizer_J / optimizer.time_s),
-    ]
-    return [PowerSegment(time_s_PK=time, power_W_PK=watts + idle_W) for time, watts in parts]
+    parts = {
+        _Part.OTHERS: ((m - 1) * passes_s * stretch, beside_W),
+        _Part.FORWARD: (forward.time_s * stretch, forward.energy_J / forward.time_s * spread),
+        _Part.BACKWARD: (backward.time_s * stretch, backward.energy_J / backward.time_s * spread),
+        _Part.OPTIMIZER: (optimizer.time_s, optimizer_W),
+        _Part.FILL: (timeline.fill_s, fill_W),
+    }
+    return {part: PowerSegment(time_s_PK=time, power_W_PK=watts + idle_W) for part, (time, watts) in parts.items()}
 
 
 def _governed(
-    profiles: list[list[PowerSegment]], clock_Hz_K: FloatArray, plans: PlanBatch, limit_W: FloatArray, machine: System
+    profiles: list[PowerProfile], clock_Hz_K: FloatArray, plans: PlanBatch, limit_W: FloatArray, machine: System
 ) -> list[ByPhase[FloatArray]]:
     """Mean clock of each phase of each profile under the limit, and no higher than the plan asks."""
+    parts = [part for part in profiles[0] if any((profile[part].time_s_PK > 0).any() for profile in profiles)]
     settled = steady_state_clocks(
-        [_joined(stretches) for stretches in zip(*profiles, strict=True)],
+        [_joined([profile[part] for profile in profiles]) for part in parts],
         clock_Hz_K,
         limit_W_P=limit_W,
         highest_Hz_P=np.tile(np.clip(plans.clock_Hz, clock_Hz_K[0], clock_Hz_K[-1]), len(profiles)),
         gain_Hz_per_J=machine.governor_gain_Hz_per_J,
     )
-    before = 1 - 1 / plans.micro_batches  # share of the micro-batches that are not the last
-    return [
-        ByPhase(
-            forward=before * others + (1 - before) * forward,
-            backward=before * others + (1 - before) * backward,
-            optimizer=optimizer,
-        )
-        for others, forward, backward, optimizer in zip(
-            *(np.split(clock_Hz, len(profiles)) for clock_Hz in settled), strict=True
-        )
-    ]
+    clocks = dict(zip(parts, settled, strict=True))
+    forward, backward = clocks[_Part.FORWARD], clocks[_Part.BACKWARD]
+    if _Part.OTHERS in clocks:
+        before = np.tile(1 - 1 / plans.micro_batches, len(profiles))  # share of the micro-batches that are not the last
+        forward = before * clocks[_Part.OTHERS] + (1 - before) * forward
+        backward = before * clocks[_Part.OTHERS] + (1 - before) * backward
+    phases = [np.split(clock_Hz, len(profiles)) for clock_Hz in (forward, backward, clocks[_Part.OPTIMIZER])]
+    return [ByPhase(forward=f, backward=b, optimizer=o) for f, b, o in zip(*phases, strict=True)]
 
 
 def _joined(stretches: Sequence[PowerSegment]) -> PowerSegment:

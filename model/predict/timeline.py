@@ -33,12 +33,14 @@ class Timeline:
     Attributes:
         step_s: the step.
         device_s: the step if the host were never late.
+        fill_s: while a pipeline fills and drains: what passes take beyond those of the slowest stage.
         exposed_step_s: exposed communication that comes once a step.
         exposed_s, overlapped_s: communication of all micro-batches that nothing hides, and that computation hides.
     """
 
     step_s: FloatArray
     device_s: FloatArray
+    fill_s: FloatArray
     exposed_step_s: FloatArray
     exposed_s: list[FloatArray]
     overlapped_s: list[FloatArray]
@@ -82,11 +84,14 @@ class PipelineStep:
             backward.append(device.backward.time_s + exposed_backward_s)
         exposed_step_s = self._exposed_step_s([(d.forward.time_s, d.backward.time_s) for d in devices], beside)
         optimizer_s = np.maximum.reduce([device.optimizer.time_s for device in devices])
-        device_s = self._passes_s(forward, backward) + optimizer_s + exposed_step_s
+        passes_s = self._passes_s(forward, backward)
+        slowest_s = np.maximum.reduce([f + b for f, b in zip(forward, backward, strict=True)])
+        device_s = passes_s + optimizer_s + exposed_step_s
         late_s = self._late_s(forward, backward, devices, beside)
         return Timeline(
             step_s=np.maximum(device_s, late_s),
             device_s=device_s,
+            fill_s=np.maximum(passes_s - self.m * slowest_s, 0.0),
             exposed_step_s=exposed_step_s,
             exposed_s=exposed,
             overlapped_s=overlapped,
@@ -178,7 +183,11 @@ class PipelineStep:
         """What a GPU draws while kernels of collectives wait on it for other GPUs."""
         computed_s = self.m * (device.forward.time_s + device.backward.time_s) + device.optimizer.time_s
         idle_s = timeline.step_s - computed_s - timeline.exposed_s[index] - timeline.exposed_step_s
-        return np.asarray(_BUSY_WAITING * link_W * np.where(self._busy_waits, np.maximum(idle_s, 0.0), 0.0))
+        return np.asarray(self.busy_waiting_W(link_W) * np.maximum(idle_s, 0.0))
+
+    def busy_waiting_W(self, link_W: float) -> FloatArray:
+        """What a GPU draws above idle that waits for others, [P, 1]."""
+        return _BUSY_WAITING * link_W * self._busy_waits
 
     def comm_s(self, index: int, timeline: Timeline) -> FloatArray:
         """Time in which a GPU of one class of stages communicates, overlapped or not."""
