@@ -136,7 +136,8 @@ class _ClockResponse:
         way_Hz = self.target_Hz - begin_Hz
         with np.errstate(divide="ignore", invalid="ignore"):
             left = (self.target_Hz - self.highest_Hz) / way_Hz  # of the way, where the highest clock is reached
-            reached_s = np.where((left > keep) & (left <= 1), -self.lag_s * np.log(left), time_s)
+            reaches = (self.target_Hz > self.highest_Hz) & (left > keep) & (left <= 1)
+            reached_s = np.where(reaches, -self.lag_s * np.log(left), time_s)
             reached_s = np.minimum(reached_s, time_s)
             rising = self.target_Hz * reached_s - way_Hz * self.lag_s * -np.expm1(-reached_s / self.lag_s)
             mean = (rising + self.highest_Hz * (time_s - reached_s)) / time_s
