@@ -35,6 +35,9 @@ class _Part(Enum):
     FILL = "the pipeline fills and drains"
 
 
+_WAITING = (_Part.EXCHANGE, _Part.FILL)  # for other GPUs, which are at the clock of their passes
+_PACE = 0  # place of passes in the cycle
+
 PowerProfile = dict[_Part, PowerSegment]
 
 
@@ -111,7 +114,10 @@ def _power_profile(
     passes_s = forward.time_s + backward.time_s
     optimizer_W = optimizer.energy_J / optimizer.time_s + clock_tree_W
     fill_W = clock_tree_W + pipe.busy_waiting_W(power.link_W)
-    exchange_s, exchange_W = _in_one_piece_s(pipe.plans, timeline), clock_tree_W + power.link_W
+    exchange_s = _in_one_piece_s(pipe.plans, timeline)
+    sent_s = np.minimum(exchange_s, pipe.costs[index].step_exchange.whole_s[:, None])  # the rest, others'
+    sent = np.divide(sent_s, exchange_s, out=np.zeros_like(exchange_s), where=exchange_s > 0)
+    exchange_W = clock_tree_W + power.link_W * sent
     apart_s = optimizer.time_s + timeline.fill_s + exchange_s
     apart_J = optimizer_W * optimizer.time_s + fill_W * timeline.fill_s + exchange_W * exchange_s
     stretch = (step_s - apart_s) / (m * passes_s)
@@ -132,10 +138,10 @@ def _power_profile(
 def _in_one_piece_s(plans: PlanBatch, timeline: Timeline) -> FloatArray:
     """Of the communication of a step that nothing hides, what the governor meets apart from the passes, [P, K].
 
-    Nothing of what is short for its window, all of what is long for it; nothing under ZeRO 3, whose passes wait for
-    every layer.
+    Nothing of what is short for its window, all of what is long for it; all in a pipeline, where it comes while that
+    drains; nothing under ZeRO 3, whose passes wait for every layer.
     """
-    share = -np.expm1(-timeline.exposed_step_s / _WINDOW_S)
+    share = np.where((plans.pp > 1)[:, None], 1.0, -np.expm1(-timeline.exposed_step_s / _WINDOW_S))
     return np.where((plans.zero_stage < 3)[:, None], share * timeline.exposed_step_s, 0.0)
 
 
@@ -155,8 +161,9 @@ def _governed(
     forward, backward = clocks[_Part.FORWARD], clocks[_Part.BACKWARD]
     if _Part.OTHERS in clocks:
         before = np.tile(1 - 1 / plans.micro_batches, len(profiles))  # share of the micro-batches that are not the last
-        forward = before * clocks[_Part.OTHERS] + (1 - before) * forward
-        backward = before * clocks[_Part.OTHERS] + (1 - before) * backward
+        # their work takes as long at the mean of their periods, not of their clocks
+        forward = 1 / (before / clocks[_Part.OTHERS] + (1 - before) / forward)
+        backward = 1 / (before / clocks[_Part.OTHERS] + (1 - before) / backward)
     phases = [np.split(clock_Hz, len(profiles)) for clock_Hz in (forward, backward, clocks[_Part.OPTIMIZER])]
     return [ByPhase(forward=f, backward=b, optimizer=o) for f, b, o in zip(*phases, strict=True)]
 
@@ -168,4 +175,5 @@ def _joined(stretches: Sequence[PowerSegment]) -> PowerSegment:
     return PowerSegment(
         time_s_PK=np.concatenate([stretch.time_s_PK for stretch in stretches]),
         power_W_PK=np.concatenate([stretch.power_W_PK for stretch in stretches]),
+        pace=stretches[0].pace,
     )
