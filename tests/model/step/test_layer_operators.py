@@ -127,7 +127,9 @@ def test_a_window_is_counted_pair_by_pair(batch: Batch, seq: int, window: int) -
     assert difference == pytest.approx(3 * (_core(llama, batch, seq) - expected), rel=1e-9)
 
 
-@pytest.mark.parametrize(("seq", "chunks"), [(512, [512]), (1024, [1024]), (2048, [1024, 1024]), (2560, [1024, 1024, 512])])
+@pytest.mark.parametrize(
+    ("seq", "chunks"), [(512, [512]), (1024, [1024]), (2048, [1024, 1024]), (2560, [1024, 1024, 512])]
+)
 def test_chunks_are_sequences_of_their_own(batch: Batch, seq: int, chunks: list[int]) -> None:
     llama = read_architecture("llama-3-8b")
     attention = replace(llama.decoder[0].attentions[0], chunk=1024)
