@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from moemodel import api
-from moemodel.cli.output import console, digits, prefixed, table
+from moemodel.cli.output import console, digits, echo_json_text, prefixed, table
 from moemodel.model.core.files import write_atomic
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def optimize_command(
     if write_plans is not None:
         _write_plans(write_plans, result.front)
     if as_json:
-        click.echo(result.to_json(), nl=False)
+        echo_json_text(result.to_json())
         return
     out = console()
     for part in _report(result, top):

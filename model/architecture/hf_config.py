@@ -7,7 +7,6 @@ which `model_type` is read as what, `keys` what becomes of keys that nothing rea
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -20,8 +19,9 @@ from moemodel.model.architecture.heads import head_of
 from moemodel.model.architecture.keys import check_aliases, check_keys, keys_read
 from moemodel.model.architecture.language_model import language_model
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.core.documents import describe, read_text
+from moemodel.model.core.documents import describe, load_json
 from moemodel.model.core.errors import InputError
+from moemodel.model.core.files import is_path, is_there
 from moemodel.model.core.suggest import unknown
 
 _PRESETS = Path(__file__).parents[1] / "presets" / "architectures"
@@ -80,18 +80,16 @@ def _read(path: Path, name: str) -> Architecture:
 def _config_file(given: str | Path) -> Path:
     """The file to read."""
     path = Path(given)
-    if path.is_dir():
-        path = path / "config.json"
-    if not path.is_file():
-        raise unknown("architecture", str(given), list_architectures(), or_else="the path of a config.json")
-    return path
+    file = path / "config.json" if is_there(path) and path.is_dir() else path
+    if is_there(file):
+        return file
+    if file == path and is_path(str(given)):
+        raise InputError(f"architecture: {given}: no such file")
+    raise unknown("architecture", str(given), list_architectures(), or_else="the path of a config.json")
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON: {error}") from None
+    config = load_json(path)
     if not isinstance(config, dict):
         raise InputError(f"{path}: found a JSON {type(config).__name__}; allowed: an object of keys and values")
     return config

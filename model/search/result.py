@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, model_validator
 
 from moemodel import __version__
-from moemodel.model.core.documents import Strict, parse_yaml, read_json
+from moemodel.model.core.documents import Real, Strict, Whole, parse_yaml, read_json
 from moemodel.model.core.errors import InputError
+from moemodel.model.core.shown import shortened
 from moemodel.model.plan.spec import Plan, plan_text
 from moemodel.model.records.calibration import CalibrationRef
 from moemodel.model.results.estimate import Estimate
@@ -25,8 +26,8 @@ DEFAULT_FILE = "moemodel-search.json"
 class Figure(Strict):
     """A value and its central 90 % interval; null where its error isn't known."""
 
-    value: float
-    interval: tuple[float, float] | None
+    value: Real
+    interval: tuple[Real, Real] | None
 
     @classmethod
     def of(cls, estimate: Estimate) -> Figure:
@@ -60,7 +61,7 @@ class Entry(Strict):
         notes: of the prediction.
     """
 
-    number: int
+    number: Whole
     plan_yaml: str
     step_time_s: Figure
     energy_J: Figure
@@ -70,9 +71,9 @@ class Entry(Strict):
     clock_MHz: Figure
     memory_B: Figure
     run: RunFigures | None
-    time_vs_reference: float | None = None
-    energy_vs_reference: float | None = None
-    not_distinguishable_from: tuple[int, ...] = ()
+    time_vs_reference: Real | None = None
+    energy_vs_reference: Real | None = None
+    not_distinguishable_from: tuple[Whole, ...] = ()
     misses: tuple[str, ...] = ()
     notes: tuple[str, ...]
 
@@ -87,17 +88,17 @@ class Refusal(Strict):
 
     reason: str
     says: str
-    plans: int
+    plans: Whole
 
 
 class Counts(Strict):
     """How many there were: combinations, those predicted in full, those within all limits, those on the front."""
 
-    combinations: int
+    combinations: Whole
     refused: tuple[Refusal, ...]
-    predicted: int
-    feasible: int
-    front: int
+    predicted: Whole
+    feasible: Whole
+    front: Whole
 
 
 class SearchResult(Strict):
@@ -119,16 +120,23 @@ class SearchResult(Strict):
     (1, 2)
     """
 
-    schema_version: int
+    schema_version: Whole
     moemodel_version: str
     search: Search
     calibration: CalibrationRef
     counts: Counts
     front: tuple[Entry, ...]
     next_fastest: tuple[Entry, ...] = ()
-    picks: dict[str, int]
+    picks: dict[str, Whole]
     reference: Entry | None
     notes: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _picks_are_there(self) -> SearchResult:
+        for name, number in self.picks.items():
+            if not 1 <= number <= len(self.front):
+                raise ValueError(f"picks: {shortened(name)} is {number}; allowed: 1 to {len(self.front)}")
+        return self
 
     def to_json(self) -> str:
         """The text of the file: the same result gives the same bytes."""
@@ -137,7 +145,7 @@ class SearchResult(Strict):
 
 class _Version(Strict):
     model_config = ConfigDict(extra="ignore")
-    schema_version: int
+    schema_version: Whole
 
 
 def read_search_result(path: Path | str) -> SearchResult:

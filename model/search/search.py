@@ -17,10 +17,9 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from moemodel.model.core.arrays import FloatArray, IntArray
-from moemodel.model.core.errors import InfeasiblePlanError
+from moemodel.model.core.errors import InfeasiblePlanError, InputError
 from moemodel.model.plan.batch import PlanBatch, batch_of
 from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.clock import clock_of
@@ -168,7 +167,7 @@ def _first_plans(problem: SearchProblem) -> Iterator[Plan]:
         try:
             plan = document.plan(**choices.pop("parallel"), **choices, gpus=gpus, name=f"{document.name}-reference")
             check_architecture(plan, problem.architecture)
-        except (ValidationError, InfeasiblePlanError):
+        except (InputError, InfeasiblePlanError):
             continue
         yield plan
 
@@ -176,6 +175,7 @@ def _first_plans(problem: SearchProblem) -> Iterator[Plan]:
 def _notes(problem: SearchProblem, entries: list[Entry], front: int, reference: Entry | None) -> tuple[str, ...]:
     document = problem.document
     found = [
+        *document.file_notes,
         f"{len(entries)} of the {front} plans on the front are kept (`keep`)." if len(entries) < front else "",
         "Plans that can't be told apart have 90 % intervals that overlap in time and in energy. Most of the error is "
         "common to all plans on one GPU, so that their order is surer than this says.",
