@@ -9,6 +9,7 @@ from typing import Any
 
 from moemodel.model.architecture.families import TEXT_PARTS, UNSUPPORTED, folded, is_class_of, known_type
 from moemodel.model.architecture.spec import Architecture
+from moemodel.model.core.shown import shown
 
 _VOCABULARY = ("ModelForCausalLM", "ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "WithLMHeadModel")
 _SEQUENCE, _TOKEN, _SPAN = "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"
@@ -69,17 +70,17 @@ def head_of(config: Mapping[str, Any], model_type: str, *, around: Mapping[str, 
     match = _ENDINGS.fullmatch(name)
     if match is None:
         raise ValueError(
-            f"architectures: found {name!r}, of an unknown head; allowed: {', '.join(_LAST_WORDS)} at its end"
+            f"architectures: found {shown(name)}, of an unknown head; allowed: {', '.join(_LAST_WORDS)} at its end"
         )
     if around is not None:
         return _head(match["last"], name, config, model_type, ())
     if match["last"] in _BARE and known_type(match["stem"]) is None and folded(match["stem"]) != folded(model_type):
         raise ValueError(
-            f"architectures: found {name!r}, of an unknown head; allowed: a class of model_type {model_type}"
+            f"architectures: found {shown(name)}, of an unknown head; allowed: a class of model_type {model_type}"
         )
     notes = _class_notes(name, match["stem"], model_type)
     if len(set(classes)) > 1:
-        notes += (f"architectures names {len(classes)} classes; the first is read, {name}.",)
+        notes += (f"architectures names {len(classes)} classes; the first is read, {shown(name)}.",)
     return _head(match["last"], name, config, model_type, notes)
 
 
@@ -89,7 +90,7 @@ def _classes(config: Mapping[str, Any]) -> list[str]:
     if found is None:
         return []
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-        raise ValueError(f"architectures: found {found!r}; allowed: a list of names of classes")
+        raise ValueError(f"architectures: found {shown(found)}; allowed: a list of names of classes")
     return found
 
 
@@ -101,22 +102,20 @@ def _class_notes(name: str, stem: str, model_type: str) -> tuple[str, ...]:
     """
     of_class = known_type(stem)
     if of_class is None:
+        if folded(stem) == folded(model_type):
+            return ()
         return (
-            ()
-            if folded(stem) == folded(model_type)
-            else (
-                f"architectures names {name}, a class that is not known; the file is read as model_type {model_type}.",
-            )
+            f"architectures names {shown(name)}, a class that is not known; model_type {model_type} says the shape.",
         )
     if of_class in UNSUPPORTED:
         raise ValueError(
-            f"architectures: found {name}, of type {of_class}, while model_type is {model_type!r}. Such models have "
-            f"{UNSUPPORTED[of_class]}, which this package doesn't model"
+            f"architectures: found {shown(name)}, of type {of_class}, while model_type is {model_type!r}. Such models "
+            f"have {UNSUPPORTED[of_class]}, which this package doesn't model"
         )
     if is_class_of(of_class, model_type):
         return ()
     raise ValueError(
-        f"architectures: found {name}, while model_type is {model_type!r}, which has another shape; allowed: "
+        f"architectures: found {shown(name)}, while model_type is {model_type!r}, which has another shape; allowed: "
         f"model_type {TEXT_PARTS.get(of_class, of_class)!r}, or a class of {model_type}"
     )
 
@@ -125,7 +124,7 @@ def _head(last: str, name: str, config: Mapping[str, Any], model_type: str, note
     if last in _VOCABULARY:
         return Head(notes=notes)
     if model_type in ("t5", "mt5", "switch_transformers", "moemodel_mlp"):
-        raise ValueError(f"architectures: found {name}; of {model_type}, allowed: a vocabulary head")
+        raise ValueError(f"architectures: found {shown(name)}; of {model_type}, allowed: a vocabulary head")
     if last in _BARE:
         return Head(kind="none", notes=(*notes, "The model ends without a head, as its class in architectures does."))
     outputs, said = (_SPAN_OUTPUTS, ()) if last == _SPAN else _labels(config)
@@ -151,5 +150,5 @@ def _labels(config: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
             "The file states no num_labels or id2label; one output is counted (transformers would make it two).",
         )
     if isinstance(stated, bool) or not isinstance(stated, int) or not 0 < stated < 2**31:
-        raise ValueError(f"num_labels: found {stated!r}; allowed: a number of classes from 1 on")
+        raise ValueError(f"num_labels: found {shown(stated)}; allowed: a number of classes from 1 on")
     return stated, ()

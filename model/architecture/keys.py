@@ -8,13 +8,14 @@ of a structure that the family doesn't have (refused, while its value switches i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import AliasChoices
 
 from moemodel.model.architecture.family import OTHER_LAYERS, Family
+from moemodel.model.core.shown import shortened, shown
 
 # Why keys change neither a model's shape nor its work to speak of, and which: patterns of
 # whole keys.
@@ -98,6 +99,7 @@ def _any(patterns: str) -> re.Pattern[str]:
 
 _HARMLESS = _any(" ".join(HARMLESS.values()))
 
+_MOST_LISTED = 20  # keys in one note
 _OFF: tuple[object, ...] = (None, False, 0, "", [], {})
 
 
@@ -254,7 +256,9 @@ def check_aliases(family: type[Family], config: Mapping[str, Any]) -> None:
             continue
         stated = {str(key): config[str(key)] for key in alias.choices if config.get(str(key)) is not None}
         if len({repr(value) for value in stated.values()}) > 1:
-            raise ValueError(f"{' and '.join(f'{key} {value!r}' for key, value in stated.items())} differ; keep one")
+            raise ValueError(
+                f"{' and '.join(f'{key} {shown(value)}' for key, value in stated.items())} differ; keep one"
+            )
 
 
 def check_keys(
@@ -284,15 +288,15 @@ def check_keys(
         if around and isinstance(value, dict):
             message = _LEFT_OUT
         if message is None:
-            unknown.append(f"{key} ({_shown(value)})")
+            unknown.append(f"{_key(key)} ({shown(value)})")
         elif value not in _OFF and not (isinstance(value, list) and set(map(str, value)) == {"full_attention"}):
-            named.setdefault(message, []).append(key)
-    notes = [message.format(keys=", ".join(keys)) for message, keys in named.items()]
+            named.setdefault(message, []).append(_key(key))
+    notes = [message.format(keys=_listed(keys)) for message, keys in named.items()]
     if unknown and around:
-        notes.append(f"Around the language model, and not read: {', '.join(unknown)}.")
+        notes.append(f"Around the language model, and not read: {_listed(unknown)}.")
     elif unknown:
         notes.append(
-            f"Not read, since {model_type} has no such key: {', '.join(unknown)}. If one of them changes the model's "
+            f"Not read, since {model_type} has no such key: {_listed(unknown)}. If one of them changes the model's "
             "shape or work, counts and predictions are off by it."
         )
     return tuple(notes)
@@ -302,11 +306,11 @@ def _refuse_structures(rest: Mapping[str, Any], model_type: str) -> None:
     """Refuse all structures that are switched on."""
     found: dict[str, tuple[Structure, list[str]]] = {}
     for key, structure in _switched_on(rest):
-        found.setdefault(structure.what, (structure, []))[1].append(f"{key} {_shown(rest[key])}")
+        found.setdefault(structure.what, (structure, []))[1].append(f"{_key(key)} {shown(rest[key])}")
     if not found:
         return
     said = [
-        f"{', '.join(keys)}: {what}" + (f" (as in {structure.instead})" if structure.instead else "")
+        f"{_listed(keys)}: {what}" + (f" (as in {structure.instead})" if structure.instead else "")
         for what, (structure, keys) in found.items()
     ]
     raise ValueError(
@@ -325,6 +329,12 @@ def _switched_on(rest: Mapping[str, Any]) -> Iterator[tuple[str, Structure]]:
                 yield key, structure
 
 
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+def _listed(keys: Sequence[str]) -> str:
+    """Keys of a user's, in a sentence: no more than a reader reads."""
+    more = f", and {len(keys) - _MOST_LISTED} more" if len(keys) > _MOST_LISTED else ""
+    return ", ".join(keys[:_MOST_LISTED]) + more
+
+
+def _key(key: str) -> str:
+    """A key of a user's, so that a terminal obeys nothing in it."""
+    return shortened(key) if key.isprintable() else shown(key)

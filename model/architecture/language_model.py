@@ -9,6 +9,7 @@ from typing import Any
 from moemodel.model.architecture.families import FAMILIES, TEXT_PARTS, UNSUPPORTED, family_of, folded, known_type
 from moemodel.model.architecture.family import Family
 from moemodel.model.architecture.keys import check_keys
+from moemodel.model.core.shown import shown
 
 # Where models of images, sound or video keep their language model.
 _PLACES = ("text_config", "llm_config", "language_config", "language_model_config", "thinker_config")
@@ -91,7 +92,7 @@ def language_model(config: Mapping[str, Any]) -> LanguageModel:
         return _flat(config, outer)
     if outer in FAMILIES and family_of(outer) is not None:
         raise ValueError(
-            f"{place}: found an object of keys in a file of model_type {outer!r}, which has none; remove one"
+            f"{place}: found an object of keys in a file of model_type {shown(outer)}, which has none; remove one"
         )
     inner = config[place]
     if "model_type" not in inner and any(key in inner for key in _PLACES):  # speech models: thinker_config.text_config
@@ -124,7 +125,7 @@ def _nested(
         inner["tie_word_embeddings"] = config["tie_word_embeddings"]
     missing = {key: value for key, value in _DEFAULTS.get(read_as, {}).items() if key not in inner}
     around = {key: value for key, value in config.items() if key not in (*_PLACES, "tie_word_embeddings")}
-    notes = [f"{outer}: its language model alone is described ({place}, a {model_type})."]
+    notes = [f"model_type {shown(outer)}: its language model alone is described ({place}, a {model_type})."]
     if missing:
         stated = ", ".join(f"{key} {value}" for key, value in missing.items())
         notes.append(f"{place} leaves out what is its class's default in transformers: {stated}.")
@@ -141,7 +142,7 @@ def _type(config: Mapping[str, Any], key: str) -> str:
     found = config["model_type"]
     if not isinstance(found, str):
         raise ValueError(  # noqa: TRY004 - pydantic and this package's own checks say it so
-            f"{key}: found {found!r}; allowed: {', '.join(sorted(FAMILIES))}"
+            f"{key}: found {shown(found)}; allowed: {', '.join(sorted(FAMILIES))}"
         )
     return found
 
@@ -158,8 +159,8 @@ def _family(model_type: str, key: str) -> type[Family]:
     known = known_type(model_type)
     if known in UNSUPPORTED:
         raise ValueError(
-            f"{key}: found {model_type!r}. Such models have {UNSUPPORTED[known]}, which this package doesn't model; "
-            "no other model_type would give their counts"
+            f"{key}: found {shown(model_type)}. Such models have {UNSUPPORTED[known]}, which this package doesn't "
+            "model; no other model_type would give their counts"
         )
     alike = f"; did you mean {known!r}?" if known is not None else ""
-    raise ValueError(f"{key}: found {model_type!r}; allowed: {', '.join(sorted(FAMILIES))}{alike}")
+    raise ValueError(f"{key}: found {shown(model_type)}; allowed: {', '.join(sorted(FAMILIES))}{alike}")

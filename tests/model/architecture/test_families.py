@@ -280,10 +280,13 @@ def test_heads_of_classes_take_the_vocabularys_place(tmp_path: Path) -> None:
         ("LlamaForCausalLM", "architectures: found 'LlamaForCausalLM'; allowed: a list of names of classes"),
         (
             ["Qwen3NextForCausalLM"],
-            "architectures: found Qwen3NextForCausalLM, of type qwen3_next, while model_type is",
+            "architectures: found 'Qwen3NextForCausalLM', of type qwen3_next, while model_type is",
         ),
-        (["JambaForCausalLM"], "architectures: found JambaForCausalLM, of type jamba, while model_type is 'llama'"),
-        (["Olmo3ForCausalLM"], "architectures: found Olmo3ForCausalLM, while model_type is 'llama', which has another"),
+        (["JambaForCausalLM"], "architectures: found 'JambaForCausalLM', of type jamba, while model_type is 'llama'"),
+        (
+            ["Olmo3ForCausalLM"],
+            "architectures: found 'Olmo3ForCausalLM', while model_type is 'llama', which has another",
+        ),
     ],
 )
 def test_classes_of_another_head_or_type_are_refused(tmp_path: Path, classes: object, message: str) -> None:
@@ -292,7 +295,7 @@ def test_classes_of_another_head_or_type_are_refused(tmp_path: Path, classes: ob
 
 def test_an_unknown_class_is_named(tmp_path: Path) -> None:
     (note,) = _read(tmp_path, BUILT["llama"]["config"] | {"architectures": ["NovelForCausalLM"]}).notes
-    assert note.startswith("architectures names NovelForCausalLM, a class that is not known")
+    assert note.startswith("architectures names 'NovelForCausalLM', a class that is not known")
 
 
 def test_a_class_of_the_same_shape_is_fine(tmp_path: Path) -> None:
@@ -338,7 +341,7 @@ def test_of_models_with_eyes_the_language_model_is_read(tmp_path: Path) -> None:
     }
     read = _read(tmp_path, outer)
     assert parameters(read).total == BUILT["qwen3_moe"]["total"]
-    assert read.notes[0] == "novel_vl: its language model alone is described (text_config, a qwen3_moe)."
+    assert read.notes[0] == "model_type 'novel_vl': its language model alone is described (text_config, a qwen3_moe)."
     assert any(note.startswith("vision_config: ") for note in read.notes)
     assert "Around the language model, and not read: fusion_depth (3)." in read.notes
 
