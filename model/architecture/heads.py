@@ -13,8 +13,9 @@ from moemodel.model.core.shown import shown
 
 _VOCABULARY = ("ModelForCausalLM", "ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "WithLMHeadModel")
 _SEQUENCE, _TOKEN, _SPAN = "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"
+_OF_CLASSES = (_SEQUENCE, _TOKEN, _SPAN)
 _BARE = ("TextModel", "Model")
-_LAST_WORDS = (*_VOCABULARY, _SEQUENCE, _TOKEN, _SPAN, *_BARE)
+_LAST_WORDS = (*_VOCABULARY, *_OF_CLASSES, *_BARE)
 _ENDINGS = re.compile(f"(?P<stem>.+?)(?P<last>{'|'.join(_LAST_WORDS)})")
 _SPAN_OUTPUTS = 2  # where an answer begins, and where it ends
 
@@ -57,30 +58,30 @@ def head_of(config: Mapping[str, Any], model_type: str, *, around: Mapping[str, 
     Raises:
         ValueError: the class is of another type, or ends in what this package doesn't know.
     """
+    own = _classes(config)
     if around is not None:
-        own = _classes(config)
-        if own and (match := _ENDINGS.fullmatch(own[0])):
-            _class_notes(own[0], match["stem"], model_type)
-        classes, config = _classes(around), {**around, **config}
-    else:
-        classes = _classes(config)
-    if not classes:
+        outer = _classes(around)
+        match = _ENDINGS.fullmatch(outer[0]) if outer else None
+        if match is not None and (match["last"] in _OF_CLASSES or not own):
+            if own and (inner := _ENDINGS.fullmatch(own[0])):
+                _class_notes(own[0], inner["stem"], model_type)
+            known = match["last"] not in _BARE or known_type(match["stem"]) is not None
+            return _head(match["last"], outer[0], {**around, **config}, model_type, ()) if known else Head()
+    if not own:
         return Head()
-    name = classes[0]
+    name = own[0]
     match = _ENDINGS.fullmatch(name)
     if match is None:
         raise ValueError(
             f"architectures: found {shown(name)}, of an unknown head; allowed: {', '.join(_LAST_WORDS)} at its end"
         )
-    if around is not None:
-        return _head(match["last"], name, config, model_type, ())
     if match["last"] in _BARE and known_type(match["stem"]) is None and folded(match["stem"]) != folded(model_type):
         raise ValueError(
             f"architectures: found {shown(name)}, of an unknown head; allowed: a class of model_type {model_type}"
         )
     notes = _class_notes(name, match["stem"], model_type)
-    if len(set(classes)) > 1:
-        notes += (f"architectures names {len(classes)} classes; the first is read, {shown(name)}.",)
+    if len(set(own)) > 1:
+        notes += (f"architectures names {len(own)} classes; the first is read, {shown(name)}.",)
     return _head(match["last"], name, config, model_type, notes)
 
 

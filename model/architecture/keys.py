@@ -28,29 +28,31 @@ HARMLESS: dict[str, str] = {
         unsloth_.* use_bfloat16
     """,
     "types of the numbers in the file": r"""
-        .*_cache_dtype .*_fp32.* .*_in_fp32 bf16 dtype fp16 fp32 params_dtype residual_dtype skip_bias_add
+        .*_cache_dtype .*_fp32.* .*_in_fp32 bf16 dtype fp16 fp32 params_dtype residual_dtype skip_bias_add.*
         torch_dtype
     """,
     "which tokens mean what": r"""
         (bos|eos|pad|unk|sep|cls|eod)_token
         (image|video|audio|ignore|im_start|im_end)_(token|index|placeholder).* .*_token_(id|index)s?
-        media_placeholder.* n_special video_placeholder vocab_type
+        (im|text|mask)_.*_id media_placeholder.* n_special org_vocab_size video_placeholder vocab_type
     """,
     "initial values": r"""
         .*init_(std|method|device|scale|config|range|std_factor).* .*initializer.* embedding_init_std
         init_device init_std initializer_factor mup_.* rescale_prenorm_residual use_mup verbose
     """,
     "constants of norms, scores and activations": r"""
-        (.*_)?(eps|epsilon) .*_multiplier .*_scalar .*softcap.* apply_query_key_layer_scaling
+        (.*_)?(eps|epsilon) .*_multiplier(_scale)? .*_scalar .*softcap.* apply_query_key_layer_scaling
         apply_residual_connection_post_layernorm attention_scaling attention_value_scale attn_scale
-        attn_temperature_tuning clip_qkv dim_model_base embed(ding)?_scale floor_scale hidden_act_(alpha|beta)
-        layer_norm_type logit_scale logits_scaling max_attn_val max_attn_value moe_norm_min norm_head
+        attn_temperature_tuning .*_fusion clip_qkv dim_model_base embed(ding)?_scale floor_scale hidden_act_(alpha|beta)
+        layer_norm_type layernorm_.*_(alpha|beta) logit_scale logits_scaling max_attn_val max_attn_value moe_norm_min
+        norm_head
         norm_softmax norm_type normalization_function post_?norm reorder_and_upcast_attn
         scale_(emb|depth|attn_weights|embedding) scale_attention.* scale_attn.* scale_decoder_outputs
         slow_but_exact softmax_scale swiglu_(alpha|limit) use_ghostnorm use_logn_attn use_rmsnorm
     """,
     "positions without parameters": r"""
-        .*_rope .*_rope_.* alibi.* attn_uses_sequence_id max_model_len max_position_id max_seq_len(gth)?
+        .*_rope .*_rope_.* .*alibi.* attn_uses_sequence_id initial_context_length max_model_len max_position_id
+        max_seq_len(gth)?
         max_sequence_length model_max_length mrope.* n_ctx n_positions no_rope.*
         original_max_position_embeddings partial_rotary.* pos_emb.* position_embedding_type
         relative_attention_max_distance rope.* rotary.* seq_len seq_length sinusoidal_pos_embds use_alibi
@@ -99,6 +101,7 @@ def _any(patterns: str) -> re.Pattern[str]:
 
 _HARMLESS = _any(" ".join(HARMLESS.values()))
 
+_TAKES_AWAY = re.compile(r"bias|norm|gate|glu|causal|scale|affine|tie|qk|causal")
 _MOST_LISTED = 20  # keys in one note
 _OFF: tuple[object, ...] = (None, False, 0, "", [], {})
 
@@ -112,18 +115,21 @@ class Structure:
         what: the structure.
         instead: families that have it, if any do.
         neutral: a value that leaves it off, beside none, false and zero.
+        on: the one value that switches it on, where only one does.
     """
 
     keys: str
     what: str
     instead: str = ""
     neutral: object = None
+    on: object = None
 
     def is_on(self, value: object) -> bool:
         """Whether a value of one of its keys switches it on."""
-        if isinstance(value, list):
-            return any(self.is_on(each) for each in value)
-        return value not in _OFF and value != self.neutral
+        values = value if isinstance(value, list) else [value]
+        if self.on is not None:
+            return any(each == self.on for each in values)
+        return any(each not in _OFF and each != self.neutral for each in values)
 
 
 STRUCTURES = (
@@ -139,9 +145,8 @@ STRUCTURES = (
         keys=r"linear_(attn_config|num_(key|value)_heads|(key|value)_head_dim|conv_kernel_dim)|full_attention_interval",
         what="gated DeltaNet (linear attention)",
     ),
-    Structure(
-        keys=r"attn_type_list|lightning.*|layernorm_linear_attention.*", what="lightning attention (linear attention)"
-    ),
+    Structure(keys=r"lightning.*", what="lightning attention (linear attention)"),
+    Structure(keys=r"attn_type_list", what="lightning attention (linear attention)", on=0),  # MiniMax; 1: softmax
     Structure(keys=r"conv_L_cache|full_attn_idxs", what="short convolutions in place of attention"),
     Structure(keys=r"hc_.*|.*hyper_connection.*|mhc_.*", what="hyper-connections"),
     Structure(keys=r"compress_.*|o_lora_rank|o_groups|num_hash_layers", what="compressed sparse attention"),
@@ -203,7 +208,8 @@ _STRUCTURES = tuple((re.compile(each.keys), each) for each in STRUCTURES)
 
 # Of what reads images, sound or video.
 _SENSES = _any(r"""
-    .*_thumbnail .*audio_config .*encoder_config .*image_.* .*projector.* .*spatial_conv_size .*speech_config
+    anyres_.* num_media_embeds .*_thumbnail .*audio_config .*encoder_config .*image_.* .*projector.*
+    .*spatial_conv_size .*speech_config
     .*vision_config .*visual .*visual_config audio_.* candidate_resolutions code2wav_config deepstack_.*
     downsample_ratio dynamic_image_size enable_(audio_output|talker) force_image_size fullatt_block_indexes
     global_view_pos image_.* img_.* max_dynamic_patch min_dynamic_patch mm_.* multimodal_.* pad2square
@@ -252,7 +258,7 @@ def check_aliases(family: type[Family], config: Mapping[str, Any]) -> None:
     """
     for field in family.model_fields.values():
         alias = field.validation_alias
-        if not isinstance(alias, AliasChoices):
+        if not isinstance(alias, AliasChoices) or "hidden_act" in alias.choices:  # of which some files have two
             continue
         stated = {str(key): config[str(key)] for key in alias.choices if config.get(str(key)) is not None}
         if len({repr(value) for value in stated.values()}) > 1:
@@ -287,9 +293,13 @@ def check_keys(
         message = next((message for pattern, message in _NOTED if pattern.fullmatch(key)), None)
         if around and isinstance(value, dict):
             message = _LEFT_OUT
-        if message is None:
+        if message is None and not _is_off(key, value):
             unknown.append(f"{_key(key)} ({shown(value)})")
-        elif value not in _OFF and not (isinstance(value, list) and set(map(str, value)) == {"full_attention"}):
+        elif (
+            message is not None
+            and value not in _OFF
+            and not (isinstance(value, list) and set(map(str, value)) == {"full_attention"})
+        ):
             named.setdefault(message, []).append(_key(key))
     notes = [message.format(keys=_listed(keys)) for message, keys in named.items()]
     if unknown and around:
@@ -300,6 +310,11 @@ def check_keys(
             "shape or work, counts and predictions are off by it."
         )
     return tuple(notes)
+
+
+def _is_off(key: str, value: object) -> bool:
+    """Whether an unknown key adds nothing; false may take away what a family has where its name says so."""
+    return value in _OFF and (value is not False or not _TAKES_AWAY.search(key))
 
 
 def _refuse_structures(rest: Mapping[str, Any], model_type: str) -> None:

@@ -144,6 +144,7 @@ class Grok1(Mixtral):
 class Qwen3Moe(SparseDecoder):
     """Qwen 3 with experts in every `decoder_sparse_step`-th layer but `mlp_only_layers`."""
 
+    ignored: ClassVar[frozenset[str]] = frozenset({"use_qk_norm", "qkv_bias"})  # as files of Qwen3-Coder say
     windows_need_a_flag: ClassVar[bool] = True
     intermediate_size: Count
     moe_intermediate_size: Count
@@ -300,6 +301,9 @@ class Glm4vMoe(Glm4Moe):
 class Ernie45Moe(SparseDecoder):
     """ERNIE 4.5 with experts in layers from one to another, without biases."""
 
+    ignored: ClassVar[frozenset[str]] = frozenset(
+        {"moe_capacity", "compression_ratio", "weight_share_add_bias", "moe_multimodal_dispatch_use_allgather"}
+    )
     num_experts: Count = Field(validation_alias=AliasChoices("moe_num_experts", "num_experts"))
     num_experts_per_tok: Count = Field(validation_alias=AliasChoices("moe_k", "num_experts_per_tok"))
     intermediate_size: Count
@@ -329,7 +333,9 @@ class Ernie45Moe(SparseDecoder):
 class HunyuanMoe(GroupedDecoder):
     """Hunyuan-A13B: experts in every layer; sizes may be lists, a value a layer."""
 
-    ignored: ClassVar[frozenset[str]] = frozenset({"mlp_bias", "cla_share_factor", "attention_head_dim"})
+    ignored: ClassVar[frozenset[str]] = frozenset(
+        {"mlp_bias", "cla_share_factor", "attention_head_dim", "dense_list", "pool_type"}
+    )
     num_experts: Experts
     top_k: _PerLayer = Field(validation_alias=AliasChoices("moe_topk", "num_experts_per_tok"))
     intermediate_size: Count
@@ -338,6 +344,7 @@ class HunyuanMoe(GroupedDecoder):
     use_mixed_mlp_moe: Flag = True  # whether there is a shared expert
     use_qk_norm: Flag = True
     use_cla: Literal[False] = False
+    moe_layer_num_skipped: Literal[0] = 0  # first layers without experts
     num_key_value_heads: Count | None = None  # as many as heads
     head_dim: Count | None = Field(default=None, validation_alias=AliasChoices("head_dim", "attention_head_dim"))
 
