@@ -7,6 +7,7 @@ them on the meta device (`source` of the rest of them: `published_models.json`, 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -385,3 +386,11 @@ def test_what_a_nested_file_leaves_out_is_its_classs_default(tmp_path: Path) -> 
 )
 def test_wrong_nests_are_refused(tmp_path: Path, config: dict[str, Any], message: str) -> None:
     assert _refusal(tmp_path, config).startswith(message)
+
+
+def test_the_documents_name_all_types() -> None:
+    text = (HERE.parents[2] / "docs/models.md").read_text(encoding="utf-8")
+    read, refused = text.split("## What is refused by name")
+    assert set(re.findall(r"`([^`\s]+)`", read.split("\n\n")[2])) - {"model_type"} == set(FAMILIES)
+    assert set(re.findall(r"`([^`\s]+)`", refused)) - {"model_type"} == set(UNSUPPORTED)
+    assert f"for {len(BUILT)} small configurations and {len(PUBLISHED)} published ones" in text
