@@ -57,6 +57,35 @@ class Llama(DenseDecoder):
         return self.mlp_bias
 
 
+class Cwm(Llama):
+    """Code World Model: a Llama with windows in three of four layers."""
+
+    sliding_window: CountOrZero | None = 8192
+
+    def is_windowed(self, index: int) -> bool:
+        """All but the first, the fifth, and so on."""
+        return index % 4 != 0
+
+
+class Jais2(Llama):
+    """Jais 2: layer norms, blocks without a gate, squared ReLU."""
+
+    norm: ClassVar[Norm] = "layer"
+    norm_bias: ClassVar[bool] = True
+    mlp_gated: ClassVar[bool] = False
+    hidden_act: ActivationName = "relu2"
+    attention_bias: Flag = True
+    mlp_bias: Flag = True
+
+
+class NanoChat(Llama):
+    """nanochat: no norm has parameters, blocks have no gate, squared ReLU."""
+
+    norm_scale: ClassVar[bool] = False
+    mlp_gated: ClassVar[bool] = False
+    hidden_act: ActivationName = "relu2"
+
+
 class SmolLm3(Llama):
     """SmolLM3: a Llama with positions in three of four layers, and windows in these if asked for."""
 
@@ -261,6 +290,12 @@ class Gemma2(Gemma):
     def is_windowed(self, index: int) -> bool:
         """The first, the third, and so on."""
         return index % 2 == 0
+
+
+class VaultGemma(Gemma2):
+    """VaultGemma: Gemma 2 without norms behind blocks."""
+
+    second_norm: ClassVar[bool] = False
 
 
 class Gemma3(Gemma2):

@@ -21,6 +21,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu",
     "gelu_fast": "gelu",
     "gelu_pytorch_tanh": "gelu",
+    "gelu_python": "gelu",
     "quick_gelu": "gelu",
 }
 

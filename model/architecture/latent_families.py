@@ -33,6 +33,7 @@ class DeepseekV3(Decoder):
     v_head_dim: Count
     q_lora_rank: Count | None = 1536  # null: queries have no latent
     n_shared_experts: CountOrZero | None = 1
+    use_mla: Literal[True] = True
     moe_layer_freq: Literal[1] = 1
 
     @model_validator(mode="after")

@@ -103,6 +103,46 @@ class GraniteMoe(Mixtral):
         return False
 
 
+class GraniteMoeHybrid(GroupedDecoder):
+    """Granite 4 where all layers are attention (350M, 1B): a dense block that every token passes, experts if any."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("attention", "full_attention")
+    ignored: ClassVar[frozenset[str]] = frozenset(  # of Mamba layers, which it doesn't have then
+        {
+            "intermediate_size",
+            *(f"mamba_{part}" for part in ("n_heads", "n_groups", "d_state", "d_head", "d_conv", "expand")),
+            *(f"mamba_{part}" for part in ("chunk_size", "conv_bias", "proj_bias")),
+            "time_step_limit",
+        }
+    )
+    num_key_value_heads: Count | None = None  # as many as heads
+    layer_types: tuple[str, ...]
+    shared_intermediate_size: Count
+    num_local_experts: CountOrZero = 0
+    num_experts_per_tok: CountOrZero = 0
+    expert_width: Count | None = Field(default=None, validation_alias="intermediate_size")
+
+    @model_validator(mode="after")
+    def _experts_fit(self) -> GraniteMoeHybrid:
+        require_at_most("num_experts_per_tok", self.num_experts_per_tok, "num_local_experts", self.num_local_experts)
+        if self.num_local_experts and not (self.num_experts_per_tok and self.expert_width):
+            reject("num_local_experts", self.num_local_experts, "0 without num_experts_per_tok and intermediate_size")
+        return self
+
+    def feed_forward(self, index: int) -> Mlp | Moe:  # noqa: ARG002
+        """The same in every layer."""
+        if not self.num_local_experts:
+            return self.dense(self.shared_intermediate_size)
+        return Moe(
+            experts=self.num_local_experts,
+            top_k=self.num_experts_per_tok,
+            width=self.expert_width or 0,
+            activation=self.hidden_act,
+            gated=True,
+            shared_width=self.shared_intermediate_size,
+        )
+
+
 class GptOss(Mixtral):
     """gpt-oss: biases everywhere, sinks, windows in every other layer."""
 
@@ -226,8 +266,12 @@ class SharedExpertsDecoder(SparseDecoder):
         """Dense first, then experts."""
         if index < self.first_k_dense_replace:
             return self.dense(self.intermediate_size)
-        width = self.moe_intermediate_size
-        return self.sparse(width, shared_width=(self.shared_experts or 0) * width)
+        return self.sparse(self.moe_intermediate_size, shared_width=self.shared_width)
+
+    @property
+    def shared_width(self) -> int:
+        """Width of the shared experts together."""
+        return (self.shared_experts or 0) * self.moe_intermediate_size
 
 
 class Deepseek(SharedExpertsDecoder):
@@ -251,6 +295,25 @@ class BailingMoe(SharedExpertsDecoder):
     def bias_out(self) -> bool:
         """Its key."""
         return self.use_bias
+
+
+class BailingMoeV2(BailingMoe):
+    """Ling 2: norms of each head of queries and keys, experts chosen by corrected sigmoid scores."""
+
+    router: ClassVar[Router] = "sigmoid_topk"
+    score_correction: ClassVar[bool] = True
+    use_qk_norm: Flag = True
+    moe_shared_expert_intermediate_size: Count | None = None  # moe_intermediate_size
+
+    @property
+    def qk_norm(self) -> QkNorm:
+        """Of each head."""
+        return "per_head" if self.use_qk_norm else "none"
+
+    @property
+    def shared_width(self) -> int:
+        """The shared experts may be of another width than the routed ones."""
+        return (self.shared_experts or 0) * (self.moe_shared_expert_intermediate_size or self.moe_intermediate_size)
 
 
 class Dots1(SharedExpertsDecoder):
@@ -343,7 +406,6 @@ class HunyuanMoe(GroupedDecoder):
     shared_experts: _PerLayer = Field(default=1, validation_alias=AliasChoices("num_shared_expert", "n_shared_experts"))
     use_mixed_mlp_moe: Flag = True  # whether there is a shared expert
     use_qk_norm: Flag = True
-    use_cla: Literal[False] = False
     moe_layer_num_skipped: Literal[0] = 0  # first layers without experts
     num_key_value_heads: Count | None = None  # as many as heads
     head_dim: Count | None = Field(default=None, validation_alias=AliasChoices("head_dim", "attention_head_dim"))

@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 BUILT: dict[str, dict[str, Any]] = json.loads((HERE / "transformers_totals.json").read_text(encoding="utf-8"))
 PUBLISHED: dict[str, dict[str, Any]] = json.loads((HERE / "published_models.json").read_text(encoding="utf-8"))
 # Families whose models transformers has no class for, or builds otherwise; their shapes are tested in other ways.
-_ELSEWHERE = {"internlm", "internlm2", "baichuan", "minicpm", "moemodel_mlp", "mt5"}
+_ELSEWHERE = {"baichuan", "bailing_moe_v2", "internlm", "internlm2", "minicpm", "moemodel_mlp", "mt5"}
 
 
 def _read(folder: Path, config: dict[str, Any]) -> Architecture:
@@ -65,6 +65,37 @@ def test_every_family_is_counted_by_an_oracle() -> None:
     types = {c["model_type"] for c in configs} | {c["text_config"]["model_type"] for c in configs if "text_config" in c}
     types |= {TEXT_PARTS[name] for name in types if name in TEXT_PARTS}
     assert set(FAMILIES) - types - {"grok-2"} == _ELSEWHERE  # Grok-2's file says git
+
+
+@pytest.mark.parametrize("name", ["internlm", "internlm2", "baichuan", "minicpm"])
+def test_what_has_a_llamas_shape_is_counted_as_one(tmp_path: Path, name: str) -> None:
+    """Files of their makers' own code, which transformers has no class for."""
+    llama = {key: value for key, value in BUILT["llama"]["config"].items() if key != "architectures"}
+    assert parameters(_read(tmp_path, llama | {"model_type": name})).total == BUILT["llama"]["total"]
+    if name.startswith("internlm"):  # 6 layers: queries, keys and values, output
+        biased = parameters(_read(tmp_path, llama | {"model_type": name, "bias": True})).total
+        assert biased == BUILT["llama"]["total"] + 6 * (96 + 48 + 48 + 96)
+
+
+def test_ling_2_is_ling_1_with_norms_and_corrections(tmp_path: Path) -> None:
+    """By hand: norms of 16 for queries and keys in each layer; corrections are no parameters."""
+    ling = {
+        key: BUILT["glm4_moe"]["config"][key]
+        for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    }
+    ling |= {"num_key_value_heads": 4, "head_dim": 16, "num_experts": 8, "num_experts_per_tok": 2}
+    ling |= {"moe_intermediate_size": 48, "num_shared_experts": 1, "first_k_dense_replace": 1}
+    first = parameters(_read(tmp_path, ling | {"model_type": "bailing_moe"}))
+    second = parameters(_read(tmp_path, ling | {"model_type": "bailing_moe_v2"}))
+    assert second.total == first.total + 6 * 2 * 16
+    wider = ling | {"model_type": "bailing_moe_v2", "moe_shared_expert_intermediate_size": 60}
+    assert parameters(_read(tmp_path, wider)).total == second.total + 5 * 3 * 96 * 12
+
+
+def test_granite_4_is_read_where_all_layers_are_attention(tmp_path: Path) -> None:
+    granite = BUILT["granite4"]["config"]
+    assert parameters(_read(tmp_path, granite | {"layer_types": ["attention"] * 6})).total == BUILT["granite4"]["total"]
+    assert "'mamba': Mamba" in _refusal(tmp_path, granite | {"layer_types": ["mamba"] * 6})
 
 
 def test_no_type_is_both_read_and_refused() -> None:
