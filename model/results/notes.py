@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.device.host_overhead import HostModel
+from moemodel.model.layers.multi_token import multi_token_note
 from moemodel.model.plan.clock import Auto
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.prediction import Prediction
@@ -26,6 +27,8 @@ def notes(plan: Plan, architecture: Architecture, machine: System, prediction: P
         _clock(plan, machine, prediction),
         _extrapolated_clock(calibration, prediction),
         _vocabulary(plan, architecture),
+        *architecture.notes,
+        multi_token_note(architecture, plan.sequence_length),
         _routing(plan, architecture),
         _positions(plan, architecture),
         _encoder(architecture),
@@ -96,7 +99,9 @@ def _extrapolated_clock(calibration: Calibration, prediction: Prediction) -> str
 
 def _vocabulary(plan: Plan, architecture: Architecture) -> str | None:
     shard = architecture.vocab / plan.parallel.tp
-    if not architecture.has_head or shard % 8 == 0:  # 16 bytes of 16-bit elements, as `model.device.roofline.ALIGNED`
+    if (
+        not architecture.has_head or architecture.classes or shard % 8 == 0
+    ):  # 16 bytes of 16-bit elements, as `model.device.roofline.ALIGNED`
         return None
     return (
         f"The vocabulary of {architecture.vocab} over tp {plan.parallel.tp} is no multiple of 8: its products "

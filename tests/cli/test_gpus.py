@@ -34,6 +34,6 @@ def test_gpus_for_machines(moemodel: Run) -> None:
 
 
 def test_unknown_names_are_guessed_at(moemodel: Run) -> None:
-    result = moemodel("gpus", "h10")
+    result = moemodel("gpus", "h100-sxm-80")
     assert result.exit_code == 2
     assert "did you mean" in result.stderr
