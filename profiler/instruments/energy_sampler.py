@@ -16,14 +16,8 @@ from types import TracebackType
 from typing import Self
 
 from moemodel.profiler.devices.base import Device
-from moemodel.profiler.instruments.counter_edges import (
-    CounterEdges,
-    CounterReader,
-    CounterWatch,
-    Edge,
-    FixedInterval,
-    regular_times,
-)
+from moemodel.profiler.instruments.counter_edges import CounterEdges, regular_times
+from moemodel.profiler.instruments.counter_reading import CounterReader, CounterWatch, Edge, FixedInterval
 
 TRACE_INTERVAL_S = 0.1  # as often as NVML's readings change (H100, measured for this project, 2026)
 _STUCK_S = 20.0  # a power reading unchanged for so long, 200 times what it takes to change

@@ -17,13 +17,15 @@ import torch
 
 from moemodel.model.core.errors import DeviceError, MoeModelError
 from moemodel.profiler.devices.base import MeteredDevice
-from moemodel.profiler.instruments.counter_edges import WIDEST_EDGE_S, CounterEdges, Edge, EdgeFinder
+from moemodel.profiler.instruments.counter_edges import CounterEdges
+from moemodel.profiler.instruments.counter_reading import WIDEST_EDGE_S, Edge, Finder, most_power_W, most_rise_J
 from moemodel.profiler.meter.attribution import STUCK_S, Attribution, attribute, check_counter
 from moemodel.profiler.meter.recording import RecordingDevice
 from moemodel.profiler.meter.summary import DeviceSummary, GroupSummary, PhaseSummary
 
 KEEP_S = 1800.0  # of spans and edges, for the power of phases: 18,000 equations
 _LAST_EDGE_S = 0.3  # to wait at the end for the counter to tick once more
+_UNREAD_S = 5.0  # assumed: a reader that was held up for so long is gone
 _DISAGREE = 0.10  # assumed: counter against the mean of power readings, of which there is one a second
 _FEWEST_READINGS = 30  # half a minute of them: the mean of fewer scatters by more than that
 _EVENT_NOISE_S = 1e-5  # assumed: events resolve 0.5 us (CUDA Runtime API), the rest is what launching adds
@@ -36,6 +38,7 @@ class EventTimer(Protocol):
     """Marks on a device's time line."""
 
     noise_s: float
+    stream_changes: int  # how often the stream that marks go to was another one than before
 
     def mark(self) -> Any:
         """An event, now."""
@@ -66,6 +69,7 @@ class HostEventTimer:
     """A device that has done its work when the call returns."""
 
     noise_s = _EVENT_NOISE_S
+    stream_changes = 0
 
     def __init__(self, now_s: Callable[[], float]) -> None:
         self.mark = now_s
@@ -92,13 +96,17 @@ class CudaEventTimer:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self.stream_changes = 0
+        # torch builds a stream's object at each question; the number of the current one is had for a tenth of that.
+        self._number: Callable[[int | None], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+        self._stream: tuple[int, Any] | None = None
         self._pool: list[torch.cuda.Event] = []
         self._rate = 1.0  # host seconds in a device second
         self._next = self._base = self._anchor()
 
     def mark(self) -> torch.cuda.Event:
         event = self._pool.pop() if self._pool else _event()
-        event.record(torch.cuda.current_stream(self._device))
+        event.record(self._current_stream())
         return event
 
     def done(self, mark: torch.cuda.Event) -> bool:
@@ -122,9 +130,16 @@ class CudaEventTimer:
             self._rate = min(max((new_s - old_s) / passed_s, 1 - 1e-3), 1 + 1e-3)
         self._base = self._next
 
+    def _current_stream(self) -> Any:
+        number = -1 if self._number is None else self._number(self._device.index)
+        if self._stream is None or number != self._stream[0] or self._number is None:
+            self._stream = (number, torch.cuda.current_stream(self._device))
+            self.stream_changes += 1
+        return self._stream[1]
+
     def _anchor(self) -> tuple[torch.cuda.Event, float]:
         event = _event()
-        event.record(torch.cuda.current_stream(self._device))
+        event.record(self._current_stream())
         event.synchronize()
         return event, time.perf_counter()
 
@@ -142,8 +157,15 @@ class _Record:
 
     index: int | None
     begin: Any
+    stream: int  # the timer's count of changes of stream when it began, and when it ended
     end: Any = None
+    end_stream: int = -1
     phases: list[tuple[str, Any, Any]] = field(default_factory=list)
+
+    def awaited(self) -> list[Any]:
+        """Marks after which all are done: on one stream, whose order is that of time, the last."""
+        marks = self.marks()
+        return marks[-1:] if self.stream == self.end_stream else marks
 
     def marks(self) -> list[Any]:
         return [self.begin, *(m for _, a, b in self.phases for m in (a, b)), *([] if self.end is None else [self.end])]
@@ -201,7 +223,7 @@ class FinishedStep:
 class DeviceMeter:
     """One device: its marks, its counter, and what is known so far."""
 
-    def __init__(self, device: MeteredDevice, timer: EventTimer, finder: EdgeFinder) -> None:
+    def __init__(self, device: MeteredDevice, timer: EventTimer, finder: Finder) -> None:
         self.device, self.finder = device, finder
         self._recorder = device if isinstance(device, RecordingDevice) else None
         self.notes: list[str] = []
@@ -219,6 +241,7 @@ class DeviceMeter:
         self._last: Edge | None = None
         self._power_W = _Mean()
         self._fault: str | None = None
+        self._most_W = most_power_W(device)
         self.start_s = timer.synchronize()
         timer.rebase()
         self.end_s: float | None = None
@@ -227,12 +250,14 @@ class DeviceMeter:
 
     def begin_step(self, index: int) -> None:
         """Mark the beginning of a step."""
-        self._open = _Record(index, self._timer.mark())
+        begin = self._timer.mark()
+        self._open = _Record(index, begin, self._timer.stream_changes)
 
     def end_step(self) -> None:
         """Mark the end of the step."""
         if self._open is not None:
             self._open.end = self._timer.mark()
+            self._open.end_stream = self._timer.stream_changes
             self._pending.append(self._open)
             self._open = None
 
@@ -249,7 +274,7 @@ class DeviceMeter:
         if self._open is not None:
             self._open.phases.append(span)
         else:
-            self._pending.append(_Record(None, span[1], None, [span]))
+            self._pending.append(_Record(None, span[1], self._timer.stream_changes, phases=[span]))
 
     def drop(self) -> None:
         """Forget what is open: an exception ended it."""
@@ -261,12 +286,11 @@ class DeviceMeter:
         """Account for all that the device has done, without waiting for it."""
         while self._pending:
             record = self._pending[0]
-            marks = record.marks()
-            if not all(self._timer.done(mark) for mark in marks):
+            if not all(self._timer.done(mark) for mark in record.awaited()):
                 break
             self._pending.popleft()
             self._account(record)
-            for mark in {id(mark): mark for mark in marks}.values():
+            for mark in {id(mark): mark for mark in record.marks()}.values():
                 self._timer.release(mark)
         self._take_edges()
         self._finish_steps()
@@ -288,6 +312,12 @@ class DeviceMeter:
             time.sleep(0.01)  # a tenth of a tick
             self._take_edges()
         self._check_counter()
+        asked_s = self.finder.asked_s
+        if self._fault is None and asked_s is not None and self.end_s - asked_s > _UNREAD_S:
+            self._fault = (
+                f"nothing read the energy counter in the last {self.end_s - asked_s:.1f} s of the session: trust the "
+                "phase times only; no energy"
+            )
         self._finish_steps(last=True)
 
     def _account(self, record: _Record) -> None:
@@ -310,13 +340,15 @@ class DeviceMeter:
             self._steps.append(StepTimes(record.index, begin_s, end_s, phases_s))
 
     def _take_edges(self) -> None:
+        self.finder.poll()
         while self.finder.powers:
             self._power_W.add(self.finder.powers.popleft()[1])
         while self.finder.edges:
             edge = self.finder.edges.popleft()
             if self._edges:
                 still_s = edge.time_s - edge.width_s / 2 - self._edges[-1].time_s
-                suspicious = edge.energy_J < self._edges[-1].energy_J or still_s > STUCK_S
+                most_J = most_rise_J(self._most_W, _longest_s(self._edges[-1], edge))
+                suspicious = not 0 <= edge.energy_J - self._edges[-1].energy_J <= most_J or still_s > STUCK_S
             else:
                 suspicious = False
             self._edges.append(edge)
@@ -335,8 +367,11 @@ class DeviceMeter:
                 self._fault = "the energy counter never changed: trust the times and the power readings only"
             return
         start_s = max(self.start_s, self._edges[0].time_s)
+        asked_s = self.finder.asked_s or start_s
         try:
-            check_counter(self._counter(), start_s, max(self.finder.read_s, start_s))
+            check_counter(
+                self._counter(), start_s, max(self.finder.read_s, start_s), asked_s=asked_s, most_W=self._most_W
+            )
         except DeviceError as error:
             self._fault = str(error)
 
@@ -436,6 +471,11 @@ class DeviceMeter:
             return None
         notes.extend(found.notes)
         return found
+
+
+def _longest_s(before: Edge, after: Edge) -> float:
+    """The longest time that may lie between two edges."""
+    return after.time_s - before.time_s + (after.width_s + before.width_s) / 2
 
 
 def _sharp(edge: Edge) -> bool:

@@ -13,8 +13,9 @@
 
 Nothing waits for the device inside a step: on CUDA phases are timed by events on the current stream, read some steps
 later. Device time is tied to host time by a synchronisation at the start, at the end, and every half minute after a
-step. The energy counter is watched by a thread, and phases get their power from it by `attribution`. No setting of a
-device is ever changed. Under torchrun each rank meters its own GPU.
+step. A GPU's energy counter is read by a small process of its own (`counter_feed`), other sensors by a thread, and
+phases get their power from it by `attribution`. No setting of a device is ever changed. In a job of several processes
+each rank meters its own GPU (`ranks`).
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ from typing import Any, Protocol, Self
 
 import torch
 
-from moemodel.model.core.errors import InputError, MoeModelError
+from moemodel.model.core.errors import DeviceError, InputError, MoeModelError
 from moemodel.model.core.files import write_atomic
 from moemodel.model.records.profile import DeviceInfo
 from moemodel.profiler.devices.base import MeteredDevice
 from moemodel.profiler.devices.cpu import CpuDevice
 from moemodel.profiler.devices.names import REPLAYED
-from moemodel.profiler.instruments.counter_edges import CounterWatch, EdgeFinder
+from moemodel.profiler.instruments.counter_feed import CounterFeed
+from moemodel.profiler.instruments.counter_reading import CounterWatch, EdgeFinder, Finder
 from moemodel.profiler.meter.device_meter import CudaEventTimer, DeviceMeter, EventTimer, FinishedStep, HostEventTimer
 from moemodel.profiler.meter.recording import RecordingDevice, ReplayDevice
 from moemodel.profiler.meter.scope import Scope
@@ -46,6 +48,7 @@ from moemodel.profiler.meter.summary import Summary
 from moemodel.profiler.platforms.vendors import vendor_here
 
 _READ_EVERY = 16  # steps between two readings of events: each costs the host, and events pile up until then
+READERS = ("process", "thread")
 _SYNC_EVERY_S = 30.0  # between two synchronisations, by which the clocks of device and host are compared
 
 
@@ -176,6 +179,8 @@ class Meter:
         observers: other instruments, told the same.
         record: file that all readings, phases and steps are written to, for `recording.recorded_session`; of several
             devices, the second goes to `FILE.1.jsonl` and so on. None: no recording.
+        reader: what reads a GPU's sensors: "process", one of its own, which costs the training loop nothing, or where
+            that does not start, and of other devices and for a recording, a "thread".
     """
 
     def __init__(
@@ -188,9 +193,13 @@ class Meter:
         strict: bool = False,
         observers: Sequence[Observer] = (),
         record: str | Path | None = None,
+        reader: str = "process",
     ) -> None:
         if read_every < 1:
             raise InputError(f"read_every: found {read_every}; it is a number of steps, at least 1")
+        if reader not in READERS:
+            raise InputError(f"reader: found {reader!r}; allowed: {', '.join(READERS)}")
+        self._reader = reader
         self._folder = None if folder is None else Path(folder)
         self._wanted = devices
         self._read_every, self._sync_every_s, self._strict = read_every, sync_every_s, strict
@@ -201,6 +210,7 @@ class Meter:
         self._meters: list[DeviceMeter] = []
         self._opened: list[MeteredDevice] = []
         self._watch: CounterWatch | None = None
+        self._feed: CounterFeed | None = None
         self._files: _Files | None = None
         self._notes: list[str] = []
         self._state = "new"  # then "running", "stopped"; or "failed", after which calls do nothing
@@ -308,16 +318,34 @@ class Meter:
         if self._folder is not None:
             self._files = _Files(self._folder, self._rank, time.time() - time.perf_counter())
         self._tell("begin_session", devices)  # it may take seconds: before the session's time begins
-        for device in devices:
+        finders = self._finders(devices)
+        for device, finder in zip(devices, finders, strict=True):
             on_gpu = device.torch_device.type == "cuda"
             timer: EventTimer = CudaEventTimer(device.torch_device) if on_gpu else HostEventTimer(time.perf_counter)
-            self._meters.append(DeviceMeter(device, timer, EdgeFinder(device, time.perf_counter)))
-        self._watch = CounterWatch([each.finder for each in self._meters if _has_sensors(each.device)], self._write)
+            self._meters.append(DeviceMeter(device, timer, finder))
+        here = [
+            finder
+            for device, finder in zip(devices, finders, strict=True)
+            if isinstance(finder, EdgeFinder) and _has_sensors(device)
+        ]
+        self._watch = CounterWatch(here, self._write)
         self._watch.start()
         self._synced_s = time.perf_counter()
         self._state = "running"
         for text in notes:
             self._note(text)
+
+    def _finders(self, devices: Sequence[MeteredDevice]) -> list[Finder]:
+        """What finds the edges of each device's counter: the reader where it can, else this process's thread."""
+        addresses = [getattr(device, "sensors_at", None) for device in devices]
+        known = [address for address in addresses if address is not None]
+        fed: dict[int, Finder] = {}
+        if self._reader == "process" and not self._recorders and known:
+            with suppress(DeviceError):  # else the thread reads them, and the summary says so
+                self._feed = CounterFeed(known)
+                numbers = [number for number, address in enumerate(addresses) if address is not None]
+                fed = dict(zip(numbers, self._feed.finders, strict=True))
+        return [fed.get(number) or EdgeFinder(device, time.perf_counter) for number, device in enumerate(devices)]
 
     def _stop(self) -> None:
         failed = self._state == "failed"
@@ -345,6 +373,11 @@ class Meter:
                 self._note(f"the energy counters were not watched to the end: {watch.error!r}")
             if self._files is not None and self._files.error is not None:
                 self._note(f"steps were not all written: {self._files.error}")
+        if self._feed is not None:
+            feed, self._feed = self._feed, None
+            if feed.error is not None:
+                self._note(f"the energy counters were not watched to the end: {feed.error}")
+            feed.close()
         for recorder in self._recorders:
             recorder.finish()
         opened, self._opened = self._opened, []
