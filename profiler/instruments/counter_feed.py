@@ -23,7 +23,7 @@ from moemodel.profiler.instruments.reader_process import ALIVE, EDGE, ODD, POWER
 _START_S = 20.0  # to find the GPUs: NVML takes about a second on a machine of eight
 _END_S = 2.0  # to end after stdin is closed; then it is killed
 _CHUNK_B = 1 << 16  # read at once: what a pipe holds
-# Isolated, then what this process finds, after Python's own modules: nothing lying about takes the place of one of them.
+# Isolated; then what this process finds, after Python's own modules, whose place nothing lying about takes.
 _BEGIN = (
     "import json, os, sys; "
     "sys.path += [entry or os.getcwd() for entry in json.loads(sys.argv[1]) if entry not in sys.path]; "
@@ -40,6 +40,8 @@ class FedFinder:
         asked_s, read_s: when the counter was asked, and answered, last; None before.
         oddities: readings that could not be.
     """
+
+    read_by = "process"
 
     def __init__(self, feed: CounterFeed) -> None:
         self.edges: deque[Edge] = deque()

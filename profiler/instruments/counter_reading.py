@@ -226,8 +226,10 @@ class Finder(Protocol):
     Attributes:
         edges: found and not yet taken.
         powers: (time_s, power_W), not yet taken.
+        read_by: "process" or "thread".
     """
 
+    read_by: str
     edges: deque[Edge]
     powers: deque[tuple[float, float]]
 
@@ -254,6 +256,8 @@ class EdgeFinder:
         powers: (time_s, power_W), not yet taken.
         asked_s: when the counter was asked last, whether it answered or not; None before.
     """
+
+    read_by = "thread"
 
     def __init__(self, device: Sensors, now_s: Callable[[], float]) -> None:
         self.edges: deque[Edge] = deque()

@@ -1,7 +1,8 @@
 """The reader: a small process that reads energy counters, so that the process that trains does not.
 
-Run by `counter_feed` beside one meter; it imports nothing heavy: no torch, no numpy. A thread would do the same readings, and where the host is what a step waits for, each costs the training
-thread the interpreter's lock, which changes hands twice; a process shares nothing with it but a pipe.
+Run by `counter_feed` beside one meter; it imports nothing heavy: no torch, no numpy. A thread would do the same
+readings, and where the host is what a step waits for, each costs the training thread the interpreter's lock, which
+changes hands twice; a process shares nothing with it but a pipe.
 
 It writes "ready", or "failed: why", on a line of its own, then records of 32 bytes (`RECORD`):
 
@@ -11,8 +12,8 @@ It writes "ready", or "failed: why", on a line of its own, then records of 32 by
     ODD device value nan nan                a reading that cannot be
 
 Times are of `time.perf_counter`, which all processes of a machine share. A record is written whole or not at all: where
-nobody takes them, they are kept here, up to a day's. The end is when stdin is closed, or when its parent is another than
-it was (a child of the trainer may hold the other end of stdin open): training has ended, or was killed.
+nobody takes them, they are kept here, up to a day's. The end is when stdin is closed, or when its parent is another
+than it was (a child of the trainer may hold the other end of stdin open): training has ended, or was killed.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from moemodel.profiler.meter.summary import DeviceSummary, GroupSummary, PhaseSu
 KEEP_S = 1800.0  # of spans and edges, for the power of phases: 18,000 equations
 _LAST_EDGE_S = 0.3  # to wait at the end for the counter to tick once more
 _UNREAD_S = 5.0  # assumed: a reader that was held up for so long is gone
+_NOTHING_S = 3e-6  # assumed: torch needs longer to queue a kernel from Python (4 us and more)
 _DISAGREE = 0.10  # assumed: counter against the mean of power readings, of which there is one a second
 _FEWEST_READINGS = 30  # half a minute of them: the mean of fewer scatters by more than that
 _EVENT_NOISE_S = 1e-5  # assumed: events resolve 0.5 us (CUDA Runtime API), the rest is what launching adds
@@ -230,6 +231,7 @@ class DeviceMeter:
         self.rows: deque[FinishedStep] = deque()  # finished steps, for the writer
         self._timer = timer
         self._open: _Record | None = None
+        self._marked_s = 0.0  # when the step that is open, or its last phase that ended, was marked
         self._phase: tuple[str, Any] | None = None
         self._pending: deque[_Record] = deque()
         self._steps: deque[StepTimes] = deque()  # read, and waiting for the counter
@@ -252,18 +254,23 @@ class DeviceMeter:
         """Mark the beginning of a step."""
         begin = self._timer.mark()
         self._open = _Record(index, begin, self._timer.stream_changes)
+        self._marked_s = time.perf_counter()
 
     def end_step(self) -> None:
         """Mark the end of the step."""
         if self._open is not None:
-            self._open.end = self._timer.mark()
+            phases = self._open.phases
+            self._open.end = phases[-1][2] if phases and self._nothing_queued() else self._timer.mark()
             self._open.end_stream = self._timer.stream_changes
             self._pending.append(self._open)
             self._open = None
 
     def begin_phase(self, name: str) -> None:
         """Mark the beginning of a phase."""
-        self._phase = (name, self._timer.mark())
+        mark = None
+        if self._open is not None and self._nothing_queued():  # marks outside a step are given back one by one
+            mark = self._open.phases[-1][2] if self._open.phases else self._open.begin
+        self._phase = (name, self._timer.mark() if mark is None else mark)
 
     def end_phase(self) -> None:
         """Mark the end of the phase, of the open step or of none."""
@@ -271,10 +278,15 @@ class DeviceMeter:
             return
         span = (*self._phase, self._timer.mark())
         self._phase = None
+        self._marked_s = time.perf_counter()
         if self._open is not None:
             self._open.phases.append(span)
         else:
             self._pending.append(_Record(None, span[1], self._timer.stream_changes, phases=[span]))
+
+    def _nothing_queued(self) -> bool:
+        """Whether the last mark of the open step is so recent that nothing can lie between it and another one now."""
+        return time.perf_counter() - self._marked_s < _NOTHING_S
 
     def drop(self) -> None:
         """Forget what is open: an exception ended it."""
@@ -290,8 +302,6 @@ class DeviceMeter:
                 break
             self._pending.popleft()
             self._account(record)
-            for mark in {id(mark): mark for mark in record.marks()}.values():
-                self._timer.release(mark)
         self._take_edges()
         self._finish_steps()
 
@@ -321,9 +331,13 @@ class DeviceMeter:
         self._finish_steps(last=True)
 
     def _account(self, record: _Record) -> None:
+        marks = {id(mark): mark for mark in record.marks()}  # each once: they may be joined
+        times_s = {key: self._timer.time_s(mark) for key, mark in marks.items()}
+        for mark in marks.values():
+            self._timer.release(mark)
         phases_s: dict[str, float] = {}
         for name, begin, end in record.phases:
-            begin_s, end_s = self._timer.time_s(begin), self._timer.time_s(end)
+            begin_s, end_s = times_s[id(begin)], times_s[id(end)]
             spans = self._spans.setdefault(name, deque())
             spans.append((begin_s, max(begin_s, end_s)))
             while spans[0][1] < end_s - KEEP_S:
@@ -333,7 +347,7 @@ class DeviceMeter:
                 self._recorder.phase(name, begin_s, max(begin_s, end_s))
             phases_s[name] = phases_s.get(name, 0.0) + end_s - begin_s
         if record.index is not None:
-            begin_s, end_s = self._timer.time_s(record.begin), self._timer.time_s(record.end)
+            begin_s, end_s = times_s[id(record.begin)], times_s[id(record.end)]
             self._step_s.add(end_s - begin_s)
             if self._recorder is not None:
                 self._recorder.step(record.index, begin_s, end_s)
@@ -435,6 +449,7 @@ class DeviceMeter:
             energy_source=source,
             phases={name: _phase_summary(name, times, found) for name, times in self._phase_s.items()},
             groups=_groups(found),
+            read_by=None if self.finder.asked_s is None else self.finder.read_by,
             counter_lag_s=found.lag_s if found else None,
             residual_share=found.residual_share if found else None,
             intervals=found.intervals if found else None,

@@ -1,4 +1,4 @@
-"""The reader process: that it reads as a thread would, loads nothing heavy, and leaves no orphan however its parent ends."""
+"""The reader process: it reads as a thread would, loads nothing heavy, and leaves no orphan however its parent ends."""
 
 from __future__ import annotations
 
