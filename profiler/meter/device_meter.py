@@ -9,8 +9,8 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -26,7 +26,6 @@ from moemodel.profiler.meter.summary import DeviceSummary, GroupSummary, PhaseSu
 KEEP_S = 1800.0  # of spans and edges, for the power of phases: 18,000 equations
 _LAST_EDGE_S = 0.3  # to wait at the end for the counter to tick once more
 _UNREAD_S = 5.0  # assumed: a reader that was held up for so long is gone
-_NOTHING_S = 3e-6  # assumed: torch needs longer to queue a kernel from Python (4 us and more)
 _DISAGREE = 0.10  # assumed: counter against the mean of power readings, of which there is one a second
 _FEWEST_READINGS = 30  # half a minute of them: the mean of fewer scatters by more than that
 _EVENT_NOISE_S = 1e-5  # assumed: events resolve 0.5 us (CUDA Runtime API), the rest is what launching adds
@@ -152,24 +151,10 @@ def _event() -> torch.cuda.Event:
 # --- one device ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Record:
-    """Marks of one step, or of a phase outside any (no index)."""
-
-    index: int | None
-    begin: Any
-    stream: int  # the timer's count of changes of stream when it began, and when it ended
-    end: Any = None
-    end_stream: int = -1
-    phases: list[tuple[str, Any, Any]] = field(default_factory=list)
-
-    def awaited(self) -> list[Any]:
-        """Marks after which all are done: on one stream, whose order is that of time, the last."""
-        marks = self.marks()
-        return marks[-1:] if self.stream == self.end_stream else marks
-
-    def marks(self) -> list[Any]:
-        return [self.begin, *(m for _, a, b in self.phases for m in (a, b)), *([] if self.end is None else [self.end])]
+# Marks of one step, or of a phase outside any: the step's index (None of a phase); of a step its begin, begin and end of
+# each phase, its end, of a phase begin and end; names of the phases; the timer's count of changes of stream at the first
+# and the last mark. A plain tuple, since it is made inside the user's step.
+_Record: TypeAlias = tuple[int | None, list[Any], list[str], int, int]
 
 
 @dataclass(slots=True)
@@ -222,7 +207,13 @@ class FinishedStep:
 
 
 class DeviceMeter:
-    """One device: its marks, its counter, and what is known so far."""
+    """One device: its marks, its counter, and what is known so far.
+
+    Attributes:
+        marks, names: of the step that is open (`_Record`): the meter adds to them by itself, too.
+        mark: makes a mark.
+        rows: finished steps, for the writer.
+    """
 
     def __init__(self, device: MeteredDevice, timer: EventTimer, finder: Finder) -> None:
         self.device, self.finder = device, finder
@@ -230,9 +221,12 @@ class DeviceMeter:
         self.notes: list[str] = []
         self.rows: deque[FinishedStep] = deque()  # finished steps, for the writer
         self._timer = timer
-        self._open: _Record | None = None
-        self._marked_s = 0.0  # when the step that is open, or its last phase that ended, was marked
-        self._phase: tuple[str, Any] | None = None
+        self.mark = timer.mark
+        self.marks: list[Any] | None = None  # of the step that is open
+        self.names: list[str] = []  # of its phases that have ended
+        self._index = 0
+        self._outside: Any = None  # the begin of a phase outside steps
+        self._streams = 0
         self._pending: deque[_Record] = deque()
         self._steps: deque[StepTimes] = deque()  # read, and waiting for the counter
         self._step_s, self._step_J = _Mean(), _Mean()
@@ -248,60 +242,56 @@ class DeviceMeter:
         timer.rebase()
         self.end_s: float | None = None
 
-    # Marks: called inside the user's step.
+    # Marks: called inside the user's step, whose work has driven all this out of the processor's caches: there each
+    # call of a function costs about a microsecond, so that they are few and flat.
 
     def begin_step(self, index: int) -> None:
         """Mark the beginning of a step."""
-        begin = self._timer.mark()
-        self._open = _Record(index, begin, self._timer.stream_changes)
-        self._marked_s = time.perf_counter()
+        self._index = index
+        self.names = []
+        self.marks = [self.mark()]
+        self._streams = self._timer.stream_changes
 
     def end_step(self) -> None:
         """Mark the end of the step."""
-        if self._open is not None:
-            phases = self._open.phases
-            self._open.end = phases[-1][2] if phases and self._nothing_queued() else self._timer.mark()
-            self._open.end_stream = self._timer.stream_changes
-            self._pending.append(self._open)
-            self._open = None
+        marks, self.marks = self.marks, None
+        if marks is not None:
+            marks.append(self.mark())
+            self._pending.append((self._index, marks, self.names, self._streams, self._timer.stream_changes))
 
-    def begin_phase(self, name: str) -> None:
+    def begin_phase(self) -> None:
         """Mark the beginning of a phase."""
-        mark = None
-        if self._open is not None and self._nothing_queued():  # marks outside a step are given back one by one
-            mark = self._open.phases[-1][2] if self._open.phases else self._open.begin
-        self._phase = (name, self._timer.mark() if mark is None else mark)
-
-    def end_phase(self) -> None:
-        """Mark the end of the phase, of the open step or of none."""
-        if self._phase is None:
-            return
-        span = (*self._phase, self._timer.mark())
-        self._phase = None
-        self._marked_s = time.perf_counter()
-        if self._open is not None:
-            self._open.phases.append(span)
+        if self.marks is not None:
+            self.marks.append(self.mark())
         else:
-            self._pending.append(_Record(None, span[1], self._timer.stream_changes, phases=[span]))
+            self._outside = self.mark()
+            self._streams = self._timer.stream_changes
 
-    def _nothing_queued(self) -> bool:
-        """Whether the last mark of the open step is so recent that nothing can lie between it and another one now."""
-        return time.perf_counter() - self._marked_s < _NOTHING_S
+    def end_phase(self, name: str) -> None:
+        """Mark the end of the phase, of the open step or of none."""
+        if self.marks is not None:
+            self.marks.append(self.mark())
+            self.names.append(name)
+        else:
+            marks = [self._outside, self.mark()]
+            self._pending.append((None, marks, [name], self._streams, self._timer.stream_changes))
 
     def drop(self) -> None:
         """Forget what is open: an exception ended it."""
-        self._open = self._phase = None
+        self.marks = None
 
     # Readings: after steps.
 
     def read(self) -> None:
         """Account for all that the device has done, without waiting for it."""
         while self._pending:
-            record = self._pending[0]
-            if not all(self._timer.done(mark) for mark in record.awaited()):
+            index, marks, names, first_stream, last_stream = self._pending[0]
+            # On one stream, whose order is that of time, all are done when the last is.
+            awaited = marks[-1:] if first_stream == last_stream else marks
+            if not all(self._timer.done(mark) for mark in awaited):
                 break
             self._pending.popleft()
-            self._account(record)
+            self._account(index, marks, names)
         self._take_edges()
         self._finish_steps()
 
@@ -330,14 +320,15 @@ class DeviceMeter:
             )
         self._finish_steps(last=True)
 
-    def _account(self, record: _Record) -> None:
-        marks = {id(mark): mark for mark in record.marks()}  # each once: they may be joined
-        times_s = {key: self._timer.time_s(mark) for key, mark in marks.items()}
-        for mark in marks.values():
-            self._timer.release(mark)
+    def _account(self, index: int | None, marks: list[Any], names: list[str]) -> None:
+        timer = self._timer
+        times_s = [timer.time_s(mark) for mark in marks]
+        for mark in marks:
+            timer.release(mark)
+        first = 0 if index is None else 1
         phases_s: dict[str, float] = {}
-        for name, begin, end in record.phases:
-            begin_s, end_s = times_s[id(begin)], times_s[id(end)]
+        for number, name in enumerate(names):
+            begin_s, end_s = times_s[first + 2 * number], times_s[first + 2 * number + 1]
             spans = self._spans.setdefault(name, deque())
             spans.append((begin_s, max(begin_s, end_s)))
             while spans[0][1] < end_s - KEEP_S:
@@ -346,12 +337,11 @@ class DeviceMeter:
             if self._recorder is not None:
                 self._recorder.phase(name, begin_s, max(begin_s, end_s))
             phases_s[name] = phases_s.get(name, 0.0) + end_s - begin_s
-        if record.index is not None:
-            begin_s, end_s = times_s[id(record.begin)], times_s[id(record.end)]
-            self._step_s.add(end_s - begin_s)
+        if index is not None:
+            self._step_s.add(times_s[-1] - times_s[0])
             if self._recorder is not None:
-                self._recorder.step(record.index, begin_s, end_s)
-            self._steps.append(StepTimes(record.index, begin_s, end_s, phases_s))
+                self._recorder.step(index, times_s[0], times_s[-1])
+            self._steps.append(StepTimes(index, times_s[0], times_s[-1], phases_s))
 
     def _take_edges(self) -> None:
         self.finder.poll()

@@ -27,6 +27,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -208,6 +209,7 @@ class Meter:
         self._recorders: list[RecordingDevice] = []
         self._rank = _number("RANK", 0)
         self._meters: list[DeviceMeter] = []
+        self._only: DeviceMeter | None = None  # the one device, while it is the only one to be told
         self._opened: list[MeteredDevice] = []
         self._watch: CounterWatch | None = None
         self._feed: CounterFeed | None = None
@@ -243,23 +245,59 @@ class Meter:
             self._drop()
         self.stop()
 
-    # Steps and phases.
+    # Steps and phases. Where one device is metered and nobody else is told, as mostly, marks are made right here.
 
     def begin_step(self) -> None:
         """Begin a step; what goes wrong in metering is a note, unless `strict`."""
-        self._try(self._begin_step)
+        only = self._only
+        if only is None or self._in_step or self._phase is not None:
+            self._try(self._begin_step)
+            return
+        self._in_step = True
+        try:
+            only.begin_step(self._index)
+        except Exception as error:  # noqa: BLE001 - metering must not end a training run that took days
+            self._failed(error)
 
     def end_step(self) -> None:
         """End the step."""
-        self._try(self._end_step)
+        only = self._only
+        if only is None or not self._in_step or self._phase is not None:
+            self._try(self._end_step)
+            return
+        self._in_step = False
+        try:
+            only.end_step()
+            self._index += 1
+            if self._index % self._read_every == 0 or time.perf_counter() - self._synced_s > self._sync_every_s:
+                self._read()
+        except Exception as error:  # noqa: BLE001 - see begin_step
+            self._failed(error)
 
     def begin_phase(self, name: str) -> None:
         """Begin a phase; phases follow each other, in a step or outside one, and do not nest."""
-        self._try(self._begin_phase, name)
+        only = self._only
+        if only is None or self._phase is not None or only.marks is None:
+            self._try(self._begin_phase, name)
+            return
+        self._phase = name
+        try:
+            only.marks.append(only.mark())
+        except Exception as error:  # noqa: BLE001 - see begin_step
+            self._failed(error)
 
     def end_phase(self) -> None:
         """End the phase."""
-        self._try(self._end_phase)
+        only = self._only
+        if only is None or self._phase is None or only.marks is None:
+            self._try(self._end_phase)
+            return
+        try:
+            only.marks.append(only.mark())
+            only.names.append(self._phase)
+        except Exception as error:  # noqa: BLE001 - see begin_step
+            self._failed(error)
+        self._phase = None
 
     def step(self) -> Scope:
         """`begin_step` and `end_step` as a context; a step that an exception ends does not count."""
@@ -269,7 +307,7 @@ class Meter:
         """`begin_phase` and `end_phase` as a context."""
         scope = self._phase_scopes.get(name)
         if scope is None:
-            scope = Scope(lambda: self.begin_phase(name), self.end_phase, self._drop)
+            scope = Scope(partial(self.begin_phase, name), self.end_phase, self._drop)
             self._phase_scopes[name] = scope
         return scope
 
@@ -300,6 +338,7 @@ class Meter:
             self._note(str(error))
             return
         self._state = "failed"
+        self._only = None
         self._note(f"metering ended, training goes on: {type(error).__name__}: {error}")
 
     def _note(self, text: str) -> None:
@@ -332,6 +371,7 @@ class Meter:
         self._watch.start()
         self._synced_s = time.perf_counter()
         self._state = "running"
+        self._only = self._meters[0] if len(self._meters) == 1 and not self._observers else None
         for text in notes:
             self._note(text)
 
@@ -349,6 +389,7 @@ class Meter:
 
     def _stop(self) -> None:
         failed = self._state == "failed"
+        self._only = None
         try:
             if self._state == "running":
                 if self._phase is not None or self._in_step:
@@ -409,15 +450,19 @@ class Meter:
             self._tell("end_step")
         self._in_step = False
         self._index += 1
+        if self._index % self._read_every == 0 or time.perf_counter() - self._synced_s > self._sync_every_s:
+            self._read()
+        if open_phase is not None:
+            raise InputError(f"end_step: phase {open_phase!r} was still open, and ends with its step; call end_phase")
+
+    def _read(self) -> None:
         if time.perf_counter() - self._synced_s > self._sync_every_s:
             for each in self._meters:
                 each.synchronize()
             self._synced_s = time.perf_counter()
-        elif self._index % self._read_every == 0:
+        else:
             for each in self._meters:
                 each.read()
-        if open_phase is not None:
-            raise InputError(f"end_step: phase {open_phase!r} was still open, and ends with its step; call end_phase")
 
     def _begin_phase(self, name: str) -> None:
         self._check_running("begin_phase")
@@ -427,15 +472,15 @@ class Meter:
         if self._observers:
             self._tell("begin_phase", name)
         for each in self._meters:
-            each.begin_phase(name)
+            each.begin_phase()
 
     def _end_phase(self) -> None:
         self._check_running("end_phase")
         if self._phase is None:
             raise InputError("end_phase: no phase has begun")
-        self._phase = None
+        name, self._phase = self._phase, None
         for each in self._meters:
-            each.end_phase()
+            each.end_phase(name)
         if self._observers:
             self._tell("end_phase")
 
