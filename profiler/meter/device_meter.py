@@ -99,14 +99,18 @@ class CudaEventTimer:
         self.stream_changes = 0
         # torch builds a stream's object at each question; the number of the current one is had for a tenth of that.
         self._number: Callable[[int | None], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
-        self._stream: tuple[int, Any] | None = None
+        self._index = device.index
+        self._stream: Any = None  # the current one, as of the last mark, and its number
+        self._stream_number: int | None = None
         self._pool: list[torch.cuda.Event] = []
         self._rate = 1.0  # host seconds in a device second
         self._next = self._base = self._anchor()
 
     def mark(self) -> torch.cuda.Event:
+        if self._number is None or self._number(self._index) != self._stream_number:
+            self._change_stream()
         event = self._pool.pop() if self._pool else _event()
-        event.record(self._current_stream())
+        event.record(self._stream)
         return event
 
     def done(self, mark: torch.cuda.Event) -> bool:
@@ -130,16 +134,14 @@ class CudaEventTimer:
             self._rate = min(max((new_s - old_s) / passed_s, 1 - 1e-3), 1 + 1e-3)
         self._base = self._next
 
-    def _current_stream(self) -> Any:
-        number = -1 if self._number is None else self._number(self._device.index)
-        if self._stream is None or number != self._stream[0] or self._number is None:
-            self._stream = (number, torch.cuda.current_stream(self._device))
-            self.stream_changes += 1
-        return self._stream[1]
+    def _change_stream(self) -> None:
+        self._stream_number = None if self._number is None else self._number(self._index)
+        self._stream = torch.cuda.current_stream(self._device)
+        self.stream_changes += 1
 
     def _anchor(self) -> tuple[torch.cuda.Event, float]:
         event = _event()
-        event.record(self._current_stream())
+        event.record(torch.cuda.current_stream(self._device))
         event.synchronize()
         return event, time.perf_counter()
 
@@ -151,9 +153,9 @@ def _event() -> torch.cuda.Event:
 # --- one device ------------------------------------------------------------------------------------------------------
 
 
-# Marks of one step, or of a phase outside any: the step's index (None of a phase); of a step its begin, begin and end of
-# each phase, its end, of a phase begin and end; names of the phases; the timer's count of changes of stream at the first
-# and the last mark. A plain tuple, since it is made inside the user's step.
+# Marks of one step, or of a phase outside any: the step's index (None of a phase); of a step its begin, begin and end
+# of each phase, its end, of a phase begin and end; names of the phases; the timer's count of changes of stream at the
+# first and the last mark. A plain tuple, since it is made inside the user's step.
 _Record: TypeAlias = tuple[int | None, list[Any], list[str], int, int]
 
 
