@@ -21,7 +21,6 @@ each rank meters its own GPU (`ranks`).
 from __future__ import annotations
 
 import json
-import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -43,6 +42,7 @@ from moemodel.profiler.devices.names import REPLAYED
 from moemodel.profiler.instruments.counter_feed import CounterFeed
 from moemodel.profiler.instruments.counter_reading import CounterWatch, EdgeFinder, Finder
 from moemodel.profiler.meter.device_meter import CudaEventTimer, DeviceMeter, EventTimer, FinishedStep, HostEventTimer
+from moemodel.profiler.meter.ranks import Place, own_gpus, own_place
 from moemodel.profiler.meter.recording import RecordingDevice, ReplayDevice
 from moemodel.profiler.meter.scope import Scope
 from moemodel.profiler.meter.summary import Summary
@@ -171,8 +171,8 @@ class Meter:
 
     Args:
         folder: where files go, one pair for each rank; None: no files.
-        devices: torch devices, their names or numbers, `profiler.devices.base.Device`s, or "replay:FILE". None: under
-            torchrun the rank's own GPU, else every visible one; the CPU where there is none.
+        devices: torch devices, their names or numbers, `profiler.devices.base.Device`s, or "replay:FILE". None: in a
+            job of several processes the rank's own GPU (`ranks`), else every visible one; the CPU where there is none.
         read_every: steps between two readings of what the device has done.
         sync_every_s: time between two synchronisations after a step.
         strict: raise what goes wrong in metering; else it becomes a warning and a note in the summary, and training
@@ -207,7 +207,7 @@ class Meter:
         self._observers = tuple(observers)
         self._record = None if record is None else Path(record)
         self._recorders: list[RecordingDevice] = []
-        self._rank = _number("RANK", 0)
+        self._place = own_place()  # asked again when the session begins
         self._meters: list[DeviceMeter] = []
         self._only: DeviceMeter | None = None  # the one device, while it is the only one to be told
         self._opened: list[MeteredDevice] = []
@@ -314,8 +314,8 @@ class Meter:
     def summary(self) -> Summary:
         """What is known so far; after `stop`, all of it. Waits for nothing."""
         return Summary(
-            rank=self._rank,
-            world_size=_number("WORLD_SIZE", 1),
+            rank=self._place.rank,
+            world_size=self._place.size,
             start_unix_s=self._start_unix_s,
             devices=tuple(each.summary() for each in self._meters),
             notes=tuple(self._notes),
@@ -350,12 +350,13 @@ class Meter:
         if self._state != "new":
             raise InputError("start: this meter has been started before; make a new Meter for a new session")
         self._start_unix_s = time.time()
-        devices, self._opened, notes = open_devices(self._wanted)
+        self._place = own_place()
+        devices, self._opened, notes = open_devices(self._wanted, self._place)
         if self._record is not None:
             self._recorders = [RecordingDevice(d, _numbered(self._record, i)) for i, d in enumerate(devices)]
             devices = list(self._recorders)
         if self._folder is not None:
-            self._files = _Files(self._folder, self._rank, time.time() - time.perf_counter())
+            self._files = _Files(self._folder, self._place.rank, time.time() - time.perf_counter())
         self._tell("begin_session", devices)  # it may take seconds: before the session's time begins
         finders = self._finders(devices)
         for device, finder in zip(devices, finders, strict=True):
@@ -395,6 +396,7 @@ class Meter:
                 if self._phase is not None or self._in_step:
                     self._drop()
                 self._tell("end_session")
+                self._check_place()
                 for each in self._meters:
                     each.finish()
         finally:
@@ -405,6 +407,16 @@ class Meter:
             self._files.finish(self.summary())
         if not failed:
             self._state = "stopped"
+
+    def _check_place(self) -> None:
+        """A job may be joined after the meter began: then it took itself for alone."""
+        place, before = own_place(), self._place
+        if self._wanted is None and (place.rank, place.size) != (before.rank, before.size) and place.size > 1:
+            self._note(
+                f"this is process {place.rank} of {place.size}, as {place.source} says now; when the meter began it "
+                f"was taken for {before.rank} of {before.size}: start it after the process group is initialised, or "
+                "sums over ranks count GPUs several times"
+            )
 
     def _close(self) -> None:
         if self._watch is not None:
@@ -529,11 +541,6 @@ def _numbered(file: Path, device: int) -> Path:
     return file.with_name(f"{file.stem}.{device}{file.suffix or '.jsonl'}") if device else file
 
 
-def _number(variable: str, default: int) -> int:
-    value = os.environ.get(variable, "")
-    return int(value) if value.isdecimal() else default
-
-
 # --- devices ---------------------------------------------------------------------------------------------------------
 
 
@@ -554,8 +561,14 @@ class _TimesOnly:
         return None
 
 
-def open_devices(wanted: Sequence[Any] | None) -> tuple[list[MeteredDevice], list[MeteredDevice], list[str]]:
+def open_devices(
+    wanted: Sequence[Any] | None, place: Place | None = None
+) -> tuple[list[MeteredDevice], list[MeteredDevice], list[str]]:
     """The devices to meter, those of them that were opened here (and are to be closed), and what is amiss.
+
+    Args:
+        wanted: as in `Meter`; None: this process's own.
+        place: which process this is; None: asked for.
 
     Raises:
         InputError: something wanted is no device.
@@ -563,7 +576,10 @@ def open_devices(wanted: Sequence[Any] | None) -> tuple[list[MeteredDevice], lis
     devices: list[MeteredDevice] = []
     opened: list[MeteredDevice] = []
     notes: list[str] = []
-    for item in _own_devices() if wanted is None else wanted:
+    place = own_place() if place is None else place
+    if wanted is None:
+        notes += place.notes
+    for item in _own_devices(place, notes) if wanted is None else wanted:
         if isinstance(item, str) and item.startswith(REPLAYED):
             replayed = ReplayDevice(item.removeprefix(REPLAYED))
             devices.append(replayed)
@@ -573,6 +589,8 @@ def open_devices(wanted: Sequence[Any] | None) -> tuple[list[MeteredDevice], lis
             devices.append(_device(item))
             continue
         device = _open(_torch_device(item), notes)
+        if place.size > 1 and device.info.power_source == "rapl":
+            notes.append("the processor's energy is the whole machine's, on every rank: add it up once a machine")
         devices.append(device)
         opened.append(device)
     if not devices:
@@ -580,16 +598,13 @@ def open_devices(wanted: Sequence[Any] | None) -> tuple[list[MeteredDevice], lis
     return devices, opened, notes
 
 
-def _own_devices() -> list[torch.device]:
+def _own_devices(place: Place, notes: list[str]) -> list[torch.device]:
     count = torch.cuda.device_count()
     if count == 0:
         return [torch.device("cpu")]
-    if "LOCAL_RANK" not in os.environ:
-        return [torch.device("cuda", index) for index in range(count)]
-    begun = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    chosen = torch.cuda.current_device() if begun else 0
-    # A script that has called set_device knows best; a launcher may also show each rank only its own GPU.
-    return [torch.device("cuda", chosen or _number("LOCAL_RANK", 0) % count)]
+    numbers, doubts = own_gpus(place, count)
+    notes += doubts
+    return [torch.device("cuda", number) for number in numbers]
 
 
 def _device(item: Any) -> MeteredDevice:

@@ -71,11 +71,11 @@ class DeviceSummary:
     energy_source: str | None
     phases: dict[str, PhaseSummary]
     groups: tuple[GroupSummary, ...]
-    read_by: str | None
     counter_lag_s: float | None
     residual_share: float | None
     intervals: int | None
     notes: tuple[str, ...]
+    read_by: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
