@@ -20,6 +20,7 @@ from moemodel.profiler.devices.base import MeteredDevice
 from moemodel.profiler.instruments.counter_edges import CounterEdges
 from moemodel.profiler.instruments.counter_reading import WIDEST_EDGE_S, Edge, Finder, most_power_W, most_rise_J
 from moemodel.profiler.meter.attribution import STUCK_S, Attribution, attribute, check_counter
+from moemodel.profiler.meter.host_lag import HostLag
 from moemodel.profiler.meter.recording import RecordingDevice
 from moemodel.profiler.meter.summary import DeviceSummary, GroupSummary, PhaseSummary
 
@@ -153,10 +154,10 @@ def _event() -> torch.cuda.Event:
 # --- one device ------------------------------------------------------------------------------------------------------
 
 
-# Marks of one step, or of a phase outside any: the step's index (None of a phase); of a step its begin, begin and end
-# of each phase, its end, of a phase begin and end; names of the phases; the timer's count of changes of stream at the
-# first and the last mark. A plain tuple, since it is made inside the user's step.
-_Record: TypeAlias = tuple[int | None, list[Any], list[str], int, int]
+# One step, or a phase outside any: the step's index (None of a phase); marks, of a step its begin, begin and end of each
+# phase, its end, of a phase begin and end (None: the host's clock alone); names of the phases; the host's times of the
+# marks; the timer's count of changes of stream at the first and the last. A plain tuple: it is made inside a step.
+Record: TypeAlias = tuple[int | None, list[Any] | None, list[str], list[float] | None, tuple[int, int]]
 
 
 @dataclass(slots=True)
@@ -212,8 +213,9 @@ class DeviceMeter:
     """One device: its marks, its counter, and what is known so far.
 
     Attributes:
-        marks, names: of the step that is open (`_Record`): the meter adds to them by itself, too.
         mark: makes a mark.
+        lag: of the device behind the host; says which steps the meter may mark by the host's clock alone.
+        pending: steps and phases whose marks are not read yet; the meter adds to them, too.
         rows: finished steps, for the writer.
     """
 
@@ -224,12 +226,14 @@ class DeviceMeter:
         self.rows: deque[FinishedStep] = deque()  # finished steps, for the writer
         self._timer = timer
         self.mark = timer.mark
-        self.marks: list[Any] | None = None  # of the step that is open
-        self.names: list[str] = []  # of its phases that have ended
+        self.lag = HostLag(synchronous=isinstance(timer, HostEventTimer))
+        self.pending: deque[Record] = deque()
+        self._marks: list[Any] | None = None  # of the step that is open
+        self._hosts_s: list[float] = []  # when they were made
+        self._names: list[str] = []  # of its phases that have ended
         self._index = 0
         self._outside: Any = None  # the begin of a phase outside steps
         self._streams = 0
-        self._pending: deque[_Record] = deque()
         self._steps: deque[StepTimes] = deque()  # read, and waiting for the counter
         self._step_s, self._step_J = _Mean(), _Mean()
         self._phase_s: dict[str, _Mean] = {}
@@ -245,55 +249,60 @@ class DeviceMeter:
         self.end_s: float | None = None
 
     # Marks: called inside the user's step, whose work has driven all this out of the processor's caches: there each
-    # call of a function costs about a microsecond, so that they are few and flat.
+    # call of a function costs about a microsecond. Most steps of a loop whose host is the bottleneck don't come here.
 
     def begin_step(self, index: int) -> None:
         """Mark the beginning of a step."""
         self._index = index
-        self.names = []
-        self.marks = [self.mark()]
+        self._names = []
+        self._hosts_s = [time.perf_counter()]
+        self._marks = [self.mark()]
         self._streams = self._timer.stream_changes
 
     def end_step(self) -> None:
         """Mark the end of the step."""
-        marks, self.marks = self.marks, None
+        marks, self._marks = self._marks, None
         if marks is not None:
+            self._hosts_s.append(time.perf_counter())
             marks.append(self.mark())
-            self._pending.append((self._index, marks, self.names, self._streams, self._timer.stream_changes))
+            streams = (self._streams, self._timer.stream_changes)
+            self.pending.append((self._index, marks, self._names, self._hosts_s, streams))
 
     def begin_phase(self) -> None:
         """Mark the beginning of a phase."""
-        if self.marks is not None:
-            self.marks.append(self.mark())
+        if self._marks is not None:
+            self._hosts_s.append(time.perf_counter())
+            self._marks.append(self.mark())
         else:
             self._outside = self.mark()
             self._streams = self._timer.stream_changes
 
     def end_phase(self, name: str) -> None:
         """Mark the end of the phase, of the open step or of none."""
-        if self.marks is not None:
-            self.marks.append(self.mark())
-            self.names.append(name)
+        if self._marks is not None:
+            self._hosts_s.append(time.perf_counter())
+            self._marks.append(self.mark())
+            self._names.append(name)
         else:
-            marks = [self._outside, self.mark()]
-            self._pending.append((None, marks, [name], self._streams, self._timer.stream_changes))
+            streams = (self._streams, self._timer.stream_changes)
+            self.pending.append((None, [self._outside, self.mark()], [name], None, streams))
 
     def drop(self) -> None:
         """Forget what is open: an exception ended it."""
-        self.marks = None
+        self._marks = None
 
     # Readings: after steps.
 
     def read(self) -> None:
         """Account for all that the device has done, without waiting for it."""
-        while self._pending:
-            index, marks, names, first_stream, last_stream = self._pending[0]
+        while self.pending:
+            index, marks, names, hosts_s, streams = self.pending[0]
             # On one stream, whose order is that of time, all are done when the last is.
-            awaited = marks[-1:] if first_stream == last_stream else marks
+            awaited = () if marks is None else marks[-1:] if streams[0] == streams[1] else marks
             if not all(self._timer.done(mark) for mark in awaited):
                 break
-            self._pending.popleft()
-            self._account(index, marks, names)
+            self.pending.popleft()
+            self._account(index, names, self._times_s(index, marks, names, hosts_s))
         self._take_edges()
         self._finish_steps()
 
@@ -322,11 +331,20 @@ class DeviceMeter:
             )
         self._finish_steps(last=True)
 
-    def _account(self, index: int | None, marks: list[Any], names: list[str]) -> None:
-        timer = self._timer
-        times_s = [timer.time_s(mark) for mark in marks]
+    def _times_s(
+        self, index: int | None, marks: list[Any] | None, names: list[str], hosts_s: list[float] | None
+    ) -> list[float]:
+        """When the device got to each mark."""
+        if marks is None:
+            return self.lag.times_s(names, hosts_s or [])
+        times_s = [self._timer.time_s(mark) for mark in marks]
         for mark in marks:
-            timer.release(mark)
+            self._timer.release(mark)
+        if index is not None and hosts_s is not None and not isinstance(self._timer, HostEventTimer):
+            self.lag.learn(names, hosts_s, times_s)
+        return times_s
+
+    def _account(self, index: int | None, names: list[str], times_s: list[float]) -> None:
         first = 0 if index is None else 1
         phases_s: dict[str, float] = {}
         for number, name in enumerate(names):
@@ -472,7 +490,7 @@ class DeviceMeter:
             return None
         spans = {name: np.array(list(span)) for name, span in self._spans.items()}
         try:
-            found = attribute(spans, self._counter(), timing_noise_s=self._timer.noise_s)
+            found = attribute(spans, self._counter(), timing_noise_s=math.hypot(self._timer.noise_s, self.lag.noise_s))
         except MoeModelError as error:
             notes.append(f"no power by phase: {error}")
             return None

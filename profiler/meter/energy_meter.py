@@ -24,9 +24,8 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -44,11 +43,12 @@ from moemodel.profiler.instruments.counter_reading import CounterWatch, EdgeFind
 from moemodel.profiler.meter.device_meter import CudaEventTimer, DeviceMeter, EventTimer, FinishedStep, HostEventTimer
 from moemodel.profiler.meter.ranks import Place, own_gpus, own_place
 from moemodel.profiler.meter.recording import RecordingDevice, ReplayDevice
-from moemodel.profiler.meter.scope import Scope
 from moemodel.profiler.meter.summary import Summary
 from moemodel.profiler.platforms.vendors import vendor_here
 
 _READ_EVERY = 16  # steps between two readings of events: each costs the host, and events pile up until then
+_HOST = (0, 0)  # a record's changes of stream, where the host's clock alone makes its marks
+_now_s = time.perf_counter
 READERS = ("process", "thread")
 _SYNC_EVERY_S = 30.0  # between two synchronisations, by which the clocks of device and host are compared
 
@@ -221,8 +221,10 @@ class Meter:
         self._phase: str | None = None
         self._synced_s = 0.0
         self._start_unix_s = 0.0
-        self._step_scope = Scope(self.begin_step, self.end_step, self._drop)
-        self._phase_scopes: dict[str, Scope] = {}
+        self._marks_s: list[float] | None = None  # of a step that the host's clock alone marks, while it is open
+        self._names: list[str] = []  # of its phases
+        self._step_scope = _StepScope(self)
+        self._phase_scopes: dict[str, _PhaseScope] = {}
 
     # Sessions.
 
@@ -245,70 +247,36 @@ class Meter:
             self._drop()
         self.stop()
 
-    # Steps and phases. Where one device is metered and nobody else is told, as mostly, marks are made right here.
+    # Steps and phases.
 
     def begin_step(self) -> None:
         """Begin a step; what goes wrong in metering is a note, unless `strict`."""
-        only = self._only
-        if only is None or self._in_step or self._phase is not None:
-            self._try(self._begin_step)
-            return
-        self._in_step = True
-        try:
-            only.begin_step(self._index)
-        except Exception as error:  # noqa: BLE001 - metering must not end a training run that took days
-            self._failed(error)
+        self._step_scope.__enter__()
 
     def end_step(self) -> None:
         """End the step."""
-        only = self._only
-        if only is None or not self._in_step or self._phase is not None:
-            self._try(self._end_step)
-            return
-        self._in_step = False
-        try:
-            only.end_step()
-            self._index += 1
-            if self._index % self._read_every == 0 or time.perf_counter() - self._synced_s > self._sync_every_s:
-                self._read()
-        except Exception as error:  # noqa: BLE001 - see begin_step
-            self._failed(error)
+        self._step_scope.__exit__(None, None, None)
 
     def begin_phase(self, name: str) -> None:
         """Begin a phase; phases follow each other, in a step or outside one, and do not nest."""
-        only = self._only
-        if only is None or self._phase is not None or only.marks is None:
-            self._try(self._begin_phase, name)
-            return
-        self._phase = name
-        try:
-            only.marks.append(only.mark())
-        except Exception as error:  # noqa: BLE001 - see begin_step
-            self._failed(error)
+        self.phase(name).__enter__()
 
     def end_phase(self) -> None:
         """End the phase."""
-        only = self._only
-        if only is None or self._phase is None or only.marks is None:
+        if self._phase is None:
             self._try(self._end_phase)
-            return
-        try:
-            only.marks.append(only.mark())
-            only.names.append(self._phase)
-        except Exception as error:  # noqa: BLE001 - see begin_step
-            self._failed(error)
-        self._phase = None
+        else:
+            self.phase(self._phase).__exit__(None, None, None)
 
-    def step(self) -> Scope:
+    def step(self) -> AbstractContextManager[None]:
         """`begin_step` and `end_step` as a context; a step that an exception ends does not count."""
         return self._step_scope
 
-    def phase(self, name: str) -> Scope:
+    def phase(self, name: str) -> AbstractContextManager[None]:
         """`begin_phase` and `end_phase` as a context."""
         scope = self._phase_scopes.get(name)
         if scope is None:
-            scope = Scope(partial(self.begin_phase, name), self.end_phase, self._drop)
-            self._phase_scopes[name] = scope
+            scope = self._phase_scopes[name] = _PhaseScope(self, name)
         return scope
 
     def summary(self) -> Summary:
@@ -320,6 +288,11 @@ class Meter:
             devices=tuple(each.summary() for each in self._meters),
             notes=tuple(self._notes),
         )
+
+    @property
+    def reader_pid(self) -> int | None:
+        """Process id of what reads the sensors while the session runs; None where this process does."""
+        return None if self._feed is None else self._feed.pid
 
     # Behind them.
 
@@ -338,7 +311,7 @@ class Meter:
             self._note(str(error))
             return
         self._state = "failed"
-        self._only = None
+        self._only = self._marks_s = None
         self._note(f"metering ended, training goes on: {type(error).__name__}: {error}")
 
     def _note(self, text: str) -> None:
@@ -456,8 +429,13 @@ class Meter:
         open_phase = self._phase
         if open_phase is not None:
             self._end_phase()
-        for each in self._meters:
-            each.end_step()
+        marks_s, self._marks_s = self._marks_s, None
+        if marks_s is not None and self._only is not None:
+            marks_s.append(time.perf_counter())
+            self._only.pending.append((self._index, None, self._names, marks_s, _HOST))
+        else:
+            for each in self._meters:
+                each.end_step()
         if self._observers:
             self._tell("end_step")
         self._in_step = False
@@ -483,22 +461,29 @@ class Meter:
         self._phase = name
         if self._observers:
             self._tell("begin_phase", name)
-        for each in self._meters:
-            each.begin_phase()
+        if self._marks_s is not None:
+            self._marks_s.append(time.perf_counter())
+        else:
+            for each in self._meters:
+                each.begin_phase()
 
     def _end_phase(self) -> None:
         self._check_running("end_phase")
         if self._phase is None:
             raise InputError("end_phase: no phase has begun")
         name, self._phase = self._phase, None
-        for each in self._meters:
-            each.end_phase(name)
+        if self._marks_s is not None:
+            self._marks_s.append(time.perf_counter())
+            self._names.append(name)
+        else:
+            for each in self._meters:
+                each.end_phase(name)
         if self._observers:
             self._tell("end_phase")
 
     def _drop(self) -> None:
         """An exception of the user's ends what is open."""
-        self._phase, self._in_step = None, False
+        self._phase, self._marks_s, self._in_step = None, None, False
         for each in self._meters:
             each.drop()
         self._tell("drop")
@@ -531,6 +516,86 @@ class Meter:
                 self._files.write(rows)
         for recorder in self._recorders:
             recorder.flush()
+
+
+# --- steps and phases as contexts ------------------------------------------------------------------------------------
+
+# What most steps of a loop whose host is the bottleneck go through: inside a step, where the user's work has driven all
+# this out of the caches, each function and object costs about a microsecond. So these are flat; what is not plain
+# (events, several devices, observers, mistakes) goes to the meter's own methods.
+
+
+class _StepScope(AbstractContextManager[None]):
+    """A step of a meter, entered again and again."""
+
+    __slots__ = ("_meter",)
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+
+    def __enter__(self) -> None:
+        meter = self._meter
+        only = meter._only
+        if only is None or not only.lag.left or meter._in_step or meter._phase is not None:
+            meter._try(meter._begin_step)
+            return
+        only.lag.left -= 1
+        meter._in_step = True
+        meter._names = []
+        meter._marks_s = [_now_s()]
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        meter = self._meter
+        marks_s = meter._marks_s
+        if kind is not None:
+            meter._drop()
+            return
+        only = meter._only
+        if marks_s is None or meter._phase is not None or only is None:
+            meter._try(meter._end_step)
+            return
+        marks_s.append(_now_s())
+        meter._marks_s = None
+        meter._in_step = False
+        only.pending.append((meter._index, None, meter._names, marks_s, _HOST))
+        meter._index += 1
+        if not meter._index % meter._read_every or marks_s[-1] - meter._synced_s > meter._sync_every_s:
+            meter._try(meter._read)
+
+
+class _PhaseScope(AbstractContextManager[None]):
+    """A phase of a meter, entered again and again."""
+
+    __slots__ = ("_meter", "_name")
+
+    def __init__(self, meter: Meter, name: str) -> None:
+        self._meter, self._name = meter, name
+
+    def __enter__(self) -> None:
+        meter = self._meter
+        marks_s = meter._marks_s
+        if marks_s is None or meter._phase is not None:
+            meter._try(meter._begin_phase, self._name)
+            return
+        meter._phase = self._name
+        marks_s.append(_now_s())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        meter = self._meter
+        marks_s = meter._marks_s
+        if kind is not None:
+            meter._drop()
+            return
+        if marks_s is None or meter._phase is None:
+            meter._try(meter._end_phase)
+            return
+        marks_s.append(_now_s())
+        meter._names.append(meter._phase)
+        meter._phase = None
 
 
 def _has_sensors(device: MeteredDevice) -> bool:

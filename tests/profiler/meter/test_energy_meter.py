@@ -238,7 +238,7 @@ def test_training_goes_on_when_metering_breaks(monkeypatch: pytest.MonkeyPatch) 
     heater = Heater()
     with Meter(devices=[heater], read_every=4) as meter:
         train(meter, heater, 4)
-        monkeypatch.setattr(meter._meters[0], "mark", lambda: 1 / 0)
+        monkeypatch.setattr(meter._meters[0], "read", lambda: 1 / 0)
         with pytest.warns(RuntimeWarning, match="metering ended, training goes on: ZeroDivisionError"):
             train(meter, heater, 4)
     assert meter.summary().devices[0].steps == 4
