@@ -70,6 +70,7 @@ _STEP_S, _SHORT_STEP_S = 0.07, 0.012  # of the host-bound loop: as it is in use,
 _BLOCK, _BATCH = 20, 120  # steps
 _OUTLIER = 0.1  # of a step: so far from the median and no further counts what other work of the machine does to it
 _SESSION_STEPS = 300
+_SETTLE = 32  # steps, until most are without events: two readings of 16
 _TRIMMED = 0.1  # of the paired differences, at either end
 _NOTHING = nullcontext()
 _LOOPS = ("memory", "host")
@@ -404,7 +405,7 @@ def _toggled(loop: HostBoundLoop, seconds: float, folder: Path, reader: str) -> 
     draw = random.Random(0)
     steps: list[_Step] = []
     with Meter(folder, devices=[loop.device], reader=reader) as meter:
-        loop.run(40, meter)
+        loop.run(_SETTLE, meter)
         end_s = time.perf_counter() + seconds
         while time.perf_counter() < end_s or len(steps) < 2 * _BATCH:
             for reads in draw.sample([True, False] * (_BATCH // _BLOCK // 2), _BATCH // _BLOCK):
@@ -481,16 +482,16 @@ def _session(loop: HostBoundLoop, folder: Path, reader: str) -> dict[str, Any]:
     """The meter over `_SESSION_STEPS`: the host's time inside its calls, and what it then knows of phases."""
     loop.fit_step_time()
     bare = _Timed(_Nothing())
-    loop.run(32, bare)
+    loop.run(_SETTLE, bare)
     with Meter(folder, devices=[loop.device], reader=reader) as meter:
         timed = _Timed(meter)
-        loop.run(32, timed)  # until events are seldom, and two readings of 16 steps
+        loop.run(_SETTLE, timed)
         timed.inside_s = 0.0
         loop.run(_SESSION_STEPS, timed)
     found = meter.summary()
     device = found.devices[0]
     return {
-        "inside_s": timed.inside_s / _SESSION_STEPS - bare.inside_s / 32,
+        "inside_s": timed.inside_s / _SESSION_STEPS - bare.inside_s / _SETTLE,
         "step_time_s": device.step_time_s,
         "power_W": device.power_W,
         "residual_share": device.residual_share,

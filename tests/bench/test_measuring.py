@@ -102,7 +102,14 @@ def test_codecarbons_levels_have_a_cost(monkeypatch: pytest.MonkeyPatch, bench_m
 def test_without_codecarbon_it_is_the_meters_cost_alone(monkeypatch: pytest.MonkeyPatch, bench_module: Load) -> None:
     bench = bench_module("meter_cost")
     monkeypatch.setattr(bench.MemoryBoundLoop, "step_s", 0.004)
-    for name, value in {"_WARM_S": 0.1, "_STEP_S": 0.01, "_SESSION_STEPS": 4, "_BLOCK": 2, "_BATCH": 4}.items():
+    for name, value in {
+        "_WARM_S": 0.1,
+        "_STEP_S": 0.01,
+        "_SESSION_STEPS": 4,
+        "_BLOCK": 2,
+        "_BATCH": 4,
+        "_SETTLE": 2,
+    }.items():
         monkeypatch.setattr(bench, name, value)
     figures = bench.measure(0.1, torch.device("cpu"))
     host = "calls_s calls_standard_error_s inside_s notes phases power_W read_by reader_share reader_standard_error"
