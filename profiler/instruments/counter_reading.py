@@ -203,9 +203,11 @@ class CounterReader:
     Attributes:
         detector: of its edges.
         due_s: when to read next.
+        asked_s: when it was read last, whether it answered or not; None before.
     """
 
     def __init__(self, device: Sensors, now_s: Callable[[], float], policy: Policy) -> None:
+        self.asked_s: float | None = None
         self.detector = EdgeDetector(most_power_W(device))
         self.due_s = now_s()
         self._device, self._now_s, self._policy = device, now_s, policy
@@ -215,6 +217,7 @@ class CounterReader:
         before_s = self._now_s()
         energy_J = self._device.energy_J()
         after_s = self._now_s()
+        self.asked_s = after_s
         edge = self.detector.observe(before_s, after_s, energy_J)
         self.due_s = after_s + self._policy.wait_s(after_s, edge, ticks=self.detector.ticks)
         return edge
@@ -254,7 +257,6 @@ class EdgeFinder:
     Attributes:
         edges: found and not yet taken; taken from another thread.
         powers: (time_s, power_W), not yet taken.
-        asked_s: when the counter was asked last, whether it answered or not; None before.
     """
 
     read_by = "thread"
@@ -262,7 +264,6 @@ class EdgeFinder:
     def __init__(self, device: Sensors, now_s: Callable[[], float]) -> None:
         self.edges: deque[Edge] = deque()
         self.powers: deque[tuple[float, float]] = deque()
-        self.asked_s: float | None = None
         self._reader = CounterReader(device, now_s, AroundTick())
         self._device, self._now_s = device, now_s
         self._power_due_s = self._reader.due_s
@@ -271,6 +272,11 @@ class EdgeFinder:
     def due_s(self) -> float:
         """When to read next."""
         return self._reader.due_s
+
+    @property
+    def asked_s(self) -> float | None:
+        """When the counter was asked last, whether it answered or not; None before."""
+        return self._reader.asked_s
 
     @property
     def read_s(self) -> float | None:
@@ -285,7 +291,6 @@ class EdgeFinder:
         """Read the counter once, and the power if it is time to."""
         before_s = self._now_s()
         edge = self._reader.read()
-        self.asked_s = before_s
         if edge is not None:
             self.edges.append(edge)
         if before_s >= self._power_due_s:

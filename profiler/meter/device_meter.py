@@ -154,9 +154,9 @@ def _event() -> torch.cuda.Event:
 # --- one device ------------------------------------------------------------------------------------------------------
 
 
-# One step, or a phase outside any: the step's index (None of a phase); marks, of a step its begin, begin and end of each
-# phase, its end, of a phase begin and end (None: the host's clock alone); names of the phases; the host's times of the
-# marks; the timer's count of changes of stream at the first and the last. A plain tuple: it is made inside a step.
+# One step, or a phase outside any: the step's index (None of a phase); marks, of a step its begin, begin and end of
+# each phase, its end, of a phase begin and end (None: the host's clock alone); names of the phases; the host's times of
+# the marks; the timer's count of changes of stream at the first and the last. A plain tuple: it is made inside a step.
 Record: TypeAlias = tuple[int | None, list[Any] | None, list[str], list[float] | None, tuple[int, int]]
 
 

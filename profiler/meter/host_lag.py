@@ -1,11 +1,11 @@
 """Marks by the host's clock, where the host is what a step waits for.
 
-An event on a CUDA stream costs the host tens of microseconds inside a step (cold caches, the driver's way), a reading of
-its own clock less than one. Where the device waits for the host, it gets to a mark a short and steady time after the
-host made it. So that lag is learnt from steps that have both, mark by mark, and the steps between them are marked by the
-host's clock alone: device time = host time + mean lag of that mark. Every step that has both checks it; one that is off
-begins the learning anew. Where the device is behind, its lag is neither short nor steady, and all steps have events,
-which then cost nothing, for the host has time.
+An event on a CUDA stream costs the host tens of microseconds inside a step (cold caches, the driver's way), a reading
+of its own clock less than one. Where the device waits for the host, it gets to a mark a short and steady time after the
+host made it. So that lag is learnt from steps that have both, mark by mark, and the steps between them are marked by
+the host's clock alone: device time = host time + mean lag of that mark. Every step that has both checks it; one that is
+off begins the learning anew. Where the device is behind, its lag is neither short nor steady, and all steps have
+events, which then cost nothing, for the host has time.
 """
 
 from __future__ import annotations

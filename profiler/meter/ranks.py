@@ -190,7 +190,9 @@ def _launched(launcher: str, environment: Mapping[str, str]) -> Place | None:
     if size is None:
         notes.append(f"{launcher} says that this is process {rank}, but not of how many ({size_names} is not set)")
     elif rank >= size:
-        notes.append(f"{launcher} says that this is process {rank} of {size}, which cannot be: sums over ranks may lack")
+        notes.append(
+            f"{launcher} says that this is process {rank} of {size}, which cannot be: sums over ranks may lack"
+        )
     return Place(
         rank=rank,
         size=max(size or 1, rank + 1) if size is not None else 1,
@@ -238,7 +240,7 @@ def _agrees(one: Place, other: Place) -> bool:
 
 
 def _explained(first: Place, other: Place, environment: Mapping[str, str]) -> bool:
-    """Whether two differ as they must: a launcher inside another's, which starts one process a machine or only a script.
+    """Whether two differ as they must: a launcher inside another's, which starts a process a machine or only a script.
 
     Then the outer one counts fewer; or its process is the one that started this, number 0 of a batch script.
     """

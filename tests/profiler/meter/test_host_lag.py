@@ -37,7 +37,7 @@ class Loop:
 
 
 def _steady(draw: random.Random) -> Callable[[int, int], float]:
-    """The optimizer's few large kernels are 3 ms behind, the others 0.1 to 0.2 ms; each by chance 10 us more or less."""
+    """The optimizer's few large kernels are 3 ms behind, the others 0.1 to 0.2; each by chance 10 us more or less."""
     means_s = [1e-4, 1e-4, 2e-4, 2e-4, 2e-4, 2e-4, 3e-3, 3e-3]
     return lambda _, mark: means_s[mark] + draw.gauss(0, 1e-5)
 
@@ -54,8 +54,8 @@ def test_a_steady_lag_is_learnt_mark_by_mark() -> None:
 @pytest.mark.parametrize(
     "lag_s",
     [
-        lambda step, mark: 0.02 + 1e-6 * mark,  # the device is behind: it is what the step waits for
-        lambda step, mark: 1e-4 + 5e-4 * ((step * 7919) % 13) / 13,  # not steady
+        lambda _, mark: 0.02 + 1e-6 * mark,  # the device is behind: it is what the step waits for
+        lambda step, _: 1e-4 + 5e-4 * ((step * 7919) % 13) / 13,  # not steady
     ],
 )
 def test_a_device_that_does_not_wait_for_its_host_always_has_events(lag_s: Callable[[int, int], float]) -> None:
@@ -65,7 +65,7 @@ def test_a_device_that_does_not_wait_for_its_host_always_has_events(lag_s: Calla
 
 
 def test_long_steps_always_have_events() -> None:
-    loop = Loop(lambda step, mark: 1e-4, [10 * offset_s for offset_s in OFFSETS_S])
+    loop = Loop(lambda *_: 1e-4, [10 * offset_s for offset_s in OFFSETS_S])
     loop.run(range(50))
     assert loop.with_events == 50
 
