@@ -115,7 +115,7 @@ LIES: dict[str, tuple[Callable[[float], float | None], str]] = {
     "a jump of 10 kJ at the last edge": (lambda t: _true_J(t) + (1e4 if t > 2.35 else 0), "jumped"),
     "stops in the middle": (lambda t: _true_J(min(t, 1.5)), "stood still for 1.0 s of 2.0 s, from 1.0 s"),
     "stops after two edges": (lambda t: _true_J(min(t, 0.75)), "stood still for 1.7 s"),
-    "stops for a second": (lambda t: _true_J(t if t < 1.0 else max(1.0, t - 1.0)), "stood still for 1.0 s"),
+    "stops for a second": (lambda t: _true_J(t if t < 1.0 else max(1.0, t - 1.0)), "stood still for 1.1 s"),
     "stops before, and goes on": (lambda t: _true_J(t if t < 0.3 else max(0.3, t - 1.2)), "stood still for"),
     "is not read from the middle on": (lambda t: _true_J(t) if t < 1.5 else None, "stood still for"),
     "is no number from the middle on": (lambda t: _true_J(t) if t < 1.5 else math.nan, "stood still for"),
