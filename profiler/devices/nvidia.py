@@ -15,7 +15,7 @@ from moemodel.profiler.devices.address import Address
 from moemodel.profiler.devices.base import ActivityMeter, LinkMeter, NoActivity, NoLinks
 from moemodel.profiler.devices.gpm import GpmCounters
 from moemodel.profiler.devices.nvml import advice, load_nvml, supported_clocks_MHz, text
-from moemodel.profiler.devices.nvml_sensors import OPEN_SENSORS, NvmlSensors
+from moemodel.profiler.devices.nvml_sensors import OPEN_SENSORS, NvmlSensors, oddity
 
 _MILLI = 1e-3
 _MEGA = 1e6
@@ -81,10 +81,7 @@ class NvidiaDevice:
     @property
     def remarks(self) -> tuple[str, ...]:
         """What to know of what its sensors say."""
-        odd = [
-            f"NVML's {what} said {value:g}, which cannot be: taken as no reading"
-            for what, value in self._sensors.oddities.items()
-        ]
+        odd = [oddity(what, value) for what, value in self._sensors.oddities.items()]
         return (*odd, *([_OF_THE_MODULE.format(name=self.info.name)] if self._sensors.superchip else []))
 
     def energy_J(self) -> float | None:

@@ -131,6 +131,11 @@ class NvmlSensors:
         return self.read(what, read, scale)
 
 
+def oddity(what: str, value: float) -> str:
+    """What to know of a reading that cannot be."""
+    return f"NVML's {what} said {value:g}, which cannot be: taken as no reading"
+
+
 def open_sensors(uuid: str) -> NvmlSensors:
     """Those of the GPU with this UUID.
 

@@ -17,8 +17,9 @@ from dataclasses import asdict
 
 from moemodel.model.core.errors import DeviceError
 from moemodel.profiler.devices.address import Address
+from moemodel.profiler.devices.nvml_sensors import oddity
 from moemodel.profiler.instruments.counter_reading import Edge
-from moemodel.profiler.instruments.reader_process import ALIVE, EDGE, ODD, POWER, RECORD
+from moemodel.profiler.instruments.reader_process import ALIVE, EDGE, ODD, POWER, RECORD, SENSORS
 
 _START_S = 20.0  # to find the GPUs: NVML takes about a second on a machine of eight
 _END_S = 2.0  # to end after stdin is closed; then it is killed
@@ -38,7 +39,7 @@ class FedFinder:
     Attributes:
         edges, powers: see there.
         asked_s, read_s: when the counter was asked, and answered, last; None before.
-        oddities: readings that could not be.
+        remarks: readings that could not be.
     """
 
     read_by = "process"
@@ -48,7 +49,7 @@ class FedFinder:
         self.powers: deque[tuple[float, float]] = deque()
         self.asked_s: float | None = None
         self.read_s: float | None = None
-        self.oddities: list[float] = []
+        self.remarks: list[str] = []
         self._feed = feed
 
     def poll(self) -> None:
@@ -156,4 +157,4 @@ class CounterFeed:
                 finder.asked_s = None if math.isnan(a) else a
                 finder.read_s = None if math.isnan(b) else b
             elif kind == ODD:
-                finder.oddities.append(a)
+                finder.remarks.append(oddity(SENSORS[int(b)], a))

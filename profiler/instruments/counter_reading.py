@@ -230,9 +230,11 @@ class Finder(Protocol):
         edges: found and not yet taken.
         powers: (time_s, power_W), not yet taken.
         read_by: "process" or "thread".
+        remarks: what to know of what was read.
     """
 
     read_by: str
+    remarks: Sequence[str]
     edges: deque[Edge]
     powers: deque[tuple[float, float]]
 
@@ -260,6 +262,7 @@ class EdgeFinder:
     """
 
     read_by = "thread"
+    remarks: Sequence[str] = ()  # the device's own has them
 
     def __init__(self, device: Sensors, now_s: Callable[[], float]) -> None:
         self.edges: deque[Edge] = deque()

@@ -9,7 +9,7 @@ It writes "ready", or "failed: why", on a line of its own, then records of 32 by
     EDGE device time_s width_s energy_J     the counter of that device changed
     POWER device time_s power_W nan         a power reading
     ALIVE device asked_s read_s nan         the counter was asked last, and answered last (nan: never), every 0.25 s
-    ODD device value nan nan                a reading that cannot be
+    ODD device value sensor nan             a reading that cannot be, and of `SENSORS` which
 
 Times are of `time.perf_counter`, which all processes of a machine share. A record is written whole or not at all: where
 nobody takes them, they are kept here, up to a day's. The end is when stdin is closed, or when its parent is another
@@ -35,6 +35,7 @@ from moemodel.profiler.instruments.counter_reading import EdgeFinder
 
 RECORD = struct.Struct("<ii3d")
 EDGE, POWER, ALIVE, ODD = range(4)
+SENSORS = ("sensor", "energy", "power", "power instant")
 
 _ALIVE_S = 0.25  # between looks at who the parent is, too
 _KEPT = 1_000_000  # records: a day of one counter
@@ -83,7 +84,7 @@ class Reader:
         for what, value in getattr(self._sensors[device], "oddities", {}).items():
             if (device, what) not in self._told_odd:
                 self._told_odd.add((device, what))
-                self._say(ODD, device, value)
+                self._say(ODD, device, value, float(SENSORS.index(what)) if what in SENSORS else 0.0)
 
     def _say(self, kind: int, device: int, *values: float) -> None:
         self._waiting.append(RECORD.pack(kind, device, *(*values, _NAN, _NAN)[:3]))

@@ -440,7 +440,8 @@ class DeviceMeter:
     def summary(self) -> DeviceSummary:
         """What is known by now of this device."""
         duration_s = (self.end_s or time.perf_counter()) - self.start_s
-        notes = [*self.notes, *([self._fault] if self._fault else [])]
+        remarks: Sequence[str] = getattr(self.device, "remarks", ())
+        notes = [*self.notes, *dict.fromkeys([*remarks, *self.finder.remarks]), *([self._fault] if self._fault else [])]
         power_W, source = self._session_power(notes)
         found = self._attribution(notes)
         return DeviceSummary(
@@ -481,7 +482,9 @@ class DeviceMeter:
             if apart > _DISAGREE:
                 notes.append(
                     f"the energy counter says {counter_W:.0f} W, the mean of {self._power_W.count} power readings "
-                    f"{read_W:.0f} W: trust the counter, which misses nothing in between, unless power hardly varies"
+                    f"{read_W:.0f} W: where power varies, trust the counter, which misses nothing in between; where it "
+                    "hardly does, they are not of the same thing (a counter of a module with its CPU, or one that is "
+                    "wrong at low load): trust the readings"
                 )
         return counter_W, "counter"
 

@@ -183,7 +183,8 @@ def test_spawned_processes(tmp_path: Path, joins: bool) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in names}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     arguments = [sys.executable, tmp_path / "script.py", tmp_path, "joins" if joins else "not"]
-    subprocess.run(arguments, check=True, env=environment, capture_output=True, timeout=120)
+    done = subprocess.run(arguments, check=False, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
     found: list[Any] = [json.loads(file.read_text()) for file in sorted(tmp_path.glob("*-summary.json"))]
     assert len(found) == 2
     if joins:
