@@ -31,6 +31,10 @@ from moemodel.model.schedule import registry as schedules
 
 T = TypeVar("T")
 
+# Ten times what anybody has had: beyond them, numbers of GPUs, tokens and FLOPs would have more digits than arrays hold.
+_MOST_GPUS = 1_000_000
+_MOST = 1_000_000_000
+_MOST_VALUES = 1000  # of one choice: a list that nobody wrote by hand
 _MOST_CLOCKS = 1000  # of a range: an H100 has 110, so more is a typing error
 
 
@@ -50,10 +54,12 @@ def _given(value: Any) -> Any:
 
 
 _AsList = BeforeValidator(_listed)
-_Some = Field(min_length=1)
+_Some = Field(min_length=1, max_length=_MOST_VALUES)
 _Once = AfterValidator(_once)
 
-Counts = Annotated[tuple[Count, ...], _AsList, _Some, _Once]
+Bounded = Annotated[Count, Field(le=_MOST)]
+Counts = Annotated[tuple[Bounded, ...], _AsList, _Some, _Once]
+GpuCounts = Annotated[tuple[Annotated[Count, Field(le=_MOST_GPUS)], ...], _AsList, _Some, _Once]
 Switches = Annotated[tuple[Annotated[bool, Field(strict=True)], ...], _AsList, _Some, _Once]
 Stages = Annotated[tuple[Annotated[int, Field(ge=0, le=3, strict=True)], ...], _AsList, _Some, _Once]
 Recomputes = Annotated[tuple[RecomputeName, ...], _AsList, _Some, _Once]
@@ -76,7 +82,7 @@ def _listed_clocks(value: Any) -> Any:
     return value if isinstance(value, str) else _listed(value)
 
 
-ClockList = Annotated[tuple[Rate | None, ...], _Once]
+ClockList = Annotated[tuple[Rate | None, ...], Field(max_length=_MOST_CLOCKS), _Once]
 Clocks = Annotated[Literal["measured"] | ClockRange | ClockList | None, BeforeValidator(_listed_clocks)]
 
 
@@ -84,8 +90,8 @@ class SearchCluster(Strict):
     """The GPUs at hand, as in a plan; `gpus` may be several counts to choose from."""
 
     gpu: Text
-    gpus: Counts = (1,)
-    gpus_per_node: Count | None = None
+    gpus: GpuCounts = (1,)
+    gpus_per_node: Bounded | None = None
     internode: Text | Link = "infiniband-ndr"
 
 
@@ -145,8 +151,8 @@ class Search(Strict):
     name: Text = "search"
     architecture: Text
     layers: Count | None = None
-    sequence_length: Count
-    global_batch: Count
+    sequence_length: Bounded
+    global_batch: Bounded
     precision: Precision = "bf16-mixed"
     schedule: Schedules = (schedules.DEFAULT,)
     backend: Backend = "torch"
