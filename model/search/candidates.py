@@ -17,12 +17,13 @@ from itertools import compress
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture, Moe
-from moemodel.model.core.arrays import BoolArray, IntArray
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
 from moemodel.model.core.errors import InputError
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.checks import check_power_and_clock
+from moemodel.model.plan.clock import clock_of
 from moemodel.model.plan.recompute import RECOMPUTE
 from moemodel.model.plan.rules import Columns, Rule, architecture_rules, as_counted, degree_rules
 from moemodel.model.plan.spec import Plan
@@ -149,6 +150,17 @@ def clocks_MHz(document: Search, gpu: Gpu, calibration: Calibration) -> tuple[fl
         return (None,)
     low_Hz, high_Hz = (float(np.clip(f, gpu.clock_min_Hz, gpu.clock_max_Hz)) for f in calibration.clock_measured_Hz)
     return (None, *_on_steps((np.linspace(low_Hz, high_Hz, _CLOCKS) / 1e6).tolist(), gpu))
+
+
+def clocks_Hz(clocks: Iterable[float | None]) -> FloatArray:
+    """As a batch of plans has them."""
+    return np.array([clock_of(clock).highest_Hz(math.inf) for clock in clocks])
+
+
+def at_clocks(plans: PlanBatch, clock_Hz: FloatArray) -> PlanBatch:
+    """Every plan at every clock, the clock innermost."""
+    rows = np.repeat(np.arange(len(plans)), len(clock_Hz))
+    return replace(plans.take(rows), clock_Hz=np.tile(clock_Hz, len(plans)))
 
 
 def _on_steps(clocks: Iterable[float], gpu: Gpu) -> tuple[float, ...]:

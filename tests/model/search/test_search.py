@@ -23,7 +23,7 @@ from moemodel.model.results.outcome import Outcome, outcome
 from moemodel.model.search import search as search_module
 from moemodel.model.search.candidates import candidates, clocks_MHz
 from moemodel.model.search.document import ClockRange, Search, read_search
-from moemodel.model.search.pareto import overlapping, pareto, picks, thin, to_digits
+from moemodel.model.search.pareto import pareto, picks, thin, to_digits
 from moemodel.model.search.problem import problem_of, summary
 from moemodel.model.search.result import read_search_result
 from moemodel.model.search.search import predicted_plans, search
@@ -450,7 +450,7 @@ def test_what_is_stored_reads_back(calibration: Calibration, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", ":1: not JSON"), ("{}", "'schema_version' is missing"), ('{"schema_version": 9}', "this moemodel reads 1")],
+    [("{", ":1: not JSON"), ("{}", "'schema_version' is missing"), ('{"schema_version": 9}', "this moemodel reads 2")],
 )
 def test_what_is_no_result(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text(text)
@@ -573,10 +573,12 @@ def test_last_digits_decide_nothing() -> None:
 
 
 def test_a_knee() -> None:
-    time, energy = np.array([1.0, 1.1, 2.0, 3.0]), np.array([10.0, 4.0, 3.5, 3.0])
-    assert picks(time, energy, slack=0.0) == {"fastest": 0, "least_energy_within": 0, "knee": 1, "least_energy": 3}
-    assert picks(time, energy, slack=1.0)["least_energy_within"] == 2
-    assert set(picks(time[:1], energy[:1], slack=0.1).values()) == {0}
+    costs, names = np.array([[1.0, 10.0], [1.1, 4.0], [2.0, 3.5], [3.0, 3.0]]), ("fastest", "least_energy")
+    expected = {"fastest": 0, "least_energy_within": 0, "knee": 1, "least_energy": 3}
+    assert picks(costs, names=names, slack=0.0) == expected
+    assert picks(costs, names=names, slack=1.0)["least_energy_within"] == 2
+    assert set(picks(costs[:1], names=names, slack=0.1).values()) == {0}
+    assert picks(costs[:1, :1], names=names[:1], slack=0.1) == {"fastest": 0}
 
 
 @given(st.integers(1, 50), st.integers(1, 50), st.integers(0, 49))
@@ -588,11 +590,6 @@ def test_thinning_keeps_ends_and_names(size: int, keep: int, named: int) -> None
     assert kept == sorted(set(kept))
     assert len(kept) <= max(keep, 3)
     assert len(kept) >= min(size, keep) - 2
-
-
-def test_overlapping_intervals() -> None:
-    low, high = np.array([0.0, 1.0, 3.0]), np.array([2.0, 2.5, 4.0])
-    assert overlapping(low, high).tolist() == [[True, True, False], [True, True, False], [False, False, True]]
 
 
 # ---- the document ---------------------------------------------------------------------------------------------------
