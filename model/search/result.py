@@ -157,13 +157,13 @@ def read_search_result(path: Path | str) -> SearchResult:
 
 def entry_of(number: int, answer: Outcome) -> Entry:
     """One plan as it is stored, from its prediction."""
-    run, hosts_W = answer.run, answer.plan.cluster.gpus * answer.plan.site.host_power_W
+    run = answer.run
     return Entry(
         number=number,
         plan_yaml=plan_text(answer.plan),
         step_time_s=Figure.of(answer.step_time_s),
-        energy_J=Figure.of(answer.energy_J + answer.step_time_s * hosts_W),
-        gpu_energy_J=Figure.of(answer.energy_J),
+        energy_J=Figure.of(answer.it_energy_J),
+        gpu_energy_J=Figure.of(answer.gpu_energy_J),
         power_per_gpu_W=Figure.of(answer.power_W),
         hottest_gpu_power_W=Figure.of(answer.hottest_power_W),
         clock_MHz=Figure.of(answer.clock_Hz * 1e-6),
