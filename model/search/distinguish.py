@@ -90,17 +90,18 @@ def difference_errors(answers: Sequence[Outcome], machine: System) -> dict[str, 
     return errors
 
 
-def alike(answers: Sequence[Outcome], energies: Sequence[Estimate], machine: System) -> BoolArray:
+def alike(answers: Sequence[Outcome], machine: System) -> BoolArray:
     """Pairs of plans of which neither time nor energy tells which is better, in nine of ten cases, [F, F].
+
+    Energy is IT energy; where power was not measured, time alone decides.
 
     Args:
         answers: predictions of the plans.
-        energies: of each, with whatever counts; NaN where it isn't known, and time alone decides.
         machine: what they run on.
     """
     errors = difference_errors(answers, machine)
     time_s = np.array([answer.step_time_s.value for answer in answers])
-    energy_J = np.array([energy.value for energy in energies])
+    energy_J = np.array([answer.it_energy_J.value for answer in answers])
 
     def within(values: FloatArray, error: FloatArray) -> BoolArray:
         return np.asarray(np.abs(np.log(values[:, None] / values[None, :])) <= Z * error)

@@ -172,11 +172,6 @@ def read_search_result(path: Path | str) -> SearchResult:
     return read_json(Path(path), SearchResult)
 
 
-def it_energy(answer: Outcome) -> Estimate:
-    """Of a step, of all GPUs and their hosts: IT equipment of ISO/IEC 30134-2. NaN where no power was measured."""
-    return answer.energy_J + answer.step_time_s * (answer.plan.cluster.gpus * answer.plan.site.host_power_W)
-
-
 def entry_of(number: int, answer: Outcome) -> Entry:
     """One plan as it is stored, from its prediction."""
     run = answer.run
@@ -184,12 +179,8 @@ def entry_of(number: int, answer: Outcome) -> Entry:
         number=number,
         plan_yaml=plan_text(answer.plan),
         step_time_s=Figure.of(answer.step_time_s),
-        tokens_per_s_per_gpu=Figure.of(answer.tokens_per_s_per_gpu),
-        gpu_energy_J=Figure.known(answer.energy_J),
-        it_energy_J=Figure.known(it_energy(answer)),
-        power_per_gpu_W=Figure.known(answer.power_W),
-        hottest_gpu_power_W=Figure.known(answer.hottest_power_W),
-        clock_MHz=Figure.known(answer.clock_Hz * 1e-6),
+        gpu_energy_J=Figure.known(answer.gpu_energy_J),
+        it_energy_J=Figure.known(answer.it_energy_J),
         memory_B=Figure.of(answer.memory_B),
         run=None
         if run is None

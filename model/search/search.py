@@ -37,7 +37,6 @@ from moemodel.model.search.result import (
     Refusal,
     SearchResult,
     entry_of,
-    it_energy,
     version,
 )
 from moemodel.model.search.state import MOST_NEXT, PredictedPlans, SearchState
@@ -154,7 +153,7 @@ def _result(
 
 def _compared(problem: SearchProblem, answers: Sequence[Outcome], found: Sequence[Entry]) -> Iterator[Entry]:
     """Entries, numbered from 1, with what each gains over its reference, and from which it can't be told apart."""
-    alike_FF = alike(answers, [it_energy(answer) for answer in answers], problem.machine)
+    alike_FF = alike(answers, problem.machine)
     on_gpus = {entry.plan.cluster.gpus: entry for entry in found}
     for row, answer in enumerate(answers):
         entry, reference = entry_of(row + 1, answer), on_gpus.get(answer.plan.cluster.gpus)

@@ -76,7 +76,7 @@ def seen(document: Search, calibration: Calibration) -> tuple[SearchState, dict[
 def energy_of(answer: Outcome) -> float:
     """Of GPUs and hosts, as a search counts it."""
     hosts_W = answer.plan.cluster.gpus * answer.plan.site.host_power_W
-    return answer.energy_J.value + answer.step_time_s.value * hosts_W
+    return answer.gpu_energy_J.value + answer.step_time_s.value * hosts_W
 
 
 # ---- the search against single plans --------------------------------------------------------------------------------
