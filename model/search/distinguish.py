@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.plan.spec import Plan
-from moemodel.model.results.estimate import Estimate, Z
+from moemodel.model.results.estimate import Z
 from moemodel.model.results.outcome import Outcome
 from moemodel.model.step.system import System
 

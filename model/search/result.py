@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import ConfigDict
@@ -36,9 +37,14 @@ class Figure(Strict):
         low, high = estimate.low, estimate.high
         return cls(value=estimate.value, interval=None if low is None or high is None else (low, high))
 
+    def times(self, factor: float) -> Figure:
+        """In another unit."""
+        interval = None if self.interval is None else (self.interval[0] * factor, self.interval[1] * factor)
+        return Figure(value=self.value * factor, interval=interval)
+
     @classmethod
     def known(cls, estimate: Estimate | None) -> Figure | None:
-        """None where it isn't."""
+        """What is known, or None."""
         return None if estimate is None or math.isnan(estimate.value) else cls.of(estimate)
 
 
@@ -58,7 +64,8 @@ class Entry(Strict):
         number: place on the front, 1 the best in the first objective; those of `next_best` follow; 0 a reference.
         plan_yaml: the plan, as `moemodel predict` reads it.
         gpu_energy_J: of all GPUs; `it_energy_J` of their hosts too, where `site.host_power_W` is given.
-        power_per_gpu_W: mean of one GPU; `hottest_gpu_power_W` of the one that draws most.
+        power_per_gpu_W: mean of one GPU; `hottest_gpu_power_W` of the one that draws most;
+            `cluster_power_W` of all GPUs and hosts.
         clock_MHz: true SM clock that the GPUs sustain.
         memory_B: peak of the fullest GPU.
         run: the whole run; null where the search gives no tokens.
@@ -78,6 +85,7 @@ class Entry(Strict):
     it_energy_J: Figure | None
     power_per_gpu_W: Figure | None
     hottest_gpu_power_W: Figure | None
+    cluster_power_W: Figure | None
     clock_MHz: Figure | None
     memory_B: Figure
     run: RunFigures | None
@@ -87,7 +95,7 @@ class Entry(Strict):
     outside: tuple[str, ...] = ()
     notes: tuple[str, ...]
 
-    @property
+    @cached_property
     def plan(self) -> Plan:
         """The plan."""
         return parse_yaml(self.plan_yaml, Plan, f"plan {self.number}")
@@ -174,13 +182,19 @@ def read_search_result(path: Path | str) -> SearchResult:
 
 def entry_of(number: int, answer: Outcome) -> Entry:
     """One plan as it is stored, from its prediction."""
-    run = answer.run
+    run, gpus = answer.run, answer.plan.cluster.gpus
+    hosts_W = gpus * answer.plan.site.host_power_W
     return Entry(
         number=number,
         plan_yaml=plan_text(answer.plan),
         step_time_s=Figure.of(answer.step_time_s),
+        tokens_per_s_per_gpu=Figure.of(answer.tokens_per_s_per_gpu),
         gpu_energy_J=Figure.known(answer.gpu_energy_J),
         it_energy_J=Figure.known(answer.it_energy_J),
+        power_per_gpu_W=Figure.known(answer.power_W),
+        hottest_gpu_power_W=Figure.known(answer.hottest_power_W),
+        cluster_power_W=Figure.known(answer.power_W * gpus + Estimate(value=hosts_W, low=hosts_W, high=hosts_W)),
+        clock_MHz=Figure.known(answer.clock_Hz * 1e-6),
         memory_B=Figure.of(answer.memory_B),
         run=None
         if run is None
