@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from moemodel import api
-from moemodel.cli.output import console
+from moemodel.cli.output import console, echo_json_text
 from moemodel.cli.search_progress import SearchProgress
 from moemodel.cli.search_report import report
 from moemodel.model.core.files import TEMPORARY_SUFFIX, umask, write_atomic
@@ -63,7 +63,7 @@ def optimize_command(
     with _plans_written(write_plans, result.front):
         write_atomic(output, result.to_json())
     if as_json:
-        click.echo(result.to_json(), nl=False)
+        echo_json_text(result.to_json())
         return
     out = console()
     for part in report(result, top):

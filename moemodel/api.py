@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from moemodel.model.core.extras import needs_extra
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
@@ -84,10 +86,10 @@ def predict(
         CalibrationError: none of that name, or of another GPU.
     """
     from moemodel.calibration.store.catalogue import load_calibration
-    from moemodel.model.plan.spec import Plan
+    from moemodel.model.plan.spec import Plan, read_plan
     from moemodel.model.results.outcome import outcome
 
-    opened, place = _opened(plan, Plan, "plan")
+    opened, place = _opened(plan, Plan, "plan", read_plan)
     with _errors_name(place):
         loaded = load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu")
         return outcome(opened, loaded, even_if_it_does_not_fit=even_if_it_does_not_fit)
@@ -136,14 +138,15 @@ def search(
             needs it.
     """
     from moemodel.calibration.store.catalogue import load_calibration
-    from moemodel.model.search.document import Search
+    from moemodel.model.search.document import Search, read_search
     from moemodel.model.search.search import search
 
-    opened, place = _opened(document, Search, "search")
+    opened, place = _opened(document, Search, "search", read_search)
     with _errors_name(place):
         return search(opened, load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu"), progress)
 
 
+@needs_extra("profile", "profile")
 def profile(
     gpu: str,
     folder: Path | str | None = None,
@@ -203,6 +206,7 @@ def profile(
     )
 
 
+@needs_extra("calibrate", "calibrate")
 def calibrate(*profiles: Path | str) -> tuple[Calibration, list[HeldOut]]:
     """Fit a calibration to profiles of one kind of GPU, whose samples are pooled: `moemodel calibrate`.
 
@@ -232,6 +236,7 @@ def calibrate(*profiles: Path | str) -> tuple[Calibration, list[HeldOut]]:
     return calibrate_profile(*map(Path, profiles))
 
 
+@needs_extra("recalibrate", "calibrate")
 def recalibrate(
     *reports: Report | Path | str, calibration: Calibration | Path | str | None = None, force: bool = False
 ) -> Update:
@@ -269,6 +274,7 @@ def recalibrate(
     return update(start, read, ", ".join(places), force=force)
 
 
+@needs_extra("validate", "profile")
 def validate(
     *plans: Plan | Path | str | Mapping[str, Any],
     search: SearchResult | Path | str = SEARCH_RESULT,
@@ -352,19 +358,19 @@ def validate(
 # ---- what is given --------------------------------------------------------------------------------------------------
 
 
-def _opened(given: Any, model: type[DocumentT], what: str) -> tuple[DocumentT, str]:
+def _opened(given: Any, model: type[DocumentT], what: str, read: Callable[[Path], DocumentT]) -> tuple[DocumentT, str]:
     """A document, and the file it is of, which errors name; "" where it is of none.
 
     Raises:
         InputError: it is none of what is allowed, or not what `model` allows.
     """
-    from moemodel.model.core.documents import parse_data, parse_yaml, read_yaml
+    from moemodel.model.core.documents import parse_data, parse_yaml
     from moemodel.model.core.errors import InputError
 
     if isinstance(given, model):
         return given, ""
     if isinstance(given, Path) or (isinstance(given, str) and _is_path(given)):
-        return read_yaml(Path(given), model), str(given)
+        return read(Path(given)), str(given)
     if isinstance(given, Mapping):
         return parse_data(dict(given), model, what), ""
     if isinstance(given, str) and (":" in given or "\n" in given):
@@ -398,10 +404,10 @@ def _profile_folder(gpu: str) -> Path:
 
 def _requests(plans: Sequence[Plan | Path | str | Mapping[str, Any]]) -> list[PlanRequest]:
     """Plans that are given, each with where it is from."""
-    from moemodel.model.plan.spec import Plan
+    from moemodel.model.plan.spec import Plan, read_plan
     from moemodel.validation.select.runnable import PlanRequest
 
-    opened = (_opened(plan, Plan, "plan") for plan in plans)
+    opened = (_opened(plan, Plan, "plan", read_plan) for plan in plans)
     return [PlanRequest(role=f"file {place}" if place else f"plan {plan.name}", plan=plan) for plan, place in opened]
 
 

@@ -6,7 +6,6 @@ token ids, …) are ignored: the file belongs to another program. What is read o
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from pydantic import ValidationError
 
 from moemodel.model.architecture.families import FAMILIES, Family
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.core.documents import describe, read_text
+from moemodel.model.core.documents import describe, load_json
 from moemodel.model.core.errors import InputError
+from moemodel.model.core.files import is_path, is_there
 from moemodel.model.core.suggest import unknown
 
 _PRESETS = Path(__file__).parents[1] / "presets" / "architectures"
@@ -65,18 +65,16 @@ def _read(path: Path, name: str) -> Architecture:
 def _config_file(given: str | Path) -> Path:
     """The file to read."""
     path = Path(given)
-    if path.is_dir():
-        path = path / "config.json"
-    if not path.is_file():
-        raise unknown("architecture", str(given), list_architectures(), or_else="the path of a config.json")
-    return path
+    file = path / "config.json" if is_there(path) and path.is_dir() else path
+    if is_there(file):
+        return file
+    if file == path and is_path(str(given)):
+        raise InputError(f"architecture: {given}: no such file")
+    raise unknown("architecture", str(given), list_architectures(), or_else="the path of a config.json")
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON: {error}") from None
+    config = load_json(path)
     if not isinstance(config, dict):
         raise InputError(f"{path}: found a JSON {type(config).__name__}; allowed: an object of keys and values")
     return config

@@ -6,8 +6,10 @@ import difflib
 from collections.abc import Iterable
 
 from moemodel.model.core.errors import InputError
+from moemodel.model.core.shown import shown
 
 _MOST_GUESSED = 3  # as many as difflib.get_close_matches gives by default
+_LONGEST = 200  # characters of a name that is guessed at
 _MOST_LISTED = 40  # names; an error that allows more says how many and guesses
 
 
@@ -25,8 +27,10 @@ def unknown(
     """
     names = sorted(known)
     by_folded = {name.casefold(): name for name in (*names, *aliases)}
-    near = [by_folded[name] for name in difflib.get_close_matches(found.casefold(), by_folded, n=_MOST_GUESSED)]
+    near = [
+        by_folded[name] for name in difflib.get_close_matches(found[:_LONGEST].casefold(), by_folded, n=_MOST_GUESSED)
+    ]
     guess = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
     listed = ", ".join(names) if len(names) <= _MOST_LISTED else f"one of {len(names)} names"
     alternative = f", or {or_else}" if or_else else ""
-    return InputError(f"{kind}: found {found!r}; allowed: {listed}{alternative}{guess}")
+    return InputError(f"{kind}: found {shown(found)}; allowed: {listed}{alternative}{guess}")

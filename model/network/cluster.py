@@ -35,7 +35,7 @@ from moemodel.model.records.link_residuals import LinkCurve
 _SUFFIXES = (".yaml", ".yml")
 _LEAST_EFFICIENCY = 1e-4  # of a test whose times hardly depend on the size: keeps divisions finite, far below any link
 
-Count = Annotated[int, Field(gt=0, strict=True)]
+Count = Annotated[int, Field(gt=0, le=1_000_000, strict=True)]  # bound assumed: no cluster has more of anything
 
 
 class TestedFile(Strict):

@@ -33,6 +33,7 @@ def notes(plan: Plan, architecture: Architecture, machine: System, prediction: P
         _links_between_nodes(plan, machine),
         _host(calibration, plan),
         _former_backend(plan),
+        *plan.file_notes,
         _power(calibration),
         _carbon(plan),
         f"Calibration {calibration.name}: {calibration.provenance}",

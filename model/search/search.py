@@ -176,10 +176,9 @@ def _notes(
     document = problem.document
     missing = [str(n) for n in document.cluster.gpus if all(entry.plan.cluster.gpus != n for entry in found)]
     notes = [
+        *document.file_notes,
         f"{kept} of the {front} plans on the front are kept (`keep`)." if kept < front else "",
-        ""
-        if problem.has_power
-        else "No power was measured on this GPU: nothing is known of energy, emissions and power.",
+        "" if problem.has_power else "No power was measured on this GPU: energy, emissions and power are not known.",
         "Plans are alike where neither time nor energy tells which is better, in nine of ten cases: most of a "
         "prediction's error is common to all plans on one GPU, and cancels between them.",
         "" if document.tokens else "Give `tokens` for the days, emissions and cost of the whole run.",

@@ -11,6 +11,7 @@ memory, crashes or hangs ends its job, and the next job goes on with the visit a
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -205,7 +206,7 @@ def _refused(visit: PlanVisit) -> Failure | None:
 def _next_folder(jobs: Path) -> Path:
     """A new folder for a job."""
     jobs.mkdir(parents=True, exist_ok=True)
-    used = [int(child.name) for child in jobs.iterdir() if child.name.isdigit()]
+    used = [int(child.name) for child in jobs.iterdir() if re.fullmatch("[0-9]+", child.name)]
     folder = jobs / str(max(used, default=-1) + 1)
     folder.mkdir()
     return folder
