@@ -257,7 +257,7 @@ def _is_larger(named: str) -> bool:
     return _folded(named) in {_folded(zone) for zone in _names().zones}
 
 
-# ---- hints ------------------------------------------------------------------------------------------------------------
+# ---- hints ----------------------------------------------------------------------------------------------------------
 
 
 def _hint(named: str) -> str:
@@ -270,8 +270,8 @@ def _hint(named: str) -> str:
             return f"; {zone} serves several: name one of {', '.join(codes)}"
     for code, called in names.countries.items():
         if folded in {_folded(code), *map(_folded, called)}:  # a place without an intensity
-            near = names.fed.get(code)
-            other = f"; most of its electricity is of {near}" if near else ""
+            feeder = names.fed.get(code)
+            other = f"; most of its electricity is of {feeder}" if feeder else ""
             return f"; of {called[1]} ({code}) no intensity is known{other}"
     series = [region for _, cloud in names.clouds() for region in cloud if _series(region) == _series(folded)]
     if series and folded[-1].isdigit():

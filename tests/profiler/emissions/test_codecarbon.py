@@ -22,8 +22,8 @@ import torch
 
 from moemodel.model.core.errors import DeviceError, InputError
 from moemodel.model.records.profile import DeviceInfo
-from moemodel.profiler.emissions import codecarbon as emissions
 from moemodel.model.results.regions import find_region, list_regions
+from moemodel.profiler.emissions import codecarbon as emissions
 from moemodel.profiler.emissions.codecarbon import (
     LEVELS,
     CodeCarbonLevels,
