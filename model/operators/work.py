@@ -146,6 +146,13 @@ def _product(s: dict[str, FloatArray]) -> Work:
     )
 
 
+def weights_share(shape: Shape) -> FloatArray:
+    """Of the bytes of a product, the share of its weights, which does not grow with its rows."""
+    s = shape.arrays()
+    weights = s["experts"] * s["n"] * s["k"]
+    return np.asarray(weights / (s["m"] * s["k"] + weights + s["m"] * s["n"]))
+
+
 def _attention(causal: bool) -> Callable[[dict[str, FloatArray], Pass], Work]:
     """Flash attention (Dao et al. 2022): 2 products forward; 5 backward, one of them recomputed.
 
