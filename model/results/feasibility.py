@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from pydantic import ValidationError
 
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.errors import InfeasiblePlanError
-from moemodel.model.plan.batch import PlanBatch, batch_of
+from moemodel.model.plan.batch import joined
 from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import predict
@@ -26,7 +25,7 @@ _CHANGES_NAMED = 4  # that would make it fit, or come nearest
 
 def fits(architecture: Architecture, plans: list[Plan], machine: System) -> NDArray[np.bool_]:
     """Which of some plans fit in memory."""
-    return predict(architecture, _batch(plans), machine).fits
+    return predict(architecture, joined(plans), machine).fits
 
 
 def refuse_too_large(plan: Plan, architecture: Architecture, machine: System, prediction: Prediction) -> None:
@@ -51,7 +50,7 @@ def _advice(plan: Plan, architecture: Architecture, machine: System, needed_B: f
     changes = dict(_changes(plan, architecture))
     if not changes:
         return "No single change of the plan makes it smaller; use more GPUs."
-    sizes_B = predict(architecture, _batch(list(changes.values())), machine).memory_B
+    sizes_B = predict(architecture, joined(list(changes.values())), machine).memory_B
     sized = [(float(size), change) for size, change in zip(sizes_B, changes, strict=True)]  # least drastic first
     fitting = [(size, change) for size, change in sized if size <= machine.memory_B]
     smaller = sorted((size, change) for size, change in sized if size < needed_B)
@@ -96,11 +95,6 @@ def _updates(plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"parallel.{name} {degree} with dp {p.dp // 2}", {"parallel": changed}
     if schedules.find(plan.schedule, p.virtual_stages).keeps_every_micro_batch:
         yield f"schedule {schedules.DEFAULT}", {"schedule": schedules.DEFAULT}
-
-
-def _batch(plans: list[Plan]) -> PlanBatch:
-    batches = [batch_of(plan) for plan in plans]
-    return PlanBatch(**{f.name: np.concatenate([getattr(b, f.name) for b in batches]) for f in fields(PlanBatch)})
 
 
 def _GB(size_B: float) -> str:

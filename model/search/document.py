@@ -28,9 +28,14 @@ from moemodel.model.plan.spec import (
     in_todays_words,
 )
 from moemodel.model.schedule import registry as schedules
+from moemodel.model.search.quantities import FORMER_NAMES, ObjectiveName, of_run, unpriced
 
 T = TypeVar("T")
 
+# Ten times what anybody has had; far beyond, numbers of GPUs, tokens and FLOPs have more digits than arrays hold.
+_MOST_GPUS = 1_000_000
+_MOST = 1_000_000_000
+_MOST_VALUES = 1000  # of one choice: a list that nobody wrote by hand
 _MOST_CLOCKS = 1000  # of a range: an H100 has 110, so more is a typing error
 
 
@@ -49,15 +54,28 @@ def _given(value: Any) -> Any:
     return {} if value is None else value
 
 
+def _objectives_of_today(values: Any) -> Any:
+    """Listed, and by the names that they have today."""
+    listed = _listed(values)
+    if not isinstance(listed, list | tuple):
+        return listed
+    return tuple(FORMER_NAMES.get(value, value) if isinstance(value, str) else value for value in listed)
+
+
 _AsList = BeforeValidator(_listed)
-_Some = Field(min_length=1)
+_Some = Field(min_length=1, max_length=_MOST_VALUES)
 _Once = AfterValidator(_once)
 
-Counts = Annotated[tuple[Count, ...], _AsList, _Some, _Once]
+Bounded = Annotated[Count, Field(le=_MOST)]
+Counts = Annotated[tuple[Bounded, ...], _AsList, _Some, _Once]
+GpuCounts = Annotated[tuple[Annotated[Count, Field(le=_MOST_GPUS)], ...], _AsList, _Some, _Once]
 Switches = Annotated[tuple[Annotated[bool, Field(strict=True)], ...], _AsList, _Some, _Once]
 Stages = Annotated[tuple[Annotated[int, Field(ge=0, le=3, strict=True)], ...], _AsList, _Some, _Once]
 Recomputes = Annotated[tuple[RecomputeName, ...], _AsList, _Some, _Once]
 Schedules = Annotated[tuple[ScheduleName, ...], _AsList, _Some, _Once]
+Objectives = Annotated[
+    tuple[ObjectiveName, ...], BeforeValidator(_objectives_of_today), Field(min_length=1, max_length=2), _Once
+]
 Share = Annotated[float, Field(gt=0, le=1, strict=True)]
 
 
@@ -76,7 +94,7 @@ def _listed_clocks(value: Any) -> Any:
     return value if isinstance(value, str) else _listed(value)
 
 
-ClockList = Annotated[tuple[Rate | None, ...], _Once]
+ClockList = Annotated[tuple[Rate | None, ...], Field(max_length=_MOST_CLOCKS), _Once]
 Clocks = Annotated[Literal["measured"] | ClockRange | ClockList | None, BeforeValidator(_listed_clocks)]
 
 
@@ -84,8 +102,8 @@ class SearchCluster(Strict):
     """The GPUs at hand, as in a plan; `gpus` may be several counts to choose from."""
 
     gpu: Text
-    gpus: Counts = (1,)
-    gpus_per_node: Count | None = None
+    gpus: GpuCounts = (1,)
+    gpus_per_node: Bounded | None = None
     internode: Text | Link = "infiniband-ndr"
 
 
@@ -108,8 +126,10 @@ class Limits(Strict):
     """What a plan may need at most, by the predicted value; None: no limit.
 
     Attributes:
-        step_time_s: one optimizer step; `run_hours` the whole run.
-        energy_J: of one step, of GPUs and hosts; `run_kWh` of the whole run, at the meter.
+        step_time_s: one optimizer step; `run_hours` or `run_days` the whole run.
+        it_energy_J: of one step, of GPUs and hosts (formerly `energy_J`); `gpu_energy_J` of the GPUs alone.
+        run_kWh: of the whole run, at the meter; `run_kgCO2e` its emissions.
+        run_cost: of the whole run, in `site.currency`: energy and GPU hours, as far as the site gives their prices.
         power_per_gpu_W: mean over the step, of the GPU that draws most.
         cluster_power_W: mean over the step, of all GPUs and hosts; without cooling.
         memory_share: of a GPU's memory.
@@ -117,11 +137,26 @@ class Limits(Strict):
 
     step_time_s: Rate | None = None
     run_hours: Rate | None = None
-    energy_J: Rate | None = None
+    run_days: Rate | None = None
+    it_energy_J: Rate | None = None
+    gpu_energy_J: Rate | None = None
     run_kWh: Rate | None = None
+    run_kgCO2e: Rate | None = None
+    run_cost: Rate | None = None
     power_per_gpu_W: Rate | None = None
     cluster_power_W: Rate | None = None
     memory_share: Share | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _words_of_today(cls, limits: Any) -> Any:
+        former = [name for name in FORMER_NAMES if isinstance(limits, dict) and name in limits]
+        for name in former:
+            today = FORMER_NAMES[name]
+            if today in limits:
+                raise ValueError(f"{today}: stands twice, once by its former name {name}; keep one of them")
+            limits = {today if key == name else key: value for key, value in limits.items()}
+        return limits
 
 
 class Search(Strict):
@@ -145,8 +180,8 @@ class Search(Strict):
     name: Text = "search"
     architecture: Text
     layers: Count | None = None
-    sequence_length: Count
-    global_batch: Count
+    sequence_length: Bounded
+    global_batch: Bounded
     precision: Precision = "bf16-mixed"
     schedule: Schedules = (schedules.DEFAULT,)
     backend: Backend = "torch"
@@ -161,11 +196,17 @@ class Search(Strict):
         description="one clock for the whole run; null: what the power limit allows; measured: that, and ten clocks "
         "over the range that the calibration measured",
     )
+    objectives: Objectives | None = Field(
+        default=None,
+        description="one or two; default: step_time_s and it_energy_J; without measured power step_time_s alone",
+    )
     limits: Annotated[Limits, BeforeValidator(_given)] = Limits()
     # 20: as many as a person looks through; 0.05: assumed, what a user gives up in time for less energy
     keep: Count = Field(default=20, description="plans of the front to keep, the picks always among them")
     within_of_fastest: Annotated[float, Field(ge=0, strict=True)] = Field(
-        default=0.05, description="how much slower than the fastest a pick may be, as a share of its step time"
+        default=0.05,
+        description="how much worse than the best in the first objective a pick may be, as a share: of the fastest's "
+        "step time",
     )
 
     @model_validator(mode="before")
@@ -185,9 +226,12 @@ class Search(Strict):
             raise ValueError(
                 f"clocks_MHz.step: found {clocks.step:g}; allowed: what makes {_MOST_CLOCKS} clocks or fewer"
             )
-        for name in ("run_hours", "run_kWh"):
-            if getattr(self.limits, name) is not None and self.tokens is None:
-                raise ValueError(f"limits.{name}: a limit on the run needs `tokens`: how many it trains on")
+        limited = [(f"limits.{name}", name) for name in self.limits.model_dump(exclude_none=True)]
+        for key, name in (*limited, *((f"objectives: {name}", name) for name in self.objectives or ())):
+            if of_run(name) and self.tokens is None:
+                raise ValueError(f"{key}: what is of the whole run needs `tokens`: how many it trains on")
+            if unpriced(name, self.site):
+                raise ValueError(f"{key}: a cost needs site.price_per_kWh, site.gpu_hour_price, or both")
         return self
 
     def plan(self, **choices: Any) -> Plan:

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from moemodel.cli.optimize import _runs
+from moemodel.cli.search_report import runs
 from moemodel.model.plan.spec import read_plan
+from moemodel.model.search.problem import summary
 from moemodel.model.search.result import DEFAULT_FILE, read_search_result
 
 Run = Callable[..., Result]
@@ -48,10 +49,17 @@ def test_it_prints_the_front_and_what_it_rests_on(moemodel: Run, searched: Path,
     result = moemodel("optimize", "search.yaml", "--calibration", calibration_file)
     assert result.exit_code == 0, result.output
     for figure in (
-        *("time", "energy", "alike", "MHz", "auto", "dp 8 zero"),
+        *("time", "GPU", "IT", "energy", "hours", "CO2e", "alike", "MHz", "auto", "dp 8 zero"),
         *("fastest", "least energy within 5%", "knee", "90 % interval"),
         *("against the reference", "Refused, by the first reason", "sequence_parallel needs tp > 1"),
-        *("combinations", "predicted", "feasible", "on the front", "can't be told apart", "wrote moemodel-search.json"),
+        *(
+            "combinations",
+            "predicted",
+            "feasible",
+            "on the front",
+            "Plans are alike where",
+            "wrote moemodel-search.json",
+        ),
     ):
         assert figure in result.stdout, figure
     assert max(map(len, result.stdout.splitlines())) <= 80
@@ -99,15 +107,38 @@ def test_plans_are_not_mixed_with_others(moemodel: Run, searched: Path, calibrat
 
 
 def test_top_prints_fewer_and_stores_all(moemodel: Run, searched: Path, calibration_file: Path) -> None:
-    text = SEARCH.replace("[null, 1200, 1500]", "{from: 1100, to: 1900, step: 50}")
+    text = (
+        SEARCH.replace("[null, 1200, 1500]", "{from: 1100, to: 1900, step: 50}")
+        + "objectives: [step_time_s, memory_B]\n"
+    )
     (searched / "search.yaml").write_text(text, encoding="utf-8")
-    rows = []
+    rows, kept = [], []
     for top in ((), ("--top", 1)):
         result = moemodel("optimize", "search.yaml", *top, "--calibration", calibration_file)
         assert result.exit_code == 0
-        rows.append(result.stdout[: result.stdout.index("Pick")].count("dp 8"))
-        assert len(read_search_result(searched / DEFAULT_FILE).front) == rows[0]
+        rows.append(result.stdout[: result.stdout.index("Behind")].count(" zero "))
+        kept.append(len(read_search_result(searched / DEFAULT_FILE).front))
     assert 0 < rows[1] <= 4 < rows[0]
+    assert kept[0] == kept[1] >= rows[0]
+
+
+def test_plans_that_differ_in_clock_alone_are_one(moemodel: Run, searched: Path, calibration_file: Path) -> None:
+    text = SEARCH.replace("[null, 1200, 1500]", "{from: 1100, to: 1900, step: 50}")
+    (searched / "search.yaml").write_text(text, encoding="utf-8")
+    result = moemodel("optimize", "search.yaml", "--calibration", calibration_file)
+    front = read_search_result(searched / DEFAULT_FILE).front
+    shown = result.stdout[: result.stdout.index("Behind")].splitlines()
+    choices = [summary(entry.plan, clock=False) for entry in front]
+    assert len(front) > len(set(choices))
+    for plan in set(choices):
+        mine = [entry for entry, choice in zip(front, choices, strict=True) if choice == plan]
+        (line,) = (number for number, line in enumerate(shown) if line.split(":")[0] == plan)
+        ends = [mine[0], mine[-1]] if len(mine) > 1 else mine
+        for below, entry in enumerate(ends, start=1):
+            number, *figures = shown[line + below].split()
+            assert number == str(entry.number)
+            assert f"{entry.plan.clock_MHz or 'auto'}".removesuffix(".0") in figures
+        assert len(mine) == 1 or shown[line].endswith("MHz")
 
 
 def test_several_numbers_of_gpus_are_told_apart(moemodel: Run, searched: Path, calibration_file: Path) -> None:
@@ -181,4 +212,4 @@ def test_a_search_imports_nothing_heavy(searched: Path, calibration_file: Path, 
     ("numbers", "text"), [((), ""), ((3,), "3"), ((1, 2, 3, 5), "1-3,5"), ((1, 3, 4), "1,3-4"), ((2, 4), "2,4")]
 )
 def test_numbers_in_short(numbers: tuple[int, ...], text: str) -> None:
-    assert _runs(numbers) == text
+    assert runs(numbers) == text
