@@ -65,10 +65,12 @@ class PowerSegment:
     Attributes:
         time_s_PK: how long it takes at each clock.
         power_W_PK: what it draws there.
+        pace: place in the cycle of the stretch whose clock says how long this one takes, which waits; None: its own.
     """
 
     time_s_PK: FloatArray
     power_W_PK: FloatArray
+    pace: int | None = None
 
 
 def steady_state_clocks(
@@ -101,7 +103,8 @@ def steady_state_clocks(
             for stretch, clock in zip(cycle, clocks, strict=True)
         ]
         times = [
-            time_at_clock(stretch.time_s_PK, clock_Hz_K, clock) for stretch, clock in zip(cycle, clocks, strict=True)
+            time_at_clock(stretch.time_s_PK, clock_Hz_K, clock if stretch.pace is None else clocks[stretch.pace])
+            for stretch, clock in zip(cycle, clocks, strict=True)
         ]
         kept = [np.exp(-time / move.lag_s) for time, move in zip(times, moves, strict=True)]
         low, high = np.full_like(highest_Hz_P, clock_Hz_K[0]), highest_Hz_P
@@ -136,7 +139,8 @@ class _ClockResponse:
         way_Hz = self.target_Hz - begin_Hz
         with np.errstate(divide="ignore", invalid="ignore"):
             left = (self.target_Hz - self.highest_Hz) / way_Hz  # of the way, where the highest clock is reached
-            reached_s = np.where((left > keep) & (left <= 1), -self.lag_s * np.log(left), time_s)
+            reaches = (self.target_Hz > self.highest_Hz) & (left > keep) & (left <= 1)
+            reached_s = np.where(reaches, -self.lag_s * np.log(left), time_s)
             reached_s = np.minimum(reached_s, time_s)
             rising = self.target_Hz * reached_s - way_Hz * self.lag_s * -np.expm1(-reached_s / self.lag_s)
             mean = (rising + self.highest_Hz * (time_s - reached_s)) / time_s

@@ -17,9 +17,9 @@ from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.errors import CalibrationError
 from moemodel.model.device.dvfs import TensorLimit, at_clocks, time_at_clocks
 from moemodel.model.device.power import PowerModel
-from moemodel.model.device.roofline import RooflineChip, form_of, operator_times, roofline_terms
+from moemodel.model.device.roofline import OperatorTime, RooflineChip, form_of, operator_times, roofline_terms
 from moemodel.model.operators.calls import Call, Phase
-from moemodel.model.operators.work import FALLBACK, SHAPE_FIELDS, Kind, Pass, Shape
+from moemodel.model.operators.work import FALLBACK, SHAPE_FIELDS, Kind, Pass, Shape, Work, weights_share
 from moemodel.model.records.calibration import Calibration, OperatorFit
 
 # Backward work that only the optimizer waits for.
@@ -137,7 +137,8 @@ class OperatorCostModel:
             for fit, called in zip(fits, operators, strict=True)
         ]
         price = operator_times(terms, self.chip, self.clock_Hz_K)
-        energy = self.power.unscaled_J(price.work, self.clock_Hz_K, price.busy_s_UK)
+        least, busy_s = _of_mean_rank(price, operators, shapes)
+        energy = self.power.unscaled_J(least, self.clock_Hz_K, busy_s)
         time, energy, clock = self._within_fast_limit(np.atleast_1d(price.work.flops), price.time_s_UK, energy)
         highest_s = time[:, -1]
         runs = _Runs.of(operators, shapes, [self.power.factor(*_operator(called)) for called in operators])
@@ -173,6 +174,29 @@ class OperatorCostModel:
         true_UK = self.fast.true_clock_Hz(clocks, np.minimum(1.0, flops_U[:, None] / could))
         true_UK = np.maximum(true_UK, clocks[0])
         return time_at_clocks(time, clocks, true_UK), at_clocks(energy, clocks, true_UK), true_UK
+
+
+def _of_mean_rank(price: OperatorTime, operators: Sequence[Sequence[_Booked]], shapes: int) -> tuple[Work, FloatArray]:
+    """Work and busy time on the mean rank of calls whose shapes are the busiest rank's.
+
+    Rows are shared out; weights of experts, which grouped products read, every rank reads whole, and their tiles, which
+    rows do not fill evenly, take every rank as long as the busiest.
+    """
+    every = [call for called in operators for _, call in called]
+    if all(isinstance(call.load_balance, float) for call in every):
+        return price.work, price.busy_s_UK
+    rows, bytes_share, busy = np.ones((3, len(every), shapes))
+    for index, call in enumerate(every):
+        rows[index] = bytes_share[index] = busy[index] = call.load_balance
+        if call.kind is Kind.GROUPED_GEMM:
+            bytes_share[index] += (1 - rows[index]) * weights_share(call.shape)
+            busy[index] = 1.0
+    least = Work(
+        flops=price.work.flops * rows.ravel(),
+        vector_ops=price.work.vector_ops * rows.ravel(),
+        bytes_B=price.work.bytes_B * bytes_share.ravel(),
+    )
+    return least, price.busy_s_UK * busy.reshape(-1, 1)
 
 
 def _operator(called: Sequence[_Booked]) -> tuple[Kind, Pass]:
@@ -221,7 +245,7 @@ class _Runs:
         phase_costs: the lanes.
         order: index of each call, lane by lane; `first` where in that order each lane begins.
         begins: index of each call whose lane or operator is another than that of the call before it; `pairs` these.
-        count: of each call, [calls, U]; `energy_count` of the mean rank's work, times the operator's factor on energy;
+        count: of each call, [calls, U]; `energy_count` times the operator's factor on energy;
             `weights_count` of calls that only the optimizer waits for.
     """
 
@@ -243,7 +267,7 @@ class _Runs:
         pairs: list[tuple[PhaseCost, int]] = []
         begins = []
         for index, (lane, call, operator) in enumerate(calls):
-            count[index], factor[index] = call.count, call.load_balance * energy_factors[operator]
+            count[index], factor[index] = call.count, energy_factors[operator]
             by_lane.setdefault(id(lane), []).append(index)
             if not pairs or lane is not pairs[-1][0] or operator != pairs[-1][1]:
                 begins.append(index)

@@ -194,9 +194,9 @@ class Block(ABC):
     def matmul_parameters(self) -> int:
         """Weights that a token is multiplied with: 2 FLOPs each, forward (Kaplan et al. 2020, section 2.1)."""
 
-    def flops_per_pair(self) -> float:
-        """FLOPs for each pair of a query and a key, forward."""
-        return 0.0
+    def core_flops(self, seq: FloatArray) -> FloatArray:
+        """FLOPs of attention's core on one sequence of so many tokens, forward. [P]"""
+        return np.zeros_like(seq)
 
     @abstractmethod
     def operators(self, batch: MicroBatch) -> Iterator[LayerOp]:

@@ -50,9 +50,6 @@ class LatentAttentionBlock(AttentionBlock):
     def matmul_parameters(self) -> int:
         return self._head_parameters() + self._down_parameters()
 
-    def _pair_width(self) -> int:
-        return self.spec.head_dim + self.latent.rope_head_dim + self.latent.value_head_dim
-
     @property
     def _head_dim(self) -> int:
         return self.spec.head_dim + self.latent.rope_head_dim

@@ -44,27 +44,43 @@ class LayerBlocks:
         """Of all blocks, and of the norms around them."""
         for block in self.blocks:
             yield from block.parameters()
-        yield Component.of("norms", len(self.blocks) * norm_parameters(self.layer, self.hidden), "none")
+        yield Component.of("norms", self._norms * norm_parameters(self.layer, self.hidden), "none")
 
     def parameter_tensors(self) -> int:
         """How many tensors hold them."""
-        norms = 0 if self.layer.norm is None else 1 + self.layer.norm_bias
-        return sum(block.parameter_tensors() + norms for block in self.blocks)
+        norm = 0 if self.layer.norm is None else self.layer.norm_scale + self.layer.norm_bias
+        return sum(block.parameter_tensors() for block in self.blocks) + self._norms * norm
+
+    @property
+    def _norms(self) -> int:
+        """How many norms stand around its blocks."""
+        first = 1 if self.layer.parallel else len(self.blocks)
+        return first + len(self.blocks) * self.layer.second_norm
 
     def operators(self, batch: MicroBatch) -> Iterator[LayerOp]:
         """Forward operators, in order."""
-        for block in self.blocks:
-            if self.layer.norm is not None:
+        for index, block in enumerate(self.blocks):
+            if self.layer.norm is not None and self._is_normed(index):
                 yield norm(self.layer, batch.sequence_parallel_tokens, self.hidden)
             yield from block.operators(batch)
+            if self.layer.second_norm:
+                yield norm(self.layer, batch.sequence_parallel_tokens, self.hidden)
             if self.layer.norm is not None:
                 yield from _residual(batch, self.hidden)
+
+    def _is_normed(self, index: int) -> bool:
+        """Whether a norm stands before a block: parallel ones share the first's."""
+        return index == 0 or not self.layer.parallel
 
     def activations_B(self, batch: MicroBatch, *, selective: bool) -> FloatArray:
         """Bytes that the layer keeps for the backward pass of one micro-batch. [P]"""
         kept = np.zeros(batch.plans)
-        for block in self.blocks:
-            kept = kept + self._norm_B(batch) + block.activations_B(batch, selective=selective)
+        for index, block in enumerate(self.blocks):
+            kept = kept + block.activations_B(batch, selective=selective)
+            if self._is_normed(index):
+                kept = kept + self._norm_B(batch)
+            if self.layer.second_norm:  # its input; its output is only added
+                kept = kept + batch.element_size_B * batch.sequence_parallel_tokens * self.hidden
             if batch.framework.dropout and self.layer.norm is not None:
                 kept = kept + _MASK * batch.sequence_parallel_tokens * self.hidden
         return kept
@@ -112,7 +128,7 @@ def norm_parameters(layer: Layer, hidden: int) -> int:
     """One norm of a layer: a scale, and a shift where it has one."""
     if layer.norm is None:
         return 0
-    return hidden * (2 if layer.norm_bias else 1)
+    return hidden * (layer.norm_scale + layer.norm_bias)
 
 
 def _residual(batch: MicroBatch, width: int) -> Iterator[LayerOp]:

@@ -12,7 +12,7 @@ from moemodel.model.core.arrays import FloatArray
 from moemodel.model.layers.base import Block, Component, LayerOp, MicroBatch, linear
 from moemodel.model.operators.work import Kind, Shape
 
-ACTIVATION: dict[str, Kind] = {"gelu": Kind.GELU, "relu": Kind.RELU, "silu": Kind.GELU}
+ACTIVATION: dict[str, Kind] = {"gelu": Kind.GELU, "relu": Kind.RELU, "relu2": Kind.RELU, "silu": Kind.GELU}
 
 
 def mlp_products(block: Mlp | Moe, hidden: int) -> tuple[tuple[int, int], ...]:

@@ -23,6 +23,9 @@ from moemodel.model.step.system import System
 _BUSY_WAITING = 0.35
 
 
+Passes = tuple[FloatArray | float, FloatArray | float]  # forward and backward of a micro-batch, s, [P, X] or [P, 1]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Timeline:
     """A step laid out in time. [P, X]; communication of the micro-batches by class of stages.
@@ -30,12 +33,14 @@ class Timeline:
     Attributes:
         step_s: the step.
         device_s: the step if the host were never late.
+        fill_s: while a pipeline fills and drains: what passes take beyond those of the slowest stage.
         exposed_step_s: exposed communication that comes once a step.
         exposed_s, overlapped_s: communication of all micro-batches that nothing hides, and that computation hides.
     """
 
     step_s: FloatArray
     device_s: FloatArray
+    fill_s: FloatArray
     exposed_step_s: FloatArray
     exposed_s: list[FloatArray]
     overlapped_s: list[FloatArray]
@@ -68,27 +73,43 @@ class PipelineStep:
     def timeline(self, devices: list[DeviceCosts]) -> Timeline:
         """The step, with each class of stages at the given clocks."""
         exposed, overlapped, forward, backward = [], [], [], []
+        beside: list[Passes] = []  # what passes overlap already, so that nothing else hides behind it
         for cost, device in zip(self.costs, devices, strict=True):
             exposed_forward_s, overlapped_forward_s = _split(cost.forward_exchange, device.forward.time_s)
             exposed_backward_s, overlapped_backward_s = _split(cost.backward_exchange, device.backward.time_s)
+            beside.append((overlapped_forward_s, overlapped_backward_s))
             exposed.append(self.m * (exposed_forward_s + exposed_backward_s))
             overlapped.append(self.m * (overlapped_forward_s + overlapped_backward_s))
             forward.append(device.forward.time_s + exposed_forward_s)
             backward.append(device.backward.time_s + exposed_backward_s)
-        exposed_step_s = self._exposed_step_s(devices)
+        exposed_step_s = self._exposed_step_s([(d.forward.time_s, d.backward.time_s) for d in devices], beside)
         optimizer_s = np.maximum.reduce([device.optimizer.time_s for device in devices])
-        device_s = self._passes_s(forward, backward) + optimizer_s
+        passes_s = self._passes_s(forward, backward)
+        slowest_s = np.maximum.reduce([f + b for f, b in zip(forward, backward, strict=True)])
+        device_s = passes_s + optimizer_s + exposed_step_s
+        late_s = self._late_s(forward, backward, devices, beside)
         return Timeline(
-            step_s=self._with_host(forward, backward, devices, device_s) + exposed_step_s,
-            device_s=device_s + exposed_step_s,
+            step_s=np.maximum(device_s, late_s),
+            device_s=device_s,
+            fill_s=np.maximum(passes_s - self.m * slowest_s, 0.0),
             exposed_step_s=exposed_step_s,
             exposed_s=exposed,
             overlapped_s=overlapped,
         )
 
-    def _exposed_step_s(self, devices: list[DeviceCosts]) -> FloatArray:
-        """Of the stage that shows most, and messages that fill the pipeline."""
-        exposed = [_exposed_of_step_s(cost, device) for cost, device in zip(self.costs, devices, strict=True)]
+    def _exposed_step_s(self, passes: list[Passes], beside: list[Passes]) -> FloatArray:
+        """Of the stage that shows most, and messages that fill the pipeline.
+
+        Args:
+            passes: of each class of stages, behind which the exchange may run.
+            beside: of that, what communication of the micro-batch runs behind.
+        """
+        exposed = [
+            _exposed_of_step_s(cost, (forward_s - beside_forward_s, backward_s - beside_backward_s))
+            for cost, (forward_s, backward_s), (beside_forward_s, beside_backward_s) in zip(
+                self.costs, passes, beside, strict=True
+            )
+        ]
         return np.asarray(np.maximum.reduce(exposed) + self.costs[0].pipeline_fill_comm_s[:, None])
 
     def _passes_s(self, forward: list[FloatArray], backward: list[FloatArray]) -> FloatArray:
@@ -99,33 +120,52 @@ class PipelineStep:
         times = StageTimes(forward_s=forward, backward_s=backward, weight_share=shares, counts=self.counts)
         return self.plans.schedules.makespan(times)
 
-    def _with_host(
+    def _late_s(
         self,
         forward: list[FloatArray],
         backward: list[FloatArray],
         devices: list[DeviceCosts],
-        device_s: FloatArray,
+        beside: list[Passes],
     ) -> FloatArray:
-        """Step without gradient exchange: the slower of the devices, which take `device_s`, and the hosts."""
-        async_s = np.maximum(device_s, np.maximum.reduce([self._queued_s(cost) for cost in self.costs]))
+        """The step if the device always waits for the host, which takes longer than it or not.
+
+        What the device exchanges in a step then runs behind the host's time, in which the device stands idle or not.
+
+        Args:
+            forward, backward: passes of each class of stages, with what they expose.
+            devices: each class of stages.
+            beside: what communication of a micro-batch runs behind, of its passes.
+        """
+        more = [cost.host_exchange_s / (2 * self.m) for cost in self.costs]  # in a pass
+        host = [
+            (cost.host.forward_s + more_s, cost.host.backward_s + more_s)
+            for cost, more_s in zip(self.costs, more, strict=True)
+        ]
+        async_s = np.maximum.reduce([self._queued_s(cost) for cost in self.costs]) + self._exposed_step_s(host, beside)
         if self._async_launch.all():
             return async_s
-        more = [cost.host_exchange_s / (2 * self.m) for cost in self.costs]  # in a pass
         passes_s = self._passes_s(
             [
-                np.maximum(f, cost.host.forward_s + more_s) + cost.host_sync_s
-                for f, cost, more_s in zip(forward, self.costs, more, strict=True)
+                np.maximum(f, host_s) + cost.host_sync_s
+                for f, (host_s, _), cost in zip(forward, host, self.costs, strict=True)
             ],
             [
-                np.maximum(b, cost.host.backward_s + more_s) + cost.recompute_sync_s
-                for b, cost, more_s in zip(backward, self.costs, more, strict=True)
+                np.maximum(b, host_s) + cost.recompute_sync_s
+                for b, (_, host_s), cost in zip(backward, host, self.costs, strict=True)
             ],
         )
         optimizer = [
             np.maximum(device.optimizer.time_s, cost.host_step_s)
             for device, cost in zip(devices, self.costs, strict=True)
         ]
-        return np.where(self._async_launch, async_s, passes_s + np.maximum.reduce(optimizer))
+        exposed_s = self._exposed_step_s(
+            [
+                (np.maximum(device.forward.time_s, f), np.maximum(device.backward.time_s, b))
+                for device, (f, b) in zip(devices, host, strict=True)
+            ],
+            beside,
+        )
+        return np.where(self._async_launch, async_s, passes_s + np.maximum.reduce(optimizer) + exposed_s)
 
     def _queued_s(self, cost: StageCost) -> FloatArray:
         """What the host needs to queue a step."""
@@ -143,7 +183,11 @@ class PipelineStep:
         """What a GPU draws while kernels of collectives wait on it for other GPUs."""
         computed_s = self.m * (device.forward.time_s + device.backward.time_s) + device.optimizer.time_s
         idle_s = timeline.step_s - computed_s - timeline.exposed_s[index] - timeline.exposed_step_s
-        return np.asarray(_BUSY_WAITING * link_W * np.where(self._busy_waits, np.maximum(idle_s, 0.0), 0.0))
+        return np.asarray(self.busy_waiting_W(link_W) * np.maximum(idle_s, 0.0))
+
+    def busy_waiting_W(self, link_W: float) -> FloatArray:
+        """What a GPU draws above idle that waits for others, [P, 1]."""
+        return _BUSY_WAITING * link_W * self._busy_waits
 
     def comm_s(self, index: int, timeline: Timeline) -> FloatArray:
         """Time in which a GPU of one class of stages communicates, overlapped or not."""
@@ -157,19 +201,15 @@ def _split(exchange: Exchange, window_s: FloatArray) -> tuple[FloatArray, FloatA
     return (exchange.exposed_s + exchange.overlappable.time_s)[:, None] - overlapped, overlapped
 
 
-def _exposed_of_step_s(cost: StageCost, device: DeviceCosts) -> FloatArray:
-    """What computation does not hide of the exchange over data-parallel ranks (see `step.data_parallel`)."""
-    exchange = cost.step_exchange
-    window_forward_s = (
-        exchange.forward_passes[:, None] * (1 - cost.unoverlappable_fraction_forward) * device.forward.time_s
-    )
-    window_backward_s = (
-        exchange.backward_passes[:, None] * (1 - cost.unoverlappable_fraction_backward) * device.backward.time_s
-    )
+def _exposed_of_step_s(cost: StageCost, passes: Passes) -> FloatArray:
+    """What passes of a micro-batch do not hide of the exchange over data-parallel ranks (see `step.data_parallel`)."""
+    exchange, (forward_s, backward_s) = cost.step_exchange, passes
+    window_forward_s = exchange.forward_passes[:, None] * (1 - cost.unoverlappable_fraction_forward) * forward_s
+    window_backward_s = exchange.backward_passes[:, None] * (1 - cost.unoverlappable_fraction_backward) * backward_s
     overlapped = _overlapped_s(exchange.forward, window_forward_s) + _overlapped_s(exchange.backward, window_backward_s)
     return np.asarray(exchange.whole_s[:, None] - overlapped)
 
 
 def _overlapped_s(comm: OverlappableComm, window_s: FloatArray) -> FloatArray:
     """What costs no time of communication beside computation that takes `window_s`, [P, X]."""
-    return np.minimum(comm.hideable_s[:, None], window_s)
+    return np.minimum(comm.hideable_s[:, None], np.maximum(window_s, 0.0))

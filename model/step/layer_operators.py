@@ -8,6 +8,7 @@ All sizes are arrays of length P (plans), so that one call describes the operato
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -61,7 +62,8 @@ class Workload:
         for op in forward:
             count = (core if op.attention_core else again) * self._mask(op)
             if count.any():
-                calls.append(_call(op.kind, Pass.FORWARD, op.shape, Phase.BACKWARD, count, op.load_balance))
+                call = _call(op.kind, Pass.FORWARD, op.shape, Phase.BACKWARD, count, op.load_balance)
+                calls.append(replace(call, recomputed=True))
         return calls
 
     def embedding(self) -> list[Call]:

@@ -5,7 +5,7 @@ Axes: U distinct micro-batch shapes, P plans, K clocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from moemodel.model.device.roofline import chip_of_calibration
 from moemodel.model.layers.base import MicroBatch
 from moemodel.model.layers.layer import LayerBlocks, layer_blocks
 from moemodel.model.layers.parameters import parameters
-from moemodel.model.operators.calls import Phase
+from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.recompute import Recompute
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
@@ -100,6 +100,7 @@ class BlockCosts:
         workload = Workload(architecture, plans.take(first), framework=machine.framework, precision=machine.precision)
         count = len(first)
         layers = [workload.layer(layer) for layer in self.kinds]
+        self.recomputed_calls = [_recomputed(calls, count) for calls in layers]
         *self.layers, self.embedding, self.head = self.pricer.blocks(
             [*layers, workload.embedding(), workload.head()], count
         )
@@ -152,6 +153,7 @@ class StageCosts:
         forward_exchange, backward_exchange = self._exchange(stage)
         step_exchange = self._data.step(units).with_exposed(self._tied(stage) + self._comm.norm_s())
         host_sync_s = self._host_sync_s(stage, call)
+        again = self._recomputed_calls(stage)
         queue = ParallelHost(blocks.host, call, measured=blocks.machine.framework.torch_launch)
         return StageCost(
             forward=forward,
@@ -162,7 +164,8 @@ class StageCosts:
             step_exchange=step_exchange,
             unoverlappable_fraction_forward=leads[0],
             unoverlappable_fraction_backward=leads[1],
-            host=self._host_cost(stage, forward.calls_U, backward.calls_U)
+            host=self._host_cost(stage, forward.calls_U, backward.calls_U - again)
+            + HostCost(forward_s=0.0, backward_s=call.forward_s * again[:, None])
             + HostCost(
                 forward_s=queue.queued_s(forward_exchange.calls, "forward"),
                 backward_s=queue.queued_s(backward_exchange.calls, "backward") + queue.added_s(self._added(stage)),
@@ -262,6 +265,11 @@ class StageCosts:
             self._tensors(stage) * accumulated_fraction(self.plans, self._blocks.machine.framework) * shared
         )
 
+    def _recomputed_calls(self, stage: Stage) -> FloatArray:
+        """Forward operators that a backward pass runs again, which the host queues again, [P]."""
+        calls = zip(stage.layers, self._blocks.recomputed_calls, strict=True)
+        return np.asarray(sum(count * each for count, each in calls))[self._shape]
+
     def _call(self, stage: Stage) -> HostCost:
         """Host time of one call in either pass: of a kernel, or the mean over those of the stage's layers, [P, 1]."""
         host, blocks = self._blocks.host, self._blocks
@@ -273,6 +281,7 @@ class StageCosts:
             total = total + _host_of(host, layer).times(count)
             for phase in calls:
                 calls[phase] += count * phase_costs[phase].calls_U[self._shape]
+        calls[Phase.BACKWARD] -= self._recomputed_calls(stage)
         forward, backward = (np.maximum(calls[phase], 1.0)[:, None] for phase in calls)
         return HostCost(forward_s=total.forward_s / forward, backward_s=total.backward_s / backward)
 
@@ -306,6 +315,11 @@ def distinct_rows(columns: Sequence[NDArray[Any]]) -> tuple[IntArray, IntArray]:
             code = np.unique(code * len(values) + place.ravel(), return_inverse=True)[1].ravel()
     _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
     return first, inverse.ravel()
+
+
+def _recomputed(calls: Iterable[Call], shapes: int) -> FloatArray:
+    """How many of a layer's calls are run again, [U]."""
+    return np.asarray(sum((call.count for call in calls if call.recomputed), start=np.zeros(shapes)))
 
 
 def _host_of(host: HostModel, layer: LayerBlocks) -> HostCost:

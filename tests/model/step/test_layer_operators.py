@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -70,13 +71,17 @@ def test_a_mixture_does_the_work_of_the_chosen_experts(batch: Batch, name: str) 
 @pytest.mark.parametrize("backend", FRAMEWORKS)
 @pytest.mark.parametrize("name", list_architectures())
 def test_backward_is_twice_forward(batch: Batch, name: str, backend: str) -> None:
-    """Two products for each of the forward pass; a flash kernel's backward computes the scores once more: 5 for 2."""
+    """Two products for each of the forward pass; a flash kernel's backward computes the scores once more: 5 for 2.
+
+    DeepSeek-V3's queries and keys are 192 wide, its values 128: scores are 0.6 of the forward pass.
+    """
     calls = layer_calls(read_architecture(name), batch(), backend)
+    scores = 192 / (192 + 128) if name == "deepseek-v3" else 0.5
     forward, backward = (
         [flops(calls, phase, core=core) for core in (False, True)] for phase in (Phase.FORWARD, Phase.BACKWARD)
     )
     assert backward[0] == pytest.approx(2 * forward[0])
-    assert backward[1] == pytest.approx((2.5 if FRAMEWORKS[backend].flash_attention else 2.0) * forward[1])
+    assert backward[1] == pytest.approx((2 + scores if FRAMEWORKS[backend].flash_attention else 2.0) * forward[1])
 
 
 @pytest.mark.parametrize("backend", FRAMEWORKS)
@@ -98,6 +103,59 @@ def test_backends_share_their_products(batch: Batch, name: str) -> None:
     for phase in (Phase.FORWARD, Phase.BACKWARD):
         counts = [flops(layer_calls(architecture, batch(), backend), phase, core=False)[0] for backend in FRAMEWORKS]
         assert counts == pytest.approx([counts[0]] * len(FRAMEWORKS))
+
+
+def _core(architecture: Architecture, batch: Batch, seq: int, backend: str = "torch") -> float:
+    return float(flops(layer_calls(architecture, batch(seq=seq), backend), Phase.FORWARD, core=True)[0])
+
+
+def _pairs(seq: int, window: int) -> float:
+    """Of a query and a key, counted one by one; the query's own key counts half, as everywhere."""
+    return sum(min(row, window) for row in range(1, seq + 1)) - min(seq, window) / 2
+
+
+@pytest.mark.parametrize(("seq", "window"), [(512, 128), (512, 512), (512, 4096), (4096, 100)])
+def test_a_window_is_counted_pair_by_pair(batch: Batch, seq: int, window: int) -> None:
+    llama = read_architecture("llama-3-8b")  # 32 heads of 128
+    attention = replace(llama.decoder[0].attentions[0], window=window)
+    windowed = replace(llama, decoder=(replace(llama.decoder[0], attentions=(attention,)),))
+    expected = 2 * 2 * 32 * 128 * _pairs(seq, window)
+    assert _core(windowed, batch, seq) == pytest.approx(expected, rel=1e-9)
+    whole = replace(windowed, vocab=1, embedding_width=1)
+    full = replace(whole, decoder=(llama.decoder[0],))
+    difference = float((model_flops(full, np.array([seq])) - model_flops(whole, np.array([seq])))[0])
+    assert difference == pytest.approx(3 * (_core(llama, batch, seq) - expected), rel=1e-9)
+
+
+@pytest.mark.parametrize(("seq", "chunks"), [(512, [512]), (1024, [1024]), (2048, [1024, 1024]), (2560, [1024, 1024, 512])])
+def test_chunks_are_sequences_of_their_own(batch: Batch, seq: int, chunks: list[int]) -> None:
+    llama = read_architecture("llama-3-8b")
+    attention = replace(llama.decoder[0].attentions[0], chunk=1024)
+    chunked = replace(llama, decoder=(replace(llama.decoder[0], attentions=(attention,)),))
+    assert _core(chunked, batch, seq) == pytest.approx(sum(_core(llama, batch, chunk) for chunk in chunks))
+
+
+def test_a_window_changes_no_bytes_and_no_rows(batch: Batch) -> None:
+    """Queries, keys and values are read once, however few keys a query looks at."""
+    llama = read_architecture("llama-3-8b")
+    attention = replace(llama.decoder[0].attentions[0], window=256)
+    windowed = replace(llama, decoder=(replace(llama.decoder[0], attentions=(attention,)),))
+    full, some = (
+        [work(call.kind, call.direction, call.shape).bytes_B for call in layer_calls(each, batch(seq=8192))]
+        for each in (llama, windowed)
+    )
+    assert np.concatenate(full) == pytest.approx(np.concatenate(some))
+
+
+def test_values_are_priced_at_their_own_width(batch: Batch) -> None:
+    """DeepSeek-V3: 128 heads, queries and keys of 192, values of 128 (arXiv:2412.19437, section 4.2)."""
+    calls = [call for call in layer_calls(read_architecture("deepseek-v3"), batch()) if call.kind is Kind.ATTENTION]
+    pairs = 128 * _SEQ**2 / 2
+    forward, backward = (work(call.kind, call.direction, call.shape) for call in calls)
+    assert forward.flops == pytest.approx(2 * pairs * (192 + 128))
+    assert backward.flops == pytest.approx(2 * pairs * (3 * 192 + 2 * 128))
+    assert forward.bytes_B == pytest.approx(2 * _SEQ * 128 * (192 + 192 + 128 + 128))
+    assert backward.bytes_B == pytest.approx(2 * forward.bytes_B)
 
 
 def test_without_flash_attention_the_masked_half_is_computed_too(batch: Batch) -> None:
