@@ -20,6 +20,7 @@ from moemodel.cli.search_report import report
 from moemodel.model.core.files import TEMPORARY_SUFFIX, umask, write_atomic
 
 if TYPE_CHECKING:
+    from moemodel.model.plan.spec import Plan
     from moemodel.model.search.result import Entry
 
 
@@ -99,9 +100,23 @@ def _check_empty(folder: Path) -> None:
         raise InputError(f"--write-plans {folder}: is not empty; name a new folder")
 
 
+def _named_from(folder: Path, plan: Plan) -> Plan:
+    """A plan as it is written in a folder: files that it names are named from there on."""
+    from moemodel.model.plan.paths import named_from
+
+    cluster = plan.cluster
+    files = {"gpu": named_from(folder, "gpu", cluster.gpu)}
+    if isinstance(cluster.internode, str):
+        files["internode"] = named_from(folder, "internode", cluster.internode)
+    architecture = named_from(folder, "architecture", plan.architecture)
+    return plan.model_copy(update={"architecture": architecture, "cluster": cluster.model_copy(update=files)})
+
+
 @contextmanager
 def _plans_written(folder: Path | None, entries: Iterable[Entry]) -> Iterator[None]:
     """A folder of plans, whole or not at all: it takes its name when all is written, and what is inside is done."""
+    from moemodel.model.plan.spec import plan_text
+
     if folder is None:
         yield
         return
@@ -109,7 +124,7 @@ def _plans_written(folder: Path | None, entries: Iterable[Entry]) -> Iterator[No
     made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=TEMPORARY_SUFFIX))
     try:
         for entry in entries:
-            write_atomic(made / f"plan-{entry.number:02d}.yaml", entry.plan_yaml)
+            write_atomic(made / f"plan-{entry.number:02d}.yaml", plan_text(_named_from(folder, entry.plan)))
         made.chmod(0o777 & ~umask())
         yield
         made.replace(folder)  # an empty one gives way

@@ -14,6 +14,7 @@ import numpy as np
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.core.errors import CalibrationError, InputError
+from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.checks import architecture_of, check_architecture, check_power_and_clock
 from moemodel.model.plan.spec import Plan
@@ -161,17 +162,28 @@ def limits_of(problem: SearchProblem) -> dict[str, float]:
 def memory_of(problem: SearchProblem, plans: PlanBatch) -> Memory:
     """Peak memory of each plan, as `predict` gives it, without pricing its time. [P]"""
     machine = problem.machine
+    return peak_memory(problem.architecture, plans, machine.framework, machine.precision, machine.calibration)
+
+
+def peak_memory(
+    architecture: Architecture,
+    plans: PlanBatch,
+    framework: Framework,
+    precision: Precision,
+    calibration: Calibration,
+) -> Memory:
+    """Peak memory of plans under a framework in a precision; the calibration gives what is beside tensors. [P]"""
     peak_B, terms_B = np.zeros(len(plans)), dict[str, FloatArray]()
     for rows in _by_pipeline(plans):
         some = plans.take(rows)
         model = MemoryModel(
-            problem.architecture,
+            architecture,
             some,
-            framework=machine.framework,
-            precision=machine.precision,
-            calibration=machine.calibration,
+            framework=framework,
+            precision=precision,
+            calibration=calibration,
         )
-        held = fullest(model, stages(problem.architecture, int(some.pp[0]), int(some.virtual_stages[0])))
+        held = fullest(model, stages(architecture, int(some.pp[0]), int(some.virtual_stages[0])))
         peak_B[rows] = held.peak_B
         for name, size_B in held.terms_B.items():
             terms_B.setdefault(name, np.zeros(len(plans)))[rows] = size_B
