@@ -120,15 +120,26 @@ def _plans_written(folder: Path | None, entries: Iterable[Entry]) -> Iterator[No
     if folder is None:
         yield
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=TEMPORARY_SUFFIX))
+    made: Path | None = None
     try:
-        for entry in entries:
-            write_atomic(made / f"plan-{entry.number:02d}.yaml", plan_text(_named_from(folder, entry.plan)))
-        made.chmod(0o777 & ~umask())
+        with _errors_of(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=TEMPORARY_SUFFIX))
+            for entry in entries:
+                write_atomic(made / f"plan-{entry.number:02d}.yaml", plan_text(_named_from(folder, entry.plan)))
+            made.chmod(0o777 & ~umask())
         yield
-        made.replace(folder)  # an empty one gives way
+        with _errors_of(folder):
+            made.replace(folder)  # an empty one gives way
+    finally:
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+@contextmanager
+def _errors_of(folder: Path) -> Iterator[None]:
+    """What the system says of a temporary folder is about the one that was asked for."""
+    try:
+        yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(folder)) from None
-    finally:
-        shutil.rmtree(made, ignore_errors=True)

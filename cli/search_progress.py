@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-import time
 from contextlib import suppress
+from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -29,7 +29,7 @@ class SearchProgress:
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
-        self._started_s = time.monotonic()
+        self._started_s = monotonic()
         self._part, self._part_started_s, self._told = "", self._started_s, ""
         self._bar: RichBar | None = None
         self._task: TaskID | None = None
@@ -46,7 +46,7 @@ class SearchProgress:
 
     def __call__(self, part: str, done: int, total: int) -> None:
         """So many of `total` plans are done of a part of the search."""
-        now_s = time.monotonic()
+        now_s = monotonic()
         if part != self._part:
             self._part, self._part_started_s = part, now_s
             if self._bar is not None and self._task is not None:
