@@ -8,7 +8,7 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-import click
+from moemodel.cli.output import echo
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichBar
@@ -55,7 +55,7 @@ class SearchProgress:
         left_s = (now_s - self._part_started_s) / done * (total - done) if done else 0.0
         if self._told != part and left_s > (_SHORT_S if self._terminal else _LONG_S):
             self._told = part
-            click.echo(_AHEAD[part].format(total, _duration(left_s)), err=True)
+            echo(_AHEAD[part].format(total, _duration(left_s)), err=True)
         if self._terminal and (self._bar is not None or left_s > _SHORT_S or now_s - self._started_s > _SHORT_S):
             self._show(part, done, total)
 

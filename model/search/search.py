@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 
@@ -46,11 +45,7 @@ _MOST_PREDICTIONS = 50_000_000  # half an hour on one core
 _BATCH = 50_000  # plans predicted at once: about 0.1 GB; smaller batches price the same shapes again
 
 
-class Progress(Protocol):
-    """Is told how far a search is."""
-
-    def __call__(self, part: str, done: int, total: int) -> None:
-        """So many of `total` plans are done of a part: "memory", "prediction" (each clock counts) or "front"."""
+Progress = Callable[[str, int, int], None]
 
 
 def _silent(part: str, done: int, total: int) -> None:
@@ -63,7 +58,8 @@ def search(document: Search, calibration: Calibration, progress: Progress = _sil
     Args:
         document: a checked search (`read_search`).
         calibration: of its GPU.
-        progress: is told how far it is, about once a second.
+        progress: is told, about once a second, of a part ("memory", "prediction", of which each clock counts, "front")
+            how many of how many plans are done.
 
     Raises:
         InputError, CalibrationError: see `problem_of`; too many plans.
