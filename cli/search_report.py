@@ -163,8 +163,8 @@ def _front(result: SearchResult, top: int | None) -> list[RenderableType]:
     size = sum(1 + len(_ends(plan)) for plan in shown)
     parts: list[RenderableType] = [*map(_dim, head), *body[:size]]
     if behind:
-        word = result.objectives[0] if len(result.objectives) > 1 else "the objective"
-        parts += ["", _dim(f"Behind it, the best in {_words(word)}"), *body[size:]]
+        ahead = "it" if len(shown) == 1 else "them"
+        parts += ["", _dim(f"Behind {ahead}, by {_words(result.objectives[0])}"), *body[size:]]
     return parts
 
 

@@ -171,12 +171,12 @@ def _notes(
 ) -> tuple[str, ...]:
     document = problem.document
     missing = [str(n) for n in document.cluster.gpus if all(entry.plan.cluster.gpus != n for entry in found)]
+    tells = "neither time nor energy tells" if problem.has_power else "time does not tell"
     notes = [
         *document.file_notes,
         f"{kept} of the {front} plans on the front are kept (`keep`)." if kept < front else "",
-        "" if problem.has_power else "No power was measured on this GPU: energy, emissions and power are not known.",
-        "Plans are alike where neither time nor energy tells which is better, in nine of ten cases: most of a "
-        "prediction's error is common to all plans on one GPU, and cancels between them.",
+        f"Plans are alike where {tells} which is better, in nine of ten cases: most of the error is common to "
+        "all plans on one GPU, and cancels between them.",
         "" if document.tokens else "Give `tokens` for the days, emissions and cost of the whole run.",
         "Limits hold for predicted values, not for the upper ends of their intervals."
         if document.limits.model_dump(exclude_none=True)
