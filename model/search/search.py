@@ -118,8 +118,8 @@ def _result(
     best = [QUANTITIES[name].best for name in problem.objectives]
     named = picks(state.costs_FO, names=best, slack=document.within_of_fastest)
     kept = thin(front, document.keep, named.values())
-    behind = state.next_best(_NEXT if len(problem.objectives) > 1 else max(_NEXT, min(document.keep, MOST_NEXT)))
-    places = [*state.index[kept].tolist(), *behind.tolist()]
+    followers = state.next_best(_NEXT if len(problem.objectives) > 1 else max(_NEXT, min(document.keep, MOST_NEXT)))
+    places = [*state.index[kept].tolist(), *followers.tolist()]
     answers = []
     for number, place in enumerate(places, start=1):
         progress(number - 1, len(places))
