@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 _COMMENTS = 36  # column
 _TEMPLATES = Path(__file__).parent / "templates"
-# What memory holds beside tensors (the driver's context, workspaces) on a GPU that nobody calibrated: as measured here.
-_STAND_IN = "h100-sxm-80gb"
 # A first search has some of each choice, so that it takes seconds; tp stays within a node.
 _DEGREES = (1, 2, 4, 8)
 _MICRO_BATCHES = (1, 2, 4, 8)
@@ -48,15 +46,14 @@ def init_command(
     force: bool,
 ) -> None:
     """Write a commented plan that fits in memory, or a commented search. A plan is a start, not an optimum."""
-    from moemodel.calibration.store.catalogue import list_calibrations, load_calibration, shipped
+    from moemodel.calibration.store.catalogue import calibration_or_stand_in, list_calibrations
     from moemodel.model.core.errors import InputError
     from moemodel.model.hardware.gpu import read_gpu
     from moemodel.model.search.baseline import baseline_plan
 
     name = read_gpu(gpu, key="--gpu").name
     missing = calibration is None and name not in list_calibrations()
-    known = shipped(_STAND_IN) if missing else load_calibration(calibration, gpu, key="--gpu")
-    plan = baseline_plan(architecture, gpu, gpus, known, of_another_gpu=missing)
+    plan = baseline_plan(architecture, gpu, gpus, calibration_or_stand_in(calibration, gpu, key="--gpu"))
     path = output or Path("search.yaml" if search else "plan.yaml")
     values = _values(plan, gpu, path.parent) | (_choices(plan) if search else {})
     try:
@@ -65,8 +62,10 @@ def init_command(
         raise InputError(f"{path}: is there already; choose another name with -o, or overwrite with --force") from None
     command = "optimize" if search else "predict"
     if missing:
+        without = f"moemodel predict {path} gives memory, FLOPs and bytes without one. " if not search else ""
         echo(
-            f"wrote {path}\nNo calibration of {name} ships, and times and energies need one. On a machine with it:\n"
+            f"wrote {path}\nNo calibration of {name} ships, and times and energies need one. {without}"
+            "On a machine with that GPU:\n"
             f"    moemodel profile --gpu {name} -o my-profile\n    moemodel calibrate my-profile -o mine.json\n"
             f"    moemodel {command} {path} --calibration mine.json"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from itertools import product
 from typing import Any
@@ -12,15 +11,13 @@ import numpy as np
 from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.core.errors import InfeasiblePlanError, InputError
-from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.layers.parameters import parameters
-from moemodel.model.plan.batch import joined
 from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
-from moemodel.model.search.problem import peak_memory
-from moemodel.model.step.system import system_of
+from moemodel.model.results.feasibility import fits
+from moemodel.model.step.system import System, system_of
 
 _SEQUENCE = 4096  # tokens, where the architecture takes as many: Llama 2's (Touvron et al. 2023, table 1)
 _ENCODER_SEQUENCE = 512  # what T5 and Switch were trained with (Raffel et al. 2020, section 3.1.2)
@@ -34,20 +31,11 @@ _EXPERT = (1, 2, 4, 8)
 _MICRO_BATCHES = (4, 2, 1)  # sequences: the largest that fits is the most efficient
 
 
-def baseline_plan(
-    architecture: str, gpu: str, gpus: int, calibration: Calibration, *, of_another_gpu: bool = False
-) -> Plan:
+def baseline_plan(architecture: str, gpu: str, gpus: int, calibration: Calibration) -> Plan:
     """The first plan that fits, from plain data parallelism to whatever it takes.
 
     Smaller micro-batches are tried first, then spreading experts, tensor parallelism inside a node, recomputation,
     pipeline stages, and in their place parameters sharded over the replicas (ZeRO 3).
-
-    Args:
-        architecture: a known one, or the path of a config.json.
-        gpu: a known one, or the path of a description.
-        gpus: how many.
-        calibration: what it says of memory beside tensors (the driver's context, workspaces) counts.
-        of_another_gpu: the calibration may be of another GPU, and stands in for one that there isn't.
 
     Raises:
         InputError: unknown architecture or GPU.
@@ -56,9 +44,7 @@ def baseline_plan(
     """
     model, device = read_architecture(architecture), read_gpu(gpu)
     plans = list(_candidates(architecture, model, device, gpus))
-    if plans and not of_another_gpu:
-        system_of(plans[0], calibration)  # refuses what is of another GPU
-    plan = _first_that_fits(model, plans, device, calibration)
+    plan = first_that_fits(model, plans, system_of(plans[0], calibration)) if plans else None
     if plan is None:
         raise InfeasiblePlanError(
             f"{model.name} on {gpus} x {device.name}: none of {len(plans)} plans tried fits in memory; use more GPUs"
@@ -66,14 +52,9 @@ def baseline_plan(
     return plan
 
 
-def _first_that_fits(
-    architecture: Architecture, plans: list[Plan], device: Gpu, calibration: Calibration
-) -> Plan | None:
-    if not plans:
-        return None
-    framework, precision = framework_of(plans[0].backend), plans[0].precision
-    peak_B = peak_memory(architecture, joined(plans), framework, precision, calibration).peak_B
-    fitting = np.flatnonzero(peak_B <= (math.inf if device.memory_B is None else device.memory_B))
+def first_that_fits(architecture: Architecture, plans: list[Plan], machine: System) -> Plan | None:
+    """The first of some plans that fits in memory."""
+    fitting = np.flatnonzero(fits(architecture, plans, machine)) if plans else np.zeros(0, dtype=np.int64)
     return plans[int(fitting[0])] if fitting.size else None
 
 
