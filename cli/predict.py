@@ -94,6 +94,8 @@ def _heading(answer: Outcome) -> str:
 
 def _step(answer: Outcome) -> Table:
     """The main figures of one step."""
+    from moemodel.model.results.energy import GPU_ENERGY, IT_ENERGY, METER_ENERGY
+
     made = table("One step", "", "", "90 % interval", numbers=("",))
     step = answer.step_time_s.value
     _row(made, "time", answer.step_time_s, "s")
@@ -105,8 +107,10 @@ def _step(answer: Outcome) -> Table:
     _row(made, "power per GPU", answer.power_W, "W", scale=False)
     if math.isfinite(answer.temperature_C):
         made.add_row("die temperature", digits(answer.temperature_C), "C", "")
-    _row(made, "energy, all GPUs", answer.energy_J, "J")
-    _row(made, "energy per token", answer.energy_per_token_J, "J")
+    _row(made, f"{GPU_ENERGY}, all GPUs", answer.gpu_energy_J, "J")
+    _row(made, f"{GPU_ENERGY} per token", answer.gpu_energy_per_token_J, "J")
+    _row(made, f"{IT_ENERGY}, with hosts", answer.it_energy_J, "J")
+    _row(made, f"{METER_ENERGY} (PUE {answer.plan.site.pue:g})", answer.meter_energy_J, "J")
     _row(made, "memory per GPU", answer.memory_B * 1e-9, "GB", scale=False)
     _row(made, "exposed communication", answer.exposed_communication_s * (100 / step), "% of the step", scale=False)
     _row(made, "pipeline bubble", answer.bubble_s * (100 / step), "% of the step", scale=False)
@@ -126,11 +130,13 @@ def _row(made: Table, name: str, figure: Estimate, unit: str, *, scale: bool = T
 
 def _phases(answer: Outcome) -> Table:
     """Where time and energy of a step go; power is a GPU's mean while the phase lasts."""
-    numbers = ("time", "of step", "energy", "of energy", "W per GPU", "MHz")
+    from moemodel.model.results.energy import GPU_ENERGY
+
+    numbers = ("time", "of step", GPU_ENERGY, "of it", "W per GPU", "MHz")
     made = table("Phase", *numbers, numbers=numbers)
     factor, seconds = prefixed(answer.step_time_s.value, "s")
-    per_joule, joules = prefixed(answer.energy_J.value, "J")
-    unmeasured = math.isnan(answer.energy_J.value)
+    per_joule, joules = prefixed(answer.gpu_energy_J.value, "J")
+    unmeasured = math.isnan(answer.gpu_energy_J.value)
     gpus = answer.plan.cluster.gpus
     for name, phase in answer.phases.items():
         # transfers that computation hides draw power too, but last no time of their own
@@ -141,7 +147,7 @@ def _phases(answer: Outcome) -> Table:
             f"{digits(phase.time_s * factor)} {seconds}",
             f"{answer.share(phase.time_s):.1%}",
             "" if unmeasured else f"{digits(phase.energy_J * per_joule)} {joules}",
-            "" if unmeasured else f"{phase.energy_J / answer.energy_J.value:.1%}",
+            "" if unmeasured else f"{phase.energy_J / answer.gpu_energy_J.value:.1%}",
             power,
             "" if phase.clock_Hz is None or math.isnan(phase.clock_Hz) else f"{phase.clock_Hz / 1e6:.0f}",
         )
@@ -168,13 +174,15 @@ def _memory(answer: Outcome) -> Table:
 
 def _run(answer: Outcome) -> Table:
     """Totals of the run."""
+    from moemodel.model.results.energy import METER_ENERGY
+
     made = table("The whole run", "", "", "90 % interval", numbers=("",))
     run = answer.run
     if run is None:
         return made
     made.add_row("tokens", f"{run.tokens:.3g}", f"in {run.steps:,} steps", "")
     _row(made, "time", run.hours, "hours", scale=False)
-    _row(made, "energy at the meter", run.energy_kWh, "kWh", scale=False)
+    _row(made, METER_ENERGY, run.energy_kWh, "kWh", scale=False)
     _row(made, "emissions", run.emissions_kg, "kgCO2e", scale=False)
     if run.cost is not None:
         _row(made, "cost", run.cost, run.currency, scale=False)
@@ -182,9 +190,12 @@ def _run(answer: Outcome) -> Table:
 
 
 def _inlet(warmer: InletSensitivity) -> str:
+    from moemodel.model.results.energy import GPU_ENERGY
+
     return (
         f"The GPUs are taken to draw in air of {warmer.inlet_C:.0f} C (site.inlet_C). Air that is {warmer.by_C:.0f} C "
-        f"warmer would change the step time by {warmer.time_share:+.1%} and the energy by {warmer.energy_share:+.1%}."
+        f"warmer would change the step time by {warmer.time_share:+.1%} and the {GPU_ENERGY} by "
+        f"{warmer.energy_share:+.1%}."
     )
 
 

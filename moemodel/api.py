@@ -96,9 +96,12 @@ def predict(
 
 
 def search(
-    document: Search | Path | str | Mapping[str, Any], calibration: Calibration | Path | str | None = None
+    document: Search | Path | str | Mapping[str, Any],
+    calibration: Calibration | Path | str | None = None,
+    *,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> SearchResult:
-    """The front of time and energy of all legal plans within limits: `moemodel optimize`.
+    """The front of all legal plans within limits, of time and energy or other objectives: `moemodel optimize`.
 
     >>> import moemodel
     >>> found = moemodel.search({
@@ -118,16 +121,21 @@ def search(
     Args:
         document: a path, YAML text, a dict of the same keys, or a `Search`; see `predict`.
         calibration: see `predict`.
+        progress: is told how far it is: a part ("memory", "prediction", "front"), and how many of how many plans of it
+            are done.
 
     Returns:
-        The plans kept of the front, fastest first, numbered from 1 (`front`), each with step time (s), energy of a
-        step (J), power (W) and memory (B) and their 90 % intervals; number of each pick (`picks`); the fastest plans
-        behind it (`next_fastest`); what was refused, by reason (`counts`). `to_json()` is what the command writes.
+        The plans kept of the front, the best in the first objective first, numbered from 1 (`front`), each with step
+        time (s), energies of a step (J), power (W) and memory (B) and their 90 % intervals, what the whole run takes
+        (`run`), and what it can't be told apart from; number of each pick (`picks`); the best plans behind it
+        (`next_best`); a plan without a search to hold them against (`references`); what was refused, by reason
+        (`counts`). `to_json()` is what the command writes.
 
     Raises:
         InputError: see `predict`; or more combinations than can be held.
         InfeasiblePlanError: no plan is feasible; the reasons with counts, and the nearest miss.
-        CalibrationError: none of that name, or of another GPU.
+        CalibrationError: none of that name, or of another GPU; or no power was measured, and an objective or a limit
+            needs it.
     """
     from moemodel.calibration.store.catalogue import load_calibration
     from moemodel.model.search.document import Search, read_search
@@ -135,7 +143,7 @@ def search(
 
     opened, place = _opened(document, Search, "search", read_search)
     with _errors_name(place):
-        return search(opened, load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu"))
+        return search(opened, load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu"), progress)
 
 
 @needs_extra("profile", "profile")

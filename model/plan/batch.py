@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -86,3 +87,9 @@ def batch_of(plan: Plan) -> PlanBatch:
         clock_Hz=plan.clock.highest_Hz(math.inf),
         power_cap_W=math.inf if plan.power_cap_W is None else plan.power_cap_W,
     )
+
+
+def joined(plans: Sequence[Plan]) -> PlanBatch:
+    """A batch of some plans, at least one."""
+    batches = [batch_of(plan) for plan in plans]
+    return PlanBatch(**{f.name: np.concatenate([getattr(b, f.name) for b in batches]) for f in fields(PlanBatch)})

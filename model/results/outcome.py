@@ -21,6 +21,7 @@ from moemodel.model.predict.predict import PricedPlans
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.carbon import footprint, grid_intensity
+from moemodel.model.results.energy import StepEnergy
 from moemodel.model.results.estimate import INTERVAL, Estimate, finite
 from moemodel.model.results.feasibility import refuse_too_large
 from moemodel.model.results.inlet_sensitivity import InletSensitivity, predict_with_sensitivity
@@ -81,7 +82,8 @@ class Outcome:
         clock_Hz: true SM clock while kernels run.
         power_W: mean of one GPU; `hottest_power_W` of the one that draws most, `temperature_C` its die.
         warmer: the same with warmer air; None where temperature is not modelled.
-        energy_J, energy_per_token_J: of the GPUs alone, without hosts and cooling.
+        energy: of the GPUs, with their hosts, and at the meter (`gpu_energy_J`, `it_energy_J`, `meter_energy_J`).
+        gpu_energy_per_token_J: of the GPUs alone, without hosts and cooling.
         memory_B: peak of the fullest GPU; `memory_terms_B` its terms, largest first.
         memory_available_B: of a GPU; None where it isn't known.
         fits: it does.
@@ -118,8 +120,8 @@ class Outcome:
     hottest_power_W: Estimate
     temperature_C: float
     warmer: InletSensitivity | None
-    energy_J: Estimate
-    energy_per_token_J: Estimate
+    energy: StepEnergy
+    gpu_energy_per_token_J: Estimate
     memory_B: Estimate
     memory_terms_B: dict[str, float]
     memory_available_B: float | None
@@ -132,6 +134,21 @@ class Outcome:
     outside: float
     run: RunTotals | None
     notes: tuple[str, ...]
+
+    @property
+    def gpu_energy_J(self) -> Estimate:
+        """Of all GPUs in a step."""
+        return self.energy.gpu_J
+
+    @property
+    def it_energy_J(self) -> Estimate:
+        """Of all GPUs and their hosts in a step."""
+        return self.energy.it_J
+
+    @property
+    def meter_energy_J(self) -> Estimate:
+        """Of the site in a step: IT energy times PUE."""
+        return self.energy.meter_J
 
     def share(self, time_s: float) -> float:
         """A time as a share of the step."""
@@ -171,8 +188,9 @@ class Outcome:
             "hottest_gpu_power_W": self.hottest_power_W.to_json(),
             "temperature_C": finite(self.temperature_C),
             "warmer_inlet": None if self.warmer is None else asdict(self.warmer),
-            "energy_J": self.energy_J.to_json(),
-            "energy_per_token_J": self.energy_per_token_J.to_json(),
+            **self.energy.to_json(),
+            "gpu_energy_per_token_J": self.gpu_energy_per_token_J.to_json(),
+            "energy_per_token_J": self.gpu_energy_per_token_J.to_json(),  # its former name
             "exposed_communication_s": self.exposed_communication_s.to_json(),
             "hidden_communication_s": self.hidden_communication_s,
             "bubble_s": self.bubble_s.to_json(),
@@ -223,7 +241,8 @@ def _outcome(
     step = Estimate.of(first(p.step_time_s), time_error)
     tokens_per_s = Estimate.of(first(p.tokens) / first(p.step_time_s), time_error)
     longest_s = step.high or step.value
-    energy = Estimate.of(first(p.energy_J), energy_error).at_most(gpus * cap_W * longest_s)
+    gpu_J = Estimate.of(first(p.energy_J), energy_error).at_most(gpus * cap_W * longest_s)
+    energy = StepEnergy.of(plan, gpu_J, step)
     highest_Hz = plan.clock.highest_Hz(calibration.clock_range_Hz[1])
     clock = Estimate.of(first(p.clock_Hz), calibration.governor.log_error).at_most(highest_Hz)
     counted = parameters(architecture)
@@ -244,8 +263,8 @@ def _outcome(
         hottest_power_W=Estimate.of(first(p.hottest_power_W), power_error).at_most(cap_W),
         temperature_C=first(p.temperature_C),
         warmer=warmer,
-        energy_J=energy,
-        energy_per_token_J=energy * (1 / first(p.tokens)),
+        energy=energy,
+        gpu_energy_per_token_J=energy.gpu_J * (1 / first(p.tokens)),
         memory_B=Estimate.of(first(p.memory_B), _memory_error(calibration)),
         memory_terms_B=_largest_first(prediction),
         memory_available_B=None if math.isinf(machine.memory_B) else machine.memory_B,
@@ -256,7 +275,7 @@ def _outcome(
         host_wait_s=first(p.host_wait_s),
         phases=_phases(p),
         outside=first(p.outside),
-        run=None if plan.tokens is None else _run(plan, plan.tokens, step, energy, first(p.tokens)),
+        run=None if plan.tokens is None else _run(plan, plan.tokens, step, energy.it_J, first(p.tokens)),
         notes=notes(plan, architecture, machine, prediction),
     )
 
@@ -301,23 +320,22 @@ def _computed(time_s: FloatArray, energy_J: FloatArray, clock_Hz: FloatArray) ->
     return PhaseOutcome(time_s=first(time_s), energy_J=first(energy_J), clock_Hz=first(clock_Hz))
 
 
-def _run(plan: Plan, tokens: float, step_s: Estimate, energy_J: Estimate, tokens_per_step: float) -> RunTotals:
+def _run(plan: Plan, tokens: float, step_s: Estimate, it_energy_J: Estimate, tokens_per_step: float) -> RunTotals:
     """Totals of a run: the last step is a whole one."""
     site, gpus = plan.site, plan.cluster.gpus
     steps = math.ceil(tokens / tokens_per_step)
     hours = step_s * (steps / _SECONDS_PER_HOUR)
-    hosts_J = step_s * (steps * gpus * site.host_power_W)
-    at_gpus_J = energy_J * steps + hosts_J
+    it_J = it_energy_J * steps
     grid = grid_intensity(site.region, key="site.region")
     bill = footprint(1.0, pue=site.pue, intensity_kg_per_kWh=grid, price_per_kWh=site.price_per_kWh)  # of one joule
-    costs = [] if bill.cost is None else [at_gpus_J * bill.cost]
+    costs = [] if bill.cost is None else [it_J * bill.cost]
     costs += [] if site.gpu_hour_price is None else [hours * (gpus * site.gpu_hour_price)]
     return RunTotals(
         tokens=tokens,
         steps=steps,
         hours=hours,
-        energy_kWh=at_gpus_J * bill.energy_kWh,
-        emissions_kg=at_gpus_J * (bill.energy_kWh * grid),
+        energy_kWh=it_J * bill.energy_kWh,
+        emissions_kg=it_J * (bill.energy_kWh * grid),
         cost=sum(costs[1:], start=costs[0]) if costs else None,
         currency=site.currency,
     )

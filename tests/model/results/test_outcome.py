@@ -52,10 +52,10 @@ def test_figures_follow_from_one_another(plan_of: MakePlan, calibration: Calibra
     assert answer.tokens == 128 * 4096
     assert answer.tokens_per_s.value == pytest.approx(answer.tokens / step)
     assert answer.tokens_per_s_per_gpu.value == pytest.approx(answer.tokens / step / 16)
-    assert answer.energy_J.value == pytest.approx(16 * answer.power_W.value * step)
-    assert answer.energy_per_token_J.value == pytest.approx(answer.energy_J.value / answer.tokens)
+    assert answer.gpu_energy_J.value == pytest.approx(16 * answer.power_W.value * step)
+    assert answer.gpu_energy_per_token_J.value == pytest.approx(answer.gpu_energy_J.value / answer.tokens)
     assert sum(phase.time_s for phase in answer.phases.values()) == pytest.approx(step)
-    assert sum(phase.energy_J for phase in answer.phases.values()) == pytest.approx(answer.energy_J.value)
+    assert sum(phase.energy_J for phase in answer.phases.values()) == pytest.approx(answer.gpu_energy_J.value)
     assert sum(answer.memory_terms_B.values()) == pytest.approx(answer.memory_B.value)
     assert list(answer.memory_terms_B.values()) == sorted(answer.memory_terms_B.values(), reverse=True)
     assert list(answer.phases) == ["forward", "backward", "optimizer", "communication", "idle"]
@@ -74,6 +74,19 @@ def test_totals_of_the_run(plan_of: MakePlan, calibration: Calibration) -> None:
     assert run.cost.value == pytest.approx(run.energy_kWh.value * 0.2 + run.hours.value * 16 * 2.0)
 
 
+def test_every_energy_has_its_own_name(plan_of: MakePlan, calibration: Calibration) -> None:
+    """GPUs draw what they draw; a host adds its watts for the step's seconds; the site adds its share of all that."""
+    answer = outcome(plan_of(**OLMOE), calibration)
+    gpus_J = 16 * answer.power_W.value * answer.step_time_s.value
+    with_hosts_J = 16 * (answer.power_W.value + 100.0) * answer.step_time_s.value
+    step = answer.to_json()["step"]
+    assert step["gpu_energy_J"]["value"] == pytest.approx(gpus_J)
+    assert step["it_energy_J"]["value"] == pytest.approx(with_hosts_J)
+    assert step["meter_energy_J"]["value"] == pytest.approx(1.1 * with_hosts_J)
+    assert step["energy_J"] == step["gpu_energy_J"]
+    assert step["it_energy_J"]["interval"][0] < with_hosts_J < step["it_energy_J"]["interval"][1]
+
+
 def test_without_prices_there_is_no_cost_and_without_tokens_no_run(plan_of: MakePlan, calibration: Calibration) -> None:
     unpriced = outcome(plan_of(**OLMOE | {"site": {}}), calibration).run
     assert unpriced is not None
@@ -83,7 +96,7 @@ def test_without_prices_there_is_no_cost_and_without_tokens_no_run(plan_of: Make
 
 def test_intervals_contain_their_figures_and_end_at_hard_limits(plan_of: MakePlan, calibration: Calibration) -> None:
     answer = outcome(plan_of(**OLMOE, power_cap_W=550), calibration)
-    for figure in (answer.step_time_s, answer.energy_J, answer.clock_Hz, answer.power_W, answer.mfu):
+    for figure in (answer.step_time_s, answer.gpu_energy_J, answer.clock_Hz, answer.power_W, answer.mfu):
         assert figure is not None
         assert figure.low is not None
         assert figure.high is not None
