@@ -96,9 +96,7 @@ class MoeBlock(Block):
             yield replace(elementwise(rows * d, 2.0, (2.0,), mask=batch.is_sharded("ep")), load_balance=1 / busiest)
         yield LayerOp(kind=Kind.UNPERMUTE, shape=routed)
         if self._shared is not None:
-            yield from (
-                replace(op, parts=("shared_experts",)) for op in self._shared_operators(batch, self._shared)
-            )
+            yield from (replace(op, parts=("shared_experts",)) for op in self._shared_operators(batch, self._shared))
 
     def _experts(self, batch: MicroBatch, rows: Shape) -> Iterator[LayerOp]:
         """The products of the experts that a GPU holds, over all their rows."""
@@ -137,6 +135,12 @@ class MoeBlock(Block):
             yield Kept(size_B=input_B, parts=("moe", "shared_experts"))
             for kept in self._shared.kept(batch):
                 yield replace(kept, parts=("moe", "shared_experts"))
+
+    def exchanged_B(self, batch: MicroBatch) -> FloatArray:
+        """Rows of others to its experts, and its own back from theirs."""
+        moe, own = self.spec, self._tokens(batch) * self._slots
+        there = own * expert_rank_skew(self._skew(batch), batch.ep, moe.experts)
+        return np.asarray(batch.element_size_B * (there + own) * self.hidden)
 
     def products_keep_input(self) -> bool:
         return False  # the router reads it as it is

@@ -30,7 +30,8 @@ from moemodel.model.search.quantities import (
     ObjectiveName,
     needs_power,
 )
-from moemodel.model.step.memory import Memory, MemoryModel, fullest
+from moemodel.model.step.memory import Memory
+from moemodel.model.step.memory_fit import peak_memory
 from moemodel.model.step.stage_cost import distinct_rows
 from moemodel.model.step.system import System, system_of
 
@@ -154,37 +155,13 @@ def costs_of(problem: SearchProblem, values: dict[str, FloatArray]) -> FloatArra
 
 def limits_of(problem: SearchProblem) -> dict[str, float]:
     """The limits that a search sets on what a prediction gives."""
-    given = problem.document.limits.model_dump(exclude={"memory_share"})
+    given = problem.document.limits.model_dump(exclude={"memory_share", "memory_risk"})
     return {name: limit for name, limit in given.items() if limit is not None}
 
 
 def memory_of(problem: SearchProblem, plans: PlanBatch) -> Memory:
     """Peak memory of each plan, as `predict` gives it, without pricing its time. [P]"""
-    machine = problem.machine
-    peak_B, terms_B = np.zeros(len(plans)), dict[str, FloatArray]()
-    for rows in _by_pipeline(plans):
-        some = plans.take(rows)
-        model = MemoryModel(
-            problem.architecture,
-            some,
-            framework=machine.framework,
-            precision=machine.precision,
-            calibration=machine.calibration,
-        )
-        held = fullest(model, stages(problem.architecture, int(some.pp[0]), int(some.virtual_stages[0])))
-        peak_B[rows] = held.peak_B
-        for name, size_B in held.terms_B.items():
-            terms_B.setdefault(name, np.zeros(len(plans)))[rows] = size_B
-    return Memory(peak_B=peak_B, terms_B=terms_B)
-
-
-def _by_pipeline(plans: PlanBatch) -> Iterator[IntArray]:
-    """Rows of plans that share their pipeline."""
-    if not len(plans):
-        return
-    first, pipeline = distinct_rows([plans.pp, plans.virtual_stages])
-    for index in range(len(first)):
-        yield np.flatnonzero(pipeline == index)
+    return peak_memory(problem.architecture, plans, problem.machine)
 
 
 def summary(plan: Plan, *, clock: bool = True) -> str:
