@@ -9,6 +9,7 @@ from moemodel.model.plan.clock import Auto
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
+from moemodel.model.results.feasibility import verdict_of
 from moemodel.model.results.carbon import grid_intensity
 from moemodel.model.step.system import System
 
@@ -54,10 +55,21 @@ def _power(calibration: Calibration) -> str:
 
 
 def _memory(machine: System, prediction: Prediction) -> str | None:
-    if bool(prediction.fits[0]):
-        return None
-    needed, held = float(prediction.memory_B[0]) / 1e9, machine.memory_B / 1e9
-    return f"This plan does not fit in memory: it needs {needed:.1f} GB, the GPU has {held:.1f} GB. It cannot run."
+    probability = float(prediction.fit_probability[0])
+    needed_B, held_B = float(prediction.memory_B[0]), machine.memory_B
+    figures = f"it needs {needed_B / 1e9:.1f} GB, the GPU has {held_B / 1e9:.1f} GB"
+    match verdict_of(probability):
+        case "fits":
+            return None
+        case "does not fit":
+            return f"This plan does not fit in memory: {figures}. It cannot run."
+    open_choices = machine.framework.program_chooses and needed_B > held_B
+    depends = (
+        " With cross_entropy: fused, or fewer micro-batches_per_schedule, where your program does so, it may need less."
+        if open_choices
+        else ""
+    )
+    return f"This plan may not fit in memory (it fits with a probability of {probability:.0%}): {figures}.{depends}"
 
 
 def _outside(prediction: Prediction) -> str | None:

@@ -23,7 +23,7 @@ from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.carbon import footprint, grid_intensity
 from moemodel.model.results.energy import StepEnergy
 from moemodel.model.results.estimate import INTERVAL, Estimate, finite
-from moemodel.model.results.feasibility import refuse_too_large
+from moemodel.model.results.feasibility import Verdict, refuse_too_large, verdict_of
 from moemodel.model.results.inlet_sensitivity import InletSensitivity, predict_with_sensitivity
 from moemodel.model.results.notes import notes
 from moemodel.model.step.system import System, system_of
@@ -86,7 +86,8 @@ class Outcome:
         gpu_energy_per_token_J: of the GPUs alone, without hosts and cooling.
         memory_B: peak of the fullest GPU; `memory_terms_B` its terms, largest first.
         memory_available_B: of a GPU; None where it isn't known.
-        fits: it does.
+        fits: it does, by the predicted peak.
+        fit_probability: that it does; `verdict`: fits, may not fit (the interval holds what there is), does not fit.
         exposed_communication_s, hidden_communication_s: communication that nothing hides, and that computation hides.
         bubble_s: idle in the pipeline; `host_wait_s` because the host had queued no work yet.
         phases: forward, backward, optimizer, communication (exposed) and idle, which add up to the step.
@@ -126,6 +127,8 @@ class Outcome:
     memory_terms_B: dict[str, float]
     memory_available_B: float | None
     fits: bool
+    fit_probability: float
+    verdict: Verdict
     exposed_communication_s: Estimate
     hidden_communication_s: float
     bubble_s: Estimate
@@ -169,6 +172,8 @@ class Outcome:
                 "peak_B": self.memory_B.to_json(),
                 "available_B": self.memory_available_B,
                 "fits": self.fits,
+                "fit_probability": self.fit_probability,
+                "verdict": self.verdict,
                 "terms_B": self.memory_terms_B,
             },
             "phases": {name: _phase_json(phase) for name, phase in self.phases.items()},
@@ -265,10 +270,12 @@ def _outcome(
         warmer=warmer,
         energy=energy,
         gpu_energy_per_token_J=energy.gpu_J * (1 / first(p.tokens)),
-        memory_B=Estimate.of(first(p.memory_B), _memory_error(calibration)),
+        memory_B=Estimate.of(first(p.memory_B), first(prediction.memory_error) or None),
         memory_terms_B=_largest_first(prediction),
         memory_available_B=None if math.isinf(machine.memory_B) else machine.memory_B,
         fits=bool(prediction.fits[0]),
+        fit_probability=first(prediction.fit_probability),
+        verdict=verdict_of(first(prediction.fit_probability)),
         exposed_communication_s=Estimate.of(first(p.exposed_communication_s), machine.network_error),
         hidden_communication_s=first(p.hidden_communication_s),
         bubble_s=Estimate.of(first(p.bubble_s), time_error),
@@ -290,12 +297,6 @@ def _known(prediction: Prediction, *, power: bool, clock: bool) -> Prediction:
 def first(values: FloatArray) -> float:
     """The figure of a batch of one."""
     return float(values[0])
-
-
-def _memory_error(calibration: Calibration) -> float | None:
-    """Relative error of peak memory, where the calibration gives one."""
-    parameter = calibration.memory.parameters.get("log_error")
-    return None if parameter is None else parameter.value
 
 
 def _largest_first(prediction: Prediction) -> dict[str, float]:

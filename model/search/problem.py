@@ -30,6 +30,7 @@ from moemodel.model.search.quantities import (
     needs_power,
 )
 from moemodel.model.step.memory import Memory
+from moemodel.model.step.memory_fit import peak_memory
 from moemodel.model.step.system import System, system_of
 
 _SECONDS_PER_HOUR, _HOURS_PER_DAY = 3600.0, 24.0  # by definition
@@ -152,7 +153,7 @@ def costs_of(problem: SearchProblem, values: dict[str, FloatArray]) -> FloatArra
 
 def limits_of(problem: SearchProblem) -> dict[str, float]:
     """The limits that a search sets on what a prediction gives."""
-    given = problem.document.limits.model_dump(exclude={"memory_share"})
+    given = problem.document.limits.model_dump(exclude={"memory_share", "memory_risk"})
     return {name: limit for name, limit in given.items() if limit is not None}
 
 
