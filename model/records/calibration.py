@@ -234,6 +234,11 @@ class Calibration(Strict):
     network: NetworkFit
     memory: MemoryFit
 
+    @property
+    def has_times(self) -> bool:
+        """Whether it knows the time of any operator; one that doesn't serves for memory alone."""
+        return bool(self.operators)
+
     def operator(self, kind: Kind, direction: Pass) -> OperatorFit | None:
         """The fit of one operator and pass, if there is one."""
         return next((fit for fit in self.operators if (fit.kind, fit.direction) == (kind, direction)), None)

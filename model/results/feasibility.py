@@ -10,13 +10,16 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from moemodel.model.architecture.spec import Architecture
+from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.core.errors import InfeasiblePlanError
-from moemodel.model.plan.batch import joined
+from moemodel.model.plan.batch import PlanBatch, joined
 from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.spec import Plan
-from moemodel.model.predict.predict import predict
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.schedule import registry as schedules
+from moemodel.model.schedule.pipeline_layout import stages
+from moemodel.model.step.memory import Memory, MemoryModel, fullest
+from moemodel.model.step.stage_cost import distinct_rows
 from moemodel.model.step.system import System
 
 _TERMS_NAMED = 3  # largest of memory, in an error: what a person reads
@@ -25,7 +28,35 @@ _CHANGES_NAMED = 4  # that would make it fit, or come nearest
 
 def fits(architecture: Architecture, plans: list[Plan], machine: System) -> NDArray[np.bool_]:
     """Which of some plans fit in memory."""
-    return predict(architecture, joined(plans), machine).fits
+    return np.asarray(peak_memory(architecture, joined(plans), machine).peak_B <= machine.memory_B)
+
+
+def peak_memory(architecture: Architecture, plans: PlanBatch, machine: System) -> Memory:
+    """Peak memory of each plan, as `predict` gives it, without pricing its time: any calibration will do. [P]"""
+    peak_B, terms_B = np.zeros(len(plans)), dict[str, FloatArray]()
+    for rows in _by_pipeline(plans):
+        some = plans.take(rows)
+        model = MemoryModel(
+            architecture,
+            some,
+            framework=machine.framework,
+            precision=machine.precision,
+            calibration=machine.calibration,
+        )
+        held = fullest(model, stages(architecture, int(some.pp[0]), int(some.virtual_stages[0])))
+        peak_B[rows] = held.peak_B
+        for name, size_B in held.terms_B.items():
+            terms_B.setdefault(name, np.zeros(len(plans)))[rows] = size_B
+    return Memory(peak_B=peak_B, terms_B=terms_B)
+
+
+def _by_pipeline(plans: PlanBatch) -> Iterator[IntArray]:
+    """Rows of plans that share their pipeline."""
+    if not len(plans):
+        return
+    first, pipeline = distinct_rows([plans.pp, plans.virtual_stages])
+    for index in range(len(first)):
+        yield np.flatnonzero(pipeline == index)
 
 
 def refuse_too_large(plan: Plan, architecture: Architecture, machine: System, prediction: Prediction) -> None:
@@ -50,7 +81,7 @@ def _advice(plan: Plan, architecture: Architecture, machine: System, needed_B: f
     changes = dict(_changes(plan, architecture))
     if not changes:
         return "No single change of the plan makes it smaller; use more GPUs."
-    sizes_B = predict(architecture, joined(list(changes.values())), machine).memory_B
+    sizes_B = peak_memory(architecture, joined(list(changes.values())), machine).peak_B
     sized = [(float(size), change) for size, change in zip(sizes_B, changes, strict=True)]  # least drastic first
     fitting = [(size, change) for size, change in sized if size <= machine.memory_B]
     smaller = sorted((size, change) for size, change in sized if size < needed_B)

@@ -6,13 +6,12 @@ for longer. Axes: P plans, each at one clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.core.arrays import FloatArray, IntArray
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.errors import CalibrationError, InputError
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.checks import architecture_of, check_architecture, check_power_and_clock
@@ -20,8 +19,8 @@ from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.carbon import footprint, grid_intensity
+from moemodel.model.results.feasibility import peak_memory
 from moemodel.model.schedule import registry as schedules
-from moemodel.model.schedule.pipeline_layout import stages
 from moemodel.model.search.document import Search
 from moemodel.model.search.quantities import (
     DEFAULT_OBJECTIVES,
@@ -30,8 +29,7 @@ from moemodel.model.search.quantities import (
     ObjectiveName,
     needs_power,
 )
-from moemodel.model.step.memory import Memory, MemoryModel, fullest
-from moemodel.model.step.stage_cost import distinct_rows
+from moemodel.model.step.memory import Memory
 from moemodel.model.step.system import System, system_of
 
 _SECONDS_PER_HOUR, _HOURS_PER_DAY = 3600.0, 24.0  # by definition
@@ -160,31 +158,7 @@ def limits_of(problem: SearchProblem) -> dict[str, float]:
 
 def memory_of(problem: SearchProblem, plans: PlanBatch) -> Memory:
     """Peak memory of each plan, as `predict` gives it, without pricing its time. [P]"""
-    machine = problem.machine
-    peak_B, terms_B = np.zeros(len(plans)), dict[str, FloatArray]()
-    for rows in _by_pipeline(plans):
-        some = plans.take(rows)
-        model = MemoryModel(
-            problem.architecture,
-            some,
-            framework=machine.framework,
-            precision=machine.precision,
-            calibration=machine.calibration,
-        )
-        held = fullest(model, stages(problem.architecture, int(some.pp[0]), int(some.virtual_stages[0])))
-        peak_B[rows] = held.peak_B
-        for name, size_B in held.terms_B.items():
-            terms_B.setdefault(name, np.zeros(len(plans)))[rows] = size_B
-    return Memory(peak_B=peak_B, terms_B=terms_B)
-
-
-def _by_pipeline(plans: PlanBatch) -> Iterator[IntArray]:
-    """Rows of plans that share their pipeline."""
-    if not len(plans):
-        return
-    first, pipeline = distinct_rows([plans.pp, plans.virtual_stages])
-    for index in range(len(first)):
-        yield np.flatnonzero(pipeline == index)
+    return peak_memory(problem.architecture, plans, problem.machine)
 
 
 def summary(plan: Plan, *, clock: bool = True) -> str:
