@@ -204,7 +204,9 @@ def profile(
     )
 
 
-def calibrate(*profiles: Path | str) -> tuple[Calibration, list[HeldOut]]:
+def calibrate(
+    *profiles: Path | str, progress: Callable[[int, int, str], None] = lambda *_: None
+) -> tuple[Calibration, list[HeldOut]]:
     """Fit a calibration to profiles of one kind of GPU, whose samples are pooled: `moemodel calibrate`.
 
     Needs the extra `calibrate`.
@@ -217,6 +219,7 @@ def calibrate(*profiles: Path | str) -> tuple[Calibration, list[HeldOut]]:
 
     Args:
         profiles: folders that `profile` wrote, at least one.
+        progress: is told the steps done, of how many, and what comes now.
 
     Returns:
         The calibration, and for each operator and pass the relative errors of times on shapes that were held out.
@@ -230,7 +233,7 @@ def calibrate(*profiles: Path | str) -> tuple[Calibration, list[HeldOut]]:
 
     if not profiles:
         raise InputError("calibrate: found no profile; give at least one folder that `moemodel profile` wrote")
-    return calibrate_profile(*map(Path, profiles))
+    return calibrate_profile(*map(Path, profiles), progress=progress)
 
 
 def recalibrate(

@@ -219,6 +219,10 @@ class Calibration(Strict):
     created: str
     moemodel_version: str
     provenance: str = Field(description="one paragraph for the reader: measured here, or fitted to which data")
+    trial: str | None = Field(
+        default=None,
+        description="why predictions from it are for trying the commands only, a sentence; null: they aren't",
+    )
     clock_reference_Hz: float = Field(gt=0, description="SM clock that times at reference are for")
     clock_range_Hz: tuple[float, float] = Field(description="lowest and highest SM clock that predictions may use")
     clock_measured_Hz: tuple[float, float] = Field(description="lowest and highest true clock that was measured")
@@ -277,8 +281,8 @@ class CalibrationRef(Strict):
 
 
 def fingerprint(calibration: Calibration) -> str:
-    """SHA-256 of a calibration's contents, however its file is laid out."""
-    return hashlib.sha256(calibration.model_dump_json().encode()).hexdigest()
+    """SHA-256 of a calibration's contents, however its file is laid out; but for `trial`, which follows from them."""
+    return hashlib.sha256(calibration.model_dump_json(exclude={"trial"}).encode()).hexdigest()
 
 
 def reference_to(calibration: Calibration) -> CalibrationRef:

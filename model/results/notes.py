@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.device.host_overhead import HostModel
+from moemodel.model.network.cluster import notes_on_tests
 from moemodel.model.plan.clock import Auto
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.prediction import Prediction
@@ -31,6 +32,7 @@ def notes(plan: Plan, architecture: Architecture, machine: System, prediction: P
         _encoder(architecture),
         _links_in_node(plan, machine),
         _links_between_nodes(plan, machine),
+        *notes_on_tests(machine.internode, machine.network, plan.cluster.gpus),
         _host(calibration, plan),
         _former_backend(plan),
         _power(calibration),

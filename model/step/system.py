@@ -10,7 +10,7 @@ from moemodel.model.device.precision import rescale_for_precision
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import Gpu, read_gpu
-from moemodel.model.network.cluster import Internode, cluster_network, read_internode
+from moemodel.model.network.cluster import Internode, cluster_network, placed, read_internode
 from moemodel.model.network.collectives import Network
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
@@ -94,12 +94,13 @@ def system_of(plan: Plan, calibration: Calibration) -> System:
             f"give a calibration of that GPU, or plan for {calibration.gpu}"
         )
     internode = read_internode(cluster.internode)
+    network = cluster_network(calibration, gpu, cluster.gpus, cluster.gpus_per_node, internode)
     peak = gpu.peaks.get("bf16")
     return System(
         gpu=gpu,
-        internode=internode,
+        internode=placed(internode, network.gpus_per_node),
         calibration=rescale_for_precision(calibration, framework, plan.precision, gpu),
-        network=cluster_network(calibration, gpu, cluster.gpus, cluster.gpus_per_node, internode),
+        network=network,
         memory_B=math.inf if gpu.memory_B is None else float(gpu.memory_B),
         power_limit_W=math.inf if gpu.power_limit_W is None else gpu.power_limit_W,
         inlet_C=plan.site.inlet_C,
