@@ -350,7 +350,7 @@ def _outcome(
         model_flops=first(p.flops),
         volumes=None,
         run=None if plan.tokens is None else _run(plan, plan.tokens, step, energy.it_J, first(p.tokens)),
-        notes=notes(plan, architecture, machine, prediction),
+        notes=notes(plan, architecture, machine, prediction, warmer),
     )
 
 

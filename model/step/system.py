@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from moemodel.model.core.errors import CalibrationError
+from moemodel.model.device.description import Change, rescale_for_description
 from moemodel.model.device.precision import rescale_for_precision
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.frameworks.registry import framework_of
@@ -30,6 +31,7 @@ class System:
         inlet_C: of the air; None: as it was at calibration.
         slowdown_C: die temperature above which the hardware slows the clock.
         framework, precision: that train.
+        changes: figures of the GPU that the calibration was rescaled for.
     """
 
     gpu: Gpu
@@ -43,6 +45,7 @@ class System:
     slowdown_C: float = math.inf
     framework: Framework
     precision: Precision
+    changes: tuple[Change, ...] = ()
 
     @property
     def gradient_B(self) -> float:
@@ -85,7 +88,7 @@ def system_of(plan: Plan, calibration: Calibration) -> System:
 
     Raises:
         InputError: unknown GPU or network between nodes, or products that the GPU's tensor cores don't do.
-        CalibrationError: the calibration is of another GPU.
+        CalibrationError: the calibration is of another GPU, by name or by its description.
     """
     gpu, cluster, framework = read_gpu(plan.cluster.gpu, key="cluster.gpu"), plan.cluster, framework_of(plan.backend)
     if calibration.gpu != gpu.name:
@@ -93,6 +96,7 @@ def system_of(plan: Plan, calibration: Calibration) -> System:
             f"calibration {calibration.name} is of {calibration.gpu}, but cluster.gpu is {gpu.name}; "
             f"give a calibration of that GPU, or plan for {calibration.gpu}"
         )
+    calibration, changes = rescale_for_description(calibration, gpu)
     internode = read_internode(cluster.internode)
     network = cluster_network(calibration, gpu, cluster.gpus, cluster.gpus_per_node, internode)
     peak = gpu.peaks.get("bf16")
@@ -108,4 +112,5 @@ def system_of(plan: Plan, calibration: Calibration) -> System:
         peak_flops_per_s=math.nan if peak is None else peak.flops_per_s,
         framework=framework,
         precision=plan.precision,
+        changes=changes,
     )

@@ -12,7 +12,6 @@ import numpy as np
 from moemodel.calibration.store.catalogue import shipped
 from moemodel.model.architecture.hf_config import list_architectures, read_architecture
 from moemodel.model.architecture.spec import Architecture, Moe
-from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.rules import architecture_rules, degree_rules
 from moemodel.model.plan.spec import Plan

@@ -114,6 +114,22 @@ def test_memory_has_an_interval_once_its_error_is_known(plan_of: MakePlan, calib
     assert known.memory_B.low == pytest.approx(known.memory_B.value * math.exp(-1.6449 * 0.04), rel=1e-4)
 
 
+def test_without_times_memory_is_what_it_is_with_them(plan_of: MakePlan, calibration: Calibration) -> None:
+    """A calibration that knows no operator's time answers with the same memory, FLOPs and volumes, and nothing else."""
+    plan = plan_of(**OLMOE)
+    known = outcome(plan, calibration, with_volumes=True)
+    bare = outcome(plan, calibration.model_copy(update={"operators": []}))
+    assert bare.memory_B == known.memory_B
+    assert bare.memory_terms_B == known.memory_terms_B
+    assert bare.fits == known.fits
+    assert bare.model_flops == pytest.approx(known.model_flops)
+    assert bare.to_json()["work"] == known.to_json()["work"]
+    assert bare.calibration is None
+    assert math.isnan(bare.step_time_s.value)
+    assert math.isnan(bare.it_energy_J.value)
+    assert json.loads(json.dumps(bare.to_json(), allow_nan=False))["phases"]["forward"]["time_s"] is None
+
+
 def test_json_is_plain_and_complete(plan_of: MakePlan, calibration: Calibration) -> None:
     document = outcome(plan_of(**OLMOE), calibration).to_json()
     assert json.loads(json.dumps(document, allow_nan=False)) == document
