@@ -20,4 +20,6 @@ MEGATRON_DEEPSPEED = Framework(
     flash_attention=False,
     softmax="plain",
     fused_optimizer=True,
+    keeps_norm_shards=True,
+    logit_B=8.0,
 )

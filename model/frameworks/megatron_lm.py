@@ -13,6 +13,11 @@ MEGATRON_LM = Framework(
     },
     fused_qkv=True,
     fused_gate_up=True,
+    keeps_norm_shards=True,
+    gated_tensors=3.0,
+    keeps_expert_outputs=False,
+    logit_B=6.0,
+    placeholder_gradients=True,
 )
 
 # Fused softmax; bias, dropout and residual, taken to be three kernels since TorchScript's fuser left dropout out
@@ -28,5 +33,7 @@ MEGATRON_LM_2021 = Framework(
     fused_gate_up=True,
     flash_attention=False,
     dropout=True,
+    keeps_norm_shards=True,
+    logit_B=6.0,
     synchronizes_every_pass=True,
 )

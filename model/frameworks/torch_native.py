@@ -21,6 +21,7 @@ TORCH = Framework(
     eager_sharding=True,
     torch_launch=True,
     busy_waits=True,
+    selective="operators",
     overlapped=frozenset({"parameters", "gradients"}),
     data_parallel="ddp-fsdp2",
     pipeline="torch",

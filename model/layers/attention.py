@@ -9,7 +9,7 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Attention
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.layers.base import Block, Component, LayerComm, LayerOp, MicroBatch, elementwise, linear
+from moemodel.model.layers.base import Block, Component, Kept, LayerComm, LayerOp, MicroBatch, elementwise, linear
 from moemodel.model.operators.work import Kind, Shape
 
 # Tensors of bf16 elements that elementwise kernels of Megatron-LM 2.x read and write; a dropout mask is half of one.
@@ -177,14 +177,20 @@ class AttentionBlock(Block):
 
     # ---- memory -----------------------------------------------------------------------------------------------------
 
-    def activations_B(self, batch: MicroBatch, *, selective: bool) -> FloatArray:
+    def kept(self, batch: MicroBatch) -> Iterator[Kept]:
         """Queries, keys, values, output and softmax statistics; with a query/key norm, its inputs as well."""
         a, heads, kv_heads = self.spec, self.spec.heads / batch.tp, self._kv_heads(batch)
         q, k, v = heads * a.head_dim, kv_heads * a.head_dim, kv_heads * self._value_dim
-        output = batch.element_size_B * batch.tokens * heads * self._value_dim
-        statistics = 0.0 if selective else self._scores_B(batch, heads)
-        normed = batch.element_size_B * batch.tokens * (q + k) if a.qk_norm != "none" else 0.0
-        return np.asarray(batch.element_size_B * batch.tokens * (q + k + v) + output + statistics + normed)
+        normed = q + k if a.qk_norm != "none" else 0.0
+        yield Kept(size_B=batch.element_size_B * batch.tokens * (q + k + v + normed))
+        yield from self.core_kept(batch)
+
+    def core_kept(self, batch: MicroBatch) -> Iterator[Kept]:
+        """Output, which the core and the product behind it keep, and what the core keeps beside it."""
+        heads = self.spec.heads / batch.tp
+        output_B = batch.element_size_B + batch.product_copy_B
+        yield Kept(size_B=output_B * batch.tokens * heads * self._value_dim)
+        yield Kept(size_B=self._scores_B(batch, heads), parts=("core_attn",))
 
     def _scores_B(self, batch: MicroBatch, heads: FloatArray) -> FloatArray:
         """What the core keeps: flash, its statistics; else probabilities, and dropout's mask and output."""

@@ -135,15 +135,24 @@ class HeadBlock:
         yield elementwise(batch.tokens * width, _CUT_LOSS, (_CUT_LOSS_BACKWARD,), mask=cut)
 
     def loss_B(self, batch: MicroBatch) -> FloatArray:
-        """Tensors of the loss when its backward pass begins: log-probabilities and two gradients in float32. [P]"""
+        """Tensors of the loss when its backward pass begins. [P]
+
+        Torch's: log-probabilities and two gradients in float32; of a rank's part of a vocabulary 16-bit logits, and one
+        float32 tensor that becomes the gradient in place.
+        """
         a = self.architecture
         if not a.has_head:
             return np.zeros(batch.plans)
-        whole = 3 * _F
-        # a rank's part of a vocabulary: 16-bit logits, and one float32 tensor that becomes the gradient in place
-        parts = batch.element_size_B + _F if batch.framework.eager_sharding else whole
+        whole, parts = 3 * _F, batch.element_size_B + _F
+        if batch.framework.logit_B is not None:
+            whole = parts = batch.framework.logit_B
         shards = self._shards(batch.tp)
         return np.asarray(np.where(shards > 1, parts, whole) * batch.tokens * a.head_outputs / shards)
+
+    def logits_B(self, batch: MicroBatch) -> FloatArray:
+        """Logits of one micro-batch in the precision of activations. [P]"""
+        outputs = self.architecture.head_outputs / self._shards(batch.tp)
+        return np.asarray(batch.element_size_B * batch.tokens * outputs)
 
     def log_probabilities_B(self, batch: MicroBatch) -> FloatArray:
         """Of one micro-batch, which a last stage that runs several forward passes first keeps. [P]"""

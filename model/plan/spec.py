@@ -14,7 +14,7 @@ from moemodel.model.frameworks.base import Precision
 from moemodel.model.frameworks.registry import FORMER_NAMES, framework_of
 from moemodel.model.hardware.link import Link
 from moemodel.model.plan.clock import Clock, clock_of
-from moemodel.model.plan.recompute import RECOMPUTE, RecomputeName
+from moemodel.model.plan.recompute import RecomputeName, recompute_number
 from moemodel.model.plan.rules import check_precision, degree_rules, messages
 from moemodel.model.schedule import registry as schedules
 
@@ -212,7 +212,7 @@ class Plan(Strict):
             "virtual_stages": p.virtual_stages,
             "schedule": schedules.number(self.schedule),
             "zero_stage": p.zero_stage,
-            "recompute": int(RECOMPUTE[self.recompute]),
+            "recompute": recompute_number(self.recompute),
             "micro_batch": self.micro_batch,
         }
 

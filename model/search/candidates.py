@@ -24,7 +24,7 @@ from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.checks import check_power_and_clock
 from moemodel.model.plan.clock import clock_of
-from moemodel.model.plan.recompute import RECOMPUTE
+from moemodel.model.plan.recompute import RECOMPUTE, recompute_name, recompute_number
 from moemodel.model.plan.rules import Columns, Rule, architecture_rules, as_counted, degree_rules
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
@@ -38,7 +38,6 @@ _VIRTUAL = 8  # assumed; published plans reach 12 (bench.studies.runs, MLPerf's 
 _CLOCKS = 10  # beside the governor's, where the search says "measured"; each is a prediction more of every plan
 _MOST_ROWS = 4_000_000  # legal plans at one clock: half a gigabyte of arrays, and minutes of prediction
 
-_NAMES_OF_RECOMPUTE = {int(value): name for name, value in RECOMPUTE.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +95,7 @@ class Candidates:
             **choices
             | {
                 "sequence_parallel": bool(choices["sequence_parallel"]),
-                "recompute": _NAMES_OF_RECOMPUTE[choices["recompute"]],
+                "recompute": recompute_name(choices["recompute"]),
                 "schedule": schedules.NAMES[choices["schedule"]],
                 "clock_MHz": clock_MHz,
             }
@@ -245,7 +244,7 @@ def _axes(document: Search, architecture: Architecture, rules: list[Rule], gpu: 
         "virtual_stages": given.virtual_stages or _virtual(rules, degrees["pp"]),
         "schedule": tuple(schedules.number(name) for name in document.schedule),
         "zero_stage": (0, 1, 2, 3) if given.zero_stage is None else given.zero_stage,
-        "recompute": tuple(int(RECOMPUTE[name]) for name in recompute),
+        "recompute": tuple(recompute_number(name) for name in recompute),
         "micro_batch": given.micro_batch or tuple(n for n in range(1, _MICRO_BATCH + 1) if batch % n == 0),
     }
 

@@ -36,7 +36,7 @@ from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
 from moemodel.model.layers.layer import layer_blocks
 from moemodel.model.network.collectives import Collective, Network
 from moemodel.model.plan.batch import PlanBatch
-from moemodel.model.plan.recompute import Recompute
+from moemodel.model.step.recomputation import Recomputation
 from moemodel.model.schedule.base import Messages
 from moemodel.model.step.communication_groups import Group, Groups, OverlappableComm
 from moemodel.model.step.launch_overhead import CollectiveLaunches
@@ -99,7 +99,7 @@ class Communication:
         self.network = network
         self.groups = Groups(plans, network, shards_experts=framework.shards_experts)
         self.batch = MicroBatch.of(plans, framework, precision)
-        self._again = (plans.recompute == Recompute.FULL).astype(np.float64)
+        self._again = Recomputation.of(plans, architecture, framework)
 
     def _calls(self, **kinds: FloatArray) -> CollectiveLaunches:
         """So many of some kinds, none of the others."""
@@ -117,8 +117,17 @@ class Communication:
 
     def layer(self, layer: Layer) -> tuple[Exchange, Exchange]:
         """Forward and backward of one layer; a pass that recomputes repeats what the forward pass sent."""
-        forward, backward = self.priced(layer_blocks(layer, self.architecture.hidden).collectives(self.batch))
-        return forward, backward + forward.times(self._again)
+        collectives = list(layer_blocks(layer, self.architecture.hidden).collectives(self.batch))
+        forward, backward = self.priced(collectives)
+        again, to_experts = self._again, self._again.part("moe")
+        backward = backward + forward.times(again.layers)
+        if to_experts.any():
+            rows = self.priced(comm for comm in collectives if comm.axis == "ep")[0]
+            backward = backward + rows.times(to_experts.astype(np.float64))
+        if again.by_operator.any():
+            most = self.priced(comm for comm in collectives if comm.collective != "reduce_scatter")[0]
+            backward = backward + most.times(again.by_operator.astype(np.float64))
+        return forward, backward
 
     def embedding(self) -> tuple[Exchange, Exchange]:
         """Forward and backward of the embedding."""

@@ -23,7 +23,7 @@ from moemodel.model.layers.layer import LayerBlocks, layer_blocks
 from moemodel.model.layers.parameters import parameters
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.plan.batch import PlanBatch
-from moemodel.model.plan.recompute import Recompute
+from moemodel.model.step.recomputation import Recomputation
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
 from moemodel.model.step.data_parallel import DataParallel, FsdpUnits, StepExchange
 from moemodel.model.step.launch_overhead import ParallelHost
@@ -96,7 +96,8 @@ class BlockCosts:
         self.pricer = OperatorCostModel(calibration, chip_of_calibration(calibration), power, clock_Hz_K)
         self.host = HostModel(calibration, machine.framework.name)
         batch = MicroBatch.of(plans, machine.framework, machine.precision)
-        first, self.shape = distinct_rows([*batch.shape_columns, plans.recompute])
+        again = Recomputation.of(plans, architecture, machine.framework)
+        first, self.shape = distinct_rows([*batch.shape_columns, plans.recompute, again.layers])
         workload = Workload(architecture, plans.take(first), framework=machine.framework, precision=machine.precision)
         count = len(first)
         layers = [workload.layer(layer) for layer in self.kinds]
@@ -126,6 +127,7 @@ class StageCosts:
             calibration=machine.calibration,
         )
         self._gradient_B = machine.gradient_B
+        self._again = Recomputation.of(self.plans, blocks.architecture, machine.framework)
         self._comm = Communication(
             blocks.architecture,
             self.plans,
@@ -179,7 +181,7 @@ class StageCosts:
             ),
             host_step_s=self._host_step_s(stage),
             host_sync_s=host_sync_s,
-            recompute_sync_s=host_sync_s * (self.plans.recompute == Recompute.FULL)[:, None],
+            recompute_sync_s=host_sync_s * self._again.experts[:, None],
             pipeline_fill_comm_s=self._comm.pipeline_fill_comm_s(),
         )
 
