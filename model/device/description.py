@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from moemodel.model.core.dtypes import Dtype
 from moemodel.model.core.errors import CalibrationError
 from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.records.calibration import Calibration, Parameter
@@ -22,7 +23,7 @@ _ANOTHER = 2.0  # assumed: within a generation data sheets differ by less (H100 
 # Log error that rescaling adds, over the largest logarithm of new over old figure: the 90 % interval (1.645 of it)
 # reaches to where nothing follows the figure. Assumed: nobody measured how kernels follow.
 _NOT_FOLLOWED = 1 / 1.645
-_DTYPE = "bf16"  # that profiles are of
+_DTYPE: Dtype = "bf16"  # that profiles are of
 _FROM_THE_DRIVER = "PCIe generation and width"  # source of links that were found, whatever the description says
 
 

@@ -96,9 +96,7 @@ class MoeBlock(Block):
             yield replace(elementwise(rows * d, 2.0, (2.0,), mask=batch.is_sharded("ep")), load_balance=1 / busiest)
         yield LayerOp(kind=Kind.UNPERMUTE, shape=routed)
         if self._shared is not None:
-            yield from (
-                replace(op, parts=("shared_experts",)) for op in self._shared_operators(batch, self._shared)
-            )
+            yield from (replace(op, parts=("shared_experts",)) for op in self._shared_operators(batch, self._shared))
 
     def _experts(self, batch: MicroBatch, rows: Shape) -> Iterator[LayerOp]:
         """The products of the experts that a GPU holds, over all their rows."""

@@ -91,7 +91,8 @@ class PricedPlans:
         gpus, step_s = plans.gpus, found.step_s
         comm_error = found.exposed_communication_s / step_s * machine.network_error
         host_error = found.host_wait_s / step_s * machine.host_error
-        step_error = np.sqrt(found.device_error**2 + comm_error**2 + host_error**2 + machine.composition_error**2)
+        software_error = np.hypot(machine.composition_error, machine.framework_error)
+        step_error = np.sqrt(found.device_error**2 + comm_error**2 + host_error**2 + software_error**2)
         flops, (memory_B, terms_B) = self._flops, self._memory
         return Prediction(
             step_time_s=step_s,

@@ -7,6 +7,7 @@ import math
 from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.device.host_overhead import HostModel
 from moemodel.model.device.thermal import thermal_model
+from moemodel.model.frameworks.track_record import TrackRecord, track_records
 from moemodel.model.network.cluster import notes_on_tests
 from moemodel.model.plan.clock import Auto
 from moemodel.model.plan.spec import Plan
@@ -32,6 +33,7 @@ def notes(
         calibration.trial,
         _memory(machine, prediction),
         _description(machine),
+        _track_record(machine),
         _outside(prediction),
         _clock(plan, machine, prediction),
         _extrapolated_clock(calibration, prediction),
@@ -101,6 +103,37 @@ def _description(machine: System) -> str | None:
         f"The description of {machine.gpu.name} is not what the calibration was made on: "
         f"{', '.join(map(str, machine.changes))}. The calibration is rescaled to it and the intervals reach to where "
         "kernels do not follow."
+    )
+
+
+def _track_record(machine: System) -> str | None:
+    """How predictions of the framework have done, where the calibration is not of it; of other code on it, else."""
+    name = machine.framework.name
+    record, known = machine.framework_record, track_records().get(name)
+    if record is None:
+        return (
+            None
+            if known is None
+            else (
+                f"Intervals are of this project's own code on {name}. {_done(known)}: other code is not held by them."
+            )
+        )
+    if known is None:
+        worst = next(framework for framework, one in track_records().items() if one == record)
+        return (
+            f"No run of backend {name} was ever held against a prediction; intervals are as wide as those of "
+            f"{worst}, the worst that was. {_done(record)}."
+        )
+    missed = f"intervals hold what predictions of it missed. {_done(known)}"
+    return f"Backend {name} was not measured with this calibration; {missed}."
+
+
+def _done(record: TrackRecord) -> str:
+    """A framework's record in a sentence, without its full stop."""
+    longer = math.expm1(-record.mean_log)
+    return (
+        f"Of {record.runs} published runs ({', '.join(record.sources)}) nine in ten took within a factor of "
+        f"{math.exp(record.within_log):.2f} of the time predicted without a fit, {longer:+.0%} in the mean"
     )
 
 

@@ -97,7 +97,9 @@ class Workload:
                 m, n, k = (np.asarray(size, dtype=np.float64) for size in (op.shape.m, op.shape.n, op.shape.k))
                 elements = Shape(m=np.broadcast_to(m * k, self._one.shape))
                 gradient = Shape(m=m * n)
-                yield LayerOp(kind=Kind.COPY, shape=elements, copies=(gradient,), attention_core=op.attention_core, parts=op.parts)
+                yield LayerOp(
+                    kind=Kind.COPY, shape=elements, copies=(gradient,), attention_core=op.attention_core, parts=op.parts
+                )
             yield op
 
     def _mask(self, op: LayerOp) -> FloatArray:

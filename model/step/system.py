@@ -10,6 +10,7 @@ from moemodel.model.device.description import Change, rescale_for_description
 from moemodel.model.device.precision import rescale_for_precision
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.frameworks.registry import framework_of
+from moemodel.model.frameworks.track_record import TrackRecord, track_records, widest
 from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.network.cluster import Internode, cluster_network, placed, read_internode
 from moemodel.model.network.collectives import Network
@@ -72,6 +73,19 @@ class System:
         """The same of the host's time under this framework; assumed where nobody measured it."""
         lanes = [lane.log_error for lane in self.calibration.host if lane.backend == self.framework.name]
         return max(lanes, default=_UNKNOWN_HOST_ERROR)
+
+    @property
+    def framework_record(self) -> TrackRecord | None:
+        """How predictions of this framework have done; None where the calibration itself is of it."""
+        if any(lane.backend == self.framework.name for lane in self.calibration.host):
+            return None
+        return track_records().get(self.framework.name) or widest()
+
+    @property
+    def framework_error(self) -> float:
+        """What a framework does that nobody measured with this calibration; common to all plans of it."""
+        record = self.framework_record
+        return 0.0 if record is None else record.log_error
 
     @property
     def composition_error(self) -> float:
