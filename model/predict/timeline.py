@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from moemodel.model.core.arrays import BoolArray, FloatArray
-from moemodel.model.predict.phases import DeviceCosts
+from moemodel.model.device.power import PowerModel
+from moemodel.model.predict.phases import DeviceCosts, mean_clock_Hz
 from moemodel.model.schedule.base import StageTimes
 from moemodel.model.schedule.pipeline_layout import Stage
 from moemodel.model.step.communication_groups import OverlappableComm
@@ -18,10 +19,13 @@ from moemodel.model.step.microbatch_comm import Exchange
 from moemodel.model.step.stage_cost import StageCost, StageCosts
 from moemodel.model.step.system import System
 
-# Of the power of links, what a GPU draws that waits in a collective's kernel: 40 to 90 W above idle in six plans where
-# two H100 wait for each other or for the host, measured for this project in 2026; their links draw 158 W.
+# Of the power of links, what a GPU draws at its reference clock that waits in a collective's kernel: 40 to 90 W above
+# idle in six plans where two H100 wait for each other or for the host, measured for this project in 2026; their links
+# draw 158 W. It spins on its SMs, so it follows their clock and voltage.
 _BUSY_WAITING = 0.35
 
+
+_ROUNDING = 1e-12  # of a step: what remains of it when all its parts are subtracted
 
 Passes = tuple[FloatArray | float, FloatArray | float]  # forward and backward of a micro-batch, s, [P, X] or [P, 1]
 
@@ -173,26 +177,31 @@ class PipelineStep:
 
     # ---- energy ---------------------------------------------------------------------------------------------------
 
-    def dynamic_J(self, index: int, device: DeviceCosts, timeline: Timeline, link_W: float) -> FloatArray:
+    def dynamic_J(self, index: int, device: DeviceCosts, timeline: Timeline, power: PowerModel) -> FloatArray:
         """Dynamic energy of a GPU of one class of stages in a step, links included."""
         computed = self.m * (device.forward.energy_J + device.backward.energy_J) + device.optimizer.energy_J
-        moved = link_W * self.comm_s(index, timeline)
-        return np.asarray(computed + moved + self.busy_waiting_J(index, device, timeline, link_W))
+        moved = power.link_W * self.comm_s(index, timeline)
+        return np.asarray(computed + moved + self.busy_waiting_J(index, device, timeline, power))
 
-    def busy_waiting_J(self, index: int, device: DeviceCosts, timeline: Timeline, link_W: float) -> FloatArray:
+    def busy_waiting_J(self, index: int, device: DeviceCosts, timeline: Timeline, power: PowerModel) -> FloatArray:
         """What a GPU draws while kernels of collectives wait on it for other GPUs."""
         computed_s = self.m * (device.forward.time_s + device.backward.time_s) + device.optimizer.time_s
         idle_s = timeline.step_s - computed_s - timeline.exposed_s[index] - timeline.exposed_step_s
-        return np.asarray(self.busy_waiting_W(link_W) * np.maximum(idle_s, 0.0))
+        return np.asarray(self.busy_waiting_W(device, power) * above_rounding(idle_s, timeline.step_s))
 
-    def busy_waiting_W(self, link_W: float) -> FloatArray:
-        """What a GPU draws above idle that waits for others, [P, 1]."""
-        return _BUSY_WAITING * link_W * self._busy_waits
+    def busy_waiting_W(self, device: DeviceCosts, power: PowerModel) -> FloatArray:
+        """What a GPU draws above idle that waits for others, [P, X]."""
+        return _BUSY_WAITING * power.link_W * power.switching(mean_clock_Hz(device)) * self._busy_waits
 
     def comm_s(self, index: int, timeline: Timeline) -> FloatArray:
         """Time in which a GPU of one class of stages communicates, overlapped or not."""
         whole_s = self.costs[index].step_exchange.whole_s[:, None]
         return timeline.exposed_s[index] + timeline.overlapped_s[index] + whole_s
+
+
+def above_rounding(part_s: FloatArray, step_s: FloatArray) -> FloatArray:
+    """Nothing, where a part of a step is what rounding leaves of it."""
+    return np.where(part_s > _ROUNDING * step_s, part_s, 0.0)
 
 
 def _split(exchange: Exchange, window_s: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -308,7 +308,7 @@ def _outcome(
     p = _known(prediction, power=calibration.power.points > 0, clock=machine.gpu.clock_max_Hz is not None)
     gpus = plan.cluster.gpus
     time_error, energy_error = first(p.step_time_error), first(p.energy_error)
-    power_error = calibration.power.log_error
+    power_error = math.sqrt(max(energy_error**2 - time_error**2, 0.0))  # that of power over that of time
     cap_W = machine.power_limit_W if plan.power_cap_W is None else plan.power_cap_W
     step = Estimate.of(first(p.step_time_s), time_error)
     tokens_per_s = Estimate.of(first(p.tokens) / first(p.step_time_s), time_error)
@@ -379,7 +379,6 @@ def _largest_first(terms_B: Mapping[str, FloatArray]) -> dict[str, float]:
 
 def _phases(p: Prediction) -> dict[str, PhaseOutcome]:
     idle_s = first(p.bubble_s) + first(p.host_wait_s)
-    idle_J = first(p.idle_J) if idle_s > 0 else 0.0 * first(p.idle_J)  # without idle time what is left is rounding
     return {
         "forward": _computed(p.forward_s, p.forward_J, p.forward_clock_Hz),
         "backward": _computed(p.backward_s, p.backward_J, p.backward_clock_Hz),
@@ -387,7 +386,7 @@ def _phases(p: Prediction) -> dict[str, PhaseOutcome]:
         "communication": PhaseOutcome(
             time_s=first(p.exposed_communication_s), energy_J=first(p.communication_J), clock_Hz=None
         ),
-        "idle": PhaseOutcome(time_s=idle_s, energy_J=idle_J, clock_Hz=None),
+        "idle": PhaseOutcome(time_s=idle_s, energy_J=first(p.idle_J), clock_Hz=None),
     }
 
 

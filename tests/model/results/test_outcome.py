@@ -106,6 +106,17 @@ def test_intervals_contain_their_figures_and_end_at_hard_limits(plan_of: MakePla
     assert mostly_waiting.clock_Hz.high == 1980e6
 
 
+def test_power_is_less_sure_away_from_the_clocks_that_were_measured(
+    plan_of: MakePlan, calibration: Calibration
+) -> None:
+    def width(clock_MHz: float) -> float:
+        power = outcome(plan_of(clock_MHz=clock_MHz), calibration).power_W
+        assert power.low is not None
+        return power.value / power.low
+
+    assert width(345) > width(600) > width(1500) == pytest.approx(width(1200))
+
+
 def test_memory_has_an_interval_once_its_error_is_known(plan_of: MakePlan, calibration: Calibration) -> None:
     assert outcome(plan_of(), calibration).memory_B.low is None
     error = Parameter(value=0.04, unit="1", origin="measured", source="test")
