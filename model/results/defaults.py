@@ -75,10 +75,11 @@ def site_by_default(plan: Plan, machine: System) -> Iterator[str]:
     grid = find_region(site.region, key="site.region")
     given = "" if _is_given(plan, "site.region") else ", since site.region does not say where"
     place = "the world" if grid.code == "world" else f"{grid.name} ({grid.code})"
+    alone = "; of CO2 alone" if "CO2 alone" in grid.table else ""
     part = f"; nothing is known of {site.region} alone" if grid.mean_of_more else ""
     yield (
         f"Emissions use the yearly mean of the grid of {place}, {grid.kgCO2e_per_kWh:.3f} kgCO2e/kWh "
-        f"in {grid.year}{given}{part}; a given hour can be several times off."
+        f"in {grid.year}{given}{alone}{part}; a given hour can be several times off."
     )
     prices = {"site.price_per_kWh": site.price_per_kWh, "site.gpu_hour_price": site.gpu_hour_price}
     missing = [name for name, price in prices.items() if price is None]

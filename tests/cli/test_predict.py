@@ -110,6 +110,11 @@ BAD_PLANS: dict[str, tuple[str, str, str]] = {
         "site: {region: atlantis}\ntokens: 1e10",
         "moemodel: plan.yaml: site.region: found 'atlantis'; allowed: one of",
     ),
+    "Norway's code": (
+        "tokens: 1e10",
+        "site: {region: NO}\ntokens: 1e10",
+        "site.region: found False; allowed: a name; YAML reads NO and ON as truth values: write them in quotes",
+    ),
     "control characters": ("name: small", 'name: "a\\x1b[31mb"', r"name: found 'a\x1b[31mb'; allowed: characters"),
 }
 
