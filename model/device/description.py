@@ -47,7 +47,8 @@ class Change:
         return abs(math.log(self.now / self.was))
 
     def __str__(self) -> str:
-        return f"{self.name} {self.now:.4g} instead of {self.was:.4g} {self.unit}"
+        unit = "" if self.unit == "1" else f" {self.unit}"
+        return f"{self.name} {self.now:.4g} instead of {self.was:.4g}{unit}"
 
 
 def rescale_for_description(calibration: Calibration, gpu: Gpu) -> tuple[Calibration, tuple[Change, ...]]:

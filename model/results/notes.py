@@ -131,9 +131,10 @@ def _track_record(machine: System) -> str | None:
 def _done(record: TrackRecord) -> str:
     """A framework's record in a sentence, without its full stop."""
     longer = math.expm1(-record.mean_log)
+    mean = f"{abs(longer):.0%} {'longer' if longer > 0 else 'shorter'} in the mean"
     return (
         f"Of {record.runs} published runs ({', '.join(record.sources)}) nine in ten took within a factor of "
-        f"{math.exp(record.within_log):.2f} of the time predicted without a fit, {longer:+.0%} in the mean"
+        f"{math.exp(record.within_log):.2f} of the time predicted without a fit, {mean}"
     )
 
 
