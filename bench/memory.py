@@ -65,7 +65,9 @@ class Found:
     def verdicts(self, *, ran: bool) -> Counter[Verdict]:
         """Of the runs that ran, or that ran out of memory, on an H100."""
         return Counter(
-            verdict_of(float(likely_below(np.array([memory.peak_B]), _H100_B, row.framework.memory_log_error or 0.0)[0]))
+            verdict_of(
+                float(likely_below(np.array([memory.peak_B]), _H100_B, row.framework.memory_log_error or 0.0)[0])
+            )
             for row, memory in zip(self.rows, self.memory, strict=True)
             if row.ran is ran
         )
@@ -126,7 +128,10 @@ def figures(sets: dict[str, Found], runs: dict[str, dict[str, str]]) -> dict[str
     for name, verdicts in runs.items():
         counted = Counter(v if not v.startswith("no answer") else "no answer" for v in verdicts.values())
         result |= {f"{name}_runs": float(len(verdicts)), f"{name}_refused": float(counted["does not fit"])}
-        result |= {f"{name}_may_not_fit": float(counted["may not fit"]), f"{name}_no_answer": float(counted["no answer"])}
+        result |= {
+            f"{name}_may_not_fit": float(counted["may not fit"]),
+            f"{name}_no_answer": float(counted["no answer"]),
+        }
     return result
 
 
@@ -135,7 +140,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--rows", action="store_true", help="print every row and every run that is not said to fit")
     parser.add_argument("--data", type=Path, default=_SHARED / "data", help="folder of published data")
-    parser.add_argument("--plans", type=Path, default=_SHARED / "cases" / "public-runs", help="folder of plans that ran")
+    parser.add_argument(
+        "--plans", type=Path, default=_SHARED / "cases" / "public-runs", help="folder of plans that ran"
+    )
     options = parser.parse_args()
     if not options.data.is_dir():
         skipped = f"skipped: {options.data} is not there"

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from moemodel.model.results.estimate import Estimate
-    from moemodel.model.results.inlet_sensitivity import InletSensitivity
     from moemodel.model.results.outcome import Outcome
+    from moemodel.model.step.volumes import StepVolumes
 
 _TERMS_SHOWN = 6
 
@@ -72,6 +72,8 @@ def _lean() -> Iterator[None]:
 
 
 def _report(answer: Outcome) -> list[RenderableType]:
+    if answer.calibration is None:
+        return [_heading(answer), "", _work(answer), "", _memory(answer), "", *_notes(answer)]
     parts: list[RenderableType] = [_heading(answer), "", _step(answer), "", _phases(answer), "", _memory(answer)]
     if answer.run is not None:
         parts += ["", _run(answer)]
@@ -175,6 +177,26 @@ def _memory(answer: Outcome) -> Table:
     return made
 
 
+def _work(answer: Outcome) -> Table:
+    """What there is to do in a step, however long it takes."""
+    made = table("One step, without a calibration", "", "", numbers=("",))
+    of_all = {"model FLOPs, all GPUs": (answer.model_flops, "FLOP"), "tokens": (answer.tokens, "")}
+    of_one = {} if answer.volumes is None else _volumes(answer.volumes)
+    for name, (size, unit) in (of_all | of_one).items():
+        factor, shown = prefixed(size, unit) if unit else (1.0, unit)
+        made.add_row(name, digits(size * factor), shown)
+    return made
+
+
+def _volumes(volumes: StepVolumes) -> dict[str, tuple[float, str]]:
+    """By what they are called: figures of the mean GPU, with their unit."""
+    sent = {f"sent over {axis}, per GPU": (float(size_B[0]), "B") for axis, size_B in volumes.sent_B.items()}
+    return {
+        "FLOPs with recomputation, per GPU": (float(volumes.flops[0]), "FLOP"),
+        "device memory traffic, per GPU": (float(volumes.memory_traffic_B[0]), "B"),
+    } | {name: figure for name, figure in sent.items() if figure[0] > 0}
+
+
 def _run(answer: Outcome) -> Table:
     """Totals of the run."""
     from moemodel.model.results.energy import METER_ENERGY
@@ -192,16 +214,6 @@ def _run(answer: Outcome) -> Table:
     return made
 
 
-def _inlet(warmer: InletSensitivity) -> str:
-    from moemodel.model.results.energy import GPU_ENERGY
-
-    return (
-        f"The GPUs are taken to draw in air of {warmer.inlet_C:.0f} C (site.inlet_C). Air that is {warmer.by_C:.0f} C "
-        f"warmer would change the step time by {warmer.time_share:+.1%} and the {GPU_ENERGY} by "
-        f"{warmer.energy_share:+.1%}."
-    )
-
-
 def _notes(answer: Outcome) -> list[RenderableType]:
     from rich.table import Table
     from rich.text import Text
@@ -209,6 +221,4 @@ def _notes(answer: Outcome) -> list[RenderableType]:
     bullets = Table.grid(padding=(0, 1))
     for note in answer.notes:
         bullets.add_row("-", note)
-    if answer.warmer is not None:
-        bullets.add_row("-", _inlet(answer.warmer))
     return [Text("Notes", style="bold"), bullets]

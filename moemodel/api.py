@@ -71,7 +71,8 @@ def predict(
         plan: a path, YAML text, a dict of the same keys, or a `Plan`. A string is a path if it ends in .yaml, .yml or
             .json, contains a slash, or is a file's name; a text of several lines, or in braces, is YAML.
         calibration: itself, its file, or the name of one that ships (`moemodel.list_calibrations()`); None: the one
-            that ships for the plan's GPU.
+            that ships for the plan's GPU. Where none does, the answer holds memory, FLOPs and bytes, and NaN for what
+            needs one.
         even_if_it_does_not_fit: answer also for a plan that needs more memory than the GPUs have.
 
     Returns:
@@ -85,14 +86,14 @@ def predict(
         InfeasiblePlanError: degrees that don't divide the model, or too little memory; with what would do.
         CalibrationError: none of that name, or of another GPU.
     """
-    from moemodel.calibration.store.catalogue import load_calibration
+    from moemodel.calibration.store.catalogue import calibration_or_stand_in
     from moemodel.model.plan.spec import Plan, read_plan
     from moemodel.model.results.outcome import outcome
 
     opened, place = _opened(plan, Plan, "plan", read_plan)
     with _errors_name(place):
-        loaded = load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu")
-        return outcome(opened, loaded, even_if_it_does_not_fit=even_if_it_does_not_fit)
+        loaded = calibration_or_stand_in(calibration, opened.cluster.gpu, key="cluster.gpu")
+        return outcome(opened, loaded, even_if_it_does_not_fit=even_if_it_does_not_fit, with_volumes=True)
 
 
 def search(
@@ -207,7 +208,9 @@ def profile(
 
 
 @needs_extra("calibrate", "calibrate")
-def calibrate(*profiles: Path | str) -> tuple[Calibration, list[HeldOut]]:
+def calibrate(
+    *profiles: Path | str, progress: Callable[[int, int, str], None] = lambda *_: None
+) -> tuple[Calibration, list[HeldOut]]:
     """Fit a calibration to profiles of one kind of GPU, whose samples are pooled: `moemodel calibrate`.
 
     Needs the extra `calibrate`.
@@ -220,6 +223,7 @@ def calibrate(*profiles: Path | str) -> tuple[Calibration, list[HeldOut]]:
 
     Args:
         profiles: folders that `profile` wrote, at least one.
+        progress: is told the steps done, of how many, and what comes now.
 
     Returns:
         The calibration, and for each operator and pass the relative errors of times on shapes that were held out.
@@ -233,7 +237,7 @@ def calibrate(*profiles: Path | str) -> tuple[Calibration, list[HeldOut]]:
 
     if not profiles:
         raise InputError("calibrate: found no profile; give at least one folder that `moemodel profile` wrote")
-    return calibrate_profile(*map(Path, profiles))
+    return calibrate_profile(*map(Path, profiles), progress=progress)
 
 
 @needs_extra("recalibrate", "calibrate")

@@ -98,9 +98,8 @@ class PricedPlans:
         host_error = found.host_wait_s / step_s * machine.host_error
         away = _outside_log(found.clock_Hz, machine.calibration.clock_measured_Hz)
         clock_error = _TIME_OFF_CLOCK * away * found.device_share
-        step_error = np.sqrt(
-            found.device_error**2 + comm_error**2 + host_error**2 + machine.composition_error**2 + clock_error**2
-        )
+        software_error = np.hypot(machine.composition_error, machine.framework_error)
+        step_error = np.sqrt(found.device_error**2 + comm_error**2 + host_error**2 + software_error**2 + clock_error**2)
         power_error = np.hypot(machine.calibration.power.log_error, _POWER_OFF_CLOCK * away)
         flops, (memory_B, terms_B) = self._flops, self._memory
         return Prediction(

@@ -9,17 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.core.errors import InfeasiblePlanError, InputError
-from moemodel.model.plan.batch import PlanBatch, joined
+from moemodel.model.plan.batch import joined
 from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.results.estimate import INTERVAL
 from moemodel.model.schedule import registry as schedules
-from moemodel.model.schedule.pipeline_layout import stages
-from moemodel.model.step.memory import Memory, MemoryModel, fullest
-from moemodel.model.step.stage_cost import distinct_rows
+from moemodel.model.step.memory_fit import peak_memory
 from moemodel.model.step.system import System
 
 Verdict = Literal["fits", "may not fit", "does not fit"]
@@ -39,34 +36,6 @@ def verdict_of(probability: float) -> Verdict:
 def fits(architecture: Architecture, plans: list[Plan], machine: System) -> NDArray[np.bool_]:
     """Which of some plans fit in memory."""
     return np.asarray(peak_memory(architecture, joined(plans), machine).peak_B <= machine.memory_B)
-
-
-def peak_memory(architecture: Architecture, plans: PlanBatch, machine: System) -> Memory:
-    """Peak memory of each plan, as `predict` gives it, without pricing its time: any calibration will do. [P]"""
-    peak_B, terms_B = np.zeros(len(plans)), dict[str, FloatArray]()
-    for rows in _by_pipeline(plans):
-        some = plans.take(rows)
-        model = MemoryModel(
-            architecture,
-            some,
-            framework=machine.framework,
-            precision=machine.precision,
-            calibration=machine.calibration,
-        )
-        held = fullest(model, stages(architecture, int(some.pp[0]), int(some.virtual_stages[0])))
-        peak_B[rows] = held.peak_B
-        for name, size_B in held.terms_B.items():
-            terms_B.setdefault(name, np.zeros(len(plans)))[rows] = size_B
-    return Memory(peak_B=peak_B, terms_B=terms_B)
-
-
-def _by_pipeline(plans: PlanBatch) -> Iterator[IntArray]:
-    """Rows of plans that share their pipeline."""
-    if not len(plans):
-        return
-    first, pipeline = distinct_rows([plans.pp, plans.virtual_stages])
-    for index in range(len(first)):
-        yield np.flatnonzero(pipeline == index)
 
 
 def refuse_too_large(plan: Plan, architecture: Architecture, machine: System, prediction: Prediction) -> None:

@@ -6,6 +6,7 @@ Intervals (`estimate`) end at the power limit and at the highest clock.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import FloatArray
+from moemodel.model.layers.flops import model_flops
 from moemodel.model.layers.parameters import parameters
 from moemodel.model.plan.batch import batch_of
 from moemodel.model.plan.checks import architecture_of, check_architecture, check_power_and_clock
@@ -25,14 +27,17 @@ from moemodel.model.results.energy import StepEnergy
 from moemodel.model.results.estimate import INTERVAL, Estimate, finite
 from moemodel.model.results.feasibility import Verdict, refuse_too_large, verdict_of
 from moemodel.model.results.inlet_sensitivity import InletSensitivity, predict_with_sensitivity
-from moemodel.model.results.notes import notes
+from moemodel.model.results.notes import notes, notes_without_times
+from moemodel.model.step.memory_fit import fit_probability, peak_memory
 from moemodel.model.step.system import System, system_of
+from moemodel.model.step.volumes import StepVolumes, step_volumes
 
 _SECONDS_PER_HOUR = 3600.0
 
 # Fields of a prediction that are unknown where no power was measured, and where the device has no known clock.
 _OF_POWER: tuple[str, ...] = ("energy_J", "forward_J", "backward_J", "optimizer_J", "communication_J", "idle_J")
 _OF_POWER += ("power_W", "hottest_power_W", "temperature_C")
+_PHASES = ("forward", "backward", "optimizer", "communication", "idle")
 _OF_CLOCK = ("clock_Hz", "forward_clock_Hz", "backward_clock_Hz", "optimizer_clock_Hz")
 
 
@@ -74,7 +79,8 @@ class Outcome:
     Attributes:
         plan: the plan.
         gpu: name of the GPU description.
-        calibration: name of the calibration; `provenance` what it rests on.
+        calibration: name of the calibration, `provenance` what it rests on; None where there is none: then all that
+            needs times or power is NaN, without intervals, and memory, `volumes` and `model_flops` are what is known.
         parameters, active_parameters: of the model, all and those that one token passes.
         tokens: of a step.
         step_time_s, tokens_per_s, tokens_per_s_per_gpu: speed.
@@ -92,6 +98,8 @@ class Outcome:
         bubble_s: idle in the pipeline; `host_wait_s` because the host had queued no work yet.
         phases: forward, backward, optimizer, communication (exposed) and idle, which add up to the step.
         outside: share of device time in shapes that the calibration has not seen the like of.
+        model_flops: of a step on all GPUs, forward and backward, without recomputation.
+        volumes: FLOPs, bytes of device memory and bytes sent, of the mean GPU; None where they weren't asked for.
         run: totals; None where the plan gives no tokens.
         notes: what to know before relying on this, a sentence each.
 
@@ -107,8 +115,8 @@ class Outcome:
 
     plan: Plan
     gpu: str
-    calibration: str
-    provenance: str
+    calibration: str | None
+    provenance: str | None
     parameters: int
     active_parameters: int
     tokens: float
@@ -135,6 +143,8 @@ class Outcome:
     host_wait_s: float
     phases: dict[str, PhaseOutcome]
     outside: float
+    model_flops: float
+    volumes: StepVolumes | None
     run: RunTotals | None
     notes: tuple[str, ...]
 
@@ -177,6 +187,7 @@ class Outcome:
                 "terms_B": self.memory_terms_B,
             },
             "phases": {name: _phase_json(phase) for name, phase in self.phases.items()},
+            "work": self._work_json(),
             "run": None if self.run is None else _run_json(self.run),
             "notes": list(self.notes),
         }
@@ -197,20 +208,36 @@ class Outcome:
             "gpu_energy_per_token_J": self.gpu_energy_per_token_J.to_json(),
             "energy_per_token_J": self.gpu_energy_per_token_J.to_json(),  # its former name
             "exposed_communication_s": self.exposed_communication_s.to_json(),
-            "hidden_communication_s": self.hidden_communication_s,
+            "hidden_communication_s": finite(self.hidden_communication_s),
             "bubble_s": self.bubble_s.to_json(),
-            "host_wait_s": self.host_wait_s,
-            "outside_measured_share": self.outside,
+            "host_wait_s": finite(self.host_wait_s),
+            "outside_measured_share": finite(self.outside),
         }
 
+    def _work_json(self) -> dict[str, Any]:
+        of_a_gpu = self.volumes
+        return {"model_flops": self.model_flops} | (
+            {}
+            if of_a_gpu is None
+            else {
+                "flops_per_gpu": first(of_a_gpu.flops),
+                "memory_traffic_per_gpu_B": first(of_a_gpu.memory_traffic_B),
+                "sent_per_gpu_B": {axis: first(size_B) for axis, size_B in of_a_gpu.sent_B.items()},
+            }
+        )
 
-def outcome(plan: Plan, calibration: Calibration, *, even_if_it_does_not_fit: bool = False) -> Outcome:
+
+def outcome(
+    plan: Plan, calibration: Calibration, *, even_if_it_does_not_fit: bool = False, with_volumes: bool = False
+) -> Outcome:
     """What a plan costs on the GPU that a calibration describes.
 
     Args:
         plan: a checked plan (`read_plan`).
-        calibration: of the plan's GPU.
+        calibration: of the plan's GPU; one that knows no times gives memory and `volumes` alone, and an answer also
+            for a plan that does not fit.
         even_if_it_does_not_fit: answer also for a plan that needs more memory than there is; `fits` then says so.
+        with_volumes: give `volumes`, too.
 
     Raises:
         InputError: unknown architecture, GPU, region or network, a clock or power cap that the GPU doesn't have, or
@@ -223,11 +250,59 @@ def outcome(plan: Plan, calibration: Calibration, *, even_if_it_does_not_fit: bo
     check_architecture(plan, architecture)
     machine = system_of(plan, calibration)
     check_power_and_clock(plan, machine.gpu)
+    if not calibration.has_times:
+        return _without_times(plan, architecture, machine)
     priced = PricedPlans(architecture, batch_of(plan), machine)
     prediction, warmer = predict_with_sensitivity(priced, machine)
     if not even_if_it_does_not_fit:
         refuse_too_large(plan, architecture, machine, prediction)
-    return _outcome(plan, architecture, machine, prediction, warmer)
+    answer = _outcome(plan, architecture, machine, prediction, warmer)
+    return replace(answer, volumes=step_volumes(architecture, batch_of(plan), machine)) if with_volumes else answer
+
+
+def _without_times(plan: Plan, architecture: Architecture, machine: System) -> Outcome:
+    """What is known of a plan on a GPU without a calibration."""
+    batch, counted, unknown = batch_of(plan), parameters(architecture), Estimate.of(math.nan, None)
+    memory = peak_memory(architecture, batch, machine)
+    peak_B = first(memory.peak_B)
+    probability = first(fit_probability(architecture, batch, machine, memory.peak_B))
+    nothing = PhaseOutcome(time_s=math.nan, energy_J=math.nan, clock_Hz=None)
+    return Outcome(
+        plan=plan,
+        gpu=machine.gpu.name,
+        calibration=None,
+        provenance=None,
+        parameters=counted.total,
+        active_parameters=counted.active,
+        tokens=float(plan.global_batch * plan.sequence_length),
+        step_time_s=unknown,
+        tokens_per_s=unknown,
+        tokens_per_s_per_gpu=unknown,
+        mfu=None,
+        clock_Hz=unknown,
+        power_W=unknown,
+        hottest_power_W=unknown,
+        temperature_C=math.nan,
+        warmer=None,
+        energy=StepEnergy(gpu_J=unknown, it_J=unknown, meter_J=unknown),
+        gpu_energy_per_token_J=unknown,
+        memory_B=Estimate.of(peak_B, machine.memory_error or None),
+        memory_terms_B=_largest_first(memory.terms_B),
+        memory_available_B=None if math.isinf(machine.memory_B) else machine.memory_B,
+        fits=peak_B <= machine.memory_B,
+        fit_probability=probability,
+        verdict=verdict_of(probability),
+        exposed_communication_s=unknown,
+        hidden_communication_s=math.nan,
+        bubble_s=unknown,
+        host_wait_s=math.nan,
+        phases=dict.fromkeys(_PHASES, nothing),
+        outside=math.nan,
+        model_flops=first(model_flops(architecture, batch.seq) * batch.global_batch),
+        volumes=step_volumes(architecture, batch, machine),
+        run=None,
+        notes=notes_without_times(plan, architecture, machine, peak_B),
+    )
 
 
 def _outcome(
@@ -241,7 +316,7 @@ def _outcome(
     p = _known(prediction, power=calibration.power.points > 0, clock=machine.gpu.clock_max_Hz is not None)
     gpus = plan.cluster.gpus
     time_error, energy_error = first(p.step_time_error), first(p.energy_error)
-    power_error = calibration.power.log_error
+    power_error = math.sqrt(max(energy_error**2 - time_error**2, 0.0))  # that of power over that of time
     cap_W = machine.power_limit_W if plan.power_cap_W is None else plan.power_cap_W
     step = Estimate.of(first(p.step_time_s), time_error)
     tokens_per_s = Estimate.of(first(p.tokens) / first(p.step_time_s), time_error)
@@ -271,7 +346,7 @@ def _outcome(
         energy=energy,
         gpu_energy_per_token_J=energy.gpu_J * (1 / first(p.tokens)),
         memory_B=Estimate.of(first(p.memory_B), first(prediction.memory_error) or None),
-        memory_terms_B=_largest_first(prediction),
+        memory_terms_B=_largest_first(p.memory_terms_B),
         memory_available_B=None if math.isinf(machine.memory_B) else machine.memory_B,
         fits=bool(prediction.fits[0]),
         fit_probability=first(prediction.fit_probability),
@@ -282,8 +357,10 @@ def _outcome(
         host_wait_s=first(p.host_wait_s),
         phases=_phases(p),
         outside=first(p.outside),
+        model_flops=first(p.flops),
+        volumes=None,
         run=None if plan.tokens is None else _run(plan, plan.tokens, step, energy.it_J, first(p.tokens)),
-        notes=notes(plan, architecture, machine, prediction),
+        notes=notes(plan, architecture, machine, prediction, warmer),
     )
 
 
@@ -299,8 +376,8 @@ def first(values: FloatArray) -> float:
     return float(values[0])
 
 
-def _largest_first(prediction: Prediction) -> dict[str, float]:
-    terms = {name: float(values[0]) for name, values in prediction.memory_terms_B.items()}
+def _largest_first(terms_B: Mapping[str, FloatArray]) -> dict[str, float]:
+    terms = {name: first(values) for name, values in terms_B.items()}
     return dict(sorted(terms.items(), key=lambda term: -term[1]))
 
 
@@ -344,7 +421,7 @@ def _run(plan: Plan, tokens: float, step_s: Estimate, it_energy_J: Estimate, tok
 
 def _phase_json(phase: PhaseOutcome) -> dict[str, Any]:
     clock_MHz = None if phase.clock_Hz is None else finite(phase.clock_Hz * 1e-6)
-    return {"time_s": phase.time_s, "energy_J": finite(phase.energy_J), "clock_MHz": clock_MHz}
+    return {"time_s": finite(phase.time_s), "energy_J": finite(phase.energy_J), "clock_MHz": clock_MHz}
 
 
 def _run_json(run: RunTotals) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from moemodel.model.core.errors import InputError
 _PRESETS = Path(__file__).parents[1] / "presets"
 _PROVIDERS = {"aws": "AWS", "azure": "Azure", "gcp": "Google Cloud"}
 _AVAILABILITY_ZONE = re.compile(r"(.*\d)-?[a-z]")  # us-east-1a, us-central1-f
+_CODE = re.compile(r"(.+)[-_:/,][^-_:/,]*")  # and what stands before its last part
 _LONG_NAME = 5  # letters, assumed: shorter names that are one slip apart are names of different places
 _SLIP = 0.85  # likeness of a name with a slip in it to the name that is meant: one letter of five or more
 _MOST_NAMED = 8  # places in a hint, what a person reads
@@ -200,7 +201,7 @@ def _names() -> _Names:
 def _folded(name: str) -> str:
     """A name without case, accents and punctuation."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().casefold()
-    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\bst\.? ", "saint ", plain)).strip("-")
 
 
 def _code(named: str) -> str | None:
@@ -209,6 +210,9 @@ def _code(named: str) -> str | None:
     place = _places().get(folded) or _clouds().get(folded) or _azure().get(folded.replace("-", ""))
     if place is None and (zone := _AVAILABILITY_ZONE.fullmatch(folded)):
         place = _clouds().get(zone[1])
+    if place is None and "," in named:  # Virginia, US
+        part, _, whole = named.rpartition(",")
+        place = _in_a_country(_folded(f"{whole}-{part}"))
     return place or _in_a_country(folded)
 
 
@@ -277,7 +281,7 @@ def _hint(named: str) -> str:
     if series and folded[-1].isdigit():
         return f"; there are {', '.join(series)}"
     near = _near(folded)
-    return f"; did you mean {' or '.join(near[:_MOST_NAMED])}?" if near else _of_its_country(folded)
+    return f"; did you mean {' or '.join(near[:_MOST_NAMED])}?" if near else _of_its_country(named)
 
 
 def _series(region: str) -> str:
@@ -305,12 +309,12 @@ def _near(folded: str) -> list[str]:
     return [shown(code) for code in slips]
 
 
-def _of_its_country(folded: str) -> str:
-    """What is known of the country that a name begins with."""
-    head = folded
-    while "-" in head:
-        head = head.rpartition("-")[0]
-        code = _places().get(head)
+def _of_its_country(named: str) -> str:
+    """What is known of the country that a code begins with: DE-BE; words apart are of a name of its own."""
+    head = named
+    while cut := _CODE.fullmatch(head):
+        head = cut[1]
+        code = _places().get(_folded(head))
         if code is not None and code in _names().countries:
             known = parts_of(code)
             if not known:

@@ -19,7 +19,6 @@ from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.carbon import footprint, grid_intensity
-from moemodel.model.results.feasibility import peak_memory
 from moemodel.model.schedule import registry as schedules
 from moemodel.model.search.document import Search
 from moemodel.model.search.quantities import (

@@ -6,11 +6,13 @@ import math
 from dataclasses import dataclass, replace
 
 from moemodel.model.core.errors import CalibrationError
+from moemodel.model.device.description import Change, rescale_for_description
 from moemodel.model.device.precision import rescale_for_precision
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.frameworks.registry import framework_of
+from moemodel.model.frameworks.track_record import TrackRecord, track_records, widest
 from moemodel.model.hardware.gpu import Gpu, read_gpu
-from moemodel.model.network.cluster import Internode, cluster_network, read_internode
+from moemodel.model.network.cluster import Internode, cluster_network, placed, read_internode
 from moemodel.model.network.collectives import Network
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
@@ -38,6 +40,7 @@ class System:
         slowdown_C: die temperature above which the hardware slows the clock.
         framework, precision: that train.
         loss_is_stated: the plan says how the loss is computed.
+        changes: figures of the GPU that the calibration was rescaled for.
     """
 
     gpu: Gpu
@@ -52,6 +55,7 @@ class System:
     framework: Framework
     precision: Precision
     loss_is_stated: bool = False
+    changes: tuple[Change, ...] = ()
 
     @property
     def memory_error(self) -> float:
@@ -87,6 +91,19 @@ class System:
         return max(lanes, default=_UNKNOWN_HOST_ERROR)
 
     @property
+    def framework_record(self) -> TrackRecord | None:
+        """How predictions of this framework have done; None where the calibration itself is of it."""
+        if any(lane.backend == self.framework.name for lane in self.calibration.host):
+            return None
+        return track_records().get(self.framework.name) or widest()
+
+    @property
+    def framework_error(self) -> float:
+        """What a framework does that nobody measured with this calibration; common to all plans of it."""
+        record = self.framework_record
+        return 0.0 if record is None else record.log_error
+
+    @property
     def composition_error(self) -> float:
         """What adding up operators leaves out, whatever the operators' own errors."""
         return self.calibration.composition_error.value
@@ -101,7 +118,7 @@ def system_of(plan: Plan, calibration: Calibration) -> System:
 
     Raises:
         InputError: unknown GPU or network between nodes, or products that the GPU's tensor cores don't do.
-        CalibrationError: the calibration is of another GPU.
+        CalibrationError: the calibration is of another GPU, by name or by its description.
     """
     gpu, cluster, framework = read_gpu(plan.cluster.gpu, key="cluster.gpu"), plan.cluster, framework_as_run(plan)
     if calibration.gpu != gpu.name:
@@ -109,13 +126,15 @@ def system_of(plan: Plan, calibration: Calibration) -> System:
             f"calibration {calibration.name} is of {calibration.gpu}, but cluster.gpu is {gpu.name}; "
             f"give a calibration of that GPU, or plan for {calibration.gpu}"
         )
+    calibration, changes = rescale_for_description(calibration, gpu)
     internode = read_internode(cluster.internode)
+    network = cluster_network(calibration, gpu, cluster.gpus, cluster.gpus_per_node, internode)
     peak = gpu.peaks.get("bf16")
     return System(
         gpu=gpu,
-        internode=internode,
+        internode=placed(internode, network.gpus_per_node),
         calibration=rescale_for_precision(calibration, framework, plan.precision, gpu),
-        network=cluster_network(calibration, gpu, cluster.gpus, cluster.gpus_per_node, internode),
+        network=network,
         memory_B=math.inf if gpu.memory_B is None else float(gpu.memory_B),
         power_limit_W=math.inf if gpu.power_limit_W is None else gpu.power_limit_W,
         inlet_C=plan.site.inlet_C,
@@ -124,6 +143,7 @@ def system_of(plan: Plan, calibration: Calibration) -> System:
         framework=framework,
         precision=plan.precision,
         loss_is_stated=plan.cross_entropy is not None,
+        changes=changes,
     )
 
 

@@ -98,6 +98,7 @@ def test_more_gpus_than_there_are(moemodel: Run) -> None:
     assert result.exit_code == 2
     assert "is not in the range 1<=x<=1000000" in result.stderr
 
+
 # ---- searches -------------------------------------------------------------------------------------------------------
 
 

@@ -106,12 +106,39 @@ def test_intervals_contain_their_figures_and_end_at_hard_limits(plan_of: MakePla
     assert mostly_waiting.clock_Hz.high == 1980e6
 
 
+def test_power_is_less_sure_away_from_the_clocks_that_were_measured(
+    plan_of: MakePlan, calibration: Calibration
+) -> None:
+    def width(clock_MHz: float) -> float:
+        power = outcome(plan_of(clock_MHz=clock_MHz), calibration).power_W
+        assert power.low is not None
+        return power.value / power.low
+
+    assert width(345) > width(600) > width(1500) == pytest.approx(width(1200))
+
+
 def test_memory_has_an_interval_once_its_error_is_known(plan_of: MakePlan, calibration: Calibration) -> None:
     assert outcome(plan_of(), calibration).memory_B.low is None
     error = Parameter(value=0.04, unit="1", origin="measured", source="test")
     memory = calibration.memory.model_copy(update={"parameters": calibration.memory.parameters | {"log_error": error}})
     known = outcome(plan_of(), calibration.model_copy(update={"memory": memory}))
     assert known.memory_B.low == pytest.approx(known.memory_B.value * math.exp(-1.6449 * 0.04), rel=1e-4)
+
+
+def test_without_times_memory_is_what_it_is_with_them(plan_of: MakePlan, calibration: Calibration) -> None:
+    """A calibration that knows no operator's time answers with the same memory, FLOPs and volumes, and nothing else."""
+    plan = plan_of(**OLMOE)
+    known = outcome(plan, calibration, with_volumes=True)
+    bare = outcome(plan, calibration.model_copy(update={"operators": []}))
+    assert bare.memory_B == known.memory_B
+    assert bare.memory_terms_B == known.memory_terms_B
+    assert bare.fits == known.fits
+    assert bare.model_flops == pytest.approx(known.model_flops)
+    assert bare.to_json()["work"] == known.to_json()["work"]
+    assert bare.calibration is None
+    assert math.isnan(bare.step_time_s.value)
+    assert math.isnan(bare.it_energy_J.value)
+    assert json.loads(json.dumps(bare.to_json(), allow_nan=False))["phases"]["forward"]["time_s"] is None
 
 
 def test_json_is_plain_and_complete(plan_of: MakePlan, calibration: Calibration) -> None:
