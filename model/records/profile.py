@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from types import NoneType
-from typing import Any, ClassVar, Literal, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from moemodel.model.operators.work import SHAPE_FIELDS
 
@@ -383,6 +383,7 @@ _PARTS: dict[type[Columns], list[tuple[str, type[Columns] | None]]] = {
 
 
 _MOST_W = 1e5  # of one device: far beyond any
+_MOST_B = 1e15  # of a device's memory
 _LEAST_HZ = 1e6  # of a clock's maximum
 
 
@@ -458,6 +459,14 @@ class Topology(_Strict):
         return self
 
 
+def _host(found: dict[str, Any]) -> dict[str, Any]:
+    context_B = found.get("context_B")
+    number = isinstance(context_B, int | float) and not isinstance(context_B, bool)
+    if context_B is not None and not (number and 0 <= context_B <= _MOST_B):
+        raise ValueError(f"context_B: found {repr(context_B)[:60]}; a number from 0 on is expected")
+    return found
+
+
 class Manifest(_Strict):
     """What was asked, on what, with what; written first, and completed as sections end."""
 
@@ -469,7 +478,9 @@ class Manifest(_Strict):
     clocks: Literal["passive", "lock", "as-is"]
     dtype: str
     libraries: dict[str, str]
-    host: dict[str, Any] = Field(default_factory=dict, description="processor model, cores, memory, system")
+    host: Annotated[dict[str, Any], AfterValidator(_host)] = Field(
+        default_factory=dict, description="processor model, cores, memory, system"
+    )
     seed: int
     sections: dict[str, float] = Field(default_factory=dict, description="section finished -> seconds it took")
     topology: Topology | None = Field(default=None, description="of the GPUs that section `collectives` measured")
