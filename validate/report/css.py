@@ -45,7 +45,8 @@ rect.optimizer { fill: var(--optimizer); } rect.predicted { fill-opacity: .5; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .88rem; overflow-wrap: normal; }
 caption { text-align: left; color: var(--soft); padding-bottom: .3rem; }
 th, td { padding: .28rem .7rem; border-bottom: 1px solid var(--rule); text-align: right; vertical-align: top; }
-th { color: var(--soft); font-weight: 500; } th:first-child, td:first-child, td.text { text-align: left; }
+th { color: var(--soft); font-weight: 500; } td { white-space: nowrap; }
+th:first-child, td:first-child, th.text, td.text { text-align: left; white-space: normal; }
 td:first-child { min-width: 7rem; max-width: 20rem; overflow-wrap: anywhere; }
 td.text { min-width: 12rem; max-width: 30rem; overflow-wrap: anywhere; } .bad { color: var(--bad); }
 pre { background: var(--card); padding: .8rem 1rem; border-radius: 8px; overflow-x: auto; font-size: .82rem; }

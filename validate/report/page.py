@@ -48,7 +48,7 @@ def _heading(report: Report, title: str) -> str:
     driver = f", driver {device.driver}" if device.driver else ""
     torch = environment.libraries.get("torch")
     lines = [
-        f"{len(report.plans)} plans, {report.repeats} rounds in shuffled order, {report.seconds:g} s measured of each "
+        f"{_count(report.plans, 'plan')}, {report.repeats} rounds in shuffled order, {report.seconds:g} s measured of each "
         f"run; {report.created}",
         f"{environment.gpus} x {device.name}{driver}{f', torch {torch}' if torch else ''}; clocks: "
         f"{environment.clocks}; seed {report.seed}",
@@ -57,6 +57,10 @@ def _heading(report: Report, title: str) -> str:
     ]
     unfinished = "" if report.complete else '<p class="bad">Unfinished: not all runs were made.</p>'
     return f'<h1>{escape(title)}</h1>\n<p class="soft">{"<br>".join(map(escape, lines))}</p>\n{unfinished}'
+
+
+def _count(things: Sequence[object], name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 _SIGNS = {"good": "✓", "poor": "✗", "open": "?"}
@@ -151,7 +155,7 @@ def _figure(title: str, draw: Callable[[Frame], str], caption: str) -> str:
 
 def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], text: Sequence[int] = ()) -> str:
     """A table; columns in `text` hold sentences. Everything is escaped."""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
+    head = "".join(f'<th scope="col"{_TEXT if i in text else ""}>{escape(name)}</th>' for i, name in enumerate(heads))
     body = "".join(
         "<tr>"
         + "".join(f"<td{_TEXT if i in text else ''}>{escape(cell)}</td>" for i, cell in enumerate(row))

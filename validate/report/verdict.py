@@ -51,7 +51,7 @@ def verdict(report: Report) -> Verdict:
             "choose between plans by these predictions.",
         )
     if any(found.level == "open" for found in judged.values()):
-        return Verdict(level="open", text="Not enough to tell: validate more plans, or ones with intervals.")
+        return Verdict(level="open", text="Not enough to tell: validate more plans.")
     named = " and ".join(UNITS[name].label for name in judged)
     return Verdict(
         level="good", text=f"Good enough: {named} {'are' if len(judged) > 1 else 'is'} as close as the intervals say."
