@@ -48,8 +48,8 @@ def _heading(report: Report, title: str) -> str:
     driver = f", driver {device.driver}" if device.driver else ""
     torch = environment.libraries.get("torch")
     lines = [
-        f"{_count(report.plans, 'plan')}, {report.repeats} rounds in shuffled order, {report.seconds:g} s measured of each "
-        f"run; {report.created}",
+        f"{_count(report.plans, 'plan')}, {_count(range(report.repeats), 'round')} in shuffled order, "
+        f"{report.seconds:g} s measured of each run; {report.created}",
         f"{environment.gpus} x {device.name}{driver}{f', torch {torch}' if torch else ''}; clocks: "
         f"{environment.clocks}; seed {report.seed}",
         f"predicted by calibration {report.calibration.name} ({report.calibration.sha256[:12]}), moemodel "
