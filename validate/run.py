@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from moemodel.model.core.ending import ending_cleanly
 from moemodel.model.core.files import write_atomic
 from moemodel.model.plan.spec import plan_text
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.measured import predict_as_run
 from moemodel.model.results.validation import REPORT, Environment, Failed, Launcher, Report, Visit, row_of
 from moemodel.model.search.result import SearchResult
-from moemodel.profiler.clocks.clock_control import ending_cleanly
 from moemodel.profiler.devices.cpu import power_note
+from moemodel.profiler.store.folder_lock import folder_lock
 from moemodel.profiler.training.launch import Failure, LaunchOptions, Measured, PlanVisit, launch
-from moemodel.validation.records.session import RequestedPlan, RunRecord, Session, ValidationSpec, folder_lock
+from moemodel.validation.records.session import RequestedPlan, RunRecord, Session, ValidationSpec
 from moemodel.validation.report.build import report_of
 from moemodel.validation.report.page import html_page
 from moemodel.validation.select.hardware import Clocks, probe_hardware
@@ -65,7 +66,7 @@ class Options:
     warm_s: float = 2.0
     seed: int = 0
     clocks: Clocks = "auto"
-    launcher: Launcher = "torchrun"
+    launcher: Launcher = "local"
     timeout_s: float = 240.0  # as profiler.training.launch; so are the times above
 
 
@@ -216,8 +217,8 @@ def validate(
     """
     for asked in spec.plans:
         predict_as_run(asked.plan, calibration)
-    session = Session(folder, spec)
-    with folder_lock(folder):
+    with ending_cleanly(), folder_lock(folder, "validate"):
+        session = Session(folder, spec)
         if session.resumed:
             say(f"{folder}: {len(session.records)} runs were made before; going on")
         return _validate(session, calibration, options, gpu, launch, say)
@@ -228,8 +229,7 @@ def _validate(
 ) -> ValidationResult:
     interrupted, signal = False, None
     try:
-        with ending_cleanly():
-            _run(session, options, gpu, launch, say)
+        _run(session, options, gpu, launch, say)
     except KeyboardInterrupt as interruption:
         interrupted, signal = True, getattr(interruption, "number", None)
     finally:  # whatever ended it, what was measured is reported on
