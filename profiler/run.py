@@ -26,6 +26,7 @@ from moemodel.profiler.devices.base import Device
 from moemodel.profiler.devices.cpu import power_note
 from moemodel.profiler.devices.memory import make_room
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
+from moemodel.profiler.jobs.ranks import adopt_launcher, launched
 from moemodel.profiler.microbench.budget import MeasurementBudget, budget_for
 from moemodel.profiler.microbench.grid import cpu_grid, cpu_sweep, gpu_grid, gpu_sweep
 from moemodel.profiler.microbench.harness import Harness
@@ -139,13 +140,14 @@ def profile(
     """
     begun_s = time.perf_counter()
     chosen = _chosen_sections(sections, clocks)
+    adopt_launcher()
     if helps():
         run_as_helper()
         return ProfileReport(folder=folder, helped=True)
     outcome = ProfileReport(folder=folder)
     with ending_cleanly():
         try:
-            with folder_lock(folder, "profile"), ExitStack() as stack:
+            with folder_lock(folder, "profile", hint=_launch_hint()), ExitStack() as stack:
                 helpers = stack.enter_context(first_of_job())
                 device, name = open_named(gpu)
                 stack.callback(device.close)
@@ -198,6 +200,17 @@ def profile(
             outcome.interrupted = True
             outcome.signal = interruption.number if isinstance(interruption, Terminated) else None
     return outcome
+
+
+def _launch_hint() -> str:
+    """What to do where a launcher started several of this command that don't know of each other."""
+    found = launched()
+    if found is None:
+        return ""
+    return (
+        f"; this is {found}: start one, or export MASTER_ADDR and MASTER_PORT first, by which the others help it with "
+        "collectives"
+    )
 
 
 def _clock_notes(choice: Choice, control: ClockControl) -> list[str]:

@@ -48,15 +48,15 @@ def devices_at_hand(
     Raises:
         InputError: more are asked for than there are, or of a device that talks to none.
     """
+    if not platform.links:
+        if asked is not None and asked > 1:
+            raise InputError("--ranks: a simulated GPU has no links to others; leave --ranks out")
+        return 1
     started = int(environment.get("WORLD_SIZE", "1"))
     if started > 1:
         if asked is not None and asked != started:
             raise InputError(f"--ranks: found {asked}; the launcher started {started} processes: leave --ranks out")
         return started
-    if not platform.links:
-        if asked is not None and asked > 1:
-            raise InputError("--ranks: a simulated GPU has no links to others; leave --ranks out")
-        return 1
     if device.torch_device.type == "cpu":
         return asked or 1
     visible = torch.cuda.device_count()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -32,6 +32,12 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory"
 _REASON = 300  # characters of what a framework says; the log has all
 _LATE = ("timed out", "timeout")
 _GONE, _LOOK_S = "moemodel/gone", 0.01  # how many have ended, in the store; between looks at it
+_LAUNCHERS = {  # variables of rank, size, and rank on this machine
+    "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    "MPI": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+    "Slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+}
+_OF_A_STEP = ("SLURM_STEP_ID", "SLURM_STEPID")
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -49,6 +55,46 @@ class Ranks:
     size: int
     local_rank: int
     device: torch.device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launched:
+    """What a launcher other than torchrun says of this process: one of `size` that it started."""
+
+    launcher: str
+    rank: int
+    size: int
+    local_rank: int
+
+    def __str__(self) -> str:
+        return f"process {self.rank} of {self.size} that {self.launcher} started"
+
+
+def launched(environment: Mapping[str, str] = os.environ) -> Launched | None:
+    """What srun or an MPI says of this process; None where it started no other, or torchrun did.
+
+    MPI comes first: mpirun inside a batch job inherits the variables of the job's script. Those of that script itself,
+    which Slurm starts once, say how many tasks the job may have, not that it is one of them.
+    """
+    if "RANK" in environment:
+        return None
+    for launcher, names in _LAUNCHERS.items():
+        rank, size, local = (_number(environment.get(name, "")) for name in names)
+        script = launcher == "Slurm" and rank == 0 and not any(name in environment for name in _OF_A_STEP)
+        if rank is not None and size is not None and size > 1 and not script:
+            return Launched(launcher=launcher, rank=rank, size=size, local_rank=local or 0)
+    return None
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None
+
+
+def adopt_launcher(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Under srun or an MPI that was told where to meet, say who is who by the names that torch knows."""
+    found = launched(environment)
+    if found is not None and "MASTER_ADDR" in environment and "MASTER_PORT" in environment:
+        environment |= {"RANK": str(found.rank), "WORLD_SIZE": str(found.size), "LOCAL_RANK": str(found.local_rank)}
 
 
 def started_with_others(environment: Mapping[str, str] = os.environ) -> bool:
@@ -154,4 +200,5 @@ def failure_of(error: BaseException, visit: int | None) -> RankFailure:
     if isinstance(error, dist.DistError) and any(word in text.lower() for word in _LATE):
         kind = "timeout"
     reason = text if kind == "error" else f"{type(error).__name__}: {text[:_REASON]}"
+    reason = reason.encode("utf-8", "replace").decode()  # it may quote a file's name that is no text
     return RankFailure(visit=visit, kind=kind, reason=reason)

@@ -21,12 +21,13 @@ _TRIES = 10  # to lock a file that its last holder removes meanwhile
 
 
 @contextmanager
-def folder_lock(folder: Path, command: str) -> Iterator[None]:
+def folder_lock(folder: Path, command: str, *, hint: str = "") -> Iterator[None]:
     """Nobody else works in this folder meanwhile.
 
     Args:
         folder: made if it is not there; removed in the end if it was made and nothing was left in it.
         command: of moemodel, for those who come second.
+        hint: what to add where this one comes second.
 
     Raises:
         InputError: somebody does; who it is.
@@ -34,7 +35,7 @@ def folder_lock(folder: Path, command: str) -> Iterator[None]:
     """
     made = _made(folder)
     try:
-        handle = _locked(folder, command)
+        handle = _locked(folder, command, hint)
         try:
             yield
         finally:
@@ -53,13 +54,13 @@ def _made(folder: Path) -> list[Path]:
     return missing
 
 
-def _locked(folder: Path, command: str) -> int:
+def _locked(folder: Path, command: str, hint: str) -> int:
     """A handle of the locked file, which holds who locked it."""
     path = folder / LOCK
     for _ in range(_TRIES):
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)  # NFS locks only what may be written
         try:
-            _lock(handle, folder)
+            _lock(handle, folder, hint)
             if _is_still(handle, path):
                 os.ftruncate(handle, 0)
                 os.pwrite(handle, f"{command} {os.getpid()} {socket.gethostname()}\n".encode(), 0)
@@ -68,15 +69,15 @@ def _locked(folder: Path, command: str) -> int:
             os.close(handle)
             raise
         os.close(handle)
-    raise _taken(folder, "")
+    raise _taken(folder, "", hint)
 
 
-def _lock(handle: int, folder: Path) -> None:
+def _lock(handle: int, folder: Path, hint: str) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise _taken(folder, os.pread(handle, 300, 0).decode(errors="replace")) from None
+            raise _taken(folder, os.pread(handle, 300, 0).decode(errors="replace"), hint) from None
 
 
 def _is_still(handle: int, path: Path) -> bool:
@@ -87,10 +88,10 @@ def _is_still(handle: int, path: Path) -> bool:
         return False
 
 
-def _taken(folder: Path, holder: str) -> InputError:
+def _taken(folder: Path, holder: str, hint: str) -> InputError:
     command, pid, host = (*holder.split(), "", "", "")[:3]
     who = f" (process {pid} on {host})" if host else ""
     return InputError(
         f"{folder}: another `moemodel {command or 'command'}` is at work in it{who}; wait for it, or name a new folder "
-        "with -o"
+        f"with -o{hint}"
     )
