@@ -292,7 +292,7 @@ def validate(
     warm_s: float = 2.0,
     seed: int = 0,
     clocks: Literal["auto", "passive", "lock"] = "auto",
-    launcher: Literal["torchrun", "slurm"] = "torchrun",
+    launcher: Literal["local", "slurm"] = "local",
     timeout_s: float = 240.0,
     say: Callable[[str], None] = lambda _: None,
 ) -> ValidationResult:
