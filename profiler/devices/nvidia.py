@@ -129,7 +129,7 @@ class NvidiaDevice:
             return None
         try:
             return GpmCounters(self._nvml, self._handle, metrics, scale)
-        except (AttributeError, self._nvml.NVMLError):  # an older nvidia-ml-py; no room for samples
+        except (AttributeError, OSError, self._nvml.NVMLError):  # an older nvidia-ml-py; no room for samples
             return None
 
     def _describe(self, multiprocessors: int | None, name: str, memory_B: int) -> DeviceInfo:
@@ -199,7 +199,7 @@ def _whole(uuid: str) -> str:
 def _found(nvml: Any, look: Callable[[], Any]) -> Any | None:
     try:
         return look()
-    except (AttributeError, ValueError, nvml.NVMLError):
+    except (AttributeError, OSError, ValueError, nvml.NVMLError):
         return None
 
 

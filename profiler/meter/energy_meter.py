@@ -699,8 +699,9 @@ def _open(device: torch.device, notes: list[str]) -> MeteredDevice:
         return CpuDevice()
     try:
         return vendor_here().open(device)
-    except MoeModelError as error:
+    except Exception as error:  # noqa: BLE001 - whatever a driver's library raises: times need no sensors
         properties = torch.cuda.get_device_properties(device)
-        notes.append(f"{device}: {error}; its times are measured, its energy is not")
+        reason = str(error) if isinstance(error, MoeModelError) else f"{type(error).__name__}: {error}"
+        notes.append(f"{device}: {reason}; its times are measured, its energy is not")
         info = DeviceInfo(name=properties.name, vendor="nvidia", memory_B=properties.total_memory)
         return _TimesOnly(info=info, torch_device=device)
