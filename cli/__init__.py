@@ -14,7 +14,8 @@ from typing import IO, Any
 import click
 
 import moemodel
-from moemodel.cli.output import echo, visible
+from moemodel.cli.output import echo
+from moemodel.cli.visible import visible
 from moemodel.model.core.errors import MoeModelError
 
 # Where each command lives: a module is imported when its command runs, or its help is shown.
@@ -29,7 +30,7 @@ _COMMANDS: dict[str, str] = {
     "validate": "moemodel.cli.validate:validate_command",
 }
 
-_LONGEST = 6000  # characters of a message
+_LONGEST = 4000  # characters of a message
 _INTERRUPTED = 130  # as a shell reports Ctrl-C
 
 

@@ -11,29 +11,18 @@ import json
 import math
 import re
 import sys
-import unicodedata
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from moemodel.cli.visible import escaped, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "u"))
-_OBEYED = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # categories of Unicode; of these only the end of a line is left
 _ASCII = re.compile("[^\x00-\x7f]")
-
-
-def visible(text: str) -> str:
-    """Text in which nothing is obeyed by a terminal; its lines stay lines."""
-    if text.isascii() and text.replace("\n", "").isprintable():
-        return text
-    return "".join(_escaped(c) if c != "\n" and unicodedata.category(c) in _OBEYED else c for c in text)
-
-
-def _escaped(character: str) -> str:
-    return json.dumps(character)[1:-1] if character != "\x7f" else "\\u007f"
 
 
 def echo(text: str, *, err: bool = False, nl: bool = True) -> None:
@@ -50,9 +39,11 @@ def console(*, stderr: bool = False) -> Console:
 
 def table(*columns: str, title: str | None = None, numbers: tuple[str, ...] = ()) -> Table:
     """An empty table without rules; the columns named in `numbers` align to the right."""
-    from rich.table import Table
+    from moemodel.cli.safe_console import SafeTable
 
-    made = Table(box=None, title=title, title_justify="left", title_style="bold", header_style="dim", pad_edge=False)
+    made = SafeTable(
+        box=None, title=title, title_justify="left", title_style="bold", header_style="dim", pad_edge=False
+    )
     for column in columns:
         made.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     return made
@@ -76,7 +67,7 @@ def echo_json_text(text: str) -> None:
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
-        text = _ASCII.sub(lambda found: _escaped(found.group()), text)
+        text = _ASCII.sub(lambda found: escaped(found.group()), text)
     echo(text, nl=False)
 
 

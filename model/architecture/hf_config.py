@@ -81,7 +81,7 @@ def _config_file(given: str | Path) -> Path:
     """The file to read."""
     path = Path(given)
     file = path / "config.json" if is_there(path) and path.is_dir() else path
-    if is_there(file):
+    if given != "" and is_there(file):
         return file
     if file == path and is_path(str(given)):
         raise InputError(f"architecture: {given}: no such file")

@@ -18,7 +18,7 @@ from moemodel.model.core.yaml_text import yaml_data
 DocumentT = TypeVar("DocumentT", bound=BaseModel)
 
 _MOST_B = 32 * 2**20  # of a file; assumed: a validation of a thousand GPUs is as long
-_MOST_MISTAKES = 20  # that are listed
+_MOST_MISTAKES = 10  # that are listed
 
 # Numbers as documents hold them: `true` and "64" are none.
 Real = Annotated[float, Field(strict=True)]

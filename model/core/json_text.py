@@ -22,11 +22,16 @@ def json_data(text: str, source: str) -> Any:
         InputError: not JSON (the line is named), a key that stands twice, an endless number, or too many brackets.
     """
     try:
-        return json.loads(text, object_pairs_hook=_object, parse_int=_int)
+        data = json.loads(text, object_pairs_hook=_object, parse_int=_int)
+        if "\\ud" in text.casefold():
+            json.dumps(data, ensure_ascii=False).encode()
+        return data
     except json.JSONDecodeError as error:
         raise InputError(f"{source}:{error.lineno}: not JSON: {error.msg}") from None
     except _RefusedError as error:
         raise InputError(f"{source}: {error}") from None
+    except UnicodeEncodeError:
+        raise InputError(f"{source}: not JSON: half of a character (a lone surrogate)") from None
     except RecursionError:
         raise InputError(f"{source}: not JSON: nested too deeply") from None
 

@@ -142,6 +142,7 @@ class _Reader:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
                 raise _RefusedError(line, "a key must be a plain name")
+            _check_characters(key)
             merging = key.tag == f"{_TAG}merge"
             if key.value in read or (merging and merges):
                 raise _RefusedError(line, f"the key {shown(key.value)} stands twice; keep one of them")
@@ -169,6 +170,7 @@ def _scalar(node: yaml.ScalarNode) -> str | int | float | bool | None:
     text, line = node.value, node.start_mark.line + 1
     kind = node.tag.removeprefix(_TAG)
     if kind in ("str", "value", "merge"):
+        _check_characters(node)
         return str(text)
     if kind == "null" and text in _NULLS:
         return None
@@ -190,6 +192,13 @@ def _scalar(node: yaml.ScalarNode) -> str | int | float | bool | None:
         except ValueError:
             pass
     raise _tagged(node)
+
+
+def _check_characters(node: yaml.ScalarNode) -> None:
+    try:
+        node.value.encode()
+    except UnicodeEncodeError:
+        raise _RefusedError(node.start_mark.line + 1, "half of a character (a lone surrogate)") from None
 
 
 def _is_of_other_base(text: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from click.testing import Result
 from moemodel.model.plan.spec import Plan, read_plan
 
 Run = Callable[..., Result]
+PRESETS = Path(__file__).parents[2] / "model" / "presets"
+MODELS, GPUS = PRESETS / "architectures", PRESETS / "gpus"
 
 
 @pytest.mark.parametrize("name", ["olmoe-1b-7b", "opt-350m", "switch-base-128", "llama-3-70b"])
@@ -66,3 +70,28 @@ def test_nothing_is_written_for_a_model_that_does_not_fit(moemodel: Run, folder:
     assert result.exit_code == 2
     assert "use more GPUs" in result.stderr
     assert not (folder / "new.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["a # b", "my model: new", "a" * 60, "größe-{x}", "yes", "2024-01-01", 'it\'s "it"'])
+def test_a_path_of_any_characters_reads_back(name: str, moemodel: Run, folder: Path, calibration_file: Path) -> None:
+    (folder / name).mkdir()
+    shutil.copy(MODELS / "opt-350m.json", folder / name / "config.json")
+    shutil.copy(GPUS / "h100-sxm-80gb.json", folder / f"{name}.json")
+    (folder / "plans").mkdir()
+    for output in ("new.yaml", "plans/new.yaml"):
+        made = moemodel(
+            *("init", "-o", output, "--architecture", f"{name}/config.json", "--gpu", f"{name}.json"),
+            *("--calibration", calibration_file),
+        )
+        assert made.exit_code == 0, made.stderr
+        predicted = moemodel("predict", output, "--calibration", calibration_file)
+        assert predicted.exit_code == 0, predicted.stderr
+        assert "working directory" not in predicted.stdout
+        for line in (folder / output).read_text(encoding="utf-8").splitlines():
+            assert re.match(r"[^#]*\s#|[^#]*$|\s*#|.*['\"].*\s#|.*['\"]$", line), line
+
+
+def test_more_gpus_than_there_are(moemodel: Run) -> None:
+    result = moemodel("init", "--gpus", "9" * 20)
+    assert result.exit_code == 2
+    assert "is not in the range 1<=x<=1000000" in result.stderr

@@ -23,7 +23,7 @@ from moemodel.model.core.errors import MoeModelError
 
 MOST_S = 10
 MOST_B = 2 << 30
-_LONGEST = 7000  # characters of a message
+_LONGEST = 5000  # characters of a message
 _SIGNED = ("warmer_inlet", "_C")  # parts of names of what may be below 0
 
 
