@@ -3,97 +3,94 @@
 from __future__ import annotations
 
 import re
+from functools import cache
+from importlib import import_module
 
-from moemodel.model.architecture import dense_families as dense
-from moemodel.model.architecture import latent_families as latent
-from moemodel.model.architecture import sparse_families as sparse
-from moemodel.model.architecture.encoder_decoder import T5, Mt5, SwitchTransformers
 from moemodel.model.architecture.family import Family
-from moemodel.model.architecture.learned_positions import Gpt2, GptBigCode, Opt
-from moemodel.model.architecture.plain_mlp import MoemodelMlp
 
-FAMILIES: dict[str, type[Family]] = {
-    "arcee": dense.Arcee,
-    "baichuan": dense.Llama,
-    "bailing_moe": sparse.BailingMoe,
-    "bailing_moe_v2": sparse.BailingMoeV2,
-    "bloom": dense.Bloom,
-    "codegen": dense.GptJ,
-    "cohere": dense.Cohere,
-    "cohere2": dense.Cohere2,
-    "cwm": dense.Cwm,
-    "dbrx": sparse.Dbrx,
-    "deepseek": sparse.Deepseek,
-    "deepseek_v2": latent.DeepseekV2,
-    "deepseek_v3": latent.DeepseekV3,
-    "dots1": sparse.Dots1,
-    "ernie4_5": dense.Ernie45,
-    "ernie4_5_moe": sparse.Ernie45Moe,
-    "exaone": dense.Exaone,
-    "exaone4": dense.Exaone4,
-    "falcon": dense.Falcon,
-    "flex_olmo": sparse.Olmoe,
-    "gemma": dense.Gemma,
-    "gemma2": dense.Gemma2,
-    "gemma3_text": dense.Gemma3,
-    "glm": dense.Glm,
-    "glm4": dense.Glm4,
-    "glm4_moe": sparse.Glm4Moe,
-    "glm4_moe_lite": latent.Glm4MoeLite,
-    "glm4v_moe_text": sparse.Glm4vMoe,
-    "glm4v_text": dense.Glm4v,
-    "gpt2": Gpt2,
-    "gpt_bigcode": GptBigCode,
-    "gpt_neox": dense.GptNeoX,
-    "gpt_oss": sparse.GptOss,
-    "gptj": dense.GptJ,
-    "granite": dense.Llama,
-    "granitemoe": sparse.GraniteMoe,
-    "granitemoehybrid": sparse.GraniteMoeHybrid,
-    "granitemoeshared": sparse.GraniteMoe,
-    "grok-1": sparse.Grok1,
-    "grok-2": sparse.Grok2,
-    "helium": dense.Llama,
-    "hunyuan_v1_dense": dense.HunyuanDense,
-    "hunyuan_v1_moe": sparse.HunyuanMoe,
-    "internlm": dense.InternLm2,
-    "internlm2": dense.InternLm2,
-    "internlm3": dense.InternLm3,
-    "jais2": dense.Jais2,
-    "kimi_k2": latent.DeepseekV3,
-    "llama": dense.Llama,
-    "llama4_text": sparse.Llama4,
-    "mimo_v2_flash": sparse.MimoV2Flash,
-    "minicpm": dense.Llama,
-    "minimax_m2": sparse.MiniMaxM2,
-    "ministral": dense.Mistral,
-    "ministral3": dense.Ministral3,
-    "mistral": dense.Mistral,
-    "mixtral": sparse.Mixtral,
-    "moemodel_mlp": MoemodelMlp,
-    "mpt": dense.Mpt,
-    "mt5": Mt5,
-    "nanochat": dense.NanoChat,
-    "nemotron": dense.Nemotron,
-    "olmo": dense.Olmo,
-    "olmo2": dense.Olmo2,
-    "olmo3": dense.Olmo3,
-    "olmoe": sparse.Olmoe,
-    "opt": Opt,
-    "phi": dense.Phi,
-    "phi3": dense.Phi3,
-    "phimoe": sparse.PhiMoe,
-    "qwen2": dense.Qwen2,
-    "qwen2_moe": sparse.Qwen2Moe,
-    "qwen3": dense.Qwen3,
-    "qwen3_moe": sparse.Qwen3Moe,
-    "seed_oss": dense.SeedOss,
-    "smollm3": dense.SmolLm3,
-    "stablelm": dense.StableLm,
-    "starcoder2": dense.Starcoder2,
-    "vaultgemma": dense.VaultGemma,
-    "switch_transformers": SwitchTransformers,
-    "t5": T5,
+# Where each is: a file of this folder, and a class. Loaded when one is asked for, since there are many.
+FAMILIES: dict[str, str] = {
+    "arcee": "layer_norm_families.Arcee",
+    "baichuan": "dense_families.Llama",
+    "bailing_moe": "sparse_families.BailingMoe",
+    "bailing_moe_v2": "sparse_families.BailingMoeV2",
+    "bloom": "layer_norm_families.Bloom",
+    "codegen": "layer_norm_families.GptJ",
+    "cohere": "layer_norm_families.Cohere",
+    "cohere2": "layer_norm_families.Cohere2",
+    "cwm": "dense_families.Cwm",
+    "dbrx": "sparse_families.Dbrx",
+    "deepseek": "sparse_families.Deepseek",
+    "deepseek_v2": "latent_families.DeepseekV2",
+    "deepseek_v3": "latent_families.DeepseekV3",
+    "dots1": "sparse_families.Dots1",
+    "ernie4_5": "dense_families.Ernie45",
+    "ernie4_5_moe": "sparse_families.Ernie45Moe",
+    "exaone": "dense_families.Exaone",
+    "exaone4": "dense_families.Exaone4",
+    "falcon": "layer_norm_families.Falcon",
+    "flex_olmo": "sparse_families.Olmoe",
+    "gemma": "dense_families.Gemma",
+    "gemma2": "dense_families.Gemma2",
+    "gemma3_text": "dense_families.Gemma3",
+    "glm": "dense_families.Glm",
+    "glm4": "dense_families.Glm4",
+    "glm4_moe": "sparse_families.Glm4Moe",
+    "glm4_moe_lite": "latent_families.Glm4MoeLite",
+    "glm4v_moe_text": "sparse_families.Glm4vMoe",
+    "glm4v_text": "dense_families.Glm4v",
+    "gpt2": "learned_positions.Gpt2",
+    "gpt_bigcode": "learned_positions.GptBigCode",
+    "gpt_neox": "layer_norm_families.GptNeoX",
+    "gpt_oss": "sparse_families.GptOss",
+    "gptj": "layer_norm_families.GptJ",
+    "granite": "dense_families.Llama",
+    "granitemoe": "sparse_families.GraniteMoe",
+    "granitemoehybrid": "sparse_families.GraniteMoeHybrid",
+    "granitemoeshared": "sparse_families.GraniteMoe",
+    "grok-1": "sparse_families.Grok1",
+    "grok-2": "sparse_families.Grok2",
+    "helium": "dense_families.Llama",
+    "hunyuan_v1_dense": "dense_families.HunyuanDense",
+    "hunyuan_v1_moe": "sparse_families.HunyuanMoe",
+    "internlm": "dense_families.InternLm2",
+    "internlm2": "dense_families.InternLm2",
+    "internlm3": "dense_families.InternLm3",
+    "jais2": "layer_norm_families.Jais2",
+    "kimi_k2": "latent_families.DeepseekV3",
+    "llama": "dense_families.Llama",
+    "llama4_text": "sparse_families.Llama4",
+    "mimo_v2_flash": "sparse_families.MimoV2Flash",
+    "minicpm": "dense_families.Llama",
+    "minimax_m2": "sparse_families.MiniMaxM2",
+    "ministral": "dense_families.Mistral",
+    "ministral3": "dense_families.Ministral3",
+    "mistral": "dense_families.Mistral",
+    "mixtral": "sparse_families.Mixtral",
+    "moemodel_mlp": "plain_mlp.MoemodelMlp",
+    "mpt": "layer_norm_families.Mpt",
+    "mt5": "encoder_decoder.Mt5",
+    "nanochat": "layer_norm_families.NanoChat",
+    "nemotron": "layer_norm_families.Nemotron",
+    "olmo": "layer_norm_families.Olmo",
+    "olmo2": "dense_families.Olmo2",
+    "olmo3": "dense_families.Olmo3",
+    "olmoe": "sparse_families.Olmoe",
+    "opt": "learned_positions.Opt",
+    "phi": "layer_norm_families.Phi",
+    "phi3": "dense_families.Phi3",
+    "phimoe": "sparse_families.PhiMoe",
+    "qwen2": "dense_families.Qwen2",
+    "qwen2_moe": "sparse_families.Qwen2Moe",
+    "qwen3": "dense_families.Qwen3",
+    "qwen3_moe": "sparse_families.Qwen3Moe",
+    "seed_oss": "dense_families.SeedOss",
+    "smollm3": "dense_families.SmolLm3",
+    "stablelm": "layer_norm_families.StableLm",
+    "starcoder2": "layer_norm_families.Starcoder2",
+    "vaultgemma": "dense_families.VaultGemma",
+    "switch_transformers": "encoder_decoder.SwitchTransformers",
+    "t5": "encoder_decoder.T5",
 }
 
 # The language models inside models of images, sound or video: the same shapes under other names.
@@ -220,7 +217,7 @@ _BORROWED = {("exaone", "llama"), ("internlm3", "llama")}
 
 def is_class_of(of_class: str, model_type: str) -> bool:
     """Whether files of a type may name a class of another: both are of one shape."""
-    return family_of(of_class) is family_of(model_type) or (model_type, of_class) in _BORROWED
+    return _where(of_class) == _where(model_type) or (model_type, of_class) in _BORROWED
 
 
 def known_type(name: str) -> str | None:
@@ -231,4 +228,16 @@ def known_type(name: str) -> str | None:
 
 def family_of(model_type: str) -> type[Family] | None:
     """The family of a type; None: none has its shape."""
+    where = _where(model_type)
+    return None if where is None else _loaded(where)
+
+
+def _where(model_type: str) -> str | None:
     return FAMILIES.get(TEXT_PARTS.get(model_type, model_type))
+
+
+@cache
+def _loaded(where: str) -> type[Family]:
+    file, name = where.split(".")
+    family: type[Family] = getattr(import_module(f"{__package__}.{file}"), name)
+    return family

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pydantic import AliasChoices
@@ -94,14 +95,27 @@ HARMLESS: dict[str, str] = {
 }
 
 
-def _any(patterns: str) -> re.Pattern[str]:
-    """Any of some patterns with spaces between."""
-    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns.split()))
+@dataclass(frozen=True)
+class _Keys:
+    """Names and patterns of keys, with spaces between. Most keys are a name: patterns are compiled when one is not."""
+
+    text: str
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._names or self._patterns.fullmatch(key) is not None
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(word for word in self.text.split() if word.isidentifier())
+
+    @cached_property
+    def _patterns(self) -> re.Pattern[str]:
+        return re.compile("|".join(f"(?:{word})" for word in self.text.split() if not word.isidentifier()))
 
 
-_HARMLESS = _any(" ".join(HARMLESS.values()))
+_HARMLESS = _Keys(" ".join(HARMLESS.values()))
 
-_TAKES_AWAY = re.compile(r"bias|norm|gate|glu|causal|scale|affine|tie|qk|causal")
+_TAKES_AWAY = re.compile(r"bias|norm|gate|glu|causal|scale|affine|tie|qk")
 _MOST_LISTED = 20  # keys in one note
 _OFF: tuple[object, ...] = (None, False, 0, "", [], {})
 
@@ -204,10 +218,9 @@ STRUCTURES = (
     ),
     Structure(keys=r"sinks|use_sinks?|add_.*_sink_bias", what="attention sinks", instead="gpt_oss"),
 )
-_STRUCTURES = tuple((re.compile(each.keys), each) for each in STRUCTURES)
 
 # Of what reads images, sound or video.
-_SENSES = _any(r"""
+_SENSES = _Keys(r"""
     anyres_.* num_media_embeds .*_thumbnail .*audio_config .*encoder_config .*image_.* .*projector.*
     .*spatial_conv_size .*speech_config
     .*vision_config .*visual .*visual_config audio_.* candidate_resolutions code2wav_config deepstack_.*
@@ -220,19 +233,16 @@ _LEFT_OUT = "{keys}: what reads images, sound or video is left out of counts and
 # Keys that mean something, but nothing that counts and times rest on; what to say of them.
 _NOTED = (
     (
-        re.compile(r"quantization_config|quantization|compression_config|expert_dtype|bnb_.*|quant_.*"),
+        _Keys(r"quantization_config quantization compression_config expert_dtype bnb_.* quant_.*"),
         "{keys}: the file's weights are quantized. They are counted and trained here in the plan's precision.",
     ),
+    (_SENSES, _LEFT_OUT),
     (
-        _SENSES,
-        _LEFT_OUT,
-    ),
-    (
-        re.compile(r"mtp_.*|use_mtp|num_mtp_.*|num_nextn_predict_layers|.*multi_token.*"),
+        _Keys(r"mtp_.* use_mtp num_mtp_.* num_nextn_predict_layers .*multi_token.*"),
         "{keys}: multi-token prediction is not part of the model here.",
     ),
     (
-        re.compile(r"sliding_window.*|use_sliding_window|layer_types|window_size"),
+        _Keys(r"sliding_window.* use_sliding_window layer_types window_size"),
         "{keys}: models of this type have no windows in transformers; attention is counted as full.",
     ),
 )
@@ -286,11 +296,11 @@ def check_keys(
     named: dict[str, list[str]] = {}
     unknown = []
     for key, value in rest.items():
-        if next((True for pattern, _ in _STRUCTURES if pattern.fullmatch(key)), False):
+        if any(re.fullmatch(structure.keys, key) for structure in STRUCTURES):
             continue  # switched off
-        if _HARMLESS.fullmatch(key):
+        if key in _HARMLESS:
             continue
-        message = next((message for pattern, message in _NOTED if pattern.fullmatch(key)), None)
+        message = next((message for keys, message in _NOTED if key in keys), None)
         if around and isinstance(value, dict):
             message = _LEFT_OUT
         if message is None and not _is_off(key, value):
@@ -339,8 +349,8 @@ def _switched_on(rest: Mapping[str, Any]) -> Iterator[tuple[str, Structure]]:
         if key == "layer_types" and isinstance(value, list):
             for kind in sorted({str(each) for each in value} & set(OTHER_LAYERS)):
                 yield key, Structure(keys=key, what=OTHER_LAYERS[kind])
-        for pattern, structure in _STRUCTURES:
-            if pattern.fullmatch(key) and structure.is_on(value):
+        for structure in STRUCTURES:
+            if re.fullmatch(structure.keys, key) and structure.is_on(value):
                 yield key, structure
 
 

@@ -90,7 +90,7 @@ def language_model(config: Mapping[str, Any]) -> LanguageModel:
     place = next((key for key in _PLACES if isinstance(config.get(key), dict)), None)
     if place is None:
         return _flat(config, outer)
-    if outer in FAMILIES and family_of(outer) is not None:
+    if outer in FAMILIES:
         raise ValueError(
             f"{place}: found an object of keys in a file of model_type {shown(outer)}, which has none; remove one"
         )
@@ -111,7 +111,7 @@ def _flat(config: Mapping[str, Any], model_type: str) -> LanguageModel:
     """Of a file whose keys stand beside each other."""
     if folded(model_type) == "git" and config.get("residual_moe"):  # Grok-2's file says so
         own = {key: value for key, value in config.items() if key != "architectures"}  # Grok-1's class
-        return LanguageModel(model_type="grok-2", family=FAMILIES["grok-2"], config=own)
+        return LanguageModel(model_type="grok-2", family=_family("grok-2", "model_type"), config=own)
     return LanguageModel(model_type=model_type, family=_family(model_type, "model_type"), config=dict(config))
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moemodel.model.architecture.families import FAMILIES, TEXT_PARTS, UNSUPPORTED
+from moemodel.model.architecture.families import FAMILIES, TEXT_PARTS, UNSUPPORTED, family_of
+from moemodel.model.architecture.family import Family
 from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.spec import Architecture, Attention
 from moemodel.model.core.errors import InputError
@@ -96,6 +97,13 @@ def test_granite_4_is_read_where_all_layers_are_attention(tmp_path: Path) -> Non
     granite = BUILT["granite4"]["config"]
     assert parameters(_read(tmp_path, granite | {"layer_types": ["attention"] * 6})).total == BUILT["granite4"]["total"]
     assert "'mamba': Mamba" in _refusal(tmp_path, granite | {"layer_types": ["mamba"] * 6})
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *TEXT_PARTS])
+def test_every_type_has_its_family(name: str) -> None:
+    family = family_of(name)
+    assert family is not None
+    assert issubclass(family, Family)
 
 
 def test_no_type_is_both_read_and_refused() -> None:
