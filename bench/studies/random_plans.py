@@ -29,7 +29,8 @@ SOFTWARE: tuple[tuple[str, str, str], ...] = (
     ("megatron-core-fp8", "fp8", "h100-sxm-80gb"),
     ("megatron-deepspeed-fp32", "fp32", "h100-sxm-80gb"),
 )
-_DRAWS = 6  # of plans that share sequence length, skew, batch and what most of the price depends on; more where these allow few
+# Of plans that share sequence length, skew, batch and what most of the price depends on; more where these allow few.
+_DRAWS = 6
 _MOST_DRAWS = 60
 _SEQUENCES = (256, 1000, 1024, 2048, 4096, 8192, 32768)
 

@@ -47,7 +47,8 @@ class PhaseCost:
         spread_s: standard deviation of time by operator and pass, [U]; correlated within, independent between.
         extrapolated_s_U: time spent in shapes outside what was measured.
         calls_U: operator calls, which the host queues one by one.
-        weights_s_U: of the time at the highest clock, gradients of weights, which no other stage waits for.
+        weights_s_U: of the time at the highest clock, gradients of weights, which no other stage waits for;
+            `weights_calls_U` of the calls.
     """
 
     time_s_UK: FloatArray
@@ -57,19 +58,21 @@ class PhaseCost:
     extrapolated_s_U: FloatArray
     calls_U: FloatArray
     weights_s_U: FloatArray
+    weights_calls_U: FloatArray
 
     @classmethod
     def empty(cls, shapes: int, clocks: int) -> PhaseCost:
         """Nothing to do."""
         time, energy, cycles = (np.zeros((shapes, clocks)) for _ in range(3))
-        outside, calls, weights = (np.zeros(shapes) for _ in range(3))
+        outside, calls, weights_s, weights_calls = (np.zeros(shapes) for _ in range(4))
         return cls(
             time_s_UK=time,
             energy_J_UK=energy,
             cycles_UK=cycles,
             extrapolated_s_U=outside,
             calls_U=calls,
-            weights_s_U=weights,
+            weights_s_U=weights_s,
+            weights_calls_U=weights_calls,
         )
 
     def take(self, rows: NDArray[np.int64]) -> PhaseCost:
@@ -82,6 +85,7 @@ class PhaseCost:
             extrapolated_s_U=self.extrapolated_s_U[rows],
             calls_U=self.calls_U[rows],
             weights_s_U=self.weights_s_U[rows],
+            weights_calls_U=self.weights_calls_U[rows],
         )
 
 
@@ -150,15 +154,17 @@ class OperatorCostModel:
             runs.sum(np.where(price.outside_U, highest_s, 0.0)),
             runs.sum(np.ones(len(runs.count))),
             runs.sum(highest_s, runs.weights_count),
+            runs.sum(np.ones(len(runs.count)), runs.weights_count),
             strict=True,
         )
-        for lane, time_s, energy_J, cycles, extrapolated_s, count, weights_s in sums:
+        for lane, time_s, energy_J, cycles, extrapolated_s, count, weights_s, weights_count in sums:
             lane.time_s_UK += time_s
             lane.energy_J_UK += energy_J
             lane.cycles_UK += cycles
             lane.extrapolated_s_U += extrapolated_s
             lane.calls_U += count
             lane.weights_s_U += weights_s
+            lane.weights_calls_U += weights_count
         keys = [f"{fit.kind}/{fit.direction}" for fit in fits]
         for lane, operator, spread_s in runs.spreads(highest_s * price.log_error_U):
             lane.spread_s[keys[operator]] = lane.spread_s.get(keys[operator], 0.0) + spread_s

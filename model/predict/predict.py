@@ -268,7 +268,7 @@ def _mean_gpu(
     step_s = timeline.step_s
     comm_s = pipe.mean([pipe.comm_s(i, timeline) for i in range(len(devices))])
     dynamic = [pipe.dynamic_J(i, d, timeline, power) for i, d in enumerate(devices)]
-    clock_trees_W = [power.clocked_W(mean_clock_Hz(device)) for device in devices]
+    clock_trees_W = [power.clocked_W(mean_clock_Hz(device, pipe.m)) for device in devices]
     states = [
         total_power(power, joules / step_s + clock_tree_W, temperature_C)
         for joules, clock_tree_W in zip(dynamic, clock_trees_W, strict=True)

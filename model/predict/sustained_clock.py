@@ -106,7 +106,7 @@ def _power_profile(
         power: of the GPU, with `temperature_C` of its die, or None for the steady state.
     """
     m, step_s = pipe.m, timeline.step_s
-    clock_tree_W = power.clocked_W(mean_clock_Hz(device))
+    clock_tree_W = power.clocked_W(mean_clock_Hz(device, pipe.m))
     dynamic_J = pipe.dynamic_J(index, device, timeline, power) + clock_tree_W * step_s
     mean_W = dynamic_J / step_s
     idle_W = total_power(power, mean_W, temperature_C)[0] - mean_W

@@ -25,9 +25,10 @@ from moemodel.model.step.system import System
 _BUSY_WAITING = 0.35
 
 
+_SHORTEST_S = 1e-12  # of passes of a host that is not modelled, to divide by
 _ROUNDING = 1e-12  # of a step: what remains of it when all its parts are subtracted
 
-Passes = tuple[FloatArray | float, FloatArray | float]  # forward and backward of a micro-batch, s, [P, X] or [P, 1]
+Passes = tuple[FloatArray, FloatArray]  # forward and backward of a micro-batch, s, [P, X] or [P, 1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,25 +103,30 @@ class PipelineStep:
         )
 
     def _exposed_step_s(self, passes: list[Passes], beside: list[Passes]) -> FloatArray:
-        """Of the stage that shows most, and messages that fill the pipeline.
+        """Of the stage that shows most, and messages that fill the pipeline. Beside the passes of the slowest stage the
+        others stand idle between theirs, and exchange meanwhile.
 
         Args:
             passes: of each class of stages, behind which the exchange may run.
             beside: of that, what communication of the micro-batch runs behind.
         """
+        slowest_s = np.maximum.reduce([forward_s + backward_s for forward_s, backward_s in passes])
         exposed = [
-            _exposed_of_step_s(cost, (forward_s - beside_forward_s, backward_s - beside_backward_s))
+            _exposed_of_step_s(cost, (forward_s * pace - beside_forward_s, backward_s * pace - beside_backward_s))
             for cost, (forward_s, backward_s), (beside_forward_s, beside_backward_s) in zip(
                 self.costs, passes, beside, strict=True
             )
+            for pace in (slowest_s / np.maximum(forward_s + backward_s, _SHORTEST_S),)
         ]
         return np.asarray(np.maximum.reduce(exposed) + self.costs[0].pipeline_fill_comm_s[:, None])
 
-    def _passes_s(self, forward: list[FloatArray], backward: list[FloatArray]) -> FloatArray:
-        """All micro-batches of a step."""
+    def _passes_s(
+        self, forward: list[FloatArray], backward: list[FloatArray], shares: list[FloatArray] | None = None
+    ) -> FloatArray:
+        """All micro-batches of a step; `shares` of gradients of weights in backward passes, if not the device's."""
         if sum(self.counts) == 1:
             return np.asarray(self.m * (forward[0] + backward[0]))
-        shares = [cost.weight_share for cost in self.costs]
+        shares = [cost.weight_share for cost in self.costs] if shares is None else shares
         times = StageTimes(forward_s=forward, backward_s=backward, weight_share=shares, counts=self.counts)
         return self.plans.schedules.makespan(times)
 
@@ -141,22 +147,25 @@ class PipelineStep:
             beside: what communication of a micro-batch runs behind, of its passes.
         """
         more = [cost.host_exchange_s / (2 * self.m) for cost in self.costs]  # in a pass
-        host = [
-            (cost.host.forward_s + more_s, cost.host.backward_s + more_s)
+        host: list[Passes] = [
+            (np.asarray(cost.host.forward_s + more_s), np.asarray(cost.host.backward_s + more_s))
             for cost, more_s in zip(self.costs, more, strict=True)
         ]
-        async_s = np.maximum.reduce([self._queued_s(cost) for cost in self.costs]) + self._exposed_step_s(host, beside)
+        queued_s = np.maximum.reduce([self._queued_s(cost) for cost in self.costs])
+        async_s = np.asarray(queued_s + self._exposed_step_s(host, beside))
         if self._async_launch.all():
             return async_s
+        split = [
+            self._late_backward_s(b, host_s, cost)
+            for b, (_, host_s), cost in zip(backward, host, self.costs, strict=True)
+        ]
         passes_s = self._passes_s(
             [
                 np.maximum(f, host_s) + cost.host_sync_s
                 for f, (host_s, _), cost in zip(forward, host, self.costs, strict=True)
             ],
-            [
-                np.maximum(b, host_s) + cost.recompute_sync_s
-                for b, (_, host_s), cost in zip(backward, host, self.costs, strict=True)
-            ],
+            [late_s + cost.recompute_sync_s for (late_s, _), cost in zip(split, self.costs, strict=True)],
+            [share for _, share in split],
         )
         optimizer = [
             np.maximum(device.optimizer.time_s, cost.host_step_s)
@@ -169,7 +178,19 @@ class PipelineStep:
             ],
             beside,
         )
-        return np.where(self._async_launch, async_s, passes_s + np.maximum.reduce(optimizer) + exposed_s)
+        return np.asarray(np.where(self._async_launch, async_s, passes_s + np.maximum.reduce(optimizer) + exposed_s))
+
+    def _late_backward_s(
+        self, backward_s: FloatArray, host_s: FloatArray, cost: StageCost
+    ) -> tuple[FloatArray, FloatArray]:
+        """A backward pass that the device or the host makes late, and the share of gradients of weights in it. Where it
+        falls into two parts, either of them is made late."""
+        device_share, call_share = cost.weight_share, cost.weight_call_share
+        weights_s = np.maximum(device_share * backward_s, call_share * host_s)
+        inputs_s = np.maximum((1 - device_share) * backward_s, (1 - call_share) * host_s)
+        splits = self.plans.schedules.splits_backward[:, None]
+        late_s = np.where(splits, inputs_s + weights_s, np.maximum(backward_s, host_s))
+        return late_s, np.where(splits, weights_s / (inputs_s + weights_s), device_share)
 
     def _queued_s(self, cost: StageCost) -> FloatArray:
         """What the host needs to queue a step."""
@@ -191,7 +212,7 @@ class PipelineStep:
 
     def busy_waiting_W(self, device: DeviceCosts, power: PowerModel) -> FloatArray:
         """What a GPU draws above idle that waits for others, [P, X]."""
-        return _BUSY_WAITING * power.link_W * power.switching(mean_clock_Hz(device)) * self._busy_waits
+        return _BUSY_WAITING * power.link_W * power.switching(mean_clock_Hz(device, self.m)) * self._busy_waits
 
     def comm_s(self, index: int, timeline: Timeline) -> FloatArray:
         """Time in which a GPU of one class of stages communicates, overlapped or not."""

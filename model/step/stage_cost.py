@@ -73,6 +73,11 @@ class StageCost:
         """Gradients of weights, as a share of the backward pass, [P, 1]."""
         return np.asarray(self.backward.weights_s_U / self.backward.time_s_UK[:, -1])[:, None]
 
+    @property
+    def weight_call_share(self) -> FloatArray:
+        """The same of what the host queues for it, [P, 1]."""
+        return np.asarray(self.backward.weights_calls_U / np.maximum(self.backward.calls_U, 1.0))[:, None]
+
 
 class BlockCosts:
     """Prices of all blocks of an architecture, for each distinct shape of a micro-batch in a batch of plans."""
@@ -339,5 +344,6 @@ def _merge(total: PhaseCost, part: PhaseCost | None, count: float) -> None:
     total.extrapolated_s_U += count * part.extrapolated_s_U
     total.calls_U += count * part.calls_U
     total.weights_s_U += count * part.weights_s_U
+    total.weights_calls_U += count * part.weights_calls_U
     for key, spread in part.spread_s.items():
         total.spread_s[key] = total.spread_s.get(key, 0.0) + count * spread

@@ -162,8 +162,8 @@ def test_more_bandwidth_is_never_slower(samples: list[Sample]) -> None:
 
 def test_fewer_tokens_are_never_slower(samples: list[Sample]) -> None:
     """Two exceptions. NCCL, as measured, takes longer for some messages than for larger ones: where such communication
-    grows, only what is left of the step has to shrink. And Megatron's fused softmax does not run for every length: where
-    the host sets the pace, it has more kernels to launch without it.
+    grows, only what is left of the step has to shrink. And Megatron's fused softmax does not run for every length:
+    where the host sets the pace, it has more kernels to launch without it.
     """
 
     def excess(sample: Sample) -> Iterator[tuple[str, BoolArray, FloatArray]]:
@@ -198,8 +198,8 @@ def test_more_recomputation_is_never_faster_and_takes_no_more_memory(samples: li
 
 
 def test_a_less_even_router_is_never_faster_and_takes_no_less_memory(samples: list[Sample]) -> None:
-    """Exception: products of experts follow what was measured of their shapes, and more rows can fill tiles better: their
-    time may fall by a hundredth.
+    """Exception: products of experts follow what was measured of their shapes, and more rows can fill tiles better:
+    their time may fall by a hundredth.
     """
 
     def excess(sample: Sample) -> Iterator[tuple[str, None, FloatArray]]:
@@ -214,13 +214,15 @@ def test_a_less_even_router_is_never_faster_and_takes_no_less_memory(samples: li
 
 def test_power_keeps_to_the_cap(samples: list[Sample]) -> None:
     """Over the window that the limit holds over: the step, or a phase that lasts longer. Exception: a GPU that draws
-    more in a phase at its lowest clock.
+    more in a phase, or while it communicates, at its lowest clock.
     """
 
     def excess(sample: Sample) -> Iterator[tuple[str, None, FloatArray]]:
         cap_W = _cap_W(sample)
         lowest = sample.again(clock_Hz=0.0)
-        can = np.maximum.reduce([lowest.hottest_power_W, *_phase_powers_W(sample, lowest)]) < cap_W
+        said_s = lowest.exposed_communication_s + lowest.hidden_communication_s
+        said_W = lowest.communication_J / sample.plans.gpus / np.where(said_s > 0, said_s, np.inf)
+        can = np.maximum.reduce([lowest.hottest_power_W, said_W, *_phase_powers_W(sample, lowest)]) < cap_W
         p = sample.found
         yield "mean power", None, np.where(can, p.power_W / cap_W - 1, 0.0)
         yield "power of the hottest", None, np.where(can, p.hottest_power_W / cap_W - 1, 0.0)
