@@ -198,7 +198,7 @@ def _clock_response(
     rising_PK = np.maximum.accumulate(stretch.power_W_PK, axis=1)
     below_Hz = np.maximum((1 - _NEAR) * about_Hz_P, clock_Hz_K[0])
     above_Hz = np.minimum((1 + _NEAR) * about_Hz_P, clock_Hz_K[-1])
-    below_W, above_W = at_clock(rising_PK, clock_Hz_K, below_Hz), at_clock(rising_PK, clock_Hz_K, above_Hz)
+    below_W, above_W = (_power_at(stretch, rising_PK, clock_Hz_K, clock_Hz) for clock_Hz in (below_Hz, above_Hz))
     slope = np.maximum((above_W - below_W) / np.maximum(above_Hz - below_Hz, 1.0), _LEAST_SLOPE)
     here_W = below_W + slope * (about_Hz_P - below_Hz)
     return _ClockResponse(
@@ -207,6 +207,16 @@ def _clock_response(
         lowest_Hz=float(clock_Hz_K[0]),
         highest_Hz=highest_Hz_P,
     )
+
+
+def _power_at(
+    stretch: PowerSegment, power_W_PK: FloatArray, clock_Hz_K: FloatArray, clock_Hz_P: FloatArray
+) -> FloatArray:
+    """Power of a stretch at one clock for each cycle, [P]: its energy over its time there, as these are priced between
+    the clocks given, energy linear in the clock and time in its period."""
+    time_s = time_at_clock(stretch.time_s_PK, clock_Hz_K, clock_Hz_P)
+    energy_J = at_clock(power_W_PK * stretch.time_s_PK, clock_Hz_K, clock_Hz_P)
+    return np.divide(energy_J, time_s, out=at_clock(power_W_PK, clock_Hz_K, clock_Hz_P), where=time_s > 0)
 
 
 def _between(values: FloatArray, low: FloatArray | float, high: FloatArray | float) -> FloatArray:
