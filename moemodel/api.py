@@ -370,6 +370,7 @@ def _opened(given: Any, model: type[DocumentT], what: str, read: Callable[[Path]
     """
     from moemodel.model.core.documents import parse_data, parse_yaml
     from moemodel.model.core.errors import InputError
+    from moemodel.model.core.shown import shown
 
     if isinstance(given, model):
         return given, ""
@@ -379,14 +380,16 @@ def _opened(given: Any, model: type[DocumentT], what: str, read: Callable[[Path]
         return parse_data(dict(given), model, what), ""
     if isinstance(given, str) and (":" in given or "\n" in given):
         return parse_yaml(given, model, what), ""
-    found = f"{given!r}, no such file" if isinstance(given, str) else type(given).__name__
+    found = f"{shown(given)}, no such file" if isinstance(given, str) else type(given).__name__
     raise InputError(f"{what}: found {found}; allowed: a path, YAML text, a dict, or a {model.__name__}")
 
 
 def _is_path(text: str) -> bool:
+    from moemodel.model.core.files import is_there
+
     if "\n" in text or text.lstrip().startswith("{"):
         return False
-    return bool(text) and (text.endswith(_SUFFIXES) or "/" in text or Path(text).exists())
+    return bool(text) and (text.endswith(_SUFFIXES) or "/" in text or is_there(Path(text)))
 
 
 @contextmanager
@@ -417,10 +420,11 @@ def _requests(plans: Sequence[Plan | Path | str | Mapping[str, Any]]) -> list[Pl
 
 def _search_result(given: SearchResult | Path | str) -> SearchResult:
     from moemodel.model.core.errors import InputError
+    from moemodel.model.core.files import is_there
     from moemodel.model.search.result import read_search_result
 
     if not isinstance(given, str | Path):
         return given
-    if not Path(given).exists():
+    if not is_there(Path(given)):
         raise InputError(f"{given}: no such file; run `moemodel optimize SEARCH.yaml` first, or name plan files")
     return read_search_result(Path(given))

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from moemodel.model.core.errors import CalibrationError, InputError
-from moemodel.model.core.files import write_atomic
+from moemodel.model.core.files import is_there, write_atomic
 from moemodel.model.core.suggest import unknown
 from moemodel.model.hardware.gpu import Gpu, list_gpus, read_gpu
 from moemodel.model.records.calibration import Calibration, MemoryFit, Parameter, read_calibration
@@ -58,7 +58,7 @@ def load_calibration(given: Calibration | Path | str | None, gpu: str, *, key: s
     if given is None:
         return shipped(read_gpu(gpu, key=key).name)
     path = Path(given)
-    is_file = isinstance(given, Path) or path.suffix == ".json" or path.exists()
+    is_file = isinstance(given, Path) or path.suffix == ".json" or is_there(path)
     return read_calibration(path) if is_file and str(given) not in list_calibrations() else shipped(str(given))
 
 

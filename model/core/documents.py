@@ -33,17 +33,22 @@ _SWITCHES = {"yes": True, "on": True, "no": False, "off": False}  # as YAML 1.1 
 Switch = Annotated[bool, BeforeValidator(_switch), Field(strict=True)]
 
 
-class _Door(type(BaseModel)):  # type: ignore[misc]
-    """The class of documents: a bad one that is made by its name raises the error that one that is read does."""
+if TYPE_CHECKING:
+    _Model = BaseModel
+else:
 
-    if not TYPE_CHECKING:
+    class _Door(type(BaseModel)):
+        """The class of documents: a bad one that is made by its name raises the error that one that is read does."""
 
-        def __call__(cls, *args: Any, **values: Any) -> Any:
+        def __call__(cls, *args, **values):
             with _errors_of(cls, cls.__name__, {}, values):
                 return super().__call__(*args, **values)
 
+    class _Model(BaseModel, metaclass=_Door):
+        pass
 
-class Strict(BaseModel, metaclass=_Door):
+
+class Strict(_Model):
     """A document, or a part of one, in which an unknown key is an error.
 
     Made by its name, by `model_validate` or by `model_copy`, a bad one raises `InputError`.

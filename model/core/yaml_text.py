@@ -90,14 +90,14 @@ class _Loader(Reader, Scanner, Parser, Composer, _Resolver):
                 self.pointer += length
                 self.index += length
                 self.column += length
-            if not self.scan_line_break():
+            if not self.scan_line_break():  # type: ignore[no-untyped-call]
                 return
             if not self.flow_level:
                 self.allow_simple_key = True
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """A node, counted."""
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         line = event.start_mark.line + 1
         anchor, before = event.anchor, self._values
         if isinstance(event, yaml.AliasEvent):

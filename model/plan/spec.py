@@ -43,7 +43,8 @@ Count = Annotated[int, Field(gt=0, le=_MOST_SEQUENCES, strict=True)]  # strict: 
 Tokens = Annotated[int, Field(gt=0, le=_MOST_TOKENS, strict=True)]
 Gpus = Annotated[int, Field(gt=0, le=MOST_GPUS, strict=True)]
 MicroBatch = Annotated[int, Field(gt=0, le=1_000_000, strict=True)]
-DataParallel = ExpertParallel = Gpus
+DataParallel = Gpus
+ExpertParallel = Gpus
 TensorParallel = Annotated[int, Field(gt=0, le=4_096, strict=True)]
 Stages = Annotated[int, Field(gt=0, le=10_000, strict=True)]  # as many as the layers of an architecture may be
 ContextParallel = Annotated[int, Field(gt=0, le=32_768, strict=True)]

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, field_validator
 
 from moemodel.model.core.documents import Real, Strict, Switch, Whole, parse_yaml, read_json
 from moemodel.model.core.errors import InputError
+from moemodel.model.core.shown import shown
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import CalibrationRef
 from moemodel.model.records.profile import TABLES, DeviceInfo
@@ -264,4 +265,26 @@ def read_report(path: Path | str) -> Report:
             f"{path}: schema_version: found {version}; this moemodel reads {SCHEMA_VERSION}. "
             "Validate again with `moemodel validate`"
         )
-    return read_json(path, Report)
+    report = read_json(path, Report)
+    _check_rows(report, path)
+    return report
+
+
+def _check_rows(report: Report, path: Path) -> None:
+    """Refuse what nobody measured; a run that measures it is kept as it is, and its report written."""
+    for plan in report.plans:
+        for number, visit in enumerate(plan.visits):
+            for name, value in ((name, value) for row in visit.rows for name, value in row.items()):
+                low, high = _range(name)
+                if value is not None and not low <= value <= high:
+                    place = f"plan {shown(plan.name)}, visit {number + 1}: {name}"
+                    raise InputError(f"{path}: {place}: found {value:g}; allowed: {low:g} to {high:g}, or null")
+
+
+def _range(column: str) -> tuple[float, float]:
+    """What a measurement can be: signs as physics has them; the other bounds are assumed, and wide."""
+    if column.startswith("loss"):
+        return -1e9, 1e9
+    if column.endswith("_C"):
+        return -100.0, 300.0
+    return (1e-9 if column == "step_time_s" else 0.0), 1e18

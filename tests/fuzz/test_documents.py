@@ -128,7 +128,7 @@ def test_plans(folder: Path, calibration_path: Path, examples: int) -> None:
             "predict", "fuzzed.yaml", "--even-if-it-does-not-fit", "--calibration", str(calibration_path), *form
         )
 
-    fuzz(yaml_documents([PLAN, wide | {"parallel": {"dp": 8, "ep": 4}}]), folder, check, examples or 350)
+    fuzz(yaml_documents([PLAN, wide | {"parallel": {"dp": 8, "ep": 4}}]), folder, check, examples or 300)
 
 
 def test_searches(folder: Path, calibration_path: Path, examples: int) -> None:
@@ -136,7 +136,7 @@ def test_searches(folder: Path, calibration_path: Path, examples: int) -> None:
         (folder / "fuzzed.yaml").write_bytes(content)
         return runs("optimize", "fuzzed.yaml", "--calibration", str(calibration_path), "-o", "found.json")
 
-    fuzz(yaml_documents([SEARCH]), folder, check, examples or 120)
+    fuzz(yaml_documents([SEARCH]), folder, check, examples or 40)
 
 
 def test_clusters(folder: Path, calibration_path: Path, examples: int) -> None:
@@ -148,7 +148,7 @@ def test_clusters(folder: Path, calibration_path: Path, examples: int) -> None:
         (folder / "cluster.yaml").write_bytes(content)
         return runs("predict", "plan.yaml", "--calibration", str(calibration_path), "--json")
 
-    fuzz(yaml_documents([CLUSTER]), folder, check, examples or 200)
+    fuzz(yaml_documents([CLUSTER]), folder, check, examples or 180)
 
 
 def test_nccl_tests(folder: Path, calibration_path: Path, examples: int) -> None:
@@ -177,7 +177,7 @@ def test_configs(folder: Path, calibration_path: Path, examples: int) -> None:
         options = ("--even-if-it-does-not-fit", "--calibration", str(calibration_path))
         return runs("predict", "plan.yaml", "--json", *options)
 
-    fuzz(json_documents(bases), folder, check, examples or 250)
+    fuzz(json_documents(bases), folder, check, examples or 220)
 
 
 def test_gpus(folder: Path, calibration_path: Path, examples: int) -> None:
@@ -191,7 +191,7 @@ def test_gpus(folder: Path, calibration_path: Path, examples: int) -> None:
             return runs("gpus", "gpu.json")
         return runs("predict", "plan.yaml", "--calibration", str(calibration_path), "--json")
 
-    fuzz(json_documents([base]), folder, check, examples or 200)
+    fuzz(json_documents([base]), folder, check, examples or 180)
 
 
 def test_calibrations(folder: Path, calibration: Calibration, examples: int) -> None:
@@ -224,7 +224,7 @@ def test_calibrations(folder: Path, calibration: Calibration, examples: int) -> 
         form = ["--json"] if len(content) % 4 else []
         return runs("predict", "plan.yaml", "--calibration", "fuzzed.json", *form)
 
-    fuzz(json_documents([few]), folder, check, examples or 250)
+    fuzz(json_documents([few]), folder, check, examples or 170)
 
 
 @pytest.fixture
@@ -248,7 +248,7 @@ def test_search_results(folder: Path, search_result: dict[str, Any], examples: i
         (folder / "fuzzed.json").write_bytes(content)
         return reads(lambda: read(folder / "fuzzed.json"))
 
-    fuzz(json_documents([search_result]), folder, check, examples or 200)
+    fuzz(json_documents([search_result]), folder, check, examples or 170)
 
 
 def _report(calibration: Calibration) -> Report:
@@ -311,7 +311,7 @@ def test_reports(folder: Path, calibration: Calibration, examples: int) -> None:
         (folder / "report.json").write_bytes(content)
         return reads(lambda: read(folder / "report.json"))
 
-    fuzz(json_documents([json.loads(_report(calibration).to_json())]), folder, check, examples or 200)
+    fuzz(json_documents([json.loads(_report(calibration).to_json())]), folder, check, examples or 220)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("scipy") is None, reason="needs the extra calibrate")
@@ -329,7 +329,7 @@ def test_updates(folder: Path, calibration: Calibration, calibration_path: Path,
 
         return reads(update)
 
-    fuzz(json_documents([json.loads(_report(calibration).to_json())]), folder, check, examples // 10 or 12)
+    fuzz(json_documents([json.loads(_report(calibration).to_json())]), folder, check, examples // 10 or 4)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="needs the extra calibrate")
@@ -345,7 +345,7 @@ def test_profiles(folder: Path, examples: int) -> None:
         (folder / "profile" / "manifest.json").write_bytes(content)
         return reads(lambda: read_profile(folder / "profile"))
 
-    fuzz(json_documents([base]), folder, check, examples or 100)
+    fuzz(json_documents([base]), folder, check, examples or 120)
 
 
 def test_names(folder: Path, calibration_path: Path, examples: int) -> None:
@@ -384,7 +384,7 @@ def test_plans_of_all_sizes(folder: Path, calibration_path: Path, examples: int)
         return runs("predict", "fuzzed.yaml", *options)
 
     sizes = {name: _heads_and_experts(name) for name in FAMILIES}
-    fuzz(as_json(legal_plans(PLAN, sizes)), folder, check, examples or 200)
+    fuzz(as_json(legal_plans(PLAN, sizes)), folder, check, examples or 60)
 
 
 def test_calibrations_of_all_sizes(folder: Path, calibration: Calibration, examples: int) -> None:
@@ -392,7 +392,7 @@ def test_calibrations_of_all_sizes(folder: Path, calibration: Calibration, examp
         (folder / "fuzzed.json").write_bytes(content)
         return runs("predict", "plan.yaml", "--calibration", "fuzzed.json", "--json")
 
-    fuzz(as_json(scaled([json.loads(calibration.model_dump_json())])), folder, check, examples or 150)
+    fuzz(as_json(scaled([json.loads(calibration.model_dump_json())])), folder, check, examples or 60)
 
 
 def test_gpus_of_all_sizes(folder: Path, calibration_path: Path, examples: int) -> None:
@@ -406,7 +406,7 @@ def test_gpus_of_all_sizes(folder: Path, calibration_path: Path, examples: int) 
         options = ("--even-if-it-does-not-fit", "--calibration", str(calibration_path), "--json")
         return runs("predict", "plan.yaml", *options)
 
-    fuzz(as_json(scaled(bases)), folder, check, examples or 100)
+    fuzz(as_json(scaled(bases)), folder, check, examples or 60)
 
 
 def test_configs_of_all_sizes(folder: Path, calibration_path: Path, examples: int) -> None:
@@ -420,4 +420,4 @@ def test_configs_of_all_sizes(folder: Path, calibration_path: Path, examples: in
         options = ("--even-if-it-does-not-fit", "--calibration", str(calibration_path), "--json")
         return runs("predict", "plan.yaml", *options) and runs("models", "config.json")
 
-    fuzz(as_json(scaled(bases)), folder, check, examples or 150)
+    fuzz(as_json(scaled(bases)), folder, check, examples or 60)
