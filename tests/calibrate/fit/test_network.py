@@ -83,7 +83,13 @@ def beside(hidden: float, slower: float, memory_slower: float = 1.25) -> pd.Data
         rows.append(
             {
                 "computation": point.computation,
+                "m": point.m,
+                "n": point.n,
+                "k": point.k,
                 "collective": point.collective,
+                "ranks": 2,
+                "size_B": point.size_B,
+                "priority": 0,
                 "computation_time_s": 1e-3,
                 "collective_time_s": 2e-3,
                 "together_computation_time_s": 1e-3 * factor / (0.9 if product else 1.0),
