@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from moemodel.model.core.arrays import BoolArray
+from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.core.errors import ProfileError
 from moemodel.model.network.collectives import Collective
 from moemodel.model.operators.work import PASSES, SHAPE_FIELDS, Kind, Pass
@@ -24,29 +24,33 @@ from moemodel.model.records.profile import EXCHANGE, IDLE_LINKS, REQUIRED, TABLE
 _LONGEST_TEXT = 500  # characters of a name
 _LONGEST_PLAN = 1_000_000  # of a plan's YAML text
 _LIMITS_OVER = 3.0  # a mean over a second stays below its limit; a reading of an instant may not
+_SAME_POWER = 0.01  # the profiler divides one by the other
 _LONGEST_SHOWN = 60  # characters of a value that is found
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Numbers:
-    """Numbers from `low` to `high`; `whole` ones; `said` is how an error says so."""
+    """Numbers from `low` to `high`, or zero; `whole` ones; `said` is how an error says so."""
 
     low: float = 0.0
+    or_zero: bool = False
     high: float
     whole: bool = False
 
     def wrong(self, values: np.ndarray) -> BoolArray:
         """Which values are not allowed; those that are not there are NaN, and another matter."""
-        bad = ~((values >= self.low) & (values <= self.high)) & ~np.isnan(values)
+        good = (values >= self.low) & (values <= self.high)
+        bad = ~(good | (values == 0) if self.or_zero else good) & ~np.isnan(values)
         return np.asarray(bad | (np.trunc(values) != values) & ~np.isnan(values) if self.whole else bad)
 
     @property
     def said(self) -> str:
-        return f"a {'whole ' if self.whole else ''}number from {self.low:g} to {self.high:g}"
+        zero = "0, or " if self.or_zero else ""
+        return f"{zero}a {'whole ' if self.whole else ''}number from {self.low:g} to {self.high:g}"
 
 
 _SIZE = _Numbers(low=1, high=1e12, whole=True)
-_SHARE = _Numbers(low=0, high=1)
+_SHARE = _Numbers(low=1e-6, high=1, or_zero=True)  # a smaller one makes energies of a call beyond reason
 _DURATION = _Numbers(low=1e-9, high=1e6)
 _NUMBERS = {
     **dict.fromkeys(SHAPE_FIELDS, _SIZE),
@@ -119,6 +123,7 @@ def check_table(table: pa.Table, name: str, path: Path, device: DeviceInfo | Non
         _check_passes(table, path)
     if name == "power":
         _check_loads(table, path)
+        _check_power(table, path)
 
 
 def _check_texts(values: pa.Array, table: str, column: str, path: Path) -> None:
@@ -189,9 +194,23 @@ def _check_loads(table: pa.Table, path: Path) -> None:
         _refuse(_missing(table, column) & needed, table.column(column), column, said, path)
 
 
+def _check_power(table: pa.Table, path: Path) -> None:
+    """Power is energy over time, as it was computed: another value of one of the three is damage."""
+    power_W, energy_J, duration_s = (_floats(table, name) for name in ("power_W", "energy_J", "duration_s"))
+    mean_W = energy_J / duration_s
+    bad = np.abs(power_W / mean_W - 1) > _SAME_POWER
+    if bad.any():
+        expected = f"energy_J over duration_s, {mean_W[bad][0]:.6g},"
+        _refuse(bad, table.column("power_W"), "power_W", expected, path)
+
+
 def _missing(table: pa.Table, column: str) -> BoolArray:
+    return np.isnan(_floats(table, column))
+
+
+def _floats(table: pa.Table, column: str) -> FloatArray:
     values = table.column(column).combine_chunks().cast(pa.float64(), safe=False)
-    return np.asarray(np.isnan(values.to_numpy(zero_copy_only=False).astype(np.float64)))
+    return np.asarray(values.to_numpy(zero_copy_only=False).astype(np.float64))
 
 
 def _refuse(
@@ -207,6 +226,6 @@ def _refuse(
     found = found if len(found) <= _LONGEST_SHOWN else f"{found[:_LONGEST_SHOWN]}..."
     more = f" (and {len(rows) - 1} more rows)" if len(rows) > 1 else ""
     raise ProfileError(
-        f"{path}: {column}, row {rows[0] + 1}{more}: found {found}; {allowed} is expected. Delete the file, or the "
-        "profile's section, and run `moemodel profile` on this folder again"
+        f"{path}: {column}, row {rows[0] + 1}{more}: found {found}; {allowed} is expected. Delete the file and run "
+        "`moemodel profile` on this folder again"
     )

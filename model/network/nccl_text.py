@@ -11,7 +11,7 @@
 
 What a launcher puts before a line, or into it where the program flushed, is cut off; lines of launchers, plugins and
 NCCL itself are skipped, wherever they stand. A row is known by its size, count and type, so it may follow anything, and
-the cells behind them go by the header: `redop` and `root` may be missing there or be blank, and so may one of the two
+the cells after them go by the header: `redop` and `root` may be missing there or be blank, and so may one of the two
 measurements. What begins like a row, or has as many figures as one, must be one. Layout: nccl-tests, src/util.cu, and
 src/all_reduce.cu of versions before 2.13.
 """
@@ -70,14 +70,14 @@ class _Header:
 
     @cached_property
     def tail(self) -> int:
-        """Words behind the measurements; a timestamp is a date and a time."""
-        behind = self.columns[self.columns.index("time") + self.measurements * len(self.cells) :]
-        return len(behind) + behind.count("timestamp")
+        """Words after the measurements; a timestamp is a date and a time."""
+        rest = self.columns[self.columns.index("time") + self.measurements * len(self.cells) :]
+        return len(rest) + rest.count("timestamp")
 
 
 @dataclass(kw_only=True)
 class _Row:
-    """A row as far as it was printed: cells behind the type, and where the first time ended."""
+    """A row as far as it was printed: cells after the type, and where the first time ended."""
 
     line: int
     size: str
@@ -190,15 +190,15 @@ def _result(line: str, number: int, found: _Scan) -> None:
         if header and _looks_like_a_row(words) and not _CHATTER.search(line):
             raise _damaged(words, number, found, header)
         return
-    size, behind = words[start][0], words[start + 3 :]
-    if header is None or not behind:
+    size, cells = words[start][0], words[start + 3 :]
+    if header is None or not cells:
         return
     _close(found)  # one that was begun and never completed
     row = _Row(line=number, size=size, count_end=words[start + 1][1])
     known = words[start + 2][0] in _TYPES
-    if not known and sum(_is_figure(word) for word, _ in behind) < len(header.cells):
+    if not known and sum(_is_figure(word) for word, _ in cells) < len(header.cells):
         return  # a launcher that counts something
-    if not _filled(row, behind, header):
+    if not _filled(row, cells, header):
         raise _columns(len(words) - start, number, found, header)
     if _complete(row, header):
         _keep(row, found, header)

@@ -99,7 +99,7 @@ def test_a_column_of_numbers_holds_nothing_else(name: str, column: str, tables: 
 def test_a_number_that_no_device_reads_is_named_by_its_row(name: str, column: str, tables: dict[str, pa.Table]) -> None:
     for value in (math.inf, -math.inf, 1e300, -1e300, 1e30):
         message = _refusal(_one(tables[name], column, value), name)
-        assert message.startswith(f"{PATH}: {column}, row {ROW}: found {value!r}; a ")
+        assert message.startswith(f"{PATH}: {column}, row {ROW}: found {value!r}; ")
         assert " is expected. " in message
     if column in REQUIRED[name]:
         for nothing in (None, math.nan):
@@ -114,7 +114,7 @@ def test_a_number_that_no_device_reads_is_named_by_its_row(name: str, column: st
         ("power_W", (-10_700.0, -1.0, 0.0)),
         ("clock_Hz", (-1.0, 0.0, 1.4)),
         ("temperature_C", (-1.0, 0.0, 4.29e9)),  # not there; NVML's 0xFFFFFFFF
-        ("duty", (-0.1, 1.2, 95.0)),
+        ("duty", (-0.1, 1.2, 95.0, 1e-300)),
         ("sm_activity", (-0.1, 1.2, 95.0)),
         ("m", (0.0, -1.0, 1.5)),
         ("skew", (0.5, -1.0)),
@@ -124,7 +124,10 @@ def test_a_number_that_no_device_reads_is_named_by_its_row(name: str, column: st
 )
 def test_what_a_load_cannot_be(column: str, bad: tuple[float, ...], tables: dict[str, pa.Table]) -> None:
     for value in bad:
-        assert f"{column}, row {ROW}: found {value!r}; a " in _refusal(_one(tables["power"], column, value), "power")
+        message = _refusal(_one(tables["power"], column, value), "power")
+        assert re.search(
+            rf"{column}, row {ROW}: found {re.escape(repr(value))}; (0, or )?a (whole )?number from", message
+        )
 
 
 def test_the_limits_of_the_device_bound_power_and_clock(committed: Path, tables: dict[str, pa.Table]) -> None:
@@ -137,7 +140,16 @@ def test_the_limits_of_the_device_bound_power_and_clock(committed: Path, tables:
             ProfileError, match=rf"{column}, row {ROW}: found {value!r}; a number from .* to [0-9.e+]+ is"
         ):
             check_table(damaged, "power", PATH, device)
-    check_table(_one(tables["power"], "power_W", 900.0), "power", PATH, device)
+    check_table(_one(tables["thermal"], "power_W", 900.0), "thermal", PATH, device)
+
+
+def test_power_is_energy_over_time(tables: dict[str, pa.Table]) -> None:
+    """So one reading that is wrong by less than the bounds is found, too."""
+    for column in ("power_W", "energy_J", "duration_s"):
+        value = tables["power"].column(column)[ROW - 1].as_py()
+        message = _refusal(_one(tables["power"], column, 1.05 * value), "power")
+        assert f"power_W, row {ROW}: found " in message
+        assert "; energy_J over duration_s, " in message
 
 
 @pytest.mark.parametrize(("name", "column"), TEXTS)
@@ -176,7 +188,7 @@ def test_a_load_that_is_an_operator_has_sizes_and_a_share_of_the_time(tables: di
         message = _refusal(_one(tables["power"], column, None), "power")
         assert re.search(rf"{column}, row {ROW}: found null; a .*, as kind is given is expected", message)
     message = _refusal(_one(tables["power"], "duty", None), "power")
-    assert f"duty, row {ROW}: found null; a number from 0 to 1, as time_s is given is expected" in message
+    assert f"duty, row {ROW}: found null; 0, or a number from 1e-06 to 1, as time_s is given is expected" in message
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

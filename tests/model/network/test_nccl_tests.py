@@ -155,7 +155,7 @@ def test_what_launchers_plugins_and_nccl_say_between_the_lines(said: str, keep: 
 
 @pytest.mark.parametrize("cut", [HEAD, HEAD + ONE])
 def test_a_row_that_nccl_interrupted(cut: int, keep: Keep) -> None:
-    """It begins to speak where the row was flushed, and the row goes on behind its line."""
+    """It begins to speak where the row was flushed, and the row goes on after its line."""
     lines = printed()
     title = next(i for i, line in enumerate(lines) if "busbw" in line)
     row = lines[title + 2]
@@ -167,7 +167,7 @@ def test_a_row_that_nccl_interrupted(cut: int, keep: Keep) -> None:
     as_expected(read_nccl_test(keep(lines)))
 
 
-def test_a_line_of_nccl_behind_a_whole_row(keep: Keep) -> None:
+def test_a_line_of_nccl_after_a_whole_row(keep: Keep) -> None:
     as_expected(
         read_nccl_test(
             keep([line + "node-0:21:97 [0] NCCL INFO x" if " float " in line else line for line in printed()])
@@ -175,7 +175,7 @@ def test_a_line_of_nccl_behind_a_whole_row(keep: Keep) -> None:
     )
 
 
-def test_rows_behind_the_footer_count(keep: Keep) -> None:
+def test_rows_after_the_footer_count(keep: Keep) -> None:
     """Where outputs of several processes were joined, it may come before them."""
     lines = printed()
     as_expected(read_nccl_test(keep([*lines[: -len(TIMES_US) - 4], *FOOTER, *lines[-len(TIMES_US) - 4 :]])))
@@ -225,7 +225,7 @@ def test_a_measurement_that_was_not_made(keep: Keep) -> None:
         read_nccl_test(keep(printed(rows=first)))
 
 
-def test_columns_behind_the_measurements(keep: Keep) -> None:
+def test_columns_after_the_measurements(keep: Keep) -> None:
     """Timestamps (`-S`), and percentiles of single iterations (`-I`)."""
     rows = [
         line + (f"{'timestamp':>19s}" if "busbw" in line else "  2026-01-02 03:04:05" if " float " in line else "")
