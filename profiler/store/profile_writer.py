@@ -15,9 +15,10 @@ from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 
-from moemodel.model.core.errors import ProfileError
+from moemodel.model.core.documents import load_json, parse_data
+from moemodel.model.core.errors import InputError, ProfileError
 from moemodel.model.core.files import TEMPORARY_SUFFIX, write_atomic
 from moemodel.model.records.profile import (
     MANIFEST,
@@ -184,16 +185,16 @@ def read_manifest(file: Path) -> Manifest:
         ProfileError: it is not JSON, not a manifest, or of another schema version.
     """
     try:
-        raw = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ProfileError(f"{file}: not readable as JSON ({error}); delete the profile and measure again") from error
+        raw = load_json(file)
+    except InputError as error:
+        raise ProfileError(f"{error}; delete the profile and measure again") from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version != SCHEMA_VERSION:
         raise ProfileError(f"{file}: found schema_version {version}, expected {SCHEMA_VERSION}; profile anew elsewhere")
     try:
-        return Manifest.model_validate(raw)
-    except ValidationError as error:
-        raise ProfileError(f"{file}: not a manifest: {error}") from error
+        return parse_data(raw, Manifest, str(file))
+    except InputError as error:
+        raise ProfileError(str(error)) from None
 
 
 def _resumed(folder: Path, manifest: Manifest) -> Manifest:
@@ -212,6 +213,10 @@ def _resumed(folder: Path, manifest: Manifest) -> Manifest:
     ):
         if found != expected:
             raise ProfileError(f"{file}: found {what} {found}, expected {expected}; give another folder as --output")
+    try:
+        old.model_dump_json()
+    except PydanticSerializationError:  # half of a character
+        raise ProfileError(f"{file}: holds what is no text; give another folder as --output") from None
     return old
 
 
