@@ -16,13 +16,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import pytest
 
 from moemodel.model.records.profile import ROWS
-from moemodel.profiler.sections.passive_sweep import MIXES
+from moemodel.profiler.clocks.settings import Clocks
+from moemodel.profiler.run import profile
 
 WAYS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
 MODES = ("lock", "passive", "as-is")
@@ -151,14 +152,25 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     """The profile of a run that nobody ended, by mode."""
     made: dict[str, Path] = {}
 
-    def profile(mode: str) -> Path:
+    def measured(mode: str) -> Path:
         if mode not in made:
             folder = tmp_path_factory.mktemp("undisturbed") / mode
-            _profile(folder, mode).finish()
+            _finish_profile(folder, mode)
             made[mode] = folder / "prof"
         return made[mode]
 
-    return profile
+    return measured
+
+
+def _finish_profile(folder: Path, mode: str) -> None:
+    """The same command to its end; among the other tests in this process, which has torch already."""
+    if ALL:
+        _profile(folder, mode).finish()
+        return
+    folder.mkdir(exist_ok=True)
+    sections, asked = SECTIONS[mode].split(","), cast("Clocks", mode)
+    gpu = f"sim:h100?state={folder / 'state.json'}"
+    profile(gpu, folder / "prof", clocks=asked, sections=sections, budget_s=float(BUDGET_S))
 
 
 @pytest.mark.parametrize(("way", "mode"), cases((signal.SIGKILL, "lock")))
@@ -175,7 +187,7 @@ def test_profile(way: signal.Signals, mode: str, undisturbed: Callable[[str], Pa
     assert _state(state)["power_limit_W"] == 700.0
     assert (_state(state)["locks"] > 0) == (mode == "lock")
     before = _rows(prof, parts=True)
-    _profile(tmp_path, mode).finish()
+    _finish_profile(tmp_path, mode)
     assert _state(state)["locked_Hz"] is None
     _same_rows(_rows(prof), _rows(undisturbed(mode)), before)
     assert not [path.name for path in prof.rglob("*") if path.suffix == ".tmp" or path.name.startswith("part-")]
@@ -210,8 +222,6 @@ def _same_rows(
             assert not rows.duplicated(keys).any(), kind.TABLE
         if kind.TABLE == "operators":  # samples of a point and a mix were read off together
             assert (rows.groupby(keys, dropna=False).wall_s.nunique() == 1).all()
-            most = expected[kind.TABLE].groupby(["sweep"]).size() if len(MIXES) else None
-            assert set(rows["sweep"]) == set(most.index)
 
 
 def _keys(rows: pd.DataFrame, keys: list[str]) -> set[tuple[Any, ...]]:
@@ -304,13 +314,14 @@ def test_optimize(way: signal.Signals, mode: str, tmp_path: Path, calibration_fi
     begun_s = time.monotonic()
     command.finish()
     took_s, whole = time.monotonic() - begun_s, result.read_text()
-    for share in (0.5, 0.8, 0.95) if ALL else (0.7,):
+    for share in (0.5, 0.8, 0.95) if ALL else (0.8,):
         _ended_somewhere(command, way, share * took_s)
         assert json.loads(result.read_text()) == json.loads(whole)  # that of before, or the same again
         if way != signal.SIGKILL:
             assert not list(tmp_path.glob(".*.tmp"))
-    command.finish()
-    assert result.read_text() == whole
+    if ALL:
+        command.finish()
+        assert result.read_text() == whole
 
 
 def _ended_somewhere(command: Command, way: signal.Signals, after_s: float) -> None:
