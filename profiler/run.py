@@ -56,7 +56,7 @@ _HEAVY_RATIO = 3.0  # of heavy load to operator in section `mixed`, as the mix 3
 # On a processor: 226 s on two cores that others used too (AMD EPYC, measured for this project, 2026).
 _SLOW_HOST = (
     "the budget of {:.0f} s bounds all sections but the last: host trains small models, which a processor takes "
-    "minutes for where other work runs beside it; Ctrl-C keeps what was measured, and --sections without host leaves it out"
+    "minutes for where other work runs beside it; Ctrl-C keeps what was measured, --sections without host leaves it out"
 )
 _PARALLEL_HOST_REPEATS = 10  # of each tiny model: about 30 s on two H100
 

@@ -32,8 +32,8 @@ VISITS = "visits.jsonl"
 
 _FREE = ("set_aside", "notes")  # of a spec: they are for the reader, and change nothing of what is run
 
-# By unit, what a run can have measured; 0 too, but of the step's time.
-_BOUNDS = {"s": (1e-12, 1e9), "J": (1e-9, 1e15), "W": (1e-3, 1e7), "Hz": (1e3, 1e13), "B": (1, 1e18), "C": (-100, 300)}
+# By unit, what a run can have measured (seconds: Unix time among them); 0 too, but of the step's time.
+_BOUNDS = {"s": (1e-12, 1e11), "J": (1e-9, 1e15), "W": (1e-3, 1e7), "Hz": (1e3, 1e13), "B": (1, 1e18), "C": (-100, 300)}
 
 
 class RequestedPlan(Strict):

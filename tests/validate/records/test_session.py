@@ -27,7 +27,8 @@ Ask = Callable[..., ValidationSpec]
 
 
 def _visited(plan: str, repeat: int) -> RunRecord:
-    visit = Visit(repeat=repeat, clock_held=None, seconds=1.0, rows=({"step_time_s": 0.1},))
+    row = {"rank": 0, "step_time_s": 0.1, "power_W": None, "temperature_C": 48.0, "wall_s": 1_795_000_000.0}
+    visit = Visit(repeat=repeat, clock_held=None, seconds=1.0, rows=(row,))
     return RunRecord(plan=plan, visit=visit)
 
 
