@@ -53,6 +53,11 @@ from moemodel.profiler.training.measure import measure_plans
 SECTIONS = {"mixed": 0.30, "power": 0.28, "heat": 0.19, "solo": 0.07, "sweep": 0.12, "host": 0.04}
 _HEAVY_SECTIONS = ("mixed", "sweep")  # which drive the clock by a heavy load: not asked for by --clocks as-is
 _HEAVY_RATIO = 3.0  # of heavy load to operator in section `mixed`, as the mix 3:1 of the sweep
+# On a processor: 226 s on two cores that others used too (AMD EPYC, measured for this project, 2026).
+_SLOW_HOST = (
+    "the budget of {:.0f} s bounds all sections but the last: host trains small models, which a processor takes "
+    "minutes for where other work runs beside it; Ctrl-C keeps what was measured, --sections without host leaves it out"
+)
 _PARALLEL_HOST_REPEATS = 10  # of each tiny model: about 30 s on two H100
 
 
@@ -180,6 +185,8 @@ def profile(
                     seed=seed,
                     control=control if choice.clocks == "lock" else None,
                 )
+                if device.torch_device.type == "cpu" and run.lacks_host(chosen):
+                    announce(_SLOW_HOST.format(budget_s))
                 run.sections(chosen, begun_s, budget_s)
                 if talking > 1 and (sections is None or COLLECTIVES in sections):
                     run.collectives(
@@ -300,11 +307,15 @@ class _Run:
         if on_bench:
             self._on_bench(on_bench, deadline_s)
             make_room(self.device.torch_device)
-        if "host" in chosen and "host" not in self.writer.manifest.sections:
+        if self.lacks_host(chosen):
             if self.platform.timer.now_s() > deadline_s["host"]:
                 self.outcome.skips.append(Skip(what="host", reason="the budget was spent; run again to add it"))
             else:
                 self._section("host", 1, self._host)
+
+    def lacks_host(self, chosen: Sequence[str]) -> bool:
+        """Whether section `host` is still to be measured."""
+        return "host" in chosen and "host" not in self.writer.manifest.sections
 
     def collectives(self, section: Collectives) -> None:
         """Measure how several devices talk to each other, in processes apart; this one's device is left to them."""

@@ -94,7 +94,9 @@ def adopt_launcher(environment: MutableMapping[str, str] = os.environ) -> None:
     """Under srun or an MPI that was told where to meet, say who is who by the names that torch knows."""
     found = launched(environment)
     if found is not None and "MASTER_ADDR" in environment and "MASTER_PORT" in environment:
-        environment |= {"RANK": str(found.rank), "WORLD_SIZE": str(found.size), "LOCAL_RANK": str(found.local_rank)}
+        environment.update(
+            {"RANK": str(found.rank), "WORLD_SIZE": str(found.size), "LOCAL_RANK": str(found.local_rank)}
+        )
 
 
 def started_with_others(environment: Mapping[str, str] = os.environ) -> bool:

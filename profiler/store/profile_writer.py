@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic_core import PydanticSerializationError
 
 from moemodel.model.core.documents import load_json, parse_data
 from moemodel.model.core.errors import InputError, ProfileError
@@ -212,6 +213,10 @@ def _resumed(folder: Path, manifest: Manifest) -> Manifest:
     ):
         if found != expected:
             raise ProfileError(f"{file}: found {what} {found}, expected {expected}; give another folder as --output")
+    try:
+        old.model_dump_json()
+    except PydanticSerializationError:  # half of a character
+        raise ProfileError(f"{file}: holds what is no text; give another folder as --output") from None
     return old
 
 

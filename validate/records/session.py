@@ -9,8 +9,9 @@ report.json     everything together (`model.results.validation`), and report.htm
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ QUESTION = "question.json"
 VISITS = "visits.jsonl"
 
 _FREE = ("set_aside", "notes")  # of a spec: they are for the reader, and change nothing of what is run
+
+# By unit, what a run can have measured (seconds: Unix time among them); 0 too, but of the step's time.
+_BOUNDS = {"s": (1e-12, 1e11), "J": (1e-9, 1e15), "W": (1e-3, 1e7), "Hz": (1e3, 1e13), "B": (1, 1e18), "C": (-100, 300)}
 
 
 class RequestedPlan(Strict):
@@ -142,6 +146,8 @@ class Session:
         records = list(_read_lines(self._visits))
         asked = {(plan.name, repeat) for plan, repeat in self.spec.order()}
         for number, record in enumerate(records, start=1):
+            for row in record.visit.rows if record.visit else ():
+                _check_plausible(row, f"{self._visits}:{number}")
             if (record.plan, record.repeat) not in asked:
                 raise InputError(
                     f"{self._visits}:{number}: found plan {record.plan!r}, round {record.repeat + 1}, which this "
@@ -156,11 +162,12 @@ class Session:
 
     def add(self, record: RunRecord) -> None:
         """Keep a run that ended, on disk when this returns."""
+        records = self.records  # those of before, read before it is among them
         with self._visits.open("ab") as file:
             file.write(record.model_dump_json().encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        self.records.append(record)
+        records.append(record)
 
     def left(self) -> list[tuple[RequestedPlan, int]]:
         """Runs that are still to be made, in order; a plan that failed is not run again (see `_RETRIED`)."""
@@ -171,6 +178,21 @@ class Session:
             for asked, repeat in self.spec.order()
             if asked.name not in failed and (asked.name, repeat) not in done
         ]
+
+
+def _check_plausible(row: Mapping[str, float | None], place: str) -> None:
+    """Check that what was measured can have been: a damaged digit would be reported on as if it were true.
+
+    Raises:
+        InputError: it can not.
+    """
+    for column, value in row.items():
+        low, high = _BOUNDS.get(column.rpartition("_")[2], (-math.inf, math.inf))
+        if value is not None and not low <= value <= high and not (value == 0 and column != "step_time_s"):
+            raise InputError(
+                f"{place}: {column}: found {value:g}; allowed: {low:g} to {high:g}; name a new folder with -o, or "
+                "delete that line to make the run again"
+            )
 
 
 def _worth_a_retry(record: RunRecord) -> bool:
