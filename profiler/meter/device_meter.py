@@ -212,6 +212,10 @@ class FinishedStep:
 class DeviceMeter:
     """One device: its marks, its counter, and what is known so far.
 
+    Args:
+        device, timer, finder: of it.
+        ready: of a step's index: whether what else belongs to the step is known.
+
     Attributes:
         mark: makes a mark.
         lag: of the device behind the host; says which steps the meter may mark by the host's clock alone.
@@ -219,8 +223,15 @@ class DeviceMeter:
         rows: finished steps, for the writer.
     """
 
-    def __init__(self, device: MeteredDevice, timer: EventTimer, finder: Finder) -> None:
+    def __init__(
+        self,
+        device: MeteredDevice,
+        timer: EventTimer,
+        finder: Finder,
+        ready: Callable[[int], bool] = lambda _: True,
+    ) -> None:
         self.device, self.finder = device, finder
+        self._ready = ready
         self._recorder = device if isinstance(device, RecordingDevice) else None
         self.notes: list[str] = []
         self.rows: deque[FinishedStep] = deque()  # finished steps, for the writer
@@ -299,7 +310,7 @@ class DeviceMeter:
             index, marks, names, hosts_s, streams = self.pending[0]
             # On one stream, whose order is that of time, all are done when the last is.
             awaited = () if marks is None else marks[-1:] if streams[0] == streams[1] else marks
-            if not all(self._timer.done(mark) for mark in awaited):
+            if not all(self._timer.done(mark) for mark in awaited) or not (index is None or self._ready(index)):
                 break
             self.pending.popleft()
             self._account(index, names, self._times_s(index, marks, names, hosts_s))

@@ -255,7 +255,9 @@ def test_a_card_in_mig_mode_runs_slices_only(fake_nvml: Any, fake_gpu: Any, monk
             assert nvml_handle(fake_nvml, whole) is fake_gpu
 
 
-@pytest.mark.parametrize("name", ["NVIDIA GH200 480GB", "NVIDIA GH200 144G HBM3e", "NVIDIA GB200", "NVIDIA GB300 NVL72"])
+@pytest.mark.parametrize(
+    "name", ["NVIDIA GH200 480GB", "NVIDIA GH200 144G HBM3e", "NVIDIA GB200", "NVIDIA GB300 NVL72"]
+)
 def test_a_superchips_counter_is_not_the_gpus(fake_nvml: Any, fake_gpu: Any, name: str) -> None:
     fake_gpu.name = name
     device = NvidiaDevice(torch.device("cuda", 0), fake_nvml, fake_gpu)
@@ -313,9 +315,7 @@ class _AllBits:
 
 
 @pytest.mark.parametrize("value", [2**32 - 1, 2**64 - 1, float("nan"), float("inf"), -5, None, "n/a"])
-def test_what_is_no_reading_is_none(
-    fake_nvml: Any, fake_gpu: Any, monkeypatch: pytest.MonkeyPatch, value: Any
-) -> None:
+def test_what_is_no_reading_is_none(fake_nvml: Any, fake_gpu: Any, monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
     device = NvidiaDevice(torch.device("cuda", 0), fake_nvml, fake_gpu)
     for question in ("PowerUsage", "ClockInfo", "Temperature"):
         monkeypatch.setattr(fake_nvml, f"nvmlDeviceGet{question}", lambda *_: value)
