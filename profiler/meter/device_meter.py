@@ -105,6 +105,7 @@ class CudaEventTimer:
         self._stream_number: int | None = None
         self._pool: list[torch.cuda.Event] = []
         self._rate = 1.0  # host seconds in a device second
+        self._probe: tuple[torch.cuda.Event, float] | None = None
         self._next = self._base = self._anchor()
 
     def mark(self) -> torch.cuda.Event:
@@ -140,11 +141,23 @@ class CudaEventTimer:
         self._stream = torch.cuda.current_stream(self._device)
         self.stream_changes += 1
 
+    def idle_lag_s(self) -> float:
+        """How far an idle device is behind the host: that, and by how much the host was late to see the anchor."""
+        if self._probe is None:
+            return 0.0
+        event, host_s = self._probe
+        return self.time_s(event) - host_s
+
     def _anchor(self) -> tuple[torch.cuda.Event, float]:
-        event = _event()
-        event.record(torch.cuda.current_stream(self._device))
+        event, probe = _event(), _event()
+        stream = torch.cuda.current_stream(self._device)
+        event.record(stream)
         event.synchronize()
-        return event, time.perf_counter()
+        now_s = time.perf_counter()
+        self._probe = (probe, now_s)
+        probe.record(stream)
+        probe.synchronize()
+        return event, now_s
 
 
 def _event() -> torch.cuda.Event:
@@ -351,8 +364,8 @@ class DeviceMeter:
         times_s = [self._timer.time_s(mark) for mark in marks]
         for mark in marks:
             self._timer.release(mark)
-        if index is not None and hosts_s is not None and not isinstance(self._timer, HostEventTimer):
-            self.lag.learn(names, hosts_s, times_s)
+        if index is not None and hosts_s is not None and isinstance(self._timer, CudaEventTimer):
+            self.lag.learn(names, hosts_s, times_s, self._timer.idle_lag_s())
         return times_s
 
     def _account(self, index: int | None, names: list[str], times_s: list[float]) -> None:
@@ -487,6 +500,11 @@ class DeviceMeter:
         if counter_W is None:
             if read_W is None:
                 notes.append("no energy counter and no power readings here: times only")
+            elif self._fault is None and self.finder.read_s is None:
+                notes.append(
+                    f"no energy counter of this device alone: its energy is the mean of {self._power_W.count} power "
+                    "readings times the session's length, and phases have no power"
+                )
             return read_W, None if read_W is None else "power readings"
         if read_W is not None and self._power_W.count >= _FEWEST_READINGS:
             apart = abs(read_W - counter_W) / max(counter_W, 1e-9)

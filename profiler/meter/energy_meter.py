@@ -375,7 +375,7 @@ class Meter:
             with suppress(DeviceError):  # else the thread reads them, and the summary says so
                 self._feed = CounterFeed(known)
                 numbers = [number for number, address in enumerate(addresses) if address is not None]
-                fed = dict(zip(numbers, self._feed.finders, strict=True))
+                fed.update(zip(numbers, self._feed.finders, strict=True))
         return [fed.get(number) or EdgeFinder(device, time.perf_counter) for number, device in enumerate(devices)]
 
     def _stop(self) -> None:
