@@ -65,6 +65,10 @@ class EventTimer(Protocol):
         """Count from the last `synchronize`; marks older than it must have been read."""
         ...
 
+    def idle_lag_s(self) -> float:
+        """How far an idle device is behind the host, and by how much the host was late when their clocks were tied."""
+        ...
+
 
 class HostEventTimer:
     """A device that has done its work when the call returns."""
@@ -89,6 +93,9 @@ class HostEventTimer:
     def rebase(self) -> None:
         return None
 
+    def idle_lag_s(self) -> float:
+        return 0.0
+
 
 class CudaEventTimer:
     """Events on the current stream. CUDA gives times as differences in float32, so they count from a recent event."""
@@ -105,7 +112,8 @@ class CudaEventTimer:
         self._stream_number: int | None = None
         self._pool: list[torch.cuda.Event] = []
         self._rate = 1.0  # host seconds in a device second
-        self._probe: tuple[torch.cuda.Event, float] | None = None
+        self._probe: tuple[torch.cuda.Event, float] | None = None  # made when the device was idle
+        self._idle_s = 0.0
         self._next = self._base = self._anchor()
 
     def mark(self) -> torch.cuda.Event:
@@ -135,6 +143,9 @@ class CudaEventTimer:
         if passed_s > 5.0:  # else the two readings of the host's clock say too little
             self._rate = min(max((new_s - old_s) / passed_s, 1 - 1e-3), 1 + 1e-3)
         self._base = self._next
+        if self._probe is not None:
+            probe, made_s = self._probe
+            self._idle_s = self.time_s(probe) - made_s
 
     def _change_stream(self) -> None:
         self._stream_number = None if self._number is None else self._number(self._index)
@@ -142,11 +153,7 @@ class CudaEventTimer:
         self.stream_changes += 1
 
     def idle_lag_s(self) -> float:
-        """How far an idle device is behind the host: that, and by how much the host was late to see the anchor."""
-        if self._probe is None:
-            return 0.0
-        event, host_s = self._probe
-        return self.time_s(event) - host_s
+        return self._idle_s
 
     def _anchor(self) -> tuple[torch.cuda.Event, float]:
         event, probe = _event(), _event()
@@ -360,11 +367,11 @@ class DeviceMeter:
     ) -> list[float]:
         """When the device got to each mark."""
         if marks is None:
-            return self.lag.times_s(names, hosts_s or [])
+            return self.lag.times_s(names, hosts_s or [], self._timer.idle_lag_s())
         times_s = [self._timer.time_s(mark) for mark in marks]
         for mark in marks:
             self._timer.release(mark)
-        if index is not None and hosts_s is not None and isinstance(self._timer, CudaEventTimer):
+        if index is not None and hosts_s is not None and not isinstance(self._timer, HostEventTimer):
             self.lag.learn(names, hosts_s, times_s, self._timer.idle_lag_s())
         return times_s
 

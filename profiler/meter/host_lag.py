@@ -59,10 +59,10 @@ class HostLag:
         Args:
             names: of the step's phases.
             host_s, device_s: of its marks.
-            idle_s: lag of a device that has nothing to do; what is beyond it is work.
+            idle_s: lag of a device that has nothing to do, beyond which lags count: how the two clocks were tied.
         """
         self.left = 0
-        lags_s = [device - host for host, device in zip(host_s, device_s, strict=True)]
+        lags_s = [device - host - idle_s for host, device in zip(host_s, device_s, strict=True)]
         if tuple(names) != self._names:
             self._names = tuple(names)
             self._steps.clear()
@@ -80,11 +80,11 @@ class HostLag:
             _DEVIATION * median(abs(lag_s - middle_s) for lag_s in of_mark_s)
             for middle_s, of_mark_s in zip(self._lag_s, zip(*self._steps, strict=True), strict=True)
         ]
-        if max(self._deviation_s) < _STEADY_S and self._lag_s[0] - idle_s < _SHORT_S:
+        if max(self._deviation_s) < _STEADY_S and self._lag_s[0] < _SHORT_S:
             self.noise_s = max(self.noise_s, *self._deviation_s)
             self.left = self._draw.randint(_FEWEST, _MOST)
 
-    def times_s(self, names: Sequence[str], host_s: Sequence[float]) -> list[float]:
+    def times_s(self, names: Sequence[str], host_s: Sequence[float], idle_s: float = 0.0) -> list[float]:
         """When the device got to marks that the host's clock made, never backwards."""
         if self._synchronous or not self._lag_s:
             return list(host_s)
@@ -95,7 +95,7 @@ class HostLag:
             self.left = 0
         times_s: list[float] = []
         for at_s, lag_s in zip(host_s, lags_s, strict=True):
-            times_s.append(max(at_s + lag_s, times_s[-1] if times_s else -math.inf))
+            times_s.append(max(at_s + lag_s + idle_s, times_s[-1] if times_s else -math.inf))
         return times_s
 
     def _is_off(self, lags_s: Sequence[float]) -> bool:
