@@ -375,7 +375,8 @@ class Meter:
             with suppress(DeviceError):  # else the thread reads them, and the summary says so
                 self._feed = CounterFeed(known)
                 numbers = [number for number, address in enumerate(addresses) if address is not None]
-                fed.update(zip(numbers, self._feed.finders, strict=True))
+                for number, finder in zip(numbers, self._feed.finders, strict=True):
+                    fed[number] = finder
         return [fed.get(number) or EdgeFinder(device, time.perf_counter) for number, device in enumerate(devices)]
 
     def _stop(self) -> None:
