@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
+import signal
 import time
 from bisect import bisect
 from collections.abc import Callable
@@ -18,6 +20,7 @@ import torch
 import moemodel
 from moemodel.model.core.errors import InputError
 from moemodel.model.records.profile import DeviceInfo
+from moemodel.profiler.devices.address import Address
 from moemodel.profiler.devices.cpu import CpuDevice
 from moemodel.profiler.devices.nvidia import NvidiaDevice
 from moemodel.profiler.meter.device_meter import CudaEventTimer
@@ -440,3 +443,60 @@ def test_most_steps_of_a_host_bound_loop_have_no_events(
     rows = [json.loads(line) for line in (tmp_path / "rank0-steps.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(200))
     assert device.read_by == "thread"  # a fake NVML can't be found by another process
+
+
+# --- a reader process ------------------------------------------------------------------------------------------------
+
+ELSEWHERE = """
+import math, time
+class Sensors:
+    def energy_J(self):
+        return 400 * math.floor(time.perf_counter() / 0.1) * 0.1
+    def power_W(self):
+        return 400.0
+def open_sensors(argument):
+    return Sensors()
+"""
+
+
+def test_a_device_with_an_address_is_read_by_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bare_device: Any
+) -> None:
+    (tmp_path / "sensors_elsewhere.py").write_text(ELSEWHERE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    bare_device.sensors_at = Address(opener="sensors_elsewhere:open_sensors", argument="")
+    with Meter(devices=[bare_device], strict=True) as meter:
+        assert meter.reader_pid is not None
+        for _ in range(12):
+            with meter.step():
+                time.sleep(0.1)
+    device = meter.summary().devices[0]
+    assert (device.read_by, device.energy_source, device.steps) == ("process", "counter", 12)
+    assert device.power_W == pytest.approx(400, rel=0.02)
+    assert meter.reader_pid is None
+
+
+def test_a_reader_that_is_killed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bare_device: Any) -> None:
+    (tmp_path / "sensors_elsewhere.py").write_text(ELSEWHERE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    bare_device.sensors_at = Address(opener="sensors_elsewhere:open_sensors", argument="")
+    meter = Meter(devices=[bare_device])
+    meter.start()
+    os.kill(meter.reader_pid or 0, signal.SIGKILL)
+    for _ in range(21):
+        with meter.step():
+            time.sleep(0.01)
+    with pytest.warns(RuntimeWarning, match="reader ended before the session did"):
+        meter.stop()
+    assert meter.summary().devices[0].steps == 21
+
+
+def test_a_reader_that_does_not_start_leaves_it_to_a_thread(bare_device: Any) -> None:
+    bare_device.sensors_at = Address(opener="nowhere:open_sensors", argument="")
+    bare_device.power_W = lambda: 300.0
+    with Meter(devices=[bare_device], strict=True) as meter, meter.step():
+        time.sleep(0.2)
+    device = meter.summary().devices[0]
+    assert (device.read_by, device.energy_source, device.power_W) == ("thread", "power readings", 300.0)
+    with pytest.raises(InputError, match="reader: found 'nobody'; allowed: process, thread"):
+        Meter(reader="nobody")
