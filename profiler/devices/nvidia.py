@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -207,6 +208,8 @@ def _slice_of(nvml: Any, handle: Any, properties: Any, wanted: str | None) -> st
     """Why a handle is that of a card of which torch has a slice; None where it is of a whole GPU."""
     if re.search(r"\bMIG\b", str(properties.name)):
         return "is a MIG slice of a card"
+    if "MIG-" in os.environ.get("CUDA_VISIBLE_DEVICES", ""):
+        return "is a MIG slice of a card, as CUDA_VISIBLE_DEVICES says"
     mode = _found(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle))
     if mode is not None and mode[0] == getattr(nvml, "NVML_DEVICE_MIG_ENABLE", 1):
         return "is on a card in MIG mode, where work runs in slices only"

@@ -234,7 +234,7 @@ class Finder(Protocol):
     """
 
     read_by: str
-    remarks: Sequence[str]
+    remarks: list[str]
     edges: deque[Edge]
     powers: deque[tuple[float, float]]
 
@@ -262,11 +262,11 @@ class EdgeFinder:
     """
 
     read_by = "thread"
-    remarks: Sequence[str] = ()  # the device's own has them
 
     def __init__(self, device: Sensors, now_s: Callable[[], float]) -> None:
         self.edges: deque[Edge] = deque()
         self.powers: deque[tuple[float, float]] = deque()
+        self.remarks: list[str] = []  # none: the device's own are in this process
         self._reader = CounterReader(device, now_s, AroundTick())
         self._device, self._now_s = device, now_s
         self._power_due_s = self._reader.due_s

@@ -71,22 +71,22 @@ class Reader:
         if now_s >= self._alive_s:
             self._alive_s = now_s + _ALIVE_S
             for device, finder in enumerate(self._finders):
-                self._say(ALIVE, device, _or_nan(finder.asked_s), _or_nan(finder.read_s))
+                self._emit_record(ALIVE, device, _or_nan(finder.asked_s), _or_nan(finder.read_s))
         self._write()
         due_s = min([self._alive_s, *(finder.due_s for finder in self._finders)])
         return max(due_s - time.perf_counter(), 0.0)
 
     def _take(self, device: int, finder: EdgeFinder) -> None:
         while finder.edges:
-            self._say(EDGE, device, *finder.edges.popleft())
+            self._emit_record(EDGE, device, *finder.edges.popleft())
         while finder.powers:
-            self._say(POWER, device, *finder.powers.popleft())
+            self._emit_record(POWER, device, *finder.powers.popleft())
         for what, value in getattr(self._sensors[device], "oddities", {}).items():
             if (device, what) not in self._told_odd:
                 self._told_odd.add((device, what))
-                self._say(ODD, device, value, float(SENSORS.index(what)) if what in SENSORS else 0.0)
+                self._emit_record(ODD, device, value, float(SENSORS.index(what)) if what in SENSORS else 0.0)
 
-    def _say(self, kind: int, device: int, *values: float) -> None:
+    def _emit_record(self, kind: int, device: int, *values: float) -> None:
         self._waiting.append(RECORD.pack(kind, device, *(*values, _NAN, _NAN)[:3]))
 
     def _write(self) -> None:

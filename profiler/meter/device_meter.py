@@ -65,6 +65,10 @@ class EventTimer(Protocol):
         """Count from the last `synchronize`; marks older than it must have been read."""
         ...
 
+    def idle_lag_s(self) -> float:
+        """How far an idle device is behind the host, and by how much the host was late when their clocks were tied."""
+        ...
+
 
 class HostEventTimer:
     """A device that has done its work when the call returns."""
@@ -89,6 +93,9 @@ class HostEventTimer:
     def rebase(self) -> None:
         return None
 
+    def idle_lag_s(self) -> float:
+        return 0.0
+
 
 class CudaEventTimer:
     """Events on the current stream. CUDA gives times as differences in float32, so they count from a recent event."""
@@ -105,6 +112,8 @@ class CudaEventTimer:
         self._stream_number: int | None = None
         self._pool: list[torch.cuda.Event] = []
         self._rate = 1.0  # host seconds in a device second
+        self._probe: tuple[torch.cuda.Event, float] | None = None  # made when the device was idle
+        self._idle_s = 0.0
         self._next = self._base = self._anchor()
 
     def mark(self) -> torch.cuda.Event:
@@ -134,17 +143,28 @@ class CudaEventTimer:
         if passed_s > 5.0:  # else the two readings of the host's clock say too little
             self._rate = min(max((new_s - old_s) / passed_s, 1 - 1e-3), 1 + 1e-3)
         self._base = self._next
+        if self._probe is not None:
+            probe, made_s = self._probe
+            self._idle_s = self.time_s(probe) - made_s
 
     def _change_stream(self) -> None:
         self._stream_number = None if self._number is None else self._number(self._index)
         self._stream = torch.cuda.current_stream(self._device)
         self.stream_changes += 1
 
+    def idle_lag_s(self) -> float:
+        return self._idle_s
+
     def _anchor(self) -> tuple[torch.cuda.Event, float]:
-        event = _event()
-        event.record(torch.cuda.current_stream(self._device))
+        event, probe = _event(), _event()
+        stream = torch.cuda.current_stream(self._device)
+        event.record(stream)
         event.synchronize()
-        return event, time.perf_counter()
+        now_s = time.perf_counter()
+        self._probe = (probe, now_s)
+        probe.record(stream)
+        probe.synchronize()
+        return event, now_s
 
 
 def _event() -> torch.cuda.Event:
@@ -212,6 +232,10 @@ class FinishedStep:
 class DeviceMeter:
     """One device: its marks, its counter, and what is known so far.
 
+    Args:
+        device, timer, finder: of it.
+        ready: of a step's index: whether what else belongs to the step is known.
+
     Attributes:
         mark: makes a mark.
         lag: of the device behind the host; says which steps the meter may mark by the host's clock alone.
@@ -219,8 +243,15 @@ class DeviceMeter:
         rows: finished steps, for the writer.
     """
 
-    def __init__(self, device: MeteredDevice, timer: EventTimer, finder: Finder) -> None:
+    def __init__(
+        self,
+        device: MeteredDevice,
+        timer: EventTimer,
+        finder: Finder,
+        ready: Callable[[int], bool] = lambda _: True,
+    ) -> None:
         self.device, self.finder = device, finder
+        self._ready = ready
         self._recorder = device if isinstance(device, RecordingDevice) else None
         self.notes: list[str] = []
         self.rows: deque[FinishedStep] = deque()  # finished steps, for the writer
@@ -299,7 +330,7 @@ class DeviceMeter:
             index, marks, names, hosts_s, streams = self.pending[0]
             # On one stream, whose order is that of time, all are done when the last is.
             awaited = () if marks is None else marks[-1:] if streams[0] == streams[1] else marks
-            if not all(self._timer.done(mark) for mark in awaited):
+            if not all(self._timer.done(mark) for mark in awaited) or not (index is None or self._ready(index)):
                 break
             self.pending.popleft()
             self._account(index, names, self._times_s(index, marks, names, hosts_s))
@@ -336,12 +367,12 @@ class DeviceMeter:
     ) -> list[float]:
         """When the device got to each mark."""
         if marks is None:
-            return self.lag.times_s(names, hosts_s or [])
+            return self.lag.times_s(names, hosts_s or [], self._timer.idle_lag_s())
         times_s = [self._timer.time_s(mark) for mark in marks]
         for mark in marks:
             self._timer.release(mark)
         if index is not None and hosts_s is not None and not isinstance(self._timer, HostEventTimer):
-            self.lag.learn(names, hosts_s, times_s)
+            self.lag.learn(names, hosts_s, times_s, self._timer.idle_lag_s())
         return times_s
 
     def _account(self, index: int | None, names: list[str], times_s: list[float]) -> None:
@@ -476,6 +507,11 @@ class DeviceMeter:
         if counter_W is None:
             if read_W is None:
                 notes.append("no energy counter and no power readings here: times only")
+            elif self._fault is None and self.finder.read_s is None:
+                notes.append(
+                    f"no energy counter of this device alone: its energy is the mean of {self._power_W.count} power "
+                    "readings times the session's length, and phases have no power"
+                )
             return read_W, None if read_W is None else "power readings"
         if read_W is not None and self._power_W.count >= _FEWEST_READINGS:
             apart = abs(read_W - counter_W) / max(counter_W, 1e-9)

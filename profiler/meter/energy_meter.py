@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,7 @@ from moemodel.profiler.devices.cpu import CpuDevice
 from moemodel.profiler.devices.names import REPLAYED
 from moemodel.profiler.instruments.counter_feed import CounterFeed
 from moemodel.profiler.instruments.counter_reading import CounterWatch, EdgeFinder, Finder
+from moemodel.profiler.meter.batches import StepBatches, Told
 from moemodel.profiler.meter.device_meter import CudaEventTimer, DeviceMeter, EventTimer, FinishedStep, HostEventTimer
 from moemodel.profiler.meter.ranks import Place, own_gpus, own_place
 from moemodel.profiler.meter.recording import RecordingDevice, ReplayDevice
@@ -77,9 +78,9 @@ class _Files:
                 continue
             return
 
-    def write(self, rows: Sequence[FinishedStep]) -> None:
-        """Append rows; an error is kept, and ends the writing."""
-        lines = [self._line(row) for row in rows]
+    def write(self, rows: Sequence[FinishedStep], batches: Mapping[int, StepBatches]) -> None:
+        """Append rows, with what the loop told of their steps; an error is kept, and ends the writing."""
+        lines = [self._line(row, batches.get(row.step.index)) for row in rows]
         if not lines or self.error is not None:
             return
         try:
@@ -91,9 +92,9 @@ class _Files:
     def finish(self, summary: Summary) -> None:
         write_atomic(self._summary, summary.to_json() + "\n")
 
-    def _line(self, row: FinishedStep) -> str:
+    def _line(self, row: FinishedStep, batches: StepBatches | None) -> str:
         step = row.step
-        values = {
+        values: dict[str, Any] = {
             "rank": self._rank,
             "device": row.device,
             "step": step.index,
@@ -102,6 +103,8 @@ class _Files:
             "energy_J": None if row.energy_J is None else round(row.energy_J, 4),
             "phase_time_s": {name: round(seconds, 9) for name, seconds in step.phases_s.items()},
         }
+        if batches is not None:
+            values |= batches.values()
         return json.dumps(values) + "\n"
 
 
@@ -221,6 +224,8 @@ class Meter:
         self._phase: str | None = None
         self._synced_s = 0.0
         self._start_unix_s = 0.0
+        self._batches: dict[int, StepBatches] = {}  # of steps that are not written yet
+        self._told = Told()
         self._marks_s: list[float] | None = None  # of a step that the host's clock alone marks, while it is open
         self._names: list[str] = []  # of its phases
         self._step_scope = _StepScope(self)
@@ -286,8 +291,20 @@ class Meter:
             world_size=self._place.size,
             start_unix_s=self._start_unix_s,
             devices=tuple(each.summary() for each in self._meters),
+            micro_batches=self._told.micro_batches,
+            samples=self._told.samples,
+            tokens=self._told.tokens,
             notes=tuple(self._notes),
         )
+
+    def add_batch(self, *, samples: int | None = None, tokens: int | None = None, loss: Any = None) -> None:
+        """One micro-batch of the step that is open, so that its line in the file tells them.
+
+        Args:
+            samples, tokens: of the micro-batch; those of a step are added up.
+            loss: a number or a tensor of one; the step's is the mean over its micro-batches. It is not waited for.
+        """
+        self._try(self._add_batch, samples, tokens, loss)
 
     @property
     def reader_pid(self) -> int | None:
@@ -335,7 +352,7 @@ class Meter:
         for device, finder in zip(devices, finders, strict=True):
             on_gpu = device.torch_device.type == "cuda"
             timer: EventTimer = CudaEventTimer(device.torch_device) if on_gpu else HostEventTimer(time.perf_counter)
-            self._meters.append(DeviceMeter(device, timer, finder))
+            self._meters.append(DeviceMeter(device, timer, finder, self._ready))
         here = [
             finder
             for device, finder in zip(devices, finders, strict=True)
@@ -358,7 +375,8 @@ class Meter:
             with suppress(DeviceError):  # else the thread reads them, and the summary says so
                 self._feed = CounterFeed(known)
                 numbers = [number for number, address in enumerate(addresses) if address is not None]
-                fed = dict(zip(numbers, self._feed.finders, strict=True))
+                for number, finder in zip(numbers, self._feed.finders, strict=True):
+                    fed[number] = finder
         return [fed.get(number) or EdgeFinder(device, time.perf_counter) for number, device in enumerate(devices)]
 
     def _stop(self) -> None:
@@ -409,6 +427,10 @@ class Meter:
         opened, self._opened = self._opened, []
         for device in opened:
             device.close()
+
+    def _count(self, batches: StepBatches | None) -> None:
+        if batches is not None:
+            self._told.add(batches)
 
     def _begin_step(self) -> None:
         self._check_running("begin_step")
@@ -467,6 +489,17 @@ class Meter:
             for each in self._meters:
                 each.begin_phase()
 
+    def _add_batch(self, samples: int | None, tokens: int | None, loss: Any) -> None:
+        self._check_running("add_batch")
+        if not self._in_step:
+            raise InputError("add_batch: no step has begun")
+        self._batches.setdefault(self._index, StepBatches()).add(samples, tokens, loss)
+
+    def _ready(self, index: int) -> bool:
+        """Whether what was told of a step is known."""
+        batches = self._batches.get(index)
+        return batches is None or batches.ready()
+
     def _end_phase(self) -> None:
         self._check_running("end_phase")
         if self._phase is None:
@@ -484,6 +517,7 @@ class Meter:
     def _drop(self) -> None:
         """An exception of the user's ends what is open."""
         self._phase, self._marks_s, self._in_step = None, None, False
+        self._batches.pop(self._index, None)
         for each in self._meters:
             each.drop()
         self._tell("drop")
@@ -513,7 +547,10 @@ class Meter:
             rows = [each.rows.popleft() for _ in range(len(each.rows))]
             self._tell("add_steps", rows)
             if self._files is not None:
-                self._files.write(rows)
+                self._files.write(rows, self._batches)
+            if each is self._meters[-1]:
+                for row in rows:
+                    self._count(self._batches.pop(row.step.index, None))
         for recorder in self._recorders:
             recorder.flush()
 

@@ -3,8 +3,8 @@
 An event on a CUDA stream costs the host tens of microseconds inside a step (cold caches, the driver's way), a reading
 of its own clock less than one. Where the device waits for the host, it gets to a mark a short and steady time after the
 host made it. So that lag is learnt from steps that have both, mark by mark, and the steps between them are marked by
-the host's clock alone: device time = host time + mean lag of that mark. Every step that has both checks it; one that is
-off begins the learning anew. Where the device is behind, its lag is neither short nor steady, and all steps have
+the host's clock alone: device time = host time + median lag of that mark. Every step that has both checks it; two that
+are off begin the learning anew. Where the device is behind, its lag is neither short nor steady, and all steps have
 events, which then cost nothing, for the host has time.
 """
 
@@ -12,17 +12,21 @@ from __future__ import annotations
 
 import math
 import random
+from collections import deque
 from collections.abc import Sequence
+from statistics import median
 
 # Steps with events before the first without, and then one among so many, drawn evenly: 16 in the mean (assumed: events
 # then cost a sixteenth, and a change of the loop is seen within two seconds of steps of 70 ms).
 _LEARNT = 8
 _FEWEST, _MOST = 8, 24
+_KEPT = 16  # steps with events, by whose median a lag is known
 # Above these a lag is not steady, not short, or its step too long to gain anything (assumed; a hundredth of the phases
 # of 10 ms that a counter's tick of 100 ms can tell apart).
 _STEADY_S, _SHORT_S, _LONG_STEP_S = 1e-4, 1e-3, 0.5
-_OFF_DEVIATIONS, _OFF_S = 6.0, 1e-4  # from the mean: beyond both, what was learnt does not hold any more
-_WEIGHT = 1 / 16  # of a new lag in the running mean, once there are as many
+_OFF_DEVIATIONS, _OFF_S = 6.0, 1e-4  # from the median: beyond both, a lag is off
+_OFF_STEPS = 2  # running, in which one is: what was learnt does not hold; a single one is the host, interrupted
+_DEVIATION = 1.4826  # over the median absolute deviation, of a normal distribution
 
 
 class HostLag:
@@ -42,47 +46,61 @@ class HostLag:
         self._synchronous = synchronous
         self._draw = random.Random(0)
         self._names: tuple[str, ...] = ()  # of the phases of the steps that were learnt from
-        self._count = 0
-        self._mean_s: list[float] = []
-        self._square_s2: list[float] = []
+        self._steps: deque[list[float]] = deque(maxlen=_KEPT)  # lags of their marks
+        self._lag_s: list[float] = []  # of each mark: the median, and the deviation
+        self._deviation_s: list[float] = []
+        self._off = 0
 
-    def learn(self, names: Sequence[str], host_s: Sequence[float], device_s: Sequence[float]) -> None:
-        """One step's marks by both clocks."""
-        lags_s = [device - host for host, device in zip(host_s, device_s, strict=True)]
+    def learn(
+        self, names: Sequence[str], host_s: Sequence[float], device_s: Sequence[float], idle_s: float = 0.0
+    ) -> None:
+        """One step's marks by both clocks.
+
+        Args:
+            names: of the step's phases.
+            host_s, device_s: of its marks.
+            idle_s: lag of a device that has nothing to do, beyond which lags count: how the two clocks were tied.
+        """
         self.left = 0
-        if tuple(names) != self._names or not self._holds(lags_s):
-            self._names, self._count = tuple(names), 0
-            self._mean_s, self._square_s2 = [0.0] * len(lags_s), [0.0] * len(lags_s)
-        self._count += 1
-        weight = max(1 / self._count, _WEIGHT)
-        for i, lag_s in enumerate(lags_s):
-            off_s = lag_s - self._mean_s[i]
-            self._mean_s[i] += weight * off_s
-            self._square_s2[i] = (1 - weight) * (self._square_s2[i] + weight * off_s * off_s)
-        worst_s = math.sqrt(max(self._square_s2))
-        short = abs(self._mean_s[0]) < _SHORT_S and host_s[-1] - host_s[0] < _LONG_STEP_S
-        if self._count >= _LEARNT and worst_s < _STEADY_S and short:
-            self.noise_s = max(self.noise_s, worst_s)
+        lags_s = [device - host - idle_s for host, device in zip(host_s, device_s, strict=True)]
+        if tuple(names) != self._names:
+            self._names = tuple(names)
+            self._steps.clear()
+        elif len(self._steps) >= _LEARNT:
+            self._off = self._off + 1 if self._is_off(lags_s) else 0
+            if self._off:
+                if self._off >= _OFF_STEPS:
+                    self._steps.clear()
+                return
+        self._steps.append(lags_s)
+        if len(self._steps) < _LEARNT or host_s[-1] - host_s[0] > _LONG_STEP_S:
+            return
+        self._lag_s = [median(of_mark_s) for of_mark_s in zip(*self._steps, strict=True)]
+        self._deviation_s = [
+            _DEVIATION * median(abs(lag_s - middle_s) for lag_s in of_mark_s)
+            for middle_s, of_mark_s in zip(self._lag_s, zip(*self._steps, strict=True), strict=True)
+        ]
+        if max(self._deviation_s) < _STEADY_S and self._lag_s[0] < _SHORT_S:
+            self.noise_s = max(self.noise_s, *self._deviation_s)
             self.left = self._draw.randint(_FEWEST, _MOST)
 
-    def times_s(self, names: Sequence[str], host_s: Sequence[float]) -> list[float]:
+    def times_s(self, names: Sequence[str], host_s: Sequence[float], idle_s: float = 0.0) -> list[float]:
         """When the device got to marks that the host's clock made, never backwards."""
-        if self._synchronous or not self._mean_s:
+        if self._synchronous or not self._lag_s:
             return list(host_s)
         if tuple(names) == self._names:
-            lags_s = self._mean_s
+            lags_s = self._lag_s
         else:  # other phases than those learnt from: events again, and for this step the lag of its begin
-            lags_s = [self._mean_s[0]] * len(host_s)
+            lags_s = [self._lag_s[0]] * len(host_s)
             self.left = 0
         times_s: list[float] = []
         for at_s, lag_s in zip(host_s, lags_s, strict=True):
-            times_s.append(max(at_s + lag_s, times_s[-1] if times_s else -math.inf))
+            times_s.append(max(at_s + lag_s + idle_s, times_s[-1] if times_s else -math.inf))
         return times_s
 
-    def _holds(self, lags_s: Sequence[float]) -> bool:
-        if self._count < _LEARNT:
-            return True
-        return all(
-            abs(lag_s - mean_s) <= max(_OFF_DEVIATIONS * math.sqrt(square_s2), _OFF_S)
-            for lag_s, mean_s, square_s2 in zip(lags_s, self._mean_s, self._square_s2, strict=True)
+    def _is_off(self, lags_s: Sequence[float]) -> bool:
+        """Whether a mark's lag is far from what was learnt."""
+        return len(self._lag_s) == len(lags_s) and any(
+            abs(lag_s - middle_s) > max(_OFF_DEVIATIONS * deviation_s, _OFF_S)
+            for lag_s, middle_s, deviation_s in zip(lags_s, self._lag_s, self._deviation_s, strict=True)
         )

@@ -1,8 +1,8 @@
 """Which process of a job this one is, and which GPU is its own.
 
 Asked in this order: torch.distributed, if it has been initialised; then the variables of whoever started the process:
-torchrun (and what sets the same: DeepSpeed, accelerate), Open MPI, PMI (MPICH, Intel MPI, Cray), MVAPICH2, jsrun, Flux,
-Slurm, Lightning. MPI comes before Slurm, for `mpirun` inside a batch job inherits the batch script's own SLURM_PROCID,
+torchrun (and what sets the same: DeepSpeed, accelerate), Open MPI, PMI (MPICH, Intel MPI, Cray), MVAPICH2, Horovod,
+jsrun, Flux, Slurm, Lightning. MPI comes before Slurm, for `mpirun` inside a batch job inherits the batch script's own SLURM_PROCID,
 0 for all. Whoever is asked first is believed; what speaks against it is a note, and so is every guess.
 """
 
@@ -33,6 +33,7 @@ _LAUNCHERS: dict[str, tuple[str, str, str, str]] = {
         "MV2_COMM_WORLD_LOCAL_RANK",
         "MV2_COMM_WORLD_LOCAL_SIZE",
     ),
+    "Horovod": ("HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE"),
     "jsrun": ("JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_LOCAL_RANK", "JSM_NAMESPACE_LOCAL_SIZE"),
     "Flux": ("FLUX_TASK_RANK", "FLUX_JOB_SIZE", "FLUX_TASK_LOCAL_ID", ""),
     "Slurm": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS SLURM_NTASKS SLURM_NPROCS", "SLURM_LOCALID", ""),

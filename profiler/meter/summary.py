@@ -87,6 +87,7 @@ class Summary:
         world_size: processes in the job.
         start_unix_s: when the session began.
         devices: metered by this process.
+        micro_batches, samples, tokens: of the steps that were told (`Meter.add_batch`); None where one was not.
         notes: of the meter itself: what failed.
     """
 
@@ -95,6 +96,9 @@ class Summary:
     start_unix_s: float
     devices: tuple[DeviceSummary, ...]
     notes: tuple[str, ...]
+    micro_batches: int | None = None
+    samples: int | None = None
+    tokens: int | None = None
 
     @property
     def energy_J(self) -> float | None:

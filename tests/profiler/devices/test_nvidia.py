@@ -244,6 +244,12 @@ def test_a_slice_is_not_its_card(fake_nvml: Any, properties: SimpleNamespace) ->
         nvml_handle(fake_nvml, properties)
 
 
+def test_a_slice_that_only_the_environment_tells(fake_nvml: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f")
+    with pytest.raises(DeviceError, match="is a MIG slice of a card, as CUDA_VISIBLE_DEVICES says"):
+        nvml_handle(fake_nvml, SimpleNamespace(name=H100, uuid="11111111-2222-3333-4444-555555555555"))
+
+
 def test_a_card_in_mig_mode_runs_slices_only(fake_nvml: Any, fake_gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = SimpleNamespace(name=H100, uuid="11111111-2222-3333-4444-555555555555")
     for mode, refused in (([0, 0], False), ([0, 1], False), ([1, 1], True), ([1, 0], True)):
@@ -255,7 +261,9 @@ def test_a_card_in_mig_mode_runs_slices_only(fake_nvml: Any, fake_gpu: Any, monk
             assert nvml_handle(fake_nvml, whole) is fake_gpu
 
 
-@pytest.mark.parametrize("name", ["NVIDIA GH200 480GB", "NVIDIA GH200 144G HBM3e", "NVIDIA GB200", "NVIDIA GB300 NVL72"])
+@pytest.mark.parametrize(
+    "name", ["NVIDIA GH200 480GB", "NVIDIA GH200 144G HBM3e", "NVIDIA GB200", "NVIDIA GB300 NVL72"]
+)
 def test_a_superchips_counter_is_not_the_gpus(fake_nvml: Any, fake_gpu: Any, name: str) -> None:
     fake_gpu.name = name
     device = NvidiaDevice(torch.device("cuda", 0), fake_nvml, fake_gpu)
@@ -313,9 +321,7 @@ class _AllBits:
 
 
 @pytest.mark.parametrize("value", [2**32 - 1, 2**64 - 1, float("nan"), float("inf"), -5, None, "n/a"])
-def test_what_is_no_reading_is_none(
-    fake_nvml: Any, fake_gpu: Any, monkeypatch: pytest.MonkeyPatch, value: Any
-) -> None:
+def test_what_is_no_reading_is_none(fake_nvml: Any, fake_gpu: Any, monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
     device = NvidiaDevice(torch.device("cuda", 0), fake_nvml, fake_gpu)
     for question in ("PowerUsage", "ClockInfo", "Temperature"):
         monkeypatch.setattr(fake_nvml, f"nvmlDeviceGet{question}", lambda *_: value)

@@ -147,7 +147,7 @@ def test_what_nobody_takes_is_kept(opener: str, monkeypatch: pytest.MonkeyPatch)
     os.set_blocking(source, False)
     reader = Reader([], sink)
     for number in range(10_000):
-        reader._say(EDGE, 0, float(number), 0.0, 1.0)
+        reader._emit_record(EDGE, 0, float(number), 0.0, 1.0)
     monkeypatch.setattr(counter_feed, "_CHUNK_B", 1000)  # no whole number of records
     feed = CounterFeed.__new__(CounterFeed)
     feed.finders, feed.error, feed._rest, feed._source = [counter_feed.FedFinder(feed)], None, b"", source

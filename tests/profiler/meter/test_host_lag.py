@@ -64,6 +64,19 @@ def test_a_device_that_does_not_wait_for_its_host_always_has_events(lag_s: Calla
     assert loop.with_events == 300
 
 
+def test_a_host_that_is_interrupted_now_and_then_is_steady_all_the_same() -> None:
+    """In every tenth step 5 ms pass between the host's reading of its clock and its event, at one mark or another."""
+    draw, steady = random.Random(4), _steady(random.Random(5))
+    late = {(step, draw.randrange(8)) for step in range(2000) if draw.random() < 0.1}
+    loop = Loop(lambda step, mark: steady(step, mark) + (5e-3 if (step, mark) in late else 0.0))
+    loop.run(range(2000))
+    assert loop.with_events < 250
+    usual_s = [
+        error_s for error_s in loop.errors_s if abs(error_s) < 4e-3
+    ]  # marks of the host that were late themselves
+    assert max(map(abs, usual_s)) < 1e-4
+
+
 def test_long_steps_always_have_events() -> None:
     loop = Loop(lambda *_: 1e-4, [10 * offset_s for offset_s in OFFSETS_S])
     loop.run(range(50))
