@@ -89,6 +89,14 @@ class Decoder(Family):
     )
     use_mtp: Flag | None = None
 
+    @model_validator(mode="after")
+    def _activation_fits(self) -> Decoder:
+        if self.hidden_act == "silu" and not self.mlp_gated:  # a file of another family, under this one's type
+            reject(
+                "hidden_act", "silu", "gelu, relu or relu2, since feed-forward blocks of this model_type have no gate"
+            )
+        return self
+
     @abstractmethod
     def attention(self, index: int) -> Attention:
         """The attention of a layer, counted from 0."""

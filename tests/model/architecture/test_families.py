@@ -281,6 +281,13 @@ def test_harmless_and_switched_off_keys_say_nothing(tmp_path: Path, keys: dict[s
     assert not read.notes
 
 
+def test_a_gate_where_there_is_none_is_refused(tmp_path: Path) -> None:
+    message = _refusal(
+        tmp_path, BUILT["llama"]["config"] | {"model_type": "arcee", "hidden_act": "silu", "architectures": None}
+    )
+    assert message.startswith("hidden_act: found silu; allowed: gelu, relu or relu2, since")
+
+
 def test_unknown_keys_are_named(tmp_path: Path) -> None:
     (note,) = _read(tmp_path, BUILT["llama"]["config"] | {"flux_width": 12, "num_steps": 4, "kernel_size": 3}).notes
     assert note.startswith("Not read, since llama has no such key: flux_width (12), num_steps (4), kernel_size (3). If")
