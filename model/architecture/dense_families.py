@@ -278,6 +278,11 @@ class Gemma3(Gemma2):
         default=6, validation_alias=AliasChoices("sliding_window_pattern", "_sliding_window_pattern")
     )
 
+    def window(self, index: int) -> int | None:
+        """Where attention is not causal (EmbeddingGemma), half of it to each side."""
+        window = super().window(index)
+        return window if window is None or self.causal else window // 2
+
     @property
     def qk_norm(self) -> QkNorm:
         """Of each head."""

@@ -89,6 +89,14 @@ class Decoder(Family):
     )
     use_mtp: Flag | None = None
 
+    @model_validator(mode="after")
+    def _activation_fits(self) -> Decoder:
+        if self.hidden_act == "silu" and not self.mlp_gated:  # a file of another family, under this one's type
+            reject(
+                "hidden_act", "silu", "gelu, relu or relu2, since feed-forward blocks of this model_type have no gate"
+            )
+        return self
+
     @abstractmethod
     def attention(self, index: int) -> Attention:
         """The attention of a layer, counted from 0."""
@@ -161,7 +169,9 @@ class Decoder(Family):
                     "within these, as FlashAttention runs it; a kernel that masks the rest takes as long as without."
                 )
         if not self.causal:
-            found.append("Attention is not causal (is_causal, use_bidirectional_attention): all pairs are counted.")
+            found.append(
+                "Attention is not causal (is_causal, use_bidirectional_attention): pairs to both sides are counted."
+            )
         return tuple(found)
 
 
@@ -209,21 +219,12 @@ class GroupedDecoder(Decoder):
             reject("sliding_window", self.sliding_window, "a number of tokens, since layer_types has sliding_attention")
         return self
 
-    @model_validator(mode="after")
-    def _masks_fit(self) -> GroupedDecoder:
-        if not self.causal and any(self.window(index) or self.chunk(index) for index in range(self.num_hidden_layers)):
-            raise ValueError(
-                "sliding_window: found one in a model whose attention is not causal; windows to both sides are not "
-                "modelled; set sliding_window to null for attention over the whole sequence"
-            )
-        return self
-
     def is_windowed(self, index: int) -> bool:  # noqa: ARG002 - families differ by it
         """Whether a layer has a window where the file has no `layer_types`."""
         return False
 
     def window(self, index: int) -> int | None:
-        """Keys that a query of a layer sees, itself among them; None: all."""
+        """Keys that a query of a layer sees, itself among them, or as many to each side (`Attention`); None: all."""
         if self.use_sliding_window is False or (self.windows_need_a_flag and not self.use_sliding_window):
             return None
         if self.layer_types is None:

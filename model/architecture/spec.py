@@ -29,7 +29,8 @@ class Attention:
     """Attention of one layer; `cross` attends to the encoder's output.
 
     A causal query looks at all tokens up to its own; with a `window`, at the last so many of these, its own among them;
-    with a `chunk`, at those of its own chunk of so many tokens.
+    with a `chunk`, at those of its own chunk of so many tokens. One that is not causal looks at all; with a `window`,
+    at so many to each side.
     """
 
     heads: int

@@ -90,8 +90,9 @@ class AttentionBlock(Block):
     def _span(self, seq: FloatArray) -> FloatArray:
         """Length of the sequences that have as many pairs of a query and a key, each with all its keys.
 
-        A window of w on a sequence of S > w leaves w^2 / 2 pairs to its first w queries, and w to each of the others:
-        as sequences of 2 w - w^2 / S have. Chunks are sequences of their own, the last one maybe shorter.
+        A window of w on a sequence of S > w leaves w^2 / 2 pairs to its first w queries, and w to each of the others;
+        one to both sides leaves out a triangle of (S - w)^2 / 2 at either corner: both as sequences of 2 w - w^2 / S
+        have. Chunks are sequences of their own, the last one maybe shorter.
         """
         a = self.spec
         if a.window is not None:

@@ -203,8 +203,24 @@ def test_layers_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, A
     assert _refusal(tmp_path, BUILT["llama"]["config"] | changes).startswith(message)
 
 
-def test_windows_to_both_sides_are_refused(tmp_path: Path) -> None:
-    assert "windows to both sides" in _refusal(tmp_path, MISTRAL | {"is_causal": False})
+@pytest.mark.parametrize(("seq", "window"), [(512, 64), (512, 512), (100, 64)])
+def test_windows_to_both_sides_are_counted_pair_by_pair(tmp_path: Path, seq: int, window: int) -> None:
+    """A key is seen at a distance of up to the window (transformers' overlay for attention that isn't causal)."""
+    one = MISTRAL | {"num_hidden_layers": 1, "is_causal": False}
+    windowed, products = (_read(tmp_path, one | {"sliding_window": size}) for size in (window, 1))
+    distance = np.abs(np.subtract.outer(np.arange(seq), np.arange(seq)))
+    pairs = [int((distance <= size).sum()) - seq for size in (window, 1)]  # the diagonal left out, as of a triangle
+    difference = model_flops(windowed, np.array([seq])) - model_flops(products, np.array([seq]))
+    assert difference[0] == pytest.approx(12 * 4096 * (pairs[0] - pairs[1]), rel=2e-2)
+
+
+def test_embedding_gemma_looks_half_a_window_to_each_side(tmp_path: Path) -> None:
+    gemma = BUILT["gemma3_text"]["config"] | {"sliding_window": 64}
+    both = gemma | {"use_bidirectional_attention": True, "architectures": ["Gemma3TextModel"]}
+    assert _windows(_read(tmp_path, gemma)) == [64, 64, 64, 64, 64, None]
+    assert _windows(_read(tmp_path, both)) == [32, 32, 32, 32, 32, None]
+    assert not any(attention.causal for attention in _attentions(_read(tmp_path, both)))
+    assert parameters(_read(tmp_path, both)).total == BUILT["gemma3_text"]["total"]  # tied, and without a head
 
 
 # ---- keys -----------------------------------------------------------------------------------------------------------
@@ -263,6 +279,13 @@ def test_harmless_and_switched_off_keys_say_nothing(tmp_path: Path, keys: dict[s
     read, without = _read(tmp_path, plain | keys), _read(tmp_path, plain)
     assert read == without
     assert not read.notes
+
+
+def test_a_gate_where_there_is_none_is_refused(tmp_path: Path) -> None:
+    message = _refusal(
+        tmp_path, BUILT["llama"]["config"] | {"model_type": "arcee", "hidden_act": "silu", "architectures": None}
+    )
+    assert message.startswith("hidden_act: found silu; allowed: gelu, relu or relu2, since")
 
 
 def test_unknown_keys_are_named(tmp_path: Path) -> None:
