@@ -93,9 +93,7 @@ def predicted(row: MemoryRow) -> PredictedMemory:
     allocated = [
         float(memory.peak_B[0] - sum(memory.terms_B[name][0] for name in BESIDE_THE_ALLOCATOR)) for memory in found
     ]
-    return PredictedMemory(
-        allocated_B=max(allocated), peak_B=max(float(memory.peak_B[0]) for memory in found)
-    )
+    return PredictedMemory(allocated_B=max(allocated), peak_B=max(float(memory.peak_B[0]) for memory in found))
 
 
 # ---- B200 -----------------------------------------------------------------------------------------------------------
@@ -146,10 +144,12 @@ def _number(case: str, key: str, missing: int) -> int:
 
 _VOCABULARY = 50257  # of GPT-2's tokenizer, their default
 # What changes memory in ways that no plan here says
-_OTHERS = ("--optimizer", "--spec", "--mtp-num-layers", "--multi-latent-attention", "--use-megatron-fsdp", "--fp8-format")
-_OTHERS += ("--cross-entropy-loss-fusion", "--decoder-first-pipeline-num-layers", "--encoder-num-layers", "--vocab-size")
-_OTHERS += ("--num-distributed-optimizer-instances", "--account-for-loss-in-pipeline-split", "--num-experts")
-_OTHERS += ("--decoder-last-pipeline-num-layers", "--tokenizer-type", "--hybrid-layer-pattern", "--calculate-per-token-loss")
+_OTHERS: tuple[str, ...] = (
+    *("--optimizer", "--spec", "--mtp-num-layers", "--multi-latent-attention", "--use-megatron-fsdp", "--fp8-format"),
+    *("--cross-entropy-loss-fusion", "--decoder-first-pipeline-num-layers", "--decoder-last-pipeline-num-layers"),
+    *("--encoder-num-layers", "--vocab-size", "--tokenizer-type", "--num-distributed-optimizer-instances"),
+    *("--account-for-loss-in-pipeline-split", "--num-experts", "--hybrid-layer-pattern", "--calculate-per-token-loss"),
+)
 _GPUS = 8  # of its runner
 
 
@@ -168,10 +168,7 @@ def golden(folder: Path) -> Iterator[MemoryRow]:
 
 
 def _golden_row(case: Mapping[str, Any], a: Mapping[str, Any], *, plain: bool) -> MemoryRow:
-    tp, pp, cp = (
-        int(a.get(f"--{key}-parallel-size") or 1)
-        for key in ("tensor-model", "pipeline-model", "context")
-    )
+    tp, pp, cp = (int(a.get(f"--{key}-parallel-size") or 1) for key in ("tensor-model", "pipeline-model", "context"))
     per_chunk = a.get("--num-layers-per-virtual-pipeline-stage")
     dropout = float(a.get("--hidden-dropout", 0.1)) > 0
     framework = replace(framework_of("megatron"), flash_attention=not plain, dropout=dropout)

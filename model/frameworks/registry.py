@@ -13,7 +13,8 @@ from moemodel.model.frameworks.nanotron import NANOTRON
 from moemodel.model.frameworks.torch_native import TORCH
 
 FRAMEWORKS: dict[str, Framework] = {
-    framework.name: framework for framework in (TORCH, MEGATRON_LM, MEGATRON_LM_2021, MEGATRON_CORE, MEGATRON_DEEPSPEED, NANOTRON)
+    framework.name: framework
+    for framework in (TORCH, MEGATRON_LM, MEGATRON_LM_2021, MEGATRON_CORE, MEGATRON_DEEPSPEED, NANOTRON)
 }
 
 

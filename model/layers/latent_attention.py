@@ -13,7 +13,6 @@ from moemodel.model.layers.attention import AttentionBlock
 from moemodel.model.layers.base import Component, Kept, LayerOp, MicroBatch, linear
 from moemodel.model.operators.work import Kind, Shape
 
-
 _UP = ("mla_up_proj",)
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from moemodel.model.architecture.spec import Mlp, Moe
-from moemodel.model.core.arrays import FloatArray
 from moemodel.model.layers.base import Block, Component, Kept, LayerOp, MicroBatch, linear
 from moemodel.model.operators.work import Kind, Shape
 

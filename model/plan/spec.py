@@ -212,13 +212,11 @@ class Plan(Strict):
         if some is None:
             return self
         if pp == 1:
-            raise ValueError(
-                f"micro_batches_per_schedule: found {some} with pp 1, which has no schedule; allowed: null"
-            )
+            raise ValueError(f"micro_batches_per_schedule: found {some} with pp 1, without a schedule; allowed: null")
         if self.micro_batches % some:
             raise ValueError(
-                f"micro_batches_per_schedule: found {some}; allowed: divisors of the {self.micro_batches} micro-batches "
-                "(global_batch / micro_batch / dp)"
+                f"micro_batches_per_schedule: found {some}; allowed: divisors of the {self.micro_batches} "
+                "micro-batches (global_batch / micro_batch / dp)"
             )
         if self.parallel.virtual_stages > 1 and some % pp:
             raise ValueError(

@@ -8,8 +8,8 @@ from moemodel.model.plan.clock import Auto
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
-from moemodel.model.results.feasibility import verdict_of
 from moemodel.model.results.carbon import grid_intensity
+from moemodel.model.results.feasibility import verdict_of
 from moemodel.model.step.system import System
 
 _SHARE_WORTH_SAYING = 0.01  # of the device time outside what was measured: less hardly widens an interval

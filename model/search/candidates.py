@@ -39,7 +39,6 @@ _CLOCKS = 10  # beside the governor's, where the search says "measured"; each is
 _MOST_ROWS = 4_000_000  # legal plans at one clock: half a gigabyte of arrays, and minutes of prediction
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Refused:
     """How many combinations one reason refused."""

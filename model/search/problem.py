@@ -6,13 +6,12 @@ for longer. Axes: P plans, each at one clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.core.arrays import FloatArray, IntArray
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.errors import CalibrationError, InputError
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.checks import architecture_of, check_architecture, check_power_and_clock
@@ -21,7 +20,6 @@ from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.carbon import footprint, grid_intensity
 from moemodel.model.schedule import registry as schedules
-from moemodel.model.schedule.pipeline_layout import stages
 from moemodel.model.search.document import Search
 from moemodel.model.search.quantities import (
     DEFAULT_OBJECTIVES,
@@ -32,7 +30,6 @@ from moemodel.model.search.quantities import (
 )
 from moemodel.model.step.memory import Memory
 from moemodel.model.step.memory_fit import peak_memory
-from moemodel.model.step.stage_cost import distinct_rows
 from moemodel.model.step.system import System, system_of
 
 _SECONDS_PER_HOUR, _HOURS_PER_DAY = 3600.0, 24.0  # by definition

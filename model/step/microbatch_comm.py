@@ -36,10 +36,10 @@ from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
 from moemodel.model.layers.layer import layer_blocks
 from moemodel.model.network.collectives import Collective, Network
 from moemodel.model.plan.batch import PlanBatch
-from moemodel.model.step.recomputation import Recomputation
 from moemodel.model.schedule.base import Messages
 from moemodel.model.step.communication_groups import Group, Groups, OverlappableComm
 from moemodel.model.step.launch_overhead import CollectiveLaunches
+from moemodel.model.step.recomputation import Recomputation
 
 _KINDS = tuple(f.name for f in fields(CollectiveLaunches))
 # Of each axis, the collective whose measured overlap stands for all of its communication.

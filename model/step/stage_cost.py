@@ -23,13 +23,13 @@ from moemodel.model.layers.layer import LayerBlocks, layer_blocks
 from moemodel.model.layers.parameters import parameters
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.plan.batch import PlanBatch
-from moemodel.model.step.recomputation import Recomputation
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
 from moemodel.model.step.data_parallel import DataParallel, FsdpUnits, StepExchange
 from moemodel.model.step.launch_overhead import ParallelHost
 from moemodel.model.step.layer_operators import Workload, accumulated_fraction
 from moemodel.model.step.memory import Memory, MemoryModel, fullest
 from moemodel.model.step.microbatch_comm import Communication, Exchange
+from moemodel.model.step.recomputation import Recomputation
 from moemodel.model.step.system import System
 
 _CALLS_OF_A_WAIT = 2.0  # assumed, of the host: reading what it waited for, and queueing what uses it
