@@ -2,18 +2,18 @@
 
     python bench/memory.py [--json] [--rows] [--data FOLDER] [--plans FOLDER]
 
-    allocator     mean of |predicted / measured - 1| of the allocator's peak; of log(measured / predicted) the mean (bias),
-                  the root mean square (error), which frameworks take as their `memory_log_error`, and the standard
-                  deviation (spread), which is taken of nanotron, whose runs tell what was reserved alone
+    allocator     mean of |predicted / measured - 1| of the allocator's peak; of log(measured / predicted) the mean
+                  (bias), the root mean square (error), which frameworks take as their `memory_log_error`, and the
+                  standard deviation (spread), which is taken of nanotron, whose runs tell what was reserved alone
     verdicts      of the runs that ran, and of those that ran out of memory: how many are said to fit, maybe to fit, or
                   not to fit
     refused       published runs that ran, and that `moemodel predict` refuses: Megatron-Bridge's on H100 as their
-                  configurations have them, and the plans of a folder, whose first line says what was published. Plans
-                  of one run that differ in `recompute` (`-none`, `-selective`, `-full` in their names: the source does
-                  not say) count as one, refused where all are
+                  configurations have them, and the plans of a folder. Plans of one run that differ in `recompute`
+                  (`-none`, `-selective`, `-full` in their names: the source does not say) count as one, refused where
+                  all are
 
-Data are read from `../shared/data` and plans from `../shared/cases/public-runs`; where they are missing there is nothing
-to do, and the exit code is 0.
+Data are read from `../shared/data`, plans from `--plans`; where the data are missing there is nothing to do, and the
+exit code is 0.
 """
 
 from __future__ import annotations
@@ -125,9 +125,9 @@ def figures(sets: dict[str, Found], runs: dict[str, dict[str, str]]) -> dict[str
             verdicts = found.verdicts(ran=ran)
             if sum(verdicts.values()) and name == "nanotron":
                 result |= {f"{name}_{word}_{v.replace(' ', '_')}": float(n) for v, n in sorted(verdicts.items())}
-    for name, verdicts in runs.items():
-        counted = Counter(v if not v.startswith("no answer") else "no answer" for v in verdicts.values())
-        result |= {f"{name}_runs": float(len(verdicts)), f"{name}_refused": float(counted["does not fit"])}
+    for name, said in runs.items():
+        counted = Counter("no answer" if v.startswith("no answer") else v for v in said.values())
+        result |= {f"{name}_runs": float(len(said)), f"{name}_refused": float(counted["does not fit"])}
         result |= {
             f"{name}_may_not_fit": float(counted["may not fit"]),
             f"{name}_no_answer": float(counted["no answer"]),
@@ -140,9 +140,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--rows", action="store_true", help="print every row and every run that is not said to fit")
     parser.add_argument("--data", type=Path, default=_SHARED / "data", help="folder of published data")
-    parser.add_argument(
-        "--plans", type=Path, default=_SHARED / "cases" / "public-runs", help="folder of plans that ran"
-    )
+    parser.add_argument("--plans", type=Path, default=_SHARED / "cases" / "public-runs", help="of runs that ran")
     options = parser.parse_args()
     if not options.data.is_dir():
         skipped = f"skipped: {options.data} is not there"

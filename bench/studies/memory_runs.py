@@ -144,26 +144,11 @@ def _number(case: str, key: str, missing: int) -> int:
 
 _VOCABULARY = 50257  # of GPT-2's tokenizer, their default
 # What changes memory in ways that no plan here says
-_OTHERS = (
-    "--optimizer",
-    "--spec",
-    "--mtp-num-layers",
-    "--multi-latent-attention",
-    "--use-megatron-fsdp",
-    "--fp8-format",
-)
-_OTHERS += (
-    "--cross-entropy-loss-fusion",
-    "--decoder-first-pipeline-num-layers",
-    "--encoder-num-layers",
-    "--vocab-size",
-)
-_OTHERS += ("--num-distributed-optimizer-instances", "--account-for-loss-in-pipeline-split", "--num-experts")
-_OTHERS += (
-    "--decoder-last-pipeline-num-layers",
-    "--tokenizer-type",
-    "--hybrid-layer-pattern",
-    "--calculate-per-token-loss",
+_OTHERS: tuple[str, ...] = (
+    *("--optimizer", "--spec", "--mtp-num-layers", "--multi-latent-attention", "--use-megatron-fsdp", "--fp8-format"),
+    *("--cross-entropy-loss-fusion", "--decoder-first-pipeline-num-layers", "--decoder-last-pipeline-num-layers"),
+    *("--encoder-num-layers", "--vocab-size", "--tokenizer-type", "--num-distributed-optimizer-instances"),
+    *("--account-for-loss-in-pipeline-split", "--num-experts", "--hybrid-layer-pattern", "--calculate-per-token-loss"),
 )
 _GPUS = 8  # of its runner
 

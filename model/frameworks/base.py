@@ -78,12 +78,12 @@ class Framework:
         keeps_expert_outputs: rows are weighted behind the last product of their expert, whose output is kept; else
             before it, by the kernel that activates them.
         logit_B: bytes of a logit when the loss's backward pass begins; None: as `embedding_head` counts torch's.
-        placeholder_gradients: products add gradients to what is summed, and hand autograd a tensor of the weight's shape
-            in their place: one for each shape of a layer that stays, one of the head's for as long as its pass lasts.
+        placeholder_gradients: products add gradients to what is summed, and hand autograd a tensor of the weight's
+            shape in their place: one for each shape of a layer stays, one of the head's lasts as long as its pass.
         selective: what `recompute: selective` runs again: the `core` of attention, or all `operators` of a layer but
             every other product, attention and reduce-scatters.
 
-        program_chooses: the program that calls it chooses how the loss is computed and how many micro-batches a pipeline's
+        program_chooses: the program that calls it chooses how the loss is computed and how many micro-batches a
             schedule gets; else the framework does.
         memory_log_error: standard deviation of log(measured / predicted) of peak memory in published runs of it, beside
             what the calibration states of its device (`bench/memory.py`); None: nobody's are known.

@@ -106,7 +106,9 @@ class LayerBlocks:
         operators = list(self.operators(batch))
         for op, kept in zip(operators, saved(operators), strict=True):
             if kept and op.kind == Kind.GEMM:
-                kept_B = kept_B + batch.element_size_B * np.asarray(op.shape.m) * op.shape.n
+                kept_B = kept_B + batch.element_size_B * np.asarray(op.shape.m, dtype=np.float64) * np.asarray(
+                    op.shape.n, dtype=np.float64
+                )
         for block in self.blocks:
             kept_B = kept_B + sum(core.size_B for core in block.core_kept(batch))
             kept_B = kept_B + batch.is_sharded("tp") * batch.sequence_parallel * inside_B  # of the reduce-scatter

@@ -20,6 +20,7 @@ from moemodel.model.frameworks.registry import framework_of, frameworks_with
 from moemodel.model.plan.mesh import ParallelMesh
 from moemodel.model.schedule import registry as schedules
 from moemodel.model.schedule.batch import can_interleave
+from moemodel.model.schedule.pipeline_layout import counted_layers
 
 Choices = Mapping[str, int]
 Columns = Mapping[str, IntArray]  # many of them, each choice an array of one length, or a scalar
@@ -241,7 +242,7 @@ def architecture_rules(architecture: Architecture, *, sequence_length: int, skew
     layers = list(dict.fromkeys(architecture.layers))
     experts = [layer.feed_forward.experts for layer in layers if isinstance(layer.feed_forward, Moe)]
     return [
-        _chunks(len(architecture.layers)),
+        _chunks(counted_layers(architecture)),
         *(rule for layer in layers for rule in _layer_rules(layer, layers, experts, skew)),
         _context_shards(sequence_length),
         *([] if experts else [_no_experts(architecture.name)]),

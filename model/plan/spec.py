@@ -97,7 +97,9 @@ class RoutingSpec(Strict):
 def _unquoted(region: Any) -> Any:
     """Norway's NO and Ontario's ON are truth values in YAML."""
     if isinstance(region, bool):
-        raise ValueError("allowed: a name; YAML reads NO and ON as truth values: write them in quotes, or NOR, CA-ON")
+        raise ValueError(  # noqa: TRY004 - pydantic wants it
+            "allowed: a name; YAML reads NO and ON as truth values: write them in quotes, or NOR, CA-ON"
+        )
     return region
 
 
@@ -264,13 +266,11 @@ class Plan(Strict):
         if some is None:
             return self
         if pp == 1:
-            raise ValueError(
-                f"micro_batches_per_schedule: found {some} with pp 1, which has no schedule; allowed: null"
-            )
+            raise ValueError(f"micro_batches_per_schedule: found {some} with pp 1, without a schedule; allowed: null")
         if self.micro_batches % some:
             raise ValueError(
-                f"micro_batches_per_schedule: found {some}; allowed: divisors of the {self.micro_batches} micro-batches "
-                "(global_batch / micro_batch / dp)"
+                f"micro_batches_per_schedule: found {some}; allowed: divisors of the {self.micro_batches} "
+                "micro-batches (global_batch / micro_batch / dp)"
             )
         if self.parallel.virtual_stages > 1 and some % pp:
             raise ValueError(

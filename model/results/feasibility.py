@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -10,14 +11,14 @@ from numpy.typing import NDArray
 
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.errors import InfeasiblePlanError, InputError
-from moemodel.model.plan.batch import joined
+from moemodel.model.plan.batch import batch_of, joined
 from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.results.estimate import INTERVAL
 from moemodel.model.schedule import registry as schedules
 from moemodel.model.step.memory_fit import peak_memory
-from moemodel.model.step.system import System
+from moemodel.model.step.system import System, framework_as_run
 
 Verdict = Literal["fits", "may not fit", "does not fit"]
 
@@ -60,8 +61,7 @@ def _advice(plan: Plan, architecture: Architecture, machine: System, needed_B: f
     changes = dict(_changes(plan, architecture))
     if not changes:
         return "No single change of the plan makes it smaller; use more GPUs."
-    sizes_B = peak_memory(architecture, joined(list(changes.values())), machine).peak_B
-    sized = [(float(size), change) for size, change in zip(sizes_B, changes, strict=True)]  # least drastic first
+    sized = [(_peak_B(architecture, changed, machine), change) for change, changed in changes.items()]  # mildest first
     fitting = [(size, change) for size, change in sized if size <= machine.memory_B]
     smaller = sorted((size, change) for size, change in sized if size < needed_B)
     named = ", ".join(f"{change} ({_GB(size)})" for size, change in (fitting or smaller)[:_CHANGES_NAMED])
@@ -70,6 +70,13 @@ def _advice(plan: Plan, architecture: Architecture, machine: System, needed_B: f
     if smaller:
         return f"No single change makes it fit; the most helpful: {named}. Combine them, or use more GPUs."
     return "No single change of the plan makes it smaller; use more GPUs."
+
+
+def _peak_B(architecture: Architecture, plan: Plan, machine: System) -> float:
+    """Peak of a plan on the same hardware, its software as it says."""
+    return float(
+        peak_memory(architecture, batch_of(plan), replace(machine, framework=framework_as_run(plan))).peak_B[0]
+    )
 
 
 def _changes(plan: Plan, architecture: Architecture) -> Iterator[tuple[str, Plan]]:
@@ -103,7 +110,7 @@ def _updates(plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
             degree = getattr(p, name) * 2
             changed = {"dp": p.dp // 2, name: degree}
             yield f"parallel.{name} {degree} with dp {p.dp // 2}", {"parallel": changed}
-    if plan.cross_entropy is None:
+    if plan.cross_entropy != "fused":
         yield "cross_entropy fused", {"cross_entropy": "fused"}
     if plan.micro_batches_per_schedule is None and 1 < p.pp < plan.micro_batches:
         yield f"micro_batches_per_schedule {p.pp}", {"micro_batches_per_schedule": p.pp}

@@ -129,9 +129,10 @@ class SearchState:
         if peak_B[row] >= self._nearest_ratio:
             return
         self._nearest_ratio = float(peak_B[row])
+        there_B = min(self._memory_B, self.problem.machine.memory_B)
         self.nearest = (
             f"{summary(some.plan(self.problem.document, row, None))} needs {peak_B[row] / 1e9:.1f} GB of "
-            f"{min(self._memory_B, self.problem.machine.memory_B) / 1e9:.1f} GB; the largest term is {str(largest[row]).replace('_', ' ')}"
+            f"{there_B / 1e9:.1f} GB; the largest term is {str(largest[row]).replace('_', ' ')}"
         )
 
     def add(self, predicted: PredictedPlans) -> None:

@@ -169,6 +169,7 @@ class MemoryModel:
             sharded=self._sharded(shard),
             gathered=shard.dense + np.where(alone, 0.0, shard.expert),
             ends=self._ends(stage),
+            end=np.maximum(self._first_end(stage), self._ends(stage) - self._first_end(stage)),
             layer=np.maximum.reduce(layers),
         )
         held = ddp_fsdp2_states if self.framework.data_parallel == "ddp-fsdp2" else distributed_optimizer_states
@@ -228,8 +229,8 @@ class MemoryModel:
                 continue
             kept_B, whole_B = self.kept(kind)
             per_micro_batch += count * kept_B
-            # one layer's own tensors in its backward pass: those that run again, and gradients beside; assumed: of these
-            # half of the tensors' size lives at once, or none where a whole layer runs again
+            # one layer's own tensors in its backward pass: those that run again, and gradients beside; assumed: of
+            # these half of the tensors' size lives at once, or none where a whole layer runs again
             working = np.maximum(working, np.where(from_input, whole_B, 1.5 * whole_B - kept_B))
         # half as much again is kept of a micro-batch whose weight gradients are put off
         activations = (flight + 0.5 * self.plans.schedules.deferred(stage.first)) * per_micro_batch
@@ -262,11 +263,13 @@ class MemoryModel:
             if count:
                 experts = kind.feed_forward.experts if isinstance(kind.feed_forward, Moe) else 1
                 layers.append(self._dense(p) + p.routed / (experts * self.batch.etp))
-        return self.batch.element_size_B * np.maximum.reduce(layers)
+        return np.asarray(self.batch.element_size_B * np.maximum.reduce(layers))
 
     def _head_placeholder_B(self, stage: Stage) -> FloatArray:
         """Of the product that gives the logits."""
-        return self.batch.element_size_B * (self._ends(stage) - self._first_end(stage) * (not self.architecture.tied))
+        return np.asarray(
+            self.batch.element_size_B * (self._ends(stage) - self._first_end(stage) * (not self.architecture.tied))
+        )
 
     def _messages(self, stage: Stage, flight: FloatArray) -> FloatArray:
         """Between stages torch (distributed.pipelining 2.11) keeps a buffer for each message of a schedule: activations

@@ -1,9 +1,9 @@
 """How likely it is that plans fit in a GPU's memory.
 
-A peak errs by as much as peaks of its framework have erred (`Framework.memory_log_error`) and as the calibration says of
-the device's own part. Where a framework leaves to the program what a plan does not say (how the loss is computed, how
-many micro-batches a pipeline's schedule gets), some programs need less than the framework's own way: the probability is
-that over both. Axes: P plans.
+A peak errs by as much as peaks of its framework have erred (`Framework.memory_log_error`), and as the calibration says
+of the device's own part. Where a framework leaves to the program what a plan does not say (how the loss is computed,
+how many micro-batches a schedule gets), some programs need less than the framework's own way: the probability is that
+over both. Axes: P plans.
 """
 
 from __future__ import annotations

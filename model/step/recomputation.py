@@ -47,7 +47,7 @@ class Recomputation:
         """Where a part of every layer runs again, [P]."""
         named = is_part_recomputed(self.numbers, part)
         if part == "core_attn" and self.selective == "core":
-            return named | (self.numbers == Recompute.SELECTIVE)
+            return np.asarray(named | (self.numbers == Recompute.SELECTIVE))
         return named
 
     def times(self, parts: tuple[str, ...], *, saved: bool) -> FloatArray:

@@ -12,9 +12,9 @@ units: layers, and the ends of the model, whose parameters are gathered first an
 Gradients of the micro-batches before are whole under ZeRO 1, which reduces them in the last micro-batch, and sharded
 from ZeRO 2 on. A pipeline scatters none before its last pass and frees no parameters behind a backward pass
 (torch.distributed.pipelining 2.11): its gradients are whole under ZeRO 2 and 3 too, and under ZeRO 3 a forward pass
-frees what it gathers, so that a backward pass ends with everything gathered. Read from torch.distributed.fsdp 2.11: of gathered layers the next one is prefetched, in backward passes
-too, and one buffer to be scattered is in flight. Other frameworks: gradients when a backward pass ends, and under
-ZeRO 3 two layers and the gradients of one at any time.
+frees what it gathers, so that a backward pass ends with everything gathered. Read from torch.distributed.fsdp 2.11: of
+gathered layers the next one is prefetched, in backward passes too, and one buffer to be scattered is in flight. Other
+frameworks: gradients when a backward pass ends, and under ZeRO 3 two layers and the gradients of one at any time.
 
 Axes: P plans.
 """
@@ -46,13 +46,15 @@ class ParameterCounts:
 
     Attributes:
         whole: all of them; `sharded` what is left over data-parallel ranks.
-        gathered: of all, those that are gathered; `ends` of them embedding and head, `layer` the largest layer.
+        gathered: of all, those that are gathered; `ends` of them embedding and head, `end` the larger of the two,
+            `layer` the largest layer.
     """
 
     whole: FloatArray
     sharded: FloatArray
     gathered: FloatArray
     ends: FloatArray
+    end: FloatArray
     layer: FloatArray
 
 
@@ -117,7 +119,7 @@ def distributed_optimizer_states(
 ) -> ResidentStates:
     """Under other frameworks; arguments as `ddp_fsdp2_states`."""
     gradients = gradient_B * np.where(zero >= 2, parts.sharded, parts.whole)
-    largest = np.maximum(parts.ends, parts.layer)
+    largest = np.maximum(parts.end, parts.layer)  # embedding and head are gathered one by one
     gathered = np.where((zero >= 3) & shared, (2 * weight_B + gradient_B) * largest, 0.0)
     return ResidentStates(
         gradients_B=(np.where(accumulating, gradients, 0.0), gradients, gradients),

@@ -38,6 +38,7 @@ from torch.utils.checkpoint import (
     SelectiveCheckpointContext,
     checkpoint,
     create_selective_checkpoint_contexts,
+    noop_context_fn,
 )
 
 from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp, Moe
@@ -288,7 +289,7 @@ def _keep_some() -> tuple[AbstractContextManager[Any], AbstractContextManager[An
         return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
     contexts: tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
-    contexts = create_selective_checkpoint_contexts(policy)
+    contexts = create_selective_checkpoint_contexts(policy)  # type: ignore[no-untyped-call]
     return contexts
 
 
@@ -306,8 +307,10 @@ class _Layer(nn.Module):
     def forward(self, x_TD: Tensor, positions: Positions) -> Tensor:
         if self._recompute == "none" or not torch.is_grad_enabled():
             return self._run(x_TD, positions)
-        kept = {"context_fn": _keep_some} if self._recompute == "selective" else {}
-        out: Tensor = checkpoint(self._run, x_TD, positions, use_reentrant=False, preserve_rng_state=False, **kept)
+        contexts = _keep_some if self._recompute == "selective" else noop_context_fn
+        out: Tensor = checkpoint(
+            self._run, x_TD, positions, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+        )
         return out
 
     def _run(self, x_TD: Tensor, positions: Positions) -> Tensor:

@@ -22,7 +22,12 @@ Batch = Callable[..., PlanBatch]
 GB = 1e9
 FOUR = np.ones(4)
 PARTS = ParameterCounts(
-    whole=10 * GB * FOUR, sharded=2.5 * GB * FOUR, gathered=10 * GB * FOUR, ends=2 * GB * FOUR, layer=GB * FOUR
+    whole=10 * GB * FOUR,
+    sharded=2.5 * GB * FOUR,
+    gathered=10 * GB * FOUR,
+    ends=2 * GB * FOUR,
+    end=GB * FOUR,
+    layer=GB * FOUR,
 )
 
 
