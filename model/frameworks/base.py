@@ -83,6 +83,11 @@ class Framework:
         selective: what `recompute: selective` runs again: the `core` of attention, or all `operators` of a layer but
             every other product, attention and reduce-scatters.
 
+        program_chooses: the program that calls it chooses how the loss is computed and how many micro-batches a pipeline's
+            schedule gets; else the framework does.
+        memory_log_error: standard deviation of log(measured / predicted) of peak memory in published runs of it, beside
+            what the calibration states of its device (`bench/memory.py`); None: nobody's are known.
+
         overlapped: axes whose communication runs behind computation.
         data_parallel: `ddp-fsdp2` (torch's DDP under ZeRO 0, FSDP2 above: buckets and units, copies on their way) or
             `distributed-optimizer` (Megatron's).
@@ -118,6 +123,8 @@ class Framework:
     logit_B: float | None = None
     placeholder_gradients: bool = False
     selective: Literal["core", "operators"] = "core"
+    program_chooses: bool = False
+    memory_log_error: float | None = None
 
     overlapped: frozenset[OverlapAxis] = frozenset()
     data_parallel: Literal["ddp-fsdp2", "distributed-optimizer"] = "distributed-optimizer"

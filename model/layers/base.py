@@ -231,6 +231,10 @@ class Block(ABC):
         """Of that, the output of attention's core, and what the core keeps beside it."""
         yield from ()
 
+    def exchanged_B(self, batch: MicroBatch) -> FloatArray:
+        """Bytes of the rows that all-to-alls bring it in a forward pass. [P]"""
+        return np.zeros(batch.plans)
+
     def products_keep_input(self) -> bool:
         """Whether products alone read its input, which they may keep in 8 bits."""
         return True

@@ -110,6 +110,7 @@ class LayerBlocks:
         for block in self.blocks:
             kept_B = kept_B + sum(core.size_B for core in block.core_kept(batch))
             kept_B = kept_B + batch.is_sharded("tp") * batch.sequence_parallel * inside_B  # of the reduce-scatter
+            kept_B = kept_B + batch.is_sharded("ep") * block.exchanged_B(batch)
         return np.asarray(kept_B)
 
     # ---- communication ----------------------------------------------------------------------------------------------

@@ -136,6 +136,12 @@ class MoeBlock(Block):
             for kept in self._shared.kept(batch):
                 yield replace(kept, parts=("moe", "shared_experts"))
 
+    def exchanged_B(self, batch: MicroBatch) -> FloatArray:
+        """Rows of others to its experts, and its own back from theirs."""
+        moe, own = self.spec, self._tokens(batch) * self._slots
+        there = own * expert_rank_skew(self._skew(batch), batch.ep, moe.experts)
+        return np.asarray(batch.element_size_B * (there + own) * self.hidden)
+
     def products_keep_input(self) -> bool:
         return False  # the router reads it as it is
 

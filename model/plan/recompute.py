@@ -5,7 +5,8 @@ A plan says it in a word (RECOMPUTE_FORMS), which a batch of plans holds as a nu
     none
     selective     what the framework calls so (`frameworks.base.Framework.selective`): under Megatron the core of
                   attention (Korthikanti et al. 2022, section 5); under torch all operators of a layer but every other
-                  product, attention and reduce-scatters (torchtitan's `selective_ac_option: op`)
+                  product, attention, and what reduce-scatters and all-to-alls bring (torchtitan's `selective_ac_option:
+                  op`)
     full          every layer, from its input
     every-K       every K-th layer so (torchtitan's `selective_ac_option: K`); every-1 is full
     first-N       so the first N layers of each chunk of a pipeline (Megatron's `recompute_method: block`)

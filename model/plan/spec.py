@@ -158,6 +158,15 @@ class Plan(Strict):
     precision: Precision = "bf16-mixed"
     recompute: RecomputeName = "none"
     schedule: ScheduleName = schedules.DEFAULT
+    cross_entropy: Literal["plain", "fused"] | None = Field(
+        default=None, description="how the loss is computed; null: as the framework does"
+    )
+    gradient_dtype: Literal["bf16", "fp32"] | None = Field(
+        default=None, description="type that gradients are summed in; null: as the framework does"
+    )
+    micro_batches_per_schedule: Count | None = Field(
+        default=None, description="that a pipeline passes before the next begin; null: all of a step"
+    )
     backend: Backend = Field(default="torch", description="training framework")
     cluster: ClusterSpec
     parallel: ParallelSpec = ParallelSpec()
@@ -202,6 +211,27 @@ class Plan(Strict):
         rules = degree_rules(global_batch=self.global_batch, framework=framework_of(self.backend))
         for message in messages(rules, self.choices):
             raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _schedules(self) -> Plan:
+        some, pp = self.micro_batches_per_schedule, self.parallel.pp
+        if some is None:
+            return self
+        if pp == 1:
+            raise ValueError(
+                f"micro_batches_per_schedule: found {some} with pp 1, which has no schedule; allowed: null"
+            )
+        if self.micro_batches % some:
+            raise ValueError(
+                f"micro_batches_per_schedule: found {some}; allowed: divisors of the {self.micro_batches} micro-batches "
+                "(global_batch / micro_batch / dp)"
+            )
+        if self.parallel.virtual_stages > 1 and some % pp:
+            raise ValueError(
+                f"micro_batches_per_schedule: found {some}; allowed with virtual_stages: multiples of pp {pp}, as an "
+                "interleaved schedule needs"
+            )
         return self
 
     @property

@@ -24,6 +24,7 @@ from moemodel.model.predict.sustained_clock import sustained_clocks, total_power
 from moemodel.model.predict.timeline import PipelineStep, Timeline, above_rounding
 from moemodel.model.schedule.pipeline_layout import stages
 from moemodel.model.step.memory import Memory
+from moemodel.model.step.memory_fit import fit_probability
 from moemodel.model.step.stage_cost import BlockCosts, StageCost, distinct_rows
 from moemodel.model.step.system import System
 
@@ -129,7 +130,9 @@ class PricedPlans:
             mfu=flops / (step_s * gpus * machine.peak_flops_per_s),
             memory_B=memory_B,
             memory_terms_B=terms_B,
+            memory_error=np.full(len(plans), machine.memory_error),
             fits=memory_B <= machine.memory_B,
+            fit_probability=fit_probability(self._architecture, plans, machine, memory_B),
             outside=found.outside,
             tokens=(plans.global_batch * plans.seq).astype(np.float64),
         )

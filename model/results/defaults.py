@@ -31,10 +31,13 @@ def _choices(plan: Plan, architecture: Architecture, machine: System) -> Iterato
     yield "backend", plan.backend
     yield "micro_batch", plan.micro_batch
     yield "recompute", plan.recompute
+    yield "cross_entropy", f"as {plan.backend} computes it"
+    yield "gradient_dtype", f"as {plan.backend} keeps it"
     if plan.micro_batches > 1 or p.pp > 1:
         yield "schedule", plan.schedule
     if p.pp > 1:
         yield "parallel.virtual_stages", p.virtual_stages
+        yield "micro_batches_per_schedule", plan.micro_batches
     if p.dp * p.cp > 1:
         yield "parallel.zero_stage", p.zero_stage
         if any(isinstance(layer.feed_forward, Moe) for layer in architecture.layers):

@@ -3,60 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.core.errors import InfeasiblePlanError
-from moemodel.model.plan.batch import PlanBatch, joined
+from moemodel.model.plan.batch import joined
 from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.prediction import Prediction
+from moemodel.model.results.estimate import INTERVAL
 from moemodel.model.schedule import registry as schedules
-from moemodel.model.schedule.pipeline_layout import stages
-from moemodel.model.step.memory import Memory, MemoryModel, fullest
-from moemodel.model.step.stage_cost import distinct_rows
+from moemodel.model.step.memory_fit import peak_memory
 from moemodel.model.step.system import System
 
+Verdict = Literal["fits", "may not fit", "does not fit"]
+
+SURE = (1 + INTERVAL) / 2  # probability from which a verdict is sure: the interval lies on one side of what there is
 _TERMS_NAMED = 3  # largest of memory, in an error: what a person reads
 _CHANGES_NAMED = 4  # that would make it fit, or come nearest
+
+
+def verdict_of(probability: float) -> Verdict:
+    """Whether a plan fits, if so likely it does: not sure where its interval holds what there is."""
+    if probability >= SURE:
+        return "fits"
+    return "does not fit" if probability < 1 - SURE else "may not fit"
 
 
 def fits(architecture: Architecture, plans: list[Plan], machine: System) -> NDArray[np.bool_]:
     """Which of some plans fit in memory."""
     return np.asarray(peak_memory(architecture, joined(plans), machine).peak_B <= machine.memory_B)
-
-
-def peak_memory(architecture: Architecture, plans: PlanBatch, machine: System) -> Memory:
-    """Peak memory of each plan, as `predict` gives it, without pricing its time: any calibration will do. [P]"""
-    peak_B, terms_B = np.zeros(len(plans)), dict[str, FloatArray]()
-    for rows in _by_pipeline(plans):
-        some = plans.take(rows)
-        model = MemoryModel(
-            architecture,
-            some,
-            framework=machine.framework,
-            precision=machine.precision,
-            calibration=machine.calibration,
-        )
-        held = fullest(model, stages(architecture, int(some.pp[0]), int(some.virtual_stages[0])))
-        peak_B[rows] = held.peak_B
-        for name, size_B in held.terms_B.items():
-            terms_B.setdefault(name, np.zeros(len(plans)))[rows] = size_B
-    return Memory(peak_B=peak_B, terms_B=terms_B)
-
-
-def _by_pipeline(plans: PlanBatch) -> Iterator[IntArray]:
-    """Rows of plans that share their pipeline."""
-    if not len(plans):
-        return
-    first, pipeline = distinct_rows([plans.pp, plans.virtual_stages])
-    for index in range(len(first)):
-        yield np.flatnonzero(pipeline == index)
 
 
 def refuse_too_large(plan: Plan, architecture: Architecture, machine: System, prediction: Prediction) -> None:
@@ -65,7 +45,7 @@ def refuse_too_large(plan: Plan, architecture: Architecture, machine: System, pr
     Raises:
         InfeasiblePlanError: the peak, what there is, the largest terms, and which single changes would help.
     """
-    if bool(prediction.fits[0]):
+    if verdict_of(float(prediction.fit_probability[0])) != "does not fit":
         return
     terms = sorted(((float(size[0]), name) for name, size in prediction.memory_terms_B.items()), reverse=True)
     largest = ", ".join(f"{name.replace('_', ' ')} {_GB(size)}" for size, name in terms[:_TERMS_NAMED])
@@ -111,7 +91,7 @@ def _updates(plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
     for size in sorted({plan.micro_batch // 2, 1}, reverse=True):
         if 0 < size < plan.micro_batch:
             yield f"micro_batch {size}", {"micro_batch": size}
-    stronger = {"none": ("selective", "full"), "selective": ("full",), "full": ()}[plan.recompute]
+    stronger = {"none": ("selective", "full"), "full": ()}.get(plan.recompute, ("full",))
     for recompute in stronger:
         yield f"recompute {recompute}", {"recompute": recompute}
     for stage in range(p.zero_stage + 1, 4):
@@ -124,6 +104,10 @@ def _updates(plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
             degree = getattr(p, name) * 2
             changed = {"dp": p.dp // 2, name: degree}
             yield f"parallel.{name} {degree} with dp {p.dp // 2}", {"parallel": changed}
+    if plan.cross_entropy is None:
+        yield "cross_entropy fused", {"cross_entropy": "fused"}
+    if plan.micro_batches_per_schedule is None and 1 < p.pp < plan.micro_batches:
+        yield f"micro_batches_per_schedule {p.pp}", {"micro_batches_per_schedule": p.pp}
     if schedules.find(plan.schedule, p.virtual_stages).keeps_every_micro_batch:
         yield f"schedule {schedules.DEFAULT}", {"schedule": schedules.DEFAULT}
 

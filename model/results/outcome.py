@@ -25,9 +25,10 @@ from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.carbon import footprint, grid_intensity
 from moemodel.model.results.energy import StepEnergy
 from moemodel.model.results.estimate import INTERVAL, Estimate, finite
-from moemodel.model.results.feasibility import peak_memory, refuse_too_large
+from moemodel.model.results.feasibility import Verdict, refuse_too_large, verdict_of
 from moemodel.model.results.inlet_sensitivity import InletSensitivity, predict_with_sensitivity
 from moemodel.model.results.notes import notes, notes_without_times
+from moemodel.model.step.memory_fit import fit_probability, peak_memory
 from moemodel.model.step.system import System, system_of
 from moemodel.model.step.volumes import StepVolumes, step_volumes
 
@@ -91,7 +92,8 @@ class Outcome:
         gpu_energy_per_token_J: of the GPUs alone, without hosts and cooling.
         memory_B: peak of the fullest GPU; `memory_terms_B` its terms, largest first.
         memory_available_B: of a GPU; None where it isn't known.
-        fits: it does.
+        fits: it does, by the predicted peak.
+        fit_probability: that it does; `verdict`: fits, may not fit (the interval holds what there is), does not fit.
         exposed_communication_s, hidden_communication_s: communication that nothing hides, and that computation hides.
         bubble_s: idle in the pipeline; `host_wait_s` because the host had queued no work yet.
         phases: forward, backward, optimizer, communication (exposed) and idle, which add up to the step.
@@ -133,6 +135,8 @@ class Outcome:
     memory_terms_B: dict[str, float]
     memory_available_B: float | None
     fits: bool
+    fit_probability: float
+    verdict: Verdict
     exposed_communication_s: Estimate
     hidden_communication_s: float
     bubble_s: Estimate
@@ -178,6 +182,8 @@ class Outcome:
                 "peak_B": self.memory_B.to_json(),
                 "available_B": self.memory_available_B,
                 "fits": self.fits,
+                "fit_probability": self.fit_probability,
+                "verdict": self.verdict,
                 "terms_B": self.memory_terms_B,
             },
             "phases": {name: _phase_json(phase) for name, phase in self.phases.items()},
@@ -259,7 +265,7 @@ def _without_times(plan: Plan, architecture: Architecture, machine: System) -> O
     batch, counted, unknown = batch_of(plan), parameters(architecture), Estimate.of(math.nan, None)
     memory = peak_memory(architecture, batch, machine)
     peak_B = first(memory.peak_B)
-    fits = peak_B <= machine.memory_B
+    probability = first(fit_probability(architecture, batch, machine, memory.peak_B))
     nothing = PhaseOutcome(time_s=math.nan, energy_J=math.nan, clock_Hz=None)
     return Outcome(
         plan=plan,
@@ -280,10 +286,12 @@ def _without_times(plan: Plan, architecture: Architecture, machine: System) -> O
         warmer=None,
         energy=StepEnergy(gpu_J=unknown, it_J=unknown, meter_J=unknown),
         gpu_energy_per_token_J=unknown,
-        memory_B=Estimate.of(peak_B, _memory_error(machine.calibration)),
+        memory_B=Estimate.of(peak_B, machine.memory_error or None),
         memory_terms_B=_largest_first(memory.terms_B),
         memory_available_B=None if math.isinf(machine.memory_B) else machine.memory_B,
-        fits=fits,
+        fits=peak_B <= machine.memory_B,
+        fit_probability=probability,
+        verdict=verdict_of(probability),
         exposed_communication_s=unknown,
         hidden_communication_s=math.nan,
         bubble_s=unknown,
@@ -293,7 +301,7 @@ def _without_times(plan: Plan, architecture: Architecture, machine: System) -> O
         model_flops=first(model_flops(architecture, batch.seq) * batch.global_batch),
         volumes=step_volumes(architecture, batch, machine),
         run=None,
-        notes=notes_without_times(plan, architecture, machine, peak_B),
+        notes=notes_without_times(plan, architecture, machine, peak_B, probability),
     )
 
 
@@ -337,10 +345,12 @@ def _outcome(
         warmer=warmer,
         energy=energy,
         gpu_energy_per_token_J=energy.gpu_J * (1 / first(p.tokens)),
-        memory_B=Estimate.of(first(p.memory_B), _memory_error(calibration)),
+        memory_B=Estimate.of(first(p.memory_B), first(prediction.memory_error) or None),
         memory_terms_B=_largest_first(p.memory_terms_B),
         memory_available_B=None if math.isinf(machine.memory_B) else machine.memory_B,
         fits=bool(prediction.fits[0]),
+        fit_probability=first(prediction.fit_probability),
+        verdict=verdict_of(first(prediction.fit_probability)),
         exposed_communication_s=Estimate.of(first(p.exposed_communication_s), machine.network_error),
         hidden_communication_s=first(p.hidden_communication_s),
         bubble_s=Estimate.of(first(p.bubble_s), time_error),
@@ -364,12 +374,6 @@ def _known(prediction: Prediction, *, power: bool, clock: bool) -> Prediction:
 def first(values: FloatArray) -> float:
     """The figure of a batch of one."""
     return float(values[0])
-
-
-def _memory_error(calibration: Calibration) -> float | None:
-    """Relative error of peak memory, where the calibration gives one."""
-    parameter = calibration.memory.parameters.get("log_error")
-    return None if parameter is None else parameter.value
 
 
 def _largest_first(terms_B: Mapping[str, FloatArray]) -> dict[str, float]:

@@ -133,6 +133,8 @@ class Limits(Strict):
         power_per_gpu_W: mean over the step, of the GPU that draws most.
         cluster_power_W: mean over the step, of all GPUs and hosts; without cooling.
         memory_share: of a GPU's memory.
+        memory_risk: probability of not fitting in memory, below which a plan is kept (`fit_probability` of what is
+            found); None: 0.5, what fits by its predicted peak.
     """
 
     step_time_s: Rate | None = None
@@ -146,6 +148,7 @@ class Limits(Strict):
     power_per_gpu_W: Rate | None = None
     cluster_power_W: Rate | None = None
     memory_share: Share | None = None
+    memory_risk: Annotated[float, Field(gt=0, lt=1, strict=True)] | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -19,7 +19,6 @@ from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.carbon import footprint, grid_intensity
-from moemodel.model.results.feasibility import peak_memory
 from moemodel.model.schedule import registry as schedules
 from moemodel.model.search.document import Search
 from moemodel.model.search.quantities import (
@@ -30,6 +29,7 @@ from moemodel.model.search.quantities import (
     needs_power,
 )
 from moemodel.model.step.memory import Memory
+from moemodel.model.step.memory_fit import peak_memory
 from moemodel.model.step.system import System, system_of
 
 _SECONDS_PER_HOUR, _HOURS_PER_DAY = 3600.0, 24.0  # by definition
@@ -152,7 +152,7 @@ def costs_of(problem: SearchProblem, values: dict[str, FloatArray]) -> FloatArra
 
 def limits_of(problem: SearchProblem) -> dict[str, float]:
     """The limits that a search sets on what a prediction gives."""
-    given = problem.document.limits.model_dump(exclude={"memory_share"})
+    given = problem.document.limits.model_dump(exclude={"memory_share", "memory_risk"})
     return {name: limit for name, limit in given.items() if limit is not None}
 
 

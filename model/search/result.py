@@ -67,7 +67,7 @@ class Entry(Strict):
         power_per_gpu_W: mean of one GPU; `hottest_gpu_power_W` of the one that draws most;
             `cluster_power_W` of all GPUs and hosts.
         clock_MHz: true SM clock that the GPUs sustain.
-        memory_B: peak of the fullest GPU.
+        memory_B: peak of the fullest GPU; `memory_verdict` whether that fits, `fit_probability` how likely.
         run: the whole run; null where the search gives no tokens.
         time_vs_reference, it_energy_vs_reference: share that it takes more than the reference on as many GPUs
             (negative: less); null where there is none.
@@ -88,6 +88,8 @@ class Entry(Strict):
     cluster_power_W: Figure | None
     clock_MHz: Figure | None
     memory_B: Figure
+    memory_verdict: str = "fits"
+    fit_probability: float = 1.0
     run: RunFigures | None
     time_vs_reference: float | None = None
     it_energy_vs_reference: float | None = None
@@ -196,6 +198,8 @@ def entry_of(number: int, answer: Outcome) -> Entry:
         cluster_power_W=Figure.known(answer.power_W * gpus + Estimate(value=hosts_W, low=hosts_W, high=hosts_W)),
         clock_MHz=Figure.known(answer.clock_Hz * 1e-6),
         memory_B=Figure.of(answer.memory_B),
+        memory_verdict=answer.verdict,
+        fit_probability=answer.fit_probability,
         run=None
         if run is None
         else RunFigures(

@@ -128,7 +128,7 @@ class Workload:
         shared = np.where(plans.dp * plans.cp > 1, 1.0, 0.0)
         gathered = shared * np.choose(zero, [0.0, once, once, 1.0])
         again = shared * np.where(zero == 3, 1.0, 0.0)
-        reduced = shared * np.where(zero >= 2, 1.0, once)
+        reduced = shared * np.where((zero >= 2) & (plans.pp == 1), 1.0, once)  # of a pipeline when all is done
         inner, whole = Shape(m=layers), Shape(m=layers + ends)
         return [
             _call(Kind.COPY, Pass.FORWARD, whole, Phase.FORWARD, gathered),

@@ -175,6 +175,7 @@ class MemoryModel:
         return held(
             parts,
             zero=self.plans.zero_stage,
+            pipeline=self.plans.pp > 1,
             shared=self.mesh.data_parallel_group.size > 1,
             accumulating=accumulating,
             gradient_B=self.recipe.gradient_B,
@@ -268,14 +269,14 @@ class MemoryModel:
         return self.batch.element_size_B * (self._ends(stage) - self._first_end(stage) * (not self.architecture.tied))
 
     def _messages(self, stage: Stage, flight: FloatArray) -> FloatArray:
-        """Between stages torch (distributed.pipelining 2.11) keeps a buffer for each message of a step: activations
+        """Between stages torch (distributed.pipelining 2.11) keeps a buffer for each message of a schedule: activations
         received, of which those in flight count as activations, their gradients, and gradients received; what a stage
         sent stays until its backward pass.
         """
         plans = self.plans
         if self.framework.pipeline != "torch" or not (plans.pp > 1).any():
             return np.zeros(len(plans))
-        m, virtual = plans.micro_batches, plans.virtual_stages
+        m, virtual = plans.scheduled, plans.virtual_stages
         arrivals = virtual - float(stage.embedding)  # chunks that something is sent to, and chunks that send something
         departures = virtual - float(stage.head)
         one = self.batch.element_size_B * self.batch.sequence_parallel_tokens * self.architecture.hidden

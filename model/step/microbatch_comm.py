@@ -81,6 +81,9 @@ class Exchange:
         )
 
 
+_KEPT_BY_OPERATOR = ("reduce_scatter", "all_to_all")  # what they bring stays where layers run again by operator
+
+
 class Communication:
     """Times of the collectives of a micro-batch in a batch of plans."""
 
@@ -125,7 +128,7 @@ class Communication:
             rows = self.priced(comm for comm in collectives if comm.axis == "ep")[0]
             backward = backward + rows.times(to_experts.astype(np.float64))
         if again.by_operator.any():
-            most = self.priced(comm for comm in collectives if comm.collective != "reduce_scatter")[0]
+            most = self.priced(comm for comm in collectives if comm.collective not in _KEPT_BY_OPERATOR)[0]
             backward = backward + most.times(again.by_operator.astype(np.float64))
         return forward, backward
 

@@ -65,4 +65,4 @@ class Recomputation:
     @property
     def experts(self) -> FloatArray:
         """How often rows are sent to experts again, in the mean over layers. [P]"""
-        return self.times(("moe",), saved=False)
+        return self.times(("moe",), saved=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moemodel.model.core.errors import CalibrationError
 from moemodel.model.device.description import Change, rescale_for_description
@@ -17,7 +17,14 @@ from moemodel.model.network.collectives import Network
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
 
+_UNKNOWN_MEMORY_ERROR = 0.1  # log; assumed: twice that of frameworks whose runs are known
 _UNKNOWN_HOST_ERROR = 0.3  # log; assumed: a backend whose host lane was not measured, and takes another's
+
+
+# Bytes of a logit when the loss's backward pass begins: 16-bit logits and their gradient, of a fused kernel; or 16-bit
+# logits and the float32 softmax that becomes their gradient (Megatron-LM, tensor_parallel/cross_entropy.py)
+FUSED_LOGIT_B, _PLAIN_LOGIT_B = 4.0, 6.0
+GRADIENT_B = {"bf16": 2.0, "fp32": 4.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +40,7 @@ class System:
         slowdown_C: die temperature above which the hardware slows the clock.
         framework, precision: that train.
         changes: figures of the GPU that the calibration was rescaled for.
+        loss_is_stated: the plan says how the loss is computed.
     """
 
     gpu: Gpu
@@ -47,6 +55,14 @@ class System:
     framework: Framework
     precision: Precision
     changes: tuple[Change, ...] = ()
+    loss_is_stated: bool = False
+
+    @property
+    def memory_error(self) -> float:
+        """Relative standard error of peak memory."""
+        stated = self.calibration.memory.parameters.get("log_error")
+        beside = self.framework.memory_log_error
+        return math.hypot(0.0 if stated is None else stated.value, _UNKNOWN_MEMORY_ERROR if beside is None else beside)
 
     @property
     def gradient_B(self) -> float:
@@ -104,7 +120,7 @@ def system_of(plan: Plan, calibration: Calibration) -> System:
         InputError: unknown GPU or network between nodes, or products that the GPU's tensor cores don't do.
         CalibrationError: the calibration is of another GPU, by name or by its description.
     """
-    gpu, cluster, framework = read_gpu(plan.cluster.gpu, key="cluster.gpu"), plan.cluster, framework_of(plan.backend)
+    gpu, cluster, framework = read_gpu(plan.cluster.gpu, key="cluster.gpu"), plan.cluster, framework_as_run(plan)
     if calibration.gpu != gpu.name:
         raise CalibrationError(
             f"calibration {calibration.name} is of {calibration.gpu}, but cluster.gpu is {gpu.name}; "
@@ -127,4 +143,23 @@ def system_of(plan: Plan, calibration: Calibration) -> System:
         framework=framework,
         precision=plan.precision,
         changes=changes,
+        loss_is_stated=plan.cross_entropy is not None,
     )
+
+
+def framework_as_run(plan: Plan) -> Framework:
+    """The framework of a plan, with what the plan says of it."""
+    framework = framework_of(plan.backend)
+    if plan.cross_entropy is not None:
+        framework = replace(framework, logit_B=_logit_B(framework, fused=plan.cross_entropy == "fused"))
+    if plan.gradient_dtype is not None:
+        recipe = replace(framework.precisions[plan.precision], gradient_B=GRADIENT_B[plan.gradient_dtype])
+        framework = replace(framework, precisions={**framework.precisions, plan.precision: recipe})
+    return framework
+
+
+def _logit_B(framework: Framework, *, fused: bool) -> float | None:
+    """Bytes of a logit of a loss computed so or so; None: as `embedding_head` counts torch's."""
+    if fused:
+        return FUSED_LOGIT_B
+    return None if framework.logit_B is None else max(framework.logit_B, _PLAIN_LOGIT_B)

@@ -205,7 +205,7 @@ def test_a_gpu_without_a_calibration_is_answered_for(gpu: str, moemodel: Run, fo
     for words in ("model FLOPs", "device memory traffic", "sent over dp", "Memory of the fullest GPU", "peak"):
         assert words in said
     assert f"There is no calibration of {gpu}, so there is no time, power or energy" in said
-    verdict = f"small fits in memory: the fullest GPU needs [0-9.]+ GB, {gpu} has [0-9.]+ GB"
+    verdict = f"This plan fits in memory: the fullest GPU needs [0-9.]+ GB, {gpu} has [0-9.]+ GB"
     assert re.search(verdict if gpu != "cpu" else "The memory of cpu is not known", said)
     assert max(map(len, result.stdout.splitlines())) <= 80
 

@@ -226,10 +226,10 @@ def _accepted(document: Search, choices: dict[str, Any], calibration: Calibratio
         "parallel": parallel,
     }
     try:
-        outcome(parse_yaml(repr(text | others).replace("None", "null"), Plan, "plan.yaml"), calibration)
+        answer = outcome(parse_yaml(repr(text | others).replace("None", "null"), Plan, "plan.yaml"), calibration)
     except (InputError, InfeasiblePlanError):
         return False
-    return True
+    return answer.fit_probability > 0.5
 
 
 _DEGREES = ("dp", "tp", "pp", "ep", "cp", "zero_stage", "sequence_parallel", "virtual_stages")
@@ -744,7 +744,11 @@ limits: {step_time_s: 2}
             "  sequence_parallel: 1",
             ":6: search.sequence_parallel: found 1; input should be",
         ),
-        ("  tp: [1, 2]", "  recompute: some", ":6: search.recompute: found 'some'; input should be 'none'"),
+        (
+            "  tp: [1, 2]",
+            "  recompute: some",
+            ":6: search.recompute: found 'some'; allowed: 'none', 'selective' or 'full'",
+        ),
         (
             "MHz: null",
             "MHz: fast",
