@@ -29,6 +29,8 @@ SOFTWARE: tuple[tuple[str, str, str], ...] = (
     ("megatron-core-fp8", "fp8", "h100-sxm-80gb"),
     ("megatron-deepspeed-fp32", "fp32", "h100-sxm-80gb"),
 )
+_DRAWS = 6  # of plans that share sequence length, skew, batch and what most of the price depends on; more where these allow few
+_MOST_DRAWS = 60
 _SEQUENCES = (256, 1000, 1024, 2048, 4096, 8192, 32768)
 
 
@@ -42,13 +44,22 @@ class Drawn:
     label: str
 
 
-def draw(each: int, seed: int) -> Iterator[Drawn]:
-    """About so many plans of every architecture under every line of `SOFTWARE`."""
-    for name in list_architectures():
-        for software in SOFTWARE:
+def draw(each: int, *, seed: int, lines: int = len(SOFTWARE)) -> Iterator[Drawn]:
+    """Plans of every architecture under some lines of `SOFTWARE`, which take turns.
+
+    Args:
+        each: about so many of an architecture under a line.
+        seed: of the dice.
+        lines: under how many lines.
+    """
+    for index, name in enumerate(list_architectures()):
+        for line in range(lines):
+            software = SOFTWARE[(index + 3 * line) % len(SOFTWARE)]
             dice = np.random.default_rng([seed, *f"{name} {software}".encode()])
             architecture, system = read_architecture(name), _system(*software)
-            parts = [_some(architecture, system, each // 4, dice) for _ in range(4)]
+            parts = [_some(architecture, system, each // _DRAWS, dice) for _ in range(_DRAWS)]
+            while sum(map(len, parts)) < each and len(parts) < _MOST_DRAWS:
+                parts.append(_some(architecture, system, each // _DRAWS, dice))
             columns = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(PlanBatch)}
             yield Drawn(
                 architecture=architecture,
@@ -102,17 +113,17 @@ def _some(architecture: Architecture, system: System, size: int, dice: np.random
 def _columns(size: int, layers: int, has_experts: bool, dice: np.random.Generator) -> dict[str, Any]:
     """Random choices, legal or not; few distinct values of what is priced, so that many share a shape."""
     columns: dict[str, Any] = {
-        "tp": dice.choice(2 ** dice.integers(0, 5, 2), size),
-        "pp": dice.choice([1, 1, min(layers, int(dice.choice([2, 3, 4, 8, 16])))], size),
-        "cp": dice.choice([1, int(dice.choice([1, 1, 2, 4]))], size),
+        "tp": np.full(size, 2 ** dice.integers(0, 5)),
+        "pp": dice.choice([1, min(layers, int(dice.choice([2, 3, 4, 8, 16])))], size),
+        "cp": np.full(size, dice.choice([1, 1, 2, 4])),
         "dp": dice.choice([1, 2, 4, 8, 16, 64, 256], size),
-        "ep": dice.choice(2 ** dice.integers(0, 7, 3), size) if has_experts else np.ones(size, dtype=np.int64),
+        "ep": dice.choice(2 ** dice.integers(0, 7, 2), size) if has_experts else np.ones(size, dtype=np.int64),
         "zero_stage": dice.integers(0, 4, size),
         "sequence_parallel": dice.integers(0, 2, size),
-        "micro_batch": dice.choice([1, 2, 3, 4, 8, 16], 2)[dice.integers(0, 2, size)],
+        "micro_batch": np.full(size, dice.choice([1, 2, 3, 4, 8, 16])),
         "recompute": dice.integers(0, 3, size),
         "schedule": dice.integers(0, len(schedules.NAMES), size),
     }
-    columns["virtual_stages"] = np.where(columns["pp"] > 1, dice.choice([1, 1, 2, 3], size), 1)
+    columns["virtual_stages"] = np.where(columns["pp"] > 1, dice.choice([1, int(dice.choice([2, 3]))], size), 1)
     columns["gpus"] = columns["dp"] * columns["tp"] * columns["pp"] * columns["cp"]
     return columns
