@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import errno
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from io import TextIOWrapper
 from typing import IO, Any
 
 import click
 
 import moemodel
+from moemodel.cli.output import echo
+from moemodel.cli.visible import visible
+from moemodel.model.core.ending import ending_cleanly
 from moemodel.model.core.errors import MoeModelError
 
 # Where each command lives: a module is imported when its command runs, or its help is shown.
@@ -23,8 +31,8 @@ _COMMANDS: dict[str, str] = {
     "validate": "moemodel.cli.validate:validate_command",
 }
 
-# What the others don't need, by the extra that installs it.
-_EXTRAS: dict[str, str] = {"profile": "profile", "calibrate": "calibrate", "validate": "profile"}
+_LONGEST = 4000  # characters of a message
+_INTERRUPTED = 130  # as a shell reports Ctrl-C
 
 
 class _Failure(click.ClickException):
@@ -33,7 +41,8 @@ class _Failure(click.ClickException):
     exit_code = 2
 
     def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"moemodel: {self.message}", err=file is None, file=file)
+        message = self.message if len(self.message) <= _LONGEST else f"{self.message[:_LONGEST]}..."
+        click.echo(visible(f"moemodel: {message}"), err=file is None, file=file)
 
 
 class _Commands(click.Group):
@@ -49,9 +58,30 @@ class _Commands(click.Group):
         command = getattr(import_module(module), name)
         return command if isinstance(command, click.Command) else None
 
+    def main(self, *args: Any, **options: Any) -> Any:
+        """As click does; a signal that ends the command is its exit status, as a shell reports it."""
+        with ending_cleanly() as ending:
+            try:
+                return super().main(*args, **options)
+            except SystemExit:
+                ending.last = True
+                if ending.exit_status is not None:
+                    raise SystemExit(ending.exit_status) from None
+                raise
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        _print_all_characters()
+        if any("\0" in arg for arg in args):
+            raise _Failure("an argument holds a NUL; no file, option or name does")
+        with _safe_messages():
+            return super().make_context(info_name, args, parent, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _safe_messages():
+                return super().invoke(ctx)
         except MoeModelError as error:
             raise _Failure(str(error)) from None
         except OSError as error:
@@ -59,14 +89,29 @@ class _Commands(click.Group):
                 raise
             place = f"{error.filename}: " if error.filename else ""
             raise _Failure(f"{place}{error.strerror or error}") from None
-        except ModuleNotFoundError as error:
-            command = ctx.invoked_subcommand or ""
-            if command not in _EXTRAS or not error.name or error.name.startswith("moemodel"):
-                raise
-            raise _Failure(
-                f"{command} needs {error.name}, which is not installed; "
-                f"install it with: pip install 'moemodel[{_EXTRAS[command]}]'"
-            ) from None
+        except MemoryError:
+            raise _Failure("there is not enough memory for this") from None
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends the process at once, and quietly
+            echo("moemodel: interrupted", err=True)
+            raise click.exceptions.Exit(_INTERRUPTED) from None
+
+
+@contextmanager
+def _safe_messages() -> Iterator[None]:
+    """click's own messages quote arguments and the names of files as they are."""
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = visible(error.message)
+        raise
+
+
+def _print_all_characters() -> None:
+    """Characters that the output's encoding lacks are escaped, not an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

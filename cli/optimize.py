@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 import click
 
 from moemodel import api
-from moemodel.cli.output import console
+from moemodel.cli.output import console, echo_json_text
 from moemodel.cli.search_progress import SearchProgress
 from moemodel.cli.search_report import report
 from moemodel.model.core.files import TEMPORARY_SUFFIX, umask, write_atomic
 
 if TYPE_CHECKING:
+    from moemodel.model.plan.spec import Plan
     from moemodel.model.search.result import Entry
 
 
@@ -63,7 +64,7 @@ def optimize_command(
     with _plans_written(write_plans, result.front):
         write_atomic(output, result.to_json())
     if as_json:
-        click.echo(result.to_json(), nl=False)
+        echo_json_text(result.to_json())
         return
     out = console()
     for part in report(result, top):
@@ -99,21 +100,46 @@ def _check_empty(folder: Path) -> None:
         raise InputError(f"--write-plans {folder}: is not empty; name a new folder")
 
 
+def _named_from(folder: Path, plan: Plan) -> Plan:
+    """A plan as it is written in a folder: files that it names are named from there on."""
+    from moemodel.model.plan.paths import named_from
+
+    cluster = plan.cluster
+    files = {"gpu": named_from(folder, "gpu", cluster.gpu)}
+    if isinstance(cluster.internode, str):
+        files["internode"] = named_from(folder, "internode", cluster.internode)
+    architecture = named_from(folder, "architecture", plan.architecture)
+    return plan.model_copy(update={"architecture": architecture, "cluster": cluster.model_copy(update=files)})
+
+
 @contextmanager
 def _plans_written(folder: Path | None, entries: Iterable[Entry]) -> Iterator[None]:
     """A folder of plans, whole or not at all: it takes its name when all is written, and what is inside is done."""
+    from moemodel.model.plan.spec import plan_text
+
     if folder is None:
         yield
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=TEMPORARY_SUFFIX))
+    made: Path | None = None
     try:
-        for entry in entries:
-            write_atomic(made / f"plan-{entry.number:02d}.yaml", entry.plan_yaml)
-        made.chmod(0o777 & ~umask())
+        with _errors_of(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=TEMPORARY_SUFFIX))
+            for entry in entries:
+                write_atomic(made / f"plan-{entry.number:02d}.yaml", plan_text(_named_from(folder, entry.plan)))
+            made.chmod(0o777 & ~umask())
         yield
-        made.replace(folder)  # an empty one gives way
+        with _errors_of(folder):
+            made.replace(folder)  # an empty one gives way
+    finally:
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+@contextmanager
+def _errors_of(folder: Path) -> Iterator[None]:
+    """What the system says of a temporary folder is about the one that was asked for."""
+    try:
+        yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(folder)) from None
-    finally:
-        shutil.rmtree(made, ignore_errors=True)

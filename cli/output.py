@@ -1,26 +1,42 @@
-"""Printing, as all commands do it: tables of 80 columns, numbers of three digits."""
+"""Printing, as all commands do it: tables of 80 columns, numbers of three digits, and nothing that a terminal obeys.
+
+Names, sources and reasons come from files of others. What in them a terminal would obey instead of showing (escape
+sequences, characters that turn the direction of writing) is shown as JSON writes it: \\u001b. So commands print by
+`echo` and `console` alone.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from moemodel.cli.visible import escaped, visible
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "u"))
+_ASCII = re.compile("[^\x00-\x7f]")
 
 
-def console() -> Console:
-    """Standard output, without colour where it isn't a terminal."""
-    from rich.console import Console
+def echo(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """A line on standard output, or standard error."""
+    click.echo(visible(text), err=err, nl=nl)
 
-    return Console(highlight=False, markup=False, emoji=False)
+
+def console(*, stderr: bool = False) -> Console:
+    """Standard output or standard error, without colour where it isn't a terminal."""
+    from moemodel.cli.safe_console import SafeConsole
+
+    return SafeConsole(highlight=False, markup=False, emoji=False, stderr=stderr)
 
 
 @contextmanager
@@ -42,9 +58,11 @@ def working(what: str) -> Iterator[Callable[[int, int, str], None]]:
 
 def table(*columns: str, title: str | None = None, numbers: tuple[str, ...] = ()) -> Table:
     """An empty table without rules; the columns named in `numbers` align to the right."""
-    from rich.table import Table
+    from moemodel.cli.safe_console import SafeTable
 
-    made = Table(box=None, title=title, title_justify="left", title_style="bold", header_style="dim", pad_edge=False)
+    made = SafeTable(
+        box=None, title=title, title_justify="left", title_style="bold", header_style="dim", pad_edge=False
+    )
     for column in columns:
         made.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     return made
@@ -60,7 +78,26 @@ def sources(texts: dict[str, str], title: str = "Sources") -> Table:
 
 def echo_json(document: Any) -> None:
     """A document for machines, on standard output."""
-    click.echo(json.dumps(document, indent=2, allow_nan=False))
+    echo(json.dumps(document, indent=2, allow_nan=False))
+
+
+def echo_json_text(text: str) -> None:
+    """JSON as a file holds it, on standard output; in ASCII where that takes nothing else."""
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        text = _ASCII.sub(lambda found: escaped(found.group()), text)
+    echo(text, nl=False)
+
+
+class Finite(click.FloatRange):
+    """A number in a range; `nan` and `inf` are in none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        converted = super().convert(value, param, ctx)
+        if not math.isfinite(converted):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return converted
 
 
 def digits(value: float) -> str:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from moemodel import api
+from moemodel.cli.output import Finite, console, echo
+from moemodel.model.core.extras import needs_extra
 
 if TYPE_CHECKING:
     from moemodel.profiler.clocks.settings import AskedClocks
@@ -46,7 +48,7 @@ def _names(_: click.Context, __: click.Parameter, value: str | None) -> list[str
 )
 @click.option(
     "--budget",
-    type=click.FloatRange(min=1),
+    type=Finite(min=1),
     default=280.0,
     show_default=True,
     help="Seconds to measure one GPU; collectives of several (75 s for two, 120 s for more), starting and finishing "
@@ -87,13 +89,12 @@ def profile_command(
 
     The only setting that may be changed is the clock, and only for a while: see --clocks.
     """
-    from rich.console import Console
-
     from moemodel.profiler.sections.progress import Bars
 
-    import_module("moemodel.profiler.run")  # what is not installed is found out before a bar is drawn
-    console = Console(stderr=True)
-    with Bars(console) as bars:
+    with needs_extra("profile", "profile"):
+        import_module("moemodel.profiler.run")  # what is not installed is found out before a bar is drawn
+    out = console(stderr=True)
+    with Bars(out) as bars:
         outcome = api.profile(
             gpu,
             output,
@@ -104,7 +105,7 @@ def profile_command(
             plans=plans,
             ranks=ranks,
             progress=bars,
-            announce=lambda text: console.print(f"note: {text}", markup=False, highlight=False),
+            announce=lambda text: out.print(f"note: {text}"),
         )
     if not outcome.helped:
         _print(outcome)
@@ -114,11 +115,11 @@ def profile_command(
 
 def _print(outcome: ProfileReport) -> None:
     for note in outcome.notes:
-        click.echo(f"note: {note}")
+        echo(f"note: {note}")
     for skip in outcome.skips:
-        click.echo(f"skipped: {skip.what}: {skip.reason}")
+        echo(f"skipped: {skip.what}: {skip.reason}")
     rows = ", ".join(f"{count} {table}" for table, count in outcome.rows.items() if count)
     sections = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in outcome.sections.items())
     state = "interrupted; run the same command again to go on" if outcome.interrupted else "done"
-    click.echo(f"{outcome.folder}: {state} in {outcome.seconds:.0f} s ({sections or 'no section finished'})")
-    click.echo(f"rows: {rows or 'none'}")
+    echo(f"{outcome.folder}: {state} in {outcome.seconds:.0f} s ({sections or 'no section finished'})")
+    echo(f"rows: {rows or 'none'}")

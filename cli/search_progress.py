@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-import time
 from contextlib import suppress
+from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-import click
+from moemodel.cli.output import echo
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichBar
@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 _SHORT_S = 1.0  # nothing is said of what takes less
 _LONG_S = 10.0  # what takes longer is told where there is no terminal, too
 _PARTS = {"memory": "memory", "prediction": "time and energy", "front": "intervals of the front"}
-_COUNTED = {"memory": "plans", "prediction": "predictions (plans x clocks)", "front": "plans"}
+_AHEAD = {
+    "memory": "{:,} legal plans; which of them fit in memory takes about {}",
+    "prediction": "{:,} predictions, of every plan that fits at every clock, take about {}",
+    "front": "{:,} plans of the front; their intervals take about {}",
+}
 
 
 class SearchProgress:
@@ -25,7 +29,7 @@ class SearchProgress:
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
-        self._started_s = time.monotonic()
+        self._started_s = monotonic()
         self._part, self._part_started_s, self._told = "", self._started_s, ""
         self._bar: RichBar | None = None
         self._task: TaskID | None = None
@@ -42,7 +46,7 @@ class SearchProgress:
 
     def __call__(self, part: str, done: int, total: int) -> None:
         """So many of `total` plans are done of a part of the search."""
-        now_s = time.monotonic()
+        now_s = monotonic()
         if part != self._part:
             self._part, self._part_started_s = part, now_s
             if self._bar is not None and self._task is not None:
@@ -51,7 +55,7 @@ class SearchProgress:
         left_s = (now_s - self._part_started_s) / done * (total - done) if done else 0.0
         if self._told != part and left_s > (_SHORT_S if self._terminal else _LONG_S):
             self._told = part
-            click.echo(f"{total:,} {_COUNTED[part]} to go through, about {_duration(left_s)}", err=True)
+            echo(_AHEAD[part].format(total, _duration(left_s)), err=True)
         if self._terminal and (self._bar is not None or left_s > _SHORT_S or now_s - self._started_s > _SHORT_S):
             self._show(part, done, total)
 
@@ -66,6 +70,7 @@ class SearchProgress:
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
+                refresh_per_second=4,
                 transient=True,
             )
             self._bar.start()

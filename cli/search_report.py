@@ -155,16 +155,16 @@ def _front(result: SearchResult, top: int | None) -> list[RenderableType]:
     named = set(result.picks.values())
     picked = [row for row, plan in enumerate(plans) if any(entry.number in named for entry in plan)]
     shown = [plans[row] for row in thin(len(plans), top or len(plans), picked)]
-    behind = result.next_best if len(result.objectives) == 1 else result.next_best[:_BEHIND]
-    behind = behind[: max(top - 1, 0)] if top and len(result.objectives) == 1 else behind
-    listed = [*shown, *([entry] for entry in behind)]
+    next_best = result.next_best if len(result.objectives) == 1 else result.next_best[:_BEHIND]
+    next_best = next_best[: max(top - 1, 0)] if top and len(result.objectives) == 1 else next_best
+    listed = [*shown, *([entry] for entry in next_best)]
     columns = _columns(result, {entry.number for plan in listed for entry in plan})
     head, body = _lines(result, columns, listed)
     size = sum(1 + len(_ends(plan)) for plan in shown)
     parts: list[RenderableType] = [*map(_dim, head), *body[:size]]
-    if behind:
-        word = result.objectives[0] if len(result.objectives) > 1 else "the objective"
-        parts += ["", _dim(f"Behind it, the best in {_words(word)}"), *body[size:]]
+    if next_best:
+        ahead = "it" if len(shown) == 1 else "them"
+        parts += ["", _dim(f"Behind {ahead}, by {_words(result.objectives[0])}"), *body[size:]]
     return parts
 
 

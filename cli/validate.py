@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from moemodel import api
-from moemodel.cli.output import console, table
+from moemodel.cli.output import Finite, console, echo, echo_json_text, table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -38,18 +38,16 @@ _SIGNALLED = 128  # and with a signal's number added, one of the others
 @click.option("--calibration", metavar="NAME|FILE", help="A shipped one, or a file.  [default: of the GPU]")
 @click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Rounds; in each, all plans.")
 @click.option(
-    "--seconds", type=click.FloatRange(min=0, min_open=True), default=3.0, show_default=True, help="Measured, of a run."
+    "--seconds", type=Finite(min=0, min_open=True), default=3.0, show_default=True, help="Measured, of a run."
 )
-@click.option(
-    "--warm-seconds", type=click.FloatRange(min=0), default=2.0, show_default=True, help="Before these, of a run."
-)
+@click.option("--warm-seconds", type=Finite(min=0), default=2.0, show_default=True, help="Before these, of a run.")
 @click.option(
     "--controls/--no-controls",
     default=True,
     show_default=True,
     help="Run the default plan and a random feasible one too.",
 )
-@click.option("--launcher", type=click.Choice(["torchrun", "slurm"]), default="torchrun", show_default=True)
+@click.option("--launcher", type=click.Choice(["local", "slurm"]), default="local", show_default=True)
 @click.option(
     "--clocks",
     type=click.Choice(["auto", "passive", "lock", "as-is"]),
@@ -62,7 +60,7 @@ _SIGNALLED = 128  # and with a signal's number added, one of the others
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=1),
+    type=Finite(min=1),
     default=240.0,
     show_default=True,
     help="Seconds without progress after which a run is ended.",
@@ -85,7 +83,7 @@ def validate_command(
     seconds: float,
     warm_seconds: float,
     controls: bool,
-    launcher: Literal["torchrun", "slurm"],
+    launcher: Literal["local", "slurm"],
     clocks: Literal["auto", "passive", "lock", "as-is"],
     timeout: float,
     output: Path | None,
@@ -111,10 +109,10 @@ def validate_command(
         clocks="passive" if clocks == "as-is" else clocks,
         launcher=launcher,
         timeout_s=timeout,
-        say=lambda text: click.echo(text, err=True),
+        say=lambda text: echo(text, err=True),
     )
     if as_json:
-        click.echo(outcome.report.to_json(), nl=False)
+        echo_json_text(outcome.report.to_json())
     else:
         _print(outcome)
     if outcome.interrupted:

@@ -7,13 +7,17 @@
 
 What the commands do, Python does by the same functions: `predict`, `search` (`moemodel optimize`), `profile`,
 `calibrate`, `recalibrate` (`calibrate --update`) and `validate`; `Meter` goes around a training loop of your own. The
-other names are their documents. Everything is imported when it is first used: `import moemodel` costs next to nothing.
+other names are their documents. `Meter`, `profile` and `validate` need the extra `profile`, pip install
+'moemodel[profile]'; `calibrate` and `recalibrate` the extra `calibrate`. Everything is imported when it is first used:
+`import moemodel` costs next to nothing.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+from warnings import warn
 
 if TYPE_CHECKING:
     from moemodel.api import calibrate, recalibrate
@@ -81,53 +85,81 @@ _HOMES: dict[str, str] = {
     "write_calibration": "calibration.store.catalogue",
 }
 
-__all__ = [
-    "Architecture",
-    "Calibration",
-    "CalibrationError",
-    "DeviceError",
-    "Estimate",
-    "Gpu",
-    "InfeasiblePlanError",
-    "InputError",
-    "Meter",
-    "MoeModelError",
-    "Outcome",
-    "Plan",
-    "ProfileError",
-    "Report",
-    "Search",
-    "SearchResult",
-    "__version__",
-    "calibrate",
-    "list_architectures",
-    "list_calibrations",
-    "list_gpus",
-    "predict",
-    "profile",
-    "read_architecture",
-    "read_calibration",
-    "read_gpu",
-    "read_plan",
-    "read_report",
-    "read_search",
-    "read_search_result",
-    "recalibrate",
-    "search",
-    "shipped",
-    "validate",
-    "write_calibration",
-]
+# What a name needs beside the package itself: the module, and the extra that installs it.
+_NEEDS: dict[str, tuple[str, str]] = {"Meter": ("torch", "profile")}
+
+if TYPE_CHECKING:
+    __all__ = [
+        "Architecture",
+        "Calibration",
+        "CalibrationError",
+        "DeviceError",
+        "Estimate",
+        "Gpu",
+        "InfeasiblePlanError",
+        "InputError",
+        "Meter",
+        "MoeModelError",
+        "Outcome",
+        "Plan",
+        "ProfileError",
+        "Report",
+        "Search",
+        "SearchResult",
+        "__version__",
+        "calibrate",
+        "list_architectures",
+        "list_calibrations",
+        "list_gpus",
+        "predict",
+        "profile",
+        "read_architecture",
+        "read_calibration",
+        "read_gpu",
+        "read_plan",
+        "read_report",
+        "read_search",
+        "read_search_result",
+        "recalibrate",
+        "search",
+        "shipped",
+        "validate",
+        "write_calibration",
+    ]
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, imported from its home on first use."""
+    """A public name, imported from its home on first use; `__all__`: those that what is installed is enough for."""
+    if name == "__all__":
+        return _public()
     if name not in _HOMES:
         raise AttributeError(f"module 'moemodel' has no attribute {name!r}")
-    value = getattr(import_module(f"moemodel.{_HOMES[name]}"), name)
+    from moemodel.model.core.extras import needs_extra
+
+    with needs_extra(f"moemodel.{name}", _NEEDS[name][1] if name in _NEEDS else ""):
+        value = getattr(import_module(f"moemodel.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted(name for name in ("__version__", *_HOMES) if not _missing(name))
+
+
+def _missing(name: str) -> bool:
+    try:
+        return name in _NEEDS and find_spec(_NEEDS[name][0]) is None
+    except (ImportError, ValueError):  # somebody keeps it from being imported
+        return True
+
+
+def _public() -> list[str]:
+    """Names for `from moemodel import *`; which are left out, and what they need, is a warning."""
+    for name, (module, extra) in _NEEDS.items():
+        if _missing(name):
+            warn(
+                f"moemodel.{name} is left out: it needs {module}, which is not installed; "
+                f"install it with: pip install 'moemodel[{extra}]'",
+                stacklevel=3,
+            )
+    return __dir__()

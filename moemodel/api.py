@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from moemodel.model.core.extras import needs_extra
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
@@ -85,10 +87,10 @@ def predict(
         CalibrationError: none of that name, or of another GPU.
     """
     from moemodel.calibration.store.catalogue import calibration_or_stand_in
-    from moemodel.model.plan.spec import Plan
+    from moemodel.model.plan.spec import Plan, read_plan
     from moemodel.model.results.outcome import outcome
 
-    opened, place = _opened(plan, Plan, "plan")
+    opened, place = _opened(plan, Plan, "plan", read_plan)
     with _errors_name(place):
         loaded = calibration_or_stand_in(calibration, opened.cluster.gpu, key="cluster.gpu")
         return outcome(opened, loaded, even_if_it_does_not_fit=even_if_it_does_not_fit, with_volumes=True)
@@ -137,14 +139,15 @@ def search(
             needs it.
     """
     from moemodel.calibration.store.catalogue import load_calibration
-    from moemodel.model.search.document import Search
+    from moemodel.model.search.document import Search, read_search
     from moemodel.model.search.search import search
 
-    opened, place = _opened(document, Search, "search")
+    opened, place = _opened(document, Search, "search", read_search)
     with _errors_name(place):
         return search(opened, load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu"), progress)
 
 
+@needs_extra("profile", "profile")
 def profile(
     gpu: str,
     folder: Path | str | None = None,
@@ -204,6 +207,7 @@ def profile(
     )
 
 
+@needs_extra("calibrate", "calibrate")
 def calibrate(
     *profiles: Path | str, progress: Callable[[int, int, str], None] = lambda *_: None
 ) -> tuple[Calibration, list[HeldOut]]:
@@ -236,6 +240,7 @@ def calibrate(
     return calibrate_profile(*map(Path, profiles), progress=progress)
 
 
+@needs_extra("recalibrate", "calibrate")
 def recalibrate(
     *reports: Report | Path | str, calibration: Calibration | Path | str | None = None, force: bool = False
 ) -> Update:
@@ -273,6 +278,7 @@ def recalibrate(
     return update(start, read, ", ".join(places), force=force)
 
 
+@needs_extra("validate", "profile")
 def validate(
     *plans: Plan | Path | str | Mapping[str, Any],
     search: SearchResult | Path | str = SEARCH_RESULT,
@@ -286,7 +292,7 @@ def validate(
     warm_s: float = 2.0,
     seed: int = 0,
     clocks: Literal["auto", "passive", "lock"] = "auto",
-    launcher: Literal["torchrun", "slurm"] = "torchrun",
+    launcher: Literal["local", "slurm"] = "local",
     timeout_s: float = 240.0,
     say: Callable[[str], None] = lambda _: None,
 ) -> ValidationResult:
@@ -356,19 +362,19 @@ def validate(
 # ---- what is given --------------------------------------------------------------------------------------------------
 
 
-def _opened(given: Any, model: type[DocumentT], what: str) -> tuple[DocumentT, str]:
+def _opened(given: Any, model: type[DocumentT], what: str, read: Callable[[Path], DocumentT]) -> tuple[DocumentT, str]:
     """A document, and the file it is of, which errors name; "" where it is of none.
 
     Raises:
         InputError: it is none of what is allowed, or not what `model` allows.
     """
-    from moemodel.model.core.documents import parse_data, parse_yaml, read_yaml
+    from moemodel.model.core.documents import parse_data, parse_yaml
     from moemodel.model.core.errors import InputError
 
     if isinstance(given, model):
         return given, ""
     if isinstance(given, Path) or (isinstance(given, str) and _is_path(given)):
-        return read_yaml(Path(given), model), str(given)
+        return read(Path(given)), str(given)
     if isinstance(given, Mapping):
         return parse_data(dict(given), model, what), ""
     if isinstance(given, str) and (":" in given or "\n" in given):
@@ -402,10 +408,10 @@ def _profile_folder(gpu: str) -> Path:
 
 def _requests(plans: Sequence[Plan | Path | str | Mapping[str, Any]]) -> list[PlanRequest]:
     """Plans that are given, each with where it is from."""
-    from moemodel.model.plan.spec import Plan
+    from moemodel.model.plan.spec import Plan, read_plan
     from moemodel.validation.select.runnable import PlanRequest
 
-    opened = (_opened(plan, Plan, "plan") for plan in plans)
+    opened = (_opened(plan, Plan, "plan", read_plan) for plan in plans)
     return [PlanRequest(role=f"file {place}" if place else f"plan {plan.name}", plan=plan) for plan, place in opened]
 
 

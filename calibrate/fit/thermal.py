@@ -112,8 +112,8 @@ def stuck_reading(table: ThermalTable) -> str | None:
 
 
 def _readings(table: ThermalTable) -> ThermalTable:
-    """The rows with power and temperature, in the order of time."""
-    rows = take_rows(table, ~np.isnan(table.power_W) & ~np.isnan(table.temperature_C))
+    """The rows with power, temperature and time, in its order."""
+    rows = take_rows(table, ~np.isnan(table.power_W) & ~np.isnan(table.temperature_C) & ~np.isnan(table.wall_s))
     return take_rows(rows, np.argsort(rows.wall_s))
 
 
@@ -177,7 +177,7 @@ def fit_leakage(table: ThermalTable, source: str) -> dict[str, Parameter]:
     if found[0] is not None:
         slope, error, idle_W = found[0]
         leak = Parameter.measured(max(slope, 0.0), "W/K", source, _share(error, slope))
-        if found[1] is not None:
+        if found[1] is not None and found[1][2] > idle_W:
             loaded, loaded_error, busy_W = found[1]
             value = max(loaded - slope, 0.0) / (busy_W - idle_W)
             spread = float(np.hypot(error, loaded_error)) / (busy_W - idle_W)

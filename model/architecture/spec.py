@@ -74,7 +74,8 @@ class Moe:
     shared_width: int = 0  # total width of the experts that every token passes
     shared_gate: bool = False
     router: Router = "softmax_topk"
-    router_bias: bool = False  # per-expert correction added to scores
+    router_bias: bool = False  # of each expert's score
+    score_correction: bool = False  # added to scores by a rule that balances loads, no gradient: not a parameter
     capacity_factor: float | None = None  # None: dropless
     depth: int = 1  # hidden layers of one expert, as in `Mlp`
     out_width: int | None = None  # of the output; None: the model's width

@@ -1,66 +1,85 @@
-"""The door for YAML documents: safe loading, validation by pydantic, and errors that name file, line and key."""
+"""The door for documents: YAML and JSON read within bounds, validated by pydantic; errors name file, line and key."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from moemodel.model.core.errors import InputError
+from moemodel.model.core.json_text import json_data
+from moemodel.model.core.shown import shortened, shown
+from moemodel.model.core.yaml_text import yaml_data
 
 DocumentT = TypeVar("DocumentT", bound=BaseModel)
 
+_MOST_B = 32 * 2**20  # of a file; assumed: a validation of a thousand GPUs is as long
+_MOST_MISTAKES = 10  # that are listed
 
-class Strict(BaseModel):
-    """A document, or a part of one, in which an unknown key is an error."""
+# Numbers as documents hold them: `true` and "64" are none.
+Real = Annotated[float, Field(strict=True)]
+Whole = Annotated[int, Field(strict=True)]
+
+
+def _switch(value: Any) -> Any:
+    return _SWITCHES.get(value.casefold(), value) if isinstance(value, str) else value
+
+
+_SWITCHES = {"yes": True, "on": True, "no": False, "off": False}  # as YAML 1.1 has them; text to `yaml_text`
+Switch = Annotated[bool, BeforeValidator(_switch), Field(strict=True)]
+
+
+class _Door(type(BaseModel)):  # type: ignore[misc]
+    """The class of documents: a bad one that is made by its name raises the error that one that is read does."""
+
+    if not TYPE_CHECKING:
+
+        def __call__(cls, *args: Any, **values: Any) -> Any:
+            with _errors_of(cls, cls.__name__, {}, values):
+                return super().__call__(*args, **values)
+
+
+class Strict(BaseModel, metaclass=_Door):
+    """A document, or a part of one, in which an unknown key is an error.
+
+    Made by its name, by `model_validate` or by `model_copy`, a bad one raises `InputError`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """A document from plain data, such as a dict.
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, refusing a key given twice and reading 1e12 as the number that it is."""
+        Raises:
+            InputError: not what is allowed.
+        """
+        with _errors_of(cls, cls.__name__, {}, obj):
+            return super().model_validate(obj, **options)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy in which some values are others, checked as those of a new one are.
+
+        Raises:
+            InputError: a value or a key that is not allowed.
+        """
+        if not update:
+            return super().model_copy(deep=deep)
+        given = {(info.alias or name): getattr(self, name) for name, info in type(self).model_fields.items()}
+        names = {name: info.alias or name for name, info in type(self).model_fields.items()}
+        checked = type(self).model_validate(given | {names.get(name, name): value for name, value in update.items()})
+        if self.__pydantic_private__:
+            checked.__pydantic_private__ = {**self.__pydantic_private__, **_told(checked)}
+        return checked
 
 
-def _unique_mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-    seen: set[str] = set()
-    for key_node, _ in node.value:
-        if not isinstance(key_node, yaml.ScalarNode):
-            raise InputError(f"line {key_node.start_mark.line + 1}: a key must be a plain name")
-        if key_node.value in seen:
-            line = key_node.start_mark.line + 1
-            raise InputError(f"line {line}: the key {key_node.value!r} stands twice; keep one of them")
-        seen.add(key_node.value)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    # YAML 1.1 wants a dot in the mantissa and a sign in the exponent; people write 1e12.
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-
-def _lines(node: yaml.Node | None, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
-    """Line of every key and item of a composed document, by its path."""
-    if node is None:
-        return {}
-    lines = {path: node.start_mark.line + 1}
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            place = (*path, str(key.value))
-            lines |= _lines(value, place)
-            lines[place] = key.start_mark.line + 1
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            lines |= _lines(value, (*path, str(index)))
-    return lines
+def _told(model: BaseModel) -> dict[str, Any]:
+    """Private values that a validator set."""
+    return {name: value for name, value in (model.__pydantic_private__ or {}).items() if value}
 
 
 def _allowed(model: type[BaseModel], path: Sequence[str]) -> list[str]:
@@ -76,7 +95,10 @@ def _keys(loc: Sequence[int | str], data: Any, error_type: str) -> tuple[str, ..
     """Where in a document a mistake stands: pydantic's place without the members of unions that it tried."""
     keys = []
     for index, part in enumerate(loc):
-        stands = part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int)
+        if isinstance(data, Mapping):
+            stands = part in data
+        else:
+            stands = isinstance(data, list | tuple) and isinstance(part, int) and part < len(data)
         if stands:
             data = data[part]
         elif part != "[key]" and not (error_type == "missing" and index == len(loc) - 1):
@@ -88,27 +110,44 @@ def _keys(loc: Sequence[int | str], data: Any, error_type: str) -> tuple[str, ..
 def describe(
     error: ValidationError, model: type[BaseModel], source: str, lines: dict[tuple[str, ...], int], data: Any
 ) -> str:
-    """One line for each mistake in `data`: file, line, key, what was found, what is allowed."""
+    """One line for each mistake in `data`, of many the first: file, line, key, what was found, what is allowed."""
     out: dict[str, list[str]] = {}  # what stands before the semicolon: what may stand there
-    items = [(item, _keys(item["loc"], data, item["type"])) for item in error.errors()]
+    found = error.errors(include_url=False, include_context=False)
+    items = [(item, _keys(item["loc"], data, item["type"])) for item in found]
+    deeper = {path[:n] for _, path in items for n in range(len(path))}
     for item, path in items:
-        if len(path) < len(item["loc"]) and any(other[: len(path)] == path != other for _, other in items):
+        if len(path) < len(item["loc"]) and path in deeper:
             continue  # the member of a union that the document doesn't mean
         known = next((path[:n] for n in range(len(path), -1, -1) if path[:n] in lines), ())
         place = f"{source}:{lines[known]}" if known in lines else source
-        key = ".".join(path) or "document"
+        key = shortened(".".join(path)) or "document"
         if item["type"] == "extra_forbidden":
-            out[f"{place}: unknown key {key!r}; allowed here: {', '.join(_allowed(model, path))}"] = []
+            out[f"{place}: unknown key {shown(key)}; allowed here: {', '.join(_allowed(model, path))}"] = []
         elif item["type"] == "missing":
-            out[f"{place}: the key {key!r} is missing"] = []
+            out[f"{place}: the key {shown(key)} is missing"] = []
         elif not path:
             message = item["msg"].removeprefix("Value error, ")
             out[f"{_place(source, message, lines)}: {message}"] = []
         else:
             message = item["msg"].removeprefix("Value error, ")
-            found = "" if isinstance(item["input"], dict | list) else f"found {item['input']!r}; "
-            out.setdefault(f"{place}: {key}: {found}", []).append(message[0].lower() + message[1:])
-    return "\n".join(place + ", or ".join(dict.fromkeys(allowed)) for place, allowed in out.items())
+            seen = "" if isinstance(item["input"], dict | list) else f"found {shown(item['input'])}; "
+            out.setdefault(f"{place}: {key}: {seen}", []).append(message[:1].lower() + message[1:])
+    described = [place + ", or ".join(dict.fromkeys(allowed)) for place, allowed in out.items()]
+    rest = len(described) - _MOST_MISTAKES
+    return "\n".join([*described[:_MOST_MISTAKES], *([f"{source}: {rest:,} more mistakes"] if rest > 0 else [])])
+
+
+@contextmanager
+def _errors_of(
+    model: type[BaseModel], source: str, lines: dict[tuple[str, ...], int], data: Any
+) -> Generator[None, None, None]:
+    """What pydantic finds is an `InputError` that says where."""
+    try:
+        yield
+    except ValidationError as error:
+        raise InputError(describe(error, model, source, lines, data)) from None
+    except UnicodeEncodeError:
+        raise InputError(f"{source}: a text holds half of a character (a lone surrogate)") from None
 
 
 def _place(source: str, message: str, lines: dict[tuple[str, ...], int]) -> str:
@@ -123,18 +162,25 @@ def read_text(path: Path) -> str:
     """The text of a user's file.
 
     Raises:
-        InputError: it is missing, a folder, unreadable, or not UTF-8.
+        InputError: it is missing, a folder, unreadable, too large, or not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(_MOST_B + 1)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise InputError(f"{path}: is a folder; a file is expected") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
+    except ValueError:  # the path has a NUL, or half of a character
+        raise InputError(f"{shown(str(path))}: no name of a file") from None
+    if len(content) > _MOST_B:
+        raise InputError(f"{path}: more than {_MOST_B // 2**20} MiB; allowed: less")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
 
 
 def parse_yaml(text: str, model: type[DocumentT], source: str) -> DocumentT:
@@ -143,26 +189,11 @@ def parse_yaml(text: str, model: type[DocumentT], source: str) -> DocumentT:
     Raises:
         InputError: not YAML, or not what `model` allows.
     """
-    try:
-        loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            data = loader.construct_document(node) if node is not None else None
-        finally:
-            loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise InputError(f"{source}:{line}: not YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{source}: not YAML: {error}") from None
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from None
-    except RecursionError:
-        raise InputError(f"{source}: nested too deeply") from None
+    data, lines = yaml_data(text, source)
     if not isinstance(data, dict):
         found = "nothing" if data is None else type(data).__name__
         raise InputError(f"{source}: found {found}; a mapping of keys is expected")
-    return _checked(data, model, source, _lines(node))
+    return _checked(data, model, source, lines)
 
 
 def parse_data(data: Any, model: type[DocumentT], source: str) -> DocumentT:
@@ -175,10 +206,8 @@ def parse_data(data: Any, model: type[DocumentT], source: str) -> DocumentT:
 
 
 def _checked(data: Any, model: type[DocumentT], source: str, lines: dict[tuple[str, ...], int]) -> DocumentT:
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise InputError(describe(error, model, source, lines, data)) from None
+    with _errors_of(model, source, lines, data):
+        return BaseModel.model_validate.__func__(model, data)  # type: ignore[attr-defined, no-any-return]
 
 
 def read_yaml(path: Path, model: type[DocumentT]) -> DocumentT:
@@ -201,9 +230,4 @@ def load_json(path: Path) -> Any:
     Raises:
         InputError: unreadable, or not JSON (the line is named).
     """
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
-    except RecursionError:
-        raise InputError(f"{path}: nested too deeply") from None
+    return json_data(read_text(path), str(path))

@@ -25,3 +25,7 @@ class ProfileError(MoeModelError):
 
 class CalibrationError(MoeModelError):
     """A calibration that is missing, malformed, of another schema version, or for another GPU."""
+
+
+class MissingExtraError(MoeModelError, ImportError):
+    """What was asked for needs a package that one of this package's extras installs."""

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 TEMPORARY_SUFFIX = ".tmp"  # of a file that is being written; what a killed process left behind has it too
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file or a folder of that name; false also where no file can have it."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, not permitted; a NUL in it
+        return False
+
+
+def is_path(name: str) -> bool:
+    """Whether somebody who writes this means a file, rather than something by its name."""
+    return name.endswith((".json", ".yaml", ".yml")) or name.startswith(("/", "./", "../", "~"))
 
 
 def write_atomic(
@@ -29,6 +43,8 @@ def write_atomic(
         _write_atomic(path, content, overwrite=overwrite, sync=sync)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
+    except ValueError:  # a NUL, or half of a character, in the name
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(path)) from None
 
 
 def _write_atomic(path: Path, content: str | bytes | Callable[[Path], None], *, overwrite: bool, sync: bool) -> None:

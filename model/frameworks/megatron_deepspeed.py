@@ -21,5 +21,6 @@ MEGATRON_DEEPSPEED = Framework(
     softmax="plain",
     fused_optimizer=True,
     keeps_norm_shards=True,
-    logit_B=8.0,
+    memory_log_error=0.2,  # Sailor's runs on GH200, of which nvidia-smi was read: what the allocator caches is in it
+    logit_B=12.0,  # logits, the softmax and its gradient, all float32
 )

@@ -17,7 +17,8 @@ MEGATRON_LM = Framework(
     gated_tensors=3.0,
     keeps_expert_outputs=False,
     logit_B=6.0,
-    placeholder_gradients=True,
+    placeholder_gradients=True,  # transformer_engine/pytorch/module/base.py, get_dummy_wgrad
+    memory_log_error=0.05,  # Megatron-LM's functional tests on one node; 0.015 on 8 B200
 )
 
 # Fused softmax; bias, dropout and residual, taken to be three kernels since TorchScript's fuser left dropout out

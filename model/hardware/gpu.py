@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from moemodel.model.core.documents import Strict, read_json
+from moemodel.model.core.documents import Real, Strict, Whole, read_json
 from moemodel.model.core.dtypes import Dtype
+from moemodel.model.core.errors import InputError
+from moemodel.model.core.files import is_path, is_there
 from moemodel.model.core.suggest import unknown
 
 _PRESETS = Path(__file__).parents[1] / "presets" / "gpus"
@@ -113,21 +115,46 @@ class _Fact(Strict):
     source: str
 
 
+# Bounds are assumed: a hundred times beyond any GPU and more; what is outside is in another unit, or a typing error.
+_Clock_Hz = Annotated[Real, Field(ge=1e6, le=1e12)]
+_Power_W = Annotated[Real, Field(ge=0, le=1e5)]
+
+
 class _Count(_Fact):
-    value: PositiveInt
+    value: Annotated[Whole, Field(gt=0, le=1_000_000)]
 
 
-class _Positive(_Fact):
-    value: PositiveFloat
+class _Bytes(_Fact):
+    value: Annotated[Whole, Field(gt=0, le=10**15)]
 
 
-class _NonNegative(_Fact):
-    value: NonNegativeFloat
+class _BytesPerSecond(_Fact):
+    value: Annotated[Real, Field(ge=1e3, le=1e18)]
+
+
+class _Hertz(_Fact):
+    value: _Clock_Hz
+
+
+class _HertzOfStep(_Fact):
+    value: Annotated[Real, Field(ge=1.0, le=1e12)]
+
+
+class _Watts(_Fact):
+    value: Annotated[_Power_W, Field(gt=0)]
+
+
+class _WattsOrNone(_Fact):
+    value: _Power_W
+
+
+class _Celsius(_Fact):
+    value: Annotated[Real, Field(gt=0, le=300)]
 
 
 class _PeakFact(Strict):
-    flops_per_s: PositiveFloat
-    clock_Hz: PositiveFloat
+    flops_per_s: Annotated[Real, Field(ge=1e6, le=1e21)]
+    clock_Hz: _Clock_Hz
     source: str
 
 
@@ -140,22 +167,22 @@ class _Description(Strict):
     architecture: str
     sources: dict[str, str]
     multiprocessors: _Count | None
-    memory_B: _Count | None
-    memory_bandwidth_Bps: _Positive | None
-    l2_B: _Count | None
+    memory_B: _Bytes | None
+    memory_bandwidth_Bps: _BytesPerSecond | None
+    l2_B: _Bytes | None
     peaks: dict[Dtype, _PeakFact]
-    clock_min_Hz: _Positive | None
-    clock_max_Hz: _Positive | None
-    clock_step_Hz: _Positive | None
-    power_limit_W: _Positive | None
-    power_limit_min_W: _Positive | None
-    power_limit_max_W: _Positive | None
-    idle_power_W: _NonNegative | None
-    slowdown_C: _Positive | None
+    clock_min_Hz: _Hertz | None
+    clock_max_Hz: _Hertz | None
+    clock_step_Hz: _HertzOfStep | None
+    power_limit_W: _Watts | None
+    power_limit_min_W: _Watts | None
+    power_limit_max_W: _Watts | None
+    idle_power_W: _WattsOrNone | None
+    slowdown_C: _Celsius | None
     nvlink_links: _Count | None
-    nvlink_Bps: _Positive | None
+    nvlink_Bps: _BytesPerSecond | None
     pcie_generation: _Count | None
-    pcie_Bps: _Positive | None
+    pcie_Bps: _BytesPerSecond | None
     gpus_per_node: _Count
 
     def cited(self) -> dict[str, str]:
@@ -187,6 +214,11 @@ def list_gpus() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _PRESETS.glob("*.json")))
 
 
+def is_known_gpu(name: str) -> bool:
+    """Whether it is the name or an alias of a preset."""
+    return name in list_gpus() or name.casefold() in _presets_by_name()
+
+
 def read_gpu(name_or_path: str | Path, *, key: str = "gpu") -> Gpu:
     """Read a GPU description.
 
@@ -203,7 +235,9 @@ def read_gpu(name_or_path: str | Path, *, key: str = "gpu") -> Gpu:
     if isinstance(name_or_path, str) and name_or_path.casefold() in _presets_by_name():
         return _presets_by_name()[name_or_path.casefold()]
     path = Path(name_or_path)
-    if not path.is_file():
+    if not is_there(path) and is_path(str(name_or_path)):
+        raise InputError(f"{key}: {name_or_path}: no such file")
+    if not is_there(path):
         aliases = [alias for gpu in _presets_by_name().values() for alias in gpu.aliases]
         raise unknown(key, str(name_or_path), list_gpus(), aliases=aliases, or_else="the path of a GPU description")
     return _read(path)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import PositiveFloat
+from pydantic import Field
 
-from moemodel.model.core.documents import Strict
+from moemodel.model.core.documents import Real, Strict
 from moemodel.model.core.errors import InputError
 
 
 class Link(Strict):
     """One GPU's share of the network between nodes."""
 
-    bandwidth_GBps: PositiveFloat
-    latency_us: PositiveFloat
+    # bounds assumed: links from a modem's to a thousand times the fastest
+    bandwidth_GBps: Annotated[Real, Field(ge=1e-6, le=1e6)]
+    latency_us: Annotated[Real, Field(gt=0, le=1e9)]
     source: str = "the plan"
 
 

@@ -45,8 +45,7 @@ class EmbeddingBlock:
     def projections(self) -> int:
         """Between the embedding's width and the model's, where they differ (OPT-350M): in and out."""
         a = self.architecture
-        projects = a.vocab > 0 and a.embedding_width != a.hidden
-        return (2 if a.has_head else 1) * a.embedding_width * a.hidden if projects else 0
+        return 2 * a.embedding_width * a.hidden if a.vocab and a.embedding_width != a.hidden else 0
 
     def norms(self) -> int:
         """Of the norm behind it."""
@@ -116,10 +115,10 @@ class HeadBlock:
         a, tokens = self.architecture, batch.tokens
         if a.final_norm and a.layers[-1].norm is not None:
             yield norm(a.layers[-1], batch.sequence_parallel_tokens, a.hidden)
+        if a.vocab and a.embedding_width != a.hidden:
+            yield linear(tokens, a.embedding_width, a.hidden)
         if not a.has_head:
             return
-        if a.embedding_width != a.hidden:
-            yield linear(tokens, a.embedding_width, a.hidden)
         yield linear(tokens, a.head_outputs / self._shards(batch.tp), a.embedding_width, bias=a.head_bias)
         yield from self._loss(batch)
 

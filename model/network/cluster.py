@@ -38,10 +38,11 @@ _SUFFIXES = (".yaml", ".yml")
 _MOST_GPUS_OF_A_HOST = 16  # an HGX-2's; a node of more is a domain of several hosts
 _DOMAINS = ("GB200", "GB300", "GH200")  # superchips, whose NVLink domains (NVL32, NVL36, NVL72) go across hosts
 _MOST_SUPERCHIPS_OF_A_HOST = 4
+_TOO_SLOW = 0.01  # assumed: links that work reach more
 _TOO_FAST = 2.0  # over the links' line rate: in-network sums (SHARP) make a reduction look up to this fast
 _LEAST_EFFICIENCY = 1e-4  # of a test whose times hardly depend on the size: keeps divisions finite, far below any link
 
-Count = Annotated[int, Field(gt=0, strict=True)]
+Count = Annotated[int, Field(gt=0, le=1_000_000, strict=True)]  # bound assumed: no cluster has more of anything
 
 
 class TestedFile(Strict):
@@ -178,13 +179,14 @@ def notes_on_tests(internode: Internode, network: Network, gpus: int) -> tuple[s
             f"{files}: measured between nodes, and not used: the plan's GPUs are one node of {network.gpus_per_node}. "
             "If the hosts of a test are one node (an NVLink domain, containers), give its nodes."
         )
-    for collective in sorted({test.collective for test in between}):
-        share = network.internode_efficiency[collective]
-        if share > _TOO_FAST:
+    for collective, across in sorted({(test.collective, test.nodes > 1) for test in internode.tests}):
+        share = (network.internode_efficiency if across else network.efficiency)[collective]
+        if not _TOO_SLOW < share < _TOO_FAST:
+            link_Bps, where = (network.nic_Bps, "between nodes") if across else (network.node_Bps, "inside a node")
             said.append(
-                f"The nccl-tests of {internode.source} moved the bytes of {collective} at {share:.1f} times the "
-                f"{network.nic_Bps / 1e9:g} GB/s that a GPU has between nodes: describe nic as it is, or give the "
-                "test's nodes if its hosts are one node."
+                f"The nccl-tests of {internode.source} moved the bytes of {collective} at {share:.2g} times the "
+                f"{link_Bps / 1e9:g} GB/s that a GPU has {where}: look at the test, at nic, and whether its hosts are "
+                "nodes (give the test's nodes if not)."
             )
     said += [f"{run.source}: {run.program} is not used: no plan has that collective." for run in internode.unused]
     return tuple(said)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 
 from moemodel.model.core.errors import InputError
 
 NOT_MEASURED = "N/A"
+FIGURE = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|nan|inf)")  # as C prints numbers
+_LONGEST_SHOWN = 40  # characters of a value that is found
 
 
 @dataclass(kw_only=True)
@@ -58,12 +61,11 @@ def reading(word: str | float, name: str, place: str) -> float | None:
     """
     if word == NOT_MEASURED:
         return None
-    try:
-        value = float(word)
-    except ValueError:
-        raise InputError(f"{place}: {name}: found {word!r}; a number is expected") from None
+    if isinstance(word, str) and not FIGURE.fullmatch(word):
+        raise InputError(f"{place}: {name}: found {word[:_LONGEST_SHOWN]!r}; a number is expected")
+    value = float(word)
     if not 0 <= value < math.inf:
-        raise InputError(f"{place}: {name}: found {word}; a number from 0 on is expected")
+        raise InputError(f"{place}: {name}: found {str(word)[:_LONGEST_SHOWN]}; a number from 0 on is expected")
     return value
 
 

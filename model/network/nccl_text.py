@@ -22,10 +22,11 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 
 from moemodel.model.core.errors import InputError
-from moemodel.model.network.nccl_run import NOT_MEASURED, NcclRun, check_right, reading
+from moemodel.model.network.nccl_run import FIGURE, NOT_MEASURED, NcclRun, check_right, reading
 
 _ESCAPE = re.compile(r"\x1b(?:\[[0-9;:?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")  # colours and titles
 _TAG = re.compile(r"\[[^\[\]\s]{0,100}\](?:<\w{1,20}>:?)?")  # "[0]" of Hydra, "[1,0]<stdout>:" of Open MPI
@@ -37,13 +38,9 @@ _CHATTER = re.compile(r"NCCL (?:INFO|WARN|TRACE|version)")
 _FLOATS = ("half", "float", "double", "bfloat16", "f8e4m3", "f8e5m2", "fp8_e4m3", "fp8_e5m2")
 _TYPES = frozenset(f"{sign}{size}" for sign in ("int", "uint") for size in (8, 32, 64)).union(_FLOATS, ("char", "int"))
 _CELLS = ("algbw", "busbw", "#wrong", "error", "i_min", "i_max", "i_p99", "i_cv%")  # that follow a time
-_LIKE_A_ROW = (
-    6,
-    2,
-)  # figures in a line, and those with a decimal point: a row has 8 and 6 at least, a list of ranks none
+_FEWEST_FIGURES, _FEWEST_POINTS = 6, 2  # of a line that should be a row: it has 8, 6 with decimals; a list of ranks 0
 _WORD = re.compile(r"\S+")
 _WHOLE = re.compile(r"[0-9]+")
-_FIGURE = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|nan|inf)")
 _GLUED = re.compile(r"(-?[0-9]+(?:\.[0-9]+)?)[A-Za-z_/\[(].*")  # a line of NCCL that began where a row's cell ended
 
 
@@ -54,24 +51,24 @@ class _Header:
     columns: tuple[str, ...]
     ends: tuple[int, ...] = field(compare=False)
 
-    @property
+    @cached_property
     def heads(self) -> tuple[str, ...]:
         """Between the type and the first time: redop, root, where the version has them."""
         return self.columns[3 : self.columns.index("time")]
 
-    @property
+    @cached_property
     def measurements(self) -> int:
         """Out of place and in place, or one alone."""
         return self.columns.count("time")
 
-    @property
+    @cached_property
     def cells(self) -> tuple[str, ...]:
         """Of one measurement."""
         first = self.columns.index("time")
         after = next((i for i in range(first + 1, len(self.columns)) if self.columns[i] not in _CELLS), None)
         return self.columns[first:after]
 
-    @property
+    @cached_property
     def tail(self) -> int:
         """Words behind the measurements; a timestamp is a date and a time."""
         behind = self.columns[self.columns.index("time") + self.measurements * len(self.cells) :]
@@ -191,7 +188,7 @@ def _result(line: str, number: int, found: _Scan) -> None:
     start = _row_start(words)
     if start is None:
         if header and _looks_like_a_row(words) and not _CHATTER.search(line):
-            raise _columns(len(words), number, found, header)
+            raise _damaged(words, number, found, header)
         return
     size, behind = words[start][0], words[start + 3 :]
     if header is None or not behind:
@@ -222,11 +219,11 @@ def _row_start(words: Sequence[tuple[str, int]]) -> int | None:
 
 def _looks_like_a_row(words: Sequence[tuple[str, int]]) -> bool:
     figures = [word for word, _ in words if _is_figure(word)]
-    return len(figures) >= _LIKE_A_ROW[0] and sum("." in word for word in figures) >= _LIKE_A_ROW[1]
+    return len(figures) >= _FEWEST_FIGURES and sum("." in word for word in figures) >= _FEWEST_POINTS
 
 
 def _is_figure(word: str) -> bool:
-    return word == NOT_MEASURED or bool(_FIGURE.fullmatch(word))
+    return word == NOT_MEASURED or bool(FIGURE.fullmatch(word))
 
 
 def _most(header: _Header) -> int:
@@ -322,6 +319,16 @@ def _keep(row: _Row, found: _Scan, header: _Header) -> None:
 def _is_second(end: int, header: _Header) -> bool:
     """Whether a time stands beneath the second one of the header."""
     return abs(end - header.ends[1]) < abs(end - header.ends[0])
+
+
+def _damaged(words: Sequence[tuple[str, int]], number: int, found: _Scan, header: _Header) -> InputError:
+    """The error of a line that should be a row: what stands before its type, or how many columns it has."""
+    kind = next((i for i, (word, _) in enumerate(words) if word in _TYPES and i > 1), None)
+    if kind is not None:
+        for name, (word, _) in zip(("size", "count"), words[kind - 2 : kind], strict=True):
+            if not _WHOLE.fullmatch(word):
+                return found.error(number, f"{name}: found {word[:40]!r}; a whole number is expected")
+    return _columns(len(words), number, found, header)
 
 
 def _columns(count: int, number: int, found: _Scan, header: _Header) -> InputError:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
 
-from moemodel.model.core.documents import Strict, read_yaml
+from moemodel.model.core.documents import Strict, Switch, read_yaml
 from moemodel.model.core.errors import InputError
 from moemodel.model.frameworks.base import Precision
 from moemodel.model.frameworks.registry import FORMER_NAMES, framework_of
 from moemodel.model.hardware.link import Link
 from moemodel.model.plan.clock import Clock, clock_of
+from moemodel.model.plan.paths import found_files
 from moemodel.model.plan.recompute import RecomputeName, recompute_number
 from moemodel.model.plan.rules import check_precision, degree_rules, messages
 from moemodel.model.schedule import registry as schedules
@@ -31,17 +33,34 @@ def _printable(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_printable)]
-Count = Annotated[int, Field(gt=0, strict=True)]  # strict: `true` is no 1
-Rate = Annotated[float, Field(gt=0, strict=True)]
+# Bounds are assumed: far above what exists, and low enough for products of all of them to stay exact integers.
+MOST_GPUS = 1_000_000
+_MOST_SEQUENCES = 1_000_000_000
+_MOST_TOKENS = 100_000_000  # of one sequence
+
+Text = Annotated[str, AfterValidator(_printable), Field(max_length=4096)]
+Count = Annotated[int, Field(gt=0, le=_MOST_SEQUENCES, strict=True)]  # strict: `true` is no 1
+Tokens = Annotated[int, Field(gt=0, le=_MOST_TOKENS, strict=True)]
+Gpus = Annotated[int, Field(gt=0, le=MOST_GPUS, strict=True)]
+MicroBatch = Annotated[int, Field(gt=0, le=1_000_000, strict=True)]
+DataParallel = ExpertParallel = Gpus
+TensorParallel = Annotated[int, Field(gt=0, le=4_096, strict=True)]
+Stages = Annotated[int, Field(gt=0, le=10_000, strict=True)]  # as many as the layers of an architecture may be
+ContextParallel = Annotated[int, Field(gt=0, le=32_768, strict=True)]
+ZeroStage = Annotated[int, Field(ge=0, le=3, strict=True)]
+Rate = Annotated[float, Field(gt=0, le=1e30, strict=True)]
+Clock_MHz = Annotated[float, Field(ge=1, le=1e5, strict=True)]
+Power_W = Annotated[float, Field(ge=1, le=1e5, strict=True)]
+TokensOfRun = Annotated[float, Field(ge=1, le=1e20, strict=True)]
+Price = Annotated[float, Field(ge=0, le=1e9, strict=True)]  # in any currency
 
 
 class ClusterSpec(Strict):
     """The GPUs at hand."""
 
     gpu: Text = Field(description="a known GPU, or the path of a GPU description")
-    gpus: Count = 1
-    gpus_per_node: Count | None = Field(default=None, description="default: what the GPU description says")
+    gpus: Gpus = 1
+    gpus_per_node: Gpus | None = Field(default=None, description="default: what the GPU description says")
     internode: Text | Link = Field(
         default="infiniband-ndr",
         description="network between nodes: a known one, a link, or the path of a cluster file",
@@ -51,20 +70,20 @@ class ClusterSpec(Strict):
 class ParallelSpec(Strict):
     """Degrees of parallelism; dp x tp x pp x cp is the GPU count, and experts spread over dp x cp."""
 
-    dp: Count = 1
-    tp: Count = 1
-    pp: Count = 1
-    ep: Count = 1
-    cp: Count = 1
-    zero_stage: Annotated[int, Field(ge=0, le=3, strict=True)] = 0
-    sequence_parallel: bool = False
-    virtual_stages: Count = 1
+    dp: DataParallel = 1
+    tp: TensorParallel = 1
+    pp: Stages = 1
+    ep: ExpertParallel = 1
+    cp: ContextParallel = 1
+    zero_stage: ZeroStage = 0
+    sequence_parallel: Switch = False
+    virtual_stages: Stages = 1
 
 
 class RoutingSpec(Strict):
     """How evenly the router loads the experts."""
 
-    skew: Literal["balanced"] | Annotated[float, Field(ge=1.0, strict=True)] = Field(
+    skew: Literal["balanced"] | Annotated[float, Field(ge=1.0, le=1e6, strict=True)] = Field(
         default="balanced", description="rows of the busiest expert over the mean"
     )
 
@@ -86,15 +105,15 @@ class SiteSpec(Strict):
 
     region: Annotated[Text, BeforeValidator(_unquoted)] = "world"
     # assumed: between the 1.1 that large operators state and the 1.58 of Uptime Institute's survey of 2023
-    pue: Annotated[float, Field(ge=1.0, strict=True)] = 1.2
-    price_per_kWh: Annotated[float, Field(ge=0.0, strict=True)] | None = None
-    gpu_hour_price: Annotated[float, Field(ge=0.0, strict=True)] | None = None
+    pue: Annotated[float, Field(ge=1.0, le=10.0, strict=True)] = 1.2
+    price_per_kWh: Price | None = None
+    gpu_hour_price: Price | None = None
     currency: Text = "USD"
     # beyond these bounds, assumed, a temperature is a typing error or in other degrees
     inlet_C: Annotated[float, Field(ge=-40.0, le=80.0, strict=True)] | None = Field(
         default=None, description="temperature of the air that the GPUs draw in; null: as it was at calibration"
     )
-    host_power_W: Annotated[float, Field(ge=0.0, strict=True)] = Field(
+    host_power_W: Annotated[float, Field(ge=0.0, le=1e5, strict=True)] = Field(
         default=0.0, description="power of the rest of a node (processors, fans, NICs), per GPU"
     )
 
@@ -125,6 +144,20 @@ def in_todays_words(document: Any) -> tuple[Any, str | None]:
     return document | {"backend": former.framework, "precision": precision}, named
 
 
+def check_tokens(tokens: float | None, global_batch: int, sequence_length: int) -> None:
+    """Refuse a run that is shorter than a step.
+
+    Raises:
+        ValueError: what is allowed.
+    """
+    step = global_batch * sequence_length
+    if tokens is not None and tokens < step:
+        raise ValueError(
+            f"tokens: found {tokens:g}; allowed: one step or more, which is {global_batch} sequences of "
+            f"{sequence_length} tokens: {step:,}"
+        )
+
+
 def _names_backend(document: Any) -> bool:
     return isinstance(document, dict) and isinstance(document.get("backend"), str)
 
@@ -151,10 +184,10 @@ class Plan(Strict):
 
     name: Text = "plan"
     architecture: Text = Field(description="a known architecture, or the path of a Hugging Face config.json")
-    layers: Count | None = Field(default=None, description="train only that many decoder layers")
-    sequence_length: Count
+    layers: Stages | None = Field(default=None, description="train only that many decoder layers")
+    sequence_length: Tokens
     global_batch: Count = Field(description="sequences in one optimizer step")
-    micro_batch: Count = Field(default=1, description="sequences in one forward pass of one replica")
+    micro_batch: MicroBatch = Field(default=1, description="sequences in one forward pass of one replica")
     precision: Precision = "bf16-mixed"
     recompute: RecomputeName = "none"
     schedule: ScheduleName = schedules.DEFAULT
@@ -171,11 +204,17 @@ class Plan(Strict):
     cluster: ClusterSpec
     parallel: ParallelSpec = ParallelSpec()
     routing: RoutingSpec = RoutingSpec()
-    clock_MHz: Rate | None = Field(default=None, description="SM clock to hold; null: the governor decides")
-    power_cap_W: Rate | None = Field(default=None, description="per GPU; null: the GPU's own limit")
+    clock_MHz: Clock_MHz | None = Field(default=None, description="SM clock to hold; null: the governor decides")
+    power_cap_W: Power_W | None = Field(default=None, description="per GPU; null: the GPU's own limit")
     site: SiteSpec = SiteSpec()
-    tokens: Rate | None = Field(default=None, description="tokens to train on; null: no totals for the run")
+    tokens: TokensOfRun | None = Field(default=None, description="tokens to train on; null: no totals for the run")
     _former_backend: str | None = PrivateAttr(default=None)
+    _file_notes: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def file_notes(self) -> tuple[str, ...]:
+        """What has to be said about files that it names, a sentence each."""
+        return self._file_notes
 
     @property
     def former_backend(self) -> str | None:
@@ -207,6 +246,11 @@ class Plan(Strict):
         return self
 
     @model_validator(mode="after")
+    def _whole_steps(self) -> Plan:
+        check_tokens(self.tokens, self.global_batch, self.sequence_length)
+        return self
+
+    @model_validator(mode="after")
     def _degrees(self) -> Plan:
         rules = degree_rules(global_batch=self.global_batch, framework=framework_of(self.backend))
         for message in messages(rules, self.choices):
@@ -234,6 +278,14 @@ class Plan(Strict):
             )
         return self
 
+    def with_files(self, moved: Mapping[str, str], notes: tuple[str, ...]) -> Plan:
+        """The plan with other names of files, and notes on them (`paths.found_files`)."""
+        cluster = {name: path for name, path in moved.items() if name != "architecture"}
+        update = {"architecture": moved.get("architecture", self.architecture)}
+        changed = self.model_copy(update={**update, "cluster": self.cluster.model_copy(update=cluster)})
+        changed._file_notes = notes
+        return changed
+
     @property
     def choices(self) -> dict[str, int]:
         """What a search chooses, by name, but for the clock; recompute and schedule as numbers."""
@@ -255,12 +307,14 @@ class Plan(Strict):
 
 
 def read_plan(path: Path | str) -> Plan:
-    """A checked plan from a YAML file.
+    """A checked plan from a YAML file. Files that it names are looked for beside it, then in the working directory.
 
     Raises:
         InputError: the file, line and key of each mistake, what was found and what is allowed.
     """
-    return read_yaml(Path(path), Plan)
+    plan = read_yaml(Path(path), Plan)
+    moved, notes = found_files(plan, Path(path).parent)
+    return plan.with_files(moved, notes)
 
 
 def plan_text(plan: Plan) -> str:

@@ -15,8 +15,9 @@ import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.core.documents import Strict, load_json, parse_data
+from moemodel.model.core.documents import Real, Strict, Whole, load_json, parse_data
 from moemodel.model.core.errors import CalibrationError, InputError
+from moemodel.model.core.shown import shortened
 from moemodel.model.operators.work import Kind, Pass
 from moemodel.model.records.link_residuals import LinkCurve
 from moemodel.model.records.parameter_names import (
@@ -35,6 +36,16 @@ SCHEMA_VERSION = 2
 
 Origin = Literal["measured", "fitted", "datasheet", "assumed"]
 
+# Bounds are assumed: what is beyond them is no measurement, and would make intervals infinite.
+Error = Annotated[Real, Field(ge=0, le=1e4)]
+_MOST_LOG_ERROR = 20.0
+LogError = Annotated[Real, Field(ge=0, le=_MOST_LOG_ERROR)]
+Points = Annotated[Whole, Field(ge=0)]
+Clock_Hz = Annotated[Real, Field(ge=1e3, le=1e12)]
+_Bounded = Annotated[Real, Field(ge=-1e12, le=1e12)]
+_HOST_S = (0.0, 1e6)  # of a block
+_FACTOR = (0.0, 100.0)  # on dynamic energy
+
 
 class Parameter(Strict):
     """One number.
@@ -43,11 +54,11 @@ class Parameter(Strict):
     "datasheet", or "assumed" (then `source` says on what ground).
     """
 
-    value: float
+    value: Real
     unit: str
     origin: Origin
     source: str
-    error: float | None = Field(default=None, ge=0, description="relative standard error; null: unknown")
+    error: Error | None = Field(default=None, description="relative standard error; null: unknown")
 
     @classmethod
     def measured(cls, value: float, unit: str, source: str, error: float | None = None) -> Parameter:
@@ -78,6 +89,14 @@ def _checked(parameters: dict[str, Parameter], names: Names, part: str = "") -> 
     return parameters
 
 
+def _within(parameters: dict[str, Parameter], low: float, high: float) -> dict[str, Parameter]:
+    """The parameters of one kind, if all are what they can be."""
+    for name, parameter in parameters.items():
+        if not low <= parameter.value <= high:
+            raise ValueError(f"{shortened(name)} is {parameter.value:g}, allowed {low:g} to {high:g}")
+    return parameters
+
+
 def _complete(names: Names) -> AfterValidator:
     """Refuses parameters that lack a name, or have one that the model doesn't read."""
     return AfterValidator(lambda parameters: _checked(parameters, names))
@@ -92,11 +111,11 @@ class Residual(Strict):
     """
 
     features: list[str]
-    lengths: list[float]
-    signal: float = Field(ge=0)
-    noise: float = Field(ge=0)
-    points: list[list[float]]
-    weights: list[float]
+    lengths: list[Annotated[Real, Field(gt=1e-9, le=1e12)]]
+    signal: LogError
+    noise: LogError
+    points: list[list[_Bounded]]
+    weights: list[_Bounded]
 
     @cached_property
     def arrays(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
@@ -124,11 +143,11 @@ class OperatorFit(Strict):
     direction: Pass
     parameters: dict[str, Parameter]
     residual: Residual | None = None
-    log_error: float = Field(ge=0, description="standard deviation of log(measured / predicted), held-out shapes")
-    measured: dict[str, tuple[float, float]] = Field(
+    log_error: LogError = Field(description="standard deviation of log(measured / predicted), held-out shapes")
+    measured: dict[str, tuple[Real, Real]] = Field(
         default_factory=dict, description="smallest and largest of each feature that was measured"
     )
-    points: int = Field(ge=0, description="shapes that it rests on")
+    points: Points = Field(description="shapes that it rests on")
 
     @property
     def values(self) -> dict[str, float]:
@@ -147,6 +166,9 @@ class OperatorFit(Strict):
     def _features(self) -> OperatorFit:
         allowed = operator_features(self.kind)
         part = f"{self.kind}/{self.direction}"
+        backwards = [name for name, (low, high) in self.measured.items() if low > high]
+        if backwards:
+            raise ValueError(f"{part}: measured: {', '.join(backwards)}: the smallest comes first, then the largest")
         if self.measured and set(self.measured) != set(allowed):
             raise ValueError(f"{part}: measured: found {', '.join(self.measured)}; allowed: {', '.join(allowed)}")
         if self.residual and tuple(self.residual.features) != allowed:
@@ -160,7 +182,12 @@ class HostLane(Strict):
 
     backend: str
     blocks: dict[str, Parameter]
-    log_error: float = Field(ge=0)
+    log_error: LogError
+
+    @field_validator("blocks")
+    @classmethod
+    def _times(cls, blocks: dict[str, Parameter]) -> dict[str, Parameter]:
+        return _within(blocks, *_HOST_S)
 
 
 class PowerFit(Strict):
@@ -170,15 +197,20 @@ class PowerFit(Strict):
     kinds: dict[str, Parameter] = Field(
         default_factory=dict, description="kind/direction -> factor on its dynamic energy, shrunk towards 1"
     )
-    log_error: float = Field(ge=0)
-    points: int = Field(ge=0)
+    log_error: LogError
+    points: Points
+
+    @field_validator("kinds")
+    @classmethod
+    def _factors(cls, kinds: dict[str, Parameter]) -> dict[str, Parameter]:
+        return _within(kinds, *_FACTOR)
 
 
 class GovernorFit(Strict):
     """What clock the GPU sustains (see `device.dvfs`)."""
 
     parameters: Annotated[dict[str, Parameter], _complete(GOVERNOR)]
-    log_error: float = Field(ge=0)
+    log_error: LogError
 
 
 class ThermalFit(Strict):
@@ -192,7 +224,7 @@ class NetworkFit(Strict):
 
     parameters: Annotated[dict[str, Parameter], _complete(NETWORK)]
     curves: list[LinkCurve] = Field(default_factory=list, description="what the formula misses (see `link_residuals`)")
-    log_error: float = Field(ge=0)
+    log_error: LogError
 
 
 class MemoryFit(Strict):
@@ -213,7 +245,7 @@ class Calibration(Strict):
     From a file it is read by `moemodel.read_calibration`. `moemodel.calibrate` fits one.
     """
 
-    schema_version: int
+    schema_version: Whole
     name: str
     gpu: str
     created: str
@@ -223,9 +255,9 @@ class Calibration(Strict):
         default=None,
         description="why predictions from it are for trying the commands only, a sentence; null: they aren't",
     )
-    clock_reference_Hz: float = Field(gt=0, description="SM clock that times at reference are for")
-    clock_range_Hz: tuple[float, float] = Field(description="lowest and highest SM clock that predictions may use")
-    clock_measured_Hz: tuple[float, float] = Field(description="lowest and highest true clock that was measured")
+    clock_reference_Hz: Clock_Hz = Field(description="SM clock that times at reference are for")
+    clock_range_Hz: tuple[Clock_Hz, Clock_Hz] = Field(description="lowest and highest SM clock of predictions")
+    clock_measured_Hz: tuple[Clock_Hz, Clock_Hz] = Field(description="lowest and highest true clock that was measured")
     composition_error: Parameter = Field(description="log error of a step beyond that of its operators")
     chip: Annotated[dict[str, Parameter], _complete(CHIP)] = Field(
         description="multiprocessors, flops_per_cycle, bandwidth_Bps, l2_B that the operator fits refer to"
@@ -237,6 +269,17 @@ class Calibration(Strict):
     thermal: ThermalFit
     network: NetworkFit
     memory: MemoryFit
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Calibration:
+        for name in ("clock_range_Hz", "clock_measured_Hz"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name}: found {low:g} to {high:g}; allowed: from the lowest clock to the highest")
+        if not 0 <= self.composition_error.value <= _MOST_LOG_ERROR:
+            found = self.composition_error.value
+            raise ValueError(f"composition_error: found {found:g}; allowed: 0 to {_MOST_LOG_ERROR:g}")
+        return self
 
     @property
     def has_times(self) -> bool:
@@ -250,7 +293,7 @@ class Calibration(Strict):
 
 class _Version(Strict):
     model_config = ConfigDict(extra="ignore")
-    schema_version: int
+    schema_version: Whole
 
 
 def read_calibration(path: Path | str) -> Calibration:

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.core.documents import Strict
+from moemodel.model.core.documents import Real, Strict, Switch, Whole
+
+_LogRatio = Annotated[Real, Field(ge=-50, le=50)]  # bounds assumed: a ratio of e^50 is no measurement
 
 
 class LinkCurve(Strict):
@@ -25,10 +28,13 @@ class LinkCurve(Strict):
     """
 
     collective: str
-    ranks: int = Field(ge=2)
-    across: bool = False
-    size_B: list[float] = Field(min_length=1, description="of the full tensor, rising")
-    log_ratio: list[float] = Field(description="log(measured time / formula) at each size")
+    ranks: Whole = Field(ge=2, le=10_000_000)
+    across: Switch = False
+    size_B: list[Annotated[Real, Field(le=1e18)]] = Field(min_length=1, description="of the full tensor, rising")
+    # bounds assumed: a ratio of e^50 is no measurement
+    log_ratio: list[Annotated[Real, Field(ge=-50, le=50)]] = Field(
+        description="log(measured time / formula) at each size"
+    )
 
     @model_validator(mode="after")
     def _rising(self) -> LinkCurve:

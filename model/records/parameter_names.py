@@ -34,12 +34,92 @@ class Names:
         missing = [name for name in (*self.required, *needed) if name not in given]
         foreign = [name for name in given if name not in self.required and name not in self.optional]
         low = [name for name in self.positive if name in given and not given[name] > 0]
-        if not (missing or foreign or low):
+        known = (name for name in given if name not in foreign and name not in low)
+        far = [reason for name in known if (reason := out_of_range(name, given[name]))]
+        if not (missing or foreign or low or far):
             return None
-        kinds = (("missing", missing), ("unknown", foreign), ("not above 0", low))
+        kinds = (("missing", missing), ("unknown", foreign), ("not above 0", low), ("out of range", far))
         wrong = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds if names)
         optional = f"; optional: {', '.join(self.optional)}" if self.optional else ""
         return f"{wrong} (required: {', '.join(self.required)}{optional})"
+
+
+_POWER_W = (0.0, 1e5)
+_TIME_S = (0.0, 1e3)  # of a call
+_SHARE = (0.0, 1.0)
+_RATE = (1.0, 1e18)
+_SIZE_B = (0.0, 1e15)
+_EFFICIENCY = (1e-9, 1e6)  # of a fitted form, where a small or a large one stands for "no matter"
+_CLOCK_Hz = (1e6, 1e12)
+_ENERGY_J = (0.0, 1e-3)  # of an operation, of a byte
+
+# What each parameter may be. Bounds are assumed: signs as physics has them, sizes a hundred times beyond those of any
+# GPU, so that what a typing error or another unit gives is refused instead of predicted.
+_RANGES: dict[str, tuple[float, float]] = {
+    # operators
+    "t0": _TIME_S,
+    "t1": _TIME_S,
+    "p": (0.1, 50.0),
+    "quantisation": (0.0, 10.0),
+    "split_depth": (1e-3, 1e9),
+    "split_gain": (0.0, 100.0),
+    "depth0": (0.0, 1e9),
+    "head_dim0": (0.0, 1e9),
+    "seq0": (0.0, 1e9),
+    "cache_size": (1e-6, 1e6),
+    **dict.fromkeys(("efficiency", "memory_efficiency", "cache_efficiency", "issue_efficiency"), _EFFICIENCY),
+    "alignment": _EFFICIENCY,
+    # chip
+    "multiprocessors": (1.0, 1e6),
+    "flops_per_cycle": (1e-3, 1e9),
+    "bandwidth_Bps": _RATE,
+    "l2_B": (1.0, 1e15),
+    # power
+    **dict.fromkeys(("base_W", "tree_W", "active_W"), _POWER_W),
+    **dict.fromkeys(("flop_J", "vector_op_J", "cache_J_per_B", "dram_J_per_B"), _ENERGY_J),
+    "leak_W_per_C": (0.0, 1e3),
+    "rise_per_C": (0.0, 1.0),
+    "leak_reference_C": (-100.0, 300.0),
+    "knee_Hz": _CLOCK_Hz,
+    "voltage_slope": (0.0, 100.0),
+    # thermal
+    **dict.fromkeys(("die_C_per_W", "sink_C_per_W"), (0.0, 100.0)),
+    **dict.fromkeys(("die_time", "sink_time"), (1e-6, 1e6)),
+    "inlet_C": (-100.0, 150.0),
+    # governor
+    "sustained_share": (1e-3, 2.0),
+    "gain": (0.0, 1e15),
+    "tensor_clock": _CLOCK_Hz,
+    "tensor_sharpness": (0.1, 30.0),
+    # network, each of the first five for single collectives too
+    "start_latency": _TIME_S,
+    "step_latency": _TIME_S,
+    "overlap": _SHARE,
+    "memory_overlap": _SHARE,
+    "link_power": _POWER_W,
+    "bandwidth": _RATE,
+    "skew_share": (0.0, 10.0),
+    "host_call": _TIME_S,
+    # memory
+    "context": _SIZE_B,
+    "workspace": _SIZE_B,
+    "fragmentation": (0.0, 10.0),
+    "log_error": (0.0, 20.0),
+}
+
+
+def out_of_range(name: str, value: float) -> str | None:
+    """What a parameter is and may be, if it is what none can be; None: it may be that."""
+    low, high = _RANGES[name] if name in _RANGES else _RANGES[_of_any(name)]
+    return None if low <= value <= high else f"{name} is {value:g}, allowed {low:g} to {high:g}"
+
+
+def _of_any(name: str) -> str:
+    """The name without the collective that it is of."""
+    if name.startswith("efficiency_"):
+        return "efficiency"
+    collective = next(c for c in _COLLECTIVES if name.startswith(f"{c}_"))
+    return name.removeprefix(f"{collective}_")
 
 
 # The forms of `device.roofline`.

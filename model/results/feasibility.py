@@ -7,10 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.core.errors import InfeasiblePlanError
+from moemodel.model.core.errors import InfeasiblePlanError, InputError
 from moemodel.model.plan.batch import joined
 from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.spec import Plan
@@ -81,7 +80,7 @@ def _changes(plan: Plan, architecture: Architecture) -> Iterator[tuple[str, Plan
         try:
             changed = Plan.model_validate(data | update)
             check_architecture(changed, architecture)
-        except (ValidationError, InfeasiblePlanError):
+        except (InputError, InfeasiblePlanError):
             continue
         yield change, changed
 

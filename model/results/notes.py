@@ -8,6 +8,7 @@ from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.device.host_overhead import HostModel
 from moemodel.model.device.thermal import thermal_model
 from moemodel.model.frameworks.track_record import TrackRecord, track_records
+from moemodel.model.layers.multi_token import multi_token_note
 from moemodel.model.network.cluster import notes_on_tests
 from moemodel.model.plan.clock import Auto
 from moemodel.model.plan.spec import Plan
@@ -39,6 +40,8 @@ def notes(
         _clock(plan, machine, prediction),
         _extrapolated_clock(calibration, prediction),
         _vocabulary(plan, architecture),
+        *architecture.notes,
+        multi_token_note(architecture, plan.sequence_length),
         _routing(plan, architecture),
         _positions(plan, architecture),
         _encoder(architecture),
@@ -48,6 +51,7 @@ def notes(
         _host(calibration, plan),
         _mfu(plan, machine),
         _former_backend(plan),
+        *plan.file_notes,
         choices_by_default(plan, architecture, machine),
         _power(calibration),
         inlet_by_default(plan, warmer),
@@ -227,7 +231,9 @@ def _extrapolated_clock(calibration: Calibration, prediction: Prediction) -> str
 
 def _vocabulary(plan: Plan, architecture: Architecture) -> str | None:
     shard = architecture.vocab / plan.parallel.tp
-    if not architecture.has_head or shard % 8 == 0:  # 16 bytes of 16-bit elements, as `model.device.roofline.ALIGNED`
+    if (
+        not architecture.has_head or architecture.classes or shard % 8 == 0
+    ):  # 16 bytes of 16-bit elements, as `model.device.roofline.ALIGNED`
         return None
     return (
         f"The vocabulary of {architecture.vocab} over tp {plan.parallel.tp} is no multiple of 8: its products "

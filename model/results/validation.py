@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
-from moemodel.model.core.documents import Strict, parse_yaml, read_json
+from moemodel.model.core.documents import Real, Strict, Switch, Whole, parse_yaml, read_json
 from moemodel.model.core.errors import InputError
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import CalibrationRef
@@ -20,8 +20,8 @@ from moemodel.model.records.profile import TABLES, DeviceInfo
 SCHEMA_VERSION = 1
 REPORT = "report.json"
 
-Number = float | int | None
-Launcher = Literal["torchrun", "slurm"]
+Number = Real | Whole | None
+Launcher = Literal["local", "slurm"]
 
 # Of table `iterations`, all but the plan, which stands beside the rows.
 COLUMNS = tuple(name for name, kind in TABLES["iterations"].items() if kind != "string")
@@ -47,10 +47,10 @@ class Visit(Strict):
         rows: by rank.
     """
 
-    repeat: int = Field(ge=0)
-    clock_held: bool | None
+    repeat: Whole = Field(ge=0)
+    clock_held: Switch | None
     clock_note: str | None = None
-    seconds: float
+    seconds: Real
     rows: tuple[dict[str, Number], ...] = Field(min_length=1)
 
     @field_validator("rows")
@@ -72,7 +72,7 @@ class Failed(Strict):
         log: file with all that was printed, relative to the folder of the report; null where there is none.
     """
 
-    repeat: int = Field(ge=0)
+    repeat: Whole = Field(ge=0)
     kind: str
     reason: str
     log: str | None = None
@@ -81,16 +81,16 @@ class Failed(Strict):
 class Measured(Strict):
     """Mean of a quantity over repeats, SI units; `std` is their standard deviation, null for a single one."""
 
-    mean: float
-    std: float | None
-    n: int = Field(ge=1)
+    mean: Real
+    std: Real | None
+    n: Whole = Field(ge=1)
 
 
 class Predicted(Strict):
     """A prediction and its central 90 % interval; null where its error isn't known."""
 
-    value: float
-    interval: tuple[float, float] | None
+    value: Real
+    interval: tuple[Real, Real] | None
 
 
 class QuantityReport(Strict):
@@ -106,8 +106,8 @@ class QuantityReport(Strict):
     predicted: Predicted | None
     forecast: Predicted | None
     measured: Measured | None
-    error: float | None
-    error_std: float | None
+    error: Real | None
+    error_std: Real | None
 
 
 class PlanReport(Strict):
@@ -131,8 +131,8 @@ class PlanReport(Strict):
     plan_yaml: str
     notes: tuple[str, ...]
     quantities: dict[str, QuantityReport]
-    temperature_C: float | None
-    expert_skew: float | None
+    temperature_C: Real | None
+    expert_skew: Real | None
     visits: tuple[Visit, ...]
     failures: tuple[Failed, ...]
 
@@ -152,12 +152,12 @@ class SkippedPlan(Strict):
 class Errors(Strict):
     """Errors of a quantity over plans: mean and worst of |predicted/measured - 1|, and the mean of the forecasts'."""
 
-    mape: float
-    worst: float
+    mape: Real
+    worst: Real
     worst_plan: str
-    forecast_mape: float | None
-    covered: float | None = Field(description="share of measurements in the 90 % interval; null without intervals")
-    plans: int
+    forecast_mape: Real | None
+    covered: Real | None = Field(description="share of measurements in the 90 % interval; null without intervals")
+    plans: Whole
 
 
 class Ranking(Strict):
@@ -171,9 +171,9 @@ class Ranking(Strict):
         chosen, best: names of those two plans, in the group with that regret.
     """
 
-    tau: float | None
-    pairs: int
-    regret: float | None
+    tau: Real | None
+    pairs: Whole
+    regret: Real | None
     chosen: str | None
     best: str | None
 
@@ -191,8 +191,8 @@ class Environment(Strict):
 
     gpu: str
     device: DeviceInfo
-    gpus: int
-    launcher: Launcher
+    gpus: Whole
+    launcher: Launcher | Literal["torchrun"]
     clocks: Literal["lock", "passive"]
     libraries: dict[str, str]
     host: dict[str, Any]
@@ -220,14 +220,14 @@ class Report(Strict):
     True
     """
 
-    schema_version: int
+    schema_version: Whole
     moemodel_version: str
     created: str
     search: str | None
-    repeats: int
-    seconds: float
-    seed: int
-    complete: bool
+    repeats: Whole
+    seconds: Real
+    seed: Whole
+    complete: Switch
     environment: Environment
     calibration: CalibrationRef
     plans: tuple[PlanReport, ...]
@@ -248,7 +248,7 @@ class Report(Strict):
 
 class _Version(Strict):
     model_config = ConfigDict(extra="ignore")
-    schema_version: int
+    schema_version: Whole
 
 
 def read_report(path: Path | str) -> Report:

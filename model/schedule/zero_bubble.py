@@ -57,8 +57,9 @@ class ZeroBubble(Schedule):
 
     def makespan(self, times: StageTimes, sizes: Sizes[IntArray]) -> FloatArray:
         stages = _Stages.of(times)
-        out = np.zeros(stages.forward_s.shape[1:])
-        rows_at_once = max(1, _ELEMENTS // (len(stages.forward_s) * out.shape[1]))
+        count, plans, clocks = stages.forward_s.shape
+        out = np.zeros((plans, clocks))
+        rows_at_once = max(1, _ELEMENTS // (count * clocks))
         pairs = np.stack([sizes.micro_batches[:, 0], sizes.virtual[:, 0]])
         for m, v in np.unique(pairs, axis=1).T.tolist():
             rows = np.flatnonzero((pairs[0] == m) & (pairs[1] == v))
@@ -194,4 +195,4 @@ def _slowest_stage(stages: _Stages, m: int, v: int) -> FloatArray:
         longest = np.maximum(longest, way + total * (f[s] + b[s] + w[s]) + np.maximum(back - put_off, 0.0))
         way = way + f[s]
         back = np.maximum(back, put_off) + b[s]
-    return longest
+    return np.asarray(longest)

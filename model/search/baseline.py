@@ -7,11 +7,10 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.spec import Architecture, Moe
-from moemodel.model.core.errors import InfeasiblePlanError
+from moemodel.model.core.errors import InfeasiblePlanError, InputError
 from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.layers.parameters import parameters
 from moemodel.model.plan.checks import check_architecture
@@ -75,7 +74,7 @@ def _candidates(name: str, architecture: Architecture, gpu: Gpu, gpus: int) -> I
         try:
             plan = Plan.model_validate(document | choices)
             check_architecture(plan, architecture)
-        except (ValidationError, InfeasiblePlanError):
+        except (InputError, InfeasiblePlanError):
             continue
         yield plan
 

@@ -286,7 +286,8 @@ def _virtual(rules: list[Rule], pp: tuple[int, ...]) -> tuple[int, ...]:
 def _divisors(sizes: Iterable[int], most: int) -> list[int]:
     """Of any of some sizes, up to a bound."""
     numbers = np.arange(1, most + 1)
-    return numbers[np.any([size % numbers == 0 for size in sizes], axis=0)].tolist()
+    divides = np.any([size % numbers == 0 for size in sizes], axis=0)
+    return [int(number) for number in numbers[divides]]
 
 
 def _switch(given: tuple[bool, ...] | None, useful: bool) -> tuple[int, ...]:

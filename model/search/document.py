@@ -9,22 +9,36 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PrivateAttr, model_validator
 
-from moemodel.model.core.documents import Strict, read_yaml
+from moemodel.model.core.documents import Strict, Switch, read_yaml
 from moemodel.model.frameworks.base import Precision
 from moemodel.model.hardware.link import Link
+from moemodel.model.plan.paths import found_files
 from moemodel.model.plan.recompute import RecomputeName
 from moemodel.model.plan.rules import check_precision
 from moemodel.model.plan.spec import (
     Backend,
+    Clock_MHz,
+    ContextParallel,
     Count,
+    DataParallel,
+    ExpertParallel,
+    Gpus,
+    MicroBatch,
     Plan,
+    Power_W,
     Rate,
     RoutingSpec,
     ScheduleName,
     SiteSpec,
+    Stages,
+    TensorParallel,
     Text,
+    Tokens,
+    TokensOfRun,
+    ZeroStage,
+    check_tokens,
     in_todays_words,
 )
 from moemodel.model.schedule import registry as schedules
@@ -32,16 +46,12 @@ from moemodel.model.search.quantities import FORMER_NAMES, ObjectiveName, of_run
 
 T = TypeVar("T")
 
-# Ten times what anybody has had; far beyond, numbers of GPUs, tokens and FLOPs have more digits than arrays hold.
-_MOST_GPUS = 1_000_000
-_MOST = 1_000_000_000
-_MOST_VALUES = 1000  # of one choice: a list that nobody wrote by hand
 _MOST_CLOCKS = 1000  # of a range: an H100 has 110, so more is a typing error
 
 
 def _listed(value: Any) -> Any:
     """One value means a list of one."""
-    return value if isinstance(value, list | tuple | dict) or value is None else [value]
+    return value if isinstance(value, list | tuple | dict | BaseModel) or value is None else [value]
 
 
 def _once(values: tuple[T, ...]) -> tuple[T, ...]:
@@ -63,14 +73,20 @@ def _objectives_of_today(values: Any) -> Any:
 
 
 _AsList = BeforeValidator(_listed)
-_Some = Field(min_length=1, max_length=_MOST_VALUES)
+_Some = Field(min_length=1)
 _Once = AfterValidator(_once)
 
-Bounded = Annotated[Count, Field(le=_MOST)]
-Counts = Annotated[tuple[Bounded, ...], _AsList, _Some, _Once]
-GpuCounts = Annotated[tuple[Annotated[Count, Field(le=_MOST_GPUS)], ...], _AsList, _Some, _Once]
-Switches = Annotated[tuple[Annotated[bool, Field(strict=True)], ...], _AsList, _Some, _Once]
-Stages = Annotated[tuple[Annotated[int, Field(ge=0, le=3, strict=True)], ...], _AsList, _Some, _Once]
+# as many values as a list may have: assumed, more is no list of a person's
+_Several = Field(max_length=1000)
+Counts = Annotated[tuple[Gpus, ...], _AsList, _Some, _Several, _Once]
+DataParallels = Annotated[tuple[DataParallel, ...], _AsList, _Some, _Several, _Once]
+TensorParallels = Annotated[tuple[TensorParallel, ...], _AsList, _Some, _Several, _Once]
+StageCounts = Annotated[tuple[Stages, ...], _AsList, _Some, _Several, _Once]
+ExpertParallels = Annotated[tuple[ExpertParallel, ...], _AsList, _Some, _Several, _Once]
+ContextParallels = Annotated[tuple[ContextParallel, ...], _AsList, _Some, _Several, _Once]
+MicroBatches = Annotated[tuple[MicroBatch, ...], _AsList, _Some, _Several, _Once]
+Switches = Annotated[tuple[Switch, ...], _AsList, _Some, _Once]
+ZeroStages = Annotated[tuple[ZeroStage, ...], _AsList, _Some, _Once]
 Recomputes = Annotated[tuple[RecomputeName, ...], _AsList, _Some, _Once]
 Schedules = Annotated[tuple[ScheduleName, ...], _AsList, _Some, _Once]
 Objectives = Annotated[
@@ -82,8 +98,8 @@ Share = Annotated[float, Field(gt=0, le=1, strict=True)]
 class ClockRange(Strict):
     """SM clocks from one to another, both included, each moved to the nearest that the GPU has. MHz."""
 
-    lowest: Rate = Field(alias="from")
-    highest: Rate = Field(alias="to")
+    lowest: Clock_MHz = Field(alias="from")
+    highest: Clock_MHz = Field(alias="to")
     step: Rate
 
 
@@ -94,7 +110,7 @@ def _listed_clocks(value: Any) -> Any:
     return value if isinstance(value, str) else _listed(value)
 
 
-ClockList = Annotated[tuple[Rate | None, ...], Field(max_length=_MOST_CLOCKS), _Once]
+ClockList = Annotated[tuple[Clock_MHz | None, ...], _Several, _Once]
 Clocks = Annotated[Literal["measured"] | ClockRange | ClockList | None, BeforeValidator(_listed_clocks)]
 
 
@@ -102,23 +118,23 @@ class SearchCluster(Strict):
     """The GPUs at hand, as in a plan; `gpus` may be several counts to choose from."""
 
     gpu: Text
-    gpus: GpuCounts = (1,)
-    gpus_per_node: Bounded | None = None
+    gpus: Counts = (1,)
+    gpus_per_node: Gpus | None = None
     internode: Text | Link = "infiniband-ndr"
 
 
 class Ranges(Strict):
     """The choices of a plan that are searched; None: everything legal, within the bounds of `candidates`."""
 
-    dp: Counts | None = None
-    tp: Counts | None = None
-    pp: Counts | None = None
-    ep: Counts | None = None
-    cp: Counts | None = None
-    zero_stage: Stages | None = None
+    dp: DataParallels | None = None
+    tp: TensorParallels | None = None
+    pp: StageCounts | None = None
+    ep: ExpertParallels | None = None
+    cp: ContextParallels | None = None
+    zero_stage: ZeroStages | None = None
     sequence_parallel: Switches | None = None
-    virtual_stages: Counts | None = None
-    micro_batch: Counts | None = None
+    virtual_stages: StageCounts | None = None
+    micro_batch: MicroBatches | None = None
     recompute: Recomputes | None = None
 
 
@@ -182,17 +198,17 @@ class Search(Strict):
 
     name: Text = "search"
     architecture: Text
-    layers: Count | None = None
-    sequence_length: Bounded
-    global_batch: Bounded
+    layers: Stages | None = None
+    sequence_length: Tokens
+    global_batch: Count
     precision: Precision = "bf16-mixed"
     schedule: Schedules = (schedules.DEFAULT,)
     backend: Backend = "torch"
     cluster: SearchCluster
     routing: RoutingSpec = RoutingSpec()
-    power_cap_W: Rate | None = None
+    power_cap_W: Power_W | None = None
     site: SiteSpec = SiteSpec()
-    tokens: Rate | None = None
+    tokens: TokensOfRun | None = None
     search: Annotated[Ranges, BeforeValidator(_given)] = Ranges()
     clocks_MHz: Clocks = Field(
         default="measured",
@@ -212,6 +228,13 @@ class Search(Strict):
         "step time",
     )
 
+    _file_notes: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def file_notes(self) -> tuple[str, ...]:
+        """What has to be said about files that it names, a sentence each."""
+        return self._file_notes
+
     @model_validator(mode="before")
     @classmethod
     def _words_of_today(cls, document: Any) -> Any:
@@ -220,6 +243,7 @@ class Search(Strict):
     @model_validator(mode="after")
     def _together(self) -> Search:
         check_precision(self.backend, self.precision)
+        check_tokens(self.tokens, self.global_batch, self.sequence_length)
         clocks = self.clocks_MHz
         if isinstance(clocks, ClockRange) and clocks.highest < clocks.lowest:
             raise ValueError(
@@ -244,7 +268,7 @@ class Search(Strict):
             choices: keys of a plan, those of `parallel` among them, and `gpus`.
 
         Raises:
-            ValidationError: the choices don't go together.
+            InputError: the choices don't go together.
         """
         parallel = {name: choices.pop(name) for name in _PARALLEL if name in choices}
         cluster = self.cluster.model_dump() | {"gpus": choices.pop("gpus", 1)}
@@ -264,9 +288,15 @@ _FIXED = (
 
 
 def read_search(path: Path | str) -> Search:
-    """A checked search from a YAML file.
+    """A checked search from a YAML file. Files that it names are looked for beside it, then in the working directory.
 
     Raises:
         InputError: the file, line and key of each mistake, what was found and what is allowed.
     """
-    return read_yaml(Path(path), Search)
+    search = read_yaml(Path(path), Search)
+    moved, notes = found_files(search, Path(path).parent)
+    cluster = {name: path for name, path in moved.items() if name != "architecture"}
+    update = {"architecture": moved.get("architecture", search.architecture)}
+    found = search.model_copy(update={**update, "cluster": search.cluster.model_copy(update=cluster)})
+    found._file_notes = notes
+    return found

@@ -18,8 +18,8 @@ _DIGITS = 10  # later ones depend on the order of sums, and must not decide what
 
 
 def to_digits(values: FloatArray) -> FloatArray:
-    """Positive values rounded to ten significant digits."""
-    exponent = np.floor(np.log10(values))
+    """Values rounded to ten significant digits; none is negative, and what is nothing stays so (a price of 0)."""
+    exponent = np.floor(np.log10(np.where(values > 0, values, 1.0)))
     scale = 10.0 ** (_DIGITS - 1 - exponent)
     return np.asarray(np.round(values * scale) / scale)
 
@@ -31,7 +31,7 @@ def pareto(first_P: FloatArray, second_P: FloatArray) -> IntArray:
     is given twice, the best is left.
 
     Args:
-        first_P, second_P: what each plan costs, positive, less is better: such as time and energy.
+        first_P, second_P: what each plan costs, less is better: such as time and energy.
     """
     first, second = to_digits(first_P), to_digits(second_P)
     order = np.lexsort((np.arange(len(first)), second, first))

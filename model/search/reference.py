@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import ValidationError
 
 from moemodel.model.core.errors import InfeasiblePlanError, InputError
 from moemodel.model.plan.batch import joined
@@ -95,7 +94,7 @@ def _first_plans(problem: SearchProblem, gpus: int) -> Iterator[_First]:
         try:
             plan = document.plan(**parallel, **choices, gpus=gpus, name=f"{document.name}-reference")
             check_architecture(plan, problem.architecture)
-        except (ValidationError, InputError, InfeasiblePlanError):
+        except (InputError, InfeasiblePlanError):
             continue
         yield _First(plan=plan, outside=outside)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 
@@ -46,11 +45,7 @@ _MOST_PREDICTIONS = 50_000_000  # half an hour on one core
 _BATCH = 50_000  # plans predicted at once: about 0.1 GB; smaller batches price the same shapes again
 
 
-class Progress(Protocol):
-    """Is told how far a search is."""
-
-    def __call__(self, part: str, done: int, total: int) -> None:
-        """So many of `total` plans are done of a part: "memory", "prediction" (each clock counts) or "front"."""
+Progress = Callable[[str, int, int], None]
 
 
 def _silent(part: str, done: int, total: int) -> None:
@@ -63,7 +58,8 @@ def search(document: Search, calibration: Calibration, progress: Progress = _sil
     Args:
         document: a checked search (`read_search`).
         calibration: of its GPU.
-        progress: is told how far it is, about once a second.
+        progress: is told, about once a second, of a part ("memory", "prediction", of which each clock counts, "front")
+            how many of how many plans are done.
 
     Raises:
         InputError, CalibrationError: see `problem_of`; too many plans.
@@ -122,8 +118,8 @@ def _result(
     best = [QUANTITIES[name].best for name in problem.objectives]
     named = picks(state.costs_FO, names=best, slack=document.within_of_fastest)
     kept = thin(front, document.keep, named.values())
-    behind = state.next_best(_NEXT if len(problem.objectives) > 1 else max(_NEXT, min(document.keep, MOST_NEXT)))
-    places = [*state.index[kept].tolist(), *behind.tolist()]
+    followers = state.next_best(_NEXT if len(problem.objectives) > 1 else max(_NEXT, min(document.keep, MOST_NEXT)))
+    places = [*state.index[kept].tolist(), *followers.tolist()]
     answers = []
     for number, place in enumerate(places, start=1):
         progress(number - 1, len(places))
@@ -175,13 +171,12 @@ def _notes(
 ) -> tuple[str, ...]:
     document = problem.document
     missing = [str(n) for n in document.cluster.gpus if all(entry.plan.cluster.gpus != n for entry in found)]
+    tells = "neither time nor energy tells" if problem.has_power else "time does not tell"
     notes = [
+        *document.file_notes,
         f"{kept} of the {front} plans on the front are kept (`keep`)." if kept < front else "",
-        ""
-        if problem.has_power
-        else "No power was measured on this GPU: nothing is known of energy, emissions and power.",
-        "Plans are alike where neither time nor energy tells which is better, in nine of ten cases: most of a "
-        "prediction's error is common to all plans on one GPU, and cancels between them.",
+        f"Plans are alike where {tells} which is better, in nine of ten cases: most of the error is common to "
+        "all plans on one GPU, and cancels between them.",
         "" if document.tokens else "Give `tokens` for the days, emissions and cost of the whole run.",
         "Limits hold for predicted values, not for the upper ends of their intervals."
         if document.limits.model_dump(exclude_none=True)

@@ -47,12 +47,13 @@ def peak_memory(architecture: Architecture, plans: PlanBatch, machine: System) -
 
 def fit_probability(architecture: Architecture, plans: PlanBatch, machine: System, peak_B: FloatArray) -> FloatArray:
     """Probability that each plan fits, of which the peak is known. [P]"""
-    likely = _below(peak_B, machine)
+    likely = likely_below(peak_B, machine.memory_B, machine.memory_error)
     doubtful = np.flatnonzero(likely < _SURE)
     if not len(doubtful) or not machine.framework.program_chooses:
         return likely
     least_B = thriftiest_B(architecture, plans.take(doubtful), machine)
-    likely[doubtful] += _THRIFTY * (_below(least_B, machine) - likely[doubtful])
+    thrifty = likely_below(least_B, machine.memory_B, machine.memory_error)
+    likely[doubtful] += _THRIFTY * (thrifty - likely[doubtful])
     return likely
 
 
@@ -70,14 +71,13 @@ def thriftiest_B(architecture: Architecture, plans: PlanBatch, machine: System) 
     return peak_memory(architecture, thrifty, replace(machine, framework=framework)).peak_B
 
 
-def _below(peak_B: FloatArray, machine: System) -> FloatArray:
+def likely_below(peak_B: FloatArray, memory_B: float, log_error: float) -> FloatArray:
     """Probability that a peak is below what there is, of a log-normal distribution about its prediction. [P]"""
-    if math.isinf(machine.memory_B):
+    if math.isinf(memory_B):
         return np.ones(len(peak_B))
-    error = machine.memory_error
-    if error == 0.0:
-        return (peak_B <= machine.memory_B).astype(np.float64)
-    z = np.log(machine.memory_B / peak_B) / (error * math.sqrt(2.0))
+    if log_error == 0.0:
+        return (peak_B <= memory_B).astype(np.float64)
+    z = np.log(memory_B / peak_B) / (log_error * math.sqrt(2.0))
     return np.array([0.5 * (1.0 + math.erf(value)) for value in z.tolist()])
 
 

@@ -39,8 +39,8 @@ class System:
         inlet_C: of the air; None: as it was at calibration.
         slowdown_C: die temperature above which the hardware slows the clock.
         framework, precision: that train.
-        changes: figures of the GPU that the calibration was rescaled for.
         loss_is_stated: the plan says how the loss is computed.
+        changes: figures of the GPU that the calibration was rescaled for.
     """
 
     gpu: Gpu
@@ -54,8 +54,8 @@ class System:
     slowdown_C: float = math.inf
     framework: Framework
     precision: Precision
-    changes: tuple[Change, ...] = ()
     loss_is_stated: bool = False
+    changes: tuple[Change, ...] = ()
 
     @property
     def memory_error(self) -> float:
@@ -142,8 +142,8 @@ def system_of(plan: Plan, calibration: Calibration) -> System:
         peak_flops_per_s=math.nan if peak is None else peak.flops_per_s,
         framework=framework,
         precision=plan.precision,
-        changes=changes,
         loss_is_stated=plan.cross_entropy is not None,
+        changes=changes,
     )
 
 

@@ -32,7 +32,6 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import os
 import re
 import time
 from collections import deque
@@ -55,6 +54,7 @@ from moemodel.profiler.emissions.reconciliation import Reconciliation, reconcile
 from moemodel.profiler.emissions.records import CarbonReading, CarbonSummary, LevelSummary
 from moemodel.profiler.meter.device_meter import FinishedStep
 from moemodel.profiler.meter.energy_meter import open_devices
+from moemodel.profiler.meter.ranks import own_place
 from moemodel.profiler.meter.scope import Scope
 from moemodel.profiler.meter.summary import Summary
 
@@ -398,7 +398,7 @@ class CodeCarbonLevels:
         country: whose electricity: ISO 3166 code, name, or region of a cloud, as a plan's `site.region` takes it.
         region: of it ("quebec", "CA-QC", "SE3"); None: the whole country, or the part that `country` names already.
         levels: of `LEVELS`.
-        rank: of the process; None: as torchrun says, else 0.
+        rank: of the process; None: as torch.distributed or who started it says (`profiler.meter.ranks`), else 0.
         devices: torch devices, on its own; beside a meter, the meter's.
         pue: power usage effectiveness; CodeCarbon multiplies all it measures with it.
         synchronize: wait for the device before readings of steps and phases.
@@ -406,7 +406,7 @@ class CodeCarbonLevels:
 
     Attributes:
         reconciliation: with the energy counter, after the meter's session; None before, and without a meter.
-        folder: of the files.
+        rank, folder: of the files; known from the session's begin on.
 
     Raises:
         InputError: no such level, country or region, or a name that is none.
@@ -436,8 +436,9 @@ class CodeCarbonLevels:
         self._run, self._model = run, model
         place = find_part(country, region)
         self._country, self._region, self._pue = place.country, place.part, pue
-        self.rank = int(os.environ.get("RANK") or 0) if rank is None else rank
-        self.folder = Path(folder) / _plain(run, "run") / _plain(model, "model") / f"rank{self.rank}"
+        self._wanted_rank = rank
+        self._runs_folder = Path(folder) / _plain(run, "run") / _plain(model, "model")
+        self._locate()
         self._wanted = devices
         self._opened: list[MeteredDevice] = []
         self._synchronize, self._every_s = synchronize, measure_every_s
@@ -453,6 +454,11 @@ class CodeCarbonLevels:
         self._counted: deque[FinishedStep] = deque(maxlen=_KEEP)
         self.reconciliation: Reconciliation | None = None
         self._step_scope = Scope(lambda: self.begin_step(self._steps), self.end_step, self.drop)
+
+    def _locate(self) -> None:
+        """Which rank this is: a job may be joined between the making of this and its session."""
+        self.rank = own_place().rank if self._wanted_rank is None else self._wanted_rank
+        self.folder = self._runs_folder / f"rank{self.rank}"
 
     # The session.
 
@@ -475,6 +481,7 @@ class CodeCarbonLevels:
         self._state = "running"
 
     def _begin(self, devices: Sequence[MeteredDevice]) -> None:
+        self._locate()
         note = check_place(self._country, self._region)
         self._notes += [note] if note else []
         self._cuda = [d.torch_device for d in devices if d.torch_device.type == "cuda"]

@@ -24,6 +24,7 @@ their mean power.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -36,7 +37,8 @@ from scipy.optimize import minimize_scalar, nnls
 
 from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.core.errors import DeviceError, InputError
-from moemodel.profiler.instruments.counter_edges import WIDEST_EDGE_S, CounterEdges, regular_times
+from moemodel.profiler.instruments.counter_edges import CounterEdges, regular_times
+from moemodel.profiler.instruments.counter_reading import WIDEST_EDGE_S, most_rise_J
 
 # Axes: E edges, I intervals between them (E - 1), P columns: phases, or groups of them.
 Groups: TypeAlias = list[tuple[int, ...]]
@@ -111,20 +113,49 @@ class Attribution:
         raise InputError(f"phase {phase!r}: not among those measured: {names}")
 
 
-def check_counter(edges: CounterEdges, start_s: float, end_s: float, stuck_s: float = STUCK_S) -> None:
-    """Check that the counter rose, and went on rising, from `start_s` to `end_s` (its last reading).
+def check_counter(
+    edges: CounterEdges,
+    start_s: float,
+    end_s: float,
+    stuck_s: float = STUCK_S,
+    *,
+    asked_s: float | None = None,
+    most_W: float = math.inf,
+) -> None:
+    """Check that the counter rose, by no more than can be, and went on rising, from `start_s` to `end_s`.
+
+    Args:
+        edges: of the counter.
+        start_s: from when on it must rise.
+        end_s: its last reading.
+        stuck_s: for so long it may stay the same, or not answer.
+        asked_s: when it was asked last; None: `end_s`.
+        most_W: mean power between two edges that no device like this can have.
 
     Raises:
-        DeviceError: it ran backwards, or stuck; the message says which readings to trust.
+        DeviceError: it ran backwards, jumped, stuck or fell silent; the message says which readings to trust.
     """
     step_J = np.diff(edges.energy_J)
-    if (step_J < 0).any():
-        at = int(np.argmax(step_J < 0))
+    longest_s = np.diff(edges.time_s) + (edges.width_s[1:] + edges.width_s[:-1]) / 2
+    wrong = (step_J < 0) | (step_J > most_rise_J(most_W, longest_s))
+    if wrong.any():
+        at = int(np.argmax(wrong))
         good_J, good_s = edges.energy_J[at] - edges.energy_J[0], edges.time_s[at] - edges.time_s[0]
+        what = (
+            f"ran backwards, by {-step_J[at]:.1f} J"
+            if step_J[at] < 0
+            else f"jumped by {step_J[at]:.1f} J in {longest_s[at]:.2f} s, more than this device can use"
+        )
         raise DeviceError(
-            f"the energy counter ran backwards, by {-step_J[at]:.1f} J, {edges.time_s[at + 1] - start_s:.1f} s into "
-            f"the session (a reset, or a reload of the driver). Trust the {good_J:.1f} J of the {good_s:.1f} s before "
-            "that, the phase times and the power readings; no energy across it"
+            f"the energy counter {what}, {edges.time_s[at + 1] - start_s:.1f} s into the session (a reset, or a reload "
+            f"of the driver). Trust the {good_J:.1f} J of the {good_s:.1f} s before that, the phase times and the "
+            "power readings; no energy across it"
+        )
+    silent_s = 0.0 if asked_s is None else asked_s - end_s
+    if silent_s > stuck_s:
+        raise DeviceError(
+            f"the energy counter did not answer for {silent_s:.1f} s, from {end_s - start_s:.1f} s into the session "
+            "(is the GPU lost? see nvidia-smi). Trust the phase times and the power readings; no energy in that time"
         )
     # Between readings that found no change: how long nobody looked says nothing about the counter.
     inside = (edges.time_s >= start_s) & (edges.time_s <= end_s)

@@ -39,7 +39,8 @@ from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.errors import InputError
 from moemodel.model.records.profile import DeviceInfo
 from moemodel.profiler.devices.base import ActivityMeter, LinkMeter, MeteredDevice, NoActivity, NoLinks
-from moemodel.profiler.instruments.counter_edges import CounterEdges, Edge, EdgeDetector
+from moemodel.profiler.instruments.counter_edges import CounterEdges
+from moemodel.profiler.instruments.counter_reading import Edge, EdgeDetector
 from moemodel.profiler.meter.attribution import Attribution, attribute, check_counter
 
 SCHEMA_VERSION = 1

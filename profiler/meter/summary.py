@@ -51,6 +51,7 @@ class DeviceSummary:
         energy_source: "counter", or "power readings" (about one a second) where the counter can't be trusted.
         phases: by name.
         groups: phases that cannot be told apart.
+        read_by: what read the sensors: "process", one of its own, or a "thread" of this one; None: nothing did.
         counter_lag_s, residual_share, intervals: of the attribution; None where there is none.
         notes: what to know before using these figures.
     """
@@ -74,6 +75,7 @@ class DeviceSummary:
     residual_share: float | None
     intervals: int | None
     notes: tuple[str, ...]
+    read_by: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

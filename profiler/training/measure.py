@@ -325,7 +325,7 @@ def training_run(plan: Plan, path: Path) -> TrainingRun:
     """The run that a plan file asks for.
 
     Args:
-        plan: that the file holds.
+        plan: that the file holds, as `read_plan` gives it.
         path: of the file.
 
     Raises:
@@ -333,7 +333,7 @@ def training_run(plan: Plan, path: Path) -> TrainingRun:
         InfeasiblePlanError: the sequence is longer than the architecture's learned positions.
     """
     _check_plan(plan, path)
-    architecture = architecture_in(plan, path.parent)
+    architecture = architecture_in(plan, Path())  # `read_plan` has found the file that it names
     check_runs(plan, architecture)
     name = plan.name if plan.name != "plan" else path.stem
     return TrainingRun.of(plan, architecture, name=name, plan_yaml=path.read_text(encoding="utf-8"))

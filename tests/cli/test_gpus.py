@@ -48,6 +48,6 @@ def test_what_can_be_done_on_each(moemodel: Run) -> None:
 
 
 def test_unknown_names_are_guessed_at(moemodel: Run) -> None:
-    result = moemodel("gpus", "h10")
+    result = moemodel("gpus", "h100-sxm-80")
     assert result.exit_code == 2
     assert "did you mean" in result.stderr

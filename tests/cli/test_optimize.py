@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from moemodel import api
+from moemodel.cli import optimize, search_progress
 from moemodel.cli.search_report import runs
 from moemodel.model.plan.spec import read_plan
 from moemodel.model.search.problem import summary
@@ -18,7 +21,8 @@ from moemodel.model.search.result import DEFAULT_FILE, read_search_result
 
 Run = Callable[..., Result]
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("search-*.yaml"))
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("search-*.yaml"))
 
 SEARCH = """\
 name: small
@@ -104,6 +108,89 @@ def test_plans_are_not_mixed_with_others(moemodel: Run, searched: Path, calibrat
     assert result.exit_code == 2
     assert result.stderr == "moemodel: --write-plans best: is not empty; name a new folder\n"
     assert not (searched / DEFAULT_FILE).exists()
+
+
+def test_plans_name_files_from_their_own_folder(moemodel: Run, searched: Path, calibration_file: Path) -> None:
+    """A model's file beside the search, plans in another folder, and moemodel run in a third."""
+    (searched / "mine").mkdir()
+    config = (ROOT / "model" / "presets" / "architectures" / "opt-350m.json").read_text(encoding="utf-8")
+    (searched / "mine" / "my model.json").write_text(config, encoding="utf-8")
+    text = SEARCH.replace("architecture: opt-350m", "architecture: my model.json")
+    (searched / "mine" / "search.yaml").write_text(text, encoding="utf-8")
+    options = ("--write-plans", "deep/best", "--calibration", calibration_file)
+    assert moemodel("optimize", "mine/search.yaml", *options).exit_code == 0
+    plan = searched / "deep" / "best" / "plan-01.yaml"
+    assert "architecture: ../../mine/my model.json" in plan.read_text(encoding="utf-8")
+    predicted = moemodel("predict", plan, "--calibration", calibration_file)
+    assert predicted.exit_code == 0, predicted.output
+    assert "working directory" not in predicted.stdout
+
+
+@pytest.mark.parametrize("name", ["plan.yaml", "search.yaml"])
+def test_nothing_but_a_result_is_replaced(name: str, moemodel: Run, searched: Path, calibration_file: Path) -> None:
+    before = (searched / name).read_bytes()
+    result = moemodel("optimize", "search.yaml", "-o", name, "--calibration", calibration_file)
+    assert result.exit_code == 2
+    assert result.stderr == f"moemodel: -o {name}: is there already and is no result of a search; name another file\n"
+    assert (searched / name).read_bytes() == before
+
+
+@pytest.mark.parametrize("full", ["plan-02.yaml", DEFAULT_FILE])
+def test_plans_are_written_whole_or_not_at_all(
+    full: str, moemodel: Run, searched: Path, calibration_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full at the second plan, or at the result."""
+
+    def write(path: Path, *_: object, **__: object) -> None:
+        if path.name == full:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        path.write_text("")
+
+    monkeypatch.setattr(optimize, "write_atomic", write)
+    result = moemodel("optimize", "search.yaml", "--write-plans", "best", "--calibration", calibration_file)
+    assert result.exit_code == 2
+    named = DEFAULT_FILE if full == DEFAULT_FILE else "best"
+    assert result.stderr == f"moemodel: {named}: No space left on device\n"
+    assert sorted(path.name for path in searched.iterdir()) == ["plan.yaml", "search.yaml"]
+
+
+def test_an_interrupted_search_leaves_nothing(
+    moemodel: Run, searched: Path, calibration_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "search", interrupted)
+    result = moemodel("optimize", "search.yaml", "--write-plans", "best", "--calibration", calibration_file)
+    assert result.exit_code != 0
+    assert "Traceback" not in result.output
+    assert sorted(path.name for path in searched.iterdir()) == ["plan.yaml", "search.yaml"]
+
+
+def test_a_short_search_says_nothing_of_itself(moemodel: Run, searched: Path, calibration_file: Path) -> None:
+    assert searched.exists()
+    assert moemodel("optimize", "search.yaml", "--calibration", calibration_file).stderr == ""
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_long_search_says_what_lies_ahead(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A terminal is shown a bar too; where there is none, only what takes more than ten seconds is told."""
+    now_s = iter([0.0, 0.0, 0.5, 1.0, 11.0, 30.0, 40.0, 50.0])
+    monkeypatch.setattr(search_progress, "monotonic", lambda: next(now_s))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    with search_progress.SearchProgress() as progress:
+        progress("memory", 0, 100)
+        progress("memory", 50, 100)  # half a second to go
+        progress("prediction", 0, 60_000)
+        progress("prediction", 10_000, 60_000)  # in ten seconds
+        progress("prediction", 30_000, 60_000)
+        progress("front", 0, 20)
+    told = capsys.readouterr().err
+    assert told.count("60,000 predictions, of every plan that fits at every clock, take about 50 s") == 1
+    assert ("time and energy" in told) == terminal
+    assert "legal plans" not in told
 
 
 def test_top_prints_fewer_and_stores_all(moemodel: Run, searched: Path, calibration_file: Path) -> None:

@@ -10,9 +10,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import ValidationError
-
-from moemodel.model.core.errors import InfeasiblePlanError
+from moemodel.model.core.errors import InfeasiblePlanError, InputError
 from moemodel.model.plan.checks import architecture_of, check_architecture
 from moemodel.model.plan.spec import Plan
 
@@ -91,6 +89,6 @@ def _legal(document: dict[str, Any]) -> bool:
     try:
         plan = Plan.model_validate(document)
         check_architecture(plan, architecture_of(plan))
-    except (ValidationError, InfeasiblePlanError):
+    except (InputError, InfeasiblePlanError):
         return False
     return True

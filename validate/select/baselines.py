@@ -67,7 +67,7 @@ def baselines_for(
         "random": ("random", _random_plan(problem, hardware, calibration, seed, others)),
     }
     missing = {
-        "default": "what `moemodel init` would try first fits nowhere here",
+        "default": "nothing that `moemodel init` would try fits here within the limits",
         "random": "no other plan of its search can be run here",
     }
     return BaselinePlans(

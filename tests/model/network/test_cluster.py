@@ -487,7 +487,9 @@ def test_what_a_test_was_not_used_for_is_said(calibration: Calibration, gpu: Gpu
 
     assert "taken as one node of 32 GPUs; give the test's nodes" in said(listed(8, 4), 32, 32)
     assert "measured between nodes, and not used: the plan's GPUs are one node of 8" in said(listed(8, 1), 8)
-    assert "moved the bytes of all_reduce at 14.0 times the 50 GB/s" in said(listed(2, 1, nodes=2), 16)
+    assert "moved the bytes of all_reduce at 14 times the 50 GB/s that a GPU has between nodes" in said(
+        listed(2, 1, nodes=2), 16
+    )
     assert said(listed(1, 8), 8) == said(listed(2, 8), 16) == said(listed(8, 1, nodes=1), 8) == ""
 
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
 from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.spec import Architecture, Moe
-from moemodel.model.core.errors import InfeasiblePlanError
+from moemodel.model.core.errors import InfeasiblePlanError, InputError
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.rules import PlanRule, architecture_rules, as_counted, degree_rules, messages
@@ -63,7 +62,7 @@ def plan_of(model: tuple[str, str, int, int], choices: dict[str, Any]) -> Plan:
     """As a user writes it down.
 
     Raises:
-        ValidationError: the degrees don't go together.
+        InputError: the degrees don't go together.
     """
     name, backend, layers, sequence = model
     others = ("gpus", "schedule", "recompute", "micro_batch")
@@ -95,8 +94,8 @@ def said(model: tuple[str, str, int, int], architecture: Architecture, choices: 
     """What a user is told of a plan; nothing if it is legal."""
     try:
         check_architecture(plan_of(model, choices), architecture)
-    except ValidationError as error:
-        return error.errors()[0]["msg"].removeprefix("Value error, ")
+    except InputError as error:
+        return str(error).removeprefix("Plan: ")
     except InfeasiblePlanError as error:
         return str(error).removeprefix("plan: ")
     return ""

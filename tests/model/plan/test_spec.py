@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,13 @@ import numpy as np
 import pytest
 import yaml
 
+import moemodel
 from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.core.errors import InfeasiblePlanError, InputError
 from moemodel.model.plan.batch import PlanBatch, batch_of
 from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.spec import Plan, read_plan
+from moemodel.model.records.calibration import Calibration
 
 MakePlan = Callable[..., Plan]
 
@@ -201,3 +205,115 @@ def test_a_batch_broadcasts_and_takes(batch: Callable[..., PlanBatch]) -> None:
     assert plans.micro_batches.tolist() == [32, 16, 8]
     assert plans.take(np.array([2, 0])).dp.tolist() == [4, 1]
     assert plans.take(plans.dp > 1).dp.tolist() == [2, 4]
+
+
+# ---- numbers that none has ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "words"),
+    [
+        ("global_batch: 64", "global_batch: 2560000000000000", "global_batch: found 2560000000000000; .* 1000000000$"),
+        ("sequence_length: 4096", "sequence_length: 9223372036854775808", "less than or equal to 100000000$"),
+        ("gpus_per_node: 4", "gpus_per_node: 999999999999999999999", "cluster.gpus_per_node: .* or equal to 1000000$"),
+        ("dp: 2", "dp: 9223372036854775807", "parallel.dp: found 9223372036854775807; "),
+        ("pue: 1.1", "pue: 1e308", "site.pue: found 1e\\+308; input should be less than or equal to 10$"),
+        ("price_per_kWh: 0.1", "price_per_kWh: 1e300", "site.price_per_kWh: "),
+        ("bandwidth_GBps: 25", "bandwidth_GBps: true", "internode.bandwidth_GBps: found True; .* valid number"),
+        ("bandwidth_GBps: 25", "bandwidth_GBps: '25'", "internode.bandwidth_GBps: found '25'; .* valid number"),
+        ("tokens: 1e12", "tokens: 1e300", "tokens: found 1e\\+300; "),
+        (
+            "tokens: 1e12",
+            "tokens: 262143",
+            "tokens: found 262143; allowed: one step or more, which is 64 sequences of 4096 tokens: 262,144$",
+        ),
+        ("sequence_parallel: true", "sequence_parallel: 1", "parallel.sequence_parallel: found 1; .* valid boolean"),
+    ],
+)
+def test_numbers_that_no_plan_has(good: str, bad: str, words: str, write: Callable[[str], Path]) -> None:
+    with pytest.raises(InputError, match=words):
+        read_plan(write(WHOLE.replace(good, bad)))
+
+
+def test_degrees_whose_product_would_wrap_around(write: Callable[[str], Path]) -> None:
+    """2^16 x 2^12 x 2^13 x 2^15 GPUs are 2^56, not what is left of a product of 64 bits."""
+    text = WHOLE.replace("dp: 2, tp: 2, pp: 2, cp: 2", "dp: 65536, tp: 4096, pp: 8192, cp: 32768")
+    with pytest.raises(InputError, match=rf"= {2**56}, but cluster.gpus is 16"):
+        read_plan(write(text))
+
+
+@pytest.mark.parametrize(("text", "value"), [("yes", True), ("on", True), ("no", False), ("off", False)])
+def test_switches_as_yaml_had_them(text: str, value: bool, write: Callable[[str], Path]) -> None:
+    plan = read_plan(write(WHOLE.replace("sequence_parallel: true", f"sequence_parallel: {text}")))
+    assert plan.parallel.sequence_parallel is value
+
+
+def test_a_bad_plan_raises_this_packages_error_however_it_is_made(write: Callable[[str], Path]) -> None:
+    plan = read_plan(write(WHOLE))
+    for make in (
+        lambda: Plan(architecture="opt-350m"),  # type: ignore[call-arg]
+        lambda: Plan.model_validate({"architecture": 1}),
+        lambda: plan.model_copy(update={"power_cap_W": -5.0}),
+        lambda: plan.model_copy(update={"power_cap": 500.0}),
+        lambda: plan.model_copy(update={"micro_batch": 3}),
+    ):
+        with pytest.raises(InputError, match=r"^Plan: "):
+            make()
+    assert plan.model_copy(update={"power_cap_W": 300.0}).power_cap_W == 300.0
+
+
+# ---- files that a plan names ----------------------------------------------------------------------------------------
+
+PRESETS = Path(__file__).parents[3] / "model" / "presets"
+
+
+@pytest.fixture
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a plan, files that it names lying nowhere yet; the working directory is another."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    text = WHOLE.replace("architecture: olmoe-1b-7b", "architecture: own/config.json").replace(
+        "gpu: h100", "gpu: g.json"
+    )
+    text = re.sub("internode: {.*}", "internode: cluster.yaml", text)
+    (tmp_path / "there" / "plan.yaml").write_text(text, encoding="utf-8")
+    return tmp_path / "there"
+
+
+def _put_files(folder: Path) -> None:
+    (folder / "own").mkdir()
+    shutil.copy(PRESETS / "architectures" / "olmoe-1b-7b.json", folder / "own" / "config.json")
+    shutil.copy(PRESETS / "gpus" / "h100-sxm-80gb.json", folder / "g.json")
+    (folder / "cluster.yaml").write_text("gpus_per_node: 4\n", encoding="utf-8")
+
+
+def test_files_are_beside_the_plan(beside: Path, calibration: Calibration) -> None:
+    _put_files(beside)
+    for path in (beside / "plan.yaml", Path("../there/plan.yaml")):
+        plan = read_plan(path)
+        assert plan.file_notes == ()
+        assert plan.architecture == str(path.parent / "own/config.json")
+        answer = moemodel.predict(path, calibration, even_if_it_does_not_fit=True)
+        assert not any("working directory" in note for note in answer.notes)
+
+
+def test_files_of_the_working_directory_are_taken_with_a_note(beside: Path, calibration: Calibration) -> None:
+    _put_files(Path())
+    answer = moemodel.predict(beside / "plan.yaml", calibration, even_if_it_does_not_fit=True)
+    notes = [note for note in answer.notes if "working directory" in note]
+    assert [note.split(":")[0] for note in notes] == ["architecture", "gpu", "internode"]
+
+
+def test_a_file_that_is_nowhere_is_a_missing_file(beside: Path) -> None:
+    with pytest.raises(InputError, match=r"own/config\.json: no such file"):
+        read_architecture(read_plan(beside / "plan.yaml").architecture)
+    _put_files(beside)
+    (beside / "g.json").unlink()
+    with pytest.raises(InputError, match=r"cluster.gpu: .*/there/g\.json: no such file"):
+        moemodel.predict(beside / "plan.yaml")
+    for name in ("nope.json", "./nope", "/nope/config.json"):
+        with pytest.raises(InputError, match=rf"^architecture: {name}: no such file$"):
+            read_architecture(name)
+    with pytest.raises(InputError, match=r"^architecture: found 'olmo-1b-7b'; allowed: .* did you mean 'olmoe-1b-7b'"):
+        read_architecture("olmo-1b-7b")

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
+from moemodel.model.core.errors import InputError
 from moemodel.model.network.collectives import Collective, Network
 from moemodel.model.records.link_residuals import LinkCurve, correction
 
@@ -51,7 +51,7 @@ def test_many_at_once_are_each_by_itself() -> None:
     ],
 )
 def test_malformed_curves(change: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ValidationError, match=reason):
+    with pytest.raises(InputError, match=reason):
         LinkCurve(**{**TWO.model_dump(), **change})
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,14 +15,19 @@ from moemodel.model.architecture.hf_config import list_architectures, read_archi
 from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.frameworks.registry import FRAMEWORKS, framework_of
 from moemodel.model.layers.flops import model_flops
+from moemodel.model.layers.parameters import parameters
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import Kind, Pass, work
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.recompute import Recompute
+from moemodel.model.records.calibration import Calibration
+from moemodel.model.schedule.pipeline_layout import Stage
 from moemodel.model.step.layer_operators import Workload
+from moemodel.model.step.memory import MemoryModel
 
 Batch = Callable[..., PlanBatch]
 
+PUBLISHED = json.loads((Path(__file__).parents[1] / "architecture/published_models.json").read_text(encoding="utf-8"))
 _CORES = (Kind.ATTENTION, Kind.ATTENTION_FULL)
 _SEQ = 2048
 
@@ -107,6 +115,34 @@ def test_backends_share_their_products(batch: Batch, name: str) -> None:
     for phase in (Phase.FORWARD, Phase.BACKWARD):
         counts = [flops(layer_calls(architecture, batch(), backend), phase, core=False)[0] for backend in FRAMEWORKS]
         assert counts == pytest.approx([counts[0]] * len(FRAMEWORKS))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_blocks_of_published_models_add_up_to_their_flops(tmp_path: Path, batch: Batch, name: str) -> None:
+    """Layers, each as often as it is there, and ends: a third of the model's FLOPs, biases and sinks aside."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(PUBLISHED[name]["config"]), encoding="utf-8")
+    architecture = read_architecture(path)
+    workload = Workload(architecture, batch(), framework=framework_of("torch"), precision="bf16")
+    ends = flops(workload.embedding(), Phase.FORWARD) + flops(workload.head(), Phase.FORWARD)
+    layers = sum(n * flops(workload.layer(each), Phase.FORWARD) for each, n in Counter(architecture.layers).items())
+    assert layers + ends == pytest.approx(model_flops(architecture, np.array([_SEQ])) / 3, rel=2e-3)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_ranks_hold_all_parameters_of_published_models(
+    tmp_path: Path, batch: Batch, name: str, calibration: Calibration
+) -> None:
+    """What one of tp ranks and one of pp stages holds adds up to the model, but for what every rank has."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(PUBLISHED[name]["config"]), encoding="utf-8")
+    architecture = read_architecture(path)
+    memory = MemoryModel(
+        architecture, batch(), framework=framework_of("torch"), precision="bf16", calibration=calibration
+    )
+    counts = Counter(architecture.layers)
+    stage = Stage(layers=tuple(counts[kind] for kind in memory.kinds), embedding=True, head=True, first=0, count=1)
+    assert float(memory.shard(stage).total[0]) == parameters(architecture).total
 
 
 def _core(architecture: Architecture, batch: Batch, seq: int, backend: str = "torch") -> float:

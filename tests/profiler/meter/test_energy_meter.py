@@ -238,7 +238,7 @@ def test_training_goes_on_when_metering_breaks(monkeypatch: pytest.MonkeyPatch) 
     heater = Heater()
     with Meter(devices=[heater], read_every=4) as meter:
         train(meter, heater, 4)
-        monkeypatch.setattr(meter._meters[0], "begin_phase", lambda _: 1 / 0)
+        monkeypatch.setattr(meter._meters[0], "read", lambda: 1 / 0)
         with pytest.warns(RuntimeWarning, match="metering ended, training goes on: ZeroDivisionError"):
             train(meter, heater, 4)
     assert meter.summary().devices[0].steps == 4
@@ -365,3 +365,19 @@ def test_device_time_on_the_hosts_clock(stream: FakeStream) -> None:
     assert timer.time_s(mark) == pytest.approx(queued_s + 0.003, abs=1e-4)
     timer.release(mark)
     assert timer.mark() is mark
+
+
+def test_marks_follow_the_current_stream(stream: FakeStream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each stream's object is made once; a record whose stream changed is known by the count."""
+    del stream
+    number, made = [1], []
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: number[0], raising=False)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: made.append(number[0]) or number[0])
+    recorded: list[Any] = []
+    monkeypatch.setattr(FakeEvent, "record", lambda self, on: (recorded.append(on), setattr(self, "at_s", 0.0)))
+    timer = CudaEventTimer(torch.device("cuda", 0))
+    for number[0] in (1, 1, 1, 2, 2, 1):
+        timer.mark()
+    assert recorded == [1, 1, 1, 1, 2, 2, 1]  # the first is the timer's anchor
+    assert timer.stream_changes == 3
+    assert len(made) == 4

@@ -11,13 +11,13 @@ import pytest
 from moemodel.model.core.errors import InputError
 from moemodel.model.plan.spec import Plan
 from moemodel.model.results.validation import Failed, Visit
+from moemodel.profiler.store.folder_lock import folder_lock
 from moemodel.validation.records.session import (
     QUESTION,
     VISITS,
     RunRecord,
     Session,
     ValidationSpec,
-    folder_lock,
     read_spec,
 )
 
@@ -148,7 +148,10 @@ def test_a_question_that_is_none(ask: Ask, tmp_path: Path) -> None:
 
 def test_one_at_a_time(ask: Ask, tmp_path: Path) -> None:
     Session(tmp_path / "v", ask())
-    with folder_lock(tmp_path / "v"), pytest.raises(InputError, match="another `moemodel validate` is at work in it"):
-        folder_lock(tmp_path / "v").__enter__()
-    with folder_lock(tmp_path / "v"):
+    with (
+        folder_lock(tmp_path / "v", "validate"),
+        pytest.raises(InputError, match="another `moemodel validate` is at work in it"),
+    ):
+        folder_lock(tmp_path / "v", "validate").__enter__()
+    with folder_lock(tmp_path / "v", "validate"):
         pass

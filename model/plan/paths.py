@@ -1,0 +1,69 @@
+"""Files that a plan or a search names: beside itself, or else in the working directory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from moemodel.model.architecture.hf_config import list_architectures
+from moemodel.model.core.files import is_path, is_there
+from moemodel.model.hardware.gpu import is_known_gpu
+from moemodel.model.hardware.link import Link, links
+
+_is_known: dict[str, Callable[[str], bool]] = {
+    "architecture": lambda name: name in list_architectures(),
+    "gpu": is_known_gpu,
+    "internode": lambda name: name in links(),
+}
+
+
+class _Cluster(Protocol):
+    @property
+    def gpu(self) -> str: ...
+    @property
+    def internode(self) -> str | Link: ...
+
+
+class _NamesFiles(Protocol):
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def cluster(self) -> _Cluster: ...
+
+
+def found_files(document: _NamesFiles, folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+    """What a document's names of files mean from the working directory, by key; and what has to be said about them.
+
+    Args:
+        document: a plan or a search.
+        folder: that its file lies in.
+
+    Returns:
+        Those that mean another path than they say; notes, a sentence each.
+    """
+    named = {
+        "architecture": document.architecture,
+        "gpu": document.cluster.gpu,
+        "internode": document.cluster.internode,
+    }
+    moved, notes = {}, []
+    for key, name in named.items():
+        if isinstance(name, Link) or _is_known[key](name) or not folder.parts:
+            continue
+        beside = folder / name
+        if is_there(beside):
+            moved[key] = str(beside)
+        elif is_there(Path(name)):
+            notes.append(f"{key}: {name} is not beside the file that names it, but in the working directory: taken.")
+        elif is_path(name):
+            moved[key] = str(beside)  # whoever reads it says that it is missing, and where it should be
+    return moved, tuple(notes)
+
+
+def named_from(folder: Path, key: str, name: str) -> str:
+    """How a document in a folder names what is called `name` in the working directory."""
+    if _is_known[key](name) or Path(name).is_absolute() or not is_there(Path(name)):
+        return name
+    return os.path.relpath(name, folder)
