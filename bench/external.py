@@ -1,7 +1,7 @@
 """The model against training runs that others published, each data set in one line.
 
     python bench/external.py [--json] [--only NAME ...] [--skip-a100] [--rows] [--data FOLDER]
-    python bench/external.py --write-record [--data FOLDER]
+    python bench/external.py --write-record [FILE] [--data FOLDER]
 
 Four errors of step time, means over rows of |predicted/measured - 1|:
 
@@ -11,8 +11,8 @@ Four errors of step time, means over rows of |predicted/measured - 1|:
                 ways to leave out groups; MLPerf: by the constants of Megatron-Bridge's dense rows, none of MLPerf's
     published   what the best predictor that names its error reached on these rows
 
-With --write-record the zero-shot errors of every framework go to `model/presets/track_record.json`, which widens the
-intervals of frameworks that no profile measured (`model.frameworks.track_record`).
+With --write-record the zero-shot errors of every framework go to FILE, `model/presets/track_record.json` unless it is
+named, which widens the intervals of frameworks that no profile measured (`model.frameworks.track_record`).
 
 `time_mape` of the JSON is the third. No constant belongs to single rows (`studies.runs`); which ones a
 set has was chosen knowing its residuals. Data sets (NAME): a100 (some minutes), gh200, fsdp, dense, experts, mlperf.
@@ -234,7 +234,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--only", nargs="+", choices=list(STUDIES), help="these data sets alone")
     parser.add_argument("--skip-a100", action="store_true", help="all but the slowest data set")
-    parser.add_argument("--write-record", action="store_true", help="write the frameworks' errors, and no table")
+    parser.add_argument(
+        "--write-record", nargs="?", type=Path, const=PRESET, metavar="FILE", help="write the frameworks' errors alone"
+    )
     parser.add_argument("--rows", action="store_true", help="print every row as well")
     parser.add_argument("--data", type=Path, default=_DATA, help="folder of published data")
     options = parser.parse_args()
@@ -242,9 +244,9 @@ def main() -> None:
         skipped = f"skipped: {options.data} is not there"
         print(json.dumps({"skipped": skipped}) if options.json else skipped)
         return
-    if options.write_record:
+    if options.write_record is not None:
         records = track_record(options.data)
-        write_atomic(PRESET, records.model_dump_json(indent=1) + "\n")
+        write_atomic(options.write_record, records.model_dump_json(indent=1) + "\n")
         for backend, record in records.frameworks.items():
             print(
                 f"{backend}: {record.runs} runs, log(predicted / measured) {record.mean_log:+.3f} in the mean, "

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from moemodel.model.results.estimate import Estimate
-    from moemodel.model.results.outcome import Outcome
-    from moemodel.model.step.volumes import StepVolumes
+    from moemodel.model.results.outcome import GpuVolumes, Outcome
 
 _TERMS_SHOWN = 6
 
@@ -188,12 +187,12 @@ def _work(answer: Outcome) -> Table:
     return made
 
 
-def _volumes(volumes: StepVolumes) -> dict[str, tuple[float, str]]:
+def _volumes(volumes: GpuVolumes) -> dict[str, tuple[float, str]]:
     """By what they are called: figures of the mean GPU, with their unit."""
-    sent = {f"sent over {axis}, per GPU": (float(size_B[0]), "B") for axis, size_B in volumes.sent_B.items()}
+    sent = {f"sent over {axis}, per GPU": (size_B, "B") for axis, size_B in volumes.sent_B.items()}
     return {
-        "FLOPs with recomputation, per GPU": (float(volumes.flops[0]), "FLOP"),
-        "device memory traffic, per GPU": (float(volumes.memory_traffic_B[0]), "B"),
+        "FLOPs with recomputation, per GPU": (volumes.flops, "FLOP"),
+        "device memory traffic, per GPU": (volumes.memory_traffic_B, "B"),
     } | {name: figure for name, figure in sent.items() if figure[0] > 0}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
+from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
 
 from moemodel.model.core.documents import Strict, Switch, read_yaml
 from moemodel.model.core.errors import InputError
@@ -94,19 +94,10 @@ class RoutingSpec(Strict):
         return 1.0 if self.skew == "balanced" else self.skew
 
 
-def _unquoted(region: Any) -> Any:
-    """Norway's NO and Ontario's ON are truth values in YAML."""
-    if isinstance(region, bool):
-        raise ValueError(  # noqa: TRY004 - pydantic wants it
-            "allowed: a name; YAML reads NO and ON as truth values: write them in quotes, or NOR, CA-ON"
-        )
-    return region
-
-
 class SiteSpec(Strict):
     """Where the run takes place."""
 
-    region: Annotated[Text, BeforeValidator(_unquoted)] = "world"
+    region: Text = "world"
     # assumed: between the 1.1 that large operators state and the 1.58 of Uptime Institute's survey of 2023
     pue: Annotated[float, Field(ge=1.0, le=10.0, strict=True)] = 1.2
     price_per_kWh: Price | None = None

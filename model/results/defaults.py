@@ -1,14 +1,13 @@
-"""What a plan does not say and a prediction takes by default: each of it moves a printed figure by more than 2 %.
+"""What is at its default in a plan, and moves a printed figure by more than 2 %: each is named beside the figures.
 
-A default is named with its key and its value, so that a reader knows what to write to change it.
+A default is named with its key and its value, so that a reader knows what to write to change it; whether a plan leaves
+it out or says it makes no difference, since a plan that is stored says all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
-
-from pydantic import BaseModel
 
 from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.plan.spec import Plan
@@ -19,9 +18,9 @@ from moemodel.model.step.system import System
 
 
 def choices_by_default(plan: Plan, architecture: Architecture, machine: System) -> str | None:
-    """The choices that a plan leaves open, where they matter to it."""
-    left = [f"{key} {value}" for key, value in _choices(plan, architecture, machine) if not _is_given(plan, key)]
-    return f"By default, since the plan does not say: {', '.join(left)}." if left else None
+    """The choices of a plan that are at their defaults, where they matter to it."""
+    left = [f"{key} {value}" for key, value in _choices(plan, architecture, machine) if _is_default(plan, key)]
+    return f"At their defaults: {', '.join(left)}." if left else None
 
 
 def _choices(plan: Plan, architecture: Architecture, machine: System) -> Iterator[tuple[str, Any]]:
@@ -31,10 +30,13 @@ def _choices(plan: Plan, architecture: Architecture, machine: System) -> Iterato
     yield "backend", plan.backend
     yield "micro_batch", plan.micro_batch
     yield "recompute", plan.recompute
+    yield "cross_entropy", f"as {plan.backend} computes it"
+    yield "gradient_dtype", f"as {plan.backend} keeps it"
     if plan.micro_batches > 1 or p.pp > 1:
         yield "schedule", plan.schedule
     if p.pp > 1:
         yield "parallel.virtual_stages", p.virtual_stages
+        yield "micro_batches_per_schedule", plan.micro_batches
     if p.dp * p.cp > 1:
         yield "parallel.zero_stage", p.zero_stage
         if any(isinstance(layer.feed_forward, Moe) for layer in architecture.layers):
@@ -50,21 +52,21 @@ def _choices(plan: Plan, architecture: Architecture, machine: System) -> Iterato
         yield "power_cap_W", f"{machine.power_limit_W:g} (the GPU's own)"
 
 
-def _is_given(plan: Plan, key: str) -> bool:
-    """Whether a plan says something of a key, such as `cluster.internode`."""
+def _is_default(plan: Plan, key: str) -> bool:
+    """Whether a plan holds the default of a key, such as `cluster.internode`: it may not say it, or mean it."""
     part: Any = plan
-    for name in key.split("."):
-        if not isinstance(part, BaseModel) or name not in part.model_fields_set:
-            return False
+    *path, last = key.split(".")
+    for name in path:
         part = getattr(part, name)
-    return part is not None
+    return bool(getattr(part, last) == type(part).model_fields[last].default)
 
 
 def site_by_default(plan: Plan, machine: System) -> Iterator[str]:
     """What the site adds to the energy of the GPUs, what it emits and what it costs."""
     site = plan.site
     if machine.calibration.has_times and machine.calibration.power.points > 0:
-        pue = f"PUE {site.pue:g}{_assumed(plan, 'site.pue')} (site.pue)"
+        assumed = ", the default" if _is_default(plan, "site.pue") else ""
+        pue = f"PUE {site.pue:g}{assumed} (site.pue)"
         if site.host_power_W:
             hosts, of = f"{site.host_power_W:g} W of host for every GPU (site.host_power_W)", IT_ENERGY
         else:
@@ -73,7 +75,7 @@ def site_by_default(plan: Plan, machine: System) -> Iterator[str]:
     if plan.tokens is None:
         return
     grid = find_region(site.region, key="site.region")
-    given = "" if _is_given(plan, "site.region") else ", since site.region does not say where"
+    given = " by default (site.region)" if _is_default(plan, "site.region") else ""
     place = "the world" if grid.code == "world" else f"{grid.name} ({grid.code})"
     alone = "; of CO2 alone" if "CO2 alone" in grid.table else ""
     part = f"; nothing is known of {site.region} alone" if grid.mean_of_more else ""
@@ -86,10 +88,6 @@ def site_by_default(plan: Plan, machine: System) -> Iterator[str]:
     if len(missing) == 1:
         without = "electricity" if missing[0] == "site.price_per_kWh" else "the hours of the GPUs"
         yield f"The cost is without {without}: {missing[0]} is not given."
-
-
-def _assumed(plan: Plan, key: str) -> str:
-    return "" if _is_given(plan, key) else " assumed"
 
 
 def inlet_by_default(plan: Plan, warmer: InletSensitivity | None) -> str | None:

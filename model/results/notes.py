@@ -33,7 +33,7 @@ def notes(
     calibration = machine.calibration
     found = [
         calibration.trial,
-        _memory(machine, prediction),
+        _memory(machine, float(prediction.memory_B[0]), float(prediction.fit_probability[0])),
         _description(machine),
         _track_record(machine),
         _outside(prediction),
@@ -61,13 +61,15 @@ def notes(
     return tuple(note for note in found if note)
 
 
-def notes_without_times(plan: Plan, architecture: Architecture, machine: System, peak_B: float) -> tuple[str, ...]:
+def notes_without_times(
+    plan: Plan, architecture: Architecture, machine: System, peak_B: float, probability: float
+) -> tuple[str, ...]:
     """Notes on what can be said of a plan without a calibration of its GPU."""
     name = machine.gpu.name
     found = [
         f"There is no calibration of {name}, so there is no time, power or energy, and nothing that follows from them. "
         "`moemodel profile` on such a GPU and `moemodel calibrate` make one.",
-        _fit(plan, machine, peak_B),
+        _memory(machine, peak_B, probability, always=True),
         _tensor_cores(plan, machine),
         _vocabulary(plan, architecture),
         _routing(plan, architecture),
@@ -79,17 +81,6 @@ def notes_without_times(plan: Plan, architecture: Architecture, machine: System,
         f"Calibration: {machine.calibration.provenance}",
     ]
     return tuple(note for note in found if note)
-
-
-def _fit(plan: Plan, machine: System, peak_B: float) -> str:
-    """Whether a plan fits in memory, by what is known of it."""
-    if math.isinf(machine.memory_B):
-        return f"The memory of {machine.gpu.name} is not known: whether the plan fits remains open."
-    verdict = "fits" if peak_B <= machine.memory_B else "does not fit"
-    return (
-        f"{plan.name} {verdict} in memory: the fullest GPU needs {peak_B / 1e9:.1f} GB, {machine.gpu.name} has "
-        f"{machine.memory_B / 1e9:.1f} GB."
-    )
 
 
 def _tensor_cores(plan: Plan, machine: System) -> str | None:
@@ -159,13 +150,15 @@ def _power(calibration: Calibration) -> str:
     )
 
 
-def _memory(machine: System, prediction: Prediction) -> str | None:
-    probability = float(prediction.fit_probability[0])
-    needed_B, held_B = float(prediction.memory_B[0]), machine.memory_B
-    figures = f"it needs {needed_B / 1e9:.1f} GB, the GPU has {held_B / 1e9:.1f} GB"
+def _memory(machine: System, needed_B: float, probability: float, *, always: bool = False) -> str | None:
+    """Whether a plan fits in memory; where it does, only if it is always to be said."""
+    held_B = machine.memory_B
+    if math.isinf(held_B):
+        return f"The memory of {machine.gpu.name} is not known: whether the plan fits remains open." if always else None
+    figures = f"the fullest GPU needs {needed_B / 1e9:.1f} GB, {machine.gpu.name} has {held_B / 1e9:.1f} GB"
     match verdict_of(probability):
         case "fits":
-            return None
+            return f"This plan fits in memory: {figures}." if always else None
         case "does not fit":
             return f"This plan does not fit in memory: {figures}. It cannot run."
     open_choices = machine.framework.program_chooses and needed_B > held_B

@@ -51,6 +51,38 @@ class PhaseOutcome:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GpuVolumes:
+    """What the mean GPU has to do in a step, whatever it takes (`step.volumes`).
+
+    Attributes:
+        flops: on tensor cores, recomputation included.
+        memory_traffic_B: least bytes to and from device memory.
+        sent_B: bytes that it sends over each axis of the mesh.
+    """
+
+    flops: float
+    memory_traffic_B: float
+    sent_B: dict[str, float]
+
+    @classmethod
+    def of(cls, found: StepVolumes) -> GpuVolumes:
+        """Of a batch of one."""
+        return cls(
+            flops=first(found.flops),
+            memory_traffic_B=first(found.memory_traffic_B),
+            sent_B={axis: first(size_B) for axis, size_B in found.sent_B.items()},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """With what they are of in their names."""
+        return {
+            "flops_per_gpu": self.flops,
+            "memory_traffic_per_gpu_B": self.memory_traffic_B,
+            "sent_per_gpu_B": self.sent_B,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunTotals:
     """The whole training run.
 
@@ -144,7 +176,7 @@ class Outcome:
     phases: dict[str, PhaseOutcome]
     outside: float
     model_flops: float
-    volumes: StepVolumes | None
+    volumes: GpuVolumes | None
     run: RunTotals | None
     notes: tuple[str, ...]
 
@@ -215,16 +247,7 @@ class Outcome:
         }
 
     def _work_json(self) -> dict[str, Any]:
-        of_a_gpu = self.volumes
-        return {"model_flops": self.model_flops} | (
-            {}
-            if of_a_gpu is None
-            else {
-                "flops_per_gpu": first(of_a_gpu.flops),
-                "memory_traffic_per_gpu_B": first(of_a_gpu.memory_traffic_B),
-                "sent_per_gpu_B": {axis: first(size_B) for axis, size_B in of_a_gpu.sent_B.items()},
-            }
-        )
+        return {"model_flops": self.model_flops} | ({} if self.volumes is None else self.volumes.to_json())
 
 
 def outcome(
@@ -257,7 +280,9 @@ def outcome(
     if not even_if_it_does_not_fit:
         refuse_too_large(plan, architecture, machine, prediction)
     answer = _outcome(plan, architecture, machine, prediction, warmer)
-    return replace(answer, volumes=step_volumes(architecture, batch_of(plan), machine)) if with_volumes else answer
+    if not with_volumes:
+        return answer
+    return replace(answer, volumes=GpuVolumes.of(step_volumes(architecture, batch_of(plan), machine)))
 
 
 def _without_times(plan: Plan, architecture: Architecture, machine: System) -> Outcome:
@@ -299,9 +324,9 @@ def _without_times(plan: Plan, architecture: Architecture, machine: System) -> O
         phases=dict.fromkeys(_PHASES, nothing),
         outside=math.nan,
         model_flops=first(model_flops(architecture, batch.seq) * batch.global_batch),
-        volumes=step_volumes(architecture, batch, machine),
+        volumes=GpuVolumes.of(step_volumes(architecture, batch, machine)),
         run=None,
-        notes=notes_without_times(plan, architecture, machine, peak_B),
+        notes=notes_without_times(plan, architecture, machine, peak_B, probability),
     )
 
 

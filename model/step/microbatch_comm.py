@@ -118,9 +118,13 @@ class Communication:
 
     # ---- blocks ---------------------------------------------------------------------------------------------------
 
-    def layer(self, layer: Layer) -> tuple[Exchange, Exchange]:
-        """Forward and backward of one layer; a pass that recomputes repeats what the forward pass sent."""
-        collectives = list(layer_blocks(layer, self.architecture.hidden).collectives(self.batch))
+    def layer(self, layer: Layer, *, axis: str | None = None) -> tuple[Exchange, Exchange]:
+        """Forward and backward of one layer; a pass that recomputes repeats what the forward pass sent.
+
+        `axis`: of the mesh, whose communication alone is meant; None: all.
+        """
+        blocks = layer_blocks(layer, self.architecture.hidden)
+        collectives = [comm for comm in blocks.collectives(self.batch) if axis in (None, comm.axis)]
         forward, backward = self.priced(collectives)
         again, to_experts = self._again, self._again.part("moe")
         backward = backward + forward.times(again.layers)

@@ -11,7 +11,7 @@ Axes: P plans. All figures are of the mean GPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,22 +20,21 @@ from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.layers.base import LayerComm
 from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
-from moemodel.model.layers.layer import layer_blocks
 from moemodel.model.layers.parameters import parameters
 from moemodel.model.network.collectives import Collective, Network
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import work
 from moemodel.model.plan.batch import PlanBatch
-from moemodel.model.plan.recompute import Recompute
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers, stages
 from moemodel.model.step.data_parallel import DataParallel
 from moemodel.model.step.layer_operators import Workload
 from moemodel.model.step.memory import MemoryModel
-from moemodel.model.step.microbatch_comm import Communication
+from moemodel.model.step.microbatch_comm import Communication, Exchange
 from moemodel.model.step.stage_cost import distinct_rows
 from moemodel.model.step.system import System
 
 AXES = ("tp", "ep", "cp", "pp", "dp")  # whose communication is told apart
+_IN_A_LAYER = ("tp", "ep", "cp")
 _WORK_B = 2.0  # bytes of an element in `operators.work`
 
 # Every GPU in one place, on links of one byte a second without a start: seconds are bytes.
@@ -84,12 +83,12 @@ def step_volumes(architecture: Architecture, plans: PlanBatch, machine: System) 
         layout = stages(architecture, int(plans.pp[row]), int(plans.virtual_stages[row]))
         part = _PipelineVolumes(architecture, plans.take(rows), machine)
         for stage in layout:
-            share = stage.count / sum(one.count for one in layout)
+            part_of_all = stage.count / sum(one.count for one in layout)
             done, moved_B = part.device(stage)
-            flops[rows] += share * done
-            traffic_B[rows] += share * moved_B
+            flops[rows] += part_of_all * done
+            traffic_B[rows] += part_of_all * moved_B
             for axis, bytes_B in part.sent_B(stage).items():
-                sent_B[axis][rows] += share * bytes_B
+                sent_B[axis][rows] += part_of_all * bytes_B
         sent_B["pp"][rows] += part.between_stages_B()
     return StepVolumes(flops=flops, memory_traffic_B=traffic_B, sent_B=sent_B)
 
@@ -102,7 +101,6 @@ class _PipelineVolumes:
         self._architecture, self._plans, self._gradient_B = architecture, plans, machine.gradient_B
         self._kinds = distinct_layers(architecture)
         self._m = plans.micro_batches.astype(np.float64)
-        self._again = (plans.recompute == Recompute.FULL).astype(np.float64)
         self._workload = Workload(architecture, plans, framework=framework, precision=precision)
         self._comm = Communication(architecture, plans, _BYTES, framework=framework, precision=precision)
         self._data = DataParallel(plans, self._comm.groups, framework=framework, precision=precision)
@@ -150,27 +148,26 @@ class _PipelineVolumes:
     def sent_B(self, stage: Stage) -> dict[str, FloatArray]:
         """Bytes that a GPU of a stage sends in a step, over each axis but that between stages."""
         sent = {axis: np.zeros(len(self._m)) for axis in AXES}
-        batch, hidden = self._comm.batch, self._architecture.hidden
-        for kind, count in zip(self._kinds, stage.layers, strict=True):
-            if count:
-                self._add(sent, layer_blocks(kind, hidden).collectives(batch), float(count), again=True)
-        if stage.embedding:
-            self._add(sent, EmbeddingBlock(architecture=self._architecture).collectives(batch), 1.0, again=False)
-        if stage.head:
-            self._add(sent, HeadBlock(architecture=self._architecture).collectives(batch), 1.0, again=False)
+        for axis in _IN_A_LAYER:
+            for kind, count in zip(self._kinds, stage.layers, strict=True):
+                if count:
+                    sent[axis] += count * self._sent_B(self._comm.layer(kind, axis=axis))
+        ends = (stage.embedding, EmbeddingBlock), (stage.head, HeadBlock)
+        for comm in (comm for held, end in ends if held for comm in self._collectives(end)):
+            sent[comm.axis] += self._sent_B(self._comm.priced([comm]))
         sent["dp"] += self._data.step(self._memory.units(stage)).whole_s
         if self._architecture.tied and stage.embedding != stage.head:
             vocabulary = parameters(self._architecture).embedding
             sent["pp"] += self._comm.embedding_grad_all_reduce(vocabulary, self._gradient_B)
         return sent
 
-    def _add(self, sent: dict[str, FloatArray], comms: Iterable[LayerComm], count: float, *, again: bool) -> None:
-        for comm in comms:
-            forward, backward = (
-                exchange.exposed_s + exchange.overlappable.time_s for exchange in self._comm.priced([comm])
-            )
-            repeats = 1 + self._again if again else 1.0
-            sent[comm.axis] += self._m * count * (repeats * forward + backward)
+    def _collectives(self, end: type[EmbeddingBlock] | type[HeadBlock]) -> Iterator[LayerComm]:
+        return end(architecture=self._architecture).collectives(self._comm.batch)
+
+    def _sent_B(self, passes: Iterable[Exchange]) -> FloatArray:
+        """Of all micro-batches, in a forward and a backward pass."""
+        of_one = sum(exchange.exposed_s + exchange.overlappable.time_s for exchange in passes)
+        return np.asarray(self._m * of_one)
 
     def between_stages_B(self) -> FloatArray:
         """Activations forward and their gradients backward over every boundary between chunks, of the mean stage."""

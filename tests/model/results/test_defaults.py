@@ -42,6 +42,9 @@ OTHERWISE: dict[str, list[Any]] = {
     "precision": ["bf16"],
     "recompute": ["selective", "full"],
     "schedule": ["gpipe", "zero-bubble"],
+    "cross_entropy": ["plain", "fused"],
+    "gradient_dtype": ["bf16", "fp32"],
+    "micro_batches_per_schedule": [2, 4],
     "backend": ["megatron-core", "megatron"],
     "clock_MHz": [1200.0],
     "power_cap_W": [400.0],
@@ -134,23 +137,28 @@ def test_what_moves_a_figure_is_named(plan: dict[str, Any], h100: Calibration) -
     assert {"micro_batch", "recompute", "site.pue", "site.host_power_W", "site.region"} <= tried
 
 
-def test_a_plan_that_says_all_has_no_defaults(h100: Calibration) -> None:
-    said = {key: values[0] for key, values in OTHERWISE.items() if "." not in key}
-    answer = outcome(_plan(**said | {"backend": "torch", "schedule": "1f1b"}), h100)
-    assert not [note for note in answer.notes if note.startswith("By default")]
+def test_a_plan_that_is_stored_has_the_same_notes(h100: Calibration) -> None:
+    plan = _plan(**PLANS["a pipeline"])
+    assert outcome(Plan.model_validate(plan.model_dump()), h100).notes == outcome(plan, h100).notes
+
+
+def test_what_is_chosen_otherwise_is_no_default(h100: Calibration) -> None:
+    of_one_stage = {key for key in OTHERWISE if "." not in key} - {"micro_batches_per_schedule", "schedule"}
+    chosen = {key: OTHERWISE[key][0] for key in of_one_stage} | {"precision": "bf16", "backend": "megatron"}
+    answer = outcome(_plan(**chosen), h100)
+    assert [note for note in answer.notes if note.startswith("At their defaults")] == [
+        "At their defaults: schedule 1f1b."
+    ]
 
 
 def test_the_site_is_told(h100: Calibration) -> None:
     silent = " ".join(outcome(_plan(tokens=1e9), h100).notes)
-    assert "PUE 1.2 assumed (site.pue); hosts not counted (site.host_power_W 0)" in silent
-    assert "grid of the world" in silent
-    assert "since site.region does not say where" in silent
+    assert "PUE 1.2, the default (site.pue); hosts not counted (site.host_power_W 0)" in silent
+    assert "grid of the world, 0.475 kgCO2e/kWh in 2018 by default (site.region);" in silent
     site = {"pue": 1.1, "host_power_W": 250.0, "region": "us-east-1", "price_per_kWh": 0.1}
     told = " ".join(outcome(_plan(tokens=1e9, site=site), h100).notes)
     assert "PUE 1.1 (site.pue); 250 W of host for every GPU (site.host_power_W)" in told
     assert "grid of Virginia, USA (USA-virginia), 0.245 kgCO2e/kWh in 2023;" in told
     assert "The cost is without the hours of the GPUs: site.gpu_hour_price is not given." in told
     part = " ".join(outcome(_plan(tokens=1e9, site={"region": "AU-NSW"}), h100).notes)
-    assert "grid of Australia (AUS), 0.549 kgCO2e/kWh in 2023; nothing is known of AU-NSW alone" in part.replace(
-        ", since site.region does not say where", ""
-    )
+    assert "grid of Australia (AUS), 0.549 kgCO2e/kWh in 2023; nothing is known of AU-NSW alone" in part

@@ -74,6 +74,8 @@ def test_two_all_reduces_a_layer_each_way(volumes: Callable[..., dict[str, float
     found = volumes(cluster={"gpus": 4}, parallel={"tp": 4})["tp"]
     layers_B = LAYERS * 4 * 2 * (3 / 4) * TOKENS * HIDDEN * _ELEMENT_B
     assert layers_B < found < 1.05 * layers_B
+    again = volumes(cluster={"gpus": 4}, parallel={"tp": 4}, recompute="full")["tp"]
+    assert again - found == pytest.approx(layers_B / 2, rel=1e-6)  # what the forward pass sent, once more
     spread = volumes(cluster={"gpus": 4}, parallel={"tp": 4, "sequence_parallel": True})["tp"]
     assert spread == pytest.approx(found, rel=0.05)  # the same bytes, Korthikanti et al. 2022, section 4.2.2
 
