@@ -76,8 +76,7 @@ def problem_of(document: Search, calibration: Calibration) -> SearchProblem:
         _refuse_power(document, calibration)
     if document.limits.memory_share is not None and gpu.memory_B is None:
         raise InputError(f"limits.memory_share: the memory of {gpu.name} isn't known; allowed: null")
-    if document.tokens is not None:
-        grid_intensity(document.site.region, key="site.region")
+    grid_intensity(document.site.region, key="site.region")
     return SearchProblem(document=document, architecture=architecture, machine=machine, objectives=objectives)
 
 

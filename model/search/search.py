@@ -12,6 +12,7 @@ Axes: P plans, each at one clock.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -40,6 +41,7 @@ from moemodel.model.search.result import (
 )
 from moemodel.model.search.state import MOST_NEXT, PredictedPlans, SearchState
 
+_NUMBER = re.compile(r"[0-9][0-9.,]*")
 _NEXT = 10  # plans behind the front that are kept, for a validation to run: one of them may be the best in truth
 _MOST_PREDICTIONS = 50_000_000  # half an hour on one core
 _BATCH = 50_000  # plans predicted at once: about 0.1 GB; smaller batches price the same shapes again
@@ -143,7 +145,7 @@ def _result(
         next_best=entries[len(kept) :],
         picks={name: kept.index(place) + 1 for name, place in named.items()},
         references=found,
-        notes=_notes(problem, entries, len(kept), front, found),
+        notes=_notes(problem, entries, kept, sorted({kept.index(place) for place in named.values()}), front, found),
     )
 
 
@@ -167,14 +169,19 @@ def _gains(entry: Entry, reference: Entry) -> dict[str, float | None]:
 
 
 def _notes(
-    problem: SearchProblem, entries: Sequence[Entry], kept: int, front: int, found: Sequence[Entry]
+    problem: SearchProblem,
+    entries: Sequence[Entry],
+    kept: Sequence[int],
+    picked: Sequence[int],
+    front: int,
+    found: Sequence[Entry],
 ) -> tuple[str, ...]:
     document = problem.document
     missing = [str(n) for n in document.cluster.gpus if all(entry.plan.cluster.gpus != n for entry in found)]
     tells = "neither time nor energy tells" if problem.has_power else "time does not tell"
     notes = [
         *document.file_notes,
-        f"{kept} of the {front} plans on the front are kept (`keep`)." if kept < front else "",
+        f"{len(kept)} of the {front} plans on the front are kept (`keep`)." if len(kept) < front else "",
         f"Plans are alike where {tells} which is better, in nine of ten cases: most of the error is common to "
         "all plans on one GPU, and cancels between them.",
         "" if document.tokens else "Give `tokens` for the days, emissions and cost of the whole run.",
@@ -185,6 +192,7 @@ def _notes(
         if missing
         else "",
         *_in_common(entries),
+        *_of_picks([entries[row] for row in picked], _in_common(entries)),
     ]
     return tuple(note for note in notes if note)
 
@@ -193,3 +201,15 @@ def _in_common(entries: Sequence[Entry]) -> list[str]:
     """What the predictions of all kept plans have to say."""
     first, *others = entries
     return [note for note in first.notes if all(note in entry.notes for entry in others)]
+
+
+def _of_picks(picked: Sequence[Entry], common: Sequence[str]) -> Iterator[str]:
+    """What the predictions of plans with a name have to say beyond that; what differs in its figures alone, once."""
+    first: dict[str, str] = {}  # of the notes that differ in figures alone
+    for entry in picked:
+        for note in entry.notes:
+            if note not in common:
+                first.setdefault(_NUMBER.sub("", note), note)
+    for text in first.values():
+        numbers = [str(entry.number) for entry in picked if text in entry.notes]
+        yield f"Plan{'s' * (len(numbers) > 1)} {', '.join(numbers)}: {text}"

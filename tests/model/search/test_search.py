@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from itertools import product
 from pathlib import Path
@@ -640,6 +641,63 @@ def test_what_is_alike_is_so_on_both_sides(calibration: Calibration) -> None:
     assert all(one in alike[other] for one, others in alike.items() for other in others)
     assert any(alike.values())
     assert not all(len(others) == len(entries) - 1 for others in alike.values())
+
+
+def test_what_is_said_of_picks_alone_names_them(calibration: Calibration) -> None:
+    result = search(make(), calibration)
+    picked = {number: result.front[number - 1] for number in result.picks.values()}
+    common = set.intersection(*(set(entry.notes) for entry in (*result.front, *result.next_best)))
+    mine = [note for note in result.notes if re.match(r"Plans? [0-9, ]+: ", note)]
+    assert mine
+    for note in mine:
+        numbers, _, text = note.removeprefix("Plans ").removeprefix("Plan ").partition(": ")
+        assert text not in common
+        assert {int(number) for number in numbers.split(", ")} == {
+            n for n, entry in picked.items() if text in entry.notes
+        }
+
+
+def test_a_region_that_is_none_is_refused_without_tokens_too(calibration: Calibration) -> None:
+    with pytest.raises(InputError, match=r"site\.region"):
+        search(make(site={"region": "atlantis"}, tokens=None), calibration)
+
+
+def test_more_predictions_than_anybody_waits_for_are_refused(
+    calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_module, "_MOST_PREDICTIONS", 50)
+    with pytest.raises(InputError, match="plans fit in memory, at 3 clocks each: more than 50 predictions; give fewer"):
+        search(make(), calibration)
+
+
+def test_how_far_a_search_is(calibration: Calibration, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_module, "_BATCH", 30)
+    told: list[tuple[str, int, int]] = []
+    result = search(make(), calibration, lambda *part: told.append(part))
+    assert list(dict.fromkeys(part for part, _, _ in told)) == ["memory", "prediction", "front"]
+    predictions = [(done, total) for part, done, total in told if part == "prediction"]
+    assert predictions[0] == (0, result.counts.predicted)
+    assert predictions[-1] == (result.counts.predicted, result.counts.predicted)
+    assert [done for done, _ in predictions] == sorted(done for done, _ in predictions)
+    assert len(predictions) > 3
+
+
+@pytest.mark.parametrize("gpus", [999_983, 720_720, 1_000_000])
+def test_divisors_of_any_number_of_gpus_are_found_at_once(gpus: int, calibration: Calibration) -> None:
+    free = dict.fromkeys(("tp", "pp", "cp", "ep", "virtual_stages", "sequence_parallel"))
+    document = make(cluster={"gpu": "h100-sxm-80gb", "gpus": gpus}, global_batch=gpus, search=free)
+    legal = candidates(problem_of(document, calibration), calibration)
+    columns = legal.columns
+    assert (columns["dp"] * columns["tp"] * columns["pp"] * columns["cp"] == gpus).all()
+    expected = {n for n in range(1, 25) if gpus % n == 0 and n <= 24}  # 24 layers
+    assert set(columns["pp"].tolist()) == expected
+
+
+def test_degrees_whose_product_is_too_large_for_an_integer_are_refused(calibration: Calibration) -> None:
+    huge = {"dp": [8, 1_000_000], "tp": [1, 4096], "pp": [1, 10_000], "cp": [1, 32_768], "ep": 1, "micro_batch": 1}
+    state, needs = seen(make(search=huge), calibration)
+    assert {state.plan(index).parallel.dp for index in needs} == {8}
+    assert sum(refusal.plans for refusal in state.refusals()) == state.legal.total - len(needs)
 
 
 def test_keep_keeps_the_picks(calibration: Calibration) -> None:
