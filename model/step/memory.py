@@ -231,7 +231,8 @@ class MemoryModel:
             per_micro_batch += count * kept_B
             # one layer's own tensors in its backward pass: those that run again, and gradients beside; assumed: of
             # these half of the tensors' size lives at once, or none where a whole layer runs again
-            working = np.maximum(working, np.where(from_input, whole_B, 1.5 * whole_B - kept_B))
+            beside_B = 1.5 * whole_B - kept_B
+            working = np.maximum(working, np.where(from_input, np.minimum(whole_B, beside_B), beside_B))
         # half as much again is kept of a micro-batch whose weight gradients are put off
         activations = (flight + 0.5 * self.plans.schedules.deferred(stage.first)) * per_micro_batch
         loss = self._losses(stage)
