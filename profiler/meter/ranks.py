@@ -2,8 +2,8 @@
 
 Asked in this order: torch.distributed, if it has been initialised; then the variables of whoever started the process:
 torchrun (and what sets the same: DeepSpeed, accelerate), Open MPI, PMI (MPICH, Intel MPI, Cray), MVAPICH2, Horovod,
-jsrun, Flux, Slurm, Lightning. MPI comes before Slurm, for `mpirun` inside a batch job inherits the batch script's own SLURM_PROCID,
-0 for all. Whoever is asked first is believed; what speaks against it is a note, and so is every guess.
+jsrun, Flux, Slurm, Lightning. MPI comes before Slurm, for `mpirun` inside a batch job inherits the batch script's own
+SLURM_PROCID, 0 for all. Whoever is asked first is believed; what speaks against it is a note, and so is every guess.
 """
 
 from __future__ import annotations
