@@ -34,7 +34,7 @@ from moemodel.model.results.validation import (
 )
 from moemodel.model.search.result import read_search_result
 from tests.fuzz.conftest import PLAN
-from tests.fuzz.guard import Tally, bounded_memory, reads, runs
+from tests.fuzz.guard import Counts, bounded_memory, reads, runs
 from tests.fuzz.mutations import json_documents, legal_plans, scaled, texts, yaml_documents
 
 ROOT = Path(__file__).parents[2]
@@ -98,7 +98,7 @@ Check = Callable[[Path, bytes], bool]
 
 def fuzz(inputs: st.SearchStrategy[bytes], folder: Path, check: Check, count: int) -> None:
     """Try so many inputs, the same ones every time."""
-    tally = Tally()
+    tally = Counts()
 
     @settings(
         max_examples=count,
