@@ -8,7 +8,7 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from moemodel.cli.output import echo
+from moemodel.cli.output import console, echo
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichBar
@@ -61,7 +61,6 @@ class SearchProgress:
 
     def _show(self, part: str, done: int, total: int) -> None:
         if self._bar is None:
-            from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bar = Progress(
@@ -69,7 +68,7 @@ class SearchProgress:
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                console=Console(stderr=True),
+                console=console(stderr=True),
                 refresh_per_second=4,
                 transient=True,
             )

@@ -239,7 +239,7 @@ def search_result(folder: Path, calibration_path: Path) -> dict[str, Any]:
 def test_search_results(folder: Path, search_result: dict[str, Any], examples: int) -> None:
     def read(path: Path) -> None:
         found = read_search_result(path)
-        for entry in (*found.front, *found.next_fastest):
+        for entry in (*found.front, *found.next_best):
             assert plan_text(entry.plan)
         for number in found.picks.values():
             assert plan_text(found.front[number - 1].plan)
