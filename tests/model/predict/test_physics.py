@@ -3,9 +3,9 @@
 `MOEMODEL_PLANS=200000` tries as many, every architecture under every framework. Violations are relative; 0.1 % is
 rounding of the clocks that the governor is solved for. Exceptions, each with its reason, are named where they are made.
 
-Known to fall short, and held to bounds: under ZeRO 2 and 3 in a pipeline the stage that shows most of its exchange need
-not be the one that sets the pace (`_EXCHANGING_STAGES`); power is interpolated between the clocks that blocks are priced
-at (`_BETWEEN_CLOCKS`).
+Known to fall short, and held to bounds: under ZeRO 2 and 3 in a pipeline the stage that shows most of its exchange
+need not be the one that sets the pace (`_EXCHANGING_STAGES`); power is interpolated between the clocks that blocks are
+priced at (`_BETWEEN_CLOCKS`).
 """
 
 from __future__ import annotations
