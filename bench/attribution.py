@@ -39,7 +39,8 @@ from moemodel.model.core.errors import DeviceError, InputError, MoeModelError
 from moemodel.model.hardware.gpu import list_gpus, read_gpu
 from moemodel.model.operators.work import Kind, Pass
 from moemodel.profiler.devices.names import SIMULATED
-from moemodel.profiler.instruments.counter_edges import WIDEST_EDGE_S, regular_times
+from moemodel.profiler.instruments.counter_edges import regular_times
+from moemodel.profiler.instruments.counter_reading import WIDEST_EDGE_S
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
 from moemodel.profiler.meter.attribution import PhasePower
 from moemodel.profiler.meter.energy_meter import Meter

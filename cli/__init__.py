@@ -6,7 +6,7 @@ import errno
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from io import TextIOWrapper
 from typing import IO, Any
@@ -16,6 +16,7 @@ import click
 import moemodel
 from moemodel.cli.output import echo
 from moemodel.cli.visible import visible
+from moemodel.model.core.ending import ending_cleanly
 from moemodel.model.core.errors import MoeModelError
 
 # Where each command lives: a module is imported when its command runs, or its help is shown.
@@ -56,6 +57,17 @@ class _Commands(click.Group):
         module, name = _COMMANDS[cmd_name].split(":")
         command = getattr(import_module(module), name)
         return command if isinstance(command, click.Command) else None
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """As click does; a signal that ends the command is its exit status, as a shell reports it."""
+        with ending_cleanly() as ending:
+            try:
+                return super().main(*args, **options)
+            except SystemExit:
+                ending.last = True
+                if ending.exit_status is not None:
+                    raise SystemExit(ending.exit_status) from None
+                raise
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -99,7 +111,8 @@ def _print_all_characters() -> None:
     """Characters that the output's encoding lacks are escaped, not an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            with suppress(OSError):  # a pipe that says it can be sought, and can't
+                stream.reconfigure(errors="backslashreplace")
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from moemodel import api
-from moemodel.cli.output import console, table
+from moemodel.cli.output import console, table, working
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from moemodel.calibration.fit.operators import HeldOut
     from moemodel.calibration.update.fitter import Part
     from moemodel.calibration.update.from_reports import Update
+    from moemodel.model.records.calibration import Calibration
 
 _NO_HELP = 1  # exit code: nothing was written
 
@@ -58,11 +59,24 @@ def calibrate_command(
 def _fit(profiles: tuple[Path, ...], output: Path) -> None:
     from moemodel.calibration.store.catalogue import write_calibration
 
-    calibration, errors = api.calibrate(*profiles)
+    with working("reading") as tell:
+        calibration, errors = api.calibrate(*profiles, progress=tell)
     write_calibration(calibration, output)
     out = console()
     out.print(_shapes(errors))
+    for warning in _warnings(calibration):
+        out.print("")
+        out.print(warning)
+    out.print("")
     out.print(f"wrote {output}: {calibration.name}; next: moemodel predict PLAN.yaml --calibration {output}")
+
+
+def _warnings(calibration: Calibration) -> list[str]:
+    """What is not as good as the table of errors looks."""
+    heat, power = calibration.thermal.parameters["die_C_per_W"], calibration.power.parameters["base_W"]
+    said = [calibration.trial] if calibration.trial else []
+    said += [f"Temperature: {heat.source}."] if heat.origin == "assumed" else []
+    return said + ([f"Power: {power.source}."] if not calibration.power.points else [])
 
 
 def _shapes(errors: list[HeldOut]) -> Table:
@@ -80,7 +94,8 @@ def _shapes(errors: list[HeldOut]) -> Table:
 def _update(paths: tuple[Path, ...], calibration: str | None, output: Path, *, force: bool) -> None:
     from moemodel.calibration.store.catalogue import write_calibration
 
-    found = api.recalibrate(*paths, calibration=calibration, force=force)
+    with working("fitting"):
+        found = api.recalibrate(*paths, calibration=calibration, force=force)
     out = console()
     out.print(f"{found.plans} plans; {found.left_out}")
     out.print("")

@@ -1,4 +1,4 @@
-"""`moemodel gpus`: the GPUs that are known, which of them have a calibration, and the source of every value."""
+"""`moemodel gpus`: the GPUs that are known, what can be predicted on each, and the source of every value."""
 
 from __future__ import annotations
 
@@ -15,11 +15,20 @@ if TYPE_CHECKING:
     from moemodel.model.hardware.gpu import Gpu
 
 
+# What a GPU's calibration is, and what can be done with it.
+_STANDINGS = {
+    "measured": "All is predicted, by what this project measured on that GPU.",
+    "fitted": "All is predicted, by a calibration fitted to what others published: intervals are wider.",
+    "needs a profile": "Memory, whether a plan fits, FLOPs, bytes and volumes of communication. Time, power and energy "
+    "need a calibration: `moemodel profile` on such a GPU, then `moemodel calibrate`.",
+}
+
+
 @click.command("gpus")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def gpus_command(names: tuple[str, ...], as_json: bool) -> None:
-    """List known GPUs and their calibrations, or describe those named, value by value with its source."""
+    """List known GPUs and what can be predicted on each, or describe those named, value by value with its source."""
     from moemodel.model.hardware.gpu import list_gpus, read_gpu
 
     found = [read_gpu(name) for name in names or list_gpus()]
@@ -30,9 +39,11 @@ def gpus_command(names: tuple[str, ...], as_json: bool) -> None:
     if names:
         for gpu in found:
             out.print(*_values(gpu), sep="\n")
+            out.print(f"{_standing(gpu)}: {_STANDINGS[_standing(gpu)]}")
         return
     numbers = ("memory GB", "TB/s", "bf16 TFLOP/s", "W", "MHz")
     made = table("GPU", *numbers, "calibration", numbers=numbers)
+    standings = {gpu.name: _standing(gpu) for gpu in found}
     for gpu in found:
         peak = gpu.peaks.get("bf16")
         made.add_row(
@@ -42,9 +53,11 @@ def gpus_command(names: tuple[str, ...], as_json: bool) -> None:
             _scaled(None if peak is None else peak.flops_per_s, 1e12, ".0f"),
             _scaled(gpu.power_limit_W, 1.0, ".0f"),
             f"{_scaled(gpu.clock_min_Hz, 1e6, '.0f')}-{_scaled(gpu.clock_max_Hz, 1e6, '.0f')}",
-            "ships" if _provenance(gpu) else "none",
+            standings[gpu.name],
         )
     out.print(made)
+    named = {standing: text for standing, text in _STANDINGS.items() if standing in standings.values()}
+    out.print(sources(named, "What can be done"))
     out.print(sources({gpu.name: text for gpu in found if (text := _provenance(gpu))}, "Calibrations"))
     out.print("`moemodel gpus NAME` gives the source of every value; `moemodel profile` measures a GPU of your own.")
 
@@ -60,6 +73,7 @@ def _gpu(gpu: Gpu) -> dict[str, object]:
         "peaks": peaks,
         "sources": dict(gpu.sources),
         "calibration": calibration,
+        "standing": _standing(gpu),
     }
 
 
@@ -68,6 +82,16 @@ def _provenance(gpu: Gpu) -> str:
     from moemodel.calibration.store.catalogue import list_calibrations, shipped
 
     return shipped(gpu.name).provenance if gpu.name in list_calibrations() else ""
+
+
+def _standing(gpu: Gpu) -> str:
+    """Which of `_STANDINGS` a GPU has: measured where most of its operators' parameters are."""
+    from moemodel.calibration.store.catalogue import list_calibrations, shipped
+
+    if gpu.name not in list_calibrations():
+        return "needs a profile"
+    origins = [p.origin for operator in shipped(gpu.name).operators for p in operator.parameters.values()]
+    return "measured" if origins.count("measured") > len(origins) / 2 else "fitted"
 
 
 def _values(gpu: Gpu) -> list[RenderableType]:

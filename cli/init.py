@@ -1,8 +1,8 @@
-"""`moemodel init`: write a commented plan that predicts as it stands."""
+"""`moemodel init`: write a commented plan that predicts as it stands, or a commented search."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
@@ -17,40 +17,71 @@ if TYPE_CHECKING:
     from moemodel.model.plan.spec import Plan
 
 _COMMENTS = 36  # column
-_TEMPLATE = Path(__file__).parent / "templates" / "plan.yaml"
+_TEMPLATES = Path(__file__).parent / "templates"
+# A first search has some of each choice, so that it takes seconds; tp stays within a node.
+_DEGREES = (1, 2, 4, 8)
+_MICRO_BATCHES = (1, 2, 4, 8)
 
 
 @click.command("init")
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), default=Path("plan.yaml"))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File to write.  [default: plan.yaml; search.yaml with --search]",
+)
+@click.option("--search", is_flag=True, help="Write a search for `moemodel optimize` instead of a plan.")
 @click.option("--architecture", default="olmoe-1b-7b", show_default=True, help="A known one, or a config.json.")
 @click.option("--gpu", default="h100-sxm-80gb", show_default=True, help="A known GPU, or a GPU description.")
 @click.option("--gpus", type=click.IntRange(min=1, max=MOST_GPUS), default=8, show_default=True)
 @click.option("--calibration", metavar="NAME|FILE", help="To check that the plan fits.  [default: of the GPU]")
 @click.option("--force", is_flag=True, help="Overwrite a file that is there.")
-def init_command(output: Path, architecture: str, gpu: str, gpus: int, calibration: str | None, force: bool) -> None:
-    """Write a commented plan that fits in memory. It is a start, not an optimum."""
-    from moemodel.calibration.store.catalogue import load_calibration
+def init_command(
+    output: Path | None,
+    search: bool,
+    architecture: str,
+    gpu: str,
+    gpus: int,
+    calibration: str | None,
+    force: bool,
+) -> None:
+    """Write a commented plan that fits in memory, or a commented search. A plan is a start, not an optimum."""
+    from moemodel.calibration.store.catalogue import calibration_or_stand_in, list_calibrations
     from moemodel.model.core.errors import InputError
+    from moemodel.model.hardware.gpu import read_gpu
     from moemodel.model.search.baseline import baseline_plan
 
-    plan = baseline_plan(architecture, gpu, gpus, load_calibration(calibration, gpu, key="--gpu"))
+    name = read_gpu(gpu, key="--gpu").name
+    missing = calibration is None and name not in list_calibrations()
+    plan = baseline_plan(architecture, gpu, gpus, calibration_or_stand_in(calibration, gpu, key="--gpu"))
+    path = output or Path("search.yaml" if search else "plan.yaml")
+    values = _values(plan, gpu, path.parent) | (_choices(plan) if search else {})
     try:
-        write_atomic(output, _document(plan, gpu, output.parent), overwrite=force)
+        write_atomic(path, _document("search.yaml" if search else "plan.yaml", values), overwrite=force)
     except FileExistsError:
-        raise InputError(
-            f"{output}: is there already; choose another name with -o, or overwrite with --force"
-        ) from None
-    echo(f"wrote {output}; next: moemodel predict {output}")
+        raise InputError(f"{path}: is there already; choose another name with -o, or overwrite with --force") from None
+    command = "optimize" if search else "predict"
+    if missing:
+        without = f"moemodel predict {path} gives memory, FLOPs and bytes without one. " if not search else ""
+        echo(
+            f"wrote {path}\nNo calibration of {name} ships, and times and energies need one. {without}"
+            "On a machine with that GPU:\n"
+            f"    moemodel profile --gpu {name} -o my-profile\n    moemodel calibrate my-profile -o mine.json\n"
+            f"    moemodel {command} {path} --calibration mine.json"
+        )
+        return
+    given = "" if calibration is None else f" --calibration {calibration}"
+    echo(f"wrote {path}; next: moemodel {command} {path}{given}")
 
 
-def _document(plan: Plan, gpu: str, folder: Path) -> str:
-    """The template with a plan's values in it; files are named from the plan's folder on."""
+def _values(plan: Plan, gpu: str, folder: Path) -> dict[str, object]:
+    """What a template asks for; files are named from the document's folder on."""
     from moemodel.model.hardware.gpu import is_known_gpu
     from moemodel.model.hardware.link import links
     from moemodel.model.plan.paths import named_from
 
     p = plan.parallel
-    values: dict[str, object] = {
+    return {
         "name": _scalar(plan.name),
         "architecture": _scalar(named_from(folder, "architecture", plan.architecture)),
         "sequence_length": plan.sequence_length,
@@ -68,8 +99,29 @@ def _document(plan: Plan, gpu: str, folder: Path) -> str:
         "sequence_parallel": "true" if p.sequence_parallel else "false",
         "tokens": "null" if plan.tokens is None else f"{plan.tokens:.3g}",
     }
-    lines = (_aligned(line, values) for line in _TEMPLATE.read_text(encoding="utf-8").splitlines())
-    return "".join(f"{line}\n" for line in lines)
+
+
+def _choices(plan: Plan) -> dict[str, object]:
+    """Lists of a search's choices, what the plan chose always among them."""
+    p, gpus = plan.parallel, plan.cluster.gpus
+    degrees = [degree for degree in _DEGREES if gpus % degree == 0]
+    batches = [size for size in _MICRO_BATCHES if plan.global_batch % size == 0]
+    return {
+        "tps": _list(degrees, p.tp),
+        "pps": _list(degrees, p.pp),
+        "micro_batches": _list(batches, plan.micro_batch),
+        "half": max(gpus // 2, 1),
+    }
+
+
+def _list(values: Iterable[int], always: int) -> str:
+    return f"[{', '.join(str(value) for value in sorted({*values, always}))}]"
+
+
+def _document(template: str, values: Mapping[str, object]) -> str:
+    """A template with values in it."""
+    lines = (_TEMPLATES / template).read_text(encoding="utf-8").splitlines()
+    return "".join(f"{_aligned(line, values)}\n" for line in lines)
 
 
 def _scalar(text: str) -> str:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from moemodel.model.architecture.spec import Architecture
 
 
+_SEQUENCE = 4096  # tokens, for shares of FLOPs; shorter where a model's longest is
+
+
 @click.command("models")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -32,6 +35,9 @@ def models_command(names: tuple[str, ...], as_json: bool) -> None:
     out = console()
     out.print(made)
     out.print(sources({model.name: model.source for model in described}))
+    if names:
+        for model in described:
+            out.print(*(f"{model.name}: {note}" for note in model.notes), sep="\n", markup=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +54,15 @@ class _Model:
     max_sequence: int | None
     feed_forward: str
     source: str
+    notes: tuple[str, ...]
 
 
 def _described(architecture: Architecture) -> _Model:
+    from moemodel.model.layers.multi_token import multi_token_note
     from moemodel.model.layers.parameters import parameters
 
     counted = parameters(architecture)
+    left_out = multi_token_note(architecture, min(architecture.max_seq or _SEQUENCE, _SEQUENCE))
     return _Model(
         name=architecture.name,
         parameters=counted.total,
@@ -65,6 +74,7 @@ def _described(architecture: Architecture) -> _Model:
         max_sequence=architecture.max_seq,
         feed_forward=_feed_forward(architecture),
         source=architecture.source,
+        notes=(*architecture.notes, *([left_out] if left_out else [])),
     )
 
 

@@ -11,6 +11,8 @@ import json
 import math
 import re
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -35,6 +37,23 @@ def console(*, stderr: bool = False) -> Console:
     from moemodel.cli.safe_console import SafeConsole
 
     return SafeConsole(highlight=False, markup=False, emoji=False, stderr=stderr)
+
+
+@contextmanager
+def working(what: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on standard error for as long as something takes; nothing where that isn't a terminal.
+
+    Yields:
+        What is to be told the steps done, of how many, and what comes now.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    terminal = Console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, of, now: bar.update(task, completed=done, total=of, description=now)
 
 
 def table(*columns: str, title: str | None = None, numbers: tuple[str, ...] = ()) -> Table:

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from moemodel.model.results.estimate import Estimate
-    from moemodel.model.results.inlet_sensitivity import InletSensitivity
-    from moemodel.model.results.outcome import Outcome
+    from moemodel.model.results.outcome import GpuVolumes, Outcome
 
 _TERMS_SHOWN = 6
 
@@ -72,6 +71,8 @@ def _lean() -> Iterator[None]:
 
 
 def _report(answer: Outcome) -> list[RenderableType]:
+    if answer.calibration is None:
+        return [_heading(answer), "", _work(answer), "", _memory(answer), "", *_notes(answer)]
     parts: list[RenderableType] = [_heading(answer), "", _step(answer), "", _phases(answer), "", _memory(answer)]
     if answer.run is not None:
         parts += ["", _run(answer)]
@@ -94,6 +95,8 @@ def _heading(answer: Outcome) -> str:
 
 def _step(answer: Outcome) -> Table:
     """The main figures of one step."""
+    from moemodel.model.results.energy import GPU_ENERGY, IT_ENERGY, METER_ENERGY
+
     made = table("One step", "", "", "90 % interval", numbers=("",))
     step = answer.step_time_s.value
     _row(made, "time", answer.step_time_s, "s")
@@ -105,8 +108,10 @@ def _step(answer: Outcome) -> Table:
     _row(made, "power per GPU", answer.power_W, "W", scale=False)
     if math.isfinite(answer.temperature_C):
         made.add_row("die temperature", digits(answer.temperature_C), "C", "")
-    _row(made, "energy, all GPUs", answer.energy_J, "J")
-    _row(made, "energy per token", answer.energy_per_token_J, "J")
+    _row(made, f"{GPU_ENERGY}, all GPUs", answer.gpu_energy_J, "J")
+    _row(made, f"{GPU_ENERGY} per token", answer.gpu_energy_per_token_J, "J")
+    _row(made, f"{IT_ENERGY}, with hosts", answer.it_energy_J, "J")
+    _row(made, f"{METER_ENERGY} (PUE {answer.plan.site.pue:g})", answer.meter_energy_J, "J")
     _row(made, "memory per GPU", answer.memory_B * 1e-9, "GB", scale=False)
     _row(made, "exposed communication", answer.exposed_communication_s * (100 / step), "% of the step", scale=False)
     _row(made, "pipeline bubble", answer.bubble_s * (100 / step), "% of the step", scale=False)
@@ -126,11 +131,13 @@ def _row(made: Table, name: str, figure: Estimate, unit: str, *, scale: bool = T
 
 def _phases(answer: Outcome) -> Table:
     """Where time and energy of a step go; power is a GPU's mean while the phase lasts."""
-    numbers = ("time", "of step", "energy", "of energy", "W per GPU", "MHz")
+    from moemodel.model.results.energy import GPU_ENERGY
+
+    numbers = ("time", "of step", GPU_ENERGY, "of it", "W per GPU", "MHz")
     made = table("Phase", *numbers, numbers=numbers)
     factor, seconds = prefixed(answer.step_time_s.value, "s")
-    per_joule, joules = prefixed(answer.energy_J.value, "J")
-    unmeasured = math.isnan(answer.energy_J.value)
+    per_joule, joules = prefixed(answer.gpu_energy_J.value, "J")
+    unmeasured = math.isnan(answer.gpu_energy_J.value)
     gpus = answer.plan.cluster.gpus
     for name, phase in answer.phases.items():
         # transfers that computation hides draw power too, but last no time of their own
@@ -141,7 +148,7 @@ def _phases(answer: Outcome) -> Table:
             f"{digits(phase.time_s * factor)} {seconds}",
             f"{answer.share(phase.time_s):.1%}",
             "" if unmeasured else f"{digits(phase.energy_J * per_joule)} {joules}",
-            "" if unmeasured else f"{phase.energy_J / answer.energy_J.value:.1%}",
+            "" if unmeasured else f"{phase.energy_J / answer.gpu_energy_J.value:.1%}",
             power,
             "" if phase.clock_Hz is None or math.isnan(phase.clock_Hz) else f"{phase.clock_Hz / 1e6:.0f}",
         )
@@ -163,29 +170,47 @@ def _memory(answer: Outcome) -> Table:
     available = answer.memory_available_B
     held = "" if available is None else f" of {available / 1e9:.1f} available"
     made.add_row(f"peak{held}", f"{peak_B / 1e9:.2f}", "")
+    if available is not None:
+        likely = "" if answer.verdict != "may not fit" else f", with a probability of {answer.fit_probability:.0%}"
+        made.add_row(f"{answer.verdict}{likely}", "", "")
     return made
+
+
+def _work(answer: Outcome) -> Table:
+    """What there is to do in a step, however long it takes."""
+    made = table("One step, without a calibration", "", "", numbers=("",))
+    of_all = {"model FLOPs, all GPUs": (answer.model_flops, "FLOP"), "tokens": (answer.tokens, "")}
+    of_one = {} if answer.volumes is None else _volumes(answer.volumes)
+    for name, (size, unit) in (of_all | of_one).items():
+        factor, shown = prefixed(size, unit) if unit else (1.0, unit)
+        made.add_row(name, digits(size * factor), shown)
+    return made
+
+
+def _volumes(volumes: GpuVolumes) -> dict[str, tuple[float, str]]:
+    """By what they are called: figures of the mean GPU, with their unit."""
+    sent = {f"sent over {axis}, per GPU": (size_B, "B") for axis, size_B in volumes.sent_B.items()}
+    return {
+        "FLOPs with recomputation, per GPU": (volumes.flops, "FLOP"),
+        "device memory traffic, per GPU": (volumes.memory_traffic_B, "B"),
+    } | {name: figure for name, figure in sent.items() if figure[0] > 0}
 
 
 def _run(answer: Outcome) -> Table:
     """Totals of the run."""
+    from moemodel.model.results.energy import METER_ENERGY
+
     made = table("The whole run", "", "", "90 % interval", numbers=("",))
     run = answer.run
     if run is None:
         return made
     made.add_row("tokens", f"{run.tokens:.3g}", f"in {run.steps:,} steps", "")
     _row(made, "time", run.hours, "hours", scale=False)
-    _row(made, "energy at the meter", run.energy_kWh, "kWh", scale=False)
+    _row(made, METER_ENERGY, run.energy_kWh, "kWh", scale=False)
     _row(made, "emissions", run.emissions_kg, "kgCO2e", scale=False)
     if run.cost is not None:
         _row(made, "cost", run.cost, run.currency, scale=False)
     return made
-
-
-def _inlet(warmer: InletSensitivity) -> str:
-    return (
-        f"The GPUs are taken to draw in air of {warmer.inlet_C:.0f} C (site.inlet_C). Air that is {warmer.by_C:.0f} C "
-        f"warmer would change the step time by {warmer.time_share:+.1%} and the energy by {warmer.energy_share:+.1%}."
-    )
 
 
 def _notes(answer: Outcome) -> list[RenderableType]:
@@ -195,6 +220,4 @@ def _notes(answer: Outcome) -> list[RenderableType]:
     bullets = Table.grid(padding=(0, 1))
     for note in answer.notes:
         bullets.add_row("-", note)
-    if answer.warmer is not None:
-        bullets.add_row("-", _inlet(answer.warmer))
     return [Text("Notes", style="bold"), bullets]

@@ -47,7 +47,7 @@ _SIGNALLED = 128  # and with a signal's number added, one of the others
     show_default=True,
     help="Run the default plan and a random feasible one too.",
 )
-@click.option("--launcher", type=click.Choice(["torchrun", "slurm"]), default="torchrun", show_default=True)
+@click.option("--launcher", type=click.Choice(["local", "slurm"]), default="local", show_default=True)
 @click.option(
     "--clocks",
     type=click.Choice(["auto", "passive", "lock", "as-is"]),
@@ -83,7 +83,7 @@ def validate_command(
     seconds: float,
     warm_seconds: float,
     controls: bool,
-    launcher: Literal["torchrun", "slurm"],
+    launcher: Literal["local", "slurm"],
     clocks: Literal["auto", "passive", "lock", "as-is"],
     timeout: float,
     output: Path | None,

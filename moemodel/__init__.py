@@ -3,7 +3,7 @@
     import moemodel
 
     answer = moemodel.predict("plan.yaml")
-    print(answer.step_time_s, answer.energy_per_token_J, answer.notes)
+    print(answer.step_time_s, answer.gpu_energy_per_token_J, answer.notes)
 
 What the commands do, Python does by the same functions: `predict`, `search` (`moemodel optimize`), `profile`,
 `calibrate`, `recalibrate` (`calibrate --update`) and `validate`; `Meter` goes around a training loop of your own. The

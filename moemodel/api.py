@@ -71,7 +71,8 @@ def predict(
         plan: a path, YAML text, a dict of the same keys, or a `Plan`. A string is a path if it ends in .yaml, .yml or
             .json, contains a slash, or is a file's name; a text of several lines, or in braces, is YAML.
         calibration: itself, its file, or the name of one that ships (`moemodel.list_calibrations()`); None: the one
-            that ships for the plan's GPU.
+            that ships for the plan's GPU. Where none does, the answer holds memory, FLOPs and bytes, and NaN for what
+            needs one.
         even_if_it_does_not_fit: answer also for a plan that needs more memory than the GPUs have.
 
     Returns:
@@ -85,20 +86,23 @@ def predict(
         InfeasiblePlanError: degrees that don't divide the model, or too little memory; with what would do.
         CalibrationError: none of that name, or of another GPU.
     """
-    from moemodel.calibration.store.catalogue import load_calibration
+    from moemodel.calibration.store.catalogue import calibration_or_stand_in
     from moemodel.model.plan.spec import Plan, read_plan
     from moemodel.model.results.outcome import outcome
 
     opened, place = _opened(plan, Plan, "plan", read_plan)
     with _errors_name(place):
-        loaded = load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu")
-        return outcome(opened, loaded, even_if_it_does_not_fit=even_if_it_does_not_fit)
+        loaded = calibration_or_stand_in(calibration, opened.cluster.gpu, key="cluster.gpu")
+        return outcome(opened, loaded, even_if_it_does_not_fit=even_if_it_does_not_fit, with_volumes=True)
 
 
 def search(
-    document: Search | Path | str | Mapping[str, Any], calibration: Calibration | Path | str | None = None
+    document: Search | Path | str | Mapping[str, Any],
+    calibration: Calibration | Path | str | None = None,
+    *,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> SearchResult:
-    """The front of time and energy of all legal plans within limits: `moemodel optimize`.
+    """The front of all legal plans within limits, of time and energy or other objectives: `moemodel optimize`.
 
     >>> import moemodel
     >>> found = moemodel.search({
@@ -118,16 +122,21 @@ def search(
     Args:
         document: a path, YAML text, a dict of the same keys, or a `Search`; see `predict`.
         calibration: see `predict`.
+        progress: is told how far it is: a part ("memory", "prediction", "front"), and how many of how many plans of it
+            are done.
 
     Returns:
-        The plans kept of the front, fastest first, numbered from 1 (`front`), each with step time (s), energy of a
-        step (J), power (W) and memory (B) and their 90 % intervals; number of each pick (`picks`); the fastest plans
-        behind it (`next_fastest`); what was refused, by reason (`counts`). `to_json()` is what the command writes.
+        The plans kept of the front, the best in the first objective first, numbered from 1 (`front`), each with step
+        time (s), energies of a step (J), power (W) and memory (B) and their 90 % intervals, what the whole run takes
+        (`run`), and what it can't be told apart from; number of each pick (`picks`); the best plans behind it
+        (`next_best`); a plan without a search to hold them against (`references`); what was refused, by reason
+        (`counts`). `to_json()` is what the command writes.
 
     Raises:
         InputError: see `predict`; or more combinations than can be held.
         InfeasiblePlanError: no plan is feasible; the reasons with counts, and the nearest miss.
-        CalibrationError: none of that name, or of another GPU.
+        CalibrationError: none of that name, or of another GPU; or no power was measured, and an objective or a limit
+            needs it.
     """
     from moemodel.calibration.store.catalogue import load_calibration
     from moemodel.model.search.document import Search, read_search
@@ -135,7 +144,7 @@ def search(
 
     opened, place = _opened(document, Search, "search", read_search)
     with _errors_name(place):
-        return search(opened, load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu"))
+        return search(opened, load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu"), progress)
 
 
 @needs_extra("profile", "profile")
@@ -199,7 +208,9 @@ def profile(
 
 
 @needs_extra("calibrate", "calibrate")
-def calibrate(*profiles: Path | str) -> tuple[Calibration, list[HeldOut]]:
+def calibrate(
+    *profiles: Path | str, progress: Callable[[int, int, str], None] = lambda *_: None
+) -> tuple[Calibration, list[HeldOut]]:
     """Fit a calibration to profiles of one kind of GPU, whose samples are pooled: `moemodel calibrate`.
 
     Needs the extra `calibrate`.
@@ -212,6 +223,7 @@ def calibrate(*profiles: Path | str) -> tuple[Calibration, list[HeldOut]]:
 
     Args:
         profiles: folders that `profile` wrote, at least one.
+        progress: is told the steps done, of how many, and what comes now.
 
     Returns:
         The calibration, and for each operator and pass the relative errors of times on shapes that were held out.
@@ -225,7 +237,7 @@ def calibrate(*profiles: Path | str) -> tuple[Calibration, list[HeldOut]]:
 
     if not profiles:
         raise InputError("calibrate: found no profile; give at least one folder that `moemodel profile` wrote")
-    return calibrate_profile(*map(Path, profiles))
+    return calibrate_profile(*map(Path, profiles), progress=progress)
 
 
 @needs_extra("recalibrate", "calibrate")
@@ -280,7 +292,7 @@ def validate(
     warm_s: float = 2.0,
     seed: int = 0,
     clocks: Literal["auto", "passive", "lock"] = "auto",
-    launcher: Literal["torchrun", "slurm"] = "torchrun",
+    launcher: Literal["local", "slurm"] = "local",
     timeout_s: float = 240.0,
     say: Callable[[str], None] = lambda _: None,
 ) -> ValidationResult:

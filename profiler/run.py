@@ -12,9 +12,11 @@ from pathlib import Path
 
 import torch
 
+from moemodel.model.core.ending import Terminated, ending_cleanly
 from moemodel.model.core.errors import DeviceError, InputError
 from moemodel.model.records.profile import MANIFEST, HostRow
-from moemodel.profiler.clocks.clock_control import ClockControl, Terminated, choose_clocks, ending_cleanly
+from moemodel.profiler.clocks.claim import claimed
+from moemodel.profiler.clocks.clock_control import Choice, ClockControl, choose_clocks
 from moemodel.profiler.clocks.settings import AskedClocks, Clocks
 from moemodel.profiler.collectives.helpers import first_of_job, helps, run_as_helper
 from moemodel.profiler.collectives.points import Scale
@@ -23,7 +25,8 @@ from moemodel.profiler.collectives.section import Collectives, check_enough, dev
 from moemodel.profiler.devices.base import Device
 from moemodel.profiler.devices.cpu import power_note
 from moemodel.profiler.devices.memory import make_room
-from moemodel.profiler.instruments.energy_sampler import EnergySampler, stuck_since
+from moemodel.profiler.instruments.energy_sampler import EnergySampler
+from moemodel.profiler.jobs.ranks import adopt_launcher, launched
 from moemodel.profiler.microbench.budget import MeasurementBudget, budget_for
 from moemodel.profiler.microbench.grid import cpu_grid, cpu_sweep, gpu_grid, gpu_sweep
 from moemodel.profiler.microbench.harness import Harness
@@ -38,7 +41,8 @@ from moemodel.profiler.sections.operator_times import Mix, OperatorTimes
 from moemodel.profiler.sections.passive_sweep import PassiveSweep
 from moemodel.profiler.sections.power import Load, PowerOfLoads
 from moemodel.profiler.sections.progress import Progress, Silent
-from moemodel.profiler.sections.thermal import Heat, thermal_rows
+from moemodel.profiler.sections.thermal import Heat, ThermalTrace
+from moemodel.profiler.store.folder_lock import folder_lock
 from moemodel.profiler.store.manifest import new_manifest
 from moemodel.profiler.store.profile_writer import ProfileWriter, read_manifest
 from moemodel.profiler.training.launch import LaunchOptions, measure_host
@@ -49,6 +53,11 @@ from moemodel.profiler.training.measure import measure_plans
 SECTIONS = {"mixed": 0.30, "power": 0.28, "heat": 0.19, "solo": 0.07, "sweep": 0.12, "host": 0.04}
 _HEAVY_SECTIONS = ("mixed", "sweep")  # which drive the clock by a heavy load: not asked for by --clocks as-is
 _HEAVY_RATIO = 3.0  # of heavy load to operator in section `mixed`, as the mix 3:1 of the sweep
+# On a processor: 226 s on two cores that others used too (AMD EPYC, measured for this project, 2026).
+_SLOW_HOST = (
+    "the budget of {:.0f} s bounds all sections but the last: host trains small models, which a processor takes "
+    "minutes for where other work runs beside it; Ctrl-C keeps what was measured, --sections without host leaves it out"
+)
 _PARALLEL_HOST_REPEATS = 10  # of each tiny model: about 30 s on two H100
 
 
@@ -130,67 +139,94 @@ def profile(
     Raises:
         DeviceError: another device, none, or one that does not allow what is asked, or was not restored; or processes
             that measure collectives failed or hung.
-        InputError: no such section or GPU description, or more ranks than there are.
+        InputError: no such section or GPU description, or more ranks than there are; or somebody else is at work in
+            the folder.
         ProfileError: the folder holds another profile, or a damaged one.
     """
     begun_s = time.perf_counter()
     chosen = _chosen_sections(sections, clocks)
+    adopt_launcher()
     if helps():
         run_as_helper()
         return ProfileReport(folder=folder, helped=True)
     outcome = ProfileReport(folder=folder)
-    with ExitStack() as stack:
-        helpers = stack.enter_context(first_of_job())
-        device, name = open_named(gpu)
-        stack.callback(device.close)
-        platform = platform_of(device)
-        if plans and not platform.trains:
-            raise DeviceError(f"--gpu {gpu} runs operators only, no training steps; leave --train out")
-        talking = devices_at_hand(device, platform, ranks)
-        if COLLECTIVES in (sections or ()):
-            check_enough(talking)
-        begun_s += platform.timer.now_s() - time.perf_counter()  # the same instant, in the device's time
-        stack.enter_context(ending_cleanly())
-        control = stack.enter_context(ClockControl(device, platform.settings()))
-        choice = choose_clocks(clocks, control, begun=_begun(folder), needed="sweep" in chosen, announce=announce)
-        outcome.notes += [choice.note] if choice.note else []
-        writer = ProfileWriter(folder, new_manifest(name, device.info, choice.clocks, seed))
-        run = _Run(
-            device=device,
-            platform=platform,
-            writer=writer,
-            progress=progress or Silent(),
-            outcome=outcome,
-            budget=budget or budget_for(device.torch_device),
-            workload=workload or default_workload(device, seed),
-            seed=seed,
-            control=control if choice.clocks == "lock" else None,
-        )
+    with ending_cleanly():
         try:
-            run.sections(chosen, begun_s, budget_s)
-            if talking > 1 and (sections is None or COLLECTIVES in sections):
-                run.collectives(
-                    Collectives(
-                        gpu=gpu,
-                        device=device,
-                        platform=platform,
-                        writer=writer,
-                        ranks=talking,
-                        seed=seed,
-                        scale=scale,
-                        helpers=helpers,
-                        notes=outcome.notes,
-                    )
+            with folder_lock(folder, "profile", hint=_launch_hint()), ExitStack() as stack:
+                helpers = stack.enter_context(first_of_job())
+                device, name = open_named(gpu)
+                stack.callback(device.close)
+                platform = platform_of(device)
+                if plans and not platform.trains:
+                    raise DeviceError(f"--gpu {gpu} runs operators only, no training steps; leave --train out")
+                talking = devices_at_hand(device, platform, ranks)
+                if COLLECTIVES in (sections or ()):
+                    check_enough(talking)
+                begun_s += platform.timer.now_s() - time.perf_counter()  # the same instant, in the device's time
+                stack.callback(lambda: setattr(outcome, "seconds", platform.timer.now_s() - begun_s))
+                settings = platform.settings()
+                stack.enter_context(claimed(device.info.name, settings.address if settings else None))
+                control = stack.enter_context(ClockControl(device, settings))
+                choice = choose_clocks(
+                    clocks, control, begun=_begun(folder), needed="sweep" in chosen, announce=announce
                 )
-            run.training(plans)
+                outcome.notes += _clock_notes(choice, control)
+                writer = ProfileWriter(folder, new_manifest(name, device.info, choice.clocks, seed))
+                stack.callback(lambda: outcome.rows.update(writer.rows()))
+                stack.callback(writer.consolidate)
+                run = _Run(
+                    device=device,
+                    platform=platform,
+                    writer=writer,
+                    progress=progress or Silent(),
+                    outcome=outcome,
+                    budget=budget or budget_for(device.torch_device),
+                    workload=workload or default_workload(device, seed),
+                    seed=seed,
+                    control=control if choice.clocks == "lock" else None,
+                )
+                if device.torch_device.type == "cpu" and run.lacks_host(chosen):
+                    announce(_SLOW_HOST.format(budget_s))
+                run.sections(chosen, begun_s, budget_s)
+                if talking > 1 and (sections is None or COLLECTIVES in sections):
+                    run.collectives(
+                        Collectives(
+                            gpu=gpu,
+                            device=device,
+                            platform=platform,
+                            writer=writer,
+                            ranks=talking,
+                            seed=seed,
+                            scale=scale,
+                            helpers=helpers,
+                            notes=outcome.notes,
+                        )
+                    )
+                run.training(plans)
         except KeyboardInterrupt as interruption:
             outcome.interrupted = True
             outcome.signal = interruption.number if isinstance(interruption, Terminated) else None
-        finally:
-            writer.consolidate()
-        outcome.rows = writer.rows()
-    outcome.seconds = platform.timer.now_s() - begun_s
     return outcome
+
+
+def _launch_hint() -> str:
+    """What to do where a launcher started several of this command that don't know of each other."""
+    found = launched()
+    if found is None:
+        return ""
+    return (
+        f"; this is {found}: start one, or export MASTER_ADDR and MASTER_PORT first, by which the others help it with "
+        "collectives"
+    )
+
+
+def _clock_notes(choice: Choice, control: ClockControl) -> list[str]:
+    """How clocks are dealt with, and who else computes there."""
+    chosen = [choice.note] if choice.note else []
+    company = control.company() if choice.clocks != "lock" else None
+    if company is None or any(company in note for note in chosen):
+        return chosen
+    return [*chosen, f"{company}: times and power are of both"]
 
 
 def default_workload(device: Device, seed: int) -> Workload:
@@ -271,11 +307,15 @@ class _Run:
         if on_bench:
             self._on_bench(on_bench, deadline_s)
             make_room(self.device.torch_device)
-        if "host" in chosen and "host" not in self.writer.manifest.sections:
+        if self.lacks_host(chosen):
             if self.platform.timer.now_s() > deadline_s["host"]:
                 self.outcome.skips.append(Skip(what="host", reason="the budget was spent; run again to add it"))
             else:
                 self._section("host", 1, self._host)
+
+    def lacks_host(self, chosen: Sequence[str]) -> bool:
+        """Whether section `host` is still to be measured."""
+        return "host" in chosen and "host" not in self.writer.manifest.sections
 
     def collectives(self, section: Collectives) -> None:
         """Measure how several devices talk to each other, in processes apart; this one's device is left to them."""
@@ -313,6 +353,7 @@ class _Run:
     def _on_bench(self, chosen: Sequence[str], deadline_s: dict[str, float]) -> None:
         begun_s = self.platform.timer.now_s()
         sampler = self.platform.sampler()
+        trace = ThermalTrace(sampler, self.writer, begun_s, self.device.info.power_limit_W)
         sampler.label = "starting"
         with sampler:
             try:
@@ -321,10 +362,10 @@ class _Run:
                 for name in chosen:
                     section = _OPENERS[name](self.workload, self.budget, self.control)
                     sampler.label = name
-                    self._section(name, section.steps, partial(self._run, section, bench, deadline_s[name]))
+                    self._section(name, section.steps, partial(self._run, section, bench, deadline_s[name], trace))
                 self.writer.note_host(context_B=_context_B(self.device))
             finally:
-                self._heat(sampler, begun_s)
+                self.outcome.notes += trace.end()
 
     def _open_bench(self, sampler: EnergySampler) -> Harness:
         """The harness, its operands made and its heavy load run once.
@@ -339,18 +380,10 @@ class _Run:
             reason = str(error).strip().partition("\n")[0]
             raise DeviceError(f"{self.device.info.name} failed before anything was measured: {reason}") from error
 
-    def _heat(self, sampler: EnergySampler, begun_s: float) -> None:
-        """The trace into table `thermal`, without a power reading that stuck."""
-        stuck_s = stuck_since(sampler.trace())
-        if stuck_s is not None:
-            self.outcome.notes.append(
-                f"the power reading did not change from {stuck_s - begun_s:.0f} s on: it is stuck and left out of the "
-                "thermal trace; the energy counter is trusted"
-            )
-        self.writer.append(thermal_rows(sampler, begun_s, stuck_s))
-
-    def _run(self, section: Section, bench: Harness, deadline_s: float) -> list[Skip]:
-        return section.run(bench, self.writer, deadline_s, self.progress)
+    def _run(self, section: Section, bench: Harness, deadline_s: float, trace: ThermalTrace) -> list[Skip]:
+        skips = section.run(bench, self.writer, deadline_s, self.progress)
+        trace.keep()
+        return skips
 
     def _host(self) -> list[Skip]:
         rows = self.platform.host_rows(self.budget.host_repeats)

@@ -187,7 +187,7 @@ def test_the_docstring_of_calibrate(calibration: Calibration, tmp_path: Path, mo
     """The fit of a whole profile takes minutes: here its result is known."""
     errors = [HeldOut(kind=Kind.GEMM, direction=Pass.FORWARD, shapes=12, median=0.03, mean=0.04, p90=0.09, worst=0.2)]
 
-    def fitted(folder: Path) -> tuple[Calibration, list[HeldOut]]:
+    def fitted(folder: Path, **_: Any) -> tuple[Calibration, list[HeldOut]]:
         assert folder == Path("my-profile")
         return calibration, errors
 

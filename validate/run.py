@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from moemodel.model.core.ending import ending_cleanly
 from moemodel.model.core.files import write_atomic
-from moemodel.model.plan.spec import plan_text
+from moemodel.model.plan.spec import Plan, plan_text
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.measured import predict_as_run
 from moemodel.model.results.validation import REPORT, Environment, Failed, Launcher, Report, Visit, row_of
 from moemodel.model.search.result import SearchResult
-from moemodel.profiler.clocks.clock_control import ending_cleanly
 from moemodel.profiler.devices.cpu import power_note
+from moemodel.profiler.store.folder_lock import folder_lock
 from moemodel.profiler.training.launch import Failure, LaunchOptions, Measured, PlanVisit, launch
-from moemodel.validation.records.session import RequestedPlan, RunRecord, Session, ValidationSpec, folder_lock
+from moemodel.validation.records.session import RequestedPlan, RunRecord, Session, ValidationSpec
 from moemodel.validation.report.build import report_of
 from moemodel.validation.report.page import html_page
+from moemodel.validation.select.duration import in_words, remaining_s, run_s
 from moemodel.validation.select.hardware import Clocks, probe_hardware
 from moemodel.validation.select.plans import Chosen, from_plans, from_search
 from moemodel.validation.select.runnable import Choice, PlanRequest
@@ -65,7 +67,7 @@ class Options:
     warm_s: float = 2.0
     seed: int = 0
     clocks: Clocks = "auto"
-    launcher: Launcher = "torchrun"
+    launcher: Launcher = "local"
     timeout_s: float = 240.0  # as profiler.training.launch; so are the times above
 
 
@@ -120,7 +122,7 @@ def validate_here(
         chosen = from_search(asked, hardware, calibration, top=top, controls=controls, seed=options.seed)
     else:
         chosen = from_plans(asked, hardware, calibration, controls=controls, seed=options.seed)
-    _announce(chosen, options, say)
+    _announce(chosen, options, calibration, gpu, say)
     spec = spec_of(chosen, environment, options, asked.search.name if isinstance(asked, SearchResult) else None)
     return validate(spec, folder or _folder_of(asked), calibration, options, gpu=gpu, say=say)
 
@@ -140,7 +142,7 @@ def _folder_of(asked: SearchResult | Sequence[PlanRequest]) -> Path:
     return Path(f"validation-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}")
 
 
-def _announce(chosen: Chosen, options: Options, say: Say) -> None:
+def _announce(chosen: Chosen, options: Options, calibration: Calibration, gpu: str, say: Say) -> None:
     """What is going to be run, before it is."""
     for plan in chosen.set_aside:
         say(f"set aside: {plan.name}: {plan.reason}")
@@ -148,8 +150,17 @@ def _announce(chosen: Chosen, options: Options, say: Say) -> None:
         say(f"plan {choice.asked.name}: {', '.join(choice.roles)}")
         for note in choice.notes:
             say(f"  note: {note}")
-    count, seconds = len(chosen.choices), options.repeats * (options.seconds + options.warm_s) * len(chosen.choices)
-    say(f"{count} plans, {options.repeats} rounds: {seconds / 60:.1f} min of steps; starting comes on top")
+    plans = {choice.asked.name: choice.plan for choice in chosen.choices}
+    predicted_s = _predicted_s(plans, calibration, options)
+    seconds = remaining_s([*plans] * options.repeats, predicted_s=predicted_s, taken=(), starts=True)
+    doubt = "; predictions for a processor may be several times off: it is told anew after each run"
+    say(f"{len(plans)} plans, {options.repeats} rounds: {in_words(seconds)}{doubt if gpu == 'cpu' else ''}")
+
+
+def _predicted_s(plans: Mapping[str, Plan], calibration: Calibration, options: Options) -> dict[str, float]:
+    """Duration of a run of each plan, by its predicted step time."""
+    times_s = {name: predict_as_run(plan, calibration).values["step_time"] for name, plan in plans.items()}
+    return {name: run_s(time_s, warm_s=options.warm_s, seconds=options.seconds) for name, time_s in times_s.items()}
 
 
 # ---- what is run ----------------------------------------------------------------------------------------------------
@@ -214,22 +225,33 @@ def validate(
         CalibrationError: the calibration is of another GPU, or lacks an operator.
         DeviceError: no process could be started at all.
     """
-    for asked in spec.plans:
-        predict_as_run(asked.plan, calibration)
-    session = Session(folder, spec)
-    with folder_lock(folder):
+    predicted_s = _predicted_s({asked.name: asked.plan for asked in spec.plans}, calibration, options)
+    with ending_cleanly(), folder_lock(folder, "validate"):
+        session = Session(folder, spec)
         if session.resumed:
             say(f"{folder}: {len(session.records)} runs were made before; going on")
-        return _validate(session, calibration, options, gpu, launch, say)
+
+        def to_go() -> str:
+            left = [asked.name for asked, _ in session.left()]
+            taken = [(record.plan, record.visit.seconds) for record in session.records if record.visit]
+            about = in_words(remaining_s(left, predicted_s=predicted_s, taken=taken, starts=False))
+            return f"{len(left)} run{'' if len(left) == 1 else 's'} to go" + (f", {about}" if left else "")
+
+        return _validate(session, calibration, options, gpu, launch, say, to_go)
 
 
 def _validate(
-    session: Session, calibration: Calibration, options: Options, gpu: str, launch: Launch, say: Say
+    session: Session,
+    calibration: Calibration,
+    options: Options,
+    gpu: str,
+    launch: Launch,
+    say: Say,
+    to_go: Callable[[], str],
 ) -> ValidationResult:
     interrupted, signal = False, None
     try:
-        with ending_cleanly():
-            _run(session, options, gpu, launch, say)
+        _run(session, options, gpu, launch, say, to_go)
     except KeyboardInterrupt as interruption:
         interrupted, signal = True, getattr(interruption, "number", None)
     finally:  # whatever ended it, what was measured is reported on
@@ -244,7 +266,7 @@ def write(report: Report, folder: Path) -> None:
     write_atomic(folder / PAGE, html_page(report))
 
 
-def _run(session: Session, options: Options, gpu: str, launch: Launch, say: Say) -> None:
+def _run(session: Session, options: Options, gpu: str, launch: Launch, say: Say, to_go: Callable[[], str]) -> None:
     """Make the runs that are left; after a failure, without the other runs of that plan."""
     how = LaunchOptions(
         gpu=gpu,
@@ -258,7 +280,7 @@ def _run(session: Session, options: Options, gpu: str, launch: Launch, say: Say)
         visits = [_visit(asked, repeat, options) for asked, repeat in left]
         found = launch(visits, folder=session.folder, options=how, report=say)
         try:
-            if not any(_failed(one, session, say) for one in found):
+            if not any(_failed(one, session, say, to_go) for one in found):
                 return
         finally:
             close = getattr(found, "close", None)  # of a generator: ends its processes
@@ -266,11 +288,11 @@ def _run(session: Session, options: Options, gpu: str, launch: Launch, say: Say)
                 close()
 
 
-def _failed(found: Measured | Failure, session: Session, say: Say) -> bool:
+def _failed(found: Measured | Failure, session: Session, say: Say, to_go: Callable[[], str]) -> bool:
     """Keep a run that ended, and say so; whether it failed."""
     record = _record(found, session.folder)
     session.add(record)
-    say(f"{_sentence(record)} ({len(session.left())} runs to go)")
+    say(f"{_sentence(record)} ({to_go()})")
     return record.failed is not None
 
 
@@ -284,7 +306,8 @@ def _record(found: Measured | Failure, folder: Path) -> RunRecord:
     if isinstance(found, Failure):
         log = None if found.log is None else os.path.relpath(found.log, folder)
         kind = _KINDS.get(found.kind, found.kind)
-        return RunRecord(plan=name, failed=Failed(repeat=repeat, kind=kind, reason=found.reason, log=log))
+        reason = found.reason.encode("utf-8", "replace").decode()  # it may quote a file's name that is no text
+        return RunRecord(plan=name, failed=Failed(repeat=repeat, kind=kind, reason=reason, log=log))
     visit = Visit(
         repeat=repeat,
         clock_held=found.clock_held,

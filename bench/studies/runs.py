@@ -45,7 +45,7 @@ from moemodel.model.network.cluster import Internode
 from moemodel.model.network.collectives import network_of
 from moemodel.model.operators.work import Kind
 from moemodel.model.plan.batch import PlanBatch
-from moemodel.model.plan.recompute import Recompute
+from moemodel.model.plan.recompute import Recompute, recompute_number
 from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import Calibration, HostLane, OperatorFit, Parameter
 from moemodel.model.schedule.pipeline_layout import PipelineLayout
@@ -141,8 +141,11 @@ class Study:
 # ---- machines -------------------------------------------------------------------------------------------------------
 
 
-def machine(software: Software, constants: Mapping[str, float]) -> System:
-    """What some software makes of its hardware under some constants; those not named are 1."""
+def machine(software: Software, constants: Mapping[str, float], *, limited: bool = False) -> System:
+    """What some software makes of its hardware under some constants; those not named are 1.
+
+    `limited`: by the memory of the chip; else nothing runs out of it.
+    """
     gpu = read_gpu(software.gpu)
     calibration = adapted(shipped(_CALIBRATED), gpu, software, constants)
     link = read_link(software.internode)
@@ -161,7 +164,7 @@ def machine(software: Software, constants: Mapping[str, float]) -> System:
         internode=Internode(link=link),
         calibration=calibration,
         network=network,
-        memory_B=np.inf,
+        memory_B=float(gpu.memory_B) if limited and gpu.memory_B else np.inf,
         power_limit_W=gpu.power_limit_W or np.inf,
         peak_flops_per_s=gpu.peak("bf16").flops_per_s,
         framework=framework,
@@ -214,7 +217,7 @@ def _changed(parameters: Mapping[str, Parameter], values: Mapping[str, float]) -
 
 # ---- predictions and fits -------------------------------------------------------------------------------------------
 
-_PLAN: dict[str, float] = {
+PLAN_DEFAULTS: dict[str, float] = {
     "dp": 1,
     "tp": 1,
     "pp": 1,
@@ -253,7 +256,7 @@ class Predictor:
 
     def _batch(self, places: Sequence[int]) -> tuple[Architecture, PlanBatch, str]:
         rows = [self.study.rows[place] for place in places]
-        columns = {name: [row.plan.get(name, default) for row in rows] for name, default in _PLAN.items()}
+        columns = {name: [row.plan.get(name, default) for row in rows] for name, default in PLAN_DEFAULTS.items()}
         return rows[0].architecture, PlanBatch.of(**columns), rows[0].software
 
     def predicted(self, constants: Mapping[str, float]) -> tuple[FloatArray, FloatArray]:
@@ -469,7 +472,7 @@ def fsdp(folder: Path) -> Study:
     )
 
 
-def _llama_405b() -> Architecture:
+def llama_405b() -> Architecture:
     """Llama 3.1 405B (Grattafiori et al. 2024, table 3)."""
     model = read_architecture("llama-3-70b")
     layer = model.decoder[0]
@@ -505,7 +508,7 @@ def _gpt_oss() -> Architecture:
 _MODELS: dict[str, Callable[[], Architecture]] = {
     "LLAMA3_8B": lambda: read_architecture("llama-3-8b"),
     "LLAMA3_70B": lambda: read_architecture("llama-3-70b"),
-    "LLAMA3.1_405B": _llama_405b,
+    "LLAMA3.1_405B": llama_405b,
     "GPT OSS 120B": _gpt_oss,
     "Qwen3_30B_a3B": lambda: read_architecture("qwen3-30b-a3b"),
     "Qwen3_235B_a22B": _qwen_235b,
@@ -576,9 +579,10 @@ def _bridge_row(record: Mapping[str, Any], name: str, architecture: Architecture
             "virtual_stages": vp,
             "zero_stage": 3 if _count(record["fsdp"]) > 1 else 1,
             "sequence_parallel": int(tp > 1),
-            "micro_batch": int(record["mbs"]),
+            "micro_batch": _MICRO_BATCH.get((name, release), int(record["mbs"])),
             "global_batch": batch,
             "seq": seq,
+            "recompute": recompute_number(_RECOMPUTED.get((name, release), _RECOMPUTED.get((name, ""), "none"))),
         },
         software=software,
         time_s=batch * seq / (gpus * float(record["tok_s_gpu"])),
@@ -603,6 +607,16 @@ _DISPATCH: dict[tuple[str, str], tuple[str, ...]] = {
         "to four",
     ),  # its router picks 4 of 8 groups of experts (topk_group of its config.json)
 }
+
+
+# What backward passes run again, by the same configurations (src/megatron/bridge/perf_recipes/*/h100 of v0.6.0)
+_RECOMPUTED: dict[tuple[str, str], str] = {
+    ("LLAMA3_8B", "25.11"): "first-5",
+    ("GPT OSS 120B", ""): "layernorm+moe_act",
+    ("DeepSeekV3", ""): "mla_up_proj+mlp",
+}
+# The table has 4 here, with an accumulation that goes with neither its degrees nor the configuration, which has 1
+_MICRO_BATCH: dict[tuple[str, str], int] = {("GPT OSS 120B", "25.11"): 1}
 
 
 def _expert_software() -> dict[str, Software]:
@@ -636,7 +650,7 @@ _MLPERF_PLANS = {
 }
 _MLPERF_MODELS: dict[str, Callable[[], Architecture]] = {
     "gpt3": lambda: replace(read_architecture("gpt3-175b"), vocab=51200),  # 50257 and padding, as Megatron pads
-    "llama31_405b": _llama_405b,
+    "llama31_405b": llama_405b,
     "llama31_8b": lambda: read_architecture("llama-3-8b"),
 }
 _TIMED = re.compile("train_step_tim(e|ing)")

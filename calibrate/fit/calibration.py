@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from moemodel.calibration.fit.dvfs import fit_gain, fit_governor, no_governor, w
 from moemodel.calibration.fit.network import measured_network
 from moemodel.calibration.fit.operators import HeldOut, fit_operator, observations
 from moemodel.calibration.fit.power import UNITS, fit_power, loads_of
-from moemodel.calibration.fit.thermal import fit_leakage, fit_thermal
+from moemodel.calibration.fit.thermal import fit_leakage, fit_thermal, stuck_reading
+from moemodel.calibration.fit.trial import trial_reason
 from moemodel.calibration.store.profile_reader import Profile, read_profile
 from moemodel.calibration.store.profile_tables import OperatorTable, joined
 from moemodel.calibration.threads import one_blas_thread
@@ -40,8 +42,13 @@ _REPORTED_CLOCK_ERROR = 0.139
 _COMPOSITION_ERROR = 0.03  # assumed: cache reuse and launch gaps between operators that were timed alone
 
 
+Tell = Callable[[int, int, str], None]  # steps done, of how many, and what comes now
+
+
 @one_blas_thread()
-def calibrate_profile(folder: Path, *others: Path) -> tuple[Calibration, list[HeldOut]]:
+def calibrate_profile(
+    folder: Path, *others: Path, progress: Tell = lambda *_: None
+) -> tuple[Calibration, list[HeldOut]]:
     """Fit a calibration to a profile, or to profiles of several GPUs of one kind.
 
     Samples of several profiles are pooled: times differ by their true clocks alone, and power averages over the chips.
@@ -51,6 +58,7 @@ def calibrate_profile(folder: Path, *others: Path) -> tuple[Calibration, list[He
     Args:
         folder: of the profile.
         others: further profiles of the same kind of GPU.
+        progress: is told how far it is.
 
     Returns:
         The calibration, and for each operator and pass the errors on shapes that were held out.
@@ -72,10 +80,14 @@ def calibrate_profile(folder: Path, *others: Path) -> tuple[Calibration, list[He
     fits: list[OperatorFit] = []
     errors: list[HeldOut] = []
     unsure = _unsure(operators, gpu)
-    for data in observations(operators):
+    observed = list(observations(operators))
+    steps = len(observed) + 2
+    for step, data in enumerate(observed):
+        progress(step, steps, f"{data.kind} {data.direction}")
         fit, held_out = fit_operator(data, chip, source)
         fits.append(fit.model_copy(update={"log_error": float(np.hypot(fit.log_error, unsure))}))
         errors.append(held_out)
+    progress(len(observed), steps, "power")
     power, governor = _power(profile, gpu, chip, source)
     governor = governor.model_copy(update={"log_error": float(np.hypot(governor.log_error, unsure))})
     calibration = Calibration(
@@ -85,6 +97,7 @@ def calibrate_profile(folder: Path, *others: Path) -> tuple[Calibration, list[He
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         moemodel_version=moemodel.__version__,
         provenance=f"Measured: {source}.",
+        trial=trial_reason(fits, errors),
         clock_reference_Hz=chip.clock_Hz,
         clock_range_Hz=(gpu.clock_min_Hz or 0.999 * chip.clock_Hz, chip.clock_Hz),  # no width is no range
         clock_measured_Hz=_measured_clocks(operators, chip.clock_Hz),
@@ -102,10 +115,12 @@ def calibrate_profile(folder: Path, *others: Path) -> tuple[Calibration, list[He
         )[0],
         memory=_memory(profile, source),
     )
+    progress(len(observed) + 1, steps, "governor")
     if calibration.power.points and len(profile.alternating):
         cap_W = profile.manifest.device.power_limit_W or gpu.power_limit_W or np.inf
         gain = fit_gain(calibration, profile.alternating, profile.power, cap_W, source)
         calibration = with_gain(calibration, gain)
+    progress(steps, steps, "done")
     return calibration, errors
 
 
@@ -214,7 +229,10 @@ def _nominal_chip(operators: OperatorTable, clock_Hz: float) -> dict[str, Parame
 def _power(profile: Profile, gpu: Gpu, chip: RooflineChip, source: str) -> tuple[PowerFit, GovernorFit]:
     """Power and governor; a device without power readings gets none, and a large error that says so."""
     clock_Hz = chip.clock_Hz
-    loads = loads_of(profile.power, clock_Hz)
+    table = profile.power
+    if stuck_reading(profile.thermal):  # that of the loads is no better
+        table = replace(table, temperature_C=np.full(len(table), np.nan))
+    loads = loads_of(table, clock_Hz)
     cap_W = profile.manifest.device.power_limit_W or gpu.power_limit_W or np.inf
     if len(loads) < _FEWEST_LOADS or profile.manifest.device.power_source == "guess":
         return _no_power(clock_Hz)

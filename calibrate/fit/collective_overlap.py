@@ -74,7 +74,8 @@ def link_powers(collectives: CollectiveTable) -> dict[Collective, Estimate]:
     if not len(idle_W) or not len(large):
         return {}
     busy = np.minimum(large.time_s / large.held_time_s, 1.0)
-    return _by_collective(large.collective, (large.power_W - idle_W.mean()) / busy)
+    # a collective draws no less than idling does, whatever two readings say
+    return _by_collective(large.collective, np.maximum(large.power_W - idle_W.mean(), 0.0) / busy)
 
 
 def host_call_s(collectives: CollectiveTable) -> Estimate | None:

@@ -90,11 +90,12 @@ def link_rows(table: CollectiveTable) -> list[LinkRows]:
     Args:
         table: `collectives` of a profile, or of several, one after another.
     """
-    timed = take_rows(table, ~np.isnan(table.time_s) & (table.nodes == 1) & (table.skew == 1) & (table.size_B > 0))
-    medians = timed.frame().groupby(["collective", "ranks", "size_B"], as_index=False)["time_s"].median()
+    inside = (table.nodes == 1) & (table.ranks >= _PAIR) & (table.size_B > 0)
+    timed = take_rows(table, ~np.isnan(table.time_s) & inside & (table.skew == 1)).frame()
+    around = (timed["collective"] == EXCHANGE) & (timed["ranks"] > _PAIR)
+    timed["collective"] = timed["collective"].mask(around, str(Collective.SEND_RECV))
+    medians = timed.groupby(["collective", "ranks", "size_B"], as_index=False)["time_s"].median()
     found = []
-    around = (medians["collective"] == EXCHANGE) & (medians["ranks"] > _PAIR)
-    medians["collective"] = medians["collective"].mask(around, str(Collective.SEND_RECV))
     for collective in Collective:
         rows = medians[medians["collective"] == str(collective)]
         if len(rows):

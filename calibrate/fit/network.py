@@ -177,7 +177,7 @@ def _powers(table: CollectiveTable, source: str) -> dict[str, Parameter]:
         mean_W = float(np.mean([each.value for each in found.values()]))
         spread_W = float(np.std([each.value for each in found.values()]))
         parameters["link_power"] = Parameter.measured(
-            mean_W, "W", f"{source}: mean over collectives", spread_W / mean_W
+            mean_W, "W", f"{source}: mean over collectives", spread_W / mean_W if mean_W > 0 else None
         )
     return parameters
 

@@ -34,6 +34,10 @@ LEAK_W_PER_C = 0.73
 RISE_PER_C = 0.0016
 LEAK_REFERENCE_C = 50.0  # by choice: the temperature that base_W is for
 _FEWEST_READINGS = 100  # 10 s of the trace: less shows nothing of a heat sink
+_NOISE_C = 1.0  # that a sensor may waver by where it stands still: one step of most
+_STUCK_S = 10.0  # assumed: longer than any turn of loads that keeps a die within a degree
+_WARMING_S = 2.0  # a few of a die's time constants (an H100's: 0.3 s)
+_STUCK_W = 100.0  # that warm a die by two degrees at the 0.02 K/W of the best cold plates, and an H100's by five
 _GAP_S = 1.5  # between readings: something else ran, or the profile was resumed
 _TIMES_S = ((0.1, 8.0), (5.0, 120.0))  # assumed: in which the time constants are looked for (an H100's: 0.3 and 18 s)
 _STARTS_S = ((1.0, 15.0), (2.0, 40.0), (4.0, 80.0))  # assumed: three, lest one ends in a side minimum
@@ -50,7 +54,9 @@ def fit_thermal(table: ThermalTable, source: str) -> ThermalFit:
     """Resistances and time constants of die and heat sink, and the inlet's temperature."""
     rows = _longest(_readings(table))
     if len(rows) < _FEWEST_READINGS:
-        return _unknown()
+        return _unknown("no temperature trace in the profile")
+    if stuck := stuck_reading(table):
+        return _unknown(stuck)
     time_s, power_W, temperature_C = rows.wall_s - rows.wall_s[0], rows.power_W, rows.temperature_C
 
     def misses(log_tau: FloatArray) -> FloatArray:
@@ -79,9 +85,35 @@ def fit_thermal(table: ThermalTable, source: str) -> ThermalFit:
     )
 
 
+def stuck_reading(table: ThermalTable) -> str | None:
+    """What shows that the temperature stood still where it cannot have; None where nothing does.
+
+    A die that draws more warms within seconds. A reading that stays the same all the while is none.
+    """
+    rows = _readings(table)
+    if not len(rows):
+        return None
+    still = np.ptp(rows.temperature_C) <= _NOISE_C
+    changed = ~still & (np.diff(rows.temperature_C) != 0) | (np.diff(rows.wall_s) > _GAP_S)
+    for same in np.split(np.arange(len(rows)), np.flatnonzero(changed) + 1):
+        wall_s, power_W = rows.wall_s[same], rows.power_W[same]
+        if wall_s[-1] - wall_s[0] < _STUCK_S:
+            continue
+        # means of stretches in which any die would have warmed; the last, shorter one is left out
+        stretch = ((wall_s - wall_s[0]) // _WARMING_S).astype(np.int64)
+        means_W = (np.bincount(stretch, weights=power_W) / np.maximum(np.bincount(stretch), 1))[:-1]
+        means_W = means_W[np.bincount(stretch)[:-1] > 0]
+        if np.ptp(means_W) > _STUCK_W:
+            return (
+                f"the temperature read {rows.temperature_C[same[0]]:g} C for {wall_s[-1] - wall_s[0]:.0f} s, while "
+                f"power went from {means_W.min():.0f} to {means_W.max():.0f} W, so its sensor stands still"
+            )
+    return None
+
+
 def _readings(table: ThermalTable) -> ThermalTable:
-    """The rows with power and temperature, in the order of time."""
-    rows = take_rows(table, ~np.isnan(table.power_W) & ~np.isnan(table.temperature_C))
+    """The rows with power, temperature and time, in its order."""
+    rows = take_rows(table, ~np.isnan(table.power_W) & ~np.isnan(table.temperature_C) & ~np.isnan(table.wall_s))
     return take_rows(rows, np.argsort(rows.wall_s))
 
 
@@ -119,9 +151,9 @@ def _lagged(time_s: FloatArray, power_W: FloatArray, tau_s: float) -> FloatArray
     return out
 
 
-def _unknown() -> ThermalFit:
+def _unknown(why: str) -> ThermalFit:
     """No trace to fit: temperature is not modelled (no rise), and says so."""
-    source = "no temperature trace in the profile: no rise is modelled"
+    source = f"{why}: no rise is modelled"
     values = {
         "die_C_per_W": (0.0, "K/W"),
         "die_time": (1.0, "s"),
@@ -145,7 +177,7 @@ def fit_leakage(table: ThermalTable, source: str) -> dict[str, Parameter]:
     if found[0] is not None:
         slope, error, idle_W = found[0]
         leak = Parameter.measured(max(slope, 0.0), "W/K", source, _share(error, slope))
-        if found[1] is not None:
+        if found[1] is not None and found[1][2] > idle_W:
             loaded, loaded_error, busy_W = found[1]
             value = max(loaded - slope, 0.0) / (busy_W - idle_W)
             spread = float(np.hypot(error, loaded_error)) / (busy_W - idle_W)

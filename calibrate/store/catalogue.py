@@ -8,10 +8,11 @@ from pathlib import Path
 from moemodel.model.core.errors import CalibrationError, InputError
 from moemodel.model.core.files import is_there, write_atomic
 from moemodel.model.core.suggest import unknown
-from moemodel.model.hardware.gpu import list_gpus, read_gpu
-from moemodel.model.records.calibration import Calibration, read_calibration
+from moemodel.model.hardware.gpu import Gpu, list_gpus, read_gpu
+from moemodel.model.records.calibration import Calibration, MemoryFit, Parameter, read_calibration
 
 _SHIPPED = Path(__file__).parents[1] / "shipped"
+_MEMORY_OF = "h100-sxm-80gb"  # whose context was measured: of the others that ship it is assumed
 
 
 def list_calibrations() -> tuple[str, ...]:
@@ -29,7 +30,8 @@ def shipped(name: str) -> Calibration:
     if name in list_gpus() and name not in list_calibrations():
         raise CalibrationError(
             f"there is no calibration of {name}; those that ship: {', '.join(list_calibrations())}. Make one: run "
-            "`moemodel profile` on that GPU, then `moemodel calibrate`, and name its file with --calibration"
+            "`moemodel profile` on that GPU, then `moemodel calibrate`, and name its file with --calibration. Without "
+            "one `moemodel predict` gives memory, FLOPs and bytes, but neither time nor energy"
         )
     if name not in list_calibrations():
         error: InputError = unknown(
@@ -58,6 +60,40 @@ def load_calibration(given: Calibration | Path | str | None, gpu: str, *, key: s
     path = Path(given)
     is_file = isinstance(given, Path) or path.suffix == ".json" or is_there(path)
     return read_calibration(path) if is_file and str(given) not in list_calibrations() else shipped(str(given))
+
+
+def calibration_or_stand_in(given: Calibration | Path | str | None, gpu: str, *, key: str = "gpu") -> Calibration:
+    """The calibration that is meant; where none is given and none ships, one that serves for memory alone.
+
+    Args, Raises: see `load_calibration`; never for want of a calibration.
+    """
+    if given is None:
+        description = read_gpu(gpu, key=key)
+        if description.name not in list_calibrations():
+            return _memory_alone(description)
+    return load_calibration(given, gpu, key=key)
+
+
+def _memory_alone(gpu: Gpu) -> Calibration:
+    """What a GPU that nobody measured holds beside tensors, taken from one that was; no operator has a time."""
+    like = shipped(_MEMORY_OF)
+    parameters = {
+        name: Parameter.assumed(
+            (2 if name == "log_error" else 1) * known.value, known.unit, f"as on {like.gpu}, not measured on {gpu.name}"
+        )
+        for name, known in like.memory.parameters.items()
+    }
+    return like.model_copy(
+        update={
+            "name": f"none of {gpu.name}",
+            "gpu": gpu.name,
+            "provenance": f"None: what lies in memory beside tensors is taken to be as on {like.gpu}.",
+            "operators": [],
+            "host": [],
+            "power": like.power.model_copy(update={"points": 0}),
+            "memory": MemoryFit(parameters=parameters),
+        }
+    )
 
 
 def write_calibration(calibration: Calibration, path: Path | str) -> None:

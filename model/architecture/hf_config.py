@@ -1,18 +1,23 @@
 """Read an architecture: a preset's name, a Hugging Face `config.json`, or a folder that holds one.
 
-The file is data only: nothing in it is run, and no code is fetched. Keys that don't change the shape (dropout, dtype,
-token ids, …) are ignored: the file belongs to another program. What is read of it is in `architecture.families`.
+The file is data only: nothing in it is run, and no code is fetched. It belongs to another program: `families` says
+which `model_type` is read as what, `keys` what becomes of keys that nothing reads, `heads` what the model ends in, and
+`language_model` where its keys stand in a model of images, sound or video.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from moemodel.model.architecture.families import FAMILIES, Family
+from moemodel.model.architecture.families import FAMILIES
+from moemodel.model.architecture.heads import head_of
+from moemodel.model.architecture.keys import check_aliases, check_keys, keys_read
+from moemodel.model.architecture.language_model import language_model
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.documents import describe, load_json
 from moemodel.model.core.errors import InputError
@@ -54,12 +59,22 @@ def _preset(name: str) -> Architecture:
 def _read(path: Path, name: str) -> Architecture:
     """The architecture that a file describes, under a name."""
     config = _read_object(path)
-    family = _family(config, path)
-    source = config.pop(_SOURCE, str(path))
+    source = str(config.pop(_SOURCE, path))
+    if "model_type" not in config:
+        raise InputError(f"{path}: the key 'model_type' is missing; allowed: {', '.join(sorted(FAMILIES))}")
     try:
-        return family.model_validate(config).architecture(name, str(source))
+        part = language_model(config)
+        family = part.family
+        check_aliases(family, part.config)
+        head = head_of(part.config, part.model_type, around=config if part.is_nested else None)
+        notes = check_keys(keys_read(family), part.config, part.model_type)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    try:
+        architecture = head.on(family.model_validate(part.config).architecture(name, source))
     except ValidationError as error:
-        raise InputError(describe(error, family, str(path), {}, config)) from None
+        raise InputError(describe(error, family, str(path), {}, part.config)) from None
+    return replace(architecture, notes=(*part.notes, *architecture.notes, *notes))
 
 
 def _config_file(given: str | Path) -> Path:
@@ -78,12 +93,3 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise InputError(f"{path}: found a JSON {type(config).__name__}; allowed: an object of keys and values")
     return config
-
-
-def _family(config: dict[str, Any], path: Path) -> type[Family]:
-    if "model_type" not in config:
-        raise InputError(f"{path}: the key 'model_type' is missing; allowed: {', '.join(FAMILIES)}")
-    model_type = str(config["model_type"])
-    if model_type not in FAMILIES:
-        raise unknown(f"{path}: model_type", model_type, FAMILIES)
-    return FAMILIES[model_type]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Activation = Literal["gelu", "relu", "silu"]
+Activation = Literal["gelu", "relu", "relu2", "silu"]
 Norm = Literal["rms", "layer"]
 Router = Literal["softmax_topk", "noisy_topk", "expert_choice", "switch_top1", "sigmoid_topk"]
 
@@ -26,11 +26,17 @@ class Latent:
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """Attention of one layer; `cross` attends to the encoder's output."""
+    """Attention of one layer; `cross` attends to the encoder's output.
+
+    A causal query looks at all tokens up to its own; with a `window`, at the last so many of these, its own among them;
+    with a `chunk`, at those of its own chunk of so many tokens. One that is not causal looks at all; with a `window`,
+    at so many to each side.
+    """
 
     heads: int
     kv_heads: int
     head_dim: int  # of queries and keys without the rotary part that `latent` adds
+    value_head_dim: int | None = None  # of values, where it isn't `head_dim`; `latent` has its own
     causal: bool = True
     cross: bool = False
     bias_qkv: bool = False
@@ -39,6 +45,9 @@ class Attention:
     rotary: bool = True
     relative_buckets: int = 0  # learned relative position biases, buckets x heads, in the first layer of a stack
     latent: Latent | None = None
+    window: int | None = None
+    chunk: int | None = None
+    sinks: bool = False  # a learned score per head that no key has (gpt-oss)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +75,8 @@ class Moe:
     shared_width: int = 0  # total width of the experts that every token passes
     shared_gate: bool = False
     router: Router = "softmax_topk"
-    router_bias: bool = False  # per-expert correction added to scores
+    router_bias: bool = False  # of each expert's score
+    score_correction: bool = False  # added to scores by a rule that balances loads, no gradient: not a parameter
     capacity_factor: float | None = None  # None: dropless
     depth: int = 1  # hidden layers of one expert, as in `Mlp`
     out_width: int | None = None  # of the output; None: the model's width
@@ -78,12 +88,21 @@ class Layer:
 
     One norm (`norm`) before or after each attention and the feed-forward block, each with a residual around it; a layer
     whose `norm` is None has neither norms nor residuals (a plain MLP).
+
+    Attributes:
+        attentions, feed_forward: its blocks.
+        norm, norm_bias, norm_scale: kind of the norms; whether they have a learned shift, and a learned scale.
+        second_norm: one before and one behind each block (Gemma 2).
+        parallel: one norm feeds all blocks (GPT-J). Counted as if these ran one after another.
     """
 
     attentions: tuple[Attention, ...]
     feed_forward: Mlp | Moe
     norm: Norm | None
     norm_bias: bool = False
+    norm_scale: bool = True
+    second_norm: bool = False
+    parallel: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +115,18 @@ class Architecture:
         vocab: rows of the token embedding, as the model file has them (no padding).
         embedding_width: width of the token embedding; differs from `hidden` where the model projects (OPT-350M).
         tied: the output head shares the token embedding.
-        has_head: the model ends in a vocabulary head (a plain MLP does not).
+        has_head: the model ends in a head (a plain MLP or a bare encoder of text does not).
+        classes: outputs of a classification head in the vocabulary's place, for each token; 0: a vocabulary head.
+        head_bias: biases of the head.
+        embedding_norm: a norm after the token embedding (BLOOM).
         encoder: layers of the encoder, in order; empty for a decoder-only model.
         decoder: layers of the decoder, in order.
         learned_positions: rows of a learned position embedding, 0 if none.
         final_norm: a norm after the last layer (of each stack).
         max_seq: longest sequence the configuration states, if it does.
         source: where the configuration comes from.
+        notes: what a reader of counts and predictions has to know: what of the configuration isn't in them.
+        multi_token: layers of multi-token-prediction modules that the configuration states. Not part of the model here.
     """
 
     name: str
@@ -113,10 +137,20 @@ class Architecture:
     decoder: tuple[Layer, ...]
     encoder: tuple[Layer, ...] = ()
     has_head: bool = True
+    classes: int = 0
+    head_bias: bool = False
+    embedding_norm: bool = False
     learned_positions: int = 0
     final_norm: bool = True
     max_seq: int | None = None
     source: str = ""
+    notes: tuple[str, ...] = ()
+    multi_token: tuple[Layer, ...] = ()
+
+    @property
+    def head_outputs(self) -> int:
+        """Width of what the head gives for a token; 0 without a head."""
+        return (self.classes or self.vocab) if self.has_head else 0
 
     @property
     def layers(self) -> tuple[Layer, ...]:

@@ -53,7 +53,7 @@ def _write_atomic(path: Path, content: str | bytes | Callable[[Path], None], *, 
     temporary = Path(name)
     try:
         _fill(temporary, content)
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~umask())
         if sync:
             _sync(temporary)
         if overwrite:
@@ -81,7 +81,8 @@ def _sync(temporary: Path) -> None:
         os.close(handle)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """Of this process."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -25,10 +25,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moemodel.model.core.arrays import FloatArray
 
-_ROUNDS = 3  # of clocks and the times that stretches take at them; more move no step of bench/plans by 0.01 %
+_ROUNDS = 3  # of clocks and the times that stretches take at them
+_STEADY = 1e-4  # of a clock: what moves more in the last of them is not settled
+_MORE_ROUNDS = 20  # for the few of thousands of random plans that are not; 40 move none of 3,800 by 0.002 %
 _HALVINGS = 14  # of the range of clocks: 0.1 MHz
 _NEAR = 0.04  # assumed, of a clock: where its power is taken for a straight line; half or twice moves energies by 0.5 %
 _ENDLESS_W = 1e6  # in place of an infinite limit: above any GPU, and arithmetic stays finite
@@ -65,10 +68,16 @@ class PowerSegment:
     Attributes:
         time_s_PK: how long it takes at each clock.
         power_W_PK: what it draws there.
+        pace: place in the cycle of the stretch whose clock says how long this one takes, which waits; None: its own.
     """
 
     time_s_PK: FloatArray
     power_W_PK: FloatArray
+    pace: int | None = None
+
+    def take(self, rows: NDArray[np.int64]) -> PowerSegment:
+        """The same of the cycles at these rows."""
+        return PowerSegment(time_s_PK=self.time_s_PK[rows], power_W_PK=self.power_W_PK[rows], pace=self.pace)
 
 
 def steady_state_clocks(
@@ -94,27 +103,52 @@ def steady_state_clocks(
         gain_Hz_per_J: how fast the clock answers.
     """
     limit_W_P = np.minimum(limit_W_P, _ENDLESS_W)
-    clocks = [_alone(stretch, clock_Hz_K, limit_W_P, highest_Hz_P) for stretch in cycle]
+    clocks = before = [_alone(stretch, clock_Hz_K, limit_W_P, highest_Hz_P) for stretch in cycle]
     for _ in range(_ROUNDS):
-        moves = [
-            _clock_response(stretch, clock_Hz_K, clock, limit_W_P, highest_Hz_P, gain_Hz_per_J)
-            for stretch, clock in zip(cycle, clocks, strict=True)
-        ]
-        times = [
-            time_at_clock(stretch.time_s_PK, clock_Hz_K, clock) for stretch, clock in zip(cycle, clocks, strict=True)
-        ]
-        kept = [np.exp(-time / move.lag_s) for time, move in zip(times, moves, strict=True)]
-        low, high = np.full_like(highest_Hz_P, clock_Hz_K[0]), highest_Hz_P
-        for _ in range(_HALVINGS):
-            begin = end = (low + high) / 2
-            for move, keep in zip(moves, kept, strict=True):
-                end = move.end(end, keep)
-            low, high = np.where(end > begin, begin, low), np.where(end > begin, high, begin)
-        clocks, at = [], (low + high) / 2
-        for move, keep, time in zip(moves, kept, times, strict=True):
-            clocks.append(move.mean(at, keep, time))
-            at = move.end(at, keep)
+        before, clocks = clocks, _settled(cycle, clocks, clock_Hz_K, limit_W_P, highest_Hz_P, gain_Hz_per_J)
+    moving = np.logical_or.reduce(
+        [np.abs(now - then) > _STEADY * now for now, then in zip(clocks, before, strict=True)]
+    )
+    if not moving.any():
+        return clocks
+    rows = np.flatnonzero(moving)
+    some, found = [stretch.take(rows) for stretch in cycle], [clock[rows] for clock in clocks]
+    for _ in range(_MORE_ROUNDS):
+        found = _settled(some, found, clock_Hz_K, limit_W_P[rows], highest_Hz_P[rows], gain_Hz_per_J)
+    for clock, late in zip(clocks, found, strict=True):
+        clock[rows] = late
     return clocks
+
+
+def _settled(
+    cycle: Sequence[PowerSegment],
+    clocks: Sequence[FloatArray],
+    clock_Hz_K: FloatArray,
+    limit_W_P: FloatArray,
+    highest_Hz_P: FloatArray,
+    gain_Hz_per_J: float,
+) -> list[FloatArray]:
+    """Mean clocks of a cycle whose powers and times are taken at some clocks; arguments as `steady_state_clocks`."""
+    moves = [
+        _clock_response(stretch, clock_Hz_K, clock, limit_W_P, highest_Hz_P, gain_Hz_per_J)
+        for stretch, clock in zip(cycle, clocks, strict=True)
+    ]
+    times = [
+        time_at_clock(stretch.time_s_PK, clock_Hz_K, clock if stretch.pace is None else clocks[stretch.pace])
+        for stretch, clock in zip(cycle, clocks, strict=True)
+    ]
+    kept = [np.exp(-time / move.lag_s) for time, move in zip(times, moves, strict=True)]
+    low, high = np.full_like(highest_Hz_P, clock_Hz_K[0]), highest_Hz_P
+    for _ in range(_HALVINGS):
+        begin = end = (low + high) / 2
+        for move, keep in zip(moves, kept, strict=True):
+            end = move.end(end, keep)
+        low, high = np.where(end > begin, begin, low), np.where(end > begin, high, begin)
+    found, at = [], (low + high) / 2
+    for move, keep, time in zip(moves, kept, times, strict=True):
+        found.append(move.mean(at, keep, time))
+        at = move.end(at, keep)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +170,8 @@ class _ClockResponse:
         way_Hz = self.target_Hz - begin_Hz
         with np.errstate(divide="ignore", invalid="ignore"):
             left = (self.target_Hz - self.highest_Hz) / way_Hz  # of the way, where the highest clock is reached
-            reached_s = np.where((left > keep) & (left <= 1), -self.lag_s * np.log(left), time_s)
+            reaches = (self.target_Hz > self.highest_Hz) & (left > keep) & (left <= 1)
+            reached_s = np.where(reaches, -self.lag_s * np.log(left), time_s)
             reached_s = np.minimum(reached_s, time_s)
             rising = self.target_Hz * reached_s - way_Hz * self.lag_s * -np.expm1(-reached_s / self.lag_s)
             mean = (rising + self.highest_Hz * (time_s - reached_s)) / time_s
@@ -163,7 +198,7 @@ def _clock_response(
     rising_PK = np.maximum.accumulate(stretch.power_W_PK, axis=1)
     below_Hz = np.maximum((1 - _NEAR) * about_Hz_P, clock_Hz_K[0])
     above_Hz = np.minimum((1 + _NEAR) * about_Hz_P, clock_Hz_K[-1])
-    below_W, above_W = at_clock(rising_PK, clock_Hz_K, below_Hz), at_clock(rising_PK, clock_Hz_K, above_Hz)
+    below_W, above_W = (_power_at(stretch, rising_PK, clock_Hz_K, clock_Hz) for clock_Hz in (below_Hz, above_Hz))
     slope = np.maximum((above_W - below_W) / np.maximum(above_Hz - below_Hz, 1.0), _LEAST_SLOPE)
     here_W = below_W + slope * (about_Hz_P - below_Hz)
     return _ClockResponse(
@@ -172,6 +207,16 @@ def _clock_response(
         lowest_Hz=float(clock_Hz_K[0]),
         highest_Hz=highest_Hz_P,
     )
+
+
+def _power_at(
+    stretch: PowerSegment, power_W_PK: FloatArray, clock_Hz_K: FloatArray, clock_Hz_P: FloatArray
+) -> FloatArray:
+    """Power of a stretch at one clock for each cycle, [P]: its energy over its time there, as these are priced between
+    the clocks given, energy linear in the clock and time in its period."""
+    time_s = time_at_clock(stretch.time_s_PK, clock_Hz_K, clock_Hz_P)
+    energy_J = at_clock(power_W_PK * stretch.time_s_PK, clock_Hz_K, clock_Hz_P)
+    return np.divide(energy_J, time_s, out=at_clock(power_W_PK, clock_Hz_K, clock_Hz_P), where=time_s > 0)
 
 
 def _between(values: FloatArray, low: FloatArray | float, high: FloatArray | float) -> FloatArray:

@@ -17,9 +17,9 @@ from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.errors import CalibrationError
 from moemodel.model.device.dvfs import TensorLimit, at_clocks, time_at_clocks
 from moemodel.model.device.power import PowerModel
-from moemodel.model.device.roofline import RooflineChip, form_of, operator_times, roofline_terms
+from moemodel.model.device.roofline import OperatorTime, RooflineChip, form_of, operator_times, roofline_terms
 from moemodel.model.operators.calls import Call, Phase
-from moemodel.model.operators.work import FALLBACK, SHAPE_FIELDS, Kind, Pass, Shape
+from moemodel.model.operators.work import FALLBACK, SHAPE_FIELDS, Kind, Pass, Shape, Work, weights_share
 from moemodel.model.records.calibration import Calibration, OperatorFit
 
 # Backward work that only the optimizer waits for.
@@ -47,7 +47,8 @@ class PhaseCost:
         spread_s: standard deviation of time by operator and pass, [U]; correlated within, independent between.
         extrapolated_s_U: time spent in shapes outside what was measured.
         calls_U: operator calls, which the host queues one by one.
-        weights_s_U: of the time at the highest clock, gradients of weights, which no other stage waits for.
+        weights_s_U: of the time at the highest clock, gradients of weights, which no other stage waits for;
+            `weights_calls_U` of the calls.
     """
 
     time_s_UK: FloatArray
@@ -57,19 +58,21 @@ class PhaseCost:
     extrapolated_s_U: FloatArray
     calls_U: FloatArray
     weights_s_U: FloatArray
+    weights_calls_U: FloatArray
 
     @classmethod
     def empty(cls, shapes: int, clocks: int) -> PhaseCost:
         """Nothing to do."""
         time, energy, cycles = (np.zeros((shapes, clocks)) for _ in range(3))
-        outside, calls, weights = (np.zeros(shapes) for _ in range(3))
+        outside, calls, weights_s, weights_calls = (np.zeros(shapes) for _ in range(4))
         return cls(
             time_s_UK=time,
             energy_J_UK=energy,
             cycles_UK=cycles,
             extrapolated_s_U=outside,
             calls_U=calls,
-            weights_s_U=weights,
+            weights_s_U=weights_s,
+            weights_calls_U=weights_calls,
         )
 
     def take(self, rows: NDArray[np.int64]) -> PhaseCost:
@@ -82,6 +85,7 @@ class PhaseCost:
             extrapolated_s_U=self.extrapolated_s_U[rows],
             calls_U=self.calls_U[rows],
             weights_s_U=self.weights_s_U[rows],
+            weights_calls_U=self.weights_calls_U[rows],
         )
 
 
@@ -137,7 +141,8 @@ class OperatorCostModel:
             for fit, called in zip(fits, operators, strict=True)
         ]
         price = operator_times(terms, self.chip, self.clock_Hz_K)
-        energy = self.power.unscaled_J(price.work, self.clock_Hz_K, price.busy_s_UK)
+        least, busy_s = _of_mean_rank(price, operators, shapes)
+        energy = self.power.unscaled_J(least, self.clock_Hz_K, busy_s)
         time, energy, clock = self._within_fast_limit(np.atleast_1d(price.work.flops), price.time_s_UK, energy)
         highest_s = time[:, -1]
         runs = _Runs.of(operators, shapes, [self.power.factor(*_operator(called)) for called in operators])
@@ -149,15 +154,17 @@ class OperatorCostModel:
             runs.sum(np.where(price.outside_U, highest_s, 0.0)),
             runs.sum(np.ones(len(runs.count))),
             runs.sum(highest_s, runs.weights_count),
+            runs.sum(np.ones(len(runs.count)), runs.weights_count),
             strict=True,
         )
-        for lane, time_s, energy_J, cycles, extrapolated_s, count, weights_s in sums:
+        for lane, time_s, energy_J, cycles, extrapolated_s, count, weights_s, weights_count in sums:
             lane.time_s_UK += time_s
             lane.energy_J_UK += energy_J
             lane.cycles_UK += cycles
             lane.extrapolated_s_U += extrapolated_s
             lane.calls_U += count
             lane.weights_s_U += weights_s
+            lane.weights_calls_U += weights_count
         keys = [f"{fit.kind}/{fit.direction}" for fit in fits]
         for lane, operator, spread_s in runs.spreads(highest_s * price.log_error_U):
             lane.spread_s[keys[operator]] = lane.spread_s.get(keys[operator], 0.0) + spread_s
@@ -173,6 +180,29 @@ class OperatorCostModel:
         true_UK = self.fast.true_clock_Hz(clocks, np.minimum(1.0, flops_U[:, None] / could))
         true_UK = np.maximum(true_UK, clocks[0])
         return time_at_clocks(time, clocks, true_UK), at_clocks(energy, clocks, true_UK), true_UK
+
+
+def _of_mean_rank(price: OperatorTime, operators: Sequence[Sequence[_Booked]], shapes: int) -> tuple[Work, FloatArray]:
+    """Work and busy time on the mean rank of calls whose shapes are the busiest rank's.
+
+    Rows are shared out; weights of experts, which grouped products read, every rank reads whole, and their tiles, which
+    rows do not fill evenly, take every rank as long as the busiest.
+    """
+    every = [call for called in operators for _, call in called]
+    if all(isinstance(call.load_balance, float) for call in every):
+        return price.work, price.busy_s_UK
+    rows, bytes_share, busy = np.ones((3, len(every), shapes))
+    for index, call in enumerate(every):
+        rows[index] = bytes_share[index] = busy[index] = call.load_balance
+        if call.kind is Kind.GROUPED_GEMM:
+            bytes_share[index] += (1 - rows[index]) * weights_share(call.shape)
+            busy[index] = 1.0
+    least = Work(
+        flops=price.work.flops * rows.ravel(),
+        vector_ops=price.work.vector_ops * rows.ravel(),
+        bytes_B=price.work.bytes_B * bytes_share.ravel(),
+    )
+    return least, price.busy_s_UK * busy.reshape(-1, 1)
 
 
 def _operator(called: Sequence[_Booked]) -> tuple[Kind, Pass]:
@@ -221,7 +251,7 @@ class _Runs:
         phase_costs: the lanes.
         order: index of each call, lane by lane; `first` where in that order each lane begins.
         begins: index of each call whose lane or operator is another than that of the call before it; `pairs` these.
-        count: of each call, [calls, U]; `energy_count` of the mean rank's work, times the operator's factor on energy;
+        count: of each call, [calls, U]; `energy_count` times the operator's factor on energy;
             `weights_count` of calls that only the optimizer waits for.
     """
 
@@ -243,7 +273,7 @@ class _Runs:
         pairs: list[tuple[PhaseCost, int]] = []
         begins = []
         for index, (lane, call, operator) in enumerate(calls):
-            count[index], factor[index] = call.count, call.load_balance * energy_factors[operator]
+            count[index], factor[index] = call.count, energy_factors[operator]
             by_lane.setdefault(id(lane), []).append(index)
             if not pairs or lane is not pairs[-1][0] or operator != pairs[-1][1]:
                 begins.append(index)

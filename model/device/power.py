@@ -62,7 +62,11 @@ class PowerModel:
 
     def clocked_W(self, clock_Hz: FloatArray) -> FloatArray:
         """What the clock tree draws at a clock."""
-        return np.asarray(self.tree_W * self.voltage2(clock_Hz) * clock_Hz / self.clock_reference_Hz)
+        return np.asarray(self.tree_W * self.switching(clock_Hz))
+
+    def switching(self, clock_Hz: FloatArray) -> FloatArray:
+        """v(f) f/f0: power of what switches at every cycle, over that at the reference clock."""
+        return np.asarray(self.voltage2(clock_Hz) * clock_Hz / self.clock_reference_Hz)
 
     def static_W(self, temperature_C: FloatArray | float) -> FloatArray:
         """Power of the idle GPU at a die temperature, without its clock tree."""

@@ -40,6 +40,11 @@ class PrecisionRecipe:
     element_size_B: float = 2.0
     matmul_dtype: Dtype = "bf16"
 
+    @property
+    def product_input_B(self) -> float:
+        """Of the cast input where products cast theirs, of an activation elsewhere."""
+        return 1.0 if self.matmul_dtype == "fp8" else self.element_size_B
+
 
 @dataclass(frozen=True, kw_only=True)
 class Framework:
@@ -65,6 +70,23 @@ class Framework:
         torch_launch: collectives, units and buckets cost the host what the profile measured of torch's; else a
             collective or message is one call.
         busy_waits: a GPU that waits for others does so in a collective's kernel, which draws power.
+
+        keeps_norm_shards: under sequence parallelism a product keeps the shard of its input and gathers it again in the
+            backward pass (Korthikanti et al. 2022, section 4.2.2); else the whole.
+        gated_tensors: of a gated block's width, that it keeps: gate, its activation, up-projection and their product; a
+            kernel that makes the product of gate and up-projection keeps no activation.
+        keeps_expert_outputs: rows are weighted behind the last product of their expert, whose output is kept; else
+            before it, by the kernel that activates them.
+        logit_B: bytes of a logit when the loss's backward pass begins; None: as `embedding_head` counts torch's.
+        placeholder_gradients: products add gradients to what is summed, and hand autograd a tensor of the weight's
+            shape in their place: one for each shape of a layer stays, one of the head's lasts as long as its pass.
+        selective: what `recompute: selective` runs again: the `core` of attention, or all `operators` of a layer but
+            every other product, attention and reduce-scatters.
+
+        program_chooses: the program that calls it chooses how the loss is computed and how many micro-batches a
+            schedule gets; else the framework does.
+        memory_log_error: standard deviation of log(measured / predicted) of peak memory in published runs of it, beside
+            what the calibration states of its device (`bench/memory.py`); None: nobody's are known.
 
         overlapped: axes whose communication runs behind computation.
         data_parallel: `ddp-fsdp2` (torch's DDP under ZeRO 0, FSDP2 above: buckets and units, copies on their way) or
@@ -94,6 +116,15 @@ class Framework:
     synchronizes_every_pass: bool = False
     torch_launch: bool = False
     busy_waits: bool = False
+
+    keeps_norm_shards: bool = False
+    gated_tensors: float = 4.0
+    keeps_expert_outputs: bool = True
+    logit_B: float | None = None
+    placeholder_gradients: bool = False
+    selective: Literal["core", "operators"] = "core"
+    program_chooses: bool = False
+    memory_log_error: float | None = None
 
     overlapped: frozenset[OverlapAxis] = frozenset()
     data_parallel: Literal["ddp-fsdp2", "distributed-optimizer"] = "distributed-optimizer"

@@ -19,6 +19,12 @@ MEGATRON_CORE = Framework(
     fused_qkv=True,
     fused_gate_up=True,
     fused_optimizer=True,
+    keeps_norm_shards=True,
+    gated_tensors=3.0,  # Transformer Engine's and Megatron's fused kernels (fused_bias_swiglu.py)
+    keeps_expert_outputs=False,  # probabilities are applied with the activation (moe/experts.py)
+    logit_B=4.0,  # cross_entropy_fusion_impl te
+    placeholder_gradients=True,
+    memory_log_error=0.05,  # as `megatron`, which is the same code under another program
     shards_experts=False,
     overlapped=frozenset({"tp", "pp", "parameters", "gradients"}),
 )

@@ -9,10 +9,12 @@ from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.frameworks.megatron_core import MEGATRON_CORE
 from moemodel.model.frameworks.megatron_deepspeed import MEGATRON_DEEPSPEED
 from moemodel.model.frameworks.megatron_lm import MEGATRON_LM, MEGATRON_LM_2021
+from moemodel.model.frameworks.nanotron import NANOTRON
 from moemodel.model.frameworks.torch_native import TORCH
 
 FRAMEWORKS: dict[str, Framework] = {
-    framework.name: framework for framework in (TORCH, MEGATRON_LM, MEGATRON_LM_2021, MEGATRON_CORE, MEGATRON_DEEPSPEED)
+    framework.name: framework
+    for framework in (TORCH, MEGATRON_LM, MEGATRON_LM_2021, MEGATRON_CORE, MEGATRON_DEEPSPEED, NANOTRON)
 }
 
 

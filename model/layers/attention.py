@@ -9,7 +9,7 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Attention
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.layers.base import Block, Component, LayerComm, LayerOp, MicroBatch, elementwise, linear
+from moemodel.model.layers.base import Block, Component, Kept, LayerComm, LayerOp, MicroBatch, elementwise, linear
 from moemodel.model.operators.work import Kind, Shape
 
 # Tensors of bf16 elements that elementwise kernels of Megatron-LM 2.x read and write; a dropout mask is half of one.
@@ -40,17 +40,18 @@ class AttentionBlock(Block):
     # ---- parameters -------------------------------------------------------------------------------------------------
 
     def parameters(self) -> Iterator[Component]:
-        """With h heads of d (g of them for keys and values) in a model of width H: H(h d) + 2 H(g d) + (h d) H."""
+        """With h heads of d (g of them for keys and values, these of v) in a model of width H: H(h d) + H g(d + v) +
+        (h v) H."""
         yield Component.of("attention", self._head_parameters(), "tp")
         yield Component.of("norms", self._norm_parameters(), "none")
 
     def _head_parameters(self) -> int:
         """Products and biases of queries, keys, values and output, and relative position biases."""
         a, hidden = self.spec, self.hidden
-        queries, keys = a.heads * a.head_dim, a.kv_heads * a.head_dim
-        products = hidden * (queries + 2 * keys) + queries * hidden
-        biases = (queries + 2 * keys if a.bias_qkv else 0) + (hidden if a.bias_out else 0)
-        return products + biases + a.relative_buckets * a.heads
+        inputs = a.heads * a.head_dim + a.kv_heads * (a.head_dim + self._value_dim)
+        products = hidden * inputs + a.heads * self._value_dim * hidden
+        biases = (inputs if a.bias_qkv else 0) + (hidden if a.bias_out else 0)
+        return products + biases + a.relative_buckets * a.heads + (a.heads if a.sinks else 0)
 
     def _norm_parameters(self) -> int:
         """Norms of queries and keys."""
@@ -65,7 +66,7 @@ class AttentionBlock(Block):
 
     def parameter_tensors(self) -> int:
         a = self.spec
-        return 4 + 3 * a.bias_qkv + a.bias_out + 2 * (a.qk_norm != "none")
+        return 4 + 3 * a.bias_qkv + a.bias_out + 2 * (a.qk_norm != "none") + a.sinks
 
     def host_variant(self) -> str | None:
         return "qk_norm" if self.spec.qk_norm != "none" else None
@@ -75,15 +76,32 @@ class AttentionBlock(Block):
     def matmul_parameters(self) -> int:
         return self._head_parameters()
 
-    def flops_per_pair(self) -> float:
+    def core_flops(self, seq: FloatArray) -> FloatArray:
         """Scores and their product with the values; causal attention looks at half of the pairs (FlashAttention-2,
-        section 4.1)."""
-        a = self.spec
-        return 2.0 * a.heads * self._pair_width() * (0.5 if a.causal and not a.cross else 1.0)
+        section 4.1), or at those of its windows or chunks."""
+        per_pair = 2.0 * self.spec.heads * (self._head_dim + self._value_dim) * (0.5 if self._masked else 1.0)
+        return np.asarray(per_pair * seq * self._span(seq))
 
-    def _pair_width(self) -> int:
-        """Width of a query and of a value of one head."""
-        return 2 * self.spec.head_dim
+    @property
+    def _masked(self) -> bool:
+        """Whether keys behind the query are left out."""
+        return self.spec.causal and not self.spec.cross
+
+    def _span(self, seq: FloatArray) -> FloatArray:
+        """Length of the sequences that have as many pairs of a query and a key, each with all its keys.
+
+        A window of w on a sequence of S > w leaves w^2 / 2 pairs to its first w queries, and w to each of the others;
+        one to both sides leaves out a triangle of (S - w)^2 / 2 at either corner: both as sequences of 2 w - w^2 / S
+        have. Chunks are sequences of their own, the last one maybe shorter.
+        """
+        a = self.spec
+        if a.window is not None:
+            window = np.minimum(float(a.window), seq)
+            return np.asarray(2 * window - window**2 / seq)
+        if a.chunk is not None:
+            rest = seq % a.chunk
+            return np.asarray(((seq - rest) * a.chunk + rest**2) / seq)
+        return seq
 
     # ---- operators --------------------------------------------------------------------------------------------------
 
@@ -94,7 +112,7 @@ class AttentionBlock(Block):
 
     @property
     def _value_dim(self) -> int:
-        return self.spec.head_dim
+        return self.spec.head_dim if self.spec.value_head_dim is None else self.spec.value_head_dim
 
     def operators(self, batch: MicroBatch) -> Iterator[LayerOp]:
         yield from self._projections(batch)
@@ -105,8 +123,8 @@ class AttentionBlock(Block):
     def _projections(self, batch: MicroBatch) -> Iterator[LayerOp]:
         """Queries, keys and values, their norms and their rotation."""
         a, heads, kv_heads = self.spec, self.spec.heads / batch.tp, self._kv_heads(batch)
-        q, kv = a.heads * a.head_dim / batch.tp, kv_heads * a.head_dim
-        for index, n in enumerate((q + 2 * kv,) if batch.framework.fused_qkv else (q, kv, kv)):
+        q, kv, values = a.heads * a.head_dim / batch.tp, kv_heads * a.head_dim, kv_heads * self._value_dim
+        for index, n in enumerate((q + kv + values,) if batch.framework.fused_qkv else (q, kv, values)):
             yield linear(batch.tokens, n, self.hidden, bias=a.bias_qkv, shares_input=index > 0)
         if a.qk_norm == "full":
             yield from self._wide_norms(batch, q, kv)
@@ -129,16 +147,21 @@ class AttentionBlock(Block):
             yield elementwise(batch.tokens * (q + kv), _CUT_NORM, (_CUT_NORM_BACKWARD,), mask=1 - mask)
 
     def _core(self, batch: MicroBatch) -> Iterator[LayerOp]:
-        """One flash kernel."""
-        a = self.spec
+        """One flash kernel, which skips what lies outside a window, as if there were more and shorter sequences.
+
+        Values narrower than keys are priced as they are: cuDNN and FlashAttention-3 multiply them so. FlashAttention-2
+        fills them up to the keys' width, and does that much more.
+        """
+        a, span = self.spec, self._span(batch.seq)
         shape = Shape(
-            batch=batch.sequences,
+            batch=batch.sequences * (batch.seq / span),
             heads=a.heads / batch.tp / batch.cp,
             kv_heads=self._kv_heads(batch) / batch.cp,
-            seq=batch.seq,
+            seq=span,
             head_dim=self._head_dim,
+            n=1 if self._value_dim == self._head_dim else self._value_dim,
         )
-        kind = Kind.ATTENTION if a.causal and not a.cross else Kind.ATTENTION_FULL
+        kind = Kind.ATTENTION if self._masked else Kind.ATTENTION_FULL
         yield LayerOp(kind=kind, shape=shape, attention_core=True)
 
     def _unfused_core(self, batch: MicroBatch) -> Iterator[LayerOp]:
@@ -155,14 +178,20 @@ class AttentionBlock(Block):
 
     # ---- memory -----------------------------------------------------------------------------------------------------
 
-    def activations_B(self, batch: MicroBatch, *, selective: bool) -> FloatArray:
+    def kept(self, batch: MicroBatch) -> Iterator[Kept]:
         """Queries, keys, values, output and softmax statistics; with a query/key norm, its inputs as well."""
-        a, heads = self.spec, self.spec.heads / batch.tp
-        q, k = heads * a.head_dim, self._kv_heads(batch) * a.head_dim
-        output = batch.element_size_B * batch.tokens * q
-        statistics = 0.0 if selective else self._scores_B(batch, heads)
-        normed = batch.element_size_B * batch.tokens * (q + k) if a.qk_norm != "none" else 0.0
-        return np.asarray(batch.element_size_B * batch.tokens * (q + 2 * k) + output + statistics + normed)
+        a, heads, kv_heads = self.spec, self.spec.heads / batch.tp, self._kv_heads(batch)
+        q, k, v = heads * a.head_dim, kv_heads * a.head_dim, kv_heads * self._value_dim
+        normed = q + k if a.qk_norm != "none" else 0.0
+        yield Kept(size_B=batch.element_size_B * batch.tokens * (q + k + v + normed))
+        yield from self.core_kept(batch)
+
+    def core_kept(self, batch: MicroBatch) -> Iterator[Kept]:
+        """Output, which the core and the product behind it keep, and what the core keeps beside it."""
+        heads = self.spec.heads / batch.tp
+        output_B = batch.element_size_B + batch.product_copy_B
+        yield Kept(size_B=output_B * batch.tokens * heads * self._value_dim)
+        yield Kept(size_B=self._scores_B(batch, heads), parts=("core_attn",))
 
     def _scores_B(self, batch: MicroBatch, heads: FloatArray) -> FloatArray:
         """What the core keeps: flash, its statistics; else probabilities, and dropout's mask and output."""
@@ -193,7 +222,7 @@ class AttentionBlock(Block):
 
     def _ring_width(self, batch: MicroBatch) -> FloatArray:
         """Features of a token's keys and values."""
-        return np.asarray(2 * self._kv_heads(batch) * self.spec.head_dim)
+        return np.asarray(self._kv_heads(batch) * (self.spec.head_dim + self._value_dim))
 
 
 def _softmax(batch: MicroBatch, scores: FloatArray, many: FloatArray) -> Iterator[LayerOp]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -90,6 +90,11 @@ class MicroBatch:
         """Bytes of an element of parameters and activations."""
         return self.recipe.element_size_B
 
+    @property
+    def product_copy_B(self) -> float:
+        """Bytes of an element that a product keeps of what its maker keeps too: of its 8-bit copy, or none."""
+        return self.recipe.product_input_B if self.recipe.matmul_dtype == "fp8" else 0.0
+
     def is_sharded(self, degree: Literal["tp", "ep"]) -> FloatArray:
         """In which plans a degree cuts the model, 1 or 0. [P]"""
         values: FloatArray = self.tp if degree == "tp" else self.ep
@@ -132,7 +137,8 @@ class LayerOp:
         bias: its backward sums the gradient of a bias.
         grad_fan_in: its input feeds other operators too, whose gradients are added up.
         copies: elementwise kernels of its backward, each as the copy that moves as many bytes.
-        attention_core: part of what selective recomputation runs again.
+        attention_core: part of the core of attention.
+        parts: of a layer (`plan.recompute.PARTS`), whose recomputation runs it again.
         mask: in which plans it runs (1, or 0); None: in all.
         load_balance: work of the mean rank over that of the busiest, whose shape this is.
     """
@@ -143,8 +149,22 @@ class LayerOp:
     grad_fan_in: Shape | None = None
     copies: tuple[Shape, ...] = ()
     attention_core: bool = False
+    parts: tuple[str, ...] = ()
     mask: FloatArray | None = None
     load_balance: FloatArray | float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """Tensors that a block keeps for its backward pass.
+
+    Attributes:
+        size_B: of one micro-batch, [P].
+        parts: of a layer (`plan.recompute.PARTS`), whose recomputation frees them.
+    """
+
+    size_B: FloatArray
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +201,7 @@ class Block(ABC):
     """A part of a layer with a residual around it, in a model of width `hidden`."""
 
     hidden: int
+    parts: ClassVar[tuple[str, ...]] = ()  # of a layer (`plan.recompute.PARTS`) that it is
 
     @abstractmethod
     def parameters(self) -> Iterator[Component]:
@@ -194,22 +215,29 @@ class Block(ABC):
     def matmul_parameters(self) -> int:
         """Weights that a token is multiplied with: 2 FLOPs each, forward (Kaplan et al. 2020, section 2.1)."""
 
-    def flops_per_pair(self) -> float:
-        """FLOPs for each pair of a query and a key, forward."""
-        return 0.0
+    def core_flops(self, seq: FloatArray) -> FloatArray:
+        """FLOPs of attention's core on one sequence of so many tokens, forward. [P]"""
+        return np.zeros_like(seq)
 
     @abstractmethod
     def operators(self, batch: MicroBatch) -> Iterator[LayerOp]:
         """Its forward operators, in order."""
 
     @abstractmethod
-    def activations_B(self, batch: MicroBatch, *, selective: bool) -> FloatArray:
-        """Bytes that it keeps for the backward pass of one micro-batch. [P]
+    def kept(self, batch: MicroBatch) -> Iterator[Kept]:
+        """What it keeps for the backward pass of one micro-batch, beside its input."""
 
-        Args:
-            batch: micro-batch.
-            selective: the attention core is recomputed, and keeps nothing.
-        """
+    def core_kept(self, batch: MicroBatch) -> Iterator[Kept]:  # noqa: ARG002 - a block may have none
+        """Of that, the output of attention's core, and what the core keeps beside it."""
+        yield from ()
+
+    def exchanged_B(self, batch: MicroBatch) -> FloatArray:
+        """Bytes of the rows that all-to-alls bring it in a forward pass. [P]"""
+        return np.zeros(batch.plans)
+
+    def products_keep_input(self) -> bool:
+        """Whether products alone read its input, which they may keep in 8 bits."""
+        return True
 
     def collectives(self, batch: MicroBatch) -> Iterator[LayerComm]:  # noqa: ARG002 - a block may have none
         """Its communication beside the reduction of its output over tensor-parallel ranks."""

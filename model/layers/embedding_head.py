@@ -45,16 +45,20 @@ class EmbeddingBlock:
     def projections(self) -> int:
         """Between the embedding's width and the model's, where they differ (OPT-350M): in and out."""
         a = self.architecture
-        projects = a.vocab > 0 and a.embedding_width != a.hidden
-        return (2 if a.has_head else 1) * a.embedding_width * a.hidden if projects else 0
+        return 2 * a.embedding_width * a.hidden if a.vocab and a.embedding_width != a.hidden else 0
+
+    def norms(self) -> int:
+        """Of the norm behind it."""
+        a = self.architecture
+        return norm_parameters(a.layers[0], a.hidden) if a.embedding_norm else 0
 
     def on_one_gpu(self, tp: FloatArray) -> FloatArray:
         """Parameters of one tensor-parallel rank, [P]."""
-        return np.asarray(self.parameters() / tp + self.positions() + self.projections() / 2)
+        return np.asarray(self.parameters() / tp + self.positions() + self.projections() / 2 + self.norms())
 
     def operators(self, batch: MicroBatch) -> Iterator[LayerOp]:
         a, tokens = self.architecture, batch.tokens
-        if not a.has_head:
+        if not a.vocab:
             return
         yield LayerOp(kind=Kind.EMBEDDING, shape=Shape(m=tokens, n=a.embedding_width, k=a.vocab / batch.tp))
         if batch.adds_kernels("tp"):  # tokens whose rows lie elsewhere, filled with zeros
@@ -64,10 +68,12 @@ class EmbeddingBlock:
             yield LayerOp(kind=Kind.RESIDUAL_ADD, shape=Shape(m=tokens, n=a.hidden))
         if a.embedding_width != a.hidden:
             yield linear(tokens, a.hidden, a.embedding_width)
+        if a.embedding_norm:
+            yield norm(a.layers[0], tokens, a.hidden)
 
     def collectives(self, batch: MicroBatch) -> Iterator[LayerComm]:
         """Partial embeddings of the vocabulary's shards, summed."""
-        if not self.architecture.has_head:
+        if not self.architecture.vocab:
             return
         size_B = batch.element_size_B * batch.tokens * self.architecture.hidden
         whole, shares = 1 - batch.sequence_parallel, batch.sequence_parallel
@@ -85,7 +91,12 @@ class HeadBlock:
     def parameters(self) -> int:
         """Of the output head; 0 where it shares the embedding."""
         a = self.architecture
-        return a.vocab * a.embedding_width if a.has_head and not a.tied else 0
+        biases = a.head_outputs if a.head_bias else 0
+        return biases + (0 if a.tied else a.head_outputs * a.embedding_width)
+
+    def _shards(self, tp: FloatArray) -> FloatArray:
+        """Over how many tensor-parallel ranks it is cut: those that share a vocabulary, or none. [P]"""
+        return np.ones_like(tp) if self.architecture.classes else tp
 
     def final_norms(self) -> int:
         """Of the norm after each stack."""
@@ -96,27 +107,26 @@ class HeadBlock:
     def on_one_gpu(self, tp: FloatArray, *, beside_embedding: bool) -> FloatArray:
         """Parameters of one tensor-parallel rank, [P]; a tied head on another stage is a copy of the embedding."""
         a, embedding = self.architecture, EmbeddingBlock(architecture=self.architecture)
-        copied = 0 if beside_embedding else embedding.parameters() * a.has_head
-        head = copied if a.tied else self.parameters()
+        copied = 0 if beside_embedding or not a.tied else embedding.parameters() * a.has_head
         last_norm = norm_parameters(a.layers[-1], a.hidden) if a.final_norm else 0
-        return np.asarray(head / tp + embedding.projections() / 2 + last_norm)
+        return np.asarray((copied + self.parameters()) / self._shards(tp) + embedding.projections() / 2 + last_norm)
 
     def operators(self, batch: MicroBatch) -> Iterator[LayerOp]:
         a, tokens = self.architecture, batch.tokens
         if a.final_norm and a.layers[-1].norm is not None:
             yield norm(a.layers[-1], batch.sequence_parallel_tokens, a.hidden)
+        if a.vocab and a.embedding_width != a.hidden:
+            yield linear(tokens, a.embedding_width, a.hidden)
         if not a.has_head:
             return
-        if a.embedding_width != a.hidden:
-            yield linear(tokens, a.embedding_width, a.hidden)
-        yield linear(tokens, a.vocab / batch.tp, a.embedding_width)
+        yield linear(tokens, a.head_outputs / self._shards(batch.tp), a.embedding_width, bias=a.head_bias)
         yield from self._loss(batch)
 
     def _loss(self, batch: MicroBatch) -> Iterator[LayerOp]:
         """Over the whole vocabulary one operator; over a rank's part of it, kernels one after another."""
-        width = self.architecture.vocab / batch.tp
+        width = self.architecture.head_outputs / self._shards(batch.tp)
         whole = LayerOp(kind=Kind.CROSS_ENTROPY, shape=Shape(m=batch.tokens, n=width))
-        if not batch.adds_kernels("tp"):
+        if self.architecture.classes or not batch.adds_kernels("tp"):
             yield whole
             return
         cut = batch.is_sharded("tp")
@@ -124,19 +134,29 @@ class HeadBlock:
         yield elementwise(batch.tokens * width, _CUT_LOSS, (_CUT_LOSS_BACKWARD,), mask=cut)
 
     def loss_B(self, batch: MicroBatch) -> FloatArray:
-        """Tensors of the loss when its backward pass begins: log-probabilities and two gradients in float32. [P]"""
+        """Tensors of the loss when its backward pass begins. [P]
+
+        Torch's: log-probabilities and two gradients in float32; of a rank's part of a vocabulary 16-bit logits, and one
+        float32 tensor that becomes the gradient in place.
+        """
         a = self.architecture
         if not a.has_head:
             return np.zeros(batch.plans)
-        whole = 3 * _F
-        # a rank's part of a vocabulary: 16-bit logits, and one float32 tensor that becomes the gradient in place
-        parts = batch.element_size_B + _F if batch.framework.eager_sharding else whole
-        return np.asarray(np.where(batch.tp > 1, parts, whole) * batch.tokens * a.vocab / batch.tp)
+        whole, parts = 3 * _F, batch.element_size_B + _F
+        if batch.framework.logit_B is not None:
+            whole = parts = batch.framework.logit_B
+        shards = self._shards(batch.tp)
+        return np.asarray(np.where(shards > 1, parts, whole) * batch.tokens * a.head_outputs / shards)
+
+    def logits_B(self, batch: MicroBatch) -> FloatArray:
+        """Logits of one micro-batch in the precision of activations. [P]"""
+        outputs = self.architecture.head_outputs / self._shards(batch.tp)
+        return np.asarray(batch.element_size_B * batch.tokens * outputs)
 
     def log_probabilities_B(self, batch: MicroBatch) -> FloatArray:
         """Of one micro-batch, which a last stage that runs several forward passes first keeps. [P]"""
         a = self.architecture
-        return np.asarray(_F * batch.tokens * a.vocab / batch.tp * a.has_head)
+        return np.asarray(_F * batch.tokens * a.head_outputs / self._shards(batch.tp))
 
     def collectives(self, batch: MicroBatch) -> Iterator[LayerComm]:
         """The input and its gradient, and what the loss needs of all shards of the vocabulary."""
@@ -145,6 +165,8 @@ class HeadBlock:
         size_B = batch.element_size_B * batch.tokens * self.architecture.hidden
         whole, shares = 1 - batch.sequence_parallel, batch.sequence_parallel
         yield tensor_parallel(batch, "all_gather", size_B, forward=shares, backward=0.0)
+        if self.architecture.classes:  # whole on every rank
+            return
         for numbers in (1, 2):
             loss = tensor_parallel(batch, "all_reduce", numbers * _LOGIT_B * batch.tokens, forward=1.0, backward=0.0)
             yield replace(loss, overlap="never")

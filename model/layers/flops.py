@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
@@ -13,13 +15,13 @@ def model_flops(architecture: Architecture, seq: IntArray) -> FloatArray:
     """FLOPs of forward and backward for one sequence.
 
     6 FLOPs for each parameter of a product and token (Kaplan et al. 2020, section 2.1) over the experts that a token
-    passes, and 3 x 2 x 2 x heads x head_dim x pairs for attention, where causal attention looks at half of the pairs
-    (FlashAttention-2, section 4.1). The head counts, the embedding lookup doesn't; nor does recomputation.
+    passes, and 3 x 2 x heads x (width of a query + width of a value) x pairs for attention, where causal attention
+    looks at half of the pairs (FlashAttention-2, section 4.1), or at those of its windows. The head counts, the
+    embedding lookup doesn't; nor does recomputation.
     """
     blocks = [block for layer in architecture.layers for block in layer_blocks(layer, architecture.hidden).blocks]
     products = sum(block.matmul_parameters() for block in blocks)
-    if architecture.has_head:
-        products += architecture.vocab * architecture.embedding_width
-    per_pair = sum(block.flops_per_pair() for block in blocks)
+    products += architecture.head_outputs * architecture.embedding_width
     tokens = seq.astype(np.float64)
-    return np.asarray(6.0 * products * tokens + 3.0 * per_pair * tokens**2)
+    cores = sum(count * block.core_flops(tokens) for block, count in Counter(blocks).items())
+    return np.asarray(6.0 * products * tokens + 3.0 * cores)

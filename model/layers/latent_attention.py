@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from moemodel.model.architecture.spec import Latent
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.layers.attention import AttentionBlock
-from moemodel.model.layers.base import Component, LayerOp, MicroBatch, linear
+from moemodel.model.layers.base import Component, Kept, LayerOp, MicroBatch, linear
 from moemodel.model.operators.work import Kind, Shape
+
+_UP = ("mla_up_proj",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +52,6 @@ class LatentAttentionBlock(AttentionBlock):
     def matmul_parameters(self) -> int:
         return self._head_parameters() + self._down_parameters()
 
-    def _pair_width(self) -> int:
-        return self.spec.head_dim + self.latent.rope_head_dim + self.latent.value_head_dim
-
     @property
     def _head_dim(self) -> int:
         return self.spec.head_dim + self.latent.rope_head_dim
@@ -70,20 +69,22 @@ class LatentAttentionBlock(AttentionBlock):
             yield linear(tokens, q_width, width)
         else:
             yield linear(tokens, latent.q_rank, width)
-            yield LayerOp(kind=Kind.RMS_NORM, shape=Shape(m=tokens, n=latent.q_rank))
-            yield linear(tokens, q_width, latent.q_rank)
+            yield LayerOp(kind=Kind.RMS_NORM, shape=Shape(m=tokens, n=latent.q_rank), parts=_UP)
+            yield replace(linear(tokens, q_width, latent.q_rank), parts=_UP)
         yield linear(tokens, latent.kv_rank + rope, width)
-        yield LayerOp(kind=Kind.RMS_NORM, shape=Shape(m=tokens, n=latent.kv_rank))
-        yield linear(tokens, heads * (self.spec.head_dim + latent.value_head_dim), latent.kv_rank)
-        yield LayerOp(kind=Kind.ROTARY, shape=Shape(m=tokens, n=(heads + 1) * rope))
+        yield LayerOp(kind=Kind.RMS_NORM, shape=Shape(m=tokens, n=latent.kv_rank), parts=_UP)
+        yield replace(linear(tokens, heads * (self.spec.head_dim + latent.value_head_dim), latent.kv_rank), parts=_UP)
+        yield LayerOp(kind=Kind.ROTARY, shape=Shape(m=tokens, n=(heads + 1) * rope), parts=_UP)
 
-    def activations_B(self, batch: MicroBatch, *, selective: bool) -> FloatArray:
-        """Latents before and after their norms, queries, keys, values and output, softmax statistics."""
+    def kept(self, batch: MicroBatch) -> Iterator[Kept]:
+        """Latents before their norms; behind them, and queries, keys and values that are projected up from them."""
         latent, heads = self.latent, self.spec.heads / batch.tp
-        ranks = 2 * (latent.q_rank or 0) + 2 * latent.kv_rank
-        wide = heads * (2 * (self.spec.head_dim + latent.rope_head_dim) + 2 * latent.value_head_dim)
-        statistics = 0.0 if selective else self._scores_B(batch, heads)
-        return np.asarray(batch.element_size_B * batch.tokens * (ranks + wide) + statistics)
+        ranks = (latent.q_rank or 0) + latent.kv_rank
+        wide = heads * (2 * (self.spec.head_dim + latent.rope_head_dim) + latent.value_head_dim)
+        yield Kept(size_B=np.full(batch.plans, batch.element_size_B * ranks) * batch.tokens)
+        normed_B = batch.recipe.product_input_B * ranks
+        yield Kept(size_B=batch.tokens * (normed_B + batch.element_size_B * wide), parts=("mla_up_proj",))
+        yield from self.core_kept(batch)
 
     def _ring_width(self, batch: MicroBatch) -> FloatArray:
         """The latent of keys and values, and the rotary key."""

@@ -5,8 +5,8 @@ A layer without norms (a plain MLP) has no residuals either.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -16,6 +16,7 @@ from moemodel.model.core.arrays import FloatArray
 from moemodel.model.layers.base import (
     Block,
     Component,
+    Kept,
     LayerComm,
     LayerOp,
     MicroBatch,
@@ -44,38 +45,77 @@ class LayerBlocks:
         """Of all blocks, and of the norms around them."""
         for block in self.blocks:
             yield from block.parameters()
-        yield Component.of("norms", len(self.blocks) * norm_parameters(self.layer, self.hidden), "none")
+        yield Component.of("norms", self._norms * norm_parameters(self.layer, self.hidden), "none")
 
     def parameter_tensors(self) -> int:
         """How many tensors hold them."""
-        norms = 0 if self.layer.norm is None else 1 + self.layer.norm_bias
-        return sum(block.parameter_tensors() + norms for block in self.blocks)
+        norm = 0 if self.layer.norm is None else self.layer.norm_scale + self.layer.norm_bias
+        return sum(block.parameter_tensors() for block in self.blocks) + self._norms * norm
+
+    @property
+    def _norms(self) -> int:
+        """How many norms stand around its blocks."""
+        first = 1 if self.layer.parallel else len(self.blocks)
+        return first + len(self.blocks) * self.layer.second_norm
 
     def operators(self, batch: MicroBatch) -> Iterator[LayerOp]:
         """Forward operators, in order."""
-        for block in self.blocks:
-            if self.layer.norm is not None:
+        for index, block in enumerate(self.blocks):
+            if self.layer.norm is not None and self._is_normed(index):
+                yield replace(norm(self.layer, batch.sequence_parallel_tokens, self.hidden), parts=("layernorm",))
+            yield from (replace(op, parts=(*op.parts, *block.parts)) for op in block.operators(batch))
+            if self.layer.second_norm:
                 yield norm(self.layer, batch.sequence_parallel_tokens, self.hidden)
-            yield from block.operators(batch)
             if self.layer.norm is not None:
                 yield from _residual(batch, self.hidden)
 
-    def activations_B(self, batch: MicroBatch, *, selective: bool) -> FloatArray:
-        """Bytes that the layer keeps for the backward pass of one micro-batch. [P]"""
-        kept = np.zeros(batch.plans)
-        for block in self.blocks:
-            kept = kept + self._norm_B(batch) + block.activations_B(batch, selective=selective)
-            if batch.framework.dropout and self.layer.norm is not None:
-                kept = kept + _MASK * batch.sequence_parallel_tokens * self.hidden
-        return kept
+    def _is_normed(self, index: int) -> bool:
+        """Whether a norm stands before a block: parallel ones share the first's."""
+        return index == 0 or not self.layer.parallel
 
-    def _norm_B(self, batch: MicroBatch) -> FloatArray:
-        """Input and output of a norm (the output feeds products), and its statistics."""
+    # ---- memory -----------------------------------------------------------------------------------------------------
+
+    def kept(self, batch: MicroBatch) -> Iterator[Kept]:
+        """What the layer keeps for the backward pass of one micro-batch."""
+        inside_B = batch.element_size_B * batch.sequence_parallel_tokens * self.hidden
+        for index, block in enumerate(self.blocks):
+            yield from block.kept(batch)
+            if self._is_normed(index):
+                yield from self._norm_kept(batch, block)
+            if self.layer.second_norm:  # its input; its output is only added
+                yield Kept(size_B=inside_B)
+            if batch.framework.dropout and self.layer.norm is not None:
+                yield Kept(size_B=_MASK * batch.sequence_parallel_tokens * self.hidden)
+
+    def _norm_kept(self, batch: MicroBatch, block: Block) -> Iterator[Kept]:
+        """Input and output of a norm, which the block behind it reads, and its statistics."""
         if self.layer.norm is None:
-            return batch.element_size_B * batch.tokens * self.hidden
+            yield Kept(size_B=batch.element_size_B * batch.tokens * self.hidden)
+            return
         inside = batch.sequence_parallel_tokens
-        statistics = _F * inside * (2 if self.layer.norm == "layer" else 1)
-        return batch.element_size_B * (inside + batch.tokens) * self.hidden + statistics
+        statistics_B = _F * inside * (2 if self.layer.norm == "layer" else 1)
+        yield Kept(size_B=batch.element_size_B * inside * self.hidden + statistics_B)
+        read = inside if batch.framework.keeps_norm_shards else batch.tokens
+        read_B = batch.recipe.product_input_B if block.products_keep_input() else batch.element_size_B
+        yield Kept(size_B=read_B * read * self.hidden, parts=("layernorm",))
+
+    def kept_by_operator_B(self, batch: MicroBatch) -> FloatArray:
+        """Bytes that the layer keeps where it runs again from its input, but for the operators of `saved`. [P]"""
+        inside_B = batch.element_size_B * batch.sequence_parallel_tokens * self.hidden
+        kept_B = np.array(inside_B)
+        operators = list(self.operators(batch))
+        for op, kept in zip(operators, saved(operators), strict=True):
+            if kept and op.kind == Kind.GEMM:
+                kept_B = kept_B + batch.element_size_B * np.asarray(op.shape.m, dtype=np.float64) * np.asarray(
+                    op.shape.n, dtype=np.float64
+                )
+        for block in self.blocks:
+            kept_B = kept_B + sum(core.size_B for core in block.core_kept(batch))
+            kept_B = kept_B + batch.is_sharded("tp") * batch.sequence_parallel * inside_B  # of the reduce-scatter
+            kept_B = kept_B + batch.is_sharded("ep") * block.exchanged_B(batch)
+        return np.asarray(kept_B)
+
+    # ---- communication ----------------------------------------------------------------------------------------------
 
     def collectives(self, batch: MicroBatch) -> Iterator[LayerComm]:
         """Of all blocks, and the sum of each one's output over tensor-parallel ranks."""
@@ -95,6 +135,20 @@ class LayerBlocks:
         return any(block.waits_for_counts() for block in self.blocks)
 
 
+def saved(operators: Sequence[LayerOp]) -> list[bool]:
+    """Which operators of a layer keep their output where the others run again.
+
+    The core of attention and every other product, from the first on; not products of many experts at once (torchtitan,
+    `selective_ac_option: op`: torch.ops.aten.mm, and of these not every second one).
+    """
+    products, kept = 0, []
+    for op in operators:
+        is_product = op.kind == Kind.GEMM and not op.attention_core
+        products += is_product
+        kept.append(op.attention_core or (is_product and products % 2 == 1))
+    return kept
+
+
 @cache
 def layer_blocks(layer: Layer, hidden: int) -> LayerBlocks:
     """The blocks of a layer in a model of width `hidden`."""
@@ -112,7 +166,7 @@ def norm_parameters(layer: Layer, hidden: int) -> int:
     """One norm of a layer: a scale, and a shift where it has one."""
     if layer.norm is None:
         return 0
-    return hidden * (2 if layer.norm_bias else 1)
+    return hidden * (layer.norm_scale + layer.norm_bias)
 
 
 def _residual(batch: MicroBatch, width: int) -> Iterator[LayerOp]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-import numpy as np
+from typing import ClassVar
 
 from moemodel.model.architecture.spec import Mlp, Moe
-from moemodel.model.core.arrays import FloatArray
-from moemodel.model.layers.base import Block, Component, LayerOp, MicroBatch, linear
+from moemodel.model.layers.base import Block, Component, Kept, LayerOp, MicroBatch, linear
 from moemodel.model.operators.work import Kind, Shape
 
-ACTIVATION: dict[str, Kind] = {"gelu": Kind.GELU, "relu": Kind.RELU, "silu": Kind.GELU}
+ACTIVATION: dict[str, Kind] = {"gelu": Kind.GELU, "relu": Kind.RELU, "relu2": Kind.RELU, "silu": Kind.GELU}
 
 
 def mlp_products(block: Mlp | Moe, hidden: int) -> tuple[tuple[int, int], ...]:
@@ -37,6 +35,7 @@ class MlpBlock(Block):
 
     spec: Mlp
     hidden: int
+    parts: ClassVar = ("mlp",)
 
     def parameters(self) -> Iterator[Component]:
         yield Component.of("feed_forward", mlp_parameters(self.spec, self.hidden), "tp")
@@ -65,9 +64,15 @@ class MlpBlock(Block):
             yield LayerOp(kind=ACTIVATION[mlp.activation], shape=Shape(m=tokens, n=outputs / tp))
         yield linear(tokens, last[1], last[0] / tp, bias=mlp.bias)
 
-    def activations_B(self, batch: MicroBatch, *, selective: bool) -> FloatArray:  # noqa: ARG002 - it has no core
-        """Of each hidden width: gate, its silu, up and their product; or the input and output of an activation."""
+    def kept(self, batch: MicroBatch) -> Iterator[Kept]:
+        """Of each hidden width what its activation reads and the product behind it; gated, as the framework does."""
         mlp = self.spec
-        per_width = 4 if mlp.gated else (1 if mlp.activation == "relu" else 2)
+        rows = batch.tokens * (mlp.width / batch.tp)
         extra = (len(mlp_products(mlp, self.hidden)) - 2) * 2
-        return np.asarray(batch.element_size_B * batch.tokens * (mlp.width / batch.tp) * (per_width + extra))
+        yield Kept(size_B=rows * (activated_B(batch, mlp) + batch.element_size_B * extra), parts=("mlp",))
+
+
+def activated_B(batch: MicroBatch, block: Mlp | Moe) -> float:
+    """Bytes that an activation and the product behind it keep of one hidden width."""
+    tensors = batch.framework.gated_tensors if block.gated else (1.0 if block.activation == "relu" else 2.0)
+    return batch.element_size_B * (tensors - 1.0) + batch.recipe.product_input_B

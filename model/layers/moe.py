@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
 from moemodel.model.architecture.spec import Mlp, Moe
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.layers.base import Block, Component, LayerComm, LayerOp, MicroBatch, elementwise, linear
-from moemodel.model.layers.mlp import ACTIVATION, MlpBlock, mlp_parameters, mlp_products
+from moemodel.model.layers.base import Block, Component, Kept, LayerComm, LayerOp, MicroBatch, elementwise, linear
+from moemodel.model.layers.mlp import ACTIVATION, MlpBlock, activated_B, mlp_parameters, mlp_products
 from moemodel.model.layers.routing import expert_rank_skew
 from moemodel.model.operators.work import Kind, Shape
 
@@ -25,6 +26,7 @@ class MoeBlock(Block):
 
     spec: Moe
     hidden: int
+    parts: ClassVar = ("moe",)
 
     @property
     def _shared(self) -> MlpBlock | None:
@@ -94,7 +96,7 @@ class MoeBlock(Block):
             yield replace(elementwise(rows * d, 2.0, (2.0,), mask=batch.is_sharded("ep")), load_balance=1 / busiest)
         yield LayerOp(kind=Kind.UNPERMUTE, shape=routed)
         if self._shared is not None:
-            yield from self._shared_operators(batch, self._shared)
+            yield from (replace(op, parts=("shared_experts",)) for op in self._shared_operators(batch, self._shared))
 
     def _experts(self, batch: MicroBatch, rows: Shape) -> Iterator[LayerOp]:
         """The products of the experts that a GPU holds, over all their rows."""
@@ -104,7 +106,7 @@ class MoeBlock(Block):
             depth = inputs if position == 0 else inputs / batch.etp
             yield LayerOp(kind=Kind.GROUPED_GEMM, shape=replace(rows, n=outputs / batch.etp, k=depth))
             activation = Kind.SWIGLU_PACKED if moe.gated and position == 0 else ACTIVATION[moe.activation]
-            yield LayerOp(kind=activation, shape=Shape(m=rows.m, n=moe.width / batch.etp))
+            yield LayerOp(kind=activation, shape=Shape(m=rows.m, n=moe.width / batch.etp), parts=("moe_act",))
         yield LayerOp(kind=Kind.GROUPED_GEMM, shape=replace(rows, n=last[1], k=last[0] / batch.etp))
 
     def _shared_operators(self, batch: MicroBatch, shared: MlpBlock) -> Iterator[LayerOp]:
@@ -113,18 +115,35 @@ class MoeBlock(Block):
 
     # ---- memory -----------------------------------------------------------------------------------------------------
 
-    def activations_B(self, batch: MicroBatch, *, selective: bool) -> FloatArray:
+    def kept(self, batch: MicroBatch) -> Iterator[Kept]:
         """Rows of experts, the router's scores and choices, the order of rows, shared experts."""
         moe, t = self.spec, self._tokens(batch)
         rows = t * self._slots * expert_rank_skew(self._skew(batch), batch.ep, moe.experts)
-        width = moe.width / batch.etp
-        routed = batch.element_size_B * rows * (2 * self.hidden + (4 if moe.gated else 2) * width)
+        width, product_B = moe.width / batch.etp, batch.recipe.product_input_B
+        output_B = batch.element_size_B if batch.framework.keeps_expert_outputs else 0.0
+        yield Kept(size_B=rows * self.hidden * (product_B + output_B), parts=("moe",))
+        inner_B = activated_B(batch, moe) if moe.gated else product_B + batch.element_size_B
+        yield Kept(size_B=rows * width * (inner_B - product_B), parts=("moe",))
+        yield Kept(size_B=rows * width * product_B, parts=("moe", "moe_act"))
         router = t * (_F * moe.experts + moe.top_k * (_I + 2 * _F + batch.element_size_B))
         order = 2 * _I * t * self._slots
         if batch.framework.eager_sharding:  # rows that come from other ranks are sorted again
             order = order + np.where(batch.ep > 1, 2 * _I * rows, 0.0)
-        shared = 0.0 if self._shared is None else self._shared.activations_B(batch, selective=selective)
-        return np.asarray(routed + router + order + shared)
+        yield Kept(size_B=np.asarray(router + order), parts=("moe",))
+        if self._shared is not None:
+            input_B = batch.product_copy_B * batch.sequence_parallel_tokens * self.hidden
+            yield Kept(size_B=input_B, parts=("moe", "shared_experts"))
+            for kept in self._shared.kept(batch):
+                yield replace(kept, parts=("moe", "shared_experts"))
+
+    def exchanged_B(self, batch: MicroBatch) -> FloatArray:
+        """Rows of others to its experts, and its own back from theirs."""
+        moe, own = self.spec, self._tokens(batch) * self._slots
+        there = own * expert_rank_skew(self._skew(batch), batch.ep, moe.experts)
+        return np.asarray(batch.element_size_B * (there + own) * self.hidden)
+
+    def products_keep_input(self) -> bool:
+        return False  # the router reads it as it is
 
     # ---- communication ----------------------------------------------------------------------------------------------
 

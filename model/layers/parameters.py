@@ -70,7 +70,7 @@ class Parameters:
         positions: learned position embedding.
         projections: between the embedding's width and the model's, where they differ (OPT-350M): in and out.
         layers: one entry a layer, the encoder's first, as `Architecture.layers`.
-        final_norms: the norm after each stack.
+        final_norms: the norm after each stack, and one after the embedding where there is one (BLOOM).
         head: the output head; 0 where it shares the embedding.
     """
 
@@ -133,7 +133,7 @@ def parameters(architecture: Architecture) -> Parameters:
         positions=embedding.positions(),
         projections=embedding.projections(),
         layers=tuple(layer_parameters(layer, architecture.hidden) for layer in architecture.layers),
-        final_norms=head.final_norms(),
+        final_norms=head.final_norms() + embedding.norms(),
         head=head.parameters(),
     )
 

@@ -1,7 +1,8 @@
 """A cluster that is described: what a plan's `cluster.internode` may name beside a known network or a bandwidth.
 
     nodes: 16                       # how many there are; plans may take fewer
-    gpus_per_node: 8
+    gpus_per_node: 8                # an NVLink domain where several hosts share one
+    gpus_per_host: 4                # default: gpus_per_node; fewer where a node is a domain of several hosts
     nics_per_node: 4                # default: one a GPU
     nic: infiniband-ndr             # a known one, or {bandwidth_GBps: 50, latency_us: 5, source: ...}
     nccl_tests:                     # what nccl-tests printed there, relative to this file
@@ -10,7 +11,8 @@
 
 A test overrides the datasheet for its collective, inside a node or between nodes, wherever it ran: start and efficiency
 from its smallest and largest size, and what they miss in between as a curve (`records.link_residuals`); groups of other
-sizes take the nearest test's. Left out: that fewer members a node than NICs could have a NIC each.
+sizes take the nearest test's. Each host that a test lists is a node, unless a node is a domain of several (`placed`);
+the entry's own `nodes` goes before both. Left out: that fewer members a node than NICs could have a NIC each.
 """
 
 from __future__ import annotations
@@ -28,11 +30,16 @@ from moemodel.model.core.errors import InputError
 from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.hardware.link import Link, links, read_link
 from moemodel.model.network.collectives import Collective, Network, network_of, transfer_time_s
-from moemodel.model.network.nccl_tests import NcclTest, read_nccl_test
+from moemodel.model.network.nccl_tests import NcclTest, Unused, read_nccl_tests
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.records.link_residuals import LinkCurve
 
 _SUFFIXES = (".yaml", ".yml")
+_MOST_GPUS_OF_A_HOST = 16  # an HGX-2's; a node of more is a domain of several hosts
+_DOMAINS = ("GB200", "GB300", "GH200")  # superchips, whose NVLink domains (NVL32, NVL36, NVL72) go across hosts
+_MOST_SUPERCHIPS_OF_A_HOST = 4
+_TOO_SLOW = 0.01  # assumed: links that work reach more
+_TOO_FAST = 2.0  # over the links' line rate: in-network sums (SHARP) make a reduction look up to this fast
 _LEAST_EFFICIENCY = 1e-4  # of a test whose times hardly depend on the size: keeps divisions finite, far below any link
 
 Count = Annotated[int, Field(gt=0, le=1_000_000, strict=True)]  # bound assumed: no cluster has more of anything
@@ -44,7 +51,7 @@ class TestedFile(Strict):
     file: str
     collective: Collective | None = None
     ranks: Count | None = None
-    nodes: Count | None = None
+    nodes: Count | None = Field(default=None, description="that its ranks lay on; null: as many as its hosts make up")
 
 
 class ClusterFile(Strict):
@@ -52,6 +59,9 @@ class ClusterFile(Strict):
 
     nodes: Count | None = Field(default=None, description="null: as many as plans take")
     gpus_per_node: Count | None = Field(default=None, description="null: as the plan or the GPU description says")
+    gpus_per_host: Count | None = Field(
+        default=None, description="where a node is an NVLink domain of several hosts; null: gpus_per_node"
+    )
     nics_per_node: Count | None = Field(default=None, description="null: one a GPU")
     nic: str | Link = "infiniband-ndr"
     nccl_tests: tuple[str | TestedFile, ...] = ()
@@ -60,6 +70,9 @@ class ClusterFile(Strict):
     def _nics(self) -> ClusterFile:
         if self.nics_per_node and not self.gpus_per_node:
             raise ValueError("nics_per_node: needs gpus_per_node, among which they are shared")
+        if self.gpus_per_host and (not self.gpus_per_node or self.gpus_per_node % self.gpus_per_host):
+            found = f"found {self.gpus_per_host}; "
+            raise ValueError(f"gpus_per_host: {found}gpus_per_node must be given, and be a multiple of it")
         return self
 
 
@@ -69,15 +82,18 @@ class Internode:
 
     Attributes:
         link: a GPU's share of it.
-        nodes, gpus_per_node: where a cluster file says.
+        nodes, gpus_per_node, gpus_per_host: where a cluster file says.
         tests: that were run on the cluster.
+        unused: runs in their files of programs whose collective no plan uses.
         source: the cluster file; None without one.
     """
 
     link: Link
     nodes: int | None = None
     gpus_per_node: int | None = None
+    gpus_per_host: int | None = None
     tests: tuple[NcclTest, ...] = ()
+    unused: tuple[Unused, ...] = ()
     source: str | None = None
 
     @property
@@ -98,13 +114,86 @@ def read_internode(named: str | Link) -> Internode:
         return Internode(link=read_link(named))
     path = Path(named)
     cluster = read_yaml(path, ClusterFile)
+    read = [_tests(entry, path.parent) for entry in cluster.nccl_tests]
     return Internode(
         link=_share(cluster, path),
         nodes=cluster.nodes,
         gpus_per_node=cluster.gpus_per_node,
-        tests=tuple(_test(entry, path.parent) for entry in cluster.nccl_tests),
+        gpus_per_host=cluster.gpus_per_host,
+        tests=tuple(test for tests, _ in read for test in tests),
+        unused=tuple(run for _, unused in read for run in unused),
         source=str(path),
     )
+
+
+def placed(internode: Internode, gpus_per_node: int) -> Internode:
+    """The same, with the nodes on which each test's ranks lay.
+
+    A test names its hosts. Where a node has several (`gpus_per_host`; a node of more GPUs than any host has; superchips
+    whose NVLink domain goes across hosts), its ranks fill as few nodes as they can.
+
+    Args:
+        internode: as it was read.
+        gpus_per_node: of the plan's cluster.
+
+    Raises:
+        InputError: the ranks fill no whole number of nodes.
+    """
+    tests = tuple(_placed(test, gpus_per_node, internode.gpus_per_host) for test in internode.tests)
+    return replace(internode, tests=tests)
+
+
+def _placed(test: NcclTest, gpus_per_node: int, gpus_per_host: int | None) -> NcclTest:
+    each = test.ranks // test.nodes
+    superchips = bool(test.gpus) and all(any(name in gpu for name in _DOMAINS) for gpu in test.gpus)
+    most = gpus_per_host or (_MOST_SUPERCHIPS_OF_A_HOST if superchips else _MOST_GPUS_OF_A_HOST)
+    shared = gpus_per_node > most
+    if test.nodes_told or test.nodes == 1 or not shared or each >= gpus_per_node:
+        return test
+    if test.ranks > gpus_per_node and test.ranks % gpus_per_node:
+        raise InputError(
+            f"{test.source}: found {test.ranks} ranks on {test.nodes} hosts, where a node of {gpus_per_node} GPUs has "
+            "several hosts; give nodes, the number of nodes that the ranks lay on"
+        )
+    return replace(test, nodes=max(1, test.ranks // gpus_per_node))
+
+
+def notes_on_tests(internode: Internode, network: Network, gpus: int) -> tuple[str, ...]:
+    """What a plan's user has to know of how the tests were used: taken otherwise than they say, or for nothing.
+
+    Args:
+        internode: with its tests in their places.
+        network: what they made of it.
+        gpus: that the plan takes.
+    """
+    said = [
+        f"{test.source}: its {test.ranks} ranks on {test.hosts} hosts are taken as {_nodes(test.nodes)} of "
+        f"{network.gpus_per_node} GPUs; give the test's nodes if they are others."
+        for test in internode.tests
+        if not test.nodes_told and test.hosts > test.nodes
+    ]
+    between = [test for test in internode.tests if test.nodes > 1]
+    if between and gpus <= network.gpus_per_node:
+        files = ", ".join(dict.fromkeys(test.source for test in between))
+        said.append(
+            f"{files}: measured between nodes, and not used: the plan's GPUs are one node of {network.gpus_per_node}. "
+            "If the hosts of a test are one node (an NVLink domain, containers), give its nodes."
+        )
+    for collective, across in sorted({(test.collective, test.nodes > 1) for test in internode.tests}):
+        share = (network.internode_efficiency if across else network.efficiency)[collective]
+        if not _TOO_SLOW < share < _TOO_FAST:
+            link_Bps, where = (network.nic_Bps, "between nodes") if across else (network.node_Bps, "inside a node")
+            said.append(
+                f"The nccl-tests of {internode.source} moved the bytes of {collective} at {share:.2g} times the "
+                f"{link_Bps / 1e9:g} GB/s that a GPU has {where}: look at the test, at nic, and whether its hosts are "
+                "nodes (give the test's nodes if not)."
+            )
+    said += [f"{run.source}: {run.program} is not used: no plan has that collective." for run in internode.unused]
+    return tuple(said)
+
+
+def _nodes(count: int) -> str:
+    return "one node" if count == 1 else f"{count} nodes"
 
 
 def cluster_network(
@@ -131,7 +220,7 @@ def cluster_network(
     if internode.nodes and gpus > internode.nodes * network.gpus_per_node:
         there = internode.nodes * network.gpus_per_node
         raise InputError(f"cluster.gpus: found {gpus}; {internode.source} has {there} GPUs")
-    return with_tests(network, internode.tests)
+    return with_tests(network, placed(internode, network.gpus_per_node).tests)
 
 
 def with_tests(network: Network, tests: Sequence[NcclTest]) -> Network:
@@ -248,6 +337,6 @@ def _share(cluster: ClusterFile, path: Path) -> Link:
     return nic.model_copy(update={"bandwidth_GBps": nic.bandwidth_GBps * share})
 
 
-def _test(entry: str | TestedFile, folder: Path) -> NcclTest:
+def _tests(entry: str | TestedFile, folder: Path) -> tuple[tuple[NcclTest, ...], tuple[Unused, ...]]:
     known = TestedFile(file=entry) if isinstance(entry, str) else entry
-    return read_nccl_test(folder / known.file, collective=known.collective, ranks=known.ranks, nodes=known.nodes)
+    return read_nccl_tests(folder / known.file, collective=known.collective, ranks=known.ranks, nodes=known.nodes)

@@ -5,7 +5,8 @@ with shapes and counts; the roofline (`device.roofline`) gives the time of one a
 
 Symbols, shared by every operator that has them (an operator ignores the others):
 
-    m   rows: tokens, or the m of a matrix product          n   width: features, vocabulary, or the n of a product
+    m   rows: tokens, or the m of a matrix product          n   width: features, vocabulary, or the n of a product;
+                                                                of attention, width of a value (1: head_dim)
     k   reduction depth of a product                        batch, heads, kv_heads, seq, head_dim   of attention
     experts   groups of a grouped product, choices of a router      top_k   experts per token
     skew      rows of the busiest expert over the mean of all (1 = balanced)
@@ -145,17 +146,30 @@ def _product(s: dict[str, FloatArray]) -> Work:
     )
 
 
+def weights_share(shape: Shape) -> FloatArray:
+    """Of the bytes of a product, the share of its weights, which does not grow with its rows."""
+    s = shape.arrays()
+    weights = s["experts"] * s["n"] * s["k"]
+    return np.asarray(weights / (s["m"] * s["k"] + weights + s["m"] * s["n"]))
+
+
 def _attention(causal: bool) -> Callable[[dict[str, FloatArray], Pass], Work]:
-    """Flash attention (Dao et al. 2022): 2 products forward; 5 backward, one of them recomputed."""
+    """Flash attention (Dao et al. 2022): 2 products forward; 5 backward, one of them recomputed.
+
+    As deep or as wide as a query: scores, backward again, and gradients of queries and keys. As a value: the output,
+    and gradients of scores and of values. Half of the tensors are as wide as either: queries, output; keys, values; and
+    as many gradients backward.
+    """
 
     def work(s: dict[str, FloatArray], direction: Pass) -> Work:
         pairs = s["batch"] * s["heads"] * s["seq"] * s["seq"] * (0.5 if causal else 1.0)
-        products, tensors_q, tensors_kv = (2, 2, 2) if direction is Pass.FORWARD else (5, 4, 4)
-        rows = s["batch"] * s["seq"] * s["head_dim"]
+        of_query, of_value, tensors = (1, 1, 1) if direction is Pass.FORWARD else (3, 2, 2)
+        value_dim = np.where(s["n"] == 1, s["head_dim"], s["n"])
+        rows = s["batch"] * s["seq"] * (s["head_dim"] + value_dim)
         return Work(
-            flops=2 * products * pairs * s["head_dim"],
+            flops=2 * pairs * (of_query * s["head_dim"] + of_value * value_dim),
             vector_ops=4.0 * pairs,  # scale, maximum, exponential, sum: assumed for either pass; for power alone
-            bytes_B=_E * rows * (tensors_q * s["heads"] + tensors_kv * s["kv_heads"]),
+            bytes_B=_E * rows * tensors * (s["heads"] + s["kv_heads"]),
         )
 
     return work

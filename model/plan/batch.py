@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +21,7 @@ from moemodel.model.schedule.batch import PlanSchedules
 class PlanBatch:
     """Plans of one architecture on one cluster, as arrays of length P (or scalars that broadcast).
 
+    `micro_batches_per_schedule`: that a pipeline passes before the next begin; 0: all of a step.
     Units: batches and sequence in sequences and tokens; the clock that may be set at most in Hz and the cap in
     W, infinite where the GPU decides.
     """
@@ -40,13 +42,19 @@ class PlanBatch:
     skew: FloatArray
     clock_Hz: FloatArray
     power_cap_W: FloatArray
+    micro_batches_per_schedule: IntArray = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
 
     @classmethod
     def of(cls, **columns: Any) -> PlanBatch:
         """Broadcast columns (numbers or arrays) to one length P."""
         kinds = {f.name: np.float64 if f.name in _FLOATS else np.int64 for f in fields(cls)}
+        columns = {"micro_batches_per_schedule": 0} | columns
         arrays = np.broadcast_arrays(*(np.atleast_1d(np.asarray(columns[n], dtype=t)) for n, t in kinds.items()))
         return cls(**dict(zip(kinds, (np.ascontiguousarray(a) for a in arrays), strict=True)))
+
+    def __post_init__(self) -> None:
+        if len(self.micro_batches_per_schedule) != len(self.dp):  # the default, said once
+            object.__setattr__(self, "micro_batches_per_schedule", np.zeros(len(self.dp), dtype=np.int64))
 
     def __len__(self) -> int:
         return int(self.dp.size)
@@ -57,6 +65,11 @@ class PlanBatch:
         return self.global_batch // (self.micro_batch * self.dp)
 
     @property
+    def scheduled(self) -> IntArray:
+        """Micro-batches that one run of a pipeline's schedule passes, [P]."""
+        return np.where(self.micro_batches_per_schedule > 0, self.micro_batches_per_schedule, self.micro_batches)
+
+    @property
     def gpus(self) -> IntArray:
         """GPUs of a plan, [P]."""
         return self.dp * self.tp * self.pp * self.cp
@@ -64,8 +77,8 @@ class PlanBatch:
     @cached_property
     def schedules(self) -> PlanSchedules:
         """What follows from the schedules of the plans."""
-        sizes = Sizes(stages=self.pp, virtual=self.virtual_stages, micro_batches=self.micro_batches)
-        return PlanSchedules(self.schedule, sizes)
+        sizes = Sizes(stages=self.pp, virtual=self.virtual_stages, micro_batches=self.scheduled)
+        return PlanSchedules(self.schedule, sizes, rounds=self.micro_batches // self.scheduled)
 
     def take(self, rows: IntArray | NDArray[np.bool_]) -> PlanBatch:
         """The plans at these rows."""
@@ -82,7 +95,14 @@ def batch_of(plan: Plan) -> PlanBatch:
         **choices,
         global_batch=plan.global_batch,
         seq=plan.sequence_length,
+        micro_batches_per_schedule=plan.micro_batches_per_schedule or 0,
         skew=plan.routing.busiest_over_mean,
         clock_Hz=plan.clock.highest_Hz(math.inf),
         power_cap_W=math.inf if plan.power_cap_W is None else plan.power_cap_W,
     )
+
+
+def joined(plans: Sequence[Plan]) -> PlanBatch:
+    """A batch of some plans, at least one."""
+    batches = [batch_of(plan) for plan in plans]
+    return PlanBatch(**{f.name: np.concatenate([getattr(b, f.name) for b in batches]) for f in fields(PlanBatch)})

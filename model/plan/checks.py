@@ -8,9 +8,11 @@ from dataclasses import replace
 from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.errors import InfeasiblePlanError, InputError
+from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.plan.rules import architecture_rules, messages
 from moemodel.model.plan.spec import Plan
+from moemodel.model.schedule.pipeline_layout import PipelineLayout
 
 _ON_STEP = 1e-3  # of a clock step: rounding of MHz to Hz
 
@@ -23,13 +25,23 @@ def architecture_of(plan: Plan) -> Architecture:
     """
     architecture = read_architecture(plan.architecture)
     if plan.layers is None:
-        return architecture
+        return _as_cut(plan, architecture)
     held = len(architecture.decoder)
     if plan.layers > held:
         raise InputError(
             f"layers: found {plan.layers}; {architecture.name} has {held} decoder layers; allowed: 1 to {held}"
         )
-    return replace(architecture, decoder=architecture.decoder[: plan.layers])
+    return _as_cut(plan, replace(architecture, decoder=architecture.decoder[: plan.layers]))
+
+
+def _as_cut(plan: Plan, architecture: Architecture) -> Architecture:
+    """With its ends counted as a layer each where a pipeline of Megatron's has more chunks than layers, as its
+    `account_for_embedding_in_pipeline_split` and `account_for_loss_in_pipeline_split` count them.
+    """
+    chunks, layers = plan.parallel.pp * plan.parallel.virtual_stages, len(architecture.layers)
+    if framework_of(plan.backend).pipeline == "megatron" and layers < chunks <= layers + 2:
+        return PipelineLayout.of(architecture, account_for_embedding=1, account_for_loss=1)
+    return architecture
 
 
 def check_power_and_clock(plan: Plan, gpu: Gpu) -> None:

@@ -19,7 +19,8 @@ from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.frameworks.registry import framework_of, frameworks_with
 from moemodel.model.plan.mesh import ParallelMesh
 from moemodel.model.schedule import registry as schedules
-from moemodel.model.schedule.batch import can_interleave, highest_zero_stage
+from moemodel.model.schedule.batch import can_interleave
+from moemodel.model.schedule.pipeline_layout import counted_layers
 
 Choices = Mapping[str, int]
 Columns = Mapping[str, IntArray]  # many of them, each choice an array of one length, or a scalar
@@ -27,7 +28,7 @@ Columns = Mapping[str, IntArray]  # many of them, each choice an array of one le
 # Keys of rules, in the order in which a search asks them: a combination counts for the first that refuses it.
 _ORDER = (
     *("heads", "kv_heads", "width", "layers", "context", "experts", "sequence_shards", "degrees", "expert_ranks"),
-    *("sequence_parallel", "virtual_stages", "schedule", "zero_pipeline", "batch", "interleaving"),
+    *("sequence_parallel", "virtual_stages", "schedule", "batch", "interleaving"),
 )
 
 
@@ -104,7 +105,6 @@ def degree_rules(*, global_batch: int, framework: Framework) -> list[PlanRule]:
         _interleaved_micro_batches(global_batch),
         _sequence_parallel_of_tp(),
         _interleaving_schedule(),
-        _zero_in_a_pipeline(),
     ]
 
 
@@ -228,26 +228,6 @@ def _interleaving_schedule() -> PlanRule:
     )
 
 
-def _zero_in_a_pipeline() -> PlanRule:
-    def highest(c: Columns) -> IntArray:
-        return highest_zero_stage(c["schedule"], c["virtual_stages"])
-
-    def message(c: Choices) -> str:
-        allowed = range(int(highest({name: np.asarray(value) for name, value in c.items()})) + 1)
-        return (
-            f"parallel.zero_stage {c['zero_stage']} with pp {c['pp']}: gradients cannot stay sharded across the "
-            f"micro-batches of a pipeline; use zero_stage {' or '.join(str(stage) for stage in allowed)}, or pp 1"
-        )
-
-    return PlanRule(
-        key="zero_pipeline",
-        summary="zero_stage 2 or 3 with pp > 1",
-        needs=_needs("zero_stage pp schedule virtual_stages"),
-        is_violated=lambda c: (c["zero_stage"] > highest(c)) & (c["pp"] > 1),
-        message=message,
-    )
-
-
 # ---- degrees and the architecture -----------------------------------------------------------------------------------
 
 
@@ -262,7 +242,7 @@ def architecture_rules(architecture: Architecture, *, sequence_length: int, skew
     layers = list(dict.fromkeys(architecture.layers))
     experts = [layer.feed_forward.experts for layer in layers if isinstance(layer.feed_forward, Moe)]
     return [
-        _chunks(len(architecture.layers)),
+        _chunks(counted_layers(architecture)),
         *(rule for layer in layers for rule in _layer_rules(layer, layers, experts, skew)),
         _context_shards(sequence_length),
         *([] if experts else [_no_experts(architecture.name)]),

@@ -16,7 +16,7 @@ from moemodel.model.frameworks.registry import FORMER_NAMES, framework_of
 from moemodel.model.hardware.link import Link
 from moemodel.model.plan.clock import Clock, clock_of
 from moemodel.model.plan.paths import found_files
-from moemodel.model.plan.recompute import RECOMPUTE, RecomputeName
+from moemodel.model.plan.recompute import RecomputeName, recompute_number
 from moemodel.model.plan.rules import check_precision, degree_rules, messages
 from moemodel.model.schedule import registry as schedules
 
@@ -185,6 +185,15 @@ class Plan(Strict):
     precision: Precision = "bf16-mixed"
     recompute: RecomputeName = "none"
     schedule: ScheduleName = schedules.DEFAULT
+    cross_entropy: Literal["plain", "fused"] | None = Field(
+        default=None, description="how the loss is computed; null: as the framework does"
+    )
+    gradient_dtype: Literal["bf16", "fp32"] | None = Field(
+        default=None, description="type that gradients are summed in; null: as the framework does"
+    )
+    micro_batches_per_schedule: Count | None = Field(
+        default=None, description="that a pipeline passes before the next begin; null: all of a step"
+    )
     backend: Backend = Field(default="torch", description="training framework")
     cluster: ClusterSpec
     parallel: ParallelSpec = ParallelSpec()
@@ -242,6 +251,25 @@ class Plan(Strict):
             raise ValueError(message)
         return self
 
+    @model_validator(mode="after")
+    def _schedules(self) -> Plan:
+        some, pp = self.micro_batches_per_schedule, self.parallel.pp
+        if some is None:
+            return self
+        if pp == 1:
+            raise ValueError(f"micro_batches_per_schedule: found {some} with pp 1, without a schedule; allowed: null")
+        if self.micro_batches % some:
+            raise ValueError(
+                f"micro_batches_per_schedule: found {some}; allowed: divisors of the {self.micro_batches} "
+                "micro-batches (global_batch / micro_batch / dp)"
+            )
+        if self.parallel.virtual_stages > 1 and some % pp:
+            raise ValueError(
+                f"micro_batches_per_schedule: found {some}; allowed with virtual_stages: multiples of pp {pp}, as an "
+                "interleaved schedule needs"
+            )
+        return self
+
     def with_files(self, moved: Mapping[str, str], notes: tuple[str, ...]) -> Plan:
         """The plan with other names of files, and notes on them (`paths.found_files`)."""
         cluster = {name: path for name, path in moved.items() if name != "architecture"}
@@ -265,7 +293,7 @@ class Plan(Strict):
             "virtual_stages": p.virtual_stages,
             "schedule": schedules.number(self.schedule),
             "zero_stage": p.zero_stage,
-            "recompute": int(RECOMPUTE[self.recompute]),
+            "recompute": recompute_number(self.recompute),
             "micro_batch": self.micro_batch,
         }
 

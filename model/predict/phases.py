@@ -75,7 +75,13 @@ def device_costs(cost: StageCost) -> DeviceCosts:
     )
 
 
-def mean_clock_Hz(device: DeviceCosts) -> FloatArray:
-    """Over the passes of a micro-batch and the optimizer, cycles that are skipped left out."""
-    cycles = device.forward.cycles + device.backward.cycles + device.optimizer.cycles
-    return np.asarray(cycles / (device.forward.time_s + device.backward.time_s + device.optimizer.time_s))
+def mean_clock_Hz(device: DeviceCosts, micro_batches: FloatArray) -> FloatArray:
+    """Over the passes of a step's micro-batches and the optimizer, cycles that are skipped left out.
+
+    Args:
+        device: of a class of stages.
+        micro_batches: of a step, [P, 1].
+    """
+    cycles = micro_batches * (device.forward.cycles + device.backward.cycles) + device.optimizer.cycles
+    computed_s = micro_batches * (device.forward.time_s + device.backward.time_s) + device.optimizer.time_s
+    return np.asarray(cycles / computed_s)

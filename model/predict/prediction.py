@@ -31,7 +31,8 @@ class Prediction:
         flops: model FLOPs of the step (3 x forward, no recomputation), all GPUs.
         mfu: model FLOPs over what the GPUs' peak could have done.
         memory_B: peak of the fullest GPU; `memory_terms_B` its terms.
-        fits: it fits in memory.
+        memory_error: relative standard error of it.
+        fits: it fits in memory, by the predicted peak; `fit_probability` how likely it does.
         outside: share of device time in shapes outside what was measured.
         tokens: of the step.
     """
@@ -63,6 +64,8 @@ class Prediction:
     mfu: FloatArray
     memory_B: FloatArray
     memory_terms_B: dict[str, FloatArray]
+    memory_error: FloatArray
     fits: NDArray[np.bool_]
+    fit_probability: FloatArray
     outside: FloatArray
     tokens: FloatArray

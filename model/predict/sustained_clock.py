@@ -6,6 +6,7 @@ Axes: P plans that share their pipeline, K clocks that blocks are priced at.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 
 import numpy as np
 
@@ -16,6 +17,28 @@ from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.predict.phases import ByPhase, DeviceCosts, mean_clock_Hz
 from moemodel.model.predict.timeline import PipelineStep, Timeline
 from moemodel.model.step.system import System
+
+# Over which the slow limit holds mean power: about a second on H100s, measured for this project in 2026. Of plans on
+# two of them exchanges of 10 to 50 ms, which nothing hid, let the passes draw more: apart from these they would leave
+# power 1 to 3 % too low (bench/validate.py).
+_WINDOW_S = 1.0
+
+
+class _Part(Enum):
+    """Of a step, as the governor sees it, in order."""
+
+    OTHERS = "all micro-batches but the last"
+    FORWARD = "forward pass of the last"
+    BACKWARD = "its backward pass"
+    EXCHANGE = "communication of the step that nothing hides"
+    OPTIMIZER = "optimizer"
+    FILL = "the pipeline fills and drains"
+
+
+_WAITING = (_Part.EXCHANGE, _Part.FILL)  # for other GPUs, which are at the clock of their passes
+_PACE = 0  # place of passes in the cycle
+
+PowerProfile = dict[_Part, PowerSegment]
 
 
 def sustained_clocks(
@@ -70,9 +93,11 @@ def _power_profile(
     timeline: Timeline,
     power: PowerModel,
     temperature_C: float | None,
-) -> list[PowerSegment]:
+) -> PowerProfile:
     """A step of a GPU as the governor sees it: all micro-batches but the last, a forward pass, a backward pass, the
-    optimizer. What is neither (bubbles, links, waiting) counts for the passes, in proportion to their time.
+    optimizer, communication of the step that nothing hides, and the pipeline that fills and drains, each in one piece.
+    What is none of these (links, waiting in between) counts for the passes, in proportion to their time. So does most
+    of the communication of the step where it is shorter than the window that the limit holds over.
 
     Args:
         pipe: the plans.
@@ -81,48 +106,66 @@ def _power_profile(
         power: of the GPU, with `temperature_C` of its die, or None for the steady state.
     """
     m, step_s = pipe.m, timeline.step_s
-    clock_tree_W = power.clocked_W(mean_clock_Hz(device))
-    dynamic_J = pipe.dynamic_J(index, device, timeline, power.link_W) + clock_tree_W * step_s
+    clock_tree_W = power.clocked_W(mean_clock_Hz(device, pipe.m))
+    dynamic_J = pipe.dynamic_J(index, device, timeline, power) + clock_tree_W * step_s
     mean_W = dynamic_J / step_s
     idle_W = total_power(power, mean_W, temperature_C)[0] - mean_W
     forward, backward, optimizer = device.forward, device.backward, device.optimizer
     passes_s = forward.time_s + backward.time_s
-    stretch = (step_s - optimizer.time_s) / (m * passes_s)
-    optimizer_J = optimizer.energy_J + clock_tree_W * optimizer.time_s
-    beside_W = (dynamic_J - optimizer_J) / (step_s - optimizer.time_s)
+    optimizer_W = optimizer.energy_J / optimizer.time_s + clock_tree_W
+    fill_W = clock_tree_W + pipe.busy_waiting_W(device, power)
+    exchange_s = _in_one_piece_s(pipe.plans, timeline)
+    sent_s = np.minimum(exchange_s, pipe.costs[index].step_exchange.whole_s[:, None])  # the rest, others'
+    sent = np.divide(sent_s, exchange_s, out=np.zeros_like(exchange_s), where=exchange_s > 0)
+    exchange_W = clock_tree_W + power.link_W * sent
+    apart_s = optimizer.time_s + timeline.fill_s + exchange_s
+    apart_J = optimizer_W * optimizer.time_s + fill_W * timeline.fill_s + exchange_W * exchange_s
+    stretch = (step_s - apart_s) / (m * passes_s)
+    beside_W = (dynamic_J - apart_J) / (step_s - apart_s)
     passes_J = forward.energy_J + backward.energy_J  # none where power is not modelled
     spread = np.divide(beside_W * passes_s, passes_J, out=np.zeros_like(beside_W), where=passes_J > 0)
-    parts = [
-        ((m - 1) * passes_s * stretch, beside_W),
-        (forward.time_s * stretch, forward.energy_J / forward.time_s * spread),
-        (backward.time_s * stretch, backward.energy_J / backward.time_s * spread),
-        (optimizer.time_s, optimizer_J / optimizer.time_s),
-    ]
-    return [PowerSegment(time_s_PK=time, power_W_PK=watts + idle_W) for time, watts in parts]
+    parts = {
+        _Part.OTHERS: ((m - 1) * passes_s * stretch, beside_W),
+        _Part.FORWARD: (forward.time_s * stretch, forward.energy_J / forward.time_s * spread),
+        _Part.BACKWARD: (backward.time_s * stretch, backward.energy_J / backward.time_s * spread),
+        _Part.EXCHANGE: (exchange_s, exchange_W),
+        _Part.OPTIMIZER: (optimizer.time_s, optimizer_W),
+        _Part.FILL: (timeline.fill_s, fill_W),
+    }
+    return {part: PowerSegment(time_s_PK=time, power_W_PK=watts + idle_W) for part, (time, watts) in parts.items()}
+
+
+def _in_one_piece_s(plans: PlanBatch, timeline: Timeline) -> FloatArray:
+    """Of the communication of a step that nothing hides, what the governor meets apart from the passes, [P, K].
+
+    Nothing of what is short for its window, all of what is long for it; all in a pipeline, where it comes while that
+    drains; nothing under ZeRO 3, whose passes wait for every layer.
+    """
+    share = np.where((plans.pp > 1)[:, None], 1.0, -np.expm1(-timeline.exposed_step_s / _WINDOW_S))
+    return np.where((plans.zero_stage < 3)[:, None], share * timeline.exposed_step_s, 0.0)
 
 
 def _governed(
-    profiles: list[list[PowerSegment]], clock_Hz_K: FloatArray, plans: PlanBatch, limit_W: FloatArray, machine: System
+    profiles: list[PowerProfile], clock_Hz_K: FloatArray, plans: PlanBatch, limit_W: FloatArray, machine: System
 ) -> list[ByPhase[FloatArray]]:
     """Mean clock of each phase of each profile under the limit, and no higher than the plan asks."""
+    parts = [part for part in profiles[0] if any((profile[part].time_s_PK > 0).any() for profile in profiles)]
     settled = steady_state_clocks(
-        [_joined(stretches) for stretches in zip(*profiles, strict=True)],
+        [_joined([profile[part] for profile in profiles]) for part in parts],
         clock_Hz_K,
         limit_W_P=limit_W,
         highest_Hz_P=np.tile(np.clip(plans.clock_Hz, clock_Hz_K[0], clock_Hz_K[-1]), len(profiles)),
         gain_Hz_per_J=machine.governor_gain_Hz_per_J,
     )
-    before = 1 - 1 / plans.micro_batches  # share of the micro-batches that are not the last
-    return [
-        ByPhase(
-            forward=before * others + (1 - before) * forward,
-            backward=before * others + (1 - before) * backward,
-            optimizer=optimizer,
-        )
-        for others, forward, backward, optimizer in zip(
-            *(np.split(clock_Hz, len(profiles)) for clock_Hz in settled), strict=True
-        )
-    ]
+    clocks = dict(zip(parts, settled, strict=True))
+    forward, backward = clocks[_Part.FORWARD], clocks[_Part.BACKWARD]
+    if _Part.OTHERS in clocks:
+        before = np.tile(1 - 1 / plans.micro_batches, len(profiles))  # share of the micro-batches that are not the last
+        # their work takes as long at the mean of their periods, not of their clocks
+        forward = 1 / (before / clocks[_Part.OTHERS] + (1 - before) / forward)
+        backward = 1 / (before / clocks[_Part.OTHERS] + (1 - before) / backward)
+    phases = [np.split(clock_Hz, len(profiles)) for clock_Hz in (forward, backward, clocks[_Part.OPTIMIZER])]
+    return [ByPhase(forward=f, backward=b, optimizer=o) for f, b, o in zip(*phases, strict=True)]
 
 
 def _joined(stretches: Sequence[PowerSegment]) -> PowerSegment:
@@ -132,4 +175,5 @@ def _joined(stretches: Sequence[PowerSegment]) -> PowerSegment:
     return PowerSegment(
         time_s_PK=np.concatenate([stretch.time_s_PK for stretch in stretches]),
         power_W_PK=np.concatenate([stretch.power_W_PK for stretch in stretches]),
+        pace=stretches[0].pace,
     )

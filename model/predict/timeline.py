@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from moemodel.model.core.arrays import BoolArray, FloatArray
-from moemodel.model.predict.phases import DeviceCosts
+from moemodel.model.device.power import PowerModel
+from moemodel.model.predict.phases import DeviceCosts, mean_clock_Hz
 from moemodel.model.schedule.base import StageTimes
 from moemodel.model.schedule.pipeline_layout import Stage
 from moemodel.model.step.communication_groups import OverlappableComm
@@ -18,9 +19,16 @@ from moemodel.model.step.microbatch_comm import Exchange
 from moemodel.model.step.stage_cost import StageCost, StageCosts
 from moemodel.model.step.system import System
 
-# Of the power of links, what a GPU draws that waits in a collective's kernel: 40 to 90 W above idle in six plans where
-# two H100 wait for each other or for the host, measured for this project in 2026; their links draw 158 W.
+# Of the power of links, what a GPU draws at its reference clock that waits in a collective's kernel: 40 to 90 W above
+# idle in six plans where two H100 wait for each other or for the host, measured for this project in 2026; their links
+# draw 158 W. It spins on its SMs, so it follows their clock and voltage.
 _BUSY_WAITING = 0.35
+
+
+_SHORTEST_S = 1e-12  # of passes of a host that is not modelled, to divide by
+_ROUNDING = 1e-12  # of a step: what remains of it when all its parts are subtracted
+
+Passes = tuple[FloatArray, FloatArray]  # forward and backward of a micro-batch, s, [P, X] or [P, 1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +38,14 @@ class Timeline:
     Attributes:
         step_s: the step.
         device_s: the step if the host were never late.
+        fill_s: while a pipeline fills and drains: what passes take beyond those of the slowest stage.
         exposed_step_s: exposed communication that comes once a step.
         exposed_s, overlapped_s: communication of all micro-batches that nothing hides, and that computation hides.
     """
 
     step_s: FloatArray
     device_s: FloatArray
+    fill_s: FloatArray
     exposed_step_s: FloatArray
     exposed_s: list[FloatArray]
     overlapped_s: list[FloatArray]
@@ -68,64 +78,119 @@ class PipelineStep:
     def timeline(self, devices: list[DeviceCosts]) -> Timeline:
         """The step, with each class of stages at the given clocks."""
         exposed, overlapped, forward, backward = [], [], [], []
+        beside: list[Passes] = []  # what passes overlap already, so that nothing else hides behind it
         for cost, device in zip(self.costs, devices, strict=True):
             exposed_forward_s, overlapped_forward_s = _split(cost.forward_exchange, device.forward.time_s)
             exposed_backward_s, overlapped_backward_s = _split(cost.backward_exchange, device.backward.time_s)
+            beside.append((overlapped_forward_s, overlapped_backward_s))
             exposed.append(self.m * (exposed_forward_s + exposed_backward_s))
             overlapped.append(self.m * (overlapped_forward_s + overlapped_backward_s))
             forward.append(device.forward.time_s + exposed_forward_s)
             backward.append(device.backward.time_s + exposed_backward_s)
-        exposed_step_s = self._exposed_step_s(devices)
+        exposed_step_s = self._exposed_step_s([(d.forward.time_s, d.backward.time_s) for d in devices], beside)
         optimizer_s = np.maximum.reduce([device.optimizer.time_s for device in devices])
-        device_s = self._passes_s(forward, backward) + optimizer_s
+        passes_s = self._passes_s(forward, backward)
+        slowest_s = np.maximum.reduce([f + b for f, b in zip(forward, backward, strict=True)])
+        device_s = passes_s + optimizer_s + exposed_step_s
+        late_s = self._late_s(forward, backward, devices, beside)
         return Timeline(
-            step_s=self._with_host(forward, backward, devices, device_s) + exposed_step_s,
-            device_s=device_s + exposed_step_s,
+            step_s=np.maximum(device_s, late_s),
+            device_s=device_s,
+            fill_s=np.maximum(passes_s - self.m * slowest_s, 0.0),
             exposed_step_s=exposed_step_s,
             exposed_s=exposed,
             overlapped_s=overlapped,
         )
 
-    def _exposed_step_s(self, devices: list[DeviceCosts]) -> FloatArray:
-        """Of the stage that shows most, and messages that fill the pipeline."""
-        exposed = [_exposed_of_step_s(cost, device) for cost, device in zip(self.costs, devices, strict=True)]
+    def _exposed_step_s(self, passes: list[Passes], beside: list[Passes]) -> FloatArray:
+        """Of the stage that shows most, and messages that fill the pipeline. Beside the passes of the slowest stage the
+        others stand idle between theirs, and exchange meanwhile.
+
+        Args:
+            passes: of each class of stages, behind which the exchange may run.
+            beside: of that, what communication of the micro-batch runs behind.
+        """
+        slowest_s = np.maximum.reduce([forward_s + backward_s for forward_s, backward_s in passes])
+        exposed = [
+            _exposed_of_step_s(cost, (forward_s * pace - beside_forward_s, backward_s * pace - beside_backward_s))
+            for cost, (forward_s, backward_s), (beside_forward_s, beside_backward_s) in zip(
+                self.costs, passes, beside, strict=True
+            )
+            for pace in (slowest_s / np.maximum(forward_s + backward_s, _SHORTEST_S),)
+        ]
         return np.asarray(np.maximum.reduce(exposed) + self.costs[0].pipeline_fill_comm_s[:, None])
 
-    def _passes_s(self, forward: list[FloatArray], backward: list[FloatArray]) -> FloatArray:
-        """All micro-batches of a step."""
+    def _passes_s(
+        self, forward: list[FloatArray], backward: list[FloatArray], shares: list[FloatArray] | None = None
+    ) -> FloatArray:
+        """All micro-batches of a step; `shares` of gradients of weights in backward passes, if not the device's."""
         if sum(self.counts) == 1:
             return np.asarray(self.m * (forward[0] + backward[0]))
-        shares = [cost.weight_share for cost in self.costs]
+        shares = [cost.weight_share for cost in self.costs] if shares is None else shares
         times = StageTimes(forward_s=forward, backward_s=backward, weight_share=shares, counts=self.counts)
         return self.plans.schedules.makespan(times)
 
-    def _with_host(
+    def _late_s(
         self,
         forward: list[FloatArray],
         backward: list[FloatArray],
         devices: list[DeviceCosts],
-        device_s: FloatArray,
+        beside: list[Passes],
     ) -> FloatArray:
-        """Step without gradient exchange: the slower of the devices, which take `device_s`, and the hosts."""
-        async_s = np.maximum(device_s, np.maximum.reduce([self._queued_s(cost) for cost in self.costs]))
+        """The step if the device always waits for the host, which takes longer than it or not.
+
+        What the device exchanges in a step then runs behind the host's time, in which the device stands idle or not.
+
+        Args:
+            forward, backward: passes of each class of stages, with what they expose.
+            devices: each class of stages.
+            beside: what communication of a micro-batch runs behind, of its passes.
+        """
+        more = [cost.host_exchange_s / (2 * self.m) for cost in self.costs]  # in a pass
+        host: list[Passes] = [
+            (np.asarray(cost.host.forward_s + more_s), np.asarray(cost.host.backward_s + more_s))
+            for cost, more_s in zip(self.costs, more, strict=True)
+        ]
+        queued_s = np.maximum.reduce([self._queued_s(cost) for cost in self.costs])
+        async_s = np.asarray(queued_s + self._exposed_step_s(host, beside))
         if self._async_launch.all():
             return async_s
-        more = [cost.host_exchange_s / (2 * self.m) for cost in self.costs]  # in a pass
+        split = [
+            self._late_backward_s(b, host_s, cost)
+            for b, (_, host_s), cost in zip(backward, host, self.costs, strict=True)
+        ]
         passes_s = self._passes_s(
             [
-                np.maximum(f, cost.host.forward_s + more_s) + cost.host_sync_s
-                for f, cost, more_s in zip(forward, self.costs, more, strict=True)
+                np.maximum(f, host_s) + cost.host_sync_s
+                for f, (host_s, _), cost in zip(forward, host, self.costs, strict=True)
             ],
-            [
-                np.maximum(b, cost.host.backward_s + more_s) + cost.recompute_sync_s
-                for b, cost, more_s in zip(backward, self.costs, more, strict=True)
-            ],
+            [late_s + cost.recompute_sync_s for (late_s, _), cost in zip(split, self.costs, strict=True)],
+            [share for _, share in split],
         )
         optimizer = [
             np.maximum(device.optimizer.time_s, cost.host_step_s)
             for device, cost in zip(devices, self.costs, strict=True)
         ]
-        return np.where(self._async_launch, async_s, passes_s + np.maximum.reduce(optimizer))
+        exposed_s = self._exposed_step_s(
+            [
+                (np.maximum(device.forward.time_s, f), np.maximum(device.backward.time_s, b))
+                for device, (f, b) in zip(devices, host, strict=True)
+            ],
+            beside,
+        )
+        return np.asarray(np.where(self._async_launch, async_s, passes_s + np.maximum.reduce(optimizer) + exposed_s))
+
+    def _late_backward_s(
+        self, backward_s: FloatArray, host_s: FloatArray, cost: StageCost
+    ) -> tuple[FloatArray, FloatArray]:
+        """A backward pass that the device or the host makes late, and the share of gradients of weights in it. Where it
+        falls into two parts, either of them is made late."""
+        device_share, call_share = cost.weight_share, cost.weight_call_share
+        weights_s = np.maximum(device_share * backward_s, call_share * host_s)
+        inputs_s = np.maximum((1 - device_share) * backward_s, (1 - call_share) * host_s)
+        splits = self.plans.schedules.splits_backward[:, None]
+        late_s = np.where(splits, inputs_s + weights_s, np.maximum(backward_s, host_s))
+        return late_s, np.where(splits, weights_s / (inputs_s + weights_s), device_share)
 
     def _queued_s(self, cost: StageCost) -> FloatArray:
         """What the host needs to queue a step."""
@@ -133,22 +198,31 @@ class PipelineStep:
 
     # ---- energy ---------------------------------------------------------------------------------------------------
 
-    def dynamic_J(self, index: int, device: DeviceCosts, timeline: Timeline, link_W: float) -> FloatArray:
+    def dynamic_J(self, index: int, device: DeviceCosts, timeline: Timeline, power: PowerModel) -> FloatArray:
         """Dynamic energy of a GPU of one class of stages in a step, links included."""
         computed = self.m * (device.forward.energy_J + device.backward.energy_J) + device.optimizer.energy_J
-        moved = link_W * self.comm_s(index, timeline)
-        return np.asarray(computed + moved + self.busy_waiting_J(index, device, timeline, link_W))
+        moved = power.link_W * self.comm_s(index, timeline)
+        return np.asarray(computed + moved + self.busy_waiting_J(index, device, timeline, power))
 
-    def busy_waiting_J(self, index: int, device: DeviceCosts, timeline: Timeline, link_W: float) -> FloatArray:
+    def busy_waiting_J(self, index: int, device: DeviceCosts, timeline: Timeline, power: PowerModel) -> FloatArray:
         """What a GPU draws while kernels of collectives wait on it for other GPUs."""
         computed_s = self.m * (device.forward.time_s + device.backward.time_s) + device.optimizer.time_s
         idle_s = timeline.step_s - computed_s - timeline.exposed_s[index] - timeline.exposed_step_s
-        return np.asarray(_BUSY_WAITING * link_W * np.where(self._busy_waits, np.maximum(idle_s, 0.0), 0.0))
+        return np.asarray(self.busy_waiting_W(device, power) * above_rounding(idle_s, timeline.step_s))
+
+    def busy_waiting_W(self, device: DeviceCosts, power: PowerModel) -> FloatArray:
+        """What a GPU draws above idle that waits for others, [P, X]."""
+        return _BUSY_WAITING * power.link_W * power.switching(mean_clock_Hz(device, self.m)) * self._busy_waits
 
     def comm_s(self, index: int, timeline: Timeline) -> FloatArray:
         """Time in which a GPU of one class of stages communicates, overlapped or not."""
         whole_s = self.costs[index].step_exchange.whole_s[:, None]
         return timeline.exposed_s[index] + timeline.overlapped_s[index] + whole_s
+
+
+def above_rounding(part_s: FloatArray, step_s: FloatArray) -> FloatArray:
+    """Nothing, where a part of a step is what rounding leaves of it."""
+    return np.where(part_s > _ROUNDING * step_s, part_s, 0.0)
 
 
 def _split(exchange: Exchange, window_s: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -157,19 +231,15 @@ def _split(exchange: Exchange, window_s: FloatArray) -> tuple[FloatArray, FloatA
     return (exchange.exposed_s + exchange.overlappable.time_s)[:, None] - overlapped, overlapped
 
 
-def _exposed_of_step_s(cost: StageCost, device: DeviceCosts) -> FloatArray:
-    """What computation does not hide of the exchange over data-parallel ranks (see `step.data_parallel`)."""
-    exchange = cost.step_exchange
-    window_forward_s = (
-        exchange.forward_passes[:, None] * (1 - cost.unoverlappable_fraction_forward) * device.forward.time_s
-    )
-    window_backward_s = (
-        exchange.backward_passes[:, None] * (1 - cost.unoverlappable_fraction_backward) * device.backward.time_s
-    )
+def _exposed_of_step_s(cost: StageCost, passes: Passes) -> FloatArray:
+    """What passes of a micro-batch do not hide of the exchange over data-parallel ranks (see `step.data_parallel`)."""
+    exchange, (forward_s, backward_s) = cost.step_exchange, passes
+    window_forward_s = exchange.forward_passes[:, None] * (1 - cost.unoverlappable_fraction_forward) * forward_s
+    window_backward_s = exchange.backward_passes[:, None] * (1 - cost.unoverlappable_fraction_backward) * backward_s
     overlapped = _overlapped_s(exchange.forward, window_forward_s) + _overlapped_s(exchange.backward, window_backward_s)
     return np.asarray(exchange.whole_s[:, None] - overlapped)
 
 
 def _overlapped_s(comm: OverlappableComm, window_s: FloatArray) -> FloatArray:
     """What costs no time of communication beside computation that takes `window_s`, [P, X]."""
-    return np.minimum(comm.hideable_s[:, None], window_s)
+    return np.minimum(comm.hideable_s[:, None], np.maximum(window_s, 0.0))

@@ -251,6 +251,10 @@ class Calibration(Strict):
     created: str
     moemodel_version: str
     provenance: str = Field(description="one paragraph for the reader: measured here, or fitted to which data")
+    trial: str | None = Field(
+        default=None,
+        description="why predictions from it are for trying the commands only, a sentence; null: they aren't",
+    )
     clock_reference_Hz: Clock_Hz = Field(description="SM clock that times at reference are for")
     clock_range_Hz: tuple[Clock_Hz, Clock_Hz] = Field(description="lowest and highest SM clock of predictions")
     clock_measured_Hz: tuple[Clock_Hz, Clock_Hz] = Field(description="lowest and highest true clock that was measured")
@@ -276,6 +280,11 @@ class Calibration(Strict):
             found = self.composition_error.value
             raise ValueError(f"composition_error: found {found:g}; allowed: 0 to {_MOST_LOG_ERROR:g}")
         return self
+
+    @property
+    def has_times(self) -> bool:
+        """Whether it knows the time of any operator; one that doesn't serves for memory alone."""
+        return bool(self.operators)
 
     def operator(self, kind: Kind, direction: Pass) -> OperatorFit | None:
         """The fit of one operator and pass, if there is one."""
@@ -315,8 +324,8 @@ class CalibrationRef(Strict):
 
 
 def fingerprint(calibration: Calibration) -> str:
-    """SHA-256 of a calibration's contents, however its file is laid out."""
-    return hashlib.sha256(calibration.model_dump_json().encode()).hexdigest()
+    """SHA-256 of a calibration's contents, however its file is laid out; but for `trial`, which follows from them."""
+    return hashlib.sha256(calibration.model_dump_json(exclude={"trial"}).encode()).hexdigest()
 
 
 def reference_to(calibration: Calibration) -> CalibrationRef:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from types import NoneType
-from typing import Any, ClassVar, Literal, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from moemodel.model.operators.work import SHAPE_FIELDS
 
@@ -342,6 +342,18 @@ def _schema(columns: type[Columns]) -> Iterator[tuple[str, str]]:
             yield name, _TYPES[kind]
 
 
+def _required(columns: type[Columns]) -> Iterator[str]:
+    """Every column that has a value in each row: neither it nor the part that it is in may be None."""
+    hints = get_type_hints(columns)
+    for name, kind in _parts(columns):
+        if NoneType in get_args(hints[name]):
+            continue
+        if issubclass(kind, Columns):
+            yield from _required(kind)
+        else:
+            yield name
+
+
 def _flat(columns: type[Columns], value: Columns | None) -> Iterator[tuple[str, Value]]:
     for name, part in _PARTS[columns]:
         found = None if value is None else getattr(value, name)
@@ -362,6 +374,7 @@ ROWS: tuple[type[TableRow], ...] = (
     IterationRow,
 )
 TABLES: dict[str, dict[str, str]] = {row.TABLE: dict(_schema(row)) for row in ROWS}  # table -> column -> its type
+REQUIRED: dict[str, frozenset[str]] = {row.TABLE: frozenset(_required(row)) for row in ROWS}  # columns never null
 # Of each group of columns: its fields, and where one is a group itself, which.
 _PARTS: dict[type[Columns], list[tuple[str, type[Columns] | None]]] = {
     columns: [(name, kind if issubclass(kind, Columns) else None) for name, kind in _parts(columns)]
@@ -369,8 +382,13 @@ _PARTS: dict[type[Columns], list[tuple[str, type[Columns] | None]]] = {
 }
 
 
+_MOST_W = 1e5  # of one device: far beyond any
+_MOST_B = 1e15  # of a device's memory
+_LEAST_HZ = 1e6  # of a clock's maximum
+
+
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DeviceInfo(_Strict):
@@ -379,14 +397,14 @@ class DeviceInfo(_Strict):
     name: str
     vendor: Literal["nvidia", "cpu", "simulated"]
     uuid: str | None = None
-    memory_B: int
-    multiprocessors: int | None = None
-    power_limit_W: float | None = None
+    memory_B: int = Field(ge=0)
+    multiprocessors: int | None = Field(default=None, gt=0)
+    power_limit_W: float | None = Field(default=None, gt=0, le=_MOST_W)
     power_limit_range_W: tuple[float, float] | None = None
-    clock_max_Hz: float | None = None
-    clock_min_Hz: float | None = None
-    memory_clock_max_Hz: float | None = None
-    slowdown_temperature_C: float | None = None
+    clock_max_Hz: float | None = Field(default=None, gt=_LEAST_HZ)
+    clock_min_Hz: float | None = Field(default=None, gt=0)
+    memory_clock_max_Hz: float | None = Field(default=None, gt=0)
+    slowdown_temperature_C: float | None = Field(default=None, gt=0)
     driver: str | None = None
     power_source: Literal["nvml", "rapl", "guess"] | None = Field(
         default=None,
@@ -401,16 +419,16 @@ class TopologyGpu(_Strict):
     line rate of all of them together, one direction; `nvlink_to` is what is at their other ends.
     """
 
-    index: int
+    index: int = Field(ge=0)
     name: str
     uuid: str
-    nvlinks: int
+    nvlinks: int = Field(ge=0)
     nvlink_version: int | None = None
-    nvlink_Bps: float | None = None
+    nvlink_Bps: float | None = Field(default=None, gt=0)
     nvlink_to: Literal["switch", "gpu", "other"] | None = None
     pcie_generation: int | None = None
     pcie_width: int | None = None
-    pcie_Bps: float | None = None
+    pcie_Bps: float | None = Field(default=None, gt=0)
 
 
 class TopologyPair(_Strict):
@@ -428,6 +446,26 @@ class Topology(_Strict):
     gpus: list[TopologyGpu]
     pairs: list[TopologyPair]
 
+    @model_validator(mode="after")
+    def _numbered(self) -> Topology:
+        found = [gpu.index for gpu in self.gpus]
+        if found != list(range(len(found))):
+            raise ValueError(f"gpus: found indices {found[:9]}; they must count from 0")
+        for pair in self.pairs:
+            if not (0 <= pair.a < pair.b < len(found)):
+                raise ValueError(
+                    f"pairs: found {pair.a} and {pair.b}; two of the {len(found)} GPUs, rising, are expected"
+                )
+        return self
+
+
+def _host(found: dict[str, Any]) -> dict[str, Any]:
+    context_B = found.get("context_B")
+    number = isinstance(context_B, int | float) and not isinstance(context_B, bool)
+    if context_B is not None and not (number and 0 <= context_B <= _MOST_B):
+        raise ValueError(f"context_B: found {repr(context_B)[:60]}; a number from 0 on is expected")
+    return found
+
 
 class Manifest(_Strict):
     """What was asked, on what, with what; written first, and completed as sections end."""
@@ -440,7 +478,9 @@ class Manifest(_Strict):
     clocks: Literal["passive", "lock", "as-is"]
     dtype: str
     libraries: dict[str, str]
-    host: dict[str, Any] = Field(default_factory=dict, description="processor model, cores, memory, system")
+    host: Annotated[dict[str, Any], AfterValidator(_host)] = Field(
+        default_factory=dict, description="processor model, cores, memory, system"
+    )
     seed: int
     sections: dict[str, float] = Field(default_factory=dict, description="section finished -> seconds it took")
     topology: Topology | None = Field(default=None, description="of the GPUs that section `collectives` measured")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 INTERVAL = 0.9  # probability that an interval holds the true value: a choice, 5 % are left on either side
-_Z = 1.6448536269514722  # standard normal quantile at 95 %: what 5 % on either side leave
+Z = 1.6448536269514722  # standard normal quantile at 95 %: what 5 % on either side leave
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Estimate:
         """From a relative standard error."""
         if error is None:
             return cls(value=value, low=None, high=None)
-        factor = math.exp(_Z * error)
+        factor = math.exp(Z * error)
         return cls(value=value, low=value / factor, high=value * factor)
 
     def at_most(self, limit: float) -> Estimate:

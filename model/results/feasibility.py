@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.errors import InfeasiblePlanError, InputError
-from moemodel.model.plan.batch import PlanBatch, batch_of
+from moemodel.model.plan.batch import batch_of, joined
 from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.spec import Plan
-from moemodel.model.predict.predict import predict
 from moemodel.model.predict.prediction import Prediction
+from moemodel.model.results.estimate import INTERVAL
 from moemodel.model.schedule import registry as schedules
-from moemodel.model.step.system import System
+from moemodel.model.step.memory_fit import peak_memory
+from moemodel.model.step.system import System, framework_as_run
 
+Verdict = Literal["fits", "may not fit", "does not fit"]
+
+SURE = (1 + INTERVAL) / 2  # probability from which a verdict is sure: the interval lies on one side of what there is
 _TERMS_NAMED = 3  # largest of memory, in an error: what a person reads
 _CHANGES_NAMED = 4  # that would make it fit, or come nearest
 
 
+def verdict_of(probability: float) -> Verdict:
+    """Whether a plan fits, if so likely it does: not sure where its interval holds what there is."""
+    if probability >= SURE:
+        return "fits"
+    return "does not fit" if probability < 1 - SURE else "may not fit"
+
+
 def fits(architecture: Architecture, plans: list[Plan], machine: System) -> NDArray[np.bool_]:
     """Which of some plans fit in memory."""
-    return predict(architecture, _batch(plans), machine).fits
+    return np.asarray(peak_memory(architecture, joined(plans), machine).peak_B <= machine.memory_B)
 
 
 def refuse_too_large(plan: Plan, architecture: Architecture, machine: System, prediction: Prediction) -> None:
@@ -34,7 +45,7 @@ def refuse_too_large(plan: Plan, architecture: Architecture, machine: System, pr
     Raises:
         InfeasiblePlanError: the peak, what there is, the largest terms, and which single changes would help.
     """
-    if bool(prediction.fits[0]):
+    if verdict_of(float(prediction.fit_probability[0])) != "does not fit":
         return
     terms = sorted(((float(size[0]), name) for name, size in prediction.memory_terms_B.items()), reverse=True)
     largest = ", ".join(f"{name.replace('_', ' ')} {_GB(size)}" for size, name in terms[:_TERMS_NAMED])
@@ -50,8 +61,7 @@ def _advice(plan: Plan, architecture: Architecture, machine: System, needed_B: f
     changes = dict(_changes(plan, architecture))
     if not changes:
         return "No single change of the plan makes it smaller; use more GPUs."
-    sizes_B = predict(architecture, _batch(list(changes.values())), machine).memory_B
-    sized = [(float(size), change) for size, change in zip(sizes_B, changes, strict=True)]  # least drastic first
+    sized = [(_peak_B(architecture, changed, machine), change) for change, changed in changes.items()]  # mildest first
     fitting = [(size, change) for size, change in sized if size <= machine.memory_B]
     smaller = sorted((size, change) for size, change in sized if size < needed_B)
     named = ", ".join(f"{change} ({_GB(size)})" for size, change in (fitting or smaller)[:_CHANGES_NAMED])
@@ -60,6 +70,13 @@ def _advice(plan: Plan, architecture: Architecture, machine: System, needed_B: f
     if smaller:
         return f"No single change makes it fit; the most helpful: {named}. Combine them, or use more GPUs."
     return "No single change of the plan makes it smaller; use more GPUs."
+
+
+def _peak_B(architecture: Architecture, plan: Plan, machine: System) -> float:
+    """Peak of a plan on the same hardware, its software as it says."""
+    return float(
+        peak_memory(architecture, batch_of(plan), replace(machine, framework=framework_as_run(plan))).peak_B[0]
+    )
 
 
 def _changes(plan: Plan, architecture: Architecture) -> Iterator[tuple[str, Plan]]:
@@ -80,7 +97,7 @@ def _updates(plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
     for size in sorted({plan.micro_batch // 2, 1}, reverse=True):
         if 0 < size < plan.micro_batch:
             yield f"micro_batch {size}", {"micro_batch": size}
-    stronger = {"none": ("selective", "full"), "selective": ("full",), "full": ()}[plan.recompute]
+    stronger = {"none": ("selective", "full"), "full": ()}.get(plan.recompute, ("full",))
     for recompute in stronger:
         yield f"recompute {recompute}", {"recompute": recompute}
     for stage in range(p.zero_stage + 1, 4):
@@ -93,13 +110,12 @@ def _updates(plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
             degree = getattr(p, name) * 2
             changed = {"dp": p.dp // 2, name: degree}
             yield f"parallel.{name} {degree} with dp {p.dp // 2}", {"parallel": changed}
+    if plan.cross_entropy != "fused":
+        yield "cross_entropy fused", {"cross_entropy": "fused"}
+    if plan.micro_batches_per_schedule is None and 1 < p.pp < plan.micro_batches:
+        yield f"micro_batches_per_schedule {p.pp}", {"micro_batches_per_schedule": p.pp}
     if schedules.find(plan.schedule, p.virtual_stages).keeps_every_micro_batch:
         yield f"schedule {schedules.DEFAULT}", {"schedule": schedules.DEFAULT}
-
-
-def _batch(plans: list[Plan]) -> PlanBatch:
-    batches = [batch_of(plan) for plan in plans]
-    return PlanBatch(**{f.name: np.concatenate([getattr(b, f.name) for b in batches]) for f in fields(PlanBatch)})
 
 
 def _GB(size_B: float) -> str:

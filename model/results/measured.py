@@ -45,7 +45,7 @@ QUANTITIES: dict[str, str] = {
 _SLOWEST = ("step_time_s", "step_time_std_s", "steps")
 _SUMMED = ("energy_J",)
 _FULLEST = ("peak_allocated_B", "peak_reserved_B", "device_used_B")
-_BESIDE_THE_ALLOCATOR = ("context", "fragmentation")  # terms of memory that its count leaves out
+BESIDE_THE_ALLOCATOR = ("context", "fragmentation")  # terms of memory that its count leaves out
 
 
 def known(value: Any) -> bool:
@@ -134,7 +134,7 @@ def predict_as_run(plan: Plan, calibration: Calibration, row: Row | None = None)
 
 def _figures(one: Prediction) -> dict[str, float]:
     """Quantities of a batch of one; memory as the framework's allocator counts it."""
-    beside_B = sum(one.memory_terms_B[name] for name in _BESIDE_THE_ALLOCATOR)
+    beside_B = sum(one.memory_terms_B[name] for name in BESIDE_THE_ALLOCATOR)
     columns = {
         "step_time": one.step_time_s,
         "energy": one.energy_J,

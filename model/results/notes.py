@@ -2,43 +2,143 @@
 
 from __future__ import annotations
 
+import math
+
 from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.device.host_overhead import HostModel
+from moemodel.model.device.thermal import thermal_model
+from moemodel.model.frameworks.track_record import TrackRecord, track_records
+from moemodel.model.layers.multi_token import multi_token_note
+from moemodel.model.network.cluster import notes_on_tests
 from moemodel.model.plan.clock import Auto
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
-from moemodel.model.results.carbon import grid_intensity
+from moemodel.model.results.defaults import choices_by_default, inlet_by_default, site_by_default
+from moemodel.model.results.feasibility import verdict_of
+from moemodel.model.results.inlet_sensitivity import InletSensitivity
 from moemodel.model.step.system import System
 
 _SHARE_WORTH_SAYING = 0.01  # of the device time outside what was measured: less hardly widens an interval
 _CLOCK_TOLERANCE = 0.995  # 10 MHz of an H100's 1980, less than a step of its clock
+_SAME_C = 0.5  # of a die: what rounding shows
 _CLOCK_EXCESS = 1.01  # of the power cap: sustained loads settle within 1 % of it
 _HELD = 0.97  # assumed, of the power limit: mean of a step that it holds back; stretches of little power give some away
 
 
-def notes(plan: Plan, architecture: Architecture, machine: System, prediction: Prediction) -> tuple[str, ...]:
+def notes(
+    plan: Plan, architecture: Architecture, machine: System, prediction: Prediction, warmer: InletSensitivity | None
+) -> tuple[str, ...]:
     """Notes on a prediction of one plan, a sentence or two each."""
     calibration = machine.calibration
     found = [
-        _memory(machine, prediction),
+        calibration.trial,
+        _memory(machine, float(prediction.memory_B[0]), float(prediction.fit_probability[0])),
+        _description(machine),
+        _track_record(machine),
         _outside(prediction),
         _clock(plan, machine, prediction),
         _extrapolated_clock(calibration, prediction),
         _vocabulary(plan, architecture),
+        *architecture.notes,
+        multi_token_note(architecture, plan.sequence_length),
         _routing(plan, architecture),
         _positions(plan, architecture),
         _encoder(architecture),
         _links_in_node(plan, machine),
         _links_between_nodes(plan, machine),
+        *notes_on_tests(machine.internode, machine.network, plan.cluster.gpus),
         _host(calibration, plan),
+        _mfu(plan, machine),
         _former_backend(plan),
         *plan.file_notes,
+        choices_by_default(plan, architecture, machine),
         _power(calibration),
-        _carbon(plan),
+        inlet_by_default(plan, warmer),
+        *site_by_default(plan, machine),
         f"Calibration {calibration.name}: {calibration.provenance}",
     ]
     return tuple(note for note in found if note)
+
+
+def notes_without_times(
+    plan: Plan, architecture: Architecture, machine: System, peak_B: float, probability: float
+) -> tuple[str, ...]:
+    """Notes on what can be said of a plan without a calibration of its GPU."""
+    name = machine.gpu.name
+    found = [
+        f"There is no calibration of {name}, so there is no time, power or energy, and nothing that follows from them. "
+        "`moemodel profile` on such a GPU and `moemodel calibrate` make one.",
+        _memory(machine, peak_B, probability, always=True),
+        _tensor_cores(plan, machine),
+        _vocabulary(plan, architecture),
+        _routing(plan, architecture),
+        _positions(plan, architecture),
+        _encoder(architecture),
+        _former_backend(plan),
+        choices_by_default(plan, architecture, machine),
+        "FLOPs and bytes are the least that the operators need; bytes sent are those of rings over each group.",
+        f"Calibration: {machine.calibration.provenance}",
+    ]
+    return tuple(note for note in found if note)
+
+
+def _tensor_cores(plan: Plan, machine: System) -> str | None:
+    """That the GPU has no tensor cores for the products' type, as far as its description goes."""
+    dtype = machine.framework.precisions[plan.precision].matmul_dtype
+    if not machine.gpu.peaks or dtype in machine.gpu.peaks:
+        return None
+    return f"{machine.gpu.name} does not compute in {dtype} by its description (peaks: {', '.join(machine.gpu.peaks)})."
+
+
+def _description(machine: System) -> str | None:
+    """What was changed for a description that differs from what the calibration was made on."""
+    if not machine.changes:
+        return None
+    return (
+        f"The description of {machine.gpu.name} is not what the calibration was made on: "
+        f"{', '.join(map(str, machine.changes))}. The calibration is rescaled to it and the intervals reach to where "
+        "kernels do not follow."
+    )
+
+
+def _track_record(machine: System) -> str | None:
+    """How predictions of the framework have done, where the calibration is not of it; of other code on it, else."""
+    name = machine.framework.name
+    record, known = machine.framework_record, track_records().get(name)
+    if record is None:
+        return (
+            None
+            if known is None
+            else (
+                f"Intervals are of this project's own code on {name}. {_done(known)}: other code is not held by them."
+            )
+        )
+    if known is None:
+        worst = next(framework for framework, one in track_records().items() if one == record)
+        return (
+            f"No run of backend {name} was ever held against a prediction; intervals are as wide as those of "
+            f"{worst}, the worst that was. {_done(record)}."
+        )
+    missed = f"intervals hold what predictions of it missed. {_done(known)}"
+    return f"Backend {name} was not measured with this calibration; {missed}."
+
+
+def _done(record: TrackRecord) -> str:
+    """A framework's record in a sentence, without its full stop."""
+    longer = math.expm1(-record.mean_log)
+    mean = f"{abs(longer):.0%} {'longer' if longer > 0 else 'shorter'} in the mean"
+    return (
+        f"Of {record.runs} published runs ({', '.join(record.sources)}) nine in ten took within a factor of "
+        f"{math.exp(record.within_log):.2f} of the time predicted without a fit, {mean}"
+    )
+
+
+def _mfu(plan: Plan, machine: System) -> str | None:
+    dtype = machine.framework.precisions[plan.precision].matmul_dtype
+    if dtype == "bf16" or math.isnan(machine.peak_flops_per_s):
+        return None
+    return f"MFU is over the GPU's peak in bf16, though precision {plan.precision} multiplies in {dtype}."
 
 
 def _power(calibration: Calibration) -> str:
@@ -50,11 +150,24 @@ def _power(calibration: Calibration) -> str:
     )
 
 
-def _memory(machine: System, prediction: Prediction) -> str | None:
-    if bool(prediction.fits[0]):
-        return None
-    needed, held = float(prediction.memory_B[0]) / 1e9, machine.memory_B / 1e9
-    return f"This plan does not fit in memory: it needs {needed:.1f} GB, the GPU has {held:.1f} GB. It cannot run."
+def _memory(machine: System, needed_B: float, probability: float, *, always: bool = False) -> str | None:
+    """Whether a plan fits in memory; where it does, only if it is always to be said."""
+    held_B = machine.memory_B
+    if math.isinf(held_B):
+        return f"The memory of {machine.gpu.name} is not known: whether the plan fits remains open." if always else None
+    figures = f"the fullest GPU needs {needed_B / 1e9:.1f} GB, {machine.gpu.name} has {held_B / 1e9:.1f} GB"
+    match verdict_of(probability):
+        case "fits":
+            return f"This plan fits in memory: {figures}." if always else None
+        case "does not fit":
+            return f"This plan does not fit in memory: {figures}. It cannot run."
+    open_choices = machine.framework.program_chooses and needed_B > held_B
+    depends = (
+        " With cross_entropy: fused, or fewer micro-batches_per_schedule, where your program does so, it may need less."
+        if open_choices
+        else ""
+    )
+    return f"This plan may not fit in memory (it fits with a probability of {probability:.0%}): {figures}.{depends}"
 
 
 def _outside(prediction: Prediction) -> str | None:
@@ -67,20 +180,42 @@ def _outside(prediction: Prediction) -> str | None:
 
 
 def _clock(plan: Plan, machine: System, prediction: Prediction) -> str | None:
-    """Whether the power limit keeps the clock below what was asked for."""
+    """What keeps the clock below what was asked for: the power limit, heat, or the tensor cores' own limit."""
     asked_Hz = plan.clock.highest_Hz(machine.calibration.clock_range_Hz[1])
     kept_Hz = float(prediction.clock_Hz[0])
     if kept_Hz >= _CLOCK_TOLERANCE * asked_Hz:
         return None
-    cap_W = machine.power_limit_W if plan.power_cap_W is None else plan.power_cap_W
-    drawn_W = float(prediction.hottest_power_W[0])
-    if drawn_W > _CLOCK_EXCESS * cap_W:
-        return f"A power limit of {cap_W:g} W cannot be held: at its lowest clock the GPU still draws {drawn_W:.0f} W."
     limit = "its highest" if isinstance(plan.clock, Auto) else "asked for"
     below = f"{kept_Hz / 1e6:.0f} MHz, below the {asked_Hz / 1e6:.0f} MHz that are {limit}"
-    if drawn_W < _HELD * machine.sustained_share * cap_W:
+    lowest = f"the lowest clock, {machine.calibration.clock_range_Hz[0] / 1e6:.0f} MHz"
+    cap_W = machine.power_limit_W if plan.power_cap_W is None else plan.power_cap_W
+    held_W, heat_W = machine.sustained_share * cap_W, _heat_limit_W(machine)
+    drawn_W, die_C = float(prediction.hottest_power_W[0]), float(prediction.temperature_C[0])
+    if drawn_W < _HELD * min(held_W, heat_W):
         return f"Tensor cores skip cycles, so that the mean clock is {below}."
+    if heat_W < held_W:
+        slows = f"{machine.slowdown_C:.0f} C at which the hardware slows the clock"
+        if die_C > machine.slowdown_C + _SAME_C:
+            return (
+                f"Heat cannot be held: even at {lowest}, the die that draws most would settle at {die_C:.0f} C, above "
+                f"the {slows}: this air does not cool it. The mean clock is {below}."
+            )
+        return f"Heat holds the clock back: at the {slows} the GPU sustains {below}."
+    if drawn_W > _CLOCK_EXCESS * cap_W:
+        return (
+            f"A power limit of {cap_W:g} W cannot be held: even at {lowest}, the GPU that draws most takes "
+            f"{drawn_W:.0f} W. The mean clock of all GPUs and phases is {below}."
+        )
     return f"Under the power limit of {cap_W:g} W the GPU sustains {below}."
+
+
+def _heat_limit_W(machine: System) -> float:
+    """Power at which the die reaches the temperature that slows the clock, in the steady state; infinite: none."""
+    thermal = thermal_model(machine.calibration)
+    if thermal.total_C_per_W == 0:
+        return math.inf
+    inlet_C = thermal.inlet_C if machine.inlet_C is None else machine.inlet_C
+    return max(0.0, (machine.slowdown_C - inlet_C) / thermal.total_C_per_W)
 
 
 def _extrapolated_clock(calibration: Calibration, prediction: Prediction) -> str | None:
@@ -96,7 +231,9 @@ def _extrapolated_clock(calibration: Calibration, prediction: Prediction) -> str
 
 def _vocabulary(plan: Plan, architecture: Architecture) -> str | None:
     shard = architecture.vocab / plan.parallel.tp
-    if not architecture.has_head or shard % 8 == 0:  # 16 bytes of 16-bit elements, as `model.device.roofline.ALIGNED`
+    if (
+        not architecture.has_head or architecture.classes or shard % 8 == 0
+    ):  # 16 bytes of 16-bit elements, as `model.device.roofline.ALIGNED`
         return None
     return (
         f"The vocabulary of {architecture.vocab} over tp {plan.parallel.tp} is no multiple of 8: its products "
@@ -176,14 +313,4 @@ def _former_backend(plan: Plan) -> str | None:
     return (
         f"backend {plan.former_backend} is now written backend: {plan.backend} with precision: {plan.precision}; "
         "the former name goes on working."
-    )
-
-
-def _carbon(plan: Plan) -> str | None:
-    if plan.tokens is None:
-        return None
-    intensity = grid_intensity(plan.site.region)
-    return (
-        f"Emissions use the yearly mean of the grid of {plan.site.region}, {intensity:.3f} kgCO2e/kWh; "
-        "a given hour can be several times off."
     )

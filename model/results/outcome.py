@@ -6,6 +6,7 @@ Intervals (`estimate`) end at the power limit and at the highest clock.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import FloatArray
+from moemodel.model.layers.flops import model_flops
 from moemodel.model.layers.parameters import parameters
 from moemodel.model.plan.batch import batch_of
 from moemodel.model.plan.checks import architecture_of, check_architecture, check_power_and_clock
@@ -21,17 +23,21 @@ from moemodel.model.predict.predict import PricedPlans
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.carbon import footprint, grid_intensity
+from moemodel.model.results.energy import StepEnergy
 from moemodel.model.results.estimate import INTERVAL, Estimate, finite
-from moemodel.model.results.feasibility import refuse_too_large
+from moemodel.model.results.feasibility import Verdict, refuse_too_large, verdict_of
 from moemodel.model.results.inlet_sensitivity import InletSensitivity, predict_with_sensitivity
-from moemodel.model.results.notes import notes
+from moemodel.model.results.notes import notes, notes_without_times
+from moemodel.model.step.memory_fit import fit_probability, peak_memory
 from moemodel.model.step.system import System, system_of
+from moemodel.model.step.volumes import StepVolumes, step_volumes
 
 _SECONDS_PER_HOUR = 3600.0
 
 # Fields of a prediction that are unknown where no power was measured, and where the device has no known clock.
 _OF_POWER: tuple[str, ...] = ("energy_J", "forward_J", "backward_J", "optimizer_J", "communication_J", "idle_J")
 _OF_POWER += ("power_W", "hottest_power_W", "temperature_C")
+_PHASES = ("forward", "backward", "optimizer", "communication", "idle")
 _OF_CLOCK = ("clock_Hz", "forward_clock_Hz", "backward_clock_Hz", "optimizer_clock_Hz")
 
 
@@ -42,6 +48,38 @@ class PhaseOutcome:
     time_s: float
     energy_J: float
     clock_Hz: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuVolumes:
+    """What the mean GPU has to do in a step, whatever it takes (`step.volumes`).
+
+    Attributes:
+        flops: on tensor cores, recomputation included.
+        memory_traffic_B: least bytes to and from device memory.
+        sent_B: bytes that it sends over each axis of the mesh.
+    """
+
+    flops: float
+    memory_traffic_B: float
+    sent_B: dict[str, float]
+
+    @classmethod
+    def of(cls, found: StepVolumes) -> GpuVolumes:
+        """Of a batch of one."""
+        return cls(
+            flops=first(found.flops),
+            memory_traffic_B=first(found.memory_traffic_B),
+            sent_B={axis: first(size_B) for axis, size_B in found.sent_B.items()},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """With what they are of in their names."""
+        return {
+            "flops_per_gpu": self.flops,
+            "memory_traffic_per_gpu_B": self.memory_traffic_B,
+            "sent_per_gpu_B": self.sent_B,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +111,8 @@ class Outcome:
     Attributes:
         plan: the plan.
         gpu: name of the GPU description.
-        calibration: name of the calibration; `provenance` what it rests on.
+        calibration: name of the calibration, `provenance` what it rests on; None where there is none: then all that
+            needs times or power is NaN, without intervals, and memory, `volumes` and `model_flops` are what is known.
         parameters, active_parameters: of the model, all and those that one token passes.
         tokens: of a step.
         step_time_s, tokens_per_s, tokens_per_s_per_gpu: speed.
@@ -81,14 +120,18 @@ class Outcome:
         clock_Hz: true SM clock while kernels run.
         power_W: mean of one GPU; `hottest_power_W` of the one that draws most, `temperature_C` its die.
         warmer: the same with warmer air; None where temperature is not modelled.
-        energy_J, energy_per_token_J: of the GPUs alone, without hosts and cooling.
+        energy: of the GPUs, with their hosts, and at the meter (`gpu_energy_J`, `it_energy_J`, `meter_energy_J`).
+        gpu_energy_per_token_J: of the GPUs alone, without hosts and cooling.
         memory_B: peak of the fullest GPU; `memory_terms_B` its terms, largest first.
         memory_available_B: of a GPU; None where it isn't known.
-        fits: it does.
+        fits: it does, by the predicted peak.
+        fit_probability: that it does; `verdict`: fits, may not fit (the interval holds what there is), does not fit.
         exposed_communication_s, hidden_communication_s: communication that nothing hides, and that computation hides.
         bubble_s: idle in the pipeline; `host_wait_s` because the host had queued no work yet.
         phases: forward, backward, optimizer, communication (exposed) and idle, which add up to the step.
         outside: share of device time in shapes that the calibration has not seen the like of.
+        model_flops: of a step on all GPUs, forward and backward, without recomputation.
+        volumes: FLOPs, bytes of device memory and bytes sent, of the mean GPU; None where they weren't asked for.
         run: totals; None where the plan gives no tokens.
         notes: what to know before relying on this, a sentence each.
 
@@ -104,8 +147,8 @@ class Outcome:
 
     plan: Plan
     gpu: str
-    calibration: str
-    provenance: str
+    calibration: str | None
+    provenance: str | None
     parameters: int
     active_parameters: int
     tokens: float
@@ -118,20 +161,39 @@ class Outcome:
     hottest_power_W: Estimate
     temperature_C: float
     warmer: InletSensitivity | None
-    energy_J: Estimate
-    energy_per_token_J: Estimate
+    energy: StepEnergy
+    gpu_energy_per_token_J: Estimate
     memory_B: Estimate
     memory_terms_B: dict[str, float]
     memory_available_B: float | None
     fits: bool
+    fit_probability: float
+    verdict: Verdict
     exposed_communication_s: Estimate
     hidden_communication_s: float
     bubble_s: Estimate
     host_wait_s: float
     phases: dict[str, PhaseOutcome]
     outside: float
+    model_flops: float
+    volumes: GpuVolumes | None
     run: RunTotals | None
     notes: tuple[str, ...]
+
+    @property
+    def gpu_energy_J(self) -> Estimate:
+        """Of all GPUs in a step."""
+        return self.energy.gpu_J
+
+    @property
+    def it_energy_J(self) -> Estimate:
+        """Of all GPUs and their hosts in a step."""
+        return self.energy.it_J
+
+    @property
+    def meter_energy_J(self) -> Estimate:
+        """Of the site in a step: IT energy times PUE."""
+        return self.energy.meter_J
 
     def share(self, time_s: float) -> float:
         """A time as a share of the step."""
@@ -152,9 +214,12 @@ class Outcome:
                 "peak_B": self.memory_B.to_json(),
                 "available_B": self.memory_available_B,
                 "fits": self.fits,
+                "fit_probability": self.fit_probability,
+                "verdict": self.verdict,
                 "terms_B": self.memory_terms_B,
             },
             "phases": {name: _phase_json(phase) for name, phase in self.phases.items()},
+            "work": self._work_json(),
             "run": None if self.run is None else _run_json(self.run),
             "notes": list(self.notes),
         }
@@ -171,23 +236,31 @@ class Outcome:
             "hottest_gpu_power_W": self.hottest_power_W.to_json(),
             "temperature_C": finite(self.temperature_C),
             "warmer_inlet": None if self.warmer is None else asdict(self.warmer),
-            "energy_J": self.energy_J.to_json(),
-            "energy_per_token_J": self.energy_per_token_J.to_json(),
+            **self.energy.to_json(),
+            "gpu_energy_per_token_J": self.gpu_energy_per_token_J.to_json(),
+            "energy_per_token_J": self.gpu_energy_per_token_J.to_json(),  # its former name
             "exposed_communication_s": self.exposed_communication_s.to_json(),
-            "hidden_communication_s": self.hidden_communication_s,
+            "hidden_communication_s": finite(self.hidden_communication_s),
             "bubble_s": self.bubble_s.to_json(),
-            "host_wait_s": self.host_wait_s,
-            "outside_measured_share": self.outside,
+            "host_wait_s": finite(self.host_wait_s),
+            "outside_measured_share": finite(self.outside),
         }
 
+    def _work_json(self) -> dict[str, Any]:
+        return {"model_flops": self.model_flops} | ({} if self.volumes is None else self.volumes.to_json())
 
-def outcome(plan: Plan, calibration: Calibration, *, even_if_it_does_not_fit: bool = False) -> Outcome:
+
+def outcome(
+    plan: Plan, calibration: Calibration, *, even_if_it_does_not_fit: bool = False, with_volumes: bool = False
+) -> Outcome:
     """What a plan costs on the GPU that a calibration describes.
 
     Args:
         plan: a checked plan (`read_plan`).
-        calibration: of the plan's GPU.
+        calibration: of the plan's GPU; one that knows no times gives memory and `volumes` alone, and an answer also
+            for a plan that does not fit.
         even_if_it_does_not_fit: answer also for a plan that needs more memory than there is; `fits` then says so.
+        with_volumes: give `volumes`, too.
 
     Raises:
         InputError: unknown architecture, GPU, region or network, a clock or power cap that the GPU doesn't have, or
@@ -200,11 +273,61 @@ def outcome(plan: Plan, calibration: Calibration, *, even_if_it_does_not_fit: bo
     check_architecture(plan, architecture)
     machine = system_of(plan, calibration)
     check_power_and_clock(plan, machine.gpu)
+    if not calibration.has_times:
+        return _without_times(plan, architecture, machine)
     priced = PricedPlans(architecture, batch_of(plan), machine)
     prediction, warmer = predict_with_sensitivity(priced, machine)
     if not even_if_it_does_not_fit:
         refuse_too_large(plan, architecture, machine, prediction)
-    return _outcome(plan, architecture, machine, prediction, warmer)
+    answer = _outcome(plan, architecture, machine, prediction, warmer)
+    if not with_volumes:
+        return answer
+    return replace(answer, volumes=GpuVolumes.of(step_volumes(architecture, batch_of(plan), machine)))
+
+
+def _without_times(plan: Plan, architecture: Architecture, machine: System) -> Outcome:
+    """What is known of a plan on a GPU without a calibration."""
+    batch, counted, unknown = batch_of(plan), parameters(architecture), Estimate.of(math.nan, None)
+    memory = peak_memory(architecture, batch, machine)
+    peak_B = first(memory.peak_B)
+    probability = first(fit_probability(architecture, batch, machine, memory.peak_B))
+    nothing = PhaseOutcome(time_s=math.nan, energy_J=math.nan, clock_Hz=None)
+    return Outcome(
+        plan=plan,
+        gpu=machine.gpu.name,
+        calibration=None,
+        provenance=None,
+        parameters=counted.total,
+        active_parameters=counted.active,
+        tokens=float(plan.global_batch * plan.sequence_length),
+        step_time_s=unknown,
+        tokens_per_s=unknown,
+        tokens_per_s_per_gpu=unknown,
+        mfu=None,
+        clock_Hz=unknown,
+        power_W=unknown,
+        hottest_power_W=unknown,
+        temperature_C=math.nan,
+        warmer=None,
+        energy=StepEnergy(gpu_J=unknown, it_J=unknown, meter_J=unknown),
+        gpu_energy_per_token_J=unknown,
+        memory_B=Estimate.of(peak_B, machine.memory_error or None),
+        memory_terms_B=_largest_first(memory.terms_B),
+        memory_available_B=None if math.isinf(machine.memory_B) else machine.memory_B,
+        fits=peak_B <= machine.memory_B,
+        fit_probability=probability,
+        verdict=verdict_of(probability),
+        exposed_communication_s=unknown,
+        hidden_communication_s=math.nan,
+        bubble_s=unknown,
+        host_wait_s=math.nan,
+        phases=dict.fromkeys(_PHASES, nothing),
+        outside=math.nan,
+        model_flops=first(model_flops(architecture, batch.seq) * batch.global_batch),
+        volumes=GpuVolumes.of(step_volumes(architecture, batch, machine)),
+        run=None,
+        notes=notes_without_times(plan, architecture, machine, peak_B, probability),
+    )
 
 
 def _outcome(
@@ -218,12 +341,13 @@ def _outcome(
     p = _known(prediction, power=calibration.power.points > 0, clock=machine.gpu.clock_max_Hz is not None)
     gpus = plan.cluster.gpus
     time_error, energy_error = first(p.step_time_error), first(p.energy_error)
-    power_error = calibration.power.log_error
+    power_error = math.sqrt(max(energy_error**2 - time_error**2, 0.0))  # that of power over that of time
     cap_W = machine.power_limit_W if plan.power_cap_W is None else plan.power_cap_W
     step = Estimate.of(first(p.step_time_s), time_error)
     tokens_per_s = Estimate.of(first(p.tokens) / first(p.step_time_s), time_error)
     longest_s = step.high or step.value
-    energy = Estimate.of(first(p.energy_J), energy_error).at_most(gpus * cap_W * longest_s)
+    gpu_J = Estimate.of(first(p.energy_J), energy_error).at_most(gpus * cap_W * longest_s)
+    energy = StepEnergy.of(plan, gpu_J, step)
     highest_Hz = plan.clock.highest_Hz(calibration.clock_range_Hz[1])
     clock = Estimate.of(first(p.clock_Hz), calibration.governor.log_error).at_most(highest_Hz)
     counted = parameters(architecture)
@@ -244,20 +368,24 @@ def _outcome(
         hottest_power_W=Estimate.of(first(p.hottest_power_W), power_error).at_most(cap_W),
         temperature_C=first(p.temperature_C),
         warmer=warmer,
-        energy_J=energy,
-        energy_per_token_J=energy * (1 / first(p.tokens)),
-        memory_B=Estimate.of(first(p.memory_B), _memory_error(calibration)),
-        memory_terms_B=_largest_first(prediction),
+        energy=energy,
+        gpu_energy_per_token_J=energy.gpu_J * (1 / first(p.tokens)),
+        memory_B=Estimate.of(first(p.memory_B), first(prediction.memory_error) or None),
+        memory_terms_B=_largest_first(p.memory_terms_B),
         memory_available_B=None if math.isinf(machine.memory_B) else machine.memory_B,
         fits=bool(prediction.fits[0]),
+        fit_probability=first(prediction.fit_probability),
+        verdict=verdict_of(first(prediction.fit_probability)),
         exposed_communication_s=Estimate.of(first(p.exposed_communication_s), machine.network_error),
         hidden_communication_s=first(p.hidden_communication_s),
         bubble_s=Estimate.of(first(p.bubble_s), time_error),
         host_wait_s=first(p.host_wait_s),
         phases=_phases(p),
         outside=first(p.outside),
-        run=None if plan.tokens is None else _run(plan, plan.tokens, step, energy, first(p.tokens)),
-        notes=notes(plan, architecture, machine, prediction),
+        model_flops=first(p.flops),
+        volumes=None,
+        run=None if plan.tokens is None else _run(plan, plan.tokens, step, energy.it_J, first(p.tokens)),
+        notes=notes(plan, architecture, machine, prediction, warmer),
     )
 
 
@@ -273,14 +401,8 @@ def first(values: FloatArray) -> float:
     return float(values[0])
 
 
-def _memory_error(calibration: Calibration) -> float | None:
-    """Relative error of peak memory, where the calibration gives one."""
-    parameter = calibration.memory.parameters.get("log_error")
-    return None if parameter is None else parameter.value
-
-
-def _largest_first(prediction: Prediction) -> dict[str, float]:
-    terms = {name: float(values[0]) for name, values in prediction.memory_terms_B.items()}
+def _largest_first(terms_B: Mapping[str, FloatArray]) -> dict[str, float]:
+    terms = {name: first(values) for name, values in terms_B.items()}
     return dict(sorted(terms.items(), key=lambda term: -term[1]))
 
 
@@ -301,23 +423,22 @@ def _computed(time_s: FloatArray, energy_J: FloatArray, clock_Hz: FloatArray) ->
     return PhaseOutcome(time_s=first(time_s), energy_J=first(energy_J), clock_Hz=first(clock_Hz))
 
 
-def _run(plan: Plan, tokens: float, step_s: Estimate, energy_J: Estimate, tokens_per_step: float) -> RunTotals:
+def _run(plan: Plan, tokens: float, step_s: Estimate, it_energy_J: Estimate, tokens_per_step: float) -> RunTotals:
     """Totals of a run: the last step is a whole one."""
     site, gpus = plan.site, plan.cluster.gpus
     steps = math.ceil(tokens / tokens_per_step)
     hours = step_s * (steps / _SECONDS_PER_HOUR)
-    hosts_J = step_s * (steps * gpus * site.host_power_W)
-    at_gpus_J = energy_J * steps + hosts_J
+    it_J = it_energy_J * steps
     grid = grid_intensity(site.region, key="site.region")
     bill = footprint(1.0, pue=site.pue, intensity_kg_per_kWh=grid, price_per_kWh=site.price_per_kWh)  # of one joule
-    costs = [] if bill.cost is None else [at_gpus_J * bill.cost]
+    costs = [] if bill.cost is None else [it_J * bill.cost]
     costs += [] if site.gpu_hour_price is None else [hours * (gpus * site.gpu_hour_price)]
     return RunTotals(
         tokens=tokens,
         steps=steps,
         hours=hours,
-        energy_kWh=at_gpus_J * bill.energy_kWh,
-        emissions_kg=at_gpus_J * (bill.energy_kWh * grid),
+        energy_kWh=it_J * bill.energy_kWh,
+        emissions_kg=it_J * (bill.energy_kWh * grid),
         cost=sum(costs[1:], start=costs[0]) if costs else None,
         currency=site.currency,
     )
@@ -325,7 +446,7 @@ def _run(plan: Plan, tokens: float, step_s: Estimate, energy_J: Estimate, tokens
 
 def _phase_json(phase: PhaseOutcome) -> dict[str, Any]:
     clock_MHz = None if phase.clock_Hz is None else finite(phase.clock_Hz * 1e-6)
-    return {"time_s": phase.time_s, "energy_J": finite(phase.energy_J), "clock_MHz": clock_MHz}
+    return {"time_s": finite(phase.time_s), "energy_J": finite(phase.energy_J), "clock_MHz": clock_MHz}
 
 
 def _run_json(run: RunTotals) -> dict[str, Any]:

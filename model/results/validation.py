@@ -22,7 +22,7 @@ SCHEMA_VERSION = 1
 REPORT = "report.json"
 
 Number = Real | Whole | None
-Launcher = Literal["torchrun", "slurm"]
+Launcher = Literal["local", "slurm"]
 
 # Of table `iterations`, all but the plan, which stands beside the rows.
 COLUMNS = tuple(name for name, kind in TABLES["iterations"].items() if kind != "string")
@@ -193,7 +193,7 @@ class Environment(Strict):
     gpu: str
     device: DeviceInfo
     gpus: Whole
-    launcher: Launcher
+    launcher: Launcher | Literal["torchrun"]
     clocks: Literal["lock", "passive"]
     libraries: dict[str, str]
     host: dict[str, Any]

@@ -109,15 +109,12 @@ class Schedule(ABC):
         splits_backward: backward passes fall into the gradients of inputs (B) and those of weights (W).
         keeps_every_micro_batch: all forward passes come before the first backward pass, so that a stage holds the
             activations of every micro-batch of a step.
-        highest_zero_stage: that a pipeline of it can have; above 1, gradients would have to stay sharded from one
-            micro-batch to the next (Rajbhandari et al. 2020, section 5).
     """
 
     name: ClassVar[str]
     messages: ClassVar[Messages]
     splits_backward: ClassVar[bool] = False
     keeps_every_micro_batch: ClassVar[bool] = False
-    highest_zero_stage: ClassVar[int] = 1
 
     @abstractmethod
     def order(self, stage: int, sizes: Sizes[int]) -> list[Work]:

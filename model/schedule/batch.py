@@ -15,7 +15,6 @@ Rows = NDArray[np.int64] | None
 
 _EVERY = tuple(schedule for one, interleaved in SCHEDULES.values() for schedule in (one, interleaved or one))
 _SPLITS = np.array([schedule.splits_backward for schedule in _EVERY])
-_HIGHEST_ZERO_STAGE = np.array([schedule.highest_zero_stage for schedule in _EVERY])
 _INTERLEAVES = np.array([interleaved is not None for _, interleaved in SCHEDULES.values()])
 
 
@@ -24,21 +23,18 @@ def can_interleave(numbers: IntArray) -> BoolArray:
     return np.asarray(_INTERLEAVES[numbers])
 
 
-def highest_zero_stage(numbers: IntArray, virtual: IntArray) -> IntArray:
-    """ZeRO stage that a pipeline of some schedules can have at most, with so many virtual stages."""
-    return np.asarray(_HIGHEST_ZERO_STAGE[2 * numbers + (virtual > 1)])
-
-
 class PlanSchedules:
     """The schedules of P plans.
 
     Args:
         numbers: places in the table of schedules, [P].
-        sizes: of the pipelines, [P].
+        sizes: of the pipelines, for one run of a schedule, [P].
+        rounds: how many runs, one after another, make a step, [P]; None: one.
     """
 
-    def __init__(self, numbers: IntArray, sizes: Sizes[IntArray]) -> None:
+    def __init__(self, numbers: IntArray, sizes: Sizes[IntArray], rounds: IntArray | None = None) -> None:
         self._sizes = sizes
+        self._rounds = rounds
         self._kinds = 2 * numbers + (sizes.virtual > 1)
 
     @property
@@ -52,9 +48,10 @@ class PlanSchedules:
 
     def makespan(self, times: StageTimes) -> FloatArray:
         """Time from the first pass to the last of a step, [P, X]; stages are as many as `times` has."""
-        return self._each(
+        once_s = self._each(
             lambda schedule, sizes, rows: schedule.makespan(times if rows is None else times.take(rows), sizes.column)
         )
+        return once_s if self._rounds is None else once_s * self._rounds[:, None]
 
     def in_flight(self, stage: int) -> FloatArray:
         """Micro-batches whose activations a stage holds at once, at most, [P]."""

@@ -55,6 +55,14 @@ def distinct_layers(architecture: Architecture) -> tuple[Layer, ...]:
     return tuple(dict.fromkeys(architecture.layers))
 
 
+def counted_layers(architecture: Architecture) -> int:
+    """Layers that a pipeline cuts, ends that count as one among them."""
+    ends = 0
+    if isinstance(architecture, PipelineLayout):
+        ends = architecture.account_for_embedding + architecture.account_for_loss
+    return len(architecture.layers) + ends
+
+
 def layer_bounds(architecture: Architecture, chunks: int) -> tuple[int, ...]:
     """Where chunks of layers begin and end: chunk c holds the layers from `bounds[c]` up to `bounds[c + 1]`.
 
@@ -62,11 +70,8 @@ def layer_bounds(architecture: Architecture, chunks: int) -> tuple[int, ...]:
         architecture: its layers, an encoder's first, are counted from 0.
         chunks: pp x virtual stages.
     """
-    before, after = 0, 0
-    if isinstance(architecture, PipelineLayout):
-        before, after = architecture.account_for_embedding, architecture.account_for_loss
-    layers = len(architecture.layers)
-    counted = before + layers + after
+    before = architecture.account_for_embedding if isinstance(architecture, PipelineLayout) else 0
+    layers, counted = len(architecture.layers), counted_layers(architecture)
     return tuple(min(max(round(c * counted / chunks) - before, 0), layers) for c in range(chunks + 1))
 
 

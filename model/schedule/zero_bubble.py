@@ -7,12 +7,19 @@ equal stages a step takes
 
     m (F + B + W) + (n - 1) (F + B - W)        where W <= F + B
 
-For unequal ones there is no such formula, so the graph is walked (`longest_path`). With v virtual stages the chunks of
-a stage take turns as under `interleaved`, in the order of torch.distributed.pipelining's ScheduleInterleavedZeroBubble.
+For unequal ones there is no such formula, so the graph of the step is walked, turn by turn of all stages at once
+(`_walk`). With v virtual stages the chunks of a stage take turns as under `interleaved`, in the order of
+torch.distributed.pipelining's ScheduleInterleavedZeroBubble; the chunks of a stage count as equal.
+
+Of many micro-batches only the first rounds of n are walked. A later round adds at least as much as the one before it,
+and at most all work of the slowest stage; where these two are not yet one, more rounds are walked, until the step is
+known to `_TOLERANCE` (stages of nearly one speed can hold it up for hundreds of rounds).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -20,7 +27,14 @@ import numpy as np
 from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.schedule.base import Messages, Schedule, Sizes, StageTimes, Work
 from moemodel.model.schedule.interleaved import turns
-from moemodel.model.schedule.longest_path import longest_path
+
+_TOLERANCE = 1e-4  # of a step
+# Micro-batches that are walked: some rounds, and so many at least; and turns of all stages that are walked at most.
+_ROUNDS = 4
+_MICRO_BATCHES = 64
+_TURNS = 2**14  # a second
+_MANY_STAGES = 512  # from here on the slowest stage's path is the step (`_slowest_stage`): no real pipeline is as long
+_ELEMENTS = 2**16  # times of all stages that are walked at once: what stays in a core's cache
 
 
 class ZeroBubble(Schedule):
@@ -42,7 +56,17 @@ class ZeroBubble(Schedule):
         return work + [Work("W", *turn) for turn in backward[max(len(backward) - stage, 0) :]]
 
     def makespan(self, times: StageTimes, sizes: Sizes[IntArray]) -> FloatArray:
-        return longest_path(self, times, sizes)
+        stages = _Stages.of(times)
+        count, plans, clocks = stages.forward_s.shape
+        out = np.zeros((plans, clocks))
+        rows_at_once = max(1, _ELEMENTS // (count * clocks))
+        pairs = np.stack([sizes.micro_batches[:, 0], sizes.virtual[:, 0]])
+        for m, v in np.unique(pairs, axis=1).T.tolist():
+            rows = np.flatnonzero((pairs[0] == m) & (pairs[1] == v))
+            for start in range(0, len(rows), rows_at_once):
+                some = rows[start : start + rows_at_once]
+                out[some] = _makespan(stages.take(some).chunks(v), m, v)
+        return out
 
     def in_flight(self, stage: int, sizes: Sizes[IntArray]) -> IntArray:  # noqa: ARG002
         """As many on every stage as on the first, since the others put off weight gradients."""
@@ -50,3 +74,125 @@ class ZeroBubble(Schedule):
 
     def deferred(self, stage: int, sizes: Sizes[IntArray]) -> IntArray:
         return np.minimum(stage, sizes.micro_batches)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stages:
+    """Times of one pass through one chunk of each stage, [n, P, X]; `input_s` and `weights_s` are the backward pass."""
+
+    forward_s: FloatArray
+    input_s: FloatArray
+    weights_s: FloatArray
+
+    @classmethod
+    def of(cls, times: StageTimes) -> _Stages:
+        """Every stage of every class, through all its chunks."""
+        shape = np.broadcast_shapes(*(t.shape for t in (*times.forward_s, *times.backward_s, *times.weight_share)))
+
+        def each(values: Iterable[FloatArray]) -> FloatArray:
+            return np.repeat(np.stack([np.broadcast_to(value, shape) for value in values]), times.counts, axis=0)
+
+        shares = list(zip(times.backward_s, times.weight_share, strict=True))
+        return cls(
+            forward_s=each(times.forward_s),
+            input_s=each(b * (1 - share) for b, share in shares),
+            weights_s=each(b * share for b, share in shares),
+        )
+
+    @property
+    def slowest_s(self) -> FloatArray:
+        """All passes of one micro-batch through the slowest stage, [P, X]."""
+        return np.asarray(np.max(self.forward_s + self.input_s + self.weights_s, axis=0))
+
+    def take(self, rows: IntArray) -> _Stages:
+        """Those of some plans."""
+        return _Stages(
+            forward_s=self.forward_s[:, rows], input_s=self.input_s[:, rows], weights_s=self.weights_s[:, rows]
+        )
+
+    def chunks(self, virtual: int) -> _Stages:
+        """One chunk of as many."""
+        return _Stages(
+            forward_s=self.forward_s / virtual, input_s=self.input_s / virtual, weights_s=self.weights_s / virtual
+        )
+
+
+def _makespan(stages: _Stages, m: int, v: int) -> FloatArray:
+    """Of plans with m micro-batches and v chunks a stage, [P, X]."""
+    n = len(stages.forward_s)
+    if n >= _MANY_STAGES:
+        return _slowest_stage(stages, m, v)
+    rounds, rest = divmod(m, n)
+    out = np.zeros(stages.forward_s.shape[1:])
+    rows, walked = np.arange(len(out)), max(_ROUNDS, -(-_MICRO_BATCHES // n))
+    while len(rows):
+        some = stages.take(rows)
+        if rounds <= walked:
+            out[rows] = _walk(some, m, v)
+            break
+        before, last = (_walk(some, count * n + rest, v) for count in (walked - 1, walked))
+        least = np.maximum(last + (rounds - walked) * (last - before), _slowest_stage(some, m, v))
+        most = last + (rounds - walked) * n * v * some.slowest_s
+        out[rows] = least
+        walked *= 2
+        if walked * n * v > _TURNS:
+            break
+        rows = rows[np.any(most > least * (1 + _TOLERANCE), axis=1)]
+    return out
+
+
+def _walk(stages: _Stages, m: int, v: int) -> FloatArray:
+    """The longest path through all work of a step, [P, X].
+
+    In turn k of all stages each does a forward pass, its (w_s + k)-th with w_s = v n - 1 - s of them before the first
+    turn; its k-th input gradients; and the weight gradients that it put off s turns ago. A forward pass needs what the
+    stage before it did in the turn before (the first stage: the last, a chunk earlier); input gradients need those of
+    the stage behind it in the same turn (the last stage: the first's, n turns ago). So the ends of a turn follow from
+    those of the one before for all stages at once: with B_s as sums G over the stages before,
+
+        end_s = max_{j >= s} (free_j + B_s + ... + B_j) = max_{j >= s} (free_j + G_{j+1}) - G_s
+    """
+    f, b, w = stages.forward_s, stages.input_s, stages.weights_s
+    n, total = len(f), v * m
+    sums = np.concatenate([np.zeros_like(b[:1]), np.cumsum(b, axis=0)])
+    free, forward_end, turn = np.zeros_like(f), np.zeros_like(f), np.empty_like(f)
+    first_stage = [np.zeros_like(f[0])] * n  # ends of its input gradients, of the last n turns
+    for k in range(1 - v * n, total):
+        low, high = max(0, k + v * n - total), min(n, k + v * n)  # stages with forward passes left
+        if low < high:
+            np.maximum(free[max(low, 1) : high], forward_end[max(low, 1) - 1 : high - 1], out=turn[max(low, 1) : high])
+            if low == 0:
+                later_chunk = (k + v * n - 1) // n % v > 0
+                turn[0] = np.maximum(free[0], forward_end[-1]) if later_chunk else free[0]
+            np.add(turn[low:high], f[low:high], out=forward_end[low:high])
+            free[low:high] = forward_end[low:high]
+        if k < 0:
+            continue
+        np.add(free, sums[1:], out=turn)
+        if k // n % v > 0:
+            turn[-1] = np.maximum(turn[-1], first_stage[k % n] + sums[-1])
+        np.maximum.accumulate(turn[::-1], axis=0, out=turn[::-1])
+        np.subtract(turn, sums[:-1], out=free)
+        first_stage[k % n] = free[0].copy()
+        free[: k + 1] += w[: k + 1]  # the others put them off
+    left = np.minimum(np.arange(n), total)
+    return np.asarray(np.max(free + left[:, None, None] * w, axis=0))
+
+
+def _slowest_stage(stages: _Stages, m: int, v: int) -> FloatArray:
+    """The longest path that does all work of one stage: to it, through it, and back to the stages before it, [P, X].
+
+    On the way back, input gradients of the stages before, and at the end weight gradients that one of them put off, in
+    place of those that the slow stage put off itself. For equal stages it is the step.
+    """
+    f, b, w = stages.forward_s, stages.input_s, stages.weights_s
+    total = v * m
+    longest = np.zeros_like(f[0])
+    way = np.zeros_like(f[0])  # forward passes of the stages before
+    back = np.full_like(f[0], -np.inf)  # input gradients of the stages before, and what the last of the path put off
+    for s in range(len(f)):
+        put_off = (min(s, total) + 1) * w[s]
+        longest = np.maximum(longest, way + total * (f[s] + b[s] + w[s]) + np.maximum(back - put_off, 0.0))
+        way = way + f[s]
+        back = np.maximum(back, put_off) + b[s]
+    return np.asarray(longest)

@@ -3,8 +3,8 @@
 Choices are joined one after another; a rule refuses as soon as the choices that it looks at are there, so that what
 can't be legal never grows. A combination counts once, for the first rule that refuses it.
 
-A choice that is left out is everything legal within these bounds: tp and cp up to the GPUs of a node, micro-batches
-and virtual stages up to `_MICRO_BATCH` and `_VIRTUAL`; dp is what the other degrees leave of the GPUs.
+A choice that is left out is everything legal within these bounds: tp and cp up to the GPUs of a node and `_DEGREE`,
+micro-batches and virtual stages up to `_MICRO_BATCH` and `_VIRTUAL`; dp is what the other degrees leave of the GPUs.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from itertools import compress
 
 import numpy as np
 
-from moemodel.model.architecture.spec import Architecture
-from moemodel.model.core.arrays import BoolArray, IntArray
+from moemodel.model.architecture.spec import Architecture, Moe
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
 from moemodel.model.core.errors import InputError
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.checks import check_power_and_clock
-from moemodel.model.plan.recompute import RECOMPUTE
+from moemodel.model.plan.clock import clock_of
+from moemodel.model.plan.recompute import RECOMPUTE, recompute_name, recompute_number
 from moemodel.model.plan.rules import Columns, Rule, architecture_rules, as_counted, degree_rules
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
@@ -32,11 +33,10 @@ from moemodel.model.search.document import ClockRange, Search
 from moemodel.model.search.problem import SearchProblem
 
 _MICRO_BATCH = 64  # sequences; assumed to be beyond any best plan, a search may name more
+_DEGREE = 1024  # of tp and cp; assumed to be beyond any best plan, a search may name more
 _VIRTUAL = 8  # assumed; published plans reach 12 (bench.studies.runs, MLPerf's GPT-3), a search may name more
 _CLOCKS = 10  # beside the governor's, where the search says "measured"; each is a prediction more of every plan
 _MOST_ROWS = 4_000_000  # legal plans at one clock: half a gigabyte of arrays, and minutes of prediction
-
-_NAMES_OF_RECOMPUTE = {int(value): name for name, value in RECOMPUTE.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class Candidates:
             **choices
             | {
                 "sequence_parallel": bool(choices["sequence_parallel"]),
-                "recompute": _NAMES_OF_RECOMPUTE[choices["recompute"]],
+                "recompute": recompute_name(choices["recompute"]),
                 "schedule": schedules.NAMES[choices["schedule"]],
                 "clock_MHz": clock_MHz,
             }
@@ -116,7 +116,7 @@ def candidates(problem: SearchProblem, calibration: Calibration) -> Candidates:
     refused_clocks = [clock for clock in asked if not _has_clock(document, gpu, clock)]
     clocks = tuple(clock for clock in asked if clock not in refused_clocks)
     rules = _rules(document, problem.architecture)
-    axes = _axes(document, rules, gpu)
+    axes = _axes(document, problem.architecture, rules, gpu)
     combinations = math.prod(len(values) for values in axes.values())
     refused = [Refused(key="clock", message=_not_clocks(refused_clocks, gpu), plans=combinations * len(refused_clocks))]
     columns, counts = _grow(axes, rules)
@@ -148,6 +148,17 @@ def clocks_MHz(document: Search, gpu: Gpu, calibration: Calibration) -> tuple[fl
         return (None,)
     low_Hz, high_Hz = (float(np.clip(f, gpu.clock_min_Hz, gpu.clock_max_Hz)) for f in calibration.clock_measured_Hz)
     return (None, *_on_steps((np.linspace(low_Hz, high_Hz, _CLOCKS) / 1e6).tolist(), gpu))
+
+
+def clocks_Hz(clocks: Iterable[float | None]) -> FloatArray:
+    """As a batch of plans has them."""
+    return np.array([clock_of(clock).highest_Hz(math.inf) for clock in clocks])
+
+
+def at_clocks(plans: PlanBatch, clock_Hz: FloatArray) -> PlanBatch:
+    """Every plan at every clock, the clock innermost."""
+    rows = np.repeat(np.arange(len(plans)), len(clock_Hz))
+    return replace(plans.take(rows), clock_Hz=np.tile(clock_Hz, len(plans)))
 
 
 def _on_steps(clocks: Iterable[float], gpu: Gpu) -> tuple[float, ...]:
@@ -187,7 +198,21 @@ def _rules(document: Search, architecture: Architecture) -> list[Rule]:
     seq, skew = document.sequence_length, document.routing.busiest_over_mean
     shapes = architecture_rules(architecture, sequence_length=seq, skew=skew)
     degrees = degree_rules(global_batch=document.global_batch, framework=framework_of(document.backend))
-    return [*as_counted([*shapes, *degrees]), *_same_plans(document)]
+    return [*_more_than_gpus(), *as_counted([*shapes, *degrees]), *_same_plans(document)]
+
+
+def _more_than_gpus() -> list[Rule]:
+    """Degrees that take too many GPUs already, asked before their product with the next could overflow."""
+
+    def rule(*degrees: str) -> Rule:
+        return Rule(
+            key="degrees",
+            summary="dp x tp x pp x cp is not the number of GPUs",
+            needs=frozenset({"gpus", *degrees}),
+            is_violated=lambda c: math.prod(c[name] for name in degrees) > c["gpus"],
+        )
+
+    return [rule("tp"), rule("tp", "pp"), rule("tp", "pp", "cp")]
 
 
 def _same_plans(document: Search) -> list[Rule]:
@@ -205,37 +230,42 @@ def _same_plans(document: Search) -> list[Rule]:
     ]
 
 
-def _axes(document: Search, rules: list[Rule], gpu: Gpu) -> dict[str, tuple[int, ...]]:
+def _axes(document: Search, architecture: Architecture, rules: list[Rule], gpu: Gpu) -> dict[str, tuple[int, ...]]:
     """Values of each choice, outermost first; dp is 0 where it is what the other degrees leave.
 
     The simplest come first: of plans that cost the same, the first is shown.
     """
     given, batch = document.search, document.global_batch
     recompute = tuple(RECOMPUTE) if given.recompute is None else given.recompute
-    degrees = _degrees(document, rules, document.cluster.gpus_per_node or gpu.gpus_per_node)
+    degrees = _degrees(document, architecture, rules, document.cluster.gpus_per_node or gpu.gpus_per_node)
     return degrees | {
         "sequence_parallel": _switch(given.sequence_parallel, any(n > 1 for n in degrees["tp"])),
         "virtual_stages": given.virtual_stages or _virtual(rules, degrees["pp"]),
         "schedule": tuple(schedules.number(name) for name in document.schedule),
         "zero_stage": (0, 1, 2, 3) if given.zero_stage is None else given.zero_stage,
-        "recompute": tuple(int(RECOMPUTE[name]) for name in recompute),
+        "recompute": tuple(recompute_number(name) for name in recompute),
         "micro_batch": given.micro_batch or tuple(n for n in range(1, _MICRO_BATCH + 1) if batch % n == 0),
     }
 
 
-def _degrees(document: Search, rules: list[Rule], node: int) -> dict[str, tuple[int, ...]]:
+def _degrees(document: Search, architecture: Architecture, rules: list[Rule], node: int) -> dict[str, tuple[int, ...]]:
     """Number of GPUs and degrees of parallelism; `node` is how many GPUs one has."""
     given, gpus = document.search, document.cluster.gpus
-    possible = sorted({n for count in gpus for n in _divisors(count)})
-    inside = [n for n in possible if n <= node]
+    layers, inside = len(architecture.layers), min(node, _DEGREE)
     return {
         "gpus": gpus,
-        "tp": given.tp or _legal(rules, "tp", inside),
-        "pp": given.pp or _legal(rules, "pp", possible, virtual_stages=1),
-        "cp": given.cp or _legal(rules, "cp", inside),
+        "tp": given.tp or _legal(rules, "tp", _divisors(gpus, inside)),
+        "pp": given.pp or _legal(rules, "pp", _divisors(gpus, layers), virtual_stages=1),
+        "cp": given.cp or _legal(rules, "cp", _divisors(gpus, inside)),
         "dp": given.dp or (0,),
-        "ep": given.ep or _legal(rules, "ep", range(1, max(gpus) + 1)),
+        "ep": given.ep or _legal(rules, "ep", range(1, min(max(gpus), _experts(architecture)) + 1)),
     }
+
+
+def _experts(architecture: Architecture) -> int:
+    """Of the layer that has most; 1 where none has any."""
+    blocks = [layer.feed_forward for layer in architecture.layers]
+    return max((block.experts for block in blocks if isinstance(block, Moe)), default=1)
 
 
 def _legal(rules: list[Rule], name: str, values: Iterable[int], **others: int) -> tuple[int, ...]:
@@ -253,9 +283,11 @@ def _virtual(rules: list[Rule], pp: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(n for n in range(1, _VIRTUAL + 1) if n == 1 or _legal(rules, "pp", pp, virtual_stages=n))
 
 
-def _divisors(size: int) -> list[int]:
-    low = [n for n in range(1, math.isqrt(size) + 1) if size % n == 0]
-    return sorted({*low, *(size // n for n in low)})
+def _divisors(sizes: Iterable[int], most: int) -> list[int]:
+    """Of any of some sizes, up to a bound."""
+    numbers = np.arange(1, most + 1)
+    divides = np.any([size % numbers == 0 for size in sizes], axis=0)
+    return [int(number) for number in numbers[divides]]
 
 
 def _switch(given: tuple[bool, ...] | None, useful: bool) -> tuple[int, ...]:

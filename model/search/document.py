@@ -42,6 +42,7 @@ from moemodel.model.plan.spec import (
     in_todays_words,
 )
 from moemodel.model.schedule import registry as schedules
+from moemodel.model.search.quantities import FORMER_NAMES, ObjectiveName, of_run, unpriced
 
 T = TypeVar("T")
 
@@ -63,6 +64,14 @@ def _given(value: Any) -> Any:
     return {} if value is None else value
 
 
+def _objectives_of_today(values: Any) -> Any:
+    """Listed, and by the names that they have today."""
+    listed = _listed(values)
+    if not isinstance(listed, list | tuple):
+        return listed
+    return tuple(FORMER_NAMES.get(value, value) if isinstance(value, str) else value for value in listed)
+
+
 _AsList = BeforeValidator(_listed)
 _Some = Field(min_length=1)
 _Once = AfterValidator(_once)
@@ -80,6 +89,9 @@ Switches = Annotated[tuple[Switch, ...], _AsList, _Some, _Once]
 ZeroStages = Annotated[tuple[ZeroStage, ...], _AsList, _Some, _Once]
 Recomputes = Annotated[tuple[RecomputeName, ...], _AsList, _Some, _Once]
 Schedules = Annotated[tuple[ScheduleName, ...], _AsList, _Some, _Once]
+Objectives = Annotated[
+    tuple[ObjectiveName, ...], BeforeValidator(_objectives_of_today), Field(min_length=1, max_length=2), _Once
+]
 Share = Annotated[float, Field(gt=0, le=1, strict=True)]
 
 
@@ -130,20 +142,40 @@ class Limits(Strict):
     """What a plan may need at most, by the predicted value; None: no limit.
 
     Attributes:
-        step_time_s: one optimizer step; `run_hours` the whole run.
-        energy_J: of one step, of GPUs and hosts; `run_kWh` of the whole run, at the meter.
+        step_time_s: one optimizer step; `run_hours` or `run_days` the whole run.
+        it_energy_J: of one step, of GPUs and hosts (formerly `energy_J`); `gpu_energy_J` of the GPUs alone.
+        run_kWh: of the whole run, at the meter; `run_kgCO2e` its emissions.
+        run_cost: of the whole run, in `site.currency`: energy and GPU hours, as far as the site gives their prices.
         power_per_gpu_W: mean over the step, of the GPU that draws most.
         cluster_power_W: mean over the step, of all GPUs and hosts; without cooling.
         memory_share: of a GPU's memory.
+        memory_risk: probability of not fitting in memory, below which a plan is kept (`fit_probability` of what is
+            found); None: 0.5, what fits by its predicted peak.
     """
 
     step_time_s: Rate | None = None
     run_hours: Rate | None = None
-    energy_J: Rate | None = None
+    run_days: Rate | None = None
+    it_energy_J: Rate | None = None
+    gpu_energy_J: Rate | None = None
     run_kWh: Rate | None = None
+    run_kgCO2e: Rate | None = None
+    run_cost: Rate | None = None
     power_per_gpu_W: Rate | None = None
     cluster_power_W: Rate | None = None
     memory_share: Share | None = None
+    memory_risk: Annotated[float, Field(gt=0, lt=1, strict=True)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _words_of_today(cls, limits: Any) -> Any:
+        former = [name for name in FORMER_NAMES if isinstance(limits, dict) and name in limits]
+        for name in former:
+            today = FORMER_NAMES[name]
+            if today in limits:
+                raise ValueError(f"{today}: stands twice, once by its former name {name}; keep one of them")
+            limits = {today if key == name else key: value for key, value in limits.items()}
+        return limits
 
 
 class Search(Strict):
@@ -183,11 +215,17 @@ class Search(Strict):
         description="one clock for the whole run; null: what the power limit allows; measured: that, and ten clocks "
         "over the range that the calibration measured",
     )
+    objectives: Objectives | None = Field(
+        default=None,
+        description="one or two; default: step_time_s and it_energy_J; without measured power step_time_s alone",
+    )
     limits: Annotated[Limits, BeforeValidator(_given)] = Limits()
     # 20: as many as a person looks through; 0.05: assumed, what a user gives up in time for less energy
     keep: Count = Field(default=20, description="plans of the front to keep, the picks always among them")
     within_of_fastest: Annotated[float, Field(ge=0, strict=True)] = Field(
-        default=0.05, description="how much slower than the fastest a pick may be, as a share of its step time"
+        default=0.05,
+        description="how much worse than the best in the first objective a pick may be, as a share: of the fastest's "
+        "step time",
     )
 
     _file_notes: tuple[str, ...] = PrivateAttr(default=())
@@ -215,9 +253,12 @@ class Search(Strict):
             raise ValueError(
                 f"clocks_MHz.step: found {clocks.step:g}; allowed: what makes {_MOST_CLOCKS} clocks or fewer"
             )
-        for name in ("run_hours", "run_kWh"):
-            if getattr(self.limits, name) is not None and self.tokens is None:
-                raise ValueError(f"limits.{name}: a limit on the run needs `tokens`: how many it trains on")
+        limited = [(f"limits.{name}", name) for name in self.limits.model_dump(exclude_none=True)]
+        for key, name in (*limited, *((f"objectives: {name}", name) for name in self.objectives or ())):
+            if of_run(name) and self.tokens is None:
+                raise ValueError(f"{key}: what is of the whole run needs `tokens`: how many it trains on")
+            if unpriced(name, self.site):
+                raise ValueError(f"{key}: a cost needs site.price_per_kWh, site.gpu_hour_price, or both")
         return self
 
     def plan(self, **choices: Any) -> Plan:

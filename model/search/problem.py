@@ -6,13 +6,12 @@ for longer. Axes: P plans, each at one clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.core.arrays import FloatArray, IntArray
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.errors import CalibrationError, InputError
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.checks import architecture_of, check_architecture, check_power_and_clock
@@ -21,22 +20,40 @@ from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.carbon import footprint, grid_intensity
 from moemodel.model.schedule import registry as schedules
-from moemodel.model.schedule.pipeline_layout import stages
 from moemodel.model.search.document import Search
-from moemodel.model.step.memory import Memory, MemoryModel, fullest
-from moemodel.model.step.stage_cost import distinct_rows
+from moemodel.model.search.quantities import (
+    DEFAULT_OBJECTIVES,
+    QUANTITIES,
+    WITHOUT_POWER,
+    ObjectiveName,
+    needs_power,
+)
+from moemodel.model.step.memory import Memory
+from moemodel.model.step.memory_fit import peak_memory
 from moemodel.model.step.system import System, system_of
 
-_SECONDS_PER_HOUR = 3600.0  # by definition
+_SECONDS_PER_HOUR, _HOURS_PER_DAY = 3600.0, 24.0  # by definition
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchProblem:
-    """What a search rests on: its document, checked against architecture, GPU and calibration."""
+    """What a search rests on: its document, checked against architecture, GPU and calibration.
+
+    Attributes:
+        document: of the search.
+        architecture, machine: what is trained, and on what.
+        objectives: one or two, names of `quantities`.
+    """
 
     document: Search
     architecture: Architecture
     machine: System
+    objectives: tuple[ObjectiveName, ...] = DEFAULT_OBJECTIVES
+
+    @property
+    def has_power(self) -> bool:
+        """Whether power, and with it energy, is known."""
+        return self.machine.calibration.power.points > 0
 
 
 def problem_of(document: Search, calibration: Calibration) -> SearchProblem:
@@ -45,7 +62,7 @@ def problem_of(document: Search, calibration: Calibration) -> SearchProblem:
     Raises:
         InputError: unknown architecture, GPU, region or network, or a power cap that the GPU doesn't have.
         InfeasiblePlanError: what no choice could mend, such as a sequence longer than the model has positions for.
-        CalibrationError: the calibration is of another GPU, or knows no power.
+        CalibrationError: the calibration is of another GPU, or knows no power and an objective or a limit needs it.
     """
     plan = document.plan()  # on one GPU: it has no degrees that could be wrong
     architecture = architecture_of(plan)
@@ -53,72 +70,94 @@ def problem_of(document: Search, calibration: Calibration) -> SearchProblem:
     machine = system_of(plan, calibration)
     gpu = machine.gpu
     check_power_and_clock(plan, gpu)
-    if calibration.power.points == 0:
-        raise CalibrationError(
-            f"calibration {calibration.name} has no measured power, so there is no energy to search for; "
-            "measure the GPU where its power can be read"
-        )
+    has_power = calibration.power.points > 0
+    objectives = document.objectives or (DEFAULT_OBJECTIVES if has_power else WITHOUT_POWER)
+    if not has_power:
+        _refuse_power(document, calibration)
     if document.limits.memory_share is not None and gpu.memory_B is None:
         raise InputError(f"limits.memory_share: the memory of {gpu.name} isn't known; allowed: null")
-    if document.tokens is not None:
-        grid_intensity(document.site.region, key="site.region")
-    return SearchProblem(document=document, architecture=architecture, machine=machine)
+    grid_intensity(document.site.region, key="site.region")
+    return SearchProblem(document=document, architecture=architecture, machine=machine, objectives=objectives)
+
+
+def _refuse_power(document: Search, calibration: Calibration) -> None:
+    """Refuse what rests on power.
+
+    Raises:
+        CalibrationError: what was asked for, why it isn't known, and what is.
+    """
+    limited = [(f"limits.{name}", name) for name in document.limits.model_dump(exclude_none=True)]
+    asked = [*limited, *((f"objectives: {name}", name) for name in document.objectives or ())]
+    unknown = [key for key, name in asked if needs_power(name, document.site)]
+    if unknown:
+        known = [name for name in QUANTITIES if not needs_power(name, document.site)]
+        raise CalibrationError(
+            f"{', '.join(unknown)}: calibration {calibration.name} has no measured power, so there is no energy to "
+            f"search for, nor what follows from it; known are {', '.join(known)}. Or measure the GPU where its power "
+            "can be read"
+        )
 
 
 def constraint_values(problem: SearchProblem, plans: PlanBatch, prediction: Prediction) -> dict[str, FloatArray]:
-    """Of plans, all that can be limited, by the limit's name; what is of the run, if it has tokens. [P]"""
-    site, tokens = problem.document.site, problem.document.tokens
-    hosts_W = plans.gpus * site.host_power_W
+    """Of plans, all that can be optimized or limited, by its name. [P]
+
+    What is of the run is left out where it has no tokens, what rests on power where none was measured, and the cost
+    where nothing has a price.
+    """
+    tokens = problem.document.tokens
     time_s = prediction.step_time_s
-    energy_J = prediction.energy_J + hosts_W * time_s
     values = {
         "step_time_s": time_s,
-        "energy_J": energy_J,
-        "power_per_gpu_W": prediction.hottest_power_W,
-        "cluster_power_W": plans.gpus * prediction.power_W + hosts_W,
+        "memory_B": prediction.memory_B,
+        "tokens_per_s_per_gpu": prediction.tokens / time_s / plans.gpus,
     }
-    if tokens is not None:
-        steps = np.ceil(tokens / prediction.tokens)
+    if problem.has_power:
+        hosts_W = plans.gpus * problem.document.site.host_power_W
         values |= {
-            "run_hours": steps * time_s / _SECONDS_PER_HOUR,
-            "run_kWh": footprint(steps * energy_J, pue=site.pue).energy_kWh,
+            "gpu_energy_J": prediction.energy_J,
+            "it_energy_J": prediction.energy_J + hosts_W * time_s,
+            "power_per_gpu_W": prediction.hottest_power_W,
+            "cluster_power_W": plans.gpus * prediction.power_W + hosts_W,
         }
-    return values
+    return values if tokens is None else values | _of_run(problem, plans, values, np.ceil(tokens / prediction.tokens))
+
+
+def _of_run(
+    problem: SearchProblem, plans: PlanBatch, values: dict[str, FloatArray], steps: FloatArray
+) -> dict[str, FloatArray]:
+    """What can be told of a run of so many steps. [P]"""
+    site = problem.document.site
+    hours = steps * values["step_time_s"] / _SECONDS_PER_HOUR
+    run = {"run_hours": hours, "run_days": hours / _HOURS_PER_DAY}
+    costs = [] if site.gpu_hour_price is None else [hours * plans.gpus * site.gpu_hour_price]
+    if problem.has_power:
+        grid = grid_intensity(site.region, key="site.region")
+        meter = footprint(
+            steps * values["it_energy_J"], pue=site.pue, intensity_kg_per_kWh=grid, price_per_kWh=site.price_per_kWh
+        )
+        run["run_kWh"] = meter.energy_kWh
+        run |= {} if meter.emissions_kg is None else {"run_kgCO2e": meter.emissions_kg}
+        costs += [] if meter.cost is None else [meter.cost]
+    elif site.price_per_kWh is not None:
+        costs = []  # a part of it isn't known
+    return run | ({"run_cost": np.sum(costs, axis=0)} if costs else {})
+
+
+def costs_of(problem: SearchProblem, values: dict[str, FloatArray]) -> FloatArray:
+    """What plans cost in each objective: less is better, in all of them. [P, O]"""
+    columns = [1 / values[name] if QUANTITIES[name].higher_is_better else values[name] for name in problem.objectives]
+    return np.stack(columns, axis=1)
 
 
 def limits_of(problem: SearchProblem) -> dict[str, float]:
     """The limits that a search sets on what a prediction gives."""
-    given = problem.document.limits.model_dump(exclude={"memory_share"})
+    given = problem.document.limits.model_dump(exclude={"memory_share", "memory_risk"})
     return {name: limit for name, limit in given.items() if limit is not None}
 
 
 def memory_of(problem: SearchProblem, plans: PlanBatch) -> Memory:
     """Peak memory of each plan, as `predict` gives it, without pricing its time. [P]"""
-    machine = problem.machine
-    peak_B, terms_B = np.zeros(len(plans)), dict[str, FloatArray]()
-    for rows in _by_pipeline(plans):
-        some = plans.take(rows)
-        model = MemoryModel(
-            problem.architecture,
-            some,
-            framework=machine.framework,
-            precision=machine.precision,
-            calibration=machine.calibration,
-        )
-        held = fullest(model, stages(problem.architecture, int(some.pp[0]), int(some.virtual_stages[0])))
-        peak_B[rows] = held.peak_B
-        for name, size_B in held.terms_B.items():
-            terms_B.setdefault(name, np.zeros(len(plans)))[rows] = size_B
-    return Memory(peak_B=peak_B, terms_B=terms_B)
-
-
-def _by_pipeline(plans: PlanBatch) -> Iterator[IntArray]:
-    """Rows of plans that share their pipeline."""
-    if not len(plans):
-        return
-    first, pipeline = distinct_rows([plans.pp, plans.virtual_stages])
-    for index in range(len(first)):
-        yield np.flatnonzero(pipeline == index)
+    return peak_memory(problem.architecture, plans, problem.machine)
 
 
 def summary(plan: Plan, *, clock: bool = True) -> str:

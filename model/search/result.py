@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import ConfigDict, model_validator
@@ -18,8 +20,9 @@ from moemodel.model.records.calibration import CalibrationRef
 from moemodel.model.results.estimate import Estimate
 from moemodel.model.results.outcome import Outcome
 from moemodel.model.search.document import Search
+from moemodel.model.search.quantities import ObjectiveName
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: a reference for each number of GPUs, objectives, unknown energies, the best behind the front
 DEFAULT_FILE = "moemodel-search.json"
 
 
@@ -31,53 +34,71 @@ class Figure(Strict):
 
     @classmethod
     def of(cls, estimate: Estimate) -> Figure:
+        """What is known."""
         low, high = estimate.low, estimate.high
         return cls(value=estimate.value, interval=None if low is None or high is None else (low, high))
 
+    def times(self, factor: float) -> Figure:
+        """In another unit."""
+        interval = None if self.interval is None else (self.interval[0] * factor, self.interval[1] * factor)
+        return Figure(value=self.value * factor, interval=interval)
+
+    @classmethod
+    def known(cls, estimate: Estimate | None) -> Figure | None:
+        """What is known, or None."""
+        return None if estimate is None or math.isnan(estimate.value) else cls.of(estimate)
+
 
 class RunFigures(Strict):
-    """The whole run, as a prediction gives it."""
+    """The whole run, as a prediction gives it; null what isn't known: without power, or without a price."""
 
     hours: Figure
-    energy_kWh: Figure
-    emissions_kgCO2e: Figure
+    energy_kWh: Figure | None
+    emissions_kgCO2e: Figure | None
     cost: Figure | None
 
 
 class Entry(Strict):
-    """One plan and what it costs; per step unless the name says otherwise.
+    """One plan and what it costs; per step unless the name says otherwise. Null what isn't known.
 
     Attributes:
-        number: place on the front, 1 the fastest; those of `next_fastest` follow; 0 the reference.
+        number: place on the front, 1 the best in the first objective; those of `next_best` follow; 0 a reference.
         plan_yaml: the plan, as `moemodel predict` reads it.
-        energy_J: of all GPUs, and of their hosts where `site.host_power_W` is given; `gpu_energy_J` without them.
-        power_per_gpu_W: mean of one GPU; `hottest_gpu_power_W` of the one that draws most.
+        gpu_energy_J: of all GPUs; `it_energy_J` of their hosts too, where `site.host_power_W` is given.
+        power_per_gpu_W: mean of one GPU; `hottest_gpu_power_W` of the one that draws most;
+            `cluster_power_W` of all GPUs and hosts.
         clock_MHz: true SM clock that the GPUs sustain.
-        memory_B: peak of the fullest GPU.
+        memory_B: peak of the fullest GPU; `memory_verdict` whether that fits, `fit_probability` how likely.
         run: the whole run; null where the search gives no tokens.
-        time_vs_reference, energy_vs_reference: share that it takes more than the reference (negative: less).
-        not_distinguishable_from: numbers of plans whose intervals overlap with this one's both in time and in energy.
-        misses: limits of the search that it exceeds; none on the front.
+        time_vs_reference, it_energy_vs_reference: share that it takes more than the reference on as many GPUs
+            (negative: less); null where there is none.
+        not_distinguishable_from: numbers of plans from which neither its time nor its energy tells it apart
+            (`moemodel.model.search.distinguish`).
+        outside: choices of a reference that are not among those of the search.
         notes: of the prediction.
     """
 
     number: Whole
     plan_yaml: str
     step_time_s: Figure
-    energy_J: Figure
-    gpu_energy_J: Figure
-    power_per_gpu_W: Figure
-    hottest_gpu_power_W: Figure
-    clock_MHz: Figure
+    tokens_per_s_per_gpu: Figure
+    gpu_energy_J: Figure | None
+    it_energy_J: Figure | None
+    power_per_gpu_W: Figure | None
+    hottest_gpu_power_W: Figure | None
+    cluster_power_W: Figure | None
+    clock_MHz: Figure | None
     memory_B: Figure
+    memory_verdict: str = "fits"
+    fit_probability: float = 1.0
     run: RunFigures | None
     time_vs_reference: Real | None = None
-    energy_vs_reference: Real | None = None
+    it_energy_vs_reference: Real | None = None
     not_distinguishable_from: tuple[Whole, ...] = ()
-    misses: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
     notes: tuple[str, ...]
 
-    @property
+    @cached_property
     def plan(self) -> Plan:
         """The plan."""
         return parse_yaml(self.plan_yaml, Plan, f"plan {self.number}")
@@ -105,12 +126,13 @@ class SearchResult(Strict):
     """What a search found.
 
     Attributes:
-        front: members of the Pareto front of step time and energy that were kept, fastest first.
-        next_fastest: the fastest plans of which no clock is on the front, each at its fastest clock: what a validation
-            reruns too where the front is short.
+        objectives: what was optimized, one or two: names of `model.search.quantities`.
+        front: members of the Pareto front of the objectives that were kept, the best in the first one first.
+        next_best: the best plans in the first objective of which no clock is on the front, each at its best clock: what
+            a validation reruns too where the front is short.
         picks: what the members with a name are called -> their number.
-        reference: what `moemodel init` would propose for the same batch, without a search; null where that fits
-            nowhere.
+        references: what `moemodel init` would propose for the same batch, without a search, that keeps the limits, for
+            each number of GPUs of the search for which there is such a plan.
         notes: on all of it, a sentence each.
 
     >>> import moemodel
@@ -125,10 +147,11 @@ class SearchResult(Strict):
     search: Search
     calibration: CalibrationRef
     counts: Counts
+    objectives: tuple[ObjectiveName, ...]
     front: tuple[Entry, ...]
-    next_fastest: tuple[Entry, ...] = ()
+    next_best: tuple[Entry, ...] = ()
     picks: dict[str, Whole]
-    reference: Entry | None
+    references: tuple[Entry, ...]
     notes: tuple[str, ...]
 
     @model_validator(mode="after")
@@ -137,6 +160,10 @@ class SearchResult(Strict):
             if not 1 <= number <= len(self.front):
                 raise ValueError(f"picks: {shortened(name)} is {number}; allowed: 1 to {len(self.front)}")
         return self
+
+    def reference(self, gpus: int) -> Entry | None:
+        """The one on so many GPUs."""
+        return next((entry for entry in self.references if entry.plan.cluster.gpus == gpus), None)
 
     def to_json(self) -> str:
         """The text of the file: the same result gives the same bytes."""
@@ -165,24 +192,29 @@ def read_search_result(path: Path | str) -> SearchResult:
 
 def entry_of(number: int, answer: Outcome) -> Entry:
     """One plan as it is stored, from its prediction."""
-    run, hosts_W = answer.run, answer.plan.cluster.gpus * answer.plan.site.host_power_W
+    run, gpus = answer.run, answer.plan.cluster.gpus
+    hosts_W = gpus * answer.plan.site.host_power_W
     return Entry(
         number=number,
         plan_yaml=plan_text(answer.plan),
         step_time_s=Figure.of(answer.step_time_s),
-        energy_J=Figure.of(answer.energy_J + answer.step_time_s * hosts_W),
-        gpu_energy_J=Figure.of(answer.energy_J),
-        power_per_gpu_W=Figure.of(answer.power_W),
-        hottest_gpu_power_W=Figure.of(answer.hottest_power_W),
-        clock_MHz=Figure.of(answer.clock_Hz * 1e-6),
+        tokens_per_s_per_gpu=Figure.of(answer.tokens_per_s_per_gpu),
+        gpu_energy_J=Figure.known(answer.gpu_energy_J),
+        it_energy_J=Figure.known(answer.it_energy_J),
+        power_per_gpu_W=Figure.known(answer.power_W),
+        hottest_gpu_power_W=Figure.known(answer.hottest_power_W),
+        cluster_power_W=Figure.known(answer.power_W * gpus + Estimate(value=hosts_W, low=hosts_W, high=hosts_W)),
+        clock_MHz=Figure.known(answer.clock_Hz * 1e-6),
         memory_B=Figure.of(answer.memory_B),
+        memory_verdict=answer.verdict,
+        fit_probability=answer.fit_probability,
         run=None
         if run is None
         else RunFigures(
             hours=Figure.of(run.hours),
-            energy_kWh=Figure.of(run.energy_kWh),
-            emissions_kgCO2e=Figure.of(run.emissions_kg),
-            cost=None if run.cost is None else Figure.of(run.cost),
+            energy_kWh=Figure.known(run.energy_kWh),
+            emissions_kgCO2e=Figure.known(run.emissions_kg),
+            cost=Figure.known(run.cost),
         ),
         notes=answer.notes,
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,16 +16,20 @@ from numpy.typing import NDArray
 from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.spec import Plan
+from moemodel.model.results.feasibility import SURE
 from moemodel.model.search.candidates import Candidates, Refused
 from moemodel.model.search.pareto import pareto, to_digits
-from moemodel.model.search.problem import SearchProblem, limits_of, memory_of, summary
+from moemodel.model.search.problem import SearchProblem, costs_of, limits_of, memory_of, summary
 from moemodel.model.step.memory import Memory
+from moemodel.model.step.memory_fit import fit_probability
 
 _ROWS = 50_000  # plans whose memory is counted at once, as `model.search.search` predicts them
+_MEMORY_RISK = 0.5  # of not fitting, below which a plan is kept where a search does not say: its peak fits
 _MAIN_REASONS = 6  # that are named where nothing is feasible
-# Fastest combinations remembered, whatever their clock, from which those on the front are then taken out: more than a
+# Best combinations remembered, whatever their clock, from which those on the front are then taken out: more than a
 # front holds of them, with those that `search` keeps behind it; else fewer are kept.
-_TOP_K = 64
+MOST_NEXT = 100
+_TOP_K = 164
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +39,7 @@ class PredictedPlans:
     Attributes:
         index_P: place of each among all candidates; it decides between plans that cost the same.
         plans: the plans.
-        values: of each, all that can be limited, by the limit's name.
+        values: of each, all that can be optimized or limited, by its name.
     """
 
     index_P: IntArray
@@ -53,39 +58,54 @@ class SearchState:
         self.predicted = 0
         self.feasible = 0
         self.index = np.zeros(0, dtype=np.int64)
-        self.time_s = np.zeros(0)
-        self.energy_J = np.zeros(0)
-        self._fastest = np.zeros(0, dtype=np.int64)
-        self._fastest_s = np.zeros(0)
+        self.costs_FO = np.zeros((0, len(problem.objectives)))
+        self._top_k = np.zeros(0, dtype=np.int64)
+        self._top_k_cost = np.zeros(0)
         self.nearest = ""
         self._nearest_ratio = math.inf
         self._over = dict.fromkeys(self.limits, 0)
 
-    def keep_fitting(self, legal: Candidates) -> Candidates:
-        """The plans that fit in memory; the others are counted, by the largest term and by the limit."""
+    def keep_fitting(self, legal: Candidates, progress: Callable[[int, int], None] = lambda *_: None) -> Candidates:
+        """The plans that fit in memory; the others are counted, by the largest term and by the limit.
+
+        Args:
+            legal: all candidates.
+            progress: is told how many of how many are done.
+        """
         if not legal.clocks_MHz:  # all refused already
             return legal
-        kept, terms, over = np.zeros(len(legal), dtype=np.bool_), Counter[str](), 0
+        kept, terms, over, risky = np.zeros(len(legal), dtype=np.bool_), Counter[str](), 0, 0
         for start in range(0, len(legal), _ROWS):
+            progress(start, len(legal))
             rows = np.arange(start, min(start + _ROWS, len(legal)))
             some = legal.take(rows)
             memory = memory_of(self.problem, some.batch(self.problem.document))
-            fit, kept[rows] = memory.peak_B <= self.problem.machine.memory_B, memory.peak_B <= self._memory_B
+            likely = fit_probability(
+                self.problem.architecture, some.batch(self.problem.document), self.problem.machine, memory.peak_B
+            )
+            sure, fit = likely < 1 - SURE, likely > 1 - self._memory_risk
+            kept[rows] = fit & (memory.peak_B <= self._memory_B)
+            risky += int((~sure & ~fit).sum())
             largest = _largest_terms(memory)
-            terms.update(largest[~fit].tolist())
+            terms.update(largest[sure].tolist())
             over += int((fit & ~kept[rows]).sum())
             self._near_in_memory(some, memory.peak_B, largest)
-        self._count_memory(terms, over)
+        self._count_memory(terms, over, risky)
         self._nearest_ratio = math.inf  # of what fits, from now on
         return legal.take(kept)
+
+    @property
+    def _memory_risk(self) -> float:
+        """Of not fitting, below which a plan is kept."""
+        return self.problem.document.limits.memory_risk or _MEMORY_RISK
 
     @property
     def _memory_B(self) -> float:
         """What a plan may take of a GPU's memory."""
         share = self.problem.document.limits.memory_share
-        return self.problem.machine.memory_B * (1.0 if share is None else share)
+        return math.inf if share is None else self.problem.machine.memory_B * share
 
-    def _count_memory(self, terms: Counter[str], over: int) -> None:
+    def _count_memory(self, terms: Counter[str], over: int, risky: int) -> None:
         clocks = len(self.legal.clocks_MHz)
         self.refused += [
             Refused(
@@ -95,6 +115,9 @@ class SearchState:
             )
             for name, count in sorted(terms.items(), key=lambda term: (-term[1], term[0]))
         ]
+        if risky:
+            message = f"may not fit in memory (limits.memory_risk {self._memory_risk:g})"
+            self.refused.append(Refused(key="memory_risk", message=message, plans=risky * clocks))
         share = self.problem.document.limits.memory_share
         if over and share is not None:
             message = f"limits.memory_share {share:g}"
@@ -106,9 +129,10 @@ class SearchState:
         if peak_B[row] >= self._nearest_ratio:
             return
         self._nearest_ratio = float(peak_B[row])
+        there_B = min(self._memory_B, self.problem.machine.memory_B)
         self.nearest = (
             f"{summary(some.plan(self.problem.document, row, None))} needs {peak_B[row] / 1e9:.1f} GB of "
-            f"{self._memory_B / 1e9:.1f} GB; the largest term is {str(largest[row]).replace('_', ' ')}"
+            f"{there_B / 1e9:.1f} GB; the largest term is {str(largest[row]).replace('_', ' ')}"
         )
 
     def add(self, predicted: PredictedPlans) -> None:
@@ -125,8 +149,9 @@ class SearchState:
         self.feasible += int(within.sum())
         if not within.any():
             self._near_limits(predicted, worst)
-        self._merge(predicted, np.flatnonzero(within))
-        self._update_top_k(predicted, np.flatnonzero(within))
+        index, costs = predicted.index_P[within], costs_of(self.problem, predicted.values)[within]
+        self._merge(index, costs)
+        self._update_top_k(index, costs[:, 0])
 
     def _near_limits(self, predicted: PredictedPlans, worst: FloatArray) -> None:
         """Remember the plan that exceeds the limits least; it is told of where none keeps them."""
@@ -141,27 +166,26 @@ class SearchState:
         )
         self.nearest = f"{summary(self.plan(int(predicted.index_P[row])))} has {found}"
 
-    def _merge(self, predicted: PredictedPlans, rows: IntArray) -> None:
-        index = np.concatenate([self.index, predicted.index_P[rows]])
-        time_s = np.concatenate([self.time_s, predicted.values["step_time_s"][rows]])
-        energy_J = np.concatenate([self.energy_J, predicted.values["energy_J"][rows]])
+    def _merge(self, index_P: IntArray, costs_PO: FloatArray) -> None:
+        index = np.concatenate([self.index, index_P])
+        costs = np.concatenate([self.costs_FO, costs_PO])
         order = np.argsort(index)  # batches come in any order; ties go to the first candidate
-        best = order[pareto(time_s[order], energy_J[order])]
-        self.index, self.time_s, self.energy_J = index[best], time_s[best], energy_J[best]
+        best = order[pareto(costs[order, 0], costs[order, -1])]
+        self.index, self.costs_FO = index[best], costs[best]
 
-    def _update_top_k(self, predicted: PredictedPlans, rows: IntArray) -> None:
-        """Merge the fastest combinations, each at its fastest clock; all its clocks come in one batch."""
-        index = np.concatenate([self._fastest, predicted.index_P[rows]])
-        time_s = np.concatenate([self._fastest_s, predicted.values["step_time_s"][rows]])
-        order = np.lexsort((index, to_digits(time_s)))
+    def _update_top_k(self, index_P: IntArray, cost_P: FloatArray) -> None:
+        """Merge the best combinations in the first objective, each at its best clock; all clocks come in one batch."""
+        index = np.concatenate([self._top_k, index_P])
+        cost = np.concatenate([self._top_k_cost, cost_P])
+        order = np.lexsort((index, to_digits(cost)))
         _, first = np.unique(index[order] // len(self.legal.clocks_MHz), return_index=True)
         best = order[np.sort(first)[:_TOP_K]]
-        self._fastest, self._fastest_s = index[best], time_s[best]
+        self._top_k, self._top_k_cost = index[best], cost[best]
 
-    def next_fastest(self, most: int) -> IntArray:
-        """Places of the fastest plans whose combination is not on the front at any clock, fastest first."""
+    def next_best(self, most: int) -> IntArray:
+        """Places of the best plans in the first objective whose combination is not on the front at any clock."""
         clocks = len(self.legal.clocks_MHz)
-        return self._fastest[~np.isin(self._fastest // clocks, self.index // clocks)][:most]
+        return self._top_k[~np.isin(self._top_k // clocks, self.index // clocks)][:most]
 
     def plan(self, index: int, name: str | None = None) -> Plan:
         """The plan at a place among all candidates."""

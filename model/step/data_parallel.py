@@ -10,11 +10,12 @@ buckets under ZeRO are taken for layers and ends too: buckets of 40 million fit 
              exposed: what begins a forward pass (the ends and one layer) and what ends a backward pass (the same)
     ZeRO 2   the same, but gradients are scattered in the backward pass of every micro-batch
     ZeRO 3   the same, and parameters are gathered for the forward and again, but for the ends, for the backward pass of
-             every micro-batch
+             every micro-batch; also in a pipeline
 
 (Rajbhandari et al. 2020, section 7; Zhao et al. 2023, section 3.3.) In a pipeline of torch, gradients that FSDP
-scatters, and those of zero-bubble's backward passes in two parts, are exchanged when all passes are done; so are those
-of experts that DDP leaves alone. Frameworks that run none of
+scatters, and those of zero-bubble's backward passes in two parts, are exchanged when all passes are done, once a step
+whatever the ZeRO stage (torch.distributed.pipelining 2.11, `_PipelineStageBase.backward_maybe_with_nosync`); so are
+those of experts that DDP leaves alone. Frameworks that run none of
 it behind computation send each in one message. Left out: by how much computation delays a collective, which waits for
 room on the GPU; it matters where exchanges fill most of a pass.
 
@@ -127,7 +128,7 @@ class DataParallel:
         self._late_scatter = torch & (plans.pp > 1)
         m = plans.micro_batches.astype(np.float64)
         self._forward_passes = np.where(self._zero >= 3, m, 1.0)
-        self._backward_passes = np.where(self._zero >= 2, m, 1.0)
+        self._backward_passes = np.where((self._zero >= 2) & ~self._late_scatter, m, 1.0)
 
     def step(self, units: FsdpUnits) -> StepExchange:
         """Gradients, and from ZeRO 1 on parameters, of one stage in a step."""

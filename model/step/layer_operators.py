@@ -8,6 +8,7 @@ All sizes are arrays of length P (plans), so that one call describes the operato
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,11 +17,11 @@ from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.layers.base import LayerOp, MicroBatch
 from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
-from moemodel.model.layers.layer import layer_blocks
+from moemodel.model.layers.layer import layer_blocks, saved
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import PASSES, Kind, Pass, Shape
 from moemodel.model.plan.batch import PlanBatch
-from moemodel.model.plan.recompute import Recompute
+from moemodel.model.step.recomputation import Recomputation
 
 
 def gradients_in_ddp_buckets(plans: PlanBatch, framework: Framework) -> BoolArray:
@@ -55,13 +56,16 @@ class Workload:
         """Calls of one layer: forward, recomputation and backward of one micro-batch."""
         operators = layer_blocks(layer, self.architecture.hidden).operators(self.batch)
         forward = list(self._casts(operators) if self.batch.recipe.matmul_dtype == "fp8" else operators)
-        again = np.where(self.plans.recompute == Recompute.FULL, 1.0, 0.0)
-        core = np.where(self.plans.recompute >= Recompute.SELECTIVE, 1.0, 0.0)
         calls = self._with_backward(forward)
-        for op in forward:
-            count = (core if op.attention_core else again) * self._mask(op)
+        if not self.plans.recompute.any():
+            return calls
+        again = Recomputation.of(self.plans, self.architecture, self.framework)
+        for op, kept in zip(forward, saved(forward), strict=True):
+            parts = (*op.parts, "core_attn") if op.attention_core else op.parts
+            count = again.times(parts, saved=kept) * self._mask(op)
             if count.any():
-                calls.append(_call(op.kind, Pass.FORWARD, op.shape, Phase.BACKWARD, count, op.load_balance))
+                call = _call(op.kind, Pass.FORWARD, op.shape, Phase.BACKWARD, count, op.load_balance)
+                calls.append(replace(call, recomputed=True))
         return calls
 
     def embedding(self) -> list[Call]:
@@ -93,7 +97,9 @@ class Workload:
                 m, n, k = (np.asarray(size, dtype=np.float64) for size in (op.shape.m, op.shape.n, op.shape.k))
                 elements = Shape(m=np.broadcast_to(m * k, self._one.shape))
                 gradient = Shape(m=m * n)
-                yield LayerOp(kind=Kind.COPY, shape=elements, copies=(gradient,), attention_core=op.attention_core)
+                yield LayerOp(
+                    kind=Kind.COPY, shape=elements, copies=(gradient,), attention_core=op.attention_core, parts=op.parts
+                )
             yield op
 
     def _mask(self, op: LayerOp) -> FloatArray:
@@ -122,7 +128,7 @@ class Workload:
         shared = np.where(plans.dp * plans.cp > 1, 1.0, 0.0)
         gathered = shared * np.choose(zero, [0.0, once, once, 1.0])
         again = shared * np.where(zero == 3, 1.0, 0.0)
-        reduced = shared * np.where(zero >= 2, 1.0, once)
+        reduced = shared * np.where((zero >= 2) & (plans.pp == 1), 1.0, once)  # of a pipeline when all is done
         inner, whole = Shape(m=layers), Shape(m=layers + ends)
         return [
             _call(Kind.COPY, Pass.FORWARD, whole, Phase.FORWARD, gathered),

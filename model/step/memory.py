@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moemodel.model.architecture.spec import Architecture, Layer
+from moemodel.model.architecture.spec import Architecture, Layer, Moe
 from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.layers.base import MicroBatch
@@ -31,10 +31,10 @@ from moemodel.model.layers.layer import layer_blocks
 from moemodel.model.layers.parameters import LayerParameters, layer_parameters
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.mesh import ParallelMesh
-from moemodel.model.plan.recompute import Recompute
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
 from moemodel.model.step.data_parallel import FsdpUnits
+from moemodel.model.step.recomputation import Recomputation
 from moemodel.model.step.sharded_memory import (
     ParameterCounts,
     ResidentStates,
@@ -83,6 +83,7 @@ class MemoryModel:
         self.recipe = self.batch.recipe
         self.mesh = ParallelMesh.of(plans, shards_experts=framework.shards_experts)
         self.kinds = distinct_layers(architecture)
+        self._again = Recomputation.of(plans, architecture, framework)
         self._layer_parameters = [layer_parameters(kind, architecture.hidden) for kind in self.kinds]
         self._embedding = EmbeddingBlock(architecture=architecture)
         self._head = HeadBlock(architecture=architecture)
@@ -168,12 +169,14 @@ class MemoryModel:
             sharded=self._sharded(shard),
             gathered=shard.dense + np.where(alone, 0.0, shard.expert),
             ends=self._ends(stage),
+            end=np.maximum(self._first_end(stage), self._ends(stage) - self._first_end(stage)),
             layer=np.maximum.reduce(layers),
         )
         held = ddp_fsdp2_states if self.framework.data_parallel == "ddp-fsdp2" else distributed_optimizer_states
         return held(
             parts,
             zero=self.plans.zero_stage,
+            pipeline=self.plans.pp > 1,
             shared=self.mesh.data_parallel_group.size > 1,
             accumulating=accumulating,
             gradient_B=self.recipe.gradient_B,
@@ -182,19 +185,23 @@ class MemoryModel:
 
     # ---- activations --------------------------------------------------------------------------------------------
 
-    def kept(self, layer: Layer, *, whole_B: FloatArray | None = None) -> FloatArray:
-        """Bytes that one layer keeps for the backward pass of one micro-batch.
-
-        `whole_B`: of all that autograd keeps where nothing is recomputed, if it is known already.
+    def kept(self, layer: Layer) -> tuple[FloatArray, FloatArray]:
+        """Bytes that one layer keeps for the backward pass of one micro-batch, in the mean over layers, and those that
+        it holds when that pass has run again what it must. [P] each.
         """
-        batch, recompute = self.batch, self.plans.recompute
+        batch, again = self.batch, self._again
         blocks = layer_blocks(layer, self.architecture.hidden)
-        kept_B = blocks.activations_B(batch, selective=False) if whole_B is None else whole_B
-        selective = recompute == Recompute.SELECTIVE
-        if selective.any():
-            kept_B = np.where(selective, blocks.activations_B(batch, selective=True), kept_B)
+        whole_B, kept_B = np.zeros(len(self.plans)), np.zeros(len(self.plans))
+        for tensors in blocks.kept(batch):
+            freed = np.zeros(len(self.plans), dtype=np.bool_)
+            for part in tensors.parts:
+                freed = freed | again.part(part)
+            whole_B = whole_B + tensors.size_B
+            kept_B = kept_B + np.where(freed, 0.0, tensors.size_B)
+        if again.by_operator.any():
+            kept_B = np.where(again.by_operator, blocks.kept_by_operator_B(batch), kept_B)
         inputs_B = batch.element_size_B * batch.sequence_parallel_tokens * self.architecture.hidden
-        return np.where(recompute == Recompute.FULL, inputs_B, kept_B)
+        return kept_B + again.layers * (inputs_B - kept_B), whole_B
 
     def _losses(self, stage: Stage) -> FloatArray:
         """Of the micro-batch at hand, and the log-probabilities of those that the last stage passed before it."""
@@ -216,44 +223,64 @@ class MemoryModel:
         held = self._held(stage, shard, (self.plans.micro_batches > 1) | (flight > 1))
         per_micro_batch = np.zeros(len(self.plans))
         working = np.zeros(len(self.plans))
+        from_input = (self._again.layers > 0) | self._again.by_operator
         for kind, count in zip(self.kinds, stage.layers, strict=True):
             if count == 0:
                 continue
-            whole_B = layer_blocks(kind, self.architecture.hidden).activations_B(self.batch, selective=False)
-            per_micro_batch += count * self.kept(kind, whole_B=whole_B)
-            # one layer's own tensors in its backward pass: recomputed if they were not kept, and gradients beside
-            working = np.maximum(working, whole_B)
+            kept_B, whole_B = self.kept(kind)
+            per_micro_batch += count * kept_B
+            # one layer's own tensors in its backward pass: those that run again, and gradients beside; assumed: of
+            # these half of the tensors' size lives at once, or none where a whole layer runs again
+            beside_B = 1.5 * whole_B - kept_B
+            working = np.maximum(working, np.where(from_input, np.minimum(whole_B, beside_B), beside_B))
         # half as much again is kept of a micro-batch whose weight gradients are put off
         activations = (flight + 0.5 * self.plans.schedules.deferred(stage.first)) * per_micro_batch
         loss = self._losses(stage)
-        # assumed: gradients that live at once are half of a layer's tensors
-        again = np.where(self.plans.recompute == Recompute.FULL, working, 0.5 * working)
+        if stage.head and self.framework.placeholder_gradients:  # beside the gradient of 16-bit logits
+            loss = np.maximum(loss, self._head.logits_B(self.batch) + self._head_placeholder_B(stage))
         earlier = activations - per_micro_batch
         none = np.zeros(len(self.plans))
         at_each = {
             "gradients": held.gradients_B,
             "gathered_layers": held.gathered_B,
-            "activations": (activations, earlier + again, none),
+            "activations": (activations, earlier + working, none),
             "loss": (loss, none, none),
             "optimizer_transient": (none, none, transient),
         }
         worst = np.stack([sum(moment, none) for moment in zip(*at_each.values(), strict=True)]).argmax(axis=0)
         terms |= {name: np.choose(worst, moments) for name, moments in at_each.items()}
+        if self.framework.placeholder_gradients:
+            terms["gradient_placeholders"] = self._placeholders_B(stage)
         terms["messages"] = self._messages(stage, flight)
         terms["workspace"] = np.full(len(self.plans), self.workspace_B)
         terms["fragmentation"] = np.asarray(self.fragmentation * sum(terms.values()))
         terms["context"] = np.full(len(self.plans), self.context_B)
         return Memory(peak_B=np.asarray(sum(terms.values())), terms_B=terms)
 
+    def _placeholders_B(self, stage: Stage) -> FloatArray:
+        """One for each shape of a weight, one expert's among them: those of the layer that has most."""
+        layers = [np.zeros(len(self.plans))]
+        for kind, p, count in zip(self.kinds, self._layer_parameters, stage.layers, strict=True):
+            if count:
+                experts = kind.feed_forward.experts if isinstance(kind.feed_forward, Moe) else 1
+                layers.append(self._dense(p) + p.routed / (experts * self.batch.etp))
+        return np.asarray(self.batch.element_size_B * np.maximum.reduce(layers))
+
+    def _head_placeholder_B(self, stage: Stage) -> FloatArray:
+        """Of the product that gives the logits."""
+        return np.asarray(
+            self.batch.element_size_B * (self._ends(stage) - self._first_end(stage) * (not self.architecture.tied))
+        )
+
     def _messages(self, stage: Stage, flight: FloatArray) -> FloatArray:
-        """Between stages torch (distributed.pipelining 2.11) keeps a buffer for each message of a step: activations
+        """Between stages torch (distributed.pipelining 2.11) keeps a buffer for each message of a schedule: activations
         received, of which those in flight count as activations, their gradients, and gradients received; what a stage
         sent stays until its backward pass.
         """
         plans = self.plans
         if self.framework.pipeline != "torch" or not (plans.pp > 1).any():
             return np.zeros(len(plans))
-        m, virtual = plans.micro_batches, plans.virtual_stages
+        m, virtual = plans.scheduled, plans.virtual_stages
         arrivals = virtual - float(stage.embedding)  # chunks that something is sent to, and chunks that send something
         departures = virtual - float(stage.head)
         one = self.batch.element_size_B * self.batch.sequence_parallel_tokens * self.architecture.hidden

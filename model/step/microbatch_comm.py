@@ -36,10 +36,10 @@ from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
 from moemodel.model.layers.layer import layer_blocks
 from moemodel.model.network.collectives import Collective, Network
 from moemodel.model.plan.batch import PlanBatch
-from moemodel.model.plan.recompute import Recompute
 from moemodel.model.schedule.base import Messages
 from moemodel.model.step.communication_groups import Group, Groups, OverlappableComm
 from moemodel.model.step.launch_overhead import CollectiveLaunches
+from moemodel.model.step.recomputation import Recomputation
 
 _KINDS = tuple(f.name for f in fields(CollectiveLaunches))
 # Of each axis, the collective whose measured overlap stands for all of its communication.
@@ -81,6 +81,9 @@ class Exchange:
         )
 
 
+_KEPT_BY_OPERATOR = ("reduce_scatter", "all_to_all")  # what they bring stays where layers run again by operator
+
+
 class Communication:
     """Times of the collectives of a micro-batch in a batch of plans."""
 
@@ -99,7 +102,7 @@ class Communication:
         self.network = network
         self.groups = Groups(plans, network, shards_experts=framework.shards_experts)
         self.batch = MicroBatch.of(plans, framework, precision)
-        self._again = (plans.recompute == Recompute.FULL).astype(np.float64)
+        self._again = Recomputation.of(plans, architecture, framework)
 
     def _calls(self, **kinds: FloatArray) -> CollectiveLaunches:
         """So many of some kinds, none of the others."""
@@ -115,10 +118,23 @@ class Communication:
 
     # ---- blocks ---------------------------------------------------------------------------------------------------
 
-    def layer(self, layer: Layer) -> tuple[Exchange, Exchange]:
-        """Forward and backward of one layer; a pass that recomputes repeats what the forward pass sent."""
-        forward, backward = self.priced(layer_blocks(layer, self.architecture.hidden).collectives(self.batch))
-        return forward, backward + forward.times(self._again)
+    def layer(self, layer: Layer, *, axis: str | None = None) -> tuple[Exchange, Exchange]:
+        """Forward and backward of one layer; a pass that recomputes repeats what the forward pass sent.
+
+        `axis`: of the mesh, whose communication alone is meant; None: all.
+        """
+        blocks = layer_blocks(layer, self.architecture.hidden)
+        collectives = [comm for comm in blocks.collectives(self.batch) if axis in (None, comm.axis)]
+        forward, backward = self.priced(collectives)
+        again, to_experts = self._again, self._again.part("moe")
+        backward = backward + forward.times(again.layers)
+        if to_experts.any():
+            rows = self.priced(comm for comm in collectives if comm.axis == "ep")[0]
+            backward = backward + rows.times(to_experts.astype(np.float64))
+        if again.by_operator.any():
+            most = self.priced(comm for comm in collectives if comm.collective not in _KEPT_BY_OPERATOR)[0]
+            backward = backward + most.times(again.by_operator.astype(np.float64))
+        return forward, backward
 
     def embedding(self) -> tuple[Exchange, Exchange]:
         """Forward and backward of the embedding."""

@@ -10,9 +10,11 @@ units: layers, and the ends of the model, whose parameters are gathered first an
     step       nothing                     nothing                sharded
 
 Gradients of the micro-batches before are whole under ZeRO 1, which reduces them in the last micro-batch, and sharded
-from ZeRO 2 on. Read from torch.distributed.fsdp 2.11: of gathered layers the next one is prefetched, in backward passes
-too, and one buffer to be scattered is in flight. Other frameworks: gradients when a backward pass ends, and under
-ZeRO 3 two layers and the gradients of one at any time.
+from ZeRO 2 on. A pipeline scatters none before its last pass and frees no parameters behind a backward pass
+(torch.distributed.pipelining 2.11): its gradients are whole under ZeRO 2 and 3 too, and under ZeRO 3 a forward pass
+frees what it gathers, so that a backward pass ends with everything gathered. Read from torch.distributed.fsdp 2.11: of
+gathered layers the next one is prefetched, in backward passes too, and one buffer to be scattered is in flight. Other
+frameworks: gradients when a backward pass ends, and under ZeRO 3 two layers and the gradients of one at any time.
 
 Axes: P plans.
 """
@@ -44,13 +46,15 @@ class ParameterCounts:
 
     Attributes:
         whole: all of them; `sharded` what is left over data-parallel ranks.
-        gathered: of all, those that are gathered; `ends` of them embedding and head, `layer` the largest layer.
+        gathered: of all, those that are gathered; `ends` of them embedding and head, `end` the larger of the two,
+            `layer` the largest layer.
     """
 
     whole: FloatArray
     sharded: FloatArray
     gathered: FloatArray
     ends: FloatArray
+    end: FloatArray
     layer: FloatArray
 
 
@@ -58,6 +62,7 @@ def ddp_fsdp2_states(
     parts: ParameterCounts,
     *,
     zero: IntArray,
+    pipeline: BoolArray,
     shared: BoolArray,
     accumulating: BoolArray,
     gradient_B: float,
@@ -67,6 +72,7 @@ def ddp_fsdp2_states(
 
     Args:
         parts: parameters.
+        pipeline: whether there are several stages.
         zero: ZeRO stage; `shared` whether there are several data-parallel ranks to shard over.
         accumulating: whether there were micro-batches before the one whose passes are looked at.
         gradient_B, weight_B: bytes of an element.
@@ -74,7 +80,9 @@ def ddp_fsdp2_states(
     zero = np.where(shared, zero, 0)
     none = np.zeros_like(parts.whole)
     whole, sharded = gradient_B * parts.whole, gradient_B * parts.sharded
-    before = np.where(accumulating, np.choose(zero, [whole, whole, sharded, sharded]), 0.0)
+    at_end = pipeline & (zero >= 2)
+    summed = np.where(at_end, whole, np.choose(zero, [whole, whole, sharded, sharded]))
+    before = np.where(accumulating, summed, 0.0)
     on_the_way = gradient_B * (parts.ends + 2 * parts.layer)
     some = weight_B * (parts.ends + 2 * parts.layer)
     everything = weight_B * parts.gathered
@@ -83,7 +91,9 @@ def ddp_fsdp2_states(
     return ResidentStates(
         gradients_B=(
             np.where(shared & (zero == 0), whole, before),
-            np.choose(zero, [whole, np.where(accumulating, whole, scattered), scattered, scattered]),
+            np.where(
+                at_end, whole, np.choose(zero, [whole, np.where(accumulating, whole, scattered), scattered, scattered])
+            ),
             np.where(zero == 0, whole, sharded),
         ),
         gathered_B=(
@@ -91,7 +101,7 @@ def ddp_fsdp2_states(
                 zero,
                 [none, everything, everything, weight_B * (parts.ends + parts.layer)],
             ),
-            np.choose(zero, [none, remaining, remaining, some]),
+            np.choose(zero, [none, remaining, remaining, np.where(at_end, everything, some)]),
             none,
         ),
     )
@@ -101,6 +111,7 @@ def distributed_optimizer_states(
     parts: ParameterCounts,
     *,
     zero: IntArray,
+    pipeline: BoolArray,  # noqa: ARG001 - it shards gradients there as elsewhere
     shared: BoolArray,
     accumulating: BoolArray,
     gradient_B: float,
@@ -108,7 +119,7 @@ def distributed_optimizer_states(
 ) -> ResidentStates:
     """Under other frameworks; arguments as `ddp_fsdp2_states`."""
     gradients = gradient_B * np.where(zero >= 2, parts.sharded, parts.whole)
-    largest = np.maximum(parts.ends, parts.layer)
+    largest = np.maximum(parts.end, parts.layer)  # embedding and head are gathered one by one
     gathered = np.where((zero >= 3) & shared, (2 * weight_B + gradient_B) * largest, 0.0)
     return ResidentStates(
         gradients_B=(np.where(accumulating, gradients, 0.0), gradients, gradients),

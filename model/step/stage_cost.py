@@ -5,7 +5,7 @@ Axes: U distinct micro-batch shapes, P plans, K clocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +21,15 @@ from moemodel.model.device.roofline import chip_of_calibration
 from moemodel.model.layers.base import MicroBatch
 from moemodel.model.layers.layer import LayerBlocks, layer_blocks
 from moemodel.model.layers.parameters import parameters
-from moemodel.model.operators.calls import Phase
+from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.plan.batch import PlanBatch
-from moemodel.model.plan.recompute import Recompute
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
 from moemodel.model.step.data_parallel import DataParallel, FsdpUnits, StepExchange
 from moemodel.model.step.launch_overhead import ParallelHost
 from moemodel.model.step.layer_operators import Workload, accumulated_fraction
 from moemodel.model.step.memory import Memory, MemoryModel, fullest
 from moemodel.model.step.microbatch_comm import Communication, Exchange
+from moemodel.model.step.recomputation import Recomputation
 from moemodel.model.step.system import System
 
 _CALLS_OF_A_WAIT = 2.0  # assumed, of the host: reading what it waited for, and queueing what uses it
@@ -73,6 +73,11 @@ class StageCost:
         """Gradients of weights, as a share of the backward pass, [P, 1]."""
         return np.asarray(self.backward.weights_s_U / self.backward.time_s_UK[:, -1])[:, None]
 
+    @property
+    def weight_call_share(self) -> FloatArray:
+        """The same of what the host queues for it, [P, 1]."""
+        return np.asarray(self.backward.weights_calls_U / np.maximum(self.backward.calls_U, 1.0))[:, None]
+
 
 class BlockCosts:
     """Prices of all blocks of an architecture, for each distinct shape of a micro-batch in a batch of plans."""
@@ -96,10 +101,12 @@ class BlockCosts:
         self.pricer = OperatorCostModel(calibration, chip_of_calibration(calibration), power, clock_Hz_K)
         self.host = HostModel(calibration, machine.framework.name)
         batch = MicroBatch.of(plans, machine.framework, machine.precision)
-        first, self.shape = distinct_rows([*batch.shape_columns, plans.recompute])
+        again = Recomputation.of(plans, architecture, machine.framework)
+        first, self.shape = distinct_rows([*batch.shape_columns, plans.recompute, again.layers])
         workload = Workload(architecture, plans.take(first), framework=machine.framework, precision=machine.precision)
         count = len(first)
         layers = [workload.layer(layer) for layer in self.kinds]
+        self.recomputed_calls = [_recomputed(calls, count) for calls in layers]
         *self.layers, self.embedding, self.head = self.pricer.blocks(
             [*layers, workload.embedding(), workload.head()], count
         )
@@ -125,6 +132,7 @@ class StageCosts:
             calibration=machine.calibration,
         )
         self._gradient_B = machine.gradient_B
+        self._again = Recomputation.of(self.plans, blocks.architecture, machine.framework)
         self._comm = Communication(
             blocks.architecture,
             self.plans,
@@ -152,6 +160,7 @@ class StageCosts:
         forward_exchange, backward_exchange = self._exchange(stage)
         step_exchange = self._data.step(units).with_exposed(self._tied(stage) + self._comm.norm_s())
         host_sync_s = self._host_sync_s(stage, call)
+        again = self._recomputed_calls(stage)
         queue = ParallelHost(blocks.host, call, measured=blocks.machine.framework.torch_launch)
         return StageCost(
             forward=forward,
@@ -162,7 +171,8 @@ class StageCosts:
             step_exchange=step_exchange,
             unoverlappable_fraction_forward=leads[0],
             unoverlappable_fraction_backward=leads[1],
-            host=self._host_cost(stage, forward.calls_U, backward.calls_U)
+            host=self._host_cost(stage, forward.calls_U, backward.calls_U - again)
+            + HostCost(forward_s=0.0, backward_s=call.forward_s * again[:, None])
             + HostCost(
                 forward_s=queue.queued_s(forward_exchange.calls, "forward"),
                 backward_s=queue.queued_s(backward_exchange.calls, "backward") + queue.added_s(self._added(stage)),
@@ -176,7 +186,7 @@ class StageCosts:
             ),
             host_step_s=self._host_step_s(stage),
             host_sync_s=host_sync_s,
-            recompute_sync_s=host_sync_s * (self.plans.recompute == Recompute.FULL)[:, None],
+            recompute_sync_s=host_sync_s * self._again.experts[:, None],
             pipeline_fill_comm_s=self._comm.pipeline_fill_comm_s(),
         )
 
@@ -262,6 +272,11 @@ class StageCosts:
             self._tensors(stage) * accumulated_fraction(self.plans, self._blocks.machine.framework) * shared
         )
 
+    def _recomputed_calls(self, stage: Stage) -> FloatArray:
+        """Forward operators that a backward pass runs again, which the host queues again, [P]."""
+        calls = zip(stage.layers, self._blocks.recomputed_calls, strict=True)
+        return np.asarray(sum(count * each for count, each in calls))[self._shape]
+
     def _call(self, stage: Stage) -> HostCost:
         """Host time of one call in either pass: of a kernel, or the mean over those of the stage's layers, [P, 1]."""
         host, blocks = self._blocks.host, self._blocks
@@ -273,6 +288,7 @@ class StageCosts:
             total = total + _host_of(host, layer).times(count)
             for phase in calls:
                 calls[phase] += count * phase_costs[phase].calls_U[self._shape]
+        calls[Phase.BACKWARD] -= self._recomputed_calls(stage)
         forward, backward = (np.maximum(calls[phase], 1.0)[:, None] for phase in calls)
         return HostCost(forward_s=total.forward_s / forward, backward_s=total.backward_s / backward)
 
@@ -308,6 +324,11 @@ def distinct_rows(columns: Sequence[NDArray[Any]]) -> tuple[IntArray, IntArray]:
     return first, inverse.ravel()
 
 
+def _recomputed(calls: Iterable[Call], shapes: int) -> FloatArray:
+    """How many of a layer's calls are run again, [U]."""
+    return np.asarray(sum((call.count for call in calls if call.recomputed), start=np.zeros(shapes)))
+
+
 def _host_of(host: HostModel, layer: LayerBlocks) -> HostCost:
     """Host time of one layer in a micro-batch."""
     return host.layer(layer.host_block(), len(layer.blocks))
@@ -323,5 +344,6 @@ def _merge(total: PhaseCost, part: PhaseCost | None, count: float) -> None:
     total.extrapolated_s_U += count * part.extrapolated_s_U
     total.calls_U += count * part.calls_U
     total.weights_s_U += count * part.weights_s_U
+    total.weights_calls_U += count * part.weights_calls_U
     for key, spread in part.spread_s.items():
         total.spread_s[key] = total.spread_s.get(key, 0.0) + count * spread

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moemodel.model.core.errors import CalibrationError
+from moemodel.model.device.description import Change, rescale_for_description
 from moemodel.model.device.precision import rescale_for_precision
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.frameworks.registry import framework_of
+from moemodel.model.frameworks.track_record import TrackRecord, track_records, widest
 from moemodel.model.hardware.gpu import Gpu, read_gpu
-from moemodel.model.network.cluster import Internode, cluster_network, read_internode
+from moemodel.model.network.cluster import Internode, cluster_network, placed, read_internode
 from moemodel.model.network.collectives import Network
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
 
+_UNKNOWN_MEMORY_ERROR = 0.1  # log; assumed: twice that of frameworks whose runs are known
 _UNKNOWN_HOST_ERROR = 0.3  # log; assumed: a backend whose host lane was not measured, and takes another's
+
+
+# Bytes of a logit when the loss's backward pass begins: 16-bit logits and their gradient, of a fused kernel; or 16-bit
+# logits and the float32 softmax that becomes their gradient (Megatron-LM, tensor_parallel/cross_entropy.py)
+FUSED_LOGIT_B, _PLAIN_LOGIT_B = 4.0, 6.0
+GRADIENT_B = {"bf16": 2.0, "fp32": 4.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +39,8 @@ class System:
         inlet_C: of the air; None: as it was at calibration.
         slowdown_C: die temperature above which the hardware slows the clock.
         framework, precision: that train.
+        loss_is_stated: the plan says how the loss is computed.
+        changes: figures of the GPU that the calibration was rescaled for.
     """
 
     gpu: Gpu
@@ -43,6 +54,15 @@ class System:
     slowdown_C: float = math.inf
     framework: Framework
     precision: Precision
+    loss_is_stated: bool = False
+    changes: tuple[Change, ...] = ()
+
+    @property
+    def memory_error(self) -> float:
+        """Relative standard error of peak memory."""
+        stated = self.calibration.memory.parameters.get("log_error")
+        beside = self.framework.memory_log_error
+        return math.hypot(0.0 if stated is None else stated.value, _UNKNOWN_MEMORY_ERROR if beside is None else beside)
 
     @property
     def gradient_B(self) -> float:
@@ -71,6 +91,19 @@ class System:
         return max(lanes, default=_UNKNOWN_HOST_ERROR)
 
     @property
+    def framework_record(self) -> TrackRecord | None:
+        """How predictions of this framework have done; None where the calibration itself is of it."""
+        if any(lane.backend == self.framework.name for lane in self.calibration.host):
+            return None
+        return track_records().get(self.framework.name) or widest()
+
+    @property
+    def framework_error(self) -> float:
+        """What a framework does that nobody measured with this calibration; common to all plans of it."""
+        record = self.framework_record
+        return 0.0 if record is None else record.log_error
+
+    @property
     def composition_error(self) -> float:
         """What adding up operators leaves out, whatever the operators' own errors."""
         return self.calibration.composition_error.value
@@ -85,21 +118,23 @@ def system_of(plan: Plan, calibration: Calibration) -> System:
 
     Raises:
         InputError: unknown GPU or network between nodes, or products that the GPU's tensor cores don't do.
-        CalibrationError: the calibration is of another GPU.
+        CalibrationError: the calibration is of another GPU, by name or by its description.
     """
-    gpu, cluster, framework = read_gpu(plan.cluster.gpu, key="cluster.gpu"), plan.cluster, framework_of(plan.backend)
+    gpu, cluster, framework = read_gpu(plan.cluster.gpu, key="cluster.gpu"), plan.cluster, framework_as_run(plan)
     if calibration.gpu != gpu.name:
         raise CalibrationError(
             f"calibration {calibration.name} is of {calibration.gpu}, but cluster.gpu is {gpu.name}; "
             f"give a calibration of that GPU, or plan for {calibration.gpu}"
         )
+    calibration, changes = rescale_for_description(calibration, gpu)
     internode = read_internode(cluster.internode)
+    network = cluster_network(calibration, gpu, cluster.gpus, cluster.gpus_per_node, internode)
     peak = gpu.peaks.get("bf16")
     return System(
         gpu=gpu,
-        internode=internode,
+        internode=placed(internode, network.gpus_per_node),
         calibration=rescale_for_precision(calibration, framework, plan.precision, gpu),
-        network=cluster_network(calibration, gpu, cluster.gpus, cluster.gpus_per_node, internode),
+        network=network,
         memory_B=math.inf if gpu.memory_B is None else float(gpu.memory_B),
         power_limit_W=math.inf if gpu.power_limit_W is None else gpu.power_limit_W,
         inlet_C=plan.site.inlet_C,
@@ -107,4 +142,24 @@ def system_of(plan: Plan, calibration: Calibration) -> System:
         peak_flops_per_s=math.nan if peak is None else peak.flops_per_s,
         framework=framework,
         precision=plan.precision,
+        loss_is_stated=plan.cross_entropy is not None,
+        changes=changes,
     )
+
+
+def framework_as_run(plan: Plan) -> Framework:
+    """The framework of a plan, with what the plan says of it."""
+    framework = framework_of(plan.backend)
+    if plan.cross_entropy is not None:
+        framework = replace(framework, logit_B=_logit_B(framework, fused=plan.cross_entropy == "fused"))
+    if plan.gradient_dtype is not None:
+        recipe = replace(framework.precisions[plan.precision], gradient_B=GRADIENT_B[plan.gradient_dtype])
+        framework = replace(framework, precisions={**framework.precisions, plan.precision: recipe})
+    return framework
+
+
+def _logit_B(framework: Framework, *, fused: bool) -> float | None:
+    """Bytes of a logit of a loss computed so or so; None: as `embedding_head` counts torch's."""
+    if fused:
+        return FUSED_LOGIT_B
+    return None if framework.logit_B is None else max(framework.logit_B, _PLAIN_LOGIT_B)

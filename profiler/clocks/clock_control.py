@@ -13,28 +13,25 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 from moemodel.model.core.errors import DeviceError
 from moemodel.profiler.clocks.device_settings import DeviceSettings
 from moemodel.profiler.clocks.settings import Address, AskedClocks, Clocks, SettingError
 from moemodel.profiler.devices.base import Device
+from moemodel.profiler.jobs.isolation import child_environment
 
 VARIABLE = "MOEMODEL_CLOCKS"  # what a site says of locking: see `ClockControl.obstacle`
 _FORBIDS = ("passive", "as-is")
 _ANSWER_S = 30.0  # for the guardian to start, or to answer: the driver may have to be loaded
 _RESTORE_S = 60.0  # for the guardian to restore and leave
-_ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 class ObstacleError(DeviceError):
@@ -80,6 +77,11 @@ class ClockControl:
         """Who restores if this process can't; None before the first change."""
         return self._guardian
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes can reach the GPU at all."""
+        return self._settings is not None and self._settings.address is not None
+
     def clocks_Hz(self) -> list[float]:
         """Clocks that can be locked, ascending; none on a device without."""
         return self._settings.clocks_Hz() if self._settings else []
@@ -94,6 +96,10 @@ class ClockControl:
         if not self.clocks_Hz():
             return f"{self._name} lists no clocks"
         return self._settings.obstacle()
+
+    def company(self) -> str | None:
+        """Who else computes on the GPU now; None where nobody is known to."""
+        return self._settings.company() if self._settings else None
 
     def missing_privilege(self) -> str | None:
         """Why the driver will refuse to lock clocks, found out without changing anything; None where it may not."""
@@ -249,13 +255,12 @@ class GuardianProcess:
 
     def __init__(self, name: str, address: Address) -> None:
         job = json.dumps({"name": name, "address": asdict(address), "parent": os.getpid()})
-        # It finds the modules that we found. Its stderr is ours, for it outlives us with what it has to say.
-        path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+        # Its stderr is ours, for it outlives us with what it has to say.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "moemodel.profiler.clocks.guardian", job],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": path},
+            env=child_environment(os.environ),
             start_new_session=True,
         )
         self.pid = self._process.pid
@@ -349,9 +354,8 @@ def choose_clocks(
         return Choice(clocks=begun or "passive", note="clocks: left alone; only section sweep would lock them")
     reason = _against_locking(asked, control, begun, announce)
     if reason is None:
-        return Choice(
-            clocks="lock", note="clocks: lock, for section sweep; it is permitted, and nobody else computes here"
-        )
+        alone = "nobody else computes here" if control.is_shared else "this process alone has this GPU"
+        return Choice(clocks="lock", note=f"clocks: lock, for section sweep; it is permitted, and {alone}")
     if asked == "lock":
         raise DeviceError(f"--clocks lock: {reason}; use --clocks passive, which changes no setting")
     if begun == "lock":
@@ -373,38 +377,3 @@ def _against_locking(
         )
         reason = control.refused()
     return reason
-
-
-# --- being ended -----------------------------------------------------------------------------------------------------
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP: to end as after Ctrl-C.
-
-    Attributes:
-        number: of the signal.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"signal {number}")
-        self.number = number
-
-
-@contextmanager
-def ending_cleanly() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise Terminated in the block, unless they are ignored or handled already."""
-
-    def end(number: int, _frame: FrameType | None) -> None:
-        raise Terminated(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may say what a signal does
-        return
-    ours = [number for number in _ENDING if signal.getsignal(number) is signal.SIG_DFL]
-    for number in ours:
-        signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number in ours:
-            signal.signal(number, signal.SIG_DFL)

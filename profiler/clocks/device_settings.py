@@ -40,6 +40,10 @@ class DeviceSettings(Protocol):
         """Why its clocks must not be touched even if they can be; None where nothing stands against it."""
         ...
 
+    def company(self) -> str | None:
+        """Who else computes on it now; None where nobody is known to."""
+        ...
+
     def missing_privilege(self) -> str | None:
         """Why the driver will refuse; None where it may not."""
         ...
@@ -80,15 +84,23 @@ class NvidiaSettings:
         """
         if self._mig():
             return "the GPU is cut into MIG slices, whose users would get the locked clock too"
-        others = other_processes(self._nvml, self._handle, os.getpid(), self._ours_B())
-        if others is None:
+        if self._others() is None:
             return "NVML does not tell who else computes on this GPU"
-        if others:
-            return f"another process computes on this GPU ({others} of them; see nvidia-smi)"
+        company = self.company()
+        if company is not None:
+            return company
         if not self._begun and self._ours_B() == 0 and self._busy():
             return "the GPU is busy, with a process that NVML does not show from here"
         self._begun = True  # from now on it may be this process that keeps it busy
         return None
+
+    def company(self) -> str | None:
+        """Other processes that compute on this GPU, as far as NVML shows them from here."""
+        others = self._others()
+        return f"another process computes on this GPU ({others} of them; see nvidia-smi)" if others else None
+
+    def _others(self) -> int | None:
+        return other_processes(self._nvml, self._handle, os.getpid(), self._ours_B())
 
     def missing_privilege(self) -> str | None:
         """The Linux driver lets those change clocks who have CAP_SYS_ADMIN (`NV_IS_SUSER` in its kernel module).

@@ -5,27 +5,13 @@ The guardian process runs this too, so it imports nothing heavy: no torch, no nu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from importlib import import_module
 from typing import Literal, Protocol
 
 from moemodel.model.core.errors import DeviceError
+from moemodel.profiler.devices.address import Address as Address
 
 Clocks = Literal["passive", "lock", "as-is"]  # how a profile deals with them
 AskedClocks = Literal["auto", "passive", "lock", "as-is"]  # auto: the best that is permitted
-
-
-@dataclass(frozen=True, kw_only=True)
-class Address:
-    """By which another process finds the settings of the same device; JSON in between.
-
-    Attributes:
-        opener: "module:function" that opens them, by name: the guardian loads what its device needs, no more.
-        argument: of the opener.
-    """
-
-    opener: str
-    argument: str
 
 
 class SettingError(DeviceError):
@@ -70,6 +56,5 @@ def open_driver(address: Address) -> SettingsDriver:
     Raises:
         SettingError: they can't be reached.
     """
-    module, _, function = address.opener.partition(":")
-    opened: SettingsDriver = getattr(import_module(module), function)(address.argument)
+    opened: SettingsDriver = address.open()
     return opened

@@ -15,11 +15,11 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from moemodel.profiler.collectives.request import Request, read_request
 from moemodel.profiler.collectives.worker import serve
-from moemodel.profiler.jobs.ranks import started_with_others
+from moemodel.profiler.jobs.launcher import AGENT_STORE, LOOPBACK
+from moemodel.profiler.jobs.ranks import loopback_listener, started_with_others
 
 _KEY = "moemodel/collectives"
 _NOTHING = "nothing"
-_AGENT = "TORCHELASTIC_USE_AGENT_STORE"  # set by torchrun where its own process holds the store
 _PATIENCE = timedelta(hours=2)  # of the others, while the first measures what takes one GPU
 
 
@@ -45,7 +45,7 @@ class Helpers:
         """Ask them to measure; the environment in which the first's own part joins them."""
         self._called = True
         self._store.set(_KEY, request.text())
-        return {**self._environment, _AGENT: "True"}  # this process or torchrun's holds the store: no second one
+        return {**self._environment, AGENT_STORE: "True"}  # this process or torchrun's holds the store: no second one
 
     def dismiss(self) -> None:
         """Let them go, if they were not asked."""
@@ -82,11 +82,13 @@ def run_as_helper(environment: Mapping[str, str] = os.environ) -> None:
 
 def _open_store(environment: Mapping[str, str]) -> TCPStore:
     """The store of the job: torchrun's, or one that the first process holds (as under Slurm)."""
-    held_here = environment.get(_AGENT) != "True" and environment["RANK"] == "0"
+    held_here = environment.get(AGENT_STORE) != "True" and environment["RANK"] == "0"
+    host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
     return TCPStore(
-        environment["MASTER_ADDR"],
-        int(environment["MASTER_PORT"]),
+        host,
+        port,
         is_master=held_here,
+        master_listen_fd=loopback_listener(port) if held_here and host == LOOPBACK else None,
         timeout=_PATIENCE,
         wait_for_workers=False,
     )

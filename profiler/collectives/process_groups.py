@@ -7,6 +7,7 @@ inside that never split.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,6 +17,8 @@ import torch
 import torch.distributed as dist
 
 from moemodel.profiler.jobs.ranks import Ranks
+
+_LONGEST_B = 1 << 20  # of what a rank says: the readings of one point take some hundred
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +75,25 @@ class ProcessGroups:
         return self._groups.get(size)
 
     def gather(self, value: Any) -> list[Any]:
-        """What every rank has to say, in order, on rank 0; nothing elsewhere. Waits for all."""
-        heard: list[Any] | None = [None] * self._ranks.size if self._ranks.rank == 0 else None
-        dist.gather_object(value, heard, dst=0, group=self._host)
-        return heard or []
+        """What every rank has to say, as JSON has it, in order, on rank 0; nothing elsewhere. Waits for all.
+
+        Torch's own `gather_object` unpickles what it is sent, and so would run what whoever connects sends.
+        """
+        if self._ranks.rank > 0:
+            said = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+            dist.send(torch.tensor([said.numel()]), 0, group=self._host)
+            dist.send(said, 0, group=self._host)
+            return []
+        return [json.loads(json.dumps(value)), *(self._hear(other) for other in range(1, self._ranks.size))]
+
+    def _hear(self, other: int) -> Any:
+        length = torch.zeros(1, dtype=torch.int64)
+        dist.recv(length, other, group=self._host)
+        if not 0 < int(length) <= _LONGEST_B:
+            raise ValueError(f"rank {other} says {int(length)} B at once; at most {_LONGEST_B} B are expected")
+        said = torch.empty(int(length), dtype=torch.uint8)
+        dist.recv(said, other, group=self._host)
+        return json.loads(bytes(said.numpy()))
 
     def told(self, value: bool) -> bool:
         """What rank 0 decides."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from moemodel.model.records.profile import IDLE_LINKS, CollectiveRow, OverlapRow
 from moemodel.profiler.collectives.collective_timer import CollectiveTimer, Timing
@@ -19,6 +19,8 @@ from moemodel.profiler.devices.base import Device
 from moemodel.profiler.instruments.cycle_counter import ClockReader
 from moemodel.profiler.jobs.events import EventWriter
 from moemodel.profiler.jobs.ranks import Ranks
+
+ReadingT = TypeVar("ReadingT", Timing, SustainedPower)
 
 _PILOT_CALLS = 8  # of a computation
 _LEAST_S = 1e-7  # what a call takes at least, to divide by
@@ -73,7 +75,7 @@ class Section:
     def _link(self, point: LinkPoint) -> None:
         group = self._groups.group(point.ranks)
         reading = self._link_reading(point, group) if group else None
-        heard = [reading for reading in self._groups.gather(reading) if reading]
+        heard = [(_told(Timing, timing), _told(SustainedPower, held)) for timing, held in self._gather(reading)]
         if self._ranks.rank == 0:
             self._tell_row(_link_row(point, heard))
 
@@ -100,7 +102,7 @@ class Section:
     def _overlap(self, point: OverlapPoint) -> None:
         group = self._groups.group(point.ranks)
         reading = self._overlap_reading(point, group) if group else None
-        heard = [reading for reading in self._groups.gather(reading) if reading]
+        heard = [tuple(SustainedPower(**held) for held in loads) for loads in self._gather(reading)]
         if self._ranks.rank == 0:
             self._tell_row(_overlap_row(point, heard))
 
@@ -133,6 +135,11 @@ class Section:
         timing = self._timer.timing(quick, group, stretches=1, stretch_s=1e-3, most=_PILOT_CALLS)
         return Work(run=run, time_s=max(_LEAST_S, group.most(timing.time_s)))
 
+    def _gather(self, reading: Sequence[Timing | SustainedPower | None] | None) -> list[Any]:
+        """What the ranks of a point read, as JSON has it, on rank 0."""
+        plain = None if reading is None else [None if part is None else asdict(part) for part in reading]
+        return [heard for heard in self._groups.gather(plain) if heard is not None]
+
     def _tell_row(self, row: CollectiveRow | OverlapRow) -> None:
         """Tell a row, and what this rank's device is like now."""
         row = replace(row, temperature_C=self._device.temperature_C(), wall_s=time.time())
@@ -145,6 +152,11 @@ def _work(operation: Operation, timing: Timing, group: RankGroup) -> Work:
     return Work(
         run=partial(Operation.run, operation), time_s=max(_LEAST_S, group.most(call_s)), messages=operation.per_call
     )
+
+
+def _told(kind: type[ReadingT], said: dict[str, Any] | None) -> ReadingT | None:
+    """A reading from its JSON."""
+    return None if said is None else kind(**said)
 
 
 def _link_row(point: LinkPoint, heard: Sequence[tuple[Timing | None, SustainedPower | None]]) -> CollectiveRow:
@@ -173,9 +185,7 @@ def _link_row(point: LinkPoint, heard: Sequence[tuple[Timing | None, SustainedPo
     )
 
 
-def _overlap_row(
-    point: OverlapPoint, heard: Sequence[tuple[SustainedPower, SustainedPower, SustainedPower]]
-) -> OverlapRow:
+def _overlap_row(point: OverlapPoint, heard: Sequence[tuple[SustainedPower, ...]]) -> OverlapRow:
     """The row of a point, from what the ranks read: longest times of collectives, means of everything else."""
     computing, collective, both = ([held[i] for held in heard] for i in range(3))
     return OverlapRow(

@@ -21,7 +21,8 @@ from moemodel.profiler.collectives.request import Request
 from moemodel.profiler.collectives.start import follow
 from moemodel.profiler.devices.base import Device
 from moemodel.profiler.jobs.events import EVENTS, Event
-from moemodel.profiler.jobs.launcher import child_environment, torchrun_command
+from moemodel.profiler.jobs.isolation import child_environment
+from moemodel.profiler.jobs.launcher import Program, local_programs
 from moemodel.profiler.microbench.skips import Skip, not_reached
 from moemodel.profiler.platforms.base import Platform
 from moemodel.profiler.sections.progress import Progress
@@ -47,15 +48,15 @@ def devices_at_hand(
     Raises:
         InputError: more are asked for than there are, or of a device that talks to none.
     """
+    if not platform.links:
+        if asked is not None and asked > 1:
+            raise InputError("--ranks: a simulated GPU has no links to others; leave --ranks out")
+        return 1
     started = int(environment.get("WORLD_SIZE", "1"))
     if started > 1:
         if asked is not None and asked != started:
             raise InputError(f"--ranks: found {asked}; the launcher started {started} processes: leave --ranks out")
         return started
-    if not platform.links:
-        if asked is not None and asked > 1:
-            raise InputError("--ranks: a simulated GPU has no links to others; leave --ranks out")
-        return 1
     if device.torch_device.type == "cpu":
         return asked or 1
     visible = torch.cuda.device_count()
@@ -156,19 +157,15 @@ class Collectives:
         file = request.events.with_name("request.json")
         file.write_text(request.text(), encoding="utf-8")
         if self.helpers:
-            environment = child_environment(self.helpers.call(request))
-            command = [sys.executable, "-m", WORKER, str(file)]
+            own = (sys.executable, "-P", "-m", WORKER, str(file))
+            programs = [Program(command=own, environment=child_environment(self.helpers.call(request)), name="0")]
         else:
-            environment = child_environment(os.environ)
-            command = torchrun_command(WORKER, [str(file)], processes=self.ranks)
+            programs = local_programs(WORKER, [str(file)], processes=self.ranks, environment=os.environ)
 
         def tell(event: Event) -> None:
             self._hear(event, progress)
 
-        try:
-            follow(command, file.parent, tell, stall_s=request.scale.stall_s, environment=environment)
-        finally:
-            self.writer.flush()
+        follow(programs, file.parent, tell, stall_s=request.scale.stall_s, meet_here=self.helpers is None)
 
     def _hear(self, event: Event, progress: Progress) -> None:
         match event["event"]:
@@ -177,6 +174,7 @@ class Collectives:
             case "row":
                 row = _ROWS[event["table"]](**event["row"])
                 self.writer.append([replace(row, nodes=self._nodes(row.ranks))])
+                self.writer.flush()  # a row is seconds of several GPUs
             case "note" if event["text"] not in self.notes:
                 self.notes.append(event["text"])
             case "left":

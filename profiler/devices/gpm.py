@@ -51,14 +51,14 @@ class GpmCounters:
             request.metrics[i].metricId = metric
         try:
             self._nvml.nvmlGpmMetricsGet(request)
-        except self._nvml.NVMLError:
+        except (AttributeError, OSError, self._nvml.NVMLError):
             return None
         return request
 
     def _sample(self, i: int) -> bool:
         try:
             self._nvml.nvmlGpmSampleGet(self._handle, self._samples[i])
-        except self._nvml.NVMLError:
+        except (AttributeError, OSError, self._nvml.NVMLError):
             return False
         return True
 

@@ -74,8 +74,8 @@ class _Reader:
         link_Bps = _NVLINK_BPS.get(version or 0)
         return TopologyGpu(
             index=index,
-            name=text(n.nvmlDeviceGetName(handle)),
-            uuid=text(n.nvmlDeviceGetUUID(handle)),
+            name=self._ask(lambda: text(n.nvmlDeviceGetName(handle))) or "unknown",
+            uuid=self._ask(lambda: text(n.nvmlDeviceGetUUID(handle))) or "unknown",
             nvlinks=len(links),
             nvlink_version=version,
             nvlink_Bps=link_Bps * len(links) if link_Bps else None,
@@ -120,5 +120,5 @@ class _Reader:
     def _ask(self, question: Callable[[], _T]) -> _T | None:
         try:
             return question()
-        except (AttributeError, self._nvml.NVMLError):  # an older nvidia-ml-py; not supported here
+        except (AttributeError, OSError, ValueError, self._nvml.NVMLError):  # an older nvidia-ml-py; not supported here
             return None

@@ -32,7 +32,6 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import os
 import re
 import time
 from collections import deque
@@ -48,12 +47,14 @@ import torch
 
 from moemodel.model.core.errors import DeviceError, InputError
 from moemodel.model.core.files import write_atomic
+from moemodel.model.results.regions import Region, find_part, parts_of
 from moemodel.profiler.devices.base import MeteredDevice
 from moemodel.profiler.devices.nvml import load_nvml
 from moemodel.profiler.emissions.reconciliation import Reconciliation, reconcile
 from moemodel.profiler.emissions.records import CarbonReading, CarbonSummary, LevelSummary
 from moemodel.profiler.meter.device_meter import FinishedStep
 from moemodel.profiler.meter.energy_meter import open_devices
+from moemodel.profiler.meter.ranks import own_place
 from moemodel.profiler.meter.scope import Scope
 from moemodel.profiler.meter.summary import Summary
 
@@ -63,7 +64,7 @@ _J_PER_KWH = 3.6e6
 _KEEP = 200_000  # readings of a level that are kept for reconciliation; totals cover all
 _WRITE_EVERY_S = 1.0  # what a killed run loses, against a write to a slow disk every step
 _GUESSING = ("cpu_load", "constant")  # ways of CodeCarbon's to have a processor's power without a sensor
-_WITH_REGIONS = {"CAN": "get_country_energy_mix_data", "USA": "get_country_emissions_data"}
+_SAME_INTENSITY = 1e-3  # of two tables' values, which are rounded to five digits
 
 
 # --- what it costs --------------------------------------------------------------------------------------------------
@@ -188,22 +189,34 @@ def _load() -> Any:
 
 
 def check_place(country: str, region: str | None) -> str | None:
-    """Check that CodeCarbon has a grid intensity for a country, and for its region; what to know of it otherwise.
+    """Check that a country, and its region, is a place whose grid is known; what to know of it otherwise.
+
+    Places are those of predictions (`model.results.regions`), and so are their names.
 
     Raises:
-        InputError: it has none for the country, or knows the country's regions, but not this one.
+        InputError: no such country, or no such region of it.
     """
-    source = import_module("codecarbon.input").DataSource()
-    known = source.get_global_energy_mix_data()
-    if country not in known:
-        raise InputError(f"country: found {country!r}; CodeCarbon wants an ISO 3166 code of three letters, such as CAN")
-    if region is None or country not in _WITH_REGIONS:
-        return f"CodeCarbon uses the mean grid of {country}" if country in _WITH_REGIONS else None
-    regions = getattr(source, _WITH_REGIONS[country])(country.lower())
-    if region.lower() not in {str(name).lower() for name in regions}:
-        names = ", ".join(sorted(str(name) for name in regions)[:60])
-        raise InputError(f"region: found {region!r}; of {country} CodeCarbon knows: {names}")
-    return None
+    place = find_part(country, region)
+    notes = []
+    if place.part is None and (parts := parts_of(place.country)):
+        notes.append(
+            f"CodeCarbon uses the mean grid of {place.country}; region may name one of {len(parts)} parts of it"
+        )
+    used = _intensity_kg_per_kWh(place)
+    if abs(used - place.kgCO2e_per_kWh) > _SAME_INTENSITY * place.kgCO2e_per_kWh:
+        notes.append(
+            f"this version of CodeCarbon takes {used:.4g} kgCO2e/kWh for {place.code}, predictions "
+            f"{place.kgCO2e_per_kWh:.4g}: its tables are others than those of version 3.3.2"
+        )
+    return "; ".join(notes) or None
+
+
+def _intensity_kg_per_kWh(place: Region) -> float:
+    """What the installed CodeCarbon multiplies a kilowatt-hour with at a place."""
+    emissions = import_module("codecarbon.core.emissions").Emissions(import_module("codecarbon.input").DataSource())
+    kWh = import_module("codecarbon.core.units").Energy.from_energy(kWh=1.0)
+    geo = import_module("codecarbon.external.geography").GeoMetadata(country_iso_code=place.country, region=place.part)
+    return float(emissions.get_private_infra_emissions(kWh, geo))
 
 
 def gpu_indices(devices: Sequence[MeteredDevice]) -> list[int] | None:
@@ -382,10 +395,10 @@ class CodeCarbonLevels:
     Args:
         folder: see above.
         run, model: names of folders.
-        country: ISO 3166, three letters: whose electricity.
-        region: of it, as CodeCarbon calls it ("quebec").
+        country: whose electricity: ISO 3166 code, name, or region of a cloud, as a plan's `site.region` takes it.
+        region: of it ("quebec", "CA-QC", "SE3"); None: the whole country, or the part that `country` names already.
         levels: of `LEVELS`.
-        rank: of the process; None: as torchrun says, else 0.
+        rank: of the process; None: as torch.distributed or who started it says (`profiler.meter.ranks`), else 0.
         devices: torch devices, on its own; beside a meter, the meter's.
         pue: power usage effectiveness; CodeCarbon multiplies all it measures with it.
         synchronize: wait for the device before readings of steps and phases.
@@ -393,10 +406,10 @@ class CodeCarbonLevels:
 
     Attributes:
         reconciliation: with the energy counter, after the meter's session; None before, and without a meter.
-        folder: of the files.
+        rank, folder: of the files; known from the session's begin on.
 
     Raises:
-        InputError: no such level, or a name that is none.
+        InputError: no such level, country or region, or a name that is none.
     """
 
     def __init__(
@@ -421,9 +434,11 @@ class CodeCarbonLevels:
             raise InputError(f"levels: none; name at least one of {', '.join(LEVELS)}")
         self._names = [level for level in LEVELS if level in levels]
         self._run, self._model = run, model
-        self._country, self._region, self._pue = country, region, pue
-        self.rank = int(os.environ.get("RANK") or 0) if rank is None else rank
-        self.folder = Path(folder) / _plain(run, "run") / _plain(model, "model") / f"rank{self.rank}"
+        place = find_part(country, region)
+        self._country, self._region, self._pue = place.country, place.part, pue
+        self._wanted_rank = rank
+        self._runs_folder = Path(folder) / _plain(run, "run") / _plain(model, "model")
+        self._locate()
         self._wanted = devices
         self._opened: list[MeteredDevice] = []
         self._synchronize, self._every_s = synchronize, measure_every_s
@@ -440,13 +455,18 @@ class CodeCarbonLevels:
         self.reconciliation: Reconciliation | None = None
         self._step_scope = Scope(lambda: self.begin_step(self._steps), self.end_step, self.drop)
 
+    def _locate(self) -> None:
+        """Which rank this is: a job may be joined between the making of this and its session."""
+        self.rank = own_place().rank if self._wanted_rank is None else self._wanted_rank
+        self.folder = self._runs_folder / f"rank{self.rank}"
+
     # The session.
 
     def begin_session(self, devices: Sequence[MeteredDevice]) -> None:
         """Make the trackers and start the session's.
 
         Raises:
-            InputError: codecarbon is not installed, or does not know the country or region; or begun before.
+            InputError: codecarbon is not installed; or begun before.
             DeviceError: CodeCarbon cannot measure here.
         """
         if self._state != "new":
@@ -461,6 +481,7 @@ class CodeCarbonLevels:
         self._state = "running"
 
     def _begin(self, devices: Sequence[MeteredDevice]) -> None:
+        self._locate()
         note = check_place(self._country, self._region)
         self._notes += [note] if note else []
         self._cuda = [d.torch_device for d in devices if d.torch_device.type == "cuda"]

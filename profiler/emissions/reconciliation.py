@@ -11,7 +11,8 @@ for what happens in between, and what is left is a fault:
     a phase      likewise over its calls, plus twice the attribution's standard error
 
 The meter interpolates the counter between ticks (steps), or solves for the power of phases; where the counter itself
-failed (ran backwards, stuck), neither is right, and the power readings are what is left.
+failed (ran backwards, stuck), neither is right, and the power readings are what is left. Where there is no counter at
+all, both have power readings, and are compared likewise; on a superchip CodeCarbon's counter has the CPU in it.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ CODECARBON = "CodeCarbon"
 POWER = "the power readings"
 NEITHER = "neither"
 
+# What a note of the meter says of a counter that failed (`attribution.check_counter`, `device_meter`).
+_FAULTS = ("ran backwards", "jumped", "did not change", "did not answer", "never changed", "nothing read")
 _KEPT_STEPS = 2000  # in the table of steps; counts cover all
 _SHOWN = 5  # steps that a warning names
 
@@ -116,6 +119,7 @@ class Reconciliation:
         steps_compared, steps_zero, steps_apart: how many had both readings; of these, how many CodeCarbon read as
             zero, and how many are further apart than ticks explain.
         overhead_share_of_time: level -> share of the session's time spent inside CodeCarbon's calls.
+        compared_with: what `counter_J` is of: the energy counter, or without one the power readings.
     """
 
     comparisons: tuple[Comparison, ...]
@@ -125,6 +129,7 @@ class Reconciliation:
     steps_zero: int
     steps_apart: int
     overhead_share_of_time: Mapping[str, float]
+    compared_with: str = METER
 
     @property
     def agrees(self) -> bool:
@@ -137,7 +142,8 @@ class Reconciliation:
 
     def to_text(self) -> str:
         """A table and the findings."""
-        head = f"{'':24} {'readings':>8} {'time, s':>9} {'CodeCarbon, J':>14} {'counter, J':>12}"
+        with_ = "power, J" if self.compared_with == POWER else "counter, J"
+        head = f"{'':24} {'readings':>8} {'time, s':>9} {'CodeCarbon, J':>14} {with_:>12}"
         head += f" {'apart':>8} {'may be':>7}  trust"
         lines = [head, *(_line(row) for row in self.comparisons), ""]
         lines += [f"{f.level}: {f.subject}: {f.text}" for f in self.findings] or ["they agree"]
@@ -193,6 +199,7 @@ class _Case:
         self._steps: list[StepComparison] = []
         sources = {device.energy_source for device in meter.devices}
         self._counter = sources == {"counter"}
+        self._superchip = any("superchip" in note for device in meter.devices for note in device.notes)
         powers_W = [device.power_W for device in meter.devices]
         self._power_W = None if None in powers_W or not powers_W else sum(power for power in powers_W if power)
 
@@ -205,6 +212,7 @@ class _Case:
             steps_compared=len(self._steps),
             steps_zero=sum(step.codecarbon_J == 0 for step in self._steps),
             steps_apart=sum(not step.agrees for step in self._steps),
+            compared_with=POWER if not self._counter and self._power_W is not None else METER,
             overhead_share_of_time={name: level.share_of_time for name, level in self._carbon.levels.items()},
         )
 
@@ -212,7 +220,12 @@ class _Case:
 
     def faults(self) -> None:
         """What the meter and CodeCarbon said of the counter by themselves."""
-        notes = [note for device in self._meter.devices for note in device.notes if "energy counter" in note]
+        notes = [
+            note
+            for device in self._meter.devices
+            for note in device.notes
+            if "energy counter" in note and any(fault in note for fault in _FAULTS)
+        ]
         said = [note for note in self._carbon.notes if "went backwards" in note]
         backwards = [note for note in notes if "ran backwards" in note]
         if backwards or said:
@@ -224,9 +237,24 @@ class _Case:
                 f"{what}. CodeCarbon takes power times time for the measurement in which that happens, so its total "
                 "looks whole; trust the power readings for the session, and no step or phase across it",
             )
+        elif notes:
+            self._find("error", "session", POWER, f"{notes[0]}. CodeCarbon reads the same counter")
+        elif self._superchip:
+            self._find(
+                "info",
+                "session",
+                POWER,
+                "the energy counter that CodeCarbon reads is that of the module, CPU and memory included; the meter's "
+                "energy is of the GPU alone, from its instantaneous power: trust it for the GPU",
+            )
         elif not self._counter and self._power_W is not None:
-            what = notes[0] if notes else "the meter had power readings only, no energy counter"
-            self._find("error", "session", POWER, f"{what}. CodeCarbon reads the same counter")
+            self._find(
+                "info",
+                "session",
+                BOTH,
+                "no energy counter here: the meter's energy is the mean of power readings, and CodeCarbon takes power "
+                "times time, so that what varies between readings is in neither",
+            )
         elif self._power_W is None:
             self._find(
                 "info",
@@ -267,7 +295,9 @@ class _Case:
 
     def _apart(self, codecarbon_J: float, counter_J: float, allowed: float, ours: str) -> str:
         ratio = codecarbon_J / counter_J
-        if self._on_cpu:
+        if self._superchip:
+            why = "CodeCarbon reads the counter of the module, CPU and memory included"
+        elif self._on_cpu:
             why = "without RAPL CodeCarbon guesses a processor's power from its load"
         elif ratio > 1.5 and abs(ratio - round(ratio)) < 0.1:  # near a whole number of GPUs (assumed: a tenth)
             why = f"{ratio:.1f} times as much, as if it counted other GPUs too"
@@ -277,7 +307,7 @@ class _Case:
             why = "CodeCarbon takes power times time where it cannot read the counter"
         return (
             f"CodeCarbon read {codecarbon_J:.0f} J, {ours} {counter_J:.0f} J: {ratio - 1:+.1%}, more than the "
-            f"{allowed:.1%} that may be. Trust {ours}, which sees every tick; {why}"
+            f"{allowed:.1%} that may be. Trust {ours}{', which sees every tick' if ours == METER else ''}; {why}"
         )
 
     # --- steps ---

@@ -12,21 +12,20 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
 from types import TracebackType
 from typing import Self
 
 from moemodel.profiler.devices.base import Device
-from moemodel.profiler.instruments.counter_edges import (
-    CounterEdges,
-    CounterReader,
-    CounterWatch,
-    Edge,
-    FixedInterval,
-    regular_times,
-)
+from moemodel.profiler.instruments.counter_edges import CounterEdges, regular_times
+from moemodel.profiler.instruments.counter_reading import CounterReader, CounterWatch, Edge, FixedInterval
 
 TRACE_INTERVAL_S = 0.1  # as often as NVML's readings change (H100, measured for this project, 2026)
 _STUCK_S = 20.0  # a power reading unchanged for so long, 200 times what it takes to change
+_RHYTHM_EDGES = 64  # the last of them, by which the counter's rhythm is known
+# A counter that stands still for longer than both is stuck (assumed: a tick may fail to come, and be seen late).
+_STILL_TICKS, _STILL_S = 3.0, 0.3
 _REGULAR_EDGES = 4  # of a window, whose load is steady: fewer say nothing about regularity
 
 
@@ -105,11 +104,11 @@ class EnergySampler:
     def window(self, start_s: float, end_s: float) -> EnergyWindow | None:
         """Energy and mean power in the part of [start_s, end_s] (`time.perf_counter`) that counter edges bound.
 
-        None if there is no counter, fewer than two edges lie inside, or it ran backwards between them.
+        None if there is no counter, fewer than two edges lie inside, it ran backwards or jumped between them, or stood
+        still or silent for a part of the window, for which the rest cannot stand.
         """
-        with self._lock:
-            inside = [edge for edge in self._edges if start_s <= edge.time_s <= end_s]
-        if len(inside) < 2 or self._reset_in(inside[0].time_s, inside[-1].time_s):
+        inside = self._inside(start_s, end_s)
+        if len(inside) < 2 or self._fault(inside, start_s, end_s) is not None:
             return None
         edges = CounterEdges.from_edges(inside)
         time_s = regular_times(edges.time_s - edges.time_s[0], edges.width_s, _REGULAR_EDGES)
@@ -122,8 +121,9 @@ class EnergySampler:
             return None
         if self._watch.error is not None:
             return f"the energy counter was not watched to the end: {self._watch.error!r}"
-        if self._reset_in(start_s, end_s):
-            return "the energy counter ran backwards (was the driver reloaded?); run again to measure it"
+        fault = self._fault(self._inside(start_s, end_s), start_s, end_s)
+        if fault is not None:
+            return fault
         return (
             f"the energy counter did not move in {end_s - start_s:.1f} s: stuck, or the GPU is lost; "
             "check nvidia-smi and run again"
@@ -154,8 +154,40 @@ class EnergySampler:
             self._next_trace_s = now_s + TRACE_INTERVAL_S
             self._read_sensors()
 
-    def _reset_in(self, start_s: float, end_s: float) -> bool:
-        return any(start_s <= reset_s <= end_s for reset_s in self._counter.detector.resets_s)
+    def _inside(self, start_s: float, end_s: float) -> list[Edge]:
+        with self._lock:
+            return [edge for edge in self._edges if start_s <= edge.time_s <= end_s]
+
+    def _fault(self, inside: Sequence[Edge], start_s: float, end_s: float) -> str | None:
+        """What is wrong with the counter in a window, by its edges; None where nothing is."""
+        detector = self._counter.detector
+        first_s = inside[0].time_s if inside else start_s  # what an edge adds was used before it
+        if any(first_s < reset_s <= end_s for reset_s in detector.resets_s):
+            return "the energy counter ran backwards (was the driver reloaded?); run again to measure it"
+        if any(first_s < jump_s <= end_s for jump_s in detector.jumps_s):
+            return "the energy counter jumped by more than this device can use; run again to measure it"
+        if not inside:
+            return None
+        still_s, from_s = self._longest_still(inside, start_s, min(end_s, self._counter.asked_s or end_s))
+        if still_s > max(_STILL_TICKS * self._tick_s(), _STILL_S):
+            return (
+                f"the energy counter stood still for {still_s:.1f} s of {end_s - start_s:.1f} s, from "
+                f"{max(from_s - start_s, 0.0):.1f} s on: stuck, or the GPU is lost; check nvidia-smi and run again"
+            )
+        return None
+
+    def _longest_still(self, inside: Sequence[Edge], start_s: float, end_s: float) -> tuple[float, float]:
+        """The longest time in which readings found no change, and when it began."""
+        begins_s = [start_s, *(edge.time_s + edge.width_s / 2 for edge in inside)]
+        ends_s = [*(edge.time_s - edge.width_s / 2 for edge in inside), end_s]
+        return max((end - begin, begin) for begin, end in zip(begins_s, ends_s, strict=True))
+
+    def _tick_s(self) -> float:
+        """The counter's rhythm, by the edges so far."""
+        with self._lock:
+            times_s = [edge.time_s for edge in self._edges[-_RHYTHM_EDGES:]]
+        gaps_s = [after - before for before, after in pairwise(times_s)]
+        return median(gaps_s) if gaps_s else TRACE_INTERVAL_S
 
     def _read_sensors(self) -> None:
         reading = SensorReading(

@@ -1,22 +1,28 @@
 """The processes of a job on several devices: who this one is, and how it joins and leaves the others.
 
-One process drives one device. Whoever starts them (torchrun, Slurm) says by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR
-and MASTER_PORT who is who. GPUs talk through NCCL, processors through gloo.
+One process drives one device. Whoever starts them (`launcher`, torchrun, Slurm) says by RANK, WORLD_SIZE, LOCAL_RANK,
+MASTER_ADDR and MASTER_PORT who is who. GPUs talk through NCCL, processors through gloo. Neither asks who connects, so
+the processes of one machine listen on its loopback interface alone.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import socket
+import time
+from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
 from moemodel.model.core.errors import InputError, MoeModelError
 from moemodel.profiler.jobs.failures import FailureKind, RankFailure
+from moemodel.profiler.jobs.launcher import AGENT_STORE, LOOPBACK, STORE_SOCKET
 
 # The names until torch 2.12 and since: the older ones warn there that they will go.
 all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -25,6 +31,13 @@ reduce_scatter: Callable[..., Any] = getattr(dist, "reduce_scatter_single", None
 _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 _REASON = 300  # characters of what a framework says; the log has all
 _LATE = ("timed out", "timeout")
+_GONE, _LOOK_S = "moemodel/gone", 0.01  # how many have ended, in the store; between looks at it
+_LAUNCHERS = {  # variables of rank, size, and rank on this machine
+    "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    "MPI": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+    "Slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+}
+_OF_A_STEP = ("SLURM_STEP_ID", "SLURM_STEPID")
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -42,6 +55,48 @@ class Ranks:
     size: int
     local_rank: int
     device: torch.device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launched:
+    """What a launcher other than torchrun says of this process: one of `size` that it started."""
+
+    launcher: str
+    rank: int
+    size: int
+    local_rank: int
+
+    def __str__(self) -> str:
+        return f"process {self.rank} of {self.size} that {self.launcher} started"
+
+
+def launched(environment: Mapping[str, str] = os.environ) -> Launched | None:
+    """What srun or an MPI says of this process; None where it started no other, or torchrun did.
+
+    MPI comes first: mpirun inside a batch job inherits the variables of the job's script. Those of that script itself,
+    which Slurm starts once, say how many tasks the job may have, not that it is one of them.
+    """
+    if "RANK" in environment:
+        return None
+    for launcher, names in _LAUNCHERS.items():
+        rank, size, local = (_number(environment.get(name, "")) for name in names)
+        script = launcher == "Slurm" and rank == 0 and not any(name in environment for name in _OF_A_STEP)
+        if rank is not None and size is not None and size > 1 and not script:
+            return Launched(launcher=launcher, rank=rank, size=size, local_rank=local or 0)
+    return None
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None
+
+
+def adopt_launcher(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Under srun or an MPI that was told where to meet, say who is who by the names that torch knows."""
+    found = launched(environment)
+    if found is not None and "MASTER_ADDR" in environment and "MASTER_PORT" in environment:
+        environment.update(
+            {"RANK": str(found.rank), "WORLD_SIZE": str(found.size), "LOCAL_RANK": str(found.local_rank)}
+        )
 
 
 def started_with_others(environment: Mapping[str, str] = os.environ) -> bool:
@@ -72,17 +127,62 @@ def join(*, cpu: bool, timeout_s: float, environment: Mapping[str, str] = os.env
     if not cpu:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
+    timeout = timedelta(seconds=timeout_s)
+    here = environment["MASTER_ADDR"] == LOOPBACK
+    if here:
+        _stay_here()
     dist.init_process_group(
         "gloo" if cpu else "nccl",
-        timeout=timedelta(seconds=timeout_s),
+        store=_local_store(rank, size, timeout, environment) if here else None,
+        rank=rank if here else -1,  # else torch asks the environment, as for the store
+        world_size=size if here else -1,
+        timeout=timeout,
         device_id=None if cpu else device,
     )
     return Ranks(rank=rank, size=size, local_rank=local, device=device)
 
 
+def _stay_here() -> None:
+    """Have gloo and NCCL listen on the loopback interface; what is set for NCCL stays: it may be what is measured."""
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    if loopback is not None:
+        os.environ["GLOO_SOCKET_IFNAME"] = loopback
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", loopback)
+
+
+def _local_store(rank: int, size: int, timeout: timedelta, environment: Mapping[str, str]) -> TCPStore:
+    """The store of a job on one machine, held by the first process, or torchrun's own where that says so."""
+    holds = rank == 0 and environment.get(AGENT_STORE) != "True"
+    port, taken = int(environment["MASTER_PORT"]), environment.get(STORE_SOCKET)
+    listener = (loopback_listener(port) if taken is None else int(taken)) if holds else None
+    return TCPStore(LOOPBACK, port, size, holds, timeout=timeout, wait_for_workers=False, master_listen_fd=listener)
+
+
+def loopback_listener(port: int) -> int:
+    """A socket that listens on this machine's loopback interface, for a store: torch's own listens on every one."""
+    with socket.create_server((LOOPBACK, port)) as made:
+        return made.detach()
+
+
+def part(patience_s: float = 10.0) -> None:
+    """Have the last word with the other processes before this one ends: the first holds the store, and goes last.
+
+    Args:
+        patience_s: of the first, with the others.
+    """
+    store: Store = dist.distributed_c10d._get_default_store()
+    with suppress(dist.DistError, RuntimeError):  # the others may have ended by themselves
+        gone = store.add(_GONE, 1)
+        end_s = time.monotonic() + patience_s
+        while dist.get_rank() == 0 and gone < dist.get_world_size() and time.monotonic() < end_s:
+            time.sleep(_LOOK_S)
+            gone = store.add(_GONE, 0)
+
+
 def leave() -> None:
-    """Part from the other processes, without waiting for them."""
+    """Part from the other processes."""
     if dist.is_initialized():
+        part()
         dist.destroy_process_group()
 
 
@@ -102,4 +202,5 @@ def failure_of(error: BaseException, visit: int | None) -> RankFailure:
     if isinstance(error, dist.DistError) and any(word in text.lower() for word in _LATE):
         kind = "timeout"
     reason = text if kind == "error" else f"{type(error).__name__}: {text[:_REASON]}"
+    reason = reason.encode("utf-8", "replace").decode()  # it may quote a file's name that is no text
     return RankFailure(visit=visit, kind=kind, reason=reason)

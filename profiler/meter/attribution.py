@@ -24,6 +24,7 @@ their mean power.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -36,7 +37,8 @@ from scipy.optimize import minimize_scalar, nnls
 
 from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.core.errors import DeviceError, InputError
-from moemodel.profiler.instruments.counter_edges import WIDEST_EDGE_S, CounterEdges, regular_times
+from moemodel.profiler.instruments.counter_edges import CounterEdges, regular_times
+from moemodel.profiler.instruments.counter_reading import WIDEST_EDGE_S, most_rise_J
 
 # Axes: E edges, I intervals between them (E - 1), P columns: phases, or groups of them.
 Groups: TypeAlias = list[tuple[int, ...]]
@@ -50,6 +52,8 @@ _SAME_MIX = 0.99  # cosine of two columns of T: the mix varies by less than abou
 _NEGLIGIBLE = 1e-4  # share of the time under which what no phase covers is no phase
 _LARGE_RESIDUAL = 0.05  # assumed, of an interval's energy: from there on a note warns (docs/meter.md)
 _NOISE_MARGIN = 5.0  # then noise pulls a power by at most 4 % of its distance from the neighbours'
+_MOST_LONGER = 1000.0  # assumed: nobody runs so many times as long for the power of a phase
+_LONGER_MARGIN = 1.3  # assumed: what a standard error of few intervals is uncertain by
 _LEAST_NOISE = 1e-4  # of an interval's energy: the counter's own resolution
 _FEWEST = 8  # edges for a line through them, and intervals for a fit: with fewer, both follow the noise
 
@@ -111,20 +115,49 @@ class Attribution:
         raise InputError(f"phase {phase!r}: not among those measured: {names}")
 
 
-def check_counter(edges: CounterEdges, start_s: float, end_s: float, stuck_s: float = STUCK_S) -> None:
-    """Check that the counter rose, and went on rising, from `start_s` to `end_s` (its last reading).
+def check_counter(
+    edges: CounterEdges,
+    start_s: float,
+    end_s: float,
+    stuck_s: float = STUCK_S,
+    *,
+    asked_s: float | None = None,
+    most_W: float = math.inf,
+) -> None:
+    """Check that the counter rose, by no more than can be, and went on rising, from `start_s` to `end_s`.
+
+    Args:
+        edges: of the counter.
+        start_s: from when on it must rise.
+        end_s: its last reading.
+        stuck_s: for so long it may stay the same, or not answer.
+        asked_s: when it was asked last; None: `end_s`.
+        most_W: mean power between two edges that no device like this can have.
 
     Raises:
-        DeviceError: it ran backwards, or stuck; the message says which readings to trust.
+        DeviceError: it ran backwards, jumped, stuck or fell silent; the message says which readings to trust.
     """
     step_J = np.diff(edges.energy_J)
-    if (step_J < 0).any():
-        at = int(np.argmax(step_J < 0))
+    longest_s = np.diff(edges.time_s) + (edges.width_s[1:] + edges.width_s[:-1]) / 2
+    wrong = (step_J < 0) | (step_J > most_rise_J(most_W, longest_s))
+    if wrong.any():
+        at = int(np.argmax(wrong))
         good_J, good_s = edges.energy_J[at] - edges.energy_J[0], edges.time_s[at] - edges.time_s[0]
+        what = (
+            f"ran backwards, by {-step_J[at]:.1f} J"
+            if step_J[at] < 0
+            else f"jumped by {step_J[at]:.1f} J in {longest_s[at]:.2f} s, more than this device can use"
+        )
         raise DeviceError(
-            f"the energy counter ran backwards, by {-step_J[at]:.1f} J, {edges.time_s[at + 1] - start_s:.1f} s into "
-            f"the session (a reset, or a reload of the driver). Trust the {good_J:.1f} J of the {good_s:.1f} s before "
-            "that, the phase times and the power readings; no energy across it"
+            f"the energy counter {what}, {edges.time_s[at + 1] - start_s:.1f} s into the session (a reset, or a reload "
+            f"of the driver). Trust the {good_J:.1f} J of the {good_s:.1f} s before that, the phase times and the "
+            "power readings; no energy across it"
+        )
+    silent_s = 0.0 if asked_s is None else asked_s - end_s
+    if silent_s > stuck_s:
+        raise DeviceError(
+            f"the energy counter did not answer for {silent_s:.1f} s, from {end_s - start_s:.1f} s into the session "
+            "(is the GPU lost? see nvidia-smi). Trust the phase times and the power readings; no energy in that time"
         )
     # Between readings that found no change: how long nobody looked says nothing about the counter.
     inside = (edges.time_s >= start_s) & (edges.time_s <= end_s)
@@ -166,12 +199,14 @@ def attribute(
     equations = _Equations(spans, edges, window_s)
     fit = _Fit(equations, [(column,) for column in equations.kept()])
     while True:
-        unresolved = _unresolved(equations, fit, max_error, timing_noise_s)
+        uncertain, too_even = _uncertainty(equations, fit, max_error, timing_noise_s)
+        unresolved = (uncertain > 1) | too_even
         pair = _same_mix_pair(fit, unresolved)
         if pair is None:
             break
         fit = _Fit(equations, _merged(fit.groups, pair))
-    return _report(equations, fit, ~unresolved, fit.pull_W_P(timing_noise_s))
+    longer_P = np.where(too_even, np.inf, uncertain**2)
+    return _report(equations, fit, ~unresolved, fit.pull_W_P(timing_noise_s), longer_P)
 
 
 # --- equations -------------------------------------------------------------------------------------------------------
@@ -373,14 +408,19 @@ def _whitener(residual_J: FloatArray) -> Callable[[FloatArray], FloatArray]:
 # --- what can be told ------------------------------------------------------------------------------------------------
 
 
-def _unresolved(equations: _Equations, fit: _Fit, max_error: float, timing_noise_s: float) -> BoolArray:
-    """Of each group, whether its power cannot be told: too uncertain, or hardly varying beyond the timing's noise."""
+def _uncertainty(
+    equations: _Equations, fit: _Fit, max_error: float, timing_noise_s: float
+) -> tuple[FloatArray, BoolArray]:
+    """Of each group its standard error over the largest that is told, and whether it hardly varies beyond the noise.
+
+    The error falls with the square root of the time; what hardly varies can't be told however long the run is.
+    """
     limit_W = max_error * float(equations.energy_J_I.sum()) / equations.duration_s
-    uncertain = np.hypot(fit.error_W_P(active_only=False), fit.pull_W_P(timing_noise_s)) > limit_W
+    error = np.hypot(fit.error_W_P(active_only=False), fit.pull_W_P(timing_noise_s)) / limit_W
     own_s = np.sqrt(1 / _inverse_diagonal(fit.time_s_IP) / len(fit.time_s_IP))  # rms of what the others don't explain
     boundaries = 2 * equations.spans_P[[group[0] for group in fit.groups]] / len(fit.time_s_IP)
     noise_s = timing_noise_s * np.sqrt(np.maximum(boundaries, 1.0))
-    return np.asarray(uncertain | (own_s < _NOISE_MARGIN * noise_s))
+    return np.asarray(error), np.asarray(own_s < _NOISE_MARGIN * noise_s)
 
 
 def _same_mix_pair(fit: _Fit, unresolved: BoolArray) -> tuple[int, int] | None:
@@ -400,7 +440,9 @@ def _merged(groups: Groups, pair: tuple[int, int]) -> Groups:
     return [*(group for i, group in enumerate(groups) if i not in pair), groups[a] + groups[b]]
 
 
-def _report(equations: _Equations, fit: _Fit, resolved: BoolArray, pull_W_P: FloatArray) -> Attribution:
+def _report(
+    equations: _Equations, fit: _Fit, resolved: BoolArray, pull_W_P: FloatArray, longer_P: FloatArray
+) -> Attribution:
     energy_J = float(equations.energy_J_I.sum())
     error_W = np.hypot(fit.error_W_P(active_only=True), pull_W_P)
     groups = [
@@ -412,10 +454,11 @@ def _report(equations: _Equations, fit: _Fit, resolved: BoolArray, pull_W_P: Flo
         )
         for i, group in enumerate(fit.groups)
     ]
+    times_longer = {group.phases: float(longer) for group, longer in zip(groups, longer_P, strict=True)}
     groups.sort(key=lambda group: -group.time_share)
     notes = [_same_mix(group) for group in groups if len(group.phases) > 1]
     notes += [
-        _too_short(group)
+        _too_short(group, equations.duration_s, times_longer[group.phases])
         for group in groups
         # assumed: of a fiftieth of the time outside phases nobody asks the power
         if len(group.phases) == 1 and group.power_W is None and not (_is_outside(group) and group.time_share < 0.02)
@@ -450,8 +493,16 @@ def _same_mix(group: PhasePower) -> str:
     )
 
 
-def _too_short(group: PhasePower) -> str:
+def _too_short(group: PhasePower, duration_s: float | None = None, times_longer: float = math.inf) -> str:
+    """Why a phase's power is not told; `times_longer`: a run of so many times the duration would tell it."""
+    what = f"{group.phases[0]!r} takes {group.time_share:.2%} of the time, and "
+    if duration_s is not None and times_longer <= _MOST_LONGER:
+        needed_s = duration_s * max(times_longer, 1.0) * _LONGER_MARGIN
+        return (
+            f"{what}its power is not known well enough after {duration_s:.0f} s: run longer, for about "
+            f"{needed_s:.0f} s, or join it to a neighbour"
+        )
     return (
-        f"{group.phases[0]!r} takes {group.time_share:.2%} of the time, and varies too little from one counter "
-        "interval to the next to tell its power from the others'; run longer, or join it to a neighbour"
+        f"{what}varies too little from one counter interval to the next to tell its power from the others'; join it to "
+        "a neighbour, or vary its length by another micro-batch or sequence length (to run longer helps little)"
     )

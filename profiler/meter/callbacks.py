@@ -9,18 +9,19 @@ when training ends; the summary is the meter's own (`callback.meter.summary()`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
 import torch
 
 from moemodel.model.core.errors import InputError
+from moemodel.profiler.meter.batches import sizes_of
 from moemodel.profiler.meter.energy_meter import Meter
 
 
 def hugging_face_callback(meter: Meter | None = None, *, split: bool = True) -> Any:
-    """A `transformers.TrainerCallback`. A step is an optimizer step, with all of its micro-batches.
+    """A `transformers.TrainerCallback`. A step is an optimizer step, with all of its micro-batches, which are counted.
 
     Phases: "forward" is the model's own forward pass, "backward" from its end to the next forward pass or the optimizer
     (the loss and gradient clipping are in it), "optimizer".
@@ -37,10 +38,13 @@ def hugging_face_callback(meter: Meter | None = None, *, split: bool = True) -> 
 
 
 def lightning_callback(meter: Meter | None = None) -> Any:
-    """A Lightning `Callback`. A step is a training batch: with accumulation, only some contain an optimizer step.
+    """A Lightning `Callback`. A step is an optimizer step, with all of its micro-batches (under accumulation batches).
 
-    Phases: "forward" (all before the backward pass), "backward", "optimizer" (from gradient clipping on). They need
-    automatic optimisation; under manual optimisation with several backward passes a batch, "forward" is the first part.
+    Phases: "forward" (all before the backward pass), "backward", "optimizer" (from gradient clipping on), and
+    "validation" where one falls between the micro-batches of a step. They need automatic optimisation; under manual
+    optimisation with several backward passes a batch, "forward" is the first part, and a step is the batch in which an
+    optimizer stepped, be it once or, of several optimizers, more often. Batches after the last optimizer step count for
+    no step.
 
     Args:
         meter: to use; default: a new one without files.
@@ -69,19 +73,20 @@ class _Phases:
 
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
-        self._in_step = False
+        self.in_step = False
         self._phase: str | None = None
 
     def begin_step(self, phase: str | None = None) -> None:
+        """Begin a step; one that is open ends."""
         self.end_step()
-        self._in_step = True
+        self.in_step = True
         self.meter.begin_step()
         if phase is not None:
             self.enter(phase)
 
     def enter(self, phase: str | None) -> None:
         """End the phase that is open and begin another, or none."""
-        if not self._in_step:
+        if not self.in_step:
             return
         if self._phase is not None:
             self.meter.end_phase()
@@ -90,10 +95,15 @@ class _Phases:
             self.meter.begin_phase(phase)
 
     def end_step(self) -> None:
-        if self._in_step:
+        """End the step, if one is open."""
+        if self.in_step:
             self.enter(None)
-            self._in_step = False
+            self.in_step = False
             self.meter.end_step()
+
+    def leave(self) -> None:
+        """Forget the step: the meter drops what is open when it stops."""
+        self.in_step, self._phase = False, None
 
 
 class _HuggingFaceEvents:
@@ -104,14 +114,16 @@ class _HuggingFaceEvents:
         self._split = split
         self._phases = _Phases(meter)
         self._hooks: list[Any] = []
+        self._sizes: tuple[int | None, int | None] = (None, None)  # samples and tokens of the micro-batch
+        self._partial = False  # whether its loss is only a part of the step's
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         del args, state, control
         model = kwargs.get("model")
         if self._split and model is not None:
             self._hooks = [
-                model.register_forward_pre_hook(self._hook("forward")),
-                model.register_forward_hook(self._hook("backward")),
+                model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+                model.register_forward_hook(self._after_forward),
             ]
         self.meter.start()
 
@@ -127,8 +139,13 @@ class _HuggingFaceEvents:
         del args, state, control, kwargs
         self._phases.enter(None)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         del args, state, control, kwargs
+        if not self._hooks:
+            self.meter.add_batch()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.on_substep_end(args, state, control, **kwargs)
         self._phases.end_step()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -139,12 +156,20 @@ class _HuggingFaceEvents:
         self._phases.end_step()
         self.meter.stop()
 
-    def _hook(self, phase: str) -> Callable[..., None]:
-        def enter(module: Any, *_: Any) -> None:
-            if module.training and not torch.compiler.is_compiling():
-                self._phases.enter(phase)
+    def _before_forward(self, module: Any, arguments: Any, named: Any) -> None:
+        if module.training and not torch.compiler.is_compiling():
+            self._phases.enter("forward")
+            self._sizes = sizes_of(named or arguments)
+            # With it transformers divides the loss by the tokens of all micro-batches and processes: that is no mean.
+            self._partial = (named or {}).get("num_items_in_batch") is not None
 
-        return enter
+    def _after_forward(self, module: Any, arguments: Any, output: Any) -> None:
+        del arguments
+        if module.training and not torch.compiler.is_compiling() and self._phases.in_step:
+            self._phases.enter("backward")
+            loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+            samples, tokens = self._sizes
+            self.meter.add_batch(samples=samples, tokens=tokens, loss=None if self._partial else loss)
 
 
 class _LightningEvents:
@@ -154,14 +179,21 @@ class _LightningEvents:
         super().__init__()
         self.meter = meter
         self._phases = _Phases(meter)
+        self._stepped = False  # whether an optimizer stepped in this batch
+        self._sizes: tuple[int | None, int | None] = (None, None)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         del trainer, pl_module
         self.meter.start()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        del trainer, pl_module, batch, batch_idx
-        self._phases.begin_step("forward")
+        del trainer, pl_module, batch_idx
+        if self._phases.in_step:  # another micro-batch of a step that has had no optimizer yet
+            self._phases.enter("forward")
+        else:
+            self._phases.begin_step("forward")
+        self._stepped = False
+        self._sizes = sizes_of(batch)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         del trainer, pl_module, loss
@@ -173,17 +205,36 @@ class _LightningEvents:
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         del trainer, pl_module, optimizer
+        self._stepped = True
         self._phases.enter("optimizer")
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        del trainer, pl_module, outputs, batch, batch_idx
-        self._phases.end_step()
+        del trainer, pl_module, batch, batch_idx
+        self._phases.enter(None)
+        if self._phases.in_step:
+            samples, tokens = self._sizes
+            loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+            self.meter.add_batch(samples=samples, tokens=tokens, loss=loss if _is_number(loss) else None)
+        if self._stepped:
+            self._phases.end_step()
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        del trainer, pl_module
+        self._phases.enter("validation")
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        del trainer, pl_module
+        self._phases.enter(None)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         del trainer, pl_module
-        self._phases.end_step()
+        self._phases.leave()  # micro-batches without an optimizer are no step
         self.meter.stop()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         del trainer, pl_module, exception
         self.meter.stop()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float | int) or (isinstance(value, torch.Tensor) and value.numel() == 1)

@@ -9,21 +9,24 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 
 from moemodel.model.core.errors import DeviceError, MoeModelError
 from moemodel.profiler.devices.base import MeteredDevice
-from moemodel.profiler.instruments.counter_edges import WIDEST_EDGE_S, CounterEdges, Edge, EdgeFinder
+from moemodel.profiler.instruments.counter_edges import CounterEdges
+from moemodel.profiler.instruments.counter_reading import WIDEST_EDGE_S, Edge, Finder, most_power_W, most_rise_J
 from moemodel.profiler.meter.attribution import STUCK_S, Attribution, attribute, check_counter
+from moemodel.profiler.meter.host_lag import HostLag
 from moemodel.profiler.meter.recording import RecordingDevice
 from moemodel.profiler.meter.summary import DeviceSummary, GroupSummary, PhaseSummary
 
 KEEP_S = 1800.0  # of spans and edges, for the power of phases: 18,000 equations
 _LAST_EDGE_S = 0.3  # to wait at the end for the counter to tick once more
+_UNREAD_S = 5.0  # assumed: a reader that was held up for so long is gone
 _DISAGREE = 0.10  # assumed: counter against the mean of power readings, of which there is one a second
 _FEWEST_READINGS = 30  # half a minute of them: the mean of fewer scatters by more than that
 _EVENT_NOISE_S = 1e-5  # assumed: events resolve 0.5 us (CUDA Runtime API), the rest is what launching adds
@@ -36,6 +39,7 @@ class EventTimer(Protocol):
     """Marks on a device's time line."""
 
     noise_s: float
+    stream_changes: int  # how often the stream that marks go to was another one than before
 
     def mark(self) -> Any:
         """An event, now."""
@@ -61,11 +65,16 @@ class EventTimer(Protocol):
         """Count from the last `synchronize`; marks older than it must have been read."""
         ...
 
+    def idle_lag_s(self) -> float:
+        """How far an idle device is behind the host, and by how much the host was late when their clocks were tied."""
+        ...
+
 
 class HostEventTimer:
     """A device that has done its work when the call returns."""
 
     noise_s = _EVENT_NOISE_S
+    stream_changes = 0
 
     def __init__(self, now_s: Callable[[], float]) -> None:
         self.mark = now_s
@@ -84,6 +93,9 @@ class HostEventTimer:
     def rebase(self) -> None:
         return None
 
+    def idle_lag_s(self) -> float:
+        return 0.0
+
 
 class CudaEventTimer:
     """Events on the current stream. CUDA gives times as differences in float32, so they count from a recent event."""
@@ -92,13 +104,23 @@ class CudaEventTimer:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self.stream_changes = 0
+        # torch builds a stream's object at each question; the number of the current one is had for a tenth of that.
+        self._number: Callable[[int | None], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+        self._index = device.index
+        self._stream: Any = None  # the current one, as of the last mark, and its number
+        self._stream_number: int | None = None
         self._pool: list[torch.cuda.Event] = []
         self._rate = 1.0  # host seconds in a device second
+        self._probe: tuple[torch.cuda.Event, float] | None = None  # made when the device was idle
+        self._idle_s = 0.0
         self._next = self._base = self._anchor()
 
     def mark(self) -> torch.cuda.Event:
+        if self._number is None or self._number(self._index) != self._stream_number:
+            self._change_stream()
         event = self._pool.pop() if self._pool else _event()
-        event.record(torch.cuda.current_stream(self._device))
+        event.record(self._stream)
         return event
 
     def done(self, mark: torch.cuda.Event) -> bool:
@@ -121,12 +143,28 @@ class CudaEventTimer:
         if passed_s > 5.0:  # else the two readings of the host's clock say too little
             self._rate = min(max((new_s - old_s) / passed_s, 1 - 1e-3), 1 + 1e-3)
         self._base = self._next
+        if self._probe is not None:
+            probe, made_s = self._probe
+            self._idle_s = self.time_s(probe) - made_s
+
+    def _change_stream(self) -> None:
+        self._stream_number = None if self._number is None else self._number(self._index)
+        self._stream = torch.cuda.current_stream(self._device)
+        self.stream_changes += 1
+
+    def idle_lag_s(self) -> float:
+        return self._idle_s
 
     def _anchor(self) -> tuple[torch.cuda.Event, float]:
-        event = _event()
-        event.record(torch.cuda.current_stream(self._device))
+        event, probe = _event(), _event()
+        stream = torch.cuda.current_stream(self._device)
+        event.record(stream)
         event.synchronize()
-        return event, time.perf_counter()
+        now_s = time.perf_counter()
+        self._probe = (probe, now_s)
+        probe.record(stream)
+        probe.synchronize()
+        return event, now_s
 
 
 def _event() -> torch.cuda.Event:
@@ -136,17 +174,10 @@ def _event() -> torch.cuda.Event:
 # --- one device ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Record:
-    """Marks of one step, or of a phase outside any (no index)."""
-
-    index: int | None
-    begin: Any
-    end: Any = None
-    phases: list[tuple[str, Any, Any]] = field(default_factory=list)
-
-    def marks(self) -> list[Any]:
-        return [self.begin, *(m for _, a, b in self.phases for m in (a, b)), *([] if self.end is None else [self.end])]
+# One step, or a phase outside any: the step's index (None of a phase); marks, of a step its begin, begin and end of
+# each phase, its end, of a phase begin and end (None: the host's clock alone); names of the phases; the host's times of
+# the marks; the timer's count of changes of stream at the first and the last. A plain tuple: it is made inside a step.
+Record: TypeAlias = tuple[int | None, list[Any] | None, list[str], list[float] | None, tuple[int, int]]
 
 
 @dataclass(slots=True)
@@ -199,17 +230,41 @@ class FinishedStep:
 
 
 class DeviceMeter:
-    """One device: its marks, its counter, and what is known so far."""
+    """One device: its marks, its counter, and what is known so far.
 
-    def __init__(self, device: MeteredDevice, timer: EventTimer, finder: EdgeFinder) -> None:
+    Args:
+        device, timer, finder: of it.
+        ready: of a step's index: whether what else belongs to the step is known.
+
+    Attributes:
+        mark: makes a mark.
+        lag: of the device behind the host; says which steps the meter may mark by the host's clock alone.
+        pending: steps and phases whose marks are not read yet; the meter adds to them, too.
+        rows: finished steps, for the writer.
+    """
+
+    def __init__(
+        self,
+        device: MeteredDevice,
+        timer: EventTimer,
+        finder: Finder,
+        ready: Callable[[int], bool] = lambda _: True,
+    ) -> None:
         self.device, self.finder = device, finder
+        self._ready = ready
         self._recorder = device if isinstance(device, RecordingDevice) else None
         self.notes: list[str] = []
         self.rows: deque[FinishedStep] = deque()  # finished steps, for the writer
         self._timer = timer
-        self._open: _Record | None = None
-        self._phase: tuple[str, Any] | None = None
-        self._pending: deque[_Record] = deque()
+        self.mark = timer.mark
+        self.lag = HostLag(synchronous=isinstance(timer, HostEventTimer))
+        self.pending: deque[Record] = deque()
+        self._marks: list[Any] | None = None  # of the step that is open
+        self._hosts_s: list[float] = []  # when they were made
+        self._names: list[str] = []  # of its phases that have ended
+        self._index = 0
+        self._outside: Any = None  # the begin of a phase outside steps
+        self._streams = 0
         self._steps: deque[StepTimes] = deque()  # read, and waiting for the counter
         self._step_s, self._step_J = _Mean(), _Mean()
         self._phase_s: dict[str, _Mean] = {}
@@ -219,55 +274,66 @@ class DeviceMeter:
         self._last: Edge | None = None
         self._power_W = _Mean()
         self._fault: str | None = None
+        self._most_W = most_power_W(device)
         self.start_s = timer.synchronize()
         timer.rebase()
         self.end_s: float | None = None
 
-    # Marks: called inside the user's step.
+    # Marks: called inside the user's step, whose work has driven all this out of the processor's caches: there each
+    # call of a function costs about a microsecond. Most steps of a loop whose host is the bottleneck don't come here.
 
     def begin_step(self, index: int) -> None:
         """Mark the beginning of a step."""
-        self._open = _Record(index, self._timer.mark())
+        self._index = index
+        self._names = []
+        self._hosts_s = [time.perf_counter()]
+        self._marks = [self.mark()]
+        self._streams = self._timer.stream_changes
 
     def end_step(self) -> None:
         """Mark the end of the step."""
-        if self._open is not None:
-            self._open.end = self._timer.mark()
-            self._pending.append(self._open)
-            self._open = None
+        marks, self._marks = self._marks, None
+        if marks is not None:
+            self._hosts_s.append(time.perf_counter())
+            marks.append(self.mark())
+            streams = (self._streams, self._timer.stream_changes)
+            self.pending.append((self._index, marks, self._names, self._hosts_s, streams))
 
-    def begin_phase(self, name: str) -> None:
+    def begin_phase(self) -> None:
         """Mark the beginning of a phase."""
-        self._phase = (name, self._timer.mark())
-
-    def end_phase(self) -> None:
-        """Mark the end of the phase, of the open step or of none."""
-        if self._phase is None:
-            return
-        span = (*self._phase, self._timer.mark())
-        self._phase = None
-        if self._open is not None:
-            self._open.phases.append(span)
+        if self._marks is not None:
+            self._hosts_s.append(time.perf_counter())
+            self._marks.append(self.mark())
         else:
-            self._pending.append(_Record(None, span[1], None, [span]))
+            self._outside = self.mark()
+            self._streams = self._timer.stream_changes
+
+    def end_phase(self, name: str) -> None:
+        """Mark the end of the phase, of the open step or of none."""
+        if self._marks is not None:
+            self._hosts_s.append(time.perf_counter())
+            self._marks.append(self.mark())
+            self._names.append(name)
+        else:
+            streams = (self._streams, self._timer.stream_changes)
+            self.pending.append((None, [self._outside, self.mark()], [name], None, streams))
 
     def drop(self) -> None:
         """Forget what is open: an exception ended it."""
-        self._open = self._phase = None
+        self._marks = None
 
     # Readings: after steps.
 
     def read(self) -> None:
         """Account for all that the device has done, without waiting for it."""
-        while self._pending:
-            record = self._pending[0]
-            marks = record.marks()
-            if not all(self._timer.done(mark) for mark in marks):
+        while self.pending:
+            index, marks, names, hosts_s, streams = self.pending[0]
+            # On one stream, whose order is that of time, all are done when the last is.
+            awaited = () if marks is None else marks[-1:] if streams[0] == streams[1] else marks
+            if not all(self._timer.done(mark) for mark in awaited) or not (index is None or self._ready(index)):
                 break
-            self._pending.popleft()
-            self._account(record)
-            for mark in {id(mark): mark for mark in marks}.values():
-                self._timer.release(mark)
+            self.pending.popleft()
+            self._account(index, names, self._times_s(index, marks, names, hosts_s))
         self._take_edges()
         self._finish_steps()
 
@@ -288,12 +354,32 @@ class DeviceMeter:
             time.sleep(0.01)  # a tenth of a tick
             self._take_edges()
         self._check_counter()
+        asked_s = self.finder.asked_s
+        if self._fault is None and asked_s is not None and self.end_s - asked_s > _UNREAD_S:
+            self._fault = (
+                f"nothing read the energy counter in the last {self.end_s - asked_s:.1f} s of the session: trust the "
+                "phase times only; no energy"
+            )
         self._finish_steps(last=True)
 
-    def _account(self, record: _Record) -> None:
+    def _times_s(
+        self, index: int | None, marks: list[Any] | None, names: list[str], hosts_s: list[float] | None
+    ) -> list[float]:
+        """When the device got to each mark."""
+        if marks is None:
+            return self.lag.times_s(names, hosts_s or [], self._timer.idle_lag_s())
+        times_s = [self._timer.time_s(mark) for mark in marks]
+        for mark in marks:
+            self._timer.release(mark)
+        if index is not None and hosts_s is not None and not isinstance(self._timer, HostEventTimer):
+            self.lag.learn(names, hosts_s, times_s, self._timer.idle_lag_s())
+        return times_s
+
+    def _account(self, index: int | None, names: list[str], times_s: list[float]) -> None:
+        first = 0 if index is None else 1
         phases_s: dict[str, float] = {}
-        for name, begin, end in record.phases:
-            begin_s, end_s = self._timer.time_s(begin), self._timer.time_s(end)
+        for number, name in enumerate(names):
+            begin_s, end_s = times_s[first + 2 * number], times_s[first + 2 * number + 1]
             spans = self._spans.setdefault(name, deque())
             spans.append((begin_s, max(begin_s, end_s)))
             while spans[0][1] < end_s - KEEP_S:
@@ -302,21 +388,22 @@ class DeviceMeter:
             if self._recorder is not None:
                 self._recorder.phase(name, begin_s, max(begin_s, end_s))
             phases_s[name] = phases_s.get(name, 0.0) + end_s - begin_s
-        if record.index is not None:
-            begin_s, end_s = self._timer.time_s(record.begin), self._timer.time_s(record.end)
-            self._step_s.add(end_s - begin_s)
+        if index is not None:
+            self._step_s.add(times_s[-1] - times_s[0])
             if self._recorder is not None:
-                self._recorder.step(record.index, begin_s, end_s)
-            self._steps.append(StepTimes(record.index, begin_s, end_s, phases_s))
+                self._recorder.step(index, times_s[0], times_s[-1])
+            self._steps.append(StepTimes(index, times_s[0], times_s[-1], phases_s))
 
     def _take_edges(self) -> None:
+        self.finder.poll()
         while self.finder.powers:
             self._power_W.add(self.finder.powers.popleft()[1])
         while self.finder.edges:
             edge = self.finder.edges.popleft()
             if self._edges:
                 still_s = edge.time_s - edge.width_s / 2 - self._edges[-1].time_s
-                suspicious = edge.energy_J < self._edges[-1].energy_J or still_s > STUCK_S
+                most_J = most_rise_J(self._most_W, _longest_s(self._edges[-1], edge))
+                suspicious = not 0 <= edge.energy_J - self._edges[-1].energy_J <= most_J or still_s > STUCK_S
             else:
                 suspicious = False
             self._edges.append(edge)
@@ -335,8 +422,11 @@ class DeviceMeter:
                 self._fault = "the energy counter never changed: trust the times and the power readings only"
             return
         start_s = max(self.start_s, self._edges[0].time_s)
+        asked_s = self.finder.asked_s or start_s
         try:
-            check_counter(self._counter(), start_s, max(self.finder.read_s, start_s))
+            check_counter(
+                self._counter(), start_s, max(self.finder.read_s, start_s), asked_s=asked_s, most_W=self._most_W
+            )
         except DeviceError as error:
             self._fault = str(error)
 
@@ -381,7 +471,8 @@ class DeviceMeter:
     def summary(self) -> DeviceSummary:
         """What is known by now of this device."""
         duration_s = (self.end_s or time.perf_counter()) - self.start_s
-        notes = [*self.notes, *([self._fault] if self._fault else [])]
+        remarks: Sequence[str] = getattr(self.device, "remarks", ())
+        notes = [*self.notes, *dict.fromkeys([*remarks, *self.finder.remarks]), *([self._fault] if self._fault else [])]
         power_W, source = self._session_power(notes)
         found = self._attribution(notes)
         return DeviceSummary(
@@ -400,6 +491,7 @@ class DeviceMeter:
             energy_source=source,
             phases={name: _phase_summary(name, times, found) for name, times in self._phase_s.items()},
             groups=_groups(found),
+            read_by=None if self.finder.asked_s is None else self.finder.read_by,
             counter_lag_s=found.lag_s if found else None,
             residual_share=found.residual_share if found else None,
             intervals=found.intervals if found else None,
@@ -415,13 +507,20 @@ class DeviceMeter:
         if counter_W is None:
             if read_W is None:
                 notes.append("no energy counter and no power readings here: times only")
+            elif self._fault is None and self.finder.read_s is None:
+                notes.append(
+                    f"no energy counter of this device alone: its energy is the mean of {self._power_W.count} power "
+                    "readings times the session's length, and phases have no power"
+                )
             return read_W, None if read_W is None else "power readings"
         if read_W is not None and self._power_W.count >= _FEWEST_READINGS:
             apart = abs(read_W - counter_W) / max(counter_W, 1e-9)
             if apart > _DISAGREE:
                 notes.append(
                     f"the energy counter says {counter_W:.0f} W, the mean of {self._power_W.count} power readings "
-                    f"{read_W:.0f} W: trust the counter, which misses nothing in between, unless power hardly varies"
+                    f"{read_W:.0f} W: where power varies, trust the counter, which misses nothing in between; where it "
+                    "hardly does, they are not of the same thing (a counter of a module with its CPU, or one that is "
+                    "wrong at low load): trust the readings"
                 )
         return counter_W, "counter"
 
@@ -430,12 +529,17 @@ class DeviceMeter:
             return None
         spans = {name: np.array(list(span)) for name, span in self._spans.items()}
         try:
-            found = attribute(spans, self._counter(), timing_noise_s=self._timer.noise_s)
+            found = attribute(spans, self._counter(), timing_noise_s=math.hypot(self._timer.noise_s, self.lag.noise_s))
         except MoeModelError as error:
             notes.append(f"no power by phase: {error}")
             return None
         notes.extend(found.notes)
         return found
+
+
+def _longest_s(before: Edge, after: Edge) -> float:
+    """The longest time that may lie between two edges."""
+    return after.time_s - before.time_s + (after.width_s + before.width_s) / 2
 
 
 def _sharp(edge: Edge) -> bool:

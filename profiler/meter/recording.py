@@ -39,7 +39,8 @@ from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.errors import InputError
 from moemodel.model.records.profile import DeviceInfo
 from moemodel.profiler.devices.base import ActivityMeter, LinkMeter, MeteredDevice, NoActivity, NoLinks
-from moemodel.profiler.instruments.counter_edges import CounterEdges, Edge, EdgeDetector
+from moemodel.profiler.instruments.counter_edges import CounterEdges
+from moemodel.profiler.instruments.counter_reading import Edge, EdgeDetector, most_power_W
 from moemodel.profiler.meter.attribution import Attribution, attribute, check_counter
 
 SCHEMA_VERSION = 1
@@ -120,6 +121,11 @@ class RecordingDevice:
     @property
     def torch_device(self) -> torch.device:
         return self._device.torch_device
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What to know of what its sensors say."""
+        return tuple(getattr(self._device, "remarks", ()))
 
     def energy_J(self) -> float | None:
         return self._read("energy", self._device.energy_J)
@@ -300,7 +306,7 @@ class RecordedSession:
         """
         edges = self.edges
         if len(edges.time_s):
-            check_counter(edges, float(edges.time_s[0]), float(edges.time_s[-1]))
+            check_counter(edges, float(edges.time_s[0]), float(edges.time_s[-1]), most_W=most_power_W(self))
         return attribute(self.spans, edges, **options)
 
 

@@ -14,6 +14,8 @@ class Scope:
         drop: called instead of `end` where an exception leaves it.
     """
 
+    __slots__ = ("_begin", "_drop", "_end")
+
     def __init__(self, begin: Callable[[], None], end: Callable[[], None], drop: Callable[[], None]) -> None:
         self._begin, self._end, self._drop = begin, end, drop
 

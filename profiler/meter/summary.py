@@ -51,6 +51,7 @@ class DeviceSummary:
         energy_source: "counter", or "power readings" (about one a second) where the counter can't be trusted.
         phases: by name.
         groups: phases that cannot be told apart.
+        read_by: what read the sensors: "process", one of its own, or a "thread" of this one; None: nothing did.
         counter_lag_s, residual_share, intervals: of the attribution; None where there is none.
         notes: what to know before using these figures.
     """
@@ -74,6 +75,7 @@ class DeviceSummary:
     residual_share: float | None
     intervals: int | None
     notes: tuple[str, ...]
+    read_by: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,7 @@ class Summary:
         world_size: processes in the job.
         start_unix_s: when the session began.
         devices: metered by this process.
+        micro_batches, samples, tokens: of the steps that were told (`Meter.add_batch`); None where one was not.
         notes: of the meter itself: what failed.
     """
 
@@ -93,6 +96,9 @@ class Summary:
     start_unix_s: float
     devices: tuple[DeviceSummary, ...]
     notes: tuple[str, ...]
+    micro_batches: int | None = None
+    samples: int | None = None
+    tokens: int | None = None
 
     @property
     def energy_J(self) -> float | None:

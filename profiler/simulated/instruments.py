@@ -131,6 +131,9 @@ class SimulatedSettings:
         return [chip.clock_min_Hz + step * chip.clock_step_Hz for step in range(steps + 1)]
 
     def obstacle(self) -> str | None:
+        return self.company()
+
+    def company(self) -> str | None:
         return "another process computes on this GPU (simulated)" if self._device.busy else None
 
     def missing_privilege(self) -> str | None:

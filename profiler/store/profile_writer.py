@@ -7,12 +7,15 @@ file is written beside its place and renamed into it, so a reader never sees hal
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic_core import PydanticSerializationError
 
 from moemodel.model.core.documents import load_json, parse_data
 from moemodel.model.core.errors import InputError, ProfileError
@@ -28,10 +31,20 @@ from moemodel.model.records.profile import (
     Topology,
     Value,
 )
+from moemodel.profiler.store.folder_lock import LOCK
 
 Key = tuple[Hashable, ...]
+_PART = re.compile(r"part-([0-9]{4,9})\.parquet")
 
 _TYPES: Final[dict[str, pa.DataType]] = {"string": pa.string(), "float64": pa.float64(), "int64": pa.int64()}
+
+
+@dataclass(kw_only=True)
+class _Part:
+    """Rows that are not written yet, and the number of the part that they will be."""
+
+    number: int
+    rows: list[dict[str, Value]] = field(default_factory=list)
 
 
 def arrow_schema(table: str) -> pa.Schema:
@@ -56,10 +69,11 @@ class ProfileWriter:
         self.manifest = _resumed(folder, manifest)
         folder.mkdir(parents=True, exist_ok=True)
         _remove_half_written(folder)
-        self._pending: dict[str, list[dict[str, Value]]] = {table: [] for table in TABLES}
+        self._pending: dict[str, _Part] = {}
         self._done: dict[str, set[Key]] = {table: set() for table in TABLES}
-        self._next_part: dict[str, int] = dict.fromkeys(TABLES, 0)
         for kind in ROWS:
+            if self._parts_folder(kind.TABLE).exists() and not self._parts_folder(kind.TABLE).is_dir():
+                raise _damaged(self._parts_folder(kind.TABLE), "it is no folder")
             self._recover(kind)
         self._write_manifest()
 
@@ -67,7 +81,7 @@ class ProfileWriter:
         """Add finished rows; they reach the disk with `flush`."""
         for row in rows:
             columns = row.columns()
-            self._pending[row.TABLE].append(columns)
+            self._pending[row.TABLE].rows.append(columns)
             self._done[row.TABLE].add(_key(type(row), columns))
 
     def has(self, kind: type[TableRow], /, **columns: Value) -> bool:
@@ -86,18 +100,20 @@ class ProfileWriter:
 
     def pending_rows(self) -> int:
         """Rows that would be lost if the process died now."""
-        return sum(len(rows) for rows in self._pending.values())
+        return sum(len(part.rows) for part in self._pending.values())
 
     def flush(self) -> None:
-        """Write the rows appended since the last time, one part a table."""
-        for table, rows in self._pending.items():
-            if not rows:
+        """Write the rows appended since the last time, one part a table.
+
+        An interruption at any point loses and doubles nothing: the part that was written is written again.
+        """
+        for table, part in self._pending.items():
+            if not part.rows:
                 continue
-            part = self._parts_folder(table) / f"part-{self._next_part[table]:04d}.parquet"
-            part.parent.mkdir(exist_ok=True)
-            _write_parquet(part, pa.Table.from_pylist(rows, schema=arrow_schema(table)))
-            self._next_part[table] += 1
-            self._pending[table] = []
+            file = self._parts_folder(table) / f"part-{part.number:04d}.parquet"
+            file.parent.mkdir(exist_ok=True)
+            _write_parquet(file, pa.Table.from_pylist(part.rows, schema=arrow_schema(table)))
+            self._pending[table] = _Part(number=part.number + 1)
 
     def section_finished(self, section: str, seconds: float) -> None:
         """Record in the manifest that a section ended, adding to the time it took in earlier runs."""
@@ -126,8 +142,8 @@ class ProfileWriter:
         target, parts = self._file(table), self._parts(table)
         merged = _merged_parts(target, table) if target.exists() else set()
         # Numbers are never used twice: a merged part that a crash left behind is known by its number.
-        numbers = [int(name[len("part-") : -len(".parquet")]) for name in merged | {part.name for part in parts}]
-        self._next_part[table] = 1 + max(numbers, default=-1)
+        numbers = [_number(part.name, part) for part in parts] + [_number(name, target) for name in merged]
+        self._pending[table] = _Part(number=1 + max(numbers, default=-1))
         self._remove(table, [part for part in parts if part.name in merged])
         for source in [*([target] if target.exists() else []), *self._parts(table)]:
             self._done[table].update(_key(kind, row) for row in _read_parquet(source, table).to_pylist())
@@ -185,7 +201,7 @@ def _resumed(folder: Path, manifest: Manifest) -> Manifest:
     """The manifest to go on with: the old one where there is a profile, after checking that it is of the same thing."""
     file = folder / MANIFEST
     if not file.exists():
-        if folder.is_dir() and any(f for f in folder.iterdir() if f.suffix != TEMPORARY_SUFFIX):
+        if folder.is_dir() and any(f for f in folder.iterdir() if f.suffix != TEMPORARY_SUFFIX and f.name != LOCK):
             raise ProfileError(f"{folder}: has files but no {MANIFEST}; give an empty or new folder as --output")
         return manifest
     old = read_manifest(file)
@@ -197,6 +213,10 @@ def _resumed(folder: Path, manifest: Manifest) -> Manifest:
     ):
         if found != expected:
             raise ProfileError(f"{file}: found {what} {found}, expected {expected}; give another folder as --output")
+    try:
+        old.model_dump_json()
+    except PydanticSerializationError:  # half of a character
+        raise ProfileError(f"{file}: holds what is no text; give another folder as --output") from None
     return old
 
 
@@ -214,13 +234,44 @@ def _remove_half_written(folder: Path) -> None:
         temporary.unlink()
 
 
+def _no_file(file: Path) -> pa.Table:
+    raise OSError(f"{file} is no file")
+
+
 def _write_parquet(target: Path, table: pa.Table) -> None:
     write_atomic(target, lambda temporary: pq.write_table(table, temporary, compression="zstd"), sync=True)
 
 
 def _merged_parts(file: Path, table: str) -> set[str]:
+    """Names of the parts that are in a table's file.
+
+    Raises:
+        ProfileError: its metadata say something else.
+    """
     metadata = _read_parquet(file, table).schema.metadata or {}
-    return set(json.loads(metadata.get(MERGED_PARTS, b"[]")))
+    try:
+        names = json.loads(metadata.get(MERGED_PARTS, b"[]"))
+        return {name for name in names if _number(name, file) >= 0}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise _damaged(file, f"its list of merged parts is none: {error}") from None
+
+
+def _number(name: str, file: Path) -> int:
+    """Of a part, from its name; `file` is where that stands.
+
+    Raises:
+        ProfileError: it is no part's.
+    """
+    found = _PART.fullmatch(name)
+    if found is None:
+        raise _damaged(file, f"{name!r} is the name of no part of a table")
+    return int(found[1])
+
+
+def _damaged(file: Path, reason: str) -> ProfileError:
+    return ProfileError(
+        f"{file}: damaged or truncated ({reason}); delete this file and run again: only its rows are measured anew"
+    )
 
 
 def _read_parquet(file: Path, table: str) -> pa.Table:
@@ -230,11 +281,9 @@ def _read_parquet(file: Path, table: str) -> pa.Table:
         ProfileError: truncated, no Parquet, or other columns than the table's.
     """
     try:
-        found: pa.Table = pq.read_table(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ProfileError(
-            f"{file}: damaged or truncated ({error}); delete this file and run again: only its rows are measured anew"
-        ) from error
+        found: pa.Table = pq.read_table(file, partitioning=None) if file.is_file() else _no_file(file)
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        raise _damaged(file, str(error).strip().partition("\n")[0]) from None
     if not found.schema.equals(arrow_schema(table)):
         expected = ", ".join(f"{column} {kind}" for column, kind in TABLES[table].items())
         raise ProfileError(f"{file}: found columns {found.schema.names}, expected {expected}")

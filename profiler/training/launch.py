@@ -3,7 +3,7 @@
     for outcome in launch(visits, folder=Path("runs"), options=LaunchOptions(gpu="h100")):
         ...  # Measured or Failure, in the order of the visits
 
-A job is one process a device, started by torchrun on this machine or by srun inside a Slurm allocation, which runs the
+A job is one process a device, started on this machine or by srun inside a Slurm allocation, which runs the
 visits in order (`training.worker`). What it does is read off the file that it appends to. A plan that runs out of
 memory, crashes or hangs ends its job, and the next job goes on with the visit after it. No torch is imported here.
 """
@@ -29,10 +29,9 @@ from moemodel.profiler.jobs.launcher import (
     Launcher,
     Patience,
     check_slurm,
-    child_environment,
-    meeting_point,
-    srun_command,
-    torchrun_command,
+    end_left_over,
+    local_programs,
+    slurm_program,
 )
 from moemodel.profiler.training.orders import JOB, AskedClocks, Job, VisitOrder
 
@@ -111,7 +110,7 @@ class LaunchOptions:
     """
 
     gpu: str
-    launcher: Launcher = "torchrun"
+    launcher: Launcher = "local"
     clocks: AskedClocks = "auto"
     warm_s: float = 2.0  # as `profiler.training.measure.WARM_S`; measured_s as MEASURED_S
     measured_s: float = 3.0
@@ -141,12 +140,14 @@ def launch(
 
     Raises:
         InputError: two visits of one name and repeat, or no Slurm where it was asked for.
-        DeviceError: a job did not come as far as its first visit: no such GPU, or fewer than the plans need.
+        DeviceError: a job did not come as far as its first visit: no such GPU, or fewer than the plans need; or what is
+            left of an earlier one does not end.
     """
     _check_distinct(visits)
     if options.launcher == "slurm":
         check_slurm(os.environ)
     jobs = folder / "jobs"
+    end_left_over(jobs)
     done = 0
     while done < len(visits):
         refusal = _refused(visits[done])
@@ -206,7 +207,7 @@ def _refused(visit: PlanVisit) -> Failure | None:
 def _next_folder(jobs: Path) -> Path:
     """A new folder for a job."""
     jobs.mkdir(parents=True, exist_ok=True)
-    used = [int(child.name) for child in jobs.iterdir() if re.fullmatch("[0-9]+", child.name)]
+    used = [int(child.name) for child in jobs.iterdir() if re.fullmatch("[0-9]{1,9}", child.name)]
     folder = jobs / str(max(used, default=-1) + 1)
     folder.mkdir()
     return folder
@@ -234,15 +235,14 @@ def _processes(job: Job, folder: Path, launcher: Launcher, processes: int) -> Jo
     file = folder.resolve() / JOB
     file.write_text(job.model_dump_json(indent=1), encoding="utf-8")
     arguments = ["--job", str(file)]
-    environment = child_environment(os.environ)
+    number = int(folder.name)
     if launcher == "slurm":
-        command = srun_command(WORKER, arguments, processes=processes, environment=os.environ)
-        environment |= meeting_point(os.environ, int(folder.name))
+        programs = [slurm_program(WORKER, arguments, processes=processes, environment=os.environ, number=number)]
     else:
-        command = torchrun_command(WORKER, arguments, processes=processes)
+        programs = local_programs(WORKER, arguments, processes=processes, environment=os.environ)
     silence_s = job.timeout_s + job.warm_s + job.measured_s  # a run is silent while it warms up and measures
     patience = Patience(start_s=silence_s, silence_s=silence_s, grace_s=_GRACE_S)
-    return JobProcesses(command, folder, environment=environment, patience=patience)
+    return JobProcesses(programs, folder, patience=patience, meet_here=launcher == "local")
 
 
 class _Watch:

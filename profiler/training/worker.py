@@ -1,4 +1,4 @@
-"""One process of a job: `python -m moemodel.profiler.training.worker --job FOLDER/job.json`, under torchrun or srun.
+"""One process of a job: `python -m moemodel.profiler.training.worker --job FOLDER/job.json`, under `launch`.
 
 Runs the plans of the job one after another in the same processes, since starting Python and NCCL takes longer than many
 a measurement. A plan that needs fewer ranks runs on the first ones, while the others wait in the store, off their
@@ -37,7 +37,7 @@ from moemodel.profiler.host_overhead import parallel_plans as host
 from moemodel.profiler.instruments.cycle_counter import ClockReader
 from moemodel.profiler.jobs.events import EVENTS, EventWriter
 from moemodel.profiler.jobs.failures import write_failure
-from moemodel.profiler.jobs.ranks import Ranks, failure_of, join
+from moemodel.profiler.jobs.ranks import Ranks, failure_of, join, part
 from moemodel.profiler.jobs.rendezvous import RendezvousStore
 from moemodel.profiler.platforms.registry import open_named, platform_of
 from moemodel.profiler.training.measure import measure_run
@@ -236,6 +236,7 @@ def _main(job: Job, folder: Path, rank: int) -> None:
             worker = Worker(job, folder, ranks, device, control)
             worker.run()
             free_memory(device.torch_device)
+            part()
     except BaseException as error:  # noqa: BLE001 (whatever it is, the others must not wait for this one)
         traceback.print_exc()
         write_failure(folder, rank, failure_of(error, worker.visit if worker else None))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from rich.console import Console
 
 from moemodel.calibration.fit import calibration as fit
 from moemodel.calibration.fit.operators import HeldOut
@@ -17,8 +18,9 @@ from moemodel.calibration.update import from_reports as update
 from moemodel.calibration.update.fitter import FittedFactor, Part
 from moemodel.calibration.update.fitter import HeldOut as HeldOutPlans
 from moemodel.calibration.update.from_reports import Update
+from moemodel.cli.output import working
 from moemodel.model.operators.work import Kind, Pass
-from moemodel.model.records.calibration import Calibration, read_calibration
+from moemodel.model.records.calibration import Calibration, Parameter, ThermalFit, fingerprint, read_calibration
 from moemodel.model.results import validation
 
 Run = Callable[..., Result]
@@ -31,7 +33,7 @@ ERRORS = [
 @pytest.fixture
 def fitted(calibration: Calibration, monkeypatch: pytest.MonkeyPatch) -> Calibration:
     """A profile of which the fit is known."""
-    monkeypatch.setattr(fit, "calibrate_profile", lambda _: (calibration, ERRORS))
+    monkeypatch.setattr(fit, "calibrate_profile", lambda _, **__: (calibration, ERRORS))
     return calibration
 
 
@@ -43,6 +45,34 @@ def test_writes_the_calibration_and_prints_the_errors(fitted: Calibration, moemo
     assert row.split() == ["gemm", "backward_input", "12", "3.1%", "4.0%", "9.0%", "20.0%"]
     assert max(map(len, result.stdout.splitlines())) <= 80
     assert moemodel("predict", "plan.yaml", "--calibration", "mine.json").exit_code == 0
+
+
+def test_says_what_is_not_as_good_as_it_looks(
+    calibration: Calibration, moemodel: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assumed = Parameter.assumed(0.0, "K/W", "the sensor stands still: no rise is modelled")
+    heat = {**calibration.thermal.parameters, "die_C_per_W": assumed}
+    poor = calibration.model_copy(
+        update={"trial": "For trying the commands only: 3 of 4.", "thermal": ThermalFit(parameters=heat)}
+    )
+    monkeypatch.setattr(fit, "calibrate_profile", lambda _, **__: (poor, ERRORS))
+    result = moemodel("calibrate", "profile", "-o", "mine.json")
+    lines = result.stdout.splitlines()
+    assert "For trying the commands only: 3 of 4." in lines
+    assert "Temperature: the sensor stands still: no rise is modelled." in lines
+    assert result.stderr == ""  # no terminal, no bar
+    read = read_calibration(folder / "mine.json")
+    assert read.trial == "For trying the commands only: 3 of 4."
+    assert fingerprint(read) == fingerprint(read.model_copy(update={"trial": None}))
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(Console, "is_terminal", True)
+    with working("reading") as tell:
+        tell(1, 4, "gemm forward")
+    shown = capsys.readouterr()
+    assert "gemm forward" in shown.err
+    assert not shown.out
 
 
 @pytest.mark.usefixtures("fitted")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from click.testing import Result
 
+from moemodel.calibration.store.catalogue import list_calibrations
 from moemodel.model.hardware.gpu import list_gpus
 
 Run = Callable[..., Result]
@@ -33,7 +34,20 @@ def test_gpus_for_machines(moemodel: Run) -> None:
     assert gpus["cpu"]["memory_B"] is None
 
 
+def test_what_can_be_done_on_each(moemodel: Run) -> None:
+    standings = {gpu["name"]: gpu["standing"] for gpu in json.loads(moemodel("gpus", "--json").stdout)}
+    assert standings["h100-sxm-80gb"] == "measured"
+    assert standings["a100-sxm-80gb"] == "fitted"
+    assert {name for name, standing in standings.items() if standing == "needs a profile"} == {
+        name for name in list_gpus() if name not in list_calibrations()
+    }
+    listed = " ".join(moemodel("gpus").stdout.split())
+    assert "What can be done" in listed
+    assert "needs a profile Memory, whether a plan fits, FLOPs, bytes and volumes of communication." in listed
+    assert "needs a profile: Memory, whether a plan fits" in " ".join(moemodel("gpus", "v100").stdout.split())
+
+
 def test_unknown_names_are_guessed_at(moemodel: Run) -> None:
-    result = moemodel("gpus", "h10")
+    result = moemodel("gpus", "h100-sxm-80")
     assert result.exit_code == 2
     assert "did you mean" in result.stderr

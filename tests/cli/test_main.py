@@ -224,5 +224,5 @@ def test_ctrl_c_is_no_traceback(folder: Path, environment: dict[str, str]) -> No
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
-    assert result.returncode == -signal.SIGINT  # the third, in the end
+    assert result.returncode in (128 + signal.SIGINT, -signal.SIGINT)  # the third comes while it ends, or behind it
     assert result.stderr == "moemodel: interrupted\n"

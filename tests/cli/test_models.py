@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import yaml
 from click.testing import Result
 
 from moemodel.model.architecture.hf_config import list_architectures
@@ -35,3 +36,26 @@ def test_a_model_of_ones_own(moemodel: Run, folder: Path) -> None:
     (folder / "mine.json").write_text(json.dumps(config | layers))
     described = json.loads(moemodel("models", "mine.json", "--json").stdout)
     assert described[0]["layers"] == 2
+
+
+def test_what_a_file_leaves_open_is_said_here_and_beside_every_prediction(
+    moemodel: Run, folder: Path, calibration_file: Path
+) -> None:
+    config = {"model_type": "mistral", "vocab_size": 1024, "hidden_size": 256, "intermediate_size": 512}
+    config |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 1000}
+    config |= {"num_nextn_predict_layers": 1, "novel": 7, "quantization_config": {"bits": 4}}
+    (folder / "mine.json").write_text(json.dumps(config))
+    said = (
+        "2 of 2 layers have a sliding window of 1000 tokens",
+        "1 multi-token-prediction module, left out here",
+        "quantization_config: the file's weights are quantized",
+        "Not read, since mistral has no such key: novel (7)",
+    )
+    printed = " ".join(moemodel("models", "mine.json").stdout.split())
+    plan = yaml.safe_load((folder / "plan.yaml").read_text())
+    (folder / "plan.yaml").write_text(yaml.safe_dump(plan | {"architecture": "mine.json"}))
+    result = moemodel("predict", "plan.yaml", "--json", "--calibration", calibration_file)
+    notes = json.loads(result.stdout)["notes"]
+    for words in said:
+        assert words in printed
+        assert any(words in note for note in notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -11,13 +12,17 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from moemodel.cli.optimize import _runs
+from moemodel import api
+from moemodel.cli import optimize, search_progress
+from moemodel.cli.search_report import runs
 from moemodel.model.plan.spec import read_plan
+from moemodel.model.search.problem import summary
 from moemodel.model.search.result import DEFAULT_FILE, read_search_result
 
 Run = Callable[..., Result]
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("search-*.yaml"))
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("search-*.yaml"))
 
 SEARCH = """\
 name: small
@@ -48,10 +53,17 @@ def test_it_prints_the_front_and_what_it_rests_on(moemodel: Run, searched: Path,
     result = moemodel("optimize", "search.yaml", "--calibration", calibration_file)
     assert result.exit_code == 0, result.output
     for figure in (
-        *("time", "energy", "alike", "MHz", "auto", "dp 8 zero"),
+        *("time", "GPU", "IT", "energy", "hours", "CO2e", "alike", "MHz", "auto", "dp 8 zero"),
         *("fastest", "least energy within 5%", "knee", "90 % interval"),
         *("against the reference", "Refused, by the first reason", "sequence_parallel needs tp > 1"),
-        *("combinations", "predicted", "feasible", "on the front", "can't be told apart", "wrote moemodel-search.json"),
+        *(
+            "combinations",
+            "predicted",
+            "feasible",
+            "on the front",
+            "Plans are alike where",
+            "wrote moemodel-search.json",
+        ),
     ):
         assert figure in result.stdout, figure
     assert max(map(len, result.stdout.splitlines())) <= 80
@@ -98,16 +110,122 @@ def test_plans_are_not_mixed_with_others(moemodel: Run, searched: Path, calibrat
     assert not (searched / DEFAULT_FILE).exists()
 
 
+def test_plans_name_files_from_their_own_folder(moemodel: Run, searched: Path, calibration_file: Path) -> None:
+    """A model's file beside the search, plans in another folder, and moemodel run in a third."""
+    (searched / "mine").mkdir()
+    config = (ROOT / "model" / "presets" / "architectures" / "opt-350m.json").read_text(encoding="utf-8")
+    (searched / "mine" / "my model.json").write_text(config, encoding="utf-8")
+    text = SEARCH.replace("architecture: opt-350m", "architecture: my model.json")
+    (searched / "mine" / "search.yaml").write_text(text, encoding="utf-8")
+    options = ("--write-plans", "deep/best", "--calibration", calibration_file)
+    assert moemodel("optimize", "mine/search.yaml", *options).exit_code == 0
+    plan = searched / "deep" / "best" / "plan-01.yaml"
+    assert "architecture: ../../mine/my model.json" in plan.read_text(encoding="utf-8")
+    predicted = moemodel("predict", plan, "--calibration", calibration_file)
+    assert predicted.exit_code == 0, predicted.output
+    assert "working directory" not in predicted.stdout
+
+
+@pytest.mark.parametrize("name", ["plan.yaml", "search.yaml"])
+def test_nothing_but_a_result_is_replaced(name: str, moemodel: Run, searched: Path, calibration_file: Path) -> None:
+    before = (searched / name).read_bytes()
+    result = moemodel("optimize", "search.yaml", "-o", name, "--calibration", calibration_file)
+    assert result.exit_code == 2
+    assert result.stderr == f"moemodel: -o {name}: is there already and is no result of a search; name another file\n"
+    assert (searched / name).read_bytes() == before
+
+
+@pytest.mark.parametrize("full", ["plan-02.yaml", DEFAULT_FILE])
+def test_plans_are_written_whole_or_not_at_all(
+    full: str, moemodel: Run, searched: Path, calibration_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full at the second plan, or at the result."""
+
+    def write(path: Path, *_: object, **__: object) -> None:
+        if path.name == full:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        path.write_text("")
+
+    monkeypatch.setattr(optimize, "write_atomic", write)
+    result = moemodel("optimize", "search.yaml", "--write-plans", "best", "--calibration", calibration_file)
+    assert result.exit_code == 2
+    named = DEFAULT_FILE if full == DEFAULT_FILE else "best"
+    assert result.stderr == f"moemodel: {named}: No space left on device\n"
+    assert sorted(path.name for path in searched.iterdir()) == ["plan.yaml", "search.yaml"]
+
+
+def test_an_interrupted_search_leaves_nothing(
+    moemodel: Run, searched: Path, calibration_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "search", interrupted)
+    result = moemodel("optimize", "search.yaml", "--write-plans", "best", "--calibration", calibration_file)
+    assert result.exit_code != 0
+    assert "Traceback" not in result.output
+    assert sorted(path.name for path in searched.iterdir()) == ["plan.yaml", "search.yaml"]
+
+
+def test_a_short_search_says_nothing_of_itself(moemodel: Run, searched: Path, calibration_file: Path) -> None:
+    assert searched.exists()
+    assert moemodel("optimize", "search.yaml", "--calibration", calibration_file).stderr == ""
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_long_search_says_what_lies_ahead(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A terminal is shown a bar too; where there is none, only what takes more than ten seconds is told."""
+    now_s = iter([0.0, 0.0, 0.5, 1.0, 11.0, 30.0, 40.0, 50.0])
+    monkeypatch.setattr(search_progress, "monotonic", lambda: next(now_s))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    with search_progress.SearchProgress() as progress:
+        progress("memory", 0, 100)
+        progress("memory", 50, 100)  # half a second to go
+        progress("prediction", 0, 60_000)
+        progress("prediction", 10_000, 60_000)  # in ten seconds
+        progress("prediction", 30_000, 60_000)
+        progress("front", 0, 20)
+    told = capsys.readouterr().err
+    assert told.count("60,000 predictions, of every plan that fits at every clock, take about 50 s") == 1
+    assert ("time and energy" in told) == terminal
+    assert "legal plans" not in told
+
+
 def test_top_prints_fewer_and_stores_all(moemodel: Run, searched: Path, calibration_file: Path) -> None:
-    text = SEARCH.replace("[null, 1200, 1500]", "{from: 1100, to: 1900, step: 50}")
+    text = (
+        SEARCH.replace("[null, 1200, 1500]", "{from: 1100, to: 1900, step: 50}")
+        + "objectives: [step_time_s, memory_B]\n"
+    )
     (searched / "search.yaml").write_text(text, encoding="utf-8")
-    rows = []
+    rows, kept = [], []
     for top in ((), ("--top", 1)):
         result = moemodel("optimize", "search.yaml", *top, "--calibration", calibration_file)
         assert result.exit_code == 0
-        rows.append(result.stdout[: result.stdout.index("Pick")].count("dp 8"))
-        assert len(read_search_result(searched / DEFAULT_FILE).front) == rows[0]
+        rows.append(result.stdout[: result.stdout.index("Behind")].count(" zero "))
+        kept.append(len(read_search_result(searched / DEFAULT_FILE).front))
     assert 0 < rows[1] <= 4 < rows[0]
+    assert kept[0] == kept[1] >= rows[0]
+
+
+def test_plans_that_differ_in_clock_alone_are_one(moemodel: Run, searched: Path, calibration_file: Path) -> None:
+    text = SEARCH.replace("[null, 1200, 1500]", "{from: 1100, to: 1900, step: 50}")
+    (searched / "search.yaml").write_text(text, encoding="utf-8")
+    result = moemodel("optimize", "search.yaml", "--calibration", calibration_file)
+    front = read_search_result(searched / DEFAULT_FILE).front
+    shown = result.stdout[: result.stdout.index("Behind")].splitlines()
+    choices = [summary(entry.plan, clock=False) for entry in front]
+    assert len(front) > len(set(choices))
+    for plan in set(choices):
+        mine = [entry for entry, choice in zip(front, choices, strict=True) if choice == plan]
+        (line,) = (number for number, line in enumerate(shown) if line.split(":")[0] == plan)
+        ends = [mine[0], mine[-1]] if len(mine) > 1 else mine
+        for below, entry in enumerate(ends, start=1):
+            number, *figures = shown[line + below].split()
+            assert number == str(entry.number)
+            assert f"{entry.plan.clock_MHz or 'auto'}".removesuffix(".0") in figures
+        assert len(mine) == 1 or shown[line].endswith("MHz")
 
 
 def test_several_numbers_of_gpus_are_told_apart(moemodel: Run, searched: Path, calibration_file: Path) -> None:
@@ -181,4 +299,4 @@ def test_a_search_imports_nothing_heavy(searched: Path, calibration_file: Path, 
     ("numbers", "text"), [((), ""), ((3,), "3"), ((1, 2, 3, 5), "1-3,5"), ((1, 3, 4), "1,3-4"), ((2, 4), "2,4")]
 )
 def test_numbers_in_short(numbers: tuple[int, ...], text: str) -> None:
-    assert _runs(numbers) == text
+    assert runs(numbers) == text

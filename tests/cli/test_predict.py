@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 from click.testing import Result
 
 from moemodel.calibration.store.catalogue import list_calibrations
+from moemodel.model.hardware.gpu import list_gpus
 from moemodel.model.records.calibration import SCHEMA_VERSION
 
 Run = Callable[..., Result]
@@ -177,17 +179,64 @@ def test_a_calibration_of_another_gpu(moemodel: Run, folder: Path, calibration_f
     assert "test-h100 is of h100-sxm-80gb, but cluster.gpu is a100-sxm-80gb" in result.stderr
 
 
-@pytest.mark.parametrize("gpu", ["b200", "h200"])
-def test_without_a_calibration_the_gpu_is_named(gpu: str, moemodel: Run, folder: Path) -> None:
+def test_norways_code_is_no_truth_value(moemodel: Run, folder: Path, calibration_file: Path) -> None:
+    plan = folder / "plan.yaml"
+    plan.write_text(plan.read_text() + "site: {region: NO}\n")
+    result = moemodel("predict", "plan.yaml", "--calibration", calibration_file)
+    assert "grid of Norway (NOR), 0.030 kgCO2e/kWh" in " ".join(result.stdout.split())
+
+
+def test_an_unknown_gpu_is_refused(moemodel: Run, folder: Path) -> None:
+    plan = folder / "plan.yaml"
+    plan.write_text(plan.read_text().replace("h100-sxm-80gb", "b200"))
+    result = moemodel("predict", "plan.yaml")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("moemodel: plan.yaml: cluster.gpu: found 'b200'; allowed: a100-pcie-80gb")
+
+
+UNCALIBRATED = [name for name in list_gpus() if name not in list_calibrations()]
+
+
+@pytest.mark.parametrize("gpu", UNCALIBRATED)
+def test_a_gpu_without_a_calibration_is_answered_for(gpu: str, moemodel: Run, folder: Path) -> None:
     plan = folder / "plan.yaml"
     plan.write_text(plan.read_text().replace("h100-sxm-80gb", gpu))
     result = moemodel("predict", "plan.yaml")
+    assert result.exit_code == 0
+    said = " ".join(result.stdout.split())
+    for words in ("model FLOPs", "device memory traffic", "sent over dp", "Memory of the fullest GPU", "peak"):
+        assert words in said
+    assert f"There is no calibration of {gpu}, so there is no time, power or energy" in said
+    verdict = f"This plan fits in memory: the fullest GPU needs [0-9.]+ GB, {gpu} has [0-9.]+ GB"
+    assert re.search(verdict if gpu != "cpu" else "The memory of cpu is not known", said)
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_a_gpu_without_a_calibration_for_machines(moemodel: Run, folder: Path) -> None:
+    """Also of a plan that does not fit: whether it does is what was asked."""
+    plan = folder / "plan.yaml"
+    plan.write_text(plan.read_text().replace("h100-sxm-80gb", "v100").replace("opt-350m", "llama-3-8b"))
+    result = moemodel("predict", "plan.yaml", "--json")
+    assert result.exit_code == 0
+    answer = json.loads(result.stdout, parse_constant=pytest.fail)
+    assert answer["calibration"] is None
+    assert answer["memory"]["fits"] is False
+    assert answer["memory"]["available_B"] == 32 << 30
+    assert answer["memory"]["peak_B"]["value"] > 32 << 30
+    assert answer["step"]["step_time_s"] == answer["step"]["gpu_energy_J"] == {"value": None, "interval": None}
+    assert answer["run"] is None
+    assert answer["work"]["model_flops"] == pytest.approx(6 * 8.03e9 * 64 * 2048, rel=0.15)
+    assert set(answer["work"]["sent_per_gpu_B"]) == {"dp", "tp", "pp", "ep", "cp"}
+    assert any("v100-sxm-32gb does not compute in bf16" in note for note in answer["notes"])
+
+
+def test_a_search_without_a_calibration_says_what_is_known_without(moemodel: Run, folder: Path) -> None:
+    document = "architecture: opt-350m\nsequence_length: 2048\nglobal_batch: 64\ncluster: {gpu: h200, gpus: 8}\n"
+    (folder / "search.yaml").write_text(document)
+    result = moemodel("optimize", "search.yaml")
     assert result.exit_code == 2
-    if gpu == "b200":
-        assert result.stderr.startswith("moemodel: plan.yaml: cluster.gpu: found 'b200'; allowed: a100-pcie-80gb")
-        return
-    assert result.stderr.startswith("moemodel: there is no calibration of h200-sxm-141gb; those that ship: ")
-    for name in (*list_calibrations(), "`moemodel profile`", "`moemodel calibrate`", "--calibration"):
+    assert "there is no calibration of h200-sxm-141gb; those that ship: " in result.stderr
+    for name in (*list_calibrations(), "`moemodel profile`", "`moemodel calibrate`", "--calibration", "memory, FLOPs"):
         assert name in result.stderr
 
 

@@ -127,7 +127,7 @@ def _made_up(made_up_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:  # no
     from moemodel.calibration.fit import calibration as fit
     from moemodel.calibration.update import from_reports
 
-    def calibrate_profile(*folders: Path) -> tuple[Calibration, list[Any]]:
+    def calibrate_profile(*folders: Path, **_: Any) -> tuple[Calibration, list[Any]]:
         assert all(folder.is_dir() for folder in folders)
         return moemodel.shipped("h100-sxm-80gb"), []
 

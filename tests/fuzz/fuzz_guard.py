@@ -32,7 +32,7 @@ class TooSlowError(BaseException):
 
 
 @dataclass
-class FuzzCount:
+class Counts:
     """What came of some inputs."""
 
     answered: int = 0

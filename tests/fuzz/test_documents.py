@@ -16,7 +16,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fuzz_guard import FuzzCount, bounded_memory, reads, runs
+from fuzz_guard import Counts, bounded_memory, reads, runs
 from fuzz_mutations import PLAN, json_documents, legal_plans, scaled, texts, yaml_documents
 from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.spec import Moe
@@ -97,7 +97,7 @@ Check = Callable[[Path, bytes], bool]
 
 def fuzz(inputs: st.SearchStrategy[bytes], folder: Path, check: Check, count: int) -> None:
     """Try so many inputs, the same ones every time."""
-    counted = FuzzCount()
+    counted = Counts()
 
     @settings(
         max_examples=count,
@@ -238,7 +238,7 @@ def search_result(folder: Path, calibration_path: Path) -> dict[str, Any]:
 def test_search_results(folder: Path, search_result: dict[str, Any], examples: int) -> None:
     def read(path: Path) -> None:
         found = read_search_result(path)
-        for entry in (*found.front, *found.next_fastest):
+        for entry in (*found.front, *found.next_best):
             assert plan_text(entry.plan)
         for number in found.picks.values():
             assert plan_text(found.front[number - 1].plan)

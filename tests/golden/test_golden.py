@@ -35,7 +35,9 @@ def _module(name: str) -> ModuleType:
 golden = _module("predictions")
 TABLE = pq.read_table(HERE / "predictions.parquet")
 DOCUMENTS: list[dict[str, Any]] = [json.loads(text) for text in TABLE["plan"].to_pylist()]
-FIGURES: dict[str, FloatArray] = {name: TABLE[name].to_numpy() for name in TABLE.column_names if name != "plan"}
+FIGURES: dict[str, FloatArray] = {
+    name: TABLE[name].to_numpy().astype(np.float64) for name in TABLE.column_names if name != "plan"
+}
 ARCHITECTURES = sorted({document["architecture"] for document in DOCUMENTS})
 ANSWERS = [json.loads(line) for line in gzip.decompress((HERE / "answers.json.gz").read_bytes()).splitlines()]
 
@@ -56,7 +58,8 @@ def test_predictions_stay(architecture: str) -> None:
     assert sum(map(len, groups.values())) >= 200
     for rows in groups.values():
         found = golden.predicted([DOCUMENTS[index] for index in rows])
-        assert set(found) == set(FIGURES)
+        # a term that a framework's memory does not have is missing, and NaN in the table
+        assert set(found) == {name for name, values in FIGURES.items() if not np.isnan(values[rows]).all()}
         for name, values in found.items():
             expected = FIGURES[name][rows]
             allowed = _RELATIVE * np.maximum(np.abs(expected), _scale(name, rows))

@@ -8,29 +8,32 @@ report.json     everything together (`model.results.validation`), and report.htm
 
 from __future__ import annotations
 
-import fcntl
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
-from moemodel.model.core.documents import Strict, parse_yaml, read_json, read_text
+from moemodel.model.core.documents import Strict, parse_yaml, read_json
 from moemodel.model.core.errors import InputError
 from moemodel.model.core.files import write_atomic
 from moemodel.model.plan.spec import Plan
 from moemodel.model.results.validation import Environment, Failed, SkippedPlan, Visit
+from moemodel.profiler.store.folder_lock import LOCK
 
 SCHEMA_VERSION = 1
 QUESTION = "question.json"
 VISITS = "visits.jsonl"
 
 _FREE = ("set_aside", "notes")  # of a spec: they are for the reader, and change nothing of what is run
+
+# By unit, what a run can have measured (seconds: Unix time among them); 0 too, but of the step's time.
+_BOUNDS = {"s": (1e-12, 1e11), "J": (1e-9, 1e15), "W": (1e-3, 1e7), "Hz": (1e3, 1e13), "B": (1, 1e18), "C": (-100, 300)}
 
 
 class RequestedPlan(Strict):
@@ -99,9 +102,22 @@ class RunRecord(Strict):
     visit: Visit | None = None
     failed: Failed | None = None
 
+    @model_validator(mode="after")
+    def _one_of_them(self) -> RunRecord:
+        if (self.visit is None) == (self.failed is None):
+            raise ValueError("one of visit and failed is expected")
+        return self
+
+    @property
+    def repeat(self) -> int:
+        """Which round it was."""
+        ended = self.visit or self.failed
+        assert ended is not None  # by `_one_of_them`
+        return ended.repeat
+
 
 class Session:
-    """A validation's folder.
+    """A validation's folder; its owner holds `store.folder_lock`.
 
     Args:
         folder: made if there is none; one that holds the same spec is gone on with.
@@ -122,8 +138,22 @@ class Session:
 
     @cached_property
     def records(self) -> list[RunRecord]:
-        """Runs that ended so far, read (and a line that was cut off removed) at first use: within `folder_lock`."""
-        return [record for record in _read_lines(self._visits) if not _worth_a_retry(record)]
+        """Runs that ended so far, read (and a line that was cut off removed) at first use.
+
+        Raises:
+            InputError: there are lines of something else.
+        """
+        records = list(_read_lines(self._visits))
+        asked = {(plan.name, repeat) for plan, repeat in self.spec.order()}
+        for number, record in enumerate(records, start=1):
+            for row in record.visit.rows if record.visit else ():
+                _check_plausible(row, f"{self._visits}:{number}")
+            if (record.plan, record.repeat) not in asked:
+                raise InputError(
+                    f"{self._visits}:{number}: found plan {record.plan!r}, round {record.repeat + 1}, which this "
+                    "validation does not run; name a new folder with -o, or delete that line"
+                )
+        return [record for record in records if not _worth_a_retry(record)]
 
     @property
     def resumed(self) -> bool:
@@ -132,11 +162,12 @@ class Session:
 
     def add(self, record: RunRecord) -> None:
         """Keep a run that ended, on disk when this returns."""
+        records = self.records  # those of before, read before it is among them
         with self._visits.open("ab") as file:
             file.write(record.model_dump_json().encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        self.records.append(record)
+        records.append(record)
 
     def left(self) -> list[tuple[RequestedPlan, int]]:
         """Runs that are still to be made, in order; a plan that failed is not run again (see `_RETRIED`)."""
@@ -149,25 +180,23 @@ class Session:
         ]
 
 
-def _worth_a_retry(record: RunRecord) -> bool:
-    return record.failed is not None and record.failed.kind in _RETRIED
-
-
-@contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Nobody else validates in this folder meanwhile.
+def _check_plausible(row: Mapping[str, float | None], place: str) -> None:
+    """Check that what was measured can have been: a damaged digit would be reported on as if it were true.
 
     Raises:
-        InputError: somebody does.
+        InputError: it can not.
     """
-    with (folder / QUESTION).open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+    for column, value in row.items():
+        low, high = _BOUNDS.get(column.rpartition("_")[2], (-math.inf, math.inf))
+        if value is not None and not low <= value <= high and not (value == 0 and column != "step_time_s"):
             raise InputError(
-                f"{folder}: another `moemodel validate` is at work in it; wait for it, or name a new folder with -o"
-            ) from None
-        yield
+                f"{place}: {column}: found {value:g}; allowed: {low:g} to {high:g}; name a new folder with -o, or "
+                "delete that line to make the run again"
+            )
+
+
+def _worth_a_retry(record: RunRecord) -> bool:
+    return record.failed is not None and record.failed.kind in _RETRIED
 
 
 def read_spec(folder: Path) -> ValidationSpec:
@@ -180,10 +209,13 @@ def read_spec(folder: Path) -> ValidationSpec:
 
 
 def _begin(folder: Path, spec: ValidationSpec) -> None:
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir():
+        for file in folder.glob(f".{QUESTION}.*"):  # of one that was ended, or had no room, before it began
+            file.unlink()
+    if folder.is_dir() and any(file.name != LOCK for file in folder.iterdir()):
         raise InputError(f"{folder}: is not empty, and holds no validation to go on with; name a new folder with -o")
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / QUESTION, spec.model_dump_json(indent=1) + "\n")
+    write_atomic(folder / QUESTION, spec.model_dump_json(indent=1) + "\n", sync=True)
 
 
 def _check_same(folder: Path, found: ValidationSpec, asked: ValidationSpec) -> None:
@@ -215,18 +247,35 @@ def _in_one_line(yaml: str) -> str:
 
 
 def _read_lines(path: Path) -> Iterable[RunRecord]:
-    """Runs that ended; a last line that was cut off while it was written is dropped, here and on disk."""
-    if not path.exists():
+    """Runs that ended; a last line that was cut off while it was written is dropped, here and on disk.
+
+    The file is cut there, not written anew: what is whole stays, whatever happens meanwhile. Only a line feed ends a
+    line: other separators, such as U+2028, may stand in what a framework said.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
         return
-    text = read_text(path)
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            yield RunRecord.model_validate_json(line)
-        except ValidationError:
+    *lines, rest = data.split(b"\n")
+    if rest and _record(rest) is None:
+        os.truncate(path, len(data) - len(rest))
+    elif rest:  # all but its end was written
+        with path.open("ab") as file:
+            file.write(b"\n")
+        lines.append(rest)
+    for number, line in enumerate(lines, start=1):
+        record = _record(line)
+        if record is None:
             raise InputError(
                 f"{path}:{number}: is no run of a validation; name a new folder with -o, or delete that line to make "
                 "the run again"
-            ) from None
+            )
+        yield record
+
+
+def _record(line: bytes) -> RunRecord | None:
+    """What a line holds; None where it is no run."""
+    try:
+        return RunRecord.model_validate_json(line)
+    except ValidationError:
+        return None

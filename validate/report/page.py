@@ -6,13 +6,16 @@ every page. All text from plans and machines is escaped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
 from moemodel.model.results.validation import Measured, PlanReport, Predicted, QuantityReport, Ranking, Report
 from moemodel.validation.report.css import STYLE
-from moemodel.validation.report.figures import errors, plane, spans
-from moemodel.validation.report.units import UNITS, Unit, number, percent
+from moemodel.validation.report.figures import errors, phases, plane, spans
+from moemodel.validation.report.marks import NARROW, WIDE, Frame
+from moemodel.validation.report.names import alike, differing, plan_or_none
+from moemodel.validation.report.units import PHASES, UNITS, Unit, number, percent
+from moemodel.validation.report.verdict import judge, verdict
 
 _TEXT = ' class="text"'
 
@@ -22,10 +25,12 @@ def html_page(report: Report) -> str:
     title = f"Validation: {report.search or 'plans'} on {report.environment.device.name}"
     body = [
         _heading(report, title),
+        _verdict(report),
         _tiles(report),
+        "" if report.errors else _failures(report.plans),  # there is little else to see
         _figures(report),
         *_tables(report),
-        _failures(report.plans),
+        _failures(report.plans) if report.errors else "",
         _set_aside(report),
         _plans(report.plans),
         _notes(report),
@@ -43,8 +48,8 @@ def _heading(report: Report, title: str) -> str:
     driver = f", driver {device.driver}" if device.driver else ""
     torch = environment.libraries.get("torch")
     lines = [
-        f"{len(report.plans)} plans, {report.repeats} rounds in shuffled order, {report.seconds:g} s measured of each "
-        f"run; {report.created}",
+        f"{_count(report.plans, 'plan')}, {_count(range(report.repeats), 'round')} in shuffled order, "
+        f"{report.seconds:g} s measured of each run; {report.created}",
         f"{environment.gpus} x {device.name}{driver}{f', torch {torch}' if torch else ''}; clocks: "
         f"{environment.clocks}; seed {report.seed}",
         f"predicted by calibration {report.calibration.name} ({report.calibration.sha256[:12]}), moemodel "
@@ -54,13 +59,40 @@ def _heading(report: Report, title: str) -> str:
     return f'<h1>{escape(title)}</h1>\n<p class="soft">{"<br>".join(map(escape, lines))}</p>\n{unfinished}'
 
 
+def _count(things: Sequence[object], name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
+
+
+_SIGNS = {"good": "✓", "poor": "✗", "open": "?"}
+
+
+def _verdict(report: Report) -> str:
+    """What may be relied on, and on what that rests: a line for each quantity, and for the choice of a plan."""
+    found = verdict(report)
+    lines = [judged for name in UNITS if (judged := judge(report.plans, name)) is not None]
+    items = "".join(f'<li class="{each.level}">{escape(each.text)}</li>' for each in lines)
+    for name, ranking in report.ranking.items():
+        if ranking.regret is not None:
+            items += f"<li>{escape(_chosen(UNITS[name].label, ranking))}</li>"
+    return (
+        f'<section class="verdict {found.level}"><p><b><span aria-hidden="true">{_SIGNS[found.level]}</span> '
+        f"{escape(found.text)}</b></p>{f'<ul>{items}</ul>' if items else ''}</section>\n"
+    )
+
+
+def _chosen(label: str, ranking: Ranking) -> str:
+    if ranking.chosen == ranking.best:
+        return f"The plan predicted best in {label} was the best measured."
+    return f"The plan predicted best in {label} took {percent(ranking.regret)} more than the best measured."
+
+
 def _tiles(report: Report) -> str:
     tiles = [
         (
             percent(report.errors[name].mape),
-            f"{UNITS[name].label}: mean error; worst {percent(report.errors[name].worst)}",
+            f"{unit.label}: mean error; worst {percent(report.errors[name].worst)}",
         )
-        for name in UNITS
+        for name, unit in UNITS.items()
         if name in report.errors
     ]
     for name, ranking in report.ranking.items():
@@ -86,18 +118,36 @@ def _figures(report: Report) -> str:
         '<span class="key m"></span>measured, mean and standard deviation over rounds &nbsp; '
         '<span class="key p"></span>predicted, with its 90 % interval'
     )
-    drawn = [
-        ("Step time", spans(report.plans, "step_time"), key),
-        ("Energy", spans(report.plans, "energy"), key),
-        ("Energy against time", plane(report.plans), f"{key}; what is predicted and what was measured are joined"),
-        ("Peak memory", spans(report.plans, "memory"), f"{key}; of the fullest GPU, as the allocator counts it"),
-        ("Errors", errors(report), "one ring a plan; the band is the mean absolute error"),
+    plans = report.plans
+    of_phases = " &nbsp; ".join(f'<span class="key {name}"></span>{unit.label}' for name, unit in PHASES.items())
+    draw: list[tuple[str, Callable[[Frame], str], str]] = [
+        ("Step time", lambda frame: spans(plans, "step_time", frame), key),
+        ("Energy", lambda frame: spans(plans, "energy", frame), key),
+        (
+            "Energy against time",
+            lambda frame: plane(plans, frame),
+            f"{key}; what is predicted and what was measured are joined; the table below has the plans that have no "
+            "room for their names",
+        ),
+        ("Phases", lambda frame: phases(plans, frame), f"{of_phases}; predicted above, measured below"),
+        (
+            "Peak memory",
+            lambda frame: spans(plans, "memory", frame),
+            f"{key}; of the fullest GPU, as the allocator counts it",
+        ),
+        ("Errors", lambda frame: errors(report, frame), "one ring a plan; the band is the mean absolute error"),
+        ("Errors of the phases", lambda frame: errors(report, frame, PHASES), "the same of the parts of a step"),
     ]
-    return "".join(
-        f"<h2>{escape(title)}</h2>\n<figure>{svg}<figcaption>{caption}</figcaption></figure>\n"
-        for title, svg, caption in drawn
-        if svg
-    )
+    return "".join(_figure(title, by_frame, caption) for title, by_frame, caption in draw)
+
+
+def _figure(title: str, draw: Callable[[Frame], str], caption: str) -> str:
+    """A figure, drawn twice: the style sheet shows the one that the window has room for."""
+    wide = draw(WIDE)
+    if not wide:
+        return ""
+    both = f'<div class="wide">{wide}</div><div class="narrow">{draw(NARROW)}</div>'
+    return f"<h2>{escape(title)}</h2>\n<figure>{both}<figcaption>{caption}</figcaption></figure>\n"
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
@@ -105,7 +155,7 @@ def _figures(report: Report) -> str:
 
 def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], text: Sequence[int] = ()) -> str:
     """A table; columns in `text` hold sentences. Everything is escaped."""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
+    head = "".join(f'<th scope="col"{_TEXT if i in text else ""}>{escape(name)}</th>' for i, name in enumerate(heads))
     body = "".join(
         "<tr>"
         + "".join(f"<td{_TEXT if i in text else ''}>{escape(cell)}</td>" for i, cell in enumerate(row))
@@ -120,8 +170,13 @@ def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], te
 
 def _tables(report: Report) -> Iterable[str]:
     yield "<h2>The numbers</h2>\n"
-    heads = ("plan", "predicted", "90 % interval", "measured", "+- over rounds", "runs", "error", "forecast")
-    for name, unit in UNITS.items():
+    units = UNITS | PHASES
+    heads = ("plan", "predicted", "90 % interval", "measured", "± over rounds", "runs", "error", "forecast")
+    if alike([plan.name for plan in report.plans]):
+        degrees = differing([plan_or_none(plan) for plan in report.plans])
+        settings = [(plan.name, ", ".join(own)) for plan, own in zip(report.plans, degrees, strict=True)]
+        yield _table("in what the plans differ", ("plan", "settings"), settings, text=(1,))
+    for name, unit in units.items():
         rows = [
             (plan.name, *_cells(plan.quantities[name], unit))
             for plan in report.plans
@@ -131,7 +186,7 @@ def _tables(report: Report) -> Iterable[str]:
             yield _table(f"{unit.label}, {unit.symbol}", heads, rows)
     rows = [
         (
-            UNITS[name].label,
+            units[name].label,
             percent(found.mape),
             f"{percent(found.worst)} ({found.worst_plan})",
             percent(found.forecast_mape),
@@ -139,14 +194,14 @@ def _tables(report: Report) -> Iterable[str]:
             str(found.plans),
         )
         for name, found in report.errors.items()
-        if name in UNITS
+        if name in units
     ]
     yield _table("all plans", ("quantity", "mean error", "worst", "of forecasts", "in the interval", "plans"), rows)
 
 
 def _cells(quantity: QuantityReport, unit: Unit) -> tuple[str, ...]:
     measured = quantity.measured
-    spread = "" if quantity.error_std is None else f" +- {percent(quantity.error_std)}"
+    spread = "" if quantity.error_std is None else f" ± {percent(quantity.error_std)}"
     return (
         _value(quantity.predicted, unit),
         _interval(quantity.predicted, unit),

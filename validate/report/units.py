@@ -24,6 +24,11 @@ UNITS: dict[str, Unit] = {
     "memory": Unit(label="peak memory", short="memory", symbol="GB", scale=1e-9),
     "clock": Unit(label="true SM clock", short="clock", symbol="MHz", scale=1e-6),
 }
+PHASES: dict[str, Unit] = {
+    "forward": Unit(label="forward pass", short="forward", symbol="ms", scale=1e3),
+    "backward": Unit(label="backward pass", short="backward", symbol="ms", scale=1e3),
+    "optimizer": Unit(label="optimizer", short="optimizer", symbol="ms", scale=1e3),
+}
 
 
 def number(value: float) -> str:

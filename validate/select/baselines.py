@@ -19,7 +19,7 @@ from moemodel.model.records.calibration import Calibration
 from moemodel.model.search.candidates import Candidates, candidates
 from moemodel.model.search.document import Search
 from moemodel.model.search.problem import SearchProblem, constraint_values, limits_of, memory_of
-from moemodel.model.search.search import reference_plan
+from moemodel.model.search.reference import reference_plan
 from moemodel.model.step.system import system_of
 from moemodel.validation.select.runnable import Hardware, PlanRequest, what_runs
 
@@ -61,13 +61,13 @@ def baselines_for(
     cluster = document.cluster.model_copy(update={"gpus": (max(counts),)})
     problem = _problem(document.model_copy(update={"cluster": cluster}), calibration)
     if reference is None or reference.cluster.gpus > hardware.gpus:
-        reference = reference_plan(problem)
+        reference = reference_plan(problem, candidates(problem, calibration))
     found = {
         "default": ("reference", reference),
         "random": ("random", _random_plan(problem, hardware, calibration, seed, others)),
     }
     missing = {
-        "default": "what `moemodel init` would try first fits nowhere here",
+        "default": "nothing that `moemodel init` would try fits here within the limits",
         "random": "no other plan of its search can be run here",
     }
     return BaselinePlans(

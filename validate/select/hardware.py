@@ -81,9 +81,9 @@ def _devices(device: Device) -> int:
 
 
 def _nodes(launcher: Launcher) -> int:
-    """Machines of the Slurm allocation, which are alike; 1 under torchrun."""
+    """Machines of the Slurm allocation, which are alike; 1 under any other launcher."""
     found = next((os.environ[name] for name in _NODES if name in os.environ), "1")
-    return int(found) if launcher == "slurm" and found.isdigit() else 1
+    return int(found) if launcher == "slurm" and found.isdecimal() else 1
 
 
 def unable(plan: Plan) -> str | None:

@@ -97,7 +97,7 @@ def from_search(
             f"predictions on {calibration.name} ({fingerprint(calibration)[:12]})."
         )
     if controls:
-        reference = None if result.reference is None else result.reference.plan
+        reference = next((entry.plan for entry in result.references if entry.plan.cluster.gpus <= hardware.gpus), None)
         picker.control(result.search, reference, calibration, seed)
     return picker.chosen()
 
@@ -105,14 +105,14 @@ def from_search(
 def _by_merit(result: SearchResult) -> Iterator[PlanRequest]:
     """Entries of the front: picks, then the others evenly spread; each once. Then the fastest behind it."""
     names: dict[int, list[str]] = {}
-    for pick in _PICKS:
+    for pick in dict.fromkeys((*_PICKS, *result.picks)):
         if pick in result.picks:
             names.setdefault(result.picks[pick], []).append(pick.replace("_", " "))
     by_number = {entry.number: entry for entry in result.front}
     for number in (*names, *_spread([number for number in by_number if number not in names])):
         named = f" ({', '.join(names[number])})" if number in names else ""
         yield PlanRequest(role=f"front {number}{named}", plan=by_number[number].plan)
-    for place, entry in enumerate(result.next_fastest, start=1):
+    for place, entry in enumerate(result.next_best, start=1):
         yield PlanRequest(role=f"next {place} behind the front", plan=entry.plan)
 
 

@@ -14,10 +14,8 @@ Choices that a prediction has to share:
 A rank of several builds the same modules for what it holds: some of the layers (`Span`), and of these a part
 (`ShardingStrategy`).
 
-Recompute. `full`: a layer keeps its input and runs again in the backward pass. `selective`: the attention core runs
-again, as in Megatron (Korthikanti et al. 2022, section 5); with a flash kernel, which keeps no score matrix, that
-costs a forward kernel and saves only the softmax statistics (4 bytes a head and token), so it is there to be
-measured, not to be recommended.
+Recompute. `full`: a layer keeps its input and runs again in the backward pass. `selective`: so it does, but for every
+other product and the core of attention, whose outputs it keeps (torchtitan's `selective_ac_option: op`).
 
 Shapes: T tokens (batch x seq), D hidden, B batch, H heads, G key/value heads, S seq, K head_dim, E experts, k experts
 per token, F width, R = T k rows, V vocabulary, W embedding width.
@@ -28,12 +26,20 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    SelectiveCheckpointContext,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+    noop_context_fn,
+)
 
 from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp, Moe
 from moemodel.model.core.errors import InputError
@@ -128,9 +134,9 @@ class _Norm(nn.Module):
 
 
 class _Attention(nn.Module):
-    def __init__(self, attention: Attention, hidden: int, *, recompute: bool, sharding: ShardingStrategy) -> None:
+    def __init__(self, attention: Attention, hidden: int, *, sharding: ShardingStrategy) -> None:
         super().__init__()
-        self._shape, self._recompute, self._sharding = attention, recompute, sharding
+        self._shape, self._sharding = attention, sharding
         queries, keys = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
         self.q = nn.Linear(hidden, queries, bias=attention.bias_qkv)
         self.k = nn.Linear(hidden, keys, bias=attention.bias_qkv)
@@ -149,7 +155,7 @@ class _Attention(nn.Module):
             q, k = self._sharding.normalise(q, k, self.q_norm, self.k_norm)
         q_BHSK, k_BGSK = self._heads(q, self.q_norm, positions), self._heads(k, self.k_norm, positions)
         v_BGSK = self._split(self.v(x_TD), positions).transpose(1, 2)
-        y_BHSK = self._core(q_BHSK, k_BGSK, v_BGSK)
+        y_BHSK = torch_ops.attention(q_BHSK, k_BGSK, v_BGSK, self._shape.causal)
         return self._sharding.project(self.o, y_BHSK.transpose(1, 2).reshape(x_TD.shape[0], -1))
 
     def _heads(self, x: Tensor, norm: _Norm | None, positions: Positions) -> Tensor:
@@ -167,20 +173,6 @@ class _Attention(nn.Module):
 
     def _split(self, x: Tensor, positions: Positions) -> Tensor:
         return x.view(positions.batch, positions.seq, -1, self._shape.head_dim)
-
-    def _core(self, q_BHSK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor) -> Tensor:
-        if not (self._recompute and torch.is_grad_enabled()):
-            return torch_ops.attention(q_BHSK, k_BGSK, v_BGSK, self._shape.causal)
-        out: Tensor = checkpoint(
-            torch_ops.attention,
-            q_BHSK,
-            k_BGSK,
-            v_BGSK,
-            self._shape.causal,
-            use_reentrant=False,
-            preserve_rng_state=False,
-        )
-        return out
 
 
 def _gelu_gate(gate: Tensor, up: Tensor) -> Tensor:
@@ -278,24 +270,47 @@ class Mixture(nn.Module):
         return torch_ops.unpermute(y_RD, weight_Tk, d)
 
 
+_PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
+_CORES = {
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+}
+
+
+def _keep_some() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Contexts of a forward pass and of its repetition that keep the outputs of cores and of every other product."""
+    seen = {True: 0, False: 0}  # products of the repetition, and of the forward pass
+
+    def policy(context: SelectiveCheckpointContext, op: Any, *_: Any, **__: Any) -> CheckpointPolicy:
+        seen[context.is_recompute] += op in _PRODUCTS
+        kept = op in _CORES or (op in _PRODUCTS and seen[context.is_recompute] % 2 == 1)
+        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+    contexts: tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
+    contexts = create_selective_checkpoint_contexts(policy)  # type: ignore[no-untyped-call]
+    return contexts
+
+
 class _Layer(nn.Module):
     def __init__(self, layer: Layer, hidden: int, *, recompute: RecomputeName, sharding: ShardingStrategy) -> None:
         super().__init__()
-        self._recompute = recompute == "full"
+        self._recompute = recompute
         held = sharding.layer(layer)
         assert layer.norm is not None
         norms = [_Norm(hidden, kind=layer.norm, bias=layer.norm_bias) for _ in range(len(layer.attentions) + 1)]
         self.norms = nn.ModuleList(norms)
-        core = recompute == "selective"
-        self.attentions = nn.ModuleList(
-            _Attention(a, hidden, recompute=core, sharding=sharding) for a in held.attentions
-        )
+        self.attentions = nn.ModuleList(_Attention(a, hidden, sharding=sharding) for a in held.attentions)
         self.feed_forward = _feed_forward(layer.feed_forward, held.feed_forward, hidden, sharding)
 
     def forward(self, x_TD: Tensor, positions: Positions) -> Tensor:
-        if not (self._recompute and torch.is_grad_enabled()):
+        if self._recompute == "none" or not torch.is_grad_enabled():
             return self._run(x_TD, positions)
-        out: Tensor = checkpoint(self._run, x_TD, positions, use_reentrant=False, preserve_rng_state=False)
+        contexts = _keep_some if self._recompute == "selective" else noop_context_fn
+        out: Tensor = checkpoint(
+            self._run, x_TD, positions, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+        )
         return out
 
     def _run(self, x_TD: Tensor, positions: Positions) -> Tensor:

@@ -27,7 +27,9 @@ def _model_gaps(architecture: Architecture) -> list[str]:
     gaps = {
         "encoders": bool(architecture.encoder),
         "models without layers": not architecture.decoder,
-        "models without a vocabulary head": not architecture.has_head,
+        "models without a vocabulary head": not architecture.has_head or architecture.classes > 0,
+        "biases of the head": architecture.head_bias,
+        "norms behind the embedding": architecture.embedding_norm,
     }
     return [name for name, found in gaps.items() if found]
 
@@ -36,6 +38,14 @@ def _layer_gaps(layer: Layer) -> list[str]:
     block = layer.feed_forward
     gaps = {
         "layers without norms": layer.norm is None,
+        "norms without a scale, or without a shift, of layers": not layer.norm_scale
+        or (layer.norm == "layer" and not layer.norm_bias),
+        "norms behind blocks": layer.second_norm,
+        "blocks side by side": layer.parallel,
+        "windows and chunks of attention": any(a.window or a.chunk for a in layer.attentions),
+        "values of another width than keys": any(a.value_head_dim not in (None, a.head_dim) for a in layer.attentions),
+        "attention sinks": any(a.sinks for a in layer.attentions),
+        "squared ReLU": block.activation == "relu2",
         "cross attention": any(a.cross for a in layer.attentions),
         "latent attention": any(a.latent is not None for a in layer.attentions),
         "relative position biases": any(a.relative_buckets > 0 for a in layer.attentions),
@@ -46,7 +56,7 @@ def _layer_gaps(layer: Layer) -> list[str]:
         gaps |= {
             f"{block.router} routers": block.router != "softmax_topk",
             "expert biases": block.bias,
-            "router bias corrections": block.router_bias,
+            "router biases and corrections": block.router_bias or block.score_correction,
             "capacity factors": block.capacity_factor is not None,
         }
     return [name for name, found in gaps.items() if found]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.errors import InputError
 from moemodel.model.plan.checks import check_architecture
+from moemodel.model.plan.recompute import RECOMPUTE
 from moemodel.model.plan.spec import Plan
 from moemodel.profiler.backends.torch_native.supported_models import check_supported
 
@@ -32,6 +33,13 @@ def check_runs(plan: Plan, architecture: Architecture) -> None:
 def _outside(plan: Plan) -> Iterator[str]:
     if plan.precision not in ("bf16", "bf16-mixed"):
         yield f"precision: found {plan.precision!r}; allowed for plans that are run: bf16, bf16-mixed"
+    if plan.recompute not in RECOMPUTE:
+        yield f"recompute: found {plan.recompute!r}; allowed for plans that are run: {', '.join(RECOMPUTE)}"
+    if plan.recompute == "selective" and max(plan.parallel.ep, plan.parallel.tp) > 1:  # collectives would run again
+        yield "recompute: found 'selective' with ep or tp above 1; allowed for plans that are run: none, full"
+    for name in ("cross_entropy", "gradient_dtype", "micro_batches_per_schedule"):
+        if (found := getattr(plan, name)) is not None:
+            yield f"{name}: found {found!r}; allowed for plans that are run: null"
     if plan.parallel.cp > 1:
         yield f"parallel.cp: found {plan.parallel.cp}; context parallelism is not run yet, allowed: 1"
     if plan.power_cap_W is not None:
@@ -53,6 +61,8 @@ def _pipeline(plan: Plan) -> Iterator[str]:
     p, m = plan.parallel, plan.micro_batches
     if p.pp == 1:
         return
+    if p.zero_stage > 1:
+        yield f"parallel.zero_stage: found {p.zero_stage} with pp {p.pp}; allowed for plans that are run: 0, 1"
     if plan.schedule == "1f1b" and m < p.pp:
         yield f"parallel.pp: found {p.pp} with {m} micro-batches; schedule 1f1b needs at least one a stage"
     rounds = max(1, m // p.pp)

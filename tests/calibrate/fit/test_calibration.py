@@ -203,7 +203,7 @@ def test_what_ships_beside_operators_is_what_the_committed_profile_gives(part: s
     """Linear fits and means: the same to the last digits on any machine. The tensor cores' clock and the gain come from
     all operators, of which the profile here has not all shapes."""
     found, expected = (_parameters(c.model_dump(mode="json")[part]) for c in (calibration, shipped("h100-sxm-80gb")))
-    same = 0.02 if part == "governor" else 1e-6
+    same = 0.03 if part == "governor" else 1e-6  # the gain of all profiles is known to 2.7 %
     assert [p["value"] for p in found] == pytest.approx([p["value"] for p in expected], rel=same)
     assert [(p["unit"], p["origin"], p["source"]) for p in found] == [
         (p["unit"], p["origin"], p["source"]) for p in expected

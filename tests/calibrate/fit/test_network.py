@@ -83,7 +83,13 @@ def beside(hidden: float, slower: float, memory_slower: float = 1.25) -> pd.Data
         rows.append(
             {
                 "computation": point.computation,
+                "m": point.m,
+                "n": point.n,
+                "k": point.k,
                 "collective": point.collective,
+                "ranks": 2,
+                "size_B": point.size_B,
+                "priority": 0,
                 "computation_time_s": 1e-3,
                 "collective_time_s": 2e-3,
                 "together_computation_time_s": 1e-3 * factor / (0.9 if product else 1.0),
@@ -281,3 +287,18 @@ def test_a_profile_of_collectives_alone_adds_its_links(
     assert both.network.parameters["efficiency_all_reduce"].source.startswith("4 x NVIDIA H100 80GB HBM3, ")
     assert both.provenance == alone.provenance  # one GPU's operators, as before
     assert both.operators == alone.operators
+
+
+def test_odd_tables_of_collectives_are_fitted_all_the_same(h100: Gpu) -> None:
+    """Groups that are all alike, sizes that were measured as messages and as exchanges, power that never changes."""
+    collectives, overlap = measured(protocols), beside(0.7, 1.2)
+    for odd in (
+        collectives.assign(ranks=4),
+        collectives.assign(ranks=1),
+        collectives.assign(power_W=120.0),
+        collectives.assign(power_W=120.0 - 10.0 * (collectives["collective"] != IDLE_LINKS)),
+        collectives.assign(collective=collectives["collective"].sample(frac=1, random_state=1).to_numpy()),
+    ):
+        fit, _ = measured_network(h100, *_typed(odd, overlap), None, "a test")
+        assert all(np.isfinite(parameter.value) for parameter in fit.parameters.values())
+        assert fit.parameters["link_power"].value >= 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from moemodel.calibration.fit.thermal import LEAK_W_PER_C, RISE_PER_C, fit_leakage, fit_thermal
+from moemodel.calibration.fit.thermal import LEAK_W_PER_C, RISE_PER_C, fit_leakage, fit_thermal, stuck_reading
 from moemodel.calibration.store.profile_tables import ThermalTable
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.records.calibration import ThermalFit
@@ -202,3 +204,38 @@ def test_power_that_falls_with_temperature_leaks_nothing() -> None:
     assert found["leak_W_per_C"].value == 0
     assert found["rise_per_C"].value == 0
     assert found["leak_W_per_C"].error is None
+
+
+# ---- a sensor that stands still -------------------------------------------------------------------------------------
+
+
+def _stood_still(trace: pd.DataFrame, from_s: float, for_s: float, waver_C: float = 0.0) -> pd.DataFrame:
+    still = (trace["elapsed_s"] >= from_s) & (trace["elapsed_s"] < from_s + for_s)
+    wavering = 36.0 + waver_C * (np.arange(len(trace)) % 3 == 0)
+    return trace.assign(temperature_C=np.where(still, wavering, trace["temperature_C"]))
+
+
+@pytest.mark.parametrize(
+    ("from_s", "for_s", "waver_C"), [(0.0, 1e9, 0.0), (3.0, 1e9, 0.0), (100.0, 15.0, 0.0), (0.0, 1e9, 1.0)]
+)
+def test_a_temperature_that_stands_still_under_changing_power_is_none(
+    from_s: float, for_s: float, waver_C: float
+) -> None:
+    table = ThermalTable.of(_stood_still(_trace(), from_s, for_s, waver_C))
+    said = stuck_reading(table)
+    assert said is not None
+    assert re.fullmatch(
+        r"the temperature read 3[67] C for \d+ s, while power went from \d+ to \d+ W, so its sensor stands still", said
+    )
+    for parameter in fit_thermal(table, MADE_UP).parameters.values():
+        assert parameter.origin == "assumed"
+        assert parameter.source == f"{said}: no rise is modelled"
+    assert all(parameter.origin == "assumed" for parameter in fit_leakage(table, MADE_UP).values())
+
+
+def test_a_temperature_may_stand_still_while_power_does() -> None:
+    assert stuck_reading(ThermalTable.of(_trace())) is None
+    steady = _table("mixed", np.full(600, 500.0), np.full(600, 61.0))
+    assert stuck_reading(ThermalTable.of(steady)) is None
+    idle_and_bursts = _table("mixed", np.tile([100.0, 700.0], 300), np.full(600, 55.0))  # its mean stays the same
+    assert stuck_reading(ThermalTable.of(idle_and_bursts)) is None

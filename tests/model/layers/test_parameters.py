@@ -39,9 +39,9 @@ STUDY_TOTAL = {
     "mlp-moe-xlarge": 2_789_237_600,
 }
 
-# What `transformers` 5.23 builds from the same file; its DeepSeek-V3 keeps the score corrections as buffers.
+# What `transformers` 5.23 builds from the same file.
 TRANSFORMERS_TOTAL = {
-    "deepseek-v3": 671_026_404_352 + 58 * 256,
+    "deepseek-v3": 671_026_404_352,
     "gpt3-175b": 174_604_259_328,
     "llama-3-70b": 70_553_706_496,
     "llama-3-8b": 8_030_261_248,
@@ -199,7 +199,7 @@ def test_tying_saves_the_head() -> None:
 def test_a_narrow_embedding_needs_projections_in_and_out() -> None:
     narrow = parameters(_tiny(embedding_width=8))
     assert (narrow.embedding, narrow.head, narrow.projections) == (100 * 8, 100 * 8, 2 * 8 * 32)
-    assert parameters(_tiny(embedding_width=8, has_head=False)).projections == 8 * 32
+    assert parameters(_tiny(embedding_width=8, has_head=False)).projections == 2 * 8 * 32  # as OPTModel has
 
 
 def test_each_stack_ends_in_a_norm() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,14 @@ from moemodel.model.core.documents import parse_yaml
 from moemodel.model.core.errors import InputError
 from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.hardware.link import Link
-from moemodel.model.network.cluster import Internode, cluster_network, read_internode, with_tests
+from moemodel.model.network.cluster import (
+    Internode,
+    cluster_network,
+    notes_on_tests,
+    placed,
+    read_internode,
+    with_tests,
+)
 from moemodel.model.network.collectives import Collective, Network
 from moemodel.model.network.nccl_tests import NcclTest, read_nccl_test
 from moemodel.model.plan.spec import Plan
@@ -163,7 +171,6 @@ def line_of(lines: Sequence[str], text: str) -> int:
         (row(2048, "fast", 31.0), r"time: found 'fast'; a number is expected"),
         (row(2048, -3.0, 31.0), r"time: found -3.0; a number from 0 on is expected"),
         (row(2048, 31.0, 31.0, wrong="17"), r"found 17 wrong values: the times say nothing; repair it first"),
-        ("srun: error: node-1: task 9: Killed", r"found 6 columns; the header has 13"),
         ("# Out of bounds values : 4 FAILED", r"the test found 4 wrong values: its times say nothing"),
         (
             "#  Rank  3 Group  0 Pid 99 on node-1 device  3 [0x1b] H100",
@@ -334,10 +341,15 @@ def test_tests_lie_beside_the_file(keep: Keep, calibration: Calibration, gpu: Gp
     [
         (
             ["racks: 3"],
-            r"cluster.yaml:1: unknown key 'racks'; allowed here: gpus_per_node, nccl_tests, nic, nics_per_node",
+            r"cluster.yaml:1: unknown key 'racks'; allowed here: gpus_per_host, gpus_per_node, nccl_tests, nic, nics",
         ),
         (["nic: rdma"], r"cluster.yaml: nic: found 'rdma'; allowed: ethernet-100g, .*or a bandwidth"),
         (["nodes: 0"], r"cluster.yaml:1: nodes: found 0; input should be greater than 0"),
+        (
+            ["gpus_per_host: 4"],
+            r"cluster.yaml:1: gpus_per_host: found 4; gpus_per_node must be given, and be a multiple",
+        ),
+        (["gpus_per_node: 6", "gpus_per_host: 4"], r"cluster.yaml:2: gpus_per_host: found 4; gpus_per_node must be"),
         (["nics_per_node: 4"], r"cluster.yaml:1: nics_per_node: needs gpus_per_node, among which they are shared"),
         (["nccl_tests: [nowhere.txt]"], r"nowhere.txt: no such file"),
     ],
@@ -394,3 +406,95 @@ def test_a_sweep_in_two_files_is_one_test(keep: Keep, calibration: Calibration, 
         took_s.append([took(network, Collective.ALL_REDUCE, 16, size_B) for size_B in (1 << 10, 1 << 20, 1 << 30)])
     assert took_s[1] == pytest.approx(took_s[0])
     assert took_s[2] == pytest.approx(took_s[0])
+
+
+# --- hosts and nodes -------------------------------------------------------------------------------------------------
+
+
+def listed(hosts: int, each: int, gpu: str = "an H100", nodes: int | None = None) -> NcclTest:
+    """A test that lists its ranks' hosts, at 700 GB/s of bus bandwidth."""
+    ranks = hosts * each
+    time_s = tuple(2e-5 + 2 * (ranks - 1) / ranks * size_B / 700e9 for size_B in SIZES_B)
+    return NcclTest(
+        source="a test",
+        collective=Collective.ALL_REDUCE,
+        ranks=ranks,
+        nodes=nodes or hosts,
+        nodes_told=nodes is not None,
+        hosts=hosts,
+        gpus=frozenset({gpu}),
+        size_B=tuple(map(float, SIZES_B)),
+        time_s=time_s,
+    )
+
+
+@pytest.mark.parametrize(
+    ("test", "gpus_per_node", "gpus_per_host", "nodes"),
+    [
+        (listed(2, 8), 8, None, 2),
+        (listed(2, 1), 8, None, 2),  # one GPU of each host
+        (listed(8, 4), 32, None, 1),  # no host has 32
+        (listed(8, 4, "NVIDIA GB200"), 32, None, 1),
+        (listed(2, 4, "NVIDIA GB200"), 8, None, 1),
+        (listed(2, 4, "NVIDIA GB200"), 4, None, 2),  # without NVLink between hosts
+        (listed(8, 1, "NVIDIA GB300"), 72, None, 1),
+        (listed(36, 4, "NVIDIA GB200"), 72, None, 2),
+        (listed(8, 4), 8, 4, 4),
+        (listed(2, 4), 8, 4, 1),
+        (listed(2, 4), 8, 8, 2),
+        (listed(8, 4, nodes=8), 32, None, 8),
+        (listed(8, 1, nodes=1), 8, None, 1),  # containers of one host
+    ],
+)
+def test_the_nodes_that_hosts_make_up(
+    test: NcclTest, gpus_per_node: int, gpus_per_host: int | None, nodes: int
+) -> None:
+    internode = Internode(link=Link(bandwidth_GBps=50, latency_us=5), gpus_per_host=gpus_per_host, tests=(test,))
+    once = placed(internode, gpus_per_node)
+    assert once.tests[0].nodes == nodes
+    assert placed(once, gpus_per_node) == once
+
+
+def test_hosts_that_fill_no_whole_domain() -> None:
+    internode = Internode(link=Link(bandwidth_GBps=50, latency_us=5), tests=(listed(10, 4),))
+    with pytest.raises(
+        InputError, match="a test: found 40 ranks on 10 hosts, where a node of 32 GPUs has several hosts"
+    ):
+        placed(internode, 32)
+
+
+@pytest.mark.parametrize("by", ["the names of the hosts", "nodes of the test"])
+def test_a_test_of_a_domain_is_used_for_it(by: str, calibration: Calibration, gpu: Gpu) -> None:
+    """What it measured comes back, and is less than the same five times slower."""
+    took_s = []
+    for slower in (1, 5):
+        test = listed(8, 4, nodes=None if by == "the names of the hosts" else 1)
+        test = replace(test, time_s=tuple(slower * time_s for time_s in test.time_s))
+        internode = Internode(link=Link(bandwidth_GBps=50, latency_us=5), gpus_per_node=32, tests=(test,))
+        network = cluster_network(calibration, gpu, 32, None, internode)
+        took_s.append(took(network, Collective.ALL_REDUCE, 32, SIZES_B[-1]))
+        assert took_s[-1] == pytest.approx(test.time_s[-1])
+    assert took_s[1] == pytest.approx(5 * took_s[0])
+
+
+def test_what_a_test_was_not_used_for_is_said(calibration: Calibration, gpu: Gpu) -> None:
+    def said(test: NcclTest, gpus: int, gpus_per_node: int = 8) -> str:
+        internode = placed(
+            Internode(link=Link(bandwidth_GBps=50, latency_us=5), source="c.yaml", tests=(test,)), gpus_per_node
+        )
+        network = cluster_network(calibration, gpu, gpus, gpus_per_node, internode)
+        return " ".join(notes_on_tests(internode, network, gpus))
+
+    assert "taken as one node of 32 GPUs; give the test's nodes" in said(listed(8, 4), 32, 32)
+    assert "measured between nodes, and not used: the plan's GPUs are one node of 8" in said(listed(8, 1), 8)
+    assert "moved the bytes of all_reduce at 14 times the 50 GB/s that a GPU has between nodes" in said(
+        listed(2, 1, nodes=2), 16
+    )
+    assert said(listed(1, 8), 8) == said(listed(2, 8), 16) == said(listed(8, 1, nodes=1), 8) == ""
+
+
+def test_a_run_that_no_plan_uses_is_said(keep: Keep, calibration: Calibration) -> None:
+    keep([*printed(GOOD), *printed(GOOD, program="broadcast_perf")], "both.txt")
+    file = keep(["nccl_tests: [both.txt]"], "cluster.yaml")
+    notes = outcome(parse_yaml(PLAN.format(internode=file), Plan, "plan.yaml"), calibration).notes
+    assert any("both.txt: broadcast_perf is not used: no plan has that collective" in note for note in notes)

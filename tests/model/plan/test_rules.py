@@ -160,7 +160,6 @@ def degrees_fit(backend: str, c: dict[str, Any]) -> bool:
         and deal(GLOBAL_BATCH, c["dp"] * c["micro_batch"])
         and (not c["sequence_parallel"] or c["tp"] > 1)
         and (not interleaved or (pipelined and c["schedule"] != "gpipe" and deal(len(batches), c["pp"])))
-        and not (pipelined and c["zero_stage"] in (2, 3))
     )
 
 

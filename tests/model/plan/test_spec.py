@@ -77,11 +77,6 @@ REFUSED = {
         "cp: 2, virtual_stages: 2,",
         r"virtual_stages 2: found schedule gpipe; allowed: 1f1b, zero-bubble",
     ),
-    "zero in a pipeline": (
-        "zero_stage: 1",
-        "zero_stage: 2",
-        r"zero_stage 2 with pp 2: .*use zero_stage 0 or 1, or pp 1",
-    ),
 }
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from moemodel.model.core.errors import InputError
-from moemodel.model.results.carbon import Footprint, footprint, grid_intensity, list_regions
+from moemodel.model.results.carbon import Footprint, footprint, grid_intensity
+from moemodel.model.results.regions import list_regions
 
 
 def test_a_kilowatt_hour_at_the_meter() -> None:
@@ -46,6 +47,8 @@ def test_a_site_cannot_use_less_than_its_computers(pue: float) -> None:
         ("CAN-quebec", (0.2 * 0.7438415916 + 0.3 * 0.8166885263) / 100.01),
         ("USA", 0.36947),
         ("USA-california", 394.769 * 0.45359237 / 1000),
+        ("SWE-SE3", 0.027),
+        ("CHN-guangdong", 0.4419),
     ],
 )
 def test_intensities_are_codecarbons(region: str, kg_per_kWh: float) -> None:
@@ -66,24 +69,9 @@ def test_the_table_covers_countries_states_and_provinces() -> None:
     regions = list_regions()
     assert sum(region.startswith("USA-") for region in regions) == 51  # states and the district of Columbia
     assert sum(region.startswith("CAN-") for region in regions) == 13
+    assert sum(region.startswith("CHN-") for region in regions) == 30  # of 31: of Tibet nothing is published
+    assert sum(region.startswith(("SWE-", "NOR-")) for region in regions) == 9
     assert sum(len(region) == 3 for region in regions) > 200
-
-
-@pytest.mark.parametrize("region", list_regions())
-def test_every_intensity_is_that_of_some_fuel(region: str) -> None:
-    assert 0 <= grid_intensity(region) < 1.5  # kg/kWh; old gas and lignite plants are the worst
-
-
-@pytest.mark.parametrize(
-    ("wrong", "guess"), [("CAN-qubec", "CAN-quebec"), ("USA-califronia", "USA-california"), ("Grmany", "Germany")]
-)
-def test_an_unknown_region_is_told_the_nearest(wrong: str, guess: str) -> None:
-    with pytest.raises(InputError) as caught:
-        grid_intensity(wrong)
-    message = str(caught.value)
-    assert message.startswith(f"region: found '{wrong}'; allowed: one of {len(list_regions())} names")
-    assert f"did you mean '{guess}'" in message
-    assert "intensity of your own" not in message  # a region is only a name
 
 
 def test_an_error_names_the_key_that_the_region_stands_under() -> None:

@@ -118,7 +118,7 @@ def test_a_plan_says_how_warm_the_air_is(plan_of: Callable[..., Plan], calibrati
     assert hot.slowdown_C == 89.0  # of the H100's description
     answers = [outcome(plan_of(site={"inlet_C": c}), calibration) for c in (20.0, 42.0)]
     assert answers[1].temperature_C - answers[0].temperature_C == pytest.approx(22.0, abs=3.0)
-    assert answers[1].energy_J.value > answers[0].energy_J.value
+    assert answers[1].gpu_energy_J.value > answers[0].gpu_energy_J.value
     document = answers[1].to_json()["step"]["warmer_inlet"]
     assert document["inlet_C"] == 42.0
     assert document["energy_share"] > 0

@@ -52,10 +52,10 @@ def test_figures_follow_from_one_another(plan_of: MakePlan, calibration: Calibra
     assert answer.tokens == 128 * 4096
     assert answer.tokens_per_s.value == pytest.approx(answer.tokens / step)
     assert answer.tokens_per_s_per_gpu.value == pytest.approx(answer.tokens / step / 16)
-    assert answer.energy_J.value == pytest.approx(16 * answer.power_W.value * step)
-    assert answer.energy_per_token_J.value == pytest.approx(answer.energy_J.value / answer.tokens)
+    assert answer.gpu_energy_J.value == pytest.approx(16 * answer.power_W.value * step)
+    assert answer.gpu_energy_per_token_J.value == pytest.approx(answer.gpu_energy_J.value / answer.tokens)
     assert sum(phase.time_s for phase in answer.phases.values()) == pytest.approx(step)
-    assert sum(phase.energy_J for phase in answer.phases.values()) == pytest.approx(answer.energy_J.value)
+    assert sum(phase.energy_J for phase in answer.phases.values()) == pytest.approx(answer.gpu_energy_J.value)
     assert sum(answer.memory_terms_B.values()) == pytest.approx(answer.memory_B.value)
     assert list(answer.memory_terms_B.values()) == sorted(answer.memory_terms_B.values(), reverse=True)
     assert list(answer.phases) == ["forward", "backward", "optimizer", "communication", "idle"]
@@ -74,6 +74,19 @@ def test_totals_of_the_run(plan_of: MakePlan, calibration: Calibration) -> None:
     assert run.cost.value == pytest.approx(run.energy_kWh.value * 0.2 + run.hours.value * 16 * 2.0)
 
 
+def test_every_energy_has_its_own_name(plan_of: MakePlan, calibration: Calibration) -> None:
+    """GPUs draw what they draw; a host adds its watts for the step's seconds; the site adds its share of all that."""
+    answer = outcome(plan_of(**OLMOE), calibration)
+    gpus_J = 16 * answer.power_W.value * answer.step_time_s.value
+    with_hosts_J = 16 * (answer.power_W.value + 100.0) * answer.step_time_s.value
+    step = answer.to_json()["step"]
+    assert step["gpu_energy_J"]["value"] == pytest.approx(gpus_J)
+    assert step["it_energy_J"]["value"] == pytest.approx(with_hosts_J)
+    assert step["meter_energy_J"]["value"] == pytest.approx(1.1 * with_hosts_J)
+    assert step["energy_J"] == step["gpu_energy_J"]
+    assert step["it_energy_J"]["interval"][0] < with_hosts_J < step["it_energy_J"]["interval"][1]
+
+
 def test_without_prices_there_is_no_cost_and_without_tokens_no_run(plan_of: MakePlan, calibration: Calibration) -> None:
     unpriced = outcome(plan_of(**OLMOE | {"site": {}}), calibration).run
     assert unpriced is not None
@@ -83,7 +96,7 @@ def test_without_prices_there_is_no_cost_and_without_tokens_no_run(plan_of: Make
 
 def test_intervals_contain_their_figures_and_end_at_hard_limits(plan_of: MakePlan, calibration: Calibration) -> None:
     answer = outcome(plan_of(**OLMOE, power_cap_W=550), calibration)
-    for figure in (answer.step_time_s, answer.energy_J, answer.clock_Hz, answer.power_W, answer.mfu):
+    for figure in (answer.step_time_s, answer.gpu_energy_J, answer.clock_Hz, answer.power_W, answer.mfu):
         assert figure is not None
         assert figure.low is not None
         assert figure.high is not None
@@ -93,12 +106,39 @@ def test_intervals_contain_their_figures_and_end_at_hard_limits(plan_of: MakePla
     assert mostly_waiting.clock_Hz.high == 1980e6
 
 
+def test_power_is_less_sure_away_from_the_clocks_that_were_measured(
+    plan_of: MakePlan, calibration: Calibration
+) -> None:
+    def width(clock_MHz: float) -> float:
+        power = outcome(plan_of(clock_MHz=clock_MHz), calibration).power_W
+        assert power.low is not None
+        return power.value / power.low
+
+    assert width(345) > width(600) > width(1500) == pytest.approx(width(1200))
+
+
 def test_memory_has_an_interval_once_its_error_is_known(plan_of: MakePlan, calibration: Calibration) -> None:
     assert outcome(plan_of(), calibration).memory_B.low is None
     error = Parameter(value=0.04, unit="1", origin="measured", source="test")
     memory = calibration.memory.model_copy(update={"parameters": calibration.memory.parameters | {"log_error": error}})
     known = outcome(plan_of(), calibration.model_copy(update={"memory": memory}))
     assert known.memory_B.low == pytest.approx(known.memory_B.value * math.exp(-1.6449 * 0.04), rel=1e-4)
+
+
+def test_without_times_memory_is_what_it_is_with_them(plan_of: MakePlan, calibration: Calibration) -> None:
+    """A calibration that knows no operator's time answers with the same memory, FLOPs and volumes, and nothing else."""
+    plan = plan_of(**OLMOE)
+    known = outcome(plan, calibration, with_volumes=True)
+    bare = outcome(plan, calibration.model_copy(update={"operators": []}))
+    assert bare.memory_B == known.memory_B
+    assert bare.memory_terms_B == known.memory_terms_B
+    assert bare.fits == known.fits
+    assert bare.model_flops == pytest.approx(known.model_flops)
+    assert bare.to_json()["work"] == known.to_json()["work"]
+    assert bare.calibration is None
+    assert math.isnan(bare.step_time_s.value)
+    assert math.isnan(bare.it_energy_J.value)
+    assert json.loads(json.dumps(bare.to_json(), allow_nan=False))["phases"]["forward"]["time_s"] is None
 
 
 def test_json_is_plain_and_complete(plan_of: MakePlan, calibration: Calibration) -> None:
@@ -128,7 +168,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "clock between steps": ({"clock_MHz": 1001}, r"clock_MHz: found 1001; .*the nearest are 990 and 1005"),
     "power cap": ({"power_cap_W": 900}, r"power_cap_W: found 900; allowed on h100-sxm-80gb: 200 to 700"),
     "unknown architecture": ({"architecture": "opt-350"}, r"architecture: found 'opt-350'; .*did you mean 'opt-350m'"),
-    "unknown gpu": ({"cluster": {"gpu": "h1000"}}, r"gpu: found 'h1000'; .*did you mean 'h100'"),
+    "unknown gpu": ({"cluster": {"gpu": "h100-sx"}}, r"gpu: found 'h100-sx'; .*did you mean 'h100-sxm'"),
     "unknown network": ({"cluster": {"internode": "rdma"}}, r"cluster.internode: found 'rdma'; allowed: ethernet"),
     "unknown region": ({"tokens": 1e9, "site": {"region": "Atlantis"}}, r"region: found 'Atlantis'"),
 }

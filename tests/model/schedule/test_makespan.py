@@ -168,7 +168,6 @@ def test_a_zero_bubble_step_of_equal_stages(n: int, m: int, f: float, b: float, 
 @pytest.mark.parametrize("virtual", [1, 2])
 @pytest.mark.parametrize("seed", range(20))
 def test_a_zero_bubble_step_is_the_longest_path(seed: int, virtual: int, torch_orders: Orders) -> None:
-    """Also where all but the first rounds of micro-batches are continued instead of walked."""
     rng = np.random.default_rng(seed)
     n = int(rng.integers(2, 6))
     rounds = int(rng.integers(1, 9))
@@ -179,7 +178,29 @@ def test_a_zero_bubble_step_is_the_longest_path(seed: int, virtual: int, torch_o
     weights = [b * part for b, part in zip(chunks[1], share * virtual, strict=True)]
     expected = longest_path(torch_orders("zero-bubble", n, m, virtual), chunks[0], chunks[1], weights)
     took = ours("zero-bubble", forward, backward, m, virtual=virtual, weight_share=share)
-    assert took == pytest.approx(expected, rel=2e-3)
+    assert took == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("virtual", [1, 2])
+@pytest.mark.parametrize("slowest", [1.5, 1.02, 1.001])
+def test_a_zero_bubble_step_of_many_rounds_of_micro_batches(slowest: float, virtual: int, torch_orders: Orders) -> None:
+    """Where all but the first rounds are continued instead of walked: also where two stages are nearly as slow."""
+    n, m = 3, 150
+    for forward in ([1.0, 1.0, slowest], [slowest, 1.0, 1.0001 * slowest], [1.0, slowest, 1.0]):
+        backward, share = [2 * f for f in forward], [0.5, 0.3, 0.4]
+        chunks = [[time / virtual for _ in range(virtual) for time in times] for times in (forward, backward)]
+        weights = [b * part for b, part in zip(chunks[1], share * virtual, strict=True)]
+        expected = longest_path(torch_orders("zero-bubble", n, m, virtual), chunks[0], chunks[1], weights)
+        took = ours("zero-bubble", forward, backward, m, virtual=virtual, weight_share=share)
+        assert expected * (1 - 1.5e-4) <= took <= expected * (1 + 1e-9)
+        assert took >= m * 3 * max(forward) * (1 - 1e-9)  # no stage does its own work in less
+
+
+@pytest.mark.parametrize(("n", "m"), [(2000, 10_000), (8, 10_000_000), (300, 300)])
+def test_a_zero_bubble_step_of_any_size_takes_no_longer_to_find(n: int, m: int) -> None:
+    """m (F + B + W) + (n - 1) (F + B - W), as above."""
+    took = ours("zero-bubble", [1.0], [2.0], m, counts=[n], weight_share=[0.45])
+    assert took == pytest.approx(3 * m + (n - 1) * (1 + 1.1 - 0.9), rel=1e-12)
 
 
 def test_zero_bubble_is_never_slower_than_one_f_one_b() -> None:

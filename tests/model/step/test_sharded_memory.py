@@ -22,7 +22,12 @@ Batch = Callable[..., PlanBatch]
 GB = 1e9
 FOUR = np.ones(4)
 PARTS = ParameterCounts(
-    whole=10 * GB * FOUR, sharded=2.5 * GB * FOUR, gathered=10 * GB * FOUR, ends=2 * GB * FOUR, layer=GB * FOUR
+    whole=10 * GB * FOUR,
+    sharded=2.5 * GB * FOUR,
+    gathered=10 * GB * FOUR,
+    ends=2 * GB * FOUR,
+    end=GB * FOUR,
+    layer=GB * FOUR,
 )
 
 
@@ -36,6 +41,7 @@ def moments(*, shared: bool, accumulating: bool) -> tuple[np.ndarray, np.ndarray
     held = ddp_fsdp2_states(
         PARTS,
         zero=np.arange(4),
+        pipeline=np.zeros(4, dtype=bool),
         shared=np.full(4, shared),
         accumulating=np.full(4, accumulating),
         gradient_B=2.0,
@@ -74,6 +80,7 @@ def test_alone_there_are_no_buckets_and_no_shards(accumulating: bool) -> None:
     others = distributed_optimizer_states(
         PARTS,
         zero=np.zeros(4, dtype=np.int64),
+        pipeline=np.zeros(4, dtype=np.bool_),
         shared=np.zeros(4, dtype=np.bool_),
         accumulating=np.full(4, accumulating),
         gradient_B=2.0,

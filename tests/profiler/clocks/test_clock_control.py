@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,9 +17,7 @@ from moemodel.profiler.clocks import clock_control, device_settings
 from moemodel.profiler.clocks.clock_control import (
     ClockControl,
     GuardianProcess,
-    Terminated,
     choose_clocks,
-    ending_cleanly,
 )
 from moemodel.profiler.clocks.device_settings import NvidiaSettings, is_administrator, other_processes
 from moemodel.profiler.clocks.nvml_settings import NvmlDriver
@@ -459,44 +456,3 @@ def test_what_changes_nothing_asks_nothing(control: ClockControl, nvml: Any, ask
     nvml.calls.clear()
     assert choose_clocks(asked, control).clocks == asked
     assert nvml.calls == []
-
-
-# --- being ended ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_the_block_as_ctrl_c_does(number: signal.Signals) -> None:
-    def run() -> None:
-        with ending_cleanly():
-            signal.raise_signal(number)
-            pytest.fail("it went on")
-
-    before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt) as ended:
-        run()
-    assert isinstance(ended.value, Terminated)
-    assert ended.value.number == number
-    assert signal.getsignal(number) == before
-
-
-def test_an_ignored_signal_stays_ignored() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
-    try:
-        with ending_cleanly():
-            signal.raise_signal(signal.SIGHUP)
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
-def test_outside_the_main_thread_signals_are_left_alone() -> None:
-    seen: list[Any] = []
-
-    def run() -> None:
-        with ending_cleanly():
-            seen.append(signal.getsignal(signal.SIGTERM))
-
-    before = signal.getsignal(signal.SIGTERM)
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    assert seen == [before]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from pathlib import Path
 
@@ -92,12 +93,16 @@ def test_without_torchrun_the_first_holds_the_store_and_its_own_part_does_not(
 ) -> None:
     made: list[bool] = []
 
-    def fake(*_: object, is_master: bool, **__: object) -> TCPStore:
+    def fake(_: str, port: int, *, is_master: bool, master_listen_fd: int, **__: object) -> TCPStore:
         made.append(is_master)
+        with socket.socket(fileno=master_listen_fd) as listener:
+            assert listener.getsockname() == ("127.0.0.1", port)  # not on every interface
         return store
 
     monkeypatch.setattr(together, "TCPStore", fake)
-    slurm = environment(store, 0) | {"TORCHELASTIC_USE_AGENT_STORE": "False"}
+    with socket.create_server(("127.0.0.1", 0)) as made_free:
+        free = str(made_free.getsockname()[1])
+    slurm = environment(store, 0) | {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": free}
     with first_of_job(slurm) as helpers:
         assert helpers is not None
         assert helpers.call(request_)["TORCHELASTIC_USE_AGENT_STORE"] == "True"

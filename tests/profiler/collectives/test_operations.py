@@ -22,8 +22,11 @@ from moemodel.profiler.collectives.points import LinkPoint
 
 joined = ranks.join(cpu=True, timeout_s=60)
 me, other = joined.rank, 1 - joined.rank
-group = ProcessGroups(joined, [2], 60).group(2)
+groups = ProcessGroups(joined, [2], 60)
+group = groups.group(2)
 assert group.most(float(me)) == 1.0
+said = {"a": None, "b": 1.5}
+assert groups.gather([me, said]) == ([[0, said], [1, said]] if me == 0 else [])
 buffers = Buffers(joined.device, 4096, seed=me)
 theirs = Buffers(joined.device, 4096, seed=other).source
 mine = buffers.source.clone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from moemodel.profiler.collectives.start import follow
 from moemodel.profiler.collectives.sustained import Work, _Feed
 from moemodel.profiler.devices.cpu import CpuDevice
 from moemodel.profiler.instruments.cycle_counter import ClockReader, Stamp
-from moemodel.profiler.jobs.launcher import torchrun_command
+from moemodel.profiler.jobs.launcher import Program, local_programs
 from moemodel.profiler.platforms.base import TorchPlatform
 from moemodel.profiler.platforms.registry import platform_of
 from moemodel.profiler.run import ProfileReport, profile
@@ -94,8 +95,8 @@ def test_running_again_starts_nobody(measured: ProfileReport, monkeypatch: pytes
 def test_only_what_is_missing_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def one_row(command: list[str], _events: Path, tell: Any, **_: object) -> None:
-        asked.append(Path(command[-1]).read_text())
+    def one_row(programs: list[Program], _events: Path, tell: Any, **_: object) -> None:
+        asked.append(Path(programs[0].command[-1]).read_text())
         row = {"collective": "all_reduce", "ranks": 2, "size_B": 1024, "skew": 1.0, "time_s": 1e-5}
         tell({"event": "at", "what": "all_reduce"})
         tell({"event": "row", "table": "collectives", "row": row})
@@ -138,10 +139,10 @@ def test_a_rank_that_fails_says_at_what(tmp_path: Path) -> None:
         events=events,
     )
     request.write_text(asked.text())
-    command = torchrun_command(section.WORKER, [str(request)], processes=2)
+    programs = local_programs(section.WORKER, [str(request)], processes=2, environment=os.environ)
     reason = r"gossip of 1,024 B over 2 ranks: rank \d: ValueError: no such collective: gossip; what was measured"
     with pytest.raises(DeviceError, match=reason):
-        follow(command, tmp_path, lambda _: None, stall_s=60.0)
+        follow(programs, tmp_path, lambda _: None, stall_s=60.0, meet_here=True)
 
 
 # --- who takes part ------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 from moemodel.model.core.errors import DeviceError
 from moemodel.profiler.collectives.start import follow
 from moemodel.profiler.jobs.failures import RankFailure, write_failure
+from moemodel.profiler.jobs.launcher import Program
 
 TELL = "import json, sys, time; f = open(sys.argv[1], 'a'); t = lambda **e: print(json.dumps(e), file=f, flush=True); "
 
@@ -20,8 +21,12 @@ TELL = "import json, sys, time; f = open(sys.argv[1], 'a'); t = lambda **e: prin
 def run(tmp_path: Path, code: str, *, stall_s: float = 20.0, start_s: float = 20.0) -> list[dict[str, Any]]:
     heard: list[dict[str, Any]] = []
     events = tmp_path / "events.jsonl"
-    follow([sys.executable, "-c", TELL + code, str(events)], tmp_path, heard.append, stall_s=stall_s, start_s=start_s)
+    follow(program(code, events), tmp_path, heard.append, stall_s=stall_s, start_s=start_s)
     return heard
+
+
+def program(code: str, events: Path) -> list[Program]:
+    return [Program(command=[sys.executable, "-c", TELL + code, str(events)], environment=os.environ, name="0")]
 
 
 def test_everything_told_is_heard_in_order(tmp_path: Path) -> None:
@@ -72,6 +77,6 @@ def test_ctrl_c_ends_it(tmp_path: Path) -> None:
     events, pid = tmp_path / "events.jsonl", tmp_path / "pid"
     code = f"import os; open({str(pid)!r}, 'w').write(str(os.getpid())); t(event='at', what=0); time.sleep(99)"
     with pytest.raises(KeyboardInterrupt):
-        follow([sys.executable, "-c", TELL + code, str(events)], tmp_path, stop, stall_s=20.0)
+        follow(program(code, events), tmp_path, stop, stall_s=20.0)
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)

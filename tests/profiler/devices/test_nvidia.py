@@ -15,6 +15,7 @@ from moemodel.profiler.devices.base import ACTIVITIES
 from moemodel.profiler.devices.cpu import CpuDevice
 from moemodel.profiler.devices.nvidia import NvidiaDevice, nvml_handle
 from moemodel.profiler.platforms.registry import open_device
+from tests.profiler.conftest import FakeNvml, FakeNvmlError
 
 H100 = "NVIDIA H100 80GB HBM3"
 KNOWN = {"h100": "h100-sxm-80gb", H100: "h100-sxm-80gb", "NVIDIA A100-SXM4-80GB": "a100-sxm-80gb", "cpu": "cpu"}
@@ -211,3 +212,134 @@ def test_rapl_sums_packages_and_survives_wrapping(tmp_path: Path) -> None:
 
 def test_no_rapl_means_no_energy(tmp_path: Path) -> None:
     assert CpuDevice(tmp_path).energy_J() is None
+
+
+# --- slices, superchips, and GPUs that answer little -----------------------------------------------------------------
+
+
+def _mig(**changes: Any) -> SimpleNamespace:
+    """As torch describes a slice: its own UUID, its card's PCI address."""
+    known: dict[str, Any] = {
+        "name": "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+        "uuid": "c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f",
+        "pci_domain_id": 0,
+        "pci_bus_id": 0x1B,
+        "pci_device_id": 0,
+    }
+    return SimpleNamespace(**(known | changes))
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        _mig(),
+        _mig(name=H100),  # a driver that names the card
+        _mig(uuid=None),  # a torch without UUIDs
+        _mig(uuid="MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f", name=H100),
+        _mig(uuid="11111111-2222-3333-4444-555555555555"),  # one that gives the card's
+    ],
+)
+def test_a_slice_is_not_its_card(fake_nvml: Any, properties: SimpleNamespace) -> None:
+    with pytest.raises(DeviceError, match=r"slice.*whole card's, with all its tenants: run on a whole GPU"):
+        nvml_handle(fake_nvml, properties)
+
+
+def test_a_slice_that_only_the_environment_tells(fake_nvml: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f")
+    with pytest.raises(DeviceError, match="is a MIG slice of a card, as CUDA_VISIBLE_DEVICES says"):
+        nvml_handle(fake_nvml, SimpleNamespace(name=H100, uuid="11111111-2222-3333-4444-555555555555"))
+
+
+def test_a_card_in_mig_mode_runs_slices_only(fake_nvml: Any, fake_gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = SimpleNamespace(name=H100, uuid="11111111-2222-3333-4444-555555555555")
+    for mode, refused in (([0, 0], False), ([0, 1], False), ([1, 1], True), ([1, 0], True)):
+        monkeypatch.setattr(fake_nvml, "nvmlDeviceGetMigMode", lambda _, mode=mode: mode, raising=False)
+        if refused:
+            with pytest.raises(DeviceError, match="MIG mode"):
+                nvml_handle(fake_nvml, whole)
+        else:
+            assert nvml_handle(fake_nvml, whole) is fake_gpu
+
+
+@pytest.mark.parametrize(
+    "name", ["NVIDIA GH200 480GB", "NVIDIA GH200 144G HBM3e", "NVIDIA GB200", "NVIDIA GB300 NVL72"]
+)
+def test_a_superchips_counter_is_not_the_gpus(fake_nvml: Any, fake_gpu: Any, name: str) -> None:
+    fake_gpu.name = name
+    device = NvidiaDevice(torch.device("cuda", 0), fake_nvml, fake_gpu)
+    assert device.energy_J() is None
+    assert device.power_W() == pytest.approx(73.889)
+    assert "superchip" in device.remarks[0]
+    fake_gpu.refuses.add("power instant")  # what is left is the module's
+    assert device.power_W() is None
+
+
+@pytest.mark.parametrize("name", [H100, "NVIDIA GB10", "NVIDIA B200", "NVIDIA RTX PRO 6000", "Orin (nvgpu)"])
+def test_others_have_counters_of_their_own(fake_nvml: Any, fake_gpu: Any, name: str) -> None:
+    fake_gpu.name = name
+    device = NvidiaDevice(torch.device("cuda", 0), fake_nvml, fake_gpu)
+    assert device.energy_J() == pytest.approx(2716.422)
+    assert device.remarks == ()
+
+
+QUESTIONS = [name for name in dir(FakeNvml) if name.startswith(("nvmlDeviceGet", "nvmlSystem", "nvmlGpm"))]
+
+
+def _refuse(error: Exception) -> Any:
+    def refuse(*_: Any) -> Any:
+        raise error
+
+    return refuse
+
+
+@pytest.mark.parametrize("error", [FakeNvmlError(3), FakeNvmlError(999), AttributeError("old"), OSError(5, "library")])
+@pytest.mark.parametrize("questions", [[name] for name in QUESTIONS] + [QUESTIONS], ids=[*QUESTIONS, "all"])
+def test_any_question_may_be_refused(
+    fake_nvml: Any, fake_gpu: Any, monkeypatch: pytest.MonkeyPatch, questions: list[str], error: Exception
+) -> None:
+    for question in questions:
+        monkeypatch.setattr(fake_nvml, question, _refuse(error))
+    device = NvidiaDevice(torch.device("cuda", 0), fake_nvml, fake_gpu, 132, name="as torch says", memory_B=1 << 37)
+    info = device.info
+    assert info.name == (H100 if "nvmlDeviceGetName" not in questions else "as torch says")
+    assert info.memory_B == (85_520_809_984 if "nvmlDeviceGetMemoryInfo" not in questions else 1 << 37)
+    readings = [device.energy_J(), device.power_W(), device.reported_clock_Hz(), device.temperature_C()]
+    readings += [device.memory_temperature_C(), device.used_memory_B()]
+    assert readings == [None] * 6 or questions is not QUESTIONS
+    for meter in (device.activity(), device.link_traffic()):
+        meter.begin()
+        meter.end()
+    device.close()
+
+
+class _AllBits:
+    """What NVML gives where it has no reading: all bits set."""
+
+    nvmlReturn = 0
+    value = SimpleNamespace(uiVal=2**32 - 1)
+    total = used = 2**64 - 1
+
+
+@pytest.mark.parametrize("value", [2**32 - 1, 2**64 - 1, float("nan"), float("inf"), -5, None, "n/a"])
+def test_what_is_no_reading_is_none(fake_nvml: Any, fake_gpu: Any, monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
+    device = NvidiaDevice(torch.device("cuda", 0), fake_nvml, fake_gpu)
+    for question in ("PowerUsage", "ClockInfo", "Temperature"):
+        monkeypatch.setattr(fake_nvml, f"nvmlDeviceGet{question}", lambda *_: value)
+    energy = 2**64 - 1 if value == 2**32 - 1 else value  # a counter of 64 bits
+    monkeypatch.setattr(fake_nvml, "nvmlDeviceGetTotalEnergyConsumption", lambda _: energy)
+    monkeypatch.setattr(fake_nvml, "nvmlDeviceGetFieldValues", lambda *_: [_AllBits])
+    monkeypatch.setattr(fake_nvml, "nvmlDeviceGetMemoryInfo", lambda _: _AllBits)
+    readings = [device.energy_J(), device.power_W(), device.reported_clock_Hz(), device.temperature_C()]
+    readings += [device.memory_temperature_C(), device.used_memory_B()]
+    assert readings == [None] * 6
+    assert any("which cannot be: taken as no reading" in remark for remark in device.remarks)
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_gpu_that_hides_its_memory_opens(monkeypatch: pytest.MonkeyPatch, machine: Any, fake_gpu: Any) -> None:
+    properties = SimpleNamespace(name=H100, uuid=fake_gpu.uuid, multi_processor_count=132, total_memory=80 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(machine, "nvmlDeviceGetMemoryInfo", _refuse(FakeNvmlError(3)))
+    device = open_device("h100", KNOWN)
+    assert device.info.memory_B == 80 << 30
+    assert device.used_memory_B() is None

@@ -22,8 +22,15 @@ import torch
 
 from moemodel.model.core.errors import DeviceError, InputError
 from moemodel.model.records.profile import DeviceInfo
+from moemodel.model.results.regions import find_region, list_regions
 from moemodel.profiler.emissions import codecarbon as emissions
-from moemodel.profiler.emissions.codecarbon import LEVELS, CodeCarbonLevels, check_place, gpu_indices
+from moemodel.profiler.emissions.codecarbon import (
+    LEVELS,
+    CodeCarbonLevels,
+    _intensity_kg_per_kWh,
+    check_place,
+    gpu_indices,
+)
 from moemodel.profiler.emissions.reconciliation import METER
 from moemodel.profiler.meter.energy_meter import Meter
 
@@ -331,10 +338,14 @@ def test_steps_of_the_meter_do_not_contain_codecarbon(tmp_path: Path, gpu: _Gpu)
     assert step_time_s == pytest.approx(inside_s, rel=0.15)
 
 
-def test_an_observer_that_fails_ends_alone(tmp_path: Path, gpu: _Gpu) -> None:
+def test_an_observer_that_fails_ends_alone(tmp_path: Path, gpu: _Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(country: str, region: str | None) -> str | None:
+        raise InputError(f"no tables of {country}, {region}")
+
+    monkeypatch.setattr("moemodel.profiler.emissions.codecarbon.check_place", fails)
     carbon = _levels(tmp_path, country="Canada")
     with (
-        pytest.warns(RuntimeWarning, match="CodeCarbonLevels ended, metering goes on: country: found 'Canada'"),
+        pytest.warns(RuntimeWarning, match="CodeCarbonLevels ended, metering goes on: no tables of CAN, "),
         Meter(devices=[gpu], observers=[carbon]) as meter,
     ):
         _train(meter, 5, 0.01)
@@ -421,6 +432,8 @@ def test_codecarbon_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ({"levels": []}, "levels: none"),
         ({"run": "..."}, r"run: found '\.\.\.'"),
         ({"model": "/"}, "model: found '/'"),
+        ({"country": "atlantis"}, "country: found 'atlantis'"),
+        ({"country": "DEU", "region": "nonsense-region"}, "region: found 'nonsense-region'"),
     ],
 )
 def test_what_cannot_be(tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -428,15 +441,55 @@ def test_what_cannot_be(tmp_path: Path, options: dict[str, Any], message: str) -
         _levels(tmp_path, **options)
 
 
-def test_places() -> None:
-    assert check_place("CAN", "quebec") is None
-    assert check_place("CAN", "Quebec") is None
-    assert check_place("POL", None) is None
+@pytest.mark.parametrize(
+    ("country", "region"),
+    [
+        ("CAN", "quebec"),
+        ("CA", "Québec"),
+        ("Canada", "QC"),
+        ("POL", None),
+        ("UK", None),
+        ("SWE", "se3"),
+        ("us-east-1", None),
+    ],
+)
+def test_places_that_are_known(country: str, region: str | None) -> None:
+    assert check_place(country, region) is None
+
+
+def test_the_mean_of_a_country_with_parts_is_said_to_be_one() -> None:
     assert "mean grid of CAN" in (check_place("CAN", None) or "")
-    with pytest.raises(InputError, match=r"country: found 'CA'.*three letters"):
-        check_place("CA", "quebec")
-    with pytest.raises(InputError, match=r"region: found 'quebeck'; of CAN CodeCarbon knows: .*quebec"):
-        check_place("CAN", "quebeck")
+
+
+@pytest.mark.parametrize(
+    ("country", "region", "message"),
+    [
+        ("atlantis", None, "country: found 'atlantis'"),
+        ("DEU", "nonsense-region", "region: found 'nonsense-region'; of Germany only the mean is known"),
+        ("SWE", "SE9", "region: found 'SE9'; allowed: SE1, SE2, SE3, SE4"),
+        ("CAN", "quebeck", "region: found 'quebeck'; allowed: .*quebec"),
+        ("USA", "_source", "region: found '_source'; allowed: alabama, .*wyoming$"),
+        ("USA", "_unit", "region: found '_unit'; allowed: alabama, "),
+        ("DEU", "us-east-1", r"region: found 'us-east-1'; .*is in Virginia, USA \(USA-virginia\)"),
+        ("world", None, "country: found 'world'"),
+    ],
+)
+def test_places_that_are_none(country: str, region: str | None, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_place(country, region)
+
+
+def test_both_halves_have_one_intensity_of_every_place() -> None:
+    """CodeCarbon computes, from its own tables, what predictions read from theirs."""
+    for code in list_regions():
+        if code != "world":
+            place = find_region(code)
+            assert _intensity_kg_per_kWh(place) == pytest.approx(place.kgCO2e_per_kWh, rel=1e-3), code
+
+
+def test_a_tracker_of_another_table_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moemodel.profiler.emissions.codecarbon._intensity_kg_per_kWh", lambda _: 0.1)
+    assert "takes 0.1 kgCO2e/kWh for DEU, predictions 0.3" in (check_place("DEU", None) or "")
 
 
 def test_a_session_is_had_once(tmp_path: Path) -> None:

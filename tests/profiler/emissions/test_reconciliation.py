@@ -191,6 +191,34 @@ def test_a_counter_that_stuck() -> None:
     assert finding.text == f"{note}. CodeCarbon reads the same counter"
 
 
+@pytest.mark.parametrize("fault", ["jumped by 1000000.0 J in 0.10 s", "did not answer for 3.0 s", "never changed"])
+def test_a_counter_that_failed_otherwise(fault: str) -> None:
+    found = reconcile(_carbon(), {}, _meter(notes=(f"the energy counter {fault}",), energy_source="power readings"), [])
+    assert [(finding.level, finding.trust) for finding in found.findings] == [("error", POWER)]
+
+
+def test_a_gpu_without_a_counter_is_compared_by_its_power() -> None:
+    """A P100 has no counter: both have power readings, and where they agree there is no fault."""
+    notes = ("no energy counter of this device alone: its energy is the mean of 600 power readings",)
+    right_J = _POWER_W * _SESSION_S
+    for off, agrees in ((-0.001, True), (0.2, False)):
+        meter = _meter(notes=notes, energy_source="power readings")
+        found = reconcile(_carbon(right_J * (1 + off)), {}, meter, [])
+        assert found.agrees is agrees
+        assert found.comparisons[0].trust == (BOTH if agrees else POWER)
+        assert "power, J" in found.to_text()
+        assert "counter, J" not in found.to_text()
+
+
+def test_on_a_superchip_codecarbon_has_the_cpu_in_its_counter() -> None:
+    notes = ("NVIDIA GH200 480GB is a superchip: its energy counter and the driver's average power are the module's",)
+    meter = _meter(notes=notes, energy_source="power readings")
+    found = reconcile(_carbon(_POWER_W * _SESSION_S * 1.35), {}, meter, [])
+    error, info = found.findings
+    assert (error.level, error.trust, info.level, info.trust) == ("error", POWER, "info", POWER)
+    assert "counter of the module, CPU and memory included" in error.text
+
+
 def test_without_a_counter_there_is_nothing_to_compare() -> None:
     found = reconcile(_carbon(), {}, _meter(power_W=None, energy_source=None), [])
     assert found.agrees

@@ -11,14 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moemodel.profiler.instruments.counter_edges import (
-    CounterEdges,
-    CounterWatch,
-    Edge,
-    EdgeDetector,
-    EdgeFinder,
-    regular_times,
-)
+from moemodel.profiler.instruments.counter_edges import CounterEdges, regular_times
+from moemodel.profiler.instruments.counter_reading import CounterWatch, Edge, EdgeDetector, EdgeFinder
 
 # --- what an edge is -------------------------------------------------------------------------------------------------
 
@@ -56,7 +50,7 @@ def test_a_counter_that_runs_backwards_is_told() -> None:
     detector = EdgeDetector()
     for at_s, energy_J in enumerate([100.0, 130.0, 10.0, 40.0]):
         detector.observe(float(at_s), float(at_s), energy_J)
-    assert detector.resets_s == [2.0]
+    assert detector.resets_s == [1.5]  # the time of its edge, so that a window that has the one has the other
 
 
 @pytest.mark.parametrize("edges", [[], [Edge(1.0, 0.005, 30.0), Edge(1.1, 0.004, 60.0)]])

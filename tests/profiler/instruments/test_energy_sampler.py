@@ -95,3 +95,66 @@ def test_thread_reads_counter_and_trace(bare_device: Any) -> None:
     assert 2 <= len(trace) <= 6
     assert (trace[-1].label, trace[-1].temperature_C, trace[-1].power_W) == ("a load", 41.0, None)
     assert len(sampler.trace(since_s=trace[-1].time_s)) == 1
+
+
+# --- counters that lie -----------------------------------------------------------------------------------------------
+
+START_J = 2.7e6
+
+
+def _true_J(time_s: float) -> float:
+    return START_J + 500 * time_s
+
+
+LIES: dict[str, tuple[Callable[[float], float | None], str]] = {
+    "reset in the middle": (lambda t: _true_J(t) if t < 1.05 else _true_J(t) - START_J, "ran backwards"),
+    "reset at the last edge": (lambda t: _true_J(t) if t < 2.35 else _true_J(t) - START_J - 900, "ran backwards"),
+    "back by 5 J at the last edge": (lambda t: _true_J(t) if t < 2.35 else _true_J(2.2) - 5, "ran backwards"),
+    "32 bits are full": (lambda t: (_true_J(t) * 1000 - 2.7e9 + 2**32 - 750_000) % 2**32 / 1000, "ran backwards"),
+    "a jump of 1 MJ": (lambda t: _true_J(t) + (1e6 if t > 1.55 else 0), "jumped"),
+    "a jump of 10 kJ at the last edge": (lambda t: _true_J(t) + (1e4 if t > 2.35 else 0), "jumped"),
+    "stops in the middle": (lambda t: _true_J(min(t, 1.5)), "stood still for 1.0 s of 2.0 s, from 1.0 s"),
+    "stops after two edges": (lambda t: _true_J(min(t, 0.75)), "stood still for 1.7 s"),
+    "stops for a second": (lambda t: _true_J(t if t < 1.0 else max(1.0, t - 1.0)), "stood still for 1.1 s"),
+    "stops before, and goes on": (lambda t: _true_J(t if t < 0.3 else max(0.3, t - 1.2)), "stood still for"),
+    "is not read from the middle on": (lambda t: _true_J(t) if t < 1.5 else None, "stood still for"),
+    "is no number from the middle on": (lambda t: _true_J(t) if t < 1.5 else math.nan, "stood still for"),
+    "is infinite from the middle on": (lambda t: _true_J(t) if t < 1.5 else math.inf, "stood still for"),
+    "never moves": (lambda _: START_J, "did not move"),
+}
+
+
+@pytest.mark.parametrize(("energy_J", "says"), LIES.values(), ids=LIES)
+def test_a_counter_that_lies_gives_no_energy_and_says_why(
+    bare_device: Any, energy_J: Callable[[float], float], says: str
+) -> None:
+    sampler = Simulation(bare_device, energy_J).run(2.5)
+    assert sampler.window(0.5, 2.5) is None
+    trouble = sampler.trouble(0.5, 2.5)
+    assert trouble is not None
+    assert says in trouble
+
+
+HONEST: dict[str, Callable[[float], float | None]] = {
+    "as it should be": _true_J,
+    "reset before the window": lambda t: _true_J(t) if t < 0.35 else 500 * t,
+    "jumps before the window": lambda t: _true_J(t) + (1e6 if t > 0.35 else 0),
+    "is not read for a while": lambda t: None if 1.0 < t < 1.8 else _true_J(t),
+    "is no number for a while": lambda t: math.nan if 1.0 < t < 1.8 else _true_J(t),
+    "ticks every second": lambda t: _true_J(math.floor(t)),
+}
+
+
+@pytest.mark.parametrize("energy_J", HONEST.values(), ids=HONEST)
+def test_what_does_not_touch_the_window_does_not_spoil_it(bare_device: Any, energy_J: Callable[[float], float]) -> None:
+    sampler = Simulation(bare_device, energy_J).run(4.5)
+    window = sampler.window(0.5, 4.5)
+    assert sampler.trouble(0.5, 4.5) is None
+    assert window is not None
+    assert window.power_W == pytest.approx(500, rel=0.01)
+
+
+def test_a_counter_that_is_never_a_number_is_none(bare_device: Any) -> None:
+    sampler = Simulation(bare_device, lambda _: math.nan).run(2.5)
+    assert sampler.window(0.5, 2.5) is None
+    assert sampler.trouble(0.5, 2.5) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -120,6 +121,23 @@ def test_a_phase_too_short_is_not_told() -> None:
     assert found.of("backward").power_W == pytest.approx(690, rel=0.02)
     with pytest.raises(InputError, match=r"'clip' takes 0\.4.% of the time.*run longer"):
         found.of("clip")
+
+
+def _noisy(seconds: float) -> tuple[Spans, CounterEdges]:
+    """A counter that is 4 J off at each edge, of which a phase of 3 ms adds 1 J to an interval."""
+    spans, edges = simulate(1, [("clip", 0.003, 200), *THREE[:2]], gap_s=0.02, seconds=seconds)
+    off_J = np.random.default_rng(1).normal(0, 4, len(edges.energy_J))
+    return spans, CounterEdges.of(edges.time_s, edges.energy_J + off_J, edges.width_s)
+
+
+def test_a_short_run_says_how_long_one_must_be() -> None:
+    needed_s = []
+    for seconds in (10, 100):
+        (note,) = [note for note in attribute(*_noisy(seconds)).notes if "'clip'" in note]
+        needed_s.append(float(re.findall(r"run longer, for about (\d+) s", note)[0]))
+    assert needed_s[0] == pytest.approx(needed_s[1], rel=0.4)
+    assert attribute(*_noisy(needed_s[1])).of("clip").power_W == pytest.approx(200, rel=0.5)
+    assert any("'clip'" in note for note in attribute(*_noisy(needed_s[1] / 3)).notes)
 
 
 def test_what_no_phase_covers_has_its_own_power() -> None:

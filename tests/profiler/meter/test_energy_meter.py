@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
+import signal
 import time
 from bisect import bisect
 from collections.abc import Callable
@@ -18,6 +20,7 @@ import torch
 import moemodel
 from moemodel.model.core.errors import InputError
 from moemodel.model.records.profile import DeviceInfo
+from moemodel.profiler.devices.address import Address
 from moemodel.profiler.devices.cpu import CpuDevice
 from moemodel.profiler.devices.nvidia import NvidiaDevice
 from moemodel.profiler.meter.device_meter import CudaEventTimer
@@ -238,7 +241,7 @@ def test_training_goes_on_when_metering_breaks(monkeypatch: pytest.MonkeyPatch) 
     heater = Heater()
     with Meter(devices=[heater], read_every=4) as meter:
         train(meter, heater, 4)
-        monkeypatch.setattr(meter._meters[0], "begin_phase", lambda _: 1 / 0)
+        monkeypatch.setattr(meter._meters[0], "read", lambda: 1 / 0)
         with pytest.warns(RuntimeWarning, match="metering ended, training goes on: ZeroDivisionError"):
             train(meter, heater, 4)
     assert meter.summary().devices[0].steps == 4
@@ -365,3 +368,135 @@ def test_device_time_on_the_hosts_clock(stream: FakeStream) -> None:
     assert timer.time_s(mark) == pytest.approx(queued_s + 0.003, abs=1e-4)
     timer.release(mark)
     assert timer.mark() is mark
+
+
+def test_marks_follow_the_current_stream(stream: FakeStream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each stream's object is made once; a record whose stream changed is known by the count."""
+    del stream
+    number, made = [1], []
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: number[0], raising=False)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: made.append(number[0]) or number[0])
+    recorded: list[Any] = []
+    monkeypatch.setattr(FakeEvent, "record", lambda self, on: (recorded.append(on), setattr(self, "at_s", 0.0)))
+    timer = CudaEventTimer(torch.device("cuda", 0))
+    for number[0] in (1, 1, 1, 2, 2, 1):
+        timer.mark()
+    assert recorded[-6:] == [1, 1, 1, 2, 2, 1]  # before them the timer's anchor
+    assert timer.stream_changes == 3
+    assert len(made) == 4
+
+
+# --- a loop whose host is what a step waits for ----------------------------------------------------------------------
+
+
+class LaggingEvent:
+    """An event that the device gets to 0.2 ms after the host."""
+
+    made = 0
+
+    def __init__(self, **_: Any) -> None:
+        type(self).made += 1
+
+    def record(self, *_: object) -> None:
+        self.at_s = time.perf_counter() + 2e-4
+
+    def query(self) -> bool:
+        return time.perf_counter() > self.at_s
+
+    def synchronize(self) -> None:
+        time.sleep(max(self.at_s - time.perf_counter(), 0.0))
+
+    def elapsed_time(self, later: LaggingEvent) -> float:
+        return (later.at_s - self.at_s) * 1e3
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_most_steps_of_a_host_bound_loop_have_no_events(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_nvml: Any
+) -> None:
+    recorded: list[float] = []
+    monkeypatch.setattr(torch.cuda, "Event", LaggingEvent)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: None)
+    monkeypatch.setattr(
+        LaggingEvent,
+        "record",
+        lambda self, *_: (recorded.append(0.0), setattr(self, "at_s", time.perf_counter() + 2e-4)),
+    )
+    monkeypatch.setattr(
+        fake_nvml, "nvmlDeviceGetTotalEnergyConsumption", lambda _: int(time.perf_counter() * 10) * 40_000
+    )
+    took_s: list[float] = []
+    with Meter(tmp_path, devices=[0], strict=True) as meter:
+        for _ in range(200):
+            begin_s = time.perf_counter()
+            with meter.step():
+                with meter.phase("forward"):
+                    time.sleep(0.001)
+                with meter.phase("backward"):
+                    time.sleep(0.002)
+            took_s.append(time.perf_counter() - begin_s)
+    device = meter.summary().devices[0]
+    assert len(recorded) < 6 * 200 / 2  # a sixteenth and what is learnt from; more on a machine that is busy
+    assert (device.steps, device.phases["forward"].calls, device.phases["backward"].calls) == (200, 200, 200)
+    assert device.step_time_s == pytest.approx(sum(took_s) / 200, rel=0.03)
+    assert 0.001 < device.phases["forward"].mean_time_s < device.phases["backward"].mean_time_s < 0.01
+    rows = [json.loads(line) for line in (tmp_path / "rank0-steps.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(200))
+    assert device.read_by == "thread"  # a fake NVML can't be found by another process
+
+
+# --- a reader process ------------------------------------------------------------------------------------------------
+
+ELSEWHERE = """
+import math, time
+class Sensors:
+    def energy_J(self):
+        return 400 * math.floor(time.perf_counter() / 0.1) * 0.1
+    def power_W(self):
+        return 400.0
+def open_sensors(argument):
+    return Sensors()
+"""
+
+
+def test_a_device_with_an_address_is_read_by_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bare_device: Any
+) -> None:
+    (tmp_path / "sensors_elsewhere.py").write_text(ELSEWHERE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    bare_device.sensors_at = Address(opener="sensors_elsewhere:open_sensors", argument="")
+    with Meter(devices=[bare_device], strict=True) as meter:
+        assert meter.reader_pid is not None
+        for _ in range(12):
+            with meter.step():
+                time.sleep(0.1)
+    device = meter.summary().devices[0]
+    assert (device.read_by, device.energy_source, device.steps) == ("process", "counter", 12)
+    assert device.power_W == pytest.approx(400, rel=0.02)
+    assert meter.reader_pid is None
+
+
+def test_a_reader_that_is_killed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bare_device: Any) -> None:
+    (tmp_path / "sensors_elsewhere.py").write_text(ELSEWHERE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    bare_device.sensors_at = Address(opener="sensors_elsewhere:open_sensors", argument="")
+    meter = Meter(devices=[bare_device])
+    meter.start()
+    os.kill(meter.reader_pid or 0, signal.SIGKILL)
+    for _ in range(21):
+        with meter.step():
+            time.sleep(0.01)
+    with pytest.warns(RuntimeWarning, match="reader ended before the session did"):
+        meter.stop()
+    assert meter.summary().devices[0].steps == 21
+
+
+def test_a_reader_that_does_not_start_leaves_it_to_a_thread(bare_device: Any) -> None:
+    bare_device.sensors_at = Address(opener="nowhere:open_sensors", argument="")
+    bare_device.power_W = lambda: 300.0
+    with Meter(devices=[bare_device], strict=True) as meter, meter.step():
+        time.sleep(0.2)
+    device = meter.summary().devices[0]
+    assert (device.read_by, device.energy_source, device.power_W) == ("thread", "power readings", 300.0)
+    with pytest.raises(InputError, match="reader: found 'nobody'; allowed: process, thread"):
+        Meter(reader="nobody")

@@ -17,7 +17,8 @@ import torch
 from moemodel.model.core.errors import DeviceError, InputError
 from moemodel.model.operators.work import Kind, Pass
 from moemodel.model.records.profile import DeviceInfo
-from moemodel.profiler.instruments.counter_edges import CounterEdges, EdgeFinder
+from moemodel.profiler.instruments.counter_edges import CounterEdges
+from moemodel.profiler.instruments.counter_reading import EdgeFinder
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
 from moemodel.profiler.meter.attribution import Attribution, attribute
 from moemodel.profiler.meter.energy_meter import Meter

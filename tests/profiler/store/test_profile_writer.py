@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
+from random import Random
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from moemodel.model.core.errors import ProfileError
 from moemodel.model.operators.work import SHAPE_FIELDS, Kind, Pass
 from moemodel.model.records.profile import (
+    MERGED_PARTS,
     ROWS,
     TABLES,
     AlternatingRow,
@@ -27,6 +32,7 @@ from moemodel.model.records.profile import (
     ThermalRow,
 )
 from moemodel.profiler.microbench.points import Point, Sizes
+from moemodel.profiler.store import profile_writer
 from moemodel.profiler.store.profile_writer import ProfileWriter, arrow_schema
 
 SHIPPED = sorted((Path(__file__).parents[3] / "calibrate" / "profiles").glob("*/*.parquet"))
@@ -210,3 +216,85 @@ def test_section_times_add_up_over_runs(folder: Path, manifest: Manifest) -> Non
     writer = ProfileWriter(folder, manifest)
     writer.section_finished("power", 2.5)
     assert Manifest.model_validate_json((folder / "manifest.json").read_text()).sections == {"power": 12.5}
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------
+
+
+def _damages(folder: Path) -> Iterator[tuple[str, Callable[[], object]]]:
+    """What a crash, a disk or a person does to a profile, by name; each is done to a fresh one."""
+    random = Random(0)
+    for name in ("manifest.json", "power.parquet", "host/part-0001.parquet"):
+        file = folder / name
+        size = file.stat().st_size
+        yield f"{name} is empty", lambda file=file: file.write_bytes(b"")
+        yield f"{name} is a folder", lambda file=file: (file.unlink(), file.mkdir())
+        for _ in range(12):
+            end, at, byte = random.randrange(size), random.randrange(size), random.randrange(256)
+            yield f"{name} ends at {end}", lambda file=file, end=end: file.write_bytes(file.read_bytes()[:end])
+            yield f"{name} has {byte} at {at}", lambda file=file, at=at, byte=byte: _flip(file, at, byte)
+    for name in ("part-abc.parquet", "part-²²²².parquet", "part-99999999999999999999.parquet"):
+        yield name, lambda name=name: shutil.copy(folder / "power.parquet", folder / "host" / name)
+    yield "a table is a file", lambda: (shutil.rmtree(folder / "host"), (folder / "host").write_text("x"))
+    for names in (b"{", b"5", b'["a"]', b"[[]]", b"\xff", b"[" * 50_000):
+        yield f"merged {names[:5]!r}", lambda names=names: _merge(folder / "power.parquet", names)
+    for text in ("[]", "null", "[" * 50_000, '{"schema_version": [[]]}', "NaN"):
+        yield f"manifest {text[:9]}", lambda text=text: (folder / "manifest.json").write_text(text)
+
+
+def _host(block: str) -> HostRow:
+    return HostRow(block=block, direction="forward", detail="", host_time_s=1e-3)
+
+
+def _flip(file: Path, at: int, byte: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[at] = byte
+    file.write_bytes(data)
+
+
+def _merge(file: Path, names: bytes) -> None:
+    pq.write_table(pq.read_table(file).replace_schema_metadata({MERGED_PARTS: names}), file)
+
+
+def test_damage_is_one_error_or_none(tmp_path: Path, manifest: Manifest) -> None:
+    """Never a traceback; and what is read in spite of it is gone on with."""
+    whole, folder = tmp_path / "whole", tmp_path / "p"
+    writer = ProfileWriter(whole, manifest)
+    writer.append([PowerRow(load="idle", power_W=70.0), _host("a")])
+    writer.consolidate()
+    writer.append([_host("b")])
+    writer.flush()
+    shutil.copytree(whole, folder)
+    said: list[tuple[str, str]] = []
+    for name, damage in list(_damages(folder)):
+        shutil.rmtree(folder)
+        shutil.copytree(whole, folder)
+        damage()
+        try:
+            resumed = ProfileWriter(folder, manifest)
+            resumed.append([_host("c")])
+            resumed.consolidate()
+        except ProfileError as error:
+            said.append((name, str(error)))
+    assert len(said) > 40
+    assert [name for name, message in said if str(folder) not in message] == []
+
+
+def test_an_interruption_between_writing_and_forgetting_doubles_nothing(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The part is on disk, and then Ctrl-C comes."""
+    writer = ProfileWriter(tmp_path / "p", manifest)
+    writer.append([PowerRow(load="idle", power_W=70.0)])
+    write = profile_writer._write_parquet
+
+    def interrupted(target: Path, table: pa.Table) -> None:
+        write(target, table)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(profile_writer, "_write_parquet", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        writer.flush()
+    monkeypatch.setattr(profile_writer, "_write_parquet", write)
+    writer.consolidate()
+    assert writer.rows()["power"] == 1

@@ -6,7 +6,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ import pytest
 from moemodel.model.core.documents import parse_yaml
 from moemodel.model.core.errors import DeviceError, InputError
 from moemodel.model.plan.spec import Plan
-from moemodel.profiler.jobs.launcher import first_host, meeting_point, srun_command
+from moemodel.profiler.jobs.launcher import Program, first_host, meeting_point, srun_command
 from moemodel.profiler.training import launch as launch_module
 from moemodel.profiler.training.launch import Failure, LaunchOptions, Measured, PlanVisit, launch
 
@@ -35,13 +35,13 @@ def _visit(name: str, repeat: int = 0, text: str = "") -> PlanVisit:
 
 @pytest.fixture(autouse=True)
 def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One plain process a job, in place of torchrun's."""
+    """One plain process a job, in place of one a rank."""
 
-    def command(_: str, arguments: list[str], *, processes: int) -> list[str]:
+    def programs(_: str, arguments: list[str], *, processes: int, environment: Mapping[str, str]) -> list[Program]:
         assert processes == 2
-        return [sys.executable, str(_FAKE), *arguments]
+        return [Program(command=[sys.executable, str(_FAKE), *arguments], environment=environment, name="0")]
 
-    monkeypatch.setattr(launch_module, "torchrun_command", command)
+    monkeypatch.setattr(launch_module, "local_programs", programs)
 
 
 @pytest.fixture
@@ -167,7 +167,11 @@ def test_slurm_starts_a_process_a_rank(tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / "said").read_text() == (
         "--nodes=2 --ntasks=2 --ntasks-per-node=1 --distribution=block --kill-on-bad-exit=1 --export=ALL"
     )
-    assert {path.name for path in (tmp_path / "runs" / "jobs" / "0").glob("*.pid")} == {"0.pid", "1.pid"}
+    assert {path.name for path in (tmp_path / "runs" / "jobs" / "0").glob("*.pid")} == {
+        "0.pid",
+        "1.pid",
+        "launcher.pid",
+    }
 
 
 @pytest.mark.parametrize(
@@ -180,7 +184,7 @@ def test_slurm_starts_a_process_a_rank(tmp_path: Path, monkeypatch: pytest.Monke
 def test_nodes_are_filled_one_after_another(listed: str, expected: list[str]) -> None:
     command = srun_command("worker", ["--job", "j"], processes=12, environment={"SLURM_GPUS_ON_NODE": listed})
     assert command[1:4] == expected
-    assert command[-5:] == [sys.executable, "-m", "worker", "--job", "j"]
+    assert command[-6:] == [sys.executable, "-P", "-m", "worker", "--job", "j"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,13 @@ import pytest
 from moemodel.model.core.errors import InputError
 from moemodel.model.plan.spec import Plan
 from moemodel.model.results.validation import Failed, Visit
+from moemodel.profiler.store.folder_lock import folder_lock
 from moemodel.validation.records.session import (
     QUESTION,
     VISITS,
     RunRecord,
     Session,
     ValidationSpec,
-    folder_lock,
     read_spec,
 )
 
@@ -25,7 +27,8 @@ Ask = Callable[..., ValidationSpec]
 
 
 def _visited(plan: str, repeat: int) -> RunRecord:
-    visit = Visit(repeat=repeat, clock_held=None, seconds=1.0, rows=({"step_time_s": 0.1},))
+    row = {"rank": 0, "step_time_s": 0.1, "power_W": None, "temperature_C": 48.0, "wall_s": 1_795_000_000.0}
+    visit = Visit(repeat=repeat, clock_held=None, seconds=1.0, rows=(row,))
     return RunRecord(plan=plan, visit=visit)
 
 
@@ -148,7 +151,93 @@ def test_a_question_that_is_none(ask: Ask, tmp_path: Path) -> None:
 
 def test_one_at_a_time(ask: Ask, tmp_path: Path) -> None:
     Session(tmp_path / "v", ask())
-    with folder_lock(tmp_path / "v"), pytest.raises(InputError, match="another `moemodel validate` is at work in it"):
-        folder_lock(tmp_path / "v").__enter__()
-    with folder_lock(tmp_path / "v"):
+    with (
+        folder_lock(tmp_path / "v", "validate"),
+        pytest.raises(InputError, match="another `moemodel validate` is at work in it"),
+    ):
+        folder_lock(tmp_path / "v", "validate").__enter__()
+    with folder_lock(tmp_path / "v", "validate"):
         pass
+
+
+# ---- what a kill, a full disk or a damaged disk leaves behind --------------------------------------------------------
+
+
+def _failed_with(reason: str) -> RunRecord:
+    return RunRecord(plan="two", failed=Failed(repeat=0, kind="out of memory", reason=reason))
+
+
+def test_cutting_off_a_line_loses_no_whole_one(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is cut in place: there is no moment at which whole lines are not on the disk."""
+    session = Session(tmp_path / "v", ask())
+    for repeat in range(3):
+        session.add(_visited("one", repeat))
+    path = tmp_path / "v" / VISITS
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"plan":"one","vis')
+
+    def full(*_: object, **__: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert len(Session(tmp_path / "v", ask()).records) == 3
+    assert path.read_bytes() == whole
+
+
+def test_a_line_cut_off_within_a_character(ask: Ask, tmp_path: Path) -> None:
+    Session(tmp_path / "v", ask()).add(_visited("one", 0))
+    path = tmp_path / "v" / VISITS
+    line = _failed_with("zu groß").model_dump_json().encode()
+    path.write_bytes(path.read_bytes() + line[: line.index("ß".encode()) + 1])
+    assert [record.plan for record in Session(tmp_path / "v", ask()).records] == ["one"]
+
+
+def test_a_line_that_lacks_only_its_end_is_kept(ask: Ask, tmp_path: Path) -> None:
+    session = Session(tmp_path / "v", ask())
+    session.add(_visited("one", 0))
+    session.add(_visited("one", 1))
+    path = tmp_path / "v" / VISITS
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    again = Session(tmp_path / "v", ask())
+    assert again.records == session.records
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x1c"])
+def test_separators_in_a_reason_end_no_line(separator: str, ask: Ask, tmp_path: Path) -> None:
+    record = _failed_with(f"one{separator}two")
+    Session(tmp_path / "v", ask()).add(record)
+    assert Session(tmp_path / "v", ask()).records == [record]
+
+
+@pytest.mark.parametrize("left", [f".{QUESTION}.abc.tmp", f".{QUESTION}.part", ".lock"])
+def test_one_that_was_ended_before_it_began_begins(left: str, ask: Ask, tmp_path: Path) -> None:
+    (tmp_path / left).write_text("half", encoding="utf-8")
+    assert not Session(tmp_path, ask()).resumed
+    assert read_spec(tmp_path) == ask()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"plan": "three"}, ":1: found plan 'three', round 1, which this validation does not run"),
+        ({"visit": None}, ":1: is no run of a validation"),
+        ({"visit": {"repeat": 7, "clock_held": None, "seconds": 1, "rows": [{"power_W": 1}]}}, "round 8, which this"),
+        (
+            {"visit": {"repeat": 0, "clock_held": None, "seconds": 1, "rows": [{"power_W": -10_700.0}]}},
+            ":1: power_W: found -10700; allowed: 0.001 to 1e+07",
+        ),
+        (
+            {"visit": {"repeat": 0, "clock_held": None, "seconds": 1, "rows": [{"step_time_s": 0}]}},
+            ":1: step_time_s: found 0",
+        ),
+    ],
+)
+def test_lines_of_something_else_are_named(change: dict[str, Any], says: str, ask: Ask, tmp_path: Path) -> None:
+    Session(tmp_path / "v", ask())
+    line = _visited("one", 0).model_dump() | change
+    (tmp_path / "v" / VISITS).write_text(json.dumps(line) + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match=re.escape(says)):
+        _ = Session(tmp_path / "v", ask()).records

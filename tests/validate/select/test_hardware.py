@@ -14,7 +14,7 @@ PlanOf = Callable[..., Plan]
 
 
 def test_the_processor_is_hardware_too() -> None:
-    hardware, environment = probe_hardware("cpu", clocks="auto", launcher="torchrun")
+    hardware, environment = probe_hardware("cpu", clocks="auto", launcher="local")
     assert hardware.gpu.name == environment.gpu == "cpu"
     assert hardware.gpus >= 1
     assert hardware.no_locks is not None
@@ -24,12 +24,12 @@ def test_the_processor_is_hardware_too() -> None:
 
 def test_clocks_that_cannot_be_held_where_they_must() -> None:
     with pytest.raises(DeviceError, match=r"^--clocks lock: .*; use --clocks passive, which changes no setting$"):
-        probe_hardware("cpu", clocks="lock", launcher="torchrun")
+        probe_hardware("cpu", clocks="lock", launcher="local")
 
 
 def test_a_simulated_gpu_trains_nothing() -> None:
     with pytest.raises(DeviceError, match=r"^--gpu sim:h100 runs operators only, no training steps; "):
-        probe_hardware("sim:h100", clocks="auto", launcher="torchrun")
+        probe_hardware("sim:h100", clocks="auto", launcher="local")
 
 
 def test_passive_asks_nobody() -> None:
@@ -38,7 +38,7 @@ def test_passive_asks_nobody() -> None:
 
 def test_slurm_nodes_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_NNODES", "3")
-    one, _ = probe_hardware("cpu", clocks="passive", launcher="torchrun")
+    one, _ = probe_hardware("cpu", clocks="passive", launcher="local")
     three, _ = probe_hardware("cpu", clocks="passive", launcher="slurm")
     assert three.gpus == 3 * one.gpus
 

@@ -67,16 +67,16 @@ def test_without_controls(result: SearchResult, hardware: Make, calibration: Cal
 
 def test_more_than_there_are(result: SearchResult, hardware: Make, calibration: Calibration) -> None:
     chosen = from_search(result, hardware(), calibration, top=1000, controls=False, seed=0)
-    assert len(chosen.choices) == len(result.front) + len(result.next_fastest)
-    assert chosen.choices[-1].roles == (f"next {len(result.next_fastest)} behind the front",)
+    assert len(chosen.choices) == len(result.front) + len(result.next_best)
+    assert chosen.choices[-1].roles == (f"next {len(result.next_best)} behind the front",)
 
 
 def test_where_clocks_cannot_be_held_plans_that_differ_by_them_are_one(
     result: SearchResult, hardware: Make, calibration: Calibration
 ) -> None:
     chosen = from_search(result, hardware(no_locks="no permission"), calibration, top=1000, controls=False, seed=0)
-    assert len(chosen.choices) < len(result.front) + len(result.next_fastest)
-    assert len(_roles(chosen)) == len(result.front) + len(result.next_fastest)
+    assert len(chosen.choices) < len(result.front) + len(result.next_best)
+    assert len(_roles(chosen)) == len(result.front) + len(result.next_best)
     for choice in chosen.choices:
         assert choice.plan.clock_MHz is None
         if choice.asked.clock_MHz is not None:

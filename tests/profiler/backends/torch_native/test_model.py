@@ -139,6 +139,23 @@ def test_every_parameter_gets_a_gradient(layer: Layer) -> None:
             ),
             "latent attention",
         ),
+        *(
+            (_architecture(replace(_LLAMA, attentions=(replace(_LLAMA.attentions[0], **changes),))), part)
+            for changes, part in (
+                ({"window": 4}, "windows and chunks of attention"),
+                ({"chunk": 4}, "windows and chunks of attention"),
+                ({"value_head_dim": 4}, "values of another width"),
+                ({"sinks": True}, "attention sinks"),
+            )
+        ),
+        (_architecture(replace(_LLAMA, second_norm=True)), "norms behind blocks"),
+        (_architecture(replace(_LLAMA, parallel=True)), "blocks side by side"),
+        (_architecture(replace(_LLAMA, norm_scale=False)), "norms without a scale"),
+        (_architecture(replace(_LLAMA, norm="layer")), "norms without a scale, or without a shift"),
+        (_architecture(_LLAMA, classes=3), "models without a vocabulary head"),
+        (_architecture(_LLAMA, head_bias=True), "biases of the head"),
+        (_architecture(_LLAMA, embedding_norm=True), "norms behind the embedding"),
+        (_architecture(replace(_OLMOE, feed_forward=replace(_EXPERTS, score_correction=True))), "corrections"),
     ],
 )
 def test_refuses_what_it_does_not_run(architecture: Architecture, part: str) -> None:

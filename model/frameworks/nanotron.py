@@ -1,0 +1,24 @@
+"""Nanotron, as Hugging Face's Ultra-Scale Playbook ran it: Llama models with tensor (reduce-scatter), data and pipeline
+parallelism.
+
+The facts are those of `bench/memory.py`'s rows: what its runs hold between steps, to 1 %, is 10 bytes a parameter that
+no ZeRO stage shards and 12 that it does.
+"""
+
+from __future__ import annotations
+
+from moemodel.model.frameworks.base import Framework, PrecisionRecipe
+
+NANOTRON = Framework(
+    name="nanotron",
+    precisions={
+        # 16-bit parameters, float32 ones beside them, and float32 sums of gradients (optim/gradient_accumulator.py)
+        "bf16-mixed": PrecisionRecipe(weight_B=6, gradient_B=4, state_B=12),
+    },
+    fused_qkv=True,
+    fused_gate_up=True,
+    keeps_norm_shards=True,  # tp_recompute_allgather
+    gated_tensors=4.0,  # its activation and product are two kernels (nn/activations.py, GLUActivation)
+    logit_B=12.0,  # float32 logits, their exponentials and the gradient (tensor_parallel/functional.py)
+    memory_log_error=0.24,  # against what the allocator reserved
+)

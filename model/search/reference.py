@@ -1,0 +1,106 @@
+"""What a search's plans are held against: what a user would have run without a search, on as many GPUs, within limits.
+
+The first plans that `moemodel init` would try, in its order, for the batch of the search; those whose choices are among
+the search's come first. The first that fits in memory and keeps every limit is the reference. Where the clock that the
+governor chooses breaks a limit, the plan is tried at the clocks of the search, from the highest down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from moemodel.model.core.errors import InfeasiblePlanError, InputError
+from moemodel.model.plan.batch import joined
+from moemodel.model.plan.checks import check_architecture
+from moemodel.model.plan.spec import Plan
+from moemodel.model.predict.predict import predict
+from moemodel.model.records.calibration import Calibration
+from moemodel.model.results.outcome import outcome
+from moemodel.model.search.baseline import first_choices
+from moemodel.model.search.candidates import Candidates, at_clocks, clocks_Hz
+from moemodel.model.search.document import Search
+from moemodel.model.search.problem import SearchProblem, constraint_values, limits_of, memory_of
+from moemodel.model.search.result import Entry, entry_of
+
+_AT_ONCE = 16  # plans, each at every clock, that are predicted until one keeps the limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class _First:
+    """A first plan, and its choices that are not among the search's."""
+
+    plan: Plan
+    outside: tuple[str, ...]
+
+
+def references(problem: SearchProblem, legal: Candidates, calibration: Calibration) -> tuple[Entry, ...]:
+    """The reference on each number of GPUs of a search that has one.
+
+    Args:
+        problem: the search.
+        legal: its candidates, of which the clocks are read.
+        calibration: of its GPU.
+    """
+    found = []
+    for gpus in problem.document.cluster.gpus:
+        first = _reference(problem, legal, gpus)
+        if first is not None:
+            found.append(entry_of(0, outcome(first.plan, calibration)).model_copy(update={"outside": first.outside}))
+    return tuple(found)
+
+
+def reference_plan(problem: SearchProblem, legal: Candidates) -> Plan | None:
+    """The reference on the first number of GPUs of a search; None where there is none."""
+    first = _reference(problem, legal, problem.document.cluster.gpus[0])
+    return None if first is None else first.plan
+
+
+def _reference(problem: SearchProblem, legal: Candidates, gpus: int) -> _First | None:
+    plans = sorted(_first_plans(problem, gpus), key=lambda first: bool(first.outside))
+    if not plans or not legal.clocks_MHz:
+        return None
+    share = problem.document.limits.memory_share or 1.0
+    peak_B = memory_of(problem, joined([first.plan for first in plans])).peak_B
+    fitting = [plans[row] for row in np.flatnonzero(peak_B <= share * problem.machine.memory_B)]
+    clocks = _fastest_first(legal.clocks_MHz)
+    limits = limits_of(problem)
+    for start in range(0, len(fitting), _AT_ONCE):
+        some = fitting[start : start + _AT_ONCE]
+        batch = at_clocks(joined([first.plan for first in some]), clocks_Hz(clocks))
+        values = constraint_values(problem, batch, predict(problem.architecture, batch, problem.machine))
+        kept = np.flatnonzero(np.logical_and.reduce([values[name] <= limit for name, limit in limits.items()], axis=0))
+        if not limits or kept.size:
+            row, clock = divmod(int(kept[0]) if limits else 0, len(clocks))
+            return _First(
+                plan=some[row].plan.model_copy(update={"clock_MHz": clocks[clock]}), outside=some[row].outside
+            )
+    return None
+
+
+def _fastest_first(clocks_MHz: tuple[float | None, ...]) -> tuple[float | None, ...]:
+    """What the governor chooses, then the highest."""
+    return tuple(sorted(clocks_MHz, key=lambda clock: -np.inf if clock is None else -clock))
+
+
+def _first_plans(problem: SearchProblem, gpus: int) -> Iterator[_First]:
+    document = problem.document
+    node = document.cluster.gpus_per_node or problem.machine.gpu.gpus_per_node
+    for choices in first_choices(problem.architecture, gpus, node):
+        parallel = choices.pop("parallel")
+        outside = _outside(document, choices | parallel)
+        try:
+            plan = document.plan(**parallel, **choices, gpus=gpus, name=f"{document.name}-reference")
+            check_architecture(plan, problem.architecture)
+        except (InputError, InfeasiblePlanError):
+            continue
+        yield _First(plan=plan, outside=outside)
+
+
+def _outside(document: Search, choices: dict[str, object]) -> tuple[str, ...]:
+    """Choices that the search does not have; degrees that are left at 1 are choices too."""
+    every = {"cp": 1, "virtual_stages": 1, "sequence_parallel": False} | choices
+    given = {name: values for name, values in document.search if values is not None}
+    return tuple(f"{name} {every[name]}" for name, values in given.items() if every[name] not in values)

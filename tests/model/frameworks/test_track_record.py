@@ -1,0 +1,67 @@
+"""Intervals of a framework are as wide as its predictions have been off; of one without a record, as the worst."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from moemodel.calibration.store.catalogue import shipped
+from moemodel.model.frameworks.registry import FRAMEWORKS
+from moemodel.model.frameworks.track_record import TrackRecord, track_records, widest
+from moemodel.model.plan.spec import Plan
+from moemodel.model.records.calibration import HostLane
+from moemodel.model.results.outcome import Outcome, outcome
+
+MakePlan = Callable[..., Plan]
+
+
+def _answer(plan_of: MakePlan, backend: str, calibration: str = "h100-sxm-80gb") -> Outcome:
+    precision = "fp32" if backend == "megatron-deepspeed" else "bf16-mixed"
+    gpu = {"gpu": calibration}
+    return outcome(plan_of(backend=backend, precision=precision, cluster=gpu, micro_batch=4), shipped(calibration))
+
+
+def _factor(answer: Outcome) -> float:
+    """Upper end of the interval of step time over the step time."""
+    assert answer.step_time_s.high is not None
+    return answer.step_time_s.high / answer.step_time_s.value
+
+
+def test_nine_in_ten_lie_in_the_interval() -> None:
+    record = TrackRecord(runs=10, mean_log=0.0, within_log=0.5, sources=("test",))
+    assert math.exp(1.6449 * record.log_error) == pytest.approx(math.exp(0.5), rel=1e-3)
+
+
+@pytest.mark.parametrize("backend", sorted(track_records().keys() & FRAMEWORKS.keys() - {"torch"}))
+def test_an_interval_holds_what_was_missed(backend: str, plan_of: MakePlan) -> None:
+    record = track_records()[backend]
+    answer = _answer(plan_of, backend)
+    assert _factor(answer) >= math.exp(record.within_log)
+    assert answer.gpu_energy_J.low is not None
+    assert answer.gpu_energy_J.value / answer.gpu_energy_J.low >= math.exp(record.within_log)
+    assert f"Of {record.runs} published runs ({', '.join(record.sources)}) nine in ten" in " ".join(answer.notes)
+
+
+@pytest.mark.parametrize("backend", sorted(FRAMEWORKS.keys() - track_records().keys()))
+def test_one_that_nobody_measured_has_the_widest(backend: str, plan_of: MakePlan) -> None:
+    answer = _answer(plan_of, backend)
+    assert _factor(answer) >= math.exp(widest().within_log)
+    assert widest().within_log == max(record.within_log for record in track_records().values())
+    assert f"No run of backend {backend} was ever held against a prediction" in " ".join(answer.notes)
+
+
+def test_what_a_profile_measured_is_as_narrow_as_it_was_right(plan_of: MakePlan) -> None:
+    answer = _answer(plan_of, "torch")
+    assert _factor(answer) < 1.1
+    assert "Intervals are of this project's own code on torch." in " ".join(answer.notes)
+
+
+def test_a_calibration_of_a_framework_speaks_for_it(plan_of: MakePlan) -> None:
+    """That of the A100 is fitted to runs of megatron-v2; one of another framework's host times would be to its own."""
+    assert _factor(_answer(plan_of, "megatron-v2", "a100-sxm-80gb")) < 1.5
+    h100 = shipped("h100-sxm-80gb")
+    lane = h100.host[0].model_dump() | {"backend": "megatron-core"}
+    own = h100.model_copy(update={"host": [*h100.host, HostLane.model_validate(lane)]})
+    assert _factor(outcome(plan_of(backend="megatron-core", micro_batch=4), own)) < 1.1
