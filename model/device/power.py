@@ -30,6 +30,10 @@ from moemodel.model.device.thermal import thermal_model
 from moemodel.model.operators.work import Kind, Pass, Work
 from moemodel.model.records.calibration import Calibration
 
+# Of the loop of temperature and leakage, assumed: a load that would take more has no steady state; its power stands far
+# above every limit, so that the governor slows it.
+_MOST_GAIN = 0.99
+
 
 @dataclass(frozen=True, kw_only=True)
 class PowerModel:
@@ -103,7 +107,8 @@ class PowerModel:
         """
         slope = self.leak_W_per_C + self.rise_per_C * dynamic_W
         cool_W = self.base_W + dynamic_W + slope * (self.inlet_C - self.leak_reference_C)
-        steady_W = cool_W / (1 - slope * self.thermal_C_per_W)
+        gain = np.minimum(slope * self.thermal_C_per_W, _MOST_GAIN)
+        steady_W = np.maximum(cool_W, 0.0) / (1 - gain)
         return steady_W, self.inlet_C + self.thermal_C_per_W * steady_W
 
 

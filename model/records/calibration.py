@@ -44,6 +44,7 @@ Points = Annotated[Whole, Field(ge=0)]
 Clock_Hz = Annotated[Real, Field(ge=1e3, le=1e12)]
 _Bounded = Annotated[Real, Field(ge=-1e12, le=1e12)]
 _HOST_S = (0.0, 1e6)  # of a block
+_HOTTEST_ABOVE_INLET_C = 150.0  # assumed: silicon does not outlive more
 _FACTOR = (0.0, 100.0)  # on dynamic energy
 
 
@@ -279,6 +280,26 @@ class Calibration(Strict):
         if not 0 <= self.composition_error.value <= _MOST_LOG_ERROR:
             found = self.composition_error.value
             raise ValueError(f"composition_error: found {found:g}; allowed: 0 to {_MOST_LOG_ERROR:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _settles(self) -> Calibration:
+        """Leakage warms the die, which leaks more: with a gain of 1 or more around that loop, nothing is steady."""
+        power = {name: p.value for name, p in self.power.parameters.items()}
+        thermal = {name: p.value for name, p in self.thermal.parameters.items()}
+        C_per_W = thermal["die_C_per_W"] + thermal["sink_C_per_W"]
+        gain = power["leak_W_per_C"] * C_per_W + power["rise_per_C"] * _HOTTEST_ABOVE_INLET_C
+        if gain >= 1:
+            raise ValueError(
+                f"power.parameters: leak_W_per_C {power['leak_W_per_C']:g} and rise_per_C {power['rise_per_C']:g} with "
+                f"thermal.parameters of {C_per_W:g} C_per_W: a die that warms up without end; allowed: less of them"
+            )
+        coldest_W = power["base_W"] + power["leak_W_per_C"] * (thermal["inlet_C"] - power["leak_reference_C"])
+        if coldest_W < 0:
+            raise ValueError(
+                f"power.parameters: base_W and leak_W_per_C are {coldest_W:g} W at the inlet's temperature; allowed: 0 "
+                "or more"
+            )
         return self
 
     @property

@@ -114,7 +114,7 @@ def fuzz(inputs: st.SearchStrategy[bytes], folder: Path, check: Check, count: in
         one()
     print(f"{count} inputs: {counted}")
     assert not counted.faults, str(counted)
-    assert counted.refused
+    assert counted.answered or counted.refused
 
 
 def test_plans(folder: Path, calibration_path: Path, examples: int) -> None:

@@ -125,3 +125,50 @@ def test_parts_have_the_names_that_their_consumers_read() -> None:
     assert {name for name in NETWORK.required if name.startswith("efficiency_")} == {
         f"efficiency_{collective}" for collective in Collective
     }
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "value", "words"),
+    [
+        (
+            "power.parameters",
+            "cache_J_per_B",
+            -3.0,
+            "out of range: cache_J_per_B is -3, allowed 0 to",
+        ),
+        ("power.parameters", "base_W", -10_700.0, "power.parameters: out of range: base_W is -10700, allowed 0 to"),
+        ("network.parameters", "start_latency", -3.0, "network.parameters: out of range: start_latency is -3, allowed"),
+        ("network.parameters", "overlap", 1.5, "network.parameters: out of range: overlap is 1.5, allowed 0 to 1"),
+        ("operators.0.parameters", "t0", -1e-6, "out of range: t0 is -1e-06, allowed 0 to 1000"),
+        ("host.0.blocks", "kernel", -1.0, "host.0.blocks: kernel is -1, allowed 0 to"),
+        ("thermal.parameters", "sink_C_per_W", 2.5, "a die that warms up without end; allowed: less of them"),
+        ("power.parameters", "leak_reference_C", 200.0, " W at the inlet's temperature; allowed: 0 or more"),
+        (
+            "power.parameters",
+            "base_W",
+            True,
+            "base_W.value: found True; input should be a valid number",
+        ),
+        (
+            "power.parameters",
+            "base_W",
+            "64",
+            "base_W.value: found '64'; input should be a valid number",
+        ),
+    ],
+)
+def test_what_no_gpu_has(place: str, name: str, value: object, words: str, tmp_path: Path) -> None:
+    document = deepcopy(_document("h100-sxm-80gb"))
+    if place.startswith("host"):
+        _at(document, place)[name] = dict(next(iter(_at(document, place).values())))
+    _at(document, place)[name]["value"] = value
+    assert words in _refusal(document, tmp_path)
+
+
+def test_a_range_is_from_the_lowest_on(tmp_path: Path) -> None:
+    document = deepcopy(_document("h100-sxm-80gb"))
+    document["clock_range_Hz"].reverse()
+    assert "clock_range_Hz: found 1.98e+09 to 3.45e+08; allowed: from the lowest" in _refusal(document, tmp_path)
+    document = deepcopy(_document("h100-sxm-80gb"))
+    del document["clock_measured_Hz"][1]
+    assert _refusal(document, tmp_path) == "the key 'clock_measured_Hz.1' is missing"
