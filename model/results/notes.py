@@ -19,6 +19,7 @@ from moemodel.model.results.feasibility import verdict_of
 from moemodel.model.results.inlet_sensitivity import InletSensitivity
 from moemodel.model.step.system import System
 
+_ABOVE_LIMIT = 1.005  # of the power limit: less is rounding
 _SHARE_WORTH_SAYING = 0.01  # of the device time outside what was measured: less hardly widens an interval
 _CLOCK_TOLERANCE = 0.995  # 10 MHz of an H100's 1980, less than a step of its clock
 _SAME_C = 0.5  # of a die: what rounding shows
@@ -38,6 +39,7 @@ def notes(
         _track_record(machine),
         _outside(prediction),
         _clock(plan, machine, prediction),
+        _bursts(plan, machine, prediction),
         _extrapolated_clock(calibration, prediction),
         _vocabulary(plan, architecture),
         *architecture.notes,
@@ -59,6 +61,21 @@ def notes(
         f"Calibration {calibration.name}: {calibration.provenance}",
     ]
     return tuple(note for note in found if note)
+
+
+def _bursts(plan: Plan, machine: System, p: Prediction) -> str | None:
+    """Phases whose kernels draw more than the power limit."""
+    limit_W = machine.power_limit_W if plan.power_cap_W is None else plan.power_cap_W
+    phases = {"forward": (p.forward_J, p.forward_s), "backward": (p.backward_J, p.backward_s)}
+    phases["optimizer"] = (p.optimizer_J, p.optimizer_s)
+    drawn_W = {name: float(J[0] / s[0]) / plan.cluster.gpus for name, (J, s) in phases.items() if s[0] > 0}
+    above = [f"{name} {watts:.0f} W" for name, watts in drawn_W.items() if watts > _ABOVE_LIMIT * limit_W]
+    if not above:
+        return None
+    return (
+        f"While their kernels run, phases draw more a GPU than the limit of {limit_W:g} W: {', '.join(above)}. The "
+        "limit holds mean power over about a second, in which a GPU communicates and waits too."
+    )
 
 
 def notes_without_times(

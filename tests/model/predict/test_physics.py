@@ -34,7 +34,8 @@ _TOLERANCE = 1e-3
 _PHASES = ("forward", "backward", "optimizer")
 _EXCHANGING_STAGES = 0.02
 _BETWEEN_CLOCKS = 0.02
-_BETTER_TILES = 0.025  # see the router
+_ONE_LAYER = 0.005  # of memory: the layer that runs again, with all gradients beside it
+_BETTER_TILES = 0.035  # see the router
 _FEW_LAYERS = 8  # of a chunk
 _WINDOW_S = 1.0  # over which the power limit holds (model/predict/sustained_clock)
 
@@ -211,14 +212,14 @@ def test_more_recomputation_is_never_faster_and_takes_no_more_memory(samples: li
         )
         if rows.any():
             found = sample.again(rows, recompute=int(Recompute.FULL))
-            yield "FULL: memory", rows, found.memory_B / sample.found.memory_B[rows] - 1
+            yield "FULL: memory", rows, found.memory_B / sample.found.memory_B[rows] - 1 - _ONE_LAYER
 
     hold(samples, excess)
 
 
 def test_a_less_even_router_is_never_faster_and_takes_no_less_memory(samples: list[Sample]) -> None:
     """Exception: products of experts follow what was measured of their shapes, and more rows can fill tiles better:
-    their time may fall by a fortieth.
+    their time may fall by a thirtieth.
     """
 
     def excess(sample: Sample) -> Iterator[tuple[str, None, FloatArray]]:

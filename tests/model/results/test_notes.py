@@ -149,3 +149,17 @@ def test_a_calibration_for_trying_says_so_first(plan_of: MakePlan, h100: Calibra
     answer = results.outcome(plan_of(), h100.model_copy(update={"trial": reason}))
     assert answer.notes[0] == reason
     assert reason not in outcome(plan_of(), h100).notes
+
+
+def test_phases_above_the_power_limit_are_explained(plan_of: MakePlan, h100: Calibration) -> None:
+    """Kernels between messages may draw more than the limit, which holds over their mean."""
+    plan = plan_of(**BUSY, power_cap_W=350)
+    answer = outcome(plan, h100, even_if_it_does_not_fit=True)
+    above = [
+        name
+        for name in ("forward", "backward", "optimizer")
+        if answer.phases[name].energy_J > 1.005 * 350.0 * answer.phases[name].time_s * plan.cluster.gpus
+    ]
+    said = [note for note in answer.notes if note.startswith("While their kernels run")]
+    assert bool(above) == bool(said)
+    assert all(name in said[0] for name in above)
