@@ -188,7 +188,7 @@ def _yaml(document: Any) -> str:
 def _changed(draw: st.DrawFn, document: Any) -> Any:
     known = list(places(document))
     if not known:
-        return draw(st.sampled_from(VALUES))
+        return copy.deepcopy(draw(st.sampled_from(VALUES)))
     *outer, last = draw(st.sampled_from(known))
     inner = document
     for key in outer:
@@ -200,7 +200,7 @@ def _changed(draw: st.DrawFn, document: Any) -> Any:
         scaled = value * factor
         inner[last] = int(scaled) if isinstance(value, int) and scaled == int(scaled) else scaled
     elif kind <= 5:
-        inner[last] = draw(st.sampled_from(VALUES))
+        inner[last] = copy.deepcopy(draw(st.sampled_from(VALUES)))
     elif kind == 6:
         del inner[last]
     elif kind == 7 and isinstance(inner, dict):
