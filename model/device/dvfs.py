@@ -22,7 +22,7 @@ Left out: the two seconds before the slow limit settles.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,6 +103,7 @@ def steady_state_clocks(
         gain_Hz_per_J: how fast the clock answers.
     """
     limit_W_P = np.minimum(limit_W_P, _ENDLESS_W)
+    cycle = [replace(stretch, power_W_PK=np.maximum.accumulate(stretch.power_W_PK, axis=1)) for stretch in cycle]
     clocks = before = [_alone(stretch, clock_Hz_K, limit_W_P, highest_Hz_P) for stretch in cycle]
     for _ in range(_ROUNDS):
         before, clocks = clocks, _settled(cycle, clocks, clock_Hz_K, limit_W_P, highest_Hz_P, gain_Hz_per_J)
@@ -128,7 +129,7 @@ def _settled(
     highest_Hz_P: FloatArray,
     gain_Hz_per_J: float,
 ) -> list[FloatArray]:
-    """Mean clocks of a cycle whose powers and times are taken at some clocks; arguments as `steady_state_clocks`."""
+    """Mean clocks of a cycle whose powers, which rise, and times are taken at some clocks."""
     moves = [
         _clock_response(stretch, clock_Hz_K, clock, limit_W_P, highest_Hz_P, gain_Hz_per_J)
         for stretch, clock in zip(cycle, clocks, strict=True)
@@ -182,7 +183,7 @@ def _alone(
     stretch: PowerSegment, clock_Hz_K: FloatArray, limit_W_P: FloatArray, highest_Hz_P: FloatArray
 ) -> FloatArray:
     """Clock at which a stretch that lasts for ever settles."""
-    held_Hz = crossing(np.maximum.accumulate(stretch.power_W_PK, axis=1), clock_Hz_K, limit_W_P)
+    held_Hz = crossing(stretch.power_W_PK, clock_Hz_K, limit_W_P)
     return _between(held_Hz, clock_Hz_K[0], highest_Hz_P)
 
 
@@ -195,10 +196,9 @@ def _clock_response(
     gain_Hz_per_J: float,
 ) -> _ClockResponse:
     """Target and lag of a stretch, its power taken for a straight line about a clock."""
-    rising_PK = np.maximum.accumulate(stretch.power_W_PK, axis=1)
     below_Hz = np.maximum((1 - _NEAR) * about_Hz_P, clock_Hz_K[0])
     above_Hz = np.minimum((1 + _NEAR) * about_Hz_P, clock_Hz_K[-1])
-    below_W, above_W = (_power_at(stretch, rising_PK, clock_Hz_K, clock_Hz) for clock_Hz in (below_Hz, above_Hz))
+    below_W, above_W = (_power_at(stretch, clock_Hz_K, clock_Hz) for clock_Hz in (below_Hz, above_Hz))
     slope = np.maximum((above_W - below_W) / np.maximum(above_Hz - below_Hz, 1.0), _LEAST_SLOPE)
     here_W = below_W + slope * (about_Hz_P - below_Hz)
     return _ClockResponse(
@@ -209,14 +209,18 @@ def _clock_response(
     )
 
 
-def _power_at(
-    stretch: PowerSegment, power_W_PK: FloatArray, clock_Hz_K: FloatArray, clock_Hz_P: FloatArray
-) -> FloatArray:
-    """Power of a stretch at one clock for each cycle, [P]: its energy over its time there, as these are priced between
-    the clocks given, energy linear in the clock and time in its period."""
-    time_s = time_at_clock(stretch.time_s_PK, clock_Hz_K, clock_Hz_P)
-    energy_J = at_clock(power_W_PK * stretch.time_s_PK, clock_Hz_K, clock_Hz_P)
-    return np.divide(energy_J, time_s, out=at_clock(power_W_PK, clock_Hz_K, clock_Hz_P), where=time_s > 0)
+def _power_at(stretch: PowerSegment, clock_Hz_K: FloatArray, clock_Hz_P: FloatArray) -> FloatArray:
+    """Power of a stretch at one clock for each cycle, within those given, [P]: its energy, linear in the clock, over
+    its time, linear in the period, as both are priced between the clocks (`at_clock`, `time_at_clock`)."""
+    upper = np.minimum(np.maximum(np.searchsorted(clock_Hz_K, clock_Hz_P), 1), len(clock_Hz_K) - 1)
+    rows, low, high = np.arange(len(upper)), clock_Hz_K[upper - 1], clock_Hz_K[upper]
+    share = (clock_Hz_P - low) / (high - low)
+    period_share = share * high / clock_Hz_P
+    low_W, high_W = stretch.power_W_PK[rows, upper - 1], stretch.power_W_PK[rows, upper]
+    low_s, high_s = stretch.time_s_PK[rows, upper - 1], stretch.time_s_PK[rows, upper]
+    energy_J = low_W * low_s * (1 - share) + high_W * high_s * share
+    time_s = low_s * (1 - period_share) + high_s * period_share
+    return np.divide(energy_J, time_s, out=low_W * (1 - share) + high_W * share, where=time_s > 0)
 
 
 def _between(values: FloatArray, low: FloatArray | float, high: FloatArray | float) -> FloatArray:
