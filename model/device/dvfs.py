@@ -220,7 +220,8 @@ def _power_at(stretch: PowerSegment, clock_Hz_K: FloatArray, clock_Hz_P: FloatAr
     low_s, high_s = stretch.time_s_PK[rows, upper - 1], stretch.time_s_PK[rows, upper]
     energy_J = low_W * low_s * (1 - share) + high_W * high_s * share
     time_s = low_s * (1 - period_share) + high_s * period_share
-    return np.divide(energy_J, time_s, out=low_W * (1 - share) + high_W * share, where=time_s > 0)
+    mean_W: FloatArray = np.divide(energy_J, time_s, out=low_W * (1 - share) + high_W * share, where=time_s > 0)
+    return mean_W
 
 
 def _between(values: FloatArray, low: FloatArray | float, high: FloatArray | float) -> FloatArray:
