@@ -223,16 +223,13 @@ class MemoryModel:
         held = self._held(stage, shard, (self.plans.micro_batches > 1) | (flight > 1))
         per_micro_batch = np.zeros(len(self.plans))
         working = np.zeros(len(self.plans))
-        from_input = (self._again.layers > 0) | self._again.by_operator
         for kind, count in zip(self.kinds, stage.layers, strict=True):
             if count == 0:
                 continue
             kept_B, whole_B = self.kept(kind)
             per_micro_batch += count * kept_B
-            # one layer's own tensors in its backward pass: those that run again, and gradients beside; assumed: of
-            # these half of the tensors' size lives at once, or none where a whole layer runs again
-            beside_B = 1.5 * whole_B - kept_B
-            working = np.maximum(working, np.where(from_input, np.minimum(whole_B, beside_B), beside_B))
+            # all tensors of a layer live when its backward pass begins, whether kept or made again
+            working = np.maximum(working, whole_B)
         # half as much again is kept of a micro-batch whose weight gradients are put off
         activations = (flight + 0.5 * self.plans.schedules.deferred(stage.first)) * per_micro_batch
         loss = self._losses(stage)
