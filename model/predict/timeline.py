@@ -25,10 +25,7 @@ from moemodel.model.step.system import System
 _BUSY_WAITING = 0.35
 
 
-_SHORTEST_S = 1e-12  # of passes of a host that is not modelled, to divide by
 _ROUNDING = 1e-12  # of a step: what remains of it when all its parts are subtracted
-
-Passes = tuple[FloatArray, FloatArray]  # forward and backward of a micro-batch, s, [P, X] or [P, 1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,21 +75,19 @@ class PipelineStep:
     def timeline(self, devices: list[DeviceCosts]) -> Timeline:
         """The step, with each class of stages at the given clocks."""
         exposed, overlapped, forward, backward = [], [], [], []
-        beside: list[Passes] = []  # what passes overlap already, so that nothing else hides behind it
         for cost, device in zip(self.costs, devices, strict=True):
             exposed_forward_s, overlapped_forward_s = _split(cost.forward_exchange, device.forward.time_s)
             exposed_backward_s, overlapped_backward_s = _split(cost.backward_exchange, device.backward.time_s)
-            beside.append((overlapped_forward_s, overlapped_backward_s))
             exposed.append(self.m * (exposed_forward_s + exposed_backward_s))
             overlapped.append(self.m * (overlapped_forward_s + overlapped_backward_s))
             forward.append(device.forward.time_s + exposed_forward_s)
             backward.append(device.backward.time_s + exposed_backward_s)
-        exposed_step_s = self._exposed_step_s([(d.forward.time_s, d.backward.time_s) for d in devices], beside)
+        exposed_step_s = self._exposed_step_s(forward, backward)
         optimizer_s = np.maximum.reduce([device.optimizer.time_s for device in devices])
         passes_s = self._passes_s(forward, backward)
         slowest_s = np.maximum.reduce([f + b for f, b in zip(forward, backward, strict=True)])
         device_s = passes_s + optimizer_s + exposed_step_s
-        late_s = self._late_s(forward, backward, devices, beside)
+        late_s = self._late_s(forward, backward, devices)
         return Timeline(
             step_s=np.maximum(device_s, late_s),
             device_s=device_s,
@@ -102,21 +97,17 @@ class PipelineStep:
             overlapped_s=overlapped,
         )
 
-    def _exposed_step_s(self, passes: list[Passes], beside: list[Passes]) -> FloatArray:
+    def _exposed_step_s(self, forward: list[FloatArray], backward: list[FloatArray]) -> FloatArray:
         """Of the stage that shows most, and messages that fill the pipeline. Beside the passes of the slowest stage the
-        others stand idle between theirs, and exchange meanwhile.
+        others stand idle between theirs, and exchange meanwhile; a micro-batch's own communication runs behind nothing.
 
         Args:
-            passes: of each class of stages, behind which the exchange may run.
-            beside: of that, what communication of the micro-batch runs behind.
+            forward, backward: passes of each class of stages, with what they expose.
         """
-        slowest_s = np.maximum.reduce([forward_s + backward_s for forward_s, backward_s in passes])
+        slowest_s = np.maximum.reduce([f + b for f, b in zip(forward, backward, strict=True)])
         exposed = [
-            _exposed_of_step_s(cost, (forward_s * pace - beside_forward_s, backward_s * pace - beside_backward_s))
-            for cost, (forward_s, backward_s), (beside_forward_s, beside_backward_s) in zip(
-                self.costs, passes, beside, strict=True
-            )
-            for pace in (slowest_s / np.maximum(forward_s + backward_s, _SHORTEST_S),)
+            _exposed_of_step_s(cost, forward_s, backward_s, slowest_s - forward_s - backward_s)
+            for cost, forward_s, backward_s in zip(self.costs, forward, backward, strict=True)
         ]
         return np.asarray(np.maximum.reduce(exposed) + self.costs[0].pipeline_fill_comm_s[:, None])
 
@@ -130,13 +121,7 @@ class PipelineStep:
         times = StageTimes(forward_s=forward, backward_s=backward, weight_share=shares, counts=self.counts)
         return self.plans.schedules.makespan(times)
 
-    def _late_s(
-        self,
-        forward: list[FloatArray],
-        backward: list[FloatArray],
-        devices: list[DeviceCosts],
-        beside: list[Passes],
-    ) -> FloatArray:
+    def _late_s(self, forward: list[FloatArray], backward: list[FloatArray], devices: list[DeviceCosts]) -> FloatArray:
         """The step if the device always waits for the host, which takes longer than it or not.
 
         What the device exchanges in a step then runs behind the host's time, in which the device stands idle or not.
@@ -144,41 +129,31 @@ class PipelineStep:
         Args:
             forward, backward: passes of each class of stages, with what they expose.
             devices: each class of stages.
-            beside: what communication of a micro-batch runs behind, of its passes.
         """
         more = [cost.host_exchange_s / (2 * self.m) for cost in self.costs]  # in a pass
-        host: list[Passes] = [
-            (np.asarray(cost.host.forward_s + more_s), np.asarray(cost.host.backward_s + more_s))
-            for cost, more_s in zip(self.costs, more, strict=True)
-        ]
+        host_forward = [cost.host.forward_s + more_s for cost, more_s in zip(self.costs, more, strict=True)]
+        host_backward = [cost.host.backward_s + more_s for cost, more_s in zip(self.costs, more, strict=True)]
         queued_s = np.maximum.reduce([self._queued_s(cost) for cost in self.costs])
-        async_s = np.asarray(queued_s + self._exposed_step_s(host, beside))
+        async_s = np.asarray(queued_s + self._exposed_step_s(host_forward, host_backward))
         if self._async_launch.all():
             return async_s
+        late_forward = [np.maximum(f, host_s) for f, host_s in zip(forward, host_forward, strict=True)]
         split = [
             self._late_backward_s(b, host_s, cost)
-            for b, (_, host_s), cost in zip(backward, host, self.costs, strict=True)
+            for b, host_s, cost in zip(backward, host_backward, self.costs, strict=True)
         ]
+        late_backward, shares = [late_s for late_s, _ in split], [share for _, share in split]
         passes_s = self._passes_s(
-            [
-                np.maximum(f, host_s) + cost.host_sync_s
-                for f, (host_s, _), cost in zip(forward, host, self.costs, strict=True)
-            ],
-            [late_s + cost.recompute_sync_s for (late_s, _), cost in zip(split, self.costs, strict=True)],
-            [share for _, share in split],
+            [late_s + cost.host_sync_s for late_s, cost in zip(late_forward, self.costs, strict=True)],
+            [late_s + cost.recompute_sync_s for late_s, cost in zip(late_backward, self.costs, strict=True)],
+            shares,
         )
         optimizer = [
             np.maximum(device.optimizer.time_s, cost.host_step_s)
             for device, cost in zip(devices, self.costs, strict=True)
         ]
-        exposed_s = self._exposed_step_s(
-            [
-                (np.maximum(device.forward.time_s, f), np.maximum(device.backward.time_s, b))
-                for device, (f, b) in zip(devices, host, strict=True)
-            ],
-            beside,
-        )
-        return np.asarray(np.where(self._async_launch, async_s, passes_s + np.maximum.reduce(optimizer) + exposed_s))
+        synchronous_s = passes_s + np.maximum.reduce(optimizer) + self._exposed_step_s(late_forward, late_backward)
+        return np.asarray(np.where(self._async_launch, async_s, synchronous_s))
 
     def _late_backward_s(
         self, backward_s: FloatArray, host_s: FloatArray, cost: StageCost
@@ -228,18 +203,31 @@ def above_rounding(part_s: FloatArray, step_s: FloatArray) -> FloatArray:
 def _split(exchange: Exchange, window_s: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Exposed and overlapped communication of a micro-batch beside its computation, which takes `window_s`."""
     overlapped = _overlapped_s(exchange.overlappable, window_s)
-    return (exchange.exposed_s + exchange.overlappable.time_s)[:, None] - overlapped, overlapped
+    return exchange.whole_s[:, None] - overlapped, overlapped
 
 
-def _exposed_of_step_s(cost: StageCost, passes: Passes) -> FloatArray:
-    """What passes of a micro-batch do not hide of the exchange over data-parallel ranks (see `step.data_parallel`)."""
-    exchange, (forward_s, backward_s) = cost.step_exchange, passes
-    window_forward_s = exchange.forward_passes[:, None] * (1 - cost.unoverlappable_fraction_forward) * forward_s
-    window_backward_s = exchange.backward_passes[:, None] * (1 - cost.unoverlappable_fraction_backward) * backward_s
-    overlapped = _overlapped_s(exchange.forward, window_forward_s) + _overlapped_s(exchange.backward, window_backward_s)
-    return np.asarray(exchange.whole_s[:, None] - overlapped)
+def _exposed_of_step_s(
+    cost: StageCost, forward_s: FloatArray, backward_s: FloatArray, idle_s: FloatArray
+) -> FloatArray:
+    """What passes of a micro-batch, and the time between them, do not hide of the exchange over data-parallel ranks
+    (see `step.data_parallel`). What is idle hides what comes with either pass, but only once."""
+    exchange = cost.step_exchange
+    behind_forward_s = (1 - cost.unoverlappable_fraction_forward) * _free_s(forward_s, cost.forward_exchange)
+    behind_backward_s = (1 - cost.unoverlappable_fraction_backward) * _free_s(backward_s, cost.backward_exchange)
+    passes_forward, passes_backward = exchange.forward_passes[:, None], exchange.backward_passes[:, None]
+    hidden_forward_s = _overlapped_s(exchange.forward, passes_forward * (behind_forward_s + idle_s))
+    hidden_backward_s = _overlapped_s(exchange.backward, passes_backward * (behind_backward_s + idle_s))
+    together_s = hidden_forward_s / passes_forward + hidden_backward_s / passes_backward
+    twice_s = np.maximum(together_s - behind_forward_s - behind_backward_s - idle_s, 0.0)
+    hidden_s = hidden_forward_s + hidden_backward_s - np.minimum(passes_forward, passes_backward) * twice_s
+    return np.asarray(exchange.whole_s[:, None] - hidden_s)
+
+
+def _free_s(pass_s: FloatArray, exchange: Exchange) -> FloatArray:
+    """A pass without its own communication, hidden or not."""
+    return np.maximum(pass_s - exchange.whole_s[:, None], 0.0)
 
 
 def _overlapped_s(comm: OverlappableComm, window_s: FloatArray) -> FloatArray:
     """What costs no time of communication beside computation that takes `window_s`, [P, X]."""
-    return np.minimum(comm.hideable_s[:, None], np.maximum(window_s, 0.0))
+    return np.minimum(comm.hideable_s[:, None], window_s)

@@ -65,6 +65,11 @@ class Exchange:
     overlappable: OverlappableComm
     calls: CollectiveLaunches
 
+    @property
+    def whole_s(self) -> FloatArray:
+        """All of it, hidden or not."""
+        return np.asarray(self.exposed_s + self.overlappable.time_s)
+
     def __add__(self, other: Exchange) -> Exchange:
         return Exchange(
             exposed_s=self.exposed_s + other.exposed_s,
