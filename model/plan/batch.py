@@ -70,6 +70,11 @@ class PlanBatch:
         return np.where(self.micro_batches_per_schedule > 0, self.micro_batches_per_schedule, self.micro_batches)
 
     @property
+    def rounds(self) -> IntArray:
+        """Runs of a pipeline's schedule, one after another, that make a step, [P]."""
+        return self.micro_batches // self.scheduled
+
+    @property
     def gpus(self) -> IntArray:
         """GPUs of a plan, [P]."""
         return self.dp * self.tp * self.pp * self.cp
@@ -78,7 +83,7 @@ class PlanBatch:
     def schedules(self) -> PlanSchedules:
         """What follows from the schedules of the plans."""
         sizes = Sizes(stages=self.pp, virtual=self.virtual_stages, micro_batches=self.scheduled)
-        return PlanSchedules(self.schedule, sizes, rounds=self.micro_batches // self.scheduled)
+        return PlanSchedules(self.schedule, sizes, rounds=self.rounds)
 
     def take(self, rows: IntArray | NDArray[np.bool_]) -> PlanBatch:
         """The plans at these rows."""

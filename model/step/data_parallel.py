@@ -13,11 +13,14 @@ buckets under ZeRO are taken for layers and ends too: buckets of 40 million fit 
              every micro-batch; also in a pipeline
 
 (Rajbhandari et al. 2020, section 7; Zhao et al. 2023, section 3.3.) In a pipeline of torch, gradients that FSDP
-scatters, and those of zero-bubble's backward passes in two parts, are exchanged when all passes are done, once a step
-whatever the ZeRO stage (torch.distributed.pipelining 2.11, `_PipelineStageBase.backward_maybe_with_nosync`); so are
-those of experts that DDP leaves alone. Frameworks that run none of
-it behind computation send each in one message. Left out: by how much computation delays a collective, which waits for
-room on the GPU; it matters where exchanges fill most of a pass.
+scatters, and those of zero-bubble's backward passes in two parts, are exchanged when all passes are done, once a run of
+its schedule whatever the ZeRO stage (torch.distributed.pipelining 2.11,
+`_PipelineStageBase.backward_maybe_with_nosync`); so are those of experts that DDP leaves alone. A backward pass leaves
+there what it gathers, and a forward pass frees it: so under ZeRO 3 those forward passes gather that follow another, as
+many as a stage holds micro-batches, and those backward passes that follow a forward pass. Every run of a schedule
+gathers and reduces for itself. Frameworks that run none of it behind computation send each in one message. Left out: by
+how much computation delays a collective, which waits for room on the GPU; it matters where exchanges fill most of a
+pass.
 
 Axes: P plans.
 """
@@ -28,7 +31,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.network.collectives import Collective
 from moemodel.model.plan.batch import PlanBatch
@@ -58,6 +61,45 @@ class FsdpUnits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExchangeCounts:
+    """How often a stage's parameters and gradients are exchanged in a step. [P].
+
+    Attributes:
+        gathers_forward, gathers_backward: of parameters, for so many passes.
+        reductions: of gradients.
+    """
+
+    gathers_forward: FloatArray
+    gathers_backward: FloatArray
+    reductions: FloatArray
+
+    @classmethod
+    def of(cls, plans: PlanBatch, framework: Framework, stage: int) -> ExchangeCounts:
+        """Of one stage of each plan's pipeline."""
+        zero, m, rounds = plans.zero_stage, plans.micro_batches.astype(np.float64), plans.rounds.astype(np.float64)
+        late = reduces_when_all_passes_are_done(plans, framework)
+        held = np.clip(plans.schedules.in_flight(stage), 1.0, plans.scheduled)
+        return cls(
+            gathers_forward=np.where(zero >= 3, np.where(late, rounds * held, m), np.where(zero >= 1, rounds, 0.0)),
+            gathers_backward=np.where(zero >= 3, np.where(late, m - rounds * (held - 1), m), 0.0),
+            reductions=np.where((zero >= 2) & ~late, m, rounds),
+        )
+
+    def take(self, rows: IntArray) -> ExchangeCounts:
+        """Of the plans at these rows."""
+        return ExchangeCounts(
+            gathers_forward=self.gathers_forward[rows],
+            gathers_backward=self.gathers_backward[rows],
+            reductions=self.reductions[rows],
+        )
+
+
+def reduces_when_all_passes_are_done(plans: PlanBatch, framework: Framework) -> BoolArray:
+    """Where FSDP scatters no gradients before, and so keeps them whole, [P]."""
+    return np.asarray((framework.data_parallel == "ddp-fsdp2") & (plans.pp > 1))
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepExchange:
     """Communication over data-parallel ranks in one step, s. [P].
 
@@ -65,7 +107,7 @@ class StepExchange:
         forward, backward: what may hide behind forward and behind backward passes.
         exposed_s: the rest.
         forward_passes, backward_passes: over how many passes of the step it spreads.
-        units: of FSDP that are exchanged; `buckets` of DDP.
+        units: of FSDP that are exchanged; `buckets` of DDP, in all reductions.
     """
 
     forward: OverlappableComm
@@ -125,33 +167,32 @@ class DataParallel:
         self._spread = torch & (plans.ep > 1)
         # a backward pass in two parts tells DDP nothing; of a pipeline FSDP scatters when all passes are done
         self._split_pass = torch & (plans.pp > 1) & plans.schedules.splits_backward
-        self._late_scatter = torch & (plans.pp > 1)
-        m = plans.micro_batches.astype(np.float64)
-        self._forward_passes = np.where(self._zero >= 3, m, 1.0)
-        self._backward_passes = np.where((self._zero >= 2) & ~self._late_scatter, m, 1.0)
+        self._late_scatter = reduces_when_all_passes_are_done(plans, framework)
 
-    def step(self, units: FsdpUnits) -> StepExchange:
+    def step(self, units: FsdpUnits, counts: ExchangeCounts) -> StepExchange:
         """Gradients, and from ZeRO 1 on parameters, of one stage in a step."""
         none = np.zeros_like(units.dense)
-        shared = self._exchange(units, self._groups["data_parallel"])
+        shared = self._exchange(units, counts, self._groups["data_parallel"])
         experts = replace(units, dense=units.expert, ends=none, embedding_parameters=none)
-        return shared + self._exchange(experts, self._groups["expert_data_parallel"], experts=True)
+        return shared + self._exchange(experts, counts, self._groups["expert_data_parallel"], experts=True)
 
-    def _exchange(self, units: FsdpUnits, group: Group, *, experts: bool = False) -> StepExchange:
+    def _exchange(
+        self, units: FsdpUnits, counts: ExchangeCounts, group: Group, *, experts: bool = False
+    ) -> StepExchange:
         """Of `units.dense` and the ends."""
-        reduced, sharded = self._reduced(units, group, experts=experts), self._sharded(units, group)
+        reduced, sharded = self._reduced(units, counts, group, experts=experts), self._sharded(units, counts, group)
         whole = self._zero == 0
         return StepExchange(
             forward=sharded.forward.times(~whole),
             backward=reduced.backward.times(whole) + sharded.backward.times(~whole),
             exposed_s=np.where(whole, reduced.exposed_s, sharded.exposed_s),
-            forward_passes=self._forward_passes,
-            backward_passes=self._backward_passes,
+            forward_passes=sharded.forward_passes,
+            backward_passes=sharded.backward_passes,
             units=np.where(whole, 0.0, sharded.units),
             buckets=np.where(whole, reduced.buckets, 0.0),
         )
 
-    def _reduced(self, units: FsdpUnits, group: Group, *, experts: bool) -> StepExchange:
+    def _reduced(self, units: FsdpUnits, counts: ExchangeCounts, group: Group, *, experts: bool) -> StepExchange:
         """ZeRO 0. The last bucket holds half of one beside what comes last.
 
         Experts that other ranks have others of are left alone by DDP, and summed when all passes are done.
@@ -168,19 +209,19 @@ class DataParallel:
             last_B = np.where(self._split_pass | (self._spread & experts), size_B, last_B)
         most = (_EXPERT_TENSORS if experts else _TENSORS) * max(units.layers, 1)
         buckets = np.clip((size_B - last_B) / _BUCKET_B, 1.0, most)
-        behind_s = self._some(Collective.ALL_REDUCE, size_B - last_B, buckets, group)
-        shown_s = self._some(Collective.ALL_REDUCE, last_B, 1.0, group)
+        behind_s = counts.reductions * self._some(Collective.ALL_REDUCE, size_B - last_B, buckets, group)
+        shown_s = counts.reductions * self._some(Collective.ALL_REDUCE, last_B, 1.0, group)
         return StepExchange(
             forward=OverlappableComm.none(len(size_B)),
             backward=self._groups.overlappable(Collective.ALL_REDUCE, behind_s),
             exposed_s=shown_s,
-            forward_passes=self._forward_passes,
-            backward_passes=self._backward_passes,
+            forward_passes=counts.reductions,
+            backward_passes=counts.reductions,
             units=np.zeros_like(size_B),
-            buckets=np.where(behind_s > 0, buckets, 0.0) + (shown_s > 0),
+            buckets=counts.reductions * (np.where(behind_s > 0, buckets, 0.0) + (shown_s > 0)),
         )
 
-    def _sharded(self, units: FsdpUnits, group: Group) -> StepExchange:
+    def _sharded(self, units: FsdpUnits, counts: ExchangeCounts, group: Group) -> StepExchange:
         """ZeRO 1 to 3. A pass gathers, and a pass scatters, each layer and the ends; one layer and the ends show."""
         layers, inner, ends = max(units.layers, 1), units.dense, units.ends
         if not (self._reductions_hide or self._gathers_hide):
@@ -192,23 +233,23 @@ class DataParallel:
                 (Collective.REDUCE_SCATTER, self._gradient_B),
             )
         )
-        again = np.where(self._zero >= 3, self._forward_passes, 0.0)
         gathered = self._groups.overlappable(Collective.ALL_GATHER, gather[0]).times(float(self._gathers_hide))
         hides = np.where(self._late_scatter, 0.0, float(self._reductions_hide))
         scattered = self._groups.overlappable(Collective.REDUCE_SCATTER, scatter[0]).times(hides)
-        forward = gathered.times(self._forward_passes * (layers - 1))
-        backward = scattered.times(self._backward_passes * (layers - 1)) + gathered.times(again * layers)
+        again, reductions = counts.gathers_backward, counts.reductions
+        forward = gathered.times(counts.gathers_forward * (layers - 1))
+        backward = scattered.times(reductions * (layers - 1)) + gathered.times(again * layers)
         whole_s = (
-            self._forward_passes * (layers * gather[0] + gather[1])
-            + self._backward_passes * (layers * scatter[0] + scatter[1])
+            counts.gathers_forward * (layers * gather[0] + gather[1])
+            + reductions * (layers * scatter[0] + scatter[1])
             + again * layers * gather[0]
         )
         return StepExchange(
             forward=forward,
             backward=backward,
             exposed_s=whole_s - forward.time_s - backward.time_s,
-            forward_passes=self._forward_passes,
-            backward_passes=self._backward_passes,
+            forward_passes=np.maximum(counts.gathers_forward, 1.0),
+            backward_passes=np.maximum(reductions, again),
             units=np.where(scatter[0] > 0, float(layers), 0.0) + (scatter[1] > 0),
             buckets=np.zeros_like(inner),
         )

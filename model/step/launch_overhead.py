@@ -17,10 +17,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.device.host_overhead import HostCost, HostModel
+from moemodel.model.step.data_parallel import ExchangeCounts
 
 # In calls of a mean operator: two H100 with torch 2.11 in 2026, see above.
 _CALLS: dict[str, float] = {
@@ -128,7 +128,7 @@ class ParallelHost:
         units: FloatArray,
         buckets: FloatArray,
         tensors: float,
-        zero: NDArray[np.int64],
+        counts: ExchangeCounts,
         micro_batches: FloatArray,
     ) -> FloatArray:
         """Of a step's exchange over data-parallel ranks, [P, 1].
@@ -136,20 +136,23 @@ class ParallelHost:
         Args:
             units: of FSDP that are exchanged; `buckets` of DDP. [P].
             tensors: parameters of the stage.
-            zero: ZeRO stage, [P].
+            counts: how often they are exchanged.
             micro_batches: of a step, [P].
         """
         if not self._measured:
             return np.zeros((len(units), 1))
-        m, is_zero3 = micro_batches[:, None], (zero >= 3)[:, None]
-        forward = np.where(is_zero3, m, 1.0) * self._one_s("fsdp_unit", "forward")
-        quiet = np.where(is_zero3, 0.0, m - 1) * self._one_s("fsdp_unit_quiet", "forward")
-        reduced = np.where((zero >= 2)[:, None], m, 1.0)
-        backward = np.where(is_zero3, m * self._one_s("fsdp_unit", "backward"), 0.0)
-        backward = backward + np.where(is_zero3, 0.0, reduced * self._one_s("fsdp_unit_kept", "backward"))
-        quiet = quiet + np.where((zero >= 2)[:, None], 0.0, m - 1) * self._one_s("fsdp_unit_quiet", "backward")
+        m, gathers, again, reductions = (
+            column[:, None]
+            for column in (micro_batches, counts.gathers_forward, counts.gathers_backward, counts.reductions)
+        )
+        kept_s = self._one_s("fsdp_unit_kept", "backward")  # reduces alone; `fsdp_unit` gathers too
+        gathered_s = np.maximum(self._one_s("fsdp_unit", "backward") - kept_s, 0.0)
+        forward = gathers * self._one_s("fsdp_unit", "forward")
+        backward = again * gathered_s + reductions * kept_s
+        quiet = (m - gathers) * self._one_s("fsdp_unit_quiet", "forward")
+        quiet = quiet + (m - np.maximum(reductions, again)) * self._one_s("fsdp_unit_quiet", "backward")
         step_s = self._host.block_s("fsdp_unit/step") or 0.0
-        full = np.where(buckets > 0, np.maximum(buckets, tensors / _TENSORS), 0.0)
+        full = np.where(buckets > 0, np.maximum(buckets, counts.reductions * tensors / _TENSORS), 0.0)
         size = 1 + _MORE_TENSORS * np.maximum(tensors / np.maximum(units, 1.0) - _TENSORS, 0.0)
         return np.asarray(
             (units * size)[:, None] * (forward + backward + quiet + step_s)

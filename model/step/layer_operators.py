@@ -21,6 +21,7 @@ from moemodel.model.layers.layer import layer_blocks, saved
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import PASSES, Kind, Pass, Shape
 from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.step.data_parallel import ExchangeCounts
 from moemodel.model.step.recomputation import Recomputation
 
 
@@ -112,28 +113,25 @@ class Workload:
         count = accumulated_fraction(self.plans, self.framework)
         return [_call(Kind.ACCUMULATE, Pass.BACKWARD, Shape(m=parameters), Phase.BACKWARD, count)]
 
-    def copies(self, layers: FloatArray, ends: FloatArray) -> list[Call]:
+    def copies(self, layers: FloatArray, ends: FloatArray, counts: ExchangeCounts) -> list[Call]:
         """Parameters and gradients on their way between shards and whole tensors, per micro-batch.
 
-        DDP scales the gradients in its buckets once a step. FSDP2 gathers into one buffer and copies the parameters out
-        of it, and copies gradients into one that it scatters, as often as it gathers and scatters (`data_parallel`).
+        DDP scales the gradients in its buckets as often as it reduces them. FSDP2 gathers into one buffer and copies
+        the parameters out of it, and copies gradients into one that it scatters.
 
         Args:
             layers, ends: parameters of a stage's layers, and of embedding and head.
+            counts: how often they are exchanged in a step.
         """
         plans = self.plans
-        if self.framework.data_parallel != "ddp-fsdp2" or not (plans.dp * plans.cp > 1).any():
+        shared = (plans.dp * plans.cp > 1) / plans.micro_batches
+        if self.framework.data_parallel != "ddp-fsdp2" or not shared.any():
             return []
-        zero, once = plans.zero_stage, 1 / plans.micro_batches
-        shared = np.where(plans.dp * plans.cp > 1, 1.0, 0.0)
-        gathered = shared * np.choose(zero, [0.0, once, once, 1.0])
-        again = shared * np.where(zero == 3, 1.0, 0.0)
-        reduced = shared * np.where((zero >= 2) & (plans.pp == 1), 1.0, once)  # of a pipeline when all is done
         inner, whole = Shape(m=layers), Shape(m=layers + ends)
         return [
-            _call(Kind.COPY, Pass.FORWARD, whole, Phase.FORWARD, gathered),
-            _call(Kind.COPY, Pass.FORWARD, whole, Phase.BACKWARD, reduced),
-            _call(Kind.COPY, Pass.FORWARD, inner, Phase.BACKWARD, again),
+            _call(Kind.COPY, Pass.FORWARD, whole, Phase.FORWARD, shared * counts.gathers_forward),
+            _call(Kind.COPY, Pass.FORWARD, whole, Phase.BACKWARD, shared * counts.reductions),
+            _call(Kind.COPY, Pass.FORWARD, inner, Phase.BACKWARD, shared * counts.gathers_backward),
         ]
 
     def optimizer(self, owned: FloatArray) -> list[Call]:

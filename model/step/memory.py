@@ -33,7 +33,7 @@ from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.mesh import ParallelMesh
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
-from moemodel.model.step.data_parallel import FsdpUnits
+from moemodel.model.step.data_parallel import FsdpUnits, reduces_when_all_passes_are_done
 from moemodel.model.step.recomputation import Recomputation
 from moemodel.model.step.sharded_memory import (
     ParameterCounts,
@@ -156,6 +156,11 @@ class MemoryModel:
     def owned(self, shard: Shard) -> FloatArray:
         """Parameters that one GPU updates in the optimizer step."""
         return np.where(self.plans.zero_stage >= 1, self._sharded(shard), shard.total)
+
+    def accumulated(self, shard: Shard) -> FloatArray:
+        """Parameters whose gradients a micro-batch adds to those before it."""
+        late = reduces_when_all_passes_are_done(self.plans, self.framework)
+        return np.where((self.plans.zero_stage >= 2) & ~late, self._sharded(shard), shard.total)
 
     def _held(self, stage: Stage, shard: Shard, accumulating: BoolArray) -> ResidentStates:
         """Gradients, and parameters that are gathered."""

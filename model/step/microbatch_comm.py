@@ -239,11 +239,11 @@ class Communication:
         )
 
     def pipeline_fill_comm_s(self) -> FloatArray:
-        """Messages on the way of the first micro-batch to the last chunk and of the last one's gradient back, where
-        those of the others run behind computation.
+        """Messages on the way of the first micro-batch to the last chunk and of the last one's gradient back, in every
+        run of a schedule, where those of the others run behind computation.
         """
         if self.framework.pipeline != "torch":
             return np.zeros(len(self.plans))
         p = self.plans
         overlapped = p.schedules.exchange(Messages.OVERLAPPED)
-        return np.where(overlapped, 2 * (p.pp * p.virtual_stages - 1) * self._message(), 0.0)
+        return np.where(overlapped, 2 * p.rounds * (p.pp * p.virtual_stages - 1) * self._message(), 0.0)

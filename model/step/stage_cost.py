@@ -24,7 +24,7 @@ from moemodel.model.layers.parameters import parameters
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
-from moemodel.model.step.data_parallel import DataParallel, FsdpUnits, StepExchange
+from moemodel.model.step.data_parallel import DataParallel, ExchangeCounts, FsdpUnits, StepExchange
 from moemodel.model.step.launch_overhead import ParallelHost
 from moemodel.model.step.layer_operators import Workload, accumulated_fraction
 from moemodel.model.step.memory import Memory, MemoryModel, fullest
@@ -153,12 +153,13 @@ class StageCosts:
         forward, backward = (self._device(stage, phase) for phase in (Phase.FORWARD, Phase.BACKWARD))
         units = self._memory.units(stage)
         leads = self._lead(stage, Phase.FORWARD, forward), self._lead(stage, Phase.BACKWARD, backward)
-        updates = self._updates(stage, units)
+        counts = ExchangeCounts.of(self.plans, blocks.machine.framework, stage.first)
+        updates = self._updates(stage, units, counts)
         _merge(forward, updates.get(Phase.FORWARD), 1.0)
         _merge(backward, updates.get(Phase.BACKWARD), 1.0)
         call = self._call(stage)
         forward_exchange, backward_exchange = self._exchange(stage)
-        step_exchange = self._data.step(units).with_exposed(self._tied(stage) + self._comm.norm_s())
+        step_exchange = self._data.step(units, counts).with_exposed(self._tied(stage) + self._comm.norm_s())
         host_sync_s = self._host_sync_s(stage, call)
         again = self._recomputed_calls(stage)
         queue = ParallelHost(blocks.host, call, measured=blocks.machine.framework.torch_launch)
@@ -181,7 +182,7 @@ class StageCosts:
                 units=step_exchange.units,
                 buckets=step_exchange.buckets,
                 tensors=self._tensors(stage),
-                zero=self.plans.zero_stage,
+                counts=counts,
                 micro_batches=self.plans.micro_batches.astype(np.float64),
             ),
             host_step_s=self._host_step_s(stage),
@@ -212,22 +213,24 @@ class StageCosts:
             head_s = blocks.head[phase].time_s_UK[self._shape, -1]
         return np.asarray((head_s + (whole_s - head_s) / max(sum(stage.layers), 1)) / whole_s)[:, None]
 
-    def _updates(self, stage: Stage, units: FsdpUnits) -> dict[Phase, PhaseCost]:
+    def _updates(self, stage: Stage, units: FsdpUnits, counts: ExchangeCounts) -> dict[Phase, PhaseCost]:
         """What a stage does with its parameters beside its layers, priced once for each distinct size: copies on their
         way between ranks, accumulation of a micro-batch's gradients, the optimizer step.
         """
         shard = self._memory.shard(stage)
         owned = self._memory.owned(shard)
         inner = units.dense + np.where(self._memory.expert_copies > 1, units.expert, 0.0)
-        shared = self.plans.dp * self.plans.cp > 1
-        first, size = distinct_rows([inner, owned, self.plans.micro_batches, self.plans.zero_stage, shared])
+        kept = self._memory.accumulated(shard)
+        exchanged = [counts.gathers_forward, counts.gathers_backward, counts.reductions]
+        plans = self.plans
+        shared = plans.dp * plans.cp > 1
+        first, size = distinct_rows([inner, owned, kept, plans.micro_batches, plans.zero_stage, shared, *exchanged])
         machine = self._blocks.machine
         workload = Workload(
-            self._blocks.architecture, self.plans.take(first), framework=machine.framework, precision=machine.precision
+            self._blocks.architecture, plans.take(first), framework=machine.framework, precision=machine.precision
         )
-        kept = np.where(self.plans.zero_stage >= 2, owned, shard.total)
         calls = workload.accumulate(kept[first]) + workload.optimizer(owned[first])
-        calls += workload.copies(inner[first], units.ends[first])
+        calls += workload.copies(inner[first], units.ends[first], counts.take(first))
         phase_costs = self._blocks.pricer.phase_costs(calls, len(first))
         return {phase: lane.take(size) for phase, lane in phase_costs.items()}
 

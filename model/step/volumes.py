@@ -26,7 +26,7 @@ from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import work
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers, stages
-from moemodel.model.step.data_parallel import DataParallel
+from moemodel.model.step.data_parallel import DataParallel, ExchangeCounts
 from moemodel.model.step.layer_operators import Workload
 from moemodel.model.step.memory import MemoryModel
 from moemodel.model.step.microbatch_comm import Communication, Exchange
@@ -99,6 +99,7 @@ class _PipelineVolumes:
     def __init__(self, architecture: Architecture, plans: PlanBatch, machine: System) -> None:
         framework, precision = machine.framework, machine.precision
         self._architecture, self._plans, self._gradient_B = architecture, plans, machine.gradient_B
+        self._framework = framework
         self._kinds = distinct_layers(architecture)
         self._m = plans.micro_batches.astype(np.float64)
         self._workload = Workload(architecture, plans, framework=framework, precision=precision)
@@ -139,9 +140,11 @@ class _PipelineVolumes:
         shard, units = self._memory.shard(stage), self._memory.units(stage)
         owned = self._memory.owned(shard)
         inner = units.dense + np.where(self._memory.expert_copies > 1, units.expert, 0.0)
-        kept = np.where(self._plans.zero_stage >= 2, owned, shard.total)
-        calls = self._workload.accumulate(kept) + self._workload.optimizer(owned)
-        return calls + self._workload.copies(inner, units.ends)
+        calls = self._workload.accumulate(self._memory.accumulated(shard)) + self._workload.optimizer(owned)
+        return calls + self._workload.copies(inner, units.ends, self._counts(stage))
+
+    def _counts(self, stage: Stage) -> ExchangeCounts:
+        return ExchangeCounts.of(self._plans, self._framework, stage.first)
 
     # ---- between GPUs -----------------------------------------------------------------------------------------------
 
@@ -155,7 +158,7 @@ class _PipelineVolumes:
         ends = (stage.embedding, EmbeddingBlock), (stage.head, HeadBlock)
         for comm in (comm for held, end in ends if held for comm in self._collectives(end)):
             sent[comm.axis] += self._sent_B(self._comm.priced([comm]))
-        sent["dp"] += self._data.step(self._memory.units(stage)).whole_s
+        sent["dp"] += self._data.step(self._memory.units(stage), self._counts(stage)).whole_s
         if self._architecture.tied and stage.embedding != stage.head:
             vocabulary = parameters(self._architecture).embedding
             sent["pp"] += self._comm.embedding_grad_all_reduce(vocabulary, self._gradient_B)

@@ -9,6 +9,7 @@ from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.device.host_overhead import HostCost, HostModel
 from moemodel.model.layers.layer import layer_blocks
 from moemodel.model.records.calibration import Calibration, HostLane, Parameter
+from moemodel.model.step.data_parallel import ExchangeCounts
 from moemodel.model.step.launch_overhead import CollectiveLaunches, ParallelHost
 
 CALL = HostCost(forward_s=20e-6, backward_s=10e-6)
@@ -37,7 +38,11 @@ def step_s(
         units=np.array([units]),
         buckets=np.array([buckets]),
         tensors=tensors,
-        zero=np.array([zero]),
+        counts=ExchangeCounts(
+            gathers_forward=np.array([0.0, 1.0, 1.0, m][zero : zero + 1]),
+            gathers_backward=np.array([0.0, 0.0, 0.0, m][zero : zero + 1]),
+            reductions=np.array([1.0, 1.0, m, m][zero : zero + 1]),
+        ),
         micro_batches=np.array([float(m)]),
     ).item()
 
@@ -63,7 +68,7 @@ def test_units_by_zero_stage(calibration: Calibration) -> None:
     known = host(
         calibration,
         fsdp_unit__forward=1.0,
-        fsdp_unit__backward=10.0,
+        fsdp_unit__backward=110.0,
         fsdp_unit_kept__backward=100.0,
         fsdp_unit_quiet__forward=1e3,
         fsdp_unit_quiet__backward=1e4,
@@ -71,7 +76,7 @@ def test_units_by_zero_stage(calibration: Calibration) -> None:
     )
     assert step_s(known, 1, 4, units=2) == pytest.approx(2 * (1 + 100 + 3 * 1e3 + 3 * 1e4 + 1e6))
     assert step_s(known, 2, 4, units=2) == pytest.approx(2 * (1 + 400 + 3 * 1e3 + 1e6))
-    assert step_s(known, 3, 4, units=2) == pytest.approx(2 * (4 + 40 + 1e6))
+    assert step_s(known, 3, 4, units=2) == pytest.approx(2 * (4 + 440 + 1e6))
 
 
 def test_units_of_many_tensors_take_longer(calibration: Calibration) -> None:

@@ -18,9 +18,14 @@ from moemodel.model.network.collectives import Collective, Network
 from moemodel.model.operators.work import Kind
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.predict.predict import predict
+from moemodel.model.records.calibration import Calibration
+from moemodel.model.schedule import registry
+from moemodel.model.schedule.base import Sizes
+from moemodel.model.schedule.pipeline_layout import stages
 from moemodel.model.step.communication_groups import Groups
-from moemodel.model.step.data_parallel import DataParallel, FsdpUnits
+from moemodel.model.step.data_parallel import DataParallel, ExchangeCounts, FsdpUnits
 from moemodel.model.step.layer_operators import Workload
+from moemodel.model.step.memory import MemoryModel
 from moemodel.model.step.microbatch_comm import Communication
 from moemodel.model.step.system import System
 
@@ -61,6 +66,10 @@ def data(
     framework = replace(framework_of("torch" if torch else "megatron"), overlapped=overlapped)
     groups = Groups(plans, network, shards_experts=framework.shards_experts)
     return DataParallel(plans, groups, framework=framework, precision="bf16")
+
+
+def counts(plans: PlanBatch, stage: int = 0) -> ExchangeCounts:
+    return ExchangeCounts.of(plans, framework_of("torch"), stage)
 
 
 def units(layers: int, *, ends: float = 0.0, embedding_parameters: float = 0.0, expert: float = 0.0) -> FsdpUnits:
@@ -186,7 +195,9 @@ def test_what_each_zero_stage_moves(batch: Batch) -> None:
     inner, ends, m = ONCE, 0.1 * ONCE, 4
     both = inner + ends
     for overlapped, again in ((NONE, both), (BEHIND, inner)):
-        moved = data(plans, overlapped).step(units(16, ends=0.1 * PARAMETERS, embedding_parameters=0.1 * PARAMETERS))
+        moved = data(plans, overlapped).step(
+            units(16, ends=0.1 * PARAMETERS, embedding_parameters=0.1 * PARAMETERS), counts(plans)
+        )
         assert moved.whole_s == pytest.approx([2 * both, 2 * both, (1 + m) * both, 2 * m * both + m * again])
         assert moved.forward_passes.tolist() == [1, 1, 1, m]
         assert moved.backward_passes.tolist() == [1, 1, m, m]
@@ -194,7 +205,7 @@ def test_what_each_zero_stage_moves(batch: Batch) -> None:
 
 def test_nothing_hides_where_the_framework_hides_nothing(batch: Batch) -> None:
     plans = batch(dp=8, zero_stage=[0, 1, 2, 3])
-    moved = data(plans, NONE).step(units(16))
+    moved = data(plans, NONE).step(units(16), counts(plans))
     assert (moved.forward.time_s == 0).all()
     assert (moved.backward.time_s == 0).all()
 
@@ -204,7 +215,7 @@ def test_what_begins_and_ends_a_pass_shows(batch: Batch) -> None:
     m, layers = 4, 16
     plans = batch(dp=8, micro_batch=1, global_batch=8 * m, zero_stage=[1, 2, 3])
     layer, ends = ONCE / layers, 0.2 * ONCE
-    moved = data(plans, BEHIND).step(units(layers, ends=0.2 * PARAMETERS))
+    moved = data(plans, BEHIND).step(units(layers, ends=0.2 * PARAMETERS), counts(plans))
     one = layer + ends
     rest = (layers - 1) * layer
     assert moved.exposed_s == pytest.approx([2 * one, (1 + m) * one, 2 * m * one])
@@ -217,7 +228,7 @@ def test_the_last_bucket_shows(batch: Batch) -> None:
     plans = batch(dp=8)
     bucket_s = 2 * 7 / 8 * 25 * 2**20 / 400e9
     for embedding_parameters in (0.0, 1e8):
-        moved = data(plans, BEHIND).step(units(16, ends=2e8, embedding_parameters=embedding_parameters))
+        moved = data(plans, BEHIND).step(units(16, ends=2e8, embedding_parameters=embedding_parameters), counts(plans))
         assert moved.exposed_s == pytest.approx(bucket_s / 2 + 2 * ONCE * embedding_parameters / PARAMETERS)
         assert moved.backward.time_s + moved.exposed_s == pytest.approx(2 * ONCE * 1.2)
 
@@ -225,7 +236,9 @@ def test_the_last_bucket_shows(batch: Batch) -> None:
 def test_buckets_and_layers_start_collectives(batch: Batch) -> None:
     plans = batch(dp=8, zero_stage=[0, 3], global_batch=8)
     slow = replace(NODE, start_s=1e-3)
-    moved, embedding_parameters = (data(plans, BEHIND, network).step(units(16)) for network in (NODE, slow))
+    moved, embedding_parameters = (
+        data(plans, BEHIND, network).step(units(16), counts(plans)) for network in (NODE, slow)
+    )
     buckets = (2 * PARAMETERS - 25 * 2**20 / 2) / (25 * 2**20)
     assert embedding_parameters.whole_s - moved.whole_s == pytest.approx([(buckets + 1) * 1e-3, 3 * 16 * 1e-3])
     assert embedding_parameters.buckets.tolist() == pytest.approx([buckets + 1, 0])
@@ -235,7 +248,7 @@ def test_buckets_and_layers_start_collectives(batch: Batch) -> None:
 def test_experts_on_other_ranks_are_summed_when_all_is_done(batch: Batch) -> None:
     plans = batch(dp=8, ep=[1, 4])
     experts = replace(units(16, expert=PARAMETERS), dense=np.zeros(1))
-    moved = data(plans, BEHIND).step(experts)
+    moved = data(plans, BEHIND).step(experts, counts(plans))
     assert moved.backward.time_s[0] > 0
     assert moved.backward.time_s[1] == 0
     assert moved.exposed_s[1] == pytest.approx(2 * 1 / 2 * 2 * PARAMETERS / 400e9)
@@ -244,13 +257,72 @@ def test_experts_on_other_ranks_are_summed_when_all_is_done(batch: Batch) -> Non
 def test_what_a_pipeline_exchanges_when_all_passes_are_done(batch: Batch) -> None:
     """Scattered gradients, and those of backward passes in two parts."""
     plans = batch(dp=8, pp=2, zero_stage=[0, 0, 1], schedule=[0, 2, 0])
-    moved = data(plans, BEHIND).step(units(16))
+    moved = data(plans, BEHIND).step(units(16), counts(plans))
     assert (moved.backward.time_s > 0).tolist() == [True, False, False]
     assert moved.whole_s == pytest.approx([2 * ONCE] * 3)
 
 
+@pytest.mark.parametrize(("schedule", "n", "m", "v"), [("1f1b", 4, 8, 1), ("1f1b", 4, 3, 1), ("gpipe", 4, 8, 1)])
+@pytest.mark.parametrize("runs", [1, 3])
+def test_under_zero_3_a_pipeline_gathers_what_a_forward_pass_freed(
+    batch: Batch, schedule: str, n: int, m: int, v: int, runs: int
+) -> None:
+    """Its order walked: a forward pass frees what it needed, a backward pass leaves it, the last one does not."""
+    plans = batch(
+        dp=8,
+        pp=n,
+        zero_stage=3,
+        schedule=registry.number(schedule),
+        micro_batch=1,
+        global_batch=8 * m * runs,
+        micro_batches_per_schedule=m,
+    )
+    for stage in range(n):
+        gathers = {"F": 0, "B": 0}
+        for _ in range(runs):
+            there = False
+            for work in registry.find(schedule, v).order(stage, Sizes(stages=n, virtual=v, micro_batches=m)):
+                gathers[work.kind] += not there
+                there = work.kind == "B"
+        found = counts(plans, stage)
+        assert (found.gathers_forward.item(), found.gathers_backward.item()) == (gathers["F"], gathers["B"])
+        assert found.reductions.item() == runs
+
+
+def test_every_run_of_a_schedule_reduces_and_fills_its_pipeline(olmoe: Architecture, batch: Batch) -> None:
+    once, four = (
+        batch(
+            dp=8,
+            pp=4,
+            zero_stage=[0, 1],
+            schedule=[2, 2],
+            micro_batch=1,
+            global_batch=8 * 16,
+            micro_batches_per_schedule=of_one,
+        )
+        for of_one in (16, 4)
+    )
+    for plans, runs in ((once, 1), (four, 4)):
+        moved = data(plans, BEHIND).step(units(16), counts(plans))
+        assert moved.whole_s == pytest.approx([runs * 2 * ONCE, runs * 2 * ONCE])
+        fill = Communication(olmoe, plans, NODE, framework=framework_of("torch"), precision="bf16-mixed")
+        assert fill.pipeline_fill_comm_s() == pytest.approx(runs * 2 * 3 * 2 * 2048 * olmoe.hidden / 50e9)
+
+
+def test_gradients_that_a_pipeline_keeps_whole_are_added_up_whole(
+    olmoe: Architecture, batch: Batch, calibration: Calibration
+) -> None:
+    """ZeRO 2 in a pipeline of torch scatters as ZeRO 1 does, so nothing it does with gradients is less."""
+    plans = batch(dp=8, pp=4, zero_stage=[1, 2], micro_batch=1, global_batch=64)
+    memory = MemoryModel(olmoe, plans, framework=framework_of("torch"), precision="bf16-mixed", calibration=calibration)
+    first = stages(olmoe, 4, 1)[0]
+    assert np.ptp(memory.accumulated(memory.shard(first))) == 0
+
+
 def test_one_replica_says_nothing(batch: Batch) -> None:
-    moved = data(batch(zero_stage=[0, 1, 2, 3]), BEHIND).step(units(16, ends=1e8, embedding_parameters=1e8, expert=1e9))
+    plans = batch(zero_stage=[0, 1, 2, 3])
+    some = units(16, ends=1e8, embedding_parameters=1e8, expert=1e9)
+    moved = data(plans, BEHIND).step(some, counts(plans))
     assert (moved.whole_s == 0).all()
     assert (moved.units + moved.buckets == 0).all()
 
