@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _NO_HELP = 1  # exit code: nothing was written
 
 
-@click.command("calibrate")
+@click.command("calibrate", short_help="Fit a calibration to profiles, or refit it.")
 @click.argument("profiles", type=click.Path(path_type=Path), metavar="[PROFILE ...]", nargs=-1)
 @click.option(
     "--update",

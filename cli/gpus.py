@@ -24,7 +24,7 @@ _STANDINGS = {
 }
 
 
-@click.command("gpus")
+@click.command("gpus", short_help="Known GPUs, and what can be predicted on each.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def gpus_command(names: tuple[str, ...], as_json: bool) -> None:

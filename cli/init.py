@@ -23,7 +23,7 @@ _DEGREES = (1, 2, 4, 8)
 _MICRO_BATCHES = (1, 2, 4, 8)
 
 
-@click.command("init")
+@click.command("init", short_help="Write a commented plan, or a commented search.")
 @click.option(
     "-o",
     "--output",
@@ -33,7 +33,9 @@ _MICRO_BATCHES = (1, 2, 4, 8)
 @click.option("--search", is_flag=True, help="Write a search for `moemodel optimize` instead of a plan.")
 @click.option("--architecture", default="olmoe-1b-7b", show_default=True, help="A known one, or a config.json.")
 @click.option("--gpu", default="h100-sxm-80gb", show_default=True, help="A known GPU, or a GPU description.")
-@click.option("--gpus", type=click.IntRange(min=1, max=MOST_GPUS), default=8, show_default=True)
+@click.option(
+    "--gpus", type=click.IntRange(min=1, max=MOST_GPUS), default=8, show_default=True, help="How many of them to use."
+)
 @click.option("--calibration", metavar="NAME|FILE", help="To check that the plan fits.  [default: of the GPU]")
 @click.option("--force", is_flag=True, help="Overwrite a file that is there.")
 def init_command(

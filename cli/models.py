@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _SEQUENCE = 4096  # tokens, for shares of FLOPs; shorter where a model's longest is
 
 
-@click.command("models")
+@click.command("models", short_help="Known architectures, or your own config.json.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def models_command(names: tuple[str, ...], as_json: bool) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _FIRST = b'{\n "schema_version":'  # how a result begins
 
 
-@click.command("optimize")
+@click.command("optimize", short_help="The best plans and clocks of a search, within its limits.")
 @click.argument("search", type=click.Path(path_type=Path))
 @click.option(
     "-o",
@@ -47,14 +47,18 @@ _FIRST = b'{\n "schema_version":'  # how a result begins
     metavar="DIR",
     help="Write the plans of the front to a new folder, for `moemodel predict`.",
 )
-@click.option("--calibration", metavar="NAME|FILE", help="A shipped one, or a file.  [default: of the search's GPU]")
+@click.option(
+    "--calibration",
+    metavar="NAME|FILE",
+    help="A shipped calibration, or a file that `moemodel calibrate` wrote.  [default: of the search's GPU]",
+)
 def optimize_command(
     search: Path, output: Path, as_json: bool, top: int | None, write_plans: Path | None, calibration: str | None
 ) -> None:
     """Predict every legal plan of SEARCH, a YAML file, and give the front of its objectives within its limits.
 
-    Objectives are step time and energy, unless the search names others. `moemodel init --search` writes a search with
-    comments.
+    Objectives are step time and the energy of GPUs and hosts, unless the search names others. `moemodel init --search`
+    writes a search with comments.
     """
     _check_output(output)
     if write_plans is not None:

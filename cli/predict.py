@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 _TERMS_SHOWN = 6
 
 
-@click.command("predict")
+@click.command("predict", short_help="Time, power, energy, memory, carbon and cost of a plan.")
 @click.argument("plan", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the same figures, units in the names.")
 @click.option(
     "--calibration",
     metavar="NAME|FILE",
-    help="A shipped calibration, or a file that `moemodel calibrate` wrote.  [default: of the plan's GPU]",
+    help="A shipped calibration, or a file that `moemodel calibrate` wrote.  [default: of the plan's GPU; where none "
+    "ships, memory, FLOPs and bytes are all that is given]",
 )
 @click.option("--even-if-it-does-not-fit", is_flag=True, help="Answer also for a plan that needs too much memory.")
 def predict_command(plan: Path, as_json: bool, calibration: str | None, even_if_it_does_not_fit: bool) -> None:

@@ -24,7 +24,7 @@ def _names(_: click.Context, __: click.Parameter, value: str | None) -> list[str
     return [name.strip() for name in value.split(",") if name.strip()] if value is not None else None
 
 
-@click.command("profile")
+@click.command("profile", short_help="Measure the GPU at hand, and how several talk.")
 @click.option(
     "--gpu", required=True, help="The GPU that is here, such as h100; cpu, or sim:h100 (simulated), to try without one."
 )

@@ -24,7 +24,7 @@ _OTHERS = ("memory", "power", "clock")  # quantities beside time and energy
 _SIGNALLED = 128  # and with a signal's number added, one of the others
 
 
-@click.command("validate")
+@click.command("validate", short_help="Rerun the best plans of a search on the GPUs at hand.")
 @click.argument("plans", nargs=-1, type=click.Path(path_type=Path), metavar="[PLAN.yaml ...]")
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="So many plans of the search.")
 @click.option(
@@ -35,7 +35,11 @@ _SIGNALLED = 128  # and with a signal's number added, one of the others
     help="What `moemodel optimize` wrote; not read where plans are given.",
 )
 @click.option("--gpu", help="The GPU that is here, such as h100, or cpu.  [default: that of the search or the plans]")
-@click.option("--calibration", metavar="NAME|FILE", help="A shipped one, or a file.  [default: of the GPU]")
+@click.option(
+    "--calibration",
+    metavar="NAME|FILE",
+    help="A shipped calibration, or a file that `moemodel calibrate` wrote.  [default: of the GPU]",
+)
 @click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Rounds; in each, all plans.")
 @click.option(
     "--seconds", type=Finite(min=0, min_open=True), default=3.0, show_default=True, help="Measured, of a run."
@@ -47,7 +51,13 @@ _SIGNALLED = 128  # and with a signal's number added, one of the others
     show_default=True,
     help="Run the default plan and a random feasible one too.",
 )
-@click.option("--launcher", type=click.Choice(["local", "slurm"]), default="local", show_default=True)
+@click.option(
+    "--launcher",
+    type=click.Choice(["local", "slurm"]),
+    default="local",
+    show_default=True,
+    help="What starts the processes: this one, on this machine, or srun, inside a Slurm allocation.",
+)
 @click.option(
     "--clocks",
     type=click.Choice(["auto", "passive", "lock", "as-is"]),

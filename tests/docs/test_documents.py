@@ -41,6 +41,8 @@ INSTEAD: dict[str, str] = {
     "moemodel profile --gpu h100 -o my-profile": "moemodel profile --gpu sim:h100 --sections host -o my-profile",
     # written above, and not replaced without being asked
     "moemodel init": "moemodel init --force",
+    # a search of that name lies there, with few choices
+    "moemodel init --search": "moemodel init --search -o commented.yaml",
     # a sentence about what is refused: the exit code of that is 2
     "moemodel profile --gpu replay:FILE": "! moemodel profile --gpu replay:FILE",
     # a search of half a million plans takes 15 s: one of the same document with few choices
@@ -56,8 +58,13 @@ MADE_UP = {
     "made_up_gpus": "hardware and runs of `moemodel validate`",
 }
 NAMED = [["predict"], ["optimize"], ["profile"], ["calibrate"], ["validate"]]  # they need more than their name
-# The driver's (there is no GPU to reset), and pre-commit's, which is not installed for the tests.
-NOT_OURS = ("nvidia-smi -rgc", "pip install pre-commit", "pre-commit install")
+# The driver's (there is no GPU to reset), PyTorch's, and pre-commit's, which is not installed for the tests.
+NOT_OURS = (
+    "nvidia-smi -rgc",
+    "pip install torch --index-url https://download.pytorch.org/whl/cpu",
+    "pip install pre-commit",
+    "pre-commit install",
+)
 _PROGRAMS = ("moemodel", "python", "pip", "make", "pre-commit", "nvidia-smi", "eval", r"_MOEMODEL_COMPLETE=\S+")
 _COMMAND = re.compile(rf"(?:{'|'.join(_PROGRAMS)}) .+")
 
@@ -190,7 +197,7 @@ def _script(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 def _install(words: list[str]) -> None:
     """What is installed or built is this project, and its extras are there; tests/test_wheel.py builds it."""
     assert words[1] in ("install", "wheel")
-    named = re.fullmatch(r"(?:\.|moemodel)(?:\[([\w,]+)\])?", words[-1])
+    named = re.fullmatch(r"(?:\.|moemodel)(?:\[([\w,]+)\])?(?: @ git\+URL)?", words[-1])
     assert named, words
     assert set((named[1] or "dev").split(",")) <= set(PROJECT["project"]["optional-dependencies"])
 
