@@ -299,7 +299,7 @@ def test_a_file_from_before_some_keys_is_read(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(data), encoding="utf-8")
     mine = read_gpu(path)
-    assert mine.simd_lanes is mine.tiles is mine.memory_cache_B is mine.gpus_per_host is None
+    assert (mine.simd_lanes, mine.tiles, mine.memory_cache_B, mine.gpus_per_host) == (None,) * 4
 
 
 def test_an_unknown_key_is_refused(tmp_path: Path) -> None:
