@@ -41,11 +41,11 @@ def gpus_command(names: tuple[str, ...], as_json: bool) -> None:
             out.print(*_values(gpu), sep="\n")
             out.print(f"{_standing(gpu)}: {_STANDINGS[_standing(gpu)]}")
         return
-    numbers = ("memory GB", "TB/s", "bf16 TFLOP/s", "W", "MHz")
+    numbers = ("memory GB", "TB/s", "16b TFLOP/s", "W", "MHz")
     made = table("GPU", *numbers, "calibration", numbers=numbers)
     standings = {gpu.name: _standing(gpu) for gpu in found}
     for gpu in found:
-        peak = gpu.peaks.get("bf16")
+        peak = gpu.peaks.get("bf16") or gpu.peaks.get("fp16")
         made.add_row(
             gpu.name,
             _scaled(gpu.memory_B, 1e9, ".1f"),
@@ -101,8 +101,15 @@ def _values(gpu: Gpu) -> list[RenderableType]:
     for name, source in gpu.sources.items():
         head, _, dtype = name.partition(".")
         value = gpu.peak(dtype).flops_per_s if head == "peaks" else getattr(gpu, name)
-        made.add_row(f"{name} flops_per_s" if dtype else name, f"{value:.6g}", str(texts.index(source) + 1))
+        made.add_row(f"{name} flops_per_s" if dtype else name, _text(value), str(texts.index(source) + 1))
     return [made, sources({str(number): source for number, source in enumerate(texts, start=1)})]
+
+
+def _text(value: float | tuple[tuple[int, int], ...]) -> str:
+    """A value, or sizes of tiles."""
+    if isinstance(value, tuple):
+        return ", ".join(f"{rows}x{columns}" for rows, columns in value)
+    return f"{value:.6g}"
 
 
 def _scaled(value: float | None, size: float, form: str) -> str:

@@ -197,6 +197,8 @@ def _chip(gpu: Gpu, operators: OperatorTable) -> tuple[RooflineChip, dict[str, P
             "bandwidth_Bps": (gpu.memory_bandwidth_Bps, "B/s"),
             "l2_B": (float(gpu.l2_B), "B"),
         }
+        if gpu.simd_lanes and gpu.simd_lanes != RooflineChip.simd_lanes:  # which calibrations without it have
+            values["simd_lanes"] = (float(gpu.simd_lanes), "1")
         parameters = {
             name: Parameter.datasheet(value, unit, f"GPU description {gpu.name}")
             for name, (value, unit) in values.items()

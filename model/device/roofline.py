@@ -23,7 +23,8 @@ product (gemm, grouped_gemm):
 attention:
     Tc = flops / (SMs F f0 e),  e = e_inf  d/(d + d0)  seq/(seq + s0)  c/ceil(c),  c = batch heads seq/128 / SMs
 stream (all others):
-    Tm = bytes / (BW beta) with beta -> beta_cache where the tensors fit in L2;  Tc = vector_ops / (SMs 128 f0 e)
+    Tm = bytes / (BW beta) with beta -> beta_cache where the tensors fit in L2;  Tc = vector_ops / (SMs L f0 e)
+    L SIMD lanes of one SM
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ ATTENTIONS = (Kind.ATTENTION, Kind.ATTENTION_FULL)
 # and 64x256.
 TILES: tuple[tuple[int, int], ...] = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64))
 _TILE_NAMES: tuple[str, ...] = tuple(f"efficiency_{max(t)}x{min(t)}" for t in TILES)
-# SIMD lanes of an SM (float32): NVIDIA H100 whitepaper. An A100 has 64; a fitted issue efficiency takes up the ratio.
-_LANES = 128  # SIMD lanes of an SM, whatever the chip: an A100 has 64, and simulated efficiencies are made up anyhow
+# SIMD lanes of an SM (float32) where a calibration does not say: NVIDIA H100 whitepaper. Those that were fitted before
+# it could, of an A100 (64) too, have issue efficiencies over these.
+_LANES = 128
 ALIGNED = 8  # 16-bit elements in 16 bytes: what one asynchronous copy of an SM moves (Ampere tuning guide, 1.4.1)
 # Rows of queries that a kernel takes at once: flash-attention 2 on compute capability 8.0 and 9.0, heads 64 to 128 wide
 # (flash_fwd_launch_template.h, kBlockM).
@@ -68,6 +70,7 @@ class RooflineChip:
         bandwidth_Bps: of device memory.
         l2_B: size of the last-level cache.
         clock_Hz: reference clock f0.
+        simd_lanes: of one SM, float32.
     """
 
     multiprocessors: float
@@ -75,6 +78,7 @@ class RooflineChip:
     bandwidth_Bps: float
     l2_B: float
     clock_Hz: float
+    simd_lanes: float = _LANES
 
 
 def chip_of_calibration(calibration: Calibration) -> RooflineChip:
@@ -320,7 +324,7 @@ def _stream(p: Mapping[str, float], chip: RooflineChip, least: Work) -> tuple[Fl
     slow = 1 / p["memory_efficiency"]
     fast = 1 / p["cache_efficiency"]
     memory_s = least.bytes_B / chip.bandwidth_Bps * (slow + (fast - slow) * cached)
-    rate = chip.multiprocessors * _LANES * chip.clock_Hz * p["issue_efficiency"]
+    rate = chip.multiprocessors * chip.simd_lanes * chip.clock_Hz * p["issue_efficiency"]
     return np.asarray(least.vector_ops / rate), np.asarray(memory_s)
 
 

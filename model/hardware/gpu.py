@@ -29,7 +29,8 @@ T = TypeVar("T", covariant=True)
 class Peak:
     """Highest published dense rate of one data type (no sparsity), and the SM clock at which it holds.
 
-    On tensor cores where they take the type, else on the SIMD pipes (fp32 everywhere, fp64 before Ampere).
+    On tensor cores (AMD: matrix cores) where they take the type, else on the SIMD pipes: fp32 on every NVIDIA GPU, fp64
+    on those without fp64 tensor cores.
     """
 
     flops_per_s: float
@@ -48,23 +49,27 @@ class Gpu:
     Attributes:
         name: of the description, such as h100-sxm-80gb.
         product: the vendor's name for it.
-        aliases: other names that mean it: what NVML calls the device, short names.
+        aliases: other names that mean it: what NVML (AMD: the driver) calls the device, short names.
         architecture: the vendor's name of the generation, in lower case.
-        multiprocessors: streaming multiprocessors (SMs).
+        multiprocessors: streaming multiprocessors (SMs); AMD's compute units (CUs).
+        simd_lanes: fp32 lanes of one multiprocessor, each of which multiplies and adds once a cycle.
+        tiles: rows and columns of the output tiles that products of the vendor's libraries are built of.
         memory_B: device memory as the driver reports it.
         memory_bandwidth_Bps: peak bytes a second of device memory.
-        l2_B: second-level cache.
+        l2_B: second-level cache, of all dies together.
+        memory_cache_B: third-level cache in front of the memory (AMD's Infinity Cache).
         peaks: highest rate of each data type that the GPU computes with.
         clock_min_Hz, clock_max_Hz, clock_step_Hz: SM clocks that the driver lets a user set.
         power_limit_W: limit it ships with.
         power_limit_min_W, power_limit_max_W: range that a user may set.
         idle_power_W: drawn with a context open and nothing running.
         slowdown_C: die temperature at which the hardware slows the clock.
-        nvlink_links: NVLink links.
-        nvlink_Bps: bytes a second of all links together, in each direction.
+        nvlink_links: NVLink links to other GPUs; AMD's Infinity Fabric (xGMI) links.
+        nvlink_Bps: bytes a second of all these links together, in each direction.
         pcie_generation: of the host link.
         pcie_Bps: bytes a second of the host link, in each direction.
-        gpus_per_node: how many a node has unless a plan says otherwise.
+        gpus_per_node: how many a node (an NVLink domain, be it of several hosts) has unless a plan says otherwise.
+        gpus_per_host: how many a host has, where a node is several.
         sources: where each value comes from, by attribute; a peak's is `peaks.bf16`.
     """
 
@@ -73,9 +78,12 @@ class Gpu:
     aliases: tuple[str, ...]
     architecture: str
     multiprocessors: int | None
+    simd_lanes: int | None = None
+    tiles: tuple[tuple[int, int], ...] | None = None
     memory_B: int | None
     memory_bandwidth_Bps: float | None
     l2_B: int | None
+    memory_cache_B: int | None = None
     peaks: Mapping[Dtype, Peak] = field(hash=False)
     clock_min_Hz: float | None
     clock_max_Hz: float | None
@@ -90,6 +98,7 @@ class Gpu:
     pcie_generation: int | None
     pcie_Bps: float | None
     gpus_per_node: int
+    gpus_per_host: int | None = None
     sources: Mapping[str, str] = field(hash=False, repr=False)
 
     def peak(self, dtype: str) -> Peak:
@@ -122,6 +131,13 @@ _Power_W = Annotated[Real, Field(ge=0, le=1e5)]
 
 class _Count(_Fact):
     value: Annotated[Whole, Field(gt=0, le=1_000_000)]
+
+
+_Tile_Side = Annotated[Whole, Field(gt=0, le=4096)]
+
+
+class _Tiles(_Fact):
+    value: Annotated[tuple[tuple[_Tile_Side, _Tile_Side], ...], Field(min_length=1)]
 
 
 class _Bytes(_Fact):
@@ -159,7 +175,10 @@ class _PeakFact(Strict):
 
 
 class _Description(Strict):
-    """A file of `presets/gpus`. Every key has to be there: what is not known is null, on purpose."""
+    """A file of `presets/gpus`. Keys without a default have to be there: what is not known is null, on purpose.
+
+    Those with one came later; files from before them stay valid.
+    """
 
     name: str
     product: str
@@ -167,9 +186,12 @@ class _Description(Strict):
     architecture: str
     sources: dict[str, str]
     multiprocessors: _Count | None
+    simd_lanes: _Count | None = None
+    tiles: _Tiles | None = None
     memory_B: _Bytes | None
     memory_bandwidth_Bps: _BytesPerSecond | None
     l2_B: _Bytes | None
+    memory_cache_B: _Bytes | None = None
     peaks: dict[Dtype, _PeakFact]
     clock_min_Hz: _Hertz | None
     clock_max_Hz: _Hertz | None
@@ -184,6 +206,7 @@ class _Description(Strict):
     pcie_generation: _Count | None
     pcie_Bps: _BytesPerSecond | None
     gpus_per_node: _Count
+    gpus_per_host: _Count | None = None
 
     def cited(self) -> dict[str, str]:
         """The key of the source of every value, by name."""
@@ -197,6 +220,13 @@ class _Description(Strict):
             if source not in self.sources:
                 known = ", ".join(sorted(self.sources)) or "none yet: add one under 'sources'"
                 raise ValueError(f"{name}.source: found {source!r}; allowed: a key of 'sources' ({known})")
+        return self
+
+    @model_validator(mode="after")
+    def _hosts_fill_a_node(self) -> _Description:
+        if self.gpus_per_host and self.gpus_per_node.value % self.gpus_per_host.value:
+            found, node = self.gpus_per_host.value, self.gpus_per_node.value
+            raise ValueError(f"gpus_per_host: found {found}; allowed: a divisor of gpus_per_node ({node})")
         return self
 
     @model_validator(mode="after")
@@ -262,9 +292,12 @@ def _read(path: Path) -> Gpu:
         aliases=d.aliases,
         architecture=d.architecture,
         multiprocessors=_value(d.multiprocessors),
+        simd_lanes=_value(d.simd_lanes),
+        tiles=_value(d.tiles),
         memory_B=_value(d.memory_B),
         memory_bandwidth_Bps=_value(d.memory_bandwidth_Bps),
         l2_B=_value(d.l2_B),
+        memory_cache_B=_value(d.memory_cache_B),
         peaks={dtype: Peak(flops_per_s=peak.flops_per_s, clock_Hz=peak.clock_Hz) for dtype, peak in d.peaks.items()},
         clock_min_Hz=_value(d.clock_min_Hz),
         clock_max_Hz=_value(d.clock_max_Hz),
@@ -279,6 +312,7 @@ def _read(path: Path) -> Gpu:
         pcie_generation=_value(d.pcie_generation),
         pcie_Bps=_value(d.pcie_Bps),
         gpus_per_node=d.gpus_per_node.value,
+        gpus_per_host=_value(d.gpus_per_host),
         sources={name: d.sources[key] for name, key in d.cited().items()},
     )
 

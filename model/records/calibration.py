@@ -261,7 +261,7 @@ class Calibration(Strict):
     clock_measured_Hz: tuple[Clock_Hz, Clock_Hz] = Field(description="lowest and highest true clock that was measured")
     composition_error: Parameter = Field(description="log error of a step beyond that of its operators")
     chip: Annotated[dict[str, Parameter], _complete(CHIP)] = Field(
-        description="multiprocessors, flops_per_cycle, bandwidth_Bps, l2_B that the operator fits refer to"
+        description="multiprocessors, flops_per_cycle, bandwidth_Bps, l2_B, simd_lanes that the operator fits refer to"
     )
     operators: list[OperatorFit]
     host: list[HostLane]

@@ -72,6 +72,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     # chip
     "multiprocessors": (1.0, 1e6),
     "flops_per_cycle": (1e-3, 1e9),
+    "simd_lanes": (1.0, 1e6),
     "bandwidth_Bps": _RATE,
     "l2_B": (1.0, 1e15),
     # power
@@ -169,7 +170,7 @@ def operator_features(kind: Kind) -> tuple[str, ...]:
 
 
 _CHIP = ("multiprocessors", "flops_per_cycle", "bandwidth_Bps", "l2_B")
-CHIP = Names(required=_CHIP, positive=_CHIP)  # roofline.RooflineChip
+CHIP = Names(required=_CHIP, optional=("simd_lanes",), positive=(*_CHIP, "simd_lanes"))  # roofline.RooflineChip
 POWER = Names(  # power.PowerModel
     required=(
         "base_W",

@@ -27,6 +27,17 @@ def test_every_value_of_a_gpu_has_its_source(moemodel: Run) -> None:
     assert "Tensor Core GPU Architecture" in result.stdout
 
 
+def test_tiles_are_said_as_sizes(moemodel: Run) -> None:
+    assert "256x256, 256x192, 256x128" in moemodel("gpus", "b200").stdout
+    tiles = json.loads(moemodel("gpus", "b200", "--json").stdout)[0]["tiles"]
+    assert tiles[0] == [256, 256]
+
+
+def test_a_gpu_without_bf16_shows_its_fp16(moemodel: Run) -> None:
+    (row,) = (line for line in moemodel("gpus").stdout.splitlines() if line.startswith("v100-sxm-32gb  "))
+    assert "125" in row.split()
+
+
 def test_gpus_for_machines(moemodel: Run) -> None:
     gpus = {gpu["name"]: gpu for gpu in json.loads(moemodel("gpus", "--json").stdout)}
     assert sorted(gpus) == list(list_gpus())

@@ -188,10 +188,10 @@ def test_norways_code_is_no_truth_value(moemodel: Run, folder: Path, calibration
 
 def test_an_unknown_gpu_is_refused(moemodel: Run, folder: Path) -> None:
     plan = folder / "plan.yaml"
-    plan.write_text(plan.read_text().replace("h100-sxm-80gb", "b200"))
+    plan.write_text(plan.read_text().replace("h100-sxm-80gb", "b100"))
     result = moemodel("predict", "plan.yaml")
     assert result.exit_code == 2
-    assert result.stderr.startswith("moemodel: plan.yaml: cluster.gpu: found 'b200'; allowed: a100-pcie-80gb")
+    assert result.stderr.startswith("moemodel: plan.yaml: cluster.gpu: found 'b100'; allowed: a100-pcie-40gb")
 
 
 UNCALIBRATED = [name for name in list_gpus() if name not in list_calibrations()]
