@@ -5,10 +5,11 @@ data-parallel ranks from stage 1, gradients from 2, parameters from 3; experts o
 dp cp. Activations are the tensors that autograd keeps, counted operator by operator for the module that the torch
 backend runs (`profiler/backends/torch_native/model.py`); after Korthikanti et al. 2022, section 4, but for flash
 attention and for experts. Backends without flash attention keep the scores, and those with dropout its masks, as
-counted there. The peak is the largest of three moments:
+counted there. The peak is the largest of four moments:
 
-    head      static + activations + the loss's own tensors        (the backward pass begins)
-    backward  static + gradients + the inputs of all layers and one layer's own tensors        (it ends)
+    head      static + activations + the loss's own tensors                     (the last chunk's backward pass begins)
+    again     static + activations + what the last layer's recomputation makes  (a backward pass begins)
+    backward  static + gradients + one layer's own tensors                      (it ends)
     step      static + gradients + what the optimizer allocates for itself
 
 with the gradients and gathered parameters of `sharded_memory` at each. Left out: fragmentation of the caching
@@ -227,7 +228,7 @@ class MemoryModel:
         flight = self.plans.schedules.in_flight(stage.first)
         held = self._held(stage, shard, (self.plans.micro_batches > 1) | (flight > 1))
         per_micro_batch = np.zeros(len(self.plans))
-        working = np.zeros(len(self.plans))
+        working, again = np.zeros(len(self.plans)), np.zeros(len(self.plans))
         for kind, count in zip(self.kinds, stage.layers, strict=True):
             if count == 0:
                 continue
@@ -235,6 +236,7 @@ class MemoryModel:
             per_micro_batch += count * kept_B
             # all tensors of a layer live when its backward pass begins, whether kept or made again
             working = np.maximum(working, whole_B)
+            again = np.maximum(again, whole_B - kept_B)
         # half as much again is kept of a micro-batch whose weight gradients are put off
         activations = (flight + 0.5 * self.plans.schedules.deferred(stage.first)) * per_micro_batch
         loss = self._losses(stage)
@@ -243,11 +245,11 @@ class MemoryModel:
         earlier = activations - per_micro_batch
         none = np.zeros(len(self.plans))
         at_each = {
-            "gradients": held.gradients_B,
-            "gathered_layers": held.gathered_B,
-            "activations": (activations, earlier + working, none),
-            "loss": (loss, none, none),
-            "optimizer_transient": (none, none, transient),
+            "gradients": (held.gradients_B[0], *held.gradients_B),
+            "gathered_layers": (held.gathered_B[0], *held.gathered_B),
+            "activations": (activations, activations + again, earlier + working, none),
+            "loss": (loss, none, none, none),
+            "optimizer_transient": (none, none, none, transient),
         }
         worst = np.stack([sum(moment, none) for moment in zip(*at_each.values(), strict=True)]).argmax(axis=0)
         terms |= {name: np.choose(worst, moments) for name, moments in at_each.items()}

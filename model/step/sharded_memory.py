@@ -1,4 +1,4 @@
-"""Gradients and gathered parameters that a GPU holds at the three moments of `memory`, by how they are exchanged.
+"""Gradients and gathered parameters that a GPU holds at three of the moments of `memory`, by how they are exchanged.
 
 DDP (ZeRO 0 over several ranks) keeps all gradients in its buckets from the first step on. FSDP2 (ZeRO 1 to 3), by
 units: layers, and the ends of the model, whose parameters are gathered first and whose gradients are reduced last.
