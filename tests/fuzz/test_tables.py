@@ -58,6 +58,9 @@ def tables() -> dict[str, Any]:
     found["thermal"] = found["thermal"].slice(0, 400)
     loads = found["power"].to_pandas()
     loads = loads[loads["kind"].isin(KINDS) | loads["kind"].isna()]
+    found["alternating"] = found["alternating"].slice(0, 1)
+    in_bursts = loads["duty"].between(0.01, 0.99)  # each takes the fit of the governor's gain a while
+    loads = loads[~in_bursts | (in_bursts.cumsum() == 1)]
     found["power"] = pa.Table.from_pandas(loads, schema=found["power"].schema, preserve_index=False)
     return found
 
