@@ -74,6 +74,15 @@ def test_nothing_is_written_for_a_model_that_does_not_fit(moemodel: Run, folder:
     assert not (folder / "new.yaml").exists()
 
 
+def test_why_no_plan_is_legal(moemodel: Run, folder: Path, calibration_file: Path) -> None:
+    """A million GPUs take more tokens a step than the run has: more GPUs would not help."""
+    made = moemodel("init", "-o", "new.yaml", "--gpus", "1000000", "--calibration", calibration_file)
+    assert made.exit_code == 2
+    assert "found no legal first plan; the simplest is refused: Plan: tokens: found " in made.stderr
+    assert "use more GPUs" not in made.stderr
+    assert not (folder / "new.yaml").exists()
+
+
 @pytest.mark.parametrize("name", ["a # b", "my model: new", "a" * 60, "größe-{x}", "yes", "2024-01-01", 'it\'s "it"'])
 def test_a_path_of_any_characters_reads_back(name: str, moemodel: Run, folder: Path, calibration_file: Path) -> None:
     (folder / name).mkdir()
