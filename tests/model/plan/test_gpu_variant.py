@@ -55,5 +55,5 @@ def test_half_the_bandwidth_takes_longer_and_is_said() -> None:
 
 @pytest.mark.parametrize("wrong", [{"memory_GB": 0}, {"power_limit_W": -5}, {"bandwidth": 3}, {"multiprocessors": 1.5}])
 def test_what_no_board_has_is_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(InputError, match="cluster.gpu_variant"):
+    with pytest.raises(InputError, match=r"cluster\.gpu_variant"):
         varied(**wrong)
