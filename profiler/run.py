@@ -353,7 +353,7 @@ class _Run:
     def _on_bench(self, chosen: Sequence[str], deadline_s: dict[str, float]) -> None:
         begun_s = self.platform.timer.now_s()
         sampler = self.platform.sampler()
-        trace = ThermalTrace(sampler, self.writer, begun_s, self.device.info.power_limit_W)
+        trace = ThermalTrace(sampler, self.writer, begun_s)
         sampler.label = "starting"
         with sampler:
             try:
