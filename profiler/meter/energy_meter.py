@@ -15,7 +15,7 @@ Nothing waits for the device inside a step: on CUDA phases are timed by events o
 later. Device time is tied to host time by a synchronisation at the start, at the end, and every half minute after a
 step. A GPU's energy counter is read by a small process of its own (`counter_feed`), other sensors by a thread, and
 phases get their power from it by `attribution`. No setting of a device is ever changed. In a job of several processes
-each rank meters its own GPU (`ranks`).
+each rank meters its own GPU (`jobs.place`, `ranks`).
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ from moemodel.profiler.devices.cpu import CpuDevice
 from moemodel.profiler.devices.names import REPLAYED
 from moemodel.profiler.instruments.counter_feed import CounterFeed
 from moemodel.profiler.instruments.counter_reading import CounterWatch, EdgeFinder, Finder
+from moemodel.profiler.jobs.place import Place, own_place
 from moemodel.profiler.meter.batches import StepBatches, Told
 from moemodel.profiler.meter.device_meter import CudaEventTimer, DeviceMeter, EventTimer, FinishedStep, HostEventTimer
-from moemodel.profiler.meter.ranks import Place, own_gpus, own_place
+from moemodel.profiler.meter.ranks import own_gpus
 from moemodel.profiler.meter.recording import RecordingDevice, ReplayDevice
 from moemodel.profiler.meter.summary import Summary
 from moemodel.profiler.platforms.vendors import vendor_here
