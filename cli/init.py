@@ -80,7 +80,7 @@ def init_command(
     if derived is not None:
         echo(
             f"No calibration of {name} ships: times and energies are derived from {derived.name}'s, with intervals as "
-            "wide as that has proved wrong. `moemodel profile` on that GPU, then `moemodel calibrate`, make one of its own"
+            "wide as that has proved wrong. `moemodel profile` on that GPU and `moemodel calibrate` make one of its own"
         )
 
 
