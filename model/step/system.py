@@ -59,10 +59,13 @@ class System:
 
     @property
     def memory_error(self) -> float:
-        """Relative standard error of peak memory."""
+        """Relative standard error of peak memory: the device's part, as the calibration states it, and the framework's;
+        assumed where either is not stated.
+        """
         stated = self.calibration.memory.parameters.get("log_error")
+        device = _UNKNOWN_MEMORY_ERROR if stated is None else stated.value
         beside = self.framework.memory_log_error
-        return math.hypot(0.0 if stated is None else stated.value, _UNKNOWN_MEMORY_ERROR if beside is None else beside)
+        return math.hypot(device, _UNKNOWN_MEMORY_ERROR if beside is None else beside)
 
     @property
     def gradient_B(self) -> float:
