@@ -150,7 +150,7 @@ class Limits(Strict):
         cluster_power_W: mean over the step, of all GPUs and hosts; without cooling.
         memory_share: of a GPU's memory.
         memory_risk: probability of not fitting in memory, below which a plan is kept (`fit_probability` of what is
-            found); None: 0.5, what fits by its predicted peak.
+            found); None: 0.5. What does not fit at all (with 0.95 or more) is refused at any.
     """
 
     step_time_s: Rate | None = None
