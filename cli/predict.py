@@ -172,8 +172,8 @@ def _memory(answer: Outcome) -> Table:
     held = "" if available is None else f" of {available / 1e9:.1f} available"
     made.add_row(f"peak{held}", f"{peak_B / 1e9:.2f}", "")
     if available is not None:
-        likely = "" if answer.verdict != "may not fit" else f", with a probability of {answer.fit_probability:.0%}"
-        made.add_row(f"{answer.verdict}{likely}", "", "")
+        likely = f" (it fits with a probability of {answer.fit_probability:.0%})"
+        made.add_row(f"{answer.verdict}{likely if answer.verdict == 'may not fit' else ''}", "", "")
     return made
 
 
