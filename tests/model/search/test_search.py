@@ -583,6 +583,28 @@ def test_what_is_no_result(text: str, message: str, tmp_path: Path) -> None:
         read_search_result(tmp_path / "bad.json")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("memory_verdict", None, "memory_verdict"),
+        ("fit_probability", None, "fit_probability"),
+        ("memory_verdict", "fits well", "memory_verdict: found 'fits well'"),
+        ("fit_probability", 1.5, "fit_probability: found 1.5"),
+    ],
+)
+def test_a_stored_verdict_is_not_made_up(
+    key: str, value: object, message: str, calibration: Calibration, tmp_path: Path
+) -> None:
+    """One that is missing does not read as: fits, surely."""
+    document = json.loads(search(make(), calibration).to_json())
+    del document["front"][0][key]
+    document["front"][0] |= {} if value is None else {key: value}
+    path = tmp_path / "moemodel-search.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(InputError, match=message):
+        read_search_result(path)
+
+
 def test_picks_and_reference(calibration: Calibration) -> None:
     result = search(make(within_of_fastest=0.1), calibration)
     times = [entry.step_time_s.value for entry in result.front]
