@@ -198,8 +198,8 @@ def _nodes(count: int) -> str:
 
 def cluster_network(
     calibration: Calibration, gpu: Gpu, gpus: int, gpus_per_node: int | None, internode: Internode
-) -> Network:
-    """The network of a plan's cluster.
+) -> tuple[Network, Internode]:
+    """The network of a plan's cluster, and what joins its nodes with the tests in their places (`placed`).
 
     Args:
         calibration: for the links inside a node.
@@ -220,7 +220,8 @@ def cluster_network(
     if internode.nodes and gpus > internode.nodes * network.gpus_per_node:
         there = internode.nodes * network.gpus_per_node
         raise InputError(f"cluster.gpus: found {gpus}; {internode.source} has {there} GPUs")
-    return with_tests(network, placed(internode, network.gpus_per_node).tests)
+    internode = placed(internode, network.gpus_per_node)
+    return with_tests(network, internode.tests), internode
 
 
 def with_tests(network: Network, tests: Sequence[NcclTest]) -> Network:

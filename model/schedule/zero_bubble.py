@@ -14,9 +14,9 @@ torch.distributed.pipelining's ScheduleInterleavedZeroBubble; the chunks of a st
 Of many micro-batches only the first rounds of n are walked. A later round adds at least as much as the one before it,
 and at most all work of the slowest stage; where these two are not yet one, more rounds are walked, until the step is
 known to `_TOLERANCE` (stages of nearly one speed can hold it up for hundreds of rounds). Left out: what lies beyond
-`_TURNS` turns of all stages. A step that isn't known to `_TOLERANCE` by then is the least that it can be: no shorter than
-all work of its slowest stage and the way there and back (`_slowest_stage`), no longer than what a step really takes. So
-is one of which the first rounds alone are more turns, and one of `_MANY_STAGES`.
+`_TURNS` turns of all stages. A step that isn't known to `_TOLERANCE` by then is the least that it can be, which is at
+least all work of its slowest stage with the way there and back (`_slowest_stage`). That way alone is a step whose first
+rounds are more turns already, and one of `_MANY_STAGES`.
 """
 
 from __future__ import annotations

@@ -24,10 +24,10 @@ from moemodel.model.step.memory import Memory
 
 _ROWS = 50_000  # plans whose memory is counted at once, as `model.search.search` predicts them
 _MAIN_REASONS = 6  # that are named where nothing is feasible
-# Best combinations remembered, whatever their clock, from which those on the front are then taken out: more than a
-# front holds of them, with those that `search` keeps behind it; else fewer are kept.
-MOST_NEXT = 100
-_TOP_K = 164
+MOST_NEXT = 100  # plans behind the front that a search may keep
+# Best combinations remembered, whatever their clock, from which those on the front are then taken out. Assumed: a front
+# holds no more than 64 combinations of them; where it does, fewer are kept behind it.
+_TOP_K = 64 + MOST_NEXT
 
 
 @dataclass(frozen=True, kw_only=True)

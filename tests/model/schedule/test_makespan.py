@@ -204,7 +204,9 @@ def test_a_zero_bubble_step_of_any_size_takes_no_longer_to_find(n: int, m: int) 
     assert took == pytest.approx(3 * m + (n - 1) * (1 + 1.1 - 0.9), rel=1e-12)
 
 
-@pytest.mark.parametrize(("n", "m", "virtual"), [(500, 500_000, 1000), (64, 6400, 100), (2, 10_000, 4000), (16, 1600, 100)])
+@pytest.mark.parametrize(
+    ("n", "m", "virtual"), [(500, 500_000, 1000), (64, 6400, 100), (2, 10_000, 4000), (16, 1600, 100)]
+)
 def test_a_zero_bubble_step_of_many_chunks_takes_no_longer_to_find(
     n: int, m: int, virtual: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
