@@ -429,7 +429,7 @@ class HunyuanMoe(GroupedDecoder):
         return "per_head" if self.use_qk_norm else "none"
 
     def feed_forward(self, index: int) -> Mlp | Moe:
-        """The layer's experts, and as wide a shared one."""
+        """The layer's experts, and shared ones, each `intermediate_size` wide (transformers' HunYuanMoEV1MLP)."""
         width = _at(self.moe_intermediate_size or self.intermediate_size, index)
         shared = _at(self.shared_experts, index) * self.use_mixed_mlp_moe
         return Moe(
@@ -530,6 +530,9 @@ class MimoV2Flash(SparseDecoder):
             "swa_num_attention_heads",
             self.swa_num_attention_heads,
         )
+        if 1 in self.hybrid_layer_pattern and self.layer_types is None and not self.sliding_window:
+            allowed = "a number of tokens, since hybrid_layer_pattern has layers with a window (1)"
+            reject("sliding_window", self.sliding_window, allowed)
         return self
 
     def is_windowed(self, index: int) -> bool:
