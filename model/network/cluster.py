@@ -37,13 +37,10 @@ from moemodel.model.records.link_residuals import LinkCurve
 _SUFFIXES = (".yaml", ".yml")
 _MOST_GPUS_OF_A_HOST = 16  # an HGX-2's; a node of more is a domain of several hosts
 _DOMAINS = ("GB200", "GB300", "GH200")  # superchips, whose NVLink domains (NVL32, NVL36, NVL72) go across hosts
-_MOST_SUPERCHIPS_OF_A_HOST = (
-    4  # GPUs of a compute tray of GB200 or GB300 NVL72 (GB200 NVL72: 72 GPUs in 18 trays)
-)
+_MOST_SUPERCHIPS_OF_A_HOST = 4  # GPUs of a compute tray (NVIDIA GB200 NVL72, as in presets/gpus/gb200-186gb.json)
 _TOO_SLOW = 0.01  # assumed: links that work reach more
-_TOO_FAST = (
-    2.0  # over the links' line rate; assumed: in-network sums (SHARP) send a tensor once, where a ring sends it twice
-)
+# Over the links' line rate; assumed: in-network sums (SHARP) send a tensor once, where a ring sends it twice.
+_TOO_FAST = 2.0
 _LEAST_EFFICIENCY = 1e-4  # of a test whose times hardly depend on the size: keeps divisions finite, far below any link
 
 Count = Annotated[int, Field(gt=0, le=1_000_000, strict=True)]  # bound assumed: no cluster has more of anything
