@@ -49,6 +49,7 @@ def notes(
         _encoder(architecture),
         _links_in_node(plan, machine),
         _links_between_nodes(plan, machine),
+        _part_of_a_node(plan, machine),
         *notes_on_tests(machine.internode, machine.network, plan.cluster.gpus),
         _host(calibration, plan),
         _mfu(plan, machine),
@@ -327,6 +328,17 @@ def _links_between_nodes(plan: Plan, machine: System) -> str | None:
     return (
         f"Links between nodes are not measured: {link.bandwidth_GBps:g} GB/s a GPU and {link.latency_us:g} us "
         f"from {link.source}."
+    )
+
+
+def _part_of_a_node(plan: Plan, machine: System) -> str | None:
+    """That the GPUs fill no whole number of nodes (`Network.route`)."""
+    each, gpus = machine.network.gpus_per_node, plan.cluster.gpus
+    if gpus <= each or gpus % each == 0:
+        return None
+    return (
+        f"{gpus} GPUs fill no whole number of nodes of {each}: groups between nodes are counted as if every node that "
+        "they reach were full. Give cluster.gpus_per_node where a node has, or the job takes, another number."
     )
 
 
