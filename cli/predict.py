@@ -33,7 +33,7 @@ _TERMS_SHOWN = 6
     "--calibration",
     metavar="NAME|FILE",
     help="A shipped calibration, or a file that `moemodel calibrate` wrote.  [default: of the plan's GPU; where none "
-    "ships, memory, FLOPs and bytes are all that is given]",
+    "ships, memory, FLOPs, bytes and volumes of communication are all that is given]",
 )
 @click.option("--even-if-it-does-not-fit", is_flag=True, help="Answer also for a plan that needs too much memory.")
 def predict_command(plan: Path, as_json: bool, calibration: str | None, even_if_it_does_not_fit: bool) -> None:

@@ -31,7 +31,7 @@ def shipped(name: str) -> Calibration:
         raise CalibrationError(
             f"there is no calibration of {name}; those that ship: {', '.join(list_calibrations())}. Make one: run "
             "`moemodel profile` on that GPU, then `moemodel calibrate`, and name its file with --calibration. Without "
-            "one `moemodel predict` gives memory, FLOPs and bytes, but neither time nor energy"
+            "one `moemodel predict` gives memory, FLOPs, bytes and volumes of communication, but no time and no energy"
         )
     if name not in list_calibrations():
         error: InputError = unknown(

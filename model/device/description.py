@@ -69,7 +69,8 @@ def rescale_for_description(calibration: Calibration, gpu: Gpu) -> tuple[Calibra
         raise CalibrationError(
             f"calibration {calibration.name} is of another GPU than the description of {gpu.name}: "
             f"{', '.join(map(str, far))}; give the description a name of its own (without --calibration `moemodel "
-            "predict` then gives memory, FLOPs and bytes), or measure that GPU with `moemodel profile`"
+            "predict` then gives memory, FLOPs, bytes and volumes of communication), or measure that GPU with "
+            "`moemodel profile`"
         )
     now = {change.name: change.now for change in changes}
     low_Hz, high_Hz = calibration.clock_range_Hz
