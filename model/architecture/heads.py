@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from moemodel.model.architecture.families import TEXT_PARTS, UNSUPPORTED, folded, is_class_of, known_type
+from moemodel.model.architecture.families import TEXT_PARTS, UNSUPPORTED, family_of, folded, is_class_of, known_type
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.shown import shown
 
@@ -125,7 +125,8 @@ def _class_notes(name: str, stem: str, model_type: str) -> tuple[str, ...]:
 def _head(last: str, name: str, config: Mapping[str, Any], model_type: str, notes: tuple[str, ...]) -> Head:
     if last in _VOCABULARY:
         return Head(notes=notes)
-    if model_type in ("t5", "mt5", "switch_transformers", "moemodel_mlp"):
+    family = family_of(model_type)
+    if family is not None and family.ends_in_vocabulary:
         raise ValueError(f"architectures: found {shown(name)}; of {model_type}, allowed: a vocabulary head")
     if last in _BARE:
         return Head(kind="none", notes=(*notes, "The model ends without a head, as its class in architectures does."))
