@@ -20,7 +20,7 @@ from moemodel.calibration.store.profile_reader import Profile, read_profile
 from moemodel.calibration.store.profile_tables import OperatorTable, joined
 from moemodel.calibration.threads import one_blas_thread
 from moemodel.model.core.arrays import known_or, take_rows
-from moemodel.model.core.errors import ProfileError
+from moemodel.model.core.errors import InputError, ProfileError
 from moemodel.model.device.roofline import RooflineChip
 from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.records.calibration import (
@@ -70,12 +70,24 @@ def calibrate_profile(
     profile = _pooled(read[0], read[1:])
     linked = next((each for each in read if len(each.collectives)), profile)
     gpu = read_gpu(profile.manifest.gpu)
-    source = _source(profile)
-    operators = profile.operators
-    if not len(operators):
+    if not len(profile.operators):
         raise ProfileError(
             f"{folder}: table operators: found no rows; run `moemodel profile` with --sections mixed,solo"
         )
+    try:
+        return _fitted(profile, linked, gpu, progress)
+    except InputError as error:  # a value that no device has
+        named = ", ".join(str(each) for each in (folder, *others))
+        raise ProfileError(f"{named}: what was measured gives no calibration: {error}") from None
+
+
+def _fitted(profile: Profile, linked: Profile, gpu: Gpu, progress: Tell) -> tuple[Calibration, list[HeldOut]]:
+    """The calibration of profiles in one, whose links are those of `linked`.
+
+    Raises:
+        InputError: a value comes out that no device has.
+    """
+    source, operators = _source(profile), profile.operators
     chip, chip_parameters = _chip(gpu, operators)
     fits: list[OperatorFit] = []
     errors: list[HeldOut] = []

@@ -157,14 +157,15 @@ def with_gain(calibration: Calibration, gain: Parameter) -> Calibration:
 
 
 def _whole(rows: AlternatingTable) -> BoolArray:
-    """Alternations of which all is known."""
-    columns = (rows.heavy_s, rows.light_s, rows.heavy_clock_Hz, rows.light_clock_Hz, rows.power_W)
+    """Alternations of which all is known, the temperature too: without it leakage is not."""
+    clocks = (rows.heavy_clock_Hz, rows.light_clock_Hz)
+    columns = (rows.heavy_s, rows.light_s, *clocks, rows.power_W, rows.temperature_C)
     return np.asarray(~np.isnan(np.stack(columns)).any(axis=0))
 
 
 def _in_bursts(loads: PowerTable) -> BoolArray:
-    """Loads of the tensor cores with pauses, of known power and clock."""
-    known = ~np.isnan(loads.clock_Hz) & ~np.isnan(loads.power_W)
+    """Loads of the tensor cores with pauses, of known power, clock and temperature."""
+    known = ~np.isnan(np.stack((loads.clock_Hz, loads.power_W, loads.temperature_C))).any(axis=0)
     return known & (loads.duty >= _BURSTS[0]) & (loads.duty <= _BURSTS[1]) & _on_tensor_cores(loads.kind)
 
 

@@ -1,10 +1,15 @@
-"""The calibrations that ship, a JSON file each in `shipped/`, named like the GPU; which one is meant; writing one."""
+"""The calibrations that ship, a JSON file each in `shipped/`, named like the GPU; which one is meant; writing one.
+
+Of a GPU that has none, the nearest one's is taken over (`calibration.derive`).
+"""
 
 from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
 
+from moemodel.calibration.derive.nearest import nearest
+from moemodel.calibration.derive.transfer import derive_calibration
 from moemodel.model.core.errors import CalibrationError, InputError
 from moemodel.model.core.files import is_there, write_atomic
 from moemodel.model.core.suggest import unknown
@@ -27,13 +32,9 @@ def shipped(name: str) -> Calibration:
     Raises:
         CalibrationError: there is none of that name; the message lists those there are, and how to make one.
     """
-    if name in list_gpus() and name not in list_calibrations():
-        raise CalibrationError(
-            f"there is no calibration of {name}; those that ship: {', '.join(list_calibrations())}. Make one: run "
-            "`moemodel profile` on that GPU, then `moemodel calibrate`, and name its file with --calibration. Without "
-            "one `moemodel predict` gives memory, FLOPs, bytes and volumes of communication, but no time and no energy"
-        )
     if name not in list_calibrations():
+        if name in list_gpus():
+            raise _none_ships(name)
         error: InputError = unknown(
             "calibration", name, list_calibrations(), or_else="the file that `moemodel calibrate` wrote"
         )
@@ -41,11 +42,19 @@ def shipped(name: str) -> Calibration:
     return read_calibration(_SHIPPED / f"{name}.json")
 
 
+def _none_ships(gpu: str) -> CalibrationError:
+    return CalibrationError(
+        f"no calibration of {gpu} ships; those that do: {', '.join(list_calibrations())}. Make one: run `moemodel "
+        "profile` on that GPU, then `moemodel calibrate`, and name its file with --calibration. Without one `moemodel "
+        "predict` gives memory, FLOPs, bytes and volumes of communication of a GPU of which nothing can be derived"
+    )
+
+
 def load_calibration(given: Calibration | Path | str | None, gpu: str, *, key: str = "gpu") -> Calibration:
     """The calibration that is meant.
 
     Args:
-        given: itself, its file, the name of a shipped one, or None: the shipped one of a GPU.
+        given: itself, its file, the name of a shipped one, or None: the shipped one of a GPU, or one derived for it.
         gpu: name or description file of that GPU.
         key: what an error calls the GPU by.
 
@@ -56,22 +65,42 @@ def load_calibration(given: Calibration | Path | str | None, gpu: str, *, key: s
     if isinstance(given, Calibration):
         return given
     if given is None:
-        return shipped(read_gpu(gpu, key=key).name)
+        return _of_gpu(read_gpu(gpu, key=key))
     path = Path(given)
     is_file = isinstance(given, Path) or path.suffix == ".json" or is_there(path)
     return read_calibration(path) if is_file and str(given) not in list_calibrations() else shipped(str(given))
 
 
 def calibration_or_stand_in(given: Calibration | Path | str | None, gpu: str, *, key: str = "gpu") -> Calibration:
-    """The calibration that is meant; where none is given and none ships, one that serves for memory alone.
+    """The calibration that is meant; where none is given, ships or can be derived, one that serves for memory alone.
 
     Args, Raises: see `load_calibration`; never for want of a calibration.
     """
     if given is None:
         description = read_gpu(gpu, key=key)
-        if description.name not in list_calibrations():
+        if description.name not in list_calibrations() and derived_from(description) is None:
             return _memory_alone(description)
     return load_calibration(given, gpu, key=key)
+
+
+def derived_from(gpu: Gpu) -> Gpu | None:
+    """The GPU whose shipped calibration is taken over to one that has none; None: its description says too little."""
+    return nearest(gpu, (read_gpu(name) for name in list_calibrations() if name != gpu.name))
+
+
+def _of_gpu(gpu: Gpu) -> Calibration:
+    """Shipped, or derived."""
+    if gpu.name in list_calibrations():
+        return shipped(gpu.name)
+    base = derived_from(gpu)
+    if base is None:
+        raise _none_ships(gpu.name)
+    return _derived(gpu, base)
+
+
+@cache
+def _derived(gpu: Gpu, base: Gpu) -> Calibration:
+    return derive_calibration(shipped(base.name), base, gpu)
 
 
 def _memory_alone(gpu: Gpu) -> Calibration:

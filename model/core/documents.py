@@ -51,7 +51,8 @@ else:
 class Strict(_Model):
     """A document, or a part of one, in which an unknown key is an error.
 
-    Made by its name, by `model_validate` or by `model_copy`, a bad one raises `InputError`.
+    Made by its name, by one of pydantic's `model_validate...` or by `model_copy`, a bad one raises `InputError`; so
+    does a value that is set or deleted, for a document is not changed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
@@ -66,6 +67,44 @@ class Strict(_Model):
         with _errors_of(cls, cls.__name__, {}, obj):
             return super().model_validate(obj, **options)
 
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Self:
+        """A document from JSON text.
+
+        Raises:
+            InputError: not JSON, or not what is allowed.
+        """
+        with _errors_of(cls, cls.__name__, {}, None):
+            return super().model_validate_json(json_data, **options)
+
+    @classmethod
+    def model_validate_strings(cls, obj: Any, **options: Any) -> Self:
+        """A document from plain data whose numbers are texts.
+
+        Raises:
+            InputError: not what is allowed.
+        """
+        with _errors_of(cls, cls.__name__, {}, obj):
+            return super().model_validate_strings(obj, **options)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refused, unless it is pydantic's own.
+
+        Raises:
+            InputError: a document is not changed.
+        """
+        with _unchanged(self, name):
+            super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        """Refused.
+
+        Raises:
+            InputError: a document is not changed.
+        """
+        with _unchanged(self, name):
+            super().__delattr__(name)
+
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy in which some values are others, checked as those of a new one are.
 
@@ -74,6 +113,10 @@ class Strict(_Model):
         """
         if not update:
             return super().model_copy(deep=deep)
+        if not isinstance(update, Mapping):
+            raise InputError(
+                f"{type(self).__name__}: update: found {shown(update)}; a dict of names and values is expected"
+            )
         given = {(info.alias or name): getattr(self, name) for name, info in type(self).model_fields.items()}
         names = {name: info.alias or name for name, info in type(self).model_fields.items()}
         checked = type(self).model_validate(given | {names.get(name, name): value for name, value in update.items()})
@@ -153,6 +196,17 @@ def _errors_of(
         raise InputError(describe(error, model, source, lines, data)) from None
     except UnicodeEncodeError:
         raise InputError(f"{source}: a text holds half of a character (a lone surrogate)") from None
+
+
+@contextmanager
+def _unchanged(model: BaseModel, name: str) -> Generator[None, None, None]:
+    """That a document is frozen is said as every other mistake is."""
+    try:
+        yield
+    except ValidationError:
+        raise InputError(
+            f"{type(model).__name__}: {name}: cannot be set or deleted; make another by model_copy(update={{...}})"
+        ) from None
 
 
 def _place(source: str, message: str, lines: dict[tuple[str, ...], int]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,8 @@ def write_atomic(
 ) -> None:
     """Write a file whole or not at all: a temporary one beside it takes its place when all of it is there.
 
+    A link stays one: what it names is written. What is no file, such as /dev/null or a pipe, is written into.
+
     Args:
         path: of the file; its folder must exist.
         content: text (UTF-8), bytes, or a function that writes the file whose path it is given.
@@ -40,11 +43,25 @@ def write_atomic(
         OSError: it can't be written; `filename` is that of the file, not of the temporary one.
     """
     try:
-        _write_atomic(path, content, overwrite=overwrite, sync=sync)
+        if not overwrite:
+            _write_atomic(path, content, overwrite=False, sync=sync)
+        elif _is_no_file(path):
+            _fill(path, content)
+        else:
+            _write_atomic(path.resolve(), content, overwrite=True, sync=sync)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
     except ValueError:  # a NUL, or half of a character, in the name
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(path)) from None
+
+
+def _is_no_file(path: Path) -> bool:
+    """Whether it is a device or a pipe: a file in its place would take it from the whole machine."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # nothing is there, or a link that leads nowhere
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _write_atomic(path: Path, content: str | bytes | Callable[[Path], None], *, overwrite: bool, sync: bool) -> None:

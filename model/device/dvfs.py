@@ -68,16 +68,14 @@ class PowerSegment:
     Attributes:
         time_s_PK: how long it takes at each clock.
         power_W_PK: what it draws there.
-        pace: place in the cycle of the stretch whose clock says how long this one takes, which waits; None: its own.
     """
 
     time_s_PK: FloatArray
     power_W_PK: FloatArray
-    pace: int | None = None
 
     def take(self, rows: NDArray[np.int64]) -> PowerSegment:
         """The same of the cycles at these rows."""
-        return PowerSegment(time_s_PK=self.time_s_PK[rows], power_W_PK=self.power_W_PK[rows], pace=self.pace)
+        return PowerSegment(time_s_PK=self.time_s_PK[rows], power_W_PK=self.power_W_PK[rows])
 
 
 def steady_state_clocks(
@@ -134,10 +132,7 @@ def _settled(
         _clock_response(stretch, clock_Hz_K, clock, limit_W_P, highest_Hz_P, gain_Hz_per_J)
         for stretch, clock in zip(cycle, clocks, strict=True)
     ]
-    times = [
-        time_at_clock(stretch.time_s_PK, clock_Hz_K, clock if stretch.pace is None else clocks[stretch.pace])
-        for stretch, clock in zip(cycle, clocks, strict=True)
-    ]
+    times = [time_at_clock(stretch.time_s_PK, clock_Hz_K, clock) for stretch, clock in zip(cycle, clocks, strict=True)]
     kept = [np.exp(-time / move.lag_s) for time, move in zip(times, moves, strict=True)]
     low, high = np.full_like(highest_Hz_P, clock_Hz_K[0]), highest_Hz_P
     for _ in range(_HALVINGS):

@@ -35,9 +35,6 @@ class _Part(Enum):
     FILL = "the pipeline fills and drains"
 
 
-_WAITING = (_Part.EXCHANGE, _Part.FILL)  # for other GPUs, which are at the clock of their passes
-_PACE = 0  # place of passes in the cycle
-
 PowerProfile = dict[_Part, PowerSegment]
 
 
@@ -175,5 +172,4 @@ def _joined(stretches: Sequence[PowerSegment]) -> PowerSegment:
     return PowerSegment(
         time_s_PK=np.concatenate([stretch.time_s_PK for stretch in stretches]),
         power_W_PK=np.concatenate([stretch.power_W_PK for stretch in stretches]),
-        pace=stretches[0].pace,
     )

@@ -256,6 +256,9 @@ class Calibration(Strict):
         default=None,
         description="why predictions from it are for trying the commands only, a sentence; null: they aren't",
     )
+    derived_from: str | None = Field(
+        default=None, description="GPU whose calibration was taken over by data sheets; null: measured, or fitted"
+    )
     clock_reference_Hz: Clock_Hz = Field(description="SM clock that times at reference are for")
     clock_range_Hz: tuple[Clock_Hz, Clock_Hz] = Field(description="lowest and highest SM clock of predictions")
     clock_measured_Hz: tuple[Clock_Hz, Clock_Hz] = Field(description="lowest and highest true clock that was measured")
@@ -346,7 +349,8 @@ class CalibrationRef(Strict):
 
 def fingerprint(calibration: Calibration) -> str:
     """SHA-256 of a calibration's contents, however its file is laid out; but for `trial`, which follows from them."""
-    return hashlib.sha256(calibration.model_dump_json(exclude={"trial"}).encode()).hexdigest()
+    unsaid = {"trial"} if calibration.derived_from else {"trial", "derived_from"}  # as before it could be said
+    return hashlib.sha256(calibration.model_dump_json(exclude=unsaid).encode()).hexdigest()
 
 
 def reference_to(calibration: Calibration) -> CalibrationRef:

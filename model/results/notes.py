@@ -106,7 +106,9 @@ def _tensor_cores(plan: Plan, machine: System) -> str | None:
     dtype = machine.framework.precisions[plan.precision].matmul_dtype
     if not machine.gpu.peaks or dtype in machine.gpu.peaks:
         return None
-    return f"{machine.gpu.name} does not compute in {dtype} by its description (peaks: {', '.join(machine.gpu.peaks)})."
+    instead = "; products take the rate of fp16" if dtype == "bf16" and "fp16" in machine.gpu.peaks else ""
+    peaks = ", ".join(machine.gpu.peaks)
+    return f"{machine.gpu.name} does not compute in {dtype} by its description (peaks: {peaks}){instead}."
 
 
 def _description(machine: System) -> str | None:
@@ -310,7 +312,13 @@ def _positions(plan: Plan, architecture: Architecture) -> str | None:
 def _links_in_node(plan: Plan, machine: System) -> str | None:
     parameters = machine.calibration.network.parameters.values()
     unmeasured = sorted({p.origin for p in parameters if p.origin in ("datasheet", "assumed")})
-    if plan.cluster.gpus == 1 or not unmeasured:
+    if plan.cluster.gpus == 1:
+        return None
+    measured = sorted({str(test.collective) for test in machine.internode.tests if test.nodes == 1})
+    if measured:
+        rest = f"; of others some figures are not measured ({', '.join(unmeasured)})" if unmeasured else ""
+        return f"Links inside a node: {', '.join(measured)} by the nccl-tests of {machine.internode.source}{rest}."
+    if not unmeasured:
         return None
     return f"Some figures of the links inside a node are not measured ({', '.join(unmeasured)})."
 

@@ -43,8 +43,13 @@ def baseline_plan(architecture: str, gpu: str, gpus: int, calibration: Calibrati
         InfeasiblePlanError: nothing fits on that many GPUs.
     """
     model, device = read_architecture(architecture), read_gpu(gpu)
-    plans = list(_candidates(architecture, model, device, gpus))
-    plan = first_that_fits(model, plans, system_of(plans[0], calibration)) if plans else None
+    refused: list[str] = []
+    plans = list(_candidates(architecture, model, device, gpus, refused))
+    if not plans:
+        raise InfeasiblePlanError(
+            f"{model.name} on {gpus} x {device.name}: found no legal first plan; the simplest is refused: {refused[0]}"
+        )
+    plan = first_that_fits(model, plans, system_of(plans[0], calibration))
     if plan is None:
         raise InfeasiblePlanError(
             f"{model.name} on {gpus} x {device.name}: none of {len(plans)} plans tried fits in memory; use more GPUs"
@@ -58,8 +63,8 @@ def first_that_fits(architecture: Architecture, plans: list[Plan], machine: Syst
     return plans[int(fitting[0])] if fitting.size else None
 
 
-def _candidates(name: str, architecture: Architecture, gpu: Gpu, gpus: int) -> Iterator[Plan]:
-    """Legal plans, from the simplest on."""
+def _candidates(name: str, architecture: Architecture, gpu: Gpu, gpus: int, refused: list[str]) -> Iterator[Plan]:
+    """Legal plans, from the simplest on; why others are none is added to `refused`."""
     sequence, tokens = _sequence(architecture), _TOKENS_PER_PARAMETER * parameters(architecture).active
     for choices in first_choices(architecture, gpus, gpu.gpus_per_node):
         rows = choices["parallel"]["dp"] * choices["micro_batch"]
@@ -74,7 +79,8 @@ def _candidates(name: str, architecture: Architecture, gpu: Gpu, gpus: int) -> I
         try:
             plan = Plan.model_validate(document | choices)
             check_architecture(plan, architecture)
-        except (InputError, InfeasiblePlanError):
+        except (InputError, InfeasiblePlanError) as error:
+            refused.append(str(error))
             continue
         yield plan
 

@@ -11,7 +11,7 @@ from moemodel.model.device.precision import rescale_for_precision
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.frameworks.track_record import TrackRecord, track_records, widest
-from moemodel.model.hardware.gpu import Gpu, read_gpu
+from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.network.cluster import Internode, cluster_network, read_internode
 from moemodel.model.network.collectives import Network
 from moemodel.model.plan.spec import Plan
@@ -123,7 +123,8 @@ def system_of(plan: Plan, calibration: Calibration) -> System:
         InputError: unknown GPU or network between nodes, or products that the GPU's tensor cores don't do.
         CalibrationError: the calibration is of another GPU, by name or by its description.
     """
-    gpu, cluster, framework = read_gpu(plan.cluster.gpu, key="cluster.gpu"), plan.cluster, framework_as_run(plan)
+    cluster, framework = plan.cluster, framework_as_run(plan)
+    gpu = cluster.description()
     if calibration.gpu != gpu.name:
         raise CalibrationError(
             f"calibration {calibration.name} is of {calibration.gpu}, but cluster.gpu is {gpu.name}; "
@@ -133,7 +134,7 @@ def system_of(plan: Plan, calibration: Calibration) -> System:
     network, internode = cluster_network(
         calibration, gpu, cluster.gpus, cluster.gpus_per_node, read_internode(cluster.internode)
     )
-    peak = gpu.peaks.get("bf16")
+    peak = gpu.peak_16_bit
     return System(
         gpu=gpu,
         internode=internode,

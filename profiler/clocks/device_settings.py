@@ -151,7 +151,7 @@ def other_processes(nvml: Any, handle: Any, own_pid: int, ours_B: int) -> int | 
     """
     try:
         listed = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
-    except nvml.NVMLError:
+    except (nvml.NVMLError, AttributeError):  # or a library that has another name for it
         return None
     others = [process for process in listed if process.pid != own_pid]
     if len(others) < len(listed) or ours_B == 0:

@@ -21,7 +21,7 @@ def resolve(gpu: str, known: Mapping[str, str]) -> str:
     if gpu.startswith(SIMULATED):
         gpu = gpu.removeprefix(SIMULATED).partition("?")[0]
     if _plain(gpu) not in by_alias:
-        names = ", ".join(["cpu", *sorted(set(known.values()))])
+        names = ", ".join(["cpu", *sorted(set(known.values()) - {"cpu"})])
         raise DeviceError(f"--gpu {gpu}: no GPU of that name is described; there are: {names}")
     return by_alias[_plain(gpu)]
 

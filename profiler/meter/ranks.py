@@ -1,9 +1,11 @@
 """Which process of a job this one is, and which GPU is its own.
 
 Asked in this order: torch.distributed, if it has been initialised; then the variables of whoever started the process:
-torchrun (and what sets the same: DeepSpeed, accelerate), Open MPI, PMI (MPICH, Intel MPI, Cray), MVAPICH2, Horovod,
-jsrun, Flux, Slurm, Lightning. MPI comes before Slurm, for `mpirun` inside a batch job inherits the batch script's own
-SLURM_PROCID, 0 for all. Whoever is asked first is believed; what speaks against it is a note, and so is every guess.
+torchrun (and what sets the same: DeepSpeed, accelerate), Open MPI, PMI (MPICH, Intel MPI, Cray), MVAPICH, Platform
+MPI, Horovod, jsrun, Flux, Slurm, Cray's PALS, PMIx, Lightning. MPI comes before Slurm, for `mpirun` inside a batch job
+inherits the batch script's own SLURM_PROCID, 0 for all; PALS and PMIx come last, for they do not say how many there
+are. Whoever is asked first is believed; what speaks against it is a note, and so is every guess, and a variable that
+looks like a rank of a launcher that is not known here.
 """
 
 from __future__ import annotations
@@ -26,18 +28,32 @@ _LAUNCHERS: dict[str, tuple[str, str, str, str]] = {
         "OMPI_COMM_WORLD_LOCAL_RANK",
         "OMPI_COMM_WORLD_LOCAL_SIZE",
     ),
-    "PMI": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID PMI_LOCAL_RANK PALS_LOCAL_RANKID", "MPI_LOCALNRANKS"),
-    "MVAPICH2": (
-        "MV2_COMM_WORLD_RANK",
-        "MV2_COMM_WORLD_SIZE",
-        "MV2_COMM_WORLD_LOCAL_RANK",
-        "MV2_COMM_WORLD_LOCAL_SIZE",
+    "PMI": (
+        "PMI_RANK",
+        "PMI_SIZE",
+        "MPI_LOCALRANKID PMI_LOCAL_RANK PALS_LOCAL_RANKID",
+        "MPI_LOCALNRANKS PMI_LOCAL_SIZE PALS_LOCAL_SIZE",
     ),
+    "MVAPICH": (
+        "MV2_COMM_WORLD_RANK MVP_COMM_WORLD_RANK",
+        "MV2_COMM_WORLD_SIZE MVP_COMM_WORLD_SIZE",
+        "MV2_COMM_WORLD_LOCAL_RANK MVP_COMM_WORLD_LOCAL_RANK",
+        "MV2_COMM_WORLD_LOCAL_SIZE MVP_COMM_WORLD_LOCAL_SIZE",
+    ),
+    "Platform MPI": ("MPI_RANKID", "MPI_NRANKS", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     "Horovod": ("HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE"),
     "jsrun": ("JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_LOCAL_RANK", "JSM_NAMESPACE_LOCAL_SIZE"),
     "Flux": ("FLUX_TASK_RANK", "FLUX_JOB_SIZE", "FLUX_TASK_LOCAL_ID", ""),
     "Slurm": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS SLURM_NTASKS SLURM_NPROCS", "SLURM_LOCALID", ""),
+    "PALS": ("PALS_RANKID", "PMI_SIZE", "PALS_LOCAL_RANKID", "PALS_LOCAL_SIZE"),
+    "PMIx": ("PMIX_RANK", "PMIX_SIZE", "PMIX_LOCAL_RANK", "PMIX_LOCAL_SIZE"),
 }
+_KNOWN = frozenset(name for names in _LAUNCHERS.values() for name in " ".join(names).split()) | {"LOCAL_RANK"}
+# What other launchers' numbers of a process end in, and what is the number of a machine.
+_LIKE_A_RANK = re.compile(
+    r"(?:^|_)(?<!NODE_)(?<!GROUP_)(?<!ROLE_)(?<!CROSS_)(?<!MACHINE_)"
+    r"(?:RANK|RANK_?ID|PROCID|PROCESS_(?:ID|INDEX)|TRAINER_ID|WORKER_ID|APP_PE)$"
+)
 _ONE_GPU_EACH = ("torchrun", "Lightning", "LOCAL_RANK")  # what starts a process for each GPU
 _INTERACTIVE = ("bash", "interactive", "sh", "zsh")  # names of a Slurm job in which people type
 
@@ -76,7 +92,7 @@ def own_place(environment: Mapping[str, str] | None = None) -> Place:
     environment = os.environ if environment is None else environment
     said = [place for ask in (_torch_distributed, *_launchers()) if (place := ask(environment)) is not None]
     if not said:
-        return _nobody()
+        return _nobody(environment)
     first, *others = said
     notes = list(first.notes)
     local = next((each for each in said if each.local_rank is not None and _agrees(each, first)), None)
@@ -223,8 +239,22 @@ def _lightning(environment: Mapping[str, str]) -> Place | None:
     return Place(rank=rank, size=max(size, rank + 1), local_rank=local, source="Lightning", notes=(note,))
 
 
-def _nobody() -> Place:
-    """Nobody says that there are others; that this process was started by another one's Python is a doubt."""
+def _nobody(environment: Mapping[str, str]) -> Place:
+    """Nobody says that there are others.
+
+    A variable like a rank, and that this process was started by another one's Python, are doubts.
+    """
+    like = sorted(name for name in environment if name not in _KNOWN and _LIKE_A_RANK.search(name))
+    for name in like:
+        if (number := _number(environment, name)) is not None:
+            return Place(
+                notes=(
+                    f"{name} says {number}, as if a launcher had started several processes, but of none that is known "
+                    "here: this process calls itself rank 0 of 1. Start the meter after "
+                    "torch.distributed.init_process_group, or name its GPUs by Meter(devices=[...]); else others may "
+                    "meter the same GPUs",
+                )
+            )
     if multiprocessing.parent_process() is None:
         return Place()
     return Place(
@@ -237,7 +267,9 @@ def _nobody() -> Place:
 
 
 def _agrees(one: Place, other: Place) -> bool:
-    return (one.rank, one.size) == (other.rank, other.size)
+    """Of a process beyond the size, its size is not known."""
+    known = one.rank < one.size and other.rank < other.size
+    return one.rank == other.rank and (one.size == other.size or not known)
 
 
 def _explained(first: Place, other: Place, environment: Mapping[str, str]) -> bool:

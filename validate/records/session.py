@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError, model_validator
+from pydantic import model_validator
 
 from moemodel.model.core.documents import Strict, parse_yaml, read_json
 from moemodel.model.core.errors import InputError
@@ -277,5 +277,5 @@ def _record(line: bytes) -> RunRecord | None:
     """What a line holds; None where it is no run."""
     try:
         return RunRecord.model_validate_json(line)
-    except ValidationError:
+    except InputError:
         return None

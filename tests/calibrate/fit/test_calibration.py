@@ -278,6 +278,19 @@ def test_profiles_of_different_gpus_do_not_mix(small_profile: Path, tmp_path: Pa
         calibrate_profile(small_profile, other)
 
 
+def test_a_profile_that_gives_what_no_device_has_is_named(
+    small_profile: Path, committed: Path, tmp_path: Path, write_profile: WriteProfile
+) -> None:
+    """Collectives of a byte take as long as those of a gigabyte: no bandwidth does that."""
+    links = committed.parent / "4xh100-sxm-80gb-links"
+    rows = read_table(links, "collectives").assign(time_s=1.0)
+    folder = write_profile(tmp_path / "links", {"collectives": rows}, like=links)
+    with pytest.raises(
+        ProfileError, match=rf"{folder}: what was measured gives no calibration: .*efficiency_all_reduce"
+    ):
+        calibrate_profile(small_profile, folder)
+
+
 # ---- from the command line ------------------------------------------------------------------------------------------
 
 

@@ -236,12 +236,22 @@ def test_no_alternation_gives_the_gain_of_another_gpu_and_says_so(blank: Calibra
     for alternating, powers in (
         (rows.iloc[:0], loads),
         (without_clock, loads),
+        (rows.assign(temperature_C=np.nan), loads.assign(duty=1.0)),
         (rows, loads[loads["kind"] == "gemm"]),
         (rows, loads[loads["kind"] == "copy"]),
     ):
         found = _gain(blank, alternating, powers, LIMIT_W)
         assert (found.value, found.origin) == (GAIN_HZ_PER_J, "assumed")
         assert "as an H100 80GB HBM3" in found.source
+
+
+def test_a_row_without_a_temperature_is_left_out(blank: Calibration) -> None:
+    """A device without a thermometer, or one that stood still."""
+    device = _device(blank, 9e6)
+    rows, loads = _alternating(device), _powers(device)
+    whole = _gain(blank, rows, loads, LIMIT_W)
+    more = pd.concat([rows, rows.assign(temperature_C=np.nan, power_W=9.0)], ignore_index=True)
+    assert _gain(blank, more, loads, LIMIT_W).value == whole.value
 
 
 @pytest.mark.parametrize("limit_W", [400.0, 1e4])

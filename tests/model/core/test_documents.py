@@ -245,9 +245,20 @@ def test_a_bad_document_raises_this_packages_error_however_it_is_made() -> None:
         lambda: Outer.model_validate({"name": "a", "rat": 1}),
         lambda: good.model_copy(update={"rate": "fast"}),
         lambda: good.model_copy(update={"rat": 1.0}),
+        lambda: good.model_copy(update="rate"),  # type: ignore[arg-type]
+        lambda: Outer.model_validate_json("{"),
+        lambda: Outer.model_validate_json('{"name": "a", "rat": 1}'),
+        lambda: Outer.model_validate_strings({"name": "a", "rat": "1"}),
+        lambda: setattr(good, "name", "b"),
+        lambda: delattr(good, "name"),
     ):
         with pytest.raises(InputError, match=r"^Outer: "):
             make()
+
+
+def test_a_good_one_is_made_of_json_and_of_texts() -> None:
+    assert Outer.model_validate_json('{"name": "a", "inner": {"size": 2}}') == Outer(name="a", inner=Inner(size=2))
+    assert Outer.model_validate_strings({"name": "a", "inner": {"size": "2"}}) == Outer(name="a", inner=Inner(size=2))
 
 
 def test_a_copy_keeps_what_is_not_changed() -> None:

@@ -496,3 +496,10 @@ def test_a_run_that_no_plan_uses_is_said(keep: Keep, calibration: Calibration) -
     file = keep(["nccl_tests: [both.txt]"], "cluster.yaml")
     notes = outcome(parse_yaml(PLAN.format(internode=file), Plan, "plan.yaml"), calibration).notes
     assert any("both.txt: broadcast_perf is not used: no plan has that collective" in note for note in notes)
+
+
+def test_what_was_measured_inside_a_node_is_said(keep: Keep, calibration: Calibration) -> None:
+    keep(printed(GOOD, nodes=1), "inside.txt")
+    file = keep(["nccl_tests: [inside.txt]"], "cluster.yaml")
+    notes = outcome(parse_yaml(PLAN.format(internode=file), Plan, "plan.yaml"), calibration).notes
+    assert any(note.startswith(f"Links inside a node: all_reduce by the nccl-tests of {file}") for note in notes)

@@ -33,7 +33,7 @@ _ARCHITECTURES = 19
 _TOLERANCE = 1e-3
 _PHASES = ("forward", "backward", "optimizer")
 _FILLED_BUBBLES = 0.006
-_BETWEEN_CLOCKS = 0.02
+_BETWEEN_CLOCKS = 0.015
 _BETTER_TILES = 0.035  # see the router
 _WINDOW_S = 1.0  # over which the power limit holds (model/predict/sustained_clock)
 

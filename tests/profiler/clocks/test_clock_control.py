@@ -311,6 +311,11 @@ def test_who_else_computes(nvml: Any, listed: list[SimpleNamespace], ours_B: int
     assert other_processes(nvml, None, os.getpid(), ours_B) == others
 
 
+def test_a_library_without_a_list_of_processes_does_not_tell() -> None:
+    library = SimpleNamespace(NVMLError=RuntimeError)
+    assert other_processes(library, None, os.getpid(), 0) is None
+
+
 def _busy(nvml: Any) -> None:
     nvml.utilization = [40, 35]
 

@@ -154,6 +154,8 @@ def test_cpu_needs_no_gpu() -> None:
 def test_unknown_gpu_lists_the_known() -> None:
     with pytest.raises(DeviceError, match=r"--gpu h900: no GPU of that name.*cpu, a100-sxm-80gb, .*h100-sxm-80gb"):
         open_device("h900", KNOWN)
+    with pytest.raises(DeviceError, match=r"there are: cpu, a100-sxm-80gb, (?!.*cpu)"):
+        open_device("h900", {**KNOWN, "cpu": "cpu"})
 
 
 @pytest.mark.usefixtures("machine")

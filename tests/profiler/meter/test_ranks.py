@@ -55,6 +55,17 @@ THIRD_OF_FOUR: dict[str, dict[str, str]] = {
         "SLURM_LOCALID": "0",
     },
     "Intel MPI": {"PMI_RANK": "2", "PMI_SIZE": "4", "MPI_LOCALRANKID": "2", "MPI_LOCALNRANKS": "4"},
+    "Cray MPICH": {"PMI_RANK": "2", "PMI_SIZE": "4", "PMI_LOCAL_RANK": "2", "PMI_LOCAL_SIZE": "4"},
+    "Cray PALS": {"PALS_RANKID": "2", "PMI_SIZE": "4", "PALS_LOCAL_RANKID": "2", "PALS_LOCAL_SIZE": "4"},
+    "Platform MPI": {"MPI_RANKID": "2", "MPI_NRANKS": "4", "MPI_LOCALRANKID": "2"},
+    "MVAPICH 3": {"MVP_COMM_WORLD_RANK": "2", "MVP_COMM_WORLD_SIZE": "4", "MVP_COMM_WORLD_LOCAL_RANK": "2"},
+    "srun with PMIx": {"PMIX_RANK": "2", "SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_LOCALID": "2"},
+    "Open MPI 5": {
+        "OMPI_COMM_WORLD_RANK": "2",
+        "OMPI_COMM_WORLD_SIZE": "4",
+        "OMPI_COMM_WORLD_LOCAL_RANK": "2",
+        "PMIX_RANK": "2",
+    },
     "MVAPICH2": {"MV2_COMM_WORLD_RANK": "2", "MV2_COMM_WORLD_SIZE": "4", "MV2_COMM_WORLD_LOCAL_RANK": "2"},
     "Horovod": {"HOROVOD_RANK": "2", "HOROVOD_SIZE": "4", "HOROVOD_LOCAL_RANK": "2", "HOROVOD_LOCAL_SIZE": "4"},
     "jsrun": {"JSM_NAMESPACE_RANK": "2", "JSM_NAMESPACE_SIZE": "4", "JSM_NAMESPACE_LOCAL_RANK": "2"},
@@ -79,6 +90,25 @@ def test_every_launcher(environment: Mapping[str, str]) -> None:
     assert own_gpus(place, 4) == ([2], [])
     assert own_gpus(place, 1) == ([0], [])  # a launcher that shows each process its own GPU only
     assert own_gpus(place, 0) == ([], [])
+
+
+@pytest.mark.parametrize("name", ["ALPS_APP_PE", "MPT_MPI_RANK", "GLOBAL_RANK", "DMLC_WORKER_ID", "PADDLE_TRAINER_ID"])
+def test_a_launcher_that_is_not_known_is_a_doubt(name: str) -> None:
+    place = own_place({name: "3", "NODE_RANK": "1"})
+    assert (place.rank, place.size) == (0, 1)
+    assert f"{name} says 3" in place.notes[0]
+    assert own_gpus(place, 4) == ([0, 1, 2, 3], [])
+
+
+@pytest.mark.parametrize("name", ["NODE_RANK", "GROUP_RANK", "MACHINE_RANK", "SLURM_ARRAY_TASK_ID", "PRANK", "FRANK"])
+def test_a_number_of_a_machine_or_a_task_is_no_doubt(name: str) -> None:
+    assert own_place({name: "3"}) == Place()
+
+
+def test_pmix_says_which_but_not_of_how_many() -> None:
+    place = own_place({"PMIX_RANK": "2"})
+    assert (place.rank, place.size) == (2, 1)
+    assert "not of how many" in place.notes[0]
 
 
 def test_the_gpus_of_a_machine_are_metered_once() -> None:

@@ -1,0 +1,131 @@
+"""Calibrations taken over to a GPU whose truth is known, against it: products of published kernel readings.
+
+    python bench/derived.py [--json] [--data FOLDER]
+
+Every pair is derived anew from the shipped calibration of the first, whatever ships for the second. Per pair:
+
+    time_mape         mean of |derived/measured - 1| over all readings of 16-bit products
+    time_bias         mean of log(derived/measured)
+    inside            share of the readings within the 90 % interval
+    rows              readings
+    long_time_mape, long_rows   of those from 50 us on, where launches matter less
+
+Readings are loops of kernels of an inference engine (`kernels/gemm.parquet`): those whose power was taken run long
+enough to be held by the power limit, and are priced at the clock that it leaves; the others, at the highest clock.
+
+The readings are read from `../shared/data`; where they are missing there is nothing to do, and the exit code is 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from moemodel.calibration.derive.transfer import derive_calibration
+from moemodel.calibration.store.catalogue import shipped
+from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.interval import Z
+from moemodel.model.device.dvfs import crossing, time_at_clock
+from moemodel.model.device.operator_cost import OperatorCostModel
+from moemodel.model.device.power import power_model
+from moemodel.model.device.roofline import chip_of_calibration
+from moemodel.model.hardware.gpu import read_gpu
+from moemodel.model.operators.calls import Call, Phase
+from moemodel.model.operators.work import Kind, Pass, Shape
+from moemodel.model.records.calibration import Calibration
+
+_DATA = Path(__file__).parents[2] / "shared" / "data"
+_PAIRS = {  # GPU of the readings, as they name it -> GPU, and that which its calibration is taken over from
+    "h200_sxm": ("h200-sxm-141gb", "h100-sxm-80gb"),
+    "a100_sxm": ("a100-sxm-80gb", "h100-sxm-80gb"),
+    "h100_sxm": ("h100-sxm-80gb", "a100-sxm-80gb"),
+    "b200_sxm": ("b200-sxm-180gb", "h100-sxm-80gb"),
+    "gb200": ("gb200-186gb", "h100-sxm-80gb"),
+    "b300_sxm": ("b300-sxm-288gb", "h100-sxm-80gb"),
+    "gb300": ("gb300-288gb", "h100-sxm-80gb"),
+}
+_LONG_S = 50e-6
+_CLOCKS = 9
+_AT_ONCE = 2048
+
+
+def products(calibration: Calibration, table: pd.DataFrame, limit_W: float | None) -> tuple[FloatArray, FloatArray]:
+    """Seconds of products, and standard deviations of their logarithm, [U] each.
+
+    Args:
+        calibration: that prices them.
+        table: columns m, n, k, a row each.
+        limit_W: at which they are repeated for ever; None: in a burst, at the highest clock.
+    """
+    m, n, k = (table[name].to_numpy(dtype=np.float64) for name in ("m", "n", "k"))
+    power, clock_Hz_K = power_model(calibration), np.linspace(*calibration.clock_range_Hz, _CLOCKS)
+    pricer = OperatorCostModel(calibration, chip_of_calibration(calibration), power, clock_Hz_K)
+    call = Call(
+        kind=Kind.GEMM, direction=Pass.FORWARD, shape=Shape(m=m, n=n, k=k), phase=Phase.FORWARD, count=np.ones(len(m))
+    )
+    cost = pricer.phase_costs([call], len(m))[Phase.FORWARD]
+    spread = next(iter(cost.spread_s.values())) / cost.time_s_UK[:, -1]
+    if limit_W is None:
+        return cost.time_s_UK[:, -1], spread
+    dynamic_W = cost.energy_J_UK / cost.time_s_UK + power.clocked_W(cost.cycles_UK / cost.time_s_UK)
+    steady_W = np.maximum.accumulate(power.steady(dynamic_W)[0], axis=1)
+    held_W = calibration.governor.parameters["sustained_share"].value * limit_W
+    settled_Hz = crossing(steady_W, clock_Hz_K, np.full(len(m), held_W))
+    return time_at_clock(cost.time_s_UK, clock_Hz_K, settled_Hz), spread
+
+
+def derived_against_readings(table: pd.DataFrame, gpu: str, base: str) -> dict[str, float]:
+    """Figures of one pair."""
+    calibration = derive_calibration(shipped(base), read_gpu(base), read_gpu(gpu))
+    sustained = bool(table["power_W"].notna().any())
+    limit_W = read_gpu(gpu).power_limit_W if sustained else None
+    parts = [
+        products(calibration, table.iloc[first : first + _AT_ONCE], limit_W) for first in range(0, len(table), _AT_ONCE)
+    ]
+    time_s, spread = (np.concatenate(column) for column in zip(*parts, strict=True))
+    measured_s = table["latency_ms"].to_numpy(dtype=np.float64) * 1e-3
+    off, error = np.log(time_s / measured_s), np.abs(time_s / measured_s - 1)
+    inside = np.abs(off) <= Z * np.hypot(spread, calibration.composition_error.value)
+    long = measured_s >= _LONG_S
+    return {
+        "time_mape": float(error.mean()),
+        "time_bias": float(off.mean()),
+        "time_log_error": float(np.sqrt(np.mean(off**2))),
+        "inside": float(inside.mean()),
+        "rows": float(len(off)),
+        "long_time_mape": float(error[long].mean()),
+        "long_time_bias": float(off[long].mean()),
+        "long_inside": float(inside[long].mean()),
+        "long_rows": float(long.sum()),
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Derived calibrations against published readings.")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--data", type=Path, default=_DATA, help="folder of published data")
+    options = parser.parse_args()
+    path = options.data / "kernels" / "gemm.parquet"
+    if not path.is_file():
+        print(json.dumps({"skipped": f"{path} is not there"}) if options.json else f"skipped: {path} is not there")
+        return
+    table = pd.read_parquet(path)
+    table = table[table["gemm_dtype"] == "bfloat16"]
+    found = {
+        f"{gpu} from {base}": derived_against_readings(table[table["system"] == system], gpu, base)
+        for system, (gpu, base) in _PAIRS.items()
+    }
+    if options.json:
+        print(json.dumps(found))
+        return
+    for name, figures in found.items():
+        print(name, ", ".join(f"{figure} {value:.3g}" for figure, value in figures.items()))
+
+
+if __name__ == "__main__":
+    main()
