@@ -62,8 +62,9 @@ OTHERWISE: dict[str, list[Any]] = {
     "site.price_per_kWh": [0.2],
     "site.gpu_hour_price": [2.0],
 }
-# What is no assumption: names; what a plan trains, where nothing is cut off; degrees, whose product is the GPUs.
-NO_ASSUMPTION = {"name", "layers", "tokens", "site.currency", "cluster.gpus"}
+# What is no assumption: names; what a plan trains, where nothing is cut off; the GPU as it is described; degrees, whose
+# product is the GPUs.
+NO_ASSUMPTION = {"name", "layers", "tokens", "site.currency", "cluster.gpus", "cluster.gpu_variant"}
 NO_ASSUMPTION |= {f"parallel.{degree}" for degree in ("dp", "tp", "pp", "cp")}
 
 

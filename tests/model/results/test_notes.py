@@ -96,7 +96,7 @@ def described(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Gpu]:
 
     def make(**changes: Any) -> Gpu:
         gpu = replace(read_gpu("h100-sxm-80gb"), **changes)
-        monkeypatch.setattr("moemodel.model.step.system.read_gpu", lambda *_, **__: gpu)
+        monkeypatch.setattr("moemodel.model.plan.spec.read_gpu", lambda *_, **__: gpu)
         return gpu
 
     return make
