@@ -2,11 +2,11 @@
 
     python bench/kernels.py [--json] [--fold N] [--gpu NAME ...] [--data FOLDER]
 
-Of every GPU with readings and each kind (products, grouped, attention) four fifths of the shapes are fitted as `moemodel
-calibrate --readings` fits them, and the others predicted. A shape is left out whole: products by n and k, fused layers
+Of every GPU with readings and each kind (products, grouped, attention) four fifths of the shapes are fitted as
+`moemodel calibrate --readings` fits them, and the others predicted. A shape is left out whole: products by n and k, fused layers
 of experts by model and how it is divided, attention by its heads. Data types and kernels are fitted each by itself.
 `time_median` is over all rows left out; `power_mape` over those with power and of at least 50 us, at the time that was
-predicted. It is of loops: of products in 16 bits, and of all others with the energies that these have.
+predicted; nothing is fitted to power (`published.kernels.power`).
 
 The data are read from `../shared/data`; where they are missing there is nothing to do, and the exit code is 0.
 """
@@ -26,13 +26,11 @@ from moemodel.calibration.published.kernels.fitted import (
     FOLDS,
     conditions_of,
     fit_kernels,
-    fit_powers,
     split_by_kernel,
     timed,
-    with_power,
 )
 from moemodel.calibration.published.kernels.overlay import base_of
-from moemodel.calibration.published.kernels.power import SHORTEST_S, PowerReadings, held_W
+from moemodel.calibration.published.kernels.power import SHORTEST_S
 from moemodel.calibration.published.kernels.readings import TABLES, Family, Readings, read_readings
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.hardware.gpu import read_gpu
@@ -62,13 +60,12 @@ class LeftOut:
 def left_out(tables: list[Readings], base: Calibration, fold: int) -> Iterator[LeftOut]:
     """Every table of a GPU, predicted where it was not fitted."""
     gpu = read_gpu(base.gpu)
-    factors = fit_powers(tables, base, gpu, left_out=fold)
     for table in (part for whole in tables for part in split_by_kernel(whole)):
         of = table.fold(FOLDS)
         seen, unseen = table.take(of != fold), table.take(of == fold)
         if len(seen) < FEWEST or not len(unseen):
             continue
-        conditions = with_power(conditions_of(table, base, gpu), factors)
+        conditions = conditions_of(table, base, gpu)
         inner = of[of != fold] == (fold - 1) % FOLDS
         fit = fit_kernels(timed(seen), seen.time_s, inner, conditions)
         kernels = timed(unseen)
@@ -79,19 +76,14 @@ def left_out(tables: list[Readings], base: Calibration, fold: int) -> Iterator[L
             dtype=table.dtype,
             software=table.software,
             time=time_s / unseen.time_s - 1,
-            power=_power(
-                unseen,
-                time_s,
-                PowerReadings(conditions=conditions, work=kernels.work, time_s=time_s, power_W=unseen.power_W),
-            ),
+            power=_power(unseen, fit.power_W(kernels, time_s)),
         )
 
 
-def _power(unseen: Readings, time_s: FloatArray, readings: PowerReadings) -> FloatArray:
+def _power(unseen: Readings, power_W: FloatArray) -> FloatArray:
+    """Errors of readings that count."""
     counted = (unseen.time_s >= SHORTEST_S) & np.isfinite(unseen.power_W)
-    if not counted.any():
-        return np.zeros(0)
-    return (held_W(readings, readings.conditions, time_s) / unseen.power_W - 1)[counted]
+    return np.asarray((power_W / unseen.power_W - 1)[counted])
 
 
 def figures(parts: list[LeftOut]) -> dict[str, object]:

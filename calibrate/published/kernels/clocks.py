@@ -64,12 +64,12 @@ class Conditions:
         dynamic_J = self.factor * self.power.unscaled_J(work, clock_Hz_K, time_s_UK)
         return self.power.steady(dynamic_J / time_s_UK + self.power.clocked_W(clock_Hz_K))[0]
 
-    def power_W(self, work: Work, time_s: FloatArray, clock_Hz: FloatArray) -> FloatArray:
-        """The same at one clock each, [U]."""
+    def power_W(self, work: Work, time_s: FloatArray, busy_s: FloatArray, clock_Hz: FloatArray) -> FloatArray:
+        """The same at one clock each, SMs busy in a part of the time, [U]."""
         voltage2 = self.power.voltage2(clock_Hz)
         switching = self.power.flop_J * work.flops + self.power.vector_op_J * work.vector_ops
         switching = switching + self.power.cache_J_per_B * work.bytes_B
-        active_W = self.power.active_W * clock_Hz / self.power.clock_reference_Hz
+        active_W = self.power.active_W * clock_Hz / self.power.clock_reference_Hz * busy_s / time_s
         dynamic_W = voltage2 * (switching / time_s + active_W) + self.power.dram_J_per_B * work.bytes_B / time_s
         return self.power.steady(self.factor * dynamic_W + self.power.clocked_W(clock_Hz))[0]
 

@@ -10,7 +10,7 @@ from moemodel.calibration.fit.sparse_residual import SparseResidual, fit_sparse_
 from moemodel.calibration.published.kernels.clocks import Conditions
 from moemodel.calibration.published.kernels.forms import Timed, attention, chip_in, fit_form, products
 from moemodel.calibration.published.kernels.grouped import layers
-from moemodel.calibration.published.kernels.power import PowerReadings, fit_power, scaled_power
+from moemodel.calibration.published.kernels.power import held_W
 from moemodel.calibration.published.kernels.readings import Family, Readings
 from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.device.operator_cost import tensor_limit
@@ -22,7 +22,7 @@ from moemodel.model.records.calibration import Calibration
 
 FOLDS = 5
 FEWEST = 40  # rows below which a form of some fifteen parameters says nothing; assumed
-POINTS = 500  # of a residual, at most
+POINTS = 400  # of a residual, at most
 _KIND: dict[Family, Kind] = {
     "products": Kind.GEMM,
     "grouped": Kind.GROUPED_GEMM,
@@ -51,6 +51,14 @@ class FittedKernels:
         factor = np.exp(self.residual.log_ratio(kernels.features))[:, None]
         time_s_UK = kernels.time_s(self.parameters, self.conditions.chip, clocks) * factor
         return self.conditions.settled_s(kernels.work, time_s_UK)
+
+
+    def power_W(self, kernels: Timed, time_s: FloatArray) -> FloatArray:
+        """Of kernels repeated that take so long each, [U]."""
+        top_Hz = np.full((len(time_s), 1), self.conditions.top_Hz)
+        whole_s = kernels.time_s(self.parameters, self.conditions.chip, top_Hz)[:, 0]
+        device_s = kernels.device_s(self.parameters, self.conditions.chip, top_Hz)[:, 0]
+        return held_W(self.conditions, kernels.work, time_s, time_s * np.minimum(1.0, device_s / whole_s))
 
 
 def timed(readings: Readings) -> Timed:
@@ -108,34 +116,3 @@ def fit_kernels(kernels: Timed, time_s: FloatArray, inner: BoolArray, conditions
     missed = np.log(time_s / kernels.time_s(parameters, conditions.chip, clock_Hz[:, None])[:, 0])
     residual = fit_sparse_residual(kernels.features, missed, inner, POINTS)
     return FittedKernels(parameters=parameters, residual=residual, conditions=conditions, missed=missed)
-
-
-def fit_powers(tables: list[Readings], base: Calibration, gpu: Gpu, left_out: int | None = None) -> dict[str, float]:
-    """Factors on a base's power (`power.FACTORS`), from tables of products in bf16 that have power; else 1.
-
-    Args:
-        tables: of one GPU.
-        base: its calibration.
-        gpu: its description.
-        left_out: the fold that isn't looked at; None: all rows are.
-    """
-    found = []
-    for table in tables:
-        if table.family != "products" or table.dtype != "bfloat16" or table.limit_W is None:
-            continue
-        rows = np.ones(len(table), dtype=bool) if left_out is None else table.fold(FOLDS) != left_out
-        chosen = table.take(rows)
-        found.append(
-            PowerReadings(
-                conditions=conditions_of(chosen, base, gpu),
-                work=timed(chosen).work,
-                time_s=chosen.time_s,
-                power_W=chosen.power_W,
-            )
-        )
-    return fit_power(found)
-
-
-def with_power(conditions: Conditions, factors: dict[str, float]) -> Conditions:
-    """Conditions with the fitted power."""
-    return replace(conditions, power=scaled_power(conditions.power, factors))

@@ -1,7 +1,7 @@
 """Times of an engine's kernels: the forms of `device.roofline`, and what an engine adds to a product in 8 bits or less.
 
     t(f) = host-bound sum of  t0 + ((Tc f0/f)^p + Tm^p)^(1/p) (1 + odd / (1 + m/2048) where 8 does not divide m)
-           + m (row + k (2 + b) / (BW e_q))       the activations are quantised first: read in 16 bits, written in b bytes
+           + m (row + k (2 + b) / (BW e_q))       activations are quantised first: read in 16 bits, written in b bytes
     host-bound sum: (t^8 + host^8)^(1/8): the engine's calls take the host this long, whatever the device does
 
 Tc and Tm of a product in fewer bits are those of a chip whose tensor cores are as much faster as its data sheet says
@@ -100,6 +100,7 @@ class Timed(Protocol):
     def features(self) -> FloatArray: ...
     def take(self, rows: BoolArray | IntArray) -> Self: ...
     def time_s(self, p: Mapping[str, float], chip: RooflineChip, clock_Hz: FloatArray) -> FloatArray: ...
+    def device_s(self, p: Mapping[str, float], chip: RooflineChip, clock_Hz: FloatArray) -> FloatArray: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,16 +134,20 @@ class Kernels:
 
     def time_s(self, p: Mapping[str, float], chip: RooflineChip, clock_Hz: FloatArray) -> FloatArray:
         """Of each at clocks [U, K], or [U, 1]."""
+        time_s = p["t0"] + self.device_s(p, chip, clock_Hz)
+        return time_s if "host" not in p else np.asarray((time_s**_ROUNDED + p["host"] ** _ROUNDED) ** (1 / _ROUNDED))
+
+    def device_s(self, p: Mapping[str, float], chip: RooflineChip, clock_Hz: FloatArray) -> FloatArray:
+        """Of that, what lies beyond launch and host."""
         compute_s, memory_s = parts(self.kind, Pass.FORWARD, p, chip, self.shape, self.work)
         slow_s = compute_s[:, None] * chip.clock_Hz / clock_Hz
         busy_s = (slow_s ** p["p"] + memory_s[:, None] ** p["p"]) ** (1 / p["p"])
         if "host" not in p:
-            return np.asarray(p["t0"] + busy_s)
+            return np.asarray(busy_s)
         s = self.shape.arrays()
         odd = 1 + p["odd"] * (s["m"] % 8 != 0) / (1 + s["m"] / _ODD_ROWS)
         moved_s = s["k"] * (_OUT_B + self.element_B) / (chip.bandwidth_Bps * p["quantise_efficiency"])
-        time_s = p["t0"] + busy_s * odd[:, None] + (s["m"] * (p["row"] + moved_s))[:, None]
-        return np.asarray((time_s**_ROUNDED + p["host"] ** _ROUNDED) ** (1 / _ROUNDED))
+        return np.asarray(busy_s * odd[:, None] + (s["m"] * (p["row"] + moved_s))[:, None])
 
 
 def products(readings: Readings) -> Kernels:

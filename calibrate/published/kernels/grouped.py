@@ -104,12 +104,13 @@ class Layers:
 
     def time_s(self, p: Mapping[str, float], chip: RooflineChip, clock_Hz: FloatArray) -> FloatArray:
         """Of each at clocks [U, K], or [U, 1]."""
+        time_s = p["t0"] + self.device_s(p, chip, clock_Hz)
+        return np.asarray(time_s * np.exp(p["skewed"] * (1 - self.balanced))[:, None])
+
+    def device_s(self, p: Mapping[str, float], chip: RooflineChip, clock_Hz: FloatArray) -> FloatArray:
+        """Of that, what lies beyond launches, loads as even ones."""
         gated = np.where(self.gated < 2, p["ungated"], 2.0)
-        slowdown = chip.clock_Hz / clock_Hz
-        first_s = self._product_s(p, chip, gated * self.inner, self.hidden, slowdown)
-        second_s = self._product_s(p, chip, self.hidden, self.inner, slowdown)
-        around_s = (p["t0"] + self._streams_s(p, chip, gated))[:, None]
-        return np.asarray((around_s + first_s + second_s) * np.exp(p["skewed"] * (1 - self.balanced))[:, None])
+        return np.asarray(self.products_s(p, chip, clock_Hz) + self._streams_s(p, chip, gated)[:, None])
 
     def products_s(self, p: Mapping[str, float], chip: RooflineChip, clock_Hz: FloatArray) -> FloatArray:
         """Of both products alone."""

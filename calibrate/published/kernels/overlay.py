@@ -3,9 +3,7 @@
     products, attention without windows (bf16, forward)   fitted: form, residual, error on shapes held out
     grouped products, forward                             the base's, at the speed of the products inside fused layers
     all their other passes                                the base's, slower or faster as the forward pass is
-    power                                                 the base's terms times what products in bf16 say, where the
-                                                          readings have power; not from other kernels, see `fit_powers`
-    all else                                              the base's
+    all else                                              the base's, power too (see `power`)
 
 Readings are of an engine's kernels and of forward passes alone: that training's are as good is assumed, and said.
 """
@@ -25,12 +23,9 @@ from moemodel.calibration.published.kernels.fitted import (
     FittedKernels,
     conditions_of,
     fit_kernels,
-    fit_powers,
-    with_power,
 )
 from moemodel.calibration.published.kernels.forms import ATTENTION, PRODUCT, Kernels, attention, products
 from moemodel.calibration.published.kernels.grouped import layers
-from moemodel.calibration.published.kernels.power import FACTORS
 from moemodel.calibration.published.kernels.readings import Family, Readings
 from moemodel.calibration.store.catalogue import list_calibrations, shipped
 from moemodel.model.core.arrays import FloatArray
@@ -38,7 +33,7 @@ from moemodel.model.core.errors import InputError
 from moemodel.model.device.roofline import FEATURES, chip_of_calibration, form_of, operator_time
 from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.operators.work import Kind, Pass, Shape
-from moemodel.model.records.calibration import Calibration, OperatorFit, Parameter, PowerFit
+from moemodel.model.records.calibration import Calibration, OperatorFit, Parameter
 
 _FAMILIES: tuple[Family, ...] = ("products", "attention", "grouped")
 FEWEST_SHAPES = 100  # of a fit that replaces one; assumed
@@ -89,7 +84,6 @@ def overlay_readings(
         InputError: none of the tables can replace anything.
     """
     tables = [table for table in tables if table.gpu == gpu.name]
-    factors = fit_powers(list(tables), base, gpu)
     operators, errors = list(base.operators), []
     used: list[Readings] = []
     for family in _FAMILIES:
@@ -98,9 +92,9 @@ def overlay_readings(
             continue
         used.append(table)
         if family == "grouped":
-            operators = _with_grouped(operators, base, gpu, table, factors)
+            operators = _with_grouped(operators, base, gpu, table)
             continue
-        fit, error = _operator(base, gpu, table, factors)
+        fit, error = _operator(base, gpu, table)
         errors.append(error)
         operators = _with_forward(operators, base, fit, table)
     if not used:
@@ -116,7 +110,6 @@ def overlay_readings(
             "derived_from": None,
             "provenance": _provenance(base, used),
             "operators": [_compact(fit) for fit in operators],
-            "power": _power(base.power, factors),
         }
     ), errors
 
@@ -143,13 +136,11 @@ def _provenance(base: Calibration, used: Sequence[Readings]) -> str:
 # ---- forward passes that are fitted ---------------------------------------------------------------------------------
 
 
-def _operator(
-    base: Calibration, gpu: Gpu, table: Readings, factors: dict[str, float]
-) -> tuple[OperatorFit, HeldOutReadings]:
+def _operator(base: Calibration, gpu: Gpu, table: Readings) -> tuple[OperatorFit, HeldOutReadings]:
     kernels = products(table) if table.family == "products" else attention(table)
     names = FEATURES[form_of(kernels.kind)]
     kernels = replace(kernels, features=kernels.features[:, : len(names)])
-    conditions = with_power(conditions_of(table, base, gpu), factors)
+    conditions = conditions_of(table, base, gpu)
     fold, time_s = table.fold(FOLDS), table.time_s
     seen = fold != 0
     trial = fit_kernels(kernels.take(seen), time_s[seen], fold[seen] == FOLDS - 1, conditions)
@@ -201,9 +192,9 @@ def _with_forward(
     operators: list[OperatorFit], base: Calibration, fit: OperatorFit, table: Readings
 ) -> list[OperatorFit]:
     """Operators with one forward pass replaced, and its kin (other passes, attention without a mask) scaled like it."""
-    factors = _pace(base, fit, table)
+    pace = _pace(base, fit, table)
     kin = {fit.kind} | ({Kind.ATTENTION_FULL} if fit.kind is Kind.ATTENTION else set())
-    made = [_scaled(old, factors) if old.kind in kin else old for old in operators]
+    made = [_scaled(old, pace) if old.kind in kin else old for old in operators]
     return [fit if (old.kind, old.direction) == (fit.kind, fit.direction) else old for old in made]
 
 
@@ -240,13 +231,13 @@ def _assumed(p: Parameter, factor: float, ground: str) -> Parameter:
 
 
 def _with_grouped(
-    operators: list[OperatorFit], base: Calibration, gpu: Gpu, table: Readings, factors: dict[str, float]
+    operators: list[OperatorFit], base: Calibration, gpu: Gpu, table: Readings
 ) -> list[OperatorFit]:
     """Grouped products as much slower or faster than the base's as those inside the table's layers are."""
     old = base.operator(Kind.GROUPED_GEMM, Pass.FORWARD)
     if old is None:
         return operators
-    kernels, conditions = layers(table), with_power(conditions_of(table, base, gpu), factors)
+    kernels, conditions = layers(table), conditions_of(table, base, gpu)
     fit = fit_kernels(kernels, table.time_s, table.fold(FOLDS) == FOLDS - 1, conditions)
     clock = np.array([conditions.chip.clock_Hz])
     new_s = kernels.products_s(fit.parameters, conditions.chip, clock[:, None])[:, 0]
@@ -274,19 +265,3 @@ def _compact(fit: OperatorFit) -> OperatorFit:
     points = [[round(x, 4) for x in point] for point in whole.points]
     weights = [float(f"{weight:.7g}") for weight in whole.weights]
     return fit.model_copy(update={"residual": whole.model_copy(update={"points": points, "weights": weights})})
-
-
-def _power(fit: PowerFit, factors: dict[str, float]) -> PowerFit:
-    """Power with its terms scaled; the base's where no reading says anything."""
-    if all(factor == 1.0 for factor in factors.values()):
-        return fit
-    changed = {
-        part: Parameter.fitted(
-            float(f"{fit.parameters[part].value * factors[name]:.5g}"),
-            fit.parameters[part].unit,
-            f"times {factors[name]:.3f}, as power of products in readings has it: {fit.parameters[part].source}",
-        )
-        for name, parts in FACTORS.items()
-        for part in parts
-    }
-    return fit.model_copy(update={"parameters": fit.parameters | changed})
