@@ -53,16 +53,15 @@ _CLOCKS = 9
 _AT_ONCE = 2048
 
 
-def products(
-    calibration: Calibration, m: FloatArray, n: FloatArray, k: FloatArray, limit_W: float | None
-) -> tuple[FloatArray, FloatArray]:
+def products(calibration: Calibration, table: pd.DataFrame, limit_W: float | None) -> tuple[FloatArray, FloatArray]:
     """Seconds of products, and standard deviations of their logarithm, [U] each.
 
     Args:
         calibration: that prices them.
-        m, n, k: sizes, [U].
+        table: columns m, n, k, a row each.
         limit_W: at which they are repeated for ever; None: in a burst, at the highest clock.
     """
+    m, n, k = (table[name].to_numpy(dtype=np.float64) for name in ("m", "n", "k"))
     power, clock_Hz_K = power_model(calibration), np.linspace(*calibration.clock_range_Hz, _CLOCKS)
     pricer = OperatorCostModel(calibration, chip_of_calibration(calibration), power, clock_Hz_K)
     call = Call(
@@ -84,10 +83,8 @@ def derived_against_readings(table: pd.DataFrame, gpu: str, base: str) -> dict[s
     calibration = derive_calibration(shipped(base), read_gpu(base), read_gpu(gpu))
     sustained = bool(table["power_W"].notna().any())
     limit_W = read_gpu(gpu).power_limit_W if sustained else None
-    sizes = [table[name].to_numpy(dtype=np.float64) for name in ("m", "n", "k")]
     parts = [
-        products(calibration, *(size[first : first + _AT_ONCE] for size in sizes), limit_W)
-        for first in range(0, len(table), _AT_ONCE)
+        products(calibration, table.iloc[first : first + _AT_ONCE], limit_W) for first in range(0, len(table), _AT_ONCE)
     ]
     time_s, spread = (np.concatenate(column) for column in zip(*parts, strict=True))
     measured_s = table["latency_ms"].to_numpy(dtype=np.float64) * 1e-3

@@ -68,13 +68,28 @@ def _fit(profiles: tuple[Path, ...], output: Path) -> None:
         out.print("")
         out.print(warning)
     out.print("")
-    out.print(f"wrote {output}: {calibration.name}; next: moemodel predict PLAN.yaml --calibration {output}")
+    again = "the same moemodel profile and calibrate, to add what is missing"
+    on = again if _missing(calibration) else f"moemodel predict PLAN.yaml --calibration {output}"
+    out.print(f"wrote {output}: {calibration.name}; next: {on}")
+
+
+def _missing(calibration: Calibration) -> list[str]:
+    """Operators and passes that the profiles have no measurement of, or too few for a fit."""
+    from moemodel.model.operators.work import PASSES
+
+    fitted = {(fit.kind, fit.direction) for fit in calibration.operators}
+    return [f"{kind}/{each}" for kind, passes in PASSES.items() for each in passes if (kind, each) not in fitted]
 
 
 def _warnings(calibration: Calibration) -> list[str]:
     """What is not as good as the table of errors looks."""
     heat, power = calibration.thermal.parameters["die_C_per_W"], calibration.power.parameters["base_W"]
     said = [calibration.trial] if calibration.trial else []
+    if missing := _missing(calibration):
+        said.append(
+            f"Not fitted: {', '.join(missing)}. moemodel predict refuses every plan that has one of these. Run "
+            "moemodel profile on the profile's folder again: it adds what its budget left out."
+        )
     said += [f"Temperature: {heat.source}."] if heat.origin == "assumed" else []
     return said + ([f"Power: {power.source}."] if not calibration.power.points else [])
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _STANDINGS = {
     "measured": "All is predicted, by what this project measured on that GPU.",
     "fitted": "All is predicted, by a calibration fitted to what others published: intervals are wider.",
+    "derived": "All is predicted, by a calibration taken over from the nearest GPU that has one: intervals are as wide "
+    "as that has proved wrong. `moemodel profile` on such a GPU, then `moemodel calibrate`, makes one of its own.",
     "needs a profile": "Memory, whether a plan fits, FLOPs, bytes and volumes of communication. Time, power and energy "
     "need a calibration: `moemodel profile` on such a GPU, then `moemodel calibrate`.",
 }
@@ -29,6 +31,7 @@ _STANDINGS = {
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def gpus_command(names: tuple[str, ...], as_json: bool) -> None:
     """List known GPUs and what can be predicted on each, or describe those named, value by value with its source."""
+    from moemodel.calibration.derive.record import deriving_record
     from moemodel.model.hardware.gpu import list_gpus, read_gpu
 
     found = [read_gpu(name) for name in names or list_gpus()]
@@ -45,7 +48,7 @@ def gpus_command(names: tuple[str, ...], as_json: bool) -> None:
     made = table("GPU", *numbers, "calibration", numbers=numbers)
     standings = {gpu.name: _standing(gpu) for gpu in found}
     for gpu in found:
-        peak = gpu.peaks.get("bf16") or gpu.peaks.get("fp16")
+        peak = gpu.peak_16_bit
         made.add_row(
             gpu.name,
             _scaled(gpu.memory_B, 1e9, ".1f"),
@@ -59,6 +62,7 @@ def gpus_command(names: tuple[str, ...], as_json: bool) -> None:
     named = {standing: text for standing, text in _STANDINGS.items() if standing in standings.values()}
     out.print(sources(named, "What can be done"))
     out.print(sources({gpu.name: text for gpu in found if (text := _provenance(gpu))}, "Calibrations"))
+    out.print("How wrong deriving has been:", *(deriving_record(same_architecture=same).told for same in (True, False)))
     out.print("`moemodel gpus NAME` gives the source of every value; `moemodel profile` measures a GPU of your own.")
 
 
@@ -78,18 +82,24 @@ def _gpu(gpu: Gpu) -> dict[str, object]:
 
 
 def _provenance(gpu: Gpu) -> str:
-    """What the shipped calibration of a GPU rests on; empty if none ships."""
-    from moemodel.calibration.store.catalogue import list_calibrations, shipped
+    """What the calibration of a GPU rests on; empty if there is none."""
+    from moemodel.calibration.store.catalogue import derived_from, load_calibration
 
-    return shipped(gpu.name).provenance if gpu.name in list_calibrations() else ""
+    standing = _standing(gpu)
+    if standing == "needs a profile":
+        return ""
+    base = derived_from(gpu)
+    if standing == "derived" and base is not None:
+        return f"Derived from {base.name}."
+    return load_calibration(None, gpu.name).provenance
 
 
 def _standing(gpu: Gpu) -> str:
     """Which of `_STANDINGS` a GPU has: measured where most of its operators' parameters are."""
-    from moemodel.calibration.store.catalogue import list_calibrations, shipped
+    from moemodel.calibration.store.catalogue import derived_from, list_calibrations, shipped
 
     if gpu.name not in list_calibrations():
-        return "needs a profile"
+        return "needs a profile" if derived_from(gpu) is None else "derived"
     origins = [p.origin for operator in shipped(gpu.name).operators for p in operator.parameters.values()]
     return "measured" if origins.count("measured") > len(origins) / 2 else "fitted"
 

@@ -48,13 +48,16 @@ def init_command(
     force: bool,
 ) -> None:
     """Write a commented plan that fits in memory, or a commented search. A plan is a start, not an optimum."""
-    from moemodel.calibration.store.catalogue import calibration_or_stand_in, list_calibrations
+    from moemodel.calibration.store.catalogue import calibration_or_stand_in, derived_from, list_calibrations
     from moemodel.model.core.errors import InputError
     from moemodel.model.hardware.gpu import read_gpu
     from moemodel.model.search.baseline import baseline_plan
 
     name = read_gpu(gpu, key="--gpu").name
-    missing = calibration is None and name not in list_calibrations()
+    described = read_gpu(gpu, key="--gpu")
+    has_none = calibration is None and described.name not in list_calibrations()
+    derived = derived_from(described) if has_none else None
+    missing = has_none and derived is None
     plan = baseline_plan(architecture, gpu, gpus, calibration_or_stand_in(calibration, gpu, key="--gpu"))
     path = output or Path("search.yaml" if search else "plan.yaml")
     values = _values(plan, gpu, path.parent) | (_choices(plan) if search else {})
@@ -74,6 +77,11 @@ def init_command(
         return
     given = "" if calibration is None else f" --calibration {calibration}"
     echo(f"wrote {path}; next: moemodel {command} {path}{given}")
+    if derived is not None:
+        echo(
+            f"No calibration of {name} ships: times and energies are derived from {derived.name}'s, with intervals as "
+            "wide as that has proved wrong. `moemodel profile` on that GPU and `moemodel calibrate` make one of its own"
+        )
 
 
 def _values(plan: Plan, gpu: str, folder: Path) -> dict[str, object]:

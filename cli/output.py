@@ -11,7 +11,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -46,10 +46,9 @@ def working(what: str) -> Iterator[Callable[[int, int, str], None]]:
     Yields:
         What is to be told the steps done, of how many, and what comes now.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    terminal = Console(stderr=True)
+    terminal = console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
         task = bar.add_task(what, total=None)
@@ -65,6 +64,16 @@ def table(*columns: str, title: str | None = None, numbers: tuple[str, ...] = ()
     )
     for column in columns:
         made.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    return made
+
+
+def bullets(notes: Iterable[str]) -> Table:
+    """Notes, each at a dash."""
+    from moemodel.cli.safe_console import SafeTable
+
+    made = SafeTable.grid(padding=(0, 1))
+    for note in notes:
+        made.add_row("-", note)
     return made
 
 

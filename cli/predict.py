@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from moemodel import api
-from moemodel.cli.output import console, digits, echo_json, prefixed, table
+from moemodel.cli.output import bullets, console, digits, echo_json, prefixed, table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -215,10 +215,6 @@ def _run(answer: Outcome) -> Table:
 
 
 def _notes(answer: Outcome) -> list[RenderableType]:
-    from rich.table import Table
     from rich.text import Text
 
-    bullets = Table.grid(padding=(0, 1))
-    for note in answer.notes:
-        bullets.add_row("-", note)
-    return [Text("Notes", style="bold"), bullets]
+    return [Text("Notes", style="bold"), bullets(answer.notes)]

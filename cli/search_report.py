@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moemodel.cli.output import digits, prefixed, table
+from moemodel.cli.output import bullets, digits, prefixed, table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -326,10 +326,6 @@ def _refused(result: SearchResult) -> Table:
 
 
 def _notes(result: SearchResult) -> list[RenderableType]:
-    from rich.table import Table
     from rich.text import Text
 
-    bullets = Table.grid(padding=(0, 1))
-    for note in result.notes:
-        bullets.add_row("-", note)
-    return [Text("Notes", style="bold"), bullets]
+    return [Text("Notes", style="bold"), bullets(result.notes)]

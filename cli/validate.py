@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from moemodel import api
-from moemodel.cli.output import Finite, console, echo, echo_json_text, table
+from moemodel.cli.output import Finite, bullets, console, echo, echo_json_text, table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -214,14 +214,6 @@ def _rankings(report: Report) -> Iterator[str]:
 
 
 def _notes(report: Report) -> RenderableType:
-    from rich.table import Table
-
-    bullets = Table.grid(padding=(0, 1))
-    for plan in report.plans:
-        for note in plan.notes:
-            bullets.add_row("-", f"{plan.name}: {note}")
-    for aside in report.set_aside:
-        bullets.add_row("-", f"Set aside: {aside.name}: {aside.reason}.")
-    for note in report.notes:
-        bullets.add_row("-", note)
-    return bullets
+    of_plans = [f"{plan.name}: {note}" for plan in report.plans for note in plan.notes]
+    aside = [f"Set aside: {aside.name}: {aside.reason}." for aside in report.set_aside]
+    return bullets([*of_plans, *aside, *report.notes])

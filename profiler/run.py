@@ -26,7 +26,8 @@ from moemodel.profiler.devices.base import Device
 from moemodel.profiler.devices.cpu import power_note
 from moemodel.profiler.devices.memory import make_room
 from moemodel.profiler.instruments.energy_sampler import EnergySampler
-from moemodel.profiler.jobs.ranks import adopt_launcher, launched
+from moemodel.profiler.jobs.place import launched
+from moemodel.profiler.jobs.ranks import adopt_launcher
 from moemodel.profiler.microbench.budget import MeasurementBudget, budget_for
 from moemodel.profiler.microbench.grid import cpu_grid, cpu_sweep, gpu_grid, gpu_sweep
 from moemodel.profiler.microbench.harness import Harness
@@ -215,8 +216,8 @@ def _launch_hint() -> str:
     if found is None:
         return ""
     return (
-        f"; this is {found}: start one, or export MASTER_ADDR and MASTER_PORT first, by which the others help it with "
-        "collectives"
+        f"; this is process {found.rank} of {found.size} that {found.source} started: start one, or export MASTER_ADDR "
+        "and MASTER_PORT first, by which the others help it with collectives"
     )
 
 
@@ -353,7 +354,7 @@ class _Run:
     def _on_bench(self, chosen: Sequence[str], deadline_s: dict[str, float]) -> None:
         begun_s = self.platform.timer.now_s()
         sampler = self.platform.sampler()
-        trace = ThermalTrace(sampler, self.writer, begun_s, self.device.info.power_limit_W)
+        trace = ThermalTrace(sampler, self.writer, begun_s)
         sampler.label = "starting"
         with sampler:
             try:

@@ -257,16 +257,14 @@ def calibration_file(calibration: Calibration, tmp_path_factory: pytest.TempPath
 def made_up_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """`moemodel validate` finds eight H100, on which every step takes 1.1 s and 700 J; all else of it is real."""
     from moemodel.model.hardware.gpu import read_gpu
-    from moemodel.model.records.profile import DeviceInfo
     from moemodel.model.results.validation import Environment, Visit, row_of
     from moemodel.validation import run
     from moemodel.validation.records.session import RunRecord
     from moemodel.validation.report.build import report_of
     from moemodel.validation.select.runnable import Hardware
+    from tests.reports import environment_of
 
-    device = DeviceInfo(name="NVIDIA H100 80GB HBM3", vendor="nvidia", memory_B=80 << 30, driver="580")
-    plain: dict[str, Any] = {"gpus": 8, "launcher": "torchrun", "clocks": "passive", "libraries": {}, "host": {}}
-    environment = Environment(gpu="h100-sxm-80gb", device=device, **plain)
+    environment = environment_of(gpus=8)
     measured = {"step_time_s": 1.1, "energy_J": 700.0, "power_W": 650.0, "peak_allocated_B": 5e9, "rank": 0}
     rows = (row_of(measured),)
 

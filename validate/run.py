@@ -122,9 +122,10 @@ def validate_here(
         chosen = from_search(asked, hardware, calibration, top=top, controls=controls, seed=options.seed)
     else:
         chosen = from_plans(asked, hardware, calibration, controls=controls, seed=options.seed)
-    _announce(chosen, options, calibration, gpu, say)
+    predicted_s = _predicted_s({choice.asked.name: choice.plan for choice in chosen.choices}, calibration, options)
+    _announce(chosen, options, predicted_s, gpu, say)
     spec = spec_of(chosen, environment, options, asked.search.name if isinstance(asked, SearchResult) else None)
-    return validate(spec, folder or _folder_of(asked), calibration, options, gpu=gpu, say=say)
+    return validate(spec, folder or _folder_of(asked), calibration, options, gpu=gpu, say=say, predicted_s=predicted_s)
 
 
 def gpu_of(asked: SearchResult | Sequence[PlanRequest]) -> str:
@@ -142,7 +143,7 @@ def _folder_of(asked: SearchResult | Sequence[PlanRequest]) -> Path:
     return Path(f"validation-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}")
 
 
-def _announce(chosen: Chosen, options: Options, calibration: Calibration, gpu: str, say: Say) -> None:
+def _announce(chosen: Chosen, options: Options, predicted_s: Mapping[str, float], gpu: str, say: Say) -> None:
     """What is going to be run, before it is."""
     for plan in chosen.set_aside:
         say(f"set aside: {plan.name}: {plan.reason}")
@@ -150,11 +151,9 @@ def _announce(chosen: Chosen, options: Options, calibration: Calibration, gpu: s
         say(f"plan {choice.asked.name}: {', '.join(choice.roles)}")
         for note in choice.notes:
             say(f"  note: {note}")
-    plans = {choice.asked.name: choice.plan for choice in chosen.choices}
-    predicted_s = _predicted_s(plans, calibration, options)
-    seconds = remaining_s([*plans] * options.repeats, predicted_s=predicted_s, taken=(), starts=True)
+    seconds = remaining_s([*predicted_s] * options.repeats, predicted_s=predicted_s, taken=(), starts=True)
     doubt = "; predictions for a processor may be several times off: it is told anew after each run"
-    say(f"{len(plans)} plans, {options.repeats} rounds: {in_words(seconds)}{doubt if gpu == 'cpu' else ''}")
+    say(f"{len(predicted_s)} plans, {options.repeats} rounds: {in_words(seconds)}{doubt if gpu == 'cpu' else ''}")
 
 
 def _predicted_s(plans: Mapping[str, Plan], calibration: Calibration, options: Options) -> dict[str, float]:
@@ -205,6 +204,7 @@ def validate(
     gpu: str,
     say: Say = lambda _: None,
     launch: Launch = launch,
+    predicted_s: Mapping[str, float] | None = None,
 ) -> ValidationResult:
     """Run what is asked, or what is left of it, and write the report into the folder.
 
@@ -219,13 +219,14 @@ def validate(
         gpu: name or description file of the GPU.
         say: told in a sentence how it goes.
         launch: instead of real processes.
+        predicted_s: how long a run of each plan takes, by its name; None: it is predicted here.
 
     Raises:
         InputError: the folder holds another validation, or somebody else validates in it.
         CalibrationError: the calibration is of another GPU, or lacks an operator.
         DeviceError: no process could be started at all.
     """
-    predicted_s = _predicted_s({asked.name: asked.plan for asked in spec.plans}, calibration, options)
+    runs_s = predicted_s or _predicted_s({asked.name: asked.plan for asked in spec.plans}, calibration, options)
     with ending_cleanly(), folder_lock(folder, "validate"):
         session = Session(folder, spec)
         if session.resumed:
@@ -234,7 +235,7 @@ def validate(
         def to_go() -> str:
             left = [asked.name for asked, _ in session.left()]
             taken = [(record.plan, record.visit.seconds) for record in session.records if record.visit]
-            about = in_words(remaining_s(left, predicted_s=predicted_s, taken=taken, starts=False))
+            about = in_words(remaining_s(left, predicted_s=runs_s, taken=taken, starts=False))
             return f"{len(left)} run{'' if len(left) == 1 else 's'} to go" + (f", {about}" if left else "")
 
         return _validate(session, calibration, options, gpu, launch, say, to_go)

@@ -52,6 +52,7 @@ from moemodel.model.schedule.pipeline_layout import PipelineLayout
 from moemodel.model.step.system import System
 
 GH200 = "gh200-iteration-times/opt_350m.csv"
+BLACKWELL = "blackwell-throughput/megatron_bridge.csv"
 FSDP = "h100-iteration-times/llm_foundry_fsdp.csv"
 BRIDGE = "h100-iteration-times/megatron_bridge.csv"
 MLPERF = "h100-iteration-times/mlperf_v3.1_v5.1.csv"
@@ -588,6 +589,61 @@ def _bridge_row(record: Mapping[str, Any], name: str, architecture: Architecture
         time_s=batch * seq / (gpus * float(record["tok_s_gpu"])),
         group=name,
     )
+
+
+_SYSTEMS = {
+    "DGX-B200": "b200-sxm-180gb",
+    "DGX-B300": "b300-sxm-288gb",
+    "DGX-GB200": "gb200-186gb",
+    "DGX-GB300": "gb300-288gb",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemRow:
+    """A published run of a model on one of several systems, in one of several precisions.
+
+    Attributes:
+        gpu, precision: that it ran on and in.
+        release: that both were of; `row` the rest.
+    """
+
+    gpu: str
+    precision: str
+    release: str
+    row: Row
+
+
+def bridge_blackwell(folder: Path) -> list[SystemRow]:
+    """Megatron-Bridge's benchmarks on Blackwell, of the models that are known here."""
+    table = _table(folder, BLACKWELL).rename(columns=_BLACKWELL_COLUMNS)
+    found = []
+    for record in _records(table):
+        name = str(record["model"])
+        if name not in _MODELS:
+            continue
+        row = _bridge_row(record, name, _MODELS[name](), experts=name not in _DENSE)
+        precision = str(record["precision"]).lower()
+        release = str(record["release"]).split()[0]
+        found.append(SystemRow(gpu=_SYSTEMS[str(record["system"])], precision=precision, release=release, row=row))
+    return found
+
+
+_BLACKWELL_COLUMNS = {
+    "System": "system",
+    "#-GPUs": "gpus",
+    "Precision": "precision",
+    "GBS": "gbs",
+    "MBS": "mbs",
+    "Sequence Length": "seq",
+    "TP": "tp",
+    "PP": "pp",
+    "CP": "cp",
+    "VP": "vp",
+    "EP": "ep",
+    "Tokens / sec / GPU": "tok_s_gpu",
+    "FSDP": "fsdp",
+}
 
 
 # How rows get to experts: "once", to each node once (DeepEP, HybridEP); "behind" another micro-batch's computation

@@ -86,5 +86,5 @@ def _burst_rates() -> dict[str, dict[str, float | str]]:
 
 def public_burst_share(gpu: Gpu) -> float | None:
     """Share of its 16-bit peak that public tests saw a large product reach in a burst; None: none is known."""
-    found, peak = _burst_rates().get(gpu.name), gpu.peaks.get("bf16") or gpu.peaks.get("fp16")
+    found, peak = _burst_rates().get(gpu.name), gpu.peak_16_bit
     return None if found is None or peak is None else float(found["flops_per_s"]) / peak.flops_per_s

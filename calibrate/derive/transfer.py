@@ -33,6 +33,7 @@ from moemodel.model.records.calibration import Calibration, NetworkFit, Operator
 
 _LARGEST_LOG_FACTOR = 3.0  # on energies: twenty times more or less, beyond any two GPUs
 _HALVINGS = 30  # of that range: to 1e-8
+_ROUNDS = 4  # of products whose rate follows their efficiency nearly
 _IDLE = ("base_W", "tree_W", "leak_W_per_C")
 _OF_WORK = ("flop_J", "vector_op_J", "cache_J_per_B", "dram_J_per_B", "active_W")
 
@@ -51,7 +52,7 @@ class Sheet:
 
 def sheet_of(gpu: Gpu) -> Sheet | None:
     """What is needed, or None: the description does not say all of it. Of 16-bit rates bf16's, or fp16's without it."""
-    peak, links_Bps = gpu.peaks.get("bf16") or gpu.peaks.get("fp16"), gpu.nvlink_Bps or gpu.pcie_Bps
+    peak, links_Bps = gpu.peak_16_bit, gpu.nvlink_Bps or gpu.pcie_Bps
     if (
         gpu.multiprocessors is None
         or gpu.memory_bandwidth_Bps is None
@@ -129,7 +130,7 @@ def derive_calibration(base: Calibration, base_gpu: Gpu, gpu: Gpu) -> Calibratio
     record = deriving_record(same_architecture=pair.same_architecture)
     low_Hz, high_Hz = base.clock_range_Hz
     highest_Hz = gpu.clock_max_Hz or pair.new_sheet.peak.clock_Hz
-    clocks, bursts = highest_Hz / high_Hz, _bursts(base, pair)
+    clocks = highest_Hz / high_Hz
     made = base.model_copy(
         update={
             "name": gpu.name,
@@ -143,10 +144,7 @@ def derive_calibration(base: Calibration, base_gpu: Gpu, gpu: Gpu) -> Calibratio
                 update={"value": math.hypot(base.composition_error.value, record.time_log_error)}
             ),
             "chip": _chip(pair),
-            "operators": [
-                fit.model_copy(update={"parameters": pair.parameters(fit.parameters, _efficiencies(fit, bursts))})
-                for fit in base.operators
-            ],
+            "operators": _operators(base, pair, 1.0),
             "host": [lane.model_copy(update={"blocks": pair.parameters(lane.blocks)}) for lane in base.host],
             "governor": base.governor.model_copy(
                 update={"parameters": pair.parameters(base.governor.parameters, {"tensor_clock": clocks})}
@@ -162,6 +160,9 @@ def derive_calibration(base: Calibration, base_gpu: Gpu, gpu: Gpu) -> Calibratio
             "memory": base.memory.model_copy(update={"parameters": pair.parameters(base.memory.parameters)}),
         }
     )
+    share = None if pair.same_architecture else public_burst_share(gpu)
+    if share is not None:
+        made = _with_bursts(made, base, pair, share)
     return made.model_copy(update={"power": _power(base, made, pair, record, clocks)})
 
 
@@ -182,17 +183,26 @@ def _provenance(base: Calibration, pair: _Pair, record: DerivingRecord) -> str:
     kind = "the same" if pair.same_architecture else "another"
     return (
         f"Derived: nobody measured it. Taken over from {pair.old.name} ({kind} architecture) by data sheets: shares of "
-        f"rates and bandwidths as there, power and clocks by the limits. {record.told} What it rests on: "
+        f"rates and bandwidths as there, power and clocks by the limits; how fast its clock answers to power, and what "
+        f"clock its tensor cores sustain in a burst, are {pair.old.name}'s. {record.told} What it rests on: "
         f"{base.provenance}"
     )
 
 
-def _bursts(base: Calibration, pair: _Pair) -> float:
-    """Share of its peak that a large product reaches in a burst, as a public test has it, over the base's."""
-    public = public_burst_share(pair.new)
-    if pair.same_architecture or public is None:
-        return 1.0
-    return public * pair.old_sheet.peak.flops_per_s / LargeProduct.of(base).burst_flops_per_s
+def _with_bursts(made: Calibration, base: Calibration, pair: _Pair, share: float) -> Calibration:
+    """With products of which a large one reaches that share of its peak in a burst; not all its time follows."""
+    factor = 1.0
+    for _ in range(_ROUNDS):
+        factor *= share * pair.new_sheet.peak.flops_per_s / LargeProduct.of(made).burst_flops_per_s
+        made = made.model_copy(update={"operators": _operators(base, pair, factor)})
+    return made
+
+
+def _operators(base: Calibration, pair: _Pair, factor: float) -> list[OperatorFit]:
+    return [
+        fit.model_copy(update={"parameters": pair.parameters(fit.parameters, _efficiencies(fit, factor))})
+        for fit in base.operators
+    ]
 
 
 def _efficiencies(fit: OperatorFit, factor: float) -> dict[str, float] | None:

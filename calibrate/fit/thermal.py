@@ -26,6 +26,7 @@ from scipy.optimize import lsq_linear
 from moemodel.calibration.least_squares import best_of, minimise
 from moemodel.calibration.store.profile_tables import ThermalTable
 from moemodel.model.core.arrays import BoolArray, FloatArray, take_rows
+from moemodel.model.device.stuck_temperature import GAP_S, stuck_temperature
 from moemodel.model.records.calibration import Parameter, ThermalFit
 from moemodel.model.records.profile import IDLE, LIGHT
 
@@ -34,11 +35,6 @@ LEAK_W_PER_C = 0.73
 RISE_PER_C = 0.0016
 LEAK_REFERENCE_C = 50.0  # by choice: the temperature that base_W is for
 _FEWEST_READINGS = 100  # 10 s of the trace: less shows nothing of a heat sink
-_NOISE_C = 1.0  # that a sensor may waver by where it stands still: one step of most
-_STUCK_S = 10.0  # assumed: longer than any turn of loads that keeps a die within a degree
-_WARMING_S = 2.0  # a few of a die's time constants (an H100's: 0.3 s)
-_STUCK_W = 100.0  # that warm a die by two degrees at the 0.02 K/W of the best cold plates, and an H100's by five
-_GAP_S = 1.5  # between readings: something else ran, or the profile was resumed
 _TIMES_S = ((0.1, 8.0), (5.0, 120.0))  # assumed: in which the time constants are looked for (an H100's: 0.3 and 18 s)
 _STARTS_S = ((1.0, 15.0), (2.0, 40.0), (4.0, 80.0))  # assumed: three, lest one ends in a side minimum
 _STEP = 0.3  # of the logarithm of a time constant: what makes a difference
@@ -86,29 +82,8 @@ def fit_thermal(table: ThermalTable, source: str) -> ThermalFit:
 
 
 def stuck_reading(table: ThermalTable) -> str | None:
-    """What shows that the temperature stood still where it cannot have; None where nothing does.
-
-    A die that draws more warms within seconds. A reading that stays the same all the while is none.
-    """
-    rows = _readings(table)
-    if not len(rows):
-        return None
-    still = np.ptp(rows.temperature_C) <= _NOISE_C
-    changed = ~still & (np.diff(rows.temperature_C) != 0) | (np.diff(rows.wall_s) > _GAP_S)
-    for same in np.split(np.arange(len(rows)), np.flatnonzero(changed) + 1):
-        wall_s, power_W = rows.wall_s[same], rows.power_W[same]
-        if wall_s[-1] - wall_s[0] < _STUCK_S:
-            continue
-        # means of stretches in which any die would have warmed; the last, shorter one is left out
-        stretch = ((wall_s - wall_s[0]) // _WARMING_S).astype(np.int64)
-        means_W = (np.bincount(stretch, weights=power_W) / np.maximum(np.bincount(stretch), 1))[:-1]
-        means_W = means_W[np.bincount(stretch)[:-1] > 0]
-        if np.ptp(means_W) > _STUCK_W:
-            return (
-                f"the temperature read {rows.temperature_C[same[0]]:g} C for {wall_s[-1] - wall_s[0]:.0f} s, while "
-                f"power went from {means_W.min():.0f} to {means_W.max():.0f} W, so its sensor stands still"
-            )
-    return None
+    """What shows that the temperature stood still where it cannot have; None where nothing does."""
+    return stuck_temperature(table.wall_s, table.power_W, table.temperature_C)
 
 
 def _readings(table: ThermalTable) -> ThermalTable:
@@ -119,7 +94,7 @@ def _readings(table: ThermalTable) -> ThermalTable:
 
 def _longest(rows: ThermalTable) -> ThermalTable:
     """The longest stretch of a trace without a gap."""
-    cuts = [0, *(np.flatnonzero(np.diff(rows.wall_s) > _GAP_S) + 1), len(rows)]
+    cuts = [0, *(np.flatnonzero(np.diff(rows.wall_s) > GAP_S) + 1), len(rows)]
     first, last = max(pairwise(cuts), key=lambda cut: cut[1] - cut[0])
     return take_rows(rows, np.arange(first, last))
 
@@ -212,7 +187,7 @@ def _slope(rows: ThermalTable) -> tuple[float, float, float] | None:
 def _course(wall_s: FloatArray, temperature_C: FloatArray) -> FloatArray:
     """Temperature when the power of a reading was drawn: a smooth curve through each stretch of readings."""
     out = np.empty_like(temperature_C)
-    for stretch in np.split(np.arange(len(wall_s)), np.flatnonzero(np.diff(wall_s) > _GAP_S) + 1):
+    for stretch in np.split(np.arange(len(wall_s)), np.flatnonzero(np.diff(wall_s) > GAP_S) + 1):
         since_s = wall_s[stretch] - wall_s[stretch[0]]
         curve = np.linalg.lstsq(_decays(since_s), temperature_C[stretch], rcond=None)[0]
         out[stretch] = _decays(since_s - _LATE_S) @ curve
@@ -232,7 +207,7 @@ def _usual(clock_Hz: FloatArray) -> BoolArray:
 
 def _settled(wall_s: FloatArray) -> BoolArray:
     """Readings that lie some time behind the beginning of their stretch."""
-    begun = np.diff(wall_s, prepend=-np.inf) > _GAP_S
+    begun = np.diff(wall_s, prepend=-np.inf) > GAP_S
     return np.asarray(wall_s > wall_s[begun][np.cumsum(begun) - 1] + _UNSETTLED_S)
 
 

@@ -32,17 +32,22 @@ def shipped(name: str) -> Calibration:
     Raises:
         CalibrationError: there is none of that name; the message lists those there are, and how to make one.
     """
-    if name in list_gpus() and name not in list_calibrations():
-        raise CalibrationError(
-            f"no calibration of {name} ships; those that do: {', '.join(list_calibrations())}. Make one: run "
-            "`moemodel profile` on that GPU, then `moemodel calibrate`, and name its file with --calibration"
-        )
     if name not in list_calibrations():
+        if name in list_gpus():
+            raise _none_ships(name)
         error: InputError = unknown(
             "calibration", name, list_calibrations(), or_else="the file that `moemodel calibrate` wrote"
         )
         raise CalibrationError(f"{error}. `moemodel profile` and `moemodel calibrate` make one of your own GPU")
     return read_calibration(_SHIPPED / f"{name}.json")
+
+
+def _none_ships(gpu: str) -> CalibrationError:
+    return CalibrationError(
+        f"no calibration of {gpu} ships; those that do: {', '.join(list_calibrations())}. Make one: run `moemodel "
+        "profile` on that GPU, then `moemodel calibrate`, and name its file with --calibration. Without one `moemodel "
+        "predict` gives memory, FLOPs, bytes and volumes of communication of a GPU of which nothing can be derived"
+    )
 
 
 def load_calibration(given: Calibration | Path | str | None, gpu: str, *, key: str = "gpu") -> Calibration:
@@ -85,8 +90,12 @@ def derived_from(gpu: Gpu) -> Gpu | None:
 
 def _of_gpu(gpu: Gpu) -> Calibration:
     """Shipped, or derived."""
-    base = None if gpu.name in list_calibrations() else derived_from(gpu)
-    return shipped(gpu.name) if base is None else _derived(gpu, base)
+    if gpu.name in list_calibrations():
+        return shipped(gpu.name)
+    base = derived_from(gpu)
+    if base is None:
+        raise _none_ships(gpu.name)
+    return _derived(gpu, base)
 
 
 @cache

@@ -124,6 +124,7 @@ def check_table(table: pa.Table, name: str, path: Path, device: DeviceInfo | Non
     if name == "power":
         _check_loads(table, path)
         _check_power(table, path)
+        _check_twice(table, path)
 
 
 def _check_texts(values: pa.Array, table: str, column: str, path: Path) -> None:
@@ -202,6 +203,12 @@ def _check_power(table: pa.Table, path: Path) -> None:
     if bad.any():
         expected = f"energy_J over duration_s, {mean_W[bad][0]:.6g},"
         _refuse(bad, table.column("power_W"), "power_W", expected, path)
+
+
+def _check_twice(table: pa.Table, path: Path) -> None:
+    """A load is measured once at a time: a row that stands twice would count twice in a fit."""
+    same = table.to_pandas().duplicated().to_numpy() & ~_missing(table, "wall_s")
+    _refuse(same, table.column("wall_s"), "wall_s", "another time, as another row is the same in every column,", path)
 
 
 def _missing(table: pa.Table, column: str) -> BoolArray:

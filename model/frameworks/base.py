@@ -12,11 +12,16 @@ from typing import Literal
 
 from moemodel.model.core.dtypes import Dtype
 
-Precision = Literal["bf16", "bf16-mixed", "fp8", "fp32"]
+Precision = Literal["bf16", "bf16-mixed", "fp8", "mxfp8", "nvfp4", "fp32"]
 
 # Mesh axes whose communication may run behind computation: activations of tensor parallelism, rows to experts, messages
 # between stages, gradients, and the parameters that ZeRO gathers. Keys and values of context parallelism always do.
 OverlapAxis = Literal["tp", "ep", "pp", "gradients", "parameters"]
+
+
+# Bytes of a cast element with its share of the scale: one a tensor; 8 bits for every 32 elements (OCP Microscaling
+# Formats v1.0, section 5); 8 bits for every 16 (NVFP4, NVIDIA Blackwell architecture technical brief).
+_CAST_B: dict[Dtype, float] = {"fp8": 1.0, "mxfp8": 1 + 1 / 32, "nvfp4": 0.5 + 1 / 16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +34,7 @@ class PrecisionRecipe:
         master_weights: the optimizer updates float32 copies of 16-bit parameters.
         element_size_B: bytes of an element of parameters and activations.
         matmul_dtype: type of the operands of products inside layers, whose rate `device.precision` takes from the GPU's
-            peaks; 8-bit ones are cast by kernels beforehand.
+            peaks; those of 8 and 4 bits are cast by kernels beforehand.
     """
 
     weight_B: float
@@ -41,9 +46,14 @@ class PrecisionRecipe:
     matmul_dtype: Dtype = "bf16"
 
     @property
+    def casts(self) -> bool:
+        """Whether kernels cast the operands of products beforehand."""
+        return self.matmul_dtype in _CAST_B
+
+    @property
     def product_input_B(self) -> float:
         """Of the cast input where products cast theirs, of an activation elsewhere."""
-        return 1.0 if self.matmul_dtype == "fp8" else self.element_size_B
+        return _CAST_B.get(self.matmul_dtype, self.element_size_B)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,10 @@ MEGATRON_CORE = Framework(
         # Transformer Engine's 8-bit products (Micikevicius et al. 2022); weights in 8 bits, in two orders, in place of
         # 16-bit ones
         "fp8": PrecisionRecipe(weight_B=2, gradient_B=2, state_B=12, matmul_dtype="fp8"),
+        # the same in blocks of 32 with a scale each (Blackwell's tensor cores)
+        "mxfp8": PrecisionRecipe(weight_B=2, gradient_B=2, state_B=12, matmul_dtype="mxfp8"),
+        # in 4 bits, in blocks of 16, beside 16-bit weights (assumed: those are quantised anew in every step)
+        "nvfp4": PrecisionRecipe(weight_B=2, gradient_B=2, state_B=12, matmul_dtype="nvfp4"),
     },
     fused_qkv=True,
     fused_gate_up=True,

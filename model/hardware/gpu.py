@@ -7,10 +7,10 @@ adding a file to `presets/gpus`, or naming a file of one's own. A value that is 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -100,6 +100,11 @@ class Gpu:
     gpus_per_node: int
     gpus_per_host: int | None = None
     sources: Mapping[str, str] = field(hash=False, repr=False)
+
+    @property
+    def peak_16_bit(self) -> Peak | None:
+        """That of bf16, or of fp16 where there is no bf16; None: neither is known."""
+        return self.peaks.get("bf16") or self.peaks.get("fp16")
 
     def peak(self, dtype: str) -> Peak:
         """The highest rate of a data type.
@@ -247,6 +252,42 @@ def list_gpus() -> tuple[str, ...]:
 def is_known_gpu(name: str) -> bool:
     """Whether it is the name or an alias of a preset."""
     return name in list_gpus() or name.casefold() in _presets_by_name()
+
+
+class GpuVariant(Strict):
+    """In what a GPU differs from its description: a board with other memory, links or limits.
+
+    Attributes:
+        memory_GB, memory_bandwidth_TBps, multiprocessors: of the GPU.
+        clock_max_MHz: highest SM clock.
+        power_limit_W: that it ships with, which no plan's cap exceeds.
+        links_GBps: of all links to other GPUs together, in each direction: NVLink's, or PCIe's where there is none.
+    """
+
+    memory_GB: Annotated[Real, Field(gt=0, le=1e5)] | None = None
+    memory_bandwidth_TBps: Annotated[Real, Field(gt=0, le=1e4)] | None = None
+    multiprocessors: Annotated[Whole, Field(gt=0, le=1_000_000)] | None = None
+    clock_max_MHz: Annotated[Real, Field(gt=0, le=1e5)] | None = None
+    power_limit_W: Annotated[Real, Field(gt=0, le=1e5)] | None = None
+    links_GBps: Annotated[Real, Field(gt=0, le=1e6)] | None = None
+
+    def of(self, gpu: Gpu) -> Gpu:
+        """The GPU as it is."""
+        links = "pcie_Bps" if gpu.nvlink_Bps is None else "nvlink_Bps"
+        given: dict[str, Any] = {
+            "memory_B": None if self.memory_GB is None else round(self.memory_GB * 1e9),
+            "memory_bandwidth_Bps": _times(self.memory_bandwidth_TBps, 1e12),
+            "multiprocessors": self.multiprocessors,
+            "clock_max_Hz": _times(self.clock_max_MHz, 1e6),
+            "power_limit_W": self.power_limit_W,
+            "power_limit_max_W": self.power_limit_W,
+            links: _times(self.links_GBps, 1e9),
+        }
+        return replace(gpu, **{name: value for name, value in given.items() if value is not None})
+
+
+def _times(value: float | None, unit: float) -> float | None:
+    return None if value is None else value * unit
 
 
 def read_gpu(name_or_path: str | Path, *, key: str = "gpu") -> Gpu:

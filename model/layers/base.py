@@ -92,8 +92,8 @@ class MicroBatch:
 
     @property
     def product_copy_B(self) -> float:
-        """Bytes of an element that a product keeps of what its maker keeps too: of its 8-bit copy, or none."""
-        return self.recipe.product_input_B if self.recipe.matmul_dtype == "fp8" else 0.0
+        """Bytes of an element that a product keeps of what its maker keeps too: of its cast copy, or none."""
+        return self.recipe.product_input_B if self.recipe.casts else 0.0
 
     def is_sharded(self, degree: Literal["tp", "ep"]) -> FloatArray:
         """In which plans a degree cuts the model, 1 or 0. [P]"""

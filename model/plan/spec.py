@@ -13,6 +13,7 @@ from moemodel.model.core.documents import Strict, Switch, read_yaml
 from moemodel.model.core.errors import InputError
 from moemodel.model.frameworks.base import Precision
 from moemodel.model.frameworks.registry import FORMER_NAMES, framework_of
+from moemodel.model.hardware.gpu import Gpu, GpuVariant, read_gpu
 from moemodel.model.hardware.link import Link
 from moemodel.model.plan.clock import Clock, clock_of
 from moemodel.model.plan.paths import found_files
@@ -60,12 +61,22 @@ class ClusterSpec(Strict):
     """The GPUs at hand."""
 
     gpu: Text = Field(description="a known GPU, or the path of a GPU description")
+    gpu_variant: GpuVariant | None = Field(default=None, description="in what the GPUs here differ from that")
     gpus: Gpus = 1
     gpus_per_node: Gpus | None = Field(default=None, description="default: what the GPU description says")
     internode: Text | Link = Field(
         default="infiniband-ndr",
         description="network between nodes: a known one, a link, or the path of a cluster file",
     )
+
+    def description(self) -> Gpu:
+        """Of the GPUs as they are here.
+
+        Raises:
+            InputError: unknown GPU.
+        """
+        gpu = read_gpu(self.gpu, key="cluster.gpu")
+        return gpu if self.gpu_variant is None else self.gpu_variant.of(gpu)
 
 
 class ParallelSpec(Strict):

@@ -105,7 +105,9 @@ def _tensor_cores(plan: Plan, machine: System) -> str | None:
     dtype = machine.framework.precisions[plan.precision].matmul_dtype
     if not machine.gpu.peaks or dtype in machine.gpu.peaks:
         return None
-    return f"{machine.gpu.name} does not compute in {dtype} by its description (peaks: {', '.join(machine.gpu.peaks)})."
+    instead = "; products take the rate of fp16" if dtype == "bf16" and "fp16" in machine.gpu.peaks else ""
+    peaks = ", ".join(machine.gpu.peaks)
+    return f"{machine.gpu.name} does not compute in {dtype} by its description (peaks: {peaks}){instead}."
 
 
 def _description(machine: System) -> str | None:

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PrivateA
 
 from moemodel.model.core.documents import Strict, Switch, read_yaml
 from moemodel.model.frameworks.base import Precision
+from moemodel.model.hardware.gpu import GpuVariant
 from moemodel.model.hardware.link import Link
 from moemodel.model.plan.paths import found_files
 from moemodel.model.plan.recompute import RecomputeName
@@ -118,6 +119,7 @@ class SearchCluster(Strict):
     """The GPUs at hand, as in a plan; `gpus` may be several counts to choose from."""
 
     gpu: Text
+    gpu_variant: GpuVariant | None = None
     gpus: Counts = (1,)
     gpus_per_node: Gpus | None = None
     internode: Text | Link = "infiniband-ndr"

@@ -77,12 +77,14 @@ class ExchangeCounts:
     def of(cls, plans: PlanBatch, framework: Framework, stage: int) -> ExchangeCounts:
         """Of one stage of each plan's pipeline."""
         zero, m, rounds = plans.zero_stage, plans.micro_batches.astype(np.float64), plans.rounds.astype(np.float64)
-        late = reduces_when_all_passes_are_done(plans, framework)
+        afterwards = reduces_when_all_passes_are_done(plans, framework)
         held = np.clip(plans.schedules.in_flight(stage), 1.0, plans.scheduled)
         return cls(
-            gathers_forward=np.where(zero >= 3, np.where(late, rounds * held, m), np.where(zero >= 1, rounds, 0.0)),
-            gathers_backward=np.where(zero >= 3, np.where(late, m - rounds * (held - 1), m), 0.0),
-            reductions=np.where((zero >= 2) & ~late, m, rounds),
+            gathers_forward=np.where(
+                zero >= 3, np.where(afterwards, rounds * held, m), np.where(zero >= 1, rounds, 0.0)
+            ),
+            gathers_backward=np.where(zero >= 3, np.where(afterwards, m - rounds * (held - 1), m), 0.0),
+            reductions=np.where((zero >= 2) & ~afterwards, m, rounds),
         )
 
     def take(self, rows: IntArray) -> ExchangeCounts:

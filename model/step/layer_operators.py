@@ -56,7 +56,7 @@ class Workload:
     def layer(self, layer: Layer) -> list[Call]:
         """Calls of one layer: forward, recomputation and backward of one micro-batch."""
         operators = layer_blocks(layer, self.architecture.hidden).operators(self.batch)
-        forward = list(self._casts(operators) if self.batch.recipe.matmul_dtype == "fp8" else operators)
+        forward = list(self._casts(operators) if self.batch.recipe.casts else operators)
         calls = self._with_backward(forward)
         if not self.plans.recompute.any():
             return calls
@@ -88,7 +88,7 @@ class Workload:
         return calls
 
     def _casts(self, forward: Iterable[LayerOp]) -> Iterator[LayerOp]:
-        """Before every product, its input cast to 8 bits; backward the gradient of its output. Weights stay cast.
+        """Before every product, its input cast to 8 or 4 bits; backward the gradient of its output. Weights stay cast.
 
         In two orders, since tensor cores read 8-bit operands along the depth alone: of an element 2 bytes read and 2
         written, as by a copy.

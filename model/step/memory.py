@@ -160,8 +160,8 @@ class MemoryModel:
 
     def accumulated(self, shard: Shard) -> FloatArray:
         """Parameters whose gradients a micro-batch adds to those before it."""
-        late = reduces_when_all_passes_are_done(self.plans, self.framework)
-        return np.where((self.plans.zero_stage >= 2) & ~late, self._sharded(shard), shard.total)
+        afterwards = reduces_when_all_passes_are_done(self.plans, self.framework)
+        return np.where((self.plans.zero_stage >= 2) & ~afterwards, self._sharded(shard), shard.total)
 
     def _held(self, stage: Stage, shard: Shard, accumulating: BoolArray) -> ResidentStates:
         """Gradients, and parameters that are gathered."""

@@ -11,7 +11,7 @@ from moemodel.model.device.precision import rescale_for_precision
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.frameworks.track_record import TrackRecord, track_records, widest
-from moemodel.model.hardware.gpu import Gpu, read_gpu
+from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.network.cluster import Internode, cluster_network, placed, read_internode
 from moemodel.model.network.collectives import Network
 from moemodel.model.plan.spec import Plan
@@ -120,7 +120,8 @@ def system_of(plan: Plan, calibration: Calibration) -> System:
         InputError: unknown GPU or network between nodes, or products that the GPU's tensor cores don't do.
         CalibrationError: the calibration is of another GPU, by name or by its description.
     """
-    gpu, cluster, framework = read_gpu(plan.cluster.gpu, key="cluster.gpu"), plan.cluster, framework_as_run(plan)
+    cluster, framework = plan.cluster, framework_as_run(plan)
+    gpu = cluster.description()
     if calibration.gpu != gpu.name:
         raise CalibrationError(
             f"calibration {calibration.name} is of {calibration.gpu}, but cluster.gpu is {gpu.name}; "
@@ -129,7 +130,7 @@ def system_of(plan: Plan, calibration: Calibration) -> System:
     calibration, changes = rescale_for_description(calibration, gpu)
     internode = read_internode(cluster.internode)
     network = cluster_network(calibration, gpu, cluster.gpus, cluster.gpus_per_node, internode)
-    peak = gpu.peaks.get("bf16")
+    peak = gpu.peak_16_bit
     return System(
         gpu=gpu,
         internode=placed(internode, network.gpus_per_node),

@@ -141,9 +141,9 @@ class _PipelineVolumes:
         owned = self._memory.owned(shard)
         inner = units.dense + np.where(self._memory.expert_copies > 1, units.expert, 0.0)
         calls = self._workload.accumulate(self._memory.accumulated(shard)) + self._workload.optimizer(owned)
-        return calls + self._workload.copies(inner, units.ends, self._counts(stage))
+        return calls + self._workload.copies(inner, units.ends, self._exchanges(stage))
 
-    def _counts(self, stage: Stage) -> ExchangeCounts:
+    def _exchanges(self, stage: Stage) -> ExchangeCounts:
         return ExchangeCounts.of(self._plans, self._framework, stage.first)
 
     # ---- between GPUs -----------------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ class _PipelineVolumes:
         ends = (stage.embedding, EmbeddingBlock), (stage.head, HeadBlock)
         for comm in (comm for held, end in ends if held for comm in self._collectives(end)):
             sent[comm.axis] += self._sent_B(self._comm.priced([comm]))
-        sent["dp"] += self._data.step(self._memory.units(stage), self._counts(stage)).whole_s
+        sent["dp"] += self._data.step(self._memory.units(stage), self._exchanges(stage)).whole_s
         if self._architecture.tied and stage.embedding != stage.head:
             vocabulary = parameters(self._architecture).embedding
             sent["pp"] += self._comm.embedding_grad_all_reduce(vocabulary, self._gradient_B)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from moemodel.model.core.errors import DeviceError
-from moemodel.profiler.clocks.settings import Address
+from moemodel.profiler.devices.address import Address
 
 
 @contextmanager

@@ -24,7 +24,8 @@ from typing import Any, Self
 
 from moemodel.model.core.errors import DeviceError
 from moemodel.profiler.clocks.device_settings import DeviceSettings
-from moemodel.profiler.clocks.settings import Address, AskedClocks, Clocks, SettingError
+from moemodel.profiler.clocks.settings import AskedClocks, Clocks, SettingError
+from moemodel.profiler.devices.address import Address
 from moemodel.profiler.devices.base import Device
 from moemodel.profiler.jobs.isolation import child_environment
 

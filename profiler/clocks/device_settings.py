@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 
 from moemodel.profiler.clocks.nvml_settings import OPEN_NVML, NvmlDriver
-from moemodel.profiler.clocks.settings import Address, SettingsDriver
+from moemodel.profiler.clocks.settings import SettingsDriver
+from moemodel.profiler.devices.address import Address
 from moemodel.profiler.devices.nvidia import NvidiaDevice
 from moemodel.profiler.devices.nvml import supported_clocks_MHz
 

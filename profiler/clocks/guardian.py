@@ -25,7 +25,8 @@ from contextlib import suppress
 from typing import Any
 
 from moemodel.model.core.errors import DeviceError
-from moemodel.profiler.clocks.settings import Address, SettingError, SettingsDriver, open_driver
+from moemodel.profiler.clocks.settings import SettingError, SettingsDriver, open_driver
+from moemodel.profiler.devices.address import Address
 
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOOK_S = 0.25  # between looks at who the parent is

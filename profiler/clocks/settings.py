@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from moemodel.model.core.errors import DeviceError
-from moemodel.profiler.devices.address import Address as Address
+from moemodel.profiler.devices.address import Address
 
 Clocks = Literal["passive", "lock", "as-is"]  # how a profile deals with them
 AskedClocks = Literal["auto", "passive", "lock", "as-is"]  # auto: the best that is permitted

@@ -11,12 +11,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
 from moemodel.profiler.collectives.request import Request, read_request
 from moemodel.profiler.collectives.worker import serve
-from moemodel.profiler.jobs.launcher import AGENT_STORE, LOOPBACK
-from moemodel.profiler.jobs.ranks import loopback_listener, started_with_others
+from moemodel.profiler.jobs.launcher import AGENT_STORE
+from moemodel.profiler.jobs.ranks import open_store, started_with_others
 
 _KEY = "moemodel/collectives"
 _NOTHING = "nothing"
@@ -38,7 +36,7 @@ class Helpers:
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self._environment = environment
-        self._store = _open_store(environment)
+        self._store = open_store(environment, _PATIENCE)
         self._called = False
 
     def call(self, request: Request) -> dict[str, str]:
@@ -72,23 +70,9 @@ def run_as_helper(environment: Mapping[str, str] = os.environ) -> None:
     Raises:
         torch.distributed.DistError: the first said nothing for two hours, or is gone.
     """
-    store = _open_store(environment)
+    store = open_store(environment, _PATIENCE)
     store.wait([_KEY], _PATIENCE)
     asked = store.get(_KEY).decode()
     if asked == _NOTHING:
         return
     serve(read_request(asked))
-
-
-def _open_store(environment: Mapping[str, str]) -> TCPStore:
-    """The store of the job: torchrun's, or one that the first process holds (as under Slurm)."""
-    held_here = environment.get(AGENT_STORE) != "True" and environment["RANK"] == "0"
-    host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
-    return TCPStore(
-        host,
-        port,
-        is_master=held_here,
-        master_listen_fd=loopback_listener(port) if held_here and host == LOOPBACK else None,
-        timeout=_PATIENCE,
-        wait_for_workers=False,
-    )

@@ -149,10 +149,10 @@ class NvidiaDevice:
             clock_max_Hz=read("clock max", lambda n, h: n.nvmlDeviceGetMaxClockInfo(h, n.NVML_CLOCK_SM), _MEGA),
             clock_min_Hz=read("clock min", lambda n, h: min(supported_clocks_MHz(n, h)), _MEGA),
             memory_clock_max_Hz=read(
-                "memory clock", lambda n, h: n.nvmlDeviceGetMaxClockInfo(h, n.NVML_CLOCK_MEM), _MEGA
+                "clock of the memory", lambda n, h: n.nvmlDeviceGetMaxClockInfo(h, n.NVML_CLOCK_MEM), _MEGA
             ),
             slowdown_temperature_C=read(
-                "slowdown",
+                "temperature of slowdown",
                 lambda n, h: n.nvmlDeviceGetTemperatureThreshold(h, n.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN),
             ),
             driver=ask("driver", lambda n, _: text(n.nvmlSystemGetDriverVersion())),

@@ -24,16 +24,17 @@ OPEN_SENSORS = "moemodel.profiler.devices.nvml_sensors:open_sensors"  # for the 
 _MILLI = 1e-3
 _MEGA = 1e6
 _SUPERCHIP = re.compile(r"\b(GH200|GB[23]00|VR200)\b", re.IGNORECASE)
-# What a reading may be at most (assumed, each several times what there is): more is no reading, 0xFFFFFFFF above all.
+# What a number may be at most, by the first word of its name (assumed, each several times what there is): more is none,
+# 0xFFFFFFFF above all.
 _MOST = {
     "energy": 1e15,  # J; NVML's counter is of 64 bits, in mJ
     "power": 20e3,
-    "power instant": 20e3,
+    "limit": 20e3,  # of power
     "clock": 20e9,
     "temperature": 200.0,
-    "memory temperature": 200.0,
     "memory": 1e15,
 }
+_NEVER_ZERO = ("limit", "clock", "temperature")  # what a sensor that is not there says
 
 
 class NvmlSensors:
@@ -81,8 +82,7 @@ class NvmlSensors:
 
     def memory_temperature_C(self) -> float | None:
         """Of the memory."""
-        temperature_C = self._field("memory temperature", "NVML_FI_DEV_MEMORY_TEMP", 1.0)
-        return temperature_C if temperature_C else None  # NVML gives 0 where the memory has no sensor
+        return self._field("temperature of the memory", "NVML_FI_DEV_MEMORY_TEMP", 1.0)
 
     def used_memory_B(self) -> float | None:
         """As the driver sees it, other processes on this GPU included."""
@@ -104,15 +104,22 @@ class NvmlSensors:
         return None
 
     def read(self, what: str, question: Callable[[Any, Any], Any], scale: float = 1.0) -> float | None:
-        """A number of NVML's, times `scale`; None where it has none, or says one that cannot be."""
+        """A number of NVML's, times `scale`; None where it has none, or says one that cannot be.
+
+        Args:
+            what: its name, which begins with a word of `_MOST`.
+            question: asked with NVML and the handle.
+            scale: of NVML's unit.
+        """
+        word = what.partition(" ")[0]
         raw = self.ask(what, lambda n, h: float(question(n, h)))
         if raw is None:
             return None
         value = float(raw) * scale
-        if not math.isfinite(value) or not 0 <= value <= _MOST.get(what, math.inf):
+        if not math.isfinite(value) or not 0 <= value <= _MOST[word]:
             self.oddities[what] = value
             return None
-        return value
+        return None if value == 0 and word in _NEVER_ZERO else value
 
     def close(self) -> None:
         """Give NVML back."""

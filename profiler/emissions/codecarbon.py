@@ -52,9 +52,9 @@ from moemodel.profiler.devices.base import MeteredDevice
 from moemodel.profiler.devices.nvml import load_nvml
 from moemodel.profiler.emissions.reconciliation import Reconciliation, reconcile
 from moemodel.profiler.emissions.records import CarbonReading, CarbonSummary, LevelSummary
+from moemodel.profiler.jobs.place import own_place
 from moemodel.profiler.meter.device_meter import FinishedStep
 from moemodel.profiler.meter.energy_meter import open_devices
-from moemodel.profiler.meter.ranks import own_place
 from moemodel.profiler.meter.scope import Scope
 from moemodel.profiler.meter.summary import Summary
 
@@ -398,7 +398,7 @@ class CodeCarbonLevels:
         country: whose electricity: ISO 3166 code, name, or region of a cloud, as a plan's `site.region` takes it.
         region: of it ("quebec", "CA-QC", "SE3"); None: the whole country, or the part that `country` names already.
         levels: of `LEVELS`.
-        rank: of the process; None: as torch.distributed or who started it says (`profiler.meter.ranks`), else 0.
+        rank: of the process; None: as torch.distributed or who started it says (`profiler.jobs.place`), else 0.
         devices: torch devices, on its own; beside a meter, the meter's.
         pue: power usage effectiveness; CodeCarbon multiplies all it measures with it.
         synchronize: wait for the device before readings of steps and phases.

@@ -23,6 +23,7 @@ from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 from moemodel.model.core.errors import InputError, MoeModelError
 from moemodel.profiler.jobs.failures import FailureKind, RankFailure
 from moemodel.profiler.jobs.launcher import AGENT_STORE, LOOPBACK, STORE_SOCKET
+from moemodel.profiler.jobs.place import launched
 
 # The names until torch 2.12 and since: the older ones warn there that they will go.
 all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -32,12 +33,6 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory"
 _REASON = 300  # characters of what a framework says; the log has all
 _LATE = ("timed out", "timeout")
 _GONE, _LOOK_S = "moemodel/gone", 0.01  # how many have ended, in the store; between looks at it
-_LAUNCHERS = {  # variables of rank, size, and rank on this machine
-    "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    "MPI": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
-    "Slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
-}
-_OF_A_STEP = ("SLURM_STEP_ID", "SLURM_STEPID")
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -57,46 +52,23 @@ class Ranks:
     device: torch.device
 
 
-@dataclass(frozen=True, kw_only=True)
-class Launched:
-    """What a launcher other than torchrun says of this process: one of `size` that it started."""
-
-    launcher: str
-    rank: int
-    size: int
-    local_rank: int
-
-    def __str__(self) -> str:
-        return f"process {self.rank} of {self.size} that {self.launcher} started"
-
-
-def launched(environment: Mapping[str, str] = os.environ) -> Launched | None:
-    """What srun or an MPI says of this process; None where it started no other, or torchrun did.
-
-    MPI comes first: mpirun inside a batch job inherits the variables of the job's script. Those of that script itself,
-    which Slurm starts once, say how many tasks the job may have, not that it is one of them.
-    """
-    if "RANK" in environment:
-        return None
-    for launcher, names in _LAUNCHERS.items():
-        rank, size, local = (_number(environment.get(name, "")) for name in names)
-        script = launcher == "Slurm" and rank == 0 and not any(name in environment for name in _OF_A_STEP)
-        if rank is not None and size is not None and size > 1 and not script:
-            return Launched(launcher=launcher, rank=rank, size=size, local_rank=local or 0)
-    return None
-
-
-def _number(text: str) -> int | None:
-    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None
-
-
 def adopt_launcher(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Under srun or an MPI that was told where to meet, say who is who by the names that torch knows."""
+    """Under srun or an MPI that was told where to meet, say who is who by the names that torch knows.
+
+    Raises:
+        InputError: nothing says which process of its machine this is, and so which GPU is its own.
+    """
     found = launched(environment)
-    if found is not None and "MASTER_ADDR" in environment and "MASTER_PORT" in environment:
-        environment.update(
-            {"RANK": str(found.rank), "WORLD_SIZE": str(found.size), "LOCAL_RANK": str(found.local_rank)}
+    if found is None or "MASTER_ADDR" not in environment or "MASTER_PORT" not in environment:
+        return
+    if found.local_rank is None and "LOCAL_RANK" not in environment:
+        raise InputError(
+            f"environment: {found.source} says that this is process {found.rank} of {found.size}, but not its number "
+            "on this machine, by which it takes its GPU; set LOCAL_RANK (0 for the first process of a machine)"
         )
+    environment.update({"RANK": str(found.rank), "WORLD_SIZE": str(found.size)})
+    if found.local_rank is not None:
+        environment["LOCAL_RANK"] = str(found.local_rank)
 
 
 def started_with_others(environment: Mapping[str, str] = os.environ) -> bool:
@@ -133,7 +105,7 @@ def join(*, cpu: bool, timeout_s: float, environment: Mapping[str, str] = os.env
         _stay_here()
     dist.init_process_group(
         "gloo" if cpu else "nccl",
-        store=_local_store(rank, size, timeout, environment) if here else None,
+        store=open_store(environment, timeout) if here else None,
         rank=rank if here else -1,  # else torch asks the environment, as for the store
         world_size=size if here else -1,
         timeout=timeout,
@@ -150,15 +122,24 @@ def _stay_here() -> None:
         os.environ.setdefault("NCCL_SOCKET_IFNAME", loopback)
 
 
-def _local_store(rank: int, size: int, timeout: timedelta, environment: Mapping[str, str]) -> TCPStore:
-    """The store of a job on one machine, held by the first process, or torchrun's own where that says so."""
-    holds = rank == 0 and environment.get(AGENT_STORE) != "True"
-    port, taken = int(environment["MASTER_PORT"]), environment.get(STORE_SOCKET)
-    listener = (loopback_listener(port) if taken is None else int(taken)) if holds else None
-    return TCPStore(LOOPBACK, port, size, holds, timeout=timeout, wait_for_workers=False, master_listen_fd=listener)
+def open_store(environment: Mapping[str, str], timeout: timedelta) -> TCPStore:
+    """The store of a job: torchrun's, or one that the first process holds (as under Slurm).
+
+    On one machine it listens on the loopback interface alone, or where `launcher` listens for it.
+
+    Args:
+        environment: where the launcher left who is who.
+        timeout: of the meeting, and of every question.
+    """
+    holds = int(environment["RANK"]) == 0 and environment.get(AGENT_STORE) != "True"
+    host, port, taken = environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), environment.get(STORE_SOCKET)
+    listener = None
+    if holds and host == LOOPBACK:
+        listener = _loopback_listener(port) if taken is None else int(taken)
+    return TCPStore(host, port, is_master=holds, master_listen_fd=listener, timeout=timeout, wait_for_workers=False)
 
 
-def loopback_listener(port: int) -> int:
+def _loopback_listener(port: int) -> int:
     """A socket that listens on this machine's loopback interface, for a store: torch's own listens on every one."""
     with socket.create_server((LOOPBACK, port)) as made:
         return made.detach()

@@ -64,18 +64,37 @@ class StepBatches:
 
 @dataclass
 class Told:
-    """What was told of all steps together; None where one did not say."""
+    """What was told of all steps together; None where one did not say.
 
+    Attributes:
+        steps, untold: how many there were, and of how many of them nothing was told.
+        micro_batches, samples, tokens: of all steps.
+    """
+
+    steps: int = 0
+    untold: int = 0
     micro_batches: int | None = None
     samples: int | None = None
     tokens: int | None = None
 
-    def add(self, step: StepBatches) -> None:
-        """Add a step."""
-        first = self.micro_batches is None
-        self.micro_batches = (self.micro_batches or 0) + step.micro_batches
-        self.samples = _sum(self.samples, step.samples, first)
-        self.tokens = _sum(self.tokens, step.tokens, first)
+    def add(self, step: StepBatches | None) -> None:
+        """Add a step; None: nothing was told of it."""
+        first = self.steps == 0
+        self.steps += 1
+        self.untold += step is None
+        said = (None, None, None) if step is None else (step.micro_batches, step.samples, step.tokens)
+        self.micro_batches = _sum(self.micro_batches, said[0], first)
+        self.samples = _sum(self.samples, said[1], first)
+        self.tokens = _sum(self.tokens, said[2], first)
+
+    def notes(self) -> list[str]:
+        """Why there are no sums, where some steps were told of."""
+        if not 0 < self.untold < self.steps:
+            return []
+        return [
+            f"add_batch told nothing of {self.untold} of {self.steps} steps: no sums of micro-batches, samples and "
+            "tokens, to which the energy of all steps would not belong"
+        ]
 
 
 def _sum(total: int | None, more: int | None, first: bool) -> int | None:

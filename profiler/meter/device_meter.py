@@ -26,7 +26,7 @@ from moemodel.profiler.meter.summary import DeviceSummary, GroupSummary, PhaseSu
 
 KEEP_S = 1800.0  # of spans and edges, for the power of phases: 18,000 equations
 _LAST_EDGE_S = 0.3  # to wait at the end for the counter to tick once more
-_UNREAD_S = 5.0  # assumed: a reader that was held up for so long is gone
+_UNREAD_S = 5.0  # assumed: a reader that was held up, or a counter that stood still, for so long is gone
 _DISAGREE = 0.10  # assumed: counter against the mean of power readings, of which there is one a second
 _FEWEST_READINGS = 30  # half a minute of them: the mean of fewer scatters by more than that
 _EVENT_NOISE_S = 1e-5  # assumed: events resolve 0.5 us (CUDA Runtime API), the rest is what launching adds
@@ -434,13 +434,18 @@ class DeviceMeter:
         return CounterEdges.from_edges(self._edges)
 
     def _finish_steps(self, *, last: bool = False) -> None:
-        """Give steps their energy once the counter has passed them."""
+        """Give steps their energy once the counter has passed them; they do not wait for ever for one that is gone."""
         if not self._steps:
             return
         counted = self._fault is None and bool(self._edges)
         waiting = counted or self.finder.read_s is not None
+        until_s = time.perf_counter() - _UNREAD_S
+        if last or not waiting:
+            until_s = math.inf
+        elif counted:
+            until_s = max(until_s, self._edges[-1].time_s)
         ready: list[StepTimes] = []
-        while self._steps and (last or not waiting or (counted and self._steps[0].end_s <= self._edges[-1].time_s)):
+        while self._steps and self._steps[0].end_s <= until_s:
             ready.append(self._steps.popleft())
         if not ready:
             return

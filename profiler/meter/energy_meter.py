@@ -15,7 +15,7 @@ Nothing waits for the device inside a step: on CUDA phases are timed by events o
 later. Device time is tied to host time by a synchronisation at the start, at the end, and every half minute after a
 step. A GPU's energy counter is read by a small process of its own (`counter_feed`), other sensors by a thread, and
 phases get their power from it by `attribution`. No setting of a device is ever changed. In a job of several processes
-each rank meters its own GPU (`ranks`).
+each rank meters its own GPU (`jobs.place`, `ranks`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -40,9 +41,10 @@ from moemodel.profiler.devices.cpu import CpuDevice
 from moemodel.profiler.devices.names import REPLAYED
 from moemodel.profiler.instruments.counter_feed import CounterFeed
 from moemodel.profiler.instruments.counter_reading import CounterWatch, EdgeFinder, Finder
+from moemodel.profiler.jobs.place import Place, own_place
 from moemodel.profiler.meter.batches import StepBatches, Told
 from moemodel.profiler.meter.device_meter import CudaEventTimer, DeviceMeter, EventTimer, FinishedStep, HostEventTimer
-from moemodel.profiler.meter.ranks import Place, own_gpus, own_place
+from moemodel.profiler.meter.ranks import own_gpus
 from moemodel.profiler.meter.recording import RecordingDevice, ReplayDevice
 from moemodel.profiler.meter.summary import Summary
 from moemodel.profiler.platforms.vendors import vendor_here
@@ -225,6 +227,7 @@ class Meter:
         self._synced_s = 0.0
         self._start_unix_s = 0.0
         self._batches: dict[int, StepBatches] = {}  # of steps that are not written yet
+        self._written: Counter[int] = Counter()  # step -> devices that are done with it, until all are
         self._told = Told()
         self._marks_s: list[float] | None = None  # of a step that the host's clock alone marks, while it is open
         self._names: list[str] = []  # of its phases
@@ -294,7 +297,7 @@ class Meter:
             micro_batches=self._told.micro_batches,
             samples=self._told.samples,
             tokens=self._told.tokens,
-            notes=tuple(self._notes),
+            notes=(*self._notes, *self._told.notes()),
         )
 
     def add_batch(self, *, samples: int | None = None, tokens: int | None = None, loss: Any = None) -> None:
@@ -428,10 +431,6 @@ class Meter:
         for device in opened:
             device.close()
 
-    def _count(self, batches: StepBatches | None) -> None:
-        if batches is not None:
-            self._told.add(batches)
-
     def _begin_step(self) -> None:
         self._check_running("begin_step")
         if self._in_step:
@@ -548,11 +547,17 @@ class Meter:
             self._tell("add_steps", rows)
             if self._files is not None:
                 self._files.write(rows, self._batches)
-            if each is self._meters[-1]:
-                for row in rows:
-                    self._count(self._batches.pop(row.step.index, None))
+            for row in rows:
+                self._forget(row.step.index)
         for recorder in self._recorders:
             recorder.flush()
+
+    def _forget(self, index: int) -> None:
+        """One device more is done with a step; after the last, what was told of it is counted and let go."""
+        self._written[index] += 1
+        if self._written[index] == len(self._meters):
+            del self._written[index]
+            self._told.add(self._batches.pop(index, None))
 
 
 # --- steps and phases as contexts ------------------------------------------------------------------------------------
@@ -581,9 +586,7 @@ class _StepScope(AbstractContextManager[None]):
         meter._names = []
         meter._marks_s = [_now_s()]
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         meter = self._meter
         marks_s = meter._marks_s
         if kind is not None:
@@ -619,9 +622,7 @@ class _PhaseScope(AbstractContextManager[None]):
         meter._phase = self._name
         marks_s.append(_now_s())
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         meter = self._meter
         marks_s = meter._marks_s
         if kind is not None:

@@ -16,6 +16,9 @@ from functools import partial
 from itertools import cycle
 from statistics import fmean, median
 
+import numpy as np
+
+from moemodel.model.device.stuck_temperature import stuck_temperature
 from moemodel.model.operators.work import Kind
 from moemodel.model.records.profile import HEAVY, IDLE, LIGHT, AlternatingRow, DeviceState, ThermalRow
 from moemodel.profiler.instruments.energy_sampler import EnergySampler, EnergyWindow, SensorReading, stuck_since
@@ -32,8 +35,6 @@ TURNS_S = (0.03, 0.06, 0.12, 0.2)  # of each load: where an H100's slow limit gi
 _PARTS = 5  # of the trace
 _AHEAD = 4  # regions queued while one runs
 _WINDOWS = 8  # over which the mean power of an alternation is taken
-_STUCK_STRETCH_S = 5.0  # power is averaged over, where the temperature is held against it: a die follows within two
-_STUCK_SWING = 0.3  # of the power limit, 4 degrees of an H100's die at least (0.02 K/W and more, its calibrations)
 _SETTLED_S = 2.0  # of the alternation, before its window: the slow limit takes about as long
 
 
@@ -219,58 +220,51 @@ def _clock_Hz(samples: Sequence[Sample]) -> float | None:
 class ThermalTrace:
     """The trace of a run on its way into table `thermal`, a section at a time, so that a kill loses no more.
 
-    A reading that does not change may be stuck, which is known only when it changed again or the run ends: until then
-    it is kept back.
+    A power reading that does not change may be stuck, which is known only when it changed again or the run ends: until
+    then it is kept back.
 
     Args:
         sampler: of the run.
         writer: of the profile.
         begun_s: the timer at the rows' zero.
-        power_limit_W: of the device, if that is known.
     """
 
-    def __init__(
-        self, sampler: EnergySampler, writer: ProfileWriter, begun_s: float, power_limit_W: float | None
-    ) -> None:
+    def __init__(self, sampler: EnergySampler, writer: ProfileWriter, begun_s: float) -> None:
         self._sampler, self._writer, self._begun_s = sampler, writer, begun_s
-        self._power_limit_W = power_limit_W
         self._written = 0  # readings
 
     def keep(self) -> None:
         """Write what cannot be stuck."""
         trace = self._sampler.trace()
-        self._write(trace[: _changed(trace)], None, None)
+        self._write(trace[: _changed(trace)], None)
 
     def end(self) -> list[str]:
-        """Write the rest, without what is stuck; notes on that."""
+        """Write the rest, without a power reading that is stuck; notes on what is.
+
+        A temperature that is stuck stays in the trace: beside the power it is what shows so to a calibration, which
+        then takes none of the profile's temperatures.
+        """
         trace = self._sampler.trace()
-        power_s, temperature_s = stuck_since(trace), stuck_temperature_since(trace, self._power_limit_W)
-        self._write(trace, power_s, temperature_s)
+        power_s = stuck_since(trace)
+        self._write(trace, power_s)
         notes = []
         if power_s is not None:
             notes.append(
                 f"the power reading did not change from {power_s - self._begun_s:.0f} s on: it is stuck and left out "
                 "of the thermal trace; the energy counter is trusted"
             )
-        if temperature_s is not None:
-            low_W, high_W = _power_swing_W(trace, temperature_s)
-            notes.append(
-                f"the temperature reading did not change from {temperature_s - self._begun_s:.0f} s on, while power "
-                f"went from {low_W:.0f} to {high_W:.0f} W: it is stuck and left out of the thermal trace; temperatures "
-                "that stand beside other rows are the same reading"
-            )
+        if said := _stuck_temperature(trace):
+            notes.append(f"{said}: a calibration takes no temperature from this profile")
         return notes
 
-    def _write(self, trace: Sequence[SensorReading], power_s: float | None, temperature_s: float | None) -> None:
+    def _write(self, trace: Sequence[SensorReading], power_s: float | None) -> None:
         new, self._written = trace[self._written :], max(self._written, len(trace))
-        self._writer.append(_thermal_row(reading, self._begun_s, power_s, temperature_s) for reading in new)
+        self._writer.append(_thermal_row(reading, self._begun_s, power_s) for reading in new)
         self._writer.flush()
 
 
-def _thermal_row(
-    reading: SensorReading, begun_s: float, power_s: float | None, temperature_s: float | None
-) -> ThermalRow:
-    """A reading as a row, without what was stuck from some time on."""
+def _thermal_row(reading: SensorReading, begun_s: float, power_s: float | None) -> ThermalRow:
+    """A reading as a row, without a power that was stuck from some time on."""
     at_s = reading.time_s
     return ThermalRow(
         load=reading.label,
@@ -279,47 +273,22 @@ def _thermal_row(
         memory_temperature_C=reading.memory_temperature_C,
         state=DeviceState(
             clock_reported_Hz=reading.clock_reported_Hz,
-            temperature_C=None if temperature_s is not None and at_s >= temperature_s else reading.temperature_C,
+            temperature_C=reading.temperature_C,
             wall_s=reading.wall_s,
         ),
     )
 
 
 def _changed(trace: Sequence[SensorReading]) -> int:
-    """Readings of which both power and temperature changed later, or are not told."""
-    count = len(trace)
-    for values in ([r.power_W for r in trace], [r.temperature_C for r in trace]):
-        if values and values[-1] is not None:
-            count = min(count, next((i + 1 for i in reversed(range(count)) if values[i] != values[-1]), 0))
-    return count
+    """Readings whose power changed later, or is not told."""
+    if not trace or trace[-1].power_W is None:
+        return len(trace)
+    last_W = trace[-1].power_W
+    return next((i + 1 for i in reversed(range(len(trace))) if trace[i].power_W != last_W), 0)
 
 
-def stuck_temperature_since(trace: Sequence[SensorReading], power_limit_W: float | None) -> float | None:
-    """When the temperature reading last changed, if power has since gone up or down a good deal; None otherwise.
-
-    A die follows its power within a second or two: over a third of what the GPU may draw that is several degrees, and
-    readings have whole ones.
-
-    Args:
-        trace: of a run.
-        power_limit_W: of the device; None: the most that it drew.
-    """
-    known = [r for r in trace if r.temperature_C is not None]
-    if not known:
-        return None
-    last = known[-1]
-    changed = next((i + 1 for i in reversed(range(len(known))) if known[i].temperature_C != last.temperature_C), 0)
-    since_s = known[changed].time_s
-    most_W = power_limit_W or max((r.power_W for r in known if r.power_W is not None), default=0.0)
-    low_W, high_W = _power_swing_W(trace, since_s)
-    return since_s if high_W - low_W > _STUCK_SWING * most_W > 0 else None
-
-
-def _power_swing_W(trace: Sequence[SensorReading], since_s: float) -> tuple[float, float]:
-    """The lowest and the highest of the mean powers of stretches that are long enough for the die to follow."""
-    stretches: dict[int, list[float]] = {}
-    for reading in trace:
-        if reading.time_s >= since_s and reading.power_W is not None:
-            stretches.setdefault(int((reading.time_s - since_s) / _STUCK_STRETCH_S), []).append(reading.power_W)
-    means_W = [fmean(powers_W) for _, powers_W in sorted(stretches.items())][:-1]  # the last is cut off
-    return (min(means_W), max(means_W)) if means_W else (0.0, 0.0)
+def _stuck_temperature(trace: Sequence[SensorReading]) -> str | None:
+    """What shows that the temperature stood still; a sensor that says nothing is not a number here."""
+    rows = [(r.wall_s, r.power_W, r.temperature_C) for r in trace]
+    wall_s, power_W, temperature_C = np.array(rows, dtype=np.float64).reshape(-1, 3).T
+    return stuck_temperature(wall_s, power_W, temperature_C)

@@ -17,7 +17,8 @@ import torch
 from moemodel.model.core.errors import DeviceError
 from moemodel.model.operators.work import Kind, Pass
 from moemodel.model.records.profile import DeviceInfo, HostRow
-from moemodel.profiler.clocks.settings import Address, SettingsDriver
+from moemodel.profiler.clocks.settings import SettingsDriver
+from moemodel.profiler.devices.address import Address
 from moemodel.profiler.devices.base import ACTIVITIES, Activity, ActivityMeter, LinkMeter, NoActivity, NoLinks
 from moemodel.profiler.devices.names import resolve
 from moemodel.profiler.host_overhead.single_gpu import KINDS

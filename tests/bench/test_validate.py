@@ -13,25 +13,17 @@ import pytest
 
 from moemodel.model.plan.spec import Plan, plan_text
 from moemodel.model.records.calibration import Calibration
-from moemodel.model.records.profile import DeviceInfo
 from moemodel.model.results.measured import predict_as_run
-from moemodel.model.results.validation import Environment, Report, Visit, row_of
+from moemodel.model.results.validation import Report, Visit, row_of
 from moemodel.validation.records.session import RequestedPlan, RunRecord, ValidationSpec
 from moemodel.validation.report.build import report_of
 from studies.comparison import predicted_again
+from tests.reports import environment_of
 
 ROOT = Path(__file__).parents[2]
 REPORTS = sorted((ROOT / "bench" / "measured" / "validation").glob("*.json"))
 Run = Callable[..., subprocess.CompletedProcess[str]]
-ENVIRONMENT = Environment(
-    gpu="h100-sxm-80gb",
-    device=DeviceInfo(name="H100", vendor="nvidia", memory_B=1),
-    gpus=1,
-    launcher="torchrun",
-    clocks="passive",
-    libraries={},
-    host={},
-)
+ENVIRONMENT = environment_of(gpus=1)
 
 
 @pytest.fixture(scope="module")

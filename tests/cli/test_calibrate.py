@@ -66,6 +66,21 @@ def test_says_what_is_not_as_good_as_it_looks(
     assert fingerprint(read) == fingerprint(read.model_copy(update={"trial": None}))
 
 
+def test_says_what_predictions_will_lack(
+    calibration: Calibration, moemodel: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not that a prediction comes next, which refuses."""
+    kept = [each for each in calibration.operators if each.kind is not Kind.ADAMW_MIXED]
+    partial = calibration.model_copy(update={"operators": kept})
+    monkeypatch.setattr(fit, "calibrate_profile", lambda _, **__: (partial, ERRORS))
+    said = " ".join(moemodel("calibrate", "profile", "-o", "mine.json").stdout.split())
+    assert "Not fitted: adamw_mixed/step. moemodel predict refuses every plan that has one of these." in said
+    assert said.endswith("next: the same moemodel profile and calibrate, to add what is missing")
+    refused = moemodel("predict", "plan.yaml", "--calibration", "mine.json")
+    assert refused.exit_code == 2
+    assert "no fit for adamw_mixed/step" in refused.stderr
+
+
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(Console, "is_terminal", True)
     with working("reading") as tell:

@@ -34,7 +34,7 @@ def test_tiles_are_said_as_sizes(moemodel: Run) -> None:
 
 
 def test_a_gpu_without_bf16_shows_its_fp16(moemodel: Run) -> None:
-    (row,) = (line for line in moemodel("gpus").stdout.splitlines() if line.startswith("v100-sxm-32gb  "))
+    row = next(line for line in moemodel("gpus").stdout.splitlines() if line.startswith("v100-sxm-32gb  "))
     assert "125" in row.split()
 
 
@@ -49,13 +49,15 @@ def test_what_can_be_done_on_each(moemodel: Run) -> None:
     standings = {gpu["name"]: gpu["standing"] for gpu in json.loads(moemodel("gpus", "--json").stdout)}
     assert standings["h100-sxm-80gb"] == "measured"
     assert standings["a100-sxm-80gb"] == "fitted"
-    assert {name for name, standing in standings.items() if standing == "needs a profile"} == {
-        name for name in list_gpus() if name not in list_calibrations()
+    assert {name for name, standing in standings.items() if standing == "derived"} == {
+        name for name in list_gpus() if name not in list_calibrations() and name != "cpu"
     }
+    assert standings["cpu"] == "needs a profile"
     listed = " ".join(moemodel("gpus").stdout.split())
     assert "What can be done" in listed
     assert "needs a profile Memory, whether a plan fits, FLOPs, bytes and volumes of communication." in listed
-    assert "needs a profile: Memory, whether a plan fits" in " ".join(moemodel("gpus", "v100").stdout.split())
+    assert "How wrong deriving has been: An H200 derived from an H100" in listed
+    assert "derived: All is predicted, by a calibration taken over" in " ".join(moemodel("gpus", "v100").stdout.split())
 
 
 def test_unknown_names_are_guessed_at(moemodel: Run) -> None:

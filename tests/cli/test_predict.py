@@ -13,7 +13,6 @@ import pytest
 from click.testing import Result
 
 from moemodel.calibration.store.catalogue import list_calibrations
-from moemodel.model.hardware.gpu import list_gpus
 from moemodel.model.records.calibration import SCHEMA_VERSION
 
 Run = Callable[..., Result]
@@ -103,7 +102,7 @@ BAD_PLANS: dict[str, tuple[str, str, str]] = {
     "gpu": (
         "gpu: h100-sxm-80gb",
         "gpu: h900",
-        "moemodel: plan.yaml: cluster.gpu: found 'h900'; allowed: a100-pcie-80gb",
+        "moemodel: plan.yaml: cluster.gpu: found 'h900'; allowed: a100-pcie-40gb",
     ),
     "region": (
         "tokens: 1e10",
@@ -194,13 +193,21 @@ def test_an_unknown_gpu_is_refused(moemodel: Run, folder: Path) -> None:
     assert result.stderr.startswith("moemodel: plan.yaml: cluster.gpu: found 'b100'; allowed: a100-pcie-40gb")
 
 
-UNCALIBRATED = [name for name in list_gpus() if name not in list_calibrations()]
+@pytest.fixture
+def own_gpu(folder: Path) -> str:
+    """The path of a description from which nothing can be derived."""
+    document = json.loads(
+        (Path(__file__).parents[2] / "model" / "presets" / "gpus" / "v100-sxm-32gb.json").read_text(encoding="utf-8")
+    )
+    document |= {"name": "own-v100", "aliases": [], "l2_B": None}
+    (folder / "own.json").write_text(json.dumps(document), encoding="utf-8")
+    return "own.json"
 
 
-@pytest.mark.parametrize("gpu", UNCALIBRATED)
-def test_a_gpu_without_a_calibration_is_answered_for(gpu: str, moemodel: Run, folder: Path) -> None:
+@pytest.mark.parametrize("gpu", ["cpu", "own-v100"])
+def test_a_gpu_without_a_calibration_is_answered_for(gpu: str, own_gpu: str, moemodel: Run, folder: Path) -> None:
     plan = folder / "plan.yaml"
-    plan.write_text(plan.read_text().replace("h100-sxm-80gb", gpu))
+    plan.write_text(plan.read_text().replace("h100-sxm-80gb", own_gpu if gpu == "own-v100" else gpu))
     result = moemodel("predict", "plan.yaml")
     assert result.exit_code == 0
     said = " ".join(result.stdout.split())
@@ -212,10 +219,10 @@ def test_a_gpu_without_a_calibration_is_answered_for(gpu: str, moemodel: Run, fo
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
-def test_a_gpu_without_a_calibration_for_machines(moemodel: Run, folder: Path) -> None:
+def test_a_gpu_without_a_calibration_for_machines(own_gpu: str, moemodel: Run, folder: Path) -> None:
     """Also of a plan that does not fit: whether it does is what was asked."""
     plan = folder / "plan.yaml"
-    plan.write_text(plan.read_text().replace("h100-sxm-80gb", "v100").replace("opt-350m", "llama-3-8b"))
+    plan.write_text(plan.read_text().replace("h100-sxm-80gb", own_gpu).replace("opt-350m", "llama-3-8b"))
     result = moemodel("predict", "plan.yaml", "--json")
     assert result.exit_code == 0
     answer = json.loads(result.stdout, parse_constant=pytest.fail)
@@ -227,15 +234,16 @@ def test_a_gpu_without_a_calibration_for_machines(moemodel: Run, folder: Path) -
     assert answer["run"] is None
     assert answer["work"]["model_flops"] == pytest.approx(6 * 8.03e9 * 64 * 2048, rel=0.15)
     assert set(answer["work"]["sent_per_gpu_B"]) == {"dp", "tp", "pp", "ep", "cp"}
-    assert any("v100-sxm-32gb does not compute in bf16" in note for note in answer["notes"])
+    assert any("own-v100 does not compute in bf16" in note for note in answer["notes"])
 
 
-def test_a_search_without_a_calibration_says_what_is_known_without(moemodel: Run, folder: Path) -> None:
-    document = "architecture: opt-350m\nsequence_length: 2048\nglobal_batch: 64\ncluster: {gpu: h200, gpus: 8}\n"
+def test_a_search_without_a_calibration_says_what_is_known_without(own_gpu: str, moemodel: Run, folder: Path) -> None:
+    document = "architecture: opt-350m\nsequence_length: 2048\nglobal_batch: 64\n"
+    document += f"cluster: {{gpu: {own_gpu}, gpus: 8}}\n"
     (folder / "search.yaml").write_text(document)
     result = moemodel("optimize", "search.yaml")
     assert result.exit_code == 2
-    assert "there is no calibration of h200-sxm-141gb; those that ship: " in result.stderr
+    assert "no calibration of own-v100 ships; those that do: " in result.stderr
     for name in (*list_calibrations(), "`moemodel profile`", "`moemodel calibrate`", "--calibration", "memory, FLOPs"):
         assert name in result.stderr
 

@@ -12,12 +12,12 @@ from click.testing import Result
 
 from moemodel.model.hardware.gpu import read_gpu
 from moemodel.model.records.calibration import Calibration
-from moemodel.model.records.profile import DeviceInfo
 from moemodel.model.results.validation import Environment, Failed, Visit, read_report, row_of
 from moemodel.validation import run
 from moemodel.validation.records.session import RunRecord, ValidationSpec
 from moemodel.validation.report.build import report_of
 from moemodel.validation.select.runnable import Hardware
+from tests.reports import environment_of
 
 Run = Callable[..., Result]
 
@@ -38,15 +38,7 @@ cluster: {gpu: h100-sxm-80gb, gpus: 2}
 search: {cp: 1, micro_batch: [2, 4], recompute: none}
 clocks_MHz: null
 """
-ENVIRONMENT = Environment(
-    gpu="h100-sxm-80gb",
-    device=DeviceInfo(name="NVIDIA H100 80GB HBM3", vendor="nvidia", memory_B=80 << 30, driver="580"),
-    gpus=2,
-    launcher="torchrun",
-    clocks="passive",
-    libraries={"torch": "2.11.0"},
-    host={},
-)
+ENVIRONMENT = environment_of(libraries={"torch": "2.11.0"})
 
 
 def _report(spec: ValidationSpec, calibration: Calibration, failing: str | None) -> Any:

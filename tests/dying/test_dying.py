@@ -24,6 +24,7 @@ import pytest
 from moemodel.model.records.profile import ROWS
 from moemodel.profiler.clocks.settings import Clocks
 from moemodel.profiler.run import profile
+from tests.small_plans import CONFIG, small_plan
 
 WAYS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
 MODES = ("lock", "passive", "as-is")
@@ -231,29 +232,6 @@ def _keys(rows: pd.DataFrame, keys: list[str]) -> set[tuple[Any, ...]]:
 
 # --- validate --------------------------------------------------------------------------------------------------------
 
-CONFIG = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "vocab_size": 128,
-    "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-05,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-}
-PLAN = """\
-name: {name}
-architecture: config.json
-sequence_length: 16
-global_batch: 2
-cluster: {{gpu: cpu, gpus: {ranks}}}
-parallel: {{dp: {ranks}}}
-"""
 RUNS = {("one", 0), ("one", 1), ("two", 0), ("two", 1)}
 
 
@@ -263,7 +241,7 @@ def test_validate(way: signal.Signals, mode: str, tmp_path: Path, cpu_calibratio
     (tmp_path / "cpu.json").write_text(cpu_calibration)
     clock = "clock_MHz: 1500\n" if mode == "lock" else ""
     for name, ranks in (("one", 1), ("two", 2)):
-        (tmp_path / f"{name}.yaml").write_text(PLAN.format(name=name, ranks=ranks) + clock)
+        (tmp_path / f"{name}.yaml").write_text(small_plan(name, ranks) + clock)
     state, visits = tmp_path / "state.json", tmp_path / "out" / "visits.jsonl"
     options = "--no-controls --repeats 2 --seconds 1 --warm-seconds 0.2 --timeout 120 -o out --calibration cpu.json"
     arguments = ("validate", "one.yaml", "two.yaml", *options.split(), "--clocks", mode)

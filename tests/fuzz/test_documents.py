@@ -23,18 +23,15 @@ from moemodel.model.architecture.spec import Moe
 from moemodel.model.network.nccl_tests import read_nccl_test
 from moemodel.model.plan.spec import plan_text
 from moemodel.model.records.calibration import Calibration
-from moemodel.model.records.profile import DeviceInfo
 from moemodel.model.results.measured import QUANTITIES, predict_as_run
 from moemodel.model.results.validation import (
-    SCHEMA_VERSION,
-    Environment,
-    PlanReport,
     Report,
     Visit,
     read_report,
     row_of,
 )
 from moemodel.model.search.result import read_search_result
+from tests.reports import environment_of, plan_report, whole_report
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "model" / "presets" / "architectures"
@@ -252,7 +249,6 @@ def test_search_results(folder: Path, search_result: dict[str, Any], examples: i
 
 def _report(calibration: Calibration) -> Report:
     from moemodel.model.plan.spec import Plan
-    from moemodel.model.records.calibration import CalibrationRef
 
     plans = []
     for name, micro_batch in (("one", 1), ("two", 2), ("four", 4)):
@@ -260,45 +256,8 @@ def _report(calibration: Calibration) -> Report:
         values = predict_as_run(plan, calibration).values
         row = {column: values[quantity] for quantity, column in QUANTITIES.items() if quantity in values} | {"rank": 0}
         visit = Visit(repeat=0, clock_held=None, seconds=1.0, rows=(row_of(row),))
-        plans.append(
-            PlanReport(
-                name=name,
-                roles=("file plan.yaml",),
-                asked_yaml=plan_text(plan),
-                plan_yaml=plan_text(plan),
-                notes=("a note",),
-                quantities={},
-                temperature_C=60.0,
-                expert_skew=None,
-                visits=(visit,),
-                failures=(),
-            )
-        )
-    return Report(
-        schema_version=SCHEMA_VERSION,
-        moemodel_version="0.1.0",
-        created="2026-11-22T05:00:00+00:00",
-        search=None,
-        repeats=1,
-        seconds=3.0,
-        seed=0,
-        complete=True,
-        environment=Environment(
-            gpu="h100-sxm-80gb",
-            device=DeviceInfo(name="NVIDIA H100 80GB HBM3", vendor="nvidia", memory_B=80 << 30),
-            gpus=8,
-            launcher="torchrun",
-            clocks="passive",
-            libraries={},
-            host={},
-        ),
-        calibration=CalibrationRef(name="test", gpu="h100-sxm-80gb", sha256="0" * 64),
-        plans=tuple(plans),
-        set_aside=(),
-        errors={},
-        ranking={},
-        notes=(),
-    )
+        plans.append(plan_report(plan, visit, roles=("file plan.yaml",), notes=("a note",), temperature_C=60.0))
+    return whole_report(*plans, environment=environment_of(gpus=8))
 
 
 def test_reports(folder: Path, calibration: Calibration, examples: int) -> None:

@@ -20,6 +20,7 @@ from moemodel.validation.records.session import ValidationSpec
 from moemodel.validation.run import Options, spec_of
 from moemodel.validation.select.plans import Chosen
 from moemodel.validation.select.runnable import Choice, Hardware
+from tests.reports import environment_of
 
 TEMPERATURE_C = 55.0
 DEVICE = DeviceInfo(
@@ -108,15 +109,7 @@ def hardware() -> Callable[..., Hardware]:
 
 @pytest.fixture
 def environment() -> Environment:
-    return Environment(
-        gpu="h100-sxm-80gb",
-        device=DEVICE,
-        gpus=2,
-        launcher="torchrun",
-        clocks="lock",
-        libraries={"torch": "2.11.0"},
-        host={"cores": 32},
-    )
+    return environment_of(device=DEVICE, clocks="lock", libraries={"torch": "2.11.0"}, host={"cores": 32})
 
 
 @pytest.fixture

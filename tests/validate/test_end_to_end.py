@@ -11,30 +11,7 @@ from click.testing import CliRunner
 from moemodel.cli import main
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.validation import read_report
-
-CONFIG = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "vocab_size": 128,
-    "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-5,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-}
-PLAN = """\
-name: {name}
-architecture: config.json
-sequence_length: 16
-global_batch: 2
-cluster: {{gpu: cpu, gpus: {gpus}}}
-parallel: {{dp: {gpus}}}
-"""
+from tests.small_plans import CONFIG, small_plan
 
 
 @pytest.fixture
@@ -53,7 +30,7 @@ def test_plans_are_run_by_real_processes(
     Path("config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
     Path("cpu.json").write_text(processor.model_dump_json(), encoding="utf-8")
     for name, gpus in (("one", 1), ("two", 2)):
-        Path(f"{name}.yaml").write_text(PLAN.format(name=name, gpus=gpus), encoding="utf-8")
+        Path(f"{name}.yaml").write_text(small_plan(name, gpus), encoding="utf-8")
     command = (
         "validate one.yaml two.yaml --no-controls --repeats 1 --seconds 0.05 --warm-seconds 0 -o out --timeout 120"
     )

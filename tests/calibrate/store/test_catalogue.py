@@ -29,8 +29,8 @@ def test_the_promised_ones_are_there() -> None:
 
 
 def test_one_that_is_not_there() -> None:
-    with pytest.raises(CalibrationError, match=r"h200.*h100-sxm-80gb.*moemodel calibrate"):
-        shipped("h200-sxm-141gb")
+    with pytest.raises(CalibrationError, match=r"gh200.*h100-sxm-80gb.*moemodel calibrate"):
+        shipped("gh200-96gb")
 
 
 def _numbers(node: Any) -> Iterator[float]:

@@ -152,6 +152,13 @@ def test_power_is_energy_over_time(tables: dict[str, pa.Table]) -> None:
         assert "; energy_J over duration_s, " in message
 
 
+def test_a_load_that_stands_twice(tables: dict[str, pa.Table]) -> None:
+    rows = len(tables["power"])
+    message = _refusal(pa.concat_tables([tables["power"], tables["power"]]), "power")
+    assert f"wall_s, row {rows + 1} (and {rows - 1} more rows): found " in message
+    assert "; another time, as another row is the same in every column, is expected" in message
+
+
 @pytest.mark.parametrize(("name", "column"), TEXTS)
 def test_a_column_of_texts_holds_nothing_else(name: str, column: str, tables: dict[str, pa.Table]) -> None:
     count = len(tables[name])

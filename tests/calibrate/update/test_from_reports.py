@@ -11,11 +11,11 @@ import pytest
 from moemodel.calibration.update.from_reports import FEWEST, Update, kind_of, runs_of_reports, update
 from moemodel.calibration.update.scale_factors import ScaleFactor, memory_knobs, power_knobs, time_knobs
 from moemodel.model.core.errors import CalibrationError, InputError
-from moemodel.model.plan.spec import Plan, plan_text
-from moemodel.model.records.calibration import Calibration, CalibrationRef
-from moemodel.model.records.profile import DeviceInfo
+from moemodel.model.plan.spec import Plan
+from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.measured import QUANTITIES, predict_as_run
-from moemodel.model.results.validation import SCHEMA_VERSION, Environment, PlanReport, Report, Visit, row_of
+from moemodel.model.results.validation import Report, Visit, row_of
+from tests.reports import plan_report, whole_report
 
 PlanOf = Callable[..., Plan]
 Reported = Callable[..., Report]
@@ -47,53 +47,10 @@ def reported(plan_of: PlanOf) -> Reported:
             row = {column: values[name] for name, column in QUANTITIES.items() if name in values}
             row |= {"step_time_s": factor * row["step_time_s"], "energy_J": factor * row["energy_J"], "rank": 0}
             visit = Visit(repeat=0, clock_held=None, seconds=1.0, rows=(row_of(row),))
-            found.append(_plan_report(plan, visit))
-        return _report(tuple(found))
+            found.append(plan_report(plan, visit))
+        return whole_report(*found)
 
     return make
-
-
-def _plan_report(plan: Plan, visit: Visit) -> PlanReport:
-    return PlanReport(
-        name=plan.name,
-        roles=(),
-        asked_yaml=plan_text(plan),
-        plan_yaml=plan_text(plan),
-        notes=(),
-        quantities={},
-        temperature_C=None,
-        expert_skew=None,
-        visits=(visit,),
-        failures=(),
-    )
-
-
-def _report(plans: tuple[PlanReport, ...]) -> Report:
-    return Report(
-        schema_version=SCHEMA_VERSION,
-        moemodel_version="0.1.0",
-        created="2026-11-22T05:00:00+00:00",
-        search=None,
-        repeats=1,
-        seconds=3.0,
-        seed=0,
-        complete=True,
-        environment=Environment(
-            gpu="h100-sxm-80gb",
-            device=DeviceInfo(name="H100", vendor="nvidia", memory_B=1),
-            gpus=2,
-            launcher="torchrun",
-            clocks="passive",
-            libraries={},
-            host={},
-        ),
-        calibration=CalibrationRef(name="c", gpu="h100-sxm-80gb", sha256="0" * 64),
-        plans=plans,
-        set_aside=(),
-        errors={},
-        ranking={},
-        notes=(),
-    )
 
 
 def _knob(calibration: Calibration, name: str) -> ScaleFactor:
@@ -210,7 +167,7 @@ def test_what_is_fitted_says_so(slower: Update, calibration: Calibration) -> Non
     before, after = (c.power.parameters["flop_J"] for c in (calibration, slower.calibration))
     assert after.origin == "fitted"
     assert after.source.startswith(f"{before.source}; times ")
-    assert after.source.endswith("by r.json: 7 plans on 2 x H100, 2026-11-22T05:00:00+00:00")
+    assert after.source.endswith("by r.json: 7 plans on 2 x NVIDIA H100 80GB HBM3, 2026-11-22T05:00:00+00:00")
     assert after.error is not None
     assert slower.calibration.power.parameters["base_W"] == calibration.power.parameters["base_W"]
     assert "Updated (time and power" in slower.calibration.provenance

@@ -23,7 +23,7 @@ class Settings:
     """`DeviceSettings` of a processor, for the time being."""
 
     def __init__(self, file: str) -> None:
-        from moemodel.profiler.clocks.settings import Address
+        from moemodel.profiler.devices.address import Address
         from moemodel.profiler.simulated.state import OPEN_STORED, State, StoredSettings
 
         self.driver = StoredSettings(Path(file), initial=State(power_limit_W=300.0))

@@ -10,20 +10,17 @@ import pytest
 
 from moemodel.model.core.errors import InputError
 from moemodel.model.plan.spec import Plan, plan_text
-from moemodel.model.records.calibration import CalibrationRef
-from moemodel.model.records.profile import DeviceInfo
 from moemodel.model.results.validation import (
     COLUMNS,
     REPORT,
     SCHEMA_VERSION,
-    Environment,
     Failed,
-    PlanReport,
     Report,
     Visit,
     read_report,
     row_of,
 )
+from tests.reports import plan_report, whole_report
 
 
 @pytest.fixture
@@ -31,50 +28,20 @@ def report(plan_of: Any) -> Report:
     plan: Plan = plan_of(clock_MHz=1200.0)
     ran = plan.model_copy(update={"clock_MHz": None})
     row = row_of({"step_time_s": 0.1, "energy_J": float("nan"), "rank": 0, "plan": "a", "unheard": 3.0})
-    return Report(
-        schema_version=SCHEMA_VERSION,
-        moemodel_version="0.1.0",
-        created="2026-11-22T05:00:00+00:00",
-        search=None,
-        repeats=1,
-        seconds=3.0,
-        seed=0,
-        complete=True,
-        environment=Environment(
-            gpu="h100-sxm-80gb",
-            device=DeviceInfo(name="H100", vendor="nvidia", memory_B=1),
-            gpus=1,
-            launcher="torchrun",
-            clocks="passive",
-            libraries={},
-            host={},
-        ),
-        calibration=CalibrationRef(name="c", gpu="h100-sxm-80gb", sha256="0" * 64),
-        plans=(
-            PlanReport(
-                name="a",
-                roles=("front 1",),
-                asked_yaml=plan_text(plan),
-                plan_yaml=plan_text(ran),
-                notes=(),
-                quantities={},
-                temperature_C=None,
-                expert_skew=None,
-                visits=(Visit(repeat=0, clock_held=False, seconds=5.0, rows=(row,)),),
-                failures=(Failed(repeat=1, kind="crashed", reason="it did"),),
-            ),
-        ),
-        set_aside=(),
-        errors={},
-        ranking={},
-        notes=(),
-    )
+    visit = Visit(repeat=0, clock_held=False, seconds=5.0, rows=(row,))
+    failed = Failed(repeat=1, kind="crashed", reason="it did")
+    return whole_report(plan_report(plan, visit, name="a", plan_yaml=plan_text(ran), failures=(failed,)))
 
 
 def test_it_reads_what_it_writes(report: Report, tmp_path: Path) -> None:
     (tmp_path / REPORT).write_text(report.to_json(), encoding="utf-8")
     assert read_report(tmp_path / REPORT) == report
     assert read_report(tmp_path) == report
+
+
+def test_what_torchrun_started_is_still_read(report: Report, tmp_path: Path) -> None:
+    environment = json.loads(report.to_json())["environment"] | {"launcher": "torchrun"}
+    assert read_report(_broken(report, tmp_path, environment=environment)).environment.launcher == "torchrun"
 
 
 def test_a_row_keeps_the_numbers_of_the_table(report: Report) -> None:

@@ -844,7 +844,11 @@ limits: {step_time_s: 2}
         ("global_batch: 64", "global_batch: 4611686018427387904", ":3: global_batch: found 4611686018427387904; input"),
         ("gpus: 8", "gpus: 1000000000000000003", ":4: cluster.gpus: found 1000000000000000003; input should be less"),
         ("gpus: 8", "gpus: [8, x]", ":4: cluster.gpus.1: found 'x'; input should be a valid integer"),
-        ("gpus: 8", "nodes: 8", ":4: unknown key 'cluster.nodes'; allowed here: gpu, gpus, gpus_per_node, internode"),
+        (
+            "gpus: 8",
+            "nodes: 8",
+            ":4: unknown key 'cluster.nodes'; allowed here: gpu, gpu_variant, gpus, gpus_per_node, internode",
+        ),
         ("global_batch: 64\n", "", ": the key 'global_batch' is missing"),
         ("cluster:", "keep: 0\ncluster:", ":4: keep: found 0; input should be greater than 0"),
     ],

@@ -8,7 +8,7 @@ import pytest
 
 from moemodel.model.core.errors import DeviceError
 from moemodel.profiler.clocks.claim import claimed
-from moemodel.profiler.clocks.settings import Address
+from moemodel.profiler.devices.address import Address
 from moemodel.profiler.run import profile
 from moemodel.profiler.simulated.instruments import SimulatedSettings, open_simulated
 

@@ -21,7 +21,8 @@ from moemodel.profiler.clocks.clock_control import (
 )
 from moemodel.profiler.clocks.device_settings import NvidiaSettings, is_administrator, other_processes
 from moemodel.profiler.clocks.nvml_settings import NvmlDriver
-from moemodel.profiler.clocks.settings import Address, SettingError
+from moemodel.profiler.clocks.settings import SettingError
+from moemodel.profiler.devices.address import Address
 from moemodel.profiler.devices.nvidia import NvidiaDevice
 from moemodel.profiler.simulated.instruments import SimulatedDevice, SimulatedSettings, open_simulated
 from moemodel.profiler.simulated.state import OPEN_STORED

@@ -13,6 +13,7 @@ from moemodel.profiler.collectives import helpers as together
 from moemodel.profiler.collectives.helpers import first_of_job, helps, run_as_helper, several
 from moemodel.profiler.collectives.points import scale_for
 from moemodel.profiler.collectives.request import Request
+from moemodel.profiler.jobs import ranks
 
 SOON_S = 60.0  # for what takes no time where nothing else runs
 
@@ -99,7 +100,7 @@ def test_without_torchrun_the_first_holds_the_store_and_its_own_part_does_not(
             assert listener.getsockname() == ("127.0.0.1", port)  # not on every interface
         return store
 
-    monkeypatch.setattr(together, "TCPStore", fake)
+    monkeypatch.setattr(ranks, "TCPStore", fake)
     with socket.create_server(("127.0.0.1", 0)) as made_free:
         free = str(made_free.getsockname()[1])
     slurm = environment(store, 0) | {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": free}

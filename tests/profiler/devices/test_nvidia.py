@@ -337,6 +337,32 @@ def test_what_is_no_reading_is_none(fake_nvml: Any, fake_gpu: Any, monkeypatch: 
     assert any("which cannot be: taken as no reading" in remark for remark in device.remarks)
 
 
+@pytest.mark.parametrize("value", [2**32 - 1, 2**64 - 1])
+def test_what_is_no_limit_is_none(fake_nvml: Any, fake_gpu: Any, monkeypatch: pytest.MonkeyPatch, value: int) -> None:
+    for question in ("EnforcedPowerLimit", "MaxClockInfo", "TemperatureThreshold"):
+        monkeypatch.setattr(fake_nvml, f"nvmlDeviceGet{question}", lambda *_: value)
+    monkeypatch.setattr(fake_nvml, "nvmlDeviceGetSupportedGraphicsClocks", lambda *_: [value])
+    monkeypatch.setattr(fake_nvml, "nvmlDeviceGetPowerManagementLimitConstraints", lambda _: [200_000, value])
+    monkeypatch.setattr(fake_nvml, "nvmlDeviceGetMemoryInfo", lambda _: _AllBits)
+    device = NvidiaDevice(torch.device("cuda", 0), fake_nvml, fake_gpu, memory_B=1 << 37)
+    info = device.info
+    assert (info.power_limit_W, info.power_limit_range_W, info.memory_B) == (None, None, 1 << 37)
+    assert (info.clock_min_Hz, info.clock_max_Hz, info.memory_clock_max_Hz) == (None, None, None)
+    assert info.slowdown_temperature_C is None
+    assert sum("which cannot be" in remark for remark in device.remarks) == 7
+
+
+def test_zero_of_a_missing_sensor_is_none(fake_nvml: Any, fake_gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A profile that held it would be refused when it is read."""
+    for question in ("ClockInfo", "Temperature", "EnforcedPowerLimit", "PowerUsage"):
+        monkeypatch.setattr(fake_nvml, f"nvmlDeviceGet{question}", lambda *_: 0)
+    monkeypatch.setattr(fake_nvml, "nvmlDeviceGetFieldValues", lambda *_: [SimpleNamespace(nvmlReturn=1)])
+    device = NvidiaDevice(torch.device("cuda", 0), fake_nvml, fake_gpu)
+    assert (device.temperature_C(), device.reported_clock_Hz(), device.info.power_limit_W) == (None, None, None)
+    assert device.power_W() == 0.0
+    assert device.remarks == ()
+
+
 @pytest.mark.usefixtures("machine")
 def test_a_gpu_that_hides_its_memory_opens(monkeypatch: pytest.MonkeyPatch, machine: Any, fake_gpu: Any) -> None:
     properties = SimpleNamespace(name=H100, uuid=fake_gpu.uuid, multi_processor_count=132, total_memory=80 << 30)

@@ -23,6 +23,7 @@ from moemodel.model.records.profile import DeviceInfo
 from moemodel.profiler.devices.address import Address
 from moemodel.profiler.devices.cpu import CpuDevice
 from moemodel.profiler.devices.nvidia import NvidiaDevice
+from moemodel.profiler.meter import device_meter
 from moemodel.profiler.meter.device_meter import CudaEventTimer
 from moemodel.profiler.meter.energy_meter import Meter, open_devices
 
@@ -155,6 +156,33 @@ def test_several_devices() -> None:
     assert summary.energy_J == pytest.approx(sum(device.energy_J or 0 for device in summary.devices))
 
 
+def test_each_device_is_told_the_batches_of_its_steps(tmp_path: Path) -> None:
+    """Also one whose counter passes a step later than the last device's."""
+    heaters = [Heater("slow", tick_s=0.4), Heater("quick", tick_s=0.01)]
+    with Meter(tmp_path, devices=heaters, strict=True, read_every=1) as meter:
+        for _ in range(12):
+            with meter.step():
+                meter.add_batch(samples=2, tokens=64, loss=1.5)
+                for heater in heaters:
+                    heater.work(0.03, 300)
+    rows = [json.loads(line) for line in (tmp_path / "rank0-steps.jsonl").read_text().splitlines()]
+    assert len(rows) == 24
+    assert all((row["micro_batches"], row["samples"], row["tokens"], row["loss"]) == (1, 2, 64, 1.5) for row in rows)
+    summary = meter.summary()
+    assert (summary.micro_batches, summary.samples, summary.tokens) == (12, 24, 768)
+
+
+def test_sums_are_of_all_steps_or_none() -> None:
+    with Meter(devices=["cpu"], strict=True) as meter:
+        for index in range(4):
+            with meter.step():
+                if index != 2:
+                    meter.add_batch(samples=2, tokens=64)
+    summary = meter.summary()
+    assert (summary.micro_batches, summary.samples, summary.tokens) == (None, None, None)
+    assert any("told nothing of 1 of 4 steps" in note for note in summary.notes)
+
+
 def test_summary_in_between_and_steps_that_fail() -> None:
     with Meter(devices=["cpu"], read_every=2, strict=True) as meter:
         for i in range(6):
@@ -204,6 +232,28 @@ def test_a_counter_that_sticks_is_not_trusted() -> None:
     device = meter.summary().devices[0]
     assert device.energy_source == "power readings"
     assert any("change" in note and "trust" in note.lower() for note in device.notes)
+
+
+def test_steps_do_not_wait_for_a_counter_that_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_meter, "_UNREAD_S", 0.5)
+    heater = Heater()
+    last_J: list[float] = []
+    heater.broken = lambda energy_J: (last_J or [energy_J])[0]
+    with Meter(tmp_path, devices=[heater], strict=True, read_every=1) as meter:
+        train(meter, heater, 12)
+        last_J.append(heater.energy_J() or 0.0)
+        train(meter, heater, 40)
+        time.sleep(0.5)
+        train(meter, heater, 1)
+        deadline_s = time.perf_counter() + 30
+        rows: list[dict[str, Any]] = []
+        while len(rows) < 50 and time.perf_counter() < deadline_s:
+            time.sleep(0.1)
+            rows = [json.loads(line) for line in (tmp_path / "rank0-steps.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(len(rows)))
+    assert len(rows) >= 50
+    assert rows[3]["energy_J"] is not None
+    assert rows[40]["energy_J"] is None
 
 
 def test_misuse_is_a_warning_or_an_error() -> None:

@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from moemodel.model.device.stuck_temperature import stuck_temperature
 from moemodel.model.operators.work import Kind
 from moemodel.model.records.profile import HEAVY, IDLE, LIGHT, TABLES
 from moemodel.profiler.instruments.energy_sampler import SensorReading
 from moemodel.profiler.run import ProfileReport, Workload, profile
 from moemodel.profiler.sections.loads import gpu_loads
 from moemodel.profiler.sections.progress import Silent
-from moemodel.profiler.sections.thermal import TURNS_S, Heat, ThermalTrace, stuck_temperature_since
+from moemodel.profiler.sections.thermal import TURNS_S, Heat, ThermalTrace
 from moemodel.profiler.simulated.chip import CHIPS
 from moemodel.profiler.store.profile_writer import ProfileWriter
 
@@ -194,7 +195,20 @@ def test_loads_without_a_product_or_a_copy(tmp_path: Path) -> None:
     assert "no product or no copy" in skip.reason
 
 
-# --- a temperature that is stuck -------------------------------------------------------------------------------------
+# --- readings that are stuck ------------------------------------------------------------------------------------------
+
+
+def test_a_temperature_that_is_stuck_is_said_and_kept(tmp_path: Path) -> None:
+    """A calibration finds it by the same question, which needs the temperatures beside the powers."""
+    outcome = heat(tmp_path / "p", "sim:h100?fail=stuck-temperature-after-3s")
+    (note,) = (note for note in outcome.notes if "its sensor stands still" in note)
+    assert note.endswith("a calibration takes no temperature from this profile")
+    thermal = table(outcome, "thermal")
+    assert thermal[["power_W", "temperature_C"]].notna().all(axis=None)
+    columns = (thermal[name].to_numpy(dtype=float) for name in ("wall_s", "power_W", "temperature_C"))
+    said = stuck_temperature(*columns)
+    assert said is not None
+    assert note.startswith(said)
 
 
 def _readings(power_W: Callable[[float], float], temperature_C: Callable[[float], float]) -> list[SensorReading]:
@@ -212,38 +226,12 @@ def _readings(power_W: Callable[[float], float], temperature_C: Callable[[float]
     ]
 
 
-def _in_turns(at_s: float) -> float:
-    """Idle and full load, ten seconds each."""
-    return 700.0 if at_s % 20 >= 10 else 100.0
-
-
-def test_a_temperature_that_does_not_follow_the_power_is_stuck() -> None:
-    assert stuck_temperature_since(_readings(_in_turns, lambda _: 36.0), 700.0) == 0.0
-    assert stuck_temperature_since(_readings(_in_turns, lambda s: 30 + min(s // 1, 7)), None) == 7.0
-
-
-def test_a_temperature_that_has_no_reason_to_change_is_not() -> None:
-    assert stuck_temperature_since(_readings(lambda s: 350.0 + 20 * (s % 2), lambda _: 61.0), 700.0) is None
-    assert stuck_temperature_since(_readings(_in_turns, lambda s: 36 + _in_turns(s) // 60), 700.0) is None
-    assert stuck_temperature_since([], 700.0) is None
-
-
-def test_it_is_said_and_left_out(tmp_path: Path) -> None:
-    outcome = heat(tmp_path / "p", "sim:h100?fail=stuck-temperature-after-3s")
-    (note,) = (note for note in outcome.notes if note.startswith("the temperature reading did not change from 3 s on"))
-    assert "while power went from " in note
-    thermal = pd.read_parquet(tmp_path / "p" / "thermal.parquet")
-    assert thermal[thermal.elapsed_s < 2].temperature_C.notna().all()
-    assert thermal[thermal.elapsed_s > 4].temperature_C.isna().all()
-    assert thermal.power_W.notna().all()
-
-
 def test_a_trace_is_kept_a_section_at_a_time(tmp_path: Path, manifest: Any) -> None:
     """But for readings that may turn out to be stuck."""
     trace: list[SensorReading] = []
     writer = ProfileWriter(tmp_path / "p", manifest)
     sampler: Any = SimpleNamespace(trace=lambda: list(trace))
-    kept = ThermalTrace(sampler, writer, 0.0, 700.0)
+    kept = ThermalTrace(sampler, writer, 0.0)
     readings = _readings(lambda s: min(s, 30.0), lambda s: 40 + s // 10)  # power stays what it is from 30 s on
     for until in (0, 100, 350, 400, 600):
         trace[:] = readings[:until]

@@ -1,0 +1,108 @@
+"""Published runs on Blackwell, zero-shot: which system and which precision is faster for one model?
+
+    python bench/blackwell.py [--json] [--rows] [--data FOLDER]
+
+    pairs, order            pairs of runs of one model and release on other systems or in other precisions, and the
+                            share whose order (tokens/s of a GPU) is predicted
+    precision_pairs, precision_order    of those, on one system
+    system_pairs, system_order          of those, in one precision
+    time_mape, time_bias, rows          of the runs themselves: mean |predicted/measured - 1|, mean log
+
+Predicted as Megatron Core by whatever calibration the GPU has. Nodes are what the vendor sells: 72 GPUs of a rack. The
+runs are read from `../shared/data`; where they are missing there is nothing to do, and the exit code is 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from moemodel.calibration.store.catalogue import load_calibration
+from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.spec import Plan
+from moemodel.model.predict.predict import predict
+from moemodel.model.step.system import System, system_of
+from studies.runs import BLACKWELL, SystemRow, bridge_blackwell
+
+_DATA = Path(__file__).parents[2] / "shared" / "data"
+_REST: dict[str, float] = {"schedule": 0, "skew": 1.0, "clock_Hz": np.inf, "power_cap_W": np.inf}
+
+
+def _system(row: SystemRow) -> System:
+    plan = {
+        "architecture": "llama-3-8b",
+        "sequence_length": 8,
+        "global_batch": 1,
+        "backend": "megatron-core",
+        "precision": row.precision,
+        "cluster": {"gpu": row.gpu, "gpus": 1},
+    }
+    return system_of(Plan.model_validate(plan), load_calibration(None, row.gpu))
+
+
+def predicted_s(row: SystemRow) -> float:
+    """Time of a step of a published run."""
+    plans = PlanBatch.of(**_REST | dict(row.row.plan))
+    return float(predict(row.row.architecture, plans, _system(row)).step_time_s[0])
+
+
+def figures(rows: list[SystemRow], times_s: list[float]) -> dict[str, float]:
+    """What `--json` prints."""
+    rates = [
+        tuple(
+            float(row.row.plan["global_batch"]) * float(row.row.plan["seq"]) / gpus / s
+            for s in (row.row.time_s, time_s)
+        )
+        for row, time_s in zip(rows, times_s, strict=True)
+        for gpus in (np.prod([float(row.row.plan[degree]) for degree in ("dp", "tp", "pp", "cp")]),)
+    ]
+    agree: dict[str, list[bool]] = {"": [], "precision_": [], "system_": []}
+    for (a, rate_a), (b, rate_b) in combinations(zip(rows, rates, strict=True), 2):
+        if (a.row.group, a.release) != (b.row.group, b.release) or (a.gpu, a.precision) == (b.gpu, b.precision):
+            continue
+        right = (rate_a[0] > rate_b[0]) == (rate_a[1] > rate_b[1])
+        agree[""].append(right)
+        if a.gpu == b.gpu:
+            agree["precision_"].append(right)
+        if a.precision == b.precision:
+            agree["system_"].append(right)
+    off = np.array([np.log(time_s / row.row.time_s) for row, time_s in zip(rows, times_s, strict=True)])
+    found: dict[str, float] = {}
+    for kind, each in agree.items():
+        found |= {f"{kind}pairs": float(len(each)), f"{kind}order": float(np.mean(each)) if each else float("nan")}
+    return found | {
+        "time_mape": float(np.mean(np.abs(np.expm1(off)))),
+        "time_bias": float(off.mean()),
+        "rows": float(len(off)),
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Published runs on Blackwell.")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--rows", action="store_true", help="print every run")
+    parser.add_argument("--data", type=Path, default=_DATA, help="folder of published data")
+    options = parser.parse_args()
+    if not (options.data / BLACKWELL).is_file():
+        skipped = f"{options.data / BLACKWELL} is not there"
+        print(json.dumps({"skipped": skipped}) if options.json else f"skipped: {skipped}")
+        return
+    rows = bridge_blackwell(options.data)
+    times_s = [predicted_s(row) for row in rows]
+    if options.rows:
+        for row, time_s in zip(rows, times_s, strict=True):
+            error = time_s / row.row.time_s - 1
+            print(
+                f"{row.gpu:16}{row.precision:7}{row.row.label:44}{row.row.time_s:8.2f} s {time_s:8.2f} s {error:+7.1%}"
+            )
+    found = figures(rows, times_s)
+    print(json.dumps(found) if options.json else "\n".join(f"{name} {value:.3g}" for name, value in found.items()))
+
+
+if __name__ == "__main__":
+    main()
