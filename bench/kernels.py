@@ -3,8 +3,9 @@
     python bench/kernels.py [--json] [--fold N] [--gpu NAME ...] [--data FOLDER]
 
 Of every GPU with readings and each kind (products, grouped, attention) four fifths of the shapes are fitted as
-`moemodel calibrate --readings` fits them, and the others predicted. A shape is left out whole: products by n and k, fused layers
-of experts by model and how it is divided, attention by its heads. Data types and kernels are fitted each by itself.
+`moemodel calibrate --readings` fits them, and the others predicted. A shape is left out whole: products by n and k,
+fused layers of experts by model and how it is divided, attention by its heads. Data types and kernels are fitted each
+by itself.
 `time_median` is over all rows left out; `power_mape` over those with power and of at least 50 us, at the time that was
 predicted; nothing is fitted to power (`published.kernels.power`).
 

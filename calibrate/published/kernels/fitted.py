@@ -52,7 +52,6 @@ class FittedKernels:
         time_s_UK = kernels.time_s(self.parameters, self.conditions.chip, clocks) * factor
         return self.conditions.settled_s(kernels.work, time_s_UK)
 
-
     def power_W(self, kernels: Timed, time_s: FloatArray) -> FloatArray:
         """Of kernels repeated that take so long each, [U]."""
         top_Hz = np.full((len(time_s), 1), self.conditions.top_Hz)

@@ -230,9 +230,7 @@ def _assumed(p: Parameter, factor: float, ground: str) -> Parameter:
     return Parameter.assumed(float(f"{p.value * factor:.5g}"), p.unit, f"{ground}: {p.source}", p.error)
 
 
-def _with_grouped(
-    operators: list[OperatorFit], base: Calibration, gpu: Gpu, table: Readings
-) -> list[OperatorFit]:
+def _with_grouped(operators: list[OperatorFit], base: Calibration, gpu: Gpu, table: Readings) -> list[OperatorFit]:
     """Grouped products as much slower or faster than the base's as those inside the table's layers are."""
     old = base.operator(Kind.GROUPED_GEMM, Pass.FORWARD)
     if old is None:

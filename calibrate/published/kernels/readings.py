@@ -25,7 +25,7 @@ import pandas as pd
 
 from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
 from moemodel.model.core.errors import InputError
-from moemodel.model.hardware.gpu import list_gpus, read_gpu
+from moemodel.model.hardware.gpu import Gpu, list_gpus, read_gpu
 
 SOURCE = "ai-dynamo/aiconfigurator, commit 095f58a (Apache-2.0)"
 
@@ -131,23 +131,37 @@ class Readings:
         return np.asarray([zlib.crc32(str(name).encode()) % folds for name in names], dtype=np.int64)[place]
 
 
-def read_readings(paths: Sequence[Path], gpu: str | None = None) -> list[Readings]:
+def read_readings(paths: Sequence[Path], gpu: Gpu | None = None) -> list[Readings]:
     """All rows of some files of one GPU, or of every GPU that they name; sorted by kind, GPU, data type and software.
 
     Args:
         paths: of the files.
-        gpu: description that the rows wanted are of; None: all.
+        gpu: that the rows wanted are of, a preset or a description of one's own; None: all.
 
     Raises:
         InputError: a file is missing, of none of the kinds, or a value is none that the kind can have: with file,
             column and row; or there is no row of the GPU.
     """
-    parts = [part for path in paths for part in _of_table(_read(path), path)]
-    wanted = [part for part in parts if gpu in (None, part.gpu)]
-    if not wanted:
+    parts = [part for path in paths for part in _of_table(_read(path), path, gpu)]
+    wanted = [part for part in parts if gpu is None or part.gpu == gpu.name]
+    if gpu is not None and not wanted:
         found = ", ".join(sorted({part.gpu for part in parts}))
-        raise InputError(f"{', '.join(map(str, paths))}: no row of {gpu}; there are rows of {found}")
+        raise InputError(f"{', '.join(map(str, paths))}: no row of {gpu.name}; there are rows of {found}")
     return sorted(wanted, key=lambda part: (part.family, part.gpu, part.dtype, part.software))
+
+
+def gpu_of(paths: Sequence[Path], name: str | None) -> Gpu:
+    """The GPU that files are to be read for: the one named, or the only one that they have rows of.
+
+    Raises:
+        InputError: as `read_readings`; or none is named and they have rows of several.
+    """
+    if name is not None:
+        return read_gpu(name, key="--gpu")
+    found = sorted({part.gpu for part in read_readings(paths)})
+    if len(found) > 1:
+        raise InputError(f"{', '.join(map(str, paths))}: rows of {', '.join(found)}; say which with --gpu")
+    return read_gpu(found[0])
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -159,12 +173,12 @@ def _read(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: no table can be read from it: {str(error).splitlines()[0]}") from None
 
 
-def _of_table(table: pd.DataFrame, path: Path) -> list[Readings]:
+def _of_table(table: pd.DataFrame, path: Path, own: Gpu | None) -> list[Readings]:
     family = _family(table, path)
     if table.empty:
         raise InputError(f"{path}: no rows")
     table = _checked(table, family, path)
-    gpus = {name: _gpu(name, table, path) for name in table["system"].unique()}
+    gpus = {str(name): _gpu(name, table, path, own) for name in table["system"].unique()}
     dtype = _WORDS[family][0]
     return [
         Readings(family=family, gpu=gpus[str(system)], dtype=str(of), software=f"{software}: {kernel}", table=rows)
@@ -249,8 +263,10 @@ def _is_load(name: object) -> bool:
         return False
 
 
-def _gpu(system: object, table: pd.DataFrame, path: Path) -> str:
-    """The description that a system's name means."""
+def _gpu(system: object, table: pd.DataFrame, path: Path, own: Gpu | None) -> str:
+    """The name of the description that a system's name means; `own` may be none of the presets."""
+    if own is not None and str(system) in (own.name, *own.aliases):
+        return own.name
     name = _SYSTEMS.get(str(system), str(system))
     try:
         return read_gpu(name).name
