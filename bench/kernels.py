@@ -68,8 +68,8 @@ def left_out(tables: list[Readings], base: Calibration, fold: int) -> Iterator[L
             continue
         conditions = conditions_of(table, base, gpu)
         inner = of[of != fold] == (fold - 1) % FOLDS
-        fit = fit_kernels(timed(seen), seen.time_s, inner, conditions)
-        kernels = timed(unseen)
+        fit = fit_kernels(timed(seen, conditions.chip), seen.time_s, inner, conditions)
+        kernels = timed(unseen, conditions.chip)
         time_s = fit.time_s(kernels)
         yield LeftOut(
             family=table.family,

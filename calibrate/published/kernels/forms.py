@@ -150,16 +150,33 @@ class Kernels:
         return np.asarray(busy_s * odd[:, None] + (s["m"] * (p["row"] + moved_s))[:, None])
 
 
-def products(readings: Readings) -> Kernels:
-    """Those of a table of products."""
+def products(readings: Readings, chip: RooflineChip) -> Kernels:
+    """Those of a table of products.
+
+    Engines' kernels in 8 bits or less change with rows that 8 does not divide and with how full the last wave of tiles
+    is: their features have both. Those of a calibration's products, in 16 bits, are what it can hold.
+    """
     m, n, k = (readings.column(name) for name in ("m", "n", "k"))
     ones = np.ones(len(m))
     element_B = OPERANDS[readings.dtype][1]
     least = Work(flops=2 * m * n * k, vector_ops=0 * m, bytes_B=element_B * (m * k + n * k) + _OUT_B * m * n)
     shape = _whole(Shape(m=m, n=n, k=k), ones)
-    return Kernels(
-        kind=Kind.GEMM, shape=shape, work=least, element_B=element_B, features=shape_features(Kind.GEMM, shape)
-    )
+    features = shape_features(Kind.GEMM, shape)
+    if element_B != _OUT_B:
+        fullness = [
+            _fullness(np.ceil(m / down) * np.ceil(n / across) / chip.multiprocessors) for down, across in _WAVES
+        ]
+        features = np.c_[features, 2.0 * (m % 8 != 0), np.array(fullness).T]
+    return Kernels(kind=Kind.GEMM, shape=shape, work=least, element_B=element_B, features=features)
+
+
+_WAVES = ((256, 128), (128, 256), (128, 128), (256, 256))  # tiles that waves are counted in
+_OCTAVES = 4.0  # that a full wave is from an empty one, among features in octaves; assumed
+
+
+def _fullness(waves: FloatArray) -> FloatArray:
+    """Share of the multiprocessors that work, over all waves of tiles."""
+    return np.asarray(_OCTAVES * np.where(waves < 1, np.maximum(waves, 0.05), waves / np.ceil(waves)))
 
 
 def attention(readings: Readings) -> Kernels:

@@ -137,7 +137,7 @@ def _provenance(base: Calibration, used: Sequence[Readings]) -> str:
 
 
 def _operator(base: Calibration, gpu: Gpu, table: Readings) -> tuple[OperatorFit, HeldOutReadings]:
-    kernels = products(table) if table.family == "products" else attention(table)
+    kernels = products(table, chip_of_calibration(base)) if table.family == "products" else attention(table)
     names = FEATURES[form_of(kernels.kind)]
     kernels = replace(kernels, features=kernels.features[:, : len(names)])
     conditions = conditions_of(table, base, gpu)
@@ -204,7 +204,7 @@ def _pace(base: Calibration, fit: OperatorFit, table: Readings) -> float:
     if old is None:
         return 1.0
     large = table.take(table.time_s >= np.quantile(table.time_s, 0.5))
-    kernels = products(large) if large.family == "products" else attention(large)
+    kernels = products(large, chip) if large.family == "products" else attention(large)
     clock = np.array([chip.clock_Hz])
     new_s, old_s = (operator_time(one, chip, kernels.shape, clock).time_s_UK for one in (fit, old))
     return float(np.median(new_s / old_s))

@@ -245,12 +245,14 @@ def _numbers(
 
 
 def _refuse(wrong: pd.Series, table: pd.DataFrame, name: str, path: Path, allowed: str) -> None:
-    if wrong.any():
-        row = int(np.flatnonzero(wrong.to_numpy())[0])
-        more = f" (and {int(wrong.sum()) - 1} rows more)" if wrong.sum() > 1 else ""
-        raise InputError(
-            f"{path}: column {name}, row {row + 1}: found {table[name].iloc[row]}{more}; allowed: {allowed}"
-        )
+    if not wrong.any():
+        return
+    row = int(np.flatnonzero(wrong.to_numpy())[0])
+    found = table[name].iloc[row]
+    if isinstance(found, float) and found.is_integer():  # whole numbers are shown as they are written
+        found = int(found)
+    more = f" (and {int(wrong.sum()) - 1} rows more)" if wrong.sum() > 1 else ""
+    raise InputError(f"{path}: column {name}, row {row + 1}: found {found}{more}; allowed: {allowed}")
 
 
 def _is_load(name: object) -> bool:

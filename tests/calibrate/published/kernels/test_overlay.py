@@ -108,7 +108,8 @@ def test_other_passes_follow_the_forward_one_and_say_that_it_is_assumed(
 def test_fp8_is_that_of_faster_tensor_cores_and_narrower_operands(base: Calibration, tmp_path: Path) -> None:
     (table,) = product_table(tmp_path, "fp8", element_B=1.0, rate=1000e12)
     fold = table.fold(5)
-    kernels, conditions = timed(table), conditions_of(table, base, read_gpu(GPU))
+    conditions = conditions_of(table, base, read_gpu(GPU))
+    kernels = timed(table, conditions.chip)
     assert conditions.chip.flops_per_cycle == pytest.approx(2 * chip_of_calibration(base).flops_per_cycle, rel=1e-3)
     fit = fit_kernels(kernels.take(fold != 0), table.time_s[fold != 0], (fold == 4)[fold != 0], conditions)
     off = fit.time_s(kernels.take(fold == 0)) / table.time_s[fold == 0] - 1
