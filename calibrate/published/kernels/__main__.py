@@ -13,10 +13,9 @@ from pathlib import Path
 
 from moemodel.calibration.published.kernels.overlay import base_of, overlay_readings
 from moemodel.calibration.published.kernels.readings import TABLES, read_readings
-from moemodel.calibration.store.catalogue import write_calibration
+from moemodel.calibration.store.catalogue import PARTLY_DERIVED, write_calibration
 from moemodel.model.hardware.gpu import read_gpu
 
-GPUS = ("b200-sxm-180gb", "gb200-186gb", "b300-sxm-288gb", "gb300-288gb")
 _SHIPPED = Path(__file__).parents[2] / "shipped"
 
 
@@ -27,7 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=_SHIPPED, help="default: where calibrations ship from")
     options = parser.parse_args(arguments)
     tables = read_readings([options.data / "kernels" / name for name in TABLES])
-    for name in GPUS:
+    for name in PARTLY_DERIVED:
         gpu = read_gpu(name)
         calibration, errors = overlay_readings(base_of(gpu), gpu, [t for t in tables if t.gpu == gpu.name])
         for error in errors:

@@ -107,7 +107,6 @@ def overlay_readings(
         update={
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "moemodel_version": moemodel.__version__,
-            "derived_from": None,
             "provenance": _provenance(base, used),
             "operators": [_compact(fit) for fit in operators],
         }
