@@ -248,6 +248,11 @@ def calibrate_readings(*files: Path | str, gpu: str | None = None) -> tuple[Cali
     Needs the extra `calibrate`. What the readings don't show is as in the calibration of that GPU which this project
     measured, or else as derived for it.
 
+    >>> import moemodel
+    >>> calibration, errors = moemodel.calibrate_readings("gemm.csv", gpu="b200")
+    >>> calibration.gpu, errors[0].name
+    ('b200-sxm-180gb', 'gemm/forward')
+
     Args:
         files: Parquet or CSV, of the form that `calibration.published.kernels.readings` describes; at least one.
         gpu: name or description file; None: the only GPU that the files have rows of.
