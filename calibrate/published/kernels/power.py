@@ -4,7 +4,8 @@
 
 Nothing is fitted to it. Most readings from 50 us on are at the limit, where they say only that the model reaches it; of
 the rest, those of an H200, whose power this project measured, lie lower than its kernels draw: fitted to them, all
-energies of work come out at 0.80 of what they are, and each by itself at a tenth to twice, for 0.1 points less error.
+energies of work together come out at 0.80 of what they are, for 0.1 points less error, and each by itself at a tenth to
+twice, for none.
 Below 50 us the host leaves gaps between kernels.
 """
 
