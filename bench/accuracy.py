@@ -40,7 +40,8 @@ _UNITS: dict[str, tuple[str, float]] = {
 }
 
 
-PROFILES = ("second", "first")  # that the shipped calibration pools; of the first of them temperature is taken
+# Two of the four that the shipped calibration pools, whose shapes are held out here; of the first temperature is taken.
+PROFILES = ("second", "first")
 _MAIN = ("step_time", "energy", "clock", "memory", "power")
 
 
@@ -73,7 +74,7 @@ OTHERS = (
     Runs(
         folder="-first",
         title="The first sixteen plans on another card",
-        text="A day earlier, on the card of the other profile.",
+        text="A day earlier, on the card of the profile named first.",
         prefix="other_cards",
     ),
     Runs(

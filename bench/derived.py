@@ -28,6 +28,7 @@ import pandas as pd
 from moemodel.calibration.derive.transfer import derive_calibration
 from moemodel.calibration.store.catalogue import shipped
 from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.interval import Z
 from moemodel.model.device.dvfs import crossing, time_at_clock
 from moemodel.model.device.operator_cost import OperatorCostModel
 from moemodel.model.device.power import power_model
@@ -48,7 +49,6 @@ _PAIRS = {  # GPU of the readings, as they name it -> GPU, and that which its ca
     "gb300": ("gb300-288gb", "h100-sxm-80gb"),
 }
 _LONG_S = 50e-6
-_Z_90 = 1.6448536269514722
 _CLOCKS = 9
 _AT_ONCE = 2048
 
@@ -89,7 +89,7 @@ def derived_against_readings(table: pd.DataFrame, gpu: str, base: str) -> dict[s
     time_s, spread = (np.concatenate(column) for column in zip(*parts, strict=True))
     measured_s = table["latency_ms"].to_numpy(dtype=np.float64) * 1e-3
     off, error = np.log(time_s / measured_s), np.abs(time_s / measured_s - 1)
-    inside = np.abs(off) <= _Z_90 * np.hypot(spread, calibration.composition_error.value)
+    inside = np.abs(off) <= Z * np.hypot(spread, calibration.composition_error.value)
     long = measured_s >= _LONG_S
     return {
         "time_mape": float(error.mean()),

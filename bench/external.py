@@ -34,8 +34,8 @@ from moemodel.calibration.published.data import ITERATIONS, read_rows
 from moemodel.calibration.published.vtrain import FREE, StepFitter, groups, predicted_s
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.files import write_atomic
+from moemodel.model.core.interval import INTERVAL
 from moemodel.model.frameworks.track_record import PRESET, TrackRecord, TrackRecords
-from moemodel.model.results.estimate import INTERVAL
 from studies.a100 import COUNTED, cluster_of, errors, left_out
 from studies.runs import Predictor, Study, bridge, fsdp, gh200, mlperf
 

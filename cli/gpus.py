@@ -55,7 +55,7 @@ def gpus_command(names: tuple[str, ...], as_json: bool) -> None:
             _scaled(gpu.memory_bandwidth_Bps, 1e12, ".2f"),
             _scaled(None if peak is None else peak.flops_per_s, 1e12, ".0f"),
             _scaled(gpu.power_limit_W, 1.0, ".0f"),
-            f"{_scaled(gpu.clock_min_Hz, 1e6, '.0f')}-{_scaled(gpu.clock_max_Hz, 1e6, '.0f')}",
+            _range_MHz(gpu),
             standings[gpu.name],
         )
     out.print(made)
@@ -120,6 +120,12 @@ def _text(value: float | tuple[tuple[int, int], ...]) -> str:
     if isinstance(value, tuple):
         return ", ".join(f"{rows}x{columns}" for rows, columns in value)
     return f"{value:.6g}"
+
+
+def _range_MHz(gpu: Gpu) -> str:
+    """Lowest to highest clock; one question mark where neither is known."""
+    ends = [_scaled(clock_Hz, 1e6, ".0f") for clock_Hz in (gpu.clock_min_Hz, gpu.clock_max_Hz)]
+    return "?" if ends == ["?", "?"] else "-".join(ends)
 
 
 def _scaled(value: float | None, size: float, form: str) -> str:

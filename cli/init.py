@@ -67,7 +67,8 @@ def init_command(
         raise InputError(f"{path}: is there already; choose another name with -o, or overwrite with --force") from None
     command = "optimize" if search else "predict"
     if missing:
-        without = f"moemodel predict {path} gives memory, FLOPs and bytes without one. " if not search else ""
+        known = "memory, FLOPs, bytes and volumes of communication"
+        without = "" if search else f"moemodel predict {path} gives {known} without one. "
         echo(
             f"wrote {path}\nNo calibration of {name} ships, and times and energies need one. {without}"
             "On a machine with that GPU:\n"

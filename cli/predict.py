@@ -33,7 +33,7 @@ _TERMS_SHOWN = 6
     "--calibration",
     metavar="NAME|FILE",
     help="A shipped calibration, or a file that `moemodel calibrate` wrote.  [default: of the plan's GPU; where none "
-    "ships, memory, FLOPs and bytes are all that is given]",
+    "ships, memory, FLOPs, bytes and volumes of communication are all that is given]",
 )
 @click.option("--even-if-it-does-not-fit", is_flag=True, help="Answer also for a plan that needs too much memory.")
 def predict_command(plan: Path, as_json: bool, calibration: str | None, even_if_it_does_not_fit: bool) -> None:
@@ -172,8 +172,8 @@ def _memory(answer: Outcome) -> Table:
     held = "" if available is None else f" of {available / 1e9:.1f} available"
     made.add_row(f"peak{held}", f"{peak_B / 1e9:.2f}", "")
     if available is not None:
-        likely = "" if answer.verdict != "may not fit" else f", with a probability of {answer.fit_probability:.0%}"
-        made.add_row(f"{answer.verdict}{likely}", "", "")
+        likely = f" (it fits with a probability of {answer.fit_probability:.0%})"
+        made.add_row(f"{answer.verdict}{likely if answer.verdict == 'may not fit' else ''}", "", "")
     return made
 
 

@@ -8,8 +8,8 @@
 What the commands do, Python does by the same functions: `predict`, `search` (`moemodel optimize`), `profile`,
 `calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate` (`calibrate --update`) and `validate`; `Meter`
 goes around a training loop of your own. The other names are their documents. `Meter`, `profile` and `validate` need the
-extra `profile`, pip install 'moemodel[profile]'; what begins with `calibrate` or `recalibrate` the extra `calibrate`.
-Everything is imported when it is first used: `import moemodel` costs next to nothing.
+extra `profile`, installed from where moemodel itself came from; what begins with `calibrate` or `recalibrate` the extra
+`calibrate`. Everything is imported when it is first used: `import moemodel` costs next to nothing.
 """
 
 from __future__ import annotations
@@ -157,11 +157,12 @@ def _missing(name: str) -> bool:
 
 def _public() -> list[str]:
     """Names for `from moemodel import *`; which are left out, and what they need, is a warning."""
+    from moemodel.model.core.extras import how_to_install
+
     for name, (module, extra) in _NEEDS.items():
         if _missing(name):
             warn(
-                f"moemodel.{name} is left out: it needs {module}, which is not installed; "
-                f"install it with: pip install 'moemodel[{extra}]'",
+                f"moemodel.{name} is left out: it needs {module}, which is not installed; {how_to_install(extra)}",
                 stacklevel=3,
             )
     return __dir__()

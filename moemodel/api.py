@@ -72,8 +72,8 @@ def predict(
         plan: a path, YAML text, a dict of the same keys, or a `Plan`. A string is a path if it ends in .yaml, .yml or
             .json, contains a slash, or is a file's name; a text of several lines, or in braces, is YAML.
         calibration: itself, its file, or the name of one that ships (`moemodel.list_calibrations()`); None: the one
-            that ships for the plan's GPU. Where none does, the answer holds memory, FLOPs and bytes, and NaN for what
-            needs one.
+            that ships for the plan's GPU. Where none does, the answer holds memory, FLOPs, bytes and volumes of
+            communication, and NaN for what needs one.
         even_if_it_does_not_fit: answer also for a plan that needs more memory than the GPUs have.
 
     Returns:

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from moemodel.model.core.documents import parse_yaml
+from moemodel.model.core.interval import Z
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration, reference_to
 from moemodel.model.results.measured import QUANTITIES, Row, known, predict_as_run, reduce_ranks
 from moemodel.model.results.validation import Report
 from moemodel.validation.records.session import RequestedPlan, RunRecord
-from moemodel.validation.report.build import Z90, results_of
+from moemodel.validation.report.build import results_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class Quantity:
     @property
     def covered(self) -> bool:
         """The measurement lies in the 90 % interval; False where there is none."""
-        return self.spread is not None and abs(math.log(self.predicted / self.measured)) <= Z90 * self.spread
+        return self.spread is not None and abs(math.log(self.predicted / self.measured)) <= Z * self.spread
 
 
 @dataclass(frozen=True, kw_only=True)

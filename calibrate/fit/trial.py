@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 
 from moemodel.calibration.fit.operators import HeldOut
+from moemodel.model.core.interval import Z
 from moemodel.model.records.calibration import OperatorFit
 
 # Log error at which the 90 % interval of a time reaches from half to twice the value: beyond it no two plans that
 # anybody would compare can be told apart.
-_USELESS_LOG_ERROR = math.log(2) / 1.645
+_USELESS_LOG_ERROR = math.log(2) / Z
 # By choice: none of the 42 fits to the H100 profiles that ship is as bad, and more than half of those to a processor's.
 _MOST_USELESS = 0.25
 

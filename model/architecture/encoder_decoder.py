@@ -27,6 +27,7 @@ class T5(Family):
     """T5: an encoder and a decoder with relative position biases and RMS norms, no biases elsewhere."""
 
     ignored: ClassVar[frozenset[str]] = frozenset({"is_encoder_decoder", "is_gated_act", "dense_act_fn"})
+    ends_in_vocabulary: ClassVar[bool] = True
     vocab_size: Count
     d_model: Count
     d_kv: Count

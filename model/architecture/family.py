@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
@@ -42,6 +43,9 @@ OTHER_LAYERS = {
 }
 # `transformers` writes either name.
 Experts = Annotated[Count, Field(validation_alias=AliasChoices("num_experts", "num_local_experts"))]
+RoutedExperts = Annotated[
+    Count, Field(validation_alias=AliasChoices("n_routed_experts", "num_experts", "num_local_experts"))
+]
 
 
 class Family(BaseModel):
@@ -49,6 +53,7 @@ class Family(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True, defer_build=True)
     ignored: ClassVar[frozenset[str]] = frozenset()  # keys that its files have, and that change nothing
+    ends_in_vocabulary: ClassVar[bool] = False  # it has no other head, as its class in `architectures` may ask for
 
     @abstractmethod
     def architecture(self, name: str, source: str) -> Architecture:
@@ -173,6 +178,47 @@ class Decoder(Family):
                 "Attention is not causal (is_causal, use_bidirectional_attention): pairs to both sides are counted."
             )
         return tuple(found)
+
+
+class DenseFirst(Decoder):
+    """A decoder whose first layers are dense, if any, and all others have experts."""
+
+    first_k_dense_replace: CountOrZero = 0
+    moe_layer_freq: Literal[1] = 1
+
+    @model_validator(mode="after")
+    def _dense_layers_fit(self) -> DenseFirst:
+        require_at_most(
+            "first_k_dense_replace", self.first_k_dense_replace, "num_hidden_layers", self.num_hidden_layers
+        )
+        return self
+
+    def is_sparse(self, index: int) -> bool:
+        """Dense first, then experts (arXiv:2412.19437, section 2.1.2)."""
+        return index >= self.first_k_dense_replace
+
+
+def experts_of(
+    decoder: Decoder,
+    *,
+    experts: int,
+    top_k: int,
+    width: int,
+    shared_width: int = 0,
+    router: Router = "softmax_topk",
+    score_correction: bool = False,
+) -> Moe:
+    """A block of experts of a family, each with a gate, dropless and without biases; keys as of `Moe`."""
+    return Moe(
+        experts=experts,
+        top_k=top_k,
+        width=width,
+        activation=decoder.hidden_act,
+        gated=True,
+        shared_width=shared_width,
+        router=router,
+        score_correction=score_correction,
+    )
 
 
 class GroupedDecoder(Decoder):
@@ -308,16 +354,14 @@ class SparseDecoder(GroupedDecoder):
 
     def sparse(self, width: int, *, shared_width: int = 0, bias: bool = False) -> Moe:
         """A block of experts of this family, dropless."""
-        return Moe(
+        block = experts_of(
+            self,
             experts=self.num_experts,
             top_k=self.num_experts_per_tok,
             width=width,
-            activation=self.hidden_act,
-            gated=True,
-            bias=bias,
             shared_width=shared_width,
-            shared_gate=self.shared_gate and shared_width > 0,
             router=self.router,
-            router_bias=self.router_bias,
             score_correction=self.score_correction,
         )
+        shared_gate = self.shared_gate and shared_width > 0
+        return replace(block, bias=bias, shared_gate=shared_gate, router_bias=self.router_bias)

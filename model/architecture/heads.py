@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from moemodel.model.architecture.families import TEXT_PARTS, UNSUPPORTED, folded, is_class_of, known_type
+from moemodel.model.architecture.families import TEXT_PARTS, UNSUPPORTED, family_of, folded, is_class_of, known_type
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.shown import shown
 
@@ -18,6 +18,7 @@ _BARE = ("TextModel", "Model")
 _LAST_WORDS = (*_VOCABULARY, *_OF_CLASSES, *_BARE)
 _ENDINGS = re.compile(f"(?P<stem>.+?)(?P<last>{'|'.join(_LAST_WORDS)})")
 _SPAN_OUTPUTS = 2  # where an answer begins, and where it ends
+_UNSTATED_LABELS = 2  # transformers 5.24, configuration_utils.py: PreTrainedConfig.num_labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +125,8 @@ def _class_notes(name: str, stem: str, model_type: str) -> tuple[str, ...]:
 def _head(last: str, name: str, config: Mapping[str, Any], model_type: str, notes: tuple[str, ...]) -> Head:
     if last in _VOCABULARY:
         return Head(notes=notes)
-    if model_type in ("t5", "mt5", "switch_transformers", "moemodel_mlp"):
+    family = family_of(model_type)
+    if family is not None and family.ends_in_vocabulary:
         raise ValueError(f"architectures: found {shown(name)}; of {model_type}, allowed: a vocabulary head")
     if last in _BARE:
         return Head(kind="none", notes=(*notes, "The model ends without a head, as its class in architectures does."))
@@ -147,8 +149,8 @@ def _labels(config: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
     if stated is None and isinstance(config.get("id2label"), dict):
         stated = len(config["id2label"])
     if stated is None:
-        return 1, (
-            "The file states no num_labels or id2label; one output is counted (transformers would make it two).",
+        return _UNSTATED_LABELS, (
+            "The file states no num_labels or id2label; two outputs are counted, as in transformers.",
         )
     if isinstance(stated, bool) or not isinstance(stated, int) or not 0 < stated < 2**31:
         raise ValueError(f"num_labels: found {shown(stated)}; allowed: a number of classes from 1 on")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import model_validator
 
-from moemodel.model.architecture.family import Decoder
+from moemodel.model.architecture.family import DenseFirst, RoutedExperts, experts_of
 from moemodel.model.architecture.fields import Count, CountOrZero, reject, require_at_most
 from moemodel.model.architecture.spec import Attention, Latent, Mlp, Moe, Router
 
 _MLP_LAYER_TYPES = ("dense", "sparse")
 
 
-class DeepseekV3(Decoder):
+class DeepseekV3(DenseFirst):
     """DeepSeek-V3: latent attention, a few dense layers first, then experts chosen by corrected sigmoid scores."""
 
     ignored: ClassVar[frozenset[str]] = frozenset({"num_key_value_heads", "head_dim", "qk_head_dim"})
@@ -22,9 +22,7 @@ class DeepseekV3(Decoder):
 
     intermediate_size: Count
     moe_intermediate_size: Count
-    n_routed_experts: Count = Field(
-        validation_alias=AliasChoices("n_routed_experts", "num_experts", "num_local_experts")
-    )
+    n_routed_experts: RoutedExperts
     num_experts_per_tok: Count
     first_k_dense_replace: CountOrZero
     kv_lora_rank: Count
@@ -34,14 +32,10 @@ class DeepseekV3(Decoder):
     q_lora_rank: Count | None = 1536  # null: queries have no latent
     n_shared_experts: CountOrZero | None = 1
     use_mla: Literal[True] = True
-    moe_layer_freq: Literal[1] = 1
 
     @model_validator(mode="after")
-    def _shape_fits(self) -> DeepseekV3:
+    def _experts_fit(self) -> DeepseekV3:
         require_at_most("num_experts_per_tok", self.num_experts_per_tok, "n_routed_experts", self.n_routed_experts)
-        require_at_most(
-            "first_k_dense_replace", self.first_k_dense_replace, "num_hidden_layers", self.num_hidden_layers
-        )
         return self
 
     def attention(self, index: int) -> Attention:  # noqa: ARG002
@@ -61,20 +55,15 @@ class DeepseekV3(Decoder):
             ),
         )
 
-    def is_sparse(self, index: int) -> bool:
-        """Dense first, then experts (arXiv:2412.19437, section 2.1.2)."""
-        return index >= self.first_k_dense_replace
-
     def feed_forward(self, index: int) -> Mlp | Moe:
         """A dense block, or experts."""
         if not self.is_sparse(index):
             return self.dense(self.intermediate_size)
-        return Moe(
+        return experts_of(
+            self,
             experts=self.n_routed_experts,
             top_k=self.num_experts_per_tok,
             width=self.moe_intermediate_size,
-            activation=self.hidden_act,
-            gated=True,
             shared_width=(self.n_shared_experts or 0) * self.moe_intermediate_size,
             router=self.router,
             score_correction=self.score_correction,

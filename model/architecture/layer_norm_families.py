@@ -13,6 +13,14 @@ from moemodel.model.architecture.fields import ActivationName, Count, CountOrZer
 from moemodel.model.architecture.spec import Architecture, Attention, Mlp, Moe, Norm
 
 
+class _LayerNormsWithoutGates:
+    """What most of them have in common: layer norms with a shift, and blocks without a gate."""
+
+    norm: ClassVar[Norm] = "layer"
+    norm_bias: ClassVar[bool] = True
+    mlp_gated: ClassVar[bool] = False
+
+
 class Olmo(DenseDecoder):
     """OLMo 1: layer norms without parameters."""
 
@@ -20,12 +28,9 @@ class Olmo(DenseDecoder):
     norm_scale: ClassVar[bool] = False
 
 
-class Jais2(Llama):
+class Jais2(_LayerNormsWithoutGates, Llama):
     """Jais 2: layer norms, blocks without a gate, squared ReLU."""
 
-    norm: ClassVar[Norm] = "layer"
-    norm_bias: ClassVar[bool] = True
-    mlp_gated: ClassVar[bool] = False
     hidden_act: ActivationName = "relu2"
     attention_bias: Flag = True
     mlp_bias: Flag = True
@@ -71,12 +76,9 @@ class Cohere2(Cohere):
         return (index + 1) % self.sliding_window_pattern != 0
 
 
-class Starcoder2(Mistral):
+class Starcoder2(_LayerNormsWithoutGates, Mistral):
     """StarCoder2: layer norms, blocks without a gate, biases everywhere."""
 
-    norm: ClassVar[Norm] = "layer"
-    norm_bias: ClassVar[bool] = True
-    mlp_gated: ClassVar[bool] = False
     hidden_act: ActivationName = "gelu"
     sliding_window: CountOrZero | None = None
     attention_bias: Flag = Field(default=True, validation_alias="use_bias")
@@ -88,12 +90,9 @@ class Starcoder2(Mistral):
         return self.attention_bias
 
 
-class Nemotron(Llama):
+class Nemotron(_LayerNormsWithoutGates, Llama):
     """Nemotron-4 and Minitron: layer norms, blocks without a gate, squared ReLU."""
 
-    norm: ClassVar[Norm] = "layer"
-    norm_bias: ClassVar[bool] = True
-    mlp_gated: ClassVar[bool] = False
     hidden_act: ActivationName = "relu2"
 
 
@@ -129,12 +128,9 @@ class StableLm(DenseDecoder):
         return "full" if self.qk_layernorm else "none"
 
 
-class Phi(DenseDecoder):
+class Phi(_LayerNormsWithoutGates, DenseDecoder):
     """Phi-1.5 and Phi-2: one layer norm for both blocks side by side, no gate, biases everywhere."""
 
-    norm: ClassVar[Norm] = "layer"
-    norm_bias: ClassVar[bool] = True
-    mlp_gated: ClassVar[bool] = False
     hidden_act: ActivationName = "gelu"
     attention_bias: Literal[True] = True
     qk_layernorm: Literal[False] = False
@@ -155,12 +151,9 @@ class Phi(DenseDecoder):
         return True
 
 
-class GptNeoX(DenseDecoder):
+class GptNeoX(_LayerNormsWithoutGates, DenseDecoder):
     """GPT-NeoX and Pythia: layer norms, no gate, biases; each block has a norm, side by side or not."""
 
-    norm: ClassVar[Norm] = "layer"
-    norm_bias: ClassVar[bool] = True
-    mlp_gated: ClassVar[bool] = False
     hidden_act: ActivationName = "gelu"
     attention_bias: Flag = True
     use_parallel_residual: Flag = True  # side by side, but with a norm each: the same work
@@ -171,12 +164,8 @@ class GptNeoX(DenseDecoder):
         return True
 
 
-class GptJ(Decoder):
+class GptJ(_LayerNormsWithoutGates, Decoder):
     """GPT-J: one layer norm for both blocks side by side, no gate, biases of the feed-forward block and the head."""
-
-    norm: ClassVar[Norm] = "layer"
-    norm_bias: ClassVar[bool] = True
-    mlp_gated: ClassVar[bool] = False
 
     hidden_size: Count = Field(validation_alias=AliasChoices("n_embd", "hidden_size"))
     num_hidden_layers: Layers = Field(validation_alias=AliasChoices("n_layer", "num_hidden_layers"))
@@ -212,12 +201,8 @@ class GptJ(Decoder):
         return self.dense(self.n_inner or 4 * self.hidden_size, bias=True)
 
 
-class Falcon(GroupedDecoder):
+class Falcon(_LayerNormsWithoutGates, GroupedDecoder):
     """Falcon: blocks side by side with one norm (7B) or two (40B), no gate, one head of keys and values or a few."""
-
-    norm: ClassVar[Norm] = "layer"
-    norm_bias: ClassVar[bool] = True
-    mlp_gated: ClassVar[bool] = False
 
     hidden_act: ActivationName = Field(default="gelu", validation_alias="activation")
     tie_word_embeddings: Flag = True
@@ -256,12 +241,8 @@ class Falcon(GroupedDecoder):
         return self.dense(self.ffn_hidden_size or 4 * self.hidden_size, bias=self.attention_bias)
 
 
-class Bloom(Decoder):
+class Bloom(_LayerNormsWithoutGates, Decoder):
     """BLOOM: slopes in place of positions, a norm behind the embedding, no gate, biases everywhere."""
-
-    norm: ClassVar[Norm] = "layer"
-    norm_bias: ClassVar[bool] = True
-    mlp_gated: ClassVar[bool] = False
 
     hidden_size: Count = Field(validation_alias=AliasChoices("hidden_size", "n_embed", "n_embd"))
     num_hidden_layers: Layers = Field(validation_alias=AliasChoices("n_layer", "num_hidden_layers"))

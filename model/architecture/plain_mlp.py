@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, model_validator
 
@@ -27,6 +27,7 @@ class MoemodelMlp(Family):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    ends_in_vocabulary: ClassVar[bool] = True
 
     model_type: Literal["moemodel_mlp"]
     hidden_size: Count  # features in, and out of every block but the last

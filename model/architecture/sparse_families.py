@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
-from moemodel.model.architecture.family import Decoder, Experts, GroupedDecoder, QkNorm, SparseDecoder
+from moemodel.model.architecture.family import (
+    Decoder,
+    DenseFirst,
+    Experts,
+    GroupedDecoder,
+    QkNorm,
+    RoutedExperts,
+    SparseDecoder,
+    experts_of,
+)
 from moemodel.model.architecture.fields import (
     ActivationName,
     Count,
@@ -20,9 +29,6 @@ from moemodel.model.architecture.fields import (
 )
 from moemodel.model.architecture.spec import Attention, Mlp, Moe, Norm, Router
 
-RoutedExperts = Annotated[
-    Count, Field(validation_alias=AliasChoices("n_routed_experts", "num_experts", "num_local_experts"))
-]
 _PerLayer = Count | tuple[Count, ...]
 
 
@@ -133,12 +139,11 @@ class GraniteMoeHybrid(GroupedDecoder):
         """The same in every layer."""
         if not self.num_local_experts:
             return self.dense(self.shared_intermediate_size)
-        return Moe(
+        return experts_of(
+            self,
             experts=self.num_local_experts,
             top_k=self.num_experts_per_tok,
             width=self.expert_width or 0,
-            activation=self.hidden_act,
-            gated=True,
             shared_width=self.shared_intermediate_size,
         )
 
@@ -219,8 +224,7 @@ class Qwen2Moe(Qwen3Moe):
 
     shared_gate: ClassVar[bool] = True
     shared_expert_intermediate_size: Count
-    qkv_bias: Flag = True
-    attention_bias: Literal[False] = False
+    attention_bias: Flag = Field(default=True, validation_alias="qkv_bias")  # of queries, keys and values
     max_window_layers: CountOrZero = 28
 
     @property
@@ -229,9 +233,9 @@ class Qwen2Moe(Qwen3Moe):
         return "none"
 
     @property
-    def bias_qkv(self) -> bool:
-        """Its own key, for queries, keys and values only."""
-        return self.qkv_bias
+    def bias_out(self) -> bool:
+        """Never."""
+        return False
 
     @property
     def shared_width(self) -> int:
@@ -243,28 +247,19 @@ class Qwen2Moe(Qwen3Moe):
         return index % 2 == 0 and index < self.max_window_layers
 
 
-class SharedExpertsDecoder(SparseDecoder):
+class SharedExpertsDecoder(DenseFirst, SparseDecoder):
     """A few dense layers first, then experts beside shared ones, each as wide as a routed one."""
 
     num_experts: RoutedExperts
     intermediate_size: Count
     moe_intermediate_size: Count
-    first_k_dense_replace: CountOrZero = 0
     shared_experts: CountOrZero | None = Field(
         default=None, validation_alias=AliasChoices("n_shared_experts", "num_shared_experts")
     )
-    moe_layer_freq: Literal[1] = 1
-
-    @model_validator(mode="after")
-    def _dense_layers_fit(self) -> SharedExpertsDecoder:
-        require_at_most(
-            "first_k_dense_replace", self.first_k_dense_replace, "num_hidden_layers", self.num_hidden_layers
-        )
-        return self
 
     def feed_forward(self, index: int) -> Mlp | Moe:
         """Dense first, then experts."""
-        if index < self.first_k_dense_replace:
+        if not self.is_sparse(index):
             return self.dense(self.intermediate_size)
         return self.sparse(self.moe_intermediate_size, shared_width=self.shared_width)
 
@@ -429,15 +424,14 @@ class HunyuanMoe(GroupedDecoder):
         return "per_head" if self.use_qk_norm else "none"
 
     def feed_forward(self, index: int) -> Mlp | Moe:
-        """The layer's experts, and as wide a shared one."""
+        """The layer's experts, and shared ones, each `intermediate_size` wide (transformers' HunYuanMoEV1MLP)."""
         width = _at(self.moe_intermediate_size or self.intermediate_size, index)
         shared = _at(self.shared_experts, index) * self.use_mixed_mlp_moe
-        return Moe(
+        return experts_of(
+            self,
             experts=self.num_experts,
             top_k=_at(self.top_k, index),
             width=width,
-            activation=self.hidden_act,
-            gated=True,
             shared_width=shared * self.intermediate_size,
         )
 
@@ -483,12 +477,11 @@ class Llama4(GroupedDecoder):
         sparse = (index + 1) % step == 0 if self.moe_layers is None else index in self.moe_layers
         if not sparse:
             return self.dense(self.intermediate_size_mlp)
-        return Moe(
+        return experts_of(
+            self,
             experts=self.num_experts,
             top_k=self.num_experts_per_tok,
             width=self.intermediate_size,
-            activation=self.hidden_act,
-            gated=True,
             shared_width=self.intermediate_size,
             router="sigmoid_topk",
         )
@@ -530,6 +523,9 @@ class MimoV2Flash(SparseDecoder):
             "swa_num_attention_heads",
             self.swa_num_attention_heads,
         )
+        if 1 in self.hybrid_layer_pattern and self.layer_types is None and not self.sliding_window:
+            allowed = "a number of tokens, since hybrid_layer_pattern has layers with a window (1)"
+            reject("sliding_window", self.sliding_window, allowed)
         return self
 
     def is_windowed(self, index: int) -> bool:
@@ -610,13 +606,7 @@ class Dbrx(Decoder):
     def feed_forward(self, index: int) -> Mlp | Moe:  # noqa: ARG002
         """The same experts in every layer."""
         experts = self.ffn_config
-        return Moe(
-            experts=experts.moe_num_experts,
-            top_k=experts.moe_top_k,
-            width=experts.ffn_hidden_size,
-            activation=self.hidden_act,
-            gated=True,
-        )
+        return experts_of(self, experts=experts.moe_num_experts, top_k=experts.moe_top_k, width=experts.ffn_hidden_size)
 
 
 class Grok2(Grok1):

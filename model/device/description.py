@@ -15,14 +15,15 @@ from dataclasses import dataclass
 
 from moemodel.model.core.dtypes import Dtype
 from moemodel.model.core.errors import CalibrationError
+from moemodel.model.core.interval import Z
 from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.records.calibration import Calibration, Parameter
 
 _SAME = 1e-3  # relative: what rounding a figure to four digits may change
 _ANOTHER = 2.0  # assumed: within a generation data sheets differ by less (H100 SXM, PCIe, NVL, H200: 1.0 to 1.95)
-# Log error that rescaling adds, over the largest logarithm of new over old figure: the 90 % interval (1.645 of it)
+# Log error that rescaling adds, over the largest logarithm of new over old figure: the 90 % interval (Z of it)
 # reaches to where nothing follows the figure. Assumed: nobody measured how kernels follow.
-_NOT_FOLLOWED = 1 / 1.645
+_NOT_FOLLOWED = 1 / Z
 _DTYPE: Dtype = "bf16"  # that profiles are of
 _FROM_THE_DRIVER = "PCIe generation and width"  # source of links that were found, whatever the description says
 
@@ -68,7 +69,8 @@ def rescale_for_description(calibration: Calibration, gpu: Gpu) -> tuple[Calibra
         raise CalibrationError(
             f"calibration {calibration.name} is of another GPU than the description of {gpu.name}: "
             f"{', '.join(map(str, far))}; give the description a name of its own (without --calibration `moemodel "
-            "predict` then gives memory, FLOPs and bytes), or measure that GPU with `moemodel profile`"
+            "predict` then gives memory, FLOPs, bytes and volumes of communication), or measure that GPU with "
+            "`moemodel profile`"
         )
     now = {change.name: change.now for change in changes}
     low_Hz, high_Hz = calibration.clock_range_Hz

@@ -189,7 +189,7 @@ def _of_mean_rank(price: OperatorTime, operators: Sequence[Sequence[_Booked]], s
     rows do not fill evenly, take every rank as long as the busiest.
     """
     every = [call for called in operators for _, call in called]
-    if all(isinstance(call.load_balance, float) for call in every):
+    if all(isinstance(call.load_balance, float) and call.load_balance == 1.0 for call in every):
         return price.work, price.busy_s_UK
     rows, bytes_share, busy = np.ones((3, len(every), shapes))
     for index, call in enumerate(every):

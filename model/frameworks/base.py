@@ -91,7 +91,7 @@ class Framework:
         placeholder_gradients: products add gradients to what is summed, and hand autograd a tensor of the weight's
             shape in their place: one for each shape of a layer stays, one of the head's lasts as long as its pass.
         selective: what `recompute: selective` runs again: the `core` of attention, or all `operators` of a layer but
-            every other product, attention and reduce-scatters.
+            every other product, attention, reduce-scatters and all-to-alls.
 
         program_chooses: the program that calls it chooses how the loss is computed and how many micro-batches a
             schedule gets; else the framework does.

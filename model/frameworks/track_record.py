@@ -15,10 +15,9 @@ from typing import Annotated
 from pydantic import Field
 
 from moemodel.model.core.documents import Strict, read_json
+from moemodel.model.core.interval import Z
 
 PRESET = Path(__file__).parents[1] / "presets" / "track_record.json"
-
-Z_90 = 1.6448536269514722  # standard normal quantile at 95 %: a central 90 % interval is that many errors wide
 
 
 class TrackRecord(Strict):
@@ -39,7 +38,7 @@ class TrackRecord(Strict):
     @property
     def log_error(self) -> float:
         """Standard error of log(measured / predicted) whose central 90 % interval holds nine in ten of the runs."""
-        return self.within_log / Z_90
+        return self.within_log / Z
 
 
 class TrackRecords(Strict):

@@ -37,9 +37,10 @@ from moemodel.model.records.link_residuals import LinkCurve
 _SUFFIXES = (".yaml", ".yml")
 _MOST_GPUS_OF_A_HOST = 16  # an HGX-2's; a node of more is a domain of several hosts
 _DOMAINS = ("GB200", "GB300", "GH200")  # superchips, whose NVLink domains (NVL32, NVL36, NVL72) go across hosts
-_MOST_SUPERCHIPS_OF_A_HOST = 4
+_MOST_SUPERCHIPS_OF_A_HOST = 4  # GPUs of a compute tray (NVIDIA GB200 NVL72, as in presets/gpus/gb200-186gb.json)
 _TOO_SLOW = 0.01  # assumed: links that work reach more
-_TOO_FAST = 2.0  # over the links' line rate: in-network sums (SHARP) make a reduction look up to this fast
+# Over the links' line rate; assumed: in-network sums (SHARP) send a tensor once, where a ring sends it twice.
+_TOO_FAST = 2.0
 _LEAST_EFFICIENCY = 1e-4  # of a test whose times hardly depend on the size: keeps divisions finite, far below any link
 
 Count = Annotated[int, Field(gt=0, le=1_000_000, strict=True)]  # bound assumed: no cluster has more of anything
@@ -198,8 +199,8 @@ def _nodes(count: int) -> str:
 
 def cluster_network(
     calibration: Calibration, gpu: Gpu, gpus: int, gpus_per_node: int | None, internode: Internode
-) -> Network:
-    """The network of a plan's cluster.
+) -> tuple[Network, Internode]:
+    """The network of a plan's cluster, and what joins its nodes with the tests in their places (`placed`).
 
     Args:
         calibration: for the links inside a node.
@@ -220,7 +221,8 @@ def cluster_network(
     if internode.nodes and gpus > internode.nodes * network.gpus_per_node:
         there = internode.nodes * network.gpus_per_node
         raise InputError(f"cluster.gpus: found {gpus}; {internode.source} has {there} GPUs")
-    return with_tests(network, placed(internode, network.gpus_per_node).tests)
+    internode = placed(internode, network.gpus_per_node)
+    return with_tests(network, internode.tests), internode
 
 
 def with_tests(network: Network, tests: Sequence[NcclTest]) -> Network:

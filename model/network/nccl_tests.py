@@ -96,10 +96,11 @@ def read_nccl_tests(
 
     Args:
         path: of the file that they were kept in.
-        collective, ranks, nodes: where the file does not say, or where its user knows better.
+        collective, nodes: where the file does not say, or where its user knows better.
+        ranks: where the file does not list all of them.
 
     Raises:
-        InputError: the line that cannot be read, or what the file lacks.
+        InputError: the line that cannot be read, what the file lacks, or that it lists other than `ranks`.
     """
     text = read_text(path)
     runs = [read_json_run(text, str(path))] if is_json(text) else scan(text, str(path))
@@ -130,7 +131,10 @@ def _test(run: NcclRun, collective: Collective, *, ranks: int | None, nodes: int
         raise InputError(
             f"{run.place}: rank {missing[0]} is not among the {len(run.hosts)} listed; give ranks and nodes"
         )
-    many = ranks or len(run.hosts)
+    listed = len(run.hosts)
+    if ranks and listed and not missing and ranks != listed:
+        raise InputError(f"{run.place}: found ranks {ranks}; the file lists {listed}: leave ranks out")
+    many = ranks or listed
     hosts = len(set(run.hosts.values()))
     among = nodes or hosts
     if many < 2 or among < 1 or many % among:

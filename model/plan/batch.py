@@ -16,12 +16,15 @@ from moemodel.model.plan.spec import Plan
 from moemodel.model.schedule.base import Sizes
 from moemodel.model.schedule.batch import PlanSchedules
 
+_ALL_OF_A_STEP = np.zeros(0, dtype=np.int64)  # what a batch that does not say has in place of a column
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlanBatch:
     """Plans of one architecture on one cluster, as arrays of length P (or scalars that broadcast).
 
-    `micro_batches_per_schedule`: that a pipeline passes before the next begin; 0: all of a step.
+    `micro_batches_per_schedule`: that a pipeline passes before the next begin; 0: all of a step, as for all plans
+    where it is left out.
     Units: batches and sequence in sequences and tokens; the clock that may be set at most in Hz and the cap in
     W, infinite where the GPU decides.
     """
@@ -42,7 +45,7 @@ class PlanBatch:
     skew: FloatArray
     clock_Hz: FloatArray
     power_cap_W: FloatArray
-    micro_batches_per_schedule: IntArray = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
+    micro_batches_per_schedule: IntArray = field(default_factory=lambda: _ALL_OF_A_STEP)
 
     @classmethod
     def of(cls, **columns: Any) -> PlanBatch:
@@ -53,8 +56,11 @@ class PlanBatch:
         return cls(**dict(zip(kinds, (np.ascontiguousarray(a) for a in arrays), strict=True)))
 
     def __post_init__(self) -> None:
-        if len(self.micro_batches_per_schedule) != len(self.dp):  # the default, said once
-            object.__setattr__(self, "micro_batches_per_schedule", np.zeros(len(self.dp), dtype=np.int64))
+        some = self.micro_batches_per_schedule
+        if some is _ALL_OF_A_STEP:
+            object.__setattr__(self, "micro_batches_per_schedule", np.zeros_like(self.dp))
+        elif len(some) != len(self.dp):
+            raise ValueError(f"micro_batches_per_schedule: found {len(some)} values; there are {len(self.dp)} plans")
 
     def __len__(self) -> int:
         return int(self.dp.size)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from pydantic import PrivateAttr
 
 from moemodel.model.architecture.hf_config import list_architectures
+from moemodel.model.core.documents import Strict
 from moemodel.model.core.files import is_path, is_there
 from moemodel.model.hardware.gpu import is_known_gpu
 from moemodel.model.hardware.link import Link, links
@@ -24,16 +27,41 @@ class _Cluster(Protocol):
     def gpu(self) -> str: ...
     @property
     def internode(self) -> str | Link: ...
+    def model_copy(self, *, update: Mapping[str, Any] | None = None) -> Any: ...
 
 
-class _NamesFiles(Protocol):
+class NamesFiles(Strict):
+    """A document that names files: a plan or a search."""
+
+    if TYPE_CHECKING:  # fields of both, in places of their own
+
+        @property
+        def architecture(self) -> str: ...
+        @property
+        def cluster(self) -> _Cluster: ...
+
+    _file_notes: tuple[str, ...] = PrivateAttr(default=())
+
     @property
-    def architecture(self) -> str: ...
-    @property
-    def cluster(self) -> _Cluster: ...
+    def file_notes(self) -> tuple[str, ...]:
+        """What has to be said about files that it names, a sentence each."""
+        return self._file_notes
+
+    def read_in(self, folder: Path) -> Self:
+        """The document with its files by their names from the working directory, and notes on them.
+
+        Args:
+            folder: that its file lies in.
+        """
+        moved, notes = _found_files(self, folder)
+        architecture = moved.pop("architecture", self.architecture)
+        cluster = self.cluster.model_copy(update=moved)
+        changed = self.model_copy(update={"architecture": architecture, "cluster": cluster})
+        changed._file_notes = notes
+        return changed
 
 
-def found_files(document: _NamesFiles, folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+def _found_files(document: NamesFiles, folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
     """What a document's names of files mean from the working directory, by key; and what has to be said about them.
 
     Args:

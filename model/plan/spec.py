@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,7 +15,7 @@ from moemodel.model.frameworks.registry import FORMER_NAMES, framework_of
 from moemodel.model.hardware.gpu import Gpu, GpuVariant, read_gpu
 from moemodel.model.hardware.link import Link
 from moemodel.model.plan.clock import Clock, clock_of
-from moemodel.model.plan.paths import found_files
+from moemodel.model.plan.paths import NamesFiles
 from moemodel.model.plan.recompute import RecomputeName, recompute_number
 from moemodel.model.plan.rules import check_precision, degree_rules, messages
 from moemodel.model.schedule import registry as schedules
@@ -170,7 +169,7 @@ def _names_backend(document: Any) -> bool:
 Backend = Annotated[Text, AfterValidator(_known_framework)]
 
 
-class Plan(Strict):
+class Plan(NamesFiles):
     """One training plan, as a user writes it. Sizes in sequences and tokens, clock in MHz, power in W.
 
     >>> import moemodel
@@ -214,12 +213,6 @@ class Plan(Strict):
     site: SiteSpec = SiteSpec()
     tokens: TokensOfRun | None = Field(default=None, description="tokens to train on; null: no totals for the run")
     _former_backend: str | None = PrivateAttr(default=None)
-    _file_notes: tuple[str, ...] = PrivateAttr(default=())
-
-    @property
-    def file_notes(self) -> tuple[str, ...]:
-        """What has to be said about files that it names, a sentence each."""
-        return self._file_notes
 
     @property
     def former_backend(self) -> str | None:
@@ -281,14 +274,6 @@ class Plan(Strict):
             )
         return self
 
-    def with_files(self, moved: Mapping[str, str], notes: tuple[str, ...]) -> Plan:
-        """The plan with other names of files, and notes on them (`paths.found_files`)."""
-        cluster = {name: path for name, path in moved.items() if name != "architecture"}
-        update = {"architecture": moved.get("architecture", self.architecture)}
-        changed = self.model_copy(update={**update, "cluster": self.cluster.model_copy(update=cluster)})
-        changed._file_notes = notes
-        return changed
-
     @property
     def choices(self) -> dict[str, int]:
         """What a search chooses, by name, but for the clock; recompute and schedule as numbers."""
@@ -316,8 +301,7 @@ def read_plan(path: Path | str) -> Plan:
         InputError: the file, line and key of each mistake, what was found and what is allowed.
     """
     plan = read_yaml(Path(path), Plan)
-    moved, notes = found_files(plan, Path(path).parent)
-    return plan.with_files(moved, notes)
+    return plan.read_in(Path(path).parent)
 
 
 def plan_text(plan: Plan) -> str:

@@ -31,10 +31,7 @@ class LinkCurve(Strict):
     ranks: Whole = Field(ge=2, le=10_000_000)
     across: Switch = False
     size_B: list[Annotated[Real, Field(le=1e18)]] = Field(min_length=1, description="of the full tensor, rising")
-    # bounds assumed: a ratio of e^50 is no measurement
-    log_ratio: list[Annotated[Real, Field(ge=-50, le=50)]] = Field(
-        description="log(measured time / formula) at each size"
-    )
+    log_ratio: list[_LogRatio] = Field(description="log(measured time / formula) at each size")
 
     @model_validator(mode="after")
     def _rising(self) -> LinkCurve:

@@ -10,8 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-INTERVAL = 0.9  # probability that an interval holds the true value: a choice, 5 % are left on either side
-Z = 1.6448536269514722  # standard normal quantile at 95 %: what 5 % on either side leave
+from moemodel.model.core.interval import Z
 
 
 @dataclass(frozen=True, kw_only=True)

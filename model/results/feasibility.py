@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.errors import InfeasiblePlanError, InputError
+from moemodel.model.core.interval import INTERVAL
 from moemodel.model.plan.batch import batch_of, joined
 from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.prediction import Prediction
-from moemodel.model.results.estimate import INTERVAL
 from moemodel.model.schedule import registry as schedules
 from moemodel.model.step.memory_fit import peak_memory
 from moemodel.model.step.system import System, framework_as_run

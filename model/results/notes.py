@@ -34,7 +34,7 @@ def notes(
     calibration = machine.calibration
     found = [
         calibration.trial,
-        _memory(machine, float(prediction.memory_B[0]), float(prediction.fit_probability[0])),
+        _memory(plan, architecture, machine, float(prediction.memory_B[0]), float(prediction.fit_probability[0])),
         _description(machine),
         _track_record(machine),
         _outside(prediction),
@@ -49,6 +49,7 @@ def notes(
         _encoder(architecture),
         _links_in_node(plan, machine),
         _links_between_nodes(plan, machine),
+        _part_of_a_node(plan, machine),
         *notes_on_tests(machine.internode, machine.network, plan.cluster.gpus),
         _host(calibration, plan),
         _mfu(plan, machine),
@@ -86,7 +87,7 @@ def notes_without_times(
     found = [
         f"There is no calibration of {name}, so there is no time, power or energy, and nothing that follows from them. "
         "`moemodel profile` on such a GPU and `moemodel calibrate` make one.",
-        _memory(machine, peak_B, probability, always=True),
+        _memory(plan, architecture, machine, peak_B, probability, always=True),
         _tensor_cores(plan, machine),
         _vocabulary(plan, architecture),
         _routing(plan, architecture),
@@ -169,7 +170,15 @@ def _power(calibration: Calibration) -> str:
     )
 
 
-def _memory(machine: System, needed_B: float, probability: float, *, always: bool = False) -> str | None:
+def _memory(
+    plan: Plan,
+    architecture: Architecture,
+    machine: System,
+    needed_B: float,
+    probability: float,
+    *,
+    always: bool = False,
+) -> str | None:
     """Whether a plan fits in memory; where it does, only if it is always to be said."""
     held_B = machine.memory_B
     if math.isinf(held_B):
@@ -180,13 +189,20 @@ def _memory(machine: System, needed_B: float, probability: float, *, always: boo
             return f"This plan fits in memory: {figures}." if always else None
         case "does not fit":
             return f"This plan does not fit in memory: {figures}. It cannot run."
-    open_choices = machine.framework.program_chooses and needed_B > held_B
-    depends = (
-        " With cross_entropy: fused, or fewer micro-batches_per_schedule, where your program does so, it may need less."
-        if open_choices
-        else ""
-    )
+    left_open = _left_to_the_program(plan, architecture, machine) if needed_B > held_B else []
+    depends = f" With {' or '.join(left_open)}, where your program does so, it may need less." if left_open else ""
     return f"This plan may not fit in memory (it fits with a probability of {probability:.0%}): {figures}.{depends}"
+
+
+def _left_to_the_program(plan: Plan, architecture: Architecture, machine: System) -> list[str]:
+    """What would take less memory and what neither the plan nor the framework settles, as keys of a plan."""
+    if not machine.framework.program_chooses:
+        return []
+    found = ["cross_entropy: fused"] if plan.cross_entropy is None and architecture.has_head else []
+    pp, m = plan.parallel.pp, plan.micro_batches
+    if plan.micro_batches_per_schedule is None and 1 < pp < m and m % pp == 0:  # as `thriftiest_B` runs it
+        found.append(f"micro_batches_per_schedule: {pp}")
+    return found
 
 
 def _outside(prediction: Prediction) -> str | None:
@@ -320,6 +336,17 @@ def _links_between_nodes(plan: Plan, machine: System) -> str | None:
     return (
         f"Links between nodes are not measured: {link.bandwidth_GBps:g} GB/s a GPU and {link.latency_us:g} us "
         f"from {link.source}."
+    )
+
+
+def _part_of_a_node(plan: Plan, machine: System) -> str | None:
+    """That the GPUs fill no whole number of nodes (`Network.route`)."""
+    each, gpus = machine.network.gpus_per_node, plan.cluster.gpus
+    if gpus <= each or gpus % each == 0:
+        return None
+    return (
+        f"{gpus} GPUs fill no whole number of nodes of {each}: groups between nodes are counted as if every node that "
+        "they reach were full. Give cluster.gpus_per_node where a node has, or the job takes, another number."
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.interval import INTERVAL
 from moemodel.model.layers.flops import model_flops
 from moemodel.model.layers.parameters import parameters
 from moemodel.model.plan.batch import batch_of
@@ -24,7 +25,7 @@ from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.carbon import footprint, grid_intensity
 from moemodel.model.results.energy import StepEnergy
-from moemodel.model.results.estimate import INTERVAL, Estimate, finite
+from moemodel.model.results.estimate import Estimate, finite
 from moemodel.model.results.feasibility import Verdict, refuse_too_large, verdict_of
 from moemodel.model.results.inlet_sensitivity import InletSensitivity, predict_with_sensitivity
 from moemodel.model.results.notes import notes, notes_without_times

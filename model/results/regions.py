@@ -140,21 +140,13 @@ def find_region(named: str, *, key: str = "region") -> Region:
     Raises:
         InputError: no such place, or none of which an intensity is known; with what is near it in truth.
     """
-    code = _code(named)
-    if code is None:
+    place = _find(named)
+    if place is None:
         raise InputError(
             f"{key}: found {named!r}; allowed: one of {len(list_regions())} names or what else they are called "
             f"({_ALLOWED}){_hint(named)}"
         )
-    grid = _grids().regions[code]
-    return Region(
-        code=code,
-        name=grid.name,
-        kgCO2e_per_kWh=grid.kgCO2e_per_kWh,
-        year=grid.year,
-        table=_grids().tables[grid.table],
-        mean_of_more=_is_larger(named),
-    )
+    return place.region()
 
 
 def find_part(country: str, named: str | None, *, key: str = "region") -> Region:
@@ -166,23 +158,25 @@ def find_part(country: str, named: str | None, *, key: str = "region") -> Region
         key: what an error calls the part.
 
     Raises:
-        InputError: no such country; no such part of it, or one of which nothing is known alone; `world`.
+        InputError: no such country, or no such part of it; `world`. A part of which nothing is known alone is answered
+            by what holds it, as `find_region` answers it (`mean_of_more`).
     """
     whole = find_region(country, key="country")
     if whole.code == "world":
         raise InputError("country: found 'world'; allowed: a country, of which CodeCarbon takes the grid")
     if named is None:
         return whole
-    code = _code(f"{whole.country}-{named}") or _code(named)
+    place = _find(f"{whole.country}-{named}") or _find(named)
+    code = None if place is None else place.code
     known = parts_of(whole.country)
     if whole.part is not None and code != whole.code:
         raise InputError(f"{key}: found {named!r}; country names {whole.code} already: leave {key} out")
-    if code is None or code.partition("-")[0] != whole.country:
+    if place is None or place.code.partition("-")[0] != whole.country:
         elsewhere = "" if code is None else f"; {named} is in {_grids().regions[code].name} ({code})"
         allowed = ", ".join(code.partition("-")[2] for code in known)
         rest = f"allowed: {allowed}" if known else f"of {whole.name} only the mean is known: leave {key} out"
         raise InputError(f"{key}: found {named!r}; {rest}{elsewhere}")
-    return find_region(code)
+    return place.region()
 
 
 # ---- looking up -----------------------------------------------------------------------------------------------------
@@ -204,26 +198,58 @@ def _folded(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\bst\.? ", "saint ", plain)).strip("-")
 
 
-def _code(named: str) -> str | None:
-    """The code of a place with a known grid; None: unknown."""
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """A place with a known grid: its code, and whether it is more than what was named."""
+
+    code: str
+    is_larger: bool = False
+
+    def region(self) -> Region:
+        """All that is known of it."""
+        grid = _grids().regions[self.code]
+        return Region(
+            code=self.code,
+            name=grid.name,
+            kgCO2e_per_kWh=grid.kgCO2e_per_kWh,
+            year=grid.year,
+            table=_grids().tables[grid.table],
+            mean_of_more=self.is_larger,
+        )
+
+
+def _find(named: str) -> _Place | None:
+    """A place with a known grid; None: unknown."""
     folded = _folded(named)
-    place = _places().get(folded) or _clouds().get(folded) or _azure().get(folded.replace("-", ""))
-    if place is None and (zone := _AVAILABILITY_ZONE.fullmatch(folded)):
-        place = _clouds().get(zone[1])
+    place = _named(folded) or _in_a_cloud(folded)
     if place is None and "," in named:  # Virginia, US
         part, _, whole = named.rpartition(",")
         place = _in_a_country(_folded(f"{whole}-{part}"))
     return place or _in_a_country(folded)
 
 
-def _in_a_country(folded: str) -> str | None:
+def _named(folded: str) -> _Place | None:
+    """A place by its own name, or by that of a zone of it."""
+    code = _places().get(folded)
+    return None if code is None else _Place(code=code, is_larger=folded in _zones())
+
+
+def _in_a_cloud(folded: str) -> _Place | None:
+    """The place of a cloud's region, or of an availability zone of one."""
+    code = _clouds().get(folded) or _azure().get(folded.replace("-", ""))
+    if code is None and (zone := _AVAILABILITY_ZONE.fullmatch(folded)):
+        code = _clouds().get(zone[1])
+    return None if code is None else _Place(code=code)
+
+
+def _in_a_country(folded: str) -> _Place | None:
     """A part behind any name of its country: `us-virginia`, `sweden-se3`, `canada-qc`."""
     for place, _ in enumerate(folded):
         if folded[place] == "-" and (whole := _places().get(folded[:place])) and whole in _names().countries:
             rest = folded[place + 1 :]
             alpha2 = _folded(_names().countries[whole][0])
-            for part in (_places().get(f"{alpha2}-{rest}"), _places().get(rest), _clouds().get(rest)):
-                if part is not None and part.startswith(f"{whole}-"):
+            for part in (_named(f"{alpha2}-{rest}"), _named(rest), _in_a_cloud(rest)):
+                if part is not None and part.code.startswith(f"{whole}-"):
                     return part
     return None
 
@@ -256,9 +282,10 @@ def _azure() -> dict[str, str]:
     return {f"{before}{region}": code for region, (code, _) in _names().azure.items() for before in ("", "azure")}
 
 
-def _is_larger(named: str) -> bool:
-    """Whether the place with a known grid is more than what was named: a zone's state, a part's country."""
-    return _folded(named) in {_folded(zone) for zone in _names().zones}
+@cache
+def _zones() -> frozenset[str]:
+    """Names, folded, of what has no intensity of its own: a state's zone, a country's part."""
+    return frozenset(map(_folded, _names().zones))
 
 
 # ---- hints ----------------------------------------------------------------------------------------------------------

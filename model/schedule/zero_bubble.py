@@ -13,7 +13,10 @@ torch.distributed.pipelining's ScheduleInterleavedZeroBubble; the chunks of a st
 
 Of many micro-batches only the first rounds of n are walked. A later round adds at least as much as the one before it,
 and at most all work of the slowest stage; where these two are not yet one, more rounds are walked, until the step is
-known to `_TOLERANCE` (stages of nearly one speed can hold it up for hundreds of rounds).
+known to `_TOLERANCE` (stages of nearly one speed can hold it up for hundreds of rounds). Left out: what lies beyond
+`_TURNS` turns of all stages. A step that isn't known to `_TOLERANCE` by then is the least that it can be, which is at
+least all work of its slowest stage with the way there and back (`_slowest_stage`). That way alone is a step whose first
+rounds are more turns already, and one of `_MANY_STAGES`.
 """
 
 from __future__ import annotations
@@ -120,11 +123,11 @@ class _Stages:
 def _makespan(stages: _Stages, m: int, v: int) -> FloatArray:
     """Of plans with m micro-batches and v chunks a stage, [P, X]."""
     n = len(stages.forward_s)
-    if n >= _MANY_STAGES:
-        return _slowest_stage(stages, m, v)
     rounds, rest = divmod(m, n)
+    if n >= _MANY_STAGES or min(rounds, _ROUNDS) * n * v > _TURNS:
+        return _slowest_stage(stages, m, v)
     out = np.zeros(stages.forward_s.shape[1:])
-    rows, walked = np.arange(len(out)), max(_ROUNDS, -(-_MICRO_BATCHES // n))
+    rows, walked = np.arange(len(out)), max(_ROUNDS, min(-(-_MICRO_BATCHES // n), _TURNS // (n * v)))
     while len(rows):
         some = stages.take(rows)
         if rounds <= walked:

@@ -36,8 +36,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moemodel.model.core.arrays import BoolArray, FloatArray
+from moemodel.model.core.interval import Z
 from moemodel.model.plan.spec import Plan
-from moemodel.model.results.estimate import Z
 from moemodel.model.results.outcome import Outcome
 from moemodel.model.step.system import System
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from moemodel.model.core.documents import Strict, Switch, read_yaml
 from moemodel.model.frameworks.base import Precision
 from moemodel.model.hardware.gpu import GpuVariant
 from moemodel.model.hardware.link import Link
-from moemodel.model.plan.paths import found_files
+from moemodel.model.plan.paths import NamesFiles
 from moemodel.model.plan.recompute import RecomputeName
 from moemodel.model.plan.rules import check_precision
 from moemodel.model.plan.spec import (
@@ -152,7 +152,7 @@ class Limits(Strict):
         cluster_power_W: mean over the step, of all GPUs and hosts; without cooling.
         memory_share: of a GPU's memory.
         memory_risk: probability of not fitting in memory, below which a plan is kept (`fit_probability` of what is
-            found); None: 0.5, what fits by its predicted peak.
+            found); None: 0.5. What does not fit at all (with 0.95 or more) is refused at any.
     """
 
     step_time_s: Rate | None = None
@@ -180,7 +180,7 @@ class Limits(Strict):
         return limits
 
 
-class Search(Strict):
+class Search(NamesFiles):
     """One search, as a user writes it. Keys of the same name mean what they mean in a plan.
 
     >>> import moemodel
@@ -229,13 +229,6 @@ class Search(Strict):
         description="how much worse than the best in the first objective a pick may be, as a share: of the fastest's "
         "step time",
     )
-
-    _file_notes: tuple[str, ...] = PrivateAttr(default=())
-
-    @property
-    def file_notes(self) -> tuple[str, ...]:
-        """What has to be said about files that it names, a sentence each."""
-        return self._file_notes
 
     @model_validator(mode="before")
     @classmethod
@@ -296,9 +289,4 @@ def read_search(path: Path | str) -> Search:
         InputError: the file, line and key of each mistake, what was found and what is allowed.
     """
     search = read_yaml(Path(path), Search)
-    moved, notes = found_files(search, Path(path).parent)
-    cluster = {name: path for name, path in moved.items() if name != "architecture"}
-    update = {"architecture": moved.get("architecture", search.architecture)}
-    found = search.model_copy(update={**update, "cluster": search.cluster.model_copy(update=cluster)})
-    found._file_notes = notes
-    return found
+    return search.read_in(Path(path).parent)

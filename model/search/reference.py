@@ -24,6 +24,7 @@ from moemodel.model.search.candidates import Candidates, at_clocks, clocks_Hz
 from moemodel.model.search.document import Search
 from moemodel.model.search.problem import SearchProblem, constraint_values, limits_of, memory_of
 from moemodel.model.search.result import Entry, entry_of
+from moemodel.model.search.room import room_of
 
 _AT_ONCE = 16  # plans, each at every clock, that are predicted until one keeps the limits
 
@@ -62,9 +63,9 @@ def _reference(problem: SearchProblem, legal: Candidates, gpus: int) -> _First |
     plans = sorted(_first_plans(problem, gpus), key=lambda first: bool(first.outside))
     if not plans or not legal.clocks_MHz:
         return None
-    share = problem.document.limits.memory_share or 1.0
-    peak_B = memory_of(problem, joined([first.plan for first in plans])).peak_B
-    fitting = [plans[row] for row in np.flatnonzero(peak_B <= share * problem.machine.memory_B)]
+    every = joined([first.plan for first in plans])
+    room = room_of(problem, every, memory_of(problem, every).peak_B)
+    fitting = [plans[row] for row in np.flatnonzero(room.kept)]
     clocks = _fastest_first(legal.clocks_MHz)
     limits = limits_of(problem)
     for start in range(0, len(fitting), _AT_ONCE):

@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from moemodel import __version__
 from moemodel.model.core.documents import Real, Strict, Whole, parse_yaml, read_json
@@ -18,12 +19,15 @@ from moemodel.model.core.shown import shortened
 from moemodel.model.plan.spec import Plan, plan_text
 from moemodel.model.records.calibration import CalibrationRef
 from moemodel.model.results.estimate import Estimate
+from moemodel.model.results.feasibility import Verdict
 from moemodel.model.results.outcome import Outcome
 from moemodel.model.search.document import Search
 from moemodel.model.search.quantities import ObjectiveName
 
 SCHEMA_VERSION = 2  # 2: a reference for each number of GPUs, objectives, unknown energies, the best behind the front
 DEFAULT_FILE = "moemodel-search.json"
+
+Probability = Annotated[Real, Field(ge=0, le=1)]
 
 
 class Figure(Strict):
@@ -89,8 +93,8 @@ class Entry(Strict):
     cluster_power_W: Figure | None
     clock_MHz: Figure | None
     memory_B: Figure
-    memory_verdict: str = "fits"
-    fit_probability: float = 1.0
+    memory_verdict: Verdict
+    fit_probability: Probability
     run: RunFigures | None
     time_vs_reference: Real | None = None
     it_energy_vs_reference: Real | None = None

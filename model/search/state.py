@@ -16,20 +16,18 @@ from numpy.typing import NDArray
 from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.spec import Plan
-from moemodel.model.results.feasibility import SURE
 from moemodel.model.search.candidates import Candidates, Refused
 from moemodel.model.search.pareto import pareto, to_digits
 from moemodel.model.search.problem import SearchProblem, costs_of, limits_of, memory_of, summary
+from moemodel.model.search.room import memory_B, memory_risk, room_of
 from moemodel.model.step.memory import Memory
-from moemodel.model.step.memory_fit import fit_probability
 
 _ROWS = 50_000  # plans whose memory is counted at once, as `model.search.search` predicts them
-_MEMORY_RISK = 0.5  # of not fitting, below which a plan is kept where a search does not say: its peak fits
 _MAIN_REASONS = 6  # that are named where nothing is feasible
-# Best combinations remembered, whatever their clock, from which those on the front are then taken out: more than a
-# front holds of them, with those that `search` keeps behind it; else fewer are kept.
-MOST_NEXT = 100
-_TOP_K = 164
+MOST_NEXT = 100  # plans behind the front that a search may keep
+# Best combinations remembered, whatever their clock, from which those on the front are then taken out. Assumed: a front
+# holds no more than 64 combinations of them; where it does, fewer are kept behind it.
+_TOP_K = 64 + MOST_NEXT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,31 +77,17 @@ class SearchState:
             progress(start, len(legal))
             rows = np.arange(start, min(start + _ROWS, len(legal)))
             some = legal.take(rows)
-            memory = memory_of(self.problem, some.batch(self.problem.document))
-            likely = fit_probability(
-                self.problem.architecture, some.batch(self.problem.document), self.problem.machine, memory.peak_B
-            )
-            sure, fit = likely < 1 - SURE, likely > 1 - self._memory_risk
-            kept[rows] = fit & (memory.peak_B <= self._memory_B)
-            risky += int((~sure & ~fit).sum())
+            plans = some.batch(self.problem.document)
+            memory = memory_of(self.problem, plans)
+            room = room_of(self.problem, plans, memory.peak_B)
+            kept[rows] = room.kept
             largest = _largest_terms(memory)
-            terms.update(largest[sure].tolist())
-            over += int((fit & ~kept[rows]).sum())
+            terms.update(largest[room.too_large].tolist())
+            over, risky = over + int(room.over.sum()), risky + int(room.risky.sum())
             self._near_in_memory(some, memory.peak_B, largest)
         self._count_memory(terms, over, risky)
         self._nearest_ratio = math.inf  # of what fits, from now on
         return legal.take(kept)
-
-    @property
-    def _memory_risk(self) -> float:
-        """Of not fitting, below which a plan is kept."""
-        return self.problem.document.limits.memory_risk or _MEMORY_RISK
-
-    @property
-    def _memory_B(self) -> float:
-        """What a plan may take of a GPU's memory."""
-        share = self.problem.document.limits.memory_share
-        return math.inf if share is None else self.problem.machine.memory_B * share
 
     def _count_memory(self, terms: Counter[str], over: int, risky: int) -> None:
         clocks = len(self.legal.clocks_MHz)
@@ -116,7 +100,7 @@ class SearchState:
             for name, count in sorted(terms.items(), key=lambda term: (-term[1], term[0]))
         ]
         if risky:
-            message = f"may not fit in memory (limits.memory_risk {self._memory_risk:g})"
+            message = f"may not fit in memory (limits.memory_risk {memory_risk(self.problem):g})"
             self.refused.append(Refused(key="memory_risk", message=message, plans=risky * clocks))
         share = self.problem.document.limits.memory_share
         if over and share is not None:
@@ -129,7 +113,7 @@ class SearchState:
         if peak_B[row] >= self._nearest_ratio:
             return
         self._nearest_ratio = float(peak_B[row])
-        there_B = min(self._memory_B, self.problem.machine.memory_B)
+        there_B = min(memory_B(self.problem), self.problem.machine.memory_B)
         self.nearest = (
             f"{summary(some.plan(self.problem.document, row, None))} needs {peak_B[row] / 1e9:.1f} GB of "
             f"{there_B / 1e9:.1f} GB; the largest term is {str(largest[row]).replace('_', ' ')}"

@@ -12,7 +12,7 @@ from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.frameworks.track_record import TrackRecord, track_records, widest
 from moemodel.model.hardware.gpu import Gpu
-from moemodel.model.network.cluster import Internode, cluster_network, placed, read_internode
+from moemodel.model.network.cluster import Internode, cluster_network, read_internode
 from moemodel.model.network.collectives import Network
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
@@ -59,10 +59,13 @@ class System:
 
     @property
     def memory_error(self) -> float:
-        """Relative standard error of peak memory."""
+        """Relative standard error of peak memory: the device's part, as the calibration states it, and the framework's;
+        assumed where either is not stated.
+        """
         stated = self.calibration.memory.parameters.get("log_error")
+        device = _UNKNOWN_MEMORY_ERROR if stated is None else stated.value
         beside = self.framework.memory_log_error
-        return math.hypot(0.0 if stated is None else stated.value, _UNKNOWN_MEMORY_ERROR if beside is None else beside)
+        return math.hypot(device, _UNKNOWN_MEMORY_ERROR if beside is None else beside)
 
     @property
     def gradient_B(self) -> float:
@@ -128,12 +131,13 @@ def system_of(plan: Plan, calibration: Calibration) -> System:
             f"give a calibration of that GPU, or plan for {calibration.gpu}"
         )
     calibration, changes = rescale_for_description(calibration, gpu)
-    internode = read_internode(cluster.internode)
-    network = cluster_network(calibration, gpu, cluster.gpus, cluster.gpus_per_node, internode)
+    network, internode = cluster_network(
+        calibration, gpu, cluster.gpus, cluster.gpus_per_node, read_internode(cluster.internode)
+    )
     peak = gpu.peak_16_bit
     return System(
         gpu=gpu,
-        internode=placed(internode, network.gpus_per_node),
+        internode=internode,
         calibration=rescale_for_precision(calibration, framework, plan.precision, gpu),
         network=network,
         memory_B=math.inf if gpu.memory_B is None else float(gpu.memory_B),

@@ -21,6 +21,7 @@ from typing import Protocol
 
 import torch
 
+from moemodel.model.core.extras import how_to_install
 from moemodel.model.records.profile import DeviceInfo
 from moemodel.profiler.devices.base import ActivityMeter, LinkMeter, NoActivity, NoLinks
 
@@ -92,8 +93,8 @@ def power_note(info: DeviceInfo) -> str | None:
         )
     if info.vendor == "cpu" and info.power_source is None:
         return (
-            "no energy: RAPL cannot be read here; run as root or chmod a+r /sys/class/powercap/*/energy_uj, or "
-            "pip install 'moemodel[codecarbon]' to have it guessed"
+            "no energy: RAPL cannot be read here; run as root or chmod a+r /sys/class/powercap/*/energy_uj, or to have "
+            f"it guessed, {how_to_install('codecarbon')}"
         )
     return None
 

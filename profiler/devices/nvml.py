@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from moemodel.model.core.errors import DeviceError
+from moemodel.model.core.extras import how_to_install
 
 # Asking again will not help.
 LASTING_ERRORS = (
@@ -46,7 +47,7 @@ def load_nvml() -> Any:
     try:
         import pynvml
     except ImportError as error:
-        raise DeviceError("nvidia-ml-py is missing; pip install 'moemodel[profile]'") from error
+        raise DeviceError(f"nvidia-ml-py is missing; {how_to_install('profile')}") from error
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:

@@ -46,6 +46,7 @@ from typing import Any, Self
 import torch
 
 from moemodel.model.core.errors import DeviceError, InputError
+from moemodel.model.core.extras import how_to_install
 from moemodel.model.core.files import write_atomic
 from moemodel.model.results.regions import Region, find_part, parts_of
 from moemodel.profiler.devices.base import MeteredDevice
@@ -184,7 +185,7 @@ def _load() -> Any:
         return import_module("codecarbon")
     except ImportError as error:
         raise InputError(
-            f"codecarbon cannot be imported ({error}), and its levels need it; pip install 'moemodel[codecarbon]'"
+            f"codecarbon cannot be imported ({error}), and its levels need it; {how_to_install('codecarbon')}"
         ) from error
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from moemodel.model.core.errors import InputError
+from moemodel.model.core.extras import how_to_install
 from moemodel.profiler.meter.batches import sizes_of
 from moemodel.profiler.meter.energy_meter import Meter
 
@@ -64,7 +65,7 @@ def _import(module: str, extra: str) -> Any:
         return import_module(module)
     except ImportError as error:
         raise InputError(
-            f"{module} cannot be imported ({error}), and its callback needs it; pip install 'moemodel[{extra}]'"
+            f"{module} cannot be imported ({error}), and its callback needs it; {how_to_install(extra)}"
         ) from error
 
 

@@ -38,6 +38,13 @@ def test_a_gpu_without_bf16_shows_its_fp16(moemodel: Run) -> None:
     assert "125" in row.split()
 
 
+def test_a_range_of_clocks_that_nobody_knows_is_one_question_mark(moemodel: Run) -> None:
+    lines = moemodel("gpus").stdout.splitlines()
+    assert not any("?-?" in line for line in lines)
+    assert next(line for line in lines if line.startswith("cpu ")).split().count("?") >= 1
+    assert "345-1980" in next(line for line in lines if line.startswith("h100-sxm-80gb "))
+
+
 def test_gpus_for_machines(moemodel: Run) -> None:
     gpus = {gpu["name"]: gpu for gpu in json.loads(moemodel("gpus", "--json").stdout)}
     assert sorted(gpus) == list(list_gpus())

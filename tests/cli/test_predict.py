@@ -138,6 +138,24 @@ def test_a_plan_too_large_is_answered_if_asked(moemodel: Run, folder: Path, cali
     assert "This plan does not fit in memory" in result.stdout
 
 
+def test_a_doubtful_verdict_says_the_probability_that_it_fits(
+    moemodel: Run, folder: Path, calibration_file: Path
+) -> None:
+    """On a GPU with a little more memory than the peak, which is as sure as a calibration without an error of it is."""
+    command = ("predict", "plan.yaml", "--calibration", calibration_file)
+    peak_B = json.loads(moemodel(*command, "--json").stdout)["memory"]["peak_B"]["value"]
+    gpu = json.loads((Path(__file__).parents[2] / "model/presets/gpus/h100-sxm-80gb.json").read_text())
+    gpu["memory_B"]["value"] = int(peak_B * 1.1)
+    (folder / "gpu.json").write_text(json.dumps(gpu))
+    plan = folder / "plan.yaml"
+    plan.write_text(plan.read_text().replace("h100-sxm-80gb", "gpu.json"))
+    likely = json.loads(moemodel(*command, "--json").stdout)["memory"]["fit_probability"]
+    assert 0.75 < likely < 0.9
+    words = " ".join(moemodel(*command).stdout.split())
+    assert f"may not fit (it fits with a probability of {likely:.0%})" in words
+    assert f"may not fit in memory (it fits with a probability of {likely:.0%})" in words
+
+
 def test_a_plan_that_is_not_there(moemodel: Run) -> None:
     result = moemodel("predict", "other.yaml")
     assert result.exit_code == 2

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from statistics import fmean, stdev
 from typing import Any
 
+from moemodel.model.core.interval import Z
 from moemodel.model.plan.spec import Plan, plan_text
 from moemodel.model.records.calibration import Calibration, reference_to
 from moemodel.model.results.measured import (
@@ -36,7 +37,6 @@ from moemodel.validation.report.ranking import Ranked, kendall, regrets
 from moemodel.validation.select.runnable import comparison_group, not_held
 
 RANKED = ("step_time", "energy")
-Z90 = 1.645  # standard deviations of a normal distribution within which 90 % of it lies
 _SAME_LOSS = 0.01  # relative; assumed: 16-bit sums in another order differ by less
 
 _INPUTS = (
@@ -191,7 +191,7 @@ def _predicted(found: PredictedQuantities, name: str) -> Predicted | None:
     if not math.isfinite(found.values.get(name, math.nan)):
         return None
     value, spread = found.values[name], found.spreads.get(name)
-    factor = None if spread is None else math.exp(Z90 * spread)
+    factor = None if spread is None else math.exp(Z * spread)
     return Predicted(value=value, interval=None if factor is None else (value / factor, value * factor))
 
 

@@ -318,6 +318,16 @@ def test_multi_token_prediction_is_left_out_and_said(tmp_path: Path) -> None:
     assert not off.multi_token
 
 
+def test_a_pattern_of_windows_needs_their_length(tmp_path: Path) -> None:
+    """Layers with a window are not counted as full attention because the file does not say how long it is."""
+    config = PUBLISHED["mimo-v2-flash"]["config"]
+    unstated = config | {"sliding_window": None, "sliding_window_size": None}
+    with pytest.raises(InputError, match="sliding_window: found None; allowed: a number of tokens, since hybrid"):
+        _read(tmp_path, unstated)
+    none = _read(tmp_path, unstated | {"hybrid_layer_pattern": [0] * config["num_hidden_layers"]})
+    assert all(layer.attentions[0].window is None for layer in none.layers)
+
+
 # ---- heads ----------------------------------------------------------------------------------------------------------
 
 
@@ -330,8 +340,8 @@ def test_heads_of_classes_take_the_vocabularys_place(tmp_path: Path) -> None:
     token = _read(tmp_path, llama | {"architectures": ["LlamaForTokenClassification"], "num_labels": 5})
     assert parameters(token).head == 5 * 96 + 5
     unstated = _read(tmp_path, {key: value for key, value in llama.items() if key != "num_labels"})
-    assert parameters(unstated).head == 96
-    assert any("states no num_labels" in note for note in unstated.notes)
+    assert parameters(unstated).head == 2 * 96  # PreTrainedConfig.num_labels of transformers 5.24
+    assert any("states no num_labels or id2label; two outputs are counted" in note for note in unstated.notes)
 
 
 @pytest.mark.parametrize(

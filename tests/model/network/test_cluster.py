@@ -330,7 +330,7 @@ def test_tests_lie_beside_the_file(keep: Keep, calibration: Calibration, gpu: Gp
     internode = read_internode(str(file))
     assert internode.tested
     assert [test.collective for test in internode.tests] == [Collective.ALL_REDUCE, Collective.ALL_GATHER]
-    network = cluster_network(calibration, gpu, 16, None, internode)
+    network, _ = cluster_network(calibration, gpu, 16, None, internode)
     assert network.nic_Bps == 40e9
     assert took(network, Collective.ALL_REDUCE, 16, 1 << 30) == pytest.approx(11e-3)
     assert took(network, Collective.ALL_GATHER, 16, 1 << 20) == pytest.approx(90.5e-6)
@@ -361,7 +361,7 @@ def test_malformed_files(keep: Keep, lines: list[str], reason: str) -> None:
 
 def test_a_plan_for_more_or_other_nodes_than_there_are(keep: Keep, calibration: Calibration, gpu: Gpu) -> None:
     internode = read_internode(str(keep(["nodes: 2", "gpus_per_node: 4"], "cluster.yaml")))
-    assert cluster_network(calibration, gpu, 8, None, internode).gpus_per_node == 4
+    assert cluster_network(calibration, gpu, 8, None, internode)[0].gpus_per_node == 4
     with pytest.raises(InputError, match=r"cluster.gpus: found 16; .*cluster.yaml has 8 GPUs"):
         cluster_network(calibration, gpu, 16, None, internode)
     with pytest.raises(
@@ -402,7 +402,7 @@ def test_a_sweep_in_two_files_is_one_test(keep: Keep, calibration: Calibration, 
     for number, files in enumerate((["whole.txt"], ["small.txt", "large.txt"], ["large.txt", "small.txt"])):
         head = ["nic: {bandwidth_GBps: 40, latency_us: 4, source: a datasheet}", "nccl_tests:"]
         file = keep([*head, *(f"  - {name}" for name in files)], f"cluster-{number}.yml")
-        network = cluster_network(calibration, gpu, 16, None, read_internode(str(file)))
+        network, _ = cluster_network(calibration, gpu, 16, None, read_internode(str(file)))
         took_s.append([took(network, Collective.ALL_REDUCE, 16, size_B) for size_B in (1 << 10, 1 << 20, 1 << 30)])
     assert took_s[1] == pytest.approx(took_s[0])
     assert took_s[2] == pytest.approx(took_s[0])
@@ -471,7 +471,7 @@ def test_a_test_of_a_domain_is_used_for_it(by: str, calibration: Calibration, gp
         test = listed(8, 4, nodes=None if by == "the names of the hosts" else 1)
         test = replace(test, time_s=tuple(slower * time_s for time_s in test.time_s))
         internode = Internode(link=Link(bandwidth_GBps=50, latency_us=5), gpus_per_node=32, tests=(test,))
-        network = cluster_network(calibration, gpu, 32, None, internode)
+        network, _ = cluster_network(calibration, gpu, 32, None, internode)
         took_s.append(took(network, Collective.ALL_REDUCE, 32, SIZES_B[-1]))
         assert took_s[-1] == pytest.approx(test.time_s[-1])
     assert took_s[1] == pytest.approx(5 * took_s[0])
@@ -479,10 +479,8 @@ def test_a_test_of_a_domain_is_used_for_it(by: str, calibration: Calibration, gp
 
 def test_what_a_test_was_not_used_for_is_said(calibration: Calibration, gpu: Gpu) -> None:
     def said(test: NcclTest, gpus: int, gpus_per_node: int = 8) -> str:
-        internode = placed(
-            Internode(link=Link(bandwidth_GBps=50, latency_us=5), source="c.yaml", tests=(test,)), gpus_per_node
-        )
-        network = cluster_network(calibration, gpu, gpus, gpus_per_node, internode)
+        as_read = Internode(link=Link(bandwidth_GBps=50, latency_us=5), source="c.yaml", tests=(test,))
+        network, internode = cluster_network(calibration, gpu, gpus, gpus_per_node, as_read)
         return " ".join(notes_on_tests(internode, network, gpus))
 
     assert "taken as one node of 32 GPUs; give the test's nodes" in said(listed(8, 4), 32, 32)

@@ -329,6 +329,15 @@ def test_a_damaged_row_is_named(old: str, new: str, reason: str, keep: Keep) -> 
         read_nccl_test(keep(lines))
 
 
+@pytest.mark.parametrize("said", [8, 32])
+def test_ranks_that_the_file_contradicts(said: int, keep: Keep) -> None:
+    """Its list is whole: another number would divide the bytes among other ranks without a word."""
+    path = keep(printed())
+    with pytest.raises(InputError, match=rf"found ranks {said}; the file lists 16: leave ranks out"):
+        read_nccl_test(path, ranks=said)
+    assert read_nccl_test(path, ranks=16).ranks == 16
+
+
 def test_a_list_of_ranks_with_a_gap(keep: Keep) -> None:
     lines = [line for line in printed() if "Rank  3" not in line]
     with pytest.raises(InputError, match=r"out.txt: rank 3 is not among the 15 listed; give ranks and nodes"):

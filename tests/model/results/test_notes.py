@@ -68,6 +68,25 @@ def test_a_limit_below_what_the_lowest_clock_draws(plan_of: MakePlan, h100: Cali
         assert note.startswith("Under the power limit of 200 W the GPU sustains")
 
 
+@pytest.mark.parametrize(
+    ("gpus", "per_node", "words"),
+    [
+        (12, 8, "12 GPUs fill no whole number of nodes of 8"),
+        (16, 8, None),
+        (4, 8, None),
+        (128, 72, "128 GPUs fill no whole number of nodes of 72"),
+        (128, 64, None),
+    ],
+)
+def test_gpus_that_fill_no_whole_number_of_nodes(
+    gpus: int, per_node: int, words: str | None, plan_of: MakePlan, h100: Calibration
+) -> None:
+    document = {"global_batch": gpus, "cluster": {"gpus": gpus, "gpus_per_node": per_node}, "parallel": {"dp": gpus}}
+    notes = outcome(plan_of(**document), h100).notes
+    said = [note for note in notes if "no whole number of nodes" in note]
+    assert [note.startswith(words or "") for note in said] == [True] * (words is not None)
+
+
 # ---- descriptions ---------------------------------------------------------------------------------------------------
 
 

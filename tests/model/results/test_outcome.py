@@ -117,8 +117,10 @@ def test_power_is_less_sure_away_from_the_clocks_that_were_measured(
     assert width(345) > width(600) > width(1500) == pytest.approx(width(1200))
 
 
-def test_memory_has_an_interval_once_its_error_is_known(plan_of: MakePlan, calibration: Calibration) -> None:
-    assert outcome(plan_of(), calibration).memory_B.low is None
+def test_memory_has_the_interval_that_is_stated_or_a_wide_one(plan_of: MakePlan, calibration: Calibration) -> None:
+    """A calibration that states no error of memory is not sure of it."""
+    unknown = outcome(plan_of(), calibration).memory_B
+    assert unknown.low == pytest.approx(unknown.value * math.exp(-1.6449 * 0.1), rel=1e-4)
     error = Parameter(value=0.04, unit="1", origin="measured", source="test")
     memory = calibration.memory.model_copy(update={"parameters": calibration.memory.parameters | {"log_error": error}})
     known = outcome(plan_of(), calibration.model_copy(update={"memory": memory}))

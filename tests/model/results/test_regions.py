@@ -141,6 +141,28 @@ def test_no_two_places_share_a_short_code() -> None:
     assert "did you mean" not in str(caught.value)
 
 
+# A country and a part of which nothing is known alone.
+WITHIN_LARGER = [
+    ("GBR", "Scotland", "GBR"),
+    ("DNK", "DK1", "DNK"),
+    ("USA", "US-CAL-CISO", "USA-california"),
+    ("USA", "CAL-CISO", "USA-california"),
+    ("Australia", "AU-NSW", "AUS"),
+]
+
+
+@pytest.mark.parametrize(("country", "part", "code"), WITHIN_LARGER)
+def test_a_part_without_an_intensity_of_its_own_is_told_of(country: str, part: str, code: str) -> None:
+    found = find_part(country, part)
+    assert (found.code, found.mean_of_more) == (code, True)
+
+
+def test_a_part_with_an_intensity_of_its_own_is_the_mean_of_no_more() -> None:
+    for country, part in (("USA", "us-east-1a"), ("USA", "virginia"), ("SWE", "SE3"), ("Canada", "QC")):
+        assert not find_part(country, part).mean_of_more
+    assert find_region("USA-CAL-CISO").mean_of_more
+
+
 def test_parts() -> None:
     assert parts_of("SWE") == ("SWE-SE1", "SWE-SE2", "SWE-SE3", "SWE-SE4")
     assert parts_of("DEU") == ()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import networkx as nx
 import numpy as np
 import pytest
 
-from moemodel.model.schedule import registry
+from moemodel.model.schedule import registry, zero_bubble
 from moemodel.model.schedule.base import Sizes, StageTimes, Work
 from moemodel.model.schedule.batch import PlanSchedules
 
@@ -201,6 +202,26 @@ def test_a_zero_bubble_step_of_any_size_takes_no_longer_to_find(n: int, m: int) 
     """m (F + B + W) + (n - 1) (F + B - W), as above."""
     took = ours("zero-bubble", [1.0], [2.0], m, counts=[n], weight_share=[0.45])
     assert took == pytest.approx(3 * m + (n - 1) * (1 + 1.1 - 0.9), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "virtual"), [(500, 500_000, 1000), (64, 6400, 100), (2, 10_000, 4000), (16, 1600, 100)]
+)
+def test_a_zero_bubble_step_of_many_chunks_takes_no_longer_to_find(
+    n: int, m: int, virtual: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As above, with v chunks a stage and so a ramp of one chunk a stage; no walk is longer than is allowed."""
+    walks: list[int] = []
+    walk = zero_bubble._walk
+
+    def counted(stages: Any, m: int, v: int) -> Any:
+        walks.append(m * v)
+        return walk(stages, m, v)
+
+    monkeypatch.setattr(zero_bubble, "_walk", counted)
+    took = ours("zero-bubble", [1.0], [2.0], m, counts=[n], weight_share=[0.45], virtual=virtual)
+    assert took == pytest.approx(3 * m + (n - 1) * (1 + 1.1 - 0.9) / virtual, rel=1e-9)
+    assert sum(walks) <= 2 * zero_bubble._TURNS
 
 
 def test_zero_bubble_is_never_slower_than_one_f_one_b() -> None:

@@ -13,9 +13,9 @@ import pytest
 
 from moemodel.calibration.store.catalogue import shipped
 from moemodel.model.core.documents import parse_yaml
+from moemodel.model.core.interval import Z
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
-from moemodel.model.results.estimate import Z
 from moemodel.model.results.outcome import Outcome, outcome
 from moemodel.model.results.validation import read_report
 from moemodel.model.search.distinguish import alike, difference_errors

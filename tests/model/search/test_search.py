@@ -356,6 +356,59 @@ def test_a_share_of_memory(calibration: Calibration) -> None:
     assert any(refusal.reason == "memory_share" for refusal in result.counts.refused)
 
 
+def small_gpu(tmp_path: Path, memory_B: float) -> dict[str, Any]:
+    """A cluster of GPUs that differ from an H100 in their memory alone."""
+    preset = json.loads((ROOT / "model/presets/gpus/h100-sxm-80gb.json").read_text())
+    path = tmp_path / "gpu.json"
+    preset["memory_B"]["value"] = int(memory_B)
+    path.write_text(json.dumps(preset))
+    return {"gpu": str(path), "gpus": 8}
+
+
+def peaks_GB(calibration: Calibration) -> list[float]:
+    """Peaks of all plans, and so memories of which some plans fit well, some hardly."""
+    _, needs = seen(make(), calibration)
+    return sorted({round(found["memory_B"] / 1e9, 3) for found in needs.values()})
+
+
+@pytest.mark.parametrize("risk", [0.01, 0.5, 0.9, 0.97, 0.999999])
+def test_a_plan_is_kept_or_refused_whatever_the_risk(risk: float, tmp_path: Path, calibration: Calibration) -> None:
+    """Above a risk of 0.95 a plan that does not fit, by its verdict, is refused once, and not kept as well."""
+    peak_GB = peaks_GB(calibration)
+    cluster = small_gpu(tmp_path, peak_GB[len(peak_GB) // 2] * 0.83e9)  # so that it does not fit, with 0.96 or so
+    result = search(make(cluster=cluster, limits={"memory_risk": risk}, keep=1000), calibration)
+    counts = result.counts
+    assert counts.combinations == counts.feasible + sum(refusal.plans for refusal in counts.refused)
+    assert any(refusal.reason.startswith("memory_") for refusal in counts.refused)
+    for entry in (*result.front, *result.next_best, *result.references):
+        assert entry.fit_probability > max(1 - risk, 0.05 - 1e-9)
+        assert entry.memory_verdict != "does not fit"
+
+
+def test_more_risk_keeps_more_plans_until_they_do_not_fit_at_all(tmp_path: Path, calibration: Calibration) -> None:
+    peak_GB = peaks_GB(calibration)
+    cluster = small_gpu(tmp_path, peak_GB[len(peak_GB) // 2] * 0.83e9)
+
+    def feasible(risk: float) -> int:
+        return search(make(cluster=cluster, limits={"memory_risk": risk}), calibration).counts.feasible
+
+    found = [feasible(risk) for risk in (0.001, 0.5, 0.95, 0.999999)]
+    assert found == sorted(found)
+    assert found[0] < found[1]
+    assert found[2] == found[3]
+
+
+def test_a_reference_keeps_the_risk_of_its_search(tmp_path: Path, calibration: Calibration) -> None:
+    """The first plan that would be tried fits with little more than one half; a careful search passes it over."""
+    (first,) = search(make(), calibration).references
+    cluster = small_gpu(tmp_path, first.memory_B.value * 1.01)
+    (daring,) = search(make(cluster=cluster), calibration).references
+    careful = search(make(cluster=cluster, limits={"memory_risk": 0.01}), calibration).references
+    assert 0.5 < daring.fit_probability < 0.99
+    assert careful
+    assert all(entry.fit_probability > 0.99 for entry in careful)
+
+
 def test_what_is_refused_and_what_is_not_add_up(calibration: Calibration) -> None:
     limits = {"step_time_s": 0.9, "power_per_gpu_W": 600.0, "memory_share": 0.5}
     counts = search(make(limits=limits, clocks_MHz=[None, 1200, 1201]), calibration).counts
@@ -528,6 +581,28 @@ def test_what_is_no_result(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text(text)
     with pytest.raises(InputError, match=message):
         read_search_result(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("memory_verdict", None, "memory_verdict"),
+        ("fit_probability", None, "fit_probability"),
+        ("memory_verdict", "fits well", "memory_verdict: found 'fits well'"),
+        ("fit_probability", 1.5, "fit_probability: found 1.5"),
+    ],
+)
+def test_a_stored_verdict_is_not_made_up(
+    key: str, value: object, message: str, calibration: Calibration, tmp_path: Path
+) -> None:
+    """One that is missing does not read as: fits, surely."""
+    document = json.loads(search(make(), calibration).to_json())
+    del document["front"][0][key]
+    document["front"][0] |= {} if value is None else {key: value}
+    path = tmp_path / "moemodel-search.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(InputError, match=message):
+        read_search_result(path)
 
 
 def test_picks_and_reference(calibration: Calibration) -> None:

@@ -94,6 +94,37 @@ def test_a_loss_that_may_be_fused_leaves_it_open(
         on(plan_of(**document, cross_entropy="plain"), between_B, calibration, monkeypatch)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "With cross_entropy: fused, where your program does so, it may need less."),
+        ({"cross_entropy": "plain"}, None),
+        (
+            {"parallel": {"dp": 4, "pp": 2, "zero_stage": 1}},
+            "With cross_entropy: fused or micro_batches_per_schedule: 2, where your program does so, it may need less.",
+        ),
+        (
+            {"parallel": {"dp": 4, "pp": 2, "zero_stage": 1}, "cross_entropy": "fused"},
+            "With micro_batches_per_schedule: 2, where your program does so, it may need less.",
+        ),
+        ({"parallel": {"dp": 4, "pp": 2}, "cross_entropy": "plain", "micro_batches_per_schedule": 2}, None),
+        ({"backend": "megatron"}, None),
+    ],
+)
+def test_what_the_plan_leaves_to_the_program_is_named(
+    changes: dict[str, Any], words: str | None, plan_of: MakePlan, calibration: Calibration, monkeypatch: Any
+) -> None:
+    """As keys that this plan may take and does not state; no words where it states all, or the framework does."""
+    plan = plan_of(**{**DENSE, "backend": "torch", "parallel": {"dp": 8, "zero_stage": 3}} | changes)
+    peak_B = outcome(plan, calibration, even_if_it_does_not_fit=True).memory_B.value
+    answer = on(plan, peak_B / 1.02, calibration, monkeypatch)
+    assert answer.verdict == "may not fit"
+    (note,) = (note for note in answer.notes if "may not fit" in note)
+    assert f"it fits with a probability of {answer.fit_probability:.0%}" in note
+    assert words is None or note.endswith(words)
+    assert ("where your program does so" in note) == (words is not None)
+
+
 def test_gradients_are_summed_as_the_plan_says(plan_of: MakePlan, calibration: Calibration) -> None:
     found = {
         dtype: outcome(plan_of(**DENSE | {"backend": "megatron-core"}, gradient_dtype=dtype), calibration)
