@@ -35,20 +35,44 @@ _NO_HELP = 1  # exit code: nothing was written
 @click.option(
     "--calibration", metavar="NAME|FILE", help="With --update: what to start from.  [default: of the report's GPU]"
 )
+@click.option(
+    "--readings",
+    "tables",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Instead of profiles: a table of kernel readings, Parquet or CSV. May be given several times.",
+)
+@click.option("--gpu", metavar="NAME|FILE", help="With --readings: whose rows.  [default: the only GPU that has any]")
 @click.option("--force", is_flag=True, help="With --update: write it even if it doesn't help plans left out.")
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path, dir_okay=False), help="JSON file to write."
 )
 def calibrate_command(
-    profiles: tuple[Path, ...], reports: tuple[Path, ...], calibration: str | None, force: bool, output: Path
+    profiles: tuple[Path, ...],
+    reports: tuple[Path, ...],
+    calibration: str | None,
+    tables: tuple[Path, ...],
+    gpu: str | None,
+    force: bool,
+    output: Path,
 ) -> None:
     """Fit a calibration to PROFILE, a folder that `moemodel profile` wrote, or to several of one kind of GPU.
 
     With --update, refit one by validations. Exit code 1: the update doesn't help, and nothing was written.
+
+    With --readings, fit products, attention and experts to times of kernels that others took, forward passes alone; the
+    rest is as measured or derived for that GPU.
     """
-    if bool(profiles) == bool(reports):
-        raise click.UsageError("give profiles, or --update and a report")
-    if reports:
+    if sum(map(bool, (profiles, reports, tables))) != 1:
+        raise click.UsageError("give profiles, or --update and a report, or --readings and a table")
+    if gpu is not None and not tables:
+        raise click.UsageError("--gpu goes with --readings")
+    if tables and (calibration is not None or force):
+        raise click.UsageError("--calibration and --force go with --update")
+    if tables:
+        _read(tables, gpu, output)
+    elif reports:
         _update(reports, calibration, output, force=force)
     elif calibration is not None or force:
         raise click.UsageError("--calibration and --force go with --update")
@@ -79,6 +103,24 @@ def _missing(calibration: Calibration) -> list[str]:
 
     fitted = {(fit.kind, fit.direction) for fit in calibration.operators}
     return [f"{kind}/{each}" for kind, passes in PASSES.items() for each in passes if (kind, each) not in fitted]
+
+
+def _read(tables: tuple[Path, ...], gpu: str | None, output: Path) -> None:
+    from moemodel.calibration.store.catalogue import write_calibration
+
+    with working("fitting"):
+        calibration, errors = api.calibrate_readings(*tables, gpu=gpu)
+    write_calibration(calibration, output)
+    out = console()
+    numbers = ("rows", "median", "mean")
+    made = table("Held-out shapes of", *numbers, numbers=numbers)
+    for row in errors:
+        made.add_row(row.name, str(row.rows), f"{row.median:.1%}", f"{row.mean:.1%}")
+    out.print(made)
+    out.print("")
+    out.print(calibration.provenance)
+    out.print("")
+    out.print(f"wrote {output}: {calibration.name}; next: moemodel predict PLAN.yaml --calibration {output}")
 
 
 def _warnings(calibration: Calibration) -> list[str]:

@@ -6,10 +6,10 @@
     print(answer.step_time_s, answer.gpu_energy_per_token_J, answer.notes)
 
 What the commands do, Python does by the same functions: `predict`, `search` (`moemodel optimize`), `profile`,
-`calibrate`, `recalibrate` (`calibrate --update`) and `validate`; `Meter` goes around a training loop of your own. The
-other names are their documents. `Meter`, `profile` and `validate` need the extra `profile`, installed from where
-moemodel itself came from; `calibrate` and `recalibrate` the extra `calibrate`. Everything is imported when it is first
-used: `import moemodel` costs next to nothing.
+`calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate` (`calibrate --update`) and `validate`; `Meter`
+goes around a training loop of your own. The other names are their documents. `Meter`, `profile` and `validate` need the
+extra `profile`, installed from where moemodel itself came from; what begins with `calibrate` or `recalibrate` the extra
+`calibrate`. Everything is imported when it is first used: `import moemodel` costs next to nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 if TYPE_CHECKING:
-    from moemodel.api import calibrate, recalibrate
+    from moemodel.api import calibrate, calibrate_readings, recalibrate
     from moemodel.calibration.store.catalogue import list_calibrations, shipped, write_calibration
     from moemodel.model.architecture.hf_config import list_architectures, read_architecture
     from moemodel.model.architecture.spec import Architecture
@@ -66,6 +66,7 @@ _HOMES: dict[str, str] = {
     "Search": "model.search.document",
     "SearchResult": "model.search.result",
     "calibrate": "api",
+    "calibrate_readings": "api",
     "list_architectures": "model.architecture.hf_config",
     "list_calibrations": "calibration.store.catalogue",
     "list_gpus": "model.hardware.gpu",
@@ -108,6 +109,7 @@ if TYPE_CHECKING:
         "SearchResult",
         "__version__",
         "calibrate",
+        "calibrate_readings",
         "list_architectures",
         "list_calibrations",
         "list_gpus",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from moemodel.calibration.fit.operators import HeldOut
+    from moemodel.calibration.published.kernels.overlay import HeldOutReadings
     from moemodel.calibration.update.from_reports import Update
     from moemodel.model.plan.spec import Plan
     from moemodel.model.records.calibration import Calibration
@@ -238,6 +239,41 @@ def calibrate(
     if not profiles:
         raise InputError("calibrate: found no profile; give at least one folder that `moemodel profile` wrote")
     return calibrate_profile(*map(Path, profiles), progress=progress)
+
+
+@needs_extra("calibrate_readings", "calibrate")
+def calibrate_readings(*files: Path | str, gpu: str | None = None) -> tuple[Calibration, list[HeldOutReadings]]:
+    """Fit a calibration to tables of kernel readings of one GPU: `moemodel calibrate --readings`.
+
+    Needs the extra `calibrate`. What the readings don't show is as in the calibration of that GPU which this project
+    measured, or else as derived for it.
+
+    >>> import moemodel
+    >>> calibration, errors = moemodel.calibrate_readings("gemm.csv", gpu="b200")
+    >>> calibration.gpu, errors[0].name
+    ('b200-sxm-180gb', 'gemm/forward')
+
+    Args:
+        files: Parquet or CSV, of the form that `calibration.published.kernels.readings` describes; at least one.
+        gpu: name or description file; None: the only GPU that the files have rows of.
+
+    Returns:
+        The calibration, and relative errors of times on shapes that were held out.
+
+    Raises:
+        InputError: no file is given; one is missing, of another form or has an impossible value; rows of several GPUs
+            and none named; too few rows that can be used.
+        CalibrationError: the GPU's description says too little to derive the rest.
+    """
+    from moemodel.calibration.published.kernels.overlay import base_of, overlay_readings
+    from moemodel.calibration.published.kernels.readings import gpu_of, read_readings
+    from moemodel.model.core.errors import InputError
+
+    if not files:
+        raise InputError("calibrate_readings: found no file; give at least one table of kernel readings")
+    paths = [Path(file) for file in files]
+    description = gpu_of(paths, gpu)
+    return overlay_readings(base_of(description), description, read_readings(paths, description))
 
 
 @needs_extra("recalibrate", "calibrate")

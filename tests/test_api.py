@@ -152,6 +152,8 @@ def test_nothing_to_work_on() -> None:
         moemodel.calibrate()
     with pytest.raises(moemodel.InputError, match="found no report"):
         moemodel.recalibrate()
+    with pytest.raises(moemodel.InputError, match="found no file"):
+        moemodel.calibrate_readings()
 
 
 # ---- the uses in docstrings -----------------------------------------------------------------------------------------
@@ -195,6 +197,19 @@ def test_the_docstring_of_calibrate(calibration: Calibration, tmp_path: Path, mo
     Path("plan.yaml").write_text(yaml.safe_dump(PLAN), encoding="utf-8")
     monkeypatch.setattr(fit, "calibrate_profile", fitted)
     _run("calibrate")
+
+
+def test_the_docstring_of_calibrate_readings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a hundred made-up products."""
+    rows = [
+        f"bfloat16,{m},{n},{k},{5e-3 + 2e-9 * m * n * k / 800e3},b200"
+        for m in (128, 512, 2048, 8192)
+        for n in (512, 1024, 2048, 4096, 8192)
+        for k in (512, 1024, 2048, 4096, 8192)
+    ]
+    monkeypatch.chdir(tmp_path)
+    Path("gemm.csv").write_text("\n".join(["gemm_dtype,m,n,k,latency_ms,system", *rows]) + "\n", encoding="utf-8")
+    _run("calibrate_readings")
 
 
 @pytest.fixture
@@ -253,7 +268,7 @@ def test_the_docstring_of_recalibrate(calibration: Calibration, monkeypatch: pyt
 
 def test_every_public_function_shows_a_use() -> None:
     own = [name for name in moemodel.__all__ if getattr(getattr(moemodel, name), "__module__", "") == "moemodel.api"]
-    assert sorted(own) == ["calibrate", "predict", "profile", "recalibrate", "search", "validate"]
+    assert sorted(own) == ["calibrate", "calibrate_readings", "predict", "profile", "recalibrate", "search", "validate"]
     for name in own:
         text = getattr(moemodel, name).__doc__
         assert all(part in text for part in ("Args:", "Returns:", "Raises:")), name

@@ -17,6 +17,8 @@ from moemodel.model.hardware.gpu import Gpu, list_gpus, read_gpu
 from moemodel.model.records.calibration import Calibration, MemoryFit, Parameter, read_calibration
 
 _SHIPPED = Path(__file__).parents[1] / "shipped"
+# Of those that ship, the ones in which only kernels are fitted and the rest is derived: nothing is derived from them.
+PARTLY_DERIVED = ("b200-sxm-180gb", "b300-sxm-288gb", "gb200-186gb", "gb300-288gb")
 _MEMORY_OF = "h100-sxm-80gb"  # whose context was measured: of the others that ship it is assumed
 
 
@@ -85,7 +87,8 @@ def calibration_or_stand_in(given: Calibration | Path | str | None, gpu: str, *,
 
 def derived_from(gpu: Gpu) -> Gpu | None:
     """The GPU whose shipped calibration is taken over to one that has none; None: its description says too little."""
-    return nearest(gpu, (read_gpu(name) for name in list_calibrations() if name != gpu.name))
+    bases = (name for name in list_calibrations() if name not in (gpu.name, *PARTLY_DERIVED))
+    return nearest(gpu, (read_gpu(name) for name in bases))
 
 
 def _of_gpu(gpu: Gpu) -> Calibration:

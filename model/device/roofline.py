@@ -244,10 +244,11 @@ def _rounded_roofline(
 
 
 def parts(
-    kind: Kind, direction: Pass, p: Mapping[str, float], chip: RooflineChip, shape: Shape
+    kind: Kind, direction: Pass, p: Mapping[str, float], chip: RooflineChip, shape: Shape, least: Work | None = None
 ) -> tuple[FloatArray, FloatArray]:
-    """Tc and Tm of each shape, s, each of length U."""
-    compute_s, memory_s = _parts(kind, direction, p, chip, shape, work(kind, direction, shape))
+    """Tc and Tm of each shape, s, each of length U; `least` is the work of a call, if it is another than an operator
+    of that shape has (operands of fewer bytes, a window)."""
+    compute_s, memory_s = _parts(kind, direction, p, chip, shape, least or work(kind, direction, shape))
     compute_s, memory_s = np.broadcast_arrays(compute_s, memory_s)
     return compute_s, memory_s
 

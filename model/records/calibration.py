@@ -257,7 +257,8 @@ class Calibration(Strict):
         description="why predictions from it are for trying the commands only, a sentence; null: they aren't",
     )
     derived_from: str | None = Field(
-        default=None, description="GPU whose calibration was taken over by data sheets; null: measured, or fitted"
+        default=None,
+        description="GPU whose calibration was taken over by data sheets, all or in part; null: measured, or fitted",
     )
     clock_reference_Hz: Clock_Hz = Field(description="SM clock that times at reference are for")
     clock_range_Hz: tuple[Clock_Hz, Clock_Hz] = Field(description="lowest and highest SM clock of predictions")

@@ -199,3 +199,38 @@ def test_profiles_or_reports(arguments: str, says: str, moemodel: Run) -> None:
     result = moemodel("calibrate", *arguments.split())
     assert result.exit_code == 2
     assert says in result.stderr
+
+
+def test_readings_go_with_nothing_else(moemodel: Run) -> None:
+    result = moemodel("calibrate", "--readings", "a.csv", "--force", "-o", "mine.json")
+    assert (result.exit_code, "--calibration and --force go with --update" in result.stderr) == (2, True)
+    result = moemodel("calibrate", "profile", "--gpu", "b200", "-o", "mine.json")
+    assert (result.exit_code, "--gpu goes with --readings" in result.stderr) == (2, True)
+    result = moemodel("calibrate", "profile", "--readings", "a.csv", "-o", "mine.json")
+    assert (result.exit_code, "or --readings and a table" in result.stderr) == (2, True)
+
+
+def test_readings_that_cannot_be(moemodel: Run, folder: Path) -> None:
+    (folder / "a.csv").write_text("gemm_dtype,m,n,k,latency_ms,system\nbfloat16,8,8,0,1,b200\n")
+    result = moemodel("calibrate", "--readings", "a.csv", "-o", "mine.json")
+    assert result.exit_code == 2
+    assert "a.csv: column k, row 1: found 0; allowed: whole numbers from 1" in result.stderr
+
+
+def test_readings_make_a_calibration_that_predicts(moemodel: Run, folder: Path) -> None:
+    rows = [
+        f"bfloat16,{m},{n},{k},{5e-3 + 2e-9 * m * n * k / 800e3},b200"
+        for m in (128, 512, 2048, 8192)
+        for n in (512, 1024, 2048, 4096, 8192)
+        for k in (512, 1024, 2048, 4096, 8192)
+    ]
+    (folder / "a.csv").write_text("\n".join(["gemm_dtype,m,n,k,latency_ms,system", *rows]) + "\n")
+    result = moemodel("calibrate", "--readings", "a.csv", "-o", "mine.json")
+    assert result.exit_code == 0, result.stderr
+    assert "gemm/forward" in result.stdout
+    made = read_calibration(folder / "mine.json")
+    assert made.gpu == "b200-sxm-180gb"
+    assert "100 readings of bfloat16" in made.provenance
+    fit = made.operator(Kind.GEMM, Pass.FORWARD)
+    assert fit is not None
+    assert fit.parameters["t0"].origin == "fitted"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moemodel.calibration.store.catalogue import list_calibrations, shipped
+from moemodel.calibration.store.catalogue import PARTLY_DERIVED, derived_from, list_calibrations, shipped
 from moemodel.model.architecture.hf_config import list_architectures, read_architecture
 from moemodel.model.architecture.spec import Moe
 from moemodel.model.core.errors import CalibrationError
@@ -26,6 +26,13 @@ by_name = pytest.mark.parametrize("name", list_calibrations())
 
 def test_the_promised_ones_are_there() -> None:
     assert {"h100-sxm-80gb", "a100-sxm-40gb", "a100-sxm-80gb"} <= set(list_calibrations())
+
+
+def test_nothing_is_derived_from_what_is_derived_itself() -> None:
+    assert set(PARTLY_DERIVED) == {name for name in list_calibrations() if shipped(name).derived_from}
+    base = derived_from(read_gpu("rtx-pro-6000"))
+    assert base is not None
+    assert base.name not in PARTLY_DERIVED
 
 
 def test_one_that_is_not_there() -> None:

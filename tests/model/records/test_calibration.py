@@ -25,7 +25,7 @@ from moemodel.model.records.calibration import read_calibration
 from moemodel.model.records.parameter_names import CHIP, NETWORK, POWER, THERMAL, operator_features, operator_names
 
 SHIPPED = Path(__file__).parents[3] / "calibrate" / "shipped"
-OPTIONAL = {"t1", "alignment", "log_error", *NETWORK.optional}
+OPTIONAL = {"t1", "alignment", "log_error", *CHIP.optional, *NETWORK.optional}
 
 
 @cache

@@ -1,0 +1,117 @@
+"""Kernels of one table fitted: form, residual, and how wrong they are on shapes that were held out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from moemodel.calibration.fit.sparse_residual import SparseResidual, fit_sparse_residual
+from moemodel.calibration.published.kernels.clocks import Conditions
+from moemodel.calibration.published.kernels.forms import Timed, attention, chip_in, fit_form, products
+from moemodel.calibration.published.kernels.grouped import layers
+from moemodel.calibration.published.kernels.power import held_W
+from moemodel.calibration.published.kernels.readings import Family, Readings
+from moemodel.model.core.arrays import BoolArray, FloatArray
+from moemodel.model.device.operator_cost import tensor_limit
+from moemodel.model.device.power import power_model
+from moemodel.model.device.roofline import RooflineChip, chip_of_calibration
+from moemodel.model.hardware.gpu import Gpu
+from moemodel.model.operators.work import Kind, Pass
+from moemodel.model.records.calibration import Calibration
+
+FOLDS = 5
+FEWEST = 40  # rows below which a form of some fifteen parameters says nothing; assumed
+POINTS = 350  # of a residual, at most: the files that ship stay below 300 kB
+_KIND: dict[Family, Kind] = {
+    "products": Kind.GEMM,
+    "grouped": Kind.GROUPED_GEMM,
+    "attention": Kind.ATTENTION,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedKernels:
+    """What was fitted to some rows of a table.
+
+    Attributes:
+        parameters: of the form; `residual` over the kernels' features.
+        conditions: that the rows were taken under.
+        missed: log(measured / form) of the rows fitted, each at its clock.
+    """
+
+    parameters: dict[str, float]
+    residual: SparseResidual
+    conditions: Conditions
+    missed: FloatArray
+
+    def time_s(self, kernels: Timed) -> FloatArray:
+        """Of kernels repeated under the same conditions, [U]."""
+        clocks = np.broadcast_to(self.conditions.clock_Hz_K, (len(kernels.features), len(self.conditions.clock_Hz_K)))
+        factor = np.exp(self.residual.log_ratio(kernels.features))[:, None]
+        time_s_UK = kernels.time_s(self.parameters, self.conditions.chip, clocks) * factor
+        return self.conditions.settled_s(kernels.work, time_s_UK)
+
+    def power_W(self, kernels: Timed, time_s: FloatArray) -> FloatArray:
+        """Of kernels repeated that take so long each, [U]."""
+        top_Hz = np.full((len(time_s), 1), self.conditions.top_Hz)
+        whole_s = kernels.time_s(self.parameters, self.conditions.chip, top_Hz)[:, 0]
+        device_s = kernels.device_s(self.parameters, self.conditions.chip, top_Hz)[:, 0]
+        return held_W(self.conditions, kernels.work, time_s, time_s * np.minimum(1.0, device_s / whole_s))
+
+
+def timed(readings: Readings, chip: RooflineChip) -> Timed:
+    """The kernels of a table, on a chip."""
+    if readings.family == "products":
+        return products(readings, chip)
+    return attention(readings) if readings.family == "attention" else layers(readings)
+
+
+def split_by_kernel(readings: Readings) -> list[Readings]:
+    """A table by what takes a form of its own: attention with a window, or without."""
+    if readings.family != "attention":
+        return [readings]
+    whole = readings.column("window_size") == 0
+    parts = (readings.take(whole), readings.take(~whole))
+    return [part for part in parts if len(part)]
+
+
+def conditions_of(readings: Readings, base: Calibration, gpu: Gpu) -> Conditions:
+    """Under which a table's kernels ran, as a calibration of their GPU has its clocks and power.
+
+    Raises:
+        InputError: the GPU's description has no peak of the table's data type.
+    """
+    chip = chip_of_calibration(base)
+    own = chip_in(chip, gpu, readings.dtype)
+    power = power_model(base)
+    rate = own.flops_per_cycle / chip.flops_per_cycle  # as `device.precision`: tensor cores draw as much in any type
+    limit_W, share = readings.limit_W, base.governor.parameters["sustained_share"].value
+    return Conditions(
+        chip=own,
+        top_Hz=base.clock_range_Hz[1],
+        fast=tensor_limit(base),
+        power=replace(power, flop_J=power.flop_J / rate),
+        factor=power.factor(_KIND[readings.family], Pass.FORWARD),
+        limit_W=None if limit_W is None else share * limit_W,
+    )
+
+
+def clocks_of(kernels: Timed, conditions: Conditions, time_s: FloatArray) -> FloatArray:
+    """True clocks at which times were measured."""
+    return conditions.clock_Hz(kernels.work, np.repeat(time_s[:, None], len(conditions.clock_Hz_K), axis=1))
+
+
+def fit_kernels(kernels: Timed, time_s: FloatArray, inner: BoolArray, conditions: Conditions) -> FittedKernels:
+    """Fit rows of one table.
+
+    Args:
+        kernels: of the rows; `time_s` what they took.
+        inner: rows whose shapes lengths of the residual are judged by.
+        conditions: that they ran under.
+    """
+    clock_Hz = clocks_of(kernels, conditions, time_s)
+    parameters = fit_form(kernels, conditions.chip, clock_Hz, time_s)
+    missed = np.log(time_s / kernels.time_s(parameters, conditions.chip, clock_Hz[:, None])[:, 0])
+    residual = fit_sparse_residual(kernels.features, missed, inner, POINTS)
+    return FittedKernels(parameters=parameters, residual=residual, conditions=conditions, missed=missed)
