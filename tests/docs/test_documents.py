@@ -7,6 +7,7 @@ What needs a GPU or minutes is run otherwise: `INSTEAD` and `MADE_UP` say how.
 
 from __future__ import annotations
 
+import itertools
 import re
 import runpy
 import shlex
@@ -18,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -148,7 +150,7 @@ def _made_up(made_up_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:  # no
 
 @pytest.fixture
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What users are taken to have: plans, a search, profiles A and B, a validation FOLDER, a recording, examples/."""
+    """What users are taken to have: plans, a search, profiles, a validation FOLDER, a recording, readings, examples/."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MOEMODEL_CLOCKS", raising=False)
     for name in ("examples", "model"):
@@ -161,6 +163,10 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("A", "B"):
         Path(name).mkdir()
     shutil.copy(ROOT / "bench" / "measured" / "h100-sxm-80gb-attribution.jsonl", "session.jsonl")
+    sizes = list(itertools.product((128, 512, 2048, 8192), *[(512, 1024, 2048, 4096, 8192)] * 2))
+    readings = pd.DataFrame(sizes, columns=["m", "n", "k"])
+    readings["latency_ms"] = 5e-3 + 2.5e-15 * readings["m"] * readings["n"] * readings["k"] * 1e3
+    readings.assign(gemm_dtype="bfloat16", system="b200").to_parquet("gemm.parquet")
     moemodel.validate("a.yaml", folder="FOLDER", controls=False)
 
 
