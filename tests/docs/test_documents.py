@@ -150,7 +150,7 @@ def _made_up(made_up_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:  # no
 
 @pytest.fixture
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What users are taken to have: plans, a search, profiles, a validation FOLDER, a recording, readings, examples/."""
+    """What users are taken to have: plans, a search, profiles, a validation, a recording, readings, examples."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MOEMODEL_CLOCKS", raising=False)
     for name in ("examples", "model"):
