@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moemodel.calibration.store.catalogue import shipped
+from moemodel.calibration.store.catalogue import load_calibration
 from moemodel.model.core.errors import CalibrationError, InfeasiblePlanError, InputError
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.spec import read_plan
@@ -104,7 +104,7 @@ def plan_verdicts(folder: Path) -> dict[str, str]:
 def _verdict(path: Path) -> str:
     try:
         plan = read_plan(path)
-        return outcome(plan, shipped(plan.cluster.gpu), even_if_it_does_not_fit=True).verdict
+        return outcome(plan, load_calibration(None, plan.cluster.gpu), even_if_it_does_not_fit=True).verdict
     except (InputError, InfeasiblePlanError, CalibrationError) as error:
         return f"no answer: {str(error).splitlines()[0]}"
 
