@@ -18,7 +18,9 @@ _BARE = ("TextModel", "Model")
 _LAST_WORDS = (*_VOCABULARY, *_OF_CLASSES, *_BARE)
 _ENDINGS = re.compile(f"(?P<stem>.+?)(?P<last>{'|'.join(_LAST_WORDS)})")
 _SPAN_OUTPUTS = 2  # where an answer begins, and where it ends
-_UNSTATED_LABELS = 2  # transformers 5.24, configuration_utils.py: PreTrainedConfig.num_labels
+# As published reward models have, whose files say nothing (Llama 3 8B's: 7,504,928,768 parameters); transformers 5.24,
+# configuration_utils.py, PreTrainedConfig.num_labels, would make it two.
+_UNSTATED_LABELS = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +152,7 @@ def _labels(config: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
         stated = len(config["id2label"])
     if stated is None:
         return _UNSTATED_LABELS, (
-            "The file states no num_labels or id2label; two outputs are counted, as in transformers.",
+            "The file states no num_labels or id2label; one output is counted (transformers would make it two).",
         )
     if isinstance(stated, bool) or not isinstance(stated, int) or not 0 < stated < 2**31:
         raise ValueError(f"num_labels: found {shown(stated)}; allowed: a number of classes from 1 on")

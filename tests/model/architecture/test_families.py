@@ -340,8 +340,8 @@ def test_heads_of_classes_take_the_vocabularys_place(tmp_path: Path) -> None:
     token = _read(tmp_path, llama | {"architectures": ["LlamaForTokenClassification"], "num_labels": 5})
     assert parameters(token).head == 5 * 96 + 5
     unstated = _read(tmp_path, {key: value for key, value in llama.items() if key != "num_labels"})
-    assert parameters(unstated).head == 2 * 96  # PreTrainedConfig.num_labels of transformers 5.24
-    assert any("states no num_labels or id2label; two outputs are counted" in note for note in unstated.notes)
+    assert parameters(unstated).head == 96
+    assert any("states no num_labels or id2label; one output is counted" in note for note in unstated.notes)
 
 
 @pytest.mark.parametrize(
