@@ -73,15 +73,14 @@ def _check_clock(clock_MHz: float, gpu: Gpu) -> None:
 
 
 def _check_power_cap(power_cap_W: float, gpu: Gpu) -> None:
-    if gpu.power_limit_min_W is None or gpu.power_limit_max_W is None:
+    highest_W = gpu.power_limit_max_W or gpu.power_limit_W
+    if highest_W is None:
         raise InputError(
             f"power_cap_W: found {power_cap_W:g}; the range of {gpu.name} isn't known; allowed: null (its own limit)"
         )
-    if not gpu.power_limit_min_W <= power_cap_W <= gpu.power_limit_max_W:
-        raise InputError(
-            f"power_cap_W: found {power_cap_W:g}; allowed on {gpu.name}: "
-            f"{gpu.power_limit_min_W:g} to {gpu.power_limit_max_W:g}, or null"
-        )
+    if not (gpu.power_limit_min_W or 0.0) <= power_cap_W <= highest_W:
+        low = "above 0" if gpu.power_limit_min_W is None else f"{gpu.power_limit_min_W:g}"
+        raise InputError(f"power_cap_W: found {power_cap_W:g}; allowed on {gpu.name}: {low} to {highest_W:g}, or null")
 
 
 def check_architecture(plan: Plan, architecture: Architecture) -> None:

@@ -36,6 +36,7 @@ def notes(
         calibration.trial,
         _memory(plan, architecture, machine, float(prediction.memory_B[0]), float(prediction.fit_probability[0])),
         _description(machine),
+        _lowest_cap(plan, machine),
         _track_record(machine),
         _outside(prediction),
         _clock(plan, machine, prediction),
@@ -109,6 +110,15 @@ def _tensor_cores(plan: Plan, machine: System) -> str | None:
     instead = "; products take the rate of fp16" if dtype == "bf16" and "fp16" in machine.gpu.peaks else ""
     peaks = ", ".join(machine.gpu.peaks)
     return f"{machine.gpu.name} does not compute in {dtype} by its description (peaks: {peaks}){instead}."
+
+
+def _lowest_cap(plan: Plan, machine: System) -> str | None:
+    """That nobody says whether a GPU can be set to a cap."""
+    if plan.power_cap_W is None or machine.gpu.power_limit_min_W is not None:
+        return None
+    return (
+        f"The lowest limit that {machine.gpu.name} can be set to isn't known: {plan.power_cap_W:g} W may be below it."
+    )
 
 
 def _description(machine: System) -> str | None:

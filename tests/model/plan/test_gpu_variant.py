@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moemodel.calibration.store.catalogue import shipped
+from moemodel.calibration.store.catalogue import load_calibration, shipped
 from moemodel.model.core.errors import InputError
 from moemodel.model.plan.spec import Plan
 from moemodel.model.results.outcome import outcome
@@ -57,3 +57,12 @@ def test_half_the_bandwidth_takes_longer_and_is_said() -> None:
 def test_what_no_board_has_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match=r"cluster\.gpu_variant"):
         varied(**wrong)
+
+
+def test_a_cap_below_a_limit_whose_range_nobody_knows_is_taken_and_said() -> None:
+    plan = PLAN | {"cluster": {"gpu": "v100-pcie-32gb"}, "precision": "bf16", "layers": 1}
+    capped = outcome(Plan.model_validate(plan | {"power_cap_W": 125.0}), load_calibration(None, "v100-pcie-32gb"))
+    assert capped.power_W.value == pytest.approx(125, rel=0.02)
+    assert any("v100-pcie-32gb can be set to isn't known: 125 W may be below it" in note for note in capped.notes)
+    with pytest.raises(InputError, match=r"power_cap_W: found 300; allowed on v100-pcie-32gb: above 0 to 250, or null"):
+        outcome(Plan.model_validate(plan | {"power_cap_W": 300.0}), load_calibration(None, "v100-pcie-32gb"))
