@@ -13,6 +13,10 @@ Every pair is derived anew from the shipped calibration of the first, whatever s
 Readings are loops of kernels of an inference engine (`kernels/gemm.parquet`): those whose power was taken run long
 enough to be held by the power limit, and are priced at the clock that it leaves; the others, at the highest clock.
 
+    GPU caps    shape of time and power against the power limit: training epochs of networks that draw more than 0.75 of
+                the highest limit, their median over that at the highest, against OPT-350M's steps likewise; without
+                the highest limit itself: time_mape, power_mape, rows (limits)
+
 The readings are read from `../shared/data`; where they are missing there is nothing to do, and the exit code is 0.
 """
 
@@ -26,7 +30,7 @@ import numpy as np
 import pandas as pd
 
 from moemodel.calibration.derive.transfer import derive_calibration
-from moemodel.calibration.store.catalogue import shipped
+from moemodel.calibration.store.catalogue import load_calibration, shipped
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.interval import Z
 from moemodel.model.device.dvfs import crossing, time_at_clock
@@ -36,7 +40,9 @@ from moemodel.model.device.roofline import chip_of_calibration
 from moemodel.model.hardware.gpu import read_gpu
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import Kind, Pass, Shape
+from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
+from moemodel.model.results.outcome import outcome
 
 _DATA = Path(__file__).parents[2] / "shared" / "data"
 _PAIRS = {  # GPU of the readings, as they name it -> GPU, and that which its calibration is taken over from
@@ -49,6 +55,9 @@ _PAIRS = {  # GPU of the readings, as they name it -> GPU, and that which its ca
     "gb300": ("gb300-288gb", "h100-sxm-80gb"),
 }
 _LONG_S = 50e-6
+_CAPS = {"v100_training_epochs.csv": "v100-pcie-32gb", "a40_training_epochs.csv": "a40-48gb"}
+_HEAVY = 0.75  # of the highest limit: what draws less is not held by most of the limits
+_LOAD = {"architecture": "opt-350m", "sequence_length": 2048, "global_batch": 4, "micro_batch": 4}
 _CLOCKS = 9
 _AT_ONCE = 2048
 
@@ -104,6 +113,27 @@ def derived_against_readings(table: pd.DataFrame, gpu: str, base: str) -> dict[s
     }
 
 
+def caps_against_epochs(table: pd.DataFrame, gpu: str) -> dict[str, float]:
+    """Figures of one GPU under power limits."""
+    calibration, top_W = load_calibration(None, gpu), float(table["power_limit"].max())
+    networks = ["dataset", "network", "batch_size", "optimizer"]
+    time_s = table.pivot_table(index=networks, columns="power_limit", values="time_per_epoch")
+    power_W = table.pivot_table(index=networks, columns="power_limit", values="average_power")
+    heavy = power_W[top_W] > _HEAVY * top_W
+    measured = time_s[heavy].div(time_s.loc[heavy, top_W], axis=0).median(), power_W[heavy].median()
+    found = {
+        cap_W: outcome(Plan.model_validate(_LOAD | {"power_cap_W": cap_W, "cluster": {"gpu": gpu}}), calibration)
+        for cap_W in map(float, sorted(table["power_limit"].unique()))
+    }
+    slower = [found[cap].step_time_s.value / found[top_W].step_time_s.value / measured[0][cap] for cap in found]
+    draw = [found[cap].power_W.value / measured[1][cap] for cap in found]
+    return {
+        "time_mape": float(np.mean(np.abs(np.array(slower[:-1]) - 1))),
+        "power_mape": float(np.mean(np.abs(np.array(draw[:-1]) - 1))),
+        "rows": float(len(found) - 1),
+    }
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Derived calibrations against published readings.")
@@ -120,6 +150,8 @@ def main() -> None:
         f"{gpu} from {base}": derived_against_readings(table[table["system"] == system], gpu, base)
         for system, (gpu, base) in _PAIRS.items()
     }
+    for name, gpu in _CAPS.items():
+        found[f"{gpu} caps"] = caps_against_epochs(pd.read_csv(options.data / "power-caps" / name), gpu)
     if options.json:
         print(json.dumps(found))
         return
