@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from moemodel.calibration.derive.transfer import sheet_of
+from moemodel.calibration.derive.transfer import Sheet, sheet_of
 from moemodel.model.hardware.gpu import Gpu
 
 # NVIDIA's in the order of their years; what stands further apart has less in common. AMD's matrix cores are newer than
@@ -37,10 +37,8 @@ def nearest(gpu: Gpu, calibrated: Iterable[Gpu]) -> Gpu | None:
     if sheet is None:
         return None
 
-    def distance(other: Gpu) -> tuple[int, int, float]:
-        known = sheet_of(other)
-        if known is None:
-            return (2, 0, math.inf)
+    def distance(candidate: tuple[Gpu, Sheet]) -> tuple[int, int, float]:
+        other, known = candidate
         pairs = (
             (sheet.bandwidth_Bps, known.bandwidth_Bps),
             (sheet.multiprocessors, known.multiprocessors),
@@ -49,8 +47,8 @@ def nearest(gpu: Gpu, calibrated: Iterable[Gpu]) -> Gpu | None:
         years = abs(_year(gpu) - _year(other))
         return (int(gpu.architecture != other.architecture), years, math.dist(*zip(*map(_logs, pairs), strict=True)))
 
-    candidates = [other for other in calibrated if sheet_of(other) is not None]
-    return min(candidates, key=distance, default=None)
+    candidates = [(other, known) for other in calibrated if (known := sheet_of(other)) is not None]
+    return min(candidates, key=distance)[0] if candidates else None
 
 
 def _logs(pair: tuple[float, float]) -> tuple[float, float]:

@@ -27,7 +27,7 @@ from moemodel.calibration.derive.large_product import LargeProduct, public_burst
 from moemodel.calibration.derive.record import DerivingRecord, deriving_record
 from moemodel.model.core.errors import CalibrationError
 from moemodel.model.device.power import power_model
-from moemodel.model.device.roofline import ATTENTIONS, PRODUCTS
+from moemodel.model.device.roofline import ATTENTIONS, PRODUCTS, RooflineChip
 from moemodel.model.hardware.gpu import Gpu, Peak
 from moemodel.model.records.calibration import Calibration, NetworkFit, OperatorFit, Parameter, PowerFit
 
@@ -275,8 +275,8 @@ def _power_factors(pair: _Pair) -> dict[str, float]:
 
 
 def _vector_rate(gpu: Gpu, sheet: Sheet) -> float:
-    """Operations of SIMD lanes at the clock of the peak; 128 lanes where nothing is said (`device.roofline`)."""
-    return sheet.multiprocessors * (gpu.simd_lanes or 128) * sheet.peak.clock_Hz
+    """Operations of SIMD lanes at the clock of the peak; of unstated lanes as many as `device.roofline` takes."""
+    return sheet.multiprocessors * (gpu.simd_lanes or RooflineChip.simd_lanes) * sheet.peak.clock_Hz
 
 
 def _energy_factor(made: Calibration, base: Calibration, pair: _Pair) -> float:

@@ -268,9 +268,11 @@ def _extrapolated_clock(calibration: Calibration, prediction: Prediction) -> str
     clock_Hz = float(prediction.clock_Hz[0])
     if low_Hz * _CLOCK_TOLERANCE <= clock_Hz <= high_Hz / _CLOCK_TOLERANCE:
         return None
+    base = calibration.derived_from
+    measured = "were measured" if base is None else f"stand for those measured on {base}"
     return (
         f"The clock of {clock_Hz / 1e6:.0f} MHz lies outside the {low_Hz / 1e6:.0f} to {high_Hz / 1e6:.0f} MHz that "
-        "were measured; time and power there are extrapolated."
+        f"{measured}; time and power there are extrapolated."
     )
 
 

@@ -136,6 +136,20 @@ def test_every_listed_gpu_is_predicted_on_with_an_interval_wider_than_that_of_th
     assert interval_width(name) > interval_width(base.name)
 
 
+def test_a_clock_that_nobody_measured_is_said_to_be_of_the_other_gpu() -> None:
+    plan = {
+        "architecture": "opt-350m",
+        "sequence_length": 1024,
+        "global_batch": 8,
+        "micro_batch": 8,
+        "clock_MHz": 345.0,
+    }
+    notes = outcome(
+        Plan.model_validate(plan | {"cluster": {"gpu": "gh200-96gb"}}), load_calibration(None, "gh200-96gb")
+    ).notes
+    assert any("MHz that stand for those measured on h100-sxm-80gb; time and power" in note for note in notes)
+
+
 def test_a_fingerprint_is_as_it_was_before_calibrations_could_be_derived() -> None:
     calibration = shipped(H100)
     assert fingerprint(calibration) != fingerprint(calibration.model_copy(update={"derived_from": "a100"}))
