@@ -11,7 +11,7 @@ from typing import Literal
 
 Activation = Literal["gelu", "relu", "relu2", "silu"]
 Norm = Literal["rms", "layer"]
-Router = Literal["softmax_topk", "noisy_topk", "expert_choice", "switch_top1", "sigmoid_topk"]
+Router = Literal["softmax_topk", "noisy_topk", "expert_choice", "switch_top1", "sigmoid_topk", "gshard_top2"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from moemodel.model.core.suggest import unknown
 from moemodel.model.frameworks.base import Framework, Precision
+from moemodel.model.frameworks.deepspeed import DEEPSPEED
+from moemodel.model.frameworks.fastmoe import FASTMOE
 from moemodel.model.frameworks.megatron_core import MEGATRON_CORE
 from moemodel.model.frameworks.megatron_deepspeed import MEGATRON_DEEPSPEED
 from moemodel.model.frameworks.megatron_lm import MEGATRON_LM, MEGATRON_LM_2021
@@ -14,7 +16,16 @@ from moemodel.model.frameworks.torch_native import TORCH
 
 FRAMEWORKS: dict[str, Framework] = {
     framework.name: framework
-    for framework in (TORCH, MEGATRON_LM, MEGATRON_LM_2021, MEGATRON_CORE, MEGATRON_DEEPSPEED, NANOTRON)
+    for framework in (
+        TORCH,
+        DEEPSPEED,
+        FASTMOE,
+        MEGATRON_LM,
+        MEGATRON_LM_2021,
+        MEGATRON_CORE,
+        MEGATRON_DEEPSPEED,
+        NANOTRON,
+    )
 }
 
 

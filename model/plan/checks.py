@@ -10,6 +10,7 @@ from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.errors import InfeasiblePlanError, InputError
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import Gpu
+from moemodel.model.plan.routing import routed_architecture
 from moemodel.model.plan.rules import architecture_rules, messages
 from moemodel.model.plan.spec import Plan
 from moemodel.model.schedule.pipeline_layout import PipelineLayout
@@ -18,12 +19,12 @@ _ON_STEP = 1e-3  # of a clock step: rounding of MHz to Hz
 
 
 def architecture_of(plan: Plan) -> Architecture:
-    """The architecture that a plan trains, cut to its `layers`.
+    """The architecture that a plan trains, with its routers and cut to its `layers`.
 
     Raises:
         InputError: unknown architecture, or more layers than it has.
     """
-    architecture = read_architecture(plan.architecture)
+    architecture = routed_architecture(read_architecture(plan.architecture), plan.routing)
     if plan.layers is None:
         return _as_cut(plan, architecture)
     held = len(architecture.decoder)

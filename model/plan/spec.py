@@ -17,6 +17,7 @@ from moemodel.model.hardware.link import Link
 from moemodel.model.plan.clock import Clock, clock_of
 from moemodel.model.plan.paths import NamesFiles
 from moemodel.model.plan.recompute import RecomputeName, recompute_number
+from moemodel.model.plan.routing import RoutingSpec
 from moemodel.model.plan.rules import check_precision, degree_rules, messages
 from moemodel.model.schedule import registry as schedules
 
@@ -89,19 +90,6 @@ class ParallelSpec(Strict):
     zero_stage: ZeroStage = 0
     sequence_parallel: Switch = False
     virtual_stages: Stages = 1
-
-
-class RoutingSpec(Strict):
-    """How evenly the router loads the experts."""
-
-    skew: Literal["balanced"] | Annotated[float, Field(ge=1.0, le=1e6, strict=True)] = Field(
-        default="balanced", description="rows of the busiest expert over the mean"
-    )
-
-    @property
-    def busiest_over_mean(self) -> float:
-        """`skew` as a number."""
-        return 1.0 if self.skew == "balanced" else self.skew
 
 
 class SiteSpec(Strict):

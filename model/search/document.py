@@ -17,6 +17,7 @@ from moemodel.model.hardware.gpu import GpuVariant
 from moemodel.model.hardware.link import Link
 from moemodel.model.plan.paths import NamesFiles
 from moemodel.model.plan.recompute import RecomputeName
+from moemodel.model.plan.routing import RoutingSpec
 from moemodel.model.plan.rules import check_precision
 from moemodel.model.plan.spec import (
     Backend,
@@ -30,7 +31,6 @@ from moemodel.model.plan.spec import (
     Plan,
     Power_W,
     Rate,
-    RoutingSpec,
     ScheduleName,
     SiteSpec,
     Stages,

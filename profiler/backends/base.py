@@ -22,11 +22,14 @@ from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.errors import InputError
 from moemodel.model.frameworks.base import Precision
 from moemodel.model.plan.recompute import RecomputeName
+from moemodel.model.plan.routing import RoutingSpec, routed_architecture
 from moemodel.model.plan.spec import ParallelSpec, Plan, ScheduleName
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from moemodel.profiler.data.spec import DataSpec
 
 # Told the phase that ends: "start", "forward", "backward", "pipeline", "optimizer".
 PhaseCallback = Callable[[str], None]
@@ -46,6 +49,8 @@ class TrainingRun:
         recompute: see `torch_native.model`.
         parallel: degrees of parallelism.
         schedule: of the pipeline, if there is one.
+        routing: how routers choose experts, and what is added to the loss; its `skew` imposes nothing.
+        data: what sequences are made of, as a document of `profiler.data`; None: made-up tokens.
         dtype: name of the type of parameters and activations.
         lr: learning rate.
         steps: measured, at least.
@@ -63,6 +68,8 @@ class TrainingRun:
     recompute: RecomputeName = "none"
     parallel: ParallelSpec = field(default_factory=ParallelSpec)
     schedule: ScheduleName = "1f1b"
+    routing: RoutingSpec = field(default_factory=RoutingSpec)
+    data: DataSpec | None = None
     dtype: str = "bfloat16"
     lr: float = 1e-4  # low: a few hundred steps should leave the experts' load about as it was measured first
     steps: int = 20  # at least; as many more as fill the time that is measured
@@ -71,7 +78,16 @@ class TrainingRun:
     plan_yaml: str = ""
 
     @classmethod
-    def of(cls, plan: Plan, architecture: Architecture, *, name: str, plan_yaml: str, seed: int = 0) -> TrainingRun:
+    def of(
+        cls,
+        plan: Plan,
+        architecture: Architecture,
+        *,
+        name: str,
+        plan_yaml: str,
+        seed: int = 0,
+        data: DataSpec | None = None,
+    ) -> TrainingRun:
         """The run that a plan asks for.
 
         Args:
@@ -80,6 +96,7 @@ class TrainingRun:
             name: of the run.
             plan_yaml: the plan as its author wrote it.
             seed: of weights and data.
+            data: what sequences are made of; None: made-up tokens.
         """
         return cls(
             name=name,
@@ -91,9 +108,28 @@ class TrainingRun:
             recompute=plan.recompute,
             parallel=plan.parallel,
             schedule=plan.schedule,
+            routing=plan.routing,
+            data=data,
             seed=seed,
             plan_yaml=plan_yaml,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRouting:
+    """What one router did in the micro-batches since `clear_routing`, of all data-parallel replicas.
+
+    Attributes:
+        layer: number of the decoder layer; an encoder's layers are counted first.
+        rows_E: (token, expert) pairs that each expert was chosen for, before any were dropped [E].
+        dropped: of these, pairs that found no room.
+        entropy: mean over tokens of the entropy of a router's probabilities, nats.
+    """
+
+    layer: int
+    rows_E: Sequence[int]
+    dropped: int
+    entropy: float
 
 
 class Run(Protocol):
@@ -119,7 +155,19 @@ class Run(Protocol):
         ...
 
     def loss(self) -> float:
-        """Mean loss of the last step over the global batch; waits for the device."""
+        """Mean loss of the last step over the global batch, the task's alone; waits for the device."""
+        ...
+
+    def router_loss(self) -> float:
+        """What routers added to it: their losses summed over layers, times their coefficients; 0 without any."""
+        ...
+
+    def routing(self) -> Sequence[LayerRouting]:
+        """What the routers did since `clear_routing`, a record a layer of this rank; waits for the device."""
+        ...
+
+    def clear_routing(self) -> None:
+        """Forget what the routers did so far."""
         ...
 
     def wait(self) -> None:
@@ -143,17 +191,24 @@ class Run(Protocol):
 Builder = Callable[[TrainingRun, "torch.device"], Run | None]
 
 # Framework, by the name that a plan's `backend` gives it -> the folder that runs it.
-BACKENDS: dict[str, str] = {"torch": "moemodel.profiler.backends.torch_native"}
+BACKENDS: dict[str, str] = {
+    "torch": "moemodel.profiler.backends.torch_native",
+    "deepspeed": "moemodel.profiler.backends.deepspeed",
+    "fastmoe": "moemodel.profiler.backends.fastmoe",
+    "megatron-core": "moemodel.profiler.backends.megatron_core",
+    "megatron-deepspeed": "moemodel.profiler.backends.megatron_deepspeed",
+}
 
 
 def architecture_in(plan: Plan, folder: Path) -> Architecture:
-    """A plan's architecture, cut to its `layers`; a path in the plan is relative to its folder.
+    """A plan's architecture, with its routers and cut to its `layers`; a path in the plan is relative to its folder.
 
     Raises:
         InputError: unknown architecture, or more layers than it has.
     """
     name = plan.architecture
     architecture = read_architecture(name if name in list_architectures() else folder / name)
+    architecture = routed_architecture(architecture, plan.routing)
     if plan.layers is None:
         return architecture
     if plan.layers > len(architecture.decoder):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from moemodel.model.hardware.gpu import Gpu, read_gpu
-from moemodel.model.plan.spec import Plan, RoutingSpec, SiteSpec
+from moemodel.model.plan.spec import Plan, SiteSpec
 from moemodel.model.results.validation import SkippedPlan
 from moemodel.profiler.backends.base import BACKENDS
 
@@ -109,7 +109,8 @@ def _against(plan: Plan, hardware: Hardware) -> str | None:
 
 def what_runs(plan: Plan) -> Plan:
     """What makes one run differ from another: not its name, nor where and for how long, nor what routing it assumes."""
-    return plan.model_copy(update={"name": "", "site": SiteSpec(), "tokens": None, "routing": RoutingSpec()})
+    routing = plan.routing.model_copy(update={"skew": "balanced"})  # which imposes nothing on a run
+    return plan.model_copy(update={"name": "", "site": SiteSpec(), "tokens": None, "routing": routing})
 
 
 def same(one: Choice, other: Choice) -> bool:

@@ -1,0 +1,77 @@
+"""What a plan says of its routers: how evenly they load experts, and in what they differ from the architecture's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from moemodel.model.architecture.spec import Architecture, Layer, Moe, Router
+from moemodel.model.core.documents import Strict, Switch
+
+_Factor = Annotated[float, Field(gt=0, le=1e3, strict=True)]
+_Coefficient = Annotated[float, Field(ge=0, le=1e3, strict=True)]
+_Experts = Annotated[int, Field(gt=0, le=100_000, strict=True)]
+
+
+class RoutingSpec(Strict):
+    """How evenly the routers load the experts, and by which rule they choose them."""
+
+    skew: Literal["balanced"] | Annotated[float, Field(ge=1.0, le=1e6, strict=True)] = Field(
+        default="balanced", description="rows of the busiest expert over the mean"
+    )
+    router: Router | None = Field(default=None, description="how experts are chosen; null: as the architecture says")
+    top_k: _Experts | None = Field(default=None, description="experts of a token; null: as the architecture says")
+    normalize: Switch | None = Field(
+        default=None, description="weights of a token's experts add up to one; null: as the framework does"
+    )
+    capacity_factor: _Factor | None = Field(
+        default=None,
+        description="rows that an expert takes over the mean, the others being dropped; null: as the architecture says",
+    )
+    pad: Switch | None = Field(
+        default=None, description="an expert's rows are padded to its capacity; null: as the framework does"
+    )
+    jitter: _Coefficient = Field(
+        default=0.0, description="routers see their input times 1 - jitter to 1 + jitter (Fedus et al. 2022)"
+    )
+    temperature: _Factor = Field(default=1.0, description="the routers' scores are divided by it")
+    balance_loss: _Coefficient = Field(
+        default=0.0, description="coefficient of the load-balancing loss (Fedus et al. 2022, eq. 4), summed over layers"
+    )
+    z_loss: _Coefficient = Field(default=0.0, description="coefficient of the z-loss (Zoph et al. 2022, eq. 5)")
+    bias_rate: _Coefficient = Field(
+        default=0.0, description="step of biases that balance without a loss (Wang et al. 2024, algorithm 1)"
+    )
+    residual: Switch = Field(
+        default=False, description="a dense block beside the experts (Rajbhandari et al. 2022, Residual-MoE)"
+    )
+
+    @property
+    def busiest_over_mean(self) -> float:
+        """`skew` as a number."""
+        return 1.0 if self.skew == "balanced" else self.skew
+
+
+def routed_architecture(architecture: Architecture, routing: RoutingSpec) -> Architecture:
+    """An architecture with the routers that a plan asks for."""
+
+    def changed(layer: Layer) -> Layer:
+        block = layer.feed_forward
+        return layer if not isinstance(block, Moe) else replace(layer, feed_forward=_changed(block, routing))
+
+    return replace(
+        architecture,
+        encoder=tuple(changed(layer) for layer in architecture.encoder),
+        decoder=tuple(changed(layer) for layer in architecture.decoder),
+    )
+
+
+def _changed(block: Moe, routing: RoutingSpec) -> Moe:
+    return replace(
+        block,
+        router=block.router if routing.router is None else routing.router,
+        top_k=block.top_k if routing.top_k is None else routing.top_k,
+        capacity_factor=block.capacity_factor if routing.capacity_factor is None else routing.capacity_factor,
+    )

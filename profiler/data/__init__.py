@@ -1,0 +1,1 @@
+"""What training sequences are made of: real text, or tokens of a stated distribution."""
