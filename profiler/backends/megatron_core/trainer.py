@@ -11,7 +11,7 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
+from megatron.core.transformer.moe.moe_logging import destroy_moe_metrics_tracker, get_moe_metrics_tracker
 from torch import Tensor, nn
 
 from moemodel.profiler.backends.base import LayerRouting, PhaseCallback, TrainingRun
@@ -147,6 +147,7 @@ class MegatronTrainer:
         self.wait()
         for name in ("_chunks", "_optimizer", "_watches", "_batches", "_losses", "_config", "_run_schedule"):
             self.__dict__.pop(name, None)
+        destroy_moe_metrics_tracker()  # its tensors are as long as this model has layers
         close_groups()
 
     def _layer_routing(self, layer: int, passes: list[RouterPass]) -> LayerRouting:

@@ -42,10 +42,16 @@ class _Stream:
         return SimpleNamespace(synchronize=lambda: None)
 
 
+def _to_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+    del record_stream
+    return tensor.numpy() if as_numpy and isinstance(tensor, torch.Tensor) else tensor
+
+
 @contextmanager
 def megatron_on_cpu() -> Iterator[None]:
     """For as long as it lasts."""
     from megatron.core.tensor_parallel import random
+    from megatron.core.transformer.moe import token_dispatcher
 
     stream = _Stream()
     stands_in = {
@@ -62,5 +68,6 @@ def megatron_on_cpu() -> Iterator[None]:
             stack.enter_context(patch.object(torch.cuda, name, value))
         stack.enter_context(patch.object(random, "_set_cuda_rng_state", lambda *_, **__: None))
         stack.enter_context(patch.object(random, "_get_cuda_rng_state", lambda *_, **__: torch.get_rng_state()))
+        stack.enter_context(patch.object(token_dispatcher, "maybe_move_tensor_to_cpu", _to_host))
         stack.enter_context(_OnCpu())
         yield
