@@ -68,5 +68,3 @@ def _chunk(run: TrainingRun, config: TransformerConfig, device: torch.device, vp
     whole = drawn(run.seed, tied=run.architecture.tied, device=device, dtype=config.params_dtype)
     fill(model, run.architecture, own_share(), whole, first_layer=first)
     return Float16Module(config, model) if config.bf16 else model
-
-

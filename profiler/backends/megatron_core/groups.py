@@ -11,6 +11,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
+from moemodel.model.core.errors import InputError
 from moemodel.model.plan.spec import ParallelSpec
 from moemodel.profiler.backends.megatron_core.weights import Share
 
@@ -18,21 +19,26 @@ _SEED = 1  # of dropout, of which there is none; Megatron wants one
 _USED: list[Any] = []  # of the plans so far, this process being in them
 
 
-def open_groups(parallel: ParallelSpec, ranks: int, device: torch.device) -> bool:
+def open_groups(parallel: ParallelSpec, ranks: int, device: torch.device) -> None:
     """Open the groups of a plan; all processes of the job call it.
 
     Args:
         parallel: degrees of the plan.
-        ranks: of the plan; the first processes of the job.
+        ranks: of the plan.
         device: of this process.
 
-    Returns:
-        Whether this process has a part in the plan.
+    Raises:
+        InputError: the job has more processes, or fewer, on all of them alike. Megatron Core's optimizer calls
+            collectives of all processes there are (optimizer/__init__.py, `_get_param_groups`).
     """
     if not dist.is_initialized():
         _open_alone(device)
+    if ranks != dist.get_world_size():
+        raise InputError(
+            f"backend megatron-core: found a job of {dist.get_world_size()} processes for a plan of {ranks} ranks; "
+            "allowed: as many as the plan has"
+        )
     parallel_state.destroy_model_parallel()
-    fewer = {} if ranks == dist.get_world_size() else {"local_world_size": ranks}
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tp,
         pipeline_model_parallel_size=parallel.pp,
@@ -40,14 +46,9 @@ def open_groups(parallel: ParallelSpec, ranks: int, device: torch.device) -> boo
         expert_model_parallel_size=parallel.ep,
         expert_tensor_parallel_size=1,
         create_gloo_process_groups=False,
-        **fewer,
     )
-    if dist.get_rank() >= ranks:
-        parallel_state.destroy_model_parallel()
-        return False
     model_parallel_cuda_manual_seed(_SEED)
     _USED.extend(group for group in _own() if dist.get_world_size(group) > 1)
-    return True
 
 
 def close_groups() -> None:

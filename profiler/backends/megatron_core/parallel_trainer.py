@@ -29,14 +29,16 @@ __all__ = ["build", "release_comm_buffers"]
 release_comm_buffers = release
 
 
-def build(run: TrainingRun, device: torch.device) -> Run | None:
-    """This process's part of a run; all processes of the job call it. None for one that the plan does not need.
+def build(run: TrainingRun, device: torch.device) -> Run:
+    """This process's part of a run; all processes of the job call it.
 
     Args:
-        run: what is trained; its ranks are the first processes of the job.
+        run: what is trained; its ranks are the processes of the job.
         device: of this process, a GPU.
+
+    Raises:
+        InputError: the job has another number of processes than the plan has ranks.
     """
     p = run.parallel
-    if not open_groups(p, p.dp * p.tp * p.pp, device):
-        return None
+    open_groups(p, p.dp * p.tp * p.pp, device)
     return MegatronTrainer(run, device)

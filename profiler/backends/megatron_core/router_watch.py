@@ -83,9 +83,7 @@ class RouterWatch:
 
 def watch(layers: Sequence[Any]) -> list[RouterWatch]:
     """Watch the routers of some `TransformerLayer`s."""
-    return [
-        RouterWatch(layer.layer_number - 1, layer.mlp.router) for layer in layers if hasattr(layer.mlp, "router")
-    ]
+    return [RouterWatch(layer.layer_number - 1, layer.mlp.router) for layer in layers if hasattr(layer.mlp, "router")]
 
 
 def _shares(logits_TE: Tensor, score_function: str) -> Tensor:

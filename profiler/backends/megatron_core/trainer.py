@@ -214,5 +214,3 @@ def _sum_over(tensor: Tensor, groups: Any) -> None:
     for group in groups if isinstance(groups, tuple) else (groups,):
         if dist.get_world_size(group) > 1:
             dist.all_reduce(tensor, group=group)
-
-
