@@ -87,6 +87,7 @@ class TrainingRun:
         plan_yaml: str,
         seed: int = 0,
         data: DataSpec | None = None,
+        learning_rate: float = 1e-4,
     ) -> TrainingRun:
         """The run that a plan asks for.
 
@@ -97,6 +98,7 @@ class TrainingRun:
             plan_yaml: the plan as its author wrote it.
             seed: of weights and data.
             data: what sequences are made of; None: made-up tokens.
+            learning_rate: of the optimizer.
         """
         return cls(
             name=name,
@@ -110,6 +112,7 @@ class TrainingRun:
             schedule=plan.schedule,
             routing=plan.routing,
             data=data,
+            lr=learning_rate,
             seed=seed,
             plan_yaml=plan_yaml,
         )

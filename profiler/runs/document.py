@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from moemodel.model.core.documents import Strict, read_yaml
+from moemodel.model.core.documents import Strict, Switch, read_yaml
 from moemodel.model.core.errors import InputError
 from moemodel.model.plan.spec import Count, Plan, Text, plan_text
 from moemodel.profiler.data.spec import DataSpec
@@ -54,6 +54,9 @@ class RunDocument(Strict):
     learning_rate: Annotated[float, Field(gt=0, le=10, strict=True)] = 1e-4
     seed: Annotated[int, Field(ge=0, le=2**31, strict=True)] = 0
     data: DataSpec = DataSpec()
+    codecarbon: Switch | None = Field(
+        default=None, description="CodeCarbon beside the meter; null: where it is installed and site.region is known"
+    )
 
     @model_validator(mode="after")
     def _cells(self) -> RunDocument:
