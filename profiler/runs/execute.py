@@ -11,7 +11,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -144,12 +144,13 @@ def run_matrix(
     wanted = _chosen(all_cells, only)
     if options.launcher == "slurm":
         check_slurm(os.environ)
-    with folder_lock(folder, "run"):
-        _claim(folder, document)
-        results: dict[str, RunResult] = {}
-        for number, cell in enumerate(wanted, 1):
-            place = Progress(cell=cell, number=number, cells=len(wanted))
-            run = _Execution(cell, folder / cell.name, document, options, plan_folder, place, progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder, document)
+    results: dict[str, RunResult] = {}
+    for number, cell in enumerate(wanted, 1):
+        place = Progress(cell=cell, number=number, cells=len(wanted))
+        run = _Execution(cell, folder / cell.name, document, options, plan_folder, place, progress)
+        with folder_lock(folder / cell.name, "run"):  # others may run other cells of the matrix meanwhile
             results[cell.name] = run.result(predict)
     return MatrixResult(folder=folder, results=results)
 
@@ -180,9 +181,10 @@ def _claim(folder: Path, document: RunDocument) -> None:
                 "or the same document"
             )
         return
-    if any(each.name != LOCK for each in folder.iterdir()):
+    if any(folder.iterdir()):
         raise InputError(f"{folder}: it holds other things, and no {MATRIX}; allowed: a new or empty folder")
-    write_atomic(file, record.model_dump_json(indent=1))
+    with suppress(FileExistsError):  # somebody else has begun the same runs at the same time
+        write_atomic(file, record.model_dump_json(indent=1), overwrite=False)
 
 
 class _Execution:
@@ -216,8 +218,12 @@ class _Execution:
     def _clear(self) -> None:
         """Of a run that failed or was cut short: end what is left of it, and make room."""
         end_left_over(self._folder)
-        shutil.rmtree(self._folder, ignore_errors=True)
-        (self._folder / JOB).mkdir(parents=True)
+        for each in self._folder.iterdir():
+            if each.is_dir():
+                shutil.rmtree(each)
+            elif each.name != LOCK:
+                each.unlink()
+        (self._folder / JOB).mkdir()
 
     def _run(self, predicted: Mapping[str, Any] | None) -> RunResult:
         self._write_manifest(gpu=self._gpu, versions={})
