@@ -121,14 +121,14 @@ class RoutingRecord(Strict):
         layer: of the model, an encoder's first.
         rows_E: (token, expert) pairs that each expert was chosen for, before any were dropped.
         dropped: pairs that found no room.
-        entropy: mean over tokens of the entropy of the router's probabilities, nats.
+        entropy: mean over tokens of the entropy of the router's probabilities, nats; None: not recorded in this step.
     """
 
     step: int
     layer: int
     rows_E: list[int]
     dropped: int
-    entropy: float
+    entropy: float | None
 
 
 class PhaseEnergy(Strict):

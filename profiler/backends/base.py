@@ -126,7 +126,7 @@ class LayerRouting:
         layer: number of the layer; an encoder's are counted first.
         rows_E: (token, expert) pairs that each expert was chosen for, before any were dropped, [E].
         dropped: of these, pairs that found no room, [].
-        entropy: mean over tokens of the entropy of the router's probabilities, nats, [].
+        entropy: mean over tokens of the entropy of the router's probabilities, nats, []; nan: not recorded.
     """
 
     layer: int
@@ -178,6 +178,10 @@ class Run(Protocol):
 
     def statistics(self) -> StepStatistics:
         """Losses and routing of the last step, on this rank alone; waits for nothing."""
+        ...
+
+    def record_entropies(self, wanted: bool) -> None:
+        """Whether routers record entropies in the steps to come, which takes them a kernel or two."""
         ...
 
     def wait(self) -> None:

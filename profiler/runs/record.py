@@ -7,6 +7,7 @@ as they come.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from moemodel.profiler.meter.summary import DeviceSummary, Summary
 
 _FLUSH = 256  # steps whose statistics lie on the device: of 24 layers with 128 experts, 6 MB
 _STAMPS = 1024  # of the clock in a run, of the 2048 that the reader keeps
+_ENTROPIES = 16  # steps of which one records entropies, which costs routers a softmax and a sum
 _LOOK_S = 1.0  # between readings of temperature and memory, which take the host tens of microseconds
 
 Progress = Callable[[int], None]  # told the steps that are queued
@@ -48,7 +50,7 @@ class _Step:
     reserved_B: int | None = None
     task_loss: float | None = None
     router_loss: float | None = None
-    routing: list[tuple[int, list[int], int, float]] = field(default_factory=list)
+    routing: list[tuple[int, list[int], int, float | None]] = field(default_factory=list)
 
 
 class _Finished:
@@ -140,6 +142,7 @@ class Recorder:
         with self._meter:
             ready()
             for number in range(steps):
+                self._run.record_entropies(number % _ENTROPIES == 0)
                 self._step(stamped=number % every == 0)
                 if (number + 1) % _FLUSH == 0:
                     self._flush()
@@ -201,7 +204,7 @@ class Recorder:
             step.task_loss = None if found.task_loss is None else float(found.task_loss)
             step.router_loss = None if found.router_loss is None else float(found.router_loss)
             step.routing = [
-                (each.layer, [int(n) for n in each.rows_E.tolist()], int(each.dropped), float(each.entropy))
+                (each.layer, [int(n) for n in each.rows_E.tolist()], int(each.dropped), _number(each.entropy))
                 for each in found.routing
             ]
         self._waiting = []
@@ -261,6 +264,12 @@ class Recorder:
             phases={} if device is None else _phases(device),
             notes=[*summary.notes, *(device.notes if device is not None else ())],
         )
+
+
+def _number(value: torch.Tensor) -> float | None:
+    """None where it is none."""
+    number = float(value)
+    return number if math.isfinite(number) else None
 
 
 def _phases(device: DeviceSummary) -> dict[str, PhaseEnergy]:

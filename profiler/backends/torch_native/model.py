@@ -142,10 +142,10 @@ class DecoderModel(nn.Module):
             for _, block in mixtures(layer)
         ]
 
-    def record_routing(self) -> None:
-        """From now on routers record what costs something to know, too: the entropy of their probabilities."""
+    def record_entropies(self, wanted: bool) -> None:
+        """Whether routers record from now on what costs something to know: the entropy of their probabilities."""
         for _, block in mixtures(self):
-            block.recording = True  # type: ignore[assignment]  # of blocks that know it
+            block.recording = wanted  # type: ignore[assignment]  # of blocks that know it
 
     def router_loss(self) -> Tensor | None:
         """What routers added to the loss: their losses times their coefficients, summed over layers.

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from moemodel.profiler.backends.base import LayerRouting, PhaseCallback, Run, TrainingRun
+from moemodel.profiler.backends.base import PhaseCallback, Run, StepStatistics, TrainingRun
 from moemodel.profiler.backends.torch_native.batches import Batches
 from moemodel.profiler.backends.torch_native.data_parallel import passes, replicate, shard
 from moemodel.profiler.backends.torch_native.gradients import Gradients, Trained
@@ -34,7 +34,7 @@ from moemodel.profiler.backends.torch_native.pipeline import Pipeline, own_chunk
 from moemodel.profiler.backends.torch_native.pipeline_stage import Chunk, build_part
 from moemodel.profiler.backends.torch_native.process_groups import Groups, release_comm_buffers
 from moemodel.profiler.backends.torch_native.rank_mesh import RankMesh
-from moemodel.profiler.backends.torch_native.run_routing import layer_routings, router_loss
+from moemodel.profiler.backends.torch_native.run_routing import step_statistics
 from moemodel.profiler.backends.torch_native.sharding import ShardSpec, shard_spec, whole_names
 from moemodel.profiler.backends.torch_native.tensor_parallel import TensorParallelSharding
 from moemodel.profiler.backends.torch_native.trainer import Trainer, wait
@@ -138,20 +138,14 @@ class ParallelTrainer:
 
     # ---- experts ------------------------------------------------------------------------------------------------
 
-    def router_loss(self) -> float:
+    def statistics(self) -> StepStatistics:
         """See `Run`."""
-        copies = self._mesh.dp * self._mesh.tp
-        return router_loss(self._models, self._groups.own("world"), copies, self.device)
+        return step_statistics(self._models, self._losses, self._run.micro_batches)
 
-    def routing(self) -> list[LayerRouting]:
+    def record_entropies(self, wanted: bool) -> None:
         """See `Run`."""
-        return layer_routings(self._models, self._groups.own("data_parallel"))
-
-    def clear_routing(self) -> None:
-        """See `Run`; routers record entropies from here on."""
         for model in self._models:
-            model.clear_expert_loads()
-            model.record_routing()
+            model.record_entropies(wanted)
 
     def expert_loads(self) -> list[Tensor]:
         """See `Run`."""

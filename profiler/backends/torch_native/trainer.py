@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moemodel.profiler.backends.base import LayerRouting, PhaseCallback, TrainingRun
+from moemodel.profiler.backends.base import PhaseCallback, StepStatistics, TrainingRun
 from moemodel.profiler.backends.torch_native.batches import Batches
 from moemodel.profiler.backends.torch_native.layer import Making
 from moemodel.profiler.backends.torch_native.mixture import Mixture, MixtureFactory
 from moemodel.profiler.backends.torch_native.model import DecoderModel, build_model
 from moemodel.profiler.backends.torch_native.optimizer import build_optimizer, clip_gradients
-from moemodel.profiler.backends.torch_native.run_routing import layer_routings, router_loss
+from moemodel.profiler.backends.torch_native.run_routing import step_statistics
 
 
 def _ignore(_: str) -> None:
@@ -79,18 +79,13 @@ class Trainer:
         """Until the device has done all that was queued."""
         wait(self.device)
 
-    def router_loss(self) -> float:
+    def statistics(self) -> StepStatistics:
         """See `Run`."""
-        return router_loss([self.model], None, 1, self.device)
+        return step_statistics([self.model], self._losses, self._micro_batches)
 
-    def routing(self) -> list[LayerRouting]:
+    def record_entropies(self, wanted: bool) -> None:
         """See `Run`."""
-        return layer_routings([self.model], None)
-
-    def clear_routing(self) -> None:
-        """See `Run`; routers record entropies from here on."""
-        self.model.clear_expert_loads()
-        self.model.record_routing()
+        self.model.record_entropies(wanted)
 
     def expert_loads(self) -> list[Tensor]:
         """See `Run`."""
