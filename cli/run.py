@@ -36,11 +36,13 @@ _FAILED = 3  # exit code: some run failed
 )
 @click.option(
     "--launcher",
-    type=click.Choice(["local", "slurm"]),
+    type=click.Choice(["local", "slurm", "submitit"]),
     default="local",
     show_default=True,
-    help="What starts the processes: this one, on this machine, or srun, inside a Slurm allocation.",
+    help="What starts the processes: this one, on this machine; srun, inside a Slurm allocation; or Slurm, which is "
+    "handed a job a run.",
 )
+@click.option("--slurm", multiple=True, metavar="KEY=VALUE", help="Of submitit's jobs, such as partition=gpu, time=30.")
 @click.option(
     "--timeout",
     type=Finite(min=1),
@@ -55,7 +57,8 @@ def run_command(
     output: Path | None,
     gpu: str | None,
     calibration: str | None,
-    launcher: Literal["local", "slurm"],
+    launcher: Literal["local", "slurm", "submitit"],
+    slurm: tuple[str, ...],
     timeout: float,
     only: tuple[str, ...],
     as_json: bool,
@@ -65,6 +68,11 @@ def run_command(
     Each run has a folder: what was asked, what was predicted before it began, its steps, losses, routing and energy. No
     setting of a GPU is changed. Exit code 3: some run failed; out of memory is a result.
     """
+    if launcher == "submitit":
+        _submit(document, output, slurm, only, _passed_on(gpu, calibration, timeout))
+        return
+    if slurm:
+        raise click.UsageError("--slurm is for --launcher submitit")
     with _Shown() as shown:
         result = api.run(
             document,
@@ -82,6 +90,29 @@ def run_command(
         _print(result)
     if result.failed:
         raise click.exceptions.Exit(_FAILED)
+
+
+def _passed_on(gpu: str | None, calibration: str | None, timeout: float) -> list[str]:
+    """Options for the command in a job."""
+    given = {"--gpu": gpu, "--calibration": calibration, "--timeout": f"{timeout:g}"}
+    return [word for option, value in given.items() if value is not None for word in (option, value)]
+
+
+def _submit(
+    document: Path, output: Path | None, slurm: tuple[str, ...], only: tuple[str, ...], arguments: list[str]
+) -> None:
+    from moemodel.profiler.runs.document import read_run
+    from moemodel.profiler.runs.submit import submit_matrix
+
+    wrong = [pair for pair in slurm if "=" not in pair]
+    if wrong:
+        raise click.UsageError(f"--slurm {wrong[0]}: allowed: KEY=VALUE, such as partition=gpu")
+    parameters = {key: value for key, _, value in (pair.partition("=") for pair in slurm)}
+    folder = output or Path(read_run(document).name)
+    found = submit_matrix(document, folder, arguments=arguments, parameters=parameters, only=only)
+    for one in found:
+        echo(f"{one.name}: job {one.job}")
+    echo(f"{folder}: {len(found)} submitted; run the same command again to submit what failed")
 
 
 class _Shown:

@@ -141,11 +141,11 @@ def run_matrix(
         DeviceError: what is left of an earlier run does not end.
     """
     all_cells = cells(document, plan_folder)
-    wanted = _chosen(all_cells, only)
+    wanted = chosen(all_cells, only)
     if options.launcher == "slurm":
         check_slurm(os.environ)
     folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, document)
+    claim(folder, document)
     results: dict[str, RunResult] = {}
     for number, cell in enumerate(wanted, 1):
         place = Progress(cell=cell, number=number, cells=len(wanted))
@@ -155,7 +155,12 @@ def run_matrix(
     return MatrixResult(folder=folder, results=results)
 
 
-def _chosen(all_cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
+def chosen(all_cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
+    """Those of the names, or all.
+
+    Raises:
+        InputError: no such run.
+    """
     names = [cell.name for cell in all_cells]
     for name in only:
         if name not in names:
@@ -163,7 +168,7 @@ def _chosen(all_cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
     return [cell for cell in all_cells if not only or cell.name in only]
 
 
-def _claim(folder: Path, document: RunDocument) -> None:
+def claim(folder: Path, document: RunDocument) -> None:
     """Take a folder for the runs of a document.
 
     Raises:
@@ -205,10 +210,10 @@ class _Execution:
 
     def result(self, predict: Predict) -> RunResult:
         """Of the run: from before, or now."""
-        kept = _kept(self._folder)
-        if kept is not None:
-            self._tell(result=kept, skipped=True)
-            return kept
+        before = kept(self._folder)
+        if before is not None:
+            self._tell(result=before, skipped=True)
+            return before
         self._clear()
         result = self._run(predict(self._cell))
         write_atomic(self._folder / RESULT, result.model_dump_json(indent=1))
@@ -307,7 +312,7 @@ class _Execution:
         return JobProcesses(programs, job, patience=patience, meet_here=options.launcher == "local")
 
 
-def _kept(folder: Path) -> RunResult | None:
+def kept(folder: Path) -> RunResult | None:
     """The result of a run that need not be run again."""
     file = folder / RESULT
     if not file.exists():
