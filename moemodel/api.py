@@ -415,7 +415,7 @@ def run(
 
     >>> import moemodel
     >>> done = moemodel.run('''
-    ... plan: {architecture: opt-350m, layers: 1, sequence_length: 32, global_batch: 2, cluster: {gpu: h100-sxm-80gb}}
+    ... plan: {architecture: config.json, sequence_length: 32, global_batch: 2, cluster: {gpu: h100-sxm-80gb}}
     ... samples: 4
     ... warmup_steps: 1
     ... ''', "runs", gpu="cpu")
