@@ -276,7 +276,8 @@ def test_the_docstring_of_recalibrate(calibration: Calibration, monkeypatch: pyt
 
 def test_every_public_function_shows_a_use() -> None:
     own = [name for name in moemodel.__all__ if getattr(getattr(moemodel, name), "__module__", "") == "moemodel.api"]
-    assert sorted(own) == ["calibrate", "calibrate_readings", "predict", "profile", "recalibrate", "run", "search", "validate"]
+    calibrating = ["calibrate", "calibrate_readings", "recalibrate"]
+    assert sorted(own) == sorted([*calibrating, "predict", "profile", "run", "search", "validate"])
     for name in own:
         text = getattr(moemodel, name).__doc__
         assert all(part in text for part in ("Args:", "Returns:", "Raises:")), name
