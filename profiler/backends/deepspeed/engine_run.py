@@ -19,13 +19,14 @@ from moemodel.profiler.backends.deepspeed.configuration import configuration
 from moemodel.profiler.backends.torch_native.process_groups import Groups
 from moemodel.profiler.backends.torch_native.rank_mesh import RankMesh
 
+
 def build_run(run: TrainingRun, device: torch.device) -> EngineRun:
     """This process's part of a run.
 
     Raises:
         InputError: the job has more processes than the plan: DeepSpeed takes all of them.
     """
-    _join(device)
+    join(device)
     place = RankMesh.of(run.parallel, dist.get_rank())
     if place.mesh.world_size != dist.get_world_size():
         raise InputError(
@@ -36,21 +37,24 @@ def build_run(run: TrainingRun, device: torch.device) -> EngineRun:
         return EngineRun(run, device, place, Groups(place))
 
 
-def _join(device: torch.device) -> None:
-    """Open the job's process group if nobody did, and let DeepSpeed take it over."""
-    os.environ["LOCAL_RANK"] = str(device.index or 0)  # of the GPU that it takes
+def join(device: torch.device) -> None:
+    """Open the job's process group if nobody did, and let DeepSpeed take it over.
+
+    Raises:
+        ModuleNotFoundError: DeepSpeed is not installed.
+    """
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    with redirect_stdout(sys.stderr):
+        import deepspeed
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
-    with redirect_stdout(sys.stderr):
-        import deepspeed
-
-        if device.type == "cpu":  # else it compiles a library for processes that share memory
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.utils.logger.setLevel(logging.WARNING)
-        deepspeed.init_distributed(dist.get_backend())
+    os.environ["LOCAL_RANK"] = str(device.index or 0)  # of the GPU that it takes
+    if device.type == "cpu":  # else it compiles a library for processes that share memory
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    deepspeed.init_distributed(dist.get_backend())
 
 
 class EngineRun(DataParallelRun):
