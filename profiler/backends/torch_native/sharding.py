@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moemodel.model.architecture.spec import Architecture
+from moemodel.profiler.backends.torch_native.layer import Making
 from moemodel.profiler.backends.torch_native.model import DecoderModel, draw
 from moemodel.profiler.backends.torch_native.rank_mesh import RankMesh
 from moemodel.profiler.backends.torch_native.vocab_parallel import Rows
@@ -99,7 +100,7 @@ def initialise_part(model: DecoderModel, seed: int, place: RankMesh) -> None:
     """Give a part of a model the weights that the whole one would have; one whole parameter is there at a time."""
     architecture = model.architecture
     with torch.device("meta"):
-        whole_model = DecoderModel(architecture, recompute="none")
+        whole_model = DecoderModel(architecture, Making())
     shapes = {name: parameter.shape for name, parameter in whole_model.named_parameters()}
     for name, parameter in whole_names(model):
         spec = shard_spec(name, architecture)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moemodel.profiler.backends.base import PhaseCallback, TrainingRun
+from moemodel.profiler.backends.base import PhaseCallback, StepStatistics, TrainingRun
 from moemodel.profiler.backends.torch_native.batches import Batches
+from moemodel.profiler.backends.torch_native.layer import Making
+from moemodel.profiler.backends.torch_native.mixture import Mixture, MixtureFactory
 from moemodel.profiler.backends.torch_native.model import DecoderModel, build_model
 from moemodel.profiler.backends.torch_native.optimizer import build_optimizer, clip_gradients
+from moemodel.profiler.backends.torch_native.run_routing import step_statistics
 
 
 def _ignore(_: str) -> None:
@@ -16,14 +19,20 @@ def _ignore(_: str) -> None:
 
 
 class Trainer:
-    """A whole model in training on one device: data, gradients, optimizer. A `Run`."""
+    """A whole model in training on one device: data, gradients, optimizer. A `Run`.
 
-    def __init__(self, run: TrainingRun, device: torch.device) -> None:
+    Args:
+        run: what is trained.
+        device: that it is on.
+        mixture: makes its Mixture-of-Experts blocks.
+    """
+
+    def __init__(self, run: TrainingRun, device: torch.device, mixture: MixtureFactory = Mixture) -> None:
         self.device, self._micro_batches = device, run.micro_batches
         self.marks = 2 * run.micro_batches + 2
         dtype: torch.dtype = getattr(torch, run.dtype)
         self.model: DecoderModel = build_model(
-            run.architecture, device=device, dtype=dtype, recompute=run.recompute, seed=run.seed
+            run.architecture, device=device, dtype=dtype, making=Making.of(run, mixture), seed=run.seed
         )
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.optimizer = build_optimizer(self.model, run.precision, lr=run.lr)
@@ -69,6 +78,14 @@ class Trainer:
     def wait(self) -> None:
         """Until the device has done all that was queued."""
         wait(self.device)
+
+    def statistics(self) -> StepStatistics:
+        """See `Run`."""
+        return step_statistics([self.model], self._losses, self._micro_batches)
+
+    def record_entropies(self, wanted: bool) -> None:
+        """See `Run`."""
+        self.model.record_entropies(wanted)
 
     def expert_loads(self) -> list[Tensor]:
         """See `Run`."""

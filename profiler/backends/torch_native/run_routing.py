@@ -1,0 +1,47 @@
+"""What came of a step, for a `Run`: its losses and what its routers did, as tensors that nobody has waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from moemodel.profiler.backends.base import LayerRouting, StepStatistics
+from moemodel.profiler.backends.torch_native.router_passes import RoutingPass, sums
+
+
+class Routed(Protocol):
+    """A model, or a part of one, whose routers keep records."""
+
+    def routing_passes(self) -> list[tuple[int, list[RoutingPass]]]:
+        """Number of each layer that has a router, and its forward passes."""
+        ...
+
+    def router_loss(self) -> Tensor | None:
+        """Sum over layers, mean over the last step's passes; None without any."""
+        ...
+
+
+def step_statistics(models: Sequence[Routed], losses: Sequence[Tensor], passes: int) -> StepStatistics:
+    """Of the last step.
+
+    Args:
+        models: of this rank.
+        losses: of its micro-batches; none on a rank that computes none.
+        passes: micro-batches of a step.
+    """
+    routers = [loss for model in models if (loss := model.router_loss()) is not None]
+    return StepStatistics(
+        task_loss=torch.stack(list(losses)).mean() if losses else None,
+        router_loss=torch.stack(routers).sum() if routers else None,
+        routing=tuple(
+            _layer(layer, found[-passes:]) for model in models for layer, found in model.routing_passes() if found
+        ),
+    )
+
+
+def _layer(layer: int, passes: Sequence[RoutingPass]) -> LayerRouting:
+    found = sums(passes)
+    return LayerRouting(layer=layer, rows_E=found.counts_E, dropped=found.dropped, entropy=found.entropy)
