@@ -1,6 +1,6 @@
 """What profile and validate run is what they ran before routers had rules: losses of steps, as printed by that version.
 
-The figures are of commit 4a6b488, float32, seed 0, on a CPU; on the machine that printed them, steps give the same bits.
+The figures are of commit 4a6b488, float32, seed 0, on a CPU; the machine that printed them gives the same bits.
 """
 
 from __future__ import annotations
