@@ -14,6 +14,8 @@ from tests.profiler.backends.torch_native.ranks_parity import run_of
 _LOSSES = {
     "llama": (4.149136901, 4.114716530, 4.122708082),
     "opt": (4.126179457, 4.127896428, 4.125416517),
+    "olmoe": (4.149688244, 4.115095019, 4.123062134),
+    "shared": (4.149643779, 4.114829898, 4.123179674),
 }
 
 
