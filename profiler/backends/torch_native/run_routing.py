@@ -8,8 +8,21 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from moemodel.profiler.backends.base import LayerRouting, StepStatistics
+from moemodel.profiler.backends.base import LayerRouting, StepStatistics, TrainingRun
+from moemodel.profiler.backends.torch_native.layer import Making
 from moemodel.profiler.backends.torch_native.router_passes import RoutingPass, sums
+
+
+def seed_routers(run: TrainingRun, replica: int) -> None:
+    """Seed torch's own generators where routers draw random numbers: alike on ranks that see the same tokens.
+
+    Args:
+        run: what is trained.
+        replica: number of the data-parallel one.
+    """
+    making = Making(routing=run.routing)
+    if any(making.is_random(layer.feed_forward) for layer in run.architecture.layers):
+        torch.manual_seed(run.seed * run.parallel.dp + replica)
 
 
 class Routed(Protocol):
@@ -24,17 +37,17 @@ class Routed(Protocol):
         ...
 
 
-def step_statistics(models: Sequence[Routed], losses: Sequence[Tensor], passes: int) -> StepStatistics:
+def step_statistics(models: Sequence[Routed], task_loss: Tensor | None, passes: int) -> StepStatistics:
     """Of the last step.
 
     Args:
         models: of this rank.
-        losses: of its micro-batches; none on a rank that computes none.
+        task_loss: mean over its micro-batches; None on a rank that computes none.
         passes: micro-batches of a step.
     """
     routers = [loss for model in models if (loss := model.router_loss()) is not None]
     return StepStatistics(
-        task_loss=torch.stack(list(losses)).mean() if losses else None,
+        task_loss=task_loss,
         router_loss=torch.stack(routers).sum() if routers else None,
         routing=tuple(
             _layer(layer, found[-passes:]) for model in models for layer, found in model.routing_passes() if found
