@@ -117,8 +117,8 @@ def _padding(plan: Plan, block: Moe) -> Iterator[str]:
     routing, most = plan.routing, block.experts / block.top_k
     if routing.pad and (block.capacity_factor or 0.0) > most:  # moe_utils.py, `permute`, gathers no token twice
         yield (
-            f"routing.capacity_factor: found {block.capacity_factor:g} with pad; Megatron Core pads an expert to as many "
-            f"rows as there are tokens at most, allowed: up to {most:g} (experts / top_k)"
+            f"routing.capacity_factor: found {block.capacity_factor:g} with pad; Megatron Core pads an expert to as "
+            f"many rows as there are tokens at most, allowed: up to {most:g} (experts / top_k)"
         )
     if routing.pad and block.capacity_factor is None:
         yield "routing.pad: found true without a capacity; allowed: false, null, or true with routing.capacity_factor"

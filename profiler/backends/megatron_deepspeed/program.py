@@ -19,7 +19,7 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.core.arrays import IntArray
-from moemodel.model.core.errors import MissingExtraError
+from moemodel.model.core.errors import InputError, MissingExtraError
 from moemodel.profiler.backends.base import TrainingRun
 from moemodel.profiler.backends.external import Command, ExternalStep
 from moemodel.profiler.backends.megatron_deepspeed.supported_plans import expert_interval
@@ -204,11 +204,20 @@ def prepare(run: TrainingRun, folder: Path) -> None:
     Args:
         run: see `command`.
         folder: of the run; it is there.
+
+    Raises:
+        InputError: the data is none that is written for it.
     """
+    if run.data is not None and run.data.source != "synthetic":
+        raise InputError(
+            f"data: found {run.data.source!r}; allowed with backend megatron-deepspeed: synthetic, whose tokens are "
+            "written in the form that it reads"
+        )
     (folder / _CONFIG).write_text(json.dumps(deepspeed_config(run), indent=2) + "\n")
     rng = np.random.default_rng(run.seed)
     number = (run.seq + 1) * max(_DOCUMENTS, _global_batch(run))
-    write_tokens(folder / _DATA, _zipf(run.architecture.vocab - 1, number, rng), documents=_DOCUMENTS)
+    exponent = 1.0 if run.data is None else run.data.zipf_exponent
+    write_tokens(folder / _DATA, _zipf(run.architecture.vocab - 1, number, exponent, rng), documents=_DOCUMENTS)
 
 
 def deepspeed_config(run: TrainingRun) -> dict[str, Any]:
@@ -241,9 +250,9 @@ def write_tokens(prefix: Path, tokens: IntArray, *, documents: int) -> None:
     prefix.with_suffix(".idx").write_bytes(header + body)
 
 
-def _zipf(vocab: int, number: int, rng: np.random.Generator) -> IntArray:
+def _zipf(vocab: int, number: int, exponent: float, rng: np.random.Generator) -> IntArray:
     """Token ids as frequent as words are (Zipf 1949): the torch backend's made-up tokens."""
-    share = np.arange(1, vocab + 1, dtype=np.float64) ** -1.0
+    share = np.arange(1, vocab + 1, dtype=np.float64) ** -exponent
     cumulative = np.cumsum(share / share.sum())
     return np.searchsorted(cumulative, rng.random(number)).clip(max=vocab - 1).astype(np.int64)
 
