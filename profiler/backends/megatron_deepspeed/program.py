@@ -3,6 +3,9 @@
 Sources: deepspeedai/Megatron-DeepSpeed at 4efb479 (2025-07-16): megatron/arguments.py (names of arguments),
 examples_deepspeed/MoE/ds_pretrain_gpt_125M_MoE64.sh and ds_config_gpt_TEMPLATE.json (how they go together),
 megatron/training.py, `training_log` (the log's lines), megatron/data/indexed_dataset.py (the data's files).
+
+On a GPU it imports apex whatever its arguments are (megatron/optimizer/__init__.py, model/fused_layer_norm.py), and it
+compiles its own helpers when it starts, with a C++ compiler.
 """
 
 from __future__ import annotations
@@ -125,6 +128,8 @@ def _products(architecture: Architecture) -> dict[str, Any]:
         "--attention-dropout": 0.0,
         "--hidden-dropout": 0.0,
         "--no-query-key-layer-scaling": True,
+        # it wants the kernel of apex and then leaves the call out (core/tensor_parallel/layers.py)
+        "--no-gradient-accumulation-fusion": True,
     }
 
 
