@@ -81,7 +81,7 @@ class DataParallelRun(ABC):
 
     def statistics(self) -> StepStatistics:
         """See `Run`."""
-        return step_statistics([self.model], self._losses, self._run.micro_batches)
+        return step_statistics([self.model], torch.stack(self._losses).mean(), self._run.micro_batches)
 
     def record_entropies(self, wanted: bool) -> None:
         """See `Run`."""

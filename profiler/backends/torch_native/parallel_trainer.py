@@ -140,7 +140,8 @@ class ParallelTrainer:
 
     def statistics(self) -> StepStatistics:
         """See `Run`."""
-        return step_statistics(self._models, self._losses, self._run.micro_batches)
+        shares = self._losses  # of micro-batches in their mean
+        return step_statistics(self._models, torch.stack(shares).sum() if shares else None, self._run.micro_batches)
 
     def record_entropies(self, wanted: bool) -> None:
         """See `Run`."""

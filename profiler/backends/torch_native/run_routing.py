@@ -24,17 +24,17 @@ class Routed(Protocol):
         ...
 
 
-def step_statistics(models: Sequence[Routed], losses: Sequence[Tensor], passes: int) -> StepStatistics:
+def step_statistics(models: Sequence[Routed], task_loss: Tensor | None, passes: int) -> StepStatistics:
     """Of the last step.
 
     Args:
         models: of this rank.
-        losses: of its micro-batches; none on a rank that computes none.
+        task_loss: mean over its tokens; None on a rank that computes none.
         passes: micro-batches of a step.
     """
     routers = [loss for model in models if (loss := model.router_loss()) is not None]
     return StepStatistics(
-        task_loss=torch.stack(list(losses)).mean() if losses else None,
+        task_loss=task_loss,
         router_loss=torch.stack(routers).sum() if routers else None,
         routing=tuple(
             _layer(layer, found[-passes:]) for model in models for layer, found in model.routing_passes() if found

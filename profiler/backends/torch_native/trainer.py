@@ -81,7 +81,7 @@ class Trainer:
 
     def statistics(self) -> StepStatistics:
         """See `Run`."""
-        return step_statistics([self.model], self._losses, self._micro_batches)
+        return step_statistics([self.model], torch.stack(self._losses).mean(), self._micro_batches)
 
     def record_entropies(self, wanted: bool) -> None:
         """See `Run`."""
