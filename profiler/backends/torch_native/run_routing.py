@@ -8,8 +8,21 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from moemodel.profiler.backends.base import LayerRouting, StepStatistics
+from moemodel.profiler.backends.base import LayerRouting, StepStatistics, TrainingRun
+from moemodel.profiler.backends.torch_native.layer import Making
 from moemodel.profiler.backends.torch_native.router_passes import RoutingPass, sums
+
+
+def seed_routers(run: TrainingRun, replica: int) -> None:
+    """Seed torch's own generators where routers draw random numbers: alike on ranks that see the same tokens.
+
+    Args:
+        run: what is trained.
+        replica: number of the data-parallel one.
+    """
+    making = Making(routing=run.routing)
+    if any(making.is_random(layer.feed_forward) for layer in run.architecture.layers):
+        torch.manual_seed(run.seed * run.parallel.dp + replica)
 
 
 class Routed(Protocol):
@@ -29,7 +42,7 @@ def step_statistics(models: Sequence[Routed], task_loss: Tensor | None, passes: 
 
     Args:
         models: of this rank.
-        task_loss: mean over its tokens; None on a rank that computes none.
+        task_loss: mean over its micro-batches; None on a rank that computes none.
         passes: micro-batches of a step.
     """
     routers = [loss for model in models if (loss := model.router_loss()) is not None]

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from moemodel.profiler.backends.base import PhaseCallback, StepStatistics, TrainingRun
 from moemodel.profiler.backends.torch_native.batches import Batches
+from moemodel.profiler.backends.torch_native.bias_balance import move_biases
 from moemodel.profiler.backends.torch_native.layer import Making
 from moemodel.profiler.backends.torch_native.mixture import Mixture, MixtureFactory
 from moemodel.profiler.backends.torch_native.model import DecoderModel, build_model
 from moemodel.profiler.backends.torch_native.optimizer import build_optimizer, clip_gradients
-from moemodel.profiler.backends.torch_native.run_routing import step_statistics
+from moemodel.profiler.backends.torch_native.run_routing import seed_routers, step_statistics
 
 
 def _ignore(_: str) -> None:
@@ -35,6 +36,7 @@ class Trainer:
             run.architecture, device=device, dtype=dtype, making=Making.of(run, mixture), seed=run.seed
         )
         self.parameters = sum(p.numel() for p in self.model.parameters())
+        seed_routers(run, 0)
         self.optimizer = build_optimizer(self.model, run.precision, lr=run.lr)
         self._batches = Batches(run, device)
         self._queue: list[tuple[Tensor, Tensor]] = []  # micro-batches of the step, the last first
@@ -74,6 +76,7 @@ class Trainer:
         clip_gradients(self.model)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        move_biases([self.model], None)
 
     def wait(self) -> None:
         """Until the device has done all that was queued."""
@@ -81,7 +84,7 @@ class Trainer:
 
     def statistics(self) -> StepStatistics:
         """See `Run`."""
-        return step_statistics([self.model], torch.stack(self._losses).mean(), self._micro_batches)
+        return step_statistics([self.model], _mean(self._losses), self._micro_batches)
 
     def record_entropies(self, wanted: bool) -> None:
         """See `Run`."""
@@ -97,6 +100,10 @@ class Trainer:
 
     def close(self) -> None:
         """Nothing is left to give back once nobody holds it."""
+
+
+def _mean(losses: list[Tensor]) -> Tensor | None:
+    return torch.stack(losses).mean() if losses else None
 
 
 def wait(device: torch.device) -> None:
