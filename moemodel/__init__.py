@@ -6,10 +6,11 @@
     print(answer.step_time_s, answer.gpu_energy_per_token_J, answer.notes)
 
 What the commands do, Python does by the same functions: `predict`, `search` (`moemodel optimize`), `profile`,
-`calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate` (`calibrate --update`) and `validate`; `Meter`
-goes around a training loop of your own. The other names are their documents. `Meter`, `profile` and `validate` need the
-extra `profile`, installed from where moemodel itself came from; what begins with `calibrate` or `recalibrate` the extra
-`calibrate`. Everything is imported when it is first used: `import moemodel` costs next to nothing.
+`calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate` (`calibrate --update`), `validate` and `run`;
+`Meter` goes around a training loop of your own. The other names are their documents. `Meter`, `profile`, `run` and
+`validate` need the extra `profile`, installed from where moemodel itself came from; what begins with `calibrate` or
+`recalibrate` the extra `calibrate`. Everything is imported when it is first used: `import moemodel` costs next to
+nothing.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from moemodel.model.search.search import search
     from moemodel.profiler.meter.energy_meter import Meter
     from moemodel.profiler.run import profile
+    from moemodel.profiler.runs.execute import run_matrix as run
     from moemodel.validation.run import validate
 
 __version__ = "0.1.0"
@@ -80,6 +82,7 @@ _HOMES: dict[str, str] = {
     "read_search": "model.search.document",
     "read_search_result": "model.search.result",
     "recalibrate": "api",
+    "run": "api",
     "search": "api",
     "shipped": "calibration.store.catalogue",
     "validate": "api",
@@ -123,6 +126,7 @@ if TYPE_CHECKING:
         "read_search",
         "read_search_result",
         "recalibrate",
+        "run",
         "search",
         "shipped",
         "validate",

@@ -18,6 +18,7 @@ from moemodel.calibration.update import from_reports
 from moemodel.calibration.update.from_reports import Update
 from moemodel.model.operators.work import Kind, Pass
 from moemodel.model.records.calibration import Calibration
+from tests.small_plans import CONFIG
 
 ROOT = Path(__file__).parents[1]
 PLAN: dict[str, Any] = {
@@ -185,6 +186,13 @@ def test_the_docstring_of_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     _run("profile")
 
 
+def test_the_docstring_of_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the processor, of a small model."""
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    monkeypatch.chdir(tmp_path)
+    _run("run")
+
+
 def test_the_docstring_of_calibrate(calibration: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fit of a whole profile takes minutes: here its result is known."""
     errors = [HeldOut(kind=Kind.GEMM, direction=Pass.FORWARD, shapes=12, median=0.03, mean=0.04, p90=0.09, worst=0.2)]
@@ -268,7 +276,8 @@ def test_the_docstring_of_recalibrate(calibration: Calibration, monkeypatch: pyt
 
 def test_every_public_function_shows_a_use() -> None:
     own = [name for name in moemodel.__all__ if getattr(getattr(moemodel, name), "__module__", "") == "moemodel.api"]
-    assert sorted(own) == ["calibrate", "calibrate_readings", "predict", "profile", "recalibrate", "search", "validate"]
+    calibrating = ["calibrate", "calibrate_readings", "recalibrate"]
+    assert sorted(own) == sorted([*calibrating, "predict", "profile", "run", "search", "validate"])
     for name in own:
         text = getattr(moemodel, name).__doc__
         assert all(part in text for part in ("Args:", "Returns:", "Raises:")), name

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moemodel.profiler.backends.base import LayerRouting, PhaseCallback, TrainingRun
+from moemodel.profiler.backends.base import PhaseCallback, StepStatistics, TrainingRun
 from moemodel.profiler.backends.expert_parallel import ExpertShare
 from moemodel.profiler.backends.torch_native.batches import Batches
 from moemodel.profiler.backends.torch_native.layer import Making
@@ -20,7 +20,7 @@ from moemodel.profiler.backends.torch_native.mixture import MixtureFactory
 from moemodel.profiler.backends.torch_native.model import DecoderModel, initialise
 from moemodel.profiler.backends.torch_native.process_groups import Groups
 from moemodel.profiler.backends.torch_native.rank_mesh import RankMesh
-from moemodel.profiler.backends.torch_native.run_routing import layer_routings, router_loss
+from moemodel.profiler.backends.torch_native.run_routing import seed_routers, step_statistics
 from moemodel.profiler.backends.torch_native.trainer import wait
 
 
@@ -43,6 +43,7 @@ class DataParallelRun(ABC):
         self.model = self._build(mixture)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self._batches = Batches(run, device, place.at.dp)
+        seed_routers(run, place.at.dp)
         self._losses: list[Tensor] = []
 
     @abstractmethod
@@ -79,18 +80,13 @@ class DataParallelRun(ABC):
             dist.all_reduce(mean, group=group)
         return float(mean) / self._place.mesh.world_size
 
-    def router_loss(self) -> float:
+    def statistics(self) -> StepStatistics:
         """See `Run`."""
-        return router_loss([self.model], self._groups.own("world"), self._place.mesh.dp, self.device)
+        return step_statistics([self.model], torch.stack(self._losses).mean(), self._run.micro_batches)
 
-    def routing(self) -> list[LayerRouting]:
+    def record_entropies(self, wanted: bool) -> None:
         """See `Run`."""
-        return layer_routings([self.model], self._groups.own("data_parallel"))
-
-    def clear_routing(self) -> None:
-        """See `Run`; routers record entropies from here on."""
-        self.model.clear_expert_loads()
-        self.model.record_routing()
+        self.model.record_entropies(wanted)
 
     def expert_loads(self) -> list[Tensor]:
         """See `Run`."""

@@ -18,6 +18,7 @@ from moemodel.profiler.backends.base import TrainingRun
 from moemodel.profiler.backends.torch_native.blocks import AttentionBlock, DenseBlock, Norm, Positions
 from moemodel.profiler.backends.torch_native.mixture import Mixture, MixtureFactory
 from moemodel.profiler.backends.torch_native.router_passes import settle
+from moemodel.profiler.backends.torch_native.routers import RANDOM_ROUTERS
 from moemodel.profiler.backends.torch_native.selective import keep_some
 from moemodel.profiler.backends.torch_native.strategy import WHOLE, ShardingStrategy
 
@@ -51,6 +52,10 @@ class Making:
             passes=run.micro_batches,
         )
 
+    def is_random(self, block: Mlp | Moe) -> bool:
+        """Whether a block draws random numbers in training."""
+        return isinstance(block, Moe) and (self.routing.jitter > 0 or block.router in RANDOM_ROUTERS)
+
     def feed_forward(self, block: Mlp | Moe, held: Mlp | Moe, hidden: int) -> nn.Module:
         """A block as the architecture has it, of which this device holds `held`."""
         if isinstance(block, Moe) and isinstance(held, Moe):
@@ -65,7 +70,7 @@ class ModelLayer(nn.Module):
     def __init__(self, layer: Layer, hidden: int, making: Making) -> None:
         super().__init__()
         self._recompute = making.recompute
-        self._random = making.routing.jitter > 0
+        self._random = making.is_random(layer.feed_forward)
         self._router_share = 1 / (making.passes * making.sharding.copies)
         held = making.sharding.layer(layer)
         assert layer.norm is not None

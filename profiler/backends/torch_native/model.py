@@ -37,7 +37,7 @@ from moemodel.profiler.backends.torch_native.blocks import Norm, Positions
 from moemodel.profiler.backends.torch_native.layer import Making, ModelLayer
 from moemodel.profiler.backends.torch_native.mixture import reference_shapes
 from moemodel.profiler.backends.torch_native.router_passes import RoutingPass, mixtures
-from moemodel.profiler.backends.torch_native.supported_models import check_supported
+from moemodel.profiler.backends.torch_native.supported_models import check_routing, check_supported
 
 _INIT_STD = 0.02  # GPT-2 (Radford et al. 2019) and most models since
 _ROTARY_THETA = 10_000.0  # any base costs the same
@@ -65,7 +65,8 @@ class DecoderModel(nn.Module):
 
     def __init__(self, architecture: Architecture, making: Making, *, span: Span | None = None) -> None:
         super().__init__()
-        self.architecture, self._sharding, self._passes = architecture, making.sharding, making.passes
+        self.architecture, self.making = architecture, making
+        self._sharding, self._passes = making.sharding, making.passes
         self.span = span or Span(first=0, stop=len(architecture.decoder), embedding=True, head=True)
         first, last = self.span.embedding, self.span.head
         width, hidden = architecture.embedding_width, architecture.hidden
@@ -142,10 +143,10 @@ class DecoderModel(nn.Module):
             for _, block in mixtures(layer)
         ]
 
-    def record_routing(self) -> None:
-        """From now on routers record what costs something to know, too: the entropy of their probabilities."""
+    def record_entropies(self, wanted: bool) -> None:
+        """Whether routers record from now on what costs something to know: the entropy of their probabilities."""
         for _, block in mixtures(self):
-            block.recording = True  # type: ignore[assignment]  # of blocks that know it
+            block.recording = wanted  # type: ignore[assignment]  # of blocks that know it
 
     def router_loss(self) -> Tensor | None:
         """What routers added to the loss: their losses times their coefficients, summed over layers.
@@ -185,7 +186,7 @@ def build_model(
     """A model with fresh weights; see `draw`.
 
     Args:
-        architecture: decoder-only, dropless softmax top-k routing.
+        architecture: decoder-only.
         device: where its parameters are allocated; never on the host first.
         dtype: of parameters and activations.
         making: how its layers are made; None: without recompute, by the routers of the architecture.
@@ -194,9 +195,11 @@ def build_model(
     Raises:
         InputError: the architecture has a part that this backend does not run.
     """
+    making = making or Making()
     check_supported(architecture)
+    check_routing(architecture, making.routing)
     with torch.device("meta"):
-        model = DecoderModel(architecture, making or Making())
+        model = DecoderModel(architecture, making)
     model = model.to(dtype=dtype).to_empty(device=device)
     initialise(model, seed)
     return model

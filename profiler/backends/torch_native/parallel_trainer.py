@@ -22,8 +22,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from moemodel.profiler.backends.base import LayerRouting, PhaseCallback, Run, TrainingRun
+from moemodel.profiler.backends.base import PhaseCallback, Run, StepStatistics, TrainingRun
 from moemodel.profiler.backends.torch_native.batches import Batches
+from moemodel.profiler.backends.torch_native.bias_balance import move_biases
 from moemodel.profiler.backends.torch_native.data_parallel import passes, replicate, shard
 from moemodel.profiler.backends.torch_native.gradients import Gradients, Trained
 from moemodel.profiler.backends.torch_native.layer import Making
@@ -34,7 +35,7 @@ from moemodel.profiler.backends.torch_native.pipeline import Pipeline, own_chunk
 from moemodel.profiler.backends.torch_native.pipeline_stage import Chunk, build_part
 from moemodel.profiler.backends.torch_native.process_groups import Groups, release_comm_buffers
 from moemodel.profiler.backends.torch_native.rank_mesh import RankMesh
-from moemodel.profiler.backends.torch_native.run_routing import layer_routings, router_loss
+from moemodel.profiler.backends.torch_native.run_routing import seed_routers, step_statistics
 from moemodel.profiler.backends.torch_native.sharding import ShardSpec, shard_spec, whole_names
 from moemodel.profiler.backends.torch_native.tensor_parallel import TensorParallelSharding
 from moemodel.profiler.backends.torch_native.trainer import Trainer, wait
@@ -76,6 +77,7 @@ class ParallelTrainer:
         mesh = self._mesh = place.mesh
         self._zero = run.parallel.zero_stage if mesh.dp > 1 else 0
         self._models = self._build_models(mixture)
+        seed_routers(run, place.at.dp)
         self.parameters = sum(p.numel() for model in self._models for p in model.parameters())
         self._by_ddp = mesh.dp > 1 and self._zero == 0 and not (mesh.pp > 1 and run.schedule == "zero-bubble")
         modules = [self._wrapped(model) for model in self._models]
@@ -104,6 +106,7 @@ class ParallelTrainer:
         self._gradients.clip()
         self._optimizer.step()
         self._optimizer.zero_grad()
+        move_biases(self._models, self._groups.own("data_parallel"))
         mark("optimizer")
 
     def _micro_batches(self, tokens: Tensor, targets: Tensor, mark: PhaseCallback) -> None:
@@ -138,20 +141,15 @@ class ParallelTrainer:
 
     # ---- experts ------------------------------------------------------------------------------------------------
 
-    def router_loss(self) -> float:
+    def statistics(self) -> StepStatistics:
         """See `Run`."""
-        copies = self._mesh.dp * self._mesh.tp
-        return router_loss(self._models, self._groups.own("world"), copies, self.device)
+        mean = torch.stack(self._losses).sum() if self._losses else None  # each is over the number of micro-batches
+        return step_statistics(self._models, mean, self._run.micro_batches)
 
-    def routing(self) -> list[LayerRouting]:
+    def record_entropies(self, wanted: bool) -> None:
         """See `Run`."""
-        return layer_routings(self._models, self._groups.own("data_parallel"))
-
-    def clear_routing(self) -> None:
-        """See `Run`; routers record entropies from here on."""
         for model in self._models:
-            model.clear_expert_loads()
-            model.record_routing()
+            model.record_entropies(wanted)
 
     def expert_loads(self) -> list[Tensor]:
         """See `Run`."""

@@ -50,7 +50,7 @@ class RoutingPasses(deque[RoutingPass]):
 
     def append(self, record: RoutingPass) -> None:
         """Add a pass, unless it is a repetition."""
-        if not _repeated():
+        if not is_repeated():
             super().append(record)
 
 
@@ -110,7 +110,7 @@ def settle(block: nn.Module, y_TD: Tensor, share: float) -> Tensor:
         share: by which the loss's gradient is multiplied.
     """
     records = getattr(block, "records", None)
-    if not records or _repeated() or (loss := records[-1].router_loss) is None:
+    if not records or is_repeated() or (loss := records[-1].router_loss) is None:
         return y_TD
     records[-1] = replace(records[-1], router_loss=loss.detach())
     return attach(y_TD, loss, share)
@@ -134,6 +134,6 @@ class _Attach(Function):
         return gradients[0], torch.full(shape, ctx.share, dtype=dtype, device=device), None
 
 
-def _repeated() -> bool:
+def is_repeated() -> bool:
     """Whether this forward pass runs within a backward pass."""
     return torch._C._current_graph_task_id() != -1

@@ -1,4 +1,4 @@
-"""What the routers of a run did, for a `Run`: summed over passes and data-parallel replicas. Here the host waits."""
+"""What came of a step, for a `Run`: its losses and what its routers did, as tensors that nobody has waited for."""
 
 from __future__ import annotations
 
@@ -6,12 +6,23 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from moemodel.profiler.backends.base import LayerRouting
-from moemodel.profiler.backends.torch_native.mappings import Group
+from moemodel.profiler.backends.base import LayerRouting, StepStatistics, TrainingRun
+from moemodel.profiler.backends.torch_native.layer import Making
 from moemodel.profiler.backends.torch_native.router_passes import RoutingPass, sums
+
+
+def seed_routers(run: TrainingRun, replica: int) -> None:
+    """Seed torch's own generators where routers draw random numbers: alike on ranks that see the same tokens.
+
+    Args:
+        run: what is trained.
+        replica: number of the data-parallel one.
+    """
+    making = Making(routing=run.routing)
+    if any(making.is_random(layer.feed_forward) for layer in run.architecture.layers):
+        torch.manual_seed(run.seed * run.parallel.dp + replica)
 
 
 class Routed(Protocol):
@@ -26,42 +37,24 @@ class Routed(Protocol):
         ...
 
 
-def layer_routings(models: Sequence[Routed], group: Group | None) -> list[LayerRouting]:
-    """A record a layer that had a forward pass.
+def step_statistics(models: Sequence[Routed], task_loss: Tensor | None, passes: int) -> StepStatistics:
+    """Of the last step.
 
     Args:
         models: of this rank.
-        group: replicas that have the same layers; None for one.
+        task_loss: mean over its micro-batches; None on a rank that computes none.
+        passes: micro-batches of a step.
     """
-    found = [(layer, sums(passes)) for model in models for layer, passes in model.routing_passes() if passes]
-    if not found:
-        return []
-    rows = [torch.cat([s.counts_E.double(), torch.stack([s.dropped.double(), s.entropy])]) for _, s in found]
-    flat = torch.cat(rows)
-    if group is not None:
-        dist.all_reduce(flat, group=group)
-    replicas = 1 if group is None else group.size()
-    host = [row.tolist() for row in torch.split(flat, [len(row) for row in rows])]
-    return [_record(layer, row, replicas) for (layer, _), row in zip(found, host, strict=True)]
+    routers = [loss for model in models if (loss := model.router_loss()) is not None]
+    return StepStatistics(
+        task_loss=task_loss,
+        router_loss=torch.stack(routers).sum() if routers else None,
+        routing=tuple(
+            _layer(layer, found[-passes:]) for model in models for layer, found in model.routing_passes() if found
+        ),
+    )
 
 
-def _record(layer: int, row: list[float], replicas: int) -> LayerRouting:
-    *rows_E, dropped, entropy = row
-    counts = [round(count) for count in rows_E]  # whole numbers, which float64 holds up to 2^53
-    return LayerRouting(layer=layer, rows_E=counts, dropped=round(dropped), entropy=entropy / replicas)
-
-
-def router_loss(models: Sequence[Routed], group: Group | None, copies: int, device: torch.device) -> float:
-    """Sum over all layers of a plan, mean over its replicas.
-
-    Args:
-        models: of this rank.
-        group: all ranks of the plan; None for one.
-        copies: ranks that hold the same layers, each of which has the loss of its tokens.
-        device: of this rank.
-    """
-    own = [loss for model in models if (loss := model.router_loss()) is not None]
-    total = torch.stack(own).sum().double() if own else torch.zeros((), dtype=torch.float64, device=device)
-    if group is not None:
-        dist.all_reduce(total, group=group)
-    return float(total) / copies
+def _layer(layer: int, passes: Sequence[RoutingPass]) -> LayerRouting:
+    found = sums(passes)
+    return LayerRouting(layer=layer, rows_E=found.counts_E, dropped=found.dropped, entropy=found.entropy)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moemodel.profiler.backends.base import LayerRouting, PhaseCallback, TrainingRun
+from moemodel.profiler.backends.base import PhaseCallback, StepStatistics, TrainingRun
 from moemodel.profiler.backends.torch_native.batches import Batches
+from moemodel.profiler.backends.torch_native.bias_balance import move_biases
 from moemodel.profiler.backends.torch_native.layer import Making
 from moemodel.profiler.backends.torch_native.mixture import Mixture, MixtureFactory
 from moemodel.profiler.backends.torch_native.model import DecoderModel, build_model
 from moemodel.profiler.backends.torch_native.optimizer import build_optimizer, clip_gradients
-from moemodel.profiler.backends.torch_native.run_routing import layer_routings, router_loss
+from moemodel.profiler.backends.torch_native.run_routing import seed_routers, step_statistics
 
 
 def _ignore(_: str) -> None:
@@ -35,6 +36,7 @@ class Trainer:
             run.architecture, device=device, dtype=dtype, making=Making.of(run, mixture), seed=run.seed
         )
         self.parameters = sum(p.numel() for p in self.model.parameters())
+        seed_routers(run, 0)
         self.optimizer = build_optimizer(self.model, run.precision, lr=run.lr)
         self._batches = Batches(run, device)
         self._queue: list[tuple[Tensor, Tensor]] = []  # micro-batches of the step, the last first
@@ -74,23 +76,19 @@ class Trainer:
         clip_gradients(self.model)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        move_biases([self.model], None)
 
     def wait(self) -> None:
         """Until the device has done all that was queued."""
         wait(self.device)
 
-    def router_loss(self) -> float:
+    def statistics(self) -> StepStatistics:
         """See `Run`."""
-        return router_loss([self.model], None, 1, self.device)
+        return step_statistics([self.model], _mean(self._losses), self._micro_batches)
 
-    def routing(self) -> list[LayerRouting]:
+    def record_entropies(self, wanted: bool) -> None:
         """See `Run`."""
-        return layer_routings([self.model], None)
-
-    def clear_routing(self) -> None:
-        """See `Run`; routers record entropies from here on."""
-        self.model.clear_expert_loads()
-        self.model.record_routing()
+        self.model.record_entropies(wanted)
 
     def expert_loads(self) -> list[Tensor]:
         """See `Run`."""
@@ -102,6 +100,10 @@ class Trainer:
 
     def close(self) -> None:
         """Nothing is left to give back once nobody holds it."""
+
+
+def _mean(losses: list[Tensor]) -> Tensor | None:
+    return torch.stack(losses).mean() if losses else None
 
 
 def wait(device: torch.device) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import traceback
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch import nn
 from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp, Moe
 from moemodel.model.plan.routing import RoutingSpec, routed_architecture
 from moemodel.model.plan.spec import ParallelSpec
-from moemodel.profiler.backends.base import TrainingRun
+from moemodel.profiler.backends.base import LayerRouting, TrainingRun
 from moemodel.profiler.backends.deepspeed.engine_run import join
 from moemodel.profiler.backends.deepspeed.parallel_trainer import build
 from moemodel.profiler.backends.expert_parallel import ExpertShare
@@ -99,17 +99,28 @@ def _losses(run: TrainingRun) -> dict[str, Any]:
     assert found is not None
     marks: list[str] = []
     losses, router = [], []
-    found.clear_routing()
+    told: list[dict[str, Any]] = []
+    found.record_entropies(True)
     for _ in range(_STEPS):
         found.step(marks.append)
         losses.append(found.loss())
-        router.append(found.router_loss())
-    told = [asdict(record) for record in found.routing()]
+        step = found.statistics()
+        router.append(0.0 if step.router_loss is None else float(step.router_loss))
+        told += [_told(record) for record in step.routing]
     loads = [load.tolist() for load in found.expert_loads()]
     facts = {"losses": losses, "router": router, "routing": told, "loads": loads, "marks": marks[: found.marks]}
     kept = {"optimizer": type(found._engine.optimizer).__name__, "as_marked": len(marks) == _STEPS * found.marks}  # type: ignore[attr-defined]
     found.close()
     return facts | kept
+
+
+def _told(record: LayerRouting) -> dict[str, Any]:
+    return {
+        "layer": record.layer,
+        "rows_E": record.rows_E.tolist(),
+        "dropped": int(record.dropped),
+        "entropy": float(record.entropy),
+    }
 
 
 def _alone(run: TrainingRun) -> list[float]:

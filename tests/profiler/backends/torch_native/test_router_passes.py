@@ -108,35 +108,34 @@ def _run(**options: Any) -> TrainingRun:
     return TrainingRun(name="tiny", architecture=_ARCHITECTURE, **settings | options)
 
 
-def test_a_run_says_what_its_routers_did() -> None:
+def test_a_run_says_what_its_routers_did_in_the_last_step() -> None:
     trainer = Trainer(_run(), torch.device("cpu"))
-    trainer.clear_routing()
+    trainer.record_entropies(True)
     for _ in range(3):
         trainer.step()
-    first, second = trainer.routing()
-    assert (first.layer, second.layer) == (1, 2)
-    assert sum(first.rows_E) == sum(second.rows_E) == 3 * 2 * 2 * 8 * _BLOCK.top_k
-    assert first.dropped == 0
-    assert 0 < first.entropy <= torch.tensor(4.0).log() + 1e-6
-    assert trainer.router_loss() == 0
-    trainer.clear_routing()
-    assert trainer.routing() == []
+    found = trainer.statistics()
+    assert [each.layer for each in found.routing] == [1, 2]
+    for each in found.routing:
+        assert int(each.rows_E.sum()) == 2 * 2 * 8 * _BLOCK.top_k
+        assert int(each.dropped) == 0
+        assert 0 < float(each.entropy) <= torch.tensor(4.0).log() + 1e-6
+    assert found.router_loss is None
+    assert float(found.task_loss or 0) == pytest.approx(trainer.loss())
 
 
 def test_entropy_is_recorded_on_demand_alone() -> None:
     trainer = Trainer(_run(), torch.device("cpu"))
-    trainer.step()
-    assert all(r.entropy is None for _, passes in trainer.model.routing_passes() for r in passes)
-    trainer.clear_routing()
-    trainer.step()
-    assert all(r.entropy is not None for _, passes in trainer.model.routing_passes() for r in passes)
+    for wanted in (False, True, False):
+        trainer.record_entropies(wanted)
+        trainer.step()
+        assert all(torch.isfinite(each.entropy) == wanted for each in trainer.statistics().routing)
 
 
 def test_a_run_of_another_layer_says_its_loss() -> None:
     trainer = Trainer(_run(), torch.device("cpu"), _WithLoss)
     expected = sum(float(p.detach().square().mean()) for n, p in trainer.model.named_parameters() if "router" in n)
     trainer.step()
-    assert trainer.router_loss() == pytest.approx(expected)
+    assert float(trainer.statistics().router_loss or 0) == pytest.approx(expected)
 
 
 # --- the slot --------------------------------------------------------------------------------------------------------
