@@ -20,7 +20,7 @@ from moemodel.profiler.backends.torch_native.mixture import MixtureFactory
 from moemodel.profiler.backends.torch_native.model import DecoderModel, initialise
 from moemodel.profiler.backends.torch_native.process_groups import Groups
 from moemodel.profiler.backends.torch_native.rank_mesh import RankMesh
-from moemodel.profiler.backends.torch_native.run_routing import step_statistics
+from moemodel.profiler.backends.torch_native.run_routing import seed_routers, step_statistics
 from moemodel.profiler.backends.torch_native.trainer import wait
 
 
@@ -43,6 +43,7 @@ class DataParallelRun(ABC):
         self.model = self._build(mixture)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self._batches = Batches(run, device, place.at.dp)
+        seed_routers(run, place.at.dp)
         self._losses: list[Tensor] = []
 
     @abstractmethod
@@ -81,7 +82,7 @@ class DataParallelRun(ABC):
 
     def statistics(self) -> StepStatistics:
         """See `Run`."""
-        return step_statistics([self.model], self._losses, self._run.micro_batches)
+        return step_statistics([self.model], torch.stack(self._losses).mean(), self._run.micro_batches)
 
     def record_entropies(self, wanted: bool) -> None:
         """See `Run`."""
