@@ -29,6 +29,7 @@ def check_runs(plan: Plan, architecture: Architecture) -> None:
     check_architecture(plan, architecture)
     mixture = mixture_of(architecture)
     mistakes = [*_outside(plan), *_tensor(plan, architecture), *_pipeline(plan, architecture)]
+    mistakes += _projected(plan, architecture)
     if mixture is not None:
         mistakes += [*_routing(plan, mixture), *_mixture(plan)]
     if mistakes:
@@ -84,6 +85,17 @@ def _pipeline(plan: Plan, architecture: Architecture) -> Iterator[str]:
             f"parallel.pp: found {p.pp} with virtual_stages {p.virtual_stages}; allowed: a product that divides the "
             f"{layers} layers"
         )
+
+
+def _projected(plan: Plan, architecture: Architecture) -> Iterator[str]:
+    if architecture.embedding_width == architecture.hidden:
+        return
+    for name in ("tp", "pp"):
+        if (found := getattr(plan.parallel, name)) > 1:
+            yield (
+                f"parallel.{name}: found {found}; allowed: 1, since Megatron Core has no token embedding of another "
+                f"width than the model's, as {architecture.name} has it, and the stand-in is on one rank"
+            )
 
 
 def _mixture(plan: Plan) -> Iterator[str]:

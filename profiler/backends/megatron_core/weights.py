@@ -94,18 +94,22 @@ def of_model(name: str, architecture: Architecture, share: Share, whole: Whole, 
         name: in the model.
         architecture, share, whole, first_layer: see `fill`.
     """
-    vocab, width = architecture.vocab, architecture.hidden
+    vocab, width, hidden = architecture.vocab, architecture.embedding_width, architecture.hidden
+    if name == "embedding.word_embeddings.project.weight":
+        return whole("project_in.weight", (hidden, width))
+    if name == "output_layer.project.weight":
+        return whole("project_out.weight", (width, hidden))
     if name == "embedding.word_embeddings.weight" or (name == "output_layer.weight" and architecture.tied):
         return share.of(whole("embedding_VW", (vocab, width)), 0)
     if name == "output_layer.weight":
         return share.of(whole("head_VW", (vocab, width)), 0)
     if name == "embedding.position_embeddings.weight":
-        return whole("position_PD", (architecture.learned_positions, width))
+        return whole("position_PD", (architecture.learned_positions, hidden))
     if name.startswith("decoder.final_layernorm."):
-        return whole(f"norm.{name.rpartition('.')[2]}", (width,))
+        return whole(f"norm.{name.rpartition('.')[2]}", (hidden,))
     _, _, number, inner = name.split(".", 3)
     layer = first_layer + int(number)
-    return _of_layer(inner, architecture.decoder[layer], architecture.hidden, share, _below(whole, f"layers.{layer}."))
+    return _of_layer(inner, architecture.decoder[layer], hidden, share, _below(whole, f"layers.{layer}."))
 
 
 def _below(whole: Whole, prefix: str) -> Whole:

@@ -33,7 +33,9 @@ def _refusal(plan: Plan) -> str:
     return str(refusal.value)
 
 
-@pytest.mark.parametrize("name", ["olmoe-1b-7b", "qwen3-30b-a3b", "qwen3-moe-8x64", "mixtral-8x7b", "llama-3-8b"])
+@pytest.mark.parametrize(
+    "name", ["olmoe-1b-7b", "qwen3-30b-a3b", "qwen3-moe-8x64", "mixtral-8x7b", "llama-3-8b", "opt-350m"]
+)
 def test_models_of_its_kinds_run(name: str) -> None:
     plan = _plan(architecture=name)
     check_runs(plan, architecture_of(plan))
@@ -62,7 +64,6 @@ def test_degrees_that_run(parallel: dict[str, Any]) -> None:
     ("name", "said"),
     [
         ("switch-base-128", "encoders, "),
-        ("opt-350m", "token embeddings of another width than the model's"),
         ("deepseek-v3", "latent attention"),
     ],
 )
@@ -82,7 +83,7 @@ _ATTENTION = Attention(heads=4, kv_heads=4, head_dim=8)
         (tiny(EXPERTS, replace(_ATTENTION, window=8)), "windows and chunks of attention"),
         (tiny(EXPERTS, replace(_ATTENTION, sinks=True)), "attention sinks"),
         (tiny(EXPERTS, replace(_ATTENTION, bias_out=True)), "biases of some products"),
-        (tiny(EXPERTS, norm="layer", final_norm=False), "models without a final norm"),
+        (tiny(EXPERTS, has_head=False), "models without a vocabulary head"),
         (tiny(replace(EXPERTS, router="expert_choice")), "expert_choice routers"),
         (tiny(replace(EXPERTS, router="noisy_topk")), "noisy_topk routers"),
         (tiny(replace(EXPERTS, router="switch_top1")), "switch_top1 routers with more than one expert a token"),
@@ -131,6 +132,10 @@ def test_layers_that_differ_are_refused() -> None:
         (
             {"parallel": {"pp": 2}, "layers": 5},
             "parallel.pp: found 2 with virtual_stages 1; allowed: a product that divides the 5 layers",
+        ),
+        (
+            {"architecture": "opt-350m", "parallel": {"pp": 2}},
+            "parallel.pp: found 2; allowed: 1, since Megatron Core has no token embedding of another width",
         ),
         ({"routing": {"temperature": 2.0}}, "routing.temperature: found 2; allowed: 1"),
         ({"routing": {"residual": True}}, "routing.residual: found true; allowed: false"),
