@@ -1,16 +1,8 @@
 """Frameworks that train in a program of their own: what is told to it, and what its log says.
 
-Such a backend has no `Run` (`backends.base`): its steps are not in this process. In its folder are
-
-- `supported_plans`, as in every backend's;
-- `program`: an `ExternalProgram`.
-
-`follow` starts one and gives its steps while it runs. Energy is measured beside it, by the meter, over the time from
-the line of the last step of the warm-up to that of the last measured one:
-
-    told = found.command(run, found.checkout_of(named), folder, iterations=warmup + steps)
-    for step in follow(told, found.read_log, folder / "log.txt"):
-        ...  # this line was written just now
+In such a backend's folder is, beside the modules of every backend (`backends.base`), `program`: an `ExternalProgram`.
+Its steps are not in this process. `follow` starts it and gives them while it runs, and `external_run.ExternalRun`
+makes them a `Run`'s, so that energy is measured beside it as beside any other: from line to line of its log.
 """
 
 from __future__ import annotations

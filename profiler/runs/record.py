@@ -90,6 +90,8 @@ class _Finished:
 
 def phases_of(run: Run, micro_batches: int) -> list[str]:
     """The phases of a step, in their order: what `Run.step` tells the ends of."""
+    if run.marks == 2:  # of a program of its own, whose log tells no phases
+        return ["step"]
     if run.marks == 3:
         return ["pipeline", "optimizer"]
     return ["forward", "backward"] * micro_batches + ["optimizer"]
@@ -193,7 +195,7 @@ class Recorder:
 
     def _peaks_B(self) -> tuple[int | None, int | None]:
         device = self._device.torch_device
-        if device.type != "cuda":
+        if device.type != "cuda" or getattr(self._run, "elsewhere", False):  # of another process none is known
             return None, None
         return torch.cuda.max_memory_allocated(device) - self._base_B, torch.cuda.max_memory_reserved(device)
 

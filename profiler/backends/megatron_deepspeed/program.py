@@ -14,6 +14,7 @@ import json
 import os
 import re
 import struct
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def command(run: TrainingRun, checkout: Path, folder: Path, *, iterations: int) 
         iterations: steps, those of the warm-up among them.
     """
     p = run.parallel
-    launcher = ("torchrun", "--standalone", f"--nproc-per-node={p.dp * p.tp * p.pp}")
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={p.dp * p.tp * p.pp}")
     return Command(
         argv=(*launcher, str(checkout / _PROGRAM), *arguments(run, folder, iterations=iterations)),
         environment={"CUDA_DEVICE_MAX_CONNECTIONS": "1"},  # arguments.py wants it of sequence parallelism

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moemodel.profiler.backends.megatron_core.weights import Share, drawn, of_model
+from moemodel.profiler.backends.megatron_core.weights import RankPart, drawn, of_model
 from moemodel.profiler.backends.torch_native.model import build_model
 from tests.profiler.backends.megatron_core.here import ARCHITECTURES
 
@@ -20,20 +20,20 @@ def _numbered(name: str, shape: tuple[int, ...]) -> Tensor:
 
 def test_queries_keys_and_values_are_interleaved_by_group() -> None:
     name = "decoder.layers.0.self_attention.linear_qkv.weight"
-    rows = of_model(name, _QWEN, Share(), _numbered)[:, 0].tolist()
+    rows = of_model(name, _QWEN, RankPart(), _numbered)[:, 0].tolist()
     first = [*range(16), *range(1000, 1008), *range(2000, 2008)]  # two heads of queries, a key, a value
     assert rows == [*first, *range(16, 32), *range(1008, 1016), *range(2008, 2016)]
 
 
 def test_tensor_parallelism_shards_whole_groups() -> None:
     name = "decoder.layers.0.self_attention.linear_qkv.weight"
-    parts = [of_model(name, _QWEN, Share(tp=2, tp_rank=rank), _numbered) for rank in (0, 1)]
-    assert torch.equal(torch.cat(parts), of_model(name, _QWEN, Share(), _numbered))
+    parts = [of_model(name, _QWEN, RankPart(tp=2, tp_rank=rank), _numbered) for rank in (0, 1)]
+    assert torch.equal(torch.cat(parts), of_model(name, _QWEN, RankPart(), _numbered))
 
 
 def test_tensor_parallelism_shards_gate_and_up_each() -> None:
     name, llama = "decoder.layers.0.mlp.linear_fc1.weight", ARCHITECTURES["llama"]
-    rows = of_model(name, llama, Share(tp=2, tp_rank=1), _numbered)[:, 0].tolist()
+    rows = of_model(name, llama, RankPart(tp=2, tp_rank=1), _numbered)[:, 0].tolist()
     assert rows == [*range(32, 64), *range(1032, 1064)]
 
 
@@ -41,10 +41,10 @@ def test_a_rank_holds_the_experts_of_its_number() -> None:
     up = torch.arange(8.0).view(8, 1, 1).expand(8, 32, 32)
     for rank in (0, 1):
         name = "decoder.layers.0.mlp.experts.local_experts.3.linear_fc1.weight"
-        found = of_model(name, _QWEN, Share(ep=2, ep_rank=rank), lambda *_: up)
+        found = of_model(name, _QWEN, RankPart(ep=2, ep_rank=rank), lambda *_: up)
         assert found.unique().tolist() == [3 + 4 * rank]
         engine = name.replace("local_experts.3.linear_fc1.weight", "linear_fc1.weight3")
-        assert torch.equal(of_model(engine, _QWEN, Share(ep=2, ep_rank=rank), lambda *_: up), found)
+        assert torch.equal(of_model(engine, _QWEN, RankPart(ep=2, ep_rank=rank), lambda *_: up), found)
 
 
 def test_layers_of_a_later_stage_are_theirs() -> None:
@@ -54,7 +54,7 @@ def test_layers_of_a_later_stage_are_theirs() -> None:
         asked.append(name)
         return torch.zeros(shape)
 
-    of_model("decoder.layers.1.mlp.router.weight", _QWEN, Share(), whole, first_layer=2)
+    of_model("decoder.layers.1.mlp.router.weight", _QWEN, RankPart(), whole, first_layer=2)
     assert asked == ["layers.3.feed_forward.router.weight"]
 
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import struct
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp, Moe
 from moemodel.model.core.errors import InputError, MissingExtraError
+from moemodel.model.layers.parameters import parameters
 from moemodel.model.plan.checks import architecture_of
 from moemodel.model.plan.routing import RoutingSpec, routed_architecture
 from moemodel.model.plan.spec import ParallelSpec, Plan
 from moemodel.profiler.backends.base import TrainingRun, builder, check_runs
-from moemodel.profiler.backends.external import program
+from moemodel.profiler.backends.external import ProgramError, program
 from moemodel.profiler.backends.megatron_deepspeed.program import (
     VARIABLE,
     arguments,
@@ -29,6 +32,7 @@ from moemodel.profiler.backends.megatron_deepspeed.program import (
     write_tokens,
 )
 from moemodel.profiler.backends.megatron_deepspeed.supported_plans import expert_interval
+from moemodel.profiler.jobs.ranks import failure_of
 
 _ARGUMENTS = Path(__file__).with_name("arguments.txt")
 _HEADS = Attention(heads=4, kv_heads=2, head_dim=8)
@@ -143,7 +147,10 @@ def test_degrees_and_what_starts_them() -> None:
     assert found.sequence_parallel
     assert not found.no_pipeline_parallel
     told = command(run, Path("/checkout"), Path("/run"), iterations=7)
-    assert told.argv[:4] == ("torchrun", "--standalone", "--nproc-per-node=8", "/checkout/pretrain_gpt.py")
+    assert told.argv[1:6] == (
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=8"),
+        "/checkout/pretrain_gpt.py",
+    )
     assert told.environment == {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
 
 
@@ -279,9 +286,88 @@ def test_a_checkout_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert checkout_of() == tmp_path
 
 
-def test_no_part_of_a_run_is_built_in_this_process() -> None:
-    with pytest.raises(InputError, match="it trains in a program of its own"):
-        builder("megatron-deepspeed")(_run("llama"), "cpu")  # type: ignore[arg-type]
+_FAKE = """import argparse, sys, time
+parser = argparse.ArgumentParser()
+parser.add_argument("--global-batch-size", type=int)
+batch = parser.parse_known_args()[0].global_batch_size
+for i in range(1, {steps} + 1):
+    time.sleep(0.05)
+    print(f" iteration {{i:8d}}/{{{steps}:8d}} | consumed samples: {{i * batch:12d}} | "
+          f"elapsed time per iteration (ms): 50.0 | lm loss: {{10 - i / 10:.6E}} | moe loss: 1.0E-01 | "
+          "number of skipped iterations:   0 |", flush=True)
+if {fails}:
+    sys.exit("torch.OutOfMemoryError: CUDA out of memory")
+"""
+
+
+def _checkout(folder: Path, *, steps: int = 10_000, fails: bool = False) -> Path:
+    (folder / "pretrain_gpt.py").write_text(_FAKE.format(steps=steps, fails=fails))
+    return folder
+
+
+@pytest.fixture
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program is started by itself, and not by torchrun."""
+    from moemodel.profiler.backends.megatron_deepspeed import program
+
+    real = program.command
+
+    def alone(*arguments: Any, **options: Any) -> Any:
+        told = real(*arguments, **options)
+        return replace(told, argv=(sys.executable, *told.argv[5:]))
+
+    monkeypatch.setattr(program, "command", alone)
+
+
+@pytest.mark.usefixtures("no_launcher")
+def test_it_is_a_run_that_is_measured_as_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moemodel.profiler.runs.record import phases_of
+
+    monkeypatch.setenv(VARIABLE, str(_checkout(tmp_path)))
+    run = builder("megatron-deepspeed")(_run("mixtral"), torch.device("cpu"))
+    assert run is not None
+    marks: list[str] = []
+    losses = []
+    for _ in range(3):
+        run.step(marks.append)
+        losses.append(run.loss())
+    assert losses == pytest.approx([9.8, 9.7, 9.6])  # the first step is the start's
+    assert marks == ["start", "step"] * 3
+    assert phases_of(run, 3) == ["step"]
+    found = run.statistics()
+    assert found.task_loss is not None
+    assert found.router_loss is not None
+    assert (float(found.task_loss), float(found.router_loss)) == pytest.approx((9.6, 0.1))
+    assert run.parameters == parameters(_MODELS["mixtral"]).total
+    folder = Path(run._folder.name)  # type: ignore[attr-defined]
+    assert (folder / "tokens.idx").exists()
+    run.close()
+    assert not folder.exists()
+
+
+@pytest.mark.usefixtures("no_launcher")
+def test_a_program_that_runs_out_of_memory_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, str(_checkout(tmp_path, steps=2, fails=True)))
+    run = builder("megatron-deepspeed")(_run("llama"), torch.device("cpu"))
+    assert run is not None
+    run.step(lambda _: None)
+    with pytest.raises(ProgramError, match="CUDA out of memory") as failure:
+        run.step(lambda _: None)
+    assert failure_of(failure.value, 0).kind == "memory"
+
+
+@pytest.mark.usefixtures("no_launcher")
+def test_a_program_that_ends_early_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, str(_checkout(tmp_path, steps=0)))
+    with pytest.raises(ProgramError, match="Megatron-DeepSpeed ended before it was told to"):
+        builder("megatron-deepspeed")(_run("llama"), torch.device("cpu"))
+
+
+def test_several_gpus_are_refused() -> None:
+    with pytest.raises(
+        InputError, match="llama: found 2 GPUs; Megatron-DeepSpeed is run by its own launcher on one GPU"
+    ):
+        builder("megatron-deepspeed")(_run("llama", parallel={"dp": 2}), torch.device("cpu"))
 
 
 def test_programs_are_found_by_their_backend() -> None:
