@@ -108,4 +108,4 @@ class ExternalRun:
     def _tensor(self, value: float | None) -> Tensor | None:
         import torch
 
-        return None if value is None else torch.tensor(value)
+        return None if value is None else torch.tensor(value, dtype=torch.float64)
