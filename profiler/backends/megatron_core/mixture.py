@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from torch import Tensor, nn
 
@@ -82,8 +83,6 @@ class MegatronMixture(nn.Module):
 
 
 def _mixture(layer: object, config: object) -> MoELayer:
-    from megatron.core.process_groups_config import ProcessGroupCollection
-
     groups = ProcessGroupCollection.use_mpu_process_groups()
     built: MoELayer = layer.submodules.mlp(config=config, pg_collection=groups, is_mtp_layer=False)  # type: ignore[attr-defined]
     built.set_layer_number(1)
