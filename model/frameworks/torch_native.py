@@ -7,6 +7,7 @@ GEMM experts, AdamW.
 from __future__ import annotations
 
 from moemodel.model.frameworks.base import Framework, PrecisionRecipe
+from moemodel.model.frameworks.moe_form import HostWaits, MoeForm
 
 TORCH = Framework(
     name="torch",
@@ -27,5 +28,6 @@ TORCH = Framework(
     overlapped=frozenset({"parameters", "gradients"}),
     data_parallel="ddp-fsdp2",
     pipeline="torch",
+    moe=MoeForm(waits=HostWaits(spread=1)),  # of how many rows go to each rank
     dispatches_all_tokens=True,
 )

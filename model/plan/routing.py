@@ -74,4 +74,5 @@ def _changed(block: Moe, routing: RoutingSpec) -> Moe:
         router=block.router if routing.router is None else routing.router,
         top_k=block.top_k if routing.top_k is None else routing.top_k,
         capacity_factor=block.capacity_factor if routing.capacity_factor is None else routing.capacity_factor,
+        residual=block.residual or routing.residual,
     )
