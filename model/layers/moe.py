@@ -201,7 +201,7 @@ class MoeBlock(Block):
             parts = 2 if gate and form.splits_gate else 1
             for index in range(parts):
                 op = expert_product(form, replace(rows, n=outputs / parts / batch.etp, k=depth))
-                yield replace(op, grad_fan_in=Shape(m=rows.m, n=depth)) if index else op
+                yield replace(op, grad_fan_in=Shape(m=op.shape.m, n=depth)) if index else op
             packed = Kind.SWIGLU if parts > 1 else Kind.SWIGLU_PACKED
             activation = packed if gate else ACTIVATION[moe.activation]
             yield from each_expert(
