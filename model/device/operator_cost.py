@@ -62,6 +62,11 @@ class PhaseCost:
     weights_calls_U: FloatArray
     gating_s_U: FloatArray
 
+    @property
+    def gating_share(self) -> FloatArray:
+        """Of its time, by that at the highest clock, [U, 1]."""
+        return np.asarray(self.gating_s_U / self.time_s_UK[:, -1])[:, None]
+
     @classmethod
     def empty(cls, shapes: int, clocks: int) -> PhaseCost:
         """Nothing to do."""

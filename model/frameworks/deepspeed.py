@@ -56,7 +56,11 @@ _FORM = MoeForm(
     sorts_again=False,
     float32_router=True,
     kernels=(_FLOAT32_INPUT, _FLOAT32_WEIGHT, _GATE, _ROUTES, *_GATHERS),
-    launches=Launches(forward=ByChoices(one=67, two=80, more=59), backward=ByChoices(one=21, two=53, more=36)),
+    launches=Launches(
+        forward=ByChoices(one=67, two=80, more=59),
+        backward=ByChoices(one=21, two=53, more=36),
+        each_spread=2,  # a chunk of several ranks' rows is copied by either product that reads it
+    ),
     waits=HostWaits(forward=1),  # `C = int(C)` (MOELayer.forward)
     exchanges_counts=False,
     balance_loss=True,

@@ -9,8 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-# T D, T E, T k, T k D, (rows of the GPU's experts) D, the same of an expert's width, E D, T (E C)
-Tensor = Literal["tokens", "scores", "choices", "chosen_rows", "expert_rows", "inner_rows", "router_weights", "masks"]
+# T D, T E, T k, T k D; rows of the GPU's experts times D, times an expert's width, and as many for each of the experts;
+# E D, T (E C)
+Tensor = Literal[
+    "tokens",
+    "scores",
+    "choices",
+    "chosen_rows",
+    "expert_rows",
+    "inner_rows",
+    "every_expert_rows",
+    "router_weights",
+    "masks",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +85,13 @@ class HostWaits:
     """How often the host waits for the device.
 
     Attributes:
-        forward: in a forward pass of a block, to read how many rows go where; `spread` beside these where experts are
-            spread over ranks.
+        forward: in a forward pass of a block without a capacity, to read how many rows go where; `cut` in one whose
+            rows are cut at a capacity; `spread` beside either where experts are spread over ranks.
         each_product: around each call of a product of experts, in either pass, so that the device runs dry.
     """
 
     forward: float = 0.0
+    cut: float = 0.0
     spread: float = 0.0
     each_product: float = 0.0
 

@@ -28,6 +28,7 @@ TORCH = Framework(
     overlapped=frozenset({"parameters", "gradients"}),
     data_parallel="ddp-fsdp2",
     pipeline="torch",
-    moe=MoeForm(waits=HostWaits(spread=1)),  # of how many rows go to each rank
+    # rows beyond a capacity are dropped, which the host waits for, and without one it does for other ranks' rows
+    moe=MoeForm(padding="never", waits=HostWaits(cut=1, spread=1)),
     dispatches_all_tokens=True,
 )

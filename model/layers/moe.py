@@ -189,7 +189,9 @@ class MoeBlock(Block):
         """Elements of the tensors that plain kernels go over."""
         moe, tokens, rows = self.spec, self._tokens(batch), self._rows(batch)
         busiest = expert_rank_skew(rows.skew, batch.ep, moe.experts)
-        return tensor_sizes(moe, self.hidden, tokens=tokens, slots=rows.slots, busiest=busiest)
+        return tensor_sizes(
+            moe, self.hidden, tokens=tokens, slots=rows.slots, busiest=busiest, local=self._local(batch)
+        )
 
     def _experts(self, batch: MicroBatch, rows: Shape) -> Iterator[LayerOp]:
         """The products of the experts that a GPU holds, over all their rows."""
@@ -234,9 +236,10 @@ class MoeBlock(Block):
     def host_waits(self, batch: MicroBatch) -> HostReadings:
         """Where the host reads what the device made, or lets it run dry."""
         moe, form = self.spec, batch.framework.moe
-        known = moe.capacity_factor is not None and form.padding != "never"
+        cut = moe.capacity_factor is not None
+        known = (cut and form.padding != "never") or moe.router == "expert_choice"
         spread = batch.is_sharded("ep") * form.waits.spread
-        reads = (form.waits.forward + spread) * (not known)
+        reads = ((form.waits.cut if cut else form.waits.forward) + spread) * (not known)
         calls = (moe.depth + 1 + (moe.gated and form.splits_gate)) * form.waits.each_product
         drains = calls * (self._local(batch) if form.separate_experts else 1.0) + 0.0 * spread
         return HostReadings(reads=reads, drains_forward=drains, drains_backward=drains)
@@ -314,7 +317,8 @@ class MoeBlock(Block):
             )
             yield gathered
             yield replace(gathered, collective="reduce_scatter")
-        if framework.dispatches_all_tokens and framework.moe.exchanges_counts and moe.capacity_factor is None:
+        known = moe.capacity_factor is not None and framework.moe.padding != "never"
+        if framework.dispatches_all_tokens and framework.moe.exchanges_counts and not known:
             counts_B = np.full(batch.plans, _COUNT_B * moe.experts)
             yield LayerComm(axis="ep", collective="all_to_all", size_B=counts_B, backward=0.0, overlap="never")
 

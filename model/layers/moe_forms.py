@@ -67,7 +67,7 @@ def each_expert(form: MoeForm, op: LayerOp, rows: Shape) -> Iterator[LayerOp]:
 
 
 def tensor_sizes(
-    moe: Moe, hidden: int, *, tokens: FloatArray, slots: FloatArray, busiest: FloatArray
+    moe: Moe, hidden: int, *, tokens: FloatArray, slots: FloatArray, busiest: FloatArray, local: FloatArray
 ) -> dict[Tensor, FloatArray]:
     """Elements of each tensor that plain kernels go over. [P] each.
 
@@ -77,6 +77,7 @@ def tensor_sizes(
         tokens: T that a GPU routes.
         slots: rows of a token, E C / T.
         busiest: rows of the busiest rank over the mean.
+        local: experts of a GPU.
     """
     return {
         "tokens": tokens * hidden,
@@ -85,6 +86,7 @@ def tensor_sizes(
         "chosen_rows": tokens * moe.top_k * hidden,
         "expert_rows": tokens * slots * busiest * hidden,
         "inner_rows": tokens * slots * busiest * moe.width,
+        "every_expert_rows": tokens * slots * busiest * hidden * local,
         "router_weights": np.full_like(tokens, moe.experts * hidden),
         "masks": tokens * tokens * slots,
     }
