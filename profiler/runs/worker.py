@@ -107,7 +107,8 @@ def _measure(
     )
     result = recorder.train(order.steps, ready=peers.barrier, progress=_Teller(events, order.steps))
     if carbon is not None:
-        emissions_kg = carbon.summary().levels["session"].emissions_kg
+        session = carbon.summary().levels.get("session")  # None: it could not begin, of which the meter's notes say why
+        emissions_kg = None if session is None else session.emissions_kg
         _write(order, result.model_copy(update={"emissions_kg": emissions_kg}))
     peers.barrier()
 
