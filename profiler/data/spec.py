@@ -36,3 +36,7 @@ class DataSpec(Strict):
     tokens: Annotated[int, Field(gt=0, le=1 << 30, strict=True)] = Field(
         default=1 << 22, description="of text: read at most so many; longer runs see them again"
     )
+
+    def read_in(self, folder: Path) -> DataSpec:
+        """The same, its path relative to a folder."""
+        return self if self.path is None else self.model_copy(update={"path": (folder / self.path).resolve()})
