@@ -6,9 +6,9 @@ Their models are the torch backend's, with Mixture-of-Experts blocks of their ow
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from moemodel.model.architecture.spec import Architecture, Layer, Moe
+from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.core.errors import InputError
 from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.routing import RoutingSpec
@@ -43,7 +43,7 @@ def check_plan(plan: Plan, architecture: Architecture, limits: Limits) -> None:
         InputError: a part of the plan or of the architecture is predicted, not run; what is allowed.
         InfeasiblePlanError: a degree does not divide the architecture.
     """
-    check_supported(_with_plain_routers(architecture))
+    check_supported(architecture)
     check_architecture(plan, architecture)
     mistakes = [*_outside(plan, limits), *_routers(plan, architecture, limits)]
     if mistakes:
@@ -54,22 +54,6 @@ def blocks_of(architecture: Architecture) -> list[Moe]:
     """Mixture-of-Experts blocks that differ."""
     found = [layer.feed_forward for layer in architecture.layers]
     return list(dict.fromkeys(block for block in found if isinstance(block, Moe)))
-
-
-def _with_plain_routers(architecture: Architecture) -> Architecture:
-    """With the routers of the torch backend: which others there may be is the backend's own affair."""
-
-    def plain(layer: Layer) -> Layer:
-        block = layer.feed_forward
-        if not isinstance(block, Moe):
-            return layer
-        return replace(layer, feed_forward=replace(block, router="softmax_topk", capacity_factor=None))
-
-    return replace(
-        architecture,
-        encoder=tuple(plain(layer) for layer in architecture.encoder),
-        decoder=tuple(plain(layer) for layer in architecture.decoder),
-    )
 
 
 def _outside(plan: Plan, limits: Limits) -> Iterator[str]:

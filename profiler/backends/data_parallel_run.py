@@ -20,7 +20,7 @@ from moemodel.profiler.backends.torch_native.mixture import MixtureFactory
 from moemodel.profiler.backends.torch_native.model import DecoderModel, initialise
 from moemodel.profiler.backends.torch_native.process_groups import Groups
 from moemodel.profiler.backends.torch_native.rank_mesh import RankMesh
-from moemodel.profiler.backends.torch_native.run_routing import step_statistics
+from moemodel.profiler.backends.torch_native.run_routing import seed_routers, step_statistics
 from moemodel.profiler.backends.torch_native.trainer import wait
 
 
@@ -43,6 +43,7 @@ class DataParallelRun(ABC):
         self.model = self._build(mixture)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self._batches = Batches(run, device, place.at.dp)
+        seed_routers(run, place.at.dp)
         self._losses: list[Tensor] = []
 
     @abstractmethod

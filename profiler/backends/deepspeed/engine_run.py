@@ -49,7 +49,8 @@ def join(device: torch.device) -> None:
         import deepspeed
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True)  # type: ignore[attr-defined]  # port 0: any free one
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
     os.environ["LOCAL_RANK"] = str(device.index or 0)  # of the GPU that it takes
     if device.type == "cpu":  # else it compiles a library for processes that share memory
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

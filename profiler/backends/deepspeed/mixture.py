@@ -18,8 +18,6 @@ Shapes: T tokens, D hidden, E experts, L of them here, k experts a token, F widt
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from deepspeed.moe.layer import MoE
 from torch import Tensor, nn
@@ -29,12 +27,13 @@ from moemodel.model.plan.routing import RoutingSpec
 from moemodel.profiler.backends.deepspeed.gate_watch import WATCH, watch_gates
 from moemodel.profiler.backends.deepspeed.supported_plans import MIN_CAPACITY
 from moemodel.profiler.backends.expert_parallel import share_of
+from moemodel.profiler.backends.foreign_mixture import ForeignMixture
 from moemodel.profiler.backends.torch_native.blocks import DenseBlock
-from moemodel.profiler.backends.torch_native.router_passes import RoutingPass, RoutingPasses
+from moemodel.profiler.backends.torch_native.router_passes import RoutingPass
 from moemodel.profiler.backends.torch_native.strategy import WHOLE, ShardingStrategy
 
 
-class DeepSpeedMixture(nn.Module):
+class DeepSpeedMixture(ForeignMixture):
     """`deepspeed.moe.layer.MoE` behind the contract of a `MixtureFactory`.
 
     Args:
@@ -46,27 +45,17 @@ class DeepSpeedMixture(nn.Module):
     """
 
     def __init__(self, block: Moe, held: Moe, hidden: int, sharding: ShardingStrategy, routing: RoutingSpec) -> None:
-        super().__init__()
+        super().__init__(held, hidden)
         watch_gates()
         self._block, self._share, self._coefficient = block, share_of(sharding), routing.balance_loss
         self.layer = _layer(block, held, hidden, self._share.ep, routing)
-        shared = Mlp(width=held.shared_width, activation=block.activation, gated=block.gated, bias=block.bias)
-        self.shared = DenseBlock(shared, hidden, WHOLE) if block.shared_width else None
-        self.shared_gate = nn.Linear(hidden, 1, bias=False) if block.shared_gate else None
-        self.recording = False  # of entropies
-        self.records = RoutingPasses()
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """Rows [T, D] in and out."""
         WATCH.entropy_wanted = self.recording
         y_TD, loss, counts_E = self.layer(x_TD)
         self.records.append(self._record(loss, counts_E))
-        if self.shared is None:
-            return cast(Tensor, y_TD)
-        shared_TD = self.shared(x_TD)
-        if self.shared_gate is not None:
-            shared_TD = torch.sigmoid(self.shared_gate(x_TD)) * shared_TD
-        return cast(Tensor, y_TD + shared_TD)
+        return self.with_shared(x_TD, y_TD)
 
     def _record(self, loss: Tensor, counts_E: Tensor) -> RoutingPass:
         assert WATCH.indices_kT is not None

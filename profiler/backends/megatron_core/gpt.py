@@ -47,14 +47,15 @@ def build_chunks(run: TrainingRun, config: TransformerConfig, device: torch.devi
 
 def decoder_layers(chunk: nn.Module) -> list[Any]:
     """The `TransformerLayer`s of a chunk, in whatever wrappers it is."""
-    while hasattr(chunk, "module"):
-        chunk = chunk.module
-    return list(chunk.decoder.layers)  # type: ignore[union-attr, arg-type]
+    model: Any = chunk
+    while hasattr(model, "module"):
+        model = model.module
+    return list(model.decoder.layers)
 
 
 def _chunk(run: TrainingRun, config: TransformerConfig, device: torch.device, vp_stage: int | None) -> nn.Module:
     ends = {"ignore_virtual": vp_stage is None, "vp_stage": vp_stage}
-    model = GPTModel(
+    model: nn.Module = GPTModel(
         config=config,
         transformer_layer_spec=block_specs_of(run, config, vp_stage),
         pre_process=parallel_state.is_pipeline_first_stage(**ends),
@@ -67,4 +68,7 @@ def _chunk(run: TrainingRun, config: TransformerConfig, device: torch.device, vp
     first = layers[0].layer_number - 1 if layers else 0
     whole = drawn(run.seed, tied=run.architecture.tied, device=device, dtype=config.params_dtype)
     fill(model, run.architecture, own_share(), whole, first_layer=first)
-    return Float16Module(config, model) if config.bf16 else model
+    if not config.bf16:
+        return model
+    wrapped: nn.Module = Float16Module(config, model)
+    return wrapped

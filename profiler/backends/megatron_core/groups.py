@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from torch._C._distributed_c10d import HashStore
 
 from moemodel.model.core.errors import InputError
 from moemodel.model.plan.spec import ParallelSpec
@@ -91,7 +92,7 @@ def one_rank(device: torch.device) -> Iterator[None]:
 
 def _open_alone(device: torch.device) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
 
 
 def _own() -> Iterator[Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 import torch
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from torch import Tensor, nn
@@ -13,8 +11,10 @@ from moemodel.model.plan.routing import RoutingSpec
 from moemodel.profiler.backends.base import TrainingRun
 from moemodel.profiler.backends.megatron_core.gpt import block_specs_of, transformer_config
 from moemodel.profiler.backends.megatron_core.groups import own_share
-from moemodel.profiler.backends.megatron_core.router_watch import RouterPass, RouterWatch
+from moemodel.profiler.backends.megatron_core.router_watch import RouterWatch
 from moemodel.profiler.backends.megatron_core.weights import of_feed_forward
+from moemodel.profiler.backends.torch_native.mixture import reference_shapes
+from moemodel.profiler.backends.torch_native.router_passes import RoutingPasses
 
 
 class MegatronMixture(nn.Module):
@@ -43,9 +43,9 @@ class MegatronMixture(nn.Module):
         self._watch = RouterWatch(0, self.layer.router)
 
     @property
-    def records(self) -> deque[RouterPass]:
+    def records(self) -> RoutingPasses:
         """What its router did, a record a forward pass."""
-        return self._watch.passes
+        return self._watch.records
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """Rows [T, D] in and out."""
@@ -77,12 +77,7 @@ class MegatronMixture(nn.Module):
     def _zeros(self) -> dict[str, Tensor]:
         block, like = self._architecture.decoder[0].feed_forward, next(self.layer.parameters())
         assert isinstance(block, Moe)
-        width = block.width * (2 if block.gated else 1)
-        shapes = {
-            "router.weight": (block.experts, self._hidden),
-            "experts.up_EDF": (block.experts, self._hidden, width),
-            "experts.down_EFD": (block.experts, block.width, self._hidden),
-        }
+        shapes = reference_shapes(block, self._hidden)
         return {name: like.new_zeros(shape).requires_grad_() for name, shape in shapes.items()}
 
 

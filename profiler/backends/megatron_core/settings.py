@@ -1,9 +1,9 @@
 """A run as the keywords of Megatron Core's `TransformerConfig`; no Megatron here, so that the mapping can be tested.
 
-Without Transformer Engine and apex these stay off: persist_layer_norm, masked_softmax_fusion, gradient_accumulation_fusion
-(apex's kernels); moe_grouped_gemm, moe_permute_fusion, moe_router_fusion, apply_rope_fusion (Transformer Engine's).
-bias_activation_fusion and bias_dropout_fusion need neither, but `torch.compile`, and with it a C compiler on the machine
-and a compilation in the first steps; they are off in both cases.
+Without Transformer Engine and apex these stay off: persist_layer_norm, masked_softmax_fusion and
+gradient_accumulation_fusion (apex's kernels); moe_grouped_gemm, moe_permute_fusion, moe_router_fusion and
+apply_rope_fusion (Transformer Engine's). bias_activation_fusion and bias_dropout_fusion need neither, but
+`torch.compile`, and with it a C compiler on the machine and a compilation in the first steps; they are off always.
 """
 
 from __future__ import annotations

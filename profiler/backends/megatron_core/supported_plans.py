@@ -42,7 +42,8 @@ def _outside(plan: Plan) -> Iterator[str]:
         yield f"recompute: found {plan.recompute!r}; allowed for plans that are run: {', '.join(RECOMPUTE)}"
     for name, allowed in (("cross_entropy", "plain"), ("gradient_dtype", "bf16"), ("micro_batches_per_schedule", None)):
         if (found := getattr(plan, name)) not in (None, allowed):
-            yield f"{name}: found {found!r}; allowed for plans that are run: {'' if allowed is None else f'{allowed}, '}null"
+            others = "" if allowed is None else f"{allowed}, "
+            yield f"{name}: found {found!r}; allowed for plans that are run: {others}null"
     if plan.parallel.cp > 1:
         yield (
             f"parallel.cp: found {plan.parallel.cp}; context parallelism needs Transformer Engine and is not run yet, "
@@ -74,7 +75,10 @@ def _pipeline(plan: Plan, architecture: Architecture) -> Iterator[str]:
     if p.pp == 1:
         return
     if plan.schedule != "1f1b":
-        yield f"schedule: found {plan.schedule!r}; allowed with backend megatron-core: 1f1b, which virtual stages interleave"
+        yield (
+            f"schedule: found {plan.schedule!r}; allowed with backend megatron-core: 1f1b, which virtual stages "
+            "interleave"
+        )
     if layers % (p.pp * p.virtual_stages):
         yield (
             f"parallel.pp: found {p.pp} with virtual_stages {p.virtual_stages}; allowed: a product that divides the "
@@ -97,8 +101,24 @@ def _routing(plan: Plan, block: Moe) -> Iterator[str]:
     if routing.normalize is False and block.router == "sigmoid_topk" and block.top_k > 1:
         yield "routing.normalize: found false with router sigmoid_topk; allowed: true, null"
     if routing.normalize is True and block.top_k == 1:
-        yield "routing.normalize: found true with one expert a token, whose weight would be 1 without a gradient; allowed: false, null"
+        yield (
+            "routing.normalize: found true with one expert a token, whose weight would be 1 without a gradient; "
+            "allowed: false, null"
+        )
     if routing.bias_rate and block.router != "sigmoid_topk":
-        yield f"routing.bias_rate: found {routing.bias_rate:g} with router {block.router}; allowed: 0, or router sigmoid_topk"
+        yield (
+            f"routing.bias_rate: found {routing.bias_rate:g} with router {block.router}; allowed: 0, or router "
+            "sigmoid_topk"
+        )
+    yield from _padding(plan, block)
+
+
+def _padding(plan: Plan, block: Moe) -> Iterator[str]:
+    routing, most = plan.routing, block.experts / block.top_k
+    if routing.pad and (block.capacity_factor or 0.0) > most:  # moe_utils.py, `permute`, gathers no token twice
+        yield (
+            f"routing.capacity_factor: found {block.capacity_factor:g} with pad; Megatron Core pads an expert to as many "
+            f"rows as there are tokens at most, allowed: up to {most:g} (experts / top_k)"
+        )
     if routing.pad and block.capacity_factor is None:
         yield "routing.pad: found true without a capacity; allowed: false, null, or true with routing.capacity_factor"

@@ -14,12 +14,13 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.moe.moe_logging import destroy_moe_metrics_tracker, get_moe_metrics_tracker
 from torch import Tensor, nn
 
-from moemodel.profiler.backends.base import LayerRouting, PhaseCallback, TrainingRun
+from moemodel.profiler.backends.base import LayerRouting, PhaseCallback, StepStatistics, TrainingRun
 from moemodel.profiler.backends.megatron_core.gpt import build_chunks, decoder_layers, transformer_config
 from moemodel.profiler.backends.megatron_core.groups import close_groups, plan_group
-from moemodel.profiler.backends.megatron_core.router_watch import RouterPass, watch
+from moemodel.profiler.backends.megatron_core.router_watch import RouterWatch, watch
 from moemodel.profiler.backends.torch_native.batches import Batches
 from moemodel.profiler.backends.torch_native.optimizer import MAX_NORM
+from moemodel.profiler.backends.torch_native.router_passes import sums
 from moemodel.profiler.backends.torch_native.trainer import wait
 
 # The torch backend's (GPT-3, Brown et al. 2020, appendix B); none of them changes the time.
@@ -102,45 +103,53 @@ class MegatronTrainer:
         total, ranks = mean.tolist()
         return float(total / ranks)
 
-    def router_loss(self) -> float:
-        """See `Run`."""
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for name, weight in self._coefficients().items():
-            if name in (metrics := get_moe_metrics_tracker().metrics):
-                total += metrics[name].values.double().sum() * weight
-        _sum_over(total, self._everybody())
-        return float(total) / (self._run.micro_batches * self._run.parallel.dp)
+    def statistics(self) -> StepStatistics:
+        """See `Run`; of all tensor-parallel ranks, each of which routes its part of the sequence."""
+        task = torch.stack(self._losses).mean() if self._losses else None
+        routing = tuple(self._layer_routing(found) for found in self._watches if found.records)
+        return StepStatistics(task_loss=task, router_loss=self._router_loss(), routing=routing)
 
-    def _coefficients(self) -> dict[str, float]:
-        """Of the values in Megatron Core's tracker, summed over ranks: a share of each loss, or the whole of each."""
-        routing, tp = self._run.routing, self._run.parallel.tp
-        return {"load_balancing_loss": routing.balance_loss, "z_loss": routing.z_loss / tp}
+    def _router_loss(self) -> Tensor | None:
+        """From Megatron Core's tracker: of each loss the sum over micro-batches, of a rank's tokens."""
+        routing, tp, metrics = self._run.routing, self._run.parallel.tp, get_moe_metrics_tracker().metrics
+        weights = {"load_balancing_loss": routing.balance_loss, "z_loss": routing.z_loss / tp}  # a share, a mean
+        added = [metrics[name].values.sum() * weight for name, weight in weights.items() if weight and name in metrics]
+        if not added:
+            return None
+        total = torch.stack(added).sum() / self._run.micro_batches
+        _sum_over(total, parallel_state.get_tensor_model_parallel_group())
+        return total
+
+    def _layer_routing(self, found: RouterWatch) -> LayerRouting:
+        tp = self._run.parallel.tp
+        step = sums(list(found.records)[-self._run.micro_batches :])
+        rows_E, dropped, entropy = step.counts_E.clone(), step.dropped.clone(), step.entropy / tp
+        for part in (rows_E, dropped, entropy):
+            _sum_over(part, parallel_state.get_tensor_model_parallel_group())
+        return LayerRouting(layer=found.layer, rows_E=rows_E, dropped=dropped, entropy=entropy)
+
+    def record_entropies(self, wanted: bool) -> None:
+        """See `Run`."""
+        for found in self._watches:
+            found.recording = wanted
 
     def wait(self) -> None:
         """See `Run`."""
         wait(self.device)
 
-    def routing(self) -> list[LayerRouting]:
-        """See `Run`."""
-        return [self._layer_routing(found.layer, list(found.passes)) for found in self._watches if found.passes]
-
-    def clear_routing(self) -> None:
-        """See `Run`."""
-        for found in self._watches:
-            found.passes.clear()
-
     def expert_loads(self) -> list[Tensor]:
         """See `Run`."""
-        loads = [one.counts_E for found in self._watches for one in found.passes]
+        loads = [one.counts_E for found in self._watches for one in found.records]
         if not loads:
             return loads
-        sums = torch.stack(loads)
-        _sum_over(sums, plan_group())
-        return list(sums)
+        totals = torch.stack(loads)
+        _sum_over(totals, plan_group())
+        return list(totals)
 
     def clear_expert_loads(self) -> None:
         """See `Run`."""
-        self.clear_routing()
+        for found in self._watches:
+            found.records.clear()
 
     def close(self) -> None:
         """Drop what holds memory, and the plan's groups."""
@@ -149,19 +158,6 @@ class MegatronTrainer:
             self.__dict__.pop(name, None)
         destroy_moe_metrics_tracker()  # its tensors are as long as this model has layers
         close_groups()
-
-    def _layer_routing(self, layer: int, passes: list[RouterPass]) -> LayerRouting:
-        counts_E = torch.stack([one.counts_E for one in passes]).sum(0)
-        kept = torch.stack([one.kept_E for one in passes]).sum()
-        entropy = torch.stack([one.entropy for one in passes]).double().mean()
-        flat = torch.cat([counts_E.double(), torch.stack([kept.double(), entropy])])
-        _sum_over(flat, plan_group())
-        *rows, kept_rows, entropies = flat.tolist()
-        rows_E = [round(count) for count in rows]
-        ranks = dist.get_world_size(plan_group())
-        return LayerRouting(
-            layer=layer, rows_E=rows_E, dropped=sum(rows_E) - round(kept_rows), entropy=entropies / ranks
-        )
 
     # ---- building -----------------------------------------------------------------------------------------------
 

@@ -6,13 +6,12 @@ from functools import cache
 
 import megatron.core
 from megatron.core.extensions.transformer_engine import HAVE_TE
-from packaging.version import Version
 
 from moemodel.model.core.errors import MissingExtraError
 from moemodel.model.core.extras import how_to_install
 from moemodel.profiler.backends.megatron_core.settings import Kernels
 
-OLDEST = "0.19"  # layer specifications hold builders since; what is older was not tried
+OLDEST = (0, 19)  # layer specifications hold builders there; what is older was not tried
 
 
 def check_version(found: str) -> None:
@@ -24,9 +23,10 @@ def check_version(found: str) -> None:
     Raises:
         MissingExtraError: what is allowed.
     """
-    if Version(found).release < Version(OLDEST).release:
+    if tuple(int(part) for part in found.split(".")[:2]) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
         raise MissingExtraError(
-            f"the backend megatron-core needs megatron-core {OLDEST} or newer, which needs Python 3.12; found {found}; "
+            f"the backend megatron-core needs megatron-core {oldest} or newer, which needs Python 3.12; found {found}; "
             + how_to_install("megatron")
         )
 

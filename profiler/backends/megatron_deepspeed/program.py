@@ -91,11 +91,11 @@ def arguments(run: TrainingRun, folder: Path, *, iterations: int) -> list[str]:
         **_experts(run),
         **_parallel(run),
         **_training(run, iterations),
-        **_data(run, folder, iterations),
+        **_data(run, folder),
         "--deepspeed": True,
         "--deepspeed_config": folder / _CONFIG,
     }
-    said = {name: value for name, value in flags.items() if value not in (None, False)}
+    said = {name: value for name, value in flags.items() if value is not None and value is not False}
     return [part for name, value in said.items() for part in ((name,) if value is True else (name, str(value)))]
 
 
@@ -179,8 +179,7 @@ def _training(run: TrainingRun, iterations: int) -> dict[str, Any]:
     }
 
 
-def _data(run: TrainingRun, folder: Path, iterations: int) -> dict[str, Any]:
-    del iterations
+def _data(run: TrainingRun, folder: Path) -> dict[str, Any]:
     return {
         "--data-path": folder / _DATA,
         "--data-impl": "mmap",

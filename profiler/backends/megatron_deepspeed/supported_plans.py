@@ -139,7 +139,10 @@ def _experts(plan: Plan, architecture: Architecture) -> Iterator[str]:
     if p.zero_stage > 2:
         yield f"parallel.zero_stage: found {p.zero_stage} with experts; allowed: 0, 1, 2"
     if routing.normalize is not None and routing.normalize != (block.top_k > 1):
-        yield f"routing.normalize: found {str(routing.normalize).lower()}; DeepSpeed's gates normalise the weights of two experts or more, allowed: null"
+        yield (
+            f"routing.normalize: found {str(routing.normalize).lower()}; DeepSpeed's gates normalise the weights of "
+            "two experts or more, allowed: null"
+        )
     for name, allowed in (("temperature", 1.0), ("jitter", 0.0), ("z_loss", 0.0), ("bias_rate", 0.0)):
         if (found := getattr(routing, name)) != allowed:
             yield f"routing.{name}: found {found:g}; it has no argument for it, allowed: {allowed:g}"

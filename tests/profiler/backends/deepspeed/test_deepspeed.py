@@ -1,4 +1,4 @@
-"""DeepSpeed under gloo, on one and two ranks: its layer is like the definition, its training like torch's."""
+"""DeepSpeed under gloo, on one and two ranks: its layer is the definition's, its training the torch backend's."""
 
 from __future__ import annotations
 
