@@ -119,7 +119,8 @@ def _state(step: int, steps: int) -> State | None:
 def even_chance() -> RoutingStatistics:
     """Every token chooses its experts at random, each as likely as another."""
     dice = np.random.default_rng(0)
-    source = f"theory: {_TOKENS} tokens choose by even chance (multinomial); not measured: the least of a router that no rule balances"
+    rule = "choose by even chance (multinomial); not measured: the least of a router that no rule balances"
+    source = f"theory: {_TOKENS} tokens {rule}"
     return RoutingStatistics(
         name="even chance",
         loads=[
