@@ -29,6 +29,7 @@ _COMMANDS: dict[str, str] = {
     "profile": "moemodel.cli.profile:profile_command",
     "calibrate": "moemodel.cli.calibrate:calibrate_command",
     "validate": "moemodel.cli.validate:validate_command",
+    "run": "moemodel.cli.run:run_command",
 }
 
 _LONGEST = 4000  # characters of a message

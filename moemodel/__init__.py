@@ -6,10 +6,11 @@
     print(answer.step_time_s, answer.gpu_energy_per_token_J, answer.notes)
 
 What the commands do, Python does by the same functions: `predict`, `search` (`moemodel optimize`), `profile`,
-`calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate` (`calibrate --update`) and `validate`; `Meter`
-goes around a training loop of your own. The other names are their documents. `Meter`, `profile` and `validate` need the
-extra `profile`, installed from where moemodel itself came from; what begins with `calibrate` or `recalibrate` the extra
-`calibrate`. Everything is imported when it is first used: `import moemodel` costs next to nothing.
+`calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate` (`calibrate --update`), `validate`, `run` and
+`predict_runs` (`run --predict`); `Meter` goes around a training loop of your own. The other names are their documents.
+`Meter`, `profile`, `run` and `validate` need the extra `profile`, installed from where moemodel itself came from; what
+begins with `calibrate` or `recalibrate` the extra `calibrate`. Everything is imported when it is first used: `import
+moemodel` costs next to nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 if TYPE_CHECKING:
-    from moemodel.api import calibrate, calibrate_readings, recalibrate
+    from moemodel.api import calibrate, calibrate_readings, predict_runs, recalibrate
     from moemodel.calibration.store.catalogue import list_calibrations, shipped, write_calibration
     from moemodel.model.architecture.hf_config import list_architectures, read_architecture
     from moemodel.model.architecture.spec import Architecture
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from moemodel.model.search.search import search
     from moemodel.profiler.meter.energy_meter import Meter
     from moemodel.profiler.run import profile
+    from moemodel.profiler.runs.execute import run_matrix as run
     from moemodel.validation.run import validate
 
 __version__ = "0.1.0"
@@ -71,6 +73,7 @@ _HOMES: dict[str, str] = {
     "list_calibrations": "calibration.store.catalogue",
     "list_gpus": "model.hardware.gpu",
     "predict": "api",
+    "predict_runs": "api",
     "profile": "api",
     "read_architecture": "model.architecture.hf_config",
     "read_calibration": "model.records.calibration",
@@ -80,6 +83,7 @@ _HOMES: dict[str, str] = {
     "read_search": "model.search.document",
     "read_search_result": "model.search.result",
     "recalibrate": "api",
+    "run": "api",
     "search": "api",
     "shipped": "calibration.store.catalogue",
     "validate": "api",
@@ -114,6 +118,7 @@ if TYPE_CHECKING:
         "list_calibrations",
         "list_gpus",
         "predict",
+        "predict_runs",
         "profile",
         "read_architecture",
         "read_calibration",
@@ -123,6 +128,7 @@ if TYPE_CHECKING:
         "read_search",
         "read_search_result",
         "recalibrate",
+        "run",
         "search",
         "shipped",
         "validate",

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from moemodel.model.search.document import Search
     from moemodel.model.search.result import SearchResult
     from moemodel.profiler.run import ProfileReport
+    from moemodel.profiler.runs.document import RunDocument
+    from moemodel.profiler.runs.execute import MatrixResult
+    from moemodel.profiler.runs.execute import Progress as RunProgress
     from moemodel.profiler.sections.progress import Progress
     from moemodel.validation.run import ValidationResult
     from moemodel.validation.select.runnable import PlanRequest
@@ -393,6 +396,115 @@ def validate(
         controls=controls,
         say=say,
     )
+
+
+def run(
+    document: RunDocument | Path | str | Mapping[str, Any],
+    folder: Path | str | None = None,
+    *,
+    gpu: str | None = None,
+    calibration: Calibration | Path | str | None = None,
+    launcher: Literal["local", "slurm"] = "local",
+    timeout_s: float = 240.0,
+    only: Sequence[str] = (),
+    progress: Callable[[RunProgress], None] = lambda _: None,
+) -> MatrixResult:
+    """Train what a document asks for, run by run, each with a folder of what it did: `moemodel run`.
+
+    Needs the extra `profile`, and that of each framework. Beside every run lies what was predicted before it began.
+
+    >>> import moemodel
+    >>> done = moemodel.run('''
+    ... plan: {architecture: config.json, sequence_length: 32, global_batch: 2, cluster: {gpu: h100-sxm-80gb}}
+    ... samples: 4
+    ... warmup_steps: 1
+    ... ''', "runs", gpu="cpu")
+    >>> [result.status for result in done.results.values()]
+    ['done']
+
+    Args:
+        document: a path, YAML text, a dict of the same keys, or a `RunDocument`.
+        folder: of the runs; one that holds runs of the same document is gone on with. None: the document's name.
+        gpu: name or description file of the GPU that is here, or "cpu"; None: the plans'.
+        calibration: of the predictions; None: the one that ships for each plan's GPU.
+        launcher: what starts the processes.
+        timeout_s: seconds without progress after which a run is ended.
+        only: names of runs; none: all.
+        progress: is told how far it is.
+
+    Returns:
+        Folder and result of each run: done, out of memory, refused, or failed, and why.
+
+    Raises:
+        InputError: see `predict`; samples that are no whole number of steps; or the folder holds other things.
+    """
+    from moemodel.profiler.runs.document import RunDocument, read_run
+    from moemodel.profiler.runs.execute import RunOptions, run_matrix
+    from moemodel.profiler.runs.place import emissions_place
+
+    opened, place = _opened(document, RunDocument, "run", read_run)
+    options = RunOptions(
+        gpu=gpu,
+        launcher=launcher,
+        timeout_s=timeout_s,
+        emissions=lambda cell: emissions_place(cell.plan, opened.codecarbon),
+    )
+    return run_matrix(
+        opened,
+        Path(opened.name) if folder is None else Path(folder),
+        options,
+        plan_folder=Path(place).parent if place else Path(),
+        predict=lambda cell: _predicted(cell.plan, calibration),
+        progress=progress,
+        only=only,
+    )
+
+
+def predict_runs(
+    document: RunDocument | Path | str | Mapping[str, Any],
+    *,
+    calibration: Calibration | Path | str | None = None,
+) -> dict[str, Outcome]:
+    """What is predicted of every run that a document asks for, without running any: `moemodel run --predict`.
+
+    >>> import moemodel
+    >>> answers = moemodel.predict_runs('''
+    ... plan: {architecture: opt-350m, sequence_length: 512, global_batch: 8, cluster: {gpu: h100-sxm-80gb}}
+    ... matrix: {micro_batch: [4, 8]}
+    ... samples: 80
+    ... ''')
+    >>> [name for name, answer in answers.items() if answer.fits]
+    ['micro_batch-4', 'micro_batch-8']
+
+    Args:
+        document: see `run`.
+        calibration: of the predictions; None: the one that ships for each plan's GPU.
+
+    Returns:
+        By name of the run, as `predict` answers; for those that don't fit, too.
+
+    Raises:
+        InputError: see `run`.
+        InfeasiblePlanError: degrees that don't divide a model.
+    """
+    from moemodel.profiler.runs.document import RunDocument, cells, read_run
+
+    opened, place = _opened(document, RunDocument, "run", read_run)
+    return {
+        cell.name: predict(cell.plan, calibration, even_if_it_does_not_fit=True)
+        for cell in cells(opened, Path(place).parent if place else Path())
+    }
+
+
+def _predicted(plan: Plan, calibration: Calibration | Path | str | None) -> Mapping[str, Any] | None:
+    """What is predicted of a plan, for its run's folder; None where nothing can be."""
+    from moemodel.model.core.errors import MoeModelError
+
+    try:
+        answer = predict(plan, calibration, even_if_it_does_not_fit=True)
+    except MoeModelError:
+        return None
+    return answer.to_json()
 
 
 # ---- what is given --------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from moemodel.calibration.update import from_reports
 from moemodel.calibration.update.from_reports import Update
 from moemodel.model.operators.work import Kind, Pass
 from moemodel.model.records.calibration import Calibration
+from tests.small_plans import CONFIG
 
 ROOT = Path(__file__).parents[1]
 PLAN: dict[str, Any] = {
@@ -172,7 +173,7 @@ def _run(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["predict", "search", "Plan", "Search", "Outcome", "SearchResult", "Calibration", "Meter"]
+    "name", ["predict", "predict_runs", "search", "Plan", "Search", "Outcome", "SearchResult", "Calibration", "Meter"]
 )
 def test_a_docstring_is_right(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
@@ -183,6 +184,13 @@ def test_the_docstring_of_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """On the simulated GPU that it names."""
     monkeypatch.chdir(tmp_path)
     _run("profile")
+
+
+def test_the_docstring_of_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the processor, of a small model."""
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    monkeypatch.chdir(tmp_path)
+    _run("run")
 
 
 def test_the_docstring_of_calibrate(calibration: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +276,8 @@ def test_the_docstring_of_recalibrate(calibration: Calibration, monkeypatch: pyt
 
 def test_every_public_function_shows_a_use() -> None:
     own = [name for name in moemodel.__all__ if getattr(getattr(moemodel, name), "__module__", "") == "moemodel.api"]
-    assert sorted(own) == ["calibrate", "calibrate_readings", "predict", "profile", "recalibrate", "search", "validate"]
+    calibrating = ["calibrate", "calibrate_readings", "recalibrate"]
+    assert sorted(own) == sorted([*calibrating, "predict", "predict_runs", "profile", "run", "search", "validate"])
     for name in own:
         text = getattr(moemodel, name).__doc__
         assert all(part in text for part in ("Args:", "Returns:", "Raises:")), name

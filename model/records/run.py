@@ -3,7 +3,8 @@
     RUN/manifest.json             `RunManifest`: what was asked for, on what, with which versions; written first
     RUN/predicted.json            what `moemodel predict --json` said of its plan before it began; not in every folder
     RUN/steps-rankN.jsonl         `StepRecord`, a line a measured step
-    RUN/routing-rankN.jsonl       `RoutingRecord`, a line a layer and measured step, summed over data-parallel replicas
+    RUN/routing-rankN.jsonl       `RoutingRecord`, a line a layer and measured step, of this rank's tokens
+    RUN/rankN.json                `RankResult`: the sums of one rank
     RUN/energy/                   the meter's own files
     RUN/codecarbon/rankN/         CodeCarbon's own files
     RUN/result.json               `RunResult`: how it ended; written last, so a folder without it is of a run cut short
@@ -22,7 +23,31 @@ from moemodel.model.core.documents import Strict
 MANIFEST, PREDICTED, RESULT, MATRIX = "manifest.json", "predicted.json", "result.json", "matrix.json"
 SCHEMA = 1
 
+
+def steps_file(rank: int) -> str:
+    """Of `StepRecord`s."""
+    return f"steps-rank{rank}.jsonl"
+
+
+def routing_file(rank: int) -> str:
+    """Of `RoutingRecord`s."""
+    return f"routing-rank{rank}.jsonl"
+
+
+def rank_file(rank: int) -> str:
+    """Of a `RankResult`."""
+    return f"rank{rank}.json"
+
+
 Status = Literal["done", "out of memory", "refused", "failed"]
+
+
+class MatrixRecord(Strict):
+    """A matrix of runs: its name, and the document that asked for it, as it was read."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    document: dict[str, Any]
 
 
 class RunManifest(Strict):
@@ -35,6 +60,7 @@ class RunManifest(Strict):
         plan_yaml: the plan that was run.
         samples: sequences that are trained on in the measured steps, of all ranks; GPUs x batch x iterations.
         steps, warmup_steps: measured, and before them.
+        learning_rate: of the optimizer.
         data: what the sequences are made of, for a reader.
         seed: of weights and data.
         repeat: which of the runs of this cell.
@@ -50,6 +76,7 @@ class RunManifest(Strict):
     samples: int
     steps: int
     warmup_steps: int
+    learning_rate: float
     data: dict[str, Any]
     seed: int
     repeat: int = 0
@@ -68,12 +95,12 @@ class StepRecord(Strict):
         clock_Hz: true, from the cycle counter.
         temperature_C: of the die when the step had been queued.
         allocated_B, reserved_B: peaks of torch's allocator since training began.
-        task_loss: mean over the global batch.
-        router_loss: what routers added to it.
+        task_loss: mean over this rank's tokens, without what routers add; None on a rank that computes none.
+        router_loss: what they add: their losses summed over layers, times their coefficients.
     """
 
     step: int
-    time_s: float | None
+    time_s: float | None = None
     forward_s: float | None = None
     backward_s: float | None = None
     optimizer_s: float | None = None
@@ -82,7 +109,7 @@ class StepRecord(Strict):
     temperature_C: float | None = None
     allocated_B: int | None = None
     reserved_B: int | None = None
-    task_loss: float | None
+    task_loss: float | None = None
     router_loss: float | None = None
 
 
@@ -94,14 +121,14 @@ class RoutingRecord(Strict):
         layer: of the model, an encoder's first.
         rows_E: (token, expert) pairs that each expert was chosen for, before any were dropped.
         dropped: pairs that found no room.
-        entropy: mean over tokens of the entropy of the router's probabilities, nats.
+        entropy: mean over tokens of the entropy of the router's probabilities, nats; None: not recorded in this step.
     """
 
     step: int
     layer: int
     rows_E: list[int]
     dropped: int
-    entropy: float
+    entropy: float | None
 
 
 class PhaseEnergy(Strict):
@@ -117,7 +144,9 @@ class RankResult(Strict):
 
     Attributes:
         rank: of the run.
-        energy_J: of its GPU in the measured steps.
+        duration_s: of the measured steps.
+        energy_J: of its GPU in them.
+        emissions_kg: CO2-equivalent that CodeCarbon states for its session; None without it.
         power_W, clock_Hz, temperature_C: means over them.
         peak_allocated_B, peak_reserved_B: of torch's allocator.
         parameters: of the rank's share of the model.
@@ -126,7 +155,9 @@ class RankResult(Strict):
     """
 
     rank: int
+    duration_s: float | None
     energy_J: float | None
+    emissions_kg: float | None = None
     power_W: float | None
     clock_Hz: float | None
     temperature_C: float | None

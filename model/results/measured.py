@@ -124,7 +124,8 @@ def predict_as_run(plan: Plan, calibration: Calibration, row: Row | None = None)
     )
     figures, errors = _figures(one), _errors(one, calibration)
     has_clock = machine.gpu.clock_max_Hz is not None
-    unknown = [*([] if calibration.power.points else ["energy", "power"]), *([] if has_clock else ["clock"])]
+    of_power = ["energy", "power", *(f"{phase}_energy" for phase in ("forward", "backward", "optimizer"))]
+    unknown = [*([] if calibration.power.points else of_power), *([] if has_clock else ["clock"])]
     values = {name: value for name, value in figures.items() if name not in unknown}
     spreads = {name: error for name, error in errors.items() if name in values}
     return PredictedQuantities(
@@ -144,6 +145,9 @@ def _figures(one: Prediction) -> dict[str, float]:
         "forward": one.forward_s,
         "backward": one.backward_s,
         "optimizer": one.optimizer_s,
+        "forward_energy": one.forward_J,
+        "backward_energy": one.backward_J,
+        "optimizer_energy": one.optimizer_J,
     }
     return {name: float(column[0]) for name, column in columns.items()}
 

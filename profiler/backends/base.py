@@ -87,6 +87,7 @@ class TrainingRun:
         plan_yaml: str,
         seed: int = 0,
         data: DataSpec | None = None,
+        learning_rate: float = 1e-4,
     ) -> TrainingRun:
         """The run that a plan asks for.
 
@@ -97,6 +98,7 @@ class TrainingRun:
             plan_yaml: the plan as its author wrote it.
             seed: of weights and data.
             data: what sequences are made of; None: made-up tokens.
+            learning_rate: of the optimizer.
         """
         return cls(
             name=name,
@@ -110,6 +112,7 @@ class TrainingRun:
             schedule=plan.schedule,
             routing=plan.routing,
             data=data,
+            lr=learning_rate,
             seed=seed,
             plan_yaml=plan_yaml,
         )
@@ -117,19 +120,34 @@ class TrainingRun:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRouting:
-    """What one router did in the micro-batches since `clear_routing`, of all data-parallel replicas.
+    """What one router did in one step on this rank. Tensors are left on the device: nothing has waited for them.
 
     Attributes:
-        layer: number of the decoder layer; an encoder's layers are counted first.
-        rows_E: (token, expert) pairs that each expert was chosen for, before any were dropped [E].
-        dropped: of these, pairs that found no room.
-        entropy: mean over tokens of the entropy of a router's probabilities, nats.
+        layer: number of the layer; an encoder's are counted first.
+        rows_E: (token, expert) pairs that each expert was chosen for, before any were dropped, [E].
+        dropped: of these, pairs that found no room, [].
+        entropy: mean over tokens of the entropy of the router's probabilities, nats, []; nan: not recorded.
     """
 
     layer: int
-    rows_E: Sequence[int]
-    dropped: int
-    entropy: float
+    rows_E: Tensor
+    dropped: Tensor
+    entropy: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepStatistics:
+    """What came of one step on this rank. Tensors are left on the device: nothing has waited for them.
+
+    Attributes:
+        task_loss: mean over this rank's tokens, without what routers add, []; None on a rank that computes none.
+        router_loss: what they add: their losses summed over layers, times their coefficients, []; None: nothing.
+        routing: of its routers.
+    """
+
+    task_loss: Tensor | None
+    router_loss: Tensor | None
+    routing: tuple[LayerRouting, ...]
 
 
 class Run(Protocol):
@@ -158,16 +176,12 @@ class Run(Protocol):
         """Mean loss of the last step over the global batch, the task's alone; waits for the device."""
         ...
 
-    def router_loss(self) -> float:
-        """What routers added to it: their losses summed over layers, times their coefficients; 0 without any."""
+    def statistics(self) -> StepStatistics:
+        """Losses and routing of the last step, on this rank alone; waits for nothing."""
         ...
 
-    def routing(self) -> Sequence[LayerRouting]:
-        """What the routers did since `clear_routing`, a record a layer of this rank; waits for the device."""
-        ...
-
-    def clear_routing(self) -> None:
-        """Forget what the routers did so far."""
+    def record_entropies(self, wanted: bool) -> None:
+        """Whether routers record entropies in the steps to come, which takes them a kernel or two."""
         ...
 
     def wait(self) -> None:

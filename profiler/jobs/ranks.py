@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
-from moemodel.model.core.errors import InputError, MoeModelError
+from moemodel.model.core.errors import DeviceError, InputError, MoeModelError
 from moemodel.profiler.jobs.failures import FailureKind, RankFailure
 from moemodel.profiler.jobs.launcher import AGENT_STORE, LOOPBACK, STORE_SOCKET
 from moemodel.profiler.jobs.place import launched
@@ -74,6 +76,31 @@ def adopt_launcher(environment: MutableMapping[str, str] = os.environ) -> None:
 def started_with_others(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether a launcher started this process as one of several, or says that it is the only one."""
     return all(name in environment for name in _VARIABLES)
+
+
+def redirect_output(file: Path) -> None:
+    """What this process prints goes to its log, whoever started it."""
+    log = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(log, stream.fileno())
+    os.close(log)
+
+
+def fit_devices(environment: MutableMapping[str, str]) -> None:
+    """Check that there is a GPU for this process; a launcher may show each process its own only.
+
+    Raises:
+        DeviceError: there are fewer than processes.
+    """
+    local, found = int(environment.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if found == 1 and "SLURM_PROCID" in environment:
+        environment["LOCAL_RANK"] = "0"
+    elif local >= found:
+        raise DeviceError(
+            f"the plans need at least {local + 1} GPUs on this machine, and torch sees {found}; "
+            "check nvidia-smi and CUDA_VISIBLE_DEVICES"
+        )
 
 
 def join(*, cpu: bool, timeout_s: float, environment: Mapping[str, str] = os.environ) -> Ranks:

@@ -22,7 +22,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from moemodel.model.core.documents import parse_yaml, read_json
@@ -37,7 +36,7 @@ from moemodel.profiler.host_overhead import parallel_plans as host
 from moemodel.profiler.instruments.cycle_counter import ClockReader
 from moemodel.profiler.jobs.events import EVENTS, EventWriter
 from moemodel.profiler.jobs.failures import write_failure
-from moemodel.profiler.jobs.ranks import Ranks, failure_of, join, part
+from moemodel.profiler.jobs.ranks import Ranks, failure_of, fit_devices, join, part, redirect_output
 from moemodel.profiler.jobs.rendezvous import RendezvousStore
 from moemodel.profiler.platforms.registry import open_named, platform_of
 from moemodel.profiler.training.measure import measure_run
@@ -199,37 +198,12 @@ def adopt_slurm(environment: MutableMapping[str, str]) -> None:
             environment[name] = environment[slurm]
 
 
-def _redirect(file: Path) -> None:
-    """What this process prints goes to its log, whoever started it."""
-    log = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-        os.dup2(log, stream.fileno())
-    os.close(log)
-
-
-def _fit_devices(environment: MutableMapping[str, str]) -> None:
-    """Check that there is a GPU for this process; a launcher may show each process its own only.
-
-    Raises:
-        DeviceError: there are fewer than processes.
-    """
-    local, found = int(environment.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if found == 1 and "SLURM_PROCID" in environment:
-        environment["LOCAL_RANK"] = "0"
-    elif local >= found:
-        raise DeviceError(
-            f"the plans need at least {local + 1} GPUs on this machine, and torch sees {found}; "
-            "check nvidia-smi and CUDA_VISIBLE_DEVICES"
-        )
-
-
 def _main(job: Job, folder: Path, rank: int) -> None:
     cpu = job.gpu == "cpu"
     worker: Worker | None = None
     try:
         if not cpu:
-            _fit_devices(os.environ)
+            fit_devices(os.environ)
         ranks = join(cpu=cpu, timeout_s=job.timeout_s)
         device, _ = open_named(job.gpu)
         with ClockControl(device, platform_of(device).settings()) as control:
@@ -254,7 +228,7 @@ def main(arguments: list[str]) -> int:
     adopt_slurm(os.environ)
     rank = int(os.environ.get("RANK", "0"))
     (file.parent / f"{rank}.pid").write_text(str(os.getpid()), encoding="utf-8")
-    _redirect(file.parent / f"{rank}.log")
+    redirect_output(file.parent / f"{rank}.log")
     faulthandler.enable()
     _main(read_json(file, Job), file.parent, rank)
     sys.stdout.flush()

@@ -59,7 +59,7 @@ MADE_UP = {
     "moemodel.calibration.update.from_reports.update": "gives what it is given: a fit takes a minute",
     "made_up_gpus": "hardware and runs of `moemodel validate`",
 }
-NAMED = [["predict"], ["optimize"], ["profile"], ["calibrate"], ["validate"]]  # they need more than their name
+NAMED = [["predict"], ["optimize"], ["profile"], ["calibrate"], ["validate"], ["run"]]  # they need more than their name
 # The driver's (there is no GPU to reset), PyTorch's, and pre-commit's, which is not installed for the tests.
 NOT_OURS = (
     "nvidia-smi -rgc",
@@ -135,6 +135,8 @@ def test_floors_are_drawn_as_they_are_held() -> None:
 def _made_up(made_up_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001 - see MADE_UP
     from moemodel.calibration.fit import calibration as fit
     from moemodel.calibration.update import from_reports
+    from moemodel.profiler.runs import execute
+    from moemodel.profiler.runs.document import RunDocument, cells
 
     def calibrate_profile(*folders: Path, **_: Any) -> tuple[Calibration, list[Any]]:
         assert all(folder.is_dir() for folder in folders)
@@ -144,8 +146,13 @@ def _made_up(made_up_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:  # no
         assert reports
         return from_reports.Update(calibration=start, parts=(), kept=("memory",), plans=3, left_out="3 plans")
 
+    def run_matrix(document: RunDocument, folder: Path, *_: Any, **__: Any) -> execute.MatrixResult:
+        assert cells(document, Path())
+        return execute.MatrixResult(folder=folder)
+
     monkeypatch.setattr(fit, "calibrate_profile", calibrate_profile)
     monkeypatch.setattr(from_reports, "update", update)
+    monkeypatch.setattr(execute, "run_matrix", run_matrix)
 
 
 @pytest.fixture
@@ -168,6 +175,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readings["latency_ms"] = 5e-3 + 2.5e-15 * readings["m"] * readings["n"] * readings["k"] * 1e3
     readings.assign(gemm_dtype="bfloat16", system="b200").to_parquet("gemm.parquet")
     moemodel.validate("a.yaml", folder="FOLDER", controls=False)
+    shutil.copy(ROOT / "examples" / "run-experts.yaml", "RUN.yaml")
 
 
 FEW = {"dp": 2, "cp": 1, "zero_stage": 1, "micro_batch": [2, 4], "recompute": "none"}
@@ -272,7 +280,13 @@ YAML = [pytest.param(text, id=f"{document}-{number}") for document, number, kind
 
 @pytest.mark.parametrize("text", YAML)
 def test_every_yaml(text: str) -> None:
-    assert moemodel.predict(text).fits
+    from moemodel.profiler.runs.document import RunDocument, cells
+
+    if "samples:" not in text:
+        assert moemodel.predict(text).fits
+        return
+    for cell in cells(RunDocument.model_validate(yaml.safe_load(text)), Path()):
+        assert moemodel.predict(cell.plan).fits
 
 
 class _Base:

@@ -27,7 +27,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from moemodel.profiler.backends.torch_native.mappings import Group
-from moemodel.profiler.backends.torch_native.model import DecoderModel, Experts
+from moemodel.profiler.backends.torch_native.mixture import Experts
+from moemodel.profiler.backends.torch_native.model import DecoderModel
 
 Pass = Callable[[bool], AbstractContextManager[None]]  # given whether it is the last micro-batch's
 

@@ -8,7 +8,7 @@ Choices that a prediction has to share:
   width 2F in experts, of which `swiglu` reads the two halves in place.
 - Learned positions are looked up for every token, as Hugging Face's models do.
 - Activations between blocks are [T, D]. The head's logits are in the model's precision, the loss in float32.
-- Routers have no auxiliary loss: it costs next to nothing, and the load is measured, not assumed.
+- Routers have no loss unless a plan asks for one; the load is measured, not assumed.
 - Weights depend on a seed and on each parameter's name alone, so that whoever holds a part of the model can draw it.
 
 A rank of several builds the same modules for what it holds: some of the layers (`Span`), and of these a part
@@ -24,90 +24,23 @@ per token, F width, R = T k rows, V vocabulary, W embedding width.
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import (
-    CheckpointPolicy,
-    SelectiveCheckpointContext,
-    checkpoint,
-    create_selective_checkpoint_contexts,
-    noop_context_fn,
-)
 
-from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp, Moe
+from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.core.errors import InputError
-from moemodel.model.plan.recompute import RecomputeName
 from moemodel.profiler.backends.torch_native import operators as torch_ops
-from moemodel.profiler.backends.torch_native.supported_models import check_supported
+from moemodel.profiler.backends.torch_native.blocks import Norm, Positions
+from moemodel.profiler.backends.torch_native.layer import Making, ModelLayer
+from moemodel.profiler.backends.torch_native.mixture import reference_shapes
+from moemodel.profiler.backends.torch_native.router_passes import RoutingPass, mixtures
+from moemodel.profiler.backends.torch_native.supported_models import check_routing, check_supported
 
 _INIT_STD = 0.02  # GPT-2 (Radford et al. 2019) and most models since
 _ROTARY_THETA = 10_000.0  # any base costs the same
-_LOADS_KEPT = 1024  # forward passes whose expert counts a layer remembers
-
-
-@dataclass(frozen=True)
-class Positions:
-    """How [T, D] rows are sequences, and the rotary tables [S, 1, K/2] by head width."""
-
-    batch: int
-    seq: int
-    rotary: dict[int, tuple[Tensor, Tensor]]
-
-
-class ShardingStrategy:
-    """What a device holds of each layer, and what it tells those that hold the rest. This one holds all of it."""
-
-    def layer(self, layer: Layer) -> Layer:
-        """What it holds of a layer, as a layer."""
-        return layer
-
-    def vocabulary(self, rows: int) -> int:
-        """Rows that it holds of the token embedding and of the head."""
-        return rows
-
-    def enter_tensor_parallel_region(self, x_TD: Tensor) -> Tensor:
-        """Input of a block, for products that are sharded by columns."""
-        return x_TD
-
-    def leave_tensor_parallel_region(self, x_TD: Tensor) -> Tensor:
-        """Output of a block, whose last product was sharded by rows."""
-        return x_TD
-
-    def project(self, linear: nn.Linear, x: Tensor) -> Tensor:
-        """The last product of a block, and `leave_tensor_parallel_region`."""
-        out: Tensor = linear(x)
-        return out
-
-    def normalise(self, q_TQ: Tensor, k_TG: Tensor, q_norm: nn.Module, k_norm: nn.Module) -> tuple[Tensor, Tensor]:
-        """Queries and keys, normalised over all their heads."""
-        return q_norm(q_TQ), k_norm(k_TG)
-
-    def pass_experts(self, x_RD: Tensor, d: torch_ops.Dispatch, experts: nn.Module) -> Tensor:
-        """Rows sorted by expert through the experts."""
-        out: Tensor = experts(x_RD, d.offsets_E)
-        return out
-
-    def embed(self, tokens_BS: Tensor, table_VW: Tensor) -> Tensor:
-        """Rows of the token embedding."""
-        return functional.embedding(tokens_BS, table_VW)
-
-    def own_rows(self, rows_BS: Tensor) -> Tensor:
-        """Of one value a token, those of the tokens that it holds between blocks."""
-        return rows_BS
-
-    def loss(self, x_TW: Tensor, head_VW: Tensor, targets_T: Tensor) -> Tensor:
-        """Mean loss of all tokens."""
-        return torch_ops.cross_entropy(functional.linear(x_TW, head_VW), targets_T)
-
-
-WHOLE = ShardingStrategy()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,238 +53,24 @@ class Span:
     head: bool
 
 
-class _Norm(nn.Module):
-    def __init__(self, width: int, *, kind: str, bias: bool) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(width))
-        self.bias = nn.Parameter(torch.empty(width)) if bias else None
-        self._rms = kind == "rms"
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self._rms:
-            return torch_ops.rms_norm(x, self.weight)
-        return torch_ops.layer_norm(x, self.weight, self.bias)
-
-
-class _Attention(nn.Module):
-    def __init__(self, attention: Attention, hidden: int, *, sharding: ShardingStrategy) -> None:
-        super().__init__()
-        self._shape, self._sharding = attention, sharding
-        queries, keys = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
-        self.q = nn.Linear(hidden, queries, bias=attention.bias_qkv)
-        self.k = nn.Linear(hidden, keys, bias=attention.bias_qkv)
-        self.v = nn.Linear(hidden, keys, bias=attention.bias_qkv)
-        self.o = nn.Linear(queries, hidden, bias=attention.bias_out)
-        per_head = attention.qk_norm == "per_head"
-        widths = (attention.head_dim, attention.head_dim) if per_head else (queries, keys)
-        normed = attention.qk_norm != "none"
-        self.q_norm = _Norm(widths[0], kind="rms", bias=False) if normed else None
-        self.k_norm = _Norm(widths[1], kind="rms", bias=False) if normed else None
-
-    def forward(self, x_TD: Tensor, positions: Positions) -> Tensor:
-        x_TD = self._sharding.enter_tensor_parallel_region(x_TD)
-        q, k = self.q(x_TD), self.k(x_TD)
-        if self.q_norm is not None and self.k_norm is not None and self._shape.qk_norm == "full":
-            q, k = self._sharding.normalise(q, k, self.q_norm, self.k_norm)
-        q_BHSK, k_BGSK = self._heads(q, self.q_norm, positions), self._heads(k, self.k_norm, positions)
-        v_BGSK = self._split(self.v(x_TD), positions).transpose(1, 2)
-        y_BHSK = torch_ops.attention(q_BHSK, k_BGSK, v_BGSK, self._shape.causal)
-        return self._sharding.project(self.o, y_BHSK.transpose(1, 2).reshape(x_TD.shape[0], -1))
-
-    def _heads(self, x: Tensor, norm: _Norm | None, positions: Positions) -> Tensor:
-        """Normalise each head where heads have their own norm, rotate, and bring heads before the sequence.
-
-        In memory the sequence stays before the heads: a flash kernel's output has the layout of its queries, and so
-        needs no copy to become rows again.
-        """
-        x_BSHK = self._split(x, positions)
-        if norm is not None and self._shape.qk_norm == "per_head":
-            x_BSHK = norm(x_BSHK)
-        if self._shape.rotary:
-            x_BSHK = torch_ops.rotary(x_BSHK, *positions.rotary[self._shape.head_dim])
-        return x_BSHK.transpose(1, 2)
-
-    def _split(self, x: Tensor, positions: Positions) -> Tensor:
-        return x.view(positions.batch, positions.seq, -1, self._shape.head_dim)
-
-
-def _gelu_gate(gate: Tensor, up: Tensor) -> Tensor:
-    return functional.gelu(gate) * up
-
-
-def _relu_gate(gate: Tensor, up: Tensor) -> Tensor:
-    return functional.relu(gate) * up
-
-
-_PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": functional.gelu,
-    "relu": functional.relu,
-    "silu": functional.silu,
-}
-_GATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "gelu": _gelu_gate,
-    "relu": _relu_gate,
-    "silu": torch_ops.swiglu,
-}
-
-
-class _Mlp(nn.Module):
-    def __init__(self, block: Mlp, hidden: int, sharding: ShardingStrategy) -> None:
-        super().__init__()
-        self._activation, self._sharding = block.activation, sharding
-        self.gate = nn.Linear(hidden, block.width, bias=block.bias) if block.gated else None
-        self.up = nn.Linear(hidden, block.width, bias=block.bias)
-        self.down = nn.Linear(block.width, hidden, bias=block.bias)
-
-    def forward(self, x_TD: Tensor) -> Tensor:
-        return self._sharding.project(self.down, self._inner(self._sharding.enter_tensor_parallel_region(x_TD)))
-
-    def _inner(self, x_TD: Tensor) -> Tensor:
-        if self.gate is None:
-            return _PLAIN[self._activation](self.up(x_TD))
-        return _GATES[self._activation](self.gate(x_TD), self.up(x_TD))
-
-
-class Experts(nn.Module):
-    """Two grouped products over rows sorted by expert."""
-
-    def __init__(self, block: Moe, hidden: int) -> None:
-        super().__init__()
-        self._block = block
-        self.up_EDF = nn.Parameter(torch.empty(block.experts, hidden, block.width * (2 if block.gated else 1)))
-        self.down_EFD = nn.Parameter(torch.empty(block.experts, block.width, hidden))
-
-    def forward(self, x_RD: Tensor, offsets_E: Tensor) -> Tensor:
-        return torch_ops.grouped_linear(self._inner(x_RD, offsets_E), self.down_EFD, offsets_E)
-
-    def _inner(self, x_RD: Tensor, offsets_E: Tensor) -> Tensor:
-        up = torch_ops.grouped_linear(x_RD, self.up_EDF, offsets_E)
-        if self._block.gated:
-            return _GATES[self._block.activation](*up.chunk(2, dim=-1))
-        return _PLAIN[self._block.activation](up)
-
-
-class Mixture(nn.Module):
-    """Dropless experts: rows sorted by expert, through the experts, weighted and added back.
-
-    Args:
-        block: as the architecture has it.
-        held: what this device holds of it.
-        hidden: model width.
-        sharding: see `ShardingStrategy`.
-    """
-
-    def __init__(self, block: Moe, held: Moe, hidden: int, sharding: ShardingStrategy) -> None:
-        super().__init__()
-        self._block, self._sharding = block, sharding
-        self.router = nn.Linear(hidden, block.experts, bias=False)
-        self.experts = Experts(held, hidden)
-        shared = Mlp(width=held.shared_width, activation=block.activation, gated=block.gated, bias=block.bias)
-        self.shared = _Mlp(shared, hidden, WHOLE) if block.shared_width else None  # enters and leaves with the rest
-        self.shared_gate = nn.Linear(hidden, 1, bias=False) if block.shared_gate else None
-        self.loads: deque[Tensor] = deque(maxlen=_LOADS_KEPT)  # rows of each expert, one tensor [E] a forward pass
-
-    def forward(self, x_TD: Tensor) -> Tensor:
-        x_TD = self._sharding.enter_tensor_parallel_region(x_TD)
-        y_TD = self._routed(x_TD)
-        if self.shared is None:
-            return self._sharding.leave_tensor_parallel_region(y_TD)
-        shared_TD: Tensor = self.shared(x_TD)
-        if self.shared_gate is not None:
-            shared_TD = torch.sigmoid(self.shared_gate(x_TD)) * shared_TD
-        return self._sharding.leave_tensor_parallel_region(y_TD + shared_TD)
-
-    def _routed(self, x_TD: Tensor) -> Tensor:
-        block = self._block
-        weight_Tk, expert_Tk = torch_ops.route(self.router(x_TD), block.top_k)
-        d = torch_ops.dispatch(expert_Tk, block.experts)
-        self.loads.append(d.counts_E)
-        y_RD = self._sharding.pass_experts(torch_ops.permute(x_TD, d, block.top_k), d, self.experts)
-        return torch_ops.unpermute(y_RD, weight_Tk, d)
-
-
-_PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
-_CORES = {
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-}
-
-
-def _keep_some() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """Contexts of a forward pass and of its repetition that keep the outputs of cores and of every other product."""
-    seen = {True: 0, False: 0}  # products of the repetition, and of the forward pass
-
-    def policy(context: SelectiveCheckpointContext, op: Any, *_: Any, **__: Any) -> CheckpointPolicy:
-        seen[context.is_recompute] += op in _PRODUCTS
-        kept = op in _CORES or (op in _PRODUCTS and seen[context.is_recompute] % 2 == 1)
-        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
-
-    contexts: tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
-    contexts = create_selective_checkpoint_contexts(policy)  # type: ignore[no-untyped-call]
-    return contexts
-
-
-class _Layer(nn.Module):
-    def __init__(self, layer: Layer, hidden: int, *, recompute: RecomputeName, sharding: ShardingStrategy) -> None:
-        super().__init__()
-        self._recompute = recompute
-        held = sharding.layer(layer)
-        assert layer.norm is not None
-        norms = [_Norm(hidden, kind=layer.norm, bias=layer.norm_bias) for _ in range(len(layer.attentions) + 1)]
-        self.norms = nn.ModuleList(norms)
-        self.attentions = nn.ModuleList(_Attention(a, hidden, sharding=sharding) for a in held.attentions)
-        self.feed_forward = _feed_forward(layer.feed_forward, held.feed_forward, hidden, sharding)
-
-    def forward(self, x_TD: Tensor, positions: Positions) -> Tensor:
-        if self._recompute == "none" or not torch.is_grad_enabled():
-            return self._run(x_TD, positions)
-        contexts = _keep_some if self._recompute == "selective" else noop_context_fn
-        out: Tensor = checkpoint(
-            self._run, x_TD, positions, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
-        )
-        return out
-
-    def _run(self, x_TD: Tensor, positions: Positions) -> Tensor:
-        for norm, attention in zip(self.norms, self.attentions, strict=False):  # the last norm is the feed-forward's
-            x_TD = x_TD + attention(norm(x_TD), positions)
-        out: Tensor = x_TD + self.feed_forward(self.norms[-1](x_TD))
-        return out
-
-
-def _feed_forward(block: Mlp | Moe, held: Mlp | Moe, hidden: int, sharding: ShardingStrategy) -> _Mlp | Mixture:
-    if isinstance(block, Moe) and isinstance(held, Moe):
-        return Mixture(block, held, hidden, sharding)
-    assert isinstance(held, Mlp)
-    return _Mlp(held, hidden, sharding)
-
-
 class DecoderModel(nn.Module):
     """Token and target ids [B, S] in, mean loss out. Build it with `build_model`.
 
     Args:
         architecture: decoder-only.
-        recompute: see the module.
+        making: how its layers are made.
         span: the layers and ends that are there; None: all of them. Without both ends there is no `forward`: call
             `embed`, `run_layers` and `loss`.
-        sharding: how much of each layer.
     """
 
-    def __init__(
-        self,
-        architecture: Architecture,
-        *,
-        recompute: RecomputeName,
-        span: Span | None = None,
-        sharding: ShardingStrategy = WHOLE,
-    ) -> None:
+    def __init__(self, architecture: Architecture, making: Making, *, span: Span | None = None) -> None:
         super().__init__()
-        self.architecture, self._sharding = architecture, sharding
+        self.architecture, self.making = architecture, making
+        self._sharding, self._passes = making.sharding, making.passes
         self.span = span or Span(first=0, stop=len(architecture.decoder), embedding=True, head=True)
         first, last = self.span.embedding, self.span.head
         width, hidden = architecture.embedding_width, architecture.hidden
-        vocab, projected = sharding.vocabulary(architecture.vocab), architecture.embedding_width != hidden
+        vocab, projected = making.sharding.vocabulary(architecture.vocab), architecture.embedding_width != hidden
         top = architecture.decoder[-1]
         assert top.norm is not None
         tied_head = last and architecture.tied
@@ -361,8 +80,8 @@ class DecoderModel(nn.Module):
         self.project_in = nn.Linear(width, hidden, bias=False) if first and projected else None
         self.project_out = nn.Linear(hidden, width, bias=False) if last and projected else None
         held = architecture.decoder[self.span.first : self.span.stop]
-        self.layers = nn.ModuleList(_Layer(layer, hidden, recompute=recompute, sharding=sharding) for layer in held)
-        self.norm = _Norm(hidden, kind=top.norm, bias=top.norm_bias) if last and architecture.final_norm else None
+        self.layers = nn.ModuleList(ModelLayer(layer, hidden, making) for layer in held)
+        self.norm = Norm(hidden, kind=top.norm, bias=top.norm_bias) if last and architecture.final_norm else None
         self.head_VW = nn.Parameter(torch.empty(vocab, width)) if last and not architecture.tied else None
         self._tables: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
@@ -408,13 +127,40 @@ class DecoderModel(nn.Module):
 
     def expert_loads(self) -> list[Tensor]:
         """Rows of each expert [E], one tensor a MoE layer and forward pass since they were cleared."""
-        return [load for module in self.modules() if isinstance(module, Mixture) for load in module.loads]
+        return [record.counts_E for _, passes in self.routing_passes() for record in passes]
 
     def clear_expert_loads(self) -> None:
         """Forget the loads counted so far."""
-        for module in self.modules():
-            if isinstance(module, Mixture):
-                module.loads.clear()
+        for _, block in mixtures(self):
+            block.records.clear()  # type: ignore[union-attr,operator]  # a deque
+
+    def routing_passes(self) -> list[tuple[int, list[RoutingPass]]]:
+        """What the routers did since they were cleared: number of each layer that has one, and its forward passes."""
+        first = self.span.first
+        return [
+            (first + i, list(block.records))  # type: ignore[arg-type]
+            for i, layer in enumerate(self.layers)
+            for _, block in mixtures(layer)
+        ]
+
+    def record_entropies(self, wanted: bool) -> None:
+        """Whether routers record from now on what costs something to know: the entropy of their probabilities."""
+        for _, block in mixtures(self):
+            block.recording = wanted  # type: ignore[assignment]  # of blocks that know it
+
+    def router_loss(self) -> Tensor | None:
+        """What routers added to the loss: their losses times their coefficients, summed over layers.
+
+        The mean over the last step's passes, as far as they were not cleared; None without any. It has no gradient, and
+        nobody adds it to the loss: layers attach their routers' losses to the backward pass themselves.
+        """
+        recent = [passes[-self._passes :] for _, passes in self.routing_passes()]
+        means = [
+            torch.stack([p.router_loss.float() for p in passes if p.router_loss is not None]).mean()
+            for passes in recent
+            if any(p.router_loss is not None for p in passes)
+        ]
+        return torch.stack(means).sum() if means else None
 
     def _positions(self, batch: int, seq: int, like: Tensor) -> Positions:
         attentions = [attention for layer in self.architecture.decoder for attention in layer.attentions]
@@ -434,24 +180,26 @@ def build_model(
     *,
     device: torch.device | str,
     dtype: torch.dtype,
-    recompute: RecomputeName = "none",
+    making: Making | None = None,
     seed: int = 0,
 ) -> DecoderModel:
     """A model with fresh weights; see `draw`.
 
     Args:
-        architecture: decoder-only, dropless softmax top-k routing.
+        architecture: decoder-only.
         device: where its parameters are allocated; never on the host first.
         dtype: of parameters and activations.
-        recompute: what the backward pass computes again; see the module.
+        making: how its layers are made; None: without recompute, by the routers of the architecture.
         seed: of the weights.
 
     Raises:
         InputError: the architecture has a part that this backend does not run.
     """
+    making = making or Making()
     check_supported(architecture)
+    check_routing(architecture, making.routing)
     with torch.device("meta"):
-        model = DecoderModel(architecture, recompute=recompute)
+        model = DecoderModel(architecture, making)
     model = model.to(dtype=dtype).to_empty(device=device)
     initialise(model, seed)
     return model
@@ -459,9 +207,35 @@ def build_model(
 
 @torch.no_grad()
 def initialise(model: DecoderModel, seed: int) -> None:
-    """Fill every parameter of a model that is whole."""
+    """Fill every parameter of a model that is whole.
+
+    A block of another framework gets the weights that `Mixture` would have.
+    """
     for name, parameter in model.named_parameters():
         draw(parameter, name, seed, tied=model.architecture.tied)
+    for i, layer in enumerate(model.layers):
+        foreign = getattr(layer.feed_forward, "load_reference", None)
+        if foreign is not None:
+            foreign(*reference_weights(model, i, seed))
+
+
+def reference_weights(model: DecoderModel, index: int, seed: int) -> list[Tensor]:
+    """Weights of a Mixture-of-Experts block as `Mixture` has them: router [E, D], up [E, D, F or 2F], down [E, F, D].
+
+    Args:
+        model: on the device that the weights shall be on, in their precision.
+        index: of the layer in `model.layers`.
+        seed: of the model.
+    """
+    number = index + model.span.first
+    block = model.architecture.decoder[number].feed_forward
+    assert isinstance(block, Moe)
+    like = next(model.parameters())
+    weights = []
+    for name, shape in reference_shapes(block, model.architecture.hidden).items():
+        weights.append(torch.empty(shape, dtype=like.dtype, device=like.device))
+        draw(weights[-1], f"layers.{number}.feed_forward.{name}", seed, tied=False)
+    return weights
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from moemodel.model.core.errors import InputError
 from moemodel.model.frameworks.base import Precision
 
 MAX_NORM = 1.0  # GPT-3 (Brown et al. 2020, appendix B), as are the figures below; none of them changes the time
-_ADAMW: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "fused": True}
+ADAMW: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "fused": True}
 
 
 class Optimizer(Protocol):
@@ -74,7 +74,7 @@ class PlainAdamW:
 
     def __init__(self, parameters: Iterable[Tensor], *, lr: float = 3e-4, keep_gradients: bool = False) -> None:
         self._shards, self._keep = _Shards(parameters), keep_gradients
-        self._adamw = torch.optim.AdamW(self._shards.local, lr=lr, **_ADAMW)
+        self._adamw = torch.optim.AdamW(self._shards.local, lr=lr, **ADAMW)
 
     def step(self) -> None:
         """AdamW on the parameters; those without a gradient stay."""
@@ -102,7 +102,7 @@ class MixedAdamW:
     def __init__(self, parameters: Iterable[Tensor], *, lr: float = 3e-4, keep_gradients: bool = False) -> None:
         self._shards, self._keep = _Shards(parameters), keep_gradients
         self.masters = [p.to(torch.float32, copy=True) for p in self._shards.local]
-        self._adamw = torch.optim.AdamW(self.masters, lr=lr, **_ADAMW)
+        self._adamw = torch.optim.AdamW(self.masters, lr=lr, **ADAMW)
 
     @torch.no_grad()
     def step(self) -> None:

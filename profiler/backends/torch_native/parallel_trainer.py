@@ -22,16 +22,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from moemodel.profiler.backends.base import PhaseCallback, Run, TrainingRun
+from moemodel.profiler.backends.base import PhaseCallback, Run, StepStatistics, TrainingRun
 from moemodel.profiler.backends.torch_native.batches import Batches
+from moemodel.profiler.backends.torch_native.bias_balance import move_biases
 from moemodel.profiler.backends.torch_native.data_parallel import passes, replicate, shard
 from moemodel.profiler.backends.torch_native.gradients import Gradients, Trained
+from moemodel.profiler.backends.torch_native.layer import Making
+from moemodel.profiler.backends.torch_native.mixture import Mixture, MixtureFactory
 from moemodel.profiler.backends.torch_native.model import DecoderModel
 from moemodel.profiler.backends.torch_native.optimizer import build_optimizer
 from moemodel.profiler.backends.torch_native.pipeline import Pipeline, own_chunks
 from moemodel.profiler.backends.torch_native.pipeline_stage import Chunk, build_part
 from moemodel.profiler.backends.torch_native.process_groups import Groups, release_comm_buffers
 from moemodel.profiler.backends.torch_native.rank_mesh import RankMesh
+from moemodel.profiler.backends.torch_native.run_routing import seed_routers, step_statistics
 from moemodel.profiler.backends.torch_native.sharding import ShardSpec, shard_spec, whole_names
 from moemodel.profiler.backends.torch_native.tensor_parallel import TensorParallelSharding
 from moemodel.profiler.backends.torch_native.trainer import Trainer, wait
@@ -39,30 +43,41 @@ from moemodel.profiler.backends.torch_native.trainer import Trainer, wait
 __all__ = ["ParallelTrainer", "build", "release_comm_buffers"]
 
 
-def build(run: TrainingRun, device: torch.device) -> Run | None:
+def build(run: TrainingRun, device: torch.device, mixture: MixtureFactory = Mixture) -> Run | None:
     """This process's part of a run; all processes of the job call it. None for one that the plan does not need.
 
     Args:
         run: what is trained; its ranks are the first processes of the job.
         device: of this process.
+        mixture: makes Mixture-of-Experts blocks.
     """
     if not dist.is_initialized():
-        return Trainer(run, device)
+        return Trainer(run, device, mixture)
     place = RankMesh.of(run.parallel, dist.get_rank())
     groups = Groups(place)
     if place.rank >= place.mesh.world_size:
         return None
-    return Trainer(run, device) if place.mesh.world_size == 1 else ParallelTrainer(run, device, place, groups)
+    if place.mesh.world_size == 1:
+        return Trainer(run, device, mixture)
+    return ParallelTrainer(run, device, place, groups, mixture)
 
 
 class ParallelTrainer:
     """One rank's part of a model in training: data, passes, gradients, optimizer. A `Run`."""
 
-    def __init__(self, run: TrainingRun, device: torch.device, place: RankMesh, groups: Groups) -> None:
+    def __init__(
+        self,
+        run: TrainingRun,
+        device: torch.device,
+        place: RankMesh,
+        groups: Groups,
+        mixture: MixtureFactory = Mixture,
+    ) -> None:
         self.device, self._run, self._place, self._groups = device, run, place, groups
         mesh = self._mesh = place.mesh
         self._zero = run.parallel.zero_stage if mesh.dp > 1 else 0
-        self._models = self._build_models()
+        self._models = self._build_models(mixture)
+        seed_routers(run, place.at.dp)
         self.parameters = sum(p.numel() for model in self._models for p in model.parameters())
         self._by_ddp = mesh.dp > 1 and self._zero == 0 and not (mesh.pp > 1 and run.schedule == "zero-bubble")
         modules = [self._wrapped(model) for model in self._models]
@@ -91,6 +106,7 @@ class ParallelTrainer:
         self._gradients.clip()
         self._optimizer.step()
         self._optimizer.zero_grad()
+        move_biases(self._models, self._groups.own("data_parallel"))
         mark("optimizer")
 
     def _micro_batches(self, tokens: Tensor, targets: Tensor, mark: PhaseCallback) -> None:
@@ -125,6 +141,16 @@ class ParallelTrainer:
 
     # ---- experts ------------------------------------------------------------------------------------------------
 
+    def statistics(self) -> StepStatistics:
+        """See `Run`."""
+        mean = torch.stack(self._losses).sum() if self._losses else None  # each is over the number of micro-batches
+        return step_statistics(self._models, mean, self._run.micro_batches)
+
+    def record_entropies(self, wanted: bool) -> None:
+        """See `Run`."""
+        for model in self._models:
+            model.record_entropies(wanted)
+
     def expert_loads(self) -> list[Tensor]:
         """See `Run`."""
         loads = [load for model in self._models for load in model.expert_loads()]
@@ -152,7 +178,7 @@ class ParallelTrainer:
 
     # ---- building -----------------------------------------------------------------------------------------------
 
-    def _build_models(self) -> list[DecoderModel]:
+    def _build_models(self, mixture: MixtureFactory) -> list[DecoderModel]:
         run, place, groups = self._run, self._place, self._groups
         sharding = TensorParallelSharding(
             tp=place.mesh.tp,
@@ -163,11 +189,10 @@ class ParallelTrainer:
             sequence=run.parallel.sequence_parallel,
             vocab=run.architecture.vocab,
         )
+        making = Making.of(run, mixture, sharding)
         with torch.device("meta"):
             parts: list[DecoderModel] = (
-                [DecoderModel(run.architecture, recompute=run.recompute, sharding=sharding)]
-                if place.mesh.pp == 1
-                else list(own_chunks(run, place, sharding))
+                [DecoderModel(run.architecture, making)] if place.mesh.pp == 1 else list(own_chunks(run, place, making))
             )
         return [build_part(part, run, place, self.device) for part in parts]
 

@@ -30,13 +30,14 @@ from torch.distributed.pipelining import (
 
 from moemodel.model.schedule.pipeline_layout import layer_bounds
 from moemodel.profiler.backends.base import TrainingRun
+from moemodel.profiler.backends.torch_native.layer import Making
 from moemodel.profiler.backends.torch_native.mappings import Group
-from moemodel.profiler.backends.torch_native.model import ShardingStrategy, Span
+from moemodel.profiler.backends.torch_native.model import Span
 from moemodel.profiler.backends.torch_native.pipeline_stage import Chunk
 from moemodel.profiler.backends.torch_native.rank_mesh import RankMesh
 
 
-def own_chunks(run: TrainingRun, place: RankMesh, sharding: ShardingStrategy) -> list[Chunk]:
+def own_chunks(run: TrainingRun, place: RankMesh, making: Making) -> list[Chunk]:
     """The chunks of one rank, on whatever device is the default."""
     bounds = layer_bounds(run.architecture, place.mesh.pp * run.parallel.virtual_stages)
     last = len(bounds) - 2
@@ -44,7 +45,7 @@ def own_chunks(run: TrainingRun, place: RankMesh, sharding: ShardingStrategy) ->
         Span(first=first, stop=stop, embedding=i == 0, head=i == last)
         for i, (first, stop) in enumerate(pairwise(bounds))
     ]
-    return [Chunk(run, span, sharding) for span in spans[place.at.pp :: place.mesh.pp]]
+    return [Chunk(run, span, making) for span in spans[place.at.pp :: place.mesh.pp]]
 
 
 class Pipeline:

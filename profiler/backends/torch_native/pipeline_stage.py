@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from moemodel.profiler.backends.base import TrainingRun
-from moemodel.profiler.backends.torch_native.model import DecoderModel, ShardingStrategy, Span
+from moemodel.profiler.backends.torch_native.layer import Making
+from moemodel.profiler.backends.torch_native.model import DecoderModel, Span
 from moemodel.profiler.backends.torch_native.rank_mesh import RankMesh
 from moemodel.profiler.backends.torch_native.sharding import initialise_part
 
@@ -23,8 +24,8 @@ class Chunk(DecoderModel):
     pipeline hands from stage to stage is activations alone.
     """
 
-    def __init__(self, run: TrainingRun, span: Span, sharding: ShardingStrategy) -> None:
-        super().__init__(run.architecture, recompute=run.recompute, span=span, sharding=sharding)
+    def __init__(self, run: TrainingRun, span: Span, making: Making) -> None:
+        super().__init__(run.architecture, making, span=span)
         self._batch, self._seq = run.micro_batch, run.seq
         self._targets: Iterator[Tensor] = iter(())
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moemodel.model.architecture.spec import Architecture
+from moemodel.profiler.backends.torch_native.layer import Making
 from moemodel.profiler.backends.torch_native.model import DecoderModel, draw
 from moemodel.profiler.backends.torch_native.rank_mesh import RankMesh
 from moemodel.profiler.backends.torch_native.vocab_parallel import Rows
@@ -46,7 +47,7 @@ _SPECS: tuple[tuple[str, ShardSpec], ...] = (
     (r".*\.[qkv]\.(weight|bias)|.*\.(gate|up)\.(weight|bias)", _COLUMNS),
     (r".*\.(o|down)\.weight", _ROWS),
     (r".*\.(o|down)\.bias", _BETWEEN),
-    (r".*\.(router|shared_gate)\.weight", _EACH),
+    (r".*\.(router|noise|shared_gate|coefficient)\.(weight|bias)", _EACH),
     (r".*\.experts\.down_EFD", ShardSpec(dim=1, expert=True)),
 )
 
@@ -99,7 +100,7 @@ def initialise_part(model: DecoderModel, seed: int, place: RankMesh) -> None:
     """Give a part of a model the weights that the whole one would have; one whole parameter is there at a time."""
     architecture = model.architecture
     with torch.device("meta"):
-        whole_model = DecoderModel(architecture, recompute="none")
+        whole_model = DecoderModel(architecture, Making(routing=model.making.routing))
     shapes = {name: parameter.shape for name, parameter in whole_model.named_parameters()}
     for name, parameter in whole_names(model):
         spec = shard_spec(name, architecture)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from moemodel.model.architecture.spec import Architecture, Layer, Moe
 from moemodel.model.core.errors import InputError
+from moemodel.model.plan.routing import RoutingSpec
 
 
 def check_supported(architecture: Architecture) -> None:
@@ -18,9 +21,41 @@ def check_supported(architecture: Architecture) -> None:
     if missing:
         raise InputError(
             f"{architecture.name}: the torch backend does not run {', '.join(dict.fromkeys(missing))}; it runs "
-            "decoder-only models with plain or grouped-query attention and dropless softmax top-k experts. "
+            "decoder-only models with plain or grouped-query attention. "
             "`moemodel predict` takes all architectures"
         )
+
+
+def check_routing(architecture: Architecture, routing: RoutingSpec) -> None:
+    """Refuse routers that contradict themselves.
+
+    Args:
+        architecture: with the routers of the plan.
+        routing: what the plan asks of them.
+
+    Raises:
+        InputError: each mistake, and what is allowed.
+    """
+    blocks = dict.fromkeys(layer.feed_forward for layer in architecture.layers if isinstance(layer.feed_forward, Moe))
+    mistakes = [mistake for block in blocks for mistake in _mistakes(block, routing)]
+    if mistakes:
+        raise InputError(f"{architecture.name}: " + "; ".join(dict.fromkeys(mistakes)))
+
+
+def _mistakes(block: Moe, routing: RoutingSpec) -> Iterator[str]:
+    only = {"switch_top1": 1, "gshard_top2": 2}.get(block.router)
+    if only is not None and block.top_k != only:
+        yield f"routing.top_k: found {block.top_k} with router {block.router}; allowed: {only}"
+    if block.router == "noisy_topk" and routing.normalize is False:
+        yield "routing.normalize: found false with router noisy_topk, which adds up to one; allowed: null, true"
+    if block.router == "expert_choice":
+        for key in ("balance_loss", "bias_rate"):
+            if found := getattr(routing, key):
+                yield f"routing.{key}: found {found:g} with router expert_choice, balanced as it is; allowed: 0"
+        if routing.normalize:
+            yield "routing.normalize: found true with router expert_choice; allowed: null, false"
+    elif routing.pad and block.capacity_factor is None:
+        yield "routing.pad: found true without a capacity; allowed: null, false, or a routing.capacity_factor"
 
 
 def _model_gaps(architecture: Architecture) -> list[str]:
@@ -54,9 +89,7 @@ def _layer_gaps(layer: Layer) -> list[str]:
     }
     if isinstance(block, Moe):
         gaps |= {
-            f"{block.router} routers": block.router != "softmax_topk",
             "expert biases": block.bias,
-            "router biases and corrections": block.router_bias or block.score_correction,
-            "capacity factors": block.capacity_factor is not None,
+            "router biases": block.router_bias,
         }
     return [name for name, found in gaps.items() if found]

@@ -9,7 +9,7 @@ from moemodel.model.core.errors import InputError
 from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.recompute import RECOMPUTE
 from moemodel.model.plan.spec import Plan
-from moemodel.profiler.backends.torch_native.supported_models import check_supported
+from moemodel.profiler.backends.torch_native.supported_models import check_routing, check_supported
 
 
 def check_runs(plan: Plan, architecture: Architecture) -> None:
@@ -24,6 +24,7 @@ def check_runs(plan: Plan, architecture: Architecture) -> None:
         InfeasiblePlanError: a degree does not divide the architecture.
     """
     check_supported(architecture)
+    check_routing(architecture, plan.routing)
     check_architecture(plan, architecture)
     mistakes = [*_outside(plan), *_tensor(plan, architecture), *_pipeline(plan)]
     if mistakes:

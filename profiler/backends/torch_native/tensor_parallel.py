@@ -27,7 +27,7 @@ from torch.nn import functional
 from moemodel.model.architecture.spec import Layer, Mlp, Moe
 from moemodel.profiler.backends.torch_native import mappings, operators, vocab_parallel
 from moemodel.profiler.backends.torch_native.mappings import Group
-from moemodel.profiler.backends.torch_native.model import ShardingStrategy
+from moemodel.profiler.backends.torch_native.strategy import ShardingStrategy
 from moemodel.profiler.backends.torch_native.vocab_parallel import Rows
 
 
@@ -71,6 +71,11 @@ class TensorParallelSharding(ShardingStrategy):
         """How many rows of the vocabulary."""
         del rows
         return self.rows.stop - self.rows.first
+
+    @property
+    def copies(self) -> int:
+        """See `ShardingStrategy`: each tensor-parallel rank sees all tokens of its replica."""
+        return self.tp
 
     def enter_tensor_parallel_region(self, x_TD: Tensor) -> Tensor:
         """See `ShardingStrategy`: gathers the rows under sequence parallelism."""

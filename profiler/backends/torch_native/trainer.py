@@ -5,10 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moemodel.profiler.backends.base import PhaseCallback, TrainingRun
+from moemodel.profiler.backends.base import PhaseCallback, StepStatistics, TrainingRun
 from moemodel.profiler.backends.torch_native.batches import Batches
+from moemodel.profiler.backends.torch_native.bias_balance import move_biases
+from moemodel.profiler.backends.torch_native.layer import Making
+from moemodel.profiler.backends.torch_native.mixture import Mixture, MixtureFactory
 from moemodel.profiler.backends.torch_native.model import DecoderModel, build_model
 from moemodel.profiler.backends.torch_native.optimizer import build_optimizer, clip_gradients
+from moemodel.profiler.backends.torch_native.run_routing import seed_routers, step_statistics
 
 
 def _ignore(_: str) -> None:
@@ -16,16 +20,23 @@ def _ignore(_: str) -> None:
 
 
 class Trainer:
-    """A whole model in training on one device: data, gradients, optimizer. A `Run`."""
+    """A whole model in training on one device: data, gradients, optimizer. A `Run`.
 
-    def __init__(self, run: TrainingRun, device: torch.device) -> None:
+    Args:
+        run: what is trained.
+        device: that it is on.
+        mixture: makes its Mixture-of-Experts blocks.
+    """
+
+    def __init__(self, run: TrainingRun, device: torch.device, mixture: MixtureFactory = Mixture) -> None:
         self.device, self._micro_batches = device, run.micro_batches
         self.marks = 2 * run.micro_batches + 2
         dtype: torch.dtype = getattr(torch, run.dtype)
         self.model: DecoderModel = build_model(
-            run.architecture, device=device, dtype=dtype, recompute=run.recompute, seed=run.seed
+            run.architecture, device=device, dtype=dtype, making=Making.of(run, mixture), seed=run.seed
         )
         self.parameters = sum(p.numel() for p in self.model.parameters())
+        seed_routers(run, 0)
         self.optimizer = build_optimizer(self.model, run.precision, lr=run.lr)
         self._batches = Batches(run, device)
         self._queue: list[tuple[Tensor, Tensor]] = []  # micro-batches of the step, the last first
@@ -65,10 +76,19 @@ class Trainer:
         clip_gradients(self.model)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        move_biases([self.model], None)
 
     def wait(self) -> None:
         """Until the device has done all that was queued."""
         wait(self.device)
+
+    def statistics(self) -> StepStatistics:
+        """See `Run`."""
+        return step_statistics([self.model], _mean(self._losses), self._micro_batches)
+
+    def record_entropies(self, wanted: bool) -> None:
+        """See `Run`."""
+        self.model.record_entropies(wanted)
 
     def expert_loads(self) -> list[Tensor]:
         """See `Run`."""
@@ -80,6 +100,10 @@ class Trainer:
 
     def close(self) -> None:
         """Nothing is left to give back once nobody holds it."""
+
+
+def _mean(losses: list[Tensor]) -> Tensor | None:
+    return torch.stack(losses).mean() if losses else None
 
 
 def wait(device: torch.device) -> None:

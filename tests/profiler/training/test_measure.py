@@ -17,6 +17,7 @@ from moemodel.model.plan.spec import ParallelSpec, read_plan
 from moemodel.model.records.profile import IterationRow, Value
 from moemodel.profiler.backends.base import TrainingRun
 from moemodel.profiler.backends.torch_native.batches import Batches, zipf_tokens
+from moemodel.profiler.backends.torch_native.layer import Making
 from moemodel.profiler.backends.torch_native.model import DecoderModel
 from moemodel.profiler.backends.torch_native.trainer import Trainer
 from moemodel.profiler.devices.cpu import CpuDevice
@@ -350,4 +351,4 @@ def test_every_plan_that_ships_can_be_built(path: Path) -> None:
     assert run.name == path.stem
     assert run.name in (_PLANS / "README.md").read_text()
     with torch.device("meta"):
-        DecoderModel(run.architecture, recompute=run.recompute)
+        DecoderModel(run.architecture, Making(recompute=run.recompute))

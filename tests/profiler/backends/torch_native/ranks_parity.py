@@ -24,8 +24,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp, Moe
+from moemodel.model.plan.routing import RoutingSpec
 from moemodel.model.plan.spec import ParallelSpec
 from moemodel.profiler.backends.base import TrainingRun
+from moemodel.profiler.backends.torch_native.bias_balance import move_biases
 from moemodel.profiler.backends.torch_native.optimizer import clip_gradients
 from moemodel.profiler.backends.torch_native.parallel_trainer import ParallelTrainer, build
 from moemodel.profiler.backends.torch_native.sharding import held, shard_spec, whole_names
@@ -55,6 +57,8 @@ ARCHITECTURES = {
         learned_positions=8,
     ),
     "olmoe": _architecture(_EXPERTS, replace(_HEADS, qk_norm="full")),
+    "sigmoid": _architecture(replace(_EXPERTS, router="sigmoid_topk"), _HEADS),
+    "switch": _architecture(replace(_EXPERTS, router="switch_top1", top_k=1, capacity_factor=2.0), _HEADS),
     "shared": _architecture(
         replace(_EXPERTS, gated=False, activation="gelu", shared_width=8, shared_gate=True),
         replace(_HEADS, qk_norm="per_head"),
@@ -78,6 +82,7 @@ def run_of(case: dict[str, Any]) -> TrainingRun:
         schedule=case.get("schedule", "1f1b"),
         precision=case.get("precision", "bf16-mixed"),
         parallel=parallel,
+        routing=RoutingSpec(**case.get("routing", {})),
     )
 
 
@@ -89,6 +94,7 @@ class Reference:
         trainer = Trainer(whole, _CPU)
         self.losses: list[float] = []
         self.norms: list[float] = []
+        self.router_losses: list[float] = []
         self.gradients: list[dict[str, Tensor]] = []
         for _ in range(_STEPS):
             losses = []
@@ -97,12 +103,14 @@ class Reference:
                 trainer.backward(loss)
                 losses.append(float(loss))
             self.losses.append(sum(losses) / 4)
+            self.router_losses.append(float(trainer.statistics().router_loss or 0))
             self.gradients.append(
                 {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
             )
             self.norms.append(float(clip_gradients(trainer.model)))
             trainer.optimizer.step()
             trainer.optimizer.zero_grad()
+            move_biases([trainer.model], None)
 
 
 def errors(run: TrainingRun, reference: Reference) -> dict[str, float] | None:
@@ -120,7 +128,7 @@ def errors(run: TrainingRun, reference: Reference) -> dict[str, float] | None:
 
 
 def _errors(trainer: ParallelTrainer, reference: Reference) -> dict[str, float]:
-    worst = {"loss": 0.0, "norm": 0.0, "gradient": 0.0, "gradient_later": 0.0}
+    worst = {"loss": 0.0, "router_loss": 0.0, "norm": 0.0, "gradient": 0.0, "gradient_later": 0.0}
     clip = trainer._gradients.clip
     step = 0
 
@@ -135,7 +143,16 @@ def _errors(trainer: ParallelTrainer, reference: Reference) -> dict[str, float]:
     for step in range(_STEPS):  # which `checked` reads
         trainer.step(lambda _: None)
         worst["loss"] = max(worst["loss"], abs(trainer.loss() / reference.losses[step] - 1))
+        worst["router_loss"] = max(worst["router_loss"], abs(_router_loss(trainer) - reference.router_losses[step]))
     return worst
+
+
+def _router_loss(trainer: ParallelTrainer) -> float:
+    """Of all layers, mean over replicas; each tensor-parallel rank has its replica's."""
+    total = trainer.statistics().router_loss
+    total = torch.zeros(()) if total is None else total
+    dist.all_reduce(total, group=trainer._groups.own("world"))
+    return float(total) / (trainer._place.mesh.dp * trainer._place.mesh.tp)
 
 
 def _gradient_error(trainer: ParallelTrainer, reference: dict[str, Tensor]) -> float:
@@ -163,10 +180,10 @@ def run_rank(rank: int, store: Path, cases: list[dict[str, Any]]) -> None:
     dist.init_process_group(
         "gloo", init_method=store.as_uri(), rank=rank, world_size=_RANKS, timeout=timedelta(seconds=60)
     )
-    references: dict[tuple[str, str], Reference] = {}
+    references: dict[tuple[str, ...], Reference] = {}
     for case in cases:
         run = run_of(case)
-        key = (case["architecture"], run.precision)
+        key = (case["architecture"], run.precision, run.routing.model_dump_json())
         if key not in references:
             references[key] = Reference(run)
         mine = errors(run, references[key])

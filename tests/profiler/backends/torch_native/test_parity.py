@@ -14,6 +14,7 @@ import pytest
 _SCRIPT = Path(__file__).with_name("ranks_parity.py")
 _ROOT = Path(__file__).parents[4]
 _PP = {"pp": 2}
+_LOSSES = {"balance_loss": 0.5, "z_loss": 0.1}  # large, so that a wrong share of them shows
 
 # The options of each case: architecture, degrees, and what else differs from the default.
 _CASES: list[dict[str, Any]] = [
@@ -47,12 +48,25 @@ _CASES: list[dict[str, Any]] = [
     {"architecture": "olmoe", "parallel": {"dp": 2, "ep": 2, "tp": 2}, "micro_batch": 2},
     {"architecture": "shared", "parallel": {"tp": 2, "sequence_parallel": True, "dp": 2, "ep": 2, "zero_stage": 1}},
     {"architecture": "shared", "parallel": {"tp": 2}, "micro_batch": 4},
+    # A router's loss is of the tokens that a rank sees at once: micro-batches of one sequence, as on one device.
+    {"architecture": "olmoe", "parallel": {"dp": 2, "zero_stage": 1}, "routing": _LOSSES},
+    {"architecture": "olmoe", "parallel": {"dp": 2, "zero_stage": 3}, "routing": _LOSSES, "recompute": "full"},
+    {"architecture": "olmoe", "parallel": {"dp": 2, "pp": 2}, "routing": _LOSSES},
+    {"architecture": "olmoe", "parallel": _PP, "routing": _LOSSES, "schedule": "zero-bubble"},
+    {"architecture": "olmoe", "parallel": {"dp": 2, "ep": 2, "tp": 2}, "routing": _LOSSES | {"residual": True}},
+    {"architecture": "sigmoid", "parallel": {"dp": 2, "ep": 2}, "routing": {"bias_rate": 0.01, "normalize": False}},
+    {"architecture": "switch", "parallel": {"dp": 2, "ep": 2, "tp": 2}, "routing": _LOSSES | {"pad": True}},
+    {"architecture": "switch", "parallel": {"dp": 2, "ep": 2}, "routing": _LOSSES},
 ]
 
 
 def _name(case: dict[str, Any]) -> str:
     degrees = "-".join(f"{name}{value:d}" for name, value in case["parallel"].items())
-    rest = [str(value) for name, value in case.items() if name not in ("architecture", "parallel")]
+    rest = [
+        str(value) if not isinstance(value, dict) else "-".join(value)
+        for name, value in case.items()
+        if name not in ("architecture", "parallel")
+    ]
     return "-".join([case["architecture"], degrees, *rest])
 
 
@@ -78,6 +92,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
 def test_a_plan_computes_what_one_device_does(found: list[dict[str, float]], index: int) -> None:
     errors = found[index]
     assert errors["loss"] < 1e-5
+    assert errors["router_loss"] < 1e-5
     assert errors["norm"] < 1e-5
     assert errors["gradient"] < 1e-5
     assert errors["leaked"] == 0
