@@ -61,7 +61,7 @@ _FORM = MoeForm(
         backward=ByChoices(one=21, two=53, more=36),
         each_spread=2,  # a chunk of several ranks' rows is copied by either product that reads it
     ),
-    waits=HostWaits(forward=1),  # `C = int(C)` (MOELayer.forward)
+    host_waits=HostWaits(forward=1),  # `C = int(C)` (MOELayer.forward)
     exchanges_counts=False,
     balance_loss=True,
     separate_experts=True,
