@@ -7,8 +7,8 @@ those that ship (`--write`: into model/presets/routing):
 
     random-weights.json   this project's own validations and iterations from random weights on made-up tokens, without a
                           balancing loss: the mean skew of a run, of its layers and steps (`bench/measured`)
-    even-chance.json      nothing measured: every token chooses its experts by even chance (a multinomial draw). No router
-                          that looks at tokens is more even, but those that a rule balances
+    even-chance.json      nothing measured: every token chooses its experts by even chance (a multinomial draw);
+                          but for routers that a rule balances, none is more even
 
 RUN: folders of `moemodel run`, whose routers' counts make a file of the same kind on standard output (`--json`): the
 first ten steps are `initial`, the last tenth `trained`; every layer and step is a skew.
@@ -119,7 +119,8 @@ def _state(step: int, steps: int) -> State | None:
 def even_chance() -> RoutingStatistics:
     """Every token chooses its experts at random, each as likely as another."""
     dice = np.random.default_rng(0)
-    source = f"theory: {_TOKENS} tokens choose by even chance (multinomial); not measured, the least that there can be"
+    rule = "choose by even chance (multinomial); not measured: the least of a router that no rule balances"
+    source = f"theory: {_TOKENS} tokens {rule}"
     return RoutingStatistics(
         name="even chance",
         loads=[

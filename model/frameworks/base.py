@@ -78,7 +78,8 @@ class Framework:
         fused_optimizer: it steps all parameters in a few kernels, which the host queues in no time.
         step_kernels: that the host queues, or waits for, in a step for each tensor of parameters; None: as the profile
             measured of torch's.
-        optimizer_B: bytes a parameter that kernels of a step move beyond those of one that does all at once.
+        optimizer_B: bytes a parameter that kernels of a step move beyond those of one that does all at once;
+            `sharded_optimizer_B` beside these from ZeRO 1 on.
         eager_sharding: what sharding a tensor adds are plain kernels, one after another: the vocabulary-parallel loss
             and embedding, norms over all heads, rows of several ranks sorted by expert again.
 
@@ -135,6 +136,7 @@ class Framework:
     fused_optimizer: bool = False
     step_kernels: float | None = None
     optimizer_B: float = 0.0
+    sharded_optimizer_B: float = 0.0
     eager_sharding: bool = False
 
     synchronizes_every_pass: bool = False

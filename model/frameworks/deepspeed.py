@@ -61,7 +61,7 @@ _FORM = MoeForm(
         backward=ByChoices(one=21, two=53, more=36),
         each_spread=2,  # a chunk of several ranks' rows is copied by either product that reads it
     ),
-    waits=HostWaits(forward=1),  # `C = int(C)` (MOELayer.forward)
+    host_waits=HostWaits(forward=1),  # `C = int(C)` (MOELayer.forward)
     exchanges_counts=False,
     balance_loss=True,
     separate_experts=True,
@@ -84,6 +84,8 @@ DEEPSPEED = replace(
     # a test for overflow of each gradient and the host's answer, a copy of its master (fp16/fused_optimizer.py); or a
     # copy into the bucket and out of it, to float64 and its norm (zero/stage_1_and_2.py)
     step_kernels=4,
+    optimizer_B=4 + 6 + 2 + 4,  # gradients flattened, to float32, read as such; masters read to be copied to 16 bits
+    sharded_optimizer_B=2 + 8 + 8,  # norms of float64 (get_norm_dtype)
     torch_launch=False,
     overlapped=frozenset(),  # overlap_comm is off by default, and gradients are reduced at the boundary
     data_parallel="flattened",

@@ -40,7 +40,7 @@ FASTMOE = replace(
         ),
         # lec_cum[-1].item(), int(fwd_expert_count.sum()), three .cpu() of counts; streams that are waited for around
         # each product (fmoe_cuda_linear_forward_impl)
-        waits=HostWaits(forward=5, cut=5, each_product=1),
+        host_waits=HostWaits(forward=5, cut=5, each_product=1),
         messages_each=True,  # one group of sends and receipts for each expert of a rank
         separate_experts=True,
     ),

@@ -60,7 +60,7 @@ _LOCAL_FORM = MoeForm(
         each_forward=2,
         each_backward=5,
     ),
-    waits=HostWaits(forward=1, cut=1),  # _maybe_dtoh_and_synchronize
+    host_waits=HostWaits(forward=1, cut=1),  # _maybe_dtoh_and_synchronize
     separate_experts=True,
 )
 

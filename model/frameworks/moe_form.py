@@ -116,7 +116,7 @@ class MoeForm:
         kernels: others, beside the router's softmax and choice.
         policies: kernels that a plan's routing policies add to the framework's own.
         launches: None: as the profile measured of torch's.
-        waits: of the host for the device.
+        host_waits: of the host for the device.
         exchanges_counts: before rows go to other ranks, these are told how many.
         balance_loss: the load-balancing loss is computed whether it is asked for or not.
         messages_each: an exchange is one collective for each expert of a rank.
@@ -134,7 +134,7 @@ class MoeForm:
     kernels: tuple[StreamedKernels, ...] = ()
     policies: tuple[StreamedKernels, ...] = ()
     launches: Launches | None = None
-    waits: HostWaits = HostWaits()
+    host_waits: HostWaits = HostWaits()
     exchanges_counts: bool = True
     balance_loss: bool = False
     messages_each: bool = False

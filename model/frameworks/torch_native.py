@@ -29,6 +29,6 @@ TORCH = Framework(
     data_parallel="ddp-fsdp2",
     pipeline="torch",
     # rows beyond a capacity are dropped, which the host waits for, and without one it does for other ranks' rows
-    moe=MoeForm(padding="never", waits=HostWaits(cut=1, spread=1)),
+    moe=MoeForm(padding="never", host_waits=HostWaits(cut=1, spread=1)),
     dispatches_all_tokens=True,
 )

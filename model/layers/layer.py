@@ -141,11 +141,11 @@ class LayerBlocks:
 
     def host_waits(self, batch: MicroBatch) -> HostReadings:
         """Where the host waits for the device."""
-        waits = [block.host_waits(batch) for block in self.blocks]
+        found = [block.host_waits(batch) for block in self.blocks]
         return HostReadings(
-            reads=np.asarray(sum(one.reads for one in waits)),
-            drains_forward=np.asarray(sum(one.drains_forward for one in waits)),
-            drains_backward=np.asarray(sum(one.drains_backward for one in waits)),
+            reads=np.asarray(sum(one.reads for one in found)),
+            drains_forward=np.asarray(sum(one.drains_forward for one in found)),
+            drains_backward=np.asarray(sum(one.drains_backward for one in found)),
         )
 
 

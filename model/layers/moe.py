@@ -238,9 +238,9 @@ class MoeBlock(Block):
         moe, form = self.spec, batch.framework.moe
         cut = moe.capacity_factor is not None
         known = (cut and form.padding != "never") or moe.router == "expert_choice"
-        spread = batch.is_sharded("ep") * form.waits.spread
-        reads = ((form.waits.cut if cut else form.waits.forward) + spread) * (not known)
-        calls = (moe.depth + 1 + (moe.gated and form.splits_gate)) * form.waits.each_product
+        spread = batch.is_sharded("ep") * form.host_waits.spread
+        reads = ((form.host_waits.cut if cut else form.host_waits.forward) + spread) * (not known)
+        calls = (moe.depth + 1 + (moe.gated and form.splits_gate)) * form.host_waits.each_product
         drains = calls * (self._local(batch) if form.separate_experts else 1.0) + 0.0 * spread
         return HostReadings(reads=reads, drains_forward=drains, drains_backward=drains)
 

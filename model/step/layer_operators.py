@@ -149,8 +149,10 @@ class Workload:
             _call(Kind.GRAD_NORM, Pass.STEP, Shape(m=owned), Phase.OPTIMIZER, self._one),
             _call(kind, Pass.STEP, Shape(m=owned), Phase.OPTIMIZER, self._one),
         ]
-        if self.framework.optimizer_B:
-            more = Shape(m=owned * (self.framework.optimizer_B / _COPY_B))
+        sharded = self.framework.sharded_optimizer_B * (self.plans.zero_stage >= 1)
+        more_B = np.asarray(self.framework.optimizer_B + sharded)
+        if more_B.any():
+            more = Shape(m=owned * (more_B / _COPY_B))
             calls.append(_call(Kind.COPY, Pass.FORWARD, more, Phase.OPTIMIZER, self._one))
         kept = gradients_in_ddp_buckets(self.plans, self.framework).astype(np.float64)
         if kept.any():  # filled with zeros: half the bytes of a copy

@@ -320,9 +320,9 @@ class StageCosts:
         forward, backward = np.zeros((2, len(self.plans)))
         for count, layer in self._layers(stage):
             if count:
-                waits = layer.host_waits(self._batch)
-                forward += count * (_CALLS_OF_A_WAIT * waits.reads + _CALLS_OF_A_DRAIN * waits.drains_forward)
-                backward += count * _CALLS_OF_A_DRAIN * waits.drains_backward
+                found = layer.host_waits(self._batch)
+                forward += count * (_CALLS_OF_A_WAIT * found.reads + _CALLS_OF_A_DRAIN * found.drains_forward)
+                backward += count * _CALLS_OF_A_DRAIN * found.drains_backward
         return np.asarray(forward[:, None] * call.forward_s), np.asarray(backward[:, None] * call.backward_s)
 
     def _host_of(self, layer: LayerBlocks) -> HostCost:

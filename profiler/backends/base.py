@@ -210,6 +210,7 @@ BACKENDS: dict[str, str] = {
     "deepspeed": "moemodel.profiler.backends.deepspeed",
     "fastmoe": "moemodel.profiler.backends.fastmoe",
     "megatron-core": "moemodel.profiler.backends.megatron_core",
+    "megatron-core-local": "moemodel.profiler.backends.megatron_core",
     "megatron-deepspeed": "moemodel.profiler.backends.megatron_deepspeed",
 }
 
