@@ -138,7 +138,7 @@ def run_matrix(
         InputError: see `document.cells`; the folder holds other runs; no such run; no Slurm where it was asked for.
         DeviceError: what is left of an earlier run does not end.
     """
-    all_cells = cells(document, plan_folder)
+    all_cells = cells(document, plan_folder)  # whose plans name files from the working directory
     wanted = chosen(all_cells, only)
     if options.launcher == "slurm":
         check_slurm(os.environ)
@@ -233,7 +233,7 @@ class _Execution:
         if predicted is not None:
             write_atomic(self._folder / PREDICTED, json.dumps(predicted, indent=1))
         try:
-            check_runs(self._cell.plan, architecture_in(self._cell.plan, self._plan_folder))
+            check_runs(self._cell.plan, architecture_in(self._cell.plan, Path()))
         except MoeModelError as error:
             return RunResult(status="refused", reason=str(error))
         self._tell()
@@ -288,7 +288,7 @@ class _Execution:
             name=cell.name,
             folder=str(self._folder.resolve()),
             plan_yaml=cell.plan_yaml,
-            plan_folder=str(self._plan_folder.resolve()),
+            plan_folder=str(Path.cwd()),
             data=document.data.read_in(self._plan_folder),
             learning_rate=cell.learning_rate,
             seed=cell.seed,
