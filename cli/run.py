@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from moemodel.model.records.run import RunResult
+    from moemodel.model.results.outcome import Outcome
     from moemodel.profiler.runs.execute import MatrixResult, Progress
 
 _FAILED = 3  # exit code: some run failed
@@ -51,6 +54,7 @@ _FAILED = 3  # exit code: some run failed
     help="Seconds without progress after which a run is ended.",
 )
 @click.option("--only", multiple=True, metavar="NAME", help="Only this run of the matrix; several times for several.")
+@click.option("--predict", "predict_only", is_flag=True, help="Print what is predicted of every run, and run none.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results, instead of a table.")
 def run_command(
     document: Path,
@@ -61,6 +65,7 @@ def run_command(
     slurm: tuple[str, ...],
     timeout: float,
     only: tuple[str, ...],
+    predict_only: bool,
     as_json: bool,
 ) -> None:
     """Train what RUN.yaml asks for, run by run; what is done already is left as it is.
@@ -68,6 +73,9 @@ def run_command(
     Each run has a folder: what was asked, what was predicted before it began, its steps, losses, routing and energy. No
     setting of a GPU is changed. Exit code 3: some run failed; out of memory is a result.
     """
+    if predict_only:
+        _print_predicted(api.predict_runs(document, calibration=calibration), as_json=as_json)
+        return
     if launcher == "submitit":
         _submit(document, output, slurm, only, _passed_on(gpu, calibration, timeout))
         return
@@ -90,6 +98,18 @@ def run_command(
         _print(result)
     if result.failed:
         raise click.exceptions.Exit(_FAILED)
+
+
+def _print_predicted(answers: Mapping[str, Outcome], *, as_json: bool) -> None:
+    if as_json:
+        echo_json({name: answer.to_json() for name, answer in answers.items()})
+        return
+    heads = ("step ms", "energy J", "GB")
+    made = table("Run", "", *heads, numbers=heads)
+    for name, one in answers.items():
+        figures = (one.step_time_s.value * 1e3, one.energy.gpu_J.value, one.memory_B.value * 1e-9)
+        made.add_row(name, one.verdict, *(digits(value) if math.isfinite(value) else "" for value in figures))
+    console().print(made)
 
 
 def _passed_on(gpu: str | None, calibration: str | None, timeout: float) -> list[str]:

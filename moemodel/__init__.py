@@ -6,11 +6,11 @@
     print(answer.step_time_s, answer.gpu_energy_per_token_J, answer.notes)
 
 What the commands do, Python does by the same functions: `predict`, `search` (`moemodel optimize`), `profile`,
-`calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate` (`calibrate --update`), `validate` and `run`;
-`Meter` goes around a training loop of your own. The other names are their documents. `Meter`, `profile`, `run` and
-`validate` need the extra `profile`, installed from where moemodel itself came from; what begins with `calibrate` or
-`recalibrate` the extra `calibrate`. Everything is imported when it is first used: `import moemodel` costs next to
-nothing.
+`calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate` (`calibrate --update`), `validate`, `run` and
+`predict_runs` (`run --predict`); `Meter` goes around a training loop of your own. The other names are their documents.
+`Meter`, `profile`, `run` and `validate` need the extra `profile`, installed from where moemodel itself came from; what
+begins with `calibrate` or `recalibrate` the extra `calibrate`. Everything is imported when it is first used: `import
+moemodel` costs next to nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 if TYPE_CHECKING:
-    from moemodel.api import calibrate, calibrate_readings, recalibrate
+    from moemodel.api import calibrate, calibrate_readings, predict_runs, recalibrate
     from moemodel.calibration.store.catalogue import list_calibrations, shipped, write_calibration
     from moemodel.model.architecture.hf_config import list_architectures, read_architecture
     from moemodel.model.architecture.spec import Architecture
@@ -73,6 +73,7 @@ _HOMES: dict[str, str] = {
     "list_calibrations": "calibration.store.catalogue",
     "list_gpus": "model.hardware.gpu",
     "predict": "api",
+    "predict_runs": "api",
     "profile": "api",
     "read_architecture": "model.architecture.hf_config",
     "read_calibration": "model.records.calibration",
@@ -117,6 +118,7 @@ if TYPE_CHECKING:
         "list_calibrations",
         "list_gpus",
         "predict",
+        "predict_runs",
         "profile",
         "read_architecture",
         "read_calibration",

@@ -460,6 +460,42 @@ def run(
     )
 
 
+def predict_runs(
+    document: RunDocument | Path | str | Mapping[str, Any],
+    *,
+    calibration: Calibration | Path | str | None = None,
+) -> dict[str, Outcome]:
+    """What is predicted of every run that a document asks for, without running any: `moemodel run --predict`.
+
+    >>> import moemodel
+    >>> answers = moemodel.predict_runs('''
+    ... plan: {architecture: opt-350m, sequence_length: 512, global_batch: 8, cluster: {gpu: h100-sxm-80gb}}
+    ... matrix: {micro_batch: [4, 8]}
+    ... samples: 80
+    ... ''')
+    >>> [name for name, answer in answers.items() if answer.fits]
+    ['micro_batch-4', 'micro_batch-8']
+
+    Args:
+        document: see `run`.
+        calibration: of the predictions; None: the one that ships for each plan's GPU.
+
+    Returns:
+        By name of the run, as `predict` answers; for those that don't fit, too.
+
+    Raises:
+        InputError: see `run`.
+        InfeasiblePlanError: degrees that don't divide a model.
+    """
+    from moemodel.profiler.runs.document import RunDocument, cells, read_run
+
+    opened, place = _opened(document, RunDocument, "run", read_run)
+    return {
+        cell.name: predict(cell.plan, calibration, even_if_it_does_not_fit=True)
+        for cell in cells(opened, Path(place).parent if place else Path())
+    }
+
+
 def _predicted(plan: Plan, calibration: Calibration | Path | str | None) -> Mapping[str, Any] | None:
     """What is predicted of a plan, for its run's folder; None where nothing can be."""
     from moemodel.model.core.errors import MoeModelError

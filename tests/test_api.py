@@ -173,7 +173,7 @@ def _run(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["predict", "search", "Plan", "Search", "Outcome", "SearchResult", "Calibration", "Meter"]
+    "name", ["predict", "predict_runs", "search", "Plan", "Search", "Outcome", "SearchResult", "Calibration", "Meter"]
 )
 def test_a_docstring_is_right(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
@@ -277,7 +277,7 @@ def test_the_docstring_of_recalibrate(calibration: Calibration, monkeypatch: pyt
 def test_every_public_function_shows_a_use() -> None:
     own = [name for name in moemodel.__all__ if getattr(getattr(moemodel, name), "__module__", "") == "moemodel.api"]
     calibrating = ["calibrate", "calibrate_readings", "recalibrate"]
-    assert sorted(own) == sorted([*calibrating, "predict", "profile", "run", "search", "validate"])
+    assert sorted(own) == sorted([*calibrating, "predict", "predict_runs", "profile", "run", "search", "validate"])
     for name in own:
         text = getattr(moemodel, name).__doc__
         assert all(part in text for part in ("Args:", "Returns:", "Raises:")), name

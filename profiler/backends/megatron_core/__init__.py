@@ -1,0 +1,1 @@
+"""The backend `megatron-core`: Megatron Core's own GPTModel, optimizer and schedules (see `backends.base`)."""
