@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moemodel.model.core.errors import InputError
+from moemodel.model.core.errors import DeviceError, InputError
 from moemodel.profiler.backends.base import TrainingRun
 from moemodel.profiler.backends.data_parallel_run import DataParallelRun
 from moemodel.profiler.backends.deepspeed.configuration import configuration
@@ -58,6 +58,25 @@ def join(device: torch.device) -> None:
     deepspeed.init_distributed(dist.get_backend())
 
 
+def _has_fused_adam(run: TrainingRun, device: torch.device) -> bool:
+    """Whether AdamW is DeepSpeed's own; on a GPU it has to be.
+
+    Raises:
+        DeviceError: neither was it installed with DeepSpeed nor can it be compiled.
+    """
+    from deepspeed.git_version_info import installed_ops as installed
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    if device.type != "cuda":
+        return False
+    if not installed.get("fused_adam") and CUDA_HOME is None:
+        raise DeviceError(
+            f"{run.name}: DeepSpeed compiles its AdamW for GPUs when it is first used, and there is no CUDA toolkit "
+            "(nvcc) here; install one, or DeepSpeed with DS_BUILD_FUSED_ADAM=1"
+        )
+    return True
+
+
 class EngineRun(DataParallelRun):
     """One rank's part of a model under `DeepSpeedEngine`. A `Run`."""
 
@@ -67,7 +86,7 @@ class EngineRun(DataParallelRun):
         from moemodel.profiler.backends.deepspeed.mixture import DeepSpeedMixture
 
         super().__init__(run, device, place, groups, DeepSpeedMixture)
-        config = configuration(run, fused=device.type == "cuda")
+        config = configuration(run, fused=_has_fused_adam(run, device))
         self._engine: Any = deepspeed.initialize(model=self.model, config=config)[0]
 
     def forward(self, tokens_BS: Tensor, targets_BS: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
+import deepspeed.moe.layer  # before the forks: it takes longer than the cases
+import deepspeed.runtime.zero.muon.muon_optimizer  # which its ZeRO imports when it is first used  # noqa: F401
 import torch
 import torch.distributed as dist
 from torch import nn
