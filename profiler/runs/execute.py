@@ -231,7 +231,7 @@ class _Execution:
         (self._folder / JOB).mkdir()
 
     def _run(self, predicted: Mapping[str, Any] | None) -> RunResult:
-        self._write_manifest(gpu=self._gpu, versions={})
+        self._write_manifest(gpu=self._gpu, versions={}, data=self._document.data.model_dump(mode="json"))
         if predicted is not None:
             write_atomic(self._folder / PREDICTED, json.dumps(predicted, indent=1))
         try:
@@ -244,7 +244,7 @@ class _Execution:
         with closing(job.events()) as events:
             for event in events:
                 if event["event"] == "began":
-                    self._write_manifest(gpu=event["device"], versions=event["versions"])
+                    self._write_manifest(gpu=event["device"], versions=event["versions"], data=event["data"])
                 if event["event"] == "steps":
                     self._tell(steps=event["done"])
                 done = done or event["event"] == "done"
@@ -262,7 +262,7 @@ class _Execution:
     def _tell(self, **now: Any) -> None:
         self._progress(Progress(cell=self._cell, number=self._place.number, cells=self._place.cells, **now))
 
-    def _write_manifest(self, *, gpu: str, versions: dict[str, str]) -> None:
+    def _write_manifest(self, *, gpu: str, versions: dict[str, str], data: dict[str, Any]) -> None:
         cell, document = self._cell, self._document
         manifest = RunManifest(
             name=cell.name,
@@ -272,7 +272,7 @@ class _Execution:
             steps=cell.steps,
             warmup_steps=document.warmup_steps,
             learning_rate=cell.learning_rate,
-            data=document.data.model_dump(mode="json"),
+            data=data,
             seed=cell.seed,
             repeat=cell.repeat,
             gpu=gpu,
@@ -291,7 +291,7 @@ class _Execution:
             folder=str(self._folder.resolve()),
             plan_yaml=cell.plan_yaml,
             plan_folder=str(self._plan_folder.resolve()),
-            data=document.data,
+            data=document.data.read_in(self._plan_folder),
             learning_rate=cell.learning_rate,
             seed=cell.seed,
             steps=cell.steps,

@@ -31,6 +31,7 @@ from moemodel.profiler.backends.base import (
     check_runs,
     release_comm_buffers,
 )
+from moemodel.profiler.data.text import describe
 from moemodel.profiler.devices.base import Device
 from moemodel.profiler.emissions.codecarbon import CodeCarbonLevels
 from moemodel.profiler.jobs.events import EVENTS, EventWriter
@@ -67,7 +68,7 @@ def _train(order: RunOrder, folder: Path) -> None:
         learning_rate=order.learning_rate,
     )  # fmt: skip
     if rank == 0:
-        events.write("began", device=device.info.name, versions=_versions())
+        events.write("began", device=device.info.name, versions=_versions(), data=describe(order.data, architecture))
     release_comm_buffers(plan.backend, device.torch_device)
     base_B = torch.cuda.memory_allocated(device.torch_device) if device.torch_device.type == "cuda" else 0
     run = builder(plan.backend)(asked, device.torch_device)
