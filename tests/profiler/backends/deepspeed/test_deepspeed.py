@@ -36,6 +36,7 @@ _ONE_RANK: list[Case] = [
     _layer(1, top_k=4, capacity_factor=8.0),
     {"parallel": {}, "dtype": "float32"},
     {"parallel": {"zero_stage": 2}, "dtype": "float32", "recompute": "full"},
+    {"parallel": {"zero_stage": 1}, "dtype": "float32", "switch": True},
     {"parallel": {}, "dtype": "bfloat16"},
     {"parallel": {"zero_stage": 1}, "dtype": "bfloat16"},
     {"parallel": {"zero_stage": 2}, "dtype": "bfloat16", "precision": "bf16"},
@@ -154,7 +155,7 @@ def test_its_other_routers_train(one_rank: list[Case], index: int) -> None:
 @needs_deepspeed
 def test_which_optimizer_holds_the_states(one_rank: list[Case]) -> None:
     told = {json.dumps(case): found.get("optimizer") for case, found in zip(_ONE_RANK, one_rank, strict=False)}
-    assert told[json.dumps(_ONE_RANK[-5])] == "AdamW"  # float32, for comparison alone
+    assert told[json.dumps(_ONE_RANK[-6])] == "AdamW"  # float32, for comparison alone
     assert told[json.dumps(_ONE_RANK[-3])] == "FP16_UnfusedOptimizer"
     assert told[json.dumps(_ONE_RANK[-2])] == told[json.dumps(_ONE_RANK[-1])] == "DeepSpeedZeroOptimizer"
 
