@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from moemodel.profiler.backends.data_parallel_run import DataParallelRun
 from moemodel.profiler.backends.deepspeed.configuration import configuration
 from moemodel.profiler.backends.torch_native.process_groups import Groups
 from moemodel.profiler.backends.torch_native.rank_mesh import RankMesh
+
+_ARCHITECTURES = "TORCH_CUDA_ARCH_LIST"
 
 
 def build_run(run: TrainingRun, device: torch.device) -> EngineRun:
@@ -77,6 +80,27 @@ def _has_fused_adam(run: TrainingRun, device: torch.device) -> bool:
     return True
 
 
+@contextmanager
+def architecture_at_hand(device: torch.device) -> Iterator[None]:
+    """What is compiled meanwhile, is for this GPU alone.
+
+    DeepSpeed 0.19.8 takes the numbers of architectures apart, and fails where `TORCH_CUDA_ARCH_LIST` has a letter, as in
+    9.0a (op_builder/builder.py, `compute_capability_args`).
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = os.environ.get(_ARCHITECTURES)
+    os.environ[_ARCHITECTURES] = "{}.{}".format(*torch.cuda.get_device_capability(device))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_ARCHITECTURES]
+        else:
+            os.environ[_ARCHITECTURES] = before
+
+
 class EngineRun(DataParallelRun):
     """One rank's part of a model under `DeepSpeedEngine`. A `Run`."""
 
@@ -87,7 +111,8 @@ class EngineRun(DataParallelRun):
 
         super().__init__(run, device, place, groups, DeepSpeedMixture)
         config = configuration(run, fused=_has_fused_adam(run, device))
-        self._engine: Any = deepspeed.initialize(model=self.model, config=config)[0]
+        with architecture_at_hand(device):
+            self._engine: Any = deepspeed.initialize(model=self.model, config=config)[0]
 
     def forward(self, tokens_BS: Tensor, targets_BS: Tensor) -> Tensor:
         """See `DataParallelRun`."""

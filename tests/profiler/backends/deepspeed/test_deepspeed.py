@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from moemodel.profiler.backends.deepspeed.engine_run import architecture_at_hand
 
 _SCRIPT = Path(__file__).with_name("ranks_deepspeed.py")
 _ROOT = Path(__file__).parents[4]
@@ -182,3 +185,15 @@ def test_a_missing_framework_is_named_with_its_extra() -> None:
     assert first.startswith("MissingExtraError the backend deepspeed needs deepspeed, which is not installed; install")
     assert "pip install '.[deepspeed]'" in first
     assert opened == "False"
+
+
+@pytest.mark.parametrize("before", ["9.0a", None])
+def test_it_compiles_for_the_gpu_at_hand_alone(monkeypatch: pytest.MonkeyPatch, before: str | None) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    if before is None:
+        monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    else:
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", before)
+    with architecture_at_hand(torch.device("cuda", 0)):
+        assert os.environ["TORCH_CUDA_ARCH_LIST"] == "9.0"
+    assert os.environ.get("TORCH_CUDA_ARCH_LIST") == before
