@@ -82,10 +82,10 @@ def _has_fused_adam(run: TrainingRun, device: torch.device) -> bool:
 
 @contextmanager
 def architecture_at_hand(device: torch.device) -> Iterator[None]:
-    """What is compiled meanwhile, is for this GPU alone.
+    """What is compiled meanwhile is for this GPU alone.
 
-    DeepSpeed 0.19.8 takes the numbers of architectures apart, and fails where `TORCH_CUDA_ARCH_LIST` has a letter, as in
-    9.0a (op_builder/builder.py, `compute_capability_args`).
+    DeepSpeed 0.19.8 reads architectures as numbers and fails where `TORCH_CUDA_ARCH_LIST` has a letter, as in 9.0a
+    (op_builder/builder.py, `compute_capability_args`).
     """
     if device.type != "cuda":
         yield
