@@ -65,13 +65,11 @@ class RunOptions:
     """How runs are run.
 
     Attributes:
-        gpu: that must be there; "cpu"; None: the plans'.
         launcher: of the processes: of this machine, or srun inside a Slurm allocation.
         timeout_s: without progress, after which a run counts as hanging.
         emissions: whose electricity CodeCarbon counts with, of a run; None: without it.
     """
 
-    gpu: str | None = None
     launcher: Launcher = "local"
     timeout_s: float = 240.0
     emissions: Callable[[Cell], EmissionsPlace | None] = lambda _: None
@@ -257,7 +255,7 @@ class _Execution:
 
     @property
     def _gpu(self) -> str:
-        return self._options.gpu or self._cell.plan.cluster.gpu
+        return self._cell.plan.cluster.gpu
 
     def _tell(self, **now: Any) -> None:
         self._progress(Progress(cell=self._cell, number=self._place.number, cells=self._place.cells, **now))

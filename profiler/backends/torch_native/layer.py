@@ -72,7 +72,7 @@ class ModelLayer(nn.Module):
         super().__init__()
         self._recompute = making.recompute
         self._random = making.is_random(layer.feed_forward)
-        self._router_share = 1 / (making.passes * making.sharding.copies)
+        self._router_share = 1 / (making.passes * making.sharding.loss_ranks)
         held = making.sharding.layer(layer)
         assert layer.norm is not None
         norms = [Norm(hidden, kind=layer.norm, bias=layer.norm_bias) for _ in range(len(layer.attentions) + 1)]

@@ -37,7 +37,7 @@ def check_routing(architecture: Architecture, routing: RoutingSpec) -> None:
         InputError: each mistake, and what is allowed.
     """
     blocks = dict.fromkeys(layer.feed_forward for layer in architecture.layers if isinstance(layer.feed_forward, Moe))
-    mistakes = [mistake for block in blocks for mistake in _mistakes(block, routing)]
+    mistakes = [text for block in blocks for text in _mistakes(block, routing)]
     if mistakes:
         raise InputError(f"{architecture.name}: " + "; ".join(dict.fromkeys(mistakes)))
 
