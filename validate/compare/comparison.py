@@ -224,8 +224,8 @@ def _check(cell: Cell, quantity: str, expected: Expected, measured: Spread) -> C
 def _together_notes(names: Sequence[str], together: Sequence[str]) -> Iterator[str]:
     if together:
         yield (
-            f"What differs in {', '.join(names)} differs in {', '.join(together)} too; which of them makes a difference "
-            "is not told."
+            f"What differs in {', '.join(names)} differs in {', '.join(together)} too; which of them makes a "
+            "difference is not told."
         )
 
 
