@@ -16,6 +16,7 @@ from moemodel.validation.compare.welch import Spread, spread
 # What cells are told apart by, first of all; everything else is a setting.
 FACTORS = {"backend": "framework", "model": "model", "global_batch": "batch"}
 SETTINGS = "settings"
+_OF_MODEL = ("model", "architecture", "layers")  # keys that all say which model it is
 _APART = ("name", "architecture", "layers", "tokens")  # of a plan: said otherwise, or nothing that is run differently
 
 
@@ -52,6 +53,7 @@ def settings_of(run: Run) -> dict[str, Hashable]:
     return {
         **first,
         "architecture": run.plan.architecture,
+        "layers": run.plan.layers,
         **plan,
         "learning_rate": manifest.learning_rate,
         **{f"data.{key}": value for key, value in _flat(manifest.data).items()},
@@ -77,6 +79,22 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Hashable]:
         else:
             found[f"{prefix}{key}"] = json.dumps(value) if isinstance(value, list) else value
     return found
+
+
+def factor_of(key: str) -> str:
+    """What a key is of: framework, model, batch, or settings."""
+    return FACTORS.get("model" if key in _OF_MODEL else key, SETTINGS)
+
+
+def order_of(settings: Mapping[str, Hashable], names: Sequence[str]) -> tuple[tuple[bool, float, str], ...]:
+    """What cells are sorted by: frameworks of the same model, batch and settings stand beside each other."""
+    keys = [name for name in names if name != "backend"] + ["backend"]
+    return tuple(_sortable(settings.get(name)) for name in keys)
+
+
+def _sortable(value: Hashable) -> tuple[bool, float, str]:
+    number = isinstance(value, int | float)
+    return not number, float(value) if isinstance(value, int | float) else 0.0, "" if number else str(value)
 
 
 def key_of(settings: Mapping[str, Hashable]) -> Hashable:
@@ -115,6 +133,8 @@ def _said(name: str, value: Hashable) -> str:
     if name in ("model", "gpu", "architecture"):
         return str(value)
     short = {"global_batch": "batch", "learning_rate": "rate"}.get(name, name.rpartition(".")[2].replace("_", " "))
+    if name == "layers":
+        return "all layers" if value is None else f"{value} layers"
     if value is None:
         return f"default {short}"
     if isinstance(value, bool):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moemodel.model.core.interval import INTERVAL
-from moemodel.validation.compare.cells import Cell, gpu_name, key_of, label_of, settings_of, telling
+from moemodel.validation.compare.cells import Cell, gpu_name, key_of, label_of, order_of, settings_of, telling
 from moemodel.validation.compare.differences import Difference, differences
 from moemodel.validation.compare.equal import at_samples
 from moemodel.validation.compare.folders import Run, read_runs
@@ -78,7 +78,7 @@ class Comparison:
 
     Attributes:
         samples: at which all are compared: the fewest that a run that is done has; None where none is done.
-        cells: of the runs that are done, in the order in which they were given.
+        cells: of the runs that are done, sorted by model, batch and settings, then by framework.
         differences: of pairs of cells that differ in one thing.
         checks: of predictions.
         ended: runs that were not done.
@@ -150,7 +150,7 @@ def _cells(
     for index, run in enumerate(runs):
         if run.done:
             groups.setdefault(key_of(settings[index]), []).append(index)
-    for members in groups.values():
+    for members in sorted(groups.values(), key=lambda members: order_of(settings[members[0]], names)):
         assert samples is not None
         own = settings[members[0]]
         yield Cell(label=label_of(own, names), settings=own, runs=tuple(at_samples(runs[i], samples) for i in members))

@@ -24,9 +24,10 @@ STYLE = f"""
 :root {{ {_variables(_LIGHT)} --rest: #b3bcc7; --pipeline: #1668b8; }}
 @media (prefers-color-scheme: dark) {{ :root {{ {_variables(_DARK)} --rest: #566170; --pipeline: #6cb2f5; }} }}
 polyline {{ fill: none; stroke-width: 1.8; stroke-linejoin: round; }} polyline.dashed {{ stroke-dasharray: 6 4; }}
+line.whisker {{ stroke-width: 2; stroke-opacity: .8; }}
+circle.single {{ fill: var(--measured); fill-opacity: .35; }}
 {_CLASSES}
 circle {{ stroke-width: 0; }} circle.predicted {{ stroke-width: 2; }}
-circle.single {{ fill: var(--measured); fill-opacity: .35; }}
 rect.rest {{ fill: var(--rest); }} rect.pipeline {{ fill: var(--pipeline); }}
 .key.rest, .key.pipeline {{ border-radius: 2px; background: var(--rest); }}
 .key.pipeline {{ background: var(--pipeline); }}

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from moemodel.validation.compare.cells import FACTORS, SETTINGS, Cell, telling
+from moemodel.validation.compare.cells import Cell, factor_of, telling
 from moemodel.validation.compare.quantities import COMPARED
 from moemodel.validation.compare.welch import FEW, Spread, difference
 
@@ -48,7 +48,7 @@ def differences(cells: Sequence[Cell]) -> Iterator[Difference]:
     """All pairs that differ in one thing, in every quantity that both have."""
     keys, _ = telling([cell.settings for cell in cells])
     for a, b in itertools.combinations(cells, 2):
-        factor = factor_of(a, b, keys)
+        factor = only_factor(a, b, keys)
         for quantity in COMPARED if factor is not None else ():
             of_a, of_b = a.spread(quantity), b.spread(quantity)
             if of_a is None or of_b is None or not of_a.mean or (quantity == "loss" and not _same_data(a, b)):
@@ -57,14 +57,10 @@ def differences(cells: Sequence[Cell]) -> Iterator[Difference]:
             yield _difference(factor, quantity, (a.label, of_a), (b.label, of_b))
 
 
-def factor_of(a: Cell, b: Cell, keys: Sequence[str]) -> str | None:
+def only_factor(a: Cell, b: Cell, keys: Sequence[str]) -> str | None:
     """The one thing in which two cells differ; None where it is more than one."""
-    names = {_factor(key) for key in keys if repr(a.settings.get(key)) != repr(b.settings.get(key))}
+    names = {factor_of(key) for key in keys if repr(a.settings.get(key)) != repr(b.settings.get(key))}
     return names.pop() if len(names) == 1 else None
-
-
-def _factor(key: str) -> str:
-    return FACTORS.get("model" if key == "architecture" else key, SETTINGS)
 
 
 def _same_data(a: Cell, b: Cell) -> bool:

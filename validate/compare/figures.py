@@ -153,9 +153,14 @@ def predicted_phases(cell: Cell) -> dict[str, float]:
 # ---- two axes -------------------------------------------------------------------------------------------------------
 
 
+def in_plane(cells: Sequence[Cell]) -> list[Cell]:
+    """Cells that have both energy and loss."""
+    return [cell for cell in cells if cell.spread("energy") is not None and cell.spread("loss") is not None]
+
+
 def plane(cells: Sequence[Cell], frame: Frame) -> str:
-    """Energy against loss of every cell, with both deviations."""
-    found = [cell for cell in cells if cell.spread("energy") is not None and cell.spread("loss") is not None]
+    """Energy against loss of every cell, with both deviations; names where there is room."""
+    found = in_plane(cells)
     if len(found) < 2:
         return ""
     energy, loss = ALL["energy"], ALL["loss"]
@@ -164,16 +169,17 @@ def plane(cells: Sequence[Cell], frame: Frame) -> str:
     parts = [grid(frame, x, _HEIGHT, _axis_label(energy), _TOP), across(frame, y, _axis_label(loss), _LEFT)]
     places = Places(width=frame.width)
     at: dict[str, tuple[float, float]] = {}
-    for cell in found:
+    for index, cell in enumerate(found):
         of_energy, of_loss = cell.spread("energy"), cell.spread("loss")
         assert of_energy is not None
         assert of_loss is not None
         cx, cy = x.place(of_energy.mean), y.place(of_loss.mean)
         (left, right), (low, high) = _deviation(cell, "energy"), _deviation(cell, "loss")
         title = f"{cell.label}: {_of(of_energy.mean, energy)}, {_of(of_loss.mean, loss)}"
-        parts.append(line(x.place(left), cy, x.place(right), cy, "deviation", title))
-        parts.append(line(cx, y.place(low), cx, y.place(high), "deviation", title))
-        parts.append(dot(cx, cy, "measured", title))
+        colour = f"s{index % SERIES}"
+        parts.append(line(x.place(left), cy, x.place(right), cy, f"whisker {colour}", title))
+        parts.append(line(cx, y.place(low), cx, y.place(high), f"whisker {colour}", title))
+        parts.append(dot(cx, cy, "measured", title, colour))
         places.take(cx, cy, 7)
         places.take_line(cx, y.place(low), cx, y.place(high))
         at[cell.label] = (cx, cy)
@@ -258,7 +264,7 @@ def curves(found: Sequence[Curve], unit: Unit, along: str, frame: Frame) -> str:
         points = [(x.place(a), y.place(b * unit.scale)) for a, b in zip(one.x.tolist(), one.y.tolist(), strict=True)]
         title = f"{one.label}: {_of(float(one.y[0]), unit)} to {_of(float(one.y[-1]), unit)}"
         if len(points) == 1:
-            parts.append(dot(*points[0], "single", title).replace('"single"', f'"single {series_class(index)}"'))
+            parts.append(dot(*points[0], "single", title, series_class(index)))
         parts.append(curve(points, series_class(index), title))
     return svg(frame, _HEIGHT, f"{unit.label} of every cell, along {along}", parts)
 

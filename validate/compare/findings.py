@@ -6,15 +6,13 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from moemodel.validation.compare.cells import FACTORS, SETTINGS, Cell, key_of, label_of, telling
+from moemodel.validation.compare.cells import FACTORS, SETTINGS, Cell, factor_of, key_of, label_of, telling
 from moemodel.validation.compare.comparison import Comparison
 from moemodel.validation.compare.differences import Difference
 from moemodel.validation.compare.quantities import COMPARED
 from moemodel.validation.report.units import number, percent
 
 Level = Literal["good", "open"]
-
-_KEYS = {factor: key for key, factor in FACTORS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +38,9 @@ def findings(comparison: Comparison, quantities: Sequence[str] = ("energy", "los
 def _groups(cells: Sequence[Cell], factor: str) -> list[list[Cell]]:
     """Cells that differ in nothing but a factor."""
     names, _ = telling([cell.settings for cell in cells])
-    keys = {_KEYS[factor]} if factor in _KEYS else {name for name in names if name not in FACTORS}
     groups: dict[Hashable, list[Cell]] = {}
     for cell in cells:
-        rest = {name: cell.settings.get(name) for name in names if name not in keys}
+        rest = {name: cell.settings.get(name) for name in names if factor_of(name) != factor}
         groups.setdefault(key_of(rest), []).append(cell)
     return [group for group in groups.values() if len(group) > 1]
 
@@ -57,17 +54,18 @@ def _of_group(
     best, second = sorted(means, key=lambda label: means[label])[:2]
     found = next((one for one in pairs if {one.a, one.b} == {best, second}), None)
     if found is not None:
-        yield _finding(found if found.a == second else _turned(found), quantity, _where(group, factor, cells))
+        names, _ = telling([cell.settings for cell in cells])
+        of_factor = [name for name in names if factor_of(name) == factor]
+        short = {cell.label: _said(cell, of_factor) for cell in group}
+        turned = found if found.a == second else _turned(found)
+        where = _said(group[0], [name for name in names if name not in of_factor])
+        yield _finding(replace(turned, a=short[second], b=short[best]), quantity, where)
 
 
-def _where(group: Sequence[Cell], factor: str, cells: Sequence[Cell]) -> str:
-    """What the cells of a group share that others have otherwise."""
-    names, _ = telling([cell.settings for cell in cells])
-    key = _KEYS.get(factor)
-    same = [n for n in names if n != key and len({repr(cell.settings.get(n)) for cell in group}) == 1]
-    settings = group[0].settings
-    said = label_of(settings, same)
-    return said if "backend" in same else said.partition(", ")[2]
+def _said(cell: Cell, names: Sequence[str]) -> str:
+    """What a cell is called by some of its settings."""
+    said = label_of(cell.settings, names)
+    return said if "backend" in names else said.partition(", ")[2]
 
 
 def _turned(one: Difference) -> Difference:

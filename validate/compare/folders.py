@@ -67,11 +67,10 @@ class Run:
 
     @property
     def model(self) -> str:
-        """What its model is called: the architecture, and how many layers of it."""
+        """What the architecture of its model is called."""
         path = PurePath(self.plan.architecture)
         name = path.parent.name if path.stem == "config" and path.parent.name else path.stem
-        name = path.name if path.suffix not in (".json", "") else name
-        return name if self.plan.layers is None else f"{name}, {self.plan.layers} layers"
+        return path.name if path.suffix not in (".json", "") else name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,14 +11,16 @@ from html import escape
 from moemodel.model.plan.spec import plan_text
 from moemodel.validation.compare.cells import FACTORS, SETTINGS, Cell
 from moemodel.validation.compare.comparison import Check, Comparison
-from moemodel.validation.compare.css import STYLE
+from moemodel.validation.compare.css import SERIES, STYLE
 from moemodel.validation.compare.differences import Difference
 from moemodel.validation.compare.figures import (
     MOST_CURVES,
     Curve,
     curves,
     curves_of,
+    expectation,
     experts_of,
+    in_plane,
     phases,
     plane,
     series_class,
@@ -33,10 +35,8 @@ from moemodel.validation.report.units import Unit, number, percent
 
 _MOST_ROWS = 200  # of a table in the page; files hold all
 _MOST_FINDINGS = 12
-_KEY = (
-    '<span class="key m"></span>measured: mean and standard deviation over repeats, and single runs &nbsp; '
-    '<span class="key p"></span>predicted before the run, with its 90 % interval'
-)
+_MEASURED = '<span class="key m"></span>measured: mean and standard deviation over repeats, and single runs'
+_PREDICTED = ' &nbsp; <span class="key p"></span>predicted before the run, with its 90 % interval'
 _LOAD = Unit(label="rows over the mean", short="load", symbol="", scale=1.0)
 
 
@@ -64,7 +64,7 @@ def _sections(comparison: Comparison) -> Iterator[tuple[str, str]]:
     yield "Duration", _of_quantity(cells, "duration", "Duration")
     yield "Emissions", _of_quantity(cells, "emissions", "Emissions")
     yield "Loss", _of_quantity(cells, "loss", "Task loss") + _curves(cells, "loss", "Task loss over samples")
-    yield "Energy against loss", figure("Energy against loss", lambda f: plane(cells, f), "means, standard deviations")
+    yield "Energy against loss", _plane(cells)
     yield "Phases", _phases(cells)
     yield "Memory", _of_quantity(cells, "memory", "Peak memory")
     yield "Steps", _of_steps(cells)
@@ -143,7 +143,8 @@ def _tiles(comparison: Comparison) -> Iterator[tuple[str, str]]:
 
 
 def _of_quantity(cells: Sequence[Cell], name: str, title: str) -> str:
-    drawn = figure(title, lambda frame: spans(cells, name, frame), _KEY)
+    key = _MEASURED + (_PREDICTED if any(expectation(cell, name) is not None for cell in cells) else "")
+    drawn = figure(title, lambda frame: spans(cells, name, frame), key)
     return drawn + _spreads(cells, {name: ALL[name]}) if drawn else ""
 
 
@@ -178,12 +179,9 @@ def _curves(cells: Sequence[Cell], name: str, title: str) -> str:
 
 def _drawn(title: str, draw: Callable[[Frame], str], found: Sequence[Curve]) -> str:
     """Curves, with a list of their colours."""
-    keys = "".join(
-        f'<li><span class="key {series_class(index)}"></span>{escape(one.label)}</li>'
-        for index, one in enumerate(found)
-    )
+    keys = _keys([(series_class(index), one.label) for index, one in enumerate(found)])
     more = f" No more than {MOST_CURVES} are drawn; steps.csv has all." if len(found) == MOST_CURVES else ""
-    return figure(title, draw, f'means over repeats.{more}<ul class="keys">{keys}</ul>')
+    return figure(title, draw, f"means over repeats.{more}{keys}")
 
 
 def _routing(cells: Sequence[Cell]) -> str:
@@ -195,6 +193,19 @@ def _routing(cells: Sequence[Cell]) -> str:
         _spreads(cells, OF_ROUTERS),
     ]
     return "".join(parts)
+
+
+def _plane(cells: Sequence[Cell]) -> str:
+    keys = _keys([(f"s{index % SERIES}", cell.label) for index, cell in enumerate(in_plane(cells))])
+    return figure(
+        "Energy against loss", lambda frame: plane(cells, frame), f"means and standard deviations over repeats{keys}"
+    )
+
+
+def _keys(named: Iterable[tuple[str, str]]) -> str:
+    """Colours, and what has them."""
+    items = "".join(f'<li><span class="key {colour}"></span>{escape(label)}</li>' for colour, label in named)
+    return f'<ul class="keys">{items}</ul>'
 
 
 def _phases(cells: Sequence[Cell]) -> str:

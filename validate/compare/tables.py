@@ -85,9 +85,9 @@ def _phases(comparison: Comparison) -> Iterator[Row]:
         for name in cell.runs[0].phases:
             found = cell.phase(name)
             times_s = [one.phases[name].time_s for one in cell.runs if name in one.phases]
-            spread = (
-                (None,) * 5 if found is None else (found.mean, found.std, found.runs, *(found.interval or ("", "")))
-            )
+            spread: Row = (None,) * 5
+            if found is not None:
+                spread = (found.mean, found.std, found.runs, *(found.interval or (None, None)))
             yield cell.label, name, None if name == "rest" else float(np.mean(times_s)), *spread
 
 

@@ -217,10 +217,10 @@ def line(x1: float, y1: float, x2: float, y2: float, kind: str, title: str = "")
     return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}">{shown}</line>'
 
 
-def dot(x: float, y: float, kind: str, title: str) -> str:
-    """A dot; a ring around it stays visible where the two agree."""
+def dot(x: float, y: float, kind: str, title: str, colour: str = "") -> str:
+    """A dot; a ring around it stays visible where the two agree. `colour` is another class of the style sheet."""
     at = f'cx="{x:.1f}" cy="{y:.1f}" r="{_RADIUS[kind]:g}"'
-    return f'<circle class="{kind}" {at}><title>{escape(title)}</title></circle>'
+    return f'<circle class="{f"{kind} {colour}".strip()}" {at}><title>{escape(title)}</title></circle>'
 
 
 def curve(points: Sequence[tuple[float, float]], kind: str, title: str) -> str:
