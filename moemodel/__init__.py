@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 if TYPE_CHECKING:
-    from moemodel.api import calibrate, calibrate_readings, predict_runs, recalibrate
+    from moemodel.api import calibrate, calibrate_readings, compare, predict_runs, recalibrate
     from moemodel.calibration.store.catalogue import list_calibrations, shipped, write_calibration
     from moemodel.model.architecture.hf_config import list_architectures, read_architecture
     from moemodel.model.architecture.spec import Architecture
@@ -69,6 +69,7 @@ _HOMES: dict[str, str] = {
     "SearchResult": "model.search.result",
     "calibrate": "api",
     "calibrate_readings": "api",
+    "compare": "api",
     "list_architectures": "model.architecture.hf_config",
     "list_calibrations": "calibration.store.catalogue",
     "list_gpus": "model.hardware.gpu",
@@ -114,6 +115,7 @@ if TYPE_CHECKING:
         "__version__",
         "calibrate",
         "calibrate_readings",
+        "compare",
         "list_architectures",
         "list_calibrations",
         "list_gpus",

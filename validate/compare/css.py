@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SERIES = 8  # colours; from there on lines are dashed
+SERIES = 8  # colours; from there on lines are dashed, and dots hollow
 
 # Okabe and Ito (2008), which are told apart without red or green; lighter on dark paper.
 _LIGHT = ("#0072b2", "#c05a00", "#00805c", "#a8508a", "#7a6a00", "#3a8fc4", "#5b6675", "#8a3b1c")
@@ -16,7 +16,8 @@ def _variables(colours: tuple[str, ...]) -> str:
 
 
 _CLASSES = "\n".join(
-    f".s{i} {{ stroke: var(--s{i}); }} .key.s{i} {{ background: var(--s{i}); }} circle.s{i} {{ fill: var(--s{i}); }}"
+    f".s{i} {{ stroke: var(--s{i}); }} .key.s{i} {{ background: var(--s{i}); }} circle.s{i} {{ fill: var(--s{i}); }}\n"
+    f".key.s{i}.dashed {{ background: none; border: 2px solid var(--s{i}); }}"
     for i in range(SERIES)
 )
 
@@ -28,11 +29,11 @@ line.whisker {{ stroke-width: 2; stroke-opacity: .8; }}
 circle.single {{ fill: var(--measured); fill-opacity: .35; }}
 {_CLASSES}
 circle {{ stroke-width: 0; }} circle.predicted {{ stroke-width: 2; }}
+circle.dashed {{ fill: var(--paper); fill-opacity: 1; stroke-width: 2; }}
 rect.rest {{ fill: var(--rest); }} rect.pipeline {{ fill: var(--pipeline); }}
 .key.rest, .key.pipeline {{ border-radius: 2px; background: var(--rest); }}
 .key.pipeline {{ background: var(--pipeline); }}
 ul.keys {{ list-style: none; display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; padding: 0; margin: .3rem 0; }}
-.key.dashed {{ opacity: .55; }}
 nav ul {{ display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; list-style: none; padding: 0; margin: .6rem 0; }}
 nav a {{ color: var(--measured); }}
 .skip {{ position: absolute; left: -999px; }} .skip:focus {{ position: static; }}

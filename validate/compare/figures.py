@@ -176,7 +176,7 @@ def plane(cells: Sequence[Cell], frame: Frame) -> str:
         cx, cy = x.place(of_energy.mean), y.place(of_loss.mean)
         (left, right), (low, high) = _deviation(cell, "energy"), _deviation(cell, "loss")
         title = f"{cell.label}: {_of(of_energy.mean, energy)}, {_of(of_loss.mean, loss)}"
-        colour = f"s{index % SERIES}"
+        colour = series_class(index)
         parts.append(line(x.place(left), cy, x.place(right), cy, f"whisker {colour}", title))
         parts.append(line(cx, y.place(low), cx, y.place(high), f"whisker {colour}", title))
         parts.append(dot(cx, cy, "measured", title, colour))

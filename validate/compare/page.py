@@ -6,12 +6,13 @@ It is made of the parts of a validation's page. All text from plans and machines
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from html import escape
 
 from moemodel.model.plan.spec import plan_text
 from moemodel.validation.compare.cells import FACTORS, SETTINGS, Cell
 from moemodel.validation.compare.comparison import Check, Comparison
-from moemodel.validation.compare.css import SERIES, STYLE
+from moemodel.validation.compare.css import STYLE
 from moemodel.validation.compare.differences import Difference
 from moemodel.validation.compare.figures import (
     MOST_CURVES,
@@ -29,7 +30,7 @@ from moemodel.validation.compare.figures import (
 from moemodel.validation.compare.findings import findings
 from moemodel.validation.compare.quantities import ALL, COMPARED, OF_ROUTERS, OF_STEP, PHASES
 from moemodel.validation.compare.welch import Spread
-from moemodel.validation.report.marks import Frame
+from moemodel.validation.report.marks import WIDE, Frame
 from moemodel.validation.report.parts import document, figure, table, tiles_of
 from moemodel.validation.report.units import Unit, number, percent
 
@@ -37,6 +38,7 @@ _MOST_ROWS = 200  # of a table in the page; files hold all
 _MOST_FINDINGS = 12
 _MEASURED = '<span class="key m"></span>measured: mean and standard deviation over repeats, and single runs'
 _PREDICTED = ' &nbsp; <span class="key p"></span>predicted before the run, with its 90 % interval'
+_ROWS = replace(WIDE, left=300.0)  # labels are of a framework, a model and a batch
 _LOAD = Unit(label="rows over the mean", short="load", symbol="", scale=1.0)
 
 
@@ -88,6 +90,11 @@ def _contents(names: Iterable[str]) -> str:
 
 def _count(number_of: int, name: str) -> str:
     return f"{number_of} {name}{'' if number_of == 1 else 's'}"
+
+
+def _figure(title: str, draw: Callable[[Frame], str], caption: str) -> str:
+    """A figure with room for the names of cells."""
+    return figure(title, draw, caption, _ROWS)
 
 
 def _about(comparison: Comparison) -> Iterator[str]:
@@ -144,7 +151,7 @@ def _tiles(comparison: Comparison) -> Iterator[tuple[str, str]]:
 
 def _of_quantity(cells: Sequence[Cell], name: str, title: str) -> str:
     key = _MEASURED + (_PREDICTED if any(expectation(cell, name) is not None for cell in cells) else "")
-    drawn = figure(title, lambda frame: spans(cells, name, frame), key)
+    drawn = _figure(title, lambda frame: spans(cells, name, frame), key)
     return drawn + _spreads(cells, {name: ALL[name]}) if drawn else ""
 
 
@@ -181,7 +188,7 @@ def _drawn(title: str, draw: Callable[[Frame], str], found: Sequence[Curve]) -> 
     """Curves, with a list of their colours."""
     keys = _keys([(series_class(index), one.label) for index, one in enumerate(found)])
     more = f" No more than {MOST_CURVES} are drawn; steps.csv has all." if len(found) == MOST_CURVES else ""
-    return figure(title, draw, f"means over repeats.{more}{keys}")
+    return _figure(title, draw, f"means over repeats.{more}{keys}")
 
 
 def _routing(cells: Sequence[Cell]) -> str:
@@ -196,8 +203,8 @@ def _routing(cells: Sequence[Cell]) -> str:
 
 
 def _plane(cells: Sequence[Cell]) -> str:
-    keys = _keys([(f"s{index % SERIES}", cell.label) for index, cell in enumerate(in_plane(cells))])
-    return figure(
+    keys = _keys([(series_class(index), cell.label) for index, cell in enumerate(in_plane(cells))])
+    return _figure(
         "Energy against loss", lambda frame: plane(cells, frame), f"means and standard deviations over repeats{keys}"
     )
 
@@ -211,7 +218,8 @@ def _keys(named: Iterable[tuple[str, str]]) -> str:
 def _phases(cells: Sequence[Cell]) -> str:
     names = [name for name in PHASES if any(name in cell.runs[0].phases for cell in cells)]
     keys = " &nbsp; ".join(f'<span class="key {name}"></span>{escape(PHASES[name])}' for name in names)
-    drawn = figure("Energy by phase", lambda frame: phases(cells, frame), f"{keys}; the thin bar is what was predicted")
+    caption = f"{keys}; the thin bar is what was predicted, with communication and waiting at its end"
+    drawn = _figure("Energy by phase", lambda frame: phases(cells, frame), caption)
     rows = [
         (cell.label, PHASES.get(name, name), *_spread(found, COMPARED["energy"]), _share(cell, found))
         for cell in cells

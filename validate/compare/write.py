@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 from moemodel.model.core.errors import InputError
@@ -31,6 +32,11 @@ def check_folder(folder: Path) -> None:
             f"{folder}: found {kind or 'other things'}, and no comparison; allowed: a new or empty folder, or one that "
             "holds a comparison, which is written anew"
         )
+
+
+def can_draw() -> bool:
+    """Whether figures can be made into files: matplotlib is installed."""
+    return find_spec("matplotlib") is not None
 
 
 def write_comparison(comparison: Comparison, folder: Path, *, figures: bool) -> list[str]:

@@ -21,15 +21,16 @@ def document(title: str, body: Iterable[str], style: str = "") -> str:
     )
 
 
-def figure(title: str, draw: Callable[[Frame], str], caption: str) -> str:
+def figure(title: str, draw: Callable[[Frame], str], caption: str, frame: Frame = WIDE) -> str:
     """A figure under a heading, drawn twice: the style sheet shows the one that the window has room for.
 
     Args:
         title: of the heading.
         draw: gives SVG for a frame; nothing: there is no figure.
         caption: HTML.
+        frame: of the wide one.
     """
-    wide = draw(WIDE)
+    wide = draw(frame)
     if not wide:
         return ""
     both = f'<div class="wide">{wide}</div><div class="narrow">{draw(NARROW)}</div>'
