@@ -53,7 +53,7 @@ def compare_command(runs: tuple[Path, ...], output: Path, figures: bool | None, 
         return
     out = console()
     for part in _report(found):
-        out.print(part)
+        out.print(part, soft_wrap=isinstance(part, str))
     out.print(f"{output}: comparison.html, comparison.json, tables as CSV", soft_wrap=True)
 
 
@@ -81,22 +81,31 @@ def _report(found: Comparison) -> Iterator[RenderableType]:
 
 
 def _cells(found: Comparison) -> Table:
-    """A row for each cell: means, and deviations over repeats."""
+    """A row for each cell: means, and of energy and loss deviations over repeats."""
     from moemodel.validation.compare.quantities import COMPARED
 
     measured = [name for name in COMPARED if any(cell.spread(name) for cell in found.cells)]
-    heads = [head for name in measured for head in (f"{COMPARED[name].short} {COMPARED[name].symbol}", "+-")]
+    heads = [head for name in measured for head in _heads(name)]
     made = table("Cell", "runs", *heads, numbers=("runs", *heads))
     for cell in found.cells:
-        made.add_row(cell.label, str(len(cell.runs)), *(text for name in measured for text in _spread(cell, name)))
+        made.add_row(cell.label, str(len(cell.runs)), *(text for name in measured for text in _texts(cell, name)))
     return made
 
 
-def _spread(cell: Cell, name: str) -> tuple[str, str]:
+_SHORT = {"energy": "J", "duration": "s", "emissions": "g CO2e", "loss": "loss", "memory": "GB"}
+_WITH_SPREAD = ("energy", "loss")
+
+
+def _heads(name: str) -> tuple[str, ...]:
+    return (_SHORT[name], "+-") if name in _WITH_SPREAD else (_SHORT[name],)
+
+
+def _texts(cell: Cell, name: str) -> tuple[str, ...]:
     from moemodel.validation.compare.quantities import COMPARED
 
-    found, unit = cell.spread(name), COMPARED[name]
+    found = cell.spread(name)
     if found is None:
-        return "", ""
-    value = f"{found.mean:.3f}" if name == "loss" else digits(found.mean * unit.scale)
-    return value, "" if found.std is None or not found.mean else f"{found.std / found.mean:.1%}"
+        return ("",) * len(_heads(name))
+    value = f"{found.mean:.3f}" if name == "loss" else digits(found.mean * COMPARED[name].scale)
+    spread = "" if found.std is None or not found.mean else f"{found.std / found.mean:.1%}"
+    return (value, spread) if name in _WITH_SPREAD else (value,)

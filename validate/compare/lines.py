@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from moemodel.model.core.documents import Strict
+from moemodel.model.core.documents import Strict, parse_data
 from moemodel.model.core.errors import InputError
 from moemodel.model.core.files import is_there
+from moemodel.model.core.json_text import json_data
 from moemodel.model.core.shown import shown
 
 LineT = TypeVar("LineT", bound=Strict)
@@ -31,7 +32,19 @@ def read_lines(file: Path, model: type[LineT]) -> Iterator[LineT]:
 def _parsed(line: bytes, model: type[LineT], source: str) -> LineT:
     try:
         return model.model_validate_json(line)
+    except InputError:
+        return _told(line, model, source)
+
+
+def _told(line: bytes, model: type[LineT], source: str) -> LineT:
+    """What is wrong with a line, by the door that names keys and what is allowed; it takes longer.
+
+    Raises:
+        InputError: that.
+    """
+    try:
+        data = json_data(line.decode(errors="replace"), source)
     except InputError as error:
-        said = str(error).replace(f"{model.__name__}: ", "")
         end = shown(line[-_END:].decode(errors="replace").strip())
-        raise InputError(f"{source}: {said}; the line ends in {end}; allowed: whole lines of JSON") from None
+        raise InputError(f"{error}; the line ends in {end}; allowed: whole lines of JSON") from None
+    return parse_data(data, model, source)

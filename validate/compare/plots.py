@@ -43,7 +43,7 @@ def all_figures(comparison: Comparison) -> Iterator[tuple[str, bytes]]:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    with needs_extra("figures of a comparison", "plots"):
+    with needs_extra("drawing figures of a comparison", "plots"):
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     for name, draw, rows in _drawings(comparison):
