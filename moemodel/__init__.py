@@ -6,8 +6,9 @@
     print(answer.step_time_s, answer.gpu_energy_per_token_J, answer.notes)
 
 What the commands do, Python does by the same functions: `predict`, `search` (`moemodel optimize`), `profile`,
-`calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate` (`calibrate --update`), `validate`, `run` and
-`predict_runs` (`run --predict`); `Meter` goes around a training loop of your own. The other names are their documents.
+`calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate` (`calibrate --update`), `validate`, `run`,
+`predict_runs` (`run --predict`) and `compare`; `Meter` goes around a training loop of your own. The other names are
+their documents.
 `Meter`, `profile`, `run` and `validate` need the extra `profile`, installed from where moemodel itself came from; what
 begins with `calibrate` or `recalibrate` the extra `calibrate`. Everything is imported when it is first used: `import
 moemodel` costs next to nothing.

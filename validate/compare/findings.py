@@ -8,7 +8,7 @@ from typing import Literal
 
 from moemodel.validation.compare.cells import FACTORS, SETTINGS, Cell, factor_of, key_of, label_of, telling
 from moemodel.validation.compare.comparison import Comparison
-from moemodel.validation.compare.differences import Difference
+from moemodel.validation.compare.differences import Difference, Verdict
 from moemodel.validation.compare.quantities import COMPARED
 from moemodel.validation.report.units import number, percent
 
@@ -72,7 +72,7 @@ def _turned(one: Difference) -> Difference:
     """The same pair the other way round, so that shares are of what takes more."""
     times = abs(one.of_a.mean) / abs(one.of_b.mean)
     interval = None if one.interval is None else (-one.interval[1] * times, -one.interval[0] * times)
-    opposite = {"less": "more", "more": "less"}
+    opposite: dict[Verdict, Verdict] = {"less": "more", "more": "less"}
     verdict = opposite.get(one.verdict, one.verdict)
     return replace(
         one,

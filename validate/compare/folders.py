@@ -95,7 +95,7 @@ def read_runs(folders: Sequence[Path]) -> Found:
         raise InputError("found no folder to compare; allowed: one or more folders that `moemodel run` wrote")
     places: dict[Path, Path] = {}
     notes: list[str] = []
-    runs = []
+    runs: list[Run] = []
     for folder in folders:
         for place, matrix in _places(folder, notes):
             known = places.setdefault(place.resolve(), folder)

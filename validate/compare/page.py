@@ -5,7 +5,7 @@ It is made of the parts of a validation's page. All text from plans and machines
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from html import escape
 
@@ -156,8 +156,21 @@ def _of_quantity(cells: Sequence[Cell], name: str, title: str) -> str:
 
 
 def _of_steps(cells: Sequence[Cell]) -> str:
-    found = _spreads(cells, OF_STEP)
-    return f"<h2>Of a step</h2>\n{found}" if found else ""
+    found = _side_by_side(cells, OF_STEP, "of a step")
+    return f"<h2>Steps</h2>\n{found}" if found else ""
+
+
+def _side_by_side(cells: Sequence[Cell], units: Mapping[str, Unit], caption: str) -> str:
+    """Quantities beside each other, each with its deviation over repeats."""
+    known = [name for name in units if any(cell.spread(name) for cell in cells)]
+    heads = [head for name in known for head in (f"{units[name].label}, {units[name].symbol}".removesuffix(", "), "±")]
+    rows = []
+    for cell in cells:
+        found = [(cell.spread(name), units[name]) for name in known]
+        texts = [text for spread, unit in found for text in (("", "") if spread is None else _spread(spread, unit)[:2])]
+        if any(texts):
+            rows.append((cell.label, *texts))
+    return table(f"{caption}; ± over repeats", ("cell", *heads), rows) if rows else ""
 
 
 def _spreads(cells: Sequence[Cell], units: dict[str, Unit]) -> str:
@@ -181,14 +194,21 @@ def _curves(cells: Sequence[Cell], name: str, title: str) -> str:
     found = curves_of(cells, name)
     if name == "dropped" and all(float(one.y.max()) == 0 for one in found):
         return ""
-    return _drawn(title, lambda frame: curves(found, ALL[name], "samples", frame), found)
+    said = f" A router that knows no preference has {_most_entropy(cells)} nats." if name == "entropy" else ""
+    return _drawn(title, lambda frame: curves(found, ALL[name], "samples", frame), found, said)
 
 
-def _drawn(title: str, draw: Callable[[Frame], str], found: Sequence[Curve]) -> str:
+def _most_entropy(cells: Sequence[Cell]) -> str:
+    """log E, of each model that is compared."""
+    routings = [run.run.routing for cell in cells for run in cell.runs if run.run.routing is not None]
+    return " or ".join(sorted({number(routing.most_entropy) for routing in routings}))
+
+
+def _drawn(title: str, draw: Callable[[Frame], str], found: Sequence[Curve], said: str = "") -> str:
     """Curves, with a list of their colours."""
     keys = _keys([(series_class(index), one.label) for index, one in enumerate(found)])
     more = f" No more than {MOST_CURVES} are drawn; steps.csv has all." if len(found) == MOST_CURVES else ""
-    return _figure(title, draw, f"means over repeats.{more}{keys}")
+    return _figure(title, draw, f"means over repeats.{said}{more}{keys}")
 
 
 def _routing(cells: Sequence[Cell]) -> str:
@@ -197,7 +217,7 @@ def _routing(cells: Sequence[Cell]) -> str:
     parts = [
         _drawn("Tokens per expert, the busiest first", lambda f: curves(loads, _LOAD, "experts", f), loads),
         *(_curves(cells, name, title) for name, title in titles.items()),
-        _spreads(cells, OF_ROUTERS),
+        _side_by_side(cells, OF_ROUTERS, "of routers, over all compared steps"),
     ]
     return "".join(parts)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +55,7 @@ class Routing:
         """Share of all pairs that found no room. NaN where no row was routed."""
         rows_S = np.sum([layer.rows_SE.sum(axis=1) for layer in self.layers.values()], axis=0)
         dropped_S = np.sum([layer.dropped_S for layer in self.layers.values()], axis=0)
-        return np.divide(dropped_S, rows_S, out=np.full_like(dropped_S, np.nan), where=rows_S > 0)
+        return _over(dropped_S, rows_S)
 
     @property
     def entropy_S(self) -> Array:
@@ -74,8 +73,12 @@ class Routing:
 
 
 def _skew(rows_SE: Array) -> Array:
-    mean_S = rows_SE.mean(axis=1)
-    return np.divide(rows_SE.max(axis=1), mean_S, out=np.full_like(mean_S, np.nan), where=mean_S > 0)
+    return _over(rows_SE.max(axis=1), rows_SE.mean(axis=1))
+
+
+def _over(a_S: Array, b_S: Array) -> Array:
+    """NaN where b is nothing."""
+    return np.asarray(np.divide(a_S, b_S, out=np.full_like(b_S, np.nan), where=b_S > 0))
 
 
 # ---- from files -----------------------------------------------------------------------------------------------------
@@ -147,6 +150,5 @@ class _Sums:
 
     def layer(self) -> LayerRouting:
         """What was summed."""
-        unknown: Any = np.full_like(self._entropy_S, np.nan)
-        entropy_S = np.divide(self._entropy_S, self._entropies_S, out=unknown, where=self._entropies_S > 0)
+        entropy_S = _over(self._entropy_S, self._entropies_S)
         return LayerRouting(rows_SE=self._rows_SE, dropped_S=self._dropped_S, entropy_S=entropy_S)

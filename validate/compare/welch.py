@@ -22,6 +22,7 @@ from moemodel.model.core.interval import INTERVAL
 
 FEW = 3  # repeats below which an interval rests on next to nothing: with two, t is 6.3
 _POINTS = 20_001  # of the integral below: quantiles are within 1e-5 of themselves
+_ROUNDING = 1e-12  # of a mean: what the order of a sum may make of the same figures
 _SURE_FROM = 1e5  # degrees of freedom from which Student's distribution is taken for that of so many
 
 
@@ -52,7 +53,10 @@ def spread(values: Sequence[float]) -> Spread | None:
     """Of some repeats; None of none."""
     if not values:
         return None
-    return Spread(mean=fmean(values), std=stdev(values) if len(values) > 1 else None, runs=len(values))
+    mean, std = fmean(values), stdev(values) if len(values) > 1 else None
+    if std is not None and std <= _ROUNDING * abs(mean):
+        std = 0.0
+    return Spread(mean=mean, std=std, runs=len(values))
 
 
 def difference(a: Spread, b: Spread) -> tuple[float, float] | None:
@@ -62,7 +66,8 @@ def difference(a: Spread, b: Spread) -> tuple[float, float] | None:
     parts = a.std**2 / a.runs, b.std**2 / b.runs
     between = b.mean - a.mean
     if sum(parts) == 0:
-        return between, between
+        sure = between if abs(between) > _ROUNDING * abs(a.mean) else 0.0
+        return sure, sure
     freedom = sum(parts) ** 2 / (parts[0] ** 2 / (a.runs - 1) + parts[1] ** 2 / (b.runs - 1))
     reach = student(freedom) * math.sqrt(sum(parts))
     return between - reach, between + reach

@@ -49,6 +49,14 @@ def test_repeats_that_do_not_spread_differ_by_what_they_differ() -> None:
     assert difference(a, b) == (0.5, 0.5)
 
 
+def test_rounding_is_no_spread_and_no_difference() -> None:
+    a, b = spread([0.1 + 0.2, 0.3]), spread([0.3, 0.3])
+    assert a is not None
+    assert b is not None
+    assert a.std == 0
+    assert difference(a, b) == (0, 0)
+
+
 def test_nine_in_ten_intervals_hold_the_true_difference() -> None:
     """Of 4,000 pairs of unequal spread and number: within three standard errors of 90 %."""
     random = np.random.default_rng(0)
