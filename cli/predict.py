@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from moemodel.model.results.estimate import Estimate
     from moemodel.model.results.outcome import GpuVolumes, Outcome
+    from moemodel.model.results.routing_cost import RoutingCost
 
 _TERMS_SHOWN = 6
 
@@ -75,6 +76,8 @@ def _report(answer: Outcome) -> list[RenderableType]:
     if answer.calibration is None:
         return [_heading(answer), "", _work(answer), "", _memory(answer), "", *_notes(answer)]
     parts: list[RenderableType] = [_heading(answer), "", _step(answer), "", _phases(answer), "", _memory(answer)]
+    if answer.routing is not None:
+        parts += ["", _routing(answer.routing)]
     if answer.run is not None:
         parts += ["", _run(answer)]
     return [*parts, "", *_notes(answer)]
@@ -174,6 +177,31 @@ def _memory(answer: Outcome) -> Table:
     if available is not None:
         likely = f" (it fits with a probability of {answer.fit_probability:.0%})"
         made.add_row(f"{answer.verdict}{likely if answer.verdict == 'may not fit' else ''}", "", "")
+    return made
+
+
+def _routing(routing: RoutingCost) -> Table:
+    """The gating, and what uneven loads of experts cost."""
+    balanced, uneven = routing.balanced, routing.uneven
+    made = table("Routing", "balanced", f"skew {uneven.skew:.3g}", "costs", numbers=("balanced", "costs"))
+    figures = {
+        "step": (balanced.step_time_s, uneven.step_time_s, "s"),
+        "all-to-all": (balanced.all_to_all_s, uneven.all_to_all_s, "s"),
+        "GPU energy": (balanced.gpu_energy_J, uneven.gpu_energy_J, "J"),
+    }
+    for name, (even, other, unit) in figures.items():
+        if even > 0:
+            factor, shown = prefixed(even, unit)
+            made.add_row(
+                name,
+                f"{digits(even * factor)} {shown}",
+                f"{digits(other * factor)} {shown}",
+                f"{other / even - 1:+.0%}",
+            )
+    factor, shown = prefixed(routing.gating_s, "s")
+    made.add_row(
+        "gating", f"{digits(routing.gating_s * factor)} {shown}, {routing.gating_share:.0%} of the step", "", ""
+    )
     return made
 
 

@@ -31,7 +31,7 @@ _FAILED = 3  # exit code: some run failed
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="Folder.  [default: the document's name]"
 )
-@click.option("--gpu", help="The GPU that is here, such as h100, or cpu.  [default: the plans']")
+@click.option("--gpu", help="The GPU that is here, such as h100, or cpu, in the plans' place.")
 @click.option(
     "--calibration",
     metavar="NAME|FILE",
@@ -74,7 +74,7 @@ def run_command(
     setting of a GPU is changed. Exit code 3: some run failed; out of memory is a result.
     """
     if predict_only:
-        _print_predicted(api.predict_runs(document, calibration=calibration), as_json=as_json)
+        _print_predicted(api.predict_runs(document, gpu=gpu, calibration=calibration), as_json=as_json)
         return
     if launcher == "submitit":
         _submit(document, output, slurm, only, _passed_on(gpu, calibration, timeout))

@@ -426,7 +426,7 @@ def run(
     Args:
         document: a path, YAML text, a dict of the same keys, or a `RunDocument`.
         folder: of the runs; one that holds runs of the same document is gone on with. None: the document's name.
-        gpu: name or description file of the GPU that is here, or "cpu"; None: the plans'.
+        gpu: name or description file of the GPU that is here, or "cpu", in the plans' place; None: the plans'.
         calibration: of the predictions; None: the one that ships for each plan's GPU.
         launcher: what starts the processes.
         timeout_s: seconds without progress after which a run is ended.
@@ -439,13 +439,13 @@ def run(
     Raises:
         InputError: see `predict`; samples that are no whole number of steps; or the folder holds other things.
     """
-    from moemodel.profiler.runs.document import RunDocument, read_run
+    from moemodel.profiler.runs.document import RunDocument, on_gpu, read_run
     from moemodel.profiler.runs.execute import RunOptions, run_matrix
     from moemodel.profiler.runs.place import emissions_place
 
     opened, place = _opened(document, RunDocument, "run", read_run)
+    opened = on_gpu(opened, gpu)
     options = RunOptions(
-        gpu=gpu,
         launcher=launcher,
         timeout_s=timeout_s,
         emissions=lambda cell: emissions_place(cell.plan, opened.codecarbon),
@@ -464,6 +464,7 @@ def run(
 def predict_runs(
     document: RunDocument | Path | str | Mapping[str, Any],
     *,
+    gpu: str | None = None,
     calibration: Calibration | Path | str | None = None,
 ) -> dict[str, Outcome]:
     """What is predicted of every run that a document asks for, without running any: `moemodel run --predict`.
@@ -479,6 +480,7 @@ def predict_runs(
 
     Args:
         document: see `run`.
+        gpu: in the plans' place; None: the plans'.
         calibration: of the predictions; None: the one that ships for each plan's GPU.
 
     Returns:
@@ -488,9 +490,10 @@ def predict_runs(
         InputError: see `run`.
         InfeasiblePlanError: degrees that don't divide a model.
     """
-    from moemodel.profiler.runs.document import RunDocument, cells, read_run
+    from moemodel.profiler.runs.document import RunDocument, cells, on_gpu, read_run
 
     opened, place = _opened(document, RunDocument, "run", read_run)
+    opened = on_gpu(opened, gpu)
     return {
         cell.name: predict(cell.plan, calibration, even_if_it_does_not_fit=True)
         for cell in cells(opened, Path(place).parent if place else Path())

@@ -78,6 +78,7 @@ class Moe:
     router_bias: bool = False  # of each expert's score
     score_correction: bool = False  # added to scores by a rule that balances loads, no gradient: not a parameter
     capacity_factor: float | None = None  # None: dropless
+    residual: bool = False  # a dense block as wide as an expert beside them (Rajbhandari et al. 2022, section 4.1.2)
     depth: int = 1  # hidden layers of one expert, as in `Mlp`
     out_width: int | None = None  # of the output; None: the model's width
 

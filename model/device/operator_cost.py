@@ -49,6 +49,7 @@ class PhaseCost:
         calls_U: operator calls, which the host queues one by one.
         weights_s_U: of the time at the highest clock, gradients of weights, which no other stage waits for;
             `weights_calls_U` of the calls.
+        gating_s_U: of the time at the highest clock, routers, and rows on their way to experts and back.
     """
 
     time_s_UK: FloatArray
@@ -59,12 +60,18 @@ class PhaseCost:
     calls_U: FloatArray
     weights_s_U: FloatArray
     weights_calls_U: FloatArray
+    gating_s_U: FloatArray
+
+    @property
+    def gating_share(self) -> FloatArray:
+        """Of its time, by that at the highest clock, [U, 1]."""
+        return np.asarray(self.gating_s_U / self.time_s_UK[:, -1])[:, None]
 
     @classmethod
     def empty(cls, shapes: int, clocks: int) -> PhaseCost:
         """Nothing to do."""
         time, energy, cycles = (np.zeros((shapes, clocks)) for _ in range(3))
-        outside, calls, weights_s, weights_calls = (np.zeros(shapes) for _ in range(4))
+        outside, calls, weights_s, weights_calls, gating_s = (np.zeros(shapes) for _ in range(5))
         return cls(
             time_s_UK=time,
             energy_J_UK=energy,
@@ -73,6 +80,7 @@ class PhaseCost:
             calls_U=calls,
             weights_s_U=weights_s,
             weights_calls_U=weights_calls,
+            gating_s_U=gating_s,
         )
 
     def take(self, rows: NDArray[np.int64]) -> PhaseCost:
@@ -86,6 +94,7 @@ class PhaseCost:
             calls_U=self.calls_U[rows],
             weights_s_U=self.weights_s_U[rows],
             weights_calls_U=self.weights_calls_U[rows],
+            gating_s_U=self.gating_s_U[rows],
         )
 
 
@@ -155,9 +164,10 @@ class OperatorCostModel:
             runs.sum(np.ones(len(runs.count))),
             runs.sum(highest_s, runs.weights_count),
             runs.sum(np.ones(len(runs.count)), runs.weights_count),
+            runs.sum(highest_s, runs.gating_count),
             strict=True,
         )
-        for lane, time_s, energy_J, cycles, extrapolated_s, count, weights_s, weights_count in sums:
+        for lane, time_s, energy_J, cycles, extrapolated_s, count, weights_s, weights_count, gating_s in sums:
             lane.time_s_UK += time_s
             lane.energy_J_UK += energy_J
             lane.cycles_UK += cycles
@@ -165,6 +175,7 @@ class OperatorCostModel:
             lane.calls_U += count
             lane.weights_s_U += weights_s
             lane.weights_calls_U += weights_count
+            lane.gating_s_U += gating_s
         keys = [f"{fit.kind}/{fit.direction}" for fit in fits]
         for lane, operator, spread_s in runs.spreads(highest_s * price.log_error_U):
             lane.spread_s[keys[operator]] = lane.spread_s.get(keys[operator], 0.0) + spread_s
@@ -252,7 +263,7 @@ class _Runs:
         order: index of each call, lane by lane; `first` where in that order each lane begins.
         begins: index of each call whose lane or operator is another than that of the call before it; `pairs` these.
         count: of each call, [calls, U]; `energy_count` times the operator's factor on energy;
-            `weights_count` of calls that only the optimizer waits for.
+            `weights_count` of calls that only the optimizer waits for, `gating_count` of those of routers.
     """
 
     phase_costs: list[PhaseCost]
@@ -263,6 +274,7 @@ class _Runs:
     count: FloatArray
     energy_count: FloatArray
     weights_count: FloatArray
+    gating_count: FloatArray
 
     @classmethod
     def of(cls, operators: Sequence[Sequence[_Booked]], shapes: int, energy_factors: Sequence[float]) -> _Runs:
@@ -278,6 +290,7 @@ class _Runs:
             if not pairs or lane is not pairs[-1][0] or operator != pairs[-1][1]:
                 begins.append(index)
                 pairs.append((lane, operator))
+        gating = np.array([call.gating for _, call, _ in calls])
         weights = np.array([(call.kind, call.direction) in _OF_WEIGHTS for _, call, _ in calls])
         return cls(
             phase_costs=[calls[indices[0]][0] for indices in by_lane.values()],
@@ -288,6 +301,7 @@ class _Runs:
             count=count,
             energy_count=count * factor,
             weights_count=count * weights[:, None],
+            gating_count=count * gating[:, None],
         )
 
     def sum(self, values: FloatArray, count: FloatArray | None = None) -> FloatArray:

@@ -6,11 +6,13 @@ computation, what it keeps in memory, what it sends. Adding a framework is addin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from moemodel.model.core.dtypes import Dtype
+from moemodel.model.frameworks.moe_form import PLAIN_FORM, MoeForm
 
 Precision = Literal["bf16", "bf16-mixed", "fp8", "mxfp8", "nvfp4", "fp32"]
 
@@ -30,7 +32,8 @@ class PrecisionRecipe:
 
     Attributes:
         weight_B, gradient_B, state_B: bytes a parameter that are kept (master weights count as state).
-        transient_B: bytes a parameter that the optimizer allocates while it steps.
+        transient_B: bytes a parameter that the optimizer allocates while it steps; `group_transient_B` without ZeRO
+            beside these, of the largest group of parameters that it steps together.
         master_weights: the optimizer updates float32 copies of 16-bit parameters.
         element_size_B: bytes of an element of parameters and activations.
         matmul_dtype: type of the operands of products inside layers, whose rate `device.precision` takes from the GPU's
@@ -41,6 +44,7 @@ class PrecisionRecipe:
     gradient_B: float
     state_B: float
     transient_B: float = 0.0
+    group_transient_B: float = 0.0
     master_weights: bool = True
     element_size_B: float = 2.0
     matmul_dtype: Dtype = "bf16"
@@ -72,6 +76,10 @@ class Framework:
             fills the mask in, then normalises.
         dropout: attention probabilities and the output of every block pass through dropout.
         fused_optimizer: it steps all parameters in a few kernels, which the host queues in no time.
+        step_kernels: that the host queues, or waits for, in a step for each tensor of parameters; None: as the profile
+            measured of torch's.
+        optimizer_B: bytes a parameter that kernels of a step move beyond those of one that does all at once;
+            `sharded_optimizer_B` beside these from ZeRO 1 on.
         eager_sharding: what sharding a tensor adds are plain kernels, one after another: the vocabulary-parallel loss
             and embedding, norms over all heads, rows of several ranks sorted by expert again.
 
@@ -80,6 +88,8 @@ class Framework:
         torch_launch: collectives, units and buckets cost the host what the profile measured of torch's; else a
             collective or message is one call.
         busy_waits: a GPU that waits for others does so in a collective's kernel, which draws power.
+
+        moe: form of its Mixture-of-Experts block.
 
         keeps_norm_shards: under sequence parallelism a product keeps the shard of its input and gathers it again in the
             backward pass (Korthikanti et al. 2022, section 4.2.2); else the whole.
@@ -99,8 +109,11 @@ class Framework:
             what the calibration states of its device (`bench/memory.py`); None: nobody's are known.
 
         overlapped: axes whose communication runs behind computation.
-        data_parallel: `ddp-fsdp2` (torch's DDP under ZeRO 0, FSDP2 above: buckets and units, copies on their way) or
-            `distributed-optimizer` (Megatron's).
+        data_parallel: `ddp-fsdp2` (torch's DDP under ZeRO 0, FSDP2 above: buckets and units, copies on their way),
+            `distributed-optimizer` (Megatron's), or `flattened`: gradients are copied into one buffer, scaled,
+            all-reduced under any ZeRO stage and copied back, behind nothing (DeepSpeed, FastMoE).
+        reduce_bucket_B: of the buffer that gradients under ZeRO are reduced in, allocated for a backward pass whatever
+            the size of the model; `largest_expert_group`: parameters of experts that the optimizer steps together.
         pipeline: `torch` (torch.distributed.pipelining: a buffer for every message, for which the host does not wait)
             or `megatron`.
         shards_experts: tensor parallelism cuts experts too; else whole experts lie on a GPU, and tensor-parallel ranks
@@ -121,11 +134,16 @@ class Framework:
     softmax: Literal["fused", "plain"] = "fused"
     dropout: bool = False
     fused_optimizer: bool = False
+    step_kernels: float | None = None
+    optimizer_B: float = 0.0
+    sharded_optimizer_B: float = 0.0
     eager_sharding: bool = False
 
     synchronizes_every_pass: bool = False
     torch_launch: bool = False
     busy_waits: bool = False
+
+    moe: MoeForm = PLAIN_FORM
 
     keeps_norm_shards: bool = False
     gated_tensors: float = 4.0
@@ -137,7 +155,9 @@ class Framework:
     memory_log_error: float | None = None
 
     overlapped: frozenset[OverlapAxis] = frozenset()
-    data_parallel: Literal["ddp-fsdp2", "distributed-optimizer"] = "distributed-optimizer"
+    data_parallel: Literal["ddp-fsdp2", "distributed-optimizer", "flattened"] = "distributed-optimizer"
+    reduce_bucket_B: float = 0.0
+    largest_expert_group: float = math.inf
     pipeline: Literal["torch", "megatron"] = "megatron"
     shards_experts: bool = True
     dispatches_all_tokens: bool = False

@@ -5,7 +5,10 @@ Its recipes (perf_recipes) overlap collectives of tensor parallelism and between
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from moemodel.model.frameworks.base import Framework, PrecisionRecipe
+from moemodel.model.frameworks.moe_form import ByChoices, HostWaits, Launches, MoeForm, StreamedKernels
 
 MEGATRON_CORE = Framework(
     name="megatron-core",
@@ -31,4 +34,55 @@ MEGATRON_CORE = Framework(
     memory_log_error=0.05,  # as `megatron`, which is the same code under another program
     shards_experts=False,
     overlapped=frozenset({"tp", "pp", "parameters", "gradients"}),
+)
+
+_LOCAL_FORM = MoeForm(
+    padding="never",  # moe_pad_expert_input_to_capacity is off by default
+    products="each",  # SequentialMLP loops over experts; grouped products need Transformer Engine
+    dispatch="kernels",
+    sorts_again=False,
+    kernels=(
+        # map of choices and their probabilities (topk_routing_with_score_function: zeros, scatter and casts of 16 bits,
+        # int32 and bool), its sum, and for `permute` transposed, sorted by expert (64-bit keys over E T, several
+        # passes, assumed 4 of 16 B) and gathered
+        StreamedKernels(over="scores", forward=14, backward=4, forward_B=24 + 64, backward_B=14, kept_B=3),
+        # rows gathered (4), once more in order of this rank's experts (4) and, behind the experts, back (4), added into
+        # zeros of tokens (6); backward the same the other way round
+        StreamedKernels(over="chosen_rows", forward=4, backward=4, forward_B=18, backward_B=18),
+        StreamedKernels(over="expert_rows", forward=1, forward_B=4),  # outputs side by side
+        # glu_linear_offset added (4), times probabilities (4), kept; backward their gradient (6), the rows' (6)
+        StreamedKernels(over="inner_rows", forward=2, backward=3, forward_B=8, backward_B=16, kept_B=2),
+    ),
+    # of a whole layer 68 and 65, and 6 and 13 an expert, against torch's 56 and 70: unfused attention is among them
+    launches=Launches(
+        forward=ByChoices(one=44, two=44, more=44),
+        backward=ByChoices(one=29, two=29, more=29),
+        each_forward=2,
+        each_backward=5,
+    ),
+    host_waits=HostWaits(forward=1, cut=1),  # _maybe_dtoh_and_synchronize
+    separate_experts=True,
+)
+
+# Megatron Core 0.19 without Transformer Engine and apex (`transformer_impl: local`): attention of three products,
+# experts one by one, torch's AdamW by tensors
+MEGATRON_CORE_LOCAL = replace(
+    MEGATRON_CORE,
+    name="megatron-core-local",
+    precisions={
+        # float32 copies of gradients and the update's temporaries, of the larger of the two optimizers that step one
+        # after the other, those of experts and of the rest (ChainedOptimizer)
+        "bf16-mixed": PrecisionRecipe(weight_B=2, gradient_B=2, state_B=12, transient_B=4, group_transient_B=4),
+    },
+    flash_attention=False,
+    softmax="plain",
+    fused_optimizer=False,
+    step_kernels=5 + 1,  # a gradient to float32, its norm and the host's answer, two of clipping, a copy of its master
+    optimizer_B=80 + 6 + 6 - 28,  # AdamW's 12 multi-tensor kernels, to float32 and back, against 28 of one kernel
+    gated_tensors=5.0,  # silu's input and output, 0 added to the up-projection, the product
+    logit_B=6.0,  # float32 softmax, and the 16-bit gradient (tensor_parallel/cross_entropy.py)
+    placeholder_gradients=False,
+    memory_log_error=None,
+    moe=_LOCAL_FORM,
+    overlapped=frozenset({"parameters", "gradients"}),
 )

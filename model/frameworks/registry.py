@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from moemodel.model.core.suggest import unknown
 from moemodel.model.frameworks.base import Framework, Precision
-from moemodel.model.frameworks.deepspeed import DEEPSPEED
+from moemodel.model.frameworks.deepspeed import DEEPSPEED, DEEPSPEED_EINSUM
 from moemodel.model.frameworks.fastmoe import FASTMOE
-from moemodel.model.frameworks.megatron_core import MEGATRON_CORE
+from moemodel.model.frameworks.megatron_core import MEGATRON_CORE, MEGATRON_CORE_LOCAL
 from moemodel.model.frameworks.megatron_deepspeed import MEGATRON_DEEPSPEED
 from moemodel.model.frameworks.megatron_lm import MEGATRON_LM, MEGATRON_LM_2021
 from moemodel.model.frameworks.nanotron import NANOTRON
@@ -19,10 +19,12 @@ FRAMEWORKS: dict[str, Framework] = {
     for framework in (
         TORCH,
         DEEPSPEED,
+        DEEPSPEED_EINSUM,
         FASTMOE,
         MEGATRON_LM,
         MEGATRON_LM_2021,
         MEGATRON_CORE,
+        MEGATRON_CORE_LOCAL,
         MEGATRON_DEEPSPEED,
         NANOTRON,
     )

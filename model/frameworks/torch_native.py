@@ -7,6 +7,7 @@ GEMM experts, AdamW.
 from __future__ import annotations
 
 from moemodel.model.frameworks.base import Framework, PrecisionRecipe
+from moemodel.model.frameworks.moe_form import HostWaits, MoeForm
 
 TORCH = Framework(
     name="torch",
@@ -27,5 +28,7 @@ TORCH = Framework(
     overlapped=frozenset({"parameters", "gradients"}),
     data_parallel="ddp-fsdp2",
     pipeline="torch",
+    # rows beyond a capacity are dropped, which the host waits for, and without one it does for other ranks' rows
+    moe=MoeForm(padding="never", host_waits=HostWaits(cut=1, spread=1)),
     dispatches_all_tokens=True,
 )

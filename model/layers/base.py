@@ -18,7 +18,7 @@ import numpy as np
 
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.frameworks.base import Framework, Precision, PrecisionRecipe
-from moemodel.model.operators.work import Kind, Shape
+from moemodel.model.operators.work import Kind, Pass, Shape
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.mesh import ParallelMesh
 
@@ -139,8 +139,11 @@ class LayerOp:
         copies: elementwise kernels of its backward, each as the copy that moves as many bytes.
         attention_core: part of the core of attention.
         parts: of a layer (`plan.recompute.PARTS`), whose recomputation runs it again.
-        mask: in which plans it runs (1, or 0); None: in all.
+        mask: how often it runs in each plan, 1 or 0 where nothing repeats it; None: once in all.
         load_balance: work of the mean rank over that of the busiest, whose shape this is.
+        backward: its passes that run backward; None: all that its kind has.
+        only_backward: it runs in backward passes alone, where its `copies` and `grad_fan_in` do.
+        gating: of a router, or of what moves rows to experts and back.
     """
 
     kind: Kind
@@ -152,6 +155,23 @@ class LayerOp:
     parts: tuple[str, ...] = ()
     mask: FloatArray | None = None
     load_balance: FloatArray | float = 1.0
+    backward: tuple[Pass, ...] | None = None
+    only_backward: bool = False
+    gating: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostReadings:
+    """Where the host cannot run ahead of the device in a micro-batch. [P] each.
+
+    Attributes:
+        reads: of a forward pass, that it waits for a number that the device makes.
+        drains_forward, drains_backward: that it lets the device run dry before it queues the next kernel.
+    """
+
+    reads: FloatArray
+    drains_forward: FloatArray
+    drains_backward: FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +231,10 @@ class Block(ABC):
     def parameter_tensors(self) -> int:
         """How many tensors hold them where queries, keys, values, gate and up-projection are apart."""
 
+    def more_tensors(self, batch: MicroBatch) -> FloatArray:
+        """Tensors beyond these of a framework that keeps some apart, on one GPU. [P]"""
+        return np.zeros(batch.plans)
+
     @abstractmethod
     def matmul_parameters(self) -> int:
         """Weights that a token is multiplied with: 2 FLOPs each, forward (Kaplan et al. 2020, section 2.1)."""
@@ -251,9 +275,14 @@ class Block(ABC):
         """What that block is called with this one beside it; None: nothing special."""
         return None
 
-    def waits_for_counts(self) -> bool:
-        """Whether the host must learn, in the middle of it, how many rows go where."""
-        return False
+    def more_launches(self, batch: MicroBatch) -> tuple[FloatArray, FloatArray]:
+        """Kernels that the host queues for it, forward and backward, beyond those of the measured block. [P] each."""
+        return np.zeros(batch.plans), np.zeros(batch.plans)
+
+    def host_waits(self, batch: MicroBatch) -> HostReadings:
+        """Where the host waits for the device."""
+        none = np.zeros(batch.plans)
+        return HostReadings(reads=none, drains_forward=none, drains_backward=none)
 
 
 def linear(

@@ -16,6 +16,7 @@ from moemodel.model.core.arrays import FloatArray
 from moemodel.model.layers.base import (
     Block,
     Component,
+    HostReadings,
     Kept,
     LayerComm,
     LayerOp,
@@ -51,6 +52,10 @@ class LayerBlocks:
         """How many tensors hold them."""
         norm = 0 if self.layer.norm is None else self.layer.norm_scale + self.layer.norm_bias
         return sum(block.parameter_tensors() for block in self.blocks) + self._norms * norm
+
+    def more_tensors(self, batch: MicroBatch) -> FloatArray:
+        """Tensors beyond these of a framework that keeps some apart, on one GPU. [P]"""
+        return np.asarray(sum(block.more_tensors(batch) for block in self.blocks))
 
     @property
     def _norms(self) -> int:
@@ -106,9 +111,8 @@ class LayerBlocks:
         operators = list(self.operators(batch))
         for op, kept in zip(operators, saved(operators), strict=True):
             if kept and op.kind == Kind.GEMM:
-                kept_B = kept_B + batch.element_size_B * np.asarray(op.shape.m, dtype=np.float64) * np.asarray(
-                    op.shape.n, dtype=np.float64
-                )
+                m, n = (np.asarray(size, dtype=np.float64) for size in (op.shape.m, op.shape.n))
+                kept_B = kept_B + batch.element_size_B * m * n * (1.0 if op.mask is None else op.mask)
         for block in self.blocks:
             kept_B = kept_B + sum(core.size_B for core in block.core_kept(batch))
             kept_B = kept_B + batch.is_sharded("tp") * batch.sequence_parallel * inside_B  # of the reduce-scatter
@@ -130,9 +134,19 @@ class LayerBlocks:
         variants = [variant for block in self.blocks if (variant := block.host_variant())]
         return "_".join([name, *variants[:1]]) if name != "dense_layer" else name
 
-    def waits_for_counts(self) -> bool:
-        """Whether the host must learn, in the middle of it, how many rows go where."""
-        return any(block.waits_for_counts() for block in self.blocks)
+    def more_launches(self, batch: MicroBatch) -> tuple[FloatArray, FloatArray]:
+        """Kernels that the host queues, forward and backward, beyond those of the measured layer. [P] each."""
+        forward, backward = zip(*(block.more_launches(batch) for block in self.blocks), strict=True)
+        return np.asarray(sum(forward)), np.asarray(sum(backward))
+
+    def host_waits(self, batch: MicroBatch) -> HostReadings:
+        """Where the host waits for the device."""
+        found = [block.host_waits(batch) for block in self.blocks]
+        return HostReadings(
+            reads=np.asarray(sum(one.reads for one in found)),
+            drains_forward=np.asarray(sum(one.drains_forward for one in found)),
+            drains_backward=np.asarray(sum(one.drains_backward for one in found)),
+        )
 
 
 def saved(operators: Sequence[LayerOp]) -> list[bool]:

@@ -10,9 +10,32 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Mlp, Moe
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.layers.base import Block, Component, Kept, LayerComm, LayerOp, MicroBatch, elementwise, linear
+from moemodel.model.frameworks.moe_form import MEASURED_BLOCK, Tensor, expert_kernels
+from moemodel.model.layers.base import (
+    Block,
+    Component,
+    HostReadings,
+    Kept,
+    LayerComm,
+    LayerOp,
+    MicroBatch,
+    elementwise,
+    linear,
+)
 from moemodel.model.layers.mlp import ACTIVATION, MlpBlock, activated_B, mlp_parameters, mlp_products
-from moemodel.model.layers.routing import expert_rank_skew
+from moemodel.model.layers.moe_forms import (
+    combine_by_mask,
+    dispatch_by_mask,
+    each_expert,
+    expert_product,
+    gradient_fan_in,
+    policy_launches,
+    router_operators,
+    streamed_kept_B,
+    streamed_operators,
+    tensor_sizes,
+)
+from moemodel.model.layers.routing import ExpertRows, expert_rank_skew, expert_rows
 from moemodel.model.operators.work import Kind, Shape
 
 _F = 4.0  # bytes of a float32 element
@@ -43,12 +66,28 @@ class MoeBlock(Block):
         moe, expert = self.spec, mlp_parameters(self.spec, self.hidden)
         yield Component.of("router", self._router_parameters(), "none")
         yield Component.of("shared_experts", self._shared_parameters(), "tp")
+        yield Component.of("residual", self._residual_parameters(), "tp")
         yield Component(name="experts", count=expert * moe.experts, axis="experts", active=expert * moe.top_k)
 
     def _router_parameters(self) -> int:
-        """Scores of the experts, their biases or corrections, and the gate of the shared experts."""
+        """Scores of the experts, their noise, biases or corrections, and the gate of the shared experts."""
         moe = self.spec
-        return moe.experts * (self.hidden + (1 if moe.router_bias else 0)) + (self.hidden if moe.shared_gate else 0)
+        scores = moe.experts * (self.hidden + (1 if moe.router_bias else 0))
+        noise = moe.experts * self.hidden if moe.router == "noisy_topk" else 0
+        return scores + noise + (self.hidden if moe.shared_gate else 0)
+
+    @property
+    def _residual(self) -> MlpBlock | None:
+        """The dense block beside the experts, as wide as one of them (Residual-MoE); None: there is none."""
+        moe = self.spec
+        if not moe.residual:
+            return None
+        beside = Mlp(width=moe.width, activation=moe.activation, gated=moe.gated, bias=moe.bias)
+        return MlpBlock(spec=beside, hidden=self.hidden)
+
+    def _residual_parameters(self) -> int:
+        """Its own, and the product that weighs it against the experts (DeepSpeed, moe/layer.py)."""
+        return 0 if self._residual is None else self._residual.matmul_parameters() + 2 * (self.hidden + 1)
 
     def _shared_parameters(self) -> int:
         return 0 if self._shared is None else self._shared.matmul_parameters()
@@ -58,67 +97,159 @@ class MoeBlock(Block):
         shared = (2 + moe.gated) * (moe.shared_width > 0) + moe.shared_gate
         return 1 + (moe.depth + 1) * (1 + moe.bias) + shared
 
+    def more_tensors(self, batch: MicroBatch) -> FloatArray:
+        moe, form = self.spec, batch.framework.moe
+        if not form.separate_experts:
+            return np.zeros(batch.plans)
+        together = (moe.depth + 1) * (1 + moe.bias)
+        each = (moe.depth + 1 + (moe.gated and form.splits_gate)) * (1 + moe.bias)
+        return np.asarray(self._local(batch) * each - together)
+
     def matmul_parameters(self) -> int:
         moe = self.spec
-        return moe.experts * self.hidden + self._shared_parameters() + mlp_parameters(moe, self.hidden) * moe.top_k
+        dense = self._shared_parameters() + self._residual_parameters()
+        noise = moe.experts * self.hidden if moe.router == "noisy_topk" else 0
+        return moe.experts * self.hidden + noise + dense + mlp_parameters(moe, self.hidden) * moe.top_k
 
     # ---- rows -------------------------------------------------------------------------------------------------------
-
-    @property
-    def _slots(self) -> float:
-        """Rows of a token: its experts, padding included."""
-        return self.spec.top_k * (self.spec.capacity_factor or 1.0)
 
     def _tokens(self, batch: MicroBatch) -> FloatArray:
         """Whose rows one GPU sends: all of its own, or its share of those of its tensor-parallel group. [P]"""
         return batch.tokens / (batch.tp / batch.etp)
 
-    def _skew(self, batch: MicroBatch) -> FloatArray:
-        """Rows of the busiest expert over the mean; padded to a capacity they are all alike. [P]"""
-        return batch.skew if self.spec.capacity_factor is None else np.ones(batch.plans)
+    def _rows(self, batch: MicroBatch) -> ExpertRows:
+        """Of the experts, as the framework pads them."""
+        return expert_rows(self.spec, batch.framework.moe, self._tokens(batch), batch.skew)
+
+    def _local(self, batch: MicroBatch) -> FloatArray:
+        """Experts that a GPU holds. [P]"""
+        return np.asarray(self.spec.experts / batch.ep)
 
     # ---- operators --------------------------------------------------------------------------------------------------
 
     def operators(self, batch: MicroBatch) -> Iterator[LayerOp]:
-        moe, d, skew = self.spec, self.hidden, self._skew(batch)
-        tokens, busiest = self._tokens(batch), expert_rank_skew(skew, batch.ep, moe.experts)
-        rows, local = tokens * self._slots * busiest, moe.experts / batch.ep
-        routed = Shape(m=tokens, n=d, experts=moe.experts, top_k=self._slots)
-        yield linear(tokens, moe.experts, d)
-        yield LayerOp(kind=Kind.ROUTER, shape=Shape(m=tokens, experts=moe.experts, top_k=moe.top_k))
-        yield LayerOp(kind=Kind.PERMUTE, shape=routed, grad_fan_in=Shape(m=tokens, n=d))
-        if batch.adds_kernels("ep"):  # rows of several ranks, sorted by expert again, and back into their order
-            again = Shape(m=rows, n=d, experts=local, top_k=1)
+        moe, form, rows = self.spec, batch.framework.moe, self._rows(batch)
+        tokens, busiest = self._tokens(batch), expert_rank_skew(rows.skew, batch.ep, moe.experts)
+        sent = tokens * rows.slots * busiest
+        shape = Shape(m=sent, experts=self._local(batch), skew=rows.skew)
+        yield from router_operators(moe, form, tokens, self.hidden)
+        yield from self._dispatch(batch, rows)
+        if form.sorts_again and batch.adds_kernels("ep"):  # rows of several ranks, sorted by expert again, and back
+            again = Shape(m=sent, n=self.hidden, experts=shape.experts, top_k=1)
             yield LayerOp(kind=Kind.PERMUTE, shape=again, mask=batch.is_sharded("ep"), load_balance=1 / busiest)
-        for op in self._experts(batch, Shape(m=rows, experts=local, skew=skew)):
+        for op in self._experts(batch, shape):
             yield replace(op, load_balance=1 / busiest)
-        if batch.adds_kernels("ep"):
-            yield replace(elementwise(rows * d, 2.0, (2.0,), mask=batch.is_sharded("ep")), load_balance=1 / busiest)
-        yield LayerOp(kind=Kind.UNPERMUTE, shape=routed)
+        if form.sorts_again and batch.adds_kernels("ep"):
+            back = elementwise(sent * self.hidden, 2.0, (2.0,), mask=batch.is_sharded("ep"))
+            yield replace(back, load_balance=1 / busiest)
+        yield from self._combine(batch, rows)
+        yield from streamed_operators((*form.kernels, *form.policies), self._sizes(batch), moe.top_k)
         if self._shared is not None:
             yield from (replace(op, parts=("shared_experts",)) for op in self._shared_operators(batch, self._shared))
+        if self._residual is not None:
+            yield from self._residual_operators(batch, self._residual)
+
+    def _residual_operators(self, batch: MicroBatch, residual: MlpBlock) -> Iterator[LayerOp]:
+        """The dense block, two weights of a token by a product and a softmax, two products with them and a sum."""
+        yield from residual.operators(batch)
+        yield linear(batch.tokens, 2.0, self.hidden, shares_input=True)
+        yield LayerOp(kind=Kind.ROUTER, shape=Shape(m=batch.tokens, experts=2.0, top_k=2.0))
+        for _ in range(2):
+            yield elementwise(batch.tokens * self.hidden, 2.0, (2.0, 2.0))
+        yield LayerOp(kind=Kind.RESIDUAL_ADD, shape=Shape(m=batch.tokens, n=self.hidden))
+
+    def _dispatch(self, batch: MicroBatch, rows: ExpertRows) -> Iterator[LayerOp]:
+        """Tokens into rows of experts; the router reads the same tokens."""
+        tokens = self._tokens(batch)
+        fan_in = Shape(m=tokens, n=self.hidden)
+        match batch.framework.moe.dispatch:
+            case "sorted":
+                shape = self._routed(tokens, rows)
+                yield LayerOp(kind=Kind.PERMUTE, shape=shape, grad_fan_in=fan_in)
+            case "masks":
+                yield replace(dispatch_by_mask(tokens, rows.slots, self.hidden), grad_fan_in=fan_in)
+            case "kernels":
+                yield from gradient_fan_in(fan_in)
+
+    def _combine(self, batch: MicroBatch, rows: ExpertRows) -> Iterator[LayerOp]:
+        """Rows of experts, weighted, into tokens."""
+        tokens = self._tokens(batch)
+        match batch.framework.moe.dispatch:
+            case "sorted":
+                yield LayerOp(kind=Kind.UNPERMUTE, shape=self._routed(tokens, rows))
+            case "masks":
+                yield combine_by_mask(tokens, rows.slots, self.hidden)
+            case "kernels":
+                pass
+
+    def _routed(self, tokens: FloatArray, rows: ExpertRows) -> Shape:
+        return Shape(m=tokens, n=self.hidden, experts=self.spec.experts, top_k=rows.slots)
+
+    def _sizes(self, batch: MicroBatch) -> dict[Tensor, FloatArray]:
+        """Elements of the tensors that plain kernels go over."""
+        moe, tokens, rows = self.spec, self._tokens(batch), self._rows(batch)
+        busiest = expert_rank_skew(rows.skew, batch.ep, moe.experts)
+        return tensor_sizes(
+            moe, self.hidden, tokens=tokens, slots=rows.slots, busiest=busiest, local=self._local(batch)
+        )
 
     def _experts(self, batch: MicroBatch, rows: Shape) -> Iterator[LayerOp]:
         """The products of the experts that a GPU holds, over all their rows."""
-        moe = self.spec
+        moe, form = self.spec, batch.framework.moe
         *inner, last = mlp_products(moe, self.hidden)
         for position, (inputs, outputs) in enumerate(inner):
             depth = inputs if position == 0 else inputs / batch.etp
-            yield LayerOp(kind=Kind.GROUPED_GEMM, shape=replace(rows, n=outputs / batch.etp, k=depth))
-            activation = Kind.SWIGLU_PACKED if moe.gated and position == 0 else ACTIVATION[moe.activation]
-            yield LayerOp(kind=activation, shape=Shape(m=rows.m, n=moe.width / batch.etp), parts=("moe_act",))
-        yield LayerOp(kind=Kind.GROUPED_GEMM, shape=replace(rows, n=last[1], k=last[0] / batch.etp))
+            gate = moe.gated and position == 0
+            parts = 2 if gate and form.splits_gate else 1
+            for index in range(parts):
+                op = expert_product(form, replace(rows, n=outputs / parts / batch.etp, k=depth))
+                yield replace(op, grad_fan_in=Shape(m=op.shape.m, n=depth)) if index else op
+            packed = Kind.SWIGLU if parts > 1 else Kind.SWIGLU_PACKED
+            activation = packed if gate else ACTIVATION[moe.activation]
+            yield from each_expert(
+                form, LayerOp(kind=activation, shape=Shape(m=rows.m, n=moe.width / batch.etp), parts=("moe_act",)), rows
+            )
+        yield expert_product(form, replace(rows, n=last[1], k=last[0] / batch.etp))
 
     def _shared_operators(self, batch: MicroBatch, shared: MlpBlock) -> Iterator[LayerOp]:
         yield from MlpBlock(spec=replace(shared.spec, bias=False), hidden=self.hidden).operators(batch)
         yield LayerOp(kind=Kind.RESIDUAL_ADD, shape=Shape(m=batch.tokens, n=self.hidden))
 
+    # ---- host -------------------------------------------------------------------------------------------------------
+
+    def more_launches(self, batch: MicroBatch) -> tuple[FloatArray, FloatArray]:
+        """Kernels forward and backward beyond those of torch's block, which profiles measure. [P] each."""
+        moe, form, local = self.spec, batch.framework.moe, self._local(batch)
+        policies = policy_launches(form, moe.top_k)
+        if form.launches is None:
+            return local * 0.0 + policies[0], local * 0.0 + policies[1]
+        products = moe.depth + 1 + (moe.gated and form.splits_gate)
+        each = expert_kernels(products=products, gated=moe.gated)
+        spread = form.launches.each_spread * (batch.is_sharded("ep") * (local > 1))
+        forward = form.launches.forward.of(moe.top_k) + local * (each[0] + form.launches.each_forward + spread)
+        backward = form.launches.backward.of(moe.top_k) + local * (each[1] + form.launches.each_backward)
+        return (
+            np.asarray(forward + policies[0] - MEASURED_BLOCK[0]),
+            np.asarray(backward + policies[1] - MEASURED_BLOCK[1]),
+        )
+
+    def host_waits(self, batch: MicroBatch) -> HostReadings:
+        """Where the host reads what the device made, or lets it run dry."""
+        moe, form = self.spec, batch.framework.moe
+        cut = moe.capacity_factor is not None
+        known = (cut and form.padding != "never") or moe.router == "expert_choice"
+        spread = batch.is_sharded("ep") * form.host_waits.spread
+        reads = ((form.host_waits.cut if cut else form.host_waits.forward) + spread) * (not known)
+        calls = (moe.depth + 1 + (moe.gated and form.splits_gate)) * form.host_waits.each_product
+        drains = calls * (self._local(batch) if form.separate_experts else 1.0) + 0.0 * spread
+        return HostReadings(reads=reads, drains_forward=drains, drains_backward=drains)
+
     # ---- memory -----------------------------------------------------------------------------------------------------
 
     def kept(self, batch: MicroBatch) -> Iterator[Kept]:
         """Rows of experts, the router's scores and choices, the order of rows, shared experts."""
-        moe, t = self.spec, self._tokens(batch)
-        rows = t * self._slots * expert_rank_skew(self._skew(batch), batch.ep, moe.experts)
+        moe, t, padded, form = self.spec, self._tokens(batch), self._rows(batch), batch.framework.moe
+        rows = t * padded.slots * expert_rank_skew(padded.skew, batch.ep, moe.experts)
         width, product_B = moe.width / batch.etp, batch.recipe.product_input_B
         output_B = batch.element_size_B if batch.framework.keeps_expert_outputs else 0.0
         yield Kept(size_B=rows * self.hidden * (product_B + output_B), parts=("moe",))
@@ -126,20 +257,27 @@ class MoeBlock(Block):
         yield Kept(size_B=rows * width * (inner_B - product_B), parts=("moe",))
         yield Kept(size_B=rows * width * product_B, parts=("moe", "moe_act"))
         router = t * (_F * moe.experts + moe.top_k * (_I + 2 * _F + batch.element_size_B))
-        order = 2 * _I * t * self._slots
-        if batch.framework.eager_sharding:  # rows that come from other ranks are sorted again
+        order = 2 * _I * t * padded.slots
+        if form.sorts_again and batch.framework.eager_sharding:  # rows that come from other ranks are sorted again
             order = order + np.where(batch.ep > 1, 2 * _I * rows, 0.0)
         yield Kept(size_B=np.asarray(router + order), parts=("moe",))
+        more = streamed_kept_B((*form.kernels, *form.policies), self._sizes(batch), moe.top_k)
+        if more is not None:
+            yield Kept(size_B=more, parts=("moe",))
         if self._shared is not None:
             input_B = batch.product_copy_B * batch.sequence_parallel_tokens * self.hidden
             yield Kept(size_B=input_B, parts=("moe", "shared_experts"))
             for kept in self._shared.kept(batch):
                 yield replace(kept, parts=("moe", "shared_experts"))
+        if self._residual is not None:  # and both outputs, which their weights' gradients need
+            yield Kept(size_B=2 * batch.element_size_B * batch.tokens * self.hidden, parts=("moe",))
+            yield from self._residual.kept(batch)
 
     def exchanged_B(self, batch: MicroBatch) -> FloatArray:
         """Rows of others to its experts, and its own back from theirs."""
-        moe, own = self.spec, self._tokens(batch) * self._slots
-        there = own * expert_rank_skew(self._skew(batch), batch.ep, moe.experts)
+        rows = self._rows(batch)
+        own = self._tokens(batch) * rows.slots
+        there = own * expert_rank_skew(rows.skew, batch.ep, self.spec.experts)
         return np.asarray(batch.element_size_B * (there + own) * self.hidden)
 
     def products_keep_input(self) -> bool:
@@ -154,10 +292,13 @@ class MoeBlock(Block):
         scatter them among themselves; or, where whole experts lie on a GPU, a rank sends the rows of its share of the
         tokens, and nothing else; or all rows of its tokens, and first how many they are.
         """
-        moe, framework = self.spec, batch.framework
+        moe, framework, rows = self.spec, batch.framework, self._rows(batch)
         sends = (batch.ep > 1).astype(np.float64)
-        size_B = batch.element_size_B * batch.tokens * self._slots * self.hidden
-        skew = expert_rank_skew(batch.skew, batch.ep, moe.experts) if moe.capacity_factor is None else None
+        size_B = batch.element_size_B * batch.tokens * rows.slots * self.hidden
+        skew = expert_rank_skew(rows.skew, batch.ep, moe.experts) if (rows.skew > 1).any() else None
+        if framework.moe.messages_each:
+            messages = self._local(batch)
+            size_B, sends = size_B / messages, sends * messages
         yield LayerComm(
             axis="ep",
             collective="all_to_all",
@@ -176,12 +317,10 @@ class MoeBlock(Block):
             )
             yield gathered
             yield replace(gathered, collective="reduce_scatter")
-        if framework.dispatches_all_tokens and moe.capacity_factor is None:
+        known = moe.capacity_factor is not None and framework.moe.padding != "never"
+        if framework.dispatches_all_tokens and framework.moe.exchanges_counts and not known:
             counts_B = np.full(batch.plans, _COUNT_B * moe.experts)
             yield LayerComm(axis="ep", collective="all_to_all", size_B=counts_B, backward=0.0, overlap="never")
 
     def host_block(self) -> str:
         return "moe_layer"
-
-    def waits_for_counts(self) -> bool:
-        return self.spec.capacity_factor is None

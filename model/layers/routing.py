@@ -1,13 +1,92 @@
-"""How unevenly a router loads the ranks that hold experts."""
+"""How unevenly a router loads experts and the ranks that hold them, and what a framework makes of it."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
 
 import numpy as np
 
+from moemodel.model.architecture.spec import Moe
 from moemodel.model.core.arrays import FloatArray
+from moemodel.model.frameworks.moe_form import MoeForm
+
+_NORMAL = NormalDist()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertRows:
+    """Rows that experts compute. [P] each.
+
+    Attributes:
+        slots: of a token, over all experts, padding included.
+        skew: of the busiest expert over the mean.
+    """
+
+    slots: FloatArray
+    skew: FloatArray
+
+
+def expert_rows(moe: Moe, form: MoeForm, tokens: FloatArray, skew: FloatArray) -> ExpertRows:
+    """Rows of a block's experts.
+
+        dropless                 top_k a token, as the router has them
+        padded to the busiest    skew top_k, all experts alike
+        padded to a capacity     E max(ceil(T top_k c / E), least) / T, all experts alike
+        cut at a capacity        top_k times the share that is kept (`kept_share`)
+
+    A router by expert choice (Zhou et al. 2022, section 3.1) gives every expert as many rows: T top_k c / E.
+
+    Args:
+        moe: the block.
+        form: of the framework.
+        tokens: T that one rank routes, [P].
+        skew: rows of the busiest expert over the mean, as the router has them, [P].
+    """
+    even, factor = np.ones_like(skew), moe.capacity_factor
+    if moe.router == "expert_choice":
+        return ExpertRows(slots=even * (moe.top_k * (factor or 1.0)), skew=even)
+    if factor is None:
+        if form.padding == "always":
+            return ExpertRows(slots=moe.top_k * skew, skew=even)
+        return ExpertRows(slots=even * moe.top_k, skew=skew)
+    if form.padding == "never":
+        kept = kept_share(skew, factor, moe.experts)
+        return ExpertRows(slots=moe.top_k * kept, skew=np.asarray(np.minimum(skew, factor) / kept))
+    if not form.min_capacity:
+        return ExpertRows(slots=even * (moe.top_k * factor), skew=even)
+    capacity = np.maximum(np.ceil(tokens * moe.top_k * factor / moe.experts), form.min_capacity)
+    return ExpertRows(slots=np.asarray(moe.experts * capacity / tokens), skew=even)
+
+
+def kept_share(skew: FloatArray, factor: float, experts: int) -> FloatArray:
+    """Share of the rows that are kept where an expert takes no more than `factor` times the mean.
+
+    For loads that vary like draws from a log-normal distribution of mean 1 and deviation s of their logarithm, of which
+    the largest of E is `exp(s m(E) - s^2 / 2)`, m(E) the mean of the largest of E normal ones: the mean of
+    min(load, factor), `Phi((ln c - s^2/2) / s) + c Phi(-(ln c + s^2/2) / s)`. Where the skew is more than any such
+    draws reach, at the widest; nothing is dropped where the busiest expert has room.
+
+    Args:
+        skew: rows of the busiest expert over the mean, [P].
+        factor: rows that an expert takes over the mean, c.
+        experts: E of a layer.
+    """
+    shares = [_kept_share(value, factor, experts) for value in np.unique(skew)]
+    return np.asarray(np.array(shares)[np.unique(skew, return_inverse=True)[1].reshape(np.shape(skew))])
+
+
+@cache
+def _kept_share(skew: float, factor: float, experts: int) -> float:
+    if skew <= factor or experts < 2:
+        return min(1.0, factor)
+    largest = _largest_of(experts)
+    s = largest - math.sqrt(max(largest**2 - 2 * math.log(skew), 0.0))
+    log_factor = math.log(factor)
+    kept = _NORMAL.cdf((log_factor - s**2 / 2) / s) + factor * _NORMAL.cdf(-(log_factor + s**2 / 2) / s)
+    return min(kept, 1 - (skew - factor) / experts)  # what the busiest expert alone loses
 
 
 def expert_rank_skew(skew: FloatArray, ep: FloatArray, experts: int) -> FloatArray:
@@ -34,4 +113,4 @@ def expert_rank_skew(skew: FloatArray, ep: FloatArray, experts: int) -> FloatArr
 @cache
 def _largest_of(count: float) -> float:
     """Mean of the largest of so many draws from a standard normal distribution: Blom's approximation, within 5 %."""
-    return NormalDist().inv_cdf((count - 0.375) / (count + 0.25))
+    return _NORMAL.inv_cdf((count - 0.375) / (count + 0.25))

@@ -28,3 +28,4 @@ class Call:
     count: FloatArray
     load_balance: FloatArray | float = 1.0  # work of the mean rank over that of the busiest, whose shape this is
     recomputed: bool = False  # a forward operator that a backward pass runs again
+    gating: bool = False  # of a Mixture-of-Experts block: router, dispatch or combination

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moemodel.model.core.arrays import FloatArray, IntArray
+from moemodel.model.plan.skew import skew_of
 from moemodel.model.plan.spec import Plan
 from moemodel.model.schedule.base import Sizes
 from moemodel.model.schedule.batch import PlanSchedules
@@ -107,7 +108,7 @@ def batch_of(plan: Plan) -> PlanBatch:
         global_batch=plan.global_batch,
         seq=plan.sequence_length,
         micro_batches_per_schedule=plan.micro_batches_per_schedule or 0,
-        skew=plan.routing.busiest_over_mean,
+        skew=skew_of(plan),
         clock_Hz=plan.clock.highest_Hz(math.inf),
         power_cap_W=math.inf if plan.power_cap_W is None else plan.power_cap_W,
     )

@@ -12,6 +12,7 @@ from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.plan.routing import routed_architecture
 from moemodel.model.plan.rules import architecture_rules, messages
+from moemodel.model.plan.skew import skew_of
 from moemodel.model.plan.spec import Plan
 from moemodel.model.schedule.pipeline_layout import PipelineLayout
 
@@ -90,7 +91,7 @@ def check_architecture(plan: Plan, architecture: Architecture) -> None:
     Raises:
         InfeasiblePlanError: every such degree, and what is allowed.
     """
-    rules = architecture_rules(architecture, sequence_length=plan.sequence_length, skew=plan.routing.busiest_over_mean)
+    rules = architecture_rules(architecture, sequence_length=plan.sequence_length, skew=skew_of(plan))
     mistakes = list(dict.fromkeys(messages(rules, plan.choices)))
     if mistakes:
         raise InfeasiblePlanError(f"{plan.name}: " + "; ".join(mistakes))

@@ -14,11 +14,13 @@ from moemodel.model.core.documents import Strict
 from moemodel.model.core.files import is_path, is_there
 from moemodel.model.hardware.gpu import is_known_gpu
 from moemodel.model.hardware.link import Link, links
+from moemodel.model.plan.routing import SKEW_STATES, RoutingSpec
 
 _is_known: dict[str, Callable[[str], bool]] = {
     "architecture": lambda name: name in list_architectures(),
     "gpu": is_known_gpu,
     "internode": lambda name: name in links(),
+    "skew": lambda name: name in SKEW_STATES,
 }
 
 
@@ -39,6 +41,8 @@ class NamesFiles(Strict):
         def architecture(self) -> str: ...
         @property
         def cluster(self) -> _Cluster: ...
+        @property
+        def routing(self) -> RoutingSpec: ...
 
     _file_notes: tuple[str, ...] = PrivateAttr(default=())
 
@@ -55,8 +59,10 @@ class NamesFiles(Strict):
         """
         moved, notes = _found_files(self, folder)
         architecture = moved.pop("architecture", self.architecture)
+        skew = moved.pop("skew", self.routing.skew)
+        routing = self.routing if skew == self.routing.skew else self.routing.model_copy(update={"skew": skew})
         cluster = self.cluster.model_copy(update=moved)
-        changed = self.model_copy(update={"architecture": architecture, "cluster": cluster})
+        changed = self.model_copy(update={"architecture": architecture, "cluster": cluster, "routing": routing})
         changed._file_notes = notes
         return changed
 
@@ -75,10 +81,11 @@ def _found_files(document: NamesFiles, folder: Path) -> tuple[dict[str, str], tu
         "architecture": document.architecture,
         "gpu": document.cluster.gpu,
         "internode": document.cluster.internode,
+        "skew": document.routing.skew,
     }
     moved, notes = {}, []
     for key, name in named.items():
-        if isinstance(name, Link) or _is_known[key](name) or not folder.parts:
+        if not isinstance(name, str) or _is_known[key](name) or not folder.parts:
             continue
         beside = folder / name
         if is_there(beside):

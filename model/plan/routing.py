@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from moemodel.model.architecture.spec import Architecture, Layer, Moe, Router
 from moemodel.model.core.documents import Strict, Switch
@@ -15,11 +15,38 @@ _Coefficient = Annotated[float, Field(ge=0, le=1e3, strict=True)]
 _Experts = Annotated[int, Field(gt=0, le=100_000, strict=True)]
 
 
+SKEW_STATES = ("balanced", "initial", "trained")
+_MOST_SKEW = 1e6
+_FILES = (".json", ".jsonl")
+
+
+def _skew(value: Any) -> Any:
+    """A number, a word, or the name of a file.
+
+    Raises:
+        ValueError: what is allowed.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    named = isinstance(value, str) and (value in SKEW_STATES or value.endswith(_FILES)) and value.isprintable()
+    if named or (number and 1 <= value <= _MOST_SKEW):
+        return float(value) if number else value
+    raise ValueError(
+        f"allowed: a number of 1 or more, {', '.join(SKEW_STATES)}, null, or the path of a file of statistics "
+        f"({', '.join(_FILES)})"
+    )
+
+
+Skew = Annotated[float | str, BeforeValidator(_skew)]
+
+
 class RoutingSpec(Strict):
     """How evenly the routers load the experts, and by which rule they choose them."""
 
-    skew: Literal["balanced"] | Annotated[float, Field(ge=1.0, le=1e6, strict=True)] = Field(
-        default="balanced", description="rows of the busiest expert over the mean"
+    skew: Skew | None = Field(
+        default=None,
+        description="rows of the busiest expert over the mean, `balanced`, what routers were seen to do from random "
+        "weights (`initial`) or after training (`trained`), or a file of statistics; null: not known, balanced is "
+        "predicted, and intervals reach what was seen",
     )
     router: Router | None = Field(default=None, description="how experts are chosen; null: as the architecture says")
     top_k: _Experts | None = Field(default=None, description="experts of a token; null: as the architecture says")
@@ -48,11 +75,6 @@ class RoutingSpec(Strict):
         default=False, description="a dense block beside the experts (Rajbhandari et al. 2022, Residual-MoE)"
     )
 
-    @property
-    def busiest_over_mean(self) -> float:
-        """`skew` as a number."""
-        return 1.0 if self.skew == "balanced" else self.skew
-
 
 def routed_architecture(architecture: Architecture, routing: RoutingSpec) -> Architecture:
     """An architecture with the routers that a plan asks for."""
@@ -74,4 +96,5 @@ def _changed(block: Moe, routing: RoutingSpec) -> Moe:
         router=block.router if routing.router is None else routing.router,
         top_k=block.top_k if routing.top_k is None else routing.top_k,
         capacity_factor=block.capacity_factor if routing.capacity_factor is None else routing.capacity_factor,
+        residual=block.residual or routing.residual,
     )

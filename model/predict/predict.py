@@ -113,6 +113,7 @@ class PricedPlans:
             bubble_s=found.bubble_s,
             host_wait_s=found.host_wait_s,
             hidden_communication_s=found.overlapped_communication_s,
+            gating_s=found.gating_s,
             clock_Hz=found.clock_Hz,
             forward_clock_Hz=found.forward_clock_Hz,
             backward_clock_Hz=found.backward_clock_Hz,
@@ -176,6 +177,7 @@ class _MeanGpu:
     optimizer_s: FloatArray
     exposed_communication_s: FloatArray
     overlapped_communication_s: FloatArray
+    gating_s: FloatArray
     bubble_s: FloatArray
     host_wait_s: FloatArray
     clock_Hz: FloatArray
@@ -294,6 +296,7 @@ def _mean_gpu(
         optimizer_s=times.optimizer[:, 0],
         exposed_communication_s=exposed_s[:, 0],
         overlapped_communication_s=np.maximum(comm_s - exposed_s, 0.0)[:, 0],
+        gating_s=_gating_s(pipe, devices)[:, 0],
         bubble_s=above_rounding(idle_s - late_s, step_s)[:, 0],
         host_wait_s=late_s[:, 0],
         clock_Hz=(cycles / busy_s)[:, 0],
@@ -312,6 +315,16 @@ def _mean_gpu(
         device_share=device_share,
         outside=outside,
     )
+
+
+def _gating_s(pipe: PipelineStep, devices: list[DeviceCosts]) -> FloatArray:
+    """Of a step, at the clock of each phase as at the highest one, [P, 1]."""
+    shares = [(cost.forward.gating_share, cost.backward.gating_share) for cost in pipe.costs]
+    gating = [
+        forward * device.forward.time_s + backward * device.backward.time_s
+        for (forward, backward), device in zip(shares, devices, strict=True)
+    ]
+    return np.asarray(pipe.m * pipe.mean(gating))
 
 
 def _in_a_step(pipe: PipelineStep, devices: list[DeviceCosts]) -> DeviceCosts:

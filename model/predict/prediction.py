@@ -22,6 +22,7 @@ class Prediction:
         bubble_s: idle in the pipeline.
         host_wait_s: idle because the host had not queued work yet.
         hidden_communication_s: communication behind computation.
+        gating_s: of forward and backward passes, device time of routers and of what moves rows to experts and back.
         clock_Hz: true SM clock while kernels run, time-weighted over the mean GPU.
         forward_clock_Hz, backward_clock_Hz, optimizer_clock_Hz: the same by phase.
         power_W: mean of one GPU over the step; `hottest_power_W` of the one that draws most.
@@ -47,6 +48,7 @@ class Prediction:
     bubble_s: FloatArray
     host_wait_s: FloatArray
     hidden_communication_s: FloatArray
+    gating_s: FloatArray
     clock_Hz: FloatArray
     forward_clock_Hz: FloatArray
     backward_clock_Hz: FloatArray

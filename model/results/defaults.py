@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from moemodel.model.architecture.spec import Architecture, Moe
+from moemodel.model.plan.skew import experts_of
 from moemodel.model.plan.spec import Plan
 from moemodel.model.results.energy import GPU_ENERGY, IT_ENERGY, METER_ENERGY
 from moemodel.model.results.inlet_sensitivity import InletSensitivity
@@ -41,6 +42,8 @@ def _choices(plan: Plan, architecture: Architecture, machine: System) -> Iterato
         yield "parallel.zero_stage", p.zero_stage
         if any(isinstance(layer.feed_forward, Moe) for layer in architecture.layers):
             yield "parallel.ep", p.ep
+    if any(moe.capacity_factor is not None for moe in experts_of(architecture)):
+        yield "routing.pad", f"as {plan.backend} does"
     if p.tp > 1:
         yield "parallel.sequence_parallel", str(p.sequence_parallel).lower()
     if plan.cluster.gpus > 1:

@@ -37,6 +37,16 @@ class Estimate:
         high = None if self.high is None or math.isnan(self.value) else max(min(self.high, limit), self.value)
         return Estimate(value=self.value, low=self.low, high=high)
 
+    def reaching(self, ratio: float) -> Estimate:
+        """The same, with an interval that reaches to one side as far as that of a figure `ratio` times as large does.
+
+        Of a ratio below one, as that of a smaller one does.
+        """
+        low, high = self.low, self.high
+        if low is None or high is None:
+            return self
+        return Estimate(value=self.value, low=low * min(ratio, 1.0), high=high * max(ratio, 1.0))
+
     def __mul__(self, factor: float) -> Estimate:
         return Estimate(
             value=self.value * factor,

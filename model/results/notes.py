@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 
-from moemodel.model.architecture.spec import Architecture, Moe
+from moemodel.model.architecture.spec import Architecture
 from moemodel.model.device.host_overhead import HostModel
 from moemodel.model.device.thermal import thermal_model
 from moemodel.model.frameworks.track_record import TrackRecord, track_records
 from moemodel.model.layers.multi_token import multi_token_note
 from moemodel.model.network.cluster import notes_on_tests
 from moemodel.model.plan.clock import Auto
+from moemodel.model.plan.skew import experts_of, forecast
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.defaults import choices_by_default, inlet_by_default, site_by_default
 from moemodel.model.results.feasibility import verdict_of
 from moemodel.model.results.inlet_sensitivity import InletSensitivity
+from moemodel.model.results.routing_cost import RoutingCost
 from moemodel.model.step.system import System
 
 _ABOVE_LIMIT = 1.005  # of the power limit: less is rounding
@@ -28,7 +30,12 @@ _HELD = 0.97  # assumed, of the power limit: mean of a step that it holds back; 
 
 
 def notes(
-    plan: Plan, architecture: Architecture, machine: System, prediction: Prediction, warmer: InletSensitivity | None
+    plan: Plan,
+    architecture: Architecture,
+    machine: System,
+    prediction: Prediction,
+    warmer: InletSensitivity | None,
+    routing: RoutingCost | None = None,
 ) -> tuple[str, ...]:
     """Notes on a prediction of one plan, a sentence or two each."""
     calibration = machine.calibration
@@ -45,7 +52,7 @@ def notes(
         _vocabulary(plan, architecture),
         *architecture.notes,
         multi_token_note(architecture, plan.sequence_length),
-        _routing(plan, architecture),
+        _routing(plan, architecture, machine, routing),
         _positions(plan, architecture),
         _encoder(architecture),
         _links_in_node(plan, machine),
@@ -91,7 +98,7 @@ def notes_without_times(
         _memory(plan, architecture, machine, peak_B, probability, always=True),
         _tensor_cores(plan, machine),
         _vocabulary(plan, architecture),
-        _routing(plan, architecture),
+        _routing(plan, architecture, machine, None),
         _positions(plan, architecture),
         _encoder(architecture),
         _former_backend(plan),
@@ -288,20 +295,40 @@ def _vocabulary(plan: Plan, architecture: Architecture) -> str | None:
     )
 
 
-def _routing(plan: Plan, architecture: Architecture) -> str | None:
-    experts = [layer.feed_forward for layer in architecture.layers if isinstance(layer.feed_forward, Moe)]
+def _routing(plan: Plan, architecture: Architecture, machine: System, routing: RoutingCost | None) -> str | None:
+    """What is taken for granted of how evenly routers load experts, and what the framework makes of it."""
+    experts = experts_of(architecture)
+    if not experts:
+        return None
     capacities = {moe.capacity_factor for moe in experts if moe.capacity_factor is not None}
     if capacities:
-        factor = ", ".join(f"{c:g}" for c in sorted(capacities))
+        return _capacity(capacities, machine)
+    always = machine.framework.moe.padding == "always"
+    padded = f" Backend {plan.backend} pads every expert's rows to the busiest's." if always else ""
+    skew = forecast(plan.routing, architecture) if routing is None else routing.skew
+    seen = f"{'; '.join(skew.sources)}{'' if skew.measured else ' (not all of it measured)'}"
+    if plan.routing.skew is None:
+        slower = "" if routing is None else f", where a step takes {routing.time_reach:.2f} times as long"
         return (
-            f"Every expert is padded to capacity factor {factor}, whatever the router does; routing.skew changes "
-            "nothing, and tokens beyond the capacity are dropped."
+            f"Routing is assumed balanced: every expert gets as many tokens. Intervals reach, to the slower side, a "
+            f"busiest expert with {skew.high:.2f} times the mean{slower}, as was seen: {seen}. Give routing.skew where "
+            f"you know it.{padded}"
         )
-    if plan.routing.skew != "balanced" or not experts:
-        return None
+    if skew.sources:
+        return f"The busiest expert gets {skew.value:.2f} times the mean ({skew.high:.2f} at most), by {seen}.{padded}"
+    return padded.strip() or None
+
+
+def _capacity(capacities: set[float], machine: System) -> str:
+    factor = ", ".join(f"{c:g}" for c in sorted(capacities))
+    if machine.framework.moe.padding == "never":
+        return (
+            f"Experts take capacity factor {factor}; rows beyond it are dropped, and none is padded: how many there "
+            "are follows from routing.skew."
+        )
     return (
-        "Routing is assumed balanced: every expert gets as many tokens. Give routing.skew (rows of the busiest expert "
-        "over the mean) where it isn't."
+        f"Every expert is padded to capacity factor {factor}, whatever the router does; routing.skew changes "
+        "nothing, and tokens beyond the capacity are dropped."
     )
 
 

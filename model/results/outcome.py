@@ -29,6 +29,7 @@ from moemodel.model.results.estimate import Estimate, finite
 from moemodel.model.results.feasibility import Verdict, refuse_too_large, verdict_of
 from moemodel.model.results.inlet_sensitivity import InletSensitivity, predict_with_sensitivity
 from moemodel.model.results.notes import notes, notes_without_times
+from moemodel.model.results.routing_cost import RoutingCost, routing_cost
 from moemodel.model.step.memory_fit import fit_probability, peak_memory
 from moemodel.model.step.system import System, system_of
 from moemodel.model.step.volumes import StepVolumes, step_volumes
@@ -133,6 +134,8 @@ class Outcome:
         outside: share of device time in shapes that the calibration has not seen the like of.
         model_flops: of a step on all GPUs, forward and backward, without recomputation.
         volumes: FLOPs, bytes of device memory and bytes sent, of the mean GPU; None where they weren't asked for.
+        routing: what the gating takes of a step, and what uneven loads of experts cost; None where there are no
+            experts, or no times.
         run: totals; None where the plan gives no tokens.
         notes: what to know before relying on this, a sentence each.
 
@@ -178,6 +181,7 @@ class Outcome:
     outside: float
     model_flops: float
     volumes: GpuVolumes | None
+    routing: RoutingCost | None
     run: RunTotals | None
     notes: tuple[str, ...]
 
@@ -221,6 +225,7 @@ class Outcome:
             },
             "phases": {name: _phase_json(phase) for name, phase in self.phases.items()},
             "work": self._work_json(),
+            "routing": None if self.routing is None else self.routing.to_json(),
             "run": None if self.run is None else _run_json(self.run),
             "notes": list(self.notes),
         }
@@ -280,7 +285,8 @@ def outcome(
     prediction, warmer = predict_with_sensitivity(priced, machine)
     if not even_if_it_does_not_fit:
         refuse_too_large(plan, architecture, machine, prediction)
-    answer = _outcome(plan, architecture, machine, prediction, warmer)
+    routing = routing_cost(plan, architecture, machine, prediction)
+    answer = _outcome(plan, architecture, machine, prediction, warmer, routing)
     if not with_volumes:
         return answer
     return replace(answer, volumes=GpuVolumes.of(step_volumes(architecture, batch_of(plan), machine)))
@@ -326,6 +332,7 @@ def _without_times(plan: Plan, architecture: Architecture, machine: System) -> O
         outside=math.nan,
         model_flops=first(model_flops(architecture, batch.seq) * batch.global_batch),
         volumes=GpuVolumes.of(step_volumes(architecture, batch, machine)),
+        routing=None,
         run=None,
         notes=notes_without_times(plan, architecture, machine, peak_B, probability),
     )
@@ -337,6 +344,7 @@ def _outcome(
     machine: System,
     prediction: Prediction,
     warmer: InletSensitivity | None,
+    routing: RoutingCost | None,
 ) -> Outcome:
     calibration = machine.calibration
     p = _known(prediction, power=calibration.power.points > 0, clock=machine.gpu.clock_max_Hz is not None)
@@ -344,10 +352,11 @@ def _outcome(
     time_error, energy_error = first(p.step_time_error), first(p.energy_error)
     power_error = math.sqrt(max(energy_error**2 - time_error**2, 0.0))  # that of power over that of time
     cap_W = machine.power_limit_W if plan.power_cap_W is None else plan.power_cap_W
-    step = Estimate.of(first(p.step_time_s), time_error)
-    tokens_per_s = Estimate.of(first(p.tokens) / first(p.step_time_s), time_error)
+    slower, dearer, fuller = _reaches(routing)
+    step = Estimate.of(first(p.step_time_s), time_error).reaching(slower)
+    tokens_per_s = Estimate.of(first(p.tokens) / first(p.step_time_s), time_error).reaching(1 / slower)
     longest_s = step.high or step.value
-    gpu_J = Estimate.of(first(p.energy_J), energy_error).at_most(gpus * cap_W * longest_s)
+    gpu_J = Estimate.of(first(p.energy_J), energy_error).reaching(dearer).at_most(gpus * cap_W * longest_s)
     energy = StepEnergy.of(plan, gpu_J, step)
     highest_Hz = plan.clock.highest_Hz(calibration.clock_range_Hz[1])
     clock = Estimate.of(first(p.clock_Hz), calibration.governor.log_error).at_most(highest_Hz)
@@ -363,7 +372,7 @@ def _outcome(
         step_time_s=step,
         tokens_per_s=tokens_per_s,
         tokens_per_s_per_gpu=tokens_per_s * (1 / gpus),
-        mfu=None if math.isnan(first(p.mfu)) else Estimate.of(first(p.mfu), time_error),
+        mfu=None if math.isnan(first(p.mfu)) else Estimate.of(first(p.mfu), time_error).reaching(1 / slower),
         clock_Hz=clock,
         power_W=Estimate.of(first(p.power_W), power_error).at_most(cap_W),
         hottest_power_W=Estimate.of(first(p.hottest_power_W), power_error).at_most(cap_W),
@@ -371,7 +380,7 @@ def _outcome(
         warmer=warmer,
         energy=energy,
         gpu_energy_per_token_J=energy.gpu_J * (1 / first(p.tokens)),
-        memory_B=Estimate.of(first(p.memory_B), first(prediction.memory_error) or None),
+        memory_B=Estimate.of(first(p.memory_B), first(prediction.memory_error) or None).reaching(fuller),
         memory_terms_B=_largest_first(p.memory_terms_B),
         memory_available_B=None if math.isinf(machine.memory_B) else machine.memory_B,
         fits=bool(prediction.fits[0]),
@@ -385,9 +394,15 @@ def _outcome(
         outside=first(p.outside),
         model_flops=first(p.flops),
         volumes=None,
+        routing=routing,
         run=None if plan.tokens is None else _run(plan, plan.tokens, step, energy.it_J, first(p.tokens)),
-        notes=notes(plan, architecture, machine, prediction, warmer),
+        notes=notes(plan, architecture, machine, prediction, warmer, routing),
     )
+
+
+def _reaches(routing: RoutingCost | None) -> tuple[float, float, float]:
+    """How much slower a step may be, and how much more energy and memory take, if routers are as uneven as was seen."""
+    return (1.0, 1.0, 1.0) if routing is None else (routing.time_reach, routing.energy_reach, routing.memory_reach)
 
 
 def _known(prediction: Prediction, *, power: bool, clock: bool) -> Prediction:

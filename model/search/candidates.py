@@ -26,6 +26,7 @@ from moemodel.model.plan.checks import check_power_and_clock
 from moemodel.model.plan.clock import clock_of
 from moemodel.model.plan.recompute import RECOMPUTE, recompute_name, recompute_number
 from moemodel.model.plan.rules import Columns, Rule, architecture_rules, as_counted, degree_rules
+from moemodel.model.plan.skew import skew_of
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.schedule import registry as schedules
@@ -82,7 +83,7 @@ class Candidates:
             **columns,
             global_batch=document.global_batch,
             seq=document.sequence_length,
-            skew=document.routing.busiest_over_mean,
+            skew=skew_of(document),
             clock_Hz=np.inf,
             power_cap_W=np.inf if document.power_cap_W is None else document.power_cap_W,
         )
@@ -195,7 +196,7 @@ def _not_clocks(clocks: list[float | None], gpu: Gpu) -> str:
 
 def _rules(document: Search, architecture: Architecture) -> list[Rule]:
     """What a combination of choices can break, in the order in which it is asked."""
-    seq, skew = document.sequence_length, document.routing.busiest_over_mean
+    seq, skew = document.sequence_length, skew_of(document)
     shapes = architecture_rules(architecture, sequence_length=seq, skew=skew)
     degrees = degree_rules(global_batch=document.global_batch, framework=framework_of(document.backend))
     return [*_more_than_gpus(), *as_counted([*shapes, *degrees]), *_same_plans(document)]

@@ -18,9 +18,9 @@ its schedule whatever the ZeRO stage (torch.distributed.pipelining 2.11,
 `_PipelineStageBase.backward_maybe_with_nosync`); so are those of experts that DDP leaves alone. A backward pass leaves
 there what it gathers, and a forward pass frees it: so under ZeRO 3 those forward passes gather that follow another, as
 many as a stage holds micro-batches, and those backward passes that follow a forward pass. Every run of a schedule
-gathers and reduces for itself. Frameworks that run none of it behind computation send each in one message. Left out: by
-how much computation delays a collective, which waits for room on the GPU; it matters where exchanges fill most of a
-pass.
+gathers and reduces for itself. Frameworks that run none of it behind computation send each in one message; DeepSpeed
+all-reduces gradients under ZeRO 1 and 2 too (`allreduce_and_scatter`). Left out: by how much computation delays a
+collective, which waits for room on the GPU; it matters where exchanges fill most of a pass.
 
 Axes: P plans.
 """
@@ -165,6 +165,8 @@ class DataParallel:
         self._reductions_hide = "gradients" in framework.overlapped
         self._gathers_hide = "parameters" in framework.overlapped
         self._zero = plans.zero_stage
+        all_reduces = framework.data_parallel == "flattened"
+        self._reduction = Collective.ALL_REDUCE if all_reduces else Collective.REDUCE_SCATTER
         torch = framework.data_parallel == "ddp-fsdp2"
         self._spread = torch & (plans.ep > 1)
         # a backward pass in two parts tells DDP nothing; of a pipeline FSDP scatters when all passes are done
@@ -232,12 +234,12 @@ class DataParallel:
             [self._some(collective, element_B * p, 1.0, group) for p in (inner / layers, ends)]
             for collective, element_B in (
                 (Collective.ALL_GATHER, self._parameter_B),
-                (Collective.REDUCE_SCATTER, self._gradient_B),
+                (self._reduction, self._gradient_B),
             )
         )
         gathered = self._groups.overlappable(Collective.ALL_GATHER, gather[0]).times(float(self._gathers_hide))
         hides = np.where(self._late_scatter, 0.0, float(self._reductions_hide))
-        scattered = self._groups.overlappable(Collective.REDUCE_SCATTER, scatter[0]).times(hides)
+        scattered = self._groups.overlappable(self._reduction, scatter[0]).times(hides)
         again, reductions = counts.gathers_backward, counts.reductions
         forward = gathered.times(counts.gathers_forward * (layers - 1))
         backward = scattered.times(reductions * (layers - 1)) + gathered.times(again * layers)

@@ -24,6 +24,9 @@ from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.step.data_parallel import ExchangeCounts
 from moemodel.model.step.recomputation import Recomputation
 
+_COPY_B = 4.0  # of an element that a copy moves: 16 bits read and written
+_FLATTENED = 3.0  # copied into one buffer, scaled, and copied back
+
 
 def gradients_in_ddp_buckets(plans: PlanBatch, framework: Framework) -> BoolArray:
     """Where gradients stay in DDP's buckets from step to step, [P]: not where torch splits backward passes in two."""
@@ -64,9 +67,9 @@ class Workload:
         for op, kept in zip(forward, saved(forward), strict=True):
             parts = (*op.parts, "core_attn") if op.attention_core else op.parts
             count = again.times(parts, saved=kept) * self._mask(op)
-            if count.any():
+            if count.any() and not op.only_backward:
                 call = _call(op.kind, Pass.FORWARD, op.shape, Phase.BACKWARD, count, op.load_balance)
-                calls.append(replace(call, recomputed=True))
+                calls.append(replace(call, recomputed=True, gating=_gates(op)))
         return calls
 
     def embedding(self) -> list[Call]:
@@ -78,13 +81,15 @@ class Workload:
         return self._with_backward(HeadBlock(architecture=self.architecture).operators(self.batch))
 
     def _with_backward(self, operators: Iterable[LayerOp]) -> list[Call]:
-        forward = list(operators)
+        every = list(operators)
         calls = [
-            _call(op.kind, Pass.FORWARD, op.shape, Phase.FORWARD, self._mask(op), op.load_balance) for op in forward
+            _call(op.kind, Pass.FORWARD, op.shape, Phase.FORWARD, self._mask(op), op.load_balance, _gates(op))
+            for op in every
+            if not op.only_backward
         ]
-        for op in forward:
+        for op in every:
             for kind, direction, shape in _backward(op):
-                calls.append(_call(kind, direction, shape, Phase.BACKWARD, self._mask(op), op.load_balance))
+                calls.append(_call(kind, direction, shape, Phase.BACKWARD, self._mask(op), op.load_balance, _gates(op)))
         return calls
 
     def _casts(self, forward: Iterable[LayerOp]) -> Iterator[LayerOp]:
@@ -117,7 +122,8 @@ class Workload:
         """Parameters and gradients on their way between shards and whole tensors, per micro-batch.
 
         DDP scales the gradients in its buckets as often as it reduces them. FSDP2 gathers into one buffer and copies
-        the parameters out of it, and copies gradients into one that it scatters.
+        the parameters out of it, and copies gradients into one that it scatters. Others copy them into one buffer,
+        scale it, and copy them back (`flattened`).
 
         Args:
             layers, ends: parameters of a stage's layers, and of embedding and head.
@@ -125,9 +131,11 @@ class Workload:
         """
         plans = self.plans
         shared = (plans.dp * plans.cp > 1) / plans.micro_batches
-        if self.framework.data_parallel != "ddp-fsdp2" or not shared.any():
+        if self.framework.data_parallel == "distributed-optimizer" or not shared.any():
             return []
         inner, whole = Shape(m=layers), Shape(m=layers + ends)
+        if self.framework.data_parallel == "flattened":
+            return [_call(Kind.COPY, Pass.FORWARD, whole, Phase.BACKWARD, _FLATTENED * shared * counts.reductions)]
         return [
             _call(Kind.COPY, Pass.FORWARD, whole, Phase.FORWARD, shared * counts.gathers_forward),
             _call(Kind.COPY, Pass.FORWARD, whole, Phase.BACKWARD, shared * counts.reductions),
@@ -141,6 +149,11 @@ class Workload:
             _call(Kind.GRAD_NORM, Pass.STEP, Shape(m=owned), Phase.OPTIMIZER, self._one),
             _call(kind, Pass.STEP, Shape(m=owned), Phase.OPTIMIZER, self._one),
         ]
+        sharded = self.framework.sharded_optimizer_B * (self.plans.zero_stage >= 1)
+        more_B = np.asarray(self.framework.optimizer_B + sharded)
+        if more_B.any():
+            more = Shape(m=owned * (more_B / _COPY_B))
+            calls.append(_call(Kind.COPY, Pass.FORWARD, more, Phase.OPTIMIZER, self._one))
         kept = gradients_in_ddp_buckets(self.plans, self.framework).astype(np.float64)
         if kept.any():  # filled with zeros: half the bytes of a copy
             calls.append(_call(Kind.COPY, Pass.FORWARD, Shape(m=owned / 2), Phase.OPTIMIZER, kept))
@@ -149,7 +162,8 @@ class Workload:
 
 def _backward(op: LayerOp) -> Iterator[tuple[Kind, Pass, Shape]]:
     """What runs for an operator in a backward pass."""
-    yield from ((op.kind, direction, op.shape) for direction in PASSES[op.kind] if direction is not Pass.FORWARD)
+    passes = PASSES[op.kind] if op.backward is None else op.backward
+    yield from ((op.kind, direction, op.shape) for direction in passes if direction is not Pass.FORWARD)
     if op.grad_fan_in is not None:
         yield Kind.RESIDUAL_ADD, Pass.BACKWARD, op.grad_fan_in
     yield from ((Kind.COPY, Pass.FORWARD, elements) for elements in op.copies)
@@ -164,5 +178,18 @@ def _call(
     phase: Phase,
     count: FloatArray,
     load_balance: FloatArray | float = 1.0,
+    gating: bool = False,
 ) -> Call:
-    return Call(kind=kind, direction=direction, shape=shape, phase=phase, count=count, load_balance=load_balance)
+    return Call(
+        kind=kind,
+        direction=direction,
+        shape=shape,
+        phase=phase,
+        count=count,
+        load_balance=load_balance,
+        gating=gating,
+    )
+
+
+def _gates(op: LayerOp) -> bool:
+    return op.gating or op.kind in (Kind.ROUTER, Kind.PERMUTE, Kind.UNPERMUTE)

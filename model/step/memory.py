@@ -249,7 +249,8 @@ class MemoryModel:
             "gathered_layers": (held.gathered_B[0], *held.gathered_B),
             "activations": (activations, activations + again, earlier + working, none),
             "loss": (loss, none, none, none),
-            "optimizer_transient": (none, none, none, transient),
+            **self._flattened(shard),
+            "optimizer_transient": (none, none, none, transient + self._group_transient(shard)),
         }
         worst = np.stack([sum(moment, none) for moment in zip(*at_each.values(), strict=True)]).argmax(axis=0)
         terms |= {name: np.choose(worst, moments) for name, moments in at_each.items()}
@@ -260,6 +261,22 @@ class MemoryModel:
         terms["fragmentation"] = np.asarray(self.fragmentation * sum(terms.values()))
         terms["context"] = np.full(len(self.plans), self.context_B)
         return Memory(peak_B=np.asarray(sum(terms.values())), terms_B=terms)
+
+    def _flattened(self, shard: Shard) -> dict[str, tuple[FloatArray, ...]]:
+        """Buffers in which gradients are reduced, at each moment: of a size of their own under ZeRO, from a backward
+        pass's first gradient on; else copies of all of them, when the last one is over."""
+        if self.framework.data_parallel != "flattened":
+            return {}
+        none, plans = np.zeros(len(self.plans)), self.plans
+        bucket = np.where(plans.zero_stage >= 1, self.framework.reduce_bucket_B, 0.0)
+        whole = self.recipe.gradient_B * shard.total * ((plans.zero_stage == 0) & (plans.dp * plans.cp > 1))
+        return {"reduction_buffers": (none, bucket, bucket + whole, none)}
+
+    def _group_transient(self, shard: Shard) -> FloatArray:
+        """What an optimizer step makes of its largest group of parameters beside what it keeps of all: float32 copies
+        of the gradients without ZeRO (DeepSpeed, fp16/fused_optimizer.py)."""
+        largest = np.maximum(shard.dense, np.minimum(shard.expert, self.framework.largest_expert_group))
+        return np.where(self.plans.zero_stage == 0, self.recipe.group_transient_B * largest, 0.0)
 
     def _placeholders_B(self, stage: Stage) -> FloatArray:
         """One for each shape of a weight, one expert's among them: those of the layer that has most."""

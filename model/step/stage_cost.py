@@ -18,6 +18,7 @@ from moemodel.model.device.host_overhead import HostCost, HostModel
 from moemodel.model.device.operator_cost import OperatorCostModel, PhaseCost
 from moemodel.model.device.power import PowerModel
 from moemodel.model.device.roofline import chip_of_calibration
+from moemodel.model.frameworks.moe_form import measured_layer
 from moemodel.model.layers.base import MicroBatch
 from moemodel.model.layers.layer import LayerBlocks, layer_blocks
 from moemodel.model.layers.parameters import parameters
@@ -33,6 +34,7 @@ from moemodel.model.step.recomputation import Recomputation
 from moemodel.model.step.system import System
 
 _CALLS_OF_A_WAIT = 2.0  # assumed, of the host: reading what it waited for, and queueing what uses it
+_CALLS_OF_A_DRAIN = 1.0  # queueing the next kernel on a device that has nothing to do
 
 
 @dataclass(kw_only=True)
@@ -49,7 +51,7 @@ class StageCost:
         host: host time of one micro-batch, [P, 1]; `host_exchange_s` of a step's exchange, which falls into its passes;
             `host_step_s` of the optimizer.
         host_sync_s: that the device stands idle in a forward pass after the host waited for it, [P, 1].
-        recompute_sync_s: the same in a backward pass, which recomputes.
+        recompute_sync_s: the same in a backward pass, and in what it recomputes.
         pipeline_fill_comm_s: messages on a micro-batch's way through the pipeline that nothing hides, once a step, [P].
     """
 
@@ -63,7 +65,7 @@ class StageCost:
     unoverlappable_fraction_backward: FloatArray
     host: HostCost
     host_exchange_s: FloatArray
-    host_step_s: float
+    host_step_s: FloatArray | float
     host_sync_s: FloatArray
     recompute_sync_s: FloatArray
     pipeline_fill_comm_s: FloatArray
@@ -124,6 +126,7 @@ class StageCosts:
         self.plans = blocks.plans.take(rows)
         self._blocks = blocks
         self._shape = blocks.shape[rows]
+        self._batch = MicroBatch.of(self.plans, machine.framework, machine.precision)
         self._memory = MemoryModel(
             blocks.architecture,
             self.plans,
@@ -160,7 +163,7 @@ class StageCosts:
         call = self._call(stage)
         forward_exchange, backward_exchange = self._exchange(stage)
         step_exchange = self._data.step(units, counts).with_exposed(self._tied(stage) + self._comm.norm_s())
-        host_sync_s = self._host_sync_s(stage, call)
+        host_sync_s, drained_s = self._host_sync_s(stage, call)
         again = self._recomputed_calls(stage)
         queue = ParallelHost(blocks.host, call, measured=blocks.machine.framework.torch_launch)
         return StageCost(
@@ -187,7 +190,7 @@ class StageCosts:
             ),
             host_step_s=self._host_step_s(stage),
             host_sync_s=host_sync_s,
-            recompute_sync_s=host_sync_s * self._again.experts[:, None],
+            recompute_sync_s=host_sync_s * self._again.experts[:, None] + drained_s,
             pipeline_fill_comm_s=self._comm.pipeline_fill_comm_s(),
         )
 
@@ -254,12 +257,25 @@ class StageCosts:
             return np.zeros(len(self.plans))
         return self._comm.embedding_grad_all_reduce(parameters(architecture).embedding, self._gradient_B)
 
-    def _host_step_s(self, stage: Stage) -> float:
-        """Host time of the optimizer."""
-        host = self._blocks.host
-        if self._blocks.machine.framework.fused_optimizer:
+    def _host_step_s(self, stage: Stage) -> FloatArray | float:
+        """Host time of the optimizer; in each plan, [P, 1], or the same in all."""
+        host, framework = self._blocks.host, self._blocks.machine.framework
+        if framework.fused_optimizer:
             return 0.0
-        return host.fixed_step_s() + sum(n * host.layer_step_s(layer.host_block()) for n, layer in self._layers(stage))
+        if framework.step_kernels is None:
+            return host.fixed_step_s() + sum(
+                n * host.layer_step_s(layer.host_block()) for n, layer in self._layers(stage)
+            )
+        more = sum((n * layer.more_tensors(self._batch) for n, layer in self._layers(stage)), np.zeros(len(self.plans)))
+        kernels = framework.step_kernels * (self._tensors(stage) + more)
+        return np.asarray(host.fixed_step_s() + kernels[:, None] * self._measured_kernel_s(stage))
+
+    def _measured_kernel_s(self, stage: Stage) -> float:
+        """Host time of a kernel in layers like the measured ones, the mean of both passes."""
+        costs = [self._blocks.host.layer(layer.host_block(), 2) for n, layer in self._layers(stage) if n]
+        sums = [float(np.max(cost.forward_s) + np.max(cost.backward_s)) for cost in costs]
+        kernels = [sum(measured_layer(layer.host_block())) for n, layer in self._layers(stage) if n]
+        return sum(sums) / sum(kernels) if kernels else 0.0
 
     def _layers(self, stage: Stage) -> Iterator[tuple[int, LayerBlocks]]:
         """How many of each distinct layer, and its blocks."""
@@ -288,25 +304,48 @@ class StageCosts:
         total = HostCost(forward_s=0.0, backward_s=0.0)
         calls = {phase: np.zeros(len(self.plans)) for phase in (Phase.FORWARD, Phase.BACKWARD)}
         for (count, layer), phase_costs in zip(self._layers(stage), blocks.layers, strict=True):
-            total = total + _host_of(host, layer).times(count)
+            total = total + self._host_of(layer).times(count)
             for phase in calls:
                 calls[phase] += count * phase_costs[phase].calls_U[self._shape]
         calls[Phase.BACKWARD] -= self._recomputed_calls(stage)
         forward, backward = (np.maximum(calls[phase], 1.0)[:, None] for phase in calls)
         return HostCost(forward_s=total.forward_s / forward, backward_s=total.backward_s / backward)
 
-    def _host_sync_s(self, stage: Stage, call: HostCost) -> FloatArray:
-        """Where the host waits for how many rows go to which expert: it learns of them, and queues what comes next."""
-        layers = sum(count for count, layer in self._layers(stage) if layer.waits_for_counts())
-        synchronizes = (self.plans.ep > 1) & self._blocks.machine.framework.dispatches_all_tokens
-        return np.asarray(_CALLS_OF_A_WAIT * layers * synchronizes[:, None] * call.forward_s)
+    def _host_sync_s(self, stage: Stage, call: HostCost) -> tuple[FloatArray, FloatArray]:
+        """Where the host waits for the device, in a forward and in a backward pass, [P, 1] each.
+
+        For how many rows go to which expert, of which it learns, and queues what comes next; or until the device has
+        done what was queued.
+        """
+        forward, backward = np.zeros((2, len(self.plans)))
+        for count, layer in self._layers(stage):
+            if count:
+                found = layer.host_waits(self._batch)
+                forward += count * (_CALLS_OF_A_WAIT * found.reads + _CALLS_OF_A_DRAIN * found.drains_forward)
+                backward += count * _CALLS_OF_A_DRAIN * found.drains_backward
+        return np.asarray(forward[:, None] * call.forward_s), np.asarray(backward[:, None] * call.backward_s)
+
+    def _host_of(self, layer: LayerBlocks) -> HostCost:
+        """Host time of one layer in a micro-batch: of the measured one that it is like, and of the kernels that the
+        framework queues beside that one's, each at the measured one's cost of a kernel, [P, 1]."""
+        measured = self._blocks.host.layer(layer.host_block(), len(layer.blocks))
+        more = layer.more_launches(self._batch)
+        if not (more[0].any() or more[1].any()):
+            return measured
+        forward, backward = (
+            kernels[:, None] / each for kernels, each in zip(more, measured_layer(layer.host_block()), strict=True)
+        )
+        return HostCost(
+            forward_s=measured.forward_s * np.maximum(1 + forward, 0.0),
+            backward_s=measured.backward_s * np.maximum(1 + backward, 0.0),
+        )
 
     def _host_cost(self, stage: Stage, forward: FloatArray, backward: FloatArray) -> HostCost:
         """Blocks that were measured, and where none were, so many kernels in either pass."""
         host = self._blocks.host
         total = HostCost(forward_s=host.kernel_s * forward[:, None], backward_s=host.kernel_s * backward[:, None])
         for count, layer in self._layers(stage):
-            total = total + _host_of(host, layer).times(count)
+            total = total + self._host_of(layer).times(count)
         ends = (stage.embedding + stage.head) / 2 * self._blocks.architecture.has_head
         return total + host.ends(ends)
 
@@ -332,11 +371,6 @@ def _recomputed(calls: Iterable[Call], shapes: int) -> FloatArray:
     return np.asarray(sum((call.count for call in calls if call.recomputed), start=np.zeros(shapes)))
 
 
-def _host_of(host: HostModel, layer: LayerBlocks) -> HostCost:
-    """Host time of one layer in a micro-batch."""
-    return host.layer(layer.host_block(), len(layer.blocks))
-
-
 def _merge(total: PhaseCost, part: PhaseCost | None, count: float) -> None:
     """Add `count` times a cost to another, in place; nothing where there is none."""
     if part is None:
@@ -348,5 +382,6 @@ def _merge(total: PhaseCost, part: PhaseCost | None, count: float) -> None:
     total.calls_U += count * part.calls_U
     total.weights_s_U += count * part.weights_s_U
     total.weights_calls_U += count * part.weights_calls_U
+    total.gating_s_U += count * part.gating_s_U
     for key, spread in part.spread_s.items():
         total.spread_s[key] = total.spread_s.get(key, 0.0) + count * spread

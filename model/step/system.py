@@ -14,6 +14,7 @@ from moemodel.model.frameworks.track_record import TrackRecord, track_records, w
 from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.network.cluster import Internode, cluster_network, read_internode
 from moemodel.model.network.collectives import Network
+from moemodel.model.plan.router_policies import form_as_asked
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
 
@@ -134,7 +135,7 @@ def system_of(plan: Plan, calibration: Calibration) -> System:
     network, internode = cluster_network(
         calibration, gpu, cluster.gpus, cluster.gpus_per_node, read_internode(cluster.internode)
     )
-    peak = gpu.peak_16_bit
+    peak, framework = gpu.peak_16_bit, _on_gpu(framework, gpu)
     return System(
         gpu=gpu,
         internode=internode,
@@ -160,7 +161,17 @@ def framework_as_run(plan: Plan) -> Framework:
     if plan.gradient_dtype is not None:
         recipe = replace(framework.precisions[plan.precision], gradient_B=GRADIENT_B[plan.gradient_dtype])
         framework = replace(framework, precisions={**framework.precisions, plan.precision: recipe})
-    return framework
+    form = form_as_asked(framework, plan.routing)
+    return framework if form is framework.moe else replace(framework, moe=form)
+
+
+def _on_gpu(framework: Framework, gpu: Gpu) -> Framework:
+    """With what the GPU makes of a router's product in float32, which its tensor cores don't do."""
+    peak = gpu.peak_16_bit
+    if not framework.moe.float32_router or peak is None or "fp32" not in gpu.peaks:
+        return framework
+    times = max(peak.flops_per_s / gpu.peaks["fp32"].flops_per_s, 1.0)
+    return replace(framework, moe=replace(framework.moe, float32_times=times))
 
 
 def _logit_B(framework: Framework, *, fused: bool) -> float | None:

@@ -41,7 +41,7 @@ class TrainingRun:
 
     Attributes:
         name: of the plan.
-        architecture: decoder-only.
+        architecture: which its backend runs.
         seq: tokens of a sequence.
         micro_batch: sequences in one forward pass.
         micro_batches: forward and backward passes of a replica in one optimizer step; their gradients accumulate.
@@ -210,6 +210,7 @@ BACKENDS: dict[str, str] = {
     "deepspeed": "moemodel.profiler.backends.deepspeed",
     "fastmoe": "moemodel.profiler.backends.fastmoe",
     "megatron-core": "moemodel.profiler.backends.megatron_core",
+    "megatron-core-local": "moemodel.profiler.backends.megatron_core",
     "megatron-deepspeed": "moemodel.profiler.backends.megatron_deepspeed",
 }
 

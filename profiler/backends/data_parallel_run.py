@@ -17,7 +17,7 @@ from moemodel.profiler.backends.expert_parallel import ExpertShare
 from moemodel.profiler.backends.torch_native.batches import Batches
 from moemodel.profiler.backends.torch_native.layer import Making
 from moemodel.profiler.backends.torch_native.mixture import MixtureFactory
-from moemodel.profiler.backends.torch_native.model import DecoderModel, initialise
+from moemodel.profiler.backends.torch_native.model import DecoderModel, initialise, model_of
 from moemodel.profiler.backends.torch_native.process_groups import Groups
 from moemodel.profiler.backends.torch_native.rank_mesh import RankMesh
 from moemodel.profiler.backends.torch_native.run_routing import seed_routers, step_statistics
@@ -117,7 +117,7 @@ class DataParallelRun(ABC):
         run, place = self._run, self._place
         share = ExpertShare(ep=place.mesh.ep, ep_rank=place.at.ep, ep_group=self._groups.own("ep"))
         with torch.device("meta"):
-            model = DecoderModel(run.architecture, Making.of(run, mixture, share))
+            model = model_of(run.architecture, Making.of(run, mixture, share))
         model = model.to(dtype=getattr(torch, run.dtype)).to_empty(device=self.device)
         initialise(model, run.seed)
         return model

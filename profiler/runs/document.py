@@ -103,6 +103,20 @@ def read_run(path: Path) -> RunDocument:
     return read_yaml(path, RunDocument)
 
 
+def on_gpu(document: RunDocument, gpu: str | None) -> RunDocument:
+    """The document with another GPU in its plans' place, so that they are predicted for what they run on.
+
+    Args:
+        document: checked by itself.
+        gpu: name or description file, or "cpu"; None: the plans'.
+    """
+    if gpu is None:
+        return document
+    cluster = document.plan.get("cluster")
+    changed = (cluster if isinstance(cluster, dict) else {}) | {"gpu": gpu}
+    return document.model_copy(update={"plan": document.plan | {"cluster": changed}})
+
+
 def cells(document: RunDocument, folder: Path) -> list[Cell]:
     """The runs of a document, repeat after repeat, so that each repeat of all is done before the next.
 

@@ -65,13 +65,11 @@ class RunOptions:
     """How runs are run.
 
     Attributes:
-        gpu: that must be there; "cpu"; None: the plans'.
         launcher: of the processes: of this machine, or srun inside a Slurm allocation.
         timeout_s: without progress, after which a run counts as hanging.
         emissions: whose electricity CodeCarbon counts with, of a run; None: without it.
     """
 
-    gpu: str | None = None
     launcher: Launcher = "local"
     timeout_s: float = 240.0
     emissions: Callable[[Cell], EmissionsPlace | None] = lambda _: None
@@ -140,7 +138,7 @@ def run_matrix(
         InputError: see `document.cells`; the folder holds other runs; no such run; no Slurm where it was asked for.
         DeviceError: what is left of an earlier run does not end.
     """
-    all_cells = cells(document, plan_folder)
+    all_cells = cells(document, plan_folder)  # whose plans name files from the working directory
     wanted = chosen(all_cells, only)
     if options.launcher == "slurm":
         check_slurm(os.environ)
@@ -231,11 +229,11 @@ class _Execution:
         (self._folder / JOB).mkdir()
 
     def _run(self, predicted: Mapping[str, Any] | None) -> RunResult:
-        self._write_manifest(gpu=self._gpu, versions={})
+        self._write_manifest(gpu=self._gpu, versions={}, data=self._document.data.model_dump(mode="json"))
         if predicted is not None:
             write_atomic(self._folder / PREDICTED, json.dumps(predicted, indent=1))
         try:
-            check_runs(self._cell.plan, architecture_in(self._cell.plan, self._plan_folder))
+            check_runs(self._cell.plan, architecture_in(self._cell.plan, Path()))
         except MoeModelError as error:
             return RunResult(status="refused", reason=str(error))
         self._tell()
@@ -244,7 +242,7 @@ class _Execution:
         with closing(job.events()) as events:
             for event in events:
                 if event["event"] == "began":
-                    self._write_manifest(gpu=event["device"], versions=event["versions"])
+                    self._write_manifest(gpu=event["device"], versions=event["versions"], data=event["data"])
                 if event["event"] == "steps":
                     self._tell(steps=event["done"])
                 done = done or event["event"] == "done"
@@ -257,12 +255,12 @@ class _Execution:
 
     @property
     def _gpu(self) -> str:
-        return self._options.gpu or self._cell.plan.cluster.gpu
+        return self._cell.plan.cluster.gpu
 
     def _tell(self, **now: Any) -> None:
         self._progress(Progress(cell=self._cell, number=self._place.number, cells=self._place.cells, **now))
 
-    def _write_manifest(self, *, gpu: str, versions: dict[str, str]) -> None:
+    def _write_manifest(self, *, gpu: str, versions: dict[str, str], data: dict[str, Any]) -> None:
         cell, document = self._cell, self._document
         manifest = RunManifest(
             name=cell.name,
@@ -272,7 +270,7 @@ class _Execution:
             steps=cell.steps,
             warmup_steps=document.warmup_steps,
             learning_rate=cell.learning_rate,
-            data=document.data.model_dump(mode="json"),
+            data=data,
             seed=cell.seed,
             repeat=cell.repeat,
             gpu=gpu,
@@ -290,8 +288,8 @@ class _Execution:
             name=cell.name,
             folder=str(self._folder.resolve()),
             plan_yaml=cell.plan_yaml,
-            plan_folder=str(self._plan_folder.resolve()),
-            data=document.data,
+            plan_folder=str(Path.cwd()),
+            data=document.data.read_in(self._plan_folder),
             learning_rate=cell.learning_rate,
             seed=cell.seed,
             steps=cell.steps,

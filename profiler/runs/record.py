@@ -90,6 +90,8 @@ class _Finished:
 
 def phases_of(run: Run, micro_batches: int) -> list[str]:
     """The phases of a step, in their order: what `Run.step` tells the ends of."""
+    if run.marks == 2:  # of a program of its own, whose log tells no phases
+        return ["step"]
     if run.marks == 3:
         return ["pipeline", "optimizer"]
     return ["forward", "backward"] * micro_batches + ["optimizer"]
@@ -104,7 +106,7 @@ class Recorder:
         folder: of the run.
         rank: this one.
         micro_batches, samples, tokens: of a step on this rank: passes, sequences and tokens.
-        observers: other instruments beside the meter.
+        base_B: that torch's allocator held before the run was built.
     """
 
     def __init__(
@@ -117,46 +119,48 @@ class Recorder:
         micro_batches: int,
         samples: int,
         tokens: int,
-        observers: Sequence[Observer] = (),
+        base_B: int,
     ) -> None:
         self._run, self._device, self._folder, self._rank = run, device, folder, rank
         self._phases = phases_of(run, micro_batches)
         self._micro_batches, self._samples, self._tokens = micro_batches, samples, tokens
         self._clock = ClockReader(device)
         self._finished = _Finished()
-        self._meter = Meter(folder / "energy", devices=[device], observers=(self._finished, *observers))
         self._steps: list[_Step] = []
         self._waiting: list[StepStatistics] = []
-        self._looked_s = 0.0
-        self._base_B = _allocated_B(device.torch_device)
+        self._looked_s, self._base_B = 0.0, base_B
 
-    def train(self, steps: int, *, ready: Callable[[], None], progress: Progress) -> RankResult:
+    def train(
+        self, steps: int, *, ready: Callable[[], None], progress: Progress, observers: Sequence[Observer] = ()
+    ) -> RankResult:
         """Train for so many steps and write what was measured.
 
         Args:
             steps: measured.
             ready: returns once all ranks are about to begin.
             progress: told how far it is.
+            observers: other instruments beside the meter.
         """
+        instruments = (self._finished, *observers)
+        meter = Meter(self._folder / "energy", devices=[self._device], observers=instruments)
         every = max(1, -(-2 * steps // _STAMPS))
-        with self._meter:
+        with meter:
             ready()
             for number in range(steps):
                 self._run.record_entropies(number % _ENTROPIES == 0)
-                self._step(stamped=number % every == 0)
+                self._step(meter, stamped=number % every == 0)
                 if (number + 1) % _FLUSH == 0:
                     self._flush()
                 progress(number + 1)
             self._run.wait()
         self._flush()
-        return self._write()
+        return self._write(meter.summary())
 
     # ---- a step ---------------------------------------------------------------------------------------------------
 
-    def _step(self, *, stamped: bool) -> None:
+    def _step(self, meter: Meter, *, stamped: bool) -> None:
         step = _Step()
         phases = iter(self._phases)
-        meter = self._meter
         meter.begin_step()
         first = self._clock.stamp() if stamped else None
 
@@ -193,7 +197,7 @@ class Recorder:
 
     def _peaks_B(self) -> tuple[int | None, int | None]:
         device = self._device.torch_device
-        if device.type != "cuda":
+        if device.type != "cuda" or getattr(self._run, "elsewhere", False):  # of another process none is known
             return None, None
         return torch.cuda.max_memory_allocated(device) - self._base_B, torch.cuda.max_memory_reserved(device)
 
@@ -211,7 +215,7 @@ class Recorder:
 
     # ---- at the end -----------------------------------------------------------------------------------------------
 
-    def _write(self) -> RankResult:
+    def _write(self, summary: Summary) -> RankResult:
         clocks_Hz = self._clock.means_Hz([step.stamps for step in self._steps])
         rows = [self._row(i, step, clocks_Hz[i]) for i, step in enumerate(self._steps)]
         _write_lines(self._folder / steps_file(self._rank), rows)
@@ -223,7 +227,7 @@ class Recorder:
                 for layer, rows_E, dropped, entropy in step.routing
             ],
         )
-        result = self._result(rows)
+        result = self._result(rows, summary)
         write_atomic(self._folder / rank_file(self._rank), result.model_dump_json(indent=1))
         return result
 
@@ -245,8 +249,7 @@ class Recorder:
             router_loss=step.router_loss,
         )
 
-    def _result(self, rows: Sequence[StepRecord]) -> RankResult:
-        summary = self._meter.summary()
+    def _result(self, rows: Sequence[StepRecord], summary: Summary) -> RankResult:
         device = summary.devices[0] if summary.devices else None
         power_W = None if device is None else device.power_W
         times_s = [row.time_s for row in rows if row.time_s is not None]
@@ -288,7 +291,3 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 def _write_lines(file: Path, rows: Sequence[StepRecord] | Sequence[RoutingRecord]) -> None:
     write_atomic(file, "".join(row.model_dump_json() + "\n" for row in rows))
-
-
-def _allocated_B(device: torch.device) -> int:
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0

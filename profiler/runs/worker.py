@@ -31,6 +31,7 @@ from moemodel.profiler.backends.base import (
     check_runs,
     release_comm_buffers,
 )
+from moemodel.profiler.data.text import describe
 from moemodel.profiler.devices.base import Device
 from moemodel.profiler.emissions.codecarbon import CodeCarbonLevels
 from moemodel.profiler.jobs.events import EVENTS, EventWriter
@@ -67,8 +68,9 @@ def _train(order: RunOrder, folder: Path) -> None:
         learning_rate=order.learning_rate,
     )  # fmt: skip
     if rank == 0:
-        events.write("began", device=device.info.name, versions=_versions())
+        events.write("began", device=device.info.name, versions=_versions(), data=describe(order.data, architecture))
     release_comm_buffers(plan.backend, device.torch_device)
+    base_B = torch.cuda.memory_allocated(device.torch_device) if device.torch_device.type == "cuda" else 0
     run = builder(plan.backend)(asked, device.torch_device)
     assert run is not None  # the job has as many ranks as its plan
     try:
@@ -78,7 +80,8 @@ def _train(order: RunOrder, folder: Path) -> None:
             dist.distributed_c10d._get_default_store(), rank, dist.get_world_size(), name="run", timeout_s=_PATIENCE_S
         )
         _warm_up(run, order.warmup_steps)
-        _measure(run, order, plan, device, peers, events if rank == 0 else None)
+        recorder = _recorder(run, order, plan, device, base_B)
+        _measure(recorder, order, plan, peers, events if rank == 0 else None)
     finally:
         run.close()
 
@@ -91,21 +94,27 @@ def _warm_up(run: Run, steps: int) -> None:
         torch.cuda.reset_peak_memory_stats(run.device)
 
 
-def _measure(
-    run: Run, order: RunOrder, plan: Plan, device: Device, peers: RendezvousStore, events: EventWriter | None
-) -> None:
-    carbon = _carbon(order, plan)
-    recorder = Recorder(
+def _recorder(run: Run, order: RunOrder, plan: Plan, device: Device, base_B: int) -> Recorder:
+    samples = plan.global_batch // plan.parallel.dp
+    return Recorder(
         run,
         device,
         Path(order.folder),
         rank=dist.get_rank(),
         micro_batches=plan.micro_batches,
-        samples=plan.global_batch // plan.parallel.dp,
-        tokens=plan.global_batch // plan.parallel.dp * plan.sequence_length,
-        observers=() if carbon is None else (carbon,),
+        samples=samples,
+        tokens=samples * plan.sequence_length,
+        base_B=base_B,
     )
-    result = recorder.train(order.steps, ready=peers.barrier, progress=_Teller(events, order.steps))
+
+
+def _measure(
+    recorder: Recorder, order: RunOrder, plan: Plan, peers: RendezvousStore, events: EventWriter | None
+) -> None:
+    carbon = _carbon(order, plan)
+    observers = () if carbon is None else (carbon,)
+    teller = _Teller(events, order.steps)
+    result = recorder.train(order.steps, ready=peers.barrier, progress=teller, observers=observers)
     if carbon is not None:
         session = carbon.summary().levels.get("session")  # None: it could not begin, of which the meter's notes say why
         emissions_kg = None if session is None else session.emissions_kg

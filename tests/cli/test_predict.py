@@ -47,6 +47,16 @@ def test_prints_the_same_for_machines(moemodel: Run, calibration_file: Path) -> 
     assert answer["run"]["hours"]["value"] > 0
 
 
+def test_prints_what_routing_costs(moemodel: Run) -> None:
+    example = next(path for path in EXAMPLES if path.stem == "olmoe-1b-7b")
+    result = moemodel("predict", example)
+    table = result.stdout.partition("\nRouting ")[2].partition("\n\n")[0]
+    assert re.search(r"balanced +skew \S+ +costs", table.splitlines()[0])
+    assert re.search(r"step +\S+ \S+ +\S+ \S+ +\+\d+%", table)
+    assert re.search(r"gating +\S+ \S+, \d+% of the step", table)
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=[path.stem for path in EXAMPLES])
 def test_examples_predict(example: Path, moemodel: Run) -> None:
     from moemodel.model.hardware.gpu import read_gpu

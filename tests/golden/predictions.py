@@ -20,7 +20,7 @@ from moemodel.model.results.outcome import outcome
 from moemodel.model.step.system import system_of
 
 # column of the table -> attribute of `Prediction`
-_FIGURES = {f.name: f.name for f in fields(Prediction) if f.name not in ("memory_terms_B", "fits")}
+_FIGURES = {f.name: f.name for f in fields(Prediction) if f.name not in ("memory_terms_B", "fits", "gating_s")}
 
 
 def predicted(documents: list[dict[str, Any]]) -> dict[str, FloatArray]:
@@ -38,7 +38,7 @@ def answered(document: dict[str, Any]) -> dict[str, Any]:
     """All of `moemodel predict --json` for a plan, but what names versions and sources in words."""
     plan = Plan.model_validate(document)
     answer = outcome(plan, shipped(plan.cluster.gpu), even_if_it_does_not_fit=True).to_json()
-    return {name: part for name, part in answer.items() if name not in ("plan", "notes", "provenance")}
+    return {name: part for name, part in answer.items() if name not in ("plan", "notes", "provenance", "routing")}
 
 
 def group_of(document: dict[str, Any]) -> str:

@@ -13,8 +13,9 @@ from torch import nn
 from torch.nn import functional
 
 from moemodel.profiler.backends.base import TrainingRun
-from moemodel.profiler.backends.megatron_core.groups import own_share
+from moemodel.profiler.backends.megatron_core.groups import own_part
 from moemodel.profiler.backends.megatron_core.layer_specs import block_spec
+from moemodel.profiler.backends.megatron_core.projected import replace_ends
 from moemodel.profiler.backends.megatron_core.settings import model_settings, transformer_settings
 from moemodel.profiler.backends.megatron_core.versions import kernels
 from moemodel.profiler.backends.megatron_core.weights import drawn, fill
@@ -64,10 +65,11 @@ def _chunk(run: TrainingRun, config: TransformerConfig, device: torch.device, vp
         vp_stage=vp_stage,
         **model_settings(run),
     ).to(device)
+    replace_ends(model, run.architecture, config)
     layers = decoder_layers(model)
     first = layers[0].layer_number - 1 if layers else 0
     whole = drawn(run.seed, tied=run.architecture.tied, device=device, dtype=config.params_dtype)
-    fill(model, run.architecture, own_share(), whole, first_layer=first)
+    fill(model, run.architecture, own_part(), whole, first_layer=first)
     if not config.bf16:
         return model
     wrapped: nn.Module = Float16Module(config, model)

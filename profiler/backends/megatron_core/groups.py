@@ -14,7 +14,7 @@ from torch._C._distributed_c10d import HashStore
 
 from moemodel.model.core.errors import InputError
 from moemodel.model.plan.spec import ParallelSpec
-from moemodel.profiler.backends.megatron_core.weights import Share
+from moemodel.profiler.backends.megatron_core.weights import RankPart
 
 _SEED = 1  # of dropout, of which there is none; Megatron wants one
 _USED: list[Any] = []  # of the plans so far, this process being in them
@@ -57,9 +57,9 @@ def close_groups() -> None:
     parallel_state.destroy_model_parallel()
 
 
-def own_share() -> Share:
+def own_part() -> RankPart:
     """What of each layer this rank holds."""
-    return Share(
+    return RankPart(
         tp=parallel_state.get_tensor_model_parallel_world_size(),
         tp_rank=parallel_state.get_tensor_model_parallel_rank(),
         ep=parallel_state.get_expert_model_parallel_world_size(),

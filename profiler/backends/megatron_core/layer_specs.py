@@ -61,7 +61,13 @@ def block_spec(architecture: Architecture, config: Any, kernels: Kernels, vp_sta
     )
     heads = _norms_of_heads(architecture)
     layers = [_with_norms(layer, heads, engine=kernels.engine) for layer in block.layer_specs]
-    return replace(block, layer_specs=layers, layer_norm=block.layer_norm if kernels.engine else norm)
+    final = block.layer_norm if kernels.engine else norm
+    return replace(block, layer_specs=layers, layer_norm=final if architecture.final_norm else _no_norm)
+
+
+def _no_norm(**_: Any) -> nn.Module:
+    """In place of a final norm that a model has not."""
+    return nn.Identity()
 
 
 def _marked(module: nn.Module, config: Any) -> nn.Module:

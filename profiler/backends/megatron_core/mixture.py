@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from torch import Tensor, nn
 
@@ -10,7 +11,7 @@ from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.plan.routing import RoutingSpec
 from moemodel.profiler.backends.base import TrainingRun
 from moemodel.profiler.backends.megatron_core.gpt import block_specs_of, transformer_config
-from moemodel.profiler.backends.megatron_core.groups import own_share
+from moemodel.profiler.backends.megatron_core.groups import own_part
 from moemodel.profiler.backends.megatron_core.router_watch import RouterWatch
 from moemodel.profiler.backends.megatron_core.weights import of_feed_forward
 from moemodel.profiler.backends.torch_native.mixture import reference_shapes
@@ -72,7 +73,7 @@ class MegatronMixture(nn.Module):
 
     def _from(self, name: str, whole: dict[str, Tensor]) -> Tensor:
         layer = self._architecture.decoder[0]
-        return of_feed_forward(name, layer, self._hidden, own_share(), lambda part, _: whole[part])
+        return of_feed_forward(name, layer, self._hidden, own_part(), lambda part, _: whole[part])
 
     def _zeros(self) -> dict[str, Tensor]:
         block, like = self._architecture.decoder[0].feed_forward, next(self.layer.parameters())
@@ -82,8 +83,6 @@ class MegatronMixture(nn.Module):
 
 
 def _mixture(layer: object, config: object) -> MoELayer:
-    from megatron.core.process_groups_config import ProcessGroupCollection
-
     groups = ProcessGroupCollection.use_mpu_process_groups()
     built: MoELayer = layer.submodules.mlp(config=config, pg_collection=groups, is_mtp_layer=False)  # type: ignore[attr-defined]
     built.set_layer_number(1)

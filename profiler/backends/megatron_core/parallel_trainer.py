@@ -15,9 +15,12 @@ from __future__ import annotations
 
 from moemodel.model.core.extras import needs_extra
 from moemodel.profiler.backends.base import Run, TrainingRun
+from moemodel.profiler.backends.megatron_core.versions import check_version
 
-with needs_extra("the backend megatron-core", "megatron"):
-    import megatron.core  # noqa: F401  first, so that what is missing is named
+with needs_extra("the backend megatron-core (on Python 3.12 or newer)", "megatron"):
+    import megatron.core
+
+    check_version(megatron.core.__version__)  # before what older ones have not
 
     from moemodel.profiler.backends.megatron_core.groups import open_groups, release
     from moemodel.profiler.backends.megatron_core.trainer import MegatronTrainer

@@ -30,8 +30,8 @@ def check_supported(architecture: Architecture) -> None:
     if missing:
         raise InputError(
             f"{architecture.name}: the megatron-core backend does not run {', '.join(dict.fromkeys(missing))}; it runs "
-            "what maps to a TransformerConfig of Megatron Core (OLMoE, Qwen3-MoE, Mixtral, Llama, OPT whose embedding "
-            "is as wide as the model). `moemodel predict` takes all architectures"
+            "what maps to a TransformerConfig of Megatron Core (OLMoE, Qwen3-MoE, Mixtral, Llama, OPT). `moemodel "
+            "predict` takes all architectures"
         )
 
 
@@ -56,8 +56,6 @@ def _model_gaps(architecture: Architecture) -> Iterable[tuple[str, bool]]:
     yield "models without a vocabulary head", not architecture.has_head or architecture.classes > 0
     yield "biases of the head", architecture.head_bias
     yield "norms behind the embedding", architecture.embedding_norm
-    yield "models without a final norm", not architecture.final_norm
-    yield "token embeddings of another width than the model's", architecture.embedding_width != architecture.hidden
     rotary = any(attention.rotary for layer in layers for attention in layer.attentions)
     yield "learned positions beside rotary ones", rotary and architecture.learned_positions > 0
 

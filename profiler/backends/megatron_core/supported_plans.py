@@ -29,6 +29,7 @@ def check_runs(plan: Plan, architecture: Architecture) -> None:
     check_architecture(plan, architecture)
     mixture = mixture_of(architecture)
     mistakes = [*_outside(plan), *_tensor(plan, architecture), *_pipeline(plan, architecture)]
+    mistakes += _projected(plan, architecture)
     if mixture is not None:
         mistakes += [*_routing(plan, mixture), *_mixture(plan)]
     if mistakes:
@@ -86,6 +87,17 @@ def _pipeline(plan: Plan, architecture: Architecture) -> Iterator[str]:
         )
 
 
+def _projected(plan: Plan, architecture: Architecture) -> Iterator[str]:
+    if architecture.embedding_width == architecture.hidden:
+        return
+    for name in ("tp", "pp"):
+        if (found := getattr(plan.parallel, name)) > 1:
+            yield (
+                f"parallel.{name}: found {found}; allowed: 1, since Megatron Core has no token embedding of another "
+                f"width than the model's, as {architecture.name} has it, and the stand-in is on one rank"
+            )
+
+
 def _mixture(plan: Plan) -> Iterator[str]:
     p = plan.parallel
     if p.tp > 1 and not p.sequence_parallel:  # moe_layer.py refuses it
@@ -117,8 +129,8 @@ def _padding(plan: Plan, block: Moe) -> Iterator[str]:
     routing, most = plan.routing, block.experts / block.top_k
     if routing.pad and (block.capacity_factor or 0.0) > most:  # moe_utils.py, `permute`, gathers no token twice
         yield (
-            f"routing.capacity_factor: found {block.capacity_factor:g} with pad; Megatron Core pads an expert to as many "
-            f"rows as there are tokens at most, allowed: up to {most:g} (experts / top_k)"
+            f"routing.capacity_factor: found {block.capacity_factor:g} with pad; Megatron Core pads an expert to as "
+            f"many rows as there are tokens at most, allowed: up to {most:g} (experts / top_k)"
         )
     if routing.pad and block.capacity_factor is None:
         yield "routing.pad: found true without a capacity; allowed: false, null, or true with routing.capacity_factor"

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from functools import cache
 
-import megatron.core
-from megatron.core.extensions.transformer_engine import HAVE_TE
-
 from moemodel.model.core.errors import MissingExtraError
 from moemodel.model.core.extras import how_to_install
 from moemodel.profiler.backends.megatron_core.settings import Kernels
@@ -38,5 +35,8 @@ def kernels() -> Kernels:
     Raises:
         MissingExtraError: Megatron Core is too old.
     """
+    import megatron.core
+    from megatron.core.extensions.transformer_engine import HAVE_TE
+
     check_version(megatron.core.__version__)
     return Kernels(engine=HAVE_TE)

@@ -30,7 +30,7 @@ Whole = Callable[[str, tuple[int, ...]], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class RankPart:
     """What of each layer a rank holds.
 
     Attributes:
@@ -73,7 +73,7 @@ def drawn(seed: int, *, tied: bool, device: torch.device, dtype: torch.dtype) ->
 
 
 @torch.no_grad()
-def fill(model: nn.Module, architecture: Architecture, share: Share, whole: Whole, *, first_layer: int = 0) -> None:
+def fill(model: nn.Module, architecture: Architecture, share: RankPart, whole: Whole, *, first_layer: int = 0) -> None:
     """Fill the parameters of a GPTModel, or of one stage of it.
 
     Args:
@@ -87,32 +87,36 @@ def fill(model: nn.Module, architecture: Architecture, share: Share, whole: Whol
         parameter.copy_(of_model(name, architecture, share, whole, first_layer=first_layer))
 
 
-def of_model(name: str, architecture: Architecture, share: Share, whole: Whole, *, first_layer: int = 0) -> Tensor:
+def of_model(name: str, architecture: Architecture, share: RankPart, whole: Whole, *, first_layer: int = 0) -> Tensor:
     """One parameter of a GPTModel.
 
     Args:
         name: in the model.
         architecture, share, whole, first_layer: see `fill`.
     """
-    vocab, width = architecture.vocab, architecture.hidden
+    vocab, width, hidden = architecture.vocab, architecture.embedding_width, architecture.hidden
+    if name == "embedding.word_embeddings.project.weight":
+        return whole("project_in.weight", (hidden, width))
+    if name == "output_layer.project.weight":
+        return whole("project_out.weight", (width, hidden))
     if name == "embedding.word_embeddings.weight" or (name == "output_layer.weight" and architecture.tied):
         return share.of(whole("embedding_VW", (vocab, width)), 0)
     if name == "output_layer.weight":
         return share.of(whole("head_VW", (vocab, width)), 0)
     if name == "embedding.position_embeddings.weight":
-        return whole("position_PD", (architecture.learned_positions, width))
+        return whole("position_PD", (architecture.learned_positions, hidden))
     if name.startswith("decoder.final_layernorm."):
-        return whole(f"norm.{name.rpartition('.')[2]}", (width,))
+        return whole(f"norm.{name.rpartition('.')[2]}", (hidden,))
     _, _, number, inner = name.split(".", 3)
     layer = first_layer + int(number)
-    return _of_layer(inner, architecture.decoder[layer], architecture.hidden, share, _below(whole, f"layers.{layer}."))
+    return _of_layer(inner, architecture.decoder[layer], hidden, share, _below(whole, f"layers.{layer}."))
 
 
 def _below(whole: Whole, prefix: str) -> Whole:
     return lambda name, shape: whole(prefix + name, shape)
 
 
-def _of_layer(name: str, layer: Layer, hidden: int, share: Share, whole: Whole) -> Tensor:
+def _of_layer(name: str, layer: Layer, hidden: int, share: RankPart, whole: Whole) -> Tensor:
     module, _, kind = name.rpartition(".")
     kind = kind.removeprefix("layer_norm_")  # Transformer Engine's products hold the norm before them
     is_norm = "layernorm" in module or name.rpartition(".")[2].startswith("layer_norm_")
@@ -126,7 +130,7 @@ def _of_layer(name: str, layer: Layer, hidden: int, share: Share, whole: Whole) 
     return of_feed_forward(name.removeprefix("mlp."), layer, hidden, share, _below(whole, "feed_forward."))
 
 
-def _of_attention(name: str, attention: Attention, hidden: int, share: Share, whole: Whole) -> Tensor:
+def _of_attention(name: str, attention: Attention, hidden: int, share: RankPart, whole: Whole) -> Tensor:
     heads, groups, width = attention.heads, attention.kv_heads, attention.head_dim
     part, kind = name.split(".")[1], name.rpartition(".")[2]
     last = (hidden,) if kind == "weight" else ()
@@ -141,7 +145,7 @@ def _of_attention(name: str, attention: Attention, hidden: int, share: Share, wh
     return whole(f"{part[0]}_norm.weight", (width if attention.qk_norm == "per_head" else over * width,))
 
 
-def of_feed_forward(name: str, layer: Layer, hidden: int, share: Share, whole: Whole) -> Tensor:
+def of_feed_forward(name: str, layer: Layer, hidden: int, share: RankPart, whole: Whole) -> Tensor:
     """One parameter of a feed-forward block, by its name in the block; `whole` is asked for names in the block too."""
     block = layer.feed_forward
     kind = name.rpartition(".")[2]
@@ -157,7 +161,7 @@ def of_feed_forward(name: str, layer: Layer, hidden: int, share: Share, whole: W
     return _of_expert(name, block, hidden, share, whole)
 
 
-def _of_dense(name: str, width: int, hidden: int, share: Share, whole: Whole, *, gated: bool) -> Tensor:
+def _of_dense(name: str, width: int, hidden: int, share: RankPart, whole: Whole, *, gated: bool) -> Tensor:
     part, kind = name.split(".")[0], name.rpartition(".")[2]
     weight = kind == "weight"
     if part == "linear_fc2":
@@ -168,7 +172,7 @@ def _of_dense(name: str, width: int, hidden: int, share: Share, whole: Whole, *,
     return torch.cat([share.of(whole(f"{which}.{kind}", shape), 0) for which in names])
 
 
-def _of_expert(name: str, block: Moe, hidden: int, share: Share, whole: Whole) -> Tensor:
+def _of_expert(name: str, block: Moe, hidden: int, share: RankPart, whole: Whole) -> Tensor:
     """`experts.local_experts.3.linear_fc1.weight`, or Transformer Engine's `experts.linear_fc1.weight3`."""
     found = re.fullmatch(r"experts\.(?:local_experts\.(\d+)\.)?linear_fc([12])\.weight(\d*)", name)
     assert found is not None, name

@@ -1,27 +1,31 @@
-"""What `backends.base` asks of every backend; this one's steps are another program's, so there is no `Run`."""
+"""Megatron-DeepSpeed in training (see `backends.external_run`)."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moemodel.model.core.errors import InputError
 from moemodel.profiler.backends.base import Run, TrainingRun
+from moemodel.profiler.backends.external import program
+from moemodel.profiler.backends.external_run import ExternalRun
 
 if TYPE_CHECKING:
     import torch
 
 
-def build(run: TrainingRun, device: torch.device) -> Run | None:
-    """No part of a run is in this process.
+def build(run: TrainingRun, device: torch.device) -> Run:
+    """Start the program that trains a run on one GPU.
+
+    Args:
+        run: what is trained.
+        device: that it trains on.
 
     Raises:
-        InputError: always; what runs it.
+        InputError: the run has several ranks, or asks for what the program is not given.
+        MissingExtraError: no checkout is named.
+        ProgramError: it ended before its first step.
     """
-    raise InputError(
-        f"{run.name}: backend megatron-deepspeed: found in a process of this package on {device}; it trains in a "
-        "program of its own, which `moemodel run` starts"
-    )
+    return ExternalRun(run, device, program("megatron-deepspeed"))
 
 
 def release_comm_buffers(device: torch.device) -> None:
-    """There are none."""
+    """There are none in this process."""

@@ -3,6 +3,9 @@
 Sources: deepspeedai/Megatron-DeepSpeed at 4efb479 (2025-07-16): megatron/arguments.py (names of arguments),
 examples_deepspeed/MoE/ds_pretrain_gpt_125M_MoE64.sh and ds_config_gpt_TEMPLATE.json (how they go together),
 megatron/training.py, `training_log` (the log's lines), megatron/data/indexed_dataset.py (the data's files).
+
+On a GPU it imports apex whatever its arguments are (megatron/optimizer/__init__.py, model/fused_layer_norm.py), and it
+compiles its own helpers when it starts, with a C++ compiler.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import json
 import os
 import re
 import struct
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.core.arrays import IntArray
-from moemodel.model.core.errors import MissingExtraError
+from moemodel.model.core.errors import InputError, MissingExtraError
 from moemodel.profiler.backends.base import TrainingRun
 from moemodel.profiler.backends.external import Command, ExternalStep
 from moemodel.profiler.backends.megatron_deepspeed.supported_plans import expert_interval
@@ -69,7 +73,7 @@ def command(run: TrainingRun, checkout: Path, folder: Path, *, iterations: int) 
         iterations: steps, those of the warm-up among them.
     """
     p = run.parallel
-    launcher = ("torchrun", "--standalone", f"--nproc-per-node={p.dp * p.tp * p.pp}")
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={p.dp * p.tp * p.pp}")
     return Command(
         argv=(*launcher, str(checkout / _PROGRAM), *arguments(run, folder, iterations=iterations)),
         environment={"CUDA_DEVICE_MAX_CONNECTIONS": "1"},  # arguments.py wants it of sequence parallelism
@@ -125,6 +129,8 @@ def _products(architecture: Architecture) -> dict[str, Any]:
         "--attention-dropout": 0.0,
         "--hidden-dropout": 0.0,
         "--no-query-key-layer-scaling": True,
+        # it wants the kernel of apex and then leaves the call out (core/tensor_parallel/layers.py)
+        "--no-gradient-accumulation-fusion": True,
     }
 
 
@@ -204,11 +210,20 @@ def prepare(run: TrainingRun, folder: Path) -> None:
     Args:
         run: see `command`.
         folder: of the run; it is there.
+
+    Raises:
+        InputError: the data is none that is written for it.
     """
+    if run.data is not None and run.data.source != "synthetic":
+        raise InputError(
+            f"data: found {run.data.source!r}; allowed with backend megatron-deepspeed: synthetic, whose tokens are "
+            "written in the form that it reads"
+        )
     (folder / _CONFIG).write_text(json.dumps(deepspeed_config(run), indent=2) + "\n")
     rng = np.random.default_rng(run.seed)
     number = (run.seq + 1) * max(_DOCUMENTS, _global_batch(run))
-    write_tokens(folder / _DATA, _zipf(run.architecture.vocab - 1, number, rng), documents=_DOCUMENTS)
+    exponent = 1.0 if run.data is None else run.data.zipf_exponent
+    write_tokens(folder / _DATA, _zipf(run.architecture.vocab - 1, number, exponent, rng), documents=_DOCUMENTS)
 
 
 def deepspeed_config(run: TrainingRun) -> dict[str, Any]:
@@ -241,9 +256,9 @@ def write_tokens(prefix: Path, tokens: IntArray, *, documents: int) -> None:
     prefix.with_suffix(".idx").write_bytes(header + body)
 
 
-def _zipf(vocab: int, number: int, rng: np.random.Generator) -> IntArray:
+def _zipf(vocab: int, number: int, exponent: float, rng: np.random.Generator) -> IntArray:
     """Token ids as frequent as words are (Zipf 1949): the torch backend's made-up tokens."""
-    share = np.arange(1, vocab + 1, dtype=np.float64) ** -1.0
+    share = np.arange(1, vocab + 1, dtype=np.float64) ** -exponent
     cumulative = np.cumsum(share / share.sum())
     return np.searchsorted(cumulative, rng.random(number)).clip(max=vocab - 1).astype(np.int64)
 

@@ -78,7 +78,7 @@ def shard(
             fully_shard(experts, mesh=expert_mesh, reshard_after_forward=zero == 3)
     else:
         ignored = {p for experts in held for p in experts.parameters()}
-    for layer in model.layers:
+    for _, _, layer in model.numbered_layers():
         fully_shard(layer, mesh=mesh, reshard_after_forward=zero == 3, ignored_params=ignored)
     fully_shard(model, mesh=mesh, reshard_after_forward=False, ignored_params=ignored)
 

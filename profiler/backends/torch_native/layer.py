@@ -15,7 +15,8 @@ from moemodel.model.architecture.spec import Layer, Mlp, Moe
 from moemodel.model.plan.recompute import RecomputeName
 from moemodel.model.plan.routing import RoutingSpec
 from moemodel.profiler.backends.base import TrainingRun
-from moemodel.profiler.backends.torch_native.blocks import AttentionBlock, DenseBlock, Norm, Positions
+from moemodel.profiler.backends.torch_native.attention import AttentionBlock, Positions
+from moemodel.profiler.backends.torch_native.blocks import DenseBlock, Norm
 from moemodel.profiler.backends.torch_native.mixture import Mixture, MixtureFactory
 from moemodel.profiler.backends.torch_native.router_passes import settle
 from moemodel.profiler.backends.torch_native.routers import RANDOM_ROUTERS
@@ -71,7 +72,7 @@ class ModelLayer(nn.Module):
         super().__init__()
         self._recompute = making.recompute
         self._random = making.is_random(layer.feed_forward)
-        self._router_share = 1 / (making.passes * making.sharding.copies)
+        self._router_share = 1 / (making.passes * making.sharding.loss_ranks)
         held = making.sharding.layer(layer)
         assert layer.norm is not None
         norms = [Norm(hidden, kind=layer.norm, bias=layer.norm_bias) for _ in range(len(layer.attentions) + 1)]

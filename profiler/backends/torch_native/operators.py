@@ -46,6 +46,11 @@ def attention(q_BHSK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, causal: bool = Tru
     return functional.scaled_dot_product_attention(q_BHSK, k_BHSK, v_BHSK, is_causal=causal, enable_gqa=grouped)
 
 
+def unscaled_attention(q_BHSK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention without a scale of its scores, to which a bias [1, H, S, S] may be added (T5's)."""
+    return functional.scaled_dot_product_attention(q_BHSK, k_BHSK, v_BHSK, attn_mask=bias, scale=1.0)
+
+
 def swiglu(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
     """Gated activation silu(gate) up, [T, F] (Shazeer 2020)."""
     return functional.silu(gate_TF) * up_TF

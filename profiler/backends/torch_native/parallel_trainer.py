@@ -29,7 +29,7 @@ from moemodel.profiler.backends.torch_native.data_parallel import passes, replic
 from moemodel.profiler.backends.torch_native.gradients import Gradients, Trained
 from moemodel.profiler.backends.torch_native.layer import Making
 from moemodel.profiler.backends.torch_native.mixture import Mixture, MixtureFactory
-from moemodel.profiler.backends.torch_native.model import DecoderModel
+from moemodel.profiler.backends.torch_native.model import DecoderModel, model_of
 from moemodel.profiler.backends.torch_native.optimizer import build_optimizer
 from moemodel.profiler.backends.torch_native.pipeline import Pipeline, own_chunks
 from moemodel.profiler.backends.torch_native.pipeline_stage import Chunk, build_part
@@ -192,7 +192,7 @@ class ParallelTrainer:
         making = Making.of(run, mixture, sharding)
         with torch.device("meta"):
             parts: list[DecoderModel] = (
-                [DecoderModel(run.architecture, making)] if place.mesh.pp == 1 else list(own_chunks(run, place, making))
+                [model_of(run.architecture, making)] if place.mesh.pp == 1 else list(own_chunks(run, place, making))
             )
         return [build_part(part, run, place, self.device) for part in parts]
 

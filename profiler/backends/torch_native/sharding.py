@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from moemodel.model.architecture.spec import Architecture
+from moemodel.model.architecture.spec import Architecture, Layer
 from moemodel.profiler.backends.torch_native.layer import Making
-from moemodel.profiler.backends.torch_native.model import DecoderModel, draw
+from moemodel.profiler.backends.torch_native.model import DecoderModel, draw, has_small_embedding, model_of
 from moemodel.profiler.backends.torch_native.rank_mesh import RankMesh
 from moemodel.profiler.backends.torch_native.vocab_parallel import Rows
 
@@ -43,7 +43,8 @@ _EACH = ShardSpec(partial="always")  # used with a part of the heads, or of the 
 
 _SPECS: tuple[tuple[str, ShardSpec], ...] = (
     (r"embedding_VW|head_VW", ShardSpec(dim=0, vocabulary=True)),
-    (r"position_PD|project_(in|out)\.weight|norm\.\w+|layers\.\d+\.norms\.\d+\.\w+", _BETWEEN),
+    (r"position_PD|project_(in|out)\.weight|(encoder_)?(norm\.\w+|layers\.\d+\.norms\.\d+\.\w+)", _BETWEEN),
+    (r"(en|de)coder_bias_UH", _ROWS),
     (r".*\.[qkv]\.(weight|bias)|.*\.(gate|up)\.(weight|bias)", _COLUMNS),
     (r".*\.(o|down)\.weight", _ROWS),
     (r".*\.(o|down)\.bias", _BETWEEN),
@@ -55,16 +56,22 @@ _SPECS: tuple[tuple[str, ShardSpec], ...] = (
 def shard_spec(name: str, architecture: Architecture) -> ShardSpec:
     """How the parameter of this name in the whole model is sharded."""
     if re.fullmatch(r".*\.[qk]_norm\.weight", name):
-        layer = architecture.decoder[int(name.split(".")[1])]
+        layer = _layer(name, architecture)
         attention = layer.attentions[int(name.split(".")[3])]
         return _COLUMNS if attention.qk_norm == "full" else _EACH
     if name.endswith(".experts.up_EDF"):
-        block = architecture.decoder[int(name.split(".")[1])].feed_forward
+        block = _layer(name, architecture).feed_forward
         return ShardSpec(dim=2, expert=True, halves=bool(getattr(block, "gated", False)))
     for pattern, spec in _SPECS:
         if re.fullmatch(pattern, name):
             return spec
     raise AssertionError(f"no rule says how {name} is sharded")
+
+
+def _layer(name: str, architecture: Architecture) -> Layer:
+    """What the architecture says of the layer that a parameter of the whole model is in."""
+    stack, number, *_ = name.split(".")
+    return (architecture.encoder if stack == "encoder_layers" else architecture.decoder)[int(number)]
 
 
 def whole_names(model: DecoderModel) -> Iterator[tuple[str, nn.Parameter]]:
@@ -100,13 +107,13 @@ def initialise_part(model: DecoderModel, seed: int, place: RankMesh) -> None:
     """Give a part of a model the weights that the whole one would have; one whole parameter is there at a time."""
     architecture = model.architecture
     with torch.device("meta"):
-        whole_model = DecoderModel(architecture, Making(routing=model.making.routing))
+        whole_model = model_of(architecture, Making(routing=model.making.routing))
     shapes = {name: parameter.shape for name, parameter in whole_model.named_parameters()}
     for name, parameter in whole_names(model):
         spec = shard_spec(name, architecture)
         if parameter.shape == shapes[name]:
-            draw(parameter, name, seed, tied=architecture.tied)
+            draw(parameter, name, seed, tied=has_small_embedding(architecture))
             continue
         whole = torch.empty(shapes[name], dtype=parameter.dtype, device=parameter.device)
-        draw(whole, name, seed, tied=architecture.tied)
+        draw(whole, name, seed, tied=has_small_embedding(architecture))
         parameter.copy_(held(whole, spec, place))

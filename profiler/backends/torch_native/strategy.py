@@ -41,7 +41,7 @@ class ShardingStrategy:
         return q_norm(q_TQ), k_norm(k_TG)
 
     @property
-    def copies(self) -> int:
+    def loss_ranks(self) -> int:
         """Ranks that each take the whole of a router's loss, and whose gradients are summed."""
         return 1
 

@@ -21,7 +21,7 @@ def check_supported(architecture: Architecture) -> None:
     if missing:
         raise InputError(
             f"{architecture.name}: the torch backend does not run {', '.join(dict.fromkeys(missing))}; it runs "
-            "decoder-only models with plain or grouped-query attention. "
+            "decoders, and encoder-decoders as T5 is one, with plain or grouped-query attention. "
             "`moemodel predict` takes all architectures"
         )
 
@@ -37,7 +37,7 @@ def check_routing(architecture: Architecture, routing: RoutingSpec) -> None:
         InputError: each mistake, and what is allowed.
     """
     blocks = dict.fromkeys(layer.feed_forward for layer in architecture.layers if isinstance(layer.feed_forward, Moe))
-    mistakes = [mistake for block in blocks for mistake in _mistakes(block, routing)]
+    mistakes = [text for block in blocks for text in _mistakes(block, routing)]
     if mistakes:
         raise InputError(f"{architecture.name}: " + "; ".join(dict.fromkeys(mistakes)))
 
@@ -59,14 +59,28 @@ def _mistakes(block: Moe, routing: RoutingSpec) -> Iterator[str]:
 
 
 def _model_gaps(architecture: Architecture) -> list[str]:
+    alone = () if architecture.encoder else architecture.decoder
     gaps = {
-        "encoders": bool(architecture.encoder),
+        "cross attention without an encoder": any(a.cross for layer in alone for a in layer.attentions),
+        "relative position biases without an encoder": any(
+            a.relative_buckets for layer in alone for a in layer.attentions
+        ),
+        "encoders with learned positions": bool(architecture.encoder) and architecture.learned_positions > 0,
+        "encoders with rotary positions, or without relative position biases": bool(architecture.encoder)
+        and not _has_relative_positions(architecture),
         "models without layers": not architecture.decoder,
         "models without a vocabulary head": not architecture.has_head or architecture.classes > 0,
         "biases of the head": architecture.head_bias,
         "norms behind the embedding": architecture.embedding_norm,
     }
     return [name for name, found in gaps.items() if found]
+
+
+def _has_relative_positions(architecture: Architecture) -> bool:
+    """Of both stacks, as T5's: biases of the first layer, and nothing else that tells positions apart."""
+    return all(
+        stack[0].attentions[0].relative_buckets > 0 for stack in (architecture.encoder, architecture.decoder)
+    ) and not any(attention.rotary for layer in architecture.layers for attention in layer.attentions)
 
 
 def _layer_gaps(layer: Layer) -> list[str]:
@@ -81,9 +95,7 @@ def _layer_gaps(layer: Layer) -> list[str]:
         "values of another width than keys": any(a.value_head_dim not in (None, a.head_dim) for a in layer.attentions),
         "attention sinks": any(a.sinks for a in layer.attentions),
         "squared ReLU": block.activation == "relu2",
-        "cross attention": any(a.cross for a in layer.attentions),
         "latent attention": any(a.latent is not None for a in layer.attentions),
-        "relative position biases": any(a.relative_buckets > 0 for a in layer.attentions),
         "feed-forward blocks of more than one hidden layer": block.depth != 1,
         "feed-forward blocks of another output width": block.out_width is not None,
     }

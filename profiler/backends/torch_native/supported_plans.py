@@ -26,12 +26,12 @@ def check_runs(plan: Plan, architecture: Architecture) -> None:
     check_supported(architecture)
     check_routing(architecture, plan.routing)
     check_architecture(plan, architecture)
-    mistakes = [*_outside(plan), *_tensor(plan, architecture), *_pipeline(plan)]
+    mistakes = [*_outside(plan, architecture), *_tensor(plan, architecture), *_pipeline(plan)]
     if mistakes:
         raise InputError(f"{plan.name}: " + "; ".join(mistakes) + ". `moemodel predict` takes all of these")
 
 
-def _outside(plan: Plan) -> Iterator[str]:
+def _outside(plan: Plan, architecture: Architecture) -> Iterator[str]:
     if plan.precision not in ("bf16", "bf16-mixed"):
         yield f"precision: found {plan.precision!r}; allowed for plans that are run: bf16, bf16-mixed"
     if plan.recompute not in RECOMPUTE:
@@ -43,6 +43,10 @@ def _outside(plan: Plan) -> Iterator[str]:
             yield f"{name}: found {found!r}; allowed for plans that are run: null"
     if plan.parallel.cp > 1:
         yield f"parallel.cp: found {plan.parallel.cp}; context parallelism is not run yet, allowed: 1"
+    if architecture.encoder and plan.parallel.pp > 1:
+        yield f"parallel.pp: found {plan.parallel.pp}; no pipeline cuts an encoder-decoder yet, allowed: 1"
+    if architecture.encoder and plan.parallel.sequence_parallel:
+        yield "parallel.sequence_parallel: found true, with an encoder-decoder; allowed: false"
     if plan.power_cap_W is not None:
         yield f"power_cap_W: found {plan.power_cap_W:g}; power limits are left alone, allowed: null"
 

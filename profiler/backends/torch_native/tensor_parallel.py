@@ -73,7 +73,7 @@ class TensorParallelSharding(ShardingStrategy):
         return self.rows.stop - self.rows.first
 
     @property
-    def copies(self) -> int:
+    def loss_ranks(self) -> int:
         """See `ShardingStrategy`: each tensor-parallel rank sees all tokens of its replica."""
         return self.tp
 

@@ -39,7 +39,7 @@ STUDY_TOTAL = {
     "mlp-moe-xlarge": 2_789_237_600,
 }
 
-# What `transformers` 5.23 builds from the same file.
+# What `transformers` builds from the same file, 5.23 or, of the twins and of qwen3-moe-24x128, 5.24.
 TRANSFORMERS_TOTAL = {
     "deepseek-v3": 671_026_404_352,
     "gpt3-175b": 174_604_259_328,
@@ -48,10 +48,18 @@ TRANSFORMERS_TOTAL = {
     "mixtral-8x7b": 46_702_792_704,
     "olmo-1b-dense-twin": 1_279_920_128,
     "olmoe-1b-7b": 6_919_161_856,
+    "olmoe-1b-7b-dense-total": 6_917_064_704,
     "opt-350m": 331_196_416,
     "qwen3-30b-a3b": 30_532_122_624,
+    "qwen3-moe-24x128": 15_577_227_264,
+    "qwen3-moe-24x128-dense-active": 1_981_390_848,
+    "qwen3-moe-24x128-dense-total": 15_570_935_808,
     "qwen3-moe-8x64": 3_190_329_344,
+    "qwen3-moe-8x64-dense-active": 1_075_351_552,
+    "qwen3-moe-8x64-dense-total": 3_189_280_768,
     "switch-base-128": 7_415_217_408,
+    "switch-base-128-dense-active": 222_903_552,
+    "switch-base-128-dense-total": 7_414_037_760,
 }
 
 ATTENTION = Attention(heads=8, kv_heads=2, head_dim=16)
@@ -89,10 +97,27 @@ def test_active_of_deepseek_without_its_embedding_is_the_published_one() -> None
     assert counts.active == pytest.approx(37e9, rel=0.02)
 
 
-def test_dense_twin_matches_the_active_parameters_of_olmoe() -> None:
-    twin, sparse = (parameters(read_architecture(name)) for name in ("olmo-1b-dense-twin", "olmoe-1b-7b"))
-    routers = sum(layer["router"] for layer in sparse.layers)
-    assert twin.total == twin.active == sparse.active - routers
+_TWINS = {"olmo-1b-dense-twin": "olmoe-1b-7b", "olmoe-1b-7b-dense-total": "olmoe-1b-7b"} | {
+    f"{name}-dense-{kind}": name
+    for name in ("qwen3-moe-8x64", "qwen3-moe-24x128", "switch-base-128")
+    for kind in ("active", "total")
+}
+
+
+@pytest.mark.parametrize(("twin", "sparse"), _TWINS.items())
+def test_dense_twins_have_what_they_are_equal_in_but_for_routers(twin: str, sparse: str) -> None:
+    dense, whole = parameters(read_architecture(twin)), parameters(read_architecture(sparse))
+    routers = sum(layer["router"] for layer in whole.layers)
+    assert dense.total == dense.active == (whole.total if twin.endswith("total") else whole.active) - routers
+
+
+@pytest.mark.parametrize(("twin", "sparse"), _TWINS.items())
+def test_dense_twins_differ_in_feed_forward_blocks_alone(twin: str, sparse: str) -> None:
+    dense, whole = read_architecture(twin), read_architecture(sparse)
+    assert [layer.attentions for layer in dense.layers] == [layer.attentions for layer in whole.layers]
+    assert all(isinstance(layer.feed_forward, Mlp) for layer in dense.layers)
+    for key in ("hidden", "vocab", "embedding_width", "tied", "final_norm"):
+        assert getattr(dense, key) == getattr(whole, key)
 
 
 @pytest.mark.parametrize("name", list_architectures())

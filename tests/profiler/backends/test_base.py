@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from moemodel.model.architecture.hf_config import read_architecture
-from moemodel.model.core.errors import InputError
+from moemodel.model.core.errors import InputError, MissingExtraError
 from moemodel.model.frameworks.registry import FRAMEWORKS
 from moemodel.model.plan.spec import Plan
 from moemodel.profiler.backends.base import BACKENDS, architecture_in, builder, check_runs, release_comm_buffers
@@ -34,12 +34,31 @@ def test_a_framework_that_does_not_run_is_refused_by_name() -> None:
         builder("megatron")
 
 
+_ARCHITECTURES = {"megatron-deepspeed": "llama-3-8b"}
+_OTHERS: dict[str, Any] = {"megatron-deepspeed": {"precision": "fp32"}}
+
+
+def _missing(backend: str) -> str | None:
+    """What is said where a backend's framework is not installed."""
+    try:
+        assert callable(builder(backend))
+    except MissingExtraError as error:
+        return str(error)
+    return None
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_backend_has_what_a_job_calls(backend: str) -> None:
     import torch
 
-    check_runs(_plan(backend=backend), read_architecture("opt-350m"))
-    assert callable(builder(backend))
+    check_runs(
+        _plan(backend=backend, **_OTHERS.get(backend, {})), read_architecture(_ARCHITECTURES.get(backend, "opt-350m"))
+    )
+    missing = _missing(backend)
+    if missing is not None:
+        assert missing.startswith(f"the backend {backend} ")
+        assert "install the extra" in missing
+        return
     release_comm_buffers(backend, torch.device("cpu"))  # nothing to release where no process group is
 
 

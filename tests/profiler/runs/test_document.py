@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from moemodel.model.core.errors import InputError
-from moemodel.profiler.runs.document import Cell, RunDocument, cells, read_run
+from moemodel.profiler.runs.document import Cell, RunDocument, cells, on_gpu, read_run
 
 PLAN = {
     "architecture": "olmoe-1b-7b",
@@ -55,6 +55,13 @@ def test_repeats_come_one_after_another_with_seeds_of_their_own() -> None:
         (1, 1e-4, 6),
         (1, 3e-4, 6),
     ]
+
+
+def test_another_gpu_takes_the_place_of_the_plans() -> None:
+    document = RunDocument.model_validate({"plan": PLAN, "samples": 64})
+    (cell,) = cells(on_gpu(document, "cpu"), Path())
+    assert cell.plan.cluster.gpu == "cpu"
+    assert on_gpu(document, None) == document
 
 
 def test_a_plan_is_run_as_it_is_written_down() -> None:

@@ -143,6 +143,17 @@ def test_a_refused_run_is_a_result_and_the_others_go_on(tmp_path: Path) -> None:
     assert not result.failed
 
 
+def test_files_are_looked_for_beside_the_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = _document(tmp_path, samples=4)
+    (tmp_path / "plans").mkdir()
+    (tmp_path / "config.json").rename(tmp_path / "plans" / "config.json")
+    document = document.model_copy(update={"plan": document.plan | {"architecture": "config.json"}})
+    monkeypatch.chdir(tmp_path)
+    options = RunOptions(timeout_s=120)
+    result = run_matrix(document, Path("out"), options, plan_folder=Path("plans"))
+    assert [one.status for one in result.results.values()] == ["done"]
+
+
 def test_two_ranks_lose_what_one_loses(tmp_path: Path) -> None:
     groups = [{"cluster.gpus": 1}, {"cluster.gpus": 2, "parallel.dp": 2, "parallel.ep": 2}]
     document = _document(tmp_path, matrix={"gpus": groups}, samples=4).model_copy(

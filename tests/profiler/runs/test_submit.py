@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -44,9 +45,9 @@ def file(tmp_path: Path) -> Path:
 def test_a_job_runs_its_run_and_is_not_submitted_again(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (one,) = submit_matrix(file, out, arguments=["--gpu", "cpu"], only=["global_batch-2"], cluster="local")
-    from submitit.local.local import LocalJob
-
-    LocalJob(out / "slurm", one.job).result()
+    end_s = time.monotonic() + 120
+    while not (out / "slurm" / f"{one.job}_0_result.pkl").exists() and time.monotonic() < end_s:
+        time.sleep(0.1)
     assert read_json(out / "global_batch-2" / "result.json", RunResult).status == "done"
     assert submit_matrix(file, out, only=["global_batch-2"], cluster="local") == []
     gc.collect()  # the job's process, while the warning of it is not heard

@@ -53,6 +53,8 @@ ARCHITECTURES = {
         learned_positions=16,
     ),
 }
+ARCHITECTURES["opt-350m"] = replace(ARCHITECTURES["opt"], embedding_width=16, final_norm=False)
+ARCHITECTURES["projected"] = replace(ARCHITECTURES["llama"], embedding_width=16)
 ARCHITECTURES["sparse"] = replace(
     ARCHITECTURES["qwen3"],
     decoder=tuple(

@@ -68,6 +68,8 @@ def megatron_on_cpu() -> Iterator[None]:
             stack.enter_context(patch.object(torch.cuda, name, value))
         stack.enter_context(patch.object(random, "_set_cuda_rng_state", lambda *_, **__: None))
         stack.enter_context(patch.object(random, "_get_cuda_rng_state", lambda *_, **__: torch.get_rng_state()))
+        dispatcher = token_dispatcher.MoEAlltoAllTokenDispatcher
+        stack.enter_context(patch.object(dispatcher, "cuda_dtoh_stream", None))  # made once a process
         stack.enter_context(patch.object(token_dispatcher, "maybe_move_tensor_to_cpu", _to_host))
         stack.enter_context(_OnCpu())
         yield

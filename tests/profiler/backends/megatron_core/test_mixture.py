@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from moemodel.model.architecture.spec import Moe
 from moemodel.model.plan.routing import RoutingSpec
@@ -41,8 +42,11 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
         warnings.simplefilter("ignore")
         from moemodel.profiler.backends.megatron_core.groups import one_rank
 
-        with one_rank(device):
-            yield device
+        try:
+            with one_rank(device):
+                yield device
+        finally:
+            dist.destroy_process_group()  # that of the next test may be of another device
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

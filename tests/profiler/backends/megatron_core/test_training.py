@@ -30,6 +30,8 @@ _CASES: list[dict[str, Any]] = [
     {"ranks": 1, "architecture": "sparse"},
     {"ranks": 1, "architecture": "llama"},
     {"ranks": 1, "architecture": "opt"},
+    {"ranks": 1, "architecture": "opt-350m"},
+    {"ranks": 1, "architecture": "projected"},
     {"ranks": 1, "architecture": "mixtral", "routing": {"router": "switch_top1", "top_k": 1}},
     {"ranks": 1, "architecture": "mixtral", "routing": {"router": "sigmoid_topk", "bias_rate": 0.01}},
     {"ranks": 2, "architecture": "qwen3", "parallel": {"dp": 2}},
@@ -41,6 +43,7 @@ _CASES: list[dict[str, Any]] = [
     {"ranks": 2, "architecture": "qwen3", "parallel": {"pp": 2}, "routing": _LOSSES},
     {"ranks": 2, "architecture": "qwen3", "parallel": {"pp": 2, "virtual_stages": 2}},
     {"ranks": 2, "architecture": "llama", "parallel": {"tp": 2}},
+    {"ranks": 2, "architecture": "opt-350m", "parallel": {"dp": 2, "zero_stage": 1}},
     {"ranks": 2, "architecture": "opt", "parallel": {"pp": 2}},
     {"ranks": 2, "architecture": "opt", "parallel": {"tp": 2, "sequence_parallel": True}},
 ]

@@ -44,6 +44,26 @@ def _architecture(block: Mlp | Moe, attention: Attention, *, norm: Any = "rms", 
     return Architecture(name="tiny", decoder=(layer,) * 4, **{**settings, **options})
 
 
+def _switch(experts: Moe) -> Architecture:
+    own = Attention(heads=4, kv_heads=4, head_dim=4, rotary=False, relative_buckets=8)
+    dense = Mlp(width=32, activation="relu", gated=False)
+
+    def layer(index: int, *, decoder: bool) -> Layer:
+        mine = replace(own, causal=decoder, relative_buckets=0 if index else 8)
+        cross = (replace(own, causal=False, cross=True, relative_buckets=0),) if decoder else ()
+        return Layer(attentions=(mine, *cross), feed_forward=experts if index % 2 else dense, norm="rms")
+
+    return Architecture(
+        name="tiny",
+        hidden=16,
+        vocab=62,
+        embedding_width=16,
+        tied=True,
+        encoder=tuple(layer(i, decoder=False) for i in range(2)),
+        decoder=tuple(layer(i, decoder=True) for i in range(2)),
+    )
+
+
 _HEADS = Attention(heads=4, kv_heads=4, head_dim=4)
 _EXPERTS = Moe(experts=4, top_k=2, width=16, activation="silu", gated=True)
 ARCHITECTURES = {
@@ -57,6 +77,9 @@ ARCHITECTURES = {
         learned_positions=8,
     ),
     "olmoe": _architecture(_EXPERTS, replace(_HEADS, qk_norm="full")),
+    "switch-base": _switch(
+        Moe(experts=4, top_k=1, width=16, activation="relu", gated=False, router="switch_top1", capacity_factor=2.0)
+    ),
     "sigmoid": _architecture(replace(_EXPERTS, router="sigmoid_topk"), _HEADS),
     "switch": _architecture(replace(_EXPERTS, router="switch_top1", top_k=1, capacity_factor=2.0), _HEADS),
     "shared": _architecture(

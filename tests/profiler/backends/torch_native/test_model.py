@@ -17,7 +17,7 @@ from moemodel.model.core.errors import InputError
 from moemodel.model.layers.parameters import parameters
 from moemodel.profiler.backends.torch_native import operators as torch_ops
 from moemodel.profiler.backends.torch_native.layer import Making
-from moemodel.profiler.backends.torch_native.model import DecoderModel, build_model
+from moemodel.profiler.backends.torch_native.model import DecoderModel, build_model, model_of
 from moemodel.profiler.backends.torch_native.optimizer import MixedAdamW, build_optimizer, clip_gradients
 from moemodel.profiler.backends.torch_native.supported_models import check_supported
 
@@ -97,10 +97,10 @@ def test_every_preset_is_built_with_its_count_or_refused() -> None:
         except InputError:
             continue
         with torch.device("meta"):
-            model = DecoderModel(architecture, Making())
+            model = model_of(architecture, Making())
         assert sum(p.numel() for p in model.parameters()) == parameters(architecture).total, name
         built += 1
-    assert built >= 6
+    assert built >= 9
 
 
 def test_a_fresh_model_predicts_nothing_yet() -> None:
@@ -122,7 +122,15 @@ def test_every_parameter_gets_a_gradient(layer: Layer) -> None:
 @pytest.mark.parametrize(
     ("architecture", "part"),
     [
-        (_architecture(_LLAMA, encoder=(_LLAMA,)), "encoders"),
+        (_architecture(_LLAMA, encoder=(_LLAMA,)), "encoders with rotary positions"),
+        (
+            _architecture(replace(_LLAMA, attentions=(*_LLAMA.attentions, replace(_LLAMA.attentions[0], cross=True)))),
+            "cross attention without an encoder",
+        ),
+        (
+            _architecture(replace(_LLAMA, attentions=(replace(_LLAMA.attentions[0], relative_buckets=8),))),
+            "relative position biases without an encoder",
+        ),
         (_architecture(replace(_LLAMA, norm=None)), "layers without norms"),
         (
             _architecture(

@@ -57,6 +57,9 @@ _CASES: list[dict[str, Any]] = [
     {"architecture": "sigmoid", "parallel": {"dp": 2, "ep": 2}, "routing": {"bias_rate": 0.01, "normalize": False}},
     {"architecture": "switch", "parallel": {"dp": 2, "ep": 2, "tp": 2}, "routing": _LOSSES | {"pad": True}},
     {"architecture": "switch", "parallel": {"dp": 2, "ep": 2}, "routing": _LOSSES},
+    {"architecture": "switch-base", "parallel": {"dp": 2, "ep": 2}, "routing": _LOSSES},
+    {"architecture": "switch-base", "parallel": {"dp": 2, "tp": 2, "zero_stage": 1}, "routing": {"pad": True}},
+    {"architecture": "switch-base", "parallel": {"dp": 2, "zero_stage": 3}, "recompute": "full", "routing": _LOSSES},
 ]
 
 

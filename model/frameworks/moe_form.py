@@ -1,0 +1,172 @@
+"""How a framework runs a Mixture-of-Experts block: its form as data, which `layers.moe` prices.
+
+Kernels that stream tensors are told by the tensor they go over. With T tokens of a GPU, D hidden, E experts, k of them
+a token, and rows as they are padded: C of each expert.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+# T D, T E, T k, T k D; rows of the GPU's experts times D, times an expert's width, and as many for each of the experts;
+# E D, T (E C)
+Tensor = Literal[
+    "tokens",
+    "scores",
+    "choices",
+    "chosen_rows",
+    "expert_rows",
+    "inner_rows",
+    "every_expert_rows",
+    "router_weights",
+    "masks",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamedKernels:
+    """Plain kernels over the elements of one tensor.
+
+    Attributes:
+        over: which.
+        forward, backward: how many kernels, in a pass.
+        forward_B, backward_B: bytes of an element that these read and write, all of them together.
+        kept_B: bytes of an element that stay for the backward pass.
+        fewest, most: experts of a token, with which they run.
+    """
+
+    over: Tensor
+    forward: float = 0.0
+    backward: float = 0.0
+    forward_B: float = 0.0
+    backward_B: float = 0.0
+    kept_B: float = 0.0
+    fewest: int = 1
+    most: int = 1_000_000
+
+    def runs(self, top_k: int) -> bool:
+        """With so many experts a token."""
+        return self.fewest <= top_k <= self.most
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByChoices:
+    """Numbers that differ by the experts of a token: for one, for two, for more."""
+
+    one: float
+    two: float
+    more: float
+
+    def of(self, top_k: int) -> float:
+        """For so many."""
+        return {1: self.one, 2: self.two}.get(top_k, self.more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launches:
+    """Kernels that the host queues for one block, from the router to the combination; what its experts launch aside.
+
+    Attributes:
+        forward, backward: in a pass.
+        each_forward, each_backward: beside its products and its activation, for each expert that a GPU holds;
+            `each_spread` forward where a GPU holds several of several ranks' rows.
+    """
+
+    forward: ByChoices
+    backward: ByChoices
+    each_forward: float = 0.0
+    each_backward: float = 0.0
+    each_spread: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostWaits:
+    """How often the host waits for the device.
+
+    Attributes:
+        forward: in a forward pass of a block without a capacity, to read how many rows go where; `cut` in one whose
+            rows are cut at a capacity; `spread` beside either where experts are spread over ranks.
+        each_product: around each call of a product of experts, in either pass, so that the device runs dry.
+    """
+
+    forward: float = 0.0
+    cut: float = 0.0
+    spread: float = 0.0
+    each_product: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoeForm:
+    """The form of a Mixture-of-Experts block in a framework. The defaults are torch's, which profiles measure.
+
+    Attributes:
+        padding: an expert's rows are padded to its capacity where it has one (`capacity`); to it, and where it has none
+            to the rows of the busiest expert (`always`); or never, and what is over a capacity is dropped.
+        min_capacity: rows that a capacity is at least.
+        products: of all experts together (`grouped`); of each by itself, one after another (`each`); or of each on
+            one of several streams, which fills the device as a grouped product does (`streams`).
+        splits_gate: gate and up-projection of an expert are products of their own.
+        dispatch: rows are sorted by their expert, and weighted and added back, by what calibrations call permute and
+            unpermute; by kernels that `kernels` lists; or by products with masks of T x E C (GShard, Lepikhin et al.
+            2020, algorithm 2), beside these kernels.
+        sorts_again: rows of several ranks are sorted by expert again.
+        float32_router: the router's product is of float32, without TF32, forward and backward.
+        float32_times: how much longer it takes than one of 16 bits; of the GPU, which whoever knows it sets.
+        kernels: others, beside the router's softmax and choice.
+        policies: kernels that a plan's routing policies add to the framework's own.
+        launches: None: as the profile measured of torch's.
+        host_waits: of the host for the device.
+        exchanges_counts: before rows go to other ranks, these are told how many.
+        balance_loss: the load-balancing loss is computed whether it is asked for or not.
+        messages_each: an exchange is one collective for each expert of a rank.
+        separate_experts: each expert's weights are tensors of their own.
+    """
+
+    padding: Literal["capacity", "always", "never"] = "capacity"
+    min_capacity: int = 0
+    products: Literal["grouped", "each", "streams"] = "grouped"
+    splits_gate: bool = False
+    dispatch: Literal["sorted", "kernels", "masks"] = "sorted"
+    sorts_again: bool = True
+    float32_router: bool = False
+    float32_times: float = 1.0
+    kernels: tuple[StreamedKernels, ...] = ()
+    policies: tuple[StreamedKernels, ...] = ()
+    launches: Launches | None = None
+    host_waits: HostWaits = HostWaits()
+    exchanges_counts: bool = True
+    balance_loss: bool = False
+    messages_each: bool = False
+    separate_experts: bool = False
+
+
+PLAIN_FORM = MoeForm()
+
+# Kernels that a profile of torch 2.11 traces on an H100 and on an H200 (`calibrate/profiles`, table host, column
+# kernels), forward and backward, by what the measured layer is called.
+_MEASURED = {
+    "dense_layer": (13.0, 31.0),
+    "dense_layer_gated": (29.0, 46.0),
+    "dense_layer_gated_qk_norm": (31.0, 50.0),
+    "moe_layer": (56.0, 70.0),
+    "moe_layer_qk_norm": (58.0, 74.0),
+}
+# Of a layer with experts the block from the router to the combination: what it has beyond one with a gated dense block,
+# whose five kernels forward and ten backward are added again.
+_DENSE_BLOCK = (5.0, 10.0)
+MEASURED_BLOCK = (56.0 - 29.0 + _DENSE_BLOCK[0], 70.0 - 46.0 + _DENSE_BLOCK[1])
+
+
+def measured_layer(name: str) -> tuple[float, float]:
+    """Kernels of a measured layer, forward and backward."""
+    return _MEASURED[name]
+
+
+def expert_kernels(*, products: int, gated: bool) -> tuple[float, float]:
+    """Kernels of one expert that runs by itself, forward and backward.
+
+    Products, the activation and, if gated, its product with the up-projection; backward two for each product, the
+    activation's gradient, and of a gate two products of elements and a sum.
+    """
+    return products + (2.0 if gated else 1.0), 2.0 * products + (4.0 if gated else 1.0)

@@ -1,0 +1,166 @@
+"""How unevenly routers load experts: words, numbers and files of a plan's `routing.skew`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moemodel.model.architecture.hf_config import read_architecture
+from moemodel.model.core.errors import InfeasiblePlanError, InputError
+from moemodel.model.plan.batch import batch_of
+from moemodel.model.plan.checks import check_architecture
+from moemodel.model.plan.routing import RoutingSpec
+from moemodel.model.plan.skew import forecast, skew_of
+from moemodel.model.plan.spec import Plan, plan_text, read_plan
+from moemodel.model.records.routing_statistics import RoutingStatistics, prior, priors
+
+LOADS = {
+    "experts": 64,
+    "top_k": 8,
+    "state": "trained",
+    "skew": 1.5,
+    "low": 1.2,
+    "high": 2.0,
+    "count": 10,
+    "tokens": 4096,
+    "measured": True,
+    "source": "made up",
+}
+
+
+def plan(skew: Any, architecture: str = "olmoe-1b-7b") -> Plan:
+    return Plan.model_validate(
+        {
+            "architecture": architecture,
+            "sequence_length": 2048,
+            "global_batch": 8,
+            "cluster": {"gpu": "h100-sxm-80gb"},
+            "routing": {} if skew is ... else {"skew": skew},
+        }
+    )
+
+
+def file_of(folder: Path, *loads: dict[str, Any]) -> str:
+    path = folder / "loads.json"
+    path.write_text(json.dumps({"name": "test", "loads": list(loads)}), encoding="utf-8")
+    return str(path)
+
+
+def test_an_unknown_skew_is_predicted_as_balanced_and_may_be_what_was_seen() -> None:
+    architecture = read_architecture("mixtral-8x7b")
+    unknown, stated = (forecast(RoutingSpec(**given), architecture) for given in ({}, {"skew": "balanced"}))
+    assert (unknown.value, stated.value, stated.high) == (1, 1, 1)
+    assert unknown.high == pytest.approx(4, rel=0.01)  # all tokens on two of eight experts: bench/measured
+    assert skew_of(plan(..., "mixtral-8x7b")) == 1
+
+
+@pytest.mark.parametrize("state", ["initial", "trained"])
+def test_a_state_is_what_was_seen_of_it(state: str) -> None:
+    assert batch_of(plan(state)).skew.tolist() == [prior(64, 8, state).skew]  # type: ignore[arg-type]
+
+
+def test_what_was_not_seen_is_scaled_by_what_can_be() -> None:
+    """Top 2 of 16 has experts over those of a token as top 8 of 64 has; top 1 of 16 as top 8 of 128."""
+    assert prior(16, 2, "initial").skew == prior(64, 8, "initial").skew
+    assert prior(16, 1, "initial").skew == prior(128, 8, "initial").skew
+    scaled = prior(256, 1, "initial")
+    nearest = prior(128, 8, "initial")
+    assert (scaled.skew - 1) / 255 == pytest.approx((nearest.skew - 1) / 15)
+
+
+def test_a_model_without_experts_has_none() -> None:
+    assert batch_of(plan("initial", "opt-350m")).skew.tolist() == [1]
+
+
+def test_a_file_beside_the_plan_is_read(tmp_path: Path) -> None:
+    file_of(tmp_path, LOADS)
+    (tmp_path / "plan.yaml").write_text(plan_text(plan("loads.json")), encoding="utf-8")
+    read = read_plan(tmp_path / "plan.yaml")
+    assert batch_of(read).skew.tolist() == [1.5]
+    assert forecast(read.routing, read_architecture("olmoe-1b-7b")).high == 2.0
+
+
+def test_records_of_a_run_are_read(tmp_path: Path) -> None:
+    rows = np.full(64, 100)
+    rows[3] = 200
+    record = {"step": 0, "layer": 0, "rows_E": rows.tolist(), "dropped": 0, "entropy": 4.0}
+    path = tmp_path / "routing-rank0.jsonl"
+    path.write_text("\n".join(json.dumps(record | {"layer": layer}) for layer in range(3)), encoding="utf-8")
+    assert skew_of(plan(str(path))) == pytest.approx(200 / rows.mean())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "loads.json:1: "),
+        (json.dumps({"name": "x", "loads": []}), "loads"),
+        (json.dumps({"name": "x", "loads": [LOADS | {"skew": 0.5}]}), r"loads\.0\.skew: found 0\.5|loads\[0\]\.skew"),
+        (json.dumps({"name": "x", "loads": [LOADS | {"high": 9.0}]}), "high 9; allowed: in this order, and at most"),
+        (json.dumps({"name": "x", "loads": [LOADS | {"low": 1.9}]}), "low 1.9, skew 1.5"),
+    ],
+)
+def test_a_bad_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "loads.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        skew_of(plan(str(path)))
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(InputError, match=r"nowhere\.json"):
+        skew_of(plan("nowhere.json"))
+
+
+@pytest.mark.parametrize("skew", ["even", "loads.yaml", True, 0.99, "2", [1]])
+def test_what_is_no_skew_is_refused(skew: Any) -> None:
+    with pytest.raises(
+        InputError, match="allowed: a number of 1 or more, balanced, initial, trained, null, or the path"
+    ):
+        plan(skew)
+
+
+def test_a_skew_beyond_all_tokens_is_refused(tmp_path: Path) -> None:
+    asked = plan(8.5)
+    with pytest.raises(InfeasiblePlanError, match="allowed: at most 8"):
+        check_architecture(asked, read_architecture("olmoe-1b-7b"))
+    within = plan(file_of(tmp_path, LOADS | {"experts": 8, "top_k": 1, "skew": 7.9, "high": 8.0}))
+    check_architecture(within, read_architecture("olmoe-1b-7b"))
+
+
+def test_priors_ship_for_what_plans_ask_for() -> None:
+    assert len(priors()) == 2
+    for experts in (8, 16, 64, 128):
+        for top_k in (1, 2, 8):
+            if top_k < experts:
+                for state in ("initial", "trained"):
+                    found = prior(experts, top_k, state)  # type: ignore[arg-type]
+                    assert 1 <= found.low <= found.skew <= found.high <= experts / top_k
+    measured = [loads.measured for file in priors() for loads in file.loads]
+    assert any(measured)
+    assert not all(measured)
+
+
+def test_the_least_skew_is_that_of_even_chance() -> None:
+    """Balls into bins, without repetition, drawn one by one."""
+    (theory,) = (file for file in priors() if not file.loads[0].measured)
+    dice = np.random.default_rng(1)
+    for experts, top_k in ((8, 2), (64, 8)):
+        shipped = theory.of(experts, top_k, "trained")
+        assert shipped is not None
+        scores = dice.random((20, shipped.tokens, experts))
+        chosen = np.argpartition(scores, -top_k, axis=-1)[..., -top_k:]
+        loads = np.array([np.bincount(one.ravel(), minlength=experts) for one in chosen])
+        drawn = np.median(loads.max(axis=1) / loads.mean(axis=1))
+        assert shipped.skew - 1 == pytest.approx(drawn - 1, rel=0.15)
+
+
+def test_the_nearest_ratio_is_scaled() -> None:
+    file = RoutingStatistics.model_validate({"name": "x", "loads": [LOADS]})
+    found = file.of(128, 8, "trained")
+    assert found is not None
+    assert (found.skew - 1) / 15 == pytest.approx(0.5 / 7)
+    assert file.of(128, 8, "initial") is None
