@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ _TEST = (
     f"Spread: means and standard deviations over repeats. Whether two differ: Welch's interval of the difference of "
     f"means at {INTERVAL:.0%}; one that holds 0 is called none. Of many pairs one in ten differs by chance."
 )
+_NUMBERS = re.compile(r"[0-9.]+")  # in which notes of the meter that say the same differ
 _LOSSES = (
     "Only the task's loss is compared, the mean of the last tenth of the steps; what routers add to it is left out."
 )
@@ -276,43 +278,51 @@ def _model_notes(cells: Sequence[Cell]) -> Iterator[str]:
 
 
 def _forecast_notes(cells: Sequence[Cell]) -> Iterator[str]:
-    without = [cell.label for cell in cells if all(each.run.forecast is None for each in cell.runs)]
-    if without:
-        yield f"Nothing was predicted of: {'; '.join(without)}."
+    without, elsewhere, differently = [], [], []
     for cell in cells:
         forecasts = [each.run.forecast for each in cell.runs if each.run.forecast is not None]
-        if forecasts and _of_another_gpu(cell, forecasts[0]):
-            yield (
-                f"{cell.label}: predicted for {forecasts[0].gpu} and run on {cell.settings['gpu']}, so the "
-                "prediction is left out."
-            )
+        if not forecasts:
+            without.append(cell.label)
+        elif _of_another_gpu(cell, forecasts[0]):
+            elsewhere.append(f"{cell.label} (for {forecasts[0].gpu}, run on {cell.settings['gpu']})")
         elif any(one != forecasts[0] for one in forecasts):
-            yield f"{cell.label}: its repeats were predicted differently; the prediction of the first is shown."
+            differently.append(cell.label)
+    yield from _listed("Nothing was predicted of", without)
+    yield from _listed("Predicted for another GPU than ran, so the prediction is left out", elsewhere)
+    yield from _listed("Repeats were predicted differently; the prediction of the first is shown", differently)
     if any(cell.settings["cluster.gpus"] != 1 and forecast_of(cell) for cell in cells):
         yield (
             "Predicted phases leave exposed communication and waiting out, which measured ones of several GPUs hold."
         )
 
 
+def _listed(text: str, items: Sequence[str]) -> Iterator[str]:
+    if items:
+        yield f"{text}: {'; '.join(items)}."
+
+
 def _version_notes(cells: Sequence[Cell]) -> Iterator[str]:
+    found = []
     for cell in cells:
         versions = [each.run.manifest.versions for each in cell.runs]
         names = sorted(name for name in set().union(*versions) if len({one.get(name) for one in versions}) > 1)
         if names:
-            yield f"{cell.label}: its repeats ran with different versions of {', '.join(names)}."
+            found.append(f"{cell.label} ({', '.join(names)})")
+    yield from _listed("Repeats ran with different versions of software", found)
 
 
 def _meter_notes(cells: Sequence[Cell]) -> Iterator[str]:
-    missing = {
-        name: [cell.label for cell in cells if cell.spread(name) is None] for name in ("energy", "emissions", "loss")
-    }
-    for name, labels in missing.items():
-        if labels:
-            yield f"No {ALL[name].label} was measured of: {'; '.join(labels)}."
-    said = dict.fromkeys(
-        note for cell in cells for each in cell.runs for rank in _ranks(each.run) for note in rank.notes
-    )
-    yield from (f"The meter: {note}" for note in said)
+    for name in ("energy", "emissions", "loss"):
+        missing = [cell.label for cell in cells if cell.spread(name) is None]
+        yield from _listed(f"Not measured: {ALL[name].label}, of", missing)
+    said: dict[str, list[str]] = {}
+    for cell in cells:
+        for each in cell.runs:
+            for note in dict.fromkeys(note for rank in _ranks(each.run) for note in rank.notes):
+                said.setdefault(_NUMBERS.sub("#", note), []).append(note)
+    for notes in said.values():
+        more = f" (and alike of {len(notes) - 1} other runs)" if len(notes) > 1 else ""
+        yield f"The meter: {notes[0]}{more}"
 
 
 def _ranks(run: Run) -> Sequence[Any]:

@@ -8,7 +8,7 @@ SERIES = 8  # colours; from there on lines are dashed, and dots hollow
 _LIGHT = ("#0072b2", "#c05a00", "#00805c", "#a8508a", "#7a6a00", "#3a8fc4", "#5b6675", "#8a3b1c")
 _DARK = ("#6cb2f5", "#f0a35c", "#56d3a8", "#e39ac9", "#e2d15a", "#9fd3f7", "#aab4c0", "#e0906c")
 
-LIGHT_SERIES = _LIGHT
+LIGHT_SERIES = _LIGHT  # for figures on white paper
 
 
 def _variables(colours: tuple[str, ...]) -> str:

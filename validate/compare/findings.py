@@ -92,8 +92,9 @@ def _finding(one: Difference, quantity: str, where: str) -> Finding:
     assert one.interval is not None
     few = " Few repeats: this rests on next to nothing." if one.few else ""
     low, high = (percent(-edge) for edge in reversed(one.interval))
+    around = " to ".join(percent(edge, signed=True) for edge in one.interval)
     if one.verdict == "none":
-        text = f"{begin} difference from {against}: none, it is inside the spread ({low} to {high} less).{few}"
+        text = f"{begin} difference from {against}: none, it is inside the spread ({around}).{few}"
         return Finding(level="open", text=text)
     text = f"{begin} {percent(-one.share)} ({low} to {high}) less than {against}.{few}"
     return Finding(level="open" if one.few else "good", text=text)

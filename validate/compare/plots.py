@@ -27,6 +27,7 @@ from moemodel.validation.compare.quantities import ALL, COMPARED, PHASES
 
 _WIDTH, _ROW = 8.0, 0.34  # inches
 _DPI = 150
+_BELOW = "outside lower center"  # of legends, where they hide nothing
 _MEASURED, _PREDICTED = "#1668b8", "#d0640a"  # as the pages have them
 _OF_PHASE = {
     "forward": "#1668b8",
@@ -112,7 +113,7 @@ def _phases(axes: Any, cells: Sequence[Cell]) -> bool:
     _rows(axes, [cell.label for cell in found], "energy by phase, J")
     names = [name for name in PHASES if any(name in measured_phases(cell) for cell in found)]
     bars = [axes.barh(0, 0, color=_OF_PHASE[name]) for name in names]
-    axes.legend(bars, [PHASES[name] for name in names], fontsize=8)
+    axes.figure.legend(bars, [PHASES[name] for name in names], fontsize=8, loc=_BELOW, ncols=len(names) or 1)
     axes.set_title("thick: measured; thin: predicted", fontsize=8)
     return bool(found)
 
@@ -123,7 +124,9 @@ def _plane(axes: Any, cells: Sequence[Cell]) -> bool:
         energy, loss = cell.spread("energy"), cell.spread("loss")
         if energy is not None and loss is not None:
             errors = {"xerr": [energy.std or 0.0], "yerr": [loss.std or 0.0]}
-            axes.errorbar([energy.mean], [loss.mean], fmt="o", color=_colour(index), label=cell.label, **errors)
+            hollow = {} if index < len(LIGHT_SERIES) else {"markerfacecolor": "white"}
+            colour = _colour(index)
+            axes.errorbar([energy.mean], [loss.mean], fmt="o", color=colour, label=cell.label, **errors, **hollow)
             drawn += 1
     axes.set_xlabel(f"{ALL['energy'].label}, J")
     axes.set_ylabel(f"{ALL['loss'].label}, nats")
@@ -161,5 +164,6 @@ def _colour(index: int) -> str:
 
 def _legend(axes: Any) -> None:
     axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=7)
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        axes.figure.legend(handles, labels, fontsize=7, loc=_BELOW, ncols=3)

@@ -148,7 +148,7 @@ def test_a_gpu_without_a_sensor_has_no_energy_and_that_is_said(tmp_path: Path) -
     assert cell.spread("energy") is cell.spread("emissions") is None
     assert cell.spread("duration") is not None
     assert cell.phase("forward") is None
-    assert any(note.startswith("No energy of the GPUs was measured of: torch") for note in found.notes)
+    assert any(note == "Not measured: energy of the GPUs, of: torch." for note in found.notes)
 
 
 def test_phases_and_what_is_between_them_are_the_whole(comparison: Comparison) -> None:
@@ -189,7 +189,7 @@ def test_what_was_predicted_stands_beside_what_was_measured(tmp_path: Path) -> N
 def test_a_prediction_for_another_gpu_is_left_out(tmp_path: Path) -> None:
     found = compare_folders([write_run(tmp_path / "one", MadeRun(gpu="cpu"))])
     assert found.checks == ()
-    assert any("predicted for h100-sxm-80gb and run on cpu" in note for note in found.notes)
+    assert any("left out: torch (for h100-sxm-80gb, run on cpu)" in note for note in found.notes)
     without = compare_folders([write_run(tmp_path / "two", MadeRun(predicted=None))])
     assert any(note == "Nothing was predicted of: torch." for note in without.notes)
 
