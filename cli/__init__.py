@@ -28,6 +28,7 @@ _COMMANDS: dict[str, str] = {
     "gpus": "moemodel.cli.gpus:gpus_command",
     "profile": "moemodel.cli.profile:profile_command",
     "calibrate": "moemodel.cli.calibrate:calibrate_command",
+    "compare": "moemodel.cli.compare:compare_command",
     "validate": "moemodel.cli.validate:validate_command",
     "run": "moemodel.cli.run:run_command",
 }

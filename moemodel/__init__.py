@@ -6,8 +6,9 @@
     print(answer.step_time_s, answer.gpu_energy_per_token_J, answer.notes)
 
 What the commands do, Python does by the same functions: `predict`, `search` (`moemodel optimize`), `profile`,
-`calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate` (`calibrate --update`), `validate`, `run` and
-`predict_runs` (`run --predict`); `Meter` goes around a training loop of your own. The other names are their documents.
+`calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate` (`calibrate --update`), `validate`, `run`,
+`predict_runs` (`run --predict`) and `compare`; `Meter` goes around a training loop of your own. The other names are
+their documents.
 `Meter`, `profile`, `run` and `validate` need the extra `profile`, installed from where moemodel itself came from; what
 begins with `calibrate` or `recalibrate` the extra `calibrate`. Everything is imported when it is first used: `import
 moemodel` costs next to nothing.
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 if TYPE_CHECKING:
-    from moemodel.api import calibrate, calibrate_readings, predict_runs, recalibrate
+    from moemodel.api import calibrate, calibrate_readings, compare, predict_runs, recalibrate
     from moemodel.calibration.store.catalogue import list_calibrations, shipped, write_calibration
     from moemodel.model.architecture.hf_config import list_architectures, read_architecture
     from moemodel.model.architecture.spec import Architecture
@@ -69,6 +70,7 @@ _HOMES: dict[str, str] = {
     "SearchResult": "model.search.result",
     "calibrate": "api",
     "calibrate_readings": "api",
+    "compare": "api",
     "list_architectures": "model.architecture.hf_config",
     "list_calibrations": "calibration.store.catalogue",
     "list_gpus": "model.hardware.gpu",
@@ -114,6 +116,7 @@ if TYPE_CHECKING:
         "__version__",
         "calibrate",
         "calibrate_readings",
+        "compare",
         "list_architectures",
         "list_calibrations",
         "list_gpus",

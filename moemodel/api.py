@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from moemodel.profiler.runs.execute import MatrixResult
     from moemodel.profiler.runs.execute import Progress as RunProgress
     from moemodel.profiler.sections.progress import Progress
+    from moemodel.validation.compare.comparison import Comparison
     from moemodel.validation.run import ValidationResult
     from moemodel.validation.select.runnable import PlanRequest
 
@@ -497,6 +498,44 @@ def predict_runs(
         cell.name: predict(cell.plan, calibration, even_if_it_does_not_fit=True)
         for cell in cells(opened, Path(place).parent if place else Path())
     }
+
+
+def compare(*runs: Path | str, folder: Path | str | None = None, figures: bool | None = False) -> Comparison:
+    """Hold training runs against each other at equal samples: `moemodel compare`.
+
+    >>> import moemodel
+    >>> found = moemodel.compare("runs", folder="comparison")
+    >>> for one in found.differences:
+    ...     if one.factor == "framework" and one.quantity == "energy":
+    ...         print(one.a, one.b, one.verdict)
+    deepspeed torch less
+    >>> [cell.spread("energy").runs for cell in found.cells]
+    [3, 3]
+
+    Args:
+        runs: folders that `moemodel run` wrote, of runs or of matrices.
+        folder: to write a page, tables and data into; None: nothing is written.
+        figures: as PNG and SVG too; None: where matplotlib is installed. Needs the extra `plots`.
+
+    Returns:
+        Cells, each with its repeats at as many samples as the shortest run has; in what pairs of cells that differ in
+        one thing differ by more than their repeats do; what was predicted beside what was measured; runs that were not
+        done, and why; notes. In SI units.
+
+    Raises:
+        InputError: a folder that is no run's, or holds one that is given twice; a file that is damaged, contradicts
+            another, or is of a newer version; or `folder` holds other things.
+        MissingExtraError: figures were asked for, and matplotlib is not installed.
+    """
+    from moemodel.validation.compare.comparison import compare_folders
+    from moemodel.validation.compare.write import can_draw, check_folder, write_comparison
+
+    if folder is not None:
+        check_folder(Path(folder))
+    found = compare_folders([Path(run) for run in runs])
+    if folder is not None:
+        write_comparison(found, Path(folder), figures=can_draw() if figures is None else figures)
+    return found
 
 
 def _predicted(plan: Plan, calibration: Calibration | Path | str | None) -> Mapping[str, Any] | None:

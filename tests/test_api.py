@@ -18,6 +18,7 @@ from moemodel.calibration.update import from_reports
 from moemodel.calibration.update.from_reports import Update
 from moemodel.model.operators.work import Kind, Pass
 from moemodel.model.records.calibration import Calibration
+from tests.run_folders import MadeRun, write_matrix
 from tests.small_plans import CONFIG
 
 ROOT = Path(__file__).parents[1]
@@ -193,6 +194,15 @@ def test_the_docstring_of_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     _run("run")
 
 
+def test_the_docstring_of_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two frameworks, three repeats each; the faster takes less."""
+    monkeypatch.chdir(tmp_path)
+    noise = (1.0, 1.01, 0.99)
+    pairs = [(backend, repeat) for backend in ("torch", "deepspeed") for repeat in range(3)]
+    write_matrix(Path("runs"), [MadeRun(backend=b, repeat=r, samples=64, slower=noise[r]) for b, r in pairs])
+    _run("compare")
+
+
 def test_the_docstring_of_calibrate(calibration: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fit of a whole profile takes minutes: here its result is known."""
     errors = [HeldOut(kind=Kind.GEMM, direction=Pass.FORWARD, shapes=12, median=0.03, mean=0.04, p90=0.09, worst=0.2)]
@@ -277,7 +287,9 @@ def test_the_docstring_of_recalibrate(calibration: Calibration, monkeypatch: pyt
 def test_every_public_function_shows_a_use() -> None:
     own = [name for name in moemodel.__all__ if getattr(getattr(moemodel, name), "__module__", "") == "moemodel.api"]
     calibrating = ["calibrate", "calibrate_readings", "recalibrate"]
-    assert sorted(own) == sorted([*calibrating, "predict", "predict_runs", "profile", "run", "search", "validate"])
+    assert sorted(own) == sorted(
+        [*calibrating, "compare", "predict", "predict_runs", "profile", "run", "search", "validate"]
+    )
     for name in own:
         text = getattr(moemodel, name).__doc__
         assert all(part in text for part in ("Args:", "Returns:", "Raises:")), name

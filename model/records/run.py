@@ -14,7 +14,7 @@ A matrix of runs is a folder with `matrix.json` (the document as it was read) an
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -38,6 +38,9 @@ def rank_file(rank: int) -> str:
     """Of a `RankResult`."""
     return f"rank{rank}.json"
 
+
+# No count is below nothing, or beyond what a float64 holds exactly.
+_Count = Annotated[int, Field(ge=0, le=2**53)]
 
 Status = Literal["done", "out of memory", "refused", "failed"]
 
@@ -73,9 +76,9 @@ class RunManifest(Strict):
     name: str
     cell: dict[str, Any]
     plan_yaml: str
-    samples: int
-    steps: int
-    warmup_steps: int
+    samples: _Count
+    steps: _Count
+    warmup_steps: _Count
     learning_rate: float
     data: dict[str, Any]
     seed: int
@@ -99,7 +102,7 @@ class StepRecord(Strict):
         router_loss: what they add: their losses summed over layers, times their coefficients.
     """
 
-    step: int
+    step: _Count
     time_s: float | None = None
     forward_s: float | None = None
     backward_s: float | None = None
@@ -124,10 +127,10 @@ class RoutingRecord(Strict):
         entropy: mean over tokens of the entropy of the router's probabilities, nats; None: not recorded in this step.
     """
 
-    step: int
-    layer: int
-    rows_E: list[int]
-    dropped: int
+    step: _Count
+    layer: _Count
+    rows_E: list[_Count]
+    dropped: _Count
     entropy: float | None
 
 
@@ -154,7 +157,7 @@ class RankResult(Strict):
         notes: of the meter.
     """
 
-    rank: int
+    rank: _Count
     duration_s: float | None
     energy_J: float | None
     emissions_kg: float | None = None
@@ -163,7 +166,7 @@ class RankResult(Strict):
     temperature_C: float | None
     peak_allocated_B: int | None
     peak_reserved_B: int | None
-    parameters: int
+    parameters: _Count
     phases: dict[str, PhaseEnergy] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
 
@@ -187,8 +190,8 @@ class RunResult(Strict):
     status: Status
     reason: str | None = None
     largest_term: str | None = None
-    steps: int = 0
-    samples: int = 0
+    steps: _Count = 0
+    samples: _Count = 0
     duration_s: float | None = None
     step_time_s: float | None = None
     step_time_std_s: float | None = None

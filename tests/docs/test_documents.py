@@ -27,6 +27,7 @@ from click.testing import CliRunner
 import moemodel
 from moemodel.cli import main
 from moemodel.model.records.calibration import Calibration
+from tests.run_folders import MadeRun, write_matrix
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
@@ -59,7 +60,15 @@ MADE_UP = {
     "moemodel.calibration.update.from_reports.update": "gives what it is given: a fit takes a minute",
     "made_up_gpus": "hardware and runs of `moemodel validate`",
 }
-NAMED = [["predict"], ["optimize"], ["profile"], ["calibrate"], ["validate"], ["run"]]  # they need more than their name
+NAMED = [
+    ["predict"],
+    ["optimize"],
+    ["profile"],
+    ["calibrate"],
+    ["validate"],
+    ["run"],
+    ["compare"],
+]  # they need more than their name
 # The driver's (there is no GPU to reset), PyTorch's, and pre-commit's, which is not installed for the tests.
 NOT_OURS = (
     "nvidia-smi -rgc",
@@ -176,6 +185,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readings.assign(gemm_dtype="bfloat16", system="b200").to_parquet("gemm.parquet")
     moemodel.validate("a.yaml", folder="FOLDER", controls=False)
     shutil.copy(ROOT / "examples" / "run-experts.yaml", "RUN.yaml")
+    write_matrix(Path("RUNS"), [MadeRun(backend=name, samples=32) for name in ("torch", "deepspeed")])
 
 
 FEW = {"dp": 2, "cp": 1, "zero_stage": 1, "micro_batch": [2, 4], "recompute": "none"}

@@ -51,6 +51,7 @@ td:first-child { min-width: 7rem; max-width: 20rem; overflow-wrap: anywhere; }
 td.text { min-width: 12rem; max-width: 30rem; overflow-wrap: anywhere; } .bad { color: var(--bad); }
 pre { background: var(--card); padding: .8rem 1rem; border-radius: 8px; overflow-x: auto; font-size: .82rem; }
 summary { cursor: pointer; }
+:focus-visible { outline: 2px solid var(--measured); outline-offset: 2px; }
 @media (max-width: 640px) { body { padding: 1.2rem 1.2rem 3rem; } h1 { font-size: 1.3rem; }
   .wide { display: none; } .narrow { display: block; } .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   th, td { padding: .28rem .45rem; } td:first-child { max-width: 9rem; position: sticky; left: 0;

@@ -10,7 +10,8 @@ from html import escape
 from moemodel.validation.report.units import number
 
 # Lengths are in pixels of a page at its usual width.
-_RADIUS = {"measured": 4.0, "predicted": 6.5}  # the inner dot stays visible in the outer ring
+# The inner dot stays visible in the outer ring; single runs are smaller than their mean.
+_RADIUS = {"measured": 4.0, "predicted": 6.5, "single": 2.2}
 _CHARACTER = 6.6  # of a text of 12 px: wider than the mean of any common typeface, so that guesses err to the safe side
 _LINE = 13.0  # height of such a text
 _STEP = 8.0  # between the places of a line that texts keep off: less than their height
@@ -84,6 +85,13 @@ def axis(values: Sequence[float], start: float, end: float) -> Axis:
             ticks=tuple(t for t in _log_ticks(low, high) if first <= math.log10(t) <= last),
         )
     pad = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+    return _linear(low - pad, high + pad, start, end)
+
+
+def even_axis(values: Sequence[float], start: float, end: float) -> Axis:
+    """An axis that holds all values, and as much room to either side, however much they span."""
+    low, high = min(values), max(values)
+    pad = 0.04 * (high - low) or 0.05 * abs(high) or 1.0
     return _linear(low - pad, high + pad, start, end)
 
 
@@ -209,10 +217,16 @@ def line(x1: float, y1: float, x2: float, y2: float, kind: str, title: str = "")
     return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}">{shown}</line>'
 
 
-def dot(x: float, y: float, kind: str, title: str) -> str:
-    """A dot; a ring around it stays visible where the two agree."""
+def dot(x: float, y: float, kind: str, title: str, colour: str = "") -> str:
+    """A dot; a ring around it stays visible where the two agree. `colour` is another class of the style sheet."""
     at = f'cx="{x:.1f}" cy="{y:.1f}" r="{_RADIUS[kind]:g}"'
-    return f'<circle class="{kind}" {at}><title>{escape(title)}</title></circle>'
+    return f'<circle class="{f"{kind} {colour}".strip()}" {at}><title>{escape(title)}</title></circle>'
+
+
+def curve(points: Sequence[tuple[float, float]], kind: str, title: str) -> str:
+    """A line through points."""
+    at = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return f'<polyline class="{kind}" points="{at}"><title>{escape(title)}</title></polyline>'
 
 
 def bar(x1: float, x2: float, y: float, height: float, kind: str, title: str) -> str:

@@ -10,14 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
 from moemodel.model.results.validation import Measured, PlanReport, Predicted, QuantityReport, Ranking, Report
-from moemodel.validation.report.css import STYLE
 from moemodel.validation.report.figures import errors, phases, plane, spans
-from moemodel.validation.report.marks import NARROW, WIDE, Frame
+from moemodel.validation.report.marks import Frame
 from moemodel.validation.report.names import alike, differing, plan_or_none
+from moemodel.validation.report.parts import document, figure, table, tiles_of
 from moemodel.validation.report.units import PHASES, UNITS, Unit, number, percent
 from moemodel.validation.report.verdict import judge, verdict
-
-_TEXT = ' class="text"'
 
 
 def html_page(report: Report) -> str:
@@ -35,11 +33,7 @@ def html_page(report: Report) -> str:
         _plans(report.plans),
         _notes(report),
     ]
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{STYLE}</style>\n</head>\n'
-        f"<body>\n{''.join(part for part in body if part)}</body>\n</html>\n"
-    )
+    return document(title, [part for part in body if part])
 
 
 def _heading(report: Report, title: str) -> str:
@@ -99,8 +93,7 @@ def _tiles(report: Report) -> str:
         tiles += _ranking_tiles(UNITS[name].label, ranking)
     if report.failed:
         tiles.append((str(len(report.failed)), "plans that failed"))
-    shown = "".join(f'<div class="tile"><b>{escape(big)}</b><span>{escape(small)}</span></div>' for big, small in tiles)
-    return f'<div class="tiles">{shown}</div>\n'
+    return tiles_of(tiles)
 
 
 def _ranking_tiles(label: str, ranking: Ranking) -> list[tuple[str, str]]:
@@ -138,34 +131,10 @@ def _figures(report: Report) -> str:
         ("Errors", lambda frame: errors(report, frame), "one ring a plan; the band is the mean absolute error"),
         ("Errors of the phases", lambda frame: errors(report, frame, PHASES), "the same of the parts of a step"),
     ]
-    return "".join(_figure(title, by_frame, caption) for title, by_frame, caption in draw)
-
-
-def _figure(title: str, draw: Callable[[Frame], str], caption: str) -> str:
-    """A figure, drawn twice: the style sheet shows the one that the window has room for."""
-    wide = draw(WIDE)
-    if not wide:
-        return ""
-    both = f'<div class="wide">{wide}</div><div class="narrow">{draw(NARROW)}</div>'
-    return f"<h2>{escape(title)}</h2>\n<figure>{both}<figcaption>{caption}</figcaption></figure>\n"
+    return "".join(figure(title, by_frame, caption) for title, by_frame, caption in draw)
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
-
-
-def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], text: Sequence[int] = ()) -> str:
-    """A table; columns in `text` hold sentences. Everything is escaped."""
-    head = "".join(f'<th scope="col"{_TEXT if i in text else ""}>{escape(name)}</th>' for i, name in enumerate(heads))
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td{_TEXT if i in text else ''}>{escape(cell)}</td>" for i, cell in enumerate(row))
-        + "</tr>\n"
-        for row in rows
-    )
-    return (
-        f'<div class="scroll"><table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>\n'
-        f"<tbody>{body}</tbody></table></div>\n"
-    )
 
 
 def _tables(report: Report) -> Iterable[str]:
@@ -175,7 +144,7 @@ def _tables(report: Report) -> Iterable[str]:
     if alike([plan.name for plan in report.plans]):
         degrees = differing([plan_or_none(plan) for plan in report.plans])
         settings = [(plan.name, ", ".join(own)) for plan, own in zip(report.plans, degrees, strict=True)]
-        yield _table("in what the plans differ", ("plan", "settings"), settings, text=(1,))
+        yield table("in what the plans differ", ("plan", "settings"), settings, text=(1,))
     for name, unit in units.items():
         rows = [
             (plan.name, *_cells(plan.quantities[name], unit))
@@ -183,7 +152,7 @@ def _tables(report: Report) -> Iterable[str]:
             if name in plan.quantities and plan.quantities[name].measured is not None
         ]
         if rows:
-            yield _table(f"{unit.label}, {unit.symbol}", heads, rows)
+            yield table(f"{unit.label}, {unit.symbol}", heads, rows)
     rows = [
         (
             units[name].label,
@@ -196,7 +165,7 @@ def _tables(report: Report) -> Iterable[str]:
         for name, found in report.errors.items()
         if name in units
     ]
-    yield _table("all plans", ("quantity", "mean error", "worst", "of forecasts", "in the interval", "plans"), rows)
+    yield table("all plans", ("quantity", "mean error", "worst", "of forecasts", "in the interval", "plans"), rows)
 
 
 def _cells(quantity: QuantityReport, unit: Unit) -> tuple[str, ...]:
@@ -234,12 +203,12 @@ def _failures(plans: Iterable[PlanReport]) -> str:
         for failed in plan.failures
     ]
     heads = ("plan", "round", "what", "why", "log")
-    return f"<h2>Failed</h2>\n{_table('these were not run again', heads, rows, text=(2, 3, 4))}" if rows else ""
+    return f"<h2>Failed</h2>\n{table('these were not run again', heads, rows, text=(2, 3, 4))}" if rows else ""
 
 
 def _set_aside(report: Report) -> str:
     rows = [(plan.name, plan.reason) for plan in report.set_aside]
-    return f"<h2>Set aside</h2>\n{_table('not run', ('plan', 'why'), rows, text=(1,))}" if rows else ""
+    return f"<h2>Set aside</h2>\n{table('not run', ('plan', 'why'), rows, text=(1,))}" if rows else ""
 
 
 def _plans(plans: Iterable[PlanReport]) -> str:
