@@ -1,7 +1,8 @@
 """A calibration for a precision of other elements than the 16 bits it was measured with.
 
-Elements of 4 bytes instead of 2 are the same to a kernel as half the bandwidth and half the cache. Tensor cores that
-multiply narrower or wider operands are faster or slower by the ratio of the GPU's peaks, and take as much energy a
+Elements of 4 bytes instead of 2 are the same to a kernel as half the bandwidth and half the cache. Products of operands
+of fewer bits are priced by fits of their own where the calibration has them (`KernelFit`). Without, tensor cores that
+multiply narrower or wider operands are faster or slower by the ratio of the GPU's peaks. They take as much energy a
 second; attention keeps the rate of bf16.
 """
 
@@ -13,8 +14,16 @@ from moemodel.model.core.errors import InputError
 from moemodel.model.device.roofline import ATTENTIONS
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.hardware.gpu import Gpu
-from moemodel.model.records.calibration import Calibration, OperatorFit, Parameter
+from moemodel.model.operators.work import Kind, Pass
+from moemodel.model.records.calibration import Calibration, KernelDtype, KernelFit, OperatorFit, Parameter
 
+# Whose kernels price products of a type, the first that there are. Tensor cores multiply all kinds of 8-bit operands at
+# one rate (data sheets); scales of blocks that kernels apply themselves, instead of tensor cores, cost more.
+KERNELS: dict[str, tuple[KernelDtype, ...]] = {
+    "fp8": ("fp8", "fp8_block"),
+    "mxfp8": ("mxfp8", "fp8", "fp8_block"),
+    "nvfp4": ("nvfp4",),
+}
 _MEASURED_B = 2.0  # of an element: bf16, which profiles are of
 
 
@@ -42,10 +51,19 @@ def rescale_for_precision(
     return calibration.model_copy(
         update={
             "chip": scaled(calibration.chip, chip),
-            "operators": [_operator(operator, rate) for operator in calibration.operators],
+            "operators": [
+                kernel_of(calibration, recipe.matmul_dtype, fit.kind, fit.direction) or _operator(fit, rate)
+                for fit in calibration.operators
+            ],
             "power": fit.model_copy(update={"parameters": scaled(fit.parameters, power)}),
         }
     )
+
+
+def kernel_of(calibration: Calibration, dtype: str, kind: Kind, direction: Pass) -> KernelFit | None:
+    """The fit that prices a product of a type; None: there is none, and the 16-bit one's is scaled by peaks."""
+    found = (calibration.kernel(known, kind, direction) for known in KERNELS.get(dtype, ()))
+    return next((fit for fit in found if fit is not None), None)
 
 
 def _tensor_rate(framework: Framework, precision: Precision, gpu: Gpu) -> float:
