@@ -7,7 +7,9 @@ Of every GPU with readings and each kind (products, grouped, attention) four fif
 fused layers of experts by model and how it is divided, attention by its heads. Data types and kernels are fitted each
 by itself.
 `time_median` is over all rows left out; `power_mape` over those with power and of at least 50 us, at the time that was
-predicted; nothing is fitted to power (`published.kernels.power`).
+predicted, of energies fitted to the shapes that were seen. `power_repeats`: how far readings of the same work, within
+2 % of its FLOPs, bytes and time, are from their median: the least error that a model of power by work can have. Half of
+a reading is what ran before its kernel (`published.kernels.power`).
 
 The data are read from `../shared/data`; where they are missing there is nothing to do, and the exit code is 0.
 """
@@ -25,15 +27,17 @@ import numpy as np
 from moemodel.calibration.published.kernels.fitted import (
     FEWEST,
     FOLDS,
+    FittedKernels,
     conditions_of,
     fit_kernels,
     split_by_kernel,
     timed,
 )
+from moemodel.calibration.published.kernels.forms import Timed
 from moemodel.calibration.published.kernels.overlay import base_of
-from moemodel.calibration.published.kernels.power import SHORTEST_S
+from moemodel.calibration.published.kernels.power import SHORTEST_S, fit_power, repeats_error
 from moemodel.calibration.published.kernels.readings import TABLES, Family, Readings, read_readings
-from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.hardware.gpu import read_gpu
 from moemodel.model.records.calibration import Calibration
 
@@ -48,6 +52,7 @@ class LeftOut:
         family, gpu, dtype, software: which.
         time: predicted over measured, less one.
         power: the same of rows that count; empty without.
+        repeats: error of readings of the same work against each other, and of how many.
     """
 
     family: Family
@@ -56,6 +61,7 @@ class LeftOut:
     software: str
     time: FloatArray
     power: FloatArray
+    repeats: tuple[float, int]
 
 
 def left_out(tables: list[Readings], base: Calibration, fold: int) -> Iterator[LeftOut]:
@@ -77,14 +83,35 @@ def left_out(tables: list[Readings], base: Calibration, fold: int) -> Iterator[L
             dtype=table.dtype,
             software=table.software,
             time=time_s / unseen.time_s - 1,
-            power=_power(unseen, fit.power_W(kernels, time_s)),
+            power=_power(unseen, kernels, fit, time_s, seen, inner),
+            repeats=_repeats(table, fit),
         )
 
 
-def _power(unseen: Readings, power_W: FloatArray) -> FloatArray:
-    """Errors of readings that count."""
-    counted = (unseen.time_s >= SHORTEST_S) & np.isfinite(unseen.power_W)
-    return np.asarray((power_W / unseen.power_W - 1)[counted])
+def _power(
+    unseen: Readings, kernels: Timed, fit: FittedKernels, time_s: FloatArray, seen: Readings, inner: BoolArray
+) -> FloatArray:
+    """Errors of readings that count, at predicted times, of energies fitted to readings that were seen."""
+    counted, fitted = _counted(unseen), _counted(seen)
+    if unseen.limit_W is None or not counted.any() or fitted.sum() < FEWEST:
+        return np.zeros(0)
+    known = fit.drawn(timed(seen, fit.conditions.chip), seen.time_s).take(fitted)
+    power = fit_power(known, seen.power_W[fitted], inner[fitted], fit.conditions, unseen.limit_W)
+    read_W = power.read_W(fit.drawn(kernels, time_s).take(counted))
+    return np.asarray(read_W / unseen.power_W[counted] - 1)
+
+
+def _repeats(table: Readings, fit: FittedKernels) -> tuple[float, int]:
+    """Error of the readings that count, of the same work against each other."""
+    counted = _counted(table)
+    if not counted.any():
+        return float("nan"), 0
+    drawn = fit.drawn(timed(table, fit.conditions.chip), table.time_s).take(counted)
+    return repeats_error(drawn, table.power_W[counted])
+
+
+def _counted(table: Readings) -> BoolArray:
+    return np.asarray((table.time_s >= SHORTEST_S) & np.isfinite(table.power_W))
 
 
 def figures(parts: list[LeftOut]) -> dict[str, object]:
@@ -102,6 +129,10 @@ def figures(parts: list[LeftOut]) -> dict[str, object]:
             "power_median": round(float(np.median(power)), 4),
             "power_rows": len(power),
         }
+    repeated = [part.repeats for part in parts if part.repeats[1]]
+    if repeated:
+        error, rows = np.array(repeated).T
+        found |= {"power_repeats": round(float(np.average(error, weights=rows)), 4), "repeats": int(rows.sum())}
     return found
 
 
@@ -141,6 +172,8 @@ def main() -> None:
 def _print(name: str, whole: dict[str, object], by_dtype: dict[str, dict[str, object]]) -> None:
     for label, found in ((name, whole), *((f"  {dtype}", found) for dtype, found in by_dtype.items())):
         power = f"  power {found['power_median']:6.1%} {found['power_mape']:6.1%}" if "power_mape" in found else ""
+        if "power_repeats" in found:
+            power += f"  same work {found['power_repeats']:6.1%} of {found['repeats']}"
         print(
             f"{label:32} {found['rows']:6}  time {found['time_median']:6.1%} {found['time_mape']:6.1%}{power}",
             flush=True,

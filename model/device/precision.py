@@ -17,8 +17,9 @@ from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.operators.work import Kind, Pass
 from moemodel.model.records.calibration import Calibration, KernelDtype, KernelFit, OperatorFit, Parameter
 
-# Whose kernels price products of a type, the first that there are. Tensor cores multiply all kinds of 8-bit operands at
-# one rate (data sheets); scales of blocks that kernels apply themselves, instead of tensor cores, cost more.
+# Whose kernels price products of a type: of those that there are the ones that come nearest to the peak. Tensor cores
+# multiply all kinds of 8-bit operands at one rate (data sheets); what engines' kernels make of it differs more by who
+# wrote them than by how operands are scaled, and the best shows what a library for training can reach.
 KERNELS: dict[str, tuple[KernelDtype, ...]] = {
     "fp8": ("fp8", "fp8_block"),
     "mxfp8": ("mxfp8", "fp8", "fp8_block"),
@@ -62,8 +63,12 @@ def rescale_for_precision(
 
 def kernel_of(calibration: Calibration, dtype: str, kind: Kind, direction: Pass) -> KernelFit | None:
     """The fit that prices a product of a type; None: there is none, and the 16-bit one's is scaled by peaks."""
-    found = (calibration.kernel(known, kind, direction) for known in KERNELS.get(dtype, ()))
-    return next((fit for fit in found if fit is not None), None)
+    known = (calibration.kernel(one, kind, direction) for one in KERNELS.get(dtype, ()))
+    return max((fit for fit in known if fit is not None), key=_share_of_peak, default=None)
+
+
+def _share_of_peak(fit: KernelFit) -> float:
+    return max(p.value for name, p in fit.parameters.items() if name.startswith("efficiency"))
 
 
 def _tensor_rate(framework: Framework, precision: Precision, gpu: Gpu) -> float:

@@ -10,7 +10,7 @@ from moemodel.calibration.fit.sparse_residual import SparseResidual, fit_sparse_
 from moemodel.calibration.published.kernels.clocks import Conditions
 from moemodel.calibration.published.kernels.forms import Timed, attention, chip_in, fit_form, products
 from moemodel.calibration.published.kernels.grouped import layers
-from moemodel.calibration.published.kernels.power import held_W
+from moemodel.calibration.published.kernels.power import Drawn
 from moemodel.calibration.published.kernels.readings import Family, Readings
 from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.device.operator_cost import tensor_limit
@@ -58,12 +58,14 @@ class FittedKernels:
         time_s_UK = kernels.time_s(self.parameters, self.conditions.chip, clocks)
         return self.conditions.settled_s(kernels.work, time_s_UK)
 
-    def power_W(self, kernels: Timed, time_s: FloatArray) -> FloatArray:
-        """Of kernels repeated that take so long each, [U]."""
+    def drawn(self, kernels: Timed, time_s: FloatArray) -> Drawn:
+        """Kernels that take so long each, as their power wants them: SMs are busy in all but launches and the host's
+        part."""
         top_Hz = np.full((len(time_s), 1), self.conditions.top_Hz)
         whole_s = kernels.time_s(self.parameters, self.conditions.chip, top_Hz)[:, 0]
         device_s = kernels.device_s(self.parameters, self.conditions.chip, top_Hz)[:, 0]
-        return held_W(self.conditions, kernels.work, time_s, time_s * np.minimum(1.0, device_s / whole_s))
+        busy_s = time_s * np.minimum(1.0, device_s / whole_s)
+        return Drawn(work=kernels.work, time_s=time_s, busy_s=busy_s, features=kernels.features)
 
 
 def timed(readings: Readings, chip: RooflineChip) -> Timed:

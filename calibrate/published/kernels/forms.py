@@ -40,8 +40,8 @@ _ROUNDED = 8  # sharpness of the host's bound
 _ODD_ROWS = 2048.0  # above which odd rows matter no more; assumed
 
 # Starts and bounds are assumed, as in `fit.operators`, but that no efficiency is above 1: a product that seems faster
-# than tensor cores at its clock was taken at another clock (`fitted`). Memory that hides behind computation adds no more
-# than p = 2 has it: with p = 1 a fit makes up for what tiles lose by a bandwidth that no memory has.
+# than tensor cores at its clock was taken at another clock (`fitted`). Memory hides behind computation at least as
+# p = 2 has it: with p = 1 a fit makes up for what tiles lose by a bandwidth that no memory has.
 PRODUCT = {
     "t0": BoundedParameter(start=3e-6, low=2e-7, high=3e-5, unit="s"),
     "p": BoundedParameter(start=4.0, low=2.0, high=20.0),

@@ -30,12 +30,12 @@ from moemodel.calibration.published.kernels.forms import ATTENTION, PRODUCT, Ker
 from moemodel.calibration.published.kernels.narrow import (
     BACKWARD_ERROR,
     OTHER_GROUPED_ERROR,
+    WIDE,
     assumed,
-    grouped_pace,
+    grouped_s,
     kernel_fits,
     measured_range,
     robust_spread,
-    scaled_fit,
 )
 from moemodel.calibration.published.kernels.readings import Family, Readings
 from moemodel.calibration.store.catalogue import list_calibrations, shipped
@@ -105,29 +105,31 @@ def overlay_readings(
         errors.append(error)
         operators = _with_forward(operators, base, fit, table)
     narrow = narrow_tables(tables)
-    used += narrow
+    used += [table for table in narrow if table.dtype != WIDE]
     if not used:
         found = ", ".join(f"{len(table)} of {table.family} in {table.dtype}" for table in tables) or "none"
         raise InputError(
             f"readings of {gpu.name}: found {found}; needed: at least {FEWEST_SHAPES} of products, grouped or "
             "attention (without windows) in bfloat16, or of products or grouped in fewer bits"
         )
+    over = base.model_copy(update={"operators": operators})
     return base.model_copy(
         update={
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "moemodel_version": moemodel.__version__,
             "provenance": _provenance(base, used),
             "operators": [_compact(fit) for fit in operators],
-            "kernels": with_kernels(base.kernels, kernel_fits(base, gpu, narrow)),
+            "kernels": with_kernels(base.kernels, kernel_fits(over, gpu, narrow)),
         }
     ), errors
 
 
 def narrow_tables(tables: Sequence[Readings]) -> list[Readings]:
-    """Of each type of fewer bits and each kind of product the table that is used, if there is one."""
+    """Of each type of fewer bits and each kind of product the table that is used, and of grouped ones in 16 bits."""
     families: tuple[Family, ...] = ("products", "grouped")
-    wanted = ((family, dtype) for family in families for dtype in get_args(KernelDtype))
-    return [table for family, dtype in wanted if (table := _largest(tables, family, dtype)) is not None]
+    wanted = [(family, dtype) for family in families for dtype in get_args(KernelDtype)]
+    found = (_largest(tables, family, dtype) for family, dtype in (*wanted, ("grouped", WIDE)))
+    return [table for table in found if table is not None]
 
 
 def with_kernels(old: Sequence[KernelFit], new: Sequence[KernelFit]) -> list[KernelFit]:
@@ -136,7 +138,7 @@ def with_kernels(old: Sequence[KernelFit], new: Sequence[KernelFit]) -> list[Ker
     return list(made.values())
 
 
-def _largest(tables: Sequence[Readings], family: Family, dtype: str = "bfloat16") -> Readings | None:
+def _largest(tables: Sequence[Readings], family: Family, dtype: str = WIDE) -> Readings | None:
     """Of tables of one kind the one with most rows that can be used: kernels of two sorts are not mixed."""
     found = [table for table in tables if table.family == family and table.dtype == dtype]
     if family == "attention":
@@ -225,17 +227,33 @@ def _pace(base: Calibration, fit: OperatorFit, table: Readings) -> float:
 
 
 def _scaled(fit: OperatorFit, time_factor: float) -> OperatorFit:
-    """An operator that takes so much longer than it did, launches apart; less certain by what that assumes."""
-    slower = scaled_fit(fit, time_factor, "the forward pass of readings")
-    return slower.model_copy(update={"log_error": round(float(np.hypot(fit.log_error, BACKWARD_ERROR)), 5)})
+    """An operator that takes so much longer than it did, launches apart."""
+    ground = f"times {1 / time_factor:.3f}, as the forward pass of readings has it; its ratio to that pass is assumed"
+    changed = {
+        name: assumed(p, 1 / time_factor, ground)
+        for name, p in fit.parameters.items()
+        if name.startswith(("efficiency", "memory_efficiency"))
+    }
+    return fit.model_copy(
+        update={
+            "parameters": fit.parameters | changed,
+            "log_error": round(float(np.hypot(fit.log_error, BACKWARD_ERROR)), 5),
+        }
+    )
 
 
 def _with_grouped(operators: list[OperatorFit], base: Calibration, gpu: Gpu, table: Readings) -> list[OperatorFit]:
-    """Grouped products as much slower or faster than the base's as those inside the table's layers are."""
+    """Grouped products as much slower or faster than the base's as those inside the table's layers are, as a whole.
+
+    Computing and moving bytes apart, as narrow kernels are held against these (`narrow`), they are less true of runs:
+    an engine's kernels for few rows an expert read better and compute worse than a library's for training.
+    """
     old = base.operator(Kind.GROUPED_GEMM, Pass.FORWARD)
     if old is None:
         return operators
-    pace = grouped_pace(base, gpu, table, old)
+    new_s, old_s = grouped_s(base, gpu, table, old)
+    large = table.time_s >= np.quantile(table.time_s, 0.5)
+    pace = float(np.median((new_s / old_s)[large]))
     error = float(np.hypot(old.log_error, OTHER_GROUPED_ERROR))
     return [
         _scaled(one, pace).model_copy(update={"log_error": round(error, 5)}) if one.kind is Kind.GROUPED_GEMM else one
