@@ -5,10 +5,10 @@
     P_model: `device.power`, with energies of a FLOP, of a byte, of busy SMs, and what is drawn beside, of the table
 
 What was read is not the power of one kernel. The source repeats a kernel for 0.3 s, or for 1 s where it takes 0.1 ms
-and more (collector/helper.py, `benchmark_with_power`), and averages samples of NVML's power from the loop's first moment
-on. NVML gives the mean of the last second (NVML API reference, nvmlDeviceGetPowerUsage, Ampere and newer). So half of
-a reading and more is what ran before: the same kernel's warm-up, or nothing. `repeats_error` says how much readings of
-the same work differ, which no model can tell apart.
+and more (collector/helper.py, `benchmark_with_power`), and averages samples of NVML's power from the loop's first
+moment on. NVML gives the mean of the last second (NVML API reference, nvmlDeviceGetPowerUsage, Ampere and newer). So
+half of a reading and more is what ran before: the same kernel's warm-up, or nothing. `repeats_error` says how much
+readings of the same work differ, which no model can tell apart.
 """
 
 from __future__ import annotations
