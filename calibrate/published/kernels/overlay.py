@@ -133,9 +133,15 @@ def narrow_tables(tables: Sequence[Readings]) -> list[Readings]:
 
 
 def with_kernels(old: Sequence[KernelFit], new: Sequence[KernelFit]) -> list[KernelFit]:
-    """Fits of kernels, the new ones in place of the old of the same product."""
-    made = {(fit.dtype, fit.kind, fit.direction): fit for fit in (*old, *new)}
-    return list(made.values())
+    """Fits of kernels, the new ones in place of old ones of as many bits, which would else be taken where they are
+    nearer to the peak.
+    """
+    replaced = {(_bits(fit), fit.kind) for fit in new}
+    return [*(fit for fit in old if (_bits(fit), fit.kind) not in replaced), *new]
+
+
+def _bits(fit: KernelFit) -> int:
+    return 4 if fit.dtype == "nvfp4" else 8
 
 
 def _largest(tables: Sequence[Readings], family: Family, dtype: str = WIDE) -> Readings | None:
