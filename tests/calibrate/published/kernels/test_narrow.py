@@ -78,9 +78,7 @@ def test_what_is_of_16_bits_stays(base: Calibration, overlaid: Calibration) -> N
     assert overlaid.power == base.power
     grouped = [fit for fit in base.kernels if fit.kind is Kind.GROUPED_GEMM]
     assert [fit for fit in overlaid.kernels if fit.kind is Kind.GROUPED_GEMM] == grouped
-    assert {fit.dtype for fit in overlaid.kernels if fit.kind is Kind.GEMM} == {
-        "fp8"
-    }  # no older one is nearer the peak
+    assert {fit.dtype for fit in overlaid.kernels if fit.kind is Kind.GEMM} == {"fp8"}  # none older, nearer the peak
     assert "law 2" in kernel(overlaid).parameters["p"].source
     assert "law 2" in overlaid.provenance
 
