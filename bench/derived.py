@@ -106,7 +106,7 @@ def predicted(table: pd.DataFrame, calibration: Calibration) -> tuple[FloatArray
 
 
 def replay_saving_s(table: pd.DataFrame, gpu: str) -> float:
-    """By what launches of a GPU's short products were shorter than its own calibration, which was measured, has them."""
+    """By what launches of a GPU's short products were shorter than its own calibration, a measured one, has them."""
     short = table[table["latency_ms"] < _SHORT_S * 1e3]
     time_s, _ = predicted(short, shipped(gpu))
     return float(np.median(time_s - short["latency_ms"].to_numpy(dtype=np.float64) * 1e-3))

@@ -72,6 +72,11 @@ class FittedPower:
     parameters: dict[str, float]
     residual: SparseResidual | None = None
 
+    @property
+    def flop_J(self) -> float:
+        """Energy of a FLOP on tensor cores at the reference clock, in the table's type and of its operands."""
+        return self.parameters["flop"] * self.conditions.power.flop_J
+
     def read_W(self, kernels: Drawn) -> FloatArray:
         """What is read of kernels, W [U]."""
         formed_W = self._formed_W(kernels, self._clock_Hz(kernels))
