@@ -30,7 +30,7 @@ from moemodel.model.core.errors import CalibrationError
 from moemodel.model.device.power import power_model
 from moemodel.model.device.roofline import ATTENTIONS, PRODUCTS, RooflineChip
 from moemodel.model.hardware.gpu import Gpu, Peak
-from moemodel.model.records.calibration import Calibration, NetworkFit, OperatorFit, Parameter, PowerFit
+from moemodel.model.records.calibration import Calibration, KernelFit, NetworkFit, OperatorFit, Parameter, PowerFit
 
 _LARGEST_LOG_FACTOR = 3.0  # on energies: twenty times more or less, beyond any two GPUs
 _HALVINGS = 30  # of that range: to 1e-8
@@ -146,6 +146,7 @@ def derive_calibration(base: Calibration, base_gpu: Gpu, gpu: Gpu) -> Calibratio
             ),
             "chip": _chip(pair),
             "operators": _operators(base, pair, 1.0),
+            "kernels": _kernels(base, pair, 1.0),
             "host": [lane.model_copy(update={"blocks": pair.parameters(lane.blocks)}) for lane in base.host],
             "governor": base.governor.model_copy(
                 update={"parameters": pair.parameters(base.governor.parameters, {"tensor_clock": clocks})}
@@ -196,13 +197,22 @@ def _with_bursts(made: Calibration, base: Calibration, pair: _Pair, share: float
     for _ in range(_ROUNDS):
         factor *= share * pair.new_sheet.peak.flops_per_s / LargeProduct.of(made).burst_flops_per_s
         made = made.model_copy(update={"operators": _operators(base, pair, factor)})
-    return made
+    return made.model_copy(update={"kernels": _kernels(base, pair, factor)})
 
 
 def _operators(base: Calibration, pair: _Pair, factor: float) -> list[OperatorFit]:
     return [
         fit.model_copy(update={"parameters": pair.parameters(fit.parameters, _efficiencies(fit, factor))})
         for fit in base.operators
+    ]
+
+
+def _kernels(base: Calibration, pair: _Pair, factor: float) -> list[KernelFit]:
+    """Of types that the new GPU's tensor cores multiply, blocks that a kernel scales itself as their elements."""
+    return [
+        fit.model_copy(update={"parameters": pair.parameters(fit.parameters, _efficiencies(fit, factor))})
+        for fit in base.kernels
+        if fit.dtype.removesuffix("_block") in pair.new.peaks
     ]
 
 
