@@ -61,6 +61,19 @@ class PrecisionRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HostFactors:
+    """Host time of what a framework queues, over that of as many kernels of the torch backend's layer: its Python takes
+    more or less of them. Of forward passes, backward passes and the optimizer's step.
+
+    Measured by `bench/host_factors.py`, on models so small that nothing else takes time.
+    """
+
+    forward: float = 1.0
+    backward: float = 1.0
+    step: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Framework:
     """A training framework.
 
@@ -90,6 +103,7 @@ class Framework:
         busy_waits: a GPU that waits for others does so in a collective's kernel, which draws power.
 
         moe: form of its Mixture-of-Experts block.
+        host_factors: host time of its kernels over that of torch's.
 
         keeps_norm_shards: under sequence parallelism a product keeps the shard of its input and gathers it again in the
             backward pass (Korthikanti et al. 2022, section 4.2.2); else the whole.
@@ -144,6 +158,7 @@ class Framework:
     busy_waits: bool = False
 
     moe: MoeForm = PLAIN_FORM
+    host_factors: HostFactors = HostFactors()
 
     keeps_norm_shards: bool = False
     gated_tensors: float = 4.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moemodel.model.frameworks.base import Precision, PrecisionRecipe
+from moemodel.model.frameworks.base import HostFactors, Precision, PrecisionRecipe
 from moemodel.model.frameworks.moe_form import ByChoices, HostWaits, Launches, MoeForm, StreamedKernels
 from moemodel.model.frameworks.torch_native import TORCH
 
@@ -81,6 +81,7 @@ DEEPSPEED = replace(
     name="deepspeed",
     precisions=_PRECISIONS,
     moe=_FORM,
+    host_factors=HostFactors(forward=1.09, backward=1.55, step=1.69),  # bench/host_factors.py, one H200, 2026
     # a test for overflow of each gradient and the host's answer, a copy of its master (fp16/fused_optimizer.py); or a
     # copy into the bucket and out of it, to float64 and its norm (zero/stage_1_and_2.py)
     step_kernels=4,

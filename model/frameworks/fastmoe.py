@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from moemodel.model.frameworks.base import HostFactors
 from moemodel.model.frameworks.moe_form import ByChoices, HostWaits, Launches, MoeForm, StreamedKernels
 from moemodel.model.frameworks.torch_native import TORCH
 
@@ -44,6 +45,7 @@ FASTMOE = replace(
         messages_each=True,  # one group of sends and receipts for each expert of a rank
         separate_experts=True,
     ),
+    host_factors=HostFactors(forward=0.96, backward=1.07, step=0.75),  # bench/host_factors.py, one H200, 2026
     keeps_expert_outputs=False,  # as rows of choices (`_KERNELS`)
     memory_log_error=None,
     torch_launch=False,

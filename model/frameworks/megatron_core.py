@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moemodel.model.frameworks.base import Framework, PrecisionRecipe
+from moemodel.model.frameworks.base import Framework, HostFactors, PrecisionRecipe
 from moemodel.model.frameworks.moe_form import ByChoices, HostWaits, Launches, MoeForm, StreamedKernels
 
 MEGATRON_CORE = Framework(
@@ -84,5 +84,6 @@ MEGATRON_CORE_LOCAL = replace(
     placeholder_gradients=False,
     memory_log_error=None,
     moe=_LOCAL_FORM,
+    host_factors=HostFactors(forward=2.19, backward=1.51, step=0.68),  # bench/host_factors.py, one H200, 2026
     overlapped=frozenset({"parameters", "gradients"}),
 )

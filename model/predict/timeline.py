@@ -137,7 +137,9 @@ class PipelineStep:
         async_s = np.asarray(queued_s + self._exposed_step_s(host_forward, host_backward))
         if self._async_launch.all():
             return async_s
-        late_forward = [np.maximum(f, host_s) for f, host_s in zip(forward, host_forward, strict=True)]
+        late_forward = [
+            _late_pass_s(f, host_s, cost) for f, host_s, cost in zip(forward, host_forward, self.costs, strict=True)
+        ]
         split = [
             self._late_backward_s(b, host_s, cost)
             for b, host_s, cost in zip(backward, host_backward, self.costs, strict=True)
@@ -161,10 +163,10 @@ class PipelineStep:
         """A backward pass that the device or the host makes late, and the share of gradients of weights in it. Where it
         falls into two parts, either of them is made late."""
         device_share, call_share = cost.weight_share, cost.weight_call_share
-        weights_s = np.maximum(device_share * backward_s, call_share * host_s)
-        inputs_s = np.maximum((1 - device_share) * backward_s, (1 - call_share) * host_s)
+        weights_s = _late_pass_s(device_share * backward_s, call_share * host_s, cost)
+        inputs_s = _late_pass_s((1 - device_share) * backward_s, (1 - call_share) * host_s, cost)
         splits = self.plans.schedules.splits_backward[:, None]
-        late_s = np.where(splits, inputs_s + weights_s, np.maximum(backward_s, host_s))
+        late_s = np.where(splits, inputs_s + weights_s, _late_pass_s(backward_s, host_s, cost))
         return late_s, np.where(splits, weights_s / (inputs_s + weights_s), device_share)
 
     def _queued_s(self, cost: StageCost) -> FloatArray:
@@ -204,6 +206,13 @@ def _split(exchange: Exchange, window_s: FloatArray) -> tuple[FloatArray, FloatA
     """Exposed and overlapped communication of a micro-batch beside its computation, which takes `window_s`."""
     overlapped = _overlapped_s(exchange.overlappable, window_s)
     return exchange.whole_s[:, None] - overlapped, overlapped
+
+
+def _late_pass_s(device_s: FloatArray, host_s: FloatArray, cost: StageCost) -> FloatArray:
+    """A pass, or a part of it, in which the device waits for the host: the longer of both, or one after the other where
+    the host waits for the device, too.
+    """
+    return np.asarray(device_s + host_s if cost.runs_dry else np.maximum(device_s, host_s))
 
 
 def _exposed_of_step_s(

@@ -51,6 +51,7 @@ class StageCost:
         host: host time of one micro-batch, [P, 1]; `host_exchange_s` of a step's exchange, which falls into its passes;
             `host_step_s` of the optimizer.
         host_sync_s: that the device stands idle in a forward pass after the host waited for it, [P, 1].
+        runs_dry: the host waits for the device around every product of an expert: neither works while the other does.
         recompute_sync_s: the same in a backward pass, and in what it recomputes.
         pipeline_fill_comm_s: messages on a micro-batch's way through the pipeline that nothing hides, once a step, [P].
     """
@@ -67,6 +68,7 @@ class StageCost:
     host_exchange_s: FloatArray
     host_step_s: FloatArray | float
     host_sync_s: FloatArray
+    runs_dry: bool
     recompute_sync_s: FloatArray
     pipeline_fill_comm_s: FloatArray
 
@@ -190,6 +192,7 @@ class StageCosts:
             ),
             host_step_s=self._host_step_s(stage),
             host_sync_s=host_sync_s,
+            runs_dry=self._runs_dry(stage),
             recompute_sync_s=host_sync_s * self._again.experts[:, None] + drained_s,
             pipeline_fill_comm_s=self._comm.pipeline_fill_comm_s(),
         )
@@ -263,13 +266,17 @@ class StageCosts:
         if framework.fused_optimizer:
             return 0.0
         if framework.step_kernels is None:
-            return host.fixed_step_s() + sum(
-                n * host.layer_step_s(layer.host_block()) * self._more_tensors(layer)
-                for n, layer in self._layers(stage)
+            return framework.host_factors.step * (
+                host.fixed_step_s()
+                + sum(
+                    n * host.layer_step_s(layer.host_block()) * self._more_tensors(layer)
+                    for n, layer in self._layers(stage)
+                )
             )
         more = sum((n * layer.more_tensors(self._batch) for n, layer in self._layers(stage)), np.zeros(len(self.plans)))
         kernels = framework.step_kernels * (self._tensors(stage) + more)
-        return np.asarray(host.fixed_step_s() + kernels[:, None] * self._measured_kernel_s(stage))
+        step_s = np.asarray(host.fixed_step_s() + kernels[:, None] * self._measured_kernel_s(stage))
+        return framework.host_factors.step * step_s
 
     def _more_tensors(self, layer: LayerBlocks) -> FloatArray | float:
         """Tensors of a layer over those that it has where experts share theirs, [P, 1]."""
@@ -331,6 +338,11 @@ class StageCosts:
                 backward += count * _CALLS_OF_A_DRAIN * found.drains_backward
         return np.asarray(forward[:, None] * call.forward_s), np.asarray(backward[:, None] * call.backward_s)
 
+    def _runs_dry(self, stage: Stage) -> bool:
+        """Left out: blocks without experts, beside which the host could run ahead."""
+        found = [layer.host_waits(self._batch) for n, layer in self._layers(stage) if n]
+        return any(bool(one.drains_forward.any()) for one in found)
+
     def _host_of(self, layer: LayerBlocks) -> HostCost:
         """Host time of one layer in a micro-batch: of the measured one that it is like, and of the kernels that the
         framework queues beside that one's, each at the measured one's cost of a kernel, [P, 1]."""
@@ -353,7 +365,8 @@ class StageCosts:
         for count, layer in self._layers(stage):
             total = total + self._host_of(layer).times(count)
         ends = (stage.embedding + stage.head) / 2 * self._blocks.architecture.has_head
-        return total + host.ends(ends)
+        total, factors = total + host.ends(ends), self._blocks.machine.framework.host_factors
+        return HostCost(forward_s=factors.forward * total.forward_s, backward_s=factors.backward * total.backward_s)
 
 
 def distinct_rows(columns: Sequence[NDArray[Any]]) -> tuple[IntArray, IntArray]:

@@ -1,0 +1,121 @@
+"""What frameworks' hosts need for a kernel, over what the torch backend's needs: from committed runs of tiny models.
+
+    python bench/host_factors.py [--json] [--folder FOLDER]
+
+The models (`bench/plans/frameworks-host`) are so small that the device waits for the host all the time. Of each run and
+phase: the measured time over the host's predicted time with all factors 1, and that over the same of torch's run of
+the same model on the same machine; the geometric mean over models is the factor in `model/frameworks` (`HostFactors`):
+
+    BACKEND      object of `forward`, `backward`, `step`; `shipped`: the same as they are in the framework's record
+    spread       largest standard deviation of the logarithms over models
+    runs         that were read
+
+The first half of each run's steps is left out: torch's allocator still grows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+import numpy as np
+from frameworks import RunOnce, read_runs
+
+from moemodel.calibration.store.catalogue import shipped
+from moemodel.model.core.arrays import FloatArray
+from moemodel.model.frameworks.base import HostFactors
+from moemodel.model.frameworks.registry import framework_of
+from moemodel.model.plan.batch import batch_of
+from moemodel.model.plan.checks import architecture_of
+from moemodel.model.plan.spec import Plan
+from moemodel.model.predict.predict import PricedPlans
+from moemodel.model.records.run import StepRecord, steps_file
+from moemodel.model.step.system import system_of
+
+_HERE = Path(__file__).parent
+_FOLDER, _PLANS = _HERE / "measured" / "frameworks-host", _HERE / "plans" / "frameworks-host"
+_TORCH = "torch"
+
+Times = Mapping[str, float]
+
+
+def predicted_s(plan: Plan) -> Times:
+    """The host's time in each phase of a step, with all factors 1."""
+    machine = system_of(plan, shipped(plan.cluster.gpu))
+    machine = replace(machine, framework=replace(machine.framework, host_factors=HostFactors()))
+    priced = PricedPlans(architecture_of(plan), batch_of(plan), machine)
+    (cost,) = priced._pipelines[0].pipe.costs
+    passes = plan.micro_batches
+    return {
+        "forward": passes * (_first(cost.host.forward_s) + _first(cost.host_sync_s)),
+        "backward": passes * _first(cost.host.backward_s),
+        "step": _first(cost.host_step_s),
+    }
+
+
+def _first(value: FloatArray | float) -> float:
+    return float(np.ravel(value)[0])
+
+
+def measured_s(run: RunOnce) -> Times:
+    """Mean time of each phase in the second half of a run's steps."""
+    lines = (run.place / steps_file(0)).read_text().splitlines()
+    steps = [StepRecord.model_validate_json(line) for line in lines[len(lines) // 2 :]]
+    columns = {"forward": "forward_s", "backward": "backward_s", "step": "optimizer_s"}
+    return {name: fmean(getattr(step, column) for step in steps) for name, column in columns.items()}
+
+
+def factors(runs: Sequence[RunOnce]) -> tuple[dict[str, dict[str, float]], float]:
+    """By backend and phase, and the largest deviation over models."""
+    ratios: dict[str, dict[tuple[object, ...], dict[str, float]]] = {}
+    for run in runs:
+        architecture = _PLANS / Path(run.plan.architecture).name
+        plan = run.plan.model_copy(update={"architecture": str(architecture)})
+        found, expected = measured_s(run), predicted_s(plan)
+        ratios.setdefault(run.plan.backend, {})[(plan.architecture, plan.layers)] = {
+            phase: found[phase] / expected[phase] for phase in found
+        }
+    logs = {
+        backend: {
+            phase: [math.log(of_phase[phase] / ratios[_TORCH][job][phase]) for job, of_phase in models.items()]
+            for phase in ("forward", "backward", "step")
+        }
+        for backend, models in ratios.items()
+        if backend != _TORCH
+    }
+    spread = max(pstdev(values) for phases in logs.values() for values in phases.values())
+    means = {b: {phase: math.exp(fmean(values)) for phase, values in phases.items()} for b, phases in logs.items()}
+    return means, spread
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
+    parser.add_argument("--folder", type=Path, default=_FOLDER, help="folder of runs")
+    arguments = parser.parse_args()
+    runs, _ = read_runs(arguments.folder)
+    if not runs:
+        skipped = f"skipped: there is no run that was done below {arguments.folder}"
+        print(json.dumps({"skipped": skipped}) if arguments.json else skipped)
+        return
+    found, spread = factors(runs)
+    result: dict[str, Any] = {
+        backend: of_backend | {"shipped": asdict(framework_of(backend).host_factors)}
+        for backend, of_backend in found.items()
+    }
+    result |= {"spread": spread, "runs": len(runs)}
+    if arguments.json:
+        print(json.dumps(result))
+        return
+    for name, value in result.items():
+        print(f"{name:24s} {value}")
+
+
+if __name__ == "__main__":
+    main()
