@@ -7,11 +7,13 @@
     precision_pairs, precision_order    of those, on one system
     system_pairs, system_order          of those, in one precision
     time_mape, time_bias, rows          of the runs themselves: mean |predicted/measured - 1|, mean log
-    b200_time_mape, b200_time_bias, b200_rows    the same of Megatron runs on eight B200 (SimuMax's measurements)
+    b200_time_mape, b200_time_bias, b200_rows    the same of Megatron-LM's runs on eight B200 (SimuMax's measurements)
     b200_derived_time_mape, ...         of these by a calibration derived from the H200
 
-Predicted as Megatron Core by whatever calibration the GPU has. Nodes are what the vendor sells: 72 GPUs of a rack. The
-runs are read from `../shared/data`; where they are missing there is nothing to do, and the exit code is 0.
+Predicted by whatever calibration the GPU has: as Megatron Core as Megatron-Bridge runs it; those on eight B200 as
+Megatron-LM, whose command (SimuMax's run_pretrain_llama3.sh and run_pretrain_deepseekv2.sh) overlaps nothing and sums
+gradients in float32, and whose time is that of the faster of two steps. Nodes are what the vendor sells: 72 GPUs of a
+rack. The runs are read from `../shared/data`; where they are missing there is nothing to do, and the exit code is 0.
 """
 
 from __future__ import annotations
@@ -87,7 +89,13 @@ def figures(rows: list[SystemRow], times_s: list[float]) -> dict[str, float]:
 def b200_runs(folder: Path, calibration: Calibration) -> list[float]:
     """log(predicted / measured) of the steps on eight B200."""
     cases = {case["case"]: case for case in json.loads((folder / B200).read_text(encoding="utf-8"))}
-    plan = {"architecture": "llama-3-8b", "sequence_length": 8, "global_batch": 1, "backend": "megatron-core"}
+    plan = {
+        "architecture": "llama-3-8b",
+        "sequence_length": 8,
+        "global_batch": 1,
+        "backend": "megatron",
+        "precision": "bf16-mixed",
+    }
     system = system_of(Plan.model_validate(plan | {"cluster": {"gpu": _B200}}), calibration)
     first = {row.label.rsplit(" stage ", 1)[0]: row for row in reversed(list(b200(folder)))}  # a row a stage
     return [

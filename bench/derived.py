@@ -10,8 +10,18 @@ Every pair is derived anew from the shipped calibration of the first, whatever s
     rows              readings
     long_time_mape, long_rows   of those from 50 us on, where launches matter less
 
+    replay_s          what a launch was shorter by than a training loop's, which is taken off the derived times
+
 Readings are loops of kernels of an inference engine (`kernels/gemm.parquet`): those whose power was taken run long
 enough to be held by the power limit, and are priced at the clock that it leaves; the others, at the highest clock.
+Nobody filled their weights (ai-dynamo/aiconfigurator, collector/vllm/collect_gemm.py): fresh memory holds zeros, which
+hardly draw power, so that one amount of work reads 1,234 TFLOP/s at 1,165 W and 1,861 at 775 W on a GB200. The slowest
+hundredth of large products are of random operands, as training's are: on an H200 within a per cent of what this project
+measured with such. Energies of readings are those of random operands times the factor (`operands`) at which a large
+product settles as much above that as the median reading does.
+They replay captured CUDA graphs of several kernels each (the source's collector/helper.py), so that one kernel follows
+the other sooner than the host of a training loop queues them. By how much is the same for all GPUs, and taken from one
+whose calibration was measured: the median over its short products of what its own calibration is slower by.
 
     GPU caps    shape of time and power against the power limit: training epochs of networks that draw more than 0.75 of
                 the highest limit, their median over that at the highest, against OPT-350M's steps likewise; without
@@ -29,6 +39,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from moemodel.calibration.derive.large_product import LargeProduct
 from moemodel.calibration.derive.transfer import derive_calibration
 from moemodel.calibration.store.catalogue import load_calibration, shipped
 from moemodel.model.core.arrays import FloatArray
@@ -54,21 +65,30 @@ _PAIRS = {  # GPU of the readings, as they name it -> GPU, and that which its ca
     "b300_sxm": ("b300-sxm-288gb", "h100-sxm-80gb"),
     "gb300": ("gb300-288gb", "h100-sxm-80gb"),
 }
-_LONG_S = 50e-6
+_MEASURED = {"h100_sxm": "h100-sxm-80gb", "h200_sxm": "h200-sxm-141gb"}  # by this project
+_LONG_S, _SHORT_S = 50e-6, 20e-6
+_LEAST_S = 5e-7  # of a product, whatever is taken off; assumed
 _CAPS = {"v100_training_epochs.csv": "v100-pcie-32gb", "a40_training_epochs.csv": "a40-48gb"}
 _HEAVY = 0.75  # of the highest limit: what draws less is not held by most of the limits
 _LOAD = {"architecture": "opt-350m", "sequence_length": 2048, "global_batch": 4, "micro_batch": 4}
+_HELD = 0.95  # of the limit; assumed: from there a reading is held by it
+_WIDE, _LARGE_FLOPS = 2048, 2e11  # assumed: sides and work of products that fill every GPU here, for 0.1 ms and more
+_SLOWEST = 0.01  # of large products
+_LEAST_ENERGY, _FACTORS = 0.2, 33  # zeros took an H200 half of what random numbers do, a GB200 about a quarter
 _CLOCKS = 9
 _AT_ONCE = 2048
 
 
-def products(calibration: Calibration, table: pd.DataFrame, limit_W: float | None) -> tuple[FloatArray, FloatArray]:
+def products(
+    calibration: Calibration, table: pd.DataFrame, limit_W: float | None, operands: float = 1.0
+) -> tuple[FloatArray, FloatArray]:
     """Seconds of products, and standard deviations of their logarithm, [U] each.
 
     Args:
         calibration: that prices them.
         table: columns m, n, k, a row each.
         limit_W: at which they are repeated for ever; None: in a burst, at the highest clock.
+        operands: on their energy, by what is multiplied; 1: random numbers.
     """
     m, n, k = (table[name].to_numpy(dtype=np.float64) for name in ("m", "n", "k"))
     power, clock_Hz_K = power_model(calibration), np.linspace(*calibration.clock_range_Hz, _CLOCKS)
@@ -80,22 +100,58 @@ def products(calibration: Calibration, table: pd.DataFrame, limit_W: float | Non
     spread = next(iter(cost.spread_s.values())) / cost.time_s_UK[:, -1]
     if limit_W is None:
         return cost.time_s_UK[:, -1], spread
-    dynamic_W = cost.energy_J_UK / cost.time_s_UK + power.clocked_W(cost.cycles_UK / cost.time_s_UK)
+    dynamic_W = operands * cost.energy_J_UK / cost.time_s_UK + power.clocked_W(cost.cycles_UK / cost.time_s_UK)
     steady_W = np.maximum.accumulate(power.steady(dynamic_W)[0], axis=1)
     held_W = calibration.governor.parameters["sustained_share"].value * limit_W
     settled_Hz = crossing(steady_W, clock_Hz_K, np.full(len(m), held_W))
     return time_at_clock(cost.time_s_UK, clock_Hz_K, settled_Hz), spread
 
 
-def derived_against_readings(table: pd.DataFrame, gpu: str, base: str) -> dict[str, float]:
-    """Figures of one pair."""
-    calibration = derive_calibration(shipped(base), read_gpu(base), read_gpu(gpu))
+def operands_energy(calibration: Calibration, table: pd.DataFrame, limit_W: float) -> float:
+    """Energy of products of what the median reading multiplied, over that of random numbers (see the module)."""
+    m, n, k = (table[name].to_numpy(dtype=np.float64) for name in ("m", "n", "k"))
+    flops, held = 2 * m * n * k, table["power_W"].to_numpy() > _HELD * limit_W
+    large = held & (np.minimum(np.minimum(m, n), k) >= _WIDE) & (flops >= _LARGE_FLOPS)
+    rate = flops[large] / table["latency_ms"].to_numpy(dtype=np.float64)[large]
+    power, product = power_model(calibration), LargeProduct.of(calibration)
+    held_W = calibration.governor.parameters["sustained_share"].value * limit_W
+    wanted = product.sustained_flops_per_s(power, held_W) * float(np.median(rate) / np.quantile(rate, _SLOWEST))
+    factors = np.geomspace(_LEAST_ENERGY, 1.0, _FACTORS)
+    found = [product.times_energy(float(factor)).sustained_flops_per_s(power, held_W) for factor in factors]
+    return float(np.interp(-wanted, -np.array(found), factors))
+
+
+def limit_of(table: pd.DataFrame, calibration: Calibration) -> float | None:
+    """The power limit that holds a table's readings; None where they are bursts."""
     sustained = bool(table["power_W"].notna().any())
-    limit_W = read_gpu(gpu).power_limit_W if sustained else None
+    return read_gpu(calibration.gpu).power_limit_W if sustained else None
+
+
+def predicted(table: pd.DataFrame, calibration: Calibration, operands: float) -> tuple[FloatArray, FloatArray]:
+    """Seconds of a table's products under the conditions that they were taken in, and their spread as `products`."""
+    limit_W = limit_of(table, calibration)
     parts = [
-        products(calibration, table.iloc[first : first + _AT_ONCE], limit_W) for first in range(0, len(table), _AT_ONCE)
+        products(calibration, table.iloc[first : first + _AT_ONCE], limit_W, operands)
+        for first in range(0, len(table), _AT_ONCE)
     ]
     time_s, spread = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return time_s, spread
+
+
+def replay_saving_s(table: pd.DataFrame, gpu: str) -> float:
+    """By what launches of a GPU's short products were shorter than its own calibration, a measured one, has them."""
+    short = table[table["latency_ms"] < _SHORT_S * 1e3]
+    time_s, _ = predicted(short, shipped(gpu), 1.0)  # so short that no limit holds them
+    return float(np.median(time_s - short["latency_ms"].to_numpy(dtype=np.float64) * 1e-3))
+
+
+def derived_against_readings(table: pd.DataFrame, gpu: str, base: str, replay_s: float) -> dict[str, float]:
+    """Figures of one pair."""
+    calibration = derive_calibration(shipped(base), read_gpu(base), read_gpu(gpu))
+    limit_W = limit_of(table, calibration)
+    operands = 1.0 if limit_W is None else operands_energy(calibration, table, limit_W)
+    time_s, spread = predicted(table, calibration, operands)
+    time_s = np.maximum(time_s - replay_s, _LEAST_S)
     measured_s = table["latency_ms"].to_numpy(dtype=np.float64) * 1e-3
     off, error = np.log(time_s / measured_s), np.abs(time_s / measured_s - 1)
     inside = np.abs(off) <= Z * np.hypot(spread, calibration.composition_error.value)
@@ -106,10 +162,12 @@ def derived_against_readings(table: pd.DataFrame, gpu: str, base: str) -> dict[s
         "time_log_error": float(np.sqrt(np.mean(off**2))),
         "inside": float(inside.mean()),
         "rows": float(len(off)),
+        "operands": operands,
         "long_time_mape": float(error[long].mean()),
         "long_time_bias": float(off[long].mean()),
         "long_inside": float(inside[long].mean()),
         "long_rows": float(long.sum()),
+        "replay_s": replay_s,
     }
 
 
@@ -146,10 +204,12 @@ def main() -> None:
         return
     table = pd.read_parquet(path)
     table = table[table["gemm_dtype"] == "bfloat16"]
-    found = {
-        f"{gpu} from {base}": derived_against_readings(table[table["system"] == system], gpu, base)
-        for system, (gpu, base) in _PAIRS.items()
-    }
+    saved_s = {system: replay_saving_s(table[table["system"] == system], gpu) for system, gpu in _MEASURED.items()}
+    found = {}
+    for system, (gpu, base) in _PAIRS.items():
+        other = next(known for known in saved_s if known != system)  # never from the GPU that is judged
+        own = table[table["system"] == system]
+        found[f"{gpu} from {base}"] = derived_against_readings(own, gpu, base, saved_s[other])
     for name, gpu in _CAPS.items():
         found[f"{gpu} caps"] = caps_against_epochs(pd.read_csv(options.data / "power-caps" / name), gpu)
     if options.json:

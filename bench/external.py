@@ -14,6 +14,9 @@ Four errors of step time, means over rows of |predicted/measured - 1|:
 With --write-record the zero-shot errors of every framework go to FILE, `model/presets/track_record.json` unless it is
 named, which widens the intervals of frameworks that no profile measured (`model.frameworks.track_record`).
 
+Of gh200 `time_mape_zero_shot_device_bound` is the zero-shot error of the rows that the host does not bind
+(`rows_device_bound`), by the measured sweep itself (`studies.runs.gh200`).
+
 `time_mape` of the JSON is the third. No constant belongs to single rows (`studies.runs`); which ones a
 set has was chosen knowing its residuals. Data sets (NAME): a100 (some minutes), gh200, fsdp, dense, experts, mlperf.
 
@@ -59,6 +62,7 @@ class Result:
         name: in the table.
         rows: predicted.
         time, memory: errors.
+        device_bound: rows that the host does not bind, and the zero-shot error of their time; None: nobody can tell.
         constants: fitted to step times of all rows, by name.
         published: what others reached.
         groups: of each group left out, rows, zero-shot and left-out error, and the latter's mean with its sign.
@@ -70,6 +74,7 @@ class Result:
     rows: int
     time: Errors
     memory: Errors | None = None
+    device_bound: tuple[int, float] | None = None
     constants: dict[str, float]
     published: str
     groups: list[tuple[str, int, float, float, float]] = field(default_factory=list)
@@ -86,6 +91,8 @@ class Result:
             "constants": self.constants,
             "excluded": self.excluded,
         }
+        if self.device_bound is not None:
+            figures["rows_device_bound"], figures["time_mape_zero_shot_device_bound"] = self.device_bound
         if self.memory:
             figures["memory_mape"] = self.memory.left_out
             figures["memory_mape_zero_shot"] = self.memory.zero_shot
@@ -131,9 +138,11 @@ def result(study: Study, published: str, other: Study | None = None) -> Result:
     else:
         elsewhere = Predictor(other).fit(np.ones(len(other.rows), dtype=bool))
         away = predictor.predicted(elsewhere)[0] / predictor.time_s
+    free = np.array([not row.host_bound for row in study.rows])
     return Result(
         name=study.name,
         rows=len(study.rows),
+        device_bound=None if free.all() else (int(free.sum()), mape(zero[free])),
         time=Errors(zero_shot=mape(zero), fitted=mape(fitted), left_out=mape(away)),
         memory=_memory(predictor) if study.memory_constants else None,
         constants=constants,
@@ -216,6 +225,7 @@ def table(results: list[Result]) -> str:
     lines += [_line(r.name, r.rows, r.memory, r.published) for r in results if r.memory]
     for r in results:
         lines += ["", f"{r.name}: constants " + ", ".join(f"{name} {value:.3g}" for name, value in r.constants.items())]
+        lines += _device_bound(r)
         if r.excluded:
             lines.append("  not predicted: " + ", ".join(f"{count} {reason}" for reason, count in r.excluded.items()))
         lines += [
@@ -223,6 +233,13 @@ def table(results: list[Result]) -> str:
             for name, rows, zero, away, signed in r.groups
         ]
     return "\n".join(lines).replace("nan%", "-").replace("mean +-", "")
+
+
+def _device_bound(r: Result) -> list[str]:
+    if r.device_bound is None:
+        return []
+    rows, error = r.device_bound
+    return [f"  of them not bound by the host: {rows} rows, zero-shot {error:.1%}"]
 
 
 def _line(name: str, rows: int, e: Errors, published: str) -> str:

@@ -1,7 +1,7 @@
 """Training runs of others that say what they hold in memory, or only that they ran or did not.
 
-    b200       Megatron Core on 8 B200 (SimuMax's measurements): the allocator's peak on every stage; the case's name
-               spells the plan
+    b200       Megatron-LM on 8 B200 (SimuMax's measurements, by its scripts): the allocator's peak on every stage; the
+               case's name spells the plan
     golden     functional tests of Megatron-LM: the same on the last stage. Those whose attention is known: without a
                flash kernel (`--attention-backend unfused`), or with one (`nondeterministic` in the name)
     nanotron   Hugging Face's Ultra-Scale Playbook: what the allocator reserved, or that memory ran out
@@ -24,7 +24,7 @@ import pandas as pd
 
 from moemodel.calibration.store.catalogue import shipped
 from moemodel.model.architecture.hf_config import read_architecture
-from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp
+from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp, Moe
 from moemodel.model.frameworks.base import Framework
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.plan.batch import PlanBatch
@@ -99,20 +99,24 @@ def predicted(row: MemoryRow) -> PredictedMemory:
 # ---- B200 -----------------------------------------------------------------------------------------------------------
 
 _B200_SEQ = 4096  # SimuMax's strategies where the case names none
-_DEEPSEEK_DENSE = 1  # of its layers, the first
+_DEEPSEEK_DENSE = 1  # of its layers, the first (run_pretrain_deepseekv2.sh: MOE_LAYER_FREQ)
+_DEEPSEEK_V2_LAYERS = 60
+_LLAMA_405B_GROUPS = 16  # run_pretrain_llama3.sh: num_query_groups; the published model has 8
 
 
 def b200(folder: Path) -> Iterator[MemoryRow]:
-    """One row a case and stage; DeepSeek-V2 is no known architecture here."""
-    llama = read_architecture("llama-3-70b")
+    """One row a case and stage."""
     deepseek = read_architecture("deepseek-v3")
     dense = sum(isinstance(layer.feed_forward, Mlp) for layer in deepseek.decoder)
-    models = {"llama3-70b": llama, "llama3-405b": llama_405b(), "deepseekv3": deepseek}
-    first = {"deepseekv3": dense - _DEEPSEEK_DENSE}
+    models = {
+        "llama3-70b": read_architecture("llama-3-70b"),
+        "llama3-405b": _with_kv_heads(llama_405b(), _LLAMA_405B_GROUPS),
+        "deepseekv2": _deepseek_v2(deepseek),
+        "deepseekv3": deepseek,
+    }
+    first = dict.fromkeys(("deepseekv2", "deepseekv3"), dense - _DEEPSEEK_DENSE)
     for case in json.loads((folder / B200).read_text(encoding="utf-8")):
         name, model = str(case["case"]), str(case["model"])
-        if model not in models:
-            continue
         start, layers = first.get(model, 0), _number(name, "l", 1)
         degrees = {axis: _number(name, axis, 1) for axis in ("tp", "pp", "dp", "cp", "ep")}
         plan = degrees | {
@@ -133,6 +137,30 @@ def b200(folder: Path) -> Iterator[MemoryRow]:
                 stage=stage,
                 measured_B=max(ranks[stage * per_stage : (stage + 1) * per_stage]),
             )
+
+
+def _with_kv_heads(model: Architecture, heads: int) -> Architecture:
+    """The same with so many heads of keys and values in every layer."""
+    layers = tuple(
+        replace(layer, attentions=tuple(replace(attention, kv_heads=heads) for attention in layer.attentions))
+        for layer in model.decoder
+    )
+    return replace(model, decoder=layers)
+
+
+def _deepseek_v2(v3: Architecture) -> Architecture:
+    """DeepSeek-V2 (its config.json on Hugging Face), of whose 60 layers the first is dense as the first three of V3."""
+
+    def layer(known: Layer) -> Layer:
+        if isinstance(known.feed_forward, Moe):
+            sizes = replace(known.feed_forward, experts=160, top_k=6, width=1536, shared_width=3072)
+            return replace(known, feed_forward=replace(sizes, router="softmax_topk", score_correction=False))
+        return replace(known, feed_forward=replace(known.feed_forward, width=12288))
+
+    layers = tuple(map(layer, v3.decoder[:_DEEPSEEK_V2_LAYERS]))
+    return replace(
+        v3, name="deepseek-v2", hidden=5120, embedding_width=5120, vocab=102400, decoder=layers, multi_token=()
+    )
 
 
 def _number(case: str, key: str, missing: int) -> int:

@@ -65,6 +65,10 @@ class LargeProduct:
         """Rate at the highest clock that is set."""
         return float(2 * _SIDE**3 / self.time_s_K[-1])
 
+    def sustained_share(self, power: PowerModel, limit_W: float) -> float:
+        """Of the rate in a burst, what is left in the steady state under a power limit."""
+        return self.sustained_flops_per_s(power, limit_W) / self.burst_flops_per_s
+
     def sustained_flops_per_s(self, power: PowerModel, limit_W: float) -> float:
         """Rate in the steady state under a power limit.
 
@@ -79,12 +83,28 @@ class LargeProduct:
 
 
 @cache
-def _burst_rates() -> dict[str, dict[str, float | str]]:
-    path = Path(__file__).with_name("burst_rates.json")
+def _public_rates() -> dict[str, dict[str, float | str]]:
+    path = Path(__file__).with_name("public_rates.json")
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def public_burst_share(gpu: Gpu) -> float | None:
     """Share of its 16-bit peak that public tests saw a large product reach in a burst; None: none is known."""
-    found, peak = _burst_rates().get(gpu.name), gpu.peak_16_bit
+    found, peak = _public_rates().get(gpu.name), gpu.peak_16_bit
     return None if found is None or peak is None else float(found["flops_per_s"]) / peak.flops_per_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class SustainedRate:
+    """What public tests saw a large product of random operands sustain, FLOP/s, under a power limit, W."""
+
+    flops_per_s: float
+    limit_W: float
+
+
+def public_sustained_rate(gpu: Gpu) -> SustainedRate | None:
+    """Of a GPU; None: none is known."""
+    found = _public_rates().get(gpu.name, {})
+    if "sustained_flops_per_s" not in found:
+        return None
+    return SustainedRate(flops_per_s=float(found["sustained_flops_per_s"]), limit_W=float(found["sustained_limit_W"]))

@@ -14,12 +14,14 @@ _GENERATIONS = {
     "volta": 2017,
     "turing": 2018,
     "ampere": 2020,
+    "ampere-ga10x": 2020,
     "cdna2": 2021,
     "ada": 2022,
     "hopper": 2022,
     "cdna3": 2023,
     "blackwell": 2024,
     "cdna4": 2025,
+    "blackwell-gb20x": 2025,
     "blackwell-ultra": 2025,
 }
 _UNKNOWN = max(_GENERATIONS.values())  # an architecture that is not listed is new

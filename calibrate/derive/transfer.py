@@ -5,11 +5,12 @@
     clocks      range: the data sheet's; what was fitted (where voltage rises, what tensor cores sustain in a burst), as
                 shares of the highest clock
     products    of another architecture: share of the peak that a large one reaches in a burst, as a public test has it
-                (`burst_rates.json`), where there is one
+                (`public_rates.json`), where there is one
     power       the same architecture: energies of a unit of work as they are; what idle and clocked multiprocessors
                 draw, by their number. Another one: powers by the limits; energies so that all units at their peak rate
                 draw as large a share of the limit, then all times the factor at which a large product settles, under
-                the limit, at the same share of its burst
+                the limit, at the rate that public tests saw it sustain with random operands, or else at the same
+                share of its burst
     cooling     degrees a watt by the limits: what ships with a GPU cools it at its limit
     links       shares of their bandwidth, times to start a message: as they are; power by bandwidth
     memory, host   as they are
@@ -23,13 +24,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from moemodel.calibration.derive.large_product import LargeProduct, public_burst_share
+from moemodel.calibration.derive.large_product import LargeProduct, public_burst_share, public_sustained_rate
 from moemodel.calibration.derive.record import DerivingRecord, deriving_record
 from moemodel.model.core.errors import CalibrationError
 from moemodel.model.device.power import power_model
 from moemodel.model.device.roofline import ATTENTIONS, PRODUCTS, RooflineChip
 from moemodel.model.hardware.gpu import Gpu, Peak
-from moemodel.model.records.calibration import Calibration, NetworkFit, OperatorFit, Parameter, PowerFit
+from moemodel.model.records.calibration import Calibration, KernelFit, NetworkFit, OperatorFit, Parameter, PowerFit
 
 _LARGEST_LOG_FACTOR = 3.0  # on energies: twenty times more or less, beyond any two GPUs
 _HALVINGS = 30  # of that range: to 1e-8
@@ -145,6 +146,7 @@ def derive_calibration(base: Calibration, base_gpu: Gpu, gpu: Gpu) -> Calibratio
             ),
             "chip": _chip(pair),
             "operators": _operators(base, pair, 1.0),
+            "kernels": _kernels(base, pair, 1.0),
             "host": [lane.model_copy(update={"blocks": pair.parameters(lane.blocks)}) for lane in base.host],
             "governor": base.governor.model_copy(
                 update={"parameters": pair.parameters(base.governor.parameters, {"tensor_clock": clocks})}
@@ -195,13 +197,22 @@ def _with_bursts(made: Calibration, base: Calibration, pair: _Pair, share: float
     for _ in range(_ROUNDS):
         factor *= share * pair.new_sheet.peak.flops_per_s / LargeProduct.of(made).burst_flops_per_s
         made = made.model_copy(update={"operators": _operators(base, pair, factor)})
-    return made
+    return made.model_copy(update={"kernels": _kernels(base, pair, factor)})
 
 
 def _operators(base: Calibration, pair: _Pair, factor: float) -> list[OperatorFit]:
     return [
         fit.model_copy(update={"parameters": pair.parameters(fit.parameters, _efficiencies(fit, factor))})
         for fit in base.operators
+    ]
+
+
+def _kernels(base: Calibration, pair: _Pair, factor: float) -> list[KernelFit]:
+    """Of types that the new GPU's tensor cores multiply, blocks that a kernel scales itself as their elements."""
+    return [
+        fit.model_copy(update={"parameters": pair.parameters(fit.parameters, _efficiencies(fit, factor))})
+        for fit in base.kernels
+        if fit.dtype.removesuffix("_block") in pair.new.peaks
     ]
 
 
@@ -280,10 +291,15 @@ def _vector_rate(gpu: Gpu, sheet: Sheet) -> float:
 
 
 def _energy_factor(made: Calibration, base: Calibration, pair: _Pair) -> float:
-    """On all energies of work, at which a large product settles at the share of its burst that the base's does."""
+    """On all energies of work, at which a large product settles where public tests saw it, or at the share of its burst
+    that the base's does."""
     old, new = LargeProduct.of(base), LargeProduct.of(made)
-    share = old.sustained_flops_per_s(power_model(base), _held_W(base, pair.old_sheet)) / old.burst_flops_per_s
-    power, held_W, wanted = power_model(made), _held_W(made, pair.new_sheet), share * new.burst_flops_per_s
+    power, seen = power_model(made), public_sustained_rate(pair.new)
+    if seen is None:
+        share = old.sustained_share(power_model(base), _held_W(base, pair.old_sheet.limit_W))
+        held_W, wanted = _held_W(made, pair.new_sheet.limit_W), share * new.burst_flops_per_s
+    else:
+        held_W, wanted = _held_W(made, seen.limit_W), seen.flops_per_s
     low, high = -_LARGEST_LOG_FACTOR, _LARGEST_LOG_FACTOR
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
@@ -292,6 +308,6 @@ def _energy_factor(made: Calibration, base: Calibration, pair: _Pair) -> float:
     return math.exp((low + high) / 2)
 
 
-def _held_W(calibration: Calibration, sheet: Sheet) -> float:
-    """What the governor holds power at."""
-    return calibration.governor.parameters["sustained_share"].value * sheet.limit_W
+def _held_W(calibration: Calibration, limit_W: float) -> float:
+    """What the governor holds power at under a limit."""
+    return calibration.governor.parameters["sustained_share"].value * limit_W

@@ -29,8 +29,6 @@ _CHIP_LOG_ERROR = 0.025
 _TOP = 0.985  # of the highest clock, two steps of 15 MHz below it: from there the slow limit is not at work
 _SHORTEST_S = 3e-5  # calls shorter than this are launch to a good part (7 us in the median of an H100's operators)
 _FEWEST = 10  # samples for one parameter and its spread
-_BURSTS = (0.4, 0.9)  # assumed: shares of the time for which bursts count: less never meets the cap, more is no burst
-_BURST_S = 8e-3  # that the profiler's bursts last on a GPU (profiler.microbench.budget, burst_s)
 _GAINS_HZ_PER_J = (1e6, 3e8)  # in which the gain is looked for: assumed, wide about an H100's 6e7
 _LEAST_TOLD = 0.01  # of an alternation's mean power, between these gains: less, and it does not tell them apart
 
@@ -119,7 +117,12 @@ def _on_tensor_cores(kind: StringArray) -> BoolArray:
 def fit_gain(
     calibration: Calibration, alternating: AlternatingTable, loads: PowerTable, cap_W: float, source: str
 ) -> Parameter:
-    """How fast the clock answers, for which alternations and bursts come out at their mean power and clock.
+    """How fast the clock answers, for which alternations come out at their mean power, and at clocks that follow their
+    length as measured.
+
+    The limit holds power, whatever a watt makes of the clock: an H200's alternations, whose clocks come out 1 to 8 %
+    high at any gain, are matched best by a governor that hardly moves if that counts. So the mean error of clocks is
+    left out. Bursts with pauses, most of which meet no limit, tell of their operators' power instead.
 
     Args:
         calibration: complete but for the gain.
@@ -133,11 +136,11 @@ def fit_gain(
     if not len(whole) or heavy is None or light is None:
         return _assumed_gain()
     turns = [_Turns.of(alternating, row, heavy, light) for row in whole]
-    turns += [_Turns.burst(_Load.of(loads, row)) for row in np.flatnonzero(_in_bursts(loads))]
 
     def cost(log_gain: float) -> float:
         there = with_gain(calibration, Parameter.assumed(float(np.exp(log_gain)), "Hz/J", ""))
-        return float(np.mean([turn.miss(there, cap_W) for turn in turns]))
+        power, clock = np.array([turn.miss(there, cap_W) for turn in turns]).T
+        return float(np.mean(np.square(power)) + np.var(clock)) / 2
 
     slow, fast = (with_gain(calibration, Parameter.assumed(gain, "Hz/J", "")) for gain in _GAINS_HZ_PER_J)
     told = [turn.held(slow, cap_W).power_W / turn.held(fast, cap_W).power_W - 1 for turn in turns]
@@ -163,12 +166,6 @@ def _whole(rows: AlternatingTable) -> BoolArray:
     return np.asarray(~np.isnan(np.stack(columns)).any(axis=0))
 
 
-def _in_bursts(loads: PowerTable) -> BoolArray:
-    """Loads of the tensor cores with pauses, of known power, clock and temperature."""
-    known = ~np.isnan(np.stack((loads.clock_Hz, loads.power_W, loads.temperature_C))).any(axis=0)
-    return known & (loads.duty >= _BURSTS[0]) & (loads.duty <= _BURSTS[1]) & _on_tensor_cores(loads.kind)
-
-
 def _first(loads: PowerTable, kind: Kind) -> _Load | None:
     """The first load of a kind."""
     rows = np.flatnonzero((loads.kind == str(kind)) & ~np.isnan(loads.time_s))
@@ -183,7 +180,6 @@ class _Load:
     direction: Pass
     shape: Shape
     time_s: float
-    duty: float
     power_W: float
     clock_Hz: float
     temperature_C: float
@@ -195,7 +191,6 @@ class _Load:
             direction=Pass(str(loads.direction[row])),
             shape=take_rows(loads.shape, np.array([row])),
             time_s=float(loads.time_s[row]),
-            duty=float(loads.duty[row]),
             power_W=float(loads.power_W[row]),
             clock_Hz=float(loads.clock_Hz[row]),
             temperature_C=float(loads.temperature_C[row]),
@@ -210,10 +205,9 @@ class _Load:
 
 @dataclass(frozen=True, kw_only=True)
 class _Turns:
-    """An alternation, or bursts and pauses: its parts, and what was measured."""
+    """An alternation: its parts, and what was measured."""
 
     parts: tuple[Part, ...]
-    pause_s: float = 0.0
     power_W: float
     clock_Hz: float
     temperature_C: float
@@ -229,23 +223,11 @@ class _Turns:
             temperature_C=float(rows.temperature_C[row]),
         )
 
-    @classmethod
-    def burst(cls, load: _Load) -> _Turns:
-        return cls(
-            parts=(load.part(_BURST_S),),
-            pause_s=_BURST_S * (1 - load.duty) / load.duty,
-            power_W=load.power_W,
-            clock_Hz=load.clock_Hz,
-            temperature_C=load.temperature_C,
-        )
-
-    def miss(self, calibration: Calibration, cap_W: float) -> float:
-        """Mean square of the relative errors of power and clock."""
+    def miss(self, calibration: Calibration, cap_W: float) -> tuple[float, float]:
+        """Logarithms of predicted over measured power and clock."""
         found = self.held(calibration, cap_W)
-        return ((found.power_W / self.power_W - 1) ** 2 + (found.clock_Hz / self.clock_Hz - 1) ** 2) / 2
+        return float(np.log(found.power_W / self.power_W)), float(np.log(found.clock_Hz / self.clock_Hz))
 
     def held(self, calibration: Calibration, cap_W: float) -> SustainedLoad:
         """What a calibration says of it."""
-        return sustained_load(
-            self.parts, calibration, power_limit_W=cap_W, time_s=0.0, pause_s=self.pause_s, start_C=self.temperature_C
-        )
+        return sustained_load(self.parts, calibration, power_limit_W=cap_W, time_s=0.0, start_C=self.temperature_C)

@@ -19,6 +19,8 @@ from moemodel.model.records.calibration import Calibration, MemoryFit, Parameter
 _SHIPPED = Path(__file__).parents[1] / "shipped"
 # Of those that ship, the ones in which only kernels are fitted and the rest is derived: nothing is derived from them.
 PARTLY_DERIVED = ("b200-sxm-180gb", "b300-sxm-288gb", "gb200-186gb", "gb300-288gb")
+# Fitted to another GPU than it is of, to the A100 of 80 GB: what is derived is derived from that one.
+_OF_ANOTHER = ("a100-sxm-40gb",)
 _MEMORY_OF = "h100-sxm-80gb"  # whose context was measured: of the others that ship it is assumed
 
 
@@ -87,7 +89,7 @@ def calibration_or_stand_in(given: Calibration | Path | str | None, gpu: str, *,
 
 def derived_from(gpu: Gpu) -> Gpu | None:
     """The GPU whose shipped calibration is taken over to one that has none; None: its description says too little."""
-    bases = (name for name in list_calibrations() if name not in (gpu.name, *PARTLY_DERIVED))
+    bases = (name for name in list_calibrations() if name not in (gpu.name, *PARTLY_DERIVED, *_OF_ANOTHER))
     return nearest(gpu, (read_gpu(name) for name in bases))
 
 

@@ -1,7 +1,8 @@
 """A calibration for a precision of other elements than the 16 bits it was measured with.
 
-Elements of 4 bytes instead of 2 are the same to a kernel as half the bandwidth and half the cache. Tensor cores that
-multiply narrower or wider operands are faster or slower by the ratio of the GPU's peaks, and take as much energy a
+Elements of 4 bytes instead of 2 are the same to a kernel as half the bandwidth and half the cache. Products of operands
+of fewer bits are priced by fits of their own where the calibration has them (`KernelFit`). Without, tensor cores that
+multiply narrower or wider operands are faster or slower by the ratio of the GPU's peaks. They take as much energy a
 second; attention keeps the rate of bf16.
 """
 
@@ -13,8 +14,17 @@ from moemodel.model.core.errors import InputError
 from moemodel.model.device.roofline import ATTENTIONS
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.hardware.gpu import Gpu
-from moemodel.model.records.calibration import Calibration, OperatorFit, Parameter
+from moemodel.model.operators.work import Kind, Pass
+from moemodel.model.records.calibration import Calibration, KernelDtype, KernelFit, OperatorFit, Parameter
 
+# Whose kernels price products of a type: of those that there are the ones that come nearest to the peak. Tensor cores
+# multiply all kinds of 8-bit operands at one rate (data sheets); what engines' kernels make of it differs more by who
+# wrote them than by how operands are scaled, and the best shows what a library for training can reach.
+KERNELS: dict[str, tuple[KernelDtype, ...]] = {
+    "fp8": ("fp8", "fp8_block"),
+    "mxfp8": ("mxfp8", "fp8", "fp8_block"),
+    "nvfp4": ("nvfp4",),
+}
 _MEASURED_B = 2.0  # of an element: bf16, which profiles are of
 
 
@@ -42,10 +52,23 @@ def rescale_for_precision(
     return calibration.model_copy(
         update={
             "chip": scaled(calibration.chip, chip),
-            "operators": [_operator(operator, rate) for operator in calibration.operators],
+            "operators": [
+                kernel_of(calibration, recipe.matmul_dtype, fit.kind, fit.direction) or _operator(fit, rate)
+                for fit in calibration.operators
+            ],
             "power": fit.model_copy(update={"parameters": scaled(fit.parameters, power)}),
         }
     )
+
+
+def kernel_of(calibration: Calibration, dtype: str, kind: Kind, direction: Pass) -> KernelFit | None:
+    """The fit that prices a product of a type; None: there is none, and the 16-bit one's is scaled by peaks."""
+    known = (calibration.kernel(one, kind, direction) for one in KERNELS.get(dtype, ()))
+    return max((fit for fit in known if fit is not None), key=_share_of_peak, default=None)
+
+
+def _share_of_peak(fit: KernelFit) -> float:
+    return max(p.value for name, p in fit.parameters.items() if name.startswith("efficiency"))
 
 
 def _tensor_rate(framework: Framework, precision: Precision, gpu: Gpu) -> float:

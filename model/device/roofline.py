@@ -30,13 +30,13 @@ stream (all others):
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.operators.work import Kind, Pass, Shape, Work, work
-from moemodel.model.records.calibration import Calibration, OperatorFit, Residual
+from moemodel.model.records.calibration import Calibration, KernelFit, OperatorFit, Residual
 
 PRODUCTS = (Kind.GEMM, Kind.GROUPED_GEMM)
 ATTENTIONS = (Kind.ATTENTION, Kind.ATTENTION_FULL)
@@ -48,6 +48,7 @@ _TILE_NAMES: tuple[str, ...] = tuple(f"efficiency_{max(t)}x{min(t)}" for t in TI
 # it could, of an A100 (64) too, have issue efficiencies over these.
 _LANES = 128
 ALIGNED = 8  # 16-bit elements in 16 bytes: what one asynchronous copy of an SM moves (Ampere tuning guide, 1.4.1)
+_RESULT_B = 2.0  # of an element of a product's result, and of operands that are not cast
 # Rows of queries that a kernel takes at once: flash-attention 2 on compute capability 8.0 and 9.0, heads 64 to 128 wide
 # (flash_fwd_launch_template.h, kBlockM).
 _QUERY_BLOCK = 128
@@ -154,7 +155,7 @@ class RooflineTerms:
 def roofline_terms(fit: OperatorFit, chip: RooflineChip, shape: Shape, *, calls: int = 1) -> RooflineTerms:
     """Of an operator; arguments as `operator_time`."""
     p = fit.values
-    least = work(fit.kind, fit.direction, shape)
+    least = _least(fit, shape)
     compute_s, memory_s = _parts(fit.kind, fit.direction, p, chip, shape, least)
     features = shape_features(fit.kind, shape)
     outside_log2 = _distance_outside(fit, features)
@@ -171,6 +172,17 @@ def roofline_terms(fit: OperatorFit, chip: RooflineChip, shape: Shape, *, calls:
         outside=(outside_log2 > _HALF_OCTAVE) | (uneven > 0),
         work=least,
     )
+
+
+def _least(fit: OperatorFit, shape: Shape) -> Work:
+    """Work of a call: of a product of cast operands, with the bytes of these and of a result of 16 bits."""
+    least = work(fit.kind, fit.direction, shape)
+    if not isinstance(fit, KernelFit):
+        return least
+    s = shape.arrays()
+    sides = {Pass.FORWARD: s["m"] * s["n"], Pass.BACKWARD_INPUT: s["m"] * s["k"]}
+    result = s["batch"] * sides.get(fit.direction, s["experts"] * s["n"] * s["k"])
+    return replace(least, bytes_B=fit.operand_B * (least.bytes_B / _RESULT_B - result) + _RESULT_B * result)
 
 
 def operator_times(operators: Sequence[RooflineTerms], chip: RooflineChip, clock_Hz_K: FloatArray) -> OperatorTime:

@@ -50,7 +50,9 @@ class Gpu:
         name: of the description, such as h100-sxm-80gb.
         product: the vendor's name for it.
         aliases: other names that mean it: what NVML (AMD: the driver) calls the device, short names.
-        architecture: the vendor's name of the generation, in lower case.
+        architecture: the vendor's name of the generation, in lower case; of dies whose multiprocessors are not those of
+            the generation's largest (GA10x beside GA100: half the tensor cores' rate, twice the fp32 lanes, another
+            foundry), with theirs.
         multiprocessors: streaming multiprocessors (SMs); AMD's compute units (CUs).
         simd_lanes: fp32 lanes of one multiprocessor, each of which multiplies and adds once a cycle.
         tiles: rows and columns of the output tiles that products of the vendor's libraries are built of.

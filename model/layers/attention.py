@@ -18,7 +18,14 @@ _DROPOUT = 2.5  # read and written, and the mask
 _LAYOUT = 2.0  # a tensor copied into another order
 # The same softmax where the fused kernel cannot run: to float32, scale, mask, softmax, back to 16 bits; and backward
 _SOFTMAX_SLOW, _SOFTMAX_SLOW_BACKWARD = (3.0, 4.0, 4.5, 4.0, 3.0), (3.0, 6.0, 4.5, 4.0, 3.0)
-_SOFTMAX_PLAIN, _SOFTMAX_PLAIN_BACKWARD = (2.0, 2.0), (2.0, 3.0)  # mask filled in, softmax; and backward
+# torch's own: a mask that every head shares is filled in, in place; softmax. Kernels that look up such a mask take 1.6
+# times as long as a copy, those of softmax over rows of 2048 float32 1.33 times (an H200 with torch 2.11, 2026-11-28)
+_FILL, _SOFTMAX_ROWS = 3.2, 2.65
+_SOFTMAX_PLAIN = (_FILL, _SOFTMAX_ROWS)
+# Backward: filling a view in place is undone on copies of its whole base (as_strided's: zeros, a copy; CopySlices: the
+# gradient copied, cloned; masked_fill's clone, fill; copied back: torch/csrc/autograd/functions/tensor.cpp); softmax's
+# multiplies gradient and output first (aten/src/ATen/native/cuda/SoftMax.cu, softmax_backward_cuda_out)
+_SOFTMAX_PLAIN_BACKWARD = ((1.0, 2.0, 2.0, 2.0, 2.0, _FILL, 2.0), (3.0, 3.0))
 _SOFTMAX_BATCHES = 4  # the fused kernel takes micro_batch x heads in fours (fused_softmax.py, is_kernel_available)
 _SOFTMAX_LONGEST = 2048  # and sequences up to this
 # What tensor parallelism puts in place of one kernel, in `profiler/backends/torch_native`; a float32 element is two of
@@ -228,8 +235,8 @@ class AttentionBlock(Block):
 def _softmax(batch: MicroBatch, scores: FloatArray, many: FloatArray) -> Iterator[LayerOp]:
     """Over so many scores of `many` sequences and heads."""
     if batch.framework.softmax == "plain":
-        for there, back in zip(_SOFTMAX_PLAIN, _SOFTMAX_PLAIN_BACKWARD, strict=True):
-            yield elementwise(scores, there, (back,), attention_core=True)
+        for there, kernels in zip(_SOFTMAX_PLAIN, _SOFTMAX_PLAIN_BACKWARD, strict=True):
+            yield elementwise(scores, there, kernels, attention_core=True)
         return
     fused = ((many % _SOFTMAX_BATCHES == 0) & (batch.seq <= _SOFTMAX_LONGEST)).astype(np.float64)
     yield elementwise(scores, _SOFTMAX, (_SOFTMAX_BACKWARD,), attention_core=True, mask=fused)

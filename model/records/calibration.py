@@ -178,6 +178,26 @@ class OperatorFit(Strict):
         return self
 
 
+KernelDtype = Literal["fp8", "fp8_block", "mxfp8", "nvfp4"]
+
+
+class KernelFit(OperatorFit):
+    """Time of a product of operands of 8 bits or fewer (see `device.precision`).
+
+    `fp8` has a scale a tensor, `fp8_block` one for every 128 elements, which the kernel applies itself.
+    """
+
+    dtype: KernelDtype
+    operand_B: Annotated[Real, Field(gt=0, le=2)] = Field(description="bytes of an operand's element with its scale")
+
+    @field_validator("kind")
+    @classmethod
+    def _product(cls, kind: Kind) -> Kind:
+        if kind not in (Kind.GEMM, Kind.GROUPED_GEMM):
+            raise ValueError(f"found {kind}; allowed: {Kind.GEMM}, {Kind.GROUPED_GEMM}")
+        return kind
+
+
 class HostLane(Strict):
     """Time the host needs to queue work, per block of the backend (see `device.host_overhead`)."""
 
@@ -268,6 +288,9 @@ class Calibration(Strict):
         description="multiprocessors, flops_per_cycle, bandwidth_Bps, l2_B, simd_lanes that the operator fits refer to"
     )
     operators: list[OperatorFit]
+    kernels: list[KernelFit] = Field(
+        default_factory=list, description="products in fewer bits; those that lack are 16-bit ones scaled by peaks"
+    )
     host: list[HostLane]
     power: PowerFit
     governor: GovernorFit
@@ -315,6 +338,11 @@ class Calibration(Strict):
         """The fit of one operator and pass, if there is one."""
         return next((fit for fit in self.operators if (fit.kind, fit.direction) == (kind, direction)), None)
 
+    def kernel(self, dtype: KernelDtype, kind: Kind, direction: Pass) -> KernelFit | None:
+        """The fit of a product in fewer bits, if there is one."""
+        wanted = (dtype, kind, direction)
+        return next((fit for fit in self.kernels if (fit.dtype, fit.kind, fit.direction) == wanted), None)
+
 
 class _Version(Strict):
     model_config = ConfigDict(extra="ignore")
@@ -350,7 +378,8 @@ class CalibrationRef(Strict):
 
 def fingerprint(calibration: Calibration) -> str:
     """SHA-256 of a calibration's contents, however its file is laid out; but for `trial`, which follows from them."""
-    unsaid = {"trial"} if calibration.derived_from else {"trial", "derived_from"}  # as before it could be said
+    later = {"derived_from": calibration.derived_from, "kernels": calibration.kernels}  # as before it could be said
+    unsaid = {"trial", *(name for name, value in later.items() if not value)}
     return hashlib.sha256(calibration.model_dump_json(exclude=unsaid).encode()).hexdigest()
 
 

@@ -6,15 +6,17 @@ import math
 
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.device.host_overhead import HostModel
+from moemodel.model.device.precision import KERNELS
 from moemodel.model.device.thermal import thermal_model
 from moemodel.model.frameworks.track_record import TrackRecord, track_records
 from moemodel.model.layers.multi_token import multi_token_note
 from moemodel.model.network.cluster import notes_on_tests
+from moemodel.model.operators.work import Kind, Pass
 from moemodel.model.plan.clock import Auto
 from moemodel.model.plan.skew import experts_of, forecast
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.prediction import Prediction
-from moemodel.model.records.calibration import Calibration
+from moemodel.model.records.calibration import Calibration, KernelFit
 from moemodel.model.results.defaults import choices_by_default, inlet_by_default, site_by_default
 from moemodel.model.results.feasibility import verdict_of
 from moemodel.model.results.inlet_sensitivity import InletSensitivity
@@ -45,6 +47,7 @@ def notes(
         _description(machine),
         _lowest_cap(plan, machine),
         _track_record(machine),
+        _narrow_products(plan, machine),
         _outside(prediction),
         _clock(plan, machine, prediction),
         _bursts(plan, machine, prediction),
@@ -168,6 +171,24 @@ def _done(record: TrackRecord) -> str:
     return (
         f"Of {record.runs} published runs ({', '.join(record.sources)}) nine in ten took within a factor of "
         f"{math.exp(record.within_log):.2f} of the time predicted without a fit, {mean}"
+    )
+
+
+def _narrow_products(plan: Plan, machine: System) -> str | None:
+    """What products of fewer bits than 16 are priced by."""
+    dtype, calibration = machine.framework.precisions[plan.precision].matmul_dtype, machine.calibration
+    if dtype not in KERNELS:
+        return None
+    fit = calibration.operator(Kind.GEMM, Pass.FORWARD)
+    if not isinstance(fit, KernelFit):
+        return (
+            f"No kernels in {dtype} were ever fitted for {machine.gpu.name}: products in it are those of 16 bits, "
+            "faster by the ratio of the data sheet's peaks, which real kernels fall short of."
+        )
+    as_dtype = "" if fit.dtype == dtype else f", as their products in {fit.dtype}"
+    return (
+        f"Products in {dtype} are as fast as an inference engine's kernels{as_dtype}: "
+        f"{fit.parameters['p'].source}. That a library for training has kernels as good is assumed."
     )
 
 

@@ -264,11 +264,17 @@ class StageCosts:
             return 0.0
         if framework.step_kernels is None:
             return host.fixed_step_s() + sum(
-                n * host.layer_step_s(layer.host_block()) for n, layer in self._layers(stage)
+                n * host.layer_step_s(layer.host_block()) * self._more_tensors(layer)
+                for n, layer in self._layers(stage)
             )
         more = sum((n * layer.more_tensors(self._batch) for n, layer in self._layers(stage)), np.zeros(len(self.plans)))
         kernels = framework.step_kernels * (self._tensors(stage) + more)
         return np.asarray(host.fixed_step_s() + kernels[:, None] * self._measured_kernel_s(stage))
+
+    def _more_tensors(self, layer: LayerBlocks) -> FloatArray | float:
+        """Tensors of a layer over those that it has where experts share theirs, [P, 1]."""
+        more = layer.more_tensors(self._batch)
+        return 1 + more[:, None] / layer.parameter_tensors() if more.any() else 1.0
 
     def _measured_kernel_s(self, stage: Stage) -> float:
         """Host time of a kernel in layers like the measured ones, the mean of both passes."""

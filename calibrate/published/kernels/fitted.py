@@ -10,7 +10,7 @@ from moemodel.calibration.fit.sparse_residual import SparseResidual, fit_sparse_
 from moemodel.calibration.published.kernels.clocks import Conditions
 from moemodel.calibration.published.kernels.forms import Timed, attention, chip_in, fit_form, products
 from moemodel.calibration.published.kernels.grouped import layers
-from moemodel.calibration.published.kernels.power import held_W
+from moemodel.calibration.published.kernels.power import Drawn
 from moemodel.calibration.published.kernels.readings import Family, Readings
 from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.device.operator_cost import tensor_limit
@@ -52,12 +52,20 @@ class FittedKernels:
         time_s_UK = kernels.time_s(self.parameters, self.conditions.chip, clocks) * factor
         return self.conditions.settled_s(kernels.work, time_s_UK)
 
-    def power_W(self, kernels: Timed, time_s: FloatArray) -> FloatArray:
-        """Of kernels repeated that take so long each, [U]."""
+    def form_s(self, kernels: Timed) -> FloatArray:
+        """The same by the form alone, without the residual."""
+        clocks = np.broadcast_to(self.conditions.clock_Hz_K, (len(kernels.features), len(self.conditions.clock_Hz_K)))
+        time_s_UK = kernels.time_s(self.parameters, self.conditions.chip, clocks)
+        return self.conditions.settled_s(kernels.work, time_s_UK)
+
+    def drawn(self, kernels: Timed, time_s: FloatArray) -> Drawn:
+        """Kernels that take so long each, as their power wants them: SMs are busy in all but launches and the host's
+        part."""
         top_Hz = np.full((len(time_s), 1), self.conditions.top_Hz)
         whole_s = kernels.time_s(self.parameters, self.conditions.chip, top_Hz)[:, 0]
         device_s = kernels.device_s(self.parameters, self.conditions.chip, top_Hz)[:, 0]
-        return held_W(self.conditions, kernels.work, time_s, time_s * np.minimum(1.0, device_s / whole_s))
+        busy_s = time_s * np.minimum(1.0, device_s / whole_s)
+        return Drawn(work=kernels.work, time_s=time_s, busy_s=busy_s, features=kernels.features)
 
 
 def timed(readings: Readings, chip: RooflineChip) -> Timed:
@@ -108,10 +116,33 @@ def fit_kernels(kernels: Timed, time_s: FloatArray, inner: BoolArray, conditions
     Args:
         kernels: of the rows; `time_s` what they took.
         inner: rows whose shapes lengths of the residual are judged by.
-        conditions: that they ran under.
+        conditions: that they ran under, as far as is known.
     """
+    conditions, parameters = _possible(kernels, time_s, conditions)
     clock_Hz = clocks_of(kernels, conditions, time_s)
-    parameters = fit_form(kernels, conditions.chip, clock_Hz, time_s)
     missed = np.log(time_s / kernels.time_s(parameters, conditions.chip, clock_Hz[:, None])[:, 0])
     residual = fit_sparse_residual(kernels.features, missed, inner, POINTS)
     return FittedKernels(parameters=parameters, residual=residual, conditions=conditions, missed=missed)
+
+
+_FULL = 0.995  # of what a tile can reach: a fit that stops there wants more
+_LIGHTER = (0.9, 0.8)  # energies of operands that switch less than training's; up to 40 % less (arXiv 2409.18324)
+
+
+def _possible(kernels: Timed, time_s: FloatArray, conditions: Conditions) -> tuple[Conditions, dict[str, float]]:
+    """Conditions under which no product was faster than tensor cores are, and the form then; the last that are known.
+
+    Nobody noted clocks. What makes them higher than a calibration has them: operands that take less energy, where the
+    power limit held them; in a burst, no fast limit.
+    """
+    others = (
+        [replace(conditions, fast=replace(conditions.fast, clock_Hz=np.inf))]
+        if conditions.limit_W is None
+        else [replace(conditions, factor=lighter * conditions.factor) for lighter in _LIGHTER]
+    )
+    for tried in (conditions, *others):
+        clock_Hz = clocks_of(kernels, tried, time_s)
+        parameters = fit_form(kernels, tried.chip, clock_Hz, time_s)
+        if all(value < _FULL for name, value in parameters.items() if name.startswith("efficiency_")):
+            break
+    return tried, parameters

@@ -2,6 +2,7 @@
 
     products, attention without windows (bf16, forward)   fitted: form, residual, error on shapes held out
     grouped products, forward                             the base's, at the speed of the products inside fused layers
+    products of 8 bits and fewer                          fitted, beside those of 16 bits (`narrow`)
     all their other passes                                the base's, slower or faster as the forward pass is
     all else                                              the base's, power too (see `power`)
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
 
@@ -25,21 +27,26 @@ from moemodel.calibration.published.kernels.fitted import (
     fit_kernels,
 )
 from moemodel.calibration.published.kernels.forms import ATTENTION, PRODUCT, Kernels, attention, products
-from moemodel.calibration.published.kernels.grouped import layers
+from moemodel.calibration.published.kernels.narrow import (
+    BACKWARD_ERROR,
+    OTHER_GROUPED_ERROR,
+    WIDE,
+    assumed,
+    grouped_s,
+    kernel_fits,
+    measured_range,
+    robust_spread,
+)
 from moemodel.calibration.published.kernels.readings import Family, Readings
 from moemodel.calibration.store.catalogue import list_calibrations, shipped
-from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.errors import InputError
 from moemodel.model.device.roofline import FEATURES, chip_of_calibration, form_of, operator_time
 from moemodel.model.hardware.gpu import Gpu, read_gpu
-from moemodel.model.operators.work import Kind, Pass, Shape
-from moemodel.model.records.calibration import Calibration, OperatorFit, Parameter
+from moemodel.model.operators.work import Kind, Pass
+from moemodel.model.records.calibration import Calibration, KernelDtype, KernelFit, OperatorFit, Parameter
 
 _FAMILIES: tuple[Family, ...] = ("products", "attention", "grouped")
 FEWEST_SHAPES = 100  # of a fit that replaces one; assumed
-_OTHER_GROUPED_ERROR = 0.15  # log; assumed: products taken out of whole layers, whose form divides them
-_BACKWARD_ERROR = 0.10  # log; assumed: that a backward pass keeps its ratio to the forward one
-
 
 _BASE = "h200-sxm-141gb"  # measured by this project, and nearest to what readings are of
 
@@ -75,7 +82,7 @@ def overlay_readings(
     Args:
         base: of the GPU, measured or derived.
         gpu: its description.
-        tables: readings of the GPU; those in other data types than bf16, or with windows, are left aside.
+        tables: readings of the GPU; attention with windows is left aside.
 
     Returns:
         The calibration, and errors on a fifth of the shapes, left out of a fit made for that.
@@ -97,25 +104,49 @@ def overlay_readings(
         fit, error = _operator(base, gpu, table)
         errors.append(error)
         operators = _with_forward(operators, base, fit, table)
+    narrow = narrow_tables(tables)
+    used += [table for table in narrow if table.dtype != WIDE]
     if not used:
         found = ", ".join(f"{len(table)} of {table.family} in {table.dtype}" for table in tables) or "none"
         raise InputError(
             f"readings of {gpu.name}: found {found}; needed: at least {FEWEST_SHAPES} of products, grouped or "
-            "attention (without windows) in bfloat16"
+            "attention (without windows) in bfloat16, or of products or grouped in fewer bits"
         )
+    over = base.model_copy(update={"operators": operators})
     return base.model_copy(
         update={
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "moemodel_version": moemodel.__version__,
             "provenance": _provenance(base, used),
             "operators": [_compact(fit) for fit in operators],
+            "kernels": with_kernels(base.kernels, kernel_fits(over, gpu, narrow)),
         }
     ), errors
 
 
-def _largest(tables: Sequence[Readings], family: Family) -> Readings | None:
-    """Of tables of one kind in bf16 the one with most rows that can be used: kernels of two sorts are not mixed."""
-    found = [table for table in tables if table.family == family and table.dtype == "bfloat16"]
+def narrow_tables(tables: Sequence[Readings]) -> list[Readings]:
+    """Of each type of fewer bits and each kind of product the table that is used, and of grouped ones in 16 bits."""
+    families: tuple[Family, ...] = ("products", "grouped")
+    wanted = [(family, dtype) for family in families for dtype in get_args(KernelDtype)]
+    found = (_largest(tables, family, dtype) for family, dtype in (*wanted, ("grouped", WIDE)))
+    return [table for table in found if table is not None]
+
+
+def with_kernels(old: Sequence[KernelFit], new: Sequence[KernelFit]) -> list[KernelFit]:
+    """Fits of kernels, the new ones in place of old ones of as many bits, which would else be taken where they are
+    nearer to the peak.
+    """
+    replaced = {(_bits(fit), fit.kind) for fit in new}
+    return [*(fit for fit in old if (_bits(fit), fit.kind) not in replaced), *new]
+
+
+def _bits(fit: KernelFit) -> int:
+    return 4 if fit.dtype == "nvfp4" else 8
+
+
+def _largest(tables: Sequence[Readings], family: Family, dtype: str = WIDE) -> Readings | None:
+    """Of tables of one kind the one with most rows that can be used: kernels of two sorts are not mixed."""
+    found = [table for table in tables if table.family == family and table.dtype == dtype]
     if family == "attention":
         found = [table.take(table.column("window_size") == 0) for table in found]
     found = [table for table in found if len(table) >= FEWEST_SHAPES]
@@ -151,7 +182,7 @@ def _operator(base: Calibration, gpu: Gpu, table: Readings) -> tuple[OperatorFit
         mean=float(np.abs(off).mean()),
     )
     whole = fit_kernels(kernels, time_s, fold == FOLDS - 1, conditions)
-    return _written(base, kernels, whole, table, _spread(np.log1p(off))), error
+    return _written(base, kernels, whole, table, robust_spread(np.log1p(off))), error
 
 
 def _written(base: Calibration, kernels: Kernels, fit: FittedKernels, table: Readings, log_error: float) -> OperatorFit:
@@ -163,7 +194,7 @@ def _written(base: Calibration, kernels: Kernels, fit: FittedKernels, table: Rea
         for name, value in fit.parameters.items()
     }
     if kernels.kind is Kind.GEMM and held is not None and "alignment" in held.parameters:
-        parameters["alignment"] = _assumed(held.parameters["alignment"], 1.0, "no reading has an uneven width")
+        parameters["alignment"] = assumed(held.parameters["alignment"], 1.0, "no reading has an uneven width")
     explained = float(np.std(fit.residual.log_ratio(kernels.features)))
     return OperatorFit(
         kind=kernels.kind,
@@ -171,17 +202,9 @@ def _written(base: Calibration, kernels: Kernels, fit: FittedKernels, table: Rea
         parameters=parameters,
         residual=fit.residual.record(names, explained, log_error),
         log_error=round(log_error, 5),
-        measured={
-            name: (round(float(2 ** column.min()), 3), round(float(2 ** column.max()), 3))
-            for name, column in zip(names, kernels.features.T, strict=True)
-        },
+        measured=measured_range(kernels),
         points=len(np.unique(kernels.features, axis=0)),
     )
-
-
-def _spread(errors: FloatArray) -> float:
-    """As `fit.operators` takes it: robust, and half the root mean square at least."""
-    return float(max(1.4826 * np.median(np.abs(errors)), 0.5 * np.sqrt(np.mean(np.square(errors)))))
 
 
 # ---- what follows them ----------------------------------------------------------------------------------------------
@@ -213,41 +236,31 @@ def _scaled(fit: OperatorFit, time_factor: float) -> OperatorFit:
     """An operator that takes so much longer than it did, launches apart."""
     ground = f"times {1 / time_factor:.3f}, as the forward pass of readings has it; its ratio to that pass is assumed"
     changed = {
-        name: _assumed(p, 1 / time_factor, ground)
+        name: assumed(p, 1 / time_factor, ground)
         for name, p in fit.parameters.items()
         if name.startswith(("efficiency", "memory_efficiency"))
     }
     return fit.model_copy(
         update={
             "parameters": fit.parameters | changed,
-            "log_error": round(float(np.hypot(fit.log_error, _BACKWARD_ERROR)), 5),
+            "log_error": round(float(np.hypot(fit.log_error, BACKWARD_ERROR)), 5),
         }
     )
 
 
-def _assumed(p: Parameter, factor: float, ground: str) -> Parameter:
-    return Parameter.assumed(float(f"{p.value * factor:.5g}"), p.unit, f"{ground}: {p.source}", p.error)
-
-
 def _with_grouped(operators: list[OperatorFit], base: Calibration, gpu: Gpu, table: Readings) -> list[OperatorFit]:
-    """Grouped products as much slower or faster than the base's as those inside the table's layers are."""
+    """Grouped products as much slower or faster than the base's as those inside the table's layers are, as a whole.
+
+    Computing and moving bytes apart, as narrow kernels are held against these (`narrow`), they are less true of runs:
+    an engine's kernels for few rows an expert read better and compute worse than a library's for training.
+    """
     old = base.operator(Kind.GROUPED_GEMM, Pass.FORWARD)
     if old is None:
         return operators
-    kernels, conditions = layers(table), conditions_of(table, base, gpu)
-    fit = fit_kernels(kernels, table.time_s, table.fold(FOLDS) == FOLDS - 1, conditions)
-    clock = np.array([conditions.chip.clock_Hz])
-    new_s = kernels.products_s(fit.parameters, conditions.chip, clock[:, None])[:, 0]
-    skew = kernels.skew
-    old_s = sum(
-        operator_time(
-            old, conditions.chip, Shape(m=kernels.rows, n=n, k=k, experts=kernels.active, skew=skew), clock
-        ).time_s_UK[:, 0]
-        for n, k in ((kernels.gated * kernels.inner, kernels.hidden), (kernels.hidden, kernels.inner))
-    )
+    new_s, old_s = grouped_s(base, gpu, table, old)
     large = table.time_s >= np.quantile(table.time_s, 0.5)
     pace = float(np.median((new_s / old_s)[large]))
-    error = float(np.hypot(old.log_error, _OTHER_GROUPED_ERROR))
+    error = float(np.hypot(old.log_error, OTHER_GROUPED_ERROR))
     return [
         _scaled(one, pace).model_copy(update={"log_error": round(error, 5)}) if one.kind is Kind.GROUPED_GEMM else one
         for one in operators

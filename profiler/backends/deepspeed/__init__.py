@@ -45,8 +45,13 @@ The engine (runtime/engine.py, runtime/zero/stage_1_and_2.py, runtime/fp16/fused
   the end of the reduction (`setup_buckets`).
 - Parameters: with ZeRO 1 and 2 all-gathered behind the step, in bf16.
 - Norm: with ZeRO 0 of float32 copies, with 1 and 2 of a float64 copy of each gradient (`get_grad_norm_direct`).
-- The host waits for the finiteness of every gradient with ZeRO 0 (`CheckOverflow.has_overflow_serial`), of which
-  experts have three each, and for the norm.
+- Kernels for each parameter, of which an expert has three, queued one by one by the host: ZeRO 0: a copy behind the
+  reduction; in the step 12 that ask whether its gradient is finite, for whose answer the host waits, a copy to
+  float32 and one of the master back. ZeRO 1: two copies in the reduction, ZeRO 2: one; in the step 13 for finiteness,
+  a copy to float64, a norm. Counted, with one rank too: everything runs as with several
+  (`CheckOverflow.has_overflow_serial`, `has_overflow_partitioned_grads_serial`).
+- From the third step on the host waits for the device before every forward pass and behind every micro-batch: its
+  throughput timer does, which is on by default and left so here (utils/timer.py, `ThroughputTimer`).
 - Transient in the step: ZeRO 0: 4 B a parameter, and 4 of the largest group's; ZeRO 1 and 2: 6 / n B of a group at a
   time. Groups: all but experts; experts, at most 178,956,971 parameters each (moe/utils.py). What is kept:
   `configuration`.

@@ -10,14 +10,15 @@ masters and moments. The optimizer that it then takes (0.19.8, `DeepSpeedEngine.
 | 1    | `DeepSpeedZeroOptimizer`, gradients whole                | 2 + 2 + 12 / n                            |
 | 2    | `DeepSpeedZeroOptimizer`, gradients in parts             | 2 + 2 / n + 12 / n                        |
 
-`BF16_Optimizer` is what it takes for ZeRO 1 with gradients that are summed in float32
-(`data_types: {grad_accum_dtype: fp32}`); no plan that is run asks for that.
+That of ZeRO 0 takes a step with gradients of zero when it is made, so that AdamW counts from one: its first updates
+are smaller than those of the others. `BF16_Optimizer` is what it takes for ZeRO 1 with gradients that are summed in
+float32 (`data_types: {grad_accum_dtype: fp32}`); no plan that is run asks for that.
 
 `bf16` keeps all of it in bf16 (`bf16_master_weights_and_grads`, `bf16_optimizer_states`), which DeepSpeed does with
 ZeRO 1 and 2; it still keeps a copy of the parameters as masters: 2 + 2 + 6 / n.
 
-On a GPU AdamW is DeepSpeed's FusedAdam, which it compiles when first used (nvcc and ninja have to be there); on a CPU
-it is torch's.
+On a GPU AdamW is DeepSpeed's FusedAdam, which it compiles when first used, unless it was installed with it; on a CPU it
+is torch's.
 """
 
 from __future__ import annotations

@@ -5,19 +5,22 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moemodel.model.core.errors import InputError
+from moemodel.model.core.errors import DeviceError, InputError
 from moemodel.profiler.backends.base import TrainingRun
 from moemodel.profiler.backends.data_parallel_run import DataParallelRun
 from moemodel.profiler.backends.deepspeed.configuration import configuration
 from moemodel.profiler.backends.torch_native.process_groups import Groups
 from moemodel.profiler.backends.torch_native.rank_mesh import RankMesh
+
+_ARCHITECTURES = "TORCH_CUDA_ARCH_LIST"
 
 
 def build_run(run: TrainingRun, device: torch.device) -> EngineRun:
@@ -58,6 +61,46 @@ def join(device: torch.device) -> None:
     deepspeed.init_distributed(dist.get_backend())
 
 
+def _has_fused_adam(run: TrainingRun, device: torch.device) -> bool:
+    """Whether AdamW is DeepSpeed's own; on a GPU it has to be.
+
+    Raises:
+        DeviceError: neither was it installed with DeepSpeed nor can it be compiled.
+    """
+    from deepspeed.git_version_info import installed_ops as installed
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    if device.type != "cuda":
+        return False
+    if not installed.get("fused_adam") and CUDA_HOME is None:
+        raise DeviceError(
+            f"{run.name}: DeepSpeed compiles its AdamW for GPUs when it is first used, and there is no CUDA toolkit "
+            "(nvcc) here; install one, or DeepSpeed with DS_BUILD_FUSED_ADAM=1"
+        )
+    return True
+
+
+@contextmanager
+def architecture_at_hand(device: torch.device) -> Iterator[None]:
+    """What is compiled meanwhile is for this GPU alone.
+
+    DeepSpeed 0.19.8 reads architectures as numbers and fails where `TORCH_CUDA_ARCH_LIST` has a letter, as in 9.0a
+    (op_builder/builder.py, `compute_capability_args`).
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = os.environ.get(_ARCHITECTURES)
+    os.environ[_ARCHITECTURES] = "{}.{}".format(*torch.cuda.get_device_capability(device))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_ARCHITECTURES]
+        else:
+            os.environ[_ARCHITECTURES] = before
+
+
 class EngineRun(DataParallelRun):
     """One rank's part of a model under `DeepSpeedEngine`. A `Run`."""
 
@@ -67,8 +110,9 @@ class EngineRun(DataParallelRun):
         from moemodel.profiler.backends.deepspeed.mixture import DeepSpeedMixture
 
         super().__init__(run, device, place, groups, DeepSpeedMixture)
-        config = configuration(run, fused=device.type == "cuda")
-        self._engine: Any = deepspeed.initialize(model=self.model, config=config)[0]
+        config = configuration(run, fused=_has_fused_adam(run, device))
+        with architecture_at_hand(device):
+            self._engine: Any = deepspeed.initialize(model=self.model, config=config)[0]
 
     def forward(self, tokens_BS: Tensor, targets_BS: Tensor) -> Tensor:
         """See `DataParallelRun`."""

@@ -112,7 +112,7 @@ def _layer(block: Moe, held: Moe, hidden: int, ep: int, routing: RoutingSpec) ->
         capacity_factor=1.0 if factor is None else factor,
         eval_capacity_factor=1.0 if factor is None else factor,
         min_capacity=MIN_CAPACITY,
-        use_residual=routing.residual,
+        use_residual=block.residual or routing.residual,
         noisy_gate_policy=_noise(block, routing),
         drop_tokens=factor is not None,
         use_tutel=False,

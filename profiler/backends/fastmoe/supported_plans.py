@@ -22,7 +22,7 @@ def _routing(routing: RoutingSpec, block: Moe) -> Iterator[str]:
         )
     if routing.pad:
         yield "routing.pad: found True; FastMoE pads nothing, allowed: null, False"
-    if routing.residual:
+    if block.residual or routing.residual:
         yield "routing.residual: found True; FastMoE has no such thing, allowed: False"
     for name, neutral in (("temperature", 1.0), ("z_loss", 0.0), ("bias_rate", 0.0)):
         if (found := getattr(routing, name)) != neutral:

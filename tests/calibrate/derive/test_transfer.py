@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from moemodel.calibration.derive.large_product import LargeProduct, public_burst_share
+from moemodel.calibration.derive.large_product import LargeProduct, public_burst_share, public_sustained_rate
 from moemodel.calibration.derive.nearest import nearest
 from moemodel.calibration.derive.transfer import derive_calibration, sheet_of
 from moemodel.calibration.store.catalogue import derived_from, list_calibrations, load_calibration, shipped
@@ -78,9 +78,28 @@ def test_a_burst_is_what_a_public_test_saw(gpu: str) -> None:
     assert found == pytest.approx(public_burst_share(read_gpu(gpu)), rel=0.005)
 
 
-@pytest.mark.parametrize("gpu", ["a100-sxm-80gb", "b200-sxm-180gb", "mi300x-192gb", "l40s-48gb"])
+@pytest.mark.parametrize("gpu", ["a100-sxm-80gb", "b300-sxm-288gb", "mi300x-192gb", "l40s-48gb"])
 def test_another_architecture_settles_at_the_same_share_of_its_burst(gpu: str) -> None:
     assert sustained_share(derived(gpu), gpu) == pytest.approx(sustained_share(shipped(H100), H100), rel=1e-3)
+
+
+@pytest.mark.parametrize("gpu", ["b200-sxm-180gb", "gb200-186gb"])
+def test_what_public_tests_saw_sustained_is_sustained_under_that_limit_alone(gpu: str) -> None:
+    seen, calibration = public_sustained_rate(read_gpu(gpu)), derived(gpu)
+    assert seen is not None
+    share = calibration.governor.parameters["sustained_share"].value
+    power, product = power_model(calibration), LargeProduct.of(calibration)
+    assert product.sustained_flops_per_s(power, share * seen.limit_W) == pytest.approx(seen.flops_per_s, rel=1e-3)
+    tighter = derived(replace(read_gpu(gpu), power_limit_W=0.75 * seen.limit_W))
+    slow = LargeProduct.of(tighter).sustained_flops_per_s(power_model(tighter), share * 0.75 * seen.limit_W)
+    assert slow < 0.9 * seen.flops_per_s
+
+
+def test_another_die_of_a_generation_is_another_architecture() -> None:
+    """GA102 beside GA100: energies of a unit of work are not taken over as they are."""
+    a40, a100 = load_calibration(None, "a40-48gb"), shipped("a100-sxm-80gb")
+    assert a40.derived_from == a100.name
+    assert a40.power.parameters["flop_J"].value > 1.2 * a100.power.parameters["flop_J"].value
 
 
 def test_the_same_architecture_at_half_the_limit_settles_lower() -> None:

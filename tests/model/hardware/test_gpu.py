@@ -128,9 +128,11 @@ def test_names_that_drivers_and_people_use_are_known(name: str, meant: str) -> N
 _EACH_CYCLE = {
     "volta": {"fp64": 64, "fp32": 128, "fp16": 1024},
     "ampere": {"fp64": 128, "fp32": 128, "tf32": 1024, "bf16": 2048},
+    "ampere-ga10x": {"fp32": 256, "tf32": 512, "bf16": 1024},
     "hopper": {"fp64": 256, "fp32": 256, "tf32": 2048, "bf16": 4096, "fp8": 8192},
     "ada": {"fp32": 256, "tf32": 512, "bf16": 1024, "fp8": 2048},
     "blackwell": {"fp64": 128, "fp32": 256, "tf32": 4096, "bf16": 8192, "fp8": 16384, "fp6": 16384, "nvfp4": 32768},
+    "blackwell-gb20x": {"fp32": 256, "tf32": 512, "bf16": 1024, "fp8": 2048, "nvfp4": 4096},
     "blackwell-ultra": {
         "fp64": 4,
         "fp32": 256,
@@ -144,11 +146,9 @@ _EACH_CYCLE = {
     "cdna3": {"fp64": 256, "fp32": 256, "tf32": 1024, "bf16": 2048, "fp8": 4096},
     "cdna4": {"fp64": 128, "fp32": 256, "bf16": 4096, "fp8": 8192, "mxfp8": 8192, "fp6": 16384, "fp4": 16384},
 }
-_OTHERWISE = {  # GPUs that are not as others of their generation; tensor cores of an H20 are slowed to a quarter
-    "a40-48gb": {"fp32": 256, "tf32": 512, "bf16": 1024},  # GA102
+_OTHERWISE = {  # tensor cores of an H20 are slowed to a quarter
     "h20-96gb": {"tf32": 512, "bf16": 1024, "fp8": 2048},
     "h20-141gb": {"tf32": 512, "bf16": 1024, "fp8": 2048},
-    "rtx-pro-6000": {"fp32": 256, "tf32": 512, "bf16": 1024, "fp8": 2048, "nvfp4": 4096},  # GB202
 }
 
 

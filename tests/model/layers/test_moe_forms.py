@@ -222,3 +222,11 @@ class TestDeepSpeedItself:
         )
         expected = [more.item() + torch for more, torch in zip(found, MEASURED_BLOCK, strict=True)]
         assert expected == pytest.approx([forward, backward], abs=7)
+
+
+def test_experts_apart_are_tensors_apart(batch: Batch) -> None:
+    """Three products of each of 64 experts, over four ranks, in place of two tensors of all."""
+    plans = batch(ep=[1, 4], dp=4)
+    for name, expected in (("torch", [0, 0]), ("fastmoe", [190, 46]), ("megatron-core-local", [126, 30])):
+        micro_batch = MicroBatch.of(plans, framework_of(name), "bf16-mixed")
+        assert MoeBlock(spec=block(), hidden=HIDDEN).more_tensors(micro_batch).tolist() == expected

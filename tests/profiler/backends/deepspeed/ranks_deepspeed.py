@@ -18,10 +18,13 @@ from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
+import deepspeed.moe.layer  # before the forks: it takes longer than the cases
+import deepspeed.runtime.zero.muon.muon_optimizer  # which its ZeRO imports when it is first used  # noqa: F401
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp, Moe
 from moemodel.model.plan.routing import RoutingSpec, routed_architecture
 from moemodel.model.plan.spec import ParallelSpec
@@ -45,6 +48,27 @@ def architecture(experts: int, top_k: int) -> Architecture:
     block = Moe(experts=experts, top_k=top_k, width=16, activation="silu", gated=True)
     layers = (dense, replace(dense, feed_forward=block))
     return Architecture(name="tiny", hidden=16, vocab=62, embedding_width=16, tied=False, decoder=layers)
+
+
+def switch() -> Architecture:
+    """An encoder and a decoder of two layers, each of which has experts in its second; room for all rows."""
+    whole = read_architecture("switch-base-128")
+    return replace(
+        whole,
+        hidden=16,
+        embedding_width=16,
+        vocab=512,
+        encoder=tuple(_small(layer) for layer in whole.encoder[:2]),
+        decoder=tuple(_small(layer) for layer in whole.decoder[:2]),
+    )
+
+
+def _small(layer: Layer) -> Layer:
+    block = layer.feed_forward
+    attentions = tuple(replace(a, heads=2, kv_heads=2, head_dim=8) for a in layer.attentions)
+    if isinstance(block, Moe):
+        block = replace(block, experts=4, width=32, capacity_factor=4.0)
+    return replace(layer, attentions=attentions, feed_forward=replace(block, width=32))
 
 
 # ---- layers -----------------------------------------------------------------------------------------------------
@@ -77,10 +101,11 @@ def trained(case: dict[str, Any]) -> dict[str, Any]:
     """Losses of a run and of the torch backend's on one device, and what its routers did."""
     routing = RoutingSpec(**case.get("routing", {}))
     parallel = ParallelSpec(**case["parallel"])
+    plain = switch() if case.get("switch") else architecture(4, case.get("top_k", 2))
     run = TrainingRun(
         name="tiny",
-        architecture=routed_architecture(architecture(4, case.get("top_k", 2)), routing),
-        seq=8,
+        architecture=routed_architecture(plain, routing),
+        seq=32 if case.get("switch") else 8,
         micro_batch=1,
         micro_batches=4 // parallel.dp,
         dtype=case["dtype"],
@@ -90,8 +115,7 @@ def trained(case: dict[str, Any]) -> dict[str, Any]:
         parallel=parallel,
         routing=routing,
     )
-    plain = replace(run, architecture=architecture(4, case.get("top_k", 2)), routing=RoutingSpec())
-    return _losses(run) | {"alone": _alone(plain)}
+    return _losses(run) | {"alone": _alone(replace(run, architecture=plain, routing=RoutingSpec()))}
 
 
 def _losses(run: TrainingRun) -> dict[str, Any]:
