@@ -1,8 +1,9 @@
 """Products of 8 bits and fewer as a calibration carries them, from readings of an engine's kernels.
 
-    products    the form alone (`forms`), without what an engine adds: its casts, which training's have kernels of
-                their own for, odd rows, the host. Every pass is the same kernel: tensor cores read narrow operands
-                along the depth, so that training casts them in two orders (NVIDIA Transformer Engine, FP8 primer)
+    products    the form alone (`forms`), without what an engine adds: its casts, which training has kernels of its own
+                for, their launches, odd rows, the host. Every pass is the same kernel: tensor cores read narrow
+                operands along the depth, so that training casts them in two orders (NVIDIA Transformer Engine, FP8
+                primer)
     grouped     the calibration's 16-bit ones, as much less or more efficient as the products inside the engine's fused
                 layers are than those inside its layers in 16 bits: as shares of the type's peak, and of bandwidth
 
@@ -69,8 +70,7 @@ def _products(base: Calibration, gpu: Gpu, table: Readings) -> Iterator[KernelFi
             else Parameter.assumed(float(f"{whole.parameters[name]:.5g}"), free.unit, f"{_GROUND}: {table.source}")
             for name, free in PRODUCT.items()
         }
-        if held is not None and "alignment" in held.parameters:
-            parameters["alignment"] = assumed(held.parameters["alignment"], 1.0, "no reading has an uneven width")
+        parameters |= _as_in_16_bits(held)
         yield KernelFit(
             dtype=_dtype(table),
             operand_B=OPERANDS[table.dtype][1],
@@ -81,6 +81,17 @@ def _products(base: Calibration, gpu: Gpu, table: Readings) -> Iterator[KernelFi
             measured=measured_range(kernels),
             points=len(np.unique(kernels.features, axis=0)),
         )
+
+
+def _as_in_16_bits(held: OperatorFit | None) -> dict[str, Parameter]:
+    """What readings don't tell: a launch, behind those of an engine's casts and of its host, and uneven widths."""
+    grounds = {
+        "t0": "that of a product in 16 bits; an engine's casts are launched too",
+        "t1": "that of a product in 16 bits",
+        "alignment": "no reading has an uneven width",
+    }
+    known = {} if held is None else held.parameters
+    return {name: assumed(known[name], 1.0, ground) for name, ground in grounds.items() if name in known}
 
 
 @dataclass(frozen=True, kw_only=True)
