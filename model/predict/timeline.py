@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moemodel.model.core.arrays import BoolArray, FloatArray
+from moemodel.model.device.operator_cost import shares
 from moemodel.model.device.power import PowerModel
 from moemodel.model.predict.phases import DeviceCosts, mean_clock_Hz
 from moemodel.model.schedule.base import StageTimes
@@ -165,7 +166,7 @@ class PipelineStep:
         inputs_s = np.maximum((1 - device_share) * backward_s, (1 - call_share) * host_s)
         splits = self.plans.schedules.splits_backward[:, None]
         late_s = np.where(splits, inputs_s + weights_s, np.maximum(backward_s, host_s))
-        return late_s, np.where(splits, weights_s / (inputs_s + weights_s), device_share)
+        return late_s, np.where(splits, shares(weights_s, inputs_s + weights_s), device_share)
 
     def _queued_s(self, cost: StageCost) -> FloatArray:
         """What the host needs to queue a step."""
