@@ -16,9 +16,9 @@ https://github.com/neuralwatt/moe_energy_evaluation). What is known of it, read 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from moemodel.model.architecture.spec import Moe
 from moemodel.model.frameworks.expert_loops import with_expert_loop
@@ -121,3 +121,30 @@ def predicted(size: str, form: Form, calibration: Calibration) -> Rate:
 def predicted_rates(calibration: Calibration, sizes: tuple[str, ...] = SIZES) -> dict[tuple[str, Form], Rate]:
     """All models of the study on one GPU."""
     return {(size, form): predicted(size, form, calibration) for size in sizes for form in FORMS}
+
+
+# ---- as documents ---------------------------------------------------------------------------------------------------
+
+
+def rates_json(rates: Rates) -> dict[str, Any]:
+    """Every model's figures, who wins at each size, and the size from which on the Mixture-of-Experts does."""
+    sizes = [size for size in SIZES if all((size, form) in rates for form in FORMS)]
+    return {
+        "cases": [{"size": size, "form": form, **asdict(rate)} for (size, form), rate in rates.items()],
+        "winners": {form: {size: winner(rates, size, form) for size in sizes} for form in MIXTURES},
+        "turns_at": {form: turns_at(rates, form) for form in MIXTURES},
+    }
+
+
+def rates_of(cases: Iterable[Mapping[str, Any]]) -> dict[tuple[str, Form], Rate]:
+    """Figures of a document's cases, those without energy left out."""
+    return {
+        (case["size"], case["form"]): Rate(
+            inferences_per_s=case.get("inferences_per_s"),
+            power_W=case.get("power_W"),
+            inferences_per_J=case["inferences_per_J"],
+            waits_for_host=case.get("waits_for_host"),
+        )
+        for case in cases
+        if case["inferences_per_J"] is not None
+    }
