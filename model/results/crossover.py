@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from moemodel.model.architecture.spec import Moe
-from moemodel.model.frameworks.expert_loops import with_expert_loop
+from moemodel.model.layers.expert_loops import with_expert_loop
 from moemodel.model.plan.batch import batch_of
 from moemodel.model.plan.checks import architecture_of
 from moemodel.model.plan.spec import Plan

@@ -202,7 +202,7 @@ class StageCosts:
         nothing_s, exchange = np.zeros((plans, 1)), self._exchange(stage)[0]
         call = HostCost(forward_s=self._forward_kernel_s(stage), backward_s=0.0)
         queue = ParallelHost(blocks.host, call, measured=blocks.machine.framework.torch_launch)
-        waits_s = self._host_sync_s(stage, call)[0] + _CALLS_OF_A_DRAIN * call.forward_s
+        idle_s = self._host_sync_s(stage, call)[0] + _CALLS_OF_A_DRAIN * call.forward_s
         host_s = self._forward_host_s(stage) + queue.queued_s(exchange.calls, "forward")
         return StageCost(
             forward=self._device(stage, Phase.FORWARD),
@@ -214,10 +214,10 @@ class StageCosts:
             unoverlappable_fraction_forward=nothing_s,
             unoverlappable_fraction_backward=nothing_s,
             # what it queues while the device stands idle is part of its own time: a pass takes the longer of both
-            host=HostCost(forward_s=np.maximum(host_s - waits_s, 0.0), backward_s=nothing_s),
+            host=HostCost(forward_s=np.maximum(host_s - idle_s, 0.0), backward_s=nothing_s),
             host_exchange_s=nothing_s,
             host_step_s=0.0,
-            host_sync_s=waits_s,
+            host_sync_s=idle_s,
             recompute_sync_s=nothing_s,
             pipeline_fill_comm_s=np.zeros(plans),
         )

@@ -64,7 +64,7 @@ OTHERWISE: dict[str, list[Any]] = {
 }
 # What is no assumption: names; what a plan trains, where nothing is cut off; the GPU as it is described; degrees, whose
 # product is the GPUs.
-NO_ASSUMPTION = {"name", "layers", "tokens", "site.currency", "cluster.gpus", "cluster.gpu_variant"}
+NO_ASSUMPTION = {"name", "mode", "layers", "tokens", "site.currency", "cluster.gpus", "cluster.gpu_variant"}
 NO_ASSUMPTION |= {f"parallel.{degree}" for degree in ("dp", "tp", "pp", "cp")}
 
 

@@ -34,7 +34,7 @@ def _every(moe: Moe) -> MoeForm:
     )
     # gate, top-k, softmax, two fills, numbers, these and samples repeated, product, repeat, sum; comparison, any, its
     # reading, rows taken, rows put back. It waits for any and for both masks.
-    return _form(moe, kernels, fixed=11, each=5, waits=3 * experts)
+    return _form(moe, kernels, fixed=11, each=5, reads=3 * experts)
 
 
 def _chosen(moe: Moe) -> MoeForm:
@@ -47,10 +47,10 @@ def _chosen(moe: Moe) -> MoeForm:
     )
     # gate, top-k, softmax, a fill, unique; comparison, nonzero, the number's reading, rows, weights, product, sum. It
     # waits for unique, for nonzero and for the number.
-    return _form(moe, kernels, fixed=5, each=7, waits=1 + 2 * experts)
+    return _form(moe, kernels, fixed=5, each=7, reads=1 + 2 * experts)
 
 
-def _form(moe: Moe, kernels: tuple[StreamedKernels, ...], *, fixed: float, each: float, waits: float) -> MoeForm:
+def _form(moe: Moe, kernels: tuple[StreamedKernels, ...], *, fixed: float, each: float, reads: float) -> MoeForm:
     return MoeForm(
         padding="never",
         products="each",
@@ -62,7 +62,7 @@ def _form(moe: Moe, kernels: tuple[StreamedKernels, ...], *, fixed: float, each:
             backward=ByChoices(one=0, two=0, more=0),
             each_forward=each + moe.depth - 1,  # and an activation for each product but the last
         ),
-        waits=HostWaits(forward=waits, cut=waits),
+        waits=HostWaits(forward=reads, cut=reads),
         separate_experts=True,
     )
 

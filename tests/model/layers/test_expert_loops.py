@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.spec import Moe
-from moemodel.model.frameworks.expert_loops import Loop, with_expert_loop
 from moemodel.model.frameworks.torch_native import TORCH
 from moemodel.model.layers.base import MicroBatch
+from moemodel.model.layers.expert_loops import Loop, with_expert_loop
 from moemodel.model.layers.moe import MoeBlock
 from moemodel.model.plan.batch import batch_of
 from moemodel.model.results.crossover import SIZES, architecture_name, plan_of
