@@ -7,7 +7,8 @@ output/ at https://github.com/neuralwatt/moe_energy_evaluation), of one A100 80 
 Measured are the files of `moemodel.profiler.studies.crossover` in bench/measured/crossover, one a GPU, named after it.
 Every model is predicted anew by the shipped calibration of its GPU, or what is derived of it; nothing is fitted to
 these figures, but the published ones were known, and how loops load the host was counted anew after a first comparison
-(docs/plans.md): of them they are no blind test. What was predicted before anything was measured is bench/plans/crossover/predicted.json.
+(docs/plans.md): of them they are no blind test. What was predicted
+before anything was measured is bench/plans/crossover/predicted.json.
 
     winners_right, of       dense model or Mixture-of-Experts: pairs of either form at each size
     inferences_per_J_mape   mean of |predicted/measured - 1| over all models, published and measured
