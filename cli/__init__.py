@@ -31,6 +31,7 @@ _COMMANDS: dict[str, str] = {
     "compare": "moemodel.cli.compare:compare_command",
     "validate": "moemodel.cli.validate:validate_command",
     "run": "moemodel.cli.run:run_command",
+    "study": "moemodel.cli.study:study_command",
 }
 
 _LONGEST = 4000  # characters of a message

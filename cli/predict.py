@@ -94,6 +94,7 @@ def _heading(answer: Outcome) -> str:
         f"{plan.cluster.gpus} x {answer.gpu}, {split}, zero {p.zero_stage}, {plan.schedule}, "
         f"recompute {plan.recompute}, {plan.precision}\n"
         f"{plan.global_batch} sequences of {plan.sequence_length} tokens a step, {plan.micro_batch} at a time"
+        f"{', forward alone' if plan.mode == 'inference' else ''}"
     )
 
 
@@ -106,6 +107,9 @@ def _step(answer: Outcome) -> Table:
     _row(made, "time", answer.step_time_s, "s")
     _row(made, "tokens/s", answer.tokens_per_s, "tokens/s", scale=False)
     _row(made, "tokens/s per GPU", answer.tokens_per_s_per_gpu, "tokens/s", scale=False)
+    if answer.inferences_per_s is not None and answer.inferences_per_J is not None:
+        _row(made, "inferences/s", answer.inferences_per_s, "1/s", scale=False)
+        _row(made, "inferences per joule of the GPUs", answer.inferences_per_J, "1/J", scale=False)
     if answer.mfu is not None:
         _row(made, "MFU", answer.mfu * 100, "%", scale=False)
     _row(made, "sustained SM clock", answer.clock_Hz * 1e-6, "MHz", scale=False)

@@ -65,7 +65,7 @@ class PhaseCost:
     @property
     def gating_share(self) -> FloatArray:
         """Of its time, by that at the highest clock, [U, 1]."""
-        return np.asarray(self.gating_s_U / self.time_s_UK[:, -1])[:, None]
+        return shares(self.gating_s_U, self.time_s_UK[:, -1])[:, None]
 
     @classmethod
     def empty(cls, shapes: int, clocks: int) -> PhaseCost:
@@ -96,6 +96,11 @@ class PhaseCost:
             weights_calls_U=self.weights_calls_U[rows],
             gating_s_U=self.gating_s_U[rows],
         )
+
+
+def shares(parts: FloatArray, wholes: FloatArray) -> FloatArray:
+    """Parts of wholes; 0 of one that is nothing, as backward passes are where nothing is trained."""
+    return np.divide(parts, wholes, out=np.zeros(np.broadcast(parts, wholes).shape), where=wholes > 0)
 
 
 _Booked = tuple[PhaseCost, Call]  # a call, and the cost of a phase, its lane, that it is added to

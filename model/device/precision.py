@@ -4,6 +4,16 @@ Elements of 4 bytes instead of 2 are the same to a kernel as half the bandwidth 
 of fewer bits are priced by fits of their own where the calibration has them (`KernelFit`). Without, tensor cores that
 multiply narrower or wider operands are faster or slower by the ratio of the GPU's peaks. They take as much energy a
 second; attention keeps the rate of bf16.
+
+Products in fp32 are the FP32 pipes'. Nobody measured them here. Assumed of them:
+    rate       the data sheet's over that of bf16, cycle by cycle
+    energy     as much a second as tensor cores
+    tiles      the small ones are as efficient as the largest: what holds those back on tensor cores is feeding them,
+               and the pipes take operands a sixteenth as fast
+    depth0     the beginning and end of a tile, which are latencies of memory, take as long as they do there
+    alignment  none is needed: CUTLASS's SIMT kernels load element by element (default_gemm_configuration.h, kAlignment)
+    limit      the fast one is the tensor cores' and does not hold (`dvfs`)
+    attention  at the pipes' rate, with the same share of it
 """
 
 from __future__ import annotations
@@ -11,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from moemodel.model.core.errors import InputError
-from moemodel.model.device.roofline import ATTENTIONS
+from moemodel.model.device.roofline import ATTENTIONS, PRODUCTS
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.operators.work import Kind, Pass
@@ -48,17 +58,17 @@ def rescale_for_precision(
         return calibration
     chip = {"flops_per_cycle": rate, "bandwidth_Bps": 1 / wide, "l2_B": 1 / wide}
     power = {"flop_J": 1 / rate, "dram_J_per_B": wide, "cache_J_per_B": wide}
-    fit = calibration.power
-    return calibration.model_copy(
-        update={
-            "chip": scaled(calibration.chip, chip),
-            "operators": [
-                kernel_of(calibration, recipe.matmul_dtype, fit.kind, fit.direction) or _operator(fit, rate)
-                for fit in calibration.operators
-            ],
-            "power": fit.model_copy(update={"parameters": scaled(fit.parameters, power)}),
-        }
-    )
+    fit, of_pipes = calibration.power, recipe.matmul_dtype == "fp32"
+    changed = _on_pipes if of_pipes else _operator
+    update = {
+        "chip": scaled(calibration.chip, chip),
+        "operators": [
+            kernel_of(calibration, recipe.matmul_dtype, operator.kind, operator.direction) or changed(operator, rate)
+            for operator in calibration.operators
+        ],
+        "power": fit.model_copy(update={"parameters": scaled(fit.parameters, power)}),
+    }
+    return calibration.model_copy(update=update | (_without_fast_limit(calibration) if of_pipes else {}))
 
 
 def kernel_of(calibration: Calibration, dtype: str, kind: Kind, direction: Pass) -> KernelFit | None:
@@ -82,7 +92,28 @@ def _tensor_rate(framework: Framework, precision: Precision, gpu: Gpu) -> float:
             f"backend {framework.name}, precision {precision}: its products are {dtype}; {gpu.name} has peaks for "
             f"{known}; use another precision or GPU"
         )
-    return gpu.peaks[dtype].flops_per_s / gpu.peaks["bf16"].flops_per_s
+    rate = gpu.peaks[dtype].flops_per_s / gpu.peaks["bf16"].flops_per_s
+    if dtype != "fp32":
+        return rate
+    return rate * gpu.peaks["bf16"].clock_Hz / gpu.peaks[dtype].clock_Hz
+
+
+def _on_pipes(fit: OperatorFit, rate: float) -> OperatorFit:
+    """A product on the FP32 pipes instead of tensor cores; see the module's docstring."""
+    if fit.kind not in PRODUCTS:
+        return fit
+    tiles = {name: p for name, p in fit.parameters.items() if name.startswith("efficiency_")}
+    best = max(tiles.values(), key=lambda p: p.value)
+    changed = dict.fromkeys(tiles, best) | scaled({"depth0": fit.parameters["depth0"]}, {"depth0": rate})
+    if "alignment" in fit.parameters:
+        changed["alignment"] = fit.parameters["alignment"].model_copy(update={"value": 1.0})
+    return fit.model_copy(update={"parameters": {**fit.parameters, **changed}})
+
+
+def _without_fast_limit(calibration: Calibration) -> dict[str, object]:
+    governor = calibration.governor
+    kept = {name: p for name, p in governor.parameters.items() if not name.startswith("tensor_")}
+    return {"governor": governor.model_copy(update={"parameters": kept})}
 
 
 def _operator(fit: OperatorFit, rate: float) -> OperatorFit:

@@ -137,6 +137,8 @@ class Framework:
         dispatches_once_a_node: a row that several experts of a node need goes there once (DeepEP, HybridEP).
         node_limit: nodes that the router lets a token's experts lie on (DeepSeek-V3, section 2.1.2); None: all.
         gradient_wire_B: bytes of a gradient element that is exchanged; None: as in memory.
+
+        forward_only: nothing is trained: a step is its forward passes, of which nothing is kept.
     """
 
     name: str
@@ -179,6 +181,8 @@ class Framework:
     dispatches_once_a_node: bool = False
     node_limit: int | None = None
     gradient_wire_B: float | None = None
+
+    forward_only: bool = False
 
     def wire_B(self, precision: Precision) -> float:
         """Bytes of a gradient element that is exchanged."""

@@ -16,6 +16,10 @@ TORCH = Framework(
         "bf16": PrecisionRecipe(weight_B=2, gradient_B=2, state_B=4, master_weights=False),
         # float32 master weights and moments; gradients become float32 for the step
         "bf16-mixed": PrecisionRecipe(weight_B=2, gradient_B=2, state_B=12, transient_B=4),
+        # torch.backends.cuda.matmul.allow_tf32 is off by default: products are the FP32 pipes'
+        "fp32": PrecisionRecipe(
+            weight_B=4, gradient_B=4, state_B=8, master_weights=False, element_size_B=4.0, matmul_dtype="fp32"
+        ),
     },
     fused_qkv=False,
     fused_gate_up=False,

@@ -279,6 +279,10 @@ class Block(ABC):
         """Kernels that the host queues for it, forward and backward, beyond those of the measured block. [P] each."""
         return np.zeros(batch.plans), np.zeros(batch.plans)
 
+    def forward_kernels(self, batch: MicroBatch) -> FloatArray | None:  # noqa: ARG002 - of those blocks that say so
+        """All that the host queues for a forward pass of it alone; None: a kernel for each operator. [P]"""
+        return None
+
     def host_waits(self, batch: MicroBatch) -> HostReadings:
         """Where the host waits for the device."""
         none = np.zeros(batch.plans)

@@ -233,6 +233,11 @@ class MoeBlock(Block):
             np.asarray(backward + policies[1] - MEASURED_BLOCK[1]),
         )
 
+    def forward_kernels(self, batch: MicroBatch) -> FloatArray:
+        together = batch.framework.moe.launches is None  # else each expert's are counted
+        deeper = 2.0 * (self.spec.depth - 1) * together  # a product and its activation each
+        return np.asarray(MEASURED_BLOCK[0] + deeper + self.more_launches(batch)[0])
+
     def host_waits(self, batch: MicroBatch) -> HostReadings:
         """Where the host reads what the device made, or lets it run dry."""
         moe, form = self.spec, batch.framework.moe

@@ -150,6 +150,33 @@ def check_tokens(tokens: float | None, global_batch: int, sequence_length: int) 
         )
 
 
+def check_forward_only(plan: Plan) -> None:
+    """Refuse what only training has in a plan of forward passes.
+
+    Raises:
+        ValueError: each key, what was found and what is allowed.
+    """
+    p = plan.parallel
+    found = {
+        "backend": (plan.backend, "torch"),
+        "parallel.zero_stage": (p.zero_stage, 0),
+        "parallel.pp": (p.pp, 1),
+        "recompute": (plan.recompute, "none"),
+        "gradient_dtype": (plan.gradient_dtype, None),
+        "cross_entropy": (plan.cross_entropy, None),
+        "routing.balance_loss": (plan.routing.balance_loss, 0.0),
+        "routing.z_loss": (plan.routing.z_loss, 0.0),
+        "routing.bias_rate": (plan.routing.bias_rate, 0.0),
+    }
+    wrong = [
+        f"{key}: found {value}; allowed: {'null' if only is None else only}"
+        for key, (value, only) in found.items()
+        if value != only
+    ]
+    if wrong:
+        raise ValueError(f"with mode inference, which trains nothing: {'; '.join(wrong)}")
+
+
 def _names_backend(document: Any) -> bool:
     return isinstance(document, dict) and isinstance(document.get("backend"), str)
 
@@ -175,6 +202,9 @@ class Plan(NamesFiles):
     """
 
     name: Text = "plan"
+    mode: Literal["training", "inference"] = Field(
+        default="training", description="inference: forward passes alone, batch after batch; nothing is generated"
+    )
     architecture: Text = Field(description="a known architecture, or the path of a Hugging Face config.json")
     layers: Stages | None = Field(default=None, description="train only that many decoder layers")
     sequence_length: Tokens
@@ -234,6 +264,12 @@ class Plan(NamesFiles):
     @model_validator(mode="after")
     def _whole_steps(self) -> Plan:
         check_tokens(self.tokens, self.global_batch, self.sequence_length)
+        return self
+
+    @model_validator(mode="after")
+    def _forward_only(self) -> Plan:
+        if self.mode == "inference":
+            check_forward_only(self)
         return self
 
     @model_validator(mode="after")

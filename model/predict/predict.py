@@ -141,7 +141,8 @@ class PricedPlans:
     @cached_property
     def _flops(self) -> FloatArray:
         """Of the model in a step, [P]."""
-        return model_flops(self._architecture, self._plans.seq) * self._plans.global_batch
+        passes = 1 / 3 if self._machine.framework.forward_only else 1.0  # a backward pass does twice as much
+        return passes * model_flops(self._architecture, self._plans.seq) * self._plans.global_batch
 
     @cached_property
     def _memory(self) -> tuple[FloatArray, dict[str, FloatArray]]:
@@ -280,7 +281,7 @@ def _mean_gpu(
     whole = _in_a_step(pipe, devices)
     times = whole.map(lambda phase: phase.time_s)
     energies = whole.map(lambda phase: phase.energy_J + static_W * phase.time_s)
-    clocks = whole.map(lambda phase: phase.cycles / phase.time_s)
+    clocks = whole.map(_clock_Hz)
     busy_s = times.forward + times.backward + times.optimizer
     cycles = whole.forward.cycles + whole.backward.cycles + whole.optimizer.cycles
     exposed_s = pipe.mean(timeline.exposed_s) + timeline.exposed_step_s
@@ -315,6 +316,12 @@ def _mean_gpu(
         device_share=device_share,
         outside=outside,
     )
+
+
+def _clock_Hz(phase: ClockedCost) -> FloatArray:
+    """Mean of a phase; NaN of one in which nothing runs."""
+    unknown = np.full(np.shape(phase.time_s), np.nan)
+    return np.asarray(np.divide(phase.cycles, phase.time_s, out=unknown, where=phase.time_s > 0))
 
 
 def _gating_s(pipe: PipelineStep, devices: list[DeviceCosts]) -> FloatArray:

@@ -12,6 +12,7 @@ import numpy as np
 
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.device.dvfs import PowerSegment, steady_state_clocks
+from moemodel.model.device.operator_cost import shares
 from moemodel.model.device.power import PowerModel
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.predict.phases import ByPhase, DeviceCosts, mean_clock_Hz
@@ -109,7 +110,7 @@ def _power_profile(
     idle_W = total_power(power, mean_W, temperature_C)[0] - mean_W
     forward, backward, optimizer = device.forward, device.backward, device.optimizer
     passes_s = forward.time_s + backward.time_s
-    optimizer_W = optimizer.energy_J / optimizer.time_s + clock_tree_W
+    optimizer_W = shares(optimizer.energy_J, optimizer.time_s) + clock_tree_W
     fill_W = clock_tree_W + pipe.busy_waiting_W(device, power)
     exchange_s = _in_one_piece_s(pipe.plans, timeline)
     sent_s = np.minimum(exchange_s, pipe.costs[index].step_exchange.whole_s[:, None])  # the rest, others'
@@ -124,7 +125,7 @@ def _power_profile(
     parts = {
         _Part.OTHERS: ((m - 1) * passes_s * stretch, beside_W),
         _Part.FORWARD: (forward.time_s * stretch, forward.energy_J / forward.time_s * spread),
-        _Part.BACKWARD: (backward.time_s * stretch, backward.energy_J / backward.time_s * spread),
+        _Part.BACKWARD: (backward.time_s * stretch, shares(backward.energy_J, backward.time_s) * spread),
         _Part.EXCHANGE: (exchange_s, exchange_W),
         _Part.OPTIMIZER: (optimizer.time_s, optimizer_W),
         _Part.FILL: (timeline.fill_s, fill_W),
@@ -155,13 +156,14 @@ def _governed(
         gain_Hz_per_J=machine.governor_gain_Hz_per_J,
     )
     clocks = dict(zip(parts, settled, strict=True))
-    forward, backward = clocks[_Part.FORWARD], clocks[_Part.BACKWARD]
+    forward = clocks[_Part.FORWARD]
+    backward, optimizer = (clocks.get(part, forward) for part in (_Part.BACKWARD, _Part.OPTIMIZER))  # trained or not
     if _Part.OTHERS in clocks:
         before = np.tile(1 - 1 / plans.micro_batches, len(profiles))  # share of the micro-batches that are not the last
         # their work takes as long at the mean of their periods, not of their clocks
         forward = 1 / (before / clocks[_Part.OTHERS] + (1 - before) / forward)
         backward = 1 / (before / clocks[_Part.OTHERS] + (1 - before) / backward)
-    phases = [np.split(clock_Hz, len(profiles)) for clock_Hz in (forward, backward, clocks[_Part.OPTIMIZER])]
+    phases = [np.split(clock_Hz, len(profiles)) for clock_Hz in (forward, backward, optimizer)]
     return [ByPhase(forward=f, backward=b, optimizer=o) for f, b, o in zip(*phases, strict=True)]
 
 

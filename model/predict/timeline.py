@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moemodel.model.core.arrays import BoolArray, FloatArray
+from moemodel.model.device.operator_cost import shares
 from moemodel.model.device.power import PowerModel
 from moemodel.model.predict.phases import DeviceCosts, mean_clock_Hz
 from moemodel.model.schedule.base import StageTimes
@@ -167,7 +168,7 @@ class PipelineStep:
         inputs_s = _late_pass_s((1 - device_share) * backward_s, (1 - call_share) * host_s, cost)
         splits = self.plans.schedules.splits_backward[:, None]
         late_s = np.where(splits, inputs_s + weights_s, _late_pass_s(backward_s, host_s, cost))
-        return late_s, np.where(splits, weights_s / (inputs_s + weights_s), device_share)
+        return late_s, np.where(splits, shares(weights_s, inputs_s + weights_s), device_share)
 
     def _queued_s(self, cost: StageCost) -> FloatArray:
         """What the host needs to queue a step."""

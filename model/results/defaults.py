@@ -30,10 +30,11 @@ def _choices(plan: Plan, architecture: Architecture, machine: System) -> Iterato
     yield "precision", plan.precision
     yield "backend", plan.backend
     yield "micro_batch", plan.micro_batch
-    yield "recompute", plan.recompute
-    yield "cross_entropy", f"as {plan.backend} computes it"
-    yield "gradient_dtype", f"as {plan.backend} keeps it"
-    if plan.micro_batches > 1 or p.pp > 1:
+    if plan.mode == "training":
+        yield "recompute", plan.recompute
+        yield "cross_entropy", f"as {plan.backend} computes it"
+        yield "gradient_dtype", f"as {plan.backend} keeps it"
+    if plan.mode == "training" and (plan.micro_batches > 1 or p.pp > 1):
         yield "schedule", plan.schedule
     if p.pp > 1:
         yield "parallel.virtual_stages", p.virtual_stages

@@ -60,6 +60,14 @@ class Estimate:
         high = None if self.high is None or other.high is None else self.high + other.high
         return Estimate(value=self.value + other.value, low=low, high=high)
 
+    def inverse(self, factor: float = 1.0) -> Estimate:
+        """A factor over it."""
+        return Estimate(
+            value=factor / self.value,
+            low=None if self.high is None else factor / self.high,
+            high=None if self.low is None else factor / self.low,
+        )
+
     def to_json(self) -> dict[str, Any]:
         """`{"value": v, "interval": [low, high]}`, or null for an interval that isn't known."""
         known = self.low is not None and self.high is not None and math.isfinite(self.low + self.high)

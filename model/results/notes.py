@@ -55,6 +55,8 @@ def notes(
         _vocabulary(plan, architecture),
         *architecture.notes,
         multi_token_note(architecture, plan.sequence_length),
+        _forward_only(plan),
+        _pipes(plan, machine),
         _routing(plan, architecture, machine, routing),
         _positions(plan, architecture),
         _encoder(architecture),
@@ -73,6 +75,25 @@ def notes(
         f"Calibration {calibration.name}: {calibration.provenance}",
     ]
     return tuple(note for note in found if note)
+
+
+def _forward_only(plan: Plan) -> str | None:
+    if plan.mode != "inference":
+        return None
+    return (
+        "A step is forward passes alone, and the host waits for each before it queues the next. Its time is taken from "
+        "the forward passes of training, in which autograd records: without that it takes less, so that what waits "
+        "for the host is faster than predicted."
+    )
+
+
+def _pipes(plan: Plan, machine: System) -> str | None:
+    if machine.framework.precisions[plan.precision].matmul_dtype != "fp32":
+        return None
+    return (
+        "Products in fp32 are taken to run on the FP32 pipes, without TF32, at the data sheet's rate and at the power "
+        "of tensor cores; the calibration has measured none."
+    )
 
 
 def _bursts(plan: Plan, machine: System, p: Prediction) -> str | None:

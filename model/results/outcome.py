@@ -130,7 +130,8 @@ class Outcome:
         fit_probability: that it does; `verdict`: fits, may not fit (the interval holds what there is), does not fit.
         exposed_communication_s, hidden_communication_s: communication that nothing hides, and that computation hides.
         bubble_s: idle in the pipeline; `host_wait_s` because the host had queued no work yet.
-        phases: forward, backward, optimizer, communication (exposed) and idle, which add up to the step.
+        phases: forward, backward, optimizer, communication (exposed) and idle, which add up to the step; of a plan of
+            inference, whose step is its forward passes, the first and the last two.
         outside: share of device time in shapes that the calibration has not seen the like of.
         model_flops: of a step on all GPUs, forward and backward, without recomputation.
         volumes: FLOPs, bytes of device memory and bytes sent, of the mean GPU; None where they weren't asked for.
@@ -200,6 +201,18 @@ class Outcome:
         """Of the site in a step: IT energy times PUE."""
         return self.energy.meter_J
 
+    @property
+    def inferences_per_s(self) -> Estimate | None:
+        """Sequences that pass forward, on all GPUs; None of a plan that trains."""
+        if self.plan.mode != "inference":
+            return None
+        return self.tokens_per_s * (1 / self.plan.sequence_length)
+
+    @property
+    def inferences_per_J(self) -> Estimate | None:
+        """The same of a joule of the GPUs."""
+        return None if self.plan.mode != "inference" else self.gpu_energy_J.inverse(self.plan.global_batch)
+
     def share(self, time_s: float) -> float:
         """A time as a share of the step."""
         return time_s / self.step_time_s.value
@@ -214,7 +227,7 @@ class Outcome:
             "interval_level": INTERVAL,
             "parameters": self.parameters,
             "active_parameters": self.active_parameters,
-            "step": self._step_json(),
+            "step": self._step_json() | self._inference_json(),
             "memory": {
                 "peak_B": self.memory_B.to_json(),
                 "available_B": self.memory_available_B,
@@ -251,6 +264,10 @@ class Outcome:
             "host_wait_s": finite(self.host_wait_s),
             "outside_measured_share": finite(self.outside),
         }
+
+    def _inference_json(self) -> dict[str, Any]:
+        found = {"inferences_per_s": self.inferences_per_s, "inferences_per_J": self.inferences_per_J}
+        return {name: figure.to_json() for name, figure in found.items() if figure is not None}
 
     def _work_json(self) -> dict[str, Any]:
         return {"model_flops": self.model_flops} | ({} if self.volumes is None else self.volumes.to_json())
@@ -390,7 +407,7 @@ def _outcome(
         hidden_communication_s=first(p.hidden_communication_s),
         bubble_s=Estimate.of(first(p.bubble_s), time_error),
         host_wait_s=first(p.host_wait_s),
-        phases=_phases(p),
+        phases=_phases(p, trains=plan.mode == "training"),
         outside=first(p.outside),
         model_flops=first(p.flops),
         volumes=None,
@@ -422,12 +439,15 @@ def _largest_first(terms_B: Mapping[str, FloatArray]) -> dict[str, float]:
     return dict(sorted(terms.items(), key=lambda term: -term[1]))
 
 
-def _phases(p: Prediction) -> dict[str, PhaseOutcome]:
+def _phases(p: Prediction, *, trains: bool) -> dict[str, PhaseOutcome]:
     idle_s = first(p.bubble_s) + first(p.host_wait_s)
-    return {
-        "forward": _computed(p.forward_s, p.forward_J, p.forward_clock_Hz),
+    of_training = {
         "backward": _computed(p.backward_s, p.backward_J, p.backward_clock_Hz),
         "optimizer": _computed(p.optimizer_s, p.optimizer_J, p.optimizer_clock_Hz),
+    }
+    return {
+        "forward": _computed(p.forward_s, p.forward_J, p.forward_clock_Hz),
+        **(of_training if trains else {}),
         "communication": PhaseOutcome(
             time_s=first(p.exposed_communication_s), energy_J=first(p.communication_J), clock_Hz=None
         ),

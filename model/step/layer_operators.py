@@ -85,8 +85,10 @@ class Workload:
         calls = [
             _call(op.kind, Pass.FORWARD, op.shape, Phase.FORWARD, self._mask(op), op.load_balance, _gates(op))
             for op in every
-            if not op.only_backward
+            if not op.only_backward and not (self.framework.forward_only and op.kind is Kind.CROSS_ENTROPY)
         ]
+        if self.framework.forward_only:
+            return calls
         for op in every:
             for kind, direction, shape in _backward(op):
                 calls.append(_call(kind, direction, shape, Phase.BACKWARD, self._mask(op), op.load_balance, _gates(op)))
@@ -115,6 +117,8 @@ class Workload:
 
     def accumulate(self, parameters: FloatArray) -> list[Call]:
         """Adding a micro-batch's gradients to those before it (`accumulated_fraction`)."""
+        if self.framework.forward_only:
+            return []
         count = accumulated_fraction(self.plans, self.framework)
         return [_call(Kind.ACCUMULATE, Pass.BACKWARD, Shape(m=parameters), Phase.BACKWARD, count)]
 
@@ -131,6 +135,8 @@ class Workload:
         """
         plans = self.plans
         shared = (plans.dp * plans.cp > 1) / plans.micro_batches
+        if self.framework.forward_only:
+            return []
         if self.framework.data_parallel == "distributed-optimizer" or not shared.any():
             return []
         inner, whole = Shape(m=layers), Shape(m=layers + ends)
@@ -144,6 +150,8 @@ class Workload:
 
     def optimizer(self, owned: FloatArray) -> list[Call]:
         """One step over the parameters that this GPU owns: norm and clip of their gradients, and the update."""
+        if self.framework.forward_only:
+            return []
         kind = Kind.ADAMW_MIXED if self.batch.recipe.master_weights else Kind.ADAMW
         calls = [
             _call(Kind.GRAD_NORM, Pass.STEP, Shape(m=owned), Phase.OPTIMIZER, self._one),

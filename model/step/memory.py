@@ -222,6 +222,8 @@ class MemoryModel:
 
     def stage(self, stage: Stage) -> Memory:
         """Peak of one stage."""
+        if self.framework.forward_only:
+            return self._forward_only(stage)
         shard = self.shard(stage)
         terms = self.states(shard)
         transient = terms.pop("optimizer_transient")
@@ -258,6 +260,21 @@ class MemoryModel:
             terms["gradient_placeholders"] = self._placeholders_B(stage)
         terms["messages"] = self._messages(stage, flight)
         terms["workspace"] = np.full(len(self.plans), self.workspace_B)
+        terms["fragmentation"] = np.asarray(self.fragmentation * sum(terms.values()))
+        terms["context"] = np.full(len(self.plans), self.context_B)
+        return Memory(peak_B=np.asarray(sum(terms.values())), terms_B=terms)
+
+    def _forward_only(self, stage: Stage) -> Memory:
+        """Where nothing is trained: parameters, the tensors of one layer at a time, and logits. What a layer would keep
+        for a backward pass bounds what it holds at once."""
+        none = np.zeros(len(self.plans))
+        held = [self.kept(kind)[1] for kind, count in zip(self.kinds, stage.layers, strict=True) if count]
+        terms = {
+            "parameters": np.asarray(self.recipe.weight_B * self.shard(stage).total),
+            "activations": np.maximum.reduce([none, *held]),
+            "logits": np.asarray(self._head.logits_B(self.batch)) if stage.head else none,
+            "workspace": np.full(len(self.plans), self.workspace_B),
+        }
         terms["fragmentation"] = np.asarray(self.fragmentation * sum(terms.values()))
         terms["context"] = np.full(len(self.plans), self.context_B)
         return Memory(peak_B=np.asarray(sum(terms.values())), terms_B=terms)

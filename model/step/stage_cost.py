@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.device.host_overhead import HostCost, HostModel
-from moemodel.model.device.operator_cost import OperatorCostModel, PhaseCost
+from moemodel.model.device.operator_cost import OperatorCostModel, PhaseCost, shares
 from moemodel.model.device.power import PowerModel
 from moemodel.model.device.roofline import chip_of_calibration
 from moemodel.model.frameworks.moe_form import measured_layer
@@ -75,7 +75,7 @@ class StageCost:
     @property
     def weight_share(self) -> FloatArray:
         """Gradients of weights, as a share of the backward pass, [P, 1]."""
-        return np.asarray(self.backward.weights_s_U / self.backward.time_s_UK[:, -1])[:, None]
+        return shares(self.backward.weights_s_U, self.backward.time_s_UK[:, -1])[:, None]
 
     @property
     def weight_call_share(self) -> FloatArray:
@@ -155,6 +155,8 @@ class StageCosts:
     def stage(self, stage: Stage) -> StageCost:
         """Cost of a class of stages."""
         blocks = self._blocks
+        if blocks.machine.framework.forward_only:
+            return self._forward_only(stage)
         forward, backward = (self._device(stage, phase) for phase in (Phase.FORWARD, Phase.BACKWARD))
         units = self._memory.units(stage)
         leads = self._lead(stage, Phase.FORWARD, forward), self._lead(stage, Phase.BACKWARD, backward)
@@ -197,6 +199,57 @@ class StageCosts:
             pipeline_fill_comm_s=self._comm.pipeline_fill_comm_s(),
         )
 
+    def _forward_only(self, stage: Stage) -> StageCost:
+        """The same where nothing is trained: forward passes, each begun on an idle device."""
+        blocks, plans = self._blocks, len(self.plans)
+        nothing_s, exchange = np.zeros((plans, 1)), self._exchange(stage)[0]
+        call = HostCost(forward_s=self._forward_kernel_s(stage), backward_s=0.0)
+        queue = ParallelHost(blocks.host, call, measured=blocks.machine.framework.torch_launch)
+        idle_s = self._host_sync_s(stage, call)[0] + _CALLS_OF_A_DRAIN * call.forward_s
+        host_s = self._forward_host_s(stage) + queue.queued_s(exchange.calls, "forward")
+        return StageCost(
+            forward=self._device(stage, Phase.FORWARD),
+            backward=PhaseCost.empty(plans, blocks.clocks),
+            optimizer=PhaseCost.empty(plans, blocks.clocks),
+            forward_exchange=exchange,
+            backward_exchange=self._comm.none(),
+            step_exchange=StepExchange.none(plans),
+            unoverlappable_fraction_forward=nothing_s,
+            unoverlappable_fraction_backward=nothing_s,
+            # what it queues while the device stands idle is part of its own time: a pass takes the longer of both
+            host=HostCost(forward_s=np.maximum(host_s - idle_s, 0.0), backward_s=nothing_s),
+            host_exchange_s=nothing_s,
+            host_step_s=0.0,
+            host_sync_s=idle_s,
+            recompute_sync_s=nothing_s,
+            pipeline_fill_comm_s=np.zeros(plans),
+        )
+
+    def _forward_host_s(self, stage: Stage) -> FloatArray:
+        """Host time of a forward pass, [P, 1]: of layers like the measured ones theirs; of blocks that stand alone so
+        many kernels, since half of a measured layer is no block of another depth."""
+        blocks, total_s = self._blocks, np.zeros((len(self.plans), 1))
+        for (count, layer), phase_costs in zip(self._layers(stage), blocks.layers, strict=True):
+            if len(layer.blocks) > 1:
+                total_s = total_s + count * self._host_of(layer).forward_s
+                continue
+            kernels = layer.blocks[0].forward_kernels(self._batch)
+            if kernels is None:
+                kernels = phase_costs[Phase.FORWARD].calls_U[self._shape]
+            total_s = total_s + count * kernels[:, None] * self._layer_kernel_s(layer)
+        ends = (stage.embedding + stage.head) / 2 * blocks.architecture.has_head
+        return np.asarray(total_s + blocks.host.ends(ends).forward_s)
+
+    def _layer_kernel_s(self, layer: LayerBlocks) -> float:
+        """Host time of a kernel in the forward pass of the measured layer that one is like."""
+        name = layer.host_block()
+        return float(self._blocks.host.layer(name, 2).forward_s) / measured_layer(name)[0]
+
+    def _forward_kernel_s(self, stage: Stage) -> float:
+        """The mean over the stage's layers."""
+        layers = [(count, self._layer_kernel_s(layer)) for count, layer in self._layers(stage) if count]
+        return sum(count * kernel_s for count, kernel_s in layers) / max(sum(count for count, _ in layers), 1)
+
     def fullest(self, pipeline: tuple[Stage, ...]) -> Memory:
         """Memory of the fullest class of stages."""
         return fullest(self._memory, pipeline)
@@ -217,7 +270,7 @@ class StageCosts:
         head_s: FloatArray | float = 0.0
         if stage.head and phase in blocks.head:
             head_s = blocks.head[phase].time_s_UK[self._shape, -1]
-        return np.asarray((head_s + (whole_s - head_s) / max(sum(stage.layers), 1)) / whole_s)[:, None]
+        return shares(np.asarray(head_s + (whole_s - head_s) / max(sum(stage.layers), 1)), whole_s)[:, None]
 
     def _updates(self, stage: Stage, units: FsdpUnits, counts: ExchangeCounts) -> dict[Phase, PhaseCost]:
         """What a stage does with its parameters beside its layers, priced once for each distinct size: copies on their

@@ -32,6 +32,8 @@ def check_runs(plan: Plan, architecture: Architecture) -> None:
 
 
 def _outside(plan: Plan, architecture: Architecture) -> Iterator[str]:
+    if plan.mode != "training":
+        yield f"mode: found {plan.mode}; allowed for plans that are run: training"
     if plan.precision not in ("bf16", "bf16-mixed"):
         yield f"precision: found {plan.precision!r}; allowed for plans that are run: bf16, bf16-mixed"
     if plan.recompute not in RECOMPUTE:

@@ -1,0 +1,140 @@
+"""`moemodel study`: studies of others, predicted, and repeated on the GPU at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from moemodel.cli.output import Finite, bullets, console, digits, echo_json, table, working
+from moemodel.model.core.extras import needs_extra
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from moemodel.model.results.crossover import Form, Rate
+
+    Rates = dict[tuple[str, Form], Rate]
+
+# What is predicted unless told: cards that this project can have, and the study's own.
+_GPUS = ("h100-sxm-80gb", "h200-sxm-141gb", "a100-pcie-80gb")
+_WORDS = {"dense": "dense", "every": "MoE, every expert", "chosen": "MoE, chosen experts"}
+
+
+@click.group("study", short_help="Studies of others, predicted, and repeated on the GPU at hand.")
+def study_command() -> None:
+    """Predict what others have measured, and measure it again."""
+
+
+@study_command.command("crossover", short_help="From which size on a Mixture-of-Experts takes less energy.")
+@click.option("--gpu", metavar="NAME", help="Measure on the GPU that is here, such as h100, or cpu: half a minute.")
+@click.option("--on", "gpus", multiple=True, metavar="NAME", help=f"Predict this GPU.  [default: {', '.join(_GPUS)}]")
+@click.option("--seconds", type=Finite(min=0.01), default=3.0, show_default=True, help="Of each repeat of a model.")
+@click.option("--repeats", type=click.IntRange(min=1), default=2, show_default=True, help="Of each model measured.")
+@click.option("--tiny", is_flag=True, help="Measure models of a few hundred parameters, to see that it works.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: the same figures, units in the names.")
+def crossover_command(
+    gpu: str | None, gpus: tuple[str, ...], seconds: float, repeats: int, tiny: bool, as_json: bool
+) -> None:
+    """Inferences per second and joule of dense MLPs and of Mixture-of-Experts of the same size (neuralwatt 2025).
+
+    Forward passes alone, in float32, 128 samples at a time: four sizes, the dense model and two forms of the other.
+    """
+    found = {name: _predicted(name) for name in gpus or _GPUS}
+    measured = None if gpu is None else _measured(gpu, seconds=seconds, repeats=repeats, tiny=tiny)
+    if as_json:
+        echo_json(_json(found, measured))
+        return
+    out = console()
+    for name, rates in found.items():
+        cases = [{"size": size, "form": form, **asdict(rate)} for (size, form), rate in rates.items()]
+        out.print(_rows(f"{name}, predicted", cases, rates), "", bullets(_turns(rates)), "")
+    if measured is not None:
+        from moemodel.model.results.crossover import rates_of
+
+        rates = rates_of(measured["cases"])
+        rows = _rows(f"{measured['device']}, measured", measured["cases"], rates)
+        out.print(rows, "", bullets([*_turns(rates), *_remarks(measured)]))
+
+
+def _predicted(gpu: str) -> Rates:
+    from moemodel.calibration.store.catalogue import load_calibration
+    from moemodel.model.hardware.gpu import read_gpu
+    from moemodel.model.results.crossover import predicted_rates
+
+    return predicted_rates(load_calibration(None, read_gpu(gpu, key="--on").name, key="--on"))
+
+
+@needs_extra("study", "profile")
+def _measured(gpu: str, *, seconds: float, repeats: int, tiny: bool) -> dict[str, Any]:
+    from moemodel.model.core.errors import InputError
+    from moemodel.profiler.devices.names import SIMULATED
+    from moemodel.profiler.platforms.registry import open_named
+    from moemodel.profiler.studies.crossover import measure
+
+    if gpu.startswith(SIMULATED):
+        raise InputError(f"--gpu: found {gpu}; a simulated GPU runs no models; allowed: a GPU that is here, or cpu")
+    device, _ = open_named(gpu)
+    with working("crossover") as progress:
+        done = 0
+
+        def told(size: str, form: str) -> None:
+            nonlocal done
+            progress(done, 12, f"{size}, {form}")
+            done += 1
+
+        try:
+            return measure(device.torch_device, seconds=seconds, repeats=repeats, tiny=tiny, progress=told)
+        finally:
+            device.close()
+
+
+def _json(found: dict[str, Rates], measured: dict[str, Any] | None) -> dict[str, Any]:
+    from moemodel.model.results.crossover import BATCH, rates_json, rates_of
+
+    document: dict[str, Any] = {"study": "crossover", "batch": BATCH, "precision": "fp32", "tf32": False}
+    document["predicted"] = {name: rates_json(rates) for name, rates in found.items()}
+    if measured is not None:
+        document["measured"] = rates_json(rates_of(measured["cases"])) | measured
+    return document
+
+
+def _rows(title: str, cases: Sequence[Mapping[str, Any]], rates: Rates) -> Table:
+    from moemodel.model.results.crossover import winner
+
+    numbers = ("inferences/s", "W", "inferences/J", "idle")
+    made = table("size", "model", *numbers, "wins", title=title, numbers=numbers)
+    for case in cases:
+        size, form = case["size"], case["form"]
+        idle = case.get("waits_for_host")
+        known = form != "dense" and {(size, "dense"), (size, form)} <= set(rates)
+        made.add_row(
+            size,
+            _WORDS[form],
+            digits(case["inferences_per_s"]),
+            "" if case["power_W"] is None else f"{case['power_W']:.0f}",
+            "" if case["inferences_per_J"] is None else digits(case["inferences_per_J"]),
+            "" if idle is None else f"{idle:.0%}",
+            winner(rates, size, form) if known else "",
+        )
+    return made
+
+
+def _turns(rates: Rates) -> list[str]:
+    from moemodel.model.results.crossover import MIXTURES, turns_at
+
+    if not rates:
+        return ["No energy was measured, so there is no winner."]
+    found = {form: turns_at(rates, form) for form in MIXTURES}
+    return [
+        f"{_WORDS[form]}: "
+        + ("the dense model wins up to the largest size." if size is None else f"it takes less energy from {size} on.")
+        for form, size in found.items()
+    ]
+
+
+def _remarks(measured: dict[str, Any]) -> list[str]:
+    """What the meter said, each once."""
+    return list(dict.fromkeys(note for case in measured["cases"] for note in case["notes"]))

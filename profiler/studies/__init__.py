@@ -1,0 +1,1 @@
+"""Studies of others, measured again on the GPU at hand."""
