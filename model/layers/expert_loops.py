@@ -62,7 +62,7 @@ def _form(moe: Moe, kernels: tuple[StreamedKernels, ...], *, fixed: float, each:
             backward=ByChoices(one=0, two=0, more=0),
             each_forward=each + moe.depth - 1,  # and an activation for each product but the last
         ),
-        waits=HostWaits(forward=reads, cut=reads),
+        host_waits=HostWaits(forward=reads, cut=reads),
         separate_experts=True,
     )
 

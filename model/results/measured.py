@@ -90,11 +90,14 @@ class PredictedQuantities:
         values: without those that the calibration doesn't know (power and energy of a device without readings).
         spreads: predicted standard deviation of their logarithms, where it is known.
         host_share: share of the step that waits for the host.
+        phase_energy_J: of all GPUs: "forward", "backward", "optimizer", in which they compute, and "idle"; empty where
+            the calibration doesn't know powers.
     """
 
     values: dict[str, float]
     spreads: dict[str, float]
     host_share: float
+    phase_energy_J: dict[str, float]
 
 
 def predict_as_run(plan: Plan, calibration: Calibration, row: Row | None = None) -> PredictedQuantities:
@@ -124,12 +127,15 @@ def predict_as_run(plan: Plan, calibration: Calibration, row: Row | None = None)
     )
     figures, errors = _figures(one), _errors(one, calibration)
     has_clock = machine.gpu.clock_max_Hz is not None
-    of_power = ["energy", "power", *(f"{phase}_energy" for phase in ("forward", "backward", "optimizer"))]
-    unknown = [*([] if calibration.power.points else of_power), *([] if has_clock else ["clock"])]
+    unknown = [*([] if calibration.power.points else ["energy", "power"]), *([] if has_clock else ["clock"])]
     values = {name: value for name, value in figures.items() if name not in unknown}
     spreads = {name: error for name, error in errors.items() if name in values}
+    parts = {"forward": one.forward_J, "backward": one.backward_J, "optimizer": one.optimizer_J, "idle": one.idle_J}
     return PredictedQuantities(
-        values=values, spreads=spreads, host_share=float(one.host_wait_s[0] / one.step_time_s[0])
+        values=values,
+        spreads=spreads,
+        host_share=float(one.host_wait_s[0] / one.step_time_s[0]),
+        phase_energy_J={name: float(J[0]) for name, J in parts.items()} if calibration.power.points else {},
     )
 
 
@@ -145,9 +151,6 @@ def _figures(one: Prediction) -> dict[str, float]:
         "forward": one.forward_s,
         "backward": one.backward_s,
         "optimizer": one.optimizer_s,
-        "forward_energy": one.forward_J,
-        "backward_energy": one.backward_J,
-        "optimizer_energy": one.optimizer_J,
     }
     return {name: float(column[0]) for name, column in columns.items()}
 

@@ -221,6 +221,7 @@ class StageCosts:
             host_exchange_s=nothing_s,
             host_step_s=0.0,
             host_sync_s=idle_s,
+            runs_dry=False,
             recompute_sync_s=nothing_s,
             pipeline_fill_comm_s=np.zeros(plans),
         )

@@ -20,7 +20,7 @@ Run = Callable[..., Result]
 EXAMPLES = sorted(
     path
     for path in (Path(__file__).parents[2] / "examples").glob("*.yaml")
-    if not path.name.startswith("search-")  # for `moemodel optimize`
+    if not path.name.startswith(("search-", "run-"))  # for `moemodel optimize`, `moemodel run`
 )
 
 

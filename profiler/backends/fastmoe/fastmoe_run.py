@@ -97,9 +97,9 @@ class FastMoeRun(DataParallelRun):
         """FastMoE's data parallelism; all ranks drew the same weights, so none are sent first."""
         world = self._groups.own("world")
         groups = {f"{name}_group": world for name in ("dp", "gate", "moe", "world")}
-        copies = self._groups.own("data_parallel" if self._place.mesh.ep == 1 else "expert_data_parallel")
-        if copies is not None:
-            groups[f"{EXPERT_COMM}_group"] = copies
+        sharing = self._groups.own("data_parallel" if self._place.mesh.ep == 1 else "expert_data_parallel")
+        if sharing is not None:
+            groups[f"{EXPERT_COMM}_group"] = sharing
         return DistributedGroupedDataParallel(self.model, need_sync=False, **groups)
 
     def _trained(self, parameter: torch.nn.Parameter) -> Trained:

@@ -200,7 +200,10 @@ def test_controls_for_every_model_and_batch(
     [
         ({"cluster": {"gpus": 4}, "parallel": {"dp": 4}}, "it needs 4 GPUs; here are 2"),
         ({"cluster": {"gpu": "a100-sxm-80gb"}}, "it is for a100-sxm-80gb; here is h100-sxm-80gb"),
-        ({"backend": "megatron"}, "backend megatron can't be run; allowed: torch"),
+        (
+            {"backend": "megatron"},
+            "backend megatron can't be run; allowed: torch, deepspeed, fastmoe, megatron-core, megatron-core-local, megatron-deepspeed",
+        ),
         (
             {"power_cap_W": 500.0},
             "it asks for a power cap of 500 W, and the limit in force is 700 W; no limit is changed here: set it "
