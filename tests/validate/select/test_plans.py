@@ -15,6 +15,7 @@ from moemodel.model.results.measured import predict_as_run
 from moemodel.model.search.document import Search
 from moemodel.model.search.result import SearchResult
 from moemodel.model.search.search import search
+from moemodel.profiler.backends.base import BACKENDS
 from moemodel.validation.select.plans import Chosen, _spread, from_plans, from_search
 from moemodel.validation.select.runnable import Hardware, PlanRequest
 
@@ -202,7 +203,7 @@ def test_controls_for_every_model_and_batch(
         ({"cluster": {"gpu": "a100-sxm-80gb"}}, "it is for a100-sxm-80gb; here is h100-sxm-80gb"),
         (
             {"backend": "megatron"},
-            "backend megatron can't be run; allowed: torch, deepspeed, fastmoe, megatron-core, megatron-core-local, megatron-deepspeed",
+            f"backend megatron can't be run; allowed: {', '.join(BACKENDS)}",
         ),
         (
             {"power_cap_W": 500.0},
