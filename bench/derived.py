@@ -14,11 +14,8 @@ Every pair is derived anew from the shipped calibration of the first, whatever s
 
 Readings are loops of kernels of an inference engine (`kernels/gemm.parquet`): those whose power was taken run long
 enough to be held by the power limit, and are priced at the clock that it leaves; the others, at the highest clock.
-Nobody filled their weights (ai-dynamo/aiconfigurator, collector/vllm/collect_gemm.py): fresh memory holds zeros, which
-hardly draw power, so that one amount of work reads 1,234 TFLOP/s at 1,165 W and 1,861 at 775 W on a GB200. The slowest
-hundredth of large products are of random operands, as training's are: on an H200 within a per cent of what this project
-measured with such. Energies of readings are those of random operands times the factor (`operands`) at which a large
-product settles as much above that as the median reading does.
+Nobody filled their weights, and zeros hardly draw power (`published.kernels.operands`): energies of readings are those
+of random operands times the factor of the median reading (`operands`).
 They replay captured CUDA graphs of several kernels each (the source's collector/helper.py), so that one kernel follows
 the other sooner than the host of a training loop queues them. By how much is the same for all GPUs, and taken from one
 whose calibration was measured: the median over its short products of what its own calibration is slower by.
@@ -39,8 +36,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from moemodel.calibration.derive.large_product import LargeProduct
 from moemodel.calibration.derive.transfer import derive_calibration
+from moemodel.calibration.published.kernels.operands import operands_energy
 from moemodel.calibration.store.catalogue import load_calibration, shipped
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.interval import Z
@@ -71,10 +68,6 @@ _LEAST_S = 5e-7  # of a product, whatever is taken off; assumed
 _CAPS = {"v100_training_epochs.csv": "v100-pcie-32gb", "a40_training_epochs.csv": "a40-48gb"}
 _HEAVY = 0.75  # of the highest limit: what draws less is not held by most of the limits
 _LOAD = {"architecture": "opt-350m", "sequence_length": 2048, "global_batch": 4, "micro_batch": 4}
-_HELD = 0.95  # of the limit; assumed: from there a reading is held by it
-_WIDE, _LARGE_FLOPS = 2048, 2e11  # assumed: sides and work of products that fill every GPU here, for 0.1 ms and more
-_SLOWEST = 0.01  # of large products
-_LEAST_ENERGY, _FACTORS = 0.2, 33  # zeros took an H200 half of what random numbers do, a GB200 about a quarter
 _CLOCKS = 9
 _AT_ONCE = 2048
 
@@ -105,20 +98,6 @@ def products(
     held_W = calibration.governor.parameters["sustained_share"].value * limit_W
     settled_Hz = crossing(steady_W, clock_Hz_K, np.full(len(m), held_W))
     return time_at_clock(cost.time_s_UK, clock_Hz_K, settled_Hz), spread
-
-
-def operands_energy(calibration: Calibration, table: pd.DataFrame, limit_W: float) -> float:
-    """Energy of products of what the median reading multiplied, over that of random numbers (see the module)."""
-    m, n, k = (table[name].to_numpy(dtype=np.float64) for name in ("m", "n", "k"))
-    flops, held = 2 * m * n * k, table["power_W"].to_numpy() > _HELD * limit_W
-    large = held & (np.minimum(np.minimum(m, n), k) >= _WIDE) & (flops >= _LARGE_FLOPS)
-    rate = flops[large] / table["latency_ms"].to_numpy(dtype=np.float64)[large]
-    power, product = power_model(calibration), LargeProduct.of(calibration)
-    held_W = calibration.governor.parameters["sustained_share"].value * limit_W
-    wanted = product.sustained_flops_per_s(power, held_W) * float(np.median(rate) / np.quantile(rate, _SLOWEST))
-    factors = np.geomspace(_LEAST_ENERGY, 1.0, _FACTORS)
-    found = [product.times_energy(float(factor)).sustained_flops_per_s(power, held_W) for factor in factors]
-    return float(np.interp(-wanted, -np.array(found), factors))
 
 
 def limit_of(table: pd.DataFrame, calibration: Calibration) -> float | None:

@@ -10,6 +10,7 @@ from moemodel.calibration.fit.sparse_residual import SparseResidual, fit_sparse_
 from moemodel.calibration.published.kernels.clocks import Conditions
 from moemodel.calibration.published.kernels.forms import Timed, attention, chip_in, fit_form, products
 from moemodel.calibration.published.kernels.grouped import layers
+from moemodel.calibration.published.kernels.operands import operands_energy
 from moemodel.calibration.published.kernels.power import Drawn
 from moemodel.calibration.published.kernels.readings import Family, Readings
 from moemodel.model.core.arrays import BoolArray, FloatArray
@@ -87,6 +88,11 @@ def split_by_kernel(readings: Readings) -> list[Readings]:
 def conditions_of(readings: Readings, base: Calibration, gpu: Gpu) -> Conditions:
     """Under which a table's kernels ran, as a calibration of their GPU has its clocks and power.
 
+    Its energies are of random numbers. Products in 16 bits under a power limit were of less (`operands`): priced as if
+    they were of random numbers, they would have run at clocks lower than they did, and a form fitted to them would make
+    products of training faster than they are. Those of fewer bits and fused layers keep their energies, in want of a
+    rate of random operands.
+
     Raises:
         InputError: the GPU's description has no peak of the table's data type.
     """
@@ -100,9 +106,15 @@ def conditions_of(readings: Readings, base: Calibration, gpu: Gpu) -> Conditions
         top_Hz=base.clock_range_Hz[1],
         fast=tensor_limit(base),
         power=replace(power, flop_J=power.flop_J / rate),
-        factor=power.factor(_KIND[readings.family], Pass.FORWARD),
+        factor=power.factor(_KIND[readings.family], Pass.FORWARD) * _operands(readings, base),
         limit_W=None if limit_W is None else share * limit_W,
     )
+
+
+def _operands(readings: Readings, base: Calibration) -> float:
+    """Energy of what a table's products multiplied, over that of random numbers; 1: nothing tells of it."""
+    wide = readings.family == "products" and readings.dtype == "bfloat16"
+    return operands_energy(base, readings.table, readings.limit_W) if wide and readings.limit_W is not None else 1.0
 
 
 def clocks_of(kernels: Timed, conditions: Conditions, time_s: FloatArray) -> FloatArray:

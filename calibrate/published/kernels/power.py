@@ -75,7 +75,7 @@ class FittedPower:
     @property
     def flop_J(self) -> float:
         """Energy of a FLOP on tensor cores at the reference clock, in the table's type and of its operands."""
-        return self.parameters["flop"] * self.conditions.power.flop_J
+        return self.parameters["flop"] * self.conditions.factor * self.conditions.power.flop_J
 
     def read_W(self, kernels: Drawn) -> FloatArray:
         """What is read of kernels, W [U]."""
