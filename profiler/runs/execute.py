@@ -235,7 +235,7 @@ class _Execution:
         try:
             check_runs(self._cell.plan, architecture_in(self._cell.plan, Path()))
         except MoeModelError as error:
-            return RunResult(status="refused", reason=str(error))
+            return RunResult(status="refused", reason=self._without_name(str(error)))
         self._tell()
         job = self._processes()
         done = False
@@ -251,7 +251,11 @@ class _Execution:
         failure = job.why_it_ended()
         status = _STATUS.get(failure.kind, "failed")
         largest = _largest_term(predicted) if status == "out of memory" else None
-        return RunResult(status=status, reason=failure.reason, largest_term=largest)
+        return RunResult(status=status, reason=self._without_name(failure.reason), largest_term=largest)
+
+    def _without_name(self, reason: str) -> str:
+        """Errors about a plan begin with its name, which is the run's and stands beside its result already."""
+        return reason.removeprefix(f"{self._cell.name}: ")
 
     @property
     def _gpu(self) -> str:

@@ -130,7 +130,7 @@ def compare_folders(folders: Sequence[Path]) -> Comparison:
 def compare_runs(runs: Sequence[Run]) -> Comparison:
     """Runs that were read, held against each other."""
     settings = [settings_of(run) for run in runs]
-    names, together = telling(settings)
+    names, _ = telling(settings)
     done = [run for run in runs if run.done]
     samples = min((run.result.samples for run in done if run.result is not None), default=None)
     cells = tuple(_cells(runs, settings, names, samples))
@@ -140,7 +140,8 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
         differences=tuple(differences(cells)),
         checks=tuple(check for cell in cells for check in checks_of(cell)),
         ended=tuple(_ended(run, label_of(own, names)) for run, own in zip(runs, settings, strict=True) if not run.done),
-        notes=(*_together_notes(names, together), *_notes(cells, samples)),
+        # of those that were not done, GPU and data stand as they were asked for, not as they were found
+        notes=(*_together_notes(*telling([cell.settings for cell in cells])), *_notes(cells, samples)),
         folders=(),
     )
 

@@ -139,6 +139,7 @@ def test_a_refused_run_is_a_result_and_the_others_go_on(tmp_path: Path) -> None:
     refused, fine = result.results.values()
     assert refused.status == "refused"
     assert "4096" in (refused.reason or "")
+    assert not (refused.reason or "").startswith("sequence_length-4096")  # the run's own name, said already
     assert fine.status == "done"
     assert not result.failed
 
