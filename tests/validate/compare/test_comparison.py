@@ -224,3 +224,14 @@ def test_it_is_json(comparison: Comparison) -> None:
     assert data["samples"] == 320
     assert len(data["cells"]) == 11
     assert {one["status"] for one in data["ended"]} == {"cut short", "failed", "out of memory", "refused"}
+
+
+def test_what_a_run_that_was_not_done_says_of_its_gpu_is_no_difference(tmp_path: Path) -> None:
+    """Its driver was never asked: the manifest has the GPU as the user named it."""
+    refused = MadeRun(batch=16, status="refused", reason="no", gpu="cpu")
+    runs = [MadeRun(), MadeRun(backend="deepspeed"), refused]
+    found = compare_folders([write_matrix(tmp_path / "m", runs)])
+    assert not [note for note in found.notes if "differs in" in note and "gpu" in note]
+    alike = [MadeRun(), MadeRun(backend="deepspeed", gpu="NVIDIA A100-SXM4-80GB")]
+    other = compare_folders([write_matrix(tmp_path / "n", alike)])
+    assert [note for note in other.notes if "differs in" in note and "gpu" in note]
