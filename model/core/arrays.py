@@ -25,7 +25,7 @@ def take_rows(record: _Record, rows: BoolArray | IntArray) -> _Record:
     """Some rows of a record: a dataclass whose arrays, lists and inner records have one element a row.
 
     Args:
-        record: what else it holds (a name, a number) is of all rows, and stays.
+        record: what else it holds (a name, a number) is of all rows, and stays; a dict has a record or array a key.
         rows: true for those to keep, or their places.
     """
     return _taken(record, rows)  # type: ignore[no-any-return]
@@ -36,6 +36,8 @@ def _taken(value: Any, rows: BoolArray | IntArray) -> Any:
         return value[rows]
     if isinstance(value, list):
         return [value[place] for place in np.arange(len(value))[rows]]
+    if isinstance(value, dict):
+        return {key: _taken(one, rows) for key, one in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{f.name: _taken(getattr(value, f.name), rows) for f in fields(value) if f.init})
     return value
