@@ -134,9 +134,10 @@ def _source(runs: Sequence[KeptRouting], state: State) -> str:
         "loss": f"a balancing loss of coefficient {first.balance_loss:g}",
         "bias": f"biases that move by {first.bias_rate:g}",
     }[first.balancing]
+    number = "one training run" if len(runs) == 1 else f"{len(runs)} training runs"
     steps = f"first {len(first.initial_LS[0])}" if state == "initial" else f"last {len(first.trained_LS[0])}"
     return (
-        f"moemodel run, {len(runs)} of {len(first.initial_LS)} layers of width {first.hidden}, on {data}, with {rule}; "
+        f"{number} of {len(first.initial_LS)} layers of width {first.hidden}, on {data}, with {rule}; "
         f"a skew is of one layer in one of the {steps} of {first.steps} steps"
     )
 

@@ -99,7 +99,7 @@ def test_priors_are_quantiles_of_layers_and_steps(tmp_path: Path) -> None:
     trained = found["none", "trained"]
     assert (trained.low, trained.skew, trained.high) == (1.0, pytest.approx(1.25), 1.5)
     assert (trained.count, found["loss", "trained"].count, trained.tokens, trained.hidden) == (80, 40, TOKENS, 4096)
-    assert "2 of 2 layers of width 4096, on Python's documentation, with no balancing" in trained.source
+    assert "2 training runs of 2 layers of width 4096, on Python's documentation, with no balancing" in trained.source
     assert "last 20 of 200 steps" in trained.source
     assert found["loss", "initial"].high == 4.0
 
