@@ -232,8 +232,6 @@ class Limits(Strict):
         hours = hours_until(self.deadline, self.start)
         if hours is not None and hours <= 0:
             raise ValueError(f"deadline: found {self.deadline}, which is not after the start, {self.start}")
-        if self.start is not None and self.deadline is None:
-            raise ValueError("start: found without a deadline; give limits.deadline, or leave it out")
         return self
 
     @model_validator(mode="before")
