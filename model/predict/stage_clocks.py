@@ -104,9 +104,9 @@ class StageRuns:
             powers_W: of a GPU of each run, [P].
         """
         return StageFigures(
-            asked_Hz=self.each([_columns(limits) for limits in self.limits_Hz]),
-            set_Hz=self.each([_columns(clock) for clock in clocks]),
-            clock_Hz=self.each([_columns(device.map(_true_clock_Hz)) for device in devices]),
+            asked_Hz=self.each([_phase_clocks(limits) for limits in self.limits_Hz]),
+            set_Hz=self.each([_phase_clocks(clock) for clock in clocks]),
+            clock_Hz=self.each([_phase_clocks(device.map(_true_clock_Hz)) for device in devices]),
             power_W=self.each(powers_W),
         )
 
@@ -155,7 +155,7 @@ def bounded(
 
 def ceiling_Hz(limits: ByPhase[FloatArray]) -> FloatArray:
     """The highest clock of any phase, [P]."""
-    return np.maximum.reduce([limits.forward, limits.backward, limits.optimizer])
+    return np.asarray(np.maximum.reduce([limits.forward, limits.backward, limits.optimizer]))
 
 
 def _true_clock_Hz(cost: ClockedCost) -> FloatArray:
@@ -165,6 +165,6 @@ def _true_clock_Hz(cost: ClockedCost) -> FloatArray:
     return clock_Hz[:, 0]
 
 
-def _columns(phases: ByPhase[FloatArray]) -> FloatArray:
+def _phase_clocks(phases: ByPhase[FloatArray]) -> FloatArray:
     """In the order of `PHASES`, [P, 3]."""
     return np.stack([phases.forward, phases.backward, phases.optimizer], axis=-1)

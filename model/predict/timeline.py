@@ -208,7 +208,7 @@ class PipelineStep:
 
     def clock_tree_W(self, device: DeviceCosts, power: PowerModel) -> FloatArray:
         """What the clock tree draws in the mean of a step, [P, X]."""
-        return np.asarray(power.tree_W * self._switching(device, power))
+        return power.clock_tree_W(self._switching(device, power))
 
     def _switching(self, device: DeviceCosts, power: PowerModel) -> FloatArray:
         """Power of what switches at every cycle, over that at the reference clock."""
