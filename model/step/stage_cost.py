@@ -5,7 +5,7 @@ Axes: U distinct micro-batch shapes, P plans, K clocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,7 +23,7 @@ from moemodel.model.frameworks.moe_form import measured_layer
 from moemodel.model.layers.base import MicroBatch
 from moemodel.model.layers.layer import LayerBlocks, layer_blocks
 from moemodel.model.layers.parameters import parameters
-from moemodel.model.operators.calls import Call, Phase
+from moemodel.model.operators.calls import Phase
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
 from moemodel.model.step.data_parallel import DataParallel, ExchangeCounts, FsdpUnits, StepExchange
@@ -108,13 +108,20 @@ class BlockCosts:
         batch = MicroBatch.of(plans, machine.framework, machine.precision)
         again = Recomputation.of(plans, architecture, machine.framework)
         first, self.shape = distinct_rows([*batch.shape_columns, plans.recompute, again.layers])
-        workload = Workload(architecture, plans.take(first), framework=machine.framework, precision=machine.precision)
-        count = len(first)
-        layers = [workload.layer(layer) for layer in self.kinds]
-        self.recomputed_calls = [_recomputed(calls, count) for calls in layers]
-        *self.layers, self.embedding, self.head = self.pricer.blocks(
-            [*layers, workload.embedding(), workload.head()], count
+        alike, place = distinct_rows([column[first] for column in batch.shape_columns])  # but for recomputation
+        workload = Workload(
+            architecture, plans.take(first[alike]), framework=machine.framework, precision=machine.precision
         )
+        repeated = [workload.repeatable(layer) for layer in self.kinds] if plans.recompute.any() else []
+        passes = [*(workload.passes(layer) for layer in self.kinds), workload.embedding(), workload.head()]
+        priced = self.pricer.blocks([*passes, *(calls for parts in repeated for calls in parts.values())], len(alike))
+        *self.layers, self.embedding, self.head = (_all_taken(lanes, place) for lanes in priced[: len(passes)])
+        self.recomputed_calls = [np.zeros(len(first)) for _ in self.kinds]
+        more = iter(priced[len(passes) :])
+        times = take_rows(again, first).times
+        for lanes, calls, parts in zip(self.layers, self.recomputed_calls, repeated, strict=False):
+            for (names, kept), lane in zip(parts, more, strict=False):
+                _repeat(lanes[Phase.BACKWARD], calls, lane[Phase.BACKWARD], place, times(names, saved=kept))
 
     def at(self, rows: IntArray) -> StageCosts:
         """What stages cost under the plans at these rows."""
@@ -582,9 +589,30 @@ def _digits(column: NDArray[Any]) -> tuple[IntArray, int]:
 _WIDEST = 2**20  # of whole numbers: three such columns fit into a code
 
 
-def _recomputed(calls: Iterable[Call], shapes: int) -> FloatArray:
-    """How many of a layer's calls are run again, [U]."""
-    return np.asarray(sum((call.count for call in calls if call.recomputed), start=np.zeros(shapes)))
+def _all_taken(lanes: dict[Phase, PhaseCost], rows: IntArray) -> dict[Phase, PhaseCost]:
+    """The costs of all phases of a block at these shapes."""
+    return {phase: lane.take(rows) for phase, lane in lanes.items()}
+
+
+def _repeat(backward: PhaseCost, calls_U: FloatArray, once: PhaseCost, place: IntArray, times_U: FloatArray) -> None:
+    """Add operators that run again to a backward pass and to how many calls do.
+
+    Args:
+        backward, calls_U: of U shapes.
+        once: of all these operators, of shapes that recomputation does not tell apart; `place` which each of U is.
+        times_U: how often they run again.
+    """
+    rows = np.flatnonzero(times_U)
+    if not len(rows):
+        return
+    part, times = once.take(place[rows]), times_U[rows]
+    for name in ("time_s_UK", "energy_J_UK", "cycles_UK"):
+        getattr(backward, name)[rows] += times[:, None] * getattr(part, name)
+    for name in ("extrapolated_s_U", "calls_U", "weights_s_U", "weights_calls_U", "gating_s_U"):
+        getattr(backward, name)[rows] += times * getattr(part, name)
+    for key, spread_s in part.spread_s.items():
+        backward.spread_s.setdefault(key, np.zeros(len(times_U)))[rows] += times * spread_s
+    calls_U[rows] += times * part.calls_U
 
 
 def _merge(total: PhaseCost, part: PhaseCost | None, count: float) -> None:
