@@ -15,11 +15,10 @@ from dataclasses import replace
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.core.arrays import FloatArray, IntArray
+from moemodel.model.core.arrays import FloatArray, IntArray, distinct_rows
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.schedule.pipeline_layout import stages
 from moemodel.model.step.memory import Memory, MemoryModel, fullest
-from moemodel.model.step.stage_cost import distinct_rows
 from moemodel.model.step.system import FUSED_LOGIT_B, System
 
 _THRIFTY = 0.3  # assumed: share of programs that need least where a plan does not say

@@ -5,16 +5,15 @@ Axes: U distinct micro-batch shapes, P plans, K clocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.core.arrays import FloatArray, IntArray, take_rows
+from moemodel.model.core.arrays import FloatArray, IntArray, distinct_rows, take_rows
 from moemodel.model.device.host_overhead import HostCost, HostModel
 from moemodel.model.device.operator_cost import OperatorCostModel, PhaseCost, shares
 from moemodel.model.device.power import PowerModel
@@ -23,7 +22,7 @@ from moemodel.model.frameworks.moe_form import measured_layer
 from moemodel.model.layers.base import MicroBatch
 from moemodel.model.layers.layer import LayerBlocks, layer_blocks
 from moemodel.model.layers.parameters import parameters
-from moemodel.model.operators.calls import Phase
+from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
 from moemodel.model.step.data_parallel import DataParallel, ExchangeCounts, FsdpUnits, StepExchange
@@ -102,6 +101,7 @@ class BlockCosts:
         self.machine = machine
         self.kinds = distinct_layers(architecture)
         self.layer_blocks = [layer_blocks(layer, architecture.hidden) for layer in self.kinds]
+        self._reduce: Callable[[PhaseCost], PhaseCost] = lambda lane: lane
         self.clocks = len(clock_Hz_K)
         self.pricer = OperatorCostModel(calibration, chip_of_calibration(calibration), power, clock_Hz_K)
         self.host = HostModel(calibration, machine.framework.name)
@@ -122,6 +122,21 @@ class BlockCosts:
         for lanes, calls, parts in zip(self.layers, self.recomputed_calls, repeated, strict=False):
             for (names, kept), lane in zip(parts, more, strict=False):
                 _repeat(lanes[Phase.BACKWARD], calls, lane[Phase.BACKWARD], place, times(names, saved=kept))
+
+    def price(self, calls: Iterable[Call], count: int) -> dict[Phase, PhaseCost]:
+        """Costs of more calls, of so many shapes."""
+        return {phase: self._reduce(lane) for phase, lane in self.pricer.phase_costs(calls, count).items()}
+
+    def least(self) -> BlockCosts:
+        """The same at one clock that there is not: every time, and every energy, is the least over the clocks."""
+        least = copy(self)
+        least._reduce, least.clocks = PhaseCost.least, 1
+        reduced = [{phase: lane.least() for phase, lane in lanes.items()} for lanes in self._lanes()]
+        *least.layers, least.embedding, least.head = reduced
+        return least
+
+    def _lanes(self) -> list[dict[Phase, PhaseCost]]:
+        return [*self.layers, self.embedding, self.head]
 
     def at(self, rows: IntArray) -> StageCosts:
         """What stages cost under the plans at these rows."""
@@ -416,7 +431,7 @@ class _StageParts:
         )
         calls = workload.accumulate(kept[first]) + workload.optimizer(owned[first])
         calls += workload.copies(inner[first], units.ends[first], counts.take(first))
-        phase_costs = self._blocks.pricer.phase_costs(calls, len(first))
+        phase_costs = self._blocks.price(calls, len(first))
         return {phase: lane.take(size) for phase, lane in phase_costs.items()}
 
     def _exchange(self, stage: Stage) -> tuple[Exchange, Exchange]:
@@ -551,42 +566,6 @@ class _StageParts:
             total = total + self._host_of(layer).times(count)
         ends = (stage.embedding + stage.head) / 2 * self._blocks.architecture.has_head
         return total + self._blocks.host.ends(ends)
-
-
-def distinct_rows(columns: Sequence[NDArray[Any]]) -> tuple[IntArray, IntArray]:
-    """Index of the first of each distinct row of a table, and which of them each row is.
-
-    `numpy.unique(axis=0)` does the same by comparing rows as bytes, ten times slower. Columns become digits of one
-    number; it is renumbered by the rows that there are before it could overflow.
-    """
-    code, size = np.zeros(len(columns[0]), dtype=np.int64), 1
-    if len(code) == 1:
-        return code, code
-    for column in columns:
-        digits, values = _digits(column)
-        if size > _MOST_CODES // values:
-            found, code = np.unique(code, return_inverse=True)
-            code, size = code.ravel(), len(found)
-        code, size = (code * values + digits, size * values) if values > 1 else (code, size)
-    _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
-    return first, inverse.ravel()
-
-
-_MOST_CODES = 2**62  # of a number of 63 bits
-
-
-def _digits(column: NDArray[Any]) -> tuple[IntArray, int]:
-    """Places of a column's values, in their order, and how many places there are; whole numbers stand for themselves."""
-    low, high = column.min(), column.max()
-    if low == high:
-        return np.zeros(len(column), dtype=np.int64), 1
-    if column.dtype.kind in "biu" and int(high) - int(low) < _WIDEST:
-        return column.astype(np.int64) - int(low), int(high) - int(low) + 1
-    values, place = np.unique(column, return_inverse=True)
-    return place.ravel().astype(np.int64), len(values)
-
-
-_WIDEST = 2**20  # of whole numbers: three such columns fit into a code
 
 
 def _all_taken(lanes: dict[Phase, PhaseCost], rows: IntArray) -> dict[Phase, PhaseCost]:
