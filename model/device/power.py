@@ -115,7 +115,6 @@ class PowerModel:
         steady_W = np.maximum(cool_W, 0.0) / (1 - gain)
         return steady_W, self.inlet_C + self.thermal_C_per_W * steady_W
 
-
     def steady_slope(self, dynamic_W: FloatArray) -> FloatArray:
         """How steady power rises with dynamic power: dP/dD of `steady`, below the most gain."""
         warm = self.inlet_C - self.leak_reference_C

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.core.arrays import FloatArray, IntArray, distinct_rows
+from moemodel.model.core.arrays import FloatArray, distinct_rows
 from moemodel.model.device.power import PowerModel, power_model
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.predict.phases import device_costs

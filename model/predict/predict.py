@@ -19,8 +19,8 @@ from moemodel.model.device.power import PowerModel, power_model
 from moemodel.model.layers.flops import model_flops
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.predict.phases import ByPhase, ClockedCost, DeviceCosts, device_costs
-from moemodel.model.predict.priced_clocks import priced_clocks
 from moemodel.model.predict.prediction import Prediction, PredictionByStage
+from moemodel.model.predict.priced_clocks import priced_clocks
 from moemodel.model.predict.stage_clocks import StageFigures, StageRuns, bounded, ceiling_Hz, governor_grid
 from moemodel.model.predict.sustained_clock import sustained_clocks, total_power
 from moemodel.model.predict.timeline import PipelineStep, Timeline, above_rounding

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moemodel.model.core.arrays import FloatArray, IntArray
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.spec import Plan
 from moemodel.model.search.candidates import Candidates, Refused
@@ -28,6 +28,9 @@ MOST_NEXT = 100  # plans behind the front that a search may keep
 # Best combinations remembered, whatever their clock, from which those on the front are then taken out. Assumed: a front
 # holds no more than 64 combinations of them; where it does, fewer are kept behind it.
 _TOP_K = 64 + MOST_NEXT
+
+
+_SAME = 1e-9  # of a cost: no less than to how many digits a front tells costs apart (`model.search.pareto`)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,7 @@ class SearchState:
         self.refused = list(legal.refused)
         self.predicted = 0
         self.feasible = 0
+        self.outdone = 0
         self.index = np.zeros(0, dtype=np.int64)
         self.costs_FO = np.zeros((0, len(problem.objectives)))
         self._top_k = np.zeros(0, dtype=np.int64)
@@ -136,6 +140,24 @@ class SearchState:
         index, costs = predicted.index_P[within], costs_of(self.problem, predicted.values)[within]
         self._merge(index, costs)
         self._update_top_k(index, costs[:, 0])
+
+    def beaten(self, least_PO: FloatArray) -> BoolArray:
+        """Combinations that are beaten at every clock, by their least costs: by one plan of the front in all
+        objectives, and in the first one by all that may be kept behind it. [P]"""
+        if not len(self.index) or len(self._top_k) < _TOP_K:
+            return np.zeros(len(least_PO), dtype=np.bool_)
+        least = least_PO * (1 - _SAME)
+        better = np.searchsorted(self.costs_FO[:, 0], least[:, 0]) - 1  # the last of the front that is better in it
+        beaten = (better >= 0) & (self.costs_FO[np.maximum(better, 0), -1] < least[:, -1])
+        return np.asarray(beaten & (least[:, 0] > self._top_k_cost.max()))
+
+    def rule_out(self, combinations: int, limit: str | None = None) -> None:
+        """Count combinations that were not predicted, at all clocks: beaten, or beyond a limit at all of them."""
+        plans = combinations * len(self.legal.clocks_MHz)
+        if limit is None:
+            self.outdone += plans
+        else:
+            self._over[limit] += plans
 
     def _near_limits(self, predicted: PredictedPlans, worst: FloatArray) -> None:
         """Remember the plan that exceeds the limits least; it is told of where none keeps them."""

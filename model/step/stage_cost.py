@@ -5,7 +5,7 @@ Axes: U distinct micro-batch shapes, P plans, K clocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -328,9 +328,7 @@ class _StageParts:
         """What a stage does once a step, and in its passes with what that exchanges."""
         machine = self._blocks.machine
         units, counts = self.memory.units(stage), ExchangeCounts.of(self.plans, machine.framework, stage.first)
-        data = DataParallel(
-            self.plans, self._comm.groups, framework=machine.framework, precision=machine.precision
-        )
+        data = DataParallel(self.plans, self._comm.groups, framework=machine.framework, precision=machine.precision)
         return _Once(
             updates=self._updates(stage, units, counts),
             exchange=data.step(units, counts).with_exposed(self._tied(stage) + self._comm.norm_s()),
