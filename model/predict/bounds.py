@@ -17,12 +17,14 @@ Axes: P plans.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.core.arrays import FloatArray, distinct_rows
+from moemodel.model.core.arrays import FloatArray, IntArray, distinct_rows
+from moemodel.model.core.threads import in_threads
 from moemodel.model.device.power import PowerModel, power_model
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.predict.phases import device_costs
@@ -62,15 +64,24 @@ def lower_bounds(architecture: Architecture, plans: PlanBatch, machine: System) 
     power = power_model(machine.calibration, inlet_C=machine.inlet_C)
     clock_Hz_K = priced_clocks(machine.calibration, power)
     blocks = BlockCosts(architecture, plans, machine=machine, power=power, clock_Hz_K=clock_Hz_K).least()
+    lowest_Hz = float(clock_Hz_K[0])
+
+    def least(rows: IntArray) -> tuple[IntArray, FloatArray, FloatArray]:
+        pipeline = stages(architecture, int(plans.pp[rows[0]]), int(plans.virtual_stages[rows[0]]))
+        return (rows, *_least(PipelineStep(blocks.at(rows), pipeline, machine), power, lowest_Hz))
+
     step_s, energy_J = np.zeros((2, len(plans)))
-    first, pipeline = distinct_rows([plans.pp, plans.virtual_stages])
-    for index, row in enumerate(first):
-        every = np.flatnonzero(pipeline == index)
-        shape = int(plans.pp[row]), int(plans.virtual_stages[row])
-        for rows in np.array_split(every, -(-len(every) // _ROWS)):
-            pipe = PipelineStep(blocks.at(rows), stages(architecture, *shape), machine)
-            step_s[rows], energy_J[rows] = _least(pipe, power, float(clock_Hz_K[0]))
+    for rows, least_s, least_J in in_threads(least, _by_pipeline(plans)):
+        step_s[rows], energy_J[rows] = least_s, least_J
     return LowerBounds(step_time_s=(1 - _SHORTER) * step_s, energy_J=(1 - _SHORTER) * plans.gpus * energy_J)
+
+
+def _by_pipeline(plans: PlanBatch) -> Iterator[IntArray]:
+    """Rows of plans that share a pipeline, some at a time."""
+    first, pipeline = distinct_rows([plans.pp, plans.virtual_stages])
+    for index in range(len(first)):
+        rows = np.flatnonzero(pipeline == index)
+        yield from np.array_split(rows, -(-len(rows) // _ROWS))
 
 
 def _least(pipe: PipelineStep, power: PowerModel, lowest_Hz: float) -> tuple[FloatArray, FloatArray]:

@@ -23,7 +23,8 @@ from moemodel.model.search.state import SearchState
 
 _ROWS = 400_000  # combinations whose bounds are found at once: what they share is priced once
 _FIRST = 60  # combinations that look best in each of several respects, predicted first
-_MOST_AT_ONCE = 2_000  # combinations; few to begin with, since each may beat many others
+_NEXT = 500  # combinations that are predicted at once then; each batch may beat many of the others
+_MOST_AT_ONCE = 2_000
 _WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the first of two objectives, in logarithms
 
 
@@ -52,7 +53,7 @@ def contenders(
     if len(first):
         yield fitting.take(first)
     left = left[np.argsort(np.log(np.maximum(least_PO[left], _NOTHING)).sum(axis=1), kind="stable")]
-    at_once = _FIRST
+    at_once = _NEXT
     while len(left):
         beaten = state.beaten(least_PO[left])
         state.rule_out(int(beaten.sum()))

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
+from moemodel.model.core.threads import in_threads
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.spec import Plan
 from moemodel.model.search.candidates import Candidates, Refused
 from moemodel.model.search.pareto import pareto, to_digits
 from moemodel.model.search.problem import SearchProblem, costs_of, limits_of, memory_of, summary
-from moemodel.model.search.room import memory_B, memory_risk, room_of
+from moemodel.model.search.room import Room, memory_B, memory_risk, room_of
 from moemodel.model.step.memory import Memory
 
 _ROWS = 50_000  # plans whose memory is counted at once, as `model.search.search` predicts them
@@ -77,18 +79,12 @@ class SearchState:
         if not legal.clocks_MHz:  # all refused already
             return legal
         kept, terms, over, risky = np.zeros(len(legal), dtype=np.bool_), Counter[str](), 0, 0
-        for start in range(0, len(legal), _ROWS):
-            progress(start, len(legal))
-            rows = np.arange(start, min(start + _ROWS, len(legal)))
-            some = legal.take(rows)
-            plans = some.batch(self.problem.document)
-            memory = memory_of(self.problem, plans)
-            room = room_of(self.problem, plans, memory.peak_B)
+        for rows, some, peak_B, largest, room in in_threads(partial(_in_memory, self.problem, legal), _rows_of(legal)):
+            progress(int(rows[0]), len(legal))
             kept[rows] = room.kept
-            largest = _largest_terms(memory)
             terms.update(largest[room.too_large].tolist())
             over, risky = over + int(room.over.sum()), risky + int(room.risky.sum())
-            self._near_in_memory(some, memory.peak_B, largest)
+            self._near_in_memory(some, peak_B, largest)
         self._count_memory(terms, over, risky)
         self._nearest_ratio = math.inf  # of what fits, from now on
         return legal.take(kept)
@@ -215,6 +211,22 @@ class SearchState:
         more = f"; and {len(found) - _MAIN_REASONS} more reasons" if len(found) > _MAIN_REASONS else ""
         nearest = f" The nearest miss: {self.nearest}." if self.nearest else ""
         return f"no plan is feasible. Of {self.legal.total:,} combinations: {reasons}{more}.{nearest}"
+
+
+def _rows_of(legal: Candidates) -> Iterator[IntArray]:
+    """Rows of all candidates, some at a time."""
+    for start in range(0, len(legal), _ROWS):
+        yield np.arange(start, min(start + _ROWS, len(legal)))
+
+
+def _in_memory(
+    problem: SearchProblem, legal: Candidates, rows: IntArray
+) -> tuple[IntArray, Candidates, FloatArray, NDArray[np.str_], Room]:
+    """Some candidates: their rows, themselves, their peaks, the largest term of each, and what becomes of it."""
+    some = legal.take(rows)
+    plans = some.batch(problem.document)
+    memory = memory_of(problem, plans)
+    return rows, some, memory.peak_B, _largest_terms(memory), room_of(problem, plans, memory.peak_B)
 
 
 def _largest_terms(memory: Memory) -> NDArray[np.str_]:
