@@ -138,7 +138,9 @@ def _change(share: float | None) -> str:
 
 
 def _clock(entry: Entry) -> str:
-    return "auto" if entry.plan.clock_MHz is None else f"{entry.plan.clock_MHz:g}"
+    from moemodel.model.plan.clock import clock_text
+
+    return clock_text(entry.plan.clock_MHz)
 
 
 # ---- the front ------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.errors import CalibrationError, InputError
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.checks import architecture_of, check_architecture, check_power_and_clock
+from moemodel.model.plan.clock import clock_text
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
@@ -169,5 +170,5 @@ def summary(plan: Plan, *, clock: bool = True) -> str:
     words += [f"zero {p.zero_stage}", f"micro {plan.micro_batch}"]
     words += [f"recompute {plan.recompute}"] if plan.recompute != "none" else []
     words += [plan.schedule] if plan.schedule != schedules.DEFAULT else []
-    words += [f"at {plan.clock_MHz:g} MHz"] if clock and plan.clock_MHz is not None else []
+    words += [f"at {clock_text(plan.clock_MHz)} MHz"] if clock and plan.clock_MHz is not None else []
     return " ".join(words)
