@@ -88,12 +88,12 @@ def _least(pipe: PipelineStep, power: PowerModel, lowest_Hz: float) -> tuple[Flo
     """Least time of a step, and least energy of the mean GPU in it, [P] each; of plans that share a pipeline."""
     devices = [device_costs(cost) for cost in pipe.costs]
     timeline = pipe.timeline(devices)
-    tree_W = float(power.clocked_W(np.asarray(lowest_Hz)))
+    clock_tree_W = float(power.clocked_W(np.asarray(lowest_Hz)))
     energies = []
     for index, device in enumerate(devices):
         passes_J = device.forward.energy_J + device.backward.energy_J
         dynamic_J = pipe.m * passes_J + device.optimizer.energy_J + power.link_W * pipe.comm_s(index, timeline)
-        energies.append(_least_J(power, timeline.step_s, dynamic_J + tree_W * timeline.step_s))
+        energies.append(_least_J(power, timeline.step_s, dynamic_J + clock_tree_W * timeline.step_s))
     return timeline.step_s[:, 0], pipe.mean(energies)[:, 0]
 
 

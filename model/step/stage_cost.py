@@ -190,8 +190,8 @@ class StageCosts:
             forward_exchange=passes.forward_exchange,
             backward_exchange=passes.backward_exchange,
             step_exchange=once.exchange,
-            unoverlappable_fraction_forward=passes.forward_lead,
-            unoverlappable_fraction_backward=passes.backward_lead,
+            unoverlappable_fraction_forward=passes.unoverlappable_fraction_forward,
+            unoverlappable_fraction_backward=passes.unoverlappable_fraction_backward,
             host=self._every.kernels(forward.calls_U, backward.calls_U - again, passes.layers_host)
             + HostCost(forward_s=0.0, backward_s=call.forward_s * again[:, None])
             + HostCost(
@@ -219,7 +219,7 @@ class _Passes:
 
     Attributes:
         forward, backward: without copies of parameters and gradients on their way between ranks.
-        forward_lead, backward_lead: shares of a pass that no exchange of parameters hides behind.
+        unoverlappable_fraction_forward, unoverlappable_fraction_backward: of a pass, as in `StageCost`.
         call: host time of a call; `layers_host` of the layers and ends, `queued` of collectives and messages.
         recomputed_calls: forward operators that a backward pass runs again.
     """
@@ -228,8 +228,8 @@ class _Passes:
     backward: PhaseCost
     forward_exchange: Exchange
     backward_exchange: Exchange
-    forward_lead: FloatArray
-    backward_lead: FloatArray
+    unoverlappable_fraction_forward: FloatArray
+    unoverlappable_fraction_backward: FloatArray
     call: HostCost
     layers_host: HostCost
     queued: HostCost
@@ -308,8 +308,8 @@ class _StageParts:
             backward=backward,
             forward_exchange=forward_exchange,
             backward_exchange=backward_exchange,
-            forward_lead=self._lead(stage, Phase.FORWARD, forward),
-            backward_lead=self._lead(stage, Phase.BACKWARD, backward),
+            unoverlappable_fraction_forward=self._lead(stage, Phase.FORWARD, forward),
+            unoverlappable_fraction_backward=self._lead(stage, Phase.BACKWARD, backward),
             call=call,
             layers_host=self._layers_host(stage),
             queued=HostCost(
