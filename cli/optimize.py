@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from moemodel import api
-from moemodel.cli.output import console, echo, echo_json_text
+from moemodel.cli.output import begins_with, console, echo, echo_json_text
 from moemodel.cli.search_progress import SearchProgress
 from moemodel.cli.search_report import report
 from moemodel.model.core.files import TEMPORARY_SUFFIX, umask, write_atomic
@@ -111,17 +111,8 @@ def _check_output(output: Path) -> None:
 
     if not output.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(output))
-    if output.exists() and not _is_result(output):
+    if output.exists() and not begins_with(output, _FIRST):
         raise InputError(f"-o {output}: is there already and is no result of a search; name another file")
-
-
-def _is_result(path: Path) -> bool:
-    """Whether a file is what this command writes, of whatever version."""
-    try:
-        with path.open("rb") as file:
-            return path.is_file() and file.read(len(_FIRST)) == _FIRST
-    except OSError:
-        return False
 
 
 def _check_empty(folder: Path) -> None:
