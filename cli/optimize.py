@@ -21,10 +21,12 @@ from moemodel.model.core.files import TEMPORARY_SUFFIX, umask, write_atomic
 
 if TYPE_CHECKING:
     from moemodel.model.plan.spec import Plan
-    from moemodel.model.search.result import Entry
+    from moemodel.model.search.result import Entry, SearchResult
 
 
 _FIRST = b'{\n "schema_version":'  # how a result begins
+_FIRST_OF_PAGE = b"<!doctype html>\n"
+_PAGES = (".html", ".htm")
 
 
 @click.command("optimize", short_help="The best plans and clocks of a search, within its limits.")
@@ -48,6 +50,13 @@ _FIRST = b'{\n "schema_version":'  # how a result begins
     help="Write the plans of the front to a new folder, for `moemodel predict`.",
 )
 @click.option(
+    "--report",
+    "page",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.html",
+    help="Write a page to look at, too: front, breakdowns, timeline, refusals. `-o FILE.html` writes it alone.",
+)
+@click.option(
     "--explain",
     "explained",
     type=click.Path(path_type=Path),
@@ -65,6 +74,7 @@ def optimize_command(
     as_json: bool,
     top: int | None,
     write_plans: Path | None,
+    page: Path | None,
     explained: Path | None,
     calibration: str | None,
 ) -> None:
@@ -76,13 +86,17 @@ def optimize_command(
     if explained is not None:
         _explain(search, explained, calibration, as_json=as_json)
         return
-    _check_output(output)
+    stored, page = _outputs(output, page)
     if write_plans is not None:
         _check_empty(write_plans)
     with SearchProgress() as progress:
         result = api.search(search, calibration, progress=progress)
+        text = "" if page is None else _page(result, calibration, progress)
     with _plans_written(write_plans, result.front):
-        write_atomic(output, result.to_json())
+        if stored is not None:
+            write_atomic(stored, result.to_json())
+        if page is not None:
+            write_atomic(page, text)
     if as_json:
         echo_json_text(result.to_json())
         return
@@ -90,7 +104,8 @@ def optimize_command(
     for part in report(result, top):
         out.print(part)
     plans = "" if write_plans is None else f"; plans: {write_plans}"
-    out.print(f"wrote {output}{plans}", soft_wrap=True)
+    written = ", ".join(str(path) for path in (stored, page) if path is not None)
+    out.print(f"wrote {written}{plans}", soft_wrap=True)
 
 
 def _explain(search: Path, plan: Path, calibration: str | None, *, as_json: bool) -> None:
@@ -105,14 +120,43 @@ def _explain(search: Path, plan: Path, calibration: str | None, *, as_json: bool
         echo(in_words(found))
 
 
-def _check_output(output: Path) -> None:
-    """Refuse, before the search, a place that can't be written, and a file that no search has written."""
+def _outputs(output: Path, page: Path | None) -> tuple[Path | None, Path | None]:
+    """Where the result goes, and where the page; checked before the search."""
+    from moemodel.model.core.errors import InputError
+
+    is_page = output.suffix.lower() in _PAGES
+    if is_page and page is not None:
+        raise InputError(f"-o {output}: is a page, and --report {page} another; give one of them")
+    if is_page:
+        _check_output(output, _FIRST_OF_PAGE, "page", "-o")
+        return None, output
+    _check_output(output, _FIRST, "result of a search", "-o")
+    if page is not None:
+        _check_output(page, _FIRST_OF_PAGE, "page", "--report")
+    return output, page
+
+
+def _page(result: SearchResult, calibration: str | None, progress: SearchProgress) -> str:
+    """The page of a result."""
+    from functools import partial
+
+    from moemodel.calibration.store.catalogue import load_calibration
+    from moemodel.cli.search_page import search_page
+    from moemodel.model.search.survey import survey
+
+    loaded = load_calibration(calibration, result.search.cluster.gpu, key="cluster.gpu")
+    found = survey(result.search, loaded, progress=partial(progress, "survey"))
+    return search_page(result, found, loaded, partial(progress, "timelines"))
+
+
+def _check_output(output: Path, first: bytes, what: str, option: str) -> None:
+    """Refuse, before the search, a place that can't be written, and a file that this command has not written."""
     from moemodel.model.core.errors import InputError
 
     if not output.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(output))
-    if output.exists() and not begins_with(output, _FIRST):
-        raise InputError(f"-o {output}: is there already and is no result of a search; name another file")
+    if output.exists() and not begins_with(output, first):
+        raise InputError(f"{option} {output}: is there already and is no {what}; name another file")
 
 
 def _check_empty(folder: Path) -> None:
