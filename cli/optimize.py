@@ -57,6 +57,12 @@ _PAGES = (".html", ".htm")
     help="Write a page to look at, too: front, breakdowns, timeline, refusals. `-o FILE.html` writes it alone.",
 )
 @click.option(
+    "--figures",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write figures for papers, PNG and SVG, to a new folder; needs the extra plots.",
+)
+@click.option(
     "--explain",
     "explained",
     type=click.Path(path_type=Path),
@@ -75,6 +81,7 @@ def optimize_command(
     top: int | None,
     write_plans: Path | None,
     page: Path | None,
+    figures: Path | None,
     explained: Path | None,
     calibration: str | None,
 ) -> None:
@@ -87,16 +94,23 @@ def optimize_command(
         _explain(search, explained, calibration, as_json=as_json)
         return
     stored, page = _outputs(output, page)
-    if write_plans is not None:
-        _check_empty(write_plans)
+    for option, folder in (("--write-plans", write_plans), ("--figures", figures)):
+        if folder is not None:
+            _check_empty(folder, option)
     with SearchProgress() as progress:
         result = api.search(search, calibration, progress=progress)
-        text = "" if page is None else _page(result, calibration, progress)
+        text, drawn = "", dict[str, bytes]()
+        if page is not None or figures is not None:
+            text, drawn = _looks(result, calibration, progress, page=page is not None, figures=figures is not None)
     with _plans_written(write_plans, result.front):
         if stored is not None:
             write_atomic(stored, result.to_json())
         if page is not None:
             write_atomic(page, text)
+        for name, content in drawn.items():
+            assert figures is not None
+            figures.mkdir(parents=True, exist_ok=True)
+            write_atomic(figures / name, content)
     if as_json:
         echo_json_text(result.to_json())
         return
@@ -104,7 +118,7 @@ def optimize_command(
     for part in report(result, top):
         out.print(part)
     plans = "" if write_plans is None else f"; plans: {write_plans}"
-    written = ", ".join(str(path) for path in (stored, page) if path is not None)
+    written = ", ".join(str(path) for path in (stored, page, figures) if path is not None)
     out.print(f"wrote {written}{plans}", soft_wrap=True)
 
 
@@ -136,17 +150,23 @@ def _outputs(output: Path, page: Path | None) -> tuple[Path | None, Path | None]
     return output, page
 
 
-def _page(result: SearchResult, calibration: str | None, progress: SearchProgress) -> str:
-    """The page of a result."""
+def _looks(
+    result: SearchResult, calibration: str | None, progress: SearchProgress, *, page: bool, figures: bool
+) -> tuple[str, dict[str, bytes]]:
+    """The page of a result, and figures by their files' names, as far as they are asked for."""
     from functools import partial
 
     from moemodel.calibration.store.catalogue import load_calibration
+    from moemodel.cli.search_figures import search_figures
     from moemodel.cli.search_page import search_page
+    from moemodel.model.results.iteration import iteration
     from moemodel.model.search.survey import survey
 
     loaded = load_calibration(calibration, result.search.cluster.gpu, key="cluster.gpu")
     found = survey(result.search, loaded, progress=partial(progress, "survey"))
-    return search_page(result, found, loaded, partial(progress, "timelines"))
+    text = search_page(result, found, loaded, partial(progress, "timelines")) if page else ""
+    drawn = dict(search_figures(result, found, iteration(result.front[0].plan, loaded))) if figures else {}
+    return text, drawn
 
 
 def _check_output(output: Path, first: bytes, what: str, option: str) -> None:
@@ -159,12 +179,12 @@ def _check_output(output: Path, first: bytes, what: str, option: str) -> None:
         raise InputError(f"{option} {output}: is there already and is no {what}; name another file")
 
 
-def _check_empty(folder: Path) -> None:
-    """Refuse a folder in which plans of another search would lie between the new ones."""
+def _check_empty(folder: Path, option: str) -> None:
+    """Refuse a folder in which what is of another search would lie between the new."""
     from moemodel.model.core.errors import InputError
 
     if folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"--write-plans {folder}: is not empty; name a new folder")
+        raise InputError(f"{option} {folder}: is not empty; name a new folder")
 
 
 def _named_from(folder: Path, plan: Plan) -> Plan:

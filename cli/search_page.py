@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moemodel.cli.search_report import runs, words_of
+from moemodel.cli.search_report import runs, unit_of, words_of
 from moemodel.model.core.errors import MoeModelError
 
 if TYPE_CHECKING:
@@ -28,20 +28,10 @@ if TYPE_CHECKING:
 
 _MOST_TIMELINES = 6
 _MOST_SLICES = 60_000  # of one plan; a megabyte of the page
-_UNITS = {
-    "step_time_s": "s",
-    "memory_B": "B",
-    "tokens_per_s_per_gpu": "tokens/s",
-    "gpus": "",
-    "clock_Hz": "Hz",
-    "run_hours": "h",
-    "run_days": "days",
-    "run_kWh": "kWh",
-    "run_kgCO2e": "kg",
-    "fit_probability": "",
-}
-_ALWAYS = ("step_time_s", "it_energy_J", "gpu_energy_J", "memory_B", "power_per_gpu_W", "tokens_per_s_per_gpu")
-_ALWAYS += ("run_days", "run_cost", "run_kgCO2e", "clock_Hz")
+_ALWAYS = (
+    *("step_time_s", "it_energy_J", "gpu_energy_J", "memory_B", "power_per_gpu_W", "tokens_per_s_per_gpu"),
+    *("run_days", "run_cost", "run_kgCO2e", "clock_Hz"),
+)
 _PHASES = ("forward", "backward", "optimizer", "communication", "idle")
 _CHOICE_NAMES = {
     "gpus": "GPUs",
@@ -161,7 +151,7 @@ def _table(result: SearchResult) -> str:
         cells = []
         for name in names:
             figure = figure_of(entry, name)
-            cells.append(f"<td>{'' if figure is None else escape(_short(figure.value, _unit(result, name)))}</td>")
+            cells.append(f"<td>{'' if figure is None else escape(_short(figure.value, unit_of(result, name)))}</td>")
         alike = runs(tuple(n for n in entry.not_distinguishable_from if n <= len(result.front)))
         called = f" ({', '.join(picks)})" if picks else ""
         text = f"{entry.number}. {entry.plan.cluster.gpus} GPUs {summary(entry.plan)}{called}"
@@ -202,12 +192,6 @@ def _picks(result: SearchResult, entry: Entry) -> list[str]:
     return [name.replace("_", " ") for name, number in result.picks.items() if number == entry.number]
 
 
-def _unit(result: SearchResult, name: str) -> str:
-    if name == "run_cost":
-        return result.search.site.currency
-    return _UNITS.get(name, name.rpartition("_")[2])
-
-
 # ---- what it holds --------------------------------------------------------------------------------------------------
 
 
@@ -227,7 +211,7 @@ def _data(result: SearchResult, found: Survey, timelines: list[dict[str, Any]]) 
         "values": {name: _packed(found.values[name].astype(np.float32)) for name in columns},
         "names": _CHOICE_NAMES,
         "labels": {name: "SM clock" if name == "clock_Hz" else words_of(name) for name in told},
-        "units": {name: _unit(result, name) for name in told},
+        "units": {name: unit_of(result, name) for name in told},
         "told": told,
         "objectives": list(result.objectives),
         "higher": [name for name in result.objectives if QUANTITIES[name].higher_is_better],
@@ -338,7 +322,7 @@ def _laid_out(one: Iteration) -> dict[str, Any]:
 
     stages = []
     for line in one.stages:
-        columns = {
+        columns: dict[str, NDArray[Any]] = {
             "kind": np.array([KINDS.index(part.kind) for part in line.slices], dtype=np.uint8),
             "micro_batch": np.array([part.micro_batch for part in line.slices], dtype=np.int32),
             "start_s": np.array([part.start_s for part in line.slices], dtype=np.float32),

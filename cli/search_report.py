@@ -307,17 +307,19 @@ def words_of(name: str) -> str:
 
 
 _UNITS = {
-    "step_time_s": "s",
-    "gpu_energy_J": "J",
-    "it_energy_J": "J",
-    "memory_B": "B",
-    "tokens_per_s_per_gpu": "",
+    "tokens_per_s_per_gpu": "tokens/s",
     "gpus": "",
     "run_hours": "h",
-    "run_days": "d",
-    "run_kWh": "kWh",
+    "run_days": "days",
     "run_kgCO2e": "kg",
 }
+
+
+def unit_of(result: SearchResult, name: str) -> str:
+    """Of a quantity: where the table has none, what its name ends in."""
+    if name == "run_cost":
+        return result.search.site.currency
+    return _UNITS.get(name, name.rpartition("_")[2])
 
 
 def _objective(result: SearchResult, entry: Entry, name: ObjectiveName) -> str:
@@ -325,10 +327,11 @@ def _objective(result: SearchResult, entry: Entry, name: ObjectiveName) -> str:
     from moemodel.model.search.result import figure_of
 
     figure = figure_of(entry, name)
-    unit = result.search.site.currency if name == "run_cost" else _UNITS.get(name, "W")
     if figure is None:
         return ""
-    return _interval(figure, unit, scale=name in ("step_time_s", "gpu_energy_J", "it_energy_J", "memory_B"))
+    return _interval(
+        figure, unit_of(result, name), scale=name in ("step_time_s", "gpu_energy_J", "it_energy_J", "memory_B")
+    )
 
 
 def _interval(figure: Figure, unit: str, *, scale: bool = True) -> str:

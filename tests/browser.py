@@ -63,8 +63,9 @@ class Page:
     def box(self, selector: str) -> dict[str, float]:
         """Where an element is in the window, scrolled to."""
         found = self.evaluate(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
-            " const b = e.getBoundingClientRect(); return {x: b.x, y: b.y, width: b.width, height: b.height}; })()"
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
+            " e.scrollIntoView({block: 'center'}); const b = e.getBoundingClientRect();"
+            " return {x: b.x, y: b.y, width: b.width, height: b.height}; })()"
         )
         assert isinstance(found, dict)
         return found

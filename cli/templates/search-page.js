@@ -39,7 +39,8 @@
   const valueOf = (i, name) => (i < count ? values[name][i] : (front[i - count].values[name] ?? NaN));
   const choiceOf = (i, name) => (i < count ? levels(name)[codes[name][i]] : front[i - count].choices[name]);
   const quiet = { dp: "1", tp: "1", pp: "1", ep: "1", cp: "1", virtual_stages: "1", sequence_parallel: "off", recompute: "none" };
-  const summary = (i) => Object.keys(data.choices).filter((name) => choiceOf(i, name) !== quiet[name])
+  const summary = (i) => Object.keys(data.choices)
+    .filter((name) => choiceOf(i, name) !== quiet[name] && !(name === "schedule" && choiceOf(i, "pp") === "1"))
     .map((name) => `${data.names[name] || name} ${choiceOf(i, name)}`).join(" · ");
 
   // ---- state --------------------------------------------------------------------------------------------------------
@@ -66,7 +67,7 @@
   };
   const frameOf = (id, xs, ys, xName, yName) => {
     const { context, width, height } = canvasOf(id);
-    const pad = { left: 74, right: 14, top: 14, bottom: 40 };
+    const pad = { left: 74, right: 30, top: 14, bottom: 40 };
     const spread = ([low, high]) => (high > low ? [low - 0.03 * (high - low), high + 0.03 * (high - low)] : [low * 0.95, high * 1.05 || 1]);
     const [x0, x1] = spread(xs), [y0, y1] = spread(ys);
     const px = (x) => pad.left + ((x - x0) / (x1 - x0)) * (width - pad.left - pad.right);
@@ -99,7 +100,7 @@
   };
 
   const cell = 12; // pixels of a bucket, in which the nearest point is looked for
-  let buckets = new Map(), points = { x: new Float32Array(0), y: new Float32Array(0) };
+  let beneath, buckets = new Map(), points = { x: new Float32Array(0), y: new Float32Array(0) };
   const drawFront = () => {
     const began = performance.now();
     const { context, px, py } = frameOf("front", rangeOf(state.x), rangeOf(state.y), state.x, state.y);
@@ -130,13 +131,24 @@
       const x = px(valueOf(i, state.x)), y = py(valueOf(i, state.y));
       put(i, x, y); context.beginPath(); context.arc(x, y, front[i - count].picks.length ? 5.5 : 3.5, 0, 7); context.fill();
     }
+    page.pixel = (i) => [points.x[i], points.y[i]];
+    beneath = document.createElement("canvas");
+    beneath.width = $("front").width; beneath.height = $("front").height;
+    beneath.getContext("2d").drawImage($("front"), 0, 0);
+    drawRings();
+    page.drawn_ms = performance.now() - began;
+  };
+  // Plans are drawn once, and copied below the rings that follow the mouse.
+  const drawRings = () => {
+    const began = performance.now(), context = $("front").getContext("2d");
+    context.save(); context.setTransform(1, 0, 0, 1, 0, 0);
+    context.clearRect(0, 0, beneath.width, beneath.height); context.drawImage(beneath, 0, 0); context.restore();
     for (const [i, colour, size] of [[state.hover, "--ink", 7], [state.picked, "--picked", 8]]) {
       if (i < 0 || !state.visible[i]) continue;
       context.strokeStyle = css(colour); context.lineWidth = 2.5; context.beginPath();
       context.arc(points.x[i], points.y[i], size, 0, 7); context.stroke();
     }
-    page.pixel = (i) => [points.x[i], points.y[i]];
-    page.drawn_ms = performance.now() - began;
+    page.ringed_ms = performance.now() - began;
   };
   const nearest = (x, y) => {
     const bx = Math.floor(x / cell), by = Math.floor(y / cell);
@@ -332,11 +344,11 @@
   };
   const hover = (i, spoken = false) => {
     if (i === state.hover) return;
-    state.hover = i; drawFront();
+    state.hover = i; drawRings();
     tipAt("tip", i < 0 ? "" : say(i), i < 0 ? 0 : points.x[i], i < 0 ? 0 : points.y[i]);
     if (spoken) $("live").textContent = i < 0 ? "" : say(i);
   };
-  const pick = (i) => { state.picked = i; drawFront(); drawClock(); tell(i); };
+  const pick = (i) => { state.picked = i; drawRings(); drawClock(); tell(i); };
 
   // ---- what the reader does -------------------------------------------------------------------------------------------
   const canvas = $("front");
