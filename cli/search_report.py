@@ -322,6 +322,9 @@ def unit_of(result: SearchResult, name: str) -> str:
     return _UNITS.get(name, name.rpartition("_")[2])
 
 
+_SCALED = ("step_time_s", "gpu_energy_J", "it_energy_J", "memory_B")  # with a prefix before the unit
+
+
 def _objective(result: SearchResult, entry: Entry, name: ObjectiveName) -> str:
     """A figure that can be optimized, with its interval."""
     from moemodel.model.search.result import figure_of
@@ -329,9 +332,7 @@ def _objective(result: SearchResult, entry: Entry, name: ObjectiveName) -> str:
     figure = figure_of(entry, name)
     if figure is None:
         return ""
-    return _interval(
-        figure, unit_of(result, name), scale=name in ("step_time_s", "gpu_energy_J", "it_energy_J", "memory_B")
-    )
+    return _interval(figure, unit_of(result, name), scale=name in _SCALED)
 
 
 def _interval(figure: Figure, unit: str, *, scale: bool = True) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
-from moemodel.model.plan.clock import PHASES, ByStage
+from moemodel.model.plan.clock import CHANGE_S, PHASES, ByStage
 from moemodel.model.plan.skew import skew_of
 from moemodel.model.plan.spec import Plan
 from moemodel.model.schedule.base import Sizes
@@ -30,7 +30,8 @@ class PlanBatch:
     `micro_batches_per_schedule`: that a pipeline passes before the next begin; 0: all of a step, as for all plans
     where it is left out.
     `clock_limits_Hz`: clocks that may be set at most by stage and phase, [P, S, 3] for pipelines of up to S stages,
-    NaN of the others' and of plans with one clock for all; S is 0 where it is left out.
+    NaN of the others' and of plans with one clock for all; S is 0 where it is left out. `clock_change_s`: until a
+    clock that is set within a step stands.
     Units: batches and sequence in sequences and tokens; the clock that may be set at most in Hz and the cap in
     W, infinite where the GPU decides.
     """
@@ -53,13 +54,14 @@ class PlanBatch:
     power_cap_W: FloatArray
     micro_batches_per_schedule: IntArray = field(default_factory=lambda: _ALL_OF_A_STEP)
     clock_limits_Hz: FloatArray = field(default_factory=lambda: _ONE_CLOCK)
+    clock_change_s: FloatArray = field(default_factory=lambda: _ONE_CLOCK)
 
     @classmethod
     def of(cls, **columns: Any) -> PlanBatch:
         """Broadcast columns (numbers or arrays) to one length P; `clock_limits_Hz` is of all [S, 3], or [P, S, 3]."""
         limits_Hz = columns.pop("clock_limits_Hz", _ONE_CLOCK)
         kinds = {name: np.float64 if name in _FLOATS else np.int64 for name in _COLUMNS}
-        columns = {"micro_batches_per_schedule": 0} | columns
+        columns = {"micro_batches_per_schedule": 0, "clock_change_s": CHANGE_S} | columns
         arrays = np.broadcast_arrays(*(np.atleast_1d(np.asarray(columns[n], dtype=t)) for n, t in kinds.items()))
         found = dict(zip(kinds, (np.ascontiguousarray(a) for a in arrays), strict=True))
         return cls(**found, clock_limits_Hz=_of_each(limits_Hz, len(arrays[0])))
@@ -70,6 +72,8 @@ class PlanBatch:
             object.__setattr__(self, "micro_batches_per_schedule", np.zeros_like(self.dp))
         elif len(some) != len(self.dp):
             raise ValueError(f"micro_batches_per_schedule: found {len(some)} values; there are {len(self.dp)} plans")
+        if self.clock_change_s is _ONE_CLOCK:
+            object.__setattr__(self, "clock_change_s", np.full(len(self.dp), CHANGE_S))
         if len(self.clock_limits_Hz) != len(self.dp):
             object.__setattr__(self, "clock_limits_Hz", _of_each(self.clock_limits_Hz, len(self.dp)))
 
@@ -106,6 +110,11 @@ class PlanBatch:
         """The plans at these rows."""
         return PlanBatch(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
+    def with_limits_Hz(self, limits_Hz: FloatArray) -> PlanBatch:
+        """The same plans with clocks by stage and phase, [S, 3] or [P, S, 3]."""
+        limits_Hz = _of_each(limits_Hz, len(self))
+        return replace(self, clock_limits_Hz=limits_Hz, clock_Hz=limits_Hz.max(axis=(1, 2)))
+
     @property
     def has_clocks_by_stage(self) -> BoolArray:
         """Which plans have clocks by stage and phase, [P]."""
@@ -114,7 +123,7 @@ class PlanBatch:
         return ~np.isnan(self.clock_limits_Hz[:, 0, 0])
 
 
-_FLOATS = {"skew", "clock_Hz", "power_cap_W"}
+_FLOATS = {"skew", "clock_Hz", "power_cap_W", "clock_change_s"}
 _COLUMNS = tuple(f.name for f in fields(PlanBatch) if f.name != "clock_limits_Hz")
 
 
@@ -138,6 +147,7 @@ def batch_of(plan: Plan) -> PlanBatch:
         skew=skew_of(plan),
         clock_Hz=clock.highest_Hz(math.inf),
         clock_limits_Hz=np.array(clock.limits_Hz) if isinstance(clock, ByStage) else _ONE_CLOCK,
+        clock_change_s=clock.change_s if isinstance(clock, ByStage) else CHANGE_S,
         power_cap_W=math.inf if plan.power_cap_W is None else plan.power_cap_W,
     )
 

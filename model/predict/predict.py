@@ -20,7 +20,7 @@ from moemodel.model.layers.flops import model_flops
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.predict.phases import ByPhase, ClockedCost, DeviceCosts, device_costs
 from moemodel.model.predict.prediction import Prediction, PredictionByStage
-from moemodel.model.predict.stage_clocks import StageFigures, StageRuns, bounded, ceiling_Hz, governor_grid
+from moemodel.model.predict.stage_clocks import StageFigures, StageRuns, bounded, ceiling_Hz, governor_grid, settled
 from moemodel.model.predict.sustained_clock import sustained_clocks, total_power
 from moemodel.model.predict.timeline import PipelineStep, Timeline, above_rounding
 from moemodel.model.schedule.pipeline_layout import members, stages
@@ -277,7 +277,7 @@ class _PricedPipeline:
         runs = counts = None
         if plans.clock_limits_Hz.shape[1] and plans.has_clocks_by_stage[row]:
             classes = members(blocks.architecture, *shape)
-            runs = StageRuns.of(classes, plans.clock_limits_Hz[rows])
+            runs = StageRuns.of(classes, costs.plans)
             counts = runs.counts(classes)
         pipe = PipelineStep(costs, pipeline, blocks.machine, counts)
         devices = [device_costs(cost) for cost in pipe.costs]
@@ -297,9 +297,10 @@ class _PricedPipeline:
         clocks = self._clocks if self.runs is None else partial(self._clocks_by_stage, self.runs)
         found = []
         for power, kept in zip(powers, clocks(clock_Hz_K, machine, powers, temperature_C), strict=True):
+            changes = [None] * len(kept) if self.runs is None else self.runs.changes
             devices = [
-                device.join(clock, lambda cost, clock_Hz_P: cost.at(clock_Hz_K, clock_Hz_P))
-                for device, clock in zip(self.devices, kept, strict=True)
+                settled(device, clock, change, clock_Hz_K)
+                for device, clock, change in zip(self.devices, kept, changes, strict=True)
             ]
             mean, watts = _mean_gpu(self.pipe, devices, self.pipe.timeline(devices), power, temperature_C)
             figures = None if self.runs is None else self.runs.figures(kept, devices, watts)
@@ -333,7 +334,8 @@ class _PricedPipeline:
         limits = runs.within(float(clock_Hz_K[0]), float(clock_Hz_K[-1]))
         clock_Hz_G = governor_grid(clock_Hz_K, machine.gpu.clock_step_Hz)
         devices = [
-            bounded(device, limit, clock_Hz_K, clock_Hz_G) for device, limit in zip(self.devices, limits, strict=True)
+            bounded(device, limit, changes, clock_Hz_K, clock_Hz_G)
+            for device, limit, changes in zip(self.devices, limits, runs.changes, strict=True)
         ]
         ceilings = sustained_clocks(
             self.pipe,

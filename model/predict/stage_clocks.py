@@ -4,7 +4,10 @@ A clock that is asked for is an upper bound. The governor has one ceiling for th
 ceiling or at the phase's bound, whichever is lower. So the governor is solved as for any plan (`sustained_clock`), with
 every phase priced at no more than its bound and the others' stages at theirs, and each phase's clock is the lower one.
 
-Left out: what changing a clock costs.
+Where phases of a stage have bounds that differ, its clock changes within the step. Until the new clock stands, the work
+goes on at the one before: of each pass that follows another phase's, a share runs at that phase's clock, all of a pass
+that is shorter than the change. What is left out: that a change which is asked for before a wait is hidden by it, and
+that the governor, too, needs time.
 
 Axes: P plans that share their pipeline, K clocks that blocks are priced at, G clocks that the governor chooses from; R
 runs of stages that do the same at the same clocks, S stages.
@@ -12,14 +15,16 @@ runs of stages that do the same at the same clocks, S stages.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from itertools import groupby
+from functools import partial
+from itertools import groupby, product
 
 import numpy as np
 
 from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.device.dvfs import at_clocks, time_at_clocks
+from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.clock import PHASES
 from moemodel.model.predict.phases import ByPhase, ClockedCost, DeviceCosts
 
@@ -62,28 +67,92 @@ class StageFigures:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClockChanges:
+    """How the clock of a run of stages changes within a step.
+
+    Attributes:
+        shares: of the passes of a phase, those before which the clock changes from that of another phase: by both
+            phases, the later first, [P, 1]; without those that are none.
+        change_s: until a clock that is set stands, [P, 1].
+        virtual: passes that a micro-batch's falls into, one for each chunk of a stage, [P, 1].
+    """
+
+    shares: dict[str, dict[str, FloatArray]]
+    change_s: FloatArray
+    virtual: FloatArray
+
+    @classmethod
+    def of(cls, stages: Sequence[int], limits_Hz: FloatArray, plans: PlanBatch) -> ClockChanges | None:
+        """Of stages with the same clocks, [P, 3]; the mean over them."""
+        if (limits_Hz == limits_Hz[:, :1]).all():
+            return None
+        follow = np.mean([plans.schedules.phase_changes(stage) for stage in stages], axis=0)
+        shares: dict[str, dict[str, FloatArray]] = {}
+        for (i, later), (j, earlier) in product(enumerate(PHASES), repeat=2):
+            share = np.where(limits_Hz[:, i] != limits_Hz[:, j], follow[:, i, j], 0.0)
+            if share.any():
+                shares.setdefault(later, {})[earlier] = share[:, None]
+        return cls(
+            shares=shares,
+            change_s=plans.clock_change_s[:, None],
+            virtual=plans.virtual_stages[:, None].astype(np.float64),
+        )
+
+    def cost(self, phase: str, clocks: ByPhase[FloatArray], at: Callable[[FloatArray], ClockedCost]) -> ClockedCost:
+        """Of a phase that begins, some of its passes, at the clock of another.
+
+        Args:
+            phase: its name.
+            clocks: of the phases.
+            at: what the phase costs at clocks, [P, X].
+        """
+        found = at(getattr(clocks, phase))
+        chunks = 1.0 if phase == "optimizer" else self.virtual
+        parts, in_time = [], np.ones_like(found.time_s)
+        for earlier, share in self.shares.get(phase, {}).items():
+            before = at(getattr(clocks, earlier))
+            pass_s = np.maximum(before.time_s / chunks, np.finfo(np.float64).tiny)
+            late = share * np.minimum(1.0, self.change_s / pass_s)
+            parts.append((late, before))
+            in_time = in_time - late
+        parts.append((in_time, found))
+        return ClockedCost(
+            time_s=np.asarray(sum(part * cost.time_s for part, cost in parts)),
+            energy_J=np.asarray(sum(part * cost.energy_J for part, cost in parts)),
+            cycles=np.asarray(sum(part * cost.cycles for part, cost in parts)),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageRuns:
     """Stages of a pipeline, put together where they do the same at the same clocks.
 
     Attributes:
         stages: of each run, in the order of the classes of stages, as where one clock holds for all.
         limits_Hz: clocks that may be set at most in each run.
+        changes: of the clock within a step; None where no plan has any.
     """
 
     stages: list[tuple[int, ...]]
     limits_Hz: list[ByPhase[FloatArray]]
+    changes: list[ClockChanges | None]
 
     @classmethod
-    def of(cls, classes: Sequence[Sequence[int]], limits_Hz: FloatArray) -> StageRuns:
+    def of(cls, classes: Sequence[Sequence[int]], plans: PlanBatch) -> StageRuns:
         """Of classes of stages that do the same.
 
         Args:
             classes: stages of each.
-            limits_Hz: clocks by stage and phase, [P, S, 3].
+            plans: that share their pipeline, all with clocks by stage and phase.
         """
+        limits_Hz = plans.clock_limits_Hz
         runs = [run for members in classes for run in _equal(members, limits_Hz)]
         bounds = [limits_Hz[:, run[0]] for run in runs]
-        return cls(stages=runs, limits_Hz=[ByPhase(**dict(zip(PHASES, bound.T, strict=True))) for bound in bounds])
+        return cls(
+            stages=runs,
+            limits_Hz=[ByPhase(**dict(zip(PHASES, bound.T, strict=True))) for bound in bounds],
+            changes=[ClockChanges.of(run, bound, plans) for run, bound in zip(runs, bounds, strict=True)],
+        )
 
     def counts(self, classes: Sequence[Sequence[int]]) -> list[list[int]]:
         """How many stages each run has, by class."""
@@ -117,12 +186,11 @@ class StageRuns:
 
 
 def _equal(members: Sequence[int], limits_Hz: FloatArray) -> list[tuple[int, ...]]:
-    """Stages of a class, cut where the clocks of any plan change from one to the next."""
-    changes = [
-        index > 0 and bool((limits_Hz[:, members[index - 1]] != limits_Hz[:, stage]).any())
-        for index, stage in enumerate(members)
-    ]
-    numbered = zip(members, np.cumsum(changes).tolist(), strict=True)
+    """Stages of a class, cut where the clocks of any plan differ between one and the next, or change within a step: how
+    often they do depends on the stage."""
+    here, before = limits_Hz[:, list(members[1:])], limits_Hz[:, list(members[:-1])]
+    cut = ((here != before) | (here != here[..., :1])).any(axis=(0, 2))
+    numbered = zip(members, [0, *np.cumsum(cut).tolist()], strict=True)
     return [tuple(stage for stage, _ in run) for _, run in groupby(numbered, key=lambda pair: pair[1])]
 
 
@@ -137,12 +205,16 @@ def governor_grid(clock_Hz_K: FloatArray, step_Hz: float | None) -> FloatArray:
 
 
 def bounded(
-    device: DeviceCosts, limits: ByPhase[FloatArray], clock_Hz_K: FloatArray, clock_Hz_G: FloatArray
+    device: DeviceCosts,
+    limits: ByPhase[FloatArray],
+    changes: ClockChanges | None,
+    clock_Hz_K: FloatArray,
+    clock_Hz_G: FloatArray,
 ) -> DeviceCosts:
     """What a stage does if the governor's ceiling is one of G clocks and each phase has a bound, [P, G]."""
+    clocks = limits.map(lambda limit_Hz: np.minimum(clock_Hz_G, limit_Hz[:, None]))
 
-    def phase(cost: ClockedCost, limit_Hz_P: FloatArray) -> ClockedCost:
-        clock_Hz_PG = np.minimum(clock_Hz_G, limit_Hz_P[:, None])
+    def at(cost: ClockedCost, clock_Hz_PG: FloatArray) -> ClockedCost:
         period_like_s = time_at_clocks(cost.cycles / clock_Hz_K, clock_Hz_K, clock_Hz_PG)
         return ClockedCost(
             time_s=time_at_clocks(cost.time_s, clock_Hz_K, clock_Hz_PG),
@@ -150,7 +222,27 @@ def bounded(
             cycles=period_like_s * clock_Hz_PG,
         )
 
-    return device.join(limits, phase)
+    return _changing(device, clocks, changes, at)
+
+
+def settled(
+    device: DeviceCosts, clocks: ByPhase[FloatArray], changes: ClockChanges | None, clock_Hz_K: FloatArray
+) -> DeviceCosts:
+    """What a stage does at the clocks of its phases, [P, 1]."""
+    return _changing(device, clocks, changes, lambda cost, clock_Hz_P: cost.at(clock_Hz_K, clock_Hz_P))
+
+
+def _changing(
+    device: DeviceCosts,
+    clocks: ByPhase[FloatArray],
+    changes: ClockChanges | None,
+    at: Callable[[ClockedCost, FloatArray], ClockedCost],
+) -> DeviceCosts:
+    """Each phase at its clock, but for what runs at that of the phase before it."""
+    if changes is None:
+        return device.join(clocks, at)
+    found = {phase: changes.cost(phase, clocks, partial(at, getattr(device, phase))) for phase in PHASES}
+    return ByPhase(**found)
 
 
 def ceiling_Hz(limits: ByPhase[FloatArray]) -> FloatArray:

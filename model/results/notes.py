@@ -17,6 +17,7 @@ from moemodel.model.plan.skew import experts_of, forecast
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration, KernelFit
+from moemodel.model.results.clock_changes import change_worth
 from moemodel.model.results.defaults import choices_by_default, inlet_by_default, site_by_default
 from moemodel.model.results.feasibility import verdict_of
 from moemodel.model.results.inlet_sensitivity import InletSensitivity
@@ -52,7 +53,7 @@ def notes(
         _narrow_products(plan, machine),
         _outside(prediction),
         _clock(plan, machine, prediction),
-        *notes_on_stage_clocks(plan, cap_W, prediction),
+        *notes_on_stage_clocks(plan, cap_W, prediction, change_worth(plan, architecture, machine, prediction)),
         _bursts(plan, machine, prediction),
         _extrapolated_clock(calibration, prediction),
         _vocabulary(plan, architecture),

@@ -10,6 +10,7 @@ from typing import Any
 from moemodel.model.plan.clock import PHASES, ByStage
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.prediction import Prediction, stage_figures
+from moemodel.model.results.clock_changes import ChangeWorth
 from moemodel.model.results.estimate import finite
 
 _GRANTED = 0.995  # of a clock: less is a step of an H100's lower
@@ -67,13 +68,14 @@ def _by_phase(values: Any, phases: tuple[str, ...]) -> list[tuple[str, float]]:
     return list(zip(phases, values.tolist(), strict=False))
 
 
-def notes_on_stage_clocks(plan: Plan, cap_W: float, prediction: Prediction) -> list[str]:
+def notes_on_stage_clocks(plan: Plan, cap_W: float, prediction: Prediction, worth: ChangeWorth | None) -> list[str]:
     """What has to be said about clocks by stage and phase, a sentence or two each.
 
     Args:
         plan: of one batch.
         cap_W: power limit in force.
         prediction: of it.
+        worth: of changing clocks within a step.
     """
     clock = plan.clock
     if not isinstance(clock, ByStage):
@@ -82,8 +84,8 @@ def notes_on_stage_clocks(plan: Plan, cap_W: float, prediction: Prediction) -> l
         "Clocks by stage and phase are bounds that somebody must be permitted to set (a GPU's lock); steps at "
         "locked clocks were never measured on a real card by this project.",
     ]
-    if clock.changes_within_a_step:
-        found.append("What it costs to change a clock within a step is not counted.")
+    if worth is not None:
+        found.append(worth.text())
     refused = _not_granted(stage_outcomes(plan, prediction))
     if refused:
         more = f" and {len(refused) - _MOST_SHOWN} more" if len(refused) > _MOST_SHOWN else ""

@@ -65,7 +65,7 @@ def test_the_same_everywhere_is_one_clock(asked: Any, clock: Any) -> None:
     ("asked", "words"),
     [
         ({"stages": [1200]}, "clock_MHz.stages: found 1 entries; allowed: 2, one for each stage"),
-        ({"forwards": 1200}, "unknown key 'clock_MHz.forwards'; allowed here: backward, forward, optimizer, stages"),
+        ({"forwards": 1200}, "unknown key 'clock_MHz.forwards'; allowed here: backward, change_ms, forward, op"),
         (
             {"stages": [1200, {"fwd": 1}]},
             "unknown key 'clock_MHz.stages.1.fwd'; allowed here: backward, forward,",

@@ -138,3 +138,69 @@ def test_memory_does_not_know_the_clock(opt: Architecture, batch: Batch, machine
     split = predict(opt, clocked(batch, stages(600, 900, 1200, 1500)), machine)
     assert split.memory_B.tolist() == plain.memory_B.tolist()
     assert split.flops.tolist() == plain.flops.tolist()
+
+
+# ---- changes within a step ------------------------------------------------------------------------------------------
+
+BY_PHASE = [[900, 1500, 1200]] * 4
+
+
+def test_changes_that_take_no_time_are_exact(opt: Architecture, batch: Batch, machine: System) -> None:
+    """Each phase then takes what it takes at its clock in a plan with that clock alone."""
+    free = {"power_cap_W": 1e5, "clock_change_s": 0.0}
+    found = predict(opt, clocked(batch, BY_PHASE, **free), machine)
+    for phase, clock_MHz in (("forward", 900), ("backward", 1500), ("optimizer", 1200)):
+        alone = predict(opt, batch(**SHAPE, clock_Hz=clock_MHz * 1e6, power_cap_W=1e5), machine)
+        name = f"{phase}_s"
+        assert getattr(found, name)[0] == pytest.approx(getattr(alone, name)[0], rel=1e-4)
+
+
+def test_a_change_longer_than_every_pass_swaps_the_clocks(opt: Architecture, batch: Batch, machine: System) -> None:
+    """One stage: forward and backward passes in turn, each at the clock of the one before."""
+    shape = {"pp": 1, "micro_batch": 1, "global_batch": 1024, "power_cap_W": 1e5}
+    found = predict(opt, clocked(batch, [[900, 1500, 1500]], clock_change_s=10.0, **shape), machine)
+    swapped = predict(opt, clocked(batch, [[1500, 900, 900]], clock_change_s=0.0, **shape), machine)
+    assert found.forward_s[0] == pytest.approx(swapped.forward_s[0], rel=1e-3)
+    assert found.backward_s[0] == pytest.approx(swapped.backward_s[0], rel=1e-3)
+
+
+def test_what_a_change_costs_is_what_runs_at_the_clock_before(opt: Architecture, batch: Batch, machine: System) -> None:
+    """Two passes of one micro-batch, long against the change: each keeps the clock of the one before for so long."""
+    shape = {"pp": 1, "micro_batch": 16, "global_batch": 16, "power_cap_W": 1e5}
+    limits = [[900, 1500, 1500]]
+    change_s = 1e-3
+    none = predict(opt, clocked(batch, limits, clock_change_s=0.0, **shape), machine)
+    some = predict(opt, clocked(batch, limits, clock_change_s=change_s, **shape), machine)
+    slow, fast = (predict(opt, clocked(batch, stages(c), **shape), machine).forward_s[0] for c in (900, 1500))
+    assert none.forward_s[0] == pytest.approx(slow, rel=1e-4)
+    assert some.forward_s[0] == pytest.approx(change_s + (1 - change_s / fast) * slow, rel=1e-4)
+
+
+def test_the_cost_of_a_change_shrinks_with_the_pass(opt: Architecture, batch: Batch, machine: System) -> None:
+    def missed(micro_batch: int) -> float:
+        shape = {"pp": 1, "micro_batch": micro_batch, "global_batch": 256, "power_cap_W": 1e5}
+        some, none = (
+            predict(opt, clocked(batch, [[900, 1500, 1500]], clock_change_s=s, **shape), machine).forward_s[0]
+            for s in (4.5e-3, 0.0)
+        )
+        return float(none / some - 1)
+
+    assert missed(1) > 2 * missed(4) > 4 * missed(16) > 0
+
+
+def test_gpipe_changes_its_clock_less_often(opt: Architecture, batch: Batch, machine: System) -> None:
+    """Once forward, once backward, whatever the micro-batches; 1F1B's last stage before every pass."""
+
+    def forward_Hz(schedule: int) -> float:
+        plan = clocked(batch, BY_PHASE, micro_batch=1, global_batch=64, schedule=schedule, power_cap_W=1e5)
+        return float(stage_figures(predict(opt, plan, machine)).clock_Hz[0, 3, 0])
+
+    assert forward_Hz(1) == pytest.approx(900e6, rel=0.1)
+    assert forward_Hz(0) > 1.2 * forward_Hz(1)
+
+
+def test_phases_with_the_same_bound_change_no_clock(opt: Architecture, batch: Batch, machine: System) -> None:
+    slow, fast = (
+        predict(opt, clocked(batch, stages(900, 1500, 900, 1500), clock_change_s=s), machine) for s in (0.0, 1.0)
+    )
+    assert figures(slow).tolist() == figures(fast).tolist()
