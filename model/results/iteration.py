@@ -221,7 +221,7 @@ def _costs(parts: StepParts, index: int) -> _StageCosts:
     def dynamic_W(energy_J: FloatArray, time_s: float) -> float:
         return _one(energy_J) / time_s if time_s > 0 else 0.0
 
-    waits = _one(pipe.busy_waiting_J(index, device, timeline, power))
+    busy_waiting_J = _one(pipe.busy_waiting_J(index, device, timeline, power))
     idle_s = step_s - m * (forward_s + backward_s) - optimizer_s - drawn_s
     phases = (device.forward, device.backward, device.optimizer)
     clocks = [_one(phase.cycles) / _one(phase.time_s) if _one(phase.time_s) > 0 else np.nan for phase in phases]
@@ -236,7 +236,7 @@ def _costs(parts: StepParts, index: int) -> _StageCosts:
         backward_W=static_W + behind_W + dynamic_W(device.backward.energy_J, backward_s),
         optimizer_W=static_W + dynamic_W(device.optimizer.energy_J, optimizer_s),
         communication_W=static_W + link_W * seen,
-        waiting_W=static_W + (waits / idle_s if idle_s > _ROUNDING * step_s else 0.0),
+        waiting_W=static_W + (busy_waiting_J / idle_s if idle_s > _ROUNDING * step_s else 0.0),
         mean_W=mean_W,
         clock_MHz=(clocks[0] * 1e-6, clocks[1] * 1e-6, clocks[2] * 1e-6),
     )

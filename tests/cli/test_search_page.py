@@ -205,8 +205,8 @@ def test_it_can_be_pointed_at_clicked_and_walked_through(
         assert "time of a step" in told
         assert "energy of a step" in told
         # a plan behind the front is beaten, and by how much is told
-        behind = int(np.argmax(every.values["step_time_s"]))
-        page.click(*at(page, behind))
+        beaten = int(np.argmax(every.values["step_time_s"]))
+        page.click(*at(page, beaten))
         assert "of the front beats it" in page.evaluate("document.getElementById('plan').innerText")
         assert page.evaluate("searchPage.curve.length") == 3  # the same plan at its clocks, of which one may be beyond
         # keys: the first plan of the front, the second, its breakdown, and out again
