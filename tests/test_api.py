@@ -292,6 +292,7 @@ def test_every_public_function_shows_a_use() -> None:
             *calibrating,
             "compare",
             "explain",
+            "iteration",
             "predict",
             "predict_runs",
             "profile",
