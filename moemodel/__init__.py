@@ -5,10 +5,10 @@
     answer = moemodel.predict("plan.yaml")
     print(answer.step_time_s, answer.gpu_energy_per_token_J, answer.notes)
 
-What the commands do, Python does by the same functions: `predict`, `search` (`moemodel optimize`), `profile`,
-`calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate` (`calibrate --update`), `validate`, `run`,
-`predict_runs` (`run --predict`) and `compare`; `Meter` goes around a training loop of your own. The other names are
-their documents.
+What the commands do, Python does by the same functions: `predict`, `search` (`moemodel optimize`), `schedule`,
+`profile`, `calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate` (`calibrate --update`), `validate`,
+`run`, `predict_runs` (`run --predict`) and `compare`; `Meter` goes around a training loop of your own. The other names
+are their documents.
 `Meter`, `profile`, `run` and `validate` need the extra `profile`, installed from where moemodel itself came from; what
 begins with `calibrate` or `recalibrate` the extra `calibrate`. Everything is imported when it is first used: `import
 moemodel` costs next to nothing.
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 if TYPE_CHECKING:
-    from moemodel.api import calibrate, calibrate_readings, compare, predict_runs, recalibrate
+    from moemodel.api import calibrate, calibrate_readings, compare, predict_runs, recalibrate, schedule
     from moemodel.calibration.store.catalogue import list_calibrations, shipped, write_calibration
     from moemodel.model.architecture.hf_config import list_architectures, read_architecture
     from moemodel.model.architecture.spec import Architecture
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         MoeModelError,
         ProfileError,
     )
+    from moemodel.model.grid.schedule import Schedule
     from moemodel.model.hardware.gpu import Gpu, list_gpus, read_gpu
     from moemodel.model.plan.spec import Plan, read_plan
     from moemodel.model.predict.predict import predict
@@ -66,6 +67,7 @@ _HOMES: dict[str, str] = {
     "Plan": "model.plan.spec",
     "ProfileError": "model.core.errors",
     "Report": "model.results.validation",
+    "Schedule": "model.grid.schedule",
     "Search": "model.search.document",
     "SearchResult": "model.search.result",
     "calibrate": "api",
@@ -86,6 +88,7 @@ _HOMES: dict[str, str] = {
     "read_search_result": "model.search.result",
     "recalibrate": "api",
     "run": "api",
+    "schedule": "api",
     "search": "api",
     "shipped": "calibration.store.catalogue",
     "validate": "api",
@@ -111,6 +114,7 @@ if TYPE_CHECKING:
         "Plan",
         "ProfileError",
         "Report",
+        "Schedule",
         "Search",
         "SearchResult",
         "__version__",
@@ -132,6 +136,7 @@ if TYPE_CHECKING:
         "read_search_result",
         "recalibrate",
         "run",
+        "schedule",
         "search",
         "shipped",
         "validate",

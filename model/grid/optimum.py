@@ -27,12 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.errors import InputError
 
 _GAP = 1e-8  # relative, of the best to a bound on all
 # Of an hour's cost, for the last slot over the first: of schedules that cost the same, the earliest.
 _LATE = 1e-6
 _SCALE = 1e5  # largest cost of a variable as HiGHS sees it, whose gap is absolute, too (1e-6)
 _ROUNDING_H = 1e-6  # 4 ms
+_OUT_OF_TIME = 1  # `milp`'s status
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,9 @@ def cheapest(slots: Slots, machine: Machine, *, seconds: float = 60.0) -> Optimu
         slots: of time.
         machine: what the run does in an hour.
         seconds: after which the best found so far is given; `gap` then says how much better another may be.
+
+    Raises:
+        InputError: none was found in that time.
     """
     if machine.shortest_h > float(slots.hours.sum()) + _ROUNDING_H:
         return None
@@ -199,6 +204,10 @@ class _Programme:
             options={"mip_rel_gap": _GAP, "time_limit": seconds},
         )
         if found.x is None:
+            if found.status == _OUT_OF_TIME:
+                raise InputError(
+                    f"schedule: found none of {self.T} hours in {seconds:g} s; allow more, or give an earlier deadline"
+                )
             return None
         gap = 0.0 if found.status == 0 else float(found.mip_gap)
         return self._optimum(found.x, float(self._plain_cost() @ found.x), gap)

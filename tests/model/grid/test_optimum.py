@@ -13,15 +13,17 @@ import pytest
 from moemodel.model.grid.optimum import Machine, Optimum, Slots, cheapest
 
 IDLE = -1
+Hours = tuple[dict[int, float], dict[int, float]]
 
 
 def _blocks(runs: tuple[bool, ...]) -> list[list[int]]:
     return [[t for t, _ in group] for on, group in itertools.groupby(enumerate(runs), key=lambda each: each[1]) if on]
 
 
-def _left_to_train(block: list[int], hours: list[float], machine: Machine) -> tuple[dict[int, float], float] | None:
+def _left_to_train(block: list[int], hours: list[float], machine: Machine) -> Hours | None:
     """Hours of each slot of a stretch that are left beside its start and its checkpoint, and what these two take."""
-    left, standing = {t: hours[t] for t in block}, {}
+    left: dict[int, float] = {t: hours[t] for t in block}
+    standing: dict[int, float] = {}
     for slots, need in ((block, machine.start_h), (block[::-1], machine.write_h)):
         for t in slots:
             part = min(need, hours[t])
