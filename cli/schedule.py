@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from moemodel import api
-from moemodel.cli.output import Finite, bullets, console, digits, echo, echo_json, table
+from moemodel.cli.output import Finite, bullets, console, digits, echo, echo_json, table, working
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -117,22 +117,23 @@ def schedule_command(
     as_json: bool,
 ) -> None:
     """Say when the run in PLAN is to be on, paused or slowed, so that it takes least carbon or money by a deadline."""
-    found = api.schedule(
-        plan,
-        list(files),
-        deadline=deadline,
-        start=start,
-        minimise="cost" if minimise == "cost" else "carbon" if minimise == "carbon" else None,
-        clocks=clocks,
-        when_off="released" if when_off == "released" else "kept",
-        start_s=start_s,
-        checkpoint_s=checkpoint_s,
-        unit=unit,
-        column=column,
-        time_zone=time_zone,
-        fill_hours=fill_gaps,
-        calibration=calibration,
-    )
+    with working("schedule"):
+        found = api.schedule(
+            plan,
+            list(files),
+            deadline=deadline,
+            start=start,
+            minimise="cost" if minimise == "cost" else "carbon" if minimise == "carbon" else None,
+            clocks=clocks,
+            when_off="released" if when_off == "released" else "kept",
+            start_s=start_s,
+            checkpoint_s=checkpoint_s,
+            unit=unit,
+            column=column,
+            time_zone=time_zone,
+            fill_hours=fill_gaps,
+            calibration=calibration,
+        )
     if output is not None:
         from moemodel.model.core.files import write_atomic
 
@@ -212,7 +213,8 @@ def _bars(found: Schedule) -> Iterator[str]:
     low, high = float(weights.min()), float(weights.max())
     what = "price" if weights is hours.price else "carbon intensity"
     yield f"Hours, UTC: {', '.join(names)}, s start or checkpoint, . paused or over"
-    yield f"0 to {_LEVELS}: {what} of {low:.3g} to {high:.3g} a kWh"
+    unit = "kgCO2e" if what != "price" else found.run.plan.site.currency
+    yield f"0 to {_LEVELS}: {what}, {low:.3g} to {high:.3g} {unit}/kWh"
     for day, group in groupby(range(len(hours.begins)), key=lambda t: hours.begins[t].date()):
         of_day = list(group)
         before = " " * hours.begins[of_day[0]].hour
