@@ -27,12 +27,13 @@ class ClockOption:
     """A plan at one clock.
 
     Attributes:
-        clock_MHz: that is held; None: the governor's, or whatever the plan itself says.
+        name: what it is called.
+        clock_MHz: that is held; None: the governor's, or several, of a plan with clocks by stage or phase.
         is_own: it is the plan as it is written.
         run: the whole run at it, without a pause.
-        slow_ratio: upper end of the 90 % interval of its hours over their value.
     """
 
+    name: str
     clock_MHz: float | None
     is_own: bool
     run: RunTotals
@@ -104,11 +105,6 @@ class PausedRun:
         )
 
 
-def clock_name(option: ClockOption) -> str:
-    """What a clock is called: the governor's, or its MHz."""
-    return "governor" if option.clock_MHz is None else f"{option.clock_MHz:g} MHz"
-
-
 def paused_run(
     plan: Plan,
     calibration: Calibration,
@@ -174,7 +170,9 @@ def _options(plan: Plan, calibration: Calibration, clocks: Clocks) -> Iterator[C
         raise CalibrationError(
             f"calibration {calibration.name}: no power was measured, so there is no energy to schedule"
         )
-    yield ClockOption(clock_MHz=plan.clock_MHz, is_own=True, run=own.run)
+    one = plan.clock_MHz if isinstance(plan.clock_MHz, float | int) else None
+    name = "governor" if plan.clock_MHz is None else "the plan's clocks" if one is None else f"{one:g} MHz"
+    yield ClockOption(name=name, clock_MHz=one, is_own=True, run=own.run)
     gpu = system_of(plan, calibration).gpu
     asked = () if clocks == "plan" else measured_clocks_MHz(gpu, calibration) if clocks == "measured" else clocks
     for clock_MHz in asked:
@@ -182,7 +180,7 @@ def _options(plan: Plan, calibration: Calibration, clocks: Clocks) -> Iterator[C
             raise InputError(f"clocks: found {clock_MHz!r}; allowed: measured, plan, or clocks in MHz")
         if clock_MHz != plan.clock_MHz:
             run = _at_clock(plan, calibration, float(clock_MHz))
-            yield ClockOption(clock_MHz=float(clock_MHz), is_own=False, run=run)
+            yield ClockOption(name=f"{clock_MHz:g} MHz", clock_MHz=float(clock_MHz), is_own=False, run=run)
 
 
 def _at_clock(plan: Plan, calibration: Calibration, clock_MHz: float) -> RunTotals:

@@ -20,7 +20,7 @@ from moemodel.model.core.errors import InfeasiblePlanError, InputError
 from moemodel.model.grid.hours import Hours, hours_between
 from moemodel.model.grid.notes import notes_on
 from moemodel.model.grid.optimum import Slots, cheapest
-from moemodel.model.grid.options import PausedRun, clock_name
+from moemodel.model.grid.options import PausedRun
 from moemodel.model.grid.segments import Pricing, Segment, Totals, of_optimum, stretches_of
 from moemodel.model.grid.series import HOUR, Series
 from moemodel.model.grid.times import stamp
@@ -78,7 +78,7 @@ class Schedule:
 
     def clock_name(self, clock: int | None) -> str:
         """What a clock is called."""
-        return "" if clock is None else clock_name(self.run.clocks[clock])
+        return "" if clock is None else self.run.clocks[clock].name
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary, ready for `json.dumps`; units in the names, times in UTC."""
@@ -95,7 +95,13 @@ class Schedule:
             "standing_power_kW": self.run.standing_kW,
             "off_power_kW": self.run.off_kW,
             "clocks": [
-                {"clock_MHz": o.clock_MHz, "is_own": o.is_own, "run_hours": o.hours, "power_kW": o.power_kW}
+                {
+                    "clock": o.name,
+                    "clock_MHz": o.clock_MHz,
+                    "is_own": o.is_own,
+                    "run_hours": o.hours,
+                    "power_kW": o.power_kW,
+                }
                 for o in self.run.clocks
             ],
             "at_once": {"clock": self.clock_name(self.at_once_clock)} | self.at_once_totals.to_json(),
@@ -220,7 +226,7 @@ def _refuse_too_late(run: PausedRun, start: datetime, deadline: datetime) -> Non
     ends = start + timedelta(hours=needs_h)
     slow_h = needs_h + fastest.hours * (fastest.slow_ratio - 1)
     raise InfeasiblePlanError(
-        f"deadline: the run takes {needs_h:,.1f} hours without a pause at its fastest clock ({clock_name(fastest)}), "
+        f"deadline: the run takes {needs_h:,.1f} hours without a pause at its fastest clock ({fastest.name}), "
         f"and there are {has_h:,.1f} from {stamp(start)} to {stamp(deadline)}; the deadline has to move by "
         f"{needs_h - has_h:,.1f} hours, to {stamp(ends)} at least; by {slow_h - has_h:,.1f} where steps take as long "
         "as the 90 % interval reaches"

@@ -9,8 +9,8 @@ from moemodel.model.core.errors import InputError
 from moemodel.model.core.shown import shown
 from moemodel.model.grid.series import localized
 
-_LASTS = re.compile(r"\+?\s*(\d+(?:\.\d+)?)\s*(h|d)(?:ours?|ays?)?", re.IGNORECASE)
-_HOURS = {"h": 1.0, "d": 24.0}
+_LASTS = re.compile(r"\+?\s*(\d+(?:\.\d+)?)\s*(h|hours?|d|days?|weeks?)", re.IGNORECASE)
+_HOURS = {"h": 1.0, "d": 24.0, "w": 168.0}  # by a unit's first letter
 _MOST_HOURS = 10_000.0  # more than a year: a typing error
 
 
@@ -46,7 +46,7 @@ def deadline_of(text: str | datetime, start: datetime, zone: tzinfo | None, *, k
     if lasts is None:
         deadline = time_of(text, zone, key=key)
     else:
-        hours = float(lasts[1]) * _HOURS[lasts[2].casefold()]
+        hours = float(lasts[1]) * _HOURS[lasts[2][0].casefold()]
         deadline = start + timedelta(hours=min(hours, 2 * _MOST_HOURS))
     hours = (deadline - start) / timedelta(hours=1)
     if not 0 < hours <= _MOST_HOURS:

@@ -181,6 +181,10 @@ def test_failures_make_it_longer(run_of: Callable[..., PausedRun], plan_of: Make
     assert (failing.start_s, failing.checkpoint_s) == (450.0, 90.0)
     assert (calm.start_s, calm.checkpoint_s) == (300.0, 60.0)
     assert failing.clocks[0].hours > calm.clocks[0].hours * 1.05
+    phases = paused_run(plan_of(tokens=1e9, clock_MHz={"forward": 1500.0, "backward": 1200.0}), calibration)
+    assert (phases.clocks[0].name, phases.clocks[0].clock_MHz) == ("the plan's clocks", None)
+    held = paused_run(plan_of(tokens=1e9, clock_MHz=1500.0), calibration, clocks=[1500.0, 1200.0])
+    assert [(option.name, option.is_own) for option in held.clocks] == [("1500 MHz", True), ("1200 MHz", False)]
     own = paused_run(plan_of(tokens=1e9), calibration, clocks="plan")
     assert [option.is_own for option in own.clocks] == [True]
     assert len(paused_run(plan_of(tokens=1e9), calibration).clocks) == 11
@@ -262,7 +266,14 @@ def test_the_series_decides_what_is_least(run_of: Callable[..., PausedRun], seri
 
 @pytest.mark.parametrize(
     ("text", "hours"),
-    [("72h", 72.0), ("+5d", 120.0), ("1.5 days", 36.0), ("2026-06-02", 24.0), ("2026-06-01T12:00+02:00", 10.0)],
+    [
+        ("72h", 72.0),
+        ("+5d", 120.0),
+        ("1.5 days", 36.0),
+        ("2 weeks", 336.0),
+        ("2026-06-02", 24.0),
+        ("2026-06-01T12:00+02:00", 10.0),
+    ],
 )
 def test_deadlines(text: str, hours: float) -> None:
     assert (deadline_of(text, START, None) - START) / HOUR == pytest.approx(hours)
