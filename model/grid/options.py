@@ -18,6 +18,8 @@ from moemodel.model.search.candidates import measured_clocks_MHz
 from moemodel.model.step.idle_power import idle_power_W
 from moemodel.model.step.system import system_of
 
+_SHORTEST_H = 1 / 60  # assumed: what is over sooner has nothing to wait for
+
 Clocks = Literal["measured", "plan"] | Sequence[float]
 WhenOff = Literal["kept", "released"]
 
@@ -169,6 +171,10 @@ def _options(plan: Plan, calibration: Calibration, clocks: Clocks) -> Iterator[C
     if own.run is None or calibration.power.points == 0:
         raise CalibrationError(
             f"calibration {calibration.name}: no power was measured, so there is no energy to schedule"
+        )
+    if own.run.hours.value < _SHORTEST_H:
+        raise InputError(
+            f"tokens: found {plan.tokens:g}, a run of {own.run.hours.value * 3600:.3g} s; allowed: a minute or longer"
         )
     one = plan.clock_MHz if isinstance(plan.clock_MHz, float | int) else None
     name = "governor" if plan.clock_MHz is None else "the plan's clocks" if one is None else f"{one:g} MHz"

@@ -23,7 +23,7 @@ from moemodel.model.grid.times import deadline_of, time_of
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.outcome import outcome
-from tests.model.grid.test_optimum import brute_force
+from studies.brute_force_schedule import brute_force
 
 MakePlan = Callable[..., Plan]
 
@@ -218,6 +218,8 @@ def test_what_goes_together(
         schedule(run_of(site={"gpu_hour_price": 1.0}), [carbon], minimise="cost", **when)
     with pytest.raises(InputError, match="tokens: found none"):
         paused_run(plan_of(), calibration)
+    with pytest.raises(InputError, match="a minute or longer"):
+        paused_run(plan_of(tokens=1e5), calibration)
     powerless = calibration.model_copy(update={"power": calibration.power.model_copy(update={"points": 0})})
     with pytest.raises(CalibrationError, match="no power was measured"):
         paused_run(plan_of(tokens=1e9), powerless)

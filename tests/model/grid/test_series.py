@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from moemodel.model.core.errors import InputError
 from moemodel.model.grid.series import Series, read_series
@@ -184,3 +188,45 @@ def test_no_file(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(InputError, match="UTF-8"):
         read_series(tmp_path / "binary")
+
+
+_NAMES = (
+    "Datetime (UTC)",
+    "timestamp",
+    "time",
+    "value",
+    "MOER",
+    "carbonIntensity",
+    "zone",
+    "EUR/MWh",
+    "a g/kWh",
+    "",
+    "x",
+)
+_CELLS = (
+    *(
+        "2025-01-01T00:00Z",
+        "2025-01-01T01:00Z",
+        "2025-01-01 02:00",
+        "2025-01-01T01:05Z",
+        "2025-10-26 02:30",
+        "0001-01-01",
+    ),
+    *("9999-12-31T23:00-23:00", "1", "1e999", "nan", "-1", "", '"', "é", "\x1b[31m", "100", "350.5", "1,2", "DE"),
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    header=st.lists(st.sampled_from(_NAMES), min_size=1, max_size=4),
+    rows=st.lists(st.lists(st.sampled_from(_CELLS), min_size=1, max_size=4), max_size=6),
+    time_zone=st.sampled_from([None, "UTC", "Europe/Berlin", "Asia/Kathmandu"]),
+    unit=st.sampled_from([None, "g/kWh", "EUR/MWh"]),
+)
+def test_any_table_is_a_series_or_an_error(
+    read: Any, header: list[str], rows: list[list[str]], time_zone: str | None, unit: str | None
+) -> None:
+    lines = [",".join(header), *(",".join(row) for row in rows)]
+    with suppress(InputError):
+        found = read(*lines, time_zone=time_zone, unit=unit)
+        assert all(time.tzinfo is UTC and math.isfinite(value) for time, value in found.values.items())

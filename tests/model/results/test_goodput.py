@@ -212,6 +212,11 @@ def test_wrong_failures_are_refused(failures: dict[str, float], said: str, plan_
         plan_of(**RUN, failures=failures)
 
 
+def test_forward_passes_alone_have_none(plan_of: MakePlan) -> None:
+    with pytest.raises(InputError, match="failures: found a block; allowed: null"):
+        plan_of(mode="inference", failures={"mtbf_hours_per_gpu": 1.0})
+
+
 def test_a_search_counts_them_as_a_prediction_does(calibration: Calibration) -> None:
     document = {name: RUN[name] for name in ("architecture", "sequence_length", "global_batch", "tokens", "site")}
     document |= {
