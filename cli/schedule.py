@@ -84,9 +84,19 @@ class _ClockList(click.ParamType[object]):
 )
 @click.option("--checkpoint-s", type=Finite(min=0), help="Writing one.  [default: failures.checkpoint_s, or 60]")
 @click.option(
-    "--unit", metavar="UNIT", help="Of the values: gCO2eq/kWh, lbs/MWh, EUR/MWh...  [default: as columns say]"
+    "--unit",
+    "units",
+    multiple=True,
+    metavar="UNIT",
+    help="Of the values: gCO2eq/kWh, lbs/MWh, EUR/MWh...; once, or for each series.  [default: as columns say]",
 )
-@click.option("--column", metavar="NAME", help="Of the values.  [default: as columns say; life cycle before direct]")
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="NAME",
+    help="Of the values; once, or for each series.  [default: as columns say; life cycle before direct]",
+)
 @click.option("--time-zone", metavar="NAME", help="Of times without one, such as Europe/Berlin.")
 @click.option(
     "--fill-gaps",
@@ -108,8 +118,8 @@ def schedule_command(
     when_off: str,
     start_s: float | None,
     checkpoint_s: float | None,
-    unit: str | None,
-    column: str | None,
+    units: tuple[str, ...],
+    columns: tuple[str, ...],
     time_zone: str | None,
     fill_gaps: int,
     calibration: str | None,
@@ -128,8 +138,8 @@ def schedule_command(
             when_off="released" if when_off == "released" else "kept",
             start_s=start_s,
             checkpoint_s=checkpoint_s,
-            unit=unit,
-            column=column,
+            unit=units,
+            column=columns,
             time_zone=time_zone,
             fill_hours=fill_gaps,
             calibration=calibration,

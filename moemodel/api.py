@@ -159,6 +159,16 @@ def search(
         return search(opened, load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu"), progress)
 
 
+def _each(said: str | Sequence[str] | None, count: int, key: str) -> Sequence[str | None]:
+    """What is said of each of several; one for all, or one for each."""
+    from moemodel.model.core.errors import InputError
+
+    listed: list[str | None] = [said] if isinstance(said, str) or said is None else list(said) or [None]
+    if len(listed) not in (1, count):
+        raise InputError(f"{key}: found {len(listed)} for {count} series; allowed: one for all, or one for each")
+    return listed * count if len(listed) == 1 else listed
+
+
 @needs_extra("schedule", "schedule")
 def schedule(
     plan: Plan | Path | str | Mapping[str, Any],
@@ -171,8 +181,8 @@ def schedule(
     when_off: Literal["kept", "released"] = "kept",
     start_s: float | None = None,
     checkpoint_s: float | None = None,
-    unit: str | None = None,
-    column: str | None = None,
+    unit: str | Sequence[str] | None = None,
+    column: str | Sequence[str] | None = None,
     time_zone: str | None = None,
     fill_hours: int = 0,
     calibration: Calibration | Path | str | None = None,
@@ -201,7 +211,7 @@ def schedule(
         when_off: in a pause, GPUs and hosts are "kept" (idle, and paid for) or "released".
         start_s, checkpoint_s: from a pause until it trains, and writing a checkpoint; None: as the plan's `failures`
             say, else assumed.
-        unit, column: of the values of the series, where its columns don't say.
+        unit, column: of the values of the series, where its columns don't say; or one for each of several.
         time_zone: of times without an offset, by its IANA name.
         fill_hours: longest gap in a series that is filled by a straight line.
         calibration: see `predict`.
@@ -225,7 +235,11 @@ def schedule(
 
     zone = None if time_zone is None else zone_of(time_zone)
     files = [series] if isinstance(series, str | Path) else list(series)
-    read = [read_series(Path(file), unit=unit, column=column, time_zone=time_zone) for file in files]
+    said = zip(_each(unit, len(files), "unit"), _each(column, len(files), "column"), strict=True)
+    read = [
+        read_series(Path(file), unit=of_it, column=name, time_zone=time_zone)
+        for file, (of_it, name) in zip(files, said, strict=True)
+    ]
     opened, place = _opened(plan, Plan, "plan", read_plan)
     if not read:
         raise InputError("series: found none; allowed: a CSV file of carbon intensity or prices, or one of each")

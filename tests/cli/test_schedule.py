@@ -26,7 +26,9 @@ def week(folder: Path) -> Path:
 
 def test_text(moemodel: Run, week: Path, folder: Path) -> None:
     (folder / "plan.yaml").write_text((folder / "plan.yaml").read_text().replace("1e10", "6e10"), encoding="utf-8")
-    result = moemodel("schedule", "plan.yaml", "--series", week, "--deadline", "3d", "-o", "out.csv")
+    result = moemodel(
+        "schedule", "plan.yaml", "--series", week, "--deadline", "3d", "--when-off", "released", "-o", "out.csv"
+    )
     assert result.exit_code == 0, result.output
     assert "emissions, kgCO2e" in result.output
     bars = [line for line in result.output.splitlines() if line.startswith("2026-06-0")]
@@ -66,3 +68,22 @@ def test_refusals(moemodel: Run, week: Path, folder: Path, options: tuple[str, .
     assert result.exit_code == 2
     assert said in result.output
     assert "Traceback" not in result.output
+
+
+def test_carbon_and_prices(moemodel: Run, week: Path, folder: Path) -> None:
+    price = folder / "price.csv"
+    price.write_text(week.read_text().replace("carbon gCO2eq/kWh", "value"), encoding="utf-8")
+    plan = (folder / "plan.yaml").read_text() + "site: {currency: EUR}\n"
+    (folder / "plan.yaml").write_text(plan, encoding="utf-8")
+    both = ("schedule", "plan.yaml", "--series", price, "--series", week, "--deadline", "24h", "--clocks", "plan")
+    result = moemodel(*both, "--unit", "EUR/MWh", "--unit", "gCO2eq/kWh", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.output)
+    assert found["minimised"] == "cost"
+    assert found["schedule"]["cost"] == pytest.approx(
+        found["schedule"]["emissions_kgCO2eq"], rel=1e-9
+    )  # the same hours
+    for units, said in ((1, "one of carbon intensity, one of price"), (3, "unit: found 3 for 2 series")):
+        refused = moemodel(*both, *(("--unit", "EUR/MWh") * units))
+        assert refused.exit_code == 2
+        assert said in refused.output
