@@ -7,8 +7,8 @@
 
 What the commands do, Python does by the same functions: `predict`, `search` and `explain` (`moemodel optimize`),
 `schedule`, `profile`, `calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate` (`calibrate --update`),
-`validate`, `run`, `predict_runs` (`run --predict`) and `compare`; `Meter` goes around a training loop of your own. The
-other names are their documents.
+`validate`, `run`, `predict_runs` (`run --predict`), `iteration` (`predict --trace`) and `compare`; `Meter` goes around
+a training loop of your own. The other names are their documents.
 `Meter`, `profile`, `run` and `validate` need the extra `profile`, installed from where moemodel itself came from; what
 begins with `calibrate` or `recalibrate` the extra `calibrate`. Everything is imported when it is first used: `import
 moemodel` costs next to nothing.
@@ -22,7 +22,16 @@ from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 if TYPE_CHECKING:
-    from moemodel.api import calibrate, calibrate_readings, compare, explain, predict_runs, recalibrate, schedule
+    from moemodel.api import (
+        calibrate,
+        calibrate_readings,
+        compare,
+        explain,
+        iteration,
+        predict_runs,
+        recalibrate,
+        schedule,
+    )
     from moemodel.calibration.store.catalogue import list_calibrations, shipped, write_calibration
     from moemodel.model.architecture.hf_config import list_architectures, read_architecture
     from moemodel.model.architecture.spec import Architecture
@@ -74,6 +83,7 @@ _HOMES: dict[str, str] = {
     "calibrate_readings": "api",
     "compare": "api",
     "explain": "api",
+    "iteration": "api",
     "list_architectures": "model.architecture.hf_config",
     "list_calibrations": "calibration.store.catalogue",
     "list_gpus": "model.hardware.gpu",
@@ -123,6 +133,7 @@ if TYPE_CHECKING:
         "calibrate_readings",
         "compare",
         "explain",
+        "iteration",
         "list_architectures",
         "list_calibrations",
         "list_gpus",
