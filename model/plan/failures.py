@@ -9,7 +9,7 @@ from pydantic import Field
 from moemodel.model.core.documents import Strict
 
 # Llama 3 405B: 419 unexpected interruptions in 54 days on 16,384 H100, one in 50,700 hours of a GPU ("The Llama 3 Herd
-# of Models", arXiv 2407.21783, section 3.3.4). No default: a plan that says nothing of failures has none.
+# of Models", arXiv 2407.21783). No default: a plan that says nothing of failures has none.
 SUGGESTED_MTBF_HOURS = 50_000.0
 # Assumed: training stands still for so long while a checkpoint is written. What is written behind training takes less.
 CHECKPOINT_S = 60.0

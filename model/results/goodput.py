@@ -14,7 +14,7 @@ since the last checkpoint is lost. Of a stretch of training that ends in a check
     tau_opt = sqrt(2 delta M) (1 + sqrt(delta/(2M))/3 + (delta/(2M))/9) - delta    for delta < 2M, else M
 
 J. T. Daly, "A higher order estimate of the optimum checkpoint interval for restart dumps", Future Generation Computer
-Systems 22 (2006), the complete model of section 3 and equation 37; its first term is Young's (Communications of the ACM
+Systems 22 (2006) 303-312, doi:10.1016/j.future.2004.11.016; the first term of tau_opt is Young's (Communications of the ACM
 17, 1974). The three parts follow from the same process: an attempt lasts min(t, tau + delta), t exponential with mean
 M, and there are e^((tau + delta)/M) of them.
 
@@ -75,7 +75,7 @@ class RunTime:
 
 
 def optimal_interval_s(checkpoint_s: FloatArray, mtbf_s: FloatArray) -> FloatArray:
-    """tau_opt: training between two checkpoints that makes a run shortest, by Daly's equation 37. [P]"""
+    """tau_opt: training between two checkpoints that makes a run shortest, by Daly's formula. [P]"""
     half = np.minimum(checkpoint_s / (2 * mtbf_s), 1.0)
     higher_s = np.sqrt(2 * checkpoint_s * mtbf_s) * (1 + np.sqrt(half) / 3 + half / 9) - checkpoint_s
     return np.where(checkpoint_s < 2 * mtbf_s, higher_s, mtbf_s)

@@ -138,7 +138,7 @@ def test_a_job_that_cannot_end_has_numbers() -> None:
 
 
 def test_llama_3_fails_as_often_as_was_published() -> None:
-    """arXiv 2407.21783, section 3.3.4: 419 unexpected interruptions in 54 days of 16,384 H100, and more than 90 % of
+    """arXiv 2407.21783: 419 unexpected interruptions in 54 days of 16,384 H100, and more than 90 % of
     the time effective, for which a checkpoint must not hold training up for a minute."""
     days, gpus = 54.0, 16_384.0
     assert gpus * days * 24 / 419 == pytest.approx(SUGGESTED_MTBF_HOURS, rel=0.02)
