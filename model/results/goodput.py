@@ -14,9 +14,9 @@ since the last checkpoint is lost. Of a stretch of training that ends in a check
     tau_opt = sqrt(2 delta M) (1 + sqrt(delta/(2M))/3 + (delta/(2M))/9) - delta    for delta < 2M, else M
 
 J. T. Daly, "A higher order estimate of the optimum checkpoint interval for restart dumps", Future Generation Computer
-Systems 22 (2006) 303-312, doi:10.1016/j.future.2004.11.016; the first term of tau_opt is Young's (Communications of the ACM
-17, 1974). The three parts follow from the same process: an attempt lasts min(t, tau + delta), t exponential with mean
-M, and there are e^((tau + delta)/M) of them.
+Systems 22 (2006) 303-312, doi:10.1016/j.future.2004.11.016; the first term of tau_opt is Young's (Communications of the
+ACM 17, 1974). The three parts follow from the same process: an attempt lasts min(t, tau + delta), t exponential with
+mean M, and there are e^((tau + delta)/M) of them.
 
 Left out: failures that come in bursts, spare GPUs that run out, slow GPUs, queueing for machines, and the start of the
 run. A checkpoint comes after a whole number of steps, and one at the end.
