@@ -149,6 +149,11 @@ def test_documents_are_read_by_name_or_path(
         assert read(name) == read(Path(name))
 
 
+def test_schedule_as_its_docstring_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    _run("schedule")
+
+
 def test_nothing_to_work_on() -> None:
     with pytest.raises(moemodel.InputError, match="found no profile"):
         moemodel.calibrate()
@@ -297,6 +302,7 @@ def test_every_public_function_shows_a_use() -> None:
             "predict_runs",
             "profile",
             "run",
+            "schedule",
             "search",
             "search_many",
             "validate",
