@@ -80,8 +80,10 @@ def _compared(found: PlacementResult) -> Table:
 def _value(value: float, unit: str) -> str:
     if not unit:
         return f"{value:.3f}"
-    scaled, prefixed_unit = prefixed(value, unit)
-    return f"{digits(scaled)} {prefixed_unit}"
+    if not value:
+        return f"0 {unit}"
+    factor, shown = prefixed(value, unit)
+    return f"{digits(value * factor)} {shown}"
 
 
 def _layers(layers: Sequence[PlacedLayer]) -> Table:

@@ -37,6 +37,9 @@ def test_before_and_after_stand_beside_each_other(moemodel: Run, plan: str) -> N
     for name in ("time", "energy of all GPUs", "memory of the fullest GPU", "all-to-all", "gradients of copies"):
         assert name in result.stdout
     assert "No loads were given" in result.stdout
+    after = json.loads(moemodel("place", plan, "--copies", "8", "--json").stdout)["after"]
+    assert f"{after['memory_B'] / 1e9:.3g} GB" in result.stdout
+    assert f"{after['step_time_s'] * 1e3:.3g} ms" in result.stdout
 
 
 def test_every_rank_of_every_layer_is_in_json(moemodel: Run, plan: str) -> None:
