@@ -7,8 +7,8 @@
 
 What the commands do, Python does by the same functions: `predict`, `search` and `explain` (`moemodel optimize`),
 `profile`, `calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate` (`calibrate --update`), `validate`,
-`run`, `predict_runs` (`run --predict`), `compare` and `place`; `Meter` goes around a training loop of your own. The
-other names are their documents.
+`run`, `predict_runs` (`run --predict`), `iteration` (`predict --trace`), `compare` and `place`; `Meter` goes around a
+training loop of your own. The other names are their documents.
 `Meter`, `profile`, `run` and `validate` need the extra `profile`, installed from where moemodel itself came from; what
 begins with `calibrate` or `recalibrate` the extra `calibrate`. Everything is imported when it is first used: `import
 moemodel` costs next to nothing.
@@ -22,7 +22,16 @@ from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 if TYPE_CHECKING:
-    from moemodel.api import calibrate, calibrate_readings, compare, explain, place, predict_runs, recalibrate
+    from moemodel.api import (
+        calibrate,
+        calibrate_readings,
+        compare,
+        explain,
+        iteration,
+        place,
+        predict_runs,
+        recalibrate,
+    )
     from moemodel.calibration.store.catalogue import list_calibrations, shipped, write_calibration
     from moemodel.model.architecture.hf_config import list_architectures, read_architecture
     from moemodel.model.architecture.spec import Architecture
@@ -72,6 +81,7 @@ _HOMES: dict[str, str] = {
     "calibrate_readings": "api",
     "compare": "api",
     "explain": "api",
+    "iteration": "api",
     "list_architectures": "model.architecture.hf_config",
     "list_calibrations": "calibration.store.catalogue",
     "list_gpus": "model.hardware.gpu",
@@ -120,6 +130,7 @@ if TYPE_CHECKING:
         "calibrate_readings",
         "compare",
         "explain",
+        "iteration",
         "list_architectures",
         "list_calibrations",
         "list_gpus",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from moemodel.calibration.update.from_reports import Update
     from moemodel.model.plan.spec import Plan
     from moemodel.model.records.calibration import Calibration
+    from moemodel.model.results.iteration import Iteration
     from moemodel.model.results.outcome import Outcome
     from moemodel.model.results.placement import PlacementResult
     from moemodel.model.results.validation import Report
@@ -101,6 +102,37 @@ def predict(
     with _errors_name(place):
         loaded = calibration_or_stand_in(calibration, opened.cluster.gpu, key="cluster.gpu")
         return outcome(opened, loaded, even_if_it_does_not_fit=even_if_it_does_not_fit, with_volumes=True)
+
+
+def iteration(
+    plan: Plan | Path | str | Mapping[str, Any], calibration: Calibration | Path | str | None = None
+) -> Iteration:
+    """One predicted iteration in time, stage by stage of its pipeline: `moemodel predict --trace`.
+
+    >>> import moemodel
+    >>> plan = {"architecture": "opt-350m", "sequence_length": 2048, "global_batch": 16}
+    >>> plan |= {"cluster": {"gpu": "h100-sxm-80gb", "gpus": 4}, "parallel": {"pp": 4}}
+    >>> laid_out = moemodel.iteration(plan)
+    >>> [line.slices[0].kind for line in laid_out.stages]
+    ['forward', 'waiting', 'waiting', 'waiting']
+
+    Args:
+        plan, calibration: see `predict`.
+
+    Returns:
+        The step (`step_s`); of each stage (`stages`) what a GPU does when (`slices`), its power, and its memory over
+        time. `moemodel.model.results.trace.trace_text` makes a file for Perfetto of it.
+
+    Raises:
+        InputError, InfeasiblePlanError, CalibrationError: see `predict`; or more passes than can be laid out.
+    """
+    from moemodel.calibration.store.catalogue import load_calibration
+    from moemodel.model.plan.spec import Plan, read_plan
+    from moemodel.model.results.iteration import iteration
+
+    opened, place = _opened(plan, Plan, "plan", read_plan)
+    with _errors_name(place):
+        return iteration(opened, load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu"))
 
 
 def search(
