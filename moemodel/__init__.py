@@ -5,10 +5,10 @@
     answer = moemodel.predict("plan.yaml")
     print(answer.step_time_s, answer.gpu_energy_per_token_J, answer.notes)
 
-What the commands do, Python does by the same functions: `predict`, `search` and `explain` (`moemodel optimize`),
-`schedule`, `profile`, `calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate` (`calibrate --update`),
-`validate`, `run`, `predict_runs` (`run --predict`), `iteration` (`predict --trace`), `compare` and `place`; `Meter`
-goes around a training loop of your own. The other names are their documents.
+What the commands do, Python does by the same functions: `predict`, `search`, `search_many` and `explain`
+(`moemodel optimize`), `schedule`, `profile`, `calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate`
+(`calibrate --update`), `validate`, `run`, `predict_runs` (`run --predict`), `iteration` (`predict --trace`),
+`compare` and `place`; `Meter` goes around a training loop of your own. The other names are their documents.
 `Meter`, `profile`, `run` and `validate` need the extra `profile`, installed from where moemodel itself came from; what
 begins with `calibrate` or `recalibrate` the extra `calibrate`. Everything is imported when it is first used: `import
 moemodel` costs next to nothing.
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         predict_runs,
         recalibrate,
         schedule,
+        search_many,
     )
     from moemodel.calibration.store.catalogue import list_calibrations, shipped, write_calibration
     from moemodel.model.architecture.hf_config import list_architectures, read_architecture
@@ -103,6 +104,7 @@ _HOMES: dict[str, str] = {
     "run": "api",
     "schedule": "api",
     "search": "api",
+    "search_many": "api",
     "shipped": "calibration.store.catalogue",
     "validate": "api",
     "write_calibration": "calibration.store.catalogue",
@@ -154,6 +156,7 @@ if TYPE_CHECKING:
         "run",
         "schedule",
         "search",
+        "search_many",
         "shipped",
         "validate",
         "write_calibration",

@@ -303,7 +303,9 @@ def test_every_public_function_shows_a_use() -> None:
             "predict_runs",
             "profile",
             "run",
+            "schedule",
             "search",
+            "search_many",
             "validate",
         ]
     )
