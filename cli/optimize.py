@@ -93,7 +93,7 @@ def optimize_command(
     if explained is not None:
         _explain(search, explained, calibration, as_json=as_json)
         return
-    stored, page = _outputs(output, page)
+    stored, page = _places(output, page)
     for option, folder in (("--write-plans", write_plans), ("--figures", figures)):
         if folder is not None:
             _check_empty(folder, option)
@@ -134,7 +134,7 @@ def _explain(search: Path, plan: Path, calibration: str | None, *, as_json: bool
         echo(in_words(found))
 
 
-def _outputs(output: Path, page: Path | None) -> tuple[Path | None, Path | None]:
+def _places(output: Path, page: Path | None) -> tuple[Path | None, Path | None]:
     """Where the result goes, and where the page; checked before the search."""
     from moemodel.model.core.errors import InputError
 
@@ -144,7 +144,7 @@ def _outputs(output: Path, page: Path | None) -> tuple[Path | None, Path | None]
     if is_page:
         _check_output(output, _FIRST_OF_PAGE, "page", "-o")
         return None, output
-    _check_output(output, _FIRST, "result of a search", "-o")
+    _check_output(output)
     if page is not None:
         _check_output(page, _FIRST_OF_PAGE, "page", "--report")
     return output, page
@@ -169,7 +169,7 @@ def _looks(
     return text, drawn
 
 
-def _check_output(output: Path, first: bytes, what: str, option: str) -> None:
+def _check_output(output: Path, first: bytes = _FIRST, what: str = "result of a search", option: str = "-o") -> None:
     """Refuse, before the search, a place that can't be written, and a file that this command has not written."""
     from moemodel.model.core.errors import InputError
 
