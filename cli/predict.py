@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from moemodel.model.results.estimate import Estimate
-    from moemodel.model.results.outcome import GpuVolumes, Outcome
+    from moemodel.model.results.outcome import GpuVolumes, Interruptions, Outcome
     from moemodel.model.results.routing_cost import RoutingCost
     from moemodel.model.results.stage_clocks import StageOutcome
 
@@ -296,7 +296,19 @@ def _run(answer: Outcome) -> Table:
     _row(made, "emissions", run.emissions_kg, "kgCO2e", scale=False)
     if run.cost is not None:
         _row(made, "cost", run.cost, run.currency, scale=False)
+    if run.interrupted is not None:
+        _interruptions(made, run.interrupted)
     return made
+
+
+def _interruptions(made: Table, found: Interruptions) -> None:
+    """What is in these totals of failures and checkpoints."""
+    made.add_row("goodput", f"{found.goodput * 100:.4g}", "% of the time makes progress", "")
+    made.add_row("failures expected", digits(found.failures), f"one in {digits(found.mtbf_h)} hours", "")
+    made.add_row("work lost", digits(found.lost_h), "hours", "")
+    every = f"hours, one every {digits(found.interval_s)} s"
+    made.add_row("checkpoints", digits(found.checkpoints_h), every, "")
+    made.add_row("restarts", digits(found.restarts_h), "hours", "")
 
 
 def _notes(answer: Outcome) -> list[RenderableType]:

@@ -6,9 +6,9 @@
     print(answer.step_time_s, answer.gpu_energy_per_token_J, answer.notes)
 
 What the commands do, Python does by the same functions: `predict`, `search` and `explain` (`moemodel optimize`),
-`profile`, `calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate` (`calibrate --update`), `validate`,
-`run`, `predict_runs` (`run --predict`), `iteration` (`predict --trace`) and `compare`; `Meter` goes around a training
-loop of your own. The other names are their documents.
+`schedule`, `profile`, `calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate` (`calibrate --update`),
+`validate`, `run`, `predict_runs` (`run --predict`), `iteration` (`predict --trace`) and `compare`; `Meter` goes around
+a training loop of your own. The other names are their documents.
 `Meter`, `profile`, `run` and `validate` need the extra `profile`, installed from where moemodel itself came from; what
 begins with `calibrate` or `recalibrate` the extra `calibrate`. Everything is imported when it is first used: `import
 moemodel` costs next to nothing.
@@ -22,7 +22,16 @@ from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 if TYPE_CHECKING:
-    from moemodel.api import calibrate, calibrate_readings, compare, explain, iteration, predict_runs, recalibrate
+    from moemodel.api import (
+        calibrate,
+        calibrate_readings,
+        compare,
+        explain,
+        iteration,
+        predict_runs,
+        recalibrate,
+        schedule,
+    )
     from moemodel.calibration.store.catalogue import list_calibrations, shipped, write_calibration
     from moemodel.model.architecture.hf_config import list_architectures, read_architecture
     from moemodel.model.architecture.spec import Architecture
@@ -34,6 +43,7 @@ if TYPE_CHECKING:
         MoeModelError,
         ProfileError,
     )
+    from moemodel.model.grid.schedule import Schedule
     from moemodel.model.hardware.gpu import Gpu, list_gpus, read_gpu
     from moemodel.model.plan.spec import Plan, read_plan
     from moemodel.model.predict.predict import predict
@@ -66,6 +76,7 @@ _HOMES: dict[str, str] = {
     "Plan": "model.plan.spec",
     "ProfileError": "model.core.errors",
     "Report": "model.results.validation",
+    "Schedule": "model.grid.schedule",
     "Search": "model.search.document",
     "SearchResult": "model.search.result",
     "calibrate": "api",
@@ -88,6 +99,7 @@ _HOMES: dict[str, str] = {
     "read_search_result": "model.search.result",
     "recalibrate": "api",
     "run": "api",
+    "schedule": "api",
     "search": "api",
     "shipped": "calibration.store.catalogue",
     "validate": "api",
@@ -113,6 +125,7 @@ if TYPE_CHECKING:
         "Plan",
         "ProfileError",
         "Report",
+        "Schedule",
         "Search",
         "SearchResult",
         "__version__",
@@ -136,6 +149,7 @@ if TYPE_CHECKING:
         "read_search_result",
         "recalibrate",
         "run",
+        "schedule",
         "search",
         "shipped",
         "validate",

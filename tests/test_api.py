@@ -149,6 +149,11 @@ def test_documents_are_read_by_name_or_path(
         assert read(name) == read(Path(name))
 
 
+def test_schedule_as_its_docstring_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    _run("schedule")
+
+
 def test_nothing_to_work_on() -> None:
     with pytest.raises(moemodel.InputError, match="found no profile"):
         moemodel.calibrate()
