@@ -5,10 +5,10 @@
     answer = moemodel.predict("plan.yaml")
     print(answer.step_time_s, answer.gpu_energy_per_token_J, answer.notes)
 
-What the commands do, Python does by the same functions: `predict`, `search` and `explain` (`moemodel optimize`),
-`schedule`, `profile`, `calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate` (`calibrate --update`),
-`validate`, `run`, `predict_runs` (`run --predict`), `iteration` (`predict --trace`) and `compare`; `Meter` goes around
-a training loop of your own. The other names are their documents.
+What the commands do, Python does by the same functions: `predict`, `search`, `search_many` and `explain`
+(`moemodel optimize`), `schedule`, `profile`, `calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate`
+(`calibrate --update`), `validate`, `run`, `predict_runs` (`run --predict`), `iteration` (`predict --trace`),
+`compare` and `place`; `Meter` goes around a training loop of your own. The other names are their documents.
 `Meter`, `profile`, `run` and `validate` need the extra `profile`, installed from where moemodel itself came from; what
 begins with `calibrate` or `recalibrate` the extra `calibrate`. Everything is imported when it is first used: `import
 moemodel` costs next to nothing.
@@ -28,9 +28,11 @@ if TYPE_CHECKING:
         compare,
         explain,
         iteration,
+        place,
         predict_runs,
         recalibrate,
         schedule,
+        search_many,
     )
     from moemodel.calibration.store.catalogue import list_calibrations, shipped, write_calibration
     from moemodel.model.architecture.hf_config import list_architectures, read_architecture
@@ -87,6 +89,7 @@ _HOMES: dict[str, str] = {
     "list_architectures": "model.architecture.hf_config",
     "list_calibrations": "calibration.store.catalogue",
     "list_gpus": "model.hardware.gpu",
+    "place": "api",
     "predict": "api",
     "predict_runs": "api",
     "profile": "api",
@@ -101,6 +104,7 @@ _HOMES: dict[str, str] = {
     "run": "api",
     "schedule": "api",
     "search": "api",
+    "search_many": "api",
     "shipped": "calibration.store.catalogue",
     "validate": "api",
     "write_calibration": "calibration.store.catalogue",
@@ -137,6 +141,7 @@ if TYPE_CHECKING:
         "list_architectures",
         "list_calibrations",
         "list_gpus",
+        "place",
         "predict",
         "predict_runs",
         "profile",
@@ -151,6 +156,7 @@ if TYPE_CHECKING:
         "run",
         "schedule",
         "search",
+        "search_many",
         "shipped",
         "validate",
         "write_calibration",

@@ -298,11 +298,14 @@ def test_every_public_function_shows_a_use() -> None:
             "compare",
             "explain",
             "iteration",
+            "place",
             "predict",
             "predict_runs",
             "profile",
             "run",
+            "schedule",
             "search",
+            "search_many",
             "validate",
         ]
     )
