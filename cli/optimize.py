@@ -127,10 +127,10 @@ def optimize_command(
             write_atomic(stored, result.to_json())
         if page is not None:
             write_atomic(page, text)
-        for name, content in drawn.items():
-            assert figures is not None
+        if figures is not None:
             figures.mkdir(parents=True, exist_ok=True)
-            write_atomic(figures / name, content)
+            for name, content in drawn.items():
+                write_atomic(figures / name, content)
     if as_json:
         echo_json_text(result.to_json())
         return
