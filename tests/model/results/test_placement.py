@@ -115,6 +115,17 @@ def test_ranks_of_a_run_are_added_up(tmp_path: Path) -> None:
     assert found[1].tolist() == [[33, 44], [55, 66]]
 
 
+def test_records_that_are_not_of_one_run_are_refused(tmp_path: Path) -> None:
+    records(tmp_path, [[[1, 2]], [[3, 4]]], rank=0)
+    records(tmp_path, [[[1, 2]]], rank=1)
+    with pytest.raises(InputError, match=r"rank1\.jsonl: found other steps, layers or experts than routing-rank0"):
+        read_loads(tmp_path)
+    twice = tmp_path / "routing-rank0.jsonl"
+    twice.write_text(twice.read_text() * 2)
+    with pytest.raises(InputError, match=r"rank0\.jsonl:3: found step 0 of layer 0 again"):
+        read_loads(twice)
+
+
 def test_drawn_loads_are_as_uneven_as_asked_for() -> None:
     for skew in (1.2, 2.0, 6.0):
         loads = drawn_loads(64, skew)
