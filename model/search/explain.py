@@ -19,6 +19,7 @@ from moemodel.model.core.errors import InfeasiblePlanError, InputError
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.plan.batch import batch_of
 from moemodel.model.plan.checks import check_power_and_clock
+from moemodel.model.plan.clock import clock_text
 from moemodel.model.plan.rules import PlanRule, architecture_rules, as_counted, degree_rules
 from moemodel.model.plan.skew import skew_of
 from moemodel.model.plan.spec import ParallelSpec, Plan, plan_text
@@ -183,14 +184,12 @@ def _outside(problem: SearchProblem, plan: Plan, calibration: Calibration) -> It
     clocks = clocks_MHz(document, gpu, calibration)
     if plan.clock_MHz not in clocks:
         allowed = ", ".join("auto" if clock is None else f"{clock:g}" for clock in clocks)
-        yield Reason(kind="choice", name="clock_MHz", says=f"clock_MHz {_clock(plan)}: the search has {allowed}")
+        yield Reason(
+            kind="choice", name="clock_MHz", says=f"clock_MHz {clock_text(plan.clock_MHz)}: the search has {allowed}"
+        )
     if not found and not list(_rules_broken(problem, plan)) and not _is_candidate(problem, plan, calibration):
         says = "a choice that the search leaves out is searched up to bounds, and the plan lies beyond them"
         yield Reason(kind="choice", name="bounds", says=says)
-
-
-def _clock(plan: Plan) -> str:
-    return "auto" if plan.clock_MHz is None else f"{plan.clock_MHz}"
 
 
 def _is_candidate(problem: SearchProblem, plan: Plan, calibration: Calibration) -> bool:
@@ -383,6 +382,8 @@ def in_words(explained: Explanation) -> str:
 
 def _in_objective(name: str, found: Change) -> str:
     words = "less is better" if not QUANTITIES[name].higher_is_better else "more is better"
+    if found.share == 0:
+        return f"{name}: the same"
     share = f"{name}: the plan has {found.share:+.2%} ({words})"
     if found.interval is None:
         return f"{share}; how well that is known, nobody says"
