@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from moemodel import api
-from moemodel.cli.output import console, echo_json_text
+from moemodel.cli.output import console, echo, echo_json_text
 from moemodel.cli.search_progress import SearchProgress
 from moemodel.cli.search_report import report
 from moemodel.model.core.files import TEMPORARY_SUFFIX, umask, write_atomic
@@ -48,18 +48,34 @@ _FIRST = b'{\n "schema_version":'  # how a result begins
     help="Write the plans of the front to a new folder, for `moemodel predict`.",
 )
 @click.option(
+    "--explain",
+    "explained",
+    type=click.Path(path_type=Path),
+    metavar="PLAN",
+    help="Say why this plan is refused, or which plan beats it and by how much, and write no result.",
+)
+@click.option(
     "--calibration",
     metavar="NAME|FILE",
     help="A shipped calibration, or a file that `moemodel calibrate` wrote.  [default: of the search's GPU]",
 )
 def optimize_command(
-    search: Path, output: Path, as_json: bool, top: int | None, write_plans: Path | None, calibration: str | None
+    search: Path,
+    output: Path,
+    as_json: bool,
+    top: int | None,
+    write_plans: Path | None,
+    explained: Path | None,
+    calibration: str | None,
 ) -> None:
     """Predict every legal plan of SEARCH, a YAML file, and give the front of its objectives within its limits.
 
     Objectives are step time and the energy of GPUs and hosts, unless the search names others. `moemodel init --search`
     writes a search with comments.
     """
+    if explained is not None:
+        _explain(search, explained, calibration, as_json=as_json)
+        return
     _check_output(output)
     if write_plans is not None:
         _check_empty(write_plans)
@@ -75,6 +91,18 @@ def optimize_command(
         out.print(part)
     plans = "" if write_plans is None else f"; plans: {write_plans}"
     out.print(f"wrote {output}{plans}", soft_wrap=True)
+
+
+def _explain(search: Path, plan: Path, calibration: str | None, *, as_json: bool) -> None:
+    """Print why a plan is not what a search proposes."""
+    from moemodel.model.search.explain import in_words
+
+    with SearchProgress() as progress:
+        found = api.explain(search, plan, calibration, progress=progress)
+    if as_json:
+        echo_json_text(found.to_json())
+    else:
+        echo(in_words(found))
 
 
 def _check_output(output: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from moemodel.model.results.estimate import Estimate
     from moemodel.model.results.outcome import GpuVolumes, Outcome
     from moemodel.model.results.routing_cost import RoutingCost
+    from moemodel.model.results.stage_clocks import StageOutcome
 
 _TERMS_SHOWN = 6
 
@@ -75,7 +77,9 @@ def _lean() -> Iterator[None]:
 def _report(answer: Outcome) -> list[RenderableType]:
     if answer.calibration is None:
         return [_heading(answer), "", _work(answer), "", _memory(answer), "", *_notes(answer)]
-    parts: list[RenderableType] = [_heading(answer), "", _step(answer), "", _phases(answer), "", _memory(answer)]
+    parts: list[RenderableType] = [_heading(answer), "", _step(answer), "", _phases(answer)]
+    parts += ["", _stages(answer)] if answer.stages else []
+    parts += ["", _memory(answer)]
     if answer.routing is not None:
         parts += ["", _routing(answer.routing)]
     if answer.run is not None:
@@ -161,6 +165,28 @@ def _phases(answer: Outcome) -> Table:
             "" if phase.clock_Hz is None or math.isnan(phase.clock_Hz) else f"{phase.clock_Hz / 1e6:.0f}",
         )
     return made
+
+
+def _stages(answer: Outcome) -> Table:
+    """Clocks by stage and phase, stages that are alike on a line: the true clock, and what it was asked for."""
+    phases = tuple(answer.stages[0].clock_Hz)
+    heads = (*(f"{phase}, MHz" for phase in phases), "W per GPU")
+    made = table("Stage (clock asked for)", *heads, numbers=heads)
+    rows = [(*(_stage_clock(stage, phase) for phase in phases), _watts(stage.power_W)) for stage in answer.stages]
+    for cells, alike in groupby(zip(rows, answer.stages, strict=True), key=lambda pair: pair[0]):
+        numbers = [stage.stage for _, stage in alike]
+        made.add_row(f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}", *cells)
+    return made
+
+
+def _stage_clock(stage: StageOutcome, phase: str) -> str:
+    asked_Hz, kept_Hz = stage.asked_Hz[phase], stage.clock_Hz[phase]
+    kept = "" if math.isnan(kept_Hz) else f"{kept_Hz / 1e6:.0f} "
+    return f"{kept}({'auto' if asked_Hz is None else f'{asked_Hz / 1e6:g}'})"
+
+
+def _watts(power_W: float) -> str:
+    return "" if math.isnan(power_W) else f"{power_W:.0f}"
 
 
 def _lasts(answer: Outcome, time_s: float) -> bool:

@@ -16,11 +16,17 @@ if TYPE_CHECKING:
 
 _SHORT_S = 1.0  # nothing is said of what takes less
 _LONG_S = 10.0  # what takes longer is told where there is no terminal, too
-_PARTS = {"memory": "memory", "prediction": "time and energy", "front": "intervals of the front"}
+_PARTS = {
+    "memory": "memory",
+    "prediction": "time and energy",
+    "front": "intervals of the front",
+    "limits": "what to relax",
+}
 _AHEAD = {
     "memory": "{:,} legal plans; which of them fit in memory takes about {}",
     "prediction": "{:,} predictions, of every plan that fits at every clock, take about {}",
     "front": "{:,} plans of the front; their intervals take about {}",
+    "limits": "nothing is feasible; which limit to relax, {:,} predictions tell, in about {}",
 }
 
 

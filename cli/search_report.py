@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from moemodel.model.search.result import Entry, Figure, SearchResult
+    from moemodel.model.search.quantities import ObjectiveName
+    from moemodel.model.search.result import Change, Difference, Entry, Figure, SearchResult
 
 _BEHIND = 3  # plans behind the front that are shown beside one of two objectives
 _WIDTH = 80  # characters, of all that is printed
@@ -29,6 +30,10 @@ def report(result: SearchResult, top: int | None) -> list[RenderableType]:
     parts: list[RenderableType] = [_heading(result), "", *_front(result, top), "", _picks(result)]
     if result.references:
         parts += ["", *(_reference(result, entry) for entry in result.references)]
+    if result.differences:
+        parts += ["", *_against_the_fastest(result)]
+    if energies := _energies(result):
+        parts += ["", energies]
     if result.counts.refused:
         parts += ["", _refused(result)]
     return [*parts, "", *_notes(result)]
@@ -80,9 +85,29 @@ def _columns(result: SearchResult, listed: set[int]) -> list[_Column]:
         shown.append(_Column(head="tokens/s\na GPU", text=lambda e: _figure(e.tokens_per_s_per_gpu.value)))
     if first.power_per_gpu_W is not None:
         shown.append(_Column(head="W a\nGPU", text=lambda e: _rounded(e.power_per_gpu_W)))
+        shown += [_power_column(name) for name in _ASKED_POWERS if name in _asked(result)]
     if first.clock_MHz is not None:
         shown.append(_Column(head="MHz", text=_clock))
     return [*shown, _Column(head="alike", text=lambda e: _alike(e, listed))]
+
+
+_ASKED_POWERS: dict[ObjectiveName, str] = {  # shown where a search optimizes or limits them
+    "node_power_W": "kW a\nnode",
+    "cluster_power_W": "kW\nall",
+    "peak_power_per_gpu_W": "peak kW\na GPU",
+    "peak_node_power_W": "peak kW\na node",
+    "peak_cluster_power_W": "peak kW\nall",
+}
+
+
+def _asked(result: SearchResult) -> set[str]:
+    return {*result.objectives, *result.search.limits.given}
+
+
+def _power_column(name: ObjectiveName) -> _Column:
+    from moemodel.model.search.result import figure_of
+
+    return _Column(head=_ASKED_POWERS[name], text=lambda entry: _times(figure_of(entry, name), 1e-3))
 
 
 def _alike(entry: Entry, listed: set[int]) -> str:
@@ -138,7 +163,9 @@ def _change(share: float | None) -> str:
 
 
 def _clock(entry: Entry) -> str:
-    return "auto" if entry.plan.clock_MHz is None else f"{entry.plan.clock_MHz:g}"
+    from moemodel.model.plan.clock import clock_text
+
+    return clock_text(entry.plan.clock_MHz)
 
 
 # ---- the front ------------------------------------------------------------------------------------------------------
@@ -240,7 +267,7 @@ def runs(numbers: tuple[int, ...]) -> str:
 
 def _picks(result: SearchResult) -> Table:
     """The plans with a name, with the intervals of what was optimized."""
-    shown = tuple(dict.fromkeys(("step_time_s", *result.objectives)))
+    shown: tuple[ObjectiveName, ...] = tuple(dict.fromkeys(("step_time_s", *result.objectives)))
     made = table("Pick", "#", *(f"{_words(name)}, 90 % interval" for name in shown), numbers=("#",))
     for key, number in result.picks.items():
         entry = result.front[number - 1]
@@ -260,7 +287,12 @@ _WORDS = {
     "memory_B": "memory",
     "tokens_per_s_per_gpu": "tokens/s per GPU",
     "power_per_gpu_W": "power of the hottest GPU",
+    "node_power_W": "power of the fullest node",
     "cluster_power_W": "power of the cluster",
+    "peak_power_per_gpu_W": "peak power of a GPU",
+    "peak_node_power_W": "peak power of a node",
+    "peak_cluster_power_W": "peak power of the cluster",
+    "gpus": "GPUs",
     "run_hours": "hours",
     "run_days": "days",
     "run_kWh": "energy at the meter",
@@ -273,23 +305,26 @@ def _words(name: str) -> str:
     return _WORDS.get(name, name)
 
 
-def _objective(result: SearchResult, entry: Entry, name: str) -> str:
+_UNITS = {
+    "step_time_s": "s",
+    "gpu_energy_J": "J",
+    "it_energy_J": "J",
+    "memory_B": "B",
+    "tokens_per_s_per_gpu": "",
+    "gpus": "",
+    "run_hours": "h",
+    "run_days": "d",
+    "run_kWh": "kWh",
+    "run_kgCO2e": "kg",
+}
+
+
+def _objective(result: SearchResult, entry: Entry, name: ObjectiveName) -> str:
     """A figure that can be optimized, with its interval."""
-    run = entry.run
-    figures: dict[str, tuple[Figure | None, str]] = {
-        "step_time_s": (entry.step_time_s, "s"),
-        "gpu_energy_J": (entry.gpu_energy_J, "J"),
-        "it_energy_J": (entry.it_energy_J, "J"),
-        "memory_B": (entry.memory_B, "B"),
-        "tokens_per_s_per_gpu": (entry.tokens_per_s_per_gpu, ""),
-        "power_per_gpu_W": (entry.hottest_gpu_power_W, "W"),
-        "cluster_power_W": (entry.cluster_power_W, "W"),
-    }
-    if run is not None:
-        days = run.hours.times(1 / 24)
-        figures |= {"run_hours": (run.hours, "h"), "run_days": (days, "d"), "run_kWh": (run.energy_kWh, "kWh")}
-        figures |= {"run_kgCO2e": (run.emissions_kgCO2e, "kg"), "run_cost": (run.cost, result.search.site.currency)}
-    figure, unit = figures[name]
+    from moemodel.model.search.result import figure_of
+
+    figure = figure_of(entry, name)
+    unit = result.search.site.currency if name == "run_cost" else _UNITS.get(name, "W")
     if figure is None:
         return ""
     return _interval(figure, unit, scale=name in ("step_time_s", "gpu_energy_J", "it_energy_J", "memory_B"))
@@ -313,6 +348,64 @@ def _reference(result: SearchResult, entry: Entry) -> str:
     outside = f" (not among the choices: {', '.join(entry.outside)})" if entry.outside else ""
     on = f"on {plan.cluster.gpus} GPUs" if several else "a first plan without a search, within the limits"
     return f"+-% is against the reference, {on}: {summary(plan)}{outside}: {_interval(entry.step_time_s, 's')}{energy}"
+
+
+# ---- against the fastest, and where the energy goes -----------------------------------------------------------------
+
+
+def _against_the_fastest(result: SearchResult) -> list[RenderableType]:
+    """What each pick does otherwise, and what that is worth."""
+    lines: list[RenderableType] = [_dim(f"Against the fastest of the front, #{result.differences[0].fastest}")]
+    for one in result.differences:
+        names = [_pick(name, result) for name, number in result.picks.items() if number == one.number]
+        lines.append(f"#{one.number} {', '.join(names)}: {', '.join(one.choices)}: {_worth(one)}")
+    return lines
+
+
+def _worth(one: Difference) -> str:
+    parts = [f"time {_changed(one.step_time)}"]
+    parts += [] if one.it_energy is None else [f"IT energy {_changed(one.it_energy)}"]
+    if one.phases_J:
+        name = max(one.phases_J, key=lambda phase: abs(one.phases_J[phase]))
+        factor, unit = prefixed(one.phases_J[name], "J")
+        parts.append(f"most of it in {name}, {one.phases_J[name] * factor:+.3g} {unit} a step")
+    return "; ".join(parts)
+
+
+def _changed(found: Change) -> str:
+    if found.interval is None:
+        return f"{found.share:+.1%}"
+    low, high = found.interval
+    return f"{found.share:+.1%} ({low:+.1%} to {high:+.1%}{'' if found.told_apart else ', not told apart'})"
+
+
+_MOST_COLUMNS = 3  # of plans whose energy is shown phase by phase
+
+
+def _energies(result: SearchResult) -> Table | None:
+    """Energy of a step by phase: of the first plan, of the fastest, and of the best in the second objective."""
+    fastest = min(result.front, key=lambda entry: entry.step_time_s.value)
+    shown = list(dict.fromkeys((1, fastest.number, len(result.front))))[:_MOST_COLUMNS]
+    entries = [result.front[number - 1] for number in shown]
+    if any(entry.it_energy_J is None or not entry.phases for entry in entries):
+        return None
+    heads = [f"#{entry.number}" for entry in entries]
+    made = table("Energy of a step goes to", *heads, numbers=tuple(heads))
+    rows = [_energy_rows(entry) for entry in entries]
+    factor, unit = prefixed(max(rows[0].values()), "J")
+    for name in rows[0]:
+        if any(row[name] > 0 for row in rows):
+            cells = (f"{digits(row[name] * factor)} {unit}, {row[name] / sum(row.values()):.0%}" for row in rows)
+            made.add_row(name, *cells)
+    return made
+
+
+def _energy_rows(entry: Entry) -> dict[str, float]:
+    """Energy of each phase on all GPUs, and of hosts; what adds up to IT energy."""
+    phases = {name: phase.energy_J or 0.0 for name, phase in entry.phases.items()}
+    it_J = 0.0 if entry.it_energy_J is None else entry.it_energy_J.value
+    gpu_J = it_J if entry.gpu_energy_J is None else entry.gpu_energy_J.value
+    return phases | {"hosts": it_J - gpu_J}
 
 
 # ---- what was left out, and what to know ----------------------------------------------------------------------------

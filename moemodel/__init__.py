@@ -5,10 +5,10 @@
     answer = moemodel.predict("plan.yaml")
     print(answer.step_time_s, answer.gpu_energy_per_token_J, answer.notes)
 
-What the commands do, Python does by the same functions: `predict`, `search` (`moemodel optimize`), `profile`,
-`calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate` (`calibrate --update`), `validate`, `run`,
-`predict_runs` (`run --predict`) and `compare`; `Meter` goes around a training loop of your own. The other names are
-their documents.
+What the commands do, Python does by the same functions: `predict`, `search` and `explain` (`moemodel optimize`),
+`profile`, `calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate` (`calibrate --update`), `validate`,
+`run`, `predict_runs` (`run --predict`) and `compare`; `Meter` goes around a training loop of your own. The other names
+are their documents.
 `Meter`, `profile`, `run` and `validate` need the extra `profile`, installed from where moemodel itself came from; what
 begins with `calibrate` or `recalibrate` the extra `calibrate`. Everything is imported when it is first used: `import
 moemodel` costs next to nothing.
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 if TYPE_CHECKING:
-    from moemodel.api import calibrate, calibrate_readings, compare, predict_runs, recalibrate
+    from moemodel.api import calibrate, calibrate_readings, compare, explain, predict_runs, recalibrate
     from moemodel.calibration.store.catalogue import list_calibrations, shipped, write_calibration
     from moemodel.model.architecture.hf_config import list_architectures, read_architecture
     from moemodel.model.architecture.spec import Architecture
@@ -71,6 +71,7 @@ _HOMES: dict[str, str] = {
     "calibrate": "api",
     "calibrate_readings": "api",
     "compare": "api",
+    "explain": "api",
     "list_architectures": "model.architecture.hf_config",
     "list_calibrations": "calibration.store.catalogue",
     "list_gpus": "model.hardware.gpu",
@@ -117,6 +118,7 @@ if TYPE_CHECKING:
         "calibrate",
         "calibrate_readings",
         "compare",
+        "explain",
         "list_architectures",
         "list_calibrations",
         "list_gpus",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from moemodel.model.results.outcome import Outcome
     from moemodel.model.results.validation import Report
     from moemodel.model.search.document import Search
+    from moemodel.model.search.explain import Explanation
     from moemodel.model.search.result import SearchResult
     from moemodel.profiler.run import ProfileReport
     from moemodel.profiler.runs.document import RunDocument
@@ -134,12 +135,14 @@ def search(
         The plans kept of the front, the best in the first objective first, numbered from 1 (`front`), each with step
         time (s), energies of a step (J), power (W) and memory (B) and their 90 % intervals, what the whole run takes
         (`run`), and what it can't be told apart from; number of each pick (`picks`); the best plans behind it
-        (`next_best`); a plan without a search to hold them against (`references`); what was refused, by reason
-        (`counts`). `to_json()` is what the command writes.
+        (`next_best`); a plan without a search to hold them against (`references`); in what each pick differs from the
+        fastest, phase by phase (`differences`); what was refused, by reason (`counts`). `to_json()` is what the
+        command writes.
 
     Raises:
         InputError: see `predict`; or more combinations than can be held.
-        InfeasiblePlanError: no plan is feasible; the reasons with counts, and the nearest miss.
+        InfeasiblePlanError: no plan is feasible; the reasons with counts, and by how much to relax which limit, which
+            its `advice` holds as numbers (`moemodel.model.search.relax`).
         CalibrationError: none of that name, or of another GPU; or no power was measured, and an objective or a limit
             needs it.
     """
@@ -150,6 +153,74 @@ def search(
     opened, place = _opened(document, Search, "search", read_search)
     with _errors_name(place):
         return search(opened, load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu"), progress)
+
+
+def explain(
+    document: Search | Path | str | Mapping[str, Any],
+    plan: Plan | Path | str | Mapping[str, Any],
+    calibration: Calibration | Path | str | None = None,
+    *,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> Explanation:
+    """Why a plan is not the one that a search proposes: `moemodel optimize SEARCH --explain PLAN`.
+
+    >>> import moemodel
+    >>> choices = {"tp": 1, "pp": 1, "cp": 1, "micro_batch": [4, 8], "recompute": "none"}
+    >>> job = {"architecture": "opt-350m", "sequence_length": 2048, "global_batch": 64}
+    >>> gpus = {"gpu": "h100-sxm-80gb", "gpus": 8}
+    >>> search = job | {"cluster": gpus, "search": choices}
+    >>> plan = job | {"cluster": gpus, "parallel": {"dp": 4}, "micro_batch": 4}
+    >>> [reason.name for reason in moemodel.explain(search, plan).reasons]
+    ['degrees']
+
+    Args:
+        document, calibration, progress: see `search`.
+        plan: see `predict`; also one whose degrees don't go together, which is what is then explained.
+
+    Returns:
+        Whether it is refused, beaten, or on the front (`verdict`); each rule and limit that refuses it, and by how much
+        (`reasons`); the plan of the front that beats it by most, by how much in each objective, and whether the two can
+        be told apart (`beaten_by`). `to_json()` gives all of it as text.
+
+    Raises:
+        InputError, CalibrationError: see `search`.
+    """
+    from moemodel.calibration.store.catalogue import load_calibration
+    from moemodel.model.search.document import Search, read_search
+    from moemodel.model.search.explain import explain
+    from moemodel.model.search.search import search
+
+    opened, place = _opened(document, Search, "search", read_search)
+    given = _plan_or_data(plan)
+    with _errors_name(place):
+        loaded = load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu")
+        return explain(opened, given, loaded, lambda asked: search(asked, loaded, progress))
+
+
+def _plan_or_data(given: Plan | Path | str | Mapping[str, Any]) -> Plan | dict[str, Any]:
+    """A plan; its plain data where its degrees alone keep it from being one.
+
+    Raises:
+        InputError: see `predict`.
+    """
+    from moemodel.model.core.documents import read_text
+    from moemodel.model.core.errors import InputError
+    from moemodel.model.core.yaml_text import yaml_data
+    from moemodel.model.plan.spec import Plan, read_plan
+    from moemodel.model.search.explain import is_plan_but_for_rules
+
+    try:
+        return _opened(given, Plan, "plan", read_plan)[0]
+    except InputError:
+        if isinstance(given, Mapping):
+            data: Any = dict(given)
+        elif isinstance(given, Path) or (isinstance(given, str) and _is_path(given)):
+            data = yaml_data(read_text(Path(given)), str(given))[0]
+        else:
+            data = yaml_data(str(given), "plan")[0]
+        if not isinstance(data, dict) or not is_plan_but_for_rules(data):
+            raise
+        return data
 
 
 @needs_extra("profile", "profile")
@@ -590,7 +661,9 @@ def _errors_name(place: str) -> Iterator[None]:
     try:
         yield
     except (InputError, InfeasiblePlanError) as error:
-        raise type(error)(f"{place}: {error}" if place else str(error)) from None
+        named = type(error)(f"{place}: {error}" if place else str(error))
+        named.__dict__.update(error.__dict__)  # what else it has to say
+        raise named from None
 
 
 def _profile_folder(gpu: str) -> Path:

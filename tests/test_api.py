@@ -288,7 +288,7 @@ def test_every_public_function_shows_a_use() -> None:
     own = [name for name in moemodel.__all__ if getattr(getattr(moemodel, name), "__module__", "") == "moemodel.api"]
     calibrating = ["calibrate", "calibrate_readings", "recalibrate"]
     assert sorted(own) == sorted(
-        [*calibrating, "compare", "predict", "predict_runs", "profile", "run", "search", "validate"]
+        [*calibrating, "compare", "explain", "predict", "predict_runs", "profile", "run", "search", "validate"]
     )
     for name in own:
         text = getattr(moemodel, name).__doc__

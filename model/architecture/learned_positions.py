@@ -42,6 +42,7 @@ class Opt(Family):
             feed_forward=Mlp(width=self.ffn_dim, activation=self.activation_function, gated=False, bias=bias),
             norm="layer",
             norm_bias=True,
+            post_norm=not self.do_layer_norm_before,
         )
         return Architecture(
             name=name,

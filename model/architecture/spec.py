@@ -93,6 +93,7 @@ class Layer:
     Attributes:
         attentions, feed_forward: its blocks.
         norm, norm_bias, norm_scale: kind of the norms; whether they have a learned shift, and a learned scale.
+        post_norm: a norm comes behind the sum of its block and the residual (OPT-350M), not before the block.
         second_norm: one before and one behind each block (Gemma 2).
         parallel: one norm feeds all blocks (GPT-J). Counted as if these ran one after another.
     """
@@ -102,6 +103,7 @@ class Layer:
     norm: Norm | None
     norm_bias: bool = False
     norm_scale: bool = True
+    post_norm: bool = False
     second_norm: bool = False
     parallel: bool = False
 

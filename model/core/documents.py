@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
@@ -130,12 +130,19 @@ def _told(model: BaseModel) -> dict[str, Any]:
     return {name: value for name, value in (model.__pydantic_private__ or {}).items() if value}
 
 
+def _types(annotation: Any) -> Iterator[type]:
+    """The classes that an annotation is made of."""
+    if isinstance(annotation, type) and not hasattr(annotation, "__args__"):
+        yield annotation
+    for part in getattr(annotation, "__args__", ()):
+        yield from _types(part)
+
+
 def _allowed(model: type[BaseModel], path: Sequence[str]) -> list[str]:
     """Keys allowed where an unknown one stands."""
     for step in path[:-1]:
         annotation = model.model_fields[step].annotation if step in model.model_fields else None
-        nested = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type)]
-        model = next((a for a in nested if issubclass(a, BaseModel)), model)
+        model = next((a for a in _types(annotation) if issubclass(a, BaseModel)), model)
     return sorted(field.alias or name for name, field in model.model_fields.items())
 
 

@@ -66,7 +66,11 @@ class PowerModel:
 
     def clocked_W(self, clock_Hz: FloatArray) -> FloatArray:
         """What the clock tree draws at a clock."""
-        return np.asarray(self.tree_W * self.switching(clock_Hz))
+        return self.clock_tree_W(self.switching(clock_Hz))
+
+    def clock_tree_W(self, switching: FloatArray) -> FloatArray:
+        """The same, of what is given as `switching`."""
+        return np.asarray(self.tree_W * switching)
 
     def switching(self, clock_Hz: FloatArray) -> FloatArray:
         """v(f) f/f0: power of what switches at every cycle, over that at the reference clock."""

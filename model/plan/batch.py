@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moemodel.model.core.arrays import FloatArray, IntArray
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
+from moemodel.model.plan.clock import CHANGE_S, PHASES, ByStage
 from moemodel.model.plan.skew import skew_of
 from moemodel.model.plan.spec import Plan
 from moemodel.model.schedule.base import Sizes
 from moemodel.model.schedule.batch import PlanSchedules
 
+# Likewise: no plan has clocks by stage and phase. Axes: plans, stages, phases (`clock.PHASES`).
+_ONE_CLOCK = np.zeros((0, 0, len(PHASES)))
 _ALL_OF_A_STEP = np.zeros(0, dtype=np.int64)  # what a batch that does not say has in place of a column
 
 
@@ -26,6 +29,9 @@ class PlanBatch:
 
     `micro_batches_per_schedule`: that a pipeline passes before the next begin; 0: all of a step, as for all plans
     where it is left out.
+    `clock_limits_Hz`: clocks that may be set at most by stage and phase, [P, S, 3] for pipelines of up to S stages,
+    NaN of the others' and of plans with one clock for all; S is 0 where it is left out. `clock_change_s`: until a
+    clock that is set within a step stands.
     Units: batches and sequence in sequences and tokens; the clock that may be set at most in Hz and the cap in
     W, infinite where the GPU decides.
     """
@@ -47,14 +53,18 @@ class PlanBatch:
     clock_Hz: FloatArray
     power_cap_W: FloatArray
     micro_batches_per_schedule: IntArray = field(default_factory=lambda: _ALL_OF_A_STEP)
+    clock_limits_Hz: FloatArray = field(default_factory=lambda: _ONE_CLOCK)
+    clock_change_s: FloatArray = field(default_factory=lambda: _ONE_CLOCK)
 
     @classmethod
     def of(cls, **columns: Any) -> PlanBatch:
-        """Broadcast columns (numbers or arrays) to one length P."""
-        kinds = {f.name: np.float64 if f.name in _FLOATS else np.int64 for f in fields(cls)}
-        columns = {"micro_batches_per_schedule": 0} | columns
+        """Broadcast columns (numbers or arrays) to one length P; `clock_limits_Hz` is of all [S, 3], or [P, S, 3]."""
+        limits_Hz = columns.pop("clock_limits_Hz", _ONE_CLOCK)
+        kinds = {name: np.float64 if name in _FLOATS else np.int64 for name in _COLUMNS}
+        columns = {"micro_batches_per_schedule": 0, "clock_change_s": CHANGE_S} | columns
         arrays = np.broadcast_arrays(*(np.atleast_1d(np.asarray(columns[n], dtype=t)) for n, t in kinds.items()))
-        return cls(**dict(zip(kinds, (np.ascontiguousarray(a) for a in arrays), strict=True)))
+        found = dict(zip(kinds, (np.ascontiguousarray(a) for a in arrays), strict=True))
+        return cls(**found, clock_limits_Hz=_of_each(limits_Hz, len(arrays[0])))
 
     def __post_init__(self) -> None:
         some = self.micro_batches_per_schedule
@@ -62,6 +72,10 @@ class PlanBatch:
             object.__setattr__(self, "micro_batches_per_schedule", np.zeros_like(self.dp))
         elif len(some) != len(self.dp):
             raise ValueError(f"micro_batches_per_schedule: found {len(some)} values; there are {len(self.dp)} plans")
+        if self.clock_change_s is _ONE_CLOCK:
+            object.__setattr__(self, "clock_change_s", np.full(len(self.dp), CHANGE_S))
+        if len(self.clock_limits_Hz) != len(self.dp):
+            object.__setattr__(self, "clock_limits_Hz", _of_each(self.clock_limits_Hz, len(self.dp)))
 
     def __len__(self) -> int:
         return int(self.dp.size)
@@ -96,25 +110,59 @@ class PlanBatch:
         """The plans at these rows."""
         return PlanBatch(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
+    def with_limits_Hz(self, limits_Hz: FloatArray) -> PlanBatch:
+        """The same plans with clocks by stage and phase, [S, 3] or [P, S, 3]."""
+        limits_Hz = _of_each(limits_Hz, len(self))
+        return replace(self, clock_limits_Hz=limits_Hz, clock_Hz=limits_Hz.max(axis=(1, 2)))
 
-_FLOATS = {"skew", "clock_Hz", "power_cap_W"}
+    @property
+    def has_clocks_by_stage(self) -> BoolArray:
+        """Which plans have clocks by stage and phase, [P]."""
+        if not self.clock_limits_Hz.shape[1]:
+            return np.zeros(len(self), dtype=np.bool_)
+        return ~np.isnan(self.clock_limits_Hz[:, 0, 0])
+
+
+_FLOATS = {"skew", "clock_Hz", "power_cap_W", "clock_change_s"}
+_COLUMNS = tuple(f.name for f in fields(PlanBatch) if f.name != "clock_limits_Hz")
+
+
+def _of_each(limits_Hz: FloatArray, plans: int) -> FloatArray:
+    """Clocks by stage and phase of each plan, where they are given for all, each, or not at all."""
+    limits_Hz = np.asarray(limits_Hz, dtype=np.float64)
+    if not limits_Hz.size:
+        return np.zeros((plans, 0, len(PHASES)))
+    return np.ascontiguousarray(np.broadcast_to(limits_Hz, (plans, *limits_Hz.shape[-2:])))
 
 
 def batch_of(plan: Plan) -> PlanBatch:
     """A batch of one."""
     choices = {name: value for name, value in plan.choices.items() if name != "gpus"}
+    clock = plan.clock
     return PlanBatch.of(
         **choices,
         global_batch=plan.global_batch,
         seq=plan.sequence_length,
         micro_batches_per_schedule=plan.micro_batches_per_schedule or 0,
         skew=skew_of(plan),
-        clock_Hz=plan.clock.highest_Hz(math.inf),
+        clock_Hz=clock.highest_Hz(math.inf),
+        clock_limits_Hz=np.array(clock.limits_Hz) if isinstance(clock, ByStage) else _ONE_CLOCK,
+        clock_change_s=clock.change_s if isinstance(clock, ByStage) else CHANGE_S,
         power_cap_W=math.inf if plan.power_cap_W is None else plan.power_cap_W,
     )
 
 
 def joined(plans: Sequence[Plan]) -> PlanBatch:
     """A batch of some plans, at least one."""
-    batches = [batch_of(plan) for plan in plans]
-    return PlanBatch(**{f.name: np.concatenate([getattr(b, f.name) for b in batches]) for f in fields(PlanBatch)})
+    return concatenated([batch_of(plan) for plan in plans])
+
+
+def concatenated(batches: Sequence[PlanBatch]) -> PlanBatch:
+    """One batch of several, at least one, in their order."""
+    columns = {name: np.concatenate([getattr(batch, name) for batch in batches]) for name in _COLUMNS}
+    most = max(batch.clock_limits_Hz.shape[1] for batch in batches)
+    limits_Hz = [
+        np.pad(b.clock_limits_Hz, ((0, 0), (0, most - b.clock_limits_Hz.shape[1]), (0, 0)), constant_values=np.nan)
+        for b in batches
+    ]
+    return PlanBatch(**columns, clock_limits_Hz=np.concatenate(limits_Hz))

@@ -10,6 +10,7 @@ from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.errors import InfeasiblePlanError, InputError
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import Gpu
+from moemodel.model.plan.clock import ClocksSpec
 from moemodel.model.plan.routing import routed_architecture
 from moemodel.model.plan.rules import architecture_rules, messages
 from moemodel.model.plan.skew import skew_of
@@ -52,19 +53,22 @@ def check_power_and_clock(plan: Plan, gpu: Gpu) -> None:
     Raises:
         InputError: with the range allowed, and the nearest clocks where one lies between two steps.
     """
-    if plan.clock_MHz is not None:
+    if isinstance(plan.clock_MHz, ClocksSpec):
+        for key, clock_MHz in plan.clock_MHz.named_MHz():
+            _check_clock(clock_MHz, gpu, key=f"clock_MHz.{key}")
+    elif plan.clock_MHz is not None:
         _check_clock(plan.clock_MHz, gpu)
     if plan.power_cap_W is not None:
         _check_power_cap(plan.power_cap_W, gpu)
 
 
-def _check_clock(clock_MHz: float, gpu: Gpu) -> None:
+def _check_clock(clock_MHz: float, gpu: Gpu, *, key: str = "clock_MHz") -> None:
     if gpu.clock_min_Hz is None or gpu.clock_max_Hz is None:
-        raise InputError(f"clock_MHz: found {clock_MHz:g}; the clocks of {gpu.name} aren't known; allowed: null")
+        raise InputError(f"{key}: found {clock_MHz:g}; the clocks of {gpu.name} aren't known; allowed: null")
     low, high = gpu.clock_min_Hz / 1e6, gpu.clock_max_Hz / 1e6
     step = (gpu.clock_step_Hz or 0.0) / 1e6
     steps = f" in steps of {step:g}" if step else ""
-    message = f"clock_MHz: found {clock_MHz:g}; allowed on {gpu.name}: {low:g} to {high:g}{steps}, or null"
+    message = f"{key}: found {clock_MHz:g}; allowed on {gpu.name}: {low:g} to {high:g}{steps}, or null"
     if not low <= clock_MHz <= high:
         raise InputError(message)
     if step:

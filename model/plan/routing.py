@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from moemodel.model.architecture.spec import Architecture, Layer, Moe, Router
 from moemodel.model.core.documents import Strict, Switch
+from moemodel.model.records.routing_statistics import Balancing
 
 _Factor = Annotated[float, Field(gt=0, le=1e3, strict=True)]
 _Coefficient = Annotated[float, Field(ge=0, le=1e3, strict=True)]
@@ -74,6 +75,13 @@ class RoutingSpec(Strict):
     residual: Switch = Field(
         default=False, description="a dense block beside the experts (Rajbhandari et al. 2022, Residual-MoE)"
     )
+
+
+def balancing_of(routing: RoutingSpec) -> Balancing:
+    """What of a plan makes its routers load experts evenly; biases where both do."""
+    if routing.bias_rate:
+        return "bias"
+    return "loss" if routing.balance_loss else "none"
 
 
 def routed_architecture(architecture: Architecture, routing: RoutingSpec) -> Architecture:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import cast
@@ -13,13 +13,15 @@ from moemodel.model.core.documents import parse_data, read_text
 from moemodel.model.core.errors import InputError
 from moemodel.model.core.json_text import json_data
 from moemodel.model.plan.paths import NamesFiles
-from moemodel.model.plan.routing import RoutingSpec, routed_architecture
+from moemodel.model.plan.routing import RoutingSpec, balancing_of, routed_architecture
 from moemodel.model.records.routing_statistics import (
+    STATES,
+    Balancing,
     LoadStatistics,
     RoutingStatistics,
     State,
-    prior,
     read_routing_statistics,
+    seen,
 )
 from moemodel.model.records.run import RoutingRecord
 
@@ -30,7 +32,8 @@ class SkewForecast:
 
     Attributes:
         value: that is predicted for.
-        high: that it may well reach: 95th percentile of what was seen; `value` where the plan states it.
+        high: that it may well reach: 95th percentile of what was seen, the largest where more than one was, from random
+            weights and after training where the plan says nothing; `value` where the plan states it.
         sources: of what was seen, each once.
         measured: whether all of it was.
     """
@@ -64,17 +67,17 @@ def forecast(routing: RoutingSpec, architecture: Architecture) -> SkewForecast:
     if not blocks or skew == "balanced" or isinstance(skew, float):
         value = skew if isinstance(skew, float) else 1.0
         return SkewForecast(value=value, high=value)
+    balancing = balancing_of(routing)
     if skew is None:
-        seen = _together([_prior(moe, "initial") for moe in blocks])
-        return SkewForecast(value=1.0, high=seen.high, sources=seen.sources, measured=seen.measured)
+        return replace(_together([_ever_seen(moe, balancing) for moe in blocks]), value=1.0)
     if skew in ("initial", "trained"):
-        return _together([_prior(moe, cast(State, skew)) for moe in blocks])
-    return _together([_in_file(Path(skew), moe) for moe in blocks])
+        return _together([seen(moe.experts, moe.top_k, cast(State, skew), balancing) for moe in blocks])
+    return _together([[_in_file(Path(skew), moe, balancing)] for moe in blocks])
 
 
 def seen_from_random_weights(architecture: Architecture) -> SkewForecast:
     """What routers did from random weights."""
-    return _together([_prior(moe, "initial") for moe in experts_of(architecture)])
+    return _together([seen(moe.experts, moe.top_k, "initial") for moe in experts_of(architecture)])
 
 
 def experts_of(architecture: Architecture) -> list[Moe]:
@@ -82,27 +85,31 @@ def experts_of(architecture: Architecture) -> list[Moe]:
     return [layer.feed_forward for layer in architecture.layers if isinstance(layer.feed_forward, Moe)]
 
 
-def _prior(moe: Moe, state: State) -> LoadStatistics:
-    return prior(moe.experts, moe.top_k, state)
+def _ever_seen(moe: Moe, balancing: Balancing) -> list[LoadStatistics]:
+    """From random weights and after training; what is derived only where nothing was measured."""
+    known = [loads for state in STATES for loads in seen(moe.experts, moe.top_k, state, balancing)]
+    return [loads for loads in known if loads.measured] or known
 
 
-def _together(loads: list[LoadStatistics]) -> SkewForecast:
+def _together(blocks: list[list[LoadStatistics]]) -> SkewForecast:
+    """Of blocks, of each what is predicted for, and behind it what else was seen."""
+    loads = [one for block in blocks for one in block]
     return SkewForecast(
-        value=fmean(one.skew for one in loads),
-        high=fmean(one.high for one in loads),
+        value=fmean(block[0].skew for block in blocks),
+        high=fmean(max(one.high for one in block) for block in blocks),
         sources=tuple(dict.fromkeys(one.source for one in loads)),
         measured=all(one.measured for one in loads),
     )
 
 
-def _in_file(path: Path, moe: Moe) -> LoadStatistics:
+def _in_file(path: Path, moe: Moe, balancing: Balancing) -> LoadStatistics:
     """Of a block, by a file of statistics or by the records of a run.
 
     Raises:
         InputError: with the place.
     """
     file = _of_records(path, moe.top_k) if path.suffix == ".jsonl" else read_routing_statistics(path)
-    found = file.of(moe.experts, moe.top_k, None)
+    found = file.of(moe.experts, moe.top_k, None, balancing)
     assert found is not None  # a file has loads of one state or the other
     return found
 

@@ -14,7 +14,8 @@ from moemodel.model.frameworks.base import Precision
 from moemodel.model.frameworks.registry import FORMER_NAMES, framework_of
 from moemodel.model.hardware.gpu import Gpu, GpuVariant, read_gpu
 from moemodel.model.hardware.link import Link
-from moemodel.model.plan.clock import Clock, clock_of
+from moemodel.model.plan.clock import AskedClock, Clock, asked_clock, check_clocks
+from moemodel.model.plan.clock import Clock_MHz as Clock_MHz
 from moemodel.model.plan.paths import NamesFiles
 from moemodel.model.plan.recompute import RecomputeName, recompute_number
 from moemodel.model.plan.routing import RoutingSpec
@@ -51,7 +52,6 @@ Stages = Annotated[int, Field(gt=0, le=10_000, strict=True)]  # as many as the l
 ContextParallel = Annotated[int, Field(gt=0, le=32_768, strict=True)]
 ZeroStage = Annotated[int, Field(ge=0, le=3, strict=True)]
 Rate = Annotated[float, Field(gt=0, le=1e30, strict=True)]
-Clock_MHz = Annotated[float, Field(ge=1, le=1e5, strict=True)]
 Power_W = Annotated[float, Field(ge=1, le=1e5, strict=True)]
 TokensOfRun = Annotated[float, Field(ge=1, le=1e20, strict=True)]
 Price = Annotated[float, Field(ge=0, le=1e9, strict=True)]  # in any currency
@@ -226,7 +226,11 @@ class Plan(NamesFiles):
     cluster: ClusterSpec
     parallel: ParallelSpec = ParallelSpec()
     routing: RoutingSpec = RoutingSpec()
-    clock_MHz: Clock_MHz | None = Field(default=None, description="SM clock to hold; null: the governor decides")
+    clock_MHz: AskedClock = Field(
+        default=None,
+        description="SM clock to hold at most, one or by phase (forward, backward, optimizer) and by pipeline stage "
+        "(stages); null: the governor decides",
+    )
     power_cap_W: Power_W | None = Field(default=None, description="per GPU; null: the GPU's own limit")
     site: SiteSpec = SiteSpec()
     tokens: TokensOfRun | None = Field(default=None, description="tokens to train on; null: no totals for the run")
@@ -240,7 +244,7 @@ class Plan(NamesFiles):
     @property
     def clock(self) -> Clock:
         """What it asks of the SM clock."""
-        return clock_of(self.clock_MHz)
+        return asked_clock(self.clock_MHz, self.parallel.pp, trains=self.mode == "training")
 
     @property
     def micro_batches(self) -> int:
@@ -277,6 +281,11 @@ class Plan(NamesFiles):
         rules = degree_rules(global_batch=self.global_batch, framework=framework_of(self.backend))
         for message in messages(rules, self.choices):
             raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _clocks(self) -> Plan:
+        check_clocks(self.clock_MHz, self.parallel.pp, trains=self.mode == "training")
         return self
 
     @model_validator(mode="after")

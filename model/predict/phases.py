@@ -13,6 +13,7 @@ import numpy as np
 
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.device.dvfs import at_clock, time_at_clock
+from moemodel.model.device.power import PowerModel
 from moemodel.model.step.stage_cost import StageCost
 
 T = TypeVar("T")
@@ -85,3 +86,18 @@ def mean_clock_Hz(device: DeviceCosts, micro_batches: FloatArray) -> FloatArray:
     cycles = micro_batches * (device.forward.cycles + device.backward.cycles) + device.optimizer.cycles
     computed_s = micro_batches * (device.forward.time_s + device.backward.time_s) + device.optimizer.time_s
     return np.asarray(cycles / computed_s)
+
+
+def mean_switching(device: DeviceCosts, micro_batches: FloatArray, power: PowerModel) -> FloatArray:
+    """Power of what switches at every cycle, over that at the reference clock, where phases have clocks of their own:
+    the mean over the phases by their time, [P, X]. Passes alternate, so that waits between them stand at either clock.
+
+    Args:
+        device: of a class of stages.
+        micro_batches: of a step, [P, 1].
+        power: of the GPU.
+    """
+    phases = ((device.forward, micro_batches), (device.backward, micro_batches), (device.optimizer, 1.0))
+    lasting = [(phase, factor * phase.time_s) for phase, factor in phases]
+    rates = [(np.divide(p.cycles, p.time_s, out=np.zeros_like(p.cycles), where=p.time_s > 0), s) for p, s in lasting]
+    return np.asarray(sum(power.switching(clock_Hz) * s for clock_Hz, s in rates) / sum(s for _, s in rates))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -18,11 +18,12 @@ from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.device.power import PowerModel, power_model
 from moemodel.model.layers.flops import model_flops
 from moemodel.model.plan.batch import PlanBatch
-from moemodel.model.predict.phases import ByPhase, ClockedCost, DeviceCosts, device_costs, mean_clock_Hz
-from moemodel.model.predict.prediction import Prediction
+from moemodel.model.predict.phases import ByPhase, ClockedCost, DeviceCosts, device_costs
+from moemodel.model.predict.prediction import Prediction, PredictionByStage
+from moemodel.model.predict.stage_clocks import StageFigures, StageRuns, bounded, ceiling_Hz, governor_grid, settled
 from moemodel.model.predict.sustained_clock import sustained_clocks, total_power
 from moemodel.model.predict.timeline import PipelineStep, Timeline, above_rounding
-from moemodel.model.schedule.pipeline_layout import stages
+from moemodel.model.schedule.pipeline_layout import members, stages
 from moemodel.model.step.memory import Memory
 from moemodel.model.step.memory_fit import fit_probability
 from moemodel.model.step.stage_cost import BlockCosts, StageCost, distinct_rows
@@ -70,7 +71,8 @@ class PricedPlans:
         power = power_model(machine.calibration)
         self._clock_Hz_K = _priced_clocks(machine, power)
         blocks = BlockCosts(architecture, plans, machine=machine, power=power, clock_Hz_K=self._clock_Hz_K)
-        first, pipeline = distinct_rows([plans.pp, plans.virtual_stages])
+        own = [plans.has_clocks_by_stage] if plans.clock_limits_Hz.shape[1] else []
+        first, pipeline = distinct_rows([plans.pp, plans.virtual_stages, *own])
         self._pipelines = [
             _PricedPipeline.of(blocks, np.flatnonzero(pipeline == index), row) for index, row in enumerate(first)
         ]
@@ -85,10 +87,16 @@ class PricedPlans:
         powers = [power_model(self._machine.calibration, inlet_C=inlet_C) for inlet_C in inlets_C]
         found = [part.solve(self._clock_Hz_K, self._machine, powers, temperature_C) for part in self._pipelines]
         rows = [part.rows for part in self._pipelines]
-        return [
-            self._together(_scattered(list(zip(rows, parts, strict=True)), len(self._plans)))
-            for parts in zip(*found, strict=True)
-        ]
+        return [self._joined(list(zip(rows, parts, strict=True))) for parts in zip(*found, strict=True)]
+
+    def _joined(self, parts: list[tuple[IntArray, _Solved]]) -> Prediction:
+        """Plans of several pipelines in one order, with their stages where any has clocks of their own."""
+        together = self._together(_scattered([(rows, part.mean) for rows, part in parts], len(self._plans)))
+        stages = [(rows, part.stages) for rows, part in parts if part.stages is not None]
+        if not stages:
+            return together
+        own = {f.name: getattr(together, f.name) for f in fields(Prediction)}
+        return PredictionByStage(**own, by_stage=StageFigures.together(stages, self._plans.clock_limits_Hz.shape))
 
     def _together(self, found: _MeanGpu) -> Prediction:
         """Totals over all GPUs, model FLOPs, and the errors of the whole."""
@@ -198,6 +206,14 @@ class _MeanGpu:
     outside: FloatArray
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Solved:
+    """Plans that share a pipeline at the clocks that they keep: the mean GPU, and stages if their clocks differ."""
+
+    mean: _MeanGpu
+    stages: StageFigures | None
+
+
 def _scattered(parts: list[tuple[IntArray, _MeanGpu]], size: int) -> _MeanGpu:
     """Plans of several pipelines in one order."""
     columns = {f.name: np.zeros(size) for f in fields(_MeanGpu)}
@@ -217,6 +233,7 @@ class _PricedPipeline:
         devices: by class of stages.
         timeline: of the step.
         memory: of the fullest class of stages.
+        runs: classes of stages cut where clocks differ; None where each plan has one clock for all.
     """
 
     rows: IntArray
@@ -224,24 +241,53 @@ class _PricedPipeline:
     devices: list[DeviceCosts]
     timeline: Timeline
     memory: Memory
+    runs: StageRuns | None
 
     @classmethod
     def of(cls, blocks: BlockCosts, rows: IntArray, row: int) -> _PricedPipeline:
         """The plans at these rows, which have the pipeline of one of them."""
         plans = blocks.plans
-        pipeline = stages(blocks.architecture, int(plans.pp[row]), int(plans.virtual_stages[row]))
+        shape = int(plans.pp[row]), int(plans.virtual_stages[row])
+        pipeline = stages(blocks.architecture, *shape)
         costs = blocks.at(rows)
-        pipe = PipelineStep(costs, pipeline, blocks.machine)
+        runs = counts = None
+        if plans.clock_limits_Hz.shape[1] and plans.has_clocks_by_stage[row]:
+            classes = members(blocks.architecture, *shape)
+            runs = StageRuns.of(classes, costs.plans)
+            counts = runs.counts(classes)
+        pipe = PipelineStep(costs, pipeline, blocks.machine, counts)
         devices = [device_costs(cost) for cost in pipe.costs]
         return cls(
-            rows=rows, pipe=pipe, devices=devices, timeline=pipe.timeline(devices), memory=costs.fullest(pipeline)
+            rows=rows,
+            pipe=pipe,
+            devices=devices,
+            timeline=pipe.timeline(devices),
+            memory=costs.fullest(pipeline),
+            runs=runs,
         )
 
     def solve(
         self, clock_Hz_K: FloatArray, machine: System, powers: Sequence[PowerModel], temperature_C: float | None
-    ) -> list[_MeanGpu]:
+    ) -> list[_Solved]:
         """Clock of every stage, and with it everything that depends on the clock, for each power model."""
-        solved = sustained_clocks(
+        clocks = self._clocks if self.runs is None else partial(self._clocks_by_stage, self.runs)
+        found = []
+        for power, kept in zip(powers, clocks(clock_Hz_K, machine, powers, temperature_C), strict=True):
+            changes = [None] * len(kept) if self.runs is None else self.runs.changes
+            devices = [
+                settled(device, clock, change, clock_Hz_K)
+                for device, clock, change in zip(self.devices, kept, changes, strict=True)
+            ]
+            mean, watts = _mean_gpu(self.pipe, devices, self.pipe.timeline(devices), power, temperature_C)
+            figures = None if self.runs is None else self.runs.figures(kept, devices, watts)
+            found.append(_Solved(mean=mean, stages=figures))
+        return found
+
+    def _clocks(
+        self, clock_Hz_K: FloatArray, machine: System, powers: Sequence[PowerModel], temperature_C: float | None
+    ) -> list[list[ByPhase[FloatArray]]]:
+        """Of each class of stages, up to the clock of its plan."""
+        return sustained_clocks(
             self.pipe,
             self.devices,
             self.timeline,
@@ -250,14 +296,36 @@ class _PricedPipeline:
             powers=powers,
             temperature_C=temperature_C,
         )
-        found = []
-        for power, clocks in zip(powers, solved, strict=True):
-            devices = [
-                device.join(clock, lambda cost, clock_Hz_P: cost.at(clock_Hz_K, clock_Hz_P))
-                for device, clock in zip(self.devices, clocks, strict=True)
-            ]
-            found.append(_mean_gpu(self.pipe, devices, self.pipe.timeline(devices), power, temperature_C))
-        return found
+
+    def _clocks_by_stage(
+        self,
+        runs: StageRuns,
+        clock_Hz_K: FloatArray,
+        machine: System,
+        powers: Sequence[PowerModel],
+        temperature_C: float | None,
+    ) -> list[list[ByPhase[FloatArray]]]:
+        """Of each run of stages, up to the bounds of its phases."""
+        limits = runs.within(float(clock_Hz_K[0]), float(clock_Hz_K[-1]))
+        clock_Hz_G = governor_grid(clock_Hz_K, machine.gpu.clock_step_Hz)
+        devices = [
+            bounded(device, limit, changes, clock_Hz_K, clock_Hz_G)
+            for device, limit, changes in zip(self.devices, limits, runs.changes, strict=True)
+        ]
+        ceilings = sustained_clocks(
+            self.pipe,
+            devices,
+            self.pipe.timeline(devices),
+            clock_Hz_G,
+            machine=machine,
+            powers=powers,
+            temperature_C=temperature_C,
+            highest_Hz=[ceiling_Hz(limit) for limit in limits],
+        )
+        return [
+            [ceiling.join(limit, np.minimum) for ceiling, limit in zip(of_power, limits, strict=True)]
+            for of_power in ceilings
+        ]
 
 
 def _mean_gpu(
@@ -266,12 +334,13 @@ def _mean_gpu(
     timeline: Timeline,
     power: PowerModel,
     temperature_C: float | None,
-) -> _MeanGpu:
-    """Of a step with each class of stages at its clock, [P, 1]; clock trees count as static."""
+) -> tuple[_MeanGpu, list[FloatArray]]:
+    """Of a step with each class of stages at its clock, [P, 1], and power of a GPU of each class; clock trees count as
+    static."""
     step_s = timeline.step_s
     comm_s = pipe.mean([pipe.comm_s(i, timeline) for i in range(len(devices))])
     dynamic = [pipe.dynamic_J(i, d, timeline, power) for i, d in enumerate(devices)]
-    clock_trees_W = [power.clocked_W(mean_clock_Hz(device, pipe.m)) for device in devices]
+    clock_trees_W = [pipe.clock_tree_W(device, power) for device in devices]
     states = [
         total_power(power, joules / step_s + clock_tree_W, temperature_C)
         for joules, clock_tree_W in zip(dynamic, clock_trees_W, strict=True)
@@ -290,7 +359,7 @@ def _mean_gpu(
     waiting_J = pipe.mean([pipe.busy_waiting_J(i, d, timeline, power) for i, d in enumerate(devices)])
     error, outside = _device_error(pipe)
     device_share = np.minimum((busy_s / step_s)[:, 0], 1.0)
-    return _MeanGpu(
+    found = _MeanGpu(
         step_s=step_s[:, 0],
         forward_s=times.forward[:, 0],
         backward_s=times.backward[:, 0],
@@ -316,6 +385,7 @@ def _mean_gpu(
         device_share=device_share,
         outside=outside,
     )
+    return found, [watts[:, 0] for watts, _ in states]
 
 
 def _clock_Hz(phase: ClockedCost) -> FloatArray:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moemodel.model.core.arrays import FloatArray
+from moemodel.model.predict.stage_clocks import StageFigures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,3 +72,19 @@ class Prediction:
     fit_probability: FloatArray
     outside: FloatArray
     tokens: FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionByStage(Prediction):
+    """Of plans among which some have clocks by stage and phase.
+
+    Attributes:
+        by_stage: what is predicted of their stages.
+    """
+
+    by_stage: StageFigures
+
+
+def stage_figures(prediction: Prediction) -> StageFigures | None:
+    """What is predicted of each stage, where plans have clocks by stage and phase."""
+    return prediction.by_stage if isinstance(prediction, PredictionByStage) else None

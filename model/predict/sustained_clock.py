@@ -15,7 +15,7 @@ from moemodel.model.device.dvfs import PowerSegment, steady_state_clocks
 from moemodel.model.device.operator_cost import shares
 from moemodel.model.device.power import PowerModel
 from moemodel.model.plan.batch import PlanBatch
-from moemodel.model.predict.phases import ByPhase, DeviceCosts, mean_clock_Hz
+from moemodel.model.predict.phases import ByPhase, DeviceCosts
 from moemodel.model.predict.timeline import PipelineStep, Timeline
 from moemodel.model.step.system import System
 
@@ -48,6 +48,7 @@ def sustained_clocks(
     machine: System,
     powers: Sequence[PowerModel],
     temperature_C: float | None,
+    highest_Hz: Sequence[FloatArray] | None = None,
 ) -> list[list[ByPhase[FloatArray]]]:
     """Mean clock that is set in each phase, [P], for each class of stages, for each of some power models.
 
@@ -59,13 +60,15 @@ def sustained_clocks(
         powers: its power, each with inlet air of its own temperature; solved together, since a single plan's time is
             that of numpy's calls.
         temperature_C: of the die, if it is known; None: the steady state.
+        highest_Hz: clock that may be set at most in each class of stages, [P]; None: in all what the plan asks for.
     """
     steady = temperature_C is None
     limit_W = np.concatenate([_limit_W(pipe.plans, machine, power, steady=steady) for power in powers])
     by_stage = []
     for index, device in enumerate(devices):
         profiles = [_power_profile(pipe, index, device, timeline, power, temperature_C) for power in powers]
-        by_stage.append(_governed(profiles, clock_Hz_K, pipe.plans, limit_W, machine))
+        highest = pipe.plans.clock_Hz if highest_Hz is None else highest_Hz[index]
+        by_stage.append(_governed(profiles, clock_Hz_K, pipe.plans, limit_W, machine, highest))
     return [list(stages) for stages in zip(*by_stage, strict=True)]
 
 
@@ -104,7 +107,7 @@ def _power_profile(
         power: of the GPU, with `temperature_C` of its die, or None for the steady state.
     """
     m, step_s = pipe.m, timeline.step_s
-    clock_tree_W = power.clocked_W(mean_clock_Hz(device, pipe.m))
+    clock_tree_W = pipe.clock_tree_W(device, power)
     dynamic_J = pipe.dynamic_J(index, device, timeline, power) + clock_tree_W * step_s
     mean_W = dynamic_J / step_s
     idle_W = total_power(power, mean_W, temperature_C)[0] - mean_W
@@ -144,15 +147,20 @@ def _in_one_piece_s(plans: PlanBatch, timeline: Timeline) -> FloatArray:
 
 
 def _governed(
-    profiles: list[PowerProfile], clock_Hz_K: FloatArray, plans: PlanBatch, limit_W: FloatArray, machine: System
+    profiles: list[PowerProfile],
+    clock_Hz_K: FloatArray,
+    plans: PlanBatch,
+    limit_W: FloatArray,
+    machine: System,
+    highest_Hz: FloatArray,
 ) -> list[ByPhase[FloatArray]]:
-    """Mean clock of each phase of each profile under the limit, and no higher than the plan asks."""
+    """Mean clock of each phase of each profile under the limit, and no higher than `highest_Hz`."""
     parts = [part for part in profiles[0] if any((profile[part].time_s_PK > 0).any() for profile in profiles)]
     settled = steady_state_clocks(
         [_joined([profile[part] for profile in profiles]) for part in parts],
         clock_Hz_K,
         limit_W_P=limit_W,
-        highest_Hz_P=np.tile(np.clip(plans.clock_Hz, clock_Hz_K[0], clock_Hz_K[-1]), len(profiles)),
+        highest_Hz_P=np.tile(np.clip(highest_Hz, clock_Hz_K[0], clock_Hz_K[-1]), len(profiles)),
         gain_Hz_per_J=machine.governor_gain_Hz_per_J,
     )
     clocks = dict(zip(parts, settled, strict=True))

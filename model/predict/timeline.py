@@ -5,6 +5,7 @@ Axes: P plans that share their pipeline, X clocks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.device.operator_cost import shares
 from moemodel.model.device.power import PowerModel
-from moemodel.model.predict.phases import DeviceCosts, mean_clock_Hz
+from moemodel.model.predict.phases import DeviceCosts, mean_clock_Hz, mean_switching
 from moemodel.model.schedule.base import StageTimes
 from moemodel.model.schedule.pipeline_layout import Stage
 from moemodel.model.step.communication_groups import OverlappableComm
@@ -52,10 +53,23 @@ class Timeline:
 class PipelineStep:
     """Plans that share a pipeline: their stages' costs, and the step that they make together."""
 
-    def __init__(self, costs: StageCosts, pipeline: tuple[Stage, ...], machine: System) -> None:
+    def __init__(
+        self,
+        costs: StageCosts,
+        pipeline: tuple[Stage, ...],
+        machine: System,
+        runs: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        """Of classes of stages; `runs` cuts each into so many stages that differ in their clocks alone."""
         self.plans = costs.plans
-        self.counts = [stage.count for stage in pipeline]
-        self.costs = [costs.stage(stage) for stage in pipeline]
+        self._phases_differ = runs is not None
+        runs = [[stage.count] for stage in pipeline] if runs is None else runs
+        self.counts = [count for of_class in runs for count in of_class]
+        self.costs = [
+            cost
+            for cost, of_class in zip([costs.stage(stage) for stage in pipeline], runs, strict=True)
+            for _ in of_class
+        ]
         self.m = self.plans.micro_batches[:, None].astype(np.float64)
         self._async_launch = self._launches_asynchronously(machine)
         p = self.plans
@@ -190,7 +204,17 @@ class PipelineStep:
 
     def busy_waiting_W(self, device: DeviceCosts, power: PowerModel) -> FloatArray:
         """What a GPU draws above idle that waits for others, [P, X]."""
-        return _BUSY_WAITING * power.link_W * power.switching(mean_clock_Hz(device, self.m)) * self._busy_waits
+        return _BUSY_WAITING * power.link_W * self._switching(device, power) * self._busy_waits
+
+    def clock_tree_W(self, device: DeviceCosts, power: PowerModel) -> FloatArray:
+        """What the clock tree draws in the mean of a step, [P, X]."""
+        return power.clock_tree_W(self._switching(device, power))
+
+    def _switching(self, device: DeviceCosts, power: PowerModel) -> FloatArray:
+        """Power of what switches at every cycle, over that at the reference clock."""
+        if self._phases_differ:
+            return mean_switching(device, self.m, power)
+        return power.switching(mean_clock_Hz(device, self.m))
 
     def comm_s(self, index: int, timeline: Timeline) -> FloatArray:
         """Time in which a GPU of one class of stages communicates, overlapped or not."""

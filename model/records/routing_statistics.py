@@ -7,7 +7,7 @@ experts of a token at most, when all tokens choose the same ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,6 +18,8 @@ from moemodel.model.core.documents import Strict, read_json
 from moemodel.model.core.errors import InputError
 
 State = Literal["initial", "trained"]
+STATES: tuple[State, ...] = ("initial", "trained")
+Balancing = Literal["none", "loss", "bias"]
 PRIORS = Path(__file__).parents[1] / "presets" / "routing"
 
 _Skew = Annotated[float, Field(ge=1.0, le=1e6)]
@@ -36,6 +38,8 @@ class LoadStatistics(Strict):
         tokens: that loads were counted over, for each.
         measured: whether routers were; else from theory.
         source: what was measured, or which theory.
+        balancing: what made the routers load experts evenly: nothing, a loss, or biases; None: not known, or all one.
+        hidden: width of the models, where they were measured.
     """
 
     experts: _Count
@@ -48,6 +52,8 @@ class LoadStatistics(Strict):
     tokens: _Count
     measured: bool
     source: str
+    balancing: Balancing | None = None
+    hidden: _Count | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> LoadStatistics:
@@ -82,23 +88,48 @@ class RoutingStatistics(Strict):
     name: str
     loads: list[LoadStatistics] = Field(min_length=1)
 
-    def of(self, experts: int, top_k: int, state: State | None) -> LoadStatistics | None:
+    def of(
+        self, experts: int, top_k: int, state: State | None, balancing: Balancing | None = None
+    ) -> LoadStatistics | None:
         """Of so many experts, or of the nearest ratio of experts to those of a token, scaled; None: of no such state.
 
         Args:
             experts, top_k: of a layer, and of a token.
             state: of its router; None: of either, measured ones and later ones first.
+            balancing: of its router; None: whichever.
         """
         found = [loads for loads in self.loads if state in (None, loads.state)]
         if not found:
             return None
+        return min(found, key=_distance(experts, top_k, balancing)).scaled_to(experts, top_k)
 
-        def far(loads: LoadStatistics) -> tuple[bool, float, bool, bool]:
-            other = (loads.experts, loads.top_k) != (experts, top_k)
-            away = abs(math.log(loads.experts / loads.top_k) - math.log(experts / top_k))
-            return other, away, not loads.measured, loads.state == "initial"
 
-        return min(found, key=far).scaled_to(experts, top_k)
+def _distance(experts: int, top_k: int, balancing: Balancing | None) -> Callable[[LoadStatistics], tuple[float, ...]]:
+    """How far statistics are from what is asked for, what matters most first.
+
+    Whether a rule balances comes before the size, which changes less; of ratios alike the nearest number of experts; of
+    one size measured ones, those of wider models (which plans are of), of the rule itself, of later steps.
+    """
+
+    def distance(loads: LoadStatistics) -> tuple[float, ...]:
+        return (
+            _balanced_otherwise(loads, balancing),
+            (loads.experts, loads.top_k) != (experts, top_k),
+            round(abs(math.log(loads.experts * top_k / (loads.top_k * experts))), 9),
+            abs(math.log(loads.experts / experts)),
+            not loads.measured,
+            -(loads.hidden or 0),
+            balancing is not None and loads.balancing != balancing,
+            loads.state == "initial",
+        )
+
+    return distance
+
+
+def _balanced_otherwise(loads: LoadStatistics, balancing: Balancing | None) -> bool:
+    """Whether a rule balances the one and none the other, and has had the time to."""
+    known = balancing is not None and loads.balancing is not None and loads.state != "initial"
+    return known and (balancing == "none") != (loads.balancing == "none")
 
 
 def read_routing_statistics(path: Path) -> RoutingStatistics:
@@ -116,15 +147,43 @@ def priors() -> tuple[RoutingStatistics, ...]:
     return tuple(read_routing_statistics(path) for path in sorted(PRIORS.glob("*.json")))
 
 
-def prior(experts: int, top_k: int, state: State) -> LoadStatistics:
-    """What is known of routers of so many experts: measured before derived, the same number before others scaled.
+def prior(experts: int, top_k: int, state: State, balancing: Balancing | None = None) -> LoadStatistics:
+    """What is known of routers of so many experts: balanced alike before otherwise, the same number before others
+    scaled, measured before derived. Of trained routers that no rule balances, even chance is the least.
 
     Raises:
         InputError: no file that ships knows of the state.
     """
-    found: Iterator[LoadStatistics | None] = (file.of(experts, top_k, state) for file in priors())
-    known = RoutingStatistics(name="priors", loads=[loads for loads in found if loads is not None])
-    best = known.of(experts, top_k, state)
+    best = _all_priors().of(experts, top_k, state, balancing)
     if best is None:
         raise InputError(f"routing.skew: found {state}; no prior that ships knows of it")
-    return best
+    return _at_least_by_chance(best) if state == "trained" and best.balancing == "none" else best
+
+
+def seen(experts: int, top_k: int, state: State, balancing: Balancing | None = None) -> list[LoadStatistics]:
+    """All that is known of them: the prior, and behind it what was measured elsewhere of the nearest, balanced alike.
+
+    Raises:
+        InputError: as `prior`.
+    """
+    best = prior(experts, top_k, state, balancing)
+    found = (file.of(experts, top_k, state, balancing) for file in priors())
+    others = [loads for loads in found if loads is not None and loads.measured and loads.source != best.source]
+    return [best, *(loads for loads in others if not _balanced_otherwise(loads, balancing))]
+
+
+@cache
+def _all_priors() -> RoutingStatistics:
+    return RoutingStatistics(name="priors", loads=[loads for file in priors() for loads in file.loads])
+
+
+def _at_least_by_chance(loads: LoadStatistics) -> LoadStatistics:
+    """Not below what is derived of as many experts."""
+    theory = [one for one in _all_priors().loads if not one.measured and one.state == loads.state]
+    if not theory:
+        return loads
+    least = RoutingStatistics(name="theory", loads=theory).of(loads.experts, loads.top_k, loads.state)
+    assert least is not None  # it is of this state
+    return loads.model_copy(
+        update={name: max(getattr(loads, name), getattr(least, name)) for name in ("low", "skew", "high")}
+    )

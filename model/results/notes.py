@@ -12,15 +12,17 @@ from moemodel.model.frameworks.track_record import TrackRecord, track_records
 from moemodel.model.layers.multi_token import multi_token_note
 from moemodel.model.network.cluster import notes_on_tests
 from moemodel.model.operators.work import Kind, Pass
-from moemodel.model.plan.clock import Auto
+from moemodel.model.plan.clock import Auto, ByStage
 from moemodel.model.plan.skew import experts_of, forecast
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration, KernelFit
+from moemodel.model.results.clock_changes import change_worth
 from moemodel.model.results.defaults import choices_by_default, inlet_by_default, site_by_default
 from moemodel.model.results.feasibility import verdict_of
 from moemodel.model.results.inlet_sensitivity import InletSensitivity
 from moemodel.model.results.routing_cost import RoutingCost
+from moemodel.model.results.stage_clocks import notes_on_stage_clocks
 from moemodel.model.step.system import System
 
 _ABOVE_LIMIT = 1.005  # of the power limit: less is rounding
@@ -41,6 +43,7 @@ def notes(
 ) -> tuple[str, ...]:
     """Notes on a prediction of one plan, a sentence or two each."""
     calibration = machine.calibration
+    cap_W = machine.power_limit_W if plan.power_cap_W is None else plan.power_cap_W
     found = [
         calibration.trial,
         _memory(plan, architecture, machine, float(prediction.memory_B[0]), float(prediction.fit_probability[0])),
@@ -50,6 +53,7 @@ def notes(
         _narrow_products(plan, machine),
         _outside(prediction),
         _clock(plan, machine, prediction),
+        *notes_on_stage_clocks(plan, cap_W, prediction, change_worth(plan, architecture, machine, prediction)),
         _bursts(plan, machine, prediction),
         _extrapolated_clock(calibration, prediction),
         _vocabulary(plan, architecture),
@@ -275,6 +279,8 @@ def _outside(prediction: Prediction) -> str | None:
 
 def _clock(plan: Plan, machine: System, prediction: Prediction) -> str | None:
     """What keeps the clock below what was asked for: the power limit, heat, or the tensor cores' own limit."""
+    if isinstance(plan.clock, ByStage):
+        return None  # of which `notes_on_stage_clocks` speak
     asked_Hz = plan.clock.highest_Hz(machine.calibration.clock_range_Hz[1])
     kept_Hz = float(prediction.clock_Hz[0])
     if kept_Hz >= _CLOCK_TOLERANCE * asked_Hz:

@@ -30,6 +30,7 @@ from moemodel.model.results.feasibility import Verdict, refuse_too_large, verdic
 from moemodel.model.results.inlet_sensitivity import InletSensitivity, predict_with_sensitivity
 from moemodel.model.results.notes import notes, notes_without_times
 from moemodel.model.results.routing_cost import RoutingCost, routing_cost
+from moemodel.model.results.stage_clocks import StageOutcome, stage_outcomes
 from moemodel.model.step.memory_fit import fit_probability, peak_memory
 from moemodel.model.step.system import System, system_of
 from moemodel.model.step.volumes import StepVolumes, step_volumes
@@ -132,6 +133,7 @@ class Outcome:
         bubble_s: idle in the pipeline; `host_wait_s` because the host had queued no work yet.
         phases: forward, backward, optimizer, communication (exposed) and idle, which add up to the step; of a plan of
             inference, whose step is its forward passes, the first and the last two.
+        stages: of a plan with clocks by stage or phase; else none.
         outside: share of device time in shapes that the calibration has not seen the like of.
         model_flops: of a step on all GPUs, forward and backward, without recomputation.
         volumes: FLOPs, bytes of device memory and bytes sent, of the mean GPU; None where they weren't asked for.
@@ -185,6 +187,7 @@ class Outcome:
     routing: RoutingCost | None
     run: RunTotals | None
     notes: tuple[str, ...]
+    stages: tuple[StageOutcome, ...] = ()
 
     @property
     def gpu_energy_J(self) -> Estimate:
@@ -237,6 +240,7 @@ class Outcome:
                 "terms_B": self.memory_terms_B,
             },
             "phases": {name: _phase_json(phase) for name, phase in self.phases.items()},
+            **({"stages": [stage.to_json() for stage in self.stages]} if self.stages else {}),
             "work": self._work_json(),
             "routing": None if self.routing is None else self.routing.to_json(),
             "run": None if self.run is None else _run_json(self.run),
@@ -414,6 +418,7 @@ def _outcome(
         routing=routing,
         run=None if plan.tokens is None else _run(plan, plan.tokens, step, energy.it_J, first(p.tokens)),
         notes=notes(plan, architecture, machine, prediction, warmer, routing),
+        stages=stage_outcomes(plan, p),
     )
 
 

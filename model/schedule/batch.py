@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
 from moemodel.model.schedule.base import Messages, Schedule, Sizes, StageTimes
+from moemodel.model.schedule.phase_changes import phase_changes
 from moemodel.model.schedule.registry import SCHEDULES
 
 Rows = NDArray[np.int64] | None
@@ -64,6 +65,31 @@ class PlanSchedules:
     def earlier_losses(self, stage: int) -> FloatArray:
         """Micro-batches whose loss a last stage still holds when it begins the backward pass of another, [P]."""
         return self._each(lambda schedule, sizes, _: schedule.earlier_losses(stage, sizes))
+
+    def changes(self, stage: int) -> list[int]:
+        """How often a stage goes from one phase to another in a step, [P]."""
+        return [phase_changes(schedule, stage, sizes, again).total for schedule, sizes, again in self._orders()]
+
+    def phase_changes(self, stage: int) -> FloatArray:
+        """Of the passes of each phase, the share that follows a pass of each other one on a stage, [P, 3, 3]: the later
+        phase first, in the order of `phase_changes.PHASES`. Without a pipeline, 1F1B's order."""
+        orders = self._orders()
+        place = {order: number for number, order in enumerate(dict.fromkeys(orders))}
+        shares = [phase_changes(schedule, stage, sizes, again).shares for schedule, sizes, again in place]
+        return np.array(shares)[[place[order] for order in orders]]
+
+    def _orders(self) -> list[tuple[Schedule, Sizes[int], int]]:
+        """Schedule of each plan, sizes of its pipeline, and how often it runs in a step."""
+        s = self._sizes
+        rounds = np.ones_like(s.stages) if self._rounds is None else self._rounds
+        kinds = np.where(s.stages > 1, self._kinds, 0)
+        columns = (kinds, s.stages, s.virtual, s.micro_batches, rounds)
+        keys = list(zip(*(column.tolist() for column in columns), strict=True))
+        made = {
+            key: (_EVERY[key[0]], Sizes(stages=key[1], virtual=key[2], micro_batches=key[3]), key[4])
+            for key in dict.fromkeys(keys)
+        }
+        return [made[key] for key in keys]
 
     def _each(self, ask: Callable[[Schedule, Sizes[IntArray], Rows], FloatArray | IntArray]) -> FloatArray:
         """What each schedule answers for its plans, put together; rows are None where one schedule has all plans."""

@@ -6,6 +6,7 @@ bounds that `candidates` names), be a list, or be one value.
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -20,6 +21,7 @@ from moemodel.model.plan.recompute import RecomputeName
 from moemodel.model.plan.routing import RoutingSpec
 from moemodel.model.plan.rules import check_precision
 from moemodel.model.plan.spec import (
+    MOST_GPUS,
     Backend,
     Clock_MHz,
     ContextParallel,
@@ -43,9 +45,22 @@ from moemodel.model.plan.spec import (
     in_todays_words,
 )
 from moemodel.model.schedule import registry as schedules
-from moemodel.model.search.quantities import FORMER_NAMES, ObjectiveName, of_run, unpriced
+from moemodel.model.search.deadline import Deadline, Moment, hours_until, in_words, names_a_date, this_minute
+from moemodel.model.search.quantities import (
+    DEADLINE,
+    DEFAULT_OBJECTIVES,
+    FORMER_NAMES,
+    WITHOUT_POWER,
+    GoalName,
+    ObjectiveName,
+    goal_objectives,
+    of_run,
+    unpriced,
+)
 
 T = TypeVar("T")
+
+OF_MEMORY = ("memory_share", "memory_risk")  # limits that are asked before anything is predicted
 
 _MOST_CLOCKS = 1000  # of a range: an H100 has 110, so more is a typing error
 
@@ -58,6 +73,18 @@ def _listed(value: Any) -> Any:
 def _once(values: tuple[T, ...]) -> tuple[T, ...]:
     """Each value once, in the order given: a value written twice is no second candidate."""
     return tuple(dict.fromkeys(values))
+
+
+def _gpu_counts(value: Any) -> Any:
+    """A range of numbers of GPUs, {from, to, step}, is a list of them; its step is where it begins, unless it says."""
+    if not isinstance(value, dict):
+        return _listed(value)
+    asked = {"step": value.get("from")} | value
+    numbers = [asked.get(name) for name in ("from", "to", "step")]
+    whole = [n for n in numbers if isinstance(n, int) and not isinstance(n, bool) and 0 < n <= MOST_GPUS]
+    if len(asked) != len(numbers) or len(whole) != len(numbers) or whole[0] > whole[1]:
+        raise ValueError(f"allowed: a number, a list, or {{from, to, step}} of whole numbers up to {MOST_GPUS:,}")
+    return tuple(range(whole[0], whole[1] + 1, whole[2]))
 
 
 def _given(value: Any) -> Any:
@@ -90,6 +117,7 @@ Switches = Annotated[tuple[Switch, ...], _AsList, _Some, _Once]
 ZeroStages = Annotated[tuple[ZeroStage, ...], _AsList, _Some, _Once]
 Recomputes = Annotated[tuple[RecomputeName, ...], _AsList, _Some, _Once]
 Schedules = Annotated[tuple[ScheduleName, ...], _AsList, _Some, _Once]
+ClusterGpus = Annotated[tuple[Gpus, ...], BeforeValidator(_gpu_counts), _Some, _Several, _Once]
 Objectives = Annotated[
     tuple[ObjectiveName, ...], BeforeValidator(_objectives_of_today), Field(min_length=1, max_length=2), _Once
 ]
@@ -116,11 +144,11 @@ Clocks = Annotated[Literal["measured"] | ClockRange | ClockList | None, BeforeVa
 
 
 class SearchCluster(Strict):
-    """The GPUs at hand, as in a plan; `gpus` may be several counts to choose from."""
+    """The GPUs at hand, as in a plan; `gpus` may be several counts to choose from, or a range {from, to, step}."""
 
     gpu: Text
     gpu_variant: GpuVariant | None = None
-    gpus: Counts = (1,)
+    gpus: ClusterGpus = (1,)
     gpus_per_node: Gpus | None = None
     internode: Text | Link = "infiniband-ndr"
 
@@ -149,10 +177,18 @@ class Limits(Strict):
         run_kWh: of the whole run, at the meter; `run_kgCO2e` its emissions.
         run_cost: of the whole run, in `site.currency`: energy and GPU hours, as far as the site gives their prices.
         power_per_gpu_W: mean over the step, of the GPU that draws most.
+        node_power_W: mean over the step, of the node that draws most, hosts included: no more than as many GPUs as
+            a node has at the power of the GPU that draws most, and no more than the cluster.
         cluster_power_W: mean over the step, of all GPUs and hosts; without cooling.
+        peak_power_per_gpu_W, peak_node_power_W, peak_cluster_power_W: the same in the phase that draws most, as if
+            all GPUs were in it at once (`search.power`).
         memory_share: of a GPU's memory.
         memory_risk: probability of not fitting in memory, below which a plan is kept (`fit_probability` of what is
             found); None: 0.5. What does not fit at all (with 0.95 or more) is refused at any.
+        deadline: of the whole run, from `start` on: hours, a duration ("30 days"), or a date ("2027-01-15" begins that
+            day; "2027-01-15T12:00+01:00"; UTC unless it says otherwise).
+        start: of the run, a date; where the deadline is one, and nothing is given, the minute that the document is
+            read in.
     """
 
     step_time_s: Rate | None = None
@@ -164,9 +200,46 @@ class Limits(Strict):
     run_kgCO2e: Rate | None = None
     run_cost: Rate | None = None
     power_per_gpu_W: Rate | None = None
+    node_power_W: Rate | None = None
     cluster_power_W: Rate | None = None
+    peak_power_per_gpu_W: Rate | None = None
+    peak_node_power_W: Rate | None = None
+    peak_cluster_power_W: Rate | None = None
     memory_share: Share | None = None
     memory_risk: Annotated[float, Field(gt=0, lt=1, strict=True)] | None = None
+    deadline: Deadline | None = None
+    start: Moment | None = None
+
+    @property
+    def given(self) -> dict[str, float]:
+        """What is limited, by name, in the unit of the name; the deadline in hours from the start."""
+        values = self.model_dump(exclude_none=True, exclude={DEADLINE, "start"})
+        hours = hours_until(self.deadline, self.start)
+        return values if hours is None else values | {DEADLINE: hours}
+
+    @property
+    def deadline_note(self) -> str:
+        """What a deadline that is a date means; "" where there is none."""
+        if self.start is None or not isinstance(self.deadline, datetime):
+            return ""
+        hours = hours_until(self.deadline, self.start)
+        return (
+            f"The deadline, {in_words(self.deadline)}, is {hours:,.1f} hours after the start, {in_words(self.start)}."
+        )
+
+    @model_validator(mode="after")
+    def _ends_after_it_starts(self) -> Limits:
+        hours = hours_until(self.deadline, self.start)
+        if hours is not None and hours <= 0:
+            raise ValueError(f"deadline: found {self.deadline}, which is not after the start, {self.start}")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _starts_now(cls, limits: Any) -> Any:
+        if not isinstance(limits, dict) or limits.get("start") is not None or not names_a_date(limits.get(DEADLINE)):
+            return limits
+        return limits | {"start": this_minute()}
 
     @model_validator(mode="before")
     @classmethod
@@ -221,6 +294,9 @@ class Search(NamesFiles):
         default=None,
         description="one or two; default: step_time_s and it_energy_J; without measured power step_time_s alone",
     )
+    goal: GoalName | None = Field(
+        default=None, description="what is best, in a word, instead of objectives: it and step time are the objectives"
+    )
     limits: Annotated[Limits, BeforeValidator(_given)] = Limits()
     # 20: as many as a person looks through; 0.05: assumed, what a user gives up in time for less energy
     keep: Count = Field(default=20, description="plans of the front to keep, the picks always among them")
@@ -248,13 +324,29 @@ class Search(NamesFiles):
             raise ValueError(
                 f"clocks_MHz.step: found {clocks.step:g}; allowed: what makes {_MOST_CLOCKS} clocks or fewer"
             )
-        limited = [(f"limits.{name}", name) for name in self.limits.model_dump(exclude_none=True)]
-        for key, name in (*limited, *((f"objectives: {name}", name) for name in self.objectives or ())):
+        if self.goal is not None and self.objectives is not None:
+            raise ValueError(f"goal: found {self.goal} beside objectives; keep one of them")
+        for key, name in self.named():
             if of_run(name) and self.tokens is None:
                 raise ValueError(f"{key}: what is of the whole run needs `tokens`: how many it trains on")
             if unpriced(name, self.site):
                 raise ValueError(f"{key}: a cost needs site.price_per_kWh, site.gpu_hour_price, or both")
         return self
+
+    def named(self) -> list[tuple[str, str]]:
+        """What it limits and optimizes by name: the key where it stands, and the quantity."""
+        limited = [(f"limits.{name}", name) for name in self.limits.given]
+        if self.goal is not None and self.goal != "fastest":
+            return [*limited, (f"goal: {self.goal}", self.optimized(has_power=True)[0])]
+        return [*limited, *((f"objectives: {name}", name) for name in self.objectives or ())]
+
+    def optimized(self, *, has_power: bool) -> tuple[ObjectiveName, ...]:
+        """The objectives: those that it names, those of its goal, or what is known of time and energy."""
+        if self.objectives is not None:
+            return self.objectives
+        if self.goal is not None:
+            return goal_objectives(self.goal, of_whole_run=self.tokens is not None, has_power=has_power)
+        return DEFAULT_OBJECTIVES if has_power else WITHOUT_POWER
 
     def plan(self, **choices: Any) -> Plan:
         """The plan with these choices; what isn't given is 1, off, or left to the GPU.

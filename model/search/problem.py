@@ -15,16 +15,18 @@ from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.errors import CalibrationError, InputError
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.checks import architecture_of, check_architecture, check_power_and_clock
+from moemodel.model.plan.clock import clock_text
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.carbon import footprint, grid_intensity
 from moemodel.model.schedule import registry as schedules
-from moemodel.model.search.document import Search
+from moemodel.model.search.document import OF_MEMORY, Search
+from moemodel.model.search.power import Drawn
 from moemodel.model.search.quantities import (
+    DEADLINE,
     DEFAULT_OBJECTIVES,
     QUANTITIES,
-    WITHOUT_POWER,
     ObjectiveName,
     needs_power,
 )
@@ -71,7 +73,7 @@ def problem_of(document: Search, calibration: Calibration) -> SearchProblem:
     gpu = machine.gpu
     check_power_and_clock(plan, gpu)
     has_power = calibration.power.points > 0
-    objectives = document.objectives or (DEFAULT_OBJECTIVES if has_power else WITHOUT_POWER)
+    objectives = document.optimized(has_power=has_power)
     if not has_power:
         _refuse_power(document, calibration)
     if document.limits.memory_share is not None and gpu.memory_B is None:
@@ -86,9 +88,7 @@ def _refuse_power(document: Search, calibration: Calibration) -> None:
     Raises:
         CalibrationError: what was asked for, why it isn't known, and what is.
     """
-    limited = [(f"limits.{name}", name) for name in document.limits.model_dump(exclude_none=True)]
-    asked = [*limited, *((f"objectives: {name}", name) for name in document.objectives or ())]
-    unknown = [key for key, name in asked if needs_power(name, document.site)]
+    unknown = [key for key, name in document.named() if needs_power(name, document.site)]
     if unknown:
         known = [name for name in QUANTITIES if not needs_power(name, document.site)]
         raise CalibrationError(
@@ -110,14 +110,14 @@ def constraint_values(problem: SearchProblem, plans: PlanBatch, prediction: Pred
         "step_time_s": time_s,
         "memory_B": prediction.memory_B,
         "tokens_per_s_per_gpu": prediction.tokens / time_s / plans.gpus,
+        "gpus": plans.gpus.astype(np.float64),
     }
     if problem.has_power:
         hosts_W = plans.gpus * problem.document.site.host_power_W
         values |= {
             "gpu_energy_J": prediction.energy_J,
             "it_energy_J": prediction.energy_J + hosts_W * time_s,
-            "power_per_gpu_W": prediction.hottest_power_W,
-            "cluster_power_W": plans.gpus * prediction.power_W + hosts_W,
+            **Drawn.of(plans, prediction, problem.machine, problem.document).powers(),
         }
     return values if tokens is None else values | _of_run(problem, plans, values, np.ceil(tokens / prediction.tokens))
 
@@ -128,7 +128,7 @@ def _of_run(
     """What can be told of a run of so many steps. [P]"""
     site = problem.document.site
     hours = steps * values["step_time_s"] / _SECONDS_PER_HOUR
-    run = {"run_hours": hours, "run_days": hours / _HOURS_PER_DAY}
+    run = {"run_hours": hours, "run_days": hours / _HOURS_PER_DAY, DEADLINE: hours}
     costs = [] if site.gpu_hour_price is None else [hours * plans.gpus * site.gpu_hour_price]
     if problem.has_power:
         grid = grid_intensity(site.region, key="site.region")
@@ -151,8 +151,8 @@ def costs_of(problem: SearchProblem, values: dict[str, FloatArray]) -> FloatArra
 
 def limits_of(problem: SearchProblem) -> dict[str, float]:
     """The limits that a search sets on what a prediction gives."""
-    given = problem.document.limits.model_dump(exclude={"memory_share", "memory_risk"})
-    return {name: limit for name, limit in given.items() if limit is not None}
+    given = problem.document.limits.given
+    return {name: limit for name, limit in given.items() if name not in OF_MEMORY}
 
 
 def memory_of(problem: SearchProblem, plans: PlanBatch) -> Memory:
@@ -169,5 +169,5 @@ def summary(plan: Plan, *, clock: bool = True) -> str:
     words += [f"zero {p.zero_stage}", f"micro {plan.micro_batch}"]
     words += [f"recompute {plan.recompute}"] if plan.recompute != "none" else []
     words += [plan.schedule] if plan.schedule != schedules.DEFAULT else []
-    words += [f"at {plan.clock_MHz:g} MHz"] if clock and plan.clock_MHz is not None else []
+    words += [f"at {clock_text(plan.clock_MHz)} MHz"] if clock and plan.clock_MHz is not None else []
     return " ".join(words)

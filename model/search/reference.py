@@ -49,7 +49,8 @@ def references(problem: SearchProblem, legal: Candidates, calibration: Calibrati
     for gpus in problem.document.cluster.gpus:
         first = _reference(problem, legal, gpus)
         if first is not None:
-            found.append(entry_of(0, outcome(first.plan, calibration)).model_copy(update={"outside": first.outside}))
+            entry = entry_of(0, outcome(first.plan, calibration), problem.machine)
+            found.append(entry.model_copy(update={"outside": first.outside}))
     return tuple(found)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -18,11 +18,13 @@ from moemodel.model.core.errors import InputError
 from moemodel.model.core.shown import shortened
 from moemodel.model.plan.spec import Plan, plan_text
 from moemodel.model.records.calibration import CalibrationRef
-from moemodel.model.results.estimate import Estimate
+from moemodel.model.results.estimate import Estimate, finite
 from moemodel.model.results.feasibility import Verdict
-from moemodel.model.results.outcome import Outcome
+from moemodel.model.results.outcome import Outcome, PhaseOutcome
 from moemodel.model.search.document import Search
+from moemodel.model.search.power import Drawn
 from moemodel.model.search.quantities import ObjectiveName
+from moemodel.model.step.system import System
 
 SCHEMA_VERSION = 2  # 2: a reference for each number of GPUs, objectives, unknown energies, the best behind the front
 DEFAULT_FILE = "moemodel-search.json"
@@ -62,6 +64,20 @@ class RunFigures(Strict):
     cost: Figure | None
 
 
+class PhaseFigures(Strict):
+    """A part of a step: time of the mean GPU, energy of all GPUs; null what isn't known."""
+
+    time_s: Real
+    energy_J: Real | None
+    clock_MHz: Real | None
+
+    @classmethod
+    def of(cls, phase: PhaseOutcome) -> PhaseFigures:
+        """What is known."""
+        clock_MHz = None if phase.clock_Hz is None else finite(phase.clock_Hz * 1e-6)
+        return cls(time_s=phase.time_s, energy_J=finite(phase.energy_J), clock_MHz=clock_MHz)
+
+
 class Entry(Strict):
     """One plan and what it costs; per step unless the name says otherwise. Null what isn't known.
 
@@ -71,7 +87,10 @@ class Entry(Strict):
         gpu_energy_J: of all GPUs; `it_energy_J` of their hosts too, where `site.host_power_W` is given.
         power_per_gpu_W: mean of one GPU; `hottest_gpu_power_W` of the one that draws most;
             `cluster_power_W` of all GPUs and hosts.
+        node_power_W, peak_power_per_gpu_W, peak_node_power_W, peak_cluster_power_W: see `search.power`.
         clock_MHz: true SM clock that the GPUs sustain.
+        phases: forward, backward, optimizer, communication that nothing hides, and idle, which add up to the step and
+            to the energy of the GPUs; empty in results of earlier versions.
         memory_B: peak of the fullest GPU; `memory_verdict` whether that fits, `fit_probability` how likely.
         run: the whole run; null where the search gives no tokens.
         time_vs_reference, it_energy_vs_reference: share that it takes more than the reference on as many GPUs
@@ -91,10 +110,15 @@ class Entry(Strict):
     power_per_gpu_W: Figure | None
     hottest_gpu_power_W: Figure | None
     cluster_power_W: Figure | None
+    node_power_W: Figure | None = None
+    peak_power_per_gpu_W: Figure | None = None
+    peak_node_power_W: Figure | None = None
+    peak_cluster_power_W: Figure | None = None
     clock_MHz: Figure | None
     memory_B: Figure
     memory_verdict: Verdict
     fit_probability: Probability
+    phases: dict[str, PhaseFigures] = Field(default_factory=dict)
     run: RunFigures | None
     time_vs_reference: Real | None = None
     it_energy_vs_reference: Real | None = None
@@ -106,6 +130,39 @@ class Entry(Strict):
     def plan(self) -> Plan:
         """The plan."""
         return parse_yaml(self.plan_yaml, Plan, f"plan {self.number}")
+
+
+class Change(Strict):
+    """By what share one figure is more than another (negative: less), and the central 90 % interval of that share.
+
+    Attributes:
+        share: of the predicted values.
+        interval: what errors that both plans share leave open; null where that isn't known.
+        told_apart: the interval does not hold 0.
+    """
+
+    share: Real
+    interval: tuple[Real, Real] | None
+    told_apart: bool | None
+
+
+class Difference(Strict):
+    """What a pick has that the fastest plan of the front has not.
+
+    Attributes:
+        pick: its name; `number` its place on the front, `fastest` that of the fastest.
+        choices: what is chosen otherwise, such as "tp 2 instead of 1".
+        step_time, it_energy: what it takes more; energy null where power was not measured.
+        phases_J: energy of each phase less that of the fastest, J a step; of hosts too, where they have power.
+    """
+
+    pick: str
+    number: Whole
+    fastest: Whole
+    choices: tuple[str, ...]
+    step_time: Change
+    it_energy: Change | None
+    phases_J: dict[str, Real]
 
 
 class Refusal(Strict):
@@ -137,6 +194,7 @@ class SearchResult(Strict):
         picks: what the members with a name are called -> their number.
         references: what `moemodel init` would propose for the same batch, without a search, that keeps the limits, for
             each number of GPUs of the search for which there is such a plan.
+        differences: of each pick from the fastest plan of the front.
         notes: on all of it, a sentence each.
 
     >>> import moemodel
@@ -156,6 +214,7 @@ class SearchResult(Strict):
     next_best: tuple[Entry, ...] = ()
     picks: dict[str, Whole]
     references: tuple[Entry, ...]
+    differences: tuple[Difference, ...] = ()
     notes: tuple[str, ...]
 
     @model_validator(mode="after")
@@ -194,8 +253,14 @@ def read_search_result(path: Path | str) -> SearchResult:
     return read_json(Path(path), SearchResult)
 
 
-def entry_of(number: int, answer: Outcome) -> Entry:
-    """One plan as it is stored, from its prediction."""
+def entry_of(number: int, answer: Outcome, machine: System) -> Entry:
+    """One plan as it is stored, from its prediction.
+
+    Args:
+        number: see `Entry`.
+        answer: the prediction.
+        machine: what it runs on.
+    """
     run, gpus = answer.run, answer.plan.cluster.gpus
     hosts_W = gpus * answer.plan.site.host_power_W
     return Entry(
@@ -208,10 +273,12 @@ def entry_of(number: int, answer: Outcome) -> Entry:
         power_per_gpu_W=Figure.known(answer.power_W),
         hottest_gpu_power_W=Figure.known(answer.hottest_power_W),
         cluster_power_W=Figure.known(answer.power_W * gpus + Estimate(value=hosts_W, low=hosts_W, high=hosts_W)),
+        **_other_powers(answer, machine),
         clock_MHz=Figure.known(answer.clock_Hz * 1e-6),
         memory_B=Figure.of(answer.memory_B),
         memory_verdict=answer.verdict,
         fit_probability=answer.fit_probability,
+        phases={name: PhaseFigures.of(phase) for name, phase in answer.phases.items()},
         run=None
         if run is None
         else RunFigures(
@@ -222,6 +289,40 @@ def entry_of(number: int, answer: Outcome) -> Entry:
         ),
         notes=answer.notes,
     )
+
+
+def _other_powers(answer: Outcome, machine: System) -> dict[str, Figure]:
+    """Of nodes, and peaks, known as well as the power of the GPU that draws most. Nothing where none was measured."""
+    hottest = answer.hottest_power_W
+    if math.isnan(hottest.value):
+        return {}
+    low, high = (1.0 if end is None else end / hottest.value for end in (hottest.low, hottest.high))
+    powers = {name: float(watts[0]) for name, watts in Drawn.of_one(answer, machine).powers().items()}
+    return {
+        name: Figure(value=powers[name], interval=(powers[name] * low, powers[name] * high))
+        for name in ("node_power_W", "peak_power_per_gpu_W", "peak_node_power_W", "peak_cluster_power_W")
+    }
+
+
+def figure_of(entry: Entry, name: ObjectiveName) -> Figure | None:
+    """What can be optimized of a plan, by name; None where it isn't known."""
+    run = entry.run
+    if name == "gpus":
+        return Figure(value=float(entry.plan.cluster.gpus), interval=None)
+    if name == "power_per_gpu_W":
+        return entry.hottest_gpu_power_W
+    if not name.startswith("run_"):
+        return cast("Figure | None", getattr(entry, name))
+    if run is None:
+        return None
+    figures = {
+        "run_hours": run.hours,
+        "run_days": run.hours.times(1 / 24),
+        "run_kWh": run.energy_kWh,
+        "run_kgCO2e": run.emissions_kgCO2e,
+        "run_cost": run.cost,
+    }
+    return figures[name]
 
 
 def version() -> str:

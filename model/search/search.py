@@ -19,17 +19,19 @@ from functools import partial
 import numpy as np
 
 from moemodel.model.core.arrays import IntArray
-from moemodel.model.core.errors import InfeasiblePlanError, InputError
+from moemodel.model.core.errors import InputError
 from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import Calibration, reference_to
 from moemodel.model.results.outcome import Outcome, outcome
 from moemodel.model.search.candidates import Candidates, at_clocks, candidates, clocks_Hz
+from moemodel.model.search.difference import differences
 from moemodel.model.search.distinguish import alike
 from moemodel.model.search.document import Search
 from moemodel.model.search.pareto import picks, thin
 from moemodel.model.search.problem import SearchProblem, constraint_values, problem_of
 from moemodel.model.search.quantities import QUANTITIES
 from moemodel.model.search.reference import references
+from moemodel.model.search.relax import nothing_feasible
 from moemodel.model.search.result import (
     SCHEMA_VERSION,
     Counts,
@@ -65,7 +67,7 @@ def search(document: Search, calibration: Calibration, progress: Progress = _sil
 
     Raises:
         InputError, CalibrationError: see `problem_of`; too many plans.
-        InfeasiblePlanError: no plan is feasible; names the reasons with counts, and the nearest miss.
+        NothingFeasibleError: no plan is feasible; names the reasons with counts, and by how much to relax which limit.
     """
     problem = problem_of(document, calibration)
     legal = candidates(problem, calibration)
@@ -84,7 +86,7 @@ def search(document: Search, calibration: Calibration, progress: Progress = _sil
         done += len(predicted.plans)
         progress("prediction", done, total)
     if not len(state.index):
-        raise InfeasiblePlanError(state.infeasible_message())
+        raise nothing_feasible(problem, legal, state, predicted_plans, partial(progress, "limits"))
     return _result(problem, calibration, legal, state, partial(progress, "front"))
 
 
@@ -122,12 +124,13 @@ def _result(
     kept = thin(front, document.keep, named.values())
     followers = state.next_best(_NEXT if len(problem.objectives) > 1 else max(_NEXT, min(document.keep, MOST_NEXT)))
     places = [*state.index[kept].tolist(), *followers.tolist()]
-    answers = []
+    answers: list[Outcome] = []
     for number, place in enumerate(places, start=1):
         progress(number - 1, len(places))
         answers.append(outcome(state.plan(place, f"{document.name}-{number:02d}"), calibration))
     found = references(problem, legal, calibration)
     entries = tuple(_compared(problem, answers, found))
+    numbers = {name: kept.index(place) + 1 for name, place in named.items()}
     return SearchResult(
         schema_version=SCHEMA_VERSION,
         moemodel_version=version(),
@@ -143,8 +146,9 @@ def _result(
         objectives=problem.objectives,
         front=entries[: len(kept)],
         next_best=entries[len(kept) :],
-        picks={name: kept.index(place) + 1 for name, place in named.items()},
+        picks=numbers,
         references=found,
+        differences=differences(numbers, answers[: len(kept)], problem.machine),
         notes=_notes(problem, entries, kept, sorted({kept.index(place) for place in named.values()}), front, found),
     )
 
@@ -154,7 +158,7 @@ def _compared(problem: SearchProblem, answers: Sequence[Outcome], found: Sequenc
     alike_FF = alike(answers, problem.machine)
     on_gpus = {entry.plan.cluster.gpus: entry for entry in found}
     for row, answer in enumerate(answers):
-        entry, reference = entry_of(row + 1, answer), on_gpus.get(answer.plan.cluster.gpus)
+        entry, reference = entry_of(row + 1, answer, problem.machine), on_gpus.get(answer.plan.cluster.gpus)
         others = tuple((np.flatnonzero(alike_FF[row]) + 1).tolist())
         gains = {} if reference is None else _gains(entry, reference)
         yield entry.model_copy(update={"not_distinguishable_from": others} | gains)
@@ -181,6 +185,7 @@ def _notes(
     tells = "neither time nor energy tells" if problem.has_power else "time does not tell"
     notes = [
         *document.file_notes,
+        document.limits.deadline_note,
         f"{len(kept)} of the {front} plans on the front are kept (`keep`)." if len(kept) < front else "",
         f"Plans are alike where {tells} which is better, in nine of ten cases: most of the error is common to "
         "all plans on one GPU, and cancels between them.",

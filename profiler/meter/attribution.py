@@ -12,7 +12,20 @@ ticks, and every interval between two counter edges i is one equation:
 solved by non-negative least squares. An edge that is seen late gives one interval what its neighbour lacks, so errors
 of neighbours are anti-correlated. Their covariance is taken as tridiagonal (edge times, and variation of power itself),
 its two figures from the residuals, and the equations are weighted by it. The counter may lag behind the work: the
-constant lag that leaves the least residual is fitted too, and its uncertainty is in the standard errors.
+constant lag that leaves the least residual is fitted too, and its uncertainty is in the standard errors. Steps that all
+take the same mix say little of the lag, and one that is wrong by 20 ms gives a phase's energy to the next; so what it
+was on the GPUs where it was measured counts as an observation of it (`_LAG_KNOWN_S`).
+
+A call of a phase that takes longer than others, since the host was late, does no more work in that time. So where the
+calls of a phase differ in length, another column takes what is beyond the mean call:
+
+    E_i = sum over phases p of T_ip P_p - (T_ip - n_ip T_p) D_p + error
+
+    n_ip  calls of p in interval i, one that reaches into it as the part of its time that does
+    T_p   mean length of a call, s
+    D_p   how much less power the device draws in what calls take beyond the mean, W; of any sign, not reported
+
+Over a session T_ip - n_ip T_p comes to nothing, so that P_p remains the mean power of the phase.
 
 Standard errors are those of the active set: of the phases whose power came out above zero, as if it had been known
 beforehand that the others draw nothing. They say how far noise moves the result. Not in them: power that depends on
@@ -28,7 +41,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -48,6 +61,11 @@ STUCK_S = 1.0  # a counter that ticks every 100 ms and has not changed for so lo
 # In which the counter's lag is sought, in steps and then to 20 us: an H100's is 6 ms (the recording in bench/measured).
 _LAG_RANGE_S = (-0.005, 0.040)
 _LAG_STEP_S = 0.0025
+# The lag and its standard error before anything is fitted: phases of random length in random order, for which alone the
+# lag is told well, put it at 5.7 ms on an H100 and at 6.5 ms on an H200 (bench/measured/*-attribution.jsonl); the error
+# is assumed, twice their distance, rounded up.
+_LAG_KNOWN_S = (0.006, 0.002)
+_STEADY = 0.01  # assumed: calls whose lengths deviate by less from their mean are all alike
 _SAME_MIX = 0.99  # cosine of two columns of T: the mix varies by less than about 10 %
 _NEGLIGIBLE = 1e-4  # share of the time under which what no phase covers is no phase
 _LARGE_RESIDUAL = 0.05  # assumed, of an interval's energy: from there on a note warns (docs/meter.md)
@@ -227,6 +245,10 @@ class _Equations:
         self.spans_P = np.array([*counts, max(counts)])
         self._counts = counts
         self._cumulative = [_cumulative(span - origin_s) for span in arrays.values()]
+        self._even = [
+            _even(known) if _varies(span) else None
+            for known, span in zip(self._cumulative, arrays.values(), strict=True)
+        ]
         _check_no_overlap(arrays)
 
         usable = edges.width_s <= WIDEST_EDGE_S
@@ -260,17 +282,26 @@ class _Equations:
 
     def time_s_IP(self, lag_s: float) -> FloatArray:
         """Time of each phase, the last column of none, in each interval, the counter lagging by `lag_s`."""
-        at_s = self._edge_s - lag_s
-        length_s = np.diff(at_s)
-        if self._window_s is None:
-            columns = [np.diff(np.interp(at_s, *known)) for known in self._cumulative]
-        else:
-            before_s, scale = at_s[1:] - self._window_s, length_s / self._window_s
-            columns = [
-                (np.interp(at_s[1:], *known) - np.interp(before_s, *known)) * scale for known in self._cumulative
-            ]
-        outside_s = np.maximum(length_s - np.sum(columns, axis=0), 0.0)
+        columns = [self._passed_s(known, lag_s) for known in self._cumulative]
+        outside_s = np.maximum(np.diff(self._edge_s) - np.sum(columns, axis=0), 0.0)
         return np.column_stack([*columns, outside_s])
+
+    def beyond_s_ID(self, lag_s: float) -> FloatArray:
+        """What calls took beyond the mean call of their phase, of phases whose calls differ."""
+        columns = [
+            self._passed_s(known, lag_s) - self._passed_s(even, lag_s)
+            for known, even in zip(self._cumulative, self._even, strict=True)
+            if even is not None
+        ]
+        return np.column_stack(columns) if columns else np.zeros((len(self.energy_J_I), 0))
+
+    def _passed_s(self, known: tuple[FloatArray, FloatArray], lag_s: float) -> FloatArray:
+        """What has passed in each interval, of what is known up to some instants."""
+        at_s = self._edge_s - lag_s
+        if self._window_s is None:
+            return np.diff(np.interp(at_s, *known))
+        passed_s = np.interp(at_s[1:], *known) - np.interp(at_s[1:] - self._window_s, *known)
+        return np.asarray(passed_s * np.diff(at_s) / self._window_s)
 
     def kept(self) -> list[int]:
         """Columns that took any time."""
@@ -300,6 +331,19 @@ def _check_no_overlap(arrays: Mapping[str, FloatArray]) -> None:
         )
 
 
+def _varies(span: FloatArray) -> bool:
+    """Whether calls differ in length, and are enough to say by what."""
+    lengths_s = span[:, 1] - span[:, 0]
+    return len(span) >= _FEWEST and float(np.std(lengths_s)) > _STEADY * float(np.mean(lengths_s))
+
+
+def _even(known: tuple[FloatArray, FloatArray]) -> tuple[FloatArray, FloatArray]:
+    """The same instants, and the time that a phase would have run up to each if its calls were all as long."""
+    instants_s, passed_s = known
+    calls = np.repeat(np.arange(len(instants_s) // 2 + 1), 2)[1:-1]
+    return instants_s, calls * float(passed_s[-1]) / (len(instants_s) // 2)
+
+
 def _cumulative(span: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Instants, and the time that a phase has run up to each."""
     passed_s = np.cumsum(span[:, 1] - span[:, 0])
@@ -316,28 +360,16 @@ class _Fit:
     def __init__(self, equations: _Equations, groups: Groups) -> None:
         self._equations, self.groups = equations, groups
         energy_J = equations.energy_J_I
-        low_s, high_s = _LAG_RANGE_S
-        grid_s = np.arange(low_s, high_s + _LAG_STEP_S / 2, _LAG_STEP_S)
-        rough_s = float(grid_s[int(np.argmin([self._miss(lag_s, _as_it_is) for lag_s in grid_s]))])
-        columns = self.columns(rough_s)
-        whiten = _whitener(energy_J - columns @ nnls(columns, energy_J)[0])
-        bounds = (max(low_s, rough_s - _LAG_STEP_S), min(high_s, rough_s + _LAG_STEP_S))
-        self.lag_s = float(
-            minimize_scalar(
-                self._miss, args=(whiten,), bounds=bounds, method="bounded", options={"xatol": 2e-5, "maxiter": 40}
-            ).x
-        )
+        self._freedom = max(len(energy_J) - len(groups) - 1 - equations.beyond_s_ID(0.0).shape[1], 1)
+        rough_s = self._rough_lag_s()
+        whiten = _whitener(self._solved(rough_s, _as_it_is)[2])
+        self.lag_s = self._exact_lag_s(rough_s, whiten)
         self.time_s_IP = self.columns(self.lag_s)
-        white, target = whiten(self.time_s_IP), whiten(energy_J)
-        self.power_W_P = _solve(white, target)
-        self.residual_J_I = energy_J - self.time_s_IP @ self.power_W_P
-        freedom = max(len(energy_J) - len(groups) - 1, 1)
+        self.power_W_P, self._white, residual = self._solved(self.lag_s, whiten)
         floor = _LEAST_NOISE * float(np.linalg.norm(whiten(np.full_like(energy_J, energy_J.mean())))) / len(energy_J)
-        self._variance = max(float(np.sum((target - white @ self.power_W_P) ** 2)) / freedom, floor**2)
-        step_s = _LAG_STEP_S / 5
-        slope = (self.columns(self.lag_s + step_s) - self.columns(self.lag_s - step_s)) @ self.power_W_P / (2 * step_s)
-        self._lag_column = whiten(slope)
-        self._white = white
+        self._variance = max(float(np.sum(residual**2)) / self._freedom, floor**2)
+        self.residual_J_I = self._unexplained_J_I()
+        self._lag_column = self._apart(whiten(self._slope(_LAG_STEP_S / 5)), self.lag_s, whiten)
         signs = np.where(np.random.default_rng(0).random(len(energy_J)) < 0.5, -1.0, 1.0)
         self._weight = float(np.sum(whiten(signs) ** 2))  # trace of the weights: Hutchinson's estimate
 
@@ -345,9 +377,52 @@ class _Fit:
         time_s_IP = self._equations.time_s_IP(lag_s)
         return np.column_stack([time_s_IP[:, list(group)].sum(axis=1) for group in self.groups])
 
+    def _rough_lag_s(self) -> float:
+        low_s, high_s = _LAG_RANGE_S
+        grid_s = np.arange(low_s, high_s + _LAG_STEP_S / 2, _LAG_STEP_S)
+        missed = np.array([self._miss(lag_s, _as_it_is) for lag_s in grid_s])
+        return float(grid_s[int(np.argmin(missed + missed.min() / self._freedom * _unlikely(grid_s)))])
+
+    def _exact_lag_s(self, rough_s: float, whiten: Callable[[FloatArray], FloatArray]) -> float:
+        variance = self._miss(rough_s, whiten) / self._freedom
+        found = minimize_scalar(
+            lambda lag_s: self._miss(lag_s, whiten) + variance * _unlikely(lag_s),
+            bounds=(max(_LAG_RANGE_S[0], rough_s - _LAG_STEP_S), min(_LAG_RANGE_S[1], rough_s + _LAG_STEP_S)),
+            method="bounded",
+            options={"xatol": 2e-5, "maxiter": 40},
+        )
+        return float(found.x)
+
     def _miss(self, lag_s: float, whiten: Callable[[FloatArray], FloatArray]) -> float:
-        white, target = whiten(self.columns(lag_s)), whiten(self._equations.energy_J_I)
-        return float(np.sum((target - white @ _solve(white, target)) ** 2))
+        return float(np.sum(self._solved(lag_s, whiten)[2] ** 2))
+
+    def _solved(
+        self, lag_s: float, whiten: Callable[[FloatArray], FloatArray]
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Powers of groups at a lag; columns, and what is not explained, both weighted, without what calls beyond the
+        mean explain."""
+        white = self._apart(whiten(self.columns(lag_s)), lag_s, whiten)
+        target = self._apart(whiten(self._equations.energy_J_I), lag_s, whiten)
+        power_W_P = _solve(white, target)
+        return power_W_P, white, target - white @ power_W_P
+
+    def _apart(self, white: FloatArray, lag_s: float, whiten: Callable[[FloatArray], FloatArray]) -> FloatArray:
+        """Of weighted columns, what is at right angles to the time that calls take beyond the mean."""
+        beyond = self._equations.beyond_s_ID(lag_s)
+        if not beyond.shape[1]:
+            return white
+        basis = np.linalg.qr(whiten(beyond))[0]
+        return np.asarray(white - basis @ (basis.T @ white))
+
+    def _unexplained_J_I(self) -> FloatArray:
+        """Of the energy of each interval."""
+        left_J = self._equations.energy_J_I - self.time_s_IP @ self.power_W_P
+        return self._apart(left_J, self.lag_s, _as_it_is)
+
+    def _slope(self, step_s: float) -> FloatArray:
+        """What the lag changes in the energy of an interval, W."""
+        later, earlier = self.columns(self.lag_s + step_s), self.columns(self.lag_s - step_s)
+        return np.asarray((later - earlier) @ self.power_W_P / (2 * step_s))
 
     def error_W_P(self, *, active_only: bool) -> FloatArray:
         """Standard errors: of all columns, or of those above zero, the others NaN."""
@@ -355,7 +430,9 @@ class _Fit:
         error_W = np.full(len(self.groups), np.nan)
         if active.any():
             jacobian = np.column_stack((self._white[:, active], self._lag_column))
-            error_W[active] = np.sqrt(self._variance * _inverse_diagonal(jacobian)[:-1])
+            known = np.zeros(jacobian.shape[1])
+            known[-1] = math.sqrt(self._variance) / _LAG_KNOWN_S[1]  # the lag that others had is one more equation
+            error_W[active] = np.sqrt(self._variance * _inverse_diagonal(np.vstack((jacobian, known)))[:-1])
         return error_W
 
     def pull_W_P(self, timing_noise_s: float) -> FloatArray:
@@ -366,6 +443,12 @@ class _Fit:
             member[list(group), column] = 1.0
         shift = self._weight * (member.T @ noise_s2_PP @ member) @ self.power_W_P
         return np.asarray(np.abs(np.linalg.lstsq(self._white.T @ self._white, shift, rcond=1e-12)[0]))
+
+
+def _unlikely(lag_s: FloatArray | float) -> Any:
+    """Squared distance of a lag from those that were measured, in standard errors."""
+    known_s, error_s = _LAG_KNOWN_S
+    return ((lag_s - known_s) / error_s) ** 2
 
 
 def _solve(white: FloatArray, target: FloatArray) -> FloatArray:

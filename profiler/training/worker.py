@@ -26,6 +26,7 @@ import torch.distributed as dist
 
 from moemodel.model.core.documents import parse_yaml, read_json
 from moemodel.model.core.errors import DeviceError, MoeModelError
+from moemodel.model.plan.clock import ByStage, one_clock_MHz
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.profile import IterationRow
 from moemodel.profiler.backends.base import TrainingRun, architecture_in, builder, check_runs, release_comm_buffers
@@ -94,11 +95,14 @@ class Worker:
                 return f"it needs {plan.cluster.gpus} processes, and the job has {self._ranks.size}"
         except MoeModelError as error:
             return str(error)
+        if isinstance(plan.clock, ByStage):
+            return "it asks for clocks by stage and phase, which are not held in runs"
+        clock_MHz = one_clock_MHz(plan.clock)
         run = TrainingRun.of(plan, architecture, name=plan.name, plan_yaml=order.plan_yaml, seed=order.seed)
-        held, note = self._hold(plan.clock_MHz, everybody, plan.cluster.gpus)
+        held, note = self._hold(clock_MHz, everybody, plan.cluster.gpus)
         try:
             if held is False and self._job.clocks == "lock":
-                return f"clock_MHz {plan.clock_MHz:g} can't be held: {note}"
+                return f"clock_MHz {clock_MHz:g} can't be held: {note}"
             release_comm_buffers(plan.backend, self._device.torch_device)
             row = self._row(plan, run)
             rows = everybody.gather(None if row is None else asdict(row))

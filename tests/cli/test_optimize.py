@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -300,3 +301,57 @@ def test_a_search_imports_nothing_heavy(searched: Path, calibration_file: Path, 
 )
 def test_numbers_in_short(numbers: tuple[int, ...], text: str) -> None:
     assert runs(numbers) == text
+
+
+# ---- goals and explanations -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "goal", ["goal: fewest-gpus", "goal: least-power", "objectives: [peak_node_power_W, run_hours]"]
+)
+def test_goals_are_printed(goal: str, searched: Path, moemodel: Run, calibration_file: Path) -> None:
+    text = SEARCH.replace("gpus: 8", "gpus: {from: 4, to: 8, step: 4}").replace("5}", "5, deadline: 20 days}")
+    (searched / "search.yaml").write_text(text + goal + "\n", encoding="utf-8")
+    result = moemodel("optimize", "search.yaml", "--calibration", calibration_file)
+    assert result.exit_code == 0, result.output
+    for words in ("Against the fastest of the front", "instead of", "Energy of a step goes to", "backward"):
+        assert words in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    found = read_search_result(searched / DEFAULT_FILE)
+    assert found.differences
+    assert {gpus.plan.cluster.gpus for gpus in found.front} <= {4, 8}
+
+
+def test_what_to_relax_is_said(searched: Path, moemodel: Run, calibration_file: Path) -> None:
+    (searched / "search.yaml").write_text(SEARCH.replace("5}", "0.01}"), encoding="utf-8")
+    result = moemodel("optimize", "search.yaml", "--calibration", calibration_file)
+    assert result.exit_code == 2
+    found = re.search(r"limits.step_time_s (\S+) instead of 0.01", result.stderr)
+    assert found is not None
+    (searched / "search.yaml").write_text(SEARCH.replace("5}", f"{found[1]}}}"), encoding="utf-8")
+    assert moemodel("optimize", "search.yaml", "--calibration", calibration_file).exit_code == 0
+
+
+def test_a_plan_is_explained(searched: Path, moemodel: Run, calibration_file: Path) -> None:
+    result = moemodel("optimize", "search.yaml", "--explain", "plan.yaml", "--calibration", calibration_file)
+    assert result.exit_code == 0, result.output
+    first, *others = result.stdout.splitlines()
+    assert re.fullmatch(r"dp 8 zero 1 micro 4: (beaten|refused|on the front)", first)
+    assert others
+    assert not (searched / "moemodel-search.json").exists()
+    told = moemodel("optimize", "search.yaml", "--explain", "plan.yaml", "--json", "--calibration", calibration_file)
+    assert json.loads(told.stdout)["summary"] == "dp 8 zero 1 micro 4"
+
+
+def test_a_plan_whose_degrees_do_not_go_together_is_explained(
+    searched: Path, moemodel: Run, calibration_file: Path
+) -> None:
+    text = (searched / "plan.yaml").read_text(encoding="utf-8")
+    (searched / "plan.yaml").write_text(text.replace("dp: 8", "dp: 3"), encoding="utf-8")
+    result = moemodel("optimize", "search.yaml", "--explain", "plan.yaml", "--calibration", calibration_file)
+    assert result.exit_code == 0, result.output
+    assert "but cluster.gpus is 8" in result.stdout
+    (searched / "plan.yaml").write_text(text.replace("dp: 8", "dq: 3"), encoding="utf-8")
+    wrong = moemodel("optimize", "search.yaml", "--explain", "plan.yaml", "--calibration", calibration_file)
+    assert wrong.exit_code == 2
+    assert "unknown key 'parallel.dq'" in wrong.stderr

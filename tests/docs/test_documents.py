@@ -169,7 +169,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What users are taken to have: plans, a search, profiles, a validation, a recording, readings, examples."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MOEMODEL_CLOCKS", raising=False)
-    for name in ("examples", "model"):
+    for name in ("examples", "model", "bench"):
         Path(name).symlink_to(ROOT / name)
     for name in ("plan", "a", "b"):
         shutil.copy(ROOT / "examples" / "opt-350m.yaml", f"{name}.yaml")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 
 from moemodel.model.core.errors import InputError
+from moemodel.model.plan.clock import clock_text
 from moemodel.model.plan.spec import Plan
 from moemodel.model.results.validation import PlanReport
 from moemodel.model.schedule import registry as schedules
@@ -88,7 +89,7 @@ def _settings(plan: Plan) -> dict[str, str]:
         "sequence_parallel": "sp" if parallel.sequence_parallel else "",
         "schedule": "" if plan.schedule == schedules.DEFAULT else str(plan.schedule),
         "recompute": "" if plan.recompute == "none" else plan.recompute,
-        "clock_MHz": "" if plan.clock_MHz is None else f"{plan.clock_MHz:g}MHz",
+        "clock_MHz": "" if plan.clock_MHz is None else f"{clock_text(plan.clock_MHz)}MHz",
         "power_cap_W": "" if plan.power_cap_W is None else f"{plan.power_cap_W:g}W",
         "precision": plan.precision,
         "backend": plan.backend,

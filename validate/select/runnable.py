@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from moemodel.model.hardware.gpu import Gpu, read_gpu
+from moemodel.model.plan.clock import AskedClock, ByStage, clock_text
 from moemodel.model.plan.spec import Plan, SiteSpec
 from moemodel.model.results.validation import SkippedPlan
 from moemodel.profiler.backends.base import BACKENDS
@@ -80,11 +81,11 @@ def choice_of(request: PlanRequest, hardware: Hardware) -> Choice | SkippedPlan:
     return Choice(asked=asked, plan=plan, roles=(request.role,), notes=tuple(notes))
 
 
-def not_held(clock_MHz: float, reason: str) -> str:
+def not_held(clock_MHz: AskedClock, reason: str) -> str:
     """What to say of a plan whose clock could not be held."""
     return (
-        f"It asks for {clock_MHz:g} MHz, which was not held ({reason}): run, and predicted, at the clock that the "
-        "governor gives."
+        f"It asks for {clock_text(clock_MHz)} MHz, which was not held ({reason}): run, and predicted, at the clock "
+        "that the governor gives."
     )
 
 
@@ -95,6 +96,8 @@ def _against(plan: Plan, hardware: Hardware) -> str | None:
         return f"it is for {gpu}; here is {hardware.gpu.name}"
     if plan.cluster.gpus > hardware.gpus:
         return f"it needs {plan.cluster.gpus} GPUs; here are {hardware.gpus}"
+    if isinstance(plan.clock, ByStage):
+        return "it asks for clocks by stage and phase, which are not held in runs"
     if plan.backend not in BACKENDS:
         return f"backend {plan.backend} can't be run; allowed: {', '.join(BACKENDS)}"
     limit_W = hardware.power_limit_W or hardware.gpu.power_limit_W

@@ -66,7 +66,7 @@ def _layer_gaps(layer: Layer) -> Iterable[tuple[str, bool]]:
     shift = layer.norm == "layer"
     yield "RMS norms with a shift or layer norms without one", layer.norm is not None and layer.norm_bias != shift
     yield "norms without a scale", not layer.norm_scale
-    yield "norms behind blocks", layer.second_norm
+    yield "norms behind blocks", layer.second_norm or layer.post_norm
     yield "blocks side by side", layer.parallel
     yield "layers of other than one attention", len(layer.attentions) != 1
     for attention in layer.attentions:

@@ -6,6 +6,7 @@ Shapes: as in `model`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,7 @@ class ModelLayer(nn.Module):
         self._router_share = 1 / (making.passes * making.sharding.loss_ranks)
         held = making.sharding.layer(layer)
         assert layer.norm is not None
+        self._post_norm = layer.post_norm
         norms = [Norm(hidden, kind=layer.norm, bias=layer.norm_bias) for _ in range(len(layer.attentions) + 1)]
         self.norms = nn.ModuleList(norms)
         self.attentions = nn.ModuleList(AttentionBlock(a, hidden, sharding=making.sharding) for a in held.attentions)
@@ -91,6 +93,15 @@ class ModelLayer(nn.Module):
         return out
 
     def _run(self, x_TD: Tensor, positions: Positions) -> Tensor:
+        return (self._norms_behind if self._post_norm else self._norms_before)(x_TD, positions)
+
+    def _norms_behind(self, x_TD: Tensor, positions: Positions) -> Tensor:
+        for norm, attention in zip(self.norms, self.attentions, strict=False):  # the last norm is the feed-forward's
+            x_TD = norm(x_TD + attention(x_TD, positions))
+        y_TD = x_TD + settle(self.feed_forward, self.feed_forward(x_TD), self._router_share)
+        return cast(Tensor, self.norms[-1](y_TD))
+
+    def _norms_before(self, x_TD: Tensor, positions: Positions) -> Tensor:
         for norm, attention in zip(self.norms, self.attentions, strict=False):  # the last norm is the feed-forward's
             x_TD = x_TD + attention(norm(x_TD), positions)
         y_TD = self.feed_forward(self.norms[-1](x_TD))

@@ -3,7 +3,7 @@
 What the profiler times operator by operator is what this model runs, so a prediction can be checked against it.
 Choices that a prediction has to share:
 
-- Norms come first in a layer (pre-norm), whatever the original did: the operators are the same.
+- A norm comes before its block, in OPT-350M behind it and its residual; the operators are the same.
 - Queries, keys, values and output are four products. Gate and up-projection are two in a dense block and one of
   width 2F in experts, of which `swiglu` reads the two halves in place.
 - Learned positions are looked up for every token, as Hugging Face's models do.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.routing import RoutingSpec
 from moemodel.model.plan.skew import forecast, skew_of
 from moemodel.model.plan.spec import Plan, plan_text, read_plan
+from moemodel.model.records import routing_statistics
 from moemodel.model.records.routing_statistics import RoutingStatistics, prior, priors
 
 LOADS = {
@@ -60,16 +62,101 @@ def test_an_unknown_skew_is_predicted_as_balanced_and_may_be_what_was_seen() -> 
 
 @pytest.mark.parametrize("state", ["initial", "trained"])
 def test_a_state_is_what_was_seen_of_it(state: str) -> None:
-    assert batch_of(plan(state)).skew.tolist() == [prior(64, 8, state).skew]  # type: ignore[arg-type]
+    assert batch_of(plan(state)).skew.tolist() == [prior(64, 8, state, "none").skew]  # type: ignore[arg-type]
 
 
-def test_what_was_not_seen_is_scaled_by_what_can_be() -> None:
+@pytest.fixture
+def ship(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., None]]:
+    """Priors that take the place of those that ship, a file each."""
+
+    def forget() -> None:
+        routing_statistics.priors.cache_clear()
+        routing_statistics._all_priors.cache_clear()
+
+    def shipped(**files: list[dict[str, Any]]) -> None:
+        for name, loads in files.items():
+            (tmp_path / f"{name}.json").write_text(json.dumps({"name": name, "loads": loads}), encoding="utf-8")
+        monkeypatch.setattr(routing_statistics, "PRIORS", tmp_path)
+        forget()
+
+    yield shipped
+    monkeypatch.undo()
+    forget()
+
+
+def loads(experts: int, top_k: int, skew: float, **others: Any) -> dict[str, Any]:
+    """Whose percentiles lie 0.1 about the median."""
+    around = {"skew": skew, "low": skew - 0.1, "high": skew + 0.1}
+    return LOADS | {"experts": experts, "top_k": top_k} | around | others
+
+
+def test_what_was_not_seen_is_scaled_by_what_can_be(ship: Callable[..., None]) -> None:
     """Top 2 of 16 has experts over those of a token as top 8 of 64 has; top 1 of 16 as top 8 of 128."""
-    assert prior(16, 2, "initial").skew == prior(64, 8, "initial").skew
-    assert prior(16, 1, "initial").skew == prior(128, 8, "initial").skew
-    scaled = prior(256, 1, "initial")
-    nearest = prior(128, 8, "initial")
-    assert (scaled.skew - 1) / 255 == pytest.approx((nearest.skew - 1) / 15)
+    ship(seen=[loads(64, 8, 3.0), loads(128, 8, 9.0)])
+    assert prior(16, 2, "trained").skew == 3
+    assert prior(16, 1, "trained").skew == 9
+    assert prior(256, 1, "trained").skew == pytest.approx(1 + 255 * 8 / 15)
+
+
+def test_of_ratios_alike_the_nearest_number_is_taken(ship: Callable[..., None]) -> None:
+    ship(seen=[loads(8, 1, 2.0), loads(16, 2, 2.1), loads(64, 8, 2.2)])
+    assert [prior(experts, experts // 8, "trained").skew for experts in (8, 24, 48, 128)] == [2.0, 2.1, 2.2, 2.2]
+
+
+def test_a_plan_is_told_by_what_balances_it(ship: Callable[..., None]) -> None:
+    measured = {"none": 4.0, "loss": 1.5, "bias": 1.2}
+    ship(seen=[loads(64, 8, skew, balancing=rule) for rule, skew in measured.items()])
+    olmoe = read_architecture("olmoe-1b-7b")
+    keys: dict[str, dict[str, Any]] = {
+        "none": {"z_loss": 0.1},
+        "loss": {"balance_loss": 0.01},
+        "bias": {"bias_rate": 1e-3},
+    }
+    for rule, skew in measured.items():
+        found = forecast(RoutingSpec.model_validate({"skew": "trained"} | keys[rule]), olmoe)
+        assert (found.value, found.high) == (skew, pytest.approx(skew + 0.1))
+
+
+def test_a_rule_that_was_not_measured_is_the_other_rule_before_none(ship: Callable[..., None]) -> None:
+    ship(seen=[loads(64, 8, 4.0, balancing="none"), loads(16, 2, 1.5, balancing="loss")])
+    assert prior(64, 8, "trained", "bias").skew == 1.5
+    assert prior(16, 2, "trained", "none").skew == 4.0
+
+
+def test_wider_models_come_before_narrow_ones_and_intervals_hold_both(ship: Callable[..., None]) -> None:
+    narrow = loads(64, 8, 6.5, hidden=256, state="initial", source="narrow", balancing="loss")
+    wide = loads(64, 8, 5.0, hidden=2048, state="initial", source="wide", balancing="none")
+    ship(a=[narrow], b=[wide])
+    for keys in ({}, {"balance_loss": 0.01}):  # from random weights no rule has had time
+        found = forecast(RoutingSpec.model_validate({"skew": "initial"} | keys), read_architecture("olmoe-1b-7b"))
+        assert (found.value, found.high, found.sources) == (5.0, pytest.approx(6.6), ("wide", "narrow"))
+
+
+def test_an_unknown_skew_may_be_all_that_was_seen(ship: Callable[..., None]) -> None:
+    ship(
+        a=[loads(64, 8, 3.0, state="initial", source="a"), loads(64, 8, 5.0, balancing="none", source="b")],
+        b=[loads(64, 8, 1.3, balancing="loss", source="c"), loads(64, 8, 1.1, measured=False, source="theory")],
+    )
+    olmoe = read_architecture("olmoe-1b-7b")
+    found = forecast(RoutingSpec(), olmoe)
+    assert (found.value, found.high, found.sources, found.measured) == (1.0, pytest.approx(5.1), ("a", "b"), True)
+    balanced = forecast(RoutingSpec(balance_loss=0.01), olmoe)
+    assert (balanced.value, balanced.high, balanced.sources) == (1.0, pytest.approx(3.1), ("a", "c"))
+
+
+def test_no_router_without_a_rule_is_more_even_than_chance(ship: Callable[..., None]) -> None:
+    theory = loads(64, 8, 1.5, measured=False, source="theory")
+    ship(a=[loads(64, 8, 1.2, balancing="none"), loads(64, 8, 1.3, balancing="loss")], b=[theory])
+    assert prior(64, 8, "trained", "none").skew == 1.5
+    assert prior(64, 8, "trained", "loss").skew == 1.3
+
+
+def test_sizes_that_were_not_measured_have_theirs_of_chance(ship: Callable[..., None]) -> None:
+    ship(
+        a=[loads(64, 8, 3.0, balancing="none")],
+        b=[loads(128, 8, 1.5, measured=False), loads(64, 8, 1.2, measured=False)],
+    )
+    assert [prior(experts, 8, "trained", "none").skew for experts in (64, 128)] == [3.0, 1.5]
 
 
 def test_a_model_without_experts_has_none() -> None:
@@ -132,7 +219,7 @@ def test_a_skew_beyond_all_tokens_is_refused(tmp_path: Path) -> None:
 
 
 def test_priors_ship_for_what_plans_ask_for() -> None:
-    assert len(priors()) == 2
+    assert {"random weights", "even chance"} <= {file.name for file in priors()}
     for experts in (8, 16, 64, 128):
         for top_k in (1, 2, 8):
             if top_k < experts:

@@ -1,8 +1,6 @@
 """The torch backend's models against Hugging Face's own: same weights, same tokens, same loss and gradients.
 
 What no time depends on is set alike: this project's norms have an epsilon of 1e-5 and its rotary base is 10,000.
-OPT-350M has its norms behind blocks; this project runs it with norms before them (see `torch_native.model`), and is
-compared so.
 """
 
 from __future__ import annotations
@@ -65,6 +63,18 @@ _CONFIGS: dict[str, dict[str, Any]] = {
         "activation_function": "relu",
         "do_layer_norm_before": True,
         "_remove_final_layer_norm": True,
+        "dropout": 0.0,
+    },
+    "opt behind": {  # as OPT-350M has its norms
+        "vocab_size": _V,
+        "hidden_size": 32,
+        "word_embed_proj_dim": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "ffn_dim": 64,
+        "max_position_embeddings": 64,
+        "activation_function": "relu",
+        "do_layer_norm_before": False,
         "dropout": 0.0,
     },
     "switch_transformers": {
@@ -138,7 +148,13 @@ _SWITCH: tuple[_Rule, ...] = (
     *_t5("encoder_layers", "encoder", 1),
     *_t5("layers", "decoder", 2),
 )
-_RULES = {"olmoe": _DECODER, "qwen3_moe": _DECODER, "opt": _OPT, "switch_transformers": _SWITCH}
+_RULES = {
+    "olmoe": _DECODER,
+    "qwen3_moe": _DECODER,
+    "opt": _OPT,
+    "opt behind": _OPT,
+    "switch_transformers": _SWITCH,
+}
 
 
 def _theirs(name: str, rules: tuple[_Rule, ...], named: Callable[[str], Tensor]) -> Tensor:
@@ -155,9 +171,13 @@ def _theirs(name: str, rules: tuple[_Rule, ...], named: Callable[[str], Tensor])
     raise AssertionError(name)
 
 
+def _config(kind: str) -> Any:
+    return transformers.AutoConfig.for_model(kind.partition(" ")[0], **_CONFIGS[kind])
+
+
 def _read(kind: str, tmp_path: Any) -> Any:
     """The configuration as this project reads it, from the file that Hugging Face writes."""
-    config = transformers.AutoConfig.for_model(kind, **_CONFIGS[kind])
+    config = _config(kind)
     config.save_pretrained(tmp_path)
     return read_architecture(tmp_path)
 
@@ -167,7 +187,7 @@ def test_a_model_is_hugging_face_s(kind: str, tmp_path: Any) -> None:
     torch.manual_seed(0)
     architecture = _read(kind, tmp_path)
     # a configuration of its own: building a model changes the one that it is given
-    config = transformers.AutoConfig.for_model(kind, **_CONFIGS[kind])
+    config = _config(kind)
     auto = transformers.AutoModelForSeq2SeqLM if architecture.encoder else transformers.AutoModelForCausalLM
     theirs = auto.from_config(config, attn_implementation="eager").float().eval()
     with torch.no_grad():
