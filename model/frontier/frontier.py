@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,13 +12,14 @@ from moemodel.model.core.errors import InfeasiblePlanError, InputError
 from moemodel.model.core.extras import needs_extra
 from moemodel.model.frontier.choices import Choice, Shared, choices_of
 from moemodel.model.frontier.paths import Paths
-from moemodel.model.frontier.pipeline import Pipeline
+from moemodel.model.frontier.pipeline import Pipeline, Table
 from moemodel.model.frontier.programme import ROUNDING, Programme, Relaxed
-from moemodel.model.frontier.rounding import Clocks, hurry, improve, rounded_down
+from moemodel.model.frontier.rounding import Clocks, exchange, few, fill, hurry, rounded_down
 from moemodel.model.schedule.base import Work
 
 _EXACT = 2000  # operations times clocks of all choices: up to so many, the integer programme takes about 0.1 s
 _SLACK = 1e-7  # of a deadline, which the integer programme's solver would take for too short otherwise
+_SAME = 1e-9  # of a clock: what differs by rounding
 _ENOUGH = 1e-3  # above the bound: clocks that come so near aren't exchanged for others
 
 
@@ -30,7 +31,7 @@ class Point:
         deadline_s: that was asked for.
         time_s: of the step, no longer than that (to a part in 10^9).
         energy_J: of a GPU of each stage together; see `pipeline`.
-        bound_J: no clocks of the tables need less within the deadline.
+        bound_J: no clocks of the tables need less within the deadline; -inf of clocks that were given.
         exact: `energy_J` is the least there is.
         clock_Hz: of each operation.
     """
@@ -107,6 +108,31 @@ class Solver:
         """
         return self._described(self._solved(self._asked(deadline_s)))
 
+    def at(self, clock_Hz: Mapping[Work, float]) -> Point:
+        """The step at given clocks, whether they are worth choosing or not.
+
+        Args:
+            clock_Hz: of each operation; of its table.
+
+        Raises:
+            InputError: an operation without a clock, or a clock that is not in its table.
+        """
+        rows = [(work, _row(self.pipeline.table(work), work, clock_Hz)) for work in self.pipeline.operations]
+        time_s = [float(self.pipeline.table(work).time_s[k]) for work, k in rows]
+        step_s = self._paths.makespan_s(time_s)
+        worked_J = sum(
+            float(self.pipeline.table(work).energy_J[k]) - self.pipeline.waiting_W[self.pipeline.stage(work)] * taken_s
+            for (work, k), taken_s in zip(rows, time_s, strict=True)
+        )
+        return Point(
+            deadline_s=step_s,
+            time_s=step_s,
+            energy_J=worked_J + self._power_W * step_s,
+            bound_J=-math.inf,
+            exact=False,
+            clock_Hz=dict(clock_Hz),
+        )
+
     def frontier(self, deadlines_s: Sequence[float]) -> Frontier:
         """The same for several lengths, none of which needs more energy than a shorter one."""
         best: list[_Solved] = []
@@ -148,10 +174,24 @@ class Solver:
         return None
 
     def _rounded(self, relaxed: Relaxed, deadline_s: float) -> Clocks:
-        clocks = self._of(rounded_down(self._choices, relaxed.operation_s))
-        hurry(clocks, deadline_s * (1 + ROUNDING))
+        allowed_s = deadline_s * (1 + ROUNDING)
+        down = rounded_down(self._choices, relaxed.operation_s)
+        clocks = self._filled(down, allowed_s, relaxed)
         enough_J = (1 + _ENOUGH) * relaxed.bound_J - self._power_W * relaxed.time_s
-        improve(clocks, relaxed.time_s, enough_J=enough_J)
+        if clocks.cost_J <= enough_J or not few(self._choices):
+            return clocks
+        up = [min(k + 1, len(choice.cost_J) - 1) for choice, k in zip(self._choices, down, strict=True)]
+        found = [clocks, self._filled(up, allowed_s, relaxed)]
+        for each in found:
+            exchange(each, min(allowed_s, max(relaxed.time_s, each.step_s)), enough_J=enough_J)
+        return min(found, key=self._energy_J)
+
+    def _filled(self, option: list[int], allowed_s: float, relaxed: Relaxed) -> Clocks:
+        """Sped up until the step meets its deadline, which rounding down leaves by a solver's tolerance at most; then
+        slowed, up to the step of the relaxed answer, which may be shorter than the deadline."""
+        clocks = self._of(option)
+        hurry(clocks, allowed_s)
+        fill(clocks, min(allowed_s, max(relaxed.time_s, clocks.step_s)))
         return clocks
 
     def _of(self, option: list[int]) -> Clocks:
@@ -172,6 +212,18 @@ class Solver:
             exact=found.exact,
             clock_Hz={operations[i]: float(choice.clock_Hz[k]) for choice, k in chosen for i in choice.members},
         )
+
+
+def _row(table: Table, work: Work, clock_Hz: Mapping[Work, float]) -> int:
+    """Of an operation's clock in its table."""
+    found = clock_Hz.get(work, math.nan)
+    rows = np.flatnonzero(np.isclose(table.clock_Hz, found, rtol=_SAME, atol=0.0))
+    if not len(rows):
+        low, high = table.clock_Hz.min() / 1e6, table.clock_Hz.max() / 1e6
+        raise InputError(
+            f"clock of {work}: found {found / 1e6:g} MHz; allowed: those of its table, {low:g} to {high:g}"
+        )
+    return int(rows[0])
 
 
 def frontier(

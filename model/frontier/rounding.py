@@ -4,7 +4,7 @@ Every choice is rounded to the slowest clock at which it is no slower than the m
 What that leaves of it goes to the choices that save most for each second, one step of the clock at a time, as long as
 the longest path allows; time that an operation does not find once it does not find later, since the others only get
 slower. Where much is left to gain and choices are few, each is then sped up by a step, and the others have its time, as
-long as that saves.
+long as that saves; and the same is done from the next slower clocks, sped up until the step meets its deadline.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from moemodel.model.core.arrays import FloatArray
 from moemodel.model.frontier.choices import Choice
 from moemodel.model.frontier.paths import Paths
 
-_EXCHANGED = 64  # choices, at most
+_FEW = 64  # choices: up to so many, exchanges are tried
 _ROUNDING = 1e-12  # of an operation's time or energy
 
 
@@ -68,11 +68,11 @@ class Clocks:
             return False
         return True
 
-    def critical(self, g: int) -> bool:
-        """Whether a longest path leads through one of a choice's operations."""
-        tails_s, step_s = self.paths.tails_s(self._time_s_N), self.step_s
-        paths_s = [self._heads_s[i] + self._time_s_N[i] + tails_s[i] for i in self.choices[g].members]
-        return max(paths_s) >= step_s * (1 - _ROUNDING)
+    def critical(self) -> list[int]:
+        """Choices whose operations a longest path leads through."""
+        tails_s, least_s = self.paths.tails_s(self._time_s_N), self.step_s * (1 - _ROUNDING)
+        paths_s = [h + t + tail for h, t, tail in zip(self._heads_s, self._time_s_N, tails_s, strict=True)]
+        return [g for g, choice in enumerate(self.choices) if max(paths_s[i] for i in choice.members) >= least_s]
 
     def take(self, options: dict[int, int]) -> None:
         """Gives some choices other clocks."""
@@ -88,6 +88,11 @@ class Clocks:
         self._heads_s = self.paths.heads_s(self._time_s_N)
         if self._single:
             self._tails_s = self.paths.tails_s(self._time_s_N)
+
+
+def few(choices: Sequence[Choice]) -> bool:
+    """Whether there is time for more than rounding."""
+    return len(choices) <= _FEW
 
 
 def rounded_down(choices: Sequence[Choice], operation_s: FloatArray) -> list[int]:
@@ -106,26 +111,28 @@ def _slowest_within(choice: Choice, allowed_s: FloatArray) -> int:
 
 
 def hurry(clocks: Clocks, deadline_s: float) -> None:
-    """Speeds up what loses least for it, until the step meets its deadline: by less than the solver's tolerances."""
+    """Speeds up what loses least for each second, until the step meets its deadline."""
     while clocks.step_s > deadline_s:
-        slowed = [g for g, k in enumerate(clocks.option) if k > 0 and clocks.critical(g)]
+        slowed = [g for g in clocks.critical() if clocks.option[g] > 0]
         if not slowed:
             return
         g = min(slowed, key=lambda g: clocks.choices[g].gains_W[clocks.option[g] - 1])
         clocks.take({g: clocks.option[g] - 1})
 
 
-def improve(clocks: Clocks, deadline_s: float, *, enough_J: float) -> None:
-    """Slows what saves most for it, within a deadline that the clocks meet.
+def fill(clocks: Clocks, deadline_s: float) -> None:
+    """Slows what saves most for each second, within a deadline that the clocks meet, until nothing can be slowed."""
+    _fill(clocks, deadline_s, last=None)
+
+
+def exchange(clocks: Clocks, deadline_s: float, *, enough_J: float) -> None:
+    """Speeds up one choice for others, as long as that saves.
 
     Args:
         clocks: are changed.
-        deadline_s: of the step.
+        deadline_s: of the step, which they meet.
         enough_J: at this cost of the choices, no more time is spent on them.
     """
-    _fill(clocks, deadline_s)
-    if len(clocks.choices) > _EXCHANGED:
-        return
     last_J = float("inf")
     while enough_J < clocks.cost_J < last_J:
         last_J = clocks.cost_J
@@ -133,7 +140,7 @@ def improve(clocks: Clocks, deadline_s: float, *, enough_J: float) -> None:
             _exchange(clocks, g, deadline_s)
 
 
-def _fill(clocks: Clocks, deadline_s: float, *, last: int | None = None) -> None:
+def _fill(clocks: Clocks, deadline_s: float, *, last: int | None) -> None:
     """Until no choice can be slowed; one of them after all others."""
     heap = [entry for g in range(len(clocks.choices)) if (entry := _gain(clocks, g, last)) is not None]
     heapq.heapify(heap)

@@ -69,7 +69,7 @@ class PricedPlans:
     def __init__(self, architecture: Architecture, plans: PlanBatch, machine: System) -> None:
         self._architecture, self._plans, self._machine = architecture, plans, machine
         power = power_model(machine.calibration)
-        self._clock_Hz_K = _priced_clocks(machine, power)
+        self._clock_Hz_K = priced_clocks(machine, power)
         blocks = BlockCosts(architecture, plans, machine=machine, power=power, clock_Hz_K=self._clock_Hz_K)
         own = [plans.has_clocks_by_stage] if plans.clock_limits_Hz.shape[1] else []
         first, pipeline = distinct_rows([plans.pp, plans.virtual_stages, *own])
@@ -164,7 +164,7 @@ class PricedPlans:
         return peak_B, terms_B
 
 
-def _priced_clocks(machine: System, power: PowerModel) -> FloatArray:
+def priced_clocks(machine: System, power: PowerModel) -> FloatArray:
     """Clocks that blocks are priced at: evenly over the range, and where the voltage begins to rise."""
     low_Hz, high_Hz = machine.calibration.clock_range_Hz
     knee_Hz = np.clip(power.knee_Hz, low_Hz, high_Hz)
