@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from moemodel.cli.output import Finite, bullets, console, digits, echo_json, table, working
+from moemodel.cli.output import Finite, bullets, console, digits, echo, echo_json, table, working
 from moemodel.model.core.extras import needs_extra
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from moemodel.model.results.crossover import Form, Rate
+    from moemodel.model.results.parallelism import Point
+    from moemodel.model.results.parallelism_insights import Insight, Study
 
     Rates = dict[tuple[str, Form], Rate]
 
@@ -138,3 +141,125 @@ def _turns(rates: Rates) -> list[str]:
 def _remarks(measured: dict[str, Any]) -> list[str]:
     """What the meter said, each once."""
     return list(dict.fromkeys(note for case in measured["cases"] for note in case["notes"]))
+
+
+# ---- parallelism ----------------------------------------------------------------------------------------------------
+
+_MOST_ROWS = 12  # of plans over degrees that are printed; `--json` has all
+
+
+@study_command.command("parallelism", short_help="Energy and time over degrees of parallelism and clocks.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="Folder of parallelism.json.")
+@click.option(
+    "--figures/--no-figures",
+    default=None,
+    help="Draw PNG and SVG into the folder, too; needs the extra plots.  [default: where it is installed]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print what parallelism.json holds.")
+def parallelism_command(output: Path | None, figures: bool | None, as_json: bool) -> None:
+    """OPT-350M and OLMoE under Megatron-DeepSpeed on GH200 and A100, as Zhang, Strati and Klimovic ran them (2026).
+
+    Energy and time over dp, tp, pp, micro-batch and ep; over SM clocks of one A100; of four plans whose stages are
+    slowed, those with more bubble first. Of each of the three findings: does the prediction show it, by how much, and
+    where do the curves cross? Nothing is fitted to the study.
+    """
+    from moemodel.model.core.errors import InputError
+    from moemodel.model.results.parallelism_insights import study_json
+
+    if figures and output is None:
+        raise InputError("--figures: found no folder for them; give one with -o")
+    found = _predicted_study()
+    document = study_json(found)
+    written = [] if output is None else _write(output, document, found, figures)
+    if as_json:
+        echo_json(document)
+        return
+    out = console()
+    for part in _report(found):
+        out.print(part, "")
+    if written:
+        out.print(f"{output}: {', '.join(written)}", soft_wrap=True)
+
+
+def _predicted_study() -> Study:
+    from moemodel.calibration.store.catalogue import load_calibration
+    from moemodel.model.results.parallelism import GPUS
+    from moemodel.model.results.parallelism_insights import predicted_study
+
+    return predicted_study({gpu: load_calibration(None, gpu, key="gpu") for gpu in GPUS})
+
+
+def _write(folder: Path, document: dict[str, Any], found: Study, figures: bool | None) -> list[str]:
+    """The files' names; figures are drawn before anything is written."""
+    import json
+    from importlib.util import find_spec
+
+    from moemodel.model.core.extras import how_to_install
+    from moemodel.model.core.files import write_atomic
+
+    drawn: dict[str, bytes] = {}
+    if figures or (figures is None and find_spec("matplotlib") is not None):
+        from moemodel.cli.study_figures import study_figures
+
+        drawn = dict(study_figures(found))
+    elif figures is None:
+        echo(f"figures are not drawn: matplotlib is not installed; {how_to_install('plots')}", err=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "parallelism.json", json.dumps(document, indent=1) + "\n")
+    for name, content in drawn.items():
+        write_atomic(folder / name, content)
+    return ["parallelism.json", *drawn]
+
+
+def _report(found: Study) -> list[Any]:
+    from moemodel.model.results.parallelism_insights import fastest_text
+
+    return [
+        _points("OPT-350M on 32 GH200, the fastest plans", "plan", found.degrees[:_MOST_ROWS]),
+        *(_points(f"OLMoE on 32 GH200, {n} tokens", "experts", points) for n, points in found.experts.items()),
+        _points("OPT-350M on one A100", "clock, MHz", found.clocks[::3], clocks=True),
+        _points("OPT-350M on 2 x 4 A100 at full clock", "plan", [points[0] for points in found.joint.values()]),
+        _points("the same, each at its least energy", "plan", [_least(p) for p in found.joint.values()], clocks=True),
+        bullets(fastest_text(found.variants)),
+        *(part for insight in found.insights for part in _insight(insight)),
+        bullets(_CAVEATS),
+    ]
+
+
+# What every reader of these figures has to know
+_CAVEATS = (
+    "Predicted; nothing is fitted to the study, whose text was not at hand: the findings are in this project's words.",
+    "Steps at locked clocks were never measured by this project. Margins of a per cent or two are below what "
+    "predictions of these plans are known to be off.",
+    "OLMoE runs under DeepSpeed's expert layer in bf16 with ZeRO 1 here, and the network of the A100 is assumed.",
+)
+
+
+def _least(points: Sequence[Point]) -> Point:
+    return min(points, key=lambda point: point.energy_J)
+
+
+def _points(title: str, named: str, points: Sequence[Point], *, clocks: bool = False) -> Table:
+    numbers = ("s", "kJ", "W a GPU", "sent", "bubble", "host")
+    made = table(named, *numbers, title=title, numbers=numbers)
+    for point in points:
+        step_s = point.step_s
+        made.add_row(
+            _named(point, alone=named == "clock, MHz") if clocks else point.name,
+            digits(step_s),
+            digits(point.energy_J / 1e3),
+            f"{point.power_W:.0f}" if point.fits else "too large",
+            *(f"{part_s / step_s:.0%}" for part_s in (point.communication_s, point.bubble_s, point.host_s)),
+        )
+    return made
+
+
+def _named(point: Point, *, alone: bool) -> str:
+    clocks = [f"{clock:g}" for clock in point.clocks_MHz or ()]
+    text = clocks[0] if len(set(clocks)) == 1 else ",".join(clocks)
+    return text if alone else f"{point.name} at {text}"
+
+
+def _insight(insight: Insight) -> list[Any]:
+    verdict = f"shown, by {insight.margin:.1%}" if insight.holds else "not shown"
+    return [f"{insight.name}: {insight.statement} [{verdict}]", bullets(insight.text)]

@@ -128,8 +128,9 @@ class Framework:
             all-reduced under any ZeRO stage and copied back, behind nothing (DeepSpeed, FastMoE).
         reduce_bucket_B: of the buffer that gradients under ZeRO are reduced in, allocated for a backward pass whatever
             the size of the model; `largest_expert_group`: parameters of experts that the optimizer steps together.
-        pipeline: `torch` (torch.distributed.pipelining: a buffer for every message, for which the host does not wait)
-            or `megatron`.
+        pipeline: `torch` (torch.distributed.pipelining: a buffer for every message, for which the host does not wait),
+            `megatron` (a stage sends and receives together), or `deepspeed` (one message after another, each cut among
+            tensor-parallel ranks, which gather it again).
         shards_experts: tensor parallelism cuts experts too; else whole experts lie on a GPU, and tensor-parallel ranks
             take part in expert parallelism (Megatron's expert_tensor_parallel_size 1).
         dispatches_all_tokens: every tensor-parallel rank sends the rows of all of its tokens, and first how many go to
@@ -175,7 +176,7 @@ class Framework:
     data_parallel: Literal["ddp-fsdp2", "distributed-optimizer", "flattened"] = "distributed-optimizer"
     reduce_bucket_B: float = 0.0
     largest_expert_group: float = math.inf
-    pipeline: Literal["torch", "megatron"] = "megatron"
+    pipeline: Literal["torch", "megatron", "deepspeed"] = "megatron"
     shards_experts: bool = True
     dispatches_all_tokens: bool = False
     dispatches_once_a_node: bool = False

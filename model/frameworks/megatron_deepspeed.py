@@ -20,6 +20,7 @@ MEGATRON_DEEPSPEED = Framework(
     flash_attention=False,
     softmax="plain",
     fused_optimizer=True,
+    pipeline="deepspeed",  # Sailor's deepspeed/pipe_engine.py too cuts what it sends, whatever the configuration says
     keeps_norm_shards=True,
     memory_log_error=0.2,  # Sailor's runs on GH200, of which nvidia-smi was read: what the allocator caches is in it
     logit_B=12.0,  # logits, the softmax and its gradient, all float32

@@ -38,11 +38,11 @@ def architecture_of(plan: Plan) -> Architecture:
 
 
 def _as_cut(plan: Plan, architecture: Architecture) -> Architecture:
-    """With its ends counted as a layer each where a pipeline of Megatron's has more chunks than layers, as its
-    `account_for_embedding_in_pipeline_split` and `account_for_loss_in_pipeline_split` count them.
+    """With its ends counted as a layer each where a pipeline that is not torch's has more chunks than layers, as
+    Megatron's `account_for_embedding_in_pipeline_split` and `account_for_loss_in_pipeline_split` count them.
     """
     chunks, layers = plan.parallel.pp * plan.parallel.virtual_stages, len(architecture.layers)
-    if framework_of(plan.backend).pipeline == "megatron" and layers < chunks <= layers + 2:
+    if framework_of(plan.backend).pipeline != "torch" and layers < chunks <= layers + 2:
         return PipelineLayout.of(architecture, account_for_embedding=1, account_for_loss=1)
     return architecture
 

@@ -18,6 +18,11 @@ boundary. How torch.distributed.pipelining sends them:
     1F1B    behind every pass a stage sends and receives together, and waits for both
     GPipe   a stage asks for a message when it needs it, and waits
     else    messages run behind other micro-batches; those of the first one's way there and the last one's back remain
+DeepSpeed's pipeline engine (deepspeed/runtime/pipe/engine.py, schedule.py: TrainSchedule) sends and receives one after
+another on the stream that computes: a stage inside takes part in four messages for each micro-batch, one at an end in
+two. Under tensor parallelism each of its ranks sends a part of the tensor (`pipe_partitioned` and `grad_partitioned`,
+on by default in runtime/config.py) behind a few integers that describe it (`PartitionedTensor.to_meta`), and those that
+receive gather the parts.
 Over data-parallel ranks, once a step or a pass: `data_parallel`.
 """
 
@@ -85,6 +90,10 @@ class Exchange:
             calls=self.calls.times(factor),
         )
 
+
+# Of a tensor of three dimensions that is cut in two, int64: three sizes and how many they are, parts, the rank's own,
+# where parts begin and end (deepspeed/runtime/utils.py, PartitionedTensor.to_meta); more parts hardly take longer
+_DESCRIPTION_B = 72.0
 
 _KEPT_BY_OPERATOR = ("reduce_scatter", "all_to_all")  # what they bring stays where layers run again by operator
 
@@ -223,6 +232,12 @@ class Communication:
         sent = self._message()
         # interleaving crosses every boundary once for each virtual stage
         passes = np.where(self.plans.pp > 1, self.plans.virtual_stages, 0.0)
+        if self.framework.pipeline == "deepspeed":
+            return (
+                self._one_after_another(received=not first, sent=not last, gathers=1),
+                # a backward pass puts the parts of what the stage had sent together too (`_exec_backward_pass`)
+                self._one_after_another(received=not last, sent=not first, gathers=2),
+            )
         if self.framework.pipeline != "torch":
             time_s, calls = sent * self.plans.virtual_stages, self._calls(messages=passes)
             both = self._hidden_or_not("pp", time_s, calls, overlaps="pp" in self.framework.overlapped)
@@ -237,6 +252,24 @@ class Communication:
             Exchange(exposed_s=forward, overlappable=none, calls=calls),
             Exchange(exposed_s=backward, overlappable=none, calls=calls),
         )
+
+    def _one_after_another(self, *, received: bool, sent: bool, gathers: int) -> Exchange:
+        """What a pass waits for under DeepSpeed's engine, which cuts messages among tensor-parallel ranks.
+
+        Args:
+            received, sent: whether the pass does.
+            gathers: of tensors that are cut, in a pass that receives.
+        """
+        gathers *= received
+        tp, whole_B = self.plans.tp, self.batch.element_size_B * self.batch.sequence_parallel_tokens
+        whole_B = whole_B * self.architecture.hidden
+        message_s = self.groups.time_s(Collective.SEND_RECV, whole_B / tp, self.groups["pp"])
+        described_s = np.where(tp > 1, self.groups.time_s(Collective.SEND_RECV, _DESCRIPTION_B, self.groups["pp"]), 0.0)
+        gathered_s = self.groups.time_s(Collective.ALL_GATHER, whole_B, self.groups["tp"])
+        ends, passes = float(received) + float(sent), np.where(self.plans.pp > 1, self.plans.virtual_stages, 0.0)
+        time_s = passes * (ends * (message_s + described_s) + gathers * gathered_s)
+        calls = self._calls(messages=passes * (ends * np.where(tp > 1, 2.0, 1.0) + gathers * (tp > 1)))
+        return self._hidden_or_not("pp", time_s, calls, overlaps=False)
 
     def pipeline_fill_comm_s(self) -> FloatArray:
         """Messages on the way of the first micro-batch to the last chunk and of the last one's gradient back, in every

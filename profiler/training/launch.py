@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from moemodel.model.core.errors import DeviceError, InputError, MoeModelError
-from moemodel.model.plan.clock import one_clock_MHz
+from moemodel.model.plan.clock import AskedClock
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.profile import HostRow, IterationRow
 from moemodel.profiler.backends.base import architecture_in, check_runs
@@ -74,7 +74,7 @@ class Measured:
 
     visit: PlanVisit
     rows: list[IterationRow]
-    clock_asked_MHz: float | None
+    clock_asked_MHz: AskedClock
     clock_held: bool | None
     clock_note: str | None
     seconds: float
@@ -293,7 +293,7 @@ class _Watch:
             yield Measured(
                 visit=visit,
                 rows=[IterationRow(**row) for row in event["rows"]],
-                clock_asked_MHz=one_clock_MHz(visit.plan.clock),
+                clock_asked_MHz=visit.plan.clock_MHz,
                 clock_held=event["clock_held"],
                 clock_note=event["clock_note"],
                 seconds=event["seconds"],

@@ -26,10 +26,17 @@ import torch.distributed as dist
 
 from moemodel.model.core.documents import parse_yaml, read_json
 from moemodel.model.core.errors import DeviceError, MoeModelError
-from moemodel.model.plan.clock import ByStage, one_clock_MHz
+from moemodel.model.plan.clock import Auto, clock_text
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.profile import IterationRow
-from moemodel.profiler.backends.base import TrainingRun, architecture_in, builder, check_runs, release_comm_buffers
+from moemodel.profiler.backends.base import (
+    Builder,
+    TrainingRun,
+    architecture_in,
+    builder,
+    check_runs,
+    release_comm_buffers,
+)
 from moemodel.profiler.clocks.clock_control import ClockControl
 from moemodel.profiler.devices.base import Device
 from moemodel.profiler.devices.memory import free_memory
@@ -40,8 +47,10 @@ from moemodel.profiler.jobs.failures import write_failure
 from moemodel.profiler.jobs.ranks import Ranks, failure_of, fit_devices, join, part, redirect_output
 from moemodel.profiler.jobs.rendezvous import RendezvousStore
 from moemodel.profiler.platforms.registry import open_named, platform_of
+from moemodel.profiler.training.asked_clocks import PhaseClocks_MHz, clocks_of_rank, untold_phases
 from moemodel.profiler.training.measure import measure_run
 from moemodel.profiler.training.orders import AskedClocks, Job, VisitOrder
+from moemodel.profiler.training.phase_locks import PhaseLocks, device_passed, telling
 
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 _PATIENCE_S = 86_400.0  # of a rank without a part in the plan: whoever started the job knows when it hangs
@@ -95,17 +104,22 @@ class Worker:
                 return f"it needs {plan.cluster.gpus} processes, and the job has {self._ranks.size}"
         except MoeModelError as error:
             return str(error)
-        if isinstance(plan.clock, ByStage):
-            return "it asks for clocks by stage and phase, which are not held in runs"
-        clock_MHz = one_clock_MHz(plan.clock)
+        if self._job.clocks != "passive" and (untold := untold_phases(plan)) is not None:
+            return untold
         run = TrainingRun.of(plan, architecture, name=plan.name, plan_yaml=order.plan_yaml, seed=order.seed)
-        held, note = self._hold(clock_MHz, everybody, plan.cluster.gpus)
+        clocks = clocks_of_rank(plan, self._ranks.rank) if self._ranks.rank < plan.cluster.gpus else {}
+        held, note = self._hold(plan, clocks, everybody)
         try:
             if held is False and self._job.clocks == "lock":
-                return f"clock_MHz {clock_MHz:g} can't be held: {note}"
+                return f"clock_MHz {clock_text(plan.clock_MHz)} can't be held: {note}"
             release_comm_buffers(plan.backend, self._device.torch_device)
-            row = self._row(plan, run)
+            changing = held is True and len(set(clocks.values())) > 1
+            row, trouble = self._row_at(plan, run, clocks) if changing else (self._row(plan, run), None)
             rows = everybody.gather(None if row is None else asdict(row))
+            if held:
+                held, note = self._together(trouble, everybody)
+            if held is False and self._job.clocks == "lock":
+                return f"clock_MHz {clock_text(plan.clock_MHz)} was not held: {note}"
         finally:
             self._control.unlock()
         if rows is not None:
@@ -119,9 +133,16 @@ class Worker:
             )
         return None
 
-    def _row(self, plan: Plan, run: TrainingRun) -> IterationRow | None:
+    def _row_at(self, plan: Plan, run: TrainingRun, clocks: PhaseClocks_MHz) -> tuple[IterationRow | None, str | None]:
+        """This rank's row with a clock for each phase, and why one was not set, if so."""
+        passed = device_passed(self._device.torch_device)
+        with PhaseLocks(self._control, clocks, plan.micro_batches, passed) as locks:
+            row = self._row(plan, run, telling(builder(plan.backend), locks.mark))
+        return row, locks.trouble
+
+    def _row(self, plan: Plan, run: TrainingRun, build: Builder | None = None) -> IterationRow | None:
         """This rank's row; None where the plan does without it."""
-        build, ranks = builder(plan.backend), plan.cluster.gpus
+        build, ranks = build or builder(plan.backend), plan.cluster.gpus
         if self._ranks.rank >= ranks:
             build(run, self._device.torch_device)
             return None
@@ -136,12 +157,23 @@ class Worker:
             peers=self._peers(f"visit {self.visit} ranks", ranks),
         )
 
-    def _hold(self, clock_MHz: float | None, everybody: RendezvousStore, ranks: int) -> tuple[bool | None, str | None]:
-        """Lock the clocks of all ranks of a plan or of none: whether they are held (None: not asked), and why not."""
-        if clock_MHz is None:
+    def _hold(self, plan: Plan, clocks: PhaseClocks_MHz, everybody: RendezvousStore) -> tuple[bool | None, str | None]:
+        """Lock the clocks of all ranks of a plan or of none: whether they are held (None: not asked), and why not.
+
+        Args:
+            plan: whose clocks.
+            clocks: of this rank's phases; those that differ are set one by one later. Empty on a rank that the plan
+                does without.
+            everybody: all ranks of the job.
+        """
+        if isinstance(plan.clock, Auto):
             return None, None
-        needed = self._ranks.rank < ranks
-        reason = hold_clock(self._control, clock_MHz, self._job.clocks) if needed else None
+        asked = {clock_MHz for clock_MHz in clocks.values() if clock_MHz is not None}
+        reasons = (hold_clock(self._control, clock_MHz, self._job.clocks) for clock_MHz in sorted(asked))
+        return self._together(next((reason for reason in reasons if reason is not None), None), everybody)
+
+    def _together(self, reason: str | None, everybody: RendezvousStore) -> tuple[bool, str | None]:
+        """Whether no rank says why its clock is not held; else the first such reason, and all are given back."""
         reasons = everybody.gather(reason)
         reason = everybody.first(next((r for r in reasons or () if r is not None), None))
         if reason is not None:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from moemodel.model.hardware.gpu import Gpu, read_gpu
-from moemodel.model.plan.clock import AskedClock, ByStage, clock_text
+from moemodel.model.plan.clock import AskedClock, clock_text
 from moemodel.model.plan.spec import Plan, SiteSpec
 from moemodel.model.results.validation import SkippedPlan
 from moemodel.profiler.backends.base import BACKENDS
+from moemodel.profiler.training.asked_clocks import untold_phases
 
 _SAME_W = 1.0  # power limits that differ by less are one
 
@@ -96,8 +97,8 @@ def _against(plan: Plan, hardware: Hardware) -> str | None:
         return f"it is for {gpu}; here is {hardware.gpu.name}"
     if plan.cluster.gpus > hardware.gpus:
         return f"it needs {plan.cluster.gpus} GPUs; here are {hardware.gpus}"
-    if isinstance(plan.clock, ByStage):
-        return "it asks for clocks by stage and phase, which are not held in runs"
+    if hardware.no_locks is None and (untold := untold_phases(plan)) is not None:
+        return untold
     if plan.backend not in BACKENDS:
         return f"backend {plan.backend} can't be run; allowed: {', '.join(BACKENDS)}"
     limit_W = hardware.power_limit_W or hardware.gpu.power_limit_W

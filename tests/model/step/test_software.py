@@ -111,6 +111,31 @@ def test_wider_elements_take_longer(olmoe: Architecture, batch: Batch) -> None:
     assert wide.exposed_s == pytest.approx(2 * narrow.exposed_s)
 
 
+def test_deepspeed_sends_parts_one_after_another(opt: Architecture, batch: Batch) -> None:
+    """Two messages on a boundary for a micro-batch, each of half the tensor under tp 2, which the receivers gather."""
+    plans = batch(pp=4, tp=2, micro_batch=2)
+    engine = talk(opt, plans, NODE, pipeline="deepspeed")
+    whole_B = 2 * 2 * 2048 * opt.hidden  # bf16
+    message_s, described_s = whole_B / 2 / 400e9, 72 / 400e9
+    gather_s = whole_B / 2 / 400e9  # the other's half
+    first, inside, last = (
+        [exchange.exposed_s[0] for exchange in engine.pipeline_p2p(first=f, last=z)]
+        for f, z in ((True, False), (False, False), (False, True))
+    )
+    one = message_s + described_s
+    assert first == pytest.approx([one, one + 2 * gather_s])
+    assert inside == pytest.approx([2 * one + gather_s, 2 * one + 2 * gather_s])
+    assert last == pytest.approx([one + gather_s, one])
+
+
+def test_deepspeed_sends_whole_tensors_without_tensor_parallelism(opt: Architecture, batch: Batch) -> None:
+    plans = batch(pp=[1, 2], dp=[2, 1])
+    there, back = talk(opt, plans, NODE, pipeline="deepspeed").pipeline_p2p(first=True, last=False)
+    assert there.exposed_s == pytest.approx([0, 2 * 2048 * opt.hidden / 400e9])
+    assert back.exposed_s == pytest.approx(there.exposed_s)
+    assert there.calls.messages.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("nodes", [1, 2, 4])
 def test_rows_that_go_to_a_node_once(olmoe: Architecture, batch: Batch, nodes: int) -> None:
     """Over N nodes, a token with k experts reaches N (1 - (1 - 1/N)^k) of them; inside a node nothing is saved."""
