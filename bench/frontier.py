@@ -35,7 +35,7 @@ import numpy as np
 from moemodel.calibration.store.catalogue import load_calibration
 from moemodel.model.frontier.frontier import Frontier, Point, Solver, frontier
 from moemodel.model.frontier.pipeline import Pipeline, graph_of
-from moemodel.model.frontier.stages import pipeline_of
+from moemodel.model.frontier.plan_pipeline import pipeline_of
 from moemodel.model.plan.spec import Plan
 from moemodel.model.schedule.base import Work
 from moemodel.model.step.system import system_of

@@ -25,7 +25,7 @@ class Paths:
         source_E, target_E, lag_s_E: edges: which operation waits for which, and how long a message takes.
         ends: operations that none waits for.
         order: of the operations, each behind those that it waits for.
-        before, behind: of each operation, those that it waits for and that wait for it, with the message's time.
+        before, after: of each operation, those that it waits for and that wait for it, with the message's time.
     """
 
     source_E: IntArray
@@ -34,7 +34,7 @@ class Paths:
     ends: IntArray
     order: list[int]
     before: _Links
-    behind: _Links
+    after: _Links
 
     @classmethod
     def of(cls, pipeline: Pipeline) -> Paths:
@@ -50,18 +50,18 @@ class Paths:
         lags: list[tuple[Work, Work, float]] = list(graph.edges(data="lag_s"))
         edges = [(index[a], index[b], lag_s) for a, b, lag_s in lags]
         before: _Links = [[] for _ in index]
-        behind: _Links = [[] for _ in index]
+        after: _Links = [[] for _ in index]
         for a, b, lag_s in edges:
             before[b].append((a, lag_s))
-            behind[a].append((b, lag_s))
+            after[a].append((b, lag_s))
         return cls(
             source_E=np.array([a for a, _, _ in edges], dtype=np.int64),
             target_E=np.array([b for _, b, _ in edges], dtype=np.int64),
             lag_s_E=np.array([lag_s for _, _, lag_s in edges], dtype=np.float64),
-            ends=np.array([i for i, links in enumerate(behind) if not links], dtype=np.int64),
+            ends=np.array([i for i, links in enumerate(after) if not links], dtype=np.int64),
             order=[index[work] for work in nx.topological_sort(graph)],
             before=before,
-            behind=behind,
+            after=after,
         )
 
     def heads_s(self, time_s_N: Sequence[float]) -> list[float]:
@@ -70,7 +70,7 @@ class Paths:
 
     def tails_s(self, time_s_N: Sequence[float]) -> list[float]:
         """What comes behind the end of each operation, at least."""
-        return _longest(self.order[::-1], self.behind, time_s_N)
+        return _longest(self.order[::-1], self.after, time_s_N)
 
     def makespan_s(self, time_s_N: Sequence[float]) -> float:
         """From the first operation to the end of the last."""

@@ -85,11 +85,11 @@ class Programme:
 
         pieces, latest_s = self._pieces, self._latest_s(deadline_s)
         takes = pieces.takes(self._size)
-        waits: Any = self._waits(takes)  # scipy's stubs know of no sparse matrix here, nor of an array of bounds
+        rows: Any = self._order_rows(takes)  # scipy's stubs know of no sparse matrix here, nor of an array of bounds
         bounds: Any = self._bounds(pieces, latest_s)
         found = linprog(
             self._costs(pieces),
-            A_ub=waits,
+            A_ub=rows,
             b_ub=self._limits(self._fastest_s_N),
             bounds=bounds,
             method="highs-ds",
@@ -117,7 +117,7 @@ class Programme:
         found = milp(
             self._costs(clocks),
             constraints=[
-                LinearConstraint(self._waits(clocks.takes(self._size)), ub=self._limits(np.zeros(self._size))),
+                LinearConstraint(self._order_rows(clocks.takes(self._size)), ub=self._limits(np.zeros(self._size))),
                 LinearConstraint(self._one_of_each(clocks), lb=1.0, ub=1.0),
             ],
             integrality=np.r_[np.zeros(self._size + 1), np.ones(clocks.count)],
@@ -158,7 +158,7 @@ class Programme:
         """The operation of each row: of each edge, and each at the end."""
         return np.concatenate([self._paths.source_E, self._paths.ends])
 
-    def _waits(self, takes: csr_array) -> csr_array:
+    def _order_rows(self, takes: csr_array) -> csr_array:
         """A row for each edge, and for each operation at the end."""
         from scipy.sparse import csr_array, hstack
 

@@ -11,7 +11,7 @@ import moemodel
 from moemodel.calibration.store.catalogue import shipped
 from moemodel.model.frontier.frontier import Point, Solver
 from moemodel.model.frontier.pipeline import Pipeline
-from moemodel.model.frontier.stages import pipeline_of
+from moemodel.model.frontier.plan_pipeline import pipeline_of
 from moemodel.model.plan.spec import Plan
 from moemodel.model.results.outcome import Outcome
 from moemodel.model.step.system import system_of
