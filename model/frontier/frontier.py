@@ -108,22 +108,21 @@ class Solver:
         """
         return self._described(self._solved(self._asked(deadline_s)))
 
-    def at(self, clock_Hz: Mapping[Work, float]) -> Point:
+    def at(self, clock_Hz: Mapping[Work, float], *, change_s: float = 0.0) -> Point:
         """The step at given clocks, whether they are worth choosing or not.
 
         Args:
             clock_Hz: of each operation; of its table.
+            change_s: until a clock that is set stands: so long an operation goes on at the clock of the one before it
+                on its stage, all of it where it is shorter.
 
         Raises:
             InputError: an operation without a clock, or a clock that is not in its table.
         """
-        rows = [(work, _row(self.pipeline.table(work), work, clock_Hz)) for work in self.pipeline.operations]
-        time_s = [float(self.pipeline.table(work).time_s[k]) for work, k in rows]
-        step_s = self._paths.makespan_s(time_s)
-        worked_J = sum(
-            float(self.pipeline.table(work).energy_J[k]) - self.pipeline.waiting_W[self.pipeline.stage(work)] * taken_s
-            for (work, k), taken_s in zip(rows, time_s, strict=True)
-        )
+        taken = [cost for order in self.pipeline.orders for cost in self._costs(order, clock_Hz, change_s)]
+        step_s = self._paths.makespan_s([time_s for time_s, _ in taken])
+        waiting_W = [self.pipeline.waiting_W[self.pipeline.stage(work)] for work in self.pipeline.operations]
+        worked_J = sum(energy_J - watts * time_s for (time_s, energy_J), watts in zip(taken, waiting_W, strict=True))
         return Point(
             deadline_s=step_s,
             time_s=step_s,
@@ -132,6 +131,21 @@ class Solver:
             exact=False,
             clock_Hz=dict(clock_Hz),
         )
+
+    def _costs(self, order: list[Work], clock_Hz: Mapping[Work, float], change_s: float) -> list[tuple[float, float]]:
+        """Time and energy of a stage's operations."""
+        costs: list[tuple[float, float]] = []
+        for before, work in zip([None, *order], order, strict=False):
+            table = self.pipeline.table(work)
+            here = _row(table, work, clock_Hz)
+            cost = float(table.time_s[here]), float(table.energy_J[here])
+            if before is not None and change_s > 0 and clock_Hz[before] != clock_Hz[work]:
+                there = int(np.abs(table.clock_Hz - clock_Hz[before]).argmin())
+                late = min(1.0, change_s / float(table.time_s[there]))
+                earlier = float(table.time_s[there]), float(table.energy_J[there])
+                cost = (late * earlier[0] + (1 - late) * cost[0], late * earlier[1] + (1 - late) * cost[1])
+            costs.append(cost)
+        return costs
 
     def frontier(self, deadlines_s: Sequence[float]) -> Frontier:
         """The same for several lengths, none of which needs more energy than a shorter one."""

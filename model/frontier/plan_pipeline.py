@@ -2,8 +2,9 @@
 
 Times are those of the prediction (`model.predict`): device time and what communication of a micro-batch it does not
 hide, or the host's time where that is longer. Energies are above those of the idle GPU at the temperature that is
-predicted at the governor's clock, the clock tree's among them; the highest clock of a phase is what the governor lets
-it keep. Waiting draws what the kernels of collectives and the clock tree do at the stage's mean clock.
+predicted at the governor's clock, the clock tree's among them. Clocks are those that are asked for: the highest of a
+stage is what the governor lets one of its phases keep, and the other goes no faster than it does under the governor.
+Waiting draws what the kernels of collectives and the clock tree do at the stage's mean clock.
 
 Left out: that time which passes leave does not hide the communication of a step as well as before; that a slower stage
 is cooler.
@@ -133,8 +134,10 @@ def _waiting_W(pipe: PipelineStep, device: DeviceCosts, kept_Hz: ByPhase[FloatAr
 def _tables(cost: StageCost, device: DeviceCosts, kept_Hz: ByPhase[FloatArray], context: _Context) -> dict[Kind, Table]:
     """Of one chunk's passes of a micro-batch."""
     chunks = context.plan.parallel.virtual_stages
-    forward = _table(device.forward, cost.forward_exchange, cost.host.forward_s, kept_Hz.forward, context)
-    backward = _table(device.backward, cost.backward_exchange, cost.host.backward_s, kept_Hz.backward, context)
+    asked_Hz = context.settable_Hz(max(float(kept_Hz.forward.item()), float(kept_Hz.backward.item())))
+    kept_F, kept_B = np.minimum(asked_Hz, kept_Hz.forward), np.minimum(asked_Hz, kept_Hz.backward)
+    forward = _table(device.forward, cost.forward_exchange, cost.host.forward_s, (asked_Hz, kept_F), context)
+    backward = _table(device.backward, cost.backward_exchange, cost.host.backward_s, (asked_Hz, kept_B), context)
     if not find(context.plan.schedule, chunks).splits_backward:
         return {"F": _part(forward, 1 / chunks), "B": _part(backward, 1 / chunks)}
     weights = float(cost.weight_share.item())
@@ -150,16 +153,20 @@ def _part(table: Table, share: float) -> Table:
 
 
 def _table(
-    device: ClockedCost, exchange: Exchange, host_s: FloatArray | float, kept_Hz: FloatArray, context: _Context
+    device: ClockedCost,
+    exchange: Exchange,
+    host_s: FloatArray | float,
+    clocks: tuple[FloatArray, FloatArray],
+    context: _Context,
 ) -> Table:
-    """Of a stage's passes of a micro-batch in one phase."""
-    clock_Hz = context.settable_Hz(float(kept_Hz.item()))
+    """Of a stage's passes of a micro-batch in one phase; clocks as they are asked for, and as they are kept."""
+    asked_Hz, clock_Hz = clocks
     computed_s = time_at_clocks(device.time_s, context.clock_Hz_K, clock_Hz[None])[0]
     hidden_s = np.minimum(float(exchange.overlappable.hideable_s.item()), computed_s)
     time_s = np.maximum(computed_s + float(exchange.whole_s.item()) - hidden_s, np.asarray(host_s).item())
     dynamic_J = at_clocks(device.energy_J, context.clock_Hz_K, clock_Hz[None])[0]
     energy_J = context.warm * (dynamic_J + context.power.clocked_W(clock_Hz) * time_s)
-    return Table(clock_Hz=clock_Hz, time_s=time_s, energy_J=energy_J)
+    return Table(clock_Hz=asked_Hz, time_s=time_s, energy_J=energy_J)
 
 
 def _message_s(pipe: PipelineStep) -> float:
