@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from moemodel import api
-from moemodel.cli.output import console, echo, echo_json_text
+from moemodel.cli.output import begins_with, console, echo, echo_json_text
+from moemodel.cli.plan_folder import check_empty, plans_written
 from moemodel.cli.search_progress import SearchProgress
 from moemodel.cli.search_report import report
-from moemodel.model.core.files import TEMPORARY_SUFFIX, umask, write_atomic
+from moemodel.model.core.files import write_atomic
 
 if TYPE_CHECKING:
-    from moemodel.model.plan.spec import Plan
-    from moemodel.model.search.result import Entry
+    from moemodel.model.search.result import SearchResult
 
 
 _FIRST = b'{\n "schema_version":'  # how a result begins
+_FIRST_OF_PAGE = b"<!doctype html>\n"
+_PAGES = (".html", ".htm")
 
 
 @click.command("optimize", short_help="The best plans and clocks of a search, within its limits.")
@@ -48,6 +46,19 @@ _FIRST = b'{\n "schema_version":'  # how a result begins
     help="Write the plans of the front to a new folder, for `moemodel predict`.",
 )
 @click.option(
+    "--report",
+    "page",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.html",
+    help="Write a page to look at, too: front, breakdowns, timeline, refusals. `-o FILE.html` writes it alone.",
+)
+@click.option(
+    "--figures",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write figures for papers, PNG and SVG, to a new folder; needs the extra plots.",
+)
+@click.option(
     "--explain",
     "explained",
     type=click.Path(path_type=Path),
@@ -65,6 +76,8 @@ def optimize_command(
     as_json: bool,
     top: int | None,
     write_plans: Path | None,
+    page: Path | None,
+    figures: Path | None,
     explained: Path | None,
     calibration: str | None,
 ) -> None:
@@ -76,13 +89,24 @@ def optimize_command(
     if explained is not None:
         _explain(search, explained, calibration, as_json=as_json)
         return
-    _check_output(output)
-    if write_plans is not None:
-        _check_empty(write_plans)
+    stored, page = _outputs(output, page)
+    for option, folder in (("--write-plans", write_plans), ("--figures", figures)):
+        if folder is not None:
+            check_empty(folder, option)
     with SearchProgress() as progress:
         result = api.search(search, calibration, progress=progress)
-    with _plans_written(write_plans, result.front):
-        write_atomic(output, result.to_json())
+        text, drawn = "", dict[str, bytes]()
+        if page is not None or figures is not None:
+            text, drawn = _looks(result, calibration, progress, page=page is not None, figures=figures is not None)
+    with plans_written(write_plans, {f"plan-{entry.number:02d}": entry.plan for entry in result.front}):
+        if stored is not None:
+            write_atomic(stored, result.to_json())
+        if page is not None:
+            write_atomic(page, text)
+        for name, content in drawn.items():
+            assert figures is not None
+            figures.mkdir(parents=True, exist_ok=True)
+            write_atomic(figures / name, content)
     if as_json:
         echo_json_text(result.to_json())
         return
@@ -90,7 +114,8 @@ def optimize_command(
     for part in report(result, top):
         out.print(part)
     plans = "" if write_plans is None else f"; plans: {write_plans}"
-    out.print(f"wrote {output}{plans}", soft_wrap=True)
+    written = ", ".join(str(path) for path in (stored, page, figures) if path is not None)
+    out.print(f"wrote {written}{plans}", soft_wrap=True)
 
 
 def _explain(search: Path, plan: Path, calibration: str | None, *, as_json: bool) -> None:
@@ -105,73 +130,46 @@ def _explain(search: Path, plan: Path, calibration: str | None, *, as_json: bool
         echo(in_words(found))
 
 
-def _check_output(output: Path) -> None:
-    """Refuse, before the search, a place that can't be written, and a file that no search has written."""
+def _outputs(output: Path, page: Path | None) -> tuple[Path | None, Path | None]:
+    """Where the result goes, and where the page; checked before the search."""
+    from moemodel.model.core.errors import InputError
+
+    is_page = output.suffix.lower() in _PAGES
+    if is_page and page is not None:
+        raise InputError(f"-o {output}: is a page, and --report {page} another; give one of them")
+    if is_page:
+        _check_output(output, _FIRST_OF_PAGE, "page", "-o")
+        return None, output
+    _check_output(output, _FIRST, "result of a search", "-o")
+    if page is not None:
+        _check_output(page, _FIRST_OF_PAGE, "page", "--report")
+    return output, page
+
+
+def _looks(
+    result: SearchResult, calibration: str | None, progress: SearchProgress, *, page: bool, figures: bool
+) -> tuple[str, dict[str, bytes]]:
+    """The page of a result, and figures by their files' names, as far as they are asked for."""
+    from functools import partial
+
+    from moemodel.calibration.store.catalogue import load_calibration
+    from moemodel.cli.search_figures import search_figures
+    from moemodel.cli.search_page import search_page
+    from moemodel.model.results.iteration import iteration
+    from moemodel.model.search.survey import survey
+
+    loaded = load_calibration(calibration, result.search.cluster.gpu, key="cluster.gpu")
+    found = survey(result.search, loaded, progress=partial(progress, "survey"))
+    text = search_page(result, found, loaded, partial(progress, "timelines")) if page else ""
+    drawn = dict(search_figures(result, found, iteration(result.front[0].plan, loaded))) if figures else {}
+    return text, drawn
+
+
+def _check_output(output: Path, first: bytes, what: str, option: str) -> None:
+    """Refuse, before the search, a place that can't be written, and a file that this command has not written."""
     from moemodel.model.core.errors import InputError
 
     if not output.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(output))
-    if output.exists() and not _is_result(output):
-        raise InputError(f"-o {output}: is there already and is no result of a search; name another file")
-
-
-def _is_result(path: Path) -> bool:
-    """Whether a file is what this command writes, of whatever version."""
-    try:
-        with path.open("rb") as file:
-            return path.is_file() and file.read(len(_FIRST)) == _FIRST
-    except OSError:
-        return False
-
-
-def _check_empty(folder: Path) -> None:
-    """Refuse a folder in which plans of another search would lie between the new ones."""
-    from moemodel.model.core.errors import InputError
-
-    if folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"--write-plans {folder}: is not empty; name a new folder")
-
-
-def _named_from(folder: Path, plan: Plan) -> Plan:
-    """A plan as it is written in a folder: files that it names are named from there on."""
-    from moemodel.model.plan.paths import named_from
-
-    cluster = plan.cluster
-    files = {"gpu": named_from(folder, "gpu", cluster.gpu)}
-    if isinstance(cluster.internode, str):
-        files["internode"] = named_from(folder, "internode", cluster.internode)
-    architecture = named_from(folder, "architecture", plan.architecture)
-    return plan.model_copy(update={"architecture": architecture, "cluster": cluster.model_copy(update=files)})
-
-
-@contextmanager
-def _plans_written(folder: Path | None, entries: Iterable[Entry]) -> Iterator[None]:
-    """A folder of plans, whole or not at all: it takes its name when all is written, and what is inside is done."""
-    from moemodel.model.plan.spec import plan_text
-
-    if folder is None:
-        yield
-        return
-    made: Path | None = None
-    try:
-        with _errors_of(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=TEMPORARY_SUFFIX))
-            for entry in entries:
-                write_atomic(made / f"plan-{entry.number:02d}.yaml", plan_text(_named_from(folder, entry.plan)))
-            made.chmod(0o777 & ~umask())
-        yield
-        with _errors_of(folder):
-            made.replace(folder)  # an empty one gives way
-    finally:
-        if made is not None:
-            shutil.rmtree(made, ignore_errors=True)
-
-
-@contextmanager
-def _errors_of(folder: Path) -> Iterator[None]:
-    """What the system says of a temporary folder is about the one that was asked for."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(folder)) from None
+    if output.exists() and not begins_with(output, first):
+        raise InputError(f"{option} {output}: is there already and is no {what}; name another file")

@@ -21,11 +21,15 @@ _PARTS = {
     "prediction": "time and energy",
     "front": "intervals of the front",
     "limits": "what to relax",
+    "survey": "plans of the page",
+    "timelines": "steps in time",
 }
 _AHEAD = {
     "memory": "{:,} legal plans; which of them fit in memory takes about {}",
     "prediction": "{:,} predictions, of every plan that fits at every clock, take about {}",
     "front": "{:,} plans of the front; their intervals take about {}",
+    "survey": "{:,} predictions for the page take about {}",
+    "timelines": "{:,} plans are laid out in time, in about {}",
     "limits": "nothing is feasible; which limit to relax, {:,} predictions tell, in about {}",
 }
 

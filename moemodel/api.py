@@ -15,18 +15,24 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from moemodel.model.core.extras import needs_extra
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from pydantic import BaseModel
 
     from moemodel.calibration.fit.operators import HeldOut
     from moemodel.calibration.published.kernels.overlay import HeldOutReadings
     from moemodel.calibration.update.from_reports import Update
+    from moemodel.model.grid.options import Clocks
+    from moemodel.model.grid.schedule import Schedule
     from moemodel.model.plan.spec import Plan
     from moemodel.model.records.calibration import Calibration
+    from moemodel.model.results.iteration import Iteration
     from moemodel.model.results.outcome import Outcome
     from moemodel.model.results.validation import Report
     from moemodel.model.search.document import Search
     from moemodel.model.search.explain import Explanation
     from moemodel.model.search.result import SearchResult
+    from moemodel.model.strategies.strategies import Strategies
     from moemodel.profiler.run import ProfileReport
     from moemodel.profiler.runs.document import RunDocument
     from moemodel.profiler.runs.execute import MatrixResult
@@ -102,6 +108,37 @@ def predict(
         return outcome(opened, loaded, even_if_it_does_not_fit=even_if_it_does_not_fit, with_volumes=True)
 
 
+def iteration(
+    plan: Plan | Path | str | Mapping[str, Any], calibration: Calibration | Path | str | None = None
+) -> Iteration:
+    """One predicted iteration in time, stage by stage of its pipeline: `moemodel predict --trace`.
+
+    >>> import moemodel
+    >>> plan = {"architecture": "opt-350m", "sequence_length": 2048, "global_batch": 16}
+    >>> plan |= {"cluster": {"gpu": "h100-sxm-80gb", "gpus": 4}, "parallel": {"pp": 4}}
+    >>> laid_out = moemodel.iteration(plan)
+    >>> [line.slices[0].kind for line in laid_out.stages]
+    ['forward', 'waiting', 'waiting', 'waiting']
+
+    Args:
+        plan, calibration: see `predict`.
+
+    Returns:
+        The step (`step_s`); of each stage (`stages`) what a GPU does when (`slices`), its power, and its memory over
+        time. `moemodel.model.results.trace.trace_text` makes a file for Perfetto of it.
+
+    Raises:
+        InputError, InfeasiblePlanError, CalibrationError: see `predict`; or more passes than can be laid out.
+    """
+    from moemodel.calibration.store.catalogue import load_calibration
+    from moemodel.model.plan.spec import Plan, read_plan
+    from moemodel.model.results.iteration import iteration
+
+    opened, place = _opened(plan, Plan, "plan", read_plan)
+    with _errors_name(place):
+        return iteration(opened, load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu"))
+
+
 def search(
     document: Search | Path | str | Mapping[str, Any],
     calibration: Calibration | Path | str | None = None,
@@ -153,6 +190,104 @@ def search(
     opened, place = _opened(document, Search, "search", read_search)
     with _errors_name(place):
         return search(opened, load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu"), progress)
+
+
+def _each(said: str | Sequence[str] | None, count: int, key: str) -> Sequence[str | None]:
+    """What is said of each of several; one for all, or one for each."""
+    from moemodel.model.core.errors import InputError
+
+    listed: list[str | None] = [said] if isinstance(said, str) or said is None else list(said) or [None]
+    if len(listed) not in (1, count):
+        raise InputError(f"{key}: found {len(listed)} for {count} series; allowed: one for all, or one for each")
+    return listed * count if len(listed) == 1 else listed
+
+
+@needs_extra("schedule", "schedule")
+def schedule(
+    plan: Plan | Path | str | Mapping[str, Any],
+    series: Path | str | Sequence[Path | str],
+    *,
+    deadline: datetime | str,
+    start: datetime | str | None = None,
+    minimise: Literal["carbon", "cost"] | None = None,
+    clocks: Clocks = "measured",
+    when_off: Literal["kept", "released"] = "kept",
+    start_s: float | None = None,
+    checkpoint_s: float | None = None,
+    unit: str | Sequence[str] | None = None,
+    column: str | Sequence[str] | None = None,
+    time_zone: str | None = None,
+    fill_hours: int = 0,
+    calibration: Calibration | Path | str | None = None,
+) -> Schedule:
+    """When to run, to pause and to slow the clocks against an hourly series of carbon or price: `moemodel schedule`.
+
+    Needs the extra `schedule`.
+
+    >>> import moemodel
+    >>> found = moemodel.schedule(
+    ...     "examples/opt-350m.yaml", "examples/made-up-week.csv", deadline="4d", when_off="released"
+    ... )
+    >>> found.minimised, found.totals.pauses > 0
+    ('carbon', True)
+    >>> 0 < found.saved()["emissions"] < 1
+    True
+
+    Args:
+        plan: a path, YAML text, a dict of the same keys, or a `Plan`, with `tokens`; see `predict`.
+        series: a CSV file of carbon intensity or of prices, or one of each; `model.grid.series` says whose columns are
+            known. What is not in a series is the site's, every hour alike.
+        deadline, start: a time, or its text in ISO 8601; a deadline also hours or days after the start, such as "72h".
+            Without an offset it is of `time_zone`, else UTC. Start None: the first hour of the first series.
+        minimise: None: what the first series is of.
+        clocks: "measured": the plan's own, and ten over the range that was measured; "plan": its own alone; or MHz.
+        when_off: in a pause, GPUs and hosts are "kept" (idle, and paid for) or "released".
+        start_s, checkpoint_s: from a pause until it trains, and writing a checkpoint; None: as the plan's `failures`
+            say, else assumed.
+        unit, column: of the values of the series, where its columns don't say; or one for each of several.
+        time_zone: of times without an offset, by its IANA name.
+        fill_hours: longest gap in a series that is filled by a straight line.
+        calibration: see `predict`.
+
+    Returns:
+        What is done when (`segments`), sums over it (`totals`) and over running at once (`at_once_totals`), and what is
+        saved (`saved()`, `later_h`).
+
+    Raises:
+        InputError: see `predict`; a series that can't be read, or lacks hours.
+        InfeasiblePlanError: the run does not end by the deadline: by how much that has to move.
+        CalibrationError: see `predict`; or no power was measured.
+    """
+    from moemodel.calibration.store.catalogue import load_calibration
+    from moemodel.model.core.errors import InputError
+    from moemodel.model.grid.options import paused_run
+    from moemodel.model.grid.schedule import schedule
+    from moemodel.model.grid.series import read_series, zone_of
+    from moemodel.model.grid.times import deadline_of, time_of
+    from moemodel.model.plan.spec import Plan, read_plan
+
+    zone = None if time_zone is None else zone_of(time_zone)
+    files = [series] if isinstance(series, str | Path) else list(series)
+    said = zip(_each(unit, len(files), "unit"), _each(column, len(files), "column"), strict=True)
+    read = [
+        read_series(Path(file), unit=of_it, column=name, time_zone=time_zone)
+        for file, (of_it, name) in zip(files, said, strict=True)
+    ]
+    opened, place = _opened(plan, Plan, "plan", read_plan)
+    if not read:
+        raise InputError("series: found none; allowed: a CSV file of carbon intensity or prices, or one of each")
+    begins = read[0].first if start is None else time_of(start, zone, key="--start")
+    with _errors_name(place):
+        loaded = load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu")
+        run = paused_run(opened, loaded, clocks=clocks, when_off=when_off, start_s=start_s, checkpoint_s=checkpoint_s)
+    return schedule(
+        run,
+        read,
+        start=begins,
+        deadline=deadline_of(deadline, begins, zone),
+        minimise=minimise,
+        fill_hours=fill_hours,
+    )
 
 
 def explain(
@@ -221,6 +356,63 @@ def _plan_or_data(given: Plan | Path | str | Mapping[str, Any]) -> Plan | dict[s
         if not isinstance(data, dict) or not is_plan_but_for_rules(data):
             raise
         return data
+
+
+def strategies(
+    plan: Plan | Path | str | Mapping[str, Any],
+    calibration: Calibration | Path | str | None = None,
+    *,
+    longer: float = 0.0,
+    even_if_it_does_not_fit: bool = False,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> Strategies:
+    """What ways to choose clocks take on one job, each by its name: `moemodel strategies`.
+
+    Needs the extra `clocks`. What rests on locked clocks was never measured on a real card.
+
+    >>> import moemodel
+    >>> found = moemodel.strategies({
+    ...     "architecture": "opt-350m",
+    ...     "sequence_length": 2048,
+    ...     "global_batch": 16,
+    ...     "micro_batch": 4,
+    ...     "cluster": {"gpu": "h100-sxm-80gb", "gpus": 2},
+    ...     "parallel": {"pp": 2},
+    ... }, longer=0.05)
+    >>> rows = {row.name: row for row in found.rows}
+    >>> rows["joint"].energy.value <= rows["one-clock"].energy.value < 0
+    True
+    >>> rows["joint"].time.value <= 0.05 + 1e-9
+    True
+
+    Args:
+        plan: see `predict`; its own clock does not count.
+        calibration: see `predict`.
+        longer: how much longer than at the highest clock a step may take, as a share.
+        even_if_it_does_not_fit: answer also for a plan that needs more memory than the GPUs have.
+        progress: is told which strategy comes, and how many of how many are done.
+
+    Returns:
+        For each strategy (`rows`) its prediction, the changes of time and energy against `max-clock` with their 90 %
+        intervals, its clocks, and a plan that says them, None where no plan can; and `notes`. `to_json()` is what the
+        command prints.
+
+    Raises:
+        InputError: see `predict`; or a share that is negative or beyond all sense, or a plan of inference.
+        InfeasiblePlanError: see `predict`.
+        CalibrationError: none of that name, of another GPU, or one without power.
+        MissingExtraError: the extra is not installed.
+    """
+    from moemodel.calibration.store.catalogue import load_calibration
+    from moemodel.model.plan.spec import Plan, read_plan
+    from moemodel.model.strategies.strategies import strategies
+
+    opened, place = _opened(plan, Plan, "plan", read_plan)
+    with _errors_name(place):
+        loaded = load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu")
+        return strategies(
+            opened, loaded, longer=longer, even_if_it_does_not_fit=even_if_it_does_not_fit, progress=progress
+        )
 
 
 @needs_extra("profile", "profile")

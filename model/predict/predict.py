@@ -89,6 +89,11 @@ class PricedPlans:
         rows = [part.rows for part in self._pipelines]
         return [self._joined(list(zip(rows, parts, strict=True))) for parts in zip(*found, strict=True)]
 
+    def parts(self, inlet_C: float | None) -> list[StepParts]:
+        """What their steps are made of, by pipeline, in the steady state with air of that temperature."""
+        powers = [power_model(self._machine.calibration, inlet_C=inlet_C)]
+        return [part.solve(self._clock_Hz_K, self._machine, powers, None)[0].parts for part in self._pipelines]
+
     def _joined(self, parts: list[tuple[IntArray, _Solved]]) -> Prediction:
         """Plans of several pipelines in one order, with their stages where any has clocks of their own."""
         together = self._together(_scattered([(rows, part.mean) for rows, part in parts], len(self._plans)))
@@ -207,11 +212,30 @@ class _MeanGpu:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepParts:
+    """What a step of plans that share a pipeline is made of, at the clocks that they keep.
+
+    Attributes:
+        pipe: the step; its classes of stages, or `runs` where stages differ in their clocks.
+        devices: by class of stages.
+        power: of a GPU.
+        power_W: mean of a GPU of each class, [P].
+    """
+
+    pipe: PipelineStep
+    devices: list[DeviceCosts]
+    power: PowerModel
+    power_W: list[FloatArray]
+    runs: StageRuns | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Solved:
     """Plans that share a pipeline at the clocks that they keep: the mean GPU, and stages if their clocks differ."""
 
     mean: _MeanGpu
     stages: StageFigures | None
+    parts: StepParts
 
 
 def _scattered(parts: list[tuple[IntArray, _MeanGpu]], size: int) -> _MeanGpu:
@@ -280,7 +304,8 @@ class _PricedPipeline:
             ]
             mean, watts = _mean_gpu(self.pipe, devices, self.pipe.timeline(devices), power, temperature_C)
             figures = None if self.runs is None else self.runs.figures(kept, devices, watts)
-            found.append(_Solved(mean=mean, stages=figures))
+            parts = StepParts(pipe=self.pipe, devices=devices, power=power, power_W=watts, runs=self.runs)
+            found.append(_Solved(mean=mean, stages=figures, parts=parts))
         return found
 
     def _clocks(

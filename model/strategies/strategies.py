@@ -243,9 +243,7 @@ class _Job:
         """What has to be known."""
         found = [_NEVER_MEASURED, _MUST_BE_SET]
         if self._is_long:
-            found.append(
-                f"envpipe and perseus are left out: a step has more than {MOST_PASSES} passes of stages and micro-batches."
-            )
+            found.append(f"envpipe and perseus are left out: a step has more than {MOST_PASSES} passes of its stages.")
         for name, passes in self._passes.items():
             found.append(self._note(name, passes))
         return tuple(found)
@@ -306,5 +304,13 @@ def _errors(highest: Outcome, answer: Outcome, machine: System, *, governed: boo
     """
     clock_MHz = None if governed else answer.clock_Hz.value / 1e6
     plan = highest.plan.model_copy(update={"clock_MHz": clock_MHz})
-    errors = difference_errors([highest, replace(answer, plan=plan)], machine)
-    return {name: float(error[0, 1]) for name, error in errors.items()}
+    answers = [_of_balanced(highest), replace(_of_balanced(answer), plan=plan)]
+    return {name: float(error[0, 1]) for name, error in difference_errors(answers, machine).items()}
+
+
+def _of_balanced(answer: Outcome) -> Outcome:
+    """Without what an interval reaches further up for want of a known skew, which is the same at every clock."""
+    step = answer.step_time_s
+    if step.low is None:
+        return answer
+    return replace(answer, step_time_s=Estimate(value=step.value, low=step.low, high=step.value**2 / step.low))
