@@ -147,7 +147,8 @@ def test_plans_are_written_whole_or_not_at_all(
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         path.write_text("")
 
-    monkeypatch.setattr(optimize, "write_atomic", write)
+    for module in (optimize, plan_folder):
+        monkeypatch.setattr(module, "write_atomic", write)
     result = moemodel("optimize", "search.yaml", "--write-plans", "best", "--calibration", calibration_file)
     assert result.exit_code == 2
     named = DEFAULT_FILE if full == DEFAULT_FILE else "best"
