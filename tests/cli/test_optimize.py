@@ -14,7 +14,7 @@ import pytest
 from click.testing import Result
 
 from moemodel import api
-from moemodel.cli import optimize, search_progress
+from moemodel.cli import optimize, plan_folder, search_progress
 from moemodel.cli.search_report import runs
 from moemodel.model.plan.spec import read_plan
 from moemodel.model.search.problem import summary
