@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+<<<<<<< HEAD
+=======
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+>>>>>>> main
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,16 +33,27 @@ _PAGES = (".html", ".htm")
 
 
 @click.command("optimize", short_help="The best plans and clocks of a search, within its limits.")
-@click.argument("search", type=click.Path(path_type=Path))
+@click.argument("searches", metavar="SEARCH...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path(api.SEARCH_RESULT),
-    show_default=True,
-    help="File for the result; that of an earlier search is replaced.",
+    type=click.Path(path_type=Path),
+    help="File for the result; that of an earlier search is replaced. Of several searches a folder, in which each has "
+    f"a file of its own name.  [default: {api.SEARCH_RESULT}, of several the working directory]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print what the file holds, instead of tables.")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), metavar="N", help="Run so many of several searches at once.  [default: 1]"
+)
+@click.option(
+    "--joblib-backend",
+    "backend",
+    metavar="NAME",
+    help="Where they run, by joblib's name: loky (processes of this machine), dask (the cluster that "
+    "DASK_SCHEDULER_ADDRESS names, or workers on this machine), ray.  [default: joblib's]",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print what the file holds, instead of tables; of several, a list."
+)
 @click.option(
     "--top", type=click.IntRange(min=1), help="Print so many plans of the front, clocks not counted.  [default: all]"
 )
@@ -71,8 +89,10 @@ _PAGES = (".html", ".htm")
     help="A shipped calibration, or a file that `moemodel calibrate` wrote.  [default: of the search's GPU]",
 )
 def optimize_command(
-    search: Path,
-    output: Path,
+    searches: tuple[Path, ...],
+    output: Path | None,
+    jobs: int | None,
+    backend: str | None,
     as_json: bool,
     top: int | None,
     write_plans: Path | None,
@@ -86,6 +106,13 @@ def optimize_command(
     Objectives are step time and the energy of GPUs and hosts, unless the search names others. `moemodel init --search`
     writes a search with comments.
     """
+    if len(searches) > 1:
+        alone = {"--explain": explained, "--write-plans": write_plans, "--report": page, "--figures": figures}
+        _refuse(alone, "goes with one SEARCH alone")
+        _optimize_many(searches, output, calibration, jobs=jobs, backend=backend, as_json=as_json, top=top)
+        return
+    _refuse({"--jobs": jobs, "--joblib-backend": backend}, "goes with several searches: SEARCH SEARCH...")
+    search, output = searches[0], output or Path(api.SEARCH_RESULT)
     if explained is not None:
         _explain(search, explained, calibration, as_json=as_json)
         return
@@ -116,6 +143,66 @@ def optimize_command(
     plans = "" if write_plans is None else f"; plans: {write_plans}"
     written = ", ".join(str(path) for path in (stored, page, figures) if path is not None)
     out.print(f"wrote {written}{plans}", soft_wrap=True)
+
+
+def _refuse(given: Mapping[str, object], why: str) -> None:
+    """Refuse options, by their names, where they are given.
+
+    Raises:
+        click.UsageError: with the reason.
+    """
+    for option, value in given.items():
+        if value is not None:
+            raise click.UsageError(f"{option} {why}")
+
+
+def _optimize_many(
+    searches: Sequence[Path],
+    folder: Path | None,
+    calibration: str | None,
+    *,
+    jobs: int | None,
+    backend: str | None,
+    as_json: bool,
+    top: int | None,
+) -> None:
+    """Several searches: a file and a report for each; at the end an error, if nothing was feasible in some."""
+    from moemodel.model.core.errors import InfeasiblePlanError
+
+    outputs = _outputs_of_many(searches, folder or Path())
+    found = api.search_many(searches, calibration, jobs=jobs or (None if backend else 1), backend=backend)
+    out = console()
+    failed, texts = [], []
+    for search, output, result in zip(searches, outputs, found, strict=True):
+        if isinstance(result, InfeasiblePlanError):
+            failed.append(f"{search}: {result}")
+            continue
+        texts.append(result.to_json())
+        write_atomic(output, texts[-1])
+        if not as_json:
+            for part in report(result, top):
+                out.print(part)
+            out.print(f"wrote {output}\n", soft_wrap=True)
+    if as_json:
+        echo_json_text(f"[{','.join(texts)}]")
+    if failed:
+        raise InfeasiblePlanError("\n".join(failed))
+
+
+def _outputs_of_many(searches: Sequence[Path], folder: Path) -> list[Path]:
+    """A file for the result of each search, by its name."""
+    from moemodel.model.core.errors import InputError
+
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"-o {folder}: is a file; of several searches, name a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    outputs = [folder / f"{search.stem}-{api.SEARCH_RESULT}" for search in searches]
+    twice = sorted({output.name for output in outputs if outputs.count(output) > 1})
+    if twice:
+        raise InputError(f"SEARCH: two would write {twice[0]}; give the files names of their own")
+    for output in outputs:
+        _check_output(output, _FIRST, "result of a search", "-o")
+    return outputs
 
 
 def _explain(search: Path, plan: Path, calibration: str | None, *, as_json: bool) -> None:

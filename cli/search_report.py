@@ -43,11 +43,12 @@ def _heading(result: SearchResult) -> str:
     s, counts = result.search, result.counts
     gpus = ", ".join(str(count) for count in s.cluster.gpus)
     cut = "" if s.layers is None else f", {s.layers} layers"
+    outdone = f"{counts.outdone:,} beaten by their bounds, " if counts.outdone else ""
     return (
         f"{s.name}\n{s.architecture}{cut} on {gpus} x {result.calibration.gpu}, {s.precision}, {s.backend}\n"
         f"{s.global_batch} sequences of {s.sequence_length} tokens a step; "
         f"objectives: {', '.join(words_of(name) for name in result.objectives)}\n"
-        f"{counts.combinations:,} combinations, {counts.predicted:,} predicted, {counts.feasible:,} feasible, "
+        f"{counts.combinations:,} combinations, {outdone}{counts.predicted:,} predicted, {counts.feasible:,} feasible, "
         f"{counts.front:,} on the front"
     )
 

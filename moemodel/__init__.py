@@ -5,10 +5,17 @@
     answer = moemodel.predict("plan.yaml")
     print(answer.step_time_s, answer.gpu_energy_per_token_J, answer.notes)
 
+<<<<<<< HEAD
 What the commands do, Python does by the same functions: `predict`, `search` and `explain` (`moemodel optimize`),
 `strategies`, `schedule`, `profile`, `calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate`
 (`calibrate --update`), `validate`, `run`, `predict_runs` (`run --predict`), `iteration` (`predict --trace`) and
 `compare`; `Meter` goes around a training loop of your own. The other names are their documents.
+=======
+What the commands do, Python does by the same functions: `predict`, `search`, `search_many` and `explain`
+(`moemodel optimize`), `schedule`, `profile`, `calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate`
+(`calibrate --update`), `validate`, `run`, `predict_runs` (`run --predict`), `iteration` (`predict --trace`),
+`compare` and `place`; `Meter` goes around a training loop of your own. The other names are their documents.
+>>>>>>> main
 `Meter`, `profile`, `run` and `validate` need the extra `profile`, installed from where moemodel itself came from; what
 begins with `calibrate` or `recalibrate` the extra `calibrate`, `strategies` the extra `clocks`. Everything is imported
 when it is first used: `import moemodel` costs next to nothing.
@@ -28,10 +35,15 @@ if TYPE_CHECKING:
         compare,
         explain,
         iteration,
+        place,
         predict_runs,
         recalibrate,
         schedule,
+<<<<<<< HEAD
         strategies,
+=======
+        search_many,
+>>>>>>> main
     )
     from moemodel.calibration.store.catalogue import list_calibrations, shipped, write_calibration
     from moemodel.model.architecture.hf_config import list_architectures, read_architecture
@@ -88,6 +100,7 @@ _HOMES: dict[str, str] = {
     "list_architectures": "model.architecture.hf_config",
     "list_calibrations": "calibration.store.catalogue",
     "list_gpus": "model.hardware.gpu",
+    "place": "api",
     "predict": "api",
     "predict_runs": "api",
     "profile": "api",
@@ -102,6 +115,7 @@ _HOMES: dict[str, str] = {
     "run": "api",
     "schedule": "api",
     "search": "api",
+    "search_many": "api",
     "shipped": "calibration.store.catalogue",
     "strategies": "api",
     "validate": "api",
@@ -139,6 +153,7 @@ if TYPE_CHECKING:
         "list_architectures",
         "list_calibrations",
         "list_gpus",
+        "place",
         "predict",
         "predict_runs",
         "profile",
@@ -153,6 +168,7 @@ if TYPE_CHECKING:
         "run",
         "schedule",
         "search",
+        "search_many",
         "shipped",
         "strategies",
         "validate",

@@ -7,7 +7,7 @@ imported when its function is called.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from moemodel.calibration.fit.operators import HeldOut
     from moemodel.calibration.published.kernels.overlay import HeldOutReadings
     from moemodel.calibration.update.from_reports import Update
+    from moemodel.model.core.errors import InfeasiblePlanError
     from moemodel.model.grid.options import Clocks
     from moemodel.model.grid.schedule import Schedule
     from moemodel.model.plan.spec import Plan
     from moemodel.model.records.calibration import Calibration
     from moemodel.model.results.iteration import Iteration
     from moemodel.model.results.outcome import Outcome
+    from moemodel.model.results.placement import PlacementResult
     from moemodel.model.results.validation import Report
     from moemodel.model.search.document import Search
     from moemodel.model.search.explain import Explanation
@@ -192,6 +194,56 @@ def search(
         return search(opened, load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu"), progress)
 
 
+def search_many(
+    documents: Iterable[Search | Path | str | Mapping[str, Any]],
+    calibration: Calibration | Path | str | None = None,
+    *,
+    jobs: int | None = None,
+    backend: str | None = None,
+) -> list[SearchResult | InfeasiblePlanError]:
+    """Several searches, of other models, clusters or sites, at once: `moemodel optimize A.yaml B.yaml --jobs 2`.
+
+    >>> import moemodel
+    >>> document = {
+    ...     "architecture": "opt-350m",
+    ...     "sequence_length": 2048,
+    ...     "global_batch": 64,
+    ...     "search": {"tp": 1, "pp": 1, "cp": 1, "micro_batch": 4, "recompute": "none"},
+    ... }
+    >>> clusters = [{"gpu": "h100-sxm-80gb", "gpus": gpus} for gpus in (8, 16)]
+    >>> found = moemodel.search_many([document | {"cluster": cluster} for cluster in clusters], jobs=1)
+    >>> [result.front[0].plan.cluster.gpus for result in found]
+    [8, 16]
+
+    Args:
+        documents: each as `search` takes it. All are read before the first one begins.
+        calibration: of all of them; None: of each the one that ships for its GPU.
+        jobs: how many run at once; None: as many as there are cores (1 needs nothing more, several the extra
+            `parallel`).
+        backend: where they run, by joblib's name: `loky` (processes of this machine), `dask` (the cluster of the
+            current `distributed.Client`, of $DASK_SCHEDULER_ADDRESS, or workers on this machine; extra `dask`), `ray`,
+            or any other that was registered with joblib; None: joblib's default. On other machines the same moemodel
+            has to be installed, and files that the searches name have to be there.
+
+    Returns:
+        A result for each, in their order; of a search in which no plan is feasible, the error that `search` raises.
+
+    Raises:
+        InputError, CalibrationError: see `search`; an unknown backend.
+        MissingExtraError: joblib, or what the backend needs, isn't installed.
+    """
+    from moemodel.calibration.store.catalogue import load_calibration
+    from moemodel.model.search.document import Search, read_search
+    from moemodel.model.search.many import search_all
+
+    asked = []
+    for document in documents:
+        opened, place = _opened(document, Search, "search", read_search)
+        with _errors_name(place):
+            asked.append((opened, load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu")))
+    return search_all(asked, jobs=jobs, backend=backend)
+
+
 def _each(said: str | Sequence[str] | None, count: int, key: str) -> Sequence[str | None]:
     """What is said of each of several; one for all, or one for each."""
     from moemodel.model.core.errors import InputError
@@ -330,6 +382,58 @@ def explain(
     with _errors_name(place):
         loaded = load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu")
         return explain(opened, given, loaded, lambda asked: search(asked, loaded, progress))
+
+
+def place(
+    plan: Plan | Path | str | Mapping[str, Any],
+    loads: Path | str | None = None,
+    *,
+    copies: int = 0,
+    optimal: bool = False,
+    seconds: float = 10.0,
+    calibration: Calibration | Path | str | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> PlacementResult:
+    """Place a plan's experts by their loads, with copies of hot ones or without: `moemodel place`.
+
+    >>> import moemodel
+    >>> found = moemodel.place('''
+    ... architecture: olmoe-1b-7b
+    ... sequence_length: 2048
+    ... global_batch: 64
+    ... cluster: {gpu: h100-sxm-80gb, gpus: 8}
+    ... parallel: {dp: 8, ep: 8, zero_stage: 1}
+    ... backend: megatron
+    ... ''')
+    >>> found.after.step_time_s < found.before.step_time_s
+    True
+
+    Args:
+        plan: as `predict` takes it, with ep of 2 at least.
+        loads: a run's `routing-rankN.jsonl`, or its folder; None: drawn, as uneven as the plan's `routing.skew` says.
+        copies: of experts, in each layer, beyond one of each; a multiple of ep.
+        optimal: by an integer programme (extra calibrate), for so many `seconds` over all layers.
+        calibration: as `predict` takes it, one that knows times.
+        progress: called with layers done, how many there are, and which is next.
+
+    Returns:
+        Time, energy, memory and all-to-all of a step with experts in order and as placed; the experts of every rank.
+
+    Raises:
+        InputError: as `predict`; a model without experts, ep 1, copies that no placement holds, loads of another model.
+        InfeasiblePlanError: degrees that don't divide the model.
+        CalibrationError: as `predict`.
+        MissingExtraError: scipy is not installed, which `optimal` needs.
+    """
+    from moemodel.calibration.store.catalogue import load_calibration
+    from moemodel.model.plan.spec import Plan, read_plan
+    from moemodel.model.results.placement import place
+
+    opened, where = _opened(plan, Plan, "plan", read_plan)
+    with _errors_name(where):
+        loaded = load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu")
+    path = None if loads is None else Path(loads)
+    return place(opened, loaded, path, copies=copies, optimal=optimal, seconds=seconds, progress=progress)
 
 
 def _plan_or_data(given: Plan | Path | str | Mapping[str, Any]) -> Plan | dict[str, Any]:

@@ -310,12 +310,18 @@ def test_every_public_function_shows_a_use() -> None:
             "compare",
             "explain",
             "iteration",
+            "place",
             "predict",
             "predict_runs",
             "profile",
             "run",
+            "schedule",
             "search",
+<<<<<<< HEAD
             "strategies",
+=======
+            "search_many",
+>>>>>>> main
             "validate",
         ]
     )

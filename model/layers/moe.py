@@ -35,11 +35,14 @@ from moemodel.model.layers.moe_forms import (
     streamed_operators,
     tensor_sizes,
 )
-from moemodel.model.layers.routing import ExpertRows, expert_rank_skew, expert_rows
+from moemodel.model.layers.routing import ExpertRows, busiest_rank, expert_rows, expert_slots, routed_skew
 from moemodel.model.operators.work import Kind, Shape
 
 _F = 4.0  # bytes of a float32 element
 _I = 8.0  # bytes of an index
+# Energy of a product of which one operand is zeros, over that of random numbers: what an H200 took (this project's
+# readings, 2026; `calibration.published.kernels.operands`). Of rows that pad a buffer the input is.
+_OF_ZEROS = 0.5
 _COUNT_B = 8.0  # of an expert: how many rows it gets, an int64 (profiler.backends.torch_native.operators.dispatch)
 
 
@@ -67,7 +70,7 @@ class MoeBlock(Block):
         yield Component.of("router", self._router_parameters(), "none")
         yield Component.of("shared_experts", self._shared_parameters(), "tp")
         yield Component.of("residual", self._residual_parameters(), "tp")
-        yield Component(name="experts", count=expert * moe.experts, axis="experts", active=expert * moe.top_k)
+        yield Component(name="experts", count=expert * expert_slots(moe), axis="experts", active=expert * moe.top_k)
 
     def _router_parameters(self) -> int:
         """Scores of the experts, their noise, biases or corrections, and the gate of the shared experts."""
@@ -119,17 +122,18 @@ class MoeBlock(Block):
 
     def _rows(self, batch: MicroBatch) -> ExpertRows:
         """Of the experts, as the framework pads them."""
-        return expert_rows(self.spec, batch.framework.moe, self._tokens(batch), batch.skew)
+        skew = routed_skew(self.spec, batch.skew)
+        return expert_rows(self.spec, batch.framework.moe, self._tokens(batch), skew)
 
     def _local(self, batch: MicroBatch) -> FloatArray:
-        """Experts that a GPU holds. [P]"""
-        return np.asarray(self.spec.experts / batch.ep)
+        """Experts that a GPU holds, copies among them. [P]"""
+        return np.asarray(expert_slots(self.spec) / batch.ep)
 
     # ---- operators --------------------------------------------------------------------------------------------------
 
     def operators(self, batch: MicroBatch) -> Iterator[LayerOp]:
         moe, form, rows = self.spec, batch.framework.moe, self._rows(batch)
-        tokens, busiest = self._tokens(batch), expert_rank_skew(rows.skew, batch.ep, moe.experts)
+        tokens, busiest = self._tokens(batch), busiest_rank(moe, rows.skew, batch.ep)
         sent = tokens * rows.slots * busiest
         shape = Shape(m=sent, experts=self._local(batch), skew=rows.skew)
         yield from router_operators(moe, form, tokens, self.hidden)
@@ -137,8 +141,9 @@ class MoeBlock(Block):
         if form.sorts_again and batch.adds_kernels("ep"):  # rows of several ranks, sorted by expert again, and back
             again = Shape(m=sent, n=self.hidden, experts=shape.experts, top_k=1)
             yield LayerOp(kind=Kind.PERMUTE, shape=again, mask=batch.is_sharded("ep"), load_balance=1 / busiest)
+        switching = rows.filled + _OF_ZEROS * (1 - rows.filled)
         for op in self._experts(batch, shape):
-            yield replace(op, load_balance=1 / busiest)
+            yield replace(op, load_balance=1 / busiest, switching=switching)
         if form.sorts_again and batch.adds_kernels("ep"):
             back = elementwise(sent * self.hidden, 2.0, (2.0,), mask=batch.is_sharded("ep"))
             yield replace(back, load_balance=1 / busiest)
@@ -188,7 +193,7 @@ class MoeBlock(Block):
     def _sizes(self, batch: MicroBatch) -> dict[Tensor, FloatArray]:
         """Elements of the tensors that plain kernels go over."""
         moe, tokens, rows = self.spec, self._tokens(batch), self._rows(batch)
-        busiest = expert_rank_skew(rows.skew, batch.ep, moe.experts)
+        busiest = busiest_rank(moe, rows.skew, batch.ep)
         return tensor_sizes(
             moe, self.hidden, tokens=tokens, slots=rows.slots, busiest=busiest, local=self._local(batch)
         )
@@ -225,13 +230,19 @@ class MoeBlock(Block):
             return local * 0.0 + policies[0], local * 0.0 + policies[1]
         products = moe.depth + 1 + (moe.gated and form.splits_gate)
         each = expert_kernels(products=products, gated=moe.gated)
-        spread = form.launches.each_spread * (batch.is_sharded("ep") * (local > 1))
+        spread = self._spread_copies(batch)
         forward = form.launches.forward.of(moe.top_k) + local * (each[0] + form.launches.each_forward + spread)
         backward = form.launches.backward.of(moe.top_k) + local * (each[1] + form.launches.each_backward)
         return (
             np.asarray(forward + policies[0] - MEASURED_BLOCK[0]),
             np.asarray(backward + policies[1] - MEASURED_BLOCK[1]),
         )
+
+    def _spread_copies(self, batch: MicroBatch) -> FloatArray:
+        """Of an expert's rows, which its products make and keep where a GPU holds several of several ranks'. [P]"""
+        launches = batch.framework.moe.launches
+        each = 0.0 if launches is None else launches.each_spread
+        return np.asarray(each * (batch.is_sharded("ep") * (self._local(batch) > 1)))
 
     def forward_kernels(self, batch: MicroBatch) -> FloatArray:
         together = batch.framework.moe.launches is None  # else each expert's are counted
@@ -254,10 +265,11 @@ class MoeBlock(Block):
     def kept(self, batch: MicroBatch) -> Iterator[Kept]:
         """Rows of experts, the router's scores and choices, the order of rows, shared experts."""
         moe, t, padded, form = self.spec, self._tokens(batch), self._rows(batch), batch.framework.moe
-        rows = t * padded.slots * expert_rank_skew(padded.skew, batch.ep, moe.experts)
+        rows = t * padded.slots * busiest_rank(moe, padded.skew, batch.ep)
         width, product_B = moe.width / batch.etp, batch.recipe.product_input_B
         output_B = batch.element_size_B if batch.framework.keeps_expert_outputs else 0.0
-        yield Kept(size_B=rows * self.hidden * (product_B + output_B), parts=("moe",))
+        copied_B = self._spread_copies(batch) * batch.element_size_B
+        yield Kept(size_B=rows * self.hidden * (product_B + output_B + copied_B), parts=("moe",))
         inner_B = activated_B(batch, moe) if moe.gated else product_B + batch.element_size_B
         yield Kept(size_B=rows * width * (inner_B - product_B), parts=("moe",))
         yield Kept(size_B=rows * width * product_B, parts=("moe", "moe_act"))
@@ -282,7 +294,7 @@ class MoeBlock(Block):
         """Rows of others to its experts, and its own back from theirs."""
         rows = self._rows(batch)
         own = self._tokens(batch) * rows.slots
-        there = own * expert_rank_skew(rows.skew, batch.ep, self.spec.experts)
+        there = own * busiest_rank(self.spec, rows.skew, batch.ep)
         return np.asarray(batch.element_size_B * (there + own) * self.hidden)
 
     def products_keep_input(self) -> bool:
@@ -300,7 +312,7 @@ class MoeBlock(Block):
         moe, framework, rows = self.spec, batch.framework, self._rows(batch)
         sends = (batch.ep > 1).astype(np.float64)
         size_B = batch.element_size_B * batch.tokens * rows.slots * self.hidden
-        skew = expert_rank_skew(rows.skew, batch.ep, moe.experts) if (rows.skew > 1).any() else None
+        skew = busiest_rank(moe, rows.skew, batch.ep) if (rows.skew > 1).any() else None
         if framework.moe.messages_each:
             messages = self._local(batch)
             size_B, sends = size_B / messages, sends * messages

@@ -106,22 +106,32 @@ def constraint_values(problem: SearchProblem, plans: PlanBatch, prediction: Pred
     What is of the run is left out where it has no tokens, what rests on power where none was measured, and the cost
     where nothing has a price.
     """
-    tokens = problem.document.tokens
-    time_s = prediction.step_time_s
+    energy_J = prediction.energy_J if problem.has_power else None
+    values = rising_values(problem, plans, prediction.step_time_s, energy_J) | {"memory_B": prediction.memory_B}
+    if not problem.has_power:
+        return values
+    return values | Drawn.of(plans, prediction, problem.machine, problem.document).powers()
+
+
+def rising_values(
+    problem: SearchProblem, plans: PlanBatch, time_s: FloatArray, energy_J: FloatArray | None
+) -> dict[str, FloatArray]:
+    """Of these values those that follow from the time of a step and the energy of its GPUs alone. [P]
+
+    All are worse, or the same, where a step takes longer or needs more. `energy_J` is None where none was measured.
+    """
+    document, tokens = problem.document, (plans.global_batch * plans.seq).astype(np.float64)
     values = {
         "step_time_s": time_s,
-        "memory_B": prediction.memory_B,
-        "tokens_per_s_per_gpu": prediction.tokens / time_s / plans.gpus,
+        "tokens_per_s_per_gpu": tokens / time_s / plans.gpus,
         "gpus": plans.gpus.astype(np.float64),
     }
-    if problem.has_power:
-        hosts_W = plans.gpus * problem.document.site.host_power_W
-        values |= {
-            "gpu_energy_J": prediction.energy_J,
-            "it_energy_J": prediction.energy_J + hosts_W * time_s,
-            **Drawn.of(plans, prediction, problem.machine, problem.document).powers(),
-        }
-    return values if tokens is None else values | _of_run(problem, plans, values, np.ceil(tokens / prediction.tokens))
+    if energy_J is not None:
+        hosts_W = plans.gpus * document.site.host_power_W
+        values |= {"gpu_energy_J": energy_J, "it_energy_J": energy_J + hosts_W * time_s}
+    if document.tokens is None:
+        return values
+    return values | _of_run(problem, plans, values, np.ceil(document.tokens / tokens))
 
 
 def _of_run(

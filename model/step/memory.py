@@ -30,6 +30,7 @@ from moemodel.model.layers.base import MicroBatch
 from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
 from moemodel.model.layers.layer import layer_blocks
 from moemodel.model.layers.parameters import LayerParameters, layer_parameters
+from moemodel.model.layers.routing import expert_slots
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.mesh import ParallelMesh
 from moemodel.model.records.calibration import Calibration
@@ -86,6 +87,7 @@ class MemoryModel:
         self.kinds = distinct_layers(architecture)
         self._again = Recomputation.of(plans, architecture, framework)
         self._layer_parameters = [layer_parameters(kind, architecture.hidden) for kind in self.kinds]
+        self._kept: dict[Layer, tuple[FloatArray, FloatArray]] = {}
         self._embedding = EmbeddingBlock(architecture=architecture)
         self._head = HeadBlock(architecture=architecture)
         overhead = {name: p.value for name, p in calibration.memory.parameters.items()}
@@ -193,8 +195,13 @@ class MemoryModel:
 
     def kept(self, layer: Layer) -> tuple[FloatArray, FloatArray]:
         """Bytes that one layer keeps for the backward pass of one micro-batch, in the mean over layers, and those that
-        it holds when that pass has run again what it must. [P] each.
+        it holds when that pass has run again what it must; the same on every stage. [P] each.
         """
+        if layer not in self._kept:
+            self._kept[layer] = self._kept_by(layer)
+        return self._kept[layer]
+
+    def _kept_by(self, layer: Layer) -> tuple[FloatArray, FloatArray]:
         batch, again = self.batch, self._again
         blocks = layer_blocks(layer, self.architecture.hidden)
         whole_B, kept_B = np.zeros(len(self.plans)), np.zeros(len(self.plans))
@@ -300,7 +307,7 @@ class MemoryModel:
         layers = [np.zeros(len(self.plans))]
         for kind, p, count in zip(self.kinds, self._layer_parameters, stage.layers, strict=True):
             if count:
-                experts = kind.feed_forward.experts if isinstance(kind.feed_forward, Moe) else 1
+                experts = expert_slots(kind.feed_forward) if isinstance(kind.feed_forward, Moe) else 1
                 layers.append(self._dense(p) + p.routed / (experts * self.batch.etp))
         return np.asarray(self.batch.element_size_B * np.maximum.reduce(layers))
 

@@ -29,7 +29,8 @@ from moemodel.model.schedule.base import Work
 from moemodel.model.step.system import System
 
 _CAPS_W = 25.0  # between power caps
-_SAME = 1e-9  # of a deadline or an energy: rounding
+_SAME = 1e-9  # of a deadline: rounding
+_WORTH = 1e-4  # of an energy: what saves less is the same, and the simpler choice stands
 _SHARES = (0.0, 0.5, 1.0)  # of the time that a step may take longer, which the frontier is asked for
 _MOVES = (-8, -2, -1, 1, 2, 8)  # steps of a clock
 _ROUNDS = 12  # of moves, at most
@@ -86,7 +87,7 @@ class PlanStrategies:
             if found.it_J >= best.it_J * (1 - _SAME):
                 break
             clocks, best = moved, found
-        return best if best.it_J < start.it_J * (1 - _SAME) else start
+        return best if best.it_J < start.it_J * (1 - _WORTH) else start
 
     # ---- clocks ------------------------------------------------------------------------------------------------------
 
@@ -180,7 +181,7 @@ class PlanStrategies:
         """Of least energy within the deadline; the highest clock is always there."""
         found = [each for each in self._predicted(plans) if each.step_s <= deadline_s * (1 + _SAME)]
         best = min([self.highest, *found], key=lambda each: each.it_J)
-        return best if best.it_J < self.highest.it_J * (1 - _SAME) else self.highest
+        return best if best.it_J < self.highest.it_J * (1 - _WORTH) else self.highest
 
     def _predicted(self, plans: Sequence[Plan]) -> list[Found]:
         if not plans:
