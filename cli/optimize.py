@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-<<<<<<< HEAD
-=======
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
->>>>>>> main
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 

@@ -5,17 +5,10 @@
     answer = moemodel.predict("plan.yaml")
     print(answer.step_time_s, answer.gpu_energy_per_token_J, answer.notes)
 
-<<<<<<< HEAD
-What the commands do, Python does by the same functions: `predict`, `search` and `explain` (`moemodel optimize`),
-`strategies`, `schedule`, `profile`, `calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate`
-(`calibrate --update`), `validate`, `run`, `predict_runs` (`run --predict`), `iteration` (`predict --trace`) and
-`compare`; `Meter` goes around a training loop of your own. The other names are their documents.
-=======
 What the commands do, Python does by the same functions: `predict`, `search`, `search_many` and `explain`
-(`moemodel optimize`), `schedule`, `profile`, `calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate`
-(`calibrate --update`), `validate`, `run`, `predict_runs` (`run --predict`), `iteration` (`predict --trace`),
-`compare` and `place`; `Meter` goes around a training loop of your own. The other names are their documents.
->>>>>>> main
+(`moemodel optimize`), `strategies`, `schedule`, `profile`, `calibrate`, `calibrate_readings` (`calibrate --readings`),
+`recalibrate` (`calibrate --update`), `validate`, `run`, `predict_runs` (`run --predict`), `iteration` (`predict
+--trace`), `compare` and `place`; `Meter` goes around a training loop of your own. The other names are their documents.
 `Meter`, `profile`, `run` and `validate` need the extra `profile`, installed from where moemodel itself came from; what
 begins with `calibrate` or `recalibrate` the extra `calibrate`, `strategies` the extra `clocks`. Everything is imported
 when it is first used: `import moemodel` costs next to nothing.
@@ -39,11 +32,8 @@ if TYPE_CHECKING:
         predict_runs,
         recalibrate,
         schedule,
-<<<<<<< HEAD
-        strategies,
-=======
         search_many,
->>>>>>> main
+        strategies,
     )
     from moemodel.calibration.store.catalogue import list_calibrations, shipped, write_calibration
     from moemodel.model.architecture.hf_config import list_architectures, read_architecture

@@ -317,11 +317,8 @@ def test_every_public_function_shows_a_use() -> None:
             "run",
             "schedule",
             "search",
-<<<<<<< HEAD
-            "strategies",
-=======
             "search_many",
->>>>>>> main
+            "strategies",
             "validate",
         ]
     )

@@ -24,7 +24,8 @@ from moemodel.model.plan.batch import batch_of
 from moemodel.model.plan.checks import architecture_of
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.phases import ByPhase, ClockedCost, DeviceCosts, device_costs, mean_clock_Hz
-from moemodel.model.predict.predict import predict, priced_clocks
+from moemodel.model.predict.predict import predict
+from moemodel.model.predict.priced_clocks import priced_clocks
 from moemodel.model.predict.sustained_clock import sustained_clocks
 from moemodel.model.predict.timeline import PipelineStep
 from moemodel.model.schedule.base import Sizes
@@ -84,7 +85,7 @@ def pipeline_of(plan: Plan, machine: System) -> Pipeline:
     context = _Context(
         machine=machine,
         power=power,
-        clock_Hz_K=priced_clocks(machine, power),
+        clock_Hz_K=priced_clocks(machine.calibration, power),
         warm=1 + power.rise_per_C * (temperature_C - power.leak_reference_C),
         plan=plan,
     )

@@ -67,11 +67,7 @@ class PricedPlans:
     def __init__(self, architecture: Architecture, plans: PlanBatch, machine: System) -> None:
         self._architecture, self._plans, self._machine = architecture, plans, machine
         power = power_model(machine.calibration)
-<<<<<<< HEAD
-        self._clock_Hz_K = priced_clocks(machine, power)
-=======
         self._clock_Hz_K = priced_clocks(machine.calibration, power)
->>>>>>> main
         blocks = BlockCosts(architecture, plans, machine=machine, power=power, clock_Hz_K=self._clock_Hz_K)
         own = [plans.has_clocks_by_stage] if plans.clock_limits_Hz.shape[1] else []
         first, pipeline = distinct_rows([plans.pp, plans.virtual_stages, *own])
@@ -171,16 +167,6 @@ class PricedPlans:
         return peak_B, terms_B
 
 
-<<<<<<< HEAD
-def priced_clocks(machine: System, power: PowerModel) -> FloatArray:
-    """Clocks that blocks are priced at: evenly over the range, and where the voltage begins to rise."""
-    low_Hz, high_Hz = machine.calibration.clock_range_Hz
-    knee_Hz = np.clip(power.knee_Hz, low_Hz, high_Hz)
-    return np.array(sorted({*np.linspace(low_Hz, high_Hz, _CLOCKS), knee_Hz}))  # `numpy.unique` would import numpy.ma
-
-
-=======
->>>>>>> main
 @dataclass(frozen=True, kw_only=True)
 class _MeanGpu:
     """What is predicted of the mean GPU of each plan in a step, [P]; names as in `Prediction`.
