@@ -6,7 +6,7 @@ OLMoE-1B-7B in so many stages, a GPU each, with so many micro-batches of 4 x 2,0
 1F1B, on the shipped calibrations of an H100 and of an A100; every pass of every micro-batch has a clock of its own
 (15 MHz apart). Stages are as the model is cut: the last one holds the head, and is slower. `seconds` is for a front of
 N points from the fastest step to that of least energy, from the pipeline's tables to clocks: the least of `--repeats`,
-since machines have other things to do, and the worse of the two GPUs.
+since machines have other things to do, and the worse of the two GPUs; `cpu_seconds` are those of this process.
 `worst_gap` is how far a point lies above what no clocks can be below, at most.
 
 `lowtime` (Chung et al. 2024; https://pypi.org/project/lowtime), if it can be imported, gets the same graph and tables,
@@ -144,8 +144,12 @@ def run(name: str, gpu: str, options: argparse.Namespace) -> dict[str, float | N
     """Figures of a case on one GPU."""
     stages, micro_batches = (int(part) for part in name.split("x"))
     case = pipeline(gpu, stages, micro_batches)
-    seconds, gaps = zip(*(_timed(case, options.points) for _ in range(options.repeats)), strict=True)
-    figures: dict[str, float | None] = {"seconds": min(seconds), "worst_gap": max(gaps)}
+    seconds, cpu_seconds, gaps = zip(*(_timed(case, options.points) for _ in range(options.repeats)), strict=True)
+    figures: dict[str, float | None] = {
+        "seconds": min(seconds),
+        "cpu_seconds": min(cpu_seconds),
+        "worst_gap": max(gaps),
+    }
     if options.limit > 0 and importlib.util.find_spec("lowtime") is not None:
         theirs = lowtime(case, unit_s=options.unit_ms / 1e3, limit_s=options.limit)
         figures["lowtime_seconds"] = theirs.seconds
@@ -153,11 +157,11 @@ def run(name: str, gpu: str, options: argparse.Namespace) -> dict[str, float | N
     return figures
 
 
-def _timed(case: Pipeline, points: int) -> tuple[float, float]:
-    """Seconds for a front, and its worst gap."""
-    start = time.perf_counter()
+def _timed(case: Pipeline, points: int) -> tuple[float, float, float]:
+    """Seconds for a front, those of the processor, and its worst gap."""
+    start, cpu_start = time.perf_counter(), time.process_time()
     found = frontier(case, points=points, exact=False)
-    return time.perf_counter() - start, _gap(found)
+    return time.perf_counter() - start, time.process_time() - cpu_start, _gap(found)
 
 
 def _gap(found: Frontier) -> float:
