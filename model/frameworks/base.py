@@ -128,6 +128,8 @@ class Framework:
             all-reduced under any ZeRO stage and copied back, behind nothing (DeepSpeed, FastMoE).
         reduce_bucket_B: of the buffer that gradients under ZeRO are reduced in, allocated for a backward pass whatever
             the size of the model; `largest_expert_group`: parameters of experts that the optimizer steps together.
+        steps_whole_experts_along: where experts are not spread over ranks, the optimizer steps them in one group with
+            all other parameters; else always apart.
         pipeline: `torch` (torch.distributed.pipelining: a buffer for every message, for which the host does not wait)
             or `megatron`.
         shards_experts: tensor parallelism cuts experts too; else whole experts lie on a GPU, and tensor-parallel ranks
@@ -175,6 +177,7 @@ class Framework:
     data_parallel: Literal["ddp-fsdp2", "distributed-optimizer", "flattened"] = "distributed-optimizer"
     reduce_bucket_B: float = 0.0
     largest_expert_group: float = math.inf
+    steps_whole_experts_along: bool = False
     pipeline: Literal["torch", "megatron"] = "megatron"
     shards_experts: bool = True
     dispatches_all_tokens: bool = False

@@ -70,8 +70,8 @@ MEGATRON_CORE_LOCAL = replace(
     MEGATRON_CORE,
     name="megatron-core-local",
     precisions={
-        # float32 copies of gradients and the update's temporaries, of the larger of the two optimizers that step one
-        # after the other, those of experts and of the rest (ChainedOptimizer)
+        # float32 copies of gradients and the update's temporaries; where experts are spread, of the larger of the two
+        # optimizers that step one after the other, those of experts and of the rest (ChainedOptimizer)
         "bf16-mixed": PrecisionRecipe(weight_B=2, gradient_B=2, state_B=12, transient_B=4, group_transient_B=4),
     },
     flash_attention=False,
@@ -80,6 +80,8 @@ MEGATRON_CORE_LOCAL = replace(
     step_kernels=5 + 1,  # a gradient to float32, its norm and the host's answer, two of clipping, a copy of its master
     optimizer_B=80 + 6 + 6 - 28,  # AdamW's 12 multi-tensor kernels, to float32 and back, against 28 of one kernel
     gated_tensors=5.0,  # silu's input and output, 0 added to the up-projection, the product
+    # `allreduce` marks an expert's weights as such only with expert parallelism (tensor_parallel/layers.py)
+    steps_whole_experts_along=True,
     logit_B=6.0,  # float32 softmax, and the 16-bit gradient (tensor_parallel/cross_entropy.py)
     placeholder_gradients=False,
     memory_log_error=None,
