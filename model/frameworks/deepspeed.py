@@ -85,8 +85,15 @@ DEEPSPEED = replace(
     # a test for overflow of each gradient and the host's answer, a copy of its master (fp16/fused_optimizer.py); or a
     # copy into the bucket and out of it, to float64 and its norm (zero/stage_1_and_2.py)
     step_kernels=4,
-    optimizer_B=4 + 6 + 2 + 4,  # gradients flattened, to float32, read as such; masters read to be copied to 16 bits
-    sharded_optimizer_B=2 + 8 + 8,  # norms of float64 (get_norm_dtype)
+    # of 16 calls for a tensor, by a trace of ZeRO 0, two come behind the test, whose result is read
+    # (has_overflow_serial): its gradient to float32, and its master back
+    step_read=14 / 16,
+    step_read_B=2 + 2,  # greatest and least
+    # the same trace: greatest and least; to float32; flattened; unscaled and clipped; masters to 16 bits
+    optimizer_B=4 + 6 + 8 + 8 + 6,
+    # of ZeRO, which was not traced: gradients flattened (4), to float32 (6), read as such (2), masters (4), norms of
+    # float64 (get_norm_dtype: 2 + 8 + 8), in place of the above
+    sharded_optimizer_B=(4 + 6 + 2 + 4) + (2 + 8 + 8) - 32,
     torch_launch=False,
     overlapped=frozenset(),  # overlap_comm is off by default, and gradients are reduced at the boundary
     data_parallel="flattened",

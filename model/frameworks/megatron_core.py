@@ -78,10 +78,13 @@ MEGATRON_CORE_LOCAL = replace(
     softmax="plain",
     fused_optimizer=False,
     step_kernels=5 + 1,  # a gradient to float32, its norm and the host's answer, two of clipping, a copy of its master
+    step_read=3 / 6,  # norms are read as numbers, one by one, before anything is clipped (local_multi_tensor_l2_norm)
+    step_read_B=6 + 4,
     optimizer_B=80 + 6 + 6 - 28,  # AdamW's 12 multi-tensor kernels, to float32 and back, against 28 of one kernel
     gated_tensors=5.0,  # silu's input and output, 0 added to the up-projection, the product
     # `allreduce` marks an expert's weights as such only with expert parallelism (tensor_parallel/layers.py)
     steps_whole_experts_along=True,
+    eager_loss=True,
     logit_B=6.0,  # float32 softmax, and the 16-bit gradient (tensor_parallel/cross_entropy.py)
     placeholder_gradients=False,
     memory_log_error=None,

@@ -152,8 +152,7 @@ class PipelineStep:
             shares,
         )
         optimizer = [
-            np.maximum(device.optimizer.time_s, cost.host_step_s)
-            for device, cost in zip(devices, self.costs, strict=True)
+            _late_step_s(device.optimizer.time_s, cost) for device, cost in zip(devices, self.costs, strict=True)
         ]
         synchronous_s = passes_s + np.maximum.reduce(optimizer) + self._exposed_step_s(late_forward, late_backward)
         return np.asarray(np.where(self._async_launch, async_s, synchronous_s))
@@ -214,6 +213,17 @@ def _late_pass_s(device_s: FloatArray, host_s: FloatArray, cost: StageCost) -> F
     the host waits for the device, too.
     """
     return np.asarray(device_s + host_s if cost.runs_dry else np.maximum(device_s, host_s))
+
+
+def _late_step_s(device_s: FloatArray, cost: StageCost) -> FloatArray:
+    """An optimizer's step that the device or the host makes late: in what comes before the last result that the host
+    reads the longer of both, and so in the rest.
+    """
+    if not cost.host_step_read:
+        return np.maximum(device_s, cost.host_step_s)
+    read_s = np.maximum(cost.step_read * device_s, cost.host_step_read * cost.host_step_s)
+    rest_s = np.maximum((1 - cost.step_read) * device_s, (1 - cost.host_step_read) * cost.host_step_s)
+    return np.asarray(read_s + rest_s)
 
 
 def _exposed_of_step_s(
