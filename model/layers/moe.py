@@ -35,7 +35,7 @@ from moemodel.model.layers.moe_forms import (
     streamed_operators,
     tensor_sizes,
 )
-from moemodel.model.layers.routing import ExpertRows, expert_rank_skew, expert_rows
+from moemodel.model.layers.routing import ExpertRows, expert_rank_skew, expert_rows, rows_switching
 from moemodel.model.operators.work import Kind, Shape
 
 _F = 4.0  # bytes of a float32 element
@@ -137,8 +137,10 @@ class MoeBlock(Block):
         if form.sorts_again and batch.adds_kernels("ep"):  # rows of several ranks, sorted by expert again, and back
             again = Shape(m=sent, n=self.hidden, experts=shape.experts, top_k=1)
             yield LayerOp(kind=Kind.PERMUTE, shape=again, mask=batch.is_sharded("ep"), load_balance=1 / busiest)
+        switching = rows_switching(moe, form, rows)
         for op in self._experts(batch, shape):
-            yield replace(op, load_balance=1 / busiest)
+            multiplies = op.kind in (Kind.GEMM, Kind.GROUPED_GEMM)
+            yield replace(op, load_balance=1 / busiest, switching=switching if multiplies else 1.0)
         if form.sorts_again and batch.adds_kernels("ep"):
             back = elementwise(sent * self.hidden, 2.0, (2.0,), mask=batch.is_sharded("ep"))
             yield replace(back, load_balance=1 / busiest)

@@ -15,6 +15,11 @@ from moemodel.model.frameworks.moe_form import MoeForm
 
 _NORMAL = NormalDist()
 
+# Dynamic energy of a product of zeros over that of one of random numbers: an H200 does 760 TFLOP/s at 542 W of the one,
+# 643 at 687 W of the other (measured for this project, docs/public-data.md), of which its calibration counts 446 and
+# 584 W as dynamic. Too much rather than too little: random numbers ran at a lower clock and voltage.
+_ZEROS = (446 / 760) / (584 / 643)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertRows:
@@ -59,6 +64,16 @@ def expert_rows(moe: Moe, form: MoeForm, tokens: FloatArray, skew: FloatArray) -
         return ExpertRows(slots=even * (moe.top_k * factor), skew=even)
     capacity = np.maximum(np.ceil(tokens * moe.top_k * factor / moe.experts), form.min_capacity)
     return ExpertRows(slots=np.asarray(moe.experts * capacity / tokens), skew=even)
+
+
+def rows_switching(moe: Moe, form: MoeForm, rows: ExpertRows) -> FloatArray | float:
+    """Energy of what experts multiply, over that of random numbers: rows that pad an expert's buffer to the busiest
+    one's are zeros, and so are their gradients. [P]
+    """
+    if form.padding != "always" or moe.router == "expert_choice":
+        return 1.0
+    filled = np.minimum(moe.top_k / rows.slots, 1.0)
+    return np.asarray(filled + _ZEROS * (1 - filled))
 
 
 def kept_share(skew: FloatArray, factor: float, experts: int) -> FloatArray:

@@ -69,7 +69,7 @@ class Workload:
             count = again.times(parts, saved=kept) * self._mask(op)
             if count.any() and not op.only_backward:
                 call = _call(op.kind, Pass.FORWARD, op.shape, Phase.BACKWARD, count, op.load_balance)
-                calls.append(replace(call, recomputed=True, gating=_gates(op)))
+                calls.append(replace(call, recomputed=True, gating=_gates(op), switching=op.switching))
         return calls
 
     def embedding(self) -> list[Call]:
@@ -83,7 +83,16 @@ class Workload:
     def _with_backward(self, operators: Iterable[LayerOp]) -> list[Call]:
         every = list(operators)
         calls = [
-            _call(op.kind, Pass.FORWARD, op.shape, Phase.FORWARD, self._mask(op), op.load_balance, _gates(op))
+            _call(
+                op.kind,
+                Pass.FORWARD,
+                op.shape,
+                Phase.FORWARD,
+                self._mask(op),
+                op.load_balance,
+                _gates(op),
+                op.switching,
+            )
             for op in every
             if not op.only_backward and not (self.framework.forward_only and op.kind is Kind.CROSS_ENTROPY)
         ]
@@ -91,7 +100,10 @@ class Workload:
             return calls
         for op in every:
             for kind, direction, shape in _backward(op):
-                calls.append(_call(kind, direction, shape, Phase.BACKWARD, self._mask(op), op.load_balance, _gates(op)))
+                times = self._mask(op)
+                calls.append(
+                    _call(kind, direction, shape, Phase.BACKWARD, times, op.load_balance, _gates(op), op.switching)
+                )
         return calls
 
     def _casts(self, forward: Iterable[LayerOp]) -> Iterator[LayerOp]:
@@ -187,6 +199,7 @@ def _call(
     count: FloatArray,
     load_balance: FloatArray | float = 1.0,
     gating: bool = False,
+    switching: FloatArray | float = 1.0,
 ) -> Call:
     return Call(
         kind=kind,
@@ -196,6 +209,7 @@ def _call(
         count=count,
         load_balance=load_balance,
         gating=gating,
+        switching=switching,
     )
 
 
