@@ -12,7 +12,7 @@ import numpy as np
 from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.device.operator_cost import shares
 from moemodel.model.device.power import PowerModel
-from moemodel.model.predict.phases import DeviceCosts, mean_clock_Hz
+from moemodel.model.predict.phases import ByPhase, DeviceCosts, mean_clock_Hz
 from moemodel.model.schedule.base import StageTimes
 from moemodel.model.schedule.pipeline_layout import Stage
 from moemodel.model.step.communication_groups import OverlappableComm
@@ -156,6 +156,23 @@ class PipelineStep:
         ]
         synchronous_s = passes_s + np.maximum.reduce(optimizer) + self._exposed_step_s(late_forward, late_backward)
         return np.asarray(np.where(self._async_launch, async_s, synchronous_s))
+
+    def late_by_phase_s(self, devices: list[DeviceCosts]) -> ByPhase[FloatArray]:
+        """In a step, by how much each phase takes longer for the host than its device's own time, [P, X]; of a host
+        that waits for the device in every pass, or is behind it all the time. Nothing in a pipeline.
+        """
+        none = np.zeros_like(devices[0].optimizer.time_s)
+        if sum(self.counts) > 1:
+            return ByPhase(forward=none, backward=none, optimizer=none)
+        (cost,), (device,) = self.costs, devices
+        forward_s, backward_s = device.forward.time_s, device.backward.time_s
+        late_forward_s = _late_pass_s(forward_s, np.asarray(cost.host.forward_s), cost) + cost.host_sync_s
+        late_backward_s = _late_pass_s(backward_s, np.asarray(cost.host.backward_s), cost) + cost.recompute_sync_s
+        return ByPhase(
+            forward=self.m * (late_forward_s - forward_s),
+            backward=self.m * (late_backward_s - backward_s),
+            optimizer=_late_step_s(device.optimizer.time_s, cost) - device.optimizer.time_s,
+        )
 
     def _late_backward_s(
         self, backward_s: FloatArray, host_s: FloatArray, cost: StageCost
