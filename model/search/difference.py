@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from moemodel.model.core.interval import Z
+from moemodel.model.plan.clock import clock_text
 from moemodel.model.plan.spec import Plan, SiteSpec
 from moemodel.model.results.outcome import Outcome
 from moemodel.model.search.distinguish import difference_errors
@@ -87,8 +88,8 @@ def other_choices(plan: Plan, other: Plan) -> Iterator[str]:
 def _choices(plan: Plan) -> dict[str, object]:
     words: dict[str, object] = {"recompute": plan.recompute, "schedule": plan.schedule}
     words["sequence_parallel"] = "on" if plan.parallel.sequence_parallel else "off"
-    clock = "auto" if plan.clock_MHz is None else plan.clock_MHz
-    return plan.choices | words | {"clock": f"{clock:g} MHz" if isinstance(clock, float) else clock}
+    clock = clock_text(plan.clock_MHz)
+    return plan.choices | words | {"clock": clock if plan.clock_MHz is None else f"{clock} MHz"}
 
 
 def _energy_change(a: Outcome, b: Outcome, log_error: float) -> Change | None:
