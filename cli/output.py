@@ -20,6 +20,8 @@ import click
 from moemodel.cli.visible import escaped, visible
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
     from rich.table import Table
 
@@ -107,6 +109,15 @@ class Finite(click.FloatRange):
         if not math.isfinite(converted):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return converted
+
+
+def begins_with(path: Path, text: bytes) -> bool:
+    """Whether a file is one that a command wrote, by how it begins."""
+    try:
+        with path.open("rb") as file:
+            return path.is_file() and file.read(len(text)) == text
+    except OSError:
+        return False
 
 
 def digits(value: float) -> str:

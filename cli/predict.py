@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 import click
 
 from moemodel import api
-from moemodel.cli.output import bullets, console, digits, echo_json, prefixed, table
+from moemodel.cli.output import begins_with, bullets, console, digits, echo_json, prefixed, table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
     from moemodel.model.results.estimate import Estimate
-    from moemodel.model.results.outcome import GpuVolumes, Outcome
+    from moemodel.model.results.outcome import GpuVolumes, Interruptions, Outcome
     from moemodel.model.results.routing_cost import RoutingCost
     from moemodel.model.results.stage_clocks import StageOutcome
 
@@ -39,16 +39,42 @@ _TERMS_SHOWN = 6
     "ships, memory, FLOPs, bytes and volumes of communication are all that is given]",
 )
 @click.option("--even-if-it-does-not-fit", is_flag=True, help="Answer also for a plan that needs too much memory.")
-def predict_command(plan: Path, as_json: bool, calibration: str | None, even_if_it_does_not_fit: bool) -> None:
+@click.option(
+    "--trace",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the predicted iteration in time, stage by stage, as JSON for ui.perfetto.dev.",
+)
+def predict_command(
+    plan: Path, as_json: bool, calibration: str | None, even_if_it_does_not_fit: bool, trace: Path | None
+) -> None:
     """Predict time, power, energy, memory, carbon and cost of the run in PLAN, a YAML file (see `moemodel init`)."""
     with _lean():
         answer = api.predict(plan, calibration, even_if_it_does_not_fit=even_if_it_does_not_fit)
+        if trace is not None:
+            _write_trace(answer, calibration, trace)
         if as_json:
             echo_json(answer.to_json())
             return
         out = console()
         for part in _report(answer):
             out.print(part)
+        if trace is not None:
+            out.print(f"\nwrote {trace}", soft_wrap=True)
+
+
+_FIRST = b'{"traceEvents":'  # how a trace begins
+
+
+def _write_trace(answer: Outcome, calibration: str | None, trace: Path) -> None:
+    """Write the iteration of a plan that is predicted."""
+    from moemodel.model.core.errors import InputError
+    from moemodel.model.core.files import write_atomic
+    from moemodel.model.results.trace import trace_text
+
+    if trace.exists() and not begins_with(trace, _FIRST):
+        raise InputError(f"--trace {trace}: is there already and is no trace; name another file")
+    write_atomic(trace, trace_text(api.iteration(answer.plan, calibration)))
 
 
 @contextmanager
@@ -269,7 +295,19 @@ def _run(answer: Outcome) -> Table:
     _row(made, "emissions", run.emissions_kg, "kgCO2e", scale=False)
     if run.cost is not None:
         _row(made, "cost", run.cost, run.currency, scale=False)
+    if run.interrupted is not None:
+        _interruptions(made, run.interrupted)
     return made
+
+
+def _interruptions(made: Table, found: Interruptions) -> None:
+    """What is in these totals of failures and checkpoints."""
+    made.add_row("goodput", f"{found.goodput * 100:.4g}", "% of the time makes progress", "")
+    made.add_row("failures expected", digits(found.failures), f"one in {digits(found.mtbf_h)} hours", "")
+    made.add_row("work lost", digits(found.lost_h), "hours", "")
+    every = f"hours, one every {digits(found.interval_s)} s"
+    made.add_row("checkpoints", digits(found.checkpoints_h), every, "")
+    made.add_row("restarts", digits(found.restarts_h), "hours", "")
 
 
 def _notes(answer: Outcome) -> list[RenderableType]:

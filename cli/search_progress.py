@@ -18,14 +18,20 @@ _SHORT_S = 1.0  # nothing is said of what takes less
 _LONG_S = 10.0  # what takes longer is told where there is no terminal, too
 _PARTS = {
     "memory": "memory",
+    "bounds": "bounds",
     "prediction": "time and energy",
     "front": "intervals of the front",
     "limits": "what to relax",
+    "survey": "plans of the page",
+    "timelines": "steps in time",
 }
 _AHEAD = {
     "memory": "{:,} legal plans; which of them fit in memory takes about {}",
+    "bounds": "{:,} plans fit in memory; what they take at least, at any clock, takes about {}",
     "prediction": "{:,} predictions, of every plan that fits at every clock, take about {}",
     "front": "{:,} plans of the front; their intervals take about {}",
+    "survey": "{:,} predictions for the page take about {}",
+    "timelines": "{:,} plans are laid out in time, in about {}",
     "limits": "nothing is feasible; which limit to relax, {:,} predictions tell, in about {}",
 }
 

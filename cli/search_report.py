@@ -43,11 +43,12 @@ def _heading(result: SearchResult) -> str:
     s, counts = result.search, result.counts
     gpus = ", ".join(str(count) for count in s.cluster.gpus)
     cut = "" if s.layers is None else f", {s.layers} layers"
+    outdone = f"{counts.outdone:,} beaten by their bounds, " if counts.outdone else ""
     return (
         f"{s.name}\n{s.architecture}{cut} on {gpus} x {result.calibration.gpu}, {s.precision}, {s.backend}\n"
         f"{s.global_batch} sequences of {s.sequence_length} tokens a step; "
-        f"objectives: {', '.join(_words(name) for name in result.objectives)}\n"
-        f"{counts.combinations:,} combinations, {counts.predicted:,} predicted, {counts.feasible:,} feasible, "
+        f"objectives: {', '.join(words_of(name) for name in result.objectives)}\n"
+        f"{counts.combinations:,} combinations, {outdone}{counts.predicted:,} predicted, {counts.feasible:,} feasible, "
         f"{counts.front:,} on the front"
     )
 
@@ -191,7 +192,7 @@ def _front(result: SearchResult, top: int | None) -> list[RenderableType]:
     parts: list[RenderableType] = [*map(_dim, head), *body[:size]]
     if next_best:
         ahead = "it" if len(shown) == 1 else "them"
-        parts += ["", _dim(f"Behind {ahead}, by {_words(result.objectives[0])}"), *body[size:]]
+        parts += ["", _dim(f"Behind {ahead}, by {words_of(result.objectives[0])}"), *body[size:]]
     return parts
 
 
@@ -268,7 +269,7 @@ def runs(numbers: tuple[int, ...]) -> str:
 def _picks(result: SearchResult) -> Table:
     """The plans with a name, with the intervals of what was optimized."""
     shown: tuple[ObjectiveName, ...] = tuple(dict.fromkeys(("step_time_s", *result.objectives)))
-    made = table("Pick", "#", *(f"{_words(name)}, 90 % interval" for name in shown), numbers=("#",))
+    made = table("Pick", "#", *(f"{words_of(name)}, 90 % interval" for name in shown), numbers=("#",))
     for key, number in result.picks.items():
         entry = result.front[number - 1]
         made.add_row(_pick(key, result), str(number), *(_objective(result, entry, name) for name in shown))
@@ -301,22 +302,28 @@ _WORDS = {
 }
 
 
-def _words(name: str) -> str:
+def words_of(name: str) -> str:
+    """A quantity as people call it."""
     return _WORDS.get(name, name)
 
 
 _UNITS = {
-    "step_time_s": "s",
-    "gpu_energy_J": "J",
-    "it_energy_J": "J",
-    "memory_B": "B",
-    "tokens_per_s_per_gpu": "",
+    "tokens_per_s_per_gpu": "tokens/s",
     "gpus": "",
     "run_hours": "h",
-    "run_days": "d",
-    "run_kWh": "kWh",
+    "run_days": "days",
     "run_kgCO2e": "kg",
 }
+
+
+def unit_of(result: SearchResult, name: str) -> str:
+    """Of a quantity: where the table has none, what its name ends in."""
+    if name == "run_cost":
+        return result.search.site.currency
+    return _UNITS.get(name, name.rpartition("_")[2])
+
+
+_SCALED = ("step_time_s", "gpu_energy_J", "it_energy_J", "memory_B")  # with a prefix before the unit
 
 
 def _objective(result: SearchResult, entry: Entry, name: ObjectiveName) -> str:
@@ -324,10 +331,9 @@ def _objective(result: SearchResult, entry: Entry, name: ObjectiveName) -> str:
     from moemodel.model.search.result import figure_of
 
     figure = figure_of(entry, name)
-    unit = result.search.site.currency if name == "run_cost" else _UNITS.get(name, "W")
     if figure is None:
         return ""
-    return _interval(figure, unit, scale=name in ("step_time_s", "gpu_energy_J", "it_energy_J", "memory_B"))
+    return _interval(figure, unit_of(result, name), scale=name in _SCALED)
 
 
 def _interval(figure: Figure, unit: str, *, scale: bool = True) -> str:

@@ -5,10 +5,10 @@
     answer = moemodel.predict("plan.yaml")
     print(answer.step_time_s, answer.gpu_energy_per_token_J, answer.notes)
 
-What the commands do, Python does by the same functions: `predict`, `search` and `explain` (`moemodel optimize`),
-`profile`, `calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate` (`calibrate --update`), `validate`,
-`run`, `predict_runs` (`run --predict`) and `compare`; `Meter` goes around a training loop of your own. The other names
-are their documents.
+What the commands do, Python does by the same functions: `predict`, `search`, `search_many` and `explain`
+(`moemodel optimize`), `schedule`, `profile`, `calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate`
+(`calibrate --update`), `validate`, `run`, `predict_runs` (`run --predict`), `iteration` (`predict --trace`) and
+`compare`; `Meter` goes around a training loop of your own. The other names are their documents.
 `Meter`, `profile`, `run` and `validate` need the extra `profile`, installed from where moemodel itself came from; what
 begins with `calibrate` or `recalibrate` the extra `calibrate`. Everything is imported when it is first used: `import
 moemodel` costs next to nothing.
@@ -22,7 +22,17 @@ from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 if TYPE_CHECKING:
-    from moemodel.api import calibrate, calibrate_readings, compare, explain, predict_runs, recalibrate
+    from moemodel.api import (
+        calibrate,
+        calibrate_readings,
+        compare,
+        explain,
+        iteration,
+        predict_runs,
+        recalibrate,
+        schedule,
+        search_many,
+    )
     from moemodel.calibration.store.catalogue import list_calibrations, shipped, write_calibration
     from moemodel.model.architecture.hf_config import list_architectures, read_architecture
     from moemodel.model.architecture.spec import Architecture
@@ -34,6 +44,7 @@ if TYPE_CHECKING:
         MoeModelError,
         ProfileError,
     )
+    from moemodel.model.grid.schedule import Schedule
     from moemodel.model.hardware.gpu import Gpu, list_gpus, read_gpu
     from moemodel.model.plan.spec import Plan, read_plan
     from moemodel.model.predict.predict import predict
@@ -66,12 +77,14 @@ _HOMES: dict[str, str] = {
     "Plan": "model.plan.spec",
     "ProfileError": "model.core.errors",
     "Report": "model.results.validation",
+    "Schedule": "model.grid.schedule",
     "Search": "model.search.document",
     "SearchResult": "model.search.result",
     "calibrate": "api",
     "calibrate_readings": "api",
     "compare": "api",
     "explain": "api",
+    "iteration": "api",
     "list_architectures": "model.architecture.hf_config",
     "list_calibrations": "calibration.store.catalogue",
     "list_gpus": "model.hardware.gpu",
@@ -87,7 +100,9 @@ _HOMES: dict[str, str] = {
     "read_search_result": "model.search.result",
     "recalibrate": "api",
     "run": "api",
+    "schedule": "api",
     "search": "api",
+    "search_many": "api",
     "shipped": "calibration.store.catalogue",
     "validate": "api",
     "write_calibration": "calibration.store.catalogue",
@@ -112,6 +127,7 @@ if TYPE_CHECKING:
         "Plan",
         "ProfileError",
         "Report",
+        "Schedule",
         "Search",
         "SearchResult",
         "__version__",
@@ -119,6 +135,7 @@ if TYPE_CHECKING:
         "calibrate_readings",
         "compare",
         "explain",
+        "iteration",
         "list_architectures",
         "list_calibrations",
         "list_gpus",
@@ -134,7 +151,9 @@ if TYPE_CHECKING:
         "read_search_result",
         "recalibrate",
         "run",
+        "schedule",
         "search",
+        "search_many",
         "shipped",
         "validate",
         "write_calibration",

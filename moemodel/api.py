@@ -7,7 +7,7 @@ imported when its function is called.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -15,13 +15,19 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from moemodel.model.core.extras import needs_extra
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from pydantic import BaseModel
 
     from moemodel.calibration.fit.operators import HeldOut
     from moemodel.calibration.published.kernels.overlay import HeldOutReadings
     from moemodel.calibration.update.from_reports import Update
+    from moemodel.model.core.errors import InfeasiblePlanError
+    from moemodel.model.grid.options import Clocks
+    from moemodel.model.grid.schedule import Schedule
     from moemodel.model.plan.spec import Plan
     from moemodel.model.records.calibration import Calibration
+    from moemodel.model.results.iteration import Iteration
     from moemodel.model.results.outcome import Outcome
     from moemodel.model.results.validation import Report
     from moemodel.model.search.document import Search
@@ -102,6 +108,37 @@ def predict(
         return outcome(opened, loaded, even_if_it_does_not_fit=even_if_it_does_not_fit, with_volumes=True)
 
 
+def iteration(
+    plan: Plan | Path | str | Mapping[str, Any], calibration: Calibration | Path | str | None = None
+) -> Iteration:
+    """One predicted iteration in time, stage by stage of its pipeline: `moemodel predict --trace`.
+
+    >>> import moemodel
+    >>> plan = {"architecture": "opt-350m", "sequence_length": 2048, "global_batch": 16}
+    >>> plan |= {"cluster": {"gpu": "h100-sxm-80gb", "gpus": 4}, "parallel": {"pp": 4}}
+    >>> laid_out = moemodel.iteration(plan)
+    >>> [line.slices[0].kind for line in laid_out.stages]
+    ['forward', 'waiting', 'waiting', 'waiting']
+
+    Args:
+        plan, calibration: see `predict`.
+
+    Returns:
+        The step (`step_s`); of each stage (`stages`) what a GPU does when (`slices`), its power, and its memory over
+        time. `moemodel.model.results.trace.trace_text` makes a file for Perfetto of it.
+
+    Raises:
+        InputError, InfeasiblePlanError, CalibrationError: see `predict`; or more passes than can be laid out.
+    """
+    from moemodel.calibration.store.catalogue import load_calibration
+    from moemodel.model.plan.spec import Plan, read_plan
+    from moemodel.model.results.iteration import iteration
+
+    opened, place = _opened(plan, Plan, "plan", read_plan)
+    with _errors_name(place):
+        return iteration(opened, load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu"))
+
+
 def search(
     document: Search | Path | str | Mapping[str, Any],
     calibration: Calibration | Path | str | None = None,
@@ -153,6 +190,154 @@ def search(
     opened, place = _opened(document, Search, "search", read_search)
     with _errors_name(place):
         return search(opened, load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu"), progress)
+
+
+def search_many(
+    documents: Iterable[Search | Path | str | Mapping[str, Any]],
+    calibration: Calibration | Path | str | None = None,
+    *,
+    jobs: int | None = None,
+    backend: str | None = None,
+) -> list[SearchResult | InfeasiblePlanError]:
+    """Several searches, of other models, clusters or sites, at once: `moemodel optimize A.yaml B.yaml --jobs 2`.
+
+    >>> import moemodel
+    >>> document = {
+    ...     "architecture": "opt-350m",
+    ...     "sequence_length": 2048,
+    ...     "global_batch": 64,
+    ...     "search": {"tp": 1, "pp": 1, "cp": 1, "micro_batch": 4, "recompute": "none"},
+    ... }
+    >>> clusters = [{"gpu": "h100-sxm-80gb", "gpus": gpus} for gpus in (8, 16)]
+    >>> found = moemodel.search_many([document | {"cluster": cluster} for cluster in clusters], jobs=1)
+    >>> [result.front[0].plan.cluster.gpus for result in found]
+    [8, 16]
+
+    Args:
+        documents: each as `search` takes it. All are read before the first one begins.
+        calibration: of all of them; None: of each the one that ships for its GPU.
+        jobs: how many run at once; None: as many as there are cores (1 needs nothing more, several the extra
+            `parallel`).
+        backend: where they run, by joblib's name: `loky` (processes of this machine), `dask` (the cluster of the
+            current `distributed.Client`, of $DASK_SCHEDULER_ADDRESS, or workers on this machine; extra `dask`), `ray`,
+            or any other that was registered with joblib; None: joblib's default. On other machines the same moemodel
+            has to be installed, and files that the searches name have to be there.
+
+    Returns:
+        A result for each, in their order; of a search in which no plan is feasible, the error that `search` raises.
+
+    Raises:
+        InputError, CalibrationError: see `search`; an unknown backend.
+        MissingExtraError: joblib, or what the backend needs, isn't installed.
+    """
+    from moemodel.calibration.store.catalogue import load_calibration
+    from moemodel.model.search.document import Search, read_search
+    from moemodel.model.search.many import search_all
+
+    asked = []
+    for document in documents:
+        opened, place = _opened(document, Search, "search", read_search)
+        with _errors_name(place):
+            asked.append((opened, load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu")))
+    return search_all(asked, jobs=jobs, backend=backend)
+
+
+def _each(said: str | Sequence[str] | None, count: int, key: str) -> Sequence[str | None]:
+    """What is said of each of several; one for all, or one for each."""
+    from moemodel.model.core.errors import InputError
+
+    listed: list[str | None] = [said] if isinstance(said, str) or said is None else list(said) or [None]
+    if len(listed) not in (1, count):
+        raise InputError(f"{key}: found {len(listed)} for {count} series; allowed: one for all, or one for each")
+    return listed * count if len(listed) == 1 else listed
+
+
+@needs_extra("schedule", "schedule")
+def schedule(
+    plan: Plan | Path | str | Mapping[str, Any],
+    series: Path | str | Sequence[Path | str],
+    *,
+    deadline: datetime | str,
+    start: datetime | str | None = None,
+    minimise: Literal["carbon", "cost"] | None = None,
+    clocks: Clocks = "measured",
+    when_off: Literal["kept", "released"] = "kept",
+    start_s: float | None = None,
+    checkpoint_s: float | None = None,
+    unit: str | Sequence[str] | None = None,
+    column: str | Sequence[str] | None = None,
+    time_zone: str | None = None,
+    fill_hours: int = 0,
+    calibration: Calibration | Path | str | None = None,
+) -> Schedule:
+    """When to run, to pause and to slow the clocks against an hourly series of carbon or price: `moemodel schedule`.
+
+    Needs the extra `schedule`.
+
+    >>> import moemodel
+    >>> found = moemodel.schedule(
+    ...     "examples/opt-350m.yaml", "examples/made-up-week.csv", deadline="4d", when_off="released"
+    ... )
+    >>> found.minimised, found.totals.pauses > 0
+    ('carbon', True)
+    >>> 0 < found.saved()["emissions"] < 1
+    True
+
+    Args:
+        plan: a path, YAML text, a dict of the same keys, or a `Plan`, with `tokens`; see `predict`.
+        series: a CSV file of carbon intensity or of prices, or one of each; `model.grid.series` says whose columns are
+            known. What is not in a series is the site's, every hour alike.
+        deadline, start: a time, or its text in ISO 8601; a deadline also hours or days after the start, such as "72h".
+            Without an offset it is of `time_zone`, else UTC. Start None: the first hour of the first series.
+        minimise: None: what the first series is of.
+        clocks: "measured": the plan's own, and ten over the range that was measured; "plan": its own alone; or MHz.
+        when_off: in a pause, GPUs and hosts are "kept" (idle, and paid for) or "released".
+        start_s, checkpoint_s: from a pause until it trains, and writing a checkpoint; None: as the plan's `failures`
+            say, else assumed.
+        unit, column: of the values of the series, where its columns don't say; or one for each of several.
+        time_zone: of times without an offset, by its IANA name.
+        fill_hours: longest gap in a series that is filled by a straight line.
+        calibration: see `predict`.
+
+    Returns:
+        What is done when (`segments`), sums over it (`totals`) and over running at once (`at_once_totals`), and what is
+        saved (`saved()`, `later_h`).
+
+    Raises:
+        InputError: see `predict`; a series that can't be read, or lacks hours.
+        InfeasiblePlanError: the run does not end by the deadline: by how much that has to move.
+        CalibrationError: see `predict`; or no power was measured.
+    """
+    from moemodel.calibration.store.catalogue import load_calibration
+    from moemodel.model.core.errors import InputError
+    from moemodel.model.grid.options import paused_run
+    from moemodel.model.grid.schedule import schedule
+    from moemodel.model.grid.series import read_series, zone_of
+    from moemodel.model.grid.times import deadline_of, time_of
+    from moemodel.model.plan.spec import Plan, read_plan
+
+    zone = None if time_zone is None else zone_of(time_zone)
+    files = [series] if isinstance(series, str | Path) else list(series)
+    said = zip(_each(unit, len(files), "unit"), _each(column, len(files), "column"), strict=True)
+    read = [
+        read_series(Path(file), unit=of_it, column=name, time_zone=time_zone)
+        for file, (of_it, name) in zip(files, said, strict=True)
+    ]
+    opened, place = _opened(plan, Plan, "plan", read_plan)
+    if not read:
+        raise InputError("series: found none; allowed: a CSV file of carbon intensity or prices, or one of each")
+    begins = read[0].first if start is None else time_of(start, zone, key="--start")
+    with _errors_name(place):
+        loaded = load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu")
+        run = paused_run(opened, loaded, clocks=clocks, when_off=when_off, start_s=start_s, checkpoint_s=checkpoint_s)
+    return schedule(
+        run,
+        read,
+        start=begins,
+        deadline=deadline_of(deadline, begins, zone),
+        minimise=minimise,
+        fill_hours=fill_hours,
+    )
 
 
 def explain(

@@ -149,6 +149,11 @@ def test_documents_are_read_by_name_or_path(
         assert read(name) == read(Path(name))
 
 
+def test_schedule_as_its_docstring_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    _run("schedule")
+
+
 def test_nothing_to_work_on() -> None:
     with pytest.raises(moemodel.InputError, match="found no profile"):
         moemodel.calibrate()
@@ -288,7 +293,20 @@ def test_every_public_function_shows_a_use() -> None:
     own = [name for name in moemodel.__all__ if getattr(getattr(moemodel, name), "__module__", "") == "moemodel.api"]
     calibrating = ["calibrate", "calibrate_readings", "recalibrate"]
     assert sorted(own) == sorted(
-        [*calibrating, "compare", "explain", "predict", "predict_runs", "profile", "run", "search", "validate"]
+        [
+            *calibrating,
+            "compare",
+            "explain",
+            "iteration",
+            "predict",
+            "predict_runs",
+            "profile",
+            "run",
+            "schedule",
+            "search",
+            "search_many",
+            "validate",
+        ]
     )
     for name in own:
         text = getattr(moemodel, name).__doc__

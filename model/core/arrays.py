@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ def take_rows(record: _Record, rows: BoolArray | IntArray) -> _Record:
     """Some rows of a record: a dataclass whose arrays, lists and inner records have one element a row.
 
     Args:
-        record: what else it holds (a name, a number) is of all rows, and stays.
+        record: what else it holds (a name, a number) is of all rows, and stays; a dict has a record or array a key.
         rows: true for those to keep, or their places.
     """
     return _taken(record, rows)  # type: ignore[no-any-return]
@@ -36,6 +37,44 @@ def _taken(value: Any, rows: BoolArray | IntArray) -> Any:
         return value[rows]
     if isinstance(value, list):
         return [value[place] for place in np.arange(len(value))[rows]]
+    if isinstance(value, dict):
+        return {key: _taken(one, rows) for key, one in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{f.name: _taken(getattr(value, f.name), rows) for f in fields(value) if f.init})
     return value
+
+
+def distinct_rows(columns: Sequence[NDArray[Any]]) -> tuple[IntArray, IntArray]:
+    """Index of the first of each distinct row of a table, and which of them each row is.
+
+    `numpy.unique(axis=0)` does the same by comparing rows as bytes, ten times slower. Columns become digits of one
+    number; it is renumbered by the rows that there are before it could overflow.
+    """
+    code, size = np.zeros(len(columns[0]), dtype=np.int64), 1
+    if len(code) == 1:
+        return code, code
+    for column in columns:
+        digits, values = _digits(column)
+        if size > _MOST_CODES // values:
+            found, code = np.unique(code, return_inverse=True)
+            code, size = code.ravel(), len(found)
+        code, size = (code * values + digits, size * values) if values > 1 else (code, size)
+    _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
+    return first, inverse.ravel()
+
+
+_MOST_CODES = 2**62  # of a number of 63 bits
+
+
+def _digits(column: NDArray[Any]) -> tuple[IntArray, int]:
+    """Places of a column's values, in their order, and how many there are; whole numbers stand for themselves."""
+    low, high = column.min(), column.max()
+    if low == high:
+        return np.zeros(len(column), dtype=np.int64), 1
+    if column.dtype.kind in "biu" and int(high) - int(low) < _WIDEST:
+        return column.astype(np.int64) - int(low), int(high) - int(low) + 1
+    values, place = np.unique(column, return_inverse=True)
+    return place.ravel().astype(np.int64), len(values)
+
+
+_WIDEST = 2**20  # of whole numbers: three such columns fit into a code

@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.arrays import FloatArray, IntArray
 
 _ROUNDS = 3  # of clocks and the times that stretches take at them
 _STEADY = 1e-4  # of a clock: what moves more in the last of them is not settled
@@ -135,16 +135,33 @@ def _settled(
     times = [time_at_clock(stretch.time_s_PK, clock_Hz_K, clock) for stretch, clock in zip(cycle, clocks, strict=True)]
     kept = [np.exp(-time / move.lag_s) for time, move in zip(times, moves, strict=True)]
     low, high = np.full_like(highest_Hz_P, clock_Hz_K[0]), highest_Hz_P
+    gain, offset_Hz, least_Hz, most_Hz = _whole_cycle(moves, kept)
     for _ in range(_HALVINGS):
-        begin = end = (low + high) / 2
-        for move, keep in zip(moves, kept, strict=True):
-            end = move.end(end, keep)
-        low, high = np.where(end > begin, begin, low), np.where(end > begin, high, begin)
+        begin = (low + high) / 2
+        rises = _between(gain * begin + offset_Hz, least_Hz, most_Hz) > begin
+        low, high = np.where(rises, begin, low), np.where(rises, high, begin)
     found, at = [], (low + high) / 2
     for move, keep, time in zip(moves, kept, times, strict=True):
         found.append(move.mean(at, keep, time))
         at = move.end(at, keep)
     return found
+
+
+def _whole_cycle(
+    moves: Sequence[_ClockResponse], kept: Sequence[FloatArray]
+) -> tuple[FloatArray | float, FloatArray | float, FloatArray | float, FloatArray | float]:
+    """Where a cycle ends that began at a clock, as gain x clock + offset between a least and a most: every stretch of
+    it ends so (`_ClockResponse.end`), and with gains above nothing one behind another do too."""
+    gain: FloatArray | float = 1.0
+    offset: FloatArray | float = 0.0
+    least: FloatArray | float = moves[0].lowest_Hz  # no cycle begins below or above these
+    most: FloatArray | float = moves[0].highest_Hz
+    for move, keep in zip(moves, kept, strict=True):
+        pulled_Hz = move.target_Hz * (1 - keep)
+        gain, offset = gain * keep, offset * keep + pulled_Hz
+        least = _between(least * keep + pulled_Hz, move.lowest_Hz, move.highest_Hz)
+        most = _between(most * keep + pulled_Hz, move.lowest_Hz, move.highest_Hz)
+    return gain, offset, least, most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,11 +225,10 @@ def _power_at(stretch: PowerSegment, clock_Hz_K: FloatArray, clock_Hz_P: FloatAr
     """Power of a stretch at one clock for each cycle, within those given, [P]: its energy, linear in the clock, over
     its time, linear in the period, as both are priced between the clocks (`at_clock`, `time_at_clock`)."""
     upper = np.minimum(np.maximum(np.searchsorted(clock_Hz_K, clock_Hz_P), 1), len(clock_Hz_K) - 1)
-    rows, low, high = np.arange(len(upper)), clock_Hz_K[upper - 1], clock_Hz_K[upper]
+    low, high = clock_Hz_K[upper - 1], clock_Hz_K[upper]
     share = (clock_Hz_P - low) / (high - low)
     period_share = share * high / clock_Hz_P
-    low_W, high_W = stretch.power_W_PK[rows, upper - 1], stretch.power_W_PK[rows, upper]
-    low_s, high_s = stretch.time_s_PK[rows, upper - 1], stretch.time_s_PK[rows, upper]
+    (low_W, high_W), (low_s, high_s) = _about(stretch.power_W_PK, upper), _about(stretch.time_s_PK, upper)
     energy_J = low_W * low_s * (1 - share) + high_W * high_s * share
     time_s = low_s * (1 - period_share) + high_s * period_share
     mean_W: FloatArray = np.divide(energy_J, time_s, out=low_W * (1 - share) + high_W * share, where=time_s > 0)
@@ -240,8 +256,15 @@ def at_clock(values_UK: FloatArray, clock_Hz_K: FloatArray, clock_Hz_U: FloatArr
     upper = np.minimum(np.maximum(np.searchsorted(clock_Hz_K, clock_Hz_U), 1), len(clock_Hz_K) - 1)
     low, high = clock_Hz_K[upper - 1], clock_Hz_K[upper]
     share = _between((clock_Hz_U - low) / (high - low), 0.0, 1.0)
-    rows = np.arange(len(values_UK))
-    return np.asarray(values_UK[rows, upper - 1] * (1 - share) + values_UK[rows, upper] * share)
+    below, above = _about(values_UK, upper)
+    return np.asarray(below * (1 - share) + above * share)
+
+
+def _about(values_UK: FloatArray, upper_U: IntArray) -> tuple[FloatArray, FloatArray]:
+    """Of each row the value before a place, and there, [U] each: half the time of an index for either axis."""
+    place = np.arange(0, values_UK.size, values_UK.shape[1]) + upper_U
+    flat = np.ascontiguousarray(values_UK).reshape(-1)
+    return flat.take(place - 1), flat.take(place)
 
 
 def time_at_clock(time_UK: FloatArray, clock_Hz_K: FloatArray, clock_Hz_U: FloatArray) -> FloatArray:

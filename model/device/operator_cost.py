@@ -7,7 +7,7 @@ applied operator by operator; what the host needs to queue the kernels is in `ho
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import numpy as np
@@ -81,6 +81,15 @@ class PhaseCost:
             weights_s_U=weights_s,
             weights_calls_U=weights_calls,
             gating_s_U=gating_s,
+        )
+
+    def least(self) -> PhaseCost:
+        """Time, energy and cycles at the clock that has least of each, [U, 1]."""
+        return replace(
+            self,
+            time_s_UK=self.time_s_UK.min(axis=1, keepdims=True),
+            energy_J_UK=self.energy_J_UK.min(axis=1, keepdims=True),
+            cycles_UK=self.cycles_UK.min(axis=1, keepdims=True),
         )
 
     def take(self, rows: NDArray[np.int64]) -> PhaseCost:

@@ -115,6 +115,13 @@ class PowerModel:
         steady_W = np.maximum(cool_W, 0.0) / (1 - gain)
         return steady_W, self.inlet_C + self.thermal_C_per_W * steady_W
 
+    def steady_slope(self, dynamic_W: FloatArray) -> FloatArray:
+        """How steady power rises with dynamic power: dP/dD of `steady`, below the most gain."""
+        warm = self.inlet_C - self.leak_reference_C
+        left = 1 - np.minimum((self.leak_W_per_C + self.rise_per_C * dynamic_W) * self.thermal_C_per_W, _MOST_GAIN)
+        steady_W = self.steady(dynamic_W)[0]
+        return np.asarray((1 + self.rise_per_C * warm + self.rise_per_C * self.thermal_C_per_W * steady_W) / left)
+
 
 def power_model(calibration: Calibration, *, inlet_C: float | None = None) -> PowerModel:
     """The power model of a calibration.

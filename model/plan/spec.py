@@ -16,6 +16,7 @@ from moemodel.model.hardware.gpu import Gpu, GpuVariant, read_gpu
 from moemodel.model.hardware.link import Link
 from moemodel.model.plan.clock import AskedClock, Clock, asked_clock, check_clocks
 from moemodel.model.plan.clock import Clock_MHz as Clock_MHz
+from moemodel.model.plan.failures import FailuresSpec
 from moemodel.model.plan.paths import NamesFiles
 from moemodel.model.plan.recompute import RecomputeName, recompute_number
 from moemodel.model.plan.routing import RoutingSpec
@@ -167,6 +168,7 @@ def check_forward_only(plan: Plan) -> None:
         "routing.balance_loss": (plan.routing.balance_loss, 0.0),
         "routing.z_loss": (plan.routing.z_loss, 0.0),
         "routing.bias_rate": (plan.routing.bias_rate, 0.0),
+        "failures": (None if plan.failures is None else "a block", None),
     }
     wrong = [
         f"{key}: found {value}; allowed: {'null' if only is None else only}"
@@ -234,6 +236,7 @@ class Plan(NamesFiles):
     power_cap_W: Power_W | None = Field(default=None, description="per GPU; null: the GPU's own limit")
     site: SiteSpec = SiteSpec()
     tokens: TokensOfRun | None = Field(default=None, description="tokens to train on; null: no totals for the run")
+    failures: FailuresSpec | None = Field(default=None, description="what interrupts the run; null: nothing does")
     _former_backend: str | None = PrivateAttr(default=None)
 
     @property

@@ -14,24 +14,22 @@ from functools import cached_property, partial
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray, distinct_rows
 from moemodel.model.device.power import PowerModel, power_model
 from moemodel.model.layers.flops import model_flops
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.predict.phases import ByPhase, ClockedCost, DeviceCosts, device_costs
 from moemodel.model.predict.prediction import Prediction, PredictionByStage
+from moemodel.model.predict.priced_clocks import priced_clocks
 from moemodel.model.predict.stage_clocks import StageFigures, StageRuns, bounded, ceiling_Hz, governor_grid, settled
 from moemodel.model.predict.sustained_clock import sustained_clocks, total_power, within_limit
 from moemodel.model.predict.timeline import PipelineStep, Timeline, above_rounding
 from moemodel.model.schedule.pipeline_layout import members, stages
 from moemodel.model.step.memory import Memory
 from moemodel.model.step.memory_fit import fit_probability
-from moemodel.model.step.stage_cost import BlockCosts, StageCost, distinct_rows
+from moemodel.model.step.stage_cost import BlockCosts, StageCost
 from moemodel.model.step.system import System
 
-# Of the range, at which blocks are priced; between them, linear in the clock or its period. With 49, step times of
-# bench/plans move by 0.07 % in the mean and 0.26 % at most; each takes its time.
-_CLOCKS = 7
 # Log errors for each factor e that the clock lies outside those measured: of device time, and of power. From what the
 # simulated GPU adds below its passive range (bench/simulated_gpu.py, docs/architecture.md): operators 4.1 instead of
 # 2.6 %, power 4.7 instead of 1.4 %, over clocks whose mean distance is half of a factor e.
@@ -69,7 +67,7 @@ class PricedPlans:
     def __init__(self, architecture: Architecture, plans: PlanBatch, machine: System) -> None:
         self._architecture, self._plans, self._machine = architecture, plans, machine
         power = power_model(machine.calibration)
-        self._clock_Hz_K = _priced_clocks(machine, power)
+        self._clock_Hz_K = priced_clocks(machine.calibration, power)
         blocks = BlockCosts(architecture, plans, machine=machine, power=power, clock_Hz_K=self._clock_Hz_K)
         own = [plans.has_clocks_by_stage] if plans.clock_limits_Hz.shape[1] else []
         first, pipeline = distinct_rows([plans.pp, plans.virtual_stages, *own])
@@ -88,6 +86,11 @@ class PricedPlans:
         found = [part.solve(self._clock_Hz_K, self._machine, powers, temperature_C) for part in self._pipelines]
         rows = [part.rows for part in self._pipelines]
         return [self._joined(list(zip(rows, parts, strict=True))) for parts in zip(*found, strict=True)]
+
+    def parts(self, inlet_C: float | None) -> list[StepParts]:
+        """What their steps are made of, by pipeline, in the steady state with air of that temperature."""
+        powers = [power_model(self._machine.calibration, inlet_C=inlet_C)]
+        return [part.solve(self._clock_Hz_K, self._machine, powers, None)[0].parts for part in self._pipelines]
 
     def _joined(self, parts: list[tuple[IntArray, _Solved]]) -> Prediction:
         """Plans of several pipelines in one order, with their stages where any has clocks of their own."""
@@ -164,13 +167,6 @@ class PricedPlans:
         return peak_B, terms_B
 
 
-def _priced_clocks(machine: System, power: PowerModel) -> FloatArray:
-    """Clocks that blocks are priced at: evenly over the range, and where the voltage begins to rise."""
-    low_Hz, high_Hz = machine.calibration.clock_range_Hz
-    knee_Hz = np.clip(power.knee_Hz, low_Hz, high_Hz)
-    return np.array(sorted({*np.linspace(low_Hz, high_Hz, _CLOCKS), knee_Hz}))  # `numpy.unique` would import numpy.ma
-
-
 @dataclass(frozen=True, kw_only=True)
 class _MeanGpu:
     """What is predicted of the mean GPU of each plan in a step, [P]; names as in `Prediction`.
@@ -207,11 +203,30 @@ class _MeanGpu:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepParts:
+    """What a step of plans that share a pipeline is made of, at the clocks that they keep.
+
+    Attributes:
+        pipe: the step; its classes of stages, or `runs` where stages differ in their clocks.
+        devices: by class of stages.
+        power: of a GPU.
+        power_W: mean of a GPU of each class, [P].
+    """
+
+    pipe: PipelineStep
+    devices: list[DeviceCosts]
+    power: PowerModel
+    power_W: list[FloatArray]
+    runs: StageRuns | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Solved:
     """Plans that share a pipeline at the clocks that they keep: the mean GPU, and stages if their clocks differ."""
 
     mean: _MeanGpu
     stages: StageFigures | None
+    parts: StepParts
 
 
 def _scattered(parts: list[tuple[IntArray, _MeanGpu]], size: int) -> _MeanGpu:
@@ -283,7 +298,8 @@ class _PricedPipeline:
             ]
             mean, watts = _mean_gpu(self.pipe, devices, self.pipe.timeline(devices), power, temperature_C)
             figures = None if self.runs is None else self.runs.figures(kept, devices, watts)
-            found.append(_Solved(mean=mean, stages=figures))
+            parts = StepParts(pipe=self.pipe, devices=devices, power=power, power_W=watts, runs=self.runs)
+            found.append(_Solved(mean=mean, stages=figures, parts=parts))
         return found
 
     def _clocks(

@@ -113,6 +113,13 @@ class PipelineStep:
             overlapped_s=overlapped,
         )
 
+    def exposed_pass_s(self, index: int, device: DeviceCosts) -> tuple[FloatArray, FloatArray]:
+        """Communication of one micro-batch that nothing hides, forward and backward, of one class of stages."""
+        cost = self.costs[index]
+        forward_s, _ = _split(cost.forward_exchange, device.forward.time_s)
+        backward_s, _ = _split(cost.backward_exchange, device.backward.time_s)
+        return forward_s, backward_s
+
     def _exposed_step_s(self, forward: list[FloatArray], backward: list[FloatArray]) -> FloatArray:
         """Of the stage that shows most, and messages that fill the pipeline. Beside the passes of the slowest stage the
         others stand idle between theirs, and exchange meanwhile; a micro-batch's own communication runs behind nothing.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+
+import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.device.host_overhead import HostModel
@@ -13,6 +16,7 @@ from moemodel.model.layers.multi_token import multi_token_note
 from moemodel.model.network.cluster import notes_on_tests
 from moemodel.model.operators.work import Kind, Pass
 from moemodel.model.plan.clock import Auto, ByStage
+from moemodel.model.plan.failures import CHECKPOINT_S, RESTART_S
 from moemodel.model.plan.skew import experts_of, forecast
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.prediction import Prediction
@@ -20,6 +24,7 @@ from moemodel.model.records.calibration import Calibration, KernelFit
 from moemodel.model.results.clock_changes import change_worth
 from moemodel.model.results.defaults import choices_by_default, inlet_by_default, site_by_default
 from moemodel.model.results.feasibility import verdict_of
+from moemodel.model.results.goodput import run_time
 from moemodel.model.results.inlet_sensitivity import InletSensitivity
 from moemodel.model.results.routing_cost import RoutingCost
 from moemodel.model.results.stage_clocks import notes_on_stage_clocks
@@ -30,6 +35,7 @@ _SHARE_WORTH_SAYING = 0.01  # of the device time outside what was measured: less
 _CLOCK_TOLERANCE = 0.995  # 10 MHz of an H100's 1980, less than a step of its clock
 _SAME_C = 0.5  # of a die: what rounding shows
 _CLOCK_EXCESS = 1.01  # of the power cap: sustained loads settle within 1 % of it
+_NEVER_ENDS = 0.01  # assumed, of goodput: nobody waits for a hundredfold
 _HELD = 0.97  # assumed, of the power limit: mean of a step that it holds back; stretches of little power give some away
 
 
@@ -76,9 +82,37 @@ def notes(
         _power(calibration),
         inlet_by_default(plan, warmer),
         *site_by_default(plan, machine),
+        *_failures(plan, prediction),
         f"Calibration {calibration.name}: {calibration.provenance}",
     ]
     return tuple(note for note in found if note)
+
+
+def _failures(plan: Plan, p: Prediction) -> Iterator[str]:
+    """What failures were reckoned with, and whether the run can end."""
+    failures = plan.failures
+    if failures is None:
+        return
+    if plan.tokens is None:
+        yield "`failures` counts in the totals of the run alone: give `tokens`."
+        return
+    steps = np.ceil(plan.tokens / p.tokens)
+    run = run_time(failures, steps=steps, step_time_s=p.step_time_s, gpus=np.array([float(plan.cluster.gpus)]))
+    interval = "given" if failures.checkpoint_interval_s is not None else "Daly's (2006), the best for these"
+    known = {"checkpoint_s": CHECKPOINT_S, "restart_s": RESTART_S}
+    defaults = [name for name, value in known.items() if getattr(failures, name) == value]
+    assumed = f"; {' and '.join(defaults)} by default (assumed)" if defaults else ""
+    yield (
+        f"The run is taken to fail every {failures.mtbf_s(plan.cluster.gpus) / 3600:.3g} hours, at random, and to lose "
+        f"what it did since its last checkpoint; a checkpoint every {float(run.interval_s[0]):,.0f} s of training "
+        f"({interval}) takes {failures.checkpoint_s:g} s, a restart {failures.restart_s:g} s{assumed}. GPUs idle "
+        "meanwhile. Spare GPUs are taken to be there."
+    )
+    if float(run.goodput[0]) < _NEVER_ENDS:
+        yield (
+            f"Such a run is not expected to end: {float(run.goodput[0]):.1g} of its time makes progress. Hours, "
+            "energy, emissions and cost are lower bounds; shorten checkpoint_interval_s, checkpoint_s or restart_s."
+        )
 
 
 def _forward_only(plan: Plan) -> str | None:

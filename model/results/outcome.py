@@ -27,10 +27,12 @@ from moemodel.model.results.carbon import footprint, grid_intensity
 from moemodel.model.results.energy import StepEnergy
 from moemodel.model.results.estimate import Estimate, finite
 from moemodel.model.results.feasibility import Verdict, refuse_too_large, verdict_of
+from moemodel.model.results.goodput import RunTime, run_time
 from moemodel.model.results.inlet_sensitivity import InletSensitivity, predict_with_sensitivity
 from moemodel.model.results.notes import notes, notes_without_times
 from moemodel.model.results.routing_cost import RoutingCost, routing_cost
 from moemodel.model.results.stage_clocks import StageOutcome, stage_outcomes
+from moemodel.model.step.idle_power import idle_power_W
 from moemodel.model.step.memory_fit import fit_probability, peak_memory
 from moemodel.model.step.system import System, system_of
 from moemodel.model.step.volumes import StepVolumes, step_volumes
@@ -86,16 +88,59 @@ class GpuVolumes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Interruptions:
+    """What failures and checkpoints make of a run: expected values (`results.goodput`).
+
+    Attributes:
+        goodput: share of the run's time that makes progress.
+        failures: that end the job.
+        mtbf_h: mean time between two of them.
+        interval_s: training between two checkpoints.
+        lost_h: training that is lost and repeated; `checkpoints_h` and `restarts_h` the run stands still.
+        standing_power_W: of a GPU that stands still, without its host.
+    """
+
+    goodput: float
+    failures: float
+    mtbf_h: float
+    interval_s: float
+    lost_h: float
+    checkpoints_h: float
+    restarts_h: float
+    standing_power_W: float
+
+    @classmethod
+    def of(cls, time: RunTime, mtbf_s: float, standing_power_W: float) -> Interruptions:
+        """Of a batch of one."""
+        t = time.first()
+        return cls(
+            goodput=first(time.goodput),
+            failures=t["failures"],
+            mtbf_h=mtbf_s / _SECONDS_PER_HOUR,
+            interval_s=t["interval_s"],
+            lost_h=(t["training_s"] - t["useful_s"]) / _SECONDS_PER_HOUR,
+            checkpoints_h=t["checkpoints_s"] / _SECONDS_PER_HOUR,
+            restarts_h=t["restarts_s"] / _SECONDS_PER_HOUR,
+            standing_power_W=standing_power_W,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """With units in the names."""
+        return {name: finite(value) for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunTotals:
     """The whole training run.
 
     Attributes:
         tokens: that it trains on.
         steps: optimizer steps that takes.
-        hours: from the first step to the last, without interruptions.
+        hours: from the first step to the last; with checkpoints and failures, where the plan states them.
         energy_kWh: at the meter: GPUs and hosts, times PUE.
         emissions_kg: CO2-equivalent.
         cost: energy and GPU hours, in `currency`; None where the plan gives no price.
+        interrupted: what failures and checkpoints make of it; None where the plan states none.
     """
 
     tokens: float
@@ -105,6 +150,7 @@ class RunTotals:
     emissions_kg: Estimate
     cost: Estimate | None
     currency: str
+    interrupted: Interruptions | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -416,7 +462,7 @@ def _outcome(
         model_flops=first(p.flops),
         volumes=None,
         routing=routing,
-        run=None if plan.tokens is None else _run(plan, plan.tokens, step, energy.it_J, first(p.tokens)),
+        run=_run(plan, step, energy.it_J, first(p.tokens), idle_power_W(machine)),
         notes=notes(plan, architecture, machine, prediction, warmer, routing),
         stages=stage_outcomes(plan, p),
     )
@@ -464,12 +510,24 @@ def _computed(time_s: FloatArray, energy_J: FloatArray, clock_Hz: FloatArray) ->
     return PhaseOutcome(time_s=first(time_s), energy_J=first(energy_J), clock_Hz=first(clock_Hz))
 
 
-def _run(plan: Plan, tokens: float, step_s: Estimate, it_energy_J: Estimate, tokens_per_step: float) -> RunTotals:
-    """Totals of a run: the last step is a whole one."""
-    site, gpus = plan.site, plan.cluster.gpus
+def _run(
+    plan: Plan, step_s: Estimate, it_energy_J: Estimate, tokens_per_step: float, idle_W: float
+) -> RunTotals | None:
+    """Totals of a run, if the plan says how long it is: the last step is a whole one."""
+    site, gpus, tokens = plan.site, plan.cluster.gpus, plan.tokens
+    if tokens is None:
+        return None
     steps = math.ceil(tokens / tokens_per_step)
     hours = step_s * (steps / _SECONDS_PER_HOUR)
     it_J = it_energy_J * steps
+    interrupted = None
+    if plan.failures is not None:
+        time = run_time(plan.failures, **_of_one(steps=steps, step_time_s=step_s.value, gpus=gpus))
+        interrupted = Interruptions.of(time, plan.failures.mtbf_s(gpus), idle_W)
+        hours = hours * first(time.wall_s / time.useful_s)
+        standing_J = gpus * (idle_W + site.host_power_W) * first(time.standing_s)
+        known = Estimate(value=standing_J, low=standing_J, high=standing_J)
+        it_J = it_J * first(time.training_s / time.useful_s) + known
     grid = grid_intensity(site.region, key="site.region")
     bill = footprint(1.0, pue=site.pue, intensity_kg_per_kWh=grid, price_per_kWh=site.price_per_kWh)  # of one joule
     costs = [] if bill.cost is None else [it_J * bill.cost]
@@ -482,7 +540,13 @@ def _run(plan: Plan, tokens: float, step_s: Estimate, it_energy_J: Estimate, tok
         emissions_kg=it_J * (bill.energy_kWh * grid),
         cost=sum(costs[1:], start=costs[0]) if costs else None,
         currency=site.currency,
+        interrupted=interrupted,
     )
+
+
+def _of_one(**values: float) -> dict[str, FloatArray]:
+    """A batch of one."""
+    return {name: np.array([value], dtype=np.float64) for name, value in values.items()}
 
 
 def _phase_json(phase: PhaseOutcome) -> dict[str, Any]:
@@ -499,4 +563,4 @@ def _run_json(run: RunTotals) -> dict[str, Any]:
         "emissions_kgCO2e": run.emissions_kg.to_json(),
         "cost": None if run.cost is None else run.cost.to_json(),
         "currency": run.currency,
-    }
+    } | ({} if run.interrupted is None else {"interrupted": run.interrupted.to_json()})

@@ -9,7 +9,8 @@
 
 An ISO code means a country before all else: CA is Canada, and Georgia is the country. Intensities are CodeCarbon's
 (`presets/grids.json`), names and cloud regions in `presets/regions.json`, each with its source. What is unknown is not
-guessed at by its letters, but for a slip in a long name: short codes that look alike lie far apart.
+guessed at by its letters, but for a slip in a long name or in a cloud's region: short codes that look alike lie far
+apart.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ _AVAILABILITY_ZONE = re.compile(r"(.*\d)-?[a-z]")  # us-east-1a, us-central1-f
 _CODE = re.compile(r"(.+)[-_:/,][^-_:/,]*")  # and what stands before its last part
 _LONG_NAME = 5  # letters, assumed: shorter names that are one slip apart are names of different places
 _SLIP = 0.85  # likeness of a name with a slip in it to the name that is meant: one letter of five or more
+_CLOUD_SLIP = 0.88  # the same of a cloud's region: two letters that changed places in nine or more
+_LONG_CLOUD = 9
 _MOST_NAMED = 8  # places in a hint, what a person reads
 _ALLOWED = "ISO codes and names of countries, states, provinces, grid zones, regions of AWS, Azure and Google Cloud"
 
@@ -317,7 +320,7 @@ def _series(region: str) -> str:
 
 
 def _near(folded: str) -> list[str]:
-    """Places that a name may mean: by its town, by its abbreviation, or with a slip in it."""
+    """Places that a name may mean: by its town, by its abbreviation, or with a slip in it; last a cloud's regions."""
     names, regions = _names(), _grids().regions
 
     def shown(code: str) -> str:
@@ -333,7 +336,16 @@ def _near(folded: str) -> list[str]:
         return []
     long = [name for name in _places() if len(name) >= _LONG_NAME and not any(c.isdigit() for c in name)]
     slips = dict.fromkeys(_places()[name] for name in difflib.get_close_matches(folded, long, n=3, cutoff=_SLIP))
-    return [shown(code) for code in slips]
+    if slips:
+        return [shown(code) for code in slips]
+    clouds = {region: code for _, cloud in names.clouds() for region, (code, _) in cloud.items()}
+    near = difflib.get_close_matches(folded, clouds, n=3, cutoff=_CLOUD_SLIP) if len(folded) >= _LONG_CLOUD else []
+    return [f"{region!r} ({regions[clouds[region]].name})" for region in near if _numbered(region) == _numbered(folded)]
+
+
+def _numbered(region: str) -> str:
+    """A cloud's region's number: another one is another place."""
+    return region[len(_series(region)) :]
 
 
 def _of_its_country(named: str) -> str:

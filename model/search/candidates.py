@@ -145,10 +145,15 @@ def clocks_MHz(document: Search, gpu: Gpu, calibration: Calibration) -> tuple[fl
         return _on_steps([asked.lowest + n * asked.step for n in range(count + 1)], gpu)
     if isinstance(asked, tuple):
         return asked
+    return (None, *measured_clocks_MHz(gpu, calibration))
+
+
+def measured_clocks_MHz(gpu: Gpu, calibration: Calibration) -> tuple[float, ...]:
+    """Ten clocks over the range that the calibration measured; none where the GPU has no known clocks."""
     if gpu.clock_min_Hz is None or gpu.clock_max_Hz is None:
-        return (None,)
+        return ()
     low_Hz, high_Hz = (float(np.clip(f, gpu.clock_min_Hz, gpu.clock_max_Hz)) for f in calibration.clock_measured_Hz)
-    return (None, *_on_steps((np.linspace(low_Hz, high_Hz, _CLOCKS) / 1e6).tolist(), gpu))
+    return _on_steps((np.linspace(low_Hz, high_Hz, _CLOCKS) / 1e6).tolist(), gpu)
 
 
 def clocks_Hz(clocks: Iterable[float | None]) -> FloatArray:

@@ -16,6 +16,7 @@ from moemodel.model.core.documents import Strict, Switch, read_yaml
 from moemodel.model.frameworks.base import Precision
 from moemodel.model.hardware.gpu import GpuVariant
 from moemodel.model.hardware.link import Link
+from moemodel.model.plan.failures import FailuresSpec
 from moemodel.model.plan.paths import NamesFiles
 from moemodel.model.plan.recompute import RecomputeName
 from moemodel.model.plan.routing import RoutingSpec
@@ -295,6 +296,7 @@ class Search(NamesFiles):
     power_cap_W: Power_W | None = None
     site: SiteSpec = SiteSpec()
     tokens: TokensOfRun | None = None
+    failures: FailuresSpec | None = None
     search: Annotated[Ranges, BeforeValidator(_given)] = Ranges()
     clocks_MHz: Clocks = Field(
         default="measured",
@@ -383,6 +385,7 @@ class Search(NamesFiles):
         cluster = self.cluster.model_dump() | {"gpus": choices.pop("gpus", 1)}
         fixed = {name: getattr(self, name) for name in _FIXED}
         nested = {"routing": self.routing.model_dump(), "site": self.site.model_dump()}
+        nested |= {} if self.failures is None else {"failures": self.failures.model_dump()}
         schedule = {"schedule": self.schedule[0]}
         return Plan.model_validate(
             {"name": self.name, "cluster": cluster, "parallel": parallel} | fixed | nested | schedule | choices

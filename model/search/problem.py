@@ -20,6 +20,7 @@ from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.carbon import footprint, grid_intensity
+from moemodel.model.results.goodput import run_time
 from moemodel.model.schedule import registry as schedules
 from moemodel.model.search.document import OF_MEMORY, Search
 from moemodel.model.search.power import Drawn
@@ -30,6 +31,7 @@ from moemodel.model.search.quantities import (
     ObjectiveName,
     needs_power,
 )
+from moemodel.model.step.idle_power import idle_power_W
 from moemodel.model.step.memory import Memory
 from moemodel.model.step.memory_fit import peak_memory
 from moemodel.model.step.system import System, system_of
@@ -104,22 +106,32 @@ def constraint_values(problem: SearchProblem, plans: PlanBatch, prediction: Pred
     What is of the run is left out where it has no tokens, what rests on power where none was measured, and the cost
     where nothing has a price.
     """
-    tokens = problem.document.tokens
-    time_s = prediction.step_time_s
+    energy_J = prediction.energy_J if problem.has_power else None
+    values = rising_values(problem, plans, prediction.step_time_s, energy_J) | {"memory_B": prediction.memory_B}
+    if not problem.has_power:
+        return values
+    return values | Drawn.of(plans, prediction, problem.machine, problem.document).powers()
+
+
+def rising_values(
+    problem: SearchProblem, plans: PlanBatch, time_s: FloatArray, energy_J: FloatArray | None
+) -> dict[str, FloatArray]:
+    """Of these values those that follow from the time of a step and the energy of its GPUs alone. [P]
+
+    All are worse, or the same, where a step takes longer or needs more. `energy_J` is None where none was measured.
+    """
+    document, tokens = problem.document, (plans.global_batch * plans.seq).astype(np.float64)
     values = {
         "step_time_s": time_s,
-        "memory_B": prediction.memory_B,
-        "tokens_per_s_per_gpu": prediction.tokens / time_s / plans.gpus,
+        "tokens_per_s_per_gpu": tokens / time_s / plans.gpus,
         "gpus": plans.gpus.astype(np.float64),
     }
-    if problem.has_power:
-        hosts_W = plans.gpus * problem.document.site.host_power_W
-        values |= {
-            "gpu_energy_J": prediction.energy_J,
-            "it_energy_J": prediction.energy_J + hosts_W * time_s,
-            **Drawn.of(plans, prediction, problem.machine, problem.document).powers(),
-        }
-    return values if tokens is None else values | _of_run(problem, plans, values, np.ceil(tokens / prediction.tokens))
+    if energy_J is not None:
+        hosts_W = plans.gpus * document.site.host_power_W
+        values |= {"gpu_energy_J": energy_J, "it_energy_J": energy_J + hosts_W * time_s}
+    if document.tokens is None:
+        return values
+    return values | _of_run(problem, plans, values, np.ceil(document.tokens / tokens))
 
 
 def _of_run(
@@ -127,20 +139,32 @@ def _of_run(
 ) -> dict[str, FloatArray]:
     """What can be told of a run of so many steps. [P]"""
     site = problem.document.site
-    hours = steps * values["step_time_s"] / _SECONDS_PER_HOUR
+    time_s, energy_J = _with_failures(problem, plans, values, steps)
+    hours = time_s / _SECONDS_PER_HOUR
     run = {"run_hours": hours, "run_days": hours / _HOURS_PER_DAY, DEADLINE: hours}
     costs = [] if site.gpu_hour_price is None else [hours * plans.gpus * site.gpu_hour_price]
     if problem.has_power:
         grid = grid_intensity(site.region, key="site.region")
-        meter = footprint(
-            steps * values["it_energy_J"], pue=site.pue, intensity_kg_per_kWh=grid, price_per_kWh=site.price_per_kWh
-        )
+        meter = footprint(energy_J, pue=site.pue, intensity_kg_per_kWh=grid, price_per_kWh=site.price_per_kWh)
         run["run_kWh"] = meter.energy_kWh
         run |= {} if meter.emissions_kg is None else {"run_kgCO2e": meter.emissions_kg}
         costs += [] if meter.cost is None else [meter.cost]
     elif site.price_per_kWh is not None:
         costs = []  # a part of it isn't known
     return run | ({"run_cost": np.sum(costs, axis=0)} if costs else {})
+
+
+def _with_failures(
+    problem: SearchProblem, plans: PlanBatch, values: dict[str, FloatArray], steps: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Time and, NaN where no power was measured, IT energy of the run; with its failures, where the search has any."""
+    step_s, step_J = values["step_time_s"], values.get("it_energy_J", np.full_like(steps, np.nan))
+    failures = problem.document.failures
+    if failures is None:
+        return steps * step_s, steps * step_J
+    run = run_time(failures, steps=steps, step_time_s=step_s, gpus=plans.gpus.astype(np.float64))
+    standing_W = plans.gpus * (idle_power_W(problem.machine) + problem.document.site.host_power_W)
+    return run.wall_s, steps * step_J * (run.training_s / run.useful_s) + standing_W * run.standing_s
 
 
 def costs_of(problem: SearchProblem, values: dict[str, FloatArray]) -> FloatArray:

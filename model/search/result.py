@@ -174,11 +174,16 @@ class Refusal(Strict):
 
 
 class Counts(Strict):
-    """How many there were: combinations, those predicted in full, those within all limits, those on the front."""
+    """How many there were: combinations, those predicted in full, those within all limits, those on the front.
+
+    `outdone`: of large spaces those that were not predicted, since a bound showed that they are beaten whatever their
+    clock; which of them keep the limits isn't known, and `feasible` counts none of them.
+    """
 
     combinations: Whole
     refused: tuple[Refusal, ...]
     predicted: Whole
+    outdone: Whole = 0
     feasible: Whole
     front: Whole
 

@@ -24,6 +24,7 @@ from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import Calibration, reference_to
 from moemodel.model.results.outcome import Outcome, outcome
 from moemodel.model.search.candidates import Candidates, at_clocks, candidates, clocks_Hz
+from moemodel.model.search.contenders import contenders
 from moemodel.model.search.difference import differences
 from moemodel.model.search.distinguish import alike
 from moemodel.model.search.document import Search
@@ -47,6 +48,8 @@ from moemodel.model.search.state import MOST_NEXT, PredictedPlans, SearchState
 _NUMBER = re.compile(r"[0-9][0-9.,]*")
 _NEXT = 10  # plans behind the front that are kept, for a validation to run: one of them may be the best in truth
 _MOST_PREDICTIONS = 50_000_000  # half an hour on one core
+# Predictions, up to which all plans are predicted, so that it is known of each whether it keeps the limits: seconds.
+_ALL_OF_THEM = 200_000
 _BATCH = 50_000  # plans predicted at once: about 0.1 GB; smaller batches price the same shapes again
 
 
@@ -57,14 +60,18 @@ def _silent(part: str, done: int, total: int) -> None:
     """Nobody listens."""
 
 
-def search(document: Search, calibration: Calibration, progress: Progress = _silent) -> SearchResult:
+def search(
+    document: Search, calibration: Calibration, progress: Progress = _silent, *, exhaustive: bool | None = None
+) -> SearchResult:
     """The front of all legal plans within the limits.
 
     Args:
         document: a checked search (`read_search`).
         calibration: of its GPU.
-        progress: is told, about once a second, of a part ("memory", "prediction", of which each clock counts,
+        progress: is told, about once a second, of a part ("memory", "bounds", "prediction", of which each clock counts,
             "clocks", "front") how many of how many plans are done.
+        exhaustive: predict every plan (True), or none that a bound shows to be beaten (False); the front is the same.
+            None: every plan of spaces that are small enough.
 
     Raises:
         InputError, CalibrationError: see `problem_of`; too many plans.
@@ -75,20 +82,49 @@ def search(document: Search, calibration: Calibration, progress: Progress = _sil
     state = SearchState(problem, legal)
     fitting = state.keep_fitting(legal, partial(progress, "memory"))
     total = len(fitting) * len(legal.clocks_MHz)
-    if total > _MOST_PREDICTIONS:
-        raise InputError(
-            f"search: {len(fitting):,} plans fit in memory, at {len(legal.clocks_MHz)} clocks each: more than "
-            f"{_MOST_PREDICTIONS:,} predictions; give fewer values of a choice under `search`, or fewer clocks_MHz"
-        )
-    done = 0
-    progress("prediction", done, total)
-    for predicted in predicted_plans(problem, fitting):
-        state.add(predicted)
-        done += len(predicted.plans)
-        progress("prediction", done, total)
+    if exhaustive or (exhaustive is None and total <= _ALL_OF_THEM):
+        _predict_all(problem, fitting, state, partial(progress, "prediction"))
+    else:
+        _predict_contenders(problem, fitting, state, progress)
     if not len(state.index):
         raise nothing_feasible(problem, legal, state, predicted_plans, partial(progress, "limits"))
     return _result(problem, calibration, legal, state, progress)
+
+
+def _predict_all(
+    problem: SearchProblem, fitting: Candidates, state: SearchState, progress: Callable[[int, int], None]
+) -> None:
+    """Predict every plan at every clock."""
+    total = len(fitting) * len(fitting.clocks_MHz)
+    _refuse_too_many(total, fitting)
+    progress(0, total)
+    for predicted in predicted_plans(problem, fitting):
+        state.add(predicted)
+        progress(state.predicted, total)
+
+
+def _predict_contenders(problem: SearchProblem, fitting: Candidates, state: SearchState, progress: Progress) -> None:
+    """Predict the plans that a bound does not show to be beaten, at every clock."""
+    clocks = len(fitting.clocks_MHz)
+    found = contenders(problem, fitting, state, partial(progress, "bounds"))
+    for some in found:
+        _refuse_too_many(state.predicted, fitting)
+        for predicted in predicted_plans(problem, some):
+            state.add(predicted)
+        progress("prediction", state.predicted + state.outdone, len(fitting) * clocks)
+
+
+def _refuse_too_many(predictions: int, fitting: Candidates) -> None:
+    """Refuse what would take an hour.
+
+    Raises:
+        InputError: with what to give fewer of.
+    """
+    if predictions > _MOST_PREDICTIONS:
+        raise InputError(
+            f"search: {len(fitting):,} plans fit in memory, at {len(fitting.clocks_MHz)} clocks each: more than "
+            f"{_MOST_PREDICTIONS:,} predictions; give fewer values of a choice under `search`, or fewer clocks_MHz"
+        )
 
 
 def predicted_plans(problem: SearchProblem, legal: Candidates) -> Iterator[PredictedPlans]:
@@ -143,6 +179,7 @@ def _result(
             combinations=legal.total,
             refused=tuple(Refusal(reason=r.key, says=r.message, plans=r.plans) for r in state.refusals()),
             predicted=state.predicted,
+            outdone=state.outdone,
             feasible=state.feasible,
             front=front,
         ),

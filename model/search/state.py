@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moemodel.model.core.arrays import FloatArray, IntArray
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
+from moemodel.model.core.threads import in_threads
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.spec import Plan
 from moemodel.model.search.candidates import Candidates, Refused
 from moemodel.model.search.pareto import pareto, to_digits
 from moemodel.model.search.problem import SearchProblem, costs_of, limits_of, memory_of, summary
-from moemodel.model.search.room import memory_B, memory_risk, room_of
+from moemodel.model.search.room import Room, memory_B, memory_risk, room_of
 from moemodel.model.step.memory import Memory
 
 _ROWS = 50_000  # plans whose memory is counted at once, as `model.search.search` predicts them
@@ -28,6 +30,9 @@ MOST_NEXT = 100  # plans behind the front that a search may keep
 # Best combinations remembered, whatever their clock, from which those on the front are then taken out. Assumed: a front
 # holds no more than 64 combinations of them; where it does, fewer are kept behind it.
 _TOP_K = 64 + MOST_NEXT
+
+
+_SAME = 1e-9  # of a cost: no less than to how many digits a front tells costs apart (`model.search.pareto`)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,7 @@ class SearchState:
         self.refused = list(legal.refused)
         self.predicted = 0
         self.feasible = 0
+        self.outdone = 0
         self.index = np.zeros(0, dtype=np.int64)
         self.costs_FO = np.zeros((0, len(problem.objectives)))
         self._top_k = np.zeros(0, dtype=np.int64)
@@ -73,18 +79,12 @@ class SearchState:
         if not legal.clocks_MHz:  # all refused already
             return legal
         kept, terms, over, risky = np.zeros(len(legal), dtype=np.bool_), Counter[str](), 0, 0
-        for start in range(0, len(legal), _ROWS):
-            progress(start, len(legal))
-            rows = np.arange(start, min(start + _ROWS, len(legal)))
-            some = legal.take(rows)
-            plans = some.batch(self.problem.document)
-            memory = memory_of(self.problem, plans)
-            room = room_of(self.problem, plans, memory.peak_B)
+        for rows, some, peak_B, largest, room in in_threads(partial(_in_memory, self.problem, legal), _rows_of(legal)):
+            progress(int(rows[0]), len(legal))
             kept[rows] = room.kept
-            largest = _largest_terms(memory)
             terms.update(largest[room.too_large].tolist())
             over, risky = over + int(room.over.sum()), risky + int(room.risky.sum())
-            self._near_in_memory(some, memory.peak_B, largest)
+            self._near_in_memory(some, peak_B, largest)
         self._count_memory(terms, over, risky)
         self._nearest_ratio = math.inf  # of what fits, from now on
         return legal.take(kept)
@@ -136,6 +136,24 @@ class SearchState:
         index, costs = predicted.index_P[within], costs_of(self.problem, predicted.values)[within]
         self._merge(index, costs)
         self._update_top_k(index, costs[:, 0])
+
+    def beaten(self, least_PO: FloatArray) -> BoolArray:
+        """Combinations that are beaten at every clock, by their least costs: by one plan of the front in all
+        objectives, and in the first one by all that may be kept behind it. [P]"""
+        if not len(self.index) or len(self._top_k) < _TOP_K:
+            return np.zeros(len(least_PO), dtype=np.bool_)
+        least = least_PO * (1 - _SAME)
+        better = np.searchsorted(self.costs_FO[:, 0], least[:, 0]) - 1  # the last of the front that is better in it
+        beaten = (better >= 0) & (self.costs_FO[np.maximum(better, 0), -1] < least[:, -1])
+        return np.asarray(beaten & (least[:, 0] > self._top_k_cost.max()))
+
+    def rule_out(self, combinations: int, limit: str | None = None) -> None:
+        """Count combinations that were not predicted, at all clocks: beaten, or beyond a limit at all of them."""
+        plans = combinations * len(self.legal.clocks_MHz)
+        if limit is None:
+            self.outdone += plans
+        else:
+            self._over[limit] += plans
 
     def _near_limits(self, predicted: PredictedPlans, worst: FloatArray) -> None:
         """Remember the plan that exceeds the limits least; it is told of where none keeps them."""
@@ -193,6 +211,22 @@ class SearchState:
         more = f"; and {len(found) - _MAIN_REASONS} more reasons" if len(found) > _MAIN_REASONS else ""
         nearest = f" The nearest miss: {self.nearest}." if self.nearest else ""
         return f"no plan is feasible. Of {self.legal.total:,} combinations: {reasons}{more}.{nearest}"
+
+
+def _rows_of(legal: Candidates) -> Iterator[IntArray]:
+    """Rows of all candidates, some at a time."""
+    for start in range(0, len(legal), _ROWS):
+        yield np.arange(start, min(start + _ROWS, len(legal)))
+
+
+def _in_memory(
+    problem: SearchProblem, legal: Candidates, rows: IntArray
+) -> tuple[IntArray, Candidates, FloatArray, NDArray[np.str_], Room]:
+    """Some candidates: their rows, themselves, their peaks, the largest term of each, and what becomes of it."""
+    some = legal.take(rows)
+    plans = some.batch(problem.document)
+    memory = memory_of(problem, plans)
+    return rows, some, memory.peak_B, _largest_terms(memory), room_of(problem, plans, memory.peak_B)
 
 
 def _largest_terms(memory: Memory) -> NDArray[np.str_]:

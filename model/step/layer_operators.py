@@ -58,19 +58,38 @@ class Workload:
 
     def layer(self, layer: Layer) -> list[Call]:
         """Calls of one layer: forward, recomputation and backward of one micro-batch."""
-        operators = layer_blocks(layer, self.architecture.hidden).operators(self.batch)
-        forward = list(self._casts(operators) if self.batch.recipe.casts else operators)
-        calls = self._with_backward(forward)
+        calls = self.passes(layer)
         if not self.plans.recompute.any():
             return calls
         again = Recomputation.of(self.plans, self.architecture, self.framework)
-        for op, kept in zip(forward, saved(forward), strict=True):
-            parts = (*op.parts, "core_attn") if op.attention_core else op.parts
-            count = again.times(parts, saved=kept) * self._mask(op)
-            if count.any() and not op.only_backward:
-                call = _call(op.kind, Pass.FORWARD, op.shape, Phase.BACKWARD, count, op.load_balance)
-                calls.append(replace(call, recomputed=True, gating=_gates(op)))
+        for (parts, kept), some in self.repeatable(layer).items():
+            times = again.times(parts, saved=kept)
+            if times.any():
+                calls += [replace(call, count=times * call.count) for call in some]
         return calls
+
+    def passes(self, layer: Layer) -> list[Call]:
+        """The same without recomputation."""
+        return self._with_backward(self._forward(layer))
+
+    def repeatable(self, layer: Layer) -> dict[tuple[tuple[str, ...], bool], list[Call]]:
+        """Calls of forward operators as a backward pass runs them again, once each, by the parts of the layer that they
+        are of and whether their output is kept where layers run again but for some operators (`Recomputation.times`).
+        """
+        forward = self._forward(layer)
+        found: dict[tuple[tuple[str, ...], bool], list[Call]] = {}
+        for op, kept in zip(forward, saved(forward), strict=True):
+            if op.only_backward or not self._mask(op).any():
+                continue
+            parts = (*op.parts, "core_attn") if op.attention_core else op.parts
+            call = _call(op.kind, Pass.FORWARD, op.shape, Phase.BACKWARD, self._mask(op), op.load_balance, _gates(op))
+            found.setdefault((parts, kept), []).append(replace(call, recomputed=True))
+        return found
+
+    def _forward(self, layer: Layer) -> list[LayerOp]:
+        """Forward operators of a layer, with what casts their operands."""
+        operators = layer_blocks(layer, self.architecture.hidden).operators(self.batch)
+        return list(self._casts(operators) if self.batch.recipe.casts else operators)
 
     def embedding(self) -> list[Call]:
         """Token (and learned position) embedding, and the projection behind it where widths differ."""

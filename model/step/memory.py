@@ -86,6 +86,7 @@ class MemoryModel:
         self.kinds = distinct_layers(architecture)
         self._again = Recomputation.of(plans, architecture, framework)
         self._layer_parameters = [layer_parameters(kind, architecture.hidden) for kind in self.kinds]
+        self._kept: dict[Layer, tuple[FloatArray, FloatArray]] = {}
         self._embedding = EmbeddingBlock(architecture=architecture)
         self._head = HeadBlock(architecture=architecture)
         overhead = {name: p.value for name, p in calibration.memory.parameters.items()}
@@ -193,8 +194,13 @@ class MemoryModel:
 
     def kept(self, layer: Layer) -> tuple[FloatArray, FloatArray]:
         """Bytes that one layer keeps for the backward pass of one micro-batch, in the mean over layers, and those that
-        it holds when that pass has run again what it must. [P] each.
+        it holds when that pass has run again what it must; the same on every stage. [P] each.
         """
+        if layer not in self._kept:
+            self._kept[layer] = self._kept_by(layer)
+        return self._kept[layer]
+
+    def _kept_by(self, layer: Layer) -> tuple[FloatArray, FloatArray]:
         batch, again = self.batch, self._again
         blocks = layer_blocks(layer, self.architecture.hidden)
         whole_B, kept_B = np.zeros(len(self.plans)), np.zeros(len(self.plans))

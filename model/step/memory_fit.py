@@ -15,14 +15,14 @@ from dataclasses import replace
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.core.arrays import FloatArray, IntArray
+from moemodel.model.core.arrays import FloatArray, IntArray, distinct_rows
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.schedule.pipeline_layout import stages
 from moemodel.model.step.memory import Memory, MemoryModel, fullest
-from moemodel.model.step.stage_cost import distinct_rows
 from moemodel.model.step.system import FUSED_LOGIT_B, System
 
 _THRIFTY = 0.3  # assumed: share of programs that need least where a plan does not say
+_ERF_IS_ONE = 6.0  # from where on the error function is 1 to the last bit of a float
 _SURE = 0.95  # probability from which the programs that need less are not asked about
 
 
@@ -78,7 +78,10 @@ def likely_below(peak_B: FloatArray, memory_B: float, log_error: float) -> Float
     if log_error == 0.0:
         return (peak_B <= memory_B).astype(np.float64)
     z = np.log(memory_B / peak_B) / (log_error * math.sqrt(2.0))
-    return np.array([0.5 * (1.0 + math.erf(value)) for value in z.tolist()])
+    likely = np.where(z > 0, 1.0, 0.0)
+    near = np.flatnonzero(np.abs(z) < _ERF_IS_ONE)
+    likely[near] = [0.5 * (1.0 + math.erf(value)) for value in z[near].tolist()]
+    return likely
 
 
 def _by_pipeline(plans: PlanBatch) -> Iterator[IntArray]:

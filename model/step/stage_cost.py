@@ -5,15 +5,15 @@ Axes: U distinct micro-batch shapes, P plans, K clocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.core.arrays import FloatArray, IntArray
+from moemodel.model.core.arrays import FloatArray, IntArray, distinct_rows, take_rows
 from moemodel.model.device.host_overhead import HostCost, HostModel
 from moemodel.model.device.operator_cost import OperatorCostModel, PhaseCost, shares
 from moemodel.model.device.power import PowerModel
@@ -101,110 +101,252 @@ class BlockCosts:
         self.machine = machine
         self.kinds = distinct_layers(architecture)
         self.layer_blocks = [layer_blocks(layer, architecture.hidden) for layer in self.kinds]
+        self._reduce: Callable[[PhaseCost], PhaseCost] = lambda lane: lane
         self.clocks = len(clock_Hz_K)
         self.pricer = OperatorCostModel(calibration, chip_of_calibration(calibration), power, clock_Hz_K)
         self.host = HostModel(calibration, machine.framework.name)
         batch = MicroBatch.of(plans, machine.framework, machine.precision)
         again = Recomputation.of(plans, architecture, machine.framework)
         first, self.shape = distinct_rows([*batch.shape_columns, plans.recompute, again.layers])
-        workload = Workload(architecture, plans.take(first), framework=machine.framework, precision=machine.precision)
-        count = len(first)
-        layers = [workload.layer(layer) for layer in self.kinds]
-        self.recomputed_calls = [_recomputed(calls, count) for calls in layers]
-        *self.layers, self.embedding, self.head = self.pricer.blocks(
-            [*layers, workload.embedding(), workload.head()], count
+        alike, place = distinct_rows([column[first] for column in batch.shape_columns])  # but for recomputation
+        workload = Workload(
+            architecture, plans.take(first[alike]), framework=machine.framework, precision=machine.precision
         )
+        repeated = [workload.repeatable(layer) for layer in self.kinds] if plans.recompute.any() else []
+        passes = [*(workload.passes(layer) for layer in self.kinds), workload.embedding(), workload.head()]
+        priced = self.pricer.blocks([*passes, *(calls for parts in repeated for calls in parts.values())], len(alike))
+        *self.layers, self.embedding, self.head = (_all_taken(lanes, place) for lanes in priced[: len(passes)])
+        self.recomputed_calls = [np.zeros(len(first)) for _ in self.kinds]
+        more = iter(priced[len(passes) :])
+        times = take_rows(again, first).times
+        for lanes, calls, parts in zip(self.layers, self.recomputed_calls, repeated, strict=False):
+            for (names, kept), lane in zip(parts, more, strict=False):
+                _repeat(lanes[Phase.BACKWARD], calls, lane[Phase.BACKWARD], place, times(names, saved=kept))
+
+    def price(self, calls: Iterable[Call], count: int) -> dict[Phase, PhaseCost]:
+        """Costs of more calls, of so many shapes."""
+        return {phase: self._reduce(lane) for phase, lane in self.pricer.phase_costs(calls, count).items()}
+
+    def least(self) -> BlockCosts:
+        """The same at one clock that there is not: every time, and every energy, is the least over the clocks."""
+        least = copy(self)
+        least._reduce, least.clocks = PhaseCost.least, 1
+        reduced = [{phase: lane.least() for phase, lane in lanes.items()} for lanes in self._lanes()]
+        *least.layers, least.embedding, least.head = reduced
+        return least
+
+    def _lanes(self) -> list[dict[Phase, PhaseCost]]:
+        return [*self.layers, self.embedding, self.head]
 
     def at(self, rows: IntArray) -> StageCosts:
         """What stages cost under the plans at these rows."""
         return StageCosts(self, rows)
 
 
+# What is read of a plan by the parts of a stage that a micro-batch passes, and by those of a step; both know the
+# pipeline. How many micro-batches there are, and how many at a time, comes in their place into the latter.
+_PIPELINE = ("dp", "tp", "pp", "ep", "cp", "virtual_stages", "schedule")
+_OF_A_MICRO_BATCH = (*_PIPELINE, "micro_batch", "seq", "sequence_parallel", "recompute", "skew")
+_OF_A_STEP = (*_PIPELINE, "zero_stage")
+
+
 class StageCosts:
-    """Blocks added up into stages, for some of the plans."""
+    """Blocks added up into stages, for some of the plans.
+
+    What a stage does with a micro-batch does not depend on how parameters are sharded, and what it does once a step not
+    on what micro-batches are made of: each is priced once for all plans that are alike in what it reads.
+    """
 
     def __init__(self, blocks: BlockCosts, rows: IntArray) -> None:
-        machine = blocks.machine
+        self.plans = plans = blocks.plans.take(rows)
+        self._forward_only = blocks.machine.framework.forward_only
+        self._every = _StageParts(blocks, rows)
+        read = [getattr(plans, name) for name in _OF_A_MICRO_BATCH]
+        first, self._micro_P = distinct_rows([*read, plans.rounds])
+        self._micro = _StageParts(blocks, rows[first])
+        read = [getattr(plans, name) for name in _OF_A_STEP]
+        first, self._step_P = distinct_rows([*read, plans.micro_batches, plans.scheduled])
+        self._step = _StageParts(blocks, rows[first])
+
+    def fullest(self, pipeline: tuple[Stage, ...]) -> Memory:
+        """Memory of the fullest class of stages."""
+        return fullest(self._every.memory, pipeline)
+
+    def stage(self, stage: Stage) -> StageCost:
+        """Cost of a class of stages."""
+        if self._forward_only:
+            return self._every.forward_only(stage)
+        passes = take_rows(self._micro.passes(stage), self._micro_P)
+        once = take_rows(self._step.once(stage), self._step_P)
+        forward, backward = passes.forward, passes.backward
+        _merge(forward, once.updates.get(Phase.FORWARD), 1.0)
+        _merge(backward, once.updates.get(Phase.BACKWARD), 1.0)
+        again, call = passes.recomputed_calls, passes.call
+        queue = self._every.queue(call)
+        return StageCost(
+            forward=forward,
+            backward=backward,
+            optimizer=once.updates[Phase.OPTIMIZER],
+            forward_exchange=passes.forward_exchange,
+            backward_exchange=passes.backward_exchange,
+            step_exchange=once.exchange,
+            unoverlappable_fraction_forward=passes.unoverlappable_fraction_forward,
+            unoverlappable_fraction_backward=passes.unoverlappable_fraction_backward,
+            host=self._every.kernels(forward.calls_U, backward.calls_U - again, passes.layers_host)
+            + HostCost(forward_s=0.0, backward_s=call.forward_s * again[:, None])
+            + HostCost(
+                forward_s=passes.queued.forward_s,
+                backward_s=passes.queued.backward_s + queue.added_s(once.added_tensors),
+            ),
+            host_exchange_s=queue.step_s(
+                units=once.exchange.units,
+                buckets=once.exchange.buckets,
+                tensors=once.tensors,
+                counts=once.counts,
+                micro_batches=self.plans.micro_batches.astype(np.float64),
+            ),
+            host_step_s=passes.host_step_s,
+            host_sync_s=passes.host_sync_s,
+            runs_dry=passes.runs_dry,
+            recompute_sync_s=passes.recompute_sync_s,
+            pipeline_fill_comm_s=passes.pipeline_fill_comm_s,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Passes:
+    """A stage's passes of one micro-batch; names as in `StageCost`. Arrays [P, K], [P, 1] or [P].
+
+    Attributes:
+        forward, backward: without copies of parameters and gradients on their way between ranks.
+        unoverlappable_fraction_forward, unoverlappable_fraction_backward: of a pass, as in `StageCost`.
+        call: host time of a call; `layers_host` of the layers and ends, `queued` of collectives and messages.
+        recomputed_calls: forward operators that a backward pass runs again.
+    """
+
+    forward: PhaseCost
+    backward: PhaseCost
+    forward_exchange: Exchange
+    backward_exchange: Exchange
+    unoverlappable_fraction_forward: FloatArray
+    unoverlappable_fraction_backward: FloatArray
+    call: HostCost
+    layers_host: HostCost
+    queued: HostCost
+    recomputed_calls: FloatArray
+    host_step_s: FloatArray | float
+    host_sync_s: FloatArray
+    runs_dry: bool
+    recompute_sync_s: FloatArray
+    pipeline_fill_comm_s: FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Once:
+    """What a stage does with its parameters in a step.
+
+    Attributes:
+        updates: work of the device, by the phase that it falls into.
+        exchange: over data-parallel ranks; `counts` how often.
+        added_tensors: whose gradients the mean micro-batch adds to what is there, [P]; `tensors` of the stage.
+    """
+
+    updates: dict[Phase, PhaseCost]
+    exchange: StepExchange
+    counts: ExchangeCounts
+    added_tensors: FloatArray
+    tensors: int
+
+
+class _StageParts:
+    """The parts of a stage's cost, for some of the plans."""
+
+    def __init__(self, blocks: BlockCosts, rows: IntArray) -> None:
         self.plans = blocks.plans.take(rows)
         self._blocks = blocks
         self._shape = blocks.shape[rows]
-        self._batch = MicroBatch.of(self.plans, machine.framework, machine.precision)
-        self._memory = MemoryModel(
-            blocks.architecture,
+
+    @cached_property
+    def _batch(self) -> MicroBatch:
+        machine = self._blocks.machine
+        return MicroBatch.of(self.plans, machine.framework, machine.precision)
+
+    @cached_property
+    def memory(self) -> MemoryModel:
+        """Of the plans."""
+        machine = self._blocks.machine
+        return MemoryModel(
+            self._blocks.architecture,
             self.plans,
             framework=machine.framework,
             precision=machine.precision,
             calibration=machine.calibration,
         )
-        self._gradient_B = machine.gradient_B
-        self._again = Recomputation.of(self.plans, blocks.architecture, machine.framework)
-        self._comm = Communication(
-            blocks.architecture,
+
+    @cached_property
+    def _comm(self) -> Communication:
+        machine = self._blocks.machine
+        return Communication(
+            self._blocks.architecture,
             self.plans,
             machine.network,
             framework=machine.framework,
             precision=machine.precision,
         )
-        self._data = DataParallel(
-            self.plans,
-            self._comm.groups,
-            framework=machine.framework,
-            precision=machine.precision,
-        )
 
-    def stage(self, stage: Stage) -> StageCost:
-        """Cost of a class of stages."""
+    def passes(self, stage: Stage) -> _Passes:
+        """What a stage does with a micro-batch."""
         blocks = self._blocks
-        if blocks.machine.framework.forward_only:
-            return self._forward_only(stage)
         forward, backward = (self._device(stage, phase) for phase in (Phase.FORWARD, Phase.BACKWARD))
-        units = self._memory.units(stage)
-        leads = self._lead(stage, Phase.FORWARD, forward), self._lead(stage, Phase.BACKWARD, backward)
-        counts = ExchangeCounts.of(self.plans, blocks.machine.framework, stage.first)
-        updates = self._updates(stage, units, counts)
-        _merge(forward, updates.get(Phase.FORWARD), 1.0)
-        _merge(backward, updates.get(Phase.BACKWARD), 1.0)
         call = self._call(stage)
         forward_exchange, backward_exchange = self._exchange(stage)
-        step_exchange = self._data.step(units, counts).with_exposed(self._tied(stage) + self._comm.norm_s())
         host_sync_s, drained_s = self._host_sync_s(stage, call)
-        again = self._recomputed_calls(stage)
-        queue = ParallelHost(blocks.host, call, measured=blocks.machine.framework.torch_launch)
-        return StageCost(
+        recomputed = Recomputation.of(self.plans, blocks.architecture, blocks.machine.framework).experts[:, None]
+        queue = self.queue(call)
+        return _Passes(
             forward=forward,
             backward=backward,
-            optimizer=updates[Phase.OPTIMIZER],
             forward_exchange=forward_exchange,
             backward_exchange=backward_exchange,
-            step_exchange=step_exchange,
-            unoverlappable_fraction_forward=leads[0],
-            unoverlappable_fraction_backward=leads[1],
-            host=self._host_cost(stage, forward.calls_U, backward.calls_U - again)
-            + HostCost(forward_s=0.0, backward_s=call.forward_s * again[:, None])
-            + HostCost(
+            unoverlappable_fraction_forward=self._lead(stage, Phase.FORWARD, forward),
+            unoverlappable_fraction_backward=self._lead(stage, Phase.BACKWARD, backward),
+            call=call,
+            layers_host=self._layers_host(stage),
+            queued=HostCost(
                 forward_s=queue.queued_s(forward_exchange.calls, "forward"),
-                backward_s=queue.queued_s(backward_exchange.calls, "backward") + queue.added_s(self._added(stage)),
+                backward_s=queue.queued_s(backward_exchange.calls, "backward"),
             ),
-            host_exchange_s=queue.step_s(
-                units=step_exchange.units,
-                buckets=step_exchange.buckets,
-                tensors=self._tensors(stage),
-                counts=counts,
-                micro_batches=self.plans.micro_batches.astype(np.float64),
-            ),
+            recomputed_calls=self._recomputed_calls(stage),
             host_step_s=self._host_step_s(stage),
             host_sync_s=host_sync_s,
             runs_dry=self._runs_dry(stage),
-            recompute_sync_s=host_sync_s * self._again.experts[:, None] + drained_s,
+            recompute_sync_s=host_sync_s * recomputed + drained_s,
             pipeline_fill_comm_s=self._comm.pipeline_fill_comm_s(),
         )
 
-    def _forward_only(self, stage: Stage) -> StageCost:
-        """The same where nothing is trained: forward passes, each begun on an idle device."""
+    def once(self, stage: Stage) -> _Once:
+        """What a stage does once a step, and in its passes with what that exchanges."""
+        machine = self._blocks.machine
+        units, counts = self.memory.units(stage), ExchangeCounts.of(self.plans, machine.framework, stage.first)
+        data = DataParallel(self.plans, self._comm.groups, framework=machine.framework, precision=machine.precision)
+        return _Once(
+            updates=self._updates(stage, units, counts),
+            exchange=data.step(units, counts).with_exposed(self._tied(stage) + self._comm.norm_s()),
+            counts=counts,
+            added_tensors=self._added(stage),
+            tensors=self._tensors(stage),
+        )
+
+    def queue(self, call: HostCost) -> ParallelHost:
+        """What the host queues for the parallel parts."""
+        return ParallelHost(self._blocks.host, call, measured=self._blocks.machine.framework.torch_launch)
+
+    def forward_only(self, stage: Stage) -> StageCost:
+        """Cost of a stage where nothing is trained: forward passes, each begun on an idle device."""
         blocks, plans = self._blocks, len(self.plans)
         nothing_s, exchange = np.zeros((plans, 1)), self._exchange(stage)[0]
         call = HostCost(forward_s=self._forward_kernel_s(stage), backward_s=0.0)
-        queue = ParallelHost(blocks.host, call, measured=blocks.machine.framework.torch_launch)
+        queue = self.queue(call)
         idle_s = self._host_sync_s(stage, call)[0] + _CALLS_OF_A_DRAIN * call.forward_s
         host_s = self._forward_host_s(stage) + queue.queued_s(exchange.calls, "forward")
         return StageCost(
@@ -251,10 +393,6 @@ class StageCosts:
         layers = [(count, self._layer_kernel_s(layer)) for count, layer in self._layers(stage) if count]
         return sum(count * kernel_s for count, kernel_s in layers) / max(sum(count for count, _ in layers), 1)
 
-    def fullest(self, pipeline: tuple[Stage, ...]) -> Memory:
-        """Memory of the fullest class of stages."""
-        return fullest(self._memory, pipeline)
-
     def _device(self, stage: Stage, phase: Phase) -> PhaseCost:
         blocks, total = self._blocks, PhaseCost.empty(len(self.plans), self._blocks.clocks)
         parts = [(count, phase_costs) for count, phase_costs in zip(stage.layers, blocks.layers, strict=True) if count]
@@ -277,10 +415,10 @@ class StageCosts:
         """What a stage does with its parameters beside its layers, priced once for each distinct size: copies on their
         way between ranks, accumulation of a micro-batch's gradients, the optimizer step.
         """
-        shard = self._memory.shard(stage)
-        owned = self._memory.owned(shard)
-        inner = units.dense + np.where(self._memory.expert_copies > 1, units.expert, 0.0)
-        kept = self._memory.accumulated(shard)
+        shard = self.memory.shard(stage)
+        owned = self.memory.owned(shard)
+        inner = units.dense + np.where(self.memory.expert_copies > 1, units.expert, 0.0)
+        kept = self.memory.accumulated(shard)
         exchanged = [counts.gathers_forward, counts.gathers_backward, counts.reductions]
         plans = self.plans
         shared = plans.dp * plans.cp > 1
@@ -291,7 +429,7 @@ class StageCosts:
         )
         calls = workload.accumulate(kept[first]) + workload.optimizer(owned[first])
         calls += workload.copies(inner[first], units.ends[first], counts.take(first))
-        phase_costs = self._blocks.pricer.phase_costs(calls, len(first))
+        phase_costs = self._blocks.price(calls, len(first))
         return {phase: lane.take(size) for phase, lane in phase_costs.items()}
 
     def _exchange(self, stage: Stage) -> tuple[Exchange, Exchange]:
@@ -312,7 +450,7 @@ class StageCosts:
         architecture = self._blocks.architecture
         if not architecture.tied or stage.embedding == stage.head:
             return np.zeros(len(self.plans))
-        return self._comm.embedding_grad_all_reduce(parameters(architecture).embedding, self._gradient_B)
+        return self._comm.embedding_grad_all_reduce(parameters(architecture).embedding, self._blocks.machine.gradient_B)
 
     def _host_step_s(self, stage: Stage) -> FloatArray | float:
         """Host time of the optimizer; in each plan, [P, 1], or the same in all."""
@@ -412,36 +550,46 @@ class StageCosts:
             backward_s=measured.backward_s * np.maximum(1 + backward, 0.0),
         )
 
-    def _host_cost(self, stage: Stage, forward: FloatArray, backward: FloatArray) -> HostCost:
+    def kernels(self, forward: FloatArray, backward: FloatArray, layers: HostCost) -> HostCost:
         """Blocks that were measured, and where none were, so many kernels in either pass."""
-        host = self._blocks.host
-        total = HostCost(forward_s=host.kernel_s * forward[:, None], backward_s=host.kernel_s * backward[:, None])
+        kernel_s, factors = self._blocks.host.kernel_s, self._blocks.machine.framework.host_factors
+        queued = HostCost(forward_s=kernel_s * forward[:, None], backward_s=kernel_s * backward[:, None])
+        total = queued + layers
+        return HostCost(forward_s=factors.forward * total.forward_s, backward_s=factors.backward * total.backward_s)
+
+    def _layers_host(self, stage: Stage) -> HostCost:
+        """Host time of the blocks that were measured, in either pass."""
+        total = HostCost(forward_s=0.0, backward_s=0.0)
         for count, layer in self._layers(stage):
             total = total + self._host_of(layer).times(count)
         ends = (stage.embedding + stage.head) / 2 * self._blocks.architecture.has_head
-        total, factors = total + host.ends(ends), self._blocks.machine.framework.host_factors
-        return HostCost(forward_s=factors.forward * total.forward_s, backward_s=factors.backward * total.backward_s)
+        return total + self._blocks.host.ends(ends)
 
 
-def distinct_rows(columns: Sequence[NDArray[Any]]) -> tuple[IntArray, IntArray]:
-    """Index of the first of each distinct row of a table, and which of them each row is.
+def _all_taken(lanes: dict[Phase, PhaseCost], rows: IntArray) -> dict[Phase, PhaseCost]:
+    """The costs of all phases of a block at these shapes."""
+    return {phase: lane.take(rows) for phase, lane in lanes.items()}
 
-    `numpy.unique(axis=0)` does the same by comparing rows as bytes, ten times slower.
+
+def _repeat(backward: PhaseCost, calls_U: FloatArray, once: PhaseCost, place: IntArray, times_U: FloatArray) -> None:
+    """Add operators that run again to a backward pass and to how many calls do.
+
+    Args:
+        backward, calls_U: of U shapes.
+        once: of all these operators, of shapes that recomputation does not tell apart; `place` which each of U is.
+        times_U: how often they run again.
     """
-    code = np.zeros(len(columns[0]), dtype=np.int64)
-    if len(code) == 1:
-        return code, code
-    for column in columns:
-        values, place = np.unique(column, return_inverse=True)
-        if len(values) > 1:  # renumbered at every column, so that the code never overflows
-            code = np.unique(code * len(values) + place.ravel(), return_inverse=True)[1].ravel()
-    _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
-    return first, inverse.ravel()
-
-
-def _recomputed(calls: Iterable[Call], shapes: int) -> FloatArray:
-    """How many of a layer's calls are run again, [U]."""
-    return np.asarray(sum((call.count for call in calls if call.recomputed), start=np.zeros(shapes)))
+    rows = np.flatnonzero(times_U)
+    if not len(rows):
+        return
+    part, times = once.take(place[rows]), times_U[rows]
+    for name in ("time_s_UK", "energy_J_UK", "cycles_UK"):
+        getattr(backward, name)[rows] += times[:, None] * getattr(part, name)
+    for name in ("extrapolated_s_U", "calls_U", "weights_s_U", "weights_calls_U", "gating_s_U"):
+        getattr(backward, name)[rows] += times * getattr(part, name)
+    for key, spread_s in part.spread_s.items():
+        backward.spread_s.setdefault(key, np.zeros(len(times_U)))[rows] += times * spread_s
+    calls_U[rows] += times * part.calls_U
 
 
 def _merge(total: PhaseCost, part: PhaseCost | None, count: float) -> None:

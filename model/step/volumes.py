@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.arrays import FloatArray, distinct_rows
 from moemodel.model.layers.base import LayerComm
 from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
 from moemodel.model.layers.parameters import parameters
@@ -30,7 +30,6 @@ from moemodel.model.step.data_parallel import DataParallel, ExchangeCounts
 from moemodel.model.step.layer_operators import Workload
 from moemodel.model.step.memory import MemoryModel
 from moemodel.model.step.microbatch_comm import Communication, Exchange
-from moemodel.model.step.stage_cost import distinct_rows
 from moemodel.model.step.system import System
 
 AXES = ("tp", "ep", "cp", "pp", "dp")  # whose communication is told apart

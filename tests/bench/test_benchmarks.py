@@ -91,6 +91,14 @@ DATA = ROOT.parent / "shared" / "data"
 public = pytest.mark.skipif(not DATA.is_dir(), reason=f"no published data at {DATA}")
 
 
+def test_schedules_are_those_of_brute_force(figures: Figures) -> None:
+    found = figures("schedule.py", "--cases", "12", "--hours", "24")
+    assert found["cases"] == 12
+    assert max(found["worst_excess"], found["worst_below"]) < 1e-6
+    assert found["unproved"] == 0
+    assert found["cpu_s_month"] > 0
+
+
 @pytest.mark.parametrize("script", ["dvfs_power.py", "power_caps.py"])
 def test_without_the_published_data_it_says_what_is_missing(script: str, tmp_path: Path, figures: Figures) -> None:
     assert str(tmp_path) in figures(script, "--data", tmp_path)["skipped"]

@@ -306,3 +306,17 @@ def test_a_reader_that_goes_away_is_no_error(folder: Path, calibration_file: Pat
     )
     assert done.stdout == "small\n"
     assert "Traceback" not in done.stderr
+
+
+def test_a_trace_is_written(moemodel: Run, folder: Path, calibration_file: Path) -> None:
+    result = moemodel("predict", "plan.yaml", "--trace", "trace.json", "--calibration", calibration_file)
+    assert result.exit_code == 0, result.output
+    assert "wrote trace.json" in result.stdout
+    trace = json.loads((folder / "trace.json").read_text(encoding="utf-8"))
+    step_s = trace["otherData"]["step_time_s"]
+    assert sum(e["dur"] for e in trace["traceEvents"] if e["ph"] == "X") * 1e-6 == pytest.approx(step_s)
+    again = moemodel("predict", "plan.yaml", "--json", "--trace", "trace.json", "--calibration", calibration_file)
+    assert json.loads(again.stdout)["step"]["step_time_s"]["value"] == pytest.approx(step_s)
+    refused = moemodel("predict", "plan.yaml", "--trace", "plan.yaml", "--calibration", calibration_file)
+    assert refused.exit_code == 2
+    assert "is there already and is no trace" in refused.stderr

@@ -68,6 +68,7 @@ NAMED = [
     ["validate"],
     ["run"],
     ["compare"],
+    ["schedule"],
 ]  # they need more than their name
 # The driver's (there is no GPU to reset), PyTorch's, and pre-commit's, which is not installed for the tests.
 NOT_OURS = (
