@@ -23,6 +23,7 @@ from moemodel.model.core.errors import MoeModelError
 _COMMANDS: dict[str, str] = {
     "predict": "moemodel.cli.predict:predict_command",
     "optimize": "moemodel.cli.optimize:optimize_command",
+    "place": "moemodel.cli.place:place_command",
     "schedule": "moemodel.cli.schedule:schedule_command",
     "init": "moemodel.cli.init:init_command",
     "models": "moemodel.cli.models:models_command",

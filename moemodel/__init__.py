@@ -7,8 +7,8 @@
 
 What the commands do, Python does by the same functions: `predict`, `search`, `search_many` and `explain`
 (`moemodel optimize`), `schedule`, `profile`, `calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate`
-(`calibrate --update`), `validate`, `run`, `predict_runs` (`run --predict`), `iteration` (`predict --trace`) and
-`compare`; `Meter` goes around a training loop of your own. The other names are their documents.
+(`calibrate --update`), `validate`, `run`, `predict_runs` (`run --predict`), `iteration` (`predict --trace`),
+`compare` and `place`; `Meter` goes around a training loop of your own. The other names are their documents.
 `Meter`, `profile`, `run` and `validate` need the extra `profile`, installed from where moemodel itself came from; what
 begins with `calibrate` or `recalibrate` the extra `calibrate`. Everything is imported when it is first used: `import
 moemodel` costs next to nothing.
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         compare,
         explain,
         iteration,
+        place,
         predict_runs,
         recalibrate,
         schedule,
@@ -88,6 +89,7 @@ _HOMES: dict[str, str] = {
     "list_architectures": "model.architecture.hf_config",
     "list_calibrations": "calibration.store.catalogue",
     "list_gpus": "model.hardware.gpu",
+    "place": "api",
     "predict": "api",
     "predict_runs": "api",
     "profile": "api",
@@ -139,6 +141,7 @@ if TYPE_CHECKING:
         "list_architectures",
         "list_calibrations",
         "list_gpus",
+        "place",
         "predict",
         "predict_runs",
         "profile",

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from moemodel.model.records.calibration import Calibration
     from moemodel.model.results.iteration import Iteration
     from moemodel.model.results.outcome import Outcome
+    from moemodel.model.results.placement import PlacementResult
     from moemodel.model.results.validation import Report
     from moemodel.model.search.document import Search
     from moemodel.model.search.explain import Explanation
@@ -380,6 +381,58 @@ def explain(
     with _errors_name(place):
         loaded = load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu")
         return explain(opened, given, loaded, lambda asked: search(asked, loaded, progress))
+
+
+def place(
+    plan: Plan | Path | str | Mapping[str, Any],
+    loads: Path | str | None = None,
+    *,
+    copies: int = 0,
+    optimal: bool = False,
+    seconds: float = 10.0,
+    calibration: Calibration | Path | str | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> PlacementResult:
+    """Place a plan's experts by their loads, with copies of hot ones or without: `moemodel place`.
+
+    >>> import moemodel
+    >>> found = moemodel.place('''
+    ... architecture: olmoe-1b-7b
+    ... sequence_length: 2048
+    ... global_batch: 64
+    ... cluster: {gpu: h100-sxm-80gb, gpus: 8}
+    ... parallel: {dp: 8, ep: 8, zero_stage: 1}
+    ... backend: megatron
+    ... ''')
+    >>> found.after.step_time_s < found.before.step_time_s
+    True
+
+    Args:
+        plan: as `predict` takes it, with ep of 2 at least.
+        loads: a run's `routing-rankN.jsonl`, or its folder; None: drawn, as uneven as the plan's `routing.skew` says.
+        copies: of experts, in each layer, beyond one of each; a multiple of ep.
+        optimal: by an integer programme (extra calibrate), for so many `seconds` over all layers.
+        calibration: as `predict` takes it, one that knows times.
+        progress: called with layers done, how many there are, and which is next.
+
+    Returns:
+        Time, energy, memory and all-to-all of a step with experts in order and as placed; the experts of every rank.
+
+    Raises:
+        InputError: as `predict`; a model without experts, ep 1, copies that no placement holds, loads of another model.
+        InfeasiblePlanError: degrees that don't divide the model.
+        CalibrationError: as `predict`.
+        MissingExtraError: scipy is not installed, which `optimal` needs.
+    """
+    from moemodel.calibration.store.catalogue import load_calibration
+    from moemodel.model.plan.spec import Plan, read_plan
+    from moemodel.model.results.placement import place
+
+    opened, where = _opened(plan, Plan, "plan", read_plan)
+    with _errors_name(where):
+        loaded = load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu")
+    path = None if loads is None else Path(loads)
+    return place(opened, loaded, path, copies=copies, optimal=optimal, seconds=seconds, progress=progress)
 
 
 def _plan_or_data(given: Plan | Path | str | Mapping[str, Any]) -> Plan | dict[str, Any]:

@@ -298,6 +298,7 @@ def test_every_public_function_shows_a_use() -> None:
             "compare",
             "explain",
             "iteration",
+            "place",
             "predict",
             "predict_runs",
             "profile",

@@ -35,7 +35,7 @@ from moemodel.model.layers.moe_forms import (
     streamed_operators,
     tensor_sizes,
 )
-from moemodel.model.layers.routing import ExpertRows, expert_rank_skew, expert_rows
+from moemodel.model.layers.routing import ExpertRows, busiest_rank, expert_rows, expert_slots, routed_skew
 from moemodel.model.operators.work import Kind, Shape
 
 _F = 4.0  # bytes of a float32 element
@@ -67,7 +67,7 @@ class MoeBlock(Block):
         yield Component.of("router", self._router_parameters(), "none")
         yield Component.of("shared_experts", self._shared_parameters(), "tp")
         yield Component.of("residual", self._residual_parameters(), "tp")
-        yield Component(name="experts", count=expert * moe.experts, axis="experts", active=expert * moe.top_k)
+        yield Component(name="experts", count=expert * expert_slots(moe), axis="experts", active=expert * moe.top_k)
 
     def _router_parameters(self) -> int:
         """Scores of the experts, their noise, biases or corrections, and the gate of the shared experts."""
@@ -119,17 +119,18 @@ class MoeBlock(Block):
 
     def _rows(self, batch: MicroBatch) -> ExpertRows:
         """Of the experts, as the framework pads them."""
-        return expert_rows(self.spec, batch.framework.moe, self._tokens(batch), batch.skew)
+        skew = routed_skew(self.spec, batch.skew)
+        return expert_rows(self.spec, batch.framework.moe, self._tokens(batch), skew)
 
     def _local(self, batch: MicroBatch) -> FloatArray:
-        """Experts that a GPU holds. [P]"""
-        return np.asarray(self.spec.experts / batch.ep)
+        """Experts that a GPU holds, copies among them. [P]"""
+        return np.asarray(expert_slots(self.spec) / batch.ep)
 
     # ---- operators --------------------------------------------------------------------------------------------------
 
     def operators(self, batch: MicroBatch) -> Iterator[LayerOp]:
         moe, form, rows = self.spec, batch.framework.moe, self._rows(batch)
-        tokens, busiest = self._tokens(batch), expert_rank_skew(rows.skew, batch.ep, moe.experts)
+        tokens, busiest = self._tokens(batch), busiest_rank(moe, rows.skew, batch.ep)
         sent = tokens * rows.slots * busiest
         shape = Shape(m=sent, experts=self._local(batch), skew=rows.skew)
         yield from router_operators(moe, form, tokens, self.hidden)
@@ -188,7 +189,7 @@ class MoeBlock(Block):
     def _sizes(self, batch: MicroBatch) -> dict[Tensor, FloatArray]:
         """Elements of the tensors that plain kernels go over."""
         moe, tokens, rows = self.spec, self._tokens(batch), self._rows(batch)
-        busiest = expert_rank_skew(rows.skew, batch.ep, moe.experts)
+        busiest = busiest_rank(moe, rows.skew, batch.ep)
         return tensor_sizes(
             moe, self.hidden, tokens=tokens, slots=rows.slots, busiest=busiest, local=self._local(batch)
         )
@@ -254,7 +255,7 @@ class MoeBlock(Block):
     def kept(self, batch: MicroBatch) -> Iterator[Kept]:
         """Rows of experts, the router's scores and choices, the order of rows, shared experts."""
         moe, t, padded, form = self.spec, self._tokens(batch), self._rows(batch), batch.framework.moe
-        rows = t * padded.slots * expert_rank_skew(padded.skew, batch.ep, moe.experts)
+        rows = t * padded.slots * busiest_rank(moe, padded.skew, batch.ep)
         width, product_B = moe.width / batch.etp, batch.recipe.product_input_B
         output_B = batch.element_size_B if batch.framework.keeps_expert_outputs else 0.0
         yield Kept(size_B=rows * self.hidden * (product_B + output_B), parts=("moe",))
@@ -282,7 +283,7 @@ class MoeBlock(Block):
         """Rows of others to its experts, and its own back from theirs."""
         rows = self._rows(batch)
         own = self._tokens(batch) * rows.slots
-        there = own * expert_rank_skew(rows.skew, batch.ep, self.spec.experts)
+        there = own * busiest_rank(self.spec, rows.skew, batch.ep)
         return np.asarray(batch.element_size_B * (there + own) * self.hidden)
 
     def products_keep_input(self) -> bool:
@@ -300,7 +301,7 @@ class MoeBlock(Block):
         moe, framework, rows = self.spec, batch.framework, self._rows(batch)
         sends = (batch.ep > 1).astype(np.float64)
         size_B = batch.element_size_B * batch.tokens * rows.slots * self.hidden
-        skew = expert_rank_skew(rows.skew, batch.ep, moe.experts) if (rows.skew > 1).any() else None
+        skew = busiest_rank(moe, rows.skew, batch.ep) if (rows.skew > 1).any() else None
         if framework.moe.messages_each:
             messages = self._local(batch)
             size_B, sends = size_B / messages, sends * messages

@@ -17,6 +17,45 @@ _NORMAL = NormalDist()
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlacedMoe(Moe):
+    """A block whose loads are known expert by expert, and whose experts lie where a placement puts them
+    (`plan.expert_placement`).
+
+    Attributes:
+        slots: experts that all ranks hold together, copies among them.
+        expert_skew: rows of the busiest copy of an expert over the mean of all slots.
+        rank_skew: rows of the busiest rank over the mean.
+    """
+
+    slots: int
+    expert_skew: float
+    rank_skew: float
+
+
+def expert_slots(moe: Moe) -> int:
+    """Experts of a block that all expert-parallel ranks hold together, copies among them."""
+    return moe.slots if isinstance(moe, PlacedMoe) else moe.experts
+
+
+def routed_skew(moe: Moe, skew: FloatArray) -> FloatArray:
+    """Rows of the busiest expert over the mean, where loads are known those, else as the plan has it. [P]"""
+    return np.full_like(skew, moe.expert_skew) if isinstance(moe, PlacedMoe) else skew
+
+
+def busiest_rank(moe: Moe, skew: FloatArray, ep: FloatArray) -> FloatArray:
+    """Rows of the busiest expert-parallel rank over the mean, where the rows of experts differ at all. [P]
+
+    Args:
+        moe: the block.
+        skew: of its experts, as the framework pads or cuts their rows.
+        ep: ranks.
+    """
+    if isinstance(moe, PlacedMoe):
+        return np.where((skew > 1) & (np.asarray(ep) > 1), moe.rank_skew, 1.0)
+    return expert_rank_skew(skew, ep, moe.experts)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExpertRows:
     """Rows that experts compute. [P] each.
 

@@ -131,13 +131,13 @@ def _routed(architecture: Architecture, machine: System, batch: PlanBatch, found
     return RoutedStep(
         skew=float(batch.skew[0]),
         step_time_s=float(found.step_time_s[0]),
-        all_to_all_s=_all_to_all_s(architecture, machine, batch),
+        all_to_all_s=all_to_all_time_s(architecture, machine, batch),
         gpu_energy_J=float(found.energy_J[0]) if power else math.nan,
         memory_B=float(found.memory_B[0]),
     )
 
 
-def _all_to_all_s(architecture: Architecture, machine: System, batch: PlanBatch) -> float:
+def all_to_all_time_s(architecture: Architecture, machine: System, batch: PlanBatch) -> float:
     """Of all micro-batches of a step, on the mean stage."""
     comm = Communication(architecture, batch, machine.network, framework=machine.framework, precision=machine.precision)
     layers = dict.fromkeys(architecture.layers)

@@ -30,6 +30,7 @@ from moemodel.model.layers.base import MicroBatch
 from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
 from moemodel.model.layers.layer import layer_blocks
 from moemodel.model.layers.parameters import LayerParameters, layer_parameters
+from moemodel.model.layers.routing import expert_slots
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.mesh import ParallelMesh
 from moemodel.model.records.calibration import Calibration
@@ -306,7 +307,7 @@ class MemoryModel:
         layers = [np.zeros(len(self.plans))]
         for kind, p, count in zip(self.kinds, self._layer_parameters, stage.layers, strict=True):
             if count:
-                experts = kind.feed_forward.experts if isinstance(kind.feed_forward, Moe) else 1
+                experts = expert_slots(kind.feed_forward) if isinstance(kind.feed_forward, Moe) else 1
                 layers.append(self._dense(p) + p.routed / (experts * self.batch.etp))
         return np.asarray(self.batch.element_size_B * np.maximum.reduce(layers))
 
