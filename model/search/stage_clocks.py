@@ -96,7 +96,7 @@ def refined_front(state: SearchState, progress: Callable[[int, int], None]) -> F
     costs = np.concatenate([before.costs_FO, descent.costs_PO])
     best = pareto(costs[:, 0], costs[:, -1])
     kept = tuple(members[row] for row in best.tolist())
-    found = sum(member.clocks_MHz is not None for member in kept)
+    found = sum(isinstance(clocks_spec(member.clocks_MHz), ClocksSpec) for member in kept if member.clocks_MHz)
     return Front(
         members=kept,
         costs_FO=costs[best],
@@ -106,8 +106,10 @@ def refined_front(state: SearchState, progress: Callable[[int, int], None]) -> F
     )
 
 
-def clocks_spec(clocks_MHz: Clocks) -> ClocksSpec:
-    """Clocks by stage as a plan has them: one where the phases of a stage share it."""
+def clocks_spec(clocks_MHz: Clocks) -> float | ClocksSpec | None:
+    """Clocks by stage as a plan has them: one where all, or the phases of a stage, share it."""
+    if len({clock for stage in clocks_MHz for clock in stage}) == 1:
+        return None if math.isinf(clocks_MHz[0][0]) else clocks_MHz[0][0]
     return ClocksSpec(stages=tuple(_stage(stage) for stage in clocks_MHz))
 
 

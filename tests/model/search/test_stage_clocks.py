@@ -11,7 +11,7 @@ import pytest
 from moemodel.calibration.store.catalogue import shipped
 from moemodel.model.core.errors import InputError
 from moemodel.model.plan.batch import batch_of, joined
-from moemodel.model.plan.clock import ByStage
+from moemodel.model.plan.clock import ByStage, ClocksSpec
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import predict
 from moemodel.model.results.outcome import outcome
@@ -158,6 +158,8 @@ def test_clocks_are_those_that_the_gpu_has() -> None:
 
 def test_a_spec_is_as_short_as_it_can_be() -> None:
     spec = clocks_spec(((1200.0, 1200.0, 1200.0), (np.inf, 1500.0, 900.0), (np.inf,) * 3))
+    assert isinstance(spec, ClocksSpec)
+    assert (clocks_spec(((1200.0,) * 3,) * 2), clocks_spec(((np.inf,) * 3,) * 2)) == (1200.0, None)
     assert spec.model_dump(exclude_none=True)["stages"] == (1200.0, {"backward": 1500.0, "optimizer": 900.0}, None)
     plan = Plan.model_validate(
         {
