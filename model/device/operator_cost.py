@@ -299,7 +299,7 @@ class _Runs:
         pairs: list[tuple[PhaseCost, int]] = []
         begins = []
         for index, (lane, call, operator) in enumerate(calls):
-            count[index], factor[index] = call.count, energy_factors[operator]
+            count[index], factor[index] = call.count, energy_factors[operator] * call.switching
             by_lane.setdefault(id(lane), []).append(index)
             if not pairs or lane is not pairs[-1][0] or operator != pairs[-1][1]:
                 begins.append(index)

@@ -111,6 +111,7 @@ class Framework:
             kernel that makes the product of gate and up-projection keeps no activation.
         keeps_expert_outputs: rows are weighted behind the last product of their expert, whose output is kept; else
             before it, by the kernel that activates them.
+        loss_by_kernels: cross-entropy is plain kernels one after another, not one, also over a whole vocabulary.
         logit_B: bytes of a logit when the loss's backward pass begins; None: as `embedding_head` counts torch's.
         placeholder_gradients: products add gradients to what is summed, and hand autograd a tensor of the weight's
             shape in their place: one for each shape of a layer stays, one of the head's lasts as long as its pass.
@@ -166,6 +167,7 @@ class Framework:
     keeps_norm_shards: bool = False
     gated_tensors: float = 4.0
     keeps_expert_outputs: bool = True
+    loss_by_kernels: bool = False
     logit_B: float | None = None
     placeholder_gradients: bool = False
     selective: Literal["core", "operators"] = "core"

@@ -11,7 +11,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moemodel.model.frameworks.base import HostFactors, Precision, PrecisionRecipe
-from moemodel.model.frameworks.moe_form import ByChoices, HostWaits, Launches, MoeForm, StreamedKernels
+from moemodel.model.frameworks.moe_form import (
+    COPY_B_PER_S,
+    INDEX_ADD_B,
+    ByChoices,
+    HostWaits,
+    Launches,
+    MoeForm,
+    StreamedKernels,
+)
 from moemodel.model.frameworks.torch_native import TORCH
 
 # Everything behind the router is float32 or int64 (TopKGate.forward); x in float32 is kept for the weight's gradient
@@ -21,6 +29,9 @@ _FLOAT32_WEIGHT = StreamedKernels(over="router_weights", forward=1, backward=1, 
 # of the mask (5 and 4), places by a running sum (9) and less one (16), masked probabilities (9), their sum (4), divided
 # (8); backward the gradients of the last three, and the loss's
 _GATE = StreamedKernels(over="scores", forward=12, backward=9, forward_B=62, backward_B=60, kept_B=9)
+# Places by a running sum down the tokens, which one block of threads adds up, a row after another: 0.759 ms for 4,096
+# on an H200 (traced, torch 2.11; 2026), as long as a copy of so many bytes takes
+_SCAN = StreamedKernels(over="places", forward=1, forward_B=0.759e-3 / 4_096 * COPY_B_PER_S)
 # A dozen of routes, int32 and int64
 _ROUTES = StreamedKernels(over="choices", forward=16, backward=3, forward_B=150, backward_B=24, kept_B=12)
 
@@ -28,12 +39,14 @@ _GATHERS = (
     # encode: x behind a row of zeros, copied; decode: chosen rows gathered (2 read, 2 written), times float32 weights
     # (2 read, 4 written), summed over a token's (4 read), the sum to 16 bits (6 of tokens)
     StreamedKernels(over="tokens", forward=2, backward=3, forward_B=4 + 6, backward_B=6 + 4 + 4),
-    # backward: the sum's gradient spread (4), times weights and times rows (4 + 4, 6 + 4), to 16 bits (6), added into
-    # places (6)
-    StreamedKernels(over="chosen_rows", forward=3, backward=5, forward_B=14, backward_B=34, kept_B=2),
+    # backward: the sum's gradient spread (4), times weights and times rows (4 + 4, 6 + 4), to 16 bits (6); added into
+    # places by atomic sums
+    StreamedKernels(over="chosen_rows", forward=3, backward=4, forward_B=14, backward_B=28, kept_B=2),
+    StreamedKernels(over="chosen_rows", backward=1, backward_B=INDEX_ADD_B),
     # the buffer is filled by a gather (2 read, 2 written); outputs of experts, put side by side (4) and behind a row of
-    # zeros (4); backward: zeros (2), the inputs' gradients side by side (4) and added into tokens (6)
-    StreamedKernels(over="expert_rows", forward=3, backward=3, forward_B=12, backward_B=12),
+    # zeros (4); backward: zeros (2), the inputs' gradients side by side (4); added into tokens by atomic sums
+    StreamedKernels(over="expert_rows", forward=3, backward=2, forward_B=12, backward_B=6),
+    StreamedKernels(over="expert_rows", backward=1, backward_B=INDEX_ADD_B),
 )
 
 # Of every token, for every place of every expert: float32 weights (4 written), as booleans (4 read, 1 written), both as
@@ -55,7 +68,7 @@ _FORM = MoeForm(
     dispatch="kernels",
     sorts_again=False,
     float32_router=True,
-    kernels=(_FLOAT32_INPUT, _FLOAT32_WEIGHT, _GATE, _ROUTES, *_GATHERS),
+    kernels=(_FLOAT32_INPUT, _FLOAT32_WEIGHT, _GATE, _SCAN, _ROUTES, *_GATHERS),
     launches=Launches(
         forward=ByChoices(one=67, two=80, more=59),
         backward=ByChoices(one=21, two=53, more=36),
@@ -85,7 +98,8 @@ DEEPSPEED = replace(
     # a test for overflow of each gradient and the host's answer, a copy of its master (fp16/fused_optimizer.py); or a
     # copy into the bucket and out of it, to float64 and its norm (zero/stage_1_and_2.py)
     step_kernels=4,
-    optimizer_B=4 + 6 + 2 + 4,  # gradients flattened, to float32, read as such; masters read to be copied to 16 bits
+    # gradients flattened, to float32, read as such; least and largest looked for; masters read to be copied to 16 bits
+    optimizer_B=4 + 6 + 2 + 4 + 4,
     sharded_optimizer_B=2 + 8 + 8,  # norms of float64 (get_norm_dtype)
     torch_launch=False,
     overlapped=frozenset(),  # overlap_comm is off by default, and gradients are reduced at the boundary
@@ -103,7 +117,7 @@ DEEPSPEED_EINSUM = replace(
     moe=replace(
         _FORM,
         dispatch="masks",
-        kernels=(_FLOAT32_INPUT, _FLOAT32_WEIGHT, _GATE, *_MASKS),
+        kernels=(_FLOAT32_INPUT, _FLOAT32_WEIGHT, _GATE, _SCAN, *_MASKS),
         launches=Launches(forward=ByChoices(one=55, two=71, more=45), backward=ByChoices(one=21, two=57, more=34)),
     ),
 )

@@ -9,7 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moemodel.model.frameworks.base import HostFactors
-from moemodel.model.frameworks.moe_form import ByChoices, HostWaits, Launches, MoeForm, StreamedKernels
+from moemodel.model.frameworks.moe_form import (
+    INDEX_ADD_B,
+    ByChoices,
+    HostWaits,
+    Launches,
+    MoeForm,
+    StreamedKernels,
+)
 from moemodel.model.frameworks.torch_native import TORCH
 
 _KERNELS = (
@@ -17,8 +24,9 @@ _KERNELS = (
     StreamedKernels(over="choices", forward=10, backward=2, forward_B=48, backward_B=16, kept_B=8),
     # a row for every choice by a gather (4); behind the experts side by side (4), zeros (2), written into places (4),
     # weighted and summed by a batched product (2); backward: rows weighted (4) and the weights' gradient (4), gathered
-    # (4), zeros (2 of a token, left out) and rows added into tokens (6)
-    StreamedKernels(over="chosen_rows", forward=5, backward=4, forward_B=16, backward_B=18, kept_B=2),
+    # (4), zeros (2 of a token, left out); rows added into tokens by atomic sums
+    StreamedKernels(over="chosen_rows", forward=5, backward=3, forward_B=16, backward_B=12, kept_B=2),
+    StreamedKernels(over="chosen_rows", backward=1, backward_B=INDEX_ADD_B),
     # an expert's slice of the rows has a gradient as large as all of them: zeros (2), added up (6) (FMoE.expert_fn)
     StreamedKernels(over="every_expert_rows", backward=2, backward_B=8),
 )

@@ -8,7 +8,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moemodel.model.frameworks.base import Framework, HostFactors, PrecisionRecipe
-from moemodel.model.frameworks.moe_form import ByChoices, HostWaits, Launches, MoeForm, StreamedKernels
+from moemodel.model.frameworks.moe_form import (
+    INDEX_ADD_B,
+    ByChoices,
+    HostWaits,
+    Launches,
+    MoeForm,
+    StreamedKernels,
+)
 
 MEGATRON_CORE = Framework(
     name="megatron-core",
@@ -47,8 +54,9 @@ _LOCAL_FORM = MoeForm(
         # passes, assumed 4 of 16 B) and gathered
         StreamedKernels(over="scores", forward=14, backward=4, forward_B=24 + 64, backward_B=14, kept_B=3),
         # rows gathered (4), once more in order of this rank's experts (4) and, behind the experts, back (4), added into
-        # zeros of tokens (6); backward the same the other way round
-        StreamedKernels(over="chosen_rows", forward=4, backward=4, forward_B=18, backward_B=18),
+        # zeros of tokens (6, by a scatter); backward the same the other way round, by atomic sums
+        StreamedKernels(over="chosen_rows", forward=4, backward=3, forward_B=18, backward_B=12),
+        StreamedKernels(over="chosen_rows", backward=1, backward_B=INDEX_ADD_B),
         StreamedKernels(over="expert_rows", forward=1, forward_B=4),  # outputs side by side
         # glu_linear_offset added (4), times probabilities (4), kept; backward their gradient (6), the rows' (6)
         StreamedKernels(over="inner_rows", forward=2, backward=3, forward_B=8, backward_B=16, kept_B=2),
@@ -80,6 +88,7 @@ MEGATRON_CORE_LOCAL = replace(
     step_kernels=5 + 1,  # a gradient to float32, its norm and the host's answer, two of clipping, a copy of its master
     optimizer_B=80 + 6 + 6 - 28,  # AdamW's 12 multi-tensor kernels, to float32 and back, against 28 of one kernel
     gated_tensors=5.0,  # silu's input and output, 0 added to the up-projection, the product
+    loss_by_kernels=True,  # tensor_parallel/cross_entropy.py, whatever the tensor parallelism
     logit_B=6.0,  # float32 softmax, and the 16-bit gradient (tensor_parallel/cross_entropy.py)
     placeholder_gradients=False,
     memory_log_error=None,

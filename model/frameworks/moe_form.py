@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-# T D, T E, T k, T k D; rows of the GPU's experts times D, times an expert's width, and as many for each of the experts;
-# E D, T (E C)
+# T, T D, T E, T k, T k D; rows of the GPU's experts times D, times an expert's width, and as many for each of the
+# experts; E D, T (E C)
 Tensor = Literal[
+    "places",
     "tokens",
     "scores",
     "choices",
@@ -22,6 +23,13 @@ Tensor = Literal[
     "router_weights",
     "masks",
 ]
+
+
+# What torch's `index_add` of 16-bit rows takes an element, whose sums are atomic: 0.536 ms for 32,768 rows of 2,048 on
+# an H200 (traced, torch 2.11; 2026), as long as a copy of so many bytes takes at what that GPU's copies reach; of other
+# GPUs assumed to be as many
+COPY_B_PER_S = 4.0e12
+INDEX_ADD_B = 0.536e-3 / (32_768 * 2_048) * COPY_B_PER_S
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,10 +126,11 @@ class HeadBlock:
         """Over the whole vocabulary one operator; over a rank's part of it, kernels one after another."""
         width = self.architecture.head_outputs / self._shards(batch.tp)
         whole = LayerOp(kind=Kind.CROSS_ENTROPY, shape=Shape(m=batch.tokens, n=width))
-        if self.architecture.classes or not batch.adds_kernels("tp"):
+        plain = batch.framework.loss_by_kernels
+        if self.architecture.classes or not (plain or batch.adds_kernels("tp")):
             yield whole
             return
-        cut = batch.is_sharded("tp")
+        cut = np.ones(batch.plans) if plain else batch.is_sharded("tp")
         yield replace(whole, mask=1 - cut)
         yield elementwise(batch.tokens * width, _CUT_LOSS, (_CUT_LOSS_BACKWARD,), mask=cut)
 

@@ -40,6 +40,9 @@ from moemodel.model.operators.work import Kind, Shape
 
 _F = 4.0  # bytes of a float32 element
 _I = 8.0  # bytes of an index
+# Energy of a product of which one operand is zeros, over that of random numbers: what an H200 took (this project's
+# readings, 2026; `calibration.published.kernels.operands`). Of rows that pad a buffer the input is.
+_OF_ZEROS = 0.5
 _COUNT_B = 8.0  # of an expert: how many rows it gets, an int64 (profiler.backends.torch_native.operators.dispatch)
 
 
@@ -138,8 +141,9 @@ class MoeBlock(Block):
         if form.sorts_again and batch.adds_kernels("ep"):  # rows of several ranks, sorted by expert again, and back
             again = Shape(m=sent, n=self.hidden, experts=shape.experts, top_k=1)
             yield LayerOp(kind=Kind.PERMUTE, shape=again, mask=batch.is_sharded("ep"), load_balance=1 / busiest)
+        switching = rows.filled + _OF_ZEROS * (1 - rows.filled)
         for op in self._experts(batch, shape):
-            yield replace(op, load_balance=1 / busiest)
+            yield replace(op, load_balance=1 / busiest, switching=switching)
         if form.sorts_again and batch.adds_kernels("ep"):
             back = elementwise(sent * self.hidden, 2.0, (2.0,), mask=batch.is_sharded("ep"))
             yield replace(back, load_balance=1 / busiest)
@@ -226,13 +230,19 @@ class MoeBlock(Block):
             return local * 0.0 + policies[0], local * 0.0 + policies[1]
         products = moe.depth + 1 + (moe.gated and form.splits_gate)
         each = expert_kernels(products=products, gated=moe.gated)
-        spread = form.launches.each_spread * (batch.is_sharded("ep") * (local > 1))
+        spread = self._spread_copies(batch)
         forward = form.launches.forward.of(moe.top_k) + local * (each[0] + form.launches.each_forward + spread)
         backward = form.launches.backward.of(moe.top_k) + local * (each[1] + form.launches.each_backward)
         return (
             np.asarray(forward + policies[0] - MEASURED_BLOCK[0]),
             np.asarray(backward + policies[1] - MEASURED_BLOCK[1]),
         )
+
+    def _spread_copies(self, batch: MicroBatch) -> FloatArray:
+        """Of an expert's rows, which its products make and keep where a GPU holds several of several ranks'. [P]"""
+        launches = batch.framework.moe.launches
+        each = 0.0 if launches is None else launches.each_spread
+        return np.asarray(each * (batch.is_sharded("ep") * (self._local(batch) > 1)))
 
     def forward_kernels(self, batch: MicroBatch) -> FloatArray:
         together = batch.framework.moe.launches is None  # else each expert's are counted
@@ -258,7 +268,8 @@ class MoeBlock(Block):
         rows = t * padded.slots * busiest_rank(moe, padded.skew, batch.ep)
         width, product_B = moe.width / batch.etp, batch.recipe.product_input_B
         output_B = batch.element_size_B if batch.framework.keeps_expert_outputs else 0.0
-        yield Kept(size_B=rows * self.hidden * (product_B + output_B), parts=("moe",))
+        copied_B = self._spread_copies(batch) * batch.element_size_B
+        yield Kept(size_B=rows * self.hidden * (product_B + output_B + copied_B), parts=("moe",))
         inner_B = activated_B(batch, moe) if moe.gated else product_B + batch.element_size_B
         yield Kept(size_B=rows * width * (inner_B - product_B), parts=("moe",))
         yield Kept(size_B=rows * width * product_B, parts=("moe", "moe_act"))

@@ -80,6 +80,7 @@ def tensor_sizes(
         local: experts of a GPU.
     """
     return {
+        "places": tokens,
         "tokens": tokens * hidden,
         "scores": tokens * moe.experts,
         "choices": tokens * moe.top_k,

@@ -61,11 +61,13 @@ class ExpertRows:
 
     Attributes:
         slots: of a token, over all experts, padding included.
+        filled: share of them that are rows of tokens; the others are zeros.
         skew: of the busiest expert over the mean.
     """
 
     slots: FloatArray
     skew: FloatArray
+    filled: FloatArray | float = 1.0
 
 
 def expert_rows(moe: Moe, form: MoeForm, tokens: FloatArray, skew: FloatArray) -> ExpertRows:
@@ -89,15 +91,17 @@ def expert_rows(moe: Moe, form: MoeForm, tokens: FloatArray, skew: FloatArray) -
         return ExpertRows(slots=even * (moe.top_k * (factor or 1.0)), skew=even)
     if factor is None:
         if form.padding == "always":
-            return ExpertRows(slots=moe.top_k * skew, skew=even)
+            return ExpertRows(slots=moe.top_k * skew, skew=even, filled=1 / skew)
         return ExpertRows(slots=even * moe.top_k, skew=skew)
     if form.padding == "never":
         kept = kept_share(skew, factor, moe.experts)
         return ExpertRows(slots=moe.top_k * kept, skew=np.asarray(np.minimum(skew, factor) / kept))
-    if not form.min_capacity:
-        return ExpertRows(slots=even * (moe.top_k * factor), skew=even)
-    capacity = np.maximum(np.ceil(tokens * moe.top_k * factor / moe.experts), form.min_capacity)
-    return ExpertRows(slots=np.asarray(moe.experts * capacity / tokens), skew=even)
+    slots = even * (moe.top_k * factor)
+    if form.min_capacity:
+        capacity = np.maximum(np.ceil(tokens * moe.top_k * factor / moe.experts), form.min_capacity)
+        slots = np.asarray(moe.experts * capacity / tokens)
+    filled = np.minimum(moe.top_k * kept_share(skew, factor, moe.experts) / slots, 1.0)
+    return ExpertRows(slots=slots, skew=even, filled=filled)
 
 
 def kept_share(skew: FloatArray, factor: float, experts: int) -> FloatArray:

@@ -82,7 +82,7 @@ class Workload:
             if op.only_backward or not self._mask(op).any():
                 continue
             parts = (*op.parts, "core_attn") if op.attention_core else op.parts
-            call = _call(op.kind, Pass.FORWARD, op.shape, Phase.BACKWARD, self._mask(op), op.load_balance, _gates(op))
+            call = _call_of(op, op.kind, Pass.FORWARD, op.shape, Phase.BACKWARD, self._mask(op))
             found.setdefault((parts, kept), []).append(replace(call, recomputed=True))
         return found
 
@@ -102,7 +102,7 @@ class Workload:
     def _with_backward(self, operators: Iterable[LayerOp]) -> list[Call]:
         every = list(operators)
         calls = [
-            _call(op.kind, Pass.FORWARD, op.shape, Phase.FORWARD, self._mask(op), op.load_balance, _gates(op))
+            _call_of(op, op.kind, Pass.FORWARD, op.shape, Phase.FORWARD, self._mask(op))
             for op in every
             if not op.only_backward and not (self.framework.forward_only and op.kind is Kind.CROSS_ENTROPY)
         ]
@@ -110,7 +110,7 @@ class Workload:
             return calls
         for op in every:
             for kind, direction, shape in _backward(op):
-                calls.append(_call(kind, direction, shape, Phase.BACKWARD, self._mask(op), op.load_balance, _gates(op)))
+                calls.append(_call_of(op, kind, direction, shape, Phase.BACKWARD, self._mask(op)))
         return calls
 
     def _casts(self, forward: Iterable[LayerOp]) -> Iterator[LayerOp]:
@@ -198,23 +198,21 @@ def _backward(op: LayerOp) -> Iterator[tuple[Kind, Pass, Shape]]:
         yield Kind.BIAS, Pass.BACKWARD, Shape(m=op.shape.m, n=op.shape.n)
 
 
-def _call(
-    kind: Kind,
-    direction: Pass,
-    shape: Shape,
-    phase: Phase,
-    count: FloatArray,
-    load_balance: FloatArray | float = 1.0,
-    gating: bool = False,
-) -> Call:
+def _call(kind: Kind, direction: Pass, shape: Shape, phase: Phase, count: FloatArray) -> Call:
+    return Call(kind=kind, direction=direction, shape=shape, phase=phase, count=count)
+
+
+def _call_of(op: LayerOp, kind: Kind, direction: Pass, shape: Shape, phase: Phase, count: FloatArray) -> Call:
+    """A call that an operator of a layer makes."""
     return Call(
         kind=kind,
         direction=direction,
         shape=shape,
         phase=phase,
         count=count,
-        load_balance=load_balance,
-        gating=gating,
+        load_balance=op.load_balance,
+        switching=op.switching,
+        gating=_gates(op),
     )
 
 

@@ -230,3 +230,30 @@ def test_experts_apart_are_tensors_apart(batch: Batch) -> None:
     for name, expected in (("torch", [0, 0]), ("fastmoe", [190, 46]), ("megatron-core-local", [126, 30])):
         micro_batch = MicroBatch.of(plans, framework_of(name), "bf16-mixed")
         assert MoeBlock(spec=block(), hidden=HIDDEN).more_tensors(micro_batch).tolist() == expected
+
+
+# ---- padding --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("skew", [1.0, 2.0, 5.0])
+def test_rows_that_pad_a_buffer_are_zeros_and_take_half_the_energy(batch: Batch, skew: float) -> None:
+    """Of `skew` rows one is a token's, the others zeros, of which a product takes half of what numbers do."""
+    calls = calls_of(block(), batch(skew=skew), framework_of("deepspeed"))
+    products = [call for call in calls if call.kind is Kind.GEMM and np.allclose(call.count, 64.0)]
+    assert len(products) == 9  # gate, up, down; and two each of their gradients
+    for call in products:
+        assert np.ravel(call.switching)[0] == pytest.approx((1 + (skew - 1) / 2) / skew)
+    others = [call for call in calls_of(block(), batch(), framework_of("torch")) if np.any(call.switching != 1.0)]
+    assert not others
+
+
+def test_deepspeed_keeps_two_copies_of_rows_from_other_ranks(batch: Batch) -> None:
+    """`Experts.forward` cuts chunks of [ep, L, C, D]: gate and up each copy theirs, of 2 B, and keep it."""
+    plans = batch(dp=4, ep=4, skew=2.0)
+    spread = kept_B(block(), plans, framework_of("deepspeed"))
+    form = framework_of("deepspeed").moe
+    assert form.launches is not None
+    own = replace(framework_of("deepspeed"), moe=replace(form, launches=replace(form.launches, each_spread=0.0)))
+    alone = kept_B(block(), plans, own)
+    rows = TOKENS * 8 * 2.0  # of all experts' buffers, of as many tokens on each rank
+    assert spread - alone == pytest.approx(2 * 2.0 * rows * HIDDEN)
