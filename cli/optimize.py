@@ -113,7 +113,7 @@ def optimize_command(
     if explained is not None:
         _explain(search, explained, calibration, as_json=as_json)
         return
-    stored, page = _outputs(output, page)
+    stored, page = _places(output, page)
     for option, folder in (("--write-plans", write_plans), ("--figures", figures)):
         if folder is not None:
             _check_empty(folder, option)
@@ -127,10 +127,10 @@ def optimize_command(
             write_atomic(stored, result.to_json())
         if page is not None:
             write_atomic(page, text)
-        for name, content in drawn.items():
-            assert figures is not None
+        if figures is not None:
             figures.mkdir(parents=True, exist_ok=True)
-            write_atomic(figures / name, content)
+            for name, content in drawn.items():
+                write_atomic(figures / name, content)
     if as_json:
         echo_json_text(result.to_json())
         return
@@ -214,7 +214,7 @@ def _explain(search: Path, plan: Path, calibration: str | None, *, as_json: bool
         echo(in_words(found))
 
 
-def _outputs(output: Path, page: Path | None) -> tuple[Path | None, Path | None]:
+def _places(output: Path, page: Path | None) -> tuple[Path | None, Path | None]:
     """Where the result goes, and where the page; checked before the search."""
     from moemodel.model.core.errors import InputError
 
@@ -224,7 +224,7 @@ def _outputs(output: Path, page: Path | None) -> tuple[Path | None, Path | None]
     if is_page:
         _check_output(output, _FIRST_OF_PAGE, "page", "-o")
         return None, output
-    _check_output(output, _FIRST, "result of a search", "-o")
+    _check_output(output)
     if page is not None:
         _check_output(page, _FIRST_OF_PAGE, "page", "--report")
     return output, page
@@ -249,7 +249,7 @@ def _looks(
     return text, drawn
 
 
-def _check_output(output: Path, first: bytes, what: str, option: str) -> None:
+def _check_output(output: Path, first: bytes = _FIRST, what: str = "result of a search", option: str = "-o") -> None:
     """Refuse, before the search, a place that can't be written, and a file that this command has not written."""
     from moemodel.model.core.errors import InputError
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from moemodel import api
-from moemodel.cli.output import begins_with, bullets, console, digits, echo_json, prefixed, table
+from moemodel.cli.output import begins_with, bullets, console, digits, echo_json, prefixed, table, working
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -74,7 +74,8 @@ def _write_trace(answer: Outcome, calibration: str | None, trace: Path) -> None:
 
     if trace.exists() and not begins_with(trace, _FIRST):
         raise InputError(f"--trace {trace}: is there already and is no trace; name another file")
-    write_atomic(trace, trace_text(api.iteration(answer.plan, calibration)))
+    with working("laying the step out in time"):
+        write_atomic(trace, trace_text(api.iteration(answer.plan, calibration)))
 
 
 @contextmanager

@@ -277,9 +277,11 @@ def _figure_of(entry: Entry, name: str) -> tuple[float, tuple[float, float] | No
 
 
 def _choices(entry: Entry) -> dict[str, str]:
+    from moemodel.model.plan.clock import clock_text
+
     plan = entry.plan
     found: dict[str, str] = {name: str(value) for name, value in plan.choices.items()}
-    clock = "auto" if plan.clock_MHz is None else f"{plan.clock_MHz:g}" if isinstance(plan.clock_MHz, float) else "own"
+    clock = clock_text(plan.clock_MHz)
     words = {"recompute": plan.recompute, "schedule": plan.schedule, "clock": clock}
     return found | words | {"sequence_parallel": "on" if plan.parallel.sequence_parallel else "off"}
 

@@ -88,8 +88,8 @@ def other_choices(plan: Plan, other: Plan) -> Iterator[str]:
 def _choices(plan: Plan) -> dict[str, object]:
     words: dict[str, object] = {"recompute": plan.recompute, "schedule": plan.schedule}
     words["sequence_parallel"] = "on" if plan.parallel.sequence_parallel else "off"
-    clock = clock_text(plan.clock_MHz)
-    return plan.choices | words | {"clock": clock if plan.clock_MHz is None else f"{clock} MHz"}
+    clock = "auto" if plan.clock_MHz is None else f"{clock_text(plan.clock_MHz)} MHz"
+    return plan.choices | words | {"clock": clock}
 
 
 def _energy_change(a: Outcome, b: Outcome, log_error: float) -> Change | None:

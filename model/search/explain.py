@@ -185,16 +185,12 @@ def _outside(problem: SearchProblem, plan: Plan, calibration: Calibration) -> It
     of_its_own = document.clocks_per is not None and isinstance(plan.clock_MHz, ClocksSpec)
     if plan.clock_MHz not in clocks and not of_its_own:
         allowed = ", ".join("auto" if clock is None else f"{clock:g}" for clock in clocks)
-        yield Reason(kind="choice", name="clock_MHz", says=f"clock_MHz {_clock(plan)}: the search has {allowed}")
+        yield Reason(
+            kind="choice", name="clock_MHz", says=f"clock_MHz {clock_text(plan.clock_MHz)}: the search has {allowed}"
+        )
     if not found and not list(_rules_broken(problem, plan)) and not _is_candidate(problem, plan, calibration):
         says = "a choice that the search leaves out is searched up to bounds, and the plan lies beyond them"
         yield Reason(kind="choice", name="bounds", says=says)
-
-
-def _clock(plan: Plan) -> str:
-    if isinstance(plan.clock_MHz, ClocksSpec):
-        return clock_text(plan.clock_MHz)
-    return "auto" if plan.clock_MHz is None else f"{plan.clock_MHz}"
 
 
 def _is_candidate(problem: SearchProblem, plan: Plan, calibration: Calibration) -> bool:
@@ -387,6 +383,8 @@ def in_words(explained: Explanation) -> str:
 
 def _in_objective(name: str, found: Change) -> str:
     words = "less is better" if not QUANTITIES[name].higher_is_better else "more is better"
+    if found.share == 0:
+        return f"{name}: the same"
     share = f"{name}: the plan has {found.share:+.2%} ({words})"
     if found.interval is None:
         return f"{share}; how well that is known, nobody says"

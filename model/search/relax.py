@@ -27,11 +27,12 @@ from moemodel.model.search.problem import SearchProblem, limits_of, memory_of, s
 from moemodel.model.search.quantities import DEADLINE
 from moemodel.model.search.room import memory_risk, room_of
 from moemodel.model.search.state import PredictedPlans, SearchState
+from moemodel.model.search.survey import drawn
 from moemodel.model.step.memory_fit import fit_probability
 
 _DIGITS = 4  # of what a limit is to be, rounded up: so that it is kept
 _ROWS = 50_000  # plans whose memory is counted at once
-# Predictions that are made to say it: a minute. Assumed; beyond it every so many plans are taken, which is said.
+# Predictions that are made to say it: a minute. Assumed; beyond it some plans are drawn, which is said.
 _MOST_PREDICTIONS = 2_000_000
 
 Predicted = Callable[[SearchProblem, Candidates], Iterator[PredictedPlans]]
@@ -89,13 +90,13 @@ class Advice:
         alone: for each limit that helps if it alone is relaxed.
         in_vain: limits of which no value helps while the others are kept.
         together: the nearest miss, whatever number of limits it breaks; None where no plan fits in memory.
-        every: of how many plans one was looked at.
+        share: of the plans that fit, how many were looked at, drawn evenly.
     """
 
     alone: dict[str, Way] = field(default_factory=dict)
     in_vain: tuple[str, ...] = ()
     together: Way | None = None
-    every: int = 1
+    share: float = 1.0
 
     def says(self, limits: Limits) -> str:
         """In words, a line each."""
@@ -109,8 +110,8 @@ class Advice:
         if self.in_vain and self.together is not None:
             keys = ", ".join(f"limits.{name}" for name in self.in_vain)
             lines.append(f"No value of it alone would do: {keys}")
-        if self.every > 1 and lines:
-            lines.append(f"Of the plans that fit, one in {self.every} was looked at for this")
+        if self.share < 1 and lines:
+            lines.append(f"For this {self.share:.2%} of the plans that fit were looked at, drawn evenly")
         return "\n".join(lines)
 
 
@@ -156,15 +157,15 @@ def advise(
         return Advice()
     fits = np.concatenate([_could_fit(problem, legal.take(rows)) for rows in _blocks(len(legal))])
     kept = np.flatnonzero(fits)
-    every = max(1, math.ceil(len(kept) * len(legal.clocks_MHz) / _MOST_PREDICTIONS))
-    some = legal.take(kept[::every])
+    taken = drawn(len(kept), _MOST_PREDICTIONS // len(legal.clocks_MHz))
+    some = legal.take(kept[taken])
     misses = _Misses(problem)
     done, total = 0, len(some) * len(legal.clocks_MHz)
     for predicted in predicted_plans(problem, some):
         misses.add(predicted)
         done += len(predicted.plans)
         progress(done, total)
-    return misses.advice(legal, every)
+    return misses.advice(legal, len(taken) / max(len(kept), 1))
 
 
 def _blocks(size: int) -> Iterator[np.ndarray[tuple[int], np.dtype[np.int64]]]:
@@ -228,12 +229,12 @@ class _Misses:
             return before
         return _Nearest(ratio=ratio, index=index, values={name: float(found[row]) for name, found in values.items()})
 
-    def advice(self, legal: Candidates, every: int) -> Advice:
+    def advice(self, legal: Candidates, share: float) -> Advice:
         """What was found."""
         alone = {name: self._way(legal, self._alone[name], only=name) for name in self.limits if name in self._alone}
         in_vain = tuple(name for name in self._problem.document.limits.given if name not in alone)
         together = None if self._together is None else self._way(legal, self._together)
-        return Advice(alone=alone, in_vain=in_vain, together=together, every=every)
+        return Advice(alone=alone, in_vain=in_vain, together=together, share=share)
 
     def _way(self, legal: Candidates, nearest: _Nearest, only: str | None = None) -> Way:
         """What a plan needs of the limits that it breaks."""

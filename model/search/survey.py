@@ -1,12 +1,12 @@
 """Plans of a search that are within its limits, with what they take, as columns: what a page draws beside the front.
 
-Of more plans than are wanted, every so many are predicted, each at every clock, so that what a clock costs can be seen
-of each; the plans of the front are added. Axes: P plans, each at one clock.
+Of more plans than are wanted some are predicted, drawn evenly from all that are legal by a fixed seed (each so-many-th
+would have the same choice of the innermost axis), each at every clock, so that what a clock costs can be seen of each.
+Axes: P plans, each at one clock.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -26,9 +26,7 @@ from moemodel.model.search.room import room_of
 
 MOST_PLANS = 100_000  # each at one clock, that a page is to show
 _BATCH = 20_000  # predicted at once
-_NOT_CHOSEN = ("index", "clock")
-
-CHOICES = ("gpus", "dp", "tp", "pp", "ep", "cp", "virtual_stages", "zero_stage", "micro_batch")
+_LEGAL_FOR_ONE = 8  # legal plans whose memory is counted for one that is predicted: assumed, most spaces fit so far
 PHASES = ("forward", "backward", "optimizer", "communication", "idle")
 
 
@@ -40,15 +38,15 @@ class Survey:
         choices: of each plan by name, whole numbers; those with words in `words`. [P]
         words: what the numbers of a choice stand for.
         values: by name, SI units; of phases "forward_s", "forward_J", ... [P]
-        every: of how many plans that fit one was looked at, clocks not counted.
-        fitting: plans that fit, each at every clock.
+        share: of the legal plans, how many were looked at.
+        legal: plans, each at every clock.
     """
 
     choices: dict[str, IntArray]
     words: dict[str, tuple[str, ...]]
     values: dict[str, FloatArray]
-    every: int
-    fitting: int
+    share: float
+    legal: int
 
     def __len__(self) -> int:
         """Plans, each at one clock."""
@@ -57,11 +55,11 @@ class Survey:
     @property
     def note(self) -> str:
         """What is shown of all."""
-        if self.every == 1:
+        if self.share == 1:
             return f"All {len(self):,} plans within the limits are shown, each at each clock."
         return (
-            f"Of {self.fitting:,} plans that fit in memory, clocks counted, one in {self.every} was taken, at all its "
-            f"clocks; {len(self):,} of these are within the limits and shown. The front is of all."
+            f"Of {self.legal:,} legal plans, clocks counted, {self.share:.2%} were drawn evenly, each at all its "
+            f"clocks; {len(self):,} of these fit, keep the limits, and are shown. The front is of all plans."
         )
 
 
@@ -85,9 +83,14 @@ def survey(
     problem = problem_of(document, calibration)
     legal = candidates(problem, calibration)
     clocks = clocks_Hz(legal.clocks_MHz)
-    fitting = legal.take(np.flatnonzero(_fits(problem, legal)))
-    every = max(1, math.ceil(len(fitting) * len(clocks) / most))
-    some = fitting.take(np.arange(0, len(fitting), every))
+    looked = drawn(len(legal), _LEGAL_FOR_ONE * most // max(len(clocks), 1))
+    fitting = looked[_fits(problem, legal.take(looked))]
+    if not len(fitting):  # few fit, and none of them was drawn
+        looked = np.arange(len(legal))
+        fitting = looked[_fits(problem, legal)]
+    taken = fitting[drawn(len(fitting), most // max(len(clocks), 1))]
+    some = legal.take(taken)
+    share = len(looked) / max(len(legal), 1) * len(taken) / max(len(fitting), 1)
     parts = list(_parts(problem, some, clocks, progress))
     labels = tuple("auto" if clock is None else f"{clock:g}" for clock in legal.clocks_MHz)
     return Survey(
@@ -99,9 +102,16 @@ def survey(
             "clock": labels,
         },
         values={name: np.concatenate([part[1][name] for part in parts]) for name in parts[0][1]},
-        every=every,
-        fitting=len(fitting) * len(clocks),
+        share=share,
+        legal=len(legal) * len(clocks),
     )
+
+
+def drawn(size: int, most: int) -> IntArray:
+    """At most so many of a number of plans, evenly and always the same, in order."""
+    if size <= most:
+        return np.arange(size)
+    return np.sort(np.random.default_rng(0).choice(size, size=max(most, 1), replace=False))
 
 
 def _recompute_words(legal: Candidates) -> tuple[str, ...]:

@@ -30,6 +30,12 @@ PLANS: dict[str, dict[str, Any]] = {
     "in rounds": {"cluster": {"gpus": 4}, "parallel": {"pp": 4}, "micro_batches_per_schedule": 8},
     "few micro-batches": {"cluster": {"gpus": 8}, "parallel": {"pp": 8}, "global_batch": 2},
     "a cap": {"power_cap_W": 300.0, "cluster": {"gpus": 4}, "parallel": {"pp": 2, "tp": 2}},
+    "clocks of stages and phases": {
+        "clock_MHz": {"stages": [1500.0, 1200.0, 1200.0, 1605.0], "forward": 1305.0},
+        "cluster": {"gpus": 4},
+        "parallel": {"pp": 4},
+        "global_batch": 32,
+    },
     "experts": {
         "architecture": "olmoe-1b-7b",
         "layers": 4,
