@@ -186,7 +186,8 @@ def _predicted_study() -> Study:
     from moemodel.model.results.parallelism import GPUS
     from moemodel.model.results.parallelism_insights import predicted_study
 
-    return predicted_study({gpu: load_calibration(None, gpu, key="gpu") for gpu in GPUS})
+    with working("parallelism"):
+        return predicted_study({gpu: load_calibration(None, gpu, key="gpu") for gpu in GPUS})
 
 
 def _write(folder: Path, document: dict[str, Any], found: Study, figures: bool | None) -> list[str]:
@@ -231,6 +232,8 @@ _CAVEATS = (
     "Predicted; nothing is fitted to the study, whose text was not at hand: the findings are in this project's words.",
     "Steps at locked clocks were never measured by this project. Margins of a per cent or two are below what "
     "predictions of these plans are known to be off.",
+    "What an A100 does below 510 MHz is extrapolated: no reading stands behind it. Times and power of the GH200 are "
+    "derived from an H100's; its processor is not counted.",
     "OLMoE runs under DeepSpeed's expert layer in bf16 with ZeRO 1 here, and the network of the A100 is assumed.",
 )
 

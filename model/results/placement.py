@@ -347,14 +347,24 @@ def read_loads(path: Path) -> dict[int, FloatArray]:
     files = sorted(path.glob(_RECORDS)) if path.is_dir() else [path]
     if not files:
         raise InputError(f"{path}: found no {_RECORDS}; allowed: a run's folder, or one such file")
-    rows: dict[tuple[int, int], FloatArray] = {}
-    for file in files:
-        for place, record in _records(file):
-            key, own = (record.layer, record.step), np.array(record.rows_E, dtype=np.float64)
-            if key in rows and rows[key].shape != own.shape:
-                raise InputError(f"{place}: found {len(own)} experts; allowed: {len(rows[key])}, as other ranks have")
-            rows[key] = rows.get(key, 0.0) + own
+    rows, seen = _of_file(files[0]), files[0].name
+    for file in files[1:]:
+        more = _of_file(file)
+        if {key: len(own) for key, own in more.items()} != {key: len(own) for key, own in rows.items()}:
+            raise InputError(f"{file}: found other steps, layers or experts than {seen} has; allowed: those of one run")
+        rows = {key: rows[key] + own for key, own in more.items()}
     return _by_layer(rows, path)
+
+
+def _of_file(file: Path) -> dict[tuple[int, int], FloatArray]:
+    """Rows of every expert that one rank recorded, by layer and step."""
+    rows: dict[tuple[int, int], FloatArray] = {}
+    for place, record in _records(file):
+        key = (record.layer, record.step)
+        if key in rows:
+            raise InputError(f"{place}: found step {record.step} of layer {record.layer} again; allowed: once")
+        rows[key] = np.array(record.rows_E, dtype=np.float64)
+    return rows
 
 
 def _records(file: Path) -> Iterable[tuple[str, RoutingRecord]]:

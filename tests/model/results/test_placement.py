@@ -100,7 +100,8 @@ def test_copies_take_memory_and_their_gradients_time(tmp_path: Path) -> None:
     assert with_copies.after.rank_skew < without.after.rank_skew
     assert without.after.copies_s == 0 < with_copies.after.copies_s
     assert max(len(rank) for rank in with_copies.layers[0].ranks) == 3
-    # room for an expert a rank and layer more: 16-bit weights and 32-bit gradients at least, without states that ZeRO shards
+    # room for an expert a rank and layer more, less what the busiest rank keeps in rows: of 16-bit weights
+    # and 32-bit gradients, half of them at least
     expert = 3 * 4096 * 14336
     assert with_copies.after.memory_B - without.after.memory_B > LAYERS * expert * 6 * 0.5
     # of two copies each rank sends its 32-bit gradients once, over 450 GB/s at best; of more up to twice
@@ -113,6 +114,17 @@ def test_ranks_of_a_run_are_added_up(tmp_path: Path) -> None:
     found = read_loads(tmp_path)
     assert found[0].tolist() == [[11, 22]]  # a step without rows is none
     assert found[1].tolist() == [[33, 44], [55, 66]]
+
+
+def test_records_that_are_not_of_one_run_are_refused(tmp_path: Path) -> None:
+    records(tmp_path, [[[1, 2]], [[3, 4]]], rank=0)
+    records(tmp_path, [[[1, 2]]], rank=1)
+    with pytest.raises(InputError, match=r"rank1\.jsonl: found other steps, layers or experts than routing-rank0"):
+        read_loads(tmp_path)
+    twice = tmp_path / "routing-rank0.jsonl"
+    twice.write_text(twice.read_text() * 2)
+    with pytest.raises(InputError, match=r"rank0\.jsonl:3: found step 0 of layer 0 again"):
+        read_loads(twice)
 
 
 def test_drawn_loads_are_as_uneven_as_asked_for() -> None:
