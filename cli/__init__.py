@@ -33,6 +33,7 @@ _COMMANDS: dict[str, str] = {
     "compare": "moemodel.cli.compare:compare_command",
     "validate": "moemodel.cli.validate:validate_command",
     "run": "moemodel.cli.run:run_command",
+    "strategies": "moemodel.cli.strategies:strategies_command",
     "study": "moemodel.cli.study:study_command",
 }
 

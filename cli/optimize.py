@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,13 +12,13 @@ import click
 
 from moemodel import api
 from moemodel.cli.output import begins_with, console, echo, echo_json_text
+from moemodel.cli.plan_folder import check_empty, plans_written
 from moemodel.cli.search_progress import SearchProgress
 from moemodel.cli.search_report import report
-from moemodel.model.core.files import TEMPORARY_SUFFIX, umask, write_atomic
+from moemodel.model.core.files import write_atomic
 
 if TYPE_CHECKING:
-    from moemodel.model.plan.spec import Plan
-    from moemodel.model.search.result import Entry, SearchResult
+    from moemodel.model.search.result import SearchResult
 
 
 _FIRST = b'{\n "schema_version":'  # how a result begins
@@ -116,13 +113,13 @@ def optimize_command(
     stored, page = _places(output, page)
     for option, folder in (("--write-plans", write_plans), ("--figures", figures)):
         if folder is not None:
-            _check_empty(folder, option)
+            check_empty(folder, option)
     with SearchProgress() as progress:
         result = api.search(search, calibration, progress=progress)
         text, drawn = "", dict[str, bytes]()
         if page is not None or figures is not None:
             text, drawn = _looks(result, calibration, progress, page=page is not None, figures=figures is not None)
-    with _plans_written(write_plans, result.front):
+    with plans_written(write_plans, {f"plan-{entry.number:02d}": entry.plan for entry in result.front}):
         if stored is not None:
             write_atomic(stored, result.to_json())
         if page is not None:
@@ -257,56 +254,3 @@ def _check_output(output: Path, first: bytes = _FIRST, what: str = "result of a 
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(output))
     if output.exists() and not begins_with(output, first):
         raise InputError(f"{option} {output}: is there already and is no {what}; name another file")
-
-
-def _check_empty(folder: Path, option: str) -> None:
-    """Refuse a folder in which what is of another search would lie between the new."""
-    from moemodel.model.core.errors import InputError
-
-    if folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"{option} {folder}: is not empty; name a new folder")
-
-
-def _named_from(folder: Path, plan: Plan) -> Plan:
-    """A plan as it is written in a folder: files that it names are named from there on."""
-    from moemodel.model.plan.paths import named_from
-
-    cluster = plan.cluster
-    files = {"gpu": named_from(folder, "gpu", cluster.gpu)}
-    if isinstance(cluster.internode, str):
-        files["internode"] = named_from(folder, "internode", cluster.internode)
-    architecture = named_from(folder, "architecture", plan.architecture)
-    return plan.model_copy(update={"architecture": architecture, "cluster": cluster.model_copy(update=files)})
-
-
-@contextmanager
-def _plans_written(folder: Path | None, entries: Iterable[Entry]) -> Iterator[None]:
-    """A folder of plans, whole or not at all: it takes its name when all is written, and what is inside is done."""
-    from moemodel.model.plan.spec import plan_text
-
-    if folder is None:
-        yield
-        return
-    made: Path | None = None
-    try:
-        with _errors_of(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=TEMPORARY_SUFFIX))
-            for entry in entries:
-                write_atomic(made / f"plan-{entry.number:02d}.yaml", plan_text(_named_from(folder, entry.plan)))
-            made.chmod(0o777 & ~umask())
-        yield
-        with _errors_of(folder):
-            made.replace(folder)  # an empty one gives way
-    finally:
-        if made is not None:
-            shutil.rmtree(made, ignore_errors=True)
-
-
-@contextmanager
-def _errors_of(folder: Path) -> Iterator[None]:
-    """What the system says of a temporary folder is about the one that was asked for."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(folder)) from None

@@ -6,12 +6,12 @@
     print(answer.step_time_s, answer.gpu_energy_per_token_J, answer.notes)
 
 What the commands do, Python does by the same functions: `predict`, `search`, `search_many` and `explain`
-(`moemodel optimize`), `schedule`, `profile`, `calibrate`, `calibrate_readings` (`calibrate --readings`), `recalibrate`
-(`calibrate --update`), `validate`, `run`, `predict_runs` (`run --predict`), `iteration` (`predict --trace`),
-`compare` and `place`; `Meter` goes around a training loop of your own. The other names are their documents.
+(`moemodel optimize`), `strategies`, `schedule`, `profile`, `calibrate`, `calibrate_readings` (`calibrate --readings`),
+`recalibrate` (`calibrate --update`), `validate`, `run`, `predict_runs` (`run --predict`), `iteration` (`predict
+--trace`), `compare` and `place`; `Meter` goes around a training loop of your own. The other names are their documents.
 `Meter`, `profile`, `run` and `validate` need the extra `profile`, installed from where moemodel itself came from; what
-begins with `calibrate` or `recalibrate` the extra `calibrate`. Everything is imported when it is first used: `import
-moemodel` costs next to nothing.
+begins with `calibrate` or `recalibrate` the extra `calibrate`, `strategies` the extra `clocks`. Everything is imported
+when it is first used: `import moemodel` costs next to nothing.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         recalibrate,
         schedule,
         search_many,
+        strategies,
     )
     from moemodel.calibration.store.catalogue import list_calibrations, shipped, write_calibration
     from moemodel.model.architecture.hf_config import list_architectures, read_architecture
@@ -106,6 +107,7 @@ _HOMES: dict[str, str] = {
     "search": "api",
     "search_many": "api",
     "shipped": "calibration.store.catalogue",
+    "strategies": "api",
     "validate": "api",
     "write_calibration": "calibration.store.catalogue",
 }
@@ -158,6 +160,7 @@ if TYPE_CHECKING:
         "search",
         "search_many",
         "shipped",
+        "strategies",
         "validate",
         "write_calibration",
     ]

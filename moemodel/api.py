@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from moemodel.model.search.document import Search
     from moemodel.model.search.explain import Explanation
     from moemodel.model.search.result import SearchResult
+    from moemodel.model.strategies.strategies import Strategies
     from moemodel.profiler.run import ProfileReport
     from moemodel.profiler.runs.document import RunDocument
     from moemodel.profiler.runs.execute import MatrixResult
@@ -459,6 +460,63 @@ def _plan_or_data(given: Plan | Path | str | Mapping[str, Any]) -> Plan | dict[s
         if not isinstance(data, dict) or not is_plan_but_for_rules(data):
             raise
         return data
+
+
+def strategies(
+    plan: Plan | Path | str | Mapping[str, Any],
+    calibration: Calibration | Path | str | None = None,
+    *,
+    longer: float = 0.0,
+    even_if_it_does_not_fit: bool = False,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> Strategies:
+    """What ways to choose clocks take on one job, each by its name: `moemodel strategies`.
+
+    Needs the extra `clocks`. What rests on locked clocks was never measured on a real card.
+
+    >>> import moemodel
+    >>> found = moemodel.strategies({
+    ...     "architecture": "opt-350m",
+    ...     "sequence_length": 2048,
+    ...     "global_batch": 16,
+    ...     "micro_batch": 4,
+    ...     "cluster": {"gpu": "h100-sxm-80gb", "gpus": 2},
+    ...     "parallel": {"pp": 2},
+    ... }, longer=0.05)
+    >>> rows = {row.name: row for row in found.rows}
+    >>> rows["joint"].energy.value <= rows["one-clock"].energy.value < 0
+    True
+    >>> rows["joint"].time.value <= 0.05 + 1e-9
+    True
+
+    Args:
+        plan: see `predict`; its own clock does not count.
+        calibration: see `predict`.
+        longer: how much longer than at the highest clock a step may take, as a share.
+        even_if_it_does_not_fit: answer also for a plan that needs more memory than the GPUs have.
+        progress: is told which strategy comes, and how many of how many are done.
+
+    Returns:
+        For each strategy (`rows`) its prediction, the changes of time and energy against `max-clock` with their 90 %
+        intervals, its clocks, and a plan that says them, None where no plan can; and `notes`. `to_json()` is what the
+        command prints.
+
+    Raises:
+        InputError: see `predict`; or a share that is negative or beyond all sense, or a plan of inference.
+        InfeasiblePlanError: see `predict`.
+        CalibrationError: none of that name, of another GPU, or one without power.
+        MissingExtraError: the extra is not installed.
+    """
+    from moemodel.calibration.store.catalogue import load_calibration
+    from moemodel.model.plan.spec import Plan, read_plan
+    from moemodel.model.strategies.strategies import strategies
+
+    opened, place = _opened(plan, Plan, "plan", read_plan)
+    with _errors_name(place):
+        loaded = load_calibration(calibration, opened.cluster.gpu, key="cluster.gpu")
+        return strategies(
+            opened, loaded, longer=longer, even_if_it_does_not_fit=even_if_it_does_not_fit, progress=progress
+        )
 
 
 @needs_extra("profile", "profile")

@@ -179,7 +179,19 @@ def _run(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["predict", "predict_runs", "search", "Plan", "Search", "Outcome", "SearchResult", "Calibration", "Meter"]
+    "name",
+    [
+        "predict",
+        "predict_runs",
+        "search",
+        "strategies",
+        "Plan",
+        "Search",
+        "Outcome",
+        "SearchResult",
+        "Calibration",
+        "Meter",
+    ],
 )
 def test_a_docstring_is_right(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
@@ -306,6 +318,7 @@ def test_every_public_function_shows_a_use() -> None:
             "schedule",
             "search",
             "search_many",
+            "strategies",
             "validate",
         ]
     )

@@ -66,16 +66,18 @@ class PowerSegment:
     """Part of a cycle that repeats itself for ever, under one mean power.
 
     Attributes:
-        time_s_PK: how long it takes at each clock.
-        power_W_PK: what it draws there.
+        time_s_UK: how long it takes at each clock, in each of some cycles.
+        power_W_UK: what it draws there.
+        row_P: which of these cycles each of P is, that differ in their bounds alone; None: they are one for one.
     """
 
-    time_s_PK: FloatArray
-    power_W_PK: FloatArray
+    time_s_UK: FloatArray
+    power_W_UK: FloatArray
+    row_P: IntArray | None = None
 
     def take(self, rows: NDArray[np.int64]) -> PowerSegment:
         """The same of the cycles at these rows."""
-        return PowerSegment(time_s_PK=self.time_s_PK[rows], power_W_PK=self.power_W_PK[rows])
+        return replace(self, row_P=rows if self.row_P is None else self.row_P[rows])
 
 
 def steady_state_clocks(
@@ -101,7 +103,7 @@ def steady_state_clocks(
         gain_Hz_per_J: how fast the clock answers.
     """
     limit_W_P = np.minimum(limit_W_P, _ENDLESS_W)
-    cycle = [replace(stretch, power_W_PK=np.maximum.accumulate(stretch.power_W_PK, axis=1)) for stretch in cycle]
+    cycle = [replace(stretch, power_W_UK=np.maximum.accumulate(stretch.power_W_UK, axis=1)) for stretch in cycle]
     clocks = before = [_alone(stretch, clock_Hz_K, limit_W_P, highest_Hz_P) for stretch in cycle]
     for _ in range(_ROUNDS):
         before, clocks = clocks, _settled(cycle, clocks, clock_Hz_K, limit_W_P, highest_Hz_P, gain_Hz_per_J)
@@ -132,7 +134,10 @@ def _settled(
         _clock_response(stretch, clock_Hz_K, clock, limit_W_P, highest_Hz_P, gain_Hz_per_J)
         for stretch, clock in zip(cycle, clocks, strict=True)
     ]
-    times = [time_at_clock(stretch.time_s_PK, clock_Hz_K, clock) for stretch, clock in zip(cycle, clocks, strict=True)]
+    times = [
+        time_at_clock(stretch.time_s_UK, clock_Hz_K, clock, stretch.row_P)
+        for stretch, clock in zip(cycle, clocks, strict=True)
+    ]
     kept = [np.exp(-time / move.lag_s) for time, move in zip(times, moves, strict=True)]
     low, high = np.full_like(highest_Hz_P, clock_Hz_K[0]), highest_Hz_P
     gain, offset_Hz, least_Hz, most_Hz = _whole_cycle(moves, kept)
@@ -195,7 +200,7 @@ def _alone(
     stretch: PowerSegment, clock_Hz_K: FloatArray, limit_W_P: FloatArray, highest_Hz_P: FloatArray
 ) -> FloatArray:
     """Clock at which a stretch that lasts for ever settles."""
-    held_Hz = crossing(stretch.power_W_PK, clock_Hz_K, limit_W_P)
+    held_Hz = crossing(stretch.power_W_UK, clock_Hz_K, limit_W_P, stretch.row_P)
     return _between(held_Hz, clock_Hz_K[0], highest_Hz_P)
 
 
@@ -228,7 +233,8 @@ def _power_at(stretch: PowerSegment, clock_Hz_K: FloatArray, clock_Hz_P: FloatAr
     low, high = clock_Hz_K[upper - 1], clock_Hz_K[upper]
     share = (clock_Hz_P - low) / (high - low)
     period_share = share * high / clock_Hz_P
-    (low_W, high_W), (low_s, high_s) = _about(stretch.power_W_PK, upper), _about(stretch.time_s_PK, upper)
+    low_W, high_W = _about(stretch.power_W_UK, upper, stretch.row_P)
+    low_s, high_s = _about(stretch.time_s_UK, upper, stretch.row_P)
     energy_J = low_W * low_s * (1 - share) + high_W * high_s * share
     time_s = low_s * (1 - period_share) + high_s * period_share
     mean_W: FloatArray = np.divide(energy_J, time_s, out=low_W * (1 - share) + high_W * share, where=time_s > 0)
@@ -240,36 +246,46 @@ def _between(values: FloatArray, low: FloatArray | float, high: FloatArray | flo
     return np.asarray(np.minimum(np.maximum(values, low), high))
 
 
-def crossing(rising_UK: FloatArray, clock_Hz_K: FloatArray, limit_U: FloatArray) -> FloatArray:
-    """Clock at which a non-decreasing row reaches its limit, linear between the clocks given, [U]."""
-    last = np.clip((rising_UK <= limit_U[:, None]).sum(axis=1) - 1, 0, len(clock_Hz_K) - 2)
-    rows = np.arange(len(rising_UK))
-    low, high = rising_UK[rows, last], rising_UK[rows, last + 1]
+def crossing(
+    rising_UK: FloatArray, clock_Hz_K: FloatArray, limit_P: FloatArray, row_P: IntArray | None = None
+) -> FloatArray:
+    """Clock at which a non-decreasing row reaches its limit, linear between the clocks given, [P].
+
+    `row_P`: which row each is; None: they are one for one.
+    """
+    rows_PK = rising_UK if row_P is None else rising_UK[row_P]
+    last = np.clip((rows_PK <= limit_P[:, None]).sum(axis=1) - 1, 0, len(clock_Hz_K) - 2)
+    low, high = _about(rows_PK, last + 1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.where(high > low, (limit_U - low) / (high - low), np.where(limit_U >= high, 1.0, 0.0))
+        share = np.where(high > low, (limit_P - low) / (high - low), np.where(limit_P >= high, 1.0, 0.0))
     share = _between(share, 0.0, 1.0)
     return np.asarray(clock_Hz_K[last] + share * (clock_Hz_K[last + 1] - clock_Hz_K[last]))
 
 
-def at_clock(values_UK: FloatArray, clock_Hz_K: FloatArray, clock_Hz_U: FloatArray) -> FloatArray:
-    """Each row at its own clock, linear between the clocks given, [U]."""
-    upper = np.minimum(np.maximum(np.searchsorted(clock_Hz_K, clock_Hz_U), 1), len(clock_Hz_K) - 1)
+def at_clock(
+    values_UK: FloatArray, clock_Hz_K: FloatArray, clock_Hz_P: FloatArray, row_P: IntArray | None = None
+) -> FloatArray:
+    """Each row at its own clock, linear between the clocks given, [P]; `row_P` as in `crossing`."""
+    upper = np.minimum(np.maximum(np.searchsorted(clock_Hz_K, clock_Hz_P), 1), len(clock_Hz_K) - 1)
     low, high = clock_Hz_K[upper - 1], clock_Hz_K[upper]
-    share = _between((clock_Hz_U - low) / (high - low), 0.0, 1.0)
-    below, above = _about(values_UK, upper)
+    share = _between((clock_Hz_P - low) / (high - low), 0.0, 1.0)
+    below, above = _about(values_UK, upper, row_P)
     return np.asarray(below * (1 - share) + above * share)
 
 
-def _about(values_UK: FloatArray, upper_U: IntArray) -> tuple[FloatArray, FloatArray]:
-    """Of each row the value before a place, and there, [U] each: half the time of an index for either axis."""
-    place = np.arange(0, values_UK.size, values_UK.shape[1]) + upper_U
+def _about(values_UK: FloatArray, upper_P: IntArray, row_P: IntArray | None = None) -> tuple[FloatArray, FloatArray]:
+    """Of each row the value before a place, and there, [P] each: half the time of an index for either axis."""
+    clocks = values_UK.shape[1]
+    place = (np.arange(0, values_UK.size, clocks) if row_P is None else clocks * row_P) + upper_P
     flat = np.ascontiguousarray(values_UK).reshape(-1)
     return flat.take(place - 1), flat.take(place)
 
 
-def time_at_clock(time_UK: FloatArray, clock_Hz_K: FloatArray, clock_Hz_U: FloatArray) -> FloatArray:
+def time_at_clock(
+    time_UK: FloatArray, clock_Hz_K: FloatArray, clock_Hz_P: FloatArray, row_P: IntArray | None = None
+) -> FloatArray:
     """The same for times, linear in the period: exact for work that follows the clock, and for work that doesn't."""
-    return at_clock(time_UK, -1 / clock_Hz_K, -1 / clock_Hz_U)
+    return at_clock(time_UK, -1 / clock_Hz_K, -1 / clock_Hz_P, row_P)
 
 
 def time_at_clocks(time_UK: FloatArray, clock_Hz_K: FloatArray, clock_Hz_UK: FloatArray) -> FloatArray:

@@ -83,6 +83,16 @@ class PhaseCost:
             gating_s_U=gating_s,
         )
 
+    def at_highest_clock(self) -> PhaseCost:
+        """At the highest clock, [U, 1], without its spread."""
+        return replace(
+            self,
+            time_s_UK=self.time_s_UK[:, -1:],
+            energy_J_UK=self.energy_J_UK[:, -1:],
+            cycles_UK=self.cycles_UK[:, -1:],
+            spread_s={},
+        )
+
     def least(self) -> PhaseCost:
         """Time, energy and cycles at the clock that has least of each, [U, 1]."""
         return replace(

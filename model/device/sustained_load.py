@@ -91,7 +91,7 @@ def sustained_load(
     for _ in range(_ROUNDS):
         cycle = [
             PowerSegment(
-                time_s_PK=time, power_W_PK=power.total_W(energy / np.maximum(time, _SHORTEST_S), temperature_C)
+                time_s_UK=time, power_W_UK=power.total_W(energy / np.maximum(time, _SHORTEST_S), temperature_C)
             )
             for time, energy in zip(times, energies, strict=True)
         ]

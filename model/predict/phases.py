@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.device.dvfs import at_clock, time_at_clock
 from moemodel.model.device.power import PowerModel
 from moemodel.model.step.stage_cost import StageCost
@@ -52,12 +52,15 @@ class ClockedCost:
     energy_J: FloatArray
     cycles: FloatArray
 
-    def at(self, clock_Hz_K: FloatArray, clock_Hz_P: FloatArray) -> ClockedCost:
-        """At one clock for each plan, [P, 1]: time and cycles over the clock are linear in its period."""
-        period_like_s = time_at_clock(self.cycles / clock_Hz_K, clock_Hz_K, clock_Hz_P)
+    def at(self, clock_Hz_K: FloatArray, clock_Hz_P: FloatArray, row_P: IntArray | None = None) -> ClockedCost:
+        """At one clock for each plan, [P, 1]: time and cycles over the clock are linear in its period.
+
+        `row_P`: which row each plan is; None: they are one for one.
+        """
+        period_like_s = time_at_clock(self.cycles / clock_Hz_K, clock_Hz_K, clock_Hz_P, row_P)
         return ClockedCost(
-            time_s=time_at_clock(self.time_s, clock_Hz_K, clock_Hz_P)[:, None],
-            energy_J=at_clock(self.energy_J, clock_Hz_K, clock_Hz_P)[:, None],
+            time_s=time_at_clock(self.time_s, clock_Hz_K, clock_Hz_P, row_P)[:, None],
+            energy_J=at_clock(self.energy_J, clock_Hz_K, clock_Hz_P, row_P)[:, None],
             cycles=period_like_s[:, None] * clock_Hz_P[:, None],
         )
 

@@ -14,7 +14,7 @@ from functools import cached_property, partial
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray, distinct_rows
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray, distinct_rows, take_rows
 from moemodel.model.device.power import PowerModel, power_model
 from moemodel.model.layers.flops import model_flops
 from moemodel.model.plan.batch import PlanBatch
@@ -68,12 +68,17 @@ class PricedPlans:
         self._architecture, self._plans, self._machine = architecture, plans, machine
         power = power_model(machine.calibration)
         self._clock_Hz_K = priced_clocks(machine.calibration, power)
-        blocks = BlockCosts(architecture, plans, machine=machine, power=power, clock_Hz_K=self._clock_Hz_K)
+        alike = _AlikeButForClocks.of(plans)
+        priced = plans if alike is None else plans.take(alike.first)
+        blocks = BlockCosts(architecture, priced, machine=machine, power=power, clock_Hz_K=self._clock_Hz_K)
         own = [plans.has_clocks_by_stage] if plans.clock_limits_Hz.shape[1] else []
-        first, pipeline = distinct_rows([plans.pp, plans.virtual_stages, *own])
-        self._pipelines = [
-            _PricedPipeline.of(blocks, np.flatnonzero(pipeline == index), row) for index, row in enumerate(first)
-        ]
+        first, pipeline = distinct_rows([priced.pp, priced.virtual_stages, *own])
+        self._pipelines = []
+        for index, row in enumerate(first):
+            rows = np.flatnonzero(pipeline == index)
+            every = rows if alike is None else np.flatnonzero(pipeline[alike.place] == index)
+            row_P = None if alike is None else np.searchsorted(rows, alike.place[every])
+            self._pipelines.append(_PricedPipeline.of(blocks, rows, row, every, plans.clock_Hz[every], row_P))
 
     def predict(self, *inlets_C: float | None, temperature_C: float | None = None) -> list[Prediction]:
         """What each plan costs, with air of each temperature.
@@ -161,10 +166,33 @@ class PricedPlans:
         peak_B = np.zeros(len(self._plans))
         terms_B: dict[str, FloatArray] = {}
         for part in self._pipelines:
-            peak_B[part.rows] = part.memory.peak_B
-            for name, size_B in part.memory.terms_B.items():
+            memory = part.memory if part.row_P is None else take_rows(part.memory, part.row_P)
+            peak_B[part.rows] = memory.peak_B
+            for name, size_B in memory.terms_B.items():
                 terms_B.setdefault(name, np.zeros(len(peak_B)))[part.rows] = size_B
         return peak_B, terms_B
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AlikeButForClocks:
+    """Plans that ask for other clocks, and are the same in all else, so that their work is priced once.
+
+    Attributes:
+        first: one of those that are alike.
+        place: which of `first` each plan is like.
+    """
+
+    first: IntArray
+    place: IntArray
+
+    @classmethod
+    def of(cls, plans: PlanBatch) -> _AlikeButForClocks | None:
+        """None where no two are alike, or stages have clocks of their own."""
+        if len(plans) == 1 or plans.clock_limits_Hz.shape[1]:
+            return None
+        others = [f.name for f in fields(PlanBatch) if f.name not in ("clock_Hz", "clock_limits_Hz")]
+        first, place = distinct_rows([getattr(plans, name) for name in others])
+        return cls(first=first, place=place) if len(first) < len(plans) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +272,9 @@ class _PricedPipeline:
 
     Attributes:
         rows: which of the plans.
+        asked_Hz: the clock that each of them asks for.
+        row_P: which row of what follows each of them is, of which many differ in their clocks alone; None: they are one
+            for one.
         pipe: their step.
         devices: by class of stages.
         timeline: of the step.
@@ -253,6 +284,8 @@ class _PricedPipeline:
     """
 
     rows: IntArray
+    asked_Hz: FloatArray
+    row_P: IntArray | None
     pipe: PipelineStep
     devices: list[DeviceCosts]
     timeline: Timeline
@@ -261,8 +294,18 @@ class _PricedPipeline:
     blocks: BlockCosts
 
     @classmethod
-    def of(cls, blocks: BlockCosts, rows: IntArray, row: int, runs: StageRuns | None = None) -> _PricedPipeline:
-        """The plans at these rows, which have the pipeline of one of them; `runs` are theirs, where they are known."""
+    def of(
+        cls,
+        blocks: BlockCosts,
+        rows: IntArray,
+        row: int,
+        every: IntArray,
+        asked_Hz: FloatArray,
+        row_P: IntArray | None,
+        runs: StageRuns | None = None,
+    ) -> _PricedPipeline:
+        """The plans at these rows of the blocks, which have the pipeline of one of them, and `every` plan that is like
+        one of them but for its clock; `runs` are theirs, where they are known."""
         plans = blocks.plans
         shape = int(plans.pp[row]), int(plans.virtual_stages[row])
         pipeline = stages(blocks.architecture, *shape)
@@ -275,7 +318,9 @@ class _PricedPipeline:
         pipe = PipelineStep(costs, pipeline, blocks.machine, counts)
         devices = [device_costs(cost) for cost in pipe.costs]
         return cls(
-            rows=rows,
+            rows=every,
+            asked_Hz=asked_Hz,
+            row_P=row_P,
             pipe=pipe,
             devices=devices,
             timeline=pipe.timeline(devices),
@@ -289,16 +334,19 @@ class _PricedPipeline:
     ) -> list[_Solved]:
         """Clock of every stage, and with it everything that depends on the clock, for each power model."""
         clocks = self._clocks if self.runs is None else partial(self._clocks_by_stage, self.runs)
-        found = []
+        found, errors = [], _device_error(self.pipe)
+        pipe = self.pipe if self.row_P is None else self.pipe.take(self.row_P)
+        if self.row_P is not None:
+            errors = errors[0][self.row_P], errors[1][self.row_P]
         for power, kept in zip(powers, clocks(clock_Hz_K, machine, powers, temperature_C), strict=True):
             changes = [None] * len(kept) if self.runs is None else self.runs.changes
             devices = [
-                settled(device, clock, change, clock_Hz_K)
+                settled(device, clock, change, clock_Hz_K, self.row_P)
                 for device, clock, change in zip(self.devices, kept, changes, strict=True)
             ]
-            mean, watts = _mean_gpu(self.pipe, devices, self.pipe.timeline(devices), power, temperature_C)
+            mean, watts = _mean_gpu(pipe, devices, pipe.timeline(devices), power, temperature_C, errors)
             figures = None if self.runs is None else self.runs.figures(kept, devices, watts)
-            parts = StepParts(pipe=self.pipe, devices=devices, power=power, power_W=watts, runs=self.runs)
+            parts = StepParts(pipe=pipe, devices=devices, power=power, power_W=watts, runs=self.runs)
             found.append(_Solved(mean=mean, stages=figures, parts=parts))
         return found
 
@@ -314,6 +362,8 @@ class _PricedPipeline:
             machine=machine,
             powers=powers,
             temperature_C=temperature_C,
+            highest_Hz=[self.asked_Hz] * len(self.devices),
+            row_P=self.row_P,
         )
 
     def _clocks_by_stage(
@@ -338,7 +388,8 @@ class _PricedPipeline:
         rows = np.flatnonzero(~np.logical_and.reduce(given))
         if not len(rows):
             return [limits for _ in powers]
-        held = type(self).of(self.blocks, self.rows[rows], int(self.rows[rows[0]]), runs.take(rows))
+        some = self.rows[rows]
+        held = type(self).of(self.blocks, some, int(some[0]), some, self.asked_Hz[rows], None, runs.take(rows))
         found = held._governed_by_stage(runs.take(rows), clock_Hz_K, machine, powers, temperature_C)
         return [
             [
@@ -392,6 +443,7 @@ def _mean_gpu(
     timeline: Timeline,
     power: PowerModel,
     temperature_C: float | None,
+    errors: tuple[FloatArray, FloatArray],
 ) -> tuple[_MeanGpu, list[FloatArray]]:
     """Of a step with each class of stages at its clock, [P, 1], and power of a GPU of each class; clock trees count as
     static."""
@@ -415,7 +467,7 @@ def _mean_gpu(
     idle_s = above_rounding(step_s - times.forward - times.backward - times.optimizer - exposed_s, step_s)
     late_s = above_rounding(np.clip(step_s - timeline.device_s, 0.0, idle_s), step_s)
     waiting_J = pipe.mean([pipe.busy_waiting_J(i, d, timeline, power) for i, d in enumerate(devices)])
-    error, outside = _device_error(pipe)
+    error, outside = errors
     device_share = np.minimum((busy_s / step_s)[:, 0], 1.0)
     found = _MeanGpu(
         step_s=step_s[:, 0],

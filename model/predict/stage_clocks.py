@@ -242,10 +242,14 @@ def bounded(
 
 
 def settled(
-    device: DeviceCosts, clocks: ByPhase[FloatArray], changes: ClockChanges | None, clock_Hz_K: FloatArray
+    device: DeviceCosts,
+    clocks: ByPhase[FloatArray],
+    changes: ClockChanges | None,
+    clock_Hz_K: FloatArray,
+    row_P: IntArray | None = None,
 ) -> DeviceCosts:
-    """What a stage does at the clocks of its phases, [P, 1]."""
-    return _changing(device, clocks, changes, lambda cost, clock_Hz_P: cost.at(clock_Hz_K, clock_Hz_P))
+    """What a stage does at the clocks of its phases, [P, 1]; `row_P` as in `ClockedCost.at`."""
+    return _changing(device, clocks, changes, lambda cost, clock_Hz_P: cost.at(clock_Hz_K, clock_Hz_P, row_P))
 
 
 def _changing(

@@ -6,11 +6,12 @@ Axes: P plans that share their pipeline, K clocks that blocks are priced at.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import Enum
 
 import numpy as np
 
-from moemodel.model.core.arrays import BoolArray, FloatArray
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
 from moemodel.model.device.dvfs import PowerSegment, steady_state_clocks
 from moemodel.model.device.operator_cost import shares
 from moemodel.model.device.power import PowerModel
@@ -48,7 +49,8 @@ def sustained_clocks(
     machine: System,
     powers: Sequence[PowerModel],
     temperature_C: float | None,
-    highest_Hz: Sequence[FloatArray] | None = None,
+    highest_Hz: Sequence[FloatArray],
+    row_P: IntArray | None = None,
 ) -> list[list[ByPhase[FloatArray]]]:
     """Mean clock that is set in each phase, [P], for each class of stages, for each of some power models.
 
@@ -60,15 +62,15 @@ def sustained_clocks(
         powers: its power, each with inlet air of its own temperature; solved together, since a single plan's time is
             that of numpy's calls.
         temperature_C: of the die, if it is known; None: the steady state.
-        highest_Hz: clock that may be set at most in each class of stages, [P]; None: in all what the plan asks for.
+        highest_Hz: clock that may be set at most in each class of stages, [P].
+        row_P: which of `pipe` each plan is, of plans that differ in their clocks alone; None: they are one for one.
     """
     steady = temperature_C is None
     limit_W = np.concatenate([_limit_W(pipe.plans, machine, power, steady=steady) for power in powers])
     by_stage = []
     for index, device in enumerate(devices):
         profiles = [_power_profile(pipe, index, device, timeline, power, temperature_C) for power in powers]
-        highest = pipe.plans.clock_Hz if highest_Hz is None else highest_Hz[index]
-        by_stage.append(_governed(profiles, clock_Hz_K, pipe.plans, limit_W, machine, highest))
+        by_stage.append(_governed(profiles, clock_Hz_K, pipe.plans, limit_W, machine, highest_Hz[index], row_P))
     return [list(stages) for stages in zip(*by_stage, strict=True)]
 
 
@@ -158,7 +160,7 @@ def _power_profile(
         _Part.OPTIMIZER: (optimizer.time_s, optimizer_W),
         _Part.FILL: (timeline.fill_s, fill_W),
     }
-    return {part: PowerSegment(time_s_PK=time, power_W_PK=watts + idle_W) for part, (time, watts) in parts.items()}
+    return {part: PowerSegment(time_s_UK=time, power_W_UK=watts + idle_W) for part, (time, watts) in parts.items()}
 
 
 def _in_one_piece_s(plans: PlanBatch, timeline: Timeline) -> FloatArray:
@@ -178,13 +180,16 @@ def _governed(
     limit_W: FloatArray,
     machine: System,
     highest_Hz: FloatArray,
+    row_P: IntArray | None,
 ) -> list[ByPhase[FloatArray]]:
     """Mean clock of each phase of each profile under the limit, and no higher than `highest_Hz`."""
-    parts = [part for part in profiles[0] if any((profile[part].time_s_PK > 0).any() for profile in profiles)]
+    rows = np.arange(len(plans)) if row_P is None else row_P
+    every = np.concatenate([place * len(plans) + rows for place in range(len(profiles))])
+    parts = [part for part in profiles[0] if any((profile[part].time_s_UK > 0).any() for profile in profiles)]
     settled = steady_state_clocks(
-        [_joined([profile[part] for profile in profiles]) for part in parts],
+        [replace(_joined([profile[part] for profile in profiles]), row_P=every) for part in parts],
         clock_Hz_K,
-        limit_W_P=limit_W,
+        limit_W_P=limit_W[every],
         highest_Hz_P=np.tile(np.clip(highest_Hz, clock_Hz_K[0], clock_Hz_K[-1]), len(profiles)),
         gain_Hz_per_J=machine.governor_gain_Hz_per_J,
     )
@@ -192,7 +197,9 @@ def _governed(
     forward = clocks[_Part.FORWARD]
     backward, optimizer = (clocks.get(part, forward) for part in (_Part.BACKWARD, _Part.OPTIMIZER))  # trained or not
     if _Part.OTHERS in clocks:
-        before = np.tile(1 - 1 / plans.micro_batches, len(profiles))  # share of the micro-batches that are not the last
+        before = np.tile(
+            1 - 1 / plans.micro_batches[rows], len(profiles)
+        )  # share of the micro-batches that are not the last
         # their work takes as long at the mean of their periods, not of their clocks
         forward = 1 / (before / clocks[_Part.OTHERS] + (1 - before) / forward)
         backward = 1 / (before / clocks[_Part.OTHERS] + (1 - before) / backward)
@@ -205,6 +212,6 @@ def _joined(stretches: Sequence[PowerSegment]) -> PowerSegment:
     if len(stretches) == 1:
         return stretches[0]
     return PowerSegment(
-        time_s_PK=np.concatenate([stretch.time_s_PK for stretch in stretches]),
-        power_W_PK=np.concatenate([stretch.power_W_PK for stretch in stretches]),
+        time_s_UK=np.concatenate([stretch.time_s_UK for stretch in stretches]),
+        power_W_UK=np.concatenate([stretch.power_W_UK for stretch in stretches]),
     )

@@ -6,11 +6,12 @@ Axes: P plans that share their pipeline, X clocks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
 
-from moemodel.model.core.arrays import BoolArray, FloatArray
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray, take_rows
 from moemodel.model.device.operator_cost import shares
 from moemodel.model.device.power import PowerModel
 from moemodel.model.predict.phases import DeviceCosts, mean_clock_Hz, mean_switching
@@ -76,6 +77,14 @@ class PipelineStep:
         p = self.plans
         synchronizes = (p.tp > 1) | (p.pp > 1) | (p.ep > 1) | ((p.zero_stage > 0) & (p.dp * p.cp > 1))
         self._busy_waits = (synchronizes & machine.framework.busy_waits)[:, None]
+
+    def take(self, rows: IntArray) -> PipelineStep:
+        """The plans at these rows, repeated as asked; of the work of the device at the highest clock alone."""
+        some = copy(self)
+        some.plans = self.plans.take(rows)
+        some.costs = [take_rows(cost.at_highest_clock(), rows) for cost in self.costs]
+        some.m, some._async_launch, some._busy_waits = self.m[rows], self._async_launch[rows], self._busy_waits[rows]
+        return some
 
     def _launches_asynchronously(self, machine: System) -> BoolArray:
         """Whether the host queues a step whatever the device has done of it, [P, 1]; else it waits in every pass."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -71,6 +71,13 @@ class StageCost:
     runs_dry: bool
     recompute_sync_s: FloatArray
     pipeline_fill_comm_s: FloatArray
+
+    def at_highest_clock(self) -> StageCost:
+        """With the device's work at the highest clock alone, its spread left out."""
+        forward, backward, optimizer = (
+            lane.at_highest_clock() for lane in (self.forward, self.backward, self.optimizer)
+        )
+        return replace(self, forward=forward, backward=backward, optimizer=optimizer)
 
     @property
     def weight_share(self) -> FloatArray:

@@ -78,6 +78,13 @@ def test_speed_is_measured(tmp_path: Path, figures: Figures) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_large_search_is_timed(figures: Figures) -> None:
+    found = figures("search.py", "--gpus", "512", "--repeats", "1")
+    assert found["plans"] > found["predicted"] + found["outdone"] > 0
+    assert found["seconds"] > 0
+    assert 1e8 < found["peak_B"] < 2e9
+
+
 def test_speed_of_a_search_is_measured(tmp_path: Path, figures: Figures) -> None:
     found = figures("search_speed.py", "--gpus", "2", "--repeats", "1")
     assert found["combinations"] > found["plans"] >= found["feasible"] >= found["front"] > 0

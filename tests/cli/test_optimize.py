@@ -14,7 +14,7 @@ import pytest
 from click.testing import Result
 
 from moemodel import api
-from moemodel.cli import optimize, search_progress
+from moemodel.cli import optimize, plan_folder, search_progress
 from moemodel.cli.search_report import runs
 from moemodel.model.plan.spec import read_plan
 from moemodel.model.search.problem import summary
@@ -147,7 +147,8 @@ def test_plans_are_written_whole_or_not_at_all(
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         path.write_text("")
 
-    monkeypatch.setattr(optimize, "write_atomic", write)
+    for module in (optimize, plan_folder):
+        monkeypatch.setattr(module, "write_atomic", write)
     result = moemodel("optimize", "search.yaml", "--write-plans", "best", "--calibration", calibration_file)
     assert result.exit_code == 2
     named = DEFAULT_FILE if full == DEFAULT_FILE else "best"

@@ -69,6 +69,7 @@ NAMED = [
     ["run"],
     ["compare"],
     ["schedule"],
+    ["strategies"],
 ]  # they need more than their name
 # The driver's (there is no GPU to reset), PyTorch's, and pre-commit's, which is not installed for the tests.
 NOT_OURS = (

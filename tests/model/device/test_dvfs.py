@@ -36,8 +36,8 @@ def settled(
     """Clock of each phase of one cycle; lengths follow the clock, or don't."""
     cycle = [
         PowerSegment(
-            time_s_PK=(seconds * (TOP_HZ / CLOCKS_HZ if follows else np.ones_like(CLOCKS_HZ)))[None, :],
-            power_W_PK=power_W[None, :],
+            time_s_UK=(seconds * (TOP_HZ / CLOCKS_HZ if follows else np.ones_like(CLOCKS_HZ)))[None, :],
+            power_W_UK=power_W[None, :],
         )
         for power_W, seconds in phases
     ]
@@ -153,7 +153,7 @@ def test_lengths_are_those_at_the_clocks_it_settles_at() -> None:
 def test_rows_are_cycles_of_their_own() -> None:
     limits, tops = np.array([500.0, 650.0]), np.array([1980e6, 1500e6])
     cycle = [
-        PowerSegment(time_s_PK=np.full((2, len(CLOCKS_HZ)), seconds), power_W_PK=np.stack([power_W, power_W]))
+        PowerSegment(time_s_UK=np.full((2, len(CLOCKS_HZ)), seconds), power_W_UK=np.stack([power_W, power_W]))
         for power_W, seconds in ((HEAVY_W, 0.1), (LIGHT_W, 0.2))
     ]
     found = steady_state_clocks(cycle, CLOCKS_HZ, limit_W_P=limits, highest_Hz_P=tops, gain_Hz_per_J=9e6)
