@@ -117,6 +117,7 @@ def _stage_tables(pipe: PipelineStep, context: _Context) -> list[tuple[dict[Kind
         machine=context.machine,
         powers=[context.power],
         temperature_C=None,
+        highest_Hz=[pipe.plans.clock_Hz] * len(devices),
     )
     return [
         (_tables(cost, device, kept_Hz, context), _waiting_W(pipe, device, kept_Hz, context))

@@ -95,7 +95,7 @@ def within_limit(
     held = np.ones((len(pipe.plans), 1), dtype=np.bool_)
     for index, device in enumerate(devices):
         for part in _power_profile(pipe, index, device, timeline, power, temperature_C).values():
-            held &= (part.power_W_PK <= limit_W) | (part.time_s_PK <= 0)
+            held &= (part.power_W_UK <= limit_W) | (part.time_s_UK <= 0)
     return held[:, 0]
 
 
