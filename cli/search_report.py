@@ -164,9 +164,13 @@ def _change(share: float | None) -> str:
 
 
 def _clock(entry: Entry) -> str:
-    from moemodel.model.plan.clock import clock_text
+    from moemodel.model.plan.clock import ClocksSpec, clock_text
 
-    return clock_text(entry.plan.clock_MHz)
+    asked = entry.plan.clock_MHz
+    if not isinstance(asked, ClocksSpec):
+        return clock_text(asked)
+    clocks = [clock for stage in asked.of_stages(entry.plan.parallel.pp) for clock in stage.values()]
+    return f"{min(clocks):g}-{max(clocks):g}"
 
 
 # ---- the front ------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
@@ -138,12 +139,20 @@ def _types(annotation: Any) -> Iterator[type]:
         yield from _types(part)
 
 
-def _allowed(model: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """Keys allowed where an unknown one stands."""
+def _allowed(model: type[BaseModel], path: Sequence[str], data: Any) -> list[str]:
+    """Keys allowed where an unknown one stands; of several documents that may stand there, those of the likest."""
     for step in path[:-1]:
         annotation = model.model_fields[step].annotation if step in model.model_fields else None
-        model = next((a for a in _types(annotation) if issubclass(a, BaseModel)), model)
+        data = data.get(step) if isinstance(data, Mapping) else None
+        nested = [a for a in _types(annotation) if issubclass(a, BaseModel)]
+        model = max(nested, key=partial(_known_keys, data), default=model)
     return sorted(field.alias or name for name, field in model.model_fields.items())
+
+
+def _known_keys(data: Any, model: type[BaseModel]) -> int:
+    """How many keys of a part of a document are a model's."""
+    names = {field.alias or name for name, field in model.model_fields.items()}
+    return len(names & data.keys()) if isinstance(data, Mapping) else 0
 
 
 def _keys(loc: Sequence[int | str], data: Any, error_type: str) -> tuple[str, ...]:
@@ -177,7 +186,7 @@ def describe(
         place = f"{source}:{lines[known]}" if known in lines else source
         key = shortened(".".join(path)) or "document"
         if item["type"] == "extra_forbidden":
-            out[f"{place}: unknown key {shown(key)}; allowed here: {', '.join(_allowed(model, path))}"] = []
+            out[f"{place}: unknown key {shown(key)}; allowed here: {', '.join(_allowed(model, path, data))}"] = []
         elif item["type"] == "missing":
             out[f"{place}: the key {shown(key)} is missing"] = []
         elif not path:

@@ -122,6 +122,13 @@ class PlanBatch:
             return np.zeros(len(self), dtype=np.bool_)
         return ~np.isnan(self.clock_limits_Hz[:, 0, 0])
 
+    @property
+    def changes_clock_within_a_step(self) -> BoolArray:
+        """Which plans have clocks that differ between the phases of a stage, [P]."""
+        limits_Hz = self.clock_limits_Hz
+        differ = (limits_Hz != limits_Hz[..., :1]) & ~np.isnan(limits_Hz)
+        return np.asarray(differ.any(axis=(1, 2)))
+
 
 _FLOATS = {"skew", "clock_Hz", "power_cap_W", "clock_change_s"}
 _COLUMNS = tuple(f.name for f in fields(PlanBatch) if f.name != "clock_limits_Hz")

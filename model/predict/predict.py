@@ -14,7 +14,7 @@ from functools import cached_property, partial
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.core.arrays import FloatArray, IntArray, distinct_rows, take_rows
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray, distinct_rows, take_rows
 from moemodel.model.device.power import PowerModel, power_model
 from moemodel.model.layers.flops import model_flops
 from moemodel.model.plan.batch import PlanBatch
@@ -22,7 +22,7 @@ from moemodel.model.predict.phases import ByPhase, ClockedCost, DeviceCosts, dev
 from moemodel.model.predict.prediction import Prediction, PredictionByStage
 from moemodel.model.predict.priced_clocks import priced_clocks
 from moemodel.model.predict.stage_clocks import StageFigures, StageRuns, bounded, ceiling_Hz, governor_grid, settled
-from moemodel.model.predict.sustained_clock import sustained_clocks, total_power
+from moemodel.model.predict.sustained_clock import sustained_clocks, total_power, within_limit
 from moemodel.model.predict.timeline import PipelineStep, Timeline, above_rounding
 from moemodel.model.schedule.pipeline_layout import members, stages
 from moemodel.model.step.memory import Memory
@@ -287,6 +287,7 @@ class _PricedPipeline:
         timeline: of the step.
         memory: of the fullest class of stages.
         runs: classes of stages cut where clocks differ; None where each plan has one clock for all.
+        blocks: that they are made of.
     """
 
     rows: IntArray
@@ -297,6 +298,7 @@ class _PricedPipeline:
     timeline: Timeline
     memory: Memory
     runs: StageRuns | None
+    blocks: BlockCosts
 
     @classmethod
     def of(
@@ -307,17 +309,18 @@ class _PricedPipeline:
         every: IntArray,
         asked_Hz: FloatArray,
         row_P: IntArray | None,
+        runs: StageRuns | None = None,
     ) -> _PricedPipeline:
         """The plans at these rows of the blocks, which have the pipeline of one of them, and `every` plan that is like
-        one of them but for its clock."""
+        one of them but for its clock; `runs` are theirs, where they are known."""
         plans = blocks.plans
         shape = int(plans.pp[row]), int(plans.virtual_stages[row])
         pipeline = stages(blocks.architecture, *shape)
         costs = blocks.at(rows)
-        runs = counts = None
+        counts = None
         if plans.clock_limits_Hz.shape[1] and plans.has_clocks_by_stage[row]:
             classes = members(blocks.architecture, *shape)
-            runs = StageRuns.of(classes, costs.plans)
+            runs = StageRuns.of(classes, costs.plans) if runs is None else runs
             counts = runs.counts(classes)
         pipe = PipelineStep(costs, pipeline, blocks.machine, counts)
         devices = [device_costs(cost) for cost in pipe.costs]
@@ -330,6 +333,7 @@ class _PricedPipeline:
             timeline=pipe.timeline(devices),
             memory=costs.fullest(pipeline),
             runs=runs,
+            blocks=blocks,
         )
 
     def solve(
@@ -377,7 +381,40 @@ class _PricedPipeline:
         powers: Sequence[PowerModel],
         temperature_C: float | None,
     ) -> list[list[ByPhase[FloatArray]]]:
-        """Of each run of stages, up to the bounds of its phases."""
+        """Of each run of stages: the bounds of its phases, or what the governor leaves of them."""
+        limits = runs.within(float(clock_Hz_K[0]), float(clock_Hz_K[-1]))
+        devices = [
+            settled(device, limit, change, clock_Hz_K)
+            for device, limit, change in zip(self.devices, limits, runs.changes, strict=True)
+        ]
+        timeline = self.pipe.timeline(devices)
+        given = [
+            within_limit(self.pipe, devices, timeline, machine=machine, power=power, temperature_C=temperature_C)
+            for power in powers
+        ]
+        rows = np.flatnonzero(~np.logical_and.reduce(given))
+        if not len(rows):
+            return [limits for _ in powers]
+        some = self.rows[rows]
+        held = type(self).of(self.blocks, some, int(some[0]), some, self.asked_Hz[rows], None, runs.take(rows))
+        found = held._governed_by_stage(runs.take(rows), clock_Hz_K, machine, powers, temperature_C)
+        return [
+            [
+                limit.join(kept, partial(_instead, rows, ~given_P[rows]))
+                for limit, kept in zip(limits, of_power, strict=True)
+            ]
+            for of_power, given_P in zip(found, given, strict=True)
+        ]
+
+    def _governed_by_stage(
+        self,
+        runs: StageRuns,
+        clock_Hz_K: FloatArray,
+        machine: System,
+        powers: Sequence[PowerModel],
+        temperature_C: float | None,
+    ) -> list[list[ByPhase[FloatArray]]]:
+        """The same, where the governor may hold stages back."""
         limits = runs.within(float(clock_Hz_K[0]), float(clock_Hz_K[-1]))
         clock_Hz_G = governor_grid(clock_Hz_K, machine.gpu.clock_step_Hz)
         devices = [
@@ -398,6 +435,13 @@ class _PricedPipeline:
             [ceiling.join(limit, np.minimum) for ceiling, limit in zip(of_power, limits, strict=True)]
             for of_power in ceilings
         ]
+
+
+def _instead(rows: IntArray, some: BoolArray, clock_Hz: FloatArray, found_Hz: FloatArray) -> FloatArray:
+    """Clocks of plans, with what was found for some of those at `rows` in their place."""
+    changed = clock_Hz.copy()
+    changed[rows[some]] = found_Hz[some]
+    return changed
 
 
 def _mean_gpu(

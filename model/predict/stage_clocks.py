@@ -98,6 +98,14 @@ class ClockChanges:
             virtual=plans.virtual_stages[:, None].astype(np.float64),
         )
 
+    def take(self, rows: IntArray) -> ClockChanges:
+        """Those of the plans at these rows."""
+        return ClockChanges(
+            shares={phase: {p: s[rows] for p, s in before.items()} for phase, before in self.shares.items()},
+            change_s=self.change_s[rows],
+            virtual=self.virtual[rows],
+        )
+
     def cost(self, phase: str, clocks: ByPhase[FloatArray], at: Callable[[FloatArray], ClockedCost]) -> ClockedCost:
         """Of a phase that begins, some of its passes, at the clock of another.
 
@@ -152,6 +160,14 @@ class StageRuns:
             stages=runs,
             limits_Hz=[ByPhase(**dict(zip(PHASES, bound.T, strict=True))) for bound in bounds],
             changes=[ClockChanges.of(run, bound, plans) for run, bound in zip(runs, bounds, strict=True)],
+        )
+
+    def take(self, rows: IntArray) -> StageRuns:
+        """Those of the plans at these rows, cut in the same way."""
+        return StageRuns(
+            stages=self.stages,
+            limits_Hz=[limits.map(lambda limit_Hz: limit_Hz[rows]) for limits in self.limits_Hz],
+            changes=[None if change is None else change.take(rows) for change in self.changes],
         )
 
     def counts(self, classes: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -11,7 +11,7 @@ from enum import Enum
 
 import numpy as np
 
-from moemodel.model.core.arrays import FloatArray, IntArray
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
 from moemodel.model.device.dvfs import PowerSegment, steady_state_clocks
 from moemodel.model.device.operator_cost import shares
 from moemodel.model.device.power import PowerModel
@@ -72,6 +72,31 @@ def sustained_clocks(
         profiles = [_power_profile(pipe, index, device, timeline, power, temperature_C) for power in powers]
         by_stage.append(_governed(profiles, clock_Hz_K, pipe.plans, limit_W, machine, highest_Hz[index], row_P))
     return [list(stages) for stages in zip(*by_stage, strict=True)]
+
+
+def within_limit(
+    pipe: PipelineStep,
+    devices: list[DeviceCosts],
+    timeline: Timeline,
+    *,
+    machine: System,
+    power: PowerModel,
+    temperature_C: float | None,
+) -> BoolArray:
+    """Plans of which no GPU draws more than the limit in any stretch of a step at these clocks, [P]: the governor holds
+    none of them back.
+
+    Args:
+        pipe: the plans.
+        devices, timeline: every stage, and the step, at the clocks that are asked for, [P, 1].
+        machine, power, temperature_C: as `sustained_clocks` takes them.
+    """
+    limit_W = _limit_W(pipe.plans, machine, power, steady=temperature_C is None)[:, None]
+    held = np.ones((len(pipe.plans), 1), dtype=np.bool_)
+    for index, device in enumerate(devices):
+        for part in _power_profile(pipe, index, device, timeline, power, temperature_C).values():
+            held &= (part.power_W_UK <= limit_W) | (part.time_s_UK <= 0)
+    return held[:, 0]
 
 
 def total_power(power: PowerModel, dynamic_W: FloatArray, temperature_C: float | None) -> tuple[FloatArray, FloatArray]:

@@ -64,6 +64,7 @@ class PipelineStep:
         """Of classes of stages; `runs` cuts each into so many stages that differ in their clocks alone."""
         self.plans = costs.plans
         self._phases_differ = runs is not None
+        self._unlike = self.plans.changes_clock_within_a_step if runs is not None else None
         runs = [[stage.count] for stage in pipeline] if runs is None else runs
         self.counts = [count for of_class in runs for count in of_class]
         self.costs = [
@@ -150,7 +151,7 @@ class PipelineStep:
             return np.asarray(self.m * (forward[0] + backward[0]))
         shares = [cost.weight_share for cost in self.costs] if shares is None else shares
         times = StageTimes(forward_s=forward, backward_s=backward, weight_share=shares, counts=self.counts)
-        return self.plans.schedules.makespan(times)
+        return self.plans.schedules.makespan(times, self._unlike)
 
     def _late_s(self, forward: list[FloatArray], backward: list[FloatArray], devices: list[DeviceCosts]) -> FloatArray:
         """The step if the device always waits for the host, which takes longer than it or not.

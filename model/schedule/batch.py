@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
 from moemodel.model.schedule.base import Messages, Schedule, Sizes, StageTimes
+from moemodel.model.schedule.one_f_one_b import OneFOneB
 from moemodel.model.schedule.phase_changes import phase_changes
 from moemodel.model.schedule.registry import SCHEDULES
+from moemodel.model.schedule.zero_bubble import ZeroBubble
 
 Rows = NDArray[np.int64] | None
 
 _EVERY = tuple(schedule for one, interleaved in SCHEDULES.values() for schedule in (one, interleaved or one))
+# 1F1B's formula leaves out paths of stages whose forward and backward passes differ from one another's. Its order is
+# that of a zero-bubble schedule without gradients of weights, whose graph is walked.
+_ONE_F_ONE_B = next(kind for kind, schedule in enumerate(_EVERY) if isinstance(schedule, OneFOneB))
+_WALKED = ZeroBubble()
 _SPLITS = np.array([schedule.splits_backward for schedule in _EVERY])
 _INTERLEAVES = np.array([interleaved is not None for _, interleaved in SCHEDULES.values()])
 
@@ -22,6 +29,11 @@ _INTERLEAVES = np.array([interleaved is not None for _, interleaved in SCHEDULES
 def can_interleave(numbers: IntArray) -> BoolArray:
     """Which of some schedules have virtual stages."""
     return np.asarray(_INTERLEAVES[numbers])
+
+
+def _whole_passes(times: StageTimes) -> StageTimes:
+    """Of which no part can wait."""
+    return replace(times, weight_share=[np.zeros_like(share) for share in times.weight_share])
 
 
 class PlanSchedules:
@@ -47,11 +59,20 @@ class PlanSchedules:
         """Where stages exchange messages so, [P]."""
         return np.array([schedule.messages is messages for schedule in _EVERY])[self._kinds]
 
-    def makespan(self, times: StageTimes) -> FloatArray:
-        """Time from the first pass to the last of a step, [P, X]; stages are as many as `times` has."""
+    def makespan(self, times: StageTimes, unlike: BoolArray | None = None) -> FloatArray:
+        """Time from the first pass to the last of a step, [P, X].
+
+        Args:
+            times: of the stages, as many as it has.
+            unlike: plans whose stages differ in how long forward and backward passes are, [P]; None: none.
+        """
         once_s = self._each(
             lambda schedule, sizes, rows: schedule.makespan(times if rows is None else times.take(rows), sizes.column)
         )
+        rows = np.flatnonzero(unlike & (self._kinds == _ONE_F_ONE_B)) if unlike is not None else np.zeros(0, dtype=int)
+        if len(rows):
+            once_s = once_s.copy()
+            once_s[rows] = _WALKED.makespan(_whole_passes(times.take(rows)), self._sizes.take(rows).column)
         return once_s if self._rounds is None else once_s * self._rounds[:, None]
 
     def in_flight(self, stage: int) -> FloatArray:

@@ -137,7 +137,7 @@ def candidates(problem: SearchProblem, calibration: Calibration) -> Candidates:
 
 def clocks_MHz(document: Search, gpu: Gpu, calibration: Calibration) -> tuple[float | None, ...]:
     """The clocks that a search asks for; None: what the power limit allows. Ranges lie on clocks that the GPU has."""
-    asked = document.clocks_MHz
+    asked = document.one_clock_MHz
     if asked is None:
         return (None,)
     if isinstance(asked, ClockRange):

@@ -141,7 +141,18 @@ def _listed_clocks(value: Any) -> Any:
 
 
 ClockList = Annotated[tuple[Clock_MHz | None, ...], _Several, _Once]
-Clocks = Annotated[Literal["measured"] | ClockRange | ClockList | None, BeforeValidator(_listed_clocks)]
+OneClock = Annotated[Literal["measured"] | ClockRange | ClockList | None, BeforeValidator(_listed_clocks)]
+
+
+class ClocksPer(Strict):
+    """One clock for the whole run first; then clocks of their own for each stage, or each stage and phase, of the plans
+    on the front."""
+
+    per: Literal["stage", "phase"]
+    clocks: OneClock = Field(default="measured", description="one clock for the whole run, as clocks_MHz may be")
+
+
+Clocks = Annotated[Literal["measured"] | ClocksPer | ClockRange | ClockList | None, BeforeValidator(_listed_clocks)]
 
 
 class SearchCluster(Strict):
@@ -290,7 +301,8 @@ class Search(NamesFiles):
     clocks_MHz: Clocks = Field(
         default="measured",
         description="one clock for the whole run; null: what the power limit allows; measured: that, and ten clocks "
-        "over the range that the calibration measured",
+        "over the range that the calibration measured; {per: stage} or {per: phase}: these, then clocks by stage, or "
+        "by stage and phase, for plans on the front",
     )
     objectives: Objectives | None = Field(
         default=None,
@@ -317,7 +329,7 @@ class Search(NamesFiles):
     def _together(self) -> Search:
         check_precision(self.backend, self.precision)
         check_tokens(self.tokens, self.global_batch, self.sequence_length)
-        clocks = self.clocks_MHz
+        clocks = self.one_clock_MHz
         if isinstance(clocks, ClockRange) and clocks.highest < clocks.lowest:
             raise ValueError(
                 f"clocks_MHz: from {clocks.lowest:g} to {clocks.highest:g}; allowed: `to` no lower than `from`"
@@ -334,6 +346,16 @@ class Search(NamesFiles):
             if unpriced(name, self.site):
                 raise ValueError(f"{key}: a cost needs site.price_per_kWh, site.gpu_hour_price, or both")
         return self
+
+    @property
+    def one_clock_MHz(self) -> OneClock:
+        """What it asks of one clock for the whole run."""
+        return self.clocks_MHz.clocks if isinstance(self.clocks_MHz, ClocksPer) else self.clocks_MHz
+
+    @property
+    def clocks_per(self) -> Literal["stage", "phase"] | None:
+        """What else has clocks of its own in plans of the front; None: nothing."""
+        return self.clocks_MHz.per if isinstance(self.clocks_MHz, ClocksPer) else None
 
     def named(self) -> list[tuple[str, str]]:
         """What it limits and optimizes by name: the key where it stands, and the quantity."""

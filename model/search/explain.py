@@ -19,7 +19,7 @@ from moemodel.model.core.errors import InfeasiblePlanError, InputError
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.plan.batch import batch_of
 from moemodel.model.plan.checks import check_power_and_clock
-from moemodel.model.plan.clock import clock_text
+from moemodel.model.plan.clock import ClocksSpec, clock_text
 from moemodel.model.plan.rules import PlanRule, architecture_rules, as_counted, degree_rules
 from moemodel.model.plan.skew import skew_of
 from moemodel.model.plan.spec import ParallelSpec, Plan, plan_text
@@ -182,7 +182,8 @@ def _outside(problem: SearchProblem, plan: Plan, calibration: Calibration) -> It
         allowed = ", ".join(str(value) for value in given[name])
         yield Reason(kind="choice", name=name, says=f"{name} {words[name]}: the search has {allowed}")
     clocks = clocks_MHz(document, gpu, calibration)
-    if plan.clock_MHz not in clocks:
+    of_its_own = document.clocks_per is not None and isinstance(plan.clock_MHz, ClocksSpec)
+    if plan.clock_MHz not in clocks and not of_its_own:
         allowed = ", ".join("auto" if clock is None else f"{clock:g}" for clock in clocks)
         yield Reason(
             kind="choice", name="clock_MHz", says=f"clock_MHz {clock_text(plan.clock_MHz)}: the search has {allowed}"

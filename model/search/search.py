@@ -42,6 +42,7 @@ from moemodel.model.search.result import (
     entry_of,
     version,
 )
+from moemodel.model.search.stage_clocks import Front, Member, refined_front
 from moemodel.model.search.state import MOST_NEXT, PredictedPlans, SearchState
 
 _NUMBER = re.compile(r"[0-9][0-9.,]*")
@@ -68,7 +69,7 @@ def search(
         document: a checked search (`read_search`).
         calibration: of its GPU.
         progress: is told, about once a second, of a part ("memory", "bounds", "prediction", of which each clock counts,
-            "front") how many of how many plans are done.
+            "clocks", "front") how many of how many plans are done.
         exhaustive: predict every plan (True), or none that a bound shows to be beaten (False); the front is the same.
             None: every plan of spaces that are small enough.
 
@@ -87,7 +88,7 @@ def search(
         _predict_contenders(problem, fitting, state, progress)
     if not len(state.index):
         raise nothing_feasible(problem, legal, state, predicted_plans, partial(progress, "limits"))
-    return _result(problem, calibration, legal, state, partial(progress, "front"))
+    return _result(problem, calibration, legal, state, progress)
 
 
 def _predict_all(
@@ -152,21 +153,23 @@ def _result(
     calibration: Calibration,
     legal: Candidates,
     state: SearchState,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> SearchResult:
-    document, front = problem.document, len(state.index)
+    document, found_front = problem.document, refined_front(state, partial(progress, "clocks"))
+    front = len(found_front.members)
     best = [QUANTITIES[name].best for name in problem.objectives]
-    named = picks(state.costs_FO, names=best, slack=document.within_of_fastest)
+    named = picks(found_front.costs_FO, names=best, slack=document.within_of_fastest)
     kept = thin(front, document.keep, named.values())
     followers = state.next_best(_NEXT if len(problem.objectives) > 1 else max(_NEXT, min(document.keep, MOST_NEXT)))
-    places = [*state.index[kept].tolist(), *followers.tolist()]
+    members = [*(found_front.members[row] for row in kept), *(Member(place=place) for place in followers.tolist())]
     answers: list[Outcome] = []
-    for number, place in enumerate(places, start=1):
-        progress(number - 1, len(places))
-        answers.append(outcome(state.plan(place, f"{document.name}-{number:02d}"), calibration))
+    for number, member in enumerate(members, start=1):
+        progress("front", number - 1, len(members))
+        answers.append(outcome(member.plan(state, f"{document.name}-{number:02d}"), calibration))
     found = references(problem, legal, calibration)
     entries = tuple(_compared(problem, answers, found))
     numbers = {name: kept.index(place) + 1 for name, place in named.items()}
+    picked = sorted({number - 1 for number in numbers.values()})
     return SearchResult(
         schema_version=SCHEMA_VERSION,
         moemodel_version=version(),
@@ -186,7 +189,7 @@ def _result(
         picks=numbers,
         references=found,
         differences=differences(numbers, answers[: len(kept)], problem.machine),
-        notes=_notes(problem, entries, kept, sorted({kept.index(place) for place in named.values()}), front, found),
+        notes=_notes(problem, entries, kept, picked, found_front, found),
     )
 
 
@@ -214,7 +217,7 @@ def _notes(
     entries: Sequence[Entry],
     kept: Sequence[int],
     picked: Sequence[int],
-    front: int,
+    front: Front,
     found: Sequence[Entry],
 ) -> tuple[str, ...]:
     document = problem.document
@@ -223,7 +226,10 @@ def _notes(
     notes = [
         *document.file_notes,
         document.limits.deadline_note,
-        f"{len(kept)} of the {front} plans on the front are kept (`keep`)." if len(kept) < front else "",
+        f"{len(kept)} of the {len(front.members)} plans on the front are kept (`keep`)."
+        if len(kept) < len(front.members)
+        else "",
+        front.note,
         f"Plans are alike where {tells} which is better, in nine of ten cases: most of the error is common to "
         "all plans on one GPU, and cancels between them.",
         "" if document.tokens else "Give `tokens` for the days, emissions and cost of the whole run.",

@@ -356,3 +356,21 @@ def test_a_plan_whose_degrees_do_not_go_together_is_explained(
     wrong = moemodel("optimize", "search.yaml", "--explain", "plan.yaml", "--calibration", calibration_file)
     assert wrong.exit_code == 2
     assert "unknown key 'parallel.dq'" in wrong.stderr
+
+
+def test_clocks_by_stage_are_sought_and_shown(moemodel: Run, searched: Path, calibration_file: Path) -> None:
+    text = SEARCH.replace("pp: 1", "pp: 2").replace("[null, 1200, 1500]", "{per: stage, clocks: 1500}")
+    text = text.replace("tp: [1, 2]", "tp: 1\n  virtual_stages: 1\n  zero_stage: 0").replace("[1, 2, 4]", "4")
+    (searched / "search.yaml").write_text(text, encoding="utf-8")
+    result = moemodel("optimize", "search.yaml", "--calibration", calibration_file)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"\d{4}-\d{4}", result.stdout)
+    assert "Clocks by stage were sought by a descent from 1 plans" in " ".join(result.stdout.split())
+    front = read_search_result(searched / DEFAULT_FILE).front
+    assert any(entry.plan.clock_MHz not in (None, 1500.0) for entry in front)
+
+
+@pytest.mark.parametrize("part", ["memory", "bounds", "prediction", "clocks", "front", "limits"])
+def test_every_part_of_a_search_has_words(part: str) -> None:
+    assert "{" in search_progress._AHEAD[part]
+    assert search_progress._PARTS[part]
