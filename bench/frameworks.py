@@ -29,15 +29,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-
 from moemodel.calibration.store.catalogue import calibration_or_stand_in
-from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.documents import parse_yaml, read_json
-from moemodel.model.plan.batch import batch_of
-from moemodel.model.plan.checks import architecture_of
-from moemodel.model.plan.spec import Plan, plan_text
-from moemodel.model.predict.predict import PricedPlans
+from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration, read_calibration
 from moemodel.model.records.run import (
     MANIFEST,
@@ -49,7 +43,6 @@ from moemodel.model.records.run import (
     routing_file,
 )
 from moemodel.model.results.measured import PredictedQuantities, predict_as_run
-from moemodel.model.step.system import system_of
 
 _FOLDER = Path(__file__).parent / "measured" / "frameworks"
 _PHASES = ("forward", "backward", "optimizer")
@@ -149,37 +142,12 @@ def _phase_errors(run: RunOnce, found: PredictedQuantities) -> list[float]:
     errors: list[float] = []
     if run.plan.parallel.pp > 1:
         return errors
-    shares = _idle_shares(plan_text(run.plan))
     for phase in _PHASES:
         energies_J = [rank.phases[phase].energy_J for rank in run.result.ranks if phase in rank.phases]
         known_J = [energy_J for energy_J in energies_J if energy_J is not None]
         if known_J and len(known_J) == len(run.result.ranks) and found.phase_energy_J:
-            expected_J = found.phase_energy_J[phase] + shares[phase] * found.phase_energy_J["idle"]
-            errors.append(expected_J * run.result.steps / sum(known_J) - 1)
+            errors.append(found.phase_energy_J[phase] * run.result.steps / sum(known_J) - 1)
     return errors
-
-
-@cache
-def _idle_shares(plan_yaml: str) -> Mapping[str, float]:
-    """Of the time that the device stands idle for the host, what lies in each phase; of one stage."""
-    plan = parse_yaml(plan_yaml, Plan, "plan")
-    shipped_one = _shipped(plan.cluster.gpu)
-    assert shipped_one is not None
-    (cost,) = PricedPlans(architecture_of(plan), batch_of(plan), system_of(plan, shipped_one))._pipelines[0].pipe.costs
-    passes = plan.micro_batches
-    late_s = {
-        "forward": passes * _late_s(cost.forward.time_s_UK, cost.host.forward_s, cost.runs_dry),
-        "backward": passes * _late_s(cost.backward.time_s_UK, cost.host.backward_s, cost.runs_dry),
-        "optimizer": _late_s(cost.optimizer.time_s_UK, cost.host_step_s, False),
-    }
-    total_s = sum(late_s.values())
-    return {phase: part_s / total_s if total_s else 0.0 for phase, part_s in late_s.items()}
-
-
-def _late_s(device_s_UK: FloatArray, host_s: FloatArray | float, runs_dry: bool) -> float:
-    """What a phase takes beyond the device's own time, at the highest clock."""
-    device_s, host = float(device_s_UK[0, -1]), float(np.ravel(host_s)[0])
-    return host if runs_dry else max(host - device_s, 0.0)
 
 
 def _mape(errors: Iterable[float]) -> float | None:

@@ -286,7 +286,7 @@ class _Runs:
         phase_costs: the lanes.
         order: index of each call, lane by lane; `first` where in that order each lane begins.
         begins: index of each call whose lane or operator is another than that of the call before it; `pairs` these.
-        count: of each call, [calls, U]; `energy_count` times the operator's factor on energy;
+        count: of each call, [calls, U]; `energy_count` times the operator's factor on energy, and the call's;
             `weights_count` of calls that only the optimizer waits for, `gating_count` of those of routers.
     """
 
@@ -309,7 +309,7 @@ class _Runs:
         pairs: list[tuple[PhaseCost, int]] = []
         begins = []
         for index, (lane, call, operator) in enumerate(calls):
-            count[index], factor[index] = call.count, energy_factors[operator] * call.switching
+            count[index], factor[index] = call.count, energy_factors[operator] * call.operand_energy
             by_lane.setdefault(id(lane), []).append(index)
             if not pairs or lane is not pairs[-1][0] or operator != pairs[-1][1]:
                 begins.append(index)

@@ -91,6 +91,9 @@ class Framework:
         fused_optimizer: it steps all parameters in a few kernels, which the host queues in no time.
         step_kernels: that the host queues, or waits for, in a step for each tensor of parameters; None: as the profile
             measured of torch's.
+        step_read: of what it queues for each tensor, the share up to the one whose result it reads, tensor after
+            tensor, before it queues anything of the rest: neither it nor the device can do any of the rest meanwhile.
+        step_read_B: bytes a parameter that kernels up to there move; in `optimizer_B`.
         optimizer_B: bytes a parameter that kernels of a step move beyond those of one that does all at once;
             `sharded_optimizer_B` beside these from ZeRO 1 on.
         eager_sharding: what sharding a tensor adds are plain kernels, one after another: the vocabulary-parallel loss
@@ -111,7 +114,7 @@ class Framework:
             kernel that makes the product of gate and up-projection keeps no activation.
         keeps_expert_outputs: rows are weighted behind the last product of their expert, whose output is kept; else
             before it, by the kernel that activates them.
-        loss_by_kernels: cross-entropy is plain kernels one after another, not one, also over a whole vocabulary.
+        eager_loss: cross-entropy is one plain kernel after another, over a whole vocabulary too.
         logit_B: bytes of a logit when the loss's backward pass begins; None: as `embedding_head` counts torch's.
         placeholder_gradients: products add gradients to what is summed, and hand autograd a tensor of the weight's
             shape in their place: one for each shape of a layer stays, one of the head's lasts as long as its pass.
@@ -129,6 +132,8 @@ class Framework:
             all-reduced under any ZeRO stage and copied back, behind nothing (DeepSpeed, FastMoE).
         reduce_bucket_B: of the buffer that gradients under ZeRO are reduced in, allocated for a backward pass whatever
             the size of the model; `largest_expert_group`: parameters of experts that the optimizer steps together.
+        steps_whole_experts_along: where experts are not spread over ranks, the optimizer steps them in one group with
+            all other parameters; else always apart.
         pipeline: `torch` (torch.distributed.pipelining: a buffer for every message, for which the host does not wait),
             `megatron` (a stage sends and receives together), or `deepspeed` (one message after another, each cut among
             tensor-parallel ranks, which gather it again).
@@ -153,6 +158,8 @@ class Framework:
     dropout: bool = False
     fused_optimizer: bool = False
     step_kernels: float | None = None
+    step_read: float = 0.0
+    step_read_B: float = 0.0
     optimizer_B: float = 0.0
     sharded_optimizer_B: float = 0.0
     eager_sharding: bool = False
@@ -167,7 +174,7 @@ class Framework:
     keeps_norm_shards: bool = False
     gated_tensors: float = 4.0
     keeps_expert_outputs: bool = True
-    loss_by_kernels: bool = False
+    eager_loss: bool = False
     logit_B: float | None = None
     placeholder_gradients: bool = False
     selective: Literal["core", "operators"] = "core"
@@ -178,6 +185,7 @@ class Framework:
     data_parallel: Literal["ddp-fsdp2", "distributed-optimizer", "flattened"] = "distributed-optimizer"
     reduce_bucket_B: float = 0.0
     largest_expert_group: float = math.inf
+    steps_whole_experts_along: bool = False
     pipeline: Literal["torch", "megatron", "deepspeed"] = "megatron"
     shards_experts: bool = True
     dispatches_all_tokens: bool = False

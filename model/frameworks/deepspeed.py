@@ -14,6 +14,7 @@ from moemodel.model.frameworks.base import HostFactors, Precision, PrecisionReci
 from moemodel.model.frameworks.moe_form import (
     COPY_B_PER_S,
     INDEX_ADD_B,
+    INDEX_ADD_ENERGY,
     ByChoices,
     HostWaits,
     Launches,
@@ -30,8 +31,9 @@ _FLOAT32_WEIGHT = StreamedKernels(over="router_weights", forward=1, backward=1, 
 # (8); backward the gradients of the last three, and the loss's
 _GATE = StreamedKernels(over="scores", forward=12, backward=9, forward_B=62, backward_B=60, kept_B=9)
 # Places by a running sum down the tokens, which one block of threads adds up, a row after another: 0.759 ms for 4,096
-# on an H200 (traced, torch 2.11; 2026), as long as a copy of so many bytes takes
-_SCAN = StreamedKernels(over="places", forward=1, forward_B=0.759e-3 / 4_096 * COPY_B_PER_S)
+# on an H200 (traced, torch 2.11; 2026), as long as a copy of so many bytes takes, the other
+# multiprocessors idle
+_SCAN = StreamedKernels(over="places", forward=1, forward_B=0.759e-3 / 4_096 * COPY_B_PER_S, energy=0.0)
 # A dozen of routes, int32 and int64
 _ROUTES = StreamedKernels(over="choices", forward=16, backward=3, forward_B=150, backward_B=24, kept_B=12)
 
@@ -42,11 +44,11 @@ _GATHERS = (
     # backward: the sum's gradient spread (4), times weights and times rows (4 + 4, 6 + 4), to 16 bits (6); added into
     # places by atomic sums
     StreamedKernels(over="chosen_rows", forward=3, backward=4, forward_B=14, backward_B=28, kept_B=2),
-    StreamedKernels(over="chosen_rows", backward=1, backward_B=INDEX_ADD_B),
+    StreamedKernels(over="chosen_rows", backward=1, backward_B=INDEX_ADD_B, energy=INDEX_ADD_ENERGY),
     # the buffer is filled by a gather (2 read, 2 written); outputs of experts, put side by side (4) and behind a row of
     # zeros (4); backward: zeros (2), the inputs' gradients side by side (4); added into tokens by atomic sums
     StreamedKernels(over="expert_rows", forward=3, backward=2, forward_B=12, backward_B=6),
-    StreamedKernels(over="expert_rows", backward=1, backward_B=INDEX_ADD_B),
+    StreamedKernels(over="expert_rows", backward=1, backward_B=INDEX_ADD_B, energy=INDEX_ADD_ENERGY),
 )
 
 # Of every token, for every place of every expert: float32 weights (4 written), as booleans (4 read, 1 written), both as
@@ -98,9 +100,15 @@ DEEPSPEED = replace(
     # a test for overflow of each gradient and the host's answer, a copy of its master (fp16/fused_optimizer.py); or a
     # copy into the bucket and out of it, to float64 and its norm (zero/stage_1_and_2.py)
     step_kernels=4,
-    # gradients flattened, to float32, read as such; least and largest looked for; masters read to be copied to 16 bits
-    optimizer_B=4 + 6 + 2 + 4 + 4,
-    sharded_optimizer_B=2 + 8 + 8,  # norms of float64 (get_norm_dtype)
+    # of 16 calls for a tensor, by a trace of ZeRO 0, two come behind the test, whose result is read
+    # (has_overflow_serial): its gradient to float32, and its master back
+    step_read=14 / 16,
+    step_read_B=2 + 2,  # greatest and least
+    # the same trace: greatest and least; to float32; flattened; unscaled and clipped; masters to 16 bits
+    optimizer_B=4 + 6 + 8 + 8 + 6,
+    # of ZeRO, which was not traced: gradients flattened (4), to float32 (6), read as such (2), masters (4), norms of
+    # float64 (get_norm_dtype: 2 + 8 + 8), in place of the above
+    sharded_optimizer_B=(4 + 6 + 2 + 4) + (2 + 8 + 8) - 32,
     torch_launch=False,
     overlapped=frozenset(),  # overlap_comm is off by default, and gradients are reduced at the boundary
     data_parallel="flattened",

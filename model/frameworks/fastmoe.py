@@ -11,6 +11,7 @@ from dataclasses import replace
 from moemodel.model.frameworks.base import HostFactors
 from moemodel.model.frameworks.moe_form import (
     INDEX_ADD_B,
+    INDEX_ADD_ENERGY,
     ByChoices,
     HostWaits,
     Launches,
@@ -26,7 +27,7 @@ _KERNELS = (
     # weighted and summed by a batched product (2); backward: rows weighted (4) and the weights' gradient (4), gathered
     # (4), zeros (2 of a token, left out); rows added into tokens by atomic sums
     StreamedKernels(over="chosen_rows", forward=5, backward=3, forward_B=16, backward_B=12, kept_B=2),
-    StreamedKernels(over="chosen_rows", backward=1, backward_B=INDEX_ADD_B),
+    StreamedKernels(over="chosen_rows", backward=1, backward_B=INDEX_ADD_B, energy=INDEX_ADD_ENERGY),
     # an expert's slice of the rows has a gradient as large as all of them: zeros (2), added up (6) (FMoE.expert_fn)
     StreamedKernels(over="every_expert_rows", backward=2, backward_B=8),
 )

@@ -10,6 +10,7 @@ from dataclasses import replace
 from moemodel.model.frameworks.base import Framework, HostFactors, PrecisionRecipe
 from moemodel.model.frameworks.moe_form import (
     INDEX_ADD_B,
+    INDEX_ADD_ENERGY,
     ByChoices,
     HostWaits,
     Launches,
@@ -56,7 +57,7 @@ _LOCAL_FORM = MoeForm(
         # rows gathered (4), once more in order of this rank's experts (4) and, behind the experts, back (4), added into
         # zeros of tokens (6, by a scatter); backward the same the other way round, by atomic sums
         StreamedKernels(over="chosen_rows", forward=4, backward=3, forward_B=18, backward_B=12),
-        StreamedKernels(over="chosen_rows", backward=1, backward_B=INDEX_ADD_B),
+        StreamedKernels(over="chosen_rows", backward=1, backward_B=INDEX_ADD_B, energy=INDEX_ADD_ENERGY),
         StreamedKernels(over="expert_rows", forward=1, forward_B=4),  # outputs side by side
         # glu_linear_offset added (4), times probabilities (4), kept; backward their gradient (6), the rows' (6)
         StreamedKernels(over="inner_rows", forward=2, backward=3, forward_B=8, backward_B=16, kept_B=2),
@@ -78,17 +79,21 @@ MEGATRON_CORE_LOCAL = replace(
     MEGATRON_CORE,
     name="megatron-core-local",
     precisions={
-        # float32 copies of gradients and the update's temporaries, of the larger of the two optimizers that step one
-        # after the other, those of experts and of the rest (ChainedOptimizer)
+        # float32 copies of gradients and the update's temporaries; where experts are spread, of the larger of the two
+        # optimizers that step one after the other, those of experts and of the rest (ChainedOptimizer)
         "bf16-mixed": PrecisionRecipe(weight_B=2, gradient_B=2, state_B=12, transient_B=4, group_transient_B=4),
     },
     flash_attention=False,
     softmax="plain",
     fused_optimizer=False,
     step_kernels=5 + 1,  # a gradient to float32, its norm and the host's answer, two of clipping, a copy of its master
+    step_read=3 / 6,  # norms are read as numbers, one by one, before anything is clipped (local_multi_tensor_l2_norm)
+    step_read_B=6 + 4,
     optimizer_B=80 + 6 + 6 - 28,  # AdamW's 12 multi-tensor kernels, to float32 and back, against 28 of one kernel
     gated_tensors=5.0,  # silu's input and output, 0 added to the up-projection, the product
-    loss_by_kernels=True,  # tensor_parallel/cross_entropy.py, whatever the tensor parallelism
+    # `allreduce` marks an expert's weights as such only with expert parallelism (tensor_parallel/layers.py)
+    steps_whole_experts_along=True,
+    eager_loss=True,
     logit_B=6.0,  # float32 softmax, and the 16-bit gradient (tensor_parallel/cross_entropy.py)
     placeholder_gradients=False,
     memory_log_error=None,

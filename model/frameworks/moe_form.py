@@ -27,9 +27,10 @@ Tensor = Literal[
 
 # What torch's `index_add` of 16-bit rows takes an element, whose sums are atomic: 0.536 ms for 32,768 rows of 2,048 on
 # an H200 (traced, torch 2.11; 2026), as long as a copy of so many bytes takes at what that GPU's copies reach; of other
-# GPUs assumed to be as many
+# GPUs assumed to be as many. It moves 6, and is taken to draw as much as they do.
 COPY_B_PER_S = 4.0e12
 INDEX_ADD_B = 0.536e-3 / (32_768 * 2_048) * COPY_B_PER_S
+INDEX_ADD_ENERGY = 6 / INDEX_ADD_B
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,7 @@ class StreamedKernels:
         forward, backward: how many kernels, in a pass.
         forward_B, backward_B: bytes of an element that these read and write, all of them together.
         kept_B: bytes of an element that stay for the backward pass.
+        energy: of what a copy of so many bytes takes, that these kernels take in as long.
         fewest, most: experts of a token, with which they run.
     """
 
@@ -50,6 +52,7 @@ class StreamedKernels:
     forward_B: float = 0.0
     backward_B: float = 0.0
     kept_B: float = 0.0
+    energy: float = 1.0
     fewest: int = 1
     most: int = 1_000_000
 

@@ -141,7 +141,7 @@ class LayerOp:
         parts: of a layer (`plan.recompute.PARTS`), whose recomputation runs it again.
         mask: how often it runs in each plan, 1 or 0 where nothing repeats it; None: once in all.
         load_balance: work of the mean rank over that of the busiest, whose shape this is.
-        switching: energy of its work over that of random numbers, in either pass.
+        operand_energy: of its work, forward and backward, over that of random numbers and of a kernel of its kind.
         backward: its passes that run backward; None: all that its kind has.
         only_backward: it runs in backward passes alone, where its `copies` and `grad_fan_in` do.
         gating: of a router, or of what moves rows to experts and back.
@@ -156,7 +156,7 @@ class LayerOp:
     parts: tuple[str, ...] = ()
     mask: FloatArray | None = None
     load_balance: FloatArray | float = 1.0
-    switching: FloatArray | float = 1.0
+    operand_energy: FloatArray | float = 1.0
     backward: tuple[Pass, ...] | None = None
     only_backward: bool = False
     gating: bool = False

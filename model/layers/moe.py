@@ -40,9 +40,10 @@ from moemodel.model.operators.work import Kind, Shape
 
 _F = 4.0  # bytes of a float32 element
 _I = 8.0  # bytes of an index
-# Energy of a product of which one operand is zeros, over that of random numbers: what an H200 took (this project's
-# readings, 2026; `calibration.published.kernels.operands`). Of rows that pad a buffer the input is.
-_OF_ZEROS = 0.5
+# Dynamic energy of a product of zeros over that of one of random numbers: an H200 does 760 TFLOP/s at 542 W of the one,
+# 643 at 687 W of the other (measured for this project, docs/public-data.md), of which its calibration counts 446 and
+# 584 W as dynamic, and at 643/760 of the clock, where it holds random numbers, 0.887 of the squared voltage
+_OF_ZEROS = (446 / 760) / (584 / 643) * 0.887
 _COUNT_B = 8.0  # of an expert: how many rows it gets, an int64 (profiler.backends.torch_native.operators.dispatch)
 
 
@@ -141,9 +142,10 @@ class MoeBlock(Block):
         if form.sorts_again and batch.adds_kernels("ep"):  # rows of several ranks, sorted by expert again, and back
             again = Shape(m=sent, n=self.hidden, experts=shape.experts, top_k=1)
             yield LayerOp(kind=Kind.PERMUTE, shape=again, mask=batch.is_sharded("ep"), load_balance=1 / busiest)
-        switching = rows.filled + _OF_ZEROS * (1 - rows.filled)
+        energy = rows.filled + _OF_ZEROS * (1 - rows.filled)
         for op in self._experts(batch, shape):
-            yield replace(op, load_balance=1 / busiest, switching=switching)
+            multiplies = op.kind in (Kind.GEMM, Kind.GROUPED_GEMM)
+            yield replace(op, load_balance=1 / busiest, operand_energy=energy if multiplies else 1.0)
         if form.sorts_again and batch.adds_kernels("ep"):
             back = elementwise(sent * self.hidden, 2.0, (2.0,), mask=batch.is_sharded("ep"))
             yield replace(back, load_balance=1 / busiest)

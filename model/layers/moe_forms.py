@@ -104,7 +104,7 @@ def streamed_operators(
         for count, size_B, backward in ((one.forward, one.forward_B, False), (one.backward, one.backward_B, True)):
             if count:
                 shape = Shape(m=elements * (size_B / count / _COPY_B))
-                yield _repeated(shape, count, backward=backward)
+                yield replace(_repeated(shape, count, backward=backward), operand_energy=one.energy)
 
 
 def _repeated(shape: Shape, count: float, *, backward: bool) -> LayerOp:

@@ -27,6 +27,6 @@ class Call:
     phase: Phase
     count: FloatArray
     load_balance: FloatArray | float = 1.0  # work of the mean rank over that of the busiest, whose shape this is
-    switching: FloatArray | float = 1.0  # energy of its work over that of random numbers: padding is zeros
+    operand_energy: FloatArray | float = 1.0  # energy of what it multiplies over that of random numbers
     recomputed: bool = False  # a forward operator that a backward pass runs again
     gating: bool = False  # of a Mixture-of-Experts block: router, dispatch or combination

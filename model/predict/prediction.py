@@ -30,6 +30,8 @@ class Prediction:
         temperature_C: of the die in the steady state of a long run.
         energy_J: of all GPUs.
         forward_J, backward_J, optimizer_J, communication_J, idle_J: its parts, all GPUs.
+        forward_idle_J, backward_idle_J, optimizer_idle_J: of the last, while a phase waits for the host; nothing where
+            the device doesn't, and in pipelines, where it is not told apart.
         flops: model FLOPs of the step (3 x forward, no recomputation), all GPUs.
         mfu: model FLOPs over what the GPUs' peak could have done.
         memory_B: peak of the fullest GPU; `memory_terms_B` its terms.
@@ -63,6 +65,9 @@ class Prediction:
     optimizer_J: FloatArray
     communication_J: FloatArray
     idle_J: FloatArray
+    forward_idle_J: FloatArray
+    backward_idle_J: FloatArray
+    optimizer_idle_J: FloatArray
     flops: FloatArray
     mfu: FloatArray
     memory_B: FloatArray

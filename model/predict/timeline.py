@@ -14,7 +14,7 @@ import numpy as np
 from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray, take_rows
 from moemodel.model.device.operator_cost import shares
 from moemodel.model.device.power import PowerModel
-from moemodel.model.predict.phases import DeviceCosts, mean_clock_Hz, mean_switching
+from moemodel.model.predict.phases import ByPhase, DeviceCosts, mean_clock_Hz, mean_switching
 from moemodel.model.schedule.base import StageTimes
 from moemodel.model.schedule.pipeline_layout import Stage
 from moemodel.model.step.communication_groups import OverlappableComm
@@ -183,11 +183,27 @@ class PipelineStep:
             shares,
         )
         optimizer = [
-            np.maximum(device.optimizer.time_s, cost.host_step_s)
-            for device, cost in zip(devices, self.costs, strict=True)
+            _late_step_s(device.optimizer.time_s, cost) for device, cost in zip(devices, self.costs, strict=True)
         ]
         synchronous_s = passes_s + np.maximum.reduce(optimizer) + self._exposed_step_s(late_forward, late_backward)
         return np.asarray(np.where(self._async_launch, async_s, synchronous_s))
+
+    def late_by_phase_s(self, devices: list[DeviceCosts]) -> ByPhase[FloatArray]:
+        """In a step, by how much each phase takes longer for the host than its device's own time, [P, X]; of a host
+        that waits for the device in every pass, or is behind it all the time. Nothing in a pipeline.
+        """
+        none = np.zeros_like(devices[0].optimizer.time_s)
+        if sum(self.counts) > 1:
+            return ByPhase(forward=none, backward=none, optimizer=none)
+        (cost,), (device,) = self.costs, devices
+        forward_s, backward_s = device.forward.time_s, device.backward.time_s
+        late_forward_s = _late_pass_s(forward_s, np.asarray(cost.host.forward_s), cost) + cost.host_sync_s
+        late_backward_s = _late_pass_s(backward_s, np.asarray(cost.host.backward_s), cost) + cost.recompute_sync_s
+        return ByPhase(
+            forward=self.m * (late_forward_s - forward_s),
+            backward=self.m * (late_backward_s - backward_s),
+            optimizer=_late_step_s(device.optimizer.time_s, cost) - device.optimizer.time_s,
+        )
 
     def _late_backward_s(
         self, backward_s: FloatArray, host_s: FloatArray, cost: StageCost
@@ -255,6 +271,17 @@ def _late_pass_s(device_s: FloatArray, host_s: FloatArray, cost: StageCost) -> F
     the host waits for the device, too.
     """
     return np.asarray(device_s + host_s if cost.runs_dry else np.maximum(device_s, host_s))
+
+
+def _late_step_s(device_s: FloatArray, cost: StageCost) -> FloatArray:
+    """An optimizer's step that the device or the host makes late: in what comes before the last result that the host
+    reads the longer of both, and so in the rest.
+    """
+    if not cost.host_step_read:
+        return np.maximum(device_s, cost.host_step_s)
+    read_s = np.maximum(cost.step_read * device_s, cost.host_step_read * cost.host_step_s)
+    rest_s = np.maximum((1 - cost.step_read) * device_s, (1 - cost.host_step_read) * cost.host_step_s)
+    return np.asarray(read_s + rest_s)
 
 
 def _exposed_of_step_s(

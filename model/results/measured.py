@@ -90,8 +90,9 @@ class PredictedQuantities:
         values: without those that the calibration doesn't know (power and energy of a device without readings).
         spreads: predicted standard deviation of their logarithms, where it is known.
         host_share: share of the step that waits for the host.
-        phase_energy_J: of all GPUs: "forward", "backward", "optimizer", in which they compute, and "idle"; empty where
-            the calibration doesn't know powers.
+        phase_energy_J: of all GPUs: "forward", "backward", "optimizer", from one mark to the next as a meter attributes
+            it, so with what of them the device waits for the host; and "idle", which is of none. Empty where the
+            calibration doesn't know powers.
     """
 
     values: dict[str, float]
@@ -130,7 +131,13 @@ def predict_as_run(plan: Plan, calibration: Calibration, row: Row | None = None)
     unknown = [*([] if calibration.power.points else ["energy", "power"]), *([] if has_clock else ["clock"])]
     values = {name: value for name, value in figures.items() if name not in unknown}
     spreads = {name: error for name, error in errors.items() if name in values}
-    parts = {"forward": one.forward_J, "backward": one.backward_J, "optimizer": one.optimizer_J, "idle": one.idle_J}
+    waiting_J = one.forward_idle_J + one.backward_idle_J + one.optimizer_idle_J
+    parts = {
+        "forward": one.forward_J + one.forward_idle_J,
+        "backward": one.backward_J + one.backward_idle_J,
+        "optimizer": one.optimizer_J + one.optimizer_idle_J,
+        "idle": one.idle_J - waiting_J,
+    }
     return PredictedQuantities(
         values=values,
         spreads=spreads,

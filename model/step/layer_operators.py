@@ -211,7 +211,7 @@ def _call_of(op: LayerOp, kind: Kind, direction: Pass, shape: Shape, phase: Phas
         phase=phase,
         count=count,
         load_balance=op.load_balance,
-        switching=op.switching,
+        operand_energy=op.operand_energy,
         gating=_gates(op),
     )
 

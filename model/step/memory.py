@@ -298,8 +298,10 @@ class MemoryModel:
 
     def _group_transient(self, shard: Shard) -> FloatArray:
         """What an optimizer step makes of its largest group of parameters beside what it keeps of all: float32 copies
-        of the gradients without ZeRO (DeepSpeed, fp16/fused_optimizer.py)."""
+        of the gradients without ZeRO (DeepSpeed, fp16/fused_optimizer.py), or the update's temporaries (Megatron)."""
         largest = np.maximum(shard.dense, np.minimum(shard.expert, self.framework.largest_expert_group))
+        if self.framework.steps_whole_experts_along:
+            largest = np.where(self.plans.ep > 1, largest, shard.dense + shard.expert)
         return np.where(self.plans.zero_stage == 0, self.recipe.group_transient_B * largest, 0.0)
 
     def _placeholders_B(self, stage: Stage) -> FloatArray:

@@ -34,6 +34,7 @@ from moemodel.model.step.recomputation import Recomputation
 from moemodel.model.step.system import System
 
 _CALLS_OF_A_WAIT = 2.0  # assumed, of the host: reading what it waited for, and queueing what uses it
+_UPDATE_B = 32.0  # of a parameter: its norm (4), and a fused update (28, as framework records count it)
 _CALLS_OF_A_DRAIN = 1.0  # queueing the next kernel on a device that has nothing to do
 
 
@@ -50,6 +51,8 @@ class StageCost:
             of that may begin, [P, 1].
         host: host time of one micro-batch, [P, 1]; `host_exchange_s` of a step's exchange, which falls into its passes;
             `host_step_s` of the optimizer.
+        host_step_read, step_read: shares of it and of the device's work for the optimizer that come before the last
+            result that the host reads: until then neither does any of the rest.
         host_sync_s: that the device stands idle in a forward pass after the host waited for it, [P, 1].
         runs_dry: the host waits for the device around every product of an expert: neither works while the other does.
         recompute_sync_s: the same in a backward pass, and in what it recomputes.
@@ -67,6 +70,8 @@ class StageCost:
     host: HostCost
     host_exchange_s: FloatArray
     host_step_s: FloatArray | float
+    host_step_read: float
+    step_read: float
     host_sync_s: FloatArray
     runs_dry: bool
     recompute_sync_s: FloatArray
@@ -213,6 +218,8 @@ class StageCosts:
                 micro_batches=self.plans.micro_batches.astype(np.float64),
             ),
             host_step_s=passes.host_step_s,
+            host_step_read=passes.host_step_read,
+            step_read=passes.step_read,
             host_sync_s=passes.host_sync_s,
             runs_dry=passes.runs_dry,
             recompute_sync_s=passes.recompute_sync_s,
@@ -242,6 +249,8 @@ class _Passes:
     queued: HostCost
     recomputed_calls: FloatArray
     host_step_s: FloatArray | float
+    host_step_read: float
+    step_read: float
     host_sync_s: FloatArray
     runs_dry: bool
     recompute_sync_s: FloatArray
@@ -325,6 +334,8 @@ class _StageParts:
             ),
             recomputed_calls=self._recomputed_calls(stage),
             host_step_s=self._host_step_s(stage),
+            host_step_read=blocks.machine.framework.step_read,
+            step_read=self._step_read(),
             host_sync_s=host_sync_s,
             runs_dry=self._runs_dry(stage),
             recompute_sync_s=host_sync_s * recomputed + drained_s,
@@ -369,6 +380,8 @@ class _StageParts:
             host=HostCost(forward_s=np.maximum(host_s - idle_s, 0.0), backward_s=nothing_s),
             host_exchange_s=nothing_s,
             host_step_s=0.0,
+            host_step_read=0.0,
+            step_read=0.0,
             host_sync_s=idle_s,
             runs_dry=False,
             recompute_sync_s=nothing_s,
@@ -476,6 +489,11 @@ class _StageParts:
         kernels = framework.step_kernels * (self._tensors(stage) + more)
         step_s = np.asarray(host.fixed_step_s() + kernels[:, None] * self._measured_kernel_s(stage))
         return framework.host_factors.step * step_s
+
+    def _step_read(self) -> float:
+        """Of the device's work for the optimizer what comes before the last result that the host reads, by bytes."""
+        framework = self._blocks.machine.framework
+        return framework.step_read_B / (_UPDATE_B + framework.optimizer_B)
 
     def _more_tensors(self, layer: LayerBlocks) -> FloatArray | float:
         """Tensors of a layer over those that it has where experts share theirs, [P, 1]."""

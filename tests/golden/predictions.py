@@ -20,7 +20,8 @@ from moemodel.model.results.outcome import outcome
 from moemodel.model.step.system import system_of
 
 # column of the table -> attribute of `Prediction`
-_FIGURES = {f.name: f.name for f in fields(Prediction) if f.name not in ("memory_terms_B", "fits", "gating_s")}
+_LATER = ("gating_s", "forward_idle_J", "backward_idle_J", "optimizer_idle_J")  # than what was recorded
+_FIGURES = {f.name: f.name for f in fields(Prediction) if f.name not in ("memory_terms_B", "fits", *_LATER)}
 
 
 def predicted(documents: list[dict[str, Any]]) -> dict[str, FloatArray]:

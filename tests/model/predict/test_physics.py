@@ -97,7 +97,7 @@ def hold(
             if not bad.any():
                 continue
             index = int(np.argmax(np.where(bad, np.where(np.isnan(values), np.inf, values), -np.inf)))
-            plan = {f.name: getattr(plans, f.name)[index].item() for f in fields(PlanBatch)}
+            plan = {f.name: getattr(plans, f.name)[index].tolist() for f in fields(PlanBatch)}
             before = worst.get(name, (0.0, 0, ""))
             text = f"{sample.drawn.label}: {plan}" if values[index] > before[0] else before[2]
             worst[name] = (max(before[0], float(values[index])), before[1] + int(bad.sum()), text)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moemodel.model.architecture.hf_config import read_architecture
-from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp
+from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp, Moe
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.layers.base import MicroBatch
 from moemodel.model.layers.layer import layer_blocks
@@ -208,3 +208,20 @@ def test_a_pipeline_shards_what_it_can(batch: Batch, calibration: Calibration) -
     assert found["torch", 3]["allocated"] <= found["torch", 2]["allocated"]
     assert found["megatron", 2]["gradients"] == pytest.approx(found["megatron", 1]["gradients"] / 8)
     assert found["megatron", 3]["parameters"] == pytest.approx(found["megatron", 1]["parameters"] / 8)
+
+
+@pytest.mark.parametrize(("ep", "group"), [(1, "all"), (4, "larger")])
+def test_megatron_steps_experts_apart_where_they_are_spread(
+    ep: int, group: str, batch: Batch, calibration: Calibration
+) -> None:
+    """Without expert parallelism one optimizer has all parameters, whose temporaries then lie in memory together."""
+    architecture = read_architecture("olmoe-1b-7b")
+    moe = architecture.layers[-1].feed_forward
+    assert isinstance(moe, Moe)
+    routed = 3 * moe.experts * moe.width * architecture.hidden * len(architecture.layers)
+    total = 6_919_161_856  # of the published checkpoint
+    dense, experts = total - routed, routed / ep
+    plans = batch(ep=ep, dp=ep, seq=64, micro_batch=1)  # so short that the peak is the optimizer's
+    found = terms_GiB(architecture, plans, calibration, backend="megatron-core-local")["optimizer_transient"]
+    temporaries = dense + experts if group == "all" else max(dense, experts)
+    assert found == pytest.approx((4 * (dense + experts) + 4 * temporaries) / GiB, rel=1e-3)
