@@ -86,16 +86,17 @@ def _nothing() -> Iterator[None]:
 def _dask(jobs: int | None) -> Any:
     """The client of whoever called; else one of the scheduler that Dask's configuration names
     ($DASK_SCHEDULER_ADDRESS); else one with workers on this machine, for as long as it takes."""
-    from distributed import Client, get_client
+    import distributed
 
+    client: Any = distributed.Client  # which says nothing of its types
     try:
-        get_client()
+        distributed.get_client()
     except ValueError:
         import dask
 
         if dask.config.get("scheduler-address", None):
-            return Client()
-        return Client(n_workers=jobs or cores(), threads_per_worker=1, dashboard_address=None)
+            return client()
+        return client(n_workers=jobs or cores(), threads_per_worker=1, dashboard_address=None)
     return _nothing()
 
 
