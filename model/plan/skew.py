@@ -69,7 +69,8 @@ def forecast(routing: RoutingSpec, architecture: Architecture) -> SkewForecast:
         return SkewForecast(value=value, high=value)
     balancing = balancing_of(routing)
     if skew is None:
-        return replace(_together([_ever_seen(moe, balancing) for moe in blocks]), value=1.0)
+        known = {kind: _ever_seen(*kind, balancing) for kind in {(moe.experts, moe.top_k) for moe in blocks}}
+        return replace(_together([known[moe.experts, moe.top_k] for moe in blocks]), value=1.0)
     if skew in ("initial", "trained"):
         return _together([seen(moe.experts, moe.top_k, cast(State, skew), balancing) for moe in blocks])
     return _together([[_in_file(Path(skew), moe, balancing)] for moe in blocks])
@@ -85,9 +86,9 @@ def experts_of(architecture: Architecture) -> list[Moe]:
     return [layer.feed_forward for layer in architecture.layers if isinstance(layer.feed_forward, Moe)]
 
 
-def _ever_seen(moe: Moe, balancing: Balancing) -> list[LoadStatistics]:
+def _ever_seen(experts: int, top_k: int, balancing: Balancing) -> list[LoadStatistics]:
     """From random weights and after training; what is derived only where nothing was measured."""
-    known = [loads for state in STATES for loads in seen(moe.experts, moe.top_k, state, balancing)]
+    known = [loads for state in STATES for loads in seen(experts, top_k, state, balancing)]
     return [loads for loads in known if loads.measured] or known
 
 

@@ -34,7 +34,7 @@ def test_a_framework_that_does_not_run_is_refused_by_name() -> None:
         builder("megatron")
 
 
-_ARCHITECTURES = {"megatron-deepspeed": "llama-3-8b"}
+_ARCHITECTURES = dict.fromkeys(("megatron-core", "megatron-core-local", "megatron-deepspeed"), "llama-3-8b")
 _OTHERS: dict[str, Any] = {"megatron-deepspeed": {"precision": "fp32"}}
 
 
