@@ -26,9 +26,9 @@ Tensor = Literal[
 
 
 # What torch's `index_add` of 16-bit rows takes an element, whose sums are atomic: 0.536 ms for 32,768 rows of 2,048 on
-# an H200 (traced, torch 2.11; 2026), as long as a copy of so many bytes takes at what that GPU's copies reach; of other
-# GPUs assumed to be as many. It moves 6, and is taken to draw as much as they do.
-COPY_B_PER_S = 4.0e12
+# an H200 (traced, torch 2.11; 2026), as long as a copy of so many bytes takes at the rate of that GPU's large copies
+# (its shipped calibration); of other GPUs assumed to be as many. It moves 6, and is taken to draw as much as they do.
+COPY_B_PER_S = 4.21e12
 INDEX_ADD_B = 0.536e-3 / (32_768 * 2_048) * COPY_B_PER_S
 INDEX_ADD_ENERGY = 6 / INDEX_ADD_B
 

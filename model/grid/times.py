@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta, tzinfo
 
 from moemodel.model.core.errors import InputError
 from moemodel.model.core.shown import shown
 from moemodel.model.grid.series import localized
+from moemodel.model.search.deadline import hours_in
 
-_LASTS = re.compile(r"\+?\s*(\d+(?:\.\d+)?)\s*(h|hours?|d|days?|weeks?)", re.IGNORECASE)
-_HOURS = {"h": 1.0, "d": 24.0, "w": 168.0}  # by a unit's first letter
 _MOST_HOURS = 10_000.0  # more than a year: a typing error
 
 
@@ -42,12 +41,14 @@ def deadline_of(text: str | datetime, start: datetime, zone: tzinfo | None, *, k
     Raises:
         InputError: neither, or not after the start.
     """
-    lasts = _LASTS.fullmatch(text.strip()) if isinstance(text, str) else None
+    lasts = None
+    if isinstance(text, str):
+        with suppress(ValueError):  # of an unknown unit it is no time either, which the error says
+            lasts = hours_in(text.strip().removeprefix("+"))
     if lasts is None:
         deadline = time_of(text, zone, key=key)
     else:
-        hours = float(lasts[1]) * _HOURS[lasts[2][0].casefold()]
-        deadline = start + timedelta(hours=min(hours, 2 * _MOST_HOURS))
+        deadline = start + timedelta(hours=min(lasts, 2 * _MOST_HOURS))
     hours = (deadline - start) / timedelta(hours=1)
     if not 0 < hours <= _MOST_HOURS:
         raise InputError(

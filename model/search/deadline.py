@@ -19,12 +19,23 @@ def _deadline(value: Any) -> Any:
     """Hours, or a date with its time zone."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return _positive(float(value))
-    if isinstance(value, str) and (found := _DURATION.fullmatch(value.strip().lower())):
-        number, unit = found.groups()
-        if unit not in _HOURS:
-            raise ValueError(f"{_ALLOWED}; units are {', '.join(_HOURS)}")
-        return _positive(float(number) * _HOURS[unit])
-    return _moment(value)
+    hours = hours_in(value) if isinstance(value, str) else None
+    return _moment(value) if hours is None else _positive(hours)
+
+
+def hours_in(text: str) -> float | None:
+    """Of a duration in words, such as 36 h or 30 days; None: it is none.
+
+    Raises:
+        ValueError: of a unit that is none, with those that are.
+    """
+    found = _DURATION.fullmatch(text.strip().lower())
+    if found is None:
+        return None
+    number, unit = found.groups()
+    if unit not in _HOURS:
+        raise ValueError(f"{_ALLOWED}; units are {', '.join(_HOURS)}")
+    return float(number) * _HOURS[unit]
 
 
 def _positive(hours: float) -> float:

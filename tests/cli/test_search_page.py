@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from html import escape
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,11 @@ from moemodel.model.search.result import SearchResult
 from moemodel.model.search.search import search
 from moemodel.model.search.survey import Survey, survey
 from tests.browser import BROWSER, Page, browser
+from tests.tags import Tags
 
 Run = Callable[..., Result]
 
 NAME = "a </script><b>name"
-VOID = {"meta", "br", "input"}
 TYPES = {"u8": "<u1", "u16": "<u2", "i32": "<i4", "f32": "<f4"}
 
 
@@ -112,23 +111,8 @@ def test_of_more_plans_some_are_taken_and_said_to_be(calibration: Calibration) -
 # ---- the file -------------------------------------------------------------------------------------------------------
 
 
-class _Tags(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
 def test_it_is_whole_and_needs_nothing_else(text: str) -> None:
-    tags = _Tags()
+    tags = Tags()
     tags.feed(text)
     assert tags.open == []
     assert {"link", "img", "iframe", "object"}.isdisjoint(name for name, _ in tags.seen)

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -21,8 +20,8 @@ from moemodel.validation.compare.quantities import ALL
 from moemodel.validation.compare.write import can_draw, check_folder, write_comparison
 from moemodel.validation.report.marks import NARROW, WIDE, Frame
 from tests.run_folders import MadeRun, write_matrix, write_run
+from tests.tags import Tags
 
-_VOID = {"meta", "br"}
 _BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 _LOOK = """<script>addEventListener("load", () => {
   const of = (name) => getComputedStyle(document.body)[name];
@@ -41,26 +40,9 @@ _LOOK = """<script>addEventListener("load", () => {
 });</script>"""
 
 
-class _Tags(HTMLParser):
-    """Checks that tags are closed in order, and collects them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-        if tag not in _VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
 def test_it_is_whole_and_needs_nothing_else(comparison: Comparison) -> None:
     text = html_page(comparison)
-    tags = _Tags()
+    tags = Tags()
     tags.feed(text)
     assert tags.open == []
     names = {name for name, _ in tags.seen}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,7 @@ from moemodel.validation.report.marks import NARROW, WIDE, Frame, Places, axis, 
 from moemodel.validation.report.page import html_page
 from moemodel.validation.report.units import UNITS, number, percent
 from moemodel.validation.run import Options, validate
-
-_VOID = {"meta", "br"}
+from tests.tags import Tags
 
 
 @pytest.fixture
@@ -44,26 +42,9 @@ def report(
     return validate(spec, tmp_path / "v", calibration, Options(), gpu="h100", launch=fake).report
 
 
-class _Tags(HTMLParser):
-    """Checks that tags are closed in order, and collects them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-        if tag not in _VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
 def test_it_is_whole_and_needs_nothing_else(report: Report) -> None:
     text = html_page(report)
-    tags = _Tags()
+    tags = Tags()
     tags.feed(text)
     assert tags.open == []
     names = {name for name, _ in tags.seen}
