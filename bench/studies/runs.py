@@ -108,7 +108,6 @@ class Software:
         internode: network between nodes, by name.
         overlapped: exchanges that run behind computation (`frameworks.base.Framework`); None: what the backend says.
         gradient_B: bytes of a gradient element on the wire; None: as in memory.
-        node_deduplicated, node_limit: how rows get to experts (`frameworks.base.Framework`).
     """
 
     gpu: str
@@ -117,8 +116,6 @@ class Software:
     internode: str = "infiniband-ndr"
     overlapped: frozenset[OverlapAxis] | None = None
     gradient_B: float | None = None
-    node_deduplicated: bool = False
-    node_limit: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +156,6 @@ def machine(software: Software, constants: Mapping[str, float], *, limited: bool
         usual,
         gradient_wire_B=software.gradient_B,
         overlapped=usual.overlapped if software.overlapped is None else software.overlapped,
-        dispatches_once_a_node=software.node_deduplicated,
-        node_limit=software.node_limit,
     )
     return System(
         gpu=gpu,
@@ -606,8 +601,9 @@ def _bridge_row(record: Mapping[str, Any], name: str, architecture: Architecture
     tp, pp, cp, vp, ep = (_count(record[key]) for key in ("tp", "pp", "cp", "vp", "ep"))
     release = str(record["release"]).split()[0]
     software = "BF16" if str(record["precision"]) == "BF16" else "FP8"
+    dispatch: Mapping[str, int] = {}
     if experts:
-        software += "".join(f" {feature}" for feature in _DISPATCH.get((name, release), _DISPATCH.get((name, ""), ())))
+        dispatch = _DISPATCH.get((name, release), _DISPATCH.get((name, ""), {}))
     return Row(
         label=f"{name} x{gpus} {record['precision']} {release}",
         architecture=architecture,

@@ -16,7 +16,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from moemodel.model.core.arrays import FloatArray
+from moemodel.model.architecture.spec import Moe
+from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.frameworks.base import Framework, Precision, PrecisionRecipe
 from moemodel.model.operators.work import Kind, Pass, Shape
 from moemodel.model.plan.batch import PlanBatch
@@ -37,6 +38,7 @@ class MicroBatch:
         sequence_parallel_tokens: that norms and residuals see: sequence parallelism spreads them over tp.
         sequence_parallel: whether it does, 1 or 0.
         skew: rows of the busiest expert over the mean.
+        dispatch: how rows get to experts (`plan.dispatch`).
     """
 
     framework: Framework
@@ -51,6 +53,7 @@ class MicroBatch:
     sequence_parallel_tokens: FloatArray
     sequence_parallel: FloatArray
     skew: FloatArray
+    dispatch: IntArray
 
     @classmethod
     def of(cls, plans: PlanBatch, framework: Framework, precision: Precision) -> MicroBatch:
@@ -72,13 +75,14 @@ class MicroBatch:
             sequence_parallel_tokens=np.where(shares, tokens / tp, tokens),
             sequence_parallel=shares.astype(np.float64),
             skew=plans.skew,
+            dispatch=plans.dispatch,
         )
 
     @property
     def shape_columns(self) -> tuple[FloatArray, ...]:
         """What tells apart plans whose micro-batches are different work, recomputation left aside. [P] each."""
         degrees = (self.tp, self.cp, self.ep, self.etp)
-        return (*degrees, self.sequences, self.seq, self.sequence_parallel, self.skew)
+        return (*degrees, self.sequences, self.seq, self.sequence_parallel, self.skew, self.dispatch)
 
     @property
     def plans(self) -> int:
@@ -99,6 +103,10 @@ class MicroBatch:
         """In which plans a degree cuts the model, 1 or 0. [P]"""
         values: FloatArray = self.tp if degree == "tp" else self.ep
         return np.asarray(values > 1, dtype=np.float64)
+
+    def sends_by(self, dispatch: int) -> FloatArray:
+        """In which plans rows are sent to experts so (`plan.dispatch`), 1 or 0. [P]"""
+        return np.asarray((self.ep > 1) & (self.dispatch == dispatch), dtype=np.float64)
 
     def adds_kernels(self, degree: Literal["tp", "ep"]) -> bool:
         """Whether cutting by a degree adds plain kernels, in any plan."""
@@ -202,7 +210,7 @@ class LayerComm:
         launch: what the host queues for it; None: nothing of its own.
         forward_launches, backward_launches: how many of these.
         skew: of an all-to-all: rows of the busiest rank over the mean. [P]
-        experts_per_token: of an all-to-all of rows to experts, where a row may go to a node once.
+        once: whose rows go to a node once; `size_B` is then of one copy of each, of one rank.
     """
 
     axis: Literal["tp", "cp", "ep"]
@@ -215,8 +223,8 @@ class LayerComm:
     forward_launches: FloatArray | float = 0.0
     backward_launches: FloatArray | float = 0.0
     skew: FloatArray | None = None
-    experts_per_token: float | None = None
-    group: Literal["tp", "etp"] | None = None
+    once: Moe | None = None
+    group: Literal["etp", "experts"] | None = None
 
 
 class Block(ABC):

@@ -128,15 +128,10 @@ class Network:
         size_B: FloatArray,
         ranks: IntArray,
         route: Route,
-        *,
-        internode_share: FloatArray | float = 1.0,
     ) -> FloatArray:
-        """Time of a collective of `size_B` bytes (the full tensor) in each group; 0 for a group of one.
-
-        `internode_share`: of an all-to-all, what goes between nodes over what would if every copy of a row did.
-        """
+        """Time of a collective of `size_B` bytes (the full tensor) in each group; 0 for a group of one."""
         n = ranks.astype(np.float64)
-        moved_s, steps = transfer_time_s(collective, size_B, n, route, internode_share=internode_share)
+        moved_s, steps = transfer_time_s(collective, size_B, n, route)
         inside = route.local_G >= n
         efficiency, start_s = self.efficiency[collective], self.launch_latencies_s.get(collective, self.start_s)
         step_s = np.where(inside, self.hop_latencies_s.get(collective, self.node_latency_s), route.latency_s_G)
@@ -166,13 +161,11 @@ def transfer_time_s(
     size_B: FloatArray,
     n: FloatArray,
     route: Route,
-    *,
-    internode_share: FloatArray | float = 1.0,
 ) -> tuple[FloatArray, FloatArray]:
     """Time of a collective's bytes at full bandwidth, and the number of its steps, in each of G groups of `n` ranks."""
     if collective is Collective.ALL_TO_ALL:
         inside_s = (route.local_G - 1) / n * size_B / route.node_Bps_G
-        across_s = internode_share * (n - route.local_G) / n * size_B / route.nic_Bps_G
+        across_s = (n - route.local_G) / n * size_B / route.nic_Bps_G
         return np.maximum(inside_s, across_s), n - 1
     if collective is Collective.SEND_RECV:
         # one message takes one NIC, where a ring of collectives takes those of all its members

@@ -81,16 +81,24 @@ class ClusterSpec(Strict):
 
 
 class ParallelSpec(Strict):
-    """Degrees of parallelism; dp x tp x pp x cp is the GPU count, and experts spread over dp x cp."""
+    """Degrees of parallelism; dp x tp x pp x cp is the GPU count, and experts spread over dp x cp x tp / etp."""
 
     dp: DataParallel = 1
     tp: TensorParallel = 1
     pp: Stages = 1
     ep: ExpertParallel = 1
+    etp: TensorParallel | None = Field(
+        default=None, description="expert tensor parallelism, which cuts each expert; null: as the framework does"
+    )
     cp: ContextParallel = 1
     zero_stage: ZeroStage = 0
     sequence_parallel: Switch = False
     virtual_stages: Stages = 1
+
+    @property
+    def asked_etp(self) -> int:
+        """Expert tensor parallelism; 0: as the framework does it."""
+        return self.etp or 0
 
 
 class SiteSpec(Strict):
@@ -311,6 +319,17 @@ class Plan(NamesFiles):
         return self
 
     @property
+    def expert_choices(self) -> dict[str, object]:
+        """What it says of how experts are cut and reached, by the names of `choices`; None: nothing."""
+        routing = self.routing
+        return {
+            "etp": self.parallel.etp,
+            "dispatch": routing.dispatch,
+            "node_limit": routing.node_limit,
+            "dispatch_overlap": routing.dispatch_overlap,
+        }
+
+    @property
     def choices(self) -> dict[str, int]:
         """What a search chooses, by name, but for the clock; recompute and schedule as numbers."""
         p = self.parallel
@@ -321,6 +340,8 @@ class Plan(NamesFiles):
             "cp": p.cp,
             "dp": p.dp,
             "ep": p.ep,
+            "etp": p.asked_etp,
+            **self.routing.dispatch_choices,
             "sequence_parallel": int(p.sequence_parallel),
             "virtual_stages": p.virtual_stages,
             "schedule": schedules.number(self.schedule),

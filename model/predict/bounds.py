@@ -92,7 +92,7 @@ def _least(pipe: PipelineStep, power: PowerModel, lowest_Hz: float) -> tuple[Flo
     energies = []
     for index, device in enumerate(devices):
         passes_J = device.forward.energy_J + device.backward.energy_J
-        dynamic_J = pipe.m * passes_J + device.optimizer.energy_J + power.link_W * pipe.comm_s(index, timeline)
+        dynamic_J = pipe.m * passes_J + device.optimizer.energy_J + power.link_W * pipe.links_s(index, timeline)
         energies.append(_least_J(power, timeline.step_s, dynamic_J + clock_tree_W * timeline.step_s))
     return timeline.step_s[:, 0], pipe.mean(energies)[:, 0]
 

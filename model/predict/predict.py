@@ -456,6 +456,7 @@ def _mean_gpu(
     static."""
     step_s = timeline.step_s
     comm_s = pipe.mean([pipe.comm_s(i, timeline) for i in range(len(devices))])
+    links_s = pipe.mean([pipe.links_s(i, timeline) for i in range(len(devices))])
     dynamic = [pipe.dynamic_J(i, d, timeline, power) for i, d in enumerate(devices)]
     clock_trees_W = [pipe.clock_tree_W(device, power) for device in devices]
     states = [
@@ -498,7 +499,7 @@ def _mean_gpu(
         forward_J=energies.forward[:, 0],
         backward_J=energies.backward[:, 0],
         optimizer_J=energies.optimizer[:, 0],
-        communication_J=(power.link_W * comm_s + static_W * exposed_s)[:, 0],
+        communication_J=(power.link_W * links_s + static_W * exposed_s)[:, 0],
         idle_J=(static_W * idle_s + waiting_J)[:, 0],
         forward_idle_J=(late_J * late.forward)[:, 0],
         backward_idle_J=(late_J * late.backward)[:, 0],

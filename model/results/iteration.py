@@ -214,9 +214,9 @@ def _costs(parts: StepParts, index: int) -> _StageCosts:
     exposed = [_one(value) for value in pipe.exposed_pass_s(index, device)]
     static_W = mean_W - _one(pipe.dynamic_J(index, device, timeline, power)) / step_s
     drawn_s = m * sum(exposed) + _one(timeline.exposed_step_s)  # in which communication is seen
-    comm_s, link_W = _one(pipe.comm_s(index, timeline)), float(power.link_W)
-    seen = min(comm_s / drawn_s, 1.0) if drawn_s > 0 else 0.0
-    behind_W = link_W * max(comm_s - drawn_s, 0.0) / (m * (forward_s + backward_s))
+    links_s, link_W = _one(pipe.links_s(index, timeline)), float(power.link_W)
+    seen = min(links_s / drawn_s, 1.0) if drawn_s > 0 else 0.0
+    behind_W = link_W * max(links_s - drawn_s, 0.0) / (m * (forward_s + backward_s))
 
     def dynamic_W(energy_J: FloatArray, time_s: float) -> float:
         return _one(energy_J) / time_s if time_s > 0 else 0.0

@@ -24,6 +24,7 @@ from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.checks import check_power_and_clock
 from moemodel.model.plan.clock import clock_of
+from moemodel.model.plan.dispatch import ALL_TO_ALL, DISPATCHES, overlap_number, in_words
 from moemodel.model.plan.recompute import RECOMPUTE, recompute_name, recompute_number
 from moemodel.model.plan.rules import Columns, Rule, architecture_rules, as_counted, degree_rules
 from moemodel.model.plan.skew import skew_of
@@ -97,6 +98,8 @@ class Candidates:
                 "sequence_parallel": bool(choices["sequence_parallel"]),
                 "recompute": recompute_name(choices["recompute"]),
                 "schedule": schedules.NAMES[choices["schedule"]],
+                "etp": choices["etp"] or None,
+                **in_words(choices),
                 "clock_MHz": clock_MHz,
             }
         )
@@ -222,7 +225,26 @@ def _more_than_gpus() -> list[Rule]:
 
 
 def _same_plans(document: Search) -> list[Rule]:
-    """What is the same plan as another combination: without a pipeline every schedule is."""
+    """What is the same plan as another combination: without a pipeline every schedule is, and where no rows are sent
+    every way of sending them."""
+    return [*_same_schedules(document), *_same_dispatches(document)]
+
+
+def _same_dispatches(document: Search) -> list[Rule]:
+    """Of experts that are not spread, cut or not, all ways but the first."""
+    several = {name: values[0] for name, values in _dispatches(document).items() if len(values) > 1}
+    return [
+        Rule(
+            key="same_dispatch",
+            summary="ways to send rows to experts are all the same with ep 1",
+            needs=frozenset({"ep", "etp", name}),
+            is_violated=lambda c, name=name, first=first: (c["ep"] == 1) & (c["etp"] <= 1) & (c[name] != first),  # type: ignore[misc]
+        )
+        for name, first in several.items()
+    ]
+
+
+def _same_schedules(document: Search) -> list[Rule]:
     if len(document.schedule) < 2:
         return []
     first = schedules.number(document.schedule[0])
@@ -244,7 +266,7 @@ def _axes(document: Search, architecture: Architecture, rules: list[Rule], gpu: 
     given, batch = document.search, document.global_batch
     recompute = tuple(RECOMPUTE) if given.recompute is None else given.recompute
     degrees = _degrees(document, architecture, rules, document.cluster.gpus_per_node or gpu.gpus_per_node)
-    return degrees | {
+    return degrees | _dispatches(document) | {
         "sequence_parallel": _switch(given.sequence_parallel, any(n > 1 for n in degrees["tp"])),
         "virtual_stages": given.virtual_stages or _virtual(rules, degrees["pp"]),
         "schedule": tuple(schedules.number(name) for name in document.schedule),
@@ -258,13 +280,30 @@ def _degrees(document: Search, architecture: Architecture, rules: list[Rule], no
     """Number of GPUs and degrees of parallelism; `node` is how many GPUs one has."""
     given, gpus = document.search, document.cluster.gpus
     layers, inside = len(architecture.layers), min(node, _DEGREE)
+    etp = (0,) if given.etp is None else tuple(degree or 0 for degree in given.etp)
+    as_the_framework = {"etp": 0} if etp == (0,) else {}  # then tp cuts experts, too
     return {
         "gpus": gpus,
-        "tp": given.tp or _legal(rules, "tp", _divisors(gpus, inside)),
+        "tp": given.tp or _legal(rules, "tp", _divisors(gpus, inside), **as_the_framework),
         "pp": given.pp or _legal(rules, "pp", _divisors(gpus, layers), virtual_stages=1),
         "cp": given.cp or _legal(rules, "cp", _divisors(gpus, inside)),
         "dp": given.dp or (0,),
         "ep": given.ep or _legal(rules, "ep", range(1, min(max(gpus), _experts(architecture)) + 1)),
+        "etp": etp,
+    }
+
+
+def _dispatches(document: Search) -> dict[str, tuple[int, ...]]:
+    """How rows get to experts: what the search lists, and else what its routing says, which no bound can replace: a
+    limit of nodes changes the model, and not every framework sends in every way."""
+    given, said = document.search, document.routing.dispatch_choices
+    names, limits, overlaps = given.dispatch, given.node_limit, given.dispatch_overlap
+    return {
+        "dispatch": (said["dispatch"],) if names is None else tuple(DISPATCHES.index(name) for name in names),
+        "node_limit": (said["node_limit"],) if limits is None else tuple(limit or 0 for limit in limits),
+        "dispatch_overlap": (
+            (said["dispatch_overlap"],) if overlaps is None else tuple(overlap_number(one) for one in overlaps)
+        ),
     }
 
 

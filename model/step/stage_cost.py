@@ -24,6 +24,7 @@ from moemodel.model.layers.layer import LayerBlocks, layer_blocks
 from moemodel.model.layers.parameters import parameters
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.dispatch import OF_DISPATCH, OVERLAPPED
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
 from moemodel.model.step.data_parallel import DataParallel, ExchangeCounts, FsdpUnits, StepExchange
 from moemodel.model.step.launch_overhead import ParallelHost
@@ -157,8 +158,8 @@ class BlockCosts:
 
 # What is read of a plan by the parts of a stage that a micro-batch passes, and by those of a step; both know the
 # pipeline. How many micro-batches there are, and how many at a time, comes in their place into the latter.
-_PIPELINE = ("dp", "tp", "pp", "ep", "cp", "virtual_stages", "schedule")
-_OF_A_MICRO_BATCH = (*_PIPELINE, "micro_batch", "seq", "sequence_parallel", "recompute", "skew")
+_PIPELINE = ("dp", "tp", "pp", "ep", "etp", "cp", "virtual_stages", "schedule")
+_OF_A_MICRO_BATCH = (*_PIPELINE, *OF_DISPATCH, "micro_batch", "seq", "sequence_parallel", "recompute", "skew")
 _OF_A_STEP = (*_PIPELINE, "zero_stage")
 
 
@@ -174,7 +175,8 @@ class StageCosts:
         self._forward_only = blocks.machine.framework.forward_only
         self._every = _StageParts(blocks, rows)
         read = [getattr(plans, name) for name in _OF_A_MICRO_BATCH]
-        first, self._micro_P = distinct_rows([*read, plans.rounds])
+        at_once = np.where(plans.dispatch_overlap == OVERLAPPED, plans.scheduled, 0)
+        first, self._micro_P = distinct_rows([*read, plans.rounds, at_once])
         self._micro = _StageParts(blocks, rows[first])
         read = [getattr(plans, name) for name in _OF_A_STEP]
         first, self._step_P = distinct_rows([*read, plans.micro_batches, plans.scheduled])
