@@ -221,7 +221,7 @@ class Communication:
 
     def message_B(self) -> FloatArray:
         """Bytes that a rank sends over a stage boundary, for one micro-batch of one chunk."""
-        return np.asarray(self._whole_B() / np.where(self._cut, self.plans.tp, 1))
+        return np.asarray(self._whole_B() / np.where(self._cuts, self.plans.tp, 1))
 
     def _message(self) -> FloatArray:
         """Time of an activation or gradient over a stage boundary, for one micro-batch of one chunk."""
@@ -232,7 +232,7 @@ class Communication:
         return self.batch.element_size_B * self.batch.sequence_parallel_tokens * self.architecture.hidden
 
     @property
-    def _cut(self) -> BoolArray:
+    def _cuts(self) -> BoolArray:
         """Where a rank sends a part of what it holds."""
         whole = (self.plans.tp > 1) & ~self.plans.sequence_parallel.astype(bool)
         return np.asarray(self.framework.cuts_messages & whole)
@@ -267,7 +267,7 @@ class Communication:
 
     def _sent_together(self, *, received: bool) -> Exchange:
         """What a pass sends and receives at once under Megatron's schedules, and gathers where that was cut."""
-        gathers = np.where((self.plans.pp > 1) & received, self.plans.virtual_stages * self._cut, 0.0)
+        gathers = np.where((self.plans.pp > 1) & received, self.plans.virtual_stages * self._cuts, 0.0)
         passes = np.where(self.plans.pp > 1, self.plans.virtual_stages, 0.0)
         gathered_s = self.groups.time_s(Collective.ALL_GATHER, self._whole_B(), self.groups["tp"])
         time_s = self._message() * self.plans.virtual_stages + gathers * gathered_s
