@@ -22,7 +22,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +44,7 @@ from moemodel.model.network.cluster import Internode
 from moemodel.model.network.collectives import network_of
 from moemodel.model.operators.work import Kind
 from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.dispatch import ALL_TO_ALL, AS_THE_FRAMEWORK, DEEPEP, OVERLAPPED
 from moemodel.model.plan.recompute import Recompute, recompute_number
 from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import Calibration, HostLane, OperatorFit, Parameter
@@ -232,6 +232,8 @@ PLAN_DEFAULTS: dict[str, float] = {
     "skew": 1.0,
     "clock_Hz": np.inf,
     "power_cap_W": np.inf,
+    "dispatch": ALL_TO_ALL,
+    "dispatch_overlap": AS_THE_FRAMEWORK,
 }
 
 
@@ -468,7 +470,7 @@ def _mpt(name: str) -> Architecture:
     )
 
 
-_SHARDED = {"FULL_SHARD": 3, "SHARD_GRAD_OP": 2}  # ZeRO stages (torch.distributed.fsdp.ShardingStrategy)
+SHARDED = {"FULL_SHARD": 3, "SHARD_GRAD_OP": 2}  # ZeRO stages (torch.distributed.fsdp.ShardingStrategy)
 
 
 def fsdp(folder: Path) -> Study:
@@ -488,7 +490,7 @@ def fsdp(folder: Path) -> Study:
                 architecture=models[str(record["Model"])],
                 plan={
                     "dp": gpus,
-                    "zero_stage": _SHARDED[str(record["Sharding Strategy"])],
+                    "zero_stage": SHARDED[str(record["Sharding Strategy"])],
                     "micro_batch": int(record["MicroBatchSize"]),
                     "global_batch": batch,
                     "seq": seq,
@@ -585,7 +587,7 @@ def bridge(folder: Path, *, experts: bool) -> Study:
             continue
         architecture = models.setdefault(name, _MODELS[name]())
         rows.append(_bridge_row(record, name, architecture, experts=experts))
-    software = _expert_software() if experts else {"BF16": _CORE, "FP8": _CORE_FP8}
+    software = _EXPERT_SOFTWARE if experts else {"BF16": _CORE, "FP8": _CORE_FP8}
     reasons = {"with LoRA": lora, "with state-space layers": unknown}
     return Study(
         name=f"H100 Megatron-Bridge, {'experts' if experts else 'dense'}",
@@ -620,6 +622,7 @@ def _bridge_row(record: Mapping[str, Any], name: str, architecture: Architecture
             "global_batch": batch,
             "seq": seq,
             "recompute": recompute_number(_RECOMPUTED.get((name, release), _RECOMPUTED.get((name, ""), "none"))),
+            **dispatch,
         },
         software=software,
         time_s=batch * seq / (gpus * float(record["tok_s_gpu"])),
@@ -682,22 +685,20 @@ _BLACKWELL_COLUMNS = {
 }
 
 
-# How rows get to experts: "once", to each node once (DeepEP, HybridEP); "behind" another micro-batch's computation
-# (overlap_moe_expert_parallel_comm). Configurations of the releases' tags, scripts/performance: v0.1.0rc4 (25.09,
-# enable_deepep), v0.2.0 (25.11), v0.3.0 (26.02, whose flex dispatcher was not switched on: pull request 2393), v0.3.1,
-# v0.4.0 (26.04).
-_DISPATCH: dict[tuple[str, str], tuple[str, ...]] = {
-    ("Qwen3_30B_a3B", "25.09"): ("once",),
-    ("Qwen3_30B_a3B", "25.11"): ("behind",),
-    ("Qwen3_30B_a3B", "26.02"): ("behind",),
-    ("Qwen3_30B_a3B", "26.02.01"): ("once", "behind"),
-    ("Qwen3_30B_a3B", ""): ("once",),
-    ("Qwen3_235B_a22B", "25.09"): ("once",),
-    ("Qwen3_235B_a22B", ""): ("behind",),
-    ("DeepSeekV3", ""): (
-        "once",
-        "to four",
-    ),  # its router picks 4 of 8 groups of experts (topk_group of its config.json)
+# How rows get to experts (`plan.dispatch`): to each node once by DeepEP or HybridEP, and behind another micro-batch's
+# computation (overlap_moe_expert_parallel_comm). DeepSeek-V3's router keeps to 4 of 8 groups of experts, as its
+# architecture has it. Configurations of the releases' tags, scripts/performance: v0.1.0rc4 (25.09, enable_deepep),
+# v0.2.0 (25.11), v0.3.0 (26.02, whose flex dispatcher was not switched on: pull request 2393), v0.3.1, v0.4.0 (26.04).
+_ONCE, _BEHIND = {"dispatch": DEEPEP}, {"dispatch_overlap": OVERLAPPED}
+_DISPATCH: dict[tuple[str, str], Mapping[str, int]] = {
+    ("Qwen3_30B_a3B", "25.09"): _ONCE,
+    ("Qwen3_30B_a3B", "25.11"): _BEHIND,
+    ("Qwen3_30B_a3B", "26.02"): _BEHIND,
+    ("Qwen3_30B_a3B", "26.02.01"): _ONCE | _BEHIND,
+    ("Qwen3_30B_a3B", ""): _ONCE,
+    ("Qwen3_235B_a22B", "25.09"): _ONCE,
+    ("Qwen3_235B_a22B", ""): _BEHIND,
+    ("DeepSeekV3", ""): _ONCE,
 }
 
 
@@ -711,17 +712,9 @@ _RECOMPUTED: dict[tuple[str, str], str] = {
 _MICRO_BATCH: dict[tuple[str, str], int] = {("GPT OSS 120B", "25.11"): 1}
 
 
-def _expert_software() -> dict[str, Software]:
-    software = {}
-    for precision, base in (("BF16", _CORE), ("FP8", _CORE_FP8)):
-        for once, overlaps in product((False, True), repeat=2):
-            name = precision + " once" * once + " behind" * overlaps
-            exchanges: frozenset[OverlapAxis] = _MOE_OVERLAPPED | (frozenset({"ep"}) if overlaps else frozenset())
-            software[name] = replace(base, overlapped=exchanges, node_deduplicated=once)
-        software[f"{precision} once to four"] = replace(
-            base, overlapped=_MOE_OVERLAPPED, node_deduplicated=True, node_limit=4
-        )
-    return software
+_EXPERT_SOFTWARE = {
+    name: replace(base, overlapped=_MOE_OVERLAPPED) for name, base in (("BF16", _CORE), ("FP8", _CORE_FP8))
+}
 
 
 def _count(cell: object) -> int:
