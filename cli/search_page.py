@@ -39,6 +39,8 @@ _CHOICE_NAMES = {
     "zero_stage": "zero",
     "micro_batch": "micro-batch",
     "sequence_parallel": "sequence parallel",
+    "node_limit": "nodes of a token",
+    "dispatch_overlap": "rows behind computation",
     "clock": "MHz",
 }
 

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from moemodel.model.architecture.spec import Moe
-from moemodel.model.core.arrays import FloatArray, IntArray
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.frameworks.base import Framework, Precision, PrecisionRecipe
 from moemodel.model.operators.work import Kind, Pass, Shape
 from moemodel.model.plan.batch import PlanBatch
@@ -53,7 +53,7 @@ class MicroBatch:
     sequence_parallel_tokens: FloatArray
     sequence_parallel: FloatArray
     skew: FloatArray
-    dispatch: IntArray
+    dispatch: FloatArray
 
     @classmethod
     def of(cls, plans: PlanBatch, framework: Framework, precision: Precision) -> MicroBatch:
@@ -75,7 +75,7 @@ class MicroBatch:
             sequence_parallel_tokens=np.where(shares, tokens / tp, tokens),
             sequence_parallel=shares.astype(np.float64),
             skew=plans.skew,
-            dispatch=plans.dispatch,
+            dispatch=plans.dispatch.astype(np.float64),
         )
 
     @property

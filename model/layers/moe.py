@@ -150,9 +150,7 @@ class MoeBlock(Block):
         yield from self._dispatch(batch, rows)
         if form.sorts_again and batch.adds_kernels("ep"):  # rows of several ranks, sorted by expert again, and back
             again = Shape(m=sent, n=self.hidden, experts=shape.experts, top_k=1)
-            yield LayerOp(
-                kind=Kind.PERMUTE, shape=again, mask=batch.sends_by(ALL_TO_ALL), load_balance=1 / busiest
-            )
+            yield LayerOp(kind=Kind.PERMUTE, shape=again, mask=batch.sends_by(ALL_TO_ALL), load_balance=1 / busiest)
         energy = rows.filled + _OF_ZEROS * (1 - rows.filled)
         for op in self._experts(batch, shape):
             multiplies = op.kind in (Kind.GEMM, Kind.GROUPED_GEMM)
@@ -366,9 +364,7 @@ class MoeBlock(Block):
                 axis="ep", collective="all_to_all", size_B=counts_B, forward=counts, backward=0.0, overlap="never"
             )
 
-    def _exchanged(
-        self, batch: MicroBatch, rows: ExpertRows, all_tokens: BoolArray, element_B: float
-    ) -> LayerComm:
+    def _exchanged(self, batch: MicroBatch, rows: ExpertRows, all_tokens: BoolArray, element_B: float) -> LayerComm:
         """One all-to-all a pass, of elements of so many bytes."""
         size_B, sends = self._sent_B(batch, rows.slots, element_B), batch.sends_by(ALL_TO_ALL)
         if batch.framework.moe.messages_each:

@@ -74,13 +74,15 @@ def places_reached(moe: Moe, places: FloatArray, *, nodes: FloatArray, node_limi
     """Of some places that hold as many experts each, those that a token's experts lie on, in the mean over tokens, if
     all experts and sets of groups are as likely as others. [P]
 
-    With k of E experts in the best M of G groups (G = 1 without groups), and n places:
+    With k of E experts in the best M of G groups (G = 1 without groups), h = min(M, G (1 - C(E - E/G, k) / C(E, k)))
+    groups that hold any, and n places:
 
-        n <= G    n (1 - C(G - G/n, M) / C(G, M))
-        n > G     M + M (s - 1) (1 - C(M e - M - E/n, k - M) / C(M e - M, k - M))       e = E/G, s = n/G
+        n <= G    n (1 - C(G - G/n, h) / C(G, h))
+        n > G     h + h (s - 1) (1 - C(h e - h - E/n, k - h) / C(h e - h, k - h))       e = E/G, s = n/G
 
-    since a group is among the best for experts that are, so that each of the M holds one of the k, and the other k - M
-    fall where they may. Without groups the second is n (1 - C(E - E/n, k) / C(E, k)), of k drawn without repetition.
+    since a group is among the best for experts that are, so that each of the M holds one of the k, unless k drawn
+    without limit reach fewer; the other k - h fall where they may. Without groups the second is n (1 - C(E - E/n, k) /
+    C(E, k)), of k drawn without repetition. Drawn scores come within 3 % (tests).
 
     Args:
         moe: the block.
@@ -98,7 +100,7 @@ def places_reached(moe: Moe, places: FloatArray, *, nodes: FloatArray, node_limi
 
 @cache
 def _places_reached(experts: int, top_k: int, places: float, groups: float, most: float) -> float:
-    best = min(most, top_k)
+    best = min(most, groups * (1 - _no_hit(experts, experts / groups, top_k)))
     if places <= groups and groups > 1:
         return places * (1 - _no_hit(groups, groups / places, best))
     each = experts / groups

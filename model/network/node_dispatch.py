@@ -8,8 +8,8 @@ of a row lie on in the mean, of which the own node and rank are among N and amon
     time               2 a0 + the longer of both + a step on either link
 
 A copy comes on the rank of its node that has the sender's place there, which keeps it where it holds the expert, once
-in g times. The start counts twice: ranks first say how many rows they send. What comes back takes the same way, added up
-in each node before it leaves it.
+in g times. The start counts twice: ranks first say how many rows they send. What comes back takes the same way, added
+up in each node before it leaves it.
 
 Shares of the bandwidth that the data sheet states, from the README of DeepEP (its main page and docs/legacy.md), whose
 figures count what stays in the own node too: 90 GB/s on 2 nodes and 61 on 4 over NICs of 50 GB/s are 45 and 46 over the

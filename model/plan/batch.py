@@ -30,8 +30,8 @@ _UNLESS_SAID = {"etp": 0, "micro_batches_per_schedule": 0, **DispatchChoices().n
 class PlanBatch:
     """Plans of one architecture on one cluster, as arrays of length P (or scalars that broadcast).
 
-    `etp`: expert tensor parallelism; 0: as the framework does it. `dispatch`, `node_limit`, `dispatch_overlap`: how rows
-    get to experts, as numbers (`plan.dispatch`); those of a plan that says nothing where they are left out.
+    `etp`: expert tensor parallelism; 0: as the framework does it. `dispatch`, `node_limit`, `dispatch_overlap`: how
+    rows get to experts, as numbers (`plan.dispatch`); those of a plan that says nothing where they are left out.
     `micro_batches_per_schedule`: that a pipeline passes before the next begin; 0: all of a step, as for all plans
     where it is left out.
     `clock_limits_Hz`: clocks that may be set at most by stage and phase, [P, S, 3] for pipelines of up to S stages,

@@ -1,10 +1,10 @@
 """How rows get to their experts, as a plan says it, and as numbers in arrays of plans.
 
-    alltoall    every copy of a row goes from its rank to its expert's (Lepikhin et al. 2020, section 3.1)
-    allgather   ranks gather all tokens, and each takes the rows of its own experts (Megatron Core, token_dispatcher.py,
-                MoEAllGatherTokenDispatcher)
-    deepep      a row goes once to every node that holds an expert of it, over the NIC, and on by NVLink to each rank
-                there that does (DeepSeek-V3, section 3.2.2; DeepEP, Megatron Core's flex dispatcher, HybridEP)
+alltoall    every copy of a row goes from its rank to its expert's (Lepikhin et al. 2020, section 3.1)
+allgather   ranks gather all tokens, and each takes the rows of its own experts (Megatron Core, token_dispatcher.py,
+            MoEAllGatherTokenDispatcher)
+deepep      a row goes once to every node that holds an expert of it, over the NIC, and on by NVLink to each rank
+            there that does (DeepSeek-V3, section 3.2.2; DeepEP, Megatron Core's flex dispatcher, HybridEP)
 """
 
 from __future__ import annotations

@@ -105,6 +105,16 @@ class RoutingSpec(Strict):
         )
         return said.numbers
 
+    @property
+    def dispatch_words(self) -> list[str]:
+        """The same in words; none of what it does not say."""
+        words = [] if self.dispatch == "alltoall" else [str(self.dispatch)]
+        words += [] if self.dispatch_dtype is None else [f"rows in {self.dispatch_dtype}"]
+        words += [] if self.node_limit is None else [f"to {self.node_limit} nodes"]
+        if self.dispatch_overlap is not None:
+            words.append("rows behind computation" if self.dispatch_overlap else "rows not behind computation")
+        return words
+
 
 def balancing_of(routing: RoutingSpec) -> Balancing:
     """What of a plan makes its routers load experts evenly; biases where both do."""

@@ -159,6 +159,19 @@ def check_tokens(tokens: float | None, global_batch: int, sequence_length: int) 
         )
 
 
+def check_dispatch_dtype(routing: RoutingSpec, precision: Precision) -> None:
+    """Refuse rows of 8 bits where products are not.
+
+    Raises:
+        ValueError: what is allowed.
+    """
+    if routing.dispatch_dtype is not None and precision not in ("fp8", "mxfp8"):
+        raise ValueError(
+            f"routing.dispatch_dtype: found {routing.dispatch_dtype} with precision {precision}; allowed: null, or "
+            "precision fp8 or mxfp8"
+        )
+
+
 def check_forward_only(plan: Plan) -> None:
     """Refuse what only training has in a plan of forward passes.
 
@@ -274,6 +287,11 @@ class Plan(NamesFiles):
     @model_validator(mode="after")
     def _software(self) -> Plan:
         check_precision(self.backend, self.precision)
+        return self
+
+    @model_validator(mode="after")
+    def _rows_in_eight_bits(self) -> Plan:
+        check_dispatch_dtype(self.routing, self.precision)
         return self
 
     @model_validator(mode="after")

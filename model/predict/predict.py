@@ -18,6 +18,7 @@ from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray, distinct
 from moemodel.model.device.power import PowerModel, power_model
 from moemodel.model.layers.flops import model_flops
 from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.dispatch import DEEPEP
 from moemodel.model.predict.phases import ByPhase, ClockedCost, DeviceCosts, device_costs
 from moemodel.model.predict.prediction import Prediction, PredictionByStage
 from moemodel.model.predict.priced_clocks import priced_clocks
@@ -35,6 +36,9 @@ from moemodel.model.step.system import System
 # 2.6 %, power 4.7 instead of 1.4 %, over clocks whose mean distance is half of a factor e.
 _TIME_OFF_CLOCK = 0.06
 _POWER_OFF_CLOCK = 0.09
+# assumed: published bandwidths of DeepEP agree within 5 % (network.node_dispatch); how well they hold elsewhere,
+# with rows that do not fall evenly, nobody says
+_DISPATCH_ERROR = 0.15
 _TINY_S = 1e-30  # against dividing by nothing
 
 
@@ -111,7 +115,7 @@ class PricedPlans:
         """Totals over all GPUs, model FLOPs, and the errors of the whole."""
         plans, machine = self._plans, self._machine
         gpus, step_s = plans.gpus, found.step_s
-        comm_error = found.exposed_communication_s / step_s * machine.network_error
+        comm_error = found.exposed_communication_s / step_s * _communication_error(plans, machine)
         host_error = found.host_wait_s / step_s * machine.host_error
         away = _outside_log(found.clock_Hz, machine.calibration.clock_measured_Hz)
         clock_error = _TIME_OFF_CLOCK * away * found.device_share
@@ -175,6 +179,12 @@ class PricedPlans:
             for name, size_B in memory.terms_B.items():
                 terms_B.setdefault(name, np.zeros(len(peak_B)))[part.rows] = size_B
         return peak_B, terms_B
+
+
+def _communication_error(plans: PlanBatch, machine: System) -> FloatArray:
+    """Log error of exposed communication: of collectives as measured, and of rows whose dispatch nobody measured."""
+    published = (plans.dispatch == DEEPEP) & (plans.ep > 1)
+    return np.where(published, np.hypot(machine.network_error, _DISPATCH_ERROR), machine.network_error)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -258,7 +258,7 @@ class PipelineStep:
         """The same with what links inside nodes and NICs move beside each other."""
         cost = self.costs[index]
         beside_s = np.asarray(cost.forward_exchange.beside_s + cost.backward_exchange.beside_s)
-        return self.comm_s(index, timeline) + self.m * beside_s.reshape(-1, 1)
+        return np.asarray(self.comm_s(index, timeline) + self.m * beside_s.reshape(-1, 1))
 
 
 def above_rounding(part_s: FloatArray, step_s: FloatArray) -> FloatArray:

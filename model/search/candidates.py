@@ -24,7 +24,7 @@ from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.checks import check_power_and_clock
 from moemodel.model.plan.clock import clock_of
-from moemodel.model.plan.dispatch import ALL_TO_ALL, DISPATCHES, overlap_number, in_words
+from moemodel.model.plan.dispatch import DISPATCHES, in_words, overlap_number
 from moemodel.model.plan.recompute import RECOMPUTE, recompute_name, recompute_number
 from moemodel.model.plan.rules import Columns, Rule, architecture_rules, as_counted, degree_rules
 from moemodel.model.plan.skew import skew_of
@@ -266,14 +266,18 @@ def _axes(document: Search, architecture: Architecture, rules: list[Rule], gpu: 
     given, batch = document.search, document.global_batch
     recompute = tuple(RECOMPUTE) if given.recompute is None else given.recompute
     degrees = _degrees(document, architecture, rules, document.cluster.gpus_per_node or gpu.gpus_per_node)
-    return degrees | _dispatches(document) | {
-        "sequence_parallel": _switch(given.sequence_parallel, any(n > 1 for n in degrees["tp"])),
-        "virtual_stages": given.virtual_stages or _virtual(rules, degrees["pp"]),
-        "schedule": tuple(schedules.number(name) for name in document.schedule),
-        "zero_stage": (0, 1, 2, 3) if given.zero_stage is None else given.zero_stage,
-        "recompute": tuple(recompute_number(name) for name in recompute),
-        "micro_batch": given.micro_batch or tuple(n for n in range(1, _MICRO_BATCH + 1) if batch % n == 0),
-    }
+    return (
+        degrees
+        | _dispatches(document)
+        | {
+            "sequence_parallel": _switch(given.sequence_parallel, any(n > 1 for n in degrees["tp"])),
+            "virtual_stages": given.virtual_stages or _virtual(rules, degrees["pp"]),
+            "schedule": tuple(schedules.number(name) for name in document.schedule),
+            "zero_stage": (0, 1, 2, 3) if given.zero_stage is None else given.zero_stage,
+            "recompute": tuple(recompute_number(name) for name in recompute),
+            "micro_batch": given.micro_batch or tuple(n for n in range(1, _MICRO_BATCH + 1) if batch % n == 0),
+        }
+    )
 
 
 def _degrees(document: Search, architecture: Architecture, rules: list[Rule], node: int) -> dict[str, tuple[int, ...]]:

@@ -43,6 +43,7 @@ from moemodel.model.plan.spec import (
     Tokens,
     TokensOfRun,
     ZeroStage,
+    check_dispatch_dtype,
     check_tokens,
     in_todays_words,
 )
@@ -337,6 +338,7 @@ class Search(NamesFiles):
     @model_validator(mode="after")
     def _together(self) -> Search:
         check_precision(self.backend, self.precision)
+        check_dispatch_dtype(self.routing, self.precision)
         check_tokens(self.tokens, self.global_batch, self.sequence_length)
         clocks = self.one_clock_MHz
         if isinstance(clocks, ClockRange) and clocks.highest < clocks.lowest:

@@ -176,7 +176,7 @@ def _outside(problem: SearchProblem, plan: Plan, calibration: Calibration) -> It
     document, gpu = problem.document, problem.machine.gpu
     given = {name: values for name, values in document.search if values is not None}
     given |= {"gpus": document.cluster.gpus, "schedule": document.schedule}
-    words = plan.choices | {"recompute": plan.recompute, "schedule": plan.schedule}
+    words: dict[str, object] = {**plan.choices, "recompute": plan.recompute, "schedule": plan.schedule}
     words |= {"sequence_parallel": plan.parallel.sequence_parallel, **plan.expert_choices}
     found = [name for name, values in given.items() if words[name] not in values]
     found = [name for name in found if not (name == "schedule" and plan.parallel.pp == 1)]

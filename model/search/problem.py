@@ -6,7 +6,6 @@ for longer. Axes: P plans, each at one clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -185,23 +184,13 @@ def memory_of(problem: SearchProblem, plans: PlanBatch) -> Memory:
     return peak_memory(problem.architecture, plans, problem.machine)
 
 
-def _dispatch_words(plan: Plan) -> Iterator[str]:
-    routing = plan.routing
-    if routing.dispatch != "alltoall":
-        yield routing.dispatch
-    if routing.node_limit is not None:
-        yield f"to {routing.node_limit} nodes"
-    if routing.dispatch_overlap is not None:
-        yield "rows behind computation" if routing.dispatch_overlap else "rows not behind computation"
-
-
 def summary(plan: Plan, *, clock: bool = True) -> str:
     """The choices of a plan on one line, with its clock or without; degrees of 1 are left out."""
     p = plan.parallel
     degrees = {"dp": p.dp, "tp": p.tp, "pp": p.pp, "ep": p.ep, "cp": p.cp, "virtual": p.virtual_stages}
     words = [f"{name} {degree}" for name, degree in degrees.items() if degree > 1]
     words += [] if p.etp is None else [f"etp {p.etp}"]
-    words += [*_dispatch_words(plan)]
+    words += plan.routing.dispatch_words
     words += ["sp"] if p.sequence_parallel else []
     words += [f"zero {p.zero_stage}", f"micro {plan.micro_batch}"]
     words += [f"recompute {plan.recompute}"] if plan.recompute != "none" else []

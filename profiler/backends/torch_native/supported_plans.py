@@ -9,6 +9,7 @@ from moemodel.model.core.errors import InputError
 from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.recompute import RECOMPUTE
 from moemodel.model.plan.spec import Plan
+from moemodel.profiler.backends.expert_plans import expert_mistakes
 from moemodel.profiler.backends.torch_native.supported_models import check_routing, check_supported
 
 
@@ -26,7 +27,7 @@ def check_runs(plan: Plan, architecture: Architecture) -> None:
     check_supported(architecture)
     check_routing(architecture, plan.routing)
     check_architecture(plan, architecture)
-    mistakes = [*_outside(plan, architecture), *_tensor(plan, architecture), *_pipeline(plan)]
+    mistakes = [*_outside(plan, architecture), *_tensor(plan, architecture), *_pipeline(plan), *expert_mistakes(plan)]
     if mistakes:
         raise InputError(f"{plan.name}: " + "; ".join(mistakes) + ". `moemodel predict` takes all of these")
 
