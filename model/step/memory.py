@@ -360,10 +360,10 @@ class MemoryModel:
 
 def _workspace_B(framework: Framework, gpu: str, torch_B: float) -> float:
     """That libraries keep for products on a GPU; `torch_B` torch's alone."""
-    if framework.workspace_B is None:
+    known_B = framework.workspace_B
+    if known_B is None:
         return torch_B
-    generation = read_gpu(gpu).architecture
-    return framework.workspace_B.get(generation, framework.workspace_B["others"])
+    return known_B["others"] if len(known_B) == 1 else known_B.get(read_gpu(gpu).architecture, known_B["others"])
 
 
 def fullest(model: MemoryModel, pipeline: Sequence[Stage]) -> Memory:
