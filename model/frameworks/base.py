@@ -141,6 +141,8 @@ class Framework:
         pipeline: `torch` (torch.distributed.pipelining: a buffer for every message, for which the host does not wait),
             `megatron` (a stage sends and receives together), or `deepspeed` (one message after another, each cut among
             tensor-parallel ranks, which gather it again).
+        cuts_messages: where all tensor-parallel ranks of a stage hold the same activation, each sends a part of it, and
+            those of the next stage gather it (Narayanan et al. 2021, section 4.1); of the `megatron` pipeline.
         shards_experts: tensor parallelism cuts experts too; else whole experts lie on a GPU, and tensor-parallel ranks
             take part in expert parallelism (Megatron's expert_tensor_parallel_size 1).
         dispatches_all_tokens: every tensor-parallel rank sends the rows of all of its tokens, and first how many go to
@@ -193,6 +195,7 @@ class Framework:
     largest_expert_group: float = math.inf
     steps_whole_experts_along: bool = False
     pipeline: Literal["torch", "megatron", "deepspeed"] = "megatron"
+    cuts_messages: bool = False
     shards_experts: bool = True
     dispatches_all_tokens: bool = False
     dispatches_once_a_node: bool = False

@@ -52,4 +52,7 @@ MEGATRON_LM_2021 = Framework(
     keeps_norm_shards=True,
     logit_B=6.0,
     synchronizes_every_pass=True,
+    # `scatter_gather_tensors_in_pipeline`, on by default from February 2021 on (megatron/p2p_communication.py) until
+    # pipelines moved to Megatron Core in March 2023, whose core/pipeline_parallel sends what a rank holds
+    cuts_messages=True,
 )
