@@ -123,6 +123,10 @@ class Framework:
 
         program_chooses: the program that calls it chooses how the loss is computed and how many micro-batches a
             schedule gets; else the framework does.
+        workspace_B: that libraries keep for products, by generation of GPU, `others` beside these; None: as the
+            calibration has it of torch's.
+        counts_passes: what passes make beside what they keep is known of its code: gradients on their way through the
+            last block, the final norm's input and output, the message last sent.
         memory_log_error: standard deviation of log(measured / predicted) of peak memory in published runs of it, beside
             what the calibration states of its device (`bench/memory.py`); None: nobody's are known.
 
@@ -180,6 +184,8 @@ class Framework:
     placeholder_gradients: bool = False
     selective: Literal["core", "operators"] = "core"
     program_chooses: bool = False
+    workspace_B: Mapping[str, float] | None = field(default=None, hash=False)
+    counts_passes: bool = False
     memory_log_error: float | None = None
 
     overlapped: frozenset[OverlapAxis] = frozenset()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moemodel.model.frameworks.base import Framework, HostFactors, PrecisionRecipe
+from moemodel.model.frameworks.megatron_lm import TRANSFORMER_ENGINE_WORKSPACE_B
 from moemodel.model.frameworks.moe_form import (
     INDEX_ADD_B,
     INDEX_ADD_ENERGY,
@@ -39,7 +40,9 @@ MEGATRON_CORE = Framework(
     keeps_expert_outputs=False,  # probabilities are applied with the activation (moe/experts.py)
     logit_B=4.0,  # cross_entropy_fusion_impl te
     placeholder_gradients=True,
-    memory_log_error=0.05,  # as `megatron`, which is the same code under another program
+    workspace_B=TRANSFORMER_ENGINE_WORKSPACE_B,
+    counts_passes=True,
+    memory_log_error=0.05,  # assumed: more than `megatron`'s, the same code under programs that choose more
     shards_experts=False,
     overlapped=frozenset({"tp", "pp", "parameters", "gradients"}),
 )
@@ -96,6 +99,8 @@ MEGATRON_CORE_LOCAL = replace(
     eager_loss=True,
     logit_B=6.0,  # float32 softmax, and the 16-bit gradient (tensor_parallel/cross_entropy.py)
     placeholder_gradients=False,
+    workspace_B=None,
+    counts_passes=False,
     memory_log_error=None,
     moe=_LOCAL_FORM,
     host_factors=HostFactors(forward=2.19, backward=1.51, step=0.68),  # bench/host_factors.py, one H200, 2026
