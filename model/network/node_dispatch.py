@@ -64,9 +64,9 @@ def dispatch_time(
     across_s = size_B * nodes_reached * (nodes - 1) / nodes / (NIC_SHARE * route.nic_Bps_G)
     inside_s = size_B * ranks_reached * (local - 1) / local / (NVLINK_SHARE * route.node_Bps_G)
     start_s = 2 * network.launch_latencies_s.get(Collective.ALL_TO_ALL, network.start_s)
-    steps_s = np.where(local > 1, network.node_latency_s, 0.0) + np.where(nodes > 1, route.latency_s_G, 0.0)
+    hops_s = np.where(local > 1, network.node_latency_s, 0.0) + np.where(nodes > 1, route.latency_s_G, 0.0)
     sends = ranks > 1
     return DispatchTime(
-        time_s=np.where(sends, start_s + steps_s + np.maximum(across_s, inside_s), 0.0),
+        time_s=np.where(sends, start_s + hops_s + np.maximum(across_s, inside_s), 0.0),
         beside_s=np.where(sends, np.minimum(across_s, inside_s), 0.0),
     )

@@ -160,13 +160,16 @@ def check_tokens(tokens: float | None, global_batch: int, sequence_length: int) 
         )
 
 
+EIGHT_BITS: tuple[Precision, ...] = ("fp8", "mxfp8")  # whose products are
+
+
 def check_dispatch_dtype(routing: RoutingSpec, precision: Precision) -> None:
     """Refuse rows of 8 bits where products are not.
 
     Raises:
         ValueError: what is allowed.
     """
-    if routing.dispatch_dtype is not None and precision not in ("fp8", "mxfp8"):
+    if routing.dispatch_dtype is not None and precision not in EIGHT_BITS:
         raise ValueError(
             f"routing.dispatch_dtype: found {routing.dispatch_dtype} with precision {precision}; allowed: null, or "
             "precision fp8 or mxfp8"

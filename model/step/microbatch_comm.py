@@ -229,11 +229,11 @@ class Communication:
         """Rows on their way behind another micro-batch's computation, in plans that say so; else as the framework has
         it."""
         said = self.plans.dispatch_overlap
-        share = np.where(said == OVERLAPPED, self._paired_share(), np.where(said == EXPOSED, 0.0, float(overlaps)))
+        paired = np.where(said == OVERLAPPED, self._paired_share(), np.where(said == EXPOSED, 0.0, float(overlaps)))
         hideable = self.network.overlap_of(_MOSTLY["ep"])
         if comm.once is not None:
             hideable = HIDEABLE
-        behind_s = share * time_s
+        behind_s = paired * time_s
         return Exchange(
             exposed_s=time_s - behind_s,
             overlappable=OverlappableComm(time_s=behind_s, hideable_s=hideable * behind_s),
