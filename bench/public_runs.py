@@ -37,8 +37,8 @@ from studies.public.golden import GOLDEN, golden
 from studies.public.nanotron import NANOTRON, nanotron
 from studies.public.plan_files import cases, group, group_names
 from studies.public.run import PublicRun
-from studies.public.tables import blackwell_runs, bridge_runs, fsdp, mlperf_runs
-from studies.runs import BLACKWELL, BRIDGE, FSDP, MLPERF
+from studies.public.tables import blackwell_runs, bridge_runs, fsdp, gh200_runs, mlperf_runs
+from studies.runs import BLACKWELL, BRIDGE, FSDP, GH200, MLPERF
 
 _SHARED = Path(__file__).parents[2] / "shared"
 _CASES = "cases"
@@ -51,6 +51,7 @@ _READ: dict[str, tuple[str, Callable[[Path], list[PublicRun]]]] = {
     "bridge-experts": (BRIDGE, lambda data: bridge_runs(data, experts=True)),
     "bridge-blackwell": (BLACKWELL, blackwell_runs),
     "mlperf": (MLPERF, mlperf_runs),
+    "gh200": (GH200, gh200_runs),
     "nanotron": (NANOTRON, nanotron),
     "b200": (B200, b200),
     "golden": (GOLDEN, golden),

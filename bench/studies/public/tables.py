@@ -3,6 +3,7 @@
     fsdp       llm-foundry's dense GPTs under FSDP, in bf16 and in fp8
     bridge     Megatron-Bridge on H100: dense models, and those with experts
     blackwell  the same on B200, B300, GB200 and GB300
+    gh200      Sailor's OPT-350M under Megatron-DeepSpeed on GH200
     mlperf     MLPerf Training submissions on H100 and H200
 
 What a row's software does that a plan cannot say is named in `studies.runs` and left to the framework.
@@ -17,9 +18,9 @@ from typing import Any
 import pandas as pd
 
 from moemodel.model.plan.recompute import recompute_name
-from studies.public.models import model, mpt
+from studies.public.models import config_file, model, mpt
 from studies.public.run import PublicRun, plan_or_refusal
-from studies.runs import FSDP, SHARDED, Row, Study, bridge, bridge_blackwell, mlperf
+from studies.runs import FSDP, SHARDED, Row, Study, bridge, bridge_blackwell, gh200, mlperf
 
 _MODELS = {  # by the names that `studies.runs` gives them
     "LLAMA3_8B": "llama-3-8b",
@@ -32,6 +33,13 @@ _MODELS = {  # by the names that `studies.runs` gives them
     "gpt3": "gpt3-mlperf",
     "llama31_405b": "llama-3.1-405b",
     "llama31_8b": "llama-3-8b",
+}
+# account_for_embedding_in_pipeline_split, and of the loss; DeepSeek-V3's layout "Et|(tt|)*30mL" (Megatron-Bridge,
+# perf_recipes/deepseek/h100/deepseek_v3.py): 61 layers, and three for the ends
+_STAGE_LAYERS = {
+    "LLAMA3.1_405B": {"embedding": 1, "head": 1},
+    "llama31_405b": {"embedding": 1, "head": 1},
+    "DeepSeekV3": {"embedding": 1, "head": 2},
 }
 _DEGREES = ("dp", "tp", "pp", "cp", "ep", "virtual_stages", "zero_stage")
 
@@ -79,6 +87,55 @@ def mlperf_runs(folder: Path) -> list[PublicRun]:
     return _of_study(mlperf(folder))
 
 
+# OPT-350M as Sailor's Megatron-DeepSpeed builds it (opt_model.py): norms first, no projections, head of its own; GPT-2's
+# vocabulary, padded to a multiple of 128 tp = 512
+_OPT = {
+    "model_type": "opt",
+    "vocab_size": 50688,
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "ffn_dim": 4096,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+}
+
+
+def gh200_runs(folder: Path) -> list[PublicRun]:
+    """Sailor's OPT-350M on nodes of four GH200, whose memory nvidia-smi was asked for; what its script and container
+    say stands in `studies.runs.gh200`."""
+    study = gh200(folder)
+    architecture = config_file("opt-350m-sailor", _OPT)
+    return [_sailor_run(row, architecture) for row in study.rows]
+
+
+def _sailor_run(row: Row, architecture: str) -> PublicRun:
+    p = {key: int(value) for key, value in row.plan.items()}
+    document = {
+        "architecture": architecture,
+        "sequence_length": p["seq"],
+        "global_batch": p["global_batch"],
+        "micro_batch": p["micro_batch"],
+        "precision": "fp32",
+        "backend": "megatron-deepspeed",
+        "stage_layers": {"embedding": 2},  # stages of 4, 7, 7, 6 and 11, 13 layers there
+        "cluster": {
+            "gpu": "gh200-96gb",
+            "gpus": p["dp"] * p["tp"] * p["pp"],
+            "gpus_per_node": 4,
+            "internode": "slingshot-11",
+        },
+        "parallel": {degree: p[degree] for degree in ("dp", "tp", "pp")},
+    }
+    return PublicRun(
+        label=row.label + (" (host)" if row.host_bound else ""),
+        plans=(plan_or_refusal(document),),
+        time_s=(row.time_s,),
+        memory_B=row.memory_B,
+        of_memory="device",
+    )
+
+
 def _of_study(study: Study) -> list[PublicRun]:
     software = study.software
     return [_run(row, software[row.software].gpu, software[row.software].precision) for row in study.rows]
@@ -99,6 +156,7 @@ def _run(row: Row, gpu: str, precision: str, said: str = "") -> PublicRun:
         "precision": "bf16-mixed" if precision == "bf16" else precision,
         "recompute": recompute_name(p.get("recompute", 0)),
         "backend": "megatron-core",
+        "stage_layers": _STAGE_LAYERS.get(row.group),
         "cluster": {"gpu": gpu, "gpus": p["dp"] * p["tp"] * p["pp"] * p["cp"]},
         "routing": {"skew": "balanced"},  # moe_router_force_load_balancing of its configurations; nothing to dense ones
         "parallel": {degree: p.get(degree, 1) for degree in _DEGREES}
