@@ -1,8 +1,9 @@
 """Training runs that others published, predicted by what ships, as a user would ask: every group of them.
 
-    python bench/public_runs.py [--json] [--rows] [--only GROUP ...] [--data FOLDER] [--cases FOLDER]
+    python bench/public_runs.py [--json] [--rows] [--fits] [--only GROUP ...] [--data FOLDER] [--cases FOLDER]
+    python bench/public_runs.py --write-docs [FILE] [--data FOLDER] [--cases FOLDER]
 
-Of each group:
+Of each group, zero-shot with what ships:
 
     mape        mean of |predicted / published - 1| of the step time; a time that the source leaves open is taken for
                 the nearer of its readings
@@ -18,6 +19,13 @@ Of each group:
     oom_balanced mean of the shares of runs that ran, and that ran out of memory, that are said to be more likely than
                 not to do so
 
+With --fits, some minutes, also
+
+    mape_left_out, signed_left_out   as mape and signed, with a few properties of GPUs and of frameworks fitted to the
+                                     other groups (`studies.public.fits`): a group is never fitted to itself
+
+--write-docs puts all of it between two marks of `docs/public-data.md`, with date and commit.
+
 Plans are read from `../shared/cases/public-runs`, other data from `../shared/data`; where both are missing there is
 nothing to do, and the exit code is 0.
 """
@@ -32,7 +40,9 @@ from pathlib import Path
 
 from studies.public.answers import answers
 from studies.public.b200 import B200, b200
-from studies.public.figures import Group, figures, row_line, table
+from studies.public.document import write_section
+from studies.public.figures import Group, constants_line, figures, row_line, table
+from studies.public.fits import left_out
 from studies.public.golden import GOLDEN, golden
 from studies.public.nanotron import NANOTRON, nanotron
 from studies.public.plan_files import cases, group, group_names
@@ -42,6 +52,7 @@ from studies.runs import BLACKWELL, BRIDGE, FSDP, GH200, MLPERF
 
 _SHARED = Path(__file__).parents[2] / "shared"
 _CASES = "cases"
+_DOCS = Path(__file__).parents[1] / "docs" / "public-data.md"
 
 
 _READ: dict[str, tuple[str, Callable[[Path], list[PublicRun]]]] = {
@@ -80,6 +91,10 @@ def main() -> None:
     parser.add_argument(
         "--cases", type=Path, default=_SHARED / "cases" / "public-runs", help="folder of plans that ran"
     )
+    parser.add_argument("--fits", action="store_true", help="also with constants fitted on the other groups")
+    parser.add_argument(
+        "--write-docs", nargs="?", type=Path, const=_DOCS, metavar="FILE", help="write the figures into a document"
+    )
     options = parser.parse_args()
     there = groups(options.data, options.cases)
     if not there:
@@ -90,12 +105,20 @@ def main() -> None:
     if not chosen:
         parser.error(f"--only: found {' '.join(options.only)}; allowed: {', '.join(there)}")
     found = {name: _answered(there[name]()) for name in chosen}
+    result = {name: figures(answered) for name, answered in found.items()}
+    if options.fits or options.write_docs is not None:
+        fitted = left_out(found)
+        result = {name: result[name] | (fitted[name].figures if name in fitted else {}) for name in result}
+    if options.write_docs is not None:
+        write_section(options.write_docs, result)
     if options.json:
-        print(json.dumps({name: figures(answered) for name, answered in found.items()}))
+        print(json.dumps(result))
         return
     for name, answered in found.items() if options.rows else ():
         print(name, *(row_line(run, answer) for run, answer in answered), sep="\n")
-    print(table({name: figures(answered) for name, answered in found.items()}))
+    print(table(result))
+    if options.fits:
+        print(*(constants_line(name, fit.constants) for name, fit in fitted.items()), sep="\n")
 
 
 def _answered(runs: list[PublicRun]) -> Group:

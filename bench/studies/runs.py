@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -193,6 +193,17 @@ def adapted(calibration: Calibration, gpu: Gpu, software: Software, constants: M
     return rescale_for_precision(of_chip, framework_of(software.backend), software.precision, gpu)
 
 
+def rates_changed(calibration: Calibration, constants: Mapping[str, float]) -> Calibration:
+    """A calibration whose kernels and host are as much faster or slower as constants say; those not named are 1."""
+    return calibration.model_copy(
+        update={
+            "operators": [_operator(fit, constants) for fit in calibration.operators],
+            "kernels": [_operator(fit, constants) for fit in calibration.kernels],
+            "host": [_host(lane, constants.get("host", 1.0)) for lane in calibration.host],
+        }
+    )
+
+
 def _host(lane: HostLane, factor: float) -> HostLane:
     return lane.model_copy(update={"blocks": scaled(lane.blocks, dict.fromkeys(lane.blocks, factor))})
 
@@ -201,7 +212,10 @@ _MEMORY = {"context": "context", "fragmentation": "cached"}
 _STREAM_RATES = ("memory_efficiency", "cache_efficiency", "issue_efficiency")
 
 
-def _operator(fit: OperatorFit, constants: Mapping[str, float]) -> OperatorFit:
+_FitT = TypeVar("_FitT", bound=OperatorFit)
+
+
+def _operator(fit: _FitT, constants: Mapping[str, float]) -> _FitT:
     if fit.kind in PRODUCTS:
         name, rates = "products", tuple(p for p in fit.parameters if p.startswith("efficiency_"))
     elif fit.kind in ATTENTIONS:

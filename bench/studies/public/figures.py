@@ -149,9 +149,15 @@ def row_line(run: PublicRun, answer: Answer) -> str:
     return "  ".join(cells)
 
 
-_SHARES = ("mape", "signed", "inside", "memory_mape", "memory_signed", "oom_balanced", "regret")
+def constants_line(name: str, constants: Mapping[str, float]) -> str:
+    """What was fitted without a group, in a line."""
+    return f"{name:28}" + ", ".join(f"{constant} {value:.2f}" for constant, value in constants.items())
+
+
+_SHARES: tuple[str, ...] = ("mape", "signed", "inside", "memory_mape", "memory_signed", "oom_balanced", "regret")
+_SHARES += ("mape_left_out", "signed_left_out")
 _COLUMNS: tuple[str, ...] = (
-    *("rows", "timed", "mape", "signed", "inside", "refused", "memory_mape", "memory_rows"),
+    *("rows", "timed", "mape", "signed", "inside", "mape_left_out", "refused", "memory_mape", "memory_rows"),
     *("tau", "regret", "oom_balanced"),
 )
 
@@ -161,15 +167,16 @@ def table(found: Mapping[str, Mapping[str, float]]) -> str:
     columns = [column for column in _COLUMNS if any(column in figures for figures in found.values())]
     lines = [f"{'group':28}" + "".join(f"{column:>14}" for column in columns)]
     lines += [
-        f"{name[:28]:28}" + "".join(f"{_cell(column, figures.get(column)):>14}" for column in columns)
+        f"{name[:28]:28}" + "".join(f"{cell(column, figures.get(column)):>14}" for column in columns)
         for name, figures in found.items()
     ]
     return "\n".join(lines)
 
 
-def _cell(column: str, value: float | None) -> str:
+def cell(column: str, value: float | None, missing: str = _UNKNOWN) -> str:
+    """A figure as a table shows it."""
     if value is None:
-        return _UNKNOWN
+        return missing
     if column in _SHARES:
-        return f"{value:+.1%}" if column.endswith("signed") else f"{value:.1%}"
+        return f"{value:+.1%}" if column.startswith("signed") else f"{value:.1%}"
     return f"{value:.2f}" if column == "tau" else f"{value:.0f}"

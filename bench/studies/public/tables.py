@@ -87,8 +87,8 @@ def mlperf_runs(folder: Path) -> list[PublicRun]:
     return _of_study(mlperf(folder))
 
 
-# OPT-350M as Sailor's Megatron-DeepSpeed builds it (opt_model.py): norms first, no projections, head of its own; GPT-2's
-# vocabulary, padded to a multiple of 128 tp = 512
+# OPT-350M as Sailor's Megatron-DeepSpeed builds it (opt_model.py): norms first, no projections, a head of its own, and
+# GPT-2's vocabulary, padded to a multiple of 128 tp = 512
 _OPT = {
     "model_type": "opt",
     "vocab_size": 50688,
