@@ -10,7 +10,8 @@ Of each group, zero-shot with what ships:
     signed      mean of predicted / published - 1
     inside      share of published times within the predicted 90 % interval
     rows        runs; `timed` those whose time is both published and predicted
-    refused     runs that ran, and that `moemodel predict` refuses: too large, or not to be said in a plan
+    refused     runs that ran, and that `moemodel predict` refuses: too large, or not to be said in a plan; `not_read`:
+                of models or programs that nobody here can make a plan of
     memory_mape as mape, of the memory that was measured (what the allocator gave out, or reserved, or all), of
                 `memory_rows`
     tau         mean over sets of plans of one job of Kendall's tau of the step time
@@ -40,6 +41,7 @@ from pathlib import Path
 
 from studies.public.answers import answers
 from studies.public.b200 import B200, b200
+from studies.public.bridge import blackwell, bridge
 from studies.public.document import write_section
 from studies.public.figures import Group, constants_line, figures, row_line, table
 from studies.public.fits import left_out
@@ -47,8 +49,8 @@ from studies.public.golden import GOLDEN, golden
 from studies.public.nanotron import NANOTRON, nanotron
 from studies.public.plan_files import cases, group, group_names
 from studies.public.run import PublicRun
-from studies.public.tables import blackwell_runs, bridge_runs, fsdp, gh200_runs, mlperf_runs
-from studies.runs import BLACKWELL, BRIDGE, FSDP, GH200, MLPERF
+from studies.public.tables import SAILOR, fsdp, mlperf, sailor
+from studies.runs import BLACKWELL, BRIDGE, FSDP, MLPERF
 
 _SHARED = Path(__file__).parents[2] / "shared"
 _CASES = "cases"
@@ -58,11 +60,11 @@ _DOCS = Path(__file__).parents[1] / "docs" / "public-data.md"
 _READ: dict[str, tuple[str, Callable[[Path], list[PublicRun]]]] = {
     "foundry-bf16": (FSDP, lambda data: fsdp(data, "amp_bf16")),
     "foundry-fp8": (FSDP, lambda data: fsdp(data, "amp_fp8")),
-    "bridge-dense": (BRIDGE, lambda data: bridge_runs(data, experts=False)),
-    "bridge-experts": (BRIDGE, lambda data: bridge_runs(data, experts=True)),
-    "bridge-blackwell": (BLACKWELL, blackwell_runs),
-    "mlperf": (MLPERF, mlperf_runs),
-    "gh200": (GH200, gh200_runs),
+    "bridge-dense": (BRIDGE, lambda data: bridge(data, experts=False)),
+    "bridge-experts": (BRIDGE, lambda data: bridge(data, experts=True)),
+    "bridge-blackwell": (BLACKWELL, blackwell),
+    "mlperf": (MLPERF, mlperf),
+    "gh200": (SAILOR, sailor),
     "nanotron": (NANOTRON, nanotron),
     "b200": (B200, b200),
     "golden": (GOLDEN, golden),
@@ -73,7 +75,7 @@ def groups(data: Path, plans: Path) -> dict[str, Callable[[], list[PublicRun]]]:
     """What there is, by name of its group."""
     found: dict[str, Callable[[], list[PublicRun]]] = {}
     for name, (file, read) in _READ.items():
-        if (data / file).is_file():
+        if (data / file).exists():
             found[name] = partial(read, data)
     if plans.is_dir():
         found[_CASES] = partial(cases, plans.resolve())

@@ -26,7 +26,9 @@ def figures(group: Group) -> dict[str, float]:
     """What `--json` prints of a group."""
     found = {"rows": float(len(group))}
     found |= _of_time(group) | _of_memory(group) | _of_verdicts(group) | _of_jobs(group)
-    found["refused"] = float(sum(run.ran is True and answer.refused for run, answer in group))
+    read = [(run, answer) for run, answer in group if run.is_read]
+    found["refused"] = float(sum(run.ran is True and answer.refused for run, answer in read))
+    found["not_read"] = float(len(group) - len(read))
     return found
 
 
@@ -157,7 +159,18 @@ def constants_line(name: str, constants: Mapping[str, float]) -> str:
 _SHARES: tuple[str, ...] = ("mape", "signed", "inside", "memory_mape", "memory_signed", "oom_balanced", "regret")
 _SHARES += ("mape_left_out", "signed_left_out")
 _COLUMNS: tuple[str, ...] = (
-    *("rows", "timed", "mape", "signed", "inside", "mape_left_out", "refused", "memory_mape", "memory_rows"),
+    *(
+        "rows",
+        "timed",
+        "mape",
+        "signed",
+        "inside",
+        "mape_left_out",
+        "refused",
+        "not_read",
+        "memory_mape",
+        "memory_rows",
+    ),
     *("tau", "regret", "oom_balanced"),
 )
 

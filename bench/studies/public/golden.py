@@ -42,13 +42,14 @@ def _runs(cases: Iterator[dict[str, Any]]) -> Iterator[PublicRun]:
         if "release" in case["case"]:
             continue
         memory_B, time_s = case.get("max_allocated_B"), float(case["iteration_time_s"])
-        plan = _plan(case)
+        plan, is_read = _plan(case)
         yield PublicRun(
             label=f"{case['case']} {case['gpu']} {_short(str(case['file']))}",
             plans=(plan,),
             time_s=(time_s,) if time_s > LONG_S else (),
             memory_B=np.nan if memory_B is None or _LOADED in case["file"] else float(memory_B),
             stage=plan.parallel.pp - 1 if isinstance(plan, Plan) else None,
+            is_read=is_read,
         )
 
 
@@ -56,12 +57,13 @@ def _short(file: str) -> str:
     return file.removeprefix("golden_values_").removesuffix(".json")
 
 
-def _plan(case: Mapping[str, Any]) -> Plan | str:
+def _plan(case: Mapping[str, Any]) -> tuple[Plan | str, bool]:
+    """What a user gets of its arguments, or why there is none; and whether they could be read."""
     try:
         run = imported(case)
     except InputError as error:
-        return first_line(error)
-    return plan_or_refusal(run.plan | {"architecture": _model(run), "name": str(case["case"]).replace("/", " ")})
+        return first_line(error), False
+    return plan_or_refusal(run.plan | {"architecture": _model(run), "name": str(case["case"]).replace("/", " ")}), True
 
 
 def imported(case: Mapping[str, Any]) -> MegatronRun:
