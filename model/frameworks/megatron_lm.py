@@ -26,6 +26,9 @@ MEGATRON_LM = Framework(
     },
     fused_qkv=True,
     fused_gate_up=True,
+    moment_dtypes=("fp32", "bf16", "fp16", "fp8"),  # transformer_engine/pytorch/optimizers/fused_adam.py
+    master_dtypes=("fp32", "fp16", "remainder"),
+    sharded_dtypes=True,  # use_precision_aware_optimizer (core/optimizer/__init__.py)
     keeps_norm_shards=True,
     gated_tensors=3.0,
     keeps_expert_outputs=False,
