@@ -698,10 +698,11 @@ BLACKWELL_COLUMNS = {
 }
 
 
-# How rows get to experts, as a plan's `routing` says it: to each node once by DeepEP or HybridEP, and behind another micro-batch's
-# computation (overlap_moe_expert_parallel_comm). DeepSeek-V3's router keeps to 4 of 8 groups of experts, as its
-# architecture has it. Configurations of the releases' tags, scripts/performance: v0.1.0rc4 (25.09, enable_deepep),
-# v0.2.0 (25.11), v0.3.0 (26.02, whose flex dispatcher was not switched on: pull request 2393), v0.3.1, v0.4.0 (26.04).
+# How rows get to experts, as `routing` of a plan says it: once to each node (DeepEP, HybridEP), and behind another
+# micro-batch's computation (overlap_moe_expert_parallel_comm). DeepSeek-V3's router keeps to 4 of 8 groups of experts,
+# as its architecture has it. Configurations of the releases' tags, scripts/performance: v0.1.0rc4 (25.09,
+# enable_deepep), v0.2.0 (25.11), v0.3.0 (26.02, whose flex dispatcher was not switched on: pull request 2393), v0.3.1,
+# v0.4.0 (26.04).
 _ONCE: dict[str, Any] = {"dispatch": "deepep"}
 _BEHIND: dict[str, Any] = {"dispatch_overlap": True}
 DISPATCH: dict[tuple[str, str], Mapping[str, Any]] = {

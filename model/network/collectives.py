@@ -81,6 +81,8 @@ class Network:
         curves: what the formula misses of each collective (see `records.link_residuals`).
         overlaps, memory_overlaps: share that hides behind matrix products, and behind operators that memory bounds;
             others take `overlap`.
+        nic_dispatch_efficiency, node_dispatch_efficiency: share of the bandwidth that rows reach which go to a node
+            once (`network.node_dispatch`, where it is from).
         imbalance_penalty: of the excess of an all-to-all's busiest rank over the mean, what prolongs it; 1: all of it.
     """
 
@@ -100,6 +102,8 @@ class Network:
     overlaps: Mapping[Collective, float] = field(default_factory=dict)
     memory_overlaps: Mapping[Collective, float] = field(default_factory=dict)
     imbalance_penalty: float = 1.0
+    nic_dispatch_efficiency: float = 0.9
+    node_dispatch_efficiency: float = 0.7
 
     def overlap_of(self, collective: Collective, *, memory_bound: bool = False) -> float:
         """Share of a collective that hides behind computation: behind products, or what memory bounds."""

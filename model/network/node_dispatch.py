@@ -27,7 +27,6 @@ import numpy as np
 from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.network.collectives import Collective, Network, Route
 
-NIC_SHARE, NVLINK_SHARE = 0.9, 0.7
 HIDEABLE = 1 - 24 / 132  # of its time, behind computation that has the other SMs
 
 
@@ -61,8 +60,8 @@ def dispatch_time(
         nodes_reached, ranks_reached: d and r, [P].
     """
     nodes, local = nodes_of(ranks, route), route.local_G
-    across_s = size_B * nodes_reached * (nodes - 1) / nodes / (NIC_SHARE * route.nic_Bps_G)
-    inside_s = size_B * ranks_reached * (local - 1) / local / (NVLINK_SHARE * route.node_Bps_G)
+    across_s = size_B * nodes_reached * (nodes - 1) / nodes / (network.nic_dispatch_efficiency * route.nic_Bps_G)
+    inside_s = size_B * ranks_reached * (local - 1) / local / (network.node_dispatch_efficiency * route.node_Bps_G)
     start_s = 2 * network.launch_latencies_s.get(Collective.ALL_TO_ALL, network.start_s)
     hops_s = np.where(local > 1, network.node_latency_s, 0.0) + np.where(nodes > 1, route.latency_s_G, 0.0)
     sends = ranks > 1

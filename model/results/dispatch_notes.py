@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from moemodel.model.architecture.spec import Architecture, Moe
-from moemodel.model.network.node_dispatch import NIC_SHARE, NVLINK_SHARE
 from moemodel.model.plan.mesh import ParallelMesh
 from moemodel.model.plan.spec import Plan
 from moemodel.model.step.system import System
@@ -16,12 +15,14 @@ def dispatch_notes(plan: Plan, architecture: Architecture, machine: System) -> I
     no token's experts can keep to."""
     blocks = [layer.feed_forward for layer in architecture.layers if isinstance(layer.feed_forward, Moe)]
     mesh = ParallelMesh.of(plan.parallel, shards_experts=machine.framework.shards_experts)
-    routing, nodes = plan.routing, max(mesh.expert_group.size / machine.network.gpus_per_node, 1.0)
+    network = machine.network
+    routing, nodes = plan.routing, max(mesh.expert_group.size / network.gpus_per_node, 1.0)
     if not blocks or mesh.expert_group.size == 1:
         return
     if routing.dispatch == "deepep":
         yield (
-            f"Rows go to experts by DeepEP at {NIC_SHARE:g} of the NICs' and {NVLINK_SHARE:g} of the bandwidth inside "
+            f"Rows go to experts by DeepEP at {network.nic_dispatch_efficiency:g} of the NICs' and "
+            f"{network.node_dispatch_efficiency:g} of the bandwidth inside "
             "a node, which its README states of H800 and B200 and nobody measured here; nodes are taken to fall evenly."
         )
     if routing.node_limit is None:

@@ -16,7 +16,7 @@ from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.layers.routing import places_reached
 from moemodel.model.network.collectives import Collective, Network
-from moemodel.model.network.node_dispatch import HIDEABLE, NIC_SHARE, NVLINK_SHARE
+from moemodel.model.network.node_dispatch import HIDEABLE
 from moemodel.model.operators.work import Kind, Pass
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.dispatch import ALL_GATHER, ALL_TO_ALL, DEEPEP, EXPOSED, OVERLAPPED
@@ -144,8 +144,8 @@ def test_rows_that_go_to_a_node_once(olmoe: Architecture, batch: Batch, nodes: i
     row_B = 2.0 * olmoe.hidden * plans.micro_batch[0] * plans.seq[0]
     slow_nic, slow_links = replace(NODE, node_Bps=1e30), replace(NODE, nic_Bps=1e30)
     over_nic, over_links = (rows(olmoe, plans, network) for network in (slow_nic, slow_links))
-    assert over_links.exposed_s[0] == pytest.approx(2 * row_B * nvlink / (NVLINK_SHARE * 400e9), rel=0.02)
-    assert over_nic.exposed_s[0] == pytest.approx(2 * row_B * nic / (NIC_SHARE * 50e9), rel=0.02)
+    assert over_links.exposed_s[0] == pytest.approx(2 * row_B * nvlink / (0.7 * 400e9), rel=0.02)
+    assert over_nic.exposed_s[0] == pytest.approx(2 * row_B * nic / (0.9 * 50e9), rel=0.02)
     both = rows(olmoe, plans)  # at once: the longer takes time, the shorter energy
     whole = over_nic.exposed_s[0] + over_links.exposed_s[0]
     assert both.exposed_s[0] == pytest.approx(max(over_nic.exposed_s[0], over_links.exposed_s[0]))
