@@ -121,6 +121,15 @@ class PlanBatch:
         sizes = Sizes(stages=self.pp, virtual=self.virtual_stages, micro_batches=self.scheduled)
         return PlanSchedules(self.schedule, sizes, rounds=self.rounds)
 
+    def pipeline(self, row: int) -> tuple[int, int, bool]:
+        """Stages of one plan, their chunks, and whether they fold (`pipeline_layout.stages`)."""
+        return int(self.pp[row]), int(self.virtual_stages[row]), bool(self.schedules.folds[row])
+
+    @property
+    def pipeline_columns(self) -> list[IntArray]:
+        """What tells apart plans whose stages hold other layers, [P] each."""
+        return [self.pp, self.virtual_stages, self.schedules.folds.astype(np.int64)]
+
     def take(self, rows: IntArray | NDArray[np.bool_]) -> PlanBatch:
         """The plans at these rows."""
         return PlanBatch(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})

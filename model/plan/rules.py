@@ -20,7 +20,7 @@ from moemodel.model.frameworks.registry import framework_of, frameworks_with
 from moemodel.model.plan.dispatch import ALL_TO_ALL, AS_THE_FRAMEWORK
 from moemodel.model.plan.mesh import ParallelMesh
 from moemodel.model.schedule import registry as schedules
-from moemodel.model.schedule.batch import can_interleave
+from moemodel.model.schedule.batch import can_interleave, goes_in_rounds, lacks_chunks, least_micro_batches
 from moemodel.model.schedule.pipeline_layout import counted_layers
 
 Choices = Mapping[str, int]
@@ -31,6 +31,7 @@ _ORDER = (
     *("heads", "kv_heads", "width", "expert_width", "layers", "context", "experts", "no_experts", "sequence_shards"),
     *("degrees", "expert_ranks", "asked_expert_ranks"),
     *("sequence_parallel", "virtual_stages", "schedule", "batch", "interleaving", "optimizer"),
+    *("chunks_of_schedule", "filled_schedule"),
 )
 
 
@@ -110,6 +111,8 @@ def degree_rules(*, global_batch: int, framework: Framework, shards_states: bool
         _interleaved_micro_batches(global_batch),
         _sequence_parallel_of_tp(),
         _interleaving_schedule(),
+        _chunks_of_a_schedule(),
+        _filled_schedule(global_batch),
     ]
 
 
@@ -243,9 +246,11 @@ def _interleaved_micro_batches(global_batch: int) -> PlanRule:
     return PlanRule(
         key="interleaving",
         summary="virtual_stages: the micro-batches are no multiple of pp",
-        needs=_needs("virtual_stages dp micro_batch pp"),
+        needs=_needs("virtual_stages dp micro_batch pp schedule"),
         is_violated=lambda c: (
-            (c["virtual_stages"] > 1) & ((global_batch // (c["micro_batch"] * c["dp"])) % c["pp"] != 0)
+            (c["virtual_stages"] > 1)
+            & goes_in_rounds(c["schedule"])
+            & ((global_batch // (c["micro_batch"] * c["dp"])) % c["pp"] != 0)
         ),
         message=message,
     )
@@ -271,6 +276,46 @@ def _interleaving_schedule() -> PlanRule:
             f"parallel.virtual_stages {c['virtual_stages']}: found schedule {schedules.NAMES[c['schedule']]}; "
             f"allowed: {', '.join(schedules.INTERLEAVING)}"
         ),
+    )
+
+
+def _chunks_of_a_schedule() -> PlanRule:
+    """A schedule may be for one number of chunks alone."""
+
+    def message(c: Choices) -> str:
+        schedule = schedules.find(schedules.NAMES[c["schedule"]])
+        return (
+            f"schedule {schedule.name}: found parallel.virtual_stages {c['virtual_stages']} with pp {c['pp']}; "
+            f"allowed: {schedule.only_virtual}"
+        )
+
+    return PlanRule(
+        key="chunks_of_schedule",
+        summary="the schedule is for another number of virtual_stages",
+        needs=_needs("pp virtual_stages schedule"),
+        is_violated=lambda c: (c["pp"] > 1) & lacks_chunks(c["schedule"], c["virtual_stages"]),
+        message=message,
+    )
+
+
+def _filled_schedule(global_batch: int) -> PlanRule:
+    """A schedule may need so many micro-batches."""
+
+    def message(c: Choices) -> str:
+        schedule = schedules.find(schedules.NAMES[c["schedule"]])
+        return (
+            f"schedule {schedule.name}: found {global_batch // (c['micro_batch'] * c['dp'])} micro-batches "
+            f"(global_batch / micro_batch / dp) with pp {c['pp']}; allowed: {schedule.least_rounds * c['pp']} or more"
+        )
+
+    return PlanRule(
+        key="filled_schedule",
+        summary="the schedule needs more micro-batches",
+        needs=_needs("pp dp micro_batch schedule"),
+        is_violated=lambda c: (
+            (c["pp"] > 1) & (global_batch // (c["micro_batch"] * c["dp"]) < least_micro_batches(c["schedule"], c["pp"]))
+        ),
+        message=message,
     )
 
 

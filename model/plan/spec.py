@@ -349,7 +349,13 @@ class Plan(NamesFiles):
                 f"micro_batches_per_schedule: found {some}; allowed: divisors of the {self.micro_batches} "
                 "micro-batches (global_batch / micro_batch / dp)"
             )
-        if self.parallel.virtual_stages > 1 and some % pp:
+        schedule = schedules.find(self.schedule, self.parallel.virtual_stages)
+        if some < schedule.least_rounds * pp:
+            raise ValueError(
+                f"micro_batches_per_schedule: found {some}; allowed with schedule {self.schedule} and pp {pp}: "
+                f"{schedule.least_rounds * pp} or more"
+            )
+        if self.parallel.virtual_stages > 1 and schedule.only_virtual is None and some % pp:
             raise ValueError(
                 f"micro_batches_per_schedule: found {some}; allowed with virtual_stages: multiples of pp {pp}, as an "
                 "interleaved schedule needs"

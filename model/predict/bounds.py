@@ -67,7 +67,7 @@ def lower_bounds(architecture: Architecture, plans: PlanBatch, machine: System) 
     lowest_Hz = float(clock_Hz_K[0])
 
     def least(rows: IntArray) -> tuple[IntArray, FloatArray, FloatArray]:
-        pipeline = stages(architecture, int(plans.pp[rows[0]]), int(plans.virtual_stages[rows[0]]))
+        pipeline = stages(architecture, *plans.pipeline(int(rows[0])))
         return (rows, *_least(PipelineStep(blocks.at(rows), pipeline, machine), power, lowest_Hz))
 
     step_s, energy_J = np.zeros((2, len(plans)))
@@ -78,7 +78,7 @@ def lower_bounds(architecture: Architecture, plans: PlanBatch, machine: System) 
 
 def _by_pipeline(plans: PlanBatch) -> Iterator[IntArray]:
     """Rows of plans that share a pipeline, some at a time."""
-    first, pipeline = distinct_rows([plans.pp, plans.virtual_stages])
+    first, pipeline = distinct_rows(plans.pipeline_columns)
     for index in range(len(first)):
         rows = np.flatnonzero(pipeline == index)
         yield from np.array_split(rows, -(-len(rows) // _ROWS))

@@ -77,7 +77,7 @@ class PricedPlans:
         priced = plans if alike is None else plans.take(alike.first)
         blocks = BlockCosts(architecture, priced, machine=machine, power=power, clock_Hz_K=self._clock_Hz_K)
         own = [plans.has_clocks_by_stage] if plans.clock_limits_Hz.shape[1] else []
-        first, pipeline = distinct_rows([priced.pp, priced.virtual_stages, *own])
+        first, pipeline = distinct_rows([*priced.pipeline_columns, *own])
         self._pipelines = []
         for index, row in enumerate(first):
             rows = np.flatnonzero(pipeline == index)
@@ -324,7 +324,7 @@ class _PricedPipeline:
         """The plans at these rows of the blocks, which have the pipeline of one of them, and `every` plan that is like
         one of them but for its clock; `runs` are theirs, where they are known."""
         plans = blocks.plans
-        shape = int(plans.pp[row]), int(plans.virtual_stages[row])
+        shape = plans.pipeline(row)
         pipeline = stages(blocks.architecture, *shape)
         costs = blocks.at(rows)
         counts = None

@@ -38,7 +38,7 @@ def peak_memory(architecture: Architecture, plans: PlanBatch, machine: System) -
             precision=machine.precision,
             calibration=machine.calibration,
         )
-        held = fullest(model, stages(architecture, int(some.pp[0]), int(some.virtual_stages[0])))
+        held = fullest(model, stages(architecture, *some.pipeline(0)))
         peak_B[rows] = held.peak_B
         for name, size_B in held.terms_B.items():
             terms_B.setdefault(name, np.zeros(len(plans)))[rows] = size_B
@@ -88,6 +88,6 @@ def _by_pipeline(plans: PlanBatch) -> Iterator[IntArray]:
     """Rows of plans that share their pipeline."""
     if not len(plans):
         return
-    first, pipeline = distinct_rows([plans.pp, plans.virtual_stages])
+    first, pipeline = distinct_rows(plans.pipeline_columns)
     for index in range(len(first)):
         yield np.flatnonzero(pipeline == index)

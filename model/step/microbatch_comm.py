@@ -245,12 +245,15 @@ class Communication:
         the first backward pass, on the mean stage, and the backward passes behind the last forward pass. [P]
 
         In 1F1B and what is like it; Megatron Core merges a forward and a backward pass so
-        (overlap_moe_expert_parallel_comm, combined_1f1b.py).
+        (overlap_moe_expert_parallel_comm, combined_1f1b.py). DualPipeV pairs 2 m - (5 n - 1) / 2 of 2 m forward passes
+        of chunks with backward passes, on the mean stage.
         """
-        p = self.plans
+        p, n = self.plans, self.plans.pp
+        folded = (2 * p.scheduled - 2.5 * n + 0.5) / (2 * p.scheduled)
         alone = (p.pp - 1) / 2 + (p.virtual_stages - 1) * p.pp + np.where(p.virtual_stages > 1, (p.pp - 1) / 2, 0.0)
         passes = p.scheduled * p.virtual_stages
-        return np.asarray(np.clip((passes - 1 - alone) / passes, 0.0, 1.0))
+        in_a_row = (passes - 1 - alone) / passes
+        return np.asarray(np.clip(np.where(p.schedules.folds, folded, in_a_row), 0.0, 1.0))
 
     def _hidden_or_not(self, axis: str, time_s: FloatArray, calls: CollectiveLaunches, *, overlaps: bool) -> Exchange:
         """Time on an axis that may hide behind computation, or that nothing hides."""

@@ -78,10 +78,10 @@ def step_volumes(architecture: Architecture, plans: PlanBatch, machine: System) 
     size = len(plans)
     flops, traffic_B = np.zeros(size), np.zeros(size)
     sent_B = {axis: np.zeros(size) for axis in AXES}
-    first, pipeline = distinct_rows([plans.pp, plans.virtual_stages])
+    first, pipeline = distinct_rows(plans.pipeline_columns)
     for index, row in enumerate(first):
         rows = np.flatnonzero(pipeline == index)
-        layout = stages(architecture, int(plans.pp[row]), int(plans.virtual_stages[row]))
+        layout = stages(architecture, *plans.pipeline(row))
         part = _PipelineVolumes(architecture, plans.take(rows), machine)
         for stage in layout:
             part_of_all = stage.count / sum(one.count for one in layout)

@@ -12,6 +12,8 @@ from moemodel.model.plan.spec import Plan
 from moemodel.profiler.backends.expert_plans import expert_mistakes
 from moemodel.profiler.backends.torch_native.supported_models import check_routing, check_supported
 
+_SCHEDULES = ("1f1b", "gpipe", "zero-bubble")
+
 
 def check_runs(plan: Plan, architecture: Architecture) -> None:
     """Refuse a plan that the torch runner does not run.
@@ -69,6 +71,8 @@ def _pipeline(plan: Plan) -> Iterator[str]:
     p, m = plan.parallel, plan.micro_batches
     if p.pp == 1:
         return
+    if plan.schedule not in _SCHEDULES:
+        yield f"schedule: found {plan.schedule!r}; allowed for plans that are run: {', '.join(_SCHEDULES)}"
     if p.zero_stage > 1:
         yield f"parallel.zero_stage: found {p.zero_stage} with pp {p.pp}; allowed for plans that are run: 0, 1"
     if plan.schedule == "1f1b" and m < p.pp:
