@@ -20,6 +20,12 @@ Precision = Literal["bf16", "bf16-mixed", "fp8", "mxfp8", "nvfp4", "fp32"]
 # between stages, gradients, and the parameters that ZeRO gathers. Keys and values of context parallelism always do.
 OverlapAxis = Literal["tp", "ep", "pp", "gradients", "parameters"]
 
+# Operators, by the names of `operators.work.Kind`, that a framework may run as one kernel which moves no more than it
+# has to; profiles measure what torch makes of them, one plain kernel after another or one that strides.
+FusedOperator = Literal[
+    "rms_norm", "layer_norm", "rotary", "gelu", "relu", "swiglu", "swiglu_packed", "router", "permute", "unpermute"
+]
+
 
 # Bytes of a cast element with its share of the scale: one a tensor; 8 bits for every 32 elements (OCP Microscaling
 # Formats v1.0, section 5); 8 bits for every 16 (NVFP4, NVIDIA Blackwell architecture technical brief).
@@ -83,6 +89,10 @@ class Framework:
 
         fused_qkv: queries, keys and values are one product; else one each.
         fused_gate_up: so are the gate and the up-projection of dense feed-forward blocks (of experts they always are).
+        fused_kernels: operators that are one kernel in either pass, which moves its least bytes as fast as the
+            calibration's copies move theirs; others take what the profile measured of torch's.
+        fused_loss_B: bytes of a logit that kernels of a fused cross-entropy move, forward and backward; None: it is
+            not fused.
         flash_attention: attention is one kernel; else a product for the scores, a softmax over them, a product with the
             values.
         softmax: without flash attention, `fused` scales, masks and normalises in one kernel where it can run; `plain`
@@ -153,6 +163,8 @@ class Framework:
 
     fused_qkv: bool
     fused_gate_up: bool
+    fused_kernels: frozenset[FusedOperator] = frozenset()
+    fused_loss_B: tuple[float, float] | None = None
     flash_attention: bool = True
     softmax: Literal["fused", "plain"] = "fused"
     dropout: bool = False

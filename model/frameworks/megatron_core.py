@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moemodel.model.frameworks.base import Framework, HostFactors, PrecisionRecipe
+from moemodel.model.frameworks.megatron_lm import TRANSFORMER_ENGINE
 from moemodel.model.frameworks.moe_form import (
     INDEX_ADD_B,
     INDEX_ADD_ENERGY,
@@ -33,6 +34,13 @@ MEGATRON_CORE = Framework(
     },
     fused_qkv=True,
     fused_gate_up=True,
+    # Transformer Engine's norms and rotation (`apply_rope_fusion`), its permutations (`moe_permute_fusion`,
+    # common/triton/permutation.py) and router (`moe_router_fusion`); activations by torch.compile (fused_bias_swiglu.py,
+    # fused_bias_gelu.py). All are on in Megatron-Bridge's recipes (perf_recipes/_common.py, models/qwen)
+    fused_kernels=TRANSFORMER_ENGINE | {"router", "permute", "unpermute"},
+    # common/triton/cross_entropy.py, 16-bit logits: forward read twice, their gradients written in their place; backward
+    # these are scaled
+    fused_loss_B=(6.0, 4.0),
     fused_optimizer=True,
     keeps_norm_shards=True,
     gated_tensors=3.0,  # Transformer Engine's and Megatron's fused kernels (fused_bias_swiglu.py)
@@ -83,6 +91,8 @@ MEGATRON_CORE_LOCAL = replace(
         # optimizers that step one after the other, those of experts and of the rest (ChainedOptimizer)
         "bf16-mixed": PrecisionRecipe(weight_B=2, gradient_B=2, state_B=12, transient_B=4, group_transient_B=4),
     },
+    fused_kernels=frozenset(),
+    fused_loss_B=None,
     flash_attention=False,
     softmax="plain",
     fused_optimizer=False,

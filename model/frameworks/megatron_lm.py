@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from moemodel.model.frameworks.base import Framework, PrecisionRecipe
+from moemodel.model.frameworks.base import Framework, FusedOperator, PrecisionRecipe
+
+# What Megatron's layers fuse with Transformer Engine, which its command line turns on: norms, rotation (`--no-rope-fusion`)
+# and activations, which torch.compile fuses (`--no-bias-swiglu-fusion`; core/jit.py)
+TRANSFORMER_ENGINE: frozenset[FusedOperator] = frozenset(
+    {"rms_norm", "layer_norm", "rotary", "gelu", "relu", "swiglu", "swiglu_packed"}
+)
 
 MEGATRON_LM = Framework(
     name="megatron",
@@ -13,6 +19,8 @@ MEGATRON_LM = Framework(
     },
     fused_qkv=True,
     fused_gate_up=True,
+    fused_kernels=TRANSFORMER_ENGINE,  # not permutations and the loss, whose flags are off
+    eager_loss=True,  # tensor_parallel/cross_entropy.py
     keeps_norm_shards=True,
     gated_tensors=3.0,
     keeps_expert_outputs=False,
