@@ -20,6 +20,9 @@ Precision = Literal["bf16", "bf16-mixed", "fp8", "mxfp8", "nvfp4", "fp32"]
 # between stages, gradients, and the parameters that ZeRO gathers. Keys and values of context parallelism always do.
 OverlapAxis = Literal["tp", "ep", "pp", "gradients", "parameters"]
 
+# Kernels of attention: FlashAttention's three generations, cuDNN's; `unfused`: a product, a softmax, a product.
+AttentionName = Literal["flash1", "flash2", "flash3", "cudnn", "unfused"]
+
 # Operators, by the names of `operators.work.Kind`, that a framework may run as one kernel which moves no more than it
 # has to; profiles measure what torch makes of them, one plain kernel after another or one that strides.
 FusedOperator = Literal[
@@ -95,6 +98,8 @@ class Framework:
             not fused.
         flash_attention: attention is one kernel; else a product for the scores, a softmax over them, a product with the
             values.
+        attention: which kernel that is; None: as profiles measure it.
+        compiles: torch.compile fuses chains of elementwise kernels of whole layers where a plan asks for it.
         softmax: without flash attention, `fused` scales, masks and normalises in one kernel where it can run; `plain`
             fills the mask in, then normalises.
         dropout: attention probabilities and the output of every block pass through dropout.
@@ -166,6 +171,8 @@ class Framework:
     fused_kernels: frozenset[FusedOperator] = frozenset()
     fused_loss_B: tuple[float, float] | None = None
     flash_attention: bool = True
+    attention: AttentionName | None = None
+    compiles: bool = False
     softmax: Literal["fused", "plain"] = "fused"
     dropout: bool = False
     fused_optimizer: bool = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moemodel.model.frameworks.base import Framework, HostFactors, PrecisionRecipe
-from moemodel.model.frameworks.megatron_lm import TRANSFORMER_ENGINE
+from moemodel.model.frameworks.megatron_lm import TRANSFORMER_ENGINE, TRANSFORMER_ENGINE_HOST
 from moemodel.model.frameworks.moe_form import (
     INDEX_ADD_B,
     INDEX_ADD_ENERGY,
@@ -49,6 +49,8 @@ MEGATRON_CORE = Framework(
     placeholder_gradients=True,
     memory_log_error=0.05,  # as `megatron`, which is the same code under another program
     shards_experts=False,
+    moe=MoeForm(host_waits=HostWaits(forward=1, cut=1)),  # _maybe_dtoh_and_synchronize (moe/token_dispatcher.py)
+    host_factors=TRANSFORMER_ENGINE_HOST,
     overlapped=frozenset({"tp", "pp", "parameters", "gradients"}),
 )
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from moemodel.model.frameworks.base import Framework, FusedOperator, PrecisionRecipe
+from moemodel.model.frameworks.base import Framework, FusedOperator, HostFactors, PrecisionRecipe
 
 # What Megatron's layers fuse with Transformer Engine, which its command line turns on: norms, rotation (`--no-rope-fusion`)
 # and activations, which torch.compile fuses (`--no-bias-swiglu-fusion`; core/jit.py)
 TRANSFORMER_ENGINE: frozenset[FusedOperator] = frozenset(
     {"rms_norm", "layer_norm", "rotary", "gelu", "relu", "swiglu", "swiglu_packed"}
 )
+
+# What the host needs for a layer of Transformer Engine's modules, over torch's: the median of 15 step times of the same
+# small model that nothing but the host bounds (Megatron-LM, commit d98e8a6, tests/functional_tests, H100: GPT of 12
+# layers in six layouts; 2.1 to 2.8 in the middle half, to 4.3 where its machines were slower). In either pass alike: step
+# times do not tell them apart
+TRANSFORMER_ENGINE_HOST = HostFactors(forward=3.1, backward=3.1)
 
 MEGATRON_LM = Framework(
     name="megatron",
@@ -21,6 +27,7 @@ MEGATRON_LM = Framework(
     fused_gate_up=True,
     fused_kernels=TRANSFORMER_ENGINE,  # not permutations and the loss, whose flags are off
     eager_loss=True,  # tensor_parallel/cross_entropy.py
+    host_factors=TRANSFORMER_ENGINE_HOST,
     keeps_norm_shards=True,
     gated_tensors=3.0,
     keeps_expert_outputs=False,

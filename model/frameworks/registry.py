@@ -8,6 +8,7 @@ from moemodel.model.core.suggest import unknown
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.frameworks.deepspeed import DEEPSPEED, DEEPSPEED_EINSUM
 from moemodel.model.frameworks.fastmoe import FASTMOE
+from moemodel.model.frameworks.fsdp import FSDP
 from moemodel.model.frameworks.megatron_core import MEGATRON_CORE, MEGATRON_CORE_LOCAL
 from moemodel.model.frameworks.megatron_deepspeed import MEGATRON_DEEPSPEED
 from moemodel.model.frameworks.megatron_lm import MEGATRON_LM, MEGATRON_LM_2021
@@ -21,6 +22,7 @@ FRAMEWORKS: dict[str, Framework] = {
         DEEPSPEED,
         DEEPSPEED_EINSUM,
         FASTMOE,
+        FSDP,
         MEGATRON_LM,
         MEGATRON_LM_2021,
         MEGATRON_CORE,

@@ -23,6 +23,7 @@ TORCH = Framework(
     },
     fused_qkv=False,
     fused_gate_up=False,
+    compiles=True,
     eager_sharding=True,
     torch_launch=True,
     busy_waits=True,

@@ -32,6 +32,7 @@ def _choices(plan: Plan, architecture: Architecture, machine: System) -> Iterato
     yield "micro_batch", plan.micro_batch
     if plan.mode == "training":
         yield "recompute", plan.recompute
+        yield "attention", f"as {plan.backend} runs it"
         yield "cross_entropy", f"as {plan.backend} computes it"
         yield "gradient_dtype", f"as {plan.backend} keeps it"
     if plan.mode == "training" and (plan.micro_batches > 1 or p.pp > 1):

@@ -48,7 +48,13 @@ from moemodel.model.step.memory import Memory
 
 _WHOLE_FRONT = 100_000  # plans of the front to hold a plan against: more than there are
 _FIXED = ("architecture", "layers", "sequence_length", "global_batch", "precision", "backend", "power_cap_W")
-_NOT_SEARCHED = ("cross_entropy", "gradient_dtype", "micro_batches_per_schedule")  # a search leaves them out
+_NOT_SEARCHED = (
+    "attention",
+    "compile",
+    "cross_entropy",
+    "gradient_dtype",
+    "micro_batches_per_schedule",
+)  # a search leaves them out
 _FIXED_CLUSTER = ("gpu", "gpu_variant", "gpus_per_node", "internode")
 
 Find = Callable[[Search], SearchResult]
