@@ -117,14 +117,15 @@ class Workload:
     def _casts(self, forward: Iterable[LayerOp]) -> Iterator[LayerOp]:
         """Before every product, its input cast to 8 or 4 bits; backward the gradient of its output. Weights stay cast.
 
-        In two orders, since tensor cores read 8-bit operands along the depth alone: of an element 2 bytes read and 2
-        written, as by a copy.
+        In two orders, since tensor cores read 8-bit operands along the depth alone, as copies that move as many bytes
+        (`PrecisionRecipe.cast_B`).
         """
+        copies = self.batch.recipe.cast_B / _COPY_B
         for op in forward:
             if op.kind in (Kind.GEMM, Kind.GROUPED_GEMM):
                 m, n, k = (np.asarray(size, dtype=np.float64) for size in (op.shape.m, op.shape.n, op.shape.k))
-                elements = Shape(m=np.broadcast_to(m * k, self._one.shape))
-                gradient = Shape(m=m * n)
+                elements = Shape(m=np.broadcast_to(m * k * copies, self._one.shape))
+                gradient = Shape(m=m * n * copies)
                 yield LayerOp(
                     kind=Kind.COPY, shape=elements, copies=(gradient,), attention_core=op.attention_core, parts=op.parts
                 )
