@@ -35,9 +35,9 @@ FusedOperator = Literal[
 _CAST_B: dict[Dtype, float] = {"fp8": 1.0, "mxfp8": 1 + 1 / 32, "nvfp4": 0.5 + 1 / 16}
 
 
-# Rate of 8-bit products whose sums go to float32 every 128 of depth, over that of those summed in tensor cores alone, which
-# forward passes use: 12 products on an H100 at its 700 W by torch 2.11, 1,222 and 1,299 TFLOP/s in the mean (measured for
-# this project, 2026-11-28)
+# Rate of 8-bit products whose sums go to float32 every 128 of depth, over that of those summed in tensor cores alone,
+# which forward passes use: 12 products on an H100 at its 700 W by torch 2.11, 1,224 and 1,302 TFLOP/s in the mean
+# (measured for this project, 2026-11-28; `bench/kernel_generations.py`)
 SPLIT_ACCUMULATION = 0.94
 
 
@@ -148,6 +148,10 @@ class Framework:
 
         program_chooses: the program that calls it chooses how the loss is computed and how many micro-batches a
             schedule gets; else the framework does.
+        workspace_B: that libraries keep for products, by generation of GPU, `others` beside these; None: as the
+            calibration has it of torch's.
+        counts_passes: what passes make beside what they keep is known of its code: gradients on their way through the
+            last block, the final norm's input and output, the message last sent.
         memory_log_error: standard deviation of log(measured / predicted) of peak memory in published runs of it, beside
             what the calibration states of its device (`bench/memory.py`); None: nobody's are known.
 
@@ -162,6 +166,8 @@ class Framework:
         pipeline: `torch` (torch.distributed.pipelining: a buffer for every message, for which the host does not wait),
             `megatron` (a stage sends and receives together), or `deepspeed` (one message after another, each cut among
             tensor-parallel ranks, which gather it again).
+        cuts_messages: where all tensor-parallel ranks of a stage hold the same activation, each sends a part of it, and
+            those of the next stage gather it (Narayanan et al. 2021, section 4.1); of the `megatron` pipeline.
         shards_experts: tensor parallelism cuts experts too; else whole experts lie on a GPU, and tensor-parallel ranks
             take part in expert parallelism (Megatron's expert_tensor_parallel_size 1).
         dispatches_all_tokens: every tensor-parallel rank sends the rows of all of its tokens, and first how many go to
@@ -208,6 +214,8 @@ class Framework:
     placeholder_gradients: bool = False
     selective: Literal["core", "operators"] = "core"
     program_chooses: bool = False
+    workspace_B: Mapping[str, float] | None = field(default=None, hash=False)
+    counts_passes: bool = False
     memory_log_error: float | None = None
 
     overlapped: frozenset[OverlapAxis] = frozenset()
@@ -216,6 +224,7 @@ class Framework:
     largest_expert_group: float = math.inf
     steps_whole_experts_along: bool = False
     pipeline: Literal["torch", "megatron", "deepspeed"] = "megatron"
+    cuts_messages: bool = False
     shards_experts: bool = True
     dispatches_all_tokens: bool = False
     dispatches_once_a_node: bool = False

@@ -8,7 +8,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moemodel.model.frameworks.base import SPLIT_ACCUMULATION, Framework, HostFactors, PrecisionRecipe
-from moemodel.model.frameworks.megatron_lm import TRANSFORMER_ENGINE, TRANSFORMER_ENGINE_HOST
+from moemodel.model.frameworks.megatron_lm import (
+    TRANSFORMER_ENGINE,
+    TRANSFORMER_ENGINE_HOST,
+    TRANSFORMER_ENGINE_WORKSPACE_B,
+)
 from moemodel.model.frameworks.moe_form import (
     INDEX_ADD_B,
     INDEX_ADD_ENERGY,
@@ -31,8 +35,8 @@ MEGATRON_CORE = Framework(
             gradient_B=2,
             state_B=12,
             matmul_dtype="fp8",
-            # scaled by the largest element, which is looked for first (2), then read (2) and written in both orders (2):
-            # Float8CurrentScaling, which Megatron-Bridge's recipes of Hopper name (fp8_cs)
+            # scaled by the largest element, which is looked for first (2), then read (2) and written in both orders
+            # (2): Float8CurrentScaling, which Megatron-Bridge's recipes of Hopper name (fp8_cs)
             cast_B=6.0,
             backward_rate=SPLIT_ACCUMULATION,  # pytorch/module/base.py, _2X_ACC_DGRAD and _2X_ACC_WGRAD
         ),
@@ -44,11 +48,11 @@ MEGATRON_CORE = Framework(
     fused_qkv=True,
     fused_gate_up=True,
     # Transformer Engine's norms and rotation (`apply_rope_fusion`), its permutations (`moe_permute_fusion`,
-    # common/triton/permutation.py) and router (`moe_router_fusion`); activations by torch.compile (fused_bias_swiglu.py,
-    # fused_bias_gelu.py). All are on in Megatron-Bridge's recipes (perf_recipes/_common.py, models/qwen)
+    # common/triton/permutation.py) and router (`moe_router_fusion`); activations by torch.compile (core/jit.py).
+    # All are on in Megatron-Bridge's recipes (perf_recipes/_common.py, models/qwen), but in GPT OSS's
     fused_kernels=TRANSFORMER_ENGINE | {"router", "permute", "unpermute"},
-    # common/triton/cross_entropy.py, 16-bit logits: forward read twice, their gradients written in their place; backward
-    # these are scaled
+    # common/triton/cross_entropy.py, 16-bit logits: forward read twice, their gradients written in their place;
+    # backward these are scaled
     fused_loss_B=(6.0, 4.0),
     fused_optimizer=True,
     keeps_norm_shards=True,
@@ -56,7 +60,9 @@ MEGATRON_CORE = Framework(
     keeps_expert_outputs=False,  # probabilities are applied with the activation (moe/experts.py)
     logit_B=4.0,  # cross_entropy_fusion_impl te
     placeholder_gradients=True,
-    memory_log_error=0.05,  # as `megatron`, which is the same code under another program
+    workspace_B=TRANSFORMER_ENGINE_WORKSPACE_B,
+    counts_passes=True,
+    memory_log_error=0.05,  # assumed: more than `megatron`'s, the same code under programs that choose more
     shards_experts=False,
     moe=MoeForm(host_waits=HostWaits(forward=1, cut=1)),  # _maybe_dtoh_and_synchronize (moe/token_dispatcher.py)
     host_factors=TRANSFORMER_ENGINE_HOST,
@@ -117,6 +123,8 @@ MEGATRON_CORE_LOCAL = replace(
     eager_loss=True,
     logit_B=6.0,  # float32 softmax, and the 16-bit gradient (tensor_parallel/cross_entropy.py)
     placeholder_gradients=False,
+    workspace_B=None,
+    counts_passes=False,
     memory_log_error=None,
     moe=_LOCAL_FORM,
     host_factors=HostFactors(forward=2.19, backward=1.51, step=0.68),  # bench/host_factors.py, one H200, 2026

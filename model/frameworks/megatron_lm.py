@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from moemodel.model.frameworks.base import Framework, FusedOperator, HostFactors, PrecisionRecipe
 
-# What Megatron's layers fuse with Transformer Engine, which its command line turns on: norms, rotation (`--no-rope-fusion`)
-# and activations, which torch.compile fuses (`--no-bias-swiglu-fusion`; core/jit.py)
+# What Megatron's layers fuse with Transformer Engine, unless its command line says otherwise: norms, rotation
+# (`--no-rope-fusion`) and activations, which torch.compile fuses (`--no-bias-swiglu-fusion`; core/jit.py)
 TRANSFORMER_ENGINE: frozenset[FusedOperator] = frozenset(
     {"rms_norm", "layer_norm", "rotary", "gelu", "relu", "swiglu", "swiglu_packed"}
 )
 
-# What the host needs for a layer of Transformer Engine's modules, over torch's: the median of 15 step times of the same
-# small model that nothing but the host bounds (Megatron-LM, commit d98e8a6, tests/functional_tests, H100: GPT of 12
-# layers in six layouts; 2.1 to 2.8 in the middle half, to 4.3 where its machines were slower). In either pass alike: step
-# times do not tell them apart
+# What the host needs for a layer of Transformer Engine's modules, over torch's: with it 15 step times of one small
+# model that nothing but the host bounds (Megatron-LM, commit d98e8a6, tests/functional_tests, H100: GPT of 12 layers in
+# six layouts) are, in the median, as predicted (`bench/host_factors.py --golden`); some machines there took half as long
+# again. Of either pass alike: step times do not tell them apart
 TRANSFORMER_ENGINE_HOST = HostFactors(forward=3.1, backward=3.1)
+
+_MiB = 2.0**20
+
+# Transformer Engine's (pytorch/cpp_extensions/gemm.py, get_cublas_workspace_size_bytes: 32 MiB from compute capability
+# 9 on, 4 before), and two of torch's (ATen/cuda/CublasHandlePool.cpp: a thread and stream each, of forward passes and
+# of autograd; 32 MiB on Hopper, 8.125 before). Of Blackwell torch's are what Megatron-LM's functional tests on GB200
+# hold, by their releases 8.125 or 32 MiB; here 32
+TRANSFORMER_ENGINE_WORKSPACE_B = {
+    "hopper": (32 + 2 * 32) * _MiB,
+    "blackwell": (32 + 2 * 32) * _MiB,
+    "blackwell-ultra": (32 + 2 * 32) * _MiB,
+    "others": (4 + 2 * 8.125) * _MiB,
+}
 
 MEGATRON_LM = Framework(
     name="megatron",
@@ -33,7 +46,9 @@ MEGATRON_LM = Framework(
     keeps_expert_outputs=False,
     logit_B=6.0,
     placeholder_gradients=True,  # transformer_engine/pytorch/module/base.py, get_dummy_wgrad
-    memory_log_error=0.05,  # Megatron-LM's functional tests on one node; 0.015 on 8 B200
+    workspace_B=TRANSFORMER_ENGINE_WORKSPACE_B,
+    counts_passes=True,
+    memory_log_error=0.02,  # Megatron-LM's functional tests on one node; 0.009 on 8 B200 (bench/memory.py)
 )
 
 # Fused softmax; bias, dropout and residual, taken to be three kernels since TorchScript's fuser left dropout out
@@ -52,4 +67,7 @@ MEGATRON_LM_2021 = Framework(
     keeps_norm_shards=True,
     logit_B=6.0,
     synchronizes_every_pass=True,
+    # `scatter_gather_tensors_in_pipeline`, on by default from February 2021 on (megatron/p2p_communication.py) until
+    # pipelines moved to Megatron Core in March 2023, whose core/pipeline_parallel sends what a rank holds
+    cuts_messages=True,
 )

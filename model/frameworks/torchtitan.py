@@ -16,10 +16,10 @@ TORCHTITAN = replace(
     name="torchtitan",
     precisions={
         "bf16-mixed": TORCH.precisions["bf16-mixed"],
-        # torchao's dynamic scaling by tensors: products of every linear layer but the output's (torchtitan/float8.py);
-        # the largest element is looked for (2), an element read (2) and written (1), and those of weights' gradients
-        # copied into the other order (2), whose strides make it as long as half as much again (2 kernels of torch.compile on an
-        # H100, measured for this project, 2026-11-28)
+        # torchao's dynamic scaling by tensors: products of every linear layer but the output's (torchtitan/float8.py).
+        # The largest element is looked for (2), an element read (2) and written in both orders (2), whose strides make
+        # the latter as long as 5.3: torch.compile's kernels at 2.92 and 2.26 TB/s on an H100 that copies at 3.02
+        # (measured for this project, 2026-11-28; `bench/kernel_generations.py`)
         "fp8": PrecisionRecipe(
             weight_B=2,
             gradient_B=2,

@@ -9,9 +9,9 @@ from moemodel.model.frameworks.base import Framework, FusedOperator
 from moemodel.model.frameworks.registry import FRAMEWORKS
 from moemodel.model.plan.spec import Plan
 
-# What torch.compile makes one kernel of in a layer, either way (`torch/_inductor`: pointwise chains and the reductions in
-# them); routers and rows on their way to experts are calls of their own. Left out: a residual that the norm behind it
-# reads in the same kernel, and fewer launches
+# What torch.compile makes one kernel of in a layer, either way (`torch/_inductor`: pointwise chains and the reductions
+# in them); routers and rows on their way to experts are calls of their own. Left out: a residual that the norm behind
+# it reads in the same kernel, and fewer launches
 COMPILED: frozenset[FusedOperator] = frozenset(
     {"rms_norm", "layer_norm", "rotary", "gelu", "relu", "swiglu", "swiglu_packed"}
 )

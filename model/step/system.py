@@ -172,7 +172,11 @@ def framework_as_run(plan: Plan) -> Framework:
 
 
 def _on_gpu(framework: Framework, gpu: Gpu) -> Framework:
-    """With what the GPU makes of a router's product in float32, which its tensor cores don't do."""
+    """With its workspaces there, and what the GPU makes of a router's product in float32, which its tensor cores don't
+    do."""
+    if framework.workspace_B is not None:
+        here_B = framework.workspace_B.get(gpu.architecture, framework.workspace_B["others"])
+        framework = replace(framework, workspace_B={"others": here_B})
     peak = gpu.peak_16_bit
     if not framework.moe.float32_router or peak is None or "fp32" not in gpu.peaks:
         return framework

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy.stats import kendalltau
 
+from moemodel.model.core.arrays import FloatArray
 from studies.public.run import Answer, PublicRun
 
 Group = Sequence[tuple[PublicRun, Answer]]
@@ -23,7 +25,7 @@ def nearest_s(run: PublicRun, answer: Answer) -> float | None:
 def figures(group: Group) -> dict[str, float]:
     """What `--json` prints of a group."""
     found = {"rows": float(len(group))}
-    found |= _of_time(group) | _of_memory(group)
+    found |= _of_time(group) | _of_memory(group) | _of_verdicts(group) | _of_jobs(group)
     found["refused"] = float(sum(run.ran is True and answer.refused for run, answer in group))
     return found
 
@@ -59,6 +61,72 @@ def _of_memory(group: Group) -> dict[str, float]:
         "memory_signed": float(off.mean()),
         "memory_rows": float(len(off)),
     }
+
+
+def _of_verdicts(group: Group) -> dict[str, float]:
+    """Of groups some of whose runs ran out of memory."""
+    right = {ran: [_said_to_fit(a) is ran for run, a in group if run.ran is ran] for ran in (True, False)}
+    if not all(right.values()):
+        return {}
+    return {
+        "oom_balanced": float(np.mean([np.mean(each) for each in right.values()])),
+        "oom_rows": float(len(right[False])),
+        "oom_said": float(sum(right[False])),
+    }
+
+
+def _said_to_fit(answer: Answer) -> bool:
+    """Whether it is more likely than not to fit."""
+    return answer.fit_probability >= _EVEN
+
+
+_EVEN = 0.5
+_FEWEST = 3  # plans of a job whose order says anything
+
+
+def _of_jobs(group: Group) -> dict[str, float]:
+    """Of groups in which several plans of one job were measured."""
+    jobs: dict[str, list[tuple[PublicRun, Answer]]] = {}
+    for run, answer in group:
+        if run.job:
+            jobs.setdefault(run.job, []).append((run, answer))
+    sets = [job for plans in jobs.values() if len(job := [plan for plan in plans if _is_timed(plan)]) >= _FEWEST]
+    if not sets:
+        return {}
+    order = [tau(np.array([r.time_s[0] for r, _ in job]), np.array([_time_s(a) for _, a in job])) for job in sets]
+    return {
+        "tau": float(np.mean(order)),
+        "regret": float(np.mean([regret(job) for job in sets])),
+        "regret_worst": float(np.max([regret(job) for job in sets])),
+        "jobs": float(len(sets)),
+        "first_choice_oom": float(np.mean([_first_choice_fails(plans) for plans in jobs.values()])),
+    }
+
+
+def _is_timed(plan: tuple[PublicRun, Answer]) -> bool:
+    return bool(plan[0].time_s) and plan[1].time is not None
+
+
+def _time_s(answer: Answer) -> float:
+    return np.inf if answer.time is None else answer.time.value
+
+
+def tau(measured: FloatArray, predicted: FloatArray) -> float:
+    """Kendall's rank correlation (tau-b): of pairs, those in the right order less those in the wrong one."""
+    return float(kendalltau(measured, predicted).statistic)
+
+
+def regret(job: Sequence[tuple[PublicRun, Answer]]) -> float:
+    """How much longer a step of the plan takes that is predicted to be the fastest of those not refused, than of the
+    fastest that was measured."""
+    chosen = min(job, key=lambda plan: (plan[1].refused, _time_s(plan[1])))
+    return chosen[0].time_s[0] / min(run.time_s[0] for run, _ in job) - 1
+
+
+def _first_choice_fails(plans: Sequence[tuple[PublicRun, Answer]]) -> bool:
+    """Whether the plan predicted to be the fastest of those said to fit ran out of memory."""
+    chosen = min(plans, key=lambda plan: (not _said_to_fit(plan[1]), _time_s(plan[1])))
+    return chosen[0].ran is False
 
 
 def row_line(run: PublicRun, answer: Answer) -> str:

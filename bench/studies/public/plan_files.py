@@ -19,7 +19,7 @@ import numpy as np
 from moemodel.model.core.errors import MoeModelError
 from moemodel.model.plan.recompute import RECOMPUTE
 from moemodel.model.plan.spec import Plan, read_plan
-from studies.public.run import PublicRun, first_line
+from studies.public.run import OfMemory, PublicRun, first_line
 
 _UNSTATED = re.compile(r"-(none|selective|full)$")
 # torchtitan's reports name "selective activation checkpointing", which is `selective_ac_option: op` by default (its
@@ -33,15 +33,20 @@ def cases(folder: Path) -> list[PublicRun]:
         return [_case(path) for path in sorted(Path().glob("*.yaml"))]
 
 
-def rows(folder: Path) -> dict[str, list[PublicRun]]:
-    """By group, of the folders below `rows`."""
+def group_names(folder: Path) -> list[str]:
+    """Of the folders below `rows` that hold plans."""
+    return sorted(path.name for path in (folder / "rows").glob("*") if any(path.glob("*.yaml")))
+
+
+def group(folder: Path, name: str) -> list[PublicRun]:
+    """The runs of one."""
     with chdir(folder / "rows"):
-        return {group.name: list(_group(group)) for group in sorted(Path().iterdir()) if any(group.glob("*.yaml"))}
+        return list(_group(Path(name)))
 
 
-def _group(group: Path) -> Iterator[PublicRun]:
+def _group(folder: Path) -> Iterator[PublicRun]:
     runs: dict[tuple[str, str], list[Path]] = {}
-    for path in sorted(group.glob("*.yaml")):
+    for path in sorted(folder.glob("*.yaml")):
         name = _OPERATOR_SELECTIVE.sub("-sac", path.stem)
         runs.setdefault((_UNSTATED.sub("", name), _first_line(path)), []).append(path)
     for (name, said), paths in runs.items():
@@ -52,6 +57,7 @@ def _group(group: Path) -> Iterator[PublicRun]:
             plans=_alternatives(name, paths),
             time_s=_row_time(published, plan),
             memory_B=published.get("memory_GB", np.nan) * 1e9,
+            of_memory="reserved",  # torchtitan's, which alone state any (its metrics.py: max_reserved)
         )
 
 
@@ -109,4 +115,5 @@ def _case(path: Path) -> PublicRun:
         times = (_of_rate(plan, float(rate[1])),)
     held = _HELD.search(said)
     memory_B = float(held[1]) * _UNIT_B[held[2]] if held else np.nan
-    return PublicRun(label=path.stem, plans=(plan,), time_s=times, memory_B=memory_B)
+    of_memory: OfMemory = "device" if "gh200" in path.stem else "reserved"  # Sailor's and torchtitan's
+    return PublicRun(label=path.stem, plans=(plan,), time_s=times, memory_B=memory_B, of_memory=of_memory)

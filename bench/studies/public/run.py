@@ -8,17 +8,29 @@ the fastest plan that runs. The error is never looked at.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from moemodel.calibration.store.catalogue import calibration_or_stand_in
-from moemodel.model.core.errors import MoeModelError
+from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.errors import InputError, MoeModelError
+from moemodel.model.plan.batch import batch_of
+from moemodel.model.plan.checks import architecture_of
 from moemodel.model.plan.spec import Plan
+from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.estimate import Estimate
 from moemodel.model.results.feasibility import Verdict
 from moemodel.model.results.measured import BESIDE_THE_ALLOCATOR
-from moemodel.model.results.outcome import Outcome, outcome
+from moemodel.model.results.outcome import outcome
+from moemodel.model.schedule.pipeline_layout import stages
+from moemodel.model.step.memory import MemoryModel
+from moemodel.model.step.system import system_of
+
+OfMemory = Literal["allocated", "reserved", "device"]
+_LEFT_OUT: dict[OfMemory, tuple[str, ...]] = {"allocated": BESIDE_THE_ALLOCATOR, "reserved": ("context",), "device": ()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +42,9 @@ class PublicRun:
         plans: what ran; several where the source leaves it open, those first that compute least again. A text stands
             for a plan that the product does not take: why.
         time_s: of a step; several where the source leaves open what it counted; none: not published.
-        memory_B: the allocator's count; NaN: not published.
+        memory_B: of the fullest GPU, or of `stage`; NaN: not published.
+        of_memory: what that counts: what the allocator gave out, what it reserved, or all that the device held.
+        stage: of the pipeline, whose memory that is; None: the fullest.
         ran: it did, rather than run out of memory; None: nobody says.
         job: runs of one job, other plans of which were measured too; empty: none were.
     """
@@ -39,6 +53,8 @@ class PublicRun:
     plans: tuple[Plan | str, ...]
     time_s: tuple[float, ...] = ()
     memory_B: float = np.nan
+    of_memory: OfMemory = "allocated"
+    stage: int | None = None
     ran: bool | None = True
     job: str = ""
 
@@ -50,15 +66,16 @@ class Answer:
     Attributes:
         plan: that it was taken for; None: the product takes none of them.
         time: of a step; None: it can't be told.
-        memory_B: that the allocator should count; NaN: it can't be told.
+        memory_B: that should be counted; NaN: it can't be told.
+        fit_probability: that it fits in memory.
         verdict: on memory; None: it can't be told.
         reason: why there is no answer; empty: there is one.
-        phases_s: parts of the step.
     """
 
     plan: Plan | None = None
     time: Estimate | None = None
     memory_B: float = np.nan
+    fit_probability: float = np.nan
     verdict: Verdict | None = None
     reason: str = ""
 
@@ -73,7 +90,7 @@ _BEST_FIRST: tuple[Verdict, ...] = ("fits", "may not fit")
 
 def answer_to(run: PublicRun) -> Answer:
     """What is said of a run."""
-    answers = [_answer(plan) for plan in run.plans]
+    answers = [_answer(run, plan) for plan in run.plans]
     for verdict in _BEST_FIRST:
         for answer in answers:
             if answer.verdict == verdict:
@@ -82,26 +99,60 @@ def answer_to(run: PublicRun) -> Answer:
     return (known or answers)[-1]
 
 
-def _answer(plan: Plan | str) -> Answer:
+def _answer(run: PublicRun, plan: Plan | str) -> Answer:
     if isinstance(plan, str):
         return Answer(reason=plan)
     try:
         calibration = calibration_or_stand_in(None, plan.cluster.gpu)
-        return _said(plan, outcome(plan, calibration, even_if_it_does_not_fit=True))
+        found = outcome(plan, calibration, even_if_it_does_not_fit=True)
+        memory_B = counted_B(run, found.memory_B.value, found.memory_terms_B)
+        if run.stage is not None:
+            memory_B = stage_memory_B(run, plan, calibration)
     except MoeModelError as error:
         return Answer(reason=first_line(error))
-
-
-def _said(plan: Plan, found: Outcome) -> Answer:
     is_timed = np.isfinite(found.step_time_s.value)
-    beside_B = sum(found.memory_terms_B.get(name, 0.0) for name in BESIDE_THE_ALLOCATOR)
     return Answer(
         plan=plan,
         time=found.step_time_s if is_timed else None,
-        memory_B=found.memory_B.value - beside_B,
+        memory_B=memory_B,
+        fit_probability=found.fit_probability,
         verdict=found.verdict,
         reason="" if is_timed else f"nothing is known of how fast {plan.cluster.gpu} is",
     )
+
+
+def counted_B(run: PublicRun, peak_B: float, terms_B: Mapping[str, float]) -> float:
+    """Of a predicted peak, what the source counts."""
+    return peak_B - sum(terms_B.get(name, 0.0) for name in _LEFT_OUT[run.of_memory])
+
+
+def stage_memory_B(run: PublicRun, plan: Plan, calibration: Calibration) -> float:
+    """What the source counts of the stage that it measured."""
+    system, architecture, batch = system_of(plan, calibration), architecture_of(plan), batch_of(plan)
+    held = MemoryModel(
+        architecture,
+        batch,
+        framework=system.framework,
+        precision=system.precision,
+        calibration=system.calibration,
+    )
+    classes = stages(architecture, plan.parallel.pp, plan.parallel.virtual_stages)
+    stage = next(c for c in reversed(classes) if c.first <= (run.stage or 0))
+    memory = held.stage(stage)
+    return counted_B(run, float(memory.peak_B[0]), at(memory.terms_B, 0))
+
+
+def at(terms_B: Mapping[str, FloatArray], row: int) -> dict[str, float]:
+    """Terms of memory of one plan of many."""
+    return {name: float(size_B[row]) for name, size_B in terms_B.items()}
+
+
+def plan_or_refusal(document: Mapping[str, Any]) -> Plan | str:
+    """A plan, or why the product takes no such plan."""
+    try:
+        return Plan.model_validate(document)
+    except InputError as error:
+        return first_line(error)
 
 
 def first_line(error: MoeModelError) -> str:
