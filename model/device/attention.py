@@ -35,9 +35,9 @@ class AttentionRate:
 _HEADS = (64.0, 128.0)
 _SAME = AttentionRate(forward=(1.0, 1.0), backward=(1.0, 1.0))
 
-# On an H100, torch 2.11's kernels over cuDNN's 9.19, at the clock that each ran at: means over causal attention on 1,024
-# to 32,768 tokens (measured for this project, 2026-11-28; docs/kernels.md). For the first generation xformers' kernel
-# stands, which is as fast (Dao 2023, figure 5)
+# On an H100, torch 2.11's kernels over cuDNN's 9.19, at the clock that each ran at: means over causal attention on
+# 1,024 to 32,768 tokens (measured for this project, 2026-11-28; `bench/kernel_generations.py`). For the first
+# generation stands xformers' kernel, whose speed on an A100 is about its own (Dao 2023, figure 4)
 _SECOND_ON_HOPPER = AttentionRate(forward=(0.649, 0.516), backward=(0.609, 0.527))
 _FIRST_ON_HOPPER = AttentionRate(forward=(0.288, 0.277), backward=(0.260, 0.250))
 # FlashAttention-3 (Shah et al. 2024), section 1: 1.5 to 2.0 times the second forward, 1.5 to 1.75 backward, on an H100

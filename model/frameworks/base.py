@@ -35,12 +35,6 @@ FusedOperator = Literal[
 _CAST_B: dict[Dtype, float] = {"fp8": 1.0, "mxfp8": 1 + 1 / 32, "nvfp4": 0.5 + 1 / 16}
 
 
-# Rate of 8-bit products whose sums go to float32 every 128 of depth, over that of those summed in tensor cores alone,
-# which forward passes use: 12 products on an H100 at its 700 W by torch 2.11, 1,224 and 1,302 TFLOP/s in the mean
-# (measured for this project, 2026-11-28; `bench/kernel_generations.py`)
-SPLIT_ACCUMULATION = 0.94
-
-
 @dataclass(frozen=True, kw_only=True)
 class PrecisionRecipe:
     """Bytes and types of one precision.
@@ -54,7 +48,7 @@ class PrecisionRecipe:
         matmul_dtype: type of the operands of products inside layers, whose rate `device.precision` takes from the GPU's
             peaks; those of 8 and 4 bits are cast by kernels beforehand.
         cast_B: bytes that these move of an element, all of them together.
-        backward_rate: rate of products of cast gradients over that of those forward.
+        splits_accumulation: in products of cast gradients sums go to float32 every 128 of depth.
     """
 
     weight_B: float
@@ -66,7 +60,7 @@ class PrecisionRecipe:
     element_size_B: float = 2.0
     matmul_dtype: Dtype = "bf16"
     cast_B: float = 4.0
-    backward_rate: float = 1.0
+    splits_accumulation: bool = False
 
     @property
     def casts(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moemodel.model.frameworks.base import SPLIT_ACCUMULATION, Framework, HostFactors, PrecisionRecipe
+from moemodel.model.frameworks.base import Framework, HostFactors, PrecisionRecipe
 from moemodel.model.frameworks.megatron_lm import (
     TRANSFORMER_ENGINE,
     TRANSFORMER_ENGINE_HOST,
@@ -38,7 +38,7 @@ MEGATRON_CORE = Framework(
             # scaled by the largest element, which is looked for first (2), then read (2) and written in both orders
             # (2): Float8CurrentScaling, which Megatron-Bridge's recipes of Hopper name (fp8_cs)
             cast_B=6.0,
-            backward_rate=SPLIT_ACCUMULATION,  # pytorch/module/base.py, _2X_ACC_DGRAD and _2X_ACC_WGRAD
+            splits_accumulation=True,  # pytorch/module/base.py, _2X_ACC_DGRAD and _2X_ACC_WGRAD
         ),
         # the same in blocks of 32 with a scale each (Blackwell's tensor cores)
         "mxfp8": PrecisionRecipe(weight_B=2, gradient_B=2, state_B=12, matmul_dtype="mxfp8"),

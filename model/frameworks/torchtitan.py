@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moemodel.model.frameworks.base import SPLIT_ACCUMULATION, PrecisionRecipe
+from moemodel.model.frameworks.base import PrecisionRecipe
 from moemodel.model.frameworks.torch_native import TORCH
 
 TORCHTITAN = replace(
@@ -18,7 +18,7 @@ TORCHTITAN = replace(
         "bf16-mixed": TORCH.precisions["bf16-mixed"],
         # torchao's dynamic scaling by tensors: products of every linear layer but the output's (torchtitan/float8.py).
         # The largest element is looked for (2), an element read (2) and written in both orders (2), whose strides make
-        # the latter as long as 5.3: torch.compile's kernels at 2.92 and 2.26 TB/s on an H100 that copies at 3.02
+        # the whole take as long as 7.4: torch.compile's kernels at 2.92 and 2.26 TB/s on an H100 that copies at 3.02
         # (measured for this project, 2026-11-28; `bench/kernel_generations.py`)
         "fp8": PrecisionRecipe(
             weight_B=2,
@@ -26,8 +26,8 @@ TORCHTITAN = replace(
             state_B=12,
             transient_B=4,
             matmul_dtype="fp8",
-            cast_B=7.3,
-            backward_rate=SPLIT_ACCUMULATION,  # use_fast_accum is off for gradients (torchao/float8/config.py)
+            cast_B=7.4,
+            splits_accumulation=True,  # use_fast_accum is off for gradients (torchao/float8/config.py)
         ),
     },
     # F.scaled_dot_product_attention, whose first choice was the flash kernel of its second generation (models/llama/

@@ -33,6 +33,8 @@ def _choices(plan: Plan, architecture: Architecture, machine: System) -> Iterato
     if plan.mode == "training":
         yield "recompute", plan.recompute
         yield "attention", f"as {plan.backend} runs it"
+        if machine.framework.compiles:
+            yield "compile", "false"
         yield "cross_entropy", f"as {plan.backend} computes it"
         yield "gradient_dtype", f"as {plan.backend} keeps it"
     if plan.mode == "training" and (plan.micro_batches > 1 or p.pp > 1):
