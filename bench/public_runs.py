@@ -33,6 +33,7 @@ from pathlib import Path
 from studies.public.answers import answers
 from studies.public.b200 import B200, b200
 from studies.public.figures import Group, figures, row_line, table
+from studies.public.golden import GOLDEN, golden
 from studies.public.nanotron import NANOTRON, nanotron
 from studies.public.plan_files import cases, group, group_names
 from studies.public.run import PublicRun
@@ -52,6 +53,7 @@ _READ: dict[str, tuple[str, Callable[[Path], list[PublicRun]]]] = {
     "mlperf": (MLPERF, mlperf_runs),
     "nanotron": (NANOTRON, nanotron),
     "b200": (B200, b200),
+    "golden": (GOLDEN, golden),
 }
 
 

@@ -30,6 +30,7 @@ from moemodel.model.frameworks.base import Framework
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.recompute import Recompute
+from moemodel.model.plan.stage_layers import EndSlots, EndStages, cut_as_said
 from moemodel.model.results.measured import BESIDE_THE_ALLOCATOR
 from moemodel.model.schedule.pipeline_layout import stages
 from moemodel.model.step.memory import MemoryModel
@@ -177,9 +178,9 @@ _VOCABULARY = 50257  # of GPT-2's tokenizer, their default
 # What changes memory in ways that no plan here says
 _OTHERS: tuple[str, ...] = (
     *("--optimizer", "--spec", "--mtp-num-layers", "--multi-latent-attention", "--use-megatron-fsdp", "--fp8-format"),
-    *("--cross-entropy-loss-fusion", "--decoder-first-pipeline-num-layers", "--decoder-last-pipeline-num-layers"),
+    "--cross-entropy-loss-fusion",
     *("--encoder-num-layers", "--vocab-size", "--tokenizer-type", "--num-distributed-optimizer-instances"),
-    *("--account-for-loss-in-pipeline-split", "--num-experts", "--hybrid-layer-pattern", "--calculate-per-token-loss"),
+    *("--num-experts", "--hybrid-layer-pattern"),
 )
 _GPUS, _GPUS_GB200 = 8, 4  # of a node of its runners
 _GPU = {"a100": "a100-sxm-80gb", "h100": "h100-sxm-80gb", "gb200": "gb200-186gb"}
@@ -216,6 +217,9 @@ def _products_B(gpu: str, *, configured: bool = False) -> float:
 def _golden_row(case: Mapping[str, Any], a: Mapping[str, Any], *, plain: bool) -> MemoryRow:
     tp, pp, cp = (int(a.get(f"--{key}-parallel-size") or 1) for key in ("tensor-model", "pipeline-model", "context"))
     per_chunk = a.get("--num-layers-per-virtual-pipeline-stage")
+    virtual = a.get("--num-virtual-stages-per-pipeline-rank") or (
+        1 if per_chunk is None else a["--num-layers"] // pp // per_chunk
+    )
     dropout = float(a.get("--hidden-dropout", 0.1)) > 0
     workspace_B = _products_B(case["gpu"], configured="CUBLAS_WORKSPACE_CONFIG" in case["env"])
     framework = replace(
@@ -224,13 +228,13 @@ def _golden_row(case: Mapping[str, Any], a: Mapping[str, Any], *, plain: bool) -
     one_node = case["gpu"] == "gb200" and "1node" in case["case"]
     return MemoryRow(
         label=f"{case['case']} {case['gpu']} {case['file']}",
-        architecture=_gpt(a, tp),
+        architecture=_as_cut(_gpt(a, tp), a, pp=pp, virtual=virtual),
         plan={
             "dp": (_GPUS_GB200 if one_node else _GPUS) // (tp * pp * cp),
             "tp": tp,
             "pp": pp,
             "cp": cp,
-            "virtual_stages": 1 if per_chunk is None else a["--num-layers"] // pp // per_chunk,
+            "virtual_stages": virtual,
             "zero_stage": int("--use-distributed-optimizer" in a),
             "sequence_parallel": int("--sequence-parallel" in a),
             "micro_batch": a["--micro-batch-size"],
@@ -243,6 +247,17 @@ def _golden_row(case: Mapping[str, Any], a: Mapping[str, Any], *, plain: bool) -
         stage=pp - 1,
         measured_B=float(case["max_allocated_B"]),
     )
+
+
+def _as_cut(model: Architecture, a: Mapping[str, Any], *, pp: int, virtual: int) -> Architecture:
+    """Into stages, as the arguments say."""
+    slots = [int(f"--account-for-{end}-in-pipeline-split" in a) for end in ("embedding", "loss")]
+    ends = [a.get(f"--decoder-{end}-pipeline-num-layers") for end in ("first", "last")]
+    if any(slots):
+        return cut_as_said(model, EndSlots(embedding=slots[0], head=slots[1]), pp=pp, virtual=virtual)
+    if ends == [None, None]:
+        return model
+    return cut_as_said(model, EndStages(first=ends[0], last=ends[1]), pp=pp, virtual=virtual)
 
 
 def _gpt(a: Mapping[str, Any], tp: int) -> Architecture:

@@ -21,6 +21,7 @@ from moemodel.model.plan.paths import NamesFiles
 from moemodel.model.plan.recompute import RecomputeName, recompute_number
 from moemodel.model.plan.routing import RoutingSpec
 from moemodel.model.plan.rules import check_precision, degree_rules, messages
+from moemodel.model.plan.stage_layers import StageLayers
 from moemodel.model.schedule import registry as schedules
 
 if TYPE_CHECKING:
@@ -230,6 +231,11 @@ class Plan(NamesFiles):
     )
     micro_batches_per_schedule: Count | None = Field(
         default=None, description="that a pipeline passes before the next begin; null: all of a step"
+    )
+    stage_layers: StageLayers | None = Field(
+        default=None,
+        description="which layers the stages of a pipeline hold: {embedding, head} count as so many layers, {first, "
+        "last} stages hold so many, or a list of all; null: as evenly as they go",
     )
     backend: Backend = Field(default="torch", description="training framework")
     cluster: ClusterSpec

@@ -42,6 +42,7 @@ def _choices(plan: Plan, architecture: Architecture, machine: System) -> Iterato
     if p.pp > 1:
         yield "parallel.virtual_stages", p.virtual_stages
         yield "micro_batches_per_schedule", plan.micro_batches
+        yield "stage_layers", "as evenly as they go"
     if p.dp * p.cp > 1:
         yield "parallel.zero_stage", p.zero_stage
         if any(isinstance(layer.feed_forward, Moe) for layer in architecture.layers):

@@ -45,6 +45,7 @@ from moemodel.model.plan.spec import (
     check_tokens,
     in_todays_words,
 )
+from moemodel.model.plan.stage_layers import EndSlots
 from moemodel.model.schedule import registry as schedules
 from moemodel.model.search.deadline import Deadline, Moment, hours_until, in_words, names_a_date, this_minute
 from moemodel.model.search.quantities import (
@@ -290,6 +291,7 @@ class Search(NamesFiles):
     global_batch: Count
     precision: Precision = "bf16-mixed"
     schedule: Schedules = (schedules.DEFAULT,)
+    stage_layers: EndSlots | None = None
     backend: Backend = "torch"
     cluster: SearchCluster
     routing: RoutingSpec = RoutingSpec()
@@ -395,7 +397,7 @@ class Search(NamesFiles):
 _PARALLEL = ("dp", "tp", "pp", "ep", "cp", "zero_stage", "sequence_parallel", "virtual_stages")
 _FIXED = (
     *("architecture", "layers", "sequence_length", "global_batch", "precision", "backend"),
-    *("power_cap_W", "tokens"),
+    *("stage_layers", "power_cap_W", "tokens"),
 )
 
 

@@ -47,7 +47,16 @@ from moemodel.model.search.room import memory_B, memory_risk, room_of
 from moemodel.model.step.memory import Memory
 
 _WHOLE_FRONT = 100_000  # plans of the front to hold a plan against: more than there are
-_FIXED = ("architecture", "layers", "sequence_length", "global_batch", "precision", "backend", "power_cap_W")
+_FIXED = (
+    "architecture",
+    "layers",
+    "sequence_length",
+    "global_batch",
+    "precision",
+    "stage_layers",
+    "backend",
+    "power_cap_W",
+)
 _NOT_SEARCHED = (
     "attention",
     "compile",

@@ -41,8 +41,14 @@ def _outside(plan: Plan) -> Iterator[str]:
         yield f"precision: found {plan.precision!r}; allowed for plans that are run: bf16-mixed"
     if plan.recompute not in RECOMPUTE:
         yield f"recompute: found {plan.recompute!r}; allowed for plans that are run: {', '.join(RECOMPUTE)}"
-    run = {"attention": "unfused", "compile": False, "cross_entropy": "plain", "gradient_dtype": "bf16"}
-    for name, allowed in {**run, "micro_batches_per_schedule": None}.items():
+    for name, allowed in (
+        ("attention", "unfused"),
+        ("compile", False),
+        ("cross_entropy", "plain"),
+        ("gradient_dtype", "bf16"),
+        ("micro_batches_per_schedule", None),
+        ("stage_layers", None),
+    ):
         if (found := getattr(plan, name)) not in (None, allowed):
             others = "" if allowed is None else f"{allowed}, "
             yield f"{name}: found {found!r}; allowed for plans that are run: {others}null"
