@@ -35,6 +35,7 @@ from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp, Moe
 from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.core.errors import InputError
+from moemodel.model.device.attention import rescale_for_attention
 from moemodel.model.device.precision import rescale_for_precision, scaled
 from moemodel.model.device.roofline import ATTENTIONS, PRODUCTS
 from moemodel.model.frameworks.base import OverlapAxis, Precision
@@ -151,6 +152,8 @@ def machine(software: Software, constants: Mapping[str, float], *, limited: bool
     """
     gpu = read_gpu(software.gpu)
     calibration = adapted(shipped(_CALIBRATED), gpu, software, constants)
+    attention = framework_of(software.backend).attention
+    calibration = rescale_for_attention(calibration, attention, gpu, asked=False)
     link = read_link(software.internode)
     link = link.model_copy(update={"bandwidth_GBps": link.bandwidth_GBps * constants.get("internode", 1.0)})
     network = network_of(calibration, gpu, None, link)
@@ -479,7 +482,7 @@ SHARDED = {"FULL_SHARD": 3, "SHARD_GRAD_OP": 2}  # ZeRO stages (torch.distribute
 def fsdp(folder: Path) -> Study:
     """MosaicML's dense models under FSDP in bf16 (llm-foundry, 2023).
 
-    Attention is the flash kernel of 2023, not today's; Composer's mixed precision DEFAULT reduces gradients in float32.
+    What its software is, `model/frameworks/fsdp.py` says.
     """
     table = _table(folder, FSDP)
     bf16 = table["Precision"] == "amp_bf16"
@@ -507,7 +510,7 @@ def fsdp(folder: Path) -> Study:
     return Study(
         name="H100 FSDP (llm-foundry)",
         rows=rows,
-        software={"fsdp": Software(gpu=_CALIBRATED, backend="torch", precision="bf16-mixed", gradient_B=4.0)},
+        software={"fsdp": Software(gpu=_CALIBRATED, backend="fsdp", precision="bf16-mixed")},
         constants={"products": _rate(), "attention": _rate(), "elementwise": _rate()},
         left_out={"in FP8": int((~bf16).sum())},
     )

@@ -9,12 +9,26 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from moemodel.model.frameworks.base import PrecisionRecipe
 from moemodel.model.frameworks.moe_form import PLAIN_FORM
 from moemodel.model.frameworks.torch_native import TORCH
 
 FSDP = replace(
     TORCH,
     name="fsdp",
+    precisions={
+        "bf16-mixed": TORCH.precisions["bf16-mixed"],
+        # Transformer Engine's layers (submit_benchmarks.py, fc_type te), scaled by what was largest in steps before
+        # (Composer's DelayedScaling): an element read (2) and written in both orders (2)
+        "fp8": PrecisionRecipe(
+            weight_B=2,
+            gradient_B=2,
+            state_B=12,
+            transient_B=4,
+            matmul_dtype="fp8",
+            splits_accumulation=True,  # transformer_engine/pytorch/module/base.py, _2X_ACC_DGRAD and _2X_ACC_WGRAD
+        ),
+    },
     fused_qkv=True,  # Wqkv (llmfoundry/models/layers/attention.py)
     # submit_benchmarks.py, --attn_impl: by default `triton`, a copy of the first FlashAttention in Triton
     # (llmfoundry/models/layers/flash_attn_triton.py); tables of both commits name no other
