@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from moemodel.model.core.dtypes import Dtype
@@ -30,9 +30,19 @@ FusedOperator = Literal[
 ]
 
 
+# Of what an optimizer keeps; `int8` in blocks with a scale each, `remainder` what a 16-bit weight lacks of float32.
+MomentDtype = Literal["fp32", "bf16", "fp16", "fp8", "int8"]
+MasterDtype = Literal["fp32", "fp16", "remainder"]
+
+
 # Bytes of a cast element with its share of the scale: one a tensor; 8 bits for every 32 elements (OCP Microscaling
 # Formats v1.0, section 5); 8 bits for every 16 (NVFP4, NVIDIA Blackwell architecture technical brief).
 _CAST_B: dict[Dtype, float] = {"fp8": 1.0, "mxfp8": 1 + 1 / 32, "nvfp4": 0.5 + 1 / 16}
+
+
+# Of a parameter, that one kernel of an update moves (`operators.work`, ADAMW_MIXED): 16-bit gradient and weight, and
+# float32 master and moments, read and written
+_UPDATE_B = 2 * 2.0 + 6 * 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +55,7 @@ class PrecisionRecipe:
             beside these, of the largest group of parameters that it steps together.
         master_weights: the optimizer updates float32 copies of 16-bit parameters.
         element_size_B: bytes of an element of parameters and activations.
+        update_B: of a parameter, that one kernel of an update moves.
         matmul_dtype: type of the operands of products inside layers, whose rate `device.precision` takes from the GPU's
             peaks; those of 8 and 4 bits are cast by kernels beforehand.
         cast_B: bytes that these move of an element, all of them together.
@@ -58,9 +69,19 @@ class PrecisionRecipe:
     group_transient_B: float = 0.0
     master_weights: bool = True
     element_size_B: float = 2.0
+    update_B: float = _UPDATE_B
     matmul_dtype: Dtype = "bf16"
     cast_B: float = 4.0
     splits_accumulation: bool = False
+
+    def with_states(self, *, state_B: float, update_B: float) -> PrecisionRecipe:
+        """With states of so many bytes, of which an update moves so many."""
+        return replace(self, state_B=state_B, update_B=update_B)
+
+    @property
+    def update_share(self) -> float:
+        """Bytes that an update moves, over those of float32 states beside 16-bit weights and gradients."""
+        return self.update_B / _UPDATE_B
 
     @property
     def casts(self) -> bool:
@@ -107,6 +128,8 @@ class Framework:
         softmax: without flash attention, `fused` scales, masks and normalises in one kernel where it can run; `plain`
             fills the mask in, then normalises.
         dropout: attention probabilities and the output of every block pass through dropout.
+        moment_dtypes, master_dtypes: types that its optimizers keep moments and master weights in, where a plan asks;
+            `sharded_dtypes`: other than float32 only where ZeRO shards them.
         fused_optimizer: it steps all parameters in a few kernels, which the host queues in no time.
         step_kernels: that the host queues, or waits for, in a step for each tensor of parameters; None: as the profile
             measured of torch's.
@@ -185,6 +208,9 @@ class Framework:
     compiles: bool = False
     softmax: Literal["fused", "plain"] = "fused"
     dropout: bool = False
+    moment_dtypes: tuple[MomentDtype, ...] = ("fp32",)
+    master_dtypes: tuple[MasterDtype, ...] = ("fp32",)
+    sharded_dtypes: bool = False
     fused_optimizer: bool = False
     step_kernels: float | None = None
     step_read: float = 0.0

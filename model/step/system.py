@@ -165,6 +165,9 @@ def framework_as_run(plan: Plan) -> Framework:
     if plan.gradient_dtype is not None:
         recipe = replace(framework.precisions[plan.precision], gradient_B=GRADIENT_B[plan.gradient_dtype])
         framework = replace(framework, precisions={**framework.precisions, plan.precision: recipe})
+    if plan.optimizer is not None:
+        recipe = plan.optimizer.recipe(framework.precisions[plan.precision], framework)
+        framework = replace(framework, precisions={**framework.precisions, plan.precision: recipe})
     if plan.mode == "inference":
         framework = replace(framework, forward_only=True, synchronizes_every_pass=True, program_chooses=False)
     form = form_as_asked(framework, plan.routing)

@@ -47,6 +47,7 @@ def _outside(plan: Plan) -> Iterator[str]:
         ("cross_entropy", "plain"),
         ("gradient_dtype", "bf16"),
         ("micro_batches_per_schedule", None),
+        ("optimizer", None),
         ("stage_layers", None),
     ):
         if (found := getattr(plan, name)) not in (None, allowed):
