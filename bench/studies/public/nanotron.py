@@ -1,8 +1,10 @@
 """Nanotron on 8 to 512 H100 (Hugging Face's Ultra-Scale Playbook): plans of two models, and which ran out of memory.
 
 Runs of one job are those of a model on as many GPUs with the same sequences a step. Plans with a pipeline count where
-they ran after its memory was mended (`after_pp_fix`). The machines are AWS's p5 (Ultra-Scale Playbook, "our cluster"),
-whose EFA gives 3,200 Gb/s to eight GPUs; latency as assumed of Ethernet here.
+they ran after its memory was mended (`after_pp_fix`). World rank 0, on the first stage, writes what its allocator has
+reserved (nanotron/helpers.py, write_to_csv); what it has given out is counted behind the last reset, in the optimizer's
+step (logging/base.py, log_memory), and says nothing of the peak. The machines are AWS's p5 (Ultra-Scale Playbook, "our
+cluster"), whose EFA gives 3,200 Gb/s to eight GPUs; latency as assumed of Ethernet here.
 """
 
 from __future__ import annotations
@@ -46,9 +48,34 @@ def _runs(records: list[dict[Any, Any]]) -> Iterator[PublicRun]:
             time_s=(time_s,) if ran else (),
             memory_B=float(r["Mem Res (GB)"]) * _GiB,
             of_memory="reserved",
+            stage=0,
             ran=ran,
             job=f"{r['hidden_size']} on {gpus} GPUs, {batch} sequences",
         )
+
+
+def stage_layers(r: Mapping[Any, Any]) -> list[int] | None:
+    """How Nanotron cuts the model into stages, by what its blocks compute; None: evenly, or as no plan can say.
+
+    A block goes to the stage that is being filled, which is full once the blocks so far cost more than its share of all
+    (nanotron/models/base.py, build_model). A layer costs 4 h^2 + 3 h f, the head V h, all else nothing
+    (models/llama.py, get_block_compute_costs). Heads may cost as much as some stages, which are left without a block:
+    that no plan can say.
+    """
+    pp, layers, hidden = (int(r[key]) for key in ("pp", "num_layers", "hidden_size"))
+    if pp == 1:
+        return None
+    layer = 4 * hidden**2 + 3 * hidden * int(r["interm_dim"])
+    costs = [layer] * layers + [int(r["vocab_size"]) * hidden]
+    held, stage, before = [0] * pp, 0, 0
+    for index, cost in enumerate(costs):
+        if index < layers:
+            held[stage] += 1
+        elif stage < pp - 1:
+            return None
+        before += cost
+        stage += before * pp > sum(costs) * (stage + 1)
+    return held
 
 
 def _document(r: Mapping[Any, Any], gpus: int, batch: int) -> dict[str, Any]:
@@ -68,6 +95,7 @@ def _document(r: Mapping[Any, Any], gpus: int, batch: int) -> dict[str, Any]:
         "global_batch": batch,
         "micro_batch": int(r["mbs"]),
         "backend": "nanotron",
+        "stage_layers": stage_layers(r),
         "cluster": {"gpu": "h100-sxm-80gb", "gpus": gpus, "internode": _EFA},
         "parallel": {
             "dp": int(r["dp"]),
