@@ -54,30 +54,6 @@ def _runs(records: list[dict[Any, Any]]) -> Iterator[PublicRun]:
         )
 
 
-def stage_layers(r: Mapping[Any, Any]) -> list[int] | None:
-    """How Nanotron cuts the model into stages, by what its blocks compute; None: evenly, or as no plan can say.
-
-    A block goes to the stage that is being filled, which is full once the blocks so far cost more than its share of all
-    (nanotron/models/base.py, build_model). A layer costs 4 h^2 + 3 h f, the head V h, all else nothing
-    (models/llama.py, get_block_compute_costs). Heads may cost as much as some stages, which are left without a block:
-    that no plan can say.
-    """
-    pp, layers, hidden = (int(r[key]) for key in ("pp", "num_layers", "hidden_size"))
-    if pp == 1:
-        return None
-    layer = 4 * hidden**2 + 3 * hidden * int(r["interm_dim"])
-    costs = [layer] * layers + [int(r["vocab_size"]) * hidden]
-    held, stage, before = [0] * pp, 0, 0
-    for index, cost in enumerate(costs):
-        if index < layers:
-            held[stage] += 1
-        elif stage < pp - 1:
-            return None
-        before += cost
-        stage += before * pp > sum(costs) * (stage + 1)
-    return held
-
-
 def _document(r: Mapping[Any, Any], gpus: int, batch: int) -> dict[str, Any]:
     hidden, heads, tp = int(r["hidden_size"]), int(r["num_heads"]), int(r["tp"])
     architecture = llama(
@@ -95,7 +71,6 @@ def _document(r: Mapping[Any, Any], gpus: int, batch: int) -> dict[str, Any]:
         "global_batch": batch,
         "micro_batch": int(r["mbs"]),
         "backend": "nanotron",
-        "stage_layers": stage_layers(r),
         "cluster": {"gpu": "h100-sxm-80gb", "gpus": gpus, "internode": _EFA},
         "parallel": {
             "dp": int(r["dp"]),
