@@ -71,9 +71,7 @@ def read_framework(path: Path, known: dict[str, Framework]) -> Framework:
     recipes = dict(known[like].precisions)
     for precision, changes in said.pop("precisions", {}).items():
         if precision not in recipes:
-            raise InputError(
-                f"{path}: precisions: found {precision}; allowed: those of {like}: {', '.join(recipes)}"
-            )
+            raise InputError(f"{path}: precisions: found {precision}; allowed: those of {like}: {', '.join(recipes)}")
         recipes[precision] = replace(recipes[precision], **changes)
     changed = {key: getattr(document, key) for key in said if key != "name"}
     return replace(known[like], name=said["name"], precisions=recipes, memory_log_error=None, **changed)
