@@ -49,11 +49,12 @@ MEGATRON_CORE = Framework(
     fused_gate_up=True,
     # Transformer Engine's norms and rotation (`apply_rope_fusion`), its permutations (`moe_permute_fusion`,
     # common/triton/permutation.py) and router (`moe_router_fusion`); activations by torch.compile (core/jit.py).
-    # All are on in Megatron-Bridge's recipes (perf_recipes/_common.py, models/qwen), but in GPT OSS's
+    # All are on in Megatron-Bridge's recipes (perf_recipes/_common.py, models/qwen)
     fused_kernels=TRANSFORMER_ENGINE | {"router", "permute", "unpermute"},
     # common/triton/cross_entropy.py, 16-bit logits: forward read twice, their gradients written in their place;
     # backward these are scaled
     fused_loss_B=(6.0, 4.0),
+    fused_dropout=True,  # megatron/core/fusions/fused_bias_dropout.py
     fused_optimizer=True,
     moment_dtypes=("fp32", "bf16", "fp16", "fp8"),  # transformer_engine/pytorch/optimizers/fused_adam.py
     master_dtypes=("fp32", "fp16", "remainder"),
@@ -113,6 +114,7 @@ MEGATRON_CORE_LOCAL = replace(
     },
     fused_kernels=frozenset(),
     fused_loss_B=None,
+    fused_dropout=False,  # without a compiler
     flash_attention=False,
     softmax="plain",
     fused_optimizer=False,

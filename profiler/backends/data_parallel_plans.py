@@ -67,6 +67,7 @@ def _outside(plan: Plan, limits: Limits) -> Iterator[str]:
         "compile",
         "cross_entropy",
         "gradient_dtype",
+        "dropout",
         "optimizer",
         "micro_batches_per_schedule",
         "stage_layers",

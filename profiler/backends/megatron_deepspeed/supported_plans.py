@@ -119,6 +119,7 @@ def _outside(plan: Plan) -> Iterator[str]:
         "compile",
         "cross_entropy",
         "gradient_dtype",
+        "dropout",
         "optimizer",
         "micro_batches_per_schedule",
         "stage_layers",
