@@ -47,6 +47,7 @@ OTHERWISE: dict[str, list[Any]] = {
     "cross_entropy": ["plain", "fused"],
     "gradient_dtype": ["bf16", "fp32"],
     "micro_batches_per_schedule": [2, 4],
+    "dropout": [True],
     "optimizer": [{"exp_avg": "bf16"}, {"exp_avg": "int8"}],
     "stage_layers": [[13, 11]],
     "backend": ["megatron-core", "megatron"],
