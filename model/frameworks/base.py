@@ -20,6 +20,15 @@ Precision = Literal["bf16", "bf16-mixed", "fp8", "mxfp8", "nvfp4", "fp32"]
 # between stages, gradients, and the parameters that ZeRO gathers. Keys and values of context parallelism always do.
 OverlapAxis = Literal["tp", "ep", "pp", "gradients", "parameters"]
 
+# Kernels of attention: FlashAttention's three generations, cuDNN's; `unfused`: a product, a softmax, a product.
+AttentionName = Literal["flash1", "flash2", "flash3", "cudnn", "unfused"]
+
+# Operators, by the names of `operators.work.Kind`, that a framework may run as one kernel which moves no more than it
+# has to; profiles measure what torch makes of them, one plain kernel after another or one that strides.
+FusedOperator = Literal[
+    "rms_norm", "layer_norm", "rotary", "gelu", "relu", "swiglu", "swiglu_packed", "router", "permute", "unpermute"
+]
+
 
 # Of what an optimizer keeps; `int8` in blocks with a scale each, `remainder` what a 16-bit weight lacks of float32.
 MomentDtype = Literal["fp32", "bf16", "fp16", "fp8", "int8"]
@@ -49,6 +58,8 @@ class PrecisionRecipe:
         update_B: of a parameter, that one kernel of an update moves.
         matmul_dtype: type of the operands of products inside layers, whose rate `device.precision` takes from the GPU's
             peaks; those of 8 and 4 bits are cast by kernels beforehand.
+        cast_B: bytes that these move of an element, all of them together.
+        splits_accumulation: in products of cast gradients sums go to float32 every 128 of depth.
     """
 
     weight_B: float
@@ -60,6 +71,8 @@ class PrecisionRecipe:
     element_size_B: float = 2.0
     update_B: float = _UPDATE_B
     matmul_dtype: Dtype = "bf16"
+    cast_B: float = 4.0
+    splits_accumulation: bool = False
 
     def with_states(self, *, state_B: float, update_B: float) -> PrecisionRecipe:
         """With states of so many bytes, of which an update moves so many."""
@@ -104,11 +117,18 @@ class Framework:
 
         fused_qkv: queries, keys and values are one product; else one each.
         fused_gate_up: so are the gate and the up-projection of dense feed-forward blocks (of experts they always are).
+        fused_kernels: operators that are one kernel in either pass, which moves its least bytes as fast as the
+            calibration's copies move theirs; others take what the profile measured of torch's.
+        fused_loss_B: bytes of a logit that kernels of a fused cross-entropy move, forward and backward; None: it is
+            not fused.
         flash_attention: attention is one kernel; else a product for the scores, a softmax over them, a product with the
             values.
+        attention: which kernel that is; None: as profiles measure it.
+        compiles: torch.compile fuses chains of elementwise kernels of whole layers where a plan asks for it.
         softmax: without flash attention, `fused` scales, masks and normalises in one kernel where it can run; `plain`
             fills the mask in, then normalises.
         dropout: attention probabilities and the output of every block pass through dropout.
+        fused_dropout: that of blocks is one kernel with their bias and the residual's sum; else kernels apart.
         moment_dtypes, master_dtypes: types that its optimizers keep moments and master weights in, where a plan asks;
             `sharded_dtypes`: other than float32 only where ZeRO shards them.
         fused_optimizer: it steps all parameters in a few kernels, which the host queues in no time.
@@ -133,6 +153,7 @@ class Framework:
 
         keeps_norm_shards: under sequence parallelism a product keeps the shard of its input and gathers it again in the
             backward pass (Korthikanti et al. 2022, section 4.2.2); else the whole.
+        may_keep_norm_shards: a setting of its own, or a later version, keeps the shard after all.
         gated_tensors: of a gated block's width, that it keeps: gate, its activation, up-projection and their product; a
             kernel that makes the product of gate and up-projection keeps no activation.
         keeps_expert_outputs: rows are weighted behind the last product of their expert, whose output is kept; else
@@ -166,6 +187,8 @@ class Framework:
             tensor-parallel ranks, which gather it again).
         cuts_messages: where all tensor-parallel ranks of a stage hold the same activation, each sends a part of it, and
             those of the next stage gather it (Narayanan et al. 2021, section 4.1); of the `megatron` pipeline.
+        cuts_by_cost: a pipeline's stages take layers until they have more than their share of the products' weights,
+            the head's among them; else layers count alike.
         shards_experts: tensor parallelism cuts experts too; else whole experts lie on a GPU, and tensor-parallel ranks
             take part in expert parallelism (Megatron's expert_tensor_parallel_size 1).
         dispatches_all_tokens: every tensor-parallel rank sends the rows of all of its tokens, and first how many go to
@@ -181,9 +204,14 @@ class Framework:
 
     fused_qkv: bool
     fused_gate_up: bool
+    fused_kernels: frozenset[FusedOperator] = frozenset()
+    fused_loss_B: tuple[float, float] | None = None
     flash_attention: bool = True
+    attention: AttentionName | None = None
+    compiles: bool = False
     softmax: Literal["fused", "plain"] = "fused"
     dropout: bool = False
+    fused_dropout: bool = False
     moment_dtypes: tuple[MomentDtype, ...] = ("fp32",)
     master_dtypes: tuple[MasterDtype, ...] = ("fp32",)
     sharded_dtypes: bool = False
@@ -203,6 +231,7 @@ class Framework:
     host_factors: HostFactors = HostFactors()
 
     keeps_norm_shards: bool = False
+    may_keep_norm_shards: bool = False
     gated_tensors: float = 4.0
     keeps_expert_outputs: bool = True
     eager_loss: bool = False
@@ -221,6 +250,7 @@ class Framework:
     steps_whole_experts_along: bool = False
     pipeline: Literal["torch", "megatron", "deepspeed"] = "megatron"
     cuts_messages: bool = False
+    cuts_by_cost: bool = False
     shards_experts: bool = True
     dispatches_all_tokens: bool = False
     dispatched_B: float | None = None

@@ -7,7 +7,7 @@ no ZeRO stage shards and 12 that it does.
 
 from __future__ import annotations
 
-from moemodel.model.frameworks.base import Framework, PrecisionRecipe
+from moemodel.model.frameworks.base import Framework, HostFactors, PrecisionRecipe
 
 NANOTRON = Framework(
     name="nanotron",
@@ -17,8 +17,18 @@ NANOTRON = Framework(
     },
     fused_qkv=True,
     fused_gate_up=True,
-    keeps_norm_shards=True,  # tp_recompute_allgather
+    fused_kernels=frozenset({"rms_norm"}),  # flash-attention's in Triton (nn/layer_norm.py, TritonRMSNorm)
+    attention="flash2",  # flash_attn_varlen_func (models/llama.py), of flash-attn 2
+    eager_loss=True,  # sharded_cross_entropy, float32, whole vocabularies too (tensor_parallel/functional.py)
+    # as Megatron Core's layers without Transformer Engine, measured (megatron_core.py), whose functions of tensor
+    # parallelism it has: assumed
+    host_factors=HostFactors(forward=2.19, backward=1.51),
+    # what most of those runs hold grows with tp by two whole inputs a layer; later code gathers them again
+    # (tp_recompute_allgather)
+    keeps_norm_shards=False,
+    may_keep_norm_shards=True,
+    cuts_by_cost=True,  # models/base.py, build_model; models/llama.py, get_block_compute_costs
     gated_tensors=4.0,  # its activation and product are two kernels (nn/activations.py, GLUActivation)
     logit_B=12.0,  # float32 logits, their exponentials and the gradient (tensor_parallel/functional.py)
-    memory_log_error=0.24,  # against what the allocator reserved
+    memory_log_error=0.2,  # against what the allocator reserved
 )

@@ -21,6 +21,7 @@ from moemodel.model.core.arrays import FloatArray
 from moemodel.model.frameworks.base import Framework, Precision, PrecisionRecipe
 from moemodel.model.operators.work import Kind, Pass, Shape
 from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.dispatch import ALL_TO_ALL
 from moemodel.model.plan.mesh import ParallelMesh
 
 CollectiveName = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "send_recv"]
@@ -107,6 +108,19 @@ class MicroBatch:
     def sends_by(self, dispatch: int) -> FloatArray:
         """In which plans rows are sent to experts so (`plan.dispatch`), 1 or 0. [P]"""
         return np.asarray((self.ep > 1) & (self.dispatch == dispatch), dtype=np.float64)
+
+    def sorts_spread_rows(self, experts: FloatArray) -> FloatArray | None:
+        """Where rows of several ranks are sorted by expert again, 1 or 0; None: nowhere. [P]
+
+        By plain kernels wherever experts are spread; by a fused one where a GPU holds several of them (`experts`) and
+        rows came by all-to-all (Megatron, moe/token_dispatcher.py, sort_chunks_by_idxs).
+        """
+        framework, spread = self.framework, self.sends_by(ALL_TO_ALL)
+        if framework.moe.sorts_again and "permute" in framework.fused_kernels:
+            spread = spread * (experts > 1)
+        elif not (framework.moe.sorts_again and framework.eager_sharding):
+            return None
+        return np.asarray(spread) if spread.any() else None
 
     def adds_kernels(self, degree: Literal["tp", "ep"]) -> bool:
         """Whether cutting by a degree adds plain kernels, in any plan."""

@@ -4,7 +4,7 @@ The half in V of DualPipe (DeepSeek-V3, section 3.2.1, figures 4 and 5): stage s
 2n, so that the first stage holds both ends of the model. In the middle of a step a forward pass of one chunk and a
 backward pass of the other take turns, each beside the messages and the experts' rows of the other (`plan.dispatch`).
 The first n backward passes of the second half, and those of the end, fall into gradients of inputs and of weights,
-which fill the bubble. Order: github.com/deepseek-ai/DualPipe, as torch.distributed.pipelining's ScheduleDualPipeV has it.
+which fill the bubble. Order: github.com/deepseek-ai/DualPipe, as torch's ScheduleDualPipeV has it.
 
 There is no formula for stages that differ. The order of all stages is walked, piece by piece, for `_ROUNDS` n
 micro-batches at most; each one more adds what the last one of these did, or all work of the slowest stage if that is
@@ -87,7 +87,7 @@ class DualPipeV(Schedule):
     def in_flight(self, stage: int, sizes: Sizes[IntArray]) -> FloatArray:  # noqa: ARG002
         """As many on every stage: 2n chunks' when the first backward pass begins, and one more before each later one
         (DualPipe: the number of chunks and one, table 2)."""
-        return np.minimum(sizes.stages + 0.5, sizes.micro_batches)
+        return np.asarray(np.minimum(sizes.stages + 0.5, sizes.micro_batches))
 
 
 class _Pen:

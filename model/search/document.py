@@ -303,6 +303,7 @@ class Search(NamesFiles):
     global_batch: Count
     precision: Precision = "bf16-mixed"
     schedule: Schedules = (schedules.DEFAULT,)
+    dropout: Switch | None = None
     optimizer: OptimizerStates | None = None
     stage_layers: EndSlots | None = None
     backend: Backend = "torch"
@@ -418,7 +419,7 @@ class Search(NamesFiles):
 _PARALLEL = ("dp", "tp", "pp", "ep", "etp", "cp", "zero_stage", "sequence_parallel", "virtual_stages")
 _FIXED = (
     *("architecture", "layers", "sequence_length", "global_batch", "precision", "backend"),
-    *("optimizer", "stage_layers", "power_cap_W", "tokens"),
+    *("dropout", "optimizer", "stage_layers", "power_cap_W", "tokens"),
 )
 
 

@@ -124,7 +124,7 @@ def test_rows_of_dense_models_of_megatron_bridge(tmp_path: Path) -> None:
 
 def test_rows_of_models_with_experts(tmp_path: Path) -> None:
     study = bridge(write(tmp_path, BRIDGE, _BRIDGE_COLUMNS + _BRIDGE_ROWS), experts=True)
-    assert [row.software for row in study.rows] == ["FP8", "FP8", "FP8", "FP8", "BF16"]
+    assert [row.software for row in study.rows] == ["FP8", "FP8", "FP8", "FP8", "BF16 turned apart"]
     assert [(row.plan["dispatch"], row.plan["dispatch_overlap"]) for row in study.rows] == [
         (ALL_TO_ALL, OVERLAPPED),
         (DEEPEP, AS_THE_FRAMEWORK),
