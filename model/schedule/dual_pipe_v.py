@@ -44,13 +44,13 @@ class DualPipeV(Schedule):
         and a forward and a backward pass that overlap."""
         n, m = sizes.stages, sizes.micro_batches
         near, far, pen = stage, 2 * n - 1 - stage, _Pen()
-        behind, half = n - 1 - stage, (stage + 1) // 2
-        for _ in range(2 * behind):
+        later, half = n - 1 - stage, (stage + 1) // 2
+        for _ in range(2 * later):
             pen.forward(near)
         for _ in range(stage + 1):
             pen.forward(near)
             pen.forward(far)
-        for _ in range(behind):
+        for _ in range(later):
             pen.inputs(far)
             pen.weights()
             pen.forward(far)
@@ -61,14 +61,14 @@ class DualPipeV(Schedule):
             else:
                 pen.both(near, far)
             pen.both(far, near)
-        for _ in range(behind):
+        for _ in range(later):
             pen.backward(far)
             pen.both(far, near)
         for k in range(stage + 1):
             # gradients of weights wait from the middle on, on odd stages of the far chunk first
             (pen.inputs if k > half or (k == half and stage % 2) else pen.backward)(far)
             (pen.inputs if k >= half else pen.backward)(near)
-        for _ in range(behind):
+        for _ in range(later):
             pen.weights()
             pen.inputs(near)
         for _ in range(stage + 1):
