@@ -52,7 +52,8 @@ class PipelineLayout(Architecture):
 
 def distinct_layers(architecture: Architecture) -> tuple[Layer, ...]:
     """The layers that differ, in order of appearance."""
-    return tuple(dict.fromkeys(architecture.layers))
+    objects = {id(layer): layer for layer in architecture.layers}  # few where most layers are one object, often hashed
+    return tuple(dict.fromkeys(objects.values()))
 
 
 def counted_layers(architecture: Architecture) -> int:
