@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
+from functools import reduce
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,11 +16,50 @@ BoolArray = NDArray[np.bool_]
 StringArray = NDArray[np.str_]
 
 _Record = TypeVar("_Record")
+_Element = TypeVar("_Element", bound=np.generic)
 
 
 def known_or(values: FloatArray, otherwise: FloatArray | float) -> FloatArray:
     """The values, and in place of those that are NaN the others."""
     return np.where(np.isnan(values), otherwise, values)
+
+
+def at_rows(values: NDArray[_Element], rows: BoolArray | IntArray) -> NDArray[_Element]:
+    """Some rows of an array: what an index gives, in a fifth of its time, and stored as the array is."""
+    if rows.dtype == np.bool_:
+        return values[rows]
+    return values.T.take(rows, axis=-1).T if by_column(values) else values.take(rows, axis=0)
+
+
+def by_column(values: NDArray[Any]) -> bool:
+    """Whether an array is stored one column after another, as those of plans at several clocks are: numpy works along
+    what lies side by side, of which there are many plans and few clocks."""
+    return values.ndim == 2 and values.flags.f_contiguous
+
+
+def largest(arrays: Sequence[FloatArray]) -> FloatArray:
+    """The largest of the elements that stand at one place; unlike `numpy.maximum.reduce`, without a copy of all."""
+    return reduce(np.maximum, arrays)
+
+
+def largest_so_far(values: FloatArray) -> FloatArray:
+    """The largest of each element and those before it in its row, [P, K]; `numpy.maximum.accumulate` in a tenth of its
+    time where rows are short."""
+    found = values.copy(order="K")
+    for column in range(1, values.shape[1]):
+        np.maximum(found[:, column - 1], found[:, column], out=found[:, column])
+    return found
+
+
+def where_largest(arrays: Sequence[FloatArray]) -> IntArray:
+    """Of arrays of one length, the place of the largest element at each index among all of them, one array behind
+    another; the first of equals. What stands there: `numpy.concatenate(arrays).take(where)`."""
+    here = np.arange(len(arrays[0]))
+    best, where = arrays[0], here
+    for number, array in enumerate(arrays[1:], start=1):
+        where = np.where(array > best, here + number * len(here), where)
+        best = np.maximum(best, array)
+    return where
 
 
 def take_rows(record: _Record, rows: BoolArray | IntArray) -> _Record:
@@ -34,7 +74,7 @@ def take_rows(record: _Record, rows: BoolArray | IntArray) -> _Record:
 
 def _taken(value: Any, rows: BoolArray | IntArray) -> Any:
     if isinstance(value, np.ndarray):
-        return value[rows]
+        return at_rows(value, rows)
     if isinstance(value, list):
         return [value[place] for place in np.arange(len(value))[rows]]
     if isinstance(value, dict):

@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray, at_rows, largest, largest_so_far
 
 _ROUNDS = 3  # of clocks and the times that stretches take at them
 _STEADY = 1e-4  # of a clock: what moves more in the last of them is not settled
@@ -82,7 +82,7 @@ class PowerSegment:
 
     def rising(self) -> PowerSegment:
         """The same, with a power that falls at no higher clock."""
-        return replace(self, power_W_UK=np.maximum.accumulate(self.power_W_UK, axis=1))
+        return replace(self, power_W_UK=largest_so_far(self.power_W_UK))
 
 
 _Solver = Callable[[Sequence[PowerSegment], FloatArray, FloatArray, FloatArray, float], list[FloatArray]]
@@ -135,7 +135,7 @@ def _is_free(
 ) -> BoolArray:
     """Cycles that the limit holds back in no stretch, not where its power is taken for a straight line, [P]: they draw
     no more at the next of the clocks given, nor at any lower one."""
-    worst_UK = np.maximum.accumulate(np.maximum.reduce([stretch.power_W_UK for stretch in cycle]), axis=1)
+    worst_UK = largest_so_far(largest([stretch.power_W_UK for stretch in cycle]))
     above = np.minimum(np.searchsorted(clock_Hz_K, (1 + _NEAR) * highest_Hz_P), len(clock_Hz_K) - 1)
     rows = np.arange(len(worst_UK)) if cycle[0].row_P is None else cycle[0].row_P
     return np.asarray(worst_UK[rows, above] <= limit_W_P)
@@ -323,7 +323,7 @@ def crossing(
 
     `row_P`: which row each is; None: they are one for one.
     """
-    rows_PK = rising_UK if row_P is None else rising_UK[row_P]
+    rows_PK = rising_UK if row_P is None else at_rows(rising_UK, row_P)
     last = np.clip((rows_PK <= limit_P[:, None]).sum(axis=1) - 1, 0, len(clock_Hz_K) - 2)
     low, high = _about(rows_PK, last + 1)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -345,10 +345,10 @@ def at_clock(
 
 def _about(values_UK: FloatArray, upper_P: IntArray, row_P: IntArray | None = None) -> tuple[FloatArray, FloatArray]:
     """Of each row the value before a place, and there, [P] each: half the time of an index for either axis."""
-    clocks = values_UK.shape[1]
-    place = (np.arange(0, values_UK.size, clocks) if row_P is None else clocks * row_P) + upper_P
-    flat = np.ascontiguousarray(values_UK).reshape(-1)
-    return flat.take(place - 1), flat.take(place)
+    cycles = len(values_UK)
+    place = cycles * upper_P + (np.arange(cycles) if row_P is None else row_P)
+    flat = np.asfortranarray(values_UK).T.reshape(-1)
+    return flat.take(place - cycles), flat.take(place)
 
 
 def time_at_clock(

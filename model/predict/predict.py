@@ -14,7 +14,7 @@ from functools import cached_property, partial
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray, distinct_rows, take_rows
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray, distinct_rows, largest, take_rows
 from moemodel.model.device.power import PowerModel, power_model
 from moemodel.model.layers.flops import model_flops
 from moemodel.model.plan.batch import PlanBatch
@@ -493,8 +493,8 @@ def _mean_gpu(
         backward_clock_Hz=clocks.backward[:, 0],
         optimizer_clock_Hz=clocks.optimizer[:, 0],
         power_W=power_W[:, 0],
-        hottest_power_W=np.maximum.reduce([watts for watts, _ in states])[:, 0],
-        temperature_C=np.maximum.reduce([celsius for _, celsius in states])[:, 0],
+        hottest_power_W=largest([watts for watts, _ in states])[:, 0],
+        temperature_C=largest([celsius for _, celsius in states])[:, 0],
         forward_J=energies.forward[:, 0],
         backward_J=energies.backward[:, 0],
         optimizer_J=energies.optimizer[:, 0],
@@ -556,8 +556,8 @@ def _device_error(pipe: PipelineStep) -> tuple[FloatArray, FloatArray]:
     m = pipe.m[:, 0]
     found = [_stage_error(cost, m) for cost in pipe.costs]
     return (
-        np.sqrt(np.maximum.reduce([variance for variance, _ in found])),
-        np.maximum.reduce([outside for _, outside in found]),
+        np.sqrt(largest([variance for variance, _ in found])),
+        largest([outside for _, outside in found]),
     )
 
 

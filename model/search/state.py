@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray, where_largest
 from moemodel.model.core.threads import in_threads
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.spec import Plan
@@ -232,4 +232,4 @@ def _in_memory(
 def _largest_terms(memory: Memory) -> NDArray[np.str_]:
     """Name of the largest term of each plan. [P]"""
     names = np.array(list(memory.terms_B))
-    return np.asarray(names[np.stack(list(memory.terms_B.values())).argmax(axis=0)])
+    return np.asarray(names[where_largest(list(memory.terms_B.values())) // len(memory.peak_B)])

@@ -127,7 +127,7 @@ class BlockCosts:
         repeated = [workload.repeatable(layer) for layer in self.kinds] if plans.recompute.any() else []
         passes = [*(workload.passes(layer) for layer in self.kinds), workload.embedding(), workload.head()]
         priced = self.pricer.blocks([*passes, *(calls for parts in repeated for calls in parts.values())], len(alike))
-        *self.layers, self.embedding, self.head = (_all_taken(lanes, place) for lanes in priced[: len(passes)])
+        *self.layers, self.embedding, self.head = (take_rows(lanes, place) for lanes in priced[: len(passes)])
         self.recomputed_calls = [np.zeros(len(first)) for _ in self.kinds]
         more = iter(priced[len(passes) :])
         times = take_rows(again, first).times
@@ -420,7 +420,7 @@ class _StageParts:
         parts += [(1, blocks.head)] if stage.head else []
         for count, phase_costs in parts:
             if phase in phase_costs:
-                _merge(total, phase_costs[phase].take(self._shape), float(count))
+                _merge(total, take_rows(phase_costs[phase], self._shape), float(count))
         return total
 
     def _lead(self, stage: Stage, phase: Phase, lane: PhaseCost) -> FloatArray:
@@ -450,7 +450,7 @@ class _StageParts:
         calls = workload.accumulate(kept[first]) + workload.optimizer(owned[first])
         calls += workload.copies(inner[first], units.ends[first], counts.take(first))
         phase_costs = self._blocks.price(calls, len(first))
-        return {phase: lane.take(size) for phase, lane in phase_costs.items()}
+        return take_rows(phase_costs, size)
 
     def _exchange(self, stage: Stage) -> tuple[Exchange, Exchange]:
         comm = self._comm
@@ -591,11 +591,6 @@ class _StageParts:
         return total + self._blocks.host.ends(ends)
 
 
-def _all_taken(lanes: dict[Phase, PhaseCost], rows: IntArray) -> dict[Phase, PhaseCost]:
-    """The costs of all phases of a block at these shapes."""
-    return {phase: lane.take(rows) for phase, lane in lanes.items()}
-
-
 def _repeat(backward: PhaseCost, calls_U: FloatArray, once: PhaseCost, place: IntArray, times_U: FloatArray) -> None:
     """Add operators that run again to a backward pass and to how many calls do.
 
@@ -607,7 +602,7 @@ def _repeat(backward: PhaseCost, calls_U: FloatArray, once: PhaseCost, place: In
     rows = np.flatnonzero(times_U)
     if not len(rows):
         return
-    part, times = once.take(place[rows]), times_U[rows]
+    part, times = take_rows(once, place[rows]), times_U[rows]
     for name in ("time_s_UK", "energy_J_UK", "cycles_UK"):
         getattr(backward, name)[rows] += times[:, None] * getattr(part, name)
     for name in ("extrapolated_s_U", "calls_U", "weights_s_U", "weights_calls_U", "gating_s_U"):
