@@ -473,7 +473,7 @@ def _mpt(name: str) -> Architecture:
     )
 
 
-_SHARDED = {"FULL_SHARD": 3, "SHARD_GRAD_OP": 2}  # ZeRO stages (torch.distributed.fsdp.ShardingStrategy)
+SHARDED = {"FULL_SHARD": 3, "SHARD_GRAD_OP": 2}  # ZeRO stages (torch.distributed.fsdp.ShardingStrategy)
 
 
 def fsdp(folder: Path) -> Study:
@@ -493,7 +493,7 @@ def fsdp(folder: Path) -> Study:
                 architecture=models[str(record["Model"])],
                 plan={
                     "dp": gpus,
-                    "zero_stage": _SHARDED[str(record["Sharding Strategy"])],
+                    "zero_stage": SHARDED[str(record["Sharding Strategy"])],
                     "micro_batch": int(record["MicroBatchSize"]),
                     "global_batch": batch,
                     "seq": seq,

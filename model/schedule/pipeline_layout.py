@@ -2,8 +2,8 @@
 
 Layers are cut in order, as evenly as they go: chunk c of C begins at layer round(c L / C), halves rounded to even. The
 first stage also holds the embedding, the last one the head. Frameworks that count these ends as layers when they cut
-give the stages that hold them fewer (`PipelineLayout`). With `v` virtual stages, stage s holds the chunks s, s + pp,
-s + 2 pp, ... (Narayanan et al. 2021, section 2.2).
+give the stages that hold them fewer, and a plan may say how many each chunk gets (`PipelineLayout`). With `v` virtual
+stages, stage s holds the chunks s, s + pp, s + 2 pp, ... (Narayanan et al. 2021, section 2.2).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from itertools import accumulate
 
 from moemodel.model.architecture.spec import Architecture, Layer
 
@@ -38,16 +39,27 @@ class PipelineLayout(Architecture):
     """An architecture whose ends a framework counts as so many layers when it cuts the model into stages.
 
     Megatron: one each under `account_for_embedding_in_pipeline_split` and `account_for_loss_in_pipeline_split`.
+
+    Attributes:
+        chunks: layers of each chunk, in order; None: as evenly as they go.
     """
 
     account_for_embedding: int = 0
     account_for_loss: int = 0
+    chunks: tuple[int, ...] | None = None
 
     @classmethod
-    def of(cls, architecture: Architecture, *, account_for_embedding: int, account_for_loss: int) -> PipelineLayout:
+    def of(
+        cls,
+        architecture: Architecture,
+        *,
+        account_for_embedding: int = 0,
+        account_for_loss: int = 0,
+        chunks: tuple[int, ...] | None = None,
+    ) -> PipelineLayout:
         """An architecture cut so."""
         own = {f.name: getattr(architecture, f.name) for f in fields(Architecture)}
-        return cls(**own, account_for_embedding=account_for_embedding, account_for_loss=account_for_loss)
+        return cls(**own, account_for_embedding=account_for_embedding, account_for_loss=account_for_loss, chunks=chunks)
 
 
 def distinct_layers(architecture: Architecture) -> tuple[Layer, ...]:
@@ -60,6 +72,8 @@ def counted_layers(architecture: Architecture) -> int:
     """Layers that a pipeline cuts, ends that count as one among them."""
     ends = 0
     if isinstance(architecture, PipelineLayout):
+        if architecture.chunks is not None:
+            return max(len(architecture.layers), len(architecture.chunks))
         ends = architecture.account_for_embedding + architecture.account_for_loss
     return len(architecture.layers) + ends
 
@@ -72,6 +86,8 @@ def layer_bounds(architecture: Architecture, chunks: int) -> tuple[int, ...]:
         chunks: pp x virtual stages.
     """
     before = architecture.account_for_embedding if isinstance(architecture, PipelineLayout) else 0
+    if isinstance(architecture, PipelineLayout) and architecture.chunks is not None:
+        return (0, *accumulate(architecture.chunks))
     layers, counted = len(architecture.layers), counted_layers(architecture)
     return tuple(min(max(round(c * counted / chunks) - before, 0), layers) for c in range(chunks + 1))
 

@@ -22,7 +22,8 @@ DeepSpeed's pipeline engine (deepspeed/runtime/pipe/engine.py, schedule.py: Trai
 another on the stream that computes: a stage inside takes part in four messages for each micro-batch, one at an end in
 two. Under tensor parallelism each of its ranks sends a part of the tensor (`pipe_partitioned` and `grad_partitioned`,
 on by default in runtime/config.py) behind a few integers that describe it (`PartitionedTensor.to_meta`), and those that
-receive gather the parts.
+receive gather the parts. Megatron-LM of 2021 and 2022 cuts messages too (`cuts_messages`), unless sequence parallelism
+has done so already.
 Over data-parallel ranks, once a step or a pass: `data_parallel`.
 """
 
@@ -34,7 +35,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture, Layer
-from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.layers.base import LayerComm, MicroBatch
 from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
@@ -218,10 +219,23 @@ class Communication:
 
     # ---- stages ---------------------------------------------------------------------------------------------------
 
+    def message_B(self) -> FloatArray:
+        """Bytes that a rank sends over a stage boundary, for one micro-batch of one chunk."""
+        return np.asarray(self._whole_B() / np.where(self._cuts, self.plans.tp, 1))
+
     def _message(self) -> FloatArray:
-        """An activation or gradient over a stage boundary, for one micro-batch of one chunk."""
-        size_B = self.batch.element_size_B * self.batch.sequence_parallel_tokens * self.architecture.hidden
-        return self.groups.time_s(Collective.SEND_RECV, size_B, self.groups["pp"])
+        """Time of an activation or gradient over a stage boundary, for one micro-batch of one chunk."""
+        return self.groups.time_s(Collective.SEND_RECV, self.message_B(), self.groups["pp"])
+
+    def _whole_B(self) -> FloatArray:
+        """Of an activation that a rank holds."""
+        return self.batch.element_size_B * self.batch.sequence_parallel_tokens * self.architecture.hidden
+
+    @property
+    def _cuts(self) -> BoolArray:
+        """Where a rank sends a part of what it holds."""
+        whole = (self.plans.tp > 1) & ~self.plans.sequence_parallel.astype(bool)
+        return np.asarray(self.framework.cuts_messages & whole)
 
     def pipeline_p2p(self, *, first: bool, last: bool) -> tuple[Exchange, Exchange]:
         """What a stage's forward and backward pass of one micro-batch send and receive.
@@ -239,9 +253,7 @@ class Communication:
                 self._one_after_another(received=not last, sent=not first, gathers=2),
             )
         if self.framework.pipeline != "torch":
-            time_s, calls = sent * self.plans.virtual_stages, self._calls(messages=passes)
-            both = self._hidden_or_not("pp", time_s, calls, overlaps="pp" in self.framework.overlapped)
-            return both, both
+            return self._sent_together(received=not first), self._sent_together(received=not last)
         before = self.plans.schedules.exchange(Messages.BEFORE_A_PASS)
         behind_it = self.plans.schedules.exchange(Messages.BEHIND_A_PASS)
         forward = np.where(before, sent * (not first), np.where(behind_it, sent * (not last), 0.0))
@@ -253,6 +265,15 @@ class Communication:
             Exchange(exposed_s=backward, overlappable=none, calls=calls),
         )
 
+    def _sent_together(self, *, received: bool) -> Exchange:
+        """What a pass sends and receives at once under Megatron's schedules, and gathers where that was cut."""
+        gathers = np.where((self.plans.pp > 1) & received, self.plans.virtual_stages * self._cuts, 0.0)
+        passes = np.where(self.plans.pp > 1, self.plans.virtual_stages, 0.0)
+        gathered_s = self.groups.time_s(Collective.ALL_GATHER, self._whole_B(), self.groups["tp"])
+        time_s = self._message() * self.plans.virtual_stages + gathers * gathered_s
+        calls = self._calls(messages=passes, tensor_parallel=gathers)
+        return self._hidden_or_not("pp", time_s, calls, overlaps="pp" in self.framework.overlapped)
+
     def _one_after_another(self, *, received: bool, sent: bool, gathers: int) -> Exchange:
         """What a pass waits for under DeepSpeed's engine, which cuts messages among tensor-parallel ranks.
 
@@ -261,8 +282,7 @@ class Communication:
             gathers: of tensors that are cut, in a pass that receives.
         """
         gathers *= received
-        tp, whole_B = self.plans.tp, self.batch.element_size_B * self.batch.sequence_parallel_tokens
-        whole_B = whole_B * self.architecture.hidden
+        tp, whole_B = self.plans.tp, self._whole_B()
         message_s = self.groups.time_s(Collective.SEND_RECV, whole_B / tp, self.groups["pp"])
         described_s = np.where(tp > 1, self.groups.time_s(Collective.SEND_RECV, _DESCRIPTION_B, self.groups["pp"]), 0.0)
         gathered_s = self.groups.time_s(Collective.ALL_GATHER, whole_B, self.groups["tp"])

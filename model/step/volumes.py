@@ -173,7 +173,6 @@ class _PipelineVolumes:
 
     def between_stages_B(self) -> FloatArray:
         """Activations forward and their gradients backward over every boundary between chunks, of the mean stage."""
-        batch, plans = self._comm.batch, self._plans
-        message_B = batch.element_size_B * batch.sequence_parallel_tokens * self._architecture.hidden
+        plans, message_B = self._plans, self._comm.message_B()
         boundaries = np.where(plans.pp > 1, plans.pp * plans.virtual_stages - 1, 0)
         return np.asarray(2 * self._m * boundaries / plans.pp * message_B)

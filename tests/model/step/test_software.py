@@ -136,6 +136,27 @@ def test_deepspeed_sends_whole_tensors_without_tensor_parallelism(opt: Architect
     assert there.calls.messages.tolist() == [0, 1]
 
 
+@pytest.mark.parametrize(("sequence_parallel", "gathers"), [(0, 1), (1, 0)])
+def test_megatron_of_2021_sends_parts_over_every_nic(
+    opt: Architecture, batch: Batch, sequence_parallel: int, gathers: int
+) -> None:
+    """tp 8 fills a node: an eighth over each NIC, the other seven by NVLink; shards of sequences go as they are."""
+    plans = batch(pp=4, tp=8, sequence_parallel=sequence_parallel)
+    whole_B = 2 * 2048 * opt.hidden  # bf16
+    part_s, gather_s = whole_B / 8 / 50e9, gathers * whole_B * (7 / 8) / 400e9
+    cut = talk(opt, plans, NODE, cuts_messages=True)
+    first, inside = (cut.pipeline_p2p(first=f, last=False) for f in (True, False))
+    assert [each.exposed_s[0] for each in first] == pytest.approx([part_s, part_s + gather_s])
+    assert [each.exposed_s[0] for each in inside] == pytest.approx([part_s + gather_s] * 2)
+    assert cut.message_B() == pytest.approx(whole_B / 8)
+    whole = talk(opt, plans, NODE).pipeline_p2p(first=True, last=False)[0]
+    assert whole.exposed_s == pytest.approx(whole_B / 50e9 / (8 if sequence_parallel else 1))
+
+
+def test_which_framework_sends_parts() -> None:
+    assert {name for name, framework in FRAMEWORKS.items() if framework.cuts_messages} == {"megatron-v2"}
+
+
 @pytest.mark.parametrize("nodes", [1, 2, 4])
 def test_rows_that_go_to_a_node_once(olmoe: Architecture, batch: Batch, nodes: int) -> None:
     """Over N nodes, a token with k experts reaches N (1 - (1 - 1/N)^k) of them; inside a node nothing is saved."""
@@ -254,7 +275,8 @@ def test_a_plan_can_name_them(backend: str, precision: Precision, plan_of: MakeP
     rate, bandwidth = SOFTWARE[backend, precision]
     plan = plan_of(backend=backend, precision=precision, parallel={"dp": 2}, cluster={"gpus": 2})
     made = system_of(plan, calibration)
-    assert made.framework is FRAMEWORKS[backend]
+    on_that_gpu = made.framework.workspace_B
+    assert made.framework == replace(FRAMEWORKS[backend], workspace_B=on_that_gpu)
     for name, factor in (("flops_per_cycle", rate), ("bandwidth_Bps", bandwidth)):
         assert made.calibration.chip[name].value == pytest.approx(factor * calibration.chip[name].value, rel=1e-4)
     assert outcome(plan, calibration).step_time_s.value > 0

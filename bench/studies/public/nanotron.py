@@ -1,0 +1,73 @@
+"""Nanotron on 8 to 512 H100 (Hugging Face's Ultra-Scale Playbook): plans of two models, and which ran out of memory.
+
+Runs of one job are those of a model on as many GPUs with the same sequences a step. Plans with a pipeline count where
+they ran after its memory was mended (`after_pp_fix`). The machines are AWS's p5 (Ultra-Scale Playbook, "our cluster"),
+whose EFA gives 3,200 Gb/s to eight GPUs; latency as assumed of Ethernet here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from studies.public.models import llama
+from studies.public.run import PublicRun, plan_or_refusal
+
+NANOTRON = "nanotron/plans.csv"
+_EFA = {"bandwidth_GBps": 50.0, "latency_us": 10.0}
+_GiB = 2.0**30
+
+
+def nanotron(folder: Path) -> list[PublicRun]:
+    """All rows that can be used."""
+    table = pd.read_csv(folder / NANOTRON)
+    usable = table[(table["pp"] == 1) | table["after_pp_fix"]]
+    return list(_runs(usable.to_dict("records")))
+
+
+def _runs(records: list[dict[Any, Any]]) -> Iterator[PublicRun]:
+    for r in records:
+        dp, tp, pp, micro_batch = (int(r[key]) for key in ("dp", "tp", "pp", "mbs"))
+        gpus, batch, ran = dp * tp * pp, micro_batch * dp * int(r["batch_accum"]), r["status"] == "Success"
+        time_s = batch * int(r["seq_len"]) / (gpus * float(r["tok/s/gpu"])) if ran else np.nan
+        yield PublicRun(
+            label=f"{r['hidden_size']} dp{dp} tp{tp} pp{pp} zero{r['zero_stage']} mb{micro_batch}",
+            plans=(plan_or_refusal(_document(r, gpus, batch)),),
+            time_s=(time_s,) if ran else (),
+            memory_B=float(r["Mem Res (GB)"]) * _GiB,
+            of_memory="reserved",
+            ran=ran,
+            job=f"{r['hidden_size']} on {gpus} GPUs, {batch} sequences",
+        )
+
+
+def _document(r: Mapping[Any, Any], gpus: int, batch: int) -> dict[str, Any]:
+    hidden, heads, tp = int(r["hidden_size"]), int(r["num_heads"]), int(r["tp"])
+    architecture = llama(
+        hidden=hidden,
+        layers=int(r["num_layers"]),
+        heads=heads,
+        kv_heads=heads,  # of all rows that ran; those that ran out of memory don't say
+        width=int(r["interm_dim"]),
+        vocab=int(r["vocab_size"]),
+        tied=hidden == 2048,  # as all rows of it that ran
+    )
+    return {
+        "architecture": architecture,
+        "sequence_length": int(r["seq_len"]),
+        "global_batch": batch,
+        "micro_batch": int(r["mbs"]),
+        "backend": "nanotron",
+        "cluster": {"gpu": "h100-sxm-80gb", "gpus": gpus, "internode": _EFA},
+        "parallel": {
+            "dp": int(r["dp"]),
+            "tp": tp,
+            "pp": int(r["pp"]),
+            "zero_stage": int(r["zero_stage"]),
+            "sequence_parallel": tp > 1,  # tp_mode REDUCE_SCATTER
+        },
+    }

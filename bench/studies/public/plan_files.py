@@ -1,0 +1,119 @@
+"""Published runs that lie as plan files, what was published in their first comment.
+
+    cases    a plan a fault, each from another source
+    rows     whole groups, a folder each; their comment reads `time_s=1.2, tok_s_gpu=3, memory_GB=4`
+
+Plans with one comment that differ in what is computed again (`-none`, `-selective`, `-full` at the end of their names)
+are alternatives of one run: the source does not say. What it does say of that is below.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import chdir
+from pathlib import Path
+
+import numpy as np
+
+from moemodel.model.core.errors import MoeModelError
+from moemodel.model.plan.recompute import RECOMPUTE
+from moemodel.model.plan.spec import Plan, read_plan
+from studies.public.run import OfMemory, PublicRun, first_line
+
+_UNSTATED = re.compile(r"-(none|selective|full)$")
+# torchtitan's reports name "selective activation checkpointing", which is `selective_ac_option: op` by default (its
+# JobConfig), and `selective` of the backend that trains so; the plans were written when none could say it
+_OPERATOR_SELECTIVE = re.compile(r"-sac-as-(none|full)$")
+
+
+def cases(folder: Path) -> list[PublicRun]:
+    """Of the plans that lie in a folder itself."""
+    with chdir(folder):
+        return [_case(path) for path in sorted(Path().glob("*.yaml"))]
+
+
+def group_names(folder: Path) -> list[str]:
+    """Of the folders below `rows` that hold plans."""
+    return sorted(path.name for path in (folder / "rows").glob("*") if any(path.glob("*.yaml")))
+
+
+def group(folder: Path, name: str) -> list[PublicRun]:
+    """The runs of one."""
+    with chdir(folder / "rows"):
+        return list(_group(Path(name)))
+
+
+def _group(folder: Path) -> Iterator[PublicRun]:
+    runs: dict[tuple[str, str], list[Path]] = {}
+    for path in sorted(folder.glob("*.yaml")):
+        name = _OPERATOR_SELECTIVE.sub("-sac", path.stem)
+        runs.setdefault((_UNSTATED.sub("", name), _first_line(path)), []).append(path)
+    for (name, said), paths in runs.items():
+        published = {key: float(value) for key, value in _PAIR.findall(said)}
+        plan = _plan(paths[0])
+        yield PublicRun(
+            label=name if len(paths) > 1 or name.endswith("-sac") else paths[0].stem,
+            plans=_alternatives(name, paths),
+            time_s=_row_time(published, plan),
+            memory_B=published.get("memory_GB", np.nan) * 1e9,
+            of_memory="reserved",  # torchtitan's, which alone state any (its metrics.py: max_reserved)
+        )
+
+
+def _alternatives(name: str, paths: list[Path]) -> tuple[Plan | str, ...]:
+    """Plans of one run, that first which computes least again."""
+    plans = [_plan(path) for path in paths]
+    if name.endswith("-sac") and isinstance(plans[0], Plan):
+        return (plans[0].model_copy(update={"recompute": "selective"}),)
+    if len(plans) == 1:
+        return (plans[0],)
+    return tuple(sorted(plans, key=lambda plan: RECOMPUTE[plan.recompute] if isinstance(plan, Plan) else -1))
+
+
+def _plan(path: Path) -> Plan | str:
+    """A plan whose files are named by where they are, or why it is none."""
+    try:
+        plan = read_plan(path)
+    except MoeModelError as error:
+        return first_line(error)
+    named = Path(plan.architecture)
+    return plan.model_copy(update={"architecture": str(named.resolve())}) if named.is_file() else plan
+
+
+_PAIR = re.compile(r"(\w+)=([\d.e+-]+)")
+
+
+def _first_line(path: Path) -> str:
+    return path.read_text(encoding="utf-8").splitlines()[0]
+
+
+def _row_time(published: dict[str, float], plan: Plan | str) -> tuple[float, ...]:
+    if "time_s" in published:
+        return (published["time_s"],)
+    return () if isinstance(plan, str) else (_of_rate(plan, published["tok_s_gpu"]),)
+
+
+def _of_rate(plan: Plan, tok_s_gpu: float) -> float:
+    return plan.global_batch * plan.sequence_length / (plan.cluster.gpus * tok_s_gpu)
+
+
+# ---- cases ----------------------------------------------------------------------------------------------------------
+
+_STEP = re.compile(r"([\d.]+) s(?: if|\b)")
+_RATE = re.compile(r"([\d.]+) tok/s/GPU")
+_HELD = re.compile(r"\bs?, ([\d.]+) (GB|GiB)\b")
+_UNIT_B = {"GB": 1e9, "GiB": 2.0**30}
+
+
+def _case(path: Path) -> PublicRun:
+    said = _first_line(path)
+    plan = _plan(path)
+    times = tuple(float(value) for value in _STEP.findall(said))
+    rate = _RATE.search(said)
+    if not times and rate and isinstance(plan, Plan):
+        times = (_of_rate(plan, float(rate[1])),)
+    held = _HELD.search(said)
+    memory_B = float(held[1]) * _UNIT_B[held[2]] if held else np.nan
+    of_memory: OfMemory = "device" if "gh200" in path.stem else "reserved"  # Sailor's and torchtitan's
+    return PublicRun(label=path.stem, plans=(plan,), time_s=times, memory_B=memory_B, of_memory=of_memory)

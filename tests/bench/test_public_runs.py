@@ -1,0 +1,70 @@
+"""`bench/public_runs.py` on plans made for it: what counts as one run, and which of its plans is taken."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PLAN = """\
+# published: {said}
+architecture: opt-350m
+sequence_length: 2048
+global_batch: 64
+micro_batch: {micro_batch}
+recompute: {recompute}
+cluster: {{gpu: h100-sxm-80gb, gpus: 8}}
+parallel: {{dp: 8}}
+"""
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def plans(tmp_path: Path) -> Path:
+    """A folder of cases, with a group of rows."""
+    group = tmp_path / "rows" / "group"
+    group.mkdir(parents=True)
+
+    def write(path: Path, said: str, recompute: str = "none", micro_batch: int = 1) -> None:
+        path.write_text(PLAN.format(said=said, recompute=recompute, micro_batch=micro_batch), encoding="utf-8")
+
+    write(tmp_path / "01-case.yaml", "step 0.25 s, 20.0 GB")
+    write(group / "large-none.yaml", "tok_s_gpu=32768", micro_batch=8)
+    write(group / "large-full.yaml", "tok_s_gpu=32768", recompute="full", micro_batch=8)
+    write(group / "two-none.yaml", "time_s=0.5, memory_GB=20")
+    write(group / "two-full.yaml", "time_s=1.0", recompute="full")
+    (group / "impossible.yaml").write_text("# published: time_s=1\narchitecture: opt-350m\n", encoding="utf-8")
+    return tmp_path
+
+
+def answers(run_bench: Run, plans: Path, *options: str) -> dict[str, Any]:
+    done = run_bench("public_runs.py", "--json", "--cases", plans, "--data", plans / "none", *options)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_figures_of_groups(run_bench: Run, plans: Path) -> None:
+    found = answers(run_bench, plans)
+    assert set(found) == {"cases", "group"}
+    assert found["cases"]["rows"] == found["cases"]["timed"] == found["cases"]["memory_rows"] == 1
+    # three runs of the group can be told apart by what was published; a plan that is none was run all the same
+    assert (found["group"]["rows"], found["group"]["timed"], found["group"]["refused"]) == (4, 3, 1)
+    assert found["group"]["mape"] >= abs(found["group"]["signed"])
+
+
+def test_of_plans_of_one_run_the_one_that_fits_and_computes_least_is_taken(run_bench: Run, plans: Path) -> None:
+    done = run_bench("public_runs.py", "--rows", "--only", "group", "--cases", plans, "--data", plans / "none")
+    line = next(line for line in done.stdout.splitlines() if line.strip().startswith("large"))
+    assert "0.5 s" in line  # 64 x 2048 tokens by 8 GPUs at 32768 tokens/s each
+    assert "as recompute none" in line
+
+
+def test_nothing_to_do_without_data(run_bench: Run, tmp_path: Path) -> None:
+    done = run_bench("public_runs.py", "--cases", tmp_path / "no", "--data", tmp_path / "none")
+    assert done.returncode == 0
+    assert done.stdout.startswith("skipped")
