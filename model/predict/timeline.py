@@ -67,11 +67,7 @@ class PipelineStep:
         self._unlike = self.plans.changes_clock_within_a_step if runs is not None else None
         runs = [[stage.count] for stage in pipeline] if runs is None else runs
         self.counts = [count for of_class in runs for count in of_class]
-        self.costs = [
-            cost
-            for cost, of_class in zip([costs.stage(stage) for stage in pipeline], runs, strict=True)
-            for _ in of_class
-        ]
+        self.costs = [cost for cost, of_class in zip(costs.stages(pipeline), runs, strict=True) for _ in of_class]
         self.m = self.plans.micro_batches[:, None].astype(np.float64)
         self._async_launch = self._launches_asynchronously(machine)
         p = self.plans

@@ -5,14 +5,14 @@ Axes: U distinct micro-batch shapes, P plans, K clocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from moemodel.model.architecture.spec import Architecture
+from moemodel.model.architecture.spec import Architecture, Layer
 from moemodel.model.core.arrays import FloatArray, IntArray, distinct_rows, take_rows
 from moemodel.model.device.host_overhead import HostCost, HostModel
 from moemodel.model.device.operator_cost import OperatorCostModel, PhaseCost, shares
@@ -184,12 +184,16 @@ class StageCosts:
         """Memory of the fullest class of stages."""
         return fullest(self._every.memory, pipeline)
 
-    def stage(self, stage: Stage) -> StageCost:
-        """Cost of a class of stages."""
+    def stages(self, pipeline: tuple[Stage, ...]) -> list[StageCost]:
+        """Cost of each class of stages."""
         if self._forward_only:
-            return self._every.forward_only(stage)
-        passes = take_rows(self._micro.passes(stage), self._micro_P)
-        once = take_rows(self._step.once(stage), self._step_P)
+            return [self._every.forward_only(stage) for stage in pipeline]
+        once = self._step.once(pipeline)
+        return [self._stage(self._micro.passes(stage), each) for stage, each in zip(pipeline, once, strict=True)]
+
+    def _stage(self, of_micro: _Passes, of_step: _Once) -> StageCost:
+        """Cost of a class of stages, of what it does with a micro-batch and once a step."""
+        passes, once = take_rows(of_micro, self._micro_P), take_rows(of_step, self._step_P)
         forward, backward = passes.forward, passes.backward
         _merge(forward, once.updates.get(Phase.FORWARD), 1.0)
         _merge(backward, once.updates.get(Phase.BACKWARD), 1.0)
@@ -274,6 +278,22 @@ class _Once:
     tensors: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Held:
+    """Parameters of a stage on one GPU. [P].
+
+    Attributes:
+        units: as they are exchanged; `counts` how often.
+        owned: that it updates in the optimizer step.
+        accumulated: whose gradients a micro-batch adds to those before it.
+    """
+
+    units: FsdpUnits
+    counts: ExchangeCounts
+    owned: FloatArray
+    accumulated: FloatArray
+
+
 class _StageParts:
     """The parts of a stage's cost, for some of the plans."""
 
@@ -281,6 +301,7 @@ class _StageParts:
         self.plans = blocks.plans.take(rows)
         self._blocks = blocks
         self._shape = blocks.shape[rows]
+        self._exchanges: dict[Layer, tuple[Exchange, Exchange]] = {}
 
     @cached_property
     def _batch(self) -> MicroBatch:
@@ -342,17 +363,30 @@ class _StageParts:
             pipeline_fill_comm_s=self._comm.pipeline_fill_comm_s(),
         )
 
-    def once(self, stage: Stage) -> _Once:
-        """What a stage does once a step, and in its passes with what that exchanges."""
+    def once(self, pipeline: tuple[Stage, ...]) -> list[_Once]:
+        """What each class of stages does once a step, and in its passes with what that exchanges."""
         machine = self._blocks.machine
-        units, counts = self.memory.units(stage), ExchangeCounts.of(self.plans, machine.framework, stage.first)
         data = DataParallel(self.plans, self._comm.groups, framework=machine.framework, precision=machine.precision)
-        return _Once(
-            updates=self._updates(stage, units, counts),
-            exchange=data.step(units, counts).with_exposed(self._tied(stage) + self._comm.norm_s()),
-            counts=counts,
-            added_tensors=self._added(stage),
-            tensors=self._tensors(stage),
+        held = [self._held(stage) for stage in pipeline]
+        return [
+            _Once(
+                updates=updates,
+                exchange=data.step(own.units, own.counts).with_exposed(self._tied(stage) + self._comm.norm_s()),
+                counts=own.counts,
+                added_tensors=self._added(stage),
+                tensors=self._tensors(stage),
+            )
+            for stage, own, updates in zip(pipeline, held, self._updates(held), strict=True)
+        ]
+
+    def _held(self, stage: Stage) -> _Held:
+        """What a GPU of a stage has of its parameters."""
+        memory, shard = self.memory, self.memory.shard(stage)
+        return _Held(
+            units=memory.units(stage),
+            counts=ExchangeCounts.of(self.plans, self._blocks.machine.framework, stage.first),
+            owned=memory.owned(shard),
+            accumulated=memory.accumulated(shard),
         )
 
     def queue(self, call: HostCost) -> ParallelHost:
@@ -431,39 +465,47 @@ class _StageParts:
             head_s = blocks.head[phase].time_s_UK[self._shape, -1]
         return shares(np.asarray(head_s + (whole_s - head_s) / max(sum(stage.layers), 1)), whole_s)[:, None]
 
-    def _updates(self, stage: Stage, units: FsdpUnits, counts: ExchangeCounts) -> dict[Phase, PhaseCost]:
-        """What a stage does with its parameters beside its layers, priced once for each distinct size: copies on their
+    def _updates(self, held: Sequence[_Held]) -> list[dict[Phase, PhaseCost]]:
+        """What stages do with their parameters beside their layers, priced once for each distinct size: copies on their
         way between ranks, accumulation of a micro-batch's gradients, the optimizer step.
         """
-        shard = self.memory.shard(stage)
-        owned = self.memory.owned(shard)
-        inner = units.dense + np.where(self.memory.expert_copies > 1, units.expert, 0.0)
-        kept = self.memory.accumulated(shard)
-        exchanged = [counts.gathers_forward, counts.gathers_backward, counts.reductions]
-        plans = self.plans
-        shared = plans.dp * plans.cp > 1
-        first, size = distinct_rows([inner, owned, kept, plans.micro_batches, plans.zero_stage, shared, *exchanged])
+        copies = self.memory.expert_copies > 1
+        inner = np.concatenate([own.units.dense + np.where(copies, own.units.expert, 0.0) for own in held])
+        ends, owned, kept = (
+            np.concatenate(part)
+            for part in zip(*((own.units.ends, own.owned, own.accumulated) for own in held), strict=True)
+        )
+        counts = ExchangeCounts.together([own.counts for own in held])
+        every = self.plans.take(np.tile(np.arange(len(self.plans)), len(held)))
+        read = [every.micro_batches, every.zero_stage, every.dp * every.cp > 1]
+        first, size = distinct_rows([inner, ends, owned, kept, *read, *vars(counts).values()])
         machine = self._blocks.machine
         workload = Workload(
-            self._blocks.architecture, plans.take(first), framework=machine.framework, precision=machine.precision
+            self._blocks.architecture, every.take(first), framework=machine.framework, precision=machine.precision
         )
         calls = workload.accumulate(kept[first]) + workload.optimizer(owned[first])
-        calls += workload.copies(inner[first], units.ends[first], counts.take(first))
+        calls += workload.copies(inner[first], ends[first], counts.take(first))
         phase_costs = self._blocks.price(calls, len(first))
-        return take_rows(phase_costs, size)
+        return [take_rows(phase_costs, of_stage) for of_stage in np.split(size, len(held))]
 
     def _exchange(self, stage: Stage) -> tuple[Exchange, Exchange]:
         comm = self._comm
         forward, backward = comm.none(), comm.none()
         for count, layer in zip(stage.layers, self._blocks.kinds, strict=True):
             if count:
-                there, back = comm.layer(layer)
+                there, back = self._of_layer(layer)
                 forward, backward = forward + there.times(count), backward + back.times(count)
         ends = [comm.embedding()] if stage.embedding else []
         ends += [comm.head()] if stage.head else []
         for there, back in (*ends, comm.pipeline_p2p(first=stage.embedding, last=stage.head)):
             forward, backward = forward + there, backward + back
         return forward, backward
+
+    def _of_layer(self, layer: Layer) -> tuple[Exchange, Exchange]:
+        """What a layer exchanges, the same on every stage."""
+        if layer not in self._exchanges:
+            self._exchanges[layer] = self._comm.layer(layer)
+        return self._exchanges[layer]
 
     def _tied(self, stage: Stage) -> FloatArray:
         """Gradients of an embedding that the head on another stage shares."""
