@@ -30,7 +30,7 @@ from moemodel.model.frameworks.base import Framework
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.recompute import Recompute
-from moemodel.model.plan.stage_layers import EndSlots, EndStages, cut_as_said
+from moemodel.model.plan.stage_layers import EndSlots, EndStages, cut_as_said, cut_by_cost
 from moemodel.model.results.measured import BESIDE_THE_ALLOCATOR
 from moemodel.model.schedule.pipeline_layout import stages
 from moemodel.model.step.memory import MemoryModel
@@ -327,7 +327,7 @@ def _llama_like(record: Mapping[Any, Any]) -> Architecture:
         norm="rms",
     )
     small = hidden == 2048  # the model whose embedding is shared
-    return Architecture(
+    llama = Architecture(
         name=f"llama-{hidden}",
         hidden=hidden,
         vocab=int(record["vocab_size"]),
@@ -335,3 +335,4 @@ def _llama_like(record: Mapping[Any, Any]) -> Architecture:
         tied=small,
         decoder=(layer,) * int(record["num_layers"]),
     )
+    return cut_by_cost(llama)

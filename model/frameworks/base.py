@@ -133,6 +133,7 @@ class Framework:
 
         keeps_norm_shards: under sequence parallelism a product keeps the shard of its input and gathers it again in the
             backward pass (Korthikanti et al. 2022, section 4.2.2); else the whole.
+        may_keep_norm_shards: a setting of its own, or a later version, keeps the shard after all.
         gated_tensors: of a gated block's width, that it keeps: gate, its activation, up-projection and their product; a
             kernel that makes the product of gate and up-projection keeps no activation.
         keeps_expert_outputs: rows are weighted behind the last product of their expert, whose output is kept; else
@@ -166,6 +167,8 @@ class Framework:
             tensor-parallel ranks, which gather it again).
         cuts_messages: where all tensor-parallel ranks of a stage hold the same activation, each sends a part of it, and
             those of the next stage gather it (Narayanan et al. 2021, section 4.1); of the `megatron` pipeline.
+        cuts_by_cost: a pipeline's stages take layers until they have more than their share of the products' weights,
+            the head's among them; else layers count alike.
         shards_experts: tensor parallelism cuts experts too; else whole experts lie on a GPU, and tensor-parallel ranks
             take part in expert parallelism (Megatron's expert_tensor_parallel_size 1).
         dispatches_all_tokens: every tensor-parallel rank sends the rows of all of its tokens, and first how many go to
@@ -204,6 +207,7 @@ class Framework:
     host_factors: HostFactors = HostFactors()
 
     keeps_norm_shards: bool = False
+    may_keep_norm_shards: bool = False
     gated_tensors: float = 4.0
     keeps_expert_outputs: bool = True
     eager_loss: bool = False
@@ -222,6 +226,7 @@ class Framework:
     steps_whole_experts_along: bool = False
     pipeline: Literal["torch", "megatron", "deepspeed"] = "megatron"
     cuts_messages: bool = False
+    cuts_by_cost: bool = False
     shards_experts: bool = True
     dispatches_all_tokens: bool = False
     dispatches_once_a_node: bool = False

@@ -15,7 +15,7 @@ from moemodel.model.plan.routing import routed_architecture
 from moemodel.model.plan.rules import architecture_rules, messages
 from moemodel.model.plan.skew import skew_of
 from moemodel.model.plan.spec import Plan
-from moemodel.model.plan.stage_layers import cut_as_said
+from moemodel.model.plan.stage_layers import cut_as_said, cut_by_cost
 from moemodel.model.schedule.pipeline_layout import PipelineLayout
 
 _ON_STEP = 1e-3  # of a clock step: rounding of MHz to Hz
@@ -44,6 +44,8 @@ def _as_cut(plan: Plan, architecture: Architecture) -> Architecture:
     """
     if plan.stage_layers is not None:
         return cut_as_said(architecture, plan.stage_layers, pp=plan.parallel.pp, virtual=plan.parallel.virtual_stages)
+    if framework_of(plan.backend).cuts_by_cost:
+        return cut_by_cost(architecture)
     chunks, layers = plan.parallel.pp * plan.parallel.virtual_stages, len(architecture.layers)
     if framework_of(plan.backend).pipeline != "torch" and layers < chunks <= layers + 2:
         return PipelineLayout.of(architecture, account_for_embedding=1, account_for_loss=1)

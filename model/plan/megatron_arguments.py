@@ -133,11 +133,6 @@ LEFT_OUT: dict[str, str] = {
     "spec": "kernels are Transformer Engine's",
     "hidden-dropout": "nothing is dropped",
     "attention-dropout": "nothing is dropped",
-    "decoder-first-pipeline-num-layers": "layers are cut as evenly as they go",
-    "decoder-last-pipeline-num-layers": "layers are cut as evenly as they go",
-    "pipeline-model-parallel-layout": "layers are cut as evenly as they go",
-    "account-for-embedding-in-pipeline-split": "layers are cut as evenly as they go",
-    "account-for-loss-in-pipeline-split": "layers are cut as evenly as they go",
 }
 
 REFUSED: dict[str, str] = {
@@ -186,6 +181,8 @@ _OF_PLAN = frozenset(
         *("cross-entropy-loss-fusion", "cross-entropy-fusion-impl", "recompute-activations", "recompute-granularity"),
         *("recompute-method", "recompute-num-layers", "recompute-modules", "moe-grouped-gemm", "use-flash-attn"),
         *("ddp-average-in-collective", "ddp-pad-buckets-for-high-nccl-busbw"),
+        *("decoder-first-pipeline-num-layers", "decoder-last-pipeline-num-layers", "pipeline-model-parallel-layout"),
+        *("account-for-embedding-in-pipeline-split", "account-for-loss-in-pipeline-split"),
         *("megatron-fsdp-main-params-dtype", "megatron-fsdp-main-grads-dtype", "megatron-fsdp-grad-comm-dtype"),
     }
 )
@@ -377,6 +374,7 @@ def _plan(said: _Said, gpu: str, gpus: int) -> tuple[dict[str, Any], list[str]]:
         "global_batch": said.count("global-batch-size", micro_batch * dp),
         "micro_batch": micro_batch,
         "recompute": recompute,
+        "stage_layers": _stage_layers(said),
         **_software(said),
         "cluster": {"gpu": gpu, "gpus": gpus},
         "parallel": {
@@ -394,6 +392,8 @@ def _plan(said: _Said, gpu: str, gpus: int) -> tuple[dict[str, Any], list[str]]:
 
 
 def _virtual_stages(said: _Said, pp: int) -> int:
+    if said.flag("pipeline-model-parallel-layout"):
+        return len(layout_layers(said.word("pipeline-model-parallel-layout", ""))) // pp
     if said.flag("num-virtual-stages-per-pipeline-rank"):
         return said.count("num-virtual-stages-per-pipeline-rank")
     if said.flag("num-layers-per-virtual-pipeline-stage"):
@@ -401,6 +401,42 @@ def _virtual_stages(said: _Said, pp: int) -> int:
     return 1
 
 
+def _stage_layers(said: _Said) -> Any:
+    """How layers are cut into stages, in a plan's words; None: evenly."""
+    if said.flag("pipeline-model-parallel-layout"):
+        return layout_layers(said.word("pipeline-model-parallel-layout", ""))
+    slots = {
+        end: 1
+        for end, name in (("embedding", "embedding"), ("head", "loss"))
+        if said.flag(f"account-for-{name}-in-pipeline-split")
+    }
+    ends = {
+        end: said.count(f"decoder-{end}-pipeline-num-layers")
+        for end in ("first", "last")
+        if said.flag(f"decoder-{end}-pipeline-num-layers")
+    }
+    return slots or ends or None
+
+
+_REPEATED = re.compile(r"(\([^()]*\)|[EtmL|])\*(\d{1,4})")
+
+
+def layout_layers(text: str) -> list[int]:
+    """Layers of each chunk of a layout such as `Et*2|(tt|)*5t|tmL` (PipelineParallelLayerLayout).
+
+    Raises:
+        InputError: it is none.
+    """
+    bare = re.sub(r"[\s,'\"]", "", text)
+    spelled = re.sub(r"[()]", "", _REPEATED.sub(lambda found: found[1].strip("()") * int(found[2]), bare))
+    if not spelled or set(spelled) - set("EtmL|") or len(spelled) > _LONGEST_LAYOUT:
+        raise InputError(
+            f"--pipeline-model-parallel-layout: found {shown(text)}; allowed: stages of E, t, m and L, joined by |"
+        )
+    return [chunk.count("t") for chunk in spelled.split("|")]
+
+
+_LONGEST_LAYOUT = 100_000
 _SHARDED = {"no_shard": 0, "optim": 1, "optim_grads": 2, "optim_grads_params": 3}  # data_parallel_sharding_strategy
 
 

@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from moemodel.model.architecture.spec import Architecture
+from moemodel.model.architecture.spec import Architecture, Layer, Moe
 from moemodel.model.core.documents import Strict
 from moemodel.model.core.errors import InputError
 from moemodel.model.schedule.pipeline_layout import PipelineLayout
@@ -70,6 +70,22 @@ def cut_as_said(architecture: Architecture, said: StageLayers, *, pp: int, virtu
             f"stage_layers: found no layer in chunk {empty[0]}; allowed without one: those of embedding and head"
         )
     return PipelineLayout.of(architecture, chunks=tuple(chunks))
+
+
+def cut_by_cost(architecture: Architecture) -> PipelineLayout:
+    """An architecture whose layers, and its head, count as the weights of their products, keys and values as many as
+    queries (nanotron, models/llama.py, get_block_compute_costs).
+    """
+    each = [architecture.hidden * _weights(layer) for layer in architecture.layers]
+    head = architecture.head_outputs * architecture.embedding_width if architecture.has_head else 0
+    return PipelineLayout.of(architecture, costs=(*each, head))
+
+
+def _weights(layer: Layer) -> int:
+    """Of a layer's products, for each hidden feature."""
+    block = layer.feed_forward
+    widths = block.width * (2 + block.gated) * (block.top_k if isinstance(block, Moe) else 1)
+    return sum(4 * attention.heads * attention.head_dim for attention in layer.attentions) + widths
 
 
 def _between(said: EndStages, layers: int, pp: int) -> tuple[int, ...]:

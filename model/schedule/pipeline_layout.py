@@ -46,11 +46,14 @@ class PipelineLayout(Architecture):
 
     Attributes:
         chunks: layers of each chunk, in order; None: as evenly as they go.
+        costs: of each layer and, last, of the head: a chunk takes layers until what it and those before it hold is more
+            than their share of the whole (nanotron, models/base.py, build_model); None: layers count alike.
     """
 
     account_for_embedding: int = 0
     account_for_loss: int = 0
     chunks: tuple[int, ...] | None = None
+    costs: tuple[int, ...] | None = None
 
     @classmethod
     def of(
@@ -60,10 +63,17 @@ class PipelineLayout(Architecture):
         account_for_embedding: int = 0,
         account_for_loss: int = 0,
         chunks: tuple[int, ...] | None = None,
+        costs: tuple[int, ...] | None = None,
     ) -> PipelineLayout:
         """An architecture cut so."""
         own = {f.name: getattr(architecture, f.name) for f in fields(Architecture)}
-        return cls(**own, account_for_embedding=account_for_embedding, account_for_loss=account_for_loss, chunks=chunks)
+        return cls(
+            **own,
+            account_for_embedding=account_for_embedding,
+            account_for_loss=account_for_loss,
+            chunks=chunks,
+            costs=costs,
+        )
 
 
 def distinct_layers(architecture: Architecture) -> tuple[Layer, ...]:
@@ -92,8 +102,22 @@ def layer_bounds(architecture: Architecture, chunks: int) -> tuple[int, ...]:
     before = architecture.account_for_embedding if isinstance(architecture, PipelineLayout) else 0
     if isinstance(architecture, PipelineLayout) and architecture.chunks is not None:
         return (0, *accumulate(architecture.chunks))
+    if isinstance(architecture, PipelineLayout) and architecture.costs is not None:
+        return _bounds_by_cost(architecture.costs, chunks)
     layers, counted = len(architecture.layers), counted_layers(architecture)
     return tuple(min(max(round(c * counted / chunks) - before, 0), layers) for c in range(chunks + 1))
+
+
+def _bounds_by_cost(costs: tuple[int, ...], chunks: int) -> tuple[int, ...]:
+    """Where chunks end that each take layers until they have more than their share, or leave one to each that follows
+    but the last; that one has the head."""
+    bounds, held, whole, layers = [0], 0, sum(costs), len(costs) - 1
+    for layer, cost in enumerate(costs[:-1], 1):
+        held += cost
+        full = held * chunks > whole * len(bounds) or layers - layer <= chunks - 1 - len(bounds)
+        if full and len(bounds) < chunks:
+            bounds.append(layer)
+    return (*bounds, *[layers] * (chunks + 1 - len(bounds)))
 
 
 @lru_cache(maxsize=4096)  # far more pipelines than a search holds; entries are small

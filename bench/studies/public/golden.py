@@ -1,8 +1,9 @@
 """Megatron-LM's functional tests: all arguments of each, its median iteration, and what its last rank held at most.
 
-Arguments become plans as `moemodel import megatron` makes them. Tests run on one node of eight GPUs
-(tests/test_utils/recipes) unless their degrees need more. Memory is that of the last rank, which writes the log
-(megatron/training/training.py: `mem-max-allocated-bytes` of torch.cuda's allocator), on the last stage.
+Arguments become plans as `moemodel import megatron` makes them. Tests run on eight GPUs, those of one GB200 node on
+four (tests/test_utils/recipes). Memory is that of the last rank, which writes the log (megatron/training/training.py:
+`mem-max-allocated-bytes` of torch.cuda's allocator), on the last stage. Left out: runs of a release, on as many GPUs as
+no recipe says. Second runs (`_2nd`) begin by loading a checkpoint, which their memory holds: of them the time counts.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from studies.public.run import PublicRun, first_line, plan_or_refusal
 GOLDEN = "megatron-golden/cases.jsonl"
 LONG_S = 0.1  # iterations from which on times are said to be right; below, they are mostly the host's
 _NODE = 8
+_LOADED = "_2nd"
 _GPUS = {"a100": "a100-sxm-80gb", "h100": "h100-sxm-80gb", "gb200": "gb200-186gb"}
 # Vocabularies of tokenizers whose files the tests name and the arguments don't: bert-large-cased-vocab.txt
 _VOCABULARIES = {"BertWordPieceCase": 28996}
@@ -38,14 +39,17 @@ def golden(folder: Path) -> list[PublicRun]:
 
 def _runs(cases: Iterator[dict[str, Any]]) -> Iterator[PublicRun]:
     for case in cases:
+        if "release" in case["case"]:
+            continue
         memory_B, time_s = case.get("max_allocated_B"), float(case["iteration_time_s"])
-        plan = _plan(case)
+        plan, is_read = _plan(case)
         yield PublicRun(
             label=f"{case['case']} {case['gpu']} {_short(str(case['file']))}",
             plans=(plan,),
             time_s=(time_s,) if time_s > LONG_S else (),
-            memory_B=np.nan if memory_B is None else float(memory_B),
+            memory_B=np.nan if memory_B is None or _LOADED in case["file"] else float(memory_B),
             stage=plan.parallel.pp - 1 if isinstance(plan, Plan) else None,
+            is_read=is_read,
         )
 
 
@@ -53,12 +57,13 @@ def _short(file: str) -> str:
     return file.removeprefix("golden_values_").removesuffix(".json")
 
 
-def _plan(case: Mapping[str, Any]) -> Plan | str:
+def _plan(case: Mapping[str, Any]) -> tuple[Plan | str, bool]:
+    """What a user gets of its arguments, or why there is none; and whether they could be read."""
     try:
         run = imported(case)
     except InputError as error:
-        return first_line(error)
-    return plan_or_refusal(run.plan | {"architecture": _model(run), "name": str(case["case"]).replace("/", " ")})
+        return first_line(error), False
+    return plan_or_refusal(run.plan | {"architecture": _model(run), "name": str(case["case"]).replace("/", " ")}), True
 
 
 def imported(case: Mapping[str, Any]) -> MegatronRun:
@@ -70,18 +75,14 @@ def imported(case: Mapping[str, Any]) -> MegatronRun:
     arguments = case["args"]
     gpu = _GPUS[str(case["gpu"])]
     vocab = _VOCABULARIES.get(str(arguments.get("--tokenizer-type")))
-    return megatron_run(arguments, gpu=gpu, gpus=_gpus(arguments), vocab=vocab)
+    return megatron_run(arguments, gpu=gpu, gpus=_gpus(case), vocab=vocab)
 
 
-def _gpus(arguments: Mapping[str, Any]) -> int:
-    """A node, or as many nodes as the degrees need."""
-    dense = 1
-    for axis in ("tensor-model", "pipeline-model", "context"):
-        dense *= int(arguments.get(f"--{axis}-parallel-size") or 1)
-    experts = int(arguments.get("--expert-model-parallel-size") or 1) * int(
-        arguments.get("--pipeline-model-parallel-size") or 1
-    )
-    return lcm(_NODE, dense, experts)
+def _gpus(case: Mapping[str, Any]) -> int:
+    """By the recipe of its group: a node of eight, two of four GB200, or one of these ("1node", "1N4G")."""
+    if case["gpu"] == "gb200" and re.search("1node|1N4G", str(case["case"])):
+        return 4
+    return _NODE
 
 
 def _model(run: MegatronRun) -> str:

@@ -12,7 +12,7 @@ from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.megatron_model import layer_pattern
 from moemodel.model.core.errors import InputError
 from moemodel.model.layers.parameters import parameters
-from moemodel.model.plan.megatron_arguments import HARMLESS, LEFT_OUT, MegatronRun, megatron_run
+from moemodel.model.plan.megatron_arguments import HARMLESS, LEFT_OUT, MegatronRun, layout_layers, megatron_run
 
 SMALL: dict[str, Any] = {
     "--num-layers": 12,
@@ -115,6 +115,26 @@ def test_degrees_and_choices() -> None:
     parts = run({"--recompute-granularity": "selective", "--recompute-modules": "[moe_act layernorm mystery]"})
     assert parts.plan["recompute"] == "moe_act+layernorm"
     assert parts.left_out == ("--recompute-modules mystery: not computed again here",)
+
+
+def test_layers_of_stages() -> None:
+    # PipelineParallelLayerLayout's own example, and two of Megatron-LM's tests
+    assert layout_layers("E|(tt|)*2,(t|)*4,mL") == [0, 2, 2, 1, 1, 1, 1, 0]
+    assert layout_layers("Et*2|(tt|)*5t|tmL") == [2, 2, 2, 2, 2, 2, 1, 1]
+    assert layout_layers("Et*7|t*7mL") == [7, 7]
+    said = {
+        "--pipeline-model-parallel-size": 2,
+        "--num-layers": 14,
+        "--pipeline-model-parallel-layout": "Et*2|(tt|)*5t|tmL",
+    }
+    found = run(said)
+    assert (found.plan["parallel"]["virtual_stages"], sum(found.plan["stage_layers"])) == (4, 14)
+    assert run({"--account-for-loss-in-pipeline-split": True}).plan["stage_layers"] == {"head": 1}
+    ends = {"--decoder-first-pipeline-num-layers": 2, "--decoder-last-pipeline-num-layers": 2}
+    assert run(ends).plan["stage_layers"] == {"first": 2, "last": 2}
+    for text in ("Ex|tL", "", "t" * 200_000):
+        with pytest.raises(InputError, match="pipeline-model-parallel-layout"):
+            layout_layers(text)
 
 
 def test_nothing_is_dropped_without_a_word() -> None:

@@ -149,3 +149,34 @@ def test_a_model_cut_evenly_by_hand_costs_the_same(plan_of: MakePlan, calibratio
     assert found[0].step_time_s[0] == found[1].step_time_s[0]
     assert found[0].energy_J[0] == found[1].energy_J[0]
     assert found[0].memory_B[0] == found[1].memory_B[0]
+
+
+@pytest.mark.parametrize(
+    ("pp", "expected"),
+    [(2, [18, 14]), (4, [9, 9, 8, 6]), (8, [5, 4, 4, 5, 4, 4, 4, 2]), (32, [2, *[1] * 30, 0])],
+)
+def test_nanotron_fills_stages_beyond_their_share(pp: int, expected: list[int], plan_of: MakePlan) -> None:
+    """Of 32 layers and a head of 2.16 of them, each stage takes layers until it has more than its share: with four
+    stages of 8.54, 9, then 18 of 17.08, then 26 of 25.62; worked out by hand."""
+    plan = plan_of(
+        architecture="llama-3-8b", backend="nanotron", global_batch=pp, parallel={"pp": pp}, cluster={"gpus": pp}
+    )
+    assert counts(plan) == expected
+
+
+def test_nanotrons_first_stage_holds_most(plan_of: MakePlan, calibration: Calibration) -> None:
+    """Nine layers and four micro-batches in flight, where an even cut has eight: a ninth more of activations."""
+
+    def activations_B(**others: Any) -> float:
+        plan = plan_of(
+            architecture="llama-3-8b",
+            backend="nanotron",
+            global_batch=8,
+            parallel={"pp": 4},
+            cluster={"gpus": 4},
+            **others,
+        )
+        found = predict(architecture_of(plan), batch_of(plan), system_of(plan, calibration))
+        return float(found.memory_terms_B["activations"][0])
+
+    assert activations_B() / activations_B(stage_layers=[8, 8, 8, 8]) == pytest.approx(9 / 8, rel=0.01)
