@@ -96,25 +96,44 @@ def distinct_rows(columns: Sequence[NDArray[Any]]) -> tuple[IntArray, IntArray]:
     for column in columns:
         digits, values = _digits(column)
         if size > _MOST_CODES // values:
-            found, code = np.unique(code, return_inverse=True)
-            code, size = code.ravel(), len(found)
+            found, code = _distinct(code, size)
+            size = len(found)
         code, size = (code * values + digits, size * values) if values > 1 else (code, size)
-    _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
-    return first, inverse.ravel()
+    return _distinct(code, size)
 
 
 _MOST_CODES = 2**62  # of a number of 63 bits
+_ROOM = 8  # for each code, that a table may have: filling it takes a tenth of what sorting takes
+
+
+def _distinct(code: IntArray, size: int) -> tuple[IntArray, IntArray]:
+    """Index of the first of each distinct one of some codes, below a size, in their order, and which of them each is:
+    by a table of all that there could be, or by sorting."""
+    if size > _ROOM * len(code):
+        _, first, place = np.unique(code, return_index=True, return_inverse=True)
+        return first, place.ravel()
+    last = len(code) - 1
+    table = np.full(size, -1)
+    table[code[::-1]] = np.arange(last, -1, -1)  # of several in one place the last stays, the first of the codes
+    there = np.flatnonzero(table >= 0)
+    first = table[there]
+    table[there] = np.arange(len(there))
+    return first, table.take(code)
 
 
 def _digits(column: NDArray[Any]) -> tuple[IntArray, int]:
-    """Places of a column's values, in their order, and how many there are; whole numbers stand for themselves."""
+    """Places of a column's values, in their order, and how many there are; whole numbers may stand for themselves."""
     low, high = column.min(), column.max()
     if low == high:
         return np.zeros(len(column), dtype=np.int64), 1
-    if column.dtype.kind in "biu" and int(high) - int(low) < _WIDEST:
-        return column.astype(np.int64) - int(low), int(high) - int(low) + 1
-    values, place = np.unique(column, return_inverse=True)
-    return place.ravel().astype(np.int64), len(values)
+    if float(high) - float(low) < _WIDEST and (column.dtype.kind in "biu" or (column == np.rint(column)).all()):
+        digits, values = column.astype(np.int64) - int(low), int(high) - int(low) + 1
+        if values > _ROOM * len(column):
+            return digits, values
+        first, place = _distinct(digits, values)
+        return place, len(first)
+    values_there, place = np.unique(column, return_inverse=True)
+    return place.ravel().astype(np.int64), len(values_there)
 
 
 _WIDEST = 2**20  # of whole numbers: three such columns fit into a code

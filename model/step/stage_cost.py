@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
-from moemodel.model.architecture.spec import Architecture, Layer
+from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import FloatArray, IntArray, distinct_rows, take_rows
 from moemodel.model.device.host_overhead import HostCost, HostModel
 from moemodel.model.device.operator_cost import OperatorCostModel, PhaseCost, shares
@@ -32,6 +33,8 @@ from moemodel.model.step.memory import Memory, MemoryModel, fullest
 from moemodel.model.step.microbatch_comm import Communication, Exchange
 from moemodel.model.step.recomputation import Recomputation
 from moemodel.model.step.system import System
+
+_Part = TypeVar("_Part")
 
 _CALLS_OF_A_WAIT = 2.0  # assumed, of the host: reading what it waited for, and queueing what uses it
 _UPDATE_B = 32.0  # of a parameter: its norm (4), and a fused update (28, as framework records count it)
@@ -120,12 +123,14 @@ class BlockCosts:
         batch = MicroBatch.of(plans, machine.framework, machine.precision)
         again = Recomputation.of(plans, architecture, machine.framework)
         first, self.shape = distinct_rows([*batch.shape_columns, plans.recompute, again.layers])
+        self.shapes = len(first)
         alike, place = distinct_rows([column[first] for column in batch.shape_columns])  # but for recomputation
         workload = Workload(
             architecture, plans.take(first[alike]), framework=machine.framework, precision=machine.precision
         )
         repeated = [workload.repeatable(layer) for layer in self.kinds] if plans.recompute.any() else []
         passes = [*(workload.passes(layer) for layer in self.kinds), workload.embedding(), workload.head()]
+        self._exchanged(plans.take(first))
         priced = self.pricer.blocks([*passes, *(calls for parts in repeated for calls in parts.values())], len(alike))
         *self.layers, self.embedding, self.head = (take_rows(lanes, place) for lanes in priced[: len(passes)])
         self.recomputed_calls = [np.zeros(len(first)) for _ in self.kinds]
@@ -134,6 +139,15 @@ class BlockCosts:
         for lanes, calls, parts in zip(self.layers, self.recomputed_calls, repeated, strict=False):
             for (names, kept), lane in zip(parts, more, strict=False):
                 _repeat(lanes[Phase.BACKWARD], calls, lane[Phase.BACKWARD], place, times(names, saved=kept))
+
+    def _exchanged(self, shapes: PlanBatch) -> None:
+        """What blocks exchange in a forward and in a backward pass, in plans of which each has a shape of its own."""
+        machine = self.machine
+        comm = Communication(
+            self.architecture, shapes, machine.network, framework=machine.framework, precision=machine.precision
+        )
+        self.layer_exchanges = [comm.layer(layer) for layer in self.kinds]
+        self.embedding_exchange, self.head_exchange = comm.embedding(), comm.head()
 
     def price(self, calls: Iterable[Call], count: int) -> dict[Phase, PhaseCost]:
         """Costs of more calls, of so many shapes."""
@@ -301,7 +315,6 @@ class _StageParts:
         self.plans = blocks.plans.take(rows)
         self._blocks = blocks
         self._shape = blocks.shape[rows]
-        self._exchanges: dict[Layer, tuple[Exchange, Exchange]] = {}
 
     @cached_property
     def _batch(self) -> MicroBatch:
@@ -448,14 +461,11 @@ class _StageParts:
         return sum(count * kernel_s for count, kernel_s in layers) / max(sum(count for count, _ in layers), 1)
 
     def _device(self, stage: Stage, phase: Phase) -> PhaseCost:
-        blocks, total = self._blocks, PhaseCost.empty(len(self.plans), self._blocks.clocks)
-        parts = [(count, phase_costs) for count, phase_costs in zip(stage.layers, blocks.layers, strict=True) if count]
-        parts += [(1, blocks.embedding)] if stage.embedding else []
-        parts += [(1, blocks.head)] if stage.head else []
-        for count, phase_costs in parts:
-            if phase in phase_costs:
-                _merge(total, take_rows(phase_costs[phase], self._shape), float(count))
-        return total
+        blocks = self._blocks
+        total = PhaseCost.empty(blocks.shapes, blocks.clocks)
+        for count, phase_costs in _parts_of(stage, blocks.layers, blocks.embedding, blocks.head):
+            _merge(total, phase_costs.get(phase), float(count))
+        return take_rows(total, self._shape)
 
     def _lead(self, stage: Stage, phase: Phase, lane: PhaseCost) -> FloatArray:
         """Share of a pass that no exchange of parameters hides behind: head and one layer, [P, 1]."""
@@ -489,23 +499,14 @@ class _StageParts:
         return [take_rows(phase_costs, of_stage) for of_stage in np.split(size, len(held))]
 
     def _exchange(self, stage: Stage) -> tuple[Exchange, Exchange]:
-        comm = self._comm
-        forward, backward = comm.none(), comm.none()
-        for count, layer in zip(stage.layers, self._blocks.kinds, strict=True):
-            if count:
-                there, back = self._of_layer(layer)
-                forward, backward = forward + there.times(count), backward + back.times(count)
-        ends = [comm.embedding()] if stage.embedding else []
-        ends += [comm.head()] if stage.head else []
-        for there, back in (*ends, comm.pipeline_p2p(first=stage.embedding, last=stage.head)):
-            forward, backward = forward + there, backward + back
-        return forward, backward
-
-    def _of_layer(self, layer: Layer) -> tuple[Exchange, Exchange]:
-        """What a layer exchanges, the same on every stage."""
-        if layer not in self._exchanges:
-            self._exchanges[layer] = self._comm.layer(layer)
-        return self._exchanges[layer]
+        """Of a micro-batch in a forward and in a backward pass: what blocks exchange, and messages between stages."""
+        blocks = self._blocks
+        forward = backward = Exchange.none(blocks.shapes)
+        exchanges = blocks.layer_exchanges, blocks.embedding_exchange, blocks.head_exchange
+        for count, (there, back) in _parts_of(stage, *exchanges):
+            forward, backward = forward + there.times(count), backward + back.times(count)
+        sent, received = self._comm.pipeline_p2p(first=stage.embedding, last=stage.head)
+        return take_rows(forward, self._shape) + sent, take_rows(backward, self._shape) + received
 
     def _tied(self, stage: Stage) -> FloatArray:
         """Gradients of an embedding that the head on another stage shares."""
@@ -631,6 +632,12 @@ class _StageParts:
             total = total + self._host_of(layer).times(count)
         ends = (stage.embedding + stage.head) / 2 * self._blocks.architecture.has_head
         return total + self._blocks.host.ends(ends)
+
+
+def _parts_of(stage: Stage, layers: Sequence[_Part], embedding: _Part, head: _Part) -> list[tuple[int, _Part]]:
+    """What a stage holds, and how many of each, of something of every distinct layer and of the ends."""
+    held = [(count, part) for count, part in zip(stage.layers, layers, strict=True) if count]
+    return [*held, *([(1, embedding)] if stage.embedding else []), *([(1, head)] if stage.head else [])]
 
 
 def _repeat(backward: PhaseCost, calls_U: FloatArray, once: PhaseCost, place: IntArray, times_U: FloatArray) -> None:
