@@ -109,6 +109,7 @@ class Framework:
         softmax: without flash attention, `fused` scales, masks and normalises in one kernel where it can run; `plain`
             fills the mask in, then normalises.
         dropout: attention probabilities and the output of every block pass through dropout.
+        fused_dropout: that of blocks is one kernel with their bias and the residual's sum; else kernels apart.
         moment_dtypes, master_dtypes: types that its optimizers keep moments and master weights in, where a plan asks;
             `sharded_dtypes`: other than float32 only where ZeRO shards them.
         fused_optimizer: it steps all parameters in a few kernels, which the host queues in no time.
@@ -188,6 +189,7 @@ class Framework:
     flash_attention: bool = True
     softmax: Literal["fused", "plain"] = "fused"
     dropout: bool = False
+    fused_dropout: bool = False
     moment_dtypes: tuple[MomentDtype, ...] = ("fp32",)
     master_dtypes: tuple[MasterDtype, ...] = ("fp32",)
     sharded_dtypes: bool = False

@@ -34,6 +34,7 @@ MEGATRON_CORE = Framework(
     },
     fused_qkv=True,
     fused_gate_up=True,
+    fused_dropout=True,  # megatron/core/fusions/fused_bias_dropout.py
     fused_optimizer=True,
     moment_dtypes=("fp32", "bf16", "fp16", "fp8"),  # transformer_engine/pytorch/optimizers/fused_adam.py
     master_dtypes=("fp32", "fp16", "remainder"),
@@ -89,6 +90,7 @@ MEGATRON_CORE_LOCAL = replace(
         # optimizers that step one after the other, those of experts and of the rest (ChainedOptimizer)
         "bf16-mixed": PrecisionRecipe(weight_B=2, gradient_B=2, state_B=12, transient_B=4, group_transient_B=4),
     },
+    fused_dropout=False,  # without a compiler
     flash_attention=False,
     softmax="plain",
     fused_optimizer=False,

@@ -26,6 +26,7 @@ MEGATRON_LM = Framework(
     },
     fused_qkv=True,
     fused_gate_up=True,
+    fused_dropout=True,  # megatron/core/fusions/fused_bias_dropout.py
     moment_dtypes=("fp32", "bf16", "fp16", "fp8"),  # transformer_engine/pytorch/optimizers/fused_adam.py
     master_dtypes=("fp32", "fp16", "remainder"),
     sharded_dtypes=True,  # use_precision_aware_optimizer (core/optimizer/__init__.py)

@@ -167,6 +167,7 @@ def check_forward_only(plan: Plan) -> None:
         "recompute": (plan.recompute, "none"),
         "gradient_dtype": (plan.gradient_dtype, None),
         "cross_entropy": (plan.cross_entropy, None),
+        "dropout": (plan.dropout, None),
         "optimizer": (None if plan.optimizer is None else "a block", None),
         "routing.balance_loss": (plan.routing.balance_loss, 0.0),
         "routing.z_loss": (plan.routing.z_loss, 0.0),
@@ -223,6 +224,10 @@ class Plan(NamesFiles):
     )
     gradient_dtype: Literal["bf16", "fp32"] | None = Field(
         default=None, description="type that gradients are summed in; null: as the framework does"
+    )
+    dropout: Switch | None = Field(
+        default=None,
+        description="of attention probabilities and of the output of every block; null: as the framework has it",
     )
     optimizer: OptimizerStates | None = Field(
         default=None, description="types of what AdamW keeps; null: as the framework does"

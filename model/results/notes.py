@@ -19,6 +19,7 @@ from moemodel.model.plan.clock import Auto, ByStage
 from moemodel.model.plan.failures import CHECKPOINT_S, RESTART_S
 from moemodel.model.plan.skew import experts_of, forecast
 from moemodel.model.plan.spec import Plan
+from moemodel.model.predict.chips import largest_thirst
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration, KernelFit
 from moemodel.model.results.clock_changes import change_worth
@@ -340,7 +341,16 @@ def _clock(plan: Plan, machine: System, prediction: Prediction) -> str | None:
             f"A power limit of {cap_W:g} W cannot be held: even at {lowest}, the GPU that draws most takes "
             f"{drawn_W:.0f} W. The mean clock of all GPUs and phases is {below}."
         )
-    return f"Under the power limit of {cap_W:g} W the GPU sustains {below}."
+    return f"Under the power limit of {cap_W:g} W the GPU sustains {below}.{_unlike(plan)}"
+
+
+def _unlike(plan: Plan) -> str:
+    """That chips differ, where several wait for each other."""
+    chips = plan.cluster.gpus // plan.parallel.pp
+    if chips == 1:
+        return ""
+    more = largest_thirst(chips) - 1
+    return f" Of {chips} chips the one that needs most for its work, {more:.1%} above the mean, sets the pace."
 
 
 def _heat_limit_W(machine: System) -> float:

@@ -54,6 +54,7 @@ _FIXED = (
     "sequence_length",
     "global_batch",
     "precision",
+    "dropout",
     "optimizer",
     "stage_layers",
     "backend",

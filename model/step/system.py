@@ -164,6 +164,8 @@ def framework_as_run(plan: Plan) -> Framework:
     if plan.optimizer is not None:
         recipe = plan.optimizer.recipe(framework.precisions[plan.precision], framework)
         framework = replace(framework, precisions={**framework.precisions, plan.precision: recipe})
+    if plan.dropout is not None:
+        framework = replace(framework, dropout=plan.dropout)
     if plan.mode == "inference":
         framework = replace(framework, forward_only=True, synchronizes_every_pass=True, program_chooses=False)
     form = form_as_asked(framework, plan.routing)
