@@ -124,7 +124,9 @@ class BlockCosts:
         self.host = HostModel(calibration, machine.framework.name)
         batch = MicroBatch.of(plans, machine.framework, machine.precision)
         again = Recomputation.of(plans, architecture, machine.framework)
-        first, self.shape = distinct_rows([*batch.shape_columns, plans.recompute, again.layers])
+        first, self.shape = distinct_rows(
+            [*batch.shape_columns, plans.recompute, again.layers, plans.node_limit, *_of_overlapped_rows(plans)]
+        )
         self.shapes = len(first)
         alike, place = distinct_rows([column[first] for column in batch.shape_columns])  # but for recomputation
         workload = Workload(
@@ -178,6 +180,13 @@ _OF_A_MICRO_BATCH = (*_PIPELINE, *OF_DISPATCH, "micro_batch", "seq", "sequence_p
 _OF_A_STEP = (*_PIPELINE, "zero_stage")
 
 
+def _of_overlapped_rows(plans: PlanBatch) -> list[IntArray]:
+    """What says how much of the rows to experts runs behind another micro-batch's passes, where any do, [P] each."""
+    overlapped = plans.dispatch_overlap == OVERLAPPED
+    columns = (plans.scheduled, plans.pp, plans.virtual_stages, plans.schedule)
+    return [plans.dispatch_overlap, *(np.where(overlapped, column, 0) for column in columns)]
+
+
 class StageCosts:
     """Blocks added up into stages, for some of the plans.
 
@@ -190,8 +199,7 @@ class StageCosts:
         self._forward_only = blocks.machine.framework.forward_only
         self._every = _StageParts(blocks, rows)
         read = [getattr(plans, name) for name in _OF_A_MICRO_BATCH]
-        at_once = np.where(plans.dispatch_overlap == OVERLAPPED, plans.scheduled, 0)
-        first, self._micro_P = distinct_rows([*read, plans.rounds, at_once])
+        first, self._micro_P = distinct_rows([*read, plans.rounds, *_of_overlapped_rows(plans)])
         self._micro = _StageParts(blocks, rows[first])
         read = [getattr(plans, name) for name in _OF_A_STEP]
         first, self._step_P = distinct_rows([*read, plans.micro_batches, plans.scheduled])

@@ -127,10 +127,10 @@ def test_its_step_can_be_drawn(calibration: Calibration) -> None:
 
 
 def test_rows_run_beside_the_other_direction(calibration: Calibration) -> None:
-    usual, behind = (
+    usual, paired = (
         outcome(plan("dualpipe-v", routing={"dispatch_overlap": overlap}), calibration) for overlap in (False, True)
     )
-    assert behind.exposed_communication_s.value < usual.exposed_communication_s.value
+    assert paired.exposed_communication_s.value < usual.exposed_communication_s.value
     assert system_of(plan("dualpipe-v"), calibration).framework.name == "megatron-core"
 
 
