@@ -34,6 +34,7 @@ MEGATRON_CORE = Framework(
     },
     fused_qkv=True,
     fused_gate_up=True,
+    replicates_shards=True,  # num_distributed_optimizer_instances
     fused_dropout=True,  # megatron/core/fusions/fused_bias_dropout.py
     fused_optimizer=True,
     moment_dtypes=("fp32", "bf16", "fp16", "fp8"),  # transformer_engine/pytorch/optimizers/fused_adam.py

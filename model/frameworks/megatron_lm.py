@@ -26,6 +26,7 @@ MEGATRON_LM = Framework(
     },
     fused_qkv=True,
     fused_gate_up=True,
+    replicates_shards=True,  # num_distributed_optimizer_instances
     fused_dropout=True,  # megatron/core/fusions/fused_bias_dropout.py
     moment_dtypes=("fp32", "bf16", "fp16", "fp8"),  # transformer_engine/pytorch/optimizers/fused_adam.py
     master_dtypes=("fp32", "fp16", "remainder"),
