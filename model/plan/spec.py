@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, PrivateAt
 
 from moemodel.model.core.documents import Strict, Switch, read_yaml
 from moemodel.model.core.errors import InputError
-from moemodel.model.frameworks.base import Precision
+from moemodel.model.frameworks.base import AttentionName, Precision
 from moemodel.model.frameworks.registry import FORMER_NAMES, framework_of
 from moemodel.model.hardware.gpu import Gpu, GpuVariant, read_gpu
 from moemodel.model.hardware.link import Link
@@ -225,6 +225,13 @@ class Plan(NamesFiles):
     schedule: ScheduleName = schedules.DEFAULT
     cross_entropy: Literal["plain", "fused"] | None = Field(
         default=None, description="how the loss is computed; null: as the framework does"
+    )
+    attention: AttentionName | None = Field(
+        default=None, description="kernel of attention; null: as the framework runs it on that GPU"
+    )
+    compile: Switch | None = Field(
+        default=None,
+        description="torch.compile fuses elementwise kernels of layers and loss; null: as the framework does",
     )
     gradient_dtype: Literal["bf16", "fp32"] | None = Field(
         default=None, description="type that gradients are summed in; null: as the framework does"
