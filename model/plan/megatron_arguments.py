@@ -442,7 +442,9 @@ def _software(said: _Said) -> dict[str, Any]:
     precision = _precision(said)
     overlapped = said.flag("overlap-grad-reduce") or precision not in ("bf16-mixed", "fp32")
     reduced = said.flag("grad-reduce-in-bf16") or said.word("main-grads-dtype", "fp32") == "bf16"
-    fused = said.flag("cross-entropy-loss-fusion")
+    # the fusion of its own (`native`, by default) keeps float32 probabilities as the plain loss does
+    # (core/fusions/fused_cross_entropy.py)
+    fused = said.flag("cross-entropy-loss-fusion") and said.word("cross-entropy-fusion-impl", "native") == "te"
     return {
         "precision": precision,
         "backend": "megatron-core" if overlapped else "megatron",

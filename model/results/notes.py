@@ -11,6 +11,7 @@ from moemodel.model.architecture.spec import Architecture
 from moemodel.model.device.host_overhead import HostModel
 from moemodel.model.device.precision import KERNELS
 from moemodel.model.device.thermal import thermal_model
+from moemodel.model.frameworks.torch_native import TORCH
 from moemodel.model.frameworks.track_record import TrackRecord, track_records
 from moemodel.model.layers.multi_token import multi_token_note
 from moemodel.model.network.cluster import notes_on_tests
@@ -207,13 +208,10 @@ def _track_record(machine: System) -> str | None:
     name = machine.framework.name
     record, known = machine.framework_record, track_records().get(name)
     if record is None:
-        return (
-            None
-            if known is None
-            else (
-                f"Intervals are of this project's own code on {name}. {_done(known)}: other code is not held by them."
-            )
-        )
+        own = f"Intervals are of this project's own code on {name}."
+        if known is not None:
+            return f"{own} {_done(known)}: other code is not held by them."
+        return f"{own} Other code is not held by them." if name == TORCH.name else None
     if known is None:
         worst = next(framework for framework, one in track_records().items() if one == record)
         return (

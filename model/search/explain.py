@@ -60,7 +60,13 @@ _FIXED = (
     "backend",
     "power_cap_W",
 )
-_NOT_SEARCHED = ("cross_entropy", "gradient_dtype", "micro_batches_per_schedule")  # a search leaves them out
+_NOT_SEARCHED = (
+    "attention",
+    "compile",
+    "cross_entropy",
+    "gradient_dtype",
+    "micro_batches_per_schedule",
+)  # a search leaves them out
 _FIXED_CLUSTER = ("gpu", "gpu_variant", "gpus_per_node", "internode")
 
 Find = Callable[[Search], SearchResult]

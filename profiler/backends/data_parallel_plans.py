@@ -63,6 +63,8 @@ def _outside(plan: Plan, limits: Limits) -> Iterator[str]:
     if plan.recompute not in ("none", "full"):
         yield f"recompute: found {plan.recompute!r}; {where}: none, full"
     for name in (
+        "attention",
+        "compile",
         "cross_entropy",
         "gradient_dtype",
         "dropout",

@@ -115,6 +115,8 @@ def _outside(plan: Plan) -> Iterator[str]:
     if plan.recompute not in _RECOMPUTE:
         yield f"recompute: found {plan.recompute!r}; allowed for plans that are run: {', '.join(_RECOMPUTE)}"
     for name in (
+        "attention",
+        "compile",
         "cross_entropy",
         "gradient_dtype",
         "dropout",

@@ -41,6 +41,8 @@ def _outside(plan: Plan, architecture: Architecture) -> Iterator[str]:
     if plan.recompute == "selective" and max(plan.parallel.ep, plan.parallel.tp) > 1:  # collectives would run again
         yield "recompute: found 'selective' with ep or tp above 1; allowed for plans that are run: none, full"
     for name in (
+        "attention",
+        "compile",
         "cross_entropy",
         "gradient_dtype",
         "dropout",

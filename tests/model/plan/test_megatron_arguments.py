@@ -128,6 +128,12 @@ def test_degrees_and_choices() -> None:
     assert parts.left_out == ("--recompute-modules mystery: not computed again here",)
 
 
+def test_only_transformer_engines_loss_keeps_less() -> None:
+    fused = {"--cross-entropy-loss-fusion": True}
+    assert run(fused).plan["cross_entropy"] == "plain"
+    assert run(fused | {"--cross-entropy-fusion-impl": "te"}).plan["cross_entropy"] == "fused"
+
+
 def test_layers_of_stages() -> None:
     # PipelineParallelLayerLayout's own example, and two of Megatron-LM's tests
     assert layout_layers("E|(tt|)*2,(t|)*4,mL") == [0, 2, 2, 1, 1, 1, 1, 0]
