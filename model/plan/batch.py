@@ -23,7 +23,7 @@ from moemodel.model.schedule.batch import PlanSchedules
 _ONE_CLOCK = np.zeros((0, 0, len(PHASES)))
 _NOT_SAID = np.zeros(0, dtype=np.int64)  # what a batch that does not say has in place of a column
 # and what it means: expert tensor parallelism as the framework does it, all micro-batches of a step at once
-_UNLESS_SAID = {"etp": 0, "micro_batches_per_schedule": 0, **DispatchChoices().numbers}
+_UNLESS_SAID = {"etp": 0, "replicas": 1, "micro_batches_per_schedule": 0, **DispatchChoices().numbers}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,7 @@ class PlanBatch:
 
     `etp`: expert tensor parallelism; 0: as the framework does it. `dispatch`, `node_limit`, `dispatch_overlap`: how
     rows get to experts, as numbers (`plan.dispatch`); those of a plan that says nothing where they are left out.
+    `replicas`: groups that ZeRO shards over, each for itself; 1 where it is left out.
     `micro_batches_per_schedule`: that a pipeline passes before the next begin; 0: all of a step, as for all plans
     where it is left out.
     `clock_limits_Hz`: clocks that may be set at most by stage and phase, [P, S, 3] for pipelines of up to S stages,
@@ -62,6 +63,7 @@ class PlanBatch:
     node_limit: IntArray = field(default_factory=lambda: _NOT_SAID)
     dispatch_overlap: IntArray = field(default_factory=lambda: _NOT_SAID)
     micro_batches_per_schedule: IntArray = field(default_factory=lambda: _NOT_SAID)
+    replicas: IntArray = field(default_factory=lambda: _NOT_SAID)
     clock_limits_Hz: FloatArray = field(default_factory=lambda: _ONE_CLOCK)
     clock_change_s: FloatArray = field(default_factory=lambda: _ONE_CLOCK)
 

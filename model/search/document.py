@@ -188,6 +188,7 @@ class Ranges(Strict):
     dispatch_overlap: Overlaps | None = None
     cp: ContextParallels | None = None
     zero_stage: ZeroStages | None = None
+    replicas: DataParallels | None = None
     sequence_parallel: Switches | None = None
     virtual_stages: StageCounts | None = None
     micro_batch: MicroBatches | None = None
@@ -419,7 +420,7 @@ class Search(NamesFiles):
         )
 
 
-_PARALLEL = ("dp", "tp", "pp", "ep", "etp", "cp", "zero_stage", "sequence_parallel", "virtual_stages")
+_PARALLEL = ("dp", "tp", "pp", "ep", "etp", "cp", "zero_stage", "replicas", "sequence_parallel", "virtual_stages")
 _FIXED = (
     *("architecture", "layers", "sequence_length", "global_batch", "precision", "backend"),
     *("dropout", "optimizer", "stage_layers", "power_cap_W", "tokens"),

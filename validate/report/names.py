@@ -88,6 +88,7 @@ def _settings(plan: Plan) -> dict[str, str]:
         "node_limit": "" if plan.routing.node_limit is None else f"nodes{plan.routing.node_limit}",
         "dispatch_overlap": "behind" if plan.routing.dispatch_overlap else "",
         "zero_stage": _unless(0, "zero", parallel.zero_stage),
+        "replicas": _unless(1, "replicas", parallel.replicas),
         "micro_batch": f"mb{plan.micro_batch}",
         "virtual_stages": _unless(1, "v", parallel.virtual_stages),
         "sequence_parallel": "sp" if parallel.sequence_parallel else "",
