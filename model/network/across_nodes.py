@@ -173,7 +173,7 @@ class AcrossNodes:
 
     def _rings(self, turns: float) -> Iterator[Choice]:
         steps, across = turns * (self.n - 1), turns * (self._nodes - 1)
-        moved = turns * (self.n - 1) / self.n
+        sent = turns * (self.n - 1) / self.n
         for protocol in _PROTOCOLS:
             overhead_s, nic_s = (
                 self.latency_scale * each for each in (protocol.overheads * _NIC_OVERHEAD_s, protocol.nic_s)
@@ -182,7 +182,7 @@ class AcrossNodes:
             limit_Bps = self._limit_Bps(protocol, {_LL128: (self.generation.ring_LL128_Bps,) * 2})
             yield Choice(
                 wait_s=plateau * ((steps - across) * max(protocol.node_s, overhead_s) + across * nic_s),
-                s_per_B=moved / np.minimum(self.local * self.nic_Bps * protocol.share, limit_Bps),
+                s_per_B=sent / np.minimum(self.local * self.nic_Bps * protocol.share, limit_Bps),
                 share=protocol.share,
             )
 
