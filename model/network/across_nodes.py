@@ -99,6 +99,17 @@ _DOUBLED_BEYOND_FOUR_FROM_Bps = 50e9
 _FEW_NICS = 4
 
 
+def message_slows(nic_Bps: float, multiprocessors: int) -> float:
+    """Share of a GPU's multiprocessors that a message over a NIC takes: a block of threads on each of its channels, of
+    which there are enough to carry 14 GB/s each (NCCL, src/graph/paths.cc, `P2pPerChannelNetBw`), a power of two.
+    """
+    wanted = np.ceil(nic_Bps / _MESSAGE_CHANNEL_Bps)
+    return float(2 ** np.ceil(np.log2(max(wanted, 1.0)))) / multiprocessors
+
+
+_MESSAGE_CHANNEL_Bps = 14e9
+
+
 def generation_of(architecture: str) -> Generation:
     """Of a GPU's generation; of others (AMD's, whose library is NCCL's child) the nearest in bandwidth, Hopper's."""
     return next((found for name, found in _GENERATIONS.items() if architecture.startswith(name)), _HOPPER)
@@ -113,12 +124,14 @@ class Fabric:
         log_error: of that, standard deviation of log(measured / predicted).
         nics_per_node: that the GPUs of a node have together.
         generation: of the GPUs.
+        message_slows: computation, by this share while a message between nodes runs beside it; None: not known.
     """
 
     share: float
     log_error: float
     nics_per_node: int
     generation: Generation
+    message_slows: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,7 @@ from moemodel.model.network.across_nodes import (
     REFERENCE_LATENCY_s,
     channels,
     generation_of,
+    message_slows,
 )
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.records.link_residuals import LinkCurve, correction
@@ -117,6 +118,13 @@ class Network:
         """Share of a collective that hides behind computation: behind products, or what memory bounds."""
         measured = self.memory_overlaps if memory_bound else self.overlaps
         return measured.get(collective, self.overlap)
+
+    def message_hides(self, route: Route, ranks: IntArray) -> FloatArray:
+        """Share of messages of each group that hides behind attention: inside a node as measured behind products;
+        between nodes all but what their channels take of the GPU. [G]"""
+        inside = np.full(len(ranks), self.overlap_of(Collective.SEND_RECV))
+        slows = None if self.fabric is None else self.fabric.message_slows
+        return inside if slows is None else np.where(route.local_G < ranks, 1 - slows, inside)
 
     def skewed_B(self, size_B: FloatArray, skew: FloatArray | float) -> FloatArray:
         """Size of the even all-to-all that takes as long as one whose busiest rank gets `skew` times the mean."""
@@ -274,6 +282,9 @@ def _fabric(gpu: Gpu, gpus_per_node: int, internode: Link, nics_per_node: int | 
         log_error=reached.log_error,
         nics_per_node=nics_per_node or min(max(usual, 1), gpus_per_node),
         generation=generation,
+        message_slows=message_slows(internode.bandwidth_GBps * 1e9, gpu.multiprocessors)
+        if gpu.multiprocessors
+        else None,
     )
 
 

@@ -23,16 +23,18 @@ from moemodel.model.layers.base import MicroBatch
 from moemodel.model.layers.layer import LayerBlocks, layer_blocks
 from moemodel.model.layers.parameters import parameters
 from moemodel.model.operators.calls import Call, Phase
+from moemodel.model.operators.work import Kind
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
 from moemodel.model.step.data_parallel import DataParallel, ExchangeCounts, FsdpUnits, StepExchange
 from moemodel.model.step.launch_overhead import ParallelHost
 from moemodel.model.step.layer_operators import Workload, accumulated_fraction
 from moemodel.model.step.memory import Memory, MemoryModel, fullest
-from moemodel.model.step.microbatch_comm import Communication, Exchange
+from moemodel.model.step.microbatch_comm import Attention, Communication, Exchange
 from moemodel.model.step.recomputation import Recomputation
 from moemodel.model.step.system import System
 
+_CORES = (Kind.ATTENTION, Kind.ATTENTION_FULL)
 _CALLS_OF_A_WAIT = 2.0  # assumed, of the host: reading what it waited for, and queueing what uses it
 _UPDATE_B = 32.0  # of a parameter: its norm (4), and a fused update (28, as framework records count it)
 _CALLS_OF_A_DRAIN = 1.0  # queueing the next kernel on a device that has nothing to do
@@ -126,6 +128,7 @@ class BlockCosts:
         )
         repeated = [workload.repeatable(layer) for layer in self.kinds] if plans.recompute.any() else []
         passes = [*(workload.passes(layer) for layer in self.kinds), workload.embedding(), workload.head()]
+        self.attention = self._attention(passes[: len(self.kinds)], alike, place)
         priced = self.pricer.blocks([*passes, *(calls for parts in repeated for calls in parts.values())], len(alike))
         *self.layers, self.embedding, self.head = (_all_taken(lanes, place) for lanes in priced[: len(passes)])
         self.recomputed_calls = [np.zeros(len(first)) for _ in self.kinds]
@@ -134,6 +137,20 @@ class BlockCosts:
         for lanes, calls, parts in zip(self.layers, self.recomputed_calls, repeated, strict=False):
             for (names, kept), lane in zip(parts, more, strict=False):
                 _repeat(lanes[Phase.BACKWARD], calls, lane[Phase.BACKWARD], place, times(names, saved=kept))
+
+    def _attention(
+        self, passes: list[list[Call]], alike: IntArray, place: IntArray
+    ) -> list[tuple[FloatArray, FloatArray]] | None:
+        """Time of flash attention in either pass of each kind of layer at the highest clock, [U]; None: no rings."""
+        if not ((self.plans.cp > 1).any() and self.machine.framework.flash_attention):
+            return None
+        cores = [[call for call in calls if call.kind in _CORES] for calls in passes]
+        found = self.pricer.blocks(cores, len(alike))
+        nothing = PhaseCost.empty(len(alike), self.clocks)
+        return [
+            tuple(lanes.get(phase, nothing).time_s_UK[place, -1] for phase in (Phase.FORWARD, Phase.BACKWARD))
+            for lanes in found
+        ]
 
     def price(self, calls: Iterable[Call], count: int) -> dict[Phase, PhaseCost]:
         """Costs of more calls, of so many shapes."""
@@ -455,15 +472,22 @@ class _StageParts:
     def _exchange(self, stage: Stage) -> tuple[Exchange, Exchange]:
         comm = self._comm
         forward, backward = comm.none(), comm.none()
-        for count, layer in zip(stage.layers, self._blocks.kinds, strict=True):
+        for index, (count, layer) in enumerate(zip(stage.layers, self._blocks.kinds, strict=True)):
             if count:
-                there, back = comm.layer(layer)
+                there, back = comm.layer(layer, attention=self._attention(index))
                 forward, backward = forward + there.times(count), backward + back.times(count)
         ends = [comm.embedding()] if stage.embedding else []
         ends += [comm.head()] if stage.head else []
         for there, back in (*ends, comm.pipeline_p2p(first=stage.embedding, last=stage.head)):
             forward, backward = forward + there, backward + back
         return forward, backward
+
+    def _attention(self, index: int) -> Attention | None:
+        """Of a kind of layer; None where no keys and values go around a ring."""
+        if self._blocks.attention is None:
+            return None
+        forward_s, backward_s = self._blocks.attention[index]
+        return Attention(forward_s=forward_s[self._shape], backward_s=backward_s[self._shape])
 
     def _tied(self, stage: Stage) -> FloatArray:
         """Gradients of an embedding that the head on another stage shares."""
