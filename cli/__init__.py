@@ -26,6 +26,7 @@ _COMMANDS: dict[str, str] = {
     "place": "moemodel.cli.place:place_command",
     "schedule": "moemodel.cli.schedule:schedule_command",
     "init": "moemodel.cli.init:init_command",
+    "import": "moemodel.cli.import_plan:import_command",
     "models": "moemodel.cli.models:models_command",
     "gpus": "moemodel.cli.gpus:gpus_command",
     "profile": "moemodel.cli.profile:profile_command",

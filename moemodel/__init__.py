@@ -8,7 +8,8 @@
 What the commands do, Python does by the same functions: `predict`, `search`, `search_many` and `explain`
 (`moemodel optimize`), `strategies`, `schedule`, `profile`, `calibrate`, `calibrate_readings` (`calibrate --readings`),
 `recalibrate` (`calibrate --update`), `validate`, `run`, `predict_runs` (`run --predict`), `iteration` (`predict
---trace`), `compare` and `place`; `Meter` goes around a training loop of your own. The other names are their documents.
+--trace`), `import_megatron` (`import megatron`), `compare` and `place`; `Meter` goes around a training loop of your
+own. The other names are their documents.
 `Meter`, `profile`, `run` and `validate` need the extra `profile`, installed from where moemodel itself came from; what
 begins with `calibrate` or `recalibrate` the extra `calibrate`, `strategies` the extra `clocks`. Everything is imported
 when it is first used: `import moemodel` costs next to nothing.
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         calibrate_readings,
         compare,
         explain,
+        import_megatron,
         iteration,
         place,
         predict_runs,
@@ -86,6 +88,7 @@ _HOMES: dict[str, str] = {
     "calibrate_readings": "api",
     "compare": "api",
     "explain": "api",
+    "import_megatron": "api",
     "iteration": "api",
     "list_architectures": "model.architecture.hf_config",
     "list_calibrations": "calibration.store.catalogue",
@@ -139,6 +142,7 @@ if TYPE_CHECKING:
         "calibrate_readings",
         "compare",
         "explain",
+        "import_megatron",
         "iteration",
         "list_architectures",
         "list_calibrations",

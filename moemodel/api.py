@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from moemodel.model.core.errors import InfeasiblePlanError
     from moemodel.model.grid.options import Clocks
     from moemodel.model.grid.schedule import Schedule
+    from moemodel.model.plan.megatron_import import MegatronImport
     from moemodel.model.plan.spec import Plan
     from moemodel.model.records.calibration import Calibration
     from moemodel.model.results.iteration import Iteration
@@ -826,6 +827,51 @@ def run(
         progress=progress,
         only=only,
     )
+
+
+def import_megatron(
+    arguments: Mapping[str, Any] | Path | str,
+    *,
+    gpu: str,
+    gpus: int,
+    vocab: int | None = None,
+    folder: Path | str,
+    overwrite: bool = False,
+) -> MegatronImport:
+    """Make a plan and a model of Megatron-LM's arguments: `moemodel import megatron`.
+
+    >>> import moemodel
+    >>> arguments = {"--num-layers": 12, "--hidden-size": 512, "--num-attention-heads": 8, "--bf16": True}
+    >>> arguments |= {"--seq-length": 1024, "--max-position-embeddings": 1024, "--micro-batch-size": 4}
+    >>> found = moemodel.import_megatron(arguments, gpu="a100-sxm-80gb", gpus=8, folder="imported")
+    >>> found.plan.parallel.dp, found.plan.global_batch
+    (8, 32)
+    >>> found.left_out[0]
+    '--hidden-dropout 0.1: nothing is dropped'
+    >>> moemodel.predict("imported/plan.yaml").fits
+    True
+
+    Args:
+        arguments: name -> value, True for a flag; or a file: a launch script, a text of them, YAML or JSON
+            (`model.plan.argument_files`).
+        gpu, gpus: that they run on, which Megatron's arguments do not say.
+        vocab: words of the tokenizer, where the arguments don't state them.
+        folder: that `plan.yaml` and `config.json` are written into; made if it is not there.
+        overwrite: files of these names that are there.
+
+    Returns:
+        The plan; what of the arguments no plan can say (`left_out`), a sentence each; and arguments that nobody here
+        knows (`unknown`).
+
+    Raises:
+        InputError: no such file, an argument that is missing or wrong, a run that no plan can be of, or files that are
+            there already.
+    """
+    from moemodel.model.plan.argument_files import read_arguments
+    from moemodel.model.plan.megatron_import import import_run
+
+    given = arguments if isinstance(arguments, Mapping) else read_arguments(Path(arguments))
+    return import_run(given, Path(folder), gpu=gpu, gpus=gpus, vocab=vocab, overwrite=overwrite)
 
 
 def predict_runs(

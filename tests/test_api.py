@@ -309,6 +309,7 @@ def test_every_public_function_shows_a_use() -> None:
             *calibrating,
             "compare",
             "explain",
+            "import_megatron",
             "iteration",
             "place",
             "predict",

@@ -2,8 +2,9 @@
 
     b200       Megatron-LM on 8 B200 (SimuMax's measurements, by its scripts): the allocator's peak on every stage; the
                case's name spells the plan
-    golden     functional tests of Megatron-LM: the same on the last stage. Those whose attention is known: without a
-               flash kernel (`--attention-backend unfused`), or with one (`nondeterministic` in the name)
+    golden     functional tests of Megatron-LM: the same on the last stage. Those whose attention is known: as
+               `--attention-backend` says, or one kernel under today's Transformer Engine (`dev`); runs that begin by
+               loading a checkpoint (`2nd`) left out
     nanotron   Hugging Face's Ultra-Scale Playbook: what the allocator reserved, or that memory ran out
     bridge     Megatron-Bridge's benchmarks on H100 (`studies.runs`), which ran
 
@@ -29,6 +30,7 @@ from moemodel.model.frameworks.base import Framework
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.recompute import Recompute
+from moemodel.model.plan.stage_layers import EndSlots, EndStages, cut_as_said, cut_by_cost
 from moemodel.model.results.measured import BESIDE_THE_ALLOCATOR
 from moemodel.model.schedule.pipeline_layout import stages
 from moemodel.model.step.memory import MemoryModel
@@ -37,7 +39,6 @@ from studies.runs import llama_405b
 B200 = "b200-measured/training.json"
 GOLDEN = "megatron-golden/cases.jsonl"
 NANOTRON = "nanotron/plans.csv"
-_CALIBRATED = "h100-sxm-80gb"
 _GiB = 2.0**30
 
 
@@ -49,6 +50,7 @@ class MemoryRow:
         label: names it in a table.
         architecture, plan: what ran; columns of `PlanBatch`, of which those left out are 1 or nothing.
         framework: that ran it.
+        gpu: on which.
         stage: of the pipeline that was measured, from 0; None: the fullest.
         measured_B: the allocator's count; NaN where the run is only known to have run or not.
         ran: it did, rather than run out of memory.
@@ -58,6 +60,7 @@ class MemoryRow:
     architecture: Architecture
     plan: Mapping[str, float]
     framework: Framework
+    gpu: str = "h100-sxm-80gb"
     stage: int | None = None
     measured_B: float = np.nan
     ran: bool = True
@@ -77,14 +80,14 @@ _REST |= {"clock_Hz": np.inf, "power_cap_W": np.inf}
 
 
 def predicted(row: MemoryRow) -> PredictedMemory:
-    """Of one run, on the device that was calibrated."""
+    """Of one run, on its device."""
     plans = PlanBatch.of(**_REST | dict(row.plan))
     model = MemoryModel(
         row.architecture,
         plans,
         framework=row.framework,
         precision="bf16-mixed",
-        calibration=shipped(_CALIBRATED),
+        calibration=shipped(row.gpu),
     )
     classes = stages(row.architecture, int(plans.pp[0]), int(plans.virtual_stages[0]))
     if row.stage is not None:
@@ -133,7 +136,8 @@ def b200(folder: Path) -> Iterator[MemoryRow]:
                 label=f"{name} stage {stage}",
                 architecture=replace(known, decoder=known.decoder[start : start + layers]),
                 plan=plan,
-                framework=framework_of("megatron"),
+                framework=replace(framework_of("megatron"), workspace_B={"others": _products_B("b200")}),
+                gpu="b200-sxm-180gb",
                 stage=stage,
                 measured_B=max(ranks[stage * per_stage : (stage + 1) * per_stage]),
             )
@@ -174,41 +178,63 @@ _VOCABULARY = 50257  # of GPT-2's tokenizer, their default
 # What changes memory in ways that no plan here says
 _OTHERS: tuple[str, ...] = (
     *("--optimizer", "--spec", "--mtp-num-layers", "--multi-latent-attention", "--use-megatron-fsdp", "--fp8-format"),
-    *("--cross-entropy-loss-fusion", "--decoder-first-pipeline-num-layers", "--decoder-last-pipeline-num-layers"),
+    "--cross-entropy-loss-fusion",
     *("--encoder-num-layers", "--vocab-size", "--tokenizer-type", "--num-distributed-optimizer-instances"),
-    *("--account-for-loss-in-pipeline-split", "--num-experts", "--hybrid-layer-pattern", "--calculate-per-token-loss"),
+    *("--num-experts", "--hybrid-layer-pattern"),
 )
-_GPUS = 8  # of its runner
+_GPUS, _GPUS_GB200 = 8, 4  # of a node of its runners
+_GPU = {"a100": "a100-sxm-80gb", "h100": "h100-sxm-80gb", "gb200": "gb200-186gb"}
 
 
 def golden(folder: Path) -> Iterator[MemoryRow]:
     """Dense GPT in bf16 on one node, whose memory follows from the arguments."""
     with (folder / GOLDEN).open(encoding="utf-8") as lines:
         for case in map(json.loads, lines):
-            a, name = case["args"], str(case["case"])
-            plain = a.get("--attention-backend") == "unfused"
-            if not (plain or "nondeterministic" in name) or case.get("max_allocated_B") is None:
+            a, name, file = case["args"], str(case["case"]), str(case["file"])
+            plain = _plain_attention(a, file)
+            if plain is None or case.get("max_allocated_B") is None:
                 continue
-            excluded = any(key in a for key in _OTHERS) or re.search("release|1node|frozen|fim|uninstall", name)
-            if not name.startswith("gpt/") or excluded or "--bf16" not in a:
+            excluded = any(key in a for key in _OTHERS) or re.search("release|uninstall|grpo", name)
+            if not name.startswith("gpt/") or excluded or "--bf16" not in a or "_2nd" in file:
                 continue
             yield _golden_row(case, a, plain=plain)
+
+
+def _plain_attention(a: Mapping[str, Any], file: str) -> bool | None:
+    """Whether attention is several kernels; None: the arguments don't say, and older libraries chose otherwise."""
+    if a.get("--transformer-impl") == "local" or a.get("--attention-backend") == "unfused":
+        return True
+    return False if a.get("--attention-backend") == "flash" or "_dev_" in file else None
+
+
+def _products_B(gpu: str, *, configured: bool = False) -> float:
+    """Workspaces of Transformer Engine, and of torch's two threads before it took Blackwell for Hopper; `configured`:
+    to 8 of 4 MiB each (CUBLAS_WORKSPACE_CONFIG)."""
+    engine, torch = (4.0, 8.125) if gpu == "a100" else (32.0, 8.125 if gpu == "b200" else 32.0)
+    return (engine + 2 * (32.0 if configured else torch)) * 2.0**20
 
 
 def _golden_row(case: Mapping[str, Any], a: Mapping[str, Any], *, plain: bool) -> MemoryRow:
     tp, pp, cp = (int(a.get(f"--{key}-parallel-size") or 1) for key in ("tensor-model", "pipeline-model", "context"))
     per_chunk = a.get("--num-layers-per-virtual-pipeline-stage")
+    virtual = a.get("--num-virtual-stages-per-pipeline-rank") or (
+        1 if per_chunk is None else a["--num-layers"] // pp // per_chunk
+    )
     dropout = float(a.get("--hidden-dropout", 0.1)) > 0
-    framework = replace(framework_of("megatron"), flash_attention=not plain, dropout=dropout)
+    workspace_B = _products_B(case["gpu"], configured="CUBLAS_WORKSPACE_CONFIG" in case["env"])
+    framework = replace(
+        framework_of("megatron"), flash_attention=not plain, dropout=dropout, workspace_B={"others": workspace_B}
+    )
+    one_node = case["gpu"] == "gb200" and "1node" in case["case"]
     return MemoryRow(
         label=f"{case['case']} {case['gpu']} {case['file']}",
-        architecture=_gpt(a, tp),
+        architecture=_as_cut(_gpt(a, tp), a, pp=pp, virtual=virtual),
         plan={
-            "dp": _GPUS // (tp * pp * cp),
+            "dp": (_GPUS_GB200 if one_node else _GPUS) // (tp * pp * cp),
             "tp": tp,
             "pp": pp,
             "cp": cp,
-            "virtual_stages": 1 if per_chunk is None else a["--num-layers"] // pp // per_chunk,
+            "virtual_stages": virtual,
             "zero_stage": int("--use-distributed-optimizer" in a),
             "sequence_parallel": int("--sequence-parallel" in a),
             "micro_batch": a["--micro-batch-size"],
@@ -217,9 +243,21 @@ def _golden_row(case: Mapping[str, Any], a: Mapping[str, Any], *, plain: bool) -
             "recompute": Recompute.FULL if a.get("--recompute-granularity") == "full" else Recompute.NONE,
         },
         framework=framework,
+        gpu=_GPU[case["gpu"]],
         stage=pp - 1,
         measured_B=float(case["max_allocated_B"]),
     )
+
+
+def _as_cut(model: Architecture, a: Mapping[str, Any], *, pp: int, virtual: int) -> Architecture:
+    """Into stages, as the arguments say."""
+    slots = [int(f"--account-for-{end}-in-pipeline-split" in a) for end in ("embedding", "loss")]
+    ends = [a.get(f"--decoder-{end}-pipeline-num-layers") for end in ("first", "last")]
+    if any(slots):
+        return cut_as_said(model, EndSlots(embedding=slots[0], head=slots[1]), pp=pp, virtual=virtual)
+    if ends == [None, None]:
+        return model
+    return cut_as_said(model, EndStages(first=ends[0], last=ends[1]), pp=pp, virtual=virtual)
 
 
 def _gpt(a: Mapping[str, Any], tp: int) -> Architecture:
@@ -289,7 +327,7 @@ def _llama_like(record: Mapping[Any, Any]) -> Architecture:
         norm="rms",
     )
     small = hidden == 2048  # the model whose embedding is shared
-    return Architecture(
+    llama = Architecture(
         name=f"llama-{hidden}",
         hidden=hidden,
         vocab=int(record["vocab_size"]),
@@ -297,3 +335,4 @@ def _llama_like(record: Mapping[Any, Any]) -> Architecture:
         tied=small,
         decoder=(layer,) * int(record["num_layers"]),
     )
+    return cut_by_cost(llama)

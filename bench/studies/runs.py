@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -193,6 +193,17 @@ def adapted(calibration: Calibration, gpu: Gpu, software: Software, constants: M
     return rescale_for_precision(of_chip, framework_of(software.backend), software.precision, gpu)
 
 
+def rates_changed(calibration: Calibration, constants: Mapping[str, float]) -> Calibration:
+    """A calibration whose kernels and host are as much faster or slower as constants say; those not named are 1."""
+    return calibration.model_copy(
+        update={
+            "operators": [_operator(fit, constants) for fit in calibration.operators],
+            "kernels": [_operator(fit, constants) for fit in calibration.kernels],
+            "host": [_host(lane, constants.get("host", 1.0)) for lane in calibration.host],
+        }
+    )
+
+
 def _host(lane: HostLane, factor: float) -> HostLane:
     return lane.model_copy(update={"blocks": scaled(lane.blocks, dict.fromkeys(lane.blocks, factor))})
 
@@ -201,7 +212,10 @@ _MEMORY = {"context": "context", "fragmentation": "cached"}
 _STREAM_RATES = ("memory_efficiency", "cache_efficiency", "issue_efficiency")
 
 
-def _operator(fit: OperatorFit, constants: Mapping[str, float]) -> OperatorFit:
+_FitT = TypeVar("_FitT", bound=OperatorFit)
+
+
+def _operator(fit: _FitT, constants: Mapping[str, float]) -> _FitT:
     if fit.kind in PRODUCTS:
         name, rates = "products", tuple(p for p in fit.parameters if p.startswith("efficiency_"))
     elif fit.kind in ATTENTIONS:
@@ -603,11 +617,11 @@ def bridge(folder: Path, *, experts: bool) -> Study:
 
 def _bridge_row(record: Mapping[str, Any], name: str, architecture: Architecture, *, experts: bool) -> Row:
     gpus, batch, seq = (int(record[key]) for key in ("gpus", "gbs", "seq"))
-    tp, pp, cp, vp, ep = (_count(record[key]) for key in ("tp", "pp", "cp", "vp", "ep"))
+    tp, pp, cp, vp, ep = (degree(record[key]) for key in ("tp", "pp", "cp", "vp", "ep"))
     release = str(record["release"]).split()[0]
     software = "BF16" if str(record["precision"]) == "BF16" else "FP8"
     if experts:
-        software += "".join(f" {feature}" for feature in _DISPATCH.get((name, release), _DISPATCH.get((name, ""), ())))
+        software += "".join(f" {feature}" for feature in DISPATCH.get((name, release), DISPATCH.get((name, ""), ())))
     return Row(
         label=f"{name} x{gpus} {record['precision']} {release}",
         architecture=architecture,
@@ -618,12 +632,12 @@ def _bridge_row(record: Mapping[str, Any], name: str, architecture: Architecture
             "cp": cp,
             "ep": ep,
             "virtual_stages": vp,
-            "zero_stage": 3 if _count(record["fsdp"]) > 1 else 1,
+            "zero_stage": 3 if degree(record["fsdp"]) > 1 else 1,
             "sequence_parallel": int(tp > 1),
-            "micro_batch": _MICRO_BATCH.get((name, release), int(record["mbs"])),
+            "micro_batch": MICRO_BATCH.get((name, release), int(record["mbs"])),
             "global_batch": batch,
             "seq": seq,
-            "recompute": recompute_number(_RECOMPUTED.get((name, release), _RECOMPUTED.get((name, ""), "none"))),
+            "recompute": recompute_number(RECOMPUTED.get((name, release), RECOMPUTED.get((name, ""), "none"))),
         },
         software=software,
         time_s=batch * seq / (gpus * float(record["tok_s_gpu"])),
@@ -631,7 +645,7 @@ def _bridge_row(record: Mapping[str, Any], name: str, architecture: Architecture
     )
 
 
-_SYSTEMS = {
+SYSTEMS = {
     "DGX-B200": "b200-sxm-180gb",
     "DGX-B300": "b300-sxm-288gb",
     "DGX-GB200": "gb200-186gb",
@@ -656,7 +670,7 @@ class SystemRow:
 
 def bridge_blackwell(folder: Path) -> list[SystemRow]:
     """Megatron-Bridge's benchmarks on Blackwell, of the models that are known here."""
-    table = _table(folder, BLACKWELL).rename(columns=_BLACKWELL_COLUMNS)
+    table = _table(folder, BLACKWELL).rename(columns=BLACKWELL_COLUMNS)
     found = []
     for record in _records(table):
         name = str(record["model"])
@@ -665,11 +679,11 @@ def bridge_blackwell(folder: Path) -> list[SystemRow]:
         row = _bridge_row(record, name, _MODELS[name](), experts=name not in _DENSE)
         precision = str(record["precision"]).lower()
         release = str(record["release"]).split()[0]
-        found.append(SystemRow(gpu=_SYSTEMS[str(record["system"])], precision=precision, release=release, row=row))
+        found.append(SystemRow(gpu=SYSTEMS[str(record["system"])], precision=precision, release=release, row=row))
     return found
 
 
-_BLACKWELL_COLUMNS = {
+BLACKWELL_COLUMNS = {
     "System": "system",
     "#-GPUs": "gpus",
     "Precision": "precision",
@@ -690,7 +704,7 @@ _BLACKWELL_COLUMNS = {
 # (overlap_moe_expert_parallel_comm). Configurations of the releases' tags, scripts/performance: v0.1.0rc4 (25.09,
 # enable_deepep), v0.2.0 (25.11), v0.3.0 (26.02, whose flex dispatcher was not switched on: pull request 2393), v0.3.1,
 # v0.4.0 (26.04).
-_DISPATCH: dict[tuple[str, str], tuple[str, ...]] = {
+DISPATCH: dict[tuple[str, str], tuple[str, ...]] = {
     ("Qwen3_30B_a3B", "25.09"): ("once",),
     ("Qwen3_30B_a3B", "25.11"): ("behind",),
     ("Qwen3_30B_a3B", "26.02"): ("behind",),
@@ -706,13 +720,13 @@ _DISPATCH: dict[tuple[str, str], tuple[str, ...]] = {
 
 
 # What backward passes run again, by the same configurations (src/megatron/bridge/perf_recipes/*/h100 of v0.6.0)
-_RECOMPUTED: dict[tuple[str, str], str] = {
+RECOMPUTED: dict[tuple[str, str], str] = {
     ("LLAMA3_8B", "25.11"): "first-5",
     ("GPT OSS 120B", ""): "layernorm+moe_act",
     ("DeepSeekV3", ""): "mla_up_proj+mlp",
 }
 # The table has 4 here, with an accumulation that goes with neither its degrees nor the configuration, which has 1
-_MICRO_BATCH: dict[tuple[str, str], int] = {("GPT OSS 120B", "25.11"): 1}
+MICRO_BATCH: dict[tuple[str, str], int] = {("GPT OSS 120B", "25.11"): 1}
 
 
 def _expert_software() -> dict[str, Software]:
@@ -728,7 +742,7 @@ def _expert_software() -> dict[str, Software]:
     return software
 
 
-def _count(cell: object) -> int:
+def degree(cell: object) -> int:
     """A degree; 1 where the table has none."""
     text = str(cell).removesuffix(".0")
     return max(int(text), 1) if text.isdigit() else 1
@@ -737,7 +751,7 @@ def _count(cell: object) -> int:
 # Plans of MLPerf submissions, from the configurations beside their results: tp, pp, cp, virtual stages.
 # gpt3: config_DGXH100_*x8x*x4x8_mbs1.sh, conf/custom.yaml; llama31_405b: config_DGXH200_*tp4pp8cp2.sh;
 # llama31_8b: config_DGXH100_*.sh (Cisco), config_XD670_8x8x1xtp1pp1cp2_8b.sh (HPE)
-_MLPERF_PLANS = {
+MLPERF_PLANS = {
     ("gpt3", ""): (4, 8, 1, 12),
     ("llama31_405b", ""): (4, 8, 2, 8),
     ("llama31_8b", "hpf_n8"): (1, 1, 1, 1),
@@ -749,13 +763,13 @@ _MLPERF_MODELS: dict[str, Callable[[], Architecture]] = {
     "llama31_405b": llama_405b,
     "llama31_8b": lambda: read_architecture("llama-3-8b"),
 }
-_TIMED = re.compile("train_step_tim(e|ing)")
+TIMED = re.compile("train_step_tim(e|ing)")
 
 
 def mlperf(folder: Path) -> Study:
     """MLPerf Training submissions on H100 and H200, all with 8-bit products: a system's median step time."""
     table = _table(folder, MLPERF)
-    timed = table[table["stat_key"].map(lambda key: _TIMED.fullmatch(str(key)) is not None)]
+    timed = table[table["stat_key"].map(lambda key: TIMED.fullmatch(str(key)) is not None)]
     models = {name: model() for name, model in _MLPERF_MODELS.items()}
     rows: list[Row] = []
     lora = set(table.loc[table["benchmark"] == "llama2_70b_lora", "system"])
@@ -764,7 +778,7 @@ def mlperf(folder: Path) -> Study:
         if benchmark not in models:
             continue
         first = results.iloc[0]
-        plan = _MLPERF_PLANS.get((benchmark, ""), _MLPERF_PLANS.get((benchmark, system)))
+        plan = MLPERF_PLANS.get((benchmark, ""), MLPERF_PLANS.get((benchmark, system)))
         if plan is None:
             raise InputError(f"{folder / MLPERF}: no plan is known of {system}, {benchmark}")
         tp, pp, cp, vp = plan

@@ -61,6 +61,7 @@ FAMILIES: dict[str, str] = {
     "llama": "dense_families.Llama",
     "llama4_text": "sparse_families.Llama4",
     "mimo_v2_flash": "sparse_families.MimoV2Flash",
+    "megatron": "megatron_model.MegatronModel",
     "minicpm": "dense_families.Llama",
     "minimax_m2": "sparse_families.MiniMaxM2",
     "ministral": "dense_families.Mistral",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from moemodel.model.core.dtypes import Dtype
@@ -21,9 +21,19 @@ Precision = Literal["bf16", "bf16-mixed", "fp8", "mxfp8", "nvfp4", "fp32"]
 OverlapAxis = Literal["tp", "ep", "pp", "gradients", "parameters"]
 
 
+# Of what an optimizer keeps; `int8` in blocks with a scale each, `remainder` what a 16-bit weight lacks of float32.
+MomentDtype = Literal["fp32", "bf16", "fp16", "fp8", "int8"]
+MasterDtype = Literal["fp32", "fp16", "remainder"]
+
+
 # Bytes of a cast element with its share of the scale: one a tensor; 8 bits for every 32 elements (OCP Microscaling
 # Formats v1.0, section 5); 8 bits for every 16 (NVFP4, NVIDIA Blackwell architecture technical brief).
 _CAST_B: dict[Dtype, float] = {"fp8": 1.0, "mxfp8": 1 + 1 / 32, "nvfp4": 0.5 + 1 / 16}
+
+
+# Of a parameter, that one kernel of an update moves (`operators.work`, ADAMW_MIXED): 16-bit gradient and weight, and
+# float32 master and moments, read and written
+_UPDATE_B = 2 * 2.0 + 6 * 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +46,7 @@ class PrecisionRecipe:
             beside these, of the largest group of parameters that it steps together.
         master_weights: the optimizer updates float32 copies of 16-bit parameters.
         element_size_B: bytes of an element of parameters and activations.
+        update_B: of a parameter, that one kernel of an update moves.
         matmul_dtype: type of the operands of products inside layers, whose rate `device.precision` takes from the GPU's
             peaks; those of 8 and 4 bits are cast by kernels beforehand.
     """
@@ -47,7 +58,17 @@ class PrecisionRecipe:
     group_transient_B: float = 0.0
     master_weights: bool = True
     element_size_B: float = 2.0
+    update_B: float = _UPDATE_B
     matmul_dtype: Dtype = "bf16"
+
+    def with_states(self, *, state_B: float, update_B: float) -> PrecisionRecipe:
+        """With states of so many bytes, of which an update moves so many."""
+        return replace(self, state_B=state_B, update_B=update_B)
+
+    @property
+    def update_share(self) -> float:
+        """Bytes that an update moves, over those of float32 states beside 16-bit weights and gradients."""
+        return self.update_B / _UPDATE_B
 
     @property
     def casts(self) -> bool:
@@ -88,6 +109,8 @@ class Framework:
         softmax: without flash attention, `fused` scales, masks and normalises in one kernel where it can run; `plain`
             fills the mask in, then normalises.
         dropout: attention probabilities and the output of every block pass through dropout.
+        moment_dtypes, master_dtypes: types that its optimizers keep moments and master weights in, where a plan asks;
+            `sharded_dtypes`: other than float32 only where ZeRO shards them.
         fused_optimizer: it steps all parameters in a few kernels, which the host queues in no time.
         step_kernels: that the host queues, or waits for, in a step for each tensor of parameters; None: as the profile
             measured of torch's.
@@ -110,6 +133,7 @@ class Framework:
 
         keeps_norm_shards: under sequence parallelism a product keeps the shard of its input and gathers it again in the
             backward pass (Korthikanti et al. 2022, section 4.2.2); else the whole.
+        may_keep_norm_shards: a setting of its own, or a later version, keeps the shard after all.
         gated_tensors: of a gated block's width, that it keeps: gate, its activation, up-projection and their product; a
             kernel that makes the product of gate and up-projection keeps no activation.
         keeps_expert_outputs: rows are weighted behind the last product of their expert, whose output is kept; else
@@ -123,6 +147,10 @@ class Framework:
 
         program_chooses: the program that calls it chooses how the loss is computed and how many micro-batches a
             schedule gets; else the framework does.
+        workspace_B: that libraries keep for products, by generation of GPU, `others` beside these; None: as the
+            calibration has it of torch's.
+        counts_passes: what passes make beside what they keep is known of its code: gradients on their way through the
+            last block, the final norm's input and output, the message last sent.
         memory_log_error: standard deviation of log(measured / predicted) of peak memory in published runs of it, beside
             what the calibration states of its device (`bench/memory.py`); None: nobody's are known.
 
@@ -139,6 +167,8 @@ class Framework:
             tensor-parallel ranks, which gather it again).
         cuts_messages: where all tensor-parallel ranks of a stage hold the same activation, each sends a part of it, and
             those of the next stage gather it (Narayanan et al. 2021, section 4.1); of the `megatron` pipeline.
+        cuts_by_cost: a pipeline's stages take layers until they have more than their share of the products' weights,
+            the head's among them; else layers count alike.
         shards_experts: tensor parallelism cuts experts too; else whole experts lie on a GPU, and tensor-parallel ranks
             take part in expert parallelism (Megatron's expert_tensor_parallel_size 1).
         dispatches_all_tokens: every tensor-parallel rank sends the rows of all of its tokens, and first how many go to
@@ -158,6 +188,9 @@ class Framework:
     flash_attention: bool = True
     softmax: Literal["fused", "plain"] = "fused"
     dropout: bool = False
+    moment_dtypes: tuple[MomentDtype, ...] = ("fp32",)
+    master_dtypes: tuple[MasterDtype, ...] = ("fp32",)
+    sharded_dtypes: bool = False
     fused_optimizer: bool = False
     step_kernels: float | None = None
     step_read: float = 0.0
@@ -174,6 +207,7 @@ class Framework:
     host_factors: HostFactors = HostFactors()
 
     keeps_norm_shards: bool = False
+    may_keep_norm_shards: bool = False
     gated_tensors: float = 4.0
     keeps_expert_outputs: bool = True
     eager_loss: bool = False
@@ -181,6 +215,8 @@ class Framework:
     placeholder_gradients: bool = False
     selective: Literal["core", "operators"] = "core"
     program_chooses: bool = False
+    workspace_B: Mapping[str, float] | None = field(default=None, hash=False)
+    counts_passes: bool = False
     memory_log_error: float | None = None
 
     overlapped: frozenset[OverlapAxis] = frozenset()
@@ -190,6 +226,7 @@ class Framework:
     steps_whole_experts_along: bool = False
     pipeline: Literal["torch", "megatron", "deepspeed"] = "megatron"
     cuts_messages: bool = False
+    cuts_by_cost: bool = False
     shards_experts: bool = True
     dispatches_all_tokens: bool = False
     dispatches_once_a_node: bool = False

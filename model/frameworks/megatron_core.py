@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moemodel.model.frameworks.base import Framework, HostFactors, PrecisionRecipe
+from moemodel.model.frameworks.megatron_lm import TRANSFORMER_ENGINE_WORKSPACE_B
 from moemodel.model.frameworks.moe_form import (
     INDEX_ADD_B,
     INDEX_ADD_ENERGY,
@@ -34,12 +35,17 @@ MEGATRON_CORE = Framework(
     fused_qkv=True,
     fused_gate_up=True,
     fused_optimizer=True,
+    moment_dtypes=("fp32", "bf16", "fp16", "fp8"),  # transformer_engine/pytorch/optimizers/fused_adam.py
+    master_dtypes=("fp32", "fp16", "remainder"),
+    sharded_dtypes=True,  # use_precision_aware_optimizer (core/optimizer/__init__.py)
     keeps_norm_shards=True,
     gated_tensors=3.0,  # Transformer Engine's and Megatron's fused kernels (fused_bias_swiglu.py)
     keeps_expert_outputs=False,  # probabilities are applied with the activation (moe/experts.py)
     logit_B=4.0,  # cross_entropy_fusion_impl te
     placeholder_gradients=True,
-    memory_log_error=0.05,  # as `megatron`, which is the same code under another program
+    workspace_B=TRANSFORMER_ENGINE_WORKSPACE_B,
+    counts_passes=True,
+    memory_log_error=0.05,  # assumed: more than `megatron`'s, the same code under programs that choose more
     shards_experts=False,
     overlapped=frozenset({"tp", "pp", "parameters", "gradients"}),
 )
@@ -86,6 +92,8 @@ MEGATRON_CORE_LOCAL = replace(
     flash_attention=False,
     softmax="plain",
     fused_optimizer=False,
+    moment_dtypes=("fp32",),  # Transformer Engine's optimizer alone has others
+    master_dtypes=("fp32",),
     step_kernels=5 + 1,  # a gradient to float32, its norm and the host's answer, two of clipping, a copy of its master
     step_read=3 / 6,  # norms are read as numbers, one by one, before anything is clipped (local_multi_tensor_l2_norm)
     step_read_B=6 + 4,
@@ -96,6 +104,8 @@ MEGATRON_CORE_LOCAL = replace(
     eager_loss=True,
     logit_B=6.0,  # float32 softmax, and the 16-bit gradient (tensor_parallel/cross_entropy.py)
     placeholder_gradients=False,
+    workspace_B=None,
+    counts_passes=False,
     memory_log_error=None,
     moe=_LOCAL_FORM,
     host_factors=HostFactors(forward=2.19, backward=1.51, step=0.68),  # bench/host_factors.py, one H200, 2026

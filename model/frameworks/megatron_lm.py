@@ -4,6 +4,19 @@ from __future__ import annotations
 
 from moemodel.model.frameworks.base import Framework, PrecisionRecipe
 
+_MiB = 2.0**20
+
+# Transformer Engine's (pytorch/cpp_extensions/gemm.py, get_cublas_workspace_size_bytes: 32 MiB from compute capability
+# 9 on, 4 before), and two of torch's (ATen/cuda/CublasHandlePool.cpp: a thread and stream each, of forward passes and
+# of autograd; 32 MiB on Hopper, 8.125 before). Of Blackwell torch's are what Megatron-LM's functional tests on GB200
+# hold, by their releases 8.125 or 32 MiB; here 32
+TRANSFORMER_ENGINE_WORKSPACE_B = {
+    "hopper": (32 + 2 * 32) * _MiB,
+    "blackwell": (32 + 2 * 32) * _MiB,
+    "blackwell-ultra": (32 + 2 * 32) * _MiB,
+    "others": (4 + 2 * 8.125) * _MiB,
+}
+
 MEGATRON_LM = Framework(
     name="megatron",
     precisions={
@@ -13,12 +26,17 @@ MEGATRON_LM = Framework(
     },
     fused_qkv=True,
     fused_gate_up=True,
+    moment_dtypes=("fp32", "bf16", "fp16", "fp8"),  # transformer_engine/pytorch/optimizers/fused_adam.py
+    master_dtypes=("fp32", "fp16", "remainder"),
+    sharded_dtypes=True,  # use_precision_aware_optimizer (core/optimizer/__init__.py)
     keeps_norm_shards=True,
     gated_tensors=3.0,
     keeps_expert_outputs=False,
     logit_B=6.0,
     placeholder_gradients=True,  # transformer_engine/pytorch/module/base.py, get_dummy_wgrad
-    memory_log_error=0.05,  # Megatron-LM's functional tests on one node; 0.015 on 8 B200
+    workspace_B=TRANSFORMER_ENGINE_WORKSPACE_B,
+    counts_passes=True,
+    memory_log_error=0.02,  # Megatron-LM's functional tests on one node; 0.009 on 8 B200 (bench/memory.py)
 )
 
 # Fused softmax; bias, dropout and residual, taken to be three kernels since TorchScript's fuser left dropout out

@@ -17,8 +17,12 @@ NANOTRON = Framework(
     },
     fused_qkv=True,
     fused_gate_up=True,
-    keeps_norm_shards=True,  # tp_recompute_allgather
+    # what most of those runs hold grows with tp by two whole inputs a layer; later code gathers them again
+    # (tp_recompute_allgather)
+    keeps_norm_shards=False,
+    may_keep_norm_shards=True,
+    cuts_by_cost=True,  # models/base.py, build_model; models/llama.py, get_block_compute_costs
     gated_tensors=4.0,  # its activation and product are two kernels (nn/activations.py, GLUActivation)
     logit_B=12.0,  # float32 logits, their exponentials and the gradient (tensor_parallel/functional.py)
-    memory_log_error=0.24,  # against what the allocator reserved
+    memory_log_error=0.2,  # against what the allocator reserved
 )

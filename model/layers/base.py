@@ -261,6 +261,10 @@ class Block(ABC):
         """Bytes of the rows that all-to-alls bring it in a forward pass. [P]"""
         return np.zeros(batch.plans)
 
+    def passing_B(self, batch: MicroBatch) -> FloatArray:
+        """Bytes of gradients inside it at most, beyond the tensors that its backward pass has freed by then. [P]"""
+        return np.zeros(batch.plans)
+
     def products_keep_input(self) -> bool:
         """Whether products alone read its input, which they may keep in 8 bits."""
         return True

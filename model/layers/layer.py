@@ -104,6 +104,10 @@ class LayerBlocks:
         read_B = batch.recipe.product_input_B if block.products_keep_input() else batch.element_size_B
         yield Kept(size_B=read_B * read * self.hidden, parts=("layernorm",))
 
+    def passing_B(self, batch: MicroBatch) -> FloatArray:
+        """Bytes of gradients inside the last block, beyond what it frees, where its backward pass begins. [P]"""
+        return self.blocks[-1].passing_B(batch)
+
     def kept_by_operator_B(self, batch: MicroBatch) -> FloatArray:
         """Bytes that the layer keeps where it runs again from its input, but for the operators of `saved`. [P]"""
         inside_B = batch.element_size_B * batch.sequence_parallel_tokens * self.hidden

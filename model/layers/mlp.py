@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from moemodel.model.architecture.spec import Mlp, Moe
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.layers.base import Block, Component, Kept, LayerOp, MicroBatch, linear
 from moemodel.model.operators.work import Kind, Shape
 
@@ -70,6 +73,11 @@ class MlpBlock(Block):
         rows = batch.tokens * (mlp.width / batch.tp)
         extra = (len(mlp_products(mlp, self.hidden)) - 2) * 2
         yield Kept(size_B=rows * (activated_B(batch, mlp) + batch.element_size_B * extra), parts=("mlp",))
+
+    def passing_B(self, batch: MicroBatch) -> FloatArray:
+        """Behind the activation: the last product has freed its input and made that input's gradient."""
+        rows = batch.tokens * (self.spec.width / batch.tp)
+        return np.asarray(batch.element_size_B * rows * (2.0 if self.spec.gated else 1.0))
 
 
 def activated_B(batch: MicroBatch, block: Mlp | Moe) -> float:

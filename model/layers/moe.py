@@ -292,6 +292,10 @@ class MoeBlock(Block):
             yield Kept(size_B=2 * batch.element_size_B * batch.tokens * self.hidden, parts=("moe",))
             yield from self._residual.kept(batch)
 
+    def passing_B(self, batch: MicroBatch) -> FloatArray:
+        """Gradients of rows on their way back to their experts: as they leave, and as they arrive."""
+        return self.exchanged_B(batch)
+
     def exchanged_B(self, batch: MicroBatch) -> FloatArray:
         """Rows of others to its experts, and its own back from theirs."""
         rows = self._rows(batch)

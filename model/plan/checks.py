@@ -15,6 +15,7 @@ from moemodel.model.plan.routing import routed_architecture
 from moemodel.model.plan.rules import architecture_rules, messages
 from moemodel.model.plan.skew import skew_of
 from moemodel.model.plan.spec import Plan
+from moemodel.model.plan.stage_layers import cut_as_said, cut_by_cost
 from moemodel.model.schedule.pipeline_layout import PipelineLayout
 
 _ON_STEP = 1e-3  # of a clock step: rounding of MHz to Hz
@@ -24,7 +25,7 @@ def architecture_of(plan: Plan) -> Architecture:
     """The architecture that a plan trains, with its routers and cut to its `layers`.
 
     Raises:
-        InputError: unknown architecture, or more layers than it has.
+        InputError: unknown architecture, more layers than it has, or layers of stages that don't add up to them.
     """
     architecture = routed_architecture(read_architecture(plan.architecture), plan.routing)
     if plan.layers is None:
@@ -38,9 +39,13 @@ def architecture_of(plan: Plan) -> Architecture:
 
 
 def _as_cut(plan: Plan, architecture: Architecture) -> Architecture:
-    """With its ends counted as a layer each where a pipeline that is not torch's has more chunks than layers, as
-    Megatron's `account_for_embedding_in_pipeline_split` and `account_for_loss_in_pipeline_split` count them.
+    """As the plan says; else with its ends counted as a layer each where a pipeline that is not torch's has more chunks
+    than layers, as Megatron's `account_for_embedding_in_pipeline_split` and `account_for_loss_in_pipeline_split` do.
     """
+    if plan.stage_layers is not None:
+        return cut_as_said(architecture, plan.stage_layers, pp=plan.parallel.pp, virtual=plan.parallel.virtual_stages)
+    if framework_of(plan.backend).cuts_by_cost:
+        return cut_by_cost(architecture)
     chunks, layers = plan.parallel.pp * plan.parallel.virtual_stages, len(architecture.layers)
     if framework_of(plan.backend).pipeline != "torch" and layers < chunks <= layers + 2:
         return PipelineLayout.of(architecture, account_for_embedding=1, account_for_loss=1)

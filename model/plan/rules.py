@@ -28,7 +28,7 @@ Columns = Mapping[str, IntArray]  # many of them, each choice an array of one le
 # Keys of rules, in the order in which a search asks them: a combination counts for the first that refuses it.
 _ORDER = (
     *("heads", "kv_heads", "width", "layers", "context", "experts", "sequence_shards", "degrees", "expert_ranks"),
-    *("sequence_parallel", "virtual_stages", "schedule", "batch", "interleaving"),
+    *("sequence_parallel", "virtual_stages", "schedule", "batch", "interleaving", "optimizer"),
 )
 
 
@@ -90,14 +90,16 @@ def check_precision(backend: str, precision: Precision) -> None:
 # ---- degrees that go together ---------------------------------------------------------------------------------------
 
 
-def degree_rules(*, global_batch: int, framework: Framework) -> list[PlanRule]:
+def degree_rules(*, global_batch: int, framework: Framework, shards_states: bool = False) -> list[PlanRule]:
     """Rules about the choices of a plan alone, in the order in which a plan is told of the first that it breaks.
 
     Args:
         global_batch: sequences in one step.
         framework: that trains it.
+        shards_states: it keeps what its optimizer does in types that it has of sharded states alone.
     """
     return [
+        *([_sharded_states(framework.name)] if shards_states else []),
         _product_of_degrees(),
         _expert_ranks(framework.shards_experts),
         _micro_batches(global_batch),
@@ -106,6 +108,19 @@ def degree_rules(*, global_batch: int, framework: Framework) -> list[PlanRule]:
         _sequence_parallel_of_tp(),
         _interleaving_schedule(),
     ]
+
+
+def _sharded_states(backend: str) -> PlanRule:
+    return PlanRule(
+        key="optimizer",
+        summary="optimizer needs zero_stage 1 or more",
+        needs=_needs("zero_stage"),
+        is_violated=lambda c: c["zero_stage"] < 1,
+        message=lambda c: (
+            f"optimizer: found types of states with zero_stage {c['zero_stage']} and backend {backend}; allowed: null, "
+            "or zero_stage 1 and more"
+        ),
+    )
 
 
 def _needs(names: str) -> frozenset[str]:

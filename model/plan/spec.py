@@ -17,10 +17,12 @@ from moemodel.model.hardware.link import Link
 from moemodel.model.plan.clock import AskedClock, Clock, asked_clock, check_clocks
 from moemodel.model.plan.clock import Clock_MHz as Clock_MHz
 from moemodel.model.plan.failures import FailuresSpec
+from moemodel.model.plan.optimizer_states import OptimizerStates, check_optimizer, needs_shards
 from moemodel.model.plan.paths import NamesFiles
 from moemodel.model.plan.recompute import RecomputeName, recompute_number
 from moemodel.model.plan.routing import RoutingSpec
 from moemodel.model.plan.rules import check_precision, degree_rules, messages
+from moemodel.model.plan.stage_layers import StageLayers
 from moemodel.model.schedule import registry as schedules
 
 if TYPE_CHECKING:
@@ -165,6 +167,7 @@ def check_forward_only(plan: Plan) -> None:
         "recompute": (plan.recompute, "none"),
         "gradient_dtype": (plan.gradient_dtype, None),
         "cross_entropy": (plan.cross_entropy, None),
+        "optimizer": (None if plan.optimizer is None else "a block", None),
         "routing.balance_loss": (plan.routing.balance_loss, 0.0),
         "routing.z_loss": (plan.routing.z_loss, 0.0),
         "routing.bias_rate": (plan.routing.bias_rate, 0.0),
@@ -221,8 +224,16 @@ class Plan(NamesFiles):
     gradient_dtype: Literal["bf16", "fp32"] | None = Field(
         default=None, description="type that gradients are summed in; null: as the framework does"
     )
+    optimizer: OptimizerStates | None = Field(
+        default=None, description="types of what AdamW keeps; null: as the framework does"
+    )
     micro_batches_per_schedule: Count | None = Field(
         default=None, description="that a pipeline passes before the next begin; null: all of a step"
+    )
+    stage_layers: StageLayers | None = Field(
+        default=None,
+        description="which layers the stages of a pipeline hold: {embedding, head} count as so many layers, {first, "
+        "last} stages hold so many, or a list of all; null: as evenly as they go",
     )
     backend: Backend = Field(default="torch", description="training framework")
     cluster: ClusterSpec
@@ -266,6 +277,7 @@ class Plan(NamesFiles):
     @model_validator(mode="after")
     def _software(self) -> Plan:
         check_precision(self.backend, self.precision)
+        check_optimizer(self.optimizer, framework_of(self.backend), self.precision)
         return self
 
     @model_validator(mode="after")
@@ -281,7 +293,12 @@ class Plan(NamesFiles):
 
     @model_validator(mode="after")
     def _degrees(self) -> Plan:
-        rules = degree_rules(global_batch=self.global_batch, framework=framework_of(self.backend))
+        framework = framework_of(self.backend)
+        rules = degree_rules(
+            global_batch=self.global_batch,
+            framework=framework,
+            shards_states=needs_shards(self.optimizer, framework),
+        )
         for message in messages(rules, self.choices):
             raise ValueError(message)
         return self

@@ -34,11 +34,13 @@ def _choices(plan: Plan, architecture: Architecture, machine: System) -> Iterato
         yield "recompute", plan.recompute
         yield "cross_entropy", f"as {plan.backend} computes it"
         yield "gradient_dtype", f"as {plan.backend} keeps it"
+        yield "optimizer", f"states as {plan.backend} keeps them"
     if plan.mode == "training" and (plan.micro_batches > 1 or p.pp > 1):
         yield "schedule", plan.schedule
     if p.pp > 1:
         yield "parallel.virtual_stages", p.virtual_stages
         yield "micro_batches_per_schedule", plan.micro_batches
+        yield "stage_layers", "as evenly as they go"
     if p.dp * p.cp > 1:
         yield "parallel.zero_stage", p.zero_stage
         if any(isinstance(layer.feed_forward, Moe) for layer in architecture.layers):

@@ -2,8 +2,8 @@
 
 Layers are cut in order, as evenly as they go: chunk c of C begins at layer round(c L / C), halves rounded to even. The
 first stage also holds the embedding, the last one the head. Frameworks that count these ends as layers when they cut
-give the stages that hold them fewer (`PipelineLayout`). With `v` virtual stages, stage s holds the chunks s, s + pp,
-s + 2 pp, ... (Narayanan et al. 2021, section 2.2).
+give the stages that hold them fewer, and a plan may say how many each chunk gets (`PipelineLayout`). With `v` virtual
+stages, stage s holds the chunks s, s + pp, s + 2 pp, ... (Narayanan et al. 2021, section 2.2).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from itertools import accumulate
 
 from moemodel.model.architecture.spec import Architecture, Layer
 
@@ -38,16 +39,37 @@ class PipelineLayout(Architecture):
     """An architecture whose ends a framework counts as so many layers when it cuts the model into stages.
 
     Megatron: one each under `account_for_embedding_in_pipeline_split` and `account_for_loss_in_pipeline_split`.
+
+    Attributes:
+        chunks: layers of each chunk, in order; None: as evenly as they go.
+        costs: of each layer and, last, of the head: a chunk takes layers until what it and those before it hold is more
+            than their share of the whole (nanotron, models/base.py, build_model); None: layers count alike.
     """
 
     account_for_embedding: int = 0
     account_for_loss: int = 0
+    chunks: tuple[int, ...] | None = None
+    costs: tuple[int, ...] | None = None
 
     @classmethod
-    def of(cls, architecture: Architecture, *, account_for_embedding: int, account_for_loss: int) -> PipelineLayout:
+    def of(
+        cls,
+        architecture: Architecture,
+        *,
+        account_for_embedding: int = 0,
+        account_for_loss: int = 0,
+        chunks: tuple[int, ...] | None = None,
+        costs: tuple[int, ...] | None = None,
+    ) -> PipelineLayout:
         """An architecture cut so."""
         own = {f.name: getattr(architecture, f.name) for f in fields(Architecture)}
-        return cls(**own, account_for_embedding=account_for_embedding, account_for_loss=account_for_loss)
+        return cls(
+            **own,
+            account_for_embedding=account_for_embedding,
+            account_for_loss=account_for_loss,
+            chunks=chunks,
+            costs=costs,
+        )
 
 
 def distinct_layers(architecture: Architecture) -> tuple[Layer, ...]:
@@ -59,6 +81,8 @@ def counted_layers(architecture: Architecture) -> int:
     """Layers that a pipeline cuts, ends that count as one among them."""
     ends = 0
     if isinstance(architecture, PipelineLayout):
+        if architecture.chunks is not None:
+            return max(len(architecture.layers), len(architecture.chunks))
         ends = architecture.account_for_embedding + architecture.account_for_loss
     return len(architecture.layers) + ends
 
@@ -71,8 +95,24 @@ def layer_bounds(architecture: Architecture, chunks: int) -> tuple[int, ...]:
         chunks: pp x virtual stages.
     """
     before = architecture.account_for_embedding if isinstance(architecture, PipelineLayout) else 0
+    if isinstance(architecture, PipelineLayout) and architecture.chunks is not None:
+        return (0, *accumulate(architecture.chunks))
+    if isinstance(architecture, PipelineLayout) and architecture.costs is not None:
+        return _bounds_by_cost(architecture.costs, chunks)
     layers, counted = len(architecture.layers), counted_layers(architecture)
     return tuple(min(max(round(c * counted / chunks) - before, 0), layers) for c in range(chunks + 1))
+
+
+def _bounds_by_cost(costs: tuple[int, ...], chunks: int) -> tuple[int, ...]:
+    """Where chunks end that each take layers until they have more than their share, or leave one to each that follows
+    but the last; that one has the head."""
+    bounds, held, whole, layers = [0], 0, sum(costs), len(costs) - 1
+    for layer, cost in enumerate(costs[:-1], 1):
+        held += cost
+        full = held * chunks > whole * len(bounds) or layers - layer <= chunks - 1 - len(bounds)
+        if full and len(bounds) < chunks:
+            bounds.append(layer)
+    return (*bounds, *[layers] * (chunks + 1 - len(bounds)))
 
 
 @lru_cache(maxsize=4096)  # far more pipelines than a search holds; entries are small

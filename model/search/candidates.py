@@ -24,6 +24,7 @@ from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.checks import check_power_and_clock
 from moemodel.model.plan.clock import clock_of
+from moemodel.model.plan.optimizer_states import needs_shards
 from moemodel.model.plan.recompute import RECOMPUTE, recompute_name, recompute_number
 from moemodel.model.plan.rules import Columns, Rule, architecture_rules, as_counted, degree_rules
 from moemodel.model.plan.skew import skew_of
@@ -203,7 +204,12 @@ def _rules(document: Search, architecture: Architecture) -> list[Rule]:
     """What a combination of choices can break, in the order in which it is asked."""
     seq, skew = document.sequence_length, skew_of(document)
     shapes = architecture_rules(architecture, sequence_length=seq, skew=skew)
-    degrees = degree_rules(global_batch=document.global_batch, framework=framework_of(document.backend))
+    framework = framework_of(document.backend)
+    degrees = degree_rules(
+        global_batch=document.global_batch,
+        framework=framework,
+        shards_states=needs_shards(document.optimizer, framework),
+    )
     return [*_more_than_gpus(), *as_counted([*shapes, *degrees]), *_same_plans(document)]
 
 

@@ -14,9 +14,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_va
 
 from moemodel.model.core.documents import Strict, Switch, read_yaml
 from moemodel.model.frameworks.base import Precision
+from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import GpuVariant
 from moemodel.model.hardware.link import Link
 from moemodel.model.plan.failures import FailuresSpec
+from moemodel.model.plan.optimizer_states import OptimizerStates, check_optimizer, needs_shards
 from moemodel.model.plan.paths import NamesFiles
 from moemodel.model.plan.recompute import RecomputeName
 from moemodel.model.plan.routing import RoutingSpec
@@ -45,6 +47,7 @@ from moemodel.model.plan.spec import (
     check_tokens,
     in_todays_words,
 )
+from moemodel.model.plan.stage_layers import EndSlots
 from moemodel.model.schedule import registry as schedules
 from moemodel.model.search.deadline import Deadline, Moment, hours_until, in_words, names_a_date, this_minute
 from moemodel.model.search.quantities import (
@@ -290,6 +293,8 @@ class Search(NamesFiles):
     global_batch: Count
     precision: Precision = "bf16-mixed"
     schedule: Schedules = (schedules.DEFAULT,)
+    optimizer: OptimizerStates | None = None
+    stage_layers: EndSlots | None = None
     backend: Backend = "torch"
     cluster: SearchCluster
     routing: RoutingSpec = RoutingSpec()
@@ -328,6 +333,7 @@ class Search(NamesFiles):
     @model_validator(mode="after")
     def _together(self) -> Search:
         check_precision(self.backend, self.precision)
+        check_optimizer(self.optimizer, framework_of(self.backend), self.precision)
         check_tokens(self.tokens, self.global_batch, self.sequence_length)
         clocks = self.one_clock_MHz
         if isinstance(clocks, ClockRange) and clocks.highest < clocks.lowest:
@@ -382,6 +388,8 @@ class Search(NamesFiles):
             InputError: the choices don't go together.
         """
         parallel = {name: choices.pop(name) for name in _PARALLEL if name in choices}
+        if needs_shards(self.optimizer, framework_of(self.backend)):
+            parallel = {"zero_stage": 1} | parallel
         cluster = self.cluster.model_dump() | {"gpus": choices.pop("gpus", 1)}
         fixed = {name: getattr(self, name) for name in _FIXED}
         nested = {"routing": self.routing.model_dump(), "site": self.site.model_dump()}
@@ -395,7 +403,7 @@ class Search(NamesFiles):
 _PARALLEL = ("dp", "tp", "pp", "ep", "cp", "zero_stage", "sequence_parallel", "virtual_stages")
 _FIXED = (
     *("architecture", "layers", "sequence_length", "global_batch", "precision", "backend"),
-    *("power_cap_W", "tokens"),
+    *("optimizer", "stage_layers", "power_cap_W", "tokens"),
 )
 
 

@@ -20,6 +20,7 @@ from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.plan.batch import batch_of
 from moemodel.model.plan.checks import check_power_and_clock
 from moemodel.model.plan.clock import ClocksSpec, clock_text
+from moemodel.model.plan.optimizer_states import needs_shards
 from moemodel.model.plan.rules import PlanRule, architecture_rules, as_counted, degree_rules
 from moemodel.model.plan.skew import skew_of
 from moemodel.model.plan.spec import ParallelSpec, Plan, plan_text
@@ -47,7 +48,17 @@ from moemodel.model.search.room import memory_B, memory_risk, room_of
 from moemodel.model.step.memory import Memory
 
 _WHOLE_FRONT = 100_000  # plans of the front to hold a plan against: more than there are
-_FIXED = ("architecture", "layers", "sequence_length", "global_batch", "precision", "backend", "power_cap_W")
+_FIXED = (
+    "architecture",
+    "layers",
+    "sequence_length",
+    "global_batch",
+    "precision",
+    "optimizer",
+    "stage_layers",
+    "backend",
+    "power_cap_W",
+)
 _NOT_SEARCHED = ("cross_entropy", "gradient_dtype", "micro_batches_per_schedule")  # a search leaves them out
 _FIXED_CLUSTER = ("gpu", "gpu_variant", "gpus_per_node", "internode")
 
@@ -206,7 +217,12 @@ def _is_candidate(problem: SearchProblem, plan: Plan, calibration: Calibration) 
 def _rules_of(problem: SearchProblem) -> list[PlanRule]:
     document = problem.document
     shapes = architecture_rules(problem.architecture, sequence_length=document.sequence_length, skew=skew_of(document))
-    degrees = degree_rules(global_batch=document.global_batch, framework=framework_of(document.backend))
+    framework = framework_of(document.backend)
+    degrees = degree_rules(
+        global_batch=document.global_batch,
+        framework=framework,
+        shards_states=needs_shards(document.optimizer, framework),
+    )
     ordered = as_counted([*shapes, *degrees])
     return [rule for rule in ordered if isinstance(rule, PlanRule)]
 
@@ -239,7 +255,13 @@ def is_plan_but_for_rules(data: Mapping[str, Any]) -> bool:
     cluster = data.get("cluster")
     if not isinstance(cluster, dict) or not isinstance(data.get("parallel", {}), dict):
         return False
-    alone = {"cluster": cluster | {"gpus": 1}, "parallel": {}, "micro_batch": 1, "micro_batches_per_schedule": None}
+    alone = {
+        "cluster": cluster | {"gpus": 1},
+        "parallel": {},
+        "micro_batch": 1,
+        "micro_batches_per_schedule": None,
+        "optimizer": None,
+    }
     try:
         Plan.model_validate(dict(data) | alone)
         choices = choices_of_data(data)

@@ -174,7 +174,7 @@ class Workload:
         kind = Kind.ADAMW_MIXED if self.batch.recipe.master_weights else Kind.ADAMW
         calls = [
             _call(Kind.GRAD_NORM, Pass.STEP, Shape(m=owned), Phase.OPTIMIZER, self._one),
-            _call(kind, Pass.STEP, Shape(m=owned), Phase.OPTIMIZER, self._one),
+            _call(kind, Pass.STEP, Shape(m=owned), Phase.OPTIMIZER, self._one * self.batch.recipe.update_share),
         ]
         sharded = self.framework.sharded_optimizer_B * (self.plans.zero_stage >= 1)
         more_B = np.asarray(self.framework.optimizer_B + sharded)

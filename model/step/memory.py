@@ -26,6 +26,7 @@ import numpy as np
 from moemodel.model.architecture.spec import Architecture, Layer, Moe
 from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.frameworks.base import Framework, Precision
+from moemodel.model.hardware.gpu import read_gpu
 from moemodel.model.layers.base import MicroBatch
 from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
 from moemodel.model.layers.layer import layer_blocks
@@ -42,6 +43,7 @@ from moemodel.model.step.sharded_memory import (
     ResidentStates,
     ddp_fsdp2_states,
     distributed_optimizer_states,
+    flattened_states,
 )
 
 
@@ -92,7 +94,7 @@ class MemoryModel:
         self._head = HeadBlock(architecture=architecture)
         overhead = {name: p.value for name, p in calibration.memory.parameters.items()}
         self.context_B = overhead["context"]
-        self.workspace_B = overhead["workspace"]
+        self.workspace_B = _workspace_B(framework, calibration.gpu, overhead["workspace"])
         self.fragmentation = overhead["fragmentation"]
 
     # ---- parameters ---------------------------------------------------------------------------------------------
@@ -180,7 +182,11 @@ class MemoryModel:
             end=np.maximum(self._first_end(stage), self._ends(stage) - self._first_end(stage)),
             layer=np.maximum.reduce(layers),
         )
-        held = ddp_fsdp2_states if self.framework.data_parallel == "ddp-fsdp2" else distributed_optimizer_states
+        held = {
+            "ddp-fsdp2": ddp_fsdp2_states,
+            "distributed-optimizer": distributed_optimizer_states,
+            "flattened": flattened_states,
+        }[self.framework.data_parallel]
         return held(
             parts,
             zero=self.plans.zero_stage,
@@ -245,12 +251,16 @@ class MemoryModel:
             per_micro_batch += count * kept_B
             # all tensors of a layer live when its backward pass begins, whether kept or made again
             working = np.maximum(working, whole_B)
-            again = np.maximum(again, whole_B - kept_B)
+            again = np.maximum(again, whole_B - kept_B + self._passing_B(kind))
         # half as much again is kept of a micro-batch whose weight gradients are put off
         activations = (flight + 0.5 * self.plans.schedules.deferred(stage.first)) * per_micro_batch
         loss = self._losses(stage)
+        inside_B, whole_B = self._hidden_B()
         if stage.head and self.framework.placeholder_gradients:  # beside the gradient of 16-bit logits
-            loss = np.maximum(loss, self._head.logits_B(self.batch) + self._head_placeholder_B(stage))
+            made_B = self._head_placeholder_B(stage) + whole_B * self.framework.counts_passes
+            loss = np.maximum(loss, self._head.logits_B(self.batch) + made_B)
+        if stage.head and self.framework.counts_passes:  # of the final norm, and the head's input as it is gathered
+            loss = loss + 2 * inside_B + whole_B * self.batch.sequence_parallel
         earlier = activations - per_micro_batch
         none = np.zeros(len(self.plans))
         at_each = {
@@ -266,10 +276,23 @@ class MemoryModel:
         if self.framework.placeholder_gradients:
             terms["gradient_placeholders"] = self._placeholders_B(stage)
         terms["messages"] = self._messages(stage, flight)
+        if self.framework.counts_passes and stage.first > 0:  # the gradient last sent (pipeline_parallel/schedules.py)
+            terms["messages"] = terms["messages"] + inside_B
         terms["workspace"] = np.full(len(self.plans), self.workspace_B)
         terms["fragmentation"] = np.asarray(self.fragmentation * sum(terms.values()))
         terms["context"] = np.full(len(self.plans), self.context_B)
         return Memory(peak_B=np.asarray(sum(terms.values())), terms_B=terms)
+
+    def _hidden_B(self) -> tuple[FloatArray, FloatArray]:
+        """Hidden states of a micro-batch as residuals hold them, and all of them. [P] each."""
+        one = self.batch.element_size_B * self.architecture.hidden
+        return np.asarray(one * self.batch.sequence_parallel_tokens), np.asarray(one * self.batch.tokens)
+
+    def _passing_B(self, layer: Layer) -> FloatArray:
+        """Gradients on their way through the last block of a layer, where a backward pass begins. [P]"""
+        if not self.framework.counts_passes:
+            return np.zeros(len(self.plans))
+        return self._hidden_B()[0] + layer_blocks(layer, self.architecture.hidden).passing_B(self.batch)
 
     def _forward_only(self, stage: Stage) -> Memory:
         """Where nothing is trained: parameters, the tensors of one layer at a time, and logits. What a layer would keep
@@ -333,6 +356,14 @@ class MemoryModel:
         one = self.batch.element_size_B * self.batch.sequence_parallel_tokens * self.architecture.hidden
         kept = arrivals * (2 * m - flight) + departures * (m + flight)
         return np.where(plans.pp > 1, kept * one, 0.0)
+
+
+def _workspace_B(framework: Framework, gpu: str, torch_B: float) -> float:
+    """That libraries keep for products on a GPU; `torch_B` torch's alone."""
+    known_B = framework.workspace_B
+    if known_B is None:
+        return torch_B
+    return known_B["others"] if len(known_B) == 1 else known_B.get(read_gpu(gpu).architecture, known_B["others"])
 
 
 def fullest(model: MemoryModel, pipeline: Sequence[Stage]) -> Memory:

@@ -49,7 +49,7 @@ def fit_probability(architecture: Architecture, plans: PlanBatch, machine: Syste
     """Probability that each plan fits, of which the peak is known. [P]"""
     likely = likely_below(peak_B, machine.memory_B, machine.memory_error)
     doubtful = np.flatnonzero(likely < _SURE)
-    if not len(doubtful) or not machine.framework.program_chooses:
+    if not len(doubtful) or not (machine.framework.program_chooses or machine.framework.may_keep_norm_shards):
         return likely
     least_B = thriftiest_B(architecture, plans.take(doubtful), machine)
     thrifty = likely_below(least_B, machine.memory_B, machine.memory_error)
@@ -59,9 +59,13 @@ def fit_probability(architecture: Architecture, plans: PlanBatch, machine: Syste
 
 def thriftiest_B(architecture: Architecture, plans: PlanBatch, machine: System) -> FloatArray:
     """Peak under a program that computes a fused loss and runs a schedule for as few micro-batches as it takes, unless
-    the plan says otherwise. [P]
+    the plan says otherwise, and under a framework's thriftier settings. [P]
     """
     framework = machine.framework
+    if framework.may_keep_norm_shards:
+        framework = replace(framework, keeps_norm_shards=True)
+    if not framework.program_chooses:
+        return peak_memory(architecture, plans, replace(machine, framework=framework)).peak_B
     if not machine.loss_is_stated:
         framework = replace(framework, logit_B=FUSED_LOGIT_B)
     m, pp = plans.micro_batches, plans.pp

@@ -14,7 +14,8 @@ from ZeRO 2 on. A pipeline scatters none before its last pass and frees no param
 (torch.distributed.pipelining 2.11): its gradients are whole under ZeRO 2 and 3 too, and under ZeRO 3 a forward pass
 frees what it gathers, so that a backward pass ends with everything gathered. Read from torch.distributed.fsdp 2.11: of
 gathered layers the next one is prefetched, in backward passes too, and one buffer to be scattered is in flight. Other
-frameworks: gradients when a backward pass ends, and under ZeRO 3 two layers and the gradients of one at any time.
+frameworks: gradients at any time, in buffers of their own, or when a backward pass ends; and under ZeRO 3 two layers
+and the gradients of one at any time.
 
 Axes: P plans.
 """
@@ -111,13 +112,37 @@ def distributed_optimizer_states(
     parts: ParameterCounts,
     *,
     zero: IntArray,
+    pipeline: BoolArray,
+    shared: BoolArray,
+    accumulating: BoolArray,
+    gradient_B: float,
+    weight_B: float,
+) -> ResidentStates:
+    """Where gradients are views of buffers that stay from step to step (Megatron-LM's core/distributed,
+    param_and_grad_buffer.py; nanotron's optim/gradient_accumulator.py); arguments as `ddp_fsdp2_states`.
+    """
+    return flattened_states(
+        parts,
+        zero=zero,
+        pipeline=pipeline,
+        shared=shared,
+        accumulating=np.ones_like(accumulating),
+        gradient_B=gradient_B,
+        weight_B=weight_B,
+    )
+
+
+def flattened_states(
+    parts: ParameterCounts,
+    *,
+    zero: IntArray,
     pipeline: BoolArray,  # noqa: ARG001 - it shards gradients there as elsewhere
     shared: BoolArray,
     accumulating: BoolArray,
     gradient_B: float,
     weight_B: float,
 ) -> ResidentStates:
-    """Under other frameworks; arguments as `ddp_fsdp2_states`."""
+    """Where a backward pass makes them anew; arguments as `ddp_fsdp2_states`."""
     gradients = gradient_B * np.where(zero >= 2, parts.sharded, parts.whole)
     largest = np.maximum(parts.end, parts.layer)  # embedding and head are gathered one by one
     gathered = np.where((zero >= 3) & shared, (2 * weight_B + gradient_B) * largest, 0.0)

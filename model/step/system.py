@@ -166,6 +166,9 @@ def framework_as_run(plan: Plan) -> Framework:
     if plan.gradient_dtype is not None:
         recipe = replace(framework.precisions[plan.precision], gradient_B=GRADIENT_B[plan.gradient_dtype])
         framework = replace(framework, precisions={**framework.precisions, plan.precision: recipe})
+    if plan.optimizer is not None:
+        recipe = plan.optimizer.recipe(framework.precisions[plan.precision], framework)
+        framework = replace(framework, precisions={**framework.precisions, plan.precision: recipe})
     if plan.mode == "inference":
         framework = replace(framework, forward_only=True, synchronizes_every_pass=True, program_chooses=False)
     form = form_as_asked(framework, plan.routing)
@@ -173,7 +176,11 @@ def framework_as_run(plan: Plan) -> Framework:
 
 
 def _on_gpu(framework: Framework, gpu: Gpu) -> Framework:
-    """With what the GPU makes of a router's product in float32, which its tensor cores don't do."""
+    """With its workspaces there, and what the GPU makes of a router's product in float32, which its tensor cores don't
+    do."""
+    if framework.workspace_B is not None:
+        here_B = framework.workspace_B.get(gpu.architecture, framework.workspace_B["others"])
+        framework = replace(framework, workspace_B={"others": here_B})
     peak = gpu.peak_16_bit
     if not framework.moe.float32_router or peak is None or "fp32" not in gpu.peaks:
         return framework

@@ -20,7 +20,7 @@ recompute: {recompute}
 cluster: {{gpu: h100-sxm-80gb, gpus: 8}}
 parallel: {{dp: 8}}
 """
-Bench = Callable[..., subprocess.CompletedProcess[str]]
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
@@ -41,14 +41,14 @@ def plans(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def answers(run_bench: Bench, plans: Path, *options: str) -> dict[str, Any]:
+def answers(run_bench: Run, plans: Path, *options: str) -> dict[str, Any]:
     done = run_bench("public_runs.py", "--json", "--cases", plans, "--data", plans / "none", *options)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
-def test_figures_of_groups(run_bench: Bench, plans: Path) -> None:
+def test_figures_of_groups(run_bench: Run, plans: Path) -> None:
     found = answers(run_bench, plans)
     assert set(found) == {"cases", "group"}
     assert found["cases"]["rows"] == found["cases"]["timed"] == found["cases"]["memory_rows"] == 1
@@ -57,14 +57,14 @@ def test_figures_of_groups(run_bench: Bench, plans: Path) -> None:
     assert found["group"]["mape"] >= abs(found["group"]["signed"])
 
 
-def test_of_plans_of_one_run_the_one_that_fits_and_computes_least_is_taken(run_bench: Bench, plans: Path) -> None:
+def test_of_plans_of_one_run_the_one_that_fits_and_computes_least_is_taken(run_bench: Run, plans: Path) -> None:
     done = run_bench("public_runs.py", "--rows", "--only", "group", "--cases", plans, "--data", plans / "none")
     line = next(line for line in done.stdout.splitlines() if line.strip().startswith("large"))
     assert "0.5 s" in line  # 64 x 2048 tokens by 8 GPUs at 32768 tokens/s each
     assert "as recompute none" in line
 
 
-def test_nothing_to_do_without_data(run_bench: Bench, tmp_path: Path) -> None:
+def test_nothing_to_do_without_data(run_bench: Run, tmp_path: Path) -> None:
     done = run_bench("public_runs.py", "--cases", tmp_path / "no", "--data", tmp_path / "none")
     assert done.returncode == 0
     assert done.stdout.startswith("skipped")

@@ -70,6 +70,7 @@ NAMED = [
     ["compare"],
     ["schedule"],
     ["strategies"],
+    ["import", "megatron"],
 ]  # they need more than their name
 # The driver's (there is no GPU to reset), PyTorch's, and pre-commit's, which is not installed for the tests.
 NOT_OURS = (

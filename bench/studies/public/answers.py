@@ -42,7 +42,15 @@ def _alike(run: PublicRun) -> str | None:
     plan = run.plans[0]
     if len(run.plans) > 1 or run.stage is not None or isinstance(plan, str):
         return None
-    return json.dumps(plan.model_dump(exclude=set(_COLUMNS)), sort_keys=True)
+    return alike(plan)
+
+
+def alike(plan: Plan) -> str:
+    """What plans share that can be predicted together."""
+    own = plan.model_dump(exclude=set(_COLUMNS))
+    if plan.stage_layers is not None:  # the model is cut by it and these
+        own |= {"pp": plan.parallel.pp, "virtual_stages": plan.parallel.virtual_stages}
+    return json.dumps(own, sort_keys=True)
 
 
 def _plan(run: PublicRun) -> Plan:

@@ -55,6 +55,10 @@ def b200(folder: Path) -> list[PublicRun]:
 
 
 def _runs(case: Mapping[str, Any]) -> Iterator[PublicRun]:
+    if str(case["model"]) not in _CONFIGS:
+        why = f"{case['model']} is no model that is known here"
+        yield PublicRun(label=str(case["case"]), plans=(why,), time_s=(case["real_ms"] * 1e-3,), is_read=False)
+        return
     plan = plan_or_refusal(_document(case))
     stages = plan.parallel.pp if isinstance(plan, Plan) else 1
     ranks = [rank["max_allocated_mb"] * _MiB for rank in case["peak_memory_by_rank_mb"].values()]
@@ -80,7 +84,8 @@ def _document(case: Mapping[str, Any]) -> dict[str, Any]:
         "backend": "megatron",
         "cross_entropy": "fused" if name.endswith("_cef") else None,
         "cluster": {"gpu": "b200-sxm-180gb", "gpus": gpus},
-        "parallel": degrees | {"zero_stage": 1, "sequence_parallel": degrees["tp"] > 1},
+        "parallel": degrees
+        | {"virtual_stages": int(case.get("vp_size", 1)), "zero_stage": 1, "sequence_parallel": degrees["tp"] > 1},
     }
 
 

@@ -26,7 +26,9 @@ def figures(group: Group) -> dict[str, float]:
     """What `--json` prints of a group."""
     found = {"rows": float(len(group))}
     found |= _of_time(group) | _of_memory(group) | _of_verdicts(group) | _of_jobs(group)
-    found["refused"] = float(sum(run.ran is True and answer.refused for run, answer in group))
+    read = [(run, answer) for run, answer in group if run.is_read]
+    found["refused"] = float(sum(run.ran is True and answer.refused for run, answer in read))
+    found["not_read"] = float(len(group) - len(read))
     return found
 
 
@@ -149,9 +151,26 @@ def row_line(run: PublicRun, answer: Answer) -> str:
     return "  ".join(cells)
 
 
-_SHARES = ("mape", "signed", "inside", "memory_mape", "memory_signed", "oom_balanced", "regret")
+def constants_line(name: str, constants: Mapping[str, float]) -> str:
+    """What was fitted without a group, in a line."""
+    return f"{name:28}" + ", ".join(f"{constant} {value:.2f}" for constant, value in constants.items())
+
+
+_SHARES: tuple[str, ...] = ("mape", "signed", "inside", "memory_mape", "memory_signed", "oom_balanced", "regret")
+_SHARES += ("mape_left_out", "signed_left_out")
 _COLUMNS: tuple[str, ...] = (
-    *("rows", "timed", "mape", "signed", "inside", "refused", "memory_mape", "memory_rows"),
+    *(
+        "rows",
+        "timed",
+        "mape",
+        "signed",
+        "inside",
+        "mape_left_out",
+        "refused",
+        "not_read",
+        "memory_mape",
+        "memory_rows",
+    ),
     *("tau", "regret", "oom_balanced"),
 )
 
@@ -161,15 +180,16 @@ def table(found: Mapping[str, Mapping[str, float]]) -> str:
     columns = [column for column in _COLUMNS if any(column in figures for figures in found.values())]
     lines = [f"{'group':28}" + "".join(f"{column:>14}" for column in columns)]
     lines += [
-        f"{name[:28]:28}" + "".join(f"{_cell(column, figures.get(column)):>14}" for column in columns)
+        f"{name[:28]:28}" + "".join(f"{cell(column, figures.get(column)):>14}" for column in columns)
         for name, figures in found.items()
     ]
     return "\n".join(lines)
 
 
-def _cell(column: str, value: float | None) -> str:
+def cell(column: str, value: float | None, missing: str = _UNKNOWN) -> str:
+    """A figure as a table shows it."""
     if value is None:
-        return _UNKNOWN
+        return missing
     if column in _SHARES:
-        return f"{value:+.1%}" if column.endswith("signed") else f"{value:.1%}"
+        return f"{value:+.1%}" if column.startswith("signed") else f"{value:.1%}"
     return f"{value:.2f}" if column == "tau" else f"{value:.0f}"

@@ -67,14 +67,51 @@ _GPT3_MLPERF: _Config = {
     "n_positions": 2048,
 }
 # d_model, n_heads, n_layers of llm-foundry's scripts/train/yamls/pretrain
-_MPT = {"760m": (1536, 12, 24), "1b": (2048, 16, 24), "3b": (2560, 20, 32), "7b": (4096, 32, 32), "13b": (5120, 40, 40)}
-_MPT |= {"30b": (7168, 56, 48), "70b": (8192, 64, 80)}
+_MPT = {"125m": (768, 12, 12), "350m": (1024, 16, 24), "760m": (1536, 12, 24), "1b": (2048, 16, 24)}
+_MPT |= {
+    "3b": (2560, 20, 32),
+    "7b": (4096, 32, 32),
+    "13b": (5120, 40, 40),
+    "30b": (7168, 56, 48),
+    "70b": (8192, 64, 80),
+}
+
+# moonshotai/Kimi-K2-Base, config.json
+_KIMI_K2: _Config = {
+    "model_type": "kimi_k2",
+    "vocab_size": 163840,
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "moe_intermediate_size": 2048,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 64,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "n_routed_experts": 384,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "first_k_dense_replace": 1,
+    "tie_word_embeddings": False,
+}
+
+
+def _gpt2(hidden: int, layers: int, heads: int) -> _Config:
+    """As Sailor's Megatron-DeepSpeed builds them: a head of its own, GPT-2's vocabulary padded for tp 4."""
+    shape = {"n_embd": hidden, "n_layer": layers, "n_head": heads, "n_positions": 2048, "tie_word_embeddings": False}
+    return {"model_type": "gpt2", "vocab_size": 50688} | shape
+
 
 _CONFIGS: dict[str, _Config] = {
     "llama-3.1-405b": _LLAMA_405B,
     "qwen3-235b-a22b": _QWEN_235B,
     "gpt-oss-120b": _GPT_OSS,
     "gpt3-mlperf": _GPT3_MLPERF,
+    "kimi-k2": _KIMI_K2,
+    "gpt_neo_2.7b": _gpt2(2560, 32, 20),  # EleutherAI/gpt-neo-2.7B, config.json
 }
 
 
@@ -96,8 +133,10 @@ def model(name: str) -> str:
     return config_file(name, _CONFIGS[name]) if name in _CONFIGS else name
 
 
-def mpt(size: str, positions: int) -> str:
-    """A model of llm-foundry: GPT-2's shape, of its vocabulary padded to 50,368."""
+def mpt(size: str, positions: int) -> str | None:
+    """A model of llm-foundry: GPT-2's shape, of its vocabulary padded to 50,368; None: of no size that is known."""
+    if size not in _MPT:
+        return None
     hidden, heads, layers = _MPT[size]
     config = {"model_type": "gpt2", "vocab_size": 50368, "n_embd": hidden, "n_layer": layers, "n_head": heads}
     return config_file(f"mpt-{size}-{positions}", config | {"n_positions": positions})

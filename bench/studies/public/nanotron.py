@@ -20,11 +20,17 @@ from studies.public.run import PublicRun, plan_or_refusal
 NANOTRON = "nanotron/plans.csv"
 _EFA = {"bandwidth_GBps": 50.0, "latency_us": 10.0}
 _GiB = 2.0**30
+_MODEL = ("hidden_size", "num_layers")
 
 
 def nanotron(folder: Path) -> list[PublicRun]:
     """All rows that can be used."""
     table = pd.read_csv(folder / NANOTRON)
+    # those that ran out of memory don't say: as all of the model that ran
+    for column in ("num_kv_heads", "tie_word_embeddings"):
+        known = table.dropna(subset=[column]).groupby(list(_MODEL))[column].first()
+        missing = table[column].isna()
+        table.loc[missing, column] = [known.get(tuple(row)) for row in table.loc[missing, list(_MODEL)].to_numpy()]
     usable = table[(table["pp"] == 1) | table["after_pp_fix"]]
     return list(_runs(usable.to_dict("records")))
 
@@ -51,10 +57,10 @@ def _document(r: Mapping[Any, Any], gpus: int, batch: int) -> dict[str, Any]:
         hidden=hidden,
         layers=int(r["num_layers"]),
         heads=heads,
-        kv_heads=heads,  # of all rows that ran; those that ran out of memory don't say
+        kv_heads=int(r["num_kv_heads"]),
         width=int(r["interm_dim"]),
         vocab=int(r["vocab_size"]),
-        tied=hidden == 2048,  # as all rows of it that ran
+        tied=bool(r["tie_word_embeddings"]),
     )
     return {
         "architecture": architecture,

@@ -45,6 +45,7 @@ class PublicRun:
         memory_B: of the fullest GPU, or of `stage`; NaN: not published.
         of_memory: what that counts: what the allocator gave out, what it reserved, or all that the device held.
         stage: of the pipeline, whose memory that is; None: the fullest.
+        is_read: False where nobody here can make a plan of it; `plans` then say why.
         ran: it did, rather than run out of memory; None: nobody says.
         job: runs of one job, other plans of which were measured too; empty: none were.
     """
@@ -55,6 +56,7 @@ class PublicRun:
     memory_B: float = np.nan
     of_memory: OfMemory = "allocated"
     stage: int | None = None
+    is_read: bool = True
     ran: bool | None = True
     job: str = ""
 

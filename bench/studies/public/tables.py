@@ -1,11 +1,10 @@
 """Published tables of step times that `studies.runs` reads, as plans that a user would write.
 
     fsdp       llm-foundry's dense GPTs under FSDP, in bf16 and in fp8
-    bridge     Megatron-Bridge on H100: dense models, and those with experts
-    blackwell  the same on B200, B300, GB200 and GB300
+    sailor     models under Megatron-DeepSpeed on GH200
     mlperf     MLPerf Training submissions on H100 and H200
 
-What a row's software does that a plan cannot say is named in `studies.runs` and left to the framework.
+A row of a model, or of a plan, that is not known here is named, and not read.
 """
 
 from __future__ import annotations
@@ -16,24 +15,11 @@ from typing import Any
 
 import pandas as pd
 
-from moemodel.model.plan.recompute import recompute_name
-from studies.public.models import model, mpt
+from studies.public.models import config_file, model, mpt
 from studies.public.run import PublicRun, plan_or_refusal
-from studies.runs import FSDP, SHARDED, Row, Study, bridge, bridge_blackwell, mlperf
+from studies.runs import FSDP, MLPERF, MLPERF_PLANS, SHARDED, TIMED
 
-_MODELS = {  # by the names that `studies.runs` gives them
-    "LLAMA3_8B": "llama-3-8b",
-    "LLAMA3_70B": "llama-3-70b",
-    "LLAMA3.1_405B": "llama-3.1-405b",
-    "GPT OSS 120B": "gpt-oss-120b",
-    "Qwen3_30B_a3B": "qwen3-30b-a3b",
-    "Qwen3_235B_a22B": "qwen3-235b-a22b",
-    "DeepSeekV3": "deepseek-v3",
-    "gpt3": "gpt3-mlperf",
-    "llama31_405b": "llama-3.1-405b",
-    "llama31_8b": "llama-3-8b",
-}
-_DEGREES = ("dp", "tp", "pp", "cp", "ep", "virtual_stages", "zero_stage")
+SAILOR = "gh200-iteration-times"
 
 
 def fsdp(folder: Path, precision: str) -> list[PublicRun]:
@@ -43,6 +29,7 @@ def fsdp(folder: Path, precision: str) -> list[PublicRun]:
 
 
 # Composer's amp_fp8 casts in Transformer Engine's layers, which of the frameworks here megatron-core runs
+_FSDP_GPUS = {"h100_80gb": "h100-sxm-80gb", "a100_80gb": "a100-sxm-80gb", "a100_40gb": "a100-sxm-40gb"}
 _FSDP_SOFTWARE = {
     "amp_bf16": {"precision": "bf16-mixed", "backend": "torch"},
     "amp_fp8": {"precision": "fp8", "backend": "megatron-core"},
@@ -52,56 +39,113 @@ _FSDP_SOFTWARE = {
 def _fsdp_runs(records: Iterable[Mapping[Any, Any]]) -> Iterator[PublicRun]:
     for r in records:
         gpus, seq, batch = (int(r[name]) for name in ("# GPUs", "SeqLen (T)", "GlobalBatchSize"))
+        label, architecture = f"{r['Model']} seq{seq} x{gpus} mb{r['MicroBatchSize']}", mpt(str(r["Model"]), seq)
+        time_s = (batch * seq / gpus / float(r["Throughput (T/s/GPU)"]),)
+        if architecture is None:
+            yield PublicRun(label=label, plans=("of no size that is known here",), time_s=time_s, is_read=False)
+            continue
         document = {
-            "architecture": mpt(str(r["Model"]), seq),
+            "architecture": architecture,
             "sequence_length": seq,
             "global_batch": batch,
             "micro_batch": int(r["MicroBatchSize"]),
             **_FSDP_SOFTWARE[str(r["Precision"])],
             "recompute": "full" if r["Activation Checkpointing"] else "none",
-            "cluster": {"gpu": "h100-sxm-80gb", "gpus": gpus},
+            "cluster": {"gpu": _FSDP_GPUS[str(r["GPU"])], "gpus": gpus},
             "parallel": {"dp": gpus, "zero_stage": SHARDED[str(r["Sharding Strategy"])]},
         }
-        yield PublicRun(
-            label=f"{r['Model']} seq{seq} x{gpus} mb{r['MicroBatchSize']}",
-            plans=(plan_or_refusal(document),),
-            time_s=(batch * seq / gpus / float(r["Throughput (T/s/GPU)"]),),
-        )
+        yield PublicRun(label=label, plans=(plan_or_refusal(document),), time_s=time_s)
 
 
-def bridge_runs(folder: Path, *, experts: bool) -> list[PublicRun]:
-    """Megatron-Bridge's runs on H100."""
-    return _of_study(bridge(folder, experts=experts))
+# model, and how its pipeline is cut: account_for_embedding_in_pipeline_split, and of the loss
+_MLPERF: dict[str, tuple[str, dict[str, int] | None]] = {
+    "gpt3": ("gpt3-mlperf", None),
+    "llama31_405b": ("llama-3.1-405b", {"embedding": 1, "head": 1}),
+    "llama31_8b": ("llama-3-8b", None),
+}
 
 
-def mlperf_runs(folder: Path) -> list[PublicRun]:
-    """Of each system the median step."""
-    return _of_study(mlperf(folder))
+def mlperf(folder: Path) -> list[PublicRun]:
+    """Of each system the median step; plans by the configurations beside the results (`studies.runs`)."""
+    table = pd.read_csv(folder / MLPERF)
+    timed = table[table["stat_key"].map(lambda key: TIMED.fullmatch(str(key)) is not None)]
+    sets = timed.groupby(["benchmark", "submitter", "system"], sort=False)
+    return [_mlperf_run(str(b), str(by), str(system), results) for (b, by, system), results in sets]
 
 
-def _of_study(study: Study) -> list[PublicRun]:
-    software = study.software
-    return [_run(row, software[row.software].gpu, software[row.software].precision) for row in study.rows]
-
-
-def blackwell_runs(folder: Path) -> list[PublicRun]:
-    """Megatron-Bridge's runs on Blackwell."""
-    return [_run(row.row, row.gpu, row.precision, row.gpu) for row in bridge_blackwell(folder)]
-
-
-def _run(row: Row, gpu: str, precision: str, said: str = "") -> PublicRun:
-    p = {key: int(value) for key, value in row.plan.items()}
+def _mlperf_run(benchmark: str, submitter: str, system: str, results: pd.DataFrame) -> PublicRun:
+    first, time_s = results.iloc[0], (float(results["median"].median()),)
+    gpus = int(first["nodes"]) * int(first["acc_per_node"])
+    label = f"{benchmark} {submitter} {system} x{gpus}"
+    degrees = MLPERF_PLANS.get((benchmark, ""), MLPERF_PLANS.get((benchmark, system)))
+    if benchmark not in _MLPERF or degrees is None:
+        why = "no model or no plan of it is known here"
+        return PublicRun(label=label, plans=(why,), time_s=time_s, is_read=False)
+    tp, pp, cp, vp = degrees
+    name, stage_layers = _MLPERF[benchmark]
     document = {
-        "architecture": model(_MODELS[row.group]),
-        "sequence_length": p["seq"],
-        "global_batch": p["global_batch"],
-        "micro_batch": p.get("micro_batch", 1),
-        "precision": "bf16-mixed" if precision == "bf16" else precision,
-        "recompute": recompute_name(p.get("recompute", 0)),
+        "architecture": model(name),
+        "sequence_length": int(first["seq"]),
+        "global_batch": int(first["gbs"]),
+        "precision": "fp8",
         "backend": "megatron-core",
-        "cluster": {"gpu": gpu, "gpus": p["dp"] * p["tp"] * p["pp"] * p["cp"]},
-        "routing": {"skew": "balanced"},  # moe_router_force_load_balancing of its configurations; nothing to dense ones
-        "parallel": {degree: p.get(degree, 1) for degree in _DEGREES}
-        | {"sequence_parallel": bool(p["sequence_parallel"])},
+        "stage_layers": stage_layers,
+        "cluster": {"gpu": "h200-sxm-141gb" if "H200" in str(first["accelerator"]) else "h100-sxm-80gb", "gpus": gpus},
+        "parallel": {
+            "dp": gpus // (tp * pp * cp),
+            "tp": tp,
+            "pp": pp,
+            "cp": cp,
+            "virtual_stages": vp,
+            "zero_stage": 1,
+            "sequence_parallel": tp > 1,
+        },
     }
-    return PublicRun(label=f"{row.label} {said}".strip(), plans=(plan_or_refusal(document),), time_s=(row.time_s,))
+    return PublicRun(label=label, plans=(plan_or_refusal(document),), time_s=time_s)
+
+
+# OPT-350M as Sailor's Megatron-DeepSpeed builds it (opt_model.py): norms first, no projections, a head of its own, and
+# GPT-2's vocabulary, padded to a multiple of 128 tp = 512
+_OPT = {
+    "model_type": "opt",
+    "vocab_size": 50688,
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "ffn_dim": 4096,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+}
+
+
+def sailor(folder: Path) -> list[PublicRun]:
+    """Sailor's runs on nodes of four GH200, a file a model, whose memory nvidia-smi was asked for.
+
+    What its script and container say stands in `studies.runs.gh200`.
+    """
+    files = sorted((folder / SAILOR).glob("*.csv"))
+    return [_sailor_run(file.stem, record) for file in files for record in pd.read_csv(file).to_dict("records")]
+
+
+def _sailor_run(name: str, r: Mapping[Any, Any]) -> PublicRun:
+    dp, tp, pp = (int(r[degree]) for degree in ("dp", "tp", "pp"))
+    is_opt = name == "opt_350m"
+    document = {
+        "architecture": config_file("opt-350m-sailor", _OPT) if is_opt else model(name.replace("_2_7b", "_2.7b")),
+        "sequence_length": int(r["sequence_length"]),
+        "global_batch": int(r["global_batch"]),
+        "micro_batch": int(r["micro_batch"]),
+        "precision": "fp32",
+        "backend": "megatron-deepspeed",
+        # stages of 4, 7, 7, 6 and 11, 13 layers (sailor/Planner/simulations/validation/clariden/OPT-350)
+        "stage_layers": {"embedding": 2} if is_opt else None,
+        "cluster": {"gpu": "gh200-96gb", "gpus": dp * tp * pp, "gpus_per_node": 4, "internode": "slingshot-11"},
+        "parallel": {"dp": dp, "tp": tp, "pp": pp},
+    }
+    return PublicRun(
+        label=f"{name} dp{dp} tp{tp} pp{pp} mb{r['micro_batch']}",
+        plans=(plan_or_refusal(document),),
+        time_s=(float(r["iteration_s"]),),
+        memory_B=float(r["peak_memory_B"]),
+        of_memory="device",
+    )

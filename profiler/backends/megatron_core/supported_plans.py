@@ -41,7 +41,13 @@ def _outside(plan: Plan) -> Iterator[str]:
         yield f"precision: found {plan.precision!r}; allowed for plans that are run: bf16-mixed"
     if plan.recompute not in RECOMPUTE:
         yield f"recompute: found {plan.recompute!r}; allowed for plans that are run: {', '.join(RECOMPUTE)}"
-    for name, allowed in (("cross_entropy", "plain"), ("gradient_dtype", "bf16"), ("micro_batches_per_schedule", None)):
+    for name, allowed in (
+        ("cross_entropy", "plain"),
+        ("gradient_dtype", "bf16"),
+        ("micro_batches_per_schedule", None),
+        ("optimizer", None),
+        ("stage_layers", None),
+    ):
         if (found := getattr(plan, name)) not in (None, allowed):
             others = "" if allowed is None else f"{allowed}, "
             yield f"{name}: found {found!r}; allowed for plans that are run: {others}null"

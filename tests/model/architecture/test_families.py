@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 BUILT: dict[str, dict[str, Any]] = json.loads((HERE / "transformers_totals.json").read_text(encoding="utf-8"))
 PUBLISHED: dict[str, dict[str, Any]] = json.loads((HERE / "published_models.json").read_text(encoding="utf-8"))
 # Families whose models transformers has no class for, or builds otherwise; their shapes are tested in other ways.
-_ELSEWHERE = {"baichuan", "bailing_moe_v2", "internlm", "internlm2", "minicpm", "moemodel_mlp", "mt5"}
+_ELSEWHERE = {"baichuan", "bailing_moe_v2", "internlm", "internlm2", "megatron", "minicpm", "moemodel_mlp", "mt5"}
 
 
 def _read(folder: Path, config: dict[str, Any]) -> Architecture:

@@ -15,7 +15,12 @@ from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.predict.predict import predict
 from moemodel.model.schedule.pipeline_layout import stages
 from moemodel.model.step.memory import MemoryModel
-from moemodel.model.step.sharded_memory import ParameterCounts, ddp_fsdp2_states, distributed_optimizer_states
+from moemodel.model.step.sharded_memory import (
+    ParameterCounts,
+    ddp_fsdp2_states,
+    distributed_optimizer_states,
+    flattened_states,
+)
 from moemodel.model.step.system import System
 
 Batch = Callable[..., PlanBatch]
@@ -77,16 +82,20 @@ def test_alone_there_are_no_buckets_and_no_shards(accumulating: bool) -> None:
     gradients, gathered = moments(shared=False, accumulating=accumulating)
     assert gradients.tolist() == [[20.0 * accumulating] * 4, [20] * 4, [20] * 4]
     assert not gathered.any()
-    others = distributed_optimizer_states(
-        PARTS,
-        zero=np.zeros(4, dtype=np.int64),
-        pipeline=np.zeros(4, dtype=np.bool_),
-        shared=np.zeros(4, dtype=np.bool_),
-        accumulating=np.full(4, accumulating),
-        gradient_B=2.0,
-        weight_B=2.0,
+    anew, in_buffers = (
+        held(
+            PARTS,
+            zero=np.zeros(4, dtype=np.int64),
+            pipeline=np.zeros(4, dtype=np.bool_),
+            shared=np.zeros(4, dtype=np.bool_),
+            accumulating=np.full(4, accumulating),
+            gradient_B=2.0,
+            weight_B=2.0,
+        )
+        for held in (flattened_states, distributed_optimizer_states)
     )
-    assert np.stack(others.gradients_B).tolist() == (gradients * GB).tolist()
+    assert np.stack(anew.gradients_B).tolist() == (gradients * GB).tolist()
+    assert np.stack(in_buffers.gradients_B).tolist() == [[20 * GB] * 4] * 3  # they stay from step to step
 
 
 def test_experts_without_copies_are_not_gathered(batch: Batch, machine: System) -> None:

@@ -1,0 +1,110 @@
+"""Megatron-Bridge's tables of tokens per second, on H100 and on Blackwell, as plans that a user would write.
+
+What the rows leave out stands in the configurations of their releases (`studies.runs`: how rows get to experts, what is
+computed again). Loads are balanced by force (moe_router_force_load_balancing). Rows of LoRA train adapters alone, and
+those of Nemotron have layers of Mamba: they are named, and not read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from studies.public.models import model
+from studies.public.run import PublicRun, plan_or_refusal
+from studies.runs import BLACKWELL, BLACKWELL_COLUMNS, BRIDGE, DISPATCH, MICRO_BATCH, RECOMPUTED, SYSTEMS, degree
+
+# by letters and digits of the table's name, without what stands in brackets
+_MODELS = {
+    "llama38b": "llama-3-8b",
+    "llama370b": "llama-3-70b",
+    "llama31405b": "llama-3.1-405b",
+    "gptoss120b": "gpt-oss-120b",
+    "qwen330ba3b": "qwen3-30b-a3b",
+    "qwen3235ba22b": "qwen3-235b-a22b",
+    "deepseekv3": "deepseek-v3",
+    "kimik2": "kimi-k2",
+    "mixtral8x7b": "mixtral-8x7b",
+}
+_DENSE = ("llama-3-8b", "llama-3-70b", "llama-3.1-405b")
+# account_for_embedding_in_pipeline_split, and of the loss; layouts of DeepSeek-V3 and Kimi-K2 such as "Et|(tt|)*30mL"
+# (perf_recipes/*/h100): 61 layers, and three for the ends
+_STAGE_LAYERS = {
+    "llama-3.1-405b": {"embedding": 1, "head": 1},
+    "deepseek-v3": {"embedding": 1, "head": 2},
+    "kimi-k2": {"embedding": 1, "head": 2},
+}
+_H100 = "h100-sxm-80gb"
+
+
+def bridge(folder: Path, *, experts: bool) -> list[PublicRun]:
+    """Runs on H100, of dense models or of those with experts; what is neither read stands with the latter."""
+    table = pd.read_csv(folder / BRIDGE).to_dict("records")
+    return [_run(record, _H100) for record in table if (_name(record) in _DENSE) is not experts]
+
+
+def blackwell(folder: Path) -> list[PublicRun]:
+    """Runs on Blackwell."""
+    table = pd.read_csv(folder / BLACKWELL).rename(columns=BLACKWELL_COLUMNS | {"task": "mode"}).to_dict("records")
+    return [_run(record, SYSTEMS[str(record["system"])]) for record in table]
+
+
+def _name(record: Mapping[Any, Any]) -> str | None:
+    return _MODELS.get(re.sub(r"[^a-z0-9]", "", str(record["model"]).split(" (")[0].lower()))
+
+
+def _run(record: Mapping[Any, Any], gpu: str) -> PublicRun:
+    gpus, batch, seq = (int(record[key]) for key in ("gpus", "gbs", "seq"))
+    named, name = str(record["model"]), _name(record)
+    label = f"{named} x{gpus} {record['precision']} {str(record['release']).split()[0]} {gpu}"
+    time_s = (batch * seq / (gpus * float(record["tok_s_gpu"])),)
+    if str(record["mode"]).startswith("LoRA"):
+        return PublicRun(label=label, plans=("adapters alone are trained (LoRA)",), time_s=time_s, is_read=False)
+    if name is None:
+        return PublicRun(label=label, plans=(f"{named} is no model that is read here",), time_s=time_s, is_read=False)
+    return PublicRun(label=label, plans=(plan_or_refusal(_document(record, name, gpu)),), time_s=time_s)
+
+
+def _document(record: Mapping[Any, Any], name: str, gpu: str) -> dict[str, Any]:
+    gpus = int(record["gpus"])
+    tp, pp, cp, vp, ep = (degree(record[key]) for key in ("tp", "pp", "cp", "vp", "ep"))
+    by_release = (str(record["model"]).split(" (")[0], str(record["release"]).split()[0])
+    by_name = (by_release[0], "")
+    return {
+        "architecture": model(name),
+        "sequence_length": int(record["seq"]),
+        "global_batch": int(record["gbs"]),
+        "micro_batch": MICRO_BATCH.get(by_release, int(record["mbs"])),
+        "precision": _precision(str(record["precision"]).lower()),
+        "recompute": RECOMPUTED.get(by_release, RECOMPUTED.get(by_name, "none")),
+        "backend": "megatron-core",
+        "stage_layers": _STAGE_LAYERS.get(name),
+        "cluster": {"gpu": gpu, "gpus": gpus},
+        "routing": _routing(DISPATCH.get(by_release, DISPATCH.get(by_name, ()))),
+        "parallel": {
+            "dp": gpus // (tp * pp * cp),
+            "tp": tp,
+            "pp": pp,
+            "cp": cp,
+            "ep": ep,
+            "virtual_stages": vp,
+            "zero_stage": 3 if degree(record["fsdp"]) > 1 else 1,
+            "sequence_parallel": tp > 1,
+        },
+    }
+
+
+def _precision(said: str) -> str:
+    """In a plan's words: scaling of a tensor (CS, current; DS, delayed), of blocks (MX), or nothing said, which its
+    release's configurations for the H100 give as fp8 (v0.1.0rc4)."""
+    if said == "bf16":
+        return "bf16-mixed"
+    return {"fp8-mx": "mxfp8", "mxfp8": "mxfp8", "nvfp4": "nvfp4"}.get(said, "fp8")
+
+
+def _routing(features: tuple[str, ...]) -> dict[str, Any]:  # noqa: ARG001 - said once plans can
+    return {"skew": "balanced"}

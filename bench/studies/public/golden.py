@@ -1,0 +1,90 @@
+"""Megatron-LM's functional tests: all arguments of each, its median iteration, and what its last rank held at most.
+
+Arguments become plans as `moemodel import megatron` makes them. Tests run on eight GPUs, those of one GB200 node on
+four (tests/test_utils/recipes). Memory is that of the last rank, which writes the log (megatron/training/training.py:
+`mem-max-allocated-bytes` of torch.cuda's allocator), on the last stage. Left out: runs of a release, on as many GPUs as
+no recipe says. Second runs (`_2nd`) begin by loading a checkpoint, which their memory holds: of them the time counts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moemodel.model.core.errors import InputError
+from moemodel.model.plan.megatron_arguments import MegatronRun, megatron_run
+from moemodel.model.plan.spec import Plan
+from studies.public.models import config_file
+from studies.public.run import PublicRun, first_line, plan_or_refusal
+
+GOLDEN = "megatron-golden/cases.jsonl"
+LONG_S = 0.1  # iterations from which on times are said to be right; below, they are mostly the host's
+_NODE = 8
+_LOADED = "_2nd"
+_GPUS = {"a100": "a100-sxm-80gb", "h100": "h100-sxm-80gb", "gb200": "gb200-186gb"}
+# Vocabularies of tokenizers whose files the tests name and the arguments don't: bert-large-cased-vocab.txt
+_VOCABULARIES = {"BertWordPieceCase": 28996}
+
+
+def golden(folder: Path) -> list[PublicRun]:
+    """All cases that train and say what they are."""
+    with (folder / GOLDEN).open(encoding="utf-8") as lines:
+        return list(_runs(map(json.loads, lines)))
+
+
+def _runs(cases: Iterator[dict[str, Any]]) -> Iterator[PublicRun]:
+    for case in cases:
+        if "release" in case["case"]:
+            continue
+        memory_B, time_s = case.get("max_allocated_B"), float(case["iteration_time_s"])
+        plan, is_read = _plan(case)
+        yield PublicRun(
+            label=f"{case['case']} {case['gpu']} {_short(str(case['file']))}",
+            plans=(plan,),
+            time_s=(time_s,) if time_s > LONG_S else (),
+            memory_B=np.nan if memory_B is None or _LOADED in case["file"] else float(memory_B),
+            stage=plan.parallel.pp - 1 if isinstance(plan, Plan) else None,
+            is_read=is_read,
+        )
+
+
+def _short(file: str) -> str:
+    return file.removeprefix("golden_values_").removesuffix(".json")
+
+
+def _plan(case: Mapping[str, Any]) -> tuple[Plan | str, bool]:
+    """What a user gets of its arguments, or why there is none; and whether they could be read."""
+    try:
+        run = imported(case)
+    except InputError as error:
+        return first_line(error), False
+    return plan_or_refusal(run.plan | {"architecture": _model(run), "name": str(case["case"]).replace("/", " ")}), True
+
+
+def imported(case: Mapping[str, Any]) -> MegatronRun:
+    """What a case's arguments say.
+
+    Raises:
+        InputError: no plan can be of them.
+    """
+    arguments = case["args"]
+    gpu = _GPUS[str(case["gpu"])]
+    vocab = _VOCABULARIES.get(str(arguments.get("--tokenizer-type")))
+    return megatron_run(arguments, gpu=gpu, gpus=_gpus(case), vocab=vocab)
+
+
+def _gpus(case: Mapping[str, Any]) -> int:
+    """By the recipe of its group: a node of eight, two of four GB200, or one of these ("1node", "1N4G")."""
+    if case["gpu"] == "gb200" and re.search("1node|1N4G", str(case["case"])):
+        return 4
+    return _NODE
+
+
+def _model(run: MegatronRun) -> str:
+    name = re.sub(r"\W+", "-", json.dumps(run.config, sort_keys=True))
+    return config_file(f"megatron-{abs(hash(name))}", run.config)

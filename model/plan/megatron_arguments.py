@@ -1,0 +1,485 @@
+"""Megatron-LM's arguments as a plan and a model: which mean what, and which are named because nothing here has them.
+
+Names and defaults are those of megatron/training/arguments.py and the dataclasses it builds arguments from
+(megatron/core/transformer/transformer_config.py) of 2026. Every argument ends in one of four places:
+
+    read        the plan or the model say it
+    harmless    neither time nor memory depend on it: `HARMLESS`, by reason
+    left out    they do, and a plan cannot say it: `LEFT_OUT`, named in the result with what is assumed instead
+    refused     the run is no training of a decoder or of BERT: `REFUSED`, an error
+
+An argument that is in none of them is named in the result as unknown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from moemodel.model.core.errors import InputError
+from moemodel.model.core.shown import shown
+from moemodel.model.plan.recompute import PARTS
+
+Arguments = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MegatronRun:
+    """What arguments say.
+
+    Attributes:
+        plan: the plan's document but for `architecture`, which names the model's file.
+        config: the model's file, of `model_type: megatron`.
+        left_out: arguments that no plan can say, a sentence each.
+        unknown: names of arguments that nobody here knows.
+    """
+
+    plan: dict[str, Any]
+    config: dict[str, Any]
+    left_out: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+
+# ---- names ----------------------------------------------------------------------------------------------------------
+
+HARMLESS: dict[str, str] = {
+    "what is printed and logged": r"log-.*|logging-level|tensorboard-.*|wandb-.*|timing-.*|straggler-.*|one-logger-.*|"
+    r"no-one-logger|profile.*|use-pytorch-profiler|inference-logging-.*|enable-one-logger|disable-straggler.*|"
+    r"throughput-.*|record-memory-history|memory-snapshot-path",
+    "checkpoints": r"save|save-.*|load|load-.*|ckpt-.*|async-.*|use-persistent-ckpt-worker|dist-ckpt-.*|no-save-.*|"
+    r"no-load-.*|no-ckpt-.*|auto-detect-ckpt-format|verify-integrity|use-checkpoint-.*|override-opt.param-scheduler|"
+    r"finetune|exit-.*|use-dist-ckpt.*|non-persistent-.*|replication.*|no-use-tokenizer-model-from-checkpoint-args",
+    "data": r"data-path|data-args-path|data-cache-path|(train|valid|test)-data-path|per-split-data-args-path|split|"
+    r"tokenizer-(model|prompt-format)|vocab-file|merge-file|mock-data|num-workers|no-mmap-bin-files|dataloader-.*|"
+    r"no-create-attention-mask-in-dataloader|reset-.*|eod-mask-loss|num-dataset-builder-threads|fim-.*|tiktoken-.*|"
+    r"mask-prob|short-seq-prob|titles-data-path|special-tokens|trust-remote-code|no-data-sharding|legacy-tokenizer",
+    "how long it trains, and how fast it learns": r"train-(iters|samples|tokens)|eval-.*|lr|lr-.*|min-lr|decoupled-.*|"
+    r"weight-decay.*|adam-(beta1|beta2|eps)|sgd-momentum|clip-grad|start-weight-decay|end-weight-decay|"
+    r"warmup|optimizer-beta.*|muon-.*|head-lr-mult|skip-train|rampup-batch-size|step-batch-size-schedule|"
+    r"no-weight-decay-cond-type|apply-wd-to-qk-layernorm",
+    "values, which cost what others cost": r"init-method-.*|embedding-init-method-std|seed|data-parallel-random-init|"
+    r"norm-epsilon|layernorm-epsilon|rotary-(base|percent|scaling-factor|interleaved|seq-len-interpolation-factor)|"
+    r"use-rope-scaling|rope-.*|apply-layernorm-1p|no-rope-freq|mscale.*|moe-(aux-loss-coeff|z-loss-coeff)|"
+    r"moe-router-(bias-update-rate|topk-scaling-factor|pre-softmax|dtype|num-groups|group-topk|"
+    r"load-balancing-type|force-load-balancing)|moe-aux-loss-free.*|loss-scale.*|initial-loss-scale|min-loss-scale|"
+    r"hysteresis|attention-softmax-in-fp32|apply-query-key-layer-scaling|mtp-loss-scaling-factor|"
+    r"calculate-per-token-loss|te-rng-tracker|inference-rng-tracker|xavier-.*|softmax-scale|use-mup|mup-.*|"
+    r"original-max-position-embeddings|beta-fast|beta-slow",
+    "how processes find each other": r"distributed-(backend|timeout-.*)|local-rank|lazy-mpu-init|no-initialization-.*|"
+    r"use-cpu-initialization|nccl-communicator-config-path|use-ring-exchange-p2p|nproc.per.node|nnodes|node.rank|"
+    r"master.addr|master.port|rdzv.*|disable-gloo-process-groups|enable-gloo-process-groups|"
+    r"high-priority-stream-groups|use-tp-pp-dp-mapping",
+    "when garbage is collected, and what is checked": r"manual-gc.*|no-check-for-nan-in-loss-and-grad|"
+    r"check-for-(nan|large|spiky).*|check-weight-hash-across-dp-replicas-interval|rerun-mode|error-injection-.*|"
+    r"test-mode|enable-experimental|use-mcore-models|is-hybrid-model|ft-.*|enable-ft-package|no-persist-layer-norm|"
+    r"empty-unused-memory-level|inference-max-seq-length|inference-max-requests|max-tokens-to-oom|use-legacy-models|"
+    r"inference-batch-times-seqlen-threshold",
+}
+
+# argument -> what a plan has in its place; only where the run differs by it
+LEFT_OUT: dict[str, str] = {
+    "deterministic-mode": "kernels that give the same bits every time are slower: not priced",
+    "no-gradient-accumulation-fusion": "gradients are added by kernels of their own: priced and kept as if fused",
+    "no-bias-gelu-fusion": "priced as fused",
+    "no-bias-swiglu-fusion": "priced as fused",
+    "no-bias-dropout-fusion": "priced as fused",
+    "no-rope-fusion": "priced as fused",
+    "no-masked-softmax-fusion": "priced as fused",
+    "moe-permute-fusion": "rows are permuted as the framework does it",
+    "moe-router-fusion": "routers are priced as the framework does it",
+    "optimizer": "AdamW is priced and kept instead",
+    "use-precision-aware-optimizer": "states of the optimizer are kept in float32",
+    "main-params-dtype": "states of the optimizer are kept in float32",
+    "exp-avg-dtype": "states of the optimizer are kept in float32",
+    "exp-avg-sq-dtype": "states of the optimizer are kept in float32",
+    "optimizer-cpu-offload": "the optimizer is taken to be on the GPU",
+    "cpu-offloading": "activations are taken to stay on the GPU",
+    "cpu-offloading-num-layers": "activations are taken to stay on the GPU",
+    "cuda-graph-impl": "the host queues every kernel",
+    "enable-cuda-graph": "the host queues every kernel",
+    "external-cuda-graph": "the host queues every kernel",
+    "tp-comm-overlap": "communication of tensor parallelism overlaps as the framework does it",
+    "tp-comm-overlap-cfg": "communication of tensor parallelism overlaps as the framework does it",
+    "delay-wgrad-compute": "weights' gradients are made with the inputs'",
+    "num-distributed-optimizer-instances": "the optimizer is sharded over all replicas",
+    "cp-comm-type": "keys and values go round in a ring",
+    "hierarchical-context-parallel-sizes": "keys and values go round in one ring",
+    "moe-latent-size": "rows go to experts in the model's width",
+    "fp8-param-gather": "parameters are gathered as the framework does it",
+    "first-last-layers-bf16": "all layers multiply in 8 bits",
+    "num-layers-at-start-in-bf16": "all layers multiply in 8 bits",
+    "num-layers-at-end-in-bf16": "all layers multiply in 8 bits",
+    "fp16": "16 bits are taken to be bf16",
+    "fp32-residual-connection": "residuals are taken to be in 16 bits",
+    "fp16-lm-cross-entropy": "the loss is computed as the framework does it",
+    "nccl-ub": "buffers are not registered with NCCL",
+    "use-nccl-ub": "buffers are not registered with NCCL",
+    "overlap-param-gather-with-optimizer-step": "parameters are gathered as the framework does it",
+    "ddp-num-buckets": "gradients are reduced in buckets as the framework does it",
+    "ddp-bucket-size": "gradients are reduced in buckets as the framework does it",
+    "use-transformer-engine-op-fuser": "operators are priced as the framework does them",
+    "mtp-use-repeated-layer": "each module has a layer of its own",
+    "attention-output-gate": "attention has no gate",
+    "recompute-num-layers": "every layer is computed again from its own input",
+    "expert-tensor-parallel-size": "experts are cut as the framework does it",
+    "moe-token-dispatcher-type": "rows go to experts one by one, by all-to-all",
+    "moe-flex-dispatcher-backend": "rows go to experts one by one, by all-to-all",
+    "moe-enable-deepep": "rows go to experts one by one, by all-to-all",
+    "overlap-moe-expert-parallel-comm": "rows go to experts in the foreground",
+    "attention-backend": "attention is one kernel",
+    "transformer-impl": "kernels are Transformer Engine's",
+    "spec": "kernels are Transformer Engine's",
+    "hidden-dropout": "nothing is dropped",
+    "attention-dropout": "nothing is dropped",
+}
+
+REFUSED: dict[str, str] = {
+    "perform-rl-step": "reinforcement learning, whose steps generate text",
+    "hybrid-layer-pattern": "layers of Mamba in a pattern with attention",
+    "hybrid-override-pattern": "layers of Mamba in a pattern with attention",
+    "experimental-attention-variant": "linear or sparse attention",
+    "heterogeneous-layers-config-path": "layers of their own shapes",
+    "encoder-num-layers": "an encoder and a decoder with sequences of two lengths",
+    "model-provider": "encoders of images beside the language model",
+    "img-h": "encoders of images beside the language model",
+    "retro-add-retriever": "retrieval",
+}
+_BERT = "bert-no-binary-head"
+
+_HARMLESS = re.compile("|".join(f"(?:{pattern})" for pattern in HARMLESS.values()))
+
+_MODEL_COUNTS = (
+    *("num-layers", "hidden-size", "num-attention-heads", "ffn-hidden-size", "kv-channels", "max-position-embeddings"),
+    *("num-experts", "moe-ffn-hidden-size", "moe-router-topk", "moe-shared-expert-intermediate-size", "mtp-num-layers"),
+    *("q-lora-rank", "kv-lora-rank", "qk-head-dim", "qk-pos-emb-head-dim", "v-head-dim"),
+)
+_MODEL_FLAGS = (
+    *("qk-layernorm", "swiglu", "squared-relu", "add-qkv-bias", "untie-embeddings-and-output-weights"),
+    *("moe-router-enable-expert-bias", "moe-shared-expert-gate", "multi-latent-attention"),
+)
+_MODEL_WORDS = ("normalization", "position-embedding-type", "moe-router-score-function")
+_RARE: tuple[str, ...] = (
+    "group-query-attention",
+    "num-query-groups",
+    "disable-bias-linear",
+    "use-rotary-position-embeddings",
+)
+_RARE += ("moe-layer-freq", "moe-expert-capacity-factor", "window-size", "no-position-embedding")
+_OF_MODEL = frozenset({*_MODEL_COUNTS, *_MODEL_FLAGS, *_MODEL_WORDS, *_RARE, "vocab-size", "padded-vocab-size"})
+_OF_MODEL |= {"make-vocab-size-divisible-by", "tokenizer-type", "vocab-extra-ids", _BERT}
+_OF_PLAN = frozenset(
+    {
+        *("micro-batch-size", "global-batch-size", "seq-length", "encoder-seq-length"),
+        *("tensor-model-parallel-size", "pipeline-model-parallel-size", "context-parallel-size"),
+        *("expert-model-parallel-size", "sequence-parallel"),
+        *("num-layers-per-virtual-pipeline-stage", "num-virtual-stages-per-pipeline-rank"),
+        *("use-distributed-optimizer", "use-megatron-fsdp", "use-custom-fsdp", "use-torch-fsdp2"),
+        *("data-parallel-sharding-strategy", "overlap-grad-reduce", "overlap-param-gather", "bf16", "fp8-format"),
+        *("fp8-recipe", "fp4-format", "grad-reduce-in-bf16", "accumulate-allreduce-grads-in-fp32", "main-grads-dtype"),
+        *("cross-entropy-loss-fusion", "cross-entropy-fusion-impl", "recompute-activations", "recompute-granularity"),
+        *("recompute-method", "recompute-num-layers", "recompute-modules", "moe-grouped-gemm", "use-flash-attn"),
+        *("ddp-average-in-collective", "ddp-pad-buckets-for-high-nccl-busbw"),
+        *("decoder-first-pipeline-num-layers", "decoder-last-pipeline-num-layers", "pipeline-model-parallel-layout"),
+        *("account-for-embedding-in-pipeline-split", "account-for-loss-in-pipeline-split"),
+        *("megatron-fsdp-main-params-dtype", "megatron-fsdp-main-grads-dtype", "megatron-fsdp-grad-comm-dtype"),
+    }
+)
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+def megatron_run(arguments: Arguments, *, gpu: str, gpus: int, vocab: int | None = None) -> MegatronRun:
+    """What arguments mean.
+
+    Args:
+        arguments: name -> value, with or without dashes in front; True for a flag.
+        gpu, gpus: that the run is on; Megatron's arguments do not say.
+        vocab: of the tokenizer, where the arguments don't state it; None: by their tokenizer, if one is known.
+
+    Raises:
+        InputError: an argument is missing or wrong, or the run is nothing that a plan can be of.
+    """
+    given = {_name(name): value for name, value in arguments.items() if not _is_off(value)}
+    for name, what in REFUSED.items():
+        if name in given:
+            raise InputError(
+                f"--{name}: found {shown(given[name])}: {what}; allowed: training of a decoder, or of BERT"
+            )
+    given = {f"{kind}-dropout": _DROPOUT for kind in ("hidden", "attention")} | given
+    said = _Said(given)
+    plan, sentences = _plan(said, gpu, gpus)
+    left_out = [f"--{name} {shown(given[name])}: {LEFT_OUT[name]}" for name in given if _is_left_out(name, given)]
+    return MegatronRun(
+        plan=plan,
+        config=_config(said, vocab),
+        left_out=(*left_out, *sentences),
+        unknown=tuple(sorted(name for name in given if not _is_known(name))),
+    )
+
+
+def _name(argument: str) -> str:
+    return argument.strip().lstrip("-").replace("_", "-")
+
+
+def _is_off(value: Any) -> bool:
+    return value is None or value is False or (isinstance(value, str) and value.strip().lower() in ("false", "none"))
+
+
+def _is_known(name: str) -> bool:
+    return name in _OF_MODEL or name in _OF_PLAN or name in LEFT_OUT or _HARMLESS.fullmatch(name) is not None
+
+
+_NO_DROPOUT = ("0", "0.0")
+# values of arguments in LEFT_OUT that say what is assumed anyway
+_AS_ASSUMED: dict[str, tuple[str, ...]] = {
+    "optimizer": ("adam",),
+    "cuda-graph-impl": ("none",),
+    "cp-comm-type": ("p2p",),
+    "num-distributed-optimizer-instances": ("1",),
+    "main-params-dtype": ("fp32",),
+    "exp-avg-dtype": ("fp32",),
+    "exp-avg-sq-dtype": ("fp32",),
+    "recompute-num-layers": ("1",),
+    "moe-token-dispatcher-type": ("alltoall",),
+    "attention-backend": ("flash", "fused", "auto"),
+    "transformer-impl": ("transformer_engine",),
+    "hidden-dropout": _NO_DROPOUT,
+    "attention-dropout": _NO_DROPOUT,
+}
+_DROPOUT = 0.1  # of both, where the arguments don't say (transformer_config.py)
+
+
+def _is_left_out(name: str, given: Arguments) -> bool:
+    if name == "recompute-num-layers" and given.get("recompute-method") == "block":
+        return False
+    return name in LEFT_OUT and str(given[name]).strip() not in _AS_ASSUMED.get(name, ())
+
+
+class _Said:
+    """Arguments, by their names, as numbers and words."""
+
+    def __init__(self, given: Arguments) -> None:
+        self.given = given
+
+    def flag(self, name: str) -> bool:
+        return name in self.given
+
+    def word(self, name: str, missing: str) -> str:
+        return str(self.given.get(name, missing)).strip()
+
+    def count(self, name: str, missing: int | None = None) -> int:
+        """A number.
+
+        Raises:
+            InputError: it is none, or is missing.
+        """
+        value = self.given.get(name, missing)
+        if value is None:
+            raise InputError(f"--{name}: found nothing; allowed: a number, which Megatron needs")
+        try:
+            number = int(str(value).replace("_", ""))
+        except ValueError:
+            raise InputError(f"--{name}: found {shown(value)}; allowed: a whole number") from None
+        return number
+
+
+# ---- the model ------------------------------------------------------------------------------------------------------
+
+_TOKENIZERS = {"GPT2BPETokenizer": 50257}  # Radford et al. 2019
+_NULL_EXTRA = 1  # the end of a document (megatron/core/tokenizers, NullTokenizer)
+
+
+def _config(said: _Said, vocab: int | None) -> dict[str, Any]:
+    """The model's file."""
+    config: dict[str, Any] = {"model_type": "megatron", "model": "bert" if said.flag(_BERT) else "gpt"}
+    config |= {_key(name): said.count(name) for name in _MODEL_COUNTS if said.flag(name)}
+    config |= {_key(name): True for name in _MODEL_FLAGS if said.flag(name)}
+    config |= {_key(name): said.word(name, "") for name in _MODEL_WORDS if said.flag(name)}
+    config |= {name: read(said) for name, read in _OTHER_KEYS.items() if read(said) is not None}
+    return config | {"vocab_size": _vocab(said, vocab)}
+
+
+def _key(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _positions(said: _Said) -> str | None:
+    if said.flag("no-position-embedding"):
+        return "none"
+    return "rope" if said.flag("use-rotary-position-embeddings") else None
+
+
+def _frequency(said: _Said) -> int | str | None:
+    if not said.flag("moe-layer-freq"):
+        return None
+    text = said.word("moe-layer-freq", "1").strip("'\"")
+    return int(text) if text.isdigit() else text
+
+
+def _window(said: _Said) -> int | None:
+    numbers = re.findall(r"-?\d+", said.word("window-size", ""))
+    return int(numbers[0]) + 1 if numbers and int(numbers[0]) >= 0 else None  # keys before a query, and its own
+
+
+def _capacity(said: _Said) -> float | None:
+    return float(said.word("moe-expert-capacity-factor", "1")) if said.flag("moe-expert-capacity-factor") else None
+
+
+_OTHER_KEYS: dict[str, Callable[[_Said], Any]] = {
+    "num_query_groups": lambda said: said.count("num-query-groups", 1) if said.flag("group-query-attention") else None,
+    "add_bias_linear": lambda said: False if said.flag("disable-bias-linear") else None,
+    "position_embedding_type": _positions,
+    "moe_layer_freq": _frequency,
+    "moe_expert_capacity_factor": _capacity,
+    "window_size": _window,
+}
+
+
+def _vocab(said: _Said, vocab: int | None) -> int:
+    """Rows of the embedding, padded (vocab_size_with_padding).
+
+    Raises:
+        InputError: nobody says how large the vocabulary is.
+    """
+    if said.flag("padded-vocab-size"):
+        return said.count("padded-vocab-size")
+    kind = said.word("tokenizer-type", "GPT2BPETokenizer")
+    own = _TOKENIZERS.get(kind) if vocab is None else vocab
+    if said.flag("vocab-size"):
+        own = said.count("vocab-size") + (_NULL_EXTRA if kind == "NullTokenizer" else 0)
+    if own is None:
+        raise InputError(f"--vocab-size: found nothing; allowed: a number, since {kind} does not say how many it has")
+    own += said.count("vocab-extra-ids", 0)
+    multiple = said.count("make-vocab-size-divisible-by", 128) * said.count("tensor-model-parallel-size", 1)
+    return -(-own // multiple) * multiple
+
+
+# ---- the plan -------------------------------------------------------------------------------------------------------
+
+
+def _plan(said: _Said, gpu: str, gpus: int) -> tuple[dict[str, Any], list[str]]:
+    """The plan's document, and what has to be said of it."""
+    tp, pp, cp = (said.count(f"{axis}-parallel-size", 1) for axis in ("tensor-model", "pipeline-model", "context"))
+    if gpus % (tp * pp * cp):
+        raise InputError(f"gpus: found {gpus}; allowed: multiples of tp {tp} x pp {pp} x cp {cp} = {tp * pp * cp}")
+    dp = gpus // (tp * pp * cp)
+    micro_batch = said.count("micro-batch-size")
+    seq = "seq-length" if said.flag("seq-length") else "encoder-seq-length"
+    recompute, sentences = _recompute(said)
+    plan: dict[str, Any] = {
+        "sequence_length": said.count(seq),
+        "global_batch": said.count("global-batch-size", micro_batch * dp),
+        "micro_batch": micro_batch,
+        "recompute": recompute,
+        "stage_layers": _stage_layers(said),
+        **_software(said),
+        "cluster": {"gpu": gpu, "gpus": gpus},
+        "parallel": {
+            "dp": dp,
+            "tp": tp,
+            "pp": pp,
+            "cp": cp,
+            "ep": said.count("expert-model-parallel-size", 1),
+            "virtual_stages": _virtual_stages(said, pp),
+            "zero_stage": _zero_stage(said),
+            "sequence_parallel": said.flag("sequence-parallel") and tp > 1,
+        },
+    }
+    return plan, sentences
+
+
+def _virtual_stages(said: _Said, pp: int) -> int:
+    if said.flag("pipeline-model-parallel-layout"):
+        return len(layout_layers(said.word("pipeline-model-parallel-layout", ""))) // pp
+    if said.flag("num-virtual-stages-per-pipeline-rank"):
+        return said.count("num-virtual-stages-per-pipeline-rank")
+    if said.flag("num-layers-per-virtual-pipeline-stage"):
+        return said.count("num-layers") // pp // said.count("num-layers-per-virtual-pipeline-stage")
+    return 1
+
+
+def _stage_layers(said: _Said) -> Any:
+    """How layers are cut into stages, in a plan's words; None: evenly."""
+    if said.flag("pipeline-model-parallel-layout"):
+        return layout_layers(said.word("pipeline-model-parallel-layout", ""))
+    slots = {
+        end: 1
+        for end, name in (("embedding", "embedding"), ("head", "loss"))
+        if said.flag(f"account-for-{name}-in-pipeline-split")
+    }
+    ends = {
+        end: said.count(f"decoder-{end}-pipeline-num-layers")
+        for end in ("first", "last")
+        if said.flag(f"decoder-{end}-pipeline-num-layers")
+    }
+    return slots or ends or None
+
+
+_REPEATED = re.compile(r"(\([^()]*\)|[EtmL|])\*(\d{1,4})")
+
+
+def layout_layers(text: str) -> list[int]:
+    """Layers of each chunk of a layout such as `Et*2|(tt|)*5t|tmL` (PipelineParallelLayerLayout).
+
+    Raises:
+        InputError: it is none.
+    """
+    bare = re.sub(r"[\s,'\"]", "", text)
+    spelled = re.sub(r"[()]", "", _REPEATED.sub(lambda found: found[1].strip("()") * int(found[2]), bare))
+    if not spelled or set(spelled) - set("EtmL|") or len(spelled) > _LONGEST_LAYOUT:
+        raise InputError(
+            f"--pipeline-model-parallel-layout: found {shown(text)}; allowed: stages of E, t, m and L, joined by |"
+        )
+    return [chunk.count("t") for chunk in spelled.split("|")]
+
+
+_LONGEST_LAYOUT = 100_000
+_SHARDED = {"no_shard": 0, "optim": 1, "optim_grads": 2, "optim_grads_params": 3}  # data_parallel_sharding_strategy
+
+
+def _zero_stage(said: _Said) -> int:
+    if said.flag("use-torch-fsdp2"):
+        return 3
+    if said.flag("use-megatron-fsdp") or said.flag("use-custom-fsdp"):
+        return _SHARDED.get(said.word("data-parallel-sharding-strategy", "optim_grads_params"), 3)
+    return int(said.flag("use-distributed-optimizer"))
+
+
+def _software(said: _Said) -> dict[str, Any]:
+    """Framework, precision and what the program chooses."""
+    precision = _precision(said)
+    overlapped = said.flag("overlap-grad-reduce") or precision not in ("bf16-mixed", "fp32")
+    reduced = said.flag("grad-reduce-in-bf16") or said.word("main-grads-dtype", "fp32") == "bf16"
+    fused = said.flag("cross-entropy-loss-fusion")
+    return {
+        "precision": precision,
+        "backend": "megatron-core" if overlapped else "megatron",
+        "gradient_dtype": "bf16" if reduced else "fp32",
+        "cross_entropy": "fused" if fused else "plain",
+    }
+
+
+def _precision(said: _Said) -> str:
+    if said.flag("fp4-format"):
+        return "nvfp4"
+    if said.flag("fp8-format"):
+        return "mxfp8" if said.word("fp8-recipe", "delayed") == "mxfp8" else "fp8"
+    return "bf16-mixed" if said.flag("bf16") or said.flag("fp16") else "fp32"
+
+
+def _recompute(said: _Said) -> tuple[str, list[str]]:
+    """What is computed again, in a plan's words; and what has to be said of it."""
+    granularity = said.word("recompute-granularity", "selective" if said.flag("recompute-activations") else "none")
+    if granularity == "full":
+        layers = said.count("recompute-num-layers", 1)
+        return (f"first-{layers}" if said.word("recompute-method", "uniform") == "block" else "full"), []
+    if granularity != "selective":
+        return "none", []
+    modules = re.findall(r"[a-z_]+", said.word("recompute-modules", "core_attn"))
+    known = [part for part in modules if part in PARTS]
+    others = sorted(set(modules) - set(PARTS))
+    said_of = [f"--recompute-modules {' '.join(others)}: not computed again here"] if others else []
+    return ("+".join(known) or "none"), said_of

@@ -1,0 +1,174 @@
+"""Megatron-LM's arguments as plans: published counts of parameters, and no argument that goes lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moemodel.model.architecture.hf_config import read_architecture
+from moemodel.model.architecture.megatron_model import layer_pattern
+from moemodel.model.core.errors import InputError
+from moemodel.model.layers.parameters import parameters
+from moemodel.model.plan.megatron_arguments import HARMLESS, LEFT_OUT, MegatronRun, layout_layers, megatron_run
+
+SMALL: dict[str, Any] = {
+    "--num-layers": 12,
+    "--hidden-size": 512,
+    "--num-attention-heads": 8,
+    "--seq-length": 1024,
+    "--max-position-embeddings": 1024,
+    "--micro-batch-size": 4,
+    "--hidden-dropout": 0.0,
+    "--attention-dropout": 0.0,
+    "--bf16": True,
+}
+MIXTRAL = SMALL | {
+    "--num-layers": 32,
+    "--hidden-size": 4096,
+    "--ffn-hidden-size": 14336,
+    "--num-attention-heads": 32,
+    "--group-query-attention": True,
+    "--num-query-groups": 8,
+    "--swiglu": True,
+    "--normalization": "RMSNorm",
+    "--disable-bias-linear": True,
+    "--untie-embeddings-and-output-weights": True,
+    "--num-experts": 8,
+    "--position-embedding-type": "rope",
+    "--moe-router-topk": 2,
+    "--tokenizer-type": "Llama2Tokenizer",
+}
+DEEPSEEK = MIXTRAL | {
+    "--num-layers": 61,
+    "--hidden-size": 7168,
+    "--ffn-hidden-size": 18432,
+    "--num-attention-heads": 128,
+    "--multi-latent-attention": True,
+    "--q-lora-rank": 1536,
+    "--kv-lora-rank": 512,
+    "--num-experts": 256,
+    "--moe-ffn-hidden-size": 2048,
+    "--moe-router-topk": 8,
+    "--moe-shared-expert-intermediate-size": 2048,
+    "--moe-layer-freq": "([0]*3+[1]*58)",
+    "--moe-router-score-function": "sigmoid",
+}
+
+
+def run(changes: dict[str, Any] | None = None, *, of: dict[str, Any] = SMALL, **options: Any) -> MegatronRun:
+    return megatron_run(of | (changes or {}), **{"gpu": "a100-sxm-80gb", "gpus": 8, **options})
+
+
+def total_parameters(found: MegatronRun, folder: Path) -> int:
+    path = folder / "model.json"
+    path.write_text(json.dumps(found.config), encoding="utf-8")
+    return parameters(read_architecture(path)).total
+
+
+@pytest.mark.parametrize(
+    ("layers", "hidden", "heads", "published"),
+    [(24, 2304, 24, 1.7e9), (96, 12288, 96, 174.6e9), (128, 25600, 160, 1e12)],
+)
+def test_gpts_have_the_parameters_of_narayanan_2021(
+    layers: int, hidden: int, heads: int, published: float, tmp_path: Path
+) -> None:
+    found = run({"--num-layers": layers, "--hidden-size": hidden, "--num-attention-heads": heads})
+    counted = total_parameters(found, tmp_path)
+    # equation 2 there: 12 l h^2 (1 + 13 / (12 h) + (V + s) / (12 l h)); it leaves the norm behind the last layer out
+    assert counted - 2 * hidden == 12 * layers * hidden**2 + 13 * layers * hidden + (50304 + 1024) * hidden
+    assert counted == pytest.approx(published, rel=0.035)  # of two digits there
+
+
+def test_mixtral_and_deepseek_have_their_published_parameters(tmp_path: Path) -> None:
+    assert total_parameters(run(of=MIXTRAL, vocab=32000), tmp_path) == pytest.approx(46.7e9, rel=2e-3)
+    assert total_parameters(run(of=DEEPSEEK, vocab=129280), tmp_path) == pytest.approx(671e9, rel=2e-3)
+
+
+def test_what_is_not_said_is_as_megatron_has_it() -> None:
+    found = run({"--swiglu": True, "--tensor-model-parallel-size": 2})
+    assert found.config["vocab_size"] == 50432  # 50257 to the next multiple of 128 x 2 (Megatron-LM prints 175 dummies)
+    assert found.plan["global_batch"] == 4 * 4
+    assert (found.plan["parallel"]["dp"], found.plan["parallel"]["zero_stage"]) == (4, 0)
+    assert (found.plan["gradient_dtype"], found.plan["recompute"]) == ("fp32", "none")
+    assert found.left_out == found.unknown == ()
+    assert len(run({"--hidden-dropout": None, "--attention-dropout": None}).left_out) == 2  # 0.1 each
+
+
+def test_degrees_and_choices() -> None:
+    said = {
+        "--pipeline-model-parallel-size": 4,
+        "--num-layers-per-virtual-pipeline-stage": 1,
+        "--sequence-parallel": True,
+    }
+    said |= {"--use-distributed-optimizer": True, "--overlap-grad-reduce": True, "--fp8-format": "hybrid"}
+    found = run(said | {"--recompute-granularity": "full", "--recompute-method": "block", "--recompute-num-layers": 2})
+    p = found.plan["parallel"]
+    assert (p["dp"], p["pp"], p["virtual_stages"], p["zero_stage"], p["sequence_parallel"]) == (2, 4, 3, 1, False)
+    assert (found.plan["precision"], found.plan["backend"], found.plan["recompute"]) == (
+        "fp8",
+        "megatron-core",
+        "first-2",
+    )
+    parts = run({"--recompute-granularity": "selective", "--recompute-modules": "[moe_act layernorm mystery]"})
+    assert parts.plan["recompute"] == "moe_act+layernorm"
+    assert parts.left_out == ("--recompute-modules mystery: not computed again here",)
+
+
+def test_layers_of_stages() -> None:
+    # PipelineParallelLayerLayout's own example, and two of Megatron-LM's tests
+    assert layout_layers("E|(tt|)*2,(t|)*4,mL") == [0, 2, 2, 1, 1, 1, 1, 0]
+    assert layout_layers("Et*2|(tt|)*5t|tmL") == [2, 2, 2, 2, 2, 2, 1, 1]
+    assert layout_layers("Et*7|t*7mL") == [7, 7]
+    said = {
+        "--pipeline-model-parallel-size": 2,
+        "--num-layers": 14,
+        "--pipeline-model-parallel-layout": "Et*2|(tt|)*5t|tmL",
+    }
+    found = run(said)
+    assert (found.plan["parallel"]["virtual_stages"], sum(found.plan["stage_layers"])) == (4, 14)
+    assert run({"--account-for-loss-in-pipeline-split": True}).plan["stage_layers"] == {"head": 1}
+    ends = {"--decoder-first-pipeline-num-layers": 2, "--decoder-last-pipeline-num-layers": 2}
+    assert run(ends).plan["stage_layers"] == {"first": 2, "last": 2}
+    for text in ("Ex|tL", "", "t" * 200_000):
+        with pytest.raises(InputError, match="pipeline-model-parallel-layout"):
+            layout_layers(text)
+
+
+def test_nothing_is_dropped_without_a_word() -> None:
+    found = run({"--optimizer": "muon", "--frobnicate": 1, "--lr": 1e-4, "--cuda-graph-impl": "none"})
+    assert found.unknown == ("frobnicate",)
+    assert found.left_out == ("--optimizer 'muon': AdamW is priced and kept instead",)
+    assert not any(name.startswith("--") for name in LEFT_OUT)
+    assert all(reason for reason in HARMLESS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "words"),
+    [
+        ({"--perform-rl-step": True}, {}, "--perform-rl-step: found True: reinforcement learning"),
+        ({"--hybrid-layer-pattern": "M*"}, {}, "layers of Mamba"),
+        ({"--num-layers": "many"}, {}, "--num-layers: found 'many'; allowed: a whole number"),
+        ({"--micro-batch-size": None}, {}, "--micro-batch-size: found nothing"),
+        (
+            {"--tokenizer-type": "TikTokenizer"},
+            {},
+            "--vocab-size: found nothing; allowed: a number, since TikTokenizer",
+        ),
+        ({"--tensor-model-parallel-size": 3}, {}, "gpus: found 8; allowed: multiples of tp 3 x pp 1 x cp 1 = 3"),
+    ],
+)
+def test_errors_name_place_found_and_allowed(changes: dict[str, Any], options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError) as raised:
+        run(changes, **options)
+    assert words in str(raised.value)
+
+
+def test_layer_patterns_are_read_and_not_run() -> None:
+    assert layer_pattern("([0]*1+[1]*3)") == [0, 1, 1, 1]
+    assert layer_pattern("([1]*2+[0])*2") == [1, 1, 0, 1, 1, 0]
+    for text in ("__import__('os')", "[2]*3", "[0]*10**9", "([0]*9999)*9999", "", "[0]+1"):
+        with pytest.raises(ValueError, match="moe_layer_freq"):
+            layer_pattern(text)
