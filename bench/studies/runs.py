@@ -35,9 +35,10 @@ from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp, Moe
 from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.core.errors import InputError
+from moemodel.model.device.attention import rescale_for_attention
 from moemodel.model.device.precision import rescale_for_precision, scaled
 from moemodel.model.device.roofline import ATTENTIONS, PRODUCTS
-from moemodel.model.frameworks.base import OverlapAxis, Precision
+from moemodel.model.frameworks.base import FusedOperator, OverlapAxis, Precision
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.hardware.link import read_link
@@ -109,6 +110,8 @@ class Software:
         overlapped: exchanges that run behind computation (`frameworks.base.Framework`); None: what the backend says.
         gradient_B: bytes of a gradient element on the wire; None: as in memory.
         node_deduplicated, node_limit: how rows get to experts (`frameworks.base.Framework`).
+        unfused: operators that the framework fuses, but not here.
+        cast_B: bytes that casting an element to 8 bits moves; None: what the framework says.
     """
 
     gpu: str
@@ -119,6 +122,8 @@ class Software:
     gradient_B: float | None = None
     node_deduplicated: bool = False
     node_limit: int | None = None
+    unfused: frozenset[FusedOperator] = frozenset()
+    cast_B: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,12 +156,19 @@ def machine(software: Software, constants: Mapping[str, float], *, limited: bool
     """
     gpu = read_gpu(software.gpu)
     calibration = adapted(shipped(_CALIBRATED), gpu, software, constants)
+    attention = framework_of(software.backend).attention
+    calibration = rescale_for_attention(calibration, attention, gpu, asked=False)
     link = read_link(software.internode)
     link = link.model_copy(update={"bandwidth_GBps": link.bandwidth_GBps * constants.get("internode", 1.0)})
     network = network_of(calibration, gpu, None, link)
     usual = framework_of(software.backend)
+    recipe = usual.precisions[software.precision]
+    if software.cast_B is not None:
+        recipe = replace(recipe, cast_B=software.cast_B)
     framework = replace(
         usual,
+        precisions={**usual.precisions, software.precision: recipe},
+        fused_kernels=usual.fused_kernels - software.unfused,
         gradient_wire_B=software.gradient_B,
         overlapped=usual.overlapped if software.overlapped is None else software.overlapped,
         dispatches_once_a_node=software.node_deduplicated,
@@ -493,7 +505,7 @@ SHARDED = {"FULL_SHARD": 3, "SHARD_GRAD_OP": 2}  # ZeRO stages (torch.distribute
 def fsdp(folder: Path) -> Study:
     """MosaicML's dense models under FSDP in bf16 (llm-foundry, 2023).
 
-    Attention is the flash kernel of 2023, not today's; Composer's mixed precision DEFAULT reduces gradients in float32.
+    What its software is, `model/frameworks/fsdp.py` says.
     """
     table = _table(folder, FSDP)
     bf16 = table["Precision"] == "amp_bf16"
@@ -521,7 +533,7 @@ def fsdp(folder: Path) -> Study:
     return Study(
         name="H100 FSDP (llm-foundry)",
         rows=rows,
-        software={"fsdp": Software(gpu=_CALIBRATED, backend="torch", precision="bf16-mixed", gradient_B=4.0)},
+        software={"fsdp": Software(gpu=_CALIBRATED, backend="fsdp", precision="bf16-mixed")},
         constants={"products": _rate(), "attention": _rate(), "elementwise": _rate()},
         left_out={"in FP8": int((~bf16).sum())},
     )
@@ -577,6 +589,13 @@ _DENSE = ("LLAMA3_8B", "LLAMA3_70B", "LLAMA3.1_405B")
 # 8-bit products take the peak of fp8. Containers of 2025 and 2026 of one table.
 _CORE = Software(gpu=_CALIBRATED, backend="megatron-core", precision="bf16-mixed")
 _CORE_FP8 = replace(_CORE, precision="fp8")
+# Submissions scale by what was largest in steps before (fp8_recipe of their configurations), so that kernels which make
+# operands write them in 8 bits (transformer_engine/pytorch/module/layernorm_linear.py, layernorm_mlp.py). Beyond what
+# they move in 16: norms 1 B an element (8 bits, read and written again in the other order), the activation and its
+# gradient none; attention's output, and gradients of what no activation follows, are read (2) and written in both
+# orders (2). Of GPT-3's products, whose inputs are 1, 1, 1 and 4 hidden sizes wide and their outputs 3, 1, 4 and 1, in
+# the mean 26 B of 16
+_CORE_DELAYED = replace(_CORE_FP8, cast_B=26 / 16)
 _MOE_OVERLAPPED: frozenset[OverlapAxis] = frozenset({"pp", "parameters", "gradients"})
 _DENSE_CONSTANTS = {"products": _rate()}
 
@@ -712,6 +731,7 @@ DISPATCH: dict[tuple[str, str], tuple[str, ...]] = {
     ("Qwen3_30B_a3B", ""): ("once",),
     ("Qwen3_235B_a22B", "25.09"): ("once",),
     ("Qwen3_235B_a22B", ""): ("behind",),
+    ("GPT OSS 120B", ""): ("turned apart",),
     ("DeepSeekV3", ""): (
         "once",
         "to four",
@@ -736,6 +756,9 @@ def _expert_software() -> dict[str, Software]:
             name = precision + " once" * once + " behind" * overlaps
             exchanges: frozenset[OverlapAxis] = _MOE_OVERLAPPED | (frozenset({"ep"}) if overlaps else frozenset())
             software[name] = replace(base, overlapped=exchanges, node_deduplicated=once)
+        # GPT OSS turns queries and keys by YaRN with an mscale, which Transformer Engine's kernel does not know
+        # (megatron/core/models/common/embeddings/rope_utils.py)
+        software[f"{precision} turned apart"] = replace(base, overlapped=_MOE_OVERLAPPED, unfused=frozenset({"rotary"}))
         software[f"{precision} once to four"] = replace(
             base, overlapped=_MOE_OVERLAPPED, node_deduplicated=True, node_limit=4
         )
@@ -806,7 +829,7 @@ def mlperf(folder: Path) -> Study:
     return Study(
         name="MLPerf Training 3.1 and 5.1",
         rows=rows,
-        software={"h100": _CORE_FP8, "h200": replace(_CORE_FP8, gpu="h200-sxm-141gb")},
+        software={"h100": _CORE_DELAYED, "h200": replace(_CORE_DELAYED, gpu="h200-sxm-141gb")},
         constants=_DENSE_CONSTANTS,
         left_out={"systems that fine-tune with LoRA": len(lora)},
     )

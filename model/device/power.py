@@ -11,7 +11,7 @@
 
 Energy of a unit of work scales with V^2, and the clock tree's power with f V^2 (Weste & Harris, CMOS VLSI Design,
 ch. 5); memory and links have supplies of their own that don't follow the SM clock. Left out: dependence on the values
-of the data (the calibration uses random ones, as training has), voltage guard bands that differ from chip to chip.
+of the data (the calibration uses random ones, as training has), and that chips differ (`predict.chips`).
 
 `rise` is what warm circuits, regulators and memory add in proportion to the load: a copying H100 draws 1.3 W more for
 each degree, an idle one 0.7 W.

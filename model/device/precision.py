@@ -35,6 +35,10 @@ KERNELS: dict[str, tuple[KernelDtype, ...]] = {
     "mxfp8": ("mxfp8", "fp8", "fp8_block"),
     "nvfp4": ("nvfp4",),
 }
+# On Hopper, rate of 8-bit products whose sums go to float32 every 128 of depth, over that of those summed in tensor
+# cores alone: 12 products on an H100 at its 700 W by torch 2.11, 1,224 and 1,302 TFLOP/s in the mean (measured for this
+# project, 2026-11-28; `bench/kernel_generations.py`). Blackwell's sum in float32
+SPLIT_ACCUMULATION = 0.94
 _MEASURED_B = 2.0  # of an element: bf16, which profiles are of
 
 
@@ -63,12 +67,24 @@ def rescale_for_precision(
     update = {
         "chip": scaled(calibration.chip, chip),
         "operators": [
-            kernel_of(calibration, recipe.matmul_dtype, operator.kind, operator.direction) or changed(operator, rate)
+            _backward(
+                kernel_of(calibration, recipe.matmul_dtype, operator.kind, operator.direction)
+                or changed(operator, rate),
+                SPLIT_ACCUMULATION if recipe.splits_accumulation and gpu.architecture == "hopper" else 1.0,
+            )
             for operator in calibration.operators
         ],
         "power": fit.model_copy(update={"parameters": scaled(fit.parameters, power)}),
     }
     return calibration.model_copy(update=update | (_without_fast_limit(calibration) if of_pipes else {}))
+
+
+def _backward(fit: OperatorFit, rate: float) -> OperatorFit:
+    """A product, of gradients where it is one, that is so much faster than forward."""
+    if rate == 1 or fit.kind not in PRODUCTS or fit.direction is Pass.FORWARD:
+        return fit
+    tiles = [name for name in fit.parameters if name.startswith("efficiency_")]
+    return fit.model_copy(update={"parameters": scaled(fit.parameters, dict.fromkeys(tiles, rate))})
 
 
 def kernel_of(calibration: Calibration, dtype: str, kind: Kind, direction: Pass) -> KernelFit | None:

@@ -20,6 +20,15 @@ Precision = Literal["bf16", "bf16-mixed", "fp8", "mxfp8", "nvfp4", "fp32"]
 # between stages, gradients, and the parameters that ZeRO gathers. Keys and values of context parallelism always do.
 OverlapAxis = Literal["tp", "ep", "pp", "gradients", "parameters"]
 
+# Kernels of attention: FlashAttention's three generations, cuDNN's; `unfused`: a product, a softmax, a product.
+AttentionName = Literal["flash1", "flash2", "flash3", "cudnn", "unfused"]
+
+# Operators, by the names of `operators.work.Kind`, that a framework may run as one kernel which moves no more than it
+# has to; profiles measure what torch makes of them, one plain kernel after another or one that strides.
+FusedOperator = Literal[
+    "rms_norm", "layer_norm", "rotary", "gelu", "relu", "swiglu", "swiglu_packed", "router", "permute", "unpermute"
+]
+
 
 # Of what an optimizer keeps; `int8` in blocks with a scale each, `remainder` what a 16-bit weight lacks of float32.
 MomentDtype = Literal["fp32", "bf16", "fp16", "fp8", "int8"]
@@ -49,6 +58,8 @@ class PrecisionRecipe:
         update_B: of a parameter, that one kernel of an update moves.
         matmul_dtype: type of the operands of products inside layers, whose rate `device.precision` takes from the GPU's
             peaks; those of 8 and 4 bits are cast by kernels beforehand.
+        cast_B: bytes that these move of an element, all of them together.
+        splits_accumulation: in products of cast gradients sums go to float32 every 128 of depth.
     """
 
     weight_B: float
@@ -60,6 +71,8 @@ class PrecisionRecipe:
     element_size_B: float = 2.0
     update_B: float = _UPDATE_B
     matmul_dtype: Dtype = "bf16"
+    cast_B: float = 4.0
+    splits_accumulation: bool = False
 
     def with_states(self, *, state_B: float, update_B: float) -> PrecisionRecipe:
         """With states of so many bytes, of which an update moves so many."""
@@ -104,11 +117,18 @@ class Framework:
 
         fused_qkv: queries, keys and values are one product; else one each.
         fused_gate_up: so are the gate and the up-projection of dense feed-forward blocks (of experts they always are).
+        fused_kernels: operators that are one kernel in either pass, which moves its least bytes as fast as the
+            calibration's copies move theirs; others take what the profile measured of torch's.
+        fused_loss_B: bytes of a logit that kernels of a fused cross-entropy move, forward and backward; None: it is
+            not fused.
         flash_attention: attention is one kernel; else a product for the scores, a softmax over them, a product with the
             values.
+        attention: which kernel that is; None: as profiles measure it.
+        compiles: torch.compile fuses chains of elementwise kernels of whole layers where a plan asks for it.
         softmax: without flash attention, `fused` scales, masks and normalises in one kernel where it can run; `plain`
             fills the mask in, then normalises.
         dropout: attention probabilities and the output of every block pass through dropout.
+        fused_dropout: that of blocks is one kernel with their bias and the residual's sum; else kernels apart.
         moment_dtypes, master_dtypes: types that its optimizers keep moments and master weights in, where a plan asks;
             `sharded_dtypes`: other than float32 only where ZeRO shards them.
         fused_optimizer: it steps all parameters in a few kernels, which the host queues in no time.
@@ -185,9 +205,14 @@ class Framework:
 
     fused_qkv: bool
     fused_gate_up: bool
+    fused_kernels: frozenset[FusedOperator] = frozenset()
+    fused_loss_B: tuple[float, float] | None = None
     flash_attention: bool = True
+    attention: AttentionName | None = None
+    compiles: bool = False
     softmax: Literal["fused", "plain"] = "fused"
     dropout: bool = False
+    fused_dropout: bool = False
     moment_dtypes: tuple[MomentDtype, ...] = ("fp32",)
     master_dtypes: tuple[MasterDtype, ...] = ("fp32",)
     sharded_dtypes: bool = False

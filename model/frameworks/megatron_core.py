@@ -8,7 +8,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moemodel.model.frameworks.base import Framework, HostFactors, PrecisionRecipe
-from moemodel.model.frameworks.megatron_lm import TRANSFORMER_ENGINE_WORKSPACE_B
+from moemodel.model.frameworks.megatron_lm import (
+    TRANSFORMER_ENGINE,
+    TRANSFORMER_ENGINE_HOST,
+    TRANSFORMER_ENGINE_WORKSPACE_B,
+)
 from moemodel.model.frameworks.moe_form import (
     INDEX_ADD_B,
     INDEX_ADD_ENERGY,
@@ -26,7 +30,16 @@ MEGATRON_CORE = Framework(
         "bf16-mixed": PrecisionRecipe(weight_B=2, gradient_B=2, state_B=12),
         # Transformer Engine's 8-bit products (Micikevicius et al. 2022); weights in 8 bits, in two orders, in place of
         # 16-bit ones
-        "fp8": PrecisionRecipe(weight_B=2, gradient_B=2, state_B=12, matmul_dtype="fp8"),
+        "fp8": PrecisionRecipe(
+            weight_B=2,
+            gradient_B=2,
+            state_B=12,
+            matmul_dtype="fp8",
+            # scaled by the largest element, which is looked for first (2), then read (2) and written in both orders
+            # (2): Float8CurrentScaling, which Megatron-Bridge's recipes of Hopper name (fp8_cs)
+            cast_B=6.0,
+            splits_accumulation=True,  # pytorch/module/base.py, _2X_ACC_DGRAD and _2X_ACC_WGRAD
+        ),
         # the same in blocks of 32 with a scale each (Blackwell's tensor cores)
         "mxfp8": PrecisionRecipe(weight_B=2, gradient_B=2, state_B=12, matmul_dtype="mxfp8"),
         # in 4 bits, in blocks of 16, beside 16-bit weights (assumed: those are quantised anew in every step)
@@ -34,6 +47,14 @@ MEGATRON_CORE = Framework(
     },
     fused_qkv=True,
     fused_gate_up=True,
+    # Transformer Engine's norms and rotation (`apply_rope_fusion`), its permutations (`moe_permute_fusion`,
+    # common/triton/permutation.py) and router (`moe_router_fusion`); activations by torch.compile (core/jit.py).
+    # All are on in Megatron-Bridge's recipes (perf_recipes/_common.py, models/qwen)
+    fused_kernels=TRANSFORMER_ENGINE | {"router", "permute", "unpermute"},
+    # common/triton/cross_entropy.py, 16-bit logits: forward read twice, their gradients written in their place;
+    # backward these are scaled
+    fused_loss_B=(6.0, 4.0),
+    fused_dropout=True,  # megatron/core/fusions/fused_bias_dropout.py
     fused_optimizer=True,
     moment_dtypes=("fp32", "bf16", "fp16", "fp8"),  # transformer_engine/pytorch/optimizers/fused_adam.py
     master_dtypes=("fp32", "fp16", "remainder"),
@@ -47,6 +68,8 @@ MEGATRON_CORE = Framework(
     counts_passes=True,
     memory_log_error=0.05,  # assumed: more than `megatron`'s, the same code under programs that choose more
     shards_experts=False,
+    moe=MoeForm(host_waits=HostWaits(forward=1, cut=1)),  # _maybe_dtoh_and_synchronize (moe/token_dispatcher.py)
+    host_factors=TRANSFORMER_ENGINE_HOST,
     overlapped=frozenset({"tp", "pp", "parameters", "gradients"}),
 )
 
@@ -89,6 +112,9 @@ MEGATRON_CORE_LOCAL = replace(
         # optimizers that step one after the other, those of experts and of the rest (ChainedOptimizer)
         "bf16-mixed": PrecisionRecipe(weight_B=2, gradient_B=2, state_B=12, transient_B=4, group_transient_B=4),
     },
+    fused_kernels=frozenset(),
+    fused_loss_B=None,
+    fused_dropout=False,  # without a compiler
     flash_attention=False,
     softmax="plain",
     fused_optimizer=False,

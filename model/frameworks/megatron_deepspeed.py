@@ -5,7 +5,7 @@ Its container lets float32 products run as TF32 (NGC PyTorch, TORCH_ALLOW_TF32_C
 
 from __future__ import annotations
 
-from moemodel.model.frameworks.base import Framework, PrecisionRecipe
+from moemodel.model.frameworks.base import Framework, HostFactors, PrecisionRecipe
 
 MEGATRON_DEEPSPEED = Framework(
     name="megatron-deepspeed",
@@ -20,6 +20,8 @@ MEGATRON_DEEPSPEED = Framework(
     flash_attention=False,
     softmax="plain",
     fused_optimizer=True,
+    # as Megatron Core's layers without Transformer Engine, measured (megatron_core.py): assumed
+    host_factors=HostFactors(forward=2.19, backward=1.51),
     pipeline="deepspeed",  # Sailor's deepspeed/pipe_engine.py too cuts what it sends, whatever the configuration says
     keeps_norm_shards=True,
     memory_log_error=0.2,  # Sailor's runs on GH200, of which nvidia-smi was read: what the allocator caches is in it

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from moemodel.model.frameworks.base import Framework, PrecisionRecipe
+from moemodel.model.frameworks.base import Framework, FusedOperator, HostFactors, PrecisionRecipe
+
+# What Megatron's layers fuse with Transformer Engine, unless its command line says otherwise: norms, rotation
+# (`--no-rope-fusion`) and activations, which torch.compile fuses (`--no-bias-swiglu-fusion`; core/jit.py)
+TRANSFORMER_ENGINE: frozenset[FusedOperator] = frozenset(
+    {"rms_norm", "layer_norm", "rotary", "gelu", "relu", "swiglu", "swiglu_packed"}
+)
+
+# What the host needs for a layer of Transformer Engine's modules, over torch's: with it 15 step times of one small
+# model that nothing but the host bounds (Megatron-LM, commit d98e8a6, tests/functional_tests, H100: GPT of 12 layers in
+# six layouts) are, in the median, as predicted (`bench/host_factors.py --golden`); some machines there took half as
+# long again. Of either pass alike: step times do not tell them apart
+TRANSFORMER_ENGINE_HOST = HostFactors(forward=3.1, backward=3.1)
 
 _MiB = 2.0**20
 
@@ -26,6 +38,10 @@ MEGATRON_LM = Framework(
     },
     fused_qkv=True,
     fused_gate_up=True,
+    fused_kernels=TRANSFORMER_ENGINE,  # not permutations and the loss, whose flags are off
+    eager_loss=True,  # tensor_parallel/cross_entropy.py
+    host_factors=TRANSFORMER_ENGINE_HOST,
+    fused_dropout=True,  # megatron/core/fusions/fused_bias_dropout.py
     moment_dtypes=("fp32", "bf16", "fp16", "fp8"),  # transformer_engine/pytorch/optimizers/fused_adam.py
     master_dtypes=("fp32", "fp16", "remainder"),
     sharded_dtypes=True,  # use_precision_aware_optimizer (core/optimizer/__init__.py)

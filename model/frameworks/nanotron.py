@@ -7,7 +7,7 @@ no ZeRO stage shards and 12 that it does.
 
 from __future__ import annotations
 
-from moemodel.model.frameworks.base import Framework, PrecisionRecipe
+from moemodel.model.frameworks.base import Framework, HostFactors, PrecisionRecipe
 
 NANOTRON = Framework(
     name="nanotron",
@@ -17,6 +17,12 @@ NANOTRON = Framework(
     },
     fused_qkv=True,
     fused_gate_up=True,
+    fused_kernels=frozenset({"rms_norm"}),  # flash-attention's in Triton (nn/layer_norm.py, TritonRMSNorm)
+    attention="flash2",  # flash_attn_varlen_func (models/llama.py), of flash-attn 2
+    eager_loss=True,  # sharded_cross_entropy, float32, whole vocabularies too (tensor_parallel/functional.py)
+    # as Megatron Core's layers without Transformer Engine, measured (megatron_core.py), whose functions of tensor
+    # parallelism it has: assumed
+    host_factors=HostFactors(forward=2.19, backward=1.51),
     # what most of those runs hold grows with tp by two whole inputs a layer; later code gathers them again
     # (tp_recompute_allgather)
     keeps_norm_shards=False,

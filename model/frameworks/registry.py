@@ -8,11 +8,13 @@ from moemodel.model.core.suggest import unknown
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.frameworks.deepspeed import DEEPSPEED, DEEPSPEED_EINSUM
 from moemodel.model.frameworks.fastmoe import FASTMOE
+from moemodel.model.frameworks.fsdp import FSDP
 from moemodel.model.frameworks.megatron_core import MEGATRON_CORE, MEGATRON_CORE_LOCAL
 from moemodel.model.frameworks.megatron_deepspeed import MEGATRON_DEEPSPEED
 from moemodel.model.frameworks.megatron_lm import MEGATRON_LM, MEGATRON_LM_2021
 from moemodel.model.frameworks.nanotron import NANOTRON
 from moemodel.model.frameworks.torch_native import TORCH
+from moemodel.model.frameworks.torchtitan import TORCHTITAN
 
 FRAMEWORKS: dict[str, Framework] = {
     framework.name: framework
@@ -21,12 +23,14 @@ FRAMEWORKS: dict[str, Framework] = {
         DEEPSPEED,
         DEEPSPEED_EINSUM,
         FASTMOE,
+        FSDP,
         MEGATRON_LM,
         MEGATRON_LM_2021,
         MEGATRON_CORE,
         MEGATRON_CORE_LOCAL,
         MEGATRON_DEEPSPEED,
         NANOTRON,
+        TORCHTITAN,
     )
 }
 

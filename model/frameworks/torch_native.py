@@ -23,6 +23,7 @@ TORCH = Framework(
     },
     fused_qkv=False,
     fused_gate_up=False,
+    compiles=True,
     eager_sharding=True,
     # bf16 moments beside float32 weights: torchtitan, docs/bf16_optimizer_states.md; 8-bit ones: bitsandbytes, torchao
     moment_dtypes=("fp32", "bf16", "int8"),

@@ -100,6 +100,19 @@ class MicroBatch:
         values: FloatArray = self.tp if degree == "tp" else self.ep
         return np.asarray(values > 1, dtype=np.float64)
 
+    def sorts_spread_rows(self, experts: FloatArray) -> FloatArray | None:
+        """Where rows of several ranks are sorted by expert again, 1 or 0; None: nowhere. [P]
+
+        By plain kernels wherever experts are spread; by a fused one where a GPU holds several of them (`experts`) and
+        rows came by all-to-all (Megatron, moe/token_dispatcher.py, sort_chunks_by_idxs).
+        """
+        framework, spread = self.framework, self.is_sharded("ep")
+        if framework.moe.sorts_again and "permute" in framework.fused_kernels:
+            spread = spread * (experts > 1) * (not framework.dispatches_once_a_node)
+        elif not (framework.moe.sorts_again and framework.eager_sharding):
+            return None
+        return np.asarray(spread) if spread.any() else None
+
     def adds_kernels(self, degree: Literal["tp", "ep"]) -> bool:
         """Whether cutting by a degree adds plain kernels, in any plan."""
         return self.framework.eager_sharding and bool(self.is_sharded(degree).any())

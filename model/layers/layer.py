@@ -29,6 +29,7 @@ from moemodel.model.operators.work import Kind, Shape
 
 # Tensors of bf16 elements that elementwise kernels of Megatron-LM 2.x read and write; a dropout mask is half of one.
 _DROPOUT = 2.5  # read and written, and the mask
+_WRITTEN_MASK = 0.5
 _BIAS = 2.0  # a bias added in place of the product's epilogue, since dropout comes behind it
 _F = 4.0  # bytes of a float32 element
 _MASK = 1.0  # byte of a dropout mask
@@ -190,7 +191,9 @@ def norm_parameters(layer: Layer, hidden: int) -> int:
 def _residual(batch: MicroBatch, width: int) -> Iterator[LayerOp]:
     """The end of a block: its output, after bias and dropout if there is one, added to its input."""
     tokens = batch.sequence_parallel_tokens
-    if batch.framework.dropout:
+    if batch.framework.dropout and batch.framework.fused_dropout:
+        yield elementwise(tokens * width, _WRITTEN_MASK, (_DROPOUT,))
+    elif batch.framework.dropout:
         yield elementwise(tokens * width, _BIAS, ())
         yield elementwise(tokens * width, _DROPOUT, (_DROPOUT,))
     yield LayerOp(kind=Kind.RESIDUAL_ADD, shape=Shape(m=tokens, n=width))

@@ -139,15 +139,16 @@ class MoeBlock(Block):
         shape = Shape(m=sent, experts=self._local(batch), skew=rows.skew)
         yield from router_operators(moe, form, tokens, self.hidden)
         yield from self._dispatch(batch, rows)
-        if form.sorts_again and batch.adds_kernels("ep"):  # rows of several ranks, sorted by expert again, and back
+        sorts = batch.sorts_spread_rows(self._local(batch))
+        if sorts is not None:  # rows of several ranks, sorted by expert again, and back
             again = Shape(m=sent, n=self.hidden, experts=shape.experts, top_k=1)
-            yield LayerOp(kind=Kind.PERMUTE, shape=again, mask=batch.is_sharded("ep"), load_balance=1 / busiest)
+            yield LayerOp(kind=Kind.PERMUTE, shape=again, mask=sorts, load_balance=1 / busiest)
         energy = rows.filled + _OF_ZEROS * (1 - rows.filled)
         for op in self._experts(batch, shape):
             multiplies = op.kind in (Kind.GEMM, Kind.GROUPED_GEMM)
             yield replace(op, load_balance=1 / busiest, operand_energy=energy if multiplies else 1.0)
-        if form.sorts_again and batch.adds_kernels("ep"):
-            back = elementwise(sent * self.hidden, 2.0, (2.0,), mask=batch.is_sharded("ep"))
+        if sorts is not None:
+            back = elementwise(sent * self.hidden, 2.0, (2.0,), mask=sorts)
             yield replace(back, load_balance=1 / busiest)
         yield from self._combine(batch, rows)
         yield from streamed_operators((*form.kernels, *form.policies), self._sizes(batch), moe.top_k)

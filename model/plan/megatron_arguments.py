@@ -90,10 +90,6 @@ LEFT_OUT: dict[str, str] = {
     "moe-permute-fusion": "rows are permuted as the framework does it",
     "moe-router-fusion": "routers are priced as the framework does it",
     "optimizer": "AdamW is priced and kept instead",
-    "use-precision-aware-optimizer": "states of the optimizer are kept in float32",
-    "main-params-dtype": "states of the optimizer are kept in float32",
-    "exp-avg-dtype": "states of the optimizer are kept in float32",
-    "exp-avg-sq-dtype": "states of the optimizer are kept in float32",
     "optimizer-cpu-offload": "the optimizer is taken to be on the GPU",
     "cpu-offloading": "activations are taken to stay on the GPU",
     "cpu-offloading-num-layers": "activations are taken to stay on the GPU",
@@ -131,8 +127,6 @@ LEFT_OUT: dict[str, str] = {
     "attention-backend": "attention is one kernel",
     "transformer-impl": "kernels are Transformer Engine's",
     "spec": "kernels are Transformer Engine's",
-    "hidden-dropout": "nothing is dropped",
-    "attention-dropout": "nothing is dropped",
 }
 
 REFUSED: dict[str, str] = {
@@ -180,6 +174,8 @@ _OF_PLAN = frozenset(
         *("fp8-recipe", "fp4-format", "grad-reduce-in-bf16", "accumulate-allreduce-grads-in-fp32", "main-grads-dtype"),
         *("cross-entropy-loss-fusion", "cross-entropy-fusion-impl", "recompute-activations", "recompute-granularity"),
         *("recompute-method", "recompute-num-layers", "recompute-modules", "moe-grouped-gemm", "use-flash-attn"),
+        *("use-precision-aware-optimizer", "main-params-dtype", "exp-avg-dtype", "exp-avg-sq-dtype"),
+        *("hidden-dropout", "attention-dropout"),
         *("ddp-average-in-collective", "ddp-pad-buckets-for-high-nccl-busbw"),
         *("decoder-first-pipeline-num-layers", "decoder-last-pipeline-num-layers", "pipeline-model-parallel-layout"),
         *("account-for-embedding-in-pipeline-split", "account-for-loss-in-pipeline-split"),
@@ -208,7 +204,6 @@ def megatron_run(arguments: Arguments, *, gpu: str, gpus: int, vocab: int | None
             raise InputError(
                 f"--{name}: found {shown(given[name])}: {what}; allowed: training of a decoder, or of BERT"
             )
-    given = {f"{kind}-dropout": _DROPOUT for kind in ("hidden", "attention")} | given
     said = _Said(given)
     plan, sentences = _plan(said, gpu, gpus)
     left_out = [f"--{name} {shown(given[name])}: {LEFT_OUT[name]}" for name in given if _is_left_out(name, given)]
@@ -232,24 +227,18 @@ def _is_known(name: str) -> bool:
     return name in _OF_MODEL or name in _OF_PLAN or name in LEFT_OUT or _HARMLESS.fullmatch(name) is not None
 
 
-_NO_DROPOUT = ("0", "0.0")
 # values of arguments in LEFT_OUT that say what is assumed anyway
 _AS_ASSUMED: dict[str, tuple[str, ...]] = {
     "optimizer": ("adam",),
     "cuda-graph-impl": ("none",),
     "cp-comm-type": ("p2p",),
     "num-distributed-optimizer-instances": ("1",),
-    "main-params-dtype": ("fp32",),
-    "exp-avg-dtype": ("fp32",),
-    "exp-avg-sq-dtype": ("fp32",),
     "recompute-num-layers": ("1",),
     "moe-token-dispatcher-type": ("alltoall",),
     "attention-backend": ("flash", "fused", "auto"),
     "transformer-impl": ("transformer_engine",),
-    "hidden-dropout": _NO_DROPOUT,
-    "attention-dropout": _NO_DROPOUT,
 }
-_DROPOUT = 0.1  # of both, where the arguments don't say (transformer_config.py)
+_DROPOUT = "0.1"  # of attention and of blocks, where the arguments don't say (transformer_config.py)
 
 
 def _is_left_out(name: str, given: Arguments) -> bool:
@@ -453,13 +442,26 @@ def _software(said: _Said) -> dict[str, Any]:
     precision = _precision(said)
     overlapped = said.flag("overlap-grad-reduce") or precision not in ("bf16-mixed", "fp32")
     reduced = said.flag("grad-reduce-in-bf16") or said.word("main-grads-dtype", "fp32") == "bf16"
-    fused = said.flag("cross-entropy-loss-fusion")
+    # the fusion of its own (`native`, by default) keeps float32 probabilities as the plain loss does
+    # (core/fusions/fused_cross_entropy.py)
+    fused = said.flag("cross-entropy-loss-fusion") and said.word("cross-entropy-fusion-impl", "native") == "te"
     return {
         "precision": precision,
         "backend": "megatron-core" if overlapped else "megatron",
         "gradient_dtype": "bf16" if reduced else "fp32",
         "cross_entropy": "fused" if fused else "plain",
+        "dropout": any(float(said.word(f"{kind}-dropout", _DROPOUT)) > 0 for kind in ("hidden", "attention")),
+        "optimizer": _optimizer(said),
     }
+
+
+def _optimizer(said: _Said) -> dict[str, str] | None:
+    """Types of the optimizer's states (optimizer_config.py); None: float32."""
+    if not said.flag("use-precision-aware-optimizer"):
+        return None
+    moments = {name: said.word(f"{name.replace('_', '-')}-dtype", "fp32") for name in ("exp_avg", "exp_avg_sq")}
+    master = said.word("main-params-dtype", "fp32")
+    return moments | {"master": "remainder" if master == "fp32" else master}  # store_param_remainders is the default
 
 
 def _precision(said: _Said) -> str:

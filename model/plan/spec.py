@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, PrivateAt
 
 from moemodel.model.core.documents import Strict, Switch, read_yaml
 from moemodel.model.core.errors import InputError
-from moemodel.model.frameworks.base import Precision
+from moemodel.model.frameworks.base import AttentionName, Precision
 from moemodel.model.frameworks.registry import FORMER_NAMES, framework_of
 from moemodel.model.hardware.gpu import Gpu, GpuVariant, read_gpu
 from moemodel.model.hardware.link import Link
@@ -167,6 +167,7 @@ def check_forward_only(plan: Plan) -> None:
         "recompute": (plan.recompute, "none"),
         "gradient_dtype": (plan.gradient_dtype, None),
         "cross_entropy": (plan.cross_entropy, None),
+        "dropout": (plan.dropout, None),
         "optimizer": (None if plan.optimizer is None else "a block", None),
         "routing.balance_loss": (plan.routing.balance_loss, 0.0),
         "routing.z_loss": (plan.routing.z_loss, 0.0),
@@ -221,8 +222,19 @@ class Plan(NamesFiles):
     cross_entropy: Literal["plain", "fused"] | None = Field(
         default=None, description="how the loss is computed; null: as the framework does"
     )
+    attention: AttentionName | None = Field(
+        default=None, description="kernel of attention; null: as the framework runs it on that GPU"
+    )
+    compile: Switch | None = Field(
+        default=None,
+        description="torch.compile fuses elementwise kernels of layers and loss; null: as the framework does",
+    )
     gradient_dtype: Literal["bf16", "fp32"] | None = Field(
         default=None, description="type that gradients are summed in; null: as the framework does"
+    )
+    dropout: Switch | None = Field(
+        default=None,
+        description="of attention probabilities and of the output of every block; null: as the framework has it",
     )
     optimizer: OptimizerStates | None = Field(
         default=None, description="types of what AdamW keeps; null: as the framework does"

@@ -18,6 +18,7 @@ from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray, distinct
 from moemodel.model.device.power import PowerModel, power_model
 from moemodel.model.layers.flops import model_flops
 from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.predict.chips import thirst, thirstiest, waiting
 from moemodel.model.predict.phases import ByPhase, ClockedCost, DeviceCosts, device_costs
 from moemodel.model.predict.prediction import Prediction, PredictionByStage
 from moemodel.model.predict.priced_clocks import priced_clocks
@@ -345,11 +346,12 @@ class _PricedPipeline:
         pipe = self.pipe if self.row_P is None else self.pipe.take(self.row_P)
         if self.row_P is not None:
             errors = errors[0][self.row_P], errors[1][self.row_P]
+        changes = [None] * len(self.devices) if self.runs is None else self.runs.changes
+        asked, thirst_P = self._asked(clock_Hz_K), thirst(pipe.plans)
         for power, kept in zip(powers, clocks(clock_Hz_K, machine, powers, temperature_C), strict=True):
-            changes = [None] * len(kept) if self.runs is None else self.runs.changes
             devices = [
-                settled(device, clock, change, clock_Hz_K, self.row_P)
-                for device, clock, change in zip(self.devices, kept, changes, strict=True)
+                waiting(settled(device, clock, change, clock_Hz_K, self.row_P), clock, limit, thirst_P)
+                for device, clock, change, limit in zip(self.devices, kept, changes, asked, strict=True)
             ]
             mean, watts = _mean_gpu(pipe, devices, pipe.timeline(devices), power, temperature_C, errors)
             figures = None if self.runs is None else self.runs.figures(kept, devices, watts)
@@ -357,13 +359,26 @@ class _PricedPipeline:
             found.append(_Solved(mean=mean, stages=figures, parts=parts))
         return found
 
+    def _asked(self, clock_Hz_K: FloatArray) -> list[ByPhase[FloatArray]]:
+        """The highest clock that each class of stages may have in each phase, [P]."""
+        if self.runs is not None:
+            return self.runs.within(float(clock_Hz_K[0]), float(clock_Hz_K[-1]))
+        asked_Hz = np.clip(self.asked_Hz, clock_Hz_K[0], clock_Hz_K[-1])
+        return [ByPhase(forward=asked_Hz, backward=asked_Hz, optimizer=asked_Hz)] * len(self.devices)
+
+    @cached_property
+    def _slowest(self) -> list[DeviceCosts]:
+        """What each class of stages does on the chip that sets the pace, at the clocks that blocks are priced at."""
+        thirst_P = thirst(self.pipe.plans)
+        return [thirstiest(device, thirst_P) for device in self.devices]
+
     def _clocks(
         self, clock_Hz_K: FloatArray, machine: System, powers: Sequence[PowerModel], temperature_C: float | None
     ) -> list[list[ByPhase[FloatArray]]]:
         """Of each class of stages, up to the clock of its plan."""
         return sustained_clocks(
             self.pipe,
-            self.devices,
+            self._slowest,
             self.timeline,
             clock_Hz_K,
             machine=machine,
@@ -382,10 +397,10 @@ class _PricedPipeline:
         temperature_C: float | None,
     ) -> list[list[ByPhase[FloatArray]]]:
         """Of each run of stages: the bounds of its phases, or what the governor leaves of them."""
-        limits = runs.within(float(clock_Hz_K[0]), float(clock_Hz_K[-1]))
+        limits = self._asked(clock_Hz_K)
         devices = [
             settled(device, limit, change, clock_Hz_K)
-            for device, limit, change in zip(self.devices, limits, runs.changes, strict=True)
+            for device, limit, change in zip(self._slowest, limits, runs.changes, strict=True)
         ]
         timeline = self.pipe.timeline(devices)
         given = [
@@ -415,11 +430,11 @@ class _PricedPipeline:
         temperature_C: float | None,
     ) -> list[list[ByPhase[FloatArray]]]:
         """The same, where the governor may hold stages back."""
-        limits = runs.within(float(clock_Hz_K[0]), float(clock_Hz_K[-1]))
+        limits = self._asked(clock_Hz_K)
         clock_Hz_G = governor_grid(clock_Hz_K, machine.gpu.clock_step_Hz)
         devices = [
             bounded(device, limit, changes, clock_Hz_K, clock_Hz_G)
-            for device, limit, changes in zip(self.devices, limits, runs.changes, strict=True)
+            for device, limit, changes in zip(self._slowest, limits, runs.changes, strict=True)
         ]
         ceilings = sustained_clocks(
             self.pipe,

@@ -32,8 +32,12 @@ def _choices(plan: Plan, architecture: Architecture, machine: System) -> Iterato
     yield "micro_batch", plan.micro_batch
     if plan.mode == "training":
         yield "recompute", plan.recompute
+        yield "attention", f"as {plan.backend} runs it"
+        if machine.framework.compiles:
+            yield "compile", "false"
         yield "cross_entropy", f"as {plan.backend} computes it"
         yield "gradient_dtype", f"as {plan.backend} keeps it"
+        yield "dropout", f"as {plan.backend} has it"
         yield "optimizer", f"states as {plan.backend} keeps them"
     if plan.mode == "training" and (plan.micro_batches > 1 or p.pp > 1):
         yield "schedule", plan.schedule

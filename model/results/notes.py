@@ -11,6 +11,7 @@ from moemodel.model.architecture.spec import Architecture
 from moemodel.model.device.host_overhead import HostModel
 from moemodel.model.device.precision import KERNELS
 from moemodel.model.device.thermal import thermal_model
+from moemodel.model.frameworks.torch_native import TORCH
 from moemodel.model.frameworks.track_record import TrackRecord, track_records
 from moemodel.model.layers.multi_token import multi_token_note
 from moemodel.model.network.cluster import notes_on_tests
@@ -19,6 +20,7 @@ from moemodel.model.plan.clock import Auto, ByStage
 from moemodel.model.plan.failures import CHECKPOINT_S, RESTART_S
 from moemodel.model.plan.skew import experts_of, forecast
 from moemodel.model.plan.spec import Plan
+from moemodel.model.predict.chips import largest_thirst
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration, KernelFit
 from moemodel.model.results.clock_changes import change_worth
@@ -206,13 +208,10 @@ def _track_record(machine: System) -> str | None:
     name = machine.framework.name
     record, known = machine.framework_record, track_records().get(name)
     if record is None:
-        return (
-            None
-            if known is None
-            else (
-                f"Intervals are of this project's own code on {name}. {_done(known)}: other code is not held by them."
-            )
-        )
+        own = f"Intervals are of this project's own code on {name}."
+        if known is not None:
+            return f"{own} {_done(known)}: other code is not held by them."
+        return f"{own} Other code is not held by them." if name == TORCH.name else None
     if known is None:
         worst = next(framework for framework, one in track_records().items() if one == record)
         return (
@@ -340,7 +339,16 @@ def _clock(plan: Plan, machine: System, prediction: Prediction) -> str | None:
             f"A power limit of {cap_W:g} W cannot be held: even at {lowest}, the GPU that draws most takes "
             f"{drawn_W:.0f} W. The mean clock of all GPUs and phases is {below}."
         )
-    return f"Under the power limit of {cap_W:g} W the GPU sustains {below}."
+    return f"Under the power limit of {cap_W:g} W the GPU sustains {below}.{_unlike(plan)}"
+
+
+def _unlike(plan: Plan) -> str:
+    """That chips differ, where several wait for each other."""
+    chips = plan.cluster.gpus // plan.parallel.pp
+    if chips == 1:
+        return ""
+    more = largest_thirst(chips) - 1
+    return f" Of {chips} chips the one that needs most for its work, {more:.1%} above the mean, sets the pace."
 
 
 def _heat_limit_W(machine: System) -> float:

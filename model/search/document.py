@@ -293,6 +293,7 @@ class Search(NamesFiles):
     global_batch: Count
     precision: Precision = "bf16-mixed"
     schedule: Schedules = (schedules.DEFAULT,)
+    dropout: Switch | None = None
     optimizer: OptimizerStates | None = None
     stage_layers: EndSlots | None = None
     backend: Backend = "torch"
@@ -403,7 +404,7 @@ class Search(NamesFiles):
 _PARALLEL = ("dp", "tp", "pp", "ep", "cp", "zero_stage", "sequence_parallel", "virtual_stages")
 _FIXED = (
     *("architecture", "layers", "sequence_length", "global_batch", "precision", "backend"),
-    *("optimizer", "stage_layers", "power_cap_W", "tokens"),
+    *("dropout", "optimizer", "stage_layers", "power_cap_W", "tokens"),
 )
 
 

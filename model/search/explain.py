@@ -54,12 +54,19 @@ _FIXED = (
     "sequence_length",
     "global_batch",
     "precision",
+    "dropout",
     "optimizer",
     "stage_layers",
     "backend",
     "power_cap_W",
 )
-_NOT_SEARCHED = ("cross_entropy", "gradient_dtype", "micro_batches_per_schedule")  # a search leaves them out
+_NOT_SEARCHED = (
+    "attention",
+    "compile",
+    "cross_entropy",
+    "gradient_dtype",
+    "micro_batches_per_schedule",
+)  # a search leaves them out
 _FIXED_CLUSTER = ("gpu", "gpu_variant", "gpus_per_node", "internode")
 
 Find = Callable[[Search], SearchResult]

@@ -19,7 +19,7 @@ from moemodel.model.layers.base import LayerOp, MicroBatch
 from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
 from moemodel.model.layers.layer import layer_blocks, saved
 from moemodel.model.operators.calls import Call, Phase
-from moemodel.model.operators.work import PASSES, Kind, Pass, Shape
+from moemodel.model.operators.work import PASSES, Kind, Pass, Shape, work
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.step.data_parallel import ExchangeCounts
 from moemodel.model.step.recomputation import Recomputation
@@ -53,6 +53,7 @@ class Workload:
         self.framework = framework
         self.batch = MicroBatch.of(plans, framework, precision)
         self._one = np.ones(len(plans))
+        self._fused = {Kind(name) for name in framework.fused_kernels}
 
     # ---- blocks -------------------------------------------------------------------------------------------------
 
@@ -82,7 +83,7 @@ class Workload:
             if op.only_backward or not self._mask(op).any():
                 continue
             parts = (*op.parts, "core_attn") if op.attention_core else op.parts
-            call = _call_of(op, op.kind, Pass.FORWARD, op.shape, Phase.BACKWARD, self._mask(op))
+            call = self._call_of(op, op.kind, Pass.FORWARD, op.shape, Phase.BACKWARD)
             found.setdefault((parts, kept), []).append(replace(call, recomputed=True))
         return found
 
@@ -102,7 +103,7 @@ class Workload:
     def _with_backward(self, operators: Iterable[LayerOp]) -> list[Call]:
         every = list(operators)
         calls = [
-            _call_of(op, op.kind, Pass.FORWARD, op.shape, Phase.FORWARD, self._mask(op))
+            self._call_of(op, op.kind, Pass.FORWARD, op.shape, Phase.FORWARD)
             for op in every
             if not op.only_backward and not (self.framework.forward_only and op.kind is Kind.CROSS_ENTROPY)
         ]
@@ -110,24 +111,52 @@ class Workload:
             return calls
         for op in every:
             for kind, direction, shape in _backward(op):
-                calls.append(_call_of(op, kind, direction, shape, Phase.BACKWARD, self._mask(op)))
+                calls.append(self._call_of(op, kind, direction, shape, Phase.BACKWARD))
         return calls
 
     def _casts(self, forward: Iterable[LayerOp]) -> Iterator[LayerOp]:
         """Before every product, its input cast to 8 or 4 bits; backward the gradient of its output. Weights stay cast.
 
-        In two orders, since tensor cores read 8-bit operands along the depth alone: of an element 2 bytes read and 2
-        written, as by a copy.
+        In two orders, since tensor cores read 8-bit operands along the depth alone, as copies that move as many bytes
+        (`PrecisionRecipe.cast_B`).
         """
+        copies = self.batch.recipe.cast_B / _COPY_B
         for op in forward:
             if op.kind in (Kind.GEMM, Kind.GROUPED_GEMM):
                 m, n, k = (np.asarray(size, dtype=np.float64) for size in (op.shape.m, op.shape.n, op.shape.k))
-                elements = Shape(m=np.broadcast_to(m * k, self._one.shape))
-                gradient = Shape(m=m * n)
+                elements = Shape(m=np.broadcast_to(m * k * copies, self._one.shape))
+                gradient = Shape(m=m * n * copies)
                 yield LayerOp(
                     kind=Kind.COPY, shape=elements, copies=(gradient,), attention_core=op.attention_core, parts=op.parts
                 )
             yield op
+
+    def _call_of(self, op: LayerOp, kind: Kind, direction: Pass, shape: Shape, phase: Phase) -> Call:
+        """A call that an operator of a layer makes, as the framework runs it."""
+        size_B = self._fused_B(kind, direction, shape)
+        if size_B is not None:
+            kind, direction, shape = Kind.COPY, Pass.FORWARD, Shape(m=size_B / _COPY_B)
+        return Call(
+            kind=kind,
+            direction=direction,
+            shape=shape,
+            phase=phase,
+            count=self._mask(op),
+            load_balance=op.load_balance,
+            operand_energy=op.operand_energy,
+            gating=_gates(op),
+        )
+
+    def _fused_B(self, kind: Kind, direction: Pass, shape: Shape) -> FloatArray | None:
+        """Bytes that a fused kernel moves for an operator; None: it is priced as it was measured.
+
+        The least of the operator. A fused loss moves what the framework says of a logit.
+        """
+        if kind is Kind.CROSS_ENTROPY and self.framework.fused_loss_B is not None:
+            forward_B, backward_B = self.framework.fused_loss_B
+            logits = np.asarray(shape.m, dtype=np.float64) * np.asarray(shape.n, dtype=np.float64)
+            return np.asarray(logits * (forward_B if direction is Pass.FORWARD else backward_B))
+        return work(kind, direction, shape).bytes_B if kind in self._fused else None
 
     def _mask(self, op: LayerOp) -> FloatArray:
         return self._one if op.mask is None else op.mask
@@ -200,20 +229,6 @@ def _backward(op: LayerOp) -> Iterator[tuple[Kind, Pass, Shape]]:
 
 def _call(kind: Kind, direction: Pass, shape: Shape, phase: Phase, count: FloatArray) -> Call:
     return Call(kind=kind, direction=direction, shape=shape, phase=phase, count=count)
-
-
-def _call_of(op: LayerOp, kind: Kind, direction: Pass, shape: Shape, phase: Phase, count: FloatArray) -> Call:
-    """A call that an operator of a layer makes."""
-    return Call(
-        kind=kind,
-        direction=direction,
-        shape=shape,
-        phase=phase,
-        count=count,
-        load_balance=op.load_balance,
-        operand_energy=op.operand_energy,
-        gating=_gates(op),
-    )
 
 
 def _gates(op: LayerOp) -> bool:

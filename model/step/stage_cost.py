@@ -18,6 +18,7 @@ from moemodel.model.device.host_overhead import HostCost, HostModel
 from moemodel.model.device.operator_cost import OperatorCostModel, PhaseCost, shares
 from moemodel.model.device.power import PowerModel
 from moemodel.model.device.roofline import chip_of_calibration
+from moemodel.model.frameworks.base import HostFactors
 from moemodel.model.frameworks.moe_form import measured_layer
 from moemodel.model.layers.base import MicroBatch
 from moemodel.model.layers.layer import LayerBlocks, layer_blocks
@@ -600,8 +601,10 @@ class _StageParts:
         )
 
     def kernels(self, forward: FloatArray, backward: FloatArray, layers: HostCost) -> HostCost:
-        """Blocks that were measured, and where none were, so many kernels in either pass."""
-        kernel_s, factors = self._blocks.host.kernel_s, self._blocks.machine.framework.host_factors
+        """Blocks that were measured, and where none were, so many kernels in either pass; the framework's own as they
+        are, those of torch times what its host takes over torch's."""
+        host = self._blocks.host
+        kernel_s, factors = host.kernel_s, HostFactors() if host.known else self._blocks.machine.framework.host_factors
         queued = HostCost(forward_s=kernel_s * forward[:, None], backward_s=kernel_s * backward[:, None])
         total = queued + layers
         return HostCost(forward_s=factors.forward * total.forward_s, backward_s=factors.backward * total.backward_s)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from moemodel.model.core.errors import CalibrationError
+from moemodel.model.device.attention import rescale_for_attention
 from moemodel.model.device.description import Change, rescale_for_description
 from moemodel.model.device.precision import rescale_for_precision
 from moemodel.model.frameworks.base import Framework, Precision
@@ -17,6 +18,7 @@ from moemodel.model.network.collectives import Network
 from moemodel.model.plan.router_policies import form_as_asked
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
+from moemodel.model.step.kernels_as_asked import kernels_as_asked
 
 _UNKNOWN_MEMORY_ERROR = 0.1  # log; assumed: twice that of frameworks whose runs are known
 _UNKNOWN_HOST_ERROR = 0.3  # log; assumed: a backend whose host lane was not measured, and takes another's
@@ -125,7 +127,8 @@ def system_of(plan: Plan, calibration: Calibration) -> System:
         calibration: of its GPU.
 
     Raises:
-        InputError: unknown GPU or network between nodes, or products that the GPU's tensor cores don't do.
+        InputError: unknown GPU or network between nodes, products that the GPU's tensor cores don't do, or a kernel
+            that the framework or the GPU does not have.
         CalibrationError: the calibration is of another GPU, by name or by its description.
     """
     cluster, framework = plan.cluster, framework_as_run(plan)
@@ -135,6 +138,7 @@ def system_of(plan: Plan, calibration: Calibration) -> System:
             f"calibration {calibration.name} is of {calibration.gpu}, but cluster.gpu is {gpu.name}; "
             f"give a calibration of that GPU, or plan for {calibration.gpu}"
         )
+    calibration = rescale_for_attention(calibration, framework.attention, gpu, asked=plan.attention is not None)
     calibration, changes = rescale_for_description(calibration, gpu)
     network, internode = cluster_network(
         calibration, gpu, cluster.gpus, cluster.gpus_per_node, read_internode(cluster.internode)
@@ -160,7 +164,7 @@ def system_of(plan: Plan, calibration: Calibration) -> System:
 
 def framework_as_run(plan: Plan) -> Framework:
     """The framework of a plan, with what the plan says of it."""
-    framework = framework_of(plan.backend)
+    framework = kernels_as_asked(framework_of(plan.backend), plan)
     if plan.cross_entropy is not None:
         framework = replace(framework, logit_B=_logit_B(framework, fused=plan.cross_entropy == "fused"))
     if plan.gradient_dtype is not None:
@@ -169,6 +173,8 @@ def framework_as_run(plan: Plan) -> Framework:
     if plan.optimizer is not None:
         recipe = plan.optimizer.recipe(framework.precisions[plan.precision], framework)
         framework = replace(framework, precisions={**framework.precisions, plan.precision: recipe})
+    if plan.dropout is not None:
+        framework = replace(framework, dropout=plan.dropout)
     if plan.mode == "inference":
         framework = replace(framework, forward_only=True, synchronizes_every_pass=True, program_chooses=False)
     form = form_as_asked(framework, plan.routing)

@@ -62,7 +62,16 @@ def _outside(plan: Plan, limits: Limits) -> Iterator[str]:
         yield f"precision: found {plan.precision!r}; {where}: bf16, bf16-mixed"
     if plan.recompute not in ("none", "full"):
         yield f"recompute: found {plan.recompute!r}; {where}: none, full"
-    for name in ("cross_entropy", "gradient_dtype", "optimizer", "micro_batches_per_schedule", "stage_layers"):
+    for name in (
+        "attention",
+        "compile",
+        "cross_entropy",
+        "gradient_dtype",
+        "dropout",
+        "optimizer",
+        "micro_batches_per_schedule",
+        "stage_layers",
+    ):
         if (found := getattr(plan, name)) is not None:
             yield f"{name}: found {found!r}; {where}: null"
     for degree in ("tp", "pp", "cp"):

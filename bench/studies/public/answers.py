@@ -17,8 +17,8 @@ from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import predict
 from moemodel.model.results.estimate import Estimate
 from moemodel.model.results.feasibility import verdict_of
-from moemodel.model.step.system import system_of
-from studies.public.run import Answer, PublicRun, answer_to, at, counted_B, first_line
+from moemodel.model.step.system import System, system_of
+from studies.public.run import Answer, PublicRun, answer_to, at, counted_B, first_line, stage_memory
 
 _MANY = 32
 _COLUMNS = frozenset({"name", "sequence_length", "global_batch", "micro_batch", "recompute", "schedule", "parallel"})
@@ -40,9 +40,9 @@ def answers(runs: Sequence[PublicRun]) -> list[Answer]:
 def _alike(run: PublicRun) -> str | None:
     """What runs that can be predicted together share; None: it has to be asked alone."""
     plan = run.plans[0]
-    if len(run.plans) > 1 or run.stage is not None or isinstance(plan, str):
+    if len(run.plans) > 1 or isinstance(plan, str):
         return None
-    return alike(plan)
+    return f"{alike(plan)}, memory of stage {run.stage}"
 
 
 def alike(plan: Plan) -> str:
@@ -71,16 +71,36 @@ def _together(runs: Sequence[PublicRun]) -> list[Answer]:
     plans = [_plan(runs[place]) for place in legal]
     system = system_of(plans[0], load_calibration(None, plans[0].cluster.gpu))
     p = predict(architecture, joined(plans), system)
+    stage_B = _stage_memory_B([runs[place] for place in legal], plans, architecture, system)
     found = [Answer(reason=refused.get(place, "")) for place in range(len(runs))]
     for row, (place, plan) in enumerate(zip(legal, plans, strict=True)):
         likely = float(p.fit_probability[row])
         found[place] = Answer(
             plan=plan,
             time=Estimate.of(float(p.step_time_s[row]), float(p.step_time_error[row])),
-            memory_B=counted_B(runs[place], float(p.memory_B[row]), at(p.memory_terms_B, row)),
+            memory_B=stage_B.get(row, counted_B(runs[place], float(p.memory_B[row]), at(p.memory_terms_B, row))),
             fit_probability=likely,
             verdict=verdict_of(likely),
         )
+    return found
+
+
+def _stage_memory_B(
+    runs: Sequence[PublicRun], plans: Sequence[Plan], architecture: Architecture, system: System
+) -> dict[int, float]:
+    """What sources count of the stage that they measured, by row; nothing where they measured the fullest."""
+    if runs[0].stage is None:
+        return {}
+    pipelines: dict[tuple[int, int], list[int]] = {}
+    for row, plan in enumerate(plans):
+        pipelines.setdefault((plan.parallel.pp, plan.parallel.virtual_stages), []).append(row)
+    found: dict[int, float] = {}
+    for rows in pipelines.values():
+        memory = stage_memory(architecture, joined([plans[row] for row in rows]), system, runs[0].stage)
+        found |= {
+            row: counted_B(runs[row], float(memory.peak_B[place]), at(memory.terms_B, place))
+            for place, row in enumerate(rows)
+        }
     return found
 
 

@@ -1,6 +1,6 @@
 """Megatron-LM on eight B200 (SimuMax): a run a stage, whose memory was read; the step time stands with the first.
 
-A case's name spells its plan: l layers, mbc micro-batches, cef the fused cross-entropy. SimuMax's scripts
+A case's name spells its plan: l layers, mbc micro-batches. SimuMax's scripts
 (run_pretrain_llama3.sh, run_pretrain_deepseekv2.sh) give the rest: distributed optimizer, sequence parallelism with
 tp, 4,096 tokens, 16 heads of keys and values in Llama 3 405B, one dense layer in both DeepSeeks.
 """
@@ -82,7 +82,6 @@ def _document(case: Mapping[str, Any]) -> dict[str, Any]:
         "sequence_length": _number(name, "seq", 4096),
         "global_batch": _number(name, "mbc", 1) * degrees["dp"],
         "backend": "megatron",
-        "cross_entropy": "fused" if name.endswith("_cef") else None,
         "cluster": {"gpu": "b200-sxm-180gb", "gpus": gpus},
         "parallel": degrees
         | {"virtual_stages": int(case.get("vp_size", 1)), "zero_stage": 1, "sequence_parallel": degrees["tp"] > 1},

@@ -1,8 +1,10 @@
 """Nanotron on 8 to 512 H100 (Hugging Face's Ultra-Scale Playbook): plans of two models, and which ran out of memory.
 
 Runs of one job are those of a model on as many GPUs with the same sequences a step. Plans with a pipeline count where
-they ran after its memory was mended (`after_pp_fix`). The machines are AWS's p5 (Ultra-Scale Playbook, "our cluster"),
-whose EFA gives 3,200 Gb/s to eight GPUs; latency as assumed of Ethernet here.
+they ran after its memory was mended (`after_pp_fix`). World rank 0, on the first stage, writes what its allocator has
+reserved (nanotron/helpers.py, write_to_csv); what it has given out is counted behind the last reset, in the optimizer's
+step (logging/base.py, log_memory), and says nothing of the peak. The machines are AWS's p5 (Ultra-Scale Playbook, "our
+cluster"), whose EFA gives 3,200 Gb/s to eight GPUs; latency as assumed of Ethernet here.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ def _runs(records: list[dict[Any, Any]]) -> Iterator[PublicRun]:
             time_s=(time_s,) if ran else (),
             memory_B=float(r["Mem Res (GB)"]) * _GiB,
             of_memory="reserved",
+            stage=0,
             ran=ran,
             job=f"{r['hidden_size']} on {gpus} GPUs, {batch} sequences",
         )

@@ -25,6 +25,11 @@ _UNSTATED = re.compile(r"-(none|selective|full)$")
 # torchtitan's reports name "selective activation checkpointing", which is `selective_ac_option: op` by default (its
 # JobConfig), and `selective` of the backend that trains so; the plans were written when none could say it
 _OPERATOR_SELECTIVE = re.compile(r"-sac-as-(none|full)$")
+# What the sources say of a group's software and boards, where its plans, written when none could say so, stand for it
+# with others': torchtitan's reports name the board (96 GB of HBM2e, 2.4 TB/s) and whether layers were compiled, and
+# llm-foundry's tables are those of `studies.public.tables`
+_TITAN, _FOUNDRY, _EAGER = "g4-torchtitan", "g5-foundry-h100", "eager"
+_TITAN_BOARD = "h100-sxm-96gb"
 
 
 def cases(folder: Path) -> list[PublicRun]:
@@ -78,7 +83,30 @@ def _plan(path: Path) -> Plan | str:
     except MoeModelError as error:
         return first_line(error)
     named = Path(plan.architecture)
-    return plan.model_copy(update={"architecture": str(named.resolve())}) if named.is_file() else plan
+    plan = plan.model_copy(update={"architecture": str(named.resolve())}) if named.is_file() else plan
+    return _as_the_source_has_it(plan, path)
+
+
+def _as_the_source_has_it(plan: Plan, path: Path) -> Plan:
+    """With the software and the board that the source of its group names."""
+    match path.parent.name:
+        case group if group == _FOUNDRY:
+            said: dict[str, object] = {"backend": "fsdp"}
+        case group if group == _TITAN:
+            board = plan.cluster.model_copy(update={"gpu": _TITAN_BOARD})
+            said = {"backend": "torchtitan", "compile": _EAGER not in path.stem, "cluster": board}
+        case _:
+            return plan
+    return Plan.model_validate(plan.model_dump() | said) if "cluster" not in said else _validated(plan, said)
+
+
+def _validated(plan: Plan, said: dict[str, object]) -> Plan:
+    """A changed plan, checked; as it was, where that framework cannot run it."""
+    changed = plan.model_copy(update=said)
+    try:
+        return Plan.model_validate(changed.model_dump())
+    except ValueError:
+        return plan
 
 
 _PAIR = re.compile(r"(\w+)=([\d.e+-]+)")

@@ -15,9 +15,10 @@ from typing import Any, Literal
 import numpy as np
 
 from moemodel.calibration.store.catalogue import calibration_or_stand_in
+from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.errors import InputError, MoeModelError
-from moemodel.model.plan.batch import batch_of
+from moemodel.model.plan.batch import PlanBatch, batch_of
 from moemodel.model.plan.checks import architecture_of
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
@@ -26,8 +27,8 @@ from moemodel.model.results.feasibility import Verdict
 from moemodel.model.results.measured import BESIDE_THE_ALLOCATOR
 from moemodel.model.results.outcome import outcome
 from moemodel.model.schedule.pipeline_layout import stages
-from moemodel.model.step.memory import MemoryModel
-from moemodel.model.step.system import system_of
+from moemodel.model.step.memory import Memory, MemoryModel
+from moemodel.model.step.system import System, system_of
 
 OfMemory = Literal["allocated", "reserved", "device"]
 _LEFT_OUT: dict[OfMemory, tuple[str, ...]] = {"allocated": BESIDE_THE_ALLOCATOR, "reserved": ("context",), "device": ()}
@@ -130,18 +131,21 @@ def counted_B(run: PublicRun, peak_B: float, terms_B: Mapping[str, float]) -> fl
 
 def stage_memory_B(run: PublicRun, plan: Plan, calibration: Calibration) -> float:
     """What the source counts of the stage that it measured."""
-    system, architecture, batch = system_of(plan, calibration), architecture_of(plan), batch_of(plan)
-    held = MemoryModel(
+    memory = stage_memory(architecture_of(plan), batch_of(plan), system_of(plan, calibration), run.stage or 0)
+    return counted_B(run, float(memory.peak_B[0]), at(memory.terms_B, 0))
+
+
+def stage_memory(architecture: Architecture, plans: PlanBatch, system: System, stage: int) -> Memory:
+    """What a stage of some plans holds, which share their pipeline. [P]"""
+    model = MemoryModel(
         architecture,
-        batch,
+        plans,
         framework=system.framework,
         precision=system.precision,
         calibration=system.calibration,
     )
-    classes = stages(architecture, plan.parallel.pp, plan.parallel.virtual_stages)
-    stage = next(c for c in reversed(classes) if c.first <= (run.stage or 0))
-    memory = held.stage(stage)
-    return counted_B(run, float(memory.peak_B[0]), at(memory.terms_B, 0))
+    classes = stages(architecture, int(plans.pp[0]), int(plans.virtual_stages[0]))
+    return model.stage(next(c for c in reversed(classes) if c.first <= stage))
 
 
 def at(terms_B: Mapping[str, FloatArray], row: int) -> dict[str, float]:

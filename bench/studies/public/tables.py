@@ -31,8 +31,8 @@ def fsdp(folder: Path, precision: str) -> list[PublicRun]:
 # Composer's amp_fp8 casts in Transformer Engine's layers, which of the frameworks here megatron-core runs
 _FSDP_GPUS = {"h100_80gb": "h100-sxm-80gb", "a100_80gb": "a100-sxm-80gb", "a100_40gb": "a100-sxm-40gb"}
 _FSDP_SOFTWARE = {
-    "amp_bf16": {"precision": "bf16-mixed", "backend": "torch"},
-    "amp_fp8": {"precision": "fp8", "backend": "megatron-core"},
+    "amp_bf16": {"precision": "bf16-mixed", "backend": "fsdp"},
+    "amp_fp8": {"precision": "fp8", "backend": "fsdp"},
 }
 
 

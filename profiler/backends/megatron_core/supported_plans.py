@@ -42,9 +42,12 @@ def _outside(plan: Plan) -> Iterator[str]:
     if plan.recompute not in RECOMPUTE:
         yield f"recompute: found {plan.recompute!r}; allowed for plans that are run: {', '.join(RECOMPUTE)}"
     for name, allowed in (
+        ("attention", "unfused"),
+        ("compile", False),
         ("cross_entropy", "plain"),
         ("gradient_dtype", "bf16"),
         ("micro_batches_per_schedule", None),
+        ("dropout", False),
         ("optimizer", None),
         ("stage_layers", None),
     ):

@@ -114,7 +114,16 @@ def _outside(plan: Plan) -> Iterator[str]:
     p = plan.parallel
     if plan.recompute not in _RECOMPUTE:
         yield f"recompute: found {plan.recompute!r}; allowed for plans that are run: {', '.join(_RECOMPUTE)}"
-    for name in ("cross_entropy", "gradient_dtype", "optimizer", "micro_batches_per_schedule", "stage_layers"):
+    for name in (
+        "attention",
+        "compile",
+        "cross_entropy",
+        "gradient_dtype",
+        "dropout",
+        "optimizer",
+        "micro_batches_per_schedule",
+        "stage_layers",
+    ):
         if (found := getattr(plan, name)) is not None:
             yield f"{name}: found {found!r}; allowed for plans that are run: null"
     if p.cp > 1:

@@ -40,7 +40,16 @@ def _outside(plan: Plan, architecture: Architecture) -> Iterator[str]:
         yield f"recompute: found {plan.recompute!r}; allowed for plans that are run: {', '.join(RECOMPUTE)}"
     if plan.recompute == "selective" and max(plan.parallel.ep, plan.parallel.tp) > 1:  # collectives would run again
         yield "recompute: found 'selective' with ep or tp above 1; allowed for plans that are run: none, full"
-    for name in ("cross_entropy", "gradient_dtype", "optimizer", "micro_batches_per_schedule", "stage_layers"):
+    for name in (
+        "attention",
+        "compile",
+        "cross_entropy",
+        "gradient_dtype",
+        "dropout",
+        "optimizer",
+        "micro_batches_per_schedule",
+        "stage_layers",
+    ):
         if (found := getattr(plan, name)) is not None:
             yield f"{name}: found {found!r}; allowed for plans that are run: null"
     if plan.parallel.cp > 1:

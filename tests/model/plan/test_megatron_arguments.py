@@ -94,7 +94,18 @@ def test_what_is_not_said_is_as_megatron_has_it() -> None:
     assert (found.plan["parallel"]["dp"], found.plan["parallel"]["zero_stage"]) == (4, 0)
     assert (found.plan["gradient_dtype"], found.plan["recompute"]) == ("fp32", "none")
     assert found.left_out == found.unknown == ()
-    assert len(run({"--hidden-dropout": None, "--attention-dropout": None}).left_out) == 2  # 0.1 each
+    unsaid = run({"--hidden-dropout": None, "--attention-dropout": None})
+    assert unsaid.plan["dropout"]  # 0.1 each
+    assert not unsaid.left_out
+
+
+def test_types_of_states_are_read() -> None:
+    """Of the precision-aware optimizer, which keeps remainders of float32 weights unless told otherwise."""
+    asked: dict[str, Any] = {"--use-precision-aware-optimizer": True, "--exp-avg-dtype": "bf16"}
+    found = run(asked | {"--exp-avg-sq-dtype": "fp8"}).plan["optimizer"]
+    assert found == {"exp_avg": "bf16", "exp_avg_sq": "fp8", "master": "remainder"}
+    assert run(asked | {"--main-params-dtype": "fp16"}).plan["optimizer"]["master"] == "fp16"
+    assert run({"--exp-avg-dtype": "bf16"}).plan["optimizer"] is None
 
 
 def test_degrees_and_choices() -> None:
@@ -115,6 +126,12 @@ def test_degrees_and_choices() -> None:
     parts = run({"--recompute-granularity": "selective", "--recompute-modules": "[moe_act layernorm mystery]"})
     assert parts.plan["recompute"] == "moe_act+layernorm"
     assert parts.left_out == ("--recompute-modules mystery: not computed again here",)
+
+
+def test_only_transformer_engines_loss_keeps_less() -> None:
+    fused = {"--cross-entropy-loss-fusion": True}
+    assert run(fused).plan["cross_entropy"] == "plain"
+    assert run(fused | {"--cross-entropy-fusion-impl": "te"}).plan["cross_entropy"] == "fused"
 
 
 def test_layers_of_stages() -> None:

@@ -138,3 +138,22 @@ def test_a_search_shards_states_of_other_types() -> None:
         search.plan(gpus=2, dp=2, zero_stage=0)
     with pytest.raises(InputError, match="allowed: fp32"):
         Search.model_validate(document | {"backend": "nanotron"})
+
+
+def test_dropout_keeps_a_mask_of_each_blocks_output(plan_of: MakePlan, calibration: Calibration) -> None:
+    """A byte of every element, two blocks a layer (Korthikanti et al. 2022, section 4.1); a flash kernel keeps none."""
+
+    def found(backend: str, *, dropout: bool) -> Any:
+        one = plan_of(architecture="llama-3-8b", backend=backend, dropout=dropout, global_batch=8, micro_batch=8)
+        return predict(architecture_of(one), batch_of(one), system_of(one, calibration))
+
+    for backend in ("megatron", "torch"):
+        without, with_it = (found(backend, dropout=dropout) for dropout in (False, True))
+        more_B = with_it.memory_terms_B["activations"] - without.memory_terms_B["activations"]
+        assert more_B[0] == pytest.approx(2 * 32 * 8 * 2048 * 4096)
+        assert with_it.step_time_s[0] > without.step_time_s[0]
+        assert with_it.energy_J[0] > without.energy_J[0]
+    apart, fused = (
+        found(b, dropout=True).step_time_s[0] / found(b, dropout=False).step_time_s[0] for b in ("torch", "megatron")
+    )
+    assert fused < apart  # a kernel with the bias and the residual

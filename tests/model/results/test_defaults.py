@@ -42,9 +42,14 @@ OTHERWISE: dict[str, list[Any]] = {
     "precision": ["bf16"],
     "recompute": ["selective", "full"],
     "schedule": ["gpipe", "zero-bubble"],
+    "attention": ["flash2", "cudnn", "unfused"],
+    "compile": [True],
     "cross_entropy": ["plain", "fused"],
     "gradient_dtype": ["bf16", "fp32"],
     "micro_batches_per_schedule": [2, 4],
+    "dropout": [True],
+    "optimizer": [{"exp_avg": "bf16"}, {"exp_avg": "int8"}],
+    "stage_layers": [[13, 11]],
     "backend": ["megatron-core", "megatron"],
     "clock_MHz": [1200.0],
     "power_cap_W": [400.0],
@@ -147,11 +152,13 @@ def test_a_plan_that_is_stored_has_the_same_notes(h100: Calibration) -> None:
 
 
 def test_what_is_chosen_otherwise_is_no_default(h100: Calibration) -> None:
-    of_one_stage = {key for key in OTHERWISE if "." not in key} - {"micro_batches_per_schedule", "schedule"}
+    elsewhere = {"micro_batches_per_schedule", "schedule", "stage_layers", "optimizer"}  # pipelines, master weights
+    of_one_stage = {key for key in OTHERWISE if "." not in key} - elsewhere
     chosen = {key: OTHERWISE[key][0] for key in of_one_stage} | {"precision": "bf16", "backend": "megatron"}
+    chosen["compile"] = False  # what goes with that backend
     answer = outcome(_plan(**chosen), h100)
     assert [note for note in answer.notes if note.startswith("At their defaults")] == [
-        "At their defaults: schedule 1f1b."
+        "At their defaults: optimizer states as megatron keeps them, schedule 1f1b."
     ]
 
 

@@ -1,0 +1,101 @@
+"""A calibration with another generation of attention's kernel than the one that was measured.
+
+What a profile times is the kernel that torch's scaled dot product attention chose on that GPU (`MEASURED`). Others are
+so much slower or faster, pass by pass and by the size of heads; how they get faster with length is taken to be alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moemodel.model.core.errors import InputError
+from moemodel.model.device.precision import scaled
+from moemodel.model.device.roofline import ATTENTIONS
+from moemodel.model.frameworks.base import AttentionName
+from moemodel.model.hardware.gpu import Gpu
+from moemodel.model.operators.work import Pass
+from moemodel.model.records.calibration import Calibration, OperatorFit
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionRate:
+    """Rate of a kernel at one clock over that of the measured one, by pass, at heads 64 and 128 wide."""
+
+    forward: tuple[float, float]
+    backward: tuple[float, float]
+
+    def times(self, forward: float, backward: float) -> AttentionRate:
+        """Of a kernel that is so much faster."""
+        return AttentionRate(
+            forward=(self.forward[0] * forward, self.forward[1] * forward),
+            backward=(self.backward[0] * backward, self.backward[1] * backward),
+        )
+
+
+_HEADS = (64.0, 128.0)
+_SAME = AttentionRate(forward=(1.0, 1.0), backward=(1.0, 1.0))
+
+# On an H100, torch 2.11's kernels over cuDNN's 9.19, at the clock that each ran at: means over causal attention on
+# 1,024 to 32,768 tokens (measured for this project, 2026-11-28; `bench/kernel_generations.py`). For the first
+# generation stands xformers' kernel, whose speed on an A100 is about its own (Dao 2023, figure 4)
+_SECOND_ON_HOPPER = AttentionRate(forward=(0.649, 0.516), backward=(0.609, 0.527))
+_FIRST_ON_HOPPER = AttentionRate(forward=(0.288, 0.277), backward=(0.260, 0.250))
+# FlashAttention-3 (Shah et al. 2024), section 1: 1.5 to 2.0 times the second forward, 1.5 to 1.75 backward, on an H100
+_THIRD_OVER_SECOND = (1.75, 1.625)
+# FlashAttention-2 (Dao 2023), section 1 and abstract: on an A100 the first one reached 30 to 50 % of the peak forward
+# and 25 to 35 % backward, the second up to 73 and 63 %: the middle over the most
+_FIRST_OVER_SECOND = (0.40 / 0.73, 0.30 / 0.63)
+
+# By the generation of a GPU, over what its calibrations hold: cuDNN's on Hopper, the second flash kernel's on an A100
+RATES: dict[str, dict[AttentionName, AttentionRate]] = {
+    "ampere": {"flash1": _SAME.times(*_FIRST_OVER_SECOND), "flash2": _SAME},
+    "hopper": {
+        "flash1": _FIRST_ON_HOPPER,
+        "flash2": _SECOND_ON_HOPPER,
+        "flash3": _SECOND_ON_HOPPER.times(*_THIRD_OVER_SECOND),
+        "cudnn": _SAME,
+    },
+}
+
+
+def rescale_for_attention(
+    calibration: Calibration, attention: AttentionName | None, gpu: Gpu, *, asked: bool
+) -> Calibration:
+    """The calibration as another kernel has it; the same one where none is named.
+
+    Args:
+        calibration: of what was measured on the GPU.
+        attention: the kernel; None: the measured one. `unfused` is made of other operators.
+        gpu: whose generation it runs on.
+        asked: the plan names it; else the framework does, and where nothing is known of it the measured one stands in.
+
+    Raises:
+        InputError: nothing is known of that kernel on that generation.
+    """
+    if attention is None or attention == "unfused":
+        return calibration
+    known = RATES.get(gpu.architecture, {})
+    if attention not in known:
+        if not asked:
+            return calibration
+        allowed = ", ".join([*known, "unfused", "null"])
+        raise InputError(f"attention: found {attention}, whose speed on {gpu.name} is not known; allowed: {allowed}")
+    rate = known[attention]
+    if rate == _SAME:
+        return calibration
+    return calibration.model_copy(update={"operators": [_rescaled(fit, rate) for fit in calibration.operators]})
+
+
+def _rescaled(fit: OperatorFit, rate: AttentionRate) -> OperatorFit:
+    """The fit whose efficiency, e d/(d + d0), is so many times as high at either head size d."""
+    if fit.kind not in ATTENTIONS:
+        return fit
+    narrow, wide = rate.forward if fit.direction is Pass.FORWARD else rate.backward
+    e, d0 = fit.parameters["efficiency"].value, fit.parameters["head_dim0"].value
+    at_64, at_128 = (share * d / (d + d0) for share, d in zip((narrow, wide), _HEADS, strict=True))
+    # e' d/(d + d0') through both points: its reciprocal is linear in 1/d
+    slope = (1 / at_64 - 1 / at_128) / (1 / _HEADS[0] - 1 / _HEADS[1])
+    level = 1 / at_128 - slope / _HEADS[1]
+    values = {"efficiency": e / level, "head_dim0": slope / level}
+    factors = {name: value / fit.parameters[name].value for name, value in values.items()}
+    return fit.model_copy(update={"parameters": scaled(fit.parameters, factors)})

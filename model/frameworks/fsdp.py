@@ -1,0 +1,44 @@
+"""FSDP as MosaicML's llm-foundry ran its benchmarks of 2023 and January 2024: MPT under Composer.
+
+Read from llm-foundry (commits b2a43a147 and 5e85bd62d: scripts/train/benchmarking, llmfoundry/models/mpt). What torch
+does there is as in this project's own code: units that are gathered and reduced behind computation, a fused optimizer
+apart (Composer's DecoupledAdamW steps tensor by tensor, left out), eager kernels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from moemodel.model.frameworks.base import PrecisionRecipe
+from moemodel.model.frameworks.moe_form import PLAIN_FORM
+from moemodel.model.frameworks.torch_native import TORCH
+
+FSDP = replace(
+    TORCH,
+    name="fsdp",
+    precisions={
+        "bf16-mixed": TORCH.precisions["bf16-mixed"],
+        # Transformer Engine's layers (submit_benchmarks.py, fc_type te), scaled by what was largest in steps before
+        # (Composer's DelayedScaling): an element read (2) and written in both orders (2)
+        "fp8": PrecisionRecipe(
+            weight_B=2,
+            gradient_B=2,
+            state_B=12,
+            transient_B=4,
+            matmul_dtype="fp8",
+            splits_accumulation=True,  # transformer_engine/pytorch/module/base.py, _2X_ACC_DGRAD and _2X_ACC_WGRAD
+        ),
+    },
+    fused_qkv=True,  # Wqkv (llmfoundry/models/layers/attention.py)
+    # submit_benchmarks.py, --attn_impl: by default `triton`, a copy of the first FlashAttention in Triton
+    # (llmfoundry/models/layers/flash_attn_triton.py); tables of both commits name no other
+    attention="flash1",
+    # flash-attention's csrc/xentropy: logits read forward, and read and written in place backward
+    fused_loss_B=(2.0, 4.0),
+    logit_B=4.0,  # 16-bit logits and their gradient in their place, and the 16-bit copy that is shifted
+    eager_sharding=False,
+    gradient_wire_B=4.0,  # Composer's mixed_precision DEFAULT reduces in float32
+    moe=PLAIN_FORM,
+    compiles=False,
+    memory_log_error=None,
+)

@@ -1,0 +1,38 @@
+"""torchtitan, on dense Llama models and DeepSeek-V3's.
+
+Read from torchtitan 9dec370 (26 December 2024), which its benchmarks of that month name, and 820504e (June 2025). Its
+layers are eager torch's unless a plan says `compile: true`, as its configurations may (`training.compile`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from moemodel.model.frameworks.base import PrecisionRecipe
+from moemodel.model.frameworks.torch_native import TORCH
+
+TORCHTITAN = replace(
+    TORCH,
+    name="torchtitan",
+    precisions={
+        "bf16-mixed": TORCH.precisions["bf16-mixed"],
+        # torchao's dynamic scaling by tensors: products of every linear layer but the output's (torchtitan/float8.py).
+        # The largest element is looked for (2), an element read (2) and written in both orders (2), whose strides make
+        # the whole take as long as 7.4: torch.compile's kernels at 2.92 and 2.26 TB/s on an H100 that copies at 3.02
+        # (measured for this project, 2026-11-28; `bench/kernel_generations.py`)
+        "fp8": PrecisionRecipe(
+            weight_B=2,
+            gradient_B=2,
+            state_B=12,
+            transient_B=4,
+            matmul_dtype="fp8",
+            cast_B=7.4,
+            splits_accumulation=True,  # use_fast_accum is off for gradients (torchao/float8/config.py)
+        ),
+    },
+    # F.scaled_dot_product_attention, whose first choice was the flash kernel of its second generation (models/llama/
+    # model.py; models/attention.py of 2025 names cuDNN first on Blackwell alone)
+    attention="flash2",
+    gradient_wire_B=4.0,  # mixed_precision_reduce float32 (config_manager.py)
+    memory_log_error=None,
+)

@@ -1,0 +1,71 @@
+"""Chips of one kind differ, and those of a job wait for each other at every step: the thirstiest sets the pace.
+
+At the power limit a chip that needs more energy for the same work sustains a lower clock. Over chips the logarithm of
+what work takes is taken as normal, with the standard deviation SPREAD; a calibration is of the mean chip. The largest
+of N has the mean SPREAD e_N, with Blom's e_N = Phi^-1((N - 3/8) / (N + 1/4)) (Statistical Estimates and Transformed
+Beta-Variables, 1958; 4 % above the true mean for N = 2, 1 % for N = 8).
+
+The others wait for it, at their own clocks and in kernels that spin: they draw the limit as it does. Measured on pairs
+of GPUs that train one model (`bench/chips.py`): 691 and 689 W at 1397 and 1448 MHz.
+
+Axes: P plans.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from statistics import NormalDist
+
+import numpy as np
+
+from moemodel.model.core.arrays import FloatArray
+from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.predict.phases import ByPhase, ClockedCost, DeviceCosts
+
+# Of the logarithm of dynamic energy: twenty H100s and H200s in eight groups, 12 degrees of freedom, measured for
+# this project (bench/chips.py). Sinha et al. (SC 2022, arXiv 2208.11035) saw the same work take 8 % longer between the
+# ends of the range over V100s and others.
+SPREAD = 0.034
+_UNHELD = 2.0  # assumed: power over the clock, as an exponent, between a clock that is held and the one asked for
+
+
+def thirst(plans: PlanBatch) -> FloatArray:
+    """What work takes on the thirstiest chip of a stage, over what it takes on the mean one, [P]."""
+    chips, place = np.unique(plans.gpus // plans.pp, return_inverse=True)
+    return np.array([largest_thirst(int(count)) for count in chips])[place]
+
+
+def largest_thirst(count: int) -> float:
+    """The same of so many chips."""
+    return float(np.exp(SPREAD * largest(count)))
+
+
+def largest(count: int) -> float:
+    """e_N: mean of the largest of so many numbers drawn from a standard normal distribution, 0 of one."""
+    return NormalDist().inv_cdf((count - 0.375) / (count + 0.25))
+
+
+def thirstiest(device: DeviceCosts, thirst_P: FloatArray) -> DeviceCosts:
+    """What a stage does on that chip, [P, K]."""
+    return device.map(partial(_taking, factor_P=thirst_P))
+
+
+def waiting(
+    device: DeviceCosts, set_Hz: ByPhase[FloatArray], asked_Hz: ByPhase[FloatArray], thirst_P: FloatArray
+) -> DeviceCosts:
+    """What a stage does on its mean chip, [P, 1], which keeps the pace of the thirstiest and, where the limit holds
+    this one back, draws as much.
+
+    Args:
+        device: at the clocks that are set on the thirstiest.
+        set_Hz, asked_Hz: these clocks, and those that are asked for. [P]
+        thirst_P: see `thirst`.
+    """
+    held = set_Hz.join(asked_Hz, lambda found, asked: np.minimum(thirst_P, (asked / found) ** _UNHELD))
+    return device.join(held, _taking)
+
+
+def _taking(cost: ClockedCost, factor_P: FloatArray) -> ClockedCost:
+    """The same work for more energy."""
+    return replace(cost, energy_J=cost.energy_J * factor_P[:, None])

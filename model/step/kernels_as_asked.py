@@ -1,0 +1,66 @@
+"""A framework with the kernels that a plan asks for: of attention, of the loss, and those that torch.compile makes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from moemodel.model.core.errors import InputError
+from moemodel.model.frameworks.base import Framework, FusedOperator
+from moemodel.model.frameworks.registry import FRAMEWORKS
+from moemodel.model.plan.spec import Plan
+
+# What torch.compile makes one kernel of in a layer, either way (`torch/_inductor`: pointwise chains and the reductions
+# in them); routers and rows on their way to experts are calls of their own. Left out: a residual that the norm behind
+# it reads in the same kernel, and fewer launches
+COMPILED: frozenset[FusedOperator] = frozenset(
+    {"rms_norm", "layer_norm", "rotary", "gelu", "relu", "swiglu", "swiglu_packed"}
+)
+# Of a loss that it makes kernels of: 16-bit logits read twice forward; backward read, and their gradient written
+_COMPILED_LOSS_B = (4.0, 4.0)
+# Of a fused one, as Transformer Engine's and Liger's Triton kernels: read twice, the gradient written in their place;
+# backward this is scaled
+FUSED_LOSS_B = (6.0, 4.0)
+
+
+def kernels_as_asked(framework: Framework, plan: Plan) -> Framework:
+    """The framework, with what a plan says of its kernels.
+
+    Raises:
+        InputError: it asks for what the framework does not have.
+    """
+    return _attention(_loss(_compiled(framework, plan), plan), plan)
+
+
+def _compiled(framework: Framework, plan: Plan) -> Framework:
+    if plan.compile is None or not (plan.compile or framework.compiles):
+        return framework
+    if not framework.compiles:
+        names = ", ".join(name for name, known in FRAMEWORKS.items() if known.compiles)
+        raise InputError(
+            f"compile: found true with backend {framework.name}, whose layers torch.compile does not make kernels of; "
+            f"allowed: false, null, or backend {names}"
+        )
+    if not plan.compile:
+        return replace(framework, fused_kernels=framework.fused_kernels - COMPILED)
+    loss_B = framework.fused_loss_B or _COMPILED_LOSS_B
+    return replace(framework, fused_kernels=framework.fused_kernels | COMPILED, fused_loss_B=loss_B)
+
+
+def _loss(framework: Framework, plan: Plan) -> Framework:
+    """Kernels of the loss; how many bytes of a logit stay is `system`'s."""
+    match plan.cross_entropy:
+        case "fused":
+            return replace(framework, fused_loss_B=framework.fused_loss_B or FUSED_LOSS_B, eager_loss=False)
+        case "plain" if framework.fused_loss_B is not None:
+            return replace(framework, fused_loss_B=None, eager_loss=not framework.torch_launch)
+        case _:
+            return framework
+
+
+def _attention(framework: Framework, plan: Plan) -> Framework:
+    if plan.attention is None:
+        return framework
+    if plan.attention == "unfused":
+        plain = "plain" if framework.torch_launch else framework.softmax  # torch's has no kernel that masks as well
+        return replace(framework, attention="unfused", flash_attention=False, softmax=plain)
+    return replace(framework, attention=plan.attention, flash_attention=True)

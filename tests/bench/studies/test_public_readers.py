@@ -1,0 +1,120 @@
+"""Tables of public runs, made up in their sources' form: what is read, what is named, and what crashes nobody."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moemodel.model.plan.spec import Plan
+from studies.public.b200 import B200, b200
+from studies.public.bridge import bridge
+from studies.public.golden import GOLDEN, golden
+from studies.public.nanotron import NANOTRON, nanotron
+from studies.public.run import PublicRun
+from studies.public.tables import SAILOR, fsdp, mlperf, sailor
+from studies.runs import BRIDGE, FSDP, MLPERF
+
+BRIDGE_TABLE = """\
+release,mode,model,gpus,precision,gbs,mbs,seq,fsdp,tp,pp,cp,vp,ep,tok_s_gpu
+26.06 NeMo Container,Pre-Training Performance,LLAMA3_70B,64,FP8,128,1,8192,,4,8,1,5,n/a,1600
+26.06 NeMo Container,Pre-Training Performance,Kimi-K2,1024,FP8-MX,4096,1,4096,,2,16,1,1,64,300
+25.09 NeMo Container,Pre-Training Performance,Qwen3_30B_a3B (tokendrop),16,,1024,1,4096,,1,1,1,n/a,16,12000
+26.06 NeMo Container,Pre-Training Performance,Nemotron_9,16,FP8,1024,1,8192,,1,1,1,n/a,8,14000
+26.06 NeMo Container,LoRA Performance,LLAMA3_70B,8,FP8,32,1,4096,,2,4,1,20,n/a,2600
+"""
+NANOTRON_TABLE = """\
+seq_len,mbs,batch_accum,tok/s/gpu,Mem Res (GB),dp,pp,tp,hidden_size,num_layers,num_heads,\
+num_kv_heads,vocab_size,tie_word_embeddings,zero_stage,interm_dim,status,after_pp_fix
+4096,2,16.0,40000,50,8,1,1,2048,16,32,8.0,131072,True,0,8192.0,Success,False
+4096,64,1.0,,,4,1,2,2048,16,32,,131072,,0,8192.0,OOM,False
+4096,2,16.0,40000,50,4,2,1,2048,16,32,8.0,131072,True,0,8192.0,Success,False
+"""
+FSDP_TABLE = """\
+Model,SeqLen (T),# GPUs,GPU,MicroBatchSize,GlobalBatchSize,Throughput (T/s/GPU),Precision,\
+Sharding Strategy,Activation Checkpointing
+7b,2048,8,h100_80gb,4,64,10000,amp_bf16,FULL_SHARD,True
+9b,2048,8,a100_80gb,4,64,10000,amp_bf16,SHARD_GRAD_OP,False
+"""
+MLPERF_TABLE = """\
+submitter,system,nodes,acc_per_node,accelerator,benchmark,gbs,seq,stat_key,median
+A,one,8,8,NVIDIA H100,gpt3,128,2048,train_step_time,5.0
+A,one,8,8,NVIDIA H100,gpt3,128,2048,train_step_time,7.0
+A,one,8,8,NVIDIA H100,flux1,128,2048,train_step_timing,5.0
+"""
+SAILOR_TABLE = """\
+dp,tp,pp,micro_batch,global_batch,sequence_length,iteration_s,peak_memory_B
+1,4,2,1,8,2048,0.5,8000000000
+"""
+
+
+def written(folder: Path, name: str, text: str) -> Path:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def plan_of(run: PublicRun) -> Plan:
+    plan = run.plans[0]
+    assert isinstance(plan, Plan), plan
+    return plan
+
+
+def test_megatron_bridge(tmp_path: Path) -> None:
+    written(tmp_path, BRIDGE, BRIDGE_TABLE)
+    dense, lora = bridge(tmp_path, experts=False)
+    kimi, dropped, unknown = bridge(tmp_path, experts=True)
+    assert dense.time_s == (pytest.approx(128 * 8192 / (64 * 1600)),)
+    assert (plan_of(dense).parallel.dp, plan_of(dense).parallel.virtual_stages) == (2, 5)
+    assert (plan_of(kimi).precision, plan_of(dropped).precision) == ("mxfp8", "fp8")
+    assert not lora.is_read
+    assert not unknown.is_read
+    assert "Nemotron_9" in str(unknown.plans[0])
+
+
+def test_nanotron_takes_what_a_failed_run_does_not_say_from_those_of_its_model(tmp_path: Path) -> None:
+    ran, failed = nanotron(written(tmp_path, NANOTRON, NANOTRON_TABLE))  # the third is of before the mend
+    assert (ran.ran, failed.ran) == (True, False)
+    assert failed.time_s == ()
+    assert plan_of(ran).architecture == plan_of(failed).architecture
+    assert ran.time_s == (pytest.approx(2 * 16 * 8 * 4096 / (8 * 40000)),)
+
+
+def test_other_tables(tmp_path: Path) -> None:
+    known, unknown = fsdp(written(tmp_path, FSDP, FSDP_TABLE), "amp_bf16")
+    assert (plan_of(known).parallel.zero_stage, plan_of(known).recompute) == (3, "full")
+    assert not unknown.is_read
+    submitted, other = mlperf(written(tmp_path, MLPERF, MLPERF_TABLE))
+    assert submitted.time_s == (6.0,)
+    assert not other.is_read
+    (run,) = sailor(written(tmp_path, f"{SAILOR}/gpt_neo_2_7b.csv", SAILOR_TABLE))
+    assert (plan_of(run).cluster.gpus, run.of_memory) == (8, "device")
+
+
+def test_stages_of_a_case(tmp_path: Path) -> None:
+    ranks = {str(rank): {"max_allocated_mb": 1000.0 + rank} for rank in range(8)}
+    case = {"model": "llama3-70b", "case": "llama3_70b_l12_tp1_pp2_dp4_mbc4_cef", "real_ms": 843.0}
+    cases = [case | {"peak_memory_by_rank_mb": ranks}, case | {"model": "new", "peak_memory_by_rank_mb": ranks}]
+    first, last, unknown = b200(written(tmp_path, B200, json.dumps(cases)))
+    assert (first.memory_B / 2**20, last.memory_B / 2**20, last.stage) == (1003, 1007, 1)
+    assert (first.time_s, last.time_s) == ((0.843,), ())
+    assert not unknown.is_read
+
+
+def test_functional_tests(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"--num-layers": 12, "--hidden-size": 512, "--num-attention-heads": 8, "--bf16": True}
+    arguments |= {"--seq-length": 1024, "--max-position-embeddings": 1024, "--micro-batch-size": 4}
+    arguments |= {"--pipeline-model-parallel-size": 2}
+    case = {"case": "gpt/one", "file": "golden_values_dev.json", "gpu": "a100", "args": arguments}
+    case |= {"iteration_time_s": 0.2, "max_allocated_B": 1e9}
+    second = case | {"file": "golden_values_dev_2nd.json", "iteration_time_s": 0.05}
+    mamba = case | {"args": arguments | {"--hybrid-layer-pattern": "M*"}}
+    release = case | {"case": "gpt/one_release"}
+    text = "\n".join(json.dumps(each) for each in (case, second, mamba, release))
+    first, again, unread = golden(written(tmp_path, GOLDEN, text))
+    assert (first.time_s, first.memory_B, first.stage) == ((0.2,), 1e9, 1)
+    assert again.time_s == ()
+    assert again.memory_B != again.memory_B  # a checkpoint was loaded
+    assert not unread.is_read

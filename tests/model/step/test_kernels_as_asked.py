@@ -1,0 +1,155 @@
+"""Kernels that a plan asks for, or its framework has: of attention, of the loss, fused and compiled ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moemodel.calibration.store.catalogue import shipped
+from moemodel.model.core.errors import InputError
+from moemodel.model.device.roofline import chip_of_calibration, operator_time
+from moemodel.model.operators.work import Kind, Pass, Shape
+from moemodel.model.plan.batch import batch_of
+from moemodel.model.plan.checks import architecture_of
+from moemodel.model.plan.spec import Plan
+from moemodel.model.records.calibration import Calibration
+from moemodel.model.results.outcome import outcome
+from moemodel.model.step.layer_operators import Workload
+from moemodel.model.step.system import System, framework_as_run, system_of
+
+# TFLOP/s of causal attention, forward and backward, at the SM clock (MHz) that each ran at: torch 2.11 on an H100,
+# 2,048 wide, 16,384 tokens, 2026-11-28 (bench/measured/kernel-generations)
+_READ = {
+    ("flash2", 64): ((295, 1757), (276, 1924)),
+    ("cudnn", 64): ((443, 1749), (433, 1789)),
+    ("flash2", 128): ((310, 1817), (313, 1901)),
+    ("cudnn", 128): ((558, 1676), (531, 1732)),
+}
+_ELEMENTWISE = {Kind.RMS_NORM, Kind.LAYER_NORM, Kind.ROTARY, Kind.GELU, Kind.SWIGLU, Kind.SWIGLU_PACKED}
+
+
+def plan(**changes: Any) -> Plan:
+    document: dict[str, Any] = {
+        "architecture": "llama-3-8b",
+        "layers": 2,
+        "sequence_length": 4096,
+        "global_batch": 4,
+        "cluster": {"gpu": "h100-sxm-80gb"},
+    }
+    return Plan.model_validate(document | changes)
+
+
+@pytest.fixture(scope="module")
+def h100() -> Calibration:
+    return shipped("h100-sxm-80gb")
+
+
+def system(h100: Calibration, **changes: Any) -> System:
+    return system_of(plan(**changes), h100)
+
+
+def attention_s(machine: System, direction: Pass, head_dim: int, clock_MHz: float) -> float:
+    (fit,) = (fit for fit in machine.calibration.operators if fit.kind is Kind.ATTENTION and fit.direction is direction)
+    heads = 2048 // head_dim
+    shape = Shape(batch=1, heads=heads, kv_heads=heads, seq=16384, head_dim=head_dim)
+    found = operator_time(fit, chip_of_calibration(machine.calibration), shape, np.array([clock_MHz * 1e6]))
+    return float(found.time_s_UK[0, 0])
+
+
+@pytest.mark.parametrize(("kernel", "head_dim"), _READ)
+@pytest.mark.parametrize("backward", [False, True])
+def test_kernels_take_what_was_read_of_them(h100: Calibration, kernel: str, head_dim: int, backward: bool) -> None:
+    rate, clock_MHz = _READ[kernel, head_dim][backward]
+    flops = 2 * 2048 * 16384**2 * (2.5 if backward else 1.0)
+    direction = Pass.BACKWARD if backward else Pass.FORWARD
+    found_s = attention_s(system(h100, attention=kernel), direction, head_dim, clock_MHz)
+    assert found_s == pytest.approx(flops / (rate * 1e12), rel=0.12)
+
+
+def test_generations_follow_each_other(h100: Calibration) -> None:
+    """Abstracts: the third 1.5 to 2.0 times the second, the second about twice the first."""
+    order = ("flash1", "flash2", "flash3")
+    first, second, third = (attention_s(system(h100, attention=name), Pass.FORWARD, 128, 1700.0) for name in order)
+    assert 1.5 <= first / second <= 3.0
+    assert 1.5 <= second / third <= 2.0
+
+
+def test_no_kernel_asked_for_is_the_measured_one(h100: Calibration) -> None:
+    assert system(h100).calibration is h100
+    assert system(h100, attention="cudnn").calibration is h100
+
+
+def test_a_kernel_of_another_generation_of_gpus_is_refused() -> None:
+    with pytest.raises(InputError, match=r"attention: found flash3, .* a100-sxm-80gb .*; allowed: flash1, flash2, unf"):
+        system_of(plan(attention="flash3", cluster={"gpu": "a100-sxm-80gb"}), shipped("a100-sxm-80gb"))
+
+
+def test_a_framework_may_run_an_older_kernel(h100: Calibration) -> None:
+    """Of which nothing is known on other GPUs: there the measured one stands."""
+    torch_s, titan_s = (
+        attention_s(system(h100, backend=name), Pass.FORWARD, 128, 1700.0) for name in ("torch", "torchtitan")
+    )
+    assert titan_s == pytest.approx(torch_s / 0.516, rel=0.01)
+    b200 = shipped("b200-sxm-180gb")
+    assert system_of(plan(backend="torchtitan", cluster={"gpu": "b200-sxm-180gb"}), b200).calibration is b200
+
+
+def test_unfused_attention_keeps_its_scores() -> None:
+    framework = framework_as_run(plan(attention="unfused"))
+    assert not framework.flash_attention
+    assert framework.softmax == "plain"
+
+
+def kinds(found: Plan) -> set[Kind]:
+    architecture = architecture_of(found)
+    work = Workload(architecture, batch_of(found), framework=framework_as_run(found), precision=found.precision)
+    calls = [call for layer in architecture.layers for call in work.passes(layer)] + work.head()
+    return {call.kind for call in calls}
+
+
+@pytest.mark.parametrize(
+    ("changes", "fused", "loss"),
+    [
+        ({}, False, False),
+        ({"compile": True}, True, True),
+        ({"cross_entropy": "fused"}, False, True),
+        ({"backend": "megatron-core"}, True, True),
+        ({"backend": "megatron-core-local"}, False, True),  # of plain kernels instead
+        ({"backend": "torchtitan", "compile": True}, True, True),
+        ({"backend": "fsdp"}, False, True),
+    ],
+)
+def test_what_is_fused_is_no_kernel_of_torch(changes: dict[str, Any], fused: bool, loss: bool) -> None:
+    found = kinds(plan(**changes))
+    assert found.isdisjoint(_ELEMENTWISE) is fused
+    assert (Kind.CROSS_ENTROPY not in found) is loss
+
+
+def test_a_fused_kernel_moves_its_least_bytes() -> None:
+    """SwiGLU of T tokens and width W: two of W read, one written, of 2 bytes; backward three and two."""
+    found = plan(backend="megatron-core", global_batch=1)
+    work = Workload(architecture_of(found), batch_of(found), framework=framework_as_run(found), precision="bf16-mixed")
+    tokens, width = 4096, 14336
+    copied_B = [
+        4 * float(np.max(call.shape.arrays()["m"]))
+        for call in work.passes(architecture_of(found).layers[0])
+        if call.kind is Kind.COPY
+    ]
+    for tensors in (3, 5):
+        assert 2 * tensors * tokens * width in copied_B
+
+
+@pytest.mark.parametrize("backend", ["megatron", "fsdp", "nanotron"])
+def test_only_torch_compiles(backend: str) -> None:
+    with pytest.raises(InputError, match=rf"compile: found true with backend {backend}.*allowed: .*torchtitan"):
+        framework_as_run(plan(backend=backend, compile=True))
+
+
+def test_compiling_and_older_kernels_move_time(h100: Calibration) -> None:
+
+    def step_s(**changes: Any) -> float:
+        return outcome(plan(**changes), h100, even_if_it_does_not_fit=True).step_time_s.value
+
+    assert step_s(compile=True) < step_s() < step_s(attention="flash2") < step_s(attention="unfused")
