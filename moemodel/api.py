@@ -980,11 +980,21 @@ def _opened(given: Any, model: type[DocumentT], what: str, read: Callable[[Path]
     if isinstance(given, Path) or (isinstance(given, str) and _is_path(given)):
         return read(Path(given)), str(given)
     if isinstance(given, Mapping):
-        return parse_data(dict(given), model, what), ""
+        return _found_here(parse_data(dict(given), model, what)), ""
     if isinstance(given, str) and (":" in given or "\n" in given):
-        return parse_yaml(given, model, what), ""
+        return _found_here(parse_yaml(given, model, what)), ""
     found = f"{shown(given)}, no such file" if isinstance(given, str) else type(given).__name__
     raise InputError(f"{what}: found {found}; allowed: a path, YAML text, a dict, or a {model.__name__}")
+
+
+def _found_here(document: DocumentT) -> DocumentT:
+    """A document that is of no file: a framework's that it names is looked for in the working directory."""
+    from moemodel.model.frameworks.framework_file import is_known_by_now
+    from moemodel.model.plan.paths import NamesFiles
+
+    if isinstance(document, NamesFiles) and not is_known_by_now(document.backend):
+        return document.read_in(Path.cwd())
+    return document
 
 
 def _is_path(text: str) -> bool:

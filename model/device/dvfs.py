@@ -21,13 +21,13 @@ Left out: the two seconds before the slow limit settles.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moemodel.model.core.arrays import FloatArray, IntArray
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray, at_rows, largest, largest_so_far
 
 _ROUNDS = 3  # of clocks and the times that stretches take at them
 _STEADY = 1e-4  # of a clock: what moves more in the last of them is not settled
@@ -35,6 +35,7 @@ _MORE_ROUNDS = 20  # for the few of thousands of random plans that are not; 40 m
 _HALVINGS = 14  # of the range of clocks: 0.1 MHz
 _NEAR = 0.04  # assumed, of a clock: where its power is taken for a straight line; half or twice moves energies by 0.5 %
 _ENDLESS_W = 1e6  # in place of an infinite limit: above any GPU, and arithmetic stays finite
+_SOON = 1e-7  # of a clock, in the mean of a stretch: what is below the highest by less does not move its power
 _LEAST_SLOPE = 1e-8  # W/Hz: power that hardly knows the clock, 10 W over 1 GHz; a lag is its inverse
 
 
@@ -79,6 +80,13 @@ class PowerSegment:
         """The same of the cycles at these rows."""
         return replace(self, row_P=rows if self.row_P is None else self.row_P[rows])
 
+    def rising(self) -> PowerSegment:
+        """The same, with a power that falls at no higher clock."""
+        return replace(self, power_W_UK=largest_so_far(self.power_W_UK))
+
+
+_Solver = Callable[[Sequence[PowerSegment], FloatArray, FloatArray, FloatArray, float], list[FloatArray]]
+
 
 def steady_state_clocks(
     cycle: Sequence[PowerSegment],
@@ -103,7 +111,69 @@ def steady_state_clocks(
         gain_Hz_per_J: how fast the clock answers.
     """
     limit_W_P = np.minimum(limit_W_P, _ENDLESS_W)
-    cycle = [replace(stretch, power_W_UK=np.maximum.accumulate(stretch.power_W_UK, axis=1)) for stretch in cycle]
+    clocks = list(np.empty((len(cycle), len(highest_Hz_P))))
+    held = np.ones(len(highest_Hz_P), dtype=np.bool_)
+
+    def solve(rows: IntArray, solver: _Solver) -> FloatArray:
+        some = [stretch.take(rows) for stretch in cycle]
+        found = solver(some, clock_Hz_K, limit_W_P[rows], highest_Hz_P[rows], gain_Hz_per_J)
+        for clock, kept in zip(clocks, found, strict=True):
+            clock[rows] = kept
+        return np.asarray(found)
+
+    free = np.flatnonzero(_is_free(cycle, clock_Hz_K, limit_W_P, highest_Hz_P))
+    if len(free):
+        found = solve(free, _free_clocks)
+        held[free] = (np.abs(found - highest_Hz_P[free]) > _SOON * found).any(axis=0)
+    if held.any():
+        solve(np.flatnonzero(held), _held_clocks)
+    return clocks
+
+
+def _is_free(
+    cycle: Sequence[PowerSegment], clock_Hz_K: FloatArray, limit_W_P: FloatArray, highest_Hz_P: FloatArray
+) -> BoolArray:
+    """Cycles that the limit holds back in no stretch, not where its power is taken for a straight line, [P]: they draw
+    no more at the next of the clocks given, nor at any lower one."""
+    worst_UK = largest_so_far(largest([stretch.power_W_UK for stretch in cycle]))
+    above = np.minimum(np.searchsorted(clock_Hz_K, (1 + _NEAR) * highest_Hz_P), len(clock_Hz_K) - 1)
+    rows = np.arange(len(worst_UK)) if cycle[0].row_P is None else cycle[0].row_P
+    return np.asarray(worst_UK[rows, above] <= limit_W_P)
+
+
+def _free_clocks(
+    cycle: Sequence[PowerSegment],
+    clock_Hz_K: FloatArray,
+    limit_W_P: FloatArray,
+    highest_Hz_P: FloatArray,
+    gain_Hz_per_J: float,
+) -> list[FloatArray]:
+    """Clocks of cycles that nothing holds back, if they reach the highest soon: that, but for the first stretch or two.
+    They begin with where the bisection for those that something does hold back would end."""
+    begin = highest_Hz_P - (highest_Hz_P - clock_Hz_K[0]) / 2 ** (_HALVINGS + 1)
+    clocks = []
+    for stretch in cycle:
+        if (begin == highest_Hz_P).all():
+            clocks.append(highest_Hz_P)
+            continue
+        rising = stretch.rising()
+        move = _clock_response(rising, clock_Hz_K, highest_Hz_P, limit_W_P, highest_Hz_P, gain_Hz_per_J)
+        time = time_at_clock(rising.time_s_UK, clock_Hz_K, highest_Hz_P, rising.row_P)
+        keep = np.exp(-time / move.lag_s)
+        clocks.append(np.where(time > 0, move.mean(begin, keep, time), highest_Hz_P))
+        begin = move.end(begin, keep)
+    return clocks
+
+
+def _held_clocks(
+    cycle: Sequence[PowerSegment],
+    clock_Hz_K: FloatArray,
+    limit_W_P: FloatArray,
+    highest_Hz_P: FloatArray,
+    gain_Hz_per_J: float,
+) -> list[FloatArray]:
+    """Clocks of cycles that the limit holds back in some stretch, or may."""
+    cycle = [stretch.rising() for stretch in cycle]
     clocks = before = [_alone(stretch, clock_Hz_K, limit_W_P, highest_Hz_P) for stretch in cycle]
     for _ in range(_ROUNDS):
         before, clocks = clocks, _settled(cycle, clocks, clock_Hz_K, limit_W_P, highest_Hz_P, gain_Hz_per_J)
@@ -253,7 +323,7 @@ def crossing(
 
     `row_P`: which row each is; None: they are one for one.
     """
-    rows_PK = rising_UK if row_P is None else rising_UK[row_P]
+    rows_PK = rising_UK if row_P is None else at_rows(rising_UK, row_P)
     last = np.clip((rows_PK <= limit_P[:, None]).sum(axis=1) - 1, 0, len(clock_Hz_K) - 2)
     low, high = _about(rows_PK, last + 1)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -275,10 +345,10 @@ def at_clock(
 
 def _about(values_UK: FloatArray, upper_P: IntArray, row_P: IntArray | None = None) -> tuple[FloatArray, FloatArray]:
     """Of each row the value before a place, and there, [P] each: half the time of an index for either axis."""
-    clocks = values_UK.shape[1]
-    place = (np.arange(0, values_UK.size, clocks) if row_P is None else clocks * row_P) + upper_P
-    flat = np.ascontiguousarray(values_UK).reshape(-1)
-    return flat.take(place - 1), flat.take(place)
+    cycles = len(values_UK)
+    place = cycles * upper_P + (np.arange(cycles) if row_P is None else row_P)
+    flat = np.asfortranarray(values_UK).T.reshape(-1)
+    return flat.take(place - cycles), flat.take(place)
 
 
 def time_at_clock(

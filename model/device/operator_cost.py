@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.core.errors import CalibrationError
@@ -70,7 +69,7 @@ class PhaseCost:
     @classmethod
     def empty(cls, shapes: int, clocks: int) -> PhaseCost:
         """Nothing to do."""
-        time, energy, cycles = (np.zeros((shapes, clocks)) for _ in range(3))
+        time, energy, cycles = (np.zeros((shapes, clocks), order="F") for _ in range(3))
         outside, calls, weights_s, weights_calls, gating_s = (np.zeros(shapes) for _ in range(5))
         return cls(
             time_s_UK=time,
@@ -102,24 +101,10 @@ class PhaseCost:
             cycles_UK=self.cycles_UK.min(axis=1, keepdims=True),
         )
 
-    def take(self, rows: NDArray[np.int64]) -> PhaseCost:
-        """The cost of these shapes, repeated as asked."""
-        return PhaseCost(
-            time_s_UK=self.time_s_UK[rows],
-            energy_J_UK=self.energy_J_UK[rows],
-            cycles_UK=self.cycles_UK[rows],
-            spread_s={key: spread[rows] for key, spread in self.spread_s.items()},
-            extrapolated_s_U=self.extrapolated_s_U[rows],
-            calls_U=self.calls_U[rows],
-            weights_s_U=self.weights_s_U[rows],
-            weights_calls_U=self.weights_calls_U[rows],
-            gating_s_U=self.gating_s_U[rows],
-        )
-
 
 def shares(parts: FloatArray, wholes: FloatArray) -> FloatArray:
     """Parts of wholes; 0 of one that is nothing, as backward passes are where nothing is trained."""
-    return np.divide(parts, wholes, out=np.zeros(np.broadcast(parts, wholes).shape), where=wholes > 0)
+    return np.divide(parts, wholes, out=np.zeros(np.broadcast(parts, wholes).shape, order="F"), where=wholes > 0)
 
 
 _Booked = tuple[PhaseCost, Call]  # a call, and the cost of a phase, its lane, that it is added to

@@ -9,12 +9,14 @@
     precisions: {fp8: {cast_B: 4.0}}
 
 Keys are those of `Framework` that hold a switch, a number, a word or a list of words; `precisions` changes recipes of
-the known one (`PrecisionRecipe`), and adds none.
+the known one (`PrecisionRecipe`), and adds none. Intervals are those of code that no run was held against.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -22,36 +24,26 @@ from pydantic import Field, create_model
 
 from moemodel.model.core.documents import Strict, read_yaml
 from moemodel.model.core.errors import InputError
+from moemodel.model.core.files import is_path
 from moemodel.model.frameworks import base
 from moemodel.model.frameworks.base import Framework, Precision, PrecisionRecipe
 
-SUFFIXES = (".yaml", ".yml")
-_NOT_SAID = frozenset({"name", "precisions", "moe", "forward_only"})  # a name has its own line, forms are code
-
-
-def _optional(record: type[Any], left_out: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """Fields of a record as keys of a document that need not be there."""
-    hints = get_type_hints(record, vars(base))
-    return {field.name: (hints[field.name] | None, None) for field in fields(record) if field.name not in left_out}
-
-
-_Recipe = create_model("_Recipe", __base__=Strict, **_optional(PrecisionRecipe))
-_Document = create_model(
-    "_Document",
-    __base__=Strict,
-    name=(str, Field(min_length=1, max_length=100)),
-    like=(str, Field(min_length=1, max_length=100)),
-    precisions=(dict[Precision, _Recipe], Field(default_factory=dict)),
-    **_optional(Framework, _NOT_SAID),
-)
+# A name has its own line; the form of experts' blocks is code; what is left of memory was seen of known code
+_NOT_SAID = frozenset({"name", "precisions", "moe", "workspace_B", "memory_log_error", "forward_only"})
+_NAME = Field(min_length=1, max_length=100, pattern=r"^[\w.-]+$")
 
 
 def names_framework_file(backend: str) -> bool:
     """Whether a plan's `backend` is the path of a file."""
-    return backend.endswith(SUFFIXES)
+    return is_path(backend)
 
 
-def read_framework(path: Path, known: dict[str, Framework]) -> Framework:
+def is_known_by_now(backend: str) -> bool:
+    """Not so of a file by a relative path, which is of the document that names it, and looked for later."""
+    return not names_framework_file(backend) or Path(backend).is_absolute()
+
+
+def read_framework(path: str, known: Mapping[str, Framework]) -> Framework:
     """The framework of a file.
 
     Args:
@@ -59,19 +51,50 @@ def read_framework(path: Path, known: dict[str, Framework]) -> Framework:
         known: what it may be like, by name.
 
     Raises:
-        InputError: the file, line and key of each mistake, what was found and what is allowed.
+        InputError: no such file; or the file, line and key of each mistake, what was found and what is allowed.
     """
-    document = read_yaml(path, _Document)
+    file = Path(path).expanduser()
+    try:
+        changed = file.stat()
+    except OSError:
+        raise InputError(
+            f"backend: {path}: no such file; allowed: a known framework, or a file that is there"
+        ) from None
+    return _read(file, changed.st_mtime_ns, changed.st_size, tuple(known.values()))
+
+
+@cache
+def _read(path: Path, changed_ns: int, size_B: int, frameworks: tuple[Framework, ...]) -> Framework:  # noqa: ARG001
+    """Once for each state of a file."""
+    known = {framework.name: framework for framework in frameworks}
+    document = read_yaml(path, _document())
     said = document.model_dump(exclude_unset=True)
-    like = said.pop("like")
+    like, name = said["like"], said["name"]
     if like not in known:
         raise InputError(f"{path}: like: found {like!r}; allowed: {', '.join(sorted(known))}")
-    if said["name"] in known:
-        raise InputError(f"{path}: name: found {said['name']!r}, which is a known framework; allowed: another name")
+    if name in known:
+        raise InputError(f"{path}: name: found {name!r}, which is another framework's; allowed: a name of its own")
     recipes = dict(known[like].precisions)
-    for precision, changes in said.pop("precisions", {}).items():
+    for precision, changes in said.get("precisions", {}).items():
         if precision not in recipes:
-            raise InputError(f"{path}: precisions: found {precision}; allowed: those of {like}: {', '.join(recipes)}")
+            raise InputError(
+                f"{path}: precisions: found {precision}; allowed of what is like {like}: {', '.join(recipes)}"
+            )
         recipes[precision] = replace(recipes[precision], **changes)
-    changed = {key: getattr(document, key) for key in said if key != "name"}
-    return replace(known[like], name=said["name"], precisions=recipes, memory_log_error=None, **changed)
+    values = {key: getattr(document, key) for key in said if key not in ("name", "like", "precisions")}
+    return replace(known[like], name=name, precisions=recipes, **values)
+
+
+@cache
+def _document() -> type[Strict]:
+    """What a file may hold. Made when one is read: nobody else needs it."""
+    recipe = create_model("Recipe", __base__=Strict, **_optional(PrecisionRecipe))
+    keys: dict[str, Any] = {"name": (str, _NAME), "like": (str, _NAME)}
+    keys["precisions"] = (dict[Precision, recipe], {})
+    return create_model("FrameworkFile", __base__=Strict, **keys, **_optional(Framework, _NOT_SAID))
+
+
+def _optional(record: type[Any], left_out: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Fields of a record as keys that need not be there."""
+    hints = get_type_hints(record, vars(base))
+    return {one.name: (hints[one.name], None) for one in fields(record) if one.name not in left_out}

@@ -8,6 +8,7 @@ from moemodel.model.core.suggest import unknown
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.frameworks.deepspeed import DEEPSPEED, DEEPSPEED_EINSUM
 from moemodel.model.frameworks.fastmoe import FASTMOE
+from moemodel.model.frameworks.framework_file import names_framework_file, read_framework
 from moemodel.model.frameworks.fsdp import FSDP
 from moemodel.model.frameworks.megatron_core import MEGATRON_CORE, MEGATRON_CORE_LOCAL
 from moemodel.model.frameworks.megatron_deepspeed import MEGATRON_DEEPSPEED
@@ -50,11 +51,13 @@ FORMER_NAMES: dict[str, FormerName] = {
 
 
 def framework_of(name: str) -> Framework:
-    """A framework by its name, or by a former one.
+    """A framework by its name, by a former one, or by the file that describes it.
 
     Raises:
-        InputError: unknown; names the known ones.
+        InputError: unknown; names the known ones. Or what is wrong with the file.
     """
+    if names_framework_file(name):
+        return read_framework(name, FRAMEWORKS)
     former = FORMER_NAMES.get(name)
     known = name if former is None else former.framework
     if known not in FRAMEWORKS:

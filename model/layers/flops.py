@@ -8,7 +8,9 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import FloatArray, IntArray
+from moemodel.model.layers.base import Block
 from moemodel.model.layers.layer import layer_blocks
+from moemodel.model.schedule.pipeline_layout import distinct_layers
 
 
 def model_flops(architecture: Architecture, seq: IntArray) -> FloatArray:
@@ -19,9 +21,11 @@ def model_flops(architecture: Architecture, seq: IntArray) -> FloatArray:
     looks at half of the pairs (FlashAttention-2, section 4.1), or at those of its windows. The head counts, the
     embedding lookup doesn't; nor does recomputation.
     """
-    blocks = [block for layer in architecture.layers for block in layer_blocks(layer, architecture.hidden).blocks]
-    products = sum(block.matmul_parameters() for block in blocks)
+    blocks = Counter[Block]()
+    for layer in distinct_layers(architecture):
+        blocks.update(layer_blocks(layer, architecture.hidden).blocks * architecture.layers.count(layer))
+    products = sum(count * block.matmul_parameters() for block, count in blocks.items())
     products += architecture.head_outputs * architecture.embedding_width
     tokens = seq.astype(np.float64)
-    cores = sum(count * block.core_flops(tokens) for block, count in Counter(blocks).items())
+    cores = sum(count * block.core_flops(tokens) for block, count in blocks.items())
     return np.asarray(6.0 * products * tokens + 3.0 * cores)

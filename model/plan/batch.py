@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray, at_rows
 from moemodel.model.plan.clock import CHANGE_S, PHASES, ByStage
 from moemodel.model.plan.skew import skew_of
 from moemodel.model.plan.spec import Plan
@@ -108,7 +108,7 @@ class PlanBatch:
 
     def take(self, rows: IntArray | NDArray[np.bool_]) -> PlanBatch:
         """The plans at these rows."""
-        return PlanBatch(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+        return PlanBatch(**{f.name: at_rows(getattr(self, f.name), rows) for f in fields(self)})
 
     def with_limits_Hz(self, limits_Hz: FloatArray) -> PlanBatch:
         """The same plans with clocks by stage and phase, [S, 3] or [P, S, 3]."""

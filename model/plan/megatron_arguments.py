@@ -124,7 +124,6 @@ LEFT_OUT: dict[str, str] = {
     "moe-flex-dispatcher-backend": "rows go to experts one by one, by all-to-all",
     "moe-enable-deepep": "rows go to experts one by one, by all-to-all",
     "overlap-moe-expert-parallel-comm": "rows go to experts in the foreground",
-    "attention-backend": "attention is one kernel",
     "transformer-impl": "kernels are Transformer Engine's",
     "spec": "kernels are Transformer Engine's",
 }
@@ -175,7 +174,7 @@ _OF_PLAN = frozenset(
         *("cross-entropy-loss-fusion", "cross-entropy-fusion-impl", "recompute-activations", "recompute-granularity"),
         *("recompute-method", "recompute-num-layers", "recompute-modules", "moe-grouped-gemm", "use-flash-attn"),
         *("use-precision-aware-optimizer", "main-params-dtype", "exp-avg-dtype", "exp-avg-sq-dtype"),
-        *("hidden-dropout", "attention-dropout"),
+        *("hidden-dropout", "attention-dropout", "attention-backend", "flash-attention-version"),
         *("ddp-average-in-collective", "ddp-pad-buckets-for-high-nccl-busbw"),
         *("decoder-first-pipeline-num-layers", "decoder-last-pipeline-num-layers", "pipeline-model-parallel-layout"),
         *("account-for-embedding-in-pipeline-split", "account-for-loss-in-pipeline-split"),
@@ -235,7 +234,6 @@ _AS_ASSUMED: dict[str, tuple[str, ...]] = {
     "num-distributed-optimizer-instances": ("1",),
     "recompute-num-layers": ("1",),
     "moe-token-dispatcher-type": ("alltoall",),
-    "attention-backend": ("flash", "fused", "auto"),
     "transformer-impl": ("transformer_engine",),
 }
 _DROPOUT = "0.1"  # of attention and of blocks, where the arguments don't say (transformer_config.py)
@@ -448,6 +446,7 @@ def _software(said: _Said) -> dict[str, Any]:
     return {
         "precision": precision,
         "backend": "megatron-core" if overlapped else "megatron",
+        "attention": _attention(said),
         "gradient_dtype": "bf16" if reduced else "fp32",
         "cross_entropy": "fused" if fused else "plain",
         "dropout": any(float(said.word(f"{kind}-dropout", _DROPOUT)) > 0 for kind in ("hidden", "attention")),
@@ -462,6 +461,20 @@ def _optimizer(said: _Said) -> dict[str, str] | None:
     moments = {name: said.word(f"{name.replace('_', '-')}-dtype", "fp32") for name in ("exp_avg", "exp_avg_sq")}
     master = said.word("main-params-dtype", "fp32")
     return moments | {"master": "remainder" if master == "fp32" else master}  # store_param_remainders is the default
+
+
+def _attention(said: _Said) -> str | None:
+    """Its kernel in a plan's words; None: as the framework runs it on that GPU.
+
+    `local` layers multiply, mask and multiply (core/transformer/dot_product_attention.py); `fused` is cuDNN's, a pinned
+    FlashAttention that generation (transformer_config.py, AttnBackend and flash_attention_version).
+    """
+    backend = said.word("attention-backend", "auto")
+    if backend in ("unfused", "local") or said.word("transformer-impl", "transformer_engine") == "local":
+        return "unfused"
+    if backend == "fused":
+        return "cudnn"
+    return {"2": "flash2", "3": "flash3"}.get(said.word("flash-attention-version", ""))
 
 
 def _precision(said: _Said) -> str:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from pydantic import PrivateAttr
 
 from moemodel.model.architecture.hf_config import list_architectures
-from moemodel.model.core.documents import Strict
+from moemodel.model.core.documents import Strict, parse_data
 from moemodel.model.core.files import is_path, is_there
+from moemodel.model.frameworks.framework_file import names_framework_file
 from moemodel.model.hardware.gpu import is_known_gpu
 from moemodel.model.hardware.link import Link, links
 from moemodel.model.plan.routing import SKEW_STATES, RoutingSpec
@@ -21,6 +22,7 @@ _is_known: dict[str, Callable[[str], bool]] = {
     "gpu": is_known_gpu,
     "internode": lambda name: name in links(),
     "skew": lambda name: name in SKEW_STATES,
+    "backend": lambda name: not names_framework_file(name),
 }
 
 
@@ -39,6 +41,8 @@ class NamesFiles(Strict):
 
         @property
         def architecture(self) -> str: ...
+        @property
+        def backend(self) -> str: ...
         @property
         def cluster(self) -> _Cluster: ...
         @property
@@ -61,8 +65,14 @@ class NamesFiles(Strict):
         architecture = moved.pop("architecture", self.architecture)
         skew = moved.pop("skew", self.routing.skew)
         routing = self.routing if skew == self.routing.skew else self.routing.model_copy(update={"skew": skew})
+        backend = moved.pop("backend", self.backend)
         cluster = self.cluster.model_copy(update=moved)
-        changed = self.model_copy(update={"architecture": architecture, "cluster": cluster, "routing": routing})
+        changed = self.model_copy(
+            update={"architecture": architecture, "backend": backend, "cluster": cluster, "routing": routing}
+        )
+        if names_framework_file(backend):  # which could not be found before
+            named = {"backend": str(Path(backend).expanduser().absolute())}
+            changed = parse_data(changed.model_dump() | named, type(self), "backend")
         changed._file_notes = notes
         return changed
 
@@ -82,6 +92,7 @@ def _found_files(document: NamesFiles, folder: Path) -> tuple[dict[str, str], tu
         "gpu": document.cluster.gpu,
         "internode": document.cluster.internode,
         "skew": document.routing.skew,
+        "backend": document.backend,
     }
     moved, notes = {}, []
     for key, name in named.items():

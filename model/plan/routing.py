@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 from moemodel.model.architecture.spec import Architecture, Layer, Moe, Router
 from moemodel.model.core.documents import Strict, Switch
 from moemodel.model.records.routing_statistics import Balancing
+from moemodel.model.schedule.pipeline_layout import distinct_layers
 
 _Factor = Annotated[float, Field(gt=0, le=1e3, strict=True)]
 _Coefficient = Annotated[float, Field(ge=0, le=1e3, strict=True)]
@@ -91,10 +92,11 @@ def routed_architecture(architecture: Architecture, routing: RoutingSpec) -> Arc
         block = layer.feed_forward
         return layer if not isinstance(block, Moe) else replace(layer, feed_forward=_changed(block, routing))
 
+    once = {layer: changed(layer) for layer in distinct_layers(architecture)}
     return replace(
         architecture,
-        encoder=tuple(changed(layer) for layer in architecture.encoder),
-        decoder=tuple(changed(layer) for layer in architecture.decoder),
+        encoder=tuple(once[layer] for layer in architecture.encoder),
+        decoder=tuple(once[layer] for layer in architecture.decoder),
     )
 
 

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, PrivateAt
 from moemodel.model.core.documents import Strict, Switch, read_yaml
 from moemodel.model.core.errors import InputError
 from moemodel.model.frameworks.base import AttentionName, Precision
+from moemodel.model.frameworks.framework_file import is_known_by_now, names_framework_file
 from moemodel.model.frameworks.registry import FORMER_NAMES, framework_of
 from moemodel.model.hardware.gpu import Gpu, GpuVariant, read_gpu
 from moemodel.model.hardware.link import Link
@@ -114,7 +115,9 @@ class SiteSpec(Strict):
 
 
 def _known_framework(name: str) -> str:
-    """The name of a framework, also where a former one is given."""
+    """The name of a framework, also where a former one is given; or the path of a file."""
+    if names_framework_file(name):
+        return name
     try:
         return framework_of(name).name
     except InputError as error:
@@ -247,7 +250,7 @@ class Plan(NamesFiles):
         description="which layers the stages of a pipeline hold: {embedding, head} count as so many layers, {first, "
         "last} stages hold so many, or a list of all; null: as evenly as they go",
     )
-    backend: Backend = Field(default="torch", description="training framework")
+    backend: Backend = Field(default="torch", description="training framework: a known one, or the path of a file")
     cluster: ClusterSpec
     parallel: ParallelSpec = ParallelSpec()
     routing: RoutingSpec = RoutingSpec()
@@ -288,6 +291,8 @@ class Plan(NamesFiles):
 
     @model_validator(mode="after")
     def _software(self) -> Plan:
+        if not is_known_by_now(self.backend):
+            return self
         check_precision(self.backend, self.precision)
         check_optimizer(self.optimizer, framework_of(self.backend), self.precision)
         return self
@@ -305,6 +310,8 @@ class Plan(NamesFiles):
 
     @model_validator(mode="after")
     def _degrees(self) -> Plan:
+        if not is_known_by_now(self.backend):
+            return self
         framework = framework_of(self.backend)
         rules = degree_rules(
             global_batch=self.global_batch,

@@ -17,20 +17,19 @@ Axes: P plans.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.core.arrays import FloatArray, IntArray, distinct_rows
+from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.core.threads import in_threads
 from moemodel.model.device.power import PowerModel, power_model
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.predict.phases import device_costs
 from moemodel.model.predict.priced_clocks import priced_clocks
 from moemodel.model.predict.timeline import PipelineStep
-from moemodel.model.schedule.pipeline_layout import stages
+from moemodel.model.schedule.pipeline_layout import rows_by_pipeline, stages
 from moemodel.model.step.stage_cost import BlockCosts
 from moemodel.model.step.system import System
 
@@ -71,17 +70,9 @@ def lower_bounds(architecture: Architecture, plans: PlanBatch, machine: System) 
         return (rows, *_least(PipelineStep(blocks.at(rows), pipeline, machine), power, lowest_Hz))
 
     step_s, energy_J = np.zeros((2, len(plans)))
-    for rows, least_s, least_J in in_threads(least, _by_pipeline(plans)):
+    for rows, least_s, least_J in in_threads(least, rows_by_pipeline(plans.pp, plans.virtual_stages, _ROWS)):
         step_s[rows], energy_J[rows] = least_s, least_J
     return LowerBounds(step_time_s=(1 - _SHORTER) * step_s, energy_J=(1 - _SHORTER) * plans.gpus * energy_J)
-
-
-def _by_pipeline(plans: PlanBatch) -> Iterator[IntArray]:
-    """Rows of plans that share a pipeline, some at a time."""
-    first, pipeline = distinct_rows([plans.pp, plans.virtual_stages])
-    for index in range(len(first)):
-        rows = np.flatnonzero(pipeline == index)
-        yield from np.array_split(rows, -(-len(rows) // _ROWS))
 
 
 def _least(pipe: PipelineStep, power: PowerModel, lowest_Hz: float) -> tuple[FloatArray, FloatArray]:

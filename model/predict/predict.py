@@ -14,7 +14,7 @@ from functools import cached_property, partial
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray, distinct_rows, take_rows
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray, at_rows, distinct_rows, largest, take_rows
 from moemodel.model.device.power import PowerModel, power_model
 from moemodel.model.layers.flops import model_flops
 from moemodel.model.plan.batch import PlanBatch
@@ -70,8 +70,8 @@ class PricedPlans:
         self._architecture, self._plans, self._machine = architecture, plans, machine
         power = power_model(machine.calibration)
         self._clock_Hz_K = priced_clocks(machine.calibration, power)
-        alike = _AlikeButForClocks.of(plans)
-        priced = plans if alike is None else plans.take(alike.first)
+        self._alike = alike = _AlikeButForClocks.of(plans)
+        self._priced = priced = plans if alike is None else plans.take(alike.first)
         blocks = BlockCosts(architecture, priced, machine=machine, power=power, clock_Hz_K=self._clock_Hz_K)
         own = [plans.has_clocks_by_stage] if plans.clock_limits_Hz.shape[1] else []
         first, pipeline = distinct_rows([priced.pp, priced.virtual_stages, *own])
@@ -119,7 +119,7 @@ class PricedPlans:
         software_error = np.hypot(machine.composition_error, machine.framework_error)
         step_error = np.sqrt(found.device_error**2 + comm_error**2 + host_error**2 + software_error**2 + clock_error**2)
         power_error = np.hypot(machine.calibration.power.log_error, _POWER_OFF_CLOCK * away)
-        flops, (memory_B, terms_B) = self._flops, self._memory
+        flops, (memory_B, terms_B, fit_probability) = self._flops, self._memory
         return Prediction(
             step_time_s=step_s,
             step_time_error=step_error,
@@ -154,7 +154,7 @@ class PricedPlans:
             memory_terms_B=terms_B,
             memory_error=np.full(len(plans), machine.memory_error),
             fits=memory_B <= machine.memory_B,
-            fit_probability=fit_probability(self._architecture, plans, machine, memory_B),
+            fit_probability=fit_probability,
             outside=found.outside,
             tokens=(plans.global_batch * plans.seq).astype(np.float64),
         )
@@ -166,16 +166,18 @@ class PricedPlans:
         return passes * model_flops(self._architecture, self._plans.seq) * self._plans.global_batch
 
     @cached_property
-    def _memory(self) -> tuple[FloatArray, dict[str, FloatArray]]:
-        """Peak of the fullest GPU and its terms, [P]."""
-        peak_B = np.zeros(len(self._plans))
-        terms_B: dict[str, FloatArray] = {}
+    def _memory(self) -> tuple[FloatArray, dict[str, FloatArray], FloatArray]:
+        """Peak of the fullest GPU, its terms, and how likely it fits, [P]; no clock changes them."""
+        peak_B, terms_B = np.zeros(len(self._priced)), dict[str, FloatArray]()
         for part in self._pipelines:
-            memory = part.memory if part.row_P is None else take_rows(part.memory, part.row_P)
-            peak_B[part.rows] = memory.peak_B
-            for name, size_B in memory.terms_B.items():
-                terms_B.setdefault(name, np.zeros(len(peak_B)))[part.rows] = size_B
-        return peak_B, terms_B
+            peak_B[part.priced] = part.memory.peak_B
+            for name, size_B in part.memory.terms_B.items():
+                terms_B.setdefault(name, np.zeros(len(peak_B)))[part.priced] = size_B
+        found = peak_B, terms_B, fit_probability(self._architecture, self._priced, self._machine, peak_B)
+        if self._alike is None:
+            return found
+        place = self._alike.place
+        return at_rows(found[0], place), take_rows(found[1], place), at_rows(found[2], place)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,7 +281,7 @@ class _PricedPipeline:
     """Plans that share a pipeline, at the clocks that blocks are priced at.
 
     Attributes:
-        rows: which of the plans.
+        rows: which of the plans; `priced` which of those whose work is priced.
         asked_Hz: the clock that each of them asks for.
         row_P: which row of what follows each of them is, of which many differ in their clocks alone; None: they are one
             for one.
@@ -292,6 +294,7 @@ class _PricedPipeline:
     """
 
     rows: IntArray
+    priced: IntArray
     asked_Hz: FloatArray
     row_P: IntArray | None
     pipe: PipelineStep
@@ -327,6 +330,7 @@ class _PricedPipeline:
         devices = [device_costs(cost) for cost in pipe.costs]
         return cls(
             rows=every,
+            priced=rows,
             asked_Hz=asked_Hz,
             row_P=row_P,
             pipe=pipe,
@@ -508,8 +512,8 @@ def _mean_gpu(
         backward_clock_Hz=clocks.backward[:, 0],
         optimizer_clock_Hz=clocks.optimizer[:, 0],
         power_W=power_W[:, 0],
-        hottest_power_W=np.maximum.reduce([watts for watts, _ in states])[:, 0],
-        temperature_C=np.maximum.reduce([celsius for _, celsius in states])[:, 0],
+        hottest_power_W=largest([watts for watts, _ in states])[:, 0],
+        temperature_C=largest([celsius for _, celsius in states])[:, 0],
         forward_J=energies.forward[:, 0],
         backward_J=energies.backward[:, 0],
         optimizer_J=energies.optimizer[:, 0],
@@ -571,8 +575,8 @@ def _device_error(pipe: PipelineStep) -> tuple[FloatArray, FloatArray]:
     m = pipe.m[:, 0]
     found = [_stage_error(cost, m) for cost in pipe.costs]
     return (
-        np.sqrt(np.maximum.reduce([variance for variance, _ in found])),
-        np.maximum.reduce([outside for _, outside in found]),
+        np.sqrt(largest([variance for variance, _ in found])),
+        largest([outside for _, outside in found]),
     )
 
 

@@ -22,7 +22,7 @@ from itertools import groupby, product
 
 import numpy as np
 
-from moemodel.model.core.arrays import FloatArray, IntArray
+from moemodel.model.core.arrays import FloatArray, IntArray, largest
 from moemodel.model.device.dvfs import at_clocks, time_at_clocks
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.clock import PHASES
@@ -267,7 +267,7 @@ def _changing(
 
 def ceiling_Hz(limits: ByPhase[FloatArray]) -> FloatArray:
     """The highest clock of any phase, [P]."""
-    return np.asarray(np.maximum.reduce([limits.forward, limits.backward, limits.optimizer]))
+    return np.asarray(largest([limits.forward, limits.backward, limits.optimizer]))
 
 
 def _true_clock_Hz(cost: ClockedCost) -> FloatArray:

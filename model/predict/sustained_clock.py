@@ -6,7 +6,7 @@ Axes: P plans that share their pipeline, K clocks that blocks are priced at.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
@@ -66,12 +66,18 @@ def sustained_clocks(
         row_P: which of `pipe` each plan is, of plans that differ in their clocks alone; None: they are one for one.
     """
     steady = temperature_C is None
-    limit_W = np.concatenate([_limit_W(pipe.plans, machine, power, steady=steady) for power in powers])
-    by_stage = []
-    for index, device in enumerate(devices):
-        profiles = [_power_profile(pipe, index, device, timeline, power, temperature_C) for power in powers]
-        by_stage.append(_governed(profiles, clock_Hz_K, pipe.plans, limit_W, machine, highest_Hz[index], row_P))
-    return [list(stages) for stages in zip(*by_stage, strict=True)]
+    limits_W = [_limit_W(pipe.plans, machine, power, steady=steady) for power in powers]
+    loads = [
+        _Load(
+            profile=_power_profile(pipe, index, device, timeline, power, temperature_C),
+            limit_W=limit_W,
+            highest_Hz=np.clip(highest_Hz[index], clock_Hz_K[0], clock_Hz_K[-1]),
+        )
+        for power, limit_W in zip(powers, limits_W, strict=True)
+        for index, device in enumerate(devices)
+    ]
+    clocks = _governed(loads, clock_Hz_K, pipe.plans, machine, row_P)
+    return [clocks[place * len(devices) : (place + 1) * len(devices)] for place in range(len(powers))]
 
 
 def within_limit(
@@ -173,42 +179,45 @@ def _in_one_piece_s(plans: PlanBatch, timeline: Timeline) -> FloatArray:
     return np.where((plans.zero_stage < 3)[:, None], share * timeline.exposed_step_s, 0.0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Load:
+    """A step of one class of stages as the governor sees it, with the limit on its power, [P], and the highest clock
+    that may be set in each plan.
+    """
+
+    profile: PowerProfile
+    limit_W: FloatArray
+    highest_Hz: FloatArray
+
+
 def _governed(
-    profiles: list[PowerProfile],
-    clock_Hz_K: FloatArray,
-    plans: PlanBatch,
-    limit_W: FloatArray,
-    machine: System,
-    highest_Hz: FloatArray,
-    row_P: IntArray | None,
+    loads: Sequence[_Load], clock_Hz_K: FloatArray, plans: PlanBatch, machine: System, row_P: IntArray | None
 ) -> list[ByPhase[FloatArray]]:
-    """Mean clock of each phase of each profile under the limit, and no higher than `highest_Hz`."""
+    """Mean clock of each phase of each load: all are solved together, since their time is that of numpy's calls."""
     rows = np.arange(len(plans)) if row_P is None else row_P
-    every = np.concatenate([place * len(plans) + rows for place in range(len(profiles))])
-    parts = [part for part in profiles[0] if any((profile[part].time_s_UK > 0).any() for profile in profiles)]
+    every = np.concatenate([place * len(plans) + rows for place in range(len(loads))])
+    parts = [part for part in _Part if any((load.profile[part].time_s_UK > 0).any() for load in loads)]
     settled = steady_state_clocks(
-        [replace(_joined([profile[part] for profile in profiles]), row_P=every) for part in parts],
+        [replace(_joined([load.profile[part] for load in loads]), row_P=every) for part in parts],
         clock_Hz_K,
-        limit_W_P=limit_W[every],
-        highest_Hz_P=np.tile(np.clip(highest_Hz, clock_Hz_K[0], clock_Hz_K[-1]), len(profiles)),
+        limit_W_P=np.concatenate([load.limit_W[rows] for load in loads]),
+        highest_Hz_P=np.concatenate([load.highest_Hz for load in loads]),
         gain_Hz_per_J=machine.governor_gain_Hz_per_J,
     )
     clocks = dict(zip(parts, settled, strict=True))
     forward = clocks[_Part.FORWARD]
     backward, optimizer = (clocks.get(part, forward) for part in (_Part.BACKWARD, _Part.OPTIMIZER))  # trained or not
     if _Part.OTHERS in clocks:
-        before = np.tile(
-            1 - 1 / plans.micro_batches[rows], len(profiles)
-        )  # share of the micro-batches that are not the last
+        before = np.tile(1 - 1 / plans.micro_batches[rows], len(loads))  # share of the micro-batches that are not last
         # their work takes as long at the mean of their periods, not of their clocks
         forward = 1 / (before / clocks[_Part.OTHERS] + (1 - before) / forward)
         backward = 1 / (before / clocks[_Part.OTHERS] + (1 - before) / backward)
-    phases = [np.split(clock_Hz, len(profiles)) for clock_Hz in (forward, backward, optimizer)]
+    phases = [np.split(clock_Hz, len(loads)) for clock_Hz in (forward, backward, optimizer)]
     return [ByPhase(forward=f, backward=b, optimizer=o) for f, b, o in zip(*phases, strict=True)]
 
 
 def _joined(stretches: Sequence[PowerSegment]) -> PowerSegment:
-    """The same stretch of several profiles, one behind another."""
+    """The same stretch of several loads, one behind another."""
     if len(stretches) == 1:
         return stretches[0]
     return PowerSegment(

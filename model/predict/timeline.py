@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray, take_rows
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray, at_rows, largest, take_rows
 from moemodel.model.device.operator_cost import shares
 from moemodel.model.device.power import PowerModel
 from moemodel.model.predict.phases import ByPhase, DeviceCosts, mean_clock_Hz, mean_switching
@@ -67,11 +67,7 @@ class PipelineStep:
         self._unlike = self.plans.changes_clock_within_a_step if runs is not None else None
         runs = [[stage.count] for stage in pipeline] if runs is None else runs
         self.counts = [count for of_class in runs for count in of_class]
-        self.costs = [
-            cost
-            for cost, of_class in zip([costs.stage(stage) for stage in pipeline], runs, strict=True)
-            for _ in of_class
-        ]
+        self.costs = [cost for cost, of_class in zip(costs.stages(pipeline), runs, strict=True) for _ in of_class]
         self.m = self.plans.micro_batches[:, None].astype(np.float64)
         self._async_launch = self._launches_asynchronously(machine)
         p = self.plans
@@ -83,7 +79,8 @@ class PipelineStep:
         some = copy(self)
         some.plans = self.plans.take(rows)
         some.costs = [take_rows(cost.at_highest_clock(), rows) for cost in self.costs]
-        some.m, some._async_launch, some._busy_waits = self.m[rows], self._async_launch[rows], self._busy_waits[rows]
+        some.m = at_rows(self.m, rows)
+        some._async_launch, some._busy_waits = at_rows(self._async_launch, rows), at_rows(self._busy_waits, rows)
         return some
 
     def _launches_asynchronously(self, machine: System) -> BoolArray:
@@ -108,9 +105,9 @@ class PipelineStep:
             forward.append(device.forward.time_s + exposed_forward_s)
             backward.append(device.backward.time_s + exposed_backward_s)
         exposed_step_s = self._exposed_step_s(forward, backward)
-        optimizer_s = np.maximum.reduce([device.optimizer.time_s for device in devices])
+        optimizer_s = largest([device.optimizer.time_s for device in devices])
         passes_s = self._passes_s(forward, backward)
-        slowest_s = np.maximum.reduce([f + b for f, b in zip(forward, backward, strict=True)])
+        slowest_s = largest([f + b for f, b in zip(forward, backward, strict=True)])
         device_s = passes_s + optimizer_s + exposed_step_s
         late_s = self._late_s(forward, backward, devices)
         return Timeline(
@@ -136,12 +133,12 @@ class PipelineStep:
         Args:
             forward, backward: passes of each class of stages, with what they expose.
         """
-        slowest_s = np.maximum.reduce([f + b for f, b in zip(forward, backward, strict=True)])
+        slowest_s = largest([f + b for f, b in zip(forward, backward, strict=True)])
         exposed = [
             _exposed_of_step_s(cost, forward_s, backward_s, slowest_s - forward_s - backward_s)
             for cost, forward_s, backward_s in zip(self.costs, forward, backward, strict=True)
         ]
-        return np.asarray(np.maximum.reduce(exposed) + self.costs[0].pipeline_fill_comm_s[:, None])
+        return np.asarray(largest(exposed) + self.costs[0].pipeline_fill_comm_s[:, None])
 
     def _passes_s(
         self, forward: list[FloatArray], backward: list[FloatArray], shares: list[FloatArray] | None = None
@@ -165,7 +162,7 @@ class PipelineStep:
         more = [cost.host_exchange_s / (2 * self.m) for cost in self.costs]  # in a pass
         host_forward = [cost.host.forward_s + more_s for cost, more_s in zip(self.costs, more, strict=True)]
         host_backward = [cost.host.backward_s + more_s for cost, more_s in zip(self.costs, more, strict=True)]
-        queued_s = np.maximum.reduce([self._queued_s(cost) for cost in self.costs])
+        queued_s = largest([self._queued_s(cost) for cost in self.costs])
         async_s = np.asarray(queued_s + self._exposed_step_s(host_forward, host_backward))
         if self._async_launch.all():
             return async_s
@@ -185,7 +182,7 @@ class PipelineStep:
         optimizer = [
             _late_step_s(device.optimizer.time_s, cost) for device, cost in zip(devices, self.costs, strict=True)
         ]
-        synchronous_s = passes_s + np.maximum.reduce(optimizer) + self._exposed_step_s(late_forward, late_backward)
+        synchronous_s = passes_s + largest(optimizer) + self._exposed_step_s(late_forward, late_backward)
         return np.asarray(np.where(self._async_launch, async_s, synchronous_s))
 
     def late_by_phase_s(self, devices: list[DeviceCosts]) -> ByPhase[FloatArray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moemodel.model.device.thermal import thermal_model
@@ -30,8 +31,10 @@ class InletSensitivity:
     temperature_C: float
 
 
-def predict_with_sensitivity(priced: PricedPlans, machine: System) -> tuple[Prediction, InletSensitivity | None]:
-    """A prediction, and what `WARMER_C` more would cost its first plan; None where temperature is not modelled.
+def predict_with_sensitivity(
+    priced: PricedPlans, machine: System
+) -> tuple[Prediction, Sequence[InletSensitivity | None]]:
+    """A prediction, and what `WARMER_C` more would cost each plan; None where temperature is not modelled.
 
     Args:
         priced: the plans.
@@ -40,13 +43,16 @@ def predict_with_sensitivity(priced: PricedPlans, machine: System) -> tuple[Pred
     calibration = machine.calibration
     thermal = thermal_model(calibration)
     if thermal.total_C_per_W == 0 or calibration.power.points == 0:
-        return priced.predict(machine.inlet_C)[0], None
+        here = priced.predict(machine.inlet_C)[0]
+        return here, [None] * len(here.step_time_s)
     inlet_C = thermal.inlet_C if machine.inlet_C is None else machine.inlet_C
     here, there = priced.predict(inlet_C, inlet_C + WARMER_C)
-    return here, InletSensitivity(
-        by_C=WARMER_C,
-        inlet_C=inlet_C,
-        time_share=float(there.step_time_s[0] / here.step_time_s[0]) - 1,
-        energy_share=float(there.energy_J[0] / here.energy_J[0]) - 1,
-        temperature_C=float(there.temperature_C[0]),
-    )
+    longer, more = there.step_time_s / here.step_time_s - 1, there.energy_J / here.energy_J - 1
+    return here, [
+        InletSensitivity(
+            by_C=WARMER_C, inlet_C=inlet_C, time_share=time_share, energy_share=energy_share, temperature_C=die_C
+        )
+        for time_share, energy_share, die_C in zip(
+            longer.tolist(), more.tolist(), there.temperature_C.tolist(), strict=True
+        )
+    ]

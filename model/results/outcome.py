@@ -6,19 +6,20 @@ Intervals (`estimate`) end at the power limit and at the highest clock.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.arrays import FloatArray, take_rows
 from moemodel.model.core.interval import INTERVAL
 from moemodel.model.layers.flops import model_flops
 from moemodel.model.layers.parameters import parameters
-from moemodel.model.plan.batch import batch_of
+from moemodel.model.plan.batch import batch_of, joined
 from moemodel.model.plan.checks import architecture_of, check_architecture, check_power_and_clock
+from moemodel.model.plan.clock import ByStage
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import PricedPlans
 from moemodel.model.predict.prediction import Prediction
@@ -30,7 +31,7 @@ from moemodel.model.results.feasibility import Verdict, refuse_too_large, verdic
 from moemodel.model.results.goodput import RunTime, run_time
 from moemodel.model.results.inlet_sensitivity import InletSensitivity, predict_with_sensitivity
 from moemodel.model.results.notes import notes, notes_without_times
-from moemodel.model.results.routing_cost import RoutingCost, routing_cost
+from moemodel.model.results.routing_cost import RoutingCost, routing_costs
 from moemodel.model.results.stage_clocks import StageOutcome, stage_outcomes
 from moemodel.model.step.idle_power import idle_power_W
 from moemodel.model.step.memory_fit import fit_probability, peak_memory
@@ -342,21 +343,73 @@ def outcome(
             terms and which single changes would help.
         CalibrationError: the calibration is of another GPU, or lacks an operator.
     """
-    architecture = architecture_of(plan)
-    check_architecture(plan, architecture)
+    architecture = _checked_architecture(plan)
     machine = system_of(plan, calibration)
     check_power_and_clock(plan, machine.gpu)
     if not calibration.has_times:
         return _without_times(plan, architecture, machine)
-    priced = PricedPlans(architecture, batch_of(plan), machine)
-    prediction, warmer = predict_with_sensitivity(priced, machine)
-    if not even_if_it_does_not_fit:
-        refuse_too_large(plan, architecture, machine, prediction)
-    routing = routing_cost(plan, architecture, machine, prediction)
-    answer = _outcome(plan, architecture, machine, prediction, warmer, routing)
+    (answer,) = _predicted([plan], architecture, machine, even_if_it_does_not_fit=even_if_it_does_not_fit)
     if not with_volumes:
         return answer
     return replace(answer, volumes=GpuVolumes.of(step_volumes(architecture, batch_of(plan), machine)))
+
+
+def outcomes(plans: Sequence[Plan], calibration: Calibration) -> list[Outcome]:
+    """What plans cost, each as `outcome` has it; those that one batch can hold are predicted together.
+
+    Args:
+        plans: checked plans.
+        calibration: of their GPU, with times.
+
+    Raises:
+        InputError, InfeasiblePlanError, CalibrationError: as `outcome`.
+    """
+    alike: dict[tuple[Architecture, str], list[int]] = {}
+    for place, plan in enumerate(plans):
+        alike.setdefault((_checked_architecture(plan), _beside_a_batch(plan)), []).append(place)
+    found: dict[int, Outcome] = {}
+    for (architecture, _), places in alike.items():
+        some = [plans[place] for place in places]
+        machine = system_of(some[0], calibration)
+        for plan in some:
+            check_power_and_clock(plan, machine.gpu)
+        found |= zip(places, _predicted(some, architecture, machine), strict=True)
+    return [found[place] for place in range(len(plans))]
+
+
+def _checked_architecture(plan: Plan) -> Architecture:
+    """That a plan trains, whose degrees divide it."""
+    architecture = architecture_of(plan)
+    check_architecture(plan, architecture)
+    return architecture
+
+
+# Of a plan, what its row in a batch holds: plans that differ in nothing else, and their names, have one machine
+_IN_A_BATCH = {"name", "parallel", "micro_batch", "recompute", "schedule", "clock_MHz", "power_cap_W"}
+
+
+def _beside_a_batch(plan: Plan) -> str:
+    """All else that a plan says; and of one with clocks by stage, how many stages have them."""
+    stages = plan.parallel.pp if isinstance(plan.clock, ByStage) else 0
+    return f"{stages} {plan.model_dump_json(exclude=_IN_A_BATCH)}"
+
+
+def _predicted(
+    plans: Sequence[Plan], architecture: Architecture, machine: System, *, even_if_it_does_not_fit: bool = False
+) -> Iterator[Outcome]:
+    """Plans of one architecture on one machine.
+
+    Raises:
+        InfeasiblePlanError: one needs more memory than there is, and that is not asked for.
+    """
+    every, warmer = predict_with_sensitivity(PricedPlans(architecture, joined(plans), machine), machine)
+    each = [take_rows(every, np.array([row])) for row in range(len(plans))]
+    if not even_if_it_does_not_fit:
+        for plan, prediction in zip(plans, each, strict=True):
+            refuse_too_large(plan, architecture, machine, prediction)
+    routing = routing_costs(plans, architecture, machine, every)
+    for plan, prediction, warm, routed in zip(plans, each, warmer, routing, strict=True):
+        yield _outcome(plan, architecture, machine, prediction, warm, routed)
 
 
 def _without_times(plan: Plan, architecture: Architecture, machine: System) -> Outcome:

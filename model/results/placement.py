@@ -39,7 +39,7 @@ from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.records.routing_statistics import prior
 from moemodel.model.records.run import RoutingRecord
-from moemodel.model.results.routing_cost import all_to_all_time_s
+from moemodel.model.results.routing_cost import all_to_all_times_s
 from moemodel.model.step.communication_groups import Groups
 from moemodel.model.step.system import System, system_of
 
@@ -241,7 +241,7 @@ def _step(
         energy_J=float(found.energy_J[0]) + plan.cluster.gpus * power_W * copies_s,
         memory_B=float(found.memory_B[0]),
         fits=bool(found.fits[0]),
-        all_to_all_s=all_to_all_time_s(placed, machine, batch),
+        all_to_all_s=float(all_to_all_times_s(placed, machine, batch)[0]),
         copies_s=copies_s,
         rank_skew=fmean(placements[index].rank_skew(rows) for index, rows in loads.items()),
     )

@@ -7,13 +7,16 @@ intervals of a forecast must reach that knows nothing of its routers.
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.plan.batch import PlanBatch, batch_of
+from moemodel.model.core.arrays import FloatArray
+from moemodel.model.plan.batch import PlanBatch, joined
 from moemodel.model.plan.skew import SkewForecast, experts_of, forecast, seen_from_random_weights
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import PricedPlans
@@ -81,33 +84,43 @@ class RoutingCost:
         }
 
 
-def routing_cost(plan: Plan, architecture: Architecture, machine: System, prediction: Prediction) -> RoutingCost | None:
-    """Of a plan that was predicted; None: its model has no experts.
+def routing_costs(
+    plans: Sequence[Plan], architecture: Architecture, machine: System, prediction: Prediction
+) -> list[RoutingCost | None]:
+    """Of plans of one architecture on one machine that were predicted together; None: the model has no experts.
 
     Raises:
         InputError: a file of statistics that can't be read.
     """
     if not experts_of(architecture):
-        return None
-    skew, batch = forecast(plan.routing, architecture), batch_of(plan)
-    given = _routed(architecture, machine, batch, prediction)
-    even = skew.value == 1
-    other_skew = max(skew.high, seen_from_random_weights(architecture).value if skew.high == 1 else 1) if even else 1.0
-    other_batch = replace(batch, skew=np.array([other_skew]))
-    other = _routed(
-        architecture,
-        machine,
-        other_batch,
-        PricedPlans(architecture, other_batch, machine).predict(machine.inlet_C)[0],
-    )
-    balanced, uneven = (given, other) if even else (other, given)
+        return [None] * len(plans)
+    batch, skews = joined(plans), [forecast(plan.routing, architecture) for plan in plans]
+    other_batch = replace(batch, skew=np.array([_other_skew(skew, architecture) for skew in skews]))
+    other = PricedPlans(architecture, other_batch, machine).predict(machine.inlet_C)[0]
+    given_steps = _routed(architecture, machine, batch, prediction)
+    other_steps = _routed(architecture, machine, other_batch, other)
+    gating_s, step_s = prediction.gating_s.tolist(), prediction.step_time_s.tolist()
+    return [_cost(*of_plan) for of_plan in zip(skews, given_steps, other_steps, gating_s, step_s, strict=True)]
+
+
+def _other_skew(skew: SkewForecast, architecture: Architecture) -> float:
+    """Even loads beside uneven ones, and beside even ones those that may be or, if these are even too, of routers from
+    random weights."""
+    if skew.value != 1:
+        return 1.0
+    return max(skew.high, seen_from_random_weights(architecture).value if skew.high == 1 else 1)
+
+
+def _cost(skew: SkewForecast, given: RoutedStep, other: RoutedStep, gating_s: float, step_s: float) -> RoutingCost:
+    """Of a plan, with the step as it is predicted, and with loads as even or uneven as those are not."""
+    balanced, uneven = (given, other) if skew.value == 1 else (other, given)
     reach = {
         name: _reach(getattr(balanced, name), getattr(uneven, name), uneven.skew, skew)
         for name in ("step_time_s", "gpu_energy_J", "memory_B")
     }
     return RoutingCost(
-        gating_s=float(prediction.gating_s[0]),
-        gating_share=float(prediction.gating_s[0] / prediction.step_time_s[0]),
+        gating_s=gating_s,
+        gating_share=gating_s / step_s,
         balanced=balanced,
         uneven=uneven,
         skew=skew,
@@ -126,22 +139,21 @@ def _reach(balanced: float, uneven: float, uneven_skew: float, skew: SkewForecas
     return max(math.exp(per_skew * (skew.high - skew.value)), 1.0)
 
 
-def _routed(architecture: Architecture, machine: System, batch: PlanBatch, found: Prediction) -> RoutedStep:
-    power = machine.calibration.power.points > 0
-    return RoutedStep(
-        skew=float(batch.skew[0]),
-        step_time_s=float(found.step_time_s[0]),
-        all_to_all_s=all_to_all_time_s(architecture, machine, batch),
-        gpu_energy_J=float(found.energy_J[0]) if power else math.nan,
-        memory_B=float(found.memory_B[0]),
-    )
+def _routed(architecture: Architecture, machine: System, batch: PlanBatch, found: Prediction) -> Iterator[RoutedStep]:
+    energy_J = found.energy_J if machine.calibration.power.points else np.full(len(batch), np.nan)
+    all_to_all_s = all_to_all_times_s(architecture, machine, batch)
+    columns = (batch.skew, found.step_time_s, all_to_all_s, energy_J, found.memory_B)
+    for skew, step_s, exchange_s, of_step_J, peak_B in zip(*(column.tolist() for column in columns), strict=True):
+        yield RoutedStep(
+            skew=skew, step_time_s=step_s, all_to_all_s=exchange_s, gpu_energy_J=of_step_J, memory_B=peak_B
+        )
 
 
-def all_to_all_time_s(architecture: Architecture, machine: System, batch: PlanBatch) -> float:
-    """Of all micro-batches of a step, on the mean stage."""
+def all_to_all_times_s(architecture: Architecture, machine: System, batch: PlanBatch) -> FloatArray:
+    """Of all micro-batches of a step, on the mean stage. [P]"""
     comm = Communication(architecture, batch, machine.network, framework=machine.framework, precision=machine.precision)
-    layers = dict.fromkeys(architecture.layers)
-    counts = {layer: architecture.layers.count(layer) for layer in layers}
-    passes = [(count, *comm.layer(layer, axis="ep")) for layer, count in counts.items()]
-    whole_s = sum(count * float(there.whole_s[0] + back.whole_s[0]) for count, there, back in passes)
-    return float(batch.micro_batches[0] / batch.pp[0]) * whole_s
+    whole_s = np.zeros(len(batch))
+    for layer, count in Counter(architecture.layers).items():
+        there, back = comm.layer(layer, axis="ep")
+        whole_s += count * (there.whole_s + back.whole_s)
+    return np.asarray(batch.micro_batches / batch.pp * whole_s)

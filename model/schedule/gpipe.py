@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from moemodel.model.core.arrays import FloatArray, IntArray
+from moemodel.model.core.arrays import FloatArray, IntArray, largest
 from moemodel.model.schedule.base import Messages, Schedule, Sizes, StageTimes, Work
 
 
@@ -29,9 +29,9 @@ class GPipe(Schedule):
         turns = sizes.micro_batches - 1
         return np.asarray(
             times.sum(times.forward_s)
-            + turns * np.maximum.reduce(list(times.forward_s))
+            + turns * largest(list(times.forward_s))
             + times.sum(times.backward_s)
-            + turns * np.maximum.reduce(list(times.backward_s))
+            + turns * largest(list(times.backward_s))
         )
 
     def in_flight(self, stage: int, sizes: Sizes[IntArray]) -> IntArray:  # noqa: ARG002

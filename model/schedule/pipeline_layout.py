@@ -9,11 +9,15 @@ stages, stage s holds the chunks s, s + pp, s + 2 pp, ... (Narayanan et al. 2021
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import accumulate
 
+import numpy as np
+
 from moemodel.model.architecture.spec import Architecture, Layer
+from moemodel.model.core.arrays import IntArray, distinct_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +78,8 @@ class PipelineLayout(Architecture):
 
 def distinct_layers(architecture: Architecture) -> tuple[Layer, ...]:
     """The layers that differ, in order of appearance."""
-    return tuple(dict.fromkeys(architecture.layers))
+    objects = {id(layer): layer for layer in architecture.layers}  # few where most layers are one object, often hashed
+    return tuple(dict.fromkeys(objects.values()))
 
 
 def counted_layers(architecture: Architecture) -> int:
@@ -130,6 +135,16 @@ def members(architecture: Architecture, pp: int, virtual: int) -> tuple[tuple[in
     """The stages of each of these classes."""
     keys = _held(architecture, pp, virtual)
     return tuple(tuple(s for s in range(pp) if keys[s] == key) for key in dict.fromkeys(keys))
+
+
+def rows_by_pipeline(pp: IntArray, virtual_stages: IntArray, most: int | None = None) -> Iterator[IntArray]:
+    """Rows of plans that share a pipeline, no more than so many at once."""
+    if not len(pp):
+        return
+    first, pipeline = distinct_rows([pp, virtual_stages])
+    for index in range(len(first)):
+        rows = np.flatnonzero(pipeline == index)
+        yield from [rows] if most is None else np.array_split(rows, -(-len(rows) // most))
 
 
 def _held(architecture: Architecture, pp: int, virtual: int) -> list[tuple[tuple[int, ...], bool, bool]]:

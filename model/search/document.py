@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_va
 
 from moemodel.model.core.documents import Strict, Switch, read_yaml
 from moemodel.model.frameworks.base import Precision
+from moemodel.model.frameworks.framework_file import is_known_by_now
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import GpuVariant
 from moemodel.model.hardware.link import Link
@@ -333,6 +334,8 @@ class Search(NamesFiles):
 
     @model_validator(mode="after")
     def _together(self) -> Search:
+        if not is_known_by_now(self.backend):
+            return self
         check_precision(self.backend, self.precision)
         check_optimizer(self.optimizer, framework_of(self.backend), self.precision)
         check_tokens(self.tokens, self.global_batch, self.sequence_length)

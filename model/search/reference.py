@@ -8,7 +8,8 @@ governor chooses breaks a limit, the plan is tried at the clocks of the search, 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from moemodel.model.search.problem import SearchProblem, constraint_values, limi
 from moemodel.model.search.result import Entry, entry_of
 from moemodel.model.search.room import room_of
 
-_AT_ONCE = 16  # plans, each at every clock, that are predicted until one keeps the limits
+_AT_ONCE = 16  # first plans that are looked at together, until one fits and keeps the limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,10 @@ class _First:
 
     plan: Plan
     outside: tuple[str, ...]
+
+    def at(self, clock_MHz: float | None) -> _First:
+        """The same at a clock."""
+        return replace(self, plan=self.plan.model_copy(update={"clock_MHz": clock_MHz}))
 
 
 def references(problem: SearchProblem, legal: Candidates, calibration: Calibration) -> tuple[Entry, ...]:
@@ -61,25 +66,37 @@ def reference_plan(problem: SearchProblem, legal: Candidates) -> Plan | None:
 
 
 def _reference(problem: SearchProblem, legal: Candidates, gpus: int) -> _First | None:
-    plans = sorted(_first_plans(problem, gpus), key=lambda first: bool(first.outside))
-    if not plans or not legal.clocks_MHz:
+    if not legal.clocks_MHz:
         return None
-    every = joined([first.plan for first in plans])
-    room = room_of(problem, every, memory_of(problem, every).peak_B)
-    fitting = [plans[row] for row in np.flatnonzero(room.kept)]
-    clocks = _fastest_first(legal.clocks_MHz)
-    limits = limits_of(problem)
-    for start in range(0, len(fitting), _AT_ONCE):
-        some = fitting[start : start + _AT_ONCE]
-        batch = at_clocks(joined([first.plan for first in some]), clocks_Hz(clocks))
-        values = constraint_values(problem, batch, predict(problem.architecture, batch, problem.machine))
-        kept = np.flatnonzero(np.logical_and.reduce([values[name] <= limit for name, limit in limits.items()], axis=0))
-        if not limits or kept.size:
-            row, clock = divmod(int(kept[0]) if limits else 0, len(clocks))
-            return _First(
-                plan=some[row].plan.model_copy(update={"clock_MHz": clocks[clock]}), outside=some[row].outside
-            )
+    firsts = _first_plans(problem, gpus)
+    while some := list(islice(firsts, _AT_ONCE)):
+        found = _first_kept(problem, _fitting(problem, some), _fastest_first(legal.clocks_MHz))
+        if found is not None:
+            return found
     return None
+
+
+def _fitting(problem: SearchProblem, firsts: list[_First]) -> list[_First]:
+    """Those that fit in memory."""
+    plans = joined([first.plan for first in firsts])
+    room = room_of(problem, plans, memory_of(problem, plans).peak_B)
+    return [firsts[row] for row in np.flatnonzero(room.kept)]
+
+
+def _first_kept(problem: SearchProblem, firsts: list[_First], clocks_MHz: tuple[float | None, ...]) -> _First | None:
+    """The first of some that fit that keeps the limits, at the first of the clocks at which it does."""
+    if not firsts:
+        return None
+    limits = limits_of(problem)
+    if not limits:
+        return firsts[0].at(clocks_MHz[0])
+    batch = at_clocks(joined([first.plan for first in firsts]), clocks_Hz(clocks_MHz))
+    values = constraint_values(problem, batch, predict(problem.architecture, batch, problem.machine))
+    kept = np.flatnonzero(np.logical_and.reduce([values[name] <= limit for name, limit in limits.items()], axis=0))
+    if not kept.size:
+        return None
+    row, clock = divmod(int(kept[0]), len(clocks_MHz))
+    return firsts[row].at(clocks_MHz[clock])
 
 
 def _fastest_first(clocks_MHz: tuple[float | None, ...]) -> tuple[float | None, ...]:
@@ -88,11 +105,12 @@ def _fastest_first(clocks_MHz: tuple[float | None, ...]) -> tuple[float | None, 
 
 
 def _first_plans(problem: SearchProblem, gpus: int) -> Iterator[_First]:
+    """Legal ones, those whose choices are the search's first."""
     document = problem.document
     node = document.cluster.gpus_per_node or problem.machine.gpu.gpus_per_node
-    for choices in first_choices(problem.architecture, gpus, node):
+    every = [(_outside(document, c | c["parallel"]), c) for c in first_choices(problem.architecture, gpus, node)]
+    for outside, choices in sorted(every, key=lambda first: bool(first[0])):
         parallel = choices.pop("parallel")
-        outside = _outside(document, choices | parallel)
         try:
             plan = document.plan(**parallel, **choices, gpus=gpus, name=f"{document.name}-reference")
             check_architecture(plan, problem.architecture)

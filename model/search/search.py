@@ -22,7 +22,7 @@ from moemodel.model.core.arrays import IntArray
 from moemodel.model.core.errors import InputError
 from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import Calibration, reference_to
-from moemodel.model.results.outcome import Outcome, outcome
+from moemodel.model.results.outcome import Outcome, outcomes
 from moemodel.model.search.candidates import Candidates, at_clocks, candidates, clocks_Hz
 from moemodel.model.search.contenders import contenders
 from moemodel.model.search.difference import differences
@@ -162,10 +162,9 @@ def _result(
     kept = thin(front, document.keep, named.values())
     followers = state.next_best(_NEXT if len(problem.objectives) > 1 else max(_NEXT, min(document.keep, MOST_NEXT)))
     members = [*(found_front.members[row] for row in kept), *(Member(place=place) for place in followers.tolist())]
-    answers: list[Outcome] = []
-    for number, member in enumerate(members, start=1):
-        progress("front", number - 1, len(members))
-        answers.append(outcome(member.plan(state, f"{document.name}-{number:02d}"), calibration))
+    progress("front", 0, len(members))
+    plans = [member.plan(state, f"{document.name}-{number:02d}") for number, member in enumerate(members, start=1)]
+    answers = outcomes(plans, calibration)
     found = references(problem, legal, calibration)
     entries = tuple(_compared(problem, answers, found))
     numbers = {name: kept.index(place) + 1 for name, place in named.items()}

@@ -7,24 +7,25 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray, where_largest
 from moemodel.model.core.threads import in_threads
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.spec import Plan
+from moemodel.model.schedule.pipeline_layout import rows_by_pipeline
 from moemodel.model.search.candidates import Candidates, Refused
 from moemodel.model.search.pareto import pareto, to_digits
 from moemodel.model.search.problem import SearchProblem, costs_of, limits_of, memory_of, summary
 from moemodel.model.search.room import Room, memory_B, memory_risk, room_of
 from moemodel.model.step.memory import Memory
 
-_ROWS = 50_000  # plans whose memory is counted at once, as `model.search.search` predicts them
+_ROWS = 50000  # plans whose memory is counted at once, as `model.search.search` predicts them
 _MAIN_REASONS = 6  # that are named where nothing is feasible
 MOST_NEXT = 100  # plans behind the front that a search may keep
 # Best combinations remembered, whatever their clock, from which those on the front are then taken out. Assumed: a front
@@ -67,6 +68,7 @@ class SearchState:
         self._top_k_cost = np.zeros(0)
         self.nearest = ""
         self._nearest_ratio = math.inf
+        self._least_memory = math.inf, 0
         self._over = dict.fromkeys(self.limits, 0)
 
     def keep_fitting(self, legal: Candidates, progress: Callable[[int, int], None] = lambda *_: None) -> Candidates:
@@ -78,15 +80,16 @@ class SearchState:
         """
         if not legal.clocks_MHz:  # all refused already
             return legal
-        kept, terms, over, risky = np.zeros(len(legal), dtype=np.bool_), Counter[str](), 0, 0
-        for rows, some, peak_B, largest, room in in_threads(partial(_in_memory, self.problem, legal), _rows_of(legal)):
-            progress(int(rows[0]), len(legal))
+        kept, terms, over, risky, done = np.zeros(len(legal), dtype=np.bool_), Counter[str](), 0, 0, 0
+        parts = rows_by_pipeline(legal.columns["pp"], legal.columns["virtual_stages"], _ROWS)
+        for rows, some, peak_B, largest, room in in_threads(partial(_in_memory, self.problem, legal), parts):
+            done += len(rows)
+            progress(done, len(legal))
             kept[rows] = room.kept
             terms.update(largest[room.too_large].tolist())
             over, risky = over + int(room.over.sum()), risky + int(room.risky.sum())
             self._near_in_memory(some, peak_B, largest)
         self._count_memory(terms, over, risky)
-        self._nearest_ratio = math.inf  # of what fits, from now on
         return legal.take(kept)
 
     def _count_memory(self, terms: Counter[str], over: int, risky: int) -> None:
@@ -108,11 +111,12 @@ class SearchState:
             self.refused.append(Refused(key="memory_share", message=message, plans=over * clocks))
 
     def _near_in_memory(self, some: Candidates, peak_B: FloatArray, largest: NDArray[np.str_]) -> None:
-        """Remember the plan that needs least memory; it is told of where nothing fits."""
+        """Remember the plan that needs least memory, the first of equals; it is told of where nothing fits."""
         row = int(peak_B.argmin())
-        if peak_B[row] >= self._nearest_ratio:
+        needs = float(peak_B[row]), int(some.index[row])
+        if needs >= self._least_memory:
             return
-        self._nearest_ratio = float(peak_B[row])
+        self._least_memory = needs
         there_B = min(memory_B(self.problem), self.problem.machine.memory_B)
         self.nearest = (
             f"{summary(some.plan(self.problem.document, row, None))} needs {peak_B[row] / 1e9:.1f} GB of "
@@ -213,12 +217,6 @@ class SearchState:
         return f"no plan is feasible. Of {self.legal.total:,} combinations: {reasons}{more}.{nearest}"
 
 
-def _rows_of(legal: Candidates) -> Iterator[IntArray]:
-    """Rows of all candidates, some at a time."""
-    for start in range(0, len(legal), _ROWS):
-        yield np.arange(start, min(start + _ROWS, len(legal)))
-
-
 def _in_memory(
     problem: SearchProblem, legal: Candidates, rows: IntArray
 ) -> tuple[IntArray, Candidates, FloatArray, NDArray[np.str_], Room]:
@@ -232,4 +230,4 @@ def _in_memory(
 def _largest_terms(memory: Memory) -> NDArray[np.str_]:
     """Name of the largest term of each plan. [P]"""
     names = np.array(list(memory.terms_B))
-    return np.asarray(names[np.stack(list(memory.terms_B.values())).argmax(axis=0)])
+    return np.asarray(names[where_largest(list(memory.terms_B.values())) // len(memory.peak_B)])

@@ -27,7 +27,8 @@ Axes: P plans.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -86,6 +87,11 @@ class ExchangeCounts:
             gathers_backward=np.where(zero >= 3, np.where(afterwards, m - rounds * (held - 1), m), 0.0),
             reductions=np.where((zero >= 2) & ~afterwards, m, rounds),
         )
+
+    @classmethod
+    def together(cls, parts: Sequence[ExchangeCounts]) -> ExchangeCounts:
+        """Those of several stages, one behind another."""
+        return cls(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)})
 
     def take(self, rows: IntArray) -> ExchangeCounts:
         """Of the plans at these rows."""
@@ -277,4 +283,6 @@ class DataParallel:
         self, collective: Collective, size_B: FloatArray, messages: FloatArray | float, group: Group
     ) -> FloatArray:
         """Time of so many bytes in so many messages; none of nothing."""
+        if not size_B.any():
+            return np.zeros_like(size_B)
         return np.where(size_B > 0, messages * self._groups.time_s(collective, size_B / messages, group), 0.0)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture, Layer, Moe
-from moemodel.model.core.arrays import BoolArray, FloatArray
+from moemodel.model.core.arrays import BoolArray, FloatArray, largest, where_largest
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.hardware.gpu import read_gpu
 from moemodel.model.layers.base import MicroBatch
@@ -180,7 +180,7 @@ class MemoryModel:
             gathered=shard.dense + np.where(alone, 0.0, shard.expert),
             ends=self._ends(stage),
             end=np.maximum(self._first_end(stage), self._ends(stage) - self._first_end(stage)),
-            layer=np.maximum.reduce(layers),
+            layer=largest(layers),
         )
         held = {
             "ddp-fsdp2": ddp_fsdp2_states,
@@ -271,8 +271,8 @@ class MemoryModel:
             **self._flattened(shard),
             "optimizer_transient": (none, none, none, transient + self._group_transient(shard)),
         }
-        worst = np.stack([sum(moment, none) for moment in zip(*at_each.values(), strict=True)]).argmax(axis=0)
-        terms |= {name: np.choose(worst, moments) for name, moments in at_each.items()}
+        worst = where_largest([sum(moment, none) for moment in zip(*at_each.values(), strict=True)])
+        terms |= {name: np.concatenate(moments).take(worst) for name, moments in at_each.items()}
         if self.framework.placeholder_gradients:
             terms["gradient_placeholders"] = self._placeholders_B(stage)
         terms["messages"] = self._messages(stage, flight)
@@ -301,7 +301,7 @@ class MemoryModel:
         held = [self.kept(kind)[1] for kind, count in zip(self.kinds, stage.layers, strict=True) if count]
         terms = {
             "parameters": np.asarray(self.recipe.weight_B * self.shard(stage).total),
-            "activations": np.maximum.reduce([none, *held]),
+            "activations": largest([none, *held]),
             "logits": np.asarray(self._head.logits_B(self.batch)) if stage.head else none,
             "workspace": np.full(len(self.plans), self.workspace_B),
         }
@@ -334,7 +334,7 @@ class MemoryModel:
             if count:
                 experts = expert_slots(kind.feed_forward) if isinstance(kind.feed_forward, Moe) else 1
                 layers.append(self._dense(p) + p.routed / (experts * self.batch.etp))
-        return np.asarray(self.batch.element_size_B * np.maximum.reduce(layers))
+        return np.asarray(self.batch.element_size_B * largest(layers))
 
     def _head_placeholder_B(self, stage: Stage) -> FloatArray:
         """Of the product that gives the logits."""
@@ -369,10 +369,10 @@ def _workspace_B(framework: Framework, gpu: str, torch_B: float) -> float:
 def fullest(model: MemoryModel, pipeline: Sequence[Stage]) -> Memory:
     """Memory of the fullest class of stages of a pipeline that all plans of the model share."""
     peaks = [model.stage(stage) for stage in pipeline]
-    worst = np.stack([peak.peak_B for peak in peaks]).argmax(axis=0)
+    worst = where_largest([peak.peak_B for peak in peaks])
 
     def pick(values: list[FloatArray]) -> FloatArray:
-        return values[0] if len(values) == 1 else np.asarray(np.choose(worst, values))
+        return values[0] if len(values) == 1 else np.concatenate(values).take(worst)
 
     return Memory(
         peak_B=pick([peak.peak_B for peak in peaks]),

@@ -9,15 +9,14 @@ over both. Axes: P plans.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.core.arrays import FloatArray, IntArray, distinct_rows
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.plan.batch import PlanBatch
-from moemodel.model.schedule.pipeline_layout import stages
+from moemodel.model.schedule.pipeline_layout import rows_by_pipeline, stages
 from moemodel.model.step.memory import Memory, MemoryModel, fullest
 from moemodel.model.step.system import FUSED_LOGIT_B, System
 
@@ -29,7 +28,7 @@ _SURE = 0.95  # probability from which the programs that need less are not asked
 def peak_memory(architecture: Architecture, plans: PlanBatch, machine: System) -> Memory:
     """Peak of the fullest GPU of each plan, without pricing its time. [P]"""
     peak_B, terms_B = np.zeros(len(plans)), dict[str, FloatArray]()
-    for rows in _by_pipeline(plans):
+    for rows in rows_by_pipeline(plans.pp, plans.virtual_stages):
         some = plans.take(rows)
         model = MemoryModel(
             architecture,
@@ -86,12 +85,3 @@ def likely_below(peak_B: FloatArray, memory_B: float, log_error: float) -> Float
     near = np.flatnonzero(np.abs(z) < _ERF_IS_ONE)
     likely[near] = [0.5 * (1.0 + math.erf(value)) for value in z[near].tolist()]
     return likely
-
-
-def _by_pipeline(plans: PlanBatch) -> Iterator[IntArray]:
-    """Rows of plans that share their pipeline."""
-    if not len(plans):
-        return
-    first, pipeline = distinct_rows([plans.pp, plans.virtual_stages])
-    for index in range(len(first)):
-        yield np.flatnonzero(pipeline == index)

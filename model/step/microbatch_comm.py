@@ -72,6 +72,12 @@ class Exchange:
     overlappable: OverlappableComm
     calls: CollectiveLaunches
 
+    @classmethod
+    def none(cls, plans: int) -> Exchange:
+        """No communication, in every plan."""
+        overlappable, calls = OverlappableComm.none(plans), CollectiveLaunches.none(plans)
+        return cls(exposed_s=np.zeros(plans), overlappable=overlappable, calls=calls)
+
     @property
     def whole_s(self) -> FloatArray:
         """All of it, hidden or not."""
@@ -135,10 +141,7 @@ class Communication:
 
     def none(self) -> Exchange:
         """No communication, in every plan."""
-        zeros = np.zeros(len(self.plans))
-        return Exchange(
-            exposed_s=zeros, overlappable=OverlappableComm.none(len(zeros)), calls=CollectiveLaunches.none(len(zeros))
-        )
+        return Exchange.none(len(self.plans))
 
     # ---- blocks ---------------------------------------------------------------------------------------------------
 

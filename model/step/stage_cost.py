@@ -5,10 +5,11 @@ Axes: U distinct micro-batch shapes, P plans, K clocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
@@ -34,6 +35,8 @@ from moemodel.model.step.memory import Memory, MemoryModel, fullest
 from moemodel.model.step.microbatch_comm import Attention, Communication, Exchange
 from moemodel.model.step.recomputation import Recomputation
 from moemodel.model.step.system import System
+
+_Part = TypeVar("_Part")
 
 _CORES = (Kind.ATTENTION, Kind.ATTENTION_FULL)
 _CALLS_OF_A_WAIT = 2.0  # assumed, of the host: reading what it waited for, and queueing what uses it
@@ -123,15 +126,16 @@ class BlockCosts:
         batch = MicroBatch.of(plans, machine.framework, machine.precision)
         again = Recomputation.of(plans, architecture, machine.framework)
         first, self.shape = distinct_rows([*batch.shape_columns, plans.recompute, again.layers])
+        self.shapes = len(first)
         alike, place = distinct_rows([column[first] for column in batch.shape_columns])  # but for recomputation
         workload = Workload(
             architecture, plans.take(first[alike]), framework=machine.framework, precision=machine.precision
         )
         repeated = [workload.repeatable(layer) for layer in self.kinds] if plans.recompute.any() else []
         passes = [*(workload.passes(layer) for layer in self.kinds), workload.embedding(), workload.head()]
-        self.attention = self._attention(passes[: len(self.kinds)], alike, place)
+        self._exchanged(plans.take(first), self._attention(passes[: len(self.kinds)], alike, place))
         priced = self.pricer.blocks([*passes, *(calls for parts in repeated for calls in parts.values())], len(alike))
-        *self.layers, self.embedding, self.head = (_all_taken(lanes, place) for lanes in priced[: len(passes)])
+        *self.layers, self.embedding, self.head = (take_rows(lanes, place) for lanes in priced[: len(passes)])
         self.recomputed_calls = [np.zeros(len(first)) for _ in self.kinds]
         more = iter(priced[len(passes) :])
         times = take_rows(again, first).times
@@ -139,19 +143,27 @@ class BlockCosts:
             for (names, kept), lane in zip(parts, more, strict=False):
                 _repeat(lanes[Phase.BACKWARD], calls, lane[Phase.BACKWARD], place, times(names, saved=kept))
 
-    def _attention(
-        self, passes: list[list[Call]], alike: IntArray, place: IntArray
-    ) -> list[tuple[FloatArray, FloatArray]] | None:
-        """Time of flash attention in either pass of each kind of layer at the highest clock, [U]; None: no rings."""
+    def _attention(self, passes: list[list[Call]], alike: IntArray, place: IntArray) -> list[Attention | None]:
+        """Time of flash attention in each kind of layer at the highest clock, [U]; None: no rings."""
         if not ((self.plans.cp > 1).any() and self.machine.framework.flash_attention):
-            return None
+            return [None] * len(passes)
         cores = [[call for call in calls if call.kind in _CORES] for calls in passes]
-        found = self.pricer.blocks(cores, len(alike))
         nothing = PhaseCost.empty(len(alike), self.clocks)
-        return [
-            tuple(lanes.get(phase, nothing).time_s_UK[place, -1] for phase in (Phase.FORWARD, Phase.BACKWARD))
-            for lanes in found
+        taken_s = [
+            [lanes.get(phase, nothing).time_s_UK[place, -1] for phase in (Phase.FORWARD, Phase.BACKWARD)]
+            for lanes in self.pricer.blocks(cores, len(alike))
         ]
+        return [Attention(forward_s=forward_s, backward_s=backward_s) for forward_s, backward_s in taken_s]
+
+    def _exchanged(self, shapes: PlanBatch, attention: list[Attention | None]) -> None:
+        """What blocks exchange in a forward and in a backward pass, in plans of which each has a shape of its own."""
+        machine = self.machine
+        comm = Communication(
+            self.architecture, shapes, machine.network, framework=machine.framework, precision=machine.precision
+        )
+        beside = zip(self.kinds, attention, strict=True)
+        self.layer_exchanges = [comm.layer(layer, attention=core) for layer, core in beside]
+        self.embedding_exchange, self.head_exchange = comm.embedding(), comm.head()
 
     def price(self, calls: Iterable[Call], count: int) -> dict[Phase, PhaseCost]:
         """Costs of more calls, of so many shapes."""
@@ -202,12 +214,16 @@ class StageCosts:
         """Memory of the fullest class of stages."""
         return fullest(self._every.memory, pipeline)
 
-    def stage(self, stage: Stage) -> StageCost:
-        """Cost of a class of stages."""
+    def stages(self, pipeline: tuple[Stage, ...]) -> list[StageCost]:
+        """Cost of each class of stages."""
         if self._forward_only:
-            return self._every.forward_only(stage)
-        passes = take_rows(self._micro.passes(stage), self._micro_P)
-        once = take_rows(self._step.once(stage), self._step_P)
+            return [self._every.forward_only(stage) for stage in pipeline]
+        once = self._step.once(pipeline)
+        return [self._stage(self._micro.passes(stage), each) for stage, each in zip(pipeline, once, strict=True)]
+
+    def _stage(self, of_micro: _Passes, of_step: _Once) -> StageCost:
+        """Cost of a class of stages, of what it does with a micro-batch and once a step."""
+        passes, once = take_rows(of_micro, self._micro_P), take_rows(of_step, self._step_P)
         forward, backward = passes.forward, passes.backward
         _merge(forward, once.updates.get(Phase.FORWARD), 1.0)
         _merge(backward, once.updates.get(Phase.BACKWARD), 1.0)
@@ -292,6 +308,22 @@ class _Once:
     tensors: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Held:
+    """Parameters of a stage on one GPU. [P].
+
+    Attributes:
+        units: as they are exchanged; `counts` how often.
+        owned: that it updates in the optimizer step.
+        accumulated: whose gradients a micro-batch adds to those before it.
+    """
+
+    units: FsdpUnits
+    counts: ExchangeCounts
+    owned: FloatArray
+    accumulated: FloatArray
+
+
 class _StageParts:
     """The parts of a stage's cost, for some of the plans."""
 
@@ -360,17 +392,30 @@ class _StageParts:
             pipeline_fill_comm_s=self._comm.pipeline_fill_comm_s(),
         )
 
-    def once(self, stage: Stage) -> _Once:
-        """What a stage does once a step, and in its passes with what that exchanges."""
+    def once(self, pipeline: tuple[Stage, ...]) -> list[_Once]:
+        """What each class of stages does once a step, and in its passes with what that exchanges."""
         machine = self._blocks.machine
-        units, counts = self.memory.units(stage), ExchangeCounts.of(self.plans, machine.framework, stage.first)
         data = DataParallel(self.plans, self._comm.groups, framework=machine.framework, precision=machine.precision)
-        return _Once(
-            updates=self._updates(stage, units, counts),
-            exchange=data.step(units, counts).with_exposed(self._tied(stage) + self._comm.norm_s()),
-            counts=counts,
-            added_tensors=self._added(stage),
-            tensors=self._tensors(stage),
+        held = [self._held(stage) for stage in pipeline]
+        return [
+            _Once(
+                updates=updates,
+                exchange=data.step(own.units, own.counts).with_exposed(self._tied(stage) + self._comm.norm_s()),
+                counts=own.counts,
+                added_tensors=self._added(stage),
+                tensors=self._tensors(stage),
+            )
+            for stage, own, updates in zip(pipeline, held, self._updates(held), strict=True)
+        ]
+
+    def _held(self, stage: Stage) -> _Held:
+        """What a GPU of a stage has of its parameters."""
+        memory, shard = self.memory, self.memory.shard(stage)
+        return _Held(
+            units=memory.units(stage),
+            counts=ExchangeCounts.of(self.plans, self._blocks.machine.framework, stage.first),
+            owned=memory.owned(shard),
+            accumulated=memory.accumulated(shard),
         )
 
     def queue(self, call: HostCost) -> ParallelHost:
@@ -432,14 +477,11 @@ class _StageParts:
         return sum(count * kernel_s for count, kernel_s in layers) / max(sum(count for count, _ in layers), 1)
 
     def _device(self, stage: Stage, phase: Phase) -> PhaseCost:
-        blocks, total = self._blocks, PhaseCost.empty(len(self.plans), self._blocks.clocks)
-        parts = [(count, phase_costs) for count, phase_costs in zip(stage.layers, blocks.layers, strict=True) if count]
-        parts += [(1, blocks.embedding)] if stage.embedding else []
-        parts += [(1, blocks.head)] if stage.head else []
-        for count, phase_costs in parts:
-            if phase in phase_costs:
-                _merge(total, phase_costs[phase].take(self._shape), float(count))
-        return total
+        blocks = self._blocks
+        total = PhaseCost.empty(blocks.shapes, blocks.clocks)
+        for count, phase_costs in _parts_of(stage, blocks.layers, blocks.embedding, blocks.head):
+            _merge(total, phase_costs.get(phase), float(count))
+        return take_rows(total, self._shape)
 
     def _lead(self, stage: Stage, phase: Phase, lane: PhaseCost) -> FloatArray:
         """Share of a pass that no exchange of parameters hides behind: head and one layer, [P, 1]."""
@@ -449,46 +491,38 @@ class _StageParts:
             head_s = blocks.head[phase].time_s_UK[self._shape, -1]
         return shares(np.asarray(head_s + (whole_s - head_s) / max(sum(stage.layers), 1)), whole_s)[:, None]
 
-    def _updates(self, stage: Stage, units: FsdpUnits, counts: ExchangeCounts) -> dict[Phase, PhaseCost]:
-        """What a stage does with its parameters beside its layers, priced once for each distinct size: copies on their
+    def _updates(self, held: Sequence[_Held]) -> list[dict[Phase, PhaseCost]]:
+        """What stages do with their parameters beside their layers, priced once for each distinct size: copies on their
         way between ranks, accumulation of a micro-batch's gradients, the optimizer step.
         """
-        shard = self.memory.shard(stage)
-        owned = self.memory.owned(shard)
-        inner = units.dense + np.where(self.memory.expert_copies > 1, units.expert, 0.0)
-        kept = self.memory.accumulated(shard)
-        exchanged = [counts.gathers_forward, counts.gathers_backward, counts.reductions]
-        plans = self.plans
-        shared = plans.dp * plans.cp > 1
-        first, size = distinct_rows([inner, owned, kept, plans.micro_batches, plans.zero_stage, shared, *exchanged])
+        copies = self.memory.expert_copies > 1
+        inner = np.concatenate([own.units.dense + np.where(copies, own.units.expert, 0.0) for own in held])
+        ends, owned, kept = (
+            np.concatenate(part)
+            for part in zip(*((own.units.ends, own.owned, own.accumulated) for own in held), strict=True)
+        )
+        counts = ExchangeCounts.together([own.counts for own in held])
+        every = self.plans.take(np.tile(np.arange(len(self.plans)), len(held)))
+        read = [every.micro_batches, every.zero_stage, every.dp * every.cp > 1]
+        first, size = distinct_rows([inner, ends, owned, kept, *read, *vars(counts).values()])
         machine = self._blocks.machine
         workload = Workload(
-            self._blocks.architecture, plans.take(first), framework=machine.framework, precision=machine.precision
+            self._blocks.architecture, every.take(first), framework=machine.framework, precision=machine.precision
         )
         calls = workload.accumulate(kept[first]) + workload.optimizer(owned[first])
-        calls += workload.copies(inner[first], units.ends[first], counts.take(first))
+        calls += workload.copies(inner[first], ends[first], counts.take(first))
         phase_costs = self._blocks.price(calls, len(first))
-        return {phase: lane.take(size) for phase, lane in phase_costs.items()}
+        return [take_rows(phase_costs, of_stage) for of_stage in np.split(size, len(held))]
 
     def _exchange(self, stage: Stage) -> tuple[Exchange, Exchange]:
-        comm = self._comm
-        forward, backward = comm.none(), comm.none()
-        for index, (count, layer) in enumerate(zip(stage.layers, self._blocks.kinds, strict=True)):
-            if count:
-                there, back = comm.layer(layer, attention=self._attention(index))
-                forward, backward = forward + there.times(count), backward + back.times(count)
-        ends = [comm.embedding()] if stage.embedding else []
-        ends += [comm.head()] if stage.head else []
-        for there, back in (*ends, comm.pipeline_p2p(first=stage.embedding, last=stage.head)):
-            forward, backward = forward + there, backward + back
-        return forward, backward
-
-    def _attention(self, index: int) -> Attention | None:
-        """Of a kind of layer; None where no keys and values go around a ring."""
-        if self._blocks.attention is None:
-            return None
-        forward_s, backward_s = self._blocks.attention[index]
-        return Attention(forward_s=forward_s[self._shape], backward_s=backward_s[self._shape])
+        """Of a micro-batch in a forward and in a backward pass: what blocks exchange, and messages between stages."""
+        blocks = self._blocks
+        forward = backward = Exchange.none(blocks.shapes)
+        exchanges = blocks.layer_exchanges, blocks.embedding_exchange, blocks.head_exchange
+        for count, (there, back) in _parts_of(stage, *exchanges):
+            forward, backward = forward + there.times(count), backward + back.times(count)
+        sent, received = self._comm.pipeline_p2p(first=stage.embedding, last=stage.head)
+        return take_rows(forward, self._shape) + sent, take_rows(backward, self._shape) + received
 
     def _tied(self, stage: Stage) -> FloatArray:
         """Gradients of an embedding that the head on another stage shares."""
@@ -618,9 +652,10 @@ class _StageParts:
         return total + self._blocks.host.ends(ends)
 
 
-def _all_taken(lanes: dict[Phase, PhaseCost], rows: IntArray) -> dict[Phase, PhaseCost]:
-    """The costs of all phases of a block at these shapes."""
-    return {phase: lane.take(rows) for phase, lane in lanes.items()}
+def _parts_of(stage: Stage, layers: Sequence[_Part], embedding: _Part, head: _Part) -> list[tuple[int, _Part]]:
+    """What a stage holds, and how many of each, of something of every distinct layer and of the ends."""
+    held = [(count, part) for count, part in zip(stage.layers, layers, strict=True) if count]
+    return [*held, *([(1, embedding)] if stage.embedding else []), *([(1, head)] if stage.head else [])]
 
 
 def _repeat(backward: PhaseCost, calls_U: FloatArray, once: PhaseCost, place: IntArray, times_U: FloatArray) -> None:
@@ -634,7 +669,7 @@ def _repeat(backward: PhaseCost, calls_U: FloatArray, once: PhaseCost, place: In
     rows = np.flatnonzero(times_U)
     if not len(rows):
         return
-    part, times = once.take(place[rows]), times_U[rows]
+    part, times = take_rows(once, place[rows]), times_U[rows]
     for name in ("time_s_UK", "energy_J_UK", "cycles_UK"):
         getattr(backward, name)[rows] += times[:, None] * getattr(part, name)
     for name in ("extrapolated_s_U", "calls_U", "weights_s_U", "weights_calls_U", "gating_s_U"):

@@ -128,6 +128,21 @@ def test_degrees_and_choices() -> None:
     assert parts.left_out == ("--recompute-modules mystery: not computed again here",)
 
 
+@pytest.mark.parametrize(
+    ("said", "kernel"),
+    [
+        ({}, None),
+        ({"--attention-backend": "flash"}, None),
+        ({"--attention-backend": "flash", "--flash-attention-version": 3}, "flash3"),
+        ({"--attention-backend": "fused"}, "cudnn"),
+        ({"--attention-backend": "unfused"}, "unfused"),
+        ({"--transformer-impl": "local"}, "unfused"),
+    ],
+)
+def test_kernels_of_attention(said: dict[str, Any], kernel: str | None) -> None:
+    assert run(said).plan["attention"] == kernel
+
+
 def test_only_transformer_engines_loss_keeps_less() -> None:
     fused = {"--cross-entropy-loss-fusion": True}
     assert run(fused).plan["cross_entropy"] == "plain"

@@ -81,7 +81,7 @@ def test_a_short_run_at_a_known_temperature_is_not_slowed(opt: Architecture, bat
 
 def test_what_ten_degrees_cost_is_two_predictions(opt: Architecture, batch: Batch, machine: System) -> None:
     plan = batch(micro_batch=8, power_cap_W=400.0)
-    _, found = predict_with_sensitivity(PricedPlans(opt, plan, machine), machine)
+    _, (found,) = predict_with_sensitivity(PricedPlans(opt, plan, machine), machine)
     assert found is not None
     assert (found.by_C, found.inlet_C) == (WARMER_C, 30.0)
     there = predict(opt, plan, replace(machine, inlet_C=30.0 + WARMER_C))
@@ -105,7 +105,7 @@ def test_where_temperature_is_not_modelled_nothing_is_said(
     }
     bare = replace(machine, calibration=calibration.model_copy(update={part: changed[part]}))
     priced = PricedPlans(opt, batch(), bare)
-    prediction, found = predict_with_sensitivity(priced, bare)
+    prediction, (found,) = predict_with_sensitivity(priced, bare)
     assert found is None
     if part == "thermal":
         assert prediction.temperature_C[0] == 30.0

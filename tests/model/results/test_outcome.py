@@ -15,7 +15,7 @@ from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration, Parameter
 from moemodel.model.results.carbon import grid_intensity
 from moemodel.model.results.estimate import Estimate
-from moemodel.model.results.outcome import outcome
+from moemodel.model.results.outcome import outcome, outcomes
 from moemodel.model.search.baseline import baseline_plan
 
 MakePlan = Callable[..., Plan]
@@ -291,3 +291,32 @@ class TestDraft:
     def test_says_when_nothing_fits(self, calibration: Calibration) -> None:
         with pytest.raises(InfeasiblePlanError, match=r"deepseek-v3 on 8 x h100-sxm-80gb: none of \d+ plans .*more"):
             baseline_plan("deepseek-v3", "h100", 8, calibration)
+
+
+def test_plans_that_are_predicted_together_cost_what_each_does_alone(
+    plan_of: MakePlan, calibration: Calibration
+) -> None:
+    """In their order, whether one batch can hold them or not."""
+    stages = {"stages": [1800.0, {"forward": 1500.0, "backward": 1650.0, "optimizer": None}]}
+    changes: list[dict[str, Any]] = [
+        {},
+        {"parallel": {"dp": 8, "pp": 2}, "clock_MHz": stages},
+        {"cluster": {"gpus": 8}, "parallel": {"dp": 8, "zero_stage": 3}},
+        {"clock_MHz": 1500.0, "micro_batch": 2, "recompute": "full"},
+        {"routing": {"skew": 2.0}},
+        {"parallel": {"dp": 16, "ep": 8}, "power_cap_W": 500.0},
+    ]
+    plans = [plan_of(**OLMOE | change) for change in changes]
+    for plan, answer in zip(plans, outcomes(plans, calibration), strict=True):
+        alone = outcome(plan, calibration)
+        assert answer.notes == alone.notes
+        assert _numbers(answer.to_json()) == pytest.approx(_numbers(alone.to_json()), rel=1e-9)
+
+
+def _numbers(document: Any) -> list[float]:
+    """Every number of a document, in its order."""
+    if isinstance(document, dict):
+        return [number for value in document.values() for number in _numbers(value)]
+    if isinstance(document, list):
+        return [number for value in document for number in _numbers(value)]
+    return [document] if isinstance(document, float | int) else []
