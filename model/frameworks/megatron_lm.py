@@ -38,6 +38,7 @@ MEGATRON_LM = Framework(
     },
     fused_qkv=True,
     fused_gate_up=True,
+    replicates_shards=True,  # num_distributed_optimizer_instances
     fused_kernels=TRANSFORMER_ENGINE,  # not permutations and the loss, whose flags are off
     eager_loss=True,  # tensor_parallel/cross_entropy.py
     host_factors=TRANSFORMER_ENGINE_HOST,

@@ -189,7 +189,7 @@ class BlockCosts:
 # pipeline. How many micro-batches there are, and how many at a time, comes in their place into the latter.
 _PIPELINE = ("dp", "tp", "pp", "ep", "cp", "virtual_stages", "schedule")
 _OF_A_MICRO_BATCH = (*_PIPELINE, "micro_batch", "seq", "sequence_parallel", "recompute", "skew")
-_OF_A_STEP = (*_PIPELINE, "zero_stage")
+_OF_A_STEP = (*_PIPELINE, "zero_stage", "replicas")
 
 
 class StageCosts:
