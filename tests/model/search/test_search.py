@@ -228,6 +228,7 @@ def _combinations(document: Search) -> list[dict[str, Any]]:
     given = document.search.model_dump()
     given["sequence_parallel"] = given["sequence_parallel"] or (False, True)
     given |= {name: given[name] or (None,) for name in ("dp", "etp", *OF_DISPATCH)}
+    given["replicas"] = given["replicas"] or (1,)
     gpu = read_gpu(document.cluster.gpu)
     given |= {"gpus": document.cluster.gpus, "schedule": document.schedule, "clock_MHz": document.clocks_MHz or (None,)}
     assert gpu.clock_min_Hz is not None
@@ -257,7 +258,7 @@ def _accepted(document: Search, choices: dict[str, Any], calibration: Calibratio
     return answer.fit_probability > 0.5
 
 
-_DEGREES = ("dp", "tp", "pp", "ep", "etp", "cp", "zero_stage", "sequence_parallel", "virtual_stages")
+_DEGREES = ("dp", "tp", "pp", "ep", "etp", "cp", "replicas", "zero_stage", "sequence_parallel", "virtual_stages")
 
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
