@@ -182,7 +182,7 @@ class Network:
         found_s = formula_s * correction
         if route.across is not None and collective not in self.internode_efficiency and not inside.all():
             slower = correction / self.efficiency[collective]
-            across_s = self._across_s(collective, size_B, route.across, slower, internode_share=internode_share)
+            across_s = self._across_s(collective, size_B, route.across, slower)
             found_s = np.where(inside, found_s, across_s)
         return np.where(n > 1, found_s, 0.0)
 
@@ -192,8 +192,6 @@ class Network:
         size_B: FloatArray,
         across: AcrossNodes,
         slower: FloatArray | float,
-        *,
-        internode_share: FloatArray | float,
     ) -> FloatArray:
         """Of groups over several nodes; links in a node are so many times `slower` than their rate."""
         n, local = across.n, across.local
@@ -202,7 +200,7 @@ class Network:
             return np.asarray(start_s + self.nic_latency_s + size_B / min(across.nic_Bps, self.node_Bps))
         if collective is Collective.ALL_TO_ALL:
             inside_s = (local - 1) / n * size_B / self.node_Bps * slower
-            across_s = internode_share * (n - local) / n * size_B / across.nic_Bps
+            across_s = (n - local) / n * size_B / across.nic_Bps
             hop_s = self.hop_latencies_s.get(collective, self.node_latency_s)
             waits_s = (local - 1) * hop_s + (n - local) * self.nic_latency_s
             return np.asarray(start_s + np.maximum(inside_s, across_s) + waits_s)
