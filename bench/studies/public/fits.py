@@ -4,8 +4,9 @@ Constants are properties of hardware or of a framework's host code, never of a g
 
     products                            rate of products over what is calibrated, one a generation of GPU
     attention, elementwise              the same of those, which are the framework's: one a generation and framework
-    internode                           bandwidth between nodes over the data sheet's, one for all
-    host                                time that a framework's host code takes over what is calibrated, one a framework
+    internode                           bandwidth between nodes over the data sheet's, one a network
+    host                                time that a framework's host code takes over what is calibrated, one a
+                                        generation, which stands for the processors beside it, and framework
 
 Logarithms of step times are taken as linear in logarithms of constants about what ships; a robust least squares with a
 weak prior there finds them, every source with the same weight however many runs it has. The group itself is predicted
@@ -63,9 +64,11 @@ class _Batch:
         """Constants that its times may depend on: kind -> name."""
         chip = generation(self.plan.cluster.gpu)
         backend = self.plan.backend
-        names = {"products": f"products {chip}", "host": f"host {backend}"}
+        names = {"products": f"products {chip}", "host": f"host {chip} {backend}"}
         names |= {kind: f"{kind} {chip} {backend}" for kind in _KERNELS}
-        return names | ({"internode": "internode"} if self.plan.cluster.gpus > 8 else {})
+        named = self.plan.cluster.internode
+        network = named if isinstance(named, str) else f"of {named.bandwidth_GBps:g} GB/s, {named.latency_us:g} us"
+        return names | ({"internode": f"internode {network}"} if self.plan.cluster.gpus > 8 else {})
 
     def time_s(self, constants: Mapping[str, float]) -> FloatArray:
         """Step times at some constants, by kind."""
