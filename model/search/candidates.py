@@ -4,7 +4,8 @@ Choices are joined one after another; a rule refuses as soon as the choices that
 can't be legal never grows. A combination counts once, for the first rule that refuses it.
 
 A choice that is left out is everything legal within these bounds: tp and cp up to the GPUs of a node and `_DEGREE`,
-micro-batches and virtual stages up to `_MICRO_BATCH` and `_VIRTUAL`; dp is what the other degrees leave of the GPUs.
+micro-batches and virtual stages up to `_MICRO_BATCH` and `_VIRTUAL`, one group of shards (`replicas`); dp is what the
+other degrees leave of the GPUs.
 """
 
 from __future__ import annotations
@@ -274,6 +275,7 @@ def _axes(document: Search, architecture: Architecture, rules: list[Rule], gpu: 
         "virtual_stages": given.virtual_stages or _virtual(rules, degrees["pp"]),
         "schedule": tuple(schedules.number(name) for name in document.schedule),
         "zero_stage": _zero_stages(document),
+        "replicas": given.replicas or (1,),
         "recompute": tuple(recompute_number(name) for name in recompute),
         "micro_batch": given.micro_batch or tuple(n for n in range(1, _MICRO_BATCH + 1) if batch % n == 0),
     }
