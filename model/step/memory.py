@@ -120,7 +120,7 @@ class MemoryModel:
         """The same, as it is exchanged."""
         shard, ends = self.shard(stage), self._ends(stage)
         return FsdpUnits(
-            layers=sum(stage.layers),
+            layers=np.full(len(self.plans), sum(stage.layers)),
             dense=shard.dense - ends,
             expert=shard.expert,
             ends=ends,
