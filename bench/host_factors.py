@@ -1,6 +1,7 @@
 """What frameworks' hosts need for a kernel, over what the torch backend's needs: from committed runs of tiny models.
 
     python bench/host_factors.py [--json] [--folder FOLDER]
+    python bench/host_factors.py --golden [--json] [--data FOLDER]
 
 The models (`bench/plans/frameworks-host`) are so small that the device waits for the host all the time. Of each run and
 phase: the measured time over the host's predicted time with all factors 1, and that over the same of torch's run of
@@ -11,6 +12,13 @@ the same model on the same machine; the geometric mean over models is the factor
     runs         that were read
 
 The first half of each run's steps is left out: torch's allocator still grows.
+
+With --golden, what Megatron's hosts take with Transformer Engine, by step times of its functional tests on H100 that
+the host alone bounds: its GPT of 12 layers, without recomputation, context parallelism, virtual stages and 8 bits.
+
+    median      measured over predicted step time, with the factors that ship: these make it about 1
+    quartiles   of the same
+    rows        that were read
 """
 
 from __future__ import annotations
@@ -21,7 +29,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import fmean, median, pstdev, quantiles
 from typing import Any
 
 import numpy as np
@@ -36,7 +44,10 @@ from moemodel.model.plan.checks import architecture_of
 from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import PricedPlans
 from moemodel.model.records.run import StepRecord, steps_file
+from moemodel.model.results.outcome import outcome
 from moemodel.model.step.system import system_of
+from studies.public.golden import GOLDEN, imported
+from studies.public.models import config_file
 
 _HERE = Path(__file__).parent
 _FOLDER, _PLANS = _HERE / "measured" / "frameworks-host", _HERE / "plans" / "frameworks-host"
@@ -94,11 +105,48 @@ def factors(runs: Sequence[RunOnce]) -> tuple[dict[str, dict[str, float]], float
     return means, spread
 
 
+_OTHER: tuple[str, ...] = (
+    *("--context-parallel-size", "--recompute-granularity", "--num-layers-per-virtual-pipeline-stage"),
+    *("--fp8-format", "--multi-latent-attention"),
+)
+_LONGEST_S = 1.0  # of those tests; what took longer waited for something else
+
+
+def golden(folder: Path) -> dict[str, Any]:
+    """Measured over predicted step times of Megatron-LM's functional tests that the host bounds."""
+    ratios: list[float] = []
+    for line in (folder / GOLDEN).read_text(encoding="utf-8").splitlines():
+        case = json.loads(line)
+        arguments, time_s = case["args"], case["iteration_time_s"]
+        named = case["gpu"] == "h100" and case["case"].startswith("gpt/gpt3_mcore_te") and "frozen" not in case["case"]
+        if not named or any(key in arguments for key in _OTHER) or arguments.get("--num-layers") != _LAYERS:
+            continue
+        if time_s is None or not 0 < time_s < _LONGEST_S:
+            continue
+        run = imported(case)
+        plan = Plan.model_validate(run.plan | {"architecture": config_file(f"golden-{len(ratios)}", run.config)})
+        answer = outcome(plan, shipped(plan.cluster.gpu), even_if_it_does_not_fit=True)
+        ratios.append(time_s / answer.step_time_s.value)
+    low, _, high = quantiles(ratios, n=4)
+    return {"median": median(ratios), "quartiles": [low, high], "rows": len(ratios)}
+
+
+_LAYERS = 12
+_DATA = _HERE.parents[1] / "shared" / "data"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     parser.add_argument("--folder", type=Path, default=_FOLDER, help="folder of runs")
+    parser.add_argument("--golden", action="store_true", help="of Megatron-LM's functional tests")
+    parser.add_argument("--data", type=Path, default=_DATA, help="folder of published data")
     arguments = parser.parse_args()
+    if arguments.golden:
+        there = (arguments.data / GOLDEN).is_file()
+        of_tests = golden(arguments.data) if there else {"skipped": f"skipped: {arguments.data / GOLDEN} is not there"}
+        print(json.dumps(of_tests) if arguments.json else "\n".join(f"{k:12s} {v}" for k, v in of_tests.items()))
+        return
     runs, _ = read_runs(arguments.folder)
     if not runs:
         skipped = f"skipped: there is no run that was done below {arguments.folder}"

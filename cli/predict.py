@@ -118,11 +118,12 @@ def _heading(answer: Outcome) -> str:
     plan, p = answer.plan, answer.plan.parallel
     degrees = {"dp": p.dp, "tp": p.tp, "pp": p.pp, "ep": p.ep, "cp": p.cp}
     split = " ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1) or "one GPU"
+    zero = f"zero {p.zero_stage}" + (f" in {p.replicas} replicas" if p.replicas > 1 else "")
     cut = "" if plan.layers is None else f", {plan.layers} layers"
     return (
         f"{plan.name}\n{plan.architecture}{cut}, {answer.parameters / 1e9:.3g} B parameters "
         f"({answer.active_parameters / 1e9:.3g} B active)\n"
-        f"{plan.cluster.gpus} x {answer.gpu}, {split}, zero {p.zero_stage}, {plan.schedule}, "
+        f"{plan.cluster.gpus} x {answer.gpu}, {split}, {zero}, {plan.schedule}, "
         f"recompute {plan.recompute}, {plan.precision}\n"
         f"{plan.global_batch} sequences of {plan.sequence_length} tokens a step, {plan.micro_batch} at a time"
         f"{', forward alone' if plan.mode == 'inference' else ''}"

@@ -37,6 +37,7 @@ _CHOICE_NAMES = {
     "gpus": "GPUs",
     "virtual_stages": "virtual stages",
     "zero_stage": "zero",
+    "replicas": "replicas",
     "micro_batch": "micro-batch",
     "sequence_parallel": "sequence parallel",
     "clock": "MHz",

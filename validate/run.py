@@ -23,7 +23,7 @@ from moemodel.validation.records.session import RequestedPlan, RunRecord, Sessio
 from moemodel.validation.report.build import report_of
 from moemodel.validation.report.page import html_page
 from moemodel.validation.select.duration import in_words, remaining_s, run_s
-from moemodel.validation.select.hardware import Clocks, probe_hardware
+from moemodel.validation.select.hardware import Clocks, one_queue, probe_hardware
 from moemodel.validation.select.plans import Chosen, from_plans, from_search
 from moemodel.validation.select.runnable import Choice, PlanRequest
 
@@ -151,6 +151,8 @@ def _announce(chosen: Chosen, options: Options, predicted_s: Mapping[str, float]
         say(f"plan {choice.asked.name}: {', '.join(choice.roles)}")
         for note in choice.notes:
             say(f"  note: {note}")
+    if queued := one_queue([choice.plan for choice in chosen.choices]):
+        say(f"note: {queued}")
     seconds = remaining_s([*predicted_s] * options.repeats, predicted_s=predicted_s, taken=(), starts=True)
     doubt = "; predictions for a processor may be several times off: it is told anew after each run"
     say(f"{len(predicted_s)} plans, {options.repeats} rounds: {in_words(seconds)}{doubt if gpu == 'cpu' else ''}")
@@ -168,6 +170,7 @@ def _predicted_s(plans: Mapping[str, Plan], calibration: Calibration, options: O
 def spec_of(chosen: Chosen, environment: Environment, options: Options, search: str | None) -> ValidationSpec:
     """What is run, as it is kept."""
     guess = power_note(environment.device)
+    queued = one_queue([choice.plan for choice in chosen.choices])
     return ValidationSpec(
         plans=tuple(_asked(choice) for choice in chosen.choices),
         set_aside=chosen.set_aside,
@@ -178,7 +181,7 @@ def spec_of(chosen: Chosen, environment: Environment, options: Options, search: 
         seed=options.seed,
         asked_clocks=options.clocks,
         environment=environment,
-        notes=(*chosen.notes, *([f"{guess[0].upper()}{guess[1:]}."] if guess else [])),
+        notes=(*chosen.notes, *([f"{guess[0].upper()}{guess[1:]}."] if guess else []), *([queued] if queued else [])),
     )
 
 

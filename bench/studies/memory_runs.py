@@ -179,7 +179,7 @@ _VOCABULARY = 50257  # of GPT-2's tokenizer, their default
 _OTHERS: tuple[str, ...] = (
     *("--optimizer", "--spec", "--mtp-num-layers", "--multi-latent-attention", "--use-megatron-fsdp", "--fp8-format"),
     "--cross-entropy-loss-fusion",
-    *("--encoder-num-layers", "--vocab-size", "--tokenizer-type", "--num-distributed-optimizer-instances"),
+    *("--encoder-num-layers", "--vocab-size", "--tokenizer-type"),
     *("--num-experts", "--hybrid-layer-pattern"),
 )
 _GPUS, _GPUS_GB200 = 8, 4  # of a node of its runners
@@ -236,6 +236,7 @@ def _golden_row(case: Mapping[str, Any], a: Mapping[str, Any], *, plain: bool) -
             "cp": cp,
             "virtual_stages": virtual,
             "zero_stage": int("--use-distributed-optimizer" in a),
+            "replicas": int(a.get("--num-distributed-optimizer-instances") or 1),
             "sequence_parallel": int("--sequence-parallel" in a),
             "micro_batch": a["--micro-batch-size"],
             "global_batch": a["--global-batch-size"],

@@ -178,6 +178,7 @@ class Framework:
         data_parallel: `ddp-fsdp2` (torch's DDP under ZeRO 0, FSDP2 above: buckets and units, copies on their way),
             `distributed-optimizer` (Megatron's), or `flattened`: gradients are copied into one buffer, scaled,
             all-reduced under any ZeRO stage and copied back, behind nothing (DeepSpeed, FastMoE).
+        replicates_shards: ZeRO may shard over groups of ranks, each for itself (`parallel.replicas`).
         reduce_bucket_B: of the buffer that gradients under ZeRO are reduced in, allocated for a backward pass whatever
             the size of the model; `largest_expert_group`: parameters of experts that the optimizer steps together.
         steps_whole_experts_along: where experts are not spread over ranks, the optimizer steps them in one group with
@@ -246,6 +247,7 @@ class Framework:
 
     overlapped: frozenset[OverlapAxis] = frozenset()
     data_parallel: Literal["ddp-fsdp2", "distributed-optimizer", "flattened"] = "distributed-optimizer"
+    replicates_shards: bool = False
     reduce_bucket_B: float = 0.0
     largest_expert_group: float = math.inf
     steps_whole_experts_along: bool = False

@@ -47,6 +47,7 @@ MEGATRON_CORE = Framework(
     },
     fused_qkv=True,
     fused_gate_up=True,
+    replicates_shards=True,  # num_distributed_optimizer_instances
     # Transformer Engine's norms and rotation (`apply_rope_fusion`), its permutations (`moe_permute_fusion`,
     # common/triton/permutation.py) and router (`moe_router_fusion`); activations by torch.compile (core/jit.py).
     # All are on in Megatron-Bridge's recipes (perf_recipes/_common.py, models/qwen)

@@ -34,6 +34,7 @@ TORCH = Framework(
     memory_log_error=0.0,  # its own runs, which the calibration states the error of
     overlapped=frozenset({"parameters", "gradients"}),
     data_parallel="ddp-fsdp2",
+    replicates_shards=True,  # fully_shard over a mesh of two dimensions
     pipeline="torch",
     # rows beyond a capacity are dropped, which the host waits for, and without one it does for other ranks' rows
     moe=MoeForm(padding="never", host_waits=HostWaits(cut=1, spread=1)),

@@ -83,7 +83,8 @@ class Internode:
 
     Attributes:
         link: a GPU's share of it.
-        nodes, gpus_per_node, gpus_per_host: where a cluster file says.
+        nodes, gpus_per_node, gpus_per_host, nics_per_node: where a cluster file says.
+        nics_known: a GPU has one, or as many as are said; a bandwidth alone does not say how many NICs it is of.
         tests: that were run on the cluster.
         unused: runs in their files of programs whose collective no plan uses.
         source: the cluster file; None without one.
@@ -93,6 +94,8 @@ class Internode:
     nodes: int | None = None
     gpus_per_node: int | None = None
     gpus_per_host: int | None = None
+    nics_per_node: int | None = None
+    nics_known: bool = False
     tests: tuple[NcclTest, ...] = ()
     unused: tuple[Unused, ...] = ()
     source: str | None = None
@@ -112,7 +115,7 @@ def read_internode(named: str | Link) -> Internode:
     if isinstance(named, Link):
         return Internode(link=named)
     if Path(named).suffix not in _SUFFIXES:
-        return Internode(link=read_link(named))
+        return Internode(link=read_link(named), nics_known=True)
     path = Path(named)
     cluster = read_yaml(path, ClusterFile)
     read = [_tests(entry, path.parent) for entry in cluster.nccl_tests]
@@ -121,6 +124,8 @@ def read_internode(named: str | Link) -> Internode:
         nodes=cluster.nodes,
         gpus_per_node=cluster.gpus_per_node,
         gpus_per_host=cluster.gpus_per_host,
+        nics_per_node=cluster.nics_per_node,
+        nics_known=True,
         tests=tuple(test for tests, _ in read for test in tests),
         unused=tuple(run for _, unused in read for run in unused),
         source=str(path),
@@ -217,7 +222,9 @@ def cluster_network(
         raise InputError(
             f"cluster.gpus_per_node: found {gpus_per_node}; {internode.source} has {described}: leave one of them out"
         )
-    network = network_of(calibration, gpu, gpus_per_node or described, internode.link)
+    node = gpus_per_node or described or gpu.gpus_per_node
+    nics = internode.nics_per_node or node if internode.nics_known else None
+    network = network_of(calibration, gpu, node, internode.link, nics_per_node=nics)
     if internode.nodes and gpus > internode.nodes * network.gpus_per_node:
         there = internode.nodes * network.gpus_per_node
         raise InputError(f"cluster.gpus: found {gpus}; {internode.source} has {there} GPUs")

@@ -14,7 +14,8 @@ direction and a latency. A group of ranks is a ring through that graph.
 
 Ring algorithms: Thakur, Rabenseifner, Gropp 2005, section 4; the factors are those of NCCL's "bus bandwidth". A ring
 over several nodes leaves and enters each node once, over the NICs of all its members there (NCCL builds one ring a
-NIC). Left out: trees, in-network reduction, contention between groups.
+NIC). Between nodes whose collectives were not measured, what NCCL chooses among rings and trees, over links of an
+efficiency of their own, goes before this (`across_nodes`). Left out: in-network reduction, contention between groups.
 """
 
 from __future__ import annotations
@@ -29,6 +30,14 @@ from numpy.typing import NDArray
 from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.hardware.link import Link
+from moemodel.model.network.across_nodes import (
+    AcrossNodes,
+    Fabric,
+    REFERENCE_LATENCY_s,
+    channels,
+    generation_of,
+    message_slows,
+)
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.records.link_residuals import LinkCurve, correction
 
@@ -53,6 +62,7 @@ class Route:
         nic_Bps_G: one GPU's edge to other nodes.
         local_G: ranks of the group in one node.
         latency_s_G: one step of the ring, at the slowest place.
+        across: how NCCL may run collectives of groups over several nodes; None: not known, as rings.
     """
 
     ring_Bps_G: FloatArray
@@ -60,6 +70,7 @@ class Route:
     nic_Bps_G: FloatArray
     local_G: FloatArray
     latency_s_G: FloatArray
+    across: AcrossNodes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +90,7 @@ class Network:
         internode_efficiency, internode_launch_latencies_s: the same between nodes, where that was measured; else as
             inside.
         curves: what the formula misses of each collective (see `records.link_residuals`).
+        fabric: between nodes, for collectives that were not measured there; None: as inside a node.
         overlaps, memory_overlaps: share that hides behind matrix products, and behind operators that memory bounds;
             others take `overlap`.
         imbalance_penalty: of the excess of an all-to-all's busiest rank over the mean, what prolongs it; 1: all of it.
@@ -97,6 +109,7 @@ class Network:
     internode_efficiency: Mapping[Collective, float] = field(default_factory=dict)
     internode_launch_latencies_s: Mapping[Collective, float] = field(default_factory=dict)
     curves: Mapping[Collective, tuple[LinkCurve, ...]] = field(default_factory=dict)
+    fabric: Fabric | None = None
     overlaps: Mapping[Collective, float] = field(default_factory=dict)
     memory_overlaps: Mapping[Collective, float] = field(default_factory=dict)
     imbalance_penalty: float = 1.0
@@ -105,6 +118,13 @@ class Network:
         """Share of a collective that hides behind computation: behind products, or what memory bounds."""
         measured = self.memory_overlaps if memory_bound else self.overlaps
         return measured.get(collective, self.overlap)
+
+    def message_hides(self, route: Route, ranks: IntArray) -> FloatArray:
+        """Share of messages of each group that hides behind attention: inside a node as measured behind products;
+        between nodes all but what their channels take of the GPU. [G]"""
+        inside = np.full(len(ranks), self.overlap_of(Collective.SEND_RECV))
+        slows = None if self.fabric is None else self.fabric.message_slows
+        return inside if slows is None else np.where(route.local_G < ranks, 1 - slows, inside)
 
     def skewed_B(self, size_B: FloatArray, skew: FloatArray | float) -> FloatArray:
         """Size of the even all-to-all that takes as long as one whose busiest rank gets `skew` times the mean."""
@@ -120,6 +140,20 @@ class Network:
             nic_Bps_G=np.full(len(local), self.nic_Bps),
             local_G=local,
             latency_s_G=np.where(inside, self.node_latency_s, self.nic_latency_s),
+            across=None if inside.all() else self._across(ranks_G.astype(np.float64), local),
+        )
+
+    def _across(self, n: FloatArray, local: FloatArray) -> AcrossNodes | None:
+        """How groups over several nodes may run, where it is known of what joins these."""
+        if self.fabric is None:
+            return None
+        return AcrossNodes(
+            n=n,
+            local=local,
+            nic_Bps=self.nic_Bps * self.fabric.share,
+            channels=channels(local, self.gpus_per_node, self.fabric, self.nic_Bps),
+            generation=self.fabric.generation,
+            latency_scale=self.nic_latency_s / REFERENCE_LATENCY_s,
         )
 
     def time_s(
@@ -145,7 +179,37 @@ class Network:
             + moved_s / np.where(inside, efficiency, self.internode_efficiency.get(collective, efficiency))
             + steps * step_s
         )
-        return np.where(n > 1, formula_s * self._correction(collective, size_B, n, inside), 0.0)
+        correction = self._correction(collective, size_B, n, inside)
+        found_s = formula_s * correction
+        if route.across is not None and collective not in self.internode_efficiency and not inside.all():
+            slower = correction / self.efficiency[collective]
+            across_s = self._across_s(collective, size_B, route.across, slower, internode_share=internode_share)
+            found_s = np.where(inside, found_s, across_s)
+        return np.where(n > 1, found_s, 0.0)
+
+    def _across_s(
+        self,
+        collective: Collective,
+        size_B: FloatArray,
+        across: AcrossNodes,
+        slower: FloatArray | float,
+        *,
+        internode_share: FloatArray | float,
+    ) -> FloatArray:
+        """Of groups over several nodes; links in a node are so many times `slower` than their rate."""
+        n, local = across.n, across.local
+        start_s = self.launch_latencies_s.get(collective, self.start_s)
+        if collective is Collective.SEND_RECV:
+            return np.asarray(start_s + self.nic_latency_s + size_B / min(across.nic_Bps, self.node_Bps))
+        if collective is Collective.ALL_TO_ALL:
+            inside_s = (local - 1) / n * size_B / self.node_Bps * slower
+            across_s = internode_share * (n - local) / n * size_B / across.nic_Bps
+            hop_s = self.hop_latencies_s.get(collective, self.node_latency_s)
+            waits_s = (local - 1) * hop_s + (n - local) * self.nic_latency_s
+            return np.asarray(start_s + np.maximum(inside_s, across_s) + waits_s)
+        turns = 2.0 if collective is Collective.ALL_REDUCE else 1.0
+        inside_s = np.where(local > 1, turns * (n - 1) / n * size_B / self.node_Bps * slower, 0.0)
+        return np.asarray(start_s + across.time_s(turns, size_B, inside_s))
 
     def _correction(
         self, collective: Collective, size_B: FloatArray, n: FloatArray, inside: NDArray[np.bool_]
@@ -182,11 +246,17 @@ def transfer_time_s(
     return turns * (n - 1) / n * size_B / route.ring_Bps_G, turns * (n - 1)
 
 
-def network_of(calibration: Calibration, gpu: Gpu, gpus_per_node: int | None, internode: Link) -> Network:
-    """The network of a cluster: links inside a node from the calibration, between nodes from the plan."""
+def network_of(
+    calibration: Calibration, gpu: Gpu, gpus_per_node: int | None, internode: Link, *, nics_per_node: int | None = None
+) -> Network:
+    """The network of a cluster: links inside a node from the calibration, between nodes from the plan.
+
+    `nics_per_node`: None: as many NICs as were sold with the GPU make up the bandwidth, and no more than one a GPU.
+    """
+    node = gpus_per_node or gpu.gpus_per_node
     p = {name: parameter.value for name, parameter in calibration.network.parameters.items()}
     return Network(
-        gpus_per_node=gpus_per_node or gpu.gpus_per_node,
+        gpus_per_node=node,
         node_Bps=p["bandwidth"],
         nic_Bps=internode.bandwidth_GBps * 1e9,
         node_latency_s=p["step_latency"],
@@ -197,9 +267,24 @@ def network_of(calibration: Calibration, gpu: Gpu, gpus_per_node: int | None, in
         launch_latencies_s=_measured(p, "{}_start_latency"),
         hop_latencies_s=_measured(p, "{}_step_latency"),
         curves={c: tuple(x for x in calibration.network.curves if x.collective == c) for c in Collective},
+        fabric=_fabric(gpu, node, internode, nics_per_node),
         overlaps=_measured(p, "{}_overlap"),
         memory_overlaps=_measured(p, "{}_memory_overlap"),
         imbalance_penalty=p.get("skew_share", 1.0),
+    )
+
+
+def _fabric(gpu: Gpu, gpus_per_node: int, internode: Link, nics_per_node: int | None) -> Fabric:
+    generation, reached = generation_of(gpu.architecture), internode.reached
+    usual = round(gpus_per_node * internode.bandwidth_GBps * 1e9 / generation.nic_Bps)
+    return Fabric(
+        share=reached.share,
+        log_error=reached.log_error,
+        nics_per_node=nics_per_node or min(max(usual, 1), gpus_per_node),
+        generation=generation,
+        message_slows=message_slows(internode.bandwidth_GBps * 1e9, gpu.multiprocessors)
+        if gpu.multiprocessors
+        else None,
     )
 
 

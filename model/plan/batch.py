@@ -20,6 +20,7 @@ from moemodel.model.schedule.batch import PlanSchedules
 
 # Likewise: no plan has clocks by stage and phase. Axes: plans, stages, phases (`clock.PHASES`).
 _ONE_CLOCK = np.zeros((0, 0, len(PHASES)))
+_ONE_REPLICA = np.zeros(0, dtype=np.int64)  # likewise
 _ALL_OF_A_STEP = np.zeros(0, dtype=np.int64)  # what a batch that does not say has in place of a column
 
 
@@ -27,6 +28,7 @@ _ALL_OF_A_STEP = np.zeros(0, dtype=np.int64)  # what a batch that does not say h
 class PlanBatch:
     """Plans of one architecture on one cluster, as arrays of length P (or scalars that broadcast).
 
+    `replicas`: groups that ZeRO shards over, each for itself; 1 where it is left out.
     `micro_batches_per_schedule`: that a pipeline passes before the next begin; 0: all of a step, as for all plans
     where it is left out.
     `clock_limits_Hz`: clocks that may be set at most by stage and phase, [P, S, 3] for pipelines of up to S stages,
@@ -52,6 +54,7 @@ class PlanBatch:
     skew: FloatArray
     clock_Hz: FloatArray
     power_cap_W: FloatArray
+    replicas: IntArray = field(default_factory=lambda: _ONE_REPLICA)
     micro_batches_per_schedule: IntArray = field(default_factory=lambda: _ALL_OF_A_STEP)
     clock_limits_Hz: FloatArray = field(default_factory=lambda: _ONE_CLOCK)
     clock_change_s: FloatArray = field(default_factory=lambda: _ONE_CLOCK)
@@ -61,12 +64,14 @@ class PlanBatch:
         """Broadcast columns (numbers or arrays) to one length P; `clock_limits_Hz` is of all [S, 3], or [P, S, 3]."""
         limits_Hz = columns.pop("clock_limits_Hz", _ONE_CLOCK)
         kinds = {name: np.float64 if name in _FLOATS else np.int64 for name in _COLUMNS}
-        columns = {"micro_batches_per_schedule": 0, "clock_change_s": CHANGE_S} | columns
+        columns = {"replicas": 1, "micro_batches_per_schedule": 0, "clock_change_s": CHANGE_S} | columns
         arrays = np.broadcast_arrays(*(np.atleast_1d(np.asarray(columns[n], dtype=t)) for n, t in kinds.items()))
         found = dict(zip(kinds, (np.ascontiguousarray(a) for a in arrays), strict=True))
         return cls(**found, clock_limits_Hz=_of_each(limits_Hz, len(arrays[0])))
 
     def __post_init__(self) -> None:
+        if self.replicas is _ONE_REPLICA:
+            object.__setattr__(self, "replicas", np.ones_like(self.dp))
         some = self.micro_batches_per_schedule
         if some is _ALL_OF_A_STEP:
             object.__setattr__(self, "micro_batches_per_schedule", np.zeros_like(self.dp))

@@ -52,6 +52,11 @@ class Degrees(Protocol[N_co]):
         """Expert parallelism."""
         ...
 
+    @property
+    def replicas(self) -> N_co:
+        """Groups of data-parallel ranks that hold all shards of ZeRO each."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessGroup(Generic[N]):
@@ -90,6 +95,8 @@ class ParallelMesh(Generic[N]):
         cp: context parallelism: ranks that share a sequence out (Liu et al. 2023).
         ep: expert parallelism: ranks that share the experts of a layer out (Lepikhin et al. 2020).
         etp: expert tensor parallelism: ranks that share the tensors of an expert out.
+        replicas: groups of data-parallel ranks over which ZeRO shards, each for itself (hybrid sharding, Zhao et al.
+            2023, section 3.2.2).
     """
 
     dp: N
@@ -98,6 +105,7 @@ class ParallelMesh(Generic[N]):
     cp: N
     ep: N
     etp: N
+    replicas: N
 
     @classmethod
     def of(cls, degrees: Degrees[N], *, shards_experts: bool) -> ParallelMesh[N]:
@@ -108,7 +116,15 @@ class ParallelMesh(Generic[N]):
             shards_experts: etp is tp; else 1 (`frameworks.base.Framework`).
         """
         etp = degrees.tp if shards_experts else degrees.tp // degrees.tp
-        return cls(dp=degrees.dp, tp=degrees.tp, pp=degrees.pp, cp=degrees.cp, ep=degrees.ep, etp=etp)
+        return cls(
+            dp=degrees.dp,
+            tp=degrees.tp,
+            pp=degrees.pp,
+            cp=degrees.cp,
+            ep=degrees.ep,
+            etp=etp,
+            replicas=degrees.replicas,
+        )
 
     # ---- sizes ------------------------------------------------------------------------------------------------------
 
@@ -155,6 +171,16 @@ class ParallelMesh(Generic[N]):
         return ProcessGroup(size=self.dp * self.cp, stride=self.tp)
 
     @property
+    def shard_group(self) -> ProcessGroup[N]:
+        """Of these, those over which ZeRO shards."""
+        return ProcessGroup(size=self.dp * self.cp // self.replicas, stride=self.tp)
+
+    @property
+    def replica_group(self) -> ProcessGroup[N]:
+        """Ranks that hold the same shard."""
+        return ProcessGroup(size=self.replicas, stride=self.tp * (self.dp * self.cp // self.replicas))
+
+    @property
     def pp_group(self) -> ProcessGroup[N]:
         """Stages of a pipeline."""
         return ProcessGroup(size=self.pp, stride=self.stage_size)
@@ -175,6 +201,16 @@ class ParallelMesh(Generic[N]):
         return ProcessGroup(size=self.max_ep // self.ep, stride=self.etp * self.ep)
 
     @property
+    def expert_shard_group(self) -> ProcessGroup[N]:
+        """Of these, those over which ZeRO shards."""
+        return ProcessGroup(size=self.max_ep // self.ep // self.replicas, stride=self.etp * self.ep)
+
+    @property
+    def expert_replica_group(self) -> ProcessGroup[N]:
+        """Ranks that hold the same shard of the same experts."""
+        return ProcessGroup(size=self.replicas, stride=self.etp * self.ep * (self.max_ep // self.ep // self.replicas))
+
+    @property
     def embedding_group(self) -> ProcessGroup[N]:
         """First and last stage, which both hold a tied embedding; ranks of stages between them are in no such group."""
         several = self.pp > 1
@@ -192,6 +228,10 @@ class ParallelMesh(Generic[N]):
             "etp": self.etp_group,
             "ep": self.ep_group,
             "expert_data_parallel": self.expert_data_parallel_group,
+            "shards": self.shard_group,
+            "replicas": self.replica_group,
+            "expert_shards": self.expert_shard_group,
+            "expert_replicas": self.expert_replica_group,
             "embedding": self.embedding_group,
         }
 

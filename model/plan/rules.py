@@ -28,7 +28,7 @@ Columns = Mapping[str, IntArray]  # many of them, each choice an array of one le
 # Keys of rules, in the order in which a search asks them: a combination counts for the first that refuses it.
 _ORDER = (
     *("heads", "kv_heads", "width", "layers", "context", "experts", "sequence_shards", "degrees", "expert_ranks"),
-    *("sequence_parallel", "virtual_stages", "schedule", "batch", "interleaving", "optimizer"),
+    *("sequence_parallel", "virtual_stages", "schedule", "batch", "interleaving", "optimizer", "replicas"),
 )
 
 
@@ -102,6 +102,7 @@ def degree_rules(*, global_batch: int, framework: Framework, shards_states: bool
         *([_sharded_states(framework.name)] if shards_states else []),
         _product_of_degrees(),
         _expert_ranks(framework.shards_experts),
+        _replicas(framework),
         _micro_batches(global_batch),
         _virtual_stages_of_a_pipeline(),
         _interleaved_micro_batches(global_batch),
@@ -130,7 +131,9 @@ def _needs(names: str) -> frozenset[str]:
 def _mesh(columns: Columns, *, shards_experts: bool = True) -> ParallelMesh[IntArray]:
     """The mesh of some choices; experts are not spread where ep is not chosen yet."""
     names = ("dp", "tp", "pp", "cp")
-    degrees = _Degrees(**{name: columns[name] for name in names}, ep=columns.get("ep", np.ones_like(columns["tp"])))
+    one = np.ones_like(columns["tp"])
+    others = {name: columns.get(name, one) for name in ("ep", "replicas")}
+    degrees = _Degrees(**{name: columns[name] for name in names}, **others)
     return ParallelMesh.of(degrees, shards_experts=shards_experts)
 
 
@@ -140,6 +143,7 @@ class _Degrees(NamedTuple):
     pp: IntArray
     cp: IntArray
     ep: IntArray
+    replicas: IntArray
 
 
 def _product_of_degrees() -> PlanRule:
@@ -173,6 +177,32 @@ def _expert_ranks(shards_experts: bool) -> PlanRule:
         summary=f"ep does not divide {over}",
         needs=_needs("dp tp pp cp ep"),
         is_violated=lambda c: _mesh(c, shards_experts=shards_experts).max_ep % c["ep"] != 0,
+        message=message,
+    )
+
+
+def _replicas(framework: Framework) -> PlanRule:
+    """Groups that ZeRO shards over, each for itself."""
+
+    def uneven(c: Columns) -> BoolArray:
+        copies = _mesh(c, shards_experts=framework.shards_experts).max_ep // c["ep"]
+        return np.asarray((c["dp"] % c["replicas"] != 0) | (copies % c["replicas"] != 0) | (c["dp"] == c["replicas"]))
+
+    def message(c: Choices) -> str:
+        found = f"parallel.replicas: found {c['replicas']}"
+        if not framework.replicates_shards:
+            return f"{found} with backend {framework.name}, which shards over all data-parallel ranks; allowed: 1"
+        if c["zero_stage"] < 1:
+            return f"{found} with zero_stage 0, which shards nothing; allowed: 1, or zero_stage 1 and more"
+        return f"{found} with dp {c['dp']}; allowed: divisors below it that leave ranks to every expert"
+
+    return PlanRule(
+        key="replicas",
+        summary="replicas do not share out what ZeRO shards",
+        needs=_needs("replicas dp tp pp cp ep zero_stage"),
+        is_violated=lambda c: (
+            (c["replicas"] > 1) & (uneven(c) | (c["zero_stage"] < 1) | (not framework.replicates_shards))
+        ),
         message=message,
     )
 

@@ -92,6 +92,10 @@ class ParallelSpec(Strict):
     ep: ExpertParallel = 1
     cp: ContextParallel = 1
     zero_stage: ZeroStage = 0
+    replicas: Gpus = Field(
+        default=1,
+        description="groups of dp / replicas that ZeRO shards over, each for itself; gradients are summed over all",
+    )
     sequence_parallel: Switch = False
     virtual_stages: Stages = 1
 
@@ -361,6 +365,7 @@ class Plan(NamesFiles):
             "virtual_stages": p.virtual_stages,
             "schedule": schedules.number(self.schedule),
             "zero_stage": p.zero_stage,
+            "replicas": p.replicas,
             "recompute": recompute_number(self.recompute),
             "micro_batch": self.micro_batch,
         }

@@ -47,6 +47,8 @@ def _choices(plan: Plan, architecture: Architecture, machine: System) -> Iterato
         yield "stage_layers", "as evenly as they go"
     if p.dp * p.cp > 1:
         yield "parallel.zero_stage", p.zero_stage
+        if p.zero_stage:
+            yield "parallel.replicas", p.replicas
         if any(isinstance(layer.feed_forward, Moe) for layer in architecture.layers):
             yield "parallel.ep", p.ep
     if any(moe.capacity_factor is not None for moe in experts_of(architecture)):

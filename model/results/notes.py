@@ -462,9 +462,10 @@ def _links_between_nodes(plan: Plan, machine: System) -> str | None:
             f"Links between nodes: {', '.join(measured)} by the nccl-tests of {internode.source}; others from "
             f"{link.bandwidth_GBps:g} GB/s a GPU and {link.latency_us:g} us ({link.source})."
         )
+    said = "stated" if link.efficiency is not None else "published nccl-tests"
     return (
         f"Links between nodes are not measured: {link.bandwidth_GBps:g} GB/s a GPU and {link.latency_us:g} us "
-        f"from {link.source}."
+        f"from {link.source}; large messages reach {link.reached.share:.2f} of it ({said})."
     )
 
 

@@ -4,7 +4,8 @@ Choices are joined one after another; a rule refuses as soon as the choices that
 can't be legal never grows. A combination counts once, for the first rule that refuses it.
 
 A choice that is left out is everything legal within these bounds: tp and cp up to the GPUs of a node and `_DEGREE`,
-micro-batches and virtual stages up to `_MICRO_BATCH` and `_VIRTUAL`; dp is what the other degrees leave of the GPUs.
+micro-batches and virtual stages up to `_MICRO_BATCH` and `_VIRTUAL`, one group of shards (`replicas`); dp is what the
+other degrees leave of the GPUs.
 """
 
 from __future__ import annotations
@@ -210,7 +211,8 @@ def _rules(document: Search, architecture: Architecture) -> list[Rule]:
         framework=framework,
         shards_states=needs_shards(document.optimizer, framework),
     )
-    return [*_more_than_gpus(), *as_counted([*shapes, *degrees]), *_same_plans(document)]
+    same = _same_plans(document, whole_experts=not framework.shards_experts)
+    return [*_more_than_gpus(), *as_counted([*shapes, *degrees]), *same]
 
 
 def _more_than_gpus() -> list[Rule]:
@@ -227,19 +229,37 @@ def _more_than_gpus() -> list[Rule]:
     return [rule("tp"), rule("tp", "pp"), rule("tp", "pp", "cp")]
 
 
-def _same_plans(document: Search) -> list[Rule]:
-    """What is the same plan as another combination: without a pipeline every schedule is."""
-    if len(document.schedule) < 2:
-        return []
-    first = schedules.number(document.schedule[0])
-    return [
-        Rule(
-            key="same_schedule",
-            summary="schedules are all the same with pp 1",
-            needs=frozenset({"pp", "schedule"}),
-            is_violated=lambda c: (c["pp"] == 1) & (c["schedule"] != first),
+def _same_plans(document: Search, *, whole_experts: bool) -> list[Rule]:
+    """What is the same plan as another combination: without a pipeline every schedule is, and with nobody to share
+    states with every ZeRO stage; tensor-parallel ranks share those of experts that each has whole."""
+    rules = []
+    if len(document.schedule) > 1:
+        first = schedules.number(document.schedule[0])
+        rules.append(
+            Rule(
+                key="same_schedule",
+                summary="schedules are all the same with pp 1",
+                needs=frozenset({"pp", "schedule"}),
+                is_violated=lambda c: (c["pp"] == 1) & (c["schedule"] != first),
+            )
         )
-    ]
+    stages = _zero_stages(document)
+    if len(stages) > 1:
+        axes = ("dp", "cp", "tp") if whole_experts else ("dp", "cp")
+        rules.append(
+            Rule(
+                key="same_zero_stage",
+                summary=f"ZeRO stages are all the same with {' x '.join(axes)} 1",
+                needs=frozenset({*axes, "zero_stage"}),
+                is_violated=lambda c: (math.prod(c[name] for name in axes) == 1) & (c["zero_stage"] != stages[0]),
+            )
+        )
+    return rules
+
+
+def _zero_stages(document: Search) -> tuple[int, ...]:
+    given = document.search.zero_stage
+    return (0, 1, 2, 3) if given is None else given
 
 
 def _axes(document: Search, architecture: Architecture, rules: list[Rule], gpu: Gpu) -> dict[str, tuple[int, ...]]:
@@ -254,7 +274,8 @@ def _axes(document: Search, architecture: Architecture, rules: list[Rule], gpu: 
         "sequence_parallel": _switch(given.sequence_parallel, any(n > 1 for n in degrees["tp"])),
         "virtual_stages": given.virtual_stages or _virtual(rules, degrees["pp"]),
         "schedule": tuple(schedules.number(name) for name in document.schedule),
-        "zero_stage": (0, 1, 2, 3) if given.zero_stage is None else given.zero_stage,
+        "zero_stage": _zero_stages(document),
+        "replicas": given.replicas or (1,),
         "recompute": tuple(recompute_number(name) for name in recompute),
         "micro_batch": given.micro_batch or tuple(n for n in range(1, _MICRO_BATCH + 1) if batch % n == 0),
     }

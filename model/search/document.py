@@ -178,6 +178,7 @@ class Ranges(Strict):
     ep: ExpertParallels | None = None
     cp: ContextParallels | None = None
     zero_stage: ZeroStages | None = None
+    replicas: DataParallels | None = None
     sequence_parallel: Switches | None = None
     virtual_stages: StageCounts | None = None
     micro_batch: MicroBatches | None = None
@@ -404,7 +405,7 @@ class Search(NamesFiles):
         )
 
 
-_PARALLEL = ("dp", "tp", "pp", "ep", "cp", "zero_stage", "sequence_parallel", "virtual_stages")
+_PARALLEL = ("dp", "tp", "pp", "ep", "cp", "zero_stage", "replicas", "sequence_parallel", "virtual_stages")
 _FIXED = (
     *("architecture", "layers", "sequence_length", "global_batch", "precision", "backend"),
     *("dropout", "optimizer", "stage_layers", "power_cap_W", "tokens"),

@@ -187,7 +187,15 @@ def memory_of(problem: SearchProblem, plans: PlanBatch) -> Memory:
 def summary(plan: Plan, *, clock: bool = True) -> str:
     """The choices of a plan on one line, with its clock or without; degrees of 1 are left out."""
     p = plan.parallel
-    degrees = {"dp": p.dp, "tp": p.tp, "pp": p.pp, "ep": p.ep, "cp": p.cp, "virtual": p.virtual_stages}
+    degrees = {
+        "dp": p.dp,
+        "tp": p.tp,
+        "pp": p.pp,
+        "ep": p.ep,
+        "cp": p.cp,
+        "virtual": p.virtual_stages,
+        "replicas": p.replicas,
+    }
     words = [f"{name} {degree}" for name, degree in degrees.items() if degree > 1]
     words += ["sp"] if p.sequence_parallel else []
     words += [f"zero {p.zero_stage}", f"micro {plan.micro_batch}"]

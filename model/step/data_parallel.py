@@ -191,15 +191,15 @@ class DataParallel:
     def step(self, units: FsdpUnits, counts: ExchangeCounts) -> StepExchange:
         """Gradients, and from ZeRO 1 on parameters, of one stage in a step."""
         none = np.zeros_like(units.dense)
-        shared = self._exchange(units, counts, self._groups["data_parallel"])
+        shared = self._exchange(units, counts)
         experts = replace(units, dense=units.expert, ends=none, embedding_parameters=none)
-        return shared + self._exchange(experts, counts, self._groups["expert_data_parallel"], experts=True)
+        return shared + self._exchange(experts, counts, experts=True)
 
-    def _exchange(
-        self, units: FsdpUnits, counts: ExchangeCounts, group: Group, *, experts: bool = False
-    ) -> StepExchange:
+    def _exchange(self, units: FsdpUnits, counts: ExchangeCounts, *, experts: bool = False) -> StepExchange:
         """Of `units.dense` and the ends."""
-        reduced, sharded = self._reduced(units, counts, group, experts=experts), self._sharded(units, counts, group)
+        of = "expert_" if experts else ""
+        reduced = self._reduced(units, counts, self._groups[f"{of}data_parallel"], experts=experts)
+        sharded = self._sharded(units, counts, self._groups[f"{of}shards"], replicas=self._groups[f"{of}replicas"])
         whole = self._zero == 0
         return StepExchange(
             forward=sharded.forward.times(~whole),
@@ -240,8 +240,12 @@ class DataParallel:
             buckets=counts.reductions * (np.where(behind_s > 0, buckets, 0.0) + (shown_s > 0)),
         )
 
-    def _sharded(self, units: FsdpUnits, counts: ExchangeCounts, group: Group) -> StepExchange:
-        """ZeRO 1 to 3. A pass gathers, and a pass scatters, each layer and the ends; one layer and the ends show."""
+    def _sharded(self, units: FsdpUnits, counts: ExchangeCounts, group: Group, *, replicas: Group) -> StepExchange:
+        """ZeRO 1 to 3. A pass gathers, and a pass scatters, each layer and the ends; one layer and the ends show.
+
+        Where several groups of ranks hold all shards each, what is scattered in a group is then summed over groups
+        (torch.distributed.fsdp 2.11, `foreach_reduce`; Megatron-LM, core/distributed/param_and_grad_buffer.py).
+        """
         layers, inner, ends = np.maximum(units.layers, 1), units.dense, units.ends
         if not (self._reductions_hide or self._gathers_hide):
             layers, inner, ends = np.asarray(1), inner + ends, np.zeros_like(ends)
@@ -252,9 +256,15 @@ class DataParallel:
                 (self._reduction, self._gradient_B),
             )
         )
+        summed = [
+            self._some(Collective.ALL_REDUCE, self._gradient_B * p / group[0], 1.0, replicas)
+            for p in (inner / layers, ends)
+        ]
         gathered = self._groups.overlappable(Collective.ALL_GATHER, gather[0]).times(float(self._gathers_hide))
         hides = np.where(self._late_scatter, 0.0, float(self._reductions_hide))
         scattered = self._groups.overlappable(self._reduction, scatter[0]).times(hides)
+        scattered = scattered + self._groups.overlappable(Collective.ALL_REDUCE, summed[0]).times(hides)
+        scatter = [there_s + over_s for there_s, over_s in zip(scatter, summed, strict=True)]
         again, reductions = counts.gathers_backward, counts.reductions
         forward = gathered.times(counts.gathers_forward * (layers - 1))
         backward = scattered.times(reductions * (layers - 1)) + gathered.times(again * layers)

@@ -150,8 +150,13 @@ class MemoryModel:
         }
 
     def _sharded(self, shard: Shard) -> FloatArray:
-        ranks = self.mesh.data_parallel_group.size
-        return np.asarray(shard.dense / ranks + shard.expert / self.expert_copies)
+        ranks = self.mesh.shard_group.size
+        return np.asarray(shard.dense / ranks + shard.expert / self._expert_shards)
+
+    @property
+    def _expert_shards(self) -> FloatArray:
+        """Over how many GPUs ZeRO shards an expert."""
+        return np.asarray(np.maximum(self.expert_copies / self.plans.replicas, 1))
 
     @property
     def expert_copies(self) -> FloatArray:
@@ -169,7 +174,7 @@ class MemoryModel:
 
     def _held(self, stage: Stage, shard: Shard, accumulating: BoolArray) -> ResidentStates:
         """Gradients, and parameters that are gathered."""
-        alone = self.expert_copies == 1  # experts that no other rank has are not sharded
+        alone = self._expert_shards == 1  # experts that no other rank has are not sharded
         layers = [np.zeros(len(self.plans))]
         for p, count in zip(self._layer_parameters, stage.layers, strict=True):
             if count:

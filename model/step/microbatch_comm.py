@@ -7,7 +7,8 @@ Per layer and micro-batch, with T tokens of a GPU, D hidden, elements as wide as
          rank sends its share of the rows, and the ranks that share an expert gather and scatter them among themselves
          (or, where whole experts lie on a GPU, a rank sends the rows of its share of the tokens, and nothing else; or,
          in `profiler/backends/torch_native`, all rows of its tokens, and first how many they are)
-    cp   keys and values around a ring forward, and with their gradients backward (Liu et al. 2023); behind attention
+    cp   keys and values around a ring forward, and with their gradients backward (Liu et al. 2023), each message behind
+         the attention to the block that came before (`_ring`)
 At the ends of the model and for tp > 1, whose ranks share the vocabulary (Shoeybi et al. 2019, section 3):
     embedding   its output, reduced forward; under sequence parallelism scattered, and its gradient gathered
     head        the gradient of its input, reduced backward; under sequence parallelism the input gathered, the
@@ -98,6 +99,14 @@ class Exchange:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """How long the cores of a layer's attention take in a pass of one micro-batch, s. [P]."""
+
+    forward_s: FloatArray
+    backward_s: FloatArray
+
+
 # Of a tensor of three dimensions that is cut in two, int64: three sizes and how many they are, parts, the rank's own,
 # where parts begin and end (deepspeed/runtime/utils.py, PartitionedTensor.to_meta); more parts hardly take longer
 _DESCRIPTION_B = 72.0
@@ -136,21 +145,23 @@ class Communication:
 
     # ---- blocks ---------------------------------------------------------------------------------------------------
 
-    def layer(self, layer: Layer, *, axis: str | None = None) -> tuple[Exchange, Exchange]:
+    def layer(
+        self, layer: Layer, *, axis: str | None = None, attention: Attention | None = None
+    ) -> tuple[Exchange, Exchange]:
         """Forward and backward of one layer; a pass that recomputes repeats what the forward pass sent.
 
-        `axis`: of the mesh, whose communication alone is meant; None: all.
+        `axis`: of the mesh, whose communication alone is meant; None: all. `attention`: how long it takes; None: long.
         """
         blocks = layer_blocks(layer, self.architecture.hidden)
         collectives = [comm for comm in blocks.collectives(self.batch) if axis in (None, comm.axis)]
-        forward, backward = self.priced(collectives)
+        forward, backward = self.priced(collectives, attention)
         again, to_experts = self._again, self._again.part("moe")
         backward = backward + forward.times(again.layers)
         if to_experts.any():
             rows = self.priced(comm for comm in collectives if comm.axis == "ep")[0]
             backward = backward + rows.times(to_experts.astype(np.float64))
         if again.by_operator.any():
-            most = self.priced(comm for comm in collectives if comm.collective not in _KEPT_BY_OPERATOR)[0]
+            most = self.priced((c for c in collectives if c.collective not in _KEPT_BY_OPERATOR), attention)[0]
             backward = backward + most.times(again.by_operator.astype(np.float64))
         return forward, backward
 
@@ -162,17 +173,47 @@ class Communication:
         """Forward and backward of final norm, head and loss."""
         return self.priced(HeadBlock(architecture=self.architecture).collectives(self.batch))
 
-    def priced(self, collectives: Iterable[LayerComm]) -> tuple[Exchange, Exchange]:
+    def priced(self, collectives: Iterable[LayerComm], attention: Attention | None = None) -> tuple[Exchange, Exchange]:
         """Time of collectives in a forward and in a backward pass."""
         forward, backward = self.none(), self.none()
         for comm in collectives:
             group = self._group(comm)
             if not (group[0] > 1).any():  # there is nobody to send to in any plan
                 continue
+            if comm.axis == "cp" and attention is not None:
+                there, back = self._ring(comm, group, attention)
+                forward, backward = forward + there, backward + back
+                continue
             time_s = self._time_s(comm, group)
             forward = forward + self._exchange(comm, time_s * comm.forward, comm.forward_launches)
             backward = backward + self._exchange(comm, time_s * comm.backward, comm.backward_launches)
         return forward, backward
+
+    def _ring(self, comm: LayerComm, group: Group, attention: Attention) -> tuple[Exchange, Exchange]:
+        """Keys and values around a ring of c ranks, each message behind attention to one block, a c-th of all.
+
+        Forward c - 1 messages, the first of them while a rank attends to its own block; backward keys and values first,
+        with the gradients of another block c - 2 times, gradients last: c messages for c blocks (Transformer Engine,
+        pytorch/attention/dot_product_attention/context_parallel.py, AttnFuncWithCPAndKVP2P). Causal blocks are of one
+        size: a rank holds a part of the sequence's begin and one of its end.
+        """
+        c = group[0].astype(np.float64)
+        one_s = self.groups.time_s(Collective.SEND_RECV, comm.size_B, group)
+        both_s = self.groups.time_s(Collective.SEND_RECV, 2 * comm.size_B, group)
+        hides = self.network.message_hides(group[1], group[0])
+        pairs, ends = np.maximum(c - 2, 0.0), 2.0 * (c > 1)
+        blocks_s = attention.forward_s / c, attention.backward_s / c
+        there = OverlappableComm(time_s=(c - 1) * one_s, hideable_s=hides * (c - 1) * np.minimum(one_s, blocks_s[0]))
+        behind_s = ends * np.minimum(one_s, blocks_s[1]) + pairs * np.minimum(both_s, blocks_s[1])
+        back = OverlappableComm(time_s=ends * one_s + pairs * both_s, hideable_s=hides * behind_s)
+        launches = (comm.forward_launches, comm.backward_launches)
+        return self._queued(comm, there, launches[0]), self._queued(comm, back, launches[1])
+
+    def _queued(self, comm: LayerComm, overlappable: OverlappableComm, launches: FloatArray | float) -> Exchange:
+        """What may hide, and what the host queues for it."""
+        none = np.zeros(len(self.plans))
+        calls = self._calls(**({} if comm.launch is None else {comm.launch: launches + none}))
+        return Exchange(exposed_s=none, overlappable=overlappable, calls=calls)
 
     def _group(self, comm: LayerComm) -> Group:
         """The ranks that take part."""

@@ -25,6 +25,7 @@ from moemodel.model.layers.base import MicroBatch
 from moemodel.model.layers.layer import LayerBlocks, layer_blocks
 from moemodel.model.layers.parameters import parameters
 from moemodel.model.operators.calls import Call, Phase
+from moemodel.model.operators.work import Kind
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
 from moemodel.model.step.communication_groups import Groups
@@ -32,12 +33,13 @@ from moemodel.model.step.data_parallel import DataParallel, ExchangeCounts, Fsdp
 from moemodel.model.step.launch_overhead import ParallelHost
 from moemodel.model.step.layer_operators import Workload, accumulated_fraction
 from moemodel.model.step.memory import Memory, MemoryModel, fullest
-from moemodel.model.step.microbatch_comm import Communication, Exchange
+from moemodel.model.step.microbatch_comm import Attention, Communication, Exchange
 from moemodel.model.step.recomputation import Recomputation
 from moemodel.model.step.system import System
 
 _Part = TypeVar("_Part")
 
+_CORES = (Kind.ATTENTION, Kind.ATTENTION_FULL)
 _CALLS_OF_A_WAIT = 2.0  # assumed, of the host: reading what it waited for, and queueing what uses it
 _UPDATE_B = 32.0  # of a parameter: its norm (4), and a fused update (28, as framework records count it)
 _CALLS_OF_A_DRAIN = 1.0  # queueing the next kernel on a device that has nothing to do
@@ -132,7 +134,7 @@ class BlockCosts:
         )
         repeated = [workload.repeatable(layer) for layer in self.kinds] if plans.recompute.any() else []
         passes = [*(workload.passes(layer) for layer in self.kinds), workload.embedding(), workload.head()]
-        self._exchanged(plans.take(first))
+        self._exchanged(plans.take(first), self._attention(passes[: len(self.kinds)], alike, place))
         priced = self.pricer.blocks([*passes, *(calls for parts in repeated for calls in parts.values())], len(alike))
         *self.layers, self.embedding, self.head = (take_rows(lanes, place) for lanes in priced[: len(passes)])
         self.recomputed_calls = [np.zeros(len(first)) for _ in self.kinds]
@@ -142,13 +144,26 @@ class BlockCosts:
             for (names, kept), lane in zip(parts, more, strict=False):
                 _repeat(lanes[Phase.BACKWARD], calls, lane[Phase.BACKWARD], place, times(names, saved=kept))
 
-    def _exchanged(self, shapes: PlanBatch) -> None:
+    def _attention(self, passes: list[list[Call]], alike: IntArray, place: IntArray) -> list[Attention | None]:
+        """Time of flash attention in each kind of layer at the highest clock, [U]; None: no rings."""
+        if not ((self.plans.cp > 1).any() and self.machine.framework.flash_attention):
+            return [None] * len(passes)
+        cores = [[call for call in calls if call.kind in _CORES] for calls in passes]
+        nothing = PhaseCost.empty(len(alike), self.clocks)
+        taken_s = [
+            [lanes.get(phase, nothing).time_s_UK[place, -1] for phase in (Phase.FORWARD, Phase.BACKWARD)]
+            for lanes in self.pricer.blocks(cores, len(alike))
+        ]
+        return [Attention(forward_s=forward_s, backward_s=backward_s) for forward_s, backward_s in taken_s]
+
+    def _exchanged(self, shapes: PlanBatch, attention: list[Attention | None]) -> None:
         """What blocks exchange in a forward and in a backward pass, in plans of which each has a shape of its own."""
         machine = self.machine
         comm = Communication(
             self.architecture, shapes, machine.network, framework=machine.framework, precision=machine.precision
         )
-        self.layer_exchanges = [comm.layer(layer) for layer in self.kinds]
+        beside = zip(self.kinds, attention, strict=True)
+        self.layer_exchanges = [comm.layer(layer, attention=core) for layer, core in beside]
         self.embedding_exchange, self.head_exchange = comm.embedding(), comm.head()
 
     def price(self, calls: Iterable[Call], count: int) -> dict[Phase, PhaseCost]:
@@ -175,7 +190,7 @@ class BlockCosts:
 # pipeline. How many micro-batches there are, and how many at a time, comes in their place into the latter.
 _PIPELINE = ("dp", "tp", "pp", "ep", "cp", "virtual_stages", "schedule")
 _OF_A_MICRO_BATCH = (*_PIPELINE, "micro_batch", "seq", "sequence_parallel", "recompute", "skew")
-_OF_A_STEP = (*_PIPELINE, "zero_stage")
+_OF_A_STEP = (*_PIPELINE, "zero_stage", "replicas")
 
 
 class StageCosts:

@@ -43,6 +43,7 @@ class System:
         slowdown_C: die temperature above which the hardware slows the clock.
         framework, precision: that train.
         loss_is_stated: the plan says how the loss is computed.
+        several_nodes: its GPUs fill more than one, between which nothing was measured.
         changes: figures of the GPU that the calibration was rescaled for.
     """
 
@@ -58,6 +59,7 @@ class System:
     framework: Framework
     precision: Precision
     loss_is_stated: bool = False
+    several_nodes: bool = False
     changes: tuple[Change, ...] = ()
 
     @property
@@ -87,8 +89,10 @@ class System:
 
     @property
     def network_error(self) -> float:
-        """Standard deviation of log(measured / predicted) of a collective."""
-        return self.calibration.network.log_error
+        """Standard deviation of log(measured / predicted) of a collective, between nodes where there are several."""
+        fabric = self.network.fabric
+        between = fabric.log_error if self.several_nodes and fabric is not None else 0.0
+        return math.hypot(self.calibration.network.log_error, between)
 
     @property
     def host_error(self) -> float:
@@ -153,6 +157,7 @@ def system_of(plan: Plan, calibration: Calibration) -> System:
         framework=framework,
         precision=plan.precision,
         loss_is_stated=plan.cross_entropy is not None,
+        several_nodes=cluster.gpus > network.gpus_per_node and not internode.tested,
         changes=changes,
     )
 

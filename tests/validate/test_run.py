@@ -15,6 +15,7 @@ from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.validation import PlanReport, Report, read_report
 from moemodel.validation.records.session import ValidationSpec
 from moemodel.validation.run import PAGE, Options, ValidationResult, validate
+from moemodel.validation.select.hardware import one_queue
 
 Ask = Callable[..., ValidationSpec]
 PlanOf = Callable[..., Plan]
@@ -54,6 +55,27 @@ def test_what_is_measured_as_predicted_has_no_error(ask: Ask, go: Go) -> None:
     assert report.errors["step_time"].covered == 1
     assert report.ranking["step_time"].tau == 1
     assert report.ranking["step_time"].regret == 0
+
+
+def test_an_environment_that_lets_nothing_overlap_is_named(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    def named() -> bool:
+        return any("CUDA_DEVICE_MAX_CONNECTIONS is 1" in note for note in ask().notes)
+
+    monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS", raising=False)
+    assert not named()
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "8")
+    assert not named()
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    assert named()
+
+
+def test_plans_on_one_gpu_and_of_megatron_are_not_told_of_queues(
+    plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    two = {"cluster": {"gpus": 2}, "parallel": {"tp": 2}}
+    assert one_queue([plan_of(), plan_of(backend="megatron-core", **two)]) is None
+    assert "torch" in (one_queue([plan_of(**two)]) or "")
 
 
 def test_plans_are_run_in_turns(ask: Ask, go: Go, fake: Any) -> None:

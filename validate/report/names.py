@@ -84,6 +84,7 @@ def _settings(plan: Plan) -> dict[str, str]:
         "gpus": f"{plan.cluster.gpus}GPUs",
         **{name: _unless(1, name, getattr(parallel, name)) for name in ("dp", "tp", "pp", "cp", "ep")},
         "zero_stage": _unless(0, "zero", parallel.zero_stage),
+        "replicas": _unless(1, "replicas", parallel.replicas),
         "micro_batch": f"mb{plan.micro_batch}",
         "virtual_stages": _unless(1, "v", parallel.virtual_stages),
         "sequence_parallel": "sp" if parallel.sequence_parallel else "",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from moemodel.model.core.errors import DeviceError, MoeModelError
+from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import read_gpu
 from moemodel.model.plan.checks import architecture_of
 from moemodel.model.plan.spec import Plan
@@ -23,6 +25,7 @@ from moemodel.validation.select.runnable import Hardware
 Clocks = Literal["auto", "passive", "lock"]
 
 _NODES = ("SLURM_NNODES", "SLURM_JOB_NUM_NODES")
+_CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"  # hardware queues that kernels of all streams go through
 
 
 def probe_hardware(gpu: str, *, clocks: Clocks, launcher: Launcher) -> tuple[Hardware, Environment]:
@@ -93,3 +96,24 @@ def unable(plan: Plan) -> str | None:
     except MoeModelError as error:
         return str(error)
     return None
+
+
+def one_queue(plans: Sequence[Plan]) -> str | None:
+    """That the environment lets nothing overlap that plans are predicted to overlap; None where it does, or none is.
+
+    Seen of FSDP2 on two H200: each layer's gather began when the layer before it was done.
+    """
+    if os.environ.get(_CONNECTIONS) != "1":
+        return None
+    hit = dict.fromkeys(plan.backend for plan in plans if plan.cluster.gpus > 1 and not _wants_one_queue(plan))
+    if not hit:
+        return None
+    return (
+        f"{_CONNECTIONS} is 1 in the environment: what is sent begins no sooner than the kernels that were queued "
+        f"before it, and hides behind less of them than predicted. Megatron's frameworks want that; unset it for "
+        f"{', '.join(hit)}."
+    )
+
+
+def _wants_one_queue(plan: Plan) -> bool:
+    return framework_of(plan.backend).pipeline == "megatron"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moemodel.model.core.errors import MoeModelError
+from moemodel.model.core.errors import InputError, MoeModelError
 from moemodel.model.plan.recompute import RECOMPUTE
 from moemodel.model.plan.spec import Plan, read_plan
 from studies.public.run import OfMemory, PublicRun, first_line
@@ -25,11 +25,11 @@ _UNSTATED = re.compile(r"-(none|selective|full)$")
 # torchtitan's reports name "selective activation checkpointing", which is `selective_ac_option: op` by default (its
 # JobConfig), and `selective` of the backend that trains so; the plans were written when none could say it
 _OPERATOR_SELECTIVE = re.compile(r"-sac-as-(none|full)$")
-# What the sources say of a group's software and boards, where its plans, written when none could say so, stand for it
-# with others': torchtitan's reports name the board (96 GB of HBM2e, 2.4 TB/s) and whether layers were compiled, and
-# llm-foundry's tables are those of `studies.public.tables`
-_TITAN, _FOUNDRY, _EAGER = "g4-torchtitan", "g5-foundry-h100", "eager"
-_TITAN_BOARD = "h100-sxm-96gb"
+# What the sources say of the software and boards of plans that, written when none could say so, stand for it with
+# others': torchtitan's reports name the board (96 GB of HBM2e, 2.4 TB/s) and whether layers were compiled; models named
+# mpt- are llm-foundry's, which trains them under FSDP
+_TITAN, _FOUNDRY, _EAGER = "titan", "mpt-", "eager"
+_BOARDS = {"h100-sxm-80gb": "h100-sxm-96gb"}
 
 
 def cases(folder: Path) -> list[PublicRun]:
@@ -88,24 +88,19 @@ def _plan(path: Path) -> Plan | str:
 
 
 def _as_the_source_has_it(plan: Plan, path: Path) -> Plan:
-    """With the software and the board that the source of its group names."""
-    match path.parent.name:
-        case group if group == _FOUNDRY:
-            said: dict[str, object] = {"backend": "fsdp"}
-        case group if group == _TITAN:
-            board = plan.cluster.model_copy(update={"gpu": _TITAN_BOARD})
-            said = {"backend": "torchtitan", "compile": _EAGER not in path.stem, "cluster": board}
-        case _:
-            return plan
-    return Plan.model_validate(plan.model_dump() | said) if "cluster" not in said else _validated(plan, said)
-
-
-def _validated(plan: Plan, said: dict[str, object]) -> Plan:
-    """A changed plan, checked; as it was, where that framework cannot run it."""
-    changed = plan.model_copy(update=said)
+    """With the software and the board that its source names; as it stands, where that framework cannot run it."""
+    named = f"{path} {plan.architecture} {_first_line(path)}".lower()
+    if _TITAN in named:
+        gpu = _BOARDS.get(plan.cluster.gpu, plan.cluster.gpu)
+        board = plan.cluster.model_copy(update={"gpu": gpu})
+        said: dict[str, object] = {"backend": "torchtitan", "compile": _EAGER not in path.stem, "cluster": board}
+    elif _FOUNDRY in Path(plan.architecture).name:
+        said = {"backend": "fsdp"}
+    else:
+        return plan
     try:
-        return Plan.model_validate(changed.model_dump())
-    except ValueError:
+        return Plan.model_validate(plan.model_copy(update=said).model_dump())
+    except InputError:
         return plan
 
 

@@ -54,6 +54,8 @@ def _outside(plan: Plan) -> Iterator[str]:
         if (found := getattr(plan, name)) not in (None, allowed):
             others = "" if allowed is None else f"{allowed}, "
             yield f"{name}: found {found!r}; allowed for plans that are run: {others}null"
+    if plan.parallel.replicas > 1:
+        yield f"parallel.replicas: found {plan.parallel.replicas}; allowed for plans that are run: 1"
     if plan.parallel.cp > 1:
         yield (
             f"parallel.cp: found {plan.parallel.cp}; context parallelism needs Transformer Engine and is not run yet, "

@@ -52,6 +52,8 @@ def _outside(plan: Plan, architecture: Architecture) -> Iterator[str]:
     ):
         if (found := getattr(plan, name)) is not None:
             yield f"{name}: found {found!r}; allowed for plans that are run: null"
+    if plan.parallel.replicas > 1:
+        yield f"parallel.replicas: found {plan.parallel.replicas}; allowed for plans that are run: 1"
     if plan.parallel.cp > 1:
         yield f"parallel.cp: found {plan.parallel.cp}; context parallelism is not run yet, allowed: 1"
     if architecture.encoder and plan.parallel.pp > 1:

@@ -51,11 +51,26 @@ def collected(ranks: list[dict[str, int]], axes: set[str]) -> Groups:
     return sorted(tuple(group) for group in groups.values())
 
 
+def sharding_groups(mesh: Mesh) -> dict[str, Groups]:
+    """Replicas outermost of the data-parallel ranks, and of the copies of experts."""
+    copies = mesh.dp * mesh.cp * mesh.tp // (mesh.ep * mesh.etp)
+    inner, few = mesh.dp // mesh.replicas, copies // mesh.replicas
+    dense = written_down(pp=mesh.pp, replica=mesh.replicas, dp=inner, cp=mesh.cp, tp=mesh.tp)
+    experts = written_down(pp=mesh.pp, replica=mesh.replicas, edp=few, ep=mesh.ep, etp=mesh.etp)
+    return {
+        "shards": collected(dense, {"dp", "cp"}),
+        "replicas": collected(dense, {"replica"}),
+        "expert_shards": collected(experts, {"edp"}),
+        "expert_replicas": collected(experts, {"replica"}),
+    }
+
+
 def expected(mesh: Mesh) -> dict[str, Groups]:
     """All groups of a mesh, by enumeration."""
     dense, experts = dense_ranks(mesh), expert_ranks(mesh)
     groups = {name: collected(dense, axes) for name, axes in AXES_OF_GROUP.items()}
     groups |= {name: collected(experts, axes) for name, axes in EXPERT_AXES_OF_GROUP.items()}
+    groups |= sharding_groups(mesh)
     return groups | {"embedding": sorted({tuple(dict.fromkeys((g[0], g[-1]))) for g in groups["pp"]})}
 
 
@@ -66,7 +81,8 @@ def meshes(draw: st.DrawFn) -> Mesh:
     etp = draw(st.sampled_from([n for n in (1, 2, 4) if tp % n == 0]))
     ranks = dp * cp * tp // etp
     ep = draw(st.sampled_from([n for n in range(1, ranks + 1) if ranks % n == 0]))
-    return ParallelMesh(dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, etp=etp)
+    replicas = draw(st.sampled_from([n for n in (1, 2, 3, 4) if dp % n == 0 and ranks // ep % n == 0]))
+    return ParallelMesh(dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, etp=etp, replicas=replicas)
 
 
 @given(meshes())
@@ -110,17 +126,17 @@ def test_arrays_of_degrees_are_many_meshes(listed: list[Mesh]) -> None:
 
 @pytest.mark.parametrize(("shards_experts", "etp"), [(True, 2), (False, 1)])
 def test_a_plan_and_a_batch_have_the_same_mesh(shards_experts: bool, etp: int) -> None:
-    degrees = {"dp": 4, "tp": 2, "pp": 2, "ep": 4, "cp": 1}
+    degrees = {"dp": 4, "tp": 2, "pp": 2, "ep": 4, "cp": 1, "replicas": 1}
     one = ParallelMesh.of(ParallelSpec(**degrees), shards_experts=shards_experts)
     zeros = dict.fromkeys(PlanBatch.__dataclass_fields__, 0)
     many = ParallelMesh.of(PlanBatch.of(**zeros | degrees), shards_experts=shards_experts)
-    assert one == ParallelMesh(dp=4, tp=2, pp=2, ep=4, cp=1, etp=etp)
+    assert one == ParallelMesh(dp=4, tp=2, pp=2, ep=4, cp=1, etp=etp, replicas=1)
     assert {name: array.item() for name, array in asdict(many).items()} == asdict(one)
 
 
 # g0 to g15 with tp 2 and pp 4: the docstring of Megatron-LM's `parallel_state.initialize_model_parallel`.
 def test_groups_of_megatrons_own_example() -> None:
-    mesh = ParallelMesh(dp=2, tp=2, pp=4, cp=1, ep=1, etp=2)
+    mesh = ParallelMesh(dp=2, tp=2, pp=4, cp=1, ep=1, etp=2, replicas=1)
     assert mesh.all_ranks(mesh.tp_group) == [(n, n + 1) for n in range(0, 16, 2)]
     assert mesh.all_ranks(mesh.pp_group) == [(n, n + 4, n + 8, n + 12) for n in range(4)]
     assert mesh.all_ranks(mesh.data_parallel_group) == [
@@ -130,7 +146,7 @@ def test_groups_of_megatrons_own_example() -> None:
 
 @pytest.mark.parametrize(("etp", "ep", "experts"), [(2, 2, ((0, 2), (0, 4))), (1, 4, ((0, 1, 2, 3), (0, 4)))])
 def test_experts_sharded_and_whole(etp: int, ep: int, experts: tuple[tuple[int, ...], ...]) -> None:
-    mesh = ParallelMesh(dp=4, tp=2, pp=1, cp=1, ep=ep, etp=etp)
+    mesh = ParallelMesh(dp=4, tp=2, pp=1, cp=1, ep=ep, etp=etp, replicas=1)
     assert (mesh.ranks(mesh.ep_group, 0), mesh.ranks(mesh.expert_data_parallel_group, 0)) == experts
 
 
@@ -151,7 +167,7 @@ def _fake_job() -> Iterator[None]:
 def test_ranks_are_numbered_as_torch_numbers_a_device_mesh() -> None:
     from torch.distributed.device_mesh import init_device_mesh
 
-    mesh = ParallelMesh(dp=3, tp=2, pp=2, cp=2, ep=3, etp=2)
+    mesh = ParallelMesh(dp=3, tp=2, pp=2, cp=2, ep=3, etp=2, replicas=1)
     torchs = init_device_mesh("cpu", (2, 3, 2, 2), mesh_dim_names=("pp", "dp", "cp", "tp"))
 
     def own(*axes: str) -> tuple[int, ...]:
@@ -169,6 +185,6 @@ def test_ranks_are_numbered_as_torch_numbers_a_device_mesh() -> None:
 
 
 def test_a_group_of_one_is_the_rank_itself() -> None:
-    mesh = ParallelMesh(dp=1, tp=1, pp=1, cp=1, ep=1, etp=1)
+    mesh = ParallelMesh(dp=1, tp=1, pp=1, cp=1, ep=1, etp=1, replicas=1)
     assert all(group == ProcessGroup(size=1, stride=1) for group in mesh.groups.values())
     assert all(mesh.ranks(group, 0) == (0,) for group in mesh.groups.values())

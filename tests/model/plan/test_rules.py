@@ -30,6 +30,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "virtual_stages": (1, 1, 2, 3),
     "schedule": ("1f1b", "gpipe", "zero-bubble"),
     "zero_stage": (0, 1, 2, 3),
+    "replicas": (1, 1, 1, 2, 3),
     "recompute": ("none", "full"),
     "micro_batch": (1, 2, 3),
 }
@@ -149,6 +150,12 @@ def shapes_fit(architecture: Architecture, sequence: int, c: dict[str, Any]) -> 
     )
 
 
+def replicas_fit(ranks: int, c: dict[str, Any]) -> bool:
+    """Whether each group gets as many ranks, of all and of those that hold the same experts."""
+    shards = c["zero_stage"] > 0 and c["replicas"] < c["dp"]
+    return shards and deal(c["dp"], c["replicas"]) and deal(ranks // c["ep"], c["replicas"])
+
+
 def degrees_fit(backend: str, c: dict[str, Any]) -> bool:
     stages = [list(np.ndindex(c["dp"], c["cp"], c["tp"])) for _ in range(c["pp"])]
     ranks = stages[0] if backend == "megatron-core" else [rank for rank in stages[0] if rank[2] == 0]
@@ -158,6 +165,7 @@ def degrees_fit(backend: str, c: dict[str, Any]) -> bool:
         sum(len(stage) for stage in stages) == c["gpus"]
         and deal(len(ranks), c["ep"])
         and deal(GLOBAL_BATCH, c["dp"] * c["micro_batch"])
+        and (c["replicas"] == 1 or replicas_fit(len(ranks), c))
         and (not c["sequence_parallel"] or c["tp"] > 1)
         and (not interleaved or (pipelined and c["schedule"] != "gpipe" and deal(len(batches), c["pp"])))
     )

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from moemodel.model.core.documents import parse_yaml
 from moemodel.model.core.errors import CalibrationError, InfeasiblePlanError, InputError
+from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import read_gpu
 from moemodel.model.plan.spec import Plan, plan_text
 from moemodel.model.records.calibration import Calibration, fingerprint
@@ -260,8 +261,9 @@ def test_each_size_that_tp_has_to_divide_counts(width: int, tmp_path: Path, cali
 
 
 def _agrees(document: Search, calibration: Calibration) -> None:
-    """Search and single plans refuse the same, but for what is one plan: without a pipeline, one schedule counts. A
-    search does not look at pipelines whose ends count as layers, of which there are more chunks than layers.
+    """Search and single plans refuse the same, but for what is one plan: without a pipeline, one schedule counts, and
+    one ZeRO stage where no rank has others to share states with. A search does not look at pipelines whose ends count
+    as layers, of which there are more chunks than layers.
     """
     state, needs = seen(document, calibration)
     combinations = _combinations(document)
@@ -272,6 +274,9 @@ def _agrees(document: Search, calibration: Calibration) -> None:
     assert sum(refusal.plans for refusal in state.refusals()) == len(combinations) - len(needs)
     for combination in (combinations[row] for row in sample):
         same = combination["pp"] == 1 and combination["schedule"] != document.schedule[0]
+        replicas = _key_of(combination)[0] * combination["cp"]
+        replicas *= 1 if framework_of(document.backend).shards_experts else combination["tp"]
+        same |= replicas == 1 and combination["zero_stage"] != (document.search.zero_stage or (0,))[0]
         same |= combination["pp"] * combination["virtual_stages"] > len(state.problem.architecture.layers)
         accepted = not same and _accepted(document, combination, calibration)
         assert accepted == (_key_of(combination) in kept), combination
