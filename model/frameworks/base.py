@@ -125,6 +125,7 @@ class Framework:
             values.
         attention: which kernel that is; None: as profiles measure it.
         compiles: torch.compile fuses chains of elementwise kernels of whole layers where a plan asks for it.
+        captured: CUDA graphs of passes are replayed where a plan asks for it: the host queues none of their kernels.
         softmax: without flash attention, `fused` scales, masks and normalises in one kernel where it can run; `plain`
             fills the mask in, then normalises.
         dropout: attention probabilities and the output of every block pass through dropout.
@@ -211,6 +212,7 @@ class Framework:
     flash_attention: bool = True
     attention: AttentionName | None = None
     compiles: bool = False
+    captured: bool = False
     softmax: Literal["fused", "plain"] = "fused"
     dropout: bool = False
     fused_dropout: bool = False

@@ -370,8 +370,7 @@ def _plan(said: _Said, gpu: str, gpus: int) -> tuple[dict[str, Any], list[str]]:
             "cp": cp,
             "ep": said.count("expert-model-parallel-size", 1),
             "virtual_stages": _virtual_stages(said, pp),
-            "zero_stage": _zero_stage(said),
-            "replicas": said.count("num-distributed-optimizer-instances", 1),
+            **_sharding(said, dp),
             "sequence_parallel": said.flag("sequence-parallel") and tp > 1,
         },
     }
@@ -425,6 +424,14 @@ def layout_layers(text: str) -> list[int]:
 
 _LONGEST_LAYOUT = 100_000
 _SHARDED = {"no_shard": 0, "optim": 1, "optim_grads": 2, "optim_grads_params": 3}  # data_parallel_sharding_strategy
+
+
+def _sharding(said: _Said, dp: int) -> dict[str, int]:
+    """ZeRO's stage, and groups that shard for themselves: as many of them as there are replicas shard nothing."""
+    instances = said.count("num-distributed-optimizer-instances", 1)
+    if 1 < instances == dp:
+        return {"zero_stage": 0}
+    return {"zero_stage": _zero_stage(said), "replicas": instances}
 
 
 def _zero_stage(said: _Said) -> int:

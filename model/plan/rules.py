@@ -186,7 +186,7 @@ def _replicas(framework: Framework) -> PlanRule:
 
     def uneven(c: Columns) -> BoolArray:
         copies = _mesh(c, shards_experts=framework.shards_experts).max_ep // c["ep"]
-        return np.asarray((c["dp"] % c["replicas"] != 0) | (copies % c["replicas"] != 0) | (c["dp"] == c["replicas"]))
+        return np.asarray((c["dp"] % c["replicas"] != 0) | (copies % c["replicas"] != 0))
 
     def message(c: Choices) -> str:
         found = f"parallel.replicas: found {c['replicas']}"
@@ -194,7 +194,7 @@ def _replicas(framework: Framework) -> PlanRule:
             return f"{found} with backend {framework.name}, which shards over all data-parallel ranks; allowed: 1"
         if c["zero_stage"] < 1:
             return f"{found} with zero_stage 0, which shards nothing; allowed: 1, or zero_stage 1 and more"
-        return f"{found} with dp {c['dp']}; allowed: divisors below it that leave ranks to every expert"
+        return f"{found} with dp {c['dp']}; allowed: divisors of it, and of the ranks that hold the same experts"
 
     return PlanRule(
         key="replicas",

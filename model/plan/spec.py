@@ -173,6 +173,7 @@ def check_forward_only(plan: Plan) -> None:
         "parallel.pp": (p.pp, 1),
         "recompute": (plan.recompute, "none"),
         "gradient_dtype": (plan.gradient_dtype, None),
+        "cuda_graphs": (plan.cuda_graphs, None),
         "cross_entropy": (plan.cross_entropy, None),
         "dropout": (plan.dropout, None),
         "optimizer": (None if plan.optimizer is None else "a block", None),
@@ -235,6 +236,9 @@ class Plan(NamesFiles):
     compile: Switch | None = Field(
         default=None,
         description="torch.compile fuses elementwise kernels of layers and loss; null: as the framework does",
+    )
+    cuda_graphs: Switch | None = Field(
+        default=None, description="passes are replayed as CUDA graphs, and not queued anew; null: they are queued"
     )
     gradient_dtype: Literal["bf16", "fp32"] | None = Field(
         default=None, description="type that gradients are summed in; null: as the framework does"

@@ -35,6 +35,7 @@ def _choices(plan: Plan, architecture: Architecture, machine: System) -> Iterato
         yield "attention", f"as {plan.backend} runs it"
         if machine.framework.compiles:
             yield "compile", "false"
+        yield "cuda_graphs", "false"
         yield "cross_entropy", f"as {plan.backend} computes it"
         yield "gradient_dtype", f"as {plan.backend} keeps it"
         yield "dropout", f"as {plan.backend} has it"

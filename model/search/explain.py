@@ -63,6 +63,7 @@ _FIXED = (
 _NOT_SEARCHED = (
     "attention",
     "compile",
+    "cuda_graphs",
     "cross_entropy",
     "gradient_dtype",
     "micro_batches_per_schedule",

@@ -28,7 +28,8 @@ def kernels_as_asked(framework: Framework, plan: Plan) -> Framework:
     Raises:
         InputError: it asks for what the framework does not have.
     """
-    return _attention(_loss(_compiled(framework, plan), plan), plan)
+    found = _attention(_loss(_compiled(framework, plan), plan), plan)
+    return replace(found, captured=True) if plan.cuda_graphs else found
 
 
 def _compiled(framework: Framework, plan: Plan) -> Framework:

@@ -196,7 +196,7 @@ class MemoryModel:
             parts,
             zero=self.plans.zero_stage,
             pipeline=self.plans.pp > 1,
-            shared=self.mesh.data_parallel_group.size > 1,
+            shared=self.mesh.shard_group.size > 1,
             accumulating=accumulating,
             gradient_B=self.recipe.gradient_B,
             weight_B=self.recipe.weight_B,

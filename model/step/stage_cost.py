@@ -435,7 +435,8 @@ class _StageParts:
 
     def queue(self, call: HostCost) -> ParallelHost:
         """What the host queues for the parallel parts."""
-        return ParallelHost(self._blocks.host, call, measured=self._blocks.machine.framework.torch_launch)
+        framework = self._blocks.machine.framework
+        return ParallelHost(self._blocks.host, call, measured=framework.torch_launch and not framework.captured)
 
     def forward_only(self, stage: Stage) -> StageCost:
         """Cost of a stage where nothing is trained: forward passes, each begun on an idle device."""
@@ -594,6 +595,8 @@ class _StageParts:
     def _call(self, stage: Stage) -> HostCost:
         """Host time of one call in either pass: of a kernel, or the mean over those of the stage's layers, [P, 1]."""
         host, blocks = self._blocks.host, self._blocks
+        if blocks.machine.framework.captured:
+            return HostCost(forward_s=np.zeros((len(self.plans), 1)), backward_s=np.zeros((len(self.plans), 1)))
         if host.kernel_s:
             return HostCost(forward_s=host.kernel_s, backward_s=host.kernel_s)
         total = HostCost(forward_s=0.0, backward_s=0.0)
@@ -643,6 +646,9 @@ class _StageParts:
     def kernels(self, forward: FloatArray, backward: FloatArray, layers: HostCost) -> HostCost:
         """Blocks that were measured, and where none were, so many kernels in either pass; the framework's own as they
         are, those of torch times what its host takes over torch's."""
+        if self._blocks.machine.framework.captured:
+            nothing_s = np.zeros((len(forward), 1))
+            return HostCost(forward_s=nothing_s, backward_s=nothing_s)
         host = self._blocks.host
         kernel_s, factors = host.kernel_s, HostFactors() if host.known else self._blocks.machine.framework.host_factors
         queued = HostCost(forward_s=kernel_s * forward[:, None], backward_s=kernel_s * backward[:, None])

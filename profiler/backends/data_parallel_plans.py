@@ -65,6 +65,7 @@ def _outside(plan: Plan, limits: Limits) -> Iterator[str]:
     for name in (
         "attention",
         "compile",
+        "cuda_graphs",
         "cross_entropy",
         "gradient_dtype",
         "dropout",

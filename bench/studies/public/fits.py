@@ -4,8 +4,9 @@ Constants are properties of hardware or of a framework's host code, never of a g
 
     products                            rate of products over what is calibrated, one a generation of GPU
     attention, elementwise              the same of those, which are the framework's: one a generation and framework
-    internode                           bandwidth between nodes over the data sheet's, one for all
-    host                                time that a framework's host code takes over what is calibrated, one a framework
+    internode                           bandwidth between nodes over the data sheet's, one a network
+    host                                time that a framework's host code takes over what is calibrated, one a
+                                        generation, which stands for the processors beside it, and framework
 
 Logarithms of step times are taken as linear in logarithms of constants about what ships; a robust least squares with a
 weak prior there finds them, every source with the same weight however many runs it has. The group itself is predicted
@@ -40,6 +41,7 @@ _SOURCES: dict[str, str] = {
     **dict.fromkeys(("g5-", "foundry"), "llm-foundry"),
     **dict.fromkeys(("g8-", "mem-bridge", "bridge"), "Megatron-LM and Megatron-Bridge"),
 }
+_OF_THE_HOST = ("golden",)  # small models, whose times are mostly the host's and say nothing of rates
 _KERNELS = ("attention", "elementwise")
 _BOUND = np.log(4.0)  # assumed: no constant is more than four times off
 _STEP = -1e-2  # of a logarithm, for differences; slower, since rates that exceed a peak are cut off
@@ -63,9 +65,11 @@ class _Batch:
         """Constants that its times may depend on: kind -> name."""
         chip = generation(self.plan.cluster.gpu)
         backend = self.plan.backend
-        names = {"products": f"products {chip}", "host": f"host {backend}"}
+        names = {"products": f"products {chip}", "host": f"host {chip} {backend}"}
         names |= {kind: f"{kind} {chip} {backend}" for kind in _KERNELS}
-        return names | ({"internode": "internode"} if self.plan.cluster.gpus > 8 else {})
+        named = self.plan.cluster.internode
+        network = named if isinstance(named, str) else f"of {named.bandwidth_GBps:g} GB/s, {named.latency_us:g} us"
+        return names | ({"internode": f"internode {network}"} if self.plan.cluster.gpus > 8 else {})
 
     def time_s(self, constants: Mapping[str, float]) -> FloatArray:
         """Step times at some constants, by kind."""
@@ -122,6 +126,8 @@ def left_out(groups: Mapping[str, Group]) -> dict[str, LeftOut]:
     source = np.array([source_of(name) for name in group])
     names = sorted({name for batch in batches for name in batch.names.values()})
     log0, slopes = _linear(batches, names, len(rows))
+    of_host = np.array([name.startswith("host") for name in names])
+    slopes[np.ix_(np.isin(group, _OF_THE_HOST), ~of_host)] = 0.0
     found = {}
     for name in dict.fromkeys(group.tolist()):
         others = source != source_of(name)

@@ -44,6 +44,7 @@ def _outside(plan: Plan) -> Iterator[str]:
     for name, allowed in (
         ("attention", "unfused"),
         ("compile", False),
+        ("cuda_graphs", False),
         ("cross_entropy", "plain"),
         ("gradient_dtype", "bf16"),
         ("micro_batches_per_schedule", None),

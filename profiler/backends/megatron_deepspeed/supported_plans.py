@@ -117,6 +117,7 @@ def _outside(plan: Plan) -> Iterator[str]:
     for name in (
         "attention",
         "compile",
+        "cuda_graphs",
         "cross_entropy",
         "gradient_dtype",
         "dropout",

@@ -43,6 +43,7 @@ def _outside(plan: Plan, architecture: Architecture) -> Iterator[str]:
     for name in (
         "attention",
         "compile",
+        "cuda_graphs",
         "cross_entropy",
         "gradient_dtype",
         "dropout",

@@ -107,14 +107,16 @@ def test_functional_tests(tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"--num-layers": 12, "--hidden-size": 512, "--num-attention-heads": 8, "--bf16": True}
     arguments |= {"--seq-length": 1024, "--max-position-embeddings": 1024, "--micro-batch-size": 4}
     arguments |= {"--pipeline-model-parallel-size": 2}
-    case = {"case": "gpt/one", "file": "golden_values_dev.json", "gpu": "a100", "args": arguments}
+    case = {"case": "gpt/one", "file": "golden_values_dev_dgx.json", "gpu": "a100", "args": arguments}
     case |= {"iteration_time_s": 0.2, "max_allocated_B": 1e9}
-    second = case | {"file": "golden_values_dev_2nd.json", "iteration_time_s": 0.05}
+    second = case | {"file": "golden_values_dev_dgx_2nd.json", "iteration_time_s": 0.05}
     mamba = case | {"args": arguments | {"--hybrid-layer-pattern": "M*"}}
     release = case | {"case": "gpt/one_release"}
-    text = "\n".join(json.dumps(each) for each in (case, second, mamba, release))
-    first, again, unread = golden(written(tmp_path, GOLDEN, text))
+    older = case | {"file": "golden_values_lts_dgx.json"}
+    text = "\n".join(json.dumps(each) for each in (case, second, mamba, release, older))
+    first, again, unread, unsaid = golden(written(tmp_path, GOLDEN, text))
     assert (first.time_s, first.memory_B, first.stage) == ((0.2,), 1e9, 1)
     assert again.time_s == ()
     assert again.memory_B != again.memory_B  # a checkpoint was loaded
     assert not unread.is_read
+    assert unsaid.memory_B != unsaid.memory_B  # nor is it said how attention ran

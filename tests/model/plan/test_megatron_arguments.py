@@ -149,6 +149,15 @@ def test_only_transformer_engines_loss_keeps_less() -> None:
     assert run(fused | {"--cross-entropy-fusion-impl": "te"}).plan["cross_entropy"] == "fused"
 
 
+def test_optimizers_of_their_own_shard_less() -> None:
+    sharded = {"--use-distributed-optimizer": True, "--tensor-model-parallel-size": 2}
+    two = run(sharded | {"--num-distributed-optimizer-instances": 2}).plan["parallel"]
+    assert (two["zero_stage"], two["replicas"]) == (1, 2)
+    four = run(sharded | {"--num-distributed-optimizer-instances": 4}).plan["parallel"]
+    assert four["zero_stage"] == 0
+    assert "replicas" not in four
+
+
 def test_layers_of_stages() -> None:
     # PipelineParallelLayerLayout's own example, and two of Megatron-LM's tests
     assert layout_layers("E|(tt|)*2,(t|)*4,mL") == [0, 2, 2, 1, 1, 1, 1, 0]

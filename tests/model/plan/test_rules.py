@@ -152,8 +152,7 @@ def shapes_fit(architecture: Architecture, sequence: int, c: dict[str, Any]) -> 
 
 def replicas_fit(ranks: int, c: dict[str, Any]) -> bool:
     """Whether each group gets as many ranks, of all and of those that hold the same experts."""
-    shards = c["zero_stage"] > 0 and c["replicas"] < c["dp"]
-    return shards and deal(c["dp"], c["replicas"]) and deal(ranks // c["ep"], c["replicas"])
+    return c["zero_stage"] > 0 and deal(c["dp"], c["replicas"]) and deal(ranks // c["ep"], c["replicas"])
 
 
 def degrees_fit(backend: str, c: dict[str, Any]) -> bool:

@@ -147,6 +147,21 @@ def test_only_torch_compiles(backend: str) -> None:
         framework_as_run(plan(backend=backend, compile=True))
 
 
+@pytest.mark.parametrize("backend", ["torch", "megatron", "megatron-deepspeed"])
+def test_graphs_take_the_host_away(h100: Calibration, backend: str) -> None:
+    """Of a model that the host bounds; one that the device bounds takes as long as before."""
+
+    def step_s(**changes: Any) -> float:
+        precision = "fp32" if backend == "megatron-deepspeed" else "bf16-mixed"
+        asked = plan(backend=backend, precision=precision, **changes)
+        return outcome(asked, h100, even_if_it_does_not_fit=True).step_time_s.value
+
+    small = {"architecture": "opt-350m", "sequence_length": 256, "layers": None}
+    assert step_s(**small, cuda_graphs=True) < 0.7 * step_s(**small)
+    large = {"sequence_length": 8192, "global_batch": 8, "micro_batch": 4}
+    assert step_s(**large, cuda_graphs=True) == pytest.approx(step_s(**large), rel=1e-9)
+
+
 def test_compiling_and_older_kernels_move_time(h100: Calibration) -> None:
 
     def step_s(**changes: Any) -> float:
