@@ -195,8 +195,7 @@ class Framework:
             take part in expert parallelism (Megatron's expert_tensor_parallel_size 1).
         dispatches_all_tokens: every tensor-parallel rank sends the rows of all of its tokens, and first how many go to
             each expert, for which the host waits; else the ranks share them.
-        dispatches_once_a_node: a row that several experts of a node need goes there once (DeepEP, HybridEP).
-        node_limit: nodes that the router lets a token's experts lie on (DeepSeek-V3, section 2.1.2); None: all.
+        dispatched_B: bytes of an element of a row on its way to an expert; None: as of activations.
         gradient_wire_B: bytes of a gradient element that is exchanged; None: as in memory.
 
         forward_only: nothing is trained: a step is its forward passes, of which nothing is kept.
@@ -258,8 +257,7 @@ class Framework:
     cuts_by_cost: bool = False
     shards_experts: bool = True
     dispatches_all_tokens: bool = False
-    dispatches_once_a_node: bool = False
-    node_limit: int | None = None
+    dispatched_B: float | None = None
     gradient_wire_B: float | None = None
 
     forward_only: bool = False
