@@ -117,7 +117,9 @@ def _report(answer: Outcome) -> list[RenderableType]:
 def _heading(answer: Outcome) -> str:
     plan, p = answer.plan, answer.plan.parallel
     degrees = {"dp": p.dp, "tp": p.tp, "pp": p.pp, "ep": p.ep, "cp": p.cp}
-    split = " ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1) or "one GPU"
+    words = [f"{name} {degree}" for name, degree in degrees.items() if degree > 1]
+    words += [] if p.etp is None else [f"etp {p.etp}"]
+    split = " ".join([*words, *plan.routing.dispatch_words]) or "one GPU"
     zero = f"zero {p.zero_stage}" + (f" in {p.replicas} replicas" if p.replicas > 1 else "")
     cut = "" if plan.layers is None else f", {plan.layers} layers"
     return (

@@ -40,6 +40,8 @@ _CHOICE_NAMES = {
     "replicas": "replicas",
     "micro_batch": "micro-batch",
     "sequence_parallel": "sequence parallel",
+    "node_limit": "nodes of a token",
+    "dispatch_overlap": "rows behind computation",
     "clock": "MHz",
 }
 

@@ -13,6 +13,7 @@ from moemodel.calibration.store.catalogue import shipped
 from moemodel.model.architecture.hf_config import list_architectures, read_architecture
 from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.dispatch import AS_THE_FRAMEWORK, DISPATCHES, OF_DISPATCH, OVERLAPPED
 from moemodel.model.plan.rules import architecture_rules, degree_rules
 from moemodel.model.plan.spec import Plan
 from moemodel.model.schedule import registry as schedules
@@ -127,4 +128,15 @@ def _columns(size: int, layers: int, has_experts: bool, dice: np.random.Generato
     }
     columns["virtual_stages"] = np.where(columns["pp"] > 1, dice.choice([1, int(dice.choice([2, 3]))], size), 1)
     columns["gpus"] = columns["dp"] * columns["tp"] * columns["pp"] * columns["cp"]
-    return columns
+    return columns | _dispatches(size, has_experts)
+
+
+def _dispatches(size: int, has_experts: bool) -> dict[str, Any]:
+    """How experts are cut and reached, in half of the plans as the framework does it; of dice of its own."""
+    names = ("etp", *OF_DISPATCH)
+    if not has_experts:
+        return {name: np.zeros(size, dtype=np.int64) for name in names}
+    dice = np.random.default_rng(size)
+    values = ((0, 0, 1, 2), range(len(DISPATCHES)), (0, 0, 1, 3), (AS_THE_FRAMEWORK, OVERLAPPED))
+    said = dice.integers(0, 2, size)
+    return {name: said * dice.choice(tuple(some), size) for name, some in zip(names, values, strict=True)}

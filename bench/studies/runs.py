@@ -22,7 +22,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,6 +45,7 @@ from moemodel.model.network.cluster import Internode
 from moemodel.model.network.collectives import network_of
 from moemodel.model.operators.work import Kind
 from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.dispatch import DispatchChoices
 from moemodel.model.plan.recompute import Recompute, recompute_number
 from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import Calibration, HostLane, OperatorFit, Parameter
@@ -109,7 +109,6 @@ class Software:
         internode: network between nodes, by name.
         overlapped: exchanges that run behind computation (`frameworks.base.Framework`); None: what the backend says.
         gradient_B: bytes of a gradient element on the wire; None: as in memory.
-        node_deduplicated, node_limit: how rows get to experts (`frameworks.base.Framework`).
         unfused: operators that the framework fuses, but not here.
         cast_B: bytes that casting an element to 8 bits moves; None: what the framework says.
     """
@@ -120,8 +119,6 @@ class Software:
     internode: str = "infiniband-ndr"
     overlapped: frozenset[OverlapAxis] | None = None
     gradient_B: float | None = None
-    node_deduplicated: bool = False
-    node_limit: int | None = None
     unfused: frozenset[FusedOperator] = frozenset()
     cast_B: float | None = None
 
@@ -171,8 +168,6 @@ def machine(software: Software, constants: Mapping[str, float], *, limited: bool
         fused_kernels=usual.fused_kernels - software.unfused,
         gradient_wire_B=software.gradient_B,
         overlapped=usual.overlapped if software.overlapped is None else software.overlapped,
-        dispatches_once_a_node=software.node_deduplicated,
-        node_limit=software.node_limit,
     )
     return System(
         gpu=gpu,
@@ -263,6 +258,7 @@ PLAN_DEFAULTS: dict[str, float] = {
     "skew": 1.0,
     "clock_Hz": np.inf,
     "power_cap_W": np.inf,
+    **DispatchChoices().numbers,
 }
 
 
@@ -623,7 +619,7 @@ def bridge(folder: Path, *, experts: bool) -> Study:
             continue
         architecture = models.setdefault(name, _MODELS[name]())
         rows.append(_bridge_row(record, name, architecture, experts=experts))
-    software = _expert_software() if experts else {"BF16": _CORE, "FP8": _CORE_FP8}
+    software = _EXPERT_SOFTWARE if experts else {"BF16": _CORE, "FP8": _CORE_FP8}
     reasons = {"with LoRA": lora, "with state-space layers": unknown}
     return Study(
         name=f"H100 Megatron-Bridge, {'experts' if experts else 'dense'}",
@@ -639,8 +635,10 @@ def _bridge_row(record: Mapping[str, Any], name: str, architecture: Architecture
     tp, pp, cp, vp, ep = (degree(record[key]) for key in ("tp", "pp", "cp", "vp", "ep"))
     release = str(record["release"]).split()[0]
     software = "BF16" if str(record["precision"]) == "BF16" else "FP8"
+    dispatch: Mapping[str, Any] = {}
     if experts:
-        software += "".join(f" {feature}" for feature in DISPATCH.get((name, release), DISPATCH.get((name, ""), ())))
+        dispatch = DISPATCH.get((name, release), DISPATCH.get((name, ""), {}))
+        software += _TURNED_APART if name == "GPT OSS 120B" else ""
     return Row(
         label=f"{name} x{gpus} {record['precision']} {release}",
         architecture=architecture,
@@ -657,6 +655,7 @@ def _bridge_row(record: Mapping[str, Any], name: str, architecture: Architecture
             "global_batch": batch,
             "seq": seq,
             "recompute": recompute_number(RECOMPUTED.get((name, release), RECOMPUTED.get((name, ""), "none"))),
+            **DispatchChoices(**dispatch).numbers,
         },
         software=software,
         time_s=batch * seq / (gpus * float(record["tok_s_gpu"])),
@@ -719,23 +718,22 @@ BLACKWELL_COLUMNS = {
 }
 
 
-# How rows get to experts: "once", to each node once (DeepEP, HybridEP); "behind" another micro-batch's computation
-# (overlap_moe_expert_parallel_comm). Configurations of the releases' tags, scripts/performance: v0.1.0rc4 (25.09,
+# How rows get to experts, as `routing` of a plan says it: once to each node (DeepEP, HybridEP), and behind another
+# micro-batch's computation (overlap_moe_expert_parallel_comm). DeepSeek-V3's router keeps to 4 of 8 groups of experts,
+# as its architecture has it. Configurations of the releases' tags, scripts/performance: v0.1.0rc4 (25.09,
 # enable_deepep), v0.2.0 (25.11), v0.3.0 (26.02, whose flex dispatcher was not switched on: pull request 2393), v0.3.1,
 # v0.4.0 (26.04).
-DISPATCH: dict[tuple[str, str], tuple[str, ...]] = {
-    ("Qwen3_30B_a3B", "25.09"): ("once",),
-    ("Qwen3_30B_a3B", "25.11"): ("behind",),
-    ("Qwen3_30B_a3B", "26.02"): ("behind",),
-    ("Qwen3_30B_a3B", "26.02.01"): ("once", "behind"),
-    ("Qwen3_30B_a3B", ""): ("once",),
-    ("Qwen3_235B_a22B", "25.09"): ("once",),
-    ("Qwen3_235B_a22B", ""): ("behind",),
-    ("GPT OSS 120B", ""): ("turned apart",),
-    ("DeepSeekV3", ""): (
-        "once",
-        "to four",
-    ),  # its router picks 4 of 8 groups of experts (topk_group of its config.json)
+_ONCE: dict[str, Any] = {"dispatch": "deepep"}
+_BEHIND: dict[str, Any] = {"dispatch_overlap": True}
+DISPATCH: dict[tuple[str, str], Mapping[str, Any]] = {
+    ("Qwen3_30B_a3B", "25.09"): _ONCE,
+    ("Qwen3_30B_a3B", "25.11"): _BEHIND,
+    ("Qwen3_30B_a3B", "26.02"): _BEHIND,
+    ("Qwen3_30B_a3B", "26.02.01"): _ONCE | _BEHIND,
+    ("Qwen3_30B_a3B", ""): _ONCE,
+    ("Qwen3_235B_a22B", "25.09"): _ONCE,
+    ("Qwen3_235B_a22B", ""): _BEHIND,
+    ("DeepSeekV3", ""): _ONCE,
 }
 
 
@@ -749,20 +747,15 @@ RECOMPUTED: dict[tuple[str, str], str] = {
 MICRO_BATCH: dict[tuple[str, str], int] = {("GPT OSS 120B", "25.11"): 1}
 
 
-def _expert_software() -> dict[str, Software]:
-    software = {}
-    for precision, base in (("BF16", _CORE), ("FP8", _CORE_FP8)):
-        for once, overlaps in product((False, True), repeat=2):
-            name = precision + " once" * once + " behind" * overlaps
-            exchanges: frozenset[OverlapAxis] = _MOE_OVERLAPPED | (frozenset({"ep"}) if overlaps else frozenset())
-            software[name] = replace(base, overlapped=exchanges, node_deduplicated=once)
-        # GPT OSS turns queries and keys by YaRN with an mscale, which Transformer Engine's kernel does not know
-        # (megatron/core/models/common/embeddings/rope_utils.py)
-        software[f"{precision} turned apart"] = replace(base, overlapped=_MOE_OVERLAPPED, unfused=frozenset({"rotary"}))
-        software[f"{precision} once to four"] = replace(
-            base, overlapped=_MOE_OVERLAPPED, node_deduplicated=True, node_limit=4
-        )
-    return software
+_EXPERT_SOFTWARE = {
+    name: replace(base, overlapped=_MOE_OVERLAPPED) for name, base in (("BF16", _CORE), ("FP8", _CORE_FP8))
+}
+# GPT OSS turns queries and keys by YaRN with an mscale, which Transformer Engine's kernel does not know
+# (megatron/core/models/common/embeddings/rope_utils.py)
+_TURNED_APART = " turned apart"
+_EXPERT_SOFTWARE |= {
+    name + _TURNED_APART: replace(base, unfused=frozenset({"rotary"})) for name, base in _EXPERT_SOFTWARE.items()
+}
 
 
 def degree(cell: object) -> int:

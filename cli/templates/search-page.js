@@ -38,7 +38,7 @@
   // Point i is plan i of the survey, or, from `count` on, plan i - count of the front.
   const valueOf = (i, name) => (i < count ? values[name][i] : (front[i - count].values[name] ?? NaN));
   const choiceOf = (i, name) => (i < count ? levels(name)[codes[name][i]] : front[i - count].choices[name]);
-  const quiet = { dp: "1", tp: "1", pp: "1", ep: "1", cp: "1", virtual_stages: "1", sequence_parallel: "off", recompute: "none" };
+  const quiet = { dp: "1", tp: "1", pp: "1", ep: "1", cp: "1", virtual_stages: "1", sequence_parallel: "off", recompute: "none", etp: "unset", dispatch: "alltoall", node_limit: "unset", dispatch_overlap: "unset" };
   const summary = (i) => Object.keys(data.choices)
     .filter((name) => choiceOf(i, name) !== quiet[name] && !(name === "schedule" && choiceOf(i, "pp") === "1"))
     .map((name) => `${data.names[name] || name} ${choiceOf(i, name)}`).join(" · ");

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import model_validator
@@ -31,6 +32,9 @@ class DeepseekV3(DenseFirst):
     v_head_dim: Count
     q_lora_rank: Count | None = 1536  # null: queries have no latent
     n_shared_experts: CountOrZero | None = 1
+    n_group: CountOrZero | None = None
+    topk_group: CountOrZero | None = None
+    topk_method: str | None = None
     use_mla: Literal[True] = True
 
     @model_validator(mode="after")
@@ -59,7 +63,7 @@ class DeepseekV3(DenseFirst):
         """A dense block, or experts."""
         if not self.is_sparse(index):
             return self.dense(self.intermediate_size)
-        return experts_of(
+        block = experts_of(
             self,
             experts=self.n_routed_experts,
             top_k=self.num_experts_per_tok,
@@ -68,6 +72,15 @@ class DeepseekV3(DenseFirst):
             router=self.router,
             score_correction=self.score_correction,
         )
+        groups, best = self._groups
+        return replace(block, groups=groups, top_groups=best)
+
+    @property
+    def _groups(self) -> tuple[int, int]:
+        """Groups of experts, and how many of them a token's lie in; (1, 1): they are chosen among all."""
+        groups, best = self.n_group or 1, self.topk_group or 1
+        limits = best < groups and self.n_routed_experts % groups == 0 and self.topk_method != "greedy"
+        return (groups, best) if limits else (1, 1)
 
 
 class DeepseekV2(DeepseekV3):

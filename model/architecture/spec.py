@@ -79,6 +79,8 @@ class Moe:
     score_correction: bool = False  # added to scores by a rule that balances loads, no gradient: not a parameter
     capacity_factor: float | None = None  # None: dropless
     residual: bool = False  # a dense block as wide as an expert beside them (Rajbhandari et al. 2022, section 4.1.2)
+    groups: int = 1  # of experts, of which a token's lie in the best `top_groups` (DeepSeek-V3, section 2.1.2)
+    top_groups: int = 1
     depth: int = 1  # hidden layers of one expert, as in `Mlp`
     out_width: int | None = None  # of the output; None: the model's width
 

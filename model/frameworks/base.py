@@ -191,12 +191,13 @@ class Framework:
             those of the next stage gather it (Narayanan et al. 2021, section 4.1); of the `megatron` pipeline.
         cuts_by_cost: a pipeline's stages take layers until they have more than their share of the products' weights,
             the head's among them; else layers count alike.
+        gathers_keys: ranks of context parallelism gather keys and values, once a pass, beside attention to their own;
+            else these go around a ring, a message beside attention to each block.
         shards_experts: tensor parallelism cuts experts too; else whole experts lie on a GPU, and tensor-parallel ranks
             take part in expert parallelism (Megatron's expert_tensor_parallel_size 1).
         dispatches_all_tokens: every tensor-parallel rank sends the rows of all of its tokens, and first how many go to
             each expert, for which the host waits; else the ranks share them.
-        dispatches_once_a_node: a row that several experts of a node need goes there once (DeepEP, HybridEP).
-        node_limit: nodes that the router lets a token's experts lie on (DeepSeek-V3, section 2.1.2); None: all.
+        dispatched_B: bytes of an element of a row on its way to an expert; None: as of activations.
         gradient_wire_B: bytes of a gradient element that is exchanged; None: as in memory.
 
         forward_only: nothing is trained: a step is its forward passes, of which nothing is kept.
@@ -255,11 +256,11 @@ class Framework:
     steps_whole_experts_along: bool = False
     pipeline: Literal["torch", "megatron", "deepspeed"] = "megatron"
     cuts_messages: bool = False
+    gathers_keys: bool = False
     cuts_by_cost: bool = False
     shards_experts: bool = True
     dispatches_all_tokens: bool = False
-    dispatches_once_a_node: bool = False
-    node_limit: int | None = None
+    dispatched_B: float | None = None
     gradient_wire_B: float | None = None
 
     forward_only: bool = False

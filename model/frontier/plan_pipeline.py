@@ -91,10 +91,12 @@ def pipeline_of(plan: Plan, machine: System) -> Pipeline:
     )
     blocks = BlockCosts(architecture, batch, machine=machine, power=power, clock_Hz_K=context.clock_Hz_K)
     pp, virtual = plan.parallel.pp, plan.parallel.virtual_stages
-    pipe = PipelineStep(blocks.at(np.arange(1)), stages(architecture, pp, virtual), machine)
+    pipe = PipelineStep(blocks.at(np.arange(1)), stages(architecture, *batch.pipeline(0)), machine)
     made = _stage_tables(pipe, context)
     of_stage = {
-        s: found for of_class, found in zip(members(architecture, pp, virtual), made, strict=True) for s in of_class
+        s: found
+        for of_class, found in zip(members(architecture, *batch.pipeline(0)), made, strict=True)
+        for s in of_class
     }
     return Pipeline(
         schedule=find(plan.schedule, virtual),

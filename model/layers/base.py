@@ -16,10 +16,12 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from moemodel.model.architecture.spec import Moe
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.frameworks.base import Framework, Precision, PrecisionRecipe
 from moemodel.model.operators.work import Kind, Pass, Shape
 from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.dispatch import ALL_TO_ALL
 from moemodel.model.plan.mesh import ParallelMesh
 
 CollectiveName = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "send_recv"]
@@ -37,6 +39,7 @@ class MicroBatch:
         sequence_parallel_tokens: that norms and residuals see: sequence parallelism spreads them over tp.
         sequence_parallel: whether it does, 1 or 0.
         skew: rows of the busiest expert over the mean.
+        dispatch: how rows get to experts (`plan.dispatch`).
     """
 
     framework: Framework
@@ -51,6 +54,7 @@ class MicroBatch:
     sequence_parallel_tokens: FloatArray
     sequence_parallel: FloatArray
     skew: FloatArray
+    dispatch: FloatArray
 
     @classmethod
     def of(cls, plans: PlanBatch, framework: Framework, precision: Precision) -> MicroBatch:
@@ -72,13 +76,14 @@ class MicroBatch:
             sequence_parallel_tokens=np.where(shares, tokens / tp, tokens),
             sequence_parallel=shares.astype(np.float64),
             skew=plans.skew,
+            dispatch=plans.dispatch.astype(np.float64),
         )
 
     @property
     def shape_columns(self) -> tuple[FloatArray, ...]:
         """What tells apart plans whose micro-batches are different work, recomputation left aside. [P] each."""
         degrees = (self.tp, self.cp, self.ep, self.etp)
-        return (*degrees, self.sequences, self.seq, self.sequence_parallel, self.skew)
+        return (*degrees, self.sequences, self.seq, self.sequence_parallel, self.skew, self.dispatch)
 
     @property
     def plans(self) -> int:
@@ -100,15 +105,19 @@ class MicroBatch:
         values: FloatArray = self.tp if degree == "tp" else self.ep
         return np.asarray(values > 1, dtype=np.float64)
 
+    def sends_by(self, dispatch: int) -> FloatArray:
+        """In which plans rows are sent to experts so (`plan.dispatch`), 1 or 0. [P]"""
+        return np.asarray((self.ep > 1) & (self.dispatch == dispatch), dtype=np.float64)
+
     def sorts_spread_rows(self, experts: FloatArray) -> FloatArray | None:
         """Where rows of several ranks are sorted by expert again, 1 or 0; None: nowhere. [P]
 
         By plain kernels wherever experts are spread; by a fused one where a GPU holds several of them (`experts`) and
         rows came by all-to-all (Megatron, moe/token_dispatcher.py, sort_chunks_by_idxs).
         """
-        framework, spread = self.framework, self.is_sharded("ep")
+        framework, spread = self.framework, self.sends_by(ALL_TO_ALL)
         if framework.moe.sorts_again and "permute" in framework.fused_kernels:
-            spread = spread * (experts > 1) * (not framework.dispatches_once_a_node)
+            spread = spread * (experts > 1)
         elif not (framework.moe.sorts_again and framework.eager_sharding):
             return None
         return np.asarray(spread) if spread.any() else None
@@ -215,7 +224,7 @@ class LayerComm:
         launch: what the host queues for it; None: nothing of its own.
         forward_launches, backward_launches: how many of these.
         skew: of an all-to-all: rows of the busiest rank over the mean. [P]
-        experts_per_token: of an all-to-all of rows to experts, where a row may go to a node once.
+        once: whose rows go to a node once; `size_B` is then of one copy of each, of one rank.
     """
 
     axis: Literal["tp", "cp", "ep"]
@@ -228,8 +237,8 @@ class LayerComm:
     forward_launches: FloatArray | float = 0.0
     backward_launches: FloatArray | float = 0.0
     skew: FloatArray | None = None
-    experts_per_token: float | None = None
-    group: Literal["tp", "etp"] | None = None
+    once: Moe | None = None
+    group: Literal["etp", "experts"] | None = None
 
 
 class Block(ABC):

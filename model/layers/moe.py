@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from moemodel.model.architecture.spec import Mlp, Moe
-from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.frameworks.moe_form import MEASURED_BLOCK, Tensor, expert_kernels
 from moemodel.model.layers.base import (
     Block,
@@ -37,6 +37,7 @@ from moemodel.model.layers.moe_forms import (
 )
 from moemodel.model.layers.routing import ExpertRows, busiest_rank, expert_rows, expert_slots, routed_skew
 from moemodel.model.operators.work import Kind, Shape
+from moemodel.model.plan.dispatch import ALL_GATHER, ALL_TO_ALL, DEEPEP
 
 _F = 4.0  # bytes of a float32 element
 _I = 8.0  # bytes of an index
@@ -44,6 +45,7 @@ _I = 8.0  # bytes of an index
 # 643 at 687 W of the other (measured for this project, docs/public-data.md), of which its calibration counts 446 and
 # 584 W as dynamic, and at 643/760 of the clock, where it holds random numbers, 0.887 of the squared voltage
 _OF_ZEROS = (446 / 760) / (584 / 643) * 0.887
+_CHOICE_B = 1.0 + 4.0  # of an expert and a token: chosen or not, and its probability (MoEAllGatherTokenDispatcher)
 _COUNT_B = 8.0  # of an expert: how many rows it gets, an int64 (profiler.backends.torch_native.operators.dispatch)
 
 
@@ -118,8 +120,15 @@ class MoeBlock(Block):
     # ---- rows -------------------------------------------------------------------------------------------------------
 
     def _tokens(self, batch: MicroBatch) -> FloatArray:
-        """Whose rows one GPU sends: all of its own, or its share of those of its tensor-parallel group. [P]"""
+        """As many as bring a GPU the rows that its experts get: all of its own, or its share of those of its
+        tensor-parallel group, of each rank that it shares its experts with. [P]"""
         return batch.tokens / (batch.tp / batch.etp)
+
+    def _routed_tokens(self, batch: MicroBatch) -> FloatArray:
+        """That one GPU routes, and whose rows it sends: all of its own, where tensor-parallel ranks route alike, or its
+        share of them. [P]"""
+        alike = batch.framework.shards_experts & (batch.etp >= batch.tp)
+        return np.where(alike, batch.tokens, batch.tokens / batch.tp)
 
     def _rows(self, batch: MicroBatch) -> ExpertRows:
         """Of the experts, as the framework pads them."""
@@ -134,10 +143,10 @@ class MoeBlock(Block):
 
     def operators(self, batch: MicroBatch) -> Iterator[LayerOp]:
         moe, form, rows = self.spec, batch.framework.moe, self._rows(batch)
-        tokens, busiest = self._tokens(batch), busiest_rank(moe, rows.skew, batch.ep)
-        sent = tokens * rows.slots * busiest
+        busiest = busiest_rank(moe, rows.skew, batch.ep)
+        sent = self._tokens(batch) * rows.slots * busiest
         shape = Shape(m=sent, experts=self._local(batch), skew=rows.skew)
-        yield from router_operators(moe, form, tokens, self.hidden)
+        yield from router_operators(moe, form, self._routed_tokens(batch), self.hidden)
         yield from self._dispatch(batch, rows)
         sorts = batch.sorts_spread_rows(self._local(batch))
         if sorts is not None:  # rows of several ranks, sorted by expert again, and back
@@ -150,6 +159,7 @@ class MoeBlock(Block):
         if sorts is not None:
             back = elementwise(sent * self.hidden, 2.0, (2.0,), mask=sorts)
             yield replace(back, load_balance=1 / busiest)
+        yield from self._gathered_zeros(batch)
         yield from self._combine(batch, rows)
         yield from streamed_operators((*form.kernels, *form.policies), self._sizes(batch), moe.top_k)
         if self._shared is not None:
@@ -168,7 +178,7 @@ class MoeBlock(Block):
 
     def _dispatch(self, batch: MicroBatch, rows: ExpertRows) -> Iterator[LayerOp]:
         """Tokens into rows of experts; the router reads the same tokens."""
-        tokens = self._tokens(batch)
+        tokens = self._routed_tokens(batch)
         fan_in = Shape(m=tokens, n=self.hidden)
         match batch.framework.moe.dispatch:
             case "sorted":
@@ -179,9 +189,16 @@ class MoeBlock(Block):
             case "kernels":
                 yield from gradient_fan_in(fan_in)
 
+    def _gathered_zeros(self, batch: MicroBatch) -> Iterator[LayerOp]:
+        """Where each rank has all tokens, its experts' rows are added into as many, and so are gradients backward."""
+        gathers = batch.sends_by(ALL_GATHER)
+        if gathers.any():
+            elements = self._routed_tokens(batch) * batch.ep * batch.etp * self.hidden
+            yield elementwise(elements, 1.0, (1.0,), mask=gathers)
+
     def _combine(self, batch: MicroBatch, rows: ExpertRows) -> Iterator[LayerOp]:
         """Rows of experts, weighted, into tokens."""
-        tokens = self._tokens(batch)
+        tokens = self._routed_tokens(batch)
         match batch.framework.moe.dispatch:
             case "sorted":
                 yield LayerOp(kind=Kind.UNPERMUTE, shape=self._routed(tokens, rows))
@@ -195,11 +212,10 @@ class MoeBlock(Block):
 
     def _sizes(self, batch: MicroBatch) -> dict[Tensor, FloatArray]:
         """Elements of the tensors that plain kernels go over."""
-        moe, tokens, rows = self.spec, self._tokens(batch), self._rows(batch)
+        moe, rows, tokens = self.spec, self._rows(batch), self._routed_tokens(batch)
+        there = rows.slots * (self._tokens(batch) / tokens)  # rows of experts over the tokens that a rank routes
         busiest = busiest_rank(moe, rows.skew, batch.ep)
-        return tensor_sizes(
-            moe, self.hidden, tokens=tokens, slots=rows.slots, busiest=busiest, local=self._local(batch)
-        )
+        return tensor_sizes(moe, self.hidden, tokens=tokens, slots=there, busiest=busiest, local=self._local(batch))
 
     def _experts(self, batch: MicroBatch, rows: Shape) -> Iterator[LayerOp]:
         """The products of the experts that a GPU holds, over all their rows."""
@@ -267,8 +283,8 @@ class MoeBlock(Block):
 
     def kept(self, batch: MicroBatch) -> Iterator[Kept]:
         """Rows of experts, the router's scores and choices, the order of rows, shared experts."""
-        moe, t, padded, form = self.spec, self._tokens(batch), self._rows(batch), batch.framework.moe
-        rows = t * padded.slots * busiest_rank(moe, padded.skew, batch.ep)
+        moe, t, padded, form = self.spec, self._routed_tokens(batch), self._rows(batch), batch.framework.moe
+        rows = self._tokens(batch) * padded.slots * busiest_rank(moe, padded.skew, batch.ep)
         width, product_B = moe.width / batch.etp, batch.recipe.product_input_B
         output_B = batch.element_size_B if batch.framework.keeps_expert_outputs else 0.0
         copied_B = self._spread_copies(batch) * batch.element_size_B
@@ -279,7 +295,7 @@ class MoeBlock(Block):
         router = t * (_F * moe.experts + moe.top_k * (_I + 2 * _F + batch.element_size_B))
         order = 2 * _I * t * padded.slots
         if form.sorts_again and batch.framework.eager_sharding:  # rows that come from other ranks are sorted again
-            order = order + np.where(batch.ep > 1, 2 * _I * rows, 0.0)
+            order = order + np.where(batch.sends_by(ALL_TO_ALL) > 0, 2 * _I * rows, 0.0)
         yield Kept(size_B=np.asarray(router + order), parts=("moe",))
         more = streamed_kept_B((*form.kernels, *form.policies), self._sizes(batch), moe.top_k)
         if more is not None:
@@ -300,8 +316,8 @@ class MoeBlock(Block):
     def exchanged_B(self, batch: MicroBatch) -> FloatArray:
         """Rows of others to its experts, and its own back from theirs."""
         rows = self._rows(batch)
-        own = self._tokens(batch) * rows.slots
-        there = own * busiest_rank(self.spec, rows.skew, batch.ep)
+        own = self._routed_tokens(batch) * rows.slots
+        there = self._tokens(batch) * rows.slots * busiest_rank(self.spec, rows.skew, batch.ep)
         return np.asarray(batch.element_size_B * (there + own) * self.hidden)
 
     def products_keep_input(self) -> bool:
@@ -314,37 +330,115 @@ class MoeBlock(Block):
 
         Under tensor parallelism each rank sends its share of the rows, and the ranks that share an expert gather and
         scatter them among themselves; or, where whole experts lie on a GPU, a rank sends the rows of its share of the
-        tokens, and nothing else; or all rows of its tokens, and first how many they are.
+        tokens, and nothing else; or all rows of its tokens, and first how many they are. Of other ways to send them
+        `plan.dispatch` tells.
         """
-        moe, framework, rows = self.spec, batch.framework, self._rows(batch)
-        sends = (batch.ep > 1).astype(np.float64)
-        size_B = batch.element_size_B * batch.tokens * rows.slots * self.hidden
-        skew = busiest_rank(moe, rows.skew, batch.ep) if (rows.skew > 1).any() else None
-        if framework.moe.messages_each:
-            messages = self._local(batch)
-            size_B, sends = size_B / messages, sends * messages
-        yield LayerComm(
-            axis="ep",
-            collective="all_to_all",
-            size_B=size_B if framework.dispatches_all_tokens else size_B / batch.tp,
-            forward=2 * sends,
-            backward=2 * sends,
-            launch="expert_parallel",
-            forward_launches=2 * sends,
-            backward_launches=2 * sends,
-            skew=skew,
-            experts_per_token=moe.top_k,
-        )
-        if framework.shards_experts and not framework.dispatches_all_tokens:
-            gathered = LayerComm(
-                axis="ep", group="tp", collective="all_gather", size_B=size_B, forward=sends, backward=sends, skew=skew
-            )
-            yield gathered
-            yield replace(gathered, collective="reduce_scatter")
+        framework, rows = batch.framework, self._rows(batch)
+        all_tokens = framework.dispatches_all_tokens & (batch.etp == batch.tp)
+        yield from self._all_to_alls(batch, rows, all_tokens)
+        if (batch.sends_by(DEEPEP) > 0).any():
+            yield from self._once_a_node(batch, rows, all_tokens)
+        if (batch.sends_by(ALL_GATHER) > 0).any():
+            yield from self._gathered(batch)
+        yield from self._among_shards(batch, rows, all_tokens)
+
+    def _rank_skew(self, batch: MicroBatch, rows: ExpertRows) -> FloatArray | None:
+        return busiest_rank(self.spec, rows.skew, batch.ep) if (rows.skew > 1).any() else None
+
+    def _sent_B(self, batch: MicroBatch, slots: FloatArray | float, element_B: float) -> FloatArray:
+        """Of so many rows of each token of a micro-batch."""
+        return np.asarray(element_B * batch.tokens * slots * self.hidden)
+
+    def _all_to_alls(self, batch: MicroBatch, rows: ExpertRows, all_tokens: BoolArray) -> Iterator[LayerComm]:
+        """Every row by itself, and how many there are where ranks do not know it."""
+        moe, framework, sends = self.spec, batch.framework, batch.sends_by(ALL_TO_ALL)
+        launches = 2 * sends * (self._local(batch) if framework.moe.messages_each else 1.0)
+        back = self._exchanged(batch, rows, all_tokens, batch.element_size_B)
+        there_B = framework.dispatched_B
+        once = replace(back, forward_launches=launches, backward_launches=launches, launch="expert_parallel")
+        if there_B is None:
+            yield replace(once, forward=2 * once.forward, backward=2 * once.backward)
+        else:
+            yield once
+            yield self._exchanged(batch, rows, all_tokens, there_B)
         known = moe.capacity_factor is not None and framework.moe.padding != "never"
         if framework.dispatches_all_tokens and framework.moe.exchanges_counts and not known:
             counts_B = np.full(batch.plans, _COUNT_B * moe.experts)
-            yield LayerComm(axis="ep", collective="all_to_all", size_B=counts_B, backward=0.0, overlap="never")
+            counts = (batch.dispatch == ALL_TO_ALL).astype(np.float64)
+            yield LayerComm(
+                axis="ep", collective="all_to_all", size_B=counts_B, forward=counts, backward=0.0, overlap="never"
+            )
+
+    def _exchanged(self, batch: MicroBatch, rows: ExpertRows, all_tokens: BoolArray, element_B: float) -> LayerComm:
+        """One all-to-all a pass, of elements of so many bytes."""
+        size_B, sends = self._sent_B(batch, rows.slots, element_B), batch.sends_by(ALL_TO_ALL)
+        if batch.framework.moe.messages_each:
+            messages = self._local(batch)
+            size_B, sends = size_B / messages, sends * messages
+        size_B = np.where(all_tokens, size_B, size_B / batch.tp)
+        skew = self._rank_skew(batch, rows)
+        return LayerComm(axis="ep", collective="all_to_all", size_B=size_B, forward=sends, backward=sends, skew=skew)
+
+    def _once_a_node(self, batch: MicroBatch, rows: ExpertRows, all_tokens: BoolArray) -> Iterator[LayerComm]:
+        """Rows to nodes and their sums back, the former in 8 bits or not; backward gradients go the same two ways. Of
+        experts that drop rows, fewer: what pads them stays where it is."""
+        sends, kept = batch.sends_by(DEEPEP), np.minimum(rows.slots / self.spec.top_k, 1.0)
+        there_B = batch.framework.dispatched_B or batch.element_size_B
+        for element_B in (there_B, batch.element_size_B):
+            size_B = self._sent_B(batch, kept, element_B)
+            yield LayerComm(
+                axis="ep",
+                group="experts",
+                collective="all_to_all",
+                size_B=np.where(all_tokens, size_B, size_B / batch.tp),
+                forward=sends,
+                backward=sends,
+                launch="expert_parallel",
+                forward_launches=sends,
+                backward_launches=sends,
+                skew=self._rank_skew(batch, rows),
+                once=self.spec,
+            )
+
+    def _gathered(self, batch: MicroBatch) -> Iterator[LayerComm]:
+        """All tokens to all ranks with a map of their choices and probabilities, and sums of results back; gradients
+        the other way round."""
+        sends, ranks = batch.sends_by(ALL_GATHER), batch.ep * batch.etp
+        tokens = self._routed_tokens(batch) * ranks
+        choices_B = _CHOICE_B * self.spec.experts
+        there_B = batch.framework.dispatched_B or batch.element_size_B
+        gathered = LayerComm(
+            axis="ep",
+            group="experts",
+            collective="all_gather",
+            size_B=tokens * (there_B * self.hidden + choices_B),
+            forward=sends,
+            backward=sends,
+            launch="expert_parallel",
+            forward_launches=sends,
+            backward_launches=sends,
+        )
+        yield gathered
+        results_B = tokens * batch.element_size_B * self.hidden
+        yield replace(gathered, collective="reduce_scatter", size_B=results_B)
+
+    def _among_shards(self, batch: MicroBatch, rows: ExpertRows, all_tokens: BoolArray) -> Iterator[LayerComm]:
+        """Rows to all ranks that share an expert, and sums of their results back, behind an all-to-all."""
+        if not ((batch.etp > 1) & ~all_tokens).any():
+            return
+        cut = (batch.etp > 1) & ~all_tokens & (batch.dispatch == ALL_TO_ALL)
+        sends = cut & ((batch.ep > 1) | (batch.etp != batch.tp))
+        gathered = LayerComm(
+            axis="ep",
+            group="etp",
+            collective="all_gather",
+            size_B=self._sent_B(batch, rows.slots, batch.element_size_B) / (batch.tp / batch.etp),
+            forward=sends.astype(np.float64),
+            backward=sends.astype(np.float64),
+            skew=self._rank_skew(batch, rows),
+        )
+        yield gathered
+        yield replace(gathered, collective="reduce_scatter")
 
     def host_block(self) -> str:
         return "moe_layer"

@@ -70,6 +70,56 @@ class ExpertRows:
     filled: FloatArray | float = 1.0
 
 
+def places_reached(moe: Moe, places: FloatArray, *, nodes: FloatArray, node_limit: FloatArray) -> FloatArray:
+    """Of some places that hold as many experts each, those that a token's experts lie on, in the mean over tokens, if
+    all experts and sets of groups are as likely as others. [P]
+
+    With k of E experts in the best M of G groups (G = 1 without groups), h = min(M, G (1 - C(E - E/G, k) / C(E, k)))
+    groups that hold any, and n places:
+
+        n <= G    n (1 - C(G - G/n, h) / C(G, h))
+        n > G     h + h (s - 1) (1 - C(h e - h - E/n, k - h) / C(h e - h, k - h))       e = E/G, s = n/G
+
+    since a group is among the best for experts that are, so that each of the M holds one of the k, unless k drawn
+    without limit reach fewer; the other k - h fall where they may. Without groups the second is n (1 - C(E - E/n, k) /
+    C(E, k)), of k drawn without repetition. Drawn scores come within 3 % (tests).
+
+    Args:
+        moe: the block.
+        places: n: ranks, or nodes.
+        nodes: over which the experts are spread.
+        node_limit: nodes that the plan lets a token's experts lie on; 0: the block's own groups count.
+    """
+    limited = (node_limit > 0) & (node_limit < nodes)
+    groups = np.where(limited, nodes, float(moe.groups))
+    most = np.where(limited, node_limit, float(moe.top_groups))
+    columns = np.broadcast_arrays(places, groups, most)
+    found = [_places_reached(moe.experts, moe.top_k, *one) for one in zip(*(c.tolist() for c in columns), strict=True)]
+    return np.array(found)
+
+
+@cache
+def _places_reached(experts: int, top_k: int, places: float, groups: float, most: float) -> float:
+    best = min(most, groups * (1 - _no_hit(experts, experts / groups, top_k)))
+    if places <= groups and groups > 1:
+        return places * (1 - _no_hit(groups, groups / places, best))
+    each = experts / groups
+    others = best * (places / groups - 1) * (1 - _no_hit(best * each - best, experts / places, top_k - best))
+    return best + others
+
+
+def _no_hit(things: float, marked: float, drawn: float) -> float:
+    """Probability that none of so many drawn without repetition is marked: C(things - marked, drawn) / C(things,
+    drawn)."""
+    if drawn <= 0:
+        return 1.0
+    if things - marked < drawn:
+        return 0.0
+    terms = (things - marked, things - marked - drawn, things, things - drawn)
+    free, left, all_of_them, rest = (math.lgamma(n + 1) for n in terms)
+    return math.exp(free - left - all_of_them + rest)
+
+
 def expert_rows(moe: Moe, form: MoeForm, tokens: FloatArray, skew: FloatArray) -> ExpertRows:
     """Rows of a block's experts.
 

@@ -93,6 +93,8 @@ class Network:
         fabric: between nodes, for collectives that were not measured there; None: as inside a node.
         overlaps, memory_overlaps: share that hides behind matrix products, and behind operators that memory bounds;
             others take `overlap`.
+        nic_dispatch_efficiency, node_dispatch_efficiency: share of the bandwidth that rows reach which go to a node
+            once (`network.node_dispatch`, where it is from).
         imbalance_penalty: of the excess of an all-to-all's busiest rank over the mean, what prolongs it; 1: all of it.
     """
 
@@ -113,6 +115,8 @@ class Network:
     overlaps: Mapping[Collective, float] = field(default_factory=dict)
     memory_overlaps: Mapping[Collective, float] = field(default_factory=dict)
     imbalance_penalty: float = 1.0
+    nic_dispatch_efficiency: float = 0.9
+    node_dispatch_efficiency: float = 0.7
 
     def overlap_of(self, collective: Collective, *, memory_bound: bool = False) -> float:
         """Share of a collective that hides behind computation: behind products, or what memory bounds."""
@@ -162,15 +166,10 @@ class Network:
         size_B: FloatArray,
         ranks: IntArray,
         route: Route,
-        *,
-        internode_share: FloatArray | float = 1.0,
     ) -> FloatArray:
-        """Time of a collective of `size_B` bytes (the full tensor) in each group; 0 for a group of one.
-
-        `internode_share`: of an all-to-all, what goes between nodes over what would if every copy of a row did.
-        """
+        """Time of a collective of `size_B` bytes (the full tensor) in each group; 0 for a group of one."""
         n = ranks.astype(np.float64)
-        moved_s, steps = transfer_time_s(collective, size_B, n, route, internode_share=internode_share)
+        moved_s, steps = transfer_time_s(collective, size_B, n, route)
         inside = route.local_G >= n
         efficiency, start_s = self.efficiency[collective], self.launch_latencies_s.get(collective, self.start_s)
         step_s = np.where(inside, self.hop_latencies_s.get(collective, self.node_latency_s), route.latency_s_G)
@@ -183,7 +182,7 @@ class Network:
         found_s = formula_s * correction
         if route.across is not None and collective not in self.internode_efficiency and not inside.all():
             slower = correction / self.efficiency[collective]
-            across_s = self._across_s(collective, size_B, route.across, slower, internode_share=internode_share)
+            across_s = self._across_s(collective, size_B, route.across, slower)
             found_s = np.where(inside, found_s, across_s)
         return np.where(n > 1, found_s, 0.0)
 
@@ -193,8 +192,6 @@ class Network:
         size_B: FloatArray,
         across: AcrossNodes,
         slower: FloatArray | float,
-        *,
-        internode_share: FloatArray | float,
     ) -> FloatArray:
         """Of groups over several nodes; links in a node are so many times `slower` than their rate."""
         n, local = across.n, across.local
@@ -203,7 +200,7 @@ class Network:
             return np.asarray(start_s + self.nic_latency_s + size_B / min(across.nic_Bps, self.node_Bps))
         if collective is Collective.ALL_TO_ALL:
             inside_s = (local - 1) / n * size_B / self.node_Bps * slower
-            across_s = internode_share * (n - local) / n * size_B / across.nic_Bps
+            across_s = (n - local) / n * size_B / across.nic_Bps
             hop_s = self.hop_latencies_s.get(collective, self.node_latency_s)
             waits_s = (local - 1) * hop_s + (n - local) * self.nic_latency_s
             return np.asarray(start_s + np.maximum(inside_s, across_s) + waits_s)
@@ -230,13 +227,11 @@ def transfer_time_s(
     size_B: FloatArray,
     n: FloatArray,
     route: Route,
-    *,
-    internode_share: FloatArray | float = 1.0,
 ) -> tuple[FloatArray, FloatArray]:
     """Time of a collective's bytes at full bandwidth, and the number of its steps, in each of G groups of `n` ranks."""
     if collective is Collective.ALL_TO_ALL:
         inside_s = (route.local_G - 1) / n * size_B / route.node_Bps_G
-        across_s = internode_share * (n - route.local_G) / n * size_B / route.nic_Bps_G
+        across_s = (n - route.local_G) / n * size_B / route.nic_Bps_G
         return np.maximum(inside_s, across_s), n - 1
     if collective is Collective.SEND_RECV:
         # one message takes one NIC, where a ring of collectives takes those of all its members

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray, at_rows
 from moemodel.model.plan.clock import CHANGE_S, PHASES, ByStage
+from moemodel.model.plan.dispatch import DispatchChoices
 from moemodel.model.plan.skew import skew_of
 from moemodel.model.plan.spec import Plan
 from moemodel.model.schedule.base import Sizes
@@ -20,14 +21,17 @@ from moemodel.model.schedule.batch import PlanSchedules
 
 # Likewise: no plan has clocks by stage and phase. Axes: plans, stages, phases (`clock.PHASES`).
 _ONE_CLOCK = np.zeros((0, 0, len(PHASES)))
-_ONE_REPLICA = np.zeros(0, dtype=np.int64)  # likewise
-_ALL_OF_A_STEP = np.zeros(0, dtype=np.int64)  # what a batch that does not say has in place of a column
+_NOT_SAID = np.zeros(0, dtype=np.int64)  # what a batch that does not say has in place of a column
+# and what it means: expert tensor parallelism as the framework does it, all micro-batches of a step at once
+_UNLESS_SAID = {"etp": 0, "replicas": 1, "micro_batches_per_schedule": 0, **DispatchChoices().numbers}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanBatch:
     """Plans of one architecture on one cluster, as arrays of length P (or scalars that broadcast).
 
+    `etp`: expert tensor parallelism; 0: as the framework does it. `dispatch`, `node_limit`, `dispatch_overlap`: how
+    rows get to experts, as numbers (`plan.dispatch`); those of a plan that says nothing where they are left out.
     `replicas`: groups that ZeRO shards over, each for itself; 1 where it is left out.
     `micro_batches_per_schedule`: that a pipeline passes before the next begin; 0: all of a step, as for all plans
     where it is left out.
@@ -54,8 +58,12 @@ class PlanBatch:
     skew: FloatArray
     clock_Hz: FloatArray
     power_cap_W: FloatArray
-    replicas: IntArray = field(default_factory=lambda: _ONE_REPLICA)
-    micro_batches_per_schedule: IntArray = field(default_factory=lambda: _ALL_OF_A_STEP)
+    etp: IntArray = field(default_factory=lambda: _NOT_SAID)
+    dispatch: IntArray = field(default_factory=lambda: _NOT_SAID)
+    node_limit: IntArray = field(default_factory=lambda: _NOT_SAID)
+    dispatch_overlap: IntArray = field(default_factory=lambda: _NOT_SAID)
+    micro_batches_per_schedule: IntArray = field(default_factory=lambda: _NOT_SAID)
+    replicas: IntArray = field(default_factory=lambda: _NOT_SAID)
     clock_limits_Hz: FloatArray = field(default_factory=lambda: _ONE_CLOCK)
     clock_change_s: FloatArray = field(default_factory=lambda: _ONE_CLOCK)
 
@@ -64,19 +72,18 @@ class PlanBatch:
         """Broadcast columns (numbers or arrays) to one length P; `clock_limits_Hz` is of all [S, 3], or [P, S, 3]."""
         limits_Hz = columns.pop("clock_limits_Hz", _ONE_CLOCK)
         kinds = {name: np.float64 if name in _FLOATS else np.int64 for name in _COLUMNS}
-        columns = {"replicas": 1, "micro_batches_per_schedule": 0, "clock_change_s": CHANGE_S} | columns
+        columns = {**_UNLESS_SAID, "clock_change_s": CHANGE_S} | columns
         arrays = np.broadcast_arrays(*(np.atleast_1d(np.asarray(columns[n], dtype=t)) for n, t in kinds.items()))
         found = dict(zip(kinds, (np.ascontiguousarray(a) for a in arrays), strict=True))
         return cls(**found, clock_limits_Hz=_of_each(limits_Hz, len(arrays[0])))
 
     def __post_init__(self) -> None:
-        if self.replicas is _ONE_REPLICA:
-            object.__setattr__(self, "replicas", np.ones_like(self.dp))
-        some = self.micro_batches_per_schedule
-        if some is _ALL_OF_A_STEP:
-            object.__setattr__(self, "micro_batches_per_schedule", np.zeros_like(self.dp))
-        elif len(some) != len(self.dp):
-            raise ValueError(f"micro_batches_per_schedule: found {len(some)} values; there are {len(self.dp)} plans")
+        for name, usual in _UNLESS_SAID.items():
+            some = getattr(self, name)
+            if some is _NOT_SAID:
+                object.__setattr__(self, name, np.full_like(self.dp, usual))
+            elif len(some) != len(self.dp):
+                raise ValueError(f"{name}: found {len(some)} values; there are {len(self.dp)} plans")
         if self.clock_change_s is _ONE_CLOCK:
             object.__setattr__(self, "clock_change_s", np.full(len(self.dp), CHANGE_S))
         if len(self.clock_limits_Hz) != len(self.dp):
@@ -84,6 +91,11 @@ class PlanBatch:
 
     def __len__(self) -> int:
         return int(self.dp.size)
+
+    @property
+    def asked_etp(self) -> IntArray:
+        """Expert tensor parallelism; 0: as the framework does it. [P]"""
+        return self.etp
 
     @property
     def micro_batches(self) -> IntArray:
@@ -110,6 +122,15 @@ class PlanBatch:
         """What follows from the schedules of the plans."""
         sizes = Sizes(stages=self.pp, virtual=self.virtual_stages, micro_batches=self.scheduled)
         return PlanSchedules(self.schedule, sizes, rounds=self.rounds)
+
+    def pipeline(self, row: int) -> tuple[int, int, bool]:
+        """Stages of one plan, their chunks, and whether they fold (`pipeline_layout.stages`)."""
+        return int(self.pp[row]), int(self.virtual_stages[row]), bool(self.schedules.folds[row])
+
+    @property
+    def pipeline_columns(self) -> list[IntArray]:
+        """What tells apart plans whose stages hold other layers, [P] each."""
+        return [self.pp, self.virtual_stages, self.schedules.folds.astype(np.int64)]
 
     def take(self, rows: IntArray | NDArray[np.bool_]) -> PlanBatch:
         """The plans at these rows."""

@@ -80,6 +80,8 @@ HARMLESS: dict[str, str] = {
 
 # argument -> what a plan has in its place; only where the run differs by it
 LEFT_OUT: dict[str, str] = {
+    "cuda-graph-modules": "the host queues every kernel",
+    "cuda-graph-scope": "the host queues every kernel",
     "deterministic-mode": "kernels that give the same bits every time are slower: not priced",
     "no-gradient-accumulation-fusion": "gradients are added by kernels of their own: priced and kept as if fused",
     "no-bias-gelu-fusion": "priced as fused",
@@ -93,9 +95,6 @@ LEFT_OUT: dict[str, str] = {
     "optimizer-cpu-offload": "the optimizer is taken to be on the GPU",
     "cpu-offloading": "activations are taken to stay on the GPU",
     "cpu-offloading-num-layers": "activations are taken to stay on the GPU",
-    "cuda-graph-impl": "the host queues every kernel",
-    "enable-cuda-graph": "the host queues every kernel",
-    "external-cuda-graph": "the host queues every kernel",
     "tp-comm-overlap": "communication of tensor parallelism overlaps as the framework does it",
     "tp-comm-overlap-cfg": "communication of tensor parallelism overlaps as the framework does it",
     "delay-wgrad-compute": "weights' gradients are made with the inputs'",
@@ -173,6 +172,7 @@ _OF_PLAN = frozenset(
         *("cross-entropy-loss-fusion", "cross-entropy-fusion-impl", "recompute-activations", "recompute-granularity"),
         *("recompute-method", "recompute-num-layers", "recompute-modules", "moe-grouped-gemm", "use-flash-attn"),
         *("use-precision-aware-optimizer", "main-params-dtype", "exp-avg-dtype", "exp-avg-sq-dtype"),
+        *("cuda-graph-impl", "enable-cuda-graph", "external-cuda-graph", "cuda-graph-warmup-steps"),
         *("hidden-dropout", "attention-dropout", "attention-backend", "flash-attention-version"),
         "num-distributed-optimizer-instances",
         *("ddp-average-in-collective", "ddp-pad-buckets-for-high-nccl-busbw"),
@@ -229,7 +229,6 @@ def _is_known(name: str) -> bool:
 # values of arguments in LEFT_OUT that say what is assumed anyway
 _AS_ASSUMED: dict[str, tuple[str, ...]] = {
     "optimizer": ("adam",),
-    "cuda-graph-impl": ("none",),
     "cp-comm-type": ("p2p",),
     "recompute-num-layers": ("1",),
     "moe-token-dispatcher-type": ("alltoall",),
@@ -454,6 +453,7 @@ def _software(said: _Said) -> dict[str, Any]:
         "precision": precision,
         "backend": "megatron-core" if overlapped else "megatron",
         "attention": _attention(said),
+        "cuda_graphs": _is_replayed(said) or None,
         "gradient_dtype": "bf16" if reduced else "fp32",
         "cross_entropy": "fused" if fused else "plain",
         "dropout": any(float(said.word(f"{kind}-dropout", _DROPOUT)) > 0 for kind in ("hidden", "attention")),
@@ -468,6 +468,14 @@ def _optimizer(said: _Said) -> dict[str, str] | None:
     moments = {name: said.word(f"{name.replace('_', '-')}-dtype", "fp32") for name in ("exp_avg", "exp_avg_sq")}
     master = said.word("main-params-dtype", "fp32")
     return moments | {"master": "remainder" if master == "fp32" else master}  # store_param_remainders is the default
+
+
+def _is_replayed(said: _Said) -> bool:
+    """Whether whole layers are captured as CUDA graphs, as they are where no modules are named (transformer_config.py,
+    cuda_graph_modules)."""
+    parts = said.flag("cuda-graph-modules") or said.flag("cuda-graph-scope")
+    impl = said.word("cuda-graph-impl", "none") != "none"
+    return (impl or said.flag("enable-cuda-graph") or said.flag("external-cuda-graph")) and not parts
 
 
 def _attention(said: _Said) -> str | None:

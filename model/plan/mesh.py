@@ -53,6 +53,11 @@ class Degrees(Protocol[N_co]):
         ...
 
     @property
+    def asked_etp(self) -> N_co:
+        """Expert tensor parallelism; 0: as the framework does it."""
+        ...
+
+    @property
     def replicas(self) -> N_co:
         """Groups of data-parallel ranks that hold all shards of ZeRO each."""
         ...
@@ -112,10 +117,11 @@ class ParallelMesh(Generic[N]):
         """The mesh of a plan's `parallel`, or of a batch of plans.
 
         Args:
-            degrees: all but etp.
-            shards_experts: etp is tp; else 1 (`frameworks.base.Framework`).
+            degrees: all of them; etp may be left to the framework.
+            shards_experts: what it is then: tp; else 1 (`frameworks.base.Framework`).
         """
-        etp = degrees.tp if shards_experts else degrees.tp // degrees.tp
+        asked = degrees.asked_etp
+        etp = asked + (asked == 0) * (degrees.tp if shards_experts else degrees.tp // degrees.tp)
         return cls(
             dp=degrees.dp,
             tp=degrees.tp,
@@ -196,6 +202,11 @@ class ParallelMesh(Generic[N]):
         return ProcessGroup(size=self.ep, stride=self.etp)
 
     @property
+    def expert_group(self) -> ProcessGroup[N]:
+        """Ranks that hold all experts of a layer once: those of ep and of etp."""
+        return ProcessGroup(size=self.ep * self.etp, stride=self._one)
+
+    @property
     def expert_data_parallel_group(self) -> ProcessGroup[N]:
         """Ranks that hold the same experts, over which ZeRO shards those."""
         return ProcessGroup(size=self.max_ep // self.ep, stride=self.etp * self.ep)
@@ -227,6 +238,7 @@ class ParallelMesh(Generic[N]):
             "pp": self.pp_group,
             "etp": self.etp_group,
             "ep": self.ep_group,
+            "experts": self.expert_group,
             "expert_data_parallel": self.expert_data_parallel_group,
             "shards": self.shard_group,
             "replicas": self.replica_group,

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from moemodel.model.architecture.spec import Architecture, Layer, Moe, Router
 from moemodel.model.core.documents import Strict, Switch
+from moemodel.model.plan.dispatch import DispatchChoices, DispatchName
 from moemodel.model.records.routing_statistics import Balancing
 from moemodel.model.schedule.pipeline_layout import distinct_layers
 
 _Factor = Annotated[float, Field(gt=0, le=1e3, strict=True)]
 _Coefficient = Annotated[float, Field(ge=0, le=1e3, strict=True)]
 _Experts = Annotated[int, Field(gt=0, le=100_000, strict=True)]
+NodeLimit = Annotated[int, Field(gt=0, le=100_000, strict=True)]
 
 
 SKEW_STATES = ("balanced", "initial", "trained")
@@ -76,6 +78,43 @@ class RoutingSpec(Strict):
     residual: Switch = Field(
         default=False, description="a dense block beside the experts (Rajbhandari et al. 2022, Residual-MoE)"
     )
+    dispatch: DispatchName = Field(
+        default="alltoall",
+        description="how rows get to experts: every copy by itself (alltoall), all tokens to all ranks (allgather), or "
+        "a row once to a node, and on by NVLink (deepep)",
+    )
+    dispatch_overlap: Switch | None = Field(
+        default=None,
+        description="rows are sent behind the computation of another micro-batch; null: as the framework does",
+    )
+    dispatch_dtype: Literal["fp8"] | None = Field(
+        default=None,
+        description="rows go to experts in 8 bits with a scale for 128, and come back in 16, with products in 8 bits "
+        "(DeepSeek-V3, section 3.3.3); null: in the bytes of activations",
+    )
+    node_limit: NodeLimit | None = Field(
+        default=None,
+        description="nodes that the experts of a token lie on at most (DeepSeek-V3, section 2.1.2); null: as the "
+        "architecture's router has it",
+    )
+
+    @property
+    def dispatch_choices(self) -> dict[str, int]:
+        """How rows get to experts, as numbers (`plan.dispatch`)."""
+        said = DispatchChoices(
+            dispatch=self.dispatch, node_limit=self.node_limit, dispatch_overlap=self.dispatch_overlap
+        )
+        return said.numbers
+
+    @property
+    def dispatch_words(self) -> list[str]:
+        """The same in words; none of what it does not say."""
+        words = [] if self.dispatch == "alltoall" else [str(self.dispatch)]
+        words += [] if self.dispatch_dtype is None else [f"rows in {self.dispatch_dtype}"]
+        words += [] if self.node_limit is None else [f"to {self.node_limit} nodes"]
+        if self.dispatch_overlap is not None:
+            words.append("rows behind computation" if self.dispatch_overlap else "rows not behind computation")
+        return words
 
 
 def balancing_of(routing: RoutingSpec) -> Balancing:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -17,9 +17,10 @@ from moemodel.model.architecture.spec import Architecture, Layer, Moe
 from moemodel.model.core.arrays import BoolArray, IntArray
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.frameworks.registry import framework_of, frameworks_with
+from moemodel.model.plan.dispatch import ALL_TO_ALL, AS_THE_FRAMEWORK
 from moemodel.model.plan.mesh import ParallelMesh
 from moemodel.model.schedule import registry as schedules
-from moemodel.model.schedule.batch import can_interleave
+from moemodel.model.schedule.batch import can_interleave, goes_in_rounds, lacks_chunks, least_micro_batches
 from moemodel.model.schedule.pipeline_layout import counted_layers
 
 Choices = Mapping[str, int]
@@ -27,8 +28,10 @@ Columns = Mapping[str, IntArray]  # many of them, each choice an array of one le
 
 # Keys of rules, in the order in which a search asks them: a combination counts for the first that refuses it.
 _ORDER = (
-    *("heads", "kv_heads", "width", "layers", "context", "experts", "sequence_shards", "degrees", "expert_ranks"),
+    *("heads", "kv_heads", "width", "expert_width", "layers", "context", "experts", "no_experts", "sequence_shards"),
+    *("degrees", "expert_ranks", "asked_expert_ranks"),
     *("sequence_parallel", "virtual_stages", "schedule", "batch", "interleaving", "optimizer", "replicas"),
+    *("chunks_of_schedule", "filled_schedule"),
 )
 
 
@@ -102,12 +105,15 @@ def degree_rules(*, global_batch: int, framework: Framework, shards_states: bool
         *([_sharded_states(framework.name)] if shards_states else []),
         _product_of_degrees(),
         _expert_ranks(framework.shards_experts),
+        _asked_expert_ranks(),
         _replicas(framework),
         _micro_batches(global_batch),
         _virtual_stages_of_a_pipeline(),
         _interleaved_micro_batches(global_batch),
         _sequence_parallel_of_tp(),
         _interleaving_schedule(),
+        _chunks_of_a_schedule(),
+        _filled_schedule(global_batch),
     ]
 
 
@@ -133,7 +139,8 @@ def _mesh(columns: Columns, *, shards_experts: bool = True) -> ParallelMesh[IntA
     names = ("dp", "tp", "pp", "cp")
     one = np.ones_like(columns["tp"])
     others = {name: columns.get(name, one) for name in ("ep", "replicas")}
-    degrees = _Degrees(**{name: columns[name] for name in names}, **others)
+    asked = columns.get("etp", np.zeros_like(one))
+    degrees = _Degrees(**{name: columns[name] for name in names}, **others, asked_etp=asked)
     return ParallelMesh.of(degrees, shards_experts=shards_experts)
 
 
@@ -143,6 +150,7 @@ class _Degrees(NamedTuple):
     pp: IntArray
     cp: IntArray
     ep: IntArray
+    asked_etp: IntArray
     replicas: IntArray
 
 
@@ -175,8 +183,31 @@ def _expert_ranks(shards_experts: bool) -> PlanRule:
     return PlanRule(
         key="expert_ranks",
         summary=f"ep does not divide {over}",
-        needs=_needs("dp tp pp cp ep"),
-        is_violated=lambda c: _mesh(c, shards_experts=shards_experts).max_ep % c["ep"] != 0,
+        needs=_needs("dp tp pp cp ep etp"),
+        is_violated=lambda c: (
+            (c["etp"] == 0) & (_mesh(c, shards_experts=shards_experts).max_ep % np.asarray(c["ep"]) != 0)
+        ),
+        message=message,
+    )
+
+
+def _asked_expert_ranks() -> PlanRule:
+    """Experts lie on a mesh of their own within a stage (Megatron Core: etp x ep x edp x pp is the number of ranks)."""
+
+    def message(c: Choices) -> str:
+        ranks = c["dp"] * c["cp"] * c["tp"]
+        return (
+            f"parallel.etp {c['etp']} x ep {c['ep']} must divide dp x cp x tp = {ranks}: experts are cut and spread "
+            "over those GPUs"
+        )
+
+    return PlanRule(
+        key="asked_expert_ranks",
+        summary="etp x ep does not divide dp x cp x tp",
+        needs=_needs("dp tp pp cp ep etp"),
+        is_violated=lambda c: (
+            (c["etp"] > 0) & (_mesh(c).stage_size % np.maximum(np.asarray(c["etp"]) * c["ep"], 1) != 0)
+        ),
         message=message,
     )
 
@@ -199,7 +230,7 @@ def _replicas(framework: Framework) -> PlanRule:
     return PlanRule(
         key="replicas",
         summary="replicas do not share out what ZeRO shards",
-        needs=_needs("replicas dp tp pp cp ep zero_stage"),
+        needs=_needs("replicas dp tp pp cp ep etp zero_stage"),
         is_violated=lambda c: (
             (c["replicas"] > 1) & (uneven(c) | (c["zero_stage"] < 1) | (not framework.replicates_shards))
         ),
@@ -242,9 +273,11 @@ def _interleaved_micro_batches(global_batch: int) -> PlanRule:
     return PlanRule(
         key="interleaving",
         summary="virtual_stages: the micro-batches are no multiple of pp",
-        needs=_needs("virtual_stages dp micro_batch pp"),
+        needs=_needs("virtual_stages dp micro_batch pp schedule"),
         is_violated=lambda c: (
-            (c["virtual_stages"] > 1) & ((global_batch // (c["micro_batch"] * c["dp"])) % c["pp"] != 0)
+            (c["virtual_stages"] > 1)
+            & goes_in_rounds(c["schedule"])
+            & ((global_batch // (c["micro_batch"] * c["dp"])) % c["pp"] != 0)
         ),
         message=message,
     )
@@ -273,6 +306,46 @@ def _interleaving_schedule() -> PlanRule:
     )
 
 
+def _chunks_of_a_schedule() -> PlanRule:
+    """A schedule may be for one number of chunks alone."""
+
+    def message(c: Choices) -> str:
+        schedule = schedules.find(schedules.NAMES[c["schedule"]])
+        return (
+            f"schedule {schedule.name}: found parallel.virtual_stages {c['virtual_stages']} with pp {c['pp']}; "
+            f"allowed: {schedule.only_virtual}"
+        )
+
+    return PlanRule(
+        key="chunks_of_schedule",
+        summary="the schedule is for another number of virtual_stages",
+        needs=_needs("pp virtual_stages schedule"),
+        is_violated=lambda c: (c["pp"] > 1) & lacks_chunks(c["schedule"], c["virtual_stages"]),
+        message=message,
+    )
+
+
+def _filled_schedule(global_batch: int) -> PlanRule:
+    """A schedule may need so many micro-batches."""
+
+    def message(c: Choices) -> str:
+        schedule = schedules.find(schedules.NAMES[c["schedule"]])
+        return (
+            f"schedule {schedule.name}: found {global_batch // (c['micro_batch'] * c['dp'])} micro-batches "
+            f"(global_batch / micro_batch / dp) with pp {c['pp']}; allowed: {schedule.least_rounds * c['pp']} or more"
+        )
+
+    return PlanRule(
+        key="filled_schedule",
+        summary="the schedule needs more micro-batches",
+        needs=_needs("pp dp micro_batch schedule"),
+        is_violated=lambda c: (
+            (c["pp"] > 1) & (global_batch // (c["micro_batch"] * c["dp"]) < least_micro_batches(c["schedule"], c["pp"]))
+        ),
+        message=message,
+    )
+
+
 # ---- degrees and the architecture -----------------------------------------------------------------------------------
 
 
@@ -291,6 +364,7 @@ def architecture_rules(architecture: Architecture, *, sequence_length: int, skew
         *(rule for layer in layers for rule in _layer_rules(layer, layers, experts, skew)),
         _context_shards(sequence_length),
         *([] if experts else [_no_experts(architecture.name)]),
+        *([] if experts else [_nothing_to_dispatch(architecture.name)]),
         _sequence_shards(sequence_length),
         *_positions(architecture, sequence_length),
     ]
@@ -307,8 +381,10 @@ def _layer_rules(layer: Layer, layers: list[Layer], experts: list[int], skew: fl
     if isinstance(feed_forward, Moe):
         yield _divides("experts", "ep", "the experts", feed_forward.experts, experts)
         yield _skewed(feed_forward, skew)
+        yield _expert_width(feed_forward.width, [each.feed_forward.width for each in layers])
     widths = [each.feed_forward.width for each in layers]
-    yield _divides("width", "tp", "the feed-forward width", feed_forward.width, widths)
+    by_tp = _divides("width", "tp", "the feed-forward width", feed_forward.width, widths)
+    yield _unless_cut_otherwise(by_tp, isinstance(feed_forward, Moe)) if experts else by_tp
 
 
 def _sizes(sizes: Iterable[int]) -> str:
@@ -324,6 +400,27 @@ def _divides(key: str, degree: str, what: str, size: int, sizes: list[int]) -> P
         is_violated=lambda c: size % c[degree] != 0,
         message=lambda c: _not_divided(degree, c, what, size),
     )
+
+
+def _expert_width(width: int, widths: list[int]) -> PlanRule:
+    """Where a plan says by how much experts are cut."""
+    return PlanRule(
+        key="expert_width",
+        summary=f"etp does not divide the feed-forward width ({_sizes(widths)})",
+        needs=_needs("etp"),
+        is_violated=lambda c: (c["etp"] > 0) & (width % np.maximum(c["etp"], 1) != 0),
+        message=lambda c: _not_divided("etp", c, "the width of an expert", width),
+    )
+
+
+def _unless_cut_otherwise(rule: PlanRule, of_experts: bool) -> PlanRule:
+    """A rule about tp and a width in a model with experts, whose width is no matter of tp where a plan says etp."""
+
+    def is_violated(c: Columns) -> BoolArray:
+        refused = np.asarray(rule.is_violated(c))
+        return np.asarray(refused & (c["etp"] == 0)) if of_experts else refused
+
+    return replace(rule, needs=rule.needs | {"etp"}, is_violated=is_violated)
 
 
 def _not_divided(degree: str, choices: Choices, what: str, size: int) -> str:
@@ -409,6 +506,30 @@ def _no_experts(name: str) -> PlanRule:
         needs=_needs("ep"),
         is_violated=lambda c: c["ep"] > 1,
         message=lambda c: f"parallel.ep {c['ep']}: {name} has no experts; use ep 1",
+    )
+
+
+def _nothing_to_dispatch(name: str) -> PlanRule:
+    """What says how experts are cut and reached, of a model that has none."""
+    unsaid = {
+        "etp": ("parallel", 0),
+        "dispatch": ("routing", ALL_TO_ALL),
+        "node_limit": ("routing", 0),
+        "dispatch_overlap": ("routing", AS_THE_FRAMEWORK),
+    }
+
+    def message(c: Choices) -> str:
+        found = [f"{group}.{key}" for key, (group, usual) in unsaid.items() if c[key] != usual]
+        return f"{', '.join(found)}: {name} has no experts; leave it out"
+
+    return PlanRule(
+        key="no_experts",
+        summary="etp, dispatch and node limits need experts",
+        needs=frozenset(unsaid),
+        is_violated=lambda c: np.logical_or.reduce(
+            np.broadcast_arrays(*(np.asarray(c[key]) != usual for key, (_, usual) in unsaid.items()))
+        ),
+        message=message,
     )
 
 

@@ -84,12 +84,15 @@ class ClusterSpec(Strict):
 
 
 class ParallelSpec(Strict):
-    """Degrees of parallelism; dp x tp x pp x cp is the GPU count, and experts spread over dp x cp."""
+    """Degrees of parallelism; dp x tp x pp x cp is the GPU count, and experts spread over dp x cp x tp / etp."""
 
     dp: DataParallel = 1
     tp: TensorParallel = 1
     pp: Stages = 1
     ep: ExpertParallel = 1
+    etp: TensorParallel | None = Field(
+        default=None, description="expert tensor parallelism, which cuts each expert; null: as the framework does"
+    )
     cp: ContextParallel = 1
     zero_stage: ZeroStage = 0
     replicas: Gpus = Field(
@@ -98,6 +101,11 @@ class ParallelSpec(Strict):
     )
     sequence_parallel: Switch = False
     virtual_stages: Stages = 1
+
+    @property
+    def asked_etp(self) -> int:
+        """Expert tensor parallelism; 0: as the framework does it."""
+        return self.etp or 0
 
 
 class SiteSpec(Strict):
@@ -157,6 +165,22 @@ def check_tokens(tokens: float | None, global_batch: int, sequence_length: int) 
         raise ValueError(
             f"tokens: found {tokens:g}; allowed: one step or more, which is {global_batch} sequences of "
             f"{sequence_length} tokens: {step:,}"
+        )
+
+
+EIGHT_BITS: tuple[Precision, ...] = ("fp8", "mxfp8")  # whose products are
+
+
+def check_dispatch_dtype(routing: RoutingSpec, precision: Precision) -> None:
+    """Refuse rows of 8 bits where products are not.
+
+    Raises:
+        ValueError: what is allowed.
+    """
+    if routing.dispatch_dtype is not None and precision not in EIGHT_BITS:
+        raise ValueError(
+            f"routing.dispatch_dtype: found {routing.dispatch_dtype} with precision {precision}; allowed: null, or "
+            "precision fp8 or mxfp8"
         )
 
 
@@ -306,6 +330,11 @@ class Plan(NamesFiles):
         return self
 
     @model_validator(mode="after")
+    def _rows_in_eight_bits(self) -> Plan:
+        check_dispatch_dtype(self.routing, self.precision)
+        return self
+
+    @model_validator(mode="after")
     def _whole_steps(self) -> Plan:
         check_tokens(self.tokens, self.global_batch, self.sequence_length)
         return self
@@ -347,12 +376,29 @@ class Plan(NamesFiles):
                 f"micro_batches_per_schedule: found {some}; allowed: divisors of the {self.micro_batches} "
                 "micro-batches (global_batch / micro_batch / dp)"
             )
-        if self.parallel.virtual_stages > 1 and some % pp:
+        schedule = schedules.find(self.schedule, self.parallel.virtual_stages)
+        if some < schedule.least_rounds * pp:
+            raise ValueError(
+                f"micro_batches_per_schedule: found {some}; allowed with schedule {self.schedule} and pp {pp}: "
+                f"{schedule.least_rounds * pp} or more"
+            )
+        if self.parallel.virtual_stages > 1 and schedule.only_virtual is None and some % pp:
             raise ValueError(
                 f"micro_batches_per_schedule: found {some}; allowed with virtual_stages: multiples of pp {pp}, as an "
                 "interleaved schedule needs"
             )
         return self
+
+    @property
+    def expert_choices(self) -> dict[str, object]:
+        """What it says of how experts are cut and reached, by the names of `choices`; None: nothing."""
+        routing = self.routing
+        return {
+            "etp": self.parallel.etp,
+            "dispatch": routing.dispatch,
+            "node_limit": routing.node_limit,
+            "dispatch_overlap": routing.dispatch_overlap,
+        }
 
     @property
     def choices(self) -> dict[str, int]:
@@ -365,6 +411,8 @@ class Plan(NamesFiles):
             "cp": p.cp,
             "dp": p.dp,
             "ep": p.ep,
+            "etp": p.asked_etp,
+            **self.routing.dispatch_choices,
             "sequence_parallel": int(p.sequence_parallel),
             "virtual_stages": p.virtual_stages,
             "schedule": schedules.number(self.schedule),

@@ -66,11 +66,11 @@ def lower_bounds(architecture: Architecture, plans: PlanBatch, machine: System) 
     lowest_Hz = float(clock_Hz_K[0])
 
     def least(rows: IntArray) -> tuple[IntArray, FloatArray, FloatArray]:
-        pipeline = stages(architecture, int(plans.pp[rows[0]]), int(plans.virtual_stages[rows[0]]))
+        pipeline = stages(architecture, *plans.pipeline(int(rows[0])))
         return (rows, *_least(PipelineStep(blocks.at(rows), pipeline, machine), power, lowest_Hz))
 
     step_s, energy_J = np.zeros((2, len(plans)))
-    for rows, least_s, least_J in in_threads(least, rows_by_pipeline(plans.pp, plans.virtual_stages, _ROWS)):
+    for rows, least_s, least_J in in_threads(least, rows_by_pipeline(plans.pipeline_columns, _ROWS)):
         step_s[rows], energy_J[rows] = least_s, least_J
     return LowerBounds(step_time_s=(1 - _SHORTER) * step_s, energy_J=(1 - _SHORTER) * plans.gpus * energy_J)
 
@@ -83,7 +83,7 @@ def _least(pipe: PipelineStep, power: PowerModel, lowest_Hz: float) -> tuple[Flo
     energies = []
     for index, device in enumerate(devices):
         passes_J = device.forward.energy_J + device.backward.energy_J
-        dynamic_J = pipe.m * passes_J + device.optimizer.energy_J + power.link_W * pipe.comm_s(index, timeline)
+        dynamic_J = pipe.m * passes_J + device.optimizer.energy_J + power.link_W * pipe.links_s(index, timeline)
         energies.append(_least_J(power, timeline.step_s, dynamic_J + clock_tree_W * timeline.step_s))
     return timeline.step_s[:, 0], pipe.mean(energies)[:, 0]
 

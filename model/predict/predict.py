@@ -18,6 +18,7 @@ from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray, at_rows,
 from moemodel.model.device.power import PowerModel, power_model
 from moemodel.model.layers.flops import model_flops
 from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.dispatch import DEEPEP
 from moemodel.model.predict.chips import thirst, thirstiest, waiting
 from moemodel.model.predict.phases import ByPhase, ClockedCost, DeviceCosts, device_costs
 from moemodel.model.predict.prediction import Prediction, PredictionByStage
@@ -36,6 +37,9 @@ from moemodel.model.step.system import System
 # 2.6 %, power 4.7 instead of 1.4 %, over clocks whose mean distance is half of a factor e.
 _TIME_OFF_CLOCK = 0.06
 _POWER_OFF_CLOCK = 0.09
+# assumed: published bandwidths of DeepEP agree within 5 % (network.node_dispatch); how well they hold elsewhere,
+# with rows that do not fall evenly, nobody says
+_DISPATCH_ERROR = 0.15
 _TINY_S = 1e-30  # against dividing by nothing
 
 
@@ -74,7 +78,7 @@ class PricedPlans:
         self._priced = priced = plans if alike is None else plans.take(alike.first)
         blocks = BlockCosts(architecture, priced, machine=machine, power=power, clock_Hz_K=self._clock_Hz_K)
         own = [plans.has_clocks_by_stage] if plans.clock_limits_Hz.shape[1] else []
-        first, pipeline = distinct_rows([priced.pp, priced.virtual_stages, *own])
+        first, pipeline = distinct_rows([*priced.pipeline_columns, *own])
         self._pipelines = []
         for index, row in enumerate(first):
             rows = np.flatnonzero(pipeline == index)
@@ -112,7 +116,7 @@ class PricedPlans:
         """Totals over all GPUs, model FLOPs, and the errors of the whole."""
         plans, machine = self._plans, self._machine
         gpus, step_s = plans.gpus, found.step_s
-        comm_error = found.exposed_communication_s / step_s * machine.network_error
+        comm_error = found.exposed_communication_s / step_s * _communication_error(plans, machine)
         host_error = found.host_wait_s / step_s * machine.host_error
         away = _outside_log(found.clock_Hz, machine.calibration.clock_measured_Hz)
         clock_error = _TIME_OFF_CLOCK * away * found.device_share
@@ -178,6 +182,12 @@ class PricedPlans:
             return found
         place = self._alike.place
         return at_rows(found[0], place), take_rows(found[1], place), at_rows(found[2], place)
+
+
+def _communication_error(plans: PlanBatch, machine: System) -> FloatArray:
+    """Log error of exposed communication: of collectives as measured, and of rows whose dispatch nobody measured."""
+    published = (plans.dispatch == DEEPEP) & (plans.ep > 1)
+    return np.where(published, np.hypot(machine.network_error, _DISPATCH_ERROR), machine.network_error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,7 +328,7 @@ class _PricedPipeline:
         """The plans at these rows of the blocks, which have the pipeline of one of them, and `every` plan that is like
         one of them but for its clock; `runs` are theirs, where they are known."""
         plans = blocks.plans
-        shape = int(plans.pp[row]), int(plans.virtual_stages[row])
+        shape = plans.pipeline(row)
         pipeline = stages(blocks.architecture, *shape)
         costs = blocks.at(rows)
         counts = None
@@ -475,6 +485,7 @@ def _mean_gpu(
     static."""
     step_s = timeline.step_s
     comm_s = pipe.mean([pipe.comm_s(i, timeline) for i in range(len(devices))])
+    links_s = pipe.mean([pipe.links_s(i, timeline) for i in range(len(devices))])
     dynamic = [pipe.dynamic_J(i, d, timeline, power) for i, d in enumerate(devices)]
     clock_trees_W = [pipe.clock_tree_W(device, power) for device in devices]
     states = [
@@ -517,7 +528,7 @@ def _mean_gpu(
         forward_J=energies.forward[:, 0],
         backward_J=energies.backward[:, 0],
         optimizer_J=energies.optimizer[:, 0],
-        communication_J=(power.link_W * comm_s + static_W * exposed_s)[:, 0],
+        communication_J=(power.link_W * links_s + static_W * exposed_s)[:, 0],
         idle_J=(static_W * idle_s + waiting_J)[:, 0],
         forward_idle_J=(late_J * late.forward)[:, 0],
         backward_idle_J=(late_J * late.backward)[:, 0],

@@ -223,7 +223,7 @@ class PipelineStep:
     def dynamic_J(self, index: int, device: DeviceCosts, timeline: Timeline, power: PowerModel) -> FloatArray:
         """Dynamic energy of a GPU of one class of stages in a step, links included."""
         computed = self.m * (device.forward.energy_J + device.backward.energy_J) + device.optimizer.energy_J
-        moved = power.link_W * self.comm_s(index, timeline)
+        moved = power.link_W * self.links_s(index, timeline)
         return np.asarray(computed + moved + self.busy_waiting_J(index, device, timeline, power))
 
     def busy_waiting_J(self, index: int, device: DeviceCosts, timeline: Timeline, power: PowerModel) -> FloatArray:
@@ -250,6 +250,12 @@ class PipelineStep:
         """Time in which a GPU of one class of stages communicates, overlapped or not."""
         whole_s = self.costs[index].step_exchange.whole_s[:, None]
         return timeline.exposed_s[index] + timeline.overlapped_s[index] + whole_s
+
+    def links_s(self, index: int, timeline: Timeline) -> FloatArray:
+        """The same with what links inside nodes and NICs move beside each other."""
+        cost = self.costs[index]
+        beside_s = np.asarray(cost.forward_exchange.beside_s + cost.backward_exchange.beside_s)
+        return np.asarray(self.comm_s(index, timeline) + self.m * beside_s.reshape(-1, 1))
 
 
 def above_rounding(part_s: FloatArray, step_s: FloatArray) -> FloatArray:

@@ -11,7 +11,7 @@ from typing import Any
 
 from moemodel.model.architecture.spec import Architecture, Moe
 from moemodel.model.plan.skew import experts_of
-from moemodel.model.plan.spec import Plan
+from moemodel.model.plan.spec import EIGHT_BITS, Plan
 from moemodel.model.results.energy import GPU_ENERGY, IT_ENERGY, METER_ENERGY
 from moemodel.model.results.inlet_sensitivity import InletSensitivity
 from moemodel.model.results.regions import find_region
@@ -52,6 +52,7 @@ def _choices(plan: Plan, architecture: Architecture, machine: System) -> Iterato
             yield "parallel.replicas", p.replicas
         if any(isinstance(layer.feed_forward, Moe) for layer in architecture.layers):
             yield "parallel.ep", p.ep
+            yield from _of_experts(plan)
     if any(moe.capacity_factor is not None for moe in experts_of(architecture)):
         yield "routing.pad", f"as {plan.backend} does"
     if p.tp > 1:
@@ -63,6 +64,19 @@ def _choices(plan: Plan, architecture: Architecture, machine: System) -> Iterato
     if machine.calibration.has_times:
         yield "clock_MHz", "as the governor chooses"
         yield "power_cap_W", f"{machine.power_limit_W:g} (the GPU's own)"
+
+
+def _of_experts(plan: Plan) -> Iterator[tuple[str, Any]]:
+    """How experts are cut and reached."""
+    routing = plan.routing
+    yield "parallel.etp", f"as {plan.backend} cuts experts"
+    if plan.parallel.ep * (plan.parallel.etp or 1) > 1:
+        yield "routing.dispatch", routing.dispatch
+        yield "routing.dispatch_overlap", f"as {plan.backend} does"
+        if routing.dispatch == "deepep":
+            yield "routing.node_limit", "the architecture's"
+        if plan.precision in EIGHT_BITS:
+            yield "routing.dispatch_dtype", "that of activations"
 
 
 def _is_default(plan: Plan, key: str) -> bool:

@@ -28,7 +28,7 @@ from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import PricedPlans, StepParts
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.schedule import registry as schedules
-from moemodel.model.schedule.base import Sizes, Work
+from moemodel.model.schedule.base import Piece, Sizes, Work
 from moemodel.model.schedule.pipeline_layout import members, stages
 from moemodel.model.step.memory import MemoryModel
 from moemodel.model.step.system import System, system_of
@@ -166,7 +166,7 @@ def _laid_out(plan: Plan, architecture: Architecture, batch: PlanBatch, parts: S
     step_s, exposed_s = _one(timeline.step_s), _one(timeline.exposed_step_s)
     optimizer_s = max(_one(device.optimizer.time_s) for device in parts.devices)
     passes_s = _one(timeline.device_s) - optimizer_s - exposed_s
-    shape = int(batch.pp[0]), int(batch.virtual_stages[0])
+    shape = batch.pipeline(0)
     classes = members(architecture, *shape) if parts.runs is None else tuple(parts.runs.stages)
     by_class = [_costs(parts, index) for index in range(len(parts.devices))]
     costs = {stage: by_class[index] for index, of_class in enumerate(classes) for stage in of_class}
@@ -214,9 +214,9 @@ def _costs(parts: StepParts, index: int) -> _StageCosts:
     exposed = [_one(value) for value in pipe.exposed_pass_s(index, device)]
     static_W = mean_W - _one(pipe.dynamic_J(index, device, timeline, power)) / step_s
     drawn_s = m * sum(exposed) + _one(timeline.exposed_step_s)  # in which communication is seen
-    comm_s, link_W = _one(pipe.comm_s(index, timeline)), float(power.link_W)
-    seen = min(comm_s / drawn_s, 1.0) if drawn_s > 0 else 0.0
-    behind_W = link_W * max(comm_s - drawn_s, 0.0) / (m * (forward_s + backward_s))
+    links_s, link_W = _one(pipe.links_s(index, timeline)), float(power.link_W)
+    seen = min(links_s / drawn_s, 1.0) if drawn_s > 0 else 0.0
+    behind_W = link_W * max(links_s - drawn_s, 0.0) / (m * (forward_s + backward_s))
 
     def dynamic_W(energy_J: FloatArray, time_s: float) -> float:
         return _one(energy_J) / time_s if time_s > 0 else 0.0
@@ -250,11 +250,11 @@ def _walk(plan: Plan, batch: PlanBatch, costs: list[_StageCosts]) -> list[list[S
     pp, virtual = int(batch.pp[0]), int(batch.virtual_stages[0])
     per_run, runs = int(batch.scheduled[0]), int(batch.rounds[0])
     if pp == 1:
-        orders = [[work for i in range(per_run) for work in (Work("F", 0, i), Work("B", 0, i))]]
+        orders: list[list[Piece]] = [[(work,) for i in range(per_run) for work in (Work("F", 0, i), Work("B", 0, i))]]
     else:
         schedule = schedules.find(plan.schedule, virtual)
         sizes = Sizes(stages=pp, virtual=virtual, micro_batches=per_run)
-        orders = [schedule.order(stage, sizes) for stage in range(pp)]
+        orders = [schedule.pieces(stage, sizes) for stage in range(pp)]
     splits = pp > 1 and bool(batch.schedules.splits_backward[0])
     slices: list[list[Slice]] = [[] for _ in range(pp)]
     begin_s = 0.0
@@ -265,7 +265,7 @@ def _walk(plan: Plan, batch: PlanBatch, costs: list[_StageCosts]) -> list[list[S
 
 
 def _run(
-    orders: list[list[Work]],
+    orders: list[list[Piece]],
     costs: list[_StageCosts],
     slices: list[list[Slice]],
     begin_s: float,
@@ -283,16 +283,16 @@ def _run(
         before = left
         for stage, order in enumerate(orders):
             while turn[stage] < len(order):
-                work = order[turn[stage]]
-                ready_s = _ready_s(work, chunks, done_s, begin_s)
-                if ready_s is None:
+                piece = order[turn[stage]]
+                awaited = [work for work in piece if work._replace(kind="B") not in piece or work.kind == "B"]
+                ready = [_ready_s(work, chunks, done_s, begin_s) for work in awaited]
+                if None in ready:
                     break
-                parts = list(_parts(work, costs[stage], chunks // pp, first, splits=splits))
-                at_s[stage] = max(at_s[stage], ready_s)
-                for part in parts:
+                at_s[stage] = max(at_s[stage], *(ready_s for ready_s in ready if ready_s is not None))
+                for part in (p for w in piece for p in _parts(w, costs[stage], chunks // pp, first, splits=splits)):
                     slices[stage].append(part._replace(start_s=at_s[stage], end_s=at_s[stage] + part.end_s))
                     at_s[stage] += part.end_s
-                done_s[work] = at_s[stage]
+                done_s |= dict.fromkeys(piece, at_s[stage])
                 turn[stage] += 1
                 left -= 1
         if left == before:  # never of a schedule of ours, whose orders tests walk
@@ -356,7 +356,7 @@ def _filled(slices: list[Slice], waiting_W: float, end_s: float) -> Iterator[Sli
 
 def _memory(architecture: Architecture, batch: PlanBatch, machine: System) -> list[tuple[float, float, float]]:
     """Of each stage: the peak, the activations in it, and how many micro-batches these are of."""
-    pp, virtual = int(batch.pp[0]), int(batch.virtual_stages[0])
+    pp = int(batch.pp[0])
     model = MemoryModel(
         architecture,
         batch,
@@ -365,7 +365,8 @@ def _memory(architecture: Architecture, batch: PlanBatch, machine: System) -> li
         calibration=machine.calibration,
     )
     held: list[tuple[float, float, float]] = [(0.0, 0.0, 1.0)] * pp
-    pairs = zip(stages(architecture, pp, virtual), members(architecture, pp, virtual), strict=True)
+    shape = batch.pipeline(0)
+    pairs = zip(stages(architecture, *shape), members(architecture, *shape), strict=True)
     for kind, of_class in pairs:
         for stage in of_class:
             memory = model.stage(replace(kind, first=stage))

@@ -25,6 +25,7 @@ from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration, KernelFit
 from moemodel.model.results.clock_changes import change_worth
 from moemodel.model.results.defaults import choices_by_default, inlet_by_default, site_by_default
+from moemodel.model.results.dispatch_notes import dispatch_notes
 from moemodel.model.results.feasibility import verdict_of
 from moemodel.model.results.goodput import run_time
 from moemodel.model.results.inlet_sensitivity import InletSensitivity
@@ -75,6 +76,7 @@ def notes(
         _links_in_node(plan, machine),
         _links_between_nodes(plan, machine),
         _part_of_a_node(plan, machine),
+        *dispatch_notes(plan, architecture, machine),
         *notes_on_tests(machine.internode, machine.network, plan.cluster.gpus),
         _host(calibration, plan),
         _mfu(plan, machine),

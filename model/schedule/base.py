@@ -63,6 +63,9 @@ class Work(NamedTuple):
     micro_batch: int
 
 
+Piece = tuple[Work, ...]
+
+
 class Messages(Enum):
     """When a stage waits for what crosses its ends: activations one way, gradients the other."""
 
@@ -107,6 +110,9 @@ class Schedule(ABC):
         name: of it.
         messages: when a stage waits for them under torch.distributed.pipelining.
         splits_backward: backward passes fall into the gradients of inputs (B) and those of weights (W).
+        folds: stage s of n holds chunks s and 2n - 1 - s, and the first both ends of the model; else s, s + n, ...
+        only_virtual: number of virtual stages that it is for; None: any.
+        least_rounds: micro-batches that it needs, over stages.
         keeps_every_micro_batch: all forward passes come before the first backward pass, so that a stage holds the
             activations of every micro-batch of a step.
     """
@@ -114,6 +120,9 @@ class Schedule(ABC):
     name: ClassVar[str]
     messages: ClassVar[Messages]
     splits_backward: ClassVar[bool] = False
+    folds: ClassVar[bool] = False
+    only_virtual: ClassVar[int | None] = None
+    least_rounds: ClassVar[int] = 0
     keeps_every_micro_batch: ClassVar[bool] = False
 
     @abstractmethod
@@ -124,6 +133,10 @@ class Schedule(ABC):
             stage: counted from 0.
             sizes: of the pipeline.
         """
+
+    def pieces(self, stage: int, sizes: Sizes[int]) -> list[Piece]:
+        """The same in pieces, of which nothing leaves before all of it is done."""
+        return [(work,) for work in self.order(stage, sizes)]
 
     @abstractmethod
     def makespan(self, times: StageTimes, sizes: Sizes[IntArray]) -> FloatArray:

@@ -23,12 +23,31 @@ _EVERY = tuple(schedule for one, interleaved in SCHEDULES.values() for schedule 
 _ONE_F_ONE_B = next(kind for kind, schedule in enumerate(_EVERY) if isinstance(schedule, OneFOneB))
 _WALKED = ZeroBubble()
 _SPLITS = np.array([schedule.splits_backward for schedule in _EVERY])
+_FOLDS = np.array([schedule.folds for schedule in _EVERY])
+_ONLY_VIRTUAL = np.array([schedule.only_virtual or 0 for schedule in _EVERY[::2]])
+_LEAST_ROUNDS = np.array([schedule.least_rounds for schedule in _EVERY[::2]])
 _INTERLEAVES = np.array([interleaved is not None for _, interleaved in SCHEDULES.values()])
 
 
 def can_interleave(numbers: IntArray) -> BoolArray:
     """Which of some schedules have virtual stages."""
     return np.asarray(_INTERLEAVES[numbers])
+
+
+def lacks_chunks(numbers: IntArray, virtual: IntArray) -> BoolArray:
+    """Which of some schedules are for another number of virtual stages."""
+    only = _ONLY_VIRTUAL[numbers]
+    return np.asarray((only > 0) & (only != virtual))
+
+
+def least_micro_batches(numbers: IntArray, stages: IntArray) -> IntArray:
+    """That pipelines of so many stages need."""
+    return np.asarray(_LEAST_ROUNDS[numbers] * stages)
+
+
+def goes_in_rounds(numbers: IntArray) -> BoolArray:
+    """Which of some schedules pass micro-batches on in rounds of as many as there are stages, with virtual stages."""
+    return np.asarray(_ONLY_VIRTUAL[numbers] == 0)
 
 
 def _whole_passes(times: StageTimes) -> StageTimes:
@@ -49,6 +68,11 @@ class PlanSchedules:
         self._sizes = sizes
         self._rounds = rounds
         self._kinds = 2 * numbers + (sizes.virtual > 1)
+
+    @property
+    def folds(self) -> BoolArray:
+        """Where the first stage holds both ends of the model, [P]."""
+        return np.asarray(_FOLDS[self._kinds] & (self._sizes.stages > 1))
 
     @property
     def splits_backward(self) -> BoolArray:

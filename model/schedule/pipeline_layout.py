@@ -9,7 +9,7 @@ stages, stage s holds the chunks s, s + pp, s + 2 pp, ... (Narayanan et al. 2021
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import accumulate
@@ -121,9 +121,15 @@ def _bounds_by_cost(costs: tuple[int, ...], chunks: int) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=4096)  # far more pipelines than a search holds; entries are small
-def stages(architecture: Architecture, pp: int, virtual: int) -> tuple[Stage, ...]:
-    """The classes of stages of a pipeline, in order of their first stage; the layers need not divide."""
-    keys = _held(architecture, pp, virtual)
+def stages(architecture: Architecture, pp: int, virtual: int, folds: bool = False) -> tuple[Stage, ...]:
+    """The classes of stages of a pipeline, in order of their first stage; the layers need not divide.
+
+    Args:
+        architecture: whose layers are cut.
+        pp, virtual: stages, and chunks of each.
+        folds: stage s holds chunks s and 2 pp - 1 - s.
+    """
+    keys = _held(architecture, pp, virtual, folds)
     return tuple(
         Stage(layers=key[0], embedding=key[1], head=key[2], first=keys.index(key), count=count)
         for key, count in Counter(keys).items()
@@ -131,28 +137,33 @@ def stages(architecture: Architecture, pp: int, virtual: int) -> tuple[Stage, ..
 
 
 @lru_cache(maxsize=4096)
-def members(architecture: Architecture, pp: int, virtual: int) -> tuple[tuple[int, ...], ...]:
+def members(architecture: Architecture, pp: int, virtual: int, folds: bool = False) -> tuple[tuple[int, ...], ...]:
     """The stages of each of these classes."""
-    keys = _held(architecture, pp, virtual)
+    keys = _held(architecture, pp, virtual, folds)
     return tuple(tuple(s for s in range(pp) if keys[s] == key) for key in dict.fromkeys(keys))
 
 
-def rows_by_pipeline(pp: IntArray, virtual_stages: IntArray, most: int | None = None) -> Iterator[IntArray]:
-    """Rows of plans that share a pipeline, no more than so many at once."""
-    if not len(pp):
+def rows_by_pipeline(columns: Sequence[IntArray], most: int | None = None) -> Iterator[IntArray]:
+    """Rows of plans that share a pipeline, no more than so many at once.
+
+    `columns`: what tells pipelines apart (`plan.batch.PlanBatch.pipeline_columns`).
+    """
+    if not len(columns[0]):
         return
-    first, pipeline = distinct_rows([pp, virtual_stages])
+    first, pipeline = distinct_rows(columns)
     for index in range(len(first)):
         rows = np.flatnonzero(pipeline == index)
         yield from [rows] if most is None else np.array_split(rows, -(-len(rows) // most))
 
 
-def _held(architecture: Architecture, pp: int, virtual: int) -> list[tuple[tuple[int, ...], bool, bool]]:
+def _held(architecture: Architecture, pp: int, virtual: int, folds: bool) -> list[tuple[tuple[int, ...], bool, bool]]:
     """How many of each distinct layer each stage holds, and whether it holds the ends."""
     kinds = distinct_layers(architecture)
     index = [kinds.index(layer) for layer in architecture.layers]
     bounds = layer_bounds(architecture, pp * virtual)
     held: list[Counter[int]] = [Counter() for _ in range(pp)]
     for chunk in range(pp * virtual):
-        held[chunk % pp].update(index[bounds[chunk] : bounds[chunk + 1]])
-    return [(tuple(held[s][k] for k in range(len(kinds))), s == 0, s == pp - 1) for s in range(pp)]
+        stage = min(chunk, 2 * pp - 1 - chunk) if folds else chunk % pp
+        held[stage].update(index[bounds[chunk] : bounds[chunk + 1]])
+    last = 0 if folds else pp - 1
+    return [(tuple(held[s][k] for k in range(len(kinds))), s == 0, s == last) for s in range(pp)]

@@ -6,18 +6,21 @@ To add one: a file with its `Schedule`, and a line in `SCHEDULES`.
 from __future__ import annotations
 
 from moemodel.model.schedule.base import Schedule
+from moemodel.model.schedule.dual_pipe_v import DualPipeV
 from moemodel.model.schedule.gpipe import GPipe
 from moemodel.model.schedule.interleaved import Interleaved
 from moemodel.model.schedule.one_f_one_b import OneFOneB
 from moemodel.model.schedule.zero_bubble import ZeroBubble
 
 _ZERO_BUBBLE = ZeroBubble()
+_DUAL_PIPE_V = DualPipeV()
 # What a plan names: the schedule with one chunk a stage, and the one with virtual stages (None: it has none). Arrays of
 # plans hold the place in this table.
 SCHEDULES: dict[str, tuple[Schedule, Schedule | None]] = {
     "1f1b": (OneFOneB(), Interleaved()),
     "gpipe": (GPipe(), None),
     "zero-bubble": (_ZERO_BUBBLE, _ZERO_BUBBLE),
+    "dualpipe-v": (_DUAL_PIPE_V, _DUAL_PIPE_V),
 }
 NAMES = tuple(SCHEDULES)
 DEFAULT = NAMES[0]

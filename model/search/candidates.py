@@ -25,6 +25,7 @@ from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.checks import check_power_and_clock
 from moemodel.model.plan.clock import clock_of
+from moemodel.model.plan.dispatch import DISPATCHES, in_words, overlap_number
 from moemodel.model.plan.optimizer_states import needs_shards
 from moemodel.model.plan.recompute import RECOMPUTE, recompute_name, recompute_number
 from moemodel.model.plan.rules import Columns, Rule, architecture_rules, as_counted, degree_rules
@@ -99,6 +100,8 @@ class Candidates:
                 "sequence_parallel": bool(choices["sequence_parallel"]),
                 "recompute": recompute_name(choices["recompute"]),
                 "schedule": schedules.NAMES[choices["schedule"]],
+                "etp": choices["etp"] or None,
+                **in_words(choices),
                 "clock_MHz": clock_MHz,
             }
         )
@@ -211,7 +214,7 @@ def _rules(document: Search, architecture: Architecture) -> list[Rule]:
         framework=framework,
         shards_states=needs_shards(document.optimizer, framework),
     )
-    same = _same_plans(document, whole_experts=not framework.shards_experts)
+    same = _same_plans(document, whole_experts=not framework.shards_experts or document.search.etp is not None)
     return [*_more_than_gpus(), *as_counted([*shapes, *degrees]), *same]
 
 
@@ -231,8 +234,9 @@ def _more_than_gpus() -> list[Rule]:
 
 def _same_plans(document: Search, *, whole_experts: bool) -> list[Rule]:
     """What is the same plan as another combination: without a pipeline every schedule is, and with nobody to share
-    states with every ZeRO stage; tensor-parallel ranks share those of experts that each has whole."""
-    rules = []
+    states with every ZeRO stage; tensor-parallel ranks share those of experts that each has whole. Where no rows are
+    sent, so is every way of sending them."""
+    rules = _same_dispatches(document)
     if len(document.schedule) > 1:
         first = schedules.number(document.schedule[0])
         rules.append(
@@ -257,6 +261,20 @@ def _same_plans(document: Search, *, whole_experts: bool) -> list[Rule]:
     return rules
 
 
+def _same_dispatches(document: Search) -> list[Rule]:
+    """Of experts that are not spread, cut or not, all ways but the first."""
+    several = {name: values[0] for name, values in _dispatches(document).items() if len(values) > 1}
+    return [
+        Rule(
+            key="same_dispatch",
+            summary="ways to send rows to experts are all the same with ep 1",
+            needs=frozenset({"ep", "etp", name}),
+            is_violated=lambda c, name=name, first=first: (c["ep"] == 1) & (c["etp"] <= 1) & (c[name] != first),  # type: ignore[misc]
+        )
+        for name, first in several.items()
+    ]
+
+
 def _zero_stages(document: Search) -> tuple[int, ...]:
     given = document.search.zero_stage
     return (0, 1, 2, 3) if given is None else given
@@ -270,28 +288,49 @@ def _axes(document: Search, architecture: Architecture, rules: list[Rule], gpu: 
     given, batch = document.search, document.global_batch
     recompute = tuple(RECOMPUTE) if given.recompute is None else given.recompute
     degrees = _degrees(document, architecture, rules, document.cluster.gpus_per_node or gpu.gpus_per_node)
-    return degrees | {
-        "sequence_parallel": _switch(given.sequence_parallel, any(n > 1 for n in degrees["tp"])),
-        "virtual_stages": given.virtual_stages or _virtual(rules, degrees["pp"]),
-        "schedule": tuple(schedules.number(name) for name in document.schedule),
-        "zero_stage": _zero_stages(document),
-        "replicas": given.replicas or (1,),
-        "recompute": tuple(recompute_number(name) for name in recompute),
-        "micro_batch": given.micro_batch or tuple(n for n in range(1, _MICRO_BATCH + 1) if batch % n == 0),
-    }
+    return (
+        degrees
+        | _dispatches(document)
+        | {
+            "sequence_parallel": _switch(given.sequence_parallel, any(n > 1 for n in degrees["tp"])),
+            "virtual_stages": given.virtual_stages or _virtual(rules, degrees["pp"]),
+            "schedule": tuple(schedules.number(name) for name in document.schedule),
+            "zero_stage": _zero_stages(document),
+            "replicas": given.replicas or (1,),
+            "recompute": tuple(recompute_number(name) for name in recompute),
+            "micro_batch": given.micro_batch or tuple(n for n in range(1, _MICRO_BATCH + 1) if batch % n == 0),
+        }
+    )
 
 
 def _degrees(document: Search, architecture: Architecture, rules: list[Rule], node: int) -> dict[str, tuple[int, ...]]:
     """Number of GPUs and degrees of parallelism; `node` is how many GPUs one has."""
     given, gpus = document.search, document.cluster.gpus
     layers, inside = len(architecture.layers), min(node, _DEGREE)
+    etp = (0,) if given.etp is None else tuple(degree or 0 for degree in given.etp)
+    as_the_framework = {"etp": 0} if etp == (0,) else {}  # then tp cuts experts, too
     return {
         "gpus": gpus,
-        "tp": given.tp or _legal(rules, "tp", _divisors(gpus, inside)),
+        "tp": given.tp or _legal(rules, "tp", _divisors(gpus, inside), **as_the_framework),
         "pp": given.pp or _legal(rules, "pp", _divisors(gpus, layers), virtual_stages=1),
         "cp": given.cp or _legal(rules, "cp", _divisors(gpus, inside)),
         "dp": given.dp or (0,),
         "ep": given.ep or _legal(rules, "ep", range(1, min(max(gpus), _experts(architecture)) + 1)),
+        "etp": etp,
+    }
+
+
+def _dispatches(document: Search) -> dict[str, tuple[int, ...]]:
+    """How rows get to experts: what the search lists, and else what its routing says, which no bound can replace: a
+    limit of nodes changes the model, and not every framework sends in every way."""
+    given, said = document.search, document.routing.dispatch_choices
+    names, limits, overlaps = given.dispatch, given.node_limit, given.dispatch_overlap
+    return {
+        "dispatch": (said["dispatch"],) if names is None else tuple(DISPATCHES.index(name) for name in names),
+        "node_limit": (said["node_limit"],) if limits is None else tuple(limit or 0 for limit in limits),
+        "dispatch_overlap": (
+            (said["dispatch_overlap"],) if overlaps is None else tuple(overlap_number(one) for one in overlaps)
+        ),
     }
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from moemodel.model.core.interval import Z
 from moemodel.model.plan.clock import clock_text
+from moemodel.model.plan.dispatch import said
 from moemodel.model.plan.spec import Plan, SiteSpec
 from moemodel.model.results.outcome import Outcome
 from moemodel.model.search.distinguish import difference_errors
@@ -88,6 +89,7 @@ def other_choices(plan: Plan, other: Plan) -> Iterator[str]:
 def _choices(plan: Plan) -> dict[str, object]:
     words: dict[str, object] = {"recompute": plan.recompute, "schedule": plan.schedule}
     words["sequence_parallel"] = "on" if plan.parallel.sequence_parallel else "off"
+    words |= {name: said(value) for name, value in plan.expert_choices.items()}
     clock = "auto" if plan.clock_MHz is None else f"{clock_text(plan.clock_MHz)} MHz"
     return plan.choices | words | {"clock": clock}
 

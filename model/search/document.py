@@ -18,11 +18,12 @@ from moemodel.model.frameworks.framework_file import is_known_by_now
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import GpuVariant
 from moemodel.model.hardware.link import Link
+from moemodel.model.plan.dispatch import OF_DISPATCH, DispatchName
 from moemodel.model.plan.failures import FailuresSpec
 from moemodel.model.plan.optimizer_states import OptimizerStates, check_optimizer, needs_shards
 from moemodel.model.plan.paths import NamesFiles
 from moemodel.model.plan.recompute import RecomputeName
-from moemodel.model.plan.routing import RoutingSpec
+from moemodel.model.plan.routing import NodeLimit, RoutingSpec
 from moemodel.model.plan.rules import check_precision
 from moemodel.model.plan.spec import (
     MOST_GPUS,
@@ -45,6 +46,7 @@ from moemodel.model.plan.spec import (
     Tokens,
     TokensOfRun,
     ZeroStage,
+    check_dispatch_dtype,
     check_tokens,
     in_todays_words,
 )
@@ -116,6 +118,10 @@ DataParallels = Annotated[tuple[DataParallel, ...], _AsList, _Some, _Several, _O
 TensorParallels = Annotated[tuple[TensorParallel, ...], _AsList, _Some, _Several, _Once]
 StageCounts = Annotated[tuple[Stages, ...], _AsList, _Some, _Several, _Once]
 ExpertParallels = Annotated[tuple[ExpertParallel, ...], _AsList, _Some, _Several, _Once]
+ExpertTensorParallels = Annotated[tuple[TensorParallel | None, ...], _AsList, _Some, _Several, _Once]
+Dispatches = Annotated[tuple[DispatchName, ...], _AsList, _Some, _Once]
+NodeLimits = Annotated[tuple[NodeLimit | None, ...], _AsList, _Some, _Several, _Once]
+Overlaps = Annotated[tuple[Switch | None, ...], _AsList, _Some, _Once]
 ContextParallels = Annotated[tuple[ContextParallel, ...], _AsList, _Some, _Several, _Once]
 MicroBatches = Annotated[tuple[MicroBatch, ...], _AsList, _Some, _Several, _Once]
 Switches = Annotated[tuple[Switch, ...], _AsList, _Some, _Once]
@@ -176,6 +182,10 @@ class Ranges(Strict):
     tp: TensorParallels | None = None
     pp: StageCounts | None = None
     ep: ExpertParallels | None = None
+    etp: ExpertTensorParallels | None = Field(default=None, description="left out: as the framework does")
+    dispatch: Dispatches | None = Field(default=None, description="this and the next two left out: as routing says")
+    node_limit: NodeLimits | None = None
+    dispatch_overlap: Overlaps | None = None
     cp: ContextParallels | None = None
     zero_stage: ZeroStages | None = None
     replicas: DataParallels | None = None
@@ -338,6 +348,7 @@ class Search(NamesFiles):
         if not is_known_by_now(self.backend):
             return self
         check_precision(self.backend, self.precision)
+        check_dispatch_dtype(self.routing, self.precision)
         check_optimizer(self.optimizer, framework_of(self.backend), self.precision)
         check_tokens(self.tokens, self.global_batch, self.sequence_length)
         clocks = self.one_clock_MHz
@@ -351,6 +362,9 @@ class Search(NamesFiles):
             )
         if self.goal is not None and self.objectives is not None:
             raise ValueError(f"goal: found {self.goal} beside objectives; keep one of them")
+        for name in OF_DISPATCH:
+            if getattr(self.search, name) is not None and name in self.routing.model_fields_set:
+                raise ValueError(f"search.{name}: stands beside routing.{name}; keep one of them")
         for key, name in self.named():
             if of_run(name) and self.tokens is None:
                 raise ValueError(f"{key}: what is of the whole run needs `tokens`: how many it trains on")
@@ -397,7 +411,8 @@ class Search(NamesFiles):
             parallel = {"zero_stage": 1} | parallel
         cluster = self.cluster.model_dump() | {"gpus": choices.pop("gpus", 1)}
         fixed = {name: getattr(self, name) for name in _FIXED}
-        nested = {"routing": self.routing.model_dump(), "site": self.site.model_dump()}
+        routing = {name: choices.pop(name) for name in OF_DISPATCH if name in choices}
+        nested = {"routing": self.routing.model_dump() | routing, "site": self.site.model_dump()}
         nested |= {} if self.failures is None else {"failures": self.failures.model_dump()}
         schedule = {"schedule": self.schedule[0]}
         return Plan.model_validate(
@@ -405,7 +420,7 @@ class Search(NamesFiles):
         )
 
 
-_PARALLEL = ("dp", "tp", "pp", "ep", "cp", "zero_stage", "replicas", "sequence_parallel", "virtual_stages")
+_PARALLEL = ("dp", "tp", "pp", "ep", "etp", "cp", "zero_stage", "replicas", "sequence_parallel", "virtual_stages")
 _FIXED = (
     *("architecture", "layers", "sequence_length", "global_batch", "precision", "backend"),
     *("dropout", "optimizer", "stage_layers", "power_cap_W", "tokens"),

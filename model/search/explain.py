@@ -20,6 +20,7 @@ from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.plan.batch import batch_of
 from moemodel.model.plan.checks import check_power_and_clock
 from moemodel.model.plan.clock import ClocksSpec, clock_text
+from moemodel.model.plan.dispatch import OF_DISPATCH
 from moemodel.model.plan.optimizer_states import needs_shards
 from moemodel.model.plan.rules import PlanRule, architecture_rules, as_counted, degree_rules
 from moemodel.model.plan.skew import skew_of
@@ -180,7 +181,8 @@ def _another_job(document: Search, plan: Plan) -> Iterator[Reason]:
     """Keys that a search fixes, and the plan has otherwise."""
     pairs = {name: (getattr(plan, name), getattr(document, name)) for name in _FIXED}
     pairs |= {f"cluster.{n}": (getattr(plan.cluster, n), getattr(document.cluster, n)) for n in _FIXED_CLUSTER}
-    pairs |= {"routing": (plan.routing, document.routing), "mode": (plan.mode, "training")}
+    listed = {name: getattr(plan.routing, name) for name in OF_DISPATCH if getattr(document.search, name) is not None}
+    pairs |= {"routing": (plan.routing, document.routing.model_copy(update=listed)), "mode": (plan.mode, "training")}
     pairs |= {name: (getattr(plan, name), None) for name in _NOT_SEARCHED}
     pairs |= {"site.inlet_C": (plan.site.inlet_C, document.site.inlet_C)}
     for name, (found, searched) in pairs.items():
@@ -193,8 +195,8 @@ def _outside(problem: SearchProblem, plan: Plan, calibration: Calibration) -> It
     document, gpu = problem.document, problem.machine.gpu
     given = {name: values for name, values in document.search if values is not None}
     given |= {"gpus": document.cluster.gpus, "schedule": document.schedule}
-    words = plan.choices | {"recompute": plan.recompute, "schedule": plan.schedule}
-    words |= {"sequence_parallel": plan.parallel.sequence_parallel}
+    words: dict[str, object] = {**plan.choices, "recompute": plan.recompute, "schedule": plan.schedule}
+    words |= {"sequence_parallel": plan.parallel.sequence_parallel, **plan.expert_choices}
     found = [name for name, values in given.items() if words[name] not in values]
     found = [name for name in found if not (name == "schedule" and plan.parallel.pp == 1)]
     for name in found:
@@ -287,10 +289,11 @@ def choices_of_data(data: Mapping[str, Any]) -> dict[str, int]:
     parallel = ParallelSpec.model_validate(data.get("parallel") or {})
     alone = {"architecture": "opt-350m", "sequence_length": 1, "global_batch": 1, "cluster": {"gpu": "h100-sxm-80gb"}}
     words = {name: data[name] for name in ("recompute", "schedule") if name in data}
+    words |= {"routing": {key: value for key, value in (data.get("routing") or {}).items() if key in OF_DISPATCH}}
     numbers = {"gpus": (data.get("cluster") or {}).get("gpus", 1), "micro_batch": data.get("micro_batch", 1)}
     return (
         Plan.model_validate(alone | words).choices
-        | {name: int(value) for name, value in parallel.model_dump().items()}
+        | {name: int(value or 0) for name, value in parallel.model_dump().items()}
         | numbers
     )
 

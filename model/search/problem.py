@@ -197,6 +197,8 @@ def summary(plan: Plan, *, clock: bool = True) -> str:
         "replicas": p.replicas,
     }
     words = [f"{name} {degree}" for name, degree in degrees.items() if degree > 1]
+    words += [] if p.etp is None else [f"etp {p.etp}"]
+    words += plan.routing.dispatch_words
     words += ["sp"] if p.sequence_parallel else []
     words += [f"zero {p.zero_stage}", f"micro {plan.micro_batch}"]
     words += [f"recompute {plan.recompute}"] if plan.recompute != "none" else []

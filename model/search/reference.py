@@ -121,6 +121,7 @@ def _first_plans(problem: SearchProblem, gpus: int) -> Iterator[_First]:
 
 def _outside(document: Search, choices: dict[str, object]) -> tuple[str, ...]:
     """Choices that the search does not have; degrees that are left at 1 are choices too."""
-    every = {"cp": 1, "virtual_stages": 1, "replicas": 1, "sequence_parallel": False} | choices
+    usual = {"replicas": 1, "etp": None, "dispatch": "alltoall", "node_limit": None, "dispatch_overlap": None}
+    every = {"cp": 1, "virtual_stages": 1, "sequence_parallel": False} | usual | choices
     given = {name: values for name, values in document.search if values is not None}
     return tuple(f"{name} {every[name]}" for name, values in given.items() if every[name] not in values)

@@ -81,7 +81,7 @@ class SearchState:
         if not legal.clocks_MHz:  # all refused already
             return legal
         kept, terms, over, risky, done = np.zeros(len(legal), dtype=np.bool_), Counter[str](), 0, 0, 0
-        parts = rows_by_pipeline(legal.columns["pp"], legal.columns["virtual_stages"], _ROWS)
+        parts = rows_by_pipeline([legal.columns[name] for name in ("pp", "virtual_stages", "schedule")], _ROWS)
         for rows, some, peak_B, largest, room in in_threads(partial(_in_memory, self.problem, legal), parts):
             done += len(rows)
             progress(done, len(legal))

@@ -14,6 +14,7 @@ import numpy as np
 
 from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
 from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.dispatch import DISPATCHES
 from moemodel.model.plan.recompute import recompute_name
 from moemodel.model.predict.predict import predict
 from moemodel.model.predict.prediction import Prediction
@@ -99,6 +100,9 @@ def survey(
             "schedule": schedules.NAMES,
             "recompute": _recompute_words(legal),
             "sequence_parallel": ("off", "on"),
+            "dispatch": DISPATCHES,
+            "dispatch_overlap": ("unset", "off", "on"),
+            **{name: _counted(legal.columns[name]) for name in ("etp", "node_limit")},
             "clock": labels,
         },
         values={name: np.concatenate([part[1][name] for part in parts]) for name in parts[0][1]},
@@ -112,6 +116,11 @@ def drawn(size: int, most: int) -> IntArray:
     if size <= most:
         return np.arange(size)
     return np.sort(np.random.default_rng(0).choice(size, size=max(most, 1), replace=False))
+
+
+def _counted(values: IntArray) -> tuple[str, ...]:
+    """Numbers up to the highest of some; 0 says nothing."""
+    return ("unset", *(str(number) for number in range(1, int(values.max(initial=0)) + 1)))
 
 
 def _recompute_words(legal: Candidates) -> tuple[str, ...]:

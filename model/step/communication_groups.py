@@ -61,18 +61,13 @@ class Groups:
         collective: Collective,
         size_B: FloatArray | float,
         group: Group,
-        *,
-        internode_share: FloatArray | float = 1.0,
     ) -> FloatArray:
-        """Time of a collective of so many bytes (of the full tensor) in each group; 0 in a group of one, [P].
-
-        `internode_share`: of an all-to-all, what goes between nodes over what would if every copy of a row did.
-        """
+        """Time of a collective of so many bytes (of the full tensor) in each group; 0 in a group of one, [P]."""
         ranks, route = group
         if not (ranks > 1).any():
             return np.zeros(len(ranks))
         size_B = np.asarray(size_B, dtype=np.float64)
-        return self.network.time_s(collective, size_B, ranks, route, internode_share=internode_share)
+        return self.network.time_s(collective, size_B, ranks, route)
 
     def overlappable(self, collective: Collective, time_s: FloatArray) -> OverlappableComm:
         """A collective of that time, behind computation."""

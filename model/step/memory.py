@@ -33,6 +33,7 @@ from moemodel.model.layers.layer import layer_blocks
 from moemodel.model.layers.parameters import LayerParameters, layer_parameters
 from moemodel.model.layers.routing import expert_slots
 from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.dispatch import OVERLAPPED
 from moemodel.model.plan.mesh import ParallelMesh
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
@@ -245,7 +246,7 @@ class MemoryModel:
         shard = self.shard(stage)
         terms = self.states(shard)
         transient = terms.pop("optimizer_transient")
-        flight = self.plans.schedules.in_flight(stage.first)
+        flight = self._in_flight(stage)
         held = self._held(stage, shard, (self.plans.micro_batches > 1) | (flight > 1))
         per_micro_batch = np.zeros(len(self.plans))
         working, again = np.zeros(len(self.plans)), np.zeros(len(self.plans))
@@ -346,6 +347,14 @@ class MemoryModel:
         return np.asarray(
             self.batch.element_size_B * (self._ends(stage) - self._first_end(stage) * (not self.architecture.tied))
         )
+
+    def _in_flight(self, stage: Stage) -> FloatArray:
+        """Micro-batches whose activations a stage holds, of which a chunk more where rows to its experts run behind
+        another's computation: that of a forward pass beside the backward pass that would come before it."""
+        plans = self.plans
+        flight, another = plans.schedules.in_flight(stage.first), 1 / plans.virtual_stages
+        paired = (plans.dispatch_overlap == OVERLAPPED) & (plans.ep > 1)
+        return np.where(paired, np.minimum(flight + another, plans.scheduled), flight)
 
     def _messages(self, stage: Stage, flight: FloatArray) -> FloatArray:
         """Between stages torch (distributed.pipelining 2.11) keeps a buffer for each message of a schedule: activations

@@ -28,7 +28,7 @@ _SURE = 0.95  # probability from which the programs that need less are not asked
 def peak_memory(architecture: Architecture, plans: PlanBatch, machine: System) -> Memory:
     """Peak of the fullest GPU of each plan, without pricing its time. [P]"""
     peak_B, terms_B = np.zeros(len(plans)), dict[str, FloatArray]()
-    for rows in rows_by_pipeline(plans.pp, plans.virtual_stages):
+    for rows in rows_by_pipeline(plans.pipeline_columns):
         some = plans.take(rows)
         model = MemoryModel(
             architecture,
@@ -37,7 +37,7 @@ def peak_memory(architecture: Architecture, plans: PlanBatch, machine: System) -
             precision=machine.precision,
             calibration=machine.calibration,
         )
-        held = fullest(model, stages(architecture, int(some.pp[0]), int(some.virtual_stages[0])))
+        held = fullest(model, stages(architecture, *some.pipeline(0)))
         peak_B[rows] = held.peak_B
         for name, size_B in held.terms_B.items():
             terms_B.setdefault(name, np.zeros(len(plans)))[rows] = size_B

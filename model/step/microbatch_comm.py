@@ -6,9 +6,10 @@ Per layer and micro-batch, with T tokens of a GPU, D hidden, elements as wide as
     ep   two all-to-alls of the routed rows forward, two backward, two when recomputed; under tensor parallelism each
          rank sends its share of the rows, and the ranks that share an expert gather and scatter them among themselves
          (or, where whole experts lie on a GPU, a rank sends the rows of its share of the tokens, and nothing else; or,
-         in `profiler/backends/torch_native`, all rows of its tokens, and first how many they are)
+         in `profiler/backends/torch_native`, all rows of its tokens, and first how many they are); of other ways, and
+         of rows that run behind another micro-batch's computation, `plan.dispatch` tells
     cp   keys and values around a ring forward, and with their gradients backward (Liu et al. 2023), each message behind
-         the attention to the block that came before (`_ring`)
+         the attention to the block that came before (`_ring`); or gathered (`_gathered`)
 At the ends of the model and for tp > 1, whose ranks share the vocabulary (Shoeybi et al. 2019, section 3):
     embedding   its output, reduced forward; under sequence parallelism scattered, and its gradient gathered
     head        the gradient of its input, reduced backward; under sequence parallelism the input gathered, the
@@ -31,18 +32,22 @@ Over data-parallel ranks, once a step or a pass: `data_parallel`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import numpy as np
 
-from moemodel.model.architecture.spec import Architecture, Layer
+from moemodel.model.architecture.spec import Architecture, Layer, Moe
 from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.layers.base import LayerComm, MicroBatch
 from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
 from moemodel.model.layers.layer import layer_blocks
+from moemodel.model.layers.routing import places_reached
 from moemodel.model.network.collectives import Collective, Network
+from moemodel.model.network.node_dispatch import HIDEABLE, DispatchTime, dispatch_time, nodes_of
 from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.dispatch import AS_THE_FRAMEWORK, DEEPEP, EXPOSED, OVERLAPPED
 from moemodel.model.schedule.base import Messages
 from moemodel.model.step.communication_groups import Group, Groups, OverlappableComm
 from moemodel.model.step.launch_overhead import CollectiveLaunches
@@ -66,11 +71,13 @@ class Exchange:
         exposed_s: time that nothing hides.
         overlappable: what may hide behind computation.
         calls: what the host queues.
+        beside_s: that links inside a node are busy beside the NIC, or the NIC beside them; it takes energy, not time.
     """
 
     exposed_s: FloatArray
     overlappable: OverlappableComm
     calls: CollectiveLaunches
+    beside_s: FloatArray | float = 0.0
 
     @classmethod
     def none(cls, plans: int) -> Exchange:
@@ -88,6 +95,7 @@ class Exchange:
             exposed_s=self.exposed_s + other.exposed_s,
             overlappable=self.overlappable + other.overlappable,
             calls=self.calls + other.calls,
+            beside_s=self.beside_s + other.beside_s,
         )
 
     def times(self, factor: FloatArray | float) -> Exchange:
@@ -96,6 +104,7 @@ class Exchange:
             exposed_s=np.asarray(self.exposed_s * factor),
             overlappable=self.overlappable.times(factor),
             calls=self.calls.times(factor),
+            beside_s=self.beside_s * factor,
         )
 
 
@@ -107,10 +116,13 @@ class Attention:
     backward_s: FloatArray
 
 
+_LONG_ATTENTION = Attention(forward_s=np.array(np.inf), backward_s=np.array(np.inf))
+
 # Of a tensor of three dimensions that is cut in two, int64: three sizes and how many they are, parts, the rank's own,
 # where parts begin and end (deepspeed/runtime/utils.py, PartitionedTensor.to_meta); more parts hardly take longer
 _DESCRIPTION_B = 72.0
 
+_GRADIENT_B = 4.0  # of keys and values that go around while they are summed (convert_to_f32)
 _KEPT_BY_OPERATOR = ("reduce_scatter", "all_to_all")  # what they bring stays where layers run again by operator
 
 
@@ -180,13 +192,16 @@ class Communication:
             group = self._group(comm)
             if not (group[0] > 1).any():  # there is nobody to send to in any plan
                 continue
-            if comm.axis == "cp" and attention is not None:
-                there, back = self._ring(comm, group, attention)
+            if comm.axis == "cp" and (attention is not None or self.framework.gathers_keys):
+                exchanged = self._gathered if self.framework.gathers_keys else self._ring
+                there, back = exchanged(comm, group, attention or _LONG_ATTENTION)
                 forward, backward = forward + there, backward + back
                 continue
-            time_s = self._time_s(comm, group)
-            forward = forward + self._exchange(comm, time_s * comm.forward, comm.forward_launches)
-            backward = backward + self._exchange(comm, time_s * comm.backward, comm.backward_launches)
+            time_s, beside_s = self._time_s(comm, group)
+            there = self._exchange(comm, time_s * comm.forward, comm.forward_launches)
+            back = self._exchange(comm, time_s * comm.backward, comm.backward_launches)
+            forward = forward + replace(there, beside_s=beside_s * comm.forward)
+            backward = backward + replace(back, beside_s=beside_s * comm.backward)
         return forward, backward
 
     def _ring(self, comm: LayerComm, group: Group, attention: Attention) -> tuple[Exchange, Exchange]:
@@ -209,6 +224,28 @@ class Communication:
         launches = (comm.forward_launches, comm.backward_launches)
         return self._queued(comm, there, launches[0]), self._queued(comm, back, launches[1])
 
+    def _gathered(self, comm: LayerComm, group: Group, attention: Attention) -> tuple[Exchange, Exchange]:
+        """Keys and values gathered from c ranks beside attention to a rank's own block, in either pass; gradients go
+        around a ring in float32, behind attention to the next block, the last behind none (torch,
+        distributed/tensor/experimental/_context_parallel/_attention.py, _AllGatherRotater and its use).
+        """
+        c, several = group[0].astype(np.float64), group[0] > 1
+        whole_s = self.groups.time_s(Collective.ALL_GATHER, c * comm.size_B, group)
+        wide_B = comm.size_B * _GRADIENT_B / self.batch.element_size_B
+        gradients_s = self.groups.time_s(Collective.SEND_RECV, wide_B, group)
+        hides, gathers_hide = (
+            self.network.message_hides(group[1], group[0]),
+            self.network.overlap_of(Collective.ALL_GATHER),
+        )
+        blocks_s = attention.forward_s / c, attention.backward_s / c
+        there = OverlappableComm(time_s=whole_s, hideable_s=gathers_hide * np.minimum(whole_s, blocks_s[0]))
+        back = OverlappableComm(
+            time_s=whole_s + several * c * gradients_s,
+            hideable_s=gathers_hide * np.minimum(whole_s, blocks_s[1])
+            + hides * (c - 1) * np.minimum(gradients_s, blocks_s[1]),
+        )
+        return self._queued(comm, there, several.astype(np.float64)), self._queued(comm, back, several * (c + 1))
+
     def _queued(self, comm: LayerComm, overlappable: OverlappableComm, launches: FloatArray | float) -> Exchange:
         """What may hide, and what the host queues for it."""
         none = np.zeros(len(self.plans))
@@ -219,19 +256,74 @@ class Communication:
         """The ranks that take part."""
         return self.groups[comm.group or comm.axis]
 
-    def _time_s(self, comm: LayerComm, group: Group) -> FloatArray:
-        """Of one collective, [P]."""
+    def _time_s(self, comm: LayerComm, group: Group) -> tuple[FloatArray, FloatArray | float]:
+        """Of one collective, and of it what other links move beside those that it waits for, [P]."""
         size_B = comm.size_B if comm.skew is None else self.network.skewed_B(comm.size_B, comm.skew)
-        once = comm.experts_per_token is not None and self.framework.dispatches_once_a_node
-        internode_share = self._internode_share(comm.experts_per_token or 1.0) if once else 1.0
-        return self.groups.time_s(Collective(comm.collective), size_B, group, internode_share=internode_share)
+        if comm.once is not None:
+            return self._dispatch_time(comm.once, size_B, group)
+        return self.groups.time_s(Collective(comm.collective), size_B, group), 0.0
+
+    def _dispatch_time(self, moe: Moe, size_B: FloatArray, group: Group) -> DispatchTime:
+        """Of rows that go to a node once; all ranks that share an expert get them."""
+        ranks, route = group
+        nodes, ep = nodes_of(ranks, route), self.batch.ep
+        limit = self.plans.node_limit.astype(np.float64)
+        reached = partial(places_reached, moe, nodes=nodes, node_limit=limit)
+        return dispatch_time(
+            self.network,
+            size_B,
+            ranks,
+            route,
+            nodes_reached=reached(nodes),
+            ranks_reached=reached(ep) * self.batch.etp,
+        )
 
     def _exchange(self, comm: LayerComm, time_s: FloatArray, launches: FloatArray | float) -> Exchange:
         """A collective's time, hidden by computation or not, and what the host queues for it."""
         none = np.zeros(len(self.plans))
         queued = {} if comm.launch is None else {comm.launch: launches + none}
+        calls = self._calls(**queued)
         overlaps = comm.overlap == "always" or (comm.overlap == "framework" and comm.axis in self.framework.overlapped)
-        return self._hidden_or_not(comm.axis, time_s, self._calls(**queued), overlaps=overlaps)
+        if comm.axis == "ep" and comm.overlap == "framework" and self._dispatch_is_told:
+            return self._behind_another(comm, time_s, calls, overlaps=overlaps)
+        return self._hidden_or_not(comm.axis, time_s, calls, overlaps=overlaps)
+
+    @property
+    def _dispatch_is_told(self) -> bool:
+        """Whether any plan says how or when rows get to experts."""
+        return bool((self.plans.dispatch_overlap != AS_THE_FRAMEWORK).any() or (self.plans.dispatch == DEEPEP).any())
+
+    def _behind_another(
+        self, comm: LayerComm, time_s: FloatArray, calls: CollectiveLaunches, *, overlaps: bool
+    ) -> Exchange:
+        """Rows on their way behind another micro-batch's computation, in plans that say so; else as the framework has
+        it."""
+        said = self.plans.dispatch_overlap
+        paired = np.where(said == OVERLAPPED, self._paired_share(), np.where(said == EXPOSED, 0.0, float(overlaps)))
+        hideable = self.network.overlap_of(_MOSTLY["ep"])
+        if comm.once is not None:
+            hideable = HIDEABLE
+        behind_s = paired * time_s
+        return Exchange(
+            exposed_s=time_s - behind_s,
+            overlappable=OverlappableComm(time_s=behind_s, hideable_s=hideable * behind_s),
+            calls=calls,
+        )
+
+    def _paired_share(self) -> FloatArray:
+        """Of the passes of a micro-batch, those that another's runs beside: all but the forward passes that come before
+        the first backward pass, on the mean stage, and the backward passes behind the last forward pass. [P]
+
+        In 1F1B and what is like it; Megatron Core merges a forward and a backward pass so
+        (overlap_moe_expert_parallel_comm, combined_1f1b.py). DualPipeV pairs 2 m - (5 n - 1) / 2 of 2 m forward passes
+        of chunks with backward passes, on the mean stage.
+        """
+        p, n = self.plans, self.plans.pp
+        folded = (2 * p.scheduled - 2.5 * n + 0.5) / (2 * p.scheduled)
+        alone = (p.pp - 1) / 2 + (p.virtual_stages - 1) * p.pp + np.where(p.virtual_stages > 1, (p.pp - 1) / 2, 0.0)
+        passes = p.scheduled * p.virtual_stages
+        in_a_row = (passes - 1 - alone) / passes
+        return np.asarray(np.clip(np.where(p.schedules.folds, folded, in_a_row), 0.0, 1.0))
 
     def _hidden_or_not(self, axis: str, time_s: FloatArray, calls: CollectiveLaunches, *, overlaps: bool) -> Exchange:
         """Time on an axis that may hide behind computation, or that nothing hides."""
@@ -240,14 +332,6 @@ class Communication:
             overlappable = self.groups.overlappable(_MOSTLY[axis], time_s)
             return Exchange(exposed_s=none.exposed_s, overlappable=overlappable, calls=calls)
         return Exchange(exposed_s=time_s, overlappable=none.overlappable, calls=calls)
-
-    def _internode_share(self, experts_per_token: float) -> FloatArray:
-        """Nodes that a token's experts lie on over its experts, if they fall evenly: `N (1 - (1 - 1/N)^k) / k`."""
-        ranks, route = self.groups["ep"]
-        nodes = np.maximum(ranks / route.local_G, 1.0)
-        if self.framework.node_limit is not None:
-            nodes = np.minimum(nodes, self.framework.node_limit)
-        return np.asarray(nodes * (1 - (1 - 1 / nodes) ** experts_per_token) / experts_per_token)
 
     def embedding_grad_all_reduce(self, vocab_parameters: float, gradient_B: float) -> FloatArray:
         """Gradients of a tied embedding, summed between the first and the last stage, once a step."""

@@ -27,6 +27,7 @@ from moemodel.model.layers.parameters import parameters
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import Kind
 from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.dispatch import OF_DISPATCH, OVERLAPPED
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
 from moemodel.model.step.data_parallel import DataParallel, ExchangeCounts, FsdpUnits, StepExchange
 from moemodel.model.step.launch_overhead import ParallelHost
@@ -125,7 +126,9 @@ class BlockCosts:
         self.host = HostModel(calibration, machine.framework.name)
         batch = MicroBatch.of(plans, machine.framework, machine.precision)
         again = Recomputation.of(plans, architecture, machine.framework)
-        first, self.shape = distinct_rows([*batch.shape_columns, plans.recompute, again.layers])
+        first, self.shape = distinct_rows(
+            [*batch.shape_columns, plans.recompute, again.layers, plans.node_limit, *_of_overlapped_rows(plans)]
+        )
         self.shapes = len(first)
         alike, place = distinct_rows([column[first] for column in batch.shape_columns])  # but for recomputation
         workload = Workload(
@@ -187,9 +190,16 @@ class BlockCosts:
 
 # What is read of a plan by the parts of a stage that a micro-batch passes, and by those of a step; both know the
 # pipeline. How many micro-batches there are, and how many at a time, comes in their place into the latter.
-_PIPELINE = ("dp", "tp", "pp", "ep", "cp", "virtual_stages", "schedule")
-_OF_A_MICRO_BATCH = (*_PIPELINE, "micro_batch", "seq", "sequence_parallel", "recompute", "skew")
+_PIPELINE = ("dp", "tp", "pp", "ep", "etp", "cp", "virtual_stages", "schedule")
+_OF_A_MICRO_BATCH = (*_PIPELINE, *OF_DISPATCH, "micro_batch", "seq", "sequence_parallel", "recompute", "skew")
 _OF_A_STEP = (*_PIPELINE, "zero_stage", "replicas")
+
+
+def _of_overlapped_rows(plans: PlanBatch) -> list[IntArray]:
+    """What says how much of the rows to experts runs behind another micro-batch's passes, where any do, [P] each."""
+    overlapped = plans.dispatch_overlap == OVERLAPPED
+    columns = (plans.scheduled, plans.pp, plans.virtual_stages, plans.schedule)
+    return [plans.dispatch_overlap, *(np.where(overlapped, column, 0) for column in columns)]
 
 
 class StageCosts:
@@ -204,7 +214,7 @@ class StageCosts:
         self._forward_only = blocks.machine.framework.forward_only
         self._every = _StageParts(blocks, rows)
         read = [getattr(plans, name) for name in _OF_A_MICRO_BATCH]
-        first, self._micro_P = distinct_rows([*read, plans.rounds])
+        first, self._micro_P = distinct_rows([*read, plans.rounds, *_of_overlapped_rows(plans)])
         self._micro = _StageParts(blocks, rows[first])
         read = [getattr(plans, name) for name in _OF_A_STEP]
         first, self._step_P = distinct_rows([*read, plans.micro_batches, plans.scheduled])

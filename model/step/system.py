@@ -27,6 +27,7 @@ _UNKNOWN_HOST_ERROR = 0.3  # log; assumed: a backend whose host lane was not mea
 # Bytes of a logit when the loss's backward pass begins: 16-bit logits and their gradient, of a fused kernel; or 16-bit
 # logits and the float32 softmax that becomes their gradient (Megatron-LM, tensor_parallel/cross_entropy.py)
 FUSED_LOGIT_B, _PLAIN_LOGIT_B = 4.0, 6.0
+_FP8_ROW_B = 1 + 4 / 128  # of an element, with a float32 scale for 128 of them (DeepSeek-V3, section 3.3.2)
 GRADIENT_B = {"bf16": 2.0, "fp32": 4.0}
 
 
@@ -177,6 +178,8 @@ def framework_as_run(plan: Plan) -> Framework:
         framework = replace(framework, dropout=plan.dropout)
     if plan.mode == "inference":
         framework = replace(framework, forward_only=True, synchronizes_every_pass=True, program_chooses=False)
+    if plan.routing.dispatch_dtype is not None:
+        framework = replace(framework, dispatched_B=_FP8_ROW_B)
     form = form_as_asked(framework, plan.routing)
     return framework if form is framework.moe else replace(framework, moe=form)
 

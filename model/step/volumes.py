@@ -3,8 +3,8 @@
 No calibration is needed. FLOPs and bytes are the least that the operators of `layer_operators` need (`operators.work`),
 recomputation, accumulation and optimizer included. What a GPU sends is the time of its collectives on links of one
 byte a second that start at once: for a ring of n ranks 2 (n-1)/n of an all-reduced tensor, (n-1)/n of one that is
-gathered, scattered or exchanged (`network.collectives`). Left out: that rows may go to a node once, and the two numbers
-of a token that a sharded loss reduces count as everything else of that axis.
+gathered, scattered or exchanged (`network.collectives`). Rows that go to a node once count once for each rank. Left
+out: the two numbers of a token that a sharded loss reduces count as everything else of that axis.
 
 Axes: P plans. All figures are of the mean GPU.
 """
@@ -47,6 +47,8 @@ _BYTES = Network(
     start_s=0.0,
     overlap=1.0,
     imbalance_penalty=0.0,
+    nic_dispatch_efficiency=1.0,
+    node_dispatch_efficiency=1.0,
 )
 
 
@@ -76,10 +78,10 @@ def step_volumes(architecture: Architecture, plans: PlanBatch, machine: System) 
     size = len(plans)
     flops, traffic_B = np.zeros(size), np.zeros(size)
     sent_B = {axis: np.zeros(size) for axis in AXES}
-    first, pipeline = distinct_rows([plans.pp, plans.virtual_stages])
+    first, pipeline = distinct_rows(plans.pipeline_columns)
     for index, row in enumerate(first):
         rows = np.flatnonzero(pipeline == index)
-        layout = stages(architecture, int(plans.pp[row]), int(plans.virtual_stages[row]))
+        layout = stages(architecture, *plans.pipeline(row))
         part = _PipelineVolumes(architecture, plans.take(rows), machine)
         for stage in layout:
             part_of_all = stage.count / sum(one.count for one in layout)

@@ -13,6 +13,7 @@ from moemodel.model.core.errors import InputError
 from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.routing import RoutingSpec
 from moemodel.model.plan.spec import Plan
+from moemodel.profiler.backends.expert_plans import expert_mistakes
 from moemodel.profiler.backends.torch_native.supported_models import check_supported
 
 
@@ -45,7 +46,7 @@ def check_plan(plan: Plan, architecture: Architecture, limits: Limits) -> None:
     """
     check_supported(architecture)
     check_architecture(plan, architecture)
-    mistakes = [*_outside(plan, limits), *_routers(plan, architecture, limits)]
+    mistakes = [*_outside(plan, limits), *_routers(plan, architecture, limits), *expert_mistakes(plan)]
     if mistakes:
         raise InputError(f"{plan.name}: " + "; ".join(mistakes) + ". `moemodel predict` takes all of these")
 

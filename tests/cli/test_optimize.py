@@ -240,7 +240,7 @@ def test_several_numbers_of_gpus_are_told_apart(moemodel: Run, searched: Path, c
 
 # What a search says instead, and the words of the one message.
 BAD_SEARCHES: dict[str, tuple[str, str, str]] = {
-    "unknown key": ("  pp: 1", "  ppp: 1", "search.yaml:8: unknown key 'search.ppp'; allowed here: cp, dp, ep"),
+    "unknown key": ("  pp: 1", "  ppp: 1", "search.yaml:8: unknown key 'search.ppp'; allowed here: cp, dispatch"),
     "word": ("  tp: [1, 2]", "  tp: all", "search.yaml:7: search.tp: found 'all'; input should be a valid integer"),
     "not YAML": ("{step_time_s: 5}", "{step_time_s: 5", "search.yaml:14: not YAML"),
     "gpu": ("gpu: h100-sxm-80gb", "gpu: h900", "moemodel: search.yaml: cluster.gpu: found 'h900'; allowed: a100"),

@@ -16,6 +16,7 @@ import pytest
 from click.testing import Result
 
 from moemodel.cli.search_page import search_page
+from moemodel.model.plan.dispatch import in_words
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.outcome import outcome
 from moemodel.model.search.document import Search
@@ -86,7 +87,8 @@ def test_a_survey_has_every_feasible_plan_with_what_it_costs_alone(
         plan = document().plan(
             **choices
             | words
-            | {"sequence_parallel": bool(choices["sequence_parallel"])}
+            | {"sequence_parallel": bool(choices["sequence_parallel"]), "etp": choices["etp"] or None}
+            | in_words(choices)
             | {"clock_MHz": None if clock == "auto" else float(clock)}
         )
         alone = outcome(plan, calibration)

@@ -93,7 +93,7 @@ def _document(record: Mapping[Any, Any], name: str, gpu: str) -> dict[str, Any]:
         "stage_layers": _STAGE_LAYERS.get(name),
         "cuda_graphs": True if (name, gpu) in _GRAPHED else None,
         "cluster": {"gpu": gpu, "gpus": gpus},
-        "routing": _routing(DISPATCH.get(by_release, DISPATCH.get(by_name, ()))),
+        "routing": {"skew": "balanced", **DISPATCH.get(by_release, DISPATCH.get(by_name, {}))},
         "parallel": {
             "dp": gpus // (tp * pp * cp),
             "tp": tp,
@@ -113,7 +113,3 @@ def _precision(said: str) -> str:
     if said == "bf16":
         return "bf16-mixed"
     return {"fp8-mx": "mxfp8", "mxfp8": "mxfp8", "nvfp4": "nvfp4"}.get(said, "fp8")
-
-
-def _routing(features: tuple[str, ...]) -> dict[str, Any]:  # noqa: ARG001 - said once plans can
-    return {"skew": "balanced"}

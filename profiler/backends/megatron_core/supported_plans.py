@@ -9,6 +9,7 @@ from moemodel.model.core.errors import InputError
 from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.recompute import RECOMPUTE
 from moemodel.model.plan.spec import Plan
+from moemodel.profiler.backends.expert_plans import expert_mistakes
 from moemodel.profiler.backends.megatron_core.supported_models import check_supported, mixture_of
 
 _ZERO = (0, 1)  # its distributed optimizer shards states (`use_distributed_optimizer`), not gradients or parameters
@@ -29,7 +30,7 @@ def check_runs(plan: Plan, architecture: Architecture) -> None:
     check_architecture(plan, architecture)
     mixture = mixture_of(architecture)
     mistakes = [*_outside(plan), *_tensor(plan, architecture), *_pipeline(plan, architecture)]
-    mistakes += _projected(plan, architecture)
+    mistakes += [*_projected(plan, architecture), *expert_mistakes(plan)]
     if mixture is not None:
         mistakes += [*_routing(plan, mixture), *_mixture(plan)]
     if mistakes:

@@ -12,6 +12,7 @@ from moemodel.model.architecture.spec import Architecture, Layer, Mlp, Moe
 from moemodel.model.core.errors import InputError
 from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.spec import Plan
+from moemodel.profiler.backends.expert_plans import expert_mistakes
 
 # A layer's gate is DeepSpeed's `MoE`; of two experts a token weights add up to one (`top2gating`), of one they do not.
 _ROUTERS = ("softmax_topk", "switch_top1", "gshard_top2")
@@ -41,7 +42,7 @@ def check_runs(plan: Plan, architecture: Architecture) -> None:
             "architectures"
         )
     check_architecture(plan, architecture)
-    mistakes = [*_outside(plan), *_experts(plan, architecture)]
+    mistakes = [*_outside(plan), *_experts(plan, architecture), *expert_mistakes(plan)]
     if mistakes:
         raise InputError(f"{plan.name}: " + "; ".join(mistakes) + ". `moemodel predict` takes all of these")
 

@@ -9,7 +9,10 @@ from moemodel.model.core.errors import InputError
 from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.recompute import RECOMPUTE
 from moemodel.model.plan.spec import Plan
+from moemodel.profiler.backends.expert_plans import expert_mistakes
 from moemodel.profiler.backends.torch_native.supported_models import check_routing, check_supported
+
+_SCHEDULES = ("1f1b", "gpipe", "zero-bubble")
 
 
 def check_runs(plan: Plan, architecture: Architecture) -> None:
@@ -26,7 +29,7 @@ def check_runs(plan: Plan, architecture: Architecture) -> None:
     check_supported(architecture)
     check_routing(architecture, plan.routing)
     check_architecture(plan, architecture)
-    mistakes = [*_outside(plan, architecture), *_tensor(plan, architecture), *_pipeline(plan)]
+    mistakes = [*_outside(plan, architecture), *_tensor(plan, architecture), *_pipeline(plan), *expert_mistakes(plan)]
     if mistakes:
         raise InputError(f"{plan.name}: " + "; ".join(mistakes) + ". `moemodel predict` takes all of these")
 
@@ -80,6 +83,8 @@ def _pipeline(plan: Plan) -> Iterator[str]:
     p, m = plan.parallel, plan.micro_batches
     if p.pp == 1:
         return
+    if plan.schedule not in _SCHEDULES:
+        yield f"schedule: found {plan.schedule!r}; allowed for plans that are run: {', '.join(_SCHEDULES)}"
     if p.zero_stage > 1:
         yield f"parallel.zero_stage: found {p.zero_stage} with pp {p.pp}; allowed for plans that are run: 0, 1"
     if plan.schedule == "1f1b" and m < p.pp:

@@ -15,6 +15,7 @@ from moemodel.model.core.errors import InputError
 from moemodel.model.hardware.gpu import read_gpu
 from moemodel.model.layers.parameters import parameters
 from moemodel.model.operators.work import Kind
+from moemodel.model.plan.dispatch import ALL_TO_ALL, AS_THE_FRAMEWORK, DEEPEP, OVERLAPPED
 from moemodel.model.plan.recompute import Recompute
 from moemodel.model.schedule.pipeline_layout import PipelineLayout
 from studies.runs import (
@@ -123,12 +124,13 @@ def test_rows_of_dense_models_of_megatron_bridge(tmp_path: Path) -> None:
 
 def test_rows_of_models_with_experts(tmp_path: Path) -> None:
     study = bridge(write(tmp_path, BRIDGE, _BRIDGE_COLUMNS + _BRIDGE_ROWS), experts=True)
-    assert [row.software for row in study.rows] == [
-        "FP8 behind",
-        "FP8 once",
-        "FP8 behind",
-        "FP8 once to four",
-        "BF16",
+    assert [row.software for row in study.rows] == ["FP8", "FP8", "FP8", "FP8", "BF16 turned apart"]
+    assert [(row.plan["dispatch"], row.plan["dispatch_overlap"]) for row in study.rows] == [
+        (ALL_TO_ALL, OVERLAPPED),
+        (DEEPEP, AS_THE_FRAMEWORK),
+        (ALL_TO_ALL, OVERLAPPED),
+        (DEEPEP, AS_THE_FRAMEWORK),
+        (ALL_TO_ALL, AS_THE_FRAMEWORK),
     ]
     assert {row.software for row in study.rows} <= set(study.software)
     assert study.left_out == {"with state-space layers": 1}

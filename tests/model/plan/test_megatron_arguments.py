@@ -149,6 +149,15 @@ def test_only_transformer_engines_loss_keeps_less() -> None:
     assert run(fused | {"--cross-entropy-fusion-impl": "te"}).plan["cross_entropy"] == "fused"
 
 
+def test_layers_that_are_replayed() -> None:
+    whole = run({"--cuda-graph-impl": "local"})
+    assert (whole.plan["cuda_graphs"], whole.left_out) == (True, ())
+    parts = run({"--cuda-graph-impl": "local", "--cuda-graph-modules": "attn"})
+    assert parts.plan["cuda_graphs"] is None
+    assert parts.left_out == ("--cuda-graph-modules 'attn': the host queues every kernel",)
+    assert run().plan["cuda_graphs"] is None
+
+
 def test_optimizers_of_their_own_shard_less() -> None:
     sharded = {"--use-distributed-optimizer": True, "--tensor-model-parallel-size": 2}
     two = run(sharded | {"--num-distributed-optimizer-instances": 2}).plan["parallel"]

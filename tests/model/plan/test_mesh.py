@@ -26,7 +26,7 @@ AXES_OF_GROUP = {  # along which the ranks of a group differ
     "data_parallel": {"dp", "cp"},
     "pp": {"pp"},
 }
-EXPERT_AXES_OF_GROUP = {"etp": {"etp"}, "ep": {"ep"}, "expert_data_parallel": {"edp"}}
+EXPERT_AXES_OF_GROUP = {"etp": {"etp"}, "ep": {"ep"}, "experts": {"ep", "etp"}, "expert_data_parallel": {"edp"}}
 
 
 def written_down(**sizes: int) -> list[dict[str, int]]:

@@ -26,6 +26,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "cp": (1, 1, 1, 2, 3),
     "dp": (1, 2, 3, 4, 8),
     "ep": (1, 1, 2, 3, 4),
+    "etp": (None, None, None, 1, 2, 3),
     "sequence_parallel": (False, False, True),
     "virtual_stages": (1, 1, 2, 3),
     "schedule": ("1f1b", "gpipe", "zero-bubble"),
@@ -88,7 +89,10 @@ def numbers(listed: list[dict[str, Any]]) -> dict[str, np.ndarray[Any, np.dtype[
     rows = [
         c | {"schedule": schedules.index(c["schedule"]), "recompute": recomputes.index(c["recompute"])} for c in listed
     ]
-    return {name: np.array([int(row[name]) for row in rows]) for name in VALUES}
+    usual = dict.fromkeys(("dispatch", "node_limit", "dispatch_overlap"), 0)
+    return {name: np.array([int(row[name] or 0) for row in rows]) for name in VALUES} | {
+        name: np.full(len(rows), value) for name, value in usual.items()
+    }
 
 
 def said(model: tuple[str, str, int, int], architecture: Architecture, choices: dict[str, Any]) -> str:
@@ -138,12 +142,13 @@ def shapes_fit(architecture: Architecture, sequence: int, c: dict[str, Any]) -> 
             if not (deal(attention.heads, c["tp"]) and keys):
                 return False
         block = layer.feed_forward
-        if not deal(block.width, c["tp"]) or (isinstance(block, Moe) and not deal(block.experts, c["ep"])):
+        cut_by = (c["etp"] or c["tp"]) if isinstance(block, Moe) else c["tp"]
+        if not deal(block.width, cut_by) or (isinstance(block, Moe) and not deal(block.experts, c["ep"])):
             return False
     experts = any(isinstance(layer.feed_forward, Moe) for layer in architecture.layers)
     chunks = Counter(layer % (c["pp"] * c["virtual_stages"]) for layer in range(len(architecture.layers)))
     return (
-        (experts or c["ep"] == 1)
+        (experts or (c["ep"] == 1 and c["etp"] is None))
         and len(chunks) == c["pp"] * c["virtual_stages"]
         and (c["cp"] == 1 or deal(sequence, 2 * c["cp"]))
         and (not c["sequence_parallel"] or deal(sequence, c["tp"]))
@@ -162,9 +167,9 @@ def degrees_fit(backend: str, c: dict[str, Any]) -> bool:
     pipelined, interleaved = len(stages) > 1, c["virtual_stages"] > 1
     return (
         sum(len(stage) for stage in stages) == c["gpus"]
-        and deal(len(ranks), c["ep"])
+        and (deal(len(ranks), c["ep"]) if c["etp"] is None else deal(len(stages[0]), c["ep"] * c["etp"]))
         and deal(GLOBAL_BATCH, c["dp"] * c["micro_batch"])
-        and (c["replicas"] == 1 or replicas_fit(len(ranks), c))
+        and (c["replicas"] == 1 or replicas_fit(len(stages[0]) // c["etp"] if c["etp"] else len(ranks), c))
         and (not c["sequence_parallel"] or c["tp"] > 1)
         and (not interleaved or (pipelined and c["schedule"] != "gpipe" and deal(len(batches), c["pp"])))
     )
@@ -187,7 +192,7 @@ def test_a_search_asks_every_rule_that_choices_can_mend(model: tuple[str, str, i
     degrees, shapes = rules_of(model)
     counted = as_counted([*shapes, *degrees])
     assert {id(rule) for rule in counted} == {id(rule) for rule in (*degrees, *shapes) if rule.needs}
-    assert all(rule.needs <= set(VALUES) for rule in counted)
+    assert all(rule.needs <= {*VALUES, "dispatch", "node_limit", "dispatch_overlap"} for rule in counted)
     keys = list(dict.fromkeys(rule.key for rule in counted))
     assert [rule.key for rule in counted] == sorted((rule.key for rule in counted), key=keys.index)  # together
     assert len({(rule.key, rule.summary, rule.needs) for rule in counted}) == len(keys)

@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 from torch.distributed.pipelining import (
     Schedule1F1B,
+    ScheduleDualPipeV,
     ScheduleGPipe,
     ScheduleInterleaved1F1B,
     ScheduleInterleavedZeroBubble,
@@ -70,12 +71,39 @@ def _listed(kind: Any, stages: int, virtual: int, micro_batches: int) -> list[li
 
 
 @pytest.fixture(scope="session")
-def torch_orders() -> Orders:
+def torch_pieces() -> Callable[[int, int], list[list[tuple[Work, ...]]]]:
+    """Of every stage of DualPipeV, what it does in one piece: backward passes of both parts, passes that overlap."""
+
+    def pieces(stages: int, micro_batches: int) -> list[list[tuple[Work, ...]]]:
+        own = [_Stage(chunk, stages=stages, virtual=2) for chunk in (0, 2 * stages - 1)]
+        schedule: Any = ScheduleDualPipeV(cast(Any, own), micro_batches)
+        return [
+            [
+                tuple(work for part in (action.sub_actions or (action,)) for work in _halves(part))
+                for action in schedule.pipeline_order[rank]
+                if action is not None
+            ]
+            for rank in range(stages)
+        ]
+
+    return pieces
+
+
+def _halves(action: Any) -> list[Work]:
+    name, at = action.computation_type.name, (action.stage_index, action.microbatch_index)
+    first = Work(cast(Any, _KINDS[name]), *at)
+    return [first, Work("W", *at)] if name == "FULL_BACKWARD" else [first]
+
+
+@pytest.fixture(scope="session")
+def torch_orders(torch_pieces: Callable[[int, int], list[list[tuple[Work, ...]]]]) -> Orders:
     """What every stage does in a step, in order: `(name of the schedule, stages, micro-batches, virtual stages)`."""
 
     def orders(name: str, stages: int, micro_batches: int, virtual: int = 1) -> list[list[Work]]:
         if name == "zero-bubble":
             return _listed(ScheduleInterleavedZeroBubble, stages, virtual, micro_batches)
+        if name == "dualpipe-v":
+            return [[work for piece in own for work in piece] for own in torch_pieces(stages, micro_batches)]
         if virtual > 1:
             return _listed(ScheduleInterleaved1F1B, stages, virtual, micro_batches)
         kind = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}[name]

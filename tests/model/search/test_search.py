@@ -18,6 +18,7 @@ from moemodel.model.core.documents import parse_yaml
 from moemodel.model.core.errors import CalibrationError, InfeasiblePlanError, InputError
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import read_gpu
+from moemodel.model.plan.dispatch import OF_DISPATCH
 from moemodel.model.plan.spec import Plan, plan_text
 from moemodel.model.records.calibration import Calibration, fingerprint
 from moemodel.model.results.outcome import Outcome, outcome
@@ -163,6 +164,28 @@ SPACES: dict[str, dict[str, Any]] = {
         },
         "clocks_MHz": None,
     },
+    "cut experts": {
+        "architecture": "olmoe-1b-7b",
+        "layers": 6,
+        "backend": "megatron-core",
+        "cluster": {"gpu": "h100-sxm-80gb", "gpus": [8, 16]},
+        "search": {
+            "tp": [1, 2],
+            "pp": [1, 2],
+            "ep": [1, 4, 8],
+            "etp": [None, 1, 2, 4, 3],
+            "dispatch": ["alltoall", "deepep", "allgather"],
+            "node_limit": [None, 1],
+            "dispatch_overlap": [None, True],
+            "cp": 1,
+            "zero_stage": 1,
+            "sequence_parallel": False,
+            "virtual_stages": 1,
+            "micro_batch": [1, 2],
+            "recompute": "none",
+        },
+        "clocks_MHz": None,
+    },
     "memory and clocks": {
         "architecture": "llama-3-8b",
         "sequence_length": 8192,
@@ -204,7 +227,8 @@ def _combinations(document: Search) -> list[dict[str, Any]]:
     """Every combination of a search whose choices are all given but for dp; one at a time, as a user would."""
     given = document.search.model_dump()
     given["sequence_parallel"] = given["sequence_parallel"] or (False, True)
-    given["dp"] = given["dp"] or (None,)
+    given |= {name: given[name] or (None,) for name in ("dp", "etp", *OF_DISPATCH)}
+    given["replicas"] = given["replicas"] or (1,)
     gpu = read_gpu(document.cluster.gpu)
     given |= {"gpus": document.cluster.gpus, "schedule": document.schedule, "clock_MHz": document.clocks_MHz or (None,)}
     assert gpu.clock_min_Hz is not None
@@ -216,7 +240,7 @@ def _accepted(document: Search, choices: dict[str, Any], calibration: Calibratio
     if choices["dp"] is None:
         choices = choices | {"dp": max(1, choices["gpus"] // (choices["tp"] * choices["pp"] * choices["cp"]))}
     parallel = {name: choices[name] for name in choices if name in _DEGREES}
-    others = {name: value for name, value in choices.items() if name not in _DEGREES and name != "gpus"}
+    others = {name: value for name, value in choices.items() if name not in (*_DEGREES, *OF_DISPATCH, "gpus")}
     text = {
         "architecture": document.architecture,
         "layers": document.layers,
@@ -225,6 +249,7 @@ def _accepted(document: Search, choices: dict[str, Any], calibration: Calibratio
         "global_batch": document.global_batch,
         "cluster": {"gpu": document.cluster.gpu, "gpus": choices["gpus"]},
         "parallel": parallel,
+        "routing": {name: choices[name] for name in OF_DISPATCH if choices[name] is not None},
     }
     try:
         answer = outcome(parse_yaml(repr(text | others).replace("None", "null"), Plan, "plan.yaml"), calibration)
@@ -233,7 +258,7 @@ def _accepted(document: Search, choices: dict[str, Any], calibration: Calibratio
     return answer.fit_probability > 0.5
 
 
-_DEGREES = ("dp", "tp", "pp", "ep", "cp", "zero_stage", "sequence_parallel", "virtual_stages")
+_DEGREES = ("dp", "tp", "pp", "ep", "etp", "cp", "replicas", "zero_stage", "sequence_parallel", "virtual_stages")
 
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
@@ -274,8 +299,12 @@ def _agrees(document: Search, calibration: Calibration) -> None:
     assert sum(refusal.plans for refusal in state.refusals()) == len(combinations) - len(needs)
     for combination in (combinations[row] for row in sample):
         same = combination["pp"] == 1 and combination["schedule"] != document.schedule[0]
+        spread = combination["ep"] > 1 or (combination["etp"] or 1) > 1
+        listed = ((name, getattr(document.search, name)) for name in OF_DISPATCH)
+        same |= not spread and any(values and combination[name] != values[0] for name, values in listed)
         replicas = _key_of(combination)[0] * combination["cp"]
-        replicas *= 1 if framework_of(document.backend).shards_experts else combination["tp"]
+        cut = framework_of(document.backend).shards_experts and document.search.etp is None
+        replicas *= 1 if cut else combination["tp"]
         same |= replicas == 1 and combination["zero_stage"] != (document.search.zero_stage or (0,))[0]
         same |= combination["pp"] * combination["virtual_stages"] > len(state.problem.architecture.layers)
         accepted = not same and _accepted(document, combination, calibration)
@@ -287,13 +316,14 @@ def _key(plan: Plan) -> tuple[Any, ...]:
         plan.parallel.model_dump()
         | {"gpus": plan.cluster.gpus, "micro_batch": plan.micro_batch, "recompute": plan.recompute}
         | {"schedule": plan.schedule, "clock_MHz": plan.clock_MHz}
+        | {name: getattr(plan.routing, name) for name in OF_DISPATCH}
     )
 
 
 def _key_of(choices: dict[str, Any]) -> tuple[Any, ...]:
     dp = choices["dp"] or choices["gpus"] // (choices["tp"] * choices["pp"] * choices["cp"])
     names = (*_DEGREES[1:], "gpus", "micro_batch", "recompute", "schedule", "clock_MHz")
-    return (dp, *(choices[name] for name in names))
+    return (dp, choices["dispatch"] or "alltoall", *(choices[name] for name in (*names, *OF_DISPATCH[1:])))
 
 
 @pytest.mark.parametrize(
@@ -876,7 +906,7 @@ limits: {step_time_s: 2}
 @pytest.mark.parametrize(
     ("good", "bad", "message"),
     [
-        ("  tp: [1, 2]", "  tpp: 1", ":6: unknown key 'search.tpp'; allowed here: cp, dp, ep, micro_batch"),
+        ("  tp: [1, 2]", "  tpp: 1", ":6: unknown key 'search.tpp'; allowed here: cp, dispatch, dispatch_overlap"),
         ("  tp: [1, 2]", "  tp: [1, 0]", ":6: search.tp.1: found 0; input should be greater than 0"),
         ("  tp: [1, 2]", "  tp: two", ":6: search.tp: found 'two'; input should be a valid integer"),
         ("  tp: [1, 2]", "  tp: []", ":6: search.tp: value should have at least 1 item"),

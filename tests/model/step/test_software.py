@@ -11,7 +11,7 @@ import pytest
 
 from moemodel.calibration.store.catalogue import shipped
 from moemodel.model.architecture.hf_config import read_architecture
-from moemodel.model.architecture.spec import Architecture, Moe
+from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.errors import InputError
 from moemodel.model.frameworks.base import Precision
 from moemodel.model.frameworks.registry import FRAMEWORKS, framework_of
@@ -155,30 +155,6 @@ def test_megatron_of_2021_sends_parts_over_every_nic(
 
 def test_which_framework_sends_parts() -> None:
     assert {name for name, framework in FRAMEWORKS.items() if framework.cuts_messages} == {"megatron-v2"}
-
-
-@pytest.mark.parametrize("nodes", [1, 2, 4])
-def test_rows_that_go_to_a_node_once(olmoe: Architecture, batch: Batch, nodes: int) -> None:
-    """Over N nodes, a token with k experts reaches N (1 - (1 - 1/N)^k) of them; inside a node nothing is saved."""
-    plans = batch(dp=8 * nodes, ep=8 * nodes)
-    moe = olmoe.layers[0].feed_forward
-    assert isinstance(moe, Moe)
-    slow = replace(NODE, node_Bps=1e30) if nodes > 1 else NODE
-    all_copies, once = (
-        talk(olmoe, plans, slow, dispatches_once_a_node=once).layer(olmoe.layers[0])[0].exposed_s
-        for once in (False, True)
-    )
-    reached = nodes * (1 - (1 - 1 / nodes) ** moe.top_k)
-    assert once / all_copies == pytest.approx(reached / moe.top_k if nodes > 1 else 1.0)
-
-
-def test_a_router_that_keeps_to_a_few_nodes(olmoe: Architecture, batch: Batch) -> None:
-    plans = batch(dp=64, ep=64)
-    limited, free = (
-        talk(olmoe, plans, dispatches_once_a_node=True, node_limit=most).layer(olmoe.layers[0])[0].exposed_s
-        for most in (2, None)
-    )
-    assert limited < free
 
 
 # ---- experts that tp does not cut ----

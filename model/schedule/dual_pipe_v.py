@@ -1,0 +1,196 @@
+"""DualPipeV: micro-batches go down one half of the model and back up the other, on the same stages.
+
+The half in V of DualPipe (DeepSeek-V3, section 3.2.1, figures 4 and 5): stage s of n holds chunks s and 2n - 1 - s of
+2n, so that the first stage holds both ends of the model. In the middle of a step a forward pass of one chunk and a
+backward pass of the other take turns, each beside the messages and the experts' rows of the other (`plan.dispatch`).
+The first n backward passes of the second half, and those of the end, fall into gradients of inputs and of weights,
+which fill the bubble. Order: github.com/deepseek-ai/DualPipe, as torch's ScheduleDualPipeV has it.
+
+There is no formula for stages that differ. The order of all stages is walked, piece by piece, for `_ROUNDS` n
+micro-batches at most; each one more adds what the last one of these did, or all work of the slowest stage if that is
+more. Chunks of a stage count as equal. DualPipe itself, with two copies of the model, has this order on stages in
+pairs, for twice the memory of parameters; it is not here. Left out: that the two chunks of the last stage need no
+message between them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from moemodel.model.core.arrays import FloatArray, IntArray
+from moemodel.model.schedule.base import Messages, Piece, Schedule, Sizes, StageTimes, Work
+
+_ROUNDS = 6  # micro-batches that are walked, over stages: 2 at least (`least_rounds`), assumed to be steady by then
+
+
+class DualPipeV(Schedule):
+    """Two chunks a stage, in the shape of a V."""
+
+    name: ClassVar = "dualpipe-v"
+    messages: ClassVar = Messages.OVERLAPPED
+    splits_backward: ClassVar = True
+    folds: ClassVar = True
+    only_virtual: ClassVar = 2
+    least_rounds: ClassVar = 2
+
+    def order(self, stage: int, sizes: Sizes[int]) -> list[Work]:
+        return [work for piece in self.pieces(stage, sizes) for work in piece]
+
+    def pieces(self, stage: int, sizes: Sizes[int]) -> list[Piece]:
+        """What a stage does, in pieces of which nothing leaves before all of it is done: a backward pass of both parts,
+        and a forward and a backward pass that overlap."""
+        n, m = sizes.stages, sizes.micro_batches
+        near, far, pen = stage, 2 * n - 1 - stage, _Pen()
+        later, half = n - 1 - stage, (stage + 1) // 2
+        for _ in range(2 * later):
+            pen.forward(near)
+        for _ in range(stage + 1):
+            pen.forward(near)
+            pen.forward(far)
+        for _ in range(later):
+            pen.inputs(far)
+            pen.weights()
+            pen.forward(far)
+        for k in range(m - 2 * n + stage + 1):
+            if k == 0 and stage == n - 1:  # where nothing is gained by it
+                pen.forward(near)
+                pen.backward(far)
+            else:
+                pen.both(near, far)
+            pen.both(far, near)
+        for _ in range(later):
+            pen.backward(far)
+            pen.both(far, near)
+        for k in range(stage + 1):
+            # gradients of weights wait from the middle on, on odd stages of the far chunk first
+            (pen.inputs if k > half or (k == half and stage % 2) else pen.backward)(far)
+            (pen.inputs if k >= half else pen.backward)(near)
+        for _ in range(later):
+            pen.weights()
+            pen.inputs(near)
+        for _ in range(stage + 1):
+            pen.weights()
+        return pen.pieces
+
+    def makespan(self, times: StageTimes, sizes: Sizes[IntArray]) -> FloatArray:
+        passes = _Passes(times)
+        out = np.zeros(passes.shape)
+        micro_batches = sizes.micro_batches[:, 0]
+        for m in np.unique(micro_batches).tolist():
+            rows = np.flatnonzero(micro_batches == m)
+            out[rows] = _makespan(passes, rows, m)
+        return out
+
+    def in_flight(self, stage: int, sizes: Sizes[IntArray]) -> FloatArray:  # noqa: ARG002
+        """As many on every stage: 2n chunks' when the first backward pass begins, and one more before each later one
+        (DualPipe: the number of chunks and one, table 2)."""
+        return np.asarray(np.minimum(sizes.stages + 0.5, sizes.micro_batches))
+
+
+class _Pen:
+    """Writes down the order of one stage; passes of a kind through a chunk take micro-batches in turn."""
+
+    def __init__(self) -> None:
+        self.pieces: list[Piece] = []
+        self._next: dict[tuple[str, int], int] = {}
+        self._put_off: deque[Work] = deque()
+
+    def _turn(self, kind: Literal["F", "B"], chunk: int) -> Work:
+        micro_batch = self._next.get((kind, chunk), 0)
+        self._next[kind, chunk] = micro_batch + 1
+        return Work(kind, chunk, micro_batch)
+
+    def _whole(self, chunk: int) -> Piece:
+        inputs = self._turn("B", chunk)
+        return (inputs, inputs._replace(kind="W"))
+
+    def forward(self, chunk: int) -> None:
+        self.pieces.append((self._turn("F", chunk),))
+
+    def backward(self, chunk: int) -> None:
+        """In one piece."""
+        self.pieces.append(self._whole(chunk))
+
+    def both(self, forward: int, backward: int) -> None:
+        """A forward pass of one chunk and a backward pass of another, which overlap."""
+        self.pieces.append((self._turn("F", forward), *self._whole(backward)))
+
+    def inputs(self, chunk: int) -> None:
+        """Gradients of inputs; those of weights wait."""
+        self.pieces.append((self._turn("B", chunk),))
+        self._put_off.append(self.pieces[-1][0]._replace(kind="W"))
+
+    def weights(self) -> None:
+        """Those that have waited longest, if any."""
+        if self._put_off:
+            self.pieces.append((self._put_off.popleft(),))
+
+
+class _Passes:
+    """Times of one pass through one chunk of each stage."""
+
+    def __init__(self, times: StageTimes) -> None:
+        self.shape = np.broadcast_shapes(*(t.shape for t in (*times.forward_s, *times.backward_s, *times.weight_share)))
+        self.stages = sum(times.counts)
+        place = [number for number, count in enumerate(times.counts) for _ in range(count)]
+        whole = [np.broadcast_to(t, self.shape) / 2 for t in times.forward_s]
+        back = [np.broadcast_to(t, self.shape) / 2 for t in times.backward_s]
+        shares = [np.broadcast_to(t, self.shape) for t in times.weight_share]
+        inputs = [b * (1 - share) for b, share in zip(back, shares, strict=True)]
+        weights = [b * share for b, share in zip(back, shares, strict=True)]
+        self._times = {"F": whole, "B": inputs, "W": weights}
+        self._place = place
+
+    def took(self, work: Work, rows: IntArray) -> FloatArray:
+        """Of some plans, [P, X]."""
+        stage = min(work.chunk, 2 * self.stages - 1 - work.chunk)
+        return np.asarray(self._times[work.kind][self._place[stage]][rows])
+
+    def slowest_s(self, rows: IntArray) -> FloatArray:
+        """All work of one micro-batch on the slowest stage, [P, X]."""
+        kinds = zip(*(self._times[kind] for kind in ("F", "B", "W")), strict=True)
+        return np.asarray(np.maximum.reduce([2 * (f + b + w)[rows] for f, b, w in kinds]))
+
+
+def _makespan(passes: _Passes, rows: IntArray, m: int) -> FloatArray:
+    """Of plans with m micro-batches."""
+    walked = _ROUNDS * passes.stages
+    if m <= walked:
+        return _walk(passes, rows, max(m, DualPipeV.least_rounds * passes.stages))  # fewer are no plan
+    before, last = _walk(passes, rows, walked - 1), _walk(passes, rows, walked)
+    return np.asarray(last + (m - walked) * np.maximum(last - before, passes.slowest_s(rows)))
+
+
+def _walk(passes: _Passes, rows: IntArray, m: int) -> FloatArray:
+    """The longest path through all work of a step: every stage does its pieces in order, as soon as what they need is
+    there, [P, X]."""
+    n = passes.stages
+    sizes = Sizes(stages=n, virtual=2, micro_batches=m)
+    left = [deque(DualPipeV().pieces(stage, sizes)) for stage in range(n)]
+    free = [np.zeros((len(rows), *passes.shape[1:])) for _ in range(n)]
+    done: dict[Work, FloatArray] = {}
+    while any(left):
+        before = len(done)
+        for stage, queue in enumerate(left):
+            while queue and all(need in done for need in _needs(queue[0], 2 * n - 1)):
+                piece = queue.popleft()
+                begun = np.maximum.reduce([free[stage], *(done[need] for need in _needs(piece, 2 * n - 1))])
+                free[stage] = begun + sum(passes.took(work, rows) for work in piece)
+                done |= dict.fromkeys(piece, free[stage])
+        if len(done) == before:  # never of an order of ours, which tests walk
+            raise RuntimeError(f"{DualPipeV.name}: stages wait for each other with {m} micro-batches")
+    return np.asarray(np.maximum.reduce(free))
+
+
+def _needs(piece: Piece, last: int) -> list[Work]:
+    """What other work has to be done before, but for that of its own stage; `last` chunk of the model."""
+    found: list[Work] = []
+    for kind, chunk, micro_batch in piece:
+        if kind == "F" and chunk:
+            found.append(Work("F", chunk - 1, micro_batch))
+        if kind == "B":
+            found.append(Work("B", chunk + 1, micro_batch) if chunk < last else Work("F", last, micro_batch))
+    return found
