@@ -191,6 +191,8 @@ class Framework:
             those of the next stage gather it (Narayanan et al. 2021, section 4.1); of the `megatron` pipeline.
         cuts_by_cost: a pipeline's stages take layers until they have more than their share of the products' weights,
             the head's among them; else layers count alike.
+        gathers_keys: ranks of context parallelism gather keys and values, once a pass, beside attention to their own;
+            else these go around a ring, a message beside attention to each block.
         shards_experts: tensor parallelism cuts experts too; else whole experts lie on a GPU, and tensor-parallel ranks
             take part in expert parallelism (Megatron's expert_tensor_parallel_size 1).
         dispatches_all_tokens: every tensor-parallel rank sends the rows of all of its tokens, and first how many go to
@@ -254,6 +256,7 @@ class Framework:
     steps_whole_experts_along: bool = False
     pipeline: Literal["torch", "megatron", "deepspeed"] = "megatron"
     cuts_messages: bool = False
+    gathers_keys: bool = False
     cuts_by_cost: bool = False
     shards_experts: bool = True
     dispatches_all_tokens: bool = False

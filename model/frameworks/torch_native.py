@@ -36,6 +36,8 @@ TORCH = Framework(
     data_parallel="ddp-fsdp2",
     replicates_shards=True,  # fully_shard over a mesh of two dimensions
     pipeline="torch",
+    # torch.distributed.tensor.experimental._context_parallel: rotate_method ALL_GATHER unless a program says otherwise
+    gathers_keys=True,
     # rows beyond a capacity are dropped, which the host waits for, and without one it does for other ranks' rows
     moe=MoeForm(padding="never", host_waits=HostWaits(cut=1, spread=1)),
     dispatches_all_tokens=True,

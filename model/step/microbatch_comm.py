@@ -9,7 +9,7 @@ Per layer and micro-batch, with T tokens of a GPU, D hidden, elements as wide as
          in `profiler/backends/torch_native`, all rows of its tokens, and first how many they are); of other ways, and
          of rows that run behind another micro-batch's computation, `plan.dispatch` tells
     cp   keys and values around a ring forward, and with their gradients backward (Liu et al. 2023), each message behind
-         the attention to the block that came before (`_ring`)
+         the attention to the block that came before (`_ring`); or gathered (`_gathered`)
 At the ends of the model and for tp > 1, whose ranks share the vocabulary (Shoeybi et al. 2019, section 3):
     embedding   its output, reduced forward; under sequence parallelism scattered, and its gradient gathered
     head        the gradient of its input, reduced backward; under sequence parallelism the input gathered, the
@@ -116,10 +116,13 @@ class Attention:
     backward_s: FloatArray
 
 
+_LONG_ATTENTION = Attention(forward_s=np.array(np.inf), backward_s=np.array(np.inf))
+
 # Of a tensor of three dimensions that is cut in two, int64: three sizes and how many they are, parts, the rank's own,
 # where parts begin and end (deepspeed/runtime/utils.py, PartitionedTensor.to_meta); more parts hardly take longer
 _DESCRIPTION_B = 72.0
 
+_GRADIENT_B = 4.0  # of keys and values that go around while they are summed (convert_to_f32)
 _KEPT_BY_OPERATOR = ("reduce_scatter", "all_to_all")  # what they bring stays where layers run again by operator
 
 
@@ -189,8 +192,9 @@ class Communication:
             group = self._group(comm)
             if not (group[0] > 1).any():  # there is nobody to send to in any plan
                 continue
-            if comm.axis == "cp" and attention is not None:
-                there, back = self._ring(comm, group, attention)
+            if comm.axis == "cp" and (attention is not None or self.framework.gathers_keys):
+                exchanged = self._gathered if self.framework.gathers_keys else self._ring
+                there, back = exchanged(comm, group, attention or _LONG_ATTENTION)
                 forward, backward = forward + there, backward + back
                 continue
             time_s, beside_s = self._time_s(comm, group)
@@ -219,6 +223,28 @@ class Communication:
         back = OverlappableComm(time_s=ends * one_s + pairs * both_s, hideable_s=hides * behind_s)
         launches = (comm.forward_launches, comm.backward_launches)
         return self._queued(comm, there, launches[0]), self._queued(comm, back, launches[1])
+
+    def _gathered(self, comm: LayerComm, group: Group, attention: Attention) -> tuple[Exchange, Exchange]:
+        """Keys and values gathered from c ranks beside attention to a rank's own block, in either pass; gradients go
+        around a ring in float32, behind attention to the next block, the last behind none (torch,
+        distributed/tensor/experimental/_context_parallel/_attention.py, _AllGatherRotater and its use).
+        """
+        c, several = group[0].astype(np.float64), group[0] > 1
+        whole_s = self.groups.time_s(Collective.ALL_GATHER, c * comm.size_B, group)
+        wide_B = comm.size_B * _GRADIENT_B / self.batch.element_size_B
+        gradients_s = self.groups.time_s(Collective.SEND_RECV, wide_B, group)
+        hides, gathers_hide = (
+            self.network.message_hides(group[1], group[0]),
+            self.network.overlap_of(Collective.ALL_GATHER),
+        )
+        blocks_s = attention.forward_s / c, attention.backward_s / c
+        there = OverlappableComm(time_s=whole_s, hideable_s=gathers_hide * np.minimum(whole_s, blocks_s[0]))
+        back = OverlappableComm(
+            time_s=whole_s + several * c * gradients_s,
+            hideable_s=gathers_hide * np.minimum(whole_s, blocks_s[1])
+            + hides * (c - 1) * np.minimum(gradients_s, blocks_s[1]),
+        )
+        return self._queued(comm, there, several.astype(np.float64)), self._queued(comm, back, several * (c + 1))
 
     def _queued(self, comm: LayerComm, overlappable: OverlappableComm, launches: FloatArray | float) -> Exchange:
         """What may hide, and what the host queues for it."""

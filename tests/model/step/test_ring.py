@@ -80,6 +80,22 @@ def test_a_ring_that_is_walked(llama: Architecture, batch: Batch, cp: int, longe
     assert back.overlappable.time_s[0] == pytest.approx(2 * (cp - 1) * sent_s)
 
 
+@pytest.mark.parametrize("cp", [2, 8])
+def test_torch_gathers_keys_and_passes_gradients_on(llama: Architecture, batch: Batch, cp: int) -> None:
+    """Attention of half an all-gather a block: half of it hides; gradients are as wide as two messages, of float32."""
+    plans = batch(cp=cp, seq=65536, micro_batch=1)
+    one_s = message_s(plans)
+    gathered_s = (cp - 1) * one_s  # of c shards, c - 1 come from others
+    comm = Communication(llama, plans, NODE, framework=framework_of("torch"), precision="bf16-mixed")
+    short = Attention(forward_s=np.array([cp * gathered_s / 2]), backward_s=np.array([cp * gathered_s / 2]))
+    there, back = comm.layer(llama.layers[0], axis="cp", attention=short)
+    assert there.overlappable.time_s[0] == pytest.approx(gathered_s)
+    assert there.overlappable.hideable_s[0] == pytest.approx(gathered_s / 2)
+    assert back.overlappable.time_s[0] == pytest.approx(gathered_s + cp * 2 * one_s)
+    hidden_s = gathered_s / 2 + (cp - 1) * min(2 * one_s, gathered_s / 2)
+    assert back.overlappable.hideable_s[0] == pytest.approx(hidden_s)
+
+
 def test_messages_between_nodes_take_their_channels_of_the_gpu(llama: Architecture, batch: Batch) -> None:
     """4 channels of 14 GB/s for a NIC of 50 GB/s, of 128 multiprocessors; inside a node what was measured."""
     network = replace(NODE, overlap=0.5, fabric=SLOWED)
