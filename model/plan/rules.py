@@ -230,7 +230,7 @@ def _replicas(framework: Framework) -> PlanRule:
     return PlanRule(
         key="replicas",
         summary="replicas do not share out what ZeRO shards",
-        needs=_needs("replicas dp tp pp cp ep zero_stage"),
+        needs=_needs("replicas dp tp pp cp ep etp zero_stage"),
         is_violated=lambda c: (
             (c["replicas"] > 1) & (uneven(c) | (c["zero_stage"] < 1) | (not framework.replicates_shards))
         ),

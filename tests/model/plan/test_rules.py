@@ -169,7 +169,7 @@ def degrees_fit(backend: str, c: dict[str, Any]) -> bool:
         sum(len(stage) for stage in stages) == c["gpus"]
         and (deal(len(ranks), c["ep"]) if c["etp"] is None else deal(len(stages[0]), c["ep"] * c["etp"]))
         and deal(GLOBAL_BATCH, c["dp"] * c["micro_batch"])
-        and (c["replicas"] == 1 or replicas_fit(len(ranks), c))
+        and (c["replicas"] == 1 or replicas_fit(len(stages[0]) // c["etp"] if c["etp"] else len(ranks), c))
         and (not c["sequence_parallel"] or c["tp"] > 1)
         and (not interleaved or (pipelined and c["schedule"] != "gpipe" and deal(len(batches), c["pp"])))
     )
