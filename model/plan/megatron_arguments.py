@@ -117,11 +117,6 @@ LEFT_OUT: dict[str, str] = {
     "mtp-use-repeated-layer": "each module has a layer of its own",
     "attention-output-gate": "attention has no gate",
     "recompute-num-layers": "every layer is computed again from its own input",
-    "expert-tensor-parallel-size": "experts are cut as the framework does it",
-    "moe-token-dispatcher-type": "rows go to experts one by one, by all-to-all",
-    "moe-flex-dispatcher-backend": "rows go to experts one by one, by all-to-all",
-    "moe-enable-deepep": "rows go to experts one by one, by all-to-all",
-    "overlap-moe-expert-parallel-comm": "rows go to experts in the foreground",
     "transformer-impl": "kernels are Transformer Engine's",
     "spec": "kernels are Transformer Engine's",
 }
@@ -172,6 +167,13 @@ _OF_PLAN = frozenset(
         *("cross-entropy-loss-fusion", "cross-entropy-fusion-impl", "recompute-activations", "recompute-granularity"),
         *("recompute-method", "recompute-num-layers", "recompute-modules", "moe-grouped-gemm", "use-flash-attn"),
         *("use-precision-aware-optimizer", "main-params-dtype", "exp-avg-dtype", "exp-avg-sq-dtype"),
+        *(
+            "expert-tensor-parallel-size",
+            "moe-token-dispatcher-type",
+            "moe-flex-dispatcher-backend",
+            "moe-enable-deepep",
+        ),
+        "overlap-moe-expert-parallel-comm",
         *("cuda-graph-impl", "enable-cuda-graph", "external-cuda-graph", "cuda-graph-warmup-steps"),
         *("hidden-dropout", "attention-dropout", "attention-backend", "flash-attention-version"),
         "num-distributed-optimizer-instances",
@@ -231,7 +233,6 @@ _AS_ASSUMED: dict[str, tuple[str, ...]] = {
     "optimizer": ("adam",),
     "cp-comm-type": ("p2p",),
     "recompute-num-layers": ("1",),
-    "moe-token-dispatcher-type": ("alltoall",),
     "transformer-impl": ("transformer_engine",),
 }
 _DROPOUT = "0.1"  # of attention and of blocks, where the arguments don't say (transformer_config.py)
@@ -361,6 +362,7 @@ def _plan(said: _Said, gpu: str, gpus: int) -> tuple[dict[str, Any], list[str]]:
         "recompute": recompute,
         "stage_layers": _stage_layers(said),
         **_software(said),
+        **_dispatch(said),
         "cluster": {"gpu": gpu, "gpus": gpus},
         "parallel": {
             "dp": dp,
@@ -368,6 +370,7 @@ def _plan(said: _Said, gpu: str, gpus: int) -> tuple[dict[str, Any], list[str]]:
             "pp": pp,
             "cp": cp,
             "ep": said.count("expert-model-parallel-size", 1),
+            **_experts_cut(said, tp),
             "virtual_stages": _virtual_stages(said, pp),
             **_sharding(said, dp),
             "sequence_parallel": said.flag("sequence-parallel") and tp > 1,
@@ -423,6 +426,22 @@ def layout_layers(text: str) -> list[int]:
 
 _LONGEST_LAYOUT = 100_000
 _SHARDED = {"no_shard": 0, "optim": 1, "optim_grads": 2, "optim_grads_params": 3}  # data_parallel_sharding_strategy
+
+
+def _experts_cut(said: _Said, tp: int) -> dict[str, int]:
+    """Expert tensor parallelism, by default as wide as that of the rest (validate_args)."""
+    return {"etp": said.count("expert-tensor-parallel-size", tp)} if said.flag("num-experts") else {}
+
+
+def _dispatch(said: _Said) -> dict[str, Any]:
+    """How rows get to experts: by default all tokens are gathered (transformer_config.py, moe_token_dispatcher_type);
+    `flex` is DeepEP, or HybridEP, which do the same with other kernels."""
+    if not said.flag("num-experts"):
+        return {}
+    kind = said.word("moe-token-dispatcher-type", "allgather")
+    sent = "deepep" if kind == "flex" or said.flag("moe-enable-deepep") else kind
+    overlapped = {"dispatch_overlap": True} if said.flag("overlap-moe-expert-parallel-comm") else {}
+    return {"routing": {"dispatch": sent} | overlapped}
 
 
 def _sharding(said: _Said, dp: int) -> dict[str, int]:

@@ -149,6 +149,17 @@ def test_only_transformer_engines_loss_keeps_less() -> None:
     assert run(fused | {"--cross-entropy-fusion-impl": "te"}).plan["cross_entropy"] == "fused"
 
 
+def test_how_experts_are_cut_and_reached() -> None:
+    experts = {"--num-experts": 8, "--tensor-model-parallel-size": 2, "--expert-model-parallel-size": 2}
+    plain = run(experts).plan
+    assert (plain["parallel"]["etp"], plain["routing"]) == (2, {"dispatch": "allgather"})
+    whole = {"--expert-tensor-parallel-size": 1, "--moe-token-dispatcher-type": "flex"}
+    flex = run(experts | whole | {"--overlap-moe-expert-parallel-comm": True}).plan
+    assert flex["parallel"]["etp"] == 1
+    assert flex["routing"] == {"dispatch": "deepep", "dispatch_overlap": True}
+    assert "routing" not in run().plan
+
+
 def test_layers_that_are_replayed() -> None:
     whole = run({"--cuda-graph-impl": "local"})
     assert (whole.plan["cuda_graphs"], whole.left_out) == (True, ())
