@@ -19,6 +19,8 @@ the host alone bounds: its GPT of 12 layers, without recomputation, context para
     median      measured over predicted step time, with the factors that ship: these make it about 1
     quartiles   of the same
     rows        that were read
+    hosts       of machines with other GPUs: how much longer the same tests took, the median, and of how many; what
+                ships beside it (`model.device.host_overhead`)
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from frameworks import RunOnce, read_runs
 
 from moemodel.calibration.store.catalogue import shipped
 from moemodel.model.core.arrays import FloatArray
+from moemodel.model.device.host_overhead import HOSTS
 from moemodel.model.frameworks.base import HostFactors
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.plan.batch import batch_of
@@ -128,7 +131,24 @@ def golden(folder: Path) -> dict[str, Any]:
         answer = outcome(plan, shipped(plan.cluster.gpu), even_if_it_does_not_fit=True)
         ratios.append(time_s / answer.step_time_s.value)
     low, _, high = quantiles(ratios, n=4)
-    return {"median": median(ratios), "quartiles": [low, high], "rows": len(ratios)}
+    hosts = {gpu: _over_h100(folder, gpu) | {"shipped": HOSTS[name]} for gpu, name in _HOSTS.items()}
+    return {"median": median(ratios), "quartiles": [low, high], "rows": len(ratios), "hosts": hosts}
+
+
+_HOSTS = {"a100": "a100-sxm-80gb", "gb200": "gb200-186gb"}
+_HOST_BOUND_S = 1.2  # of an iteration on H100; models of longer ones are large
+
+
+def _over_h100(folder: Path, gpu: str) -> dict[str, float]:
+    """Time of tests on a kind of GPU over that of the same on H100, the fastest run of each."""
+    fastest: dict[tuple[str, str], float] = {}
+    for line in (folder / GOLDEN).read_text(encoding="utf-8").splitlines():
+        case = json.loads(line)
+        if case["iteration_time_s"] and "release" not in case["case"] and "dev" in case["file"]:
+            key = (case["case"], case["gpu"])
+            fastest[key] = min(case["iteration_time_s"], fastest.get(key, math.inf))
+    shared = [name for name, of in fastest if of == gpu and fastest.get((name, "h100"), math.inf) < _HOST_BOUND_S]
+    return {"median": median(fastest[name, gpu] / fastest[name, "h100"] for name in shared), "tests": len(shared)}
 
 
 _LAYERS = 12

@@ -18,6 +18,19 @@ from moemodel.model.records.calibration import Calibration, HostLane
 
 _FALLBACK = "torch"
 
+# Time that the hosts of a kind of GPU take, over those of H100, where nobody measured them with the framework: medians
+# over Megatron-LM's functional tests that ran on both and that the host bounds (commit d98e8a6, golden values of `dev`,
+# iterations below 1.2 s; `bench/host_factors.py --golden`). DGX A100, 44 tests; Grace, of GB200, 29 tests
+_DGX_A100, _GRACE = 1.51, 1.37
+HOSTS: dict[str, float] = {
+    "a100-sxm-40gb": _DGX_A100,
+    "a100-sxm-80gb": _DGX_A100,
+    "gh200-96gb": _GRACE,
+    "gh200-144gb": _GRACE,
+    "gb200-186gb": _GRACE,
+    "gb300-288gb": _GRACE,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class HostCost:

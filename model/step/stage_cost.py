@@ -15,7 +15,7 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import FloatArray, IntArray, distinct_rows, take_rows
-from moemodel.model.device.host_overhead import HostCost, HostModel
+from moemodel.model.device.host_overhead import HOSTS, HostCost, HostModel
 from moemodel.model.device.operator_cost import OperatorCostModel, PhaseCost, shares
 from moemodel.model.device.power import PowerModel
 from moemodel.model.device.roofline import chip_of_calibration
@@ -653,11 +653,16 @@ class _StageParts:
         if self._blocks.machine.framework.captured:
             nothing_s = np.zeros((len(forward), 1))
             return HostCost(forward_s=nothing_s, backward_s=nothing_s)
-        host = self._blocks.host
-        kernel_s, factors = host.kernel_s, HostFactors() if host.known else self._blocks.machine.framework.host_factors
+        host, machine = self._blocks.host, self._blocks.machine
+        kernel_s, factors, slower = host.kernel_s, HostFactors(), 1.0
+        if not host.known:
+            factors, slower = machine.framework.host_factors, HOSTS.get(machine.gpu.name, 1.0)
         queued = HostCost(forward_s=kernel_s * forward[:, None], backward_s=kernel_s * backward[:, None])
         total = queued + layers
-        return HostCost(forward_s=factors.forward * total.forward_s, backward_s=factors.backward * total.backward_s)
+        return HostCost(
+            forward_s=slower * factors.forward * total.forward_s,
+            backward_s=slower * factors.backward * total.backward_s,
+        )
 
     def _layers_host(self, stage: Stage) -> HostCost:
         """Host time of the blocks that were measured, in either pass."""

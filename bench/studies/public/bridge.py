@@ -41,6 +41,14 @@ _STAGE_LAYERS = {
 _H100 = "h100-sxm-80gb"
 
 
+# Whose layers are captured but for their experts (cuda_graph_impl transformer_engine; src/megatron/bridge/perf_recipes
+# of v0.6.0, by model and GPU)
+_GRACE = ("gb200-186gb", "gb300-288gb")
+_GRAPHED = frozenset((name, gpu) for name in ("qwen3-30b-a3b", "qwen3-235b-a22b", "deepseek-v3") for gpu in _GRACE) | {
+    ("qwen3-30b-a3b", "b200-sxm-180gb")
+}
+
+
 def bridge(folder: Path, *, experts: bool) -> list[PublicRun]:
     """Runs on H100, of dense models or of those with experts; what is neither read stands with the latter."""
     table = pd.read_csv(folder / BRIDGE).to_dict("records")
@@ -85,6 +93,7 @@ def _document(record: Mapping[Any, Any], name: str, gpu: str) -> dict[str, Any]:
         "recompute": RECOMPUTED.get(by_release, RECOMPUTED.get(by_name, "none")),
         "backend": "megatron-core",
         "stage_layers": _STAGE_LAYERS.get(name),
+        "cuda_graphs": True if (name, gpu) in _GRAPHED else None,
         "cluster": {"gpu": gpu, "gpus": gpus},
         "routing": {"skew": "balanced", **dispatch},
         "parallel": {

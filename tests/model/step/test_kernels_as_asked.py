@@ -16,6 +16,7 @@ from moemodel.model.plan.checks import architecture_of
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.results.outcome import outcome
+from moemodel.model.step import stage_cost
 from moemodel.model.step.layer_operators import Workload
 from moemodel.model.step.system import System, framework_as_run, system_of
 
@@ -160,6 +161,21 @@ def test_graphs_take_the_host_away(h100: Calibration, backend: str) -> None:
     assert step_s(**small, cuda_graphs=True) < 0.7 * step_s(**small)
     large = {"sequence_length": 8192, "global_batch": 8, "micro_batch": 4}
     assert step_s(**large, cuda_graphs=True) == pytest.approx(step_s(**large), rel=1e-9)
+
+
+@pytest.mark.parametrize(("backend", "slower"), [("megatron", 1.37), ("torch", 1.37), ("megatron-core", 1.37)])
+def test_hosts_of_other_gpus_take_longer(backend: str, slower: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model that nothing but the host bounds; Grace's, which Megatron-LM's tests on GB200 show."""
+    small = {"architecture": "opt-350m", "sequence_length": 256, "layers": None, "global_batch": 32}
+    asked = plan(**small, backend=backend, cluster={"gpu": "gb200-186gb"})
+
+    def step_s() -> float:
+        return outcome(asked, shipped("gb200-186gb")).step_time_s.value
+
+    found_s = step_s()
+    monkeypatch.setattr(stage_cost, "HOSTS", {})
+    known = any(lane.backend == backend for lane in shipped("gb200-186gb").host)
+    assert found_s / step_s() == pytest.approx(1.0 if known else slower, rel=0.1)
 
 
 def test_compiling_and_older_kernels_move_time(h100: Calibration) -> None:
