@@ -84,6 +84,21 @@ def _taken(value: Any, rows: BoolArray | IntArray) -> Any:
     return value
 
 
+def one_behind_another(records: Sequence[_Record]) -> _Record:
+    """Rows of several records as those of one; what `take_rows` leaves alone is the first one's."""
+    return _joined(records)  # type: ignore[no-any-return]
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, np.ndarray):
+        return np.concatenate(values)
+    if is_dataclass(first) and not isinstance(first, type):
+        names = [f.name for f in fields(first) if f.init]
+        return replace(first, **{name: _joined([getattr(value, name) for value in values]) for name in names})
+    return first
+
+
 def distinct_rows(columns: Sequence[NDArray[Any]]) -> tuple[IntArray, IntArray]:
     """Index of the first of each distinct row of a table, and which of them each row is.
 

@@ -130,7 +130,7 @@ def _stage_tables(pipe: PipelineStep, context: _Context) -> list[tuple[dict[Kind
 def _waiting_W(pipe: PipelineStep, device: DeviceCosts, kept_Hz: ByPhase[FloatArray], context: _Context) -> float:
     """Of a GPU above idle, at the mean clock that it keeps."""
     here = device.join(kept_Hz, lambda cost, clock_Hz_P: cost.at(context.clock_Hz_K, clock_Hz_P))
-    spinning_W = pipe.busy_waiting_W(here, context.power)
+    spinning_W = pipe.clocked_power(here, context.power).busy_waiting_W
     clock_tree_W = context.power.clocked_W(mean_clock_Hz(here, pipe.m))
     return context.warm * float((spinning_W + clock_tree_W).item())
 

@@ -440,8 +440,8 @@ def _dispatch(said: _Said) -> dict[str, Any]:
         return {}
     kind = said.word("moe-token-dispatcher-type", "allgather")
     sent = "deepep" if kind == "flex" or said.flag("moe-enable-deepep") else kind
-    behind = {"dispatch_overlap": True} if said.flag("overlap-moe-expert-parallel-comm") else {}
-    return {"routing": {"dispatch": sent} | behind}
+    overlapped = {"dispatch_overlap": True} if said.flag("overlap-moe-expert-parallel-comm") else {}
+    return {"routing": {"dispatch": sent} | overlapped}
 
 
 def _sharding(said: _Said, dp: int) -> dict[str, int]:

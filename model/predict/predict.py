@@ -486,11 +486,11 @@ def _mean_gpu(
     step_s = timeline.step_s
     comm_s = pipe.mean([pipe.comm_s(i, timeline) for i in range(len(devices))])
     links_s = pipe.mean([pipe.links_s(i, timeline) for i in range(len(devices))])
-    dynamic = [pipe.dynamic_J(i, d, timeline, power) for i, d in enumerate(devices)]
-    clock_trees_W = [pipe.clock_tree_W(device, power) for device in devices]
+    clocked = [pipe.clocked_power(device, power) for device in devices]
+    dynamic = [pipe.dynamic_J(i, d, timeline, power, clocked[i]) for i, d in enumerate(devices)]
     states = [
-        total_power(power, joules / step_s + clock_tree_W, temperature_C)
-        for joules, clock_tree_W in zip(dynamic, clock_trees_W, strict=True)
+        total_power(power, joules / step_s + own.clock_tree_W, temperature_C)
+        for joules, own in zip(dynamic, clocked, strict=True)
     ]
     power_W = pipe.mean([watts for watts, _ in states])
     static_W = power_W - pipe.mean(dynamic) / step_s
@@ -503,7 +503,7 @@ def _mean_gpu(
     exposed_s = pipe.mean(timeline.exposed_s) + timeline.exposed_step_s
     idle_s = above_rounding(step_s - times.forward - times.backward - times.optimizer - exposed_s, step_s)
     late_s = above_rounding(np.clip(step_s - timeline.device_s, 0.0, idle_s), step_s)
-    waiting_J = pipe.mean([pipe.busy_waiting_J(i, d, timeline, power) for i, d in enumerate(devices)])
+    waiting_J = pipe.mean([pipe.busy_waiting_J(i, d, timeline, clocked[i]) for i, d in enumerate(devices)])
     error, outside = errors
     late = pipe.late_by_phase_s(devices)
     late_J = static_W * late_s / np.maximum(late.forward + late.backward + late.optimizer, _TINY_S)

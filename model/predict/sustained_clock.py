@@ -140,14 +140,15 @@ def _power_profile(
         power: of the GPU, with `temperature_C` of its die, or None for the steady state.
     """
     m, step_s = pipe.m, timeline.step_s
-    clock_tree_W = pipe.clock_tree_W(device, power)
-    dynamic_J = pipe.dynamic_J(index, device, timeline, power) + clock_tree_W * step_s
+    clocked = pipe.clocked_power(device, power)
+    clock_tree_W = clocked.clock_tree_W
+    dynamic_J = pipe.dynamic_J(index, device, timeline, power, clocked) + clock_tree_W * step_s
     mean_W = dynamic_J / step_s
     idle_W = total_power(power, mean_W, temperature_C)[0] - mean_W
     forward, backward, optimizer = device.forward, device.backward, device.optimizer
     passes_s = forward.time_s + backward.time_s
     optimizer_W = shares(optimizer.energy_J, optimizer.time_s) + clock_tree_W
-    fill_W = clock_tree_W + pipe.busy_waiting_W(device, power)
+    fill_W = clock_tree_W + clocked.busy_waiting_W
     exchange_s = _in_one_piece_s(pipe.plans, timeline)
     sent_s = np.minimum(exchange_s, pipe.costs[index].step_exchange.whole_s[:, None])  # the rest, others'
     sent = np.divide(sent_s, exchange_s, out=np.zeros_like(exchange_s), where=exchange_s > 0)

@@ -51,6 +51,19 @@ class Timeline:
     overlapped_s: list[FloatArray]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClockedPower:
+    """Of a GPU, [P, X].
+
+    Attributes:
+        clock_tree_W: of its clock tree, in the mean of a step.
+        busy_waiting_W: above idle, while it waits for others.
+    """
+
+    clock_tree_W: FloatArray
+    busy_waiting_W: FloatArray
+
+
 class PipelineStep:
     """Plans that share a pipeline: their stages' costs, and the step that they make together."""
 
@@ -208,9 +221,11 @@ class PipelineStep:
         """A backward pass that the device or the host makes late, and the share of gradients of weights in it. Where it
         falls into two parts, either of them is made late."""
         device_share, call_share = cost.weight_share, cost.weight_call_share
+        splits = self.plans.schedules.splits_backward[:, None]
+        if not splits.any():
+            return _late_pass_s(backward_s, host_s, cost), device_share
         weights_s = _late_pass_s(device_share * backward_s, call_share * host_s, cost)
         inputs_s = _late_pass_s((1 - device_share) * backward_s, (1 - call_share) * host_s, cost)
-        splits = self.plans.schedules.splits_backward[:, None]
         late_s = np.where(splits, inputs_s + weights_s, _late_pass_s(backward_s, host_s, cost))
         return late_s, np.where(splits, shares(weights_s, inputs_s + weights_s), device_share)
 
@@ -220,25 +235,27 @@ class PipelineStep:
 
     # ---- energy ---------------------------------------------------------------------------------------------------
 
-    def dynamic_J(self, index: int, device: DeviceCosts, timeline: Timeline, power: PowerModel) -> FloatArray:
+    def dynamic_J(
+        self, index: int, device: DeviceCosts, timeline: Timeline, power: PowerModel, clocked: ClockedPower
+    ) -> FloatArray:
         """Dynamic energy of a GPU of one class of stages in a step, links included."""
         computed = self.m * (device.forward.energy_J + device.backward.energy_J) + device.optimizer.energy_J
         moved = power.link_W * self.links_s(index, timeline)
-        return np.asarray(computed + moved + self.busy_waiting_J(index, device, timeline, power))
+        return np.asarray(computed + moved + self.busy_waiting_J(index, device, timeline, clocked))
 
-    def busy_waiting_J(self, index: int, device: DeviceCosts, timeline: Timeline, power: PowerModel) -> FloatArray:
+    def busy_waiting_J(self, index: int, device: DeviceCosts, timeline: Timeline, clocked: ClockedPower) -> FloatArray:
         """What a GPU draws while kernels of collectives wait on it for other GPUs."""
         computed_s = self.m * (device.forward.time_s + device.backward.time_s) + device.optimizer.time_s
         idle_s = timeline.step_s - computed_s - timeline.exposed_s[index] - timeline.exposed_step_s
-        return np.asarray(self.busy_waiting_W(device, power) * above_rounding(idle_s, timeline.step_s))
+        return np.asarray(clocked.busy_waiting_W * above_rounding(idle_s, timeline.step_s))
 
-    def busy_waiting_W(self, device: DeviceCosts, power: PowerModel) -> FloatArray:
-        """What a GPU draws above idle that waits for others, [P, X]."""
-        return _BUSY_WAITING * power.link_W * self._switching(device, power) * self._busy_waits
-
-    def clock_tree_W(self, device: DeviceCosts, power: PowerModel) -> FloatArray:
-        """What the clock tree draws in the mean of a step, [P, X]."""
-        return power.clock_tree_W(self._switching(device, power))
+    def clocked_power(self, device: DeviceCosts, power: PowerModel) -> ClockedPower:
+        """What a GPU of one class of stages draws that follows its clock alone."""
+        switching = self._switching(device, power)
+        return ClockedPower(
+            clock_tree_W=power.clock_tree_W(switching),
+            busy_waiting_W=_BUSY_WAITING * power.link_W * switching * self._busy_waits,
+        )
 
     def _switching(self, device: DeviceCosts, power: PowerModel) -> FloatArray:
         """Power of what switches at every cycle, over that at the reference clock."""

@@ -212,7 +212,8 @@ def _costs(parts: StepParts, index: int) -> _StageCosts:
         _one(phase.time_s) for phase in (device.forward, device.backward, device.optimizer)
     )
     exposed = [_one(value) for value in pipe.exposed_pass_s(index, device)]
-    static_W = mean_W - _one(pipe.dynamic_J(index, device, timeline, power)) / step_s
+    clocked = pipe.clocked_power(device, power)
+    static_W = mean_W - _one(pipe.dynamic_J(index, device, timeline, power, clocked)) / step_s
     drawn_s = m * sum(exposed) + _one(timeline.exposed_step_s)  # in which communication is seen
     links_s, link_W = _one(pipe.links_s(index, timeline)), float(power.link_W)
     seen = min(links_s / drawn_s, 1.0) if drawn_s > 0 else 0.0
@@ -221,7 +222,7 @@ def _costs(parts: StepParts, index: int) -> _StageCosts:
     def dynamic_W(energy_J: FloatArray, time_s: float) -> float:
         return _one(energy_J) / time_s if time_s > 0 else 0.0
 
-    busy_waiting_J = _one(pipe.busy_waiting_J(index, device, timeline, power))
+    busy_waiting_J = _one(pipe.busy_waiting_J(index, device, timeline, clocked))
     idle_s = step_s - m * (forward_s + backward_s) - optimizer_s - drawn_s
     phases = (device.forward, device.backward, device.optimizer)
     clocks = [_one(phase.cycles) / _one(phase.time_s) if _one(phase.time_s) > 0 else np.nan for phase in phases]

@@ -156,6 +156,18 @@ def rows_by_pipeline(columns: Sequence[IntArray], most: int | None = None) -> It
         yield from [rows] if most is None else np.array_split(rows, -(-len(rows) // most))
 
 
+@lru_cache(maxsize=4096)
+def uneven_chunks(architecture: Architecture, pp: int, virtual: int, stage: int) -> tuple[tuple[int, ...], ...] | None:
+    """How many of each distinct layer each chunk of a stage holds, in order; None: all chunks hold the same."""
+    kinds = distinct_layers(architecture)
+    bounds = layer_bounds(architecture, pp * virtual)
+    held = []
+    for chunk in range(stage, pp * virtual, pp):
+        found = Counter(kinds.index(layer) for layer in architecture.layers[bounds[chunk] : bounds[chunk + 1]])
+        held.append(tuple(found[kind] for kind in range(len(kinds))))
+    return None if len(set(held)) == 1 else tuple(held)
+
+
 def _held(architecture: Architecture, pp: int, virtual: int, folds: bool) -> list[tuple[tuple[int, ...], bool, bool]]:
     """How many of each distinct layer each stage holds, and whether it holds the ends."""
     kinds = distinct_layers(architecture)

@@ -27,8 +27,7 @@ Axes: P plans.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -48,13 +47,13 @@ class FsdpUnits:
     """How a stage's parameters on one GPU fall into units that are exchanged together.
 
     Attributes:
-        layers: how many layers there are.
+        layers: how many layers there are, in all or in each plan.
         dense, expert: parameters of all layers: those that all data-parallel ranks share, and those of experts.
         ends: of embedding, final norm and head.
         embedding_parameters: of these, those whose gradients come last in a backward pass.
     """
 
-    layers: int
+    layers: IntArray | int
     dense: FloatArray
     expert: FloatArray
     ends: FloatArray
@@ -87,11 +86,6 @@ class ExchangeCounts:
             gathers_backward=np.where(zero >= 3, np.where(afterwards, m - rounds * (held - 1), m), 0.0),
             reductions=np.where((zero >= 2) & ~afterwards, m, rounds),
         )
-
-    @classmethod
-    def together(cls, parts: Sequence[ExchangeCounts]) -> ExchangeCounts:
-        """Those of several stages, one behind another."""
-        return cls(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)})
 
     def take(self, rows: IntArray) -> ExchangeCounts:
         """Of the plans at these rows."""
@@ -232,7 +226,7 @@ class DataParallel:
             last_B = size_B
         else:
             last_B = np.where(self._split_pass | (self._spread & experts), size_B, last_B)
-        most = (_EXPERT_TENSORS if experts else _TENSORS) * max(units.layers, 1)
+        most = (_EXPERT_TENSORS if experts else _TENSORS) * np.maximum(units.layers, 1)
         buckets = np.clip((size_B - last_B) / _BUCKET_B, 1.0, most)
         behind_s = counts.reductions * self._some(Collective.ALL_REDUCE, size_B - last_B, buckets, group)
         shown_s = counts.reductions * self._some(Collective.ALL_REDUCE, last_B, 1.0, group)
@@ -252,9 +246,9 @@ class DataParallel:
         Where several groups of ranks hold all shards each, what is scattered in a group is then summed over groups
         (torch.distributed.fsdp 2.11, `foreach_reduce`; Megatron-LM, core/distributed/param_and_grad_buffer.py).
         """
-        layers, inner, ends = max(units.layers, 1), units.dense, units.ends
+        layers, inner, ends = np.maximum(units.layers, 1), units.dense, units.ends
         if not (self._reductions_hide or self._gathers_hide):
-            layers, inner, ends = 1, inner + ends, np.zeros_like(ends)
+            layers, inner, ends = np.asarray(1), inner + ends, np.zeros_like(ends)
         gather, scatter = (
             [self._some(collective, element_B * p, 1.0, group) for p in (inner / layers, ends)]
             for collective, element_B in (
@@ -285,7 +279,7 @@ class DataParallel:
             exposed_s=whole_s - forward.time_s - backward.time_s,
             forward_passes=np.maximum(counts.gathers_forward, 1.0),
             backward_passes=np.maximum(reductions, again),
-            units=np.where(scatter[0] > 0, float(layers), 0.0) + (scatter[1] > 0),
+            units=np.where(scatter[0] > 0, layers, 0.0) + (scatter[1] > 0),
             buckets=np.zeros_like(inner),
         )
 

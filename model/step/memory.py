@@ -36,7 +36,8 @@ from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.dispatch import OVERLAPPED
 from moemodel.model.plan.mesh import ParallelMesh
 from moemodel.model.records.calibration import Calibration
-from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
+from moemodel.model.schedule import registry as schedules
+from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers, uneven_chunks
 from moemodel.model.step.data_parallel import FsdpUnits, reduces_when_all_passes_are_done
 from moemodel.model.step.recomputation import Recomputation
 from moemodel.model.step.sharded_memory import (
@@ -121,7 +122,7 @@ class MemoryModel:
         """The same, as it is exchanged."""
         shard, ends = self.shard(stage), self._ends(stage)
         return FsdpUnits(
-            layers=sum(stage.layers),
+            layers=np.full(len(self.plans), sum(stage.layers)),
             dense=shard.dense - ends,
             expert=shard.expert,
             ends=ends,
@@ -260,6 +261,7 @@ class MemoryModel:
             again = np.maximum(again, whole_B - kept_B + self._passing_B(kind))
         # half as much again is kept of a micro-batch whose weight gradients are put off
         activations = (flight + 0.5 * self.plans.schedules.deferred(stage.first)) * per_micro_batch
+        activations = activations + self._by_chunk_B(stage, flight, per_micro_batch)
         loss = self._losses(stage)
         inside_B, whole_B = self._hidden_B()
         if stage.head and self.framework.placeholder_gradients:  # beside the gradient of 16-bit logits
@@ -299,6 +301,27 @@ class MemoryModel:
         if not self.framework.counts_passes:
             return np.zeros(len(self.plans))
         return self._hidden_B()[0] + layer_blocks(layer, self.architecture.hidden).passing_B(self.batch)
+
+    def _by_chunk_B(self, stage: Stage, flight: FloatArray, per_micro_batch: FloatArray) -> FloatArray:
+        """What chunks that hold unlike many layers keep beyond what as many of their mean would. [P]
+
+        Interleaved 1F1B begins with pp micro-batches of each chunk in turn (Narayanan et al. 2021, section 2.2).
+        """
+        pp, virtual = int(self.plans.pp[0]), int(self.plans.virtual_stages[0])
+        none = np.zeros(len(self.plans))
+        chunks = uneven_chunks(self.architecture, pp, virtual, stage.first) if virtual > 1 else None
+        if chunks is None:
+            return none
+        passes = flight * virtual
+        rounds, rest = np.floor_divide(passes, pp * virtual), np.mod(passes, pp * virtual)
+        kept_B = none
+        for place, counts in enumerate(chunks):
+            in_flight = rounds * pp + np.clip(rest - place * pp, 0, pp)
+            kept_B = kept_B + in_flight * sum(
+                count * self.kept(kind)[0] for kind, count in zip(self.kinds, counts, strict=True)
+            )
+        interleaved = self.plans.schedule == schedules.number(schedules.DEFAULT)
+        return np.where(interleaved, kept_B - flight * per_micro_batch, none)
 
     def _forward_only(self, stage: Stage) -> Memory:
         """Where nothing is trained: parameters, the tensors of one layer at a time, and logits. What a layer would keep

@@ -229,7 +229,7 @@ class Communication:
         around a ring in float32, behind attention to the next block, the last behind none (torch,
         distributed/tensor/experimental/_context_parallel/_attention.py, _AllGatherRotater and its use).
         """
-        c, several = group[0].astype(np.float64), group[0] > 1
+        c, gathers = group[0].astype(np.float64), group[0] > 1
         whole_s = self.groups.time_s(Collective.ALL_GATHER, c * comm.size_B, group)
         wide_B = comm.size_B * _GRADIENT_B / self.batch.element_size_B
         gradients_s = self.groups.time_s(Collective.SEND_RECV, wide_B, group)
@@ -240,11 +240,11 @@ class Communication:
         blocks_s = attention.forward_s / c, attention.backward_s / c
         there = OverlappableComm(time_s=whole_s, hideable_s=gathers_hide * np.minimum(whole_s, blocks_s[0]))
         back = OverlappableComm(
-            time_s=whole_s + several * c * gradients_s,
+            time_s=whole_s + gathers * c * gradients_s,
             hideable_s=gathers_hide * np.minimum(whole_s, blocks_s[1])
             + hides * (c - 1) * np.minimum(gradients_s, blocks_s[1]),
         )
-        return self._queued(comm, there, several.astype(np.float64)), self._queued(comm, back, several * (c + 1))
+        return self._queued(comm, there, gathers.astype(np.float64)), self._queued(comm, back, gathers * (c + 1))
 
     def _queued(self, comm: LayerComm, overlappable: OverlappableComm, launches: FloatArray | float) -> Exchange:
         """What may hide, and what the host queues for it."""

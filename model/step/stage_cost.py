@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
-from moemodel.model.core.arrays import FloatArray, IntArray, distinct_rows, take_rows
+from moemodel.model.core.arrays import FloatArray, IntArray, distinct_rows, one_behind_another, take_rows
 from moemodel.model.device.host_overhead import HOSTS, HostCost, HostModel
 from moemodel.model.device.operator_cost import OperatorCostModel, PhaseCost, shares
 from moemodel.model.device.power import PowerModel
@@ -29,6 +29,7 @@ from moemodel.model.operators.work import Kind
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.dispatch import OF_DISPATCH, OVERLAPPED
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
+from moemodel.model.step.communication_groups import Groups
 from moemodel.model.step.data_parallel import DataParallel, ExchangeCounts, FsdpUnits, StepExchange
 from moemodel.model.step.launch_overhead import ParallelHost
 from moemodel.model.step.layer_operators import Workload, accumulated_fraction
@@ -324,12 +325,14 @@ class _Held:
 
     Attributes:
         units: as they are exchanged; `counts` how often.
+        inner: of layers, those that other ranks hold, too.
         owned: that it updates in the optimizer step.
         accumulated: whose gradients a micro-batch adds to those before it.
     """
 
     units: FsdpUnits
     counts: ExchangeCounts
+    inner: FloatArray
     owned: FloatArray
     accumulated: FloatArray
 
@@ -404,25 +407,37 @@ class _StageParts:
 
     def once(self, pipeline: tuple[Stage, ...]) -> list[_Once]:
         """What each class of stages does once a step, and in its passes with what that exchanges."""
-        machine = self._blocks.machine
-        data = DataParallel(self.plans, self._comm.groups, framework=machine.framework, precision=machine.precision)
-        held = [self._held(stage) for stage in pipeline]
-        return [
-            _Once(
-                updates=updates,
-                exchange=data.step(own.units, own.counts).with_exposed(self._tied(stage) + self._comm.norm_s()),
-                counts=own.counts,
-                added_tensors=self._added(stage),
-                tensors=self._tensors(stage),
+        held, plans = one_behind_another([self._held(stage) for stage in pipeline]), len(self.plans)
+        every = self.plans.take(np.tile(np.arange(plans), len(pipeline)))
+        exchange, (updates, size) = self._step_exchange(every, held), self._updates(every, held)
+        found = []
+        for place, stage in enumerate(pipeline):
+            rows = np.arange(place * plans, (place + 1) * plans)
+            own = take_rows(exchange, rows)
+            found.append(
+                _Once(
+                    updates=take_rows(updates, size[rows]),
+                    exchange=own.with_exposed(self._tied(stage) + self._comm.norm_s()),
+                    counts=held.counts.take(rows),
+                    added_tensors=self._added(stage),
+                    tensors=self._tensors(stage),
+                )
             )
-            for stage, own, updates in zip(pipeline, held, self._updates(held), strict=True)
-        ]
+        return found
+
+    def _step_exchange(self, every: PlanBatch, held: _Held) -> StepExchange:
+        """What data-parallel ranks exchange in a step, in each of these plans."""
+        machine = self._blocks.machine
+        groups = Groups(every, machine.network, shards_experts=machine.framework.shards_experts)
+        data = DataParallel(every, groups, framework=machine.framework, precision=machine.precision)
+        return data.step(held.units, held.counts)
 
     def _held(self, stage: Stage) -> _Held:
         """What a GPU of a stage has of its parameters."""
-        memory, shard = self.memory, self.memory.shard(stage)
+        memory, shard, units = self.memory, self.memory.shard(stage), self.memory.units(stage)
         return _Held(
-            units=memory.units(stage),
+            units=units,
+            inner=units.dense + np.where(memory.expert_copies > 1, units.expert, 0.0),
             counts=ExchangeCounts.of(self.plans, self._blocks.machine.framework, stage.first),
             owned=memory.owned(shard),
             accumulated=memory.accumulated(shard),
@@ -502,28 +517,19 @@ class _StageParts:
             head_s = blocks.head[phase].time_s_UK[self._shape, -1]
         return shares(np.asarray(head_s + (whole_s - head_s) / max(sum(stage.layers), 1)), whole_s)[:, None]
 
-    def _updates(self, held: Sequence[_Held]) -> list[dict[Phase, PhaseCost]]:
-        """What stages do with their parameters beside their layers, priced once for each distinct size: copies on their
-        way between ranks, accumulation of a micro-batch's gradients, the optimizer step.
+    def _updates(self, every: PlanBatch, held: _Held) -> tuple[dict[Phase, PhaseCost], IntArray]:
+        """What a GPU does with its parameters beside its layers, priced once for each distinct size, and which of these
+        each plan's is: copies on their way between ranks, a micro-batch's gradients added up, the optimizer step.
         """
-        copies = self.memory.expert_copies > 1
-        inner = np.concatenate([own.units.dense + np.where(copies, own.units.expert, 0.0) for own in held])
-        ends, owned, kept = (
-            np.concatenate(part)
-            for part in zip(*((own.units.ends, own.owned, own.accumulated) for own in held), strict=True)
-        )
-        counts = ExchangeCounts.together([own.counts for own in held])
-        every = self.plans.take(np.tile(np.arange(len(self.plans)), len(held)))
-        read = [every.micro_batches, every.zero_stage, every.dp * every.cp > 1]
-        first, size = distinct_rows([inner, ends, owned, kept, *read, *vars(counts).values()])
-        machine = self._blocks.machine
+        units, counts, machine = held.units, held.counts, self._blocks.machine
+        read = [every.micro_batches, every.zero_stage, every.dp * every.cp > 1, *vars(counts).values()]
+        first, size = distinct_rows([held.inner, units.ends, held.owned, held.accumulated, *read])
         workload = Workload(
             self._blocks.architecture, every.take(first), framework=machine.framework, precision=machine.precision
         )
-        calls = workload.accumulate(kept[first]) + workload.optimizer(owned[first])
-        calls += workload.copies(inner[first], ends[first], counts.take(first))
-        phase_costs = self._blocks.price(calls, len(first))
-        return [take_rows(phase_costs, of_stage) for of_stage in np.split(size, len(held))]
+        calls = workload.accumulate(held.accumulated[first]) + workload.optimizer(held.owned[first])
+        calls += workload.copies(held.inner[first], units.ends[first], counts.take(first))
+        return self._blocks.price(calls, len(first)), size
 
     def _exchange(self, stage: Stage) -> tuple[Exchange, Exchange]:
         """Of a micro-batch in a forward and in a backward pass: what blocks exchange, and messages between stages."""

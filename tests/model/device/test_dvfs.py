@@ -11,6 +11,7 @@ from moemodel.model.core.arrays import FloatArray
 from moemodel.model.device.dvfs import (
     PowerSegment,
     TensorLimit,
+    _held_clocks,
     at_clock,
     at_clocks,
     steady_state_clocks,
@@ -85,6 +86,22 @@ def test_what_draws_less_runs_at_the_highest_clock() -> None:
     assert settled((LIGHT_W, 0.2), limit_W=690.0) == pytest.approx([TOP_HZ], rel=1e-4)
     assert settled((LIGHT_W, 0.2), (HEAVY_W, 0.1), limit_W=2000.0) == pytest.approx([TOP_HZ, TOP_HZ], rel=1e-4)
     assert settled((HEAVY_W, 0.2), limit_W=2000.0, highest_Hz=1.2e9) == pytest.approx([1.2e9], rel=1e-4)
+
+
+@pytest.mark.parametrize("seconds", [2e-3, 0.1, 3.0])
+@pytest.mark.parametrize("limit_W", [760.0, 850.0, 1200.0])
+def test_a_clock_that_is_kept_is_the_one_that_solving_for_it_gives(seconds: float, limit_W: float) -> None:
+    """Loads that draw less than the limit at the clock that they ask for are not solved for; as if they were."""
+    phases = (HEAVY_W, 0.7 * seconds), (LIGHT_W, 0.3 * seconds)
+    cycle = [
+        PowerSegment(time_s_UK=np.full((1, len(CLOCKS_HZ)), length_s), power_W_UK=power_W[None, :])
+        for power_W, length_s in phases
+    ]
+    asked_Hz, limit = np.array([1200e6]), np.array([limit_W])
+    solved = _held_clocks(cycle, CLOCKS_HZ, limit, asked_Hz, 9e6)
+    kept = settled(*phases, limit_W=limit_W, highest_Hz=1200e6)
+    assert kept == pytest.approx([float(clock[0]) for clock in solved], rel=1e-12)
+    assert kept == pytest.approx([1200e6, 1200e6], rel=1e-4)
 
 
 def test_no_limit_at_all_is_the_highest_clock() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import takewhile
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.recompute import recompute_number
 from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import Calibration
-from moemodel.model.schedule.pipeline_layout import stages
+from moemodel.model.schedule.base import Sizes
+from moemodel.model.schedule.interleaved import Interleaved
+from moemodel.model.schedule.pipeline_layout import PipelineLayout, stages
 from moemodel.model.step.memory import MemoryModel
 from moemodel.model.step.system import System
 
@@ -248,3 +251,24 @@ def test_megatron_steps_experts_apart_where_they_are_spread(
     found = terms_GiB(architecture, plans, calibration, backend="megatron-core-local")["optimizer_transient"]
     temporaries = dense + experts if group == "all" else max(dense, experts)
     assert found == pytest.approx((4 * (dense + experts) + 4 * temporaries) / GiB, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "counts", [(0, 1, 1, 1, 1, 1, 1, 0), (1, 2, 2, 1, 2, 2, 2, 1), (3, 1, 1, 1, 1, 1, 1, 1), (2, 2, 2, 2, 2, 2, 2, 2)]
+)
+def test_chunks_in_flight_are_counted_one_by_one(
+    counts: tuple[int, ...], batch: Batch, calibration: Calibration
+) -> None:
+    """The order of interleaved 1F1B played out: what the passes before a stage's first backward pass keep."""
+    pp, virtual, m = 4, 2, 8
+    one = gpt(1024, 16, sum(counts))
+    layout = PipelineLayout.of(one, chunks=counts)
+    plans = batch(pp=pp, virtual_stages=virtual, global_batch=m)
+    sizes = Sizes(stages=pp, virtual=virtual, micro_batches=m)
+    for stage in stages(layout, pp, virtual):
+        before = takewhile(lambda work: work.kind == "F", Interleaved().order(stage.first, sizes))
+        layers = sum(counts[work.chunk] for work in before)
+        terms = terms_GiB(
+            layout, plans, calibration, backend="megatron-v2", stage=stages(layout, pp, virtual).index(stage)
+        )
+        assert terms["activations"] * GiB == pytest.approx(layers * kept_B(one, plans, "megatron-v2"), rel=1e-6)
