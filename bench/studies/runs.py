@@ -166,7 +166,7 @@ def machine(software: Software, constants: Mapping[str, float], *, limited: bool
         usual,
         precisions={**usual.precisions, software.precision: recipe},
         fused_kernels=usual.fused_kernels - software.unfused,
-        gradient_wire_B=software.gradient_B,
+        gradient_wire_B=usual.gradient_wire_B if software.gradient_B is None else software.gradient_B,
         overlapped=usual.overlapped if software.overlapped is None else software.overlapped,
     )
     return System(
