@@ -128,6 +128,7 @@ def _columns(size: int, layers: int, has_experts: bool, dice: np.random.Generato
     }
     columns["virtual_stages"] = np.where(columns["pp"] > 1, dice.choice([1, int(dice.choice([2, 3]))], size), 1)
     columns["gpus"] = columns["dp"] * columns["tp"] * columns["pp"] * columns["cp"]
+    columns["replicas"] = np.ones(size, dtype=np.int64)
     return columns | _dispatches(size, has_experts)
 
 

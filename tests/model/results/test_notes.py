@@ -170,6 +170,16 @@ def test_a_calibration_for_trying_says_so_first(plan_of: MakePlan, h100: Calibra
     assert reason not in outcome(plan_of(), h100).notes
 
 
+def test_a_known_fault_of_interleaved_pipelines_is_named(plan_of: MakePlan, h100: Calibration) -> None:
+    def named(backend: str, chunks: int) -> bool:
+        plan = plan_of(backend=backend, cluster={"gpus": 2}, parallel={"pp": 2, "virtual_stages": chunks})
+        return any("several chunks a stage" in note for note in outcome(plan, h100).notes)
+
+    assert named("torch", 2)
+    assert not named("torch", 1)
+    assert not named("megatron-core", 2)
+
+
 def test_phases_above_the_power_limit_are_explained(plan_of: MakePlan, h100: Calibration) -> None:
     """Kernels between messages may draw more than the limit, which holds over their mean."""
     plan = plan_of(**BUSY, power_cap_W=350)
