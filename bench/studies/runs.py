@@ -108,7 +108,7 @@ class Software:
         backend, precision: of the model.
         internode: network between nodes, by name.
         overlapped: exchanges that run behind computation (`frameworks.base.Framework`); None: what the backend says.
-        gradient_B: bytes of a gradient element on the wire; None: as in memory.
+        gradient_B: bytes of a gradient element on the wire; None: as the backend has it.
         unfused: operators that the framework fuses, but not here.
         cast_B: bytes that casting an element to 8 bits moves; None: what the framework says.
     """
@@ -166,7 +166,7 @@ def machine(software: Software, constants: Mapping[str, float], *, limited: bool
         usual,
         precisions={**usual.precisions, software.precision: recipe},
         fused_kernels=usual.fused_kernels - software.unfused,
-        gradient_wire_B=software.gradient_B,
+        gradient_wire_B=usual.gradient_wire_B if software.gradient_B is None else software.gradient_B,
         overlapped=usual.overlapped if software.overlapped is None else software.overlapped,
     )
     return System(

@@ -87,17 +87,31 @@ def _plan(path: Path) -> Plan | str:
     return _as_the_source_has_it(plan, path)
 
 
+_SCHEDULES = re.compile(r"the run had \d+ schedules of (\d+)")
+
+
+def _as_its_comments_have_it(plan: Plan, path: Path) -> dict[str, object]:
+    """What a plan's comments say of the run that no plan could say when it was written."""
+    remarks = " ".join(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
+    said: dict[str, object] = {}
+    if "DeepEP" in remarks:
+        said["routing"] = plan.routing.model_copy(update={"dispatch": "deepep"})
+    if schedules := _SCHEDULES.search(remarks):
+        said["micro_batches_per_schedule"] = int(schedules[1])
+    return said
+
+
 def _as_the_source_has_it(plan: Plan, path: Path) -> Plan:
     """With the software and the board that its source names; as it stands, where that framework cannot run it."""
     named = f"{path} {plan.architecture} {_first_line(path)}".lower()
+    said: dict[str, object] = {}
     if _TITAN in named:
         gpu = _BOARDS.get(plan.cluster.gpu, plan.cluster.gpu)
         board = plan.cluster.model_copy(update={"gpu": gpu})
-        said: dict[str, object] = {"backend": "torchtitan", "compile": _EAGER not in path.stem, "cluster": board}
+        said = {"backend": "torchtitan", "compile": _EAGER not in path.stem, "cluster": board}
     elif _FOUNDRY in Path(plan.architecture).name:
         said = {"backend": "fsdp"}
-    else:
-        return plan
+    said |= _as_its_comments_have_it(plan, path)
     try:
         return Plan.model_validate(plan.model_copy(update=said).model_dump())
     except InputError:
