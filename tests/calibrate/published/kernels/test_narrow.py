@@ -61,7 +61,9 @@ def kernel(calibration: Calibration, direction: Pass = Pass.FORWARD) -> KernelFi
 
 @pytest.mark.parametrize("direction", GEMM_PASSES)
 def test_products_are_those_of_the_law_without_the_casts(overlaid: Calibration, direction: Pass) -> None:
-    """As a plan in fp8 prices them. Of a square product all passes are one; its cast would be 0.1 ms."""
+    """As a plan in fp8 prices them. Of a square product all passes are one; its cast would be 0.1 ms. Gradients are
+    summed in float32 every 128 of depth: read on an H100, 1,224 of 1,302 TFLOP/s.
+    """
     in_fp8 = rescale_for_precision(overlaid, framework_of("megatron-core"), "fp8", read_gpu(GPU))
     clocks = np.linspace(*in_fp8.clock_range_Hz, 9)
     pricer = OperatorCostModel(in_fp8, chip_of_calibration(in_fp8), power_model(in_fp8), clocks)
@@ -70,7 +72,8 @@ def test_products_are_those_of_the_law_without_the_casts(overlaid: Calibration, 
         kind=Kind.GEMM, direction=direction, shape=Shape(m=side, n=side, k=side), phase=Phase.FORWARD, count=once
     )
     time_s = pricer.phase_costs([call], 1)[Phase.FORWARD].time_s_UK[0, -1]
-    assert time_s == pytest.approx(LAUNCH_S + 2 * side.item() ** 3 / RATE, rel=0.06)
+    rate = RATE if direction is Pass.FORWARD else RATE * 1224 / 1302
+    assert time_s == pytest.approx(LAUNCH_S + 2 * side.item() ** 3 / rate, rel=0.06)
 
 
 def test_what_is_of_16_bits_stays(base: Calibration, overlaid: Calibration) -> None:
