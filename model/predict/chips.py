@@ -20,14 +20,14 @@ from statistics import NormalDist
 import numpy as np
 
 from moemodel.model.core.arrays import FloatArray
+from moemodel.model.device.operator_cost import shares
 from moemodel.model.plan.batch import PlanBatch
-from moemodel.model.predict.phases import ByPhase, ClockedCost, DeviceCosts
+from moemodel.model.predict.phases import ClockedCost, DeviceCosts
 
 # Of the logarithm of dynamic energy: twenty H100s and H200s in eight groups, 12 degrees of freedom, measured for
 # this project (bench/chips.py). Sinha et al. (SC 2022, arXiv 2208.11035) saw the same work take 8 % longer between the
 # ends of the range over V100s and others.
 SPREAD = 0.034
-_UNHELD = 2.0  # assumed: power over the clock, as an exponent, between a clock that is held and the one asked for
 
 
 def thirst(plans: PlanBatch) -> FloatArray:
@@ -51,19 +51,23 @@ def thirstiest(device: DeviceCosts, thirst_P: FloatArray) -> DeviceCosts:
     return device.map(partial(_taking, factor_P=thirst_P))
 
 
-def waiting(
-    device: DeviceCosts, set_Hz: ByPhase[FloatArray], asked_Hz: ByPhase[FloatArray], thirst_P: FloatArray
-) -> DeviceCosts:
+def waiting(device: DeviceCosts, unheld: DeviceCosts, thirst_P: FloatArray) -> DeviceCosts:
     """What a stage does on its mean chip, [P, 1], which keeps the pace of the thirstiest and, where the limit holds
-    this one back, draws as much.
+    this one back, draws as much: it works at a clock of its own and waits. Its work takes no more than at the clock
+    that is asked for.
 
     Args:
         device: at the clocks that are set on the thirstiest.
-        set_Hz, asked_Hz: these clocks, and those that are asked for. [P]
+        unheld: at those that are asked for.
         thirst_P: see `thirst`.
     """
-    held = set_Hz.join(asked_Hz, lambda found, asked: np.minimum(thirst_P, (asked / found) ** _UNHELD))
-    return device.join(held, _taking)
+    return device.join(unheld, partial(_as_much, thirst_P=thirst_P))
+
+
+def _as_much(cost: ClockedCost, unheld: ClockedCost, thirst_P: FloatArray) -> ClockedCost:
+    """A phase of that chip."""
+    more_P = shares(unheld.energy_J, cost.energy_J)[:, 0]
+    return _taking(cost, np.clip(more_P, 1.0, thirst_P))
 
 
 def _taking(cost: ClockedCost, factor_P: FloatArray) -> ClockedCost:

@@ -23,7 +23,15 @@ from moemodel.model.predict.chips import thirst, thirstiest, waiting
 from moemodel.model.predict.phases import ByPhase, ClockedCost, DeviceCosts, device_costs
 from moemodel.model.predict.prediction import Prediction, PredictionByStage
 from moemodel.model.predict.priced_clocks import priced_clocks
-from moemodel.model.predict.stage_clocks import StageFigures, StageRuns, bounded, ceiling_Hz, governor_grid, settled
+from moemodel.model.predict.stage_clocks import (
+    ClockChanges,
+    StageFigures,
+    StageRuns,
+    bounded,
+    ceiling_Hz,
+    governor_grid,
+    settled,
+)
 from moemodel.model.predict.sustained_clock import sustained_clocks, total_power, within_limit
 from moemodel.model.predict.timeline import PipelineStep, Timeline, above_rounding
 from moemodel.model.schedule.pipeline_layout import members, stages
@@ -361,17 +369,28 @@ class _PricedPipeline:
         if self.row_P is not None:
             errors = errors[0][self.row_P], errors[1][self.row_P]
         changes = [None] * len(self.devices) if self.runs is None else self.runs.changes
-        asked, thirst_P = self._asked(clock_Hz_K), thirst(pipe.plans)
+        thirst_P = thirst(pipe.plans)
+        unheld = self._at(self._asked(clock_Hz_K), changes, clock_Hz_K)
         for power, kept in zip(powers, clocks(clock_Hz_K, machine, powers, temperature_C), strict=True):
-            devices = [
-                waiting(settled(device, clock, change, clock_Hz_K, self.row_P), clock, limit, thirst_P)
-                for device, clock, change, limit in zip(self.devices, kept, changes, asked, strict=True)
-            ]
+            held = self._at(kept, changes, clock_Hz_K)
+            devices = [waiting(device, free, thirst_P) for device, free in zip(held, unheld, strict=True)]
             mean, watts = _mean_gpu(pipe, devices, pipe.timeline(devices), power, temperature_C, errors)
             figures = None if self.runs is None else self.runs.figures(kept, devices, watts)
             parts = StepParts(pipe=pipe, devices=devices, power=power, power_W=watts, runs=self.runs)
             found.append(_Solved(mean=mean, stages=figures, parts=parts))
         return found
+
+    def _at(
+        self,
+        clocks: Sequence[ByPhase[FloatArray]],
+        changes: Sequence[ClockChanges | None],
+        clock_Hz_K: FloatArray,
+    ) -> list[DeviceCosts]:
+        """What each class of stages does at clocks of its own."""
+        return [
+            settled(device, clock, change, clock_Hz_K, self.row_P)
+            for device, clock, change in zip(self.devices, clocks, changes, strict=True)
+        ]
 
     def _asked(self, clock_Hz_K: FloatArray) -> list[ByPhase[FloatArray]]:
         """The highest clock that each class of stages may have in each phase, [P]."""
