@@ -179,9 +179,9 @@ def test_more_bandwidth_is_never_slower(samples: list[Sample]) -> None:
 
 def test_fewer_tokens_are_never_slower(samples: list[Sample]) -> None:
     """Three exceptions. NCCL, as measured, takes longer for some messages than for larger ones: where such
-    communication grows, only what is left of the step has to shrink. And Megatron's fused softmax does not run for every length:
-    where the host sets the pace, it has more kernels to launch without it. And rows that run beside another
-    micro-batch's passes have none beside them where there is one alone.
+    communication grows, only what is left of the step has to shrink. And Megatron's fused softmax does not run for
+    every length: where the host sets the pace, it has more kernels to launch without it. And rows that run beside
+    another micro-batch's passes have none beside them where there is one alone.
     """
 
     def excess(sample: Sample) -> Iterator[tuple[str, BoolArray, FloatArray]]:
