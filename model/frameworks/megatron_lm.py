@@ -19,9 +19,9 @@ TRANSFORMER_ENGINE_HOST = HostFactors(forward=3.1, backward=3.1)
 _MiB = 2.0**20
 
 # Transformer Engine's (pytorch/cpp_extensions/gemm.py, get_cublas_workspace_size_bytes: 32 MiB from compute capability
-# 9 on, 4 before), and two of torch's (ATen/cuda/CublasHandlePool.cpp: a thread and stream each, of forward passes and
-# of autograd; 32 MiB on Hopper, 8.125 before). Of Blackwell torch's are what Megatron-LM's functional tests on GB200
-# hold, by their releases 8.125 or 32 MiB; here 32
+# 9 on, 4 before), and two of torch's (a thread and stream each, of forward passes and of autograd; 8.125 MiB, as
+# discuss.pytorch.org/t/178671 shows, and on Hopper the 32 that NVIDIA's cuBLAS reference recommends). Of Blackwell
+# torch's are what Megatron-LM's functional tests on GB200 hold, by their releases 8.125 or 32 MiB; here 32
 TRANSFORMER_ENGINE_WORKSPACE_B = {
     "hopper": (32 + 2 * 32) * _MiB,
     "blackwell": (32 + 2 * 32) * _MiB,

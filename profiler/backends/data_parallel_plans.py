@@ -14,6 +14,7 @@ from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.routing import RoutingSpec
 from moemodel.model.plan.spec import Plan
 from moemodel.profiler.backends.expert_plans import expert_mistakes
+from moemodel.profiler.backends.stated import stated
 from moemodel.profiler.backends.torch_native.supported_models import check_supported
 
 
@@ -63,19 +64,7 @@ def _outside(plan: Plan, limits: Limits) -> Iterator[str]:
         yield f"precision: found {plan.precision!r}; {where}: bf16, bf16-mixed"
     if plan.recompute not in ("none", "full"):
         yield f"recompute: found {plan.recompute!r}; {where}: none, full"
-    for name in (
-        "attention",
-        "compile",
-        "cuda_graphs",
-        "cross_entropy",
-        "gradient_dtype",
-        "dropout",
-        "optimizer",
-        "micro_batches_per_schedule",
-        "stage_layers",
-    ):
-        if (found := getattr(plan, name)) is not None:
-            yield f"{name}: found {found!r}; {where}: null"
+    yield from stated(plan, where)
     for degree in ("tp", "pp", "cp"):
         if (found := getattr(plan.parallel, degree)) > 1:
             yield f"parallel.{degree}: found {found}; {where}: 1"

@@ -13,6 +13,7 @@ from moemodel.model.core.errors import InputError
 from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.spec import Plan
 from moemodel.profiler.backends.expert_plans import expert_mistakes
+from moemodel.profiler.backends.stated import stated
 
 # A layer's gate is DeepSpeed's `MoE`; of two experts a token weights add up to one (`top2gating`), of one they do not.
 _ROUTERS = ("softmax_topk", "switch_top1", "gshard_top2")
@@ -115,19 +116,7 @@ def _outside(plan: Plan) -> Iterator[str]:
     p = plan.parallel
     if plan.recompute not in _RECOMPUTE:
         yield f"recompute: found {plan.recompute!r}; allowed for plans that are run: {', '.join(_RECOMPUTE)}"
-    for name in (
-        "attention",
-        "compile",
-        "cuda_graphs",
-        "cross_entropy",
-        "gradient_dtype",
-        "dropout",
-        "optimizer",
-        "micro_batches_per_schedule",
-        "stage_layers",
-    ):
-        if (found := getattr(plan, name)) is not None:
-            yield f"{name}: found {found!r}; allowed for plans that are run: null"
+    yield from stated(plan, "allowed for plans that are run")
     if p.cp > 1:
         yield f"parallel.cp: found {p.cp}; allowed: 1"
     if p.virtual_stages > 1:

@@ -10,6 +10,7 @@ from moemodel.model.plan.checks import check_architecture
 from moemodel.model.plan.recompute import RECOMPUTE
 from moemodel.model.plan.spec import Plan
 from moemodel.profiler.backends.expert_plans import expert_mistakes
+from moemodel.profiler.backends.stated import stated
 from moemodel.profiler.backends.torch_native.supported_models import check_routing, check_supported
 
 _SCHEDULES = ("1f1b", "gpipe", "zero-bubble")
@@ -43,19 +44,7 @@ def _outside(plan: Plan, architecture: Architecture) -> Iterator[str]:
         yield f"recompute: found {plan.recompute!r}; allowed for plans that are run: {', '.join(RECOMPUTE)}"
     if plan.recompute == "selective" and max(plan.parallel.ep, plan.parallel.tp) > 1:  # collectives would run again
         yield "recompute: found 'selective' with ep or tp above 1; allowed for plans that are run: none, full"
-    for name in (
-        "attention",
-        "compile",
-        "cuda_graphs",
-        "cross_entropy",
-        "gradient_dtype",
-        "dropout",
-        "optimizer",
-        "micro_batches_per_schedule",
-        "stage_layers",
-    ):
-        if (found := getattr(plan, name)) is not None:
-            yield f"{name}: found {found!r}; allowed for plans that are run: null"
+    yield from stated(plan, "allowed for plans that are run")
     if plan.parallel.replicas > 1:
         yield f"parallel.replicas: found {plan.parallel.replicas}; allowed for plans that are run: 1"
     if plan.parallel.cp > 1:

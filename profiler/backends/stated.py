@@ -1,0 +1,31 @@
+"""Keys of a plan that a runner leaves to its program, so that none may be stated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from moemodel.model.plan.spec import Plan
+
+_LEFT_TO_THE_PROGRAM = (
+    "attention",
+    "compile",
+    "cuda_graphs",
+    "cross_entropy",
+    "gradient_dtype",
+    "dropout",
+    "optimizer",
+    "micro_batches_per_schedule",
+    "stage_layers",
+)
+
+
+def stated(plan: Plan, where: str) -> Iterator[str]:
+    """A message for each that a plan states.
+
+    Args:
+        plan: to be run.
+        where: null is allowed, such as "allowed for plans that are run".
+    """
+    for name in _LEFT_TO_THE_PROGRAM:
+        if (found := getattr(plan, name)) is not None:
+            yield f"{name}: found {found!r}; {where}: null"
