@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moemodel.model.core.errors import InputError
-from moemodel.model.device.precision import scaled
 from moemodel.model.device.roofline import ATTENTIONS
 from moemodel.model.frameworks.base import AttentionName
 from moemodel.model.hardware.gpu import Gpu
@@ -87,15 +86,18 @@ def rescale_for_attention(
 
 
 def _rescaled(fit: OperatorFit, rate: AttentionRate) -> OperatorFit:
-    """The fit whose efficiency, e d/(d + d0), is so many times as high at either head size d."""
+    """The fit whose efficiency, e d/(d + d0), is so many times as high at either head size d; in their mean where the
+    other kernel would be better at the narrower heads, which no d0 says."""
     if fit.kind not in ATTENTIONS:
         return fit
-    narrow, wide = rate.forward if fit.direction is Pass.FORWARD else rate.backward
-    e, d0 = fit.parameters["efficiency"].value, fit.parameters["head_dim0"].value
-    at_64, at_128 = (share * d / (d + d0) for share, d in zip((narrow, wide), _HEADS, strict=True))
-    # e' d/(d + d0') through both points: its reciprocal is linear in 1/d
-    slope = (1 / at_64 - 1 / at_128) / (1 / _HEADS[0] - 1 / _HEADS[1])
-    level = 1 / at_128 - slope / _HEADS[1]
-    values = {"efficiency": e / level, "head_dim0": slope / level}
-    factors = {name: value / fit.parameters[name].value for name, value in values.items()}
-    return fit.model_copy(update={"parameters": scaled(fit.parameters, factors)})
+    shares = rate.forward if fit.direction is Pass.FORWARD else rate.backward
+    e, d0 = fit.parameters["efficiency"], fit.parameters["head_dim0"]
+    at_64, at_128 = ((d + d0.value) / (share * d) for share, d in zip(shares, _HEADS, strict=True))
+    # of e' d/(d + d0') through both points the reciprocal is linear in 1/d
+    slope = max((at_64 - at_128) / (1 / _HEADS[0] - 1 / _HEADS[1]), 0.0)
+    level = (at_64 - slope / _HEADS[0] + at_128 - slope / _HEADS[1]) / 2
+    changed = {
+        "efficiency": e.model_copy(update={"value": e.value / level}),
+        "head_dim0": d0.model_copy(update={"value": slope / level}),
+    }
+    return fit.model_copy(update={"parameters": fit.parameters | changed})

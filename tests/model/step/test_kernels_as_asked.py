@@ -9,12 +9,12 @@ import pytest
 
 from moemodel.calibration.store.catalogue import shipped
 from moemodel.model.core.errors import InputError
-from moemodel.model.device.roofline import chip_of_calibration, operator_time
+from moemodel.model.device.roofline import ATTENTIONS, chip_of_calibration, operator_time
 from moemodel.model.operators.work import Kind, Pass, Shape
 from moemodel.model.plan.batch import batch_of
 from moemodel.model.plan.checks import architecture_of
 from moemodel.model.plan.spec import Plan
-from moemodel.model.records.calibration import Calibration
+from moemodel.model.records.calibration import Calibration, OperatorFit
 from moemodel.model.results.outcome import outcome
 from moemodel.model.step import stage_cost
 from moemodel.model.step.layer_operators import Workload
@@ -67,6 +67,20 @@ def test_kernels_take_what_was_read_of_them(h100: Calibration, kernel: str, head
     direction = Pass.BACKWARD if backward else Pass.FORWARD
     found_s = attention_s(system(h100, attention=kernel), direction, head_dim, clock_MHz)
     assert found_s == pytest.approx(flops / (rate * 1e12), rel=0.12)
+
+
+def test_a_fit_whose_speed_hardly_knows_the_width_of_heads_has_other_kernels_too(h100: Calibration) -> None:
+    """Wider heads cannot be slower: what the second generation loses at either width is halfway between both."""
+
+    def narrow(fit: OperatorFit) -> OperatorFit:
+        head_dim0 = fit.parameters["head_dim0"].model_copy(update={"value": 0.1})
+        return fit.model_copy(update={"parameters": fit.parameters | {"head_dim0": head_dim0}})
+
+    fits = [narrow(fit) if fit.kind in ATTENTIONS else fit for fit in h100.operators]
+    own = h100.model_copy(update={"operators": fits})
+    times = [attention_s(system(own, attention=name), Pass.FORWARD, 128, 1700.0) for name in ("cudnn", "flash2")]
+    assert 0.516 < times[0] / times[1] < 0.649
+    assert outcome(plan(backend="torchtitan"), own).step_time_s is not None
 
 
 def test_generations_follow_each_other(h100: Calibration) -> None:
