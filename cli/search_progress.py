@@ -29,7 +29,7 @@ _PARTS = {
 _AHEAD = {
     "memory": "{:,} legal plans; which of them fit in memory takes about {}",
     "bounds": "{:,} plans fit in memory; what they take at least, at any clock, takes about {}",
-    "prediction": "{:,} predictions, of every plan that fits at every clock, take about {}",
+    "prediction": "up to {:,} predictions, of every plan that fits at every clock, in at most about {}",
     "clocks": "clocks by stage of plans on the front: up to {:,} predictions, in at most about {}",
     "front": "{:,} plans of the front; their intervals take about {}",
     "survey": "{:,} predictions for the page take about {}",

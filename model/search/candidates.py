@@ -214,7 +214,7 @@ def _rules(document: Search, architecture: Architecture) -> list[Rule]:
         framework=framework,
         shards_states=needs_shards(document.optimizer, framework),
     )
-    same = _same_plans(document, whole_experts=not framework.shards_experts or document.search.etp is not None)
+    same = _same_plans(document, cuts_experts=framework.shards_experts)
     return [*_more_than_gpus(), *as_counted([*shapes, *degrees]), *same]
 
 
@@ -232,10 +232,10 @@ def _more_than_gpus() -> list[Rule]:
     return [rule("tp"), rule("tp", "pp"), rule("tp", "pp", "cp")]
 
 
-def _same_plans(document: Search, *, whole_experts: bool) -> list[Rule]:
+def _same_plans(document: Search, *, cuts_experts: bool) -> list[Rule]:
     """What is the same plan as another combination: without a pipeline every schedule is, and with nobody to share
     states with every ZeRO stage; tensor-parallel ranks share those of experts that each has whole. Where no rows are
-    sent, so is every way of sending them."""
+    sent, so is every way of sending them. And to say what the framework does is to leave it to it."""
     rules = _same_dispatches(document)
     if len(document.schedule) > 1:
         first = schedules.number(document.schedule[0])
@@ -247,15 +247,24 @@ def _same_plans(document: Search, *, whole_experts: bool) -> list[Rule]:
                 is_violated=lambda c: (c["pp"] == 1) & (c["schedule"] != first),
             )
         )
-    stages = _zero_stages(document)
+    stages, cut = _zero_stages(document), document.search.etp
     if len(stages) > 1:
-        axes = ("dp", "cp", "tp") if whole_experts else ("dp", "cp")
+        axes = ("dp", "cp") if cuts_experts and cut is None else ("dp", "cp", "tp")
         rules.append(
             Rule(
                 key="same_zero_stage",
                 summary=f"ZeRO stages are all the same with {' x '.join(axes)} 1",
                 needs=frozenset({*axes, "zero_stage"}),
                 is_violated=lambda c: (math.prod(c[name] for name in axes) == 1) & (c["zero_stage"] != stages[0]),
+            )
+        )
+    if cut is not None and None in cut:
+        rules.append(
+            Rule(
+                key="same_etp",
+                summary=f"etp {'tp' if cuts_experts else 1} is what {document.backend} does where etp is null",
+                needs=frozenset({"tp", "etp"}),
+                is_violated=lambda c: c["etp"] == (c["tp"] if cuts_experts else 1),
             )
         )
     return rules

@@ -190,7 +190,7 @@ def test_a_long_search_says_what_lies_ahead(
         progress("prediction", 30_000, 60_000)
         progress("front", 0, 20)
     told = capsys.readouterr().err
-    assert told.count("60,000 predictions, of every plan that fits at every clock, take about 50 s") == 1
+    assert told.count("60,000 predictions, of every plan that fits at every clock, in at most about 50 s") == 1
     assert ("time and energy" in told) == terminal
     assert "legal plans" not in told
 

@@ -287,8 +287,8 @@ def test_each_size_that_tp_has_to_divide_counts(width: int, tmp_path: Path, cali
 
 def _agrees(document: Search, calibration: Calibration) -> None:
     """Search and single plans refuse the same, but for what is one plan: without a pipeline, one schedule counts, and
-    one ZeRO stage where no rank has others to share states with. A search does not look at pipelines whose ends count
-    as layers, of which there are more chunks than layers.
+    one ZeRO stage where no rank has others to share states with, and etp as the framework has it is null. A search does
+    not look at pipelines whose ends count as layers, of which there are more chunks than layers.
     """
     state, needs = seen(document, calibration)
     combinations = _combinations(document)
@@ -303,8 +303,9 @@ def _agrees(document: Search, calibration: Calibration) -> None:
         listed = ((name, getattr(document.search, name)) for name in OF_DISPATCH)
         same |= not spread and any(values and combination[name] != values[0] for name, values in listed)
         replicas = _key_of(combination)[0] * combination["cp"]
-        cut = framework_of(document.backend).shards_experts and document.search.etp is None
-        replicas *= 1 if cut else combination["tp"]
+        cuts = framework_of(document.backend).shards_experts
+        replicas *= 1 if cuts and document.search.etp is None else combination["tp"]
+        same |= None in (document.search.etp or ()) and combination["etp"] == (combination["tp"] if cuts else 1)
         same |= replicas == 1 and combination["zero_stage"] != (document.search.zero_stage or (0,))[0]
         same |= combination["pp"] * combination["virtual_stages"] > len(state.problem.architecture.layers)
         accepted = not same and _accepted(document, combination, calibration)
