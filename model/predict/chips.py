@@ -1,12 +1,12 @@
-"""Chips of one kind differ, and those of a job wait for each other at every step: the thirstiest sets the pace.
+"""Chips of one kind differ, and those of a job wait for each other at every step: the straggler sets the pace.
 
 At the power limit a chip that needs more energy for the same work sustains a lower clock. Over chips the logarithm of
 what work takes is taken as normal, with the standard deviation SPREAD; a calibration is of the mean chip. The largest
 of N has the mean SPREAD e_N, with Blom's e_N = Phi^-1((N - 3/8) / (N + 1/4)) (Statistical Estimates and Transformed
-Beta-Variables, 1958; 4 % above the true mean for N = 2, 1 % for N = 8).
+Beta-Variables, 1958; 4.5 % above the true mean for N = 2, 1 % for N = 8).
 
-The others wait for it, at their own clocks and in kernels that spin: they draw the limit as it does. Measured on pairs
-of GPUs that train one model (`bench/chips.py`): 691 and 689 W at 1397 and 1448 MHz.
+The others wait for it, at their own clocks and in kernels that spin: they draw the limit as it does. Two H200 that
+trained one model drew 691 and 690 W at 1394 and 1443 MHz (`bench/measured/joint-one-queue`).
 
 Axes: P plans.
 """
@@ -30,44 +30,44 @@ from moemodel.model.predict.phases import ClockedCost, DeviceCosts
 SPREAD = 0.034
 
 
-def thirst(plans: PlanBatch) -> FloatArray:
-    """What work takes on the thirstiest chip of a stage, over what it takes on the mean one, [P]."""
+def straggler_factors(plans: PlanBatch) -> FloatArray:
+    """What work takes on the straggler of a stage, over what it takes on the mean one, [P]."""
     chips, place = np.unique(plans.gpus // plans.pp, return_inverse=True)
-    return np.array([largest_thirst(int(count)) for count in chips])[place]
+    return np.array([straggler_factor(int(count)) for count in chips])[place]
 
 
-def largest_thirst(count: int) -> float:
+def straggler_factor(count: int) -> float:
     """The same of so many chips."""
-    return float(np.exp(SPREAD * largest(count)))
+    return float(np.exp(SPREAD * expected_largest(count)))
 
 
-def largest(count: int) -> float:
+def expected_largest(count: int) -> float:
     """e_N: mean of the largest of so many numbers drawn from a standard normal distribution, 0 of one."""
     return NormalDist().inv_cdf((count - 0.375) / (count + 0.25))
 
 
-def thirstiest(device: DeviceCosts, thirst_P: FloatArray) -> DeviceCosts:
+def on_straggler(device: DeviceCosts, factor_P: FloatArray) -> DeviceCosts:
     """What a stage does on that chip, [P, K]."""
-    return device.map(partial(_taking, factor_P=thirst_P))
+    return device.map(partial(_taking, factor_P=factor_P))
 
 
-def waiting(device: DeviceCosts, unheld: DeviceCosts, thirst_P: FloatArray) -> DeviceCosts:
-    """What a stage does on its mean chip, [P, 1], which keeps the pace of the thirstiest and, where the limit holds
+def on_mean_chip(device: DeviceCosts, unheld: DeviceCosts, factor_P: FloatArray) -> DeviceCosts:
+    """What a stage does on its mean chip, [P, 1], which keeps the pace of the straggler and, where the limit holds
     this one back, draws as much: it works at a clock of its own and waits. Its work takes no more than at the clock
     that is asked for.
 
     Args:
-        device: at the clocks that are set on the thirstiest.
+        device: at the clocks that are set on the straggler.
         unheld: at those that are asked for.
-        thirst_P: see `thirst`.
+        factor_P: see `straggler_factors`.
     """
-    return device.join(unheld, partial(_as_much, thirst_P=thirst_P))
+    return device.join(unheld, partial(_as_much, factor_P=factor_P))
 
 
-def _as_much(cost: ClockedCost, unheld: ClockedCost, thirst_P: FloatArray) -> ClockedCost:
+def _as_much(cost: ClockedCost, unheld: ClockedCost, factor_P: FloatArray) -> ClockedCost:
     """A phase of that chip."""
     more_P = shares(unheld.energy_J, cost.energy_J)[:, 0]
-    return _taking(cost, np.clip(more_P, 1.0, thirst_P))
+    return _taking(cost, np.clip(more_P, 1.0, factor_P))
 
 
 def _taking(cost: ClockedCost, factor_P: FloatArray) -> ClockedCost:

@@ -19,7 +19,7 @@ from moemodel.model.device.power import PowerModel, power_model
 from moemodel.model.layers.flops import model_flops
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.dispatch import DEEPEP
-from moemodel.model.predict.chips import thirst, thirstiest, waiting
+from moemodel.model.predict.chips import on_mean_chip, on_straggler, straggler_factors
 from moemodel.model.predict.phases import ByPhase, ClockedCost, DeviceCosts, device_costs
 from moemodel.model.predict.prediction import Prediction, PredictionByStage
 from moemodel.model.predict.priced_clocks import priced_clocks
@@ -369,11 +369,11 @@ class _PricedPipeline:
         if self.row_P is not None:
             errors = errors[0][self.row_P], errors[1][self.row_P]
         changes = [None] * len(self.devices) if self.runs is None else self.runs.changes
-        thirst_P = thirst(pipe.plans)
+        factor_P = straggler_factors(pipe.plans)
         unheld = self._at(self._asked(clock_Hz_K), changes, clock_Hz_K)
         for power, kept in zip(powers, clocks(clock_Hz_K, machine, powers, temperature_C), strict=True):
             held = self._at(kept, changes, clock_Hz_K)
-            devices = [waiting(device, free, thirst_P) for device, free in zip(held, unheld, strict=True)]
+            devices = [on_mean_chip(device, free, factor_P) for device, free in zip(held, unheld, strict=True)]
             mean, watts = _mean_gpu(pipe, devices, pipe.timeline(devices), power, temperature_C, errors)
             figures = None if self.runs is None else self.runs.figures(kept, devices, watts)
             parts = StepParts(pipe=pipe, devices=devices, power=power, power_W=watts, runs=self.runs)
@@ -402,8 +402,8 @@ class _PricedPipeline:
     @cached_property
     def _slowest(self) -> list[DeviceCosts]:
         """What each class of stages does on the chip that sets the pace, at the clocks that blocks are priced at."""
-        thirst_P = thirst(self.pipe.plans)
-        return [thirstiest(device, thirst_P) for device in self.devices]
+        factor_P = straggler_factors(self.pipe.plans)
+        return [on_straggler(device, factor_P) for device in self.devices]
 
     def _clocks(
         self, clock_Hz_K: FloatArray, machine: System, powers: Sequence[PowerModel], temperature_C: float | None

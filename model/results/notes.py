@@ -20,7 +20,7 @@ from moemodel.model.plan.clock import Auto, ByStage
 from moemodel.model.plan.failures import CHECKPOINT_S, RESTART_S
 from moemodel.model.plan.skew import experts_of, forecast
 from moemodel.model.plan.spec import Plan
-from moemodel.model.predict.chips import largest_thirst
+from moemodel.model.predict.chips import straggler_factor
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration, KernelFit
 from moemodel.model.results.clock_changes import change_worth
@@ -362,7 +362,7 @@ def _unlike(plan: Plan) -> str:
     chips = plan.cluster.gpus // plan.parallel.pp
     if chips == 1:
         return ""
-    more = largest_thirst(chips) - 1
+    more = straggler_factor(chips) - 1
     return f" Of {chips} chips the one that needs most for its work, {more:.1%} above the mean, sets the pace."
 
 

@@ -1,4 +1,4 @@
-"""Chips that differ: the thirstiest of a stage sets the pace, and the others draw the limit too."""
+"""Chips that differ: the straggler of a stage sets the pace, and the others draw the limit too."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Batch = Callable[..., PlanBatch]
 def test_the_largest_of_so_many_is_that_of_numbers_that_were_drawn(count: int) -> None:
     random = np.random.default_rng(0)
     drawn = [random.standard_normal(count).max() for _ in range(2000)]
-    assert chips.largest(count) == pytest.approx(np.mean(drawn), abs=0.05)
+    assert chips.expected_largest(count) == pytest.approx(np.mean(drawn), abs=0.05)
 
 
 def test_replicas_slow_each_other_down_where_the_limit_holds_them(
@@ -30,7 +30,7 @@ def test_replicas_slow_each_other_down_where_the_limit_holds_them(
     replicas = [1, 2, 8, 64, 512]
     plans = batch(dp=replicas, micro_batch=4, global_batch=[64 * n for n in replicas], power_cap_W=[450.0] * 5)
     found = predict(model, plans, machine).clock_Hz
-    most = chips.largest_thirst(512)
+    most = chips.straggler_factor(512)
     monkeypatch.setattr(chips, "SPREAD", 0.0)
     slowed = found / predict(model, plans, machine).clock_Hz
     assert slowed[0] == pytest.approx(1.0, rel=1e-9)
@@ -39,7 +39,7 @@ def test_replicas_slow_each_other_down_where_the_limit_holds_them(
     assert slowed[-1] > 1 / most
 
 
-def test_all_chips_draw_the_limit_that_holds_the_thirstiest(batch: Batch, machine: System) -> None:
+def test_all_chips_draw_the_limit_that_holds_the_straggler(batch: Batch, machine: System) -> None:
     model = read_architecture("olmoe-1b-7b")
     plans = batch(dp=[1, 256], micro_batch=4, global_batch=[4, 1024], power_cap_W=[450.0] * 2)
     alone, many = predict(model, plans, machine).power_W
