@@ -23,6 +23,11 @@ OverlapAxis = Literal["tp", "ep", "pp", "gradients", "parameters"]
 # Kernels of attention: FlashAttention's three generations, cuDNN's; `unfused`: a product, a softmax, a product.
 AttentionName = Literal["flash1", "flash2", "flash3", "cudnn", "unfused"]
 
+# Of every layer, what graphs replay where the host queues the rest: what comes before the feed-forward block, and of
+# one with experts its router, with the counts of rows that it makes (Megatron Core's scopes attn, moe_router and
+# moe_preprocess); or the latter alone.
+CapturedParts = Literal["attention", "router"]
+
 # Operators, by the names of `operators.work.Kind`, that a framework may run as one kernel which moves no more than it
 # has to; profiles measure what torch makes of them, one plain kernel after another or one that strides.
 FusedOperator = Literal[
@@ -126,6 +131,7 @@ class Framework:
         attention: which kernel that is; None: as profiles measure it.
         compiles: torch.compile fuses chains of elementwise kernels of whole layers where a plan asks for it.
         captured: CUDA graphs of passes are replayed where a plan asks for it: the host queues none of their kernels.
+        captured_parts: graphs hold these parts of layers alone; None: all, or nothing.
         softmax: without flash attention, `fused` scales, masks and normalises in one kernel where it can run; `plain`
             fills the mask in, then normalises.
         dropout: attention probabilities and the output of every block pass through dropout.
@@ -215,6 +221,7 @@ class Framework:
     attention: AttentionName | None = None
     compiles: bool = False
     captured: bool = False
+    captured_parts: CapturedParts | None = None
     softmax: Literal["fused", "plain"] = "fused"
     dropout: bool = False
     fused_dropout: bool = False

@@ -169,6 +169,20 @@ _DENSE_BLOCK = (5.0, 10.0)
 MEASURED_BLOCK = (56.0 - 29.0 + _DENSE_BLOCK[0], 70.0 - 46.0 + _DENSE_BLOCK[1])
 
 
+# Of the block's kernels those up to where rows leave: the router's product, softmax, choice (two) and weights (three),
+# and the counts and order of rows (thirteen), among them a stable sort of four; of their gradients the router's alone
+# (counted in profiler/backends/torch_native, routers.py and operators.py)
+MEASURED_ROUTER = (20.0, 10.0)
+
+
+def kernels_behind(*, experts: bool) -> tuple[float, float]:
+    """Of a measured layer's kernels, forward and backward, those that graphs of what comes before its feed-forward
+    block, and of its router, leave to the host."""
+    if not experts:
+        return _DENSE_BLOCK
+    return MEASURED_BLOCK[0] - MEASURED_ROUTER[0], MEASURED_BLOCK[1] - MEASURED_ROUTER[1]
+
+
 def measured_layer(name: str) -> tuple[float, float]:
     """Kernels of a measured layer, forward and backward."""
     return _MEASURED[name]

@@ -29,7 +29,8 @@ def kernels_as_asked(framework: Framework, plan: Plan) -> Framework:
         InputError: it asks for what the framework does not have.
     """
     found = _attention(_loss(_compiled(framework, plan), plan), plan)
-    return replace(found, captured=True) if plan.cuda_graphs else found
+    parts = None if isinstance(plan.cuda_graphs, bool) else plan.cuda_graphs
+    return replace(found, captured=plan.cuda_graphs is True, captured_parts=parts)
 
 
 def _compiled(framework: Framework, plan: Plan) -> Framework:

@@ -87,6 +87,15 @@ class Workload:
             found.setdefault((parts, kept), []).append(replace(call, recomputed=True))
         return found
 
+    def behind_router(self, layer: Layer) -> list[Call]:
+        """Forward calls of a layer with experts that come behind its router: rows on their way there, experts, rows on
+        their way back."""
+        return [
+            self._call_of(op, op.kind, Pass.FORWARD, op.shape, Phase.FORWARD)
+            for op in self._forward(layer)
+            if "moe" in op.parts and not (op.only_backward or _chooses(op))
+        ]
+
     def _forward(self, layer: Layer) -> list[LayerOp]:
         """Forward operators of a layer, with what casts their operands."""
         operators = layer_blocks(layer, self.architecture.hidden).operators(self.batch)
@@ -229,6 +238,11 @@ def _backward(op: LayerOp) -> Iterator[tuple[Kind, Pass, Shape]]:
 
 def _call(kind: Kind, direction: Pass, shape: Shape, phase: Phase, count: FloatArray) -> Call:
     return Call(kind=kind, direction=direction, shape=shape, phase=phase, count=count)
+
+
+def _chooses(op: LayerOp) -> bool:
+    """Whether an operator is the router's own."""
+    return op.kind is Kind.ROUTER or (op.kind is Kind.GEMM and op.gating)
 
 
 def _gates(op: LayerOp) -> bool:
