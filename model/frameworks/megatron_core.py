@@ -69,7 +69,12 @@ MEGATRON_CORE = Framework(
     counts_passes=True,
     memory_log_error=0.05,  # assumed: more than `megatron`'s, the same code under programs that choose more
     shards_experts=False,
-    moe=MoeForm(host_waits=HostWaits(forward=1, cut=1)),  # _maybe_dtoh_and_synchronize (moe/token_dispatcher.py)
+    moe=MoeForm(
+        host_waits=HostWaits(forward=1, cut=1),  # _maybe_dtoh_and_synchronize (moe/token_dispatcher.py)
+        sorts_several=True,  # sort_chunks_by_idxs (moe/token_dispatcher.py)
+        # Fp8Padding and Fp8Unpadding (moe/experts.py); HybridEP's permutation pads (pad_multiple, token_dispatcher.py)
+        pads_cast_rows=True,
+    ),
     host_factors=TRANSFORMER_ENGINE_HOST,
     overlapped=frozenset({"tp", "pp", "parameters", "gradients"}),
 )

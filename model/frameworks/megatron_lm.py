@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moemodel.model.frameworks.base import Framework, FusedOperator, HostFactors, PrecisionRecipe
+from moemodel.model.frameworks.moe_form import MoeForm
 
 # What Megatron's layers fuse with Transformer Engine, unless its command line says otherwise: norms, rotation
 # (`--no-rope-fusion`) and activations, which torch.compile fuses (`--no-bias-swiglu-fusion`; core/jit.py)
@@ -40,6 +41,8 @@ MEGATRON_LM = Framework(
     fused_gate_up=True,
     replicates_shards=True,  # num_distributed_optimizer_instances
     fused_kernels=TRANSFORMER_ENGINE,  # not permutations and the loss, whose flags are off
+    # chunks of rows are split and put together in another order (moe/moe_utils.py, sort_chunks_by_idxs)
+    moe=MoeForm(sorts_several=True),
     eager_loss=True,  # tensor_parallel/cross_entropy.py
     host_factors=TRANSFORMER_ENGINE_HOST,
     fused_dropout=True,  # megatron/core/fusions/fused_bias_dropout.py

@@ -112,11 +112,11 @@ class MicroBatch:
     def sorts_spread_rows(self, experts: FloatArray) -> FloatArray | None:
         """Where rows of several ranks are sorted by expert again, 1 or 0; None: nowhere. [P]
 
-        By plain kernels wherever experts are spread; by a fused one where a GPU holds several of them (`experts`) and
-        rows came by all-to-all (Megatron, moe/token_dispatcher.py, sort_chunks_by_idxs).
+        By plain kernels wherever experts are spread; by one of its own where a GPU holds several of them (`experts`)
+        and rows came by all-to-all (Megatron, moe/token_dispatcher.py, sort_chunks_by_idxs).
         """
         framework, spread = self.framework, self.sends_by(ALL_TO_ALL)
-        if framework.moe.sorts_again and "permute" in framework.fused_kernels:
+        if framework.moe.sorts_several:
             spread = spread * (experts > 1)
         elif not (framework.moe.sorts_again and framework.eager_sharding):
             return None

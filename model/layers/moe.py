@@ -146,19 +146,22 @@ class MoeBlock(Block):
         busiest = busiest_rank(moe, rows.skew, batch.ep)
         sent = self._tokens(batch) * rows.slots * busiest
         shape = Shape(m=sent, experts=self._local(batch), skew=rows.skew)
+        copied = replace(elementwise(sent * self.hidden, 2.0, (2.0,)), load_balance=1 / busiest)
         yield from router_operators(moe, form, self._routed_tokens(batch), self.hidden)
         yield from self._dispatch(batch, rows)
         sorts = batch.sorts_spread_rows(self._local(batch))
         if sorts is not None:  # rows of several ranks, sorted by expert again, and back
             again = Shape(m=sent, n=self.hidden, experts=shape.experts, top_k=1)
-            yield LayerOp(kind=Kind.PERMUTE, shape=again, mask=sorts, load_balance=1 / busiest)
+            first = LayerOp(kind=Kind.PERMUTE, shape=again, mask=sorts, load_balance=1 / busiest)
+            yield replace(copied, mask=sorts) if form.sorts_several else first
+        pads = self._pads(batch)
+        if pads is not None:
+            yield replace(copied, mask=pads)
         energy = rows.filled + _OF_ZEROS * (1 - rows.filled)
         for op in self._experts(batch, shape):
             multiplies = op.kind in (Kind.GEMM, Kind.GROUPED_GEMM)
             yield replace(op, load_balance=1 / busiest, operand_energy=energy if multiplies else 1.0)
-        if sorts is not None:
-            back = elementwise(sent * self.hidden, 2.0, (2.0,), mask=sorts)
-            yield replace(back, load_balance=1 / busiest)
+        yield from (replace(copied, mask=mask) for mask in (pads, sorts) if mask is not None)
         yield from self._gathered_zeros(batch)
         yield from self._combine(batch, rows)
         yield from streamed_operators((*form.kernels, *form.policies), self._sizes(batch), moe.top_k)
@@ -166,6 +169,12 @@ class MoeBlock(Block):
             yield from (replace(op, parts=("shared_experts",)) for op in self._shared_operators(batch, self._shared))
         if self._residual is not None:
             yield from self._residual_operators(batch, self._residual)
+
+    def _pads(self, batch: MicroBatch) -> FloatArray | None:
+        """Where rows are copied to what cast products take, and back, 1 or 0; None: nowhere. [P]"""
+        if not (batch.framework.moe.pads_cast_rows and batch.recipe.casts) or self.spec.capacity_factor is not None:
+            return None
+        return np.asarray(1.0 - batch.sends_by(DEEPEP))
 
     def _residual_operators(self, batch: MicroBatch, residual: MlpBlock) -> Iterator[LayerOp]:
         """The dense block, two weights of a token by a product and a softmax, two products with them and a sum."""
