@@ -121,10 +121,10 @@ class MoeForm:
         dispatch: rows are sorted by their expert, and weighted and added back, by what calibrations call permute and
             unpermute; by kernels that `kernels` lists; or by products with masks of T x E C (GShard, Lepikhin et al.
             2020, algorithm 2), beside these kernels.
-        sorts_again: rows of several ranks are sorted by expert again; `sorts_several` by a kernel of its own, which moves
-            no more than it has to, and only where a GPU holds several experts.
-        pads_cast_rows: products of 8 and 4 bits take an expert's rows in multiples of 16 or 32, to which they are copied,
-            and back behind the last, unless whoever sends them has left room (`deepep`) or a capacity has.
+        sorts_again: rows of several ranks are sorted by expert again; `sorts_several` by a kernel of its own, which
+            moves no more than it has to, and only where a GPU holds several experts.
+        pads_cast_rows: products of 8 and 4 bits take an expert's rows in multiples of 16 or 32, to which they are
+            copied, and back behind the last, unless whoever sends them has left room (`deepep`) or a capacity has.
         float32_router: the router's product is of float32, without TF32, forward and backward.
         float32_times: how much longer it takes than one of 16 bits; of the GPU, which whoever knows it sets.
         kernels: others, beside the router's softmax and choice.

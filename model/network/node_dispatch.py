@@ -17,8 +17,9 @@ NIC (V1: 44 and 45 on 4 and 8 nodes); 153 GB/s inside a node of eight H800, whos
 134 (726 on B200, with 900, are 635). A call takes longer than its kernel, which metadata of all ranks are gathered and
 made for: in HybridEP's tables (branch hybrid-ep, docs/README_Hybrid-EP.md; 4,096 rows of 7,168 in 16 bits, 8 experts
 each) "Torch API" and "Kernel Only" differ by 0.16 and 0.12 ms for what goes there and comes back inside 8 B200 or
-GB200, and by 0.51 and 0.33 ms on 2 nodes of H100, 0.67 and 0.42 on 4. The SMs that its kernels take, 24 of an H800's 132, compute nothing meanwhile
-(README: 24 under V1, fewer under V2). Left out: rows of the busiest expert beyond `Network.skewed_B`; buffers.
+GB200, and by 0.51 and 0.33 ms on 2 nodes of H100, 0.67 and 0.42 on 4. The SMs that its kernels take, 24 of an H800's
+132, compute nothing meanwhile (README: 24 under V1, fewer under V2). Left out: rows of the busiest expert beyond
+`Network.skewed_B`; buffers.
 """
 
 from __future__ import annotations
