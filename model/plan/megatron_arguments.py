@@ -93,14 +93,12 @@ LEFT_OUT: dict[str, str] = {
     "moe-permute-fusion": "rows are permuted as the framework does it",
     "moe-router-fusion": "routers are priced as the framework does it",
     "optimizer": "AdamW is priced and kept instead",
-    "optimizer-cpu-offload": "the optimizer is taken to be on the GPU",
-    "cpu-offloading": "activations are taken to stay on the GPU",
-    "cpu-offloading-num-layers": "activations are taken to stay on the GPU",
+    "cpu-offloading-weights": "weights are taken to stay on the GPU",
+    "fine-grained-activation-offloading": "activations are taken to stay on the GPU",
     "tp-comm-overlap": "communication of tensor parallelism overlaps as the framework does it",
     "tp-comm-overlap-cfg": "communication of tensor parallelism overlaps as the framework does it",
     "delay-wgrad-compute": "weights' gradients are made with the inputs'",
-    "cp-comm-type": "keys and values go round in a ring",
-    "hierarchical-context-parallel-sizes": "keys and values go round in one ring",
+    "cp-comm-type": "the first layer's way is every layer's",
     "moe-latent-size": "rows go to experts in the model's width",
     "fp8-param-gather": "parameters are gathered as the framework does it",
     "first-last-layers-bf16": "all layers multiply in 8 bits",
@@ -177,7 +175,9 @@ _OF_PLAN = frozenset(
         "overlap-moe-expert-parallel-comm",
         *("cuda-graph-impl", "enable-cuda-graph", "external-cuda-graph", "cuda-graph-warmup-steps"),
         *("hidden-dropout", "attention-dropout", "attention-backend", "flash-attention-version"),
-        "num-distributed-optimizer-instances",
+        *("optimizer-cpu-offload", "optimizer-offload-fraction", "overlap-cpu-optimizer-d2h-h2d"),
+        *("cpu-offloading", "cpu-offloading-num-layers", "no-pin-cpu-grads", "no-pin-cpu-params"),
+        *("num-distributed-optimizer-instances", "cp-comm-type", "hierarchical-context-parallel-sizes"),
         *("ddp-average-in-collective", "ddp-pad-buckets-for-high-nccl-busbw"),
         *("decoder-first-pipeline-num-layers", "decoder-last-pipeline-num-layers", "pipeline-model-parallel-layout"),
         *("account-for-embedding-in-pipeline-split", "account-for-loss-in-pipeline-split"),
@@ -235,7 +235,6 @@ def _is_known(name: str) -> bool:
 # values of arguments in LEFT_OUT that say what is assumed anyway
 _AS_ASSUMED: dict[str, tuple[str, ...]] = {
     "optimizer": ("adam",),
-    "cp-comm-type": ("p2p",),
     "recompute-num-layers": ("1",),
 }
 _DROPOUT = "0.1"  # of attention and of blocks, where the arguments don't say (transformer_config.py)
@@ -244,7 +243,14 @@ _DROPOUT = "0.1"  # of attention and of blocks, where the arguments don't say (t
 def _is_left_out(name: str, given: Arguments) -> bool:
     if name == "recompute-num-layers" and given.get("recompute-method") == "block":
         return False
+    if name == "cp-comm-type":
+        return len(set(_words(given[name]))) > 1
     return name in LEFT_OUT and str(given[name]).strip() not in _AS_ASSUMED.get(name, ())
+
+
+def _words(value: Any) -> list[str]:
+    """Of a value that may be a list, or one as text."""
+    return re.findall(r"[a-z0-9_+]+", str(value))
 
 
 class _Said:
@@ -272,6 +278,21 @@ class _Said:
             number = int(str(value).replace("_", ""))
         except ValueError:
             raise InputError(f"--{name}: found {shown(value)}; allowed: a whole number") from None
+        return number
+
+    def share(self, name: str, missing: float) -> float:
+        """A number from 0 to 1.
+
+        Raises:
+            InputError: it is none.
+        """
+        value = self.given.get(name, missing)
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = -1.0
+        if not 0 <= number <= 1:
+            raise InputError(f"--{name}: found {shown(value)}; allowed: a number from 0 to 1")
         return number
 
 
@@ -483,8 +504,10 @@ def _software(said: _Said) -> dict[str, Any]:
         "deterministic": said.flag("deterministic-mode") or None,
         "gradient_dtype": "bf16" if reduced else "fp32",
         "cross_entropy": _loss(said),
+        "cp_comm": _context_comm(said),
         "dropout": any(float(said.word(f"{kind}-dropout", _DROPOUT)) > 0 for kind in ("hidden", "attention")),
         "optimizer": _optimizer(said),
+        "offload": _offload(said),
     }
 
 
@@ -503,6 +526,25 @@ def _optimizer(said: _Said) -> dict[str, str] | None:
     moments = {name: said.word(f"{name.replace('_', '-')}-dtype", "fp32") for name in ("exp_avg", "exp_avg_sq")}
     master = said.word("main-params-dtype", "fp32")
     return moments | {"master": "remainder" if master == "fp32" else master}  # store_param_remainders is the default
+
+
+def _context_comm(said: _Said) -> str | None:
+    """How keys and values are reached, of the first layer where each has its own; None: around a ring, the default."""
+    kind, *_ = _words(said.word("cp-comm-type", "p2p")) or ["p2p"]
+    if kind == "a2a+p2p":
+        return f"a2a-{_words(said.word('hierarchical-context-parallel-sizes', '1'))[0]}+p2p"
+    return None if kind == "p2p" else kind
+
+
+def _offload(said: _Said) -> dict[str, Any] | None:
+    """What the host keeps: a share of the optimizer (optimizer_config.py), and of the activations so many layers."""
+    found: dict[str, Any] = {}
+    if said.flag("optimizer-cpu-offload"):
+        found["optimizer"] = said.share("optimizer-offload-fraction", 1.0)
+        found["overlap"] = said.flag("overlap-cpu-optimizer-d2h-h2d")
+    if said.flag("cpu-offloading-num-layers"):
+        found["activations"] = min(said.count("cpu-offloading-num-layers") / said.count("num-layers"), 1.0)
+    return found if found.get("optimizer") or found.get("activations") else None
 
 
 def _is_replayed(said: _Said) -> bool:

@@ -17,7 +17,9 @@ from moemodel.model.hardware.gpu import Gpu, GpuVariant, read_gpu
 from moemodel.model.hardware.link import Link
 from moemodel.model.plan.clock import AskedClock, Clock, asked_clock, check_clocks
 from moemodel.model.plan.clock import Clock_MHz as Clock_MHz
+from moemodel.model.plan.context_comm import CpComm
 from moemodel.model.plan.failures import FailuresSpec
+from moemodel.model.plan.offload import OffloadSpec
 from moemodel.model.plan.optimizer_states import OptimizerStates, check_optimizer, needs_shards
 from moemodel.model.plan.paths import NamesFiles
 from moemodel.model.plan.recompute import RecomputeName, recompute_number
@@ -202,6 +204,7 @@ def check_forward_only(plan: Plan) -> None:
         "deterministic": (plan.deterministic, None),
         "dropout": (plan.dropout, None),
         "optimizer": (None if plan.optimizer is None else "a block", None),
+        "offload": (None if plan.offload is None else "a block", None),
         "routing.balance_loss": (plan.routing.balance_loss, 0.0),
         "routing.z_loss": (plan.routing.z_loss, 0.0),
         "routing.bias_rate": (plan.routing.bias_rate, 0.0),
@@ -273,12 +276,20 @@ class Plan(NamesFiles):
     gradient_dtype: Literal["bf16", "fp32"] | None = Field(
         default=None, description="type that gradients are summed in; null: as the framework does"
     )
+    cp_comm: CpComm | None = Field(
+        default=None,
+        description="how context-parallel ranks reach keys and values: p2p, all_gather, a2a (Ulysses) or a2a-N+p2p; "
+        "null: as the framework does",
+    )
     dropout: Switch | None = Field(
         default=None,
         description="of attention probabilities and of the output of every block; null: as the framework has it",
     )
     optimizer: OptimizerStates | None = Field(
         default=None, description="types of what AdamW keeps; null: as the framework does"
+    )
+    offload: OffloadSpec | None = Field(
+        default=None, description="shares of the optimizer and of activations that the host keeps; null: none"
     )
     micro_batches_per_schedule: Count | None = Field(
         default=None, description="that a pipeline passes before the next begin; null: all of a step"

@@ -13,8 +13,10 @@ _LEFT_TO_THE_PROGRAM = (
     "cross_entropy",
     "deterministic",
     "gradient_dtype",
+    "cp_comm",
     "dropout",
     "optimizer",
+    "offload",
     "micro_batches_per_schedule",
     "stage_layers",
 )

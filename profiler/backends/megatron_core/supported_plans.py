@@ -50,8 +50,10 @@ def _outside(plan: Plan) -> Iterator[str]:
         ("deterministic", None),
         ("gradient_dtype", "bf16"),
         ("micro_batches_per_schedule", None),
+        ("cp_comm", None),
         ("dropout", False),
         ("optimizer", None),
+        ("offload", None),
         ("stage_layers", None),
     ):
         if (found := getattr(plan, name)) not in (None, allowed):
