@@ -192,7 +192,8 @@ class Communication:
             group = self._group(comm)
             if not (group[0] > 1).any():  # there is nobody to send to in any plan
                 continue
-            if comm.axis == "cp" and (attention is not None or self.framework.gathers_keys):
+            is_ring = comm.axis == "cp" and comm.collective == "send_recv"
+            if is_ring and (attention is not None or self.framework.gathers_keys):
                 exchanged = self._gathered if self.framework.gathers_keys else self._ring
                 there, back = exchanged(comm, group, attention or _LONG_ATTENTION)
                 forward, backward = forward + there, backward + back
