@@ -1,8 +1,8 @@
 """State-space mixers: Mamba-2 as `mamba_ssm` runs it, one call for convolution, scan and gate.
 
 Sizes of a scan count what its kernels read and write (mamba_ssm, ops/triton/ssd_combined.py, 2.2), each tensor once a
-kernel: inputs of heads, states at the end of every chunk, products of C and B in every chunk. Its own products (about 40
-FLOPs a byte) run behind these. Nobody measured these kernels for this project: they are priced as copies of as many
+kernel: inputs of heads, states at the end of every chunk, products of C and B in every chunk. Its own products (about
+40 FLOPs a byte) run behind these. Nobody measured these kernels for this project: they are priced as copies of as many
 bytes.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+
 import numpy as np
 
 from moemodel.model.architecture.spec import StateSpace
@@ -22,7 +23,7 @@ _F = 4.0  # bytes of a float32 element
 _ROUND = 2.0  # a tensor read and written
 # Of the convolution with its activation: inputs, outputs. Backward forward again, inputs and two gradients
 _CONVOLUTION, _CONVOLUTION_BACKWARD = 2.0, 2.0 + 3.0
-# Tensors as wide as the inputs: of chunk_state one; of chunk_scan inputs, gate, two outputs. Backward chunk_state again;
+# Tensors as wide as the inputs: chunk_state one; chunk_scan inputs, gate, two outputs. Backward chunk_state again;
 # dz five (gate, output, its gradient; two gradients); dstates one; dx three; db, dC one each; dcb and ddA two each
 _OF_INPUTS, _OF_INPUTS_BACKWARD = 1.0 + 4.0, 1.0 + 5.0 + 1.0 + 3.0 + 1.0 + 1.0 + 2.0 + 2.0
 # States: of chunk_state, state_passing (two) and chunk_scan. Backward the first two again; of dstates one, of
@@ -30,10 +31,11 @@ _OF_INPUTS, _OF_INPUTS_BACKWARD = 1.0 + 4.0, 1.0 + 5.0 + 1.0 + 3.0 + 1.0 + 1.0 +
 _OF_STATES, _OF_STATES_BACKWARD = 1.0 + 2.0 + 1.0, 3.0 + 1.0 + 4.0 + 3.0
 # Products of C and B, float32: of bmm_chunk and chunk_scan; backward again, dx, dcb and two products
 _OF_PAIRS, _OF_PAIRS_BACKWARD = 2.0, 2.0 + 1.0 + 2.0
-# Kernels that the host queues for a call of the scan: cumsum, chunk_state, state_passing, bmm_chunk, chunk_scan; backward
-# the first four again, then dz, dstates, state_passing, dx, db, dC, dcb, two products, ddA, cumsum. Each is Triton's, of
-# some forty arguments, and takes as long as four of torch's: of 4, 7 and 10 the nearest to what two of Megatron-LM's
-# functional tests of hybrid models took that the host bounds (commit d98e8a6, dev_dgx_h100, tp1_pp1 and tp1_pp4)
+# Kernels that the host queues for a call of the scan: cumsum, chunk_state, state_passing, bmm_chunk, chunk_scan;
+# backward the first four again, then dz, dstates, state_passing, dx, db, dC, dcb, two products, ddA, cumsum. Each is
+# Triton's, of some forty arguments, and takes as long as four of torch's: of 1, 4, 7 and 10 the nearest to what two of
+# Megatron-LM's functional tests of hybrid models took that the host bounds (commit d98e8a6, dev_dgx_h100, tp1_pp1 and
+# tp1_pp4)
 _TRITON = 4.0
 _SCAN_KERNELS, _SCAN_KERNELS_BACKWARD = 5.0 * _TRITON, (4.0 + 11.0) * _TRITON
 _OTHERS = 7.0  # norm, two products, convolution, norm, residual; D's or a step's bias, widened
@@ -119,8 +121,8 @@ class StateSpaceBlock(Block):
     # ---- memory -----------------------------------------------------------------------------------------------------
 
     def kept(self, batch: MicroBatch) -> Iterator[Kept]:
-        """What the first product gives, the scan's output, the norm's input and output (mamba_split_conv1d_scan_combined
-        runs the rest again backward)."""
+        """What the first product gives, the scan's output, the norm's input and output: the rest runs again backward
+        (mamba_split_conv1d_scan_combined)."""
         s, tokens, element_B = self.spec, batch.tokens / batch.tp, batch.element_size_B
         yield Kept(size_B=tokens * element_B * (self._inner + 2 * s.width))
         yield Kept(size_B=tokens * (batch.recipe.product_input_B * s.width + _F * s.groups))

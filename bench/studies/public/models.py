@@ -120,7 +120,8 @@ _NEMOTRON_NANO: _Config = {
     "tie_word_embeddings": False,
 }
 # Nemotron 3 Super, as Megatron-LM's test of a release states it (nemotron3_super_release_gb200)
-_NEMOTRON_SUPER: _Config = _NEMOTRON_NANO | {
+_NEMOTRON_SUPER: _Config = {
+    **_NEMOTRON_NANO,
     "hidden_size": 4096,
     "num_hidden_layers": 88,
     "hybrid_override_pattern": (

@@ -104,10 +104,8 @@ def _layer(layer: Layer) -> Iterator[tuple[str, bool]]:
 
 
 def _unlike(architecture: Architecture) -> Iterator[tuple[str, bool]]:
-    layers, blocks = (
-        architecture.decoder,
-        [layer.feed_forward for layer in architecture.decoder if layer.feed_forward is not None],
-    )
+    layers = architecture.decoder
+    blocks = [layer.feed_forward for layer in layers if layer.feed_forward is not None]
     yield "layers of more than one kind of attention", len({layer.attentions for layer in layers}) > 1
     yield "layers of more than one kind of norm", len({layer.norm for layer in layers}) > 1
     kinds = {(block.activation, block.gated, block.bias, block.width) for block in blocks}

@@ -38,8 +38,8 @@ _SMALL: dict[str, Any] = {
     "moe_shared_expert_intermediate_size": 80,
     "tie_word_embeddings": False,
 }
-# Megatron-LM's hybrid/hybrid_mr_mcore_te_* (commit d98e8a6, dev_dgx_h100): arguments, and mem-max-allocated-bytes of the
-# last rank
+# Megatron-LM's hybrid/hybrid_mr_mcore_te_* (commit d98e8a6, dev_dgx_h100): arguments, and mem-max-allocated-bytes of
+# the last rank
 _HYBRID: dict[str, Any] = {
     "--hidden-size": 1024,
     "--num-attention-heads": 16,
@@ -101,6 +101,7 @@ def test_flops_are_megatrons(tmp_path: Path) -> None:
 )
 def test_memory_is_what_megatrons_tests_held(tmp_path: Path, degrees: dict[str, int], measured_B: int) -> None:
     given = _HYBRID | {f"--{axis}-parallel-size": number for axis, number in degrees.items()}
+    given |= {"--attention-backend": "fused"} if degrees else {}
     run = megatron_run(given | {"--hybrid-layer-pattern": _LAYERS}, gpu="h100-sxm-80gb", gpus=8)
     found = moemodel.predict(run.plan | {"architecture": _file(tmp_path, run.config)})
     terms_B = found.memory_terms_B
