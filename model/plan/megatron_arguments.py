@@ -93,9 +93,8 @@ LEFT_OUT: dict[str, str] = {
     "moe-permute-fusion": "rows are permuted as the framework does it",
     "moe-router-fusion": "routers are priced as the framework does it",
     "optimizer": "AdamW is priced and kept instead",
-    "optimizer-cpu-offload": "the optimizer is taken to be on the GPU",
-    "cpu-offloading": "activations are taken to stay on the GPU",
-    "cpu-offloading-num-layers": "activations are taken to stay on the GPU",
+    "cpu-offloading-weights": "weights are taken to stay on the GPU",
+    "fine-grained-activation-offloading": "activations are taken to stay on the GPU",
     "tp-comm-overlap": "communication of tensor parallelism overlaps as the framework does it",
     "tp-comm-overlap-cfg": "communication of tensor parallelism overlaps as the framework does it",
     "delay-wgrad-compute": "weights' gradients are made with the inputs'",
@@ -176,6 +175,8 @@ _OF_PLAN = frozenset(
         "overlap-moe-expert-parallel-comm",
         *("cuda-graph-impl", "enable-cuda-graph", "external-cuda-graph", "cuda-graph-warmup-steps"),
         *("hidden-dropout", "attention-dropout", "attention-backend", "flash-attention-version"),
+        *("optimizer-cpu-offload", "optimizer-offload-fraction", "overlap-cpu-optimizer-d2h-h2d"),
+        *("cpu-offloading", "cpu-offloading-num-layers", "no-pin-cpu-grads", "no-pin-cpu-params"),
         *("num-distributed-optimizer-instances", "cp-comm-type", "hierarchical-context-parallel-sizes"),
         *("ddp-average-in-collective", "ddp-pad-buckets-for-high-nccl-busbw"),
         *("decoder-first-pipeline-num-layers", "decoder-last-pipeline-num-layers", "pipeline-model-parallel-layout"),
@@ -275,6 +276,21 @@ class _Said:
             number = int(str(value).replace("_", ""))
         except ValueError:
             raise InputError(f"--{name}: found {shown(value)}; allowed: a whole number") from None
+        return number
+
+    def share(self, name: str, missing: float) -> float:
+        """A number from 0 to 1.
+
+        Raises:
+            InputError: it is none.
+        """
+        value = self.given.get(name, missing)
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = -1.0
+        if not 0 <= number <= 1:
+            raise InputError(f"--{name}: found {shown(value)}; allowed: a number from 0 to 1")
         return number
 
 
@@ -507,6 +523,7 @@ def _software(said: _Said, gpu: str) -> dict[str, Any]:
         "cp_comm": _context_comm(said),
         "dropout": any(float(said.word(f"{kind}-dropout", _DROPOUT)) > 0 for kind in ("hidden", "attention")),
         "optimizer": _optimizer(said),
+        "offload": _offload(said),
     }
 
 
@@ -525,6 +542,17 @@ def _context_comm(said: _Said) -> str | None:
     if kind == "a2a+p2p":
         return f"a2a-{_words(said.word('hierarchical-context-parallel-sizes', '1'))[0]}+p2p"
     return None if kind == "p2p" else kind
+
+
+def _offload(said: _Said) -> dict[str, Any] | None:
+    """What the host keeps: a share of the optimizer (optimizer_config.py), and of the activations so many layers."""
+    found: dict[str, Any] = {}
+    if said.flag("optimizer-cpu-offload"):
+        found["optimizer"] = said.share("optimizer-offload-fraction", 1.0)
+        found["overlap"] = said.flag("overlap-cpu-optimizer-d2h-h2d")
+    if said.flag("cpu-offloading-num-layers"):
+        found["activations"] = min(said.count("cpu-offloading-num-layers") / said.count("num-layers"), 1.0)
+    return found if found.get("optimizer") or found.get("activations") else None
 
 
 def _is_replayed(said: _Said) -> bool:

@@ -19,6 +19,7 @@ from moemodel.model.plan.clock import AskedClock, Clock, asked_clock, check_cloc
 from moemodel.model.plan.clock import Clock_MHz as Clock_MHz
 from moemodel.model.plan.context_comm import CpComm
 from moemodel.model.plan.failures import FailuresSpec
+from moemodel.model.plan.offload import OffloadSpec
 from moemodel.model.plan.optimizer_states import OptimizerStates, check_optimizer, needs_shards
 from moemodel.model.plan.paths import NamesFiles
 from moemodel.model.plan.recompute import RecomputeName, recompute_number
@@ -202,6 +203,7 @@ def check_forward_only(plan: Plan) -> None:
         "cross_entropy": (plan.cross_entropy, None),
         "dropout": (plan.dropout, None),
         "optimizer": (None if plan.optimizer is None else "a block", None),
+        "offload": (None if plan.offload is None else "a block", None),
         "routing.balance_loss": (plan.routing.balance_loss, 0.0),
         "routing.z_loss": (plan.routing.z_loss, 0.0),
         "routing.bias_rate": (plan.routing.bias_rate, 0.0),
@@ -279,6 +281,9 @@ class Plan(NamesFiles):
     )
     optimizer: OptimizerStates | None = Field(
         default=None, description="types of what AdamW keeps; null: as the framework does"
+    )
+    offload: OffloadSpec | None = Field(
+        default=None, description="shares of the optimizer and of activations that the host keeps; null: none"
     )
     micro_batches_per_schedule: Count | None = Field(
         default=None, description="that a pipeline passes before the next begin; null: all of a step"

@@ -58,6 +58,7 @@ _FIXED = (
     "cp_comm",
     "dropout",
     "optimizer",
+    "offload",
     "stage_layers",
     "backend",
     "power_cap_W",

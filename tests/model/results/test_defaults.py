@@ -61,6 +61,7 @@ OTHERWISE: dict[str, list[Any]] = {
     "cp_comm": ["a2a", "all_gather", "a2a-2+p2p"],
     "dropout": [True],
     "optimizer": [{"exp_avg": "bf16"}, {"exp_avg": "int8"}],
+    "offload": [{"optimizer": 1.0}, {"activations": 0.5}],
     "stage_layers": [[13, 11]],
     "backend": ["megatron-core", "megatron"],
     "clock_MHz": [1200.0],
