@@ -124,6 +124,15 @@ _RECIPES: dict[tuple[str, str], Sequence[tuple[str, Recipe]]] = {
     ("kimi-k2", GB300): (("26.02", replace(_ONCE, recompute=_UP)),),
     ("kimi-k2", B200): (("26.02", Recipe(recompute=_UP)),),
     ("kimi-k2", B300): (("26.02", Recipe(recompute=_UP)),),
+    ("nemotron-3-nano", H100): (("26.02", replace(_ONCE, recompute="moe+layernorm+core_attn")),),
+    ("nemotron-3-nano", GB200): (("26.02", _ATTENTION),),
+    ("nemotron-3-nano", GB300): (("26.02", _ATTENTION),),
+    ("nemotron-3-nano", B200): (("26.02", _ATTENTION),),
+    ("nemotron-3-nano", B300): (("26.02", _ATTENTION),),
+    ("nemotron-3-super", GB200): (("26.02", _ATTENTION),),
+    ("nemotron-3-super", GB300): (("26.02", _ATTENTION),),
+    ("nemotron-3-super", B300): (("26.02", _ATTENTION),),
+    ("nemotron-3-super", B200): (("26.02", replace(_NORMS_AND_ACTIVATIONS, dispatch="deepep")),),
     ("llama-3-8b", H100): (("25.11", Recipe(recompute="first-5")), ("26.02", _PLAIN)),
 }
 

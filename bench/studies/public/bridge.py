@@ -1,8 +1,8 @@
 """Megatron-Bridge's tables of tokens per second, on H100 and on Blackwell, as plans that a user would write.
 
 What the rows leave out stands in the configurations of their releases (`studies.bridge_recipes`). Loads are balanced by
-force (moe_router_force_load_balancing), or by dropping. Rows of LoRA train adapters alone, and those of Nemotron have
-layers of Mamba: they are named, and not read.
+force (moe_router_force_load_balancing), or by dropping. Rows of LoRA train adapters alone: they are named, and not
+read. Nemotron 3 Super trains two modules of multi-token prediction too, which are left out.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ _MODELS = {
     "deepseekv3": "deepseek-v3",
     "kimik2": "kimi-k2",
     "mixtral8x7b": "mixtral-8x7b",
+    "nemotron3nano": "nemotron-3-nano",
+    "nemotron3super": "nemotron-3-super",
 }
 _DENSE = ("llama-3-8b", "llama-3-70b", "llama-3.1-405b")
 # account_for_embedding_in_pipeline_split, and of the loss; layouts of DeepSeek-V3 and Kimi-K2 such as "Et|(tt|)*30mL"
