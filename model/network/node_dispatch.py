@@ -32,8 +32,6 @@ from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.network.collectives import Collective, Network, Route
 
 HIDEABLE = 1 - 24 / 132  # of its time, behind computation that has the other SMs
-_BESIDE_KERNEL_S = 0.14e-3  # of a call inside a node, the mean of those above; below, where NICs take part
-_BESIDE_KERNEL_ACROSS_S = 0.48e-3
 
 
 class DispatchTime(NamedTuple):
@@ -70,7 +68,7 @@ def dispatch_time(
     inside_s = size_B * ranks_reached * (local - 1) / local / (network.node_dispatch_efficiency * route.node_Bps_G)
     start_s = 2 * network.launch_latencies_s.get(Collective.ALL_TO_ALL, network.start_s)
     hops_s = np.where(local > 1, network.node_latency_s, 0.0) + np.where(nodes > 1, route.latency_s_G, 0.0)
-    hops_s = hops_s + np.where(nodes > 1, _BESIDE_KERNEL_ACROSS_S, _BESIDE_KERNEL_S)
+    hops_s = hops_s + np.where(nodes > 1, network.nic_dispatch_call_s, network.node_dispatch_call_s)
     sends = ranks > 1
     return DispatchTime(
         time_s=np.where(sends, start_s + hops_s + np.maximum(across_s, inside_s), 0.0),
