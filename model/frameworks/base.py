@@ -149,6 +149,7 @@ class Framework:
         fused_gate_up: so are the gate and the up-projection of dense feed-forward blocks (of experts they always are).
         fused_kernels: operators that are one kernel in either pass, which moves its least bytes as fast as the
             calibration's copies move theirs; others take what the profile measured of torch's.
+        turns_scaled: its fused rotation scales what it turns, too, where a model asks for it.
         fused_loss_B: bytes of a logit that kernels of a fused cross-entropy move, forward and backward; None: it is
             not fused.
         flash_attention: attention is one kernel; else a product for the scores, a softmax over them, a product with the
@@ -247,6 +248,7 @@ class Framework:
     fused_qkv: bool
     fused_gate_up: bool
     fused_kernels: frozenset[FusedOperator] = frozenset()
+    turns_scaled: bool = True
     fused_loss_B: tuple[float, float] | None = None
     flash_attention: bool = True
     attention: AttentionName | None = None

@@ -44,6 +44,7 @@ class StreamedKernels:
         kept_B: bytes of an element that stay for the backward pass.
         energy: of what a copy of so many bytes takes, that these kernels take in as long.
         fewest, most: experts of a token, with which they run.
+        each_expert: they run for each expert that a GPU holds by itself, so many of them each.
     """
 
     over: Tensor
@@ -55,6 +56,7 @@ class StreamedKernels:
     energy: float = 1.0
     fewest: int = 1
     most: int = 1_000_000
+    each_expert: bool = False
 
     def runs(self, top_k: int) -> bool:
         """With so many experts a token."""
@@ -98,12 +100,14 @@ class HostWaits:
     Attributes:
         forward: in a forward pass of a block without a capacity, to read how many rows go where; `cut` in one whose
             rows are cut at a capacity; `spread` beside either where experts are spread over ranks.
+        clamped: forward beside these where experts clamp their inner rows.
         each_product: around each call of a product of experts, in either pass, so that the device runs dry.
     """
 
     forward: float = 0.0
     cut: float = 0.0
     spread: float = 0.0
+    clamped: float = 0.0
     each_product: float = 0.0
 
 
@@ -129,6 +133,8 @@ class MoeForm:
         float32_times: how much longer it takes than one of 16 bits; of the GPU, which whoever knows it sets.
         kernels: others, beside the router's softmax and choice.
         policies: kernels that a plan's routing policies add to the framework's own.
+        biases, clamps: plain kernels of the experts that have biases, and that clamp their inner rows; the host queues
+            each as torch's does one.
         launches: None: as the profile measured of torch's.
         host_waits: of the host for the device.
         exchanges_counts: before rows go to other ranks, these are told how many.
@@ -149,6 +155,8 @@ class MoeForm:
     float32_times: float = 1.0
     kernels: tuple[StreamedKernels, ...] = ()
     policies: tuple[StreamedKernels, ...] = ()
+    biases: tuple[StreamedKernels, ...] = ()
+    clamps: tuple[StreamedKernels, ...] = ()
     launches: Launches | None = None
     host_waits: HostWaits = HostWaits()
     exchanges_counts: bool = True

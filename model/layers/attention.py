@@ -152,7 +152,8 @@ class AttentionBlock(Block):
             yield LayerOp(kind=Kind.RMS_NORM, shape=Shape(m=batch.tokens * heads, n=a.head_dim))
             yield LayerOp(kind=Kind.RMS_NORM, shape=Shape(m=batch.tokens * kv_heads, n=a.head_dim))
         if a.rotary:
-            yield LayerOp(kind=Kind.ROTARY, shape=Shape(m=batch.tokens, n=q + kv))
+            plain = a.scaled_rotary and not batch.framework.turns_scaled
+            yield LayerOp(kind=Kind.ROTARY, shape=Shape(m=batch.tokens, n=q + kv), plain=plain)
 
     def _kv_heads(self, batch: MicroBatch) -> FloatArray:
         """Of one GPU: shared out, or each copied to as many ranks. [P]"""

@@ -167,6 +167,7 @@ class LayerOp:
         backward: its passes that run backward; None: all that its kind has.
         only_backward: it runs in backward passes alone, where its `copies` and `grad_fan_in` do.
         gating: of a router, or of what moves rows to experts and back.
+        plain: none of the framework's fused kernels does it.
     """
 
     kind: Kind
@@ -182,6 +183,7 @@ class LayerOp:
     backward: tuple[Pass, ...] | None = None
     only_backward: bool = False
     gating: bool = False
+    plain: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

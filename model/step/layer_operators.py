@@ -142,7 +142,7 @@ class Workload:
 
     def _call_of(self, op: LayerOp, kind: Kind, direction: Pass, shape: Shape, phase: Phase) -> Call:
         """A call that an operator of a layer makes, as the framework runs it."""
-        size_B = self._fused_B(kind, direction, shape)
+        size_B = None if op.plain else self._fused_B(kind, direction, shape)
         if size_B is not None:
             kind, direction, shape = Kind.COPY, Pass.FORWARD, Shape(m=size_B / _COPY_B)
         return Call(
