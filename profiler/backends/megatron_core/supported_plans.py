@@ -52,6 +52,7 @@ def _outside(plan: Plan) -> Iterator[str]:
         ("cp_comm", None),
         ("dropout", False),
         ("optimizer", None),
+        ("lora", None),
         ("offload", None),
         ("stage_layers", None),
     ):

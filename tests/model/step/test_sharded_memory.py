@@ -45,6 +45,7 @@ def moments(*, shared: bool, accumulating: bool) -> tuple[np.ndarray, np.ndarray
     """Gradients and gathered parameters, GB, [3 moments, ZeRO 0 to 3]."""
     held = ddp_fsdp2_states(
         PARTS,
+        trained=PARTS,
         zero=np.arange(4),
         pipeline=np.zeros(4, dtype=bool),
         shared=np.full(4, shared),
