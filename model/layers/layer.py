@@ -141,7 +141,7 @@ class LayerBlocks:
 
     def host_block(self) -> str:
         """Which measured block of `host_overhead` the layer is like; plain dense ones have one variant alone."""
-        name = next(name for block in self.blocks if (name := block.host_block()))
+        name = next((name for block in self.blocks if (name := block.host_block())), "dense_layer")
         variants = [variant for block in self.blocks if (variant := block.host_variant())]
         return "_".join([name, *variants[:1]]) if name != "dense_layer" else name
 
@@ -180,7 +180,7 @@ def saved(operators: Sequence[LayerOp]) -> list[bool]:
 @cache
 def layer_blocks(layer: Layer, hidden: int) -> LayerBlocks:
     """The blocks of a layer in a model of width `hidden`."""
-    blocks = tuple(block_of(spec, hidden) for spec in (*layer.attentions, layer.feed_forward))
+    blocks = tuple(block_of(spec, hidden) for spec in layer.blocks)
     return LayerBlocks(layer=layer, hidden=hidden, blocks=blocks)
 
 

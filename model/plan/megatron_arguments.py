@@ -20,6 +20,7 @@ from typing import Any
 
 from moemodel.model.core.errors import InputError
 from moemodel.model.core.shown import shown
+from moemodel.model.hardware.gpu import is_known_gpu, read_gpu
 from moemodel.model.plan.recompute import PARTS
 
 Arguments = Mapping[str, Any]
@@ -98,7 +99,6 @@ LEFT_OUT: dict[str, str] = {
     "tp-comm-overlap-cfg": "communication of tensor parallelism overlaps as the framework does it",
     "delay-wgrad-compute": "weights' gradients are made with the inputs'",
     "cp-comm-type": "the first layer's way is every layer's",
-    "moe-latent-size": "rows go to experts in the model's width",
     "fp8-param-gather": "parameters are gathered as the framework does it",
     "first-last-layers-bf16": "all layers multiply in 8 bits",
     "num-layers-at-start-in-bf16": "all layers multiply in 8 bits",
@@ -121,8 +121,6 @@ LEFT_OUT: dict[str, str] = {
 
 REFUSED: dict[str, str] = {
     "perform-rl-step": "reinforcement learning, whose steps generate text",
-    "hybrid-layer-pattern": "layers of Mamba in a pattern with attention",
-    "hybrid-override-pattern": "layers of Mamba in a pattern with attention",
     "experimental-attention-variant": "linear or sparse attention",
     "heterogeneous-layers-config-path": "layers of their own shapes",
     "encoder-num-layers": "an encoder and a decoder with sequences of two lengths",
@@ -137,7 +135,8 @@ _HARMLESS = re.compile("|".join(f"(?:{pattern})" for pattern in HARMLESS.values(
 _MODEL_COUNTS = (
     *("num-layers", "hidden-size", "num-attention-heads", "ffn-hidden-size", "kv-channels", "max-position-embeddings"),
     *("num-experts", "moe-ffn-hidden-size", "moe-router-topk", "moe-shared-expert-intermediate-size", "mtp-num-layers"),
-    *("q-lora-rank", "kv-lora-rank", "qk-head-dim", "qk-pos-emb-head-dim", "v-head-dim"),
+    *("q-lora-rank", "kv-lora-rank", "qk-head-dim", "qk-pos-emb-head-dim", "v-head-dim", "moe-latent-size"),
+    *("mamba-state-dim", "mamba-head-dim", "mamba-num-groups", "mamba-num-heads"),
 )
 _MODEL_FLAGS = (
     *("qk-layernorm", "swiglu", "squared-relu", "add-qkv-bias", "untie-embeddings-and-output-weights"),
@@ -151,6 +150,8 @@ _RARE: tuple[str, ...] = (
     "use-rotary-position-embeddings",
 )
 _RARE += ("moe-layer-freq", "moe-expert-capacity-factor", "window-size", "no-position-embedding")
+_PATTERNS = ("hybrid-layer-pattern", "hybrid-override-pattern")  # the latter as it was called before
+_RARE += _PATTERNS
 _OF_MODEL = frozenset({*_MODEL_COUNTS, *_MODEL_FLAGS, *_MODEL_WORDS, *_RARE, "vocab-size", "padded-vocab-size"})
 _OF_MODEL |= {"make-vocab-size-divisible-by", "tokenizer-type", "vocab-extra-ids", _BERT}
 _OF_PLAN = frozenset(
@@ -335,6 +336,16 @@ def _capacity(said: _Said) -> float | None:
     return float(said.word("moe-expert-capacity-factor", "1")) if said.flag("moe-expert-capacity-factor") else None
 
 
+def _pattern(said: _Said) -> str:
+    """What each layer is, ends of stages and modules of multi-token prediction among them; empty: all are alike."""
+    return next((said.word(name, "").strip("'\"") for name in _PATTERNS if said.flag(name)), "")
+
+
+def _layers_of(pattern: str) -> str:
+    """A letter a layer of the model itself (hybrid_layer_allocation.py, ParsedHybridPattern)."""
+    return pattern.split("/")[0].replace("|", "")
+
+
 _OTHER_KEYS: dict[str, Callable[[_Said], Any]] = {
     "num_query_groups": lambda said: said.count("num-query-groups", 1) if said.flag("group-query-attention") else None,
     "add_bias_linear": lambda said: False if said.flag("disable-bias-linear") else None,
@@ -342,6 +353,8 @@ _OTHER_KEYS: dict[str, Callable[[_Said], Any]] = {
     "moe_layer_freq": _frequency,
     "moe_expert_capacity_factor": _capacity,
     "window_size": _window,
+    "hybrid_layer_pattern": lambda said: _pattern(said) or None,
+    "num_layers": lambda said: len(_layers_of(_pattern(said))) or None,
 }
 
 
@@ -382,7 +395,7 @@ def _plan(said: _Said, gpu: str, gpus: int) -> tuple[dict[str, Any], list[str]]:
         "micro_batch": micro_batch,
         "recompute": recompute,
         "stage_layers": _stage_layers(said),
-        **_software(said),
+        **_software(said, gpu),
         **_dispatch(said),
         "cluster": {"gpu": gpu, "gpus": gpus},
         "parallel": {
@@ -400,7 +413,15 @@ def _plan(said: _Said, gpu: str, gpus: int) -> tuple[dict[str, Any], list[str]]:
     return plan, sentences
 
 
+def _chunks_of(said: _Said) -> list[int]:
+    """Layers of each chunk, where a pattern says where one ends; empty: it doesn't."""
+    chunks = _pattern(said).split("/")[0].split("|")
+    return [len(chunk) for chunk in chunks] if len(chunks) > 1 else []
+
+
 def _virtual_stages(said: _Said, pp: int) -> int:
+    if chunks := _chunks_of(said):
+        return max(len(chunks) // pp, 1)
     if said.flag("pipeline-model-parallel-layout"):
         return len(layout_layers(said.word("pipeline-model-parallel-layout", ""))) // pp
     if said.flag("num-virtual-stages-per-pipeline-rank"):
@@ -414,6 +435,9 @@ def _stage_layers(said: _Said) -> Any:
     """How layers are cut into stages, in a plan's words; None: evenly."""
     if said.flag("pipeline-model-parallel-layout"):
         return layout_layers(said.word("pipeline-model-parallel-layout", ""))
+    chunks = _chunks_of(said)
+    if len(set(chunks)) > 1:
+        return chunks
     slots = {
         end: 1
         for end, name in (("embedding", "embedding"), ("head", "loss"))
@@ -481,7 +505,7 @@ def _zero_stage(said: _Said) -> int:
     return int(said.flag("use-distributed-optimizer"))
 
 
-def _software(said: _Said) -> dict[str, Any]:
+def _software(said: _Said, gpu: str) -> dict[str, Any]:
     """Framework, precision and what the program chooses."""
     precision = _precision(said)
     overlapped = said.flag("overlap-grad-reduce") or precision not in ("bf16-mixed", "fp32")
@@ -492,7 +516,7 @@ def _software(said: _Said) -> dict[str, Any]:
     return {
         "precision": precision,
         "backend": "megatron-core" if overlapped else "megatron",
-        "attention": _attention(said),
+        "attention": _attention(said, gpu),
         "cuda_graphs": _is_replayed(said) or None,
         "gradient_dtype": "bf16" if reduced else "fp32",
         "cross_entropy": "fused" if fused else "plain",
@@ -539,17 +563,18 @@ def _is_replayed(said: _Said) -> bool:
     return (impl or said.flag("enable-cuda-graph") or said.flag("external-cuda-graph")) and not parts
 
 
-def _attention(said: _Said) -> str | None:
+def _attention(said: _Said, gpu: str) -> str | None:
     """Its kernel in a plan's words; None: as the framework runs it on that GPU.
 
     `local` layers multiply, mask and multiply (core/transformer/dot_product_attention.py); `fused` is cuDNN's, a pinned
-    FlashAttention that generation (transformer_config.py, AttnBackend and flash_attention_version).
+    FlashAttention that generation (transformer_config.py, AttnBackend and flash_attention_version). How fast cuDNN's is
+    on other GPUs than Hopper nobody measured: there the framework's stands for it.
     """
     backend = said.word("attention-backend", "auto")
     if backend in ("unfused", "local") or said.word("transformer-impl", "transformer_engine") == "local":
         return "unfused"
     if backend == "fused":
-        return "cudnn"
+        return "cudnn" if is_known_gpu(gpu) and read_gpu(gpu).architecture == "hopper" else None
     return {"2": "flash2", "3": "flash3"}.get(said.word("flash-attention-version", ""))
 
 
