@@ -86,6 +86,7 @@ def test_alone_there_are_no_buckets_and_no_shards(accumulating: bool) -> None:
     anew, in_buffers = (
         held(
             PARTS,
+            trained=PARTS,
             zero=np.zeros(4, dtype=np.int64),
             pipeline=np.zeros(4, dtype=np.bool_),
             shared=np.zeros(4, dtype=np.bool_),
