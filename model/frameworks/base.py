@@ -209,7 +209,11 @@ class Framework:
         program_chooses: the program that calls it chooses how the loss is computed and how many micro-batches a
             schedule gets; else the framework does.
         workspace_B: that libraries keep for products, by generation of GPU, `others` beside these; None: as the
-            calibration has it of torch's.
+            calibration has it of torch's. `deterministic_workspace_B` where products give the same bits every time;
+            `experts_workspace_B` beside it for products of layers with experts.
+        deterministic: kernels give the same bits every time (torch.use_deterministic_algorithms).
+        keeps_score_buffer: unfused attention multiplies queries and keys into a buffer that stays from layer to layer;
+            what is gathered goes into it too.
         counts_passes: what passes make beside what they keep is known of its code: gradients on their way through the
             last block, the final norm's input and output, the message last sent.
         memory_log_error: standard deviation of log(measured / predicted) of peak memory in published runs of it, beside
@@ -289,6 +293,10 @@ class Framework:
     selective: Literal["core", "operators"] = "core"
     program_chooses: bool = False
     workspace_B: Mapping[str, float] | None = field(default=None, hash=False)
+    deterministic_workspace_B: Mapping[str, float] | None = field(default=None, hash=False)
+    experts_workspace_B: Mapping[str, float] | None = field(default=None, hash=False)
+    deterministic: bool = False
+    keeps_score_buffer: bool = False
     counts_passes: bool = False
     memory_log_error: float | None = None
 

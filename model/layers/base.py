@@ -299,6 +299,10 @@ class Block(ABC):
         """The linear layer that reads its input alone, if an adapter may stand beside it; None: others read it too."""
         return None
 
+    def buffer_B(self, batch: MicroBatch) -> FloatArray:
+        """Bytes that it works in and leaves to the next layer. [P]"""
+        return np.zeros(batch.plans)
+
     def products_keep_input(self) -> bool:
         """Whether products alone read its input, which they may keep in 8 bits."""
         return True

@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 
 from moemodel.model.architecture.spec import Layer
-from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.arrays import FloatArray, largest
 from moemodel.model.layers.adapters import adapter_collectives, adapter_kept_B, adapter_launches
 from moemodel.model.layers.base import (
     Block,
@@ -112,6 +112,10 @@ class LayerBlocks:
     def passing_B(self, batch: MicroBatch) -> FloatArray:
         """Bytes of gradients inside the last block, beyond what it frees, where its backward pass begins. [P]"""
         return self.blocks[-1].passing_B(batch)
+
+    def buffer_B(self, batch: MicroBatch) -> FloatArray:
+        """Bytes that its blocks take turns to work in, and leave to the next layer. [P]"""
+        return largest([block.buffer_B(batch) for block in self.blocks])
 
     def kept_by_operator_B(self, batch: MicroBatch) -> FloatArray:
         """Bytes that the layer keeps where it runs again from its input, but for the operators of `saved`. [P]"""

@@ -202,6 +202,7 @@ def check_forward_only(plan: Plan) -> None:
         "gradient_dtype": (plan.gradient_dtype, None),
         "cuda_graphs": (plan.cuda_graphs, None),
         "cross_entropy": (plan.cross_entropy, None),
+        "deterministic": (plan.deterministic, None),
         "dropout": (plan.dropout, None),
         "optimizer": (None if plan.optimizer is None else "a block", None),
         "lora": (None if plan.lora is None else "a block", None),
@@ -256,8 +257,10 @@ class Plan(NamesFiles):
     precision: Precision = "bf16-mixed"
     recompute: RecomputeName = "none"
     schedule: ScheduleName = schedules.DEFAULT
-    cross_entropy: Literal["plain", "fused"] | None = Field(
-        default=None, description="how the loss is computed; null: as the framework does"
+    cross_entropy: Literal["plain", "fused", "compiled"] | None = Field(
+        default=None,
+        description="how the loss is computed: plain kernels, one by hand, or those of torch.compile that Megatron's "
+        "`native` fusion is; null: as the framework does",
     )
     attention: AttentionName | None = Field(
         default=None, description="kernel of attention; null: as the framework runs it on that GPU"
@@ -268,6 +271,9 @@ class Plan(NamesFiles):
     )
     cuda_graphs: Switch | None = Field(
         default=None, description="passes are replayed as CUDA graphs, and not queued anew; null: they are queued"
+    )
+    deterministic: Switch | None = Field(
+        default=None, description="kernels that give the same bits every time; null: the fastest"
     )
     gradient_dtype: Literal["bf16", "fp32"] | None = Field(
         default=None, description="type that gradients are summed in; null: as the framework does"

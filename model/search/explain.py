@@ -69,6 +69,7 @@ _NOT_SEARCHED = (
     "compile",
     "cuda_graphs",
     "cross_entropy",
+    "deterministic",
     "gradient_dtype",
     "micro_batches_per_schedule",
 )  # a search leaves them out

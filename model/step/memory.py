@@ -18,7 +18,7 @@ allocator, beyond the share that the calibration gives.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -98,7 +98,9 @@ class MemoryModel:
         self._head = HeadBlock(architecture=architecture)
         overhead = {name: p.value for name, p in calibration.memory.parameters.items()}
         self.context_B = overhead["context"]
-        self.workspace_B = _workspace_B(framework, calibration.gpu, overhead["workspace"])
+        self.workspace_B = _workspace_B(framework.workspace_B, calibration.gpu, overhead["workspace"])
+        if framework.experts_workspace_B is not None and any(isinstance(one.feed_forward, Moe) for one in self.kinds):
+            self.workspace_B += _workspace_B(framework.experts_workspace_B, calibration.gpu, 0.0)
         self.fragmentation = overhead["fragmentation"]
 
     # ---- parameters ---------------------------------------------------------------------------------------------
@@ -339,10 +341,23 @@ class MemoryModel:
         terms["messages"] = self._messages(stage, flight)
         if self.framework.counts_passes and stage.first > 0:  # the gradient last sent (pipeline_parallel/schedules.py)
             terms["messages"] = terms["messages"] + inside_B
-        terms["workspace"] = np.full(len(self.plans), self.workspace_B)
+        terms["workspace"] = self.workspace_B + self._buffer_B(stage)
         terms["fragmentation"] = np.asarray(self.fragmentation * sum(terms.values()))
         terms["context"] = np.full(len(self.plans), self.context_B)
         return Memory(peak_B=np.asarray(sum(terms.values())), terms_B=terms)
+
+    def _buffer_B(self, stage: Stage) -> FloatArray:
+        """What a stage's layers take turns to use: the largest of scores and of what dispatch gathers. [P]"""
+        if not self.framework.counts_passes:
+            return np.zeros(len(self.plans))
+        used = [
+            layer_blocks(kind, self.architecture.hidden).buffer_B(self.batch) for kind, n in self._kinds(stage) if n
+        ]
+        return largest([np.zeros(len(self.plans)), *used])
+
+    def _kinds(self, stage: Stage) -> Iterator[tuple[Layer, int]]:
+        """Each distinct layer, and how many of it a stage has."""
+        return zip(self.kinds, stage.layers, strict=True)
 
     def _on_gpu(self, kept_B: FloatArray, layer_B: FloatArray) -> FloatArray:
         """Of what layers keep, what is not on the host: the rest, and of two layers what is on its way (assumed: one
@@ -456,9 +471,8 @@ class MemoryModel:
         return np.where(plans.pp > 1, kept * one, 0.0)
 
 
-def _workspace_B(framework: Framework, gpu: str, torch_B: float) -> float:
+def _workspace_B(known_B: Mapping[str, float] | None, gpu: str, torch_B: float) -> float:
     """That libraries keep for products on a GPU; `torch_B` torch's alone."""
-    known_B = framework.workspace_B
     if known_B is None:
         return torch_B
     return known_B["others"] if len(known_B) == 1 else known_B.get(read_gpu(gpu).architecture, known_B["others"])

@@ -11,6 +11,7 @@ _LEFT_TO_THE_PROGRAM = (
     "compile",
     "cuda_graphs",
     "cross_entropy",
+    "deterministic",
     "gradient_dtype",
     "cp_comm",
     "dropout",
@@ -32,3 +33,5 @@ def stated(plan: Plan, where: str) -> Iterator[str]:
     for name in _LEFT_TO_THE_PROGRAM:
         if (found := getattr(plan, name)) is not None:
             yield f"{name}: found {found!r}; {where}: null"
+    if plan.routing.products is not None:
+        yield f"routing.products: found {plan.routing.products!r}; {where}: null"
