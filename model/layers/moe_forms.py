@@ -96,7 +96,8 @@ def tensor_sizes(
 def streamed_operators(
     kernels: Iterable[StreamedKernels], sizes: dict[Tensor, FloatArray], top_k: int, local: FloatArray
 ) -> Iterator[LayerOp]:
-    """Plain kernels as copies that move as many bytes: so many, each an even share of them; `local`: experts of a GPU."""
+    """Plain kernels as copies that move as many bytes: so many, each an even share of them; `local`: experts that a
+    GPU holds."""
     for one in kernels:
         if not one.runs(top_k):
             continue
