@@ -606,13 +606,7 @@ _MOE_OVERLAPPED: frozenset[OverlapAxis] = frozenset({"pp", "parameters", "gradie
 _DENSE_CONSTANTS = {"products": _rate()}
 
 
-def _expert_constants() -> dict[str, Constant]:
-    """Between nodes at most line rate: the reciprocal of what all-to-alls inside a node reach of theirs.
-
-    There the fit still wants more: what goes between nodes is overstated.
-    """
-    line_rate = 1 / shipped(_CALIBRATED).network.parameters["efficiency_all_to_all"].value
-    return {"products": _rate(), "elementwise": _rate(), "internode": _rate(0.3, line_rate)}
+_EXPERT_CONSTANTS = {"products": _rate(), "elementwise": _rate()}
 
 
 def bridge(folder: Path, *, experts: bool) -> Study:
@@ -635,7 +629,7 @@ def bridge(folder: Path, *, experts: bool) -> Study:
         name=f"H100 Megatron-Bridge, {'experts' if experts else 'dense'}",
         rows=rows,
         software=software,
-        constants=_expert_constants() if experts else _DENSE_CONSTANTS,
+        constants=_EXPERT_CONSTANTS if experts else _DENSE_CONSTANTS,
         left_out={reason: count for reason, count in reasons.items() if count},
     )
 

@@ -9,6 +9,8 @@ from dataclasses import replace
 
 from moemodel.model.frameworks.base import Framework, HostFactors, PrecisionRecipe
 from moemodel.model.frameworks.megatron_lm import (
+    CAST_PRODUCT_SLOWNESS,
+    CAST_SLOWNESS,
     CLAMPED_ROWS,
     DETERMINISTIC_ENGINE_B,
     EXPERT_BIASES,
@@ -80,6 +82,8 @@ MEGATRON_CORE = Framework(
         # _maybe_dtoh_and_synchronize (moe/token_dispatcher.py); `linear_offset` of clamped rows, a tensor that the host
         # copies (fusions/fused_bias_geglu.py)
         host_waits=HostWaits(forward=1, cut=1, clamped=1),
+        cast_product_slowness=CAST_PRODUCT_SLOWNESS,
+        cast_slowness=CAST_SLOWNESS,
         biases=EXPERT_BIASES,
         clamps=CLAMPED_ROWS,
         sorts_several=True,  # sort_chunks_by_idxs (moe/token_dispatcher.py)

@@ -174,6 +174,7 @@ class LayerOp:
         only_backward: it runs in backward passes alone, where its `copies` and `grad_fan_in` do.
         gating: of a router, or of what moves rows to experts and back.
         plain: none of the framework's fused kernels does it.
+        slowness: time of its kernels, forward and backward, over that of those which were measured.
         target: which linear layer it is, that may have an adapter (`layers.adapters`); "": none such.
     """
 
@@ -191,6 +192,7 @@ class LayerOp:
     only_backward: bool = False
     gating: bool = False
     plain: bool = False
+    slowness: float = 1.0
     target: AdaptedLinear | Literal[""] = ""
 
 

@@ -153,6 +153,11 @@ class MoeBlock(Block):
     # ---- operators --------------------------------------------------------------------------------------------------
 
     def operators(self, batch: MicroBatch) -> Iterator[LayerOp]:
+        slowness = batch.framework.moe.cast_product_slowness if batch.recipe.casts else 1.0
+        for op in self._operators(batch):
+            yield replace(op, slowness=slowness) if op.kind is Kind.GROUPED_GEMM else op
+
+    def _operators(self, batch: MicroBatch) -> Iterator[LayerOp]:
         moe, form, rows = self.spec, batch.framework.moe, self._rows(batch)
         busiest = busiest_rank(moe, rows.skew, batch.ep)
         sent = self._tokens(batch) * rows.slots * busiest

@@ -140,7 +140,12 @@ class Workload:
                 elements = Shape(m=np.broadcast_to(m * k * copies, self._one.shape))
                 gradient = Shape(m=m * n * copies)
                 yield LayerOp(
-                    kind=Kind.COPY, shape=elements, copies=(gradient,), attention_core=op.attention_core, parts=op.parts
+                    kind=Kind.COPY,
+                    shape=elements,
+                    copies=(gradient,),
+                    attention_core=op.attention_core,
+                    parts=op.parts,
+                    slowness=self.framework.moe.cast_slowness if op.kind is Kind.GROUPED_GEMM else 1.0,
                 )
             yield op
 
@@ -157,6 +162,7 @@ class Workload:
             count=self._mask(op),
             load_balance=op.load_balance,
             operand_energy=op.operand_energy,
+            slowness=op.slowness,
             gating=_gates(op),
         )
 
