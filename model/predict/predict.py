@@ -15,6 +15,7 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray, at_rows, distinct_rows, largest, take_rows
+from moemodel.model.device.dvfs import ClockPlaces
 from moemodel.model.device.power import PowerModel, power_model
 from moemodel.model.layers.flops import model_flops
 from moemodel.model.plan.batch import PlanBatch
@@ -370,10 +371,10 @@ class _PricedPipeline:
             errors = errors[0][self.row_P], errors[1][self.row_P]
         changes = [None] * len(self.devices) if self.runs is None else self.runs.changes
         factor_P = straggler_factors(pipe.plans)
-        unheld = self._at(self._asked(clock_Hz_K), changes, clock_Hz_K)
+        unheld_J = self._unheld_J(clock_Hz_K)
         for power, kept in zip(powers, clocks(clock_Hz_K, machine, powers, temperature_C), strict=True):
             held = self._at(kept, changes, clock_Hz_K)
-            devices = [on_mean_chip(device, free, factor_P) for device, free in zip(held, unheld, strict=True)]
+            devices = [on_mean_chip(device, free, factor_P) for device, free in zip(held, unheld_J, strict=True)]
             mean, watts = _mean_gpu(pipe, devices, pipe.timeline(devices), power, temperature_C, errors)
             figures = None if self.runs is None else self.runs.figures(kept, devices, watts)
             parts = StepParts(pipe=pipe, devices=devices, power=power, power_W=watts, runs=self.runs)
@@ -391,6 +392,14 @@ class _PricedPipeline:
             settled(device, clock, change, clock_Hz_K, self.row_P)
             for device, clock, change in zip(self.devices, clocks, changes, strict=True)
         ]
+
+    def _unheld_J(self, clock_Hz_K: FloatArray) -> list[ByPhase[FloatArray]]:
+        """Dynamic energy of each class of stages at the clocks that are asked for, [P, 1]."""
+        asked = self._asked(clock_Hz_K)
+        if self.runs is not None:
+            return [device.map(lambda cost: cost.energy_J) for device in self._at(asked, self.runs.changes, clock_Hz_K)]
+        places = ClockPlaces.of(clock_Hz_K, asked[0].forward, len(self.pipe.plans), self.row_P)  # one for all phases
+        return [device.map(lambda cost: places.linear(cost.energy_J)[:, None]) for device in self.devices]
 
     def _asked(self, clock_Hz_K: FloatArray) -> list[ByPhase[FloatArray]]:
         """The highest clock that each class of stages may have in each phase, [P]."""
