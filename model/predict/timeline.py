@@ -16,7 +16,7 @@ from moemodel.model.device.operator_cost import shares
 from moemodel.model.device.power import PowerModel
 from moemodel.model.predict.phases import ByPhase, DeviceCosts, mean_clock_Hz, mean_switching
 from moemodel.model.schedule.base import StageTimes
-from moemodel.model.schedule.pipeline_layout import Stage
+from moemodel.model.schedule.pipeline_layout import Pipeline
 from moemodel.model.step.communication_groups import OverlappableComm
 from moemodel.model.step.microbatch_comm import Exchange
 from moemodel.model.step.stage_cost import StageCost, StageCosts
@@ -70,7 +70,7 @@ class PipelineStep:
     def __init__(
         self,
         costs: StageCosts,
-        pipeline: tuple[Stage, ...],
+        pipeline: Pipeline,
         machine: System,
         runs: Sequence[Sequence[int]] | None = None,
     ) -> None:
@@ -78,9 +78,10 @@ class PipelineStep:
         self.plans = costs.plans
         self._phases_differ = runs is not None
         self._unlike = self.plans.changes_clock_within_a_step if runs is not None else None
-        runs = [[stage.count] for stage in pipeline] if runs is None else runs
-        self.counts = [count for of_class in runs for count in of_class]
-        self.costs = [cost for cost, of_class in zip(costs.stages(pipeline), runs, strict=True) for _ in of_class]
+        counts = [[_column(stage.count)] for stage in pipeline] if runs is None else runs
+        self.counts = [count for of_class in counts for count in of_class]
+        self.costs = [cost for cost, of_class in zip(costs.stages(pipeline), counts, strict=True) for _ in of_class]
+        self._alone = len(self.counts) == 1 and bool(np.all(self.counts[0] == 1))
         self.m = self.plans.micro_batches[:, None].astype(np.float64)
         self._async_launch = self._launches_asynchronously(machine)
         p = self.plans
@@ -91,6 +92,7 @@ class PipelineStep:
         """The plans at these rows, repeated as asked; of the work of the device at the highest clock alone."""
         some = copy(self)
         some.plans = self.plans.take(rows)
+        some.counts = [count if isinstance(count, int) else count[rows] for count in self.counts]
         some.costs = [take_rows(cost.at_highest_clock(), rows) for cost in self.costs]
         some.m = at_rows(self.m, rows)
         some._async_launch, some._busy_waits = at_rows(self._async_launch, rows), at_rows(self._busy_waits, rows)
@@ -99,7 +101,7 @@ class PipelineStep:
     def _launches_asynchronously(self, machine: System) -> BoolArray:
         """Whether the host queues a step whatever the device has done of it, [P, 1]; else it waits in every pass."""
         framework = machine.framework
-        alone = sum(self.counts) == 1 or framework.pipeline == "torch"
+        alone = self._alone or framework.pipeline == "torch"
         synchronizes_host = np.logical_or.reduce([cost.host_sync_s > 0 for cost in self.costs])
         return np.asarray(~synchronizes_host & (alone and not framework.synchronizes_every_pass))
 
@@ -157,7 +159,7 @@ class PipelineStep:
         self, forward: list[FloatArray], backward: list[FloatArray], shares: list[FloatArray] | None = None
     ) -> FloatArray:
         """All micro-batches of a step; `shares` of gradients of weights in backward passes, if not the device's."""
-        if sum(self.counts) == 1:
+        if self._alone:
             return np.asarray(self.m * (forward[0] + backward[0]))
         shares = [cost.weight_share for cost in self.costs] if shares is None else shares
         times = StageTimes(forward_s=forward, backward_s=backward, weight_share=shares, counts=self.counts)
@@ -203,7 +205,7 @@ class PipelineStep:
         that waits for the device in every pass, or is behind it all the time. Nothing in a pipeline.
         """
         none = np.zeros_like(devices[0].optimizer.time_s)
-        if sum(self.counts) > 1:
+        if not self._alone:
             return ByPhase(forward=none, backward=none, optimizer=none)
         (cost,), (device,) = self.costs, devices
         forward_s, backward_s = device.forward.time_s, device.backward.time_s
@@ -273,6 +275,11 @@ class PipelineStep:
         cost = self.costs[index]
         beside_s = np.asarray(cost.forward_exchange.beside_s + cost.backward_exchange.beside_s)
         return np.asarray(self.comm_s(index, timeline) + self.m * beside_s.reshape(-1, 1))
+
+
+def _column(count: int | IntArray) -> int | IntArray:
+    """How many stages there are in all plans, or in each, [P, 1]."""
+    return count if isinstance(count, int) else count[:, None]
 
 
 def above_rounding(part_s: FloatArray, step_s: FloatArray) -> FloatArray:

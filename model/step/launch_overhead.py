@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.device.host_overhead import HostCost, HostModel
 from moemodel.model.step.data_parallel import ExchangeCounts
 
@@ -127,7 +127,7 @@ class ParallelHost:
         *,
         units: FloatArray,
         buckets: FloatArray,
-        tensors: float,
+        tensors: IntArray | float,
         counts: ExchangeCounts,
         micro_batches: FloatArray,
     ) -> FloatArray:
@@ -135,7 +135,7 @@ class ParallelHost:
 
         Args:
             units: of FSDP that are exchanged; `buckets` of DDP. [P].
-            tensors: parameters of the stage.
+            tensors: parameters of the stage, in all plans or in each, [P].
             counts: how often they are exchanged.
             micro_batches: of a step, [P].
         """
