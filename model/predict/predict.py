@@ -15,6 +15,7 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray, at_rows, distinct_rows, largest, take_rows
+from moemodel.model.core.heap import keep_freed_memory
 from moemodel.model.device.dvfs import ClockPlaces
 from moemodel.model.device.power import PowerModel, power_model
 from moemodel.model.layers.flops import model_flops
@@ -49,6 +50,7 @@ _POWER_OFF_CLOCK = 0.09
 # assumed: published bandwidths of DeepEP agree within 5 % (network.node_dispatch); how well they hold elsewhere,
 # with rows that do not fall evenly, nobody says
 _DISPATCH_ERROR = 0.15
+_MANY = 4096  # plans, whose arrays are larger than what glibc keeps unless it is told
 _TINY_S = 1e-30  # against dividing by nothing
 
 
@@ -80,6 +82,8 @@ class PricedPlans:
     """
 
     def __init__(self, architecture: Architecture, plans: PlanBatch, machine: System) -> None:
+        if len(plans) >= _MANY:
+            keep_freed_memory()
         self._architecture, self._plans, self._machine = architecture, plans, machine
         power = power_model(machine.calibration)
         self._clock_Hz_K = priced_clocks(machine.calibration, power)
