@@ -29,4 +29,4 @@ def keep_freed_memory() -> bool:
     if set_option is None:  # not glibc
         return False
     options = ((_MMAP_THRESHOLD, _MAPPED_B), (_TRIM_THRESHOLD, _KEPT_B))
-    return all([set_option(option, value) == 1 for option, value in options])
+    return all(set_option(option, value) == 1 for option, value in options)

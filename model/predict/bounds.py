@@ -69,7 +69,7 @@ def lower_bounds(architecture: Architecture, plans: PlanBatch, machine: System) 
 
     def least(rows: IntArray) -> tuple[IntArray, FloatArray, FloatArray]:
         pipeline = stages(architecture, *plans.pipeline(int(rows[0])))
-        return (rows, *_least(PipelineStep(blocks.at(rows), pipeline, machine), power, lowest_Hz))
+        return (rows, *_least(PipelineStep(blocks.at(rows, pipeline), machine), power, lowest_Hz))
 
     step_s, energy_J = np.zeros((2, len(plans)))
     for rows, least_s, least_J in in_threads(least, rows_by_pipeline(plans.pipeline_columns, _ROWS)):

@@ -7,7 +7,7 @@ stage keep (`sustained_clock`). What is priced does not depend on temperature: o
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
 
@@ -36,10 +36,10 @@ from moemodel.model.predict.stage_clocks import (
 )
 from moemodel.model.predict.sustained_clock import sustained_clocks, total_power, within_limit
 from moemodel.model.predict.timeline import PipelineStep, Timeline, above_rounding
-from moemodel.model.schedule.pipeline_layout import Pipeline, each_as_one, kinship, members, stages
+from moemodel.model.step.layouts import Layout, layouts_of
 from moemodel.model.step.memory import Memory
 from moemodel.model.step.memory_fit import fit_probability
-from moemodel.model.step.stage_cost import BlockCosts, StageCost
+from moemodel.model.step.stage_cost import BlockCosts, StageCost, StageCosts
 from moemodel.model.step.system import System
 
 # Log errors for each factor e that the clock lies outside those measured: of device time, and of power. From what the
@@ -91,13 +91,15 @@ class PricedPlans:
         self._priced = priced = plans if alike is None else plans.take(alike.first)
         blocks = BlockCosts(architecture, priced, machine=machine, power=power, clock_Hz_K=self._clock_Hz_K)
         self._pipelines = []
-        for layout in _layouts(architecture, priced):
+        layouts = layouts_of(architecture, priced)
+        costs = blocks.at_each([(layout.rows, layout.pipeline) for layout in layouts])
+        for layout, of_layout in zip(layouts, costs, strict=True):
             every, row_P = layout.rows, None
             if alike is not None:
                 place = layout.place(len(priced))[alike.place]
                 every = np.flatnonzero(place >= 0)
                 row_P = place[every]
-            self._pipelines.append(_PricedPipeline.of(blocks, layout, every, plans.clock_Hz[every], row_P))
+            self._pipelines.append(_PricedPipeline.of(of_layout, layout, every, plans.clock_Hz[every], row_P))
 
     def predict(self, *inlets_C: float | None, temperature_C: float | None = None) -> list[Prediction]:
         """What each plan costs, with air of each temperature.
@@ -300,63 +302,6 @@ def _scattered(parts: list[tuple[IntArray, _MeanGpu]], size: int) -> _MeanGpu:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Layout:
-    """Plans whose pipelines are laid out together: those of one pipeline, and of others that differ in length alone.
-
-    Attributes:
-        rows: which of the plans.
-        pipeline: its classes of stages.
-        classes: the stages of each, where they have clocks of their own; these are plans of one pipeline.
-    """
-
-    rows: IntArray
-    pipeline: Pipeline
-    classes: Sequence[Sequence[int]] | None
-
-    def place(self, plans: int) -> IntArray:
-        """Of each of so many plans, which of these it is; -1: none."""
-        place = np.full(plans, -1)
-        place[self.rows] = np.arange(len(self.rows))
-        return place
-
-
-def _layouts(architecture: Architecture, plans: PlanBatch, rows: IntArray | None = None) -> list[_Layout]:
-    """Of all plans, or of those at some rows."""
-    rows = np.arange(len(plans)) if rows is None else rows
-    some = plans.take(rows)
-    own = some.has_clocks_by_stage
-    alone = own | (some.virtual_stages > 1) | ~some.schedules.any_length
-    first, number = distinct_rows([*some.pipeline_columns, alone, own])
-    kin: dict[Hashable, list[int]] = {}
-    for index, row in enumerate(first):
-        key = index if alone[row] else kinship(stages(architecture, *some.pipeline(row)))
-        kin.setdefault(key, []).append(index)
-    return [_layout(architecture, some, rows, number, first, numbers) for numbers in kin.values()]
-
-
-def _layout(
-    architecture: Architecture,
-    some: PlanBatch,
-    rows: IntArray,
-    number: IntArray,
-    first: IntArray,
-    numbers: Sequence[int],
-) -> _Layout:
-    """Of plans whose pipelines have these numbers."""
-    shapes = [some.pipeline(first[index]) for index in numbers]
-    pipelines = [stages(architecture, *shape) for shape in shapes]
-    if len(numbers) == 1:
-        own = some.has_clocks_by_stage[first[numbers[0]]]
-        classes = members(architecture, *shapes[0]) if own else None
-        return _Layout(rows=rows[number == numbers[0]], pipeline=pipelines[0], classes=classes)
-    place = np.full(len(first), -1)
-    place[numbers] = np.arange(len(numbers))
-    of_each = place[number]
-    here = of_each >= 0
-    return _Layout(rows=rows[here], pipeline=each_as_one(pipelines, of_each[here]), classes=None)
-
-
-@dataclass(frozen=True, kw_only=True)
 class _PricedPipeline:
     """Plans that are laid out together, at the clocks that blocks are priced at.
 
@@ -387,21 +332,20 @@ class _PricedPipeline:
     @classmethod
     def of(
         cls,
-        blocks: BlockCosts,
-        layout: _Layout,
+        costs: StageCosts,
+        layout: Layout,
         every: IntArray,
         asked_Hz: FloatArray,
         row_P: IntArray | None,
         runs: StageRuns | None = None,
     ) -> _PricedPipeline:
-        """The plans of the blocks that are laid out so, and `every` plan that is like one of them but for its clock;
+        """The plans that are laid out so, and `every` plan that is like one of them but for its clock;
         `runs` are theirs, where they are known."""
-        costs = blocks.at(layout.rows)
         counts = None
         if layout.classes is not None:
             runs = StageRuns.of(layout.classes, costs.plans) if runs is None else runs
             counts = runs.counts(layout.classes)
-        pipe = PipelineStep(costs, layout.pipeline, blocks.machine, counts)
+        pipe = PipelineStep(costs, costs.blocks.machine, counts)
         devices = [device_costs(cost) for cost in pipe.costs]
         return cls(
             rows=every,
@@ -411,9 +355,9 @@ class _PricedPipeline:
             pipe=pipe,
             devices=devices,
             timeline=pipe.timeline(devices),
-            memory=costs.fullest(layout.pipeline),
+            memory=costs.fullest(),
             runs=runs,
-            blocks=blocks,
+            blocks=costs.blocks,
         )
 
     def solve(
@@ -509,8 +453,9 @@ class _PricedPipeline:
         if not len(rows):
             return [limits for _ in powers]
         some = self.rows[rows]
-        (layout,) = _layouts(self.blocks.architecture, self.blocks.plans, some)
-        held = type(self).of(self.blocks, layout, some, self.asked_Hz[rows], None, runs.take(rows))
+        (layout,) = layouts_of(self.blocks.architecture, self.blocks.plans, some)
+        costs = self.blocks.at(some, layout.pipeline)
+        held = type(self).of(costs, layout, some, self.asked_Hz[rows], None, runs.take(rows))
         found = held._governed_by_stage(runs.take(rows), clock_Hz_K, machine, powers, temperature_C)
         return [
             [

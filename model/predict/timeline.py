@@ -16,7 +16,6 @@ from moemodel.model.device.operator_cost import shares
 from moemodel.model.device.power import PowerModel
 from moemodel.model.predict.phases import ByPhase, DeviceCosts, mean_clock_Hz, mean_switching
 from moemodel.model.schedule.base import StageTimes
-from moemodel.model.schedule.pipeline_layout import Pipeline
 from moemodel.model.step.communication_groups import OverlappableComm
 from moemodel.model.step.microbatch_comm import Exchange
 from moemodel.model.step.stage_cost import StageCost, StageCosts
@@ -70,7 +69,6 @@ class PipelineStep:
     def __init__(
         self,
         costs: StageCosts,
-        pipeline: Pipeline,
         machine: System,
         runs: Sequence[Sequence[int]] | None = None,
     ) -> None:
@@ -78,9 +76,9 @@ class PipelineStep:
         self.plans = costs.plans
         self._phases_differ = runs is not None
         self._unlike = self.plans.changes_clock_within_a_step if runs is not None else None
-        counts = [[_column(stage.count)] for stage in pipeline] if runs is None else runs
+        counts = [[_column(stage.count)] for stage in costs.pipeline] if runs is None else runs
         self.counts = [count for of_class in counts for count in of_class]
-        self.costs = [cost for cost, of_class in zip(costs.stages(pipeline), counts, strict=True) for _ in of_class]
+        self.costs = [cost for cost, of_class in zip(costs.stages(), counts, strict=True) for _ in of_class]
         self._alone = len(self.counts) == 1 and bool(np.all(self.counts[0] == 1))
         self.m = self.plans.micro_batches[:, None].astype(np.float64)
         self._async_launch = self._launches_asynchronously(machine)

@@ -281,7 +281,7 @@ class MemoryModel:
         if self.framework.placeholder_gradients:
             terms["gradient_placeholders"] = self._placeholders_B(stage)
         terms["messages"] = self._messages(stage, flight)
-        if self.framework.counts_passes and not stage.embedding:  # the gradient last sent (pipeline_parallel/schedules.py)
+        if self.framework.counts_passes and not stage.embedding:  # what was last sent (pipeline_parallel/schedules.py)
             terms["messages"] = terms["messages"] + inside_B
         terms["workspace"] = np.full(len(self.plans), self.workspace_B)
         terms["fragmentation"] = np.asarray(self.fragmentation * sum(terms.values()))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -184,9 +185,40 @@ class BlockCosts:
     def _lanes(self) -> list[dict[Phase, PhaseCost]]:
         return [*self.layers, self.embedding, self.head]
 
-    def at(self, rows: IntArray) -> StageCosts:
-        """What stages cost under the plans at these rows."""
-        return StageCosts(self, rows)
+    def at(self, rows: IntArray, pipeline: Pipeline) -> StageCosts:
+        """What stages cost under the plans at these rows, which have this pipeline."""
+        return self.at_each([(rows, pipeline)])[0]
+
+    def at_each(self, layouts: Sequence[tuple[IntArray, Pipeline]]) -> list[StageCosts]:
+        """The same of several pipelines; what their stages do once a step is priced together."""
+        costs = [StageCosts(self, rows, pipeline) for rows, pipeline in layouts]
+        if self.machine.framework.forward_only:
+            return costs
+        once = iter(_once_a_step(self, [held for one in costs for held in one.of_a_step]))
+        for one in costs:
+            one.once = list(islice(once, len(one.pipeline)))
+        return costs
+
+    def step_exchange(self, plans: PlanBatch, held: _Held) -> StepExchange:
+        """What data-parallel ranks exchange in a step, in each of these plans."""
+        machine = self.machine
+        groups = Groups(plans, machine.network, shards_experts=machine.framework.shards_experts)
+        data = DataParallel(plans, groups, framework=machine.framework, precision=machine.precision)
+        return data.step(held.units, held.counts)
+
+    def updates(self, plans: PlanBatch, held: _Held) -> tuple[dict[Phase, PhaseCost], IntArray]:
+        """What a GPU does with its parameters beside its layers, priced once for each distinct size, and which of these
+        each plan's is: copies on their way between ranks, a micro-batch's gradients added up, the optimizer step.
+        """
+        units, counts, machine = held.units, held.counts, self.machine
+        read = [plans.micro_batches, plans.zero_stage, plans.dp * plans.cp > 1, *vars(counts).values()]
+        first, size = distinct_rows([held.inner, units.ends, held.owned, held.accumulated, *read])
+        workload = Workload(
+            self.architecture, plans.take(first), framework=machine.framework, precision=machine.precision
+        )
+        calls = workload.accumulate(held.accumulated[first]) + workload.optimizer(held.owned[first])
+        calls += workload.copies(held.inner[first], units.ends[first], counts.take(first))
+        return self.price(calls, len(first)), size
 
 
 # What is read of a plan by the parts of a stage that a micro-batch passes, and by those of a step; both know the
@@ -210,8 +242,10 @@ class StageCosts:
     on what micro-batches are made of: each is priced once for all plans that are alike in what it reads.
     """
 
-    def __init__(self, blocks: BlockCosts, rows: IntArray) -> None:
+    def __init__(self, blocks: BlockCosts, rows: IntArray, pipeline: Pipeline) -> None:
         self.plans = plans = blocks.plans.take(rows)
+        self.blocks, self.pipeline = blocks, pipeline
+        self.once: list[_Once] = []  # of each class of stages, as `BlockCosts.at_each` finds it
         self._forward_only = blocks.machine.framework.forward_only
         self._every = _StageParts(blocks, rows)
         read = [getattr(plans, name) for name in _OF_A_MICRO_BATCH]
@@ -221,17 +255,21 @@ class StageCosts:
         self._first_step, self._step_P = distinct_rows([*read, plans.micro_batches, plans.scheduled])
         self._step = _StageParts(blocks, rows[self._first_step])
 
-    def fullest(self, pipeline: Pipeline) -> Memory:
-        """Memory of the fullest class of stages."""
-        return fullest(self._every.memory, pipeline)
+    @property
+    def of_a_step(self) -> list[tuple[_StageParts, Stage | Stages]]:
+        """Each class of stages, in the plans that differ in what it does once a step."""
+        return [(self._step, stage.take(self._first_step)) for stage in self.pipeline]
 
-    def stages(self, pipeline: Pipeline) -> list[StageCost]:
+    def fullest(self) -> Memory:
+        """Memory of the fullest class of stages."""
+        return fullest(self._every.memory, self.pipeline)
+
+    def stages(self) -> list[StageCost]:
         """Cost of each class of stages."""
         if self._forward_only:
-            return [self._every.forward_only(stage) for stage in pipeline]
-        once = self._step.once([stage.take(self._first_step) for stage in pipeline])
-        passes = [self._micro.passes(stage.take(self._first_micro)) for stage in pipeline]
-        return [self._stage(of_micro, of_step) for of_micro, of_step in zip(passes, once, strict=True)]
+            return [self._every.forward_only(stage) for stage in self.pipeline]
+        passes = [self._micro.passes(stage.take(self._first_micro)) for stage in self.pipeline]
+        return [self._stage(of_micro, of_step) for of_micro, of_step in zip(passes, self.once, strict=True)]
 
     def _stage(self, of_micro: _Passes, of_step: _Once) -> StageCost:
         """Cost of a class of stages, of what it does with a micro-batch and once a step."""
@@ -338,11 +376,24 @@ class _Held:
     accumulated: FloatArray
 
 
+def _once_a_step(blocks: BlockCosts, classes: Sequence[tuple[_StageParts, Stage | Stages]]) -> list[_Once]:
+    """What classes of stages do once a step, and in their passes with what that exchanges."""
+    held = one_behind_another([parts.held(stage) for parts, stage in classes])
+    ends = np.cumsum([len(parts.rows) for parts, _ in classes])
+    plans = blocks.plans.take(np.concatenate([parts.rows for parts, _ in classes]))
+    exchange, (updates, size) = blocks.step_exchange(plans, held), blocks.updates(plans, held)
+    return [
+        parts.once(stage, take_rows(exchange, rows), take_rows(updates, size[rows]), held.counts.take(rows))
+        for (parts, stage), rows in zip(classes, np.split(np.arange(ends[-1]), ends[:-1]), strict=True)
+    ]
+
+
 class _StageParts:
     """The parts of a stage's cost, for some of the plans."""
 
     def __init__(self, blocks: BlockCosts, rows: IntArray) -> None:
         self.plans = blocks.plans.take(rows)
+        self.rows = rows
         self._blocks = blocks
         self._shape = blocks.shape[rows]
 
@@ -406,34 +457,19 @@ class _StageParts:
             pipeline_fill_comm_s=self._comm.pipeline_fill_comm_s(),
         )
 
-    def once(self, pipeline: Sequence[Stage | Stages]) -> list[_Once]:
-        """What each class of stages does once a step, and in its passes with what that exchanges."""
-        held, plans = one_behind_another([self._held(stage) for stage in pipeline]), len(self.plans)
-        every = self.plans.take(np.tile(np.arange(plans), len(pipeline)))
-        exchange, (updates, size) = self._step_exchange(every, held), self._updates(every, held)
-        found = []
-        for place, stage in enumerate(pipeline):
-            rows = np.arange(place * plans, (place + 1) * plans)
-            own = take_rows(exchange, rows)
-            found.append(
-                _Once(
-                    updates=take_rows(updates, size[rows]),
-                    exchange=own.with_exposed(self._tied(stage) + self._comm.norm_s()),
-                    counts=held.counts.take(rows),
-                    added_tensors=self._added(stage),
-                    tensors=self._tensors(stage),
-                )
-            )
-        return found
+    def once(
+        self, stage: Stage | Stages, exchange: StepExchange, updates: dict[Phase, PhaseCost], counts: ExchangeCounts
+    ) -> _Once:
+        """What a stage does once a step, given what it exchanges how often, and its work."""
+        return _Once(
+            updates=updates,
+            exchange=exchange.with_exposed(self._tied(stage) + self._comm.norm_s()),
+            counts=counts,
+            added_tensors=self._added(stage),
+            tensors=self._tensors(stage),
+        )
 
-    def _step_exchange(self, every: PlanBatch, held: _Held) -> StepExchange:
-        """What data-parallel ranks exchange in a step, in each of these plans."""
-        machine = self._blocks.machine
-        groups = Groups(every, machine.network, shards_experts=machine.framework.shards_experts)
-        data = DataParallel(every, groups, framework=machine.framework, precision=machine.precision)
-        return data.step(held.units, held.counts)
-
-    def _held(self, stage: Stage | Stages) -> _Held:
+    def held(self, stage: Stage | Stages) -> _Held:
         """What a GPU of a stage has of its parameters."""
         memory, shard, units = self.memory, self.memory.shard(stage), self.memory.units(stage)
         return _Held(
@@ -528,20 +564,6 @@ class _StageParts:
         if stage.head and phase in blocks.head:
             head_s = blocks.head[phase].time_s_UK[self._shape, -1]
         return shares(np.asarray(head_s + (whole_s - head_s) / np.maximum(sum(stage.layers), 1)), whole_s)[:, None]
-
-    def _updates(self, every: PlanBatch, held: _Held) -> tuple[dict[Phase, PhaseCost], IntArray]:
-        """What a GPU does with its parameters beside its layers, priced once for each distinct size, and which of these
-        each plan's is: copies on their way between ranks, a micro-batch's gradients added up, the optimizer step.
-        """
-        units, counts, machine = held.units, held.counts, self._blocks.machine
-        read = [every.micro_batches, every.zero_stage, every.dp * every.cp > 1, *vars(counts).values()]
-        first, size = distinct_rows([held.inner, units.ends, held.owned, held.accumulated, *read])
-        workload = Workload(
-            self._blocks.architecture, every.take(first), framework=machine.framework, precision=machine.precision
-        )
-        calls = workload.accumulate(held.accumulated[first]) + workload.optimizer(held.owned[first])
-        calls += workload.copies(held.inner[first], units.ends[first], counts.take(first))
-        return self._blocks.price(calls, len(first)), size
 
     def _exchange(self, stage: Stage | Stages) -> tuple[Exchange, Exchange]:
         """Of a micro-batch in a forward and in a backward pass: what blocks exchange, and messages between stages."""
