@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moemodel.model.core.arrays import FloatArray, IntArray
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.records.calibration import Calibration, HostLane
 
 _FALLBACK = "torch"
@@ -42,7 +42,7 @@ class HostCost:
     def __add__(self, other: HostCost) -> HostCost:
         return HostCost(forward_s=self.forward_s + other.forward_s, backward_s=self.backward_s + other.backward_s)
 
-    def times(self, factor: FloatArray | IntArray | float) -> HostCost:
+    def times(self, factor: FloatArray | float) -> HostCost:
         """That many of it; in all plans, or in each, [P, 1]."""
         return HostCost(forward_s=factor * self.forward_s, backward_s=factor * self.backward_s)
 

@@ -43,7 +43,7 @@ class OneFOneB(Schedule):
 
     def in_flight(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> IntArray:
         """Those between a stage and the last."""
-        return np.minimum(sizes.stages - stage, sizes.micro_batches)
+        return np.asarray(np.minimum(sizes.stages - stage, sizes.micro_batches))
 
 
 def slowest_stage(times: StageTimes, micro_batches: IntArray, *, filling: IntArray | int) -> FloatArray:

@@ -18,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture, Layer
-from moemodel.model.core.arrays import IntArray, distinct_rows
+from moemodel.model.core.arrays import FloatArray, IntArray, distinct_rows
 
 _Part = TypeVar("_Part")
 
@@ -93,7 +93,7 @@ class Stages:
         first, count: [P].
     """
 
-    layers: tuple[IntArray | int, ...]
+    layers: tuple[FloatArray | int, ...]
     embedding: bool
     head: bool
     first: IntArray
@@ -102,7 +102,7 @@ class Stages:
     @classmethod
     def of(cls, each: Sequence[Stage], place: IntArray) -> Stages:
         """Of some stages that are kin (`kinship`), and which of them each plan's is."""
-        layers = np.array([stage.layers for stage in each])
+        layers = np.array([stage.layers for stage in each], dtype=np.float64)
         return cls(
             layers=tuple(column[place] if column.any() else 0 for column in layers.T),
             embedding=each[0].embedding,
@@ -125,7 +125,7 @@ class Stages:
 Pipeline = Sequence[Stage] | Sequence[Stages]  # its classes of stages, in order of their first stage
 
 
-def held_layers(stage: Stage | Stages, parts: Iterable[_Part]) -> list[tuple[int | IntArray, _Part]]:
+def held_layers(stage: Stage | Stages, parts: Iterable[_Part]) -> list[tuple[int | FloatArray, _Part]]:
     """How many of each distinct layer a stage holds, and what is given of it; of those that it holds."""
     every = zip(stage.layers, parts, strict=True)
     return [(count, part) for count, part in every if not isinstance(count, int) or count]

@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from moemodel.model.core.arrays import FloatArray, IntArray
+from moemodel.model.core.arrays import FloatArray
 from moemodel.model.device.host_overhead import HostCost, HostModel
 from moemodel.model.step.data_parallel import ExchangeCounts
 
@@ -127,7 +127,7 @@ class ParallelHost:
         *,
         units: FloatArray,
         buckets: FloatArray,
-        tensors: IntArray | float,
+        tensors: FloatArray | float,
         counts: ExchangeCounts,
         micro_batches: FloatArray,
     ) -> FloatArray:

@@ -355,7 +355,7 @@ class _Once:
     exchange: StepExchange
     counts: ExchangeCounts
     added_tensors: FloatArray
-    tensors: int | IntArray
+    tensors: int | FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -618,11 +618,11 @@ class _StageParts:
         kernels = [sum(measured_layer(layer.host_block())) for _, layer in held]
         return sum(sums) / sum(kernels) if kernels else 0.0
 
-    def _layers(self, stage: Stage | Stages) -> Iterator[tuple[int | IntArray, LayerBlocks]]:
+    def _layers(self, stage: Stage | Stages) -> Iterator[tuple[int | FloatArray, LayerBlocks]]:
         """How many of each distinct layer, and its blocks."""
         return zip(stage.layers, self._blocks.layer_blocks, strict=True)
 
-    def _tensors(self, stage: Stage | Stages) -> int | IntArray:
+    def _tensors(self, stage: Stage | Stages) -> int | FloatArray:
         """Of all layers, in all plans or in each, [P]."""
         return sum(n * layer.parameter_tensors() for n, layer in self._layers(stage))
 
@@ -737,13 +737,12 @@ class _HeldShapes:
 
 def _parts_of(
     stage: Stage | Stages, layers: Sequence[_Part], embedding: _Part, head: _Part
-) -> list[tuple[int | IntArray, _Part]]:
+) -> list[tuple[int | FloatArray, _Part]]:
     """What a stage holds, and how many of each, of something of every distinct layer and of the ends."""
-    ends: list[tuple[int | IntArray, _Part]] = [(1, embedding)] * stage.embedding + [(1, head)] * stage.head
-    return held_layers(stage, layers) + ends
+    return [*held_layers(stage, layers), *[(1, embedding)] * stage.embedding, *[(1, head)] * stage.head]
 
 
-def _column(count: int | IntArray) -> int | IntArray:
+def _column(count: int | FloatArray) -> int | FloatArray:
     """One number of all plans, or one of each, [P, 1]."""
     return count if isinstance(count, int) else count[:, None]
 
@@ -769,7 +768,7 @@ def _repeat(backward: PhaseCost, calls_U: FloatArray, once: PhaseCost, place: In
     calls_U[rows] += times * part.calls_U
 
 
-def _merge(total: PhaseCost, part: PhaseCost | None, count: int | IntArray) -> None:
+def _merge(total: PhaseCost, part: PhaseCost | None, count: int | FloatArray) -> None:
     """Add `count` times a cost to another, in place; nothing where there is none."""
     if part is None:
         return
