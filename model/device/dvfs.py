@@ -154,15 +154,15 @@ def _free_clocks(
     begin = highest_Hz_P - (highest_Hz_P - clock_Hz_K[0]) / 2 ** (_HALVINGS + 1)
     clocks = []
     for stretch in cycle:
-        if (begin == highest_Hz_P).all():
-            clocks.append(highest_Hz_P)
-            continue
-        rising = stretch.rising()
-        move = _clock_response(rising, clock_Hz_K, highest_Hz_P, limit_W_P, highest_Hz_P, gain_Hz_per_J)
-        time = time_at_clock(rising.time_s_UK, clock_Hz_K, highest_Hz_P, rising.row_P)
-        keep = np.exp(-time / move.lag_s)
-        clocks.append(np.where(time > 0, move.mean(begin, keep, time), highest_Hz_P))
-        begin = move.end(begin, keep)
+        clock, rows = highest_Hz_P.copy(), np.flatnonzero(begin != highest_Hz_P)
+        if len(rows):
+            some, limit_W, highest_Hz = stretch.take(rows).rising(), limit_W_P[rows], highest_Hz_P[rows]
+            move = _clock_response(some, clock_Hz_K, highest_Hz, limit_W, highest_Hz, gain_Hz_per_J)
+            time = time_at_clock(some.time_s_UK, clock_Hz_K, highest_Hz, some.row_P)
+            keep = np.exp(-time / move.lag_s)
+            clock[rows] = np.where(time > 0, move.mean(begin[rows], keep, time), highest_Hz)
+            begin[rows] = move.end(begin[rows], keep)
+        clocks.append(clock)
     return clocks
 
 

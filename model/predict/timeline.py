@@ -175,10 +175,8 @@ class PipelineStep:
         more = [cost.host_exchange_s / (2 * self.m) for cost in self.costs]  # in a pass
         host_forward = [cost.host.forward_s + more_s for cost, more_s in zip(self.costs, more, strict=True)]
         host_backward = [cost.host.backward_s + more_s for cost, more_s in zip(self.costs, more, strict=True)]
-        queued_s = largest([self._queued_s(cost) for cost in self.costs])
-        async_s = np.asarray(queued_s + self._exposed_step_s(host_forward, host_backward))
         if self._async_launch.all():
-            return async_s
+            return self._async_s(host_forward, host_backward)
         late_forward = [
             _late_pass_s(f, host_s, cost) for f, host_s, cost in zip(forward, host_forward, self.costs, strict=True)
         ]
@@ -196,7 +194,14 @@ class PipelineStep:
             _late_step_s(device.optimizer.time_s, cost) for device, cost in zip(devices, self.costs, strict=True)
         ]
         synchronous_s = passes_s + largest(optimizer) + self._exposed_step_s(late_forward, late_backward)
-        return np.asarray(np.where(self._async_launch, async_s, synchronous_s))
+        if not self._async_launch.any():
+            return np.asarray(synchronous_s)
+        return np.asarray(np.where(self._async_launch, self._async_s(host_forward, host_backward), synchronous_s))
+
+    def _async_s(self, host_forward: list[FloatArray], host_backward: list[FloatArray]) -> FloatArray:
+        """The step of a host that queues all of it whatever the device has done, which then waits in every pass."""
+        queued_s = largest([self._queued_s(cost) for cost in self.costs])
+        return np.asarray(queued_s + self._exposed_step_s(host_forward, host_backward))
 
     def late_by_phase_s(self, devices: list[DeviceCosts]) -> ByPhase[FloatArray]:
         """In a step, by how much each phase takes longer for the host than its device's own time, [P, X]; of a host

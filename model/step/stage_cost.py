@@ -40,6 +40,7 @@ from moemodel.model.step.recomputation import Recomputation
 from moemodel.model.step.system import System
 
 _Part = TypeVar("_Part")
+_Priced = tuple[dict[Phase, PhaseCost], IntArray]  # work by phase, of few sizes, and which of these each plan's is
 
 _CORES = (Kind.ATTENTION, Kind.ATTENTION_FULL)
 _CALLS_OF_A_WAIT = 2.0  # assumed, of the host: reading what it waited for, and queueing what uses it
@@ -133,9 +134,7 @@ class BlockCosts:
         )
         self.shapes = len(first)
         alike, place = distinct_rows([column[first] for column in batch.shape_columns])  # but for recomputation
-        workload = Workload(
-            architecture, plans.take(first[alike]), framework=machine.framework, precision=machine.precision
-        )
+        workload = self._workload(plans.take(first[alike]))
         repeated = [workload.repeatable(layer) for layer in self.kinds] if plans.recompute.any() else []
         passes = [*(workload.passes(layer) for layer in self.kinds), workload.embedding(), workload.head()]
         self._exchanged(plans.take(first), self._attention(passes[: len(self.kinds)], alike, place))
@@ -206,19 +205,29 @@ class BlockCosts:
         data = DataParallel(plans, groups, framework=machine.framework, precision=machine.precision)
         return data.step(held.units, held.counts)
 
-    def updates(self, plans: PlanBatch, held: _Held) -> tuple[dict[Phase, PhaseCost], IntArray]:
-        """What a GPU does with its parameters beside its layers, priced once for each distinct size, and which of these
-        each plan's is: copies on their way between ranks, a micro-batch's gradients added up, the optimizer step.
+    def updates(self, plans: PlanBatch, held: _Held) -> list[_Priced]:
+        """What a GPU does with its parameters beside its layers: a micro-batch's gradients added up, the optimizer
+        step, copies on their way between ranks; each priced once for plans that are alike in what it reads.
         """
-        units, counts, machine = held.units, held.counts, self.machine
-        read = [plans.micro_batches, plans.zero_stage, plans.dp * plans.cp > 1, *vars(counts).values()]
-        first, size = distinct_rows([held.inner, units.ends, held.owned, held.accumulated, *read])
-        workload = Workload(
-            self.architecture, plans.take(first), framework=machine.framework, precision=machine.precision
-        )
-        calls = workload.accumulate(held.accumulated[first]) + workload.optimizer(held.owned[first])
-        calls += workload.copies(held.inner[first], units.ends[first], counts.take(first))
-        return self.price(calls, len(first)), size
+        shared = [plans.zero_stage, plans.dp * plans.cp > 1]
+        ends, counts = held.units.ends, held.counts
+
+        def priced(calls: Callable[[Workload, IntArray], list[Call]], *read: FloatArray | IntArray) -> _Priced:
+            first, place = distinct_rows([*read, *shared])
+            return self.price(calls(self._workload(plans.take(first)), first), len(first)), place
+
+        return [
+            priced(lambda work, rows: work.accumulate(held.accumulated[rows]), held.accumulated, plans.micro_batches),
+            priced(lambda work, rows: work.optimizer(held.owned[rows]), held.owned),
+            priced(
+                lambda work, rows: work.copies(held.inner[rows], ends[rows], counts.take(rows)),
+                *(held.inner, ends, plans.micro_batches, *vars(counts).values()),
+            ),
+        ]
+
+    def _workload(self, plans: PlanBatch) -> Workload:
+        machine = self.machine
+        return Workload(self.architecture, plans, framework=machine.framework, precision=machine.precision)
 
 
 # What is read of a plan by the parts of a stage that a micro-batch passes, and by those of a step; both know the
@@ -381,11 +390,23 @@ def _once_a_step(blocks: BlockCosts, classes: Sequence[tuple[_StageParts, Stage 
     held = one_behind_another([parts.held(stage) for parts, stage in classes])
     ends = np.cumsum([len(parts.rows) for parts, _ in classes])
     plans = blocks.plans.take(np.concatenate([parts.rows for parts, _ in classes]))
-    exchange, (updates, size) = blocks.step_exchange(plans, held), blocks.updates(plans, held)
+    exchange, updates = blocks.step_exchange(plans, held), blocks.updates(plans, held)
     return [
-        parts.once(stage, take_rows(exchange, rows), take_rows(updates, size[rows]), held.counts.take(rows))
+        parts.once(stage, take_rows(exchange, rows), _summed(updates, rows), held.counts.take(rows))
         for (parts, stage), rows in zip(classes, np.split(np.arange(ends[-1]), ends[:-1]), strict=True)
     ]
+
+
+def _summed(priced: Sequence[_Priced], rows: IntArray) -> dict[Phase, PhaseCost]:
+    """By phase, of the plans at these rows."""
+    total: dict[Phase, PhaseCost] = {}
+    for lanes, place in priced:
+        for phase, lane in take_rows(lanes, place[rows]).items():
+            if phase in total:
+                _merge(total[phase], lane, 1)
+            else:
+                total[phase] = lane
+    return total
 
 
 class _StageParts:
