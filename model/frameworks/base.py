@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from moemodel.model.core.dtypes import Dtype
 from moemodel.model.frameworks.moe_form import PLAIN_FORM, MoeForm
@@ -43,6 +43,12 @@ _CAST_B: dict[Dtype, float] = {"fp8": 1.0, "mxfp8": 1 + 1 / 32, "nvfp4": 0.5 + 1
 # Of a parameter, that one kernel of an update moves (`operators.work`, ADAMW_MIXED): 16-bit gradient and weight, and
 # float32 master and moments, read and written
 _UPDATE_B = 2 * 2.0 + 6 * 4.0
+
+
+# The same of torch's AdamW on a processor, one operation after another on float32 tensors: weights decayed (2 of 4
+# bytes), first moment (3), second (2 + 3), its root, divided and shifted (2 + 2 + 2), update (4); to 16 bits
+# (torch/optim/adam.py, _single_tensor_adam)
+_HOST_UPDATE_B = 20 * 4.0 + 6.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +113,39 @@ class HostFactors:
     step: float = 1.0
 
 
+# Linear layers that may have an adapter: the products of attention's inputs and of its output, the first and the last
+# of a dense feed-forward block (Megatron-Bridge's linear_qkv, linear_proj, linear_fc1 and linear_fc2)
+AdaptedLinear = Literal["qkv", "proj", "fc1", "fc2"]
+ADAPTED: tuple[AdaptedLinear, ...] = get_args(AdaptedLinear)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Low-rank adapters of some linear layers, beside which all else is frozen."""
+
+    rank: int
+    targets: tuple[AdaptedLinear, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostOffload:
+    """What a plan keeps on the host.
+
+    Attributes:
+        optimizer: share of the parameters that the host updates, and whose states it keeps.
+        activations: share of what layers keep.
+        overlaps: copies either way run beside the host's update.
+        link_Bps: of a GPU to its host, either way; NaN where nobody says.
+        memory_Bps: of the host's memory, a GPU's part of it.
+    """
+
+    optimizer: float
+    activations: float
+    overlaps: bool
+    link_Bps: float
+    memory_Bps: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Framework:
     """A training framework.
@@ -140,6 +179,7 @@ class Framework:
         step_read_B: bytes a parameter that kernels up to there move; in `optimizer_B`.
         optimizer_B: bytes a parameter that kernels of a step move beyond those of one that does all at once;
             `sharded_optimizer_B` beside these from ZeRO 1 on.
+        host_update_B: bytes a parameter that an update on the host moves through its memory.
         eager_sharding: what sharding a tensor adds are plain kernels, one after another: the vocabulary-parallel loss
             and embedding, norms over all heads, rows of several ranks sorted by expert again.
 
@@ -169,7 +209,11 @@ class Framework:
         program_chooses: the program that calls it chooses how the loss is computed and how many micro-batches a
             schedule gets; else the framework does.
         workspace_B: that libraries keep for products, by generation of GPU, `others` beside these; None: as the
-            calibration has it of torch's.
+            calibration has it of torch's. `deterministic_workspace_B` where products give the same bits every time;
+            `experts_workspace_B` beside it for products of layers with experts.
+        deterministic: kernels give the same bits every time (torch.use_deterministic_algorithms).
+        keeps_score_buffer: unfused attention multiplies queries and keys into a buffer that stays from layer to layer;
+            what is gathered goes into it too.
         counts_passes: what passes make beside what they keep is known of its code: gradients on their way through the
             last block, the final norm's input and output, the message last sent.
         memory_log_error: standard deviation of log(measured / predicted) of peak memory in published runs of it, beside
@@ -201,6 +245,8 @@ class Framework:
         dispatched_B: bytes of an element of a row on its way to an expert; None: as of activations.
         gradient_wire_B: bytes of a gradient element that is exchanged; None: as in memory.
 
+        offload: what the host keeps where a plan says so.
+        lora: adapters, beside which all is frozen, where a plan says so.
         forward_only: nothing is trained: a step is its forward passes, of which nothing is kept.
     """
 
@@ -227,6 +273,7 @@ class Framework:
     step_read_B: float = 0.0
     optimizer_B: float = 0.0
     sharded_optimizer_B: float = 0.0
+    host_update_B: float = _HOST_UPDATE_B
     eager_sharding: bool = False
 
     synchronizes_every_pass: bool = False
@@ -246,6 +293,10 @@ class Framework:
     selective: Literal["core", "operators"] = "core"
     program_chooses: bool = False
     workspace_B: Mapping[str, float] | None = field(default=None, hash=False)
+    deterministic_workspace_B: Mapping[str, float] | None = field(default=None, hash=False)
+    experts_workspace_B: Mapping[str, float] | None = field(default=None, hash=False)
+    deterministic: bool = False
+    keeps_score_buffer: bool = False
     counts_passes: bool = False
     memory_log_error: float | None = None
 
@@ -265,6 +316,8 @@ class Framework:
     dispatched_B: float | None = None
     gradient_wire_B: float | None = None
 
+    offload: HostOffload | None = None
+    lora: Lora | None = None
     forward_only: bool = False
 
     def wire_B(self, precision: Precision) -> float:

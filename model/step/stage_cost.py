@@ -20,8 +20,9 @@ from moemodel.model.device.host_overhead import HOSTS, HostCost, HostModel
 from moemodel.model.device.operator_cost import OperatorCostModel, PhaseCost, shares
 from moemodel.model.device.power import PowerModel
 from moemodel.model.device.roofline import chip_of_calibration
-from moemodel.model.frameworks.base import HostFactors
+from moemodel.model.frameworks.base import HostFactors, HostOffload
 from moemodel.model.frameworks.moe_form import measured_layer
+from moemodel.model.layers.adapters import adapted
 from moemodel.model.layers.base import MicroBatch
 from moemodel.model.layers.layer import LayerBlocks, layer_blocks
 from moemodel.model.layers.parameters import parameters
@@ -32,8 +33,9 @@ from moemodel.model.plan.dispatch import OF_DISPATCH, OVERLAPPED
 from moemodel.model.schedule.pipeline_layout import Pipeline, Stage, Stages, distinct_layers, held_layers
 from moemodel.model.step.communication_groups import Groups
 from moemodel.model.step.data_parallel import DataParallel, ExchangeCounts, FsdpUnits, StepExchange
+from moemodel.model.step.host_offload import copied, update_s
 from moemodel.model.step.launch_overhead import ParallelHost
-from moemodel.model.step.layer_operators import Workload, accumulated_fraction
+from moemodel.model.step.layer_operators import Workload, accumulated_fraction, gradients_in_ddp_buckets
 from moemodel.model.step.memory import Memory, MemoryModel, fullest
 from moemodel.model.step.microbatch_comm import Attention, Communication, Exchange
 from moemodel.model.step.recomputation import Recomputation
@@ -66,6 +68,7 @@ class StageCost:
         host_sync_s: that the device stands idle in a forward pass after the host waited for it, [P, 1].
         runs_dry: the host waits for the device around every product of an expert: neither works while the other does.
         recompute_sync_s: the same in a backward pass, and in what it recomputes.
+        host_update_s: in which the host updates what it keeps of the parameters, and the GPU waits, [P, 1].
         pipeline_fill_comm_s: messages on a micro-batch's way through the pipeline that nothing hides, once a step, [P].
     """
 
@@ -86,6 +89,7 @@ class StageCost:
     runs_dry: bool
     recompute_sync_s: FloatArray
     pipeline_fill_comm_s: FloatArray
+    host_update_s: FloatArray
 
     def at_highest_clock(self) -> StageCost:
         """With the device's work at the highest clock alone, its spread left out."""
@@ -203,14 +207,16 @@ class BlockCosts:
         machine = self.machine
         groups = Groups(plans, machine.network, shards_experts=machine.framework.shards_experts)
         data = DataParallel(plans, groups, framework=machine.framework, precision=machine.precision)
-        return data.step(held.units, held.counts)
+        return data.step(held.units, held.counts, held.reduced)
 
     def updates(self, plans: PlanBatch, held: _Held) -> list[_Priced]:
         """What a GPU does with its parameters beside its layers: a micro-batch's gradients added up, the optimizer
         step, copies on their way between ranks; each priced once for plans that are alike in what it reads.
         """
-        shared = [plans.zero_stage, plans.dp * plans.cp > 1]
+        shared = [plans.zero_stage, plans.dp * plans.cp > 1, gradients_in_ddp_buckets(plans, self.machine.framework)]
         ends, counts = held.units.ends, held.counts
+        frozen = self.machine.framework.lora is not None
+        reduced = held.reduced.dense + held.reduced.ends if frozen else held.inner + ends
 
         def priced(calls: Callable[[Workload, IntArray], list[Call]], *read: FloatArray | IntArray) -> _Priced:
             first, place = distinct_rows([*read, *shared])
@@ -220,8 +226,8 @@ class BlockCosts:
             priced(lambda work, rows: work.accumulate(held.accumulated[rows]), held.accumulated, plans.micro_batches),
             priced(lambda work, rows: work.optimizer(held.owned[rows]), held.owned),
             priced(
-                lambda work, rows: work.copies(held.inner[rows], ends[rows], counts.take(rows)),
-                *(held.inner, ends, plans.micro_batches, *vars(counts).values()),
+                lambda work, rows: work.copies(held.inner[rows], ends[rows], counts.take(rows), reduced[rows]),
+                *(held.inner, ends, reduced, plans.micro_batches, *vars(counts).values()),
             ),
         ]
 
@@ -317,6 +323,7 @@ class StageCosts:
             runs_dry=passes.runs_dry,
             recompute_sync_s=passes.recompute_sync_s,
             pipeline_fill_comm_s=passes.pipeline_fill_comm_s,
+            host_update_s=once.host_update_s[:, None],
         )
 
 
@@ -358,6 +365,7 @@ class _Once:
         updates: work of the device, by the phase that it falls into.
         exchange: over data-parallel ranks; `counts` how often.
         added_tensors: whose gradients the mean micro-batch adds to what is there, [P]; `tensors` of the stage.
+        host_update_s: as in `StageCost`, [P].
     """
 
     updates: dict[Phase, PhaseCost]
@@ -365,6 +373,7 @@ class _Once:
     counts: ExchangeCounts
     added_tensors: FloatArray
     tensors: int | FloatArray
+    host_update_s: FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -372,13 +381,14 @@ class _Held:
     """Parameters of a stage on one GPU. [P].
 
     Attributes:
-        units: as they are exchanged; `counts` how often.
+        units: as they are exchanged; `reduced` those that have gradients; `counts` how often.
         inner: of layers, those that other ranks hold, too.
         owned: that it updates in the optimizer step.
         accumulated: whose gradients a micro-batch adds to those before it.
     """
 
     units: FsdpUnits
+    reduced: FsdpUnits
     counts: ExchangeCounts
     inner: FloatArray
     owned: FloatArray
@@ -392,7 +402,7 @@ def _once_a_step(blocks: BlockCosts, classes: Sequence[tuple[_StageParts, Stage 
     plans = blocks.plans.take(np.concatenate([parts.rows for parts, _ in classes]))
     exchange, updates = blocks.step_exchange(plans, held), blocks.updates(plans, held)
     return [
-        parts.once(stage, take_rows(exchange, rows), _summed(updates, rows), held.counts.take(rows))
+        parts.once(stage, take_rows(exchange, rows), _summed(updates, rows), take_rows(held, rows))
         for (parts, stage), rows in zip(classes, np.split(np.arange(ends[-1]), ends[:-1]), strict=True)
     ]
 
@@ -452,6 +462,9 @@ class _StageParts:
         forward, backward = (self._device(stage, phase) for phase in (Phase.FORWARD, Phase.BACKWARD))
         call = self._call(stage)
         forward_exchange, backward_exchange = self._exchange(stage)
+        if self._offload is not None and self._offload.activations:
+            moved = self._to_host(stage, self._offload)
+            forward_exchange, backward_exchange = forward_exchange + moved, backward_exchange + moved
         host_sync_s, drained_s = self._host_sync_s(stage, call)
         recomputed = Recomputation.of(self.plans, blocks.architecture, blocks.machine.framework).experts[:, None]
         queue = self.queue(call)
@@ -479,22 +492,24 @@ class _StageParts:
         )
 
     def once(
-        self, stage: Stage | Stages, exchange: StepExchange, updates: dict[Phase, PhaseCost], counts: ExchangeCounts
+        self, stage: Stage | Stages, exchange: StepExchange, updates: dict[Phase, PhaseCost], held: _Held
     ) -> _Once:
-        """What a stage does once a step, given what it exchanges how often, and its work."""
+        """What a stage does once a step, given what it exchanges, its work, and what a GPU has of its parameters."""
         return _Once(
             updates=updates,
             exchange=exchange.with_exposed(self._tied(stage) + self._comm.norm_s()),
-            counts=counts,
+            counts=held.counts,
             added_tensors=self._added(stage),
             tensors=self._tensors(stage),
+            host_update_s=self._host_update_s(held.owned),
         )
 
     def held(self, stage: Stage | Stages) -> _Held:
         """What a GPU of a stage has of its parameters."""
-        memory, shard, units = self.memory, self.memory.shard(stage), self.memory.units(stage)
+        memory, shard, units = self.memory, self.memory.trained(stage), self.memory.units(stage)
         return _Held(
             units=units,
+            reduced=memory.reduced_units(stage),
             inner=units.dense + np.where(memory.expert_copies > 1, units.expert, 0.0),
             counts=ExchangeCounts.of(self.plans, self._blocks.machine.framework, stage.first),
             owned=memory.owned(shard),
@@ -533,6 +548,7 @@ class _StageParts:
             runs_dry=False,
             recompute_sync_s=nothing_s,
             pipeline_fill_comm_s=np.zeros(plans),
+            host_update_s=nothing_s,
         )
 
     def _forward_host_s(self, stage: Stage | Stages) -> FloatArray:
@@ -596,10 +612,29 @@ class _StageParts:
         sent, received = self._comm.pipeline_p2p(first=stage.embedding, last=stage.head)
         return take_rows(forward, held.place) + sent, take_rows(backward, held.place) + received
 
+    @property
+    def _offload(self) -> HostOffload | None:
+        return self._blocks.machine.framework.offload
+
+    def _to_host(self, stage: Stage | Stages, offload: HostOffload) -> Exchange:
+        """Activations of one micro-batch on their way to the host or back."""
+        kinds = zip(self._blocks.kinds, stage.layers, strict=True)
+        kept_B = sum((count * self.memory.kept(kind)[0] for kind, count in kinds), np.zeros(len(self.plans)))
+        return copied(offload, kept_B, self._blocks.machine.network)
+
+    def _host_update_s(self, owned: FloatArray) -> FloatArray:
+        """Time in which the host updates parameters, [P]."""
+        if self._offload is None or not self._offload.optimizer:
+            return np.zeros(len(self.plans))
+        framework = self._blocks.machine.framework
+        parameter_B = self._batch.element_size_B
+        return update_s(self._offload, owned, parameter_B=parameter_B, update_B=framework.host_update_B)
+
     def _tied(self, stage: Stage | Stages) -> FloatArray:
         """Gradients of an embedding that the head on another stage shares."""
         architecture = self._blocks.architecture
-        if not architecture.tied or stage.embedding == stage.head:
+        frozen = self._blocks.machine.framework.lora is not None
+        if frozen or not architecture.tied or stage.embedding == stage.head:
             return np.zeros(len(self.plans))
         return self._comm.embedding_grad_all_reduce(parameters(architecture).embedding, self._blocks.machine.gradient_B)
 
@@ -644,8 +679,10 @@ class _StageParts:
         return zip(stage.layers, self._blocks.layer_blocks, strict=True)
 
     def _tensors(self, stage: Stage | Stages) -> int | FloatArray:
-        """Of all layers, in all plans or in each, [P]."""
-        return sum(n * layer.parameter_tensors() for n, layer in self._layers(stage))
+        """Of parameters that are trained, two of each adapter or all; in all plans or in each, [P]."""
+        if self._blocks.machine.framework.lora is None:
+            return sum(n * layer.parameter_tensors() for n, layer in self._layers(stage))
+        return sum(n * 2 * adapted(layer.operators(self._batch), self._batch) for n, layer in self._layers(stage))
 
     def _added(self, stage: Stage | Stages) -> FloatArray:
         """Tensors whose gradients the mean micro-batch adds to what is there; on one GPU they are left out."""

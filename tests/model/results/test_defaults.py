@@ -56,11 +56,13 @@ OTHERWISE: dict[str, list[Any]] = {
     "compile": [True],
     "cuda_graphs": [True],
     "cross_entropy": ["plain", "fused"],
+    "deterministic": [True],
     "gradient_dtype": ["bf16", "fp32"],
     "micro_batches_per_schedule": [2, 4],
     "cp_comm": ["a2a", "all_gather", "a2a-2+p2p"],
     "dropout": [True],
     "optimizer": [{"exp_avg": "bf16"}, {"exp_avg": "int8"}],
+    "offload": [{"optimizer": 1.0}, {"activations": 0.5}],
     "stage_layers": [[13, 11]],
     "backend": ["megatron-core", "megatron"],
     "clock_MHz": [1200.0],
@@ -69,6 +71,7 @@ OTHERWISE: dict[str, list[Any]] = {
     "cluster.internode": ["ethernet-100g"],
     "parallel.ep": [2, 4],
     "parallel.etp": [1, 2],
+    "routing.products": ["each"],
     "routing.dispatch": ["deepep"],
     "routing.dispatch_overlap": [True],
     "routing.dispatch_dtype": ["fp8"],
@@ -88,7 +91,17 @@ OTHERWISE: dict[str, list[Any]] = {
 }
 # What is no assumption: names; what a plan trains, whether it is ever interrupted, where nothing is cut off, and by
 # which rule its tokens find experts; the GPU as it is described; degrees, whose product is the GPUs.
-NO_ASSUMPTION = {"name", "mode", "layers", "tokens", "failures", "site.currency", "cluster.gpus", "cluster.gpu_variant"}
+NO_ASSUMPTION = {
+    "name",
+    "mode",
+    "layers",
+    "lora",
+    "tokens",
+    "failures",
+    "site.currency",
+    "cluster.gpus",
+    "cluster.gpu_variant",
+}
 NO_ASSUMPTION |= {f"routing.{rule}" for rule in ("router", "top_k", "normalize", "capacity_factor", "residual")}
 NO_ASSUMPTION |= {f"routing.{rule}" for rule in ("jitter", "temperature", "balance_loss", "z_loss", "bias_rate")}
 NO_ASSUMPTION |= {f"parallel.{degree}" for degree in ("dp", "tp", "pp", "cp")}
