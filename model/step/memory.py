@@ -95,7 +95,7 @@ class MemoryModel:
         self._embedding = EmbeddingBlock(architecture=architecture)
         self._head = HeadBlock(architecture=architecture)
         overhead = {name: p.value for name, p in calibration.memory.parameters.items()}
-        self.context_B = overhead["context"]
+        self.context_B = overhead["context"] if framework.context_B is None else framework.context_B
         self.workspace_B = _workspace_B(framework, calibration.gpu, overhead["workspace"])
         self.fragmentation = overhead["fragmentation"]
 
