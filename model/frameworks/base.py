@@ -198,6 +198,7 @@ class Framework:
             the head's among them; else layers count alike.
         gathers_keys: ranks of context parallelism gather keys and values, once a pass, beside attention to their own;
             else these go around a ring, a message beside attention to each block.
+        cp_comm: how they reach keys and values where a plan says so (`plan.context_comm`).
         shards_experts: tensor parallelism cuts experts too; else whole experts lie on a GPU, and tensor-parallel ranks
             take part in expert parallelism (Megatron's expert_tensor_parallel_size 1).
         dispatches_all_tokens: every tensor-parallel rank sends the rows of all of its tokens, and first how many go to
@@ -265,6 +266,7 @@ class Framework:
     message_copy_Bps: float = math.inf
     cuts_messages: bool = False
     gathers_keys: bool = False
+    cp_comm: str | None = None
     cuts_by_cost: bool = False
     shards_experts: bool = True
     dispatches_all_tokens: bool = False

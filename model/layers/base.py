@@ -238,7 +238,7 @@ class LayerComm:
     backward_launches: FloatArray | float = 0.0
     skew: FloatArray | None = None
     once: Moe | None = None
-    group: Literal["etp", "experts"] | None = None
+    group: Literal["etp", "experts", "cp_a2a", "cp_ring"] | None = None
 
 
 class Block(ABC):

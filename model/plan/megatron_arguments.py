@@ -98,8 +98,7 @@ LEFT_OUT: dict[str, str] = {
     "tp-comm-overlap": "communication of tensor parallelism overlaps as the framework does it",
     "tp-comm-overlap-cfg": "communication of tensor parallelism overlaps as the framework does it",
     "delay-wgrad-compute": "weights' gradients are made with the inputs'",
-    "cp-comm-type": "keys and values go round in a ring",
-    "hierarchical-context-parallel-sizes": "keys and values go round in one ring",
+    "cp-comm-type": "the first layer's way is every layer's",
     "moe-latent-size": "rows go to experts in the model's width",
     "fp8-param-gather": "parameters are gathered as the framework does it",
     "first-last-layers-bf16": "all layers multiply in 8 bits",
@@ -176,7 +175,7 @@ _OF_PLAN = frozenset(
         "overlap-moe-expert-parallel-comm",
         *("cuda-graph-impl", "enable-cuda-graph", "external-cuda-graph", "cuda-graph-warmup-steps"),
         *("hidden-dropout", "attention-dropout", "attention-backend", "flash-attention-version"),
-        "num-distributed-optimizer-instances",
+        *("num-distributed-optimizer-instances", "cp-comm-type", "hierarchical-context-parallel-sizes"),
         *("ddp-average-in-collective", "ddp-pad-buckets-for-high-nccl-busbw"),
         *("decoder-first-pipeline-num-layers", "decoder-last-pipeline-num-layers", "pipeline-model-parallel-layout"),
         *("account-for-embedding-in-pipeline-split", "account-for-loss-in-pipeline-split"),
@@ -231,7 +230,6 @@ def _is_known(name: str) -> bool:
 # values of arguments in LEFT_OUT that say what is assumed anyway
 _AS_ASSUMED: dict[str, tuple[str, ...]] = {
     "optimizer": ("adam",),
-    "cp-comm-type": ("p2p",),
     "recompute-num-layers": ("1",),
     "transformer-impl": ("transformer_engine",),
 }
@@ -241,7 +239,14 @@ _DROPOUT = "0.1"  # of attention and of blocks, where the arguments don't say (t
 def _is_left_out(name: str, given: Arguments) -> bool:
     if name == "recompute-num-layers" and given.get("recompute-method") == "block":
         return False
+    if name == "cp-comm-type":
+        return len(set(_words(given[name]))) > 1
     return name in LEFT_OUT and str(given[name]).strip() not in _AS_ASSUMED.get(name, ())
+
+
+def _words(value: Any) -> list[str]:
+    """Of a value that may be a list, or one as text."""
+    return re.findall(r"[a-z0-9_+]+", str(value))
 
 
 class _Said:
@@ -475,6 +480,7 @@ def _software(said: _Said) -> dict[str, Any]:
         "cuda_graphs": _is_replayed(said) or None,
         "gradient_dtype": "bf16" if reduced else "fp32",
         "cross_entropy": "fused" if fused else "plain",
+        "cp_comm": _context_comm(said),
         "dropout": any(float(said.word(f"{kind}-dropout", _DROPOUT)) > 0 for kind in ("hidden", "attention")),
         "optimizer": _optimizer(said),
     }
@@ -487,6 +493,14 @@ def _optimizer(said: _Said) -> dict[str, str] | None:
     moments = {name: said.word(f"{name.replace('_', '-')}-dtype", "fp32") for name in ("exp_avg", "exp_avg_sq")}
     master = said.word("main-params-dtype", "fp32")
     return moments | {"master": "remainder" if master == "fp32" else master}  # store_param_remainders is the default
+
+
+def _context_comm(said: _Said) -> str | None:
+    """How keys and values are reached, of the first layer where each has its own; None: around a ring, the default."""
+    kind, *_ = _words(said.word("cp-comm-type", "p2p")) or ["p2p"]
+    if kind == "a2a+p2p":
+        return f"a2a-{_words(said.word('hierarchical-context-parallel-sizes', '1'))[0]}+p2p"
+    return None if kind == "p2p" else kind
 
 
 def _is_replayed(said: _Said) -> bool:

@@ -17,6 +17,7 @@ from moemodel.model.hardware.gpu import Gpu, GpuVariant, read_gpu
 from moemodel.model.hardware.link import Link
 from moemodel.model.plan.clock import AskedClock, Clock, asked_clock, check_clocks
 from moemodel.model.plan.clock import Clock_MHz as Clock_MHz
+from moemodel.model.plan.context_comm import CpComm
 from moemodel.model.plan.failures import FailuresSpec
 from moemodel.model.plan.optimizer_states import OptimizerStates, check_optimizer, needs_shards
 from moemodel.model.plan.paths import NamesFiles
@@ -266,6 +267,11 @@ class Plan(NamesFiles):
     )
     gradient_dtype: Literal["bf16", "fp32"] | None = Field(
         default=None, description="type that gradients are summed in; null: as the framework does"
+    )
+    cp_comm: CpComm | None = Field(
+        default=None,
+        description="how context-parallel ranks reach keys and values: p2p, all_gather, a2a (Ulysses) or a2a-N+p2p; "
+        "null: as the framework does",
     )
     dropout: Switch | None = Field(
         default=None,

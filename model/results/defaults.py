@@ -46,6 +46,8 @@ def _choices(plan: Plan, architecture: Architecture, machine: System) -> Iterato
         yield "parallel.virtual_stages", p.virtual_stages
         yield "micro_batches_per_schedule", plan.micro_batches
         yield "stage_layers", "as evenly as they go"
+    if p.cp > 1:
+        yield "cp_comm", f"as {plan.backend} reaches keys and values"
     if p.dp * p.cp > 1:
         yield "parallel.zero_stage", p.zero_stage
         if p.zero_stage:

@@ -55,6 +55,7 @@ _FIXED = (
     "sequence_length",
     "global_batch",
     "precision",
+    "cp_comm",
     "dropout",
     "optimizer",
     "stage_layers",
@@ -226,7 +227,12 @@ def _is_candidate(problem: SearchProblem, plan: Plan, calibration: Calibration) 
 
 def _rules_of(problem: SearchProblem) -> list[PlanRule]:
     document = problem.document
-    shapes = architecture_rules(problem.architecture, sequence_length=document.sequence_length, skew=skew_of(document))
+    shapes = architecture_rules(
+        problem.architecture,
+        sequence_length=document.sequence_length,
+        skew=skew_of(document),
+        cp_comm=document.cp_comm,
+    )
     framework = framework_of(document.backend)
     degrees = degree_rules(
         global_batch=document.global_batch,

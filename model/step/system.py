@@ -15,6 +15,7 @@ from moemodel.model.frameworks.track_record import TrackRecord, track_records, w
 from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.network.cluster import Internode, cluster_network, read_internode
 from moemodel.model.network.collectives import Network
+from moemodel.model.plan.context_comm import ALL_GATHER
 from moemodel.model.plan.router_policies import form_as_asked
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
@@ -176,6 +177,8 @@ def framework_as_run(plan: Plan) -> Framework:
         framework = replace(framework, precisions={**framework.precisions, plan.precision: recipe})
     if plan.dropout is not None:
         framework = replace(framework, dropout=plan.dropout)
+    if plan.cp_comm is not None and not (plan.cp_comm == ALL_GATHER and framework.gathers_keys):
+        framework = replace(framework, cp_comm=plan.cp_comm, gathers_keys=False)
     if plan.mode == "inference":
         framework = replace(framework, forward_only=True, synchronizes_every_pass=True, program_chooses=False)
     if plan.routing.dispatch_dtype is not None:

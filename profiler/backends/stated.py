@@ -12,6 +12,7 @@ _LEFT_TO_THE_PROGRAM = (
     "cuda_graphs",
     "cross_entropy",
     "gradient_dtype",
+    "cp_comm",
     "dropout",
     "optimizer",
     "micro_batches_per_schedule",

@@ -49,6 +49,7 @@ def _outside(plan: Plan) -> Iterator[str]:
         ("cross_entropy", "plain"),
         ("gradient_dtype", "bf16"),
         ("micro_batches_per_schedule", None),
+        ("cp_comm", None),
         ("dropout", False),
         ("optimizer", None),
         ("stage_layers", None),

@@ -58,6 +58,7 @@ OTHERWISE: dict[str, list[Any]] = {
     "cross_entropy": ["plain", "fused"],
     "gradient_dtype": ["bf16", "fp32"],
     "micro_batches_per_schedule": [2, 4],
+    "cp_comm": ["a2a", "all_gather", "a2a-2+p2p"],
     "dropout": [True],
     "optimizer": [{"exp_avg": "bf16"}, {"exp_avg": "int8"}],
     "stage_layers": [[13, 11]],
