@@ -29,6 +29,7 @@ MEGATRON_DEEPSPEED = Framework(
     # by Sailor's profile of layers without tensor parallelism on a GH200 (sailor_planner/profiles/OPT-350/GH-96, torch
     # 2.5): 1 to 4 sequences forward and backward; backward passes over more than 2 GB of scores take longer still
     plain_softmax_time=1.25,
+    host_update_B=4 * 4.0 + 3 * 4.0 + 2.0,  # DeepSpeed's, as in `deepspeed`
     pipeline="deepspeed",  # Sailor's deepspeed/pipe_engine.py too cuts what it sends, whatever the configuration says
     # `torch.zeros(...).cuda()` in Sailor's deepspeed/utils.py, reconstruct_tensor: pages that are touched first and not
     # pinned; so fast by its pipelines of 2 and 4 stages

@@ -236,6 +236,11 @@ class AttentionBlock(Block):
         per_score = batch.element_size_B + (_MASK + batch.element_size_B if batch.framework.dropout else 0.0)
         return np.asarray(per_score * batch.tokens * heads * batch.seq)
 
+    def buffer_B(self, batch: MicroBatch) -> FloatArray:
+        """Scores, where the framework multiplies queries and keys into what stays."""
+        scores = batch.tokens * (self.spec.heads / batch.tp) * batch.seq
+        return np.asarray(batch.element_size_B * scores * batch.framework.keeps_score_buffer)
+
     # ---- communication ----------------------------------------------------------------------------------------------
 
     def collectives(self, batch: MicroBatch) -> Iterator[LayerComm]:

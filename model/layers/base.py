@@ -287,6 +287,10 @@ class Block(ABC):
         """Bytes of gradients inside it at most, beyond the tensors that its backward pass has freed by then. [P]"""
         return np.zeros(batch.plans)
 
+    def buffer_B(self, batch: MicroBatch) -> FloatArray:
+        """Bytes that it works in and leaves to the next layer. [P]"""
+        return np.zeros(batch.plans)
+
     def products_keep_input(self) -> bool:
         """Whether products alone read its input, which they may keep in 8 bits."""
         return True

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from moemodel.model.architecture.spec import Architecture, Attention, Layer, Moe
+from moemodel.model.architecture.spec import Architecture, Attention, Layer, Moe, StateSpace
 from moemodel.model.core.arrays import BoolArray, IntArray
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.frameworks.registry import framework_of, frameworks_with
@@ -383,14 +383,34 @@ def _layer_rules(layer: Layer, layers: list[Layer], experts: list[int], skew: fl
         yield _divides("heads", "tp", "the attention heads", attention.heads, [a.heads for a in attentions])
         if attention.latent is None:
             yield _shares_keys(attention, attentions)
+    if layer.state_space is not None:
+        yield from _state_space_rules(layer.state_space)
     feed_forward = layer.feed_forward
+    if feed_forward is None:
+        return
+    widths = [each.feed_forward.width for each in layers if each.feed_forward is not None]
     if isinstance(feed_forward, Moe):
         yield _divides("experts", "ep", "the experts", feed_forward.experts, experts)
         yield _skewed(feed_forward, skew)
-        yield _expert_width(feed_forward.width, [each.feed_forward.width for each in layers])
-    widths = [each.feed_forward.width for each in layers]
+        yield _expert_width(feed_forward.width, widths)
     by_tp = _divides("width", "tp", "the feed-forward width", feed_forward.width, widths)
     yield _unless_cut_otherwise(by_tp, isinstance(feed_forward, Moe)) if experts else by_tp
+
+
+def _state_space_rules(state_space: StateSpace) -> Iterator[PlanRule]:
+    """Tensor parallelism cuts its groups and heads, context parallelism heads (Megatron-LM, ssm/mamba_mixer.py)."""
+    heads, groups = state_space.heads, state_space.groups
+    yield _divides("groups", "tp", "the groups of a state space", groups, [groups])
+    yield PlanRule(
+        key="state_space_heads",
+        summary=f"tp cp does not divide the heads of a state space ({heads})",
+        needs=_needs("tp cp"),
+        is_violated=lambda c: heads % (c["tp"] * c["cp"]) != 0,
+        message=lambda c: (
+            f"parallel.cp: found {c['cp']} beside tp {c['tp']}; allowed: products that divide the {heads} heads of a "
+            "state space, which cp cuts"
+        ),
+    )
 
 
 def _sizes(sizes: Iterable[int]) -> str:

@@ -58,6 +58,7 @@ _FIXED = (
     "cp_comm",
     "dropout",
     "optimizer",
+    "offload",
     "stage_layers",
     "backend",
     "power_cap_W",
@@ -67,6 +68,7 @@ _NOT_SEARCHED = (
     "compile",
     "cuda_graphs",
     "cross_entropy",
+    "deterministic",
     "gradient_dtype",
     "micro_batches_per_schedule",
 )  # a search leaves them out
