@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from moemodel.model.core.dtypes import Dtype
 from moemodel.model.frameworks.moe_form import PLAIN_FORM, MoeForm
@@ -111,6 +111,20 @@ class HostFactors:
     forward: float = 1.0
     backward: float = 1.0
     step: float = 1.0
+
+
+# Linear layers that may have an adapter: the products of attention's inputs and of its output, the first and the last
+# of a dense feed-forward block (Megatron-Bridge's linear_qkv, linear_proj, linear_fc1 and linear_fc2)
+AdaptedLinear = Literal["qkv", "proj", "fc1", "fc2"]
+ADAPTED: tuple[AdaptedLinear, ...] = get_args(AdaptedLinear)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Low-rank adapters of some linear layers, beside which all else is frozen."""
+
+    rank: int
+    targets: tuple[AdaptedLinear, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +251,7 @@ class Framework:
         gradient_wire_B: bytes of a gradient element that is exchanged; None: as in memory.
 
         offload: what the host keeps where a plan says so.
+        lora: adapters, beside which all is frozen, where a plan says so.
         forward_only: nothing is trained: a step is its forward passes, of which nothing is kept.
     """
 
@@ -310,6 +325,7 @@ class Framework:
     gradient_wire_B: float | None = None
 
     offload: HostOffload | None = None
+    lora: Lora | None = None
     forward_only: bool = False
 
     def wire_B(self, precision: Precision) -> float:
