@@ -149,6 +149,11 @@ class Framework:
             collective or message is one call.
         busy_waits: a GPU that waits for others does so in a collective's kernel, which draws power.
 
+        checks_collectives: a plan asks torch to compare every collective over the hosts of its ranks beforehand
+            (`step.collective_checks`).
+        message_s: that a stage waits for the host around every message that says of what shape a tensor is, and around
+            the tensor; of the `described` pipeline.
+
         moe: form of its Mixture-of-Experts block.
         host_factors: host time of its kernels over that of torch's.
 
@@ -180,17 +185,24 @@ class Framework:
             `distributed-optimizer` (Megatron's), or `flattened`: gradients are copied into one buffer, scaled,
             all-reduced under any ZeRO stage and copied back, behind nothing (DeepSpeed, FastMoE).
         replicates_shards: ZeRO may shard over groups of ranks, each for itself (`parallel.replicas`).
+        all_reduces: gradients are all-reduced under ZeRO 1, too, rather than scattered.
+        gradient_bucket_B: without ZeRO they are, in messages of so many bytes of 16-bit gradients; None: in one.
+        gathered_tensor_s: of each tensor and each rank that has a part of it, to copy that part to its place when ZeRO
+            has gathered parameters.
         reduce_bucket_B: of the buffer that gradients under ZeRO are reduced in, allocated for a backward pass whatever
             the size of the model; `largest_expert_group`: parameters of experts that the optimizer steps together.
         steps_whole_experts_along: where experts are not spread over ranks, the optimizer steps them in one group with
             all other parameters; else always apart.
         pipeline: `torch` (torch.distributed.pipelining: a buffer for every message, for which the host does not wait),
-            `megatron` (a stage sends and receives together), or `deepspeed` (one message after another, each cut among
-            tensor-parallel ranks, which gather it again).
+            `megatron` (a stage sends and receives together), `deepspeed` (one message after another, each cut among
+            tensor-parallel ranks, which gather it again), or `described` (one after another, each tensor behind two
+            messages that say its shape).
         cuts_messages: where all tensor-parallel ranks of a stage hold the same activation, each sends a part of it, and
             those of the next stage gather it (Narayanan et al. 2021, section 4.1); of the `megatron` pipeline.
         cuts_by_cost: a pipeline's stages take layers until they have more than their share of the products' weights,
             the head's among them; else layers count alike.
+        gathers_inputs_again: under sequence parallelism a backward pass gathers the inputs of products again, beside the
+            product that gives their gradient.
         gathers_keys: ranks of context parallelism gather keys and values, once a pass, beside attention to their own;
             else these go around a ring, a message beside attention to each block.
         shards_experts: tensor parallelism cuts experts too; else whole experts lie on a GPU, and tensor-parallel ranks
@@ -231,6 +243,8 @@ class Framework:
     synchronizes_every_pass: bool = False
     torch_launch: bool = False
     busy_waits: bool = False
+    checks_collectives: bool = False
+    message_s: float = 0.0
 
     moe: MoeForm = PLAIN_FORM
     host_factors: HostFactors = HostFactors()
@@ -250,12 +264,16 @@ class Framework:
 
     overlapped: frozenset[OverlapAxis] = frozenset()
     data_parallel: Literal["ddp-fsdp2", "distributed-optimizer", "flattened"] = "distributed-optimizer"
+    all_reduces: bool = False
+    gradient_bucket_B: float | None = None
+    gathered_tensor_s: float = 0.0
     replicates_shards: bool = False
     reduce_bucket_B: float = 0.0
     largest_expert_group: float = math.inf
     steps_whole_experts_along: bool = False
-    pipeline: Literal["torch", "megatron", "deepspeed"] = "megatron"
+    pipeline: Literal["torch", "megatron", "deepspeed", "described"] = "megatron"
     cuts_messages: bool = False
+    gathers_inputs_again: bool = False
     gathers_keys: bool = False
     cuts_by_cost: bool = False
     shards_experts: bool = True

@@ -23,6 +23,12 @@ NANOTRON = Framework(
     # as Megatron Core's layers without Transformer Engine, measured (megatron_core.py), whose functions of tensor
     # parallelism it has: assumed
     host_factors=HostFactors(forward=2.19, backward=1.51),
+    gathers_inputs_again=True,
+    all_reduces=True,
+    gradient_bucket_B=25 * 2.0**20,
+    gathered_tensor_s=4.5e-6,
+    pipeline="described",
+    message_s=1e-4,
     # what most of those runs hold grows with tp by two whole inputs a layer; later code gathers them again
     # (tp_recompute_allgather)
     keeps_norm_shards=False,

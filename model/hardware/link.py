@@ -14,7 +14,11 @@ from pydantic import Field
 from moemodel.model.core.documents import Real, Strict
 from moemodel.model.core.errors import InputError
 
-_Kind = Literal["infiniband", "ethernet"]
+_Kind = Literal["infiniband", "ethernet", "efa"]
+# Over EFA, whose packets may come in any order, NCCL runs no protocol but the simple one (aws/aws-ofi-nccl,
+# src/platform-aws.c, `force_proto_simple`; issue 76), and trees over more than two nodes reach 0.74 of what they do by
+# its own figures (median of all-reduces of 1 GiB over 4 to 64 nodes of eight H100: `presets/networks.json`, `efa-p5`)
+_TREES_OF_EFA = 0.74
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,16 @@ class Link(Strict):
         default=None, description="share of the bandwidth that large messages reach; null: as published tests did"
     )
     source: str = "the plan"
+
+    @property
+    def simple_alone(self) -> bool:
+        """Whether NCCL runs no other protocol over it."""
+        return self.network == "efa"
+
+    @property
+    def trees_reach(self) -> float:
+        """Of what rings and NCCL's own figures say, trees over more than two nodes."""
+        return _TREES_OF_EFA if self.network == "efa" else 1.0
 
     @property
     def reached(self) -> Reached:

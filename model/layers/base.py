@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -349,6 +349,16 @@ def tensor_parallel_reduction(batch: MicroBatch, size_B: FloatArray) -> Iterator
     yield tensor_parallel(batch, "all_reduce", size_B, forward=whole, backward=whole)
     yield tensor_parallel(batch, "reduce_scatter", size_B, forward=shares, backward=shares)
     yield tensor_parallel(batch, "all_gather", size_B, forward=shares, backward=shares)
+    yield from gathered_again(batch, size_B)
+
+
+def gathered_again(batch: MicroBatch, size_B: FloatArray) -> Iterator[LayerComm]:
+    """The input of a product under sequence parallelism, where a backward pass gathers it once more."""
+    if batch.framework.gathers_inputs_again:
+        again = tensor_parallel(
+            batch, "all_gather", size_B, forward=0.0, backward=np.asarray(batch.sequence_parallel, dtype=np.float64)
+        )
+        yield replace(again, overlap="always")
 
 
 def tensor_parallel(

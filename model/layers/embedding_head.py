@@ -15,7 +15,15 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.layers.base import LayerComm, LayerOp, MicroBatch, elementwise, linear, tensor_parallel
+from moemodel.model.layers.base import (
+    LayerComm,
+    LayerOp,
+    MicroBatch,
+    elementwise,
+    gathered_again,
+    linear,
+    tensor_parallel,
+)
 from moemodel.model.layers.layer import norm, norm_parameters
 from moemodel.model.operators.work import Kind, Shape
 
@@ -169,6 +177,7 @@ class HeadBlock:
         size_B = batch.element_size_B * batch.tokens * self.architecture.hidden
         whole, shares = 1 - batch.sequence_parallel, batch.sequence_parallel
         yield tensor_parallel(batch, "all_gather", size_B, forward=shares, backward=0.0)
+        yield from gathered_again(batch, size_B)
         if self.architecture.classes:  # whole on every rank
             return
         for numbers in (1, 2):

@@ -264,6 +264,11 @@ class Plan(NamesFiles):
     cuda_graphs: Switch | None = Field(
         default=None, description="passes are replayed as CUDA graphs, and not queued anew; null: they are queued"
     )
+    collective_checks: Switch | None = Field(
+        default=None,
+        description="torch's hosts compare every collective before it begins (TORCH_DISTRIBUTED_DEBUG=DETAIL); null: "
+        "they do not",
+    )
     gradient_dtype: Literal["bf16", "fp32"] | None = Field(
         default=None, description="type that gradients are summed in; null: as the framework does"
     )

@@ -39,6 +39,8 @@ from moemodel.model.step.communication_groups import Group, Groups, Overlappable
 
 _BUCKET_B = 25 * 2**20  # torch.nn.parallel.DistributedDataParallel, bucket_cap_mb
 _TENSORS = 7  # of a dense layer, that may fill a bucket each: four of attention, three of a gated block
+_LARGE_TENSORS = 3  # of a layer whose products are fused a mean byte is in a tensor of a third of it
+_HALF_B = 2.0  # of a 16-bit gradient
 _EXPERT_TENSORS = 2  # of an MoE layer: all experts' gate and up in one, and down (profiler.backends.torch_native.model)
 
 
@@ -180,7 +182,8 @@ class DataParallel:
         self._reductions_hide = "gradients" in framework.overlapped
         self._gathers_hide = "parameters" in framework.overlapped
         self._zero = plans.zero_stage
-        all_reduces = framework.data_parallel == "flattened"
+        all_reduces = framework.data_parallel == "flattened" or framework.all_reduces
+        self._bucket_B = framework.gradient_bucket_B
         self._reduction = Collective.ALL_REDUCE if all_reduces else Collective.REDUCE_SCATTER
         torch = framework.data_parallel == "ddp-fsdp2"
         self._spread = torch & (plans.ep > 1)
@@ -222,14 +225,15 @@ class DataParallel:
             if experts
             else np.minimum(self._gradient_B * units.embedding_parameters + _BUCKET_B / 2, size_B)
         )
+        messages: FloatArray | float = 1.0
         if not self._reductions_hide:
-            last_B = size_B
+            last_B, messages = size_B, self._messages(units)
         else:
             last_B = np.where(self._split_pass | (self._spread & experts), size_B, last_B)
         most = (_EXPERT_TENSORS if experts else _TENSORS) * np.maximum(units.layers, 1)
         buckets = np.clip((size_B - last_B) / _BUCKET_B, 1.0, most)
         behind_s = counts.reductions * self._some(Collective.ALL_REDUCE, size_B - last_B, buckets, group)
-        shown_s = counts.reductions * self._some(Collective.ALL_REDUCE, last_B, 1.0, group)
+        shown_s = counts.reductions * self._some(Collective.ALL_REDUCE, last_B, messages, group)
         return StepExchange(
             forward=OverlappableComm.none(len(size_B)),
             backward=self._groups.overlappable(Collective.ALL_REDUCE, behind_s),
@@ -237,8 +241,17 @@ class DataParallel:
             forward_passes=counts.reductions,
             backward_passes=counts.reductions,
             units=np.zeros_like(size_B),
-            buckets=counts.reductions * (np.where(behind_s > 0, buckets, 0.0) + (shown_s > 0)),
+            buckets=counts.reductions * (np.where(behind_s > 0, buckets, 0.0) + messages * (shown_s > 0)),
         )
+
+    def _messages(self, units: FsdpUnits) -> FloatArray | float:
+        """In which gradients are reduced that nothing hides. A bucket is closed by the tensor that fills it: it holds
+        half a tensor more than it has to."""
+        if self._bucket_B is None:
+            return 1.0
+        inner_B, ends_B = (_HALF_B * parameters for parameters in (units.dense, units.ends))
+        mean_B = self._bucket_B + inner_B / np.maximum(units.layers, 1) / (2 * _LARGE_TENSORS)
+        return np.maximum(inner_B / mean_B, 1.0 * (inner_B > 0)) + np.minimum(ends_B / self._bucket_B, 1.0)
 
     def _sharded(self, units: FsdpUnits, counts: ExchangeCounts, group: Group, *, replicas: Group) -> StepExchange:
         """ZeRO 1 to 3. A pass gathers, and a pass scatters, each layer and the ends; one layer and the ends show.

@@ -29,6 +29,8 @@ def kernels_as_asked(framework: Framework, plan: Plan) -> Framework:
         InputError: it asks for what the framework does not have.
     """
     found = _attention(_loss(_compiled(framework, plan), plan), plan)
+    if plan.collective_checks:
+        found = replace(found, checks_collectives=True)
     return replace(found, captured=True) if plan.cuda_graphs else found
 
 

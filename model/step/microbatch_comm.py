@@ -26,6 +26,8 @@ two. Under tensor parallelism each of its ranks sends a part of the tensor (`pip
 on by default in runtime/config.py) behind a few integers that describe it (`PartitionedTensor.to_meta`), and those that
 receive gather the parts. Megatron-LM of 2021 and 2022 cuts messages too (`cuts_messages`), unless sequence parallelism
 has done so already.
+Nanotron's stages (parallel/pipeline_parallel/p2p.py) say of each tensor what it is before they send it, in two messages
+whose contents the host reads, and wait for each; forward they send the mask of the sequences beside the activation.
 Over data-parallel ranks, once a step or a pass: `data_parallel`.
 """
 
@@ -119,7 +121,8 @@ class Attention:
 _LONG_ATTENTION = Attention(forward_s=np.array(np.inf), backward_s=np.array(np.inf))
 
 # Of a tensor of three dimensions that is cut in two, int64: three sizes and how many they are, parts, the rank's own,
-# where parts begin and end (deepspeed/runtime/utils.py, PartitionedTensor.to_meta); more parts hardly take longer
+# where parts begin and end (deepspeed/runtime/utils.py, PartitionedTensor.to_meta); more parts hardly take longer, and
+# nanotron's seven numbers and six sizes are as few
 _DESCRIPTION_B = 72.0
 
 _GRADIENT_B = 4.0  # of keys and values that go around while they are summed (convert_to_f32)
@@ -380,6 +383,11 @@ class Communication:
                 # a backward pass puts the parts of what the stage had sent together too (`_exec_backward_pass`)
                 self._one_after_another(received=not last, sent=not first, gathers=2),
             )
+        if self.framework.pipeline == "described":
+            return (
+                self._described(received=not first, sent=not last, tensors=2),
+                self._described(received=not last, sent=not first, tensors=1),
+            )
         if self.framework.pipeline != "torch":
             return self._sent_together(received=not first), self._sent_together(received=not last)
         before = self.plans.schedules.exchange(Messages.BEFORE_A_PASS)
@@ -418,6 +426,19 @@ class Communication:
         time_s = passes * (ends * (message_s + described_s) + gathers * gathered_s)
         calls = self._calls(messages=passes * (ends * np.where(tp > 1, 2.0, 1.0) + gathers * (tp > 1)))
         return self._hidden_or_not("pp", time_s, calls, overlaps=False)
+
+    def _described(self, *, received: bool, sent: bool, tensors: int) -> Exchange:
+        """What a pass waits for where two messages say what each tensor is.
+
+        Args:
+            received, sent: whether the pass does.
+            tensors: that go over a boundary, one of them the activation or its gradient.
+        """
+        small_s = self.groups.time_s(Collective.SEND_RECV, _DESCRIPTION_B, self.groups["pp"])
+        messages = 3 * tensors
+        one_s = self._message() + (messages - 1) * small_s + messages * self.framework.message_s
+        passes = np.where(self.plans.pp > 1, self.plans.virtual_stages, 0.0) * (float(received) + float(sent))
+        return self._hidden_or_not("pp", passes * one_s, self._calls(messages=passes * messages), overlaps=False)
 
     def pipeline_fill_comm_s(self) -> FloatArray:
         """Messages on the way of the first micro-batch to the last chunk and of the last one's gradient back, in every

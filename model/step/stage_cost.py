@@ -29,6 +29,7 @@ from moemodel.model.operators.work import Kind
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.dispatch import OF_DISPATCH, OVERLAPPED
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
+from moemodel.model.step.collective_checks import checks_s, step_checks_s
 from moemodel.model.step.communication_groups import Groups
 from moemodel.model.step.data_parallel import DataParallel, ExchangeCounts, FsdpUnits, StepExchange
 from moemodel.model.step.launch_overhead import ParallelHost
@@ -261,7 +262,8 @@ class StageCosts:
                 tensors=once.tensors,
                 counts=once.counts,
                 micro_batches=self.plans.micro_batches.astype(np.float64),
-            ),
+            )
+            + once.checks_s,
             host_step_s=passes.host_step_s,
             host_step_read=passes.host_step_read,
             step_read=passes.step_read,
@@ -310,6 +312,7 @@ class _Once:
         updates: work of the device, by the phase that it falls into.
         exchange: over data-parallel ranks; `counts` how often.
         added_tensors: whose gradients the mean micro-batch adds to what is there, [P]; `tensors` of the stage.
+        checks_s: host time of checks of what is exchanged, [P, 1].
     """
 
     updates: dict[Phase, PhaseCost]
@@ -317,6 +320,7 @@ class _Once:
     counts: ExchangeCounts
     added_tensors: FloatArray
     tensors: int
+    checks_s: FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -392,8 +396,8 @@ class _StageParts:
             call=call,
             layers_host=self._layers_host(stage),
             queued=HostCost(
-                forward_s=queue.queued_s(forward_exchange.calls, "forward"),
-                backward_s=queue.queued_s(backward_exchange.calls, "backward"),
+                forward_s=queue.queued_s(forward_exchange.calls, "forward") + self._checks_s(forward_exchange),
+                backward_s=queue.queued_s(backward_exchange.calls, "backward") + self._checks_s(backward_exchange),
             ),
             recomputed_calls=self._recomputed_calls(stage),
             host_step_s=self._host_step_s(stage),
@@ -417,13 +421,32 @@ class _StageParts:
             found.append(
                 _Once(
                     updates=take_rows(updates, size[rows]),
-                    exchange=own.with_exposed(self._tied(stage) + self._comm.norm_s()),
+                    exchange=own.with_exposed(self._tied(stage) + self._comm.norm_s() + self._put_in_place_s(stage)),
+                    checks_s=self._step_checks_s(own, held.counts.take(rows)),
                     counts=held.counts.take(rows),
                     added_tensors=self._added(stage),
                     tensors=self._tensors(stage),
                 )
             )
         return found
+
+    def _checks_s(self, exchange: Exchange) -> FloatArray:
+        """Of a micro-batch's collectives, where a plan asks for them, [P, 1]."""
+        if not self._blocks.machine.framework.checks_collectives:
+            return np.zeros((len(self.plans), 1))
+        return checks_s(exchange.calls, self._comm.groups)
+
+    def _step_checks_s(self, exchange: StepExchange, counts: ExchangeCounts) -> FloatArray:
+        """The same of a step's."""
+        if not self._blocks.machine.framework.checks_collectives:
+            return np.zeros((len(self.plans), 1))
+        return step_checks_s(exchange, counts, self._comm.groups)
+
+    def _put_in_place_s(self, stage: Stage) -> FloatArray:
+        """Copies of gathered parameters to their places, tensor by tensor and rank by rank, [P]."""
+        ranks = self._comm.groups["shards"][0]
+        gathers = (self.plans.zero_stage >= 1) & (ranks > 1)
+        return np.asarray(self._blocks.machine.framework.gathered_tensor_s * self._tensors(stage) * ranks * gathers)
 
     def _step_exchange(self, every: PlanBatch, held: _Held) -> StepExchange:
         """What data-parallel ranks exchange in a step, in each of these plans."""
@@ -454,8 +477,9 @@ class _StageParts:
         nothing_s, exchange = np.zeros((plans, 1)), self._exchange(stage)[0]
         call = HostCost(forward_s=self._forward_kernel_s(stage), backward_s=0.0)
         queue = self.queue(call)
+        checks_s = self._checks_s(exchange)
         idle_s = self._host_sync_s(stage, call)[0] + _CALLS_OF_A_DRAIN * call.forward_s
-        host_s = self._forward_host_s(stage) + queue.queued_s(exchange.calls, "forward")
+        host_s = self._forward_host_s(stage) + queue.queued_s(exchange.calls, "forward") + checks_s
         return StageCost(
             forward=self._device(stage, Phase.FORWARD),
             backward=PhaseCost.empty(plans, blocks.clocks),
