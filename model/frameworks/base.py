@@ -201,8 +201,10 @@ class Framework:
             those of the next stage gather it (Narayanan et al. 2021, section 4.1); of the `megatron` pipeline.
         cuts_by_cost: a pipeline's stages take layers until they have more than their share of the products' weights,
             the head's among them; else layers count alike.
-        gathers_inputs_again: under sequence parallelism a backward pass gathers the inputs of products again, beside the
-            product that gives their gradient.
+        gathers_inputs_again: under sequence parallelism a backward pass gathers the inputs of products again beside the
+            product that gives their gradient, which it scatters beside the one that gives the weight's.
+        copies_heads: kernels put queries, keys and values in order, keys and values together, and again in order.
+        eager_loss_B: bytes of a logit that plain kernels of the loss move, forward and backward; None: as torch's.
         gathers_keys: ranks of context parallelism gather keys and values, once a pass, beside attention to their own;
             else these go around a ring, a message beside attention to each block.
         shards_experts: tensor parallelism cuts experts too; else whole experts lie on a GPU, and tensor-parallel ranks
@@ -274,6 +276,8 @@ class Framework:
     pipeline: Literal["torch", "megatron", "deepspeed", "described"] = "megatron"
     cuts_messages: bool = False
     gathers_inputs_again: bool = False
+    copies_heads: bool = False
+    eager_loss_B: tuple[float, float] | None = None
     gathers_keys: bool = False
     cuts_by_cost: bool = False
     shards_experts: bool = True

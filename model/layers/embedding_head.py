@@ -136,7 +136,9 @@ class HeadBlock:
         width = self.architecture.head_outputs / self._shards(batch.tp)
         whole = LayerOp(kind=Kind.CROSS_ENTROPY, shape=Shape(m=batch.tokens, n=width))
         if batch.framework.eager_loss and not self.architecture.classes:
-            yield elementwise(batch.tokens * width, _CUT_LOSS, (_CUT_LOSS_BACKWARD,))
+            moved = batch.framework.eager_loss_B
+            forward, backward = (_CUT_LOSS, _CUT_LOSS_BACKWARD) if moved is None else (moved[0] / 2, moved[1] / 2)
+            yield elementwise(batch.tokens * width, forward, (backward,))
             return
         if self.architecture.classes or not batch.adds_kernels("tp"):
             yield whole

@@ -118,6 +118,15 @@ class Attention:
     backward_s: FloatArray
 
 
+@dataclass(frozen=True, kw_only=True)
+class Products:
+    """How long a layer's products take in a pass of one micro-batch, s. [P]."""
+
+    forward_s: FloatArray
+    backward_s: FloatArray
+
+
+_BESIDE = 3.0  # of a layer's products in a backward pass, a third run beside what is gathered, a third beside the rest
 _LONG_ATTENTION = Attention(forward_s=np.array(np.inf), backward_s=np.array(np.inf))
 
 # Of a tensor of three dimensions that is cut in two, int64: three sizes and how many they are, parts, the rank's own,
@@ -161,15 +170,21 @@ class Communication:
     # ---- blocks ---------------------------------------------------------------------------------------------------
 
     def layer(
-        self, layer: Layer, *, axis: str | None = None, attention: Attention | None = None
+        self,
+        layer: Layer,
+        *,
+        axis: str | None = None,
+        attention: Attention | None = None,
+        products: Products | None = None,
     ) -> tuple[Exchange, Exchange]:
         """Forward and backward of one layer; a pass that recomputes repeats what the forward pass sent.
 
-        `axis`: of the mesh, whose communication alone is meant; None: all. `attention`: how long it takes; None: long.
+        `axis`: of the mesh, whose communication alone is meant; None: all. `attention`, `products`: how long they take;
+        None: long.
         """
         blocks = layer_blocks(layer, self.architecture.hidden)
         collectives = [comm for comm in blocks.collectives(self.batch) if axis in (None, comm.axis)]
-        forward, backward = self.priced(collectives, attention)
+        forward, backward = self.priced(collectives, attention, products)
         again, to_experts = self._again, self._again.part("moe")
         backward = backward + forward.times(again.layers)
         if to_experts.any():
@@ -188,7 +203,12 @@ class Communication:
         """Forward and backward of final norm, head and loss."""
         return self.priced(HeadBlock(architecture=self.architecture).collectives(self.batch))
 
-    def priced(self, collectives: Iterable[LayerComm], attention: Attention | None = None) -> tuple[Exchange, Exchange]:
+    def priced(
+        self,
+        collectives: Iterable[LayerComm],
+        attention: Attention | None = None,
+        products: Products | None = None,
+    ) -> tuple[Exchange, Exchange]:
         """Time of collectives in a forward and in a backward pass."""
         forward, backward = self.none(), self.none()
         for comm in collectives:
@@ -203,9 +223,19 @@ class Communication:
             time_s, beside_s = self._time_s(comm, group)
             there = self._exchange(comm, time_s * comm.forward, comm.forward_launches)
             back = self._exchange(comm, time_s * comm.backward, comm.backward_launches)
+            if comm.overlap == "products" and products is not None:
+                there, back = self._beside(there, products.forward_s), self._beside(back, products.backward_s)
             forward = forward + replace(there, beside_s=beside_s * comm.forward)
             backward = backward + replace(back, beside_s=beside_s * comm.backward)
         return forward, backward
+
+    @staticmethod
+    def _beside(exchange: Exchange, products_s: FloatArray) -> Exchange:
+        """What hides, where no more of a layer's products run beside it than `_BESIDE` says. Blocks with collectives
+        have two of three products' weights, so that both may hide behind a third of all."""
+        found = exchange.overlappable
+        hideable_s = np.minimum(found.hideable_s, products_s / (2 * _BESIDE))
+        return replace(exchange, overlappable=replace(found, hideable_s=hideable_s))
 
     def _ring(self, comm: LayerComm, group: Group, attention: Attention) -> tuple[Exchange, Exchange]:
         """Keys and values around a ring of c ranks, each message behind attention to one block, a c-th of all.
@@ -286,7 +316,7 @@ class Communication:
         none = np.zeros(len(self.plans))
         queued = {} if comm.launch is None else {comm.launch: launches + none}
         calls = self._calls(**queued)
-        overlaps = comm.overlap == "always" or (comm.overlap == "framework" and comm.axis in self.framework.overlapped)
+        overlaps = comm.overlap in ("always", "products") or (comm.overlap == "framework" and comm.axis in self.framework.overlapped)
         if comm.axis == "ep" and comm.overlap == "framework" and self._dispatch_is_told:
             return self._behind_another(comm, time_s, calls, overlaps=overlaps)
         return self._hidden_or_not(comm.axis, time_s, calls, overlaps=overlaps)

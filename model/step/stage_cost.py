@@ -35,7 +35,7 @@ from moemodel.model.step.data_parallel import DataParallel, ExchangeCounts, Fsdp
 from moemodel.model.step.launch_overhead import ParallelHost
 from moemodel.model.step.layer_operators import Workload, accumulated_fraction
 from moemodel.model.step.memory import Memory, MemoryModel, fullest
-from moemodel.model.step.microbatch_comm import Attention, Communication, Exchange
+from moemodel.model.step.microbatch_comm import Attention, Communication, Exchange, Products
 from moemodel.model.step.recomputation import Recomputation
 from moemodel.model.step.system import System
 
@@ -138,7 +138,10 @@ class BlockCosts:
         )
         repeated = [workload.repeatable(layer) for layer in self.kinds] if plans.recompute.any() else []
         passes = [*(workload.passes(layer) for layer in self.kinds), workload.embedding(), workload.head()]
-        self._exchanged(plans.take(first), self._attention(passes[: len(self.kinds)], alike, place))
+        layers = passes[: len(self.kinds)]
+        self._exchanged(
+            plans.take(first), self._attention(layers, alike, place), self._products(layers, alike, place)
+        )
         priced = self.pricer.blocks([*passes, *(calls for parts in repeated for calls in parts.values())], len(alike))
         *self.layers, self.embedding, self.head = (take_rows(lanes, place) for lanes in priced[: len(passes)])
         self.recomputed_calls = [np.zeros(len(first)) for _ in self.kinds]
@@ -152,22 +155,37 @@ class BlockCosts:
         """Time of flash attention in each kind of layer at the highest clock, [U]; None: no rings."""
         if not ((self.plans.cp > 1).any() and self.machine.framework.flash_attention):
             return [None] * len(passes)
-        cores = [[call for call in calls if call.kind in _CORES] for calls in passes]
-        nothing = PhaseCost.empty(len(alike), self.clocks)
-        taken_s = [
-            [lanes.get(phase, nothing).time_s_UK[place, -1] for phase in (Phase.FORWARD, Phase.BACKWARD)]
-            for lanes in self.pricer.blocks(cores, len(alike))
-        ]
+        taken_s = self._taken_s(passes, _CORES, alike, place)
         return [Attention(forward_s=forward_s, backward_s=backward_s) for forward_s, backward_s in taken_s]
 
-    def _exchanged(self, shapes: PlanBatch, attention: list[Attention | None]) -> None:
+    def _products(self, passes: list[list[Call]], alike: IntArray, place: IntArray) -> list[Products | None]:
+        """The same of products; None: nothing runs beside them alone."""
+        if not ((self.plans.tp > 1).any() and self.machine.framework.gathers_inputs_again):
+            return [None] * len(passes)
+        taken_s = self._taken_s(passes, (Kind.GEMM,), alike, place)
+        return [Products(forward_s=forward_s, backward_s=backward_s) for forward_s, backward_s in taken_s]
+
+    def _taken_s(
+        self, passes: list[list[Call]], kinds: tuple[Kind, ...], alike: IntArray, place: IntArray
+    ) -> list[list[FloatArray]]:
+        """By operators of these kinds in either pass of each kind of layer, at the highest clock, [U] each."""
+        some = [[call for call in calls if call.kind in kinds] for calls in passes]
+        nothing = PhaseCost.empty(len(alike), self.clocks)
+        return [
+            [lanes.get(phase, nothing).time_s_UK[place, -1] for phase in (Phase.FORWARD, Phase.BACKWARD)]
+            for lanes in self.pricer.blocks(some, len(alike))
+        ]
+
+    def _exchanged(
+        self, shapes: PlanBatch, attention: list[Attention | None], products: list[Products | None]
+    ) -> None:
         """What blocks exchange in a forward and in a backward pass, in plans of which each has a shape of its own."""
         machine = self.machine
         comm = Communication(
             self.architecture, shapes, machine.network, framework=machine.framework, precision=machine.precision
         )
-        beside = zip(self.kinds, attention, strict=True)
-        self.layer_exchanges = [comm.layer(layer, attention=core) for layer, core in beside]
+        beside = zip(self.kinds, attention, products, strict=True)
+        self.layer_exchanges = [comm.layer(layer, attention=core, products=own) for layer, core, own in beside]
         self.embedding_exchange, self.head_exchange = comm.embedding(), comm.head()
 
     def price(self, calls: Iterable[Call], count: int) -> dict[Phase, PhaseCost]:
