@@ -140,6 +140,10 @@ class Framework:
         step_read_B: bytes a parameter that kernels up to there move; in `optimizer_B`.
         optimizer_B: bytes a parameter that kernels of a step move beyond those of one that does all at once;
             `sharded_optimizer_B` beside these from ZeRO 1 on.
+        gradients_B: bytes a parameter that kernels of a step move of gradients that no ZeRO stage below 2 shards, beside
+            these.
+        sums_B: bytes a parameter that adding a micro-batch's gradients to what is there moves, of the first one's too;
+            None: as torch's, of all others.
         eager_sharding: what sharding a tensor adds are plain kernels, one after another: the vocabulary-parallel loss
             and embedding, norms over all heads, rows of several ranks sorted by expert again.
 
@@ -240,6 +244,8 @@ class Framework:
     step_read_B: float = 0.0
     optimizer_B: float = 0.0
     sharded_optimizer_B: float = 0.0
+    gradients_B: float = 0.0
+    sums_B: float | None = None
     eager_sharding: bool = False
 
     synchronizes_every_pass: bool = False

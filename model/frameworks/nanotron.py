@@ -25,6 +25,10 @@ NANOTRON = Framework(
     host_factors=HostFactors(forward=2.19*1.2, backward=1.51*1.2),
     gathers_inputs_again=True,
     copies_heads=True,
+    sums_B=10.0,  # 16-bit gradients into float32 ones, of every micro-batch (FP32GradientAccumulator)
+    # clipped (8), and filled with zeros (4), whoever updates the parameters; of these, float32 to 16 bits (6)
+    gradients_B=12.0,
+    optimizer_B=6.0,
     eager_loss_B=(38.0, 14.0),
     all_reduces=True,
     gradient_bucket_B=25 * 2.0**20,

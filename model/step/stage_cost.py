@@ -280,9 +280,8 @@ class StageCosts:
                 tensors=once.tensors,
                 counts=once.counts,
                 micro_batches=self.plans.micro_batches.astype(np.float64),
-            )
-            + once.checks_s,
-            host_step_s=passes.host_step_s,
+            ),
+            host_step_s=passes.host_step_s + once.checks_s,
             host_step_read=passes.host_step_read,
             step_read=passes.step_read,
             host_sync_s=passes.host_sync_s,
@@ -570,6 +569,7 @@ class _StageParts:
             self._blocks.architecture, every.take(first), framework=machine.framework, precision=machine.precision
         )
         calls = workload.accumulate(held.accumulated[first]) + workload.optimizer(held.owned[first])
+        calls += workload.gradients(held.accumulated[first])
         calls += workload.copies(held.inner[first], units.ends[first], counts.take(first))
         return self._blocks.price(calls, len(first)), size
 
