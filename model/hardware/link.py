@@ -15,9 +15,8 @@ from moemodel.model.core.documents import Real, Strict
 from moemodel.model.core.errors import InputError
 
 _Kind = Literal["infiniband", "ethernet", "efa"]
-# Over EFA, whose packets may come in any order, NCCL runs no protocol but the simple one (aws/aws-ofi-nccl,
-# src/platform-aws.c, `force_proto_simple`; issue 76), and trees over more than two nodes reach 0.74 of what they do by
-# its own figures (median of all-reduces of 1 GiB over 4 to 64 nodes of eight H100: `presets/networks.json`, `efa-p5`)
+# Trees over more than two nodes, over what they do by NCCL's own figures: all-reduces of 1 GiB over 4 to 64 nodes of
+# eight H100, as `efa-p5` in `presets/networks.json`
 _TREES_OF_EFA = 0.74
 
 
@@ -48,12 +47,13 @@ class Link(Strict):
 
     @property
     def simple_alone(self) -> bool:
-        """Whether NCCL runs no other protocol over it."""
+        """Whether NCCL runs no protocol over it but the simple one. EFA's packets may come in any order, and others rely
+        on it (aws/aws-ofi-nccl, issue 76; src/platform-aws.c, `force_proto_simple`)."""
         return self.network == "efa"
 
     @property
     def trees_reach(self) -> float:
-        """Of what rings and NCCL's own figures say, trees over more than two nodes."""
+        """Of what trees over more than two nodes do by NCCL's own figures."""
         return _TREES_OF_EFA if self.network == "efa" else 1.0
 
     @property

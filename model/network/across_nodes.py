@@ -126,7 +126,7 @@ class Fabric:
         generation: of the GPUs.
         message_slows: computation, by this share while a message between nodes runs beside it; None: not known.
         simple_alone: NCCL runs no other protocol over it.
-        trees_reach: of what `tree_share` says, over more than two nodes.
+        trees_reach: of what trees over more than two nodes do by NCCL's own figures.
     """
 
     share: float

@@ -112,6 +112,7 @@ class StepExchange:
         exposed_s: the rest.
         forward_passes, backward_passes: over how many passes of the step it spreads.
         units: of FSDP that are exchanged; `buckets` of DDP, in all reductions.
+        beside_all: it also runs beside the passes' own communication, which takes other links.
     """
 
     forward: OverlappableComm
@@ -121,6 +122,7 @@ class StepExchange:
     backward_passes: FloatArray
     units: FloatArray
     buckets: FloatArray
+    beside_all: bool = False
 
     @classmethod
     def none(cls, plans: int) -> StepExchange:
@@ -212,6 +214,7 @@ class DataParallel:
             backward_passes=sharded.backward_passes,
             units=np.where(whole, 0.0, sharded.units),
             buckets=np.where(whole, reduced.buckets, 0.0),
+            beside_all=self._bucket_B is not None,
         )
 
     def _reduced(self, units: FsdpUnits, counts: ExchangeCounts, group: Group, *, experts: bool) -> StepExchange:
@@ -225,15 +228,16 @@ class DataParallel:
             if experts
             else np.minimum(self._gradient_B * units.embedding_parameters + _BUCKET_B / 2, size_B)
         )
-        messages: FloatArray | float = 1.0
-        if not self._reductions_hide:
-            last_B, messages = size_B, self._messages(units)
+        if not self._reductions_hide and self._bucket_B is None:
+            last_B = size_B
         else:
             last_B = np.where(self._split_pass | (self._spread & experts), size_B, last_B)
         most = (_EXPERT_TENSORS if experts else _TENSORS) * np.maximum(units.layers, 1)
         buckets = np.clip((size_B - last_B) / _BUCKET_B, 1.0, most)
+        if self._bucket_B is not None:
+            buckets = self._messages(units)
         behind_s = counts.reductions * self._some(Collective.ALL_REDUCE, size_B - last_B, buckets, group)
-        shown_s = counts.reductions * self._some(Collective.ALL_REDUCE, last_B, messages, group)
+        shown_s = counts.reductions * self._some(Collective.ALL_REDUCE, last_B, 1.0, group)
         return StepExchange(
             forward=OverlappableComm.none(len(size_B)),
             backward=self._groups.overlappable(Collective.ALL_REDUCE, behind_s),
@@ -241,17 +245,15 @@ class DataParallel:
             forward_passes=counts.reductions,
             backward_passes=counts.reductions,
             units=np.zeros_like(size_B),
-            buckets=counts.reductions * (np.where(behind_s > 0, buckets, 0.0) + messages * (shown_s > 0)),
+            buckets=counts.reductions * (np.where(behind_s > 0, buckets, 0.0) + (shown_s > 0)),
         )
 
-    def _messages(self, units: FsdpUnits) -> FloatArray | float:
-        """In which gradients are reduced that nothing hides. A bucket is closed by the tensor that fills it: it holds
-        half a tensor more than it has to."""
-        if self._bucket_B is None:
-            return 1.0
-        inner_B, ends_B = (_HALF_B * parameters for parameters in (units.dense, units.ends))
-        mean_B = self._bucket_B + inner_B / np.maximum(units.layers, 1) / (2 * _LARGE_TENSORS)
-        return np.maximum(inner_B / mean_B, 1.0 * (inner_B > 0)) + np.minimum(ends_B / self._bucket_B, 1.0)
+    def _messages(self, units: FsdpUnits) -> FloatArray:
+        """In which the gradients of layers are reduced. A bucket is closed by the tensor that fills it: it holds half a
+        tensor more than it has to."""
+        inner_B = _HALF_B * units.dense
+        mean_B = (self._bucket_B or 0.0) + inner_B / np.maximum(units.layers, 1) / (2 * _LARGE_TENSORS)
+        return np.maximum(inner_B / mean_B, 1.0)
 
     def _sharded(self, units: FsdpUnits, counts: ExchangeCounts, group: Group, *, replicas: Group) -> StepExchange:
         """ZeRO 1 to 3. A pass gathers, and a pass scatters, each layer and the ends; one layer and the ends show.
