@@ -140,8 +140,8 @@ class Framework:
         step_read_B: bytes a parameter that kernels up to there move; in `optimizer_B`.
         optimizer_B: bytes a parameter that kernels of a step move beyond those of one that does all at once;
             `sharded_optimizer_B` beside these from ZeRO 1 on.
-        gradients_B: bytes a parameter that kernels of a step move of gradients that no ZeRO stage below 2 shards, beside
-            these.
+        gradients_B: bytes a parameter that kernels of a step move, beside these, of gradients that no ZeRO stage below
+            2 shards.
         sums_B: bytes a parameter that adding a micro-batch's gradients to what is there moves, of the first one's too;
             None: as torch's, of all others.
         eager_sharding: what sharding a tensor adds are plain kernels, one after another: the vocabulary-parallel loss
@@ -163,6 +163,8 @@ class Framework:
 
         keeps_norm_shards: under sequence parallelism a product keeps the shard of its input and gathers it again in the
             backward pass (Korthikanti et al. 2022, section 4.2.2); else the whole.
+        frees_late: it keeps the shard, but a host that runs ahead of the device cannot use again what collectives still
+            hold, about as much as whole inputs; one that waits for others (`checks_collectives`) can.
         may_keep_norm_shards: a setting of its own, or a later version, keeps the shard after all.
         gated_tensors: of a gated block's width, that it keeps: gate, its activation, up-projection and their product; a
             kernel that makes the product of gate and up-projection keeps no activation.
@@ -258,6 +260,7 @@ class Framework:
     host_factors: HostFactors = HostFactors()
 
     keeps_norm_shards: bool = False
+    frees_late: bool = False
     may_keep_norm_shards: bool = False
     gated_tensors: float = 4.0
     keeps_expert_outputs: bool = True

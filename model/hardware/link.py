@@ -47,8 +47,8 @@ class Link(Strict):
 
     @property
     def simple_alone(self) -> bool:
-        """Whether NCCL runs no protocol over it but the simple one. EFA's packets may come in any order, and others rely
-        on it (aws/aws-ofi-nccl, issue 76; src/platform-aws.c, `force_proto_simple`)."""
+        """Whether NCCL runs no protocol over it but the simple one. EFA's packets may come in any order, which others
+        don't bear (aws/aws-ofi-nccl, issue 76; src/platform-aws.c, `force_proto_simple`)."""
         return self.network == "efa"
 
     @property

@@ -65,6 +65,7 @@ _NOT_SEARCHED = (
     "attention",
     "compile",
     "cuda_graphs",
+    "collective_checks",
     "cross_entropy",
     "gradient_dtype",
     "micro_batches_per_schedule",

@@ -316,7 +316,9 @@ class Communication:
         none = np.zeros(len(self.plans))
         queued = {} if comm.launch is None else {comm.launch: launches + none}
         calls = self._calls(**queued)
-        overlaps = comm.overlap in ("always", "products") or (comm.overlap == "framework" and comm.axis in self.framework.overlapped)
+        overlaps = comm.overlap in ("always", "products") or (
+            comm.overlap == "framework" and comm.axis in self.framework.overlapped
+        )
         if comm.axis == "ep" and comm.overlap == "framework" and self._dispatch_is_told:
             return self._behind_another(comm, time_s, calls, overlaps=overlaps)
         return self._hidden_or_not(comm.axis, time_s, calls, overlaps=overlaps)

@@ -139,9 +139,7 @@ class BlockCosts:
         repeated = [workload.repeatable(layer) for layer in self.kinds] if plans.recompute.any() else []
         passes = [*(workload.passes(layer) for layer in self.kinds), workload.embedding(), workload.head()]
         layers = passes[: len(self.kinds)]
-        self._exchanged(
-            plans.take(first), self._attention(layers, alike, place), self._products(layers, alike, place)
-        )
+        self._exchanged(plans.take(first), self._attention(layers, alike, place), self._products(layers, alike, place))
         priced = self.pricer.blocks([*passes, *(calls for parts in repeated for calls in parts.values())], len(alike))
         *self.layers, self.embedding, self.head = (take_rows(lanes, place) for lanes in priced[: len(passes)])
         self.recomputed_calls = [np.zeros(len(first)) for _ in self.kinds]
@@ -176,9 +174,7 @@ class BlockCosts:
             for lanes in self.pricer.blocks(some, len(alike))
         ]
 
-    def _exchanged(
-        self, shapes: PlanBatch, attention: list[Attention | None], products: list[Products | None]
-    ) -> None:
+    def _exchanged(self, shapes: PlanBatch, attention: list[Attention | None], products: list[Products | None]) -> None:
         """What blocks exchange in a forward and in a backward pass, in plans of which each has a shape of its own."""
         machine = self.machine
         comm = Communication(
