@@ -159,7 +159,7 @@ def _deepseek_v2(v3: Architecture) -> Architecture:
         if isinstance(known.feed_forward, Moe):
             sizes = replace(known.feed_forward, experts=160, top_k=6, width=1536, shared_width=3072)
             return replace(known, feed_forward=replace(sizes, router="softmax_topk", score_correction=False))
-        return replace(known, feed_forward=replace(known.feed_forward, width=12288))
+        return replace(known, feed_forward=replace(known.own_feed_forward, width=12288))
 
     layers = tuple(map(layer, v3.decoder[:_DEEPSEEK_V2_LAYERS]))
     return replace(

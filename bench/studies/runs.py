@@ -734,6 +734,7 @@ DISPATCH: dict[tuple[str, str], Mapping[str, Any]] = {
     ("Qwen3_235B_a22B", "25.09"): _ONCE,
     ("Qwen3_235B_a22B", ""): _BEHIND,
     ("DeepSeekV3", ""): _ONCE,
+    ("Nemotron_3_Nano", ""): _ONCE,
 }
 
 
@@ -742,6 +743,7 @@ RECOMPUTED: dict[tuple[str, str], str] = {
     ("LLAMA3_8B", "25.11"): "first-5",
     ("GPT OSS 120B", ""): "layernorm+moe_act",
     ("DeepSeekV3", ""): "mla_up_proj+mlp",
+    ("Nemotron_3_Nano", ""): "layernorm",
 }
 # The table has 4 here, with an accumulation that goes with neither its degrees nor the configuration, which has 1
 MICRO_BATCH: dict[tuple[str, str], int] = {("GPT OSS 120B", "25.11"): 1}

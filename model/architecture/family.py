@@ -161,7 +161,7 @@ class Decoder(Family):
 
     def notes(self, decoder: tuple[Layer, ...]) -> tuple[str, ...]:
         """What a reader has to know of these layers: windows and chunks, attention without a mask."""
-        attentions = [layer.attentions[0] for layer in decoder]
+        attentions = [attention for layer in decoder for attention in layer.attentions]
         found = []
         longest = self.max_position_embeddings or _ENDLESS
         for size, word in (("window", "a sliding window"), ("chunk", "attention in chunks")):

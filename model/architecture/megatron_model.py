@@ -23,7 +23,18 @@ from moemodel.model.architecture.fields import (
     require_at_most,
     require_divides,
 )
-from moemodel.model.architecture.spec import Activation, Architecture, Attention, Latent, Layer, Mlp, Moe, Router
+from moemodel.model.architecture.hybrid_families import ATTENTION, DENSE, EXPERTS, LETTERS, STATE_SPACE
+from moemodel.model.architecture.spec import (
+    Activation,
+    Architecture,
+    Attention,
+    Latent,
+    Layer,
+    Mlp,
+    Moe,
+    Router,
+    StateSpace,
+)
 
 _SUM_OF_LISTS = re.compile(r"[\[\]()\d\s,*+]+")
 
@@ -63,6 +74,7 @@ class MegatronModel(Family):
     moe_shared_expert_intermediate_size: CountOrZero = 0
     moe_shared_expert_gate: Flag = False
     moe_expert_capacity_factor: float | None = None
+    moe_latent_size: Count | None = None
 
     multi_latent_attention: Flag = False
     q_lora_rank: Count | None = None
@@ -72,6 +84,13 @@ class MegatronModel(Family):
     v_head_dim: Count = 128
 
     mtp_num_layers: CountOrZero = 0
+
+    # a letter a layer; `|` between stages, `/` before each module of multi-token prediction
+    hybrid_layer_pattern: str | None = None
+    mamba_state_dim: Count = 128  # transformer_config.py
+    mamba_head_dim: Count = 64
+    mamba_num_groups: Count = 8
+    mamba_num_heads: Count | None = None  # of twice the model's width (ssm/mamba_mixer.py, expand)
 
     @field_validator("moe_layer_freq", mode="after")
     @classmethod
@@ -92,6 +111,25 @@ class MegatronModel(Family):
             found = len(layer_pattern(self.moe_layer_freq))
             reject("moe_layer_freq", f"{found} layers", f"num_layers ({self.num_layers})")
         return self
+
+    @model_validator(mode="after")
+    def _pattern_fits(self) -> MegatronModel:
+        if self.hybrid_layer_pattern is None:
+            return self
+        for letter in self.hybrid_layer_pattern:
+            if letter not in (*LETTERS, "|", "/"):
+                reject("hybrid_layer_pattern", repr(letter), f"{' '.join(LETTERS)}, | and /")
+        if len(self.pattern) != self.num_layers:
+            reject("hybrid_layer_pattern", f"{len(self.pattern)} layers", f"num_layers ({self.num_layers})")
+        if EXPERTS in self.pattern and not self.num_experts:
+            reject("num_experts", 0, "a number, since hybrid_layer_pattern has experts")
+        require_divides("mamba_num_groups", self.mamba_num_groups, "mamba_num_heads", self._state_space().heads)
+        return self
+
+    @property
+    def pattern(self) -> str:
+        """A letter a layer of the model itself; empty where all are of one kind."""
+        return (self.hybrid_layer_pattern or "").split("/")[0].replace("|", "")
 
     @property
     def width(self) -> int:
@@ -128,16 +166,45 @@ class MegatronModel(Family):
             learned_positions=self.max_position_embeddings if learned else 0,
             max_seq=self.max_position_embeddings,
             source=source,
-            multi_token=decoder[-1:] * self.mtp_num_layers,
+            multi_token=self._modules(decoder),
         )
 
+    def _modules(self, decoder: tuple[Layer, ...]) -> tuple[Layer, ...]:
+        """Of multi-token prediction: a layer each, the last one's like or of the blocks that the pattern says."""
+        patterns = (self.hybrid_layer_pattern or "").split("/")[1:]
+        if not self.hybrid_layer_pattern:
+            return decoder[-1:] * self.mtp_num_layers
+        return tuple(self._of_letters(pattern) for pattern in patterns if pattern)
+
     def _layer(self, index: int) -> Layer:
+        if self.pattern:
+            return self._of_letters(self.pattern[index])
+        return self._of_blocks((self._attention(),), self._experts() if self.is_sparse(index) else self._dense())
+
+    def _of_letters(self, letters: str) -> Layer:
+        """A layer of these blocks: of a hybrid model's own layers one each."""
+        return self._of_blocks(
+            (self._attention(),) * letters.count(ATTENTION),
+            self._experts() if EXPERTS in letters else self._dense() if DENSE in letters else None,
+            self._state_space() if STATE_SPACE in letters else None,
+        )
+
+    def _of_blocks(
+        self, attentions: tuple[Attention, ...], feed_forward: Mlp | Moe | None, state_space: StateSpace | None = None
+    ) -> Layer:
         layer_norm = self.normalization == "LayerNorm"
         return Layer(
-            attentions=(self._attention(),),
-            feed_forward=self._experts() if self.is_sparse(index) else self._dense(),
+            attentions=attentions,
+            state_space=state_space,
+            feed_forward=feed_forward,
             norm="layer" if layer_norm else "rms",
             norm_bias=layer_norm,
+        )
+
+    def _state_space(self) -> StateSpace:
+        heads = self.mamba_num_heads or 2 * self.hidden_size // self.mamba_head_dim
+        return StateSpace(
+            heads=heads, head_dim=self.mamba_head_dim, state_dim=self.mamba_state_dim, groups=self.mamba_num_groups
         )
 
     def _attention(self) -> Attention:
@@ -180,6 +247,7 @@ class MegatronModel(Family):
             router=router,
             score_correction=self.moe_router_enable_expert_bias,
             capacity_factor=self.moe_expert_capacity_factor,
+            latent_width=self.moe_latent_size,
         )
 
 

@@ -51,6 +51,40 @@ class Attention:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StateSpace:
+    """A Mamba-2 mixer (Dao and Gu 2024): a gate, inputs, B, C and steps from one product, a short causal convolution of
+    inputs, B and C, the scan of every head over its state, chunk by chunk, a norm of each group, a product back.
+
+    Attributes:
+        heads, head_dim: of the inputs; their product is the inner width.
+        state_dim: of a head's state, width of B and C.
+        groups: of heads, each of which shares its B and C.
+        kernel: tokens that the convolution sees.
+        chunk: tokens that a kernel of the scan takes at once.
+        bias: of either product; `conv_bias` of the convolution.
+    """
+
+    heads: int
+    head_dim: int
+    state_dim: int
+    groups: int
+    kernel: int = 4
+    chunk: int = 128
+    bias: bool = False
+    conv_bias: bool = True
+
+    @property
+    def width(self) -> int:
+        """Of all heads together."""
+        return self.heads * self.head_dim
+
+    @property
+    def convolved(self) -> int:
+        """Features that pass the convolution: inputs, B and C."""
+        return self.width + 2 * self.groups * self.state_dim
+
+
+@dataclass(frozen=True, kw_only=True)
 class Mlp:
     """A dense feed-forward block."""
 
@@ -82,18 +116,19 @@ class Moe:
     groups: int = 1  # of experts, of which a token's lie in the best `top_groups` (DeepSeek-V3, section 2.1.2)
     top_groups: int = 1
     depth: int = 1  # hidden layers of one expert, as in `Mlp`
+    latent_width: int | None = None  # of what experts read and give, between two products that all share; None: hidden
     out_width: int | None = None  # of the output; None: the model's width
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One layer: its attentions in order (none in a plain MLP), its feed-forward block, its norms.
+    """One layer: its attentions in order (none in a plain MLP), its state space, its feed-forward block, its norms.
 
-    One norm (`norm`) before or after each attention and the feed-forward block, each with a residual around it; a layer
-    whose `norm` is None has neither norms nor residuals (a plain MLP).
+    One norm (`norm`) before or after each block, each with a residual around it; a layer whose `norm` is None has
+    neither norms nor residuals (a plain MLP). Layers of hybrid models are of one block each.
 
     Attributes:
-        attentions, feed_forward: its blocks.
+        attentions, state_space, feed_forward: its blocks, in this order.
         norm, norm_bias, norm_scale: kind of the norms; whether they have a learned shift, and a learned scale.
         post_norm: a norm comes behind the sum of its block and the residual (OPT-350M), not before the block.
         second_norm: one before and one behind each block (Gemma 2).
@@ -101,13 +136,31 @@ class Layer:
     """
 
     attentions: tuple[Attention, ...]
-    feed_forward: Mlp | Moe
+    feed_forward: Mlp | Moe | None
     norm: Norm | None
+    state_space: StateSpace | None = None
     norm_bias: bool = False
     norm_scale: bool = True
     post_norm: bool = False
     second_norm: bool = False
     parallel: bool = False
+
+    @property
+    def own_feed_forward(self) -> Mlp | Moe:
+        """Its feed-forward block, where all layers are known to have one.
+
+        Raises:
+            ValueError: it has none.
+        """
+        if self.feed_forward is None:
+            raise ValueError("a layer without a feed-forward block")
+        return self.feed_forward
+
+    @property
+    def blocks(self) -> tuple[Attention | StateSpace | Mlp | Moe, ...]:
+        """All of its blocks, in order."""
+        last = (block for block in (self.state_space, self.feed_forward) if block is not None)
+        return (*self.attentions, *last)
 
 
 @dataclass(frozen=True, kw_only=True)

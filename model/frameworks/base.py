@@ -45,6 +45,12 @@ _CAST_B: dict[Dtype, float] = {"fp8": 1.0, "mxfp8": 1 + 1 / 32, "nvfp4": 0.5 + 1
 _UPDATE_B = 2 * 2.0 + 6 * 4.0
 
 
+# The same of torch's AdamW on a processor, one operation after another on float32 tensors: weights decayed (2 of 4
+# bytes), first moment (3), second (2 + 3), its root, divided and shifted (2 + 2 + 2), update (4); to 16 bits
+# (torch/optim/adam.py, _single_tensor_adam)
+_HOST_UPDATE_B = 20 * 4.0 + 6.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class PrecisionRecipe:
     """Bytes and types of one precision.
@@ -108,6 +114,25 @@ class HostFactors:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HostOffload:
+    """What a plan keeps on the host.
+
+    Attributes:
+        optimizer: share of the parameters that the host updates, and whose states it keeps.
+        activations: share of what layers keep.
+        overlaps: copies either way run beside the host's update.
+        link_Bps: of a GPU to its host, either way; NaN where nobody says.
+        memory_Bps: of the host's memory, a GPU's part of it.
+    """
+
+    optimizer: float
+    activations: float
+    overlaps: bool
+    link_Bps: float
+    memory_Bps: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Framework:
     """A training framework.
 
@@ -144,6 +169,7 @@ class Framework:
             2 shards.
         sums_B: bytes a parameter that adding a micro-batch's gradients to what is there moves, of the first one's too;
             None: as torch's, of all others.
+        host_update_B: bytes a parameter that an update on the host moves through its memory.
         eager_sharding: what sharding a tensor adds are plain kernels, one after another: the vocabulary-parallel loss
             and embedding, norms over all heads, rows of several ranks sorted by expert again.
 
@@ -180,7 +206,11 @@ class Framework:
         program_chooses: the program that calls it chooses how the loss is computed and how many micro-batches a
             schedule gets; else the framework does.
         workspace_B: that libraries keep for products, by generation of GPU, `others` beside these; None: as the
-            calibration has it of torch's.
+            calibration has it of torch's. `deterministic_workspace_B` where products give the same bits every time;
+            `experts_workspace_B` beside it for products of layers with experts.
+        deterministic: kernels give the same bits every time (torch.use_deterministic_algorithms).
+        keeps_score_buffer: unfused attention multiplies queries and keys into a buffer that stays from layer to layer;
+            what is gathered goes into it too.
         counts_passes: what passes make beside what they keep is known of its code: gradients on their way through the
             last block, the final norm's input and output, the message last sent.
         memory_log_error: standard deviation of log(measured / predicted) of peak memory in published runs of it, beside
@@ -213,6 +243,7 @@ class Framework:
         eager_loss_B: bytes of a logit that plain kernels of the loss move, forward and backward; None: as torch's.
         gathers_keys: ranks of context parallelism gather keys and values, once a pass, beside attention to their own;
             else these go around a ring, a message beside attention to each block.
+        cp_comm: how they reach keys and values where a plan says so (`plan.context_comm`).
         shards_experts: tensor parallelism cuts experts too; else whole experts lie on a GPU, and tensor-parallel ranks
             take part in expert parallelism (Megatron's expert_tensor_parallel_size 1).
         dispatches_all_tokens: every tensor-parallel rank sends the rows of all of its tokens, and first how many go to
@@ -220,6 +251,7 @@ class Framework:
         dispatched_B: bytes of an element of a row on its way to an expert; None: as of activations.
         gradient_wire_B: bytes of a gradient element that is exchanged; None: as in memory.
 
+        offload: what the host keeps where a plan says so.
         forward_only: nothing is trained: a step is its forward passes, of which nothing is kept.
     """
 
@@ -248,6 +280,7 @@ class Framework:
     sharded_optimizer_B: float = 0.0
     gradients_B: float = 0.0
     sums_B: float | None = None
+    host_update_B: float = _HOST_UPDATE_B
     eager_sharding: bool = False
 
     synchronizes_every_pass: bool = False
@@ -270,6 +303,10 @@ class Framework:
     selective: Literal["core", "operators"] = "core"
     program_chooses: bool = False
     workspace_B: Mapping[str, float] | None = field(default=None, hash=False)
+    deterministic_workspace_B: Mapping[str, float] | None = field(default=None, hash=False)
+    experts_workspace_B: Mapping[str, float] | None = field(default=None, hash=False)
+    deterministic: bool = False
+    keeps_score_buffer: bool = False
     counts_passes: bool = False
     memory_log_error: float | None = None
 
@@ -288,12 +325,14 @@ class Framework:
     copies_heads: bool = False
     eager_loss_B: tuple[float, float] | None = None
     gathers_keys: bool = False
+    cp_comm: str | None = None
     cuts_by_cost: bool = False
     shards_experts: bool = True
     dispatches_all_tokens: bool = False
     dispatched_B: float | None = None
     gradient_wire_B: float | None = None
 
+    offload: HostOffload | None = None
     forward_only: bool = False
 
     def wire_B(self, precision: Precision) -> float:

@@ -100,6 +100,9 @@ DEEPSPEED = replace(
     # a test for overflow of each gradient and the host's answer, a copy of its master (fp16/fused_optimizer.py); or a
     # copy into the bucket and out of it, to float64 and its norm (zero/stage_1_and_2.py)
     step_kernels=4,
+    # gradient, master and moments read, these three written and the 16-bit parameter, in one pass
+    # (csrc/includes/cpu_adam.h)
+    host_update_B=4 * 4.0 + 3 * 4.0 + 2.0,
     # of 16 calls for a tensor, by a trace of ZeRO 0, two come behind the test, whose result is read
     # (has_overflow_serial): its gradient to float32, and its master back
     step_read=14 / 16,

@@ -20,6 +20,7 @@ MEGATRON_DEEPSPEED = Framework(
     flash_attention=False,
     softmax="plain",
     fused_optimizer=True,
+    host_update_B=4 * 4.0 + 3 * 4.0 + 2.0,  # DeepSpeed's, as in `deepspeed`
     # as Megatron Core's layers without Transformer Engine, measured (megatron_core.py): assumed
     host_factors=HostFactors(forward=2.19, backward=1.51),
     pipeline="deepspeed",  # Sailor's deepspeed/pipe_engine.py too cuts what it sends, whatever the configuration says

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from moemodel.model.architecture.spec import Attention
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.layers.base import Block, Component, Kept, LayerComm, LayerOp, MicroBatch, elementwise, linear
+from moemodel.model.layers.base import (
+    Block,
+    CollectiveName,
+    Component,
+    Kept,
+    LayerComm,
+    LayerOp,
+    MicroBatch,
+    elementwise,
+    linear,
+)
 from moemodel.model.operators.work import Kind, Shape
+from moemodel.model.plan.context_comm import all_to_all_ranks, inner_ranks
 
 # Tensors of bf16 elements that elementwise kernels of Megatron-LM 2.x read and write; a dropout mask is half of one.
 _SOFTMAX, _SOFTMAX_BACKWARD = 2.0, 3.0  # scale, mask and softmax in one kernel
@@ -124,6 +136,7 @@ class AttentionBlock(Block):
     def operators(self, batch: MicroBatch) -> Iterator[LayerOp]:
         yield from self._projections(batch)
         yield from self._core(batch) if batch.framework.flash_attention else self._unfused_core(batch)
+        yield from self._reordered(batch)
         width = self.spec.heads / batch.tp * self._value_dim
         yield linear(batch.tokens, self.hidden, width, bias=self.spec.bias_out)
 
@@ -173,6 +186,22 @@ class AttentionBlock(Block):
         kind = Kind.ATTENTION if self._masked else Kind.ATTENTION_FULL
         yield LayerOp(kind=kind, shape=shape, attention_core=True)
 
+    def _reordered(self, batch: MicroBatch) -> Iterator[LayerOp]:
+        """What all-to-alls bring or take is copied into another order at either end (Transformer Engine,
+        context_parallel.py, flash_attn_a2a_communicate)."""
+        ranks = all_to_all_ranks(batch.framework.cp_comm, batch.cp)
+        if (ranks > 1).any():
+            elements = batch.tokens * sum(self._exchanged_widths(batch))
+            yield elementwise(
+                elements, 2 * _LAYOUT, (2 * _LAYOUT,), attention_core=True, mask=np.where(ranks > 1, 1.0, 0.0)
+            )
+
+    def _exchanged_widths(self, batch: MicroBatch) -> tuple[FloatArray, ...]:
+        """Features of a token's queries, keys, values and outputs on a tensor-parallel rank. [P] each."""
+        heads, kv_heads = self.spec.heads / batch.tp, self._kv_heads(batch)
+        sizes = heads * self._head_dim, kv_heads * self._head_dim, kv_heads * self._value_dim, heads * self._value_dim
+        return tuple(np.asarray(size) for size in sizes)
+
     def _unfused_core(self, batch: MicroBatch) -> Iterator[LayerOp]:
         """All scores, masked or not: their product, softmax, dropout, and the product with the values."""
         seq, value_dim = batch.seq, self._value_dim
@@ -209,25 +238,82 @@ class AttentionBlock(Block):
         per_score = batch.element_size_B + (_MASK + batch.element_size_B if batch.framework.dropout else 0.0)
         return np.asarray(per_score * batch.tokens * heads * batch.seq)
 
+    def buffer_B(self, batch: MicroBatch) -> FloatArray:
+        """Scores, where the framework multiplies queries and keys into what stays."""
+        scores = batch.tokens * (self.spec.heads / batch.tp) * batch.seq
+        return np.asarray(batch.element_size_B * scores * batch.framework.keeps_score_buffer)
+
     # ---- communication ----------------------------------------------------------------------------------------------
 
     def collectives(self, batch: MicroBatch) -> Iterator[LayerComm]:
-        """Context parallelism: keys and values around a ring, and with their gradients backward (Liu et al. 2023),
-        behind attention. Tensor parallelism: the squares of norms over all queries and all keys, summed."""
-        hops = batch.cp - 1
-        yield LayerComm(
+        """Context parallelism, as the plan or the framework has it (`plan.context_comm`). Tensor parallelism: the
+        squares of norms over all queries and all keys, summed."""
+        match batch.framework.cp_comm:
+            case "all_gather":
+                yield from self._gathered(batch)
+            case "a2a":
+                yield from self._exchanged(batch)
+            case both if inner_ranks(both) is not None:
+                yield from self._exchanged(batch)
+                width = sum(self._exchanged_widths(batch)[1:3])
+                yield self._ring(batch, width, batch.cp / all_to_all_ranks(both, batch.cp) - 1, group="cp_ring")
+            case _:
+                yield self._ring(batch, self._ring_width(batch), batch.cp - 1)
+        if self.spec.qk_norm == "full" and batch.framework.eager_sharding:
+            yield LayerComm(axis="tp", collective="all_reduce", size_B=2 * _F * batch.tokens)
+
+    def _ring(
+        self, batch: MicroBatch, width: FloatArray | float, hops: FloatArray, group: Literal["cp_ring"] | None = None
+    ) -> LayerComm:
+        """Keys and values around a ring, and with their gradients backward (Liu et al. 2023), behind attention."""
+        return LayerComm(
             axis="cp",
             collective="send_recv",
-            size_B=batch.element_size_B * batch.tokens * self._ring_width(batch),
+            size_B=batch.element_size_B * batch.tokens * width,
             forward=hops,
             backward=2 * hops,
             overlap="always",
             launch="tensor_parallel",
             forward_launches=hops,
             backward_launches=hops,
+            group=group,
         )
-        if self.spec.qk_norm == "full" and batch.framework.eager_sharding:
-            yield LayerComm(axis="tp", collective="all_reduce", size_B=2 * _F * batch.tokens)
+
+    def _exchanged(self, batch: MicroBatch) -> Iterator[LayerComm]:
+        """Queries, keys and values to the ranks of their heads and the output back; backward its gradient, and theirs
+        back. Nothing hides them (Transformer Engine, context_parallel.py, AttnFuncWithCPAndQKVOA2A)."""
+        for width in self._exchanged_widths(batch):
+            yield self._shown(batch, "all_to_all", width, group="cp_a2a")
+
+    def _gathered(self, batch: MicroBatch) -> Iterator[LayerComm]:
+        """All keys and all values gathered in either pass before anything attends to them, and their gradients
+        scattered (the same, AttnFuncWithCPAndKVAllGather)."""
+        for width in self._exchanged_widths(batch)[1:3]:
+            yield self._shown(batch, "all_gather", batch.cp * width)
+            yield self._shown(batch, "reduce_scatter", batch.cp * width, forward=0.0)
+
+    def _shown(
+        self,
+        batch: MicroBatch,
+        collective: CollectiveName,
+        width: FloatArray,
+        *,
+        forward: float = 1.0,
+        group: Literal["cp_a2a"] | None = None,
+    ) -> LayerComm:
+        """A collective over context-parallel ranks that nothing hides."""
+        several = np.where(batch.cp > 1, 1.0, 0.0)
+        return LayerComm(
+            axis="cp",
+            collective=collective,
+            size_B=batch.element_size_B * batch.tokens * width,
+            forward=forward,
+            overlap="never",
+            launch="tensor_parallel",
+            forward_launches=several * forward,
+            backward_launches=several,
+            group=group,
+        )
 
     def _ring_width(self, batch: MicroBatch) -> FloatArray:
         """Features of a token's keys and values."""

@@ -239,7 +239,7 @@ class LayerComm:
     backward_launches: FloatArray | float = 0.0
     skew: FloatArray | None = None
     once: Moe | None = None
-    group: Literal["etp", "experts"] | None = None
+    group: Literal["etp", "experts", "cp_a2a", "cp_ring"] | None = None
 
 
 class Block(ABC):
@@ -286,6 +286,10 @@ class Block(ABC):
 
     def passing_B(self, batch: MicroBatch) -> FloatArray:
         """Bytes of gradients inside it at most, beyond the tensors that its backward pass has freed by then. [P]"""
+        return np.zeros(batch.plans)
+
+    def buffer_B(self, batch: MicroBatch) -> FloatArray:
+        """Bytes that it works in and leaves to the next layer. [P]"""
         return np.zeros(batch.plans)
 
     def products_keep_input(self) -> bool:

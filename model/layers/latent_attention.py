@@ -86,6 +86,11 @@ class LatentAttentionBlock(AttentionBlock):
         yield Kept(size_B=batch.tokens * (normed_B + batch.element_size_B * wide), parts=("mla_up_proj",))
         yield from self.core_kept(batch)
 
+    def _exchanged_widths(self, batch: MicroBatch) -> tuple[FloatArray, ...]:
+        """As many heads of keys and values as of queries, projected up already."""
+        wide, values = (self.spec.heads / batch.tp * size for size in (self._head_dim, self._value_dim))
+        return wide, wide, values, values
+
     def _ring_width(self, batch: MicroBatch) -> FloatArray:
         """The latent of keys and values, and the rotary key."""
         return np.full(batch.plans, float(self.latent.kv_rank + self.latent.rope_head_dim))

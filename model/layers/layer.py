@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 
 from moemodel.model.architecture.spec import Layer
-from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.arrays import FloatArray, largest
 from moemodel.model.layers.base import (
     Block,
     Component,
@@ -109,6 +109,10 @@ class LayerBlocks:
         """Bytes of gradients inside the last block, beyond what it frees, where its backward pass begins. [P]"""
         return self.blocks[-1].passing_B(batch)
 
+    def buffer_B(self, batch: MicroBatch) -> FloatArray:
+        """Bytes that its blocks take turns to work in, and leave to the next layer. [P]"""
+        return largest([block.buffer_B(batch) for block in self.blocks])
+
     def kept_by_operator_B(self, batch: MicroBatch) -> FloatArray:
         """Bytes that the layer keeps where it runs again from its input, but for the operators of `saved`. [P]"""
         inside_B = batch.element_size_B * batch.sequence_parallel_tokens * self.hidden
@@ -135,7 +139,7 @@ class LayerBlocks:
 
     def host_block(self) -> str:
         """Which measured block of `host_overhead` the layer is like; plain dense ones have one variant alone."""
-        name = next(name for block in self.blocks if (name := block.host_block()))
+        name = next((name for block in self.blocks if (name := block.host_block())), "dense_layer")
         variants = [variant for block in self.blocks if (variant := block.host_variant())]
         return "_".join([name, *variants[:1]]) if name != "dense_layer" else name
 
@@ -171,7 +175,7 @@ def saved(operators: Sequence[LayerOp]) -> list[bool]:
 @cache
 def layer_blocks(layer: Layer, hidden: int) -> LayerBlocks:
     """The blocks of a layer in a model of width `hidden`."""
-    blocks = tuple(block_of(spec, hidden) for spec in (*layer.attentions, layer.feed_forward))
+    blocks = tuple(block_of(spec, hidden) for spec in layer.blocks)
     return LayerBlocks(layer=layer, hidden=hidden, blocks=blocks)
 
 

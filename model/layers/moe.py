@@ -66,10 +66,16 @@ class MoeBlock(Block):
         shared = Mlp(width=moe.shared_width, activation=moe.activation, gated=moe.gated, bias=moe.bias)
         return MlpBlock(spec=shared, hidden=self.hidden)
 
+    @property
+    def _row_width(self) -> int:
+        """Of a row that an expert reads and gives."""
+        return self.spec.latent_width or self.hidden
+
     # ---- parameters and FLOPs ---------------------------------------------------------------------------------------
 
     def parameters(self) -> Iterator[Component]:
-        moe, expert = self.spec, mlp_parameters(self.spec, self.hidden)
+        moe, expert = self.spec, mlp_parameters(self.spec, self._row_width)
+        yield Component.of("latent", self._latent_parameters(), "none")
         yield Component.of("router", self._router_parameters(), "none")
         yield Component.of("shared_experts", self._shared_parameters(), "tp")
         yield Component.of("residual", self._residual_parameters(), "tp")
@@ -95,13 +101,17 @@ class MoeBlock(Block):
         """Its own, and the product that weighs it against the experts (DeepSpeed, moe/layer.py)."""
         return 0 if self._residual is None else self._residual.matmul_parameters() + 2 * (self.hidden + 1)
 
+    def _latent_parameters(self) -> int:
+        """Of the products to the experts' width and back (Megatron-LM, moe/moe_layer.py, fc1_latent_proj)."""
+        return 2 * self.hidden * (self.spec.latent_width or 0)
+
     def _shared_parameters(self) -> int:
         return 0 if self._shared is None else self._shared.matmul_parameters()
 
     def parameter_tensors(self) -> int:
         moe = self.spec
         shared = (2 + moe.gated) * (moe.shared_width > 0) + moe.shared_gate
-        return 1 + (moe.depth + 1) * (1 + moe.bias) + shared
+        return 1 + (moe.depth + 1) * (1 + moe.bias) + shared + 2 * (moe.latent_width is not None)
 
     def more_tensors(self, batch: MicroBatch) -> FloatArray:
         moe, form = self.spec, batch.framework.moe
@@ -113,9 +123,9 @@ class MoeBlock(Block):
 
     def matmul_parameters(self) -> int:
         moe = self.spec
-        dense = self._shared_parameters() + self._residual_parameters()
+        dense = self._shared_parameters() + self._residual_parameters() + self._latent_parameters()
         noise = moe.experts * self.hidden if moe.router == "noisy_topk" else 0
-        return moe.experts * self.hidden + noise + dense + mlp_parameters(moe, self.hidden) * moe.top_k
+        return moe.experts * self.hidden + noise + dense + mlp_parameters(moe, self._row_width) * moe.top_k
 
     # ---- rows -------------------------------------------------------------------------------------------------------
 
@@ -147,20 +157,24 @@ class MoeBlock(Block):
         sent = self._tokens(batch) * rows.slots * busiest
         shape = Shape(m=sent, experts=self._local(batch), skew=rows.skew)
         yield from router_operators(moe, form, self._routed_tokens(batch), self.hidden)
+        if moe.latent_width is not None:
+            yield linear(batch.sequence_parallel_tokens, moe.latent_width, self.hidden, shares_input=True)
         yield from self._dispatch(batch, rows)
         sorts = batch.sorts_spread_rows(self._local(batch))
         if sorts is not None:  # rows of several ranks, sorted by expert again, and back
-            again = Shape(m=sent, n=self.hidden, experts=shape.experts, top_k=1)
+            again = Shape(m=sent, n=self._row_width, experts=shape.experts, top_k=1)
             yield LayerOp(kind=Kind.PERMUTE, shape=again, mask=sorts, load_balance=1 / busiest)
         energy = rows.filled + _OF_ZEROS * (1 - rows.filled)
         for op in self._experts(batch, shape):
             multiplies = op.kind in (Kind.GEMM, Kind.GROUPED_GEMM)
             yield replace(op, load_balance=1 / busiest, operand_energy=energy if multiplies else 1.0)
         if sorts is not None:
-            back = elementwise(sent * self.hidden, 2.0, (2.0,), mask=sorts)
+            back = elementwise(sent * self._row_width, 2.0, (2.0,), mask=sorts)
             yield replace(back, load_balance=1 / busiest)
         yield from self._gathered_zeros(batch)
         yield from self._combine(batch, rows)
+        if moe.latent_width is not None:
+            yield linear(batch.sequence_parallel_tokens, self.hidden, moe.latent_width)
         yield from streamed_operators((*form.kernels, *form.policies), self._sizes(batch), moe.top_k)
         if self._shared is not None:
             yield from (replace(op, parts=("shared_experts",)) for op in self._shared_operators(batch, self._shared))
@@ -179,21 +193,21 @@ class MoeBlock(Block):
     def _dispatch(self, batch: MicroBatch, rows: ExpertRows) -> Iterator[LayerOp]:
         """Tokens into rows of experts; the router reads the same tokens."""
         tokens = self._routed_tokens(batch)
-        fan_in = Shape(m=tokens, n=self.hidden)
+        fan_in = None if self.spec.latent_width else Shape(m=tokens, n=self.hidden)
         match batch.framework.moe.dispatch:
             case "sorted":
                 shape = self._routed(tokens, rows)
                 yield LayerOp(kind=Kind.PERMUTE, shape=shape, grad_fan_in=fan_in)
             case "masks":
-                yield replace(dispatch_by_mask(tokens, rows.slots, self.hidden), grad_fan_in=fan_in)
-            case "kernels":
+                yield replace(dispatch_by_mask(tokens, rows.slots, self._row_width), grad_fan_in=fan_in)
+            case "kernels" if fan_in is not None:
                 yield from gradient_fan_in(fan_in)
 
     def _gathered_zeros(self, batch: MicroBatch) -> Iterator[LayerOp]:
         """Where each rank has all tokens, its experts' rows are added into as many, and so are gradients backward."""
         gathers = batch.sends_by(ALL_GATHER)
         if gathers.any():
-            elements = self._routed_tokens(batch) * batch.ep * batch.etp * self.hidden
+            elements = self._routed_tokens(batch) * batch.ep * batch.etp * self._row_width
             yield elementwise(elements, 1.0, (1.0,), mask=gathers)
 
     def _combine(self, batch: MicroBatch, rows: ExpertRows) -> Iterator[LayerOp]:
@@ -203,24 +217,24 @@ class MoeBlock(Block):
             case "sorted":
                 yield LayerOp(kind=Kind.UNPERMUTE, shape=self._routed(tokens, rows))
             case "masks":
-                yield combine_by_mask(tokens, rows.slots, self.hidden)
+                yield combine_by_mask(tokens, rows.slots, self._row_width)
             case "kernels":
                 pass
 
     def _routed(self, tokens: FloatArray, rows: ExpertRows) -> Shape:
-        return Shape(m=tokens, n=self.hidden, experts=self.spec.experts, top_k=rows.slots)
+        return Shape(m=tokens, n=self._row_width, experts=self.spec.experts, top_k=rows.slots)
 
     def _sizes(self, batch: MicroBatch) -> dict[Tensor, FloatArray]:
         """Elements of the tensors that plain kernels go over."""
         moe, rows, tokens = self.spec, self._rows(batch), self._routed_tokens(batch)
         there = rows.slots * (self._tokens(batch) / tokens)  # rows of experts over the tokens that a rank routes
         busiest = busiest_rank(moe, rows.skew, batch.ep)
-        return tensor_sizes(moe, self.hidden, tokens=tokens, slots=there, busiest=busiest, local=self._local(batch))
+        return tensor_sizes(moe, self._row_width, tokens=tokens, slots=there, busiest=busiest, local=self._local(batch))
 
     def _experts(self, batch: MicroBatch, rows: Shape) -> Iterator[LayerOp]:
         """The products of the experts that a GPU holds, over all their rows."""
         moe, form = self.spec, batch.framework.moe
-        *inner, last = mlp_products(moe, self.hidden)
+        *inner, last = mlp_products(moe, self._row_width)
         for position, (inputs, outputs) in enumerate(inner):
             depth = inputs if position == 0 else inputs / batch.etp
             gate = moe.gated and position == 0
@@ -286,10 +300,11 @@ class MoeBlock(Block):
         moe, t, padded, form = self.spec, self._routed_tokens(batch), self._rows(batch), batch.framework.moe
         rows = self._tokens(batch) * padded.slots * busiest_rank(moe, padded.skew, batch.ep)
         width, product_B = moe.width / batch.etp, batch.recipe.product_input_B
-        output_B = batch.element_size_B if batch.framework.keeps_expert_outputs else 0.0
+        output_B = batch.element_size_B if self._keeps_outputs(batch) else 0.0
         copied_B = self._spread_copies(batch) * batch.element_size_B
-        yield Kept(size_B=rows * self.hidden * (product_B + output_B + copied_B), parts=("moe",))
+        yield Kept(size_B=rows * self._row_width * (product_B + output_B + copied_B), parts=("moe",))
         inner_B = activated_B(batch, moe) if moe.gated else product_B + batch.element_size_B
+        inner_B += batch.element_size_B * self._keeps_unweighted(batch)
         yield Kept(size_B=rows * width * (inner_B - product_B), parts=("moe",))
         yield Kept(size_B=rows * width * product_B, parts=("moe", "moe_act"))
         router = t * (_F * moe.experts + moe.top_k * (_I + 2 * _F + batch.element_size_B))
@@ -300,6 +315,9 @@ class MoeBlock(Block):
         more = streamed_kept_B((*form.kernels, *form.policies), self._sizes(batch), moe.top_k)
         if more is not None:
             yield Kept(size_B=more, parts=("moe",))
+        if moe.latent_width is not None:  # what the products to the experts' width and back read
+            read_B = batch.product_copy_B * self.hidden + product_B * moe.latent_width
+            yield Kept(size_B=batch.sequence_parallel_tokens * read_B, parts=("moe",))
         if self._shared is not None:
             input_B = batch.product_copy_B * batch.sequence_parallel_tokens * self.hidden
             yield Kept(size_B=input_B, parts=("moe", "shared_experts"))
@@ -308,6 +326,25 @@ class MoeBlock(Block):
         if self._residual is not None:  # and both outputs, which their weights' gradients need
             yield Kept(size_B=2 * batch.element_size_B * batch.tokens * self.hidden, parts=("moe",))
             yield from self._residual.kept(batch)
+
+    def _keeps_unweighted(self, batch: MicroBatch) -> bool:
+        """Whether activated rows stay beside these times their probabilities: but for gates, no kernel does both
+        (Megatron-LM, core/transformer/moe/experts.py, bias_act_func; core/transformer/mlp.py)."""
+        framework, moe = batch.framework, self.spec
+        weighs = not framework.keeps_expert_outputs and framework.moe.dispatch == "sorted"
+        return weighs and not moe.gated and moe.activation == "gelu"
+
+    def _keeps_outputs(self, batch: MicroBatch) -> bool:
+        """Whether outputs of experts stay: to be weighted; or since rows are added by index_add, whose backward pass in
+        torch looks at their shape (core/transformer/moe/moe_utils.py, unpermute; autograd/derivatives.yaml)."""
+        framework = batch.framework
+        adds_in_order = framework.deterministic and "unpermute" not in framework.fused_kernels
+        return framework.keeps_expert_outputs or adds_in_order
+
+    def buffer_B(self, batch: MicroBatch) -> FloatArray:
+        """All tokens, where they are gathered (core/transformer/moe/token_dispatcher.py, use_global_buffer)."""
+        gathered = self._routed_tokens(batch) * batch.ep * batch.etp * self.hidden
+        return np.asarray(batch.element_size_B * gathered * batch.sends_by(ALL_GATHER))
 
     def passing_B(self, batch: MicroBatch) -> FloatArray:
         """Gradients of rows on their way back to their experts: as they leave, and as they arrive."""
@@ -318,7 +355,7 @@ class MoeBlock(Block):
         rows = self._rows(batch)
         own = self._routed_tokens(batch) * rows.slots
         there = self._tokens(batch) * rows.slots * busiest_rank(self.spec, rows.skew, batch.ep)
-        return np.asarray(batch.element_size_B * (there + own) * self.hidden)
+        return np.asarray(batch.element_size_B * (there + own) * self._row_width)
 
     def products_keep_input(self) -> bool:
         return False  # the router reads it as it is
@@ -347,7 +384,7 @@ class MoeBlock(Block):
 
     def _sent_B(self, batch: MicroBatch, slots: FloatArray | float, element_B: float) -> FloatArray:
         """Of so many rows of each token of a micro-batch."""
-        return np.asarray(element_B * batch.tokens * slots * self.hidden)
+        return np.asarray(element_B * batch.tokens * slots * self._row_width)
 
     def _all_to_alls(self, batch: MicroBatch, rows: ExpertRows, all_tokens: BoolArray) -> Iterator[LayerComm]:
         """Every row by itself, and how many there are where ranks do not know it."""
@@ -411,7 +448,7 @@ class MoeBlock(Block):
             axis="ep",
             group="experts",
             collective="all_gather",
-            size_B=tokens * (there_B * self.hidden + choices_B),
+            size_B=tokens * (there_B * self._row_width + choices_B),
             forward=sends,
             backward=sends,
             launch="expert_parallel",
@@ -419,7 +456,7 @@ class MoeBlock(Block):
             backward_launches=sends,
         )
         yield gathered
-        results_B = tokens * batch.element_size_B * self.hidden
+        results_B = tokens * batch.element_size_B * self._row_width
         yield replace(gathered, collective="reduce_scatter", size_B=results_B)
 
     def _among_shards(self, batch: MicroBatch, rows: ExpertRows, all_tokens: BoolArray) -> Iterator[LayerComm]:

@@ -14,7 +14,7 @@ from moemodel.model.layers.base import Component
 from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
 from moemodel.model.layers.layer import layer_blocks
 
-_READING_ORDER = ("attention", "latent", "norms", "feed_forward", "router", "shared_experts", "experts")
+_READING_ORDER = ("attention", "state_space", "latent", "norms", "feed_forward", "router", "shared_experts", "experts")
 
 
 @dataclass(frozen=True, kw_only=True)

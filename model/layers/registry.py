@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from moemodel.model.architecture.spec import Attention, Mlp, Moe
+from moemodel.model.architecture.spec import Attention, Mlp, Moe, StateSpace
 from moemodel.model.layers.attention import AttentionBlock
 from moemodel.model.layers.base import Block
 from moemodel.model.layers.latent_attention import LatentAttentionBlock
 from moemodel.model.layers.mlp import MlpBlock
 from moemodel.model.layers.moe import MoeBlock
+from moemodel.model.layers.state_space import StateSpaceBlock
 
 
-def block_of(spec: Attention | Mlp | Moe, hidden: int) -> Block:
+def block_of(spec: Attention | StateSpace | Mlp | Moe, hidden: int) -> Block:
     """The block that a part of a layer is, in a model of width `hidden`."""
     match spec:
         case Attention(latent=None):
             return AttentionBlock(spec=spec, hidden=hidden)
         case Attention(latent=latent) if latent is not None:
             return LatentAttentionBlock(spec=spec, hidden=hidden, latent=latent)
+        case StateSpace():
+            return StateSpaceBlock(spec=spec, hidden=hidden)
         case Mlp():
             return MlpBlock(spec=spec, hidden=hidden)
         case Moe():

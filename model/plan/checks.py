@@ -100,7 +100,9 @@ def check_architecture(plan: Plan, architecture: Architecture) -> None:
     Raises:
         InfeasiblePlanError: every such degree, and what is allowed.
     """
-    rules = architecture_rules(architecture, sequence_length=plan.sequence_length, skew=skew_of(plan))
+    rules = architecture_rules(
+        architecture, sequence_length=plan.sequence_length, skew=skew_of(plan), cp_comm=plan.cp_comm
+    )
     mistakes = list(dict.fromkeys(messages(rules, plan.choices)))
     if mistakes:
         raise InfeasiblePlanError(f"{plan.name}: " + "; ".join(mistakes))

@@ -16,13 +16,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from moemodel.model.core.errors import InputError
 from moemodel.model.core.shown import shown
+from moemodel.model.hardware.gpu import is_known_gpu, read_gpu
 from moemodel.model.plan.recompute import PARTS
 
 Arguments = Mapping[str, Any]
+Model = Literal["gpt", "bert"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ HARMLESS: dict[str, str] = {
 LEFT_OUT: dict[str, str] = {
     "cuda-graph-modules": "the host queues every kernel",
     "cuda-graph-scope": "the host queues every kernel",
-    "deterministic-mode": "kernels that give the same bits every time are slower: not priced",
+    "deterministic-mode": "what its kernels keep is counted; that they are slower is not",
     "no-gradient-accumulation-fusion": "gradients are added by kernels of their own: priced and kept as if fused",
     "no-bias-gelu-fusion": "priced as fused",
     "no-bias-swiglu-fusion": "priced as fused",
@@ -92,15 +94,12 @@ LEFT_OUT: dict[str, str] = {
     "moe-permute-fusion": "rows are permuted as the framework does it",
     "moe-router-fusion": "routers are priced as the framework does it",
     "optimizer": "AdamW is priced and kept instead",
-    "optimizer-cpu-offload": "the optimizer is taken to be on the GPU",
-    "cpu-offloading": "activations are taken to stay on the GPU",
-    "cpu-offloading-num-layers": "activations are taken to stay on the GPU",
+    "cpu-offloading-weights": "weights are taken to stay on the GPU",
+    "fine-grained-activation-offloading": "activations are taken to stay on the GPU",
     "tp-comm-overlap": "communication of tensor parallelism overlaps as the framework does it",
     "tp-comm-overlap-cfg": "communication of tensor parallelism overlaps as the framework does it",
     "delay-wgrad-compute": "weights' gradients are made with the inputs'",
-    "cp-comm-type": "keys and values go round in a ring",
-    "hierarchical-context-parallel-sizes": "keys and values go round in one ring",
-    "moe-latent-size": "rows go to experts in the model's width",
+    "cp-comm-type": "the first layer's way is every layer's",
     "fp8-param-gather": "parameters are gathered as the framework does it",
     "first-last-layers-bf16": "all layers multiply in 8 bits",
     "num-layers-at-start-in-bf16": "all layers multiply in 8 bits",
@@ -117,14 +116,11 @@ LEFT_OUT: dict[str, str] = {
     "mtp-use-repeated-layer": "each module has a layer of its own",
     "attention-output-gate": "attention has no gate",
     "recompute-num-layers": "every layer is computed again from its own input",
-    "transformer-impl": "kernels are Transformer Engine's",
     "spec": "kernels are Transformer Engine's",
 }
 
 REFUSED: dict[str, str] = {
     "perform-rl-step": "reinforcement learning, whose steps generate text",
-    "hybrid-layer-pattern": "layers of Mamba in a pattern with attention",
-    "hybrid-override-pattern": "layers of Mamba in a pattern with attention",
     "experimental-attention-variant": "linear or sparse attention",
     "heterogeneous-layers-config-path": "layers of their own shapes",
     "encoder-num-layers": "an encoder and a decoder with sequences of two lengths",
@@ -139,7 +135,8 @@ _HARMLESS = re.compile("|".join(f"(?:{pattern})" for pattern in HARMLESS.values(
 _MODEL_COUNTS = (
     *("num-layers", "hidden-size", "num-attention-heads", "ffn-hidden-size", "kv-channels", "max-position-embeddings"),
     *("num-experts", "moe-ffn-hidden-size", "moe-router-topk", "moe-shared-expert-intermediate-size", "mtp-num-layers"),
-    *("q-lora-rank", "kv-lora-rank", "qk-head-dim", "qk-pos-emb-head-dim", "v-head-dim"),
+    *("q-lora-rank", "kv-lora-rank", "qk-head-dim", "qk-pos-emb-head-dim", "v-head-dim", "moe-latent-size"),
+    *("mamba-state-dim", "mamba-head-dim", "mamba-num-groups", "mamba-num-heads"),
 )
 _MODEL_FLAGS = (
     *("qk-layernorm", "swiglu", "squared-relu", "add-qkv-bias", "untie-embeddings-and-output-weights"),
@@ -153,6 +150,8 @@ _RARE: tuple[str, ...] = (
     "use-rotary-position-embeddings",
 )
 _RARE += ("moe-layer-freq", "moe-expert-capacity-factor", "window-size", "no-position-embedding")
+_PATTERNS = ("hybrid-layer-pattern", "hybrid-override-pattern")  # the latter as it was called before
+_RARE += _PATTERNS
 _OF_MODEL = frozenset({*_MODEL_COUNTS, *_MODEL_FLAGS, *_MODEL_WORDS, *_RARE, "vocab-size", "padded-vocab-size"})
 _OF_MODEL |= {"make-vocab-size-divisible-by", "tokenizer-type", "vocab-extra-ids", _BERT}
 _OF_PLAN = frozenset(
@@ -166,6 +165,7 @@ _OF_PLAN = frozenset(
         *("fp8-recipe", "fp4-format", "grad-reduce-in-bf16", "accumulate-allreduce-grads-in-fp32", "main-grads-dtype"),
         *("cross-entropy-loss-fusion", "cross-entropy-fusion-impl", "recompute-activations", "recompute-granularity"),
         *("recompute-method", "recompute-num-layers", "recompute-modules", "moe-grouped-gemm", "use-flash-attn"),
+        "transformer-impl",
         *("use-precision-aware-optimizer", "main-params-dtype", "exp-avg-dtype", "exp-avg-sq-dtype"),
         *(
             "expert-tensor-parallel-size",
@@ -176,7 +176,9 @@ _OF_PLAN = frozenset(
         "overlap-moe-expert-parallel-comm",
         *("cuda-graph-impl", "enable-cuda-graph", "external-cuda-graph", "cuda-graph-warmup-steps"),
         *("hidden-dropout", "attention-dropout", "attention-backend", "flash-attention-version"),
-        "num-distributed-optimizer-instances",
+        *("optimizer-cpu-offload", "optimizer-offload-fraction", "overlap-cpu-optimizer-d2h-h2d"),
+        *("cpu-offloading", "cpu-offloading-num-layers", "no-pin-cpu-grads", "no-pin-cpu-params"),
+        *("num-distributed-optimizer-instances", "cp-comm-type", "hierarchical-context-parallel-sizes"),
         *("ddp-average-in-collective", "ddp-pad-buckets-for-high-nccl-busbw"),
         *("decoder-first-pipeline-num-layers", "decoder-last-pipeline-num-layers", "pipeline-model-parallel-layout"),
         *("account-for-embedding-in-pipeline-split", "account-for-loss-in-pipeline-split"),
@@ -188,13 +190,16 @@ _OF_PLAN = frozenset(
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 
-def megatron_run(arguments: Arguments, *, gpu: str, gpus: int, vocab: int | None = None) -> MegatronRun:
+def megatron_run(
+    arguments: Arguments, *, gpu: str, gpus: int, vocab: int | None = None, model: Model | None = None
+) -> MegatronRun:
     """What arguments mean.
 
     Args:
         arguments: name -> value, with or without dashes in front; True for a flag.
         gpu, gpus: that the run is on; Megatron's arguments do not say.
         vocab: of the tokenizer, where the arguments don't state it; None: by their tokenizer, if one is known.
+        model: that the program trains (pretrain_gpt.py, pretrain_bert.py); None: as far as the arguments tell.
 
     Raises:
         InputError: an argument is missing or wrong, or the run is nothing that a plan can be of.
@@ -205,7 +210,7 @@ def megatron_run(arguments: Arguments, *, gpu: str, gpus: int, vocab: int | None
             raise InputError(
                 f"--{name}: found {shown(given[name])}: {what}; allowed: training of a decoder, or of BERT"
             )
-    said = _Said(given)
+    said = _Said(given, model or ("bert" if _BERT in given else "gpt"))
     plan, sentences = _plan(said, gpu, gpus)
     left_out = [f"--{name} {shown(given[name])}: {LEFT_OUT[name]}" for name in given if _is_left_out(name, given)]
     return MegatronRun(
@@ -231,9 +236,7 @@ def _is_known(name: str) -> bool:
 # values of arguments in LEFT_OUT that say what is assumed anyway
 _AS_ASSUMED: dict[str, tuple[str, ...]] = {
     "optimizer": ("adam",),
-    "cp-comm-type": ("p2p",),
     "recompute-num-layers": ("1",),
-    "transformer-impl": ("transformer_engine",),
 }
 _DROPOUT = "0.1"  # of attention and of blocks, where the arguments don't say (transformer_config.py)
 
@@ -241,14 +244,21 @@ _DROPOUT = "0.1"  # of attention and of blocks, where the arguments don't say (t
 def _is_left_out(name: str, given: Arguments) -> bool:
     if name == "recompute-num-layers" and given.get("recompute-method") == "block":
         return False
+    if name == "cp-comm-type":
+        return len(set(_words(given[name]))) > 1
     return name in LEFT_OUT and str(given[name]).strip() not in _AS_ASSUMED.get(name, ())
+
+
+def _words(value: Any) -> list[str]:
+    """Of a value that may be a list, or one as text."""
+    return re.findall(r"[a-z0-9_+]+", str(value))
 
 
 class _Said:
     """Arguments, by their names, as numbers and words."""
 
-    def __init__(self, given: Arguments) -> None:
-        self.given = given
+    def __init__(self, given: Arguments, model: Model) -> None:
+        self.given, self.model = given, model
 
     def flag(self, name: str) -> bool:
         return name in self.given
@@ -271,16 +281,34 @@ class _Said:
             raise InputError(f"--{name}: found {shown(value)}; allowed: a whole number") from None
         return number
 
+    def share(self, name: str, missing: float) -> float:
+        """A number from 0 to 1.
+
+        Raises:
+            InputError: it is none.
+        """
+        value = self.given.get(name, missing)
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = -1.0
+        if not 0 <= number <= 1:
+            raise InputError(f"--{name}: found {shown(value)}; allowed: a number from 0 to 1")
+        return number
+
 
 # ---- the model ------------------------------------------------------------------------------------------------------
 
-_TOKENIZERS = {"GPT2BPETokenizer": 50257}  # Radford et al. 2019
+# Radford et al. 2019; Devlin et al. 2019 (their vocabularies of 30,522 and 28,996 words)
+_TOKENIZERS = {"GPT2BPETokenizer": 50257, "BertWordPieceLowerCase": 30522, "BertWordPieceCase": 28996}
+# of programs that are told none (pretrain_bert.py)
+_USUAL: dict[Model, str] = {"gpt": "GPT2BPETokenizer", "bert": "BertWordPieceLowerCase"}
 _NULL_EXTRA = 1  # the end of a document (megatron/core/tokenizers, NullTokenizer)
 
 
 def _config(said: _Said, vocab: int | None) -> dict[str, Any]:
     """The model's file."""
-    config: dict[str, Any] = {"model_type": "megatron", "model": "bert" if said.flag(_BERT) else "gpt"}
+    config: dict[str, Any] = {"model_type": "megatron", "model": said.model}
     config |= {_key(name): said.count(name) for name in _MODEL_COUNTS if said.flag(name)}
     config |= {_key(name): True for name in _MODEL_FLAGS if said.flag(name)}
     config |= {_key(name): said.word(name, "") for name in _MODEL_WORDS if said.flag(name)}
@@ -314,6 +342,16 @@ def _capacity(said: _Said) -> float | None:
     return float(said.word("moe-expert-capacity-factor", "1")) if said.flag("moe-expert-capacity-factor") else None
 
 
+def _pattern(said: _Said) -> str:
+    """What each layer is, ends of stages and modules of multi-token prediction among them; empty: all are alike."""
+    return next((said.word(name, "").strip("'\"") for name in _PATTERNS if said.flag(name)), "")
+
+
+def _layers_of(pattern: str) -> str:
+    """A letter a layer of the model itself (hybrid_layer_allocation.py, ParsedHybridPattern)."""
+    return pattern.split("/")[0].replace("|", "")
+
+
 _OTHER_KEYS: dict[str, Callable[[_Said], Any]] = {
     "num_query_groups": lambda said: said.count("num-query-groups", 1) if said.flag("group-query-attention") else None,
     "add_bias_linear": lambda said: False if said.flag("disable-bias-linear") else None,
@@ -321,6 +359,8 @@ _OTHER_KEYS: dict[str, Callable[[_Said], Any]] = {
     "moe_layer_freq": _frequency,
     "moe_expert_capacity_factor": _capacity,
     "window_size": _window,
+    "hybrid_layer_pattern": lambda said: _pattern(said) or None,
+    "num_layers": lambda said: len(_layers_of(_pattern(said))) or None,
 }
 
 
@@ -332,7 +372,7 @@ def _vocab(said: _Said, vocab: int | None) -> int:
     """
     if said.flag("padded-vocab-size"):
         return said.count("padded-vocab-size")
-    kind = said.word("tokenizer-type", "GPT2BPETokenizer")
+    kind = said.word("tokenizer-type", _USUAL[said.model])
     own = _TOKENIZERS.get(kind) if vocab is None else vocab
     if said.flag("vocab-size"):
         own = said.count("vocab-size") + (_NULL_EXTRA if kind == "NullTokenizer" else 0)
@@ -361,7 +401,7 @@ def _plan(said: _Said, gpu: str, gpus: int) -> tuple[dict[str, Any], list[str]]:
         "micro_batch": micro_batch,
         "recompute": recompute,
         "stage_layers": _stage_layers(said),
-        **_software(said),
+        **_software(said, gpu),
         **_dispatch(said),
         "cluster": {"gpu": gpu, "gpus": gpus},
         "parallel": {
@@ -379,7 +419,15 @@ def _plan(said: _Said, gpu: str, gpus: int) -> tuple[dict[str, Any], list[str]]:
     return plan, sentences
 
 
+def _chunks_of(said: _Said) -> list[int]:
+    """Layers of each chunk, where a pattern says where one ends; empty: it doesn't."""
+    chunks = _pattern(said).split("/")[0].split("|")
+    return [len(chunk) for chunk in chunks] if len(chunks) > 1 else []
+
+
 def _virtual_stages(said: _Said, pp: int) -> int:
+    if chunks := _chunks_of(said):
+        return max(len(chunks) // pp, 1)
     if said.flag("pipeline-model-parallel-layout"):
         return len(layout_layers(said.word("pipeline-model-parallel-layout", ""))) // pp
     if said.flag("num-virtual-stages-per-pipeline-rank"):
@@ -393,6 +441,9 @@ def _stage_layers(said: _Said) -> Any:
     """How layers are cut into stages, in a plan's words; None: evenly."""
     if said.flag("pipeline-model-parallel-layout"):
         return layout_layers(said.word("pipeline-model-parallel-layout", ""))
+    chunks = _chunks_of(said)
+    if len(set(chunks)) > 1:
+        return chunks
     slots = {
         end: 1
         for end, name in (("embedding", "embedding"), ("head", "loss"))
@@ -441,7 +492,8 @@ def _dispatch(said: _Said) -> dict[str, Any]:
     kind = said.word("moe-token-dispatcher-type", "allgather")
     sent = "deepep" if kind == "flex" or said.flag("moe-enable-deepep") else kind
     overlapped = {"dispatch_overlap": True} if said.flag("overlap-moe-expert-parallel-comm") else {}
-    return {"routing": {"dispatch": sent} | overlapped}
+    products = "grouped" if said.flag("moe-grouped-gemm") else "each"
+    return {"routing": {"dispatch": sent, "products": products} | overlapped}
 
 
 def _sharding(said: _Said, dp: int) -> dict[str, int]:
@@ -460,24 +512,35 @@ def _zero_stage(said: _Said) -> int:
     return int(said.flag("use-distributed-optimizer"))
 
 
-def _software(said: _Said) -> dict[str, Any]:
+def _software(said: _Said, gpu: str) -> dict[str, Any]:
     """Framework, precision and what the program chooses."""
     precision = _precision(said)
     overlapped = said.flag("overlap-grad-reduce") or precision not in ("bf16-mixed", "fp32")
     reduced = said.flag("grad-reduce-in-bf16") or said.word("main-grads-dtype", "fp32") == "bf16"
-    # the fusion of its own (`native`, by default) keeps float32 probabilities as the plain loss does
-    # (core/fusions/fused_cross_entropy.py)
-    fused = said.flag("cross-entropy-loss-fusion") and said.word("cross-entropy-fusion-impl", "native") == "te"
+    # of fp16 as weights are, unless told otherwise (training/arguments.py, accumulate_allreduce_grads_in_fp32)
+    reduced = reduced or (said.flag("fp16") and not said.flag("accumulate-allreduce-grads-in-fp32"))
+    own = said.word("transformer-impl", "transformer_engine") == "local"
     return {
         "precision": precision,
-        "backend": "megatron-core" if overlapped else "megatron",
-        "attention": _attention(said),
+        "backend": "megatron-local" if own else "megatron-core" if overlapped else "megatron",
+        "attention": _attention(said, gpu),
         "cuda_graphs": _is_replayed(said) or None,
+        "deterministic": said.flag("deterministic-mode") or None,
         "gradient_dtype": "bf16" if reduced else "fp32",
-        "cross_entropy": "fused" if fused else "plain",
+        "cross_entropy": _loss(said),
+        "cp_comm": _context_comm(said),
         "dropout": any(float(said.word(f"{kind}-dropout", _DROPOUT)) > 0 for kind in ("hidden", "attention")),
         "optimizer": _optimizer(said),
+        "offload": _offload(said),
     }
+
+
+def _loss(said: _Said) -> str:
+    """Kernels of the loss; the fusion of its own (`native`, by default) is what torch.compile makes of the plain ones
+    (core/fusions/fused_cross_entropy.py)."""
+    if not said.flag("cross-entropy-loss-fusion"):
+        return "plain"
+    return "fused" if said.word("cross-entropy-fusion-impl", "native") == "te" else "compiled"
 
 
 def _optimizer(said: _Said) -> dict[str, str] | None:
@@ -489,6 +552,25 @@ def _optimizer(said: _Said) -> dict[str, str] | None:
     return moments | {"master": "remainder" if master == "fp32" else master}  # store_param_remainders is the default
 
 
+def _context_comm(said: _Said) -> str | None:
+    """How keys and values are reached, of the first layer where each has its own; None: around a ring, the default."""
+    kind, *_ = _words(said.word("cp-comm-type", "p2p")) or ["p2p"]
+    if kind == "a2a+p2p":
+        return f"a2a-{_words(said.word('hierarchical-context-parallel-sizes', '1'))[0]}+p2p"
+    return None if kind == "p2p" else kind
+
+
+def _offload(said: _Said) -> dict[str, Any] | None:
+    """What the host keeps: a share of the optimizer (optimizer_config.py), and of the activations so many layers."""
+    found: dict[str, Any] = {}
+    if said.flag("optimizer-cpu-offload"):
+        found["optimizer"] = said.share("optimizer-offload-fraction", 1.0)
+        found["overlap"] = said.flag("overlap-cpu-optimizer-d2h-h2d")
+    if said.flag("cpu-offloading-num-layers"):
+        found["activations"] = min(said.count("cpu-offloading-num-layers") / said.count("num-layers"), 1.0)
+    return found if found.get("optimizer") or found.get("activations") else None
+
+
 def _is_replayed(said: _Said) -> bool:
     """Whether whole layers are captured as CUDA graphs, as they are where no modules are named (transformer_config.py,
     cuda_graph_modules)."""
@@ -497,17 +579,18 @@ def _is_replayed(said: _Said) -> bool:
     return (impl or said.flag("enable-cuda-graph") or said.flag("external-cuda-graph")) and not parts
 
 
-def _attention(said: _Said) -> str | None:
+def _attention(said: _Said, gpu: str) -> str | None:
     """Its kernel in a plan's words; None: as the framework runs it on that GPU.
 
     `local` layers multiply, mask and multiply (core/transformer/dot_product_attention.py); `fused` is cuDNN's, a pinned
-    FlashAttention that generation (transformer_config.py, AttnBackend and flash_attention_version).
+    FlashAttention that generation (transformer_config.py, AttnBackend and flash_attention_version). How fast cuDNN's is
+    on other GPUs than Hopper nobody measured: there the framework's stands for it.
     """
     backend = said.word("attention-backend", "auto")
     if backend in ("unfused", "local") or said.word("transformer-impl", "transformer_engine") == "local":
         return "unfused"
     if backend == "fused":
-        return "cudnn"
+        return "cudnn" if is_known_gpu(gpu) and read_gpu(gpu).architecture == "hopper" else None
     return {"2": "flash2", "3": "flash3"}.get(said.word("flash-attention-version", ""))
 
 

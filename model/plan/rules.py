@@ -13,10 +13,11 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from moemodel.model.architecture.spec import Architecture, Layer, Moe
+from moemodel.model.architecture.spec import Architecture, Attention, Layer, Moe, StateSpace
 from moemodel.model.core.arrays import BoolArray, IntArray
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.frameworks.registry import framework_of, frameworks_with
+from moemodel.model.plan.context_comm import A2A, all_to_all_ranks, inner_ranks
 from moemodel.model.plan.dispatch import ALL_TO_ALL, AS_THE_FRAMEWORK
 from moemodel.model.plan.mesh import ParallelMesh
 from moemodel.model.schedule import registry as schedules
@@ -28,7 +29,8 @@ Columns = Mapping[str, IntArray]  # many of them, each choice an array of one le
 
 # Keys of rules, in the order in which a search asks them: a combination counts for the first that refuses it.
 _ORDER = (
-    *("heads", "kv_heads", "width", "expert_width", "layers", "context", "experts", "no_experts", "sequence_shards"),
+    *("heads", "kv_heads", "context_heads", "width", "expert_width", "layers", "context", "context_ranks"),
+    *("experts", "no_experts", "sequence_shards"),
     *("degrees", "expert_ranks", "asked_expert_ranks"),
     *("sequence_parallel", "virtual_stages", "schedule", "batch", "interleaving", "optimizer", "replicas"),
     *("chunks_of_schedule", "filled_schedule"),
@@ -349,19 +351,23 @@ def _filled_schedule(global_batch: int) -> PlanRule:
 # ---- degrees and the architecture -----------------------------------------------------------------------------------
 
 
-def architecture_rules(architecture: Architecture, *, sequence_length: int, skew: float) -> list[PlanRule]:
+def architecture_rules(
+    architecture: Architecture, *, sequence_length: int, skew: float, cp_comm: str | None = None
+) -> list[PlanRule]:
     """Rules about the choices of a plan and what it trains, in the order in which a plan is told of them.
 
     Args:
         architecture: with as many layers as the plan trains.
         sequence_length: tokens.
         skew: rows of the busiest expert over the mean.
+        cp_comm: how context-parallel ranks reach keys and values (`plan.context_comm`).
     """
     layers = list(dict.fromkeys(architecture.layers))
     experts = [layer.feed_forward.experts for layer in layers if isinstance(layer.feed_forward, Moe)]
     return [
         _chunks(counted_layers(architecture)),
         *(rule for layer in layers for rule in _layer_rules(layer, layers, experts, skew)),
+        *_exchanged_heads(layers, cp_comm),
         _context_shards(sequence_length),
         *([] if experts else [_no_experts(architecture.name)]),
         *([] if experts else [_nothing_to_dispatch(architecture.name)]),
@@ -377,14 +383,34 @@ def _layer_rules(layer: Layer, layers: list[Layer], experts: list[int], skew: fl
         yield _divides("heads", "tp", "the attention heads", attention.heads, [a.heads for a in attentions])
         if attention.latent is None:
             yield _shares_keys(attention, attentions)
+    if layer.state_space is not None:
+        yield from _state_space_rules(layer.state_space)
     feed_forward = layer.feed_forward
+    if feed_forward is None:
+        return
+    widths = [each.feed_forward.width for each in layers if each.feed_forward is not None]
     if isinstance(feed_forward, Moe):
         yield _divides("experts", "ep", "the experts", feed_forward.experts, experts)
         yield _skewed(feed_forward, skew)
-        yield _expert_width(feed_forward.width, [each.feed_forward.width for each in layers])
-    widths = [each.feed_forward.width for each in layers]
+        yield _expert_width(feed_forward.width, widths)
     by_tp = _divides("width", "tp", "the feed-forward width", feed_forward.width, widths)
     yield _unless_cut_otherwise(by_tp, isinstance(feed_forward, Moe)) if experts else by_tp
+
+
+def _state_space_rules(state_space: StateSpace) -> Iterator[PlanRule]:
+    """Tensor parallelism cuts its groups and heads, context parallelism heads (Megatron-LM, ssm/mamba_mixer.py)."""
+    heads, groups = state_space.heads, state_space.groups
+    yield _divides("groups", "tp", "the groups of a state space", groups, [groups])
+    yield PlanRule(
+        key="state_space_heads",
+        summary=f"tp cp does not divide the heads of a state space ({heads})",
+        needs=_needs("tp cp"),
+        is_violated=lambda c: heads % (c["tp"] * c["cp"]) != 0,
+        message=lambda c: (
+            f"parallel.cp: found {c['cp']} beside tp {c['tp']}; allowed: products that divide the {heads} heads of a "
+            "state space, which cp cuts"
+        ),
+    )
 
 
 def _sizes(sizes: Iterable[int]) -> str:
@@ -425,6 +451,56 @@ def _unless_cut_otherwise(rule: PlanRule, of_experts: bool) -> PlanRule:
 
 def _not_divided(degree: str, choices: Choices, what: str, size: int) -> str:
     return f"parallel.{degree} {choices[degree]} does not divide {what} {size}; allowed: divisors of {size}"
+
+
+def _exchanged_heads(layers: Sequence[Layer], cp_comm: str | None) -> Iterator[PlanRule]:
+    """Heads that all-to-alls share out over context-parallel ranks, beside those of tensor parallelism."""
+    inner = inner_ranks(cp_comm)
+    if inner is not None:
+        yield _inner_ranks(inner)
+    if cp_comm is None or (inner is None and cp_comm != A2A):
+        return
+    for heads in sorted({heads for layer in layers for one in layer.attentions for heads in _head_counts(one)}):
+        yield _shared_heads(heads, cp_comm)
+
+
+def _head_counts(attention: Attention) -> tuple[int, ...]:
+    """Of queries, and of keys and values, which those that are projected up from a latent have as many of."""
+    return (attention.heads,) if attention.latent is not None else (attention.heads, attention.kv_heads)
+
+
+def _inner_ranks(inner: int) -> PlanRule:
+    return PlanRule(
+        key="context_ranks",
+        summary=f"cp is no multiple of the {inner} ranks of cp_comm's all-to-alls",
+        needs=_needs("cp"),
+        is_violated=lambda c: (c["cp"] > 1) & (c["cp"] % inner != 0),
+        message=lambda c: (
+            f"cp_comm: found all-to-alls among {inner} ranks with parallel.cp {c['cp']}; allowed: its divisors"
+        ),
+    )
+
+
+def _shared_heads(heads: int, cp_comm: str) -> PlanRule:
+    """Of one kind; where tensor-parallel ranks are more than the heads, each holds one."""
+
+    def of_a_rank(c: Columns) -> IntArray:
+        return np.asarray(np.maximum(heads // np.asarray(c["tp"]), 1))
+
+    def message(c: Choices) -> str:
+        mine = max(heads // c["tp"], 1)
+        return (
+            f"cp_comm: found {cp_comm} with parallel.cp {c['cp']} and tp {c['tp']}, which shares {heads} heads out; "
+            f"allowed: all-to-alls among a divisor of the {mine} heads of a rank, or p2p or all_gather"
+        )
+
+    return PlanRule(
+        key="context_heads",
+        summary=f"cp_comm {cp_comm}: its ranks do not divide the heads of a tensor-parallel rank ({heads} in all)",
+        needs=_needs("tp cp"),
+        is_violated=lambda c: of_a_rank(c) % all_to_all_ranks(cp_comm, np.asarray(c["cp"])) != 0,
+        message=message,
+    )
 
 
 class _HasKeyHeads(Protocol):

@@ -17,7 +17,9 @@ from moemodel.model.hardware.gpu import Gpu, GpuVariant, read_gpu
 from moemodel.model.hardware.link import Link
 from moemodel.model.plan.clock import AskedClock, Clock, asked_clock, check_clocks
 from moemodel.model.plan.clock import Clock_MHz as Clock_MHz
+from moemodel.model.plan.context_comm import CpComm
 from moemodel.model.plan.failures import FailuresSpec
+from moemodel.model.plan.offload import OffloadSpec
 from moemodel.model.plan.optimizer_states import OptimizerStates, check_optimizer, needs_shards
 from moemodel.model.plan.paths import NamesFiles
 from moemodel.model.plan.recompute import RecomputeName, recompute_number
@@ -199,8 +201,10 @@ def check_forward_only(plan: Plan) -> None:
         "gradient_dtype": (plan.gradient_dtype, None),
         "cuda_graphs": (plan.cuda_graphs, None),
         "cross_entropy": (plan.cross_entropy, None),
+        "deterministic": (plan.deterministic, None),
         "dropout": (plan.dropout, None),
         "optimizer": (None if plan.optimizer is None else "a block", None),
+        "offload": (None if plan.offload is None else "a block", None),
         "routing.balance_loss": (plan.routing.balance_loss, 0.0),
         "routing.z_loss": (plan.routing.z_loss, 0.0),
         "routing.bias_rate": (plan.routing.bias_rate, 0.0),
@@ -251,8 +255,10 @@ class Plan(NamesFiles):
     precision: Precision = "bf16-mixed"
     recompute: RecomputeName = "none"
     schedule: ScheduleName = schedules.DEFAULT
-    cross_entropy: Literal["plain", "fused"] | None = Field(
-        default=None, description="how the loss is computed; null: as the framework does"
+    cross_entropy: Literal["plain", "fused", "compiled"] | None = Field(
+        default=None,
+        description="how the loss is computed: plain kernels, one by hand, or those of torch.compile that Megatron's "
+        "`native` fusion is; null: as the framework does",
     )
     attention: AttentionName | None = Field(
         default=None, description="kernel of attention; null: as the framework runs it on that GPU"
@@ -269,8 +275,16 @@ class Plan(NamesFiles):
         description="torch's hosts compare every collective before it begins (TORCH_DISTRIBUTED_DEBUG=DETAIL); null: "
         "they do not",
     )
+    deterministic: Switch | None = Field(
+        default=None, description="kernels that give the same bits every time; null: the fastest"
+    )
     gradient_dtype: Literal["bf16", "fp32"] | None = Field(
         default=None, description="type that gradients are summed in; null: as the framework does"
+    )
+    cp_comm: CpComm | None = Field(
+        default=None,
+        description="how context-parallel ranks reach keys and values: p2p, all_gather, a2a (Ulysses) or a2a-N+p2p; "
+        "null: as the framework does",
     )
     dropout: Switch | None = Field(
         default=None,
@@ -278,6 +292,9 @@ class Plan(NamesFiles):
     )
     optimizer: OptimizerStates | None = Field(
         default=None, description="types of what AdamW keeps; null: as the framework does"
+    )
+    offload: OffloadSpec | None = Field(
+        default=None, description="shares of the optimizer and of activations that the host keeps; null: none"
     )
     micro_batches_per_schedule: Count | None = Field(
         default=None, description="that a pipeline passes before the next begin; null: all of a step"

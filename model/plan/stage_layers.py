@@ -83,9 +83,11 @@ def cut_by_cost(architecture: Architecture) -> PipelineLayout:
 
 def _weights(layer: Layer) -> int:
     """Of a layer's products, for each hidden feature."""
-    block = layer.feed_forward
-    widths = block.width * (2 + block.gated) * (block.top_k if isinstance(block, Moe) else 1)
-    return sum(4 * attention.heads * attention.head_dim for attention in layer.attentions) + widths
+    block, attentions = layer.feed_forward, sum(4 * one.heads * one.head_dim for one in layer.attentions)
+    mixer = 0 if layer.state_space is None else 2 * layer.state_space.width + layer.state_space.convolved
+    if block is None:
+        return attentions + mixer
+    return attentions + mixer + block.width * (2 + block.gated) * (block.top_k if isinstance(block, Moe) else 1)
 
 
 def _between(said: EndStages, layers: int, pp: int) -> tuple[int, ...]:

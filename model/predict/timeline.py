@@ -37,7 +37,7 @@ class Timeline:
 
     Attributes:
         step_s: the step.
-        device_s: the step if the host were never late.
+        device_s: the step if the host were never late, and updated nothing itself.
         fill_s: while a pipeline fills and drains: what passes take beyond those of the slowest stage.
         exposed_step_s: exposed communication that comes once a step.
         exposed_s, overlapped_s: communication of all micro-batches that nothing hides, and that computation hides.
@@ -124,7 +124,7 @@ class PipelineStep:
         device_s = passes_s + optimizer_s + exposed_step_s
         late_s = self._late_s(forward, backward, devices)
         return Timeline(
-            step_s=np.maximum(device_s, late_s),
+            step_s=np.maximum(device_s, late_s) + largest([cost.host_update_s for cost in self.costs]),
             device_s=device_s,
             fill_s=np.maximum(passes_s - self.m * slowest_s, 0.0),
             exposed_step_s=exposed_step_s,
@@ -212,7 +212,7 @@ class PipelineStep:
         return ByPhase(
             forward=self.m * (late_forward_s - forward_s),
             backward=self.m * (late_backward_s - backward_s),
-            optimizer=_late_step_s(device.optimizer.time_s, cost) - device.optimizer.time_s,
+            optimizer=_late_step_s(device.optimizer.time_s, cost) - device.optimizer.time_s + cost.host_update_s,
         )
 
     def _late_backward_s(

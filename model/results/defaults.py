@@ -37,15 +37,19 @@ def _choices(plan: Plan, architecture: Architecture, machine: System) -> Iterato
             yield "compile", "false"
         yield "cuda_graphs", "false"
         yield "cross_entropy", f"as {plan.backend} computes it"
+        yield "deterministic", "false"
         yield "gradient_dtype", f"as {plan.backend} keeps it"
         yield "dropout", f"as {plan.backend} has it"
         yield "optimizer", f"states as {plan.backend} keeps them"
+        yield "offload", "none"
     if plan.mode == "training" and (plan.micro_batches > 1 or p.pp > 1):
         yield "schedule", plan.schedule
     if p.pp > 1:
         yield "parallel.virtual_stages", p.virtual_stages
         yield "micro_batches_per_schedule", plan.micro_batches
         yield "stage_layers", "as evenly as they go"
+    if p.cp > 1:
+        yield "cp_comm", f"as {plan.backend} reaches keys and values"
     if p.dp * p.cp > 1:
         yield "parallel.zero_stage", p.zero_stage
         if p.zero_stage:
@@ -70,6 +74,7 @@ def _of_experts(plan: Plan) -> Iterator[tuple[str, Any]]:
     """How experts are cut and reached."""
     routing = plan.routing
     yield "parallel.etp", f"as {plan.backend} cuts experts"
+    yield "routing.products", f"as {plan.backend} makes them"
     if plan.parallel.ep * (plan.parallel.etp or 1) > 1:
         yield "routing.dispatch", routing.dispatch
         yield "routing.dispatch_overlap", f"as {plan.backend} does"

@@ -23,6 +23,7 @@ from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.chips import straggler_factor
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration, KernelFit
+from moemodel.model.results.choice_notes import choice_notes
 from moemodel.model.results.clock_changes import change_worth
 from moemodel.model.results.defaults import choices_by_default, inlet_by_default, site_by_default
 from moemodel.model.results.dispatch_notes import dispatch_notes
@@ -78,6 +79,7 @@ def notes(
         _links_between_nodes(plan, machine),
         _part_of_a_node(plan, machine),
         *dispatch_notes(plan, architecture, machine),
+        *choice_notes(plan, machine),
         *notes_on_tests(machine.internode, machine.network, plan.cluster.gpus),
         _host(calibration, plan),
         _mfu(plan, machine),

@@ -207,7 +207,7 @@ def _not_clocks(clocks: list[float | None], gpu: Gpu) -> str:
 def _rules(document: Search, architecture: Architecture) -> list[Rule]:
     """What a combination of choices can break, in the order in which it is asked."""
     seq, skew = document.sequence_length, skew_of(document)
-    shapes = architecture_rules(architecture, sequence_length=seq, skew=skew)
+    shapes = architecture_rules(architecture, sequence_length=seq, skew=skew, cp_comm=document.cp_comm)
     framework = framework_of(document.backend)
     degrees = degree_rules(
         global_batch=document.global_batch,

@@ -18,8 +18,10 @@ from moemodel.model.frameworks.framework_file import is_known_by_now
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import GpuVariant
 from moemodel.model.hardware.link import Link
+from moemodel.model.plan.context_comm import CpComm
 from moemodel.model.plan.dispatch import OF_DISPATCH, DispatchName
 from moemodel.model.plan.failures import FailuresSpec
+from moemodel.model.plan.offload import OffloadSpec
 from moemodel.model.plan.optimizer_states import OptimizerStates, check_optimizer, needs_shards
 from moemodel.model.plan.paths import NamesFiles
 from moemodel.model.plan.recompute import RecomputeName
@@ -305,8 +307,10 @@ class Search(NamesFiles):
     global_batch: Count
     precision: Precision = "bf16-mixed"
     schedule: Schedules = (schedules.DEFAULT,)
+    cp_comm: CpComm | None = None
     dropout: Switch | None = None
     optimizer: OptimizerStates | None = None
+    offload: OffloadSpec | None = None
     stage_layers: EndSlots | None = None
     backend: Backend = "torch"
     cluster: SearchCluster
@@ -423,7 +427,7 @@ class Search(NamesFiles):
 _PARALLEL = ("dp", "tp", "pp", "ep", "etp", "cp", "zero_stage", "replicas", "sequence_parallel", "virtual_stages")
 _FIXED = (
     *("architecture", "layers", "sequence_length", "global_batch", "precision", "backend"),
-    *("dropout", "optimizer", "stage_layers", "power_cap_W", "tokens"),
+    *("cp_comm", "dropout", "optimizer", "offload", "stage_layers", "power_cap_W", "tokens"),
 )
 
 

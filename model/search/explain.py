@@ -55,8 +55,10 @@ _FIXED = (
     "sequence_length",
     "global_batch",
     "precision",
+    "cp_comm",
     "dropout",
     "optimizer",
+    "offload",
     "stage_layers",
     "backend",
     "power_cap_W",
@@ -67,6 +69,7 @@ _NOT_SEARCHED = (
     "cuda_graphs",
     "collective_checks",
     "cross_entropy",
+    "deterministic",
     "gradient_dtype",
     "micro_batches_per_schedule",
 )  # a search leaves them out
@@ -227,7 +230,12 @@ def _is_candidate(problem: SearchProblem, plan: Plan, calibration: Calibration) 
 
 def _rules_of(problem: SearchProblem) -> list[PlanRule]:
     document = problem.document
-    shapes = architecture_rules(problem.architecture, sequence_length=document.sequence_length, skew=skew_of(document))
+    shapes = architecture_rules(
+        problem.architecture,
+        sequence_length=document.sequence_length,
+        skew=skew_of(document),
+        cp_comm=document.cp_comm,
+    )
     framework = framework_of(document.backend)
     degrees = degree_rules(
         global_batch=document.global_batch,

@@ -56,6 +56,13 @@ class Groups:
             self._routes[name] = group.size, self.network.route(group.size, group.stride)
         return self._routes[name]
 
+    def parts(self, name: str, inner: IntArray) -> tuple[Group, Group]:
+        """Groups that those of a kind fall into: of so many ranks next to each other, and of one of each of these."""
+        group = self._groups[name]
+        among = inner, self.network.route(inner, group.stride)
+        outer, stride = group.size // inner, group.stride * inner
+        return among, (outer, self.network.route(outer, stride))
+
     def time_s(
         self,
         collective: Collective,

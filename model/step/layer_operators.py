@@ -211,15 +211,16 @@ class Workload:
         if self.framework.forward_only:
             return []
         kind = Kind.ADAMW_MIXED if self.batch.recipe.master_weights else Kind.ADAMW
+        on_gpu = self._one if self.framework.offload is None else self._one - self.framework.offload.optimizer
         calls = [
             _call(Kind.GRAD_NORM, Pass.STEP, Shape(m=owned), Phase.OPTIMIZER, self._one),
-            _call(kind, Pass.STEP, Shape(m=owned), Phase.OPTIMIZER, self._one * self.batch.recipe.update_share),
+            _call(kind, Pass.STEP, Shape(m=owned), Phase.OPTIMIZER, on_gpu * self.batch.recipe.update_share),
         ]
         sharded = self.framework.sharded_optimizer_B * (self.plans.zero_stage >= 1)
         more_B = np.asarray(self.framework.optimizer_B + sharded)
         if more_B.any():
             more = Shape(m=owned * (more_B / _COPY_B))
-            calls.append(_call(Kind.COPY, Pass.FORWARD, more, Phase.OPTIMIZER, self._one))
+            calls.append(_call(Kind.COPY, Pass.FORWARD, more, Phase.OPTIMIZER, on_gpu))
         kept = gradients_in_ddp_buckets(self.plans, self.framework).astype(np.float64)
         if kept.any():  # filled with zeros: half the bytes of a copy
             calls.append(_call(Kind.COPY, Pass.FORWARD, Shape(m=owned / 2), Phase.OPTIMIZER, kept))

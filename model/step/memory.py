@@ -18,7 +18,7 @@ allocator, beyond the share that the calibration gives.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,7 +96,9 @@ class MemoryModel:
         self._head = HeadBlock(architecture=architecture)
         overhead = {name: p.value for name, p in calibration.memory.parameters.items()}
         self.context_B = overhead["context"]
-        self.workspace_B = _workspace_B(framework, calibration.gpu, overhead["workspace"])
+        self.workspace_B = _workspace_B(framework.workspace_B, calibration.gpu, overhead["workspace"])
+        if framework.experts_workspace_B is not None and any(isinstance(one.feed_forward, Moe) for one in self.kinds):
+            self.workspace_B += _workspace_B(framework.experts_workspace_B, calibration.gpu, 0.0)
         self.fragmentation = overhead["fragmentation"]
 
     # ---- parameters ---------------------------------------------------------------------------------------------
@@ -144,11 +146,12 @@ class MemoryModel:
         zero = self.plans.zero_stage
         shared = self._sharded(shard)
         recipe = self.recipe
+        on_gpu = 1.0 if self.framework.offload is None else 1.0 - self.framework.offload.optimizer
         whole = zero < (1 if self.framework.data_parallel == "ddp-fsdp2" else 3)  # FSDP2 gathers into memory of its own
         return {
             "parameters": recipe.weight_B * np.where(whole, shard.total, shared),
-            "optimizer_states": recipe.state_B * np.where(zero >= 1, shared, shard.total),
-            "optimizer_transient": recipe.transient_B * np.where(zero >= 1, shared, shard.total),
+            "optimizer_states": on_gpu * recipe.state_B * np.where(zero >= 1, shared, shard.total),
+            "optimizer_transient": on_gpu * recipe.transient_B * np.where(zero >= 1, shared, shard.total),
         }
 
     def _sharded(self, shard: Shard) -> FloatArray:
@@ -249,13 +252,14 @@ class MemoryModel:
         transient = terms.pop("optimizer_transient")
         flight = self._in_flight(stage)
         held = self._held(stage, shard, (self.plans.micro_batches > 1) | (flight > 1))
-        per_micro_batch = np.zeros(len(self.plans))
+        per_micro_batch, largest_B = np.zeros(len(self.plans)), np.zeros(len(self.plans))
         working, again = np.zeros(len(self.plans)), np.zeros(len(self.plans))
         for kind, count in zip(self.kinds, stage.layers, strict=True):
             if count == 0:
                 continue
             kept_B, whole_B = self.kept(kind)
             per_micro_batch += count * kept_B
+            largest_B = np.maximum(largest_B, kept_B)
             # all tensors of a layer live when its backward pass begins, whether kept or made again
             working = np.maximum(working, whole_B)
             again = np.maximum(again, whole_B - kept_B + self._passing_B(kind))
@@ -269,7 +273,8 @@ class MemoryModel:
             loss = np.maximum(loss, self._head.logits_B(self.batch) + made_B)
         if stage.head and self.framework.counts_passes:  # of the final norm, and the head's input as it is gathered
             loss = loss + 2 * inside_B + whole_B * self.batch.sequence_parallel
-        earlier = activations - per_micro_batch
+        earlier = self._on_gpu(activations - per_micro_batch, largest_B)
+        activations = self._on_gpu(activations, largest_B)
         none = np.zeros(len(self.plans))
         at_each = {
             "gradients": (held.gradients_B[0], *held.gradients_B),
@@ -286,10 +291,31 @@ class MemoryModel:
         terms["messages"] = self._messages(stage, flight)
         if self.framework.counts_passes and stage.first > 0:  # the gradient last sent (pipeline_parallel/schedules.py)
             terms["messages"] = terms["messages"] + inside_B
-        terms["workspace"] = np.full(len(self.plans), self.workspace_B)
+        terms["workspace"] = self.workspace_B + self._buffer_B(stage)
         terms["fragmentation"] = np.asarray(self.fragmentation * sum(terms.values()))
         terms["context"] = np.full(len(self.plans), self.context_B)
         return Memory(peak_B=np.asarray(sum(terms.values())), terms_B=terms)
+
+    def _buffer_B(self, stage: Stage) -> FloatArray:
+        """What a stage's layers take turns to use: the largest of scores and of what dispatch gathers. [P]"""
+        if not self.framework.counts_passes:
+            return np.zeros(len(self.plans))
+        used = [
+            layer_blocks(kind, self.architecture.hidden).buffer_B(self.batch) for kind, n in self._kinds(stage) if n
+        ]
+        return largest([np.zeros(len(self.plans)), *used])
+
+    def _kinds(self, stage: Stage) -> Iterator[tuple[Layer, int]]:
+        """Each distinct layer, and how many of it a stage has."""
+        return zip(self.kinds, stage.layers, strict=True)
+
+    def _on_gpu(self, kept_B: FloatArray, layer_B: FloatArray) -> FloatArray:
+        """Of what layers keep, what is not on the host: the rest, and of two layers what is on its way (assumed: one
+        that is computed, and the next)."""
+        if self.framework.offload is None:
+            return kept_B
+        away = self.framework.offload.activations
+        return np.asarray((1 - away) * kept_B + away * np.minimum(2 * layer_B, kept_B))
 
     def _hidden_B(self) -> tuple[FloatArray, FloatArray]:
         """Hidden states of a micro-batch as residuals hold them, and all of them. [P] each."""
@@ -395,9 +421,8 @@ class MemoryModel:
         return np.where(plans.pp > 1, kept * one, 0.0)
 
 
-def _workspace_B(framework: Framework, gpu: str, torch_B: float) -> float:
+def _workspace_B(known_B: Mapping[str, float] | None, gpu: str, torch_B: float) -> float:
     """That libraries keep for products on a GPU; `torch_B` torch's alone."""
-    known_B = framework.workspace_B
     if known_B is None:
         return torch_B
     return known_B["others"] if len(known_B) == 1 else known_B.get(read_gpu(gpu).architecture, known_B["others"])

@@ -9,7 +9,8 @@ Per layer and micro-batch, with T tokens of a GPU, D hidden, elements as wide as
          in `profiler/backends/torch_native`, all rows of its tokens, and first how many they are); of other ways, and
          of rows that run behind another micro-batch's computation, `plan.dispatch` tells
     cp   keys and values around a ring forward, and with their gradients backward (Liu et al. 2023), each message behind
-         the attention to the block that came before (`_ring`); or gathered (`_gathered`)
+         the attention to the block that came before (`_ring`); or gathered (`_gathered`); or queries, keys, values and
+         outputs exchanged by heads, which nothing hides (`plan.context_comm`)
 At the ends of the model and for tp > 1, whose ranks share the vocabulary (Shoeybi et al. 2019, section 3):
     embedding   its output, reduced forward; under sequence parallelism scattered, and its gradient gathered
     head        the gradient of its input, reduced backward; under sequence parallelism the input gathered, the
@@ -49,6 +50,7 @@ from moemodel.model.layers.routing import places_reached
 from moemodel.model.network.collectives import Collective, Network
 from moemodel.model.network.node_dispatch import HIDEABLE, DispatchTime, dispatch_time, nodes_of
 from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.plan.context_comm import all_to_all_ranks
 from moemodel.model.plan.dispatch import AS_THE_FRAMEWORK, DEEPEP, EXPOSED, OVERLAPPED
 from moemodel.model.schedule.base import Messages
 from moemodel.model.step.communication_groups import Group, Groups, OverlappableComm
@@ -190,6 +192,10 @@ class Communication:
         if to_experts.any():
             rows = self.priced(comm for comm in collectives if comm.axis == "ep")[0]
             backward = backward + rows.times(to_experts.astype(np.float64))
+        cores = again.part("core_attn") & (self.framework.cp_comm is not None)
+        if cores.any():
+            reached = self.priced((comm for comm in collectives if comm.axis == "cp"), attention)[0]
+            backward = backward + reached.times(cores.astype(np.float64))
         if again.by_operator.any():
             most = self.priced((c for c in collectives if c.collective not in _KEPT_BY_OPERATOR), attention)[0]
             backward = backward + most.times(again.by_operator.astype(np.float64))
@@ -215,7 +221,8 @@ class Communication:
             group = self._group(comm)
             if not (group[0] > 1).any():  # there is nobody to send to in any plan
                 continue
-            if comm.axis == "cp" and (attention is not None or self.framework.gathers_keys):
+            around = comm.axis == "cp" and comm.collective == "send_recv"
+            if around and (attention is not None or self.framework.gathers_keys):
                 exchanged = self._gathered if self.framework.gathers_keys else self._ring
                 there, back = exchanged(comm, group, attention or _LONG_ATTENTION)
                 forward, backward = forward + there, backward + back
@@ -287,6 +294,9 @@ class Communication:
 
     def _group(self, comm: LayerComm) -> Group:
         """The ranks that take part."""
+        if comm.group in ("cp_a2a", "cp_ring"):
+            ranks = all_to_all_ranks(self.framework.cp_comm, self.plans.cp)
+            return self.groups.parts("cp", ranks)[comm.group == "cp_ring"]
         return self.groups[comm.group or comm.axis]
 
     def _time_s(self, comm: LayerComm, group: Group) -> tuple[FloatArray, FloatArray | float]:

@@ -19,7 +19,7 @@ from moemodel.model.device.host_overhead import HOSTS, HostCost, HostModel
 from moemodel.model.device.operator_cost import OperatorCostModel, PhaseCost, shares
 from moemodel.model.device.power import PowerModel
 from moemodel.model.device.roofline import chip_of_calibration
-from moemodel.model.frameworks.base import HostFactors
+from moemodel.model.frameworks.base import HostFactors, HostOffload
 from moemodel.model.frameworks.moe_form import measured_layer
 from moemodel.model.layers.base import MicroBatch
 from moemodel.model.layers.layer import LayerBlocks, layer_blocks
@@ -32,6 +32,7 @@ from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
 from moemodel.model.step.collective_checks import checks_s, step_checks_s
 from moemodel.model.step.communication_groups import Groups
 from moemodel.model.step.data_parallel import DataParallel, ExchangeCounts, FsdpUnits, StepExchange
+from moemodel.model.step.host_offload import copied, update_s
 from moemodel.model.step.launch_overhead import ParallelHost
 from moemodel.model.step.layer_operators import Workload, accumulated_fraction
 from moemodel.model.step.memory import Memory, MemoryModel, fullest
@@ -65,6 +66,7 @@ class StageCost:
         host_sync_s: that the device stands idle in a forward pass after the host waited for it, [P, 1].
         runs_dry: the host waits for the device around every product of an expert: neither works while the other does.
         recompute_sync_s: the same in a backward pass, and in what it recomputes.
+        host_update_s: in which the host updates what it keeps of the parameters, and the GPU waits, [P, 1].
         pipeline_fill_comm_s: messages on a micro-batch's way through the pipeline that nothing hides, once a step, [P].
     """
 
@@ -85,6 +87,7 @@ class StageCost:
     runs_dry: bool
     recompute_sync_s: FloatArray
     pipeline_fill_comm_s: FloatArray
+    host_update_s: FloatArray
 
     def at_highest_clock(self) -> StageCost:
         """With the device's work at the highest clock alone, its spread left out."""
@@ -284,6 +287,7 @@ class StageCosts:
             runs_dry=passes.runs_dry,
             recompute_sync_s=passes.recompute_sync_s,
             pipeline_fill_comm_s=passes.pipeline_fill_comm_s,
+            host_update_s=once.host_update_s[:, None],
         )
 
 
@@ -326,6 +330,7 @@ class _Once:
         exchange: over data-parallel ranks; `counts` how often.
         added_tensors: whose gradients the mean micro-batch adds to what is there, [P]; `tensors` of the stage.
         checks_s: host time of checks of what is exchanged, [P, 1].
+        host_update_s: as in `StageCost`, [P].
     """
 
     updates: dict[Phase, PhaseCost]
@@ -334,6 +339,7 @@ class _Once:
     added_tensors: FloatArray
     tensors: int
     checks_s: FloatArray
+    host_update_s: FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -396,6 +402,9 @@ class _StageParts:
         forward, backward = (self._device(stage, phase) for phase in (Phase.FORWARD, Phase.BACKWARD))
         call = self._call(stage)
         forward_exchange, backward_exchange = self._exchange(stage)
+        if self._offload is not None and self._offload.activations:
+            moved = self._to_host(stage, self._offload)
+            forward_exchange, backward_exchange = forward_exchange + moved, backward_exchange + moved
         host_sync_s, drained_s = self._host_sync_s(stage, call)
         recomputed = Recomputation.of(self.plans, blocks.architecture, blocks.machine.framework).experts[:, None]
         queue = self.queue(call)
@@ -439,6 +448,7 @@ class _StageParts:
                     counts=held.counts.take(rows),
                     added_tensors=self._added(stage),
                     tensors=self._tensors(stage),
+                    host_update_s=self._host_update_s(held.owned[rows]),
                 )
             )
         return found
@@ -512,6 +522,7 @@ class _StageParts:
             runs_dry=False,
             recompute_sync_s=nothing_s,
             pipeline_fill_comm_s=np.zeros(plans),
+            host_update_s=nothing_s,
         )
 
     def _forward_host_s(self, stage: Stage) -> FloatArray:
@@ -578,6 +589,24 @@ class _StageParts:
             forward, backward = forward + there.times(count), backward + back.times(count)
         sent, received = self._comm.pipeline_p2p(first=stage.embedding, last=stage.head)
         return take_rows(forward, self._shape) + sent, take_rows(backward, self._shape) + received
+
+    @property
+    def _offload(self) -> HostOffload | None:
+        return self._blocks.machine.framework.offload
+
+    def _to_host(self, stage: Stage, offload: HostOffload) -> Exchange:
+        """Activations of one micro-batch on their way to the host or back."""
+        kinds = zip(self._blocks.kinds, stage.layers, strict=True)
+        kept_B = sum((count * self.memory.kept(kind)[0] for kind, count in kinds), np.zeros(len(self.plans)))
+        return copied(offload, kept_B, self._blocks.machine.network)
+
+    def _host_update_s(self, owned: FloatArray) -> FloatArray:
+        """Time in which the host updates parameters, [P]."""
+        if self._offload is None or not self._offload.optimizer:
+            return np.zeros(len(self.plans))
+        framework = self._blocks.machine.framework
+        parameter_B = self._batch.element_size_B
+        return update_s(self._offload, owned, parameter_B=parameter_B, update_B=framework.host_update_B)
 
     def _tied(self, stage: Stage) -> FloatArray:
         """Gradients of an embedding that the head on another stage shares."""

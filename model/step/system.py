@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
-from moemodel.model.core.errors import CalibrationError
+from moemodel.model.core.errors import CalibrationError, InputError
 from moemodel.model.device.attention import rescale_for_attention
 from moemodel.model.device.description import Change, rescale_for_description
 from moemodel.model.device.precision import rescale_for_precision
-from moemodel.model.frameworks.base import Framework, Precision
+from moemodel.model.frameworks.base import Framework, HostOffload, Precision
+from moemodel.model.frameworks.megatron_lm import DETERMINISTIC_B
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.frameworks.track_record import TrackRecord, track_records, widest
 from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.network.cluster import Internode, cluster_network, read_internode
 from moemodel.model.network.collectives import Network
+from moemodel.model.plan.context_comm import ALL_GATHER
+from moemodel.model.plan.offload import OffloadSpec
 from moemodel.model.plan.router_policies import form_as_asked
 from moemodel.model.plan.spec import Plan
 from moemodel.model.records.calibration import Calibration
@@ -27,7 +32,13 @@ _UNKNOWN_HOST_ERROR = 0.3  # log; assumed: a backend whose host lane was not mea
 # Bytes of a logit when the loss's backward pass begins: 16-bit logits and their gradient, of a fused kernel; or 16-bit
 # logits and the float32 softmax that becomes their gradient (Megatron-LM, tensor_parallel/cross_entropy.py)
 FUSED_LOGIT_B, _PLAIN_LOGIT_B = 4.0, 6.0
+# The same made one graph of (core/fusions/fused_cross_entropy.py, calculate_gradients): torch.compile copies the
+# softmax that gradients are put into, beside the 16-bit gradient
+_COMPILED_LOGIT_B = 10.0
 _FP8_ROW_B = 1 + 4 / 128  # of an element, with a float32 scale for 128 of them (DeepSeek-V3, section 3.3.2)
+# Of a host link's bandwidth: 55.6 GB/s of the 63.0 of 16 lanes of PCI Express 5 (host_to_device_memcpy_ce, as a guide
+# to NVIDIA's nvbandwidth prints it)
+_PCIE_SHARE = 0.88
 GRADIENT_B = {"bf16": 2.0, "fp32": 4.0}
 
 
@@ -167,7 +178,7 @@ def framework_as_run(plan: Plan) -> Framework:
     """The framework of a plan, with what the plan says of it."""
     framework = kernels_as_asked(framework_of(plan.backend), plan)
     if plan.cross_entropy is not None:
-        framework = replace(framework, logit_B=_logit_B(framework, fused=plan.cross_entropy == "fused"))
+        framework = replace(framework, logit_B=_logit_B(framework, plan.cross_entropy))
     if plan.gradient_dtype is not None:
         recipe = replace(framework.precisions[plan.precision], gradient_B=GRADIENT_B[plan.gradient_dtype])
         framework = replace(framework, precisions={**framework.precisions, plan.precision: recipe})
@@ -176,20 +187,63 @@ def framework_as_run(plan: Plan) -> Framework:
         framework = replace(framework, precisions={**framework.precisions, plan.precision: recipe})
     if plan.dropout is not None:
         framework = replace(framework, dropout=plan.dropout)
+    if plan.deterministic:
+        framework = replace(
+            framework,
+            deterministic=True,
+            workspace_B=framework.deterministic_workspace_B or {"others": 2 * DETERMINISTIC_B},
+        )
+    if plan.cp_comm is not None and not (plan.cp_comm == ALL_GATHER and framework.gathers_keys):
+        framework = replace(framework, cp_comm=plan.cp_comm, gathers_keys=False)
+    if plan.offload is not None:
+        framework = replace(framework, offload=_offload(plan.offload))
     if plan.mode == "inference":
         framework = replace(framework, forward_only=True, synchronizes_every_pass=True, program_chooses=False)
     if plan.routing.dispatch_dtype is not None:
         framework = replace(framework, dispatched_B=_FP8_ROW_B)
+    if plan.routing.products == "each":
+        framework = replace(framework, experts_workspace_B=None)
     form = form_as_asked(framework, plan.routing)
     return framework if form is framework.moe else replace(framework, moe=form)
+
+
+def _offload(said: OffloadSpec) -> HostOffload:
+    """What the host keeps, the link to it as the plan says."""
+    return HostOffload(
+        optimizer=said.optimizer,
+        activations=said.activations,
+        overlaps=said.overlap,
+        link_Bps=math.nan if said.link_GBps is None else said.link_GBps * 1e9,
+        memory_Bps=said.host_memory_GBps * 1e9,
+    )
+
+
+def _with_link(offload: HostOffload, gpu: Gpu) -> HostOffload:
+    """With what the GPU's host link reaches.
+
+    Raises:
+        InputError: nobody says what it is.
+    """
+    if not math.isnan(offload.link_Bps):
+        return offload
+    if gpu.pcie_Bps is None:
+        raise InputError(
+            f"offload.link_GBps: found null; allowed: a number, since the description of {gpu.name} has no host link"
+        )
+    return replace(offload, link_Bps=_PCIE_SHARE * gpu.pcie_Bps)
 
 
 def _on_gpu(framework: Framework, gpu: Gpu) -> Framework:
     """With its workspaces there, and what the GPU makes of a router's product in float32, which its tensor cores don't
     do."""
-    if framework.workspace_B is not None:
-        here_B = framework.workspace_B.get(gpu.architecture, framework.workspace_B["others"])
-        framework = replace(framework, workspace_B={"others": here_B})
+    framework = replace(
+        framework,
+        workspace_B=_there(framework.workspace_B, gpu),
+        deterministic_workspace_B=_there(framework.deterministic_workspace_B, gpu),
+        experts_workspace_B=_there(framework.experts_workspace_B, gpu),
+    )
+    if framework.offload is not None:
+        framework = replace(framework, offload=_with_link(framework.offload, gpu))
     peak = gpu.peak_16_bit
     if not framework.moe.float32_router or peak is None or "fp32" not in gpu.peaks:
         return framework
@@ -197,8 +251,14 @@ def _on_gpu(framework: Framework, gpu: Gpu) -> Framework:
     return replace(framework, moe=replace(framework.moe, float32_times=times))
 
 
-def _logit_B(framework: Framework, *, fused: bool) -> float | None:
+def _there(known_B: Mapping[str, float] | None, gpu: Gpu) -> Mapping[str, float] | None:
+    return None if known_B is None else {"others": known_B.get(gpu.architecture, known_B["others"])}
+
+
+def _logit_B(framework: Framework, kernels: Literal["plain", "fused", "compiled"]) -> float | None:
     """Bytes of a logit of a loss computed so or so; None: as `embedding_head` counts torch's."""
-    if fused:
+    if kernels == "fused":
         return FUSED_LOGIT_B
+    if kernels == "compiled":
+        return _COMPILED_LOGIT_B
     return None if framework.logit_B is None else max(framework.logit_B, _PLAIN_LOGIT_B)

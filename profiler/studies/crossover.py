@@ -104,7 +104,7 @@ def _cases(
 
 def _narrow(architecture: Architecture) -> Architecture:
     layer = architecture.decoder[0]
-    block = replace(layer.feed_forward, width=_TINY_WIDTH)
+    block = replace(layer.own_feed_forward, width=_TINY_WIDTH)
     return replace(architecture, decoder=(replace(layer, feed_forward=block),))
 
 

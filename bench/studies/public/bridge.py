@@ -1,8 +1,8 @@
 """Megatron-Bridge's tables of tokens per second, on H100 and on Blackwell, as plans that a user would write.
 
 What the rows leave out stands in the configurations of their releases (`studies.runs`: how rows get to experts, what is
-computed again). Loads are balanced by force (moe_router_force_load_balancing). Rows of LoRA train adapters alone, and
-those of Nemotron have layers of Mamba: they are named, and not read.
+computed again). Loads are balanced by force (moe_router_force_load_balancing). Rows of LoRA train adapters alone: they
+are named, and not read. Nemotron 3 Super trains two modules of multi-token prediction too, which are left out.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ _MODELS = {
     "deepseekv3": "deepseek-v3",
     "kimik2": "kimi-k2",
     "mixtral8x7b": "mixtral-8x7b",
+    "nemotron3nano": "nemotron-3-nano",
+    "nemotron3super": "nemotron-3-super",
 }
 _DENSE = ("llama-3-8b", "llama-3-70b", "llama-3.1-405b")
 # account_for_embedding_in_pipeline_split, and of the loss; layouts of DeepSeek-V3 and Kimi-K2 such as "Et|(tt|)*30mL"
@@ -45,7 +47,9 @@ _H100 = "h100-sxm-80gb"
 # of v0.6.0, by model and GPU)
 _GRACE = ("gb200-186gb", "gb300-288gb")
 _GRAPHED = frozenset((name, gpu) for name in ("qwen3-30b-a3b", "qwen3-235b-a22b", "deepseek-v3") for gpu in _GRACE) | {
-    ("qwen3-30b-a3b", "b200-sxm-180gb")
+    ("qwen3-30b-a3b", "b200-sxm-180gb"),
+    *(("nemotron-3-nano", gpu) for gpu in SYSTEMS.values()),
+    *(("nemotron-3-super", gpu) for gpu in _GRACE),
 }
 
 

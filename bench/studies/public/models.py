@@ -97,6 +97,44 @@ _KIMI_K2: _Config = {
     "first_k_dense_replace": 1,
     "tie_word_embeddings": False,
 }
+# nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16, config.json, as Megatron-Bridge states it too
+# (recipes/nemotronh/h100/nemotron_3_nano.py)
+_NEMOTRON_NANO: _Config = {
+    "model_type": "nemotron_h",
+    "vocab_size": 131072,
+    "hidden_size": 2688,
+    "num_hidden_layers": 52,
+    "hybrid_override_pattern": "MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME",
+    "num_attention_heads": 32,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "intermediate_size": 1856,
+    "mamba_num_heads": 64,
+    "mamba_head_dim": 64,
+    "ssm_state_size": 128,
+    "n_groups": 8,
+    "n_routed_experts": 128,
+    "num_experts_per_tok": 6,
+    "moe_intermediate_size": 1856,
+    "moe_shared_expert_intermediate_size": 3712,
+    "tie_word_embeddings": False,
+}
+# Nemotron 3 Super, as Megatron-LM's test of a release states it (nemotron3_super_release_gb200)
+_NEMOTRON_SUPER: _Config = {
+    **_NEMOTRON_NANO,
+    "hidden_size": 4096,
+    "num_hidden_layers": 88,
+    "hybrid_override_pattern": (
+        "MEMEMEM*EMEMEMEM*EMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEM*EMEMEMEME"
+    ),
+    "intermediate_size": 2688,
+    "mamba_num_heads": 128,
+    "n_routed_experts": 512,
+    "num_experts_per_tok": 22,
+    "moe_intermediate_size": 2688,
+    "moe_shared_expert_intermediate_size": 5376,
+    "moe_latent_size": 1024,
+}
 
 
 def _gpt2(hidden: int, layers: int, heads: int) -> _Config:
@@ -111,6 +149,8 @@ _CONFIGS: dict[str, _Config] = {
     "gpt-oss-120b": _GPT_OSS,
     "gpt3-mlperf": _GPT3_MLPERF,
     "kimi-k2": _KIMI_K2,
+    "nemotron-3-nano": _NEMOTRON_NANO,
+    "nemotron-3-super": _NEMOTRON_SUPER,
     "gpt_neo_2.7b": _gpt2(2560, 32, 20),  # EleutherAI/gpt-neo-2.7B, config.json
 }
 

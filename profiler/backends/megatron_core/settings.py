@@ -79,7 +79,7 @@ def mixture_settings(architecture: Architecture, routing: RoutingSpec, kernels: 
     block = mixture_of(architecture)
     if block is None:
         return {}
-    layers = [int(isinstance(layer.feed_forward, Moe)) for layer in architecture.decoder]
+    layers = [int(isinstance(layer.own_feed_forward, Moe)) for layer in architecture.decoder]
     return {
         "num_moe_experts": block.experts,
         "moe_layer_freq": layers,
@@ -129,7 +129,7 @@ def _shape(architecture: Architecture) -> dict[str, Any]:
 
 
 def _products(architecture: Architecture) -> dict[str, Any]:
-    (attention,), block = architecture.decoder[0].attentions, architecture.decoder[0].feed_forward
+    (attention,), block = architecture.decoder[0].attentions, architecture.decoder[0].own_feed_forward
     return {
         "gated_linear_unit": block.gated,
         "activation_func": block.activation,

@@ -46,7 +46,7 @@ def dense_of(architecture: Architecture) -> Mlp | None:
 
 
 def _blocks(architecture: Architecture) -> Iterable[Mlp | Moe]:
-    return (layer.feed_forward for layer in architecture.decoder)
+    return (layer.feed_forward for layer in architecture.decoder if layer.feed_forward is not None)
 
 
 def _model_gaps(architecture: Architecture) -> Iterable[tuple[str, bool]]:
@@ -61,6 +61,9 @@ def _model_gaps(architecture: Architecture) -> Iterable[tuple[str, bool]]:
 
 
 def _layer_gaps(layer: Layer) -> Iterable[tuple[str, bool]]:
+    if layer.feed_forward is None or layer.state_space is not None:
+        yield "state-space layers, and layers of one block", True
+        return
     block = layer.feed_forward
     yield "layers without norms", layer.norm is None
     shift = layer.norm == "layer"
@@ -96,6 +99,7 @@ def _attention_gaps(attention: Attention) -> Iterable[tuple[str, bool]]:
 def _mixture_gaps(block: Moe) -> Iterable[tuple[str, bool]]:
     yield f"{block.router} routers", block.router not in ROUTERS
     yield "switch_top1 routers with more than one expert a token", block.router == "switch_top1" and block.top_k != 1
+    yield "experts of another width than the model's", block.latent_width is not None
     yield "expert biases", block.bias
     yield "router biases", block.router_bias
     yield "corrections of softmax scores", block.score_correction and block.router != "sigmoid_topk"

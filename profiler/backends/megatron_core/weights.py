@@ -147,7 +147,7 @@ def _of_attention(name: str, attention: Attention, hidden: int, share: RankPart,
 
 def of_feed_forward(name: str, layer: Layer, hidden: int, share: RankPart, whole: Whole) -> Tensor:
     """One parameter of a feed-forward block, by its name in the block; `whole` is asked for names in the block too."""
-    block = layer.feed_forward
+    block = layer.own_feed_forward
     kind = name.rpartition(".")[2]
     if not isinstance(block, Moe):
         return _of_dense(name, block.width, hidden, share, whole, gated=block.gated)

@@ -109,7 +109,7 @@ def _model(run: TrainingRun) -> dict[str, Any]:
     return {
         "--num-layers": len(architecture.decoder),
         "--hidden-size": architecture.hidden,
-        "--ffn-hidden-size": layer.feed_forward.width,
+        "--ffn-hidden-size": layer.own_feed_forward.width,
         "--num-attention-heads": attention.heads,
         "--num-key-value-heads": attention.kv_heads,
         "--kv-channels": attention.head_dim,
@@ -122,7 +122,7 @@ def _model(run: TrainingRun) -> dict[str, Any]:
 
 
 def _products(architecture: Architecture) -> dict[str, Any]:
-    block = architecture.decoder[0].feed_forward
+    block = architecture.decoder[0].own_feed_forward
     return {
         "--swiglu": block.gated,
         "--disable-bias-linear": not block.bias,
@@ -135,7 +135,7 @@ def _products(architecture: Architecture) -> dict[str, Any]:
 
 
 def _experts(run: TrainingRun) -> dict[str, Any]:
-    block = next((b for layer in run.architecture.decoder if isinstance(b := layer.feed_forward, Moe)), None)
+    block = next((b for layer in run.architecture.decoder if isinstance(b := layer.own_feed_forward, Moe)), None)
     if block is None:
         return {}
     capacity = block.capacity_factor

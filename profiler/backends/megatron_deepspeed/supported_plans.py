@@ -50,7 +50,7 @@ def check_runs(plan: Plan, architecture: Architecture) -> None:
 
 def expert_interval(architecture: Architecture) -> int | None:
     """Every how many layers one has experts, as --expert-interval counts: the last of so many; None: no such number."""
-    places = [i + 1 for i, layer in enumerate(architecture.decoder) if isinstance(layer.feed_forward, Moe)]
+    places = [i + 1 for i, layer in enumerate(architecture.decoder) if isinstance(layer.own_feed_forward, Moe)]
     if not places:
         return None
     interval, layers = places[0], len(architecture.decoder)
@@ -71,6 +71,9 @@ def _model_gaps(architecture: Architecture) -> Iterator[tuple[str, bool]]:
 
 
 def _layer(layer: Layer) -> Iterator[tuple[str, bool]]:
+    if layer.feed_forward is None or layer.state_space is not None:
+        yield "state-space layers, and layers of one block", True
+        return
     block = layer.feed_forward
     yield "layers without norms", layer.norm is None
     yield "RMS norms with a shift or layer norms without one", layer.norm_bias != (layer.norm == "layer")
@@ -97,10 +100,12 @@ def _layer(layer: Layer) -> Iterator[tuple[str, bool]]:
         yield f"{block.router} routers", block.router not in _ROUTERS
         yield "router biases and corrections", block.router_bias or block.score_correction
         yield "shared experts", block.shared_width > 0
+        yield "experts of another width than the model's", block.latent_width is not None
 
 
 def _unlike(architecture: Architecture) -> Iterator[tuple[str, bool]]:
-    layers, blocks = architecture.decoder, [layer.feed_forward for layer in architecture.decoder]
+    layers = architecture.decoder
+    blocks = [layer.feed_forward for layer in layers if layer.feed_forward is not None]
     yield "layers of more than one kind of attention", len({layer.attentions for layer in layers}) > 1
     yield "layers of more than one kind of norm", len({layer.norm for layer in layers}) > 1
     kinds = {(block.activation, block.gated, block.bias, block.width) for block in blocks}
@@ -130,7 +135,7 @@ def _outside(plan: Plan) -> Iterator[str]:
 
 
 def _experts(plan: Plan, architecture: Architecture) -> Iterator[str]:
-    block = next((b for layer in architecture.decoder if isinstance(b := layer.feed_forward, Moe)), None)
+    block = next((b for layer in architecture.decoder if isinstance(b := layer.own_feed_forward, Moe)), None)
     if block is None:
         return
     p, routing = plan.parallel, plan.routing

@@ -72,7 +72,7 @@ class ModelLayer(nn.Module):
     def __init__(self, layer: Layer, hidden: int, making: Making) -> None:
         super().__init__()
         self._recompute = making.recompute
-        self._random = making.is_random(layer.feed_forward)
+        self._random = making.is_random(layer.own_feed_forward)
         self._router_share = 1 / (making.passes * making.sharding.loss_ranks)
         held = making.sharding.layer(layer)
         assert layer.norm is not None
@@ -80,7 +80,7 @@ class ModelLayer(nn.Module):
         norms = [Norm(hidden, kind=layer.norm, bias=layer.norm_bias) for _ in range(len(layer.attentions) + 1)]
         self.norms = nn.ModuleList(norms)
         self.attentions = nn.ModuleList(AttentionBlock(a, hidden, sharding=making.sharding) for a in held.attentions)
-        self.feed_forward = making.feed_forward(layer.feed_forward, held.feed_forward, hidden)
+        self.feed_forward = making.feed_forward(layer.own_feed_forward, held.own_feed_forward, hidden)
 
     def forward(self, x_TD: Tensor, positions: Positions) -> Tensor:
         """Rows [T, D] in and out."""

@@ -21,7 +21,7 @@ def seed_routers(run: TrainingRun, replica: int) -> None:
         replica: number of the data-parallel one.
     """
     making = Making(routing=run.routing)
-    if any(making.is_random(layer.feed_forward) for layer in run.architecture.layers):
+    if any(making.is_random(layer.own_feed_forward) for layer in run.architecture.layers):
         torch.manual_seed(run.seed * run.parallel.dp + replica)
 
 

@@ -85,6 +85,8 @@ def _has_relative_positions(architecture: Architecture) -> bool:
 
 def _layer_gaps(layer: Layer) -> list[str]:
     block = layer.feed_forward
+    if block is None or layer.state_space is not None:
+        return ["state-space layers, and layers of one block"]
     gaps = {
         "layers without norms": layer.norm is None,
         "norms without a scale, or without a shift, of layers": not layer.norm_scale
@@ -101,6 +103,7 @@ def _layer_gaps(layer: Layer) -> list[str]:
     }
     if isinstance(block, Moe):
         gaps |= {
+            "experts of another width than the model's": block.latent_width is not None,
             "expert biases": block.bias,
             "router biases": block.router_bias,
         }

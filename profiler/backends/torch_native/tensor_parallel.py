@@ -54,7 +54,7 @@ class TensorParallelSharding(ShardingStrategy):
         """Its heads, widths and experts that this rank holds."""
         tp = self.tp
         attentions = tuple(replace(a, heads=a.heads // tp, kv_heads=a.kv_heads // tp) for a in layer.attentions)
-        return replace(layer, attentions=attentions, feed_forward=self._block(layer.feed_forward))
+        return replace(layer, attentions=attentions, feed_forward=self._block(layer.own_feed_forward))
 
     def _block(self, block: Mlp | Moe) -> Mlp | Moe:
         width = block.width // self.tp

@@ -258,8 +258,9 @@ def test_a_plan_can_name_them(backend: str, precision: Precision, plan_of: MakeP
     rate, bandwidth = SOFTWARE[backend, precision]
     plan = plan_of(backend=backend, precision=precision, parallel={"dp": 2}, cluster={"gpus": 2})
     made = system_of(plan, calibration)
-    on_that_gpu = made.framework.workspace_B
-    assert made.framework == replace(FRAMEWORKS[backend], workspace_B=on_that_gpu)
+    names = ("workspace_B", "deterministic_workspace_B", "experts_workspace_B")
+    on_that_gpu = {name: getattr(made.framework, name) for name in names}
+    assert made.framework == replace(FRAMEWORKS[backend], **on_that_gpu)
     for name, factor in (("flops_per_cycle", rate), ("bandwidth_Bps", bandwidth)):
         assert made.calibration.chip[name].value == pytest.approx(factor * calibration.chip[name].value, rel=1e-4)
     assert outcome(plan, calibration).step_time_s.value > 0

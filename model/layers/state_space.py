@@ -1,0 +1,151 @@
+"""State-space mixers: Mamba-2 as `mamba_ssm` runs it, one call for convolution, scan and gate.
+
+Sizes of a scan count what its kernels read and write (mamba_ssm, ops/triton/ssd_combined.py, 2.2), each tensor once a
+kernel: inputs of heads, states at the end of every chunk, products of C and B in every chunk. Its own products (about
+40 FLOPs a byte) run behind these. Nobody measured these kernels for this project: they are priced as copies of as many
+bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from moemodel.model.architecture.spec import StateSpace
+from moemodel.model.core.arrays import FloatArray
+from moemodel.model.frameworks.moe_form import measured_layer
+from moemodel.model.layers.base import Block, Component, Kept, LayerComm, LayerOp, MicroBatch, elementwise, linear
+from moemodel.model.operators.work import Kind, Shape
+
+_F = 4.0  # bytes of a float32 element
+_ROUND = 2.0  # a tensor read and written
+# Of the convolution with its activation: inputs, outputs. Backward forward again, inputs and two gradients
+_CONVOLUTION, _CONVOLUTION_BACKWARD = 2.0, 2.0 + 3.0
+# Tensors as wide as the inputs: chunk_state one; chunk_scan inputs, gate, two outputs. Backward chunk_state again;
+# dz five (gate, output, its gradient; two gradients); dstates one; dx three; db, dC one each; dcb and ddA two each
+_OF_INPUTS, _OF_INPUTS_BACKWARD = 1.0 + 4.0, 1.0 + 5.0 + 1.0 + 3.0 + 1.0 + 1.0 + 2.0 + 2.0
+# States: of chunk_state, state_passing (two) and chunk_scan. Backward the first two again; of dstates one, of
+# state_passing four, of dx, db and dC one each
+_OF_STATES, _OF_STATES_BACKWARD = 1.0 + 2.0 + 1.0, 3.0 + 1.0 + 4.0 + 3.0
+# Products of C and B, float32: of bmm_chunk and chunk_scan; backward again, dx, dcb and two products
+_OF_PAIRS, _OF_PAIRS_BACKWARD = 2.0, 2.0 + 1.0 + 2.0
+# Kernels that the host queues for a call of the scan: cumsum, chunk_state, state_passing, bmm_chunk, chunk_scan;
+# backward the first four again, then dz, dstates, state_passing, dx, db, dC, dcb, two products, ddA, cumsum. Each is
+# Triton's, of some forty arguments, and takes as long as four of torch's: of 1, 4, 7 and 10 the nearest to what two of
+# Megatron-LM's functional tests of hybrid models took that the host bounds (commit d98e8a6, dev_dgx_h100, tp1_pp1 and
+# tp1_pp4)
+_TRITON = 4.0
+_SCAN_KERNELS, _SCAN_KERNELS_BACKWARD = 5.0 * _TRITON, (4.0 + 11.0) * _TRITON
+_OTHERS = 7.0  # norm, two products, convolution, norm, residual; D's or a step's bias, widened
+_OTHERS_BACKWARD = 11.0  # two for each product and norm; the convolution again, and its own
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateSpaceBlock(Block):
+    """A Mamba-2 mixer; tensor parallelism cuts heads and groups, context parallelism heads."""
+
+    spec: StateSpace
+    hidden: int
+
+    # ---- parameters and FLOPs ---------------------------------------------------------------------------------------
+
+    @property
+    def _inner(self) -> int:
+        """Outputs of the first product: gate, inputs, B, C, and a step of each head."""
+        return self.spec.width + self.spec.convolved + self.spec.heads
+
+    def parameters(self) -> Iterator[Component]:
+        """With w = heads x head_dim, H (2 w + 2 groups state + heads) + w H of products, the convolution's kernels and
+        biases, of each head A, D and the bias of its step, and the norm's w."""
+        s = self.spec
+        biases = (self._inner + self.hidden) * s.bias
+        small = s.convolved * (s.kernel + s.conv_bias) + 3 * s.heads + s.width
+        yield Component.of("state_space", self.matmul_parameters() + biases + small, "tp")
+
+    def parameter_tensors(self) -> int:
+        return 2 * (1 + self.spec.bias) + 1 + self.spec.conv_bias + 3 + 1
+
+    def matmul_parameters(self) -> int:
+        return self.hidden * self._inner + self.spec.width * self.hidden
+
+    def core_flops(self, seq: FloatArray) -> FloatArray:
+        """Of the recurrence: a state decays, takes an outer product and gives one, 7 FLOPs an element (Megatron-LM,
+        training.py, mamba_layer_flops)."""
+        return np.asarray(7.0 * self.spec.width * self.spec.state_dim * seq)
+
+    # ---- operators --------------------------------------------------------------------------------------------------
+
+    def operators(self, batch: MicroBatch) -> Iterator[LayerOp]:
+        s, tokens, tp = self.spec, batch.tokens, batch.tp
+        several = np.asarray(batch.sequences > 1, dtype=np.float64)  # batch and sequence change places, and back
+        yield linear(tokens, self._inner / tp, self.hidden, bias=s.bias)
+        yield elementwise(tokens * (self._inner / tp), _ROUND, (_ROUND,), mask=several)
+        yield elementwise(tokens * (s.convolved / tp), _CONVOLUTION, (_CONVOLUTION_BACKWARD,))
+        yield from self._scan(batch)
+        yield elementwise(tokens * (s.width / tp), _ROUND, (_ROUND,), mask=several)
+        yield LayerOp(kind=Kind.RMS_NORM, shape=Shape(m=tokens * (s.groups / tp), n=s.width / s.groups))
+        yield linear(tokens, self.hidden, s.width / tp, bias=s.bias)
+
+    def _scan(self, batch: MicroBatch) -> Iterator[LayerOp]:
+        """Tensors of all kernels of the scan."""
+        inputs, states, pairs = self._elements(batch)
+        there = _OF_INPUTS * inputs + _OF_STATES * states + _OF_PAIRS * pairs
+        back = _OF_INPUTS_BACKWARD * inputs + _OF_STATES_BACKWARD * states + _OF_PAIRS_BACKWARD * pairs
+        yield LayerOp(kind=Kind.COPY, shape=Shape(m=there / 2), copies=(Shape(m=back / 2),))
+
+    def _elements(self, batch: MicroBatch) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """16-bit elements of a micro-batch's inputs, of its states at the ends of chunks, of products of C and B."""
+        s, tokens = self.spec, batch.tokens / batch.tp
+        states = tokens / s.chunk * s.width * s.state_dim
+        pairs = tokens * s.groups * s.chunk * (_F / 2)
+        return tokens * s.width, states, pairs
+
+    # ---- host -------------------------------------------------------------------------------------------------------
+
+    def host_block(self) -> str:
+        return "dense_layer"
+
+    def forward_kernels(self, batch: MicroBatch) -> FloatArray:
+        return np.asarray(_OTHERS + _SCAN_KERNELS + 2.0 * (batch.sequences > 1))
+
+    def more_launches(self, batch: MicroBatch) -> tuple[FloatArray, FloatArray]:
+        """Beyond half of the measured layer's, which a layer of one block is taken to be."""
+        forward, backward = (each / 2 for each in measured_layer("dense_layer"))
+        places = 2.0 * (batch.sequences > 1)
+        return np.asarray(self.forward_kernels(batch) - forward), np.asarray(
+            places + _OTHERS_BACKWARD + _SCAN_KERNELS_BACKWARD - backward
+        )
+
+    # ---- memory -----------------------------------------------------------------------------------------------------
+
+    def kept(self, batch: MicroBatch) -> Iterator[Kept]:
+        """What the first product gives, the scan's output, the norm's input and output: the rest runs again backward
+        (mamba_split_conv1d_scan_combined)."""
+        s, tokens, element_B = self.spec, batch.tokens / batch.tp, batch.element_size_B
+        yield Kept(size_B=tokens * element_B * (self._inner + 2 * s.width))
+        yield Kept(size_B=tokens * (batch.recipe.product_input_B * s.width + _F * s.groups))
+
+    def passing_B(self, batch: MicroBatch) -> FloatArray:
+        """The gradient of the norm's output."""
+        return np.asarray(batch.element_size_B * batch.tokens * (self.spec.width / batch.tp))
+
+    # ---- communication ----------------------------------------------------------------------------------------------
+
+    def collectives(self, batch: MicroBatch) -> Iterator[LayerComm]:
+        """Context parallelism: sequences are put together and heads cut instead, and back behind the scan
+        (Megatron-LM, ssm/mamba_context_parallel.py)."""
+        cut = (batch.cp > 1).astype(np.float64)
+        for width in (self._inner, self.spec.width):
+            yield LayerComm(
+                axis="cp",
+                collective="all_to_all",
+                size_B=batch.element_size_B * batch.tokens * (width / batch.tp),
+                forward=cut,
+                backward=cut,
+                overlap="never",
+                launch="tensor_parallel",
+                forward_launches=cut,
+                backward_launches=cut,
+            )
