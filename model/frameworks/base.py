@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from moemodel.model.core.dtypes import Dtype
 from moemodel.model.frameworks.moe_form import PLAIN_FORM, MoeForm
@@ -113,6 +113,20 @@ class HostFactors:
     step: float = 1.0
 
 
+# Linear layers that may have an adapter: the products of attention's inputs and of its output, the first and the last
+# of a dense feed-forward block (Megatron-Bridge's linear_qkv, linear_proj, linear_fc1 and linear_fc2)
+AdaptedLinear = Literal["qkv", "proj", "fc1", "fc2"]
+ADAPTED: tuple[AdaptedLinear, ...] = get_args(AdaptedLinear)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Low-rank adapters of some linear layers, beside which all else is frozen."""
+
+    rank: int
+    targets: tuple[AdaptedLinear, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class HostOffload:
     """What a plan keeps on the host.
@@ -153,6 +167,7 @@ class Framework:
         captured: CUDA graphs of passes are replayed where a plan asks for it: the host queues none of their kernels.
         softmax: without flash attention, `fused` scales, masks and normalises in one kernel where it can run; `plain`
             fills the mask in, then normalises.
+        plain_softmax_time: of `plain` kernels over scores, over what torch 2.11's take on an H200.
         dropout: attention probabilities and the output of every block pass through dropout.
         fused_dropout: that of blocks is one kernel with their bias and the residual's sum; else kernels apart.
         moment_dtypes, master_dtypes: types that its optimizers keep moments and master weights in, where a plan asks;
@@ -211,6 +226,8 @@ class Framework:
         deterministic: kernels give the same bits every time (torch.use_deterministic_algorithms).
         keeps_score_buffer: unfused attention multiplies queries and keys into a buffer that stays from layer to layer;
             what is gathered goes into it too.
+        context_B: of the context, with the kernels and libraries that it loads, and of communicators; None: as the
+            calibration has it of torch's.
         counts_passes: what passes make beside what they keep is known of its code: gradients on their way through the
             last block, the final norm's input and output, the message last sent.
         memory_log_error: standard deviation of log(measured / predicted) of peak memory in published runs of it, beside
@@ -233,6 +250,8 @@ class Framework:
             `megatron` (a stage sends and receives together), `deepspeed` (one message after another, each cut among
             tensor-parallel ranks, which gather it again), or `described` (one after another, each tensor behind two
             messages that say its shape).
+        message_copy_Bps: of the `deepspeed` pipeline: how fast the host fills a buffer with zeros, and copies it to the
+            device, for every tensor that a pass receives.
         cuts_messages: where all tensor-parallel ranks of a stage hold the same activation, each sends a part of it, and
             those of the next stage gather it (Narayanan et al. 2021, section 4.1); of the `megatron` pipeline.
         cuts_by_cost: a pipeline's stages take layers until they have more than their share of the products' weights,
@@ -252,6 +271,7 @@ class Framework:
         gradient_wire_B: bytes of a gradient element that is exchanged; None: as in memory.
 
         offload: what the host keeps where a plan says so.
+        lora: adapters, beside which all is frozen, where a plan says so.
         forward_only: nothing is trained: a step is its forward passes, of which nothing is kept.
     """
 
@@ -267,6 +287,7 @@ class Framework:
     compiles: bool = False
     captured: bool = False
     softmax: Literal["fused", "plain"] = "fused"
+    plain_softmax_time: float = 1.0
     dropout: bool = False
     fused_dropout: bool = False
     moment_dtypes: tuple[MomentDtype, ...] = ("fp32",)
@@ -307,6 +328,7 @@ class Framework:
     experts_workspace_B: Mapping[str, float] | None = field(default=None, hash=False)
     deterministic: bool = False
     keeps_score_buffer: bool = False
+    context_B: float | None = None
     counts_passes: bool = False
     memory_log_error: float | None = None
 
@@ -320,6 +342,7 @@ class Framework:
     largest_expert_group: float = math.inf
     steps_whole_experts_along: bool = False
     pipeline: Literal["torch", "megatron", "deepspeed", "described"] = "megatron"
+    message_copy_Bps: float = math.inf
     cuts_messages: bool = False
     gathers_inputs_again: bool = False
     copies_heads: bool = False
@@ -333,6 +356,7 @@ class Framework:
     gradient_wire_B: float | None = None
 
     offload: HostOffload | None = None
+    lora: Lora | None = None
     forward_only: bool = False
 
     def wire_B(self, precision: Precision) -> float:

@@ -18,7 +18,7 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Moe
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.frameworks.base import Framework, Precision, PrecisionRecipe
+from moemodel.model.frameworks.base import AdaptedLinear, Framework, Precision, PrecisionRecipe
 from moemodel.model.operators.work import Kind, Pass, Shape
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.dispatch import ALL_TO_ALL
@@ -100,6 +100,12 @@ class MicroBatch:
         """Bytes of an element that a product keeps of what its maker keeps too: of its cast copy, or none."""
         return self.recipe.product_input_B if self.recipe.casts else 0.0
 
+    def keeps_input_of(self, target: AdaptedLinear | None) -> bool:
+        """Whether a product's input is kept, for a gradient of its weights or of an adapter's; None: other operators
+        read it backward too."""
+        lora = self.framework.lora
+        return lora is None or target is None or target in lora.targets
+
     def is_sharded(self, degree: Literal["tp", "ep"]) -> FloatArray:
         """In which plans a degree cuts the model, 1 or 0. [P]"""
         values: FloatArray = self.tp if degree == "tp" else self.ep
@@ -167,6 +173,7 @@ class LayerOp:
         backward: its passes that run backward; None: all that its kind has.
         only_backward: it runs in backward passes alone, where its `copies` and `grad_fan_in` do.
         gating: of a router, or of what moves rows to experts and back.
+        target: which linear layer it is, that may have an adapter (`layers.adapters`); "": none such.
     """
 
     kind: Kind
@@ -182,6 +189,7 @@ class LayerOp:
     backward: tuple[Pass, ...] | None = None
     only_backward: bool = False
     gating: bool = False
+    target: AdaptedLinear | Literal[""] = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,6 +296,10 @@ class Block(ABC):
         """Bytes of gradients inside it at most, beyond the tensors that its backward pass has freed by then. [P]"""
         return np.zeros(batch.plans)
 
+    def first_target(self) -> AdaptedLinear | None:
+        """The linear layer that reads its input alone, if an adapter may stand beside it; None: others read it too."""
+        return None
+
     def buffer_B(self, batch: MicroBatch) -> FloatArray:
         """Bytes that it works in and leaves to the next layer. [P]"""
         return np.zeros(batch.plans)
@@ -323,11 +335,18 @@ class Block(ABC):
 
 
 def linear(
-    m: FloatArray, n: float | FloatArray, k: float | FloatArray, *, bias: bool = False, shares_input: bool = False
+    m: FloatArray,
+    n: float | FloatArray,
+    k: float | FloatArray,
+    *,
+    bias: bool = False,
+    shares_input: bool = False,
+    target: AdaptedLinear | Literal[""] = "",
 ) -> LayerOp:
-    """A linear layer of m rows from k to n features; `shares_input`: another one reads the same input."""
+    """A linear layer of m rows from k to n features; `shares_input`: another one reads the same input; `target`: which
+    it is, if it may have an adapter."""
     fan_in = Shape(m=m, n=k) if shares_input else None
-    return LayerOp(kind=Kind.GEMM, shape=Shape(m=m, n=n, k=k), bias=bias, grad_fan_in=fan_in)
+    return LayerOp(kind=Kind.GEMM, shape=Shape(m=m, n=n, k=k), bias=bias, grad_fan_in=fan_in, target=target)
 
 
 def elementwise(

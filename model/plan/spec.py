@@ -19,6 +19,7 @@ from moemodel.model.plan.clock import AskedClock, Clock, asked_clock, check_cloc
 from moemodel.model.plan.clock import Clock_MHz as Clock_MHz
 from moemodel.model.plan.context_comm import CpComm
 from moemodel.model.plan.failures import FailuresSpec
+from moemodel.model.plan.lora import LoraSpec
 from moemodel.model.plan.offload import OffloadSpec
 from moemodel.model.plan.optimizer_states import OptimizerStates, check_optimizer, needs_shards
 from moemodel.model.plan.paths import NamesFiles
@@ -204,6 +205,7 @@ def check_forward_only(plan: Plan) -> None:
         "deterministic": (plan.deterministic, None),
         "dropout": (plan.dropout, None),
         "optimizer": (None if plan.optimizer is None else "a block", None),
+        "lora": (None if plan.lora is None else "a block", None),
         "offload": (None if plan.offload is None else "a block", None),
         "routing.balance_loss": (plan.routing.balance_loss, 0.0),
         "routing.z_loss": (plan.routing.z_loss, 0.0),
@@ -292,6 +294,9 @@ class Plan(NamesFiles):
     )
     optimizer: OptimizerStates | None = Field(
         default=None, description="types of what AdamW keeps; null: as the framework does"
+    )
+    lora: LoraSpec | None = Field(
+        default=None, description="adapters that are trained beside frozen weights; null: all weights are trained"
     )
     offload: OffloadSpec | None = Field(
         default=None, description="shares of the optimizer and of activations that the host keeps; null: none"

@@ -21,6 +21,7 @@ from moemodel.model.hardware.link import Link
 from moemodel.model.plan.context_comm import CpComm
 from moemodel.model.plan.dispatch import OF_DISPATCH, DispatchName
 from moemodel.model.plan.failures import FailuresSpec
+from moemodel.model.plan.lora import LoraSpec
 from moemodel.model.plan.offload import OffloadSpec
 from moemodel.model.plan.optimizer_states import OptimizerStates, check_optimizer, needs_shards
 from moemodel.model.plan.paths import NamesFiles
@@ -310,6 +311,7 @@ class Search(NamesFiles):
     cp_comm: CpComm | None = None
     dropout: Switch | None = None
     optimizer: OptimizerStates | None = None
+    lora: LoraSpec | None = None
     offload: OffloadSpec | None = None
     stage_layers: EndSlots | None = None
     backend: Backend = "torch"
@@ -427,7 +429,7 @@ class Search(NamesFiles):
 _PARALLEL = ("dp", "tp", "pp", "ep", "etp", "cp", "zero_stage", "replicas", "sequence_parallel", "virtual_stages")
 _FIXED = (
     *("architecture", "layers", "sequence_length", "global_batch", "precision", "backend"),
-    *("cp_comm", "dropout", "optimizer", "offload", "stage_layers", "power_cap_W", "tokens"),
+    *("cp_comm", "dropout", "optimizer", "lora", "offload", "stage_layers", "power_cap_W", "tokens"),
 )
 
 

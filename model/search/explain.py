@@ -58,6 +58,7 @@ _FIXED = (
     "cp_comm",
     "dropout",
     "optimizer",
+    "lora",
     "offload",
     "stage_layers",
     "backend",

@@ -193,18 +193,26 @@ class DataParallel:
         self._split_pass = torch & (plans.pp > 1) & plans.schedules.splits_backward
         self._late_scatter = reduces_when_all_passes_are_done(plans, framework)
 
-    def step(self, units: FsdpUnits, counts: ExchangeCounts) -> StepExchange:
-        """Gradients, and from ZeRO 1 on parameters, of one stage in a step."""
+    def step(self, units: FsdpUnits, counts: ExchangeCounts, trained: FsdpUnits | None = None) -> StepExchange:
+        """Gradients, and from ZeRO 1 on parameters, of one stage in a step; `trained` are those that have gradients,
+        where not all do."""
+        trained = units if trained is None else trained
         none = np.zeros_like(units.dense)
-        shared = self._exchange(units, counts)
-        experts = replace(units, dense=units.expert, ends=none, embedding_parameters=none)
-        return shared + self._exchange(experts, counts, experts=True)
+        shared = self._exchange(units, trained, counts)
+        experts, of_experts = (
+            replace(each, dense=each.expert, ends=none, embedding_parameters=none) for each in (units, trained)
+        )
+        return shared + self._exchange(experts, of_experts, counts, experts=True)
 
-    def _exchange(self, units: FsdpUnits, counts: ExchangeCounts, *, experts: bool = False) -> StepExchange:
-        """Of `units.dense` and the ends."""
+    def _exchange(
+        self, units: FsdpUnits, trained: FsdpUnits, counts: ExchangeCounts, *, experts: bool = False
+    ) -> StepExchange:
+        """Of `dense` and the ends of both."""
         of = "expert_" if experts else ""
-        reduced = self._reduced(units, counts, self._groups[f"{of}data_parallel"], experts=experts)
-        sharded = self._sharded(units, counts, self._groups[f"{of}shards"], replicas=self._groups[f"{of}replicas"])
+        reduced = self._reduced(trained, counts, self._groups[f"{of}data_parallel"], experts=experts)
+        sharded = self._sharded(
+            units, trained, counts, self._groups[f"{of}shards"], replicas=self._groups[f"{of}replicas"]
+        )
         whole = self._zero == 0
         return StepExchange(
             forward=sharded.forward.times(~whole),
@@ -255,25 +263,28 @@ class DataParallel:
         mean_B = (self._bucket_B or 0.0) + inner_B / np.maximum(units.layers, 1) / (2 * _LARGE_TENSORS)
         return np.maximum(inner_B / mean_B, 1.0)
 
-    def _sharded(self, units: FsdpUnits, counts: ExchangeCounts, group: Group, *, replicas: Group) -> StepExchange:
+    def _sharded(
+        self, units: FsdpUnits, trained: FsdpUnits, counts: ExchangeCounts, group: Group, *, replicas: Group
+    ) -> StepExchange:
         """ZeRO 1 to 3. A pass gathers, and a pass scatters, each layer and the ends; one layer and the ends show.
 
         Where several groups of ranks hold all shards each, what is scattered in a group is then summed over groups
         (torch.distributed.fsdp 2.11, `foreach_reduce`; Megatron-LM, core/distributed/param_and_grad_buffer.py).
         """
-        layers, inner, ends = np.maximum(units.layers, 1), units.dense, units.ends
+        layers, parts, reduced = np.maximum(units.layers, 1), (units.dense, units.ends), (trained.dense, trained.ends)
         if not (self._reductions_hide or self._gathers_hide):
-            layers, inner, ends = np.asarray(1), inner + ends, np.zeros_like(ends)
+            layers = np.asarray(1)
+            parts, reduced = ((inner + ends, np.zeros_like(ends)) for inner, ends in (parts, reduced))
         gather, scatter = (
             [self._some(collective, element_B * p, 1.0, group) for p in (inner / layers, ends)]
-            for collective, element_B in (
-                (Collective.ALL_GATHER, self._parameter_B),
-                (self._reduction, self._gradient_B),
+            for collective, element_B, (inner, ends) in (
+                (Collective.ALL_GATHER, self._parameter_B, parts),
+                (self._reduction, self._gradient_B, reduced),
             )
         )
         summed = [
             self._some(Collective.ALL_REDUCE, self._gradient_B * p / group[0], 1.0, replicas)
-            for p in (inner / layers, ends)
+            for p in (reduced[0] / layers, reduced[1])
         ]
         gathered = self._groups.overlappable(Collective.ALL_GATHER, gather[0]).times(float(self._gathers_hide))
         hides = np.where(self._late_scatter, 0.0, float(self._reductions_hide))
@@ -295,7 +306,7 @@ class DataParallel:
             forward_passes=np.maximum(counts.gathers_forward, 1.0),
             backward_passes=np.maximum(reductions, again),
             units=np.where(scatter[0] > 0, layers, 0.0) + (scatter[1] > 0),
-            buckets=np.zeros_like(inner),
+            buckets=np.zeros_like(units.dense),
         )
 
     def _some(

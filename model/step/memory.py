@@ -19,7 +19,7 @@ allocator, beyond the share that the calibration gives.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from moemodel.model.architecture.spec import Architecture, Layer, Moe
 from moemodel.model.core.arrays import BoolArray, FloatArray, largest, where_largest
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.hardware.gpu import read_gpu
+from moemodel.model.layers.adapters import adapter_parameters
 from moemodel.model.layers.base import MicroBatch
 from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
 from moemodel.model.layers.layer import layer_blocks
@@ -91,11 +92,12 @@ class MemoryModel:
         self.kinds = distinct_layers(architecture)
         self._again = Recomputation.of(plans, architecture, framework)
         self._layer_parameters = [layer_parameters(kind, architecture.hidden) for kind in self.kinds]
+        self._adapters = [self._adapter_parameters(kind) for kind in self.kinds]
         self._kept: dict[Layer, tuple[FloatArray, FloatArray]] = {}
         self._embedding = EmbeddingBlock(architecture=architecture)
         self._head = HeadBlock(architecture=architecture)
         overhead = {name: p.value for name, p in calibration.memory.parameters.items()}
-        self.context_B = overhead["context"]
+        self.context_B = overhead["context"] if framework.context_B is None else framework.context_B
         self.workspace_B = _workspace_B(framework.workspace_B, calibration.gpu, overhead["workspace"])
         if framework.experts_workspace_B is not None and any(isinstance(one.feed_forward, Moe) for one in self.kinds):
             self.workspace_B += _workspace_B(framework.experts_workspace_B, calibration.gpu, 0.0)
@@ -107,10 +109,24 @@ class MemoryModel:
         """Parameters of a stage on one GPU."""
         dense = np.zeros(len(self.plans))
         expert = np.zeros(len(self.plans))
-        for p, count in zip(self._layer_parameters, stage.layers, strict=True):
-            dense += count * self._dense(p)
+        for p, adapters, count in zip(self._layer_parameters, self._adapters, stage.layers, strict=True):
+            dense += count * (self._dense(p) + adapters)
             expert += count * self._expert(p)
         return Shard(dense=dense + self._ends(stage), expert=expert)
+
+    def trained(self, stage: Stage) -> Shard:
+        """Of these, those that are trained: all, or adapters."""
+        if self.framework.lora is None:
+            return self.shard(stage)
+        none = np.zeros(len(self.plans))
+        counted = zip(self._adapters, stage.layers, strict=True)
+        return Shard(dense=sum((count * adapters for adapters, count in counted), none), expert=none)
+
+    def _adapter_parameters(self, kind: Layer) -> FloatArray:
+        """Of a layer's adapters on one tensor-parallel rank, if a plan has any."""
+        if self.framework.lora is None:
+            return np.zeros(len(self.plans))
+        return adapter_parameters(layer_blocks(kind, self.architecture.hidden).operators(self.batch), self.batch)
 
     def _dense(self, p: LayerParameters) -> FloatArray:
         """Parameters of a layer on one tensor-parallel rank, without routed experts."""
@@ -121,14 +137,33 @@ class MemoryModel:
         return np.asarray(p.routed / (self.batch.etp * self.batch.ep))
 
     def units(self, stage: Stage) -> FsdpUnits:
-        """The same, as it is exchanged."""
+        """The same, as it is exchanged: parameters that are gathered, which frozen ones are under ZeRO 3 alone."""
         shard, ends = self.shard(stage), self._ends(stage)
-        return FsdpUnits(
+        whole = FsdpUnits(
             layers=np.full(len(self.plans), sum(stage.layers)),
             dense=shard.dense - ends,
             expert=shard.expert,
             ends=ends,
             embedding_parameters=self._first_end(stage),
+        )
+        if self.framework.lora is None:
+            return whole
+        some, all_of_them = self.reduced_units(stage), self.plans.zero_stage >= 3
+        return replace(
+            whole,
+            dense=np.where(all_of_them, whole.dense, some.dense),
+            expert=np.where(all_of_them, whole.expert, some.expert),
+            ends=np.where(all_of_them, whole.ends, some.ends),
+        )
+
+    def reduced_units(self, stage: Stage) -> FsdpUnits:
+        """Those whose gradients are exchanged."""
+        if self.framework.lora is None:
+            return self.units(stage)
+        none, trained = np.zeros(len(self.plans)), self.trained(stage)
+        layers = np.full(len(self.plans), sum(stage.layers))
+        return FsdpUnits(
+            layers=layers, dense=trained.dense, expert=trained.expert, ends=none, embedding_parameters=none
         )
 
     def _first_end(self, stage: Stage) -> FloatArray:
@@ -141,17 +176,17 @@ class MemoryModel:
             ends = ends + self._head.on_one_gpu(self.batch.tp, beside_embedding=stage.embedding)
         return ends
 
-    def states(self, shard: Shard) -> dict[str, FloatArray]:
+    def states(self, shard: Shard, trained: Shard) -> dict[str, FloatArray]:
         """Bytes of parameters and optimizer states of a shard under ZeRO."""
         zero = self.plans.zero_stage
-        shared = self._sharded(shard)
+        shared, updated = self._sharded(shard), self._sharded(trained)
         recipe = self.recipe
         on_gpu = 1.0 if self.framework.offload is None else 1.0 - self.framework.offload.optimizer
         whole = zero < (1 if self.framework.data_parallel == "ddp-fsdp2" else 3)  # FSDP2 gathers into memory of its own
         return {
             "parameters": recipe.weight_B * np.where(whole, shard.total, shared),
-            "optimizer_states": on_gpu * recipe.state_B * np.where(zero >= 1, shared, shard.total),
-            "optimizer_transient": on_gpu * recipe.transient_B * np.where(zero >= 1, shared, shard.total),
+            "optimizer_states": on_gpu * recipe.state_B * np.where(zero >= 1, updated, trained.total),
+            "optimizer_transient": on_gpu * recipe.transient_B * np.where(zero >= 1, updated, trained.total),
         }
 
     def _sharded(self, shard: Shard) -> FloatArray:
@@ -181,9 +216,9 @@ class MemoryModel:
         """Gradients, and parameters that are gathered."""
         alone = self._expert_shards == 1  # experts that no other rank has are not sharded
         layers = [np.zeros(len(self.plans))]
-        for p, count in zip(self._layer_parameters, stage.layers, strict=True):
+        for p, adapters, count in zip(self._layer_parameters, self._adapters, stage.layers, strict=True):
             if count:
-                layers.append(self._dense(p) + np.where(alone, 0.0, self._expert(p)))
+                layers.append(self._dense(p) + adapters + np.where(alone, 0.0, self._expert(p)))
         parts = ParameterCounts(
             whole=shard.total,
             sharded=self._sharded(shard),
@@ -199,12 +234,26 @@ class MemoryModel:
         }[self.framework.data_parallel]
         return held(
             parts,
+            trained=self._trained_counts(stage) if self.framework.lora is not None else parts,
             zero=self.plans.zero_stage,
             pipeline=self.plans.pp > 1,
             shared=self.mesh.shard_group.size > 1,
             accumulating=accumulating,
             gradient_B=self.recipe.gradient_B,
             weight_B=self.recipe.weight_B,
+        )
+
+    def _trained_counts(self, stage: Stage) -> ParameterCounts:
+        """Of adapters."""
+        none, trained = np.zeros(len(self.plans)), self.trained(stage)
+        layers = [none, *(each for each, count in zip(self._adapters, stage.layers, strict=True) if count)]
+        return ParameterCounts(
+            whole=trained.total,
+            sharded=self._sharded(trained),
+            gathered=trained.total,
+            ends=none,
+            end=none,
+            layer=largest(layers),
         )
 
     # ---- activations --------------------------------------------------------------------------------------------
@@ -247,8 +296,8 @@ class MemoryModel:
         """Peak of one stage."""
         if self.framework.forward_only:
             return self._forward_only(stage)
-        shard = self.shard(stage)
-        terms = self.states(shard)
+        shard, trained = self.shard(stage), self.trained(stage)
+        terms = self.states(shard, trained)
         transient = terms.pop("optimizer_transient")
         flight = self._in_flight(stage)
         held = self._held(stage, shard, (self.plans.micro_batches > 1) | (flight > 1))
@@ -268,7 +317,8 @@ class MemoryModel:
         activations = activations + self._by_chunk_B(stage, flight, per_micro_batch)
         loss = self._losses(stage)
         inside_B, whole_B = self._hidden_B()
-        if stage.head and self.framework.placeholder_gradients:  # beside the gradient of 16-bit logits
+        placeholders = self.framework.placeholder_gradients and self.framework.lora is None
+        if stage.head and placeholders:  # beside the gradient of 16-bit logits
             made_B = self._head_placeholder_B(stage) + whole_B * self.framework.counts_passes
             loss = np.maximum(loss, self._head.logits_B(self.batch) + made_B)
         if stage.head and self.framework.counts_passes:  # of the final norm, and the head's input as it is gathered
@@ -281,12 +331,12 @@ class MemoryModel:
             "gathered_layers": (held.gathered_B[0], *held.gathered_B),
             "activations": (activations, activations + again, earlier + working, none),
             "loss": (loss, none, none, none),
-            **self._flattened(shard),
-            "optimizer_transient": (none, none, none, transient + self._group_transient(shard)),
+            **self._flattened(trained),
+            "optimizer_transient": (none, none, none, transient + self._group_transient(trained)),
         }
         worst = where_largest([sum(moment, none) for moment in zip(*at_each.values(), strict=True)])
         terms |= {name: np.concatenate(moments).take(worst) for name, moments in at_each.items()}
-        if self.framework.placeholder_gradients:
+        if placeholders:
             terms["gradient_placeholders"] = self._placeholders_B(stage)
         terms["messages"] = self._messages(stage, flight)
         if self.framework.counts_passes and stage.first > 0:  # the gradient last sent (pipeline_parallel/schedules.py)

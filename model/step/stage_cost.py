@@ -21,6 +21,7 @@ from moemodel.model.device.power import PowerModel
 from moemodel.model.device.roofline import chip_of_calibration
 from moemodel.model.frameworks.base import HostFactors, HostOffload
 from moemodel.model.frameworks.moe_form import measured_layer
+from moemodel.model.layers.adapters import adapted
 from moemodel.model.layers.base import MicroBatch
 from moemodel.model.layers.layer import LayerBlocks, layer_blocks
 from moemodel.model.layers.parameters import parameters
@@ -347,13 +348,14 @@ class _Held:
     """Parameters of a stage on one GPU. [P].
 
     Attributes:
-        units: as they are exchanged; `counts` how often.
+        units: as they are exchanged; `reduced` those that have gradients; `counts` how often.
         inner: of layers, those that other ranks hold, too.
         owned: that it updates in the optimizer step.
         accumulated: whose gradients a micro-batch adds to those before it.
     """
 
     units: FsdpUnits
+    reduced: FsdpUnits
     counts: ExchangeCounts
     inner: FloatArray
     owned: FloatArray
@@ -476,13 +478,14 @@ class _StageParts:
         machine = self._blocks.machine
         groups = Groups(every, machine.network, shards_experts=machine.framework.shards_experts)
         data = DataParallel(every, groups, framework=machine.framework, precision=machine.precision)
-        return data.step(held.units, held.counts)
+        return data.step(held.units, held.counts, held.reduced)
 
     def _held(self, stage: Stage) -> _Held:
         """What a GPU of a stage has of its parameters."""
-        memory, shard, units = self.memory, self.memory.shard(stage), self.memory.units(stage)
+        memory, shard, units = self.memory, self.memory.trained(stage), self.memory.units(stage)
         return _Held(
             units=units,
+            reduced=memory.reduced_units(stage),
             inner=units.dense + np.where(memory.expert_copies > 1, units.expert, 0.0),
             counts=ExchangeCounts.of(self.plans, self._blocks.machine.framework, stage.first),
             owned=memory.owned(shard),
@@ -572,12 +575,13 @@ class _StageParts:
         units, counts, machine = held.units, held.counts, self._blocks.machine
         read = [every.micro_batches, every.zero_stage, every.dp * every.cp > 1, *vars(counts).values()]
         first, size = distinct_rows([held.inner, units.ends, held.owned, held.accumulated, *read])
+        trained = None if machine.framework.lora is None else (held.reduced.dense + held.reduced.ends)[first]
         workload = Workload(
             self._blocks.architecture, every.take(first), framework=machine.framework, precision=machine.precision
         )
         calls = workload.accumulate(held.accumulated[first]) + workload.optimizer(held.owned[first])
         calls += workload.gradients(held.accumulated[first])
-        calls += workload.copies(held.inner[first], units.ends[first], counts.take(first))
+        calls += workload.copies(held.inner[first], units.ends[first], counts.take(first), trained)
         return self._blocks.price(calls, len(first)), size
 
     def _exchange(self, stage: Stage) -> tuple[Exchange, Exchange]:
@@ -611,7 +615,8 @@ class _StageParts:
     def _tied(self, stage: Stage) -> FloatArray:
         """Gradients of an embedding that the head on another stage shares."""
         architecture = self._blocks.architecture
-        if not architecture.tied or stage.embedding == stage.head:
+        frozen = self._blocks.machine.framework.lora is not None
+        if frozen or not architecture.tied or stage.embedding == stage.head:
             return np.zeros(len(self.plans))
         return self._comm.embedding_grad_all_reduce(parameters(architecture).embedding, self._blocks.machine.gradient_B)
 
@@ -655,7 +660,10 @@ class _StageParts:
         return zip(stage.layers, self._blocks.layer_blocks, strict=True)
 
     def _tensors(self, stage: Stage) -> int:
-        return sum(n * layer.parameter_tensors() for n, layer in self._layers(stage))
+        """Of parameters that are trained, two of each adapter or all."""
+        if self._blocks.machine.framework.lora is None:
+            return sum(n * layer.parameter_tensors() for n, layer in self._layers(stage))
+        return sum(n * 2 * adapted(layer.operators(self._batch), self._batch) for n, layer in self._layers(stage))
 
     def _added(self, stage: Stage) -> FloatArray:
         """Tensors whose gradients the mean micro-batch adds to what is there; on one GPU they are left out."""

@@ -11,7 +11,7 @@ from moemodel.model.core.errors import CalibrationError, InputError
 from moemodel.model.device.attention import rescale_for_attention
 from moemodel.model.device.description import Change, rescale_for_description
 from moemodel.model.device.precision import rescale_for_precision
-from moemodel.model.frameworks.base import Framework, HostOffload, Precision
+from moemodel.model.frameworks.base import Framework, HostOffload, Lora, Precision
 from moemodel.model.frameworks.megatron_lm import DETERMINISTIC_B
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.frameworks.track_record import TrackRecord, track_records, widest
@@ -195,6 +195,8 @@ def framework_as_run(plan: Plan) -> Framework:
         )
     if plan.cp_comm is not None and not (plan.cp_comm == ALL_GATHER and framework.gathers_keys):
         framework = replace(framework, cp_comm=plan.cp_comm, gathers_keys=False)
+    if plan.lora is not None:
+        framework = replace(framework, lora=Lora(rank=plan.lora.rank, targets=plan.lora.targets))
     if plan.offload is not None:
         framework = replace(framework, offload=_offload(plan.offload))
     if plan.mode == "inference":

@@ -16,6 +16,7 @@ _LEFT_TO_THE_PROGRAM = (
     "cp_comm",
     "dropout",
     "optimizer",
+    "lora",
     "offload",
     "micro_batches_per_schedule",
     "stage_layers",

@@ -53,6 +53,7 @@ def _outside(plan: Plan) -> Iterator[str]:
         ("cp_comm", None),
         ("dropout", False),
         ("optimizer", None),
+        ("lora", None),
         ("offload", None),
         ("stage_layers", None),
     ):
