@@ -193,7 +193,7 @@ class MemoryModel:
             "optimizer_transient": on_gpu * recipe.transient_B * np.where(zero >= 1, updated, trained.total),
         }
 
-    def _of_layers_B(self, stage: Stage, shard: Shard) -> FloatArray:
+    def _of_layers_B(self, stage: Stage | Stages, shard: Shard) -> FloatArray:
         """By how many bytes parameters are more than `states` counts, where those of layers are of another size than
         those of the ends. [P]"""
         if self.recipe.layer_B is None:
