@@ -30,12 +30,8 @@ from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import Kind
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.dispatch import OF_DISPATCH, OVERLAPPED
-<<<<<<< HEAD
 from moemodel.model.schedule.pipeline_layout import Pipeline, Stage, Stages, distinct_layers, held_layers
-=======
-from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
 from moemodel.model.step.collective_checks import checks_s, step_checks_s
->>>>>>> main
 from moemodel.model.step.communication_groups import Groups
 from moemodel.model.step.data_parallel import DataParallel, ExchangeCounts, FsdpUnits, StepExchange
 from moemodel.model.step.host_offload import copied, update_s
@@ -242,7 +238,10 @@ class BlockCosts:
             return self.price(calls(self._workload(plans.take(first)), first), len(first)), place
 
         return [
-            priced(lambda work, rows: work.accumulate(held.accumulated[rows]), held.accumulated, plans.micro_batches),
+            priced(
+                lambda work, rows: work.accumulate(held.accumulated[rows]) + work.gradients(held.accumulated[rows]),
+                *(held.accumulated, plans.micro_batches),
+            ),
             priced(lambda work, rows: work.optimizer(held.owned[rows]), held.owned),
             priced(
                 lambda work, rows: work.copies(held.inner[rows], ends[rows], counts.take(rows), reduced[rows]),
@@ -392,12 +391,8 @@ class _Once:
     exchange: StepExchange
     counts: ExchangeCounts
     added_tensors: FloatArray
-<<<<<<< HEAD
     tensors: int | FloatArray
-=======
-    tensors: int
     checks_s: FloatArray
->>>>>>> main
     host_update_s: FloatArray
 
 
@@ -516,43 +511,19 @@ class _StageParts:
             pipeline_fill_comm_s=self._comm.pipeline_fill_comm_s(),
         )
 
-<<<<<<< HEAD
     def once(
         self, stage: Stage | Stages, exchange: StepExchange, updates: dict[Phase, PhaseCost], held: _Held
     ) -> _Once:
         """What a stage does once a step, given what it exchanges, its work, and what a GPU has of its parameters."""
         return _Once(
             updates=updates,
-            exchange=exchange.with_exposed(self._tied(stage) + self._comm.norm_s()),
+            exchange=exchange.with_exposed(self._tied(stage) + self._comm.norm_s() + self._put_in_place_s(stage)),
+            checks_s=self._step_checks_s(exchange, held.counts),
             counts=held.counts,
             added_tensors=self._added(stage),
             tensors=self._tensors(stage),
             host_update_s=self._host_update_s(held.owned),
         )
-
-    def held(self, stage: Stage | Stages) -> _Held:
-=======
-    def once(self, pipeline: tuple[Stage, ...]) -> list[_Once]:
-        """What each class of stages does once a step, and in its passes with what that exchanges."""
-        held, plans = one_behind_another([self._held(stage) for stage in pipeline]), len(self.plans)
-        every = self.plans.take(np.tile(np.arange(plans), len(pipeline)))
-        exchange, (updates, size) = self._step_exchange(every, held), self._updates(every, held)
-        found = []
-        for place, stage in enumerate(pipeline):
-            rows = np.arange(place * plans, (place + 1) * plans)
-            own = take_rows(exchange, rows)
-            found.append(
-                _Once(
-                    updates=take_rows(updates, size[rows]),
-                    exchange=own.with_exposed(self._tied(stage) + self._comm.norm_s() + self._put_in_place_s(stage)),
-                    checks_s=self._step_checks_s(own, held.counts.take(rows)),
-                    counts=held.counts.take(rows),
-                    added_tensors=self._added(stage),
-                    tensors=self._tensors(stage),
-                    host_update_s=self._host_update_s(held.owned[rows]),
-                )
-            )
-        return found
 
     def _checks_s(self, exchange: Exchange) -> FloatArray:
         """Of a micro-batch's collectives, where a plan asks for them, [P, 1]."""
@@ -566,21 +537,13 @@ class _StageParts:
             return np.zeros((len(self.plans), 1))
         return step_checks_s(exchange, counts, self._comm.groups)
 
-    def _put_in_place_s(self, stage: Stage) -> FloatArray:
+    def _put_in_place_s(self, stage: Stage | Stages) -> FloatArray:
         """Copies of gathered parameters to their places, tensor by tensor and rank by rank, [P]."""
         ranks = self._comm.groups["shards"][0]
         gathers = (self.plans.zero_stage >= 1) & (ranks > 1)
         return np.asarray(self._blocks.machine.framework.gathered_tensor_s * self._tensors(stage) * ranks * gathers)
 
-    def _step_exchange(self, every: PlanBatch, held: _Held) -> StepExchange:
-        """What data-parallel ranks exchange in a step, in each of these plans."""
-        machine = self._blocks.machine
-        groups = Groups(every, machine.network, shards_experts=machine.framework.shards_experts)
-        data = DataParallel(every, groups, framework=machine.framework, precision=machine.precision)
-        return data.step(held.units, held.counts, held.reduced)
-
-    def _held(self, stage: Stage) -> _Held:
->>>>>>> main
+    def held(self, stage: Stage | Stages) -> _Held:
         """What a GPU of a stage has of its parameters."""
         memory, shard, units = self.memory, self.memory.trained(stage), self.memory.units(stage)
         return _Held(
@@ -679,27 +642,7 @@ class _StageParts:
             head_s = blocks.head[phase].time_s_UK[self._shape, -1]
         return shares(np.asarray(head_s + (whole_s - head_s) / np.maximum(sum(stage.layers), 1)), whole_s)[:, None]
 
-<<<<<<< HEAD
     def _exchange(self, stage: Stage | Stages) -> tuple[Exchange, Exchange]:
-=======
-    def _updates(self, every: PlanBatch, held: _Held) -> tuple[dict[Phase, PhaseCost], IntArray]:
-        """What a GPU does with its parameters beside its layers, priced once for each distinct size, and which of these
-        each plan's is: copies on their way between ranks, a micro-batch's gradients added up, the optimizer step.
-        """
-        units, counts, machine = held.units, held.counts, self._blocks.machine
-        read = [every.micro_batches, every.zero_stage, every.dp * every.cp > 1, *vars(counts).values()]
-        first, size = distinct_rows([held.inner, units.ends, held.owned, held.accumulated, *read])
-        trained = None if machine.framework.lora is None else (held.reduced.dense + held.reduced.ends)[first]
-        workload = Workload(
-            self._blocks.architecture, every.take(first), framework=machine.framework, precision=machine.precision
-        )
-        calls = workload.accumulate(held.accumulated[first]) + workload.optimizer(held.owned[first])
-        calls += workload.gradients(held.accumulated[first])
-        calls += workload.copies(held.inner[first], units.ends[first], counts.take(first), trained)
-        return self._blocks.price(calls, len(first)), size
-
-    def _exchange(self, stage: Stage) -> tuple[Exchange, Exchange]:
->>>>>>> main
         """Of a micro-batch in a forward and in a backward pass: what blocks exchange, and messages between stages."""
         blocks, held = self._blocks, self._held_shapes(stage)
         forward = backward = Exchange.none(held.shapes)
