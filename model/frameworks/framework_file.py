@@ -36,10 +36,11 @@ _NOT_SAID |= {
     "captured_parts",
     "forward_only",
     "cp_comm",
+    "tp_buffers",
     "offload",
     "lora",
     "deterministic",
-}  # a plan says
+}  # a plan says these
 _NAME = Field(min_length=1, max_length=100, pattern=r"^[\w.-]+$")
 
 
