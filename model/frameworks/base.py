@@ -164,6 +164,8 @@ class Framework:
             values.
         attention: which kernel that is; None: as profiles measure it.
         compiles: torch.compile fuses chains of elementwise kernels of whole layers where a plan asks for it.
+        compiled: a plan asked for that: collectives inside layers are waited for where they are called, and operands
+            that several products read are cast once.
         captured: CUDA graphs of passes are replayed where a plan asks for it: the host queues none of their kernels.
         softmax: without flash attention, `fused` scales, masks and normalises in one kernel where it can run; `plain`
             fills the mask in, then normalises.
@@ -240,6 +242,8 @@ class Framework:
             those of the next stage gather it (Narayanan et al. 2021, section 4.1); of the `megatron` pipeline.
         cuts_by_cost: a pipeline's stages take layers until they have more than their share of the products' weights,
             the head's among them; else layers count alike.
+        repeats_keys: keys and values are copied for every head that reads them, before attention and before they
+            travel between ranks of context parallelism.
         gathers_keys: ranks of context parallelism gather keys and values, once a pass, beside attention to their own;
             else these go around a ring, a message beside attention to each block.
         cp_comm: how they reach keys and values where a plan says so (`plan.context_comm`).
@@ -252,6 +256,8 @@ class Framework:
 
         offload: what the host keeps where a plan says so.
         lora: adapters, beside which all is frozen, where a plan says so.
+        casts_shards: under sequence parallelism what is gathered is cast to 8 bits before, a shard on each rank.
+
         forward_only: nothing is trained: a step is its forward passes, of which nothing is kept.
     """
 
@@ -265,6 +271,7 @@ class Framework:
     flash_attention: bool = True
     attention: AttentionName | None = None
     compiles: bool = False
+    compiled: bool = False
     captured: bool = False
     softmax: Literal["fused", "plain"] = "fused"
     plain_softmax_time: float = 1.0
@@ -316,6 +323,7 @@ class Framework:
     pipeline: Literal["torch", "megatron", "deepspeed"] = "megatron"
     message_copy_Bps: float = math.inf
     cuts_messages: bool = False
+    repeats_keys: bool = False
     gathers_keys: bool = False
     cp_comm: str | None = None
     cuts_by_cost: bool = False
@@ -326,6 +334,8 @@ class Framework:
 
     offload: HostOffload | None = None
     lora: Lora | None = None
+    casts_shards: bool = False
+
     forward_only: bool = False
 
     def wire_B(self, precision: Precision) -> float:

@@ -33,6 +33,8 @@ TORCHTITAN = replace(
     # F.scaled_dot_product_attention, whose first choice was the flash kernel of its second generation (models/llama/
     # model.py; models/attention.py of 2025 names cuDNN first on Blackwell alone)
     attention="flash2",
+    repeats_keys=True,  # models/llama/model.py, repeat_kv
+    casts_shards=True,  # torchao's float8_tensor_parallel.py; docs/float8.md: by default for TP
     gradient_wire_B=4.0,  # mixed_precision_reduce float32 (config_manager.py)
     memory_log_error=None,
 )

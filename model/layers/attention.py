@@ -162,6 +162,10 @@ class AttentionBlock(Block):
         """Of one GPU: shared out, or each copied to as many ranks. [P]"""
         return np.asarray(np.maximum(self.spec.kv_heads / batch.tp, 1.0))
 
+    def _read_heads(self, batch: MicroBatch) -> FloatArray:
+        """Of keys and values, as attention reads them: one for each of queries where they are copied. [P]"""
+        return np.asarray(self.spec.heads / batch.tp) if batch.framework.repeats_keys else self._kv_heads(batch)
+
     def _wide_norms(self, batch: MicroBatch, q: FloatArray, kv: FloatArray) -> Iterator[LayerOp]:
         """Over all queries and over all keys; where tensor-parallel ranks share them, kernels one after another."""
         mask = 1 - batch.is_sharded("tp") if batch.adds_kernels("tp") else None
@@ -177,10 +181,13 @@ class AttentionBlock(Block):
         fills them up to the keys' width, and does that much more.
         """
         a, span = self.spec, self._span(batch.seq)
+        if batch.framework.repeats_keys and a.heads > a.kv_heads:  # few are read; backward theirs are summed
+            repeated = batch.tokens * (self._ring_width(batch) + self._kv_heads(batch) * (a.head_dim + self._value_dim))
+            yield elementwise(repeated, 1.0, (1.0,))
         shape = Shape(
             batch=batch.sequences * (batch.seq / span),
             heads=a.heads / batch.tp / batch.cp,
-            kv_heads=self._kv_heads(batch) / batch.cp,
+            kv_heads=self._read_heads(batch) / batch.cp,
             seq=span,
             head_dim=self._head_dim,
             n=1 if self._value_dim == self._head_dim else self._value_dim,
@@ -318,8 +325,8 @@ class AttentionBlock(Block):
         )
 
     def _ring_width(self, batch: MicroBatch) -> FloatArray:
-        """Features of a token's keys and values."""
-        return np.asarray(self._kv_heads(batch) * (self.spec.head_dim + self._value_dim))
+        """Features of a token's keys and values, as attention reads them."""
+        return np.asarray(self._read_heads(batch) * (self.spec.head_dim + self._value_dim))
 
 
 def _softmax(batch: MicroBatch, scores: FloatArray, many: FloatArray) -> Iterator[LayerOp]:
