@@ -158,6 +158,8 @@ class Framework:
         fused_gate_up: so are the gate and the up-projection of dense feed-forward blocks (of experts they always are).
         fused_kernels: operators that are one kernel in either pass, which moves its least bytes as fast as the
             calibration's copies move theirs; others take what the profile measured of torch's.
+        plain_norm_B: bytes of an element that kernels of an RMSNorm move, forward and backward, where they are plain
+            ones of another chain than torch's own; None: as measured.
         fused_loss_B: bytes of a logit that kernels of a fused cross-entropy move, forward and backward; None: it is
             not fused.
         flash_attention: attention is one kernel; else a product for the scores, a softmax over them, a product with the
@@ -267,6 +269,7 @@ class Framework:
     fused_qkv: bool
     fused_gate_up: bool
     fused_kernels: frozenset[FusedOperator] = frozenset()
+    plain_norm_B: tuple[float, float] | None = None
     fused_loss_B: tuple[float, float] | None = None
     flash_attention: bool = True
     attention: AttentionName | None = None

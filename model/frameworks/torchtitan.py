@@ -33,6 +33,10 @@ TORCHTITAN = replace(
     # F.scaled_dot_product_attention, whose first choice was the flash kernel of its second generation (models/llama/
     # model.py; models/attention.py of 2025 names cuDNN first on Blackwell alone)
     attention="flash2",
+    # models/norms.py, RMSNorm, kernel by kernel: to float32 (6), squared (8), mean (4), scaled (8), to 16 bits (6), times
+    # weights (4); backward the weights' product and gradient (4 + 10), to float32 (6), scaled (8), times the input and
+    # summed (16), the mean's spread and times twice the input (12), both summed (12), to 16 bits (6)
+    plain_norm_B=(36.0, 74.0),
     repeats_keys=True,  # models/llama/model.py, repeat_kv
     casts_shards=True,  # torchao's float8_tensor_parallel.py; docs/float8.md: by default for TP
     gradient_wire_B=4.0,  # mixed_precision_reduce float32 (config_manager.py)

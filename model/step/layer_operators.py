@@ -170,11 +170,17 @@ class Workload:
 
         The least of the operator. A fused loss moves what the framework says of a logit.
         """
-        if kind is Kind.CROSS_ENTROPY and self.framework.fused_loss_B is not None:
-            forward_B, backward_B = self.framework.fused_loss_B
-            logits = np.asarray(shape.m, dtype=np.float64) * np.asarray(shape.n, dtype=np.float64)
-            return np.asarray(logits * (forward_B if direction is Pass.FORWARD else backward_B))
+        chain = self._chain_B(kind)
+        if chain is not None:
+            elements = np.asarray(shape.m, dtype=np.float64) * np.asarray(shape.n, dtype=np.float64)
+            return np.asarray(elements * chain[direction is not Pass.FORWARD])
         return work(kind, direction, shape).bytes_B if kind in self._fused else None
+
+    def _chain_B(self, kind: Kind) -> tuple[float, float] | None:
+        """What the framework says that its kernels of an operator move of an element, forward and backward."""
+        if kind is Kind.CROSS_ENTROPY:
+            return self.framework.fused_loss_B
+        return None if kind in self._fused or kind is not Kind.RMS_NORM else self.framework.plain_norm_B
 
     def _mask(self, op: LayerOp) -> FloatArray:
         return self._one if op.mask is None else op.mask
