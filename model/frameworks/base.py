@@ -166,6 +166,7 @@ class Framework:
             values.
         attention: which kernel that is; None: as profiles measure it.
         compiles: torch.compile fuses chains of elementwise kernels of whole layers where a plan asks for it.
+        compiles_loss: the loss's kernels too.
         compiled: a plan asked for that: collectives inside layers are waited for where they are called, and operands
             that several products read are cast once.
         captured: CUDA graphs of passes are replayed where a plan asks for it: the host queues none of their kernels.
@@ -206,6 +207,10 @@ class Framework:
             before it, by the kernel that activates them.
         eager_loss: cross-entropy is one plain kernel after another, over a whole vocabulary too.
         logit_B: bytes of a logit when the loss's backward pass begins; None: as `embedding_head` counts torch's.
+        part_logit_B: the same of a rank's part of a vocabulary that ranks share, where `logit_B` is None; None: as there.
+        float32_shards: shards of parameters are the float32 ones that states count; 16-bit ones are made to be gathered.
+        pools_by_stream: what is gathered and what is scattered lies in memory that the allocator keeps for the streams
+            that do it, beside all else.
         placeholder_gradients: products add gradients to what is summed, and hand autograd a tensor of the weight's
             shape in their place: one for each shape of a layer stays, one of the head's lasts as long as its pass.
         selective: what `recompute: selective` runs again: the `core` of attention, or all `operators` of a layer but
@@ -274,6 +279,7 @@ class Framework:
     flash_attention: bool = True
     attention: AttentionName | None = None
     compiles: bool = False
+    compiles_loss: bool = True
     compiled: bool = False
     captured: bool = False
     softmax: Literal["fused", "plain"] = "fused"
@@ -305,6 +311,9 @@ class Framework:
     keeps_expert_outputs: bool = True
     eager_loss: bool = False
     logit_B: float | None = None
+    part_logit_B: float | None = None
+    float32_shards: bool = False
+    pools_by_stream: bool = False
     placeholder_gradients: bool = False
     selective: Literal["core", "operators"] = "core"
     program_chooses: bool = False
