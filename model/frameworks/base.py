@@ -65,6 +65,8 @@ class PrecisionRecipe:
         matmul_dtype: type of the operands of products inside layers, whose rate `device.precision` takes from the GPU's
             peaks; those of 8 and 4 bits are cast by kernels beforehand.
         cast_B: bytes that these move of an element, all of them together.
+        layer_B: bytes of a layer's parameter that is kept, where it differs from `weight_B`; `gathered_B` of one that
+            data-parallel ranks gather, where it differs from an element.
         splits_accumulation: in products of cast gradients sums go to float32 every 128 of depth.
     """
 
@@ -78,6 +80,8 @@ class PrecisionRecipe:
     update_B: float = _UPDATE_B
     matmul_dtype: Dtype = "bf16"
     cast_B: float = 4.0
+    layer_B: float | None = None
+    gathered_B: float | None = None
     splits_accumulation: bool = False
 
     def with_states(self, *, state_B: float, update_B: float) -> PrecisionRecipe:
@@ -261,6 +265,9 @@ class Framework:
         dispatched_B: bytes of an element of a row on its way to an expert; None: as of activations.
         gradient_wire_B: bytes of a gradient element that is exchanged; None: as in memory.
 
+        parameter_dtype: of layers' weights where products are of 8 bits and a plan does not say; None: as its recipes
+            count them.
+        tp_buffers: exchanges of tensor parallelism run over buffers of their own, where a plan says so.
         offload: what the host keeps where a plan says so.
         lora: adapters, beside which all is frozen, where a plan says so.
         casts_shards: under sequence parallelism what is gathered is cast to 8 bits before, a shard on each rank.
@@ -344,6 +351,8 @@ class Framework:
     dispatched_B: float | None = None
     gradient_wire_B: float | None = None
 
+    parameter_dtype: Literal["bf16", "fp8"] | None = None
+    tp_buffers: bool = False
     offload: HostOffload | None = None
     lora: Lora | None = None
     casts_shards: bool = False

@@ -14,6 +14,7 @@ from moemodel.model.frameworks.megatron_core import MEGATRON_CORE, MEGATRON_CORE
 from moemodel.model.frameworks.megatron_deepspeed import MEGATRON_DEEPSPEED
 from moemodel.model.frameworks.megatron_lm import MEGATRON_LM, MEGATRON_LM_2021, MEGATRON_LM_LOCAL
 from moemodel.model.frameworks.nanotron import NANOTRON
+from moemodel.model.frameworks.nemo import NEMO
 from moemodel.model.frameworks.torch_native import TORCH
 from moemodel.model.frameworks.torchtitan import TORCHTITAN
 
@@ -32,6 +33,7 @@ FRAMEWORKS: dict[str, Framework] = {
         MEGATRON_CORE_LOCAL,
         MEGATRON_DEEPSPEED,
         NANOTRON,
+        NEMO,
         TORCHTITAN,
     )
 }

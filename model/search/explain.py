@@ -55,6 +55,8 @@ _FIXED = (
     "sequence_length",
     "global_batch",
     "precision",
+    "parameter_dtype",
+    "tp_comm_overlap",
     "cp_comm",
     "dropout",
     "optimizer",

@@ -176,7 +176,10 @@ class DataParallel:
     ) -> None:
         self._groups = groups
         self._gradient_B = framework.wire_B(precision)
-        self._parameter_B = framework.precisions[precision].element_size_B
+        recipe = framework.precisions[precision]
+        self._parameter_B = recipe.element_size_B
+        # of layers' weights; embedding, head and norms stay in 16 bits
+        self._layer_B = recipe.element_size_B if recipe.gathered_B is None else recipe.gathered_B
         self._reductions_hide = "gradients" in framework.overlapped
         self._gathers_hide = "parameters" in framework.overlapped
         self._zero = plans.zero_stage
@@ -257,14 +260,21 @@ class DataParallel:
         (torch.distributed.fsdp 2.11, `foreach_reduce`; Megatron-LM, core/distributed/param_and_grad_buffer.py).
         """
         layers, parts, reduced = np.maximum(units.layers, 1), (units.dense, units.ends), (trained.dense, trained.ends)
+        gathered_B, reduced_B = (
+            (self._layer_B * parts[0], self._parameter_B * parts[1]),
+            (self._gradient_B * reduced[0], self._gradient_B * reduced[1]),
+        )
         if not (self._reductions_hide or self._gathers_hide):
             layers = np.asarray(1)
-            parts, reduced = ((inner + ends, np.zeros_like(ends)) for inner, ends in (parts, reduced))
+            reduced = reduced[0] + reduced[1], np.zeros_like(reduced[1])
+            gathered_B, reduced_B = (
+                (inner_B + ends_B, np.zeros_like(ends_B)) for inner_B, ends_B in (gathered_B, reduced_B)
+            )
         gather, scatter = (
-            [self._some(collective, element_B * p, 1.0, group) for p in (inner / layers, ends)]
-            for collective, element_B, (inner, ends) in (
-                (Collective.ALL_GATHER, self._parameter_B, parts),
-                (self._reduction, self._gradient_B, reduced),
+            [self._some(collective, size_B, 1.0, group) for size_B in (inner_B / layers, ends_B)]
+            for collective, (inner_B, ends_B) in (
+                (Collective.ALL_GATHER, gathered_B),
+                (self._reduction, reduced_B),
             )
         )
         summed = [

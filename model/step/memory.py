@@ -49,6 +49,10 @@ from moemodel.model.step.sharded_memory import (
     flattened_states,
 )
 
+# Of products whose inputs are gathered (of queries, keys and values, of the first of a dense block, of the gradients of
+# all four), and whose outputs are scattered (the other two, and gradients of weights, beside which the inputs' are)
+_GATHERED_BUFFERS, _SCATTERED_BUFFERS = 6, 4
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
@@ -189,6 +193,31 @@ class MemoryModel:
             "optimizer_transient": on_gpu * recipe.transient_B * np.where(zero >= 1, updated, trained.total),
         }
 
+    def _of_layers_B(self, stage: Stage, shard: Shard) -> FloatArray:
+        """By how many bytes parameters are more than `states` counts, where those of layers are of another size than
+        those of the ends. [P]"""
+        if self.recipe.layer_B is None:
+            return np.zeros(len(self.plans))
+        layers = Shard(dense=shard.dense - self._ends(stage), expert=shard.expert)
+        held = np.where(self.plans.zero_stage < 3, layers.total, self._sharded(layers))
+        return np.asarray((self.recipe.layer_B - self.recipe.weight_B) * held)
+
+    def _tp_buffers_B(self) -> FloatArray:
+        """Buffers of exchanges over tensor-parallel ranks that run behind products: one of each kind of product, of all
+        hidden states of a micro-batch; of six that are gathered in 8 bits where products are (Transformer Engine,
+        pytorch/module/base.py, initialize_ub: ring exchanges, pipelines and bulks). [P]"""
+        cut = (self.batch.tp > 1) & (self.batch.sequence_parallel > 0)
+        narrow = self.recipe.matmul_dtype == "fp8"
+        each_B = _GATHERED_BUFFERS * (1.0 if narrow else self.batch.element_size_B)
+        each_B += _SCATTERED_BUFFERS * self.batch.element_size_B
+        return np.where(cut, each_B * self.batch.tokens * self.architecture.hidden, 0.0)
+
+    @property
+    def _gathered_B(self) -> float:
+        """Of a parameter that is gathered into memory of its own."""
+        kept_as_sent = self.framework.data_parallel == "ddp-fsdp2" and self.recipe.gathered_B is not None
+        return (self.recipe.gathered_B or 0.0) if kept_as_sent else self.recipe.weight_B
+
     def _sharded(self, shard: Shard) -> FloatArray:
         ranks = self.mesh.shard_group.size
         return np.asarray(shard.dense / ranks + shard.expert / self._expert_shards)
@@ -249,7 +278,7 @@ class MemoryModel:
             shared=self.mesh.shard_group.size > 1,
             accumulating=accumulating,
             gradient_B=self.recipe.gradient_B,
-            weight_B=self.recipe.weight_B,
+            weight_B=self._gathered_B,
         )
 
     def _trained_counts(self, stage: Stage) -> ParameterCounts:
@@ -307,6 +336,7 @@ class MemoryModel:
             return self._forward_only(stage)
         shard, trained = self.shard(stage), self.trained(stage)
         terms = self.states(shard, trained)
+        terms["parameters"] = terms["parameters"] + self._of_layers_B(stage, shard)
         transient = terms.pop("optimizer_transient")
         flight = self._in_flight(stage)
         held = self._held(stage, shard, (self.plans.micro_batches > 1) | (flight > 1))
@@ -350,6 +380,8 @@ class MemoryModel:
         terms["messages"] = self._messages(stage, flight)
         if self.framework.counts_passes and stage.first > 0:  # the gradient last sent (pipeline_parallel/schedules.py)
             terms["messages"] = terms["messages"] + inside_B
+        if self.framework.tp_buffers:
+            terms["tensor_parallel_buffers"] = self._tp_buffers_B()
         terms["workspace"] = self.workspace_B + self._buffer_B(stage)
         terms["fragmentation"] = np.asarray(self.fragmentation * sum(terms.values())) + self._pooled_B(stage, shard)
         terms["context"] = np.full(len(self.plans), self.context_B)
