@@ -211,8 +211,8 @@ class Framework:
             before it, by the kernel that activates them.
         eager_loss: cross-entropy is one plain kernel after another, over a whole vocabulary too.
         logit_B: bytes of a logit when the loss's backward pass begins; None: as `embedding_head` counts torch's.
-        part_logit_B: the same of a rank's part of a vocabulary that ranks share, where `logit_B` is None; None: as there.
-        float32_shards: shards of parameters are the float32 ones that states count; 16-bit ones are made to be gathered.
+        part_logit_B: the same where ranks share a vocabulary, if `logit_B` is None; None: as counted there.
+        float32_shards: shards of parameters are the float32 ones that states count; 16-bit ones are only gathered.
         pools_by_stream: what is gathered and what is scattered lies in memory that the allocator keeps for the streams
             that do it, beside all else.
         placeholder_gradients: products add gradients to what is summed, and hand autograd a tensor of the weight's

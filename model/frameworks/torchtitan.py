@@ -15,8 +15,8 @@ TORCHTITAN = replace(
     TORCH,
     name="torchtitan",
     precisions={
-        # gradients become float32 for the exchange and stay so: sharded, or summed whole where a pipeline's micro-batches
-        # exchange none (torch.distributed.fsdp, FSDPParam.to_accumulated_grad_if_needed, mixed_precision_reduce)
+        # gradients become float32 for the exchange and stay so: sharded, or summed whole where micro-batches of a
+        # pipeline exchange none (torch.distributed.fsdp, FSDPParam.to_accumulated_grad_if_needed)
         "bf16-mixed": replace(TORCH.precisions["bf16-mixed"], gradient_B=4, transient_B=0),
         # torchao's dynamic scaling by tensors: products of every linear layer but the output's (torchtitan/float8.py).
         # The largest element is looked for (2), an element read (2) and written in both orders (2), whose strides make
@@ -39,13 +39,13 @@ TORCHTITAN = replace(
     part_logit_B=16.0,
     float32_shards=True,  # FSDP2 casts parameters that the model holds in float32 (parallelize_llama.py)
     pools_by_stream=True,  # its reports tell reserved memory (metrics.py)
-    compiles_loss=False,  # train.py of December 2024: "compiling loss function causes CUDA errors, turning off for now"
+    compiles_loss=False,  # train.py of December 2024 leaves it out, for errors; a plan's `cross_entropy` may say `compiled`
     # torch's foreach AdamW, kernel by kernel over float32 parameters, 80 bytes in place of 28 (optimizer.py: `fused` is
     # off by default)
     optimizer_B=52.0,
-    # models/norms.py, RMSNorm, kernel by kernel: to float32 (6), squared (8), mean (4), scaled (8), to 16 bits (6), times
-    # weights (4); backward the weights' product and gradient (4 + 10), to float32 (6), scaled (8), times the input and
-    # summed (16), the mean's spread and times twice the input (12), both summed (12), to 16 bits (6)
+    # models/norms.py, RMSNorm, kernel by kernel: to float32 (6), squared (8), mean (4), scaled (8), to 16 bits (6),
+    # times weights (4); backward the weights' product and gradient (4 + 10), to float32 (6), scaled (8), times the
+    # input and summed (16), the mean's spread and times twice the input (12), both summed (12), to 16 bits (6)
     plain_norm_B=(36.0, 74.0),
     repeats_keys=True,  # models/llama/model.py, repeat_kv
     casts_shards=True,  # torchao's float8_tensor_parallel.py; docs/float8.md: by default for TP
