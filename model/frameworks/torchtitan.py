@@ -39,7 +39,7 @@ TORCHTITAN = replace(
     part_logit_B=16.0,
     float32_shards=True,  # FSDP2 casts parameters that the model holds in float32 (parallelize_llama.py)
     pools_by_stream=True,  # its reports tell reserved memory (metrics.py)
-    compiles_loss=False,  # train.py of December 2024 leaves it out, for errors; a plan's `cross_entropy` may say `compiled`
+    compiles_loss=False,  # train.py of December 2024 leaves it out; `cross_entropy: compiled` puts it in
     # torch's foreach AdamW, kernel by kernel over float32 parameters, 80 bytes in place of 28 (optimizer.py: `fused` is
     # off by default)
     optimizer_B=52.0,

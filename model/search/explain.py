@@ -70,6 +70,7 @@ _NOT_SEARCHED = (
     "attention",
     "compile",
     "cuda_graphs",
+    "collective_checks",
     "cross_entropy",
     "deterministic",
     "gradient_dtype",

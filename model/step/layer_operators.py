@@ -29,6 +29,7 @@ _COPY_B = 4.0  # of an element that a copy moves: 16 bits read and written
 _REORDERED_B = 2.0  # of an element of 8 bits that is written in another order
 # Products whose input sequence parallelism gathers, and whose output it scatters: so the output's gradient is gathered
 _GATHERED, _SCATTERED = ("qkv", "fc1"), ("proj", "fc2")
+_SUM_B = 6.0  # of an element that torch adds: 16 bits, two read and one written
 _FLATTENED = 3.0  # copied into one buffer, scaled, and copied back
 
 
@@ -191,8 +192,17 @@ class Workload:
         """Adding a micro-batch's gradients to those before it (`accumulated_fraction`)."""
         if self.framework.forward_only:
             return []
-        count = accumulated_fraction(self.plans, self.framework)
+        count, own_B = accumulated_fraction(self.plans, self.framework), self.framework.sums_B
+        if own_B is not None:
+            count, parameters = self._one, parameters * (own_B / _SUM_B)
         return [_call(Kind.ACCUMULATE, Pass.BACKWARD, Shape(m=parameters), Phase.BACKWARD, count)]
+
+    def gradients(self, held: FloatArray) -> list[Call]:
+        """What a step does with so many gradients, whoever updates their parameters."""
+        if self.framework.forward_only or not self.framework.gradients_B:
+            return []
+        moved = Shape(m=held * (self.framework.gradients_B / _COPY_B))
+        return [_call(Kind.COPY, Pass.FORWARD, moved, Phase.OPTIMIZER, self._one)]
 
     def copies(
         self, layers: FloatArray, ends: FloatArray, counts: ExchangeCounts, reduced: FloatArray | None = None
