@@ -34,6 +34,7 @@ _NOT_SAID |= {"deterministic_workspace_B", "experts_workspace_B"}
 _NOT_SAID |= {
     "captured",
     "captured_parts",
+    "compiled",
     "forward_only",
     "cp_comm",
     "tp_buffers",

@@ -39,6 +39,9 @@ _BRIDGE_MODELS = {
     "DeepSeekV3": "deepseek-v3",
     "LLAMA3_8B": "llama-3-8b",
 }
+# Its reports name AsyncTP in these, and in all of the 405B model (benchmarks/llama3_h100_202412_torchtitan.md, tables 4
+# to 6)
+_ASYNC = re.compile("async|l405b")
 _BOARDS = {"h100-sxm-80gb": "h100-sxm-96gb"}
 
 
@@ -119,6 +122,8 @@ def _as_the_source_has_it(plan: Plan, path: Path) -> Plan:
         gpu = _BOARDS.get(plan.cluster.gpu, plan.cluster.gpu)
         board = plan.cluster.model_copy(update={"gpu": gpu})
         said = {"backend": "torchtitan", "compile": _EAGER not in path.stem, "cluster": board}
+        if _ASYNC.search(path.stem):
+            said["tp_comm_overlap"] = True
     elif _FOUNDRY in Path(plan.architecture).name:
         said = {"backend": "fsdp"}
     said |= _as_its_comments_have_it(plan, path) | _as_its_release_has_it(plan, path)
