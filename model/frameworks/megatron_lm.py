@@ -22,7 +22,7 @@ TRANSFORMER_ENGINE_HOST = HostFactors(forward=3.1, backward=3.1)
 # Of experts in 8 and 4 bits, time of products and of what casts their rows, over that of the grouped kernels that
 # calibrations hold and of copies that move as much: Transformer Engine runs both expert by expert, products on a few
 # streams (pytorch/module/grouped_linear.py: split_quantize, general_grouped_gemm). Chosen by Megatron-Bridge's runs of
-# Qwen3 on 16 and 256 H100, whose device is behind: 13 % too fast without, 5 % with them. Runs on Blackwell, to which
+# Qwen3 on 16 and 256 H100, whose device is behind: 15 % too fast without, 6 % with them. Runs on Blackwell, to which
 # nothing was fitted, go from 15 to 4 % too fast. In 16 bits nothing asks for them (a run of Qwen3-30B on 8 H100 is
 # predicted 11 % too slow, DeepSeek-V3 on 1,024 1 %)
 CAST_PRODUCT_SLOWNESS, CAST_SLOWNESS = 1.4, 3.5
