@@ -1,7 +1,8 @@
 """What Muon does in a step: matrices of a stage, which GPU makes which orthogonal, and what of them is gathered.
 
 Data-parallel ranks share whole matrices out where ZeRO shards, and each does all of them where it does not (Megatron
-Core, optimizer/layer_wise_optimizer.py). Newton and Schulz's products are of 16 bits; sums beside them move float32.
+Core, optimizer/layer_wise_optimizer.py). Newton and Schulz's products are of 16 bits; what two of them are added to is
+float32.
 Left out: that shares of matrices are uneven, and that products may be of another precision than the plan's.
 
 Axes: P plans, S shapes of matrices of the architecture.
@@ -18,8 +19,10 @@ from moemodel.model.operators.work import Kind, Pass, Shape
 from moemodel.model.schedule.pipeline_layout import Stage
 from moemodel.model.step.memory import MemoryModel
 
-_FLOAT32 = 2.0  # elements of 16 bits, as copies count them
-_SUMS = 3.0  # tensors: b A + c A A, and a X + B X, read and written
+_READ = 1.0  # copies of an element of 16 bits that move as much as one of float32 is read: b A + c A A, a X + B X
+# That the host queues for a matrix: of each step the three products (torch.addmm adds); beside them, assumed, to keep
+# momentum, scale to norm 1, scale, decay, update the master and cast it
+_STEP_KERNELS, _KERNELS = 3.0, 10.0
 _GRADIENT_B = 4.0  # of momentum that tensor-parallel ranks gather
 
 
@@ -57,9 +60,16 @@ def newton_schulz(memory: MemoryModel, counts: FloatArray) -> list[Call]:
             _call(Kind.GEMM, Shape(m=short, n=short, k=long), count),
             _call(Kind.GEMM, Shape(m=short, n=short, k=short), count),
             _call(Kind.GEMM, Shape(m=short, n=long, k=short), count),
-            _call(Kind.COPY, Shape(m=_FLOAT32 * _SUMS / 2 * (short**2 + short * long)), count),
+            _call(Kind.COPY, Shape(m=_READ * (short**2 + short * long)), count),
         ]
     return found
+
+
+def queued(memory: MemoryModel, counts: FloatArray) -> FloatArray:
+    """Kernels that the host queues for so many matrices, [P, S], in a step. [P]"""
+    muon = memory.framework.muon
+    steps = 0 if muon is None else muon.steps
+    return np.asarray((_STEP_KERNELS * steps + _KERNELS) * counts.sum(axis=1))
 
 
 def gathered_B(memory: MemoryModel, counts: FloatArray) -> FloatArray:

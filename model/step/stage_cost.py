@@ -38,7 +38,7 @@ from moemodel.model.step.launch_overhead import ParallelHost
 from moemodel.model.step.layer_operators import Workload, accumulated_fraction
 from moemodel.model.step.memory import Memory, MemoryModel, fullest
 from moemodel.model.step.microbatch_comm import Attention, Communication, Exchange
-from moemodel.model.step.orthogonal import gathered_B, newton_schulz, orthogonalized
+from moemodel.model.step.orthogonal import gathered_B, newton_schulz, orthogonalized, queued
 from moemodel.model.step.recomputation import Recomputation
 from moemodel.model.step.system import System
 
@@ -606,6 +606,9 @@ class _StageParts:
     def _host_step_s(self, stage: Stage) -> FloatArray | float:
         """Host time of the optimizer; in each plan, [P, 1], or the same in all."""
         host, framework = self._blocks.host, self._blocks.machine.framework
+        if framework.muon is not None:
+            kernels = queued(self.memory, orthogonalized(self.memory, stage))
+            return np.asarray(framework.host_factors.step * kernels[:, None] * self._measured_kernel_s(stage))
         if framework.fused_optimizer:
             return 0.0
         if framework.step_kernels is None:
