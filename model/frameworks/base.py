@@ -65,6 +65,7 @@ class PrecisionRecipe:
         matmul_dtype: type of the operands of products inside layers, whose rate `device.precision` takes from the GPU's
             peaks; those of 8 and 4 bits are cast by kernels beforehand.
         cast_B: bytes that these move of an element, all of them together.
+        matrix_state_B: bytes a parameter of states of matrices, where an optimizer keeps less of these.
         layer_B: bytes of a layer's parameter that is kept, where it differs from `weight_B`; `gathered_B` of one that
             data-parallel ranks gather, where it differs from an element.
         splits_accumulation: in products of cast gradients sums go to float32 every 128 of depth.
@@ -80,6 +81,7 @@ class PrecisionRecipe:
     update_B: float = _UPDATE_B
     matmul_dtype: Dtype = "bf16"
     cast_B: float = 4.0
+    matrix_state_B: float | None = None
     layer_B: float | None = None
     gathered_B: float | None = None
     splits_accumulation: bool = False
@@ -121,6 +123,19 @@ class HostFactors:
 # of a dense feed-forward block (Megatron-Bridge's linear_qkv, linear_proj, linear_fc1 and linear_fc2)
 AdaptedLinear = Literal["qkv", "proj", "fc1", "fc2"]
 ADAPTED: tuple[AdaptedLinear, ...] = get_args(AdaptedLinear)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Muon:
+    """An optimizer that makes updates of matrices orthogonal.
+
+    Attributes:
+        steps: of Newton and Schulz.
+        gathers: tensor-parallel ranks gather whole matrices and do the same; else each takes its own part.
+    """
+
+    steps: int
+    gathers: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +273,7 @@ class Framework:
             count them.
         tp_buffers: exchanges of tensor parallelism run over buffers of their own, where a plan says so.
         offload: what the host keeps where a plan says so.
+        muon: its optimizer's way, where a plan says so.
         lora: adapters, beside which all is frozen, where a plan says so.
         forward_only: nothing is trained: a step is its forward passes, of which nothing is kept.
     """
@@ -334,6 +350,7 @@ class Framework:
     parameter_dtype: Literal["bf16", "fp8"] | None = None
     tp_buffers: bool = False
     offload: HostOffload | None = None
+    muon: Muon | None = None
     lora: Lora | None = None
     forward_only: bool = False
 

@@ -95,15 +95,19 @@ def check_precision(backend: str, precision: Precision) -> None:
 # ---- degrees that go together ---------------------------------------------------------------------------------------
 
 
-def degree_rules(*, global_batch: int, framework: Framework, shards_states: bool = False) -> list[PlanRule]:
+def degree_rules(
+    *, global_batch: int, framework: Framework, shards_states: bool = False, whole_matrices: bool = False
+) -> list[PlanRule]:
     """Rules about the choices of a plan alone, in the order in which a plan is told of the first that it breaks.
 
     Args:
         global_batch: sequences in one step.
         framework: that trains it.
         shards_states: it keeps what its optimizer does in types that it has of sharded states alone.
+        whole_matrices: its optimizer updates whole matrices.
     """
     return [
+        *([_whole_matrices()] if whole_matrices else []),
         *([_sharded_states(framework.name)] if shards_states else []),
         _product_of_degrees(),
         _expert_ranks(framework.shards_experts),
@@ -128,6 +132,19 @@ def _sharded_states(backend: str) -> PlanRule:
         message=lambda c: (
             f"optimizer: found types of states with zero_stage {c['zero_stage']} and backend {backend}; allowed: null, "
             "or zero_stage 1 and more"
+        ),
+    )
+
+
+def _whole_matrices() -> PlanRule:
+    return PlanRule(
+        key="optimizer",
+        summary="optimizer muon needs zero_stage 0 or 1",
+        needs=_needs("zero_stage"),
+        is_violated=lambda c: c["zero_stage"] > 1,
+        message=lambda c: (
+            f"optimizer: found muon with zero_stage {c['zero_stage']}, which cuts its matrices; allowed: adamw, or "
+            "zero_stage 0 or 1"
         ),
     )
 

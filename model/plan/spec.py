@@ -21,7 +21,7 @@ from moemodel.model.plan.context_comm import CpComm
 from moemodel.model.plan.failures import FailuresSpec
 from moemodel.model.plan.lora import LoraSpec
 from moemodel.model.plan.offload import OffloadSpec
-from moemodel.model.plan.optimizer_states import OptimizerStates, check_optimizer, needs_shards
+from moemodel.model.plan.optimizer_states import OptimizerStates, check_optimizer, needs_shards, steps_whole_matrices
 from moemodel.model.plan.paths import NamesFiles
 from moemodel.model.plan.recompute import RecomputeName, recompute_number
 from moemodel.model.plan.routing import RoutingSpec
@@ -197,6 +197,20 @@ def check_parameter_dtype(asked: str | None, precision: Precision) -> None:
         raise ValueError(
             f"parameter_dtype: found {asked} with precision {precision}; allowed: null, or precision fp8 or mxfp8"
         )
+
+
+def check_muon(optimizer: OptimizerStates | None, lora: LoraSpec | None, offload: OffloadSpec | None) -> None:
+    """Refuse what nothing is known of beside updates that are made orthogonal.
+
+    Raises:
+        ValueError: what is allowed.
+    """
+    if optimizer is None or optimizer.name != "muon":
+        return
+    found = ["lora"] if lora is not None else []
+    found += ["offload.optimizer"] if offload is not None and offload.optimizer else []
+    if found:
+        raise ValueError(f"optimizer: found muon beside {' and '.join(found)}; allowed: adamw, or neither of them")
 
 
 def check_forward_only(plan: Plan) -> None:
@@ -377,6 +391,7 @@ class Plan(NamesFiles):
     def _rows_in_eight_bits(self) -> Plan:
         check_dispatch_dtype(self.routing, self.precision)
         check_parameter_dtype(self.parameter_dtype, self.precision)
+        check_muon(self.optimizer, self.lora, self.offload)
         return self
 
     @model_validator(mode="after")
@@ -407,6 +422,7 @@ class Plan(NamesFiles):
             global_batch=self.global_batch,
             framework=framework,
             shards_states=needs_shards(self.optimizer, framework),
+            whole_matrices=steps_whole_matrices(self.optimizer),
         )
         for message in messages(rules, self.choices):
             raise ValueError(message)

@@ -50,6 +50,7 @@ from moemodel.model.plan.spec import (
     TokensOfRun,
     ZeroStage,
     check_dispatch_dtype,
+    check_muon,
     check_parameter_dtype,
     check_tokens,
     in_todays_words,
@@ -359,6 +360,7 @@ class Search(NamesFiles):
         check_precision(self.backend, self.precision)
         check_dispatch_dtype(self.routing, self.precision)
         check_parameter_dtype(self.parameter_dtype, self.precision)
+        check_muon(self.optimizer, self.lora, self.offload)
         check_optimizer(self.optimizer, framework_of(self.backend), self.precision)
         check_tokens(self.tokens, self.global_batch, self.sequence_length)
         clocks = self.one_clock_MHz

@@ -25,6 +25,7 @@ from moemodel.model.layers.adapters import adapted
 from moemodel.model.layers.base import MicroBatch
 from moemodel.model.layers.layer import LayerBlocks, layer_blocks
 from moemodel.model.layers.parameters import parameters
+from moemodel.model.network.collectives import Collective
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import Kind
 from moemodel.model.plan.batch import PlanBatch
@@ -37,6 +38,7 @@ from moemodel.model.step.launch_overhead import ParallelHost
 from moemodel.model.step.layer_operators import Workload, accumulated_fraction
 from moemodel.model.step.memory import Memory, MemoryModel, fullest
 from moemodel.model.step.microbatch_comm import Attention, Communication, Exchange
+from moemodel.model.step.orthogonal import gathered_B, newton_schulz, orthogonalized, queued
 from moemodel.model.step.recomputation import Recomputation
 from moemodel.model.step.system import System
 
@@ -332,6 +334,7 @@ class _Held:
 
     Attributes:
         units: as they are exchanged; `reduced` those that have gradients; `counts` how often.
+        orthogonalized: matrices of each shape that it makes orthogonal, [P, S].
         inner: of layers, those that other ranks hold, too.
         owned: that it updates in the optimizer step.
         accumulated: whose gradients a micro-batch adds to those before it.
@@ -339,6 +342,7 @@ class _Held:
 
     units: FsdpUnits
     reduced: FsdpUnits
+    orthogonalized: FloatArray
     counts: ExchangeCounts
     inner: FloatArray
     owned: FloatArray
@@ -361,10 +365,13 @@ class _StageParts:
     @cached_property
     def memory(self) -> MemoryModel:
         """Of the plans."""
+        return self._memory_of(self.plans)
+
+    def _memory_of(self, plans: PlanBatch) -> MemoryModel:
         machine = self._blocks.machine
         return MemoryModel(
             self._blocks.architecture,
-            self.plans,
+            plans,
             framework=machine.framework,
             precision=machine.precision,
             calibration=machine.calibration,
@@ -428,7 +435,9 @@ class _StageParts:
             found.append(
                 _Once(
                     updates=take_rows(updates, size[rows]),
-                    exchange=own.with_exposed(self._tied(stage) + self._comm.norm_s()),
+                    exchange=own.with_exposed(
+                        self._tied(stage) + self._comm.norm_s() + self._gathered_s(held.orthogonalized[rows])
+                    ),
                     counts=held.counts.take(rows),
                     added_tensors=self._added(stage),
                     tensors=self._tensors(stage),
@@ -450,6 +459,7 @@ class _StageParts:
         return _Held(
             units=units,
             reduced=memory.reduced_units(stage),
+            orthogonalized=orthogonalized(memory, stage),
             inner=units.dense + np.where(memory.expert_copies > 1, units.expert, 0.0),
             counts=ExchangeCounts.of(self.plans, self._blocks.machine.framework, stage.first),
             owned=memory.owned(shard),
@@ -537,6 +547,8 @@ class _StageParts:
         """
         units, counts, machine = held.units, held.counts, self._blocks.machine
         read = [every.micro_batches, every.zero_stage, every.dp * every.cp > 1, *vars(counts).values()]
+        if machine.framework.muon is not None:  # shapes of matrices, and how many
+            read += [every.tp, every.ep, every.etp, *held.orthogonalized.T]
         first, size = distinct_rows([held.inner, units.ends, held.owned, held.accumulated, *read])
         trained = None if machine.framework.lora is None else (held.reduced.dense + held.reduced.ends)[first]
         workload = Workload(
@@ -544,6 +556,8 @@ class _StageParts:
         )
         calls = workload.accumulate(held.accumulated[first]) + workload.optimizer(held.owned[first])
         calls += workload.copies(held.inner[first], units.ends[first], counts.take(first), trained)
+        if machine.framework.muon is not None:
+            calls += newton_schulz(self._memory_of(every.take(first)), held.orthogonalized[first])
         return self._blocks.price(calls, len(first)), size
 
     def _exchange(self, stage: Stage) -> tuple[Exchange, Exchange]:
@@ -574,6 +588,13 @@ class _StageParts:
         parameter_B = self._batch.element_size_B
         return update_s(self._offload, owned, parameter_B=parameter_B, update_B=framework.host_update_B)
 
+    def _gathered_s(self, counts: FloatArray) -> FloatArray:
+        """Matrices that tensor-parallel ranks gather to make them orthogonal, once a step, [P]."""
+        size_B = gathered_B(self.memory, counts)
+        return np.asarray(
+            self._comm.groups.time_s(Collective.ALL_GATHER, size_B, self._comm.groups["tp"]) * (size_B > 0)
+        )
+
     def _tied(self, stage: Stage) -> FloatArray:
         """Gradients of an embedding that the head on another stage shares."""
         architecture = self._blocks.architecture
@@ -585,6 +606,9 @@ class _StageParts:
     def _host_step_s(self, stage: Stage) -> FloatArray | float:
         """Host time of the optimizer; in each plan, [P, 1], or the same in all."""
         host, framework = self._blocks.host, self._blocks.machine.framework
+        if framework.muon is not None:
+            kernels = queued(self.memory, orthogonalized(self.memory, stage))
+            return np.asarray(framework.host_factors.step * kernels[:, None] * self._measured_kernel_s(stage))
         if framework.fused_optimizer:
             return 0.0
         if framework.step_kernels is None:

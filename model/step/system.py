@@ -185,7 +185,8 @@ def framework_as_run(plan: Plan) -> Framework:
         framework = replace(framework, precisions={**framework.precisions, plan.precision: recipe})
     if plan.optimizer is not None:
         recipe = plan.optimizer.recipe(framework.precisions[plan.precision], framework)
-        framework = replace(framework, precisions={**framework.precisions, plan.precision: recipe})
+        precisions = {**framework.precisions, plan.precision: recipe}
+        framework = replace(framework, precisions=precisions, muon=plan.optimizer.muon)
     if plan.dropout is not None:
         framework = replace(framework, dropout=plan.dropout)
     if plan.deterministic:
