@@ -186,6 +186,7 @@ class Framework:
         captured: CUDA graphs of passes are replayed where a plan asks for it: the host queues none of their kernels.
         softmax: without flash attention, `fused` scales, masks and normalises in one kernel where it can run; `plain`
             fills the mask in, then normalises.
+        plain_softmax_time: of `plain` kernels over scores, over what torch 2.11's take on an H200.
         dropout: attention probabilities and the output of every block pass through dropout.
         fused_dropout: that of blocks is one kernel with their bias and the residual's sum; else kernels apart.
         moment_dtypes, master_dtypes: types that its optimizers keep moments and master weights in, where a plan asks;
@@ -233,6 +234,8 @@ class Framework:
         deterministic: kernels give the same bits every time (torch.use_deterministic_algorithms).
         keeps_score_buffer: unfused attention multiplies queries and keys into a buffer that stays from layer to layer;
             what is gathered goes into it too.
+        context_B: of the context, with the kernels and libraries that it loads, and of communicators; None: as the
+            calibration has it of torch's.
         counts_passes: what passes make beside what they keep is known of its code: gradients on their way through the
             last block, the final norm's input and output, the message last sent.
         memory_log_error: standard deviation of log(measured / predicted) of peak memory in published runs of it, beside
@@ -250,6 +253,8 @@ class Framework:
         pipeline: `torch` (torch.distributed.pipelining: a buffer for every message, for which the host does not wait),
             `megatron` (a stage sends and receives together), or `deepspeed` (one message after another, each cut among
             tensor-parallel ranks, which gather it again).
+        message_copy_Bps: of the `deepspeed` pipeline: how fast the host fills a buffer with zeros, and copies it to the
+            device, for every tensor that a pass receives.
         cuts_messages: where all tensor-parallel ranks of a stage hold the same activation, each sends a part of it, and
             those of the next stage gather it (Narayanan et al. 2021, section 4.1); of the `megatron` pipeline.
         cuts_by_cost: a pipeline's stages take layers until they have more than their share of the products' weights,
@@ -285,6 +290,7 @@ class Framework:
     compiles: bool = False
     captured: bool = False
     softmax: Literal["fused", "plain"] = "fused"
+    plain_softmax_time: float = 1.0
     dropout: bool = False
     fused_dropout: bool = False
     moment_dtypes: tuple[MomentDtype, ...] = ("fp32",)
@@ -320,6 +326,7 @@ class Framework:
     experts_workspace_B: Mapping[str, float] | None = field(default=None, hash=False)
     deterministic: bool = False
     keeps_score_buffer: bool = False
+    context_B: float | None = None
     counts_passes: bool = False
     memory_log_error: float | None = None
 
@@ -330,6 +337,7 @@ class Framework:
     largest_expert_group: float = math.inf
     steps_whole_experts_along: bool = False
     pipeline: Literal["torch", "megatron", "deepspeed"] = "megatron"
+    message_copy_Bps: float = math.inf
     cuts_messages: bool = False
     gathers_keys: bool = False
     cp_comm: str | None = None

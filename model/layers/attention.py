@@ -325,8 +325,10 @@ class AttentionBlock(Block):
 def _softmax(batch: MicroBatch, scores: FloatArray, many: FloatArray) -> Iterator[LayerOp]:
     """Over so many scores of `many` sequences and heads."""
     if batch.framework.softmax == "plain":
+        longer = batch.framework.plain_softmax_time
         for there, kernels in zip(_SOFTMAX_PLAIN, _SOFTMAX_PLAIN_BACKWARD, strict=True):
-            yield elementwise(scores, there, kernels, attention_core=True)
+            backward = tuple(longer * kernel for kernel in kernels)
+            yield elementwise(scores, longer * there, backward, attention_core=True)
         return
     fused = ((many % _SOFTMAX_BATCHES == 0) & (batch.seq <= _SOFTMAX_LONGEST)).astype(np.float64)
     yield elementwise(scores, _SOFTMAX, (_SOFTMAX_BACKWARD,), attention_core=True, mask=fused)

@@ -102,7 +102,7 @@ class MemoryModel:
         self._embedding = EmbeddingBlock(architecture=architecture)
         self._head = HeadBlock(architecture=architecture)
         overhead = {name: p.value for name, p in calibration.memory.parameters.items()}
-        self.context_B = overhead["context"]
+        self.context_B = overhead["context"] if framework.context_B is None else framework.context_B
         self.workspace_B = _workspace_B(framework.workspace_B, calibration.gpu, overhead["workspace"])
         if framework.experts_workspace_B is not None and any(isinstance(one.feed_forward, Moe) for one in self.kinds):
             self.workspace_B += _workspace_B(framework.experts_workspace_B, calibration.gpu, 0.0)

@@ -425,7 +425,8 @@ class Communication:
         described_s = np.where(tp > 1, self.groups.time_s(Collective.SEND_RECV, _DESCRIPTION_B, self.groups["pp"]), 0.0)
         gathered_s = self.groups.time_s(Collective.ALL_GATHER, whole_B, self.groups["tp"])
         ends, passes = float(received) + float(sent), np.where(self.plans.pp > 1, self.plans.virtual_stages, 0.0)
-        time_s = passes * (ends * (message_s + described_s) + gathers * gathered_s)
+        made_s = float(received) * whole_B / self.framework.message_copy_Bps
+        time_s = passes * (ends * (message_s + described_s) + gathers * gathered_s + made_s)
         calls = self._calls(messages=passes * (ends * np.where(tp > 1, 2.0, 1.0) + gathers * (tp > 1)))
         return self._hidden_or_not("pp", time_s, calls, overlaps=False)
 
