@@ -15,7 +15,7 @@ from moemodel.model.frameworks.framework_file import is_known_by_now, names_fram
 from moemodel.model.frameworks.registry import FORMER_NAMES, framework_of
 from moemodel.model.hardware.gpu import Gpu, GpuVariant, read_gpu
 from moemodel.model.hardware.link import Link
-from moemodel.model.plan.clock import AskedClock, Clock, asked_clock, check_clocks
+from moemodel.model.plan.clock import AskedClock, Clock, ClocksSpec, asked_clock, check_clocks
 from moemodel.model.plan.clock import Clock_MHz as Clock_MHz
 from moemodel.model.plan.context_comm import CpComm
 from moemodel.model.plan.failures import FailuresSpec
@@ -366,6 +366,12 @@ class Plan(NamesFiles):
         return asked_clock(self.clock_MHz, self.parallel.pp, trains=self.mode == "training")
 
     @property
+    def distinct_stages(self) -> int:
+        """Stages of its pipeline that hold other layers than each other: half of them where they are in pairs."""
+        pp = self.parallel.pp
+        return pp // 2 if pp > 1 and schedules.find(self.schedule, self.parallel.virtual_stages).pairs else pp
+
+    @property
     def micro_batches(self) -> int:
         """Micro-batches of one replica in a step."""
         return self.global_batch // (self.micro_batch * self.parallel.dp)
@@ -431,6 +437,18 @@ class Plan(NamesFiles):
     @model_validator(mode="after")
     def _clocks(self) -> Plan:
         check_clocks(self.clock_MHz, self.parallel.pp, trains=self.mode == "training")
+        return self
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Plan:
+        if self.distinct_stages == self.parallel.pp:
+            return self
+        found = ["a list of stage_layers"] if isinstance(self.stage_layers, list | tuple) else []
+        found += ["clock_MHz by stage or phase"] if isinstance(self.clock_MHz, ClocksSpec) else []
+        if (self.micro_batches_per_schedule or 0) % 2:
+            found.append("an odd number of micro_batches_per_schedule")
+        if found:
+            raise ValueError(f"schedule {self.schedule}: found {', '.join(found)}; allowed: none of them")
         return self
 
     @model_validator(mode="after")
