@@ -323,6 +323,11 @@ class Plan(NamesFiles):
     cuda_graphs: Switch | None = Field(
         default=None, description="passes are replayed as CUDA graphs, and not queued anew; null: they are queued"
     )
+    collective_checks: Switch | None = Field(
+        default=None,
+        description="torch's hosts compare every collective before it begins (TORCH_DISTRIBUTED_DEBUG=DETAIL); null: "
+        "they do not",
+    )
     deterministic: Switch | None = Field(
         default=None, description="kernels that give the same bits every time; null: the fastest"
     )

@@ -72,6 +72,7 @@ _NOT_SEARCHED = (
     "attention",
     "compile",
     "cuda_graphs",
+    "collective_checks",
     "cross_entropy",
     "deterministic",
     "gradient_dtype",
