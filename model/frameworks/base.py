@@ -16,6 +16,11 @@ from moemodel.model.frameworks.moe_form import PLAIN_FORM, MoeForm
 
 Precision = Literal["bf16", "bf16-mixed", "fp8", "mxfp8", "nvfp4", "fp32"]
 
+# How operands of 8 bits are scaled: by their current largest element, by that of steps before, or every 128 elements of
+# activations and 128 x 128 of weights (Transformer Engine, common/recipe: Float8CurrentScaling, DelayedScaling,
+# Float8BlockScaling)
+Fp8Recipe = Literal["tensorwise", "delayed", "blockwise"]
+
 # Mesh axes whose communication may run behind computation: activations of tensor parallelism, rows to experts, messages
 # between stages, gradients, and the parameters that ZeRO gathers. Keys and values of context parallelism always do.
 OverlapAxis = Literal["tp", "ep", "pp", "gradients", "parameters"]
@@ -38,6 +43,8 @@ MasterDtype = Literal["fp32", "fp16", "remainder"]
 # Bytes of a cast element with its share of the scale: one a tensor; 8 bits for every 32 elements (OCP Microscaling
 # Formats v1.0, section 5); 8 bits for every 16 (NVFP4, NVIDIA Blackwell architecture technical brief).
 _CAST_B: dict[Dtype, float] = {"fp8": 1.0, "mxfp8": 1 + 1 / 32, "nvfp4": 0.5 + 1 / 16}
+
+_BLOCK_B = 1.0 + 4.0 / 128  # of an element of blocks of 128
 
 
 # Of a parameter, that one kernel of an update moves (`operators.work`, ADAMW_MIXED): 16-bit gradient and weight, and
@@ -68,6 +75,7 @@ class PrecisionRecipe:
         matrix_state_B: bytes a parameter of states of matrices, where an optimizer keeps less of these.
         layer_B: bytes of a layer's parameter that is kept, where it differs from `weight_B`; `gathered_B` of one that
             data-parallel ranks gather, where it differs from an element.
+        blocks: operands have a float32 scale for every 128 elements, and kernels of their own.
         splits_accumulation: in products of cast gradients sums go to float32 every 128 of depth.
     """
 
@@ -81,6 +89,7 @@ class PrecisionRecipe:
     update_B: float = _UPDATE_B
     matmul_dtype: Dtype = "bf16"
     cast_B: float = 4.0
+    blocks: bool = False
     matrix_state_B: float | None = None
     layer_B: float | None = None
     gathered_B: float | None = None
@@ -103,7 +112,7 @@ class PrecisionRecipe:
     @property
     def product_input_B(self) -> float:
         """Of the cast input where products cast theirs, of an activation elsewhere."""
-        return _CAST_B.get(self.matmul_dtype, self.element_size_B)
+        return _BLOCK_B if self.blocks else _CAST_B.get(self.matmul_dtype, self.element_size_B)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +208,10 @@ class Framework:
         step_read_B: bytes a parameter that kernels up to there move; in `optimizer_B`.
         optimizer_B: bytes a parameter that kernels of a step move beyond those of one that does all at once;
             `sharded_optimizer_B` beside these from ZeRO 1 on.
+        gradients_B: bytes a parameter that kernels of a step move, beside these, of gradients that no ZeRO stage below
+            2 shards.
+        sums_B: bytes a parameter that adding a micro-batch's gradients to what is there moves, of the first one's too;
+            None: as torch's, of all others.
         host_update_B: bytes a parameter that an update on the host moves through its memory.
         eager_sharding: what sharding a tensor adds are plain kernels, one after another: the vocabulary-parallel loss
             and embedding, norms over all heads, rows of several ranks sorted by expert again.
@@ -209,11 +222,18 @@ class Framework:
             collective or message is one call.
         busy_waits: a GPU that waits for others does so in a collective's kernel, which draws power.
 
+        checks_collectives: a plan asks torch to compare every collective over the hosts of its ranks beforehand
+            (`step.collective_checks`).
+        message_s: that a stage waits for the host around every message that says of what shape a tensor is, and around
+            the tensor; of the `described` pipeline.
+
         moe: form of its Mixture-of-Experts block.
         host_factors: host time of its kernels over that of torch's.
 
         keeps_norm_shards: under sequence parallelism a product keeps the shard of its input and gathers it again in the
             backward pass (Korthikanti et al. 2022, section 4.2.2); else the whole.
+        frees_late: it keeps the shard, but a host that runs ahead of the device cannot use again what collectives still
+            hold, about as much as whole inputs; one that waits for others (`checks_collectives`) can.
         may_keep_norm_shards: a setting of its own, or a later version, keeps the shard after all.
         gated_tensors: of a gated block's width, that it keeps: gate, its activation, up-projection and their product; a
             kernel that makes the product of gate and up-projection keeps no activation.
@@ -246,19 +266,28 @@ class Framework:
             `distributed-optimizer` (Megatron's), or `flattened`: gradients are copied into one buffer, scaled,
             all-reduced under any ZeRO stage and copied back, behind nothing (DeepSpeed, FastMoE).
         replicates_shards: ZeRO may shard over groups of ranks, each for itself (`parallel.replicas`).
+        all_reduces: gradients are all-reduced under ZeRO 1, too, rather than scattered.
+        gradient_bucket_B: without ZeRO they are, in messages of so many bytes of 16-bit gradients; None: in one.
+        gathered_tensor_s: of each tensor and each rank that has a part of it, to copy that part to its place when ZeRO
+            has gathered parameters.
         reduce_bucket_B: of the buffer that gradients under ZeRO are reduced in, allocated for a backward pass whatever
             the size of the model; `largest_expert_group`: parameters of experts that the optimizer steps together.
         steps_whole_experts_along: where experts are not spread over ranks, the optimizer steps them in one group with
             all other parameters; else always apart.
         pipeline: `torch` (torch.distributed.pipelining: a buffer for every message, for which the host does not wait),
-            `megatron` (a stage sends and receives together), or `deepspeed` (one message after another, each cut among
-            tensor-parallel ranks, which gather it again).
+            `megatron` (a stage sends and receives together), `deepspeed` (one message after another, each cut among
+            tensor-parallel ranks, which gather it again), or `described` (one after another, each tensor behind two
+            messages that say its shape).
         message_copy_Bps: of the `deepspeed` pipeline: how fast the host fills a buffer with zeros, and copies it to the
             device, for every tensor that a pass receives.
         cuts_messages: where all tensor-parallel ranks of a stage hold the same activation, each sends a part of it, and
             those of the next stage gather it (Narayanan et al. 2021, section 4.1); of the `megatron` pipeline.
         cuts_by_cost: a pipeline's stages take layers until they have more than their share of the products' weights,
             the head's among them; else layers count alike.
+        gathers_inputs_again: under sequence parallelism a backward pass gathers the inputs of products again beside the
+            product that gives their gradient, which it scatters beside the one that gives the weight's.
+        copies_heads: kernels put queries, keys and values in order, keys and values together, and again in order.
+        eager_loss_B: bytes of a logit that plain kernels of the loss move, forward and backward; None: as torch's.
         gathers_keys: ranks of context parallelism gather keys and values, once a pass, beside attention to their own;
             else these go around a ring, a message beside attention to each block.
         cp_comm: how they reach keys and values where a plan says so (`plan.context_comm`).
@@ -271,6 +300,7 @@ class Framework:
 
         parameter_dtype: of layers' weights where products are of 8 bits and a plan does not say; None: as its recipes
             count them.
+        loss_chunks: parts of a micro-batch's tokens that head and loss pass one after another.
         tp_buffers: exchanges of tensor parallelism run over buffers of their own, where a plan says so.
         offload: what the host keeps where a plan says so.
         muon: its optimizer's way, where a plan says so.
@@ -302,17 +332,22 @@ class Framework:
     step_read_B: float = 0.0
     optimizer_B: float = 0.0
     sharded_optimizer_B: float = 0.0
+    gradients_B: float = 0.0
+    sums_B: float | None = None
     host_update_B: float = _HOST_UPDATE_B
     eager_sharding: bool = False
 
     synchronizes_every_pass: bool = False
     torch_launch: bool = False
     busy_waits: bool = False
+    checks_collectives: bool = False
+    message_s: float = 0.0
 
     moe: MoeForm = PLAIN_FORM
     host_factors: HostFactors = HostFactors()
 
     keeps_norm_shards: bool = False
+    frees_late: bool = False
     may_keep_norm_shards: bool = False
     gated_tensors: float = 4.0
     keeps_expert_outputs: bool = True
@@ -332,13 +367,19 @@ class Framework:
 
     overlapped: frozenset[OverlapAxis] = frozenset()
     data_parallel: Literal["ddp-fsdp2", "distributed-optimizer", "flattened"] = "distributed-optimizer"
+    all_reduces: bool = False
+    gradient_bucket_B: float | None = None
+    gathered_tensor_s: float = 0.0
     replicates_shards: bool = False
     reduce_bucket_B: float = 0.0
     largest_expert_group: float = math.inf
     steps_whole_experts_along: bool = False
-    pipeline: Literal["torch", "megatron", "deepspeed"] = "megatron"
+    pipeline: Literal["torch", "megatron", "deepspeed", "described"] = "megatron"
     message_copy_Bps: float = math.inf
     cuts_messages: bool = False
+    gathers_inputs_again: bool = False
+    copies_heads: bool = False
+    eager_loss_B: tuple[float, float] | None = None
     gathers_keys: bool = False
     cp_comm: str | None = None
     cuts_by_cost: bool = False
@@ -348,6 +389,7 @@ class Framework:
     gradient_wire_B: float | None = None
 
     parameter_dtype: Literal["bf16", "fp8"] | None = None
+    loss_chunks: int = 1
     tp_buffers: bool = False
     offload: HostOffload | None = None
     muon: Muon | None = None

@@ -36,6 +36,7 @@ _NOT_SAID |= {
     "forward_only",
     "cp_comm",
     "tp_buffers",
+    "loss_chunks",
     "offload",
     "lora",
     "deterministic",

@@ -157,6 +157,8 @@ class AttentionBlock(Block):
             yield LayerOp(kind=Kind.RMS_NORM, shape=Shape(m=batch.tokens * kv_heads, n=a.head_dim))
         if a.rotary:
             yield LayerOp(kind=Kind.ROTARY, shape=Shape(m=batch.tokens, n=q + kv))
+        if batch.framework.copies_heads:  # all three put in order; keys and values together, and in order again
+            yield elementwise(batch.tokens * (q + 3 * (kv + values)), 2.0, (2.0,))
 
     def _kv_heads(self, batch: MicroBatch) -> FloatArray:
         """Of one GPU: shared out, or each copied to as many ranks. [P]"""

@@ -529,6 +529,7 @@ def _software(said: _Said, gpu: str) -> dict[str, Any]:
         "deterministic": said.flag("deterministic-mode") or None,
         "gradient_dtype": "bf16" if reduced else "fp32",
         "cross_entropy": _loss(said),
+        "fp8_recipe": _FP8_RECIPES.get(said.word("fp8-recipe", "delayed")) if precision == "fp8" else None,
         "parameter_dtype": "fp8" if said.flag("fp8-param-gather") and precision in ("fp8", "mxfp8") else None,
         "tp_comm_overlap": (said.flag("tp-comm-overlap") and said.flag("sequence-parallel")) or None,
         "cp_comm": _context_comm(said),
@@ -536,6 +537,9 @@ def _software(said: _Said, gpu: str) -> dict[str, Any]:
         "optimizer": _optimizer(said),
         "offload": _offload(said),
     }
+
+
+_FP8_RECIPES = {name: name for name in ("tensorwise", "delayed", "blockwise")}  # of fp8_recipe (core/enums.py)
 
 
 def _loss(said: _Said) -> str:

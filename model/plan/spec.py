@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, PrivateAt
 
 from moemodel.model.core.documents import Strict, Switch, read_yaml
 from moemodel.model.core.errors import InputError
-from moemodel.model.frameworks.base import AttentionName, Precision
+from moemodel.model.frameworks.base import AttentionName, Fp8Recipe, Framework, Precision
 from moemodel.model.frameworks.framework_file import is_known_by_now, names_framework_file
 from moemodel.model.frameworks.registry import FORMER_NAMES, framework_of
 from moemodel.model.hardware.gpu import Gpu, GpuVariant, read_gpu
@@ -199,6 +199,23 @@ def check_parameter_dtype(asked: str | None, precision: Precision) -> None:
         )
 
 
+def check_fp8_recipe(asked: str | None, framework: Framework, precision: Precision) -> None:
+    """Refuse a way of scaling where nothing of 8 bits is scaled, or by code that has no such kernels.
+
+    Raises:
+        ValueError: what is allowed.
+    """
+    if asked is None:
+        return
+    if precision != "fp8":
+        raise ValueError(f"fp8_recipe: found {asked} with precision {precision}; allowed: null, or precision fp8")
+    if framework.data_parallel != "distributed-optimizer":
+        raise ValueError(
+            f"fp8_recipe: found {asked} with backend {framework.name}, which has one of its own; allowed: null, or "
+            "backend megatron-core or nemo"
+        )
+
+
 def check_muon(optimizer: OptimizerStates | None, lora: LoraSpec | None, offload: OffloadSpec | None) -> None:
     """Refuse what nothing is known of beside updates that are made orthogonal.
 
@@ -228,8 +245,10 @@ def check_forward_only(plan: Plan) -> None:
         "gradient_dtype": (plan.gradient_dtype, None),
         "cuda_graphs": (plan.cuda_graphs, None),
         "cross_entropy": (plan.cross_entropy, None),
+        "loss_chunks": (plan.loss_chunks, None),
         "deterministic": (plan.deterministic, None),
         "dropout": (plan.dropout, None),
+        "fp8_recipe": (plan.fp8_recipe, None),
         "parameter_dtype": (plan.parameter_dtype, None),
         "optimizer": (None if plan.optimizer is None else "a block", None),
         "lora": (None if plan.lora is None else "a block", None),
@@ -289,6 +308,11 @@ class Plan(NamesFiles):
         description="how the loss is computed: plain kernels, one by hand, or those of torch.compile that Megatron's "
         "`native` fusion is; null: as the framework does",
     )
+    loss_chunks: Annotated[int, Field(gt=1, le=1_000_000, strict=True)] | None = Field(
+        default=None,
+        description="parts of a micro-batch's tokens that head and loss pass one after another, gradients included; "
+        "null: all tokens at once",
+    )
     attention: AttentionName | None = Field(
         default=None, description="kernel of attention; null: as the framework runs it on that GPU"
     )
@@ -299,11 +323,21 @@ class Plan(NamesFiles):
     cuda_graphs: Switch | None = Field(
         default=None, description="passes are replayed as CUDA graphs, and not queued anew; null: they are queued"
     )
+    collective_checks: Switch | None = Field(
+        default=None,
+        description="torch's hosts compare every collective before it begins (TORCH_DISTRIBUTED_DEBUG=DETAIL); null: "
+        "they do not",
+    )
     deterministic: Switch | None = Field(
         default=None, description="kernels that give the same bits every time; null: the fastest"
     )
     gradient_dtype: Literal["bf16", "fp32"] | None = Field(
         default=None, description="type that gradients are summed in; null: as the framework does"
+    )
+    fp8_recipe: Fp8Recipe | None = Field(
+        default=None,
+        description="how operands of precision fp8 are scaled: tensorwise by their current largest, delayed by that of "
+        "steps before, blockwise every 128; null: as the framework does",
     )
     parameter_dtype: Literal["bf16", "fp8"] | None = Field(
         default=None,
@@ -391,6 +425,7 @@ class Plan(NamesFiles):
             return self
         check_precision(self.backend, self.precision)
         check_optimizer(self.optimizer, framework_of(self.backend), self.precision)
+        check_fp8_recipe(self.fp8_recipe, framework_of(self.backend), self.precision)
         return self
 
     @model_validator(mode="after")

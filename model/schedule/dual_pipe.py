@@ -32,7 +32,7 @@ class DualPipe(DualPipeV):
         """Of the stages of half a pipeline."""
         return super().makespan(times, _half_column(sizes))
 
-    def in_flight(self, stage: int, sizes: Sizes[IntArray]) -> FloatArray:
+    def in_flight(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> FloatArray:
         return super().in_flight(stage, _half_column(sizes))
 
 

@@ -16,7 +16,7 @@ from moemodel.model.core.arrays import FloatArray
 from moemodel.model.layers.matrices import Matrices
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import Kind, Pass, Shape
-from moemodel.model.schedule.pipeline_layout import Stage
+from moemodel.model.schedule.pipeline_layout import Stage, Stages
 from moemodel.model.step.memory import MemoryModel
 
 _READ = 1.0  # copies of an element of 16 bits that move as much as one of float32 is read: b A + c A A, a X + B X
@@ -26,7 +26,7 @@ _STEP_KERNELS, _KERNELS = 3.0, 10.0
 _GRADIENT_B = 4.0  # of momentum that tensor-parallel ranks gather
 
 
-def orthogonalized(memory: MemoryModel, stage: Stage) -> FloatArray:
+def orthogonalized(memory: MemoryModel, stage: Stage | Stages) -> FloatArray:
     """How many matrices of each shape a GPU of a stage makes orthogonal in a step. [P, S]"""
     muon, plans = memory.framework.muon, len(memory.plans)
     if muon is None:
