@@ -36,6 +36,7 @@ def _choices(plan: Plan, architecture: Architecture, machine: System) -> Iterato
         if machine.framework.compiles:
             yield "compile", "false"
         yield "cuda_graphs", "false"
+        yield "collective_checks", "false"
         yield "loss_chunks", "none"
         yield "cross_entropy", f"as {plan.backend} computes it"
         yield "deterministic", "false"

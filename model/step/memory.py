@@ -189,7 +189,7 @@ class MemoryModel:
         on_gpu = 1.0 if self.framework.offload is None else 1.0 - self.framework.offload.optimizer
         whole = zero < (1 if self.framework.data_parallel == "ddp-fsdp2" else 3)  # FSDP2 gathers into memory of its own
         return {
-            "parameters": recipe.weight_B * np.where(whole, shard.total, shared),
+            "parameters": recipe.weight_B * np.where(whole, shard.total, shared * (not self.framework.float32_shards)),
             "optimizer_states": on_gpu * recipe.state_B * np.where(zero >= 1, updated, trained.total),
             "optimizer_transient": on_gpu * recipe.transient_B * np.where(zero >= 1, updated, trained.total),
         }
@@ -269,6 +269,15 @@ class MemoryModel:
         """Parameters whose gradients a micro-batch adds to those before it."""
         afterwards = reduces_when_all_passes_are_done(self.plans, self.framework)
         return np.where((self.plans.zero_stage >= 2) & ~afterwards, self._sharded(shard), shard.total)
+
+    def _pooled_B(self, stage: Stage | Stages, shard: Shard) -> FloatArray:
+        """Of FSDP2's streams: parameters of units on their way to be gathered, and shards of gradients. [P]"""
+        if not self.framework.pools_by_stream:
+            return np.zeros(len(self.plans))
+        layers = [self._dense(p) for _, p in held_layers(stage, self._layer_parameters)]
+        units = self._ends(stage) + 2 * largest([np.zeros(len(self.plans)), *layers])
+        pooled_B = self.recipe.weight_B * units + self.recipe.gradient_B * self._sharded(shard)
+        return np.where((self.plans.zero_stage >= 1) & (self.mesh.shard_group.size > 1), pooled_B, 0.0)
 
     def _held(self, stage: Stage | Stages, shard: Shard, accumulating: BoolArray) -> ResidentStates:
         """Gradients, and parameters that are gathered."""
@@ -401,7 +410,7 @@ class MemoryModel:
         if self.framework.tp_buffers:
             terms["tensor_parallel_buffers"] = self._tp_buffers_B()
         terms["workspace"] = self.workspace_B + self._buffer_B(stage)
-        terms["fragmentation"] = np.asarray(self.fragmentation * sum(terms.values()))
+        terms["fragmentation"] = np.asarray(self.fragmentation * sum(terms.values())) + self._pooled_B(stage, shard)
         terms["context"] = np.full(len(self.plans), self.context_B)
         return Memory(peak_B=np.asarray(sum(terms.values())), terms_B=terms)
 

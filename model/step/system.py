@@ -215,7 +215,9 @@ def framework_as_run(plan: Plan) -> Framework:
     if plan.tp_comm_overlap is not None:
         exchanges: frozenset[OverlapAxis] = frozenset({"tp"})
         overlapped = framework.overlapped | exchanges if plan.tp_comm_overlap else framework.overlapped - exchanges
-        framework = replace(framework, overlapped=overlapped, tp_buffers=plan.tp_comm_overlap)
+        framework = replace(
+            framework, overlapped=overlapped, tp_buffers=plan.tp_comm_overlap and not framework.torch_launch
+        )
     if plan.loss_chunks is not None:
         framework = replace(framework, loss_chunks=plan.loss_chunks)
     if plan.lora is not None:

@@ -55,6 +55,7 @@ OTHERWISE: dict[str, list[Any]] = {
     "attention": ["flash2", "cudnn", "unfused"],
     "compile": [True],
     "cuda_graphs": [True],
+    "collective_checks": [True],
     "cross_entropy": ["plain", "fused"],
     "deterministic": [True],
     "gradient_dtype": ["bf16", "fp32"],
