@@ -41,6 +41,7 @@ from moemodel.model.layers.adapters import adapter_parameters
 from moemodel.model.layers.base import MicroBatch
 from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
 from moemodel.model.layers.layer import layer_blocks
+from moemodel.model.layers.matrices import Matrices, layer_matrices, matrix_parameters
 from moemodel.model.layers.parameters import LayerParameters, layer_parameters
 from moemodel.model.layers.routing import expert_slots
 from moemodel.model.plan.batch import PlanBatch
@@ -203,6 +204,34 @@ class MemoryModel:
             "optimizer_transient": on_gpu * recipe.transient_B * np.where(zero >= 1, updated, trained.total),
         }
 
+    def matrices(self, kind: Layer, *, whole: bool) -> list[Matrices]:
+        """Of a layer, that Muon makes orthogonal: as a GPU has them, or as they are before tensor parallelism."""
+        return layer_matrices(kind, self.architecture.hidden, self.batch, whole=whole)
+
+    def _less_states_B(self, stage: Stage | Stages) -> FloatArray:
+        """By how many bytes states are fewer, where an optimizer keeps less of matrices. [P]"""
+        if self.recipe.matrix_state_B is None:
+            return np.zeros(len(self.plans))
+        plans, dense, expert = len(self.plans), np.zeros(len(self.plans)), np.zeros(len(self.plans))
+        for count, kind in held_layers(stage, self.kinds):
+            found = self.matrices(kind, whole=False)
+            dense += count * matrix_parameters(found, expert=False, plans=plans)
+            expert += count * matrix_parameters(found, expert=True, plans=plans)
+        owned = self.owned(Shard(dense=dense, expert=expert))
+        return np.asarray((self.recipe.state_B - self.recipe.matrix_state_B) * owned)
+
+    def _orthogonal_B(self, stage: Stage | Stages) -> FloatArray:
+        """What Muon works in: the largest matrix as it comes, in each step and behind it, and two squares of its
+        shorter side, in float32. [P]"""
+        muon, found = self.framework.muon, [np.zeros(len(self.plans))]
+        if muon is None:
+            return found[0]
+        for _, kind in held_layers(stage, self.kinds):
+            for one in self.matrices(kind, whole=muon.gathers):
+                short = np.minimum(one.rows, one.columns)
+                found.append(4.0 * (3 * one.rows * one.columns + 2 * short**2))
+        return largest(found)
+
     def _of_layers_B(self, stage: Stage | Stages, shard: Shard) -> FloatArray:
         """By how many bytes parameters are more than `states` counts, where those of layers are of another size than
         those of the ends. [P]"""
@@ -359,6 +388,7 @@ class MemoryModel:
         shard, trained = self.shard(stage), self.trained(stage)
         terms = self.states(shard, trained)
         terms["parameters"] = terms["parameters"] + self._of_layers_B(stage, shard)
+        terms["optimizer_states"] = terms["optimizer_states"] - self._less_states_B(stage)
         transient = terms.pop("optimizer_transient")
         flight = self._in_flight(stage)
         held = self._held(stage, shard, (self.plans.micro_batches > 1) | (flight > 1))
@@ -384,14 +414,14 @@ class MemoryModel:
             loss = loss + 2 * inside_B + whole_B * self.batch.sequence_parallel
         earlier = self._on_gpu(activations - per_micro_batch, largest_B)
         activations = self._on_gpu(activations, largest_B)
-        none = np.zeros(len(self.plans))
+        none, orthogonal_B = np.zeros(len(self.plans)), self._orthogonal_B(stage)
         at_each = {
             "gradients": (held.gradients_B[0], *held.gradients_B),
             "gathered_layers": (held.gathered_B[0], *held.gathered_B),
             "activations": (activations, activations + again, earlier + working, none),
             "loss": (loss, none, none, none),
             **self._flattened(trained),
-            "optimizer_transient": (none, none, none, transient + self._group_transient(trained)),
+            "optimizer_transient": (none, none, none, transient + self._group_transient(trained) + orthogonal_B),
         }
         worst = where_largest([sum(moment, none) for moment in zip(*at_each.values(), strict=True)])
         terms |= {name: np.concatenate(moments).take(worst) for name, moments in at_each.items()}
