@@ -521,6 +521,7 @@ def _software(said: _Said, gpu: str) -> dict[str, Any]:
         "gradient_dtype": "bf16" if reduced else "fp32",
         "cross_entropy": "fused" if fused else "plain",
         "cp_comm": _context_comm(said),
+        "multi_token": said.count("mtp-num-layers", 0) > 0 or "/" in _pattern(said) or None,
         "dropout": any(float(said.word(f"{kind}-dropout", _DROPOUT)) > 0 for kind in ("hidden", "attention")),
         "optimizer": _optimizer(said),
         "offload": _offload(said),

@@ -308,6 +308,7 @@ class Search(NamesFiles):
     precision: Precision = "bf16-mixed"
     schedule: Schedules = (schedules.DEFAULT,)
     cp_comm: CpComm | None = None
+    multi_token: Switch | None = None
     dropout: Switch | None = None
     optimizer: OptimizerStates | None = None
     offload: OffloadSpec | None = None
@@ -427,7 +428,7 @@ class Search(NamesFiles):
 _PARALLEL = ("dp", "tp", "pp", "ep", "etp", "cp", "zero_stage", "replicas", "sequence_parallel", "virtual_stages")
 _FIXED = (
     *("architecture", "layers", "sequence_length", "global_batch", "precision", "backend"),
-    *("cp_comm", "dropout", "optimizer", "offload", "stage_layers", "power_cap_W", "tokens"),
+    *("cp_comm", "multi_token", "dropout", "optimizer", "offload", "stage_layers", "power_cap_W", "tokens"),
 )
 
 

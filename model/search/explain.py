@@ -56,6 +56,7 @@ _FIXED = (
     "global_batch",
     "precision",
     "cp_comm",
+    "multi_token",
     "dropout",
     "optimizer",
     "offload",

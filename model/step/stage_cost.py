@@ -573,7 +573,7 @@ class _StageParts:
     def _tied(self, stage: Stage) -> FloatArray:
         """Gradients of an embedding that the head on another stage shares."""
         architecture = self._blocks.architecture
-        if not architecture.tied or stage.embedding == stage.head:
+        if not (architecture.tied or architecture.modules) or stage.embedding == stage.head:
             return np.zeros(len(self.plans))
         return self._comm.embedding_grad_all_reduce(parameters(architecture).embedding, self._blocks.machine.gradient_B)
 

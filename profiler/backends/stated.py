@@ -13,6 +13,7 @@ _LEFT_TO_THE_PROGRAM = (
     "cross_entropy",
     "gradient_dtype",
     "cp_comm",
+    "multi_token",
     "dropout",
     "optimizer",
     "offload",
