@@ -123,8 +123,8 @@ class Moe:
 
 @dataclass(frozen=True, kw_only=True)
 class MultiToken:
-    """Ends of a module of multi-token prediction around its layer (DeepSeek-V3, section 2.2): hidden states and the next
-    token's embedding, a norm of each, the product of both before it; final norm, head and loss behind it. Embedding and
+    """Ends of a module of multi-token prediction around its layer (DeepSeek-V3, section 2.2): hidden states and the
+    next token's embedding, a norm of each, the product of both before it; final norm, head and loss behind it. Embedding and
     head are the model's.
 
     Attributes:
@@ -235,6 +235,11 @@ class Architecture:
     def modules(self) -> int:
         """Modules of multi-token prediction that are trained."""
         return sum(layer.multi_token is not None for layer in self.decoder)
+
+    @cached_property
+    def has_experts(self) -> bool:
+        """Whether any of its layers has."""
+        return any(isinstance(layer.feed_forward, Moe) for layer in self.layers)
 
     def with_modules(self) -> Architecture:
         """The same with the modules trained that its configuration states."""

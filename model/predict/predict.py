@@ -79,6 +79,7 @@ class PricedPlans:
     """
 
     def __init__(self, architecture: Architecture, plans: PlanBatch, machine: System) -> None:
+        self._experts = architecture.has_experts
         self._architecture, self._plans, self._machine = architecture, plans, machine
         power = power_model(machine.calibration)
         self._clock_Hz_K = priced_clocks(machine.calibration, power)
@@ -128,7 +129,7 @@ class PricedPlans:
         host_error = found.host_wait_s / step_s * machine.host_error
         away = _outside_log(found.clock_Hz, machine.calibration.clock_measured_Hz)
         clock_error = _TIME_OFF_CLOCK * away * found.device_share
-        software_error = np.hypot(machine.composition_error, machine.framework_error)
+        software_error = np.hypot(machine.composition_error, machine.framework_error(experts=self._experts))
         step_error = np.sqrt(found.device_error**2 + comm_error**2 + host_error**2 + software_error**2 + clock_error**2)
         power_error = np.hypot(machine.calibration.power.log_error, _POWER_OFF_CLOCK * away)
         flops, (memory_B, terms_B, fit_probability) = self._flops, self._memory

@@ -38,8 +38,6 @@ def _choices(plan: Plan, architecture: Architecture, machine: System) -> Iterato
         yield "cuda_graphs", "false"
         yield "cross_entropy", f"as {plan.backend} computes it"
         yield "gradient_dtype", f"as {plan.backend} keeps it"
-        if architecture.multi_token:
-            yield "multi_token", "false"
         yield "dropout", f"as {plan.backend} has it"
         yield "optimizer", f"states as {plan.backend} keeps them"
         yield "offload", "none"

@@ -1,4 +1,4 @@
-"""Modules of multi-token prediction that are trained, against what DeepSeek published and what Megatron's tests held."""
+"""Modules of multi-token prediction that are trained, against what was published, and what Megatron's tests held."""
 
 from __future__ import annotations
 

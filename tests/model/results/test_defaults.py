@@ -89,7 +89,17 @@ OTHERWISE: dict[str, list[Any]] = {
 }
 # What is no assumption: names; what a plan trains, whether it is ever interrupted, where nothing is cut off, and by
 # which rule its tokens find experts; the GPU as it is described; degrees, whose product is the GPUs.
-NO_ASSUMPTION = {"name", "mode", "layers", "tokens", "failures", "site.currency", "cluster.gpus", "cluster.gpu_variant"}
+NO_ASSUMPTION = {
+    "name",
+    "mode",
+    "layers",
+    "multi_token",
+    "tokens",
+    "failures",
+    "site.currency",
+    "cluster.gpus",
+    "cluster.gpu_variant",
+}
 NO_ASSUMPTION |= {f"routing.{rule}" for rule in ("router", "top_k", "normalize", "capacity_factor", "residual")}
 NO_ASSUMPTION |= {f"routing.{rule}" for rule in ("jitter", "temperature", "balance_loss", "z_loss", "bias_rate")}
 NO_ASSUMPTION |= {f"parallel.{degree}" for degree in ("dp", "tp", "pp", "cp")}
