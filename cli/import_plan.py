@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -20,12 +21,19 @@ def import_command() -> None:
 @click.option("--gpu", default="h100-sxm-80gb", show_default=True, help="A known GPU, or a GPU description.")
 @click.option("--gpus", type=click.IntRange(min=1, max=MOST_GPUS), default=8, show_default=True, help="How many.")
 @click.option("--vocab-size", type=click.IntRange(min=1), help="Words of the tokenizer, where ARGUMENTS don't say.")
+@click.option("--model", type=click.Choice(["gpt", "bert"]), help="What is trained; default: as a script says, or gpt.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write into."
 )
 @click.option("--force", is_flag=True, help="Overwrite files that are there.")
 def import_megatron_command(
-    arguments: Path, gpu: str, gpus: int, vocab_size: int | None, output: Path, force: bool
+    arguments: Path,
+    gpu: str,
+    gpus: int,
+    vocab_size: int | None,
+    model: Literal["gpt", "bert"] | None,
+    output: Path,
+    force: bool,
 ) -> None:
     """Make a plan and a model of ARGUMENTS: a launch script, a text with --name value, or YAML or JSON of them.
 
@@ -33,7 +41,9 @@ def import_megatron_command(
     """
     from moemodel import api
 
-    found = api.import_megatron(arguments, gpu=gpu, gpus=gpus, vocab=vocab_size, folder=output, overwrite=force)
+    found = api.import_megatron(
+        arguments, gpu=gpu, gpus=gpus, vocab=vocab_size, model=model, folder=output, overwrite=force
+    )
     out = console()
     if found.left_out:
         out.print("No plan can say:", bullets(list(found.left_out)), "")

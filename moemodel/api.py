@@ -835,6 +835,7 @@ def import_megatron(
     gpu: str,
     gpus: int,
     vocab: int | None = None,
+    model: Literal["gpt", "bert"] | None = None,
     folder: Path | str,
     overwrite: bool = False,
 ) -> MegatronImport:
@@ -856,6 +857,7 @@ def import_megatron(
             (`model.plan.argument_files`).
         gpu, gpus: that they run on, which Megatron's arguments do not say.
         vocab: words of the tokenizer, where the arguments don't state them.
+        model: that the program trains; None: as a launch script says, or GPT.
         folder: that `plan.yaml` and `config.json` are written into; made if it is not there.
         overwrite: files of these names that are there.
 
@@ -867,11 +869,13 @@ def import_megatron(
         InputError: no such file, an argument that is missing or wrong, a run that no plan can be of, or files that are
             there already.
     """
-    from moemodel.model.plan.argument_files import read_arguments
+    from moemodel.model.plan.argument_files import names_bert, read_arguments
     from moemodel.model.plan.megatron_import import import_run
 
     given = arguments if isinstance(arguments, Mapping) else read_arguments(Path(arguments))
-    return import_run(given, Path(folder), gpu=gpu, gpus=gpus, vocab=vocab, overwrite=overwrite)
+    if model is None and not isinstance(arguments, Mapping) and names_bert(Path(arguments)):
+        model = "bert"
+    return import_run(given, Path(folder), gpu=gpu, gpus=gpus, vocab=vocab, model=model, overwrite=overwrite)
 
 
 def predict_runs(

@@ -124,8 +124,8 @@ class Moe:
 @dataclass(frozen=True, kw_only=True)
 class MultiToken:
     """Ends of a module of multi-token prediction around its layer (DeepSeek-V3, section 2.2): hidden states and the
-    next token's embedding, a norm of each, the product of both before it; final norm, head and loss behind it. Embedding and
-    head are the model's.
+    next token's embedding, a norm of each, the product of both before it; final norm, head and loss behind it.
+    Embedding and head are the model's.
 
     Attributes:
         vocab: rows of the embedding, outputs of the head.

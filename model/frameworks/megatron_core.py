@@ -9,6 +9,8 @@ from dataclasses import replace
 
 from moemodel.model.frameworks.base import Framework, HostFactors, PrecisionRecipe
 from moemodel.model.frameworks.megatron_lm import (
+    DETERMINISTIC_ENGINE_B,
+    GROUPED_WORKSPACE_B,
     TRANSFORMER_ENGINE,
     TRANSFORMER_ENGINE_HOST,
     TRANSFORMER_ENGINE_WORKSPACE_B,
@@ -66,6 +68,8 @@ MEGATRON_CORE = Framework(
     logit_B=4.0,  # cross_entropy_fusion_impl te
     placeholder_gradients=True,
     workspace_B=TRANSFORMER_ENGINE_WORKSPACE_B,
+    deterministic_workspace_B=DETERMINISTIC_ENGINE_B,
+    experts_workspace_B=GROUPED_WORKSPACE_B,
     counts_passes=True,
     memory_log_error=0.05,  # assumed: more than `megatron`'s, the same code under programs that choose more
     shards_experts=False,
@@ -132,6 +136,8 @@ MEGATRON_CORE_LOCAL = replace(
     logit_B=6.0,  # float32 softmax, and the 16-bit gradient (tensor_parallel/cross_entropy.py)
     placeholder_gradients=False,
     workspace_B=None,
+    deterministic_workspace_B=None,
+    experts_workspace_B=None,
     counts_passes=False,
     memory_log_error=None,
     moe=_LOCAL_FORM,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from moemodel.model.frameworks.base import Framework, FusedOperator, HostFactors, PrecisionRecipe
+from moemodel.model.frameworks.moe_form import PLAIN_FORM
 
 # What Megatron's layers fuse with Transformer Engine, unless its command line says otherwise: norms, rotation
 # (`--no-rope-fusion`) and activations, which torch.compile fuses (`--no-bias-swiglu-fusion`; core/jit.py)
@@ -22,12 +25,16 @@ _MiB = 2.0**20
 # 9 on, 4 before), and two of torch's (a thread and stream each, of forward passes and of autograd; 8.125 MiB, as
 # discuss.pytorch.org/t/178671 shows, and on Hopper the 32 that NVIDIA's cuBLAS reference recommends). Of Blackwell
 # torch's are what Megatron-LM's functional tests on GB200 hold, by their releases 8.125 or 32 MiB; here 32
-TRANSFORMER_ENGINE_WORKSPACE_B = {
-    "hopper": (32 + 2 * 32) * _MiB,
-    "blackwell": (32 + 2 * 32) * _MiB,
-    "blackwell-ultra": (32 + 2 * 32) * _MiB,
-    "others": (4 + 2 * 8.125) * _MiB,
-}
+_ENGINE_B = {"hopper": 32 * _MiB, "blackwell": 32 * _MiB, "blackwell-ultra": 32 * _MiB, "others": 4 * _MiB}
+_TORCH_B = {"hopper": 32 * _MiB, "blackwell": 32 * _MiB, "blackwell-ultra": 32 * _MiB, "others": 8.125 * _MiB}
+TRANSFORMER_ENGINE_WORKSPACE_B = {gpu: engine_B + 2 * _TORCH_B[gpu] for gpu, engine_B in _ENGINE_B.items()}
+# Torch's where products are to give the same bits: 8 of 4 MiB (megatron/training/determinism.py sets
+# CUBLAS_WORKSPACE_CONFIG to :4096:8, unless the user has)
+DETERMINISTIC_B = 8 * 4 * _MiB
+DETERMINISTIC_ENGINE_B = {gpu: engine_B + 2 * DETERMINISTIC_B for gpu, engine_B in _ENGINE_B.items()}
+# Beside these, of grouped products: one for each of four streams (Transformer Engine, pytorch/cpp_extensions/gemm.py,
+# get_multi_stream_cublas_workspace)
+GROUPED_WORKSPACE_B = {gpu: 4 * engine_B for gpu, engine_B in _ENGINE_B.items()}
 
 MEGATRON_LM = Framework(
     name="megatron",
@@ -52,8 +59,27 @@ MEGATRON_LM = Framework(
     logit_B=6.0,
     placeholder_gradients=True,  # transformer_engine/pytorch/module/base.py, get_dummy_wgrad
     workspace_B=TRANSFORMER_ENGINE_WORKSPACE_B,
+    deterministic_workspace_B=DETERMINISTIC_ENGINE_B,
+    experts_workspace_B=GROUPED_WORKSPACE_B,
     counts_passes=True,
     memory_log_error=0.02,  # Megatron-LM's functional tests on one node; 0.009 on 8 B200 (bench/memory.py)
+)
+
+# Megatron-LM's own layers (`--transformer-impl local`; core/models/gpt/gpt_layer_specs.py, get_gpt_layer_local_spec),
+# with norms and optimizer of apex or Transformer Engine: products of torch, but of routers (core/transformer/moe,
+# moe_utils.py, router_gating_linear); scores in a buffer of all layers (core/transformer/dot_product_attention.py,
+# `mpu`); no dummies in place of gradients; experts one after another (moe/experts.py, SequentialMLP)
+MEGATRON_LM_LOCAL = replace(
+    MEGATRON_LM,
+    name="megatron-local",
+    flash_attention=False,
+    attention="unfused",
+    workspace_B={gpu: 2 * torch_B for gpu, torch_B in _TORCH_B.items()},
+    deterministic_workspace_B={"others": 2 * DETERMINISTIC_B},
+    experts_workspace_B=_ENGINE_B,
+    keeps_score_buffer=True,
+    placeholder_gradients=False,
+    moe=replace(PLAIN_FORM, products="each", separate_experts=True),
 )
 
 # Fused softmax; bias, dropout and residual, taken to be three kernels since TorchScript's fuser left dropout out

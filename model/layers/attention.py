@@ -10,6 +10,7 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Attention
 from moemodel.model.core.arrays import FloatArray
+from moemodel.model.frameworks.base import AdaptedLinear
 from moemodel.model.layers.base import (
     Block,
     CollectiveName,
@@ -87,6 +88,9 @@ class AttentionBlock(Block):
         a = self.spec
         return 4 + 3 * a.bias_qkv + a.bias_out + 2 * (a.qk_norm != "none") + a.sinks
 
+    def first_target(self) -> AdaptedLinear:
+        return "qkv"
+
     def host_variant(self) -> str | None:
         return "qk_norm" if self.spec.qk_norm != "none" else None
 
@@ -138,14 +142,14 @@ class AttentionBlock(Block):
         yield from self._core(batch) if batch.framework.flash_attention else self._unfused_core(batch)
         yield from self._reordered(batch)
         width = self.spec.heads / batch.tp * self._value_dim
-        yield linear(batch.tokens, self.hidden, width, bias=self.spec.bias_out)
+        yield linear(batch.tokens, self.hidden, width, bias=self.spec.bias_out, target="proj")
 
     def _projections(self, batch: MicroBatch) -> Iterator[LayerOp]:
         """Queries, keys and values, their norms and their rotation."""
         a, heads, kv_heads = self.spec, self.spec.heads / batch.tp, self._kv_heads(batch)
         q, kv, values = a.heads * a.head_dim / batch.tp, kv_heads * a.head_dim, kv_heads * self._value_dim
         for index, n in enumerate((q + kv + values,) if batch.framework.fused_qkv else (q, kv, values)):
-            yield linear(batch.tokens, n, self.hidden, bias=a.bias_qkv, shares_input=index > 0)
+            yield linear(batch.tokens, n, self.hidden, bias=a.bias_qkv, shares_input=index > 0, target="qkv")
         if a.qk_norm == "full":
             yield from self._wide_norms(batch, q, kv)
         elif a.qk_norm == "per_head":
@@ -153,6 +157,8 @@ class AttentionBlock(Block):
             yield LayerOp(kind=Kind.RMS_NORM, shape=Shape(m=batch.tokens * kv_heads, n=a.head_dim))
         if a.rotary:
             yield LayerOp(kind=Kind.ROTARY, shape=Shape(m=batch.tokens, n=q + kv))
+        if batch.framework.copies_heads:  # all three put in order; keys and values together, and in order again
+            yield elementwise(batch.tokens * (q + 3 * (kv + values)), 2.0, (2.0,))
 
     def _kv_heads(self, batch: MicroBatch) -> FloatArray:
         """Of one GPU: shared out, or each copied to as many ranks. [P]"""
@@ -236,6 +242,11 @@ class AttentionBlock(Block):
         per_score = batch.element_size_B + (_MASK + batch.element_size_B if batch.framework.dropout else 0.0)
         return np.asarray(per_score * batch.tokens * heads * batch.seq)
 
+    def buffer_B(self, batch: MicroBatch) -> FloatArray:
+        """Scores, where the framework multiplies queries and keys into what stays."""
+        scores = batch.tokens * (self.spec.heads / batch.tp) * batch.seq
+        return np.asarray(batch.element_size_B * scores * batch.framework.keeps_score_buffer)
+
     # ---- communication ----------------------------------------------------------------------------------------------
 
     def collectives(self, batch: MicroBatch) -> Iterator[LayerComm]:
@@ -316,8 +327,10 @@ class AttentionBlock(Block):
 def _softmax(batch: MicroBatch, scores: FloatArray, many: FloatArray) -> Iterator[LayerOp]:
     """Over so many scores of `many` sequences and heads."""
     if batch.framework.softmax == "plain":
+        longer = batch.framework.plain_softmax_time
         for there, kernels in zip(_SOFTMAX_PLAIN, _SOFTMAX_PLAIN_BACKWARD, strict=True):
-            yield elementwise(scores, there, kernels, attention_core=True)
+            backward = tuple(longer * kernel for kernel in kernels)
+            yield elementwise(scores, longer * there, backward, attention_core=True)
         return
     fused = ((many % _SOFTMAX_BATCHES == 0) & (batch.seq <= _SOFTMAX_LONGEST)).astype(np.float64)
     yield elementwise(scores, _SOFTMAX, (_SOFTMAX_BACKWARD,), attention_core=True, mask=fused)

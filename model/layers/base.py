@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from moemodel.model.architecture.spec import Moe
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.frameworks.base import Framework, Precision, PrecisionRecipe
+from moemodel.model.frameworks.base import AdaptedLinear, Framework, Precision, PrecisionRecipe
 from moemodel.model.operators.work import Kind, Pass, Shape
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.dispatch import ALL_TO_ALL
@@ -100,6 +100,12 @@ class MicroBatch:
         """Bytes of an element that a product keeps of what its maker keeps too: of its cast copy, or none."""
         return self.recipe.product_input_B if self.recipe.casts else 0.0
 
+    def keeps_input_of(self, target: AdaptedLinear | None) -> bool:
+        """Whether a product's input is kept, for a gradient of its weights or of an adapter's; None: other operators
+        read it backward too."""
+        lora = self.framework.lora
+        return lora is None or target is None or target in lora.targets
+
     def is_sharded(self, degree: Literal["tp", "ep"]) -> FloatArray:
         """In which plans a degree cuts the model, 1 or 0. [P]"""
         values: FloatArray = self.tp if degree == "tp" else self.ep
@@ -167,6 +173,7 @@ class LayerOp:
         backward: its passes that run backward; None: all that its kind has.
         only_backward: it runs in backward passes alone, where its `copies` and `grad_fan_in` do.
         gating: of a router, or of what moves rows to experts and back.
+        target: which linear layer it is, that may have an adapter (`layers.adapters`); "": none such.
     """
 
     kind: Kind
@@ -182,6 +189,7 @@ class LayerOp:
     backward: tuple[Pass, ...] | None = None
     only_backward: bool = False
     gating: bool = False
+    target: AdaptedLinear | Literal[""] = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +228,8 @@ class LayerComm:
         collective: of `network.collectives.Collective`, by its name.
         size_B: of the full tensor, [P].
         forward, backward: how often, in a pass of either direction (recomputation not counted). [P] or the same in all.
-        overlap: `framework`: where the framework overlaps the axis; `always`, or `never`.
+        overlap: `framework`: where the framework overlaps the axis; `always`, or `never`; `products`: beside a third of
+            the layer's products in that pass.
         launch: what the host queues for it; None: nothing of its own.
         forward_launches, backward_launches: how many of these.
         skew: of an all-to-all: rows of the busiest rank over the mean. [P]
@@ -232,7 +241,7 @@ class LayerComm:
     size_B: FloatArray
     forward: FloatArray | float = 1.0
     backward: FloatArray | float = 1.0
-    overlap: Literal["framework", "always", "never"] = "framework"
+    overlap: Literal["framework", "always", "never", "products"] = "framework"
     launch: Literal["tensor_parallel", "sequence_parallel", "expert_parallel"] | None = None
     forward_launches: FloatArray | float = 0.0
     backward_launches: FloatArray | float = 0.0
@@ -287,6 +296,14 @@ class Block(ABC):
         """Bytes of gradients inside it at most, beyond the tensors that its backward pass has freed by then. [P]"""
         return np.zeros(batch.plans)
 
+    def first_target(self) -> AdaptedLinear | None:
+        """The linear layer that reads its input alone, if an adapter may stand beside it; None: others read it too."""
+        return None
+
+    def buffer_B(self, batch: MicroBatch) -> FloatArray:
+        """Bytes that it works in and leaves to the next layer. [P]"""
+        return np.zeros(batch.plans)
+
     def products_keep_input(self) -> bool:
         """Whether products alone read its input, which they may keep in 8 bits."""
         return True
@@ -318,11 +335,18 @@ class Block(ABC):
 
 
 def linear(
-    m: FloatArray, n: float | FloatArray, k: float | FloatArray, *, bias: bool = False, shares_input: bool = False
+    m: FloatArray,
+    n: float | FloatArray,
+    k: float | FloatArray,
+    *,
+    bias: bool = False,
+    shares_input: bool = False,
+    target: AdaptedLinear | Literal[""] = "",
 ) -> LayerOp:
-    """A linear layer of m rows from k to n features; `shares_input`: another one reads the same input."""
+    """A linear layer of m rows from k to n features; `shares_input`: another one reads the same input; `target`: which
+    it is, if it may have an adapter."""
     fan_in = Shape(m=m, n=k) if shares_input else None
-    return LayerOp(kind=Kind.GEMM, shape=Shape(m=m, n=n, k=k), bias=bias, grad_fan_in=fan_in)
+    return LayerOp(kind=Kind.GEMM, shape=Shape(m=m, n=n, k=k), bias=bias, grad_fan_in=fan_in, target=target)
 
 
 def elementwise(
@@ -347,8 +371,23 @@ def tensor_parallel_reduction(batch: MicroBatch, size_B: FloatArray) -> Iterator
     """
     whole, shares = 1 - batch.sequence_parallel, batch.sequence_parallel
     yield tensor_parallel(batch, "all_reduce", size_B, forward=whole, backward=whole)
-    yield tensor_parallel(batch, "reduce_scatter", size_B, forward=shares, backward=shares)
     yield tensor_parallel(batch, "all_gather", size_B, forward=shares, backward=shares)
+    if not batch.framework.gathers_inputs_again:
+        yield tensor_parallel(batch, "reduce_scatter", size_B, forward=shares, backward=shares)
+        return
+    yield tensor_parallel(batch, "reduce_scatter", size_B, forward=shares, backward=0.0)
+    scattered = tensor_parallel(batch, "reduce_scatter", size_B, forward=0.0, backward=shares)
+    yield replace(scattered, overlap="products")
+    yield from gathered_again(batch, size_B)
+
+
+def gathered_again(batch: MicroBatch, size_B: FloatArray) -> Iterator[LayerComm]:
+    """The input of a product under sequence parallelism, where a backward pass gathers it once more."""
+    if batch.framework.gathers_inputs_again:
+        again = tensor_parallel(
+            batch, "all_gather", size_B, forward=0.0, backward=np.asarray(batch.sequence_parallel, dtype=np.float64)
+        )
+        yield replace(again, overlap="products")
 
 
 def tensor_parallel(

@@ -66,14 +66,15 @@ class LatentAttentionBlock(AttentionBlock):
         heads = self.spec.heads / batch.tp
         q_width = heads * (self.spec.head_dim + rope)
         if latent.q_rank is None:
-            yield linear(tokens, q_width, width)
+            yield linear(tokens, q_width, width, target="qkv")
         else:
-            yield linear(tokens, latent.q_rank, width)
+            yield linear(tokens, latent.q_rank, width, target="qkv")
             yield LayerOp(kind=Kind.RMS_NORM, shape=Shape(m=tokens, n=latent.q_rank), parts=_UP)
-            yield replace(linear(tokens, q_width, latent.q_rank), parts=_UP)
-        yield linear(tokens, latent.kv_rank + rope, width)
+            yield replace(linear(tokens, q_width, latent.q_rank, target="qkv"), parts=_UP)
+        yield linear(tokens, latent.kv_rank + rope, width, target="qkv")
         yield LayerOp(kind=Kind.RMS_NORM, shape=Shape(m=tokens, n=latent.kv_rank), parts=_UP)
-        yield replace(linear(tokens, heads * (self.spec.head_dim + latent.value_head_dim), latent.kv_rank), parts=_UP)
+        wide = heads * (self.spec.head_dim + latent.value_head_dim)
+        yield replace(linear(tokens, wide, latent.kv_rank, target="qkv"), parts=_UP)
         yield LayerOp(kind=Kind.ROTARY, shape=Shape(m=tokens, n=(heads + 1) * rope), parts=_UP)
 
     def kept(self, batch: MicroBatch) -> Iterator[Kept]:

@@ -12,7 +12,8 @@ from functools import cache
 import numpy as np
 
 from moemodel.model.architecture.spec import Layer
-from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.arrays import FloatArray, largest
+from moemodel.model.layers.adapters import adapter_collectives, adapter_kept_B, adapter_launches
 from moemodel.model.layers.base import (
     Block,
     Component,
@@ -93,22 +94,29 @@ class LayerBlocks:
                 yield Kept(size_B=inside_B)
             if batch.framework.dropout and self.layer.norm is not None:
                 yield Kept(size_B=_MASK * batch.sequence_parallel_tokens * self.hidden)
+        if batch.framework.lora is not None:
+            yield Kept(size_B=adapter_kept_B(self.operators(batch), batch))
 
     def _norm_kept(self, batch: MicroBatch, block: Block) -> Iterator[Kept]:
         """Input and output of a norm, which the block behind it reads, and its statistics."""
         if self.layer.norm is None:
             yield Kept(size_B=batch.element_size_B * batch.tokens * self.hidden)
             return
+        is_read = batch.keeps_input_of(block.first_target())
         inside = batch.sequence_parallel_tokens
         statistics_B = _F * inside * (2 if self.layer.norm == "layer" else 1)
         yield Kept(size_B=batch.element_size_B * inside * self.hidden + statistics_B)
         read = inside if batch.framework.keeps_norm_shards else batch.tokens
         read_B = batch.recipe.product_input_B if block.products_keep_input() else batch.element_size_B
-        yield Kept(size_B=read_B * read * self.hidden, parts=("layernorm",))
+        yield Kept(size_B=is_read * read_B * read * self.hidden, parts=("layernorm",))
 
     def passing_B(self, batch: MicroBatch) -> FloatArray:
         """Bytes of gradients inside the last block, beyond what it frees, where its backward pass begins. [P]"""
         return self.blocks[-1].passing_B(batch)
+
+    def buffer_B(self, batch: MicroBatch) -> FloatArray:
+        """Bytes that its blocks take turns to work in, and leave to the next layer. [P]"""
+        return largest([block.buffer_B(batch) for block in self.blocks])
 
     def kept_by_operator_B(self, batch: MicroBatch) -> FloatArray:
         """Bytes that the layer keeps where it runs again from its input, but for the operators of `saved`. [P]"""
@@ -133,6 +141,8 @@ class LayerBlocks:
         for block in self.blocks:
             yield from tensor_parallel_reduction(batch, size_B)
             yield from block.collectives(batch)
+        if batch.framework.lora is not None:
+            yield from adapter_collectives(self.operators(batch), batch)
 
     def host_block(self) -> str:
         """Which measured block of `host_overhead` the layer is like; plain dense ones have one variant alone."""
@@ -143,6 +153,9 @@ class LayerBlocks:
     def more_launches(self, batch: MicroBatch) -> tuple[FloatArray, FloatArray]:
         """Kernels that the host queues, forward and backward, beyond those of the measured layer. [P] each."""
         forward, backward = zip(*(block.more_launches(batch) for block in self.blocks), strict=True)
+        if batch.framework.lora is not None:
+            of_adapters = adapter_launches(self.operators(batch), batch)
+            forward, backward = (*forward, of_adapters[0]), (*backward, of_adapters[1])
         return np.asarray(sum(forward)), np.asarray(sum(backward))
 
     def host_waits(self, batch: MicroBatch) -> HostReadings:

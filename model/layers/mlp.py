@@ -10,6 +10,7 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Mlp, Moe
 from moemodel.model.core.arrays import FloatArray
+from moemodel.model.frameworks.base import AdaptedLinear
 from moemodel.model.layers.base import Block, Component, Kept, LayerOp, MicroBatch, linear
 from moemodel.model.operators.work import Kind, Shape
 
@@ -46,6 +47,9 @@ class MlpBlock(Block):
     def parameter_tensors(self) -> int:
         return (self.spec.depth + 1 + self.spec.gated) * (1 + self.spec.bias)
 
+    def first_target(self) -> AdaptedLinear:
+        return "fc1"
+
     def host_block(self) -> str:
         return "dense_layer_gated" if self.spec.gated else "dense_layer"
 
@@ -58,21 +62,23 @@ class MlpBlock(Block):
         up = first[1] / tp
         split = mlp.gated and not batch.framework.fused_gate_up
         for index, n in enumerate((up / 2, up / 2) if split else (up,)):
-            yield linear(tokens, n, first[0], bias=mlp.bias, shares_input=index > 0)
+            yield linear(tokens, n, first[0], bias=mlp.bias, shares_input=index > 0, target="fc1")
         gate = Kind.SWIGLU if split else Kind.SWIGLU_PACKED
         kind = gate if mlp.gated else ACTIVATION[mlp.activation]
         yield LayerOp(kind=kind, shape=Shape(m=tokens, n=mlp.width / tp))
         for inputs, outputs in middle:
             yield linear(tokens, outputs / tp, inputs, bias=mlp.bias)
             yield LayerOp(kind=ACTIVATION[mlp.activation], shape=Shape(m=tokens, n=outputs / tp))
-        yield linear(tokens, last[1], last[0] / tp, bias=mlp.bias)
+        yield linear(tokens, last[1], last[0] / tp, bias=mlp.bias, target="fc2")
 
     def kept(self, batch: MicroBatch) -> Iterator[Kept]:
         """Of each hidden width what its activation reads and the product behind it; gated, as the framework does."""
         mlp = self.spec
         rows = batch.tokens * (mlp.width / batch.tp)
         extra = (len(mlp_products(mlp, self.hidden)) - 2) * 2
-        yield Kept(size_B=rows * (activated_B(batch, mlp) + batch.element_size_B * extra), parts=("mlp",))
+        last_B = 0.0 if batch.keeps_input_of("fc2") else batch.recipe.product_input_B
+        kept_B = activated_B(batch, mlp) - last_B + batch.element_size_B * extra
+        yield Kept(size_B=rows * kept_B, parts=("mlp",))
 
     def passing_B(self, batch: MicroBatch) -> FloatArray:
         """Behind the activation: the last product has freed its input and made that input's gradient."""

@@ -300,10 +300,11 @@ class MoeBlock(Block):
         moe, t, padded, form = self.spec, self._routed_tokens(batch), self._rows(batch), batch.framework.moe
         rows = self._tokens(batch) * padded.slots * busiest_rank(moe, padded.skew, batch.ep)
         width, product_B = moe.width / batch.etp, batch.recipe.product_input_B
-        output_B = batch.element_size_B if batch.framework.keeps_expert_outputs else 0.0
+        output_B = batch.element_size_B if self._keeps_outputs(batch) else 0.0
         copied_B = self._spread_copies(batch) * batch.element_size_B
         yield Kept(size_B=rows * self._row_width * (product_B + output_B + copied_B), parts=("moe",))
         inner_B = activated_B(batch, moe) if moe.gated else product_B + batch.element_size_B
+        inner_B += batch.element_size_B * self._keeps_unweighted(batch)
         yield Kept(size_B=rows * width * (inner_B - product_B), parts=("moe",))
         yield Kept(size_B=rows * width * product_B, parts=("moe", "moe_act"))
         router = t * (_F * moe.experts + moe.top_k * (_I + 2 * _F + batch.element_size_B))
@@ -325,6 +326,25 @@ class MoeBlock(Block):
         if self._residual is not None:  # and both outputs, which their weights' gradients need
             yield Kept(size_B=2 * batch.element_size_B * batch.tokens * self.hidden, parts=("moe",))
             yield from self._residual.kept(batch)
+
+    def _keeps_unweighted(self, batch: MicroBatch) -> bool:
+        """Whether activated rows stay beside these times their probabilities: but for gates, no kernel does both
+        (Megatron-LM, core/transformer/moe/experts.py, bias_act_func; core/transformer/mlp.py)."""
+        framework, moe = batch.framework, self.spec
+        weighs = not framework.keeps_expert_outputs and framework.moe.dispatch == "sorted"
+        return weighs and not moe.gated and moe.activation == "gelu"
+
+    def _keeps_outputs(self, batch: MicroBatch) -> bool:
+        """Whether outputs of experts stay: to be weighted; or since rows are added by index_add, whose backward pass in
+        torch looks at their shape (core/transformer/moe/moe_utils.py, unpermute; autograd/derivatives.yaml)."""
+        framework = batch.framework
+        adds_in_order = framework.deterministic and "unpermute" not in framework.fused_kernels
+        return framework.keeps_expert_outputs or adds_in_order
+
+    def buffer_B(self, batch: MicroBatch) -> FloatArray:
+        """All tokens, where they are gathered (core/transformer/moe/token_dispatcher.py, use_global_buffer)."""
+        gathered = self._routed_tokens(batch) * batch.ep * batch.etp * self.hidden
+        return np.asarray(batch.element_size_B * gathered * batch.sends_by(ALL_GATHER))
 
     def passing_B(self, batch: MicroBatch) -> FloatArray:
         """Gradients of rows on their way back to their experts: as they leave, and as they arrive."""

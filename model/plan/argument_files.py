@@ -45,6 +45,11 @@ def read_arguments(path: Path) -> dict[str, Any]:
     return found
 
 
+def names_bert(path: Path) -> bool:
+    """Whether a launch script starts Megatron's training of BERT."""
+    return path.suffix not in (".yaml", ".yml", ".json") and "pretrain_bert" in read_text(path)
+
+
 def _of_document(path: Path, document: Any) -> dict[str, Any]:
     inner = document.get(_UNDER, document) if isinstance(document, Mapping) else document
     if not isinstance(inner, Mapping) or not inner:

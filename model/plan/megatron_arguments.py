@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from moemodel.model.core.errors import InputError
 from moemodel.model.core.shown import shown
@@ -24,6 +24,7 @@ from moemodel.model.hardware.gpu import is_known_gpu, read_gpu
 from moemodel.model.plan.recompute import PARTS
 
 Arguments = Mapping[str, Any]
+Model = Literal["gpt", "bert"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ HARMLESS: dict[str, str] = {
 LEFT_OUT: dict[str, str] = {
     "cuda-graph-modules": "the host queues every kernel",
     "cuda-graph-scope": "the host queues every kernel",
-    "deterministic-mode": "kernels that give the same bits every time are slower: not priced",
+    "deterministic-mode": "what its kernels keep is counted; that they are slower is not",
     "no-gradient-accumulation-fusion": "gradients are added by kernels of their own: priced and kept as if fused",
     "no-bias-gelu-fusion": "priced as fused",
     "no-bias-swiglu-fusion": "priced as fused",
@@ -95,11 +96,9 @@ LEFT_OUT: dict[str, str] = {
     "optimizer": "AdamW is priced and kept instead",
     "cpu-offloading-weights": "weights are taken to stay on the GPU",
     "fine-grained-activation-offloading": "activations are taken to stay on the GPU",
-    "tp-comm-overlap": "communication of tensor parallelism overlaps as the framework does it",
     "tp-comm-overlap-cfg": "communication of tensor parallelism overlaps as the framework does it",
     "delay-wgrad-compute": "weights' gradients are made with the inputs'",
     "cp-comm-type": "the first layer's way is every layer's",
-    "fp8-param-gather": "parameters are gathered as the framework does it",
     "first-last-layers-bf16": "all layers multiply in 8 bits",
     "num-layers-at-start-in-bf16": "all layers multiply in 8 bits",
     "num-layers-at-end-in-bf16": "all layers multiply in 8 bits",
@@ -115,7 +114,6 @@ LEFT_OUT: dict[str, str] = {
     "mtp-use-repeated-layer": "each module has a layer of its own",
     "attention-output-gate": "attention has no gate",
     "recompute-num-layers": "every layer is computed again from its own input",
-    "transformer-impl": "kernels are Transformer Engine's",
     "spec": "kernels are Transformer Engine's",
 }
 
@@ -165,6 +163,7 @@ _OF_PLAN = frozenset(
         *("fp8-recipe", "fp4-format", "grad-reduce-in-bf16", "accumulate-allreduce-grads-in-fp32", "main-grads-dtype"),
         *("cross-entropy-loss-fusion", "cross-entropy-fusion-impl", "recompute-activations", "recompute-granularity"),
         *("recompute-method", "recompute-num-layers", "recompute-modules", "moe-grouped-gemm", "use-flash-attn"),
+        "transformer-impl",
         *("use-precision-aware-optimizer", "main-params-dtype", "exp-avg-dtype", "exp-avg-sq-dtype"),
         *(
             "expert-tensor-parallel-size",
@@ -175,6 +174,7 @@ _OF_PLAN = frozenset(
         "overlap-moe-expert-parallel-comm",
         *("cuda-graph-impl", "enable-cuda-graph", "external-cuda-graph", "cuda-graph-warmup-steps"),
         *("hidden-dropout", "attention-dropout", "attention-backend", "flash-attention-version"),
+        *("tp-comm-overlap", "fp8-param-gather", "reuse-grad-buf-for-mxfp8-param-ag"),
         *("optimizer-cpu-offload", "optimizer-offload-fraction", "overlap-cpu-optimizer-d2h-h2d"),
         *("cpu-offloading", "cpu-offloading-num-layers", "no-pin-cpu-grads", "no-pin-cpu-params"),
         *("num-distributed-optimizer-instances", "cp-comm-type", "hierarchical-context-parallel-sizes"),
@@ -189,13 +189,16 @@ _OF_PLAN = frozenset(
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 
-def megatron_run(arguments: Arguments, *, gpu: str, gpus: int, vocab: int | None = None) -> MegatronRun:
+def megatron_run(
+    arguments: Arguments, *, gpu: str, gpus: int, vocab: int | None = None, model: Model | None = None
+) -> MegatronRun:
     """What arguments mean.
 
     Args:
         arguments: name -> value, with or without dashes in front; True for a flag.
         gpu, gpus: that the run is on; Megatron's arguments do not say.
         vocab: of the tokenizer, where the arguments don't state it; None: by their tokenizer, if one is known.
+        model: that the program trains (pretrain_gpt.py, pretrain_bert.py); None: as far as the arguments tell.
 
     Raises:
         InputError: an argument is missing or wrong, or the run is nothing that a plan can be of.
@@ -206,7 +209,7 @@ def megatron_run(arguments: Arguments, *, gpu: str, gpus: int, vocab: int | None
             raise InputError(
                 f"--{name}: found {shown(given[name])}: {what}; allowed: training of a decoder, or of BERT"
             )
-    said = _Said(given)
+    said = _Said(given, model or ("bert" if _BERT in given else "gpt"))
     plan, sentences = _plan(said, gpu, gpus)
     left_out = [f"--{name} {shown(given[name])}: {LEFT_OUT[name]}" for name in given if _is_left_out(name, given)]
     return MegatronRun(
@@ -233,7 +236,6 @@ def _is_known(name: str) -> bool:
 _AS_ASSUMED: dict[str, tuple[str, ...]] = {
     "optimizer": ("adam",),
     "recompute-num-layers": ("1",),
-    "transformer-impl": ("transformer_engine",),
 }
 _DROPOUT = "0.1"  # of attention and of blocks, where the arguments don't say (transformer_config.py)
 
@@ -254,8 +256,8 @@ def _words(value: Any) -> list[str]:
 class _Said:
     """Arguments, by their names, as numbers and words."""
 
-    def __init__(self, given: Arguments) -> None:
-        self.given = given
+    def __init__(self, given: Arguments, model: Model) -> None:
+        self.given, self.model = given, model
 
     def flag(self, name: str) -> bool:
         return name in self.given
@@ -296,13 +298,16 @@ class _Said:
 
 # ---- the model ------------------------------------------------------------------------------------------------------
 
-_TOKENIZERS = {"GPT2BPETokenizer": 50257}  # Radford et al. 2019
+# Radford et al. 2019; Devlin et al. 2019 (their vocabularies of 30,522 and 28,996 words)
+_TOKENIZERS = {"GPT2BPETokenizer": 50257, "BertWordPieceLowerCase": 30522, "BertWordPieceCase": 28996}
+# of programs that are told none (pretrain_bert.py)
+_USUAL: dict[Model, str] = {"gpt": "GPT2BPETokenizer", "bert": "BertWordPieceLowerCase"}
 _NULL_EXTRA = 1  # the end of a document (megatron/core/tokenizers, NullTokenizer)
 
 
 def _config(said: _Said, vocab: int | None) -> dict[str, Any]:
     """The model's file."""
-    config: dict[str, Any] = {"model_type": "megatron", "model": "bert" if said.flag(_BERT) else "gpt"}
+    config: dict[str, Any] = {"model_type": "megatron", "model": said.model}
     config |= {_key(name): said.count(name) for name in _MODEL_COUNTS if said.flag(name)}
     config |= {_key(name): True for name in _MODEL_FLAGS if said.flag(name)}
     config |= {_key(name): said.word(name, "") for name in _MODEL_WORDS if said.flag(name)}
@@ -366,7 +371,7 @@ def _vocab(said: _Said, vocab: int | None) -> int:
     """
     if said.flag("padded-vocab-size"):
         return said.count("padded-vocab-size")
-    kind = said.word("tokenizer-type", "GPT2BPETokenizer")
+    kind = said.word("tokenizer-type", _USUAL[said.model])
     own = _TOKENIZERS.get(kind) if vocab is None else vocab
     if said.flag("vocab-size"):
         own = said.count("vocab-size") + (_NULL_EXTRA if kind == "NullTokenizer" else 0)
@@ -486,7 +491,8 @@ def _dispatch(said: _Said) -> dict[str, Any]:
     kind = said.word("moe-token-dispatcher-type", "allgather")
     sent = "deepep" if kind == "flex" or said.flag("moe-enable-deepep") else kind
     overlapped = {"dispatch_overlap": True} if said.flag("overlap-moe-expert-parallel-comm") else {}
-    return {"routing": {"dispatch": sent} | overlapped}
+    products = "grouped" if said.flag("moe-grouped-gemm") else "each"
+    return {"routing": {"dispatch": sent, "products": products} | overlapped}
 
 
 def _sharding(said: _Said, dp: int) -> dict[str, int]:
@@ -510,22 +516,33 @@ def _software(said: _Said, gpu: str) -> dict[str, Any]:
     precision = _precision(said)
     overlapped = said.flag("overlap-grad-reduce") or precision not in ("bf16-mixed", "fp32")
     reduced = said.flag("grad-reduce-in-bf16") or said.word("main-grads-dtype", "fp32") == "bf16"
-    # the fusion of its own (`native`, by default) keeps float32 probabilities as the plain loss does
-    # (core/fusions/fused_cross_entropy.py)
-    fused = said.flag("cross-entropy-loss-fusion") and said.word("cross-entropy-fusion-impl", "native") == "te"
+    # of fp16 as weights are, unless told otherwise (training/arguments.py, accumulate_allreduce_grads_in_fp32)
+    reduced = reduced or (said.flag("fp16") and not said.flag("accumulate-allreduce-grads-in-fp32"))
+    own = said.word("transformer-impl", "transformer_engine") == "local"
     return {
         "precision": precision,
-        "backend": "megatron-core" if overlapped else "megatron",
+        "backend": "megatron-local" if own else "megatron-core" if overlapped else "megatron",
         "attention": _attention(said, gpu),
         "cuda_graphs": _is_replayed(said) or None,
+        "deterministic": said.flag("deterministic-mode") or None,
         "gradient_dtype": "bf16" if reduced else "fp32",
-        "cross_entropy": "fused" if fused else "plain",
+        "cross_entropy": _loss(said),
+        "parameter_dtype": "fp8" if said.flag("fp8-param-gather") and precision in ("fp8", "mxfp8") else None,
+        "tp_comm_overlap": (said.flag("tp-comm-overlap") and said.flag("sequence-parallel")) or None,
         "cp_comm": _context_comm(said),
         "multi_token": said.count("mtp-num-layers", 0) > 0 or "/" in _pattern(said) or None,
         "dropout": any(float(said.word(f"{kind}-dropout", _DROPOUT)) > 0 for kind in ("hidden", "attention")),
         "optimizer": _optimizer(said),
         "offload": _offload(said),
     }
+
+
+def _loss(said: _Said) -> str:
+    """Kernels of the loss; the fusion of its own (`native`, by default) is what torch.compile makes of the plain ones
+    (core/fusions/fused_cross_entropy.py)."""
+    if not said.flag("cross-entropy-loss-fusion"):
+        return "plain"
+    return "fused" if said.word("cross-entropy-fusion-impl", "native") == "te" else "compiled"
 
 
 def _optimizer(said: _Said) -> dict[str, str] | None:

@@ -11,7 +11,7 @@ from typing import Any
 from moemodel.model.core.errors import InputError
 from moemodel.model.core.files import write_atomic
 from moemodel.model.core.shown import shown
-from moemodel.model.plan.megatron_arguments import megatron_run
+from moemodel.model.plan.megatron_arguments import Model, megatron_run
 from moemodel.model.plan.spec import Plan, plan_text, read_plan
 
 PLAN, MODEL = "plan.yaml", "config.json"
@@ -35,14 +35,21 @@ class MegatronImport:
 
 
 def import_run(
-    arguments: Mapping[str, Any], folder: Path, *, gpu: str, gpus: int, vocab: int | None, overwrite: bool
+    arguments: Mapping[str, Any],
+    folder: Path,
+    *,
+    gpu: str,
+    gpus: int,
+    vocab: int | None,
+    model: Model | None,
+    overwrite: bool,
 ) -> MegatronImport:
     """Write the plan and the model of a run into a folder.
 
     Raises:
         InputError: see `megatron_run`; or files of these names are there.
     """
-    run = megatron_run(arguments, gpu=gpu, gpus=gpus, vocab=vocab)
+    run = megatron_run(arguments, gpu=gpu, gpus=gpus, vocab=vocab, model=model)
     plan = Plan.model_validate({"name": folder.resolve().name, "architecture": MODEL, **run.plan})
     unknown = tuple(name if name.isprintable() else shown(name) for name in run.unknown)
     remarks = [*run.left_out, *(f"--{name}: not known here, left out" for name in unknown)]

@@ -26,6 +26,8 @@ def form_as_asked(framework: Framework, routing: RoutingSpec) -> MoeForm:
     form, policies = framework.moe, tuple(_policies(framework.moe, routing))
     if policies:
         form = replace(form, policies=policies)
+    if routing.products is not None and routing.products != form.products:
+        form = replace(form, products=routing.products, separate_experts=routing.products == "each")
     if routing.pad is None:
         return form
     if form.padding == "always":

@@ -78,6 +78,11 @@ class RoutingSpec(Strict):
     residual: Switch = Field(
         default=False, description="a dense block beside the experts (Rajbhandari et al. 2022, Residual-MoE)"
     )
+    products: Literal["grouped", "each"] | None = Field(
+        default=None,
+        description="an expert's products together with others' (grouped) or one after another (each); null: as the "
+        "framework does",
+    )
     dispatch: DispatchName = Field(
         default="alltoall",
         description="how rows get to experts: every copy by itself (alltoall), all tokens to all ranks (allgather), or "

@@ -16,6 +16,7 @@ import numpy as np
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray, at_rows, distinct_rows, largest, take_rows
 from moemodel.model.device.power import PowerModel, power_model
+from moemodel.model.layers.adapted_model import model_adapters
 from moemodel.model.layers.flops import model_flops
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.dispatch import DEEPEP
@@ -176,7 +177,10 @@ class PricedPlans:
     def _flops(self) -> FloatArray:
         """Of the model in a step, [P]."""
         passes = 1 / 3 if self._machine.framework.forward_only else 1.0  # a backward pass does twice as much
-        return passes * model_flops(self._architecture, self._plans.seq) * self._plans.global_batch
+        machine = self._machine
+        adapters = model_adapters(self._architecture, machine.framework, machine.precision)
+        flops = model_flops(self._architecture, self._plans.seq, adapters=adapters)
+        return passes * flops * self._plans.global_batch
 
     @cached_property
     def _memory(self) -> tuple[FloatArray, dict[str, FloatArray], FloatArray]:

@@ -310,8 +310,11 @@ def _exposed_of_step_s(
     """What passes of a micro-batch, and the time between them, do not hide of the exchange over data-parallel ranks
     (see `step.data_parallel`). What is idle hides what comes with either pass, but only once."""
     exchange = cost.step_exchange
-    behind_forward_s = (1 - cost.unoverlappable_fraction_forward) * _free_s(forward_s, cost.forward_exchange)
-    behind_backward_s = (1 - cost.unoverlappable_fraction_backward) * _free_s(backward_s, cost.backward_exchange)
+    windows_s = (forward_s, backward_s)
+    if not exchange.beside_all:
+        windows_s = (_free_s(forward_s, cost.forward_exchange), _free_s(backward_s, cost.backward_exchange))
+    behind_forward_s = (1 - cost.unoverlappable_fraction_forward) * windows_s[0]
+    behind_backward_s = (1 - cost.unoverlappable_fraction_backward) * windows_s[1]
     passes_forward, passes_backward = exchange.forward_passes[:, None], exchange.backward_passes[:, None]
     hidden_forward_s = _overlapped_s(exchange.forward, passes_forward * (behind_forward_s + idle_s))
     hidden_backward_s = _overlapped_s(exchange.backward, passes_backward * (behind_backward_s + idle_s))

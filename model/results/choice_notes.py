@@ -4,12 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from moemodel.model.architecture.spec import Architecture
+from moemodel.model.layers.adapted_model import model_adapters
+from moemodel.model.layers.parameters import parameters
 from moemodel.model.plan.spec import Plan
 from moemodel.model.step.system import System
 
 
-def choice_notes(plan: Plan, machine: System) -> Iterator[str]:
-    """Of what the host keeps: how fast that is taken to be."""
+def choice_notes(plan: Plan, architecture: Architecture, machine: System) -> Iterator[str]:
+    """Of adapters: what is trained; of what the host keeps: how fast that is taken to be."""
+    yield from _adapters(architecture, machine)
+    yield from _host(plan, machine)
+
+
+def _adapters(architecture: Architecture, machine: System) -> Iterator[str]:
+    trained = model_adapters(architecture, machine.framework, machine.precision)
+    if trained is None:
+        return
+    frozen = parameters(architecture).total
+    yield (
+        f"Of {frozen / 1e9 + trained / 1e9:.4g} B parameters {trained / 1e6:.4g} M are trained, those of adapters "
+        "(lora); frozen weights have no gradients, and experts no adapters."
+    )
+
+
+def _host(plan: Plan, machine: System) -> Iterator[str]:
     offload = machine.framework.offload
     if offload is None:
         return

@@ -37,7 +37,12 @@ def _choices(plan: Plan, architecture: Architecture, machine: System) -> Iterato
             yield "compile", "false"
         yield "cuda_graphs", "false"
         yield "cross_entropy", f"as {plan.backend} computes it"
+        yield "deterministic", "false"
         yield "gradient_dtype", f"as {plan.backend} keeps it"
+        if plan.precision in EIGHT_BITS:
+            yield "parameter_dtype", f"as {plan.backend} keeps it"
+        if p.tp > 1:
+            yield "tp_comm_overlap", f"as {plan.backend} does"
         yield "dropout", f"as {plan.backend} has it"
         yield "optimizer", f"states as {plan.backend} keeps them"
         yield "offload", "none"
@@ -73,6 +78,7 @@ def _of_experts(plan: Plan) -> Iterator[tuple[str, Any]]:
     """How experts are cut and reached."""
     routing = plan.routing
     yield "parallel.etp", f"as {plan.backend} cuts experts"
+    yield "routing.products", f"as {plan.backend} makes them"
     if plan.parallel.ep * (plan.parallel.etp or 1) > 1:
         yield "routing.dispatch", routing.dispatch
         yield "routing.dispatch_overlap", f"as {plan.backend} does"

@@ -79,7 +79,7 @@ def notes(
         _links_between_nodes(plan, machine),
         _part_of_a_node(plan, machine),
         *dispatch_notes(plan, architecture, machine),
-        *choice_notes(plan, machine),
+        *choice_notes(plan, architecture, machine),
         *notes_on_tests(machine.internode, machine.network, plan.cluster.gpus),
         _host(calibration, plan),
         _mfu(plan, machine),

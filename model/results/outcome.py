@@ -15,6 +15,7 @@ import numpy as np
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import FloatArray, take_rows
 from moemodel.model.core.interval import INTERVAL
+from moemodel.model.layers.adapted_model import model_adapters
 from moemodel.model.layers.flops import model_flops
 from moemodel.model.layers.parameters import parameters
 from moemodel.model.plan.batch import batch_of, joined
@@ -419,6 +420,7 @@ def _without_times(plan: Plan, architecture: Architecture, machine: System) -> O
     peak_B = first(memory.peak_B)
     probability = first(fit_probability(architecture, batch, machine, memory.peak_B))
     nothing = PhaseOutcome(time_s=math.nan, energy_J=math.nan, clock_Hz=None)
+    adapters = model_adapters(architecture, machine.framework, machine.precision)
     return Outcome(
         plan=plan,
         gpu=machine.gpu.name,
@@ -450,7 +452,7 @@ def _without_times(plan: Plan, architecture: Architecture, machine: System) -> O
         host_wait_s=math.nan,
         phases=dict.fromkeys(_PHASES, nothing),
         outside=math.nan,
-        model_flops=first(model_flops(architecture, batch.seq) * batch.global_batch),
+        model_flops=first(model_flops(architecture, batch.seq, adapters=adapters) * batch.global_batch),
         volumes=GpuVolumes.of(step_volumes(architecture, batch, machine)),
         routing=None,
         run=None,

@@ -21,6 +21,7 @@ from moemodel.model.hardware.link import Link
 from moemodel.model.plan.context_comm import CpComm
 from moemodel.model.plan.dispatch import OF_DISPATCH, DispatchName
 from moemodel.model.plan.failures import FailuresSpec
+from moemodel.model.plan.lora import LoraSpec
 from moemodel.model.plan.offload import OffloadSpec
 from moemodel.model.plan.optimizer_states import OptimizerStates, check_optimizer, needs_shards
 from moemodel.model.plan.paths import NamesFiles
@@ -49,6 +50,7 @@ from moemodel.model.plan.spec import (
     TokensOfRun,
     ZeroStage,
     check_dispatch_dtype,
+    check_parameter_dtype,
     check_tokens,
     in_todays_words,
 )
@@ -307,10 +309,13 @@ class Search(NamesFiles):
     global_batch: Count
     precision: Precision = "bf16-mixed"
     schedule: Schedules = (schedules.DEFAULT,)
+    parameter_dtype: Literal["bf16", "fp8"] | None = None
+    tp_comm_overlap: Switch | None = None
     cp_comm: CpComm | None = None
     multi_token: Switch | None = None
     dropout: Switch | None = None
     optimizer: OptimizerStates | None = None
+    lora: LoraSpec | None = None
     offload: OffloadSpec | None = None
     stage_layers: EndSlots | None = None
     backend: Backend = "torch"
@@ -354,6 +359,7 @@ class Search(NamesFiles):
             return self
         check_precision(self.backend, self.precision)
         check_dispatch_dtype(self.routing, self.precision)
+        check_parameter_dtype(self.parameter_dtype, self.precision)
         check_optimizer(self.optimizer, framework_of(self.backend), self.precision)
         check_tokens(self.tokens, self.global_batch, self.sequence_length)
         clocks = self.one_clock_MHz
@@ -428,7 +434,19 @@ class Search(NamesFiles):
 _PARALLEL = ("dp", "tp", "pp", "ep", "etp", "cp", "zero_stage", "replicas", "sequence_parallel", "virtual_stages")
 _FIXED = (
     *("architecture", "layers", "sequence_length", "global_batch", "precision", "backend"),
-    *("cp_comm", "multi_token", "dropout", "optimizer", "offload", "stage_layers", "power_cap_W", "tokens"),
+    *(
+        "parameter_dtype",
+        "tp_comm_overlap",
+        "cp_comm",
+        "multi_token",
+        "dropout",
+        "optimizer",
+        "lora",
+        "offload",
+        "stage_layers",
+        "power_cap_W",
+        "tokens",
+    ),
 )
 
 

@@ -22,6 +22,12 @@ _COMPILED_LOSS_B = (4.0, 4.0)
 FUSED_LOSS_B = (6.0, 4.0)
 
 
+# Of Megatron's, as torch.compile's kernels (core/fusions/fused_cross_entropy.py): to float32 and their largest (2 read,
+# 4 written), exponentials and their sum (8), softmax (8); backward a copy (8), times the loss's gradient, that copied
+# back and to 16 bits (4 read, 6 written)
+COMPILED_LOSS_B = (22.0, 18.0)
+
+
 def kernels_as_asked(framework: Framework, plan: Plan) -> Framework:
     """The framework, with what a plan says of its kernels.
 
@@ -29,6 +35,8 @@ def kernels_as_asked(framework: Framework, plan: Plan) -> Framework:
         InputError: it asks for what the framework does not have.
     """
     found = _attention(_loss(_compiled(framework, plan), plan), plan)
+    if plan.collective_checks:
+        found = replace(found, checks_collectives=True, keeps_norm_shards=found.keeps_norm_shards or found.frees_late)
     return replace(found, captured=True) if plan.cuda_graphs else found
 
 
@@ -52,6 +60,8 @@ def _loss(framework: Framework, plan: Plan) -> Framework:
     match plan.cross_entropy:
         case "fused":
             return replace(framework, fused_loss_B=framework.fused_loss_B or FUSED_LOSS_B, eager_loss=False)
+        case "compiled":
+            return replace(framework, fused_loss_B=COMPILED_LOSS_B, eager_loss=False)
         case "plain" if framework.fused_loss_B is not None:
             return replace(framework, fused_loss_B=None, eager_loss=not framework.torch_launch)
         case _:

@@ -15,6 +15,7 @@ import numpy as np
 from moemodel.model.architecture.spec import Architecture, Layer
 from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.frameworks.base import Framework, Precision
+from moemodel.model.layers.adapters import trained_operators
 from moemodel.model.layers.base import LayerOp, MicroBatch
 from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
 from moemodel.model.layers.layer import layer_blocks, saved
@@ -25,6 +26,7 @@ from moemodel.model.step.data_parallel import ExchangeCounts
 from moemodel.model.step.recomputation import Recomputation
 
 _COPY_B = 4.0  # of an element that a copy moves: 16 bits read and written
+_SUM_B = 6.0  # of an element that torch adds: 16 bits, two read and one written
 _FLATTENED = 3.0  # copied into one buffer, scaled, and copied back
 
 
@@ -88,17 +90,20 @@ class Workload:
         return found
 
     def _forward(self, layer: Layer) -> list[LayerOp]:
-        """Forward operators of a layer, with what casts their operands."""
-        operators = layer_blocks(layer, self.architecture.hidden).operators(self.batch)
+        """Forward operators of a layer, with what casts their operands, and with adapters."""
+        layer_operators = layer_blocks(layer, self.architecture.hidden).operators(self.batch)
+        operators = trained_operators(layer_operators, self.batch)
         return list(self._casts(operators) if self.batch.recipe.casts else operators)
 
     def embedding(self) -> list[Call]:
         """Token (and learned position) embedding, and the projection behind it where widths differ."""
-        return self._with_backward(EmbeddingBlock(architecture=self.architecture).operators(self.batch))
+        ends = EmbeddingBlock(architecture=self.architecture).operators(self.batch)
+        return self._with_backward(trained_operators(ends, self.batch))
 
     def head(self) -> list[Call]:
         """Final norm, projection to the vocabulary and loss."""
-        return self._with_backward(HeadBlock(architecture=self.architecture).operators(self.batch))
+        ends = HeadBlock(architecture=self.architecture).operators(self.batch)
+        return self._with_backward(trained_operators(ends, self.batch))
 
     def _with_backward(self, operators: Iterable[LayerOp]) -> list[Call]:
         every = list(operators)
@@ -167,10 +172,21 @@ class Workload:
         """Adding a micro-batch's gradients to those before it (`accumulated_fraction`)."""
         if self.framework.forward_only:
             return []
-        count = accumulated_fraction(self.plans, self.framework)
+        count, own_B = accumulated_fraction(self.plans, self.framework), self.framework.sums_B
+        if own_B is not None:
+            count, parameters = self._one, parameters * (own_B / _SUM_B)
         return [_call(Kind.ACCUMULATE, Pass.BACKWARD, Shape(m=parameters), Phase.BACKWARD, count)]
 
-    def copies(self, layers: FloatArray, ends: FloatArray, counts: ExchangeCounts) -> list[Call]:
+    def gradients(self, held: FloatArray) -> list[Call]:
+        """What a step does with so many gradients, whoever updates their parameters."""
+        if self.framework.forward_only or not self.framework.gradients_B:
+            return []
+        moved = Shape(m=held * (self.framework.gradients_B / _COPY_B))
+        return [_call(Kind.COPY, Pass.FORWARD, moved, Phase.OPTIMIZER, self._one)]
+
+    def copies(
+        self, layers: FloatArray, ends: FloatArray, counts: ExchangeCounts, reduced: FloatArray | None = None
+    ) -> list[Call]:
         """Parameters and gradients on their way between shards and whole tensors, per micro-batch.
 
         DDP scales the gradients in its buckets as often as it reduces them. FSDP2 gathers into one buffer and copies
@@ -178,7 +194,8 @@ class Workload:
         scale it, and copy them back (`flattened`).
 
         Args:
-            layers, ends: parameters of a stage's layers, and of embedding and head.
+            layers, ends: parameters of a stage's layers, and of embedding and head, that are gathered.
+            reduced: of all these, those that have gradients; None: all.
             counts: how often they are exchanged in a step.
         """
         plans = self.plans
@@ -188,11 +205,12 @@ class Workload:
         if self.framework.data_parallel == "distributed-optimizer" or not shared.any():
             return []
         inner, whole = Shape(m=layers), Shape(m=layers + ends)
+        gradients = whole if reduced is None else Shape(m=reduced)
         if self.framework.data_parallel == "flattened":
-            return [_call(Kind.COPY, Pass.FORWARD, whole, Phase.BACKWARD, _FLATTENED * shared * counts.reductions)]
+            return [_call(Kind.COPY, Pass.FORWARD, gradients, Phase.BACKWARD, _FLATTENED * shared * counts.reductions)]
         return [
             _call(Kind.COPY, Pass.FORWARD, whole, Phase.FORWARD, shared * counts.gathers_forward),
-            _call(Kind.COPY, Pass.FORWARD, whole, Phase.BACKWARD, shared * counts.reductions),
+            _call(Kind.COPY, Pass.FORWARD, gradients, Phase.BACKWARD, shared * counts.reductions),
             _call(Kind.COPY, Pass.FORWARD, inner, Phase.BACKWARD, shared * counts.gathers_backward),
         ]
 

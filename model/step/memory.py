@@ -18,8 +18,8 @@ allocator, beyond the share that the calibration gives.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from moemodel.model.architecture.spec import Architecture, Layer, Moe
 from moemodel.model.core.arrays import BoolArray, FloatArray, largest, where_largest
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.hardware.gpu import read_gpu
+from moemodel.model.layers.adapters import adapter_parameters
 from moemodel.model.layers.base import MicroBatch
 from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
 from moemodel.model.layers.layer import layer_blocks
@@ -47,6 +48,10 @@ from moemodel.model.step.sharded_memory import (
     distributed_optimizer_states,
     flattened_states,
 )
+
+# Of products whose inputs are gathered (of queries, keys and values, of the first of a dense block, of the gradients of
+# all four), and whose outputs are scattered (the other two, and gradients of weights, beside which the inputs' are)
+_GATHERED_BUFFERS, _SCATTERED_BUFFERS = 6, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +96,15 @@ class MemoryModel:
         self.kinds = distinct_layers(architecture)
         self._again = Recomputation.of(plans, architecture, framework)
         self._layer_parameters = [layer_parameters(kind, architecture.hidden) for kind in self.kinds]
+        self._adapters = [self._adapter_parameters(kind) for kind in self.kinds]
         self._kept: dict[Layer, tuple[FloatArray, FloatArray]] = {}
         self._embedding = EmbeddingBlock(architecture=architecture)
         self._head = HeadBlock(architecture=architecture)
         overhead = {name: p.value for name, p in calibration.memory.parameters.items()}
-        self.context_B = overhead["context"]
-        self.workspace_B = _workspace_B(framework, calibration.gpu, overhead["workspace"])
+        self.context_B = overhead["context"] if framework.context_B is None else framework.context_B
+        self.workspace_B = _workspace_B(framework.workspace_B, calibration.gpu, overhead["workspace"])
+        if framework.experts_workspace_B is not None and any(isinstance(one.feed_forward, Moe) for one in self.kinds):
+            self.workspace_B += _workspace_B(framework.experts_workspace_B, calibration.gpu, 0.0)
         self.fragmentation = overhead["fragmentation"]
 
     # ---- parameters ---------------------------------------------------------------------------------------------
@@ -105,10 +113,24 @@ class MemoryModel:
         """Parameters of a stage on one GPU."""
         dense = np.zeros(len(self.plans))
         expert = np.zeros(len(self.plans))
-        for p, count in zip(self._layer_parameters, stage.layers, strict=True):
-            dense += count * self._dense(p)
+        for p, adapters, count in zip(self._layer_parameters, self._adapters, stage.layers, strict=True):
+            dense += count * (self._dense(p) + adapters)
             expert += count * self._expert(p)
         return Shard(dense=dense + self._ends(stage), expert=expert)
+
+    def trained(self, stage: Stage) -> Shard:
+        """Of these, those that are trained: all, or adapters."""
+        if self.framework.lora is None:
+            return self.shard(stage)
+        none = np.zeros(len(self.plans))
+        counted = zip(self._adapters, stage.layers, strict=True)
+        return Shard(dense=sum((count * adapters for adapters, count in counted), none), expert=none)
+
+    def _adapter_parameters(self, kind: Layer) -> FloatArray:
+        """Of a layer's adapters on one tensor-parallel rank, if a plan has any."""
+        if self.framework.lora is None:
+            return np.zeros(len(self.plans))
+        return adapter_parameters(layer_blocks(kind, self.architecture.hidden).operators(self.batch), self.batch)
 
     def _dense(self, p: LayerParameters) -> FloatArray:
         """Parameters of a layer on one tensor-parallel rank, without routed experts."""
@@ -119,14 +141,33 @@ class MemoryModel:
         return np.asarray(p.routed / (self.batch.etp * self.batch.ep))
 
     def units(self, stage: Stage) -> FsdpUnits:
-        """The same, as it is exchanged."""
+        """The same, as it is exchanged: parameters that are gathered, which frozen ones are under ZeRO 3 alone."""
         shard, ends = self.shard(stage), self._ends(stage)
-        return FsdpUnits(
+        whole = FsdpUnits(
             layers=np.full(len(self.plans), sum(stage.layers)),
             dense=shard.dense - ends,
             expert=shard.expert,
             ends=ends,
             embedding_parameters=self._first_end(stage),
+        )
+        if self.framework.lora is None:
+            return whole
+        some, all_of_them = self.reduced_units(stage), self.plans.zero_stage >= 3
+        return replace(
+            whole,
+            dense=np.where(all_of_them, whole.dense, some.dense),
+            expert=np.where(all_of_them, whole.expert, some.expert),
+            ends=np.where(all_of_them, whole.ends, some.ends),
+        )
+
+    def reduced_units(self, stage: Stage) -> FsdpUnits:
+        """Those whose gradients are exchanged."""
+        if self.framework.lora is None:
+            return self.units(stage)
+        none, trained = np.zeros(len(self.plans)), self.trained(stage)
+        layers = np.full(len(self.plans), sum(stage.layers))
+        return FsdpUnits(
+            layers=layers, dense=trained.dense, expert=trained.expert, ends=none, embedding_parameters=none
         )
 
     def _first_end(self, stage: Stage) -> FloatArray:
@@ -139,18 +180,43 @@ class MemoryModel:
             ends = ends + self._head.on_one_gpu(self.batch.tp, beside_embedding=stage.embedding)
         return ends
 
-    def states(self, shard: Shard) -> dict[str, FloatArray]:
+    def states(self, shard: Shard, trained: Shard) -> dict[str, FloatArray]:
         """Bytes of parameters and optimizer states of a shard under ZeRO."""
         zero = self.plans.zero_stage
-        shared = self._sharded(shard)
+        shared, updated = self._sharded(shard), self._sharded(trained)
         recipe = self.recipe
         on_gpu = 1.0 if self.framework.offload is None else 1.0 - self.framework.offload.optimizer
         whole = zero < (1 if self.framework.data_parallel == "ddp-fsdp2" else 3)  # FSDP2 gathers into memory of its own
         return {
             "parameters": recipe.weight_B * np.where(whole, shard.total, shared),
-            "optimizer_states": on_gpu * recipe.state_B * np.where(zero >= 1, shared, shard.total),
-            "optimizer_transient": on_gpu * recipe.transient_B * np.where(zero >= 1, shared, shard.total),
+            "optimizer_states": on_gpu * recipe.state_B * np.where(zero >= 1, updated, trained.total),
+            "optimizer_transient": on_gpu * recipe.transient_B * np.where(zero >= 1, updated, trained.total),
         }
+
+    def _of_layers_B(self, stage: Stage, shard: Shard) -> FloatArray:
+        """By how many bytes parameters are more than `states` counts, where those of layers are of another size than
+        those of the ends. [P]"""
+        if self.recipe.layer_B is None:
+            return np.zeros(len(self.plans))
+        layers = Shard(dense=shard.dense - self._ends(stage), expert=shard.expert)
+        held = np.where(self.plans.zero_stage < 3, layers.total, self._sharded(layers))
+        return np.asarray((self.recipe.layer_B - self.recipe.weight_B) * held)
+
+    def _tp_buffers_B(self) -> FloatArray:
+        """Buffers of exchanges over tensor-parallel ranks that run behind products: one of each kind of product, of all
+        hidden states of a micro-batch; of six that are gathered in 8 bits where products are (Transformer Engine,
+        pytorch/module/base.py, initialize_ub: ring exchanges, pipelines and bulks). [P]"""
+        cut = (self.batch.tp > 1) & (self.batch.sequence_parallel > 0)
+        narrow = self.recipe.matmul_dtype == "fp8"
+        each_B = _GATHERED_BUFFERS * (1.0 if narrow else self.batch.element_size_B)
+        each_B += _SCATTERED_BUFFERS * self.batch.element_size_B
+        return np.where(cut, each_B * self.batch.tokens * self.architecture.hidden, 0.0)
+
+    @property
+    def _gathered_B(self) -> float:
+        """Of a parameter that is gathered into memory of its own."""
+        kept_as_sent = self.framework.data_parallel == "ddp-fsdp2" and self.recipe.gathered_B is not None
+        return (self.recipe.gathered_B or 0.0) if kept_as_sent else self.recipe.weight_B
 
     def _sharded(self, shard: Shard) -> FloatArray:
         ranks = self.mesh.shard_group.size
@@ -179,9 +245,9 @@ class MemoryModel:
         """Gradients, and parameters that are gathered."""
         alone = self._expert_shards == 1  # experts that no other rank has are not sharded
         layers = [np.zeros(len(self.plans))]
-        for p, count in zip(self._layer_parameters, stage.layers, strict=True):
+        for p, adapters, count in zip(self._layer_parameters, self._adapters, stage.layers, strict=True):
             if count:
-                layers.append(self._dense(p) + np.where(alone, 0.0, self._expert(p)))
+                layers.append(self._dense(p) + adapters + np.where(alone, 0.0, self._expert(p)))
         parts = ParameterCounts(
             whole=shard.total,
             sharded=self._sharded(shard),
@@ -197,12 +263,26 @@ class MemoryModel:
         }[self.framework.data_parallel]
         return held(
             parts,
+            trained=self._trained_counts(stage) if self.framework.lora is not None else parts,
             zero=self.plans.zero_stage,
             pipeline=self.plans.pp > 1,
             shared=self.mesh.shard_group.size > 1,
             accumulating=accumulating,
             gradient_B=self.recipe.gradient_B,
-            weight_B=self.recipe.weight_B,
+            weight_B=self._gathered_B,
+        )
+
+    def _trained_counts(self, stage: Stage) -> ParameterCounts:
+        """Of adapters."""
+        none, trained = np.zeros(len(self.plans)), self.trained(stage)
+        layers = [none, *(each for each, count in zip(self._adapters, stage.layers, strict=True) if count)]
+        return ParameterCounts(
+            whole=trained.total,
+            sharded=self._sharded(trained),
+            gathered=trained.total,
+            ends=none,
+            end=none,
+            layer=largest(layers),
         )
 
     # ---- activations --------------------------------------------------------------------------------------------
@@ -245,8 +325,9 @@ class MemoryModel:
         """Peak of one stage."""
         if self.framework.forward_only:
             return self._forward_only(stage)
-        shard = self.shard(stage)
-        terms = self.states(shard)
+        shard, trained = self.shard(stage), self.trained(stage)
+        terms = self.states(shard, trained)
+        terms["parameters"] = terms["parameters"] + self._of_layers_B(stage, shard)
         transient = terms.pop("optimizer_transient")
         flight = self._in_flight(stage)
         held = self._held(stage, shard, (self.plans.micro_batches > 1) | (flight > 1))
@@ -266,7 +347,8 @@ class MemoryModel:
         activations = activations + self._by_chunk_B(stage, flight, per_micro_batch)
         loss = self._losses(stage)
         inside_B, whole_B = self._hidden_B()
-        if stage.head and self.framework.placeholder_gradients:  # beside the gradient of 16-bit logits
+        placeholders = self.framework.placeholder_gradients and self.framework.lora is None
+        if stage.head and placeholders:  # beside the gradient of 16-bit logits
             made_B = self._head_placeholder_B(stage) + whole_B * self.framework.counts_passes
             loss = np.maximum(loss, self._head.logits_B(self.batch) + made_B)
         if stage.head and self.framework.counts_passes:  # of the final norm, and the head's input as it is gathered
@@ -279,20 +361,35 @@ class MemoryModel:
             "gathered_layers": (held.gathered_B[0], *held.gathered_B),
             "activations": (activations, activations + again, earlier + working, none),
             "loss": (loss, none, none, none),
-            **self._flattened(shard),
-            "optimizer_transient": (none, none, none, transient + self._group_transient(shard)),
+            **self._flattened(trained),
+            "optimizer_transient": (none, none, none, transient + self._group_transient(trained)),
         }
         worst = where_largest([sum(moment, none) for moment in zip(*at_each.values(), strict=True)])
         terms |= {name: np.concatenate(moments).take(worst) for name, moments in at_each.items()}
-        if self.framework.placeholder_gradients:
+        if placeholders:
             terms["gradient_placeholders"] = self._placeholders_B(stage)
         terms["messages"] = self._messages(stage, flight)
         if self.framework.counts_passes and stage.first > 0:  # the gradient last sent (pipeline_parallel/schedules.py)
             terms["messages"] = terms["messages"] + inside_B
-        terms["workspace"] = np.full(len(self.plans), self.workspace_B)
+        if self.framework.tp_buffers:
+            terms["tensor_parallel_buffers"] = self._tp_buffers_B()
+        terms["workspace"] = self.workspace_B + self._buffer_B(stage)
         terms["fragmentation"] = np.asarray(self.fragmentation * sum(terms.values()))
         terms["context"] = np.full(len(self.plans), self.context_B)
         return Memory(peak_B=np.asarray(sum(terms.values())), terms_B=terms)
+
+    def _buffer_B(self, stage: Stage) -> FloatArray:
+        """What a stage's layers take turns to use: the largest of scores and of what dispatch gathers. [P]"""
+        if not self.framework.counts_passes:
+            return np.zeros(len(self.plans))
+        used = [
+            layer_blocks(kind, self.architecture.hidden).buffer_B(self.batch) for kind, n in self._kinds(stage) if n
+        ]
+        return largest([np.zeros(len(self.plans)), *used])
+
+    def _kinds(self, stage: Stage) -> Iterator[tuple[Layer, int]]:
+        """Each distinct layer, and how many of it a stage has."""
+        return zip(self.kinds, stage.layers, strict=True)
 
     def _on_gpu(self, kept_B: FloatArray, layer_B: FloatArray) -> FloatArray:
         """Of what layers keep, what is not on the host: the rest, and of two layers what is on its way (assumed: one
@@ -406,9 +503,8 @@ class MemoryModel:
         return np.where(plans.pp > 1, kept * one, 0.0)
 
 
-def _workspace_B(framework: Framework, gpu: str, torch_B: float) -> float:
+def _workspace_B(known_B: Mapping[str, float] | None, gpu: str, torch_B: float) -> float:
     """That libraries keep for products on a GPU; `torch_B` torch's alone."""
-    known_B = framework.workspace_B
     if known_B is None:
         return torch_B
     return known_B["others"] if len(known_B) == 1 else known_B.get(read_gpu(gpu).architecture, known_B["others"])

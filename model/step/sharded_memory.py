@@ -62,6 +62,7 @@ class ParameterCounts:
 def ddp_fsdp2_states(
     parts: ParameterCounts,
     *,
+    trained: ParameterCounts,
     zero: IntArray,
     pipeline: BoolArray,
     shared: BoolArray,
@@ -72,7 +73,7 @@ def ddp_fsdp2_states(
     """Under DDP and FSDP2.
 
     Args:
-        parts: parameters.
+        parts: parameters; `trained` those of them that have gradients.
         pipeline: whether there are several stages.
         zero: ZeRO stage; `shared` whether there are several data-parallel ranks to shard over.
         accumulating: whether there were micro-batches before the one whose passes are looked at.
@@ -80,11 +81,11 @@ def ddp_fsdp2_states(
     """
     zero = np.where(shared, zero, 0)
     none = np.zeros_like(parts.whole)
-    whole, sharded = gradient_B * parts.whole, gradient_B * parts.sharded
+    whole, sharded = gradient_B * trained.whole, gradient_B * trained.sharded
     at_end = pipeline & (zero >= 2)
     summed = np.where(at_end, whole, np.choose(zero, [whole, whole, sharded, sharded]))
     before = np.where(accumulating, summed, 0.0)
-    on_the_way = gradient_B * (parts.ends + 2 * parts.layer)
+    on_the_way = gradient_B * (trained.ends + 2 * trained.layer)
     some = weight_B * (parts.ends + 2 * parts.layer)
     everything = weight_B * parts.gathered
     remaining = np.where(accumulating, everything, some)
@@ -111,6 +112,7 @@ def ddp_fsdp2_states(
 def distributed_optimizer_states(
     parts: ParameterCounts,
     *,
+    trained: ParameterCounts,
     zero: IntArray,
     pipeline: BoolArray,
     shared: BoolArray,
@@ -123,6 +125,7 @@ def distributed_optimizer_states(
     """
     return flattened_states(
         parts,
+        trained=trained,
         zero=zero,
         pipeline=pipeline,
         shared=shared,
@@ -135,6 +138,7 @@ def distributed_optimizer_states(
 def flattened_states(
     parts: ParameterCounts,
     *,
+    trained: ParameterCounts,
     zero: IntArray,
     pipeline: BoolArray,  # noqa: ARG001 - it shards gradients there as elsewhere
     shared: BoolArray,
@@ -143,9 +147,10 @@ def flattened_states(
     weight_B: float,
 ) -> ResidentStates:
     """Where a backward pass makes them anew; arguments as `ddp_fsdp2_states`."""
-    gradients = gradient_B * np.where(zero >= 2, parts.sharded, parts.whole)
-    largest = np.maximum(parts.end, parts.layer)  # embedding and head are gathered one by one
-    gathered = np.where((zero >= 3) & shared, (2 * weight_B + gradient_B) * largest, 0.0)
+    gradients = gradient_B * np.where(zero >= 2, trained.sharded, trained.whole)
+    # embedding and head are gathered one by one
+    largest, reduced = np.maximum(parts.end, parts.layer), np.maximum(trained.end, trained.layer)
+    gathered = np.where((zero >= 3) & shared, 2 * weight_B * largest + gradient_B * reduced, 0.0)
     return ResidentStates(
         gradients_B=(np.where(accumulating, gradients, 0.0), gradients, gradients),
         gathered_B=(gathered, gathered, gathered),

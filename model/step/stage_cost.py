@@ -21,6 +21,7 @@ from moemodel.model.device.power import PowerModel
 from moemodel.model.device.roofline import chip_of_calibration
 from moemodel.model.frameworks.base import HostFactors, HostOffload
 from moemodel.model.frameworks.moe_form import measured_layer
+from moemodel.model.layers.adapters import adapted
 from moemodel.model.layers.base import MicroBatch
 from moemodel.model.layers.layer import LayerBlocks, layer_blocks
 from moemodel.model.layers.parameters import parameters
@@ -29,13 +30,14 @@ from moemodel.model.operators.work import Kind
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.dispatch import OF_DISPATCH, OVERLAPPED
 from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
+from moemodel.model.step.collective_checks import checks_s, step_checks_s
 from moemodel.model.step.communication_groups import Groups
 from moemodel.model.step.data_parallel import DataParallel, ExchangeCounts, FsdpUnits, StepExchange
 from moemodel.model.step.host_offload import copied, update_s
 from moemodel.model.step.launch_overhead import ParallelHost
 from moemodel.model.step.layer_operators import Workload, accumulated_fraction
 from moemodel.model.step.memory import Memory, MemoryModel, fullest
-from moemodel.model.step.microbatch_comm import Attention, Communication, Exchange
+from moemodel.model.step.microbatch_comm import Attention, Communication, Exchange, Products
 from moemodel.model.step.recomputation import Recomputation
 from moemodel.model.step.system import System
 
@@ -140,7 +142,8 @@ class BlockCosts:
         )
         repeated = [workload.repeatable(layer) for layer in self.kinds] if plans.recompute.any() else []
         passes = [*(workload.passes(layer) for layer in self.kinds), workload.embedding(), workload.head()]
-        self._exchanged(plans.take(first), self._attention(passes[: len(self.kinds)], alike, place))
+        layers = passes[: len(self.kinds)]
+        self._exchanged(plans.take(first), self._attention(layers, alike, place), self._products(layers, alike, place))
         priced = self.pricer.blocks([*passes, *(calls for parts in repeated for calls in parts.values())], len(alike))
         *self.layers, self.embedding, self.head = (take_rows(lanes, place) for lanes in priced[: len(passes)])
         self.recomputed_calls = [np.zeros(len(first)) for _ in self.kinds]
@@ -154,22 +157,35 @@ class BlockCosts:
         """Time of flash attention in each kind of layer at the highest clock, [U]; None: no rings."""
         if not ((self.plans.cp > 1).any() and self.machine.framework.flash_attention):
             return [None] * len(passes)
-        cores = [[call for call in calls if call.kind in _CORES] for calls in passes]
-        nothing = PhaseCost.empty(len(alike), self.clocks)
-        taken_s = [
-            [lanes.get(phase, nothing).time_s_UK[place, -1] for phase in (Phase.FORWARD, Phase.BACKWARD)]
-            for lanes in self.pricer.blocks(cores, len(alike))
-        ]
+        taken_s = self._taken_s(passes, _CORES, alike, place)
         return [Attention(forward_s=forward_s, backward_s=backward_s) for forward_s, backward_s in taken_s]
 
-    def _exchanged(self, shapes: PlanBatch, attention: list[Attention | None]) -> None:
+    def _products(self, passes: list[list[Call]], alike: IntArray, place: IntArray) -> list[Products | None]:
+        """The same of products; None: nothing runs beside them alone."""
+        if not ((self.plans.tp > 1).any() and self.machine.framework.gathers_inputs_again):
+            return [None] * len(passes)
+        taken_s = self._taken_s(passes, (Kind.GEMM,), alike, place)
+        return [Products(forward_s=forward_s, backward_s=backward_s) for forward_s, backward_s in taken_s]
+
+    def _taken_s(
+        self, passes: list[list[Call]], kinds: tuple[Kind, ...], alike: IntArray, place: IntArray
+    ) -> list[list[FloatArray]]:
+        """By operators of these kinds in either pass of each kind of layer, at the highest clock, [U] each."""
+        some = [[call for call in calls if call.kind in kinds] for calls in passes]
+        nothing = PhaseCost.empty(len(alike), self.clocks)
+        return [
+            [lanes.get(phase, nothing).time_s_UK[place, -1] for phase in (Phase.FORWARD, Phase.BACKWARD)]
+            for lanes in self.pricer.blocks(some, len(alike))
+        ]
+
+    def _exchanged(self, shapes: PlanBatch, attention: list[Attention | None], products: list[Products | None]) -> None:
         """What blocks exchange in a forward and in a backward pass, in plans of which each has a shape of its own."""
         machine = self.machine
         comm = Communication(
             self.architecture, shapes, machine.network, framework=machine.framework, precision=machine.precision
         )
-        beside = zip(self.kinds, attention, strict=True)
-        self.layer_exchanges = [comm.layer(layer, attention=core) for layer, core in beside]
+        beside = zip(self.kinds, attention, products, strict=True)
+        self.layer_exchanges = [comm.layer(layer, attention=core, products=own) for layer, core, own in beside]
         self.embedding_exchange, self.head_exchange = comm.embedding(), comm.head()
 
     def price(self, calls: Iterable[Call], count: int) -> dict[Phase, PhaseCost]:
@@ -265,7 +281,7 @@ class StageCosts:
                 counts=once.counts,
                 micro_batches=self.plans.micro_batches.astype(np.float64),
             ),
-            host_step_s=passes.host_step_s,
+            host_step_s=passes.host_step_s + once.checks_s,
             host_step_read=passes.host_step_read,
             step_read=passes.step_read,
             host_sync_s=passes.host_sync_s,
@@ -314,6 +330,7 @@ class _Once:
         updates: work of the device, by the phase that it falls into.
         exchange: over data-parallel ranks; `counts` how often.
         added_tensors: whose gradients the mean micro-batch adds to what is there, [P]; `tensors` of the stage.
+        checks_s: host time of checks of what is exchanged, [P, 1].
         host_update_s: as in `StageCost`, [P].
     """
 
@@ -322,6 +339,7 @@ class _Once:
     counts: ExchangeCounts
     added_tensors: FloatArray
     tensors: int
+    checks_s: FloatArray
     host_update_s: FloatArray
 
 
@@ -330,13 +348,14 @@ class _Held:
     """Parameters of a stage on one GPU. [P].
 
     Attributes:
-        units: as they are exchanged; `counts` how often.
+        units: as they are exchanged; `reduced` those that have gradients; `counts` how often.
         inner: of layers, those that other ranks hold, too.
         owned: that it updates in the optimizer step.
         accumulated: whose gradients a micro-batch adds to those before it.
     """
 
     units: FsdpUnits
+    reduced: FsdpUnits
     counts: ExchangeCounts
     inner: FloatArray
     owned: FloatArray
@@ -401,8 +420,8 @@ class _StageParts:
             call=call,
             layers_host=self._layers_host(stage),
             queued=HostCost(
-                forward_s=queue.queued_s(forward_exchange.calls, "forward"),
-                backward_s=queue.queued_s(backward_exchange.calls, "backward"),
+                forward_s=queue.queued_s(forward_exchange.calls, "forward") + self._checks_s(forward_exchange),
+                backward_s=queue.queued_s(backward_exchange.calls, "backward") + self._checks_s(backward_exchange),
             ),
             recomputed_calls=self._recomputed_calls(stage),
             host_step_s=self._host_step_s(stage),
@@ -426,7 +445,8 @@ class _StageParts:
             found.append(
                 _Once(
                     updates=take_rows(updates, size[rows]),
-                    exchange=own.with_exposed(self._tied(stage) + self._comm.norm_s()),
+                    exchange=own.with_exposed(self._tied(stage) + self._comm.norm_s() + self._put_in_place_s(stage)),
+                    checks_s=self._step_checks_s(own, held.counts.take(rows)),
                     counts=held.counts.take(rows),
                     added_tensors=self._added(stage),
                     tensors=self._tensors(stage),
@@ -435,18 +455,37 @@ class _StageParts:
             )
         return found
 
+    def _checks_s(self, exchange: Exchange) -> FloatArray:
+        """Of a micro-batch's collectives, where a plan asks for them, [P, 1]."""
+        if not self._blocks.machine.framework.checks_collectives:
+            return np.zeros((len(self.plans), 1))
+        return checks_s(exchange.calls, self._comm.groups)
+
+    def _step_checks_s(self, exchange: StepExchange, counts: ExchangeCounts) -> FloatArray:
+        """The same of a step's."""
+        if not self._blocks.machine.framework.checks_collectives:
+            return np.zeros((len(self.plans), 1))
+        return step_checks_s(exchange, counts, self._comm.groups)
+
+    def _put_in_place_s(self, stage: Stage) -> FloatArray:
+        """Copies of gathered parameters to their places, tensor by tensor and rank by rank, [P]."""
+        ranks = self._comm.groups["shards"][0]
+        gathers = (self.plans.zero_stage >= 1) & (ranks > 1)
+        return np.asarray(self._blocks.machine.framework.gathered_tensor_s * self._tensors(stage) * ranks * gathers)
+
     def _step_exchange(self, every: PlanBatch, held: _Held) -> StepExchange:
         """What data-parallel ranks exchange in a step, in each of these plans."""
         machine = self._blocks.machine
         groups = Groups(every, machine.network, shards_experts=machine.framework.shards_experts)
         data = DataParallel(every, groups, framework=machine.framework, precision=machine.precision)
-        return data.step(held.units, held.counts)
+        return data.step(held.units, held.counts, held.reduced)
 
     def _held(self, stage: Stage) -> _Held:
         """What a GPU of a stage has of its parameters."""
-        memory, shard, units = self.memory, self.memory.shard(stage), self.memory.units(stage)
+        memory, shard, units = self.memory, self.memory.trained(stage), self.memory.units(stage)
         return _Held(
             units=units,
+            reduced=memory.reduced_units(stage),
             inner=units.dense + np.where(memory.expert_copies > 1, units.expert, 0.0),
             counts=ExchangeCounts.of(self.plans, self._blocks.machine.framework, stage.first),
             owned=memory.owned(shard),
@@ -464,8 +503,9 @@ class _StageParts:
         nothing_s, exchange = np.zeros((plans, 1)), self._exchange(stage)[0]
         call = HostCost(forward_s=self._forward_kernel_s(stage), backward_s=0.0)
         queue = self.queue(call)
+        checks_s = self._checks_s(exchange)
         idle_s = self._host_sync_s(stage, call)[0] + _CALLS_OF_A_DRAIN * call.forward_s
-        host_s = self._forward_host_s(stage) + queue.queued_s(exchange.calls, "forward")
+        host_s = self._forward_host_s(stage) + queue.queued_s(exchange.calls, "forward") + checks_s
         return StageCost(
             forward=self._device(stage, Phase.FORWARD),
             backward=PhaseCost.empty(plans, blocks.clocks),
@@ -535,11 +575,13 @@ class _StageParts:
         units, counts, machine = held.units, held.counts, self._blocks.machine
         read = [every.micro_batches, every.zero_stage, every.dp * every.cp > 1, *vars(counts).values()]
         first, size = distinct_rows([held.inner, units.ends, held.owned, held.accumulated, *read])
+        trained = None if machine.framework.lora is None else (held.reduced.dense + held.reduced.ends)[first]
         workload = Workload(
             self._blocks.architecture, every.take(first), framework=machine.framework, precision=machine.precision
         )
         calls = workload.accumulate(held.accumulated[first]) + workload.optimizer(held.owned[first])
-        calls += workload.copies(held.inner[first], units.ends[first], counts.take(first))
+        calls += workload.gradients(held.accumulated[first])
+        calls += workload.copies(held.inner[first], units.ends[first], counts.take(first), trained)
         return self._blocks.price(calls, len(first)), size
 
     def _exchange(self, stage: Stage) -> tuple[Exchange, Exchange]:
@@ -573,7 +615,8 @@ class _StageParts:
     def _tied(self, stage: Stage) -> FloatArray:
         """Gradients of an embedding that the head on another stage shares."""
         architecture = self._blocks.architecture
-        if not (architecture.tied or architecture.modules) or stage.embedding == stage.head:
+        frozen, shared = self._blocks.machine.framework.lora is not None, architecture.tied or architecture.modules
+        if frozen or not shared or stage.embedding == stage.head:
             return np.zeros(len(self.plans))
         return self._comm.embedding_grad_all_reduce(parameters(architecture).embedding, self._blocks.machine.gradient_B)
 
@@ -617,7 +660,10 @@ class _StageParts:
         return zip(stage.layers, self._blocks.layer_blocks, strict=True)
 
     def _tensors(self, stage: Stage) -> int:
-        return sum(n * layer.parameter_tensors() for n, layer in self._layers(stage))
+        """Of parameters that are trained, two of each adapter or all."""
+        if self._blocks.machine.framework.lora is None:
+            return sum(n * layer.parameter_tensors() for n, layer in self._layers(stage))
+        return sum(n * 2 * adapted(layer.operators(self._batch), self._batch) for n, layer in self._layers(stage))
 
     def _added(self, stage: Stage) -> FloatArray:
         """Tensors whose gradients the mean micro-batch adds to what is there; on one GPU they are left out."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from moemodel.model.core.errors import CalibrationError, InputError
 from moemodel.model.device.attention import rescale_for_attention
 from moemodel.model.device.description import Change, rescale_for_description
 from moemodel.model.device.precision import rescale_for_precision
-from moemodel.model.frameworks.base import Framework, HostOffload, Precision
+from moemodel.model.frameworks.base import Framework, HostOffload, Lora, OverlapAxis, Precision, PrecisionRecipe
+from moemodel.model.frameworks.megatron_lm import DETERMINISTIC_B
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.frameworks.track_record import TrackRecord, track_records, widest
 from moemodel.model.hardware.gpu import Gpu
@@ -18,7 +21,7 @@ from moemodel.model.network.collectives import Network
 from moemodel.model.plan.context_comm import ALL_GATHER
 from moemodel.model.plan.offload import OffloadSpec
 from moemodel.model.plan.router_policies import form_as_asked
-from moemodel.model.plan.spec import Plan
+from moemodel.model.plan.spec import EIGHT_BITS, Plan
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.step.kernels_as_asked import kernels_as_asked
 
@@ -29,10 +32,14 @@ _UNKNOWN_HOST_ERROR = 0.3  # log; assumed: a backend whose host lane was not mea
 # Bytes of a logit when the loss's backward pass begins: 16-bit logits and their gradient, of a fused kernel; or 16-bit
 # logits and the float32 softmax that becomes their gradient (Megatron-LM, tensor_parallel/cross_entropy.py)
 FUSED_LOGIT_B, _PLAIN_LOGIT_B = 4.0, 6.0
+# The same made one graph of (core/fusions/fused_cross_entropy.py, calculate_gradients): torch.compile copies the
+# softmax that gradients are put into, beside the 16-bit gradient
+_COMPILED_LOGIT_B = 10.0
 _FP8_ROW_B = 1 + 4 / 128  # of an element, with a float32 scale for 128 of them (DeepSeek-V3, section 3.3.2)
 # Of a host link's bandwidth: 55.6 GB/s of the 63.0 of 16 lanes of PCI Express 5 (host_to_device_memcpy_ce, as a guide
 # to NVIDIA's nvbandwidth prints it)
 _PCIE_SHARE = 0.88
+_ONE_ORDER = ("blackwell", "blackwell-ultra")  # generations whose 8-bit products take weights in any order
 GRADIENT_B = {"bf16": 2.0, "fp32": 4.0}
 
 
@@ -172,7 +179,7 @@ def framework_as_run(plan: Plan) -> Framework:
     """The framework of a plan, with what the plan says of it."""
     framework = kernels_as_asked(framework_of(plan.backend), plan)
     if plan.cross_entropy is not None:
-        framework = replace(framework, logit_B=_logit_B(framework, fused=plan.cross_entropy == "fused"))
+        framework = replace(framework, logit_B=_logit_B(framework, plan.cross_entropy))
     if plan.gradient_dtype is not None:
         recipe = replace(framework.precisions[plan.precision], gradient_B=GRADIENT_B[plan.gradient_dtype])
         framework = replace(framework, precisions={**framework.precisions, plan.precision: recipe})
@@ -181,16 +188,53 @@ def framework_as_run(plan: Plan) -> Framework:
         framework = replace(framework, precisions={**framework.precisions, plan.precision: recipe})
     if plan.dropout is not None:
         framework = replace(framework, dropout=plan.dropout)
+    if plan.deterministic:
+        framework = replace(
+            framework,
+            deterministic=True,
+            workspace_B=framework.deterministic_workspace_B or {"others": 2 * DETERMINISTIC_B},
+        )
     if plan.cp_comm is not None and not (plan.cp_comm == ALL_GATHER and framework.gathers_keys):
         framework = replace(framework, cp_comm=plan.cp_comm, gathers_keys=False)
+    parameter_dtype = plan.parameter_dtype or (framework.parameter_dtype if plan.precision in EIGHT_BITS else None)
+    if parameter_dtype is not None:
+        recipe = _with_parameters(framework, plan, parameter_dtype)
+        framework = replace(framework, precisions={**framework.precisions, plan.precision: recipe})
+    if plan.tp_comm_overlap is not None:
+        exchanges: frozenset[OverlapAxis] = frozenset({"tp"})
+        overlapped = framework.overlapped | exchanges if plan.tp_comm_overlap else framework.overlapped - exchanges
+        framework = replace(framework, overlapped=overlapped, tp_buffers=plan.tp_comm_overlap)
+    if plan.lora is not None:
+        framework = replace(framework, lora=Lora(rank=plan.lora.rank, targets=plan.lora.targets))
     if plan.offload is not None:
         framework = replace(framework, offload=_offload(plan.offload))
     if plan.mode == "inference":
         framework = replace(framework, forward_only=True, synchronizes_every_pass=True, program_chooses=False)
     if plan.routing.dispatch_dtype is not None:
         framework = replace(framework, dispatched_B=_FP8_ROW_B)
+    if plan.routing.products == "each":
+        framework = replace(framework, experts_workspace_B=None)
     form = form_as_asked(framework, plan.routing)
     return framework if form is framework.moe else replace(framework, moe=form)
+
+
+def _with_parameters(framework: Framework, plan: Plan, dtype: str) -> PrecisionRecipe:
+    """Bytes of layers' weights that are kept in 8 bits, or in 16 beside their casts.
+
+    Transformer Engine keeps casts in two orders unless tensor cores read 8-bit operands in any (pytorch/utils.py,
+    is_non_tn_fp8_gemm_supported), and always of blocks of 32, which are scaled along the depth (mxfp8_tensor.py).
+    Gathered are 8 bits, but of MXFP8 16, since only ranks that have all of a weight scale it both ways (Megatron Core,
+    distributed_data_parallel_config.py, reuse_grad_buf_for_mxfp8_param_ag). FSDP2 keeps its shards, and casts what it
+    gathers (torchao, float8/fsdp_utils.py).
+    """
+    recipe, blocks = framework.precisions[plan.precision], plan.precision == "mxfp8"
+    one_order = plan.cluster.description().architecture in _ONE_ORDER and not blocks
+    cast_B = recipe.product_input_B * (1 if one_order else 2)
+    narrow = dtype == "fp8"
+    gathered_B = recipe.product_input_B if narrow and not blocks else recipe.element_size_B
+    if framework.data_parallel == "ddp-fsdp2":
+        return replace(recipe, gathered_B=gathered_B)
+    return replace(recipe, layer_B=cast_B + (0.0 if narrow else recipe.element_size_B), gathered_B=gathered_B)
 
 
 def _offload(said: OffloadSpec) -> HostOffload:
@@ -222,9 +266,12 @@ def _with_link(offload: HostOffload, gpu: Gpu) -> HostOffload:
 def _on_gpu(framework: Framework, gpu: Gpu) -> Framework:
     """With its workspaces there, and what the GPU makes of a router's product in float32, which its tensor cores don't
     do."""
-    if framework.workspace_B is not None:
-        here_B = framework.workspace_B.get(gpu.architecture, framework.workspace_B["others"])
-        framework = replace(framework, workspace_B={"others": here_B})
+    framework = replace(
+        framework,
+        workspace_B=_there(framework.workspace_B, gpu),
+        deterministic_workspace_B=_there(framework.deterministic_workspace_B, gpu),
+        experts_workspace_B=_there(framework.experts_workspace_B, gpu),
+    )
     if framework.offload is not None:
         framework = replace(framework, offload=_with_link(framework.offload, gpu))
     peak = gpu.peak_16_bit
@@ -234,8 +281,14 @@ def _on_gpu(framework: Framework, gpu: Gpu) -> Framework:
     return replace(framework, moe=replace(framework.moe, float32_times=times))
 
 
-def _logit_B(framework: Framework, *, fused: bool) -> float | None:
+def _there(known_B: Mapping[str, float] | None, gpu: Gpu) -> Mapping[str, float] | None:
+    return None if known_B is None else {"others": known_B.get(gpu.architecture, known_B["others"])}
+
+
+def _logit_B(framework: Framework, kernels: Literal["plain", "fused", "compiled"]) -> float | None:
     """Bytes of a logit of a loss computed so or so; None: as `embedding_head` counts torch's."""
-    if fused:
+    if kernels == "fused":
         return FUSED_LOGIT_B
+    if kernels == "compiled":
+        return _COMPILED_LOGIT_B
     return None if framework.logit_B is None else max(framework.logit_B, _PLAIN_LOGIT_B)

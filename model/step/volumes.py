@@ -138,11 +138,18 @@ class _PipelineVolumes:
 
     def _updates(self, stage: Stage) -> list[Call]:
         """What a stage does with its parameters, as `stage_cost` prices it."""
-        shard, units = self._memory.shard(stage), self._memory.units(stage)
+        shard, units = self._memory.trained(stage), self._memory.units(stage)
         owned = self._memory.owned(shard)
         inner = units.dense + np.where(self._memory.expert_copies > 1, units.expert, 0.0)
         calls = self._workload.accumulate(self._memory.accumulated(shard)) + self._workload.optimizer(owned)
-        return calls + self._workload.copies(inner, units.ends, self._exchanges(stage))
+        return calls + self._workload.copies(inner, units.ends, self._exchanges(stage), self._reduced(stage))
+
+    def _reduced(self, stage: Stage) -> FloatArray | None:
+        """Parameters that have gradients, where not all do."""
+        if self._framework.lora is None:
+            return None
+        units = self._memory.reduced_units(stage)
+        return np.asarray(units.dense + units.ends)
 
     def _exchanges(self, stage: Stage) -> ExchangeCounts:
         return ExchangeCounts.of(self._plans, self._framework, stage.first)
@@ -159,8 +166,9 @@ class _PipelineVolumes:
         ends = (stage.embedding, EmbeddingBlock), (stage.head, HeadBlock)
         for comm in (comm for held, end in ends if held for comm in self._collectives(end)):
             sent[comm.axis] += self._sent_B(self._comm.priced([comm]))
-        sent["dp"] += self._data.step(self._memory.units(stage), self._exchanges(stage)).whole_s
-        if self._architecture.tied and stage.embedding != stage.head:
+        units, reduced = self._memory.units(stage), self._memory.reduced_units(stage)
+        sent["dp"] += self._data.step(units, self._exchanges(stage), reduced).whole_s
+        if self._framework.lora is None and self._architecture.tied and stage.embedding != stage.head:
             vocabulary = parameters(self._architecture).embedding
             sent["pp"] += self._comm.embedding_grad_all_reduce(vocabulary, self._gradient_B)
         return sent

@@ -11,11 +11,15 @@ _LEFT_TO_THE_PROGRAM = (
     "compile",
     "cuda_graphs",
     "cross_entropy",
+    "deterministic",
     "gradient_dtype",
+    "parameter_dtype",
+    "tp_comm_overlap",
     "cp_comm",
     "multi_token",
     "dropout",
     "optimizer",
+    "lora",
     "offload",
     "micro_batches_per_schedule",
     "stage_layers",
@@ -32,3 +36,5 @@ def stated(plan: Plan, where: str) -> Iterator[str]:
     for name in _LEFT_TO_THE_PROGRAM:
         if (found := getattr(plan, name)) is not None:
             yield f"{name}: found {found!r}; {where}: null"
+    if plan.routing.products is not None:
+        yield f"routing.products: found {plan.routing.products!r}; {where}: null"

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from moemodel.model.core.documents import read_json
-
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 Run = Callable[..., str]

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,8 +27,6 @@ LONG_S = 0.1  # iterations from which on times are said to be right; below, they
 _NODE = 8
 _LOADED = "_2nd"
 _GPUS = {"a100": "a100-sxm-80gb", "h100": "h100-sxm-80gb", "gb200": "gb200-186gb"}
-# Vocabularies of tokenizers whose files the tests name and the arguments don't: bert-large-cased-vocab.txt
-_VOCABULARIES = {"BertWordPieceCase": 28996}
 
 
 def golden(folder: Path) -> list[PublicRun]:
@@ -85,8 +83,8 @@ def imported(case: Mapping[str, Any]) -> MegatronRun:
     """
     arguments = case["args"]
     gpu = _GPUS[str(case["gpu"])]
-    vocab = _VOCABULARIES.get(str(arguments.get("--tokenizer-type")))
-    return megatron_run(arguments, gpu=gpu, gpus=_gpus(case), vocab=vocab)
+    model: Literal["gpt", "bert"] = "bert" if str(case["case"]).startswith("bert/") else "gpt"  # of its program
+    return megatron_run(arguments, gpu=gpu, gpus=_gpus(case), model=model)
 
 
 def _gpus(case: Mapping[str, Any]) -> int:

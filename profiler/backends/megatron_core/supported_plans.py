@@ -47,17 +47,23 @@ def _outside(plan: Plan) -> Iterator[str]:
         ("compile", False),
         ("cuda_graphs", False),
         ("cross_entropy", "plain"),
+        ("deterministic", None),
         ("gradient_dtype", "bf16"),
         ("micro_batches_per_schedule", None),
+        ("parameter_dtype", None),
+        ("tp_comm_overlap", False),
         ("cp_comm", None),
         ("dropout", False),
         ("optimizer", None),
+        ("lora", None),
         ("offload", None),
         ("stage_layers", None),
     ):
         if (found := getattr(plan, name)) not in (None, allowed):
             others = "" if allowed is None else f"{allowed}, "
             yield f"{name}: found {found!r}; allowed for plans that are run: {others}null"
+    if plan.routing.products is not None:
+        yield f"routing.products: found {plan.routing.products!r}; allowed for plans that are run: null"
     if plan.parallel.replicas > 1:
         yield f"parallel.replicas: found {plan.parallel.replicas}; allowed for plans that are run: 1"
     if plan.parallel.cp > 1:

@@ -43,9 +43,7 @@ def test_an_interval_holds_what_was_missed(backend: str, plan_of: MakePlan) -> N
 
 def test_models_with_experts_have_a_record_of_their_own(plan_of: MakePlan) -> None:
     known = track_records()["megatron-core"]
-    dense, sparse = (
-        _answer(plan_of, "megatron-core", architecture=name) for name in ("llama-3-8b", "qwen3-30b-a3b")
-    )
+    dense, sparse = (_answer(plan_of, "megatron-core", architecture=name) for name in ("llama-3-8b", "qwen3-30b-a3b"))
     assert known.dense is not None
     assert known.experts is not None
     assert _factor(dense) < math.exp(1.6448 * known.experts.log_error) <= _factor(sparse)

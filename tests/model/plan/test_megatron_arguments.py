@@ -150,18 +150,19 @@ def test_cudnn_stands_for_itself_on_hopper_alone() -> None:
 
 def test_only_transformer_engines_loss_keeps_less() -> None:
     fused = {"--cross-entropy-loss-fusion": True}
-    assert run(fused).plan["cross_entropy"] == "plain"
+    assert run().plan["cross_entropy"] == "plain"
+    assert run(fused).plan["cross_entropy"] == "compiled"
     assert run(fused | {"--cross-entropy-fusion-impl": "te"}).plan["cross_entropy"] == "fused"
 
 
 def test_how_experts_are_cut_and_reached() -> None:
     experts = {"--num-experts": 8, "--tensor-model-parallel-size": 2, "--expert-model-parallel-size": 2}
     plain = run(experts).plan
-    assert (plain["parallel"]["etp"], plain["routing"]) == (2, {"dispatch": "allgather"})
-    whole = {"--expert-tensor-parallel-size": 1, "--moe-token-dispatcher-type": "flex"}
+    assert (plain["parallel"]["etp"], plain["routing"]) == (2, {"dispatch": "allgather", "products": "each"})
+    whole = {"--expert-tensor-parallel-size": 1, "--moe-token-dispatcher-type": "flex", "--moe-grouped-gemm": True}
     flex = run(experts | whole | {"--overlap-moe-expert-parallel-comm": True}).plan
     assert flex["parallel"]["etp"] == 1
-    assert flex["routing"] == {"dispatch": "deepep", "dispatch_overlap": True}
+    assert flex["routing"] == {"dispatch": "deepep", "dispatch_overlap": True, "products": "grouped"}
     assert "routing" not in run().plan
 
 

@@ -45,6 +45,7 @@ def moments(*, shared: bool, accumulating: bool) -> tuple[np.ndarray, np.ndarray
     """Gradients and gathered parameters, GB, [3 moments, ZeRO 0 to 3]."""
     held = ddp_fsdp2_states(
         PARTS,
+        trained=PARTS,
         zero=np.arange(4),
         pipeline=np.zeros(4, dtype=bool),
         shared=np.full(4, shared),
@@ -85,6 +86,7 @@ def test_alone_there_are_no_buckets_and_no_shards(accumulating: bool) -> None:
     anew, in_buffers = (
         held(
             PARTS,
+            trained=PARTS,
             zero=np.zeros(4, dtype=np.int64),
             pipeline=np.zeros(4, dtype=np.bool_),
             shared=np.zeros(4, dtype=np.bool_),

@@ -1,0 +1,116 @@
+"""Layers whose weights are frozen, with low-rank adapters beside some of their products (Hu et al. 2021, section 4.1).
+
+    y = W x + B A x,   A [r, k], B [n, r]
+
+Frozen products have no gradient of their weights, frozen biases and embeddings none either. Of an adapter, the product
+with A, that with B, and one kernel each that scales and that adds; backward both gradients of both, and the input's
+added to that of the frozen product. Under tensor parallelism A and B are cut as Megatron-Bridge cuts them
+(peft/utils.py, ParallelLinearAdapter): an adapter's output behind a product that is cut by its inputs is gathered.
+
+Left out: that the first layer needs no gradient of its input, adapters of experts, and exchanges of width r.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from moemodel.model.core.arrays import FloatArray
+from moemodel.model.frameworks.base import Lora
+from moemodel.model.layers.base import LayerComm, LayerOp, MicroBatch, elementwise, linear, tensor_parallel
+from moemodel.model.operators.work import Kind, Pass
+
+_PRODUCTS = (Kind.GEMM, Kind.GROUPED_GEMM)
+_BY_INPUTS = ("proj", "fc2")  # products that tensor parallelism cuts by their inputs
+_SCALED, _ADDED = 2.0, 3.0  # tensors that these kernels read and write
+
+
+def trained_operators(operators: Iterable[LayerOp], batch: MicroBatch) -> Iterator[LayerOp]:
+    """Operators of a layer, or of an end of the model, as they are where a plan has adapters; else as they are."""
+    lora = batch.framework.lora
+    for op in operators:
+        if lora is None:
+            yield op
+            continue
+        yield _frozen(op)
+        if op.target in lora.targets:
+            yield from _adapter(op, lora, batch)
+
+
+def _frozen(op: LayerOp) -> LayerOp:
+    """Without what only gradients of weights are for."""
+    if op.kind is Kind.EMBEDDING:
+        return replace(op, backward=())
+    if op.kind in _PRODUCTS and not op.attention_core:
+        return replace(op, backward=(Pass.BACKWARD_INPUT,), bias=False)
+    return op
+
+
+def _adapter(op: LayerOp, lora: Lora, batch: MicroBatch) -> Iterator[LayerOp]:
+    """The products of one, cut over tensor-parallel ranks, and what puts its output to that of the frozen product."""
+    m, n, k = (np.asarray(size, dtype=np.float64) for size in (op.shape.m, op.shape.n, op.shape.k))
+    inner, outer = (lora.rank, n / batch.tp) if op.target in _BY_INPUTS else (lora.rank / batch.tp, n)
+    down, up = linear(m, inner, k, shares_input=True), linear(m, outer, lora.rank)
+    scaled = elementwise(m * n, _SCALED + _ADDED, (_SCALED,))
+    yield from (replace(each, parts=op.parts, mask=op.mask) for each in (down, up, scaled))
+
+
+def adapted(operators: Iterable[LayerOp], batch: MicroBatch) -> int:
+    """How many adapters a layer has."""
+    lora = batch.framework.lora
+    return 0 if lora is None else sum(op.target in lora.targets for op in operators)
+
+
+def adapter_parameters(operators: Iterable[LayerOp], batch: MicroBatch) -> FloatArray:
+    """Parameters of a layer's adapters on one tensor-parallel rank: r (k + n) / tp of each. [P]"""
+    lora, found = batch.framework.lora, np.zeros(batch.plans)
+    if lora is None:
+        return found
+    for op in operators:
+        if op.target in lora.targets:
+            n, k = (np.asarray(size, dtype=np.float64) for size in (op.shape.n, op.shape.k))
+            found = found + lora.rank * (n / batch.tp + k if op.target in _BY_INPUTS else n + k / batch.tp)
+    return found
+
+
+def adapter_kept_B(operators: Iterable[LayerOp], batch: MicroBatch) -> FloatArray:
+    """Bytes that a layer's adapters keep beside the inputs of the frozen products: their inner tensors. [P]"""
+    lora, found = batch.framework.lora, np.zeros(batch.plans)
+    if lora is None:
+        return found
+    for op in operators:
+        if op.target in lora.targets:
+            found = found + batch.element_size_B * np.asarray(op.shape.m, dtype=np.float64) * lora.rank
+    return found
+
+
+def adapter_launches(operators: Iterable[LayerOp], batch: MicroBatch) -> tuple[FloatArray, FloatArray]:
+    """Kernels that the host queues for adapters, forward and backward, beyond those of a trained layer, whose products
+    have gradients of weights. [P] each."""
+    lora, forward, backward = batch.framework.lora, 0.0, 0.0
+    if lora is None:
+        return np.zeros(batch.plans), np.zeros(batch.plans)
+    for op in operators:
+        backward -= op.kind in _PRODUCTS and not op.attention_core
+        if op.target in lora.targets:
+            forward, backward = forward + 4, backward + 6
+    return np.full(batch.plans, forward), np.full(batch.plans, backward)
+
+
+def adapter_collectives(operators: Iterable[LayerOp], batch: MicroBatch) -> Iterator[LayerComm]:
+    """What adapters exchange over tensor-parallel ranks: outputs of those behind products that are cut by their inputs
+    are gathered; without sequence parallelism inputs' gradients of the others are summed."""
+    lora = batch.framework.lora
+    if lora is None:
+        return
+    for op in operators:
+        if op.target not in lora.targets:
+            continue
+        m, n, k = (np.asarray(size, dtype=np.float64) for size in (op.shape.m, op.shape.n, op.shape.k))
+        if op.target in _BY_INPUTS:
+            yield tensor_parallel(batch, "all_gather", batch.element_size_B * m * n, forward=1.0, backward=0.0)
+        else:
+            summed = 1 - batch.sequence_parallel
+            yield tensor_parallel(batch, "all_reduce", batch.element_size_B * m * k, forward=0.0, backward=summed)

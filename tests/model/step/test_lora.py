@@ -1,0 +1,179 @@
+"""Adapters beside frozen weights: parameters, FLOPs and bytes against closed forms, and a published speed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moemodel.calibration.store.catalogue import shipped
+from moemodel.model.architecture.hf_config import read_architecture
+from moemodel.model.core.errors import InputError
+from moemodel.model.layers.adapted_model import model_adapters
+from moemodel.model.layers.flops import model_flops
+from moemodel.model.layers.parameters import parameters
+from moemodel.model.plan.batch import batch_of
+from moemodel.model.plan.checks import architecture_of
+from moemodel.model.plan.spec import Plan
+from moemodel.model.predict.predict import predict
+from moemodel.model.predict.prediction import Prediction
+from moemodel.model.records.calibration import Calibration
+from moemodel.model.search.document import Search
+from moemodel.model.step.system import framework_as_run, system_of
+from moemodel.model.step.volumes import step_volumes
+
+MakePlan = Callable[..., Plan]
+
+# Llama 3 8B: 32 layers of width 4096, 4096 + 2 x 1024 outputs of attention's inputs, feed-forward blocks of 14336
+LAYERS, H, QKV, F = 32, 4096, 4096 + 2 * 1024, 14336
+FUSED = {"qkv": H + QKV, "proj": 2 * H, "fc1": H + 2 * F, "fc2": F + H}
+APART = FUSED | {"qkv": 3 * H + QKV, "fc1": 2 * (H + F)}
+
+
+@pytest.fixture
+def plan(plan_of: MakePlan) -> Callable[..., Plan]:
+    def make(lora: dict[str, Any] | None, *, backend: str = "megatron-core", **others: Any) -> Plan:
+        parallel = {"dp": 1} | others.pop("parallel", {})
+        gpus = int(np.prod([parallel.get(degree, 1) for degree in ("dp", "tp", "pp", "cp")]))
+        return plan_of(
+            **{"architecture": "llama-3-8b", "global_batch": 4 * parallel["dp"]} | others,
+            backend=backend,
+            lora=lora,
+            parallel=parallel,
+            cluster={"gpus": gpus},
+        )
+
+    return make
+
+
+@pytest.fixture
+def found(plan: Callable[..., Plan], calibration: Calibration) -> Callable[..., Prediction]:
+    def make(lora: dict[str, Any] | None, **others: Any) -> Prediction:
+        made = plan(lora, **others)
+        return predict(architecture_of(made), batch_of(made), system_of(made, calibration))
+
+    return make
+
+
+@pytest.mark.parametrize(("backend", "sizes"), [("megatron-core", FUSED), ("torch", APART)])
+@pytest.mark.parametrize("targets", [("qkv",), ("proj", "fc2"), ("qkv", "proj", "fc1", "fc2")])
+def test_parameters(backend: str, sizes: dict[str, int], targets: tuple[str, ...], plan: Callable[..., Plan]) -> None:
+    """r (k + n) for each product (Hu et al. 2021, section 4.2)."""
+    made = plan({"rank": 16, "targets": targets}, backend=backend)
+    trained = model_adapters(architecture_of(made), framework_as_run(made), made.precision)
+    assert trained == 16 * LAYERS * sum(sizes[name] for name in targets)
+
+
+def test_memory_of_states(found: Callable[..., Prediction]) -> None:
+    """Weights 2 bytes; gradients and states of adapters alone: 2 and 12 over dp."""
+    adapted = found({"rank": 16}, parallel={"dp": 8, "zero_stage": 1})
+    trained, frozen = 16 * LAYERS * sum(FUSED.values()), parameters(read_architecture("llama-3-8b")).total
+    terms = adapted.memory_terms_B
+    assert terms["parameters"][0] == pytest.approx(2 * (frozen + trained))
+    assert terms["gradients"][0] == pytest.approx(2 * trained)
+    assert terms["optimizer_states"][0] == pytest.approx(12 * trained / 8)
+
+
+@pytest.mark.parametrize("tp", [2, 4])
+def test_tensor_parallel_ranks_share_adapters(tp: int, found: Callable[..., Prediction]) -> None:
+    adapted = found({"rank": 16}, parallel={"tp": tp})
+    assert adapted.memory_terms_B["optimizer_states"][0] == pytest.approx(12 * 16 * LAYERS * sum(FUSED.values()) / tp)
+
+
+def test_frozen_shards_are_gathered_in_every_pass(plan: Callable[..., Plan], calibration: Calibration) -> None:
+    """ZeRO 3: as many bytes of parameters as where all is trained, and of gradients next to none; ZeRO 1 sends next to
+    nothing."""
+
+    def sent_B(lora: dict[str, Any] | None, zero: int) -> float:
+        made = plan(lora, backend="torch", parallel={"dp": 8, "zero_stage": zero})
+        volumes = step_volumes(architecture_of(made), batch_of(made), system_of(made, calibration))
+        return float(volumes.sent_B["dp"][0])
+
+    every_B = 2 * parameters(read_architecture("llama-3-8b")).total * 7 / 8
+    ends_B = 2 * 2 * 128256 * H * 7 / 8
+    micro_batches = 4
+    adapters_B = 2 * 16 * LAYERS * sum(APART.values())
+    assert sent_B({"rank": 16}, 3) == pytest.approx(micro_batches * (2 * every_B - ends_B), rel=0.02)
+    assert sent_B({"rank": 16}, 1) < 4 * adapters_B
+    assert sent_B(None, 1) > 1.9 * every_B
+
+
+def test_flops_of_forward_and_half_of_backward(plan: Callable[..., Plan], calibration: Calibration) -> None:
+    """2 FLOPs of a weight forward and 2 backward, not 4; 6 of an adapter's."""
+    architecture = read_architecture("llama-3-8b")
+    whole, adapted = plan(None), plan({"rank": 16})
+    done = [
+        step_volumes(architecture, batch_of(made), system_of(made, calibration)).flops[0] for made in (whole, adapted)
+    ]
+    tokens = whole.global_batch * whole.sequence_length
+    weights = (
+        parameters(architecture).total - 128256 * H - (2 * LAYERS + 1) * H
+    )  # an embedding and norms multiply nothing
+    trained = 16 * LAYERS * sum(FUSED.values())
+    assert done[0] - done[1] == pytest.approx((2 * weights - 6 * trained) * tokens)
+    counted = model_flops(architecture, np.array([whole.sequence_length]), adapters=float(trained))[0]
+    plain = model_flops(architecture, np.array([whole.sequence_length]))[0]
+    assert plain - counted == pytest.approx((2 * weights - 6 * trained) * whole.sequence_length)
+
+
+def test_inputs_that_nobody_needs_are_not_kept(found: Callable[..., Prediction]) -> None:
+    """Of queries alone: less stay a tensor of a norm's width and one of the hidden width, of each token and layer."""
+    some, every = found({"rank": 1, "targets": ["qkv"]}), found({"rank": 1})
+    tokens = 2048
+    inner_B = 2 * tokens * 3  # of the adapters that are not there
+    less_B = LAYERS * (2 * tokens * (H + F) + inner_B)
+    kept = [one.memory_terms_B["activations"][0] for one in (every, some)]
+    assert kept[0] - kept[1] == pytest.approx(less_B, rel=0.05)
+
+
+def test_llama_70b_on_eight_h100() -> None:
+    """Megatron-Bridge, docs/performance-summary-archive.md, 26.02: FP8, LoRA of linear_qkv, 2,643 tokens/s of a GPU
+    (1.61 times those of full fine-tuning on 32)."""
+    made = Plan.model_validate(
+        {
+            "architecture": "llama-3-70b",
+            "sequence_length": 4096,
+            "global_batch": 32,
+            "backend": "megatron-core",
+            "precision": "fp8",
+            "lora": {"rank": 16, "targets": ["qkv"]},
+            "cluster": {"gpu": "h100-sxm-80gb", "gpus": 8},
+            "parallel": {"tp": 2, "pp": 4, "virtual_stages": 20, "sequence_parallel": True},
+        }
+    )
+    adapted = predict(architecture_of(made), batch_of(made), system_of(made, shipped("h100-sxm-80gb")))
+    assert adapted.tokens[0] / adapted.step_time_s[0] / 8 == pytest.approx(2643, rel=0.15)
+    assert bool(adapted.fits[0])
+
+
+@pytest.mark.parametrize(
+    ("lora", "says"),
+    [
+        ({"rank": 0}, "lora.rank"),
+        ({}, "lora.rank"),
+        ({"rank": 8, "targets": []}, "one or more of qkv, proj, fc1, fc2"),
+        ({"rank": 8, "targets": ["qkv", "qkv"]}, "each once"),
+        ({"rank": 8, "targets": ["experts"]}, "lora.targets"),
+    ],
+)
+def test_what_is_refused(lora: dict[str, Any], says: str, plan_of: MakePlan) -> None:
+    with pytest.raises(InputError, match="lora") as caught:
+        plan_of(lora=lora)
+    assert says in str(caught.value)
+
+
+def test_a_search_takes_one_for_all() -> None:
+    document = Search.model_validate(
+        {
+            "architecture": "llama-3-8b",
+            "sequence_length": 8192,
+            "global_batch": 16,
+            "lora": {"rank": 8},
+            "cluster": {"gpu": "h100-sxm-80gb", "gpus": 16},
+        }
+    )
+    plan = document.plan(dp=2, gpus=2)
+    assert plan.lora is not None
+    assert plan.lora.targets == ("qkv", "proj", "fc1", "fc2")
