@@ -363,15 +363,15 @@ def elementwise(
     return LayerOp(kind=Kind.COPY, shape=shape, copies=copies, attention_core=attention_core, mask=mask)
 
 
-def tensor_parallel_reduction(batch: MicroBatch, size_B: FloatArray) -> Iterator[LayerComm]:
+def tensor_parallel_reduction(batch: MicroBatch, size_B: FloatArray, gathered: float = 1.0) -> Iterator[LayerComm]:
     """The sum of a block's output over tensor-parallel ranks, and of its input's gradient backward.
 
     An all-reduce each way (Shoeybi et al. 2019, section 3); under sequence parallelism a reduce-scatter and an
-    all-gather, the same bytes (Korthikanti et al. 2022, section 4.2.2).
+    all-gather, the same bytes (Korthikanti et al. 2022, section 4.2.2), or `gathered` times as many.
     """
     whole, shares = 1 - batch.sequence_parallel, batch.sequence_parallel
     yield tensor_parallel(batch, "all_reduce", size_B, forward=whole, backward=whole)
-    yield tensor_parallel(batch, "all_gather", size_B, forward=shares, backward=shares)
+    yield tensor_parallel(batch, "all_gather", gathered * size_B, forward=shares, backward=shares)
     if not batch.framework.gathers_inputs_again:
         yield tensor_parallel(batch, "reduce_scatter", size_B, forward=shares, backward=shares)
         return
