@@ -1,6 +1,6 @@
 """Ends of a module of multi-token prediction, as a block behind those of its layer (DeepSeek-V3, section 2.2).
 
-Each module keeps the tensors of its own loss until its backward pass: all modules run forward before any runs back
+Each module keeps the probabilities of its own loss until its backward pass: all modules run forward before any runs back
 (Megatron-LM, transformer/multi_token_prediction.py). The layer around counts one of its three norms.
 """
 
@@ -66,10 +66,10 @@ class ModuleEndsBlock(Block):
         yield from self._head.operators(batch)
 
     def kept(self, batch: MicroBatch) -> Iterator[Kept]:
-        """Embeddings, what the product reads, the head's input and its norm's, tensors of the loss."""
+        """Embeddings, what the product reads, the head's input and its norm's, the loss's float32 probabilities."""
         inside = batch.sequence_parallel_tokens * self.hidden
         yield Kept(size_B=batch.element_size_B * 3 * inside + batch.recipe.product_input_B * _INPUTS * inside)
-        yield Kept(size_B=self._head.loss_B(batch))
+        yield Kept(size_B=self._head.log_probabilities_B(batch))
 
     def passing_B(self, batch: MicroBatch) -> FloatArray:
         return np.zeros(batch.plans)

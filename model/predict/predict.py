@@ -37,7 +37,7 @@ from moemodel.model.predict.stage_clocks import (
 )
 from moemodel.model.predict.sustained_clock import sustained_clocks, total_power, within_limit
 from moemodel.model.predict.timeline import PipelineStep, Timeline, above_rounding
-from moemodel.model.step.layouts import Layout, layouts_of
+from moemodel.model.step.layouts import PlanGroup, layouts_of
 from moemodel.model.step.memory import Memory
 from moemodel.model.step.memory_fit import fit_probability
 from moemodel.model.step.stage_cost import BlockCosts, StageCost, StageCosts
@@ -338,7 +338,7 @@ class _PricedPipeline:
     def of(
         cls,
         costs: StageCosts,
-        layout: Layout,
+        layout: PlanGroup,
         every: IntArray,
         asked_Hz: FloatArray,
         row_P: IntArray | None,
