@@ -1,6 +1,6 @@
 """Ends of a module of multi-token prediction, as a block behind those of its layer (DeepSeek-V3, section 2.2).
 
-Each module keeps the probabilities of its own loss until its backward pass: all modules run forward before any runs back
+Each module keeps the probabilities of its own loss until its backward pass: all run forward before any runs back
 (Megatron-LM, transformer/multi_token_prediction.py). The layer around counts one of its three norms.
 """
 
