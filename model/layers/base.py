@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from moemodel.model.architecture.spec import Moe
-from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.arrays import FloatArray, IntArray, at_rows
 from moemodel.model.frameworks.base import AdaptedLinear, Framework, Precision, PrecisionRecipe
 from moemodel.model.operators.work import Kind, Pass, Shape
 from moemodel.model.plan.batch import PlanBatch
@@ -78,6 +78,13 @@ class MicroBatch:
             skew=plans.skew,
             dispatch=plans.dispatch.astype(np.float64),
         )
+
+    def take(self, rows: IntArray) -> MicroBatch:
+        """Those of the plans at these rows."""
+        columns = vars(self) | {
+            name: at_rows(value, rows) for name, value in vars(self).items() if isinstance(value, np.ndarray)
+        }
+        return MicroBatch(**columns)
 
     @property
     def shape_columns(self) -> tuple[FloatArray, ...]:

@@ -20,11 +20,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture, Layer, Moe
-from moemodel.model.core.arrays import BoolArray, FloatArray, largest, where_largest
+from moemodel.model.core.arrays import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    at_rows,
+    distinct_rows,
+    largest,
+    take_rows,
+    where_largest,
+)
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.hardware.gpu import read_gpu
 from moemodel.model.layers.adapters import adapter_parameters
@@ -300,15 +310,24 @@ class MemoryModel:
         it holds when that pass has run again what it must; the same on every stage. [P] each.
         """
         if layer not in self._kept:
-            self._kept[layer] = self._kept_by(layer)
+            batch, again, place = self._shapes
+            kept_B, whole_B = self._kept_by(layer, batch, again)
+            self._kept[layer] = at_rows(kept_B, place), at_rows(whole_B, place)
         return self._kept[layer]
 
-    def _kept_by(self, layer: Layer) -> tuple[FloatArray, FloatArray]:
-        batch, again = self.batch, self._again
+    @cached_property
+    def _shapes(self) -> tuple[MicroBatch, Recomputation, IntArray]:
+        """Micro-batches of which layers keep something else, and which of these each plan has."""
+        plans, again = self.plans, self._again
+        read = [plans.recompute, again.layers, plans.node_limit, plans.dispatch_overlap]
+        first, place = distinct_rows([*self.batch.shape_columns, *read])
+        return self.batch.take(first), take_rows(again, first), place
+
+    def _kept_by(self, layer: Layer, batch: MicroBatch, again: Recomputation) -> tuple[FloatArray, FloatArray]:
         blocks = layer_blocks(layer, self.architecture.hidden)
-        whole_B, kept_B = np.zeros(len(self.plans)), np.zeros(len(self.plans))
+        whole_B, kept_B = np.zeros(batch.plans), np.zeros(batch.plans)
         for tensors in blocks.kept(batch):
-            freed = np.zeros(len(self.plans), dtype=np.bool_)
+            freed = np.zeros(batch.plans, dtype=np.bool_)
             for part in tensors.parts:
                 freed = freed | again.part(part)
             whole_B = whole_B + tensors.size_B
