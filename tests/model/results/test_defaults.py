@@ -66,7 +66,6 @@ OTHERWISE: dict[str, list[Any]] = {
     "loss_chunks": [4],
     "cp_comm": ["a2a", "all_gather", "a2a-2+p2p"],
     "dropout": [True],
-    "collective_checks": [True],
     "optimizer": [{"exp_avg": "bf16"}, {"exp_avg": "int8"}, {"name": "muon"}],
     "offload": [{"optimizer": 1.0}, {"activations": 0.5}],
     "stage_layers": [[13, 11]],
