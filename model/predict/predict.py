@@ -629,5 +629,5 @@ def _stage_error(cost: StageCost, m: FloatArray) -> tuple[FloatArray, FloatArray
     """Relative variance of one stage's device time, and share of it outside what was measured, [P]."""
     phase_costs = ((cost.forward, m), (cost.backward, m), (cost.optimizer, np.ones(len(m))))
     total = np.asarray(sum(factor * lane.time_s_UK[:, -1] for lane, factor in phase_costs))
-    outside_s = np.asarray(sum(factor * lane.extrapolated_s_U for lane, factor in phase_costs))
-    return cost.variance_s2 / np.square(total), outside_s / total
+    extrapolated_s = np.asarray(sum(factor * lane.extrapolated_s_U for lane, factor in phase_costs))
+    return cost.variance_s2 / np.square(total), extrapolated_s / total
