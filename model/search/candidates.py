@@ -18,7 +18,7 @@ from itertools import compress
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture, Moe
-from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray, at_rows
 from moemodel.model.core.errors import InputError
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import Gpu
@@ -76,8 +76,9 @@ class Candidates:
 
     def take(self, rows: IntArray | BoolArray) -> Candidates:
         """Those at these rows."""
-        columns = {name: values[rows] for name, values in self.columns.items()}
-        return replace(self, columns=columns, index=self.index[rows])
+        places = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+        columns = {name: at_rows(values, places) for name, values in self.columns.items()}
+        return replace(self, columns=columns, index=at_rows(self.index, places))
 
     def batch(self, document: Search) -> PlanBatch:
         """As plans at the governor's clock."""

@@ -258,15 +258,19 @@ class MemoryModel:
         return (self.recipe.gathered_B or 0.0) if kept_as_sent else self.recipe.weight_B
 
     def _sharded(self, shard: Shard) -> FloatArray:
-        ranks = self.mesh.shard_group.size
-        return np.asarray(shard.dense / ranks + shard.expert / self._expert_shards)
+        return np.asarray(shard.dense / self._shards + shard.expert / self._expert_shards)
 
-    @property
+    @cached_property
+    def _shards(self) -> IntArray:
+        """Over how many GPUs ZeRO shards what is no expert's."""
+        return self.mesh.shard_group.size
+
+    @cached_property
     def _expert_shards(self) -> FloatArray:
         """Over how many GPUs ZeRO shards an expert."""
         return np.asarray(np.maximum(self.expert_copies / self.plans.replicas, 1))
 
-    @property
+    @cached_property
     def expert_copies(self) -> FloatArray:
         """GPUs that hold the same experts."""
         return np.asarray(np.maximum(self.mesh.max_ep / self.plans.ep, 1))
@@ -287,7 +291,7 @@ class MemoryModel:
         layers = [self._dense(p) for _, p in held_layers(stage, self._layer_parameters)]
         units = self._ends(stage) + 2 * largest([np.zeros(len(self.plans)), *layers])
         pooled_B = self.recipe.weight_B * units + self.recipe.gradient_B * self._sharded(shard)
-        return np.where((self.plans.zero_stage >= 1) & (self.mesh.shard_group.size > 1), pooled_B, 0.0)
+        return np.where((self.plans.zero_stage >= 1) & (self._shards > 1), pooled_B, 0.0)
 
     def _held(self, stage: Stage | Stages, shard: Shard, accumulating: BoolArray) -> ResidentStates:
         """Gradients, and parameters that are gathered."""
@@ -313,7 +317,7 @@ class MemoryModel:
             trained=self._trained_counts(stage) if self.framework.lora is not None else parts,
             zero=self.plans.zero_stage,
             pipeline=self.plans.pp > 1,
-            shared=self.mesh.shard_group.size > 1,
+            shared=self._shards > 1,
             accumulating=accumulating,
             gradient_B=self.recipe.gradient_B,
             weight_B=self._gathered_B,
@@ -437,9 +441,9 @@ class MemoryModel:
         """What a stage's layers take turns to use: the largest of scores and of what dispatch gathers. [P]"""
         if not self.framework.counts_passes:
             return np.zeros(len(self.plans))
+        batch, _, place = self._shapes
         held = [layer_blocks(kind, self.architecture.hidden) for _, kind in held_layers(stage, self.kinds)]
-        used = [blocks.buffer_B(self.batch) for blocks in held]
-        return largest([np.zeros(len(self.plans)), *used])
+        return largest([np.zeros(batch.plans), *(blocks.buffer_B(batch) for blocks in held)])[place]
 
     def _on_gpu(self, kept_B: FloatArray, layer_B: FloatArray) -> FloatArray:
         """Of what layers keep, what is not on the host: the rest, and of two layers what is on its way (assumed: one
@@ -458,7 +462,9 @@ class MemoryModel:
         """Gradients on their way through the last block of a layer, where a backward pass begins. [P]"""
         if not self.framework.counts_passes:
             return np.zeros(len(self.plans))
-        return self._hidden_B()[0] + layer_blocks(layer, self.architecture.hidden).passing_B(self.batch)
+        batch, _, place = self._shapes
+        passing_B = np.broadcast_to(layer_blocks(layer, self.architecture.hidden).passing_B(batch), batch.plans)
+        return np.asarray(self._hidden_B()[0] + passing_B[place])
 
     def _by_chunk_B(self, stage: Stage | Stages, flight: FloatArray, per_micro_batch: FloatArray) -> FloatArray:
         """What chunks that hold unlike many layers keep beyond what as many of their mean would. [P]
