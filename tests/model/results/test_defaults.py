@@ -101,6 +101,7 @@ NO_ASSUMPTION = {
     "name",
     "mode",
     "layers",
+    "multi_token",
     "lora",
     "tokens",
     "failures",
