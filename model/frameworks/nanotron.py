@@ -36,6 +36,7 @@ NANOTRON = Framework(
     # ZeRO 1 there is no DDP, and all are reduced at once (trainer.py, training_step)
     all_reduces=True,
     gradient_bucket_B=25 * 2.0**20,
+    whole_state_B=8.0,  # without ZeRO it updates the float32 parameters that it has anyway
     gathered_tensor_s=4.5e-6,  # distributed.py, all_gather_coalesced; seen of data parallelism over 32 to 256 GPUs
     pipeline="described",
     # seen of stages of two layers whose host binds: 2 ms of a micro-batch's passes, in 18 messages, are no layer's
@@ -47,5 +48,8 @@ NANOTRON = Framework(
     cuts_by_cost=True,  # models/base.py, build_model; models/llama.py, get_block_compute_costs
     gated_tensors=4.0,  # its activation and product are two kernels (nn/activations.py, GLUActivation)
     logit_B=12.0,  # float32 logits, their exponentials and the gradient (tensor_parallel/functional.py)
+    # beside the allocator, with NCCL's communicators: fitted to which runs ran out of memory. None that did not give
+    # memory back and ask again, four to eight times as slow, reserved more than 68 of 80 GiB
+    context_B=6 * 2.0**30,
     memory_log_error=0.2,  # against what the allocator reserved
 )
