@@ -196,7 +196,7 @@ class MemoryModel:
 
     @property
     def _state_B(self) -> FloatArray | float:
-        """Bytes a parameter of optimizer states; without ZeRO the framework's own, with DDP's copies of gradients in its
+        """Bytes a parameter of optimizer states; without ZeRO the framework's own, with copies of gradients in DDP's
         buckets."""
         state_B, own_B = self.recipe.state_B, self.framework.whole_state_B
         if own_B is None:
