@@ -24,8 +24,8 @@ NANOTRON = Framework(
     # to 32 bits (6), largest (4), difference (8), exponential (8), sum (4), division (8); scale (8), to 16 bits (6)
     eager_loss_B=(38.0, 14.0),
     copies_heads=True,  # models/llama.py, CausalSelfAttention
-    # 1.25 times Megatron Core's layers without Transformer Engine, whose functions of tensor parallelism it has: seen of
-    # one sequence in tensor parallelism inside a node, where a layer takes 4.4 ms of either model
+    # 1.25 times Megatron Core's layers without Transformer Engine, whose functions of tensor parallelism it has: seen
+    # of one sequence in tensor parallelism inside a node, where a layer takes 4.4 ms of either model
     host_factors=HostFactors(forward=2.74, backward=1.89),
     gathers_inputs_again=True,  # tensor_parallel/functional.py, _ColumnLinearAsyncCommunication; tp_recompute_allgather
     sums_B=10.0,  # 16-bit gradients into float32 ones, of every micro-batch (optim/gradient_accumulator.py)

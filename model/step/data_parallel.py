@@ -76,7 +76,7 @@ class ExchangeCounts:
     reductions: FloatArray
 
     @classmethod
-    def of(cls, plans: PlanBatch, framework: Framework, stage: int) -> ExchangeCounts:
+    def of(cls, plans: PlanBatch, framework: Framework, stage: int | IntArray) -> ExchangeCounts:
         """Of one stage of each plan's pipeline."""
         zero, m, rounds = plans.zero_stage, plans.micro_batches.astype(np.float64), plans.rounds.astype(np.float64)
         afterwards = reduces_when_all_passes_are_done(plans, framework)

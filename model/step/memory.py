@@ -18,13 +18,23 @@ allocator, beyond the share that the calibration gives.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture, Layer, Moe
-from moemodel.model.core.arrays import BoolArray, FloatArray, largest, where_largest
+from moemodel.model.core.arrays import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    at_rows,
+    distinct_rows,
+    largest,
+    take_rows,
+    where_largest,
+)
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.hardware.gpu import read_gpu
 from moemodel.model.layers.adapters import adapter_parameters
@@ -38,7 +48,7 @@ from moemodel.model.plan.dispatch import OVERLAPPED
 from moemodel.model.plan.mesh import ParallelMesh
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.schedule import registry as schedules
-from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers, uneven_chunks
+from moemodel.model.schedule.pipeline_layout import Stage, Stages, distinct_layers, held_layers, uneven_chunks
 from moemodel.model.step.data_parallel import FsdpUnits, reduces_when_all_passes_are_done
 from moemodel.model.step.recomputation import Recomputation
 from moemodel.model.step.sharded_memory import (
@@ -110,7 +120,7 @@ class MemoryModel:
 
     # ---- parameters ---------------------------------------------------------------------------------------------
 
-    def shard(self, stage: Stage) -> Shard:
+    def shard(self, stage: Stage | Stages) -> Shard:
         """Parameters of a stage on one GPU."""
         dense = np.zeros(len(self.plans))
         expert = np.zeros(len(self.plans))
@@ -119,7 +129,7 @@ class MemoryModel:
             expert += count * self._expert(p)
         return Shard(dense=dense + self._ends(stage), expert=expert)
 
-    def trained(self, stage: Stage) -> Shard:
+    def trained(self, stage: Stage | Stages) -> Shard:
         """Of these, those that are trained: all, or adapters."""
         if self.framework.lora is None:
             return self.shard(stage)
@@ -141,7 +151,7 @@ class MemoryModel:
         """Routed experts of a layer on one rank."""
         return np.asarray(p.routed / (self.batch.etp * self.batch.ep))
 
-    def units(self, stage: Stage) -> FsdpUnits:
+    def units(self, stage: Stage | Stages) -> FsdpUnits:
         """The same, as it is exchanged: parameters that are gathered, which frozen ones are under ZeRO 3 alone."""
         shard, ends = self.shard(stage), self._ends(stage)
         whole = FsdpUnits(
@@ -161,7 +171,7 @@ class MemoryModel:
             ends=np.where(all_of_them, whole.ends, some.ends),
         )
 
-    def reduced_units(self, stage: Stage) -> FsdpUnits:
+    def reduced_units(self, stage: Stage | Stages) -> FsdpUnits:
         """Those whose gradients are exchanged."""
         if self.framework.lora is None:
             return self.units(stage)
@@ -171,11 +181,11 @@ class MemoryModel:
             layers=layers, dense=trained.dense, expert=trained.expert, ends=none, embedding_parameters=none
         )
 
-    def _first_end(self, stage: Stage) -> FloatArray:
+    def _first_end(self, stage: Stage | Stages) -> FloatArray:
         """Parameters of the embedding, whose gradients come last."""
         return np.asarray(stage.embedding * self._embedding.on_one_gpu(self.batch.tp))
 
-    def _ends(self, stage: Stage) -> FloatArray:
+    def _ends(self, stage: Stage | Stages) -> FloatArray:
         ends = self._first_end(stage)
         if stage.head:
             ends = ends + self._head.on_one_gpu(self.batch.tp, beside_embedding=stage.embedding)
@@ -189,7 +199,7 @@ class MemoryModel:
         on_gpu = 1.0 if self.framework.offload is None else 1.0 - self.framework.offload.optimizer
         whole = zero < (1 if self.framework.data_parallel == "ddp-fsdp2" else 3)  # FSDP2 gathers into memory of its own
         return {
-            "parameters": recipe.weight_B * np.where(whole, shard.total, shared),
+            "parameters": recipe.weight_B * np.where(whole, shard.total, shared * (not self.framework.float32_shards)),
             "optimizer_states": on_gpu * self._state_B * np.where(zero >= 1, updated, trained.total),
             "optimizer_transient": on_gpu * recipe.transient_B * np.where(zero >= 1, updated, trained.total),
         }
@@ -204,7 +214,7 @@ class MemoryModel:
         copied_B = _BUCKETED_B * (self.plans.dp * self.plans.cp > 1)
         return np.where(self.plans.zero_stage >= 1, state_B, own_B + copied_B)
 
-    def _of_layers_B(self, stage: Stage, shard: Shard) -> FloatArray:
+    def _of_layers_B(self, stage: Stage | Stages, shard: Shard) -> FloatArray:
         """By how many bytes parameters are more than `states` counts, where those of layers are of another size than
         those of the ends. [P]"""
         if self.recipe.layer_B is None:
@@ -252,13 +262,21 @@ class MemoryModel:
         afterwards = reduces_when_all_passes_are_done(self.plans, self.framework)
         return np.where((self.plans.zero_stage >= 2) & ~afterwards, self._sharded(shard), shard.total)
 
-    def _held(self, stage: Stage, shard: Shard, accumulating: BoolArray) -> ResidentStates:
+    def _pooled_B(self, stage: Stage | Stages, shard: Shard) -> FloatArray:
+        """Of FSDP2's streams: parameters of units on their way to be gathered, and shards of gradients. [P]"""
+        if not self.framework.pools_by_stream:
+            return np.zeros(len(self.plans))
+        layers = [self._dense(p) for _, p in held_layers(stage, self._layer_parameters)]
+        units = self._ends(stage) + 2 * largest([np.zeros(len(self.plans)), *layers])
+        pooled_B = self.recipe.weight_B * units + self.recipe.gradient_B * self._sharded(shard)
+        return np.where((self.plans.zero_stage >= 1) & (self.mesh.shard_group.size > 1), pooled_B, 0.0)
+
+    def _held(self, stage: Stage | Stages, shard: Shard, accumulating: BoolArray) -> ResidentStates:
         """Gradients, and parameters that are gathered."""
         alone = self._expert_shards == 1  # experts that no other rank has are not sharded
         layers = [np.zeros(len(self.plans))]
-        for p, adapters, count in zip(self._layer_parameters, self._adapters, stage.layers, strict=True):
-            if count:
-                layers.append(self._dense(p) + adapters + np.where(alone, 0.0, self._expert(p)))
+        for _, (p, adapters) in held_layers(stage, list(zip(self._layer_parameters, self._adapters, strict=True))):
+            layers.append(self._dense(p) + adapters + np.where(alone, 0.0, self._expert(p)))
         parts = ParameterCounts(
             whole=shard.total,
             sharded=self._sharded(shard),
@@ -283,10 +301,10 @@ class MemoryModel:
             weight_B=self._gathered_B,
         )
 
-    def _trained_counts(self, stage: Stage) -> ParameterCounts:
+    def _trained_counts(self, stage: Stage | Stages) -> ParameterCounts:
         """Of adapters."""
         none, trained = np.zeros(len(self.plans)), self.trained(stage)
-        layers = [none, *(each for each, count in zip(self._adapters, stage.layers, strict=True) if count)]
+        layers = [none, *(each for _, each in held_layers(stage, self._adapters))]
         return ParameterCounts(
             whole=trained.total,
             sharded=self._sharded(trained),
@@ -303,15 +321,24 @@ class MemoryModel:
         it holds when that pass has run again what it must; the same on every stage. [P] each.
         """
         if layer not in self._kept:
-            self._kept[layer] = self._kept_by(layer)
+            batch, again, place = self._shapes
+            kept_B, whole_B = self._kept_by(layer, batch, again)
+            self._kept[layer] = at_rows(kept_B, place), at_rows(whole_B, place)
         return self._kept[layer]
 
-    def _kept_by(self, layer: Layer) -> tuple[FloatArray, FloatArray]:
-        batch, again = self.batch, self._again
+    @cached_property
+    def _shapes(self) -> tuple[MicroBatch, Recomputation, IntArray]:
+        """Micro-batches of which layers keep something else, and which of these each plan has."""
+        plans, again = self.plans, self._again
+        read = [plans.recompute, again.layers, plans.node_limit, plans.dispatch_overlap]
+        first, place = distinct_rows([*self.batch.shape_columns, *read])
+        return self.batch.take(first), take_rows(again, first), place
+
+    def _kept_by(self, layer: Layer, batch: MicroBatch, again: Recomputation) -> tuple[FloatArray, FloatArray]:
         blocks = layer_blocks(layer, self.architecture.hidden)
-        whole_B, kept_B = np.zeros(len(self.plans)), np.zeros(len(self.plans))
+        whole_B, kept_B = np.zeros(batch.plans), np.zeros(batch.plans)
         for tensors in blocks.kept(batch):
-            freed = np.zeros(len(self.plans), dtype=np.bool_)
+            freed = np.zeros(batch.plans, dtype=np.bool_)
             for part in tensors.parts:
                 freed = freed | again.part(part)
             whole_B = whole_B + tensors.size_B
@@ -321,7 +348,7 @@ class MemoryModel:
         inputs_B = batch.element_size_B * batch.sequence_parallel_tokens * self.architecture.hidden
         return kept_B + again.layers * (inputs_B - kept_B), whole_B
 
-    def _losses(self, stage: Stage) -> FloatArray:
+    def _losses(self, stage: Stage | Stages) -> FloatArray:
         """Of the micro-batch at hand, and the log-probabilities of those that the last stage passed before it."""
         if not stage.head:
             return np.zeros(len(self.plans))
@@ -332,7 +359,7 @@ class MemoryModel:
 
     # ---- peak ---------------------------------------------------------------------------------------------------
 
-    def stage(self, stage: Stage) -> Memory:
+    def stage(self, stage: Stage | Stages) -> Memory:
         """Peak of one stage."""
         if self.framework.forward_only:
             return self._forward_only(stage)
@@ -344,9 +371,7 @@ class MemoryModel:
         held = self._held(stage, shard, (self.plans.micro_batches > 1) | (flight > 1))
         per_micro_batch, largest_B = np.zeros(len(self.plans)), np.zeros(len(self.plans))
         working, again = np.zeros(len(self.plans)), np.zeros(len(self.plans))
-        for kind, count in zip(self.kinds, stage.layers, strict=True):
-            if count == 0:
-                continue
+        for count, kind in held_layers(stage, self.kinds):
             kept_B, whole_B = self.kept(kind)
             per_micro_batch += count * kept_B
             largest_B = np.maximum(largest_B, kept_B)
@@ -380,27 +405,22 @@ class MemoryModel:
         if placeholders:
             terms["gradient_placeholders"] = self._placeholders_B(stage)
         terms["messages"] = self._messages(stage, flight)
-        if self.framework.counts_passes and stage.first > 0:  # the gradient last sent (pipeline_parallel/schedules.py)
+        if self.framework.counts_passes and not stage.embedding:  # what was last sent (pipeline_parallel/schedules.py)
             terms["messages"] = terms["messages"] + inside_B
         if self.framework.tp_buffers:
             terms["tensor_parallel_buffers"] = self._tp_buffers_B()
         terms["workspace"] = self.workspace_B + self._buffer_B(stage)
-        terms["fragmentation"] = np.asarray(self.fragmentation * sum(terms.values()))
+        terms["fragmentation"] = np.asarray(self.fragmentation * sum(terms.values())) + self._pooled_B(stage, shard)
         terms["context"] = np.full(len(self.plans), self.context_B)
         return Memory(peak_B=np.asarray(sum(terms.values())), terms_B=terms)
 
-    def _buffer_B(self, stage: Stage) -> FloatArray:
+    def _buffer_B(self, stage: Stage | Stages) -> FloatArray:
         """What a stage's layers take turns to use: the largest of scores and of what dispatch gathers. [P]"""
         if not self.framework.counts_passes:
             return np.zeros(len(self.plans))
-        used = [
-            layer_blocks(kind, self.architecture.hidden).buffer_B(self.batch) for kind, n in self._kinds(stage) if n
-        ]
+        held = [layer_blocks(kind, self.architecture.hidden) for _, kind in held_layers(stage, self.kinds)]
+        used = [blocks.buffer_B(self.batch) for blocks in held]
         return largest([np.zeros(len(self.plans)), *used])
-
-    def _kinds(self, stage: Stage) -> Iterator[tuple[Layer, int]]:
-        """Each distinct layer, and how many of it a stage has."""
-        return zip(self.kinds, stage.layers, strict=True)
 
     def _on_gpu(self, kept_B: FloatArray, layer_B: FloatArray) -> FloatArray:
         """Of what layers keep, what is not on the host: the rest, and of two layers what is on its way (assumed: one
@@ -421,14 +441,16 @@ class MemoryModel:
             return np.zeros(len(self.plans))
         return self._hidden_B()[0] + layer_blocks(layer, self.architecture.hidden).passing_B(self.batch)
 
-    def _by_chunk_B(self, stage: Stage, flight: FloatArray, per_micro_batch: FloatArray) -> FloatArray:
+    def _by_chunk_B(self, stage: Stage | Stages, flight: FloatArray, per_micro_batch: FloatArray) -> FloatArray:
         """What chunks that hold unlike many layers keep beyond what as many of their mean would. [P]
 
         Interleaved 1F1B begins with pp micro-batches of each chunk in turn (Narayanan et al. 2021, section 2.2).
         """
         pp, virtual = int(self.plans.pp[0]), int(self.plans.virtual_stages[0])
         none = np.zeros(len(self.plans))
-        chunks = uneven_chunks(self.architecture, pp, virtual, stage.first) if virtual > 1 else None
+        chunks = None
+        if virtual > 1 and isinstance(stage.first, int):  # with virtual stages plans share their pipeline
+            chunks = uneven_chunks(self.architecture, pp, virtual, stage.first)
         if chunks is None:
             return none
         passes = flight * virtual
@@ -442,11 +464,11 @@ class MemoryModel:
         interleaved = self.plans.schedule == schedules.number(schedules.DEFAULT)
         return np.where(interleaved, kept_B - flight * per_micro_batch, none)
 
-    def _forward_only(self, stage: Stage) -> Memory:
+    def _forward_only(self, stage: Stage | Stages) -> Memory:
         """Where nothing is trained: parameters, the tensors of one layer at a time, and logits. What a layer would keep
         for a backward pass bounds what it holds at once."""
         none = np.zeros(len(self.plans))
-        held = [self.kept(kind)[1] for kind, count in zip(self.kinds, stage.layers, strict=True) if count]
+        held = [self.kept(kind)[1] for _, kind in held_layers(stage, self.kinds)]
         terms = {
             "parameters": np.asarray(self.recipe.weight_B * self.shard(stage).total),
             "activations": largest([none, *held]),
@@ -475,22 +497,21 @@ class MemoryModel:
             largest = np.where(self.plans.ep > 1, largest, shard.dense + shard.expert)
         return np.where(self.plans.zero_stage == 0, self.recipe.group_transient_B * largest, 0.0)
 
-    def _placeholders_B(self, stage: Stage) -> FloatArray:
+    def _placeholders_B(self, stage: Stage | Stages) -> FloatArray:
         """One for each shape of a weight, one expert's among them: those of the layer that has most."""
         layers = [np.zeros(len(self.plans))]
-        for kind, p, count in zip(self.kinds, self._layer_parameters, stage.layers, strict=True):
-            if count:
-                experts = expert_slots(kind.feed_forward) if isinstance(kind.feed_forward, Moe) else 1
-                layers.append(self._dense(p) + p.routed / (experts * self.batch.etp))
+        for _, (kind, p) in held_layers(stage, list(zip(self.kinds, self._layer_parameters, strict=True))):
+            experts = expert_slots(kind.feed_forward) if isinstance(kind.feed_forward, Moe) else 1
+            layers.append(self._dense(p) + p.routed / (experts * self.batch.etp))
         return np.asarray(self.batch.element_size_B * largest(layers))
 
-    def _head_placeholder_B(self, stage: Stage) -> FloatArray:
+    def _head_placeholder_B(self, stage: Stage | Stages) -> FloatArray:
         """Of the product that gives the logits."""
         return np.asarray(
             self.batch.element_size_B * (self._ends(stage) - self._first_end(stage) * (not self.architecture.tied))
         )
 
-    def _in_flight(self, stage: Stage) -> FloatArray:
+    def _in_flight(self, stage: Stage | Stages) -> FloatArray:
         """Micro-batches whose activations a stage holds, of which a chunk more where rows to its experts run behind
         another's computation: that of a forward pass beside the backward pass that would come before it."""
         plans = self.plans
@@ -498,7 +519,7 @@ class MemoryModel:
         paired = (plans.dispatch_overlap == OVERLAPPED) & (plans.ep > 1)
         return np.where(paired, np.minimum(flight + another, plans.scheduled), flight)
 
-    def _messages(self, stage: Stage, flight: FloatArray) -> FloatArray:
+    def _messages(self, stage: Stage | Stages, flight: FloatArray) -> FloatArray:
         """Between stages torch (distributed.pipelining 2.11) keeps a buffer for each message of a schedule: activations
         received, of which those in flight count as activations, their gradients, and gradients received; what a stage
         sent stays until its backward pass.
@@ -521,7 +542,7 @@ def _workspace_B(known_B: Mapping[str, float] | None, gpu: str, torch_B: float) 
     return known_B["others"] if len(known_B) == 1 else known_B.get(read_gpu(gpu).architecture, known_B["others"])
 
 
-def fullest(model: MemoryModel, pipeline: Sequence[Stage]) -> Memory:
+def fullest(model: MemoryModel, pipeline: Sequence[Stage | Stages]) -> Memory:
     """Memory of the fullest class of stages of a pipeline that all plans of the model share."""
     peaks = [model.stage(stage) for stage in pipeline]
     worst = where_largest([peak.peak_B for peak in peaks])
