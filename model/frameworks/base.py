@@ -16,12 +16,22 @@ from moemodel.model.frameworks.moe_form import PLAIN_FORM, MoeForm
 
 Precision = Literal["bf16", "bf16-mixed", "fp8", "mxfp8", "nvfp4", "fp32"]
 
+# How operands of 8 bits are scaled: by their current largest element, by that of steps before, or every 128 elements of
+# activations and 128 x 128 of weights (Transformer Engine, common/recipe: Float8CurrentScaling, DelayedScaling,
+# Float8BlockScaling)
+Fp8Recipe = Literal["tensorwise", "delayed", "blockwise"]
+
 # Mesh axes whose communication may run behind computation: activations of tensor parallelism, rows to experts, messages
 # between stages, gradients, and the parameters that ZeRO gathers. Keys and values of context parallelism always do.
 OverlapAxis = Literal["tp", "ep", "pp", "gradients", "parameters"]
 
 # Kernels of attention: FlashAttention's three generations, cuDNN's; `unfused`: a product, a softmax, a product.
 AttentionName = Literal["flash1", "flash2", "flash3", "cudnn", "unfused"]
+
+# Of every layer, what graphs replay where the host queues the rest: what comes before the feed-forward block, and of
+# one with experts its router, with the counts of rows that it makes (Megatron Core's scopes attn, moe_router and
+# moe_preprocess); or the latter alone.
+CapturedParts = Literal["attention", "router"]
 
 # Operators, by the names of `operators.work.Kind`, that a framework may run as one kernel which moves no more than it
 # has to; profiles measure what torch makes of them, one plain kernel after another or one that strides.
@@ -38,6 +48,8 @@ MasterDtype = Literal["fp32", "fp16", "remainder"]
 # Bytes of a cast element with its share of the scale: one a tensor; 8 bits for every 32 elements (OCP Microscaling
 # Formats v1.0, section 5); 8 bits for every 16 (NVFP4, NVIDIA Blackwell architecture technical brief).
 _CAST_B: dict[Dtype, float] = {"fp8": 1.0, "mxfp8": 1 + 1 / 32, "nvfp4": 0.5 + 1 / 16}
+
+_BLOCK_B = 1.0 + 4.0 / 128  # of an element of blocks of 128
 
 
 # Of a parameter, that one kernel of an update moves (`operators.work`, ADAMW_MIXED): 16-bit gradient and weight, and
@@ -65,8 +77,10 @@ class PrecisionRecipe:
         matmul_dtype: type of the operands of products inside layers, whose rate `device.precision` takes from the GPU's
             peaks; those of 8 and 4 bits are cast by kernels beforehand.
         cast_B: bytes that these move of an element, all of them together.
+        matrix_state_B: bytes a parameter of states of matrices, where an optimizer keeps less of these.
         layer_B: bytes of a layer's parameter that is kept, where it differs from `weight_B`; `gathered_B` of one that
             data-parallel ranks gather, where it differs from an element.
+        blocks: operands have a float32 scale for every 128 elements, and kernels of their own.
         splits_accumulation: in products of cast gradients sums go to float32 every 128 of depth.
     """
 
@@ -80,6 +94,8 @@ class PrecisionRecipe:
     update_B: float = _UPDATE_B
     matmul_dtype: Dtype = "bf16"
     cast_B: float = 4.0
+    blocks: bool = False
+    matrix_state_B: float | None = None
     layer_B: float | None = None
     gathered_B: float | None = None
     splits_accumulation: bool = False
@@ -101,7 +117,7 @@ class PrecisionRecipe:
     @property
     def product_input_B(self) -> float:
         """Of the cast input where products cast theirs, of an activation elsewhere."""
-        return _CAST_B.get(self.matmul_dtype, self.element_size_B)
+        return _BLOCK_B if self.blocks else _CAST_B.get(self.matmul_dtype, self.element_size_B)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +137,19 @@ class HostFactors:
 # of a dense feed-forward block (Megatron-Bridge's linear_qkv, linear_proj, linear_fc1 and linear_fc2)
 AdaptedLinear = Literal["qkv", "proj", "fc1", "fc2"]
 ADAPTED: tuple[AdaptedLinear, ...] = get_args(AdaptedLinear)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Muon:
+    """An optimizer that makes updates of matrices orthogonal.
+
+    Attributes:
+        steps: of Newton and Schulz.
+        gathers: tensor-parallel ranks gather whole matrices and do the same; else each takes its own part.
+    """
+
+    steps: int
+    gathers: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +191,7 @@ class Framework:
         fused_gate_up: so are the gate and the up-projection of dense feed-forward blocks (of experts they always are).
         fused_kernels: operators that are one kernel in either pass, which moves its least bytes as fast as the
             calibration's copies move theirs; others take what the profile measured of torch's.
+        turns_scaled: its fused rotation scales what it turns, too, where a model asks for it.
         plain_norm_B: bytes of an element that kernels of an RMSNorm move, forward and backward, where they are plain
             ones of another chain than torch's own; None: as measured.
         fused_loss_B: bytes of a logit that kernels of a fused cross-entropy move, forward and backward; None: it is
@@ -174,6 +204,7 @@ class Framework:
         compiled: a plan asked for that: collectives inside layers are waited for where they are called, and operands
             that several products read are cast once.
         captured: CUDA graphs of passes are replayed where a plan asks for it: the host queues none of their kernels.
+        captured_parts: graphs hold these parts of layers alone; None: all, or nothing.
         softmax: without flash attention, `fused` scales, masks and normalises in one kernel where it can run; `plain`
             fills the mask in, then normalises.
         plain_softmax_time: of `plain` kernels over scores, over what torch 2.11's take on an H200.
@@ -289,8 +320,10 @@ class Framework:
 
         parameter_dtype: of layers' weights where products are of 8 bits and a plan does not say; None: as its recipes
             count them.
+        loss_chunks: parts of a micro-batch's tokens that head and loss pass one after another.
         tp_buffers: exchanges of tensor parallelism run over buffers of their own, where a plan says so.
         offload: what the host keeps where a plan says so.
+        muon: its optimizer's way, where a plan says so.
         lora: adapters, beside which all is frozen, where a plan says so.
         casts_shards: under sequence parallelism what is gathered is cast to 8 bits before, a shard on each rank.
 
@@ -303,6 +336,7 @@ class Framework:
     fused_qkv: bool
     fused_gate_up: bool
     fused_kernels: frozenset[FusedOperator] = frozenset()
+    turns_scaled: bool = True
     plain_norm_B: tuple[float, float] | None = None
     fused_loss_B: tuple[float, float] | None = None
     flash_attention: bool = True
@@ -311,6 +345,7 @@ class Framework:
     compiles_loss: bool = True
     compiled: bool = False
     captured: bool = False
+    captured_parts: CapturedParts | None = None
     softmax: Literal["fused", "plain"] = "fused"
     plain_softmax_time: float = 1.0
     dropout: bool = False
@@ -386,8 +421,10 @@ class Framework:
     gradient_wire_B: float | None = None
 
     parameter_dtype: Literal["bf16", "fp8"] | None = None
+    loss_chunks: int = 1
     tp_buffers: bool = False
     offload: HostOffload | None = None
+    muon: Muon | None = None
     lora: Lora | None = None
     casts_shards: bool = False
 

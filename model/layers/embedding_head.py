@@ -128,8 +128,12 @@ class HeadBlock:
             yield linear(tokens, a.embedding_width, a.hidden)
         if not a.has_head:
             return
-        yield linear(tokens, a.head_outputs / self._shards(batch.tp), a.embedding_width, bias=a.head_bias)
-        yield from self._loss(batch)
+        chunks = batch.framework.loss_chunks
+        part = batch if chunks == 1 else replace(batch, tokens=tokens / chunks)
+        head = linear(part.tokens, a.head_outputs / self._shards(batch.tp), a.embedding_width, bias=a.head_bias)
+        for op in (head, *self._loss(part)):
+            times = op.mask if chunks == 1 else chunks * (np.ones_like(tokens) if op.mask is None else op.mask)
+            yield replace(op, mask=times)
 
     def _loss(self, batch: MicroBatch) -> Iterator[LayerOp]:
         """Over the whole vocabulary one operator; over a rank's part of it, kernels one after another."""
@@ -148,7 +152,7 @@ class HeadBlock:
         yield elementwise(batch.tokens * width, _CUT_LOSS, (_CUT_LOSS_BACKWARD,), mask=cut)
 
     def loss_B(self, batch: MicroBatch) -> FloatArray:
-        """Tensors of the loss when its backward pass begins. [P]
+        """Tensors of the loss when its backward pass begins, of one part of the tokens where they pass in parts. [P]
 
         Torch's: log-probabilities and two gradients in float32; of a rank's part of a vocabulary 16-bit logits, and one
         float32 tensor that becomes the gradient in place.
@@ -160,12 +164,13 @@ class HeadBlock:
         if batch.framework.logit_B is not None:
             whole = parts = batch.framework.logit_B
         shards = self._shards(batch.tp)
-        return np.asarray(np.where(shards > 1, parts, whole) * batch.tokens * a.head_outputs / shards)
+        tokens = batch.tokens / batch.framework.loss_chunks
+        return np.asarray(np.where(shards > 1, parts, whole) * tokens * a.head_outputs / shards)
 
     def logits_B(self, batch: MicroBatch) -> FloatArray:
         """Logits of one micro-batch in the precision of activations. [P]"""
         outputs = self.architecture.head_outputs / self._shards(batch.tp)
-        return np.asarray(batch.element_size_B * batch.tokens * outputs)
+        return np.asarray(batch.element_size_B * batch.tokens / batch.framework.loss_chunks * outputs)
 
     def log_probabilities_B(self, batch: MicroBatch) -> FloatArray:
         """Of one micro-batch, which a last stage that runs several forward passes first keeps. [P]"""

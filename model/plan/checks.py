@@ -42,11 +42,12 @@ def _as_cut(plan: Plan, architecture: Architecture) -> Architecture:
     """As the plan says; else with its ends counted as a layer each where a pipeline that is not torch's has more chunks
     than layers, as Megatron's `account_for_embedding_in_pipeline_split` and `account_for_loss_in_pipeline_split` do.
     """
+    pp, virtual = plan.distinct_stages, plan.parallel.virtual_stages
     if plan.stage_layers is not None:
-        return cut_as_said(architecture, plan.stage_layers, pp=plan.parallel.pp, virtual=plan.parallel.virtual_stages)
+        return cut_as_said(architecture, plan.stage_layers, pp=pp, virtual=virtual)
     if framework_of(plan.backend).cuts_by_cost:
         return cut_by_cost(architecture)
-    chunks, layers = plan.parallel.pp * plan.parallel.virtual_stages, len(architecture.layers)
+    chunks, layers = pp * virtual, len(architecture.layers)
     if framework_of(plan.backend).pipeline != "torch" and layers < chunks <= layers + 2:
         return PipelineLayout.of(architecture, account_for_embedding=1, account_for_loss=1)
     return architecture

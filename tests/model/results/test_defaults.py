@@ -55,15 +55,18 @@ OTHERWISE: dict[str, list[Any]] = {
     "attention": ["flash2", "cudnn", "unfused"],
     "compile": [True],
     "cuda_graphs": [True],
+    "collective_checks": [True],
     "cross_entropy": ["plain", "fused"],
     "deterministic": [True],
     "gradient_dtype": ["bf16", "fp32"],
     "micro_batches_per_schedule": [2, 4],
+    "fp8_recipe": ["delayed", "blockwise"],
     "parameter_dtype": ["bf16", "fp8"],
     "tp_comm_overlap": [True, False],
+    "loss_chunks": [4],
     "cp_comm": ["a2a", "all_gather", "a2a-2+p2p"],
     "dropout": [True],
-    "optimizer": [{"exp_avg": "bf16"}, {"exp_avg": "int8"}],
+    "optimizer": [{"exp_avg": "bf16"}, {"exp_avg": "int8"}, {"name": "muon"}],
     "offload": [{"optimizer": 1.0}, {"activations": 0.5}],
     "stage_layers": [[13, 11]],
     "backend": ["megatron-core", "megatron"],
@@ -186,6 +189,7 @@ def test_a_plan_that_is_stored_has_the_same_notes(h100: Calibration) -> None:
 
 def test_what_is_chosen_otherwise_is_no_default(h100: Calibration) -> None:
     elsewhere = {
+        "fp8_recipe",
         "parameter_dtype",
         "micro_batches_per_schedule",
         "schedule",
