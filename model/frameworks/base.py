@@ -255,6 +255,7 @@ class Framework:
         logit_B: bytes of a logit when the loss's backward pass begins; None: as `embedding_head` counts torch's.
         part_logit_B: the same where ranks share a vocabulary, if `logit_B` is None; None: as counted there.
         float32_shards: shards of parameters are the float32 ones that states count; 16-bit ones are only gathered.
+        flat_copy_B: bytes a parameter of flat buffers that gradients are exchanged in, which the allocator keeps.
         pools_by_stream: what is gathered and what is scattered lies in memory that the allocator keeps for the streams
             that do it, beside all else.
         placeholder_gradients: products add gradients to what is summed, and hand autograd a tensor of the weight's
@@ -382,6 +383,7 @@ class Framework:
     logit_B: float | None = None
     part_logit_B: float | None = None
     float32_shards: bool = False
+    flat_copy_B: float = 0.0
     pools_by_stream: bool = False
     placeholder_gradients: bool = False
     selective: Literal["core", "operators"] = "core"

@@ -24,7 +24,7 @@ from moemodel.model.layers.base import (
     linear,
     tensor_parallel,
 )
-from moemodel.model.layers.layer import norm, norm_parameters
+from moemodel.model.layers.norms import norm, norm_parameters
 from moemodel.model.operators.work import Kind, Shape
 
 # What tensor parallelism puts in place of one kernel, in `profiler/backends/torch_native`; a float32 element is two of
@@ -114,9 +114,10 @@ class HeadBlock:
         return sum(norm_parameters(stack[-1], a.hidden) for stack in stacks) if a.final_norm else 0
 
     def on_one_gpu(self, tp: FloatArray, *, beside_embedding: bool) -> FloatArray:
-        """Parameters of one tensor-parallel rank, [P]; a tied head on another stage is a copy of the embedding."""
+        """Parameters of one tensor-parallel rank, [P]; a tied head on another stage is a copy of the embedding, which
+        modules of multi-token prediction need too."""
         a, embedding = self.architecture, EmbeddingBlock(architecture=self.architecture)
-        copied = 0 if beside_embedding or not a.tied else embedding.parameters() * a.has_head
+        copied = 0 if beside_embedding or not (a.tied or a.modules) else embedding.parameters() * a.has_head
         last_norm = norm_parameters(a.layers[-1], a.hidden) if a.final_norm else 0
         return np.asarray((copied + self.parameters()) / self._shards(tp) + embedding.projections() / 2 + last_norm)
 

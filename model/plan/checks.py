@@ -22,20 +22,31 @@ _ON_STEP = 1e-3  # of a clock step: rounding of MHz to Hz
 
 
 def architecture_of(plan: Plan) -> Architecture:
-    """The architecture that a plan trains, with its routers and cut to its `layers`.
+    """The architecture that a plan trains, with its routers, cut to its `layers`, and its modules where it says so.
 
     Raises:
         InputError: unknown architecture, more layers than it has, or layers of stages that don't add up to them.
     """
+    cut = _as_cut(plan, _decoder_of(plan))
+    if not plan.multi_token:
+        return cut
+    if not cut.multi_token:
+        raise InputError(
+            f"multi_token: found true; {cut.name} states no modules of multi-token prediction; allowed: null"
+        )
+    return cut.with_modules()
+
+
+def _decoder_of(plan: Plan) -> Architecture:
     architecture = routed_architecture(read_architecture(plan.architecture), plan.routing)
     if plan.layers is None:
-        return _as_cut(plan, architecture)
+        return architecture
     held = len(architecture.decoder)
     if plan.layers > held:
         raise InputError(
             f"layers: found {plan.layers}; {architecture.name} has {held} decoder layers; allowed: 1 to {held}"
         )
-    return _as_cut(plan, replace(architecture, decoder=architecture.decoder[: plan.layers]))
+    return replace(architecture, decoder=architecture.decoder[: plan.layers])
 
 
 def _as_cut(plan: Plan, architecture: Architecture) -> Architecture:

@@ -533,6 +533,7 @@ def _software(said: _Said, gpu: str) -> dict[str, Any]:
         "parameter_dtype": "fp8" if said.flag("fp8-param-gather") and precision in ("fp8", "mxfp8") else None,
         "tp_comm_overlap": (said.flag("tp-comm-overlap") and said.flag("sequence-parallel")) or None,
         "cp_comm": _context_comm(said),
+        "multi_token": said.count("mtp-num-layers", 0) > 0 or "/" in _pattern(said) or None,
         "dropout": any(float(said.word(f"{kind}-dropout", _DROPOUT)) > 0 for kind in ("hidden", "attention")),
         "optimizer": _optimizer(said),
         "offload": _offload(said),

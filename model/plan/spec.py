@@ -355,6 +355,11 @@ class Plan(NamesFiles):
         description="how context-parallel ranks reach keys and values: p2p, all_gather, a2a (Ulysses) or a2a-N+p2p; "
         "null: as the framework does",
     )
+    multi_token: Switch | None = Field(
+        default=None,
+        description="whether modules of multi-token prediction are trained, as many as the model's file states; null: "
+        "they are left out",
+    )
     dropout: Switch | None = Field(
         default=None,
         description="of attention probabilities and of the output of every block; null: as the framework has it",

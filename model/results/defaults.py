@@ -50,6 +50,8 @@ def _choices(plan: Plan, architecture: Architecture, machine: System) -> Iterato
         yield "dropout", f"as {plan.backend} has it"
         yield "optimizer", f"states as {plan.backend} keeps them"
         yield "offload", "none"
+        if plan.cluster.gpus > 1:
+            yield "collective_checks", "false"
     if plan.mode == "training" and (plan.micro_batches > 1 or p.pp > 1):
         yield "schedule", plan.schedule
     if p.pp > 1:

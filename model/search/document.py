@@ -316,6 +316,7 @@ class Search(NamesFiles):
     tp_comm_overlap: Switch | None = None
     loss_chunks: Annotated[int, Field(gt=1, le=1_000_000, strict=True)] | None = None
     cp_comm: CpComm | None = None
+    multi_token: Switch | None = None
     dropout: Switch | None = None
     optimizer: OptimizerStates | None = None
     lora: LoraSpec | None = None
@@ -445,6 +446,7 @@ _FIXED = (
         "tp_comm_overlap",
         "loss_chunks",
         "cp_comm",
+        "multi_token",
         "dropout",
         "optimizer",
         "lora",

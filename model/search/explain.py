@@ -60,6 +60,7 @@ _FIXED = (
     "tp_comm_overlap",
     "loss_chunks",
     "cp_comm",
+    "multi_token",
     "dropout",
     "optimizer",
     "lora",

@@ -768,8 +768,8 @@ class _StageParts:
     def _tied(self, stage: Stage | Stages) -> FloatArray:
         """Gradients of an embedding that the head on another stage shares."""
         architecture = self._blocks.architecture
-        frozen = self._blocks.machine.framework.lora is not None
-        if frozen or not architecture.tied or stage.embedding == stage.head:
+        frozen, shared = self._blocks.machine.framework.lora is not None, architecture.tied or architecture.modules
+        if frozen or not shared or stage.embedding == stage.head:
             return np.zeros(len(self.plans))
         return self._comm.embedding_grad_all_reduce(parameters(architecture).embedding, self._blocks.machine.gradient_B)
 
@@ -872,16 +872,16 @@ class _StageParts:
         if not blocks.behind_router_s:
             return none, none
         host_s, device_s = none, np.zeros(len(self.plans))
-        behind = list(zip(blocks.layer_blocks, blocks.behind_router_s, strict=True))
-        for count, (layer, behind_s) in held_layers(stage, behind):
-            waits = layer.host_waits(self._batch).reads > 0
+        later = list(zip(blocks.layer_blocks, blocks.behind_router_s, strict=True))
+        for count, (layer, behind_s) in held_layers(stage, later):
+            reads = layer.host_waits(self._batch).reads > 0
             kernels = _kernels_behind(layer)[0] + layer.more_launches(self._batch)[0]
             each_s = self._blocks.host.layer(layer.host_block(), 2).forward_s / measured_layer(layer.host_block())[0]
-            host_s = host_s + _column(count) * each_s * (waits * kernels)[:, None]
-            device_s = device_s + count * behind_s[self._shape] * waits
+            host_s = host_s + _column(count) * each_s * (reads * kernels)[:, None]
+            device_s = device_s + count * behind_s[self._shape] * reads
         queued = self.kernels(none[:, 0], none[:, 0], HostCost(forward_s=host_s, backward_s=0.0))
-        share = 1 - shares(device_s, forward.time_s_UK[:, -1])
-        return np.asarray(queued.forward_s), np.where(host_s > 0, share[:, None], 0.0)
+        before = 1 - shares(device_s, forward.time_s_UK[:, -1])
+        return np.asarray(queued.forward_s), np.where(host_s > 0, before[:, None], 0.0)
 
     def _replayed(self, layer: LayerBlocks) -> tuple[float, float]:
         """Of the measured layer's kernels those that graphs hold, but for one a pass that starts them; of a layer of

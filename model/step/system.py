@@ -121,17 +121,17 @@ class System:
         lanes = [lane.log_error for lane in self.calibration.host if lane.backend == self.framework.name]
         return max(lanes, default=_UNKNOWN_HOST_ERROR)
 
-    @property
-    def framework_record(self) -> TrackRecord | None:
-        """How predictions of this framework have done; None where the calibration itself is of it."""
+    def framework_record(self, *, experts: bool) -> TrackRecord | None:
+        """How predictions of this framework have done, with models that have experts or not; None where the
+        calibration itself is of it."""
         if any(lane.backend == self.framework.name for lane in self.calibration.host):
             return None
-        return track_records().get(self.framework.name) or widest()
+        known = track_records().get(self.framework.name)
+        return widest()[1] if known is None else known.of(experts=experts)
 
-    @property
-    def framework_error(self) -> float:
+    def framework_error(self, *, experts: bool) -> float:
         """What a framework does that nobody measured with this calibration; common to all plans of it."""
-        record = self.framework_record
+        record = self.framework_record(experts=experts)
         return 0.0 if record is None else record.log_error
 
     @property

@@ -18,6 +18,7 @@ _LEFT_TO_THE_PROGRAM = (
     "tp_comm_overlap",
     "loss_chunks",
     "cp_comm",
+    "multi_token",
     "dropout",
     "optimizer",
     "lora",

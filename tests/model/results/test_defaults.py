@@ -100,6 +100,7 @@ NO_ASSUMPTION = {
     "name",
     "mode",
     "layers",
+    "multi_token",
     "lora",
     "tokens",
     "failures",
