@@ -321,6 +321,7 @@ class Framework:
 
         parameter_dtype: of layers' weights where products are of 8 bits and a plan does not say; None: as its recipes
             count them.
+        stores_fp8_inputs: gated activations keep their input in 8 bits, where a plan says so.
         loss_chunks: parts of a micro-batch's tokens that head and loss pass one after another.
         tp_buffers: exchanges of tensor parallelism run over buffers of their own, where a plan says so.
         offload: what the host keeps where a plan says so.
@@ -423,6 +424,7 @@ class Framework:
     gradient_wire_B: float | None = None
 
     parameter_dtype: Literal["bf16", "fp8"] | None = None
+    stores_fp8_inputs: bool = False
     loss_chunks: int = 1
     tp_buffers: bool = False
     offload: HostOffload | None = None
