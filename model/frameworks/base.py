@@ -285,6 +285,8 @@ class Framework:
         replicates_shards: ZeRO may shard over groups of ranks, each for itself (`parallel.replicas`).
         all_reduces: gradients are all-reduced under ZeRO 1, too, rather than scattered.
         gradient_bucket_B: without ZeRO they are, in messages of so many bytes of 16-bit gradients; None: in one.
+        whole_state_B: bytes a parameter of optimizer states without ZeRO, where these are not as many, beside copies of
+            gradients in DDP's buckets; None: as many.
         gathered_tensor_s: of each tensor and each rank that has a part of it, to copy that part to its place when ZeRO
             has gathered parameters.
         reduce_bucket_B: of the buffer that gradients under ZeRO are reduced in, allocated for a backward pass whatever
@@ -400,6 +402,7 @@ class Framework:
     data_parallel: Literal["ddp-fsdp2", "distributed-optimizer", "flattened"] = "distributed-optimizer"
     all_reduces: bool = False
     gradient_bucket_B: float | None = None
+    whole_state_B: float | None = None
     gathered_tensor_s: float = 0.0
     replicates_shards: bool = False
     reduce_bucket_B: float = 0.0
