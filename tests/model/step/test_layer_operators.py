@@ -139,8 +139,8 @@ def test_backends_share_their_products(batch: Batch, name: str) -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_blocks_of_published_models_add_up_to_their_flops(tmp_path: Path, batch: Batch, name: str) -> None:
-    """Layers, each as often as it is there, and ends: a third of the model's FLOPs, biases and sinks aside, and the scan
-    of state spaces, 7 FLOPs an element of a state, which runs behind what it moves."""
+    """Layers, each as often as it is there, and ends: a third of the model's FLOPs, biases and sinks aside, and the
+    scan of state spaces, 7 FLOPs an element of a state, which runs behind what it moves."""
     path = tmp_path / "config.json"
     path.write_text(json.dumps(PUBLISHED[name]["config"]), encoding="utf-8")
     architecture = read_architecture(path)
