@@ -82,6 +82,7 @@ class Launches:
         forward, backward: in a pass.
         each_forward, each_backward: beside its products and its activation, for each expert that a GPU holds;
             `each_spread` forward where a GPU holds several of several ranks' rows.
+        grouped: as how many experts grouped products count.
     """
 
     forward: ByChoices
@@ -89,6 +90,7 @@ class Launches:
     each_forward: float = 0.0
     each_backward: float = 0.0
     each_spread: float = 0.0
+    grouped: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +169,10 @@ _MEASURED = {
 # whose five kernels forward and ten backward are added again.
 _DENSE_BLOCK = (5.0, 10.0)
 MEASURED_BLOCK = (56.0 - 29.0 + _DENSE_BLOCK[0], 70.0 - 46.0 + _DENSE_BLOCK[1])
+
+
+# Of a plain dense layer the block of two products and an activation between them
+PLAIN_DENSE_BLOCK = (3.0, 5.0)
 
 
 def measured_layer(name: str) -> tuple[float, float]:

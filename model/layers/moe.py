@@ -10,7 +10,7 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Mlp, Moe
 from moemodel.model.core.arrays import BoolArray, FloatArray
-from moemodel.model.frameworks.moe_form import MEASURED_BLOCK, Tensor, expert_kernels
+from moemodel.model.frameworks.moe_form import MEASURED_BLOCK, PLAIN_DENSE_BLOCK, Tensor, expert_kernels
 from moemodel.model.layers.base import (
     Block,
     Component,
@@ -262,14 +262,14 @@ class MoeBlock(Block):
         if form.launches is None:
             return local * 0.0 + policies[0], local * 0.0 + policies[1]
         products = moe.depth + 1 + (moe.gated and form.splits_gate)
-        each = expert_kernels(products=products, gated=moe.gated)
+        plain = batch.framework.plain_host
+        each = expert_kernels(products=products, gated=moe.gated and not plain)
+        times = local if form.products != "grouped" else local * 0.0 + form.launches.grouped
         spread = self._spread_copies(batch)
-        forward = form.launches.forward.of(moe.top_k) + local * (each[0] + form.launches.each_forward + spread)
-        backward = form.launches.backward.of(moe.top_k) + local * (each[1] + form.launches.each_backward)
-        return (
-            np.asarray(forward + policies[0] - MEASURED_BLOCK[0]),
-            np.asarray(backward + policies[1] - MEASURED_BLOCK[1]),
-        )
+        forward = form.launches.forward.of(moe.top_k) + times * (each[0] + form.launches.each_forward + spread)
+        backward = form.launches.backward.of(moe.top_k) + times * (each[1] + form.launches.each_backward)
+        there = PLAIN_DENSE_BLOCK if plain else MEASURED_BLOCK
+        return np.asarray(forward + policies[0] - there[0]), np.asarray(backward + policies[1] - there[1])
 
     def _spread_copies(self, batch: MicroBatch) -> FloatArray:
         """Of an expert's rows, which its products make and keep where a GPU holds several of several ranks'. [P]"""

@@ -43,6 +43,7 @@ from moemodel.model.step.system import System
 _Part = TypeVar("_Part")
 
 _CORES = (Kind.ATTENTION, Kind.ATTENTION_FULL)
+_PLAIN = "dense_layer"  # of measured layers
 _CALLS_OF_A_WAIT = 2.0  # assumed, of the host: reading what it waited for, and queueing what uses it
 _UPDATE_B = 32.0  # of a parameter: its norm (4), and a fused update (28, as framework records count it)
 _CALLS_OF_A_DRAIN = 1.0  # queueing the next kernel on a device that has nothing to do
@@ -254,7 +255,7 @@ class StageCosts:
             unoverlappable_fraction_forward=passes.unoverlappable_fraction_forward,
             unoverlappable_fraction_backward=passes.unoverlappable_fraction_backward,
             host=self._every.kernels(forward.calls_U, backward.calls_U - again, passes.layers_host)
-            + HostCost(forward_s=0.0, backward_s=call.forward_s * again[:, None])
+            + self._every.again(call, again)
             + HostCost(
                 forward_s=passes.queued.forward_s,
                 backward_s=passes.queued.backward_s + queue.added_s(once.added_tensors),
@@ -358,6 +359,11 @@ class _StageParts:
         machine = self._blocks.machine
         return MicroBatch.of(self.plans, machine.framework, machine.precision)
 
+    @property
+    def _chunks(self) -> FloatArray:
+        """Of a pipeline on a GPU, that a micro-batch passes, [P, 1]."""
+        return np.asarray(self.plans.virtual_stages[:, None].astype(np.float64))
+
     @cached_property
     def memory(self) -> MemoryModel:
         """Of the plans."""
@@ -392,7 +398,7 @@ class _StageParts:
             forward_exchange, backward_exchange = forward_exchange + moved, backward_exchange + moved
         host_sync_s, drained_s = self._host_sync_s(stage, call)
         recomputed = Recomputation.of(self.plans, blocks.architecture, blocks.machine.framework).experts[:, None]
-        queue = self.queue(call)
+        queue, alone = self.queue(call), self._blocks.machine.framework.pass_calls * self._chunks
         return _Passes(
             forward=forward,
             backward=backward,
@@ -403,8 +409,8 @@ class _StageParts:
             call=call,
             layers_host=self._layers_host(stage),
             queued=HostCost(
-                forward_s=queue.queued_s(forward_exchange.calls, "forward"),
-                backward_s=queue.queued_s(backward_exchange.calls, "backward"),
+                forward_s=queue.queued_s(forward_exchange.calls, "forward") + alone * call.forward_s,
+                backward_s=queue.queued_s(backward_exchange.calls, "backward") + alone * call.backward_s,
             ),
             recomputed_calls=self._recomputed_calls(stage),
             host_step_s=self._host_step_s(stage),
@@ -654,7 +660,8 @@ class _StageParts:
                 calls[phase] += count * phase_costs[phase].calls_U[self._shape]
         calls[Phase.BACKWARD] -= self._recomputed_calls(stage)
         forward, backward = (np.maximum(calls[phase], 1.0)[:, None] for phase in calls)
-        return HostCost(forward_s=total.forward_s / forward, backward_s=total.backward_s / backward)
+        slower = self._host_factors[1] if self._is_plain else 1.0
+        return HostCost(forward_s=slower * total.forward_s / forward, backward_s=slower * total.backward_s / backward)
 
     def _host_sync_s(self, stage: Stage, call: HostCost) -> tuple[FloatArray, FloatArray]:
         """Where the host waits for the device, in a forward and in a backward pass, [P, 1] each.
@@ -678,17 +685,35 @@ class _StageParts:
     def _host_of(self, layer: LayerBlocks) -> HostCost:
         """Host time of one layer in a micro-batch: of the measured one that it is like, and of the kernels that the
         framework queues beside that one's, each at the measured one's cost of a kernel, [P, 1]."""
-        measured = self._blocks.host.layer(layer.host_block(), len(layer.blocks))
+        name = _PLAIN if self._is_plain else layer.host_block()
+        measured = self._blocks.host.layer(name, len(layer.blocks))
         more = layer.more_launches(self._batch)
         if not (more[0].any() or more[1].any()):
             return measured
-        forward, backward = (
-            kernels[:, None] / each for kernels, each in zip(more, measured_layer(layer.host_block()), strict=True)
-        )
+        forward, backward = (kernels[:, None] / each for kernels, each in zip(more, measured_layer(name), strict=True))
         return HostCost(
             forward_s=measured.forward_s * np.maximum(1 + forward, 0.0),
             backward_s=measured.backward_s * np.maximum(1 + backward, 0.0),
         )
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether layers are counted from the plain one: not where the framework itself was measured."""
+        return self._blocks.machine.framework.plain_host and not self._blocks.host.known
+
+    @property
+    def _host_factors(self) -> tuple[HostFactors, float]:
+        """What the host takes over torch's, and over the host that was measured."""
+        host, machine = self._blocks.host, self._blocks.machine
+        if host.known:
+            return HostFactors(), 1.0
+        framework, slower = machine.framework, HOSTS.get(machine.gpu.name, 1.0)
+        return framework.host_factors, slower * (framework.deterministic_host if framework.deterministic else 1.0)
+
+    def again(self, call: HostCost, calls: FloatArray) -> HostCost:
+        """Of forward operators that a backward pass runs again, [P, 1]."""
+        factor = self._host_factors[0].forward if self._is_plain else 1.0
+        return HostCost(forward_s=0.0, backward_s=factor * call.forward_s * calls[:, None])
 
     def kernels(self, forward: FloatArray, backward: FloatArray, layers: HostCost) -> HostCost:
         """Blocks that were measured, and where none were, so many kernels in either pass; the framework's own as they
@@ -696,10 +721,7 @@ class _StageParts:
         if self._blocks.machine.framework.captured:
             nothing_s = np.zeros((len(forward), 1))
             return HostCost(forward_s=nothing_s, backward_s=nothing_s)
-        host, machine = self._blocks.host, self._blocks.machine
-        kernel_s, factors, slower = host.kernel_s, HostFactors(), 1.0
-        if not host.known:
-            factors, slower = machine.framework.host_factors, HOSTS.get(machine.gpu.name, 1.0)
+        kernel_s, (factors, slower) = self._blocks.host.kernel_s, self._host_factors
         queued = HostCost(forward_s=kernel_s * forward[:, None], backward_s=kernel_s * backward[:, None])
         total = queued + layers
         return HostCost(
