@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,15 +154,15 @@ def _free_clocks(
     begin = highest_Hz_P - (highest_Hz_P - clock_Hz_K[0]) / 2 ** (_HALVINGS + 1)
     clocks = []
     for stretch in cycle:
-        if (begin == highest_Hz_P).all():
-            clocks.append(highest_Hz_P)
-            continue
-        rising = stretch.rising()
-        move = _clock_response(rising, clock_Hz_K, highest_Hz_P, limit_W_P, highest_Hz_P, gain_Hz_per_J)
-        time = time_at_clock(rising.time_s_UK, clock_Hz_K, highest_Hz_P, rising.row_P)
-        keep = np.exp(-time / move.lag_s)
-        clocks.append(np.where(time > 0, move.mean(begin, keep, time), highest_Hz_P))
-        begin = move.end(begin, keep)
+        clock, rows = highest_Hz_P.copy(), np.flatnonzero(begin != highest_Hz_P)
+        if len(rows):
+            some, limit_W, highest_Hz = stretch.take(rows).rising(), limit_W_P[rows], highest_Hz_P[rows]
+            move = _clock_response(some, clock_Hz_K, highest_Hz, limit_W, highest_Hz, gain_Hz_per_J)
+            time = time_at_clock(some.time_s_UK, clock_Hz_K, highest_Hz, some.row_P)
+            keep = np.exp(-time / move.lag_s)
+            clock[rows] = np.where(time > 0, move.mean(begin[rows], keep, time), highest_Hz)
+            begin[rows] = move.end(begin[rows], keep)
+        clocks.append(clock)
     return clocks
 
 
@@ -336,11 +337,73 @@ def at_clock(
     values_UK: FloatArray, clock_Hz_K: FloatArray, clock_Hz_P: FloatArray, row_P: IntArray | None = None
 ) -> FloatArray:
     """Each row at its own clock, linear between the clocks given, [P]; `row_P` as in `crossing`."""
-    upper = np.minimum(np.maximum(np.searchsorted(clock_Hz_K, clock_Hz_P), 1), len(clock_Hz_K) - 1)
-    low, high = clock_Hz_K[upper - 1], clock_Hz_K[upper]
-    share = _between((clock_Hz_P - low) / (high - low), 0.0, 1.0)
-    below, above = _about(values_UK, upper, row_P)
-    return np.asarray(below * (1 - share) + above * share)
+    return ClockPlaces.of(clock_Hz_K, clock_Hz_P, len(values_UK), row_P).linear(values_UK)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClockPlaces:
+    """Where clocks of some rows lie between those that they are priced at, looked up once for all that is read there.
+
+    Attributes:
+        below_P, above_P: place of each row's value at the next lower and the next higher of these, among the values of
+            all rows at the lowest clock, those at the next one behind them, and so on.
+        low_Hz_P, high_Hz_P: these two clocks.
+        clock_Hz_P: the clocks themselves.
+    """
+
+    below_P: IntArray
+    above_P: IntArray
+    low_Hz_P: FloatArray
+    high_Hz_P: FloatArray
+    clock_Hz_P: FloatArray
+
+    @classmethod
+    def of(
+        cls, clock_Hz_K: FloatArray, clock_Hz_P: FloatArray, rows: int, row_P: IntArray | None = None
+    ) -> ClockPlaces:
+        """Of so many rows; `row_P` as in `crossing`."""
+        upper_P = np.minimum(np.maximum(np.searchsorted(clock_Hz_K, clock_Hz_P), 1), len(clock_Hz_K) - 1)
+        above_P = rows * upper_P + (np.arange(rows) if row_P is None else row_P)
+        return cls(
+            below_P=above_P - rows,
+            above_P=above_P,
+            low_Hz_P=clock_Hz_K.take(upper_P - 1),
+            high_Hz_P=clock_Hz_K.take(upper_P),
+            clock_Hz_P=clock_Hz_P,
+        )
+
+    def linear(self, values_UK: FloatArray) -> FloatArray:
+        """Values that are linear in the clock, [P]."""
+        return self._mean(*self.beside(values_UK), self._share_P)
+
+    def times(self, time_UK: FloatArray) -> FloatArray:
+        """Times, linear in the period, [P]: exact for work that follows the clock, and for work that doesn't."""
+        return self._mean(*self.beside(time_UK), self._period_share_P)
+
+    def cycles(self, cycles_UK: FloatArray) -> FloatArray:
+        """Clock cycles, which over the clock are linear in the period, as times are, [P]."""
+        below, above = self.beside(cycles_UK)
+        return self._mean(below / self.low_Hz_P, above / self.high_Hz_P, self._period_share_P) * self.clock_Hz_P
+
+    def beside(self, values_UK: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Values at the lower and at the higher clock, [P] each."""
+        flat = np.asfortranarray(values_UK).T.reshape(-1)
+        return flat.take(self.below_P), flat.take(self.above_P)
+
+    @staticmethod
+    def _mean(below: FloatArray, above: FloatArray, share_P: FloatArray) -> FloatArray:
+        return np.asarray(below * (1 - share_P) + above * share_P)
+
+    @cached_property
+    def _share_P(self) -> FloatArray:
+        """Of the way from the lower clock to the higher one."""
+        return _between((self.clock_Hz_P - self.low_Hz_P) / (self.high_Hz_P - self.low_Hz_P), 0.0, 1.0)
+
+    @cached_property
+    def _period_share_P(self) -> FloatArray:
+        """Of the way between their periods, which fall."""
+        period, lowest, highest = -1 / self.clock_Hz_P, -1 / self.low_Hz_P, -1 / self.high_Hz_P
+        return _between((period - lowest) / (highest - lowest), 0.0, 1.0)
 
 
 def _about(values_UK: FloatArray, upper_P: IntArray, row_P: IntArray | None = None) -> tuple[FloatArray, FloatArray]:
@@ -354,8 +417,8 @@ def _about(values_UK: FloatArray, upper_P: IntArray, row_P: IntArray | None = No
 def time_at_clock(
     time_UK: FloatArray, clock_Hz_K: FloatArray, clock_Hz_P: FloatArray, row_P: IntArray | None = None
 ) -> FloatArray:
-    """The same for times, linear in the period: exact for work that follows the clock, and for work that doesn't."""
-    return at_clock(time_UK, -1 / clock_Hz_K, -1 / clock_Hz_P, row_P)
+    """The same for times, linear in the period (`ClockPlaces.times`)."""
+    return ClockPlaces.of(clock_Hz_K, clock_Hz_P, len(time_UK), row_P).times(time_UK)
 
 
 def time_at_clocks(time_UK: FloatArray, clock_Hz_K: FloatArray, clock_Hz_UK: FloatArray) -> FloatArray:

@@ -43,8 +43,8 @@ class HostCost:
     def __add__(self, other: HostCost) -> HostCost:
         return HostCost(forward_s=self.forward_s + other.forward_s, backward_s=self.backward_s + other.backward_s)
 
-    def times(self, factor: float) -> HostCost:
-        """That many of it."""
+    def times(self, factor: FloatArray | float) -> HostCost:
+        """That many of it; in all plans, or in each, [P, 1]."""
         return HostCost(forward_s=factor * self.forward_s, backward_s=factor * self.backward_s)
 
 

@@ -32,7 +32,7 @@ _OF_WEIGHTS = frozenset(
     }
 )
 
-_ROWS = 1024  # of shapes that are priced together: at 8 clocks 64 KiB an array, several of which a core's cache holds
+_ROWS = 4096  # of shapes that are priced together: at 8 clocks 256 KiB an array, some of which a core's cache holds
 
 
 @dataclass(kw_only=True)

@@ -65,6 +65,8 @@ class PrecisionRecipe:
         matmul_dtype: type of the operands of products inside layers, whose rate `device.precision` takes from the GPU's
             peaks; those of 8 and 4 bits are cast by kernels beforehand.
         cast_B: bytes that these move of an element, all of them together.
+        layer_B: bytes of a layer's parameter that is kept, where it differs from `weight_B`; `gathered_B` of one that
+            data-parallel ranks gather, where it differs from an element.
         splits_accumulation: in products of cast gradients sums go to float32 every 128 of depth.
     """
 
@@ -78,6 +80,8 @@ class PrecisionRecipe:
     update_B: float = _UPDATE_B
     matmul_dtype: Dtype = "bf16"
     cast_B: float = 4.0
+    layer_B: float | None = None
+    gathered_B: float | None = None
     splits_accumulation: bool = False
 
     def with_states(self, *, state_B: float, update_B: float) -> PrecisionRecipe:
@@ -167,6 +171,7 @@ class Framework:
         captured: CUDA graphs of passes are replayed where a plan asks for it: the host queues none of their kernels.
         softmax: without flash attention, `fused` scales, masks and normalises in one kernel where it can run; `plain`
             fills the mask in, then normalises.
+        plain_softmax_time: of `plain` kernels over scores, over what torch 2.11's take on an H200.
         dropout: attention probabilities and the output of every block pass through dropout.
         fused_dropout: that of blocks is one kernel with their bias and the residual's sum; else kernels apart.
         moment_dtypes, master_dtypes: types that its optimizers keep moments and master weights in, where a plan asks;
@@ -179,6 +184,10 @@ class Framework:
         step_read_B: bytes a parameter that kernels up to there move; in `optimizer_B`.
         optimizer_B: bytes a parameter that kernels of a step move beyond those of one that does all at once;
             `sharded_optimizer_B` beside these from ZeRO 1 on.
+        gradients_B: bytes a parameter that kernels of a step move, beside these, of gradients that no ZeRO stage below
+            2 shards.
+        sums_B: bytes a parameter that adding a micro-batch's gradients to what is there moves, of the first one's too;
+            None: as torch's, of all others.
         host_update_B: bytes a parameter that an update on the host moves through its memory.
         eager_sharding: what sharding a tensor adds are plain kernels, one after another: the vocabulary-parallel loss
             and embedding, norms over all heads, rows of several ranks sorted by expert again.
@@ -195,11 +204,18 @@ class Framework:
         latent_calls: of attention by latents, beyond plain attention's, forward and backward.
         busy_waits: a GPU that waits for others does so in a collective's kernel, which draws power.
 
+        checks_collectives: a plan asks torch to compare every collective over the hosts of its ranks beforehand
+            (`step.collective_checks`).
+        message_s: that a stage waits for the host around every message that says of what shape a tensor is, and around
+            the tensor; of the `described` pipeline.
+
         moe: form of its Mixture-of-Experts block.
         host_factors: host time of its kernels over that of torch's.
 
         keeps_norm_shards: under sequence parallelism a product keeps the shard of its input and gathers it again in the
             backward pass (Korthikanti et al. 2022, section 4.2.2); else the whole.
+        frees_late: it keeps the shard, but a host that runs ahead of the device cannot use again what collectives still
+            hold, about as much as whole inputs; one that waits for others (`checks_collectives`) can.
         may_keep_norm_shards: a setting of its own, or a later version, keeps the shard after all.
         gated_tensors: of a gated block's width, that it keeps: gate, its activation, up-projection and their product; a
             kernel that makes the product of gate and up-projection keeps no activation.
@@ -220,6 +236,8 @@ class Framework:
         deterministic: kernels give the same bits every time (torch.use_deterministic_algorithms).
         keeps_score_buffer: unfused attention multiplies queries and keys into a buffer that stays from layer to layer;
             what is gathered goes into it too.
+        context_B: of the context, with the kernels and libraries that it loads, and of communicators; None: as the
+            calibration has it of torch's.
         counts_passes: what passes make beside what they keep is known of its code: gradients on their way through the
             last block, the final norm's input and output, the message last sent.
         memory_log_error: standard deviation of log(measured / predicted) of peak memory in published runs of it, beside
@@ -230,17 +248,28 @@ class Framework:
             `distributed-optimizer` (Megatron's), or `flattened`: gradients are copied into one buffer, scaled,
             all-reduced under any ZeRO stage and copied back, behind nothing (DeepSpeed, FastMoE).
         replicates_shards: ZeRO may shard over groups of ranks, each for itself (`parallel.replicas`).
+        all_reduces: gradients are all-reduced under ZeRO 1, too, rather than scattered.
+        gradient_bucket_B: without ZeRO they are, in messages of so many bytes of 16-bit gradients; None: in one.
+        gathered_tensor_s: of each tensor and each rank that has a part of it, to copy that part to its place when ZeRO
+            has gathered parameters.
         reduce_bucket_B: of the buffer that gradients under ZeRO are reduced in, allocated for a backward pass whatever
             the size of the model; `largest_expert_group`: parameters of experts that the optimizer steps together.
         steps_whole_experts_along: where experts are not spread over ranks, the optimizer steps them in one group with
             all other parameters; else always apart.
         pipeline: `torch` (torch.distributed.pipelining: a buffer for every message, for which the host does not wait),
-            `megatron` (a stage sends and receives together), or `deepspeed` (one message after another, each cut among
-            tensor-parallel ranks, which gather it again).
+            `megatron` (a stage sends and receives together), `deepspeed` (one message after another, each cut among
+            tensor-parallel ranks, which gather it again), or `described` (one after another, each tensor behind two
+            messages that say its shape).
+        message_copy_Bps: of the `deepspeed` pipeline: how fast the host fills a buffer with zeros, and copies it to the
+            device, for every tensor that a pass receives.
         cuts_messages: where all tensor-parallel ranks of a stage hold the same activation, each sends a part of it, and
             those of the next stage gather it (Narayanan et al. 2021, section 4.1); of the `megatron` pipeline.
         cuts_by_cost: a pipeline's stages take layers until they have more than their share of the products' weights,
             the head's among them; else layers count alike.
+        gathers_inputs_again: under sequence parallelism a backward pass gathers the inputs of products again beside the
+            product that gives their gradient, which it scatters beside the one that gives the weight's.
+        copies_heads: kernels put queries, keys and values in order, keys and values together, and again in order.
+        eager_loss_B: bytes of a logit that plain kernels of the loss move, forward and backward; None: as torch's.
         gathers_keys: ranks of context parallelism gather keys and values, once a pass, beside attention to their own;
             else these go around a ring, a message beside attention to each block.
         cp_comm: how they reach keys and values where a plan says so (`plan.context_comm`).
@@ -251,6 +280,9 @@ class Framework:
         dispatched_B: bytes of an element of a row on its way to an expert; None: as of activations.
         gradient_wire_B: bytes of a gradient element that is exchanged; None: as in memory.
 
+        parameter_dtype: of layers' weights where products are of 8 bits and a plan does not say; None: as its recipes
+            count them.
+        tp_buffers: exchanges of tensor parallelism run over buffers of their own, where a plan says so.
         offload: what the host keeps where a plan says so.
         lora: adapters, beside which all is frozen, where a plan says so.
         forward_only: nothing is trained: a step is its forward passes, of which nothing is kept.
@@ -268,6 +300,7 @@ class Framework:
     compiles: bool = False
     captured: bool = False
     softmax: Literal["fused", "plain"] = "fused"
+    plain_softmax_time: float = 1.0
     dropout: bool = False
     fused_dropout: bool = False
     moment_dtypes: tuple[MomentDtype, ...] = ("fp32",)
@@ -279,6 +312,8 @@ class Framework:
     step_read_B: float = 0.0
     optimizer_B: float = 0.0
     sharded_optimizer_B: float = 0.0
+    gradients_B: float = 0.0
+    sums_B: float | None = None
     host_update_B: float = _HOST_UPDATE_B
     eager_sharding: bool = False
 
@@ -290,11 +325,14 @@ class Framework:
     latent_calls: tuple[float, float] = (0.0, 0.0)
     deterministic_host: float = 1.0
     busy_waits: bool = False
+    checks_collectives: bool = False
+    message_s: float = 0.0
 
     moe: MoeForm = PLAIN_FORM
     host_factors: HostFactors = HostFactors()
 
     keeps_norm_shards: bool = False
+    frees_late: bool = False
     may_keep_norm_shards: bool = False
     gated_tensors: float = 4.0
     keeps_expert_outputs: bool = True
@@ -308,17 +346,25 @@ class Framework:
     experts_workspace_B: Mapping[str, float] | None = field(default=None, hash=False)
     deterministic: bool = False
     keeps_score_buffer: bool = False
+    context_B: float | None = None
     counts_passes: bool = False
     memory_log_error: float | None = None
 
     overlapped: frozenset[OverlapAxis] = frozenset()
     data_parallel: Literal["ddp-fsdp2", "distributed-optimizer", "flattened"] = "distributed-optimizer"
+    all_reduces: bool = False
+    gradient_bucket_B: float | None = None
+    gathered_tensor_s: float = 0.0
     replicates_shards: bool = False
     reduce_bucket_B: float = 0.0
     largest_expert_group: float = math.inf
     steps_whole_experts_along: bool = False
-    pipeline: Literal["torch", "megatron", "deepspeed"] = "megatron"
+    pipeline: Literal["torch", "megatron", "deepspeed", "described"] = "megatron"
+    message_copy_Bps: float = math.inf
     cuts_messages: bool = False
+    gathers_inputs_again: bool = False
+    copies_heads: bool = False
+    eager_loss_B: tuple[float, float] | None = None
     gathers_keys: bool = False
     cp_comm: str | None = None
     cuts_by_cost: bool = False
@@ -327,6 +373,8 @@ class Framework:
     dispatched_B: float | None = None
     gradient_wire_B: float | None = None
 
+    parameter_dtype: Literal["bf16", "fp8"] | None = None
+    tp_buffers: bool = False
     offload: HostOffload | None = None
     lora: Lora | None = None
     forward_only: bool = False

@@ -31,7 +31,15 @@ from moemodel.model.frameworks.base import Framework, Precision, PrecisionRecipe
 # A name has its own line; the form of experts' blocks is code; what is left of memory was seen of known code
 _NOT_SAID = frozenset({"name", "precisions", "moe", "workspace_B", "memory_log_error"})
 _NOT_SAID |= {"deterministic_workspace_B", "experts_workspace_B"}
-_NOT_SAID |= {"captured", "forward_only", "cp_comm", "offload", "lora", "deterministic"}  # a plan says these
+_NOT_SAID |= {
+    "captured",
+    "forward_only",
+    "cp_comm",
+    "tp_buffers",
+    "offload",
+    "lora",
+    "deterministic",
+}  # a plan says these
 _NAME = Field(min_length=1, max_length=100, pattern=r"^[\w.-]+$")
 
 

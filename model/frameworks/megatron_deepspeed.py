@@ -20,11 +20,24 @@ MEGATRON_DEEPSPEED = Framework(
     flash_attention=False,
     softmax="plain",
     fused_optimizer=True,
+    # its throughput timer, which is on by default, waits for the device before every forward pass (deepspeed 0.16,
+    # utils/timer.py, ThroughputTimer.start; Sailor's deepspeed/pipe_engine.py, _exec_forward_pass)
+    synchronizes_every_pass=True,
+    # both passes of 24 layers take 70 ms by steps of one sequence on GH200; how they share them, by those of two and
+    # four (Sailor's OPT-350M), and by the order of four plans on A100 (results/parallelism.py, MEASURED_FASTEST)
+    host_factors=HostFactors(forward=3.0, backward=1.05),
+    # by Sailor's profile of layers without tensor parallelism on a GH200 (sailor_planner/profiles/OPT-350/GH-96, torch
+    # 2.5): 1 to 4 sequences forward and backward; backward passes over more than 2 GB of scores take longer still
+    plain_softmax_time=1.25,
     host_update_B=4 * 4.0 + 3 * 4.0 + 2.0,  # DeepSpeed's, as in `deepspeed`
-    # as Megatron Core's layers without Transformer Engine, measured (megatron_core.py): assumed
-    host_factors=HostFactors(forward=2.19, backward=1.51),
     pipeline="deepspeed",  # Sailor's deepspeed/pipe_engine.py too cuts what it sends, whatever the configuration says
+    # `torch.zeros(...).cuda()` in Sailor's deepspeed/utils.py, reconstruct_tensor: pages that are touched first and not
+    # pinned; so fast by its pipelines of 2 and 4 stages
+    message_copy_Bps=1e10,
     keeps_norm_shards=True,
-    memory_log_error=0.2,  # Sailor's runs on GH200, of which nvidia-smi was read: what the allocator caches is in it
+    # what nvidia-smi has beside the allocator's: fused kernels of Apex and of Megatron (4.76e9 in Sailor's
+    # Planner/simulations/runtime_simulator.py, get_memory_footprint_on_gpu, which says that it depends on the platform)
+    context_B=4.76e9,
+    memory_log_error=0.1,  # assumed: Sailor's fifteen runs err by 2 %, but are of one model
     logit_B=12.0,  # logits, the softmax and its gradient, all float32
 )

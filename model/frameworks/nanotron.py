@@ -1,8 +1,9 @@
 """Nanotron, as Hugging Face's Ultra-Scale Playbook ran it: Llama models with tensor (reduce-scatter), data and pipeline
-parallelism.
+parallelism. Files are those of huggingface/nanotron, branch nouamane/bench2, whose trainer wrote those runs' table.
 
-The facts are those of `bench/memory.py`'s rows: what its runs hold between steps, to 1 %, is 10 bytes a parameter that
-no ZeRO stage shards and 12 that it does.
+What its runs hold between steps, to 1 % of `bench/memory.py`'s rows, is 10 bytes a parameter that no ZeRO stage shards
+and 12 that it does. What is said to be seen was fitted to rows of one of two models, and holds for the other
+(`docs/frameworks.md`).
 """
 
 from __future__ import annotations
@@ -20,12 +21,28 @@ NANOTRON = Framework(
     fused_kernels=frozenset({"rms_norm"}),  # flash-attention's in Triton (nn/layer_norm.py, TritonRMSNorm)
     attention="flash2",  # flash_attn_varlen_func (models/llama.py), of flash-attn 2
     eager_loss=True,  # sharded_cross_entropy, float32, whole vocabularies too (tensor_parallel/functional.py)
-    # as Megatron Core's layers without Transformer Engine, measured (megatron_core.py), whose functions of tensor
-    # parallelism it has: assumed
-    host_factors=HostFactors(forward=2.19, backward=1.51),
-    # what most of those runs hold grows with tp by two whole inputs a layer; later code gathers them again
-    # (tp_recompute_allgather)
+    # to 32 bits (6), largest (4), difference (8), exponential (8), sum (4), division (8); scale (8), to 16 bits (6)
+    eager_loss_B=(38.0, 14.0),
+    copies_heads=True,  # models/llama.py, CausalSelfAttention
+    # 1.2 times Megatron Core's layers without Transformer Engine, whose functions of tensor parallelism it has: seen of
+    # one sequence in tensor parallelism inside a node, where a layer takes 4.4 ms of either model
+    host_factors=HostFactors(forward=2.63, backward=1.81),
+    gathers_inputs_again=True,  # tensor_parallel/functional.py, _ColumnLinearAsyncCommunication; tp_recompute_allgather
+    sums_B=10.0,  # 16-bit gradients into float32 ones, of every micro-batch (optim/gradient_accumulator.py)
+    # clipped (8: optim/clip_grads.py) and filled with zeros (4), whoever updates the parameters; these to 16 bits (6)
+    gradients_B=12.0,
+    optimizer_B=6.0,
+    # DDP's hook reduces float32 sums (optim/gradient_accumulator.py, get_fp32_accum_hook; ddp_bucket_cap_mb); under
+    # ZeRO 1 there is no DDP, and all are reduced at once (trainer.py, training_step)
+    all_reduces=True,
+    gradient_bucket_B=25 * 2.0**20,
+    gathered_tensor_s=4.5e-6,  # distributed.py, all_gather_coalesced; seen of data parallelism over 32 to 256 GPUs
+    pipeline="described",
+    # seen of stages of two layers whose host binds: 2 ms of a micro-batch's passes, in 18 messages, are no layer's
+    message_s=1e-4,
+    # inputs are gathered again, but most of those runs hold two whole ones a layer more than their shards
     keeps_norm_shards=False,
+    frees_late=True,
     may_keep_norm_shards=True,
     cuts_by_cost=True,  # models/base.py, build_model; models/llama.py, get_block_compute_costs
     gated_tensors=4.0,  # its activation and product are two kernels (nn/activations.py, GLUActivation)

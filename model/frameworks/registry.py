@@ -19,6 +19,7 @@ from moemodel.model.frameworks.megatron_lm import (
     MEGATRON_LM_OVERLAPPED,
 )
 from moemodel.model.frameworks.nanotron import NANOTRON
+from moemodel.model.frameworks.nemo import NEMO
 from moemodel.model.frameworks.torch_native import TORCH
 from moemodel.model.frameworks.torchtitan import TORCHTITAN
 
@@ -38,6 +39,7 @@ FRAMEWORKS: dict[str, Framework] = {
         MEGATRON_CORE_LOCAL,
         MEGATRON_DEEPSPEED,
         NANOTRON,
+        NEMO,
         TORCHTITAN,
     )
 }

@@ -91,7 +91,7 @@ def pipeline_of(plan: Plan, machine: System) -> Pipeline:
     )
     blocks = BlockCosts(architecture, batch, machine=machine, power=power, clock_Hz_K=context.clock_Hz_K)
     pp, virtual = plan.parallel.pp, plan.parallel.virtual_stages
-    pipe = PipelineStep(blocks.at(np.arange(1)), stages(architecture, *batch.pipeline(0)), machine)
+    pipe = PipelineStep(blocks.at(np.arange(1), stages(architecture, *batch.pipeline(0))), machine)
     made = _stage_tables(pipe, context)
     of_stage = {
         s: found

@@ -14,7 +14,10 @@ from pydantic import Field
 from moemodel.model.core.documents import Real, Strict
 from moemodel.model.core.errors import InputError
 
-_Kind = Literal["infiniband", "ethernet"]
+_Kind = Literal["infiniband", "ethernet", "efa"]
+# Trees over more than two nodes, over what they do by NCCL's own figures: all-reduces of 1 GiB over 4 to 64 nodes of
+# eight H100, as `efa-p5` in `presets/networks.json`
+_TREES_OF_EFA = 0.74
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,17 @@ class Link(Strict):
         default=None, description="share of the bandwidth that large messages reach; null: as published tests did"
     )
     source: str = "the plan"
+
+    @property
+    def simple_alone(self) -> bool:
+        """Whether NCCL runs no protocol over it but the simple one. EFA's packets may come in any order, which others
+        don't bear (aws/aws-ofi-nccl, issue 76; src/platform-aws.c, `force_proto_simple`)."""
+        return self.network == "efa"
+
+    @property
+    def trees_reach(self) -> float:
+        """Of what trees over more than two nodes do by NCCL's own figures."""
+        return _TREES_OF_EFA if self.network == "efa" else 1.0
 
     @property
     def reached(self) -> Reached:

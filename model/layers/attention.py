@@ -157,6 +157,8 @@ class AttentionBlock(Block):
             yield LayerOp(kind=Kind.RMS_NORM, shape=Shape(m=batch.tokens * kv_heads, n=a.head_dim))
         if a.rotary:
             yield LayerOp(kind=Kind.ROTARY, shape=Shape(m=batch.tokens, n=q + kv))
+        if batch.framework.copies_heads:  # all three put in order; keys and values together, and in order again
+            yield elementwise(batch.tokens * (q + 3 * (kv + values)), 2.0, (2.0,))
 
     def _kv_heads(self, batch: MicroBatch) -> FloatArray:
         """Of one GPU: shared out, or each copied to as many ranks. [P]"""
@@ -326,8 +328,10 @@ class AttentionBlock(Block):
 def _softmax(batch: MicroBatch, scores: FloatArray, many: FloatArray) -> Iterator[LayerOp]:
     """Over so many scores of `many` sequences and heads."""
     if batch.framework.softmax == "plain":
+        longer = batch.framework.plain_softmax_time
         for there, kernels in zip(_SOFTMAX_PLAIN, _SOFTMAX_PLAIN_BACKWARD, strict=True):
-            yield elementwise(scores, there, kernels, attention_core=True)
+            backward = tuple(longer * kernel for kernel in kernels)
+            yield elementwise(scores, longer * there, backward, attention_core=True)
         return
     fused = ((many % _SOFTMAX_BATCHES == 0) & (batch.seq <= _SOFTMAX_LONGEST)).astype(np.float64)
     yield elementwise(scores, _SOFTMAX, (_SOFTMAX_BACKWARD,), attention_core=True, mask=fused)

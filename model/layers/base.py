@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -228,7 +228,8 @@ class LayerComm:
         collective: of `network.collectives.Collective`, by its name.
         size_B: of the full tensor, [P].
         forward, backward: how often, in a pass of either direction (recomputation not counted). [P] or the same in all.
-        overlap: `framework`: where the framework overlaps the axis; `always`, or `never`.
+        overlap: `framework`: where the framework overlaps the axis; `always`, or `never`; `products`: beside a third of
+            the layer's products in that pass.
         launch: what the host queues for it; None: nothing of its own.
         forward_launches, backward_launches: how many of these.
         skew: of an all-to-all: rows of the busiest rank over the mean. [P]
@@ -240,7 +241,7 @@ class LayerComm:
     size_B: FloatArray
     forward: FloatArray | float = 1.0
     backward: FloatArray | float = 1.0
-    overlap: Literal["framework", "always", "never"] = "framework"
+    overlap: Literal["framework", "always", "never", "products"] = "framework"
     launch: Literal["tensor_parallel", "sequence_parallel", "expert_parallel"] | None = None
     forward_launches: FloatArray | float = 0.0
     backward_launches: FloatArray | float = 0.0
@@ -370,8 +371,23 @@ def tensor_parallel_reduction(batch: MicroBatch, size_B: FloatArray) -> Iterator
     """
     whole, shares = 1 - batch.sequence_parallel, batch.sequence_parallel
     yield tensor_parallel(batch, "all_reduce", size_B, forward=whole, backward=whole)
-    yield tensor_parallel(batch, "reduce_scatter", size_B, forward=shares, backward=shares)
     yield tensor_parallel(batch, "all_gather", size_B, forward=shares, backward=shares)
+    if not batch.framework.gathers_inputs_again:
+        yield tensor_parallel(batch, "reduce_scatter", size_B, forward=shares, backward=shares)
+        return
+    yield tensor_parallel(batch, "reduce_scatter", size_B, forward=shares, backward=0.0)
+    scattered = tensor_parallel(batch, "reduce_scatter", size_B, forward=0.0, backward=shares)
+    yield replace(scattered, overlap="products")
+    yield from gathered_again(batch, size_B)
+
+
+def gathered_again(batch: MicroBatch, size_B: FloatArray) -> Iterator[LayerComm]:
+    """The input of a product under sequence parallelism, where a backward pass gathers it once more."""
+    if batch.framework.gathers_inputs_again:
+        again = tensor_parallel(
+            batch, "all_gather", size_B, forward=0.0, backward=np.asarray(batch.sequence_parallel, dtype=np.float64)
+        )
+        yield replace(again, overlap="products")
 
 
 def tensor_parallel(

@@ -15,7 +15,15 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.layers.base import LayerComm, LayerOp, MicroBatch, elementwise, linear, tensor_parallel
+from moemodel.model.layers.base import (
+    LayerComm,
+    LayerOp,
+    MicroBatch,
+    elementwise,
+    gathered_again,
+    linear,
+    tensor_parallel,
+)
 from moemodel.model.layers.layer import norm, norm_parameters
 from moemodel.model.operators.work import Kind, Shape
 
@@ -128,7 +136,9 @@ class HeadBlock:
         width = self.architecture.head_outputs / self._shards(batch.tp)
         whole = LayerOp(kind=Kind.CROSS_ENTROPY, shape=Shape(m=batch.tokens, n=width))
         if batch.framework.eager_loss and not self.architecture.classes:
-            yield elementwise(batch.tokens * width, _CUT_LOSS, (_CUT_LOSS_BACKWARD,))
+            moved = batch.framework.eager_loss_B
+            forward, backward = (_CUT_LOSS, _CUT_LOSS_BACKWARD) if moved is None else (moved[0] / 2, moved[1] / 2)
+            yield elementwise(batch.tokens * width, forward, (backward,))
             return
         if self.architecture.classes or not batch.adds_kernels("tp"):
             yield whole
@@ -169,6 +179,7 @@ class HeadBlock:
         size_B = batch.element_size_B * batch.tokens * self.architecture.hidden
         whole, shares = 1 - batch.sequence_parallel, batch.sequence_parallel
         yield tensor_parallel(batch, "all_gather", size_B, forward=shares, backward=0.0)
+        yield from gathered_again(batch, size_B)
         if self.architecture.classes:  # whole on every rank
             return
         for numbers in (1, 2):

@@ -125,6 +125,8 @@ class Fabric:
         nics_per_node: that the GPUs of a node have together.
         generation: of the GPUs.
         message_slows: computation, by this share while a message between nodes runs beside it; None: not known.
+        simple_alone: NCCL runs no other protocol over it.
+        trees_reach: of what trees over more than two nodes do by NCCL's own figures.
     """
 
     share: float
@@ -132,6 +134,8 @@ class Fabric:
     nics_per_node: int
     generation: Generation
     message_slows: float | None = None
+    simple_alone: bool = False
+    trees_reach: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +163,7 @@ class AcrossNodes:
         channels: that a group has (`channels`).
         generation: of the GPUs.
         latency_scale: of the network's latency, over that whose steps are known.
+        simple_alone, trees_reach: as of `Fabric`.
     """
 
     n: FloatArray
@@ -167,6 +172,8 @@ class AcrossNodes:
     channels: FloatArray
     generation: Generation
     latency_scale: float
+    simple_alone: bool = False
+    trees_reach: float = 1.0
 
     def choices(self, turns: float) -> tuple[Choice, ...]:
         """Rings, and trees of all-reduces; `turns` 2 of an all-reduce, 1 of its halves."""
@@ -180,6 +187,10 @@ class AcrossNodes:
     def _of_halves(self) -> tuple[Choice, ...]:
         return tuple(self._rings(1.0))
 
+    @property
+    def _protocols(self) -> tuple[_Protocol, ...]:
+        return (_SIMPLE,) if self.simple_alone else _PROTOCOLS
+
     @cached_property
     def _nodes(self) -> FloatArray:
         return np.asarray(self.n / self.local)
@@ -187,7 +198,7 @@ class AcrossNodes:
     def _rings(self, turns: float) -> Iterator[Choice]:
         steps, across = turns * (self.n - 1), turns * (self._nodes - 1)
         sent = turns * (self.n - 1) / self.n
-        for protocol in _PROTOCOLS:
+        for protocol in self._protocols:
             overhead_s, nic_s = (
                 self.latency_scale * each for each in (protocol.overheads * _NIC_OVERHEAD_s, protocol.nic_s)
             )
@@ -202,8 +213,8 @@ class AcrossNodes:
     def _trees(self) -> Iterator[Choice]:
         """Up and down a tree of nodes, in each of which it is a chain."""
         two, hops = self._nodes <= 2, np.floor(np.log2(np.maximum(self._nodes, 1.0)))
-        carried = np.where(two, 1.0, 2.0)  # over each NIC, over the tensor
-        for protocol in _PROTOCOLS:
+        carried = np.where(two, 1.0, 2.0 / self.trees_reach)  # over each NIC, over the tensor
+        for protocol in self._protocols:
             nic_s = hops * self.latency_scale * protocol.tree_nic_s
             limits = {_SIMPLE: self.generation.tree_Bps, _LL128: self.generation.tree_LL128_Bps}
             limit_Bps = self._limit_Bps(protocol, limits)

@@ -158,6 +158,8 @@ class Network:
             channels=channels(local, self.gpus_per_node, self.fabric, self.nic_Bps),
             generation=self.fabric.generation,
             latency_scale=self.nic_latency_s / REFERENCE_LATENCY_s,
+            simple_alone=self.fabric.simple_alone,
+            trees_reach=self.fabric.trees_reach,
         )
 
     def time_s(
@@ -280,6 +282,8 @@ def _fabric(gpu: Gpu, gpus_per_node: int, internode: Link, nics_per_node: int | 
         message_slows=message_slows(internode.bandwidth_GBps * 1e9, gpu.multiprocessors)
         if gpu.multiprocessors
         else None,
+        simple_alone=internode.simple_alone,
+        trees_reach=internode.trees_reach,
     )
 
 

@@ -187,6 +187,18 @@ def check_dispatch_dtype(routing: RoutingSpec, precision: Precision) -> None:
         )
 
 
+def check_parameter_dtype(asked: str | None, precision: Precision) -> None:
+    """Refuse a type of weights where products take them as they are.
+
+    Raises:
+        ValueError: what is allowed.
+    """
+    if asked is not None and precision not in EIGHT_BITS:
+        raise ValueError(
+            f"parameter_dtype: found {asked} with precision {precision}; allowed: null, or precision fp8 or mxfp8"
+        )
+
+
 def check_forward_only(plan: Plan) -> None:
     """Refuse what only training has in a plan of forward passes.
 
@@ -204,6 +216,7 @@ def check_forward_only(plan: Plan) -> None:
         "cross_entropy": (plan.cross_entropy, None),
         "deterministic": (plan.deterministic, None),
         "dropout": (plan.dropout, None),
+        "parameter_dtype": (plan.parameter_dtype, None),
         "optimizer": (None if plan.optimizer is None else "a block", None),
         "lora": (None if plan.lora is None else "a block", None),
         "offload": (None if plan.offload is None else "a block", None),
@@ -272,11 +285,25 @@ class Plan(NamesFiles):
     cuda_graphs: Switch | None = Field(
         default=None, description="passes are replayed as CUDA graphs, and not queued anew; null: they are queued"
     )
+    collective_checks: Switch | None = Field(
+        default=None,
+        description="torch's hosts compare every collective before it begins (TORCH_DISTRIBUTED_DEBUG=DETAIL); null: "
+        "they do not",
+    )
     deterministic: Switch | None = Field(
         default=None, description="kernels that give the same bits every time; null: the fastest"
     )
     gradient_dtype: Literal["bf16", "fp32"] | None = Field(
         default=None, description="type that gradients are summed in; null: as the framework does"
+    )
+    parameter_dtype: Literal["bf16", "fp8"] | None = Field(
+        default=None,
+        description="of layers' weights where products are of 8 bits: kept and gathered; null: as the framework does",
+    )
+    tp_comm_overlap: Switch | None = Field(
+        default=None,
+        description="exchanges of tensor parallelism run behind products, over buffers of their own; null: as the "
+        "framework does, without these",
     )
     cp_comm: CpComm | None = Field(
         default=None,
@@ -354,6 +381,15 @@ class Plan(NamesFiles):
     @model_validator(mode="after")
     def _rows_in_eight_bits(self) -> Plan:
         check_dispatch_dtype(self.routing, self.precision)
+        check_parameter_dtype(self.parameter_dtype, self.precision)
+        return self
+
+    @model_validator(mode="after")
+    def _buffers(self) -> Plan:
+        if self.tp_comm_overlap and self.parallel.tp > 1 and not self.parallel.sequence_parallel:
+            raise ValueError(
+                "tp_comm_overlap: found true without parallel.sequence_parallel; allowed: false, null, or with it"
+            )
         return self
 
     @model_validator(mode="after")

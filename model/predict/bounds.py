@@ -23,6 +23,7 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import FloatArray, IntArray
+from moemodel.model.core.heap import keep_freed_memory
 from moemodel.model.core.threads import in_threads
 from moemodel.model.device.power import PowerModel, power_model
 from moemodel.model.plan.batch import PlanBatch
@@ -60,6 +61,7 @@ def lower_bounds(architecture: Architecture, plans: PlanBatch, machine: System) 
     Raises:
         CalibrationError: the calibration lacks an operator that the architecture needs.
     """
+    keep_freed_memory()
     power = power_model(machine.calibration, inlet_C=machine.inlet_C)
     clock_Hz_K = priced_clocks(machine.calibration, power)
     blocks = BlockCosts(architecture, plans, machine=machine, power=power, clock_Hz_K=clock_Hz_K).least()
@@ -67,7 +69,7 @@ def lower_bounds(architecture: Architecture, plans: PlanBatch, machine: System) 
 
     def least(rows: IntArray) -> tuple[IntArray, FloatArray, FloatArray]:
         pipeline = stages(architecture, *plans.pipeline(int(rows[0])))
-        return (rows, *_least(PipelineStep(blocks.at(rows), pipeline, machine), power, lowest_Hz))
+        return (rows, *_least(PipelineStep(blocks.at(rows, pipeline), machine), power, lowest_Hz))
 
     step_s, energy_J = np.zeros((2, len(plans)))
     for rows, least_s, least_J in in_threads(least, rows_by_pipeline(plans.pipeline_columns, _ROWS)):

@@ -22,7 +22,7 @@ import numpy as np
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.device.operator_cost import shares
 from moemodel.model.plan.batch import PlanBatch
-from moemodel.model.predict.phases import ClockedCost, DeviceCosts
+from moemodel.model.predict.phases import ByPhase, ClockedCost, DeviceCosts
 
 # Of the logarithm of dynamic energy: twenty H100s and H200s in eight groups, 12 degrees of freedom, measured for
 # this project (bench/chips.py). Sinha et al. (SC 2022, arXiv 2208.11035) saw the same work take 8 % longer between the
@@ -51,22 +51,22 @@ def on_straggler(device: DeviceCosts, factor_P: FloatArray) -> DeviceCosts:
     return device.map(partial(_taking, factor_P=factor_P))
 
 
-def on_mean_chip(device: DeviceCosts, unheld: DeviceCosts, factor_P: FloatArray) -> DeviceCosts:
+def on_mean_chip(device: DeviceCosts, unheld_J: ByPhase[FloatArray], factor_P: FloatArray) -> DeviceCosts:
     """What a stage does on its mean chip, [P, 1], which keeps the pace of the straggler and, where the limit holds
     this one back, draws as much: it works at a clock of its own and waits. Its work takes no more than at the clock
     that is asked for.
 
     Args:
         device: at the clocks that are set on the straggler.
-        unheld: at those that are asked for.
+        unheld_J: dynamic energy at those that are asked for, [P, 1].
         factor_P: see `straggler_factors`.
     """
-    return device.join(unheld, partial(_as_much, factor_P=factor_P))
+    return device.join(unheld_J, partial(_as_much, factor_P=factor_P))
 
 
-def _as_much(cost: ClockedCost, unheld: ClockedCost, factor_P: FloatArray) -> ClockedCost:
+def _as_much(cost: ClockedCost, unheld_J: FloatArray, factor_P: FloatArray) -> ClockedCost:
     """A phase of that chip."""
-    more_P = shares(unheld.energy_J, cost.energy_J)[:, 0]
+    more_P = shares(unheld_J, cost.energy_J)[:, 0]
     return _taking(cost, np.clip(more_P, 1.0, factor_P))
 
 

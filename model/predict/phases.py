@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from moemodel.model.core.arrays import FloatArray, IntArray
-from moemodel.model.device.dvfs import at_clock, time_at_clock
+from moemodel.model.device.dvfs import ClockPlaces
 from moemodel.model.device.power import PowerModel
 from moemodel.model.step.stage_cost import StageCost
 
@@ -57,11 +57,11 @@ class ClockedCost:
 
         `row_P`: which row each plan is; None: they are one for one.
         """
-        period_like_s = time_at_clock(self.cycles / clock_Hz_K, clock_Hz_K, clock_Hz_P, row_P)
+        places = ClockPlaces.of(clock_Hz_K, clock_Hz_P, len(self.time_s), row_P)
         return ClockedCost(
-            time_s=time_at_clock(self.time_s, clock_Hz_K, clock_Hz_P, row_P)[:, None],
-            energy_J=at_clock(self.energy_J, clock_Hz_K, clock_Hz_P, row_P)[:, None],
-            cycles=period_like_s[:, None] * clock_Hz_P[:, None],
+            time_s=places.times(self.time_s)[:, None],
+            energy_J=places.linear(self.energy_J)[:, None],
+            cycles=places.cycles(self.cycles)[:, None],
         )
 
     def times(self, factor: FloatArray) -> ClockedCost:

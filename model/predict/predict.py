@@ -15,6 +15,8 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray, at_rows, distinct_rows, largest, take_rows
+from moemodel.model.core.heap import keep_freed_memory
+from moemodel.model.device.dvfs import ClockPlaces
 from moemodel.model.device.power import PowerModel, power_model
 from moemodel.model.layers.adapted_model import model_adapters
 from moemodel.model.layers.flops import model_flops
@@ -35,10 +37,10 @@ from moemodel.model.predict.stage_clocks import (
 )
 from moemodel.model.predict.sustained_clock import sustained_clocks, total_power, within_limit
 from moemodel.model.predict.timeline import PipelineStep, Timeline, above_rounding
-from moemodel.model.schedule.pipeline_layout import members, stages
+from moemodel.model.step.layouts import Layout, layouts_of
 from moemodel.model.step.memory import Memory
 from moemodel.model.step.memory_fit import fit_probability
-from moemodel.model.step.stage_cost import BlockCosts, StageCost
+from moemodel.model.step.stage_cost import BlockCosts, StageCost, StageCosts
 from moemodel.model.step.system import System
 
 # Log errors for each factor e that the clock lies outside those measured: of device time, and of power. From what the
@@ -49,6 +51,7 @@ _POWER_OFF_CLOCK = 0.09
 # assumed: published bandwidths of DeepEP agree within 5 % (network.node_dispatch); how well they hold elsewhere,
 # with rows that do not fall evenly, nobody says
 _DISPATCH_ERROR = 0.15
+_MANY = 4096  # plans, whose arrays are larger than what glibc keeps unless it is told
 _TINY_S = 1e-30  # against dividing by nothing
 
 
@@ -80,20 +83,24 @@ class PricedPlans:
     """
 
     def __init__(self, architecture: Architecture, plans: PlanBatch, machine: System) -> None:
+        if len(plans) >= _MANY:
+            keep_freed_memory()
         self._architecture, self._plans, self._machine = architecture, plans, machine
         power = power_model(machine.calibration)
         self._clock_Hz_K = priced_clocks(machine.calibration, power)
         self._alike = alike = _AlikeButForClocks.of(plans)
         self._priced = priced = plans if alike is None else plans.take(alike.first)
         blocks = BlockCosts(architecture, priced, machine=machine, power=power, clock_Hz_K=self._clock_Hz_K)
-        own = [plans.has_clocks_by_stage] if plans.clock_limits_Hz.shape[1] else []
-        first, pipeline = distinct_rows([*priced.pipeline_columns, *own])
         self._pipelines = []
-        for index, row in enumerate(first):
-            rows = np.flatnonzero(pipeline == index)
-            every = rows if alike is None else np.flatnonzero(pipeline[alike.place] == index)
-            row_P = None if alike is None else np.searchsorted(rows, alike.place[every])
-            self._pipelines.append(_PricedPipeline.of(blocks, rows, row, every, plans.clock_Hz[every], row_P))
+        layouts = layouts_of(architecture, priced)
+        costs = blocks.at_each([(layout.rows, layout.pipeline) for layout in layouts])
+        for layout, of_layout in zip(layouts, costs, strict=True):
+            every, row_P = layout.rows, None
+            if alike is not None:
+                place = layout.place(len(priced))[alike.place]
+                every = np.flatnonzero(place >= 0)
+                row_P = place[every]
+            self._pipelines.append(_PricedPipeline.of(of_layout, layout, every, plans.clock_Hz[every], row_P))
 
     def predict(self, *inlets_C: float | None, temperature_C: float | None = None) -> list[Prediction]:
         """What each plan costs, with air of each temperature.
@@ -300,7 +307,7 @@ def _scattered(parts: list[tuple[IntArray, _MeanGpu]], size: int) -> _MeanGpu:
 
 @dataclass(frozen=True, kw_only=True)
 class _PricedPipeline:
-    """Plans that share a pipeline, at the clocks that blocks are priced at.
+    """Plans that are laid out together, at the clocks that blocks are priced at.
 
     Attributes:
         rows: which of the plans; `priced` which of those whose work is priced.
@@ -329,38 +336,32 @@ class _PricedPipeline:
     @classmethod
     def of(
         cls,
-        blocks: BlockCosts,
-        rows: IntArray,
-        row: int,
+        costs: StageCosts,
+        layout: Layout,
         every: IntArray,
         asked_Hz: FloatArray,
         row_P: IntArray | None,
         runs: StageRuns | None = None,
     ) -> _PricedPipeline:
-        """The plans at these rows of the blocks, which have the pipeline of one of them, and `every` plan that is like
-        one of them but for its clock; `runs` are theirs, where they are known."""
-        plans = blocks.plans
-        shape = plans.pipeline(row)
-        pipeline = stages(blocks.architecture, *shape)
-        costs = blocks.at(rows)
+        """The plans that are laid out so, and `every` plan that is like one of them but for its clock;
+        `runs` are theirs, where they are known."""
         counts = None
-        if plans.clock_limits_Hz.shape[1] and plans.has_clocks_by_stage[row]:
-            classes = members(blocks.architecture, *shape)
-            runs = StageRuns.of(classes, costs.plans) if runs is None else runs
-            counts = runs.counts(classes)
-        pipe = PipelineStep(costs, pipeline, blocks.machine, counts)
+        if layout.classes is not None:
+            runs = StageRuns.of(layout.classes, costs.plans) if runs is None else runs
+            counts = runs.counts(layout.classes)
+        pipe = PipelineStep(costs, costs.blocks.machine, counts)
         devices = [device_costs(cost) for cost in pipe.costs]
         return cls(
             rows=every,
-            priced=rows,
+            priced=layout.rows,
             asked_Hz=asked_Hz,
             row_P=row_P,
             pipe=pipe,
             devices=devices,
             timeline=pipe.timeline(devices),
-            memory=costs.fullest(pipeline),
+            memory=costs.fullest(),
             runs=runs,
-            blocks=blocks,
+            blocks=costs.blocks,
         )
 
     def solve(
@@ -374,10 +375,10 @@ class _PricedPipeline:
             errors = errors[0][self.row_P], errors[1][self.row_P]
         changes = [None] * len(self.devices) if self.runs is None else self.runs.changes
         factor_P = straggler_factors(pipe.plans)
-        unheld = self._at(self._asked(clock_Hz_K), changes, clock_Hz_K)
+        unheld_J = self._unheld_J(clock_Hz_K)
         for power, kept in zip(powers, clocks(clock_Hz_K, machine, powers, temperature_C), strict=True):
             held = self._at(kept, changes, clock_Hz_K)
-            devices = [on_mean_chip(device, free, factor_P) for device, free in zip(held, unheld, strict=True)]
+            devices = [on_mean_chip(device, free, factor_P) for device, free in zip(held, unheld_J, strict=True)]
             mean, watts = _mean_gpu(pipe, devices, pipe.timeline(devices), power, temperature_C, errors)
             figures = None if self.runs is None else self.runs.figures(kept, devices, watts)
             parts = StepParts(pipe=pipe, devices=devices, power=power, power_W=watts, runs=self.runs)
@@ -395,6 +396,14 @@ class _PricedPipeline:
             settled(device, clock, change, clock_Hz_K, self.row_P)
             for device, clock, change in zip(self.devices, clocks, changes, strict=True)
         ]
+
+    def _unheld_J(self, clock_Hz_K: FloatArray) -> list[ByPhase[FloatArray]]:
+        """Dynamic energy of each class of stages at the clocks that are asked for, [P, 1]."""
+        asked = self._asked(clock_Hz_K)
+        if self.runs is not None:
+            return [device.map(lambda cost: cost.energy_J) for device in self._at(asked, self.runs.changes, clock_Hz_K)]
+        places = ClockPlaces.of(clock_Hz_K, asked[0].forward, len(self.pipe.plans), self.row_P)  # one for all phases
+        return [device.map(lambda cost: places.linear(cost.energy_J)[:, None]) for device in self.devices]
 
     def _asked(self, clock_Hz_K: FloatArray) -> list[ByPhase[FloatArray]]:
         """The highest clock that each class of stages may have in each phase, [P]."""
@@ -448,7 +457,9 @@ class _PricedPipeline:
         if not len(rows):
             return [limits for _ in powers]
         some = self.rows[rows]
-        held = type(self).of(self.blocks, some, int(some[0]), some, self.asked_Hz[rows], None, runs.take(rows))
+        (layout,) = layouts_of(self.blocks.architecture, self.blocks.plans, some)
+        costs = self.blocks.at(some, layout.pipeline)
+        held = type(self).of(costs, layout, some, self.asked_Hz[rows], None, runs.take(rows))
         found = held._governed_by_stage(runs.take(rows), clock_Hz_K, machine, powers, temperature_C)
         return [
             [

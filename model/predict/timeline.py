@@ -16,7 +16,6 @@ from moemodel.model.device.operator_cost import shares
 from moemodel.model.device.power import PowerModel
 from moemodel.model.predict.phases import ByPhase, DeviceCosts, mean_clock_Hz, mean_switching
 from moemodel.model.schedule.base import StageTimes
-from moemodel.model.schedule.pipeline_layout import Stage
 from moemodel.model.step.communication_groups import OverlappableComm
 from moemodel.model.step.microbatch_comm import Exchange
 from moemodel.model.step.stage_cost import StageCost, StageCosts
@@ -70,7 +69,6 @@ class PipelineStep:
     def __init__(
         self,
         costs: StageCosts,
-        pipeline: tuple[Stage, ...],
         machine: System,
         runs: Sequence[Sequence[int]] | None = None,
     ) -> None:
@@ -78,9 +76,10 @@ class PipelineStep:
         self.plans = costs.plans
         self._phases_differ = runs is not None
         self._unlike = self.plans.changes_clock_within_a_step if runs is not None else None
-        runs = [[stage.count] for stage in pipeline] if runs is None else runs
-        self.counts = [count for of_class in runs for count in of_class]
-        self.costs = [cost for cost, of_class in zip(costs.stages(pipeline), runs, strict=True) for _ in of_class]
+        counts = [[_column(stage.count)] for stage in costs.pipeline] if runs is None else runs
+        self.counts = [count for of_class in counts for count in of_class]
+        self.costs = [cost for cost, of_class in zip(costs.stages(), counts, strict=True) for _ in of_class]
+        self._alone = len(self.counts) == 1 and bool(np.all(self.counts[0] == 1))
         self.m = self.plans.micro_batches[:, None].astype(np.float64)
         self._async_launch = self._launches_asynchronously(machine)
         p = self.plans
@@ -91,6 +90,7 @@ class PipelineStep:
         """The plans at these rows, repeated as asked; of the work of the device at the highest clock alone."""
         some = copy(self)
         some.plans = self.plans.take(rows)
+        some.counts = [count if isinstance(count, int) else count[rows] for count in self.counts]
         some.costs = [take_rows(cost.at_highest_clock(), rows) for cost in self.costs]
         some.m = at_rows(self.m, rows)
         some._async_launch, some._busy_waits = at_rows(self._async_launch, rows), at_rows(self._busy_waits, rows)
@@ -99,7 +99,7 @@ class PipelineStep:
     def _launches_asynchronously(self, machine: System) -> BoolArray:
         """Whether the host queues a step whatever the device has done of it, [P, 1]; else it waits in every pass."""
         framework = machine.framework
-        alone = sum(self.counts) == 1 or framework.pipeline == "torch"
+        alone = self._alone or framework.pipeline == "torch"
         synchronizes_host = np.logical_or.reduce([cost.host_sync_s > 0 for cost in self.costs])
         return np.asarray(~synchronizes_host & (alone and not framework.synchronizes_every_pass))
 
@@ -157,7 +157,7 @@ class PipelineStep:
         self, forward: list[FloatArray], backward: list[FloatArray], shares: list[FloatArray] | None = None
     ) -> FloatArray:
         """All micro-batches of a step; `shares` of gradients of weights in backward passes, if not the device's."""
-        if sum(self.counts) == 1:
+        if self._alone:
             return np.asarray(self.m * (forward[0] + backward[0]))
         shares = [cost.weight_share for cost in self.costs] if shares is None else shares
         times = StageTimes(forward_s=forward, backward_s=backward, weight_share=shares, counts=self.counts)
@@ -175,10 +175,8 @@ class PipelineStep:
         more = [cost.host_exchange_s / (2 * self.m) for cost in self.costs]  # in a pass
         host_forward = [cost.host.forward_s + more_s for cost, more_s in zip(self.costs, more, strict=True)]
         host_backward = [cost.host.backward_s + more_s for cost, more_s in zip(self.costs, more, strict=True)]
-        queued_s = largest([self._queued_s(cost) for cost in self.costs])
-        async_s = np.asarray(queued_s + self._exposed_step_s(host_forward, host_backward))
         if self._async_launch.all():
-            return async_s
+            return self._async_s(host_forward, host_backward)
         late_forward = [
             _late_pass_s(f, host_s, cost) for f, host_s, cost in zip(forward, host_forward, self.costs, strict=True)
         ]
@@ -196,14 +194,21 @@ class PipelineStep:
             _late_step_s(device.optimizer.time_s, cost) for device, cost in zip(devices, self.costs, strict=True)
         ]
         synchronous_s = passes_s + largest(optimizer) + self._exposed_step_s(late_forward, late_backward)
-        return np.asarray(np.where(self._async_launch, async_s, synchronous_s))
+        if not self._async_launch.any():
+            return np.asarray(synchronous_s)
+        return np.asarray(np.where(self._async_launch, self._async_s(host_forward, host_backward), synchronous_s))
+
+    def _async_s(self, host_forward: list[FloatArray], host_backward: list[FloatArray]) -> FloatArray:
+        """The step of a host that queues all of it whatever the device has done, which then waits in every pass."""
+        queued_s = largest([self._queued_s(cost) for cost in self.costs])
+        return np.asarray(queued_s + self._exposed_step_s(host_forward, host_backward))
 
     def late_by_phase_s(self, devices: list[DeviceCosts]) -> ByPhase[FloatArray]:
         """In a step, by how much each phase takes longer for the host than its device's own time, [P, X]; of a host
         that waits for the device in every pass, or is behind it all the time. Nothing in a pipeline.
         """
         none = np.zeros_like(devices[0].optimizer.time_s)
-        if sum(self.counts) > 1:
+        if not self._alone:
             return ByPhase(forward=none, backward=none, optimizer=none)
         (cost,), (device,) = self.costs, devices
         forward_s, backward_s = device.forward.time_s, device.backward.time_s
@@ -275,6 +280,11 @@ class PipelineStep:
         return np.asarray(self.comm_s(index, timeline) + self.m * beside_s.reshape(-1, 1))
 
 
+def _column(count: int | IntArray) -> int | IntArray:
+    """How many stages there are in all plans, or in each, [P, 1]."""
+    return count if isinstance(count, int) else count[:, None]
+
+
 def above_rounding(part_s: FloatArray, step_s: FloatArray) -> FloatArray:
     """Nothing, where a part of a step is what rounding leaves of it."""
     return np.where(part_s > _ROUNDING * step_s, part_s, 0.0)
@@ -310,8 +320,11 @@ def _exposed_of_step_s(
     """What passes of a micro-batch, and the time between them, do not hide of the exchange over data-parallel ranks
     (see `step.data_parallel`). What is idle hides what comes with either pass, but only once."""
     exchange = cost.step_exchange
-    behind_forward_s = (1 - cost.unoverlappable_fraction_forward) * _free_s(forward_s, cost.forward_exchange)
-    behind_backward_s = (1 - cost.unoverlappable_fraction_backward) * _free_s(backward_s, cost.backward_exchange)
+    windows_s = (forward_s, backward_s)
+    if not exchange.beside_all:
+        windows_s = (_free_s(forward_s, cost.forward_exchange), _free_s(backward_s, cost.backward_exchange))
+    behind_forward_s = (1 - cost.unoverlappable_fraction_forward) * windows_s[0]
+    behind_backward_s = (1 - cost.unoverlappable_fraction_backward) * windows_s[1]
     passes_forward, passes_backward = exchange.forward_passes[:, None], exchange.backward_passes[:, None]
     hidden_forward_s = _overlapped_s(exchange.forward, passes_forward * (behind_forward_s + idle_s))
     hidden_backward_s = _overlapped_s(exchange.backward, passes_backward * (behind_backward_s + idle_s))

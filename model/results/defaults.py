@@ -39,6 +39,10 @@ def _choices(plan: Plan, architecture: Architecture, machine: System) -> Iterato
         yield "cross_entropy", f"as {plan.backend} computes it"
         yield "deterministic", "false"
         yield "gradient_dtype", f"as {plan.backend} keeps it"
+        if plan.precision in EIGHT_BITS:
+            yield "parameter_dtype", f"as {plan.backend} keeps it"
+        if p.tp > 1:
+            yield "tp_comm_overlap", f"as {plan.backend} does"
         yield "dropout", f"as {plan.backend} has it"
         yield "optimizer", f"states as {plan.backend} keeps them"
         yield "offload", "none"

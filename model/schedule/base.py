@@ -81,13 +81,14 @@ class StageTimes:
     Attributes:
         forward_s, backward_s: of the passes; last axes broadcast.
         weight_share: of a backward pass, what the gradients of weights take, [P, 1].
-        counts: how many stages each class has; they stand side by side, in the order of the classes.
+        counts: how many stages each class has, in all plans or in each, [P, 1]; they stand side by side, in the order
+            of the classes.
     """
 
     forward_s: Sequence[FloatArray]
     backward_s: Sequence[FloatArray]
     weight_share: Sequence[FloatArray]
-    counts: Sequence[int]
+    counts: Sequence[int | IntArray]
 
     def take(self, rows: NDArray[np.int64]) -> StageTimes:
         """Those of the plans at these rows."""
@@ -95,12 +96,17 @@ class StageTimes:
             forward_s=[time[rows] for time in self.forward_s],
             backward_s=[time[rows] for time in self.backward_s],
             weight_share=[share[rows] for share in self.weight_share],
-            counts=self.counts,
+            counts=[count if isinstance(count, int) else count[rows] for count in self.counts],
         )
 
     def sum(self, times: Sequence[FloatArray]) -> FloatArray:
         """Over all stages."""
         return np.asarray(sum(count * time for count, time in zip(self.counts, times, strict=True)))
+
+    @property
+    def of_one_length(self) -> list[int]:
+        """Stages of each class, of plans of which all have as many."""
+        return [count if isinstance(count, int) else int(count[0, 0]) for count in self.counts]
 
 
 class Schedule(ABC):
@@ -115,6 +121,7 @@ class Schedule(ABC):
         least_rounds: micro-batches that it needs, over stages.
         keeps_every_micro_batch: all forward passes come before the first backward pass, so that a stage holds the
             activations of every micro-batch of a step.
+        any_length: what it answers for plans it answers for pipelines of several lengths at once.
     """
 
     name: ClassVar[str]
@@ -124,6 +131,7 @@ class Schedule(ABC):
     only_virtual: ClassVar[int | None] = None
     least_rounds: ClassVar[int] = 0
     keeps_every_micro_batch: ClassVar[bool] = False
+    any_length: ClassVar[bool] = False
 
     @abstractmethod
     def order(self, stage: int, sizes: Sizes[int]) -> list[Work]:
@@ -148,13 +156,13 @@ class Schedule(ABC):
         """
 
     @abstractmethod
-    def in_flight(self, stage: int, sizes: Sizes[IntArray]) -> FloatArray | IntArray:
+    def in_flight(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> FloatArray | IntArray:
         """Micro-batches whose activations a stage holds at once, at most; a chunk's count as 1 / v, [P]."""
 
-    def deferred(self, stage: int, sizes: Sizes[IntArray]) -> IntArray:  # noqa: ARG002
+    def deferred(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> IntArray:  # noqa: ARG002
         """Micro-batches whose weight gradients a stage puts off, [P]."""
         return np.zeros_like(sizes.micro_batches)
 
-    def earlier_losses(self, stage: int, sizes: Sizes[IntArray]) -> IntArray:
+    def earlier_losses(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> IntArray:
         """Micro-batches whose loss a last stage still holds when it begins the backward pass of another, [P]."""
         return self.deferred(stage, sizes)

@@ -23,6 +23,7 @@ _EVERY = tuple(schedule for one, interleaved in SCHEDULES.values() for schedule 
 _ONE_F_ONE_B = next(kind for kind, schedule in enumerate(_EVERY) if isinstance(schedule, OneFOneB))
 _WALKED = ZeroBubble()
 _SPLITS = np.array([schedule.splits_backward for schedule in _EVERY])
+_ANY_LENGTH = np.array([schedule.any_length for schedule in _EVERY])
 _FOLDS = np.array([schedule.folds for schedule in _EVERY])
 _ONLY_VIRTUAL = np.array([schedule.only_virtual or 0 for schedule in _EVERY[::2]])
 _LEAST_ROUNDS = np.array([schedule.least_rounds for schedule in _EVERY[::2]])
@@ -55,6 +56,11 @@ def _whole_passes(times: StageTimes) -> StageTimes:
     return replace(times, weight_share=[np.zeros_like(share) for share in times.weight_share])
 
 
+def _at(stage: int | IntArray, rows: Rows) -> int | IntArray:
+    """A stage of some of the plans; the same of all, or one of each."""
+    return stage if rows is None or isinstance(stage, int) else stage[rows]
+
+
 class PlanSchedules:
     """The schedules of P plans.
 
@@ -73,6 +79,11 @@ class PlanSchedules:
     def folds(self) -> BoolArray:
         """Where the first stage holds both ends of the model, [P]."""
         return np.asarray(_FOLDS[self._kinds] & (self._sizes.stages > 1))
+
+    @property
+    def any_length(self) -> BoolArray:
+        """Where pipelines of several lengths are asked about at once, [P]; all are without a pipeline."""
+        return np.asarray(_ANY_LENGTH[self._kinds] | (self._sizes.stages == 1))
 
     @property
     def splits_backward(self) -> BoolArray:
@@ -99,17 +110,17 @@ class PlanSchedules:
             once_s[rows] = _WALKED.makespan(_whole_passes(times.take(rows)), self._sizes.take(rows).column)
         return once_s if self._rounds is None else once_s * self._rounds[:, None]
 
-    def in_flight(self, stage: int) -> FloatArray:
+    def in_flight(self, stage: int | IntArray) -> FloatArray:
         """Micro-batches whose activations a stage holds at once, at most, [P]."""
-        return self._each(lambda schedule, sizes, _: schedule.in_flight(stage, sizes))
+        return self._each(lambda schedule, sizes, rows: schedule.in_flight(_at(stage, rows), sizes))
 
-    def deferred(self, stage: int) -> FloatArray:
+    def deferred(self, stage: int | IntArray) -> FloatArray:
         """Micro-batches whose weight gradients a stage puts off, [P]."""
-        return self._each(lambda schedule, sizes, _: schedule.deferred(stage, sizes))
+        return self._each(lambda schedule, sizes, rows: schedule.deferred(_at(stage, rows), sizes))
 
-    def earlier_losses(self, stage: int) -> FloatArray:
+    def earlier_losses(self, stage: int | IntArray) -> FloatArray:
         """Micro-batches whose loss a last stage still holds when it begins the backward pass of another, [P]."""
-        return self._each(lambda schedule, sizes, _: schedule.earlier_losses(stage, sizes))
+        return self._each(lambda schedule, sizes, rows: schedule.earlier_losses(_at(stage, rows), sizes))
 
     def changes(self, stage: int) -> list[int]:
         """How often a stage goes from one phase to another in a step, [P]."""

@@ -84,7 +84,7 @@ class DualPipeV(Schedule):
             out[rows] = _makespan(passes, rows, m)
         return out
 
-    def in_flight(self, stage: int, sizes: Sizes[IntArray]) -> FloatArray:  # noqa: ARG002
+    def in_flight(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> FloatArray:  # noqa: ARG002
         """As many on every stage: 2n chunks' when the first backward pass begins, and one more before each later one
         (DualPipe: the number of chunks and one, table 2)."""
         return np.asarray(np.minimum(sizes.stages + 0.5, sizes.micro_batches))
@@ -134,8 +134,8 @@ class _Passes:
 
     def __init__(self, times: StageTimes) -> None:
         self.shape = np.broadcast_shapes(*(t.shape for t in (*times.forward_s, *times.backward_s, *times.weight_share)))
-        self.stages = sum(times.counts)
-        place = [number for number, count in enumerate(times.counts) for _ in range(count)]
+        self.stages = sum(times.of_one_length)
+        place = [number for number, count in enumerate(times.of_one_length) for _ in range(count)]
         whole = [np.broadcast_to(t, self.shape) / 2 for t in times.forward_s]
         back = [np.broadcast_to(t, self.shape) / 2 for t in times.backward_s]
         shares = [np.broadcast_to(t, self.shape) for t in times.weight_share]

@@ -20,6 +20,7 @@ class GPipe(Schedule):
     name: ClassVar = "gpipe"
     messages: ClassVar = Messages.BEFORE_A_PASS
     keeps_every_micro_batch: ClassVar = True
+    any_length: ClassVar = True
 
     def order(self, stage: int, sizes: Sizes[int]) -> list[Work]:
         each = range(sizes.micro_batches)
@@ -34,8 +35,8 @@ class GPipe(Schedule):
             + turns * largest(list(times.backward_s))
         )
 
-    def in_flight(self, stage: int, sizes: Sizes[IntArray]) -> IntArray:  # noqa: ARG002
+    def in_flight(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> IntArray:  # noqa: ARG002
         return sizes.micro_batches
 
-    def earlier_losses(self, stage: int, sizes: Sizes[IntArray]) -> IntArray:  # noqa: ARG002
+    def earlier_losses(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> IntArray:  # noqa: ARG002
         return sizes.micro_batches - 1

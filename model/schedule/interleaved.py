@@ -34,7 +34,7 @@ class Interleaved(Schedule):
     def makespan(self, times: StageTimes, sizes: Sizes[IntArray]) -> FloatArray:
         return slowest_stage(times, sizes.micro_batches, filling=sizes.virtual)
 
-    def in_flight(self, stage: int, sizes: Sizes[IntArray]) -> FloatArray:
+    def in_flight(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> FloatArray:
         chunks = (sizes.virtual - 1) * sizes.stages + 2 * (sizes.stages - 1 - stage) + 1
         return np.minimum(chunks / sizes.virtual, sizes.micro_batches)
 

@@ -27,6 +27,7 @@ class OneFOneB(Schedule):
 
     name: ClassVar = "1f1b"
     messages: ClassVar = Messages.BEHIND_A_PASS
+    any_length: ClassVar = True
 
     def order(self, stage: int, sizes: Sizes[int]) -> list[Work]:
         warm = min(sizes.stages - stage, sizes.micro_batches)
@@ -40,9 +41,9 @@ class OneFOneB(Schedule):
     def makespan(self, times: StageTimes, sizes: Sizes[IntArray]) -> FloatArray:
         return slowest_stage(times, sizes.micro_batches, filling=1)
 
-    def in_flight(self, stage: int, sizes: Sizes[IntArray]) -> IntArray:
+    def in_flight(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> IntArray:
         """Those between a stage and the last."""
-        return np.minimum(sizes.stages - stage, sizes.micro_batches)
+        return np.asarray(np.minimum(sizes.stages - stage, sizes.micro_batches))
 
 
 def slowest_stage(times: StageTimes, micro_batches: IntArray, *, filling: IntArray | int) -> FloatArray:
@@ -59,7 +60,7 @@ def slowest_stage(times: StageTimes, micro_batches: IntArray, *, filling: IntArr
     longest = np.zeros_like(total)
     for f, b, t, count in zip(times.forward_s, times.backward_s, both, times.counts, strict=True):
         before = before + (count - 1) * t
-        later -= count  # stages behind the last of this class
+        later = later - count  # stages behind the last of this class
         after = total - before - t
         warm = np.minimum(later, micro_batches - 1)
         fill, drain = np.maximum(0.0, after - warm * f), np.maximum(0.0, after - warm * b)

@@ -9,15 +9,18 @@ stages, stage s holds the chunks s, s + pp, s + 2 pp, ... (Narayanan et al. 2021
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import accumulate
+from typing import TypeVar
 
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture, Layer
-from moemodel.model.core.arrays import IntArray, distinct_rows
+from moemodel.model.core.arrays import FloatArray, IntArray, distinct_rows
+
+_Part = TypeVar("_Part")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,10 @@ class Stage:
     head: bool
     first: int
     count: int
+
+    def take(self, rows: IntArray) -> Stage:  # noqa: ARG002
+        """That of the plans at these rows: the same."""
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +81,64 @@ class PipelineLayout(Architecture):
             chunks=chunks,
             costs=costs,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages:
+    """One class of stages in each of P plans, whose pipelines differ in length alone; names as in `Stage`.
+
+    Attributes:
+        layers: of each distinct layer, [P]; 0 where none holds any.
+        embedding, head: the same in all.
+        first, count: [P].
+    """
+
+    layers: tuple[FloatArray | int, ...]
+    embedding: bool
+    head: bool
+    first: IntArray
+    count: IntArray
+
+    @classmethod
+    def of(cls, each: Sequence[Stage], place: IntArray) -> Stages:
+        """Of some stages that are kin (`kinship`), and which of them each plan's is."""
+        layers = np.array([stage.layers for stage in each], dtype=np.float64)
+        return cls(
+            layers=tuple(column[place] if column.any() else 0 for column in layers.T),
+            embedding=each[0].embedding,
+            head=each[0].head,
+            first=np.array([stage.first for stage in each])[place],
+            count=np.array([stage.count for stage in each])[place],
+        )
+
+    def take(self, rows: IntArray) -> Stages:
+        """Those of the plans at these rows."""
+        return Stages(
+            layers=tuple(count if isinstance(count, int) else count[rows] for count in self.layers),
+            embedding=self.embedding,
+            head=self.head,
+            first=self.first[rows],
+            count=self.count[rows],
+        )
+
+
+Pipeline = Sequence[Stage] | Sequence[Stages]  # its classes of stages, in order of their first stage
+
+
+def held_layers(stage: Stage | Stages, parts: Iterable[_Part]) -> list[tuple[int | FloatArray, _Part]]:
+    """How many of each distinct layer a stage holds, and what is given of it; of those that it holds."""
+    every = zip(stage.layers, parts, strict=True)
+    return [(count, part) for count, part in every if not isinstance(count, int) or count]
+
+
+def each_as_one(pipelines: Sequence[tuple[Stage, ...]], place: IntArray) -> tuple[Stages, ...]:
+    """Pipelines that are kin as those of one batch of plans; `place` is which of them each plan has."""
+    return tuple(Stages.of(stages_of_class, place) for stages_of_class in zip(*pipelines, strict=True))
+
+
+def kinship(pipeline: Sequence[Stage]) -> tuple[Hashable, ...]:
+    """What pipelines have in common whose classes of stages hold the same ends, and layers of the same kinds."""
+    return tuple((tuple(count > 0 for count in s.layers), s.embedding, s.head) for s in pipeline)
 
 
 def distinct_layers(architecture: Architecture) -> tuple[Layer, ...]:

@@ -71,11 +71,11 @@ class ZeroBubble(Schedule):
                 out[some] = _makespan(stages.take(some).chunks(v), m, v)
         return out
 
-    def in_flight(self, stage: int, sizes: Sizes[IntArray]) -> IntArray:  # noqa: ARG002
+    def in_flight(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> IntArray:  # noqa: ARG002
         """As many on every stage as on the first, since the others put off weight gradients."""
         return np.minimum(sizes.stages, sizes.micro_batches)
 
-    def deferred(self, stage: int, sizes: Sizes[IntArray]) -> IntArray:
+    def deferred(self, stage: int | IntArray, sizes: Sizes[IntArray]) -> IntArray:
         return np.minimum(stage, sizes.micro_batches)
 
 
@@ -93,7 +93,7 @@ class _Stages:
         shape = np.broadcast_shapes(*(t.shape for t in (*times.forward_s, *times.backward_s, *times.weight_share)))
 
         def each(values: Iterable[FloatArray]) -> FloatArray:
-            return np.repeat(np.stack([np.broadcast_to(value, shape) for value in values]), times.counts, axis=0)
+            return np.repeat(np.stack([np.broadcast_to(value, shape) for value in values]), times.of_one_length, axis=0)
 
         shares = list(zip(times.backward_s, times.weight_share, strict=True))
         return cls(

@@ -50,6 +50,7 @@ from moemodel.model.plan.spec import (
     TokensOfRun,
     ZeroStage,
     check_dispatch_dtype,
+    check_parameter_dtype,
     check_tokens,
     in_todays_words,
 )
@@ -308,6 +309,8 @@ class Search(NamesFiles):
     global_batch: Count
     precision: Precision = "bf16-mixed"
     schedule: Schedules = (schedules.DEFAULT,)
+    parameter_dtype: Literal["bf16", "fp8"] | None = None
+    tp_comm_overlap: Switch | None = None
     cp_comm: CpComm | None = None
     dropout: Switch | None = None
     optimizer: OptimizerStates | None = None
@@ -355,6 +358,7 @@ class Search(NamesFiles):
             return self
         check_precision(self.backend, self.precision)
         check_dispatch_dtype(self.routing, self.precision)
+        check_parameter_dtype(self.parameter_dtype, self.precision)
         check_optimizer(self.optimizer, framework_of(self.backend), self.precision)
         check_tokens(self.tokens, self.global_batch, self.sequence_length)
         clocks = self.one_clock_MHz
@@ -429,7 +433,18 @@ class Search(NamesFiles):
 _PARALLEL = ("dp", "tp", "pp", "ep", "etp", "cp", "zero_stage", "replicas", "sequence_parallel", "virtual_stages")
 _FIXED = (
     *("architecture", "layers", "sequence_length", "global_batch", "precision", "backend"),
-    *("cp_comm", "dropout", "optimizer", "lora", "offload", "stage_layers", "power_cap_W", "tokens"),
+    *(
+        "parameter_dtype",
+        "tp_comm_overlap",
+        "cp_comm",
+        "dropout",
+        "optimizer",
+        "lora",
+        "offload",
+        "stage_layers",
+        "power_cap_W",
+        "tokens",
+    ),
 )
 
 

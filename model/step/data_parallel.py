@@ -39,6 +39,8 @@ from moemodel.model.step.communication_groups import Group, Groups, Overlappable
 
 _BUCKET_B = 25 * 2**20  # torch.nn.parallel.DistributedDataParallel, bucket_cap_mb
 _TENSORS = 7  # of a dense layer, that may fill a bucket each: four of attention, three of a gated block
+_LARGE_TENSORS = 3  # of a layer whose products are fused a mean byte is in a tensor of a third of it
+_HALF_B = 2.0  # of a 16-bit gradient
 _EXPERT_TENSORS = 2  # of an MoE layer: all experts' gate and up in one, and down (profiler.backends.torch_native.model)
 
 
@@ -74,7 +76,7 @@ class ExchangeCounts:
     reductions: FloatArray
 
     @classmethod
-    def of(cls, plans: PlanBatch, framework: Framework, stage: int) -> ExchangeCounts:
+    def of(cls, plans: PlanBatch, framework: Framework, stage: int | IntArray) -> ExchangeCounts:
         """Of one stage of each plan's pipeline."""
         zero, m, rounds = plans.zero_stage, plans.micro_batches.astype(np.float64), plans.rounds.astype(np.float64)
         afterwards = reduces_when_all_passes_are_done(plans, framework)
@@ -110,6 +112,7 @@ class StepExchange:
         exposed_s: the rest.
         forward_passes, backward_passes: over how many passes of the step it spreads.
         units: of FSDP that are exchanged; `buckets` of DDP, in all reductions.
+        beside_all: it also runs beside the passes' own communication, which takes other links.
     """
 
     forward: OverlappableComm
@@ -119,6 +122,7 @@ class StepExchange:
     backward_passes: FloatArray
     units: FloatArray
     buckets: FloatArray
+    beside_all: bool = False
 
     @classmethod
     def none(cls, plans: int) -> StepExchange:
@@ -176,11 +180,15 @@ class DataParallel:
     ) -> None:
         self._groups = groups
         self._gradient_B = framework.wire_B(precision)
-        self._parameter_B = framework.precisions[precision].element_size_B
+        recipe = framework.precisions[precision]
+        self._parameter_B = recipe.element_size_B
+        # of layers' weights; embedding, head and norms stay in 16 bits
+        self._layer_B = recipe.element_size_B if recipe.gathered_B is None else recipe.gathered_B
         self._reductions_hide = "gradients" in framework.overlapped
         self._gathers_hide = "parameters" in framework.overlapped
         self._zero = plans.zero_stage
-        all_reduces = framework.data_parallel == "flattened"
+        all_reduces = framework.data_parallel == "flattened" or framework.all_reduces
+        self._bucket_B = framework.gradient_bucket_B
         self._reduction = Collective.ALL_REDUCE if all_reduces else Collective.REDUCE_SCATTER
         torch = framework.data_parallel == "ddp-fsdp2"
         self._spread = torch & (plans.ep > 1)
@@ -217,6 +225,7 @@ class DataParallel:
             backward_passes=sharded.backward_passes,
             units=np.where(whole, 0.0, sharded.units),
             buckets=np.where(whole, reduced.buckets, 0.0),
+            beside_all=self._bucket_B is not None,
         )
 
     def _reduced(self, units: FsdpUnits, counts: ExchangeCounts, group: Group, *, experts: bool) -> StepExchange:
@@ -230,12 +239,14 @@ class DataParallel:
             if experts
             else np.minimum(self._gradient_B * units.embedding_parameters + _BUCKET_B / 2, size_B)
         )
-        if not self._reductions_hide:
+        if not self._reductions_hide and self._bucket_B is None:
             last_B = size_B
         else:
             last_B = np.where(self._split_pass | (self._spread & experts), size_B, last_B)
         most = (_EXPERT_TENSORS if experts else _TENSORS) * np.maximum(units.layers, 1)
         buckets = np.clip((size_B - last_B) / _BUCKET_B, 1.0, most)
+        if self._bucket_B is not None:
+            buckets = self._messages(units)
         behind_s = counts.reductions * self._some(Collective.ALL_REDUCE, size_B - last_B, buckets, group)
         shown_s = counts.reductions * self._some(Collective.ALL_REDUCE, last_B, 1.0, group)
         return StepExchange(
@@ -248,6 +259,13 @@ class DataParallel:
             buckets=counts.reductions * (np.where(behind_s > 0, buckets, 0.0) + (shown_s > 0)),
         )
 
+    def _messages(self, units: FsdpUnits) -> FloatArray:
+        """In which the gradients of layers are reduced. A bucket is closed by the tensor that fills it: it holds half a
+        tensor more than it has to."""
+        inner_B = _HALF_B * units.dense
+        mean_B = (self._bucket_B or 0.0) + inner_B / np.maximum(units.layers, 1) / (2 * _LARGE_TENSORS)
+        return np.maximum(inner_B / mean_B, 1.0)
+
     def _sharded(
         self, units: FsdpUnits, trained: FsdpUnits, counts: ExchangeCounts, group: Group, *, replicas: Group
     ) -> StepExchange:
@@ -257,14 +275,21 @@ class DataParallel:
         (torch.distributed.fsdp 2.11, `foreach_reduce`; Megatron-LM, core/distributed/param_and_grad_buffer.py).
         """
         layers, parts, reduced = np.maximum(units.layers, 1), (units.dense, units.ends), (trained.dense, trained.ends)
+        gathered_B, reduced_B = (
+            (self._layer_B * parts[0], self._parameter_B * parts[1]),
+            (self._gradient_B * reduced[0], self._gradient_B * reduced[1]),
+        )
         if not (self._reductions_hide or self._gathers_hide):
             layers = np.asarray(1)
-            parts, reduced = ((inner + ends, np.zeros_like(ends)) for inner, ends in (parts, reduced))
+            reduced = reduced[0] + reduced[1], np.zeros_like(reduced[1])
+            gathered_B, reduced_B = (
+                (inner_B + ends_B, np.zeros_like(ends_B)) for inner_B, ends_B in (gathered_B, reduced_B)
+            )
         gather, scatter = (
-            [self._some(collective, element_B * p, 1.0, group) for p in (inner / layers, ends)]
-            for collective, element_B, (inner, ends) in (
-                (Collective.ALL_GATHER, self._parameter_B, parts),
-                (self._reduction, self._gradient_B, reduced),
+            [self._some(collective, size_B, 1.0, group) for size_B in (inner_B / layers, ends_B)]
+            for collective, (inner_B, ends_B) in (
+                (Collective.ALL_GATHER, gathered_B),
+                (self._reduction, reduced_B),
             )
         )
         summed = [

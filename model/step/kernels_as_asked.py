@@ -35,6 +35,8 @@ def kernels_as_asked(framework: Framework, plan: Plan) -> Framework:
         InputError: it asks for what the framework does not have.
     """
     found = _attention(_loss(_compiled(framework, plan), plan), plan)
+    if plan.collective_checks:
+        found = replace(found, checks_collectives=True, keeps_norm_shards=found.keeps_norm_shards or found.frees_late)
     return replace(found, captured=True) if plan.cuda_graphs else found
 
 

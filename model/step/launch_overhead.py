@@ -127,7 +127,7 @@ class ParallelHost:
         *,
         units: FloatArray,
         buckets: FloatArray,
-        tensors: float,
+        tensors: FloatArray | float,
         counts: ExchangeCounts,
         micro_batches: FloatArray,
     ) -> FloatArray:
@@ -135,7 +135,7 @@ class ParallelHost:
 
         Args:
             units: of FSDP that are exchanged; `buckets` of DDP. [P].
-            tensors: parameters of the stage.
+            tensors: parameters of the stage, in all plans or in each, [P].
             counts: how often they are exchanged.
             micro_batches: of a step, [P].
         """

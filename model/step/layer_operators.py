@@ -26,6 +26,7 @@ from moemodel.model.step.data_parallel import ExchangeCounts
 from moemodel.model.step.recomputation import Recomputation
 
 _COPY_B = 4.0  # of an element that a copy moves: 16 bits read and written
+_SUM_B = 6.0  # of an element that torch adds: 16 bits, two read and one written
 _FLATTENED = 3.0  # copied into one buffer, scaled, and copied back
 
 
@@ -171,8 +172,17 @@ class Workload:
         """Adding a micro-batch's gradients to those before it (`accumulated_fraction`)."""
         if self.framework.forward_only:
             return []
-        count = accumulated_fraction(self.plans, self.framework)
+        count, own_B = accumulated_fraction(self.plans, self.framework), self.framework.sums_B
+        if own_B is not None:
+            count, parameters = self._one, parameters * (own_B / _SUM_B)
         return [_call(Kind.ACCUMULATE, Pass.BACKWARD, Shape(m=parameters), Phase.BACKWARD, count)]
+
+    def gradients(self, held: FloatArray) -> list[Call]:
+        """What a step does with so many gradients, whoever updates their parameters."""
+        if self.framework.forward_only or not self.framework.gradients_B:
+            return []
+        moved = Shape(m=held * (self.framework.gradients_B / _COPY_B))
+        return [_call(Kind.COPY, Pass.FORWARD, moved, Phase.OPTIMIZER, self._one)]
 
     def copies(
         self, layers: FloatArray, ends: FloatArray, counts: ExchangeCounts, reduced: FloatArray | None = None

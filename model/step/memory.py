@@ -18,7 +18,7 @@ allocator, beyond the share that the calibration gives.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,7 +38,7 @@ from moemodel.model.plan.dispatch import OVERLAPPED
 from moemodel.model.plan.mesh import ParallelMesh
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.schedule import registry as schedules
-from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers, uneven_chunks
+from moemodel.model.schedule.pipeline_layout import Stage, Stages, distinct_layers, held_layers, uneven_chunks
 from moemodel.model.step.data_parallel import FsdpUnits, reduces_when_all_passes_are_done
 from moemodel.model.step.recomputation import Recomputation
 from moemodel.model.step.sharded_memory import (
@@ -48,6 +48,10 @@ from moemodel.model.step.sharded_memory import (
     distributed_optimizer_states,
     flattened_states,
 )
+
+# Of products whose inputs are gathered (of queries, keys and values, of the first of a dense block, of the gradients of
+# all four), and whose outputs are scattered (the other two, and gradients of weights, beside which the inputs' are)
+_GATHERED_BUFFERS, _SCATTERED_BUFFERS = 6, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +101,7 @@ class MemoryModel:
         self._embedding = EmbeddingBlock(architecture=architecture)
         self._head = HeadBlock(architecture=architecture)
         overhead = {name: p.value for name, p in calibration.memory.parameters.items()}
-        self.context_B = overhead["context"]
+        self.context_B = overhead["context"] if framework.context_B is None else framework.context_B
         self.workspace_B = _workspace_B(framework.workspace_B, calibration.gpu, overhead["workspace"])
         if framework.experts_workspace_B is not None and any(isinstance(one.feed_forward, Moe) for one in self.kinds):
             self.workspace_B += _workspace_B(framework.experts_workspace_B, calibration.gpu, 0.0)
@@ -105,7 +109,7 @@ class MemoryModel:
 
     # ---- parameters ---------------------------------------------------------------------------------------------
 
-    def shard(self, stage: Stage) -> Shard:
+    def shard(self, stage: Stage | Stages) -> Shard:
         """Parameters of a stage on one GPU."""
         dense = np.zeros(len(self.plans))
         expert = np.zeros(len(self.plans))
@@ -114,7 +118,7 @@ class MemoryModel:
             expert += count * self._expert(p)
         return Shard(dense=dense + self._ends(stage), expert=expert)
 
-    def trained(self, stage: Stage) -> Shard:
+    def trained(self, stage: Stage | Stages) -> Shard:
         """Of these, those that are trained: all, or adapters."""
         if self.framework.lora is None:
             return self.shard(stage)
@@ -136,7 +140,7 @@ class MemoryModel:
         """Routed experts of a layer on one rank."""
         return np.asarray(p.routed / (self.batch.etp * self.batch.ep))
 
-    def units(self, stage: Stage) -> FsdpUnits:
+    def units(self, stage: Stage | Stages) -> FsdpUnits:
         """The same, as it is exchanged: parameters that are gathered, which frozen ones are under ZeRO 3 alone."""
         shard, ends = self.shard(stage), self._ends(stage)
         whole = FsdpUnits(
@@ -156,7 +160,7 @@ class MemoryModel:
             ends=np.where(all_of_them, whole.ends, some.ends),
         )
 
-    def reduced_units(self, stage: Stage) -> FsdpUnits:
+    def reduced_units(self, stage: Stage | Stages) -> FsdpUnits:
         """Those whose gradients are exchanged."""
         if self.framework.lora is None:
             return self.units(stage)
@@ -166,11 +170,11 @@ class MemoryModel:
             layers=layers, dense=trained.dense, expert=trained.expert, ends=none, embedding_parameters=none
         )
 
-    def _first_end(self, stage: Stage) -> FloatArray:
+    def _first_end(self, stage: Stage | Stages) -> FloatArray:
         """Parameters of the embedding, whose gradients come last."""
         return np.asarray(stage.embedding * self._embedding.on_one_gpu(self.batch.tp))
 
-    def _ends(self, stage: Stage) -> FloatArray:
+    def _ends(self, stage: Stage | Stages) -> FloatArray:
         ends = self._first_end(stage)
         if stage.head:
             ends = ends + self._head.on_one_gpu(self.batch.tp, beside_embedding=stage.embedding)
@@ -188,6 +192,31 @@ class MemoryModel:
             "optimizer_states": on_gpu * recipe.state_B * np.where(zero >= 1, updated, trained.total),
             "optimizer_transient": on_gpu * recipe.transient_B * np.where(zero >= 1, updated, trained.total),
         }
+
+    def _of_layers_B(self, stage: Stage | Stages, shard: Shard) -> FloatArray:
+        """By how many bytes parameters are more than `states` counts, where those of layers are of another size than
+        those of the ends. [P]"""
+        if self.recipe.layer_B is None:
+            return np.zeros(len(self.plans))
+        layers = Shard(dense=shard.dense - self._ends(stage), expert=shard.expert)
+        held = np.where(self.plans.zero_stage < 3, layers.total, self._sharded(layers))
+        return np.asarray((self.recipe.layer_B - self.recipe.weight_B) * held)
+
+    def _tp_buffers_B(self) -> FloatArray:
+        """Buffers of exchanges over tensor-parallel ranks that run behind products: one of each kind of product, of all
+        hidden states of a micro-batch; of six that are gathered in 8 bits where products are (Transformer Engine,
+        pytorch/module/base.py, initialize_ub: ring exchanges, pipelines and bulks). [P]"""
+        cut = (self.batch.tp > 1) & (self.batch.sequence_parallel > 0)
+        narrow = self.recipe.matmul_dtype == "fp8"
+        each_B = _GATHERED_BUFFERS * (1.0 if narrow else self.batch.element_size_B)
+        each_B += _SCATTERED_BUFFERS * self.batch.element_size_B
+        return np.where(cut, each_B * self.batch.tokens * self.architecture.hidden, 0.0)
+
+    @property
+    def _gathered_B(self) -> float:
+        """Of a parameter that is gathered into memory of its own."""
+        kept_as_sent = self.framework.data_parallel == "ddp-fsdp2" and self.recipe.gathered_B is not None
+        return (self.recipe.gathered_B or 0.0) if kept_as_sent else self.recipe.weight_B
 
     def _sharded(self, shard: Shard) -> FloatArray:
         ranks = self.mesh.shard_group.size
@@ -212,13 +241,12 @@ class MemoryModel:
         afterwards = reduces_when_all_passes_are_done(self.plans, self.framework)
         return np.where((self.plans.zero_stage >= 2) & ~afterwards, self._sharded(shard), shard.total)
 
-    def _held(self, stage: Stage, shard: Shard, accumulating: BoolArray) -> ResidentStates:
+    def _held(self, stage: Stage | Stages, shard: Shard, accumulating: BoolArray) -> ResidentStates:
         """Gradients, and parameters that are gathered."""
         alone = self._expert_shards == 1  # experts that no other rank has are not sharded
         layers = [np.zeros(len(self.plans))]
-        for p, adapters, count in zip(self._layer_parameters, self._adapters, stage.layers, strict=True):
-            if count:
-                layers.append(self._dense(p) + adapters + np.where(alone, 0.0, self._expert(p)))
+        for _, (p, adapters) in held_layers(stage, list(zip(self._layer_parameters, self._adapters, strict=True))):
+            layers.append(self._dense(p) + adapters + np.where(alone, 0.0, self._expert(p)))
         parts = ParameterCounts(
             whole=shard.total,
             sharded=self._sharded(shard),
@@ -240,13 +268,13 @@ class MemoryModel:
             shared=self.mesh.shard_group.size > 1,
             accumulating=accumulating,
             gradient_B=self.recipe.gradient_B,
-            weight_B=self.recipe.weight_B,
+            weight_B=self._gathered_B,
         )
 
-    def _trained_counts(self, stage: Stage) -> ParameterCounts:
+    def _trained_counts(self, stage: Stage | Stages) -> ParameterCounts:
         """Of adapters."""
         none, trained = np.zeros(len(self.plans)), self.trained(stage)
-        layers = [none, *(each for each, count in zip(self._adapters, stage.layers, strict=True) if count)]
+        layers = [none, *(each for _, each in held_layers(stage, self._adapters))]
         return ParameterCounts(
             whole=trained.total,
             sharded=self._sharded(trained),
@@ -281,7 +309,7 @@ class MemoryModel:
         inputs_B = batch.element_size_B * batch.sequence_parallel_tokens * self.architecture.hidden
         return kept_B + again.layers * (inputs_B - kept_B), whole_B
 
-    def _losses(self, stage: Stage) -> FloatArray:
+    def _losses(self, stage: Stage | Stages) -> FloatArray:
         """Of the micro-batch at hand, and the log-probabilities of those that the last stage passed before it."""
         if not stage.head:
             return np.zeros(len(self.plans))
@@ -292,20 +320,19 @@ class MemoryModel:
 
     # ---- peak ---------------------------------------------------------------------------------------------------
 
-    def stage(self, stage: Stage) -> Memory:
+    def stage(self, stage: Stage | Stages) -> Memory:
         """Peak of one stage."""
         if self.framework.forward_only:
             return self._forward_only(stage)
         shard, trained = self.shard(stage), self.trained(stage)
         terms = self.states(shard, trained)
+        terms["parameters"] = terms["parameters"] + self._of_layers_B(stage, shard)
         transient = terms.pop("optimizer_transient")
         flight = self._in_flight(stage)
         held = self._held(stage, shard, (self.plans.micro_batches > 1) | (flight > 1))
         per_micro_batch, largest_B = np.zeros(len(self.plans)), np.zeros(len(self.plans))
         working, again = np.zeros(len(self.plans)), np.zeros(len(self.plans))
-        for kind, count in zip(self.kinds, stage.layers, strict=True):
-            if count == 0:
-                continue
+        for count, kind in held_layers(stage, self.kinds):
             kept_B, whole_B = self.kept(kind)
             per_micro_batch += count * kept_B
             largest_B = np.maximum(largest_B, kept_B)
@@ -339,25 +366,22 @@ class MemoryModel:
         if placeholders:
             terms["gradient_placeholders"] = self._placeholders_B(stage)
         terms["messages"] = self._messages(stage, flight)
-        if self.framework.counts_passes and stage.first > 0:  # the gradient last sent (pipeline_parallel/schedules.py)
+        if self.framework.counts_passes and not stage.embedding:  # what was last sent (pipeline_parallel/schedules.py)
             terms["messages"] = terms["messages"] + inside_B
+        if self.framework.tp_buffers:
+            terms["tensor_parallel_buffers"] = self._tp_buffers_B()
         terms["workspace"] = self.workspace_B + self._buffer_B(stage)
         terms["fragmentation"] = np.asarray(self.fragmentation * sum(terms.values()))
         terms["context"] = np.full(len(self.plans), self.context_B)
         return Memory(peak_B=np.asarray(sum(terms.values())), terms_B=terms)
 
-    def _buffer_B(self, stage: Stage) -> FloatArray:
+    def _buffer_B(self, stage: Stage | Stages) -> FloatArray:
         """What a stage's layers take turns to use: the largest of scores and of what dispatch gathers. [P]"""
         if not self.framework.counts_passes:
             return np.zeros(len(self.plans))
-        used = [
-            layer_blocks(kind, self.architecture.hidden).buffer_B(self.batch) for kind, n in self._kinds(stage) if n
-        ]
+        held = [layer_blocks(kind, self.architecture.hidden) for _, kind in held_layers(stage, self.kinds)]
+        used = [blocks.buffer_B(self.batch) for blocks in held]
         return largest([np.zeros(len(self.plans)), *used])
-
-    def _kinds(self, stage: Stage) -> Iterator[tuple[Layer, int]]:
-        """Each distinct layer, and how many of it a stage has."""
-        return zip(self.kinds, stage.layers, strict=True)
 
     def _on_gpu(self, kept_B: FloatArray, layer_B: FloatArray) -> FloatArray:
         """Of what layers keep, what is not on the host: the rest, and of two layers what is on its way (assumed: one
@@ -378,14 +402,16 @@ class MemoryModel:
             return np.zeros(len(self.plans))
         return self._hidden_B()[0] + layer_blocks(layer, self.architecture.hidden).passing_B(self.batch)
 
-    def _by_chunk_B(self, stage: Stage, flight: FloatArray, per_micro_batch: FloatArray) -> FloatArray:
+    def _by_chunk_B(self, stage: Stage | Stages, flight: FloatArray, per_micro_batch: FloatArray) -> FloatArray:
         """What chunks that hold unlike many layers keep beyond what as many of their mean would. [P]
 
         Interleaved 1F1B begins with pp micro-batches of each chunk in turn (Narayanan et al. 2021, section 2.2).
         """
         pp, virtual = int(self.plans.pp[0]), int(self.plans.virtual_stages[0])
         none = np.zeros(len(self.plans))
-        chunks = uneven_chunks(self.architecture, pp, virtual, stage.first) if virtual > 1 else None
+        chunks = None
+        if virtual > 1 and isinstance(stage.first, int):  # with virtual stages plans share their pipeline
+            chunks = uneven_chunks(self.architecture, pp, virtual, stage.first)
         if chunks is None:
             return none
         passes = flight * virtual
@@ -399,11 +425,11 @@ class MemoryModel:
         interleaved = self.plans.schedule == schedules.number(schedules.DEFAULT)
         return np.where(interleaved, kept_B - flight * per_micro_batch, none)
 
-    def _forward_only(self, stage: Stage) -> Memory:
+    def _forward_only(self, stage: Stage | Stages) -> Memory:
         """Where nothing is trained: parameters, the tensors of one layer at a time, and logits. What a layer would keep
         for a backward pass bounds what it holds at once."""
         none = np.zeros(len(self.plans))
-        held = [self.kept(kind)[1] for kind, count in zip(self.kinds, stage.layers, strict=True) if count]
+        held = [self.kept(kind)[1] for _, kind in held_layers(stage, self.kinds)]
         terms = {
             "parameters": np.asarray(self.recipe.weight_B * self.shard(stage).total),
             "activations": largest([none, *held]),
@@ -432,22 +458,21 @@ class MemoryModel:
             largest = np.where(self.plans.ep > 1, largest, shard.dense + shard.expert)
         return np.where(self.plans.zero_stage == 0, self.recipe.group_transient_B * largest, 0.0)
 
-    def _placeholders_B(self, stage: Stage) -> FloatArray:
+    def _placeholders_B(self, stage: Stage | Stages) -> FloatArray:
         """One for each shape of a weight, one expert's among them: those of the layer that has most."""
         layers = [np.zeros(len(self.plans))]
-        for kind, p, count in zip(self.kinds, self._layer_parameters, stage.layers, strict=True):
-            if count:
-                experts = expert_slots(kind.feed_forward) if isinstance(kind.feed_forward, Moe) else 1
-                layers.append(self._dense(p) + p.routed / (experts * self.batch.etp))
+        for _, (kind, p) in held_layers(stage, list(zip(self.kinds, self._layer_parameters, strict=True))):
+            experts = expert_slots(kind.feed_forward) if isinstance(kind.feed_forward, Moe) else 1
+            layers.append(self._dense(p) + p.routed / (experts * self.batch.etp))
         return np.asarray(self.batch.element_size_B * largest(layers))
 
-    def _head_placeholder_B(self, stage: Stage) -> FloatArray:
+    def _head_placeholder_B(self, stage: Stage | Stages) -> FloatArray:
         """Of the product that gives the logits."""
         return np.asarray(
             self.batch.element_size_B * (self._ends(stage) - self._first_end(stage) * (not self.architecture.tied))
         )
 
-    def _in_flight(self, stage: Stage) -> FloatArray:
+    def _in_flight(self, stage: Stage | Stages) -> FloatArray:
         """Micro-batches whose activations a stage holds, of which a chunk more where rows to its experts run behind
         another's computation: that of a forward pass beside the backward pass that would come before it."""
         plans = self.plans
@@ -455,7 +480,7 @@ class MemoryModel:
         paired = (plans.dispatch_overlap == OVERLAPPED) & (plans.ep > 1)
         return np.where(paired, np.minimum(flight + another, plans.scheduled), flight)
 
-    def _messages(self, stage: Stage, flight: FloatArray) -> FloatArray:
+    def _messages(self, stage: Stage | Stages, flight: FloatArray) -> FloatArray:
         """Between stages torch (distributed.pipelining 2.11) keeps a buffer for each message of a schedule: activations
         received, of which those in flight count as activations, their gradients, and gradients received; what a stage
         sent stays until its backward pass.
@@ -478,7 +503,7 @@ def _workspace_B(known_B: Mapping[str, float] | None, gpu: str, torch_B: float) 
     return known_B["others"] if len(known_B) == 1 else known_B.get(read_gpu(gpu).architecture, known_B["others"])
 
 
-def fullest(model: MemoryModel, pipeline: Sequence[Stage]) -> Memory:
+def fullest(model: MemoryModel, pipeline: Sequence[Stage | Stages]) -> Memory:
     """Memory of the fullest class of stages of a pipeline that all plans of the model share."""
     peaks = [model.stage(stage) for stage in pipeline]
     worst = where_largest([peak.peak_B for peak in peaks])

@@ -16,7 +16,7 @@ import numpy as np
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.plan.batch import PlanBatch
-from moemodel.model.schedule.pipeline_layout import rows_by_pipeline, stages
+from moemodel.model.step.layouts import layouts_of
 from moemodel.model.step.memory import Memory, MemoryModel, fullest
 from moemodel.model.step.system import FUSED_LOGIT_B, System
 
@@ -28,16 +28,16 @@ _SURE = 0.95  # probability from which the programs that need less are not asked
 def peak_memory(architecture: Architecture, plans: PlanBatch, machine: System) -> Memory:
     """Peak of the fullest GPU of each plan, without pricing its time. [P]"""
     peak_B, terms_B = np.zeros(len(plans)), dict[str, FloatArray]()
-    for rows in rows_by_pipeline(plans.pipeline_columns):
-        some = plans.take(rows)
+    for layout in layouts_of(architecture, plans):
+        rows = layout.rows
         model = MemoryModel(
             architecture,
-            some,
+            plans.take(rows),
             framework=machine.framework,
             precision=machine.precision,
             calibration=machine.calibration,
         )
-        held = fullest(model, stages(architecture, *some.pipeline(0)))
+        held = fullest(model, layout.pipeline)
         peak_B[rows] = held.peak_B
         for name, size_B in held.terms_B.items():
             terms_B.setdefault(name, np.zeros(len(plans)))[rows] = size_B

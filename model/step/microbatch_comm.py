@@ -27,6 +27,8 @@ two. Under tensor parallelism each of its ranks sends a part of the tensor (`pip
 on by default in runtime/config.py) behind a few integers that describe it (`PartitionedTensor.to_meta`), and those that
 receive gather the parts. Megatron-LM of 2021 and 2022 cuts messages too (`cuts_messages`), unless sequence parallelism
 has done so already.
+Nanotron's stages (parallel/pipeline_parallel/p2p.py) say of each tensor what it is before they send it, in two messages
+whose contents the host reads, and wait for each; forward they send the mask of the sequences beside the activation.
 Over data-parallel ranks, once a step or a pass: `data_parallel`.
 """
 
@@ -118,10 +120,20 @@ class Attention:
     backward_s: FloatArray
 
 
+@dataclass(frozen=True, kw_only=True)
+class Products:
+    """How long a layer's products take in a pass of one micro-batch, s. [P]."""
+
+    forward_s: FloatArray
+    backward_s: FloatArray
+
+
+_BESIDE = 3.0  # of a layer's products in a backward pass, a third run beside what is gathered, a third beside the rest
 _LONG_ATTENTION = Attention(forward_s=np.array(np.inf), backward_s=np.array(np.inf))
 
 # Of a tensor of three dimensions that is cut in two, int64: three sizes and how many they are, parts, the rank's own,
-# where parts begin and end (deepspeed/runtime/utils.py, PartitionedTensor.to_meta); more parts hardly take longer
+# where parts begin and end (deepspeed/runtime/utils.py, PartitionedTensor.to_meta); more parts hardly take longer, and
+# nanotron's seven numbers and six sizes are as few
 _DESCRIPTION_B = 72.0
 
 _GRADIENT_B = 4.0  # of keys and values that go around while they are summed (convert_to_f32)
@@ -160,15 +172,21 @@ class Communication:
     # ---- blocks ---------------------------------------------------------------------------------------------------
 
     def layer(
-        self, layer: Layer, *, axis: str | None = None, attention: Attention | None = None
+        self,
+        layer: Layer,
+        *,
+        axis: str | None = None,
+        attention: Attention | None = None,
+        products: Products | None = None,
     ) -> tuple[Exchange, Exchange]:
         """Forward and backward of one layer; a pass that recomputes repeats what the forward pass sent.
 
-        `axis`: of the mesh, whose communication alone is meant; None: all. `attention`: how long it takes; None: long.
+        `axis`: of the mesh, whose communication alone is meant; None: all. `attention`, `products`: how long they take;
+        None: long.
         """
         blocks = layer_blocks(layer, self.architecture.hidden)
         collectives = [comm for comm in blocks.collectives(self.batch) if axis in (None, comm.axis)]
-        forward, backward = self.priced(collectives, attention)
+        forward, backward = self.priced(collectives, attention, products)
         again, to_experts = self._again, self._again.part("moe")
         backward = backward + forward.times(again.layers)
         if to_experts.any():
@@ -191,7 +209,12 @@ class Communication:
         """Forward and backward of final norm, head and loss."""
         return self.priced(HeadBlock(architecture=self.architecture).collectives(self.batch))
 
-    def priced(self, collectives: Iterable[LayerComm], attention: Attention | None = None) -> tuple[Exchange, Exchange]:
+    def priced(
+        self,
+        collectives: Iterable[LayerComm],
+        attention: Attention | None = None,
+        products: Products | None = None,
+    ) -> tuple[Exchange, Exchange]:
         """Time of collectives in a forward and in a backward pass."""
         forward, backward = self.none(), self.none()
         for comm in collectives:
@@ -207,9 +230,19 @@ class Communication:
             time_s, beside_s = self._time_s(comm, group)
             there = self._exchange(comm, time_s * comm.forward, comm.forward_launches)
             back = self._exchange(comm, time_s * comm.backward, comm.backward_launches)
+            if comm.overlap == "products" and products is not None:
+                there, back = self._beside(there, products.forward_s), self._beside(back, products.backward_s)
             forward = forward + replace(there, beside_s=beside_s * comm.forward)
             backward = backward + replace(back, beside_s=beside_s * comm.backward)
         return forward, backward
+
+    @staticmethod
+    def _beside(exchange: Exchange, products_s: FloatArray) -> Exchange:
+        """What hides, where no more of a layer's products run beside it than `_BESIDE` says. Blocks with collectives
+        have two of three products' weights, so that both may hide behind a third of all."""
+        found = exchange.overlappable
+        hideable_s = np.minimum(found.hideable_s, products_s / (2 * _BESIDE))
+        return replace(exchange, overlappable=replace(found, hideable_s=hideable_s))
 
     def _ring(self, comm: LayerComm, group: Group, attention: Attention) -> tuple[Exchange, Exchange]:
         """Keys and values around a ring of c ranks, each message behind attention to one block, a c-th of all.
@@ -293,7 +326,9 @@ class Communication:
         none = np.zeros(len(self.plans))
         queued = {} if comm.launch is None else {comm.launch: launches + none}
         calls = self._calls(**queued)
-        overlaps = comm.overlap == "always" or (comm.overlap == "framework" and comm.axis in self.framework.overlapped)
+        overlaps = comm.overlap in ("always", "products") or (
+            comm.overlap == "framework" and comm.axis in self.framework.overlapped
+        )
         if comm.axis == "ep" and comm.overlap == "framework" and self._dispatch_is_told:
             return self._behind_another(comm, time_s, calls, overlaps=overlaps)
         return self._hidden_or_not(comm.axis, time_s, calls, overlaps=overlaps)
@@ -390,6 +425,11 @@ class Communication:
                 # a backward pass puts the parts of what the stage had sent together too (`_exec_backward_pass`)
                 self._one_after_another(received=not last, sent=not first, gathers=2),
             )
+        if self.framework.pipeline == "described":
+            return (
+                self._described(received=not first, sent=not last, tensors=2),
+                self._described(received=not last, sent=not first, tensors=1),
+            )
         if self.framework.pipeline != "torch":
             return self._sent_together(received=not first), self._sent_together(received=not last)
         before = self.plans.schedules.exchange(Messages.BEFORE_A_PASS)
@@ -425,9 +465,23 @@ class Communication:
         described_s = np.where(tp > 1, self.groups.time_s(Collective.SEND_RECV, _DESCRIPTION_B, self.groups["pp"]), 0.0)
         gathered_s = self.groups.time_s(Collective.ALL_GATHER, whole_B, self.groups["tp"])
         ends, passes = float(received) + float(sent), np.where(self.plans.pp > 1, self.plans.virtual_stages, 0.0)
-        time_s = passes * (ends * (message_s + described_s) + gathers * gathered_s)
+        made_s = float(received) * whole_B / self.framework.message_copy_Bps
+        time_s = passes * (ends * (message_s + described_s) + gathers * gathered_s + made_s)
         calls = self._calls(messages=passes * (ends * np.where(tp > 1, 2.0, 1.0) + gathers * (tp > 1)))
         return self._hidden_or_not("pp", time_s, calls, overlaps=False)
+
+    def _described(self, *, received: bool, sent: bool, tensors: int) -> Exchange:
+        """What a pass waits for where two messages say what each tensor is.
+
+        Args:
+            received, sent: whether the pass does.
+            tensors: that go over a boundary, one of them the activation or its gradient.
+        """
+        small_s = self.groups.time_s(Collective.SEND_RECV, _DESCRIPTION_B, self.groups["pp"])
+        messages = 3 * tensors
+        one_s = self._message() + (messages - 1) * small_s + messages * self.framework.message_s
+        passes = np.where(self.plans.pp > 1, self.plans.virtual_stages, 0.0) * (float(received) + float(sent))
+        return self._hidden_or_not("pp", passes * one_s, self._calls(messages=passes * messages), overlaps=False)
 
     def pipeline_fill_comm_s(self) -> FloatArray:
         """Messages on the way of the first micro-batch to the last chunk and of the last one's gradient back, in every

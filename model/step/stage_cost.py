@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -29,18 +30,20 @@ from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import Kind
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.dispatch import OF_DISPATCH, OVERLAPPED
-from moemodel.model.schedule.pipeline_layout import Stage, distinct_layers
+from moemodel.model.schedule.pipeline_layout import Pipeline, Stage, Stages, distinct_layers, held_layers
+from moemodel.model.step.collective_checks import checks_s, step_checks_s
 from moemodel.model.step.communication_groups import Groups
 from moemodel.model.step.data_parallel import DataParallel, ExchangeCounts, FsdpUnits, StepExchange
 from moemodel.model.step.host_offload import copied, update_s
 from moemodel.model.step.launch_overhead import ParallelHost
-from moemodel.model.step.layer_operators import Workload, accumulated_fraction
+from moemodel.model.step.layer_operators import Workload, accumulated_fraction, gradients_in_ddp_buckets
 from moemodel.model.step.memory import Memory, MemoryModel, fullest
-from moemodel.model.step.microbatch_comm import Attention, Communication, Exchange
+from moemodel.model.step.microbatch_comm import Attention, Communication, Exchange, Products
 from moemodel.model.step.recomputation import Recomputation
 from moemodel.model.step.system import System
 
 _Part = TypeVar("_Part")
+_Priced = tuple[dict[Phase, PhaseCost], IntArray]  # work by phase, of few sizes, and which of these each plan's is
 
 _CORES = (Kind.ATTENTION, Kind.ATTENTION_FULL)
 _PLAIN = "dense_layer"  # of measured layers
@@ -137,12 +140,11 @@ class BlockCosts:
         )
         self.shapes = len(first)
         alike, place = distinct_rows([column[first] for column in batch.shape_columns])  # but for recomputation
-        workload = Workload(
-            architecture, plans.take(first[alike]), framework=machine.framework, precision=machine.precision
-        )
+        workload = self._workload(plans.take(first[alike]))
         repeated = [workload.repeatable(layer) for layer in self.kinds] if plans.recompute.any() else []
         passes = [*(workload.passes(layer) for layer in self.kinds), workload.embedding(), workload.head()]
-        self._exchanged(plans.take(first), self._attention(passes[: len(self.kinds)], alike, place))
+        layers = passes[: len(self.kinds)]
+        self._exchanged(plans.take(first), self._attention(layers, alike, place), self._products(layers, alike, place))
         priced = self.pricer.blocks([*passes, *(calls for parts in repeated for calls in parts.values())], len(alike))
         *self.layers, self.embedding, self.head = (take_rows(lanes, place) for lanes in priced[: len(passes)])
         self.recomputed_calls = [np.zeros(len(first)) for _ in self.kinds]
@@ -156,22 +158,35 @@ class BlockCosts:
         """Time of flash attention in each kind of layer at the highest clock, [U]; None: no rings."""
         if not ((self.plans.cp > 1).any() and self.machine.framework.flash_attention):
             return [None] * len(passes)
-        cores = [[call for call in calls if call.kind in _CORES] for calls in passes]
-        nothing = PhaseCost.empty(len(alike), self.clocks)
-        taken_s = [
-            [lanes.get(phase, nothing).time_s_UK[place, -1] for phase in (Phase.FORWARD, Phase.BACKWARD)]
-            for lanes in self.pricer.blocks(cores, len(alike))
-        ]
+        taken_s = self._taken_s(passes, _CORES, alike, place)
         return [Attention(forward_s=forward_s, backward_s=backward_s) for forward_s, backward_s in taken_s]
 
-    def _exchanged(self, shapes: PlanBatch, attention: list[Attention | None]) -> None:
+    def _products(self, passes: list[list[Call]], alike: IntArray, place: IntArray) -> list[Products | None]:
+        """The same of products; None: nothing runs beside them alone."""
+        if not ((self.plans.tp > 1).any() and self.machine.framework.gathers_inputs_again):
+            return [None] * len(passes)
+        taken_s = self._taken_s(passes, (Kind.GEMM,), alike, place)
+        return [Products(forward_s=forward_s, backward_s=backward_s) for forward_s, backward_s in taken_s]
+
+    def _taken_s(
+        self, passes: list[list[Call]], kinds: tuple[Kind, ...], alike: IntArray, place: IntArray
+    ) -> list[list[FloatArray]]:
+        """By operators of these kinds in either pass of each kind of layer, at the highest clock, [U] each."""
+        some = [[call for call in calls if call.kind in kinds] for calls in passes]
+        nothing = PhaseCost.empty(len(alike), self.clocks)
+        return [
+            [lanes.get(phase, nothing).time_s_UK[place, -1] for phase in (Phase.FORWARD, Phase.BACKWARD)]
+            for lanes in self.pricer.blocks(some, len(alike))
+        ]
+
+    def _exchanged(self, shapes: PlanBatch, attention: list[Attention | None], products: list[Products | None]) -> None:
         """What blocks exchange in a forward and in a backward pass, in plans of which each has a shape of its own."""
         machine = self.machine
         comm = Communication(
             self.architecture, shapes, machine.network, framework=machine.framework, precision=machine.precision
         )
-        beside = zip(self.kinds, attention, strict=True)
-        self.layer_exchanges = [comm.layer(layer, attention=core) for layer, core in beside]
+        beside = zip(self.kinds, attention, products, strict=True)
+        self.layer_exchanges = [comm.layer(layer, attention=core, products=own) for layer, core, own in beside]
         self.embedding_exchange, self.head_exchange = comm.embedding(), comm.head()
 
     def price(self, calls: Iterable[Call], count: int) -> dict[Phase, PhaseCost]:
@@ -189,9 +204,55 @@ class BlockCosts:
     def _lanes(self) -> list[dict[Phase, PhaseCost]]:
         return [*self.layers, self.embedding, self.head]
 
-    def at(self, rows: IntArray) -> StageCosts:
-        """What stages cost under the plans at these rows."""
-        return StageCosts(self, rows)
+    def at(self, rows: IntArray, pipeline: Pipeline) -> StageCosts:
+        """What stages cost under the plans at these rows, which have this pipeline."""
+        return self.at_each([(rows, pipeline)])[0]
+
+    def at_each(self, layouts: Sequence[tuple[IntArray, Pipeline]]) -> list[StageCosts]:
+        """The same of several pipelines; what their stages do once a step is priced together."""
+        costs = [StageCosts(self, rows, pipeline) for rows, pipeline in layouts]
+        if self.machine.framework.forward_only:
+            return costs
+        once = iter(_once_a_step(self, [held for one in costs for held in one.of_a_step]))
+        for one in costs:
+            one.once = list(islice(once, len(one.pipeline)))
+        return costs
+
+    def step_exchange(self, plans: PlanBatch, held: _Held) -> StepExchange:
+        """What data-parallel ranks exchange in a step, in each of these plans."""
+        machine = self.machine
+        groups = Groups(plans, machine.network, shards_experts=machine.framework.shards_experts)
+        data = DataParallel(plans, groups, framework=machine.framework, precision=machine.precision)
+        return data.step(held.units, held.counts, held.reduced)
+
+    def updates(self, plans: PlanBatch, held: _Held) -> list[_Priced]:
+        """What a GPU does with its parameters beside its layers: a micro-batch's gradients added up, the optimizer
+        step, copies on their way between ranks; each priced once for plans that are alike in what it reads.
+        """
+        shared = [plans.zero_stage, plans.dp * plans.cp > 1, gradients_in_ddp_buckets(plans, self.machine.framework)]
+        ends, counts = held.units.ends, held.counts
+        frozen = self.machine.framework.lora is not None
+        reduced = held.reduced.dense + held.reduced.ends if frozen else held.inner + ends
+
+        def priced(calls: Callable[[Workload, IntArray], list[Call]], *read: FloatArray | IntArray) -> _Priced:
+            first, place = distinct_rows([*read, *shared])
+            return self.price(calls(self._workload(plans.take(first)), first), len(first)), place
+
+        return [
+            priced(
+                lambda work, rows: work.accumulate(held.accumulated[rows]) + work.gradients(held.accumulated[rows]),
+                *(held.accumulated, plans.micro_batches),
+            ),
+            priced(lambda work, rows: work.optimizer(held.owned[rows]), held.owned),
+            priced(
+                lambda work, rows: work.copies(held.inner[rows], ends[rows], counts.take(rows), reduced[rows]),
+                *(held.inner, ends, reduced, plans.micro_batches, *vars(counts).values()),
+            ),
+        ]
+
+    def _workload(self, plans: PlanBatch) -> Workload:
+        machine = self.machine
+        return Workload(self.architecture, plans, framework=machine.framework, precision=machine.precision)
 
 
 # What is read of a plan by the parts of a stage that a micro-batch passes, and by those of a step; both know the
@@ -215,34 +276,41 @@ class StageCosts:
     on what micro-batches are made of: each is priced once for all plans that are alike in what it reads.
     """
 
-    def __init__(self, blocks: BlockCosts, rows: IntArray) -> None:
+    def __init__(self, blocks: BlockCosts, rows: IntArray, pipeline: Pipeline) -> None:
         self.plans = plans = blocks.plans.take(rows)
+        self.blocks, self.pipeline = blocks, pipeline
+        self.once: list[_Once] = []  # of each class of stages, as `BlockCosts.at_each` finds it
         self._forward_only = blocks.machine.framework.forward_only
         self._every = _StageParts(blocks, rows)
         read = [getattr(plans, name) for name in _OF_A_MICRO_BATCH]
-        first, self._micro_P = distinct_rows([*read, plans.rounds, *_of_overlapped_rows(plans)])
-        self._micro = _StageParts(blocks, rows[first])
+        self._first_micro, self._micro_P = distinct_rows([*read, plans.rounds, *_of_overlapped_rows(plans)])
+        self._micro = _StageParts(blocks, rows[self._first_micro])
         read = [getattr(plans, name) for name in _OF_A_STEP]
-        first, self._step_P = distinct_rows([*read, plans.micro_batches, plans.scheduled])
-        self._step = _StageParts(blocks, rows[first])
+        self._first_step, self._step_P = distinct_rows([*read, plans.micro_batches, plans.scheduled])
+        self._step = _StageParts(blocks, rows[self._first_step])
 
-    def fullest(self, pipeline: tuple[Stage, ...]) -> Memory:
+    @property
+    def of_a_step(self) -> list[tuple[_StageParts, Stage | Stages]]:
+        """Each class of stages, in the plans that differ in what it does once a step."""
+        return [(self._step, stage.take(self._first_step)) for stage in self.pipeline]
+
+    def fullest(self) -> Memory:
         """Memory of the fullest class of stages."""
-        return fullest(self._every.memory, pipeline)
+        return fullest(self._every.memory, self.pipeline)
 
-    def stages(self, pipeline: tuple[Stage, ...]) -> list[StageCost]:
+    def stages(self) -> list[StageCost]:
         """Cost of each class of stages."""
         if self._forward_only:
-            return [self._every.forward_only(stage) for stage in pipeline]
-        once = self._step.once(pipeline)
-        return [self._stage(self._micro.passes(stage), each) for stage, each in zip(pipeline, once, strict=True)]
+            return [self._every.forward_only(stage) for stage in self.pipeline]
+        passes = [self._micro.passes(stage.take(self._first_micro)) for stage in self.pipeline]
+        return [self._stage(of_micro, of_step) for of_micro, of_step in zip(passes, self.once, strict=True)]
 
     def _stage(self, of_micro: _Passes, of_step: _Once) -> StageCost:
         """Cost of a class of stages, of what it does with a micro-batch and once a step."""
         passes, once = take_rows(of_micro, self._micro_P), take_rows(of_step, self._step_P)
         forward, backward = passes.forward, passes.backward
-        _merge(forward, once.updates.get(Phase.FORWARD), 1.0)
-        _merge(backward, once.updates.get(Phase.BACKWARD), 1.0)
+        _merge(forward, once.updates.get(Phase.FORWARD), 1)
+        _merge(backward, once.updates.get(Phase.BACKWARD), 1)
         again, call = passes.recomputed_calls, passes.call
         queue = self._every.queue(call)
         return StageCost(
@@ -267,7 +335,7 @@ class StageCosts:
                 counts=once.counts,
                 micro_batches=self.plans.micro_batches.astype(np.float64),
             ),
-            host_step_s=passes.host_step_s,
+            host_step_s=passes.host_step_s + once.checks_s,
             host_step_read=passes.host_step_read,
             step_read=passes.step_read,
             host_sync_s=passes.host_sync_s,
@@ -316,6 +384,7 @@ class _Once:
         updates: work of the device, by the phase that it falls into.
         exchange: over data-parallel ranks; `counts` how often.
         added_tensors: whose gradients the mean micro-batch adds to what is there, [P]; `tensors` of the stage.
+        checks_s: host time of checks of what is exchanged, [P, 1].
         host_update_s: as in `StageCost`, [P].
     """
 
@@ -323,7 +392,8 @@ class _Once:
     exchange: StepExchange
     counts: ExchangeCounts
     added_tensors: FloatArray
-    tensors: int
+    tensors: int | FloatArray
+    checks_s: FloatArray
     host_update_s: FloatArray
 
 
@@ -346,11 +416,36 @@ class _Held:
     accumulated: FloatArray
 
 
+def _once_a_step(blocks: BlockCosts, classes: Sequence[tuple[_StageParts, Stage | Stages]]) -> list[_Once]:
+    """What classes of stages do once a step, and in their passes with what that exchanges."""
+    held = one_behind_another([parts.held(stage) for parts, stage in classes])
+    ends = np.cumsum([len(parts.rows) for parts, _ in classes])
+    plans = blocks.plans.take(np.concatenate([parts.rows for parts, _ in classes]))
+    exchange, updates = blocks.step_exchange(plans, held), blocks.updates(plans, held)
+    return [
+        parts.once(stage, take_rows(exchange, rows), _summed(updates, rows), take_rows(held, rows))
+        for (parts, stage), rows in zip(classes, np.split(np.arange(ends[-1]), ends[:-1]), strict=True)
+    ]
+
+
+def _summed(priced: Sequence[_Priced], rows: IntArray) -> dict[Phase, PhaseCost]:
+    """By phase, of the plans at these rows."""
+    total: dict[Phase, PhaseCost] = {}
+    for lanes, place in priced:
+        for phase, lane in take_rows(lanes, place[rows]).items():
+            if phase in total:
+                _merge(total[phase], lane, 1)
+            else:
+                total[phase] = lane
+    return total
+
+
 class _StageParts:
     """The parts of a stage's cost, for some of the plans."""
 
     def __init__(self, blocks: BlockCosts, rows: IntArray) -> None:
         self.plans = blocks.plans.take(rows)
+        self.rows = rows
         self._blocks = blocks
         self._shape = blocks.shape[rows]
 
@@ -387,7 +482,7 @@ class _StageParts:
             precision=machine.precision,
         )
 
-    def passes(self, stage: Stage) -> _Passes:
+    def passes(self, stage: Stage | Stages) -> _Passes:
         """What a stage does with a micro-batch."""
         blocks = self._blocks
         forward, backward = (self._device(stage, phase) for phase in (Phase.FORWARD, Phase.BACKWARD))
@@ -409,8 +504,12 @@ class _StageParts:
             call=call,
             layers_host=self._layers_host(stage),
             queued=HostCost(
-                forward_s=queue.queued_s(forward_exchange.calls, "forward") + alone * call.forward_s,
-                backward_s=queue.queued_s(backward_exchange.calls, "backward") + alone * call.backward_s,
+                forward_s=queue.queued_s(forward_exchange.calls, "forward")
+                + self._checks_s(forward_exchange)
+                + alone * call.forward_s,
+                backward_s=queue.queued_s(backward_exchange.calls, "backward")
+                + self._checks_s(backward_exchange)
+                + alone * call.backward_s,
             ),
             recomputed_calls=self._recomputed_calls(stage),
             host_step_s=self._host_step_s(stage),
@@ -422,35 +521,39 @@ class _StageParts:
             pipeline_fill_comm_s=self._comm.pipeline_fill_comm_s(),
         )
 
-    def once(self, pipeline: tuple[Stage, ...]) -> list[_Once]:
-        """What each class of stages does once a step, and in its passes with what that exchanges."""
-        held, plans = one_behind_another([self._held(stage) for stage in pipeline]), len(self.plans)
-        every = self.plans.take(np.tile(np.arange(plans), len(pipeline)))
-        exchange, (updates, size) = self._step_exchange(every, held), self._updates(every, held)
-        found = []
-        for place, stage in enumerate(pipeline):
-            rows = np.arange(place * plans, (place + 1) * plans)
-            own = take_rows(exchange, rows)
-            found.append(
-                _Once(
-                    updates=take_rows(updates, size[rows]),
-                    exchange=own.with_exposed(self._tied(stage) + self._comm.norm_s()),
-                    counts=held.counts.take(rows),
-                    added_tensors=self._added(stage),
-                    tensors=self._tensors(stage),
-                    host_update_s=self._host_update_s(held.owned[rows]),
-                )
-            )
-        return found
+    def once(
+        self, stage: Stage | Stages, exchange: StepExchange, updates: dict[Phase, PhaseCost], held: _Held
+    ) -> _Once:
+        """What a stage does once a step, given what it exchanges, its work, and what a GPU has of its parameters."""
+        return _Once(
+            updates=updates,
+            exchange=exchange.with_exposed(self._tied(stage) + self._comm.norm_s() + self._put_in_place_s(stage)),
+            checks_s=self._step_checks_s(exchange, held.counts),
+            counts=held.counts,
+            added_tensors=self._added(stage),
+            tensors=self._tensors(stage),
+            host_update_s=self._host_update_s(held.owned),
+        )
 
-    def _step_exchange(self, every: PlanBatch, held: _Held) -> StepExchange:
-        """What data-parallel ranks exchange in a step, in each of these plans."""
-        machine = self._blocks.machine
-        groups = Groups(every, machine.network, shards_experts=machine.framework.shards_experts)
-        data = DataParallel(every, groups, framework=machine.framework, precision=machine.precision)
-        return data.step(held.units, held.counts, held.reduced)
+    def _checks_s(self, exchange: Exchange) -> FloatArray:
+        """Of a micro-batch's collectives, where a plan asks for them, [P, 1]."""
+        if not self._blocks.machine.framework.checks_collectives:
+            return np.zeros((len(self.plans), 1))
+        return checks_s(exchange.calls, self._comm.groups)
 
-    def _held(self, stage: Stage) -> _Held:
+    def _step_checks_s(self, exchange: StepExchange, counts: ExchangeCounts) -> FloatArray:
+        """The same of a step's."""
+        if not self._blocks.machine.framework.checks_collectives:
+            return np.zeros((len(self.plans), 1))
+        return step_checks_s(exchange, counts, self._comm.groups)
+
+    def _put_in_place_s(self, stage: Stage | Stages) -> FloatArray:
+        """Copies of gathered parameters to their places, tensor by tensor and rank by rank, [P]."""
+        ranks = self._comm.groups["shards"][0]
+        gathers = (self.plans.zero_stage >= 1) & (ranks > 1)
+        return np.asarray(self._blocks.machine.framework.gathered_tensor_s * self._tensors(stage) * ranks * gathers)
+
+    def held(self, stage: Stage | Stages) -> _Held:
         """What a GPU of a stage has of its parameters."""
         memory, shard, units = self.memory, self.memory.trained(stage), self.memory.units(stage)
         return _Held(
@@ -467,14 +570,15 @@ class _StageParts:
         framework = self._blocks.machine.framework
         return ParallelHost(self._blocks.host, call, measured=framework.torch_launch and not framework.captured)
 
-    def forward_only(self, stage: Stage) -> StageCost:
+    def forward_only(self, stage: Stage | Stages) -> StageCost:
         """Cost of a stage where nothing is trained: forward passes, each begun on an idle device."""
         blocks, plans = self._blocks, len(self.plans)
         nothing_s, exchange = np.zeros((plans, 1)), self._exchange(stage)[0]
         call = HostCost(forward_s=self._forward_kernel_s(stage), backward_s=0.0)
         queue = self.queue(call)
+        checks_s = self._checks_s(exchange)
         idle_s = self._host_sync_s(stage, call)[0] + _CALLS_OF_A_DRAIN * call.forward_s
-        host_s = self._forward_host_s(stage) + queue.queued_s(exchange.calls, "forward")
+        host_s = self._forward_host_s(stage) + queue.queued_s(exchange.calls, "forward") + checks_s
         return StageCost(
             forward=self._device(stage, Phase.FORWARD),
             backward=PhaseCost.empty(plans, blocks.clocks),
@@ -497,18 +601,18 @@ class _StageParts:
             host_update_s=nothing_s,
         )
 
-    def _forward_host_s(self, stage: Stage) -> FloatArray:
+    def _forward_host_s(self, stage: Stage | Stages) -> FloatArray:
         """Host time of a forward pass, [P, 1]: of layers like the measured ones theirs; of blocks that stand alone so
         many kernels, since half of a measured layer is no block of another depth."""
         blocks, total_s = self._blocks, np.zeros((len(self.plans), 1))
         for (count, layer), phase_costs in zip(self._layers(stage), blocks.layers, strict=True):
             if len(layer.blocks) > 1:
-                total_s = total_s + count * self._host_of(layer).forward_s
+                total_s = total_s + _column(count) * self._host_of(layer).forward_s
                 continue
             kernels = layer.blocks[0].forward_kernels(self._batch)
             if kernels is None:
                 kernels = phase_costs[Phase.FORWARD].calls_U[self._shape]
-            total_s = total_s + count * kernels[:, None] * self._layer_kernel_s(layer)
+            total_s = total_s + (count * kernels)[:, None] * self._layer_kernel_s(layer)
         ends = (stage.embedding + stage.head) / 2 * blocks.architecture.has_head
         return np.asarray(total_s + blocks.host.ends(ends).forward_s)
 
@@ -517,56 +621,52 @@ class _StageParts:
         name = layer.host_block()
         return float(self._blocks.host.layer(name, 2).forward_s) / measured_layer(name)[0]
 
-    def _forward_kernel_s(self, stage: Stage) -> float:
-        """The mean over the stage's layers."""
-        layers = [(count, self._layer_kernel_s(layer)) for count, layer in self._layers(stage) if count]
-        return sum(count * kernel_s for count, kernel_s in layers) / max(sum(count for count, _ in layers), 1)
+    def _forward_kernel_s(self, stage: Stage | Stages) -> FloatArray | float:
+        """The mean over the stage's layers; in each plan, [P, 1], or the same in all."""
+        held = held_layers(stage, self._blocks.layer_blocks)
+        layers = [(_column(count), self._layer_kernel_s(layer)) for count, layer in held]
+        whole = sum((count * kernel_s for count, kernel_s in layers), 0.0)
+        return whole / np.maximum(sum(count for count, _ in layers), 1)
 
-    def _device(self, stage: Stage, phase: Phase) -> PhaseCost:
-        blocks = self._blocks
-        total = PhaseCost.empty(blocks.shapes, blocks.clocks)
-        for count, phase_costs in _parts_of(stage, blocks.layers, blocks.embedding, blocks.head):
-            _merge(total, phase_costs.get(phase), float(count))
-        return take_rows(total, self._shape)
+    def _device(self, stage: Stage | Stages, phase: Phase) -> PhaseCost:
+        blocks, held = self._blocks, self._held_shapes(stage)
+        total = PhaseCost.empty(held.shapes, blocks.clocks)
+        for count, phase_costs in _parts_of(held.stage, blocks.layers, blocks.embedding, blocks.head):
+            if phase in phase_costs:
+                _merge(total, held.at(phase_costs[phase]), count)
+        return take_rows(total, held.place)
 
-    def _lead(self, stage: Stage, phase: Phase, lane: PhaseCost) -> FloatArray:
+    def _held_shapes(self, stage: Stage | Stages) -> _HeldShapes:
+        """Distinct shapes of micro-batches and of what a stage holds: its parts are added up once for each."""
+        if isinstance(stage, Stage):
+            return _HeldShapes(stage=stage, rows=None, shapes=self._blocks.shapes, place=self._shape)
+        counts = [count for count in stage.layers if not isinstance(count, int)]
+        first, place = distinct_rows([self._shape, *counts])
+        return _HeldShapes(stage=stage.take(first), rows=self._shape[first], shapes=len(first), place=place)
+
+    def _lead(self, stage: Stage | Stages, phase: Phase, lane: PhaseCost) -> FloatArray:
         """Share of a pass that no exchange of parameters hides behind: head and one layer, [P, 1]."""
         blocks, whole_s = self._blocks, lane.time_s_UK[:, -1]
         head_s: FloatArray | float = 0.0
         if stage.head and phase in blocks.head:
             head_s = blocks.head[phase].time_s_UK[self._shape, -1]
-        return shares(np.asarray(head_s + (whole_s - head_s) / max(sum(stage.layers), 1)), whole_s)[:, None]
+        return shares(np.asarray(head_s + (whole_s - head_s) / np.maximum(sum(stage.layers), 1)), whole_s)[:, None]
 
-    def _updates(self, every: PlanBatch, held: _Held) -> tuple[dict[Phase, PhaseCost], IntArray]:
-        """What a GPU does with its parameters beside its layers, priced once for each distinct size, and which of these
-        each plan's is: copies on their way between ranks, a micro-batch's gradients added up, the optimizer step.
-        """
-        units, counts, machine = held.units, held.counts, self._blocks.machine
-        read = [every.micro_batches, every.zero_stage, every.dp * every.cp > 1, *vars(counts).values()]
-        first, size = distinct_rows([held.inner, units.ends, held.owned, held.accumulated, *read])
-        trained = None if machine.framework.lora is None else (held.reduced.dense + held.reduced.ends)[first]
-        workload = Workload(
-            self._blocks.architecture, every.take(first), framework=machine.framework, precision=machine.precision
-        )
-        calls = workload.accumulate(held.accumulated[first]) + workload.optimizer(held.owned[first])
-        calls += workload.copies(held.inner[first], units.ends[first], counts.take(first), trained)
-        return self._blocks.price(calls, len(first)), size
-
-    def _exchange(self, stage: Stage) -> tuple[Exchange, Exchange]:
+    def _exchange(self, stage: Stage | Stages) -> tuple[Exchange, Exchange]:
         """Of a micro-batch in a forward and in a backward pass: what blocks exchange, and messages between stages."""
-        blocks = self._blocks
-        forward = backward = Exchange.none(blocks.shapes)
+        blocks, held = self._blocks, self._held_shapes(stage)
+        forward = backward = Exchange.none(held.shapes)
         exchanges = blocks.layer_exchanges, blocks.embedding_exchange, blocks.head_exchange
-        for count, (there, back) in _parts_of(stage, *exchanges):
-            forward, backward = forward + there.times(count), backward + back.times(count)
+        for count, (there, back) in _parts_of(held.stage, *exchanges):
+            forward, backward = forward + held.at(there).times(count), backward + held.at(back).times(count)
         sent, received = self._comm.pipeline_p2p(first=stage.embedding, last=stage.head)
-        return take_rows(forward, self._shape) + sent, take_rows(backward, self._shape) + received
+        return take_rows(forward, held.place) + sent, take_rows(backward, held.place) + received
 
     @property
     def _offload(self) -> HostOffload | None:
         return self._blocks.machine.framework.offload
 
-    def _to_host(self, stage: Stage, offload: HostOffload) -> Exchange:
+    def _to_host(self, stage: Stage | Stages, offload: HostOffload) -> Exchange:
         """Activations of one micro-batch on their way to the host or back."""
         kinds = zip(self._blocks.kinds, stage.layers, strict=True)
         kept_B = sum((count * self.memory.kept(kind)[0] for kind, count in kinds), np.zeros(len(self.plans)))
@@ -580,7 +680,7 @@ class _StageParts:
         parameter_B = self._batch.element_size_B
         return update_s(self._offload, owned, parameter_B=parameter_B, update_B=framework.host_update_B)
 
-    def _tied(self, stage: Stage) -> FloatArray:
+    def _tied(self, stage: Stage | Stages) -> FloatArray:
         """Gradients of an embedding that the head on another stage shares."""
         architecture = self._blocks.architecture
         frozen = self._blocks.machine.framework.lora is not None
@@ -588,7 +688,7 @@ class _StageParts:
             return np.zeros(len(self.plans))
         return self._comm.embedding_grad_all_reduce(parameters(architecture).embedding, self._blocks.machine.gradient_B)
 
-    def _host_step_s(self, stage: Stage) -> FloatArray | float:
+    def _host_step_s(self, stage: Stage | Stages) -> FloatArray | float:
         """Host time of the optimizer; in each plan, [P, 1], or the same in all."""
         host, framework = self._blocks.host, self._blocks.machine.framework
         if framework.fused_optimizer:
@@ -597,13 +697,13 @@ class _StageParts:
             return framework.host_factors.step * (
                 host.fixed_step_s()
                 + sum(
-                    n * host.layer_step_s(layer.host_block()) * self._more_tensors(layer)
+                    _column(n) * host.layer_step_s(layer.host_block()) * self._more_tensors(layer)
                     for n, layer in self._layers(stage)
                 )
             )
         more = sum((n * layer.more_tensors(self._batch) for n, layer in self._layers(stage)), np.zeros(len(self.plans)))
         kernels = framework.step_kernels * (self._tensors(stage) + more)
-        step_s = np.asarray(host.fixed_step_s() + kernels[:, None] * self._measured_kernel_s(stage))
+        step_s = np.asarray(host.fixed_step_s() + (kernels * self._measured_kernel_s(stage))[:, None])
         return framework.host_factors.step * step_s
 
     def _step_read(self) -> float:
@@ -616,36 +716,37 @@ class _StageParts:
         more = layer.more_tensors(self._batch)
         return 1 + more[:, None] / layer.parameter_tensors() if more.any() else 1.0
 
-    def _measured_kernel_s(self, stage: Stage) -> float:
+    def _measured_kernel_s(self, stage: Stage | Stages) -> float:
         """Host time of a kernel in layers like the measured ones, the mean of both passes."""
-        costs = [self._blocks.host.layer(layer.host_block(), 2) for n, layer in self._layers(stage) if n]
+        held = held_layers(stage, self._blocks.layer_blocks)
+        costs = [self._blocks.host.layer(layer.host_block(), 2) for _, layer in held]
         sums = [float(np.max(cost.forward_s) + np.max(cost.backward_s)) for cost in costs]
-        kernels = [sum(measured_layer(layer.host_block())) for n, layer in self._layers(stage) if n]
+        kernels = [sum(measured_layer(layer.host_block())) for _, layer in held]
         return sum(sums) / sum(kernels) if kernels else 0.0
 
-    def _layers(self, stage: Stage) -> Iterator[tuple[int, LayerBlocks]]:
+    def _layers(self, stage: Stage | Stages) -> Iterator[tuple[int | FloatArray, LayerBlocks]]:
         """How many of each distinct layer, and its blocks."""
         return zip(stage.layers, self._blocks.layer_blocks, strict=True)
 
-    def _tensors(self, stage: Stage) -> int:
-        """Of parameters that are trained, two of each adapter or all."""
+    def _tensors(self, stage: Stage | Stages) -> int | FloatArray:
+        """Of parameters that are trained, two of each adapter or all; in all plans or in each, [P]."""
         if self._blocks.machine.framework.lora is None:
             return sum(n * layer.parameter_tensors() for n, layer in self._layers(stage))
         return sum(n * 2 * adapted(layer.operators(self._batch), self._batch) for n, layer in self._layers(stage))
 
-    def _added(self, stage: Stage) -> FloatArray:
+    def _added(self, stage: Stage | Stages) -> FloatArray:
         """Tensors whose gradients the mean micro-batch adds to what is there; on one GPU they are left out."""
         shared = self.plans.gpus > 1
         return np.asarray(
             self._tensors(stage) * accumulated_fraction(self.plans, self._blocks.machine.framework) * shared
         )
 
-    def _recomputed_calls(self, stage: Stage) -> FloatArray:
+    def _recomputed_calls(self, stage: Stage | Stages) -> FloatArray:
         """Forward operators that a backward pass runs again, which the host queues again, [P]."""
         calls = zip(stage.layers, self._blocks.recomputed_calls, strict=True)
-        return np.asarray(sum(count * each for count, each in calls))[self._shape]
+        return np.asarray(sum(count * each[self._shape] for count, each in calls))
 
-    def _call(self, stage: Stage) -> HostCost:
+    def _call(self, stage: Stage | Stages) -> HostCost:
         """Host time of one call in either pass: of a kernel, or the mean over those of the stage's layers, [P, 1]."""
         host, blocks = self._blocks.host, self._blocks
         if blocks.machine.framework.captured:
@@ -655,7 +756,7 @@ class _StageParts:
         total = HostCost(forward_s=0.0, backward_s=0.0)
         calls = {phase: np.zeros(len(self.plans)) for phase in (Phase.FORWARD, Phase.BACKWARD)}
         for (count, layer), phase_costs in zip(self._layers(stage), blocks.layers, strict=True):
-            total = total + self._host_of(layer).times(count)
+            total = total + self._host_of(layer).times(_column(count))
             for phase in calls:
                 calls[phase] += count * phase_costs[phase].calls_U[self._shape]
         calls[Phase.BACKWARD] -= self._recomputed_calls(stage)
@@ -663,23 +764,22 @@ class _StageParts:
         slower = self._host_factors[1] if self._is_plain else 1.0
         return HostCost(forward_s=slower * total.forward_s / forward, backward_s=slower * total.backward_s / backward)
 
-    def _host_sync_s(self, stage: Stage, call: HostCost) -> tuple[FloatArray, FloatArray]:
+    def _host_sync_s(self, stage: Stage | Stages, call: HostCost) -> tuple[FloatArray, FloatArray]:
         """Where the host waits for the device, in a forward and in a backward pass, [P, 1] each.
 
         For how many rows go to which expert, of which it learns, and queues what comes next; or until the device has
         done what was queued.
         """
         forward, backward = np.zeros((2, len(self.plans)))
-        for count, layer in self._layers(stage):
-            if count:
-                found = layer.host_waits(self._batch)
-                forward += count * (_CALLS_OF_A_WAIT * found.reads + _CALLS_OF_A_DRAIN * found.drains_forward)
-                backward += count * _CALLS_OF_A_DRAIN * found.drains_backward
+        for count, layer in held_layers(stage, self._blocks.layer_blocks):
+            found = layer.host_waits(self._batch)
+            forward += count * (_CALLS_OF_A_WAIT * found.reads + _CALLS_OF_A_DRAIN * found.drains_forward)
+            backward += count * _CALLS_OF_A_DRAIN * found.drains_backward
         return np.asarray(forward[:, None] * call.forward_s), np.asarray(backward[:, None] * call.backward_s)
 
-    def _runs_dry(self, stage: Stage) -> bool:
+    def _runs_dry(self, stage: Stage | Stages) -> bool:
         """Left out: blocks without experts, beside which the host could run ahead."""
-        found = [layer.host_waits(self._batch) for n, layer in self._layers(stage) if n]
+        found = [layer.host_waits(self._batch) for _, layer in held_layers(stage, self._blocks.layer_blocks)]
         return any(bool(one.drains_forward.any()) for one in found)
 
     def _host_of(self, layer: LayerBlocks) -> HostCost:
@@ -729,19 +829,46 @@ class _StageParts:
             backward_s=slower * factors.backward * total.backward_s,
         )
 
-    def _layers_host(self, stage: Stage) -> HostCost:
+    def _layers_host(self, stage: Stage | Stages) -> HostCost:
         """Host time of the blocks that were measured, in either pass."""
         total = HostCost(forward_s=0.0, backward_s=0.0)
         for count, layer in self._layers(stage):
-            total = total + self._host_of(layer).times(count)
+            total = total + self._host_of(layer).times(_column(count))
         ends = (stage.embedding + stage.head) / 2 * self._blocks.architecture.has_head
         return total + self._blocks.host.ends(ends)
 
 
-def _parts_of(stage: Stage, layers: Sequence[_Part], embedding: _Part, head: _Part) -> list[tuple[int, _Part]]:
+@dataclass(frozen=True, kw_only=True)
+class _HeldShapes:
+    """Distinct shapes of a micro-batch and of what a class of stages makes of it.
+
+    Attributes:
+        stage: of each.
+        rows: which of the shapes that are priced each has; None: it is all of these.
+        shapes: how many.
+        place: which of them each plan's is.
+    """
+
+    stage: Stage | Stages
+    rows: IntArray | None
+    shapes: int
+    place: IntArray
+
+    def at(self, priced: _Part) -> _Part:
+        """What was priced, of each."""
+        return priced if self.rows is None else take_rows(priced, self.rows)
+
+
+def _parts_of(
+    stage: Stage | Stages, layers: Sequence[_Part], embedding: _Part, head: _Part
+) -> list[tuple[int | FloatArray, _Part]]:
     """What a stage holds, and how many of each, of something of every distinct layer and of the ends."""
-    held = [(count, part) for count, part in zip(stage.layers, layers, strict=True) if count]
-    return [*held, *([(1, embedding)] if stage.embedding else []), *([(1, head)] if stage.head else [])]
+    return [*held_layers(stage, layers), *[(1, embedding)] * stage.embedding, *[(1, head)] * stage.head]
+
+
+def _column(count: int | FloatArray) -> int | FloatArray:
+    """One number of all plans, or one of each, [P, 1]."""
+    return count if isinstance(count, int) else count[:, None]
 
 
 def _repeat(backward: PhaseCost, calls_U: FloatArray, once: PhaseCost, place: IntArray, times_U: FloatArray) -> None:
@@ -765,13 +892,13 @@ def _repeat(backward: PhaseCost, calls_U: FloatArray, once: PhaseCost, place: In
     calls_U[rows] += times * part.calls_U
 
 
-def _merge(total: PhaseCost, part: PhaseCost | None, count: float) -> None:
+def _merge(total: PhaseCost, part: PhaseCost | None, count: int | FloatArray) -> None:
     """Add `count` times a cost to another, in place; nothing where there is none."""
     if part is None:
         return
-    total.time_s_UK += count * part.time_s_UK
-    total.energy_J_UK += count * part.energy_J_UK
-    total.cycles_UK += count * part.cycles_UK
+    total.time_s_UK += _column(count) * part.time_s_UK
+    total.energy_J_UK += _column(count) * part.energy_J_UK
+    total.cycles_UK += _column(count) * part.cycles_UK
     total.extrapolated_s_U += count * part.extrapolated_s_U
     total.calls_U += count * part.calls_U
     total.weights_s_U += count * part.weights_s_U

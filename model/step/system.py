@@ -11,7 +11,7 @@ from moemodel.model.core.errors import CalibrationError, InputError
 from moemodel.model.device.attention import rescale_for_attention
 from moemodel.model.device.description import Change, rescale_for_description
 from moemodel.model.device.precision import rescale_for_precision
-from moemodel.model.frameworks.base import Framework, HostOffload, Lora, Precision
+from moemodel.model.frameworks.base import Framework, HostOffload, Lora, OverlapAxis, Precision, PrecisionRecipe
 from moemodel.model.frameworks.megatron_lm import DETERMINISTIC_B
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.frameworks.track_record import TrackRecord, track_records, widest
@@ -21,7 +21,7 @@ from moemodel.model.network.collectives import Network
 from moemodel.model.plan.context_comm import ALL_GATHER
 from moemodel.model.plan.offload import OffloadSpec
 from moemodel.model.plan.router_policies import form_as_asked
-from moemodel.model.plan.spec import Plan
+from moemodel.model.plan.spec import EIGHT_BITS, Plan
 from moemodel.model.records.calibration import Calibration
 from moemodel.model.step.kernels_as_asked import kernels_as_asked
 
@@ -39,6 +39,7 @@ _FP8_ROW_B = 1 + 4 / 128  # of an element, with a float32 scale for 128 of them 
 # Of a host link's bandwidth: 55.6 GB/s of the 63.0 of 16 lanes of PCI Express 5 (host_to_device_memcpy_ce, as a guide
 # to NVIDIA's nvbandwidth prints it)
 _PCIE_SHARE = 0.88
+_ONE_ORDER = ("blackwell", "blackwell-ultra")  # generations whose 8-bit products take weights in any order
 GRADIENT_B = {"bf16": 2.0, "fp32": 4.0}
 
 
@@ -195,6 +196,14 @@ def framework_as_run(plan: Plan) -> Framework:
         )
     if plan.cp_comm is not None and not (plan.cp_comm == ALL_GATHER and framework.gathers_keys):
         framework = replace(framework, cp_comm=plan.cp_comm, gathers_keys=False)
+    parameter_dtype = plan.parameter_dtype or (framework.parameter_dtype if plan.precision in EIGHT_BITS else None)
+    if parameter_dtype is not None:
+        recipe = _with_parameters(framework, plan, parameter_dtype)
+        framework = replace(framework, precisions={**framework.precisions, plan.precision: recipe})
+    if plan.tp_comm_overlap is not None:
+        exchanges: frozenset[OverlapAxis] = frozenset({"tp"})
+        overlapped = framework.overlapped | exchanges if plan.tp_comm_overlap else framework.overlapped - exchanges
+        framework = replace(framework, overlapped=overlapped, tp_buffers=plan.tp_comm_overlap)
     if plan.lora is not None:
         framework = replace(framework, lora=Lora(rank=plan.lora.rank, targets=plan.lora.targets))
     if plan.offload is not None:
@@ -207,6 +216,25 @@ def framework_as_run(plan: Plan) -> Framework:
         framework = replace(framework, experts_workspace_B=None)
     form = form_as_asked(framework, plan.routing)
     return framework if form is framework.moe else replace(framework, moe=form)
+
+
+def _with_parameters(framework: Framework, plan: Plan, dtype: str) -> PrecisionRecipe:
+    """Bytes of layers' weights that are kept in 8 bits, or in 16 beside their casts.
+
+    Transformer Engine keeps casts in two orders unless tensor cores read 8-bit operands in any (pytorch/utils.py,
+    is_non_tn_fp8_gemm_supported), and always of blocks of 32, which are scaled along the depth (mxfp8_tensor.py).
+    Gathered are 8 bits, but of MXFP8 16, since only ranks that have all of a weight scale it both ways (Megatron Core,
+    distributed_data_parallel_config.py, reuse_grad_buf_for_mxfp8_param_ag). FSDP2 keeps its shards, and casts what it
+    gathers (torchao, float8/fsdp_utils.py).
+    """
+    recipe, blocks = framework.precisions[plan.precision], plan.precision == "mxfp8"
+    one_order = plan.cluster.description().architecture in _ONE_ORDER and not blocks
+    cast_B = recipe.product_input_B * (1 if one_order else 2)
+    narrow = dtype == "fp8"
+    gathered_B = recipe.product_input_B if narrow and not blocks else recipe.element_size_B
+    if framework.data_parallel == "ddp-fsdp2":
+        return replace(recipe, gathered_B=gathered_B)
+    return replace(recipe, layer_B=cast_B + (0.0 if narrow else recipe.element_size_B), gathered_B=gathered_B)
 
 
 def _offload(said: OffloadSpec) -> HostOffload:

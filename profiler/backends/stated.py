@@ -13,6 +13,8 @@ _LEFT_TO_THE_PROGRAM = (
     "cross_entropy",
     "deterministic",
     "gradient_dtype",
+    "parameter_dtype",
+    "tp_comm_overlap",
     "cp_comm",
     "dropout",
     "optimizer",

@@ -50,6 +50,8 @@ def _outside(plan: Plan) -> Iterator[str]:
         ("deterministic", None),
         ("gradient_dtype", "bf16"),
         ("micro_batches_per_schedule", None),
+        ("parameter_dtype", None),
+        ("tp_comm_overlap", False),
         ("cp_comm", None),
         ("dropout", False),
         ("optimizer", None),

@@ -26,11 +26,13 @@ release,mode,model,gpus,precision,gbs,mbs,seq,fsdp,tp,pp,cp,vp,ep,tok_s_gpu
 26.06 NeMo Container,LoRA Performance,LLAMA3_70B,8,FP8,32,1,4096,,2,4,1,20,n/a,2600
 """
 NANOTRON_TABLE = """\
-seq_len,mbs,batch_accum,tok/s/gpu,Mem Res (GB),dp,pp,tp,hidden_size,num_layers,num_heads,\
+seq_len,mbs,batch_accum,tok/s/gpu,AG Intra-node (GB/s),Mem Res (GB),dp,pp,tp,hidden_size,num_layers,num_heads,\
 num_kv_heads,vocab_size,tie_word_embeddings,zero_stage,interm_dim,status,after_pp_fix
-4096,2,16.0,40000,50,8,1,1,2048,16,32,8.0,131072,True,0,8192.0,Success,False
-4096,64,1.0,,,4,1,2,2048,16,32,,131072,,0,8192.0,OOM,False
-4096,2,16.0,40000,50,4,2,1,2048,16,32,8.0,131072,True,0,8192.0,Success,False
+4096,2,16.0,40000,263,50,8,1,1,2048,16,32,8.0,131072,True,0,8192.0,Success,False
+4096,64,1.0,,,,4,1,2,2048,16,32,,131072,,0,8192.0,OOM,False
+4096,2,16.0,40000,242,50,4,2,1,2048,16,32,8.0,131072,True,0,8192.0,Success,False
+4096,2,16.0,30000,242,50,4,1,2,2048,16,32,8.0,131072,True,1,8192.0,Success,True
+4096,2,16.0,9000,42,50,4,1,2,2048,16,32,8.0,131072,True,0,8192.0,Success,True
 """
 FSDP_TABLE = """\
 Model,SeqLen (T),# GPUs,GPU,MicroBatchSize,GlobalBatchSize,Throughput (T/s/GPU),Precision,\
@@ -75,11 +77,20 @@ def test_megatron_bridge(tmp_path: Path) -> None:
 
 
 def test_nanotron_takes_what_a_failed_run_does_not_say_from_those_of_its_model(tmp_path: Path) -> None:
-    ran, failed = nanotron(written(tmp_path, NANOTRON, NANOTRON_TABLE))  # the third is of before the mend
+    # the third is of before the mend
+    ran, failed, checked, broken = nanotron(written(tmp_path, NANOTRON, NANOTRON_TABLE))
     assert (ran.ran, failed.ran) == (True, False)
     assert failed.time_s == ()
     assert plan_of(ran).architecture == plan_of(failed).architecture
     assert ran.time_s == (pytest.approx(2 * 16 * 8 * 4096 / (8 * 40000)),)
+    assert [bool(plan_of(run).collective_checks) for run in (ran, failed, checked, broken)] == [
+        False,
+        False,
+        True,
+        False,
+    ]
+    assert checked.time_s != ()
+    assert broken.time_s == ()  # its links inside the node were out of order
 
 
 def test_other_tables(tmp_path: Path) -> None:

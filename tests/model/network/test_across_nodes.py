@@ -196,3 +196,39 @@ def test_nothing_changes_inside_a_node_or_where_tests_ran(collective: Collective
     ran, ran_bare = (replace(each, internode_efficiency=tested) for each in (base, bare))
     assert took_s(ran, collective, 16, 1e8) == took_s(ran_bare, collective, 16, 1e8)
     assert took_s(base, collective, 16, 1e8) != took_s(bare, collective, 16, 1e8)
+
+
+# ---- EFA ------------------------------------------------------------------------------------------------------------
+
+# ms of all-gathers, reduce-scatters and all-reduces of 1 GiB over nodes of eight H100, medians of what 244 runs of
+# nanotron measured before they trained (Ultra-Scale Playbook, 2024); the first two copy the tensor once more
+EFA_ms = {
+    2: (4.49, 4.52, None),  # an all-reduce over two nodes sums in switches
+    4: (4.64, 4.85, 10.16),
+    8: (6.08, 6.00, 11.32),
+    16: (8.57, 8.70, 12.29),
+    32: (14.20, 14.33, 11.37),
+    64: (24.13, 23.75, 12.40),
+}
+COPY_ms = 2 * 2**30 / 2.9e12 * 1e3
+
+
+@pytest.mark.parametrize("nodes", EFA_ms)
+def test_collectives_over_efa(nodes: int) -> None:
+    net = network(H100, "efa-p5", 8)
+    gathered_ms, scattered_ms, reduced_ms = EFA_ms[nodes]
+    found_ms = [1e3 * took_s(net, collective, 8 * nodes, 2.0**30) for collective in (AG, RS, AR)]
+    assert found_ms[0] + COPY_ms == pytest.approx(gathered_ms, rel=0.15)
+    assert found_ms[1] + COPY_ms == pytest.approx(scattered_ms, rel=0.15)
+    if reduced_ms is not None:
+        assert found_ms[2] == pytest.approx(reduced_ms, rel=0.15)
+
+
+def test_no_protocol_but_the_simple_one_over_efa() -> None:
+    """Small messages take its steps, where InfiniBand of the same latency has protocols of a fifth of them."""
+    alone, all_of_them = (
+        network(H100, Link(bandwidth_GBps=50, latency_us=5, efficiency=0.9, network=kind), 8)
+        for kind in ("efa", "infiniband")
+    )
+    assert took_s(alone, AG, 64, 8.0) > 3 * took_s(all_of_them, AG, 64, 8.0)
+    assert took_s(alone, AG, 64, 2.0**33) == pytest.approx(took_s(all_of_them, AG, 64, 2.0**33), rel=0.02)

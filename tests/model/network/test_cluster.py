@@ -343,7 +343,7 @@ def test_tests_lie_beside_the_file(keep: Keep, calibration: Calibration, gpu: Gp
             ["racks: 3"],
             r"cluster.yaml:1: unknown key 'racks'; allowed here: gpus_per_host, gpus_per_node, nccl_tests, nic, nics",
         ),
-        (["nic: rdma"], r"cluster.yaml: nic: found 'rdma'; allowed: ethernet-100g, .*or a bandwidth"),
+        (["nic: rdma"], r"cluster.yaml: nic: found 'rdma'; allowed: efa-p5, .*or a bandwidth"),
         (["nodes: 0"], r"cluster.yaml:1: nodes: found 0; input should be greater than 0"),
         (
             ["gpus_per_host: 4"],

@@ -120,5 +120,5 @@ def test_every_known_link_has_a_source() -> None:
 
 
 def test_an_unknown_link_lists_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"cluster.internode: found 'token-ring'; allowed: ethernet-100g, .*bandwidth"):
+    with pytest.raises(InputError, match=r"cluster.internode: found 'token-ring'; allowed: efa-p5, .*bandwidth"):
         read_link("token-ring")

@@ -59,6 +59,8 @@ OTHERWISE: dict[str, list[Any]] = {
     "deterministic": [True],
     "gradient_dtype": ["bf16", "fp32"],
     "micro_batches_per_schedule": [2, 4],
+    "parameter_dtype": ["bf16", "fp8"],
+    "tp_comm_overlap": [True, False],
     "cp_comm": ["a2a", "all_gather", "a2a-2+p2p"],
     "dropout": [True],
     "optimizer": [{"exp_avg": "bf16"}, {"exp_avg": "int8"}],
@@ -183,7 +185,13 @@ def test_a_plan_that_is_stored_has_the_same_notes(h100: Calibration) -> None:
 
 
 def test_what_is_chosen_otherwise_is_no_default(h100: Calibration) -> None:
-    elsewhere = {"micro_batches_per_schedule", "schedule", "stage_layers", "optimizer"}  # pipelines, master weights
+    elsewhere = {
+        "parameter_dtype",
+        "micro_batches_per_schedule",
+        "schedule",
+        "stage_layers",
+        "optimizer",
+    }  # pipelines, master weights
     of_one_stage = {key for key in OTHERWISE if "." not in key} - elsewhere
     chosen = {key: OTHERWISE[key][0] for key in of_one_stage} | {"precision": "bf16", "backend": "megatron"}
     chosen["compile"] = False  # what goes with that backend

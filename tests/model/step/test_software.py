@@ -128,6 +128,26 @@ def test_deepspeed_sends_parts_one_after_another(opt: Architecture, batch: Batch
     assert last == pytest.approx([one + gather_s, one])
 
 
+def test_a_host_that_makes_buffers_delays_who_receives(opt: Architecture, batch: Batch) -> None:
+    """The whole tensor's bytes at 1 GB/s, on receiving stages alone, and not without a pipeline."""
+    plans = batch(pp=[1, 4], dp=[4, 1], tp=2, micro_batch=2)
+    at_once, slowly = (
+        [
+            np.array([exchange.exposed_s for exchange in engine.pipeline_p2p(first=f, last=z)])
+            for f, z in ((True, False), (False, False), (False, True))
+        ]
+        for engine in (
+            talk(opt, plans, NODE, pipeline="deepspeed"),
+            talk(opt, plans, NODE, pipeline="deepspeed", message_copy_Bps=1e9),
+        )
+    )
+    one_s = 2 * 2 * 2048 * 1024 * 2 / 1e9 / 2  # two sequences of 2,048 tokens 1,024 wide in bf16
+    later = [slow - quick for slow, quick in zip(slowly, at_once, strict=True)]
+    assert later[0] == pytest.approx(np.array([[0, 0], [0, one_s]]))
+    assert later[1] == pytest.approx(np.array([[0, one_s], [0, one_s]]))
+    assert later[2] == pytest.approx(np.array([[0, one_s], [0, 0]]))
+
+
 def test_deepspeed_sends_whole_tensors_without_tensor_parallelism(opt: Architecture, batch: Batch) -> None:
     plans = batch(pp=[1, 2], dp=[2, 1])
     there, back = talk(opt, plans, NODE, pipeline="deepspeed").pipeline_p2p(first=True, last=False)
@@ -223,8 +243,9 @@ def test_a_plain_softmax_is_two_kernels(opt: Architecture, batch: Batch) -> None
         for call in calls(opt, plans, "megatron-deepspeed", "fp32")
         if call.kind is Kind.COPY and call.phase == "forward"
     ]
-    # as copies of so many elements: filling takes 1.6 times a copy's time, softmax over rows 1.33 times (measured)
-    assert copies[:2] == pytest.approx([1.6 * scores, 1.325 * scores])
+    # as copies of so many elements: filling takes 1.6 times a copy's time, softmax over rows 1.33 times (measured), and
+    # 1.25 times that with the torch that it was published with
+    assert copies[:2] == pytest.approx([2.0 * scores, 1.656 * scores], rel=1e-3)
 
 
 def test_operands_are_cast_before_every_product_of_eight_bits(opt: Architecture, batch: Batch) -> None:

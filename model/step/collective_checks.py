@@ -1,0 +1,47 @@
+"""What it takes that torch checks every collective before it begins, which TORCH_DISTRIBUTED_DEBUG=DETAIL asks for.
+
+Every process group is then wrapped in one that makes the hosts of all its ranks meet, and compare what they are about
+to run, over TCP (torch/csrc/distributed/c10d/ProcessGroupWrapper.cpp, `runCollectiveChecks`: a monitored barrier, in
+which the first rank hears and answers the others one after another, and two all-gathers, which go around a ring). So a
+collective of n ranks, g of them in a node, takes the host
+
+    c = (g - 1) a + (n - g) b       a = 0.27 ms, b = 0.325 ms
+
+b and a are from nanotron on AWS p5 (Hugging Face, Ultra-Scale Playbook, 2024; branch nouamane/bench2, trainer.py,
+`measure_bandwidth`): before 469 runs an all-gather, a reduce-scatter and an all-reduce of 1 GiB over all ranks took 20,
+40, 81 and 166 ms on 64 to 512 GPUs, all three alike and linear in the ranks, where others took 6 to 24 ms. Messages
+between two ranks are not checked.
+
+Left out: other networks' TCP; that a host may run ahead of others.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moemodel.model.core.arrays import FloatArray
+from moemodel.model.step.communication_groups import Group, Groups
+from moemodel.model.step.data_parallel import ExchangeCounts, StepExchange
+from moemodel.model.step.launch_overhead import CollectiveLaunches
+
+IN_A_NODE_s, BETWEEN_NODES_s = 0.27e-3, 0.325e-3
+
+
+def check_s(group: Group) -> FloatArray:
+    """Of one collective in each group, [P]."""
+    ranks, route = group
+    local = np.minimum(route.local_G, ranks)
+    return np.asarray(IN_A_NODE_s * np.maximum(local - 1.0, 0.0) + BETWEEN_NODES_s * (ranks - local))
+
+
+def checks_s(calls: CollectiveLaunches, groups: Groups) -> FloatArray:
+    """Of a micro-batch's collectives, [P, 1]."""
+    of_tp = (calls.tensor_parallel + calls.sequence_parallel) * check_s(groups["tp"])
+    return np.asarray(of_tp + calls.expert_parallel * check_s(groups["ep"]))[:, None]
+
+
+def step_checks_s(exchange: StepExchange, counts: ExchangeCounts, groups: Groups) -> FloatArray:
+    """Of what data-parallel ranks exchange in a step, and of the norm of all gradients, [P, 1]."""
+    each = counts.gathers_forward + counts.gathers_backward + counts.reductions
+    shared = (exchange.units * each + exchange.buckets) * check_s(groups["data_parallel"])
+    return np.asarray(shared + check_s(groups["world"]))[:, None]
