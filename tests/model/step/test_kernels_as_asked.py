@@ -177,7 +177,7 @@ def test_graphs_take_the_host_away(h100: Calibration, backend: str) -> None:
     assert step_s(**large, cuda_graphs=True) == pytest.approx(step_s(**large), rel=1e-9)
 
 
-@pytest.mark.parametrize(("backend", "slower"), [("megatron", 1.37), ("torch", 1.37), ("megatron-core", 1.37)])
+@pytest.mark.parametrize(("backend", "slower"), [("megatron", 1.1), ("torch", 1.1), ("megatron-core", 1.1)])
 def test_hosts_of_other_gpus_take_longer(backend: str, slower: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a model that nothing but the host bounds; Grace's, which Megatron-LM's tests on GB200 show."""
     small = {"architecture": "opt-350m", "sequence_length": 256, "layers": None, "global_batch": 32}
