@@ -11,6 +11,7 @@
                 draw as large a share of the limit, then all times the factor at which a large product settles, under
                 the limit, at the rate that public tests saw it sustain with random operands, or else at the same
                 share of its burst
+                Voltage below the clocks that were measured drops where public readings of the board show it
     cooling     degrees a watt by the limits: what ships with a GPU cools it at its limit
     links       shares of their bandwidth, times to start a message: as they are; power by bandwidth
     memory, host   as they are
@@ -25,6 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from moemodel.calibration.derive.large_product import LargeProduct, public_burst_share, public_sustained_rate
+from moemodel.calibration.derive.public_voltage import published_drop
 from moemodel.calibration.derive.record import DerivingRecord, deriving_record
 from moemodel.model.core.errors import CalibrationError
 from moemodel.model.device.power import power_model
@@ -261,7 +263,8 @@ def _power(base: Calibration, made: Calibration, pair: _Pair, record: DerivingRe
     update = {"log_error": math.hypot(fit.log_error, record.power_log_error), "points": fit.points}
 
     def with_factors(found: Mapping[str, float]) -> PowerFit:
-        return fit.model_copy(update=update | {"parameters": pair.parameters(fit.parameters, found)})
+        parameters = pair.parameters(fit.parameters, found) | published_drop(pair.new)
+        return fit.model_copy(update=update | {"parameters": parameters})
 
     if pair.same_architecture:
         return with_factors(factors)

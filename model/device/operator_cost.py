@@ -82,6 +82,10 @@ class PhaseCost:
             gating_s_U=gating_s,
         )
 
+    def without_spread(self) -> PhaseCost:
+        """With the same times, of which it is not known how far they may be off."""
+        return replace(self, spread_s={})
+
     def at_highest_clock(self) -> PhaseCost:
         """At the highest clock, [U, 1], without its spread."""
         return replace(
@@ -93,9 +97,10 @@ class PhaseCost:
         )
 
     def least(self) -> PhaseCost:
-        """Time, energy and cycles at the clock that has least of each, [U, 1]."""
+        """Time, energy and cycles at the clock that has least of each, [U, 1], without its spread."""
         return replace(
             self,
+            spread_s={},
             time_s_UK=self.time_s_UK.min(axis=1, keepdims=True),
             energy_J_UK=self.energy_J_UK.min(axis=1, keepdims=True),
             cycles_UK=self.cycles_UK.min(axis=1, keepdims=True),

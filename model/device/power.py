@@ -4,6 +4,7 @@
     E_dyn(op, f) = c_kind (v(f) (e_flop flops + e_vector vector_ops + e_cache bytes + p_active f/f0 t) + e_dram bytes)
 
     v(f) = (V(f)/V(f0))^2, V flat below a knee, then linear: V ~ 1 + slope max(0, f/f_knee - 1)
+           times a share below clocks where readings of a board show that it drops again: linear between two, then flat
     e_*  energy of a unit of work at the reference clock f0; p_active  power of clocked SMs beside their work, at f0,
          in the time t beyond launch and tail (in which few SMs are active)
     P_tree  what the clock tree draws at f0, whether SMs work or not
@@ -56,10 +57,21 @@ class PowerModel:
     inlet_C: float
     link_W: float  # extra power while a collective runs
     kinds: dict[str, float]
+    drop_from_Hz: float = 0.0
+    drop_to_Hz: float = 0.0
+    drop_share: float = 1.0
 
     def voltage2(self, clock_Hz: FloatArray) -> FloatArray:
         """v(f)."""
-        return np.square(self._voltage(clock_Hz) / self._voltage(np.asarray(self.clock_reference_Hz)))
+        risen = np.square(self._voltage(clock_Hz) / self._voltage(np.asarray(self.clock_reference_Hz)))
+        if self.drop_share == 1.0:
+            return np.asarray(risen)
+        return np.asarray(risen * np.interp(clock_Hz, self.drops_Hz, (self.drop_share, 1.0)))
+
+    @property
+    def drops_Hz(self) -> tuple[float, ...]:
+        """Clocks between which the square of the voltage drops, ascending; none where it does not."""
+        return () if self.drop_share == 1.0 else (self.drop_to_Hz, self.drop_from_Hz)
 
     def _voltage(self, clock_Hz: FloatArray) -> FloatArray:
         return np.asarray(1 + self.voltage_slope * np.maximum(0.0, clock_Hz / self.knee_Hz - 1))

@@ -162,12 +162,17 @@ class Framework:
         fused_gate_up: so are the gate and the up-projection of dense feed-forward blocks (of experts they always are).
         fused_kernels: operators that are one kernel in either pass, which moves its least bytes as fast as the
             calibration's copies move theirs; others take what the profile measured of torch's.
+        plain_norm_B: bytes of an element that kernels of an RMSNorm move, forward and backward, where they are plain
+            ones of another chain than torch's own; None: as measured.
         fused_loss_B: bytes of a logit that kernels of a fused cross-entropy move, forward and backward; None: it is
             not fused.
         flash_attention: attention is one kernel; else a product for the scores, a softmax over them, a product with the
             values.
         attention: which kernel that is; None: as profiles measure it.
         compiles: torch.compile fuses chains of elementwise kernels of whole layers where a plan asks for it.
+        compiles_loss: the loss's kernels too.
+        compiled: a plan asked for that: collectives inside layers are waited for where they are called, and operands
+            that several products read are cast once.
         captured: CUDA graphs of passes are replayed where a plan asks for it: the host queues none of their kernels.
         softmax: without flash attention, `fused` scales, masks and normalises in one kernel where it can run; `plain`
             fills the mask in, then normalises.
@@ -223,6 +228,10 @@ class Framework:
             before it, by the kernel that activates them.
         eager_loss: cross-entropy is one plain kernel after another, over a whole vocabulary too.
         logit_B: bytes of a logit when the loss's backward pass begins; None: as `embedding_head` counts torch's.
+        part_logit_B: the same where ranks share a vocabulary, if `logit_B` is None; None: as counted there.
+        float32_shards: shards of parameters are the float32 ones that states count; 16-bit ones are only gathered.
+        pools_by_stream: what is gathered and what is scattered lies in memory that the allocator keeps for the streams
+            that do it, beside all else.
         placeholder_gradients: products add gradients to what is summed, and hand autograd a tensor of the weight's
             shape in their place: one for each shape of a layer stays, one of the head's lasts as long as its pass.
         selective: what `recompute: selective` runs again: the `core` of attention, or all `operators` of a layer but
@@ -266,6 +275,8 @@ class Framework:
             those of the next stage gather it (Narayanan et al. 2021, section 4.1); of the `megatron` pipeline.
         cuts_by_cost: a pipeline's stages take layers until they have more than their share of the products' weights,
             the head's among them; else layers count alike.
+        repeats_keys: keys and values are copied for every head that reads them, before attention and before they
+            travel between ranks of context parallelism.
         gathers_inputs_again: under sequence parallelism a backward pass gathers the inputs of products again beside the
             product that gives their gradient, which it scatters beside the one that gives the weight's.
         copies_heads: kernels put queries, keys and values in order, keys and values together, and again in order.
@@ -285,6 +296,8 @@ class Framework:
         tp_buffers: exchanges of tensor parallelism run over buffers of their own, where a plan says so.
         offload: what the host keeps where a plan says so.
         lora: adapters, beside which all is frozen, where a plan says so.
+        casts_shards: under sequence parallelism what is gathered is cast to 8 bits before, a shard on each rank.
+
         forward_only: nothing is trained: a step is its forward passes, of which nothing is kept.
     """
 
@@ -294,10 +307,13 @@ class Framework:
     fused_qkv: bool
     fused_gate_up: bool
     fused_kernels: frozenset[FusedOperator] = frozenset()
+    plain_norm_B: tuple[float, float] | None = None
     fused_loss_B: tuple[float, float] | None = None
     flash_attention: bool = True
     attention: AttentionName | None = None
     compiles: bool = False
+    compiles_loss: bool = True
+    compiled: bool = False
     captured: bool = False
     softmax: Literal["fused", "plain"] = "fused"
     plain_softmax_time: float = 1.0
@@ -338,6 +354,9 @@ class Framework:
     keeps_expert_outputs: bool = True
     eager_loss: bool = False
     logit_B: float | None = None
+    part_logit_B: float | None = None
+    float32_shards: bool = False
+    pools_by_stream: bool = False
     placeholder_gradients: bool = False
     selective: Literal["core", "operators"] = "core"
     program_chooses: bool = False
@@ -362,6 +381,7 @@ class Framework:
     pipeline: Literal["torch", "megatron", "deepspeed", "described"] = "megatron"
     message_copy_Bps: float = math.inf
     cuts_messages: bool = False
+    repeats_keys: bool = False
     gathers_inputs_again: bool = False
     copies_heads: bool = False
     eager_loss_B: tuple[float, float] | None = None
@@ -377,6 +397,8 @@ class Framework:
     tp_buffers: bool = False
     offload: HostOffload | None = None
     lora: Lora | None = None
+    casts_shards: bool = False
+
     forward_only: bool = False
 
     def wire_B(self, precision: Precision) -> float:

@@ -29,6 +29,7 @@ from moemodel.model.plan.context_comm import all_to_all_ranks, inner_ranks
 _SOFTMAX, _SOFTMAX_BACKWARD = 2.0, 3.0  # scale, mask and softmax in one kernel
 _DROPOUT = 2.5  # read and written, and the mask
 _LAYOUT = 2.0  # a tensor copied into another order
+_MERGED = 5.0  # 16 bits read, and float32 sums read and written
 # The same softmax where the fused kernel cannot run: to float32, scale, mask, softmax, back to 16 bits; and backward
 _SOFTMAX_SLOW, _SOFTMAX_SLOW_BACKWARD = (3.0, 4.0, 4.5, 4.0, 3.0), (3.0, 6.0, 4.5, 4.0, 3.0)
 # torch's own: a mask that every head shares is filled in, in place; softmax. Kernels that look up such a mask take 1.6
@@ -141,6 +142,7 @@ class AttentionBlock(Block):
         yield from self._projections(batch)
         yield from self._core(batch) if batch.framework.flash_attention else self._unfused_core(batch)
         yield from self._reordered(batch)
+        yield from self._merged(batch)
         width = self.spec.heads / batch.tp * self._value_dim
         yield linear(batch.tokens, self.hidden, width, bias=self.spec.bias_out, target="proj")
 
@@ -164,6 +166,10 @@ class AttentionBlock(Block):
         """Of one GPU: shared out, or each copied to as many ranks. [P]"""
         return np.asarray(np.maximum(self.spec.kv_heads / batch.tp, 1.0))
 
+    def _read_heads(self, batch: MicroBatch) -> FloatArray:
+        """Of keys and values, as attention reads them: one for each of queries where they are copied. [P]"""
+        return np.asarray(self.spec.heads / batch.tp) if batch.framework.repeats_keys else self._kv_heads(batch)
+
     def _wide_norms(self, batch: MicroBatch, q: FloatArray, kv: FloatArray) -> Iterator[LayerOp]:
         """Over all queries and over all keys; where tensor-parallel ranks share them, kernels one after another."""
         mask = 1 - batch.is_sharded("tp") if batch.adds_kernels("tp") else None
@@ -179,16 +185,32 @@ class AttentionBlock(Block):
         fills them up to the keys' width, and does that much more.
         """
         a, span = self.spec, self._span(batch.seq)
+        if batch.framework.repeats_keys and a.heads > a.kv_heads:  # few are read; backward theirs are summed
+            repeated = batch.tokens * (self._ring_width(batch) + self._kv_heads(batch) * (a.head_dim + self._value_dim))
+            yield elementwise(repeated, 1.0, (1.0,))
         shape = Shape(
             batch=batch.sequences * (batch.seq / span),
             heads=a.heads / batch.tp / batch.cp,
-            kv_heads=self._kv_heads(batch) / batch.cp,
+            kv_heads=self._read_heads(batch) / batch.cp,
             seq=span,
             head_dim=self._head_dim,
             n=1 if self._value_dim == self._head_dim else self._value_dim,
         )
         kind = Kind.ATTENTION if self._masked else Kind.ATTENTION_FULL
         yield LayerOp(kind=kind, shape=shape, attention_core=True)
+
+    def _merged(self, batch: MicroBatch) -> Iterator[LayerOp]:
+        """Of torch's ring: outputs of every further block merged in float32, and gradients summed, which travel so
+        (distributed/tensor/experimental/_attention.py, _SDPAMerger, convert_to_f32)."""
+        if not batch.framework.gathers_keys or batch.framework.cp_comm is not None or not (batch.cp > 1).any():
+            return
+        a, blocks = self.spec, batch.cp - 1
+        reads = a.heads if batch.framework.repeats_keys else a.kv_heads
+        beside = reads * (a.head_dim + self._value_dim) / (a.heads * self._value_dim)  # of keys and values
+        elements = blocks * batch.tokens * (a.heads / batch.tp) * self._value_dim
+        yield elementwise(
+            elements, _MERGED, (_MERGED, _MERGED * beside), attention_core=True, mask=np.where(blocks > 0, 1.0, 0.0)
+        )
 
     def _reordered(self, batch: MicroBatch) -> Iterator[LayerOp]:
         """What all-to-alls bring or take is copied into another order at either end (Transformer Engine,
@@ -321,8 +343,8 @@ class AttentionBlock(Block):
         )
 
     def _ring_width(self, batch: MicroBatch) -> FloatArray:
-        """Features of a token's keys and values."""
-        return np.asarray(self._kv_heads(batch) * (self.spec.head_dim + self._value_dim))
+        """Features of a token's keys and values, as attention reads them."""
+        return np.asarray(self._read_heads(batch) * (self.spec.head_dim + self._value_dim))
 
 
 def _softmax(batch: MicroBatch, scores: FloatArray, many: FloatArray) -> Iterator[LayerOp]:

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from moemodel.model.architecture.spec import Moe
-from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.arrays import FloatArray, IntArray, at_rows
 from moemodel.model.frameworks.base import AdaptedLinear, Framework, Precision, PrecisionRecipe
 from moemodel.model.operators.work import Kind, Pass, Shape
 from moemodel.model.plan.batch import PlanBatch
@@ -78,6 +78,13 @@ class MicroBatch:
             skew=plans.skew,
             dispatch=plans.dispatch.astype(np.float64),
         )
+
+    def take(self, rows: IntArray) -> MicroBatch:
+        """Those of the plans at these rows."""
+        columns = vars(self) | {
+            name: at_rows(value, rows) for name, value in vars(self).items() if isinstance(value, np.ndarray)
+        }
+        return MicroBatch(**columns)
 
     @property
     def shape_columns(self) -> tuple[FloatArray, ...]:
@@ -363,15 +370,15 @@ def elementwise(
     return LayerOp(kind=Kind.COPY, shape=shape, copies=copies, attention_core=attention_core, mask=mask)
 
 
-def tensor_parallel_reduction(batch: MicroBatch, size_B: FloatArray) -> Iterator[LayerComm]:
+def tensor_parallel_reduction(batch: MicroBatch, size_B: FloatArray, gathered: float = 1.0) -> Iterator[LayerComm]:
     """The sum of a block's output over tensor-parallel ranks, and of its input's gradient backward.
 
     An all-reduce each way (Shoeybi et al. 2019, section 3); under sequence parallelism a reduce-scatter and an
-    all-gather, the same bytes (Korthikanti et al. 2022, section 4.2.2).
+    all-gather, the same bytes (Korthikanti et al. 2022, section 4.2.2), or `gathered` times as many.
     """
     whole, shares = 1 - batch.sequence_parallel, batch.sequence_parallel
     yield tensor_parallel(batch, "all_reduce", size_B, forward=whole, backward=whole)
-    yield tensor_parallel(batch, "all_gather", size_B, forward=shares, backward=shares)
+    yield tensor_parallel(batch, "all_gather", gathered * size_B, forward=shares, backward=shares)
     if not batch.framework.gathers_inputs_again:
         yield tensor_parallel(batch, "reduce_scatter", size_B, forward=shares, backward=shares)
         return

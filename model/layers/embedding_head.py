@@ -156,7 +156,7 @@ class HeadBlock:
         a = self.architecture
         if not a.has_head:
             return np.zeros(batch.plans)
-        whole, parts = 3 * _F, batch.element_size_B + _F
+        whole, parts = 3 * _F, batch.framework.part_logit_B or batch.element_size_B + _F
         if batch.framework.logit_B is not None:
             whole = parts = batch.framework.logit_B
         shards = self._shards(batch.tp)

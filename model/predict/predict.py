@@ -629,9 +629,5 @@ def _stage_error(cost: StageCost, m: FloatArray) -> tuple[FloatArray, FloatArray
     """Relative variance of one stage's device time, and share of it outside what was measured, [P]."""
     phase_costs = ((cost.forward, m), (cost.backward, m), (cost.optimizer, np.ones(len(m))))
     total = np.asarray(sum(factor * lane.time_s_UK[:, -1] for lane, factor in phase_costs))
-    spread: dict[str, FloatArray] = {}
-    for lane, factor in phase_costs:
-        for key, value in lane.spread_s.items():
-            spread[key] = spread.get(key, 0.0) + factor * value
-    variance = np.asarray(sum(np.square(value) for value in spread.values())) / np.square(total)
-    return variance, np.asarray(sum(factor * lane.extrapolated_s_U for lane, factor in phase_costs)) / total
+    outside_s = np.asarray(sum(factor * lane.extrapolated_s_U for lane, factor in phase_costs))
+    return cost.variance_s2 / np.square(total), outside_s / total

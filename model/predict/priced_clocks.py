@@ -14,7 +14,7 @@ _CLOCKS = 7
 
 
 def priced_clocks(calibration: Calibration, power: PowerModel) -> FloatArray:
-    """Clocks that blocks are priced at: evenly over the range, and where the voltage begins to rise."""
+    """Clocks that blocks are priced at: evenly over the range, and where the voltage begins to rise or to drop."""
     low_Hz, high_Hz = calibration.clock_range_Hz
-    knee_Hz = np.clip(power.knee_Hz, low_Hz, high_Hz)
-    return np.array(sorted({*np.linspace(low_Hz, high_Hz, _CLOCKS), knee_Hz}))  # `numpy.unique` would import numpy.ma
+    knees_Hz = np.clip([power.knee_Hz, *power.drops_Hz], low_Hz, high_Hz)
+    return np.array(sorted({*np.linspace(low_Hz, high_Hz, _CLOCKS), *knees_Hz}))  # `numpy.unique` would import numpy.ma

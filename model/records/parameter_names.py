@@ -83,6 +83,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "leak_reference_C": (-100.0, 300.0),
     "knee_Hz": _CLOCK_Hz,
     "voltage_slope": (0.0, 100.0),
+    **dict.fromkeys(("drop_from_Hz", "drop_to_Hz"), _CLOCK_Hz),
+    "drop_share": (0.1, 1.0),
     # thermal
     **dict.fromkeys(("die_C_per_W", "sink_C_per_W"), (0.0, 100.0)),
     **dict.fromkeys(("die_time", "sink_time"), (1e-6, 1e6)),
@@ -171,6 +173,7 @@ def operator_features(kind: Kind) -> tuple[str, ...]:
 
 _CHIP = ("multiprocessors", "flops_per_cycle", "bandwidth_Bps", "l2_B")
 CHIP = Names(required=_CHIP, optional=("simd_lanes",), positive=(*_CHIP, "simd_lanes"))  # roofline.RooflineChip
+_DROP = ("drop_from_Hz", "drop_to_Hz", "drop_share")
 POWER = Names(  # power.PowerModel
     required=(
         "base_W",
@@ -186,7 +189,9 @@ POWER = Names(  # power.PowerModel
         "knee_Hz",
         "voltage_slope",
     ),
-    positive=("knee_Hz",),
+    optional=_DROP,
+    together=_DROP,
+    positive=("knee_Hz", *_DROP),
 )
 THERMAL = Names(  # thermal.ThermalModel
     required=("die_C_per_W", "die_time", "sink_C_per_W", "sink_time", "inlet_C"), positive=("die_time", "sink_time")

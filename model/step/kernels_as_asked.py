@@ -51,8 +51,9 @@ def _compiled(framework: Framework, plan: Plan) -> Framework:
         )
     if not plan.compile:
         return replace(framework, fused_kernels=framework.fused_kernels - COMPILED)
-    loss_B = framework.fused_loss_B or _COMPILED_LOSS_B
-    return replace(framework, fused_kernels=framework.fused_kernels | COMPILED, fused_loss_B=loss_B)
+    loss_B = framework.fused_loss_B or (_COMPILED_LOSS_B if framework.compiles_loss else None)
+    fused = framework.fused_kernels | COMPILED
+    return replace(framework, fused_kernels=fused, fused_loss_B=loss_B, compiled=True)
 
 
 def _loss(framework: Framework, plan: Plan) -> Framework:

@@ -26,6 +26,9 @@ from moemodel.model.step.data_parallel import ExchangeCounts
 from moemodel.model.step.recomputation import Recomputation
 
 _COPY_B = 4.0  # of an element that a copy moves: 16 bits read and written
+_REORDERED_B = 2.0  # of an element of 8 bits that is written in another order
+# Products whose input sequence parallelism gathers, and whose output it scatters: so the output's gradient is gathered
+_GATHERED, _SCATTERED = ("qkv", "fc1"), ("proj", "fc2")
 _SUM_B = 6.0  # of an element that torch adds: 16 bits, two read and one written
 _FLATTENED = 3.0  # copied into one buffer, scaled, and copied back
 
@@ -125,16 +128,27 @@ class Workload:
         In two orders, since tensor cores read 8-bit operands along the depth alone, as copies that move as many bytes
         (`PrecisionRecipe.cast_B`).
         """
-        copies = self.batch.recipe.cast_B / _COPY_B
+        copies, of_shards = self.batch.recipe.cast_B / _COPY_B, self._cast_as_shards()
         for op in forward:
             if op.kind in (Kind.GEMM, Kind.GROUPED_GEMM):
                 m, n, k = (np.asarray(size, dtype=np.float64) for size in (op.shape.m, op.shape.n, op.shape.k))
-                elements = Shape(m=np.broadcast_to(m * k * copies, self._one.shape))
-                gradient = Shape(m=m * n * copies)
+                read = of_shards if op.target in _GATHERED else copies
+                if self.framework.compiled and op.grad_fan_in is not None:  # another product's cast serves
+                    read = np.zeros(1)
+                elements = Shape(m=np.broadcast_to(m * k * read, self._one.shape))
+                gradient = Shape(m=m * n * (of_shards if op.target in _SCATTERED else copies))
                 yield LayerOp(
                     kind=Kind.COPY, shape=elements, copies=(gradient,), attention_core=op.attention_core, parts=op.parts
                 )
             yield op
+
+    def _cast_as_shards(self) -> FloatArray | float:
+        """Copies of an element that ranks cast a part of each, and gather: of all they write another order. [P]"""
+        cast_B = self.batch.recipe.cast_B
+        if not self.framework.casts_shards:
+            return cast_B / _COPY_B
+        cut = (self.batch.sequence_parallel * self.batch.is_sharded("tp")) > 0
+        return np.where(cut, (cast_B - _REORDERED_B) / self.batch.tp + _REORDERED_B, cast_B) / _COPY_B
 
     def _call_of(self, op: LayerOp, kind: Kind, direction: Pass, shape: Shape, phase: Phase) -> Call:
         """A call that an operator of a layer makes, as the framework runs it."""
@@ -157,11 +171,17 @@ class Workload:
 
         The least of the operator. A fused loss moves what the framework says of a logit.
         """
-        if kind is Kind.CROSS_ENTROPY and self.framework.fused_loss_B is not None:
-            forward_B, backward_B = self.framework.fused_loss_B
-            logits = np.asarray(shape.m, dtype=np.float64) * np.asarray(shape.n, dtype=np.float64)
-            return np.asarray(logits * (forward_B if direction is Pass.FORWARD else backward_B))
+        chain = self._chain_B(kind)
+        if chain is not None:
+            elements = np.asarray(shape.m, dtype=np.float64) * np.asarray(shape.n, dtype=np.float64)
+            return np.asarray(elements * chain[direction is not Pass.FORWARD])
         return work(kind, direction, shape).bytes_B if kind in self._fused else None
+
+    def _chain_B(self, kind: Kind) -> tuple[float, float] | None:
+        """What the framework says that its kernels of an operator move of an element, forward and backward."""
+        if kind is Kind.CROSS_ENTROPY:
+            return self.framework.fused_loss_B
+        return None if kind in self._fused or kind is not Kind.RMS_NORM else self.framework.plain_norm_B
 
     def _mask(self, op: LayerOp) -> FloatArray:
         return self._one if op.mask is None else op.mask

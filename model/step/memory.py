@@ -20,11 +20,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture, Layer, Moe
-from moemodel.model.core.arrays import BoolArray, FloatArray, largest, where_largest
+from moemodel.model.core.arrays import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    at_rows,
+    distinct_rows,
+    largest,
+    take_rows,
+    where_largest,
+)
 from moemodel.model.frameworks.base import Framework, Precision
 from moemodel.model.hardware.gpu import read_gpu
 from moemodel.model.layers.adapters import adapter_parameters
@@ -188,7 +198,7 @@ class MemoryModel:
         on_gpu = 1.0 if self.framework.offload is None else 1.0 - self.framework.offload.optimizer
         whole = zero < (1 if self.framework.data_parallel == "ddp-fsdp2" else 3)  # FSDP2 gathers into memory of its own
         return {
-            "parameters": recipe.weight_B * np.where(whole, shard.total, shared),
+            "parameters": recipe.weight_B * np.where(whole, shard.total, shared * (not self.framework.float32_shards)),
             "optimizer_states": on_gpu * recipe.state_B * np.where(zero >= 1, updated, trained.total),
             "optimizer_transient": on_gpu * recipe.transient_B * np.where(zero >= 1, updated, trained.total),
         }
@@ -241,6 +251,15 @@ class MemoryModel:
         afterwards = reduces_when_all_passes_are_done(self.plans, self.framework)
         return np.where((self.plans.zero_stage >= 2) & ~afterwards, self._sharded(shard), shard.total)
 
+    def _pooled_B(self, stage: Stage | Stages, shard: Shard) -> FloatArray:
+        """Of FSDP2's streams: parameters of units on their way to be gathered, and shards of gradients. [P]"""
+        if not self.framework.pools_by_stream:
+            return np.zeros(len(self.plans))
+        layers = [self._dense(p) for _, p in held_layers(stage, self._layer_parameters)]
+        units = self._ends(stage) + 2 * largest([np.zeros(len(self.plans)), *layers])
+        pooled_B = self.recipe.weight_B * units + self.recipe.gradient_B * self._sharded(shard)
+        return np.where((self.plans.zero_stage >= 1) & (self.mesh.shard_group.size > 1), pooled_B, 0.0)
+
     def _held(self, stage: Stage | Stages, shard: Shard, accumulating: BoolArray) -> ResidentStates:
         """Gradients, and parameters that are gathered."""
         alone = self._expert_shards == 1  # experts that no other rank has are not sharded
@@ -291,15 +310,24 @@ class MemoryModel:
         it holds when that pass has run again what it must; the same on every stage. [P] each.
         """
         if layer not in self._kept:
-            self._kept[layer] = self._kept_by(layer)
+            batch, again, place = self._shapes
+            kept_B, whole_B = self._kept_by(layer, batch, again)
+            self._kept[layer] = at_rows(kept_B, place), at_rows(whole_B, place)
         return self._kept[layer]
 
-    def _kept_by(self, layer: Layer) -> tuple[FloatArray, FloatArray]:
-        batch, again = self.batch, self._again
+    @cached_property
+    def _shapes(self) -> tuple[MicroBatch, Recomputation, IntArray]:
+        """Micro-batches of which layers keep something else, and which of these each plan has."""
+        plans, again = self.plans, self._again
+        read = [plans.recompute, again.layers, plans.node_limit, plans.dispatch_overlap]
+        first, place = distinct_rows([*self.batch.shape_columns, *read])
+        return self.batch.take(first), take_rows(again, first), place
+
+    def _kept_by(self, layer: Layer, batch: MicroBatch, again: Recomputation) -> tuple[FloatArray, FloatArray]:
         blocks = layer_blocks(layer, self.architecture.hidden)
-        whole_B, kept_B = np.zeros(len(self.plans)), np.zeros(len(self.plans))
+        whole_B, kept_B = np.zeros(batch.plans), np.zeros(batch.plans)
         for tensors in blocks.kept(batch):
-            freed = np.zeros(len(self.plans), dtype=np.bool_)
+            freed = np.zeros(batch.plans, dtype=np.bool_)
             for part in tensors.parts:
                 freed = freed | again.part(part)
             whole_B = whole_B + tensors.size_B
@@ -371,7 +399,7 @@ class MemoryModel:
         if self.framework.tp_buffers:
             terms["tensor_parallel_buffers"] = self._tp_buffers_B()
         terms["workspace"] = self.workspace_B + self._buffer_B(stage)
-        terms["fragmentation"] = np.asarray(self.fragmentation * sum(terms.values()))
+        terms["fragmentation"] = np.asarray(self.fragmentation * sum(terms.values())) + self._pooled_B(stage, shard)
         terms["context"] = np.full(len(self.plans), self.context_B)
         return Memory(peak_B=np.asarray(sum(terms.values())), terms_B=terms)
 

@@ -277,6 +277,8 @@ class Communication:
             self.network.message_hides(group[1], group[0]),
             self.network.overlap_of(Collective.ALL_GATHER),
         )
+        if self.framework.compiled:  # waits stand behind what they wait for (torch, _functional_collectives.py)
+            hides, gathers_hide = np.zeros_like(c), 0.0
         blocks_s = attention.forward_s / c, attention.backward_s / c
         there = OverlappableComm(time_s=whole_s, hideable_s=gathers_hide * np.minimum(whole_s, blocks_s[0]))
         back = OverlappableComm(

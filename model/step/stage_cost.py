@@ -71,6 +71,7 @@ class StageCost:
         runs_dry: the host waits for the device around every product of an expert: neither works while the other does.
         recompute_sync_s: the same in a backward pass, and in what it recomputes.
         host_update_s: in which the host updates what it keeps of the parameters, and the GPU waits, [P, 1].
+        variance_s2: of the device's time in a step, [P]; what it does has no spread of its own.
         pipeline_fill_comm_s: messages on a micro-batch's way through the pipeline that nothing hides, once a step, [P].
     """
 
@@ -92,9 +93,10 @@ class StageCost:
     recompute_sync_s: FloatArray
     pipeline_fill_comm_s: FloatArray
     host_update_s: FloatArray
+    variance_s2: FloatArray
 
     def at_highest_clock(self) -> StageCost:
-        """With the device's work at the highest clock alone, its spread left out."""
+        """With the device's work at the highest clock alone."""
         forward, backward, optimizer = (
             lane.at_highest_clock() for lane in (self.forward, self.backward, self.optimizer)
         )
@@ -307,7 +309,9 @@ class StageCosts:
 
     def _stage(self, of_micro: _Passes, of_step: _Once) -> StageCost:
         """Cost of a class of stages, of what it does with a micro-batch and once a step."""
-        passes, once = take_rows(of_micro, self._micro_P), take_rows(of_step, self._step_P)
+        variance_s2 = self._variance_s2(of_micro, of_step)
+        passes = take_rows(of_micro.without_spread(), self._micro_P)
+        once = take_rows(of_step.without_spread(), self._step_P)
         forward, backward = passes.forward, passes.backward
         _merge(forward, once.updates.get(Phase.FORWARD), 1)
         _merge(backward, once.updates.get(Phase.BACKWARD), 1)
@@ -343,7 +347,22 @@ class StageCosts:
             recompute_sync_s=passes.recompute_sync_s,
             pipeline_fill_comm_s=passes.pipeline_fill_comm_s,
             host_update_s=once.host_update_s[:, None],
+            variance_s2=variance_s2,
         )
+
+    def _variance_s2(self, passes: _Passes, once: _Once) -> FloatArray:
+        """Of the device's time in a step, [P]: errors of an operator's calls add up, those of several do not. Only what
+        both a micro-batch and the rest of a step call is put together for every plan."""
+        m, m_step = (plans.micro_batches for plans in (self.plans, self._step.plans))
+        in_pass = _spreads_s([(passes.forward, 1), (passes.backward, 1)])
+        updates = once.updates.items()
+        in_step = _spreads_s([(lane, 1 if phase is Phase.OPTIMIZER else m_step) for phase, lane in updates])
+        both = [(in_pass.pop(name), in_step.pop(name)) for name in [*in_pass] if name in in_step]
+        variance_s2 = np.square(m) * _squares(in_pass, len(self._micro.plans))[self._micro_P]
+        variance_s2 = variance_s2 + _squares(in_step, len(m_step))[self._step_P]
+        for of_pass, of_step in both:
+            variance_s2 = variance_s2 + np.square(m * of_pass[self._micro_P] + of_step[self._step_P])
+        return np.asarray(variance_s2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -375,6 +394,10 @@ class _Passes:
     recompute_sync_s: FloatArray
     pipeline_fill_comm_s: FloatArray
 
+    def without_spread(self) -> _Passes:
+        """Without how far the device's times may be off."""
+        return replace(self, forward=self.forward.without_spread(), backward=self.backward.without_spread())
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Once:
@@ -395,6 +418,10 @@ class _Once:
     tensors: int | FloatArray
     checks_s: FloatArray
     host_update_s: FloatArray
+
+    def without_spread(self) -> _Once:
+        """Without how far the device's times may be off."""
+        return replace(self, updates={phase: lane.without_spread() for phase, lane in self.updates.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -579,8 +606,9 @@ class _StageParts:
         checks_s = self._checks_s(exchange)
         idle_s = self._host_sync_s(stage, call)[0] + _CALLS_OF_A_DRAIN * call.forward_s
         host_s = self._forward_host_s(stage) + queue.queued_s(exchange.calls, "forward") + checks_s
+        forward = self._device(stage, Phase.FORWARD)
         return StageCost(
-            forward=self._device(stage, Phase.FORWARD),
+            forward=forward.without_spread(),
             backward=PhaseCost.empty(plans, blocks.clocks),
             optimizer=PhaseCost.empty(plans, blocks.clocks),
             forward_exchange=exchange,
@@ -599,6 +627,7 @@ class _StageParts:
             recompute_sync_s=nothing_s,
             pipeline_fill_comm_s=np.zeros(plans),
             host_update_s=nothing_s,
+            variance_s2=np.square(self.plans.micro_batches) * _squares(forward.spread_s, plans),
         )
 
     def _forward_host_s(self, stage: Stage | Stages) -> FloatArray:
@@ -857,6 +886,20 @@ class _HeldShapes:
     def at(self, priced: _Part) -> _Part:
         """What was priced, of each."""
         return priced if self.rows is None else take_rows(priced, self.rows)
+
+
+def _spreads_s(lanes: Sequence[tuple[PhaseCost, IntArray | int]]) -> dict[str, FloatArray]:
+    """Standard deviations by operator of so many of some lanes, [U] each."""
+    spreads_s: dict[str, FloatArray] = {}
+    for lane, count in lanes:
+        for name, spread_s in lane.spread_s.items():
+            spreads_s[name] = spreads_s.get(name, 0.0) + count * spread_s
+    return spreads_s
+
+
+def _squares(spreads_s: dict[str, FloatArray], shapes: int) -> FloatArray:
+    """The sum of their squares, [U]."""
+    return sum((np.square(spread_s) for spread_s in spreads_s.values()), np.zeros(shapes))
 
 
 def _parts_of(

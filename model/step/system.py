@@ -203,7 +203,9 @@ def framework_as_run(plan: Plan) -> Framework:
     if plan.tp_comm_overlap is not None:
         exchanges: frozenset[OverlapAxis] = frozenset({"tp"})
         overlapped = framework.overlapped | exchanges if plan.tp_comm_overlap else framework.overlapped - exchanges
-        framework = replace(framework, overlapped=overlapped, tp_buffers=plan.tp_comm_overlap)
+        framework = replace(
+            framework, overlapped=overlapped, tp_buffers=plan.tp_comm_overlap and not framework.torch_launch
+        )
     if plan.lora is not None:
         framework = replace(framework, lora=Lora(rank=plan.lora.rank, targets=plan.lora.targets))
     if plan.offload is not None:

@@ -29,6 +29,9 @@ _OPERATOR_SELECTIVE = re.compile(r"-sac-as-(none|full)$")
 # others': torchtitan's reports name the board (96 GB of HBM2e, 2.4 TB/s) and whether layers were compiled; models named
 # mpt- are llm-foundry's, which trains them under FSDP
 _TITAN, _FOUNDRY, _EAGER = "titan", "mpt-", "eager"
+# Its reports name AsyncTP in these, and in all of the 405B model (benchmarks/llama3_h100_202412_torchtitan.md, tables 4
+# to 6)
+_ASYNC = re.compile("async|l405b")
 _BOARDS = {"h100-sxm-80gb": "h100-sxm-96gb"}
 
 
@@ -109,6 +112,8 @@ def _as_the_source_has_it(plan: Plan, path: Path) -> Plan:
         gpu = _BOARDS.get(plan.cluster.gpu, plan.cluster.gpu)
         board = plan.cluster.model_copy(update={"gpu": gpu})
         said = {"backend": "torchtitan", "compile": _EAGER not in path.stem, "cluster": board}
+        if _ASYNC.search(path.stem):
+            said["tp_comm_overlap"] = True
     elif _FOUNDRY in Path(plan.architecture).name:
         said = {"backend": "fsdp"}
     said |= _as_its_comments_have_it(plan, path)

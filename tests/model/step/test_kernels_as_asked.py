@@ -132,7 +132,8 @@ def kinds(found: Plan) -> set[Kind]:
         ({"cross_entropy": "fused"}, False, True),
         ({"backend": "megatron-core"}, True, True),
         ({"backend": "megatron-core-local"}, False, True),  # of plain kernels instead
-        ({"backend": "torchtitan", "compile": True}, True, True),
+        ({"backend": "torchtitan", "compile": True}, True, False),  # its layers alone
+        ({"backend": "torchtitan", "compile": True, "cross_entropy": "compiled"}, True, True),
         ({"backend": "fsdp"}, False, True),
     ],
 )
