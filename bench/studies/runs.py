@@ -51,6 +51,7 @@ from moemodel.model.predict.predict import predict
 from moemodel.model.records.calibration import Calibration, HostLane, OperatorFit, Parameter
 from moemodel.model.schedule.pipeline_layout import PipelineLayout
 from moemodel.model.step.system import System
+from studies.bridge_recipes import recipe
 
 GH200 = "gh200-iteration-times/opt_350m.csv"
 BLACKWELL = "blackwell-throughput/megatron_bridge.csv"
@@ -581,6 +582,15 @@ _MODELS: dict[str, Callable[[], Architecture]] = {
     ),
 }
 _DENSE = ("LLAMA3_8B", "LLAMA3_70B", "LLAMA3.1_405B")
+_RECIPE_NAMES = {
+    "LLAMA3_8B": "llama-3-8b",
+    "LLAMA3_70B": "llama-3-70b",
+    "LLAMA3.1_405B": "llama-3.1-405b",
+    "GPT OSS 120B": "gpt-oss-120b",
+    "Qwen3_30B_a3B": "qwen3-30b-a3b",
+    "Qwen3_235B_a22B": "qwen3-235b-a22b",
+    "DeepSeekV3": "deepseek-v3",
+}
 
 # 8-bit products take the peak of fp8. Containers of 2025 and 2026 of one table.
 _CORE = Software(gpu=_CALIBRATED, backend="megatron-core", precision="bf16-mixed")
@@ -596,13 +606,7 @@ _MOE_OVERLAPPED: frozenset[OverlapAxis] = frozenset({"pp", "parameters", "gradie
 _DENSE_CONSTANTS = {"products": _rate()}
 
 
-def _expert_constants() -> dict[str, Constant]:
-    """Between nodes at most line rate: the reciprocal of what all-to-alls inside a node reach of theirs.
-
-    There the fit still wants more: what goes between nodes is overstated.
-    """
-    line_rate = 1 / shipped(_CALIBRATED).network.parameters["efficiency_all_to_all"].value
-    return {"products": _rate(), "elementwise": _rate(), "internode": _rate(0.3, line_rate)}
+_EXPERT_CONSTANTS = {"products": _rate(), "elementwise": _rate()}
 
 
 def bridge(folder: Path, *, experts: bool) -> Study:
@@ -618,27 +622,26 @@ def bridge(folder: Path, *, experts: bool) -> Study:
         if name not in _MODELS or mode.startswith("LoRA") or (name in _DENSE) is experts:
             continue
         architecture = models.setdefault(name, _MODELS[name]())
-        rows.append(_bridge_row(record, name, architecture, experts=experts))
+        rows.append(_bridge_row(record, name, architecture))
     software = _EXPERT_SOFTWARE if experts else {"BF16": _CORE, "FP8": _CORE_FP8}
     reasons = {"with LoRA": lora, "with state-space layers": unknown}
     return Study(
         name=f"H100 Megatron-Bridge, {'experts' if experts else 'dense'}",
         rows=rows,
         software=software,
-        constants=_expert_constants() if experts else _DENSE_CONSTANTS,
+        constants=_EXPERT_CONSTANTS if experts else _DENSE_CONSTANTS,
         left_out={reason: count for reason, count in reasons.items() if count},
     )
 
 
-def _bridge_row(record: Mapping[str, Any], name: str, architecture: Architecture, *, experts: bool) -> Row:
+def _bridge_row(record: Mapping[str, Any], name: str, architecture: Architecture, *, gpu: str = _CALIBRATED) -> Row:
     gpus, batch, seq = (int(record[key]) for key in ("gpus", "gbs", "seq"))
     tp, pp, cp, vp, ep = (degree(record[key]) for key in ("tp", "pp", "cp", "vp", "ep"))
     release = str(record["release"]).split()[0]
     software = "BF16" if str(record["precision"]) == "BF16" else "FP8"
-    dispatch: Mapping[str, Any] = {}
-    if experts:
-        dispatch = DISPATCH.get((name, release), DISPATCH.get((name, ""), {}))
-        software += _TURNED_APART if name == "GPT OSS 120B" else ""
+    used = recipe(_RECIPE_NAMES[name], gpu, release)
+    if name == "GPT OSS 120B":
+        software += _TURNED_APART
     return Row(
         label=f"{name} x{gpus} {record['precision']} {release}",
         architecture=architecture,
@@ -648,14 +651,14 @@ def _bridge_row(record: Mapping[str, Any], name: str, architecture: Architecture
             "pp": pp,
             "cp": cp,
             "ep": ep,
-            "virtual_stages": vp,
+            "virtual_stages": used.virtual_stages or vp,
             "zero_stage": 3 if degree(record["fsdp"]) > 1 else 1,
             "sequence_parallel": int(tp > 1),
-            "micro_batch": MICRO_BATCH.get((name, release), int(record["mbs"])),
+            "micro_batch": used.micro_batch or int(record["mbs"]),
             "global_batch": batch,
             "seq": seq,
-            "recompute": recompute_number(RECOMPUTED.get((name, release), RECOMPUTED.get((name, ""), "none"))),
-            **DispatchChoices(**dispatch).numbers,
+            "recompute": recompute_number(used.recompute),
+            **DispatchChoices(dispatch=used.dispatch, dispatch_overlap=used.overlap or None).numbers,
         },
         software=software,
         time_s=batch * seq / (gpus * float(record["tok_s_gpu"])),
@@ -694,10 +697,11 @@ def bridge_blackwell(folder: Path) -> list[SystemRow]:
         name = str(record["model"])
         if name not in _MODELS:
             continue
-        row = _bridge_row(record, name, _MODELS[name](), experts=name not in _DENSE)
+        gpu = SYSTEMS[str(record["system"])]
+        row = _bridge_row(record, name, _MODELS[name](), gpu=gpu)
         precision = str(record["precision"]).lower()
         release = str(record["release"]).split()[0]
-        found.append(SystemRow(gpu=SYSTEMS[str(record["system"])], precision=precision, release=release, row=row))
+        found.append(SystemRow(gpu=gpu, precision=precision, release=release, row=row))
     return found
 
 
@@ -716,37 +720,6 @@ BLACKWELL_COLUMNS = {
     "Tokens / sec / GPU": "tok_s_gpu",
     "FSDP": "fsdp",
 }
-
-
-# How rows get to experts, as `routing` of a plan says it: once to each node (DeepEP, HybridEP), and behind another
-# micro-batch's computation (overlap_moe_expert_parallel_comm). DeepSeek-V3's router keeps to 4 of 8 groups of experts,
-# as its architecture has it. Configurations of the releases' tags, scripts/performance: v0.1.0rc4 (25.09,
-# enable_deepep), v0.2.0 (25.11), v0.3.0 (26.02, whose flex dispatcher was not switched on: pull request 2393), v0.3.1,
-# v0.4.0 (26.04).
-_ONCE: dict[str, Any] = {"dispatch": "deepep"}
-_BEHIND: dict[str, Any] = {"dispatch_overlap": True}
-DISPATCH: dict[tuple[str, str], Mapping[str, Any]] = {
-    ("Qwen3_30B_a3B", "25.09"): _ONCE,
-    ("Qwen3_30B_a3B", "25.11"): _BEHIND,
-    ("Qwen3_30B_a3B", "26.02"): _BEHIND,
-    ("Qwen3_30B_a3B", "26.02.01"): _ONCE | _BEHIND,
-    ("Qwen3_30B_a3B", ""): _ONCE,
-    ("Qwen3_235B_a22B", "25.09"): _ONCE,
-    ("Qwen3_235B_a22B", ""): _BEHIND,
-    ("DeepSeekV3", ""): _ONCE,
-    ("Nemotron_3_Nano", ""): _ONCE,
-}
-
-
-# What backward passes run again, by the same configurations (src/megatron/bridge/perf_recipes/*/h100 of v0.6.0)
-RECOMPUTED: dict[tuple[str, str], str] = {
-    ("LLAMA3_8B", "25.11"): "first-5",
-    ("GPT OSS 120B", ""): "layernorm+moe_act",
-    ("DeepSeekV3", ""): "mla_up_proj+mlp",
-    ("Nemotron_3_Nano", ""): "layernorm",
-}
-# The table has 4 here, with an accumulation that goes with neither its degrees nor the configuration, which has 1
-MICRO_BATCH: dict[tuple[str, str], int] = {("GPT OSS 120B", "25.11"): 1}
 
 
 _EXPERT_SOFTWARE = {

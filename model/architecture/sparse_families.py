@@ -149,7 +149,7 @@ class GraniteMoeHybrid(GroupedDecoder):
 
 
 class GptOss(Mixtral):
-    """gpt-oss: biases everywhere, sinks, windows in every other layer."""
+    """gpt-oss: biases everywhere, sinks, windows in every other layer, YaRN, experts whose inner rows are clamped."""
 
     head_dim: Count | None = 64
     attention_bias: Flag = True
@@ -166,11 +166,11 @@ class GptOss(Mixtral):
 
     def attention(self, index: int) -> Attention:
         """With sinks."""
-        return replace(super().attention(index), sinks=True)
+        return replace(super().attention(index), sinks=True, scaled_rotary=True)
 
     def feed_forward(self, index: int) -> Mlp | Moe:  # noqa: ARG002
         """The same experts in every layer."""
-        return self.sparse(self.intermediate_size, bias=True)
+        return replace(self.sparse(self.intermediate_size, bias=True), clamped=True)
 
 
 class Grok1(Mixtral):

@@ -48,6 +48,7 @@ class Attention:
     window: int | None = None
     chunk: int | None = None
     sinks: bool = False  # a learned score per head that no key has (gpt-oss)
+    scaled_rotary: bool = False  # what is turned is scaled, too (YaRN, Peng et al. 2023, section 3.4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +107,7 @@ class Moe:
     activation: Activation
     gated: bool
     bias: bool = False
+    clamped: bool = False  # gate and up-projection are kept within bounds before they are activated (gpt-oss)
     shared_width: int = 0  # total width of the experts that every token passes
     shared_gate: bool = False
     router: Router = "softmax_topk"

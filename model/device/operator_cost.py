@@ -167,6 +167,9 @@ class OperatorCostModel:
         least, busy_s = _of_mean_rank(price, operators, shapes)
         energy = self.power.unscaled_J(least, self.clock_Hz_K, busy_s)
         time, energy, clock = self._within_fast_limit(np.atleast_1d(price.work.flops), price.time_s_UK, energy)
+        slower = np.array([call.slowness for called in operators for _, call in called])
+        if (slower != 1.0).any():
+            time = time * np.repeat(slower, shapes)[:, None]
         highest_s = time[:, -1]
         runs = _Runs.of(operators, shapes, [self.power.factor(*_operator(called)) for called in operators])
         sums = zip(

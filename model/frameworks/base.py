@@ -23,6 +23,11 @@ OverlapAxis = Literal["tp", "ep", "pp", "gradients", "parameters"]
 # Kernels of attention: FlashAttention's three generations, cuDNN's; `unfused`: a product, a softmax, a product.
 AttentionName = Literal["flash1", "flash2", "flash3", "cudnn", "unfused"]
 
+# Of every layer, what graphs replay where the host queues the rest: what comes before the feed-forward block, and of
+# one with experts its router, with the counts of rows that it makes (Megatron Core's scopes attn, moe_router and
+# moe_preprocess); or the latter alone.
+CapturedParts = Literal["attention", "router"]
+
 # Operators, by the names of `operators.work.Kind`, that a framework may run as one kernel which moves no more than it
 # has to; profiles measure what torch makes of them, one plain kernel after another or one that strides.
 FusedOperator = Literal[
@@ -162,6 +167,7 @@ class Framework:
         fused_gate_up: so are the gate and the up-projection of dense feed-forward blocks (of experts they always are).
         fused_kernels: operators that are one kernel in either pass, which moves its least bytes as fast as the
             calibration's copies move theirs; others take what the profile measured of torch's.
+        turns_scaled: its fused rotation scales what it turns, too, where a model asks for it.
         plain_norm_B: bytes of an element that kernels of an RMSNorm move, forward and backward, where they are plain
             ones of another chain than torch's own; None: as measured.
         fused_loss_B: bytes of a logit that kernels of a fused cross-entropy move, forward and backward; None: it is
@@ -174,6 +180,7 @@ class Framework:
         compiled: a plan asked for that: collectives inside layers are waited for where they are called, and operands
             that several products read are cast once.
         captured: CUDA graphs of passes are replayed where a plan asks for it: the host queues none of their kernels.
+        captured_parts: graphs hold these parts of layers alone; None: all, or nothing.
         softmax: without flash attention, `fused` scales, masks and normalises in one kernel where it can run; `plain`
             fills the mask in, then normalises.
         plain_softmax_time: of `plain` kernels over scores, over what torch 2.11's take on an H200.
@@ -307,6 +314,7 @@ class Framework:
     fused_qkv: bool
     fused_gate_up: bool
     fused_kernels: frozenset[FusedOperator] = frozenset()
+    turns_scaled: bool = True
     plain_norm_B: tuple[float, float] | None = None
     fused_loss_B: tuple[float, float] | None = None
     flash_attention: bool = True
@@ -315,6 +323,7 @@ class Framework:
     compiles_loss: bool = True
     compiled: bool = False
     captured: bool = False
+    captured_parts: CapturedParts | None = None
     softmax: Literal["fused", "plain"] = "fused"
     plain_softmax_time: float = 1.0
     dropout: bool = False

@@ -33,6 +33,7 @@ _NOT_SAID = frozenset({"name", "precisions", "moe", "workspace_B", "memory_log_e
 _NOT_SAID |= {"deterministic_workspace_B", "experts_workspace_B"}
 _NOT_SAID |= {
     "captured",
+    "captured_parts",
     "compiled",
     "forward_only",
     "cp_comm",

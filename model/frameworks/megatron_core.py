@@ -9,7 +9,11 @@ from dataclasses import replace
 
 from moemodel.model.frameworks.base import Framework, HostFactors, PrecisionRecipe
 from moemodel.model.frameworks.megatron_lm import (
+    CAST_PRODUCT_SLOWNESS,
+    CAST_SLOWNESS,
+    CLAMPED_ROWS,
     DETERMINISTIC_ENGINE_B,
+    EXPERT_BIASES,
     GROUPED_WORKSPACE_B,
     TRANSFORMER_ENGINE,
     TRANSFORMER_ENGINE_HOST,
@@ -54,6 +58,7 @@ MEGATRON_CORE = Framework(
     # common/triton/permutation.py) and router (`moe_router_fusion`); activations by torch.compile (core/jit.py).
     # All are on in Megatron-Bridge's recipes (perf_recipes/_common.py, models/qwen)
     fused_kernels=TRANSFORMER_ENGINE | {"router", "permute", "unpermute"},
+    turns_scaled=False,  # apply_rotary_pos_emb with an mscale (core/models/common/embeddings/rope_utils.py)
     # common/triton/cross_entropy.py, 16-bit logits: forward read twice, their gradients written in their place;
     # backward these are scaled
     fused_loss_B=(6.0, 4.0),
@@ -73,7 +78,18 @@ MEGATRON_CORE = Framework(
     counts_passes=True,
     memory_log_error=0.05,  # assumed: more than `megatron`'s, the same code under programs that choose more
     shards_experts=False,
-    moe=MoeForm(host_waits=HostWaits(forward=1, cut=1)),  # _maybe_dtoh_and_synchronize (moe/token_dispatcher.py)
+    moe=MoeForm(
+        # _maybe_dtoh_and_synchronize (moe/token_dispatcher.py); `linear_offset` of clamped rows, a tensor that the host
+        # copies (fusions/fused_bias_geglu.py)
+        host_waits=HostWaits(forward=1, cut=1, clamped=1),
+        cast_product_slowness=CAST_PRODUCT_SLOWNESS,
+        cast_slowness=CAST_SLOWNESS,
+        biases=EXPERT_BIASES,
+        clamps=CLAMPED_ROWS,
+        sorts_several=True,  # sort_chunks_by_idxs (moe/token_dispatcher.py)
+        # Fp8Padding and Fp8Unpadding (moe/experts.py); HybridEP's permutation pads (pad_multiple, token_dispatcher.py)
+        pads_cast_rows=True,
+    ),
     host_factors=TRANSFORMER_ENGINE_HOST,
     overlapped=frozenset({"tp", "pp", "parameters", "gradients"}),
 )

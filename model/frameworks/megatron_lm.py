@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moemodel.model.frameworks.base import Framework, FusedOperator, HostFactors, PrecisionRecipe
-from moemodel.model.frameworks.moe_form import PLAIN_FORM, ByChoices, Launches
+from moemodel.model.frameworks.moe_form import PLAIN_FORM, ByChoices, HostWaits, Launches, StreamedKernels
 
 # What Megatron's layers fuse with Transformer Engine, unless its command line says otherwise: norms, rotation
 # (`--no-rope-fusion`) and activations, which torch.compile fuses (`--no-bias-swiglu-fusion`; core/jit.py)
@@ -18,6 +18,33 @@ TRANSFORMER_ENGINE: frozenset[FusedOperator] = frozenset(
 # several layouts) are 1.04 times what is predicted in the median, half of them 0.99 to 1.58 times
 # (`bench/host_factors.py --golden`): its machines differ. Of either pass alike: step times do not tell them apart
 TRANSFORMER_ENGINE_HOST = HostFactors(forward=3.1, backward=3.1)
+
+# Of experts in 8 and 4 bits, time of products and of what casts their rows, over that of the grouped kernels that
+# calibrations hold and of copies that move as much: Transformer Engine runs both expert by expert, products on a few
+# streams (pytorch/module/grouped_linear.py: split_quantize, general_grouped_gemm). Chosen by Megatron-Bridge's runs of
+# Qwen3 on 16 and 256 H100, whose device is behind: 13 % too fast without, 5 % with them. Runs on Blackwell, to which
+# nothing was fitted, go from 15 to 4 % too fast. In 16 bits nothing asks for them (a run of Qwen3-30B on 8 H100 is
+# predicted 11 % too slow, DeepSeek-V3 on 1,024 1 %)
+CAST_PRODUCT_SLOWNESS, CAST_SLOWNESS = 1.4, 3.5
+
+# Of experts with biases: of the second product's that of each expert times its rows' probabilities (float32 written),
+# added to its rows (read; float32 read and written), all side by side, and to 16 bits; backward to float32, of each to
+# 16 bits, times probabilities and summed, times the bias and summed, and the rows' side by side; of each expert's two
+# biases a gradient to 16 bits, and added to what is there by a hook (moe/experts.py, _apply_bias;
+# distributed/distributed_data_parallel.py, _make_backward_post_hook). The first product's come with its own kernels
+EXPERT_BIASES = (
+    StreamedKernels(
+        over="expert_rows", forward=2, backward=5, forward_B=4 + 10, backward_B=6 + 12 + 12, each_expert=True
+    ),
+    StreamedKernels(over="expert_rows", forward=2, backward=2, forward_B=8 + 6, backward_B=6 + 4),
+    StreamedKernels(over="router_weights", backward=6, each_expert=True),
+)
+# Gate and up-projection clamped and put side by side before the kernel that activates them; backward what was clamped
+# is looked up (three kernels and a choice, one and a choice), zeros for either are filled, gradients put side by side
+# (fusions/fused_bias_geglu.py, weighted_bias_quick_geglu_impl; torch, FunctionsManual.cpp, clamp_backward)
+CLAMPED_ROWS = (
+    StreamedKernels(over="inner_rows", forward=3, backward=9, forward_B=8 + 8, backward_B=14 + 8 + 8, kept_B=4),
+)
 
 _MiB = 2.0**20
 
@@ -72,6 +99,18 @@ MEGATRON_LM = Framework(
     fused_gate_up=True,
     replicates_shards=True,  # num_distributed_optimizer_instances
     fused_kernels=TRANSFORMER_ENGINE,  # not permutations and the loss, whose flags are off
+    turns_scaled=False,  # apply_rotary_pos_emb with an mscale (core/models/common/embeddings/rope_utils.py)
+    # chunks of rows are split and put together in another order (moe/moe_utils.py, sort_chunks_by_idxs)
+    # `linear_offset` of clamped rows is a tensor that the host copies, and waits (fused_bias_geglu.py)
+    moe=replace(
+        SEQUENTIAL_FORM,
+        sorts_several=True,
+        cast_product_slowness=CAST_PRODUCT_SLOWNESS,
+        cast_slowness=CAST_SLOWNESS,
+        biases=EXPERT_BIASES,
+        clamps=CLAMPED_ROWS,
+        host_waits=HostWaits(clamped=1),
+    ),
     eager_loss=True,  # tensor_parallel/cross_entropy.py
     host_factors=TRANSFORMER_ENGINE_HOST,
     plain_host=True,
@@ -79,7 +118,6 @@ MEGATRON_LM = Framework(
     ring_calls=RING_CALLS,
     latent_calls=LATENT_CALLS,
     deterministic_host=DETERMINISTIC_HOST,
-    moe=SEQUENTIAL_FORM,
     fused_dropout=True,  # megatron/core/fusions/fused_bias_dropout.py
     moment_dtypes=("fp32", "bf16", "fp16", "fp8"),  # transformer_engine/pytorch/optimizers/fused_adam.py
     master_dtypes=("fp32", "fp16", "remainder"),
@@ -116,7 +154,7 @@ MEGATRON_LM_LOCAL = replace(
     experts_workspace_B=_ENGINE_B,
     keeps_score_buffer=True,
     placeholder_gradients=False,
-    moe=replace(SEQUENTIAL_FORM, products="each", separate_experts=True),
+    moe=replace(MEGATRON_LM.moe, products="each", separate_experts=True),
 )
 
 # Fused softmax; bias, dropout and residual, taken to be three kernels since TorchScript's fuser left dropout out

@@ -44,6 +44,7 @@ class StreamedKernels:
         kept_B: bytes of an element that stay for the backward pass.
         energy: of what a copy of so many bytes takes, that these kernels take in as long.
         fewest, most: experts of a token, with which they run.
+        each_expert: they run for each expert that a GPU holds by itself, so many of them each.
     """
 
     over: Tensor
@@ -55,6 +56,7 @@ class StreamedKernels:
     energy: float = 1.0
     fewest: int = 1
     most: int = 1_000_000
+    each_expert: bool = False
 
     def runs(self, top_k: int) -> bool:
         """With so many experts a token."""
@@ -100,12 +102,14 @@ class HostWaits:
     Attributes:
         forward: in a forward pass of a block without a capacity, to read how many rows go where; `cut` in one whose
             rows are cut at a capacity; `spread` beside either where experts are spread over ranks.
+        clamped: forward beside these where experts clamp their inner rows.
         each_product: around each call of a product of experts, in either pass, so that the device runs dry.
     """
 
     forward: float = 0.0
     cut: float = 0.0
     spread: float = 0.0
+    clamped: float = 0.0
     each_product: float = 0.0
 
 
@@ -119,15 +123,22 @@ class MoeForm:
         min_capacity: rows that a capacity is at least.
         products: of all experts together (`grouped`); of each by itself, one after another (`each`); or of each on
             one of several streams, which fills the device as a grouped product does (`streams`).
+        cast_product_slowness, cast_slowness: time of grouped products of 8 and 4 bits, and of what casts their rows,
+            over that of the grouped kernels and copies that a calibration holds.
         splits_gate: gate and up-projection of an expert are products of their own.
         dispatch: rows are sorted by their expert, and weighted and added back, by what calibrations call permute and
             unpermute; by kernels that `kernels` lists; or by products with masks of T x E C (GShard, Lepikhin et al.
             2020, algorithm 2), beside these kernels.
-        sorts_again: rows of several ranks are sorted by expert again.
+        sorts_again: rows of several ranks are sorted by expert again; `sorts_several` by a kernel of its own, which
+            moves no more than it has to, and only where a GPU holds several experts.
+        pads_cast_rows: products of 8 and 4 bits take an expert's rows in multiples of 16 or 32, to which they are
+            copied, and back behind the last, unless whoever sends them has left room (`deepep`) or a capacity has.
         float32_router: the router's product is of float32, without TF32, forward and backward.
         float32_times: how much longer it takes than one of 16 bits; of the GPU, which whoever knows it sets.
         kernels: others, beside the router's softmax and choice.
         policies: kernels that a plan's routing policies add to the framework's own.
+        biases, clamps: plain kernels of the experts that have biases, and that clamp their inner rows; the host queues
+            each as torch's does one.
         launches: None: as the profile measured of torch's.
         host_waits: of the host for the device.
         exchanges_counts: before rows go to other ranks, these are told how many.
@@ -139,13 +150,19 @@ class MoeForm:
     padding: Literal["capacity", "always", "never"] = "capacity"
     min_capacity: int = 0
     products: Literal["grouped", "each", "streams"] = "grouped"
+    cast_product_slowness: float = 1.0
+    cast_slowness: float = 1.0
     splits_gate: bool = False
     dispatch: Literal["sorted", "kernels", "masks"] = "sorted"
     sorts_again: bool = True
+    sorts_several: bool = False
+    pads_cast_rows: bool = False
     float32_router: bool = False
     float32_times: float = 1.0
     kernels: tuple[StreamedKernels, ...] = ()
     policies: tuple[StreamedKernels, ...] = ()
+    biases: tuple[StreamedKernels, ...] = ()
+    clamps: tuple[StreamedKernels, ...] = ()
     launches: Launches | None = None
     host_waits: HostWaits = HostWaits()
     exchanges_counts: bool = True
@@ -173,6 +190,18 @@ MEASURED_BLOCK = (56.0 - 29.0 + _DENSE_BLOCK[0], 70.0 - 46.0 + _DENSE_BLOCK[1])
 
 # Of a plain dense layer the block of two products and an activation between them
 PLAIN_DENSE_BLOCK = (3.0, 5.0)
+# Of the block's kernels those up to where rows leave: the router's product, softmax, choice (two) and weights (three),
+# and the counts and order of rows (thirteen), among them a stable sort of four; of their gradients the router's alone
+# (counted in profiler/backends/torch_native, routers.py and operators.py)
+MEASURED_ROUTER = (20.0, 10.0)
+
+
+def kernels_behind(*, experts: bool) -> tuple[float, float]:
+    """Of a measured layer's kernels, forward and backward, those that graphs of what comes before its feed-forward
+    block, and of its router, leave to the host."""
+    if not experts:
+        return _DENSE_BLOCK
+    return MEASURED_BLOCK[0] - MEASURED_ROUTER[0], MEASURED_BLOCK[1] - MEASURED_ROUTER[1]
 
 
 def measured_layer(name: str) -> tuple[float, float]:

@@ -158,7 +158,8 @@ class AttentionBlock(Block):
             yield LayerOp(kind=Kind.RMS_NORM, shape=Shape(m=batch.tokens * heads, n=a.head_dim))
             yield LayerOp(kind=Kind.RMS_NORM, shape=Shape(m=batch.tokens * kv_heads, n=a.head_dim))
         if a.rotary:
-            yield LayerOp(kind=Kind.ROTARY, shape=Shape(m=batch.tokens, n=q + kv))
+            plain = a.scaled_rotary and not batch.framework.turns_scaled
+            yield LayerOp(kind=Kind.ROTARY, shape=Shape(m=batch.tokens, n=q + kv), plain=plain)
         if batch.framework.copies_heads:  # all three put in order; keys and values together, and in order again
             yield elementwise(batch.tokens * (q + 3 * (kv + values)), 2.0, (2.0,))
 

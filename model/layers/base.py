@@ -125,11 +125,11 @@ class MicroBatch:
     def sorts_spread_rows(self, experts: FloatArray) -> FloatArray | None:
         """Where rows of several ranks are sorted by expert again, 1 or 0; None: nowhere. [P]
 
-        By plain kernels wherever experts are spread; by a fused one where a GPU holds several of them (`experts`) and
-        rows came by all-to-all (Megatron, moe/token_dispatcher.py, sort_chunks_by_idxs).
+        By plain kernels wherever experts are spread; by one of its own where a GPU holds several of them (`experts`)
+        and rows came by all-to-all (Megatron, moe/token_dispatcher.py, sort_chunks_by_idxs).
         """
         framework, spread = self.framework, self.sends_by(ALL_TO_ALL)
-        if framework.moe.sorts_again and "permute" in framework.fused_kernels:
+        if framework.moe.sorts_several:
             spread = spread * (experts > 1)
         elif not (framework.moe.sorts_again and framework.eager_sharding):
             return None
@@ -180,6 +180,8 @@ class LayerOp:
         backward: its passes that run backward; None: all that its kind has.
         only_backward: it runs in backward passes alone, where its `copies` and `grad_fan_in` do.
         gating: of a router, or of what moves rows to experts and back.
+        plain: none of the framework's fused kernels does it.
+        slowness: time of its kernels, forward and backward, over that of those which were measured.
         target: which linear layer it is, that may have an adapter (`layers.adapters`); "": none such.
     """
 
@@ -196,6 +198,8 @@ class LayerOp:
     backward: tuple[Pass, ...] | None = None
     only_backward: bool = False
     gating: bool = False
+    plain: bool = False
+    slowness: float = 1.0
     target: AdaptedLinear | Literal[""] = ""
 
 

@@ -10,7 +10,13 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Mlp, Moe
 from moemodel.model.core.arrays import BoolArray, FloatArray
-from moemodel.model.frameworks.moe_form import MEASURED_BLOCK, PLAIN_DENSE_BLOCK, Tensor, expert_kernels
+from moemodel.model.frameworks.moe_form import (
+    MEASURED_BLOCK,
+    PLAIN_DENSE_BLOCK,
+    StreamedKernels,
+    Tensor,
+    expert_kernels,
+)
 from moemodel.model.layers.base import (
     Block,
     Component,
@@ -29,6 +35,7 @@ from moemodel.model.layers.moe_forms import (
     each_expert,
     expert_product,
     gradient_fan_in,
+    plain_launches,
     policy_launches,
     router_operators,
     streamed_kept_B,
@@ -152,10 +159,16 @@ class MoeBlock(Block):
     # ---- operators --------------------------------------------------------------------------------------------------
 
     def operators(self, batch: MicroBatch) -> Iterator[LayerOp]:
+        slowness = batch.framework.moe.cast_product_slowness if batch.recipe.casts else 1.0
+        for op in self._operators(batch):
+            yield replace(op, slowness=slowness) if op.kind is Kind.GROUPED_GEMM else op
+
+    def _operators(self, batch: MicroBatch) -> Iterator[LayerOp]:
         moe, form, rows = self.spec, batch.framework.moe, self._rows(batch)
         busiest = busiest_rank(moe, rows.skew, batch.ep)
         sent = self._tokens(batch) * rows.slots * busiest
         shape = Shape(m=sent, experts=self._local(batch), skew=rows.skew)
+        copied = replace(elementwise(sent * self._row_width, 2.0, (2.0,)), load_balance=1 / busiest)
         yield from router_operators(moe, form, self._routed_tokens(batch), self.hidden)
         if moe.latent_width is not None:
             yield linear(batch.sequence_parallel_tokens, moe.latent_width, self.hidden, shares_input=True)
@@ -163,23 +176,43 @@ class MoeBlock(Block):
         sorts = batch.sorts_spread_rows(self._local(batch))
         if sorts is not None:  # rows of several ranks, sorted by expert again, and back
             again = Shape(m=sent, n=self._row_width, experts=shape.experts, top_k=1)
-            yield LayerOp(kind=Kind.PERMUTE, shape=again, mask=sorts, load_balance=1 / busiest)
+            first = LayerOp(kind=Kind.PERMUTE, shape=again, mask=sorts, load_balance=1 / busiest)
+            yield replace(copied, mask=sorts) if form.sorts_several else first
+        pads = self._pads(batch)
+        if pads is not None:
+            yield replace(copied, mask=pads)
         energy = rows.filled + _OF_ZEROS * (1 - rows.filled)
         for op in self._experts(batch, shape):
             multiplies = op.kind in (Kind.GEMM, Kind.GROUPED_GEMM)
             yield replace(op, load_balance=1 / busiest, operand_energy=energy if multiplies else 1.0)
-        if sorts is not None:
-            back = elementwise(sent * self._row_width, 2.0, (2.0,), mask=sorts)
-            yield replace(back, load_balance=1 / busiest)
+        yield from (replace(copied, mask=mask) for mask in (pads, sorts) if mask is not None)
         yield from self._gathered_zeros(batch)
         yield from self._combine(batch, rows)
         if moe.latent_width is not None:
             yield linear(batch.sequence_parallel_tokens, self.hidden, moe.latent_width)
-        yield from streamed_operators((*form.kernels, *form.policies), self._sizes(batch), moe.top_k)
+        sizes, local = self._sizes(batch), self._local(batch)
+        yield from streamed_operators((*form.kernels, *form.policies), sizes, moe.top_k, local)
+        for kernels, parts in self._around_products(batch):
+            for op in streamed_operators(kernels, sizes, moe.top_k, local):
+                yield replace(op, gating=False, parts=parts, load_balance=1 / busiest)
         if self._shared is not None:
             yield from (replace(op, parts=("shared_experts",)) for op in self._shared_operators(batch, self._shared))
         if self._residual is not None:
             yield from self._residual_operators(batch, self._residual)
+
+    def _around_products(self, batch: MicroBatch) -> Iterator[tuple[tuple[StreamedKernels, ...], tuple[str, ...]]]:
+        """Plain kernels of biases and of clamped rows, and the parts of a layer that they are of."""
+        form = batch.framework.moe
+        if self.spec.clamped:
+            yield form.clamps, ("moe_act",)
+        if self.spec.bias:
+            yield form.biases, ()
+
+    def _pads(self, batch: MicroBatch) -> FloatArray | None:
+        """Where rows are copied to what cast products take, and back, 1 or 0; None: nowhere. [P]"""
+        if not (batch.framework.moe.pads_cast_rows and batch.recipe.casts) or self.spec.capacity_factor is not None:
+            return None
+        return np.asarray(1.0 - batch.sends_by(DEEPEP))
 
     def _residual_operators(self, batch: MicroBatch, residual: MlpBlock) -> Iterator[LayerOp]:
         """The dense block, two weights of a token by a product and a softmax, two products with them and a sum."""
@@ -259,17 +292,20 @@ class MoeBlock(Block):
         """Kernels forward and backward beyond those of torch's block, which profiles measure. [P] each."""
         moe, form, local = self.spec, batch.framework.moe, self._local(batch)
         policies = policy_launches(form, moe.top_k)
+        plain = plain_launches((one for kernels, _ in self._around_products(batch) for one in kernels), local)
+        factors = batch.framework.host_factors  # by which all of these are multiplied
+        more = policies[0] + plain[0] / factors.forward, policies[1] + plain[1] / factors.backward
         if form.launches is None:
-            return local * 0.0 + policies[0], local * 0.0 + policies[1]
+            return more
         products = moe.depth + 1 + (moe.gated and form.splits_gate)
-        plain = batch.framework.plain_host
-        each = expert_kernels(products=products, gated=moe.gated and not plain)
+        is_plain = batch.framework.plain_host
+        each = expert_kernels(products=products, gated=moe.gated and not is_plain)
         times = local if form.products != "grouped" else local * 0.0 + form.launches.grouped
         spread = self._spread_copies(batch)
         forward = form.launches.forward.of(moe.top_k) + times * (each[0] + form.launches.each_forward + spread)
         backward = form.launches.backward.of(moe.top_k) + times * (each[1] + form.launches.each_backward)
-        there = PLAIN_DENSE_BLOCK if plain else MEASURED_BLOCK
-        return np.asarray(forward + policies[0] - there[0]), np.asarray(backward + policies[1] - there[1])
+        there = PLAIN_DENSE_BLOCK if is_plain else MEASURED_BLOCK
+        return np.asarray(forward + more[0] - there[0]), np.asarray(backward + more[1] - there[1])
 
     def _spread_copies(self, batch: MicroBatch) -> FloatArray:
         """Of an expert's rows, which its products make and keep where a GPU holds several of several ranks'. [P]"""
@@ -289,6 +325,7 @@ class MoeBlock(Block):
         known = (cut and form.padding != "never") or moe.router == "expert_choice"
         spread = batch.is_sharded("ep") * form.host_waits.spread
         reads = ((form.host_waits.cut if cut else form.host_waits.forward) + spread) * (not known)
+        reads = reads + form.host_waits.clamped * moe.clamped
         calls = (moe.depth + 1 + (moe.gated and form.splits_gate)) * form.host_waits.each_product
         drains = calls * (self._local(batch) if form.separate_experts else 1.0) + 0.0 * spread
         return HostReadings(reads=reads, drains_forward=drains, drains_backward=drains)
@@ -315,6 +352,10 @@ class MoeBlock(Block):
         more = streamed_kept_B((*form.kernels, *form.policies), self._sizes(batch), moe.top_k)
         if more is not None:
             yield Kept(size_B=more, parts=("moe",))
+        for kernels, parts in self._around_products(batch):
+            kept_B = streamed_kept_B(kernels, self._sizes(batch), moe.top_k)
+            if kept_B is not None:
+                yield Kept(size_B=kept_B, parts=("moe", *parts))
         if moe.latent_width is not None:  # what the products to the experts' width and back read
             read_B = batch.product_copy_B * self.hidden + product_B * moe.latent_width
             yield Kept(size_B=batch.sequence_parallel_tokens * read_B, parts=("moe",))

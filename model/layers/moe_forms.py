@@ -94,22 +94,32 @@ def tensor_sizes(
 
 
 def streamed_operators(
-    kernels: Iterable[StreamedKernels], sizes: dict[Tensor, FloatArray], top_k: int
+    kernels: Iterable[StreamedKernels], sizes: dict[Tensor, FloatArray], top_k: int, local: FloatArray
 ) -> Iterator[LayerOp]:
-    """Plain kernels as copies that move as many bytes: so many, each an even share of them."""
+    """Plain kernels as copies that move as many bytes: so many, each an even share of them; `local`: experts that a
+    GPU holds."""
     for one in kernels:
         if not one.runs(top_k):
             continue
-        elements = sizes[one.over]
+        elements, times = sizes[one.over], local if one.each_expert else np.ones_like(local)
+        elements = elements / times
         for count, size_B, backward in ((one.forward, one.forward_B, False), (one.backward, one.backward_B, True)):
             if count:
                 shape = Shape(m=elements * (size_B / count / _COPY_B))
-                yield replace(_repeated(shape, count, backward=backward), operand_energy=one.energy)
+                yield replace(_repeated(shape, count * times, backward=backward), operand_energy=one.energy)
 
 
-def _repeated(shape: Shape, count: float, *, backward: bool) -> LayerOp:
-    """So many copies of a shape, in a forward or in a backward pass."""
-    times = np.full(np.shape(shape.m), count)
+def plain_launches(kernels: Iterable[StreamedKernels], local: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """How many they are forward and backward, of so many experts of a GPU. [P] each."""
+    every = list(kernels)
+    times = [local if one.each_expert else np.ones_like(local) for one in every]
+    forward = sum((one.forward * each for one, each in zip(every, times, strict=True)), np.zeros_like(local))
+    backward = sum((one.backward * each for one, each in zip(every, times, strict=True)), np.zeros_like(local))
+    return np.asarray(forward), np.asarray(backward)
+
+
+def _repeated(shape: Shape, times: FloatArray, *, backward: bool) -> LayerOp:
+    """Copies of a shape, so many in each plan, in a forward or in a backward pass."""
     if not backward:
         return LayerOp(kind=Kind.COPY, shape=shape, mask=times, gating=True)
     return LayerOp(kind=Kind.COPY, shape=shape, copies=(shape,), mask=times, gating=True, only_backward=True)

@@ -94,7 +94,8 @@ class Network:
         overlaps, memory_overlaps: share that hides behind matrix products, and behind operators that memory bounds;
             others take `overlap`.
         nic_dispatch_efficiency, node_dispatch_efficiency: share of the bandwidth that rows reach which go to a node
-            once (`network.node_dispatch`, where it is from).
+            once (`network.node_dispatch`, where it is from); `nic_dispatch_call_s`, `node_dispatch_call_s` what a call
+            takes beside its kernel.
         imbalance_penalty: of the excess of an all-to-all's busiest rank over the mean, what prolongs it; 1: all of it.
     """
 
@@ -117,6 +118,8 @@ class Network:
     imbalance_penalty: float = 1.0
     nic_dispatch_efficiency: float = 0.9
     node_dispatch_efficiency: float = 0.7
+    nic_dispatch_call_s: float = 0.48e-3
+    node_dispatch_call_s: float = 0.14e-3
 
     def overlap_of(self, collective: Collective, *, memory_bound: bool = False) -> float:
         """Share of a collective that hides behind computation: behind products, or what memory bounds."""

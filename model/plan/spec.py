@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, PrivateAt
 
 from moemodel.model.core.documents import Strict, Switch, read_yaml
 from moemodel.model.core.errors import InputError
-from moemodel.model.frameworks.base import AttentionName, Precision
+from moemodel.model.frameworks.base import AttentionName, CapturedParts, Precision
 from moemodel.model.frameworks.framework_file import is_known_by_now, names_framework_file
 from moemodel.model.frameworks.registry import FORMER_NAMES, framework_of
 from moemodel.model.hardware.gpu import Gpu, GpuVariant, read_gpu
@@ -282,8 +282,10 @@ class Plan(NamesFiles):
         default=None,
         description="torch.compile fuses elementwise kernels of layers and loss; null: as the framework does",
     )
-    cuda_graphs: Switch | None = Field(
-        default=None, description="passes are replayed as CUDA graphs, and not queued anew; null: they are queued"
+    cuda_graphs: Switch | CapturedParts | None = Field(
+        default=None,
+        description="passes are replayed as CUDA graphs, and not queued anew; attention: of each layer what comes "
+        "before its feed-forward block, routers with it; router: these alone; null: all is queued",
     )
     collective_checks: Switch | None = Field(
         default=None,

@@ -178,7 +178,7 @@ class PipelineStep:
         if self._async_launch.all():
             return self._async_s(host_forward, host_backward)
         late_forward = [
-            _late_pass_s(f, host_s, cost) for f, host_s, cost in zip(forward, host_forward, self.costs, strict=True)
+            _late_forward_s(f, host_s, cost) for f, host_s, cost in zip(forward, host_forward, self.costs, strict=True)
         ]
         split = [
             self._late_backward_s(b, host_s, cost)
@@ -212,7 +212,7 @@ class PipelineStep:
             return ByPhase(forward=none, backward=none, optimizer=none)
         (cost,), (device,) = self.costs, devices
         forward_s, backward_s = device.forward.time_s, device.backward.time_s
-        late_forward_s = _late_pass_s(forward_s, np.asarray(cost.host.forward_s), cost) + cost.host_sync_s
+        late_forward_s = _late_forward_s(forward_s, np.asarray(cost.host.forward_s), cost) + cost.host_sync_s
         late_backward_s = _late_pass_s(backward_s, np.asarray(cost.host.backward_s), cost) + cost.recompute_sync_s
         return ByPhase(
             forward=self.m * (late_forward_s - forward_s),
@@ -301,6 +301,12 @@ def _late_pass_s(device_s: FloatArray, host_s: FloatArray, cost: StageCost) -> F
     the host waits for the device, too.
     """
     return np.asarray(device_s + host_s if cost.runs_dry else np.maximum(device_s, host_s))
+
+
+def _late_forward_s(device_s: FloatArray, host_s: FloatArray, cost: StageCost) -> FloatArray:
+    """A forward pass that the device or the host makes late. Where graphs hold what comes before the host waits in each
+    layer, the device does that while the host waits, and nothing before the host has queued what comes behind."""
+    return np.maximum(_late_pass_s(device_s, host_s, cost), cost.host_behind_s + cost.before_share * device_s)
 
 
 def _late_step_s(device_s: FloatArray, cost: StageCost) -> FloatArray:

@@ -37,7 +37,10 @@ def kernels_as_asked(framework: Framework, plan: Plan) -> Framework:
     found = _attention(_loss(_compiled(framework, plan), plan), plan)
     if plan.collective_checks:
         found = replace(found, checks_collectives=True, keeps_norm_shards=found.keeps_norm_shards or found.frees_late)
-    return replace(found, captured=True) if plan.cuda_graphs else found
+    if not plan.cuda_graphs:
+        return found
+    parts = None if isinstance(plan.cuda_graphs, bool) else plan.cuda_graphs
+    return replace(found, captured=plan.cuda_graphs is True, captured_parts=parts)
 
 
 def _compiled(framework: Framework, plan: Plan) -> Framework:

@@ -92,6 +92,15 @@ class Workload:
             found.setdefault((parts, kept), []).append(replace(call, recomputed=True))
         return found
 
+    def behind_router(self, layer: Layer) -> list[Call]:
+        """Forward calls of a layer with experts that come behind its router: rows on their way there, experts, rows on
+        their way back."""
+        return [
+            self._call_of(op, op.kind, Pass.FORWARD, op.shape, Phase.FORWARD)
+            for op in self._forward(layer)
+            if "moe" in op.parts and not (op.only_backward or _chooses(op))
+        ]
+
     def _forward(self, layer: Layer) -> list[LayerOp]:
         """Forward operators of a layer, with what casts their operands, and with adapters."""
         layer_operators = layer_blocks(layer, self.architecture.hidden).operators(self.batch)
@@ -138,7 +147,12 @@ class Workload:
                 elements = Shape(m=np.broadcast_to(m * k * read, self._one.shape))
                 gradient = Shape(m=m * n * (of_shards if op.target in _SCATTERED else copies))
                 yield LayerOp(
-                    kind=Kind.COPY, shape=elements, copies=(gradient,), attention_core=op.attention_core, parts=op.parts
+                    kind=Kind.COPY,
+                    shape=elements,
+                    copies=(gradient,),
+                    attention_core=op.attention_core,
+                    parts=op.parts,
+                    slowness=self.framework.moe.cast_slowness if op.kind is Kind.GROUPED_GEMM else 1.0,
                 )
             yield op
 
@@ -152,7 +166,7 @@ class Workload:
 
     def _call_of(self, op: LayerOp, kind: Kind, direction: Pass, shape: Shape, phase: Phase) -> Call:
         """A call that an operator of a layer makes, as the framework runs it."""
-        size_B = self._fused_B(kind, direction, shape)
+        size_B = None if op.plain else self._fused_B(kind, direction, shape)
         if size_B is not None:
             kind, direction, shape = Kind.COPY, Pass.FORWARD, Shape(m=size_B / _COPY_B)
         return Call(
@@ -163,6 +177,7 @@ class Workload:
             count=self._mask(op),
             load_balance=op.load_balance,
             operand_energy=op.operand_energy,
+            slowness=op.slowness,
             gating=_gates(op),
         )
 
@@ -268,6 +283,11 @@ def _backward(op: LayerOp) -> Iterator[tuple[Kind, Pass, Shape]]:
 
 def _call(kind: Kind, direction: Pass, shape: Shape, phase: Phase, count: FloatArray) -> Call:
     return Call(kind=kind, direction=direction, shape=shape, phase=phase, count=count)
+
+
+def _chooses(op: LayerOp) -> bool:
+    """Whether an operator is the router's own."""
+    return op.kind is Kind.ROUTER or (op.kind is Kind.GEMM and op.gating)
 
 
 def _gates(op: LayerOp) -> bool:

@@ -502,10 +502,11 @@ class MemoryModel:
 
     def _in_flight(self, stage: Stage | Stages) -> FloatArray:
         """Micro-batches whose activations a stage holds, of which a chunk more where rows to its experts run behind
-        another's computation: that of a forward pass beside the backward pass that would come before it."""
+        another's computation: that of a forward pass beside the backward pass that would come before it. Without a
+        pipeline the one takes up what the other frees, layer by layer (combined_1f1b_schedule_for_no_pipelining)."""
         plans = self.plans
         flight, another = plans.schedules.in_flight(stage.first), 1 / plans.virtual_stages
-        paired = (plans.dispatch_overlap == OVERLAPPED) & (plans.ep > 1)
+        paired = (plans.dispatch_overlap == OVERLAPPED) & (plans.ep > 1) & (plans.pp > 1)
         return np.where(paired, np.minimum(flight + another, plans.scheduled), flight)
 
     def _messages(self, stage: Stage | Stages, flight: FloatArray) -> FloatArray:

@@ -21,7 +21,7 @@ from moemodel.model.device.operator_cost import OperatorCostModel, PhaseCost, sh
 from moemodel.model.device.power import PowerModel
 from moemodel.model.device.roofline import chip_of_calibration
 from moemodel.model.frameworks.base import HostFactors, HostOffload
-from moemodel.model.frameworks.moe_form import measured_layer
+from moemodel.model.frameworks.moe_form import MEASURED_ROUTER, kernels_behind, measured_layer
 from moemodel.model.layers.adapters import adapted
 from moemodel.model.layers.base import MicroBatch
 from moemodel.model.layers.layer import LayerBlocks, layer_blocks
@@ -70,6 +70,8 @@ class StageCost:
         host_sync_s: that the device stands idle in a forward pass after the host waited for it, [P, 1].
         runs_dry: the host waits for the device around every product of an expert: neither works while the other does.
         recompute_sync_s: the same in a backward pass, and in what it recomputes.
+        host_behind_s, before_share: where graphs hold what comes before the host waits in each layer, what it queues
+            behind that in a forward pass, and the share of the device's forward pass that comes before, [P, 1]; else 0.
         host_update_s: in which the host updates what it keeps of the parameters, and the GPU waits, [P, 1].
         variance_s2: of the device's time in a step, [P]; what it does has no spread of its own.
         pipeline_fill_comm_s: messages on a micro-batch's way through the pipeline that nothing hides, once a step, [P].
@@ -91,6 +93,8 @@ class StageCost:
     host_sync_s: FloatArray
     runs_dry: bool
     recompute_sync_s: FloatArray
+    host_behind_s: FloatArray
+    before_share: FloatArray
     pipeline_fill_comm_s: FloatArray
     host_update_s: FloatArray
     variance_s2: FloatArray
@@ -148,6 +152,7 @@ class BlockCosts:
         layers = passes[: len(self.kinds)]
         self._exchanged(plans.take(first), self._attention(layers, alike, place), self._products(layers, alike, place))
         priced = self.pricer.blocks([*passes, *(calls for parts in repeated for calls in parts.values())], len(alike))
+        self.behind_router_s = self._behind_router_s(workload, len(alike), place)
         *self.layers, self.embedding, self.head = (take_rows(lanes, place) for lanes in priced[: len(passes)])
         self.recomputed_calls = [np.zeros(len(first)) for _ in self.kinds]
         more = iter(priced[len(passes) :])
@@ -155,6 +160,15 @@ class BlockCosts:
         for lanes, calls, parts in zip(self.layers, self.recomputed_calls, repeated, strict=False):
             for (names, kept), lane in zip(parts, more, strict=False):
                 _repeat(lanes[Phase.BACKWARD], calls, lane[Phase.BACKWARD], place, times(names, saved=kept))
+
+    def _behind_router_s(self, workload: Workload, count: int, place: IntArray) -> list[FloatArray]:
+        """Of a forward pass of each kind of layer what comes behind its router, at the highest clock, [U] each; empty
+        where graphs hold all of a layer or none of it."""
+        if self.machine.framework.captured_parts is None:
+            return []
+        nothing = PhaseCost.empty(count, self.clocks)
+        priced = self.pricer.blocks([workload.behind_router(layer) for layer in self.kinds], count)
+        return [lanes.get(Phase.FORWARD, nothing).time_s_UK[place, -1] for lanes in priced]
 
     def _attention(self, passes: list[list[Call]], alike: IntArray, place: IntArray) -> list[Attention | None]:
         """Time of flash attention in each kind of layer at the highest clock, [U]; None: no rings."""
@@ -345,6 +359,8 @@ class StageCosts:
             host_sync_s=passes.host_sync_s,
             runs_dry=passes.runs_dry,
             recompute_sync_s=passes.recompute_sync_s,
+            host_behind_s=passes.host_behind_s,
+            before_share=passes.before_share,
             pipeline_fill_comm_s=passes.pipeline_fill_comm_s,
             host_update_s=once.host_update_s[:, None],
             variance_s2=variance_s2,
@@ -392,6 +408,8 @@ class _Passes:
     host_sync_s: FloatArray
     runs_dry: bool
     recompute_sync_s: FloatArray
+    host_behind_s: FloatArray
+    before_share: FloatArray
     pipeline_fill_comm_s: FloatArray
 
     def without_spread(self) -> _Passes:
@@ -521,6 +539,7 @@ class _StageParts:
         host_sync_s, drained_s = self._host_sync_s(stage, call)
         recomputed = Recomputation.of(self.plans, blocks.architecture, blocks.machine.framework).experts[:, None]
         queue, alone = self.queue(call), self._blocks.machine.framework.pass_calls * self._chunks
+        host_behind_s, before_share = self._around_waits(stage, forward)
         return _Passes(
             forward=forward,
             backward=backward,
@@ -545,6 +564,8 @@ class _StageParts:
             host_sync_s=host_sync_s,
             runs_dry=self._runs_dry(stage),
             recompute_sync_s=host_sync_s * recomputed + drained_s,
+            host_behind_s=host_behind_s,
+            before_share=before_share,
             pipeline_fill_comm_s=self._comm.pipeline_fill_comm_s(),
         )
 
@@ -625,6 +646,8 @@ class _StageParts:
             host_sync_s=idle_s,
             runs_dry=False,
             recompute_sync_s=nothing_s,
+            host_behind_s=nothing_s,
+            before_share=nothing_s,
             pipeline_fill_comm_s=np.zeros(plans),
             host_update_s=nothing_s,
             variance_s2=np.square(self.plans.micro_batches) * _squares(forward.spread_s, plans),
@@ -785,7 +808,7 @@ class _StageParts:
         total = HostCost(forward_s=0.0, backward_s=0.0)
         calls = {phase: np.zeros(len(self.plans)) for phase in (Phase.FORWARD, Phase.BACKWARD)}
         for (count, layer), phase_costs in zip(self._layers(stage), blocks.layers, strict=True):
-            total = total + self._host_of(layer).times(_column(count))
+            total = total + self._host_of(layer, without_graphs=True).times(_column(count))
             for phase in calls:
                 calls[phase] += count * phase_costs[phase].calls_U[self._shape]
         calls[Phase.BACKWARD] -= self._recomputed_calls(stage)
@@ -811,15 +834,54 @@ class _StageParts:
         found = [layer.host_waits(self._batch) for _, layer in held_layers(stage, self._blocks.layer_blocks)]
         return any(bool(one.drains_forward.any()) for one in found)
 
-    def _host_of(self, layer: LayerBlocks) -> HostCost:
+    def _around_waits(self, stage: Stage | Stages, forward: PhaseCost) -> tuple[FloatArray, FloatArray]:
+        """What the host queues behind its waits in a forward pass, and the device's share before them, [P, 1] each."""
+        blocks, none = self._blocks, np.zeros((len(self.plans), 1))
+        if not blocks.behind_router_s:
+            return none, none
+        host_s, device_s = none, np.zeros(len(self.plans))
+        behind = list(zip(blocks.layer_blocks, blocks.behind_router_s, strict=True))
+        for count, (layer, behind_s) in held_layers(stage, behind):
+            waits = layer.host_waits(self._batch).reads > 0
+            kernels = _kernels_behind(layer)[0] + layer.more_launches(self._batch)[0]
+            name = self._host_name(layer)
+            each_s = self._blocks.host.layer(name, 2).forward_s / measured_layer(name)[0]
+            host_s = host_s + _column(count) * each_s * (waits * kernels)[:, None]
+            device_s = device_s + count * behind_s[self._shape] * waits
+        queued = self.kernels(none[:, 0], none[:, 0], HostCost(forward_s=host_s, backward_s=0.0))
+        share = 1 - shares(device_s, forward.time_s_UK[:, -1])
+        return np.asarray(queued.forward_s), np.where(host_s > 0, share[:, None], 0.0)
+
+    def _replayed(self, layer: LayerBlocks) -> tuple[float, float]:
+        """Of the measured layer's kernels those that graphs hold, but for one a pass that starts them; of a layer of
+        one block twice as many, since it is taken for half of that one."""
+        parts, scale = self._blocks.machine.framework.captured_parts, len(layer.blocks) / 2
+        held = (0.0, 0.0)
+        if parts == "router" and _has_experts(layer):
+            held = MEASURED_ROUTER
+        elif parts == "attention":
+            (there, back), (left, left_back) = measured_layer(self._host_name(layer)), _kernels_behind(layer)
+            held = (scale * there - left, scale * back - left_back)
+        return max(held[0] - 1, 0.0) / scale, max(held[1] - 1, 0.0) / scale
+
+    def _host_name(self, layer: LayerBlocks) -> str:
+        """The measured layer that one is like."""
+        return _PLAIN if self._is_plain else layer.host_block()
+
+    def _host_of(self, layer: LayerBlocks, *, without_graphs: bool = False) -> HostCost:
         """Host time of one layer in a micro-batch: of the measured one that it is like, and of the kernels that the
-        framework queues beside that one's, each at the measured one's cost of a kernel, [P, 1]."""
-        name = _PLAIN if self._is_plain else layer.host_block()
+        framework queues beside that one's, each at the measured one's cost of a kernel, [P, 1]. Without those that
+        graphs of parts of it replay."""
+        name = self._host_name(layer)
         measured = self._blocks.host.layer(name, len(layer.blocks))
         more = layer.more_launches(self._batch)
-        if not (more[0].any() or more[1].any()):
+        held = (0.0, 0.0) if without_graphs else self._replayed(layer)
+        if not (more[0].any() or more[1].any() or any(held)):
             return measured
-        forward, backward = (kernels[:, None] / each for kernels, each in zip(more, measured_layer(name), strict=True))
+        forward, backward = (
+            (kernels[:, None] - less) / each
+            for kernels, less, each in zip(more, held, measured_layer(name), strict=True)
+        )
         return HostCost(
             forward_s=measured.forward_s * np.maximum(1 + forward, 0.0),
             backward_s=measured.backward_s * np.maximum(1 + backward, 0.0),
@@ -865,6 +927,17 @@ class _StageParts:
             total = total + self._host_of(layer).times(_column(count))
         ends = (stage.embedding + stage.head) / 2 * self._blocks.architecture.has_head
         return total + self._blocks.host.ends(ends)
+
+
+def _has_experts(layer: LayerBlocks) -> bool:
+    return layer.host_block().startswith("moe")
+
+
+def _kernels_behind(layer: LayerBlocks) -> tuple[float, float]:
+    """Of a layer's kernels, forward and backward, those behind attention and router."""
+    if layer.layer.feed_forward is None:
+        return 0.0, 0.0
+    return kernels_behind(experts=_has_experts(layer))
 
 
 @dataclass(frozen=True, kw_only=True)

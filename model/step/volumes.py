@@ -49,6 +49,8 @@ _BYTES = Network(
     imbalance_penalty=0.0,
     nic_dispatch_efficiency=1.0,
     node_dispatch_efficiency=1.0,
+    nic_dispatch_call_s=0.0,
+    node_dispatch_call_s=0.0,
 )
 
 

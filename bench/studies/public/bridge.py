@@ -1,8 +1,8 @@
 """Megatron-Bridge's tables of tokens per second, on H100 and on Blackwell, as plans that a user would write.
 
-What the rows leave out stands in the configurations of their releases (`studies.runs`: how rows get to experts, what is
-computed again). Loads are balanced by force (moe_router_force_load_balancing). Rows of LoRA train adapters alone: they
-are named, and not read. Nemotron 3 Super trains two modules of multi-token prediction too, which are left out.
+What the rows leave out stands in the configurations of their releases (`studies.bridge_recipes`). Loads are balanced by
+force (moe_router_force_load_balancing), or by dropping. Rows of LoRA train adapters alone: they are named, and not
+read. Nemotron 3 Super trains two modules of multi-token prediction too, which are left out.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any
 
 import pandas as pd
 
+from studies.bridge_recipes import H100, recipe
 from studies.public.models import model
 from studies.public.run import PublicRun, plan_or_refusal
-from studies.runs import BLACKWELL, BLACKWELL_COLUMNS, BRIDGE, DISPATCH, MICRO_BATCH, RECOMPUTED, SYSTEMS, degree
+from studies.runs import BLACKWELL, BLACKWELL_COLUMNS, BRIDGE, SYSTEMS, degree
 
 # by letters and digits of the table's name, without what stands in brackets
 _MODELS = {
@@ -40,23 +41,12 @@ _STAGE_LAYERS = {
     "deepseek-v3": {"embedding": 1, "head": 2},
     "kimi-k2": {"embedding": 1, "head": 2},
 }
-_H100 = "h100-sxm-80gb"
-
-
-# Whose layers are captured but for their experts (cuda_graph_impl transformer_engine; src/megatron/bridge/perf_recipes
-# of v0.6.0, by model and GPU)
-_GRACE = ("gb200-186gb", "gb300-288gb")
-_GRAPHED = frozenset((name, gpu) for name in ("qwen3-30b-a3b", "qwen3-235b-a22b", "deepseek-v3") for gpu in _GRACE) | {
-    ("qwen3-30b-a3b", "b200-sxm-180gb"),
-    *(("nemotron-3-nano", gpu) for gpu in SYSTEMS.values()),
-    *(("nemotron-3-super", gpu) for gpu in _GRACE),
-}
 
 
 def bridge(folder: Path, *, experts: bool) -> list[PublicRun]:
     """Runs on H100, of dense models or of those with experts; what is neither read stands with the latter."""
     table = pd.read_csv(folder / BRIDGE).to_dict("records")
-    return [_run(record, _H100) for record in table if (_name(record) in _DENSE) is not experts]
+    return [_run(record, H100) for record in table if (_name(record) in _DENSE) is not experts]
 
 
 def blackwell(folder: Path) -> list[PublicRun]:
@@ -84,29 +74,26 @@ def _run(record: Mapping[Any, Any], gpu: str) -> PublicRun:
 def _document(record: Mapping[Any, Any], name: str, gpu: str) -> dict[str, Any]:
     gpus = int(record["gpus"])
     tp, pp, cp, vp, ep = (degree(record[key]) for key in ("tp", "pp", "cp", "vp", "ep"))
-    by_release = (str(record["model"]).split(" (")[0], str(record["release"]).split()[0])
-    by_name = (by_release[0], "")
-    # those of the H100 alone; on Blackwell no model that is read here overlaps (perf_recipes/qwen of v0.6.0)
-    dispatch = DISPATCH.get(by_release, DISPATCH.get(by_name, {})) if gpu == _H100 else {}
+    used = recipe(name, gpu, str(record["release"]).split()[0])
     return {
         "architecture": model(name),
         "sequence_length": int(record["seq"]),
         "global_batch": int(record["gbs"]),
-        "micro_batch": MICRO_BATCH.get(by_release, int(record["mbs"])),
+        "micro_batch": used.micro_batch or int(record["mbs"]),
         "precision": _precision(str(record["precision"]).lower()),
-        "recompute": RECOMPUTED.get(by_release, RECOMPUTED.get(by_name, "none")),
+        "recompute": used.recompute,
         "backend": "megatron-core",
         "stage_layers": _STAGE_LAYERS.get(name),
-        "cuda_graphs": True if (name, gpu) in _GRAPHED else None,
+        "cuda_graphs": used.cuda_graphs,
         "cluster": {"gpu": gpu, "gpus": gpus},
-        "routing": {"skew": "balanced", **dispatch},
+        "routing": used.routing,
         "parallel": {
             "dp": gpus // (tp * pp * cp),
             "tp": tp,
             "pp": pp,
             "cp": cp,
             "ep": ep,
-            "virtual_stages": vp,
+            "virtual_stages": used.virtual_stages or vp,
             "zero_stage": 3 if degree(record["fsdp"]) > 1 else 1,
             "sequence_parallel": tp > 1,
         },

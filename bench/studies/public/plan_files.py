@@ -19,6 +19,7 @@ import numpy as np
 from moemodel.model.core.errors import InputError, MoeModelError
 from moemodel.model.plan.recompute import RECOMPUTE
 from moemodel.model.plan.spec import Plan, read_plan
+from studies.bridge_recipes import recipe
 from studies.public.run import OfMemory, PublicRun, first_line
 
 _UNSTATED = re.compile(r"-(none|selective|full)$")
@@ -29,6 +30,15 @@ _OPERATOR_SELECTIVE = re.compile(r"-sac-as-(none|full)$")
 # others': torchtitan's reports name the board (96 GB of HBM2e, 2.4 TB/s) and whether layers were compiled; models named
 # mpt- are llm-foundry's, which trains them under FSDP
 _TITAN, _FOUNDRY, _EAGER = "titan", "mpt-", "eager"
+# Names of Megatron-Bridge's runs say model and release, whose configuration says the rest (`studies.bridge_recipes`)
+_BRIDGE = re.compile(r"\d\d-(\w[\w.]*)-(\d\d\.\d\d(?:\.\d\d)?)-(?:none|selective|full)")
+_BRIDGE_MODELS = {
+    "Qwen3_30B_a3B": "qwen3-30b-a3b",
+    "Qwen3_235B_a22B": "qwen3-235b-a22b",
+    "GPTOSS120B": "gpt-oss-120b",
+    "DeepSeekV3": "deepseek-v3",
+    "LLAMA3_8B": "llama-3-8b",
+}
 # Its reports name AsyncTP in these, and in all of the 405B model (benchmarks/llama3_h100_202412_torchtitan.md, tables 4
 # to 6)
 _ASYNC = re.compile("async|l405b")
@@ -74,7 +84,7 @@ def _alternatives(name: str, paths: list[Path]) -> tuple[Plan | str, ...]:
     plans = [_plan(path) for path in paths]
     if name.endswith("-sac") and isinstance(plans[0], Plan):
         return (plans[0].model_copy(update={"recompute": "selective"}),)
-    if len(plans) == 1:
+    if len(plans) == 1 or _release_of(paths[0]) is not None:
         return (plans[0],)
     return tuple(sorted(plans, key=lambda plan: RECOMPUTE[plan.recompute] if isinstance(plan, Plan) else -1))
 
@@ -116,11 +126,31 @@ def _as_the_source_has_it(plan: Plan, path: Path) -> Plan:
             said["tp_comm_overlap"] = True
     elif _FOUNDRY in Path(plan.architecture).name:
         said = {"backend": "fsdp"}
-    said |= _as_its_comments_have_it(plan, path)
+    said |= _as_its_comments_have_it(plan, path) | _as_its_release_has_it(plan, path)
     try:
         return Plan.model_validate(plan.model_copy(update=said).model_dump())
     except InputError:
         return plan
+
+
+def _release_of(path: Path) -> tuple[str, str] | None:
+    """Model and release of one of Megatron-Bridge's runs; None: it is none, or nothing more is known of it."""
+    named = _BRIDGE.fullmatch(path.stem)
+    return (_BRIDGE_MODELS[named[1]], named[2]) if named and named[1] in _BRIDGE_MODELS else None
+
+
+def _as_its_release_has_it(plan: Plan, path: Path) -> dict[str, object]:
+    """What a release's configuration says of one of Megatron-Bridge's runs."""
+    named = _release_of(path)
+    if named is None:
+        return {}
+    used = recipe(named[0], plan.cluster.gpu, named[1])
+    said: dict[str, object] = {"recompute": used.recompute, "routing": plan.routing.model_copy(update=used.routing)}
+    if used.micro_batch is not None:
+        said["micro_batch"] = used.micro_batch
+    if used.virtual_stages is not None:
+        said["parallel"] = plan.parallel.model_copy(update={"virtual_stages": used.virtual_stages})
+    return said
 
 
 _PAIR = re.compile(r"(\w+)=([\d.e+-]+)")

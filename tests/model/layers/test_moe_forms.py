@@ -8,8 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from moemodel.calibration.store.catalogue import shipped
 from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.architecture.spec import Layer, Moe
+from moemodel.model.device.operator_cost import OperatorCostModel, PhaseCost
+from moemodel.model.device.power import power_model
+from moemodel.model.device.roofline import chip_of_calibration
 from moemodel.model.frameworks.base import Framework
 from moemodel.model.frameworks.moe_form import MEASURED_BLOCK, measured_layer
 from moemodel.model.frameworks.registry import FRAMEWORKS, framework_of
@@ -18,7 +22,7 @@ from moemodel.model.layers.layer import layer_blocks
 from moemodel.model.layers.moe import MoeBlock
 from moemodel.model.layers.routing import expert_rows, kept_share
 from moemodel.model.operators.calls import Call, Phase
-from moemodel.model.operators.work import Kind, work
+from moemodel.model.operators.work import Kind, Pass, Shape, work
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.router_policies import form_as_asked
 from moemodel.model.plan.routing import RoutingSpec
@@ -257,3 +261,123 @@ def test_deepspeed_keeps_two_copies_of_rows_from_other_ranks(batch: Batch) -> No
     alone = kept_B(block(), plans, own)
     rows = TOKENS * 8 * 2.0  # of all experts' buffers, of as many tokens on each rank
     assert spread - alone == pytest.approx(2 * 2.0 * rows * HIDDEN)
+
+
+# ---- biases, and inner rows that are clamped ------------------------------------------------------------------------
+
+
+def _moved_B(calls: list[Call], phase: Phase) -> tuple[float, float]:
+    """Bytes of all copies in a phase, and how many there are."""
+    copies = [call for call in calls if call.phase is phase and call.kind is Kind.COPY]
+    moved_B = sum(4.0 * float((call.count * call.shape.arrays()["m"])[0]) for call in copies)
+    return moved_B, sum(float(call.count[0]) for call in copies)
+
+
+@pytest.mark.parametrize("backend", ["megatron", "megatron-core"])
+def test_biases_and_clamps_move_what_is_counted_by_hand(batch: Batch, backend: str) -> None:
+    """Of gpt-oss, in bytes of each element, kernel by kernel of torch, as the code of Megatron Core has it."""
+    framework, plans = framework_of(backend), batch(micro_batch=1, seq=TOKENS)
+    plain, dressed = block(bias=False), block(bias=True, clamped=True)
+    rows, experts = TOKENS * 8, 64
+    # b p: 4 written; t + b p: 2 + 4 read, 4 written; cat: 4 + 4; to 16 bits: 4 + 2
+    biases_B = 4 + 10 + 8 + 6
+    # to float32 2 + 4, t's gradient to 16 bits 4 + 2, g p 4 + 4, summed 4, g b 4 + 4, summed 4, t's parts 2 + 2
+    biases_back_B = 6 + 6 + 8 + 4 + 8 + 4 + 4
+    # two halves clamped, 2 + 2 each, and put side by side, 2 tensors of 2 + 2
+    clamps_B = 4 + 4 + 8
+    # >= and <= (2 + 1 each), and (1 + 1 + 1), where (1 + 2 + 2); <= and where; two halves side by side
+    clamps_back_B = 3 + 3 + 3 + 5 + 3 + 5 + 8
+    for phase, by_row_B, by_inner_B, kernels in (
+        (Phase.FORWARD, biases_B, clamps_B, 2 * experts + 2 + 3),
+        (Phase.BACKWARD, biases_back_B, clamps_back_B, 11 * experts + 2 + 9),
+    ):
+        before, after = (_moved_B(calls_of(moe, plans, framework), phase) for moe in (plain, dressed))
+        expected_B = rows * (by_row_B * HIDDEN + by_inner_B * dressed.width)
+        assert after[0] - before[0] == pytest.approx(expected_B, rel=1e-9)
+        assert after[1] - before[1] == pytest.approx(kernels)
+
+
+def test_the_host_queues_them_as_torch_does(batch: Batch) -> None:
+    framework, plans = framework_of("megatron-core"), batch(micro_batch=1, seq=TOKENS)
+    known = MicroBatch.of(plans, framework, "bf16-mixed")
+    forward, backward = (
+        part[0] for part in MoeBlock(spec=block(bias=True, clamped=True), hidden=HIDDEN).more_launches(known)
+    )
+    assert forward * framework.host_factors.forward == pytest.approx(2 * 64 + 5)
+    assert backward * framework.host_factors.backward == pytest.approx(11 * 64 + 11)
+    waits = MoeBlock(spec=block(clamped=True), hidden=HIDDEN).host_waits(known).reads
+    assert waits == pytest.approx(MoeBlock(spec=block(), hidden=HIDDEN).host_waits(known).reads + 1)
+
+
+def test_clamped_rows_stay_unless_they_are_computed_again(batch: Batch) -> None:
+    """Side by side in 16 bits, twice an expert's width; of what `moe_act` computes again."""
+    framework, plans = framework_of("megatron-core"), batch(micro_batch=1, seq=TOKENS)
+    known = MicroBatch.of(plans, framework, "bf16-mixed")
+    kept = list(MoeBlock(spec=block(clamped=True), hidden=HIDDEN).kept(known))
+    before = list(MoeBlock(spec=block(), hidden=HIDDEN).kept(known))
+    (more,) = kept[len(before) :] or [one for one in kept if one not in before]
+    assert more.parts == ("moe", "moe_act")
+    assert more.size_B == pytest.approx(TOKENS * 8 * block().width * 2 * 2.0)
+
+
+@pytest.mark.parametrize(("backend", "kind"), [("megatron-core", Kind.ROTARY), ("torchtitan", Kind.ROTARY)])
+def test_rotation_that_scales_is_no_fused_kernel_of_megatron(batch: Batch, backend: str, kind: Kind) -> None:
+    framework, architecture = framework_of(backend), read_architecture("olmoe-1b-7b")
+    layer = architecture.layers[0]
+    (attention,) = layer.attentions
+    scaled = replace(layer, attentions=(replace(attention, scaled_rotary=True),))
+    workload = Workload(architecture, batch(), framework=framework, precision="bf16-mixed")
+    kinds = [{call.kind for call in workload.layer(one)} for one in (layer, scaled)]
+    assert kind in kinds[1]
+    if backend == "megatron-core":
+        assert kind not in kinds[0]
+    else:
+        assert kinds[0] == kinds[1]
+
+
+# ---- products and casts of 8 bits -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "fp8"])
+def test_experts_of_8_bits_alone_are_slower_one_after_another(batch: Batch, precision: str) -> None:
+    """In 8 bits a grouped product takes 1.4 times, a cast of its rows 3.5 times what was measured of either."""
+    framework, architecture = framework_of("megatron-core"), read_architecture("olmoe-1b-7b")
+    workload = Workload(architecture, batch(), framework=framework, precision=precision)  # type: ignore[arg-type]
+    calls = workload.layer(architecture.layers[0])
+    products = {call.slowness for call in calls if call.kind is Kind.GROUPED_GEMM}
+    others = sorted({call.slowness for call in calls if call.kind is not Kind.GROUPED_GEMM})
+    assert (products, others) == (({1.4}, [1.0, 3.5]) if precision == "fp8" else ({1.0}, [1.0]))
+
+
+def test_a_slower_kernel_takes_longer_and_does_no_more() -> None:
+    calibration = shipped("h100-sxm-80gb")
+    power = power_model(calibration)
+    pricer = OperatorCostModel(calibration, chip_of_calibration(calibration), power, np.array([1.2e9, 1.5e9]))
+
+    def cost(slowness: float) -> PhaseCost:
+        call = Call(
+            kind=Kind.COPY,
+            direction=Pass.FORWARD,
+            shape=Shape(m=np.array([3e7, 5e7])),
+            phase=Phase.FORWARD,
+            count=np.array([1.0, 2.0]),
+            slowness=slowness,
+        )
+        other = replace(call, shape=Shape(m=np.array([1e6, 1e6])), slowness=1.0)
+        return pricer.phase_costs([call, other], 2)[Phase.FORWARD]
+
+    once, thrice = cost(1.0), cost(3.0)
+    small_s = pricer.phase_costs(
+        [
+            Call(
+                kind=Kind.COPY,
+                direction=Pass.FORWARD,
+                shape=Shape(m=np.array([1e6, 1e6])),
+                phase=Phase.FORWARD,
+                count=np.array([1.0, 2.0]),
+            )
+        ],
+        2,
+    )[Phase.FORWARD].time_s_UK
+    assert thrice.time_s_UK - small_s == pytest.approx(3 * (once.time_s_UK - small_s))
+    assert thrice.energy_J_UK == pytest.approx(once.energy_J_UK)

@@ -37,6 +37,8 @@ NODE = Network(
     efficiency=dict.fromkeys(Collective, 1.0),
     start_s=0.0,
     overlap=1.0,
+    nic_dispatch_call_s=0.0,
+    node_dispatch_call_s=0.0,
 )
 TOKENS = 4000  # drawn
 
@@ -150,6 +152,28 @@ def test_rows_that_go_to_a_node_once(olmoe: Architecture, batch: Batch, nodes: i
     whole = over_nic.exposed_s[0] + over_links.exposed_s[0]
     assert both.exposed_s[0] == pytest.approx(max(over_nic.exposed_s[0], over_links.exposed_s[0]))
     assert np.sum(both.exposed_s + both.beside_s) == pytest.approx(whole)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "link_Bps", "there_GBps", "back_GBps"),
+    # of DeepEP's branch hybrid-ep, docs/README_Hybrid-EP.md: "Torch API" in 16 bits, GB200 with 32 SMs, 8 ranks
+    [(1, 900e9, 545.71, 568.94)],
+)
+def test_calls_take_about_as_long_as_hybrid_ep_states(
+    olmoe: Architecture, batch: Batch, nodes: int, link_Bps: float, there_GBps: float, back_GBps: float
+) -> None:
+    """What it counts of the own rank is in its bandwidth: rows that are drawn go to so many ranks, that one too."""
+    moe = olmoe.layers[0].feed_forward
+    assert isinstance(moe, Moe)
+    network = replace(NODE, node_Bps=link_Bps, nic_dispatch_call_s=0.48e-3, node_dispatch_call_s=0.14e-3)
+    # as many bytes a rank as 4,096 rows of 7,168
+    rows_of_2048 = 4096 * 7168 // 2048
+    plans = batch(dp=8 * nodes, ep=8 * nodes, dispatch=DEEPEP, seq=rows_of_2048, micro_batch=1)
+    _, nvlink = counted_B(moe, 8 * nodes, 8, once=True)
+    ranks_reached = nvlink * 8 / 7
+    whole_B = 2.0 * 4096 * 7168 * ranks_reached
+    stated_s = whole_B / (there_GBps * 1e9) + whole_B / (back_GBps * 1e9)
+    assert rows(olmoe, plans, network).exposed_s[0] == pytest.approx(stated_s, rel=0.1)
 
 
 def test_every_copy_by_itself_is_what_drawn_tokens_send(olmoe: Architecture, batch: Batch) -> None:

@@ -178,6 +178,51 @@ def test_graphs_take_the_host_away(h100: Calibration, backend: str) -> None:
     assert step_s(**large, cuda_graphs=True) == pytest.approx(step_s(**large), rel=1e-9)
 
 
+def test_graphs_of_parts_leave_the_rest_to_the_host(h100: Calibration) -> None:
+    """Of a model that the host bounds; kernels are counted off the profiled layer by hand."""
+
+    def step_s(**changes: Any) -> float:
+        document = {
+            "architecture": "qwen3-30b-a3b",
+            "layers": 6,
+            "sequence_length": 128,
+            "global_batch": 32,
+            "backend": "megatron-core",
+            "cluster": {"gpu": "h100-sxm-80gb", "gpus": 8},
+            "parallel": {"dp": 8, "ep": 8},
+            "routing": {"skew": "balanced"},
+        }
+        asked = Plan.model_validate(document | changes)
+        return outcome(asked, h100, even_if_it_does_not_fit=True).step_time_s.value
+
+    whole, router, attention, queued = (step_s(cuda_graphs=graphs) for graphs in (True, "router", "attention", None))
+    assert whole < attention < router < queued
+    # of 58 kernels forward and 74 backward a router's graph takes 20 and 10 in two launches; attention's all but 12 and
+    # 24; a kernel is as dear as the mean of the layer's own
+    lanes = {lane.backend: lane.blocks for lane in h100.host}["torch"]
+    forward_s, backward_s = (lanes[f"moe_layer_qk_norm/{side}"].value for side in ("forward", "backward"))
+    passes = 6 * 4 * 3.1
+    saved_s = queued - router
+    assert saved_s == pytest.approx(passes * (forward_s * 19 / 58 + backward_s * 9 / 74), rel=0.02)
+    more_s = router - attention
+    assert more_s == pytest.approx(passes * (forward_s * (45 - 19) / 58 + backward_s * (49 - 9) / 74), rel=0.02)
+
+
+@pytest.mark.parametrize("graphs", ["attention", "router"])
+def test_graphs_of_parts_change_nothing_where_the_device_is_behind(h100: Calibration, graphs: str) -> None:
+    large = {"sequence_length": 8192, "global_batch": 8, "micro_batch": 4, "backend": "megatron-core"}
+
+    def step_s(**changes: Any) -> float:
+        return outcome(plan(**large, **changes), h100, even_if_it_does_not_fit=True).step_time_s.value
+
+    assert step_s(cuda_graphs=graphs) == pytest.approx(step_s(), rel=1e-9)
+
+
+def test_parts_of_graphs_are_named() -> None:
+    with pytest.raises(InputError, match=r"cuda_graphs: found 'mlp'; .*'attention' or 'router'"):
+        plan(cuda_graphs="mlp")
+
+
 @pytest.mark.parametrize(("backend", "slower"), [("megatron", 1.1), ("torch", 1.1), ("megatron-core", 1.1)])
 def test_hosts_of_other_gpus_take_longer(backend: str, slower: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a model that nothing but the host bounds; Grace's, which Megatron-LM's tests on GB200 show."""
