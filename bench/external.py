@@ -1,7 +1,6 @@
 """The model against training runs that others published, each data set in one line.
 
     python bench/external.py [--json] [--only NAME ...] [--skip-a100] [--rows] [--data FOLDER]
-    python bench/external.py --write-record [FILE] [--data FOLDER]
 
 Four errors of step time, means over rows of |predicted/measured - 1|:
 
@@ -10,17 +9,6 @@ Four errors of step time, means over rows of |predicted/measured - 1|:
     left out    each row by constants fitted without its whole group (model, or number of nodes); A100: mean over five
                 ways to leave out groups; MLPerf: by the constants of Megatron-Bridge's dense rows, none of MLPerf's
     published   what the best predictor that names its error reached on these rows
-
-With --write-record the zero-shot errors of every framework go to FILE, `model/presets/track_record.json` unless it is
-named, which widens the intervals of frameworks that no profile measured (`model.frameworks.track_record`).
-
-Of gh200 `time_mape_zero_shot_device_bound` is the zero-shot error of the rows that the host does not bind
-(`rows_device_bound`), by the measured sweep itself (`studies.runs.gh200`).
-
-`time_mape` of the JSON is the third. No constant belongs to single rows (`studies.runs`); which ones a
-set has was chosen knowing its residuals. Data sets (NAME): a100 (some minutes), gh200, fsdp, dense, experts, mlperf.
-
-The data are read from `../shared/data`; where they are missing there is nothing to do, and the exit code is 0.
 """
 
 from __future__ import annotations
@@ -36,9 +24,6 @@ import numpy as np
 from moemodel.calibration.published.data import ITERATIONS, read_rows
 from moemodel.calibration.published.vtrain import FREE, StepFitter, groups, predicted_s
 from moemodel.model.core.arrays import FloatArray
-from moemodel.model.core.files import write_atomic
-from moemodel.model.core.interval import INTERVAL
-from moemodel.model.frameworks.track_record import PRESET, TrackRecord, TrackRecords
 from studies.a100 import COUNTED, cluster_of, errors, left_out
 from studies.runs import Predictor, Study, bridge, fsdp, gh200, mlperf
 
@@ -187,36 +172,6 @@ STUDIES: dict[str, Callable[[Path], Result]] = {
 }
 
 
-_RECORDED = ("gh200", "fsdp", "dense", "experts", "mlperf")  # of none of which there is a calibration
-
-
-def track_record(folder: Path) -> TrackRecords:
-    """How far the frameworks' runs of all sets were off, zero-shot."""
-    off: dict[str, list[float]] = {}
-    sources: dict[str, dict[str, None]] = {}
-    for name in _RECORDED:
-        study = MADE[name](folder)
-        predictor = Predictor(study)
-        start = {key: constant.start for key, constant in study.constants.items()}
-        ratios = predictor.predicted(start)[0] / predictor.time_s
-        for row, ratio in zip(study.rows, ratios, strict=True):
-            backend = study.software[row.software].backend
-            off.setdefault(backend, []).append(float(np.log(ratio)))
-            sources.setdefault(backend, {})[study.name] = None
-    return TrackRecords(
-        written_by="python bench/external.py --write-record",
-        frameworks={
-            backend: TrackRecord(
-                runs=len(logs),
-                mean_log=round(float(np.mean(logs)), 4),
-                within_log=round(float(np.quantile(np.abs(logs), INTERVAL)), 4),
-                sources=tuple(sources[backend]),
-            )
-            for backend, logs in off.items()
-        },
-    )
-
-
 def table(results: list[Result]) -> str:
     """All data sets, then the groups of each."""
     lines = [f"{'step time':34} {'rows':>5} {'zero-shot':>10} {'fitted':>8} {'left out':>9}  published"]
@@ -251,24 +206,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--only", nargs="+", choices=list(STUDIES), help="these data sets alone")
     parser.add_argument("--skip-a100", action="store_true", help="all but the slowest data set")
-    parser.add_argument(
-        "--write-record", nargs="?", type=Path, const=PRESET, metavar="FILE", help="write the frameworks' errors alone"
-    )
     parser.add_argument("--rows", action="store_true", help="print every row as well")
     parser.add_argument("--data", type=Path, default=_DATA, help="folder of published data")
     options = parser.parse_args()
     if not options.data.is_dir():
         skipped = f"skipped: {options.data} is not there"
         print(json.dumps({"skipped": skipped}) if options.json else skipped)
-        return
-    if options.write_record is not None:
-        records = track_record(options.data)
-        write_atomic(options.write_record, records.model_dump_json(indent=1) + "\n")
-        for backend, record in records.frameworks.items():
-            print(
-                f"{backend}: {record.runs} runs, log(predicted / measured) {record.mean_log:+.3f} in the mean, "
-                f"nine in ten within {record.within_log:.3f}"
-            )
         return
     names = [name for name in options.only or STUDIES if not (options.skip_a100 and name == "a100")]
     results = {name: STUDIES[name](options.data) for name in names}

@@ -25,6 +25,9 @@ With --fits, some minutes, also
     mape_left_out, signed_left_out   as mape and signed, with a few properties of GPUs and of frameworks fitted to the
                                      other groups (`studies.public.fits`): a group is never fitted to itself
 
+--write-record writes how the frameworks of all groups have done into FILE, `model/presets/track_record.json` unless it
+is named, which widens intervals (`model.frameworks.track_record`).
+
 --write-docs puts all of it between two marks of `docs/public-data.md`, with date and commit.
 
 Plans are read from `../shared/cases/public-runs`, other data from `../shared/data`; where both are missing there is
@@ -39,6 +42,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from moemodel.model.core.files import write_atomic
+from moemodel.model.frameworks.track_record import PRESET
 from studies.public.answers import answers
 from studies.public.b200 import B200, b200
 from studies.public.bridge import blackwell, bridge
@@ -48,6 +53,7 @@ from studies.public.fits import left_out
 from studies.public.golden import GOLDEN, golden
 from studies.public.nanotron import NANOTRON, nanotron
 from studies.public.plan_files import cases, group, group_names
+from studies.public.record import records
 from studies.public.run import PublicRun
 from studies.public.tables import SAILOR, fsdp, mlperf, sailor
 from studies.runs import BLACKWELL, BRIDGE, FSDP, MLPERF
@@ -97,6 +103,9 @@ def main() -> None:
     parser.add_argument(
         "--write-docs", nargs="?", type=Path, const=_DOCS, metavar="FILE", help="write the figures into a document"
     )
+    parser.add_argument(
+        "--write-record", nargs="?", type=Path, const=PRESET, metavar="FILE", help="write how frameworks have done"
+    )
     options = parser.parse_args()
     there = groups(options.data, options.cases)
     if not there:
@@ -113,6 +122,8 @@ def main() -> None:
         result = {name: result[name] | (fitted[name].figures if name in fitted else {}) for name in result}
     if options.write_docs is not None:
         write_section(options.write_docs, result)
+    if options.write_record is not None:
+        write_atomic(options.write_record, records(found).model_dump_json(indent=1, exclude_none=True) + "\n")
     if options.json:
         print(json.dumps(result))
         return

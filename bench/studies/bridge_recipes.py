@@ -42,8 +42,8 @@ class Recipe:
     def routing(self) -> dict[str, Any]:
         """Of a plan, how rows get to experts, which tables of forced balance load alike."""
         capacity = {"capacity_factor": 1.0} if self.drops else {}
-        behind = {"dispatch_overlap": True} if self.overlap else {}
-        return {"skew": "balanced", "dispatch": self.dispatch, **behind, **capacity}
+        overlapped = {"dispatch_overlap": True} if self.overlap else {}
+        return {"skew": "balanced", "dispatch": self.dispatch, **overlapped, **capacity}
 
 
 _PLAIN = Recipe()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from pydantic import AliasChoices, Field, model_validator
@@ -17,7 +18,7 @@ from moemodel.model.architecture.fields import (
     require_at_most,
     require_divides,
 )
-from moemodel.model.architecture.spec import Attention, Layer, Mlp, Moe, StateSpace
+from moemodel.model.architecture.spec import Architecture, Attention, Layer, Mlp, Moe, StateSpace
 
 # How files call a layer: by a letter of a pattern (Megatron-LM, hybrid_layer_allocation.py), or by a word of a list,
 # older and newer ones.
@@ -41,7 +42,7 @@ class NemotronH(Decoder):
     ignored: ClassVar[frozenset[str]] = frozenset(
         {"expand", "mamba_expand", "time_step_min", "time_step_max", "time_step_limit", "time_step_floor"}
         | {"time_step_rank", "mamba_dt_min", "mamba_dt_max", "mamba_dt_limit", "mamba_dt_init_floor", "use_bias"}
-        | {"mamba_ssm_cache_dtype", "mtp_hybrid_override_pattern", "mtp_layers_block_type", "sliding_window"}
+        | {"mamba_ssm_cache_dtype", "sliding_window"}
         | {"moe_shared_expert_overlap"}
     )
 
@@ -50,6 +51,8 @@ class NemotronH(Decoder):
     layers_block_type: tuple[str, ...] | None = Field(
         default=None, validation_alias=AliasChoices("layers_block_type", "layer_types")
     )
+    mtp_hybrid_override_pattern: str | None = None
+    mtp_layers_block_type: tuple[str, ...] | None = None  # attention and experts
     num_key_value_heads: Count | None
     head_dim: Count = 128
     intermediate_size: Count
@@ -90,12 +93,14 @@ class NemotronH(Decoder):
     def _pattern_fits(self) -> NemotronH:
         if self.hybrid_override_pattern is None and self.layers_block_type is None:
             raise ValueError("the key 'layers_block_type' is missing, or 'hybrid_override_pattern' in its place")
-        for word in self.layers_block_type or ():
-            if word not in _WORDS:
-                reject("layers_block_type", repr(word), ", ".join(_WORDS))
-        for letter in self.hybrid_override_pattern or "":
-            if letter not in LETTERS:
-                reject("hybrid_override_pattern", repr(letter), " ".join(LETTERS))
+        for key in ("layers_block_type", "mtp_layers_block_type"):
+            for word in getattr(self, key) or ():
+                if word not in _WORDS:
+                    reject(key, repr(word), ", ".join(_WORDS))
+        for key in ("hybrid_override_pattern", "mtp_hybrid_override_pattern"):
+            for letter in getattr(self, key) or "":
+                if letter not in LETTERS:
+                    reject(key, repr(letter), " ".join(LETTERS))
         if len(self.pattern) != self.num_hidden_layers:
             key = "hybrid_override_pattern" if self.layers_block_type is None else "layers_block_type"
             reject(key, f"{len(self.pattern)} layers", f"num_hidden_layers ({self.num_hidden_layers})")
@@ -117,17 +122,25 @@ class NemotronH(Decoder):
     @property
     def pattern(self) -> str:
         """What each layer is, by its letter."""
-        if self.layers_block_type is not None:
-            return "".join(_WORDS[word] for word in self.layers_block_type)
-        return self.hybrid_override_pattern or ""
+        return _letters(self.hybrid_override_pattern, self.layers_block_type)
+
+    def architecture(self, name: str, source: str) -> Architecture:
+        """A module of multi-token prediction has the blocks that its own pattern says, as one layer."""
+        found = super().architecture(name, source)
+        pattern = _letters(self.mtp_hybrid_override_pattern, self.mtp_layers_block_type) or ATTENTION + EXPERTS
+        modules = tuple(self._of_letters(pattern) for _ in found.multi_token)
+        return replace(found, multi_token=modules)
 
     def layer(self, index: int) -> Layer:
         """One block, with a norm before it."""
-        letter = self.pattern[index]
+        return self._of_letters(self.pattern[index])
+
+    def _of_letters(self, letters: str) -> Layer:
+        """A layer of these blocks."""
         return Layer(
-            attentions=(self.attention(index),) if letter == ATTENTION else (),
-            state_space=self._state_space() if letter == STATE_SPACE else None,
-            feed_forward=self.feed_forward(index) if letter in (DENSE, EXPERTS) else None,
+            attentions=(self.attention(0),) * letters.count(ATTENTION),
+            state_space=self._state_space() if STATE_SPACE in letters else None,
+            feed_forward=self._experts() if EXPERTS in letters else self._dense() if DENSE in letters else None,
             norm="rms",
         )
 
@@ -156,9 +169,14 @@ class NemotronH(Decoder):
         )
 
     def feed_forward(self, index: int) -> Mlp | Moe:
-        """A dense block, or experts chosen by corrected sigmoid scores."""
-        if self.pattern[index] == DENSE:
-            return self.dense(self.intermediate_size, bias=self.mlp_bias)
+        """A dense block, or experts."""
+        return self._dense() if self.pattern[index] == DENSE else self._experts()
+
+    def _dense(self) -> Mlp:
+        return self.dense(self.intermediate_size, bias=self.mlp_bias)
+
+    def _experts(self) -> Moe:
+        """Chosen by corrected sigmoid scores."""
         shared = self.moe_shared_expert_intermediate_size
         groups, best = self.n_group or 1, self.topk_group or 1
         limits = best < groups and self.n_routed_experts % groups == 0
@@ -175,6 +193,11 @@ class NemotronH(Decoder):
             top_groups=best if limits else 1,
             latent_width=self.moe_latent_size,
         )
+
+
+def _letters(pattern: str | None, words: tuple[str, ...] | None) -> str:
+    """A letter a layer, of words where a file has them."""
+    return (pattern or "") if words is None else "".join(_WORDS[word] for word in words)
 
 
 _LISTS = ("layers_block_type", "layer_types", "hybrid_override_pattern")

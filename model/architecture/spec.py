@@ -6,7 +6,8 @@ An architecture knows nothing of GPUs or plans. It is read from a Hugging Face `
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 Activation = Literal["gelu", "relu", "relu2", "silu"]
@@ -123,6 +124,19 @@ class Moe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MultiToken:
+    """Ends of a module of multi-token prediction around its layer (DeepSeek-V3, section 2.2): hidden states and the
+    next token's embedding, a norm of each, the product of both before it; final norm, head and loss behind it.
+    Embedding and head are the model's.
+
+    Attributes:
+        vocab: rows of the embedding, outputs of the head.
+    """
+
+    vocab: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Layer:
     """One layer: its attentions in order (none in a plain MLP), its state space, its feed-forward block, its norms.
 
@@ -131,6 +145,7 @@ class Layer:
 
     Attributes:
         attentions, state_space, feed_forward: its blocks, in this order.
+        multi_token: ends of a module of multi-token prediction, where the layer is one's; counted behind its blocks.
         norm, norm_bias, norm_scale: kind of the norms; whether they have a learned shift, and a learned scale.
         post_norm: a norm comes behind the sum of its block and the residual (OPT-350M), not before the block.
         second_norm: one before and one behind each block (Gemma 2).
@@ -141,6 +156,7 @@ class Layer:
     feed_forward: Mlp | Moe | None
     norm: Norm | None
     state_space: StateSpace | None = None
+    multi_token: MultiToken | None = None
     norm_bias: bool = False
     norm_scale: bool = True
     post_norm: bool = False
@@ -159,9 +175,9 @@ class Layer:
         return self.feed_forward
 
     @property
-    def blocks(self) -> tuple[Attention | StateSpace | Mlp | Moe, ...]:
+    def blocks(self) -> tuple[Attention | StateSpace | Mlp | Moe | MultiToken, ...]:
         """All of its blocks, in order."""
-        last = (block for block in (self.state_space, self.feed_forward) if block is not None)
+        last = (block for block in (self.state_space, self.feed_forward, self.multi_token) if block is not None)
         return (*self.attentions, *last)
 
 
@@ -186,7 +202,7 @@ class Architecture:
         max_seq: longest sequence the configuration states, if it does.
         source: where the configuration comes from.
         notes: what a reader of counts and predictions has to know: what of the configuration isn't in them.
-        multi_token: layers of multi-token-prediction modules that the configuration states. Not part of the model here.
+        multi_token: layers of multi-token-prediction modules that the configuration states, and that are not trained.
     """
 
     name: str
@@ -214,5 +230,21 @@ class Architecture:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """All layers, the encoder's first."""
+        """All layers, the encoder's first, those of modules of multi-token prediction that are trained last."""
         return self.encoder + self.decoder
+
+    @cached_property
+    def modules(self) -> int:
+        """Modules of multi-token prediction that are trained."""
+        return sum(layer.multi_token is not None for layer in self.decoder)
+
+    @cached_property
+    def has_experts(self) -> bool:
+        """Whether any of its layers has."""
+        return any(isinstance(layer.feed_forward, Moe) for layer in self.layers)
+
+    def with_modules(self) -> Architecture:
+        """The same with the modules trained that its configuration states."""
+        ends = MultiToken(vocab=self.vocab)
+        modules = tuple(replace(layer, multi_token=ends) for layer in self.multi_token)
+        return replace(self, decoder=self.decoder + modules, multi_token=())

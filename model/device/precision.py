@@ -32,6 +32,7 @@ from moemodel.model.records.calibration import Calibration, KernelDtype, KernelF
 # wrote them than by how operands are scaled, and the best shows what a library for training can reach.
 KERNELS: dict[str, tuple[KernelDtype, ...]] = {
     "fp8": ("fp8", "fp8_block"),
+    "fp8_block": ("fp8_block",),
     "mxfp8": ("mxfp8", "fp8", "fp8_block"),
     "nvfp4": ("nvfp4",),
 }
@@ -68,7 +69,12 @@ def rescale_for_precision(
         "chip": scaled(calibration.chip, chip),
         "operators": [
             _backward(
-                kernel_of(calibration, recipe.matmul_dtype, operator.kind, operator.direction)
+                kernel_of(
+                    calibration,
+                    "fp8_block" if recipe.blocks else recipe.matmul_dtype,
+                    operator.kind,
+                    operator.direction,
+                )
                 or changed(operator, rate),
                 SPLIT_ACCUMULATION if recipe.splits_accumulation and gpu.architecture == "hopper" else 1.0,
             )

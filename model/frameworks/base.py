@@ -16,6 +16,11 @@ from moemodel.model.frameworks.moe_form import PLAIN_FORM, MoeForm
 
 Precision = Literal["bf16", "bf16-mixed", "fp8", "mxfp8", "nvfp4", "fp32"]
 
+# How operands of 8 bits are scaled: by their current largest element, by that of steps before, or every 128 elements of
+# activations and 128 x 128 of weights (Transformer Engine, common/recipe: Float8CurrentScaling, DelayedScaling,
+# Float8BlockScaling)
+Fp8Recipe = Literal["tensorwise", "delayed", "blockwise"]
+
 # Mesh axes whose communication may run behind computation: activations of tensor parallelism, rows to experts, messages
 # between stages, gradients, and the parameters that ZeRO gathers. Keys and values of context parallelism always do.
 OverlapAxis = Literal["tp", "ep", "pp", "gradients", "parameters"]
@@ -44,6 +49,8 @@ MasterDtype = Literal["fp32", "fp16", "remainder"]
 # Formats v1.0, section 5); 8 bits for every 16 (NVFP4, NVIDIA Blackwell architecture technical brief).
 _CAST_B: dict[Dtype, float] = {"fp8": 1.0, "mxfp8": 1 + 1 / 32, "nvfp4": 0.5 + 1 / 16}
 
+_BLOCK_B = 1.0 + 4.0 / 128  # of an element of blocks of 128
+
 
 # Of a parameter, that one kernel of an update moves (`operators.work`, ADAMW_MIXED): 16-bit gradient and weight, and
 # float32 master and moments, read and written
@@ -70,8 +77,10 @@ class PrecisionRecipe:
         matmul_dtype: type of the operands of products inside layers, whose rate `device.precision` takes from the GPU's
             peaks; those of 8 and 4 bits are cast by kernels beforehand.
         cast_B: bytes that these move of an element, all of them together.
+        matrix_state_B: bytes a parameter of states of matrices, where an optimizer keeps less of these.
         layer_B: bytes of a layer's parameter that is kept, where it differs from `weight_B`; `gathered_B` of one that
             data-parallel ranks gather, where it differs from an element.
+        blocks: operands have a float32 scale for every 128 elements, and kernels of their own.
         splits_accumulation: in products of cast gradients sums go to float32 every 128 of depth.
     """
 
@@ -85,6 +94,8 @@ class PrecisionRecipe:
     update_B: float = _UPDATE_B
     matmul_dtype: Dtype = "bf16"
     cast_B: float = 4.0
+    blocks: bool = False
+    matrix_state_B: float | None = None
     layer_B: float | None = None
     gathered_B: float | None = None
     splits_accumulation: bool = False
@@ -106,7 +117,7 @@ class PrecisionRecipe:
     @property
     def product_input_B(self) -> float:
         """Of the cast input where products cast theirs, of an activation elsewhere."""
-        return _CAST_B.get(self.matmul_dtype, self.element_size_B)
+        return _BLOCK_B if self.blocks else _CAST_B.get(self.matmul_dtype, self.element_size_B)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +137,19 @@ class HostFactors:
 # of a dense feed-forward block (Megatron-Bridge's linear_qkv, linear_proj, linear_fc1 and linear_fc2)
 AdaptedLinear = Literal["qkv", "proj", "fc1", "fc2"]
 ADAPTED: tuple[AdaptedLinear, ...] = get_args(AdaptedLinear)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Muon:
+    """An optimizer that makes updates of matrices orthogonal.
+
+    Attributes:
+        steps: of Newton and Schulz.
+        gathers: tensor-parallel ranks gather whole matrices and do the same; else each takes its own part.
+    """
+
+    steps: int
+    gathers: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +261,7 @@ class Framework:
         logit_B: bytes of a logit when the loss's backward pass begins; None: as `embedding_head` counts torch's.
         part_logit_B: the same where ranks share a vocabulary, if `logit_B` is None; None: as counted there.
         float32_shards: shards of parameters are the float32 ones that states count; 16-bit ones are only gathered.
+        flat_copy_B: bytes a parameter of flat buffers that gradients are exchanged in, which the allocator keeps.
         pools_by_stream: what is gathered and what is scattered lies in memory that the allocator keeps for the streams
             that do it, beside all else.
         placeholder_gradients: products add gradients to what is summed, and hand autograd a tensor of the weight's
@@ -300,8 +325,10 @@ class Framework:
 
         parameter_dtype: of layers' weights where products are of 8 bits and a plan does not say; None: as its recipes
             count them.
+        loss_chunks: parts of a micro-batch's tokens that head and loss pass one after another.
         tp_buffers: exchanges of tensor parallelism run over buffers of their own, where a plan says so.
         offload: what the host keeps where a plan says so.
+        muon: its optimizer's way, where a plan says so.
         lora: adapters, beside which all is frozen, where a plan says so.
         casts_shards: under sequence parallelism what is gathered is cast to 8 bits before, a shard on each rank.
 
@@ -365,6 +392,7 @@ class Framework:
     logit_B: float | None = None
     part_logit_B: float | None = None
     float32_shards: bool = False
+    flat_copy_B: float = 0.0
     pools_by_stream: bool = False
     placeholder_gradients: bool = False
     selective: Literal["core", "operators"] = "core"
@@ -403,8 +431,10 @@ class Framework:
     gradient_wire_B: float | None = None
 
     parameter_dtype: Literal["bf16", "fp8"] | None = None
+    loss_chunks: int = 1
     tp_buffers: bool = False
     offload: HostOffload | None = None
+    muon: Muon | None = None
     lora: Lora | None = None
     casts_shards: bool = False
 

@@ -38,6 +38,7 @@ _NOT_SAID |= {
     "forward_only",
     "cp_comm",
     "tp_buffers",
+    "loss_chunks",
     "offload",
     "lora",
     "deterministic",

@@ -35,9 +35,11 @@ MEGATRON_DEEPSPEED = Framework(
     # pinned; so fast by its pipelines of 2 and 4 stages
     message_copy_Bps=1e10,
     keeps_norm_shards=True,
-    # what nvidia-smi has beside the allocator's: fused kernels of Apex and of Megatron (4.76e9 in Sailor's
-    # Planner/simulations/runtime_simulator.py, get_memory_footprint_on_gpu, which says that it depends on the platform)
-    context_B=4.76e9,
+    # what nvidia-smi has beside the allocator's: fused kernels of Apex and of Megatron, 4.76e9 in Sailor's
+    # Planner/simulations/runtime_simulator.py (get_memory_footprint_on_gpu), which counts all that is reserved; by its
+    # runs 4.45e9 beside what it calls `comm`, 4 bytes a parameter
+    context_B=4.45e9,
+    flat_copy_B=4.0,
     memory_log_error=0.1,  # assumed: Sailor's fifteen runs err by 2 %, but are of one model
     logit_B=12.0,  # logits, the softmax and its gradient, all float32
 )

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.errors import InputError
 from moemodel.model.device.dvfs import at_clocks, time_at_clocks
 from moemodel.model.device.power import PowerModel, power_model
 from moemodel.model.frontier.pipeline import Kind, Pipeline, Table
@@ -76,8 +77,11 @@ def pipeline_of(plan: Plan, machine: System) -> Pipeline:
         machine: what it runs on.
 
     Raises:
+        InputError: its stages are in pairs.
         CalibrationError: the calibration lacks an operator that the architecture needs.
     """
+    if plan.distinct_stages < plan.parallel.pp:
+        raise InputError(f"schedule: found {plan.schedule}; allowed for clocks by operation: dualpipe-v, or another")
     plan = plan.model_copy(update={"clock_MHz": None})
     architecture, batch = architecture_of(plan), batch_of(plan)
     power = power_model(machine.calibration, inlet_C=machine.inlet_C)

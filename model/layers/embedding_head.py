@@ -24,7 +24,7 @@ from moemodel.model.layers.base import (
     linear,
     tensor_parallel,
 )
-from moemodel.model.layers.layer import norm, norm_parameters
+from moemodel.model.layers.norms import norm, norm_parameters
 from moemodel.model.operators.work import Kind, Shape
 
 # What tensor parallelism puts in place of one kernel, in `profiler/backends/torch_native`; a float32 element is two of
@@ -114,9 +114,10 @@ class HeadBlock:
         return sum(norm_parameters(stack[-1], a.hidden) for stack in stacks) if a.final_norm else 0
 
     def on_one_gpu(self, tp: FloatArray, *, beside_embedding: bool) -> FloatArray:
-        """Parameters of one tensor-parallel rank, [P]; a tied head on another stage is a copy of the embedding."""
+        """Parameters of one tensor-parallel rank, [P]; a tied head on another stage is a copy of the embedding, which
+        modules of multi-token prediction need too."""
         a, embedding = self.architecture, EmbeddingBlock(architecture=self.architecture)
-        copied = 0 if beside_embedding or not a.tied else embedding.parameters() * a.has_head
+        copied = 0 if beside_embedding or not (a.tied or a.modules) else embedding.parameters() * a.has_head
         last_norm = norm_parameters(a.layers[-1], a.hidden) if a.final_norm else 0
         return np.asarray((copied + self.parameters()) / self._shards(tp) + embedding.projections() / 2 + last_norm)
 
@@ -128,8 +129,12 @@ class HeadBlock:
             yield linear(tokens, a.embedding_width, a.hidden)
         if not a.has_head:
             return
-        yield linear(tokens, a.head_outputs / self._shards(batch.tp), a.embedding_width, bias=a.head_bias)
-        yield from self._loss(batch)
+        chunks = batch.framework.loss_chunks
+        part = batch if chunks == 1 else replace(batch, tokens=tokens / chunks)
+        head = linear(part.tokens, a.head_outputs / self._shards(batch.tp), a.embedding_width, bias=a.head_bias)
+        for op in (head, *self._loss(part)):
+            times = op.mask if chunks == 1 else chunks * (np.ones_like(tokens) if op.mask is None else op.mask)
+            yield replace(op, mask=times)
 
     def _loss(self, batch: MicroBatch) -> Iterator[LayerOp]:
         """Over the whole vocabulary one operator; over a rank's part of it, kernels one after another."""
@@ -148,7 +153,7 @@ class HeadBlock:
         yield elementwise(batch.tokens * width, _CUT_LOSS, (_CUT_LOSS_BACKWARD,), mask=cut)
 
     def loss_B(self, batch: MicroBatch) -> FloatArray:
-        """Tensors of the loss when its backward pass begins. [P]
+        """Tensors of the loss when its backward pass begins, of one part of the tokens where they pass in parts. [P]
 
         Torch's: log-probabilities and two gradients in float32; of a rank's part of a vocabulary 16-bit logits, and one
         float32 tensor that becomes the gradient in place.
@@ -160,12 +165,13 @@ class HeadBlock:
         if batch.framework.logit_B is not None:
             whole = parts = batch.framework.logit_B
         shards = self._shards(batch.tp)
-        return np.asarray(np.where(shards > 1, parts, whole) * batch.tokens * a.head_outputs / shards)
+        tokens = batch.tokens / batch.framework.loss_chunks
+        return np.asarray(np.where(shards > 1, parts, whole) * tokens * a.head_outputs / shards)
 
     def logits_B(self, batch: MicroBatch) -> FloatArray:
         """Logits of one micro-batch in the precision of activations. [P]"""
         outputs = self.architecture.head_outputs / self._shards(batch.tp)
-        return np.asarray(batch.element_size_B * batch.tokens * outputs)
+        return np.asarray(batch.element_size_B * batch.tokens / batch.framework.loss_chunks * outputs)
 
     def log_probabilities_B(self, batch: MicroBatch) -> FloatArray:
         """Of one micro-batch, which a last stage that runs several forward passes first keeps. [P]"""

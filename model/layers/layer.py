@@ -25,6 +25,7 @@ from moemodel.model.layers.base import (
     elementwise,
     tensor_parallel_reduction,
 )
+from moemodel.model.layers.norms import norm, norm_parameters
 from moemodel.model.layers.registry import block_of
 from moemodel.model.operators.work import Kind, Shape
 
@@ -187,19 +188,6 @@ def layer_blocks(layer: Layer, hidden: int) -> LayerBlocks:
     """The blocks of a layer in a model of width `hidden`."""
     blocks = tuple(block_of(spec, hidden) for spec in layer.blocks)
     return LayerBlocks(layer=layer, hidden=hidden, blocks=blocks)
-
-
-def norm(layer: Layer, tokens: FloatArray, width: float | FloatArray) -> LayerOp:
-    """A norm of the layer's kind over so many rows."""
-    kind = Kind.LAYER_NORM if layer.norm == "layer" else Kind.RMS_NORM
-    return LayerOp(kind=kind, shape=Shape(m=tokens, n=width))
-
-
-def norm_parameters(layer: Layer, hidden: int) -> int:
-    """One norm of a layer: a scale, and a shift where it has one."""
-    if layer.norm is None:
-        return 0
-    return hidden * (layer.norm_scale + layer.norm_bias)
 
 
 def _residual(batch: MicroBatch, width: int) -> Iterator[LayerOp]:

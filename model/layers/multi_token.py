@@ -8,7 +8,7 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.layers.flops import model_flops
-from moemodel.model.layers.layer import norm_parameters
+from moemodel.model.layers.norms import norm_parameters
 from moemodel.model.layers.parameters import layer_parameters
 
 _INPUTS = 2  # hidden states of the layer before, and the next token's embedding, joined and projected
@@ -47,5 +47,5 @@ def multi_token_note(architecture: Architecture, sequence_length: int) -> str | 
     return (
         f"The configuration states {modules} multi-token-prediction {word}, left out here: "
         f"{multi_token_parameters(architecture) / 1e9:.2f} B parameters of their own; training with them adds "
-        f"{share:.1%} model FLOPs at sequences of {sequence_length}."
+        f"{share:.1%} model FLOPs at sequences of {sequence_length} (multi_token: true)."
     )

@@ -10,7 +10,7 @@ from statistics import NormalDist
 import numpy as np
 
 from moemodel.model.architecture.spec import Moe
-from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.arrays import FloatArray, distinct_rows
 from moemodel.model.frameworks.moe_form import MoeForm
 
 _NORMAL = NormalDist()
@@ -167,8 +167,9 @@ def kept_share(skew: FloatArray, factor: float, experts: int) -> FloatArray:
         factor: rows that an expert takes over the mean, c.
         experts: E of a layer.
     """
-    shares = [_kept_share(value, factor, experts) for value in np.unique(skew)]
-    return np.asarray(np.array(shares)[np.unique(skew, return_inverse=True)[1].reshape(np.shape(skew))])
+    first, place = distinct_rows([np.ravel(skew)])
+    shares = [_kept_share(value, factor, experts) for value in np.ravel(skew)[first]]
+    return np.asarray(np.array(shares)[place.reshape(np.shape(skew))])
 
 
 @cache
@@ -198,8 +199,8 @@ def expert_rank_skew(skew: FloatArray, ep: FloatArray, experts: int) -> FloatArr
     """
     if experts < 2:
         return np.ones(np.broadcast(skew, ep).shape)
-    degrees, place = np.unique(ep, return_inverse=True)
-    largest = np.array([_largest_of(n) for n in degrees])[place.reshape(np.shape(ep))]
+    first, place = distinct_rows([np.ravel(ep)])
+    largest = np.array([_largest_of(n) for n in np.ravel(ep)[first]])[place.reshape(np.shape(ep))]
     return np.asarray(1 + (skew - 1) * np.sqrt(ep / experts) * largest / _largest_of(experts))
 
 

@@ -16,8 +16,9 @@ from moemodel.model.plan.clock import CHANGE_S, PHASES, ByStage
 from moemodel.model.plan.dispatch import DispatchChoices
 from moemodel.model.plan.skew import skew_of
 from moemodel.model.plan.spec import Plan
+from moemodel.model.schedule import registry as schedules
 from moemodel.model.schedule.base import Sizes
-from moemodel.model.schedule.batch import PlanSchedules
+from moemodel.model.schedule.batch import PlanSchedules, pairs
 
 # Likewise: no plan has clocks by stage and phase. Axes: plans, stages, phases (`clock.PHASES`).
 _ONE_CLOCK = np.zeros((0, 0, len(PHASES)))
@@ -30,6 +31,7 @@ _UNLESS_SAID = {"etp": 0, "replicas": 1, "micro_batches_per_schedule": 0, **Disp
 class PlanBatch:
     """Plans of one architecture on one cluster, as arrays of length P (or scalars that broadcast).
 
+    A pipeline whose ranks hold the same stages in pairs (`dualpipe`) is here twice the replicas of half as many stages.
     `etp`: expert tensor parallelism; 0: as the framework does it. `dispatch`, `node_limit`, `dispatch_overlap`: how
     rows get to experts, as numbers (`plan.dispatch`); those of a plan that says nothing where they are left out.
     `replicas`: groups that ZeRO shards over, each for itself; 1 where it is left out.
@@ -72,7 +74,7 @@ class PlanBatch:
         """Broadcast columns (numbers or arrays) to one length P; `clock_limits_Hz` is of all [S, 3], or [P, S, 3]."""
         limits_Hz = columns.pop("clock_limits_Hz", _ONE_CLOCK)
         kinds = {name: np.float64 if name in _FLOATS else np.int64 for name in _COLUMNS}
-        columns = {**_UNLESS_SAID, "clock_change_s": CHANGE_S} | columns
+        columns = _in_halves({**_UNLESS_SAID, "clock_change_s": CHANGE_S} | columns)
         arrays = np.broadcast_arrays(*(np.atleast_1d(np.asarray(columns[n], dtype=t)) for n, t in kinds.items()))
         found = dict(zip(kinds, (np.ascontiguousarray(a) for a in arrays), strict=True))
         return cls(**found, clock_limits_Hz=_of_each(limits_Hz, len(arrays[0])))
@@ -156,6 +158,23 @@ class PlanBatch:
         return np.asarray(differ.any(axis=(1, 2)))
 
 
+def _in_halves(columns: dict[str, Any]) -> dict[str, Any]:
+    """Pipelines whose ranks hold the same stages in pairs, as twice the replicas of half as many stages, folded, each
+    on half of the micro-batches (`schedule.dual_pipe`)."""
+    schedule, pp = np.atleast_1d(columns["schedule"]), np.atleast_1d(columns["pp"])
+    paired = pairs(schedule) & (pp > 1)
+    if not paired.any():
+        return columns
+    some = np.atleast_1d(columns["micro_batches_per_schedule"])
+    return columns | {
+        "dp": np.where(paired, 2, 1) * columns["dp"],
+        "pp": np.where(paired, pp // 2, pp),
+        "schedule": np.where(paired, schedules.number(_IN_HALVES), schedule),
+        "micro_batches_per_schedule": np.where(paired, some // 2, some),
+    }
+
+
+_IN_HALVES = "dualpipe-v"
 _FLOATS = {"skew", "clock_Hz", "power_cap_W", "clock_change_s"}
 _COLUMNS = tuple(f.name for f in fields(PlanBatch) if f.name != "clock_limits_Hz")
 

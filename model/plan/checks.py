@@ -22,31 +22,43 @@ _ON_STEP = 1e-3  # of a clock step: rounding of MHz to Hz
 
 
 def architecture_of(plan: Plan) -> Architecture:
-    """The architecture that a plan trains, with its routers and cut to its `layers`.
+    """The architecture that a plan trains, with its routers, cut to its `layers`, and its modules where it says so.
 
     Raises:
         InputError: unknown architecture, more layers than it has, or layers of stages that don't add up to them.
     """
+    cut = _as_cut(plan, _decoder_of(plan))
+    if not plan.multi_token:
+        return cut
+    if not cut.multi_token:
+        raise InputError(
+            f"multi_token: found true; {cut.name} states no modules of multi-token prediction; allowed: null"
+        )
+    return cut.with_modules()
+
+
+def _decoder_of(plan: Plan) -> Architecture:
     architecture = routed_architecture(read_architecture(plan.architecture), plan.routing)
     if plan.layers is None:
-        return _as_cut(plan, architecture)
+        return architecture
     held = len(architecture.decoder)
     if plan.layers > held:
         raise InputError(
             f"layers: found {plan.layers}; {architecture.name} has {held} decoder layers; allowed: 1 to {held}"
         )
-    return _as_cut(plan, replace(architecture, decoder=architecture.decoder[: plan.layers]))
+    return replace(architecture, decoder=architecture.decoder[: plan.layers])
 
 
 def _as_cut(plan: Plan, architecture: Architecture) -> Architecture:
     """As the plan says; else with its ends counted as a layer each where a pipeline that is not torch's has more chunks
     than layers, as Megatron's `account_for_embedding_in_pipeline_split` and `account_for_loss_in_pipeline_split` do.
     """
+    pp, virtual = plan.distinct_stages, plan.parallel.virtual_stages
     if plan.stage_layers is not None:
-        return cut_as_said(architecture, plan.stage_layers, pp=plan.parallel.pp, virtual=plan.parallel.virtual_stages)
+        return cut_as_said(architecture, plan.stage_layers, pp=pp, virtual=virtual)
     if framework_of(plan.backend).cuts_by_cost:
         return cut_by_cost(architecture)
-    chunks, layers = plan.parallel.pp * plan.parallel.virtual_stages, len(architecture.layers)
+    chunks, layers = pp * virtual, len(architecture.layers)
     if framework_of(plan.backend).pipeline != "torch" and layers < chunks <= layers + 2:
         return PipelineLayout.of(architecture, account_for_embedding=1, account_for_loss=1)
     return architecture

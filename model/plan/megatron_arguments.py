@@ -59,7 +59,7 @@ HARMLESS: dict[str, str] = {
     r"mask-prob|short-seq-prob|titles-data-path|special-tokens|trust-remote-code|no-data-sharding|legacy-tokenizer",
     "how long it trains, and how fast it learns": r"train-(iters|samples|tokens)|eval-.*|lr|lr-.*|min-lr|decoupled-.*|"
     r"weight-decay.*|adam-(beta1|beta2|eps)|sgd-momentum|clip-grad|start-weight-decay|end-weight-decay|"
-    r"warmup|optimizer-beta.*|muon-.*|head-lr-mult|skip-train|rampup-batch-size|step-batch-size-schedule|"
+    r"warmup|optimizer-beta.*|muon-(?!tp-mode|num-ns-steps).*|head-lr-mult|skip-train|rampup-batch-size|step-batch-size-schedule|"
     r"no-weight-decay-cond-type|apply-wd-to-qk-layernorm",
     "values, which cost what others cost": r"init-method-.*|embedding-init-method-std|seed|data-parallel-random-init|"
     r"norm-epsilon|layernorm-epsilon|rotary-(base|percent|scaling-factor|interleaved|seq-len-interpolation-factor)|"
@@ -93,6 +93,7 @@ LEFT_OUT: dict[str, str] = {
     "moe-permute-fusion": "rows are permuted as the framework does it",
     "moe-router-fusion": "routers are priced as the framework does it",
     "optimizer": "AdamW is priced and kept instead",
+    "muon-tp-mode": "tensor-parallel ranks gather whole matrices",
     "cpu-offloading-weights": "weights are taken to stay on the GPU",
     "fine-grained-activation-offloading": "activations are taken to stay on the GPU",
     "tp-comm-overlap-cfg": "communication of tensor parallelism overlaps as the framework does it",
@@ -174,7 +175,7 @@ _OF_PLAN = frozenset(
         *("cuda-graph-impl", "enable-cuda-graph", "external-cuda-graph", "cuda-graph-warmup-steps"),
         *("hidden-dropout", "attention-dropout", "attention-backend", "flash-attention-version"),
         *("tp-comm-overlap", "fp8-param-gather", "reuse-grad-buf-for-mxfp8-param-ag"),
-        *("optimizer-cpu-offload", "optimizer-offload-fraction", "overlap-cpu-optimizer-d2h-h2d"),
+        *("muon-num-ns-steps", "optimizer-cpu-offload", "optimizer-offload-fraction", "overlap-cpu-optimizer-d2h-h2d"),
         *("cpu-offloading", "cpu-offloading-num-layers", "no-pin-cpu-grads", "no-pin-cpu-params"),
         *("num-distributed-optimizer-instances", "cp-comm-type", "hierarchical-context-parallel-sizes"),
         *("ddp-average-in-collective", "ddp-pad-buckets-for-high-nccl-busbw"),
@@ -233,7 +234,8 @@ def _is_known(name: str) -> bool:
 
 # values of arguments in LEFT_OUT that say what is assumed anyway
 _AS_ASSUMED: dict[str, tuple[str, ...]] = {
-    "optimizer": ("adam",),
+    "optimizer": ("adam", "muon", "dist_muon"),
+    "muon-tp-mode": ("duplicated", "blockwise"),
     "recompute-num-layers": ("1",),
 }
 _DROPOUT = "0.1"  # of attention and of blocks, where the arguments don't say (transformer_config.py)
@@ -507,7 +509,7 @@ def _zero_stage(said: _Said) -> int:
         return 3
     if said.flag("use-megatron-fsdp") or said.flag("use-custom-fsdp"):
         return _SHARDED.get(said.word("data-parallel-sharding-strategy", "optim_grads_params"), 3)
-    return int(said.flag("use-distributed-optimizer"))
+    return int(said.flag("use-distributed-optimizer") or said.word("optimizer", "adam") == "dist_muon")
 
 
 def _software(said: _Said, gpu: str) -> dict[str, Any]:
@@ -524,13 +526,18 @@ def _software(said: _Said, gpu: str) -> dict[str, Any]:
         "deterministic": said.flag("deterministic-mode") or None,
         "gradient_dtype": "bf16" if reduced else "fp32",
         "cross_entropy": _loss(said),
+        "fp8_recipe": _FP8_RECIPES.get(said.word("fp8-recipe", "delayed")) if precision == "fp8" else None,
         "parameter_dtype": "fp8" if said.flag("fp8-param-gather") and precision in ("fp8", "mxfp8") else None,
         "tp_comm_overlap": (said.flag("tp-comm-overlap") and said.flag("sequence-parallel")) or None,
         "cp_comm": _context_comm(said),
+        "multi_token": said.count("mtp-num-layers", 0) > 0 or "/" in _pattern(said) or None,
         "dropout": any(float(said.word(f"{kind}-dropout", _DROPOUT)) > 0 for kind in ("hidden", "attention")),
         "optimizer": _optimizer(said),
         "offload": _offload(said),
     }
+
+
+_FP8_RECIPES = {name: name for name in ("tensorwise", "delayed", "blockwise")}  # of fp8_recipe (core/enums.py)
 
 
 def _backend(said: _Said, precision: str) -> str:
@@ -551,8 +558,11 @@ def _loss(said: _Said) -> str:
     return "fused" if said.word("cross-entropy-fusion-impl", "native") == "te" else "compiled"
 
 
-def _optimizer(said: _Said) -> dict[str, str] | None:
-    """Types of the optimizer's states (optimizer_config.py); None: float32."""
+def _optimizer(said: _Said) -> dict[str, Any] | None:
+    """Muon, or types of AdamW's states (optimizer_config.py); None: AdamW with float32."""
+    if said.word("optimizer", "adam") in ("muon", "dist_muon"):
+        mode = {"tp_mode": "blockwise"} if said.word("muon-tp-mode", "duplicated") == "blockwise" else {}
+        return {"name": "muon", "ns_steps": said.count("muon-num-ns-steps", 5)} | mode
     if not said.flag("use-precision-aware-optimizer"):
         return None
     moments = {name: said.word(f"{name.replace('_', '-')}-dtype", "fp32") for name in ("exp_avg", "exp_avg_sq")}

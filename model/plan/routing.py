@@ -141,6 +141,7 @@ def routed_architecture(architecture: Architecture, routing: RoutingSpec) -> Arc
         architecture,
         encoder=tuple(once[layer] for layer in architecture.encoder),
         decoder=tuple(once[layer] for layer in architecture.decoder),
+        multi_token=tuple(map(changed, architecture.multi_token)),
     )
 
 

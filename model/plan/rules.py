@@ -21,7 +21,7 @@ from moemodel.model.plan.context_comm import A2A, all_to_all_ranks, inner_ranks
 from moemodel.model.plan.dispatch import ALL_TO_ALL, AS_THE_FRAMEWORK
 from moemodel.model.plan.mesh import ParallelMesh
 from moemodel.model.schedule import registry as schedules
-from moemodel.model.schedule.batch import can_interleave, goes_in_rounds, lacks_chunks, least_micro_batches
+from moemodel.model.schedule.batch import can_interleave, goes_in_rounds, lacks_chunks, least_micro_batches, pairs
 from moemodel.model.schedule.pipeline_layout import counted_layers
 
 Choices = Mapping[str, int]
@@ -33,7 +33,7 @@ _ORDER = (
     *("experts", "no_experts", "sequence_shards"),
     *("degrees", "expert_ranks", "asked_expert_ranks"),
     *("sequence_parallel", "virtual_stages", "schedule", "batch", "interleaving", "optimizer", "replicas"),
-    *("chunks_of_schedule", "filled_schedule"),
+    *("chunks_of_schedule", "filled_schedule", "paired_stages"),
 )
 
 
@@ -95,15 +95,19 @@ def check_precision(backend: str, precision: Precision) -> None:
 # ---- degrees that go together ---------------------------------------------------------------------------------------
 
 
-def degree_rules(*, global_batch: int, framework: Framework, shards_states: bool = False) -> list[PlanRule]:
+def degree_rules(
+    *, global_batch: int, framework: Framework, shards_states: bool = False, whole_matrices: bool = False
+) -> list[PlanRule]:
     """Rules about the choices of a plan alone, in the order in which a plan is told of the first that it breaks.
 
     Args:
         global_batch: sequences in one step.
         framework: that trains it.
         shards_states: it keeps what its optimizer does in types that it has of sharded states alone.
+        whole_matrices: its optimizer updates whole matrices.
     """
     return [
+        *([_whole_matrices()] if whole_matrices else []),
         *([_sharded_states(framework.name)] if shards_states else []),
         _product_of_degrees(),
         _expert_ranks(framework.shards_experts),
@@ -116,6 +120,7 @@ def degree_rules(*, global_batch: int, framework: Framework, shards_states: bool
         _interleaving_schedule(),
         _chunks_of_a_schedule(),
         _filled_schedule(global_batch),
+        _paired_stages(global_batch),
     ]
 
 
@@ -128,6 +133,19 @@ def _sharded_states(backend: str) -> PlanRule:
         message=lambda c: (
             f"optimizer: found types of states with zero_stage {c['zero_stage']} and backend {backend}; allowed: null, "
             "or zero_stage 1 and more"
+        ),
+    )
+
+
+def _whole_matrices() -> PlanRule:
+    return PlanRule(
+        key="optimizer",
+        summary="optimizer muon needs zero_stage 0 or 1",
+        needs=_needs("zero_stage"),
+        is_violated=lambda c: c["zero_stage"] > 1,
+        message=lambda c: (
+            f"optimizer: found muon with zero_stage {c['zero_stage']}, which cuts its matrices; allowed: adamw, or "
+            "zero_stage 0 or 1"
         ),
     )
 
@@ -343,6 +361,30 @@ def _filled_schedule(global_batch: int) -> PlanRule:
         needs=_needs("pp dp micro_batch schedule"),
         is_violated=lambda c: (
             (c["pp"] > 1) & (global_batch // (c["micro_batch"] * c["dp"]) < least_micro_batches(c["schedule"], c["pp"]))
+        ),
+        message=message,
+    )
+
+
+def _paired_stages(global_batch: int) -> PlanRule:
+    """Where ranks hold the same stages in pairs, half of the micro-batches go either way."""
+
+    def micro_batches(c: Columns) -> IntArray:
+        return np.asarray(global_batch // (c["micro_batch"] * c["dp"]))
+
+    def message(c: Choices) -> str:
+        many = global_batch // (c["micro_batch"] * c["dp"])
+        return (
+            f"schedule {schedules.NAMES[c['schedule']]}: found pp {c['pp']} and {many} micro-batches (global_batch / "
+            "micro_batch / dp); allowed: even numbers of both"
+        )
+
+    return PlanRule(
+        key="paired_stages",
+        summary="the schedule needs even pp and micro-batches",
+        needs=_needs("pp dp micro_batch schedule"),
+        is_violated=lambda c: (
+            (c["pp"] > 1) & pairs(np.asarray(c["schedule"])) & ((c["pp"] % 2 != 0) | (micro_batches(c) % 2 != 0))
         ),
         message=message,
     )

@@ -10,18 +10,18 @@ from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, PrivateAt
 
 from moemodel.model.core.documents import Strict, Switch, read_yaml
 from moemodel.model.core.errors import InputError
-from moemodel.model.frameworks.base import AttentionName, CapturedParts, Precision
+from moemodel.model.frameworks.base import AttentionName, CapturedParts, Fp8Recipe, Framework, Precision
 from moemodel.model.frameworks.framework_file import is_known_by_now, names_framework_file
 from moemodel.model.frameworks.registry import FORMER_NAMES, framework_of
 from moemodel.model.hardware.gpu import Gpu, GpuVariant, read_gpu
 from moemodel.model.hardware.link import Link
-from moemodel.model.plan.clock import AskedClock, Clock, asked_clock, check_clocks
+from moemodel.model.plan.clock import AskedClock, Clock, ClocksSpec, asked_clock, check_clocks
 from moemodel.model.plan.clock import Clock_MHz as Clock_MHz
 from moemodel.model.plan.context_comm import CpComm
 from moemodel.model.plan.failures import FailuresSpec
 from moemodel.model.plan.lora import LoraSpec
 from moemodel.model.plan.offload import OffloadSpec
-from moemodel.model.plan.optimizer_states import OptimizerStates, check_optimizer, needs_shards
+from moemodel.model.plan.optimizer_states import OptimizerStates, check_optimizer, needs_shards, steps_whole_matrices
 from moemodel.model.plan.paths import NamesFiles
 from moemodel.model.plan.recompute import RecomputeName, recompute_number
 from moemodel.model.plan.routing import RoutingSpec
@@ -199,6 +199,37 @@ def check_parameter_dtype(asked: str | None, precision: Precision) -> None:
         )
 
 
+def check_fp8_recipe(asked: str | None, framework: Framework, precision: Precision) -> None:
+    """Refuse a way of scaling where nothing of 8 bits is scaled, or by code that has no such kernels.
+
+    Raises:
+        ValueError: what is allowed.
+    """
+    if asked is None:
+        return
+    if precision != "fp8":
+        raise ValueError(f"fp8_recipe: found {asked} with precision {precision}; allowed: null, or precision fp8")
+    if framework.data_parallel != "distributed-optimizer":
+        raise ValueError(
+            f"fp8_recipe: found {asked} with backend {framework.name}, which has one of its own; allowed: null, or "
+            "backend megatron-core or nemo"
+        )
+
+
+def check_muon(optimizer: OptimizerStates | None, lora: LoraSpec | None, offload: OffloadSpec | None) -> None:
+    """Refuse what nothing is known of beside updates that are made orthogonal.
+
+    Raises:
+        ValueError: what is allowed.
+    """
+    if optimizer is None or optimizer.name != "muon":
+        return
+    found = ["lora"] if lora is not None else []
+    found += ["offload.optimizer"] if offload is not None and offload.optimizer else []
+    if found:
+        raise ValueError(f"optimizer: found muon beside {' and '.join(found)}; allowed: adamw, or neither of them")
+
+
 def check_forward_only(plan: Plan) -> None:
     """Refuse what only training has in a plan of forward passes.
 
@@ -214,8 +245,10 @@ def check_forward_only(plan: Plan) -> None:
         "gradient_dtype": (plan.gradient_dtype, None),
         "cuda_graphs": (plan.cuda_graphs, None),
         "cross_entropy": (plan.cross_entropy, None),
+        "loss_chunks": (plan.loss_chunks, None),
         "deterministic": (plan.deterministic, None),
         "dropout": (plan.dropout, None),
+        "fp8_recipe": (plan.fp8_recipe, None),
         "parameter_dtype": (plan.parameter_dtype, None),
         "optimizer": (None if plan.optimizer is None else "a block", None),
         "lora": (None if plan.lora is None else "a block", None),
@@ -275,6 +308,11 @@ class Plan(NamesFiles):
         description="how the loss is computed: plain kernels, one by hand, or those of torch.compile that Megatron's "
         "`native` fusion is; null: as the framework does",
     )
+    loss_chunks: Annotated[int, Field(gt=1, le=1_000_000, strict=True)] | None = Field(
+        default=None,
+        description="parts of a micro-batch's tokens that head and loss pass one after another, gradients included; "
+        "null: all tokens at once",
+    )
     attention: AttentionName | None = Field(
         default=None, description="kernel of attention; null: as the framework runs it on that GPU"
     )
@@ -298,6 +336,11 @@ class Plan(NamesFiles):
     gradient_dtype: Literal["bf16", "fp32"] | None = Field(
         default=None, description="type that gradients are summed in; null: as the framework does"
     )
+    fp8_recipe: Fp8Recipe | None = Field(
+        default=None,
+        description="how operands of precision fp8 are scaled: tensorwise by their current largest, delayed by that of "
+        "steps before, blockwise every 128; null: as the framework does",
+    )
     parameter_dtype: Literal["bf16", "fp8"] | None = Field(
         default=None,
         description="of layers' weights where products are of 8 bits: kept and gathered; null: as the framework does",
@@ -311,6 +354,11 @@ class Plan(NamesFiles):
         default=None,
         description="how context-parallel ranks reach keys and values: p2p, all_gather, a2a (Ulysses) or a2a-N+p2p; "
         "null: as the framework does",
+    )
+    multi_token: Switch | None = Field(
+        default=None,
+        description="whether modules of multi-token prediction are trained, as many as the model's file states; null: "
+        "they are left out",
     )
     dropout: Switch | None = Field(
         default=None,
@@ -359,6 +407,12 @@ class Plan(NamesFiles):
         return asked_clock(self.clock_MHz, self.parallel.pp, trains=self.mode == "training")
 
     @property
+    def distinct_stages(self) -> int:
+        """Stages of its pipeline that hold other layers than each other: half of them where they are in pairs."""
+        pp = self.parallel.pp
+        return pp // 2 if pp > 1 and schedules.find(self.schedule, self.parallel.virtual_stages).pairs else pp
+
+    @property
     def micro_batches(self) -> int:
         """Micro-batches of one replica in a step."""
         return self.global_batch // (self.micro_batch * self.parallel.dp)
@@ -378,12 +432,14 @@ class Plan(NamesFiles):
             return self
         check_precision(self.backend, self.precision)
         check_optimizer(self.optimizer, framework_of(self.backend), self.precision)
+        check_fp8_recipe(self.fp8_recipe, framework_of(self.backend), self.precision)
         return self
 
     @model_validator(mode="after")
     def _rows_in_eight_bits(self) -> Plan:
         check_dispatch_dtype(self.routing, self.precision)
         check_parameter_dtype(self.parameter_dtype, self.precision)
+        check_muon(self.optimizer, self.lora, self.offload)
         return self
 
     @model_validator(mode="after")
@@ -414,6 +470,7 @@ class Plan(NamesFiles):
             global_batch=self.global_batch,
             framework=framework,
             shards_states=needs_shards(self.optimizer, framework),
+            whole_matrices=steps_whole_matrices(self.optimizer),
         )
         for message in messages(rules, self.choices):
             raise ValueError(message)
@@ -422,6 +479,18 @@ class Plan(NamesFiles):
     @model_validator(mode="after")
     def _clocks(self) -> Plan:
         check_clocks(self.clock_MHz, self.parallel.pp, trains=self.mode == "training")
+        return self
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Plan:
+        if self.distinct_stages == self.parallel.pp:
+            return self
+        found = ["a list of stage_layers"] if isinstance(self.stage_layers, list | tuple) else []
+        found += ["clock_MHz by stage or phase"] if isinstance(self.clock_MHz, ClocksSpec) else []
+        if (self.micro_batches_per_schedule or 0) % 2:
+            found.append("an odd number of micro_batches_per_schedule")
+        if found:
+            raise ValueError(f"schedule {self.schedule}: found {', '.join(found)}; allowed: none of them")
         return self
 
     @model_validator(mode="after")

@@ -19,7 +19,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.arrays import FloatArray, distinct_rows
 from moemodel.model.device.operator_cost import shares
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.predict.phases import ByPhase, ClockedCost, DeviceCosts
@@ -32,8 +32,9 @@ SPREAD = 0.034
 
 def straggler_factors(plans: PlanBatch) -> FloatArray:
     """What work takes on the straggler of a stage, over what it takes on the mean one, [P]."""
-    chips, place = np.unique(plans.gpus // plans.pp, return_inverse=True)
-    return np.array([straggler_factor(int(count)) for count in chips])[place]
+    chips = plans.gpus // plans.pp
+    first, place = distinct_rows([chips])
+    return np.array([straggler_factor(int(count)) for count in chips[first]])[place]
 
 
 def straggler_factor(count: int) -> float:

@@ -37,7 +37,7 @@ from moemodel.model.predict.stage_clocks import (
 )
 from moemodel.model.predict.sustained_clock import sustained_clocks, total_power, within_limit
 from moemodel.model.predict.timeline import PipelineStep, Timeline, above_rounding
-from moemodel.model.step.layouts import Layout, layouts_of
+from moemodel.model.step.layouts import PlanGroup, layouts_of
 from moemodel.model.step.memory import Memory
 from moemodel.model.step.memory_fit import fit_probability
 from moemodel.model.step.stage_cost import BlockCosts, StageCost, StageCosts
@@ -85,6 +85,7 @@ class PricedPlans:
     def __init__(self, architecture: Architecture, plans: PlanBatch, machine: System) -> None:
         if len(plans) >= _MANY:
             keep_freed_memory()
+        self._experts = architecture.has_experts
         self._architecture, self._plans, self._machine = architecture, plans, machine
         power = power_model(machine.calibration)
         self._clock_Hz_K = priced_clocks(machine.calibration, power)
@@ -136,7 +137,7 @@ class PricedPlans:
         host_error = found.host_wait_s / step_s * machine.host_error
         away = _outside_log(found.clock_Hz, machine.calibration.clock_measured_Hz)
         clock_error = _TIME_OFF_CLOCK * away * found.device_share
-        software_error = np.hypot(machine.composition_error, machine.framework_error)
+        software_error = np.hypot(machine.composition_error, machine.framework_error(experts=self._experts))
         step_error = np.sqrt(found.device_error**2 + comm_error**2 + host_error**2 + software_error**2 + clock_error**2)
         power_error = np.hypot(machine.calibration.power.log_error, _POWER_OFF_CLOCK * away)
         flops, (memory_B, terms_B, fit_probability) = self._flops, self._memory
@@ -337,7 +338,7 @@ class _PricedPipeline:
     def of(
         cls,
         costs: StageCosts,
-        layout: Layout,
+        layout: PlanGroup,
         every: IntArray,
         asked_Hz: FloatArray,
         row_P: IntArray | None,
@@ -629,5 +630,5 @@ def _stage_error(cost: StageCost, m: FloatArray) -> tuple[FloatArray, FloatArray
     """Relative variance of one stage's device time, and share of it outside what was measured, [P]."""
     phase_costs = ((cost.forward, m), (cost.backward, m), (cost.optimizer, np.ones(len(m))))
     total = np.asarray(sum(factor * lane.time_s_UK[:, -1] for lane, factor in phase_costs))
-    outside_s = np.asarray(sum(factor * lane.extrapolated_s_U for lane, factor in phase_costs))
-    return cost.variance_s2 / np.square(total), outside_s / total
+    extrapolated_s = np.asarray(sum(factor * lane.extrapolated_s_U for lane, factor in phase_costs))
+    return cost.variance_s2 / np.square(total), extrapolated_s / total

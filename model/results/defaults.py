@@ -36,16 +36,22 @@ def _choices(plan: Plan, architecture: Architecture, machine: System) -> Iterato
         if machine.framework.compiles:
             yield "compile", "false"
         yield "cuda_graphs", "false"
+        yield "collective_checks", "false"
+        yield "loss_chunks", "none"
         yield "cross_entropy", f"as {plan.backend} computes it"
         yield "deterministic", "false"
         yield "gradient_dtype", f"as {plan.backend} keeps it"
         if plan.precision in EIGHT_BITS:
+            if plan.precision == "fp8":
+                yield "fp8_recipe", f"as {plan.backend} scales"
             yield "parameter_dtype", f"as {plan.backend} keeps it"
         if p.tp > 1:
             yield "tp_comm_overlap", f"as {plan.backend} does"
         yield "dropout", f"as {plan.backend} has it"
         yield "optimizer", f"states as {plan.backend} keeps them"
         yield "offload", "none"
+        if plan.cluster.gpus > 1:
+            yield "collective_checks", "false"
     if plan.mode == "training" and (plan.micro_batches > 1 or p.pp > 1):
         yield "schedule", plan.schedule
     if p.pp > 1:

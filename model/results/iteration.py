@@ -170,7 +170,7 @@ def _laid_out(plan: Plan, architecture: Architecture, batch: PlanBatch, parts: S
     classes = members(architecture, *shape) if parts.runs is None else tuple(parts.runs.stages)
     by_class = [_costs(parts, index) for index in range(len(parts.devices))]
     costs = {stage: by_class[index] for index, of_class in enumerate(classes) for stage in of_class}
-    walked = _walk(plan, batch, [costs[stage] for stage in range(shape[0])])
+    walked = _walk(batch, [costs[stage] for stage in range(shape[0])])
     walked_s = max(ends[-1].end_s for ends in walked)
     held = _memory(architecture, batch, machine)
     lines = []
@@ -246,14 +246,14 @@ def _costs(parts: StepParts, index: int) -> _StageCosts:
 # ---- passes ----------------------------------------------------------------------------------------------------------
 
 
-def _walk(plan: Plan, batch: PlanBatch, costs: list[_StageCosts]) -> list[list[Slice]]:
+def _walk(batch: PlanBatch, costs: list[_StageCosts]) -> list[list[Slice]]:
     """Passes of each stage in time, run after run of the schedule."""
     pp, virtual = int(batch.pp[0]), int(batch.virtual_stages[0])
     per_run, runs = int(batch.scheduled[0]), int(batch.rounds[0])
     if pp == 1:
         orders: list[list[Piece]] = [[(work,) for i in range(per_run) for work in (Work("F", 0, i), Work("B", 0, i))]]
     else:
-        schedule = schedules.find(plan.schedule, virtual)
+        schedule = schedules.find(schedules.NAMES[int(batch.schedule[0])], virtual)
         sizes = Sizes(stages=pp, virtual=virtual, micro_batches=per_run)
         orders = [schedule.pieces(stage, sizes) for stage in range(pp)]
     splits = pp > 1 and bool(batch.schedules.splits_backward[0])

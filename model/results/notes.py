@@ -12,7 +12,7 @@ from moemodel.model.device.host_overhead import HostModel
 from moemodel.model.device.precision import KERNELS
 from moemodel.model.device.thermal import thermal_model
 from moemodel.model.frameworks.torch_native import TORCH
-from moemodel.model.frameworks.track_record import TrackRecord, track_records
+from moemodel.model.frameworks.track_record import TrackRecord, track_records, widest
 from moemodel.model.layers.multi_token import multi_token_note
 from moemodel.model.network.cluster import notes_on_tests
 from moemodel.model.operators.work import Kind, Pass
@@ -59,7 +59,7 @@ def notes(
         _memory(plan, architecture, machine, float(prediction.memory_B[0]), float(prediction.fit_probability[0])),
         _description(machine),
         _lowest_cap(plan, machine),
-        _track_record(machine),
+        _track_record(machine, architecture),
         _narrow_products(plan, machine),
         _outside(prediction),
         _clock(plan, machine, prediction),
@@ -208,20 +208,20 @@ def _description(machine: System) -> str | None:
     )
 
 
-def _track_record(machine: System) -> str | None:
+def _track_record(machine: System, architecture: Architecture) -> str | None:
     """How predictions of the framework have done, where the calibration is not of it; of other code on it, else."""
     name = machine.framework.name
-    record, known = machine.framework_record, track_records().get(name)
+    record, of_all = machine.framework_record(experts=architecture.has_experts), track_records().get(name)
+    known = None if of_all is None else of_all.of(experts=architecture.has_experts)
     if record is None:
         own = f"Intervals are of this project's own code on {name}."
         if known is not None:
             return f"{own} {_done(known)}: other code is not held by them."
         return f"{own} Other code is not held by them." if name == TORCH.name else None
     if known is None:
-        worst = next(framework for framework, one in track_records().items() if one == record)
         return (
             f"No run of backend {name} was ever held against a prediction; intervals are as wide as those of "
-            f"{worst}, the worst that was. {_done(record)}."
+            f"{widest()[0]}, the worst that was. {_done(record)}."
         )
     missed = f"intervals hold what predictions of it missed. {_done(known)}"
     return f"Backend {name} was not measured with this calibration; {missed}."

@@ -117,6 +117,8 @@ class Schedule(ABC):
         messages: when a stage waits for them under torch.distributed.pipelining.
         splits_backward: backward passes fall into the gradients of inputs (B) and those of weights (W).
         folds: stage s of n holds chunks s and 2n - 1 - s, and the first both ends of the model; else s, s + n, ...
+        pairs: ranks s and n - 1 - s hold the same two stages, of two copies of the model, each on half of the
+            micro-batches.
         only_virtual: number of virtual stages that it is for; None: any.
         least_rounds: micro-batches that it needs, over stages.
         keeps_every_micro_batch: all forward passes come before the first backward pass, so that a stage holds the
@@ -128,6 +130,7 @@ class Schedule(ABC):
     messages: ClassVar[Messages]
     splits_backward: ClassVar[bool] = False
     folds: ClassVar[bool] = False
+    pairs: ClassVar[bool] = False
     only_virtual: ClassVar[int | None] = None
     least_rounds: ClassVar[int] = 0
     keeps_every_micro_batch: ClassVar[bool] = False

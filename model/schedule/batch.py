@@ -25,6 +25,7 @@ _WALKED = ZeroBubble()
 _SPLITS = np.array([schedule.splits_backward for schedule in _EVERY])
 _ANY_LENGTH = np.array([schedule.any_length for schedule in _EVERY])
 _FOLDS = np.array([schedule.folds for schedule in _EVERY])
+_PAIRS = np.array([schedule.pairs for schedule in _EVERY[::2]])
 _ONLY_VIRTUAL = np.array([schedule.only_virtual or 0 for schedule in _EVERY[::2]])
 _LEAST_ROUNDS = np.array([schedule.least_rounds for schedule in _EVERY[::2]])
 _INTERLEAVES = np.array([interleaved is not None for _, interleaved in SCHEDULES.values()])
@@ -39,6 +40,11 @@ def lacks_chunks(numbers: IntArray, virtual: IntArray) -> BoolArray:
     """Which of some schedules are for another number of virtual stages."""
     only = _ONLY_VIRTUAL[numbers]
     return np.asarray((only > 0) & (only != virtual))
+
+
+def pairs(numbers: IntArray) -> BoolArray:
+    """In which of some schedules ranks of a pipeline hold the same stages in pairs."""
+    return np.asarray(_PAIRS[numbers])
 
 
 def least_micro_batches(numbers: IntArray, stages: IntArray) -> IntArray:

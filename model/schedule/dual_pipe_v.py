@@ -8,9 +8,8 @@ which fill the bubble. Order: github.com/deepseek-ai/DualPipe, as torch's Schedu
 
 There is no formula for stages that differ. The order of all stages is walked, piece by piece, for `_ROUNDS` n
 micro-batches at most; each one more adds what the last one of these did, or all work of the slowest stage if that is
-more. Chunks of a stage count as equal. DualPipe itself, with two copies of the model, has this order on stages in
-pairs, for twice the memory of parameters; it is not here. Left out: that the two chunks of the last stage need no
-message between them.
+more. Chunks of a stage count as equal. DualPipe itself has this order on stages in pairs (`dual_pipe`). Left out: that
+the two chunks of the last stage need no message between them.
 """
 
 from __future__ import annotations

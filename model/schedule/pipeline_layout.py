@@ -152,24 +152,32 @@ def counted_layers(architecture: Architecture) -> int:
     ends = 0
     if isinstance(architecture, PipelineLayout):
         if architecture.chunks is not None:
-            return max(len(architecture.layers), len(architecture.chunks))
+            return max(len(architecture.layers) - architecture.modules, len(architecture.chunks))
         ends = architecture.account_for_embedding + architecture.account_for_loss
-    return len(architecture.layers) + ends
+    return len(architecture.layers) - architecture.modules + ends
 
 
 def layer_bounds(architecture: Architecture, chunks: int) -> tuple[int, ...]:
     """Where chunks of layers begin and end: chunk c holds the layers from `bounds[c]` up to `bounds[c + 1]`.
 
+    Modules of multi-token prediction lie on the last one, whatever else it holds.
+
     Args:
         architecture: its layers, an encoder's first, are counted from 0.
         chunks: pp x virtual stages.
     """
+    *bounds, last = _bounds(architecture, chunks)
+    return (*bounds, last + architecture.modules)
+
+
+def _bounds(architecture: Architecture, chunks: int) -> tuple[int, ...]:
+    """The same of layers without modules."""
     before = architecture.account_for_embedding if isinstance(architecture, PipelineLayout) else 0
     if isinstance(architecture, PipelineLayout) and architecture.chunks is not None:
         return (0, *accumulate(architecture.chunks))
     if isinstance(architecture, PipelineLayout) and architecture.costs is not None:
         return _bounds_by_cost(architecture.costs, chunks)
-    layers, counted = len(architecture.layers), counted_layers(architecture)
+    layers, counted = len(architecture.layers) - architecture.modules, counted_layers(architecture)
     return tuple(min(max(round(c * counted / chunks) - before, 0), layers) for c in range(chunks + 1))
 
 

@@ -6,6 +6,7 @@ To add one: a file with its `Schedule`, and a line in `SCHEDULES`.
 from __future__ import annotations
 
 from moemodel.model.schedule.base import Schedule
+from moemodel.model.schedule.dual_pipe import DualPipe
 from moemodel.model.schedule.dual_pipe_v import DualPipeV
 from moemodel.model.schedule.gpipe import GPipe
 from moemodel.model.schedule.interleaved import Interleaved
@@ -13,7 +14,7 @@ from moemodel.model.schedule.one_f_one_b import OneFOneB
 from moemodel.model.schedule.zero_bubble import ZeroBubble
 
 _ZERO_BUBBLE = ZeroBubble()
-_DUAL_PIPE_V = DualPipeV()
+_DUAL_PIPE_V, _DUAL_PIPE = DualPipeV(), DualPipe()
 # What a plan names: the schedule with one chunk a stage, and the one with virtual stages (None: it has none). Arrays of
 # plans hold the place in this table.
 SCHEDULES: dict[str, tuple[Schedule, Schedule | None]] = {
@@ -21,6 +22,7 @@ SCHEDULES: dict[str, tuple[Schedule, Schedule | None]] = {
     "gpipe": (GPipe(), None),
     "zero-bubble": (_ZERO_BUBBLE, _ZERO_BUBBLE),
     "dualpipe-v": (_DUAL_PIPE_V, _DUAL_PIPE_V),
+    "dualpipe": (_DUAL_PIPE, _DUAL_PIPE),
 }
 NAMES = tuple(SCHEDULES)
 DEFAULT = NAMES[0]

@@ -18,7 +18,7 @@ from itertools import compress
 import numpy as np
 
 from moemodel.model.architecture.spec import Architecture, Moe
-from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray
+from moemodel.model.core.arrays import BoolArray, FloatArray, IntArray, at_rows
 from moemodel.model.core.errors import InputError
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import Gpu
@@ -26,7 +26,7 @@ from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.checks import check_power_and_clock
 from moemodel.model.plan.clock import clock_of
 from moemodel.model.plan.dispatch import DISPATCHES, in_words, overlap_number
-from moemodel.model.plan.optimizer_states import needs_shards
+from moemodel.model.plan.optimizer_states import needs_shards, steps_whole_matrices
 from moemodel.model.plan.recompute import RECOMPUTE, recompute_name, recompute_number
 from moemodel.model.plan.rules import Columns, Rule, architecture_rules, as_counted, degree_rules
 from moemodel.model.plan.skew import skew_of
@@ -76,8 +76,9 @@ class Candidates:
 
     def take(self, rows: IntArray | BoolArray) -> Candidates:
         """Those at these rows."""
-        columns = {name: values[rows] for name, values in self.columns.items()}
-        return replace(self, columns=columns, index=self.index[rows])
+        places = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+        columns = {name: at_rows(values, places) for name, values in self.columns.items()}
+        return replace(self, columns=columns, index=at_rows(self.index, places))
 
     def batch(self, document: Search) -> PlanBatch:
         """As plans at the governor's clock."""
@@ -213,6 +214,7 @@ def _rules(document: Search, architecture: Architecture) -> list[Rule]:
         global_batch=document.global_batch,
         framework=framework,
         shards_states=needs_shards(document.optimizer, framework),
+        whole_matrices=steps_whole_matrices(document.optimizer),
     )
     same = _same_plans(document, cuts_experts=framework.shards_experts)
     return [*_more_than_gpus(), *as_counted([*shapes, *degrees]), *same]

@@ -116,7 +116,8 @@ def _parts(answers: Sequence[Outcome], machine: System) -> _Parts:
     host = np.array([answer.share(answer.host_wait_s) for answer in answers])
     communication = np.array([answer.share(answer.exposed_communication_s.value) for answer in answers])
     others = np.square(host * machine.host_error) + np.square(communication * machine.network_error)
-    others += machine.framework_error**2
+    sparse = np.array([answer.active_parameters < answer.parameters for answer in answers])
+    others += np.square(np.where(sparse, *(machine.framework_error(experts=experts) for experts in (True, False))))
     plans = [answer.plan for answer in answers]
     clock_Hz = np.array([answer.clock_Hz.value for answer in answers])
     return _Parts(

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from moemodel.model.core.documents import Strict, Switch, read_yaml
-from moemodel.model.frameworks.base import Precision
+from moemodel.model.frameworks.base import Fp8Recipe, Precision
 from moemodel.model.frameworks.framework_file import is_known_by_now
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import GpuVariant
@@ -50,6 +50,8 @@ from moemodel.model.plan.spec import (
     TokensOfRun,
     ZeroStage,
     check_dispatch_dtype,
+    check_fp8_recipe,
+    check_muon,
     check_parameter_dtype,
     check_tokens,
     in_todays_words,
@@ -309,9 +311,12 @@ class Search(NamesFiles):
     global_batch: Count
     precision: Precision = "bf16-mixed"
     schedule: Schedules = (schedules.DEFAULT,)
+    fp8_recipe: Fp8Recipe | None = None
     parameter_dtype: Literal["bf16", "fp8"] | None = None
     tp_comm_overlap: Switch | None = None
+    loss_chunks: Annotated[int, Field(gt=1, le=1_000_000, strict=True)] | None = None
     cp_comm: CpComm | None = None
+    multi_token: Switch | None = None
     dropout: Switch | None = None
     optimizer: OptimizerStates | None = None
     lora: LoraSpec | None = None
@@ -359,7 +364,9 @@ class Search(NamesFiles):
         check_precision(self.backend, self.precision)
         check_dispatch_dtype(self.routing, self.precision)
         check_parameter_dtype(self.parameter_dtype, self.precision)
+        check_muon(self.optimizer, self.lora, self.offload)
         check_optimizer(self.optimizer, framework_of(self.backend), self.precision)
+        check_fp8_recipe(self.fp8_recipe, framework_of(self.backend), self.precision)
         check_tokens(self.tokens, self.global_batch, self.sequence_length)
         clocks = self.one_clock_MHz
         if isinstance(clocks, ClockRange) and clocks.highest < clocks.lowest:
@@ -434,9 +441,12 @@ _PARALLEL = ("dp", "tp", "pp", "ep", "etp", "cp", "zero_stage", "replicas", "seq
 _FIXED = (
     *("architecture", "layers", "sequence_length", "global_batch", "precision", "backend"),
     *(
+        "fp8_recipe",
         "parameter_dtype",
         "tp_comm_overlap",
+        "loss_chunks",
         "cp_comm",
+        "multi_token",
         "dropout",
         "optimizer",
         "lora",

@@ -21,7 +21,7 @@ from moemodel.model.plan.batch import batch_of
 from moemodel.model.plan.checks import check_power_and_clock
 from moemodel.model.plan.clock import ClocksSpec, clock_text
 from moemodel.model.plan.dispatch import OF_DISPATCH
-from moemodel.model.plan.optimizer_states import needs_shards
+from moemodel.model.plan.optimizer_states import needs_shards, steps_whole_matrices
 from moemodel.model.plan.rules import PlanRule, architecture_rules, as_counted, degree_rules
 from moemodel.model.plan.skew import skew_of
 from moemodel.model.plan.spec import ParallelSpec, Plan, plan_text
@@ -55,9 +55,12 @@ _FIXED = (
     "sequence_length",
     "global_batch",
     "precision",
+    "fp8_recipe",
     "parameter_dtype",
     "tp_comm_overlap",
+    "loss_chunks",
     "cp_comm",
+    "multi_token",
     "dropout",
     "optimizer",
     "lora",
@@ -244,6 +247,7 @@ def _rules_of(problem: SearchProblem) -> list[PlanRule]:
         global_batch=document.global_batch,
         framework=framework,
         shards_states=needs_shards(document.optimizer, framework),
+        whole_matrices=steps_whole_matrices(document.optimizer),
     )
     ordered = as_counted([*shapes, *degrees])
     return [rule for rule in ordered if isinstance(rule, PlanRule)]

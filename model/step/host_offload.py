@@ -36,11 +36,11 @@ def update_s(offload: HostOffload, owned: FloatArray, *, parameter_B: float, upd
         parameter_B: of one that comes back.
         update_B: of one, that the update moves through the host's memory.
     """
-    share = offload.optimizer * owned
+    offloaded = offload.optimizer * owned
     parts = (
-        share * GRADIENT_B / offload.link_Bps,
-        share * update_B / offload.memory_Bps,
-        share * parameter_B / offload.link_Bps,
+        offloaded * GRADIENT_B / offload.link_Bps,
+        offloaded * update_B / offload.memory_Bps,
+        offloaded * parameter_B / offload.link_Bps,
     )
     return np.asarray(np.maximum.reduce(parts) if offload.overlaps else sum(parts))
 
@@ -53,5 +53,5 @@ def copied(offload: HostOffload, kept_B: FloatArray, network: Network) -> Exchan
     time_s = offload.activations * kept_B / offload.link_Bps
     less = np.minimum(offload.link_Bps / network.node_Bps, 1.0) - 1.0
     calls = CollectiveLaunches.none(len(time_s))
-    behind = OverlappableComm(time_s=time_s, hideable_s=time_s)
-    return Exchange(exposed_s=np.zeros_like(time_s), overlappable=behind, calls=calls, beside_s=less * time_s)
+    overlappable = OverlappableComm(time_s=time_s, hideable_s=time_s)
+    return Exchange(exposed_s=np.zeros_like(time_s), overlappable=overlappable, calls=calls, beside_s=less * time_s)

@@ -142,7 +142,7 @@ class Workload:
             if op.kind in (Kind.GEMM, Kind.GROUPED_GEMM):
                 m, n, k = (np.asarray(size, dtype=np.float64) for size in (op.shape.m, op.shape.n, op.shape.k))
                 read = of_shards if op.target in _GATHERED else copies
-                if self.framework.compiled and op.grad_fan_in is not None:  # another product's cast serves
+                if self.framework.compiled and op.grad_fan_in is not None:  # another product's cast serves (cse)
                     read = np.zeros(1)
                 elements = Shape(m=np.broadcast_to(m * k * read, self._one.shape))
                 gradient = Shape(m=m * n * (of_shards if op.target in _SCATTERED else copies))

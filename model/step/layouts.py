@@ -22,7 +22,7 @@ from moemodel.model.schedule.pipeline_layout import Pipeline, Stage, each_as_one
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class PlanGroup:
     """Plans that are laid out together.
 
     Attributes:
@@ -42,7 +42,7 @@ class Layout:
         return place
 
 
-def layouts_of(architecture: Architecture, plans: PlanBatch, rows: IntArray | None = None) -> list[Layout]:
+def layouts_of(architecture: Architecture, plans: PlanBatch, rows: IntArray | None = None) -> list[PlanGroup]:
     """Of all plans, or of those at some rows."""
     rows = np.arange(len(plans)) if rows is None else rows
     some = plans.take(rows)
@@ -66,16 +66,18 @@ def _among(numbers: Sequence[int], number_P: IntArray) -> IntArray:
     return place[number_P]
 
 
-def _layout(architecture: Architecture, some: PlanBatch, rows: IntArray, first: IntArray, place_P: IntArray) -> Layout:
+def _layout(
+    architecture: Architecture, some: PlanBatch, rows: IntArray, first: IntArray, place_P: IntArray
+) -> PlanGroup:
     """Of plans with some pipelines, each of which a first plan has; `place_P` is which of them each has, -1: none."""
     here = place_P >= 0
     pipelines = [_pipeline(architecture, some, row) for row in first.tolist()]
     if len(pipelines) > 1:
-        return Layout(rows=rows[here], pipeline=each_as_one(pipelines, place_P[here]), classes=None)
+        return PlanGroup(rows=rows[here], pipeline=each_as_one(pipelines, place_P[here]), classes=None)
     row = int(first[0])
     own = some.has_clocks_by_stage[row]
     classes = members(architecture, *some.pipeline(row)) if own else None
-    return Layout(rows=rows[here], pipeline=pipelines[0], classes=classes)
+    return PlanGroup(rows=rows[here], pipeline=pipelines[0], classes=classes)
 
 
 def _pipeline(architecture: Architecture, plans: PlanBatch, row: int) -> tuple[Stage, ...]:

@@ -41,6 +41,7 @@ from moemodel.model.layers.adapters import adapter_parameters
 from moemodel.model.layers.base import MicroBatch
 from moemodel.model.layers.embedding_head import EmbeddingBlock, HeadBlock
 from moemodel.model.layers.layer import layer_blocks
+from moemodel.model.layers.matrices import Matrices, layer_matrices, matrix_parameters
 from moemodel.model.layers.parameters import LayerParameters, layer_parameters
 from moemodel.model.layers.routing import expert_slots
 from moemodel.model.plan.batch import PlanBatch
@@ -203,6 +204,34 @@ class MemoryModel:
             "optimizer_transient": on_gpu * recipe.transient_B * np.where(zero >= 1, updated, trained.total),
         }
 
+    def matrices(self, kind: Layer, *, whole: bool) -> list[Matrices]:
+        """Of a layer, that Muon makes orthogonal: as a GPU has them, or as they are before tensor parallelism."""
+        return layer_matrices(kind, self.architecture.hidden, self.batch, whole=whole)
+
+    def _less_states_B(self, stage: Stage | Stages) -> FloatArray:
+        """By how many bytes states are fewer, where an optimizer keeps less of matrices. [P]"""
+        if self.recipe.matrix_state_B is None:
+            return np.zeros(len(self.plans))
+        plans, dense, expert = len(self.plans), np.zeros(len(self.plans)), np.zeros(len(self.plans))
+        for count, kind in held_layers(stage, self.kinds):
+            found = self.matrices(kind, whole=False)
+            dense += count * matrix_parameters(found, expert=False, plans=plans)
+            expert += count * matrix_parameters(found, expert=True, plans=plans)
+        owned = self.owned(Shard(dense=dense, expert=expert))
+        return np.asarray((self.recipe.state_B - self.recipe.matrix_state_B) * owned)
+
+    def _orthogonal_B(self, stage: Stage | Stages) -> FloatArray:
+        """What Muon works in: the largest matrix as it comes, in each step and behind it, and two squares of its
+        shorter side, in float32. [P]"""
+        muon, found = self.framework.muon, [np.zeros(len(self.plans))]
+        if muon is None:
+            return found[0]
+        for _, kind in held_layers(stage, self.kinds):
+            for one in self.matrices(kind, whole=muon.gathers):
+                short = np.minimum(one.rows, one.columns)
+                found.append(4.0 * (3 * one.rows * one.columns + 2 * short**2))
+        return largest(found)
+
     def _of_layers_B(self, stage: Stage | Stages, shard: Shard) -> FloatArray:
         """By how many bytes parameters are more than `states` counts, where those of layers are of another size than
         those of the ends. [P]"""
@@ -229,15 +258,19 @@ class MemoryModel:
         return (self.recipe.gathered_B or 0.0) if kept_as_sent else self.recipe.weight_B
 
     def _sharded(self, shard: Shard) -> FloatArray:
-        ranks = self.mesh.shard_group.size
-        return np.asarray(shard.dense / ranks + shard.expert / self._expert_shards)
+        return np.asarray(shard.dense / self._shards + shard.expert / self._expert_shards)
 
-    @property
+    @cached_property
+    def _shards(self) -> IntArray:
+        """Over how many GPUs ZeRO shards what is no expert's."""
+        return self.mesh.shard_group.size
+
+    @cached_property
     def _expert_shards(self) -> FloatArray:
         """Over how many GPUs ZeRO shards an expert."""
         return np.asarray(np.maximum(self.expert_copies / self.plans.replicas, 1))
 
-    @property
+    @cached_property
     def expert_copies(self) -> FloatArray:
         """GPUs that hold the same experts."""
         return np.asarray(np.maximum(self.mesh.max_ep / self.plans.ep, 1))
@@ -252,13 +285,15 @@ class MemoryModel:
         return np.where((self.plans.zero_stage >= 2) & ~afterwards, self._sharded(shard), shard.total)
 
     def _pooled_B(self, stage: Stage | Stages, shard: Shard) -> FloatArray:
-        """Of FSDP2's streams: parameters of units on their way to be gathered, and shards of gradients. [P]"""
+        """Memory that the allocator keeps for some alone: flat buffers of gradients; of FSDP2's streams parameters of
+        units on their way to be gathered, and shards of gradients. [P]"""
         if not self.framework.pools_by_stream:
-            return np.zeros(len(self.plans))
+            return np.asarray(self.framework.flat_copy_B * shard.total)
         layers = [self._dense(p) for _, p in held_layers(stage, self._layer_parameters)]
         units = self._ends(stage) + 2 * largest([np.zeros(len(self.plans)), *layers])
-        pooled_B = self.recipe.weight_B * units + self.recipe.gradient_B * self._sharded(shard)
-        return np.where((self.plans.zero_stage >= 1) & (self.mesh.shard_group.size > 1), pooled_B, 0.0)
+        scattered = self._sharded(Shard(dense=shard.dense, expert=np.where(self._expert_shards > 1, shard.expert, 0.0)))
+        pooled_B = self.recipe.weight_B * units + self.recipe.gradient_B * scattered
+        return np.where((self.plans.zero_stage >= 1) & (self._shards > 1), pooled_B, 0.0)
 
     def _held(self, stage: Stage | Stages, shard: Shard, accumulating: BoolArray) -> ResidentStates:
         """Gradients, and parameters that are gathered."""
@@ -284,7 +319,7 @@ class MemoryModel:
             trained=self._trained_counts(stage) if self.framework.lora is not None else parts,
             zero=self.plans.zero_stage,
             pipeline=self.plans.pp > 1,
-            shared=self.mesh.shard_group.size > 1,
+            shared=self._shards > 1,
             accumulating=accumulating,
             gradient_B=self.recipe.gradient_B,
             weight_B=self._gathered_B,
@@ -355,6 +390,7 @@ class MemoryModel:
         shard, trained = self.shard(stage), self.trained(stage)
         terms = self.states(shard, trained)
         terms["parameters"] = terms["parameters"] + self._of_layers_B(stage, shard)
+        terms["optimizer_states"] = terms["optimizer_states"] - self._less_states_B(stage)
         transient = terms.pop("optimizer_transient")
         flight = self._in_flight(stage)
         held = self._held(stage, shard, (self.plans.micro_batches > 1) | (flight > 1))
@@ -380,14 +416,14 @@ class MemoryModel:
             loss = loss + 2 * inside_B + whole_B * self.batch.sequence_parallel
         earlier = self._on_gpu(activations - per_micro_batch, largest_B)
         activations = self._on_gpu(activations, largest_B)
-        none = np.zeros(len(self.plans))
+        none, orthogonal_B = np.zeros(len(self.plans)), self._orthogonal_B(stage)
         at_each = {
             "gradients": (held.gradients_B[0], *held.gradients_B),
             "gathered_layers": (held.gathered_B[0], *held.gathered_B),
             "activations": (activations, activations + again, earlier + working, none),
             "loss": (loss, none, none, none),
             **self._flattened(trained),
-            "optimizer_transient": (none, none, none, transient + self._group_transient(trained)),
+            "optimizer_transient": (none, none, none, transient + self._group_transient(trained) + orthogonal_B),
         }
         worst = where_largest([sum(moment, none) for moment in zip(*at_each.values(), strict=True)])
         terms |= {name: np.concatenate(moments).take(worst) for name, moments in at_each.items()}
@@ -407,9 +443,9 @@ class MemoryModel:
         """What a stage's layers take turns to use: the largest of scores and of what dispatch gathers. [P]"""
         if not self.framework.counts_passes:
             return np.zeros(len(self.plans))
+        batch, _, place = self._shapes
         held = [layer_blocks(kind, self.architecture.hidden) for _, kind in held_layers(stage, self.kinds)]
-        used = [blocks.buffer_B(self.batch) for blocks in held]
-        return largest([np.zeros(len(self.plans)), *used])
+        return largest([np.zeros(batch.plans), *(blocks.buffer_B(batch) for blocks in held)])[place]
 
     def _on_gpu(self, kept_B: FloatArray, layer_B: FloatArray) -> FloatArray:
         """Of what layers keep, what is not on the host: the rest, and of two layers what is on its way (assumed: one
@@ -428,7 +464,9 @@ class MemoryModel:
         """Gradients on their way through the last block of a layer, where a backward pass begins. [P]"""
         if not self.framework.counts_passes:
             return np.zeros(len(self.plans))
-        return self._hidden_B()[0] + layer_blocks(layer, self.architecture.hidden).passing_B(self.batch)
+        batch, _, place = self._shapes
+        passing_B = np.broadcast_to(layer_blocks(layer, self.architecture.hidden).passing_B(batch), batch.plans)
+        return np.asarray(self._hidden_B()[0] + passing_B[place])
 
     def _by_chunk_B(self, stage: Stage | Stages, flight: FloatArray, per_micro_batch: FloatArray) -> FloatArray:
         """What chunks that hold unlike many layers keep beyond what as many of their mean would. [P]

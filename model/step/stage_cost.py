@@ -26,6 +26,7 @@ from moemodel.model.layers.adapters import adapted
 from moemodel.model.layers.base import MicroBatch
 from moemodel.model.layers.layer import LayerBlocks, layer_blocks
 from moemodel.model.layers.parameters import parameters
+from moemodel.model.network.collectives import Collective
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import Kind
 from moemodel.model.plan.batch import PlanBatch
@@ -39,6 +40,7 @@ from moemodel.model.step.launch_overhead import ParallelHost
 from moemodel.model.step.layer_operators import Workload, accumulated_fraction, gradients_in_ddp_buckets
 from moemodel.model.step.memory import Memory, MemoryModel, fullest
 from moemodel.model.step.microbatch_comm import Attention, Communication, Exchange, Products
+from moemodel.model.step.orthogonal import gathered_B, newton_schulz, orthogonalized, queued
 from moemodel.model.step.recomputation import Recomputation
 from moemodel.model.step.system import System
 
@@ -254,7 +256,15 @@ class BlockCosts:
             first, place = distinct_rows([*read, *shared])
             return self.price(calls(self._workload(plans.take(first)), first), len(first)), place
 
+        matrices = held.orthogonalized
+        orthogonal = [
+            priced(
+                lambda work, rows: newton_schulz(self._memory(work.plans), matrices[rows]),
+                *(plans.tp, plans.ep, plans.etp, *matrices.T),
+            )
+        ]
         return [
+            *(orthogonal if self.machine.framework.muon is not None else []),
             priced(
                 lambda work, rows: work.accumulate(held.accumulated[rows]) + work.gradients(held.accumulated[rows]),
                 *(held.accumulated, plans.micro_batches),
@@ -265,6 +275,16 @@ class BlockCosts:
                 *(held.inner, ends, reduced, plans.micro_batches, *vars(counts).values()),
             ),
         ]
+
+    def _memory(self, plans: PlanBatch) -> MemoryModel:
+        machine = self.machine
+        return MemoryModel(
+            self.architecture,
+            plans,
+            framework=machine.framework,
+            precision=machine.precision,
+            calibration=machine.calibration,
+        )
 
     def _workload(self, plans: PlanBatch) -> Workload:
         machine = self.machine
@@ -425,7 +445,7 @@ class _Once:
         updates: work of the device, by the phase that it falls into.
         exchange: over data-parallel ranks; `counts` how often.
         added_tensors: whose gradients the mean micro-batch adds to what is there, [P]; `tensors` of the stage.
-        checks_s: host time of checks of what is exchanged, [P, 1].
+        checks_s: host time of checks of what is exchanged, and of what matrices are made orthogonal by, [P, 1].
         host_update_s: as in `StageCost`, [P].
     """
 
@@ -448,6 +468,7 @@ class _Held:
 
     Attributes:
         units: as they are exchanged; `reduced` those that have gradients; `counts` how often.
+        orthogonalized: matrices of each shape that it makes orthogonal, [P, S].
         inner: of layers, those that other ranks hold, too.
         owned: that it updates in the optimizer step.
         accumulated: whose gradients a micro-batch adds to those before it.
@@ -455,6 +476,7 @@ class _Held:
 
     units: FsdpUnits
     reduced: FsdpUnits
+    orthogonalized: FloatArray
     counts: ExchangeCounts
     inner: FloatArray
     owned: FloatArray
@@ -575,8 +597,13 @@ class _StageParts:
         """What a stage does once a step, given what it exchanges, its work, and what a GPU has of its parameters."""
         return _Once(
             updates=updates,
-            exchange=exchange.with_exposed(self._tied(stage) + self._comm.norm_s() + self._put_in_place_s(stage)),
-            checks_s=self._step_checks_s(exchange, held.counts),
+            exchange=exchange.with_exposed(
+                self._tied(stage)
+                + self._comm.norm_s()
+                + self._put_in_place_s(stage)
+                + self._gathered_s(held.orthogonalized)
+            ),
+            checks_s=self._step_checks_s(exchange, held.counts) + self._orthogonal_host_s(stage, held.orthogonalized),
             counts=held.counts,
             added_tensors=self._added(stage),
             tensors=self._tensors(stage),
@@ -607,6 +634,7 @@ class _StageParts:
         return _Held(
             units=units,
             reduced=memory.reduced_units(stage),
+            orthogonalized=orthogonalized(memory, stage),
             inner=units.dense + np.where(memory.expert_copies > 1, units.expert, 0.0),
             counts=ExchangeCounts.of(self.plans, self._blocks.machine.framework, stage.first),
             owned=memory.owned(shard),
@@ -732,11 +760,26 @@ class _StageParts:
         parameter_B = self._batch.element_size_B
         return update_s(self._offload, owned, parameter_B=parameter_B, update_B=framework.host_update_B)
 
+    def _gathered_s(self, counts: FloatArray) -> FloatArray:
+        """Matrices that tensor-parallel ranks gather to make them orthogonal, once a step, [P]."""
+        size_B = gathered_B(self.memory, counts)
+        return np.asarray(
+            self._comm.groups.time_s(Collective.ALL_GATHER, size_B, self._comm.groups["tp"]) * (size_B > 0)
+        )
+
+    def _orthogonal_host_s(self, stage: Stage | Stages, counts: FloatArray) -> FloatArray:
+        """Host time of what makes so many matrices orthogonal, [P, 1]."""
+        framework = self._blocks.machine.framework
+        if framework.muon is None:
+            return np.zeros((len(self.plans), 1))
+        kernels = queued(self.memory, counts)[:, None]
+        return np.asarray(framework.host_factors.step * kernels * self._measured_kernel_s(stage))
+
     def _tied(self, stage: Stage | Stages) -> FloatArray:
         """Gradients of an embedding that the head on another stage shares."""
         architecture = self._blocks.architecture
-        frozen = self._blocks.machine.framework.lora is not None
-        if frozen or not architecture.tied or stage.embedding == stage.head:
+        frozen, shared = self._blocks.machine.framework.lora is not None, architecture.tied or architecture.modules
+        if frozen or not shared or stage.embedding == stage.head:
             return np.zeros(len(self.plans))
         return self._comm.embedding_grad_all_reduce(parameters(architecture).embedding, self._blocks.machine.gradient_B)
 
@@ -840,17 +883,17 @@ class _StageParts:
         if not blocks.behind_router_s:
             return none, none
         host_s, device_s = none, np.zeros(len(self.plans))
-        behind = list(zip(blocks.layer_blocks, blocks.behind_router_s, strict=True))
-        for count, (layer, behind_s) in held_layers(stage, behind):
-            waits = layer.host_waits(self._batch).reads > 0
+        later = list(zip(blocks.layer_blocks, blocks.behind_router_s, strict=True))
+        for count, (layer, behind_s) in held_layers(stage, later):
+            reads = layer.host_waits(self._batch).reads > 0
             kernels = _kernels_behind(layer)[0] + layer.more_launches(self._batch)[0]
             name = self._host_name(layer)
             each_s = self._blocks.host.layer(name, 2).forward_s / measured_layer(name)[0]
-            host_s = host_s + _column(count) * each_s * (waits * kernels)[:, None]
-            device_s = device_s + count * behind_s[self._shape] * waits
+            host_s = host_s + _column(count) * each_s * (reads * kernels)[:, None]
+            device_s = device_s + count * behind_s[self._shape] * reads
         queued = self.kernels(none[:, 0], none[:, 0], HostCost(forward_s=host_s, backward_s=0.0))
-        share = 1 - shares(device_s, forward.time_s_UK[:, -1])
-        return np.asarray(queued.forward_s), np.where(host_s > 0, share[:, None], 0.0)
+        before = 1 - shares(device_s, forward.time_s_UK[:, -1])
+        return np.asarray(queued.forward_s), np.where(host_s > 0, before[:, None], 0.0)
 
     def _replayed(self, layer: LayerBlocks) -> tuple[float, float]:
         """Of the measured layer's kernels those that graphs hold, but for one a pass that starts them; of a layer of

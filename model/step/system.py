@@ -11,7 +11,15 @@ from moemodel.model.core.errors import CalibrationError, InputError
 from moemodel.model.device.attention import rescale_for_attention
 from moemodel.model.device.description import Change, rescale_for_description
 from moemodel.model.device.precision import rescale_for_precision
-from moemodel.model.frameworks.base import Framework, HostOffload, Lora, OverlapAxis, Precision, PrecisionRecipe
+from moemodel.model.frameworks.base import (
+    Fp8Recipe,
+    Framework,
+    HostOffload,
+    Lora,
+    OverlapAxis,
+    Precision,
+    PrecisionRecipe,
+)
 from moemodel.model.frameworks.megatron_lm import DETERMINISTIC_B
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.frameworks.track_record import TrackRecord, track_records, widest
@@ -113,17 +121,17 @@ class System:
         lanes = [lane.log_error for lane in self.calibration.host if lane.backend == self.framework.name]
         return max(lanes, default=_UNKNOWN_HOST_ERROR)
 
-    @property
-    def framework_record(self) -> TrackRecord | None:
-        """How predictions of this framework have done; None where the calibration itself is of it."""
+    def framework_record(self, *, experts: bool) -> TrackRecord | None:
+        """How predictions of this framework have done, with models that have experts or not; None where the
+        calibration itself is of it."""
         if any(lane.backend == self.framework.name for lane in self.calibration.host):
             return None
-        return track_records().get(self.framework.name) or widest()
+        known = track_records().get(self.framework.name)
+        return widest()[1] if known is None else known.of(experts=experts)
 
-    @property
-    def framework_error(self) -> float:
+    def framework_error(self, *, experts: bool) -> float:
         """What a framework does that nobody measured with this calibration; common to all plans of it."""
-        record = self.framework_record
+        record = self.framework_record(experts=experts)
         return 0.0 if record is None else record.log_error
 
     @property
@@ -185,7 +193,8 @@ def framework_as_run(plan: Plan) -> Framework:
         framework = replace(framework, precisions={**framework.precisions, plan.precision: recipe})
     if plan.optimizer is not None:
         recipe = plan.optimizer.recipe(framework.precisions[plan.precision], framework)
-        framework = replace(framework, precisions={**framework.precisions, plan.precision: recipe})
+        precisions = {**framework.precisions, plan.precision: recipe}
+        framework = replace(framework, precisions=precisions, muon=plan.optimizer.muon)
     if plan.dropout is not None:
         framework = replace(framework, dropout=plan.dropout)
     if plan.deterministic:
@@ -196,6 +205,9 @@ def framework_as_run(plan: Plan) -> Framework:
         )
     if plan.cp_comm is not None and not (plan.cp_comm == ALL_GATHER and framework.gathers_keys):
         framework = replace(framework, cp_comm=plan.cp_comm, gathers_keys=False)
+    if plan.fp8_recipe is not None:
+        recipe = _scaled_so(framework.precisions[plan.precision], plan.fp8_recipe)
+        framework = replace(framework, precisions={**framework.precisions, plan.precision: recipe})
     parameter_dtype = plan.parameter_dtype or (framework.parameter_dtype if plan.precision in EIGHT_BITS else None)
     if parameter_dtype is not None:
         recipe = _with_parameters(framework, plan, parameter_dtype)
@@ -206,6 +218,8 @@ def framework_as_run(plan: Plan) -> Framework:
         framework = replace(
             framework, overlapped=overlapped, tp_buffers=plan.tp_comm_overlap and not framework.torch_launch
         )
+    if plan.loss_chunks is not None:
+        framework = replace(framework, loss_chunks=plan.loss_chunks)
     if plan.lora is not None:
         framework = replace(framework, lora=Lora(rank=plan.lora.rank, targets=plan.lora.targets))
     if plan.offload is not None:
@@ -218,6 +232,19 @@ def framework_as_run(plan: Plan) -> Framework:
         framework = replace(framework, experts_workspace_B=None)
     form = form_as_asked(framework, plan.routing)
     return framework if form is framework.moe else replace(framework, moe=form)
+
+
+def _scaled_so(recipe: PrecisionRecipe, asked: Fp8Recipe) -> PrecisionRecipe:
+    """Products of 8 bits with operands scaled in that way.
+
+    Bytes that casts move of an element: read (2) and written in both orders (2); by the current largest, which is
+    looked for first, read once more (2); of blocks with their scales. Kernels for blocks sum every 128 in float32 as
+    they were read.
+    """
+    if asked != "blockwise":
+        return replace(recipe, cast_B={"delayed": 4.0, "tensorwise": 6.0}[asked])
+    blocks = replace(recipe, blocks=True, splits_accumulation=False)
+    return replace(blocks, cast_B=2.0 + 2 * blocks.product_input_B)
 
 
 def _with_parameters(framework: Framework, plan: Plan, dtype: str) -> PrecisionRecipe:

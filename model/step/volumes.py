@@ -30,6 +30,7 @@ from moemodel.model.step.data_parallel import DataParallel, ExchangeCounts
 from moemodel.model.step.layer_operators import Workload
 from moemodel.model.step.memory import MemoryModel
 from moemodel.model.step.microbatch_comm import Communication, Exchange
+from moemodel.model.step.orthogonal import gathered_B, newton_schulz, orthogonalized
 from moemodel.model.step.system import System
 
 AXES = ("tp", "ep", "cp", "pp", "dp")  # whose communication is told apart
@@ -144,6 +145,7 @@ class _PipelineVolumes:
         owned = self._memory.owned(shard)
         inner = units.dense + np.where(self._memory.expert_copies > 1, units.expert, 0.0)
         calls = self._workload.accumulate(self._memory.accumulated(shard)) + self._workload.optimizer(owned)
+        calls += newton_schulz(self._memory, orthogonalized(self._memory, stage))
         return calls + self._workload.copies(inner, units.ends, self._exchanges(stage), self._reduced(stage))
 
     def _reduced(self, stage: Stage) -> FloatArray | None:
@@ -168,6 +170,8 @@ class _PipelineVolumes:
         ends = (stage.embedding, EmbeddingBlock), (stage.head, HeadBlock)
         for comm in (comm for held, end in ends if held for comm in self._collectives(end)):
             sent[comm.axis] += self._sent_B(self._comm.priced([comm]))
+        matrices_B = gathered_B(self._memory, orthogonalized(self._memory, stage))
+        sent["tp"] += self._comm.groups.time_s(Collective.ALL_GATHER, matrices_B, self._comm.groups["tp"])
         units, reduced = self._memory.units(stage), self._memory.reduced_units(stage)
         sent["dp"] += self._data.step(units, self._exchanges(stage), reduced).whole_s
         if self._framework.lora is None and self._architecture.tied and stage.embedding != stage.head:

@@ -10,9 +10,6 @@ from typing import Any
 
 import pytest
 
-from moemodel.model.core.documents import read_json
-from moemodel.model.frameworks.track_record import TrackRecords, track_records
-
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 Run = Callable[..., str]
@@ -50,17 +47,6 @@ def test_one_data_set_as_a_table(tmp_path: Path, run: Run) -> None:
     assert "Sailor 8.9 % (memory 5.9 %)" in table
     assert "dp4 tp4 pp1 mb8" in table
     assert "nan" not in table
-
-
-@needs_data
-def test_the_record_that_ships_is_what_the_command_writes(tmp_path: Path, run: Run) -> None:
-    """Within a tenth: where predictions have changed by more, write it anew."""
-    run("--write-record", tmp_path / "record.json")
-    written = read_json(tmp_path / "record.json", TrackRecords).frameworks
-    assert written.keys() == track_records().keys()
-    for name, record in track_records().items():
-        assert record.runs == written[name].runs
-        assert record.within_log == pytest.approx(written[name].within_log, rel=0.1), name
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,11 @@ from typing import Any
 
 import pytest
 
+from moemodel.model.core.documents import read_json
+from moemodel.model.frameworks.track_record import TrackRecords, track_records
+
+_SHARED = Path(__file__).parents[3] / "shared"
+needs_data = pytest.mark.skipif(not _SHARED.is_dir(), reason=f"the published data are not at {_SHARED}")
 PLAN = """\
 # published: {said}
 architecture: opt-350m
@@ -68,3 +73,16 @@ def test_nothing_to_do_without_data(run_bench: Run, tmp_path: Path) -> None:
     done = run_bench("public_runs.py", "--cases", tmp_path / "no", "--data", tmp_path / "none")
     assert done.returncode == 0
     assert done.stdout.startswith("skipped")
+
+
+@needs_data
+def test_the_record_that_ships_is_what_the_command_writes(tmp_path: Path, run_bench: Run) -> None:
+    """Within a tenth, or a hundredth: where predictions have changed by more, write it anew."""
+    done = run_bench("public_runs.py", "--write-record", tmp_path / "record.json")
+    assert done.returncode == 0, done.stderr
+    written = read_json(tmp_path / "record.json", TrackRecords).frameworks
+    assert written.keys() == track_records().keys()
+    for name, record in track_records().items():
+        for ships, found in zip(record.known, written[name].known, strict=True):
+            assert ships.runs == found.runs, name
+            assert ships.log_error == pytest.approx(found.log_error, rel=0.1, abs=0.01), name

@@ -2,7 +2,8 @@
 
 What the rows leave out stands in the configurations of their releases (`studies.bridge_recipes`). Loads are balanced by
 force (moe_router_force_load_balancing), or by dropping. Rows of LoRA train adapters alone: they are named, and not
-read. Nemotron 3 Super trains two modules of multi-token prediction too, which are left out.
+read. DeepSeek-V3 and Nemotron 3 Super train modules of multi-token prediction too (layouts with an m;
+nemotron_3_super.py: mtp_num_layers).
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ _STAGE_LAYERS = {
     "deepseek-v3": {"embedding": 1, "head": 2},
     "kimi-k2": {"embedding": 1, "head": 2},
 }
+_WITH_MODULES = ("deepseek-v3", "nemotron-3-super")
 
 
 def bridge(folder: Path, *, experts: bool) -> list[PublicRun]:
@@ -84,6 +86,7 @@ def _document(record: Mapping[Any, Any], name: str, gpu: str) -> dict[str, Any]:
         "recompute": used.recompute,
         "backend": "megatron-core",
         "stage_layers": _STAGE_LAYERS.get(name),
+        "multi_token": True if name in _WITH_MODULES else None,
         "cuda_graphs": used.cuda_graphs,
         "cluster": {"gpu": gpu, "gpus": gpus},
         "routing": used.routing,

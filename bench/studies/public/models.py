@@ -134,6 +134,7 @@ _NEMOTRON_SUPER: _Config = {
     "moe_intermediate_size": 2688,
     "moe_shared_expert_intermediate_size": 5376,
     "moe_latent_size": 1024,
+    "num_nextn_predict_layers": 2,
 }
 
 

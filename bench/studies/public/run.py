@@ -102,11 +102,16 @@ def answer_to(run: PublicRun) -> Answer:
     return (known or answers)[-1]
 
 
+def calibration_of(plan: Plan) -> Calibration:
+    """What a user's plan is predicted by."""
+    return calibration_or_stand_in(None, plan.cluster.gpu)
+
+
 def _answer(run: PublicRun, plan: Plan | str) -> Answer:
     if isinstance(plan, str):
         return Answer(reason=plan)
     try:
-        calibration = calibration_or_stand_in(None, plan.cluster.gpu)
+        calibration = calibration_of(plan)
         found = outcome(plan, calibration, even_if_it_does_not_fit=True)
         memory_B = counted_B(run, found.memory_B.value, found.memory_terms_B)
         if run.stage is not None:

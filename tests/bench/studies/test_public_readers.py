@@ -121,10 +121,10 @@ def test_functional_tests(tmp_path: Path) -> None:
     case = {"case": "gpt/one", "file": "golden_values_dev_dgx.json", "gpu": "a100", "args": arguments}
     case |= {"iteration_time_s": 0.2, "max_allocated_B": 1e9}
     second = case | {"file": "golden_values_dev_dgx_2nd.json", "iteration_time_s": 0.05}
-    mamba = case | {"args": arguments | {"--hybrid-layer-pattern": "M*"}}
+    images = case | {"args": arguments | {"--img-h": 336}}
     release = case | {"case": "gpt/one_release"}
     older = case | {"file": "golden_values_lts_dgx.json"}
-    text = "\n".join(json.dumps(each) for each in (case, second, mamba, release, older))
+    text = "\n".join(json.dumps(each) for each in (case, second, images, release, older))
     first, again, unread, unsaid = golden(written(tmp_path, GOLDEN, text))
     assert (first.time_s, first.memory_B, first.stage) == ((0.2,), 1e9, 1)
     assert again.time_s == ()

@@ -205,9 +205,9 @@ def test_layers_of_stages() -> None:
 
 
 def test_nothing_is_dropped_without_a_word() -> None:
-    found = run({"--optimizer": "muon", "--frobnicate": 1, "--lr": 1e-4, "--cuda-graph-impl": "none"})
+    found = run({"--optimizer": "lion", "--frobnicate": 1, "--lr": 1e-4, "--cuda-graph-impl": "none"})
     assert found.unknown == ("frobnicate",)
-    assert found.left_out == ("--optimizer 'muon': AdamW is priced and kept instead",)
+    assert found.left_out == ("--optimizer 'lion': AdamW is priced and kept instead",)
     assert not any(name.startswith("--") for name in LEFT_OUT)
     assert all(reason for reason in HARMLESS)
 

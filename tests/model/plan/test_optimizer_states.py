@@ -113,7 +113,7 @@ def test_an_update_moves_what_it_keeps(plan_of: MakePlan, calibration: Calibrati
         ({"exp_avg": "int8"}, {"backend": "torch", "precision": "bf16"}, "with precision bf16; allowed: null"),
         ({"exp_avg": "bf16"}, {"zero_stage": 0}, "with zero_stage 0 and backend megatron"),
         ({"exp_avg": "fp4"}, {}, "optimizer.exp_avg"),
-        ({}, {}, "optimizer: .*allowed: null, or a type other than fp32"),
+        ({}, {}, "optimizer: .*allowed: null, muon, or a type other than fp32"),
     ],
 )
 def test_types_that_a_framework_has_not_are_refused(

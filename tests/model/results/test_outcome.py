@@ -171,7 +171,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "power cap": ({"power_cap_W": 900}, r"power_cap_W: found 900; allowed on h100-sxm-80gb: 200 to 700"),
     "unknown architecture": ({"architecture": "opt-350"}, r"architecture: found 'opt-350'; .*did you mean 'opt-350m'"),
     "unknown gpu": ({"cluster": {"gpu": "h100-sx"}}, r"gpu: found 'h100-sx'; .*did you mean 'h100-sxm'"),
-    "unknown network": ({"cluster": {"internode": "rdma"}}, r"cluster.internode: found 'rdma'; allowed: ethernet"),
+    "unknown network": ({"cluster": {"internode": "rdma"}}, r"cluster.internode: found 'rdma'; allowed: .*ethernet"),
     "unknown region": ({"tokens": 1e9, "site": {"region": "Atlantis"}}, r"region: found 'Atlantis'"),
 }
 
