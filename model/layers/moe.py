@@ -28,7 +28,7 @@ from moemodel.model.layers.base import (
     elementwise,
     linear,
 )
-from moemodel.model.layers.mlp import ACTIVATION, MlpBlock, activated_B, mlp_parameters, mlp_products
+from moemodel.model.layers.mlp import ACTIVATION, MlpBlock, activated_B, mlp_parameters, mlp_products, stored_input
 from moemodel.model.layers.moe_forms import (
     combine_by_mask,
     dispatch_by_mask,
@@ -280,6 +280,8 @@ class MoeBlock(Block):
             yield from each_expert(
                 form, LayerOp(kind=activation, shape=Shape(m=rows.m, n=moe.width / batch.etp), parts=("moe_act",)), rows
             )
+            casts = stored_input(batch, moe, np.asarray(rows.m) * (moe.width / batch.etp)) if gate else ()
+            yield from (replace(op, parts=("moe_act",)) for op in casts)
         yield expert_product(form, replace(rows, n=last[1], k=last[0] / batch.etp))
 
     def _shared_operators(self, batch: MicroBatch, shared: MlpBlock) -> Iterator[LayerOp]:
