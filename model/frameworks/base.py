@@ -232,6 +232,12 @@ class Framework:
             ahead of it.
         torch_launch: collectives, units and buckets cost the host what the profile measured of torch's; else a
             collective or message is one call.
+        plain_host: of any layer the host's time is that of the plain one that profiles measure, since norms, rotation
+            and gates are one kernel each, and of what blocks queue beside its kernels.
+        pass_calls: of the host, beside those of layers, in either pass of a micro-batch through a chunk of a pipeline.
+        ring_calls: beside the message, for each block of keys and values that go around a ring, forward and backward.
+        deterministic_host: host time of kernels that give the same bits every time, over that of the fastest.
+        latent_calls: of attention by latents, beyond plain attention's, forward and backward.
         busy_waits: a GPU that waits for others does so in a collective's kernel, which draws power.
 
         checks_collectives: a plan asks torch to compare every collective over the hosts of its ranks beforehand
@@ -368,6 +374,11 @@ class Framework:
 
     synchronizes_every_pass: bool = False
     torch_launch: bool = False
+    plain_host: bool = False
+    pass_calls: float = 0.0
+    ring_calls: tuple[float, float] = (0.0, 0.0)
+    latent_calls: tuple[float, float] = (0.0, 0.0)
+    deterministic_host: float = 1.0
     busy_waits: bool = False
     checks_collectives: bool = False
     message_s: float = 0.0
