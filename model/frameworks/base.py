@@ -232,6 +232,12 @@ class Framework:
             ahead of it.
         torch_launch: collectives, units and buckets cost the host what the profile measured of torch's; else a
             collective or message is one call.
+        plain_host: of any layer the host's time is that of the plain one that profiles measure, since norms, rotation
+            and gates are one kernel each, and of what blocks queue beside its kernels.
+        pass_calls: of the host, beside those of layers, in either pass of a micro-batch through a chunk of a pipeline.
+        ring_calls: beside the message, for each block of keys and values that go around a ring, forward and backward.
+        deterministic_host: host time of kernels that give the same bits every time, over that of the fastest.
+        latent_calls: of attention by latents, beyond plain attention's, forward and backward.
         busy_waits: a GPU that waits for others does so in a collective's kernel, which draws power.
 
         checks_collectives: a plan asks torch to compare every collective over the hosts of its ranks beforehand
@@ -285,6 +291,8 @@ class Framework:
         replicates_shards: ZeRO may shard over groups of ranks, each for itself (`parallel.replicas`).
         all_reduces: gradients are all-reduced under ZeRO 1, too, rather than scattered.
         gradient_bucket_B: without ZeRO they are, in messages of so many bytes of 16-bit gradients; None: in one.
+        whole_state_B: bytes a parameter of optimizer states without ZeRO, where these are not as many, beside copies of
+            gradients in DDP's buckets; None: as many.
         gathered_tensor_s: of each tensor and each rank that has a part of it, to copy that part to its place when ZeRO
             has gathered parameters.
         reduce_bucket_B: of the buffer that gradients under ZeRO are reduced in, allocated for a backward pass whatever
@@ -319,6 +327,7 @@ class Framework:
 
         parameter_dtype: of layers' weights where products are of 8 bits and a plan does not say; None: as its recipes
             count them.
+        stores_fp8_inputs: gated activations keep their input in 8 bits, where a plan says so.
         loss_chunks: parts of a micro-batch's tokens that head and loss pass one after another.
         tp_buffers: exchanges of tensor parallelism run over buffers of their own, where a plan says so.
         offload: what the host keeps where a plan says so.
@@ -365,6 +374,11 @@ class Framework:
 
     synchronizes_every_pass: bool = False
     torch_launch: bool = False
+    plain_host: bool = False
+    pass_calls: float = 0.0
+    ring_calls: tuple[float, float] = (0.0, 0.0)
+    latent_calls: tuple[float, float] = (0.0, 0.0)
+    deterministic_host: float = 1.0
     busy_waits: bool = False
     checks_collectives: bool = False
     message_s: float = 0.0
@@ -399,6 +413,7 @@ class Framework:
     data_parallel: Literal["ddp-fsdp2", "distributed-optimizer", "flattened"] = "distributed-optimizer"
     all_reduces: bool = False
     gradient_bucket_B: float | None = None
+    whole_state_B: float | None = None
     gathered_tensor_s: float = 0.0
     replicates_shards: bool = False
     reduce_bucket_B: float = 0.0
@@ -420,6 +435,7 @@ class Framework:
     gradient_wire_B: float | None = None
 
     parameter_dtype: Literal["bf16", "fp8"] | None = None
+    stores_fp8_inputs: bool = False
     loss_chunks: int = 1
     tp_buffers: bool = False
     offload: HostOffload | None = None

@@ -39,6 +39,7 @@ _NOT_SAID |= {
     "cp_comm",
     "tp_buffers",
     "loss_chunks",
+    "stores_fp8_inputs",
     "offload",
     "lora",
     "deterministic",

@@ -11,10 +11,14 @@ import numpy as np
 from moemodel.model.architecture.spec import Mlp, Moe
 from moemodel.model.core.arrays import FloatArray
 from moemodel.model.frameworks.base import AdaptedLinear
-from moemodel.model.layers.base import Block, Component, Kept, LayerOp, MicroBatch, linear
+from moemodel.model.layers.base import Block, Component, Kept, LayerOp, MicroBatch, elementwise, linear
 from moemodel.model.operators.work import Kind, Shape
 
 ACTIVATION: dict[str, Kind] = {"gelu": Kind.GELU, "relu": Kind.RELU, "relu2": Kind.RELU, "silu": Kind.GELU}
+
+
+_FP8 = 1.0  # bytes of an element
+_CAST = 1.5  # tensors of 16 bits that a cast to or from 8 bits reads and writes
 
 
 def mlp_products(block: Mlp | Moe, hidden: int) -> tuple[tuple[int, int], ...]:
@@ -66,6 +70,7 @@ class MlpBlock(Block):
         gate = Kind.SWIGLU if split else Kind.SWIGLU_PACKED
         kind = gate if mlp.gated else ACTIVATION[mlp.activation]
         yield LayerOp(kind=kind, shape=Shape(m=tokens, n=mlp.width / tp))
+        yield from stored_input(batch, mlp, tokens * (mlp.width / tp))
         for inputs, outputs in middle:
             yield linear(tokens, outputs / tp, inputs, bias=mlp.bias)
             yield LayerOp(kind=ACTIVATION[mlp.activation], shape=Shape(m=tokens, n=outputs / tp))
@@ -89,4 +94,16 @@ class MlpBlock(Block):
 def activated_B(batch: MicroBatch, block: Mlp | Moe) -> float:
     """Bytes that an activation and the product behind it keep of one hidden width."""
     tensors = batch.framework.gated_tensors if block.gated else (1.0 if block.activation == "relu" else 2.0)
-    return batch.element_size_B * (tensors - 1.0) + batch.recipe.product_input_B
+    kept_B = _FP8 if _stores_fp8(batch, block) else batch.element_size_B
+    return kept_B * (tensors - 1.0) + batch.recipe.product_input_B
+
+
+def stored_input(batch: MicroBatch, block: Mlp | Moe, elements: FloatArray) -> Iterator[LayerOp]:
+    """Gate and up-projection of so many elements each, cast to the 8 bits that they are kept in, and back (Megatron
+    Core, fusions/fused_bias_swiglu.py): 2 bytes read and 1 written, and the other way round."""
+    if _stores_fp8(batch, block):
+        yield elementwise(elements, 2 * _CAST, (2 * _CAST,))
+
+
+def _stores_fp8(batch: MicroBatch, block: Mlp | Moe) -> bool:
+    return block.gated and batch.framework.stores_fp8_inputs

@@ -249,6 +249,7 @@ def check_forward_only(plan: Plan) -> None:
         "deterministic": (plan.deterministic, None),
         "dropout": (plan.dropout, None),
         "fp8_recipe": (plan.fp8_recipe, None),
+        "activation_input_dtype": (plan.activation_input_dtype, None),
         "parameter_dtype": (plan.parameter_dtype, None),
         "optimizer": (None if plan.optimizer is None else "a block", None),
         "lora": (None if plan.lora is None else "a block", None),
@@ -344,6 +345,9 @@ class Plan(NamesFiles):
     parameter_dtype: Literal["bf16", "fp8"] | None = Field(
         default=None,
         description="of layers' weights where products are of 8 bits: kept and gathered; null: as the framework does",
+    )
+    activation_input_dtype: Literal["fp8"] | None = Field(
+        default=None, description="type that gated activations keep their input in; null: as the framework does"
     )
     tp_comm_overlap: Switch | None = Field(
         default=None,

@@ -41,6 +41,7 @@ def _choices(plan: Plan, architecture: Architecture, machine: System) -> Iterato
         yield "cross_entropy", f"as {plan.backend} computes it"
         yield "deterministic", "false"
         yield "gradient_dtype", f"as {plan.backend} keeps it"
+        yield "activation_input_dtype", f"as {plan.backend} keeps it"
         if plan.precision in EIGHT_BITS:
             if plan.precision == "fp8":
                 yield "fp8_recipe", f"as {plan.backend} scales"

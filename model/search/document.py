@@ -313,6 +313,7 @@ class Search(NamesFiles):
     schedule: Schedules = (schedules.DEFAULT,)
     fp8_recipe: Fp8Recipe | None = None
     parameter_dtype: Literal["bf16", "fp8"] | None = None
+    activation_input_dtype: Literal["fp8"] | None = None
     tp_comm_overlap: Switch | None = None
     loss_chunks: Annotated[int, Field(gt=1, le=1_000_000, strict=True)] | None = None
     cp_comm: CpComm | None = None
@@ -443,6 +444,7 @@ _FIXED = (
     *(
         "fp8_recipe",
         "parameter_dtype",
+        "activation_input_dtype",
         "tp_comm_overlap",
         "loss_chunks",
         "cp_comm",

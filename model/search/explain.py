@@ -57,6 +57,7 @@ _FIXED = (
     "precision",
     "fp8_recipe",
     "parameter_dtype",
+    "activation_input_dtype",
     "tp_comm_overlap",
     "loss_chunks",
     "cp_comm",

@@ -218,6 +218,8 @@ def framework_as_run(plan: Plan) -> Framework:
         framework = replace(
             framework, overlapped=overlapped, tp_buffers=plan.tp_comm_overlap and not framework.torch_launch
         )
+    if plan.activation_input_dtype is not None:
+        framework = replace(framework, stores_fp8_inputs=True)
     if plan.loss_chunks is not None:
         framework = replace(framework, loss_chunks=plan.loss_chunks)
     if plan.lora is not None:

@@ -15,6 +15,7 @@ _LEFT_TO_THE_PROGRAM = (
     "gradient_dtype",
     "fp8_recipe",
     "parameter_dtype",
+    "activation_input_dtype",
     "tp_comm_overlap",
     "loss_chunks",
     "cp_comm",

@@ -52,6 +52,7 @@ def _outside(plan: Plan) -> Iterator[str]:
         ("micro_batches_per_schedule", None),
         ("fp8_recipe", None),
         ("parameter_dtype", None),
+        ("activation_input_dtype", None),
         ("tp_comm_overlap", False),
         ("loss_chunks", None),
         ("cp_comm", None),

@@ -62,6 +62,7 @@ OTHERWISE: dict[str, list[Any]] = {
     "micro_batches_per_schedule": [2, 4],
     "fp8_recipe": ["delayed", "blockwise"],
     "parameter_dtype": ["bf16", "fp8"],
+    "activation_input_dtype": ["fp8"],
     "tp_comm_overlap": [True, False],
     "loss_chunks": [4],
     "cp_comm": ["a2a", "all_gather", "a2a-2+p2p"],
