@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass, replace
-from functools import reduce
+from dataclasses import fields, is_dataclass
+from functools import cache, reduce
 from typing import Any, TypeVar
 
 import numpy as np
@@ -80,8 +80,14 @@ def _taken(value: Any, rows: BoolArray | IntArray) -> Any:
     if isinstance(value, dict):
         return {key: _taken(one, rows) for key, one in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: _taken(getattr(value, f.name), rows) for f in fields(value) if f.init})
+        return type(value)(**{name: _taken(getattr(value, name), rows) for name in _given(type(value))})
     return value
+
+
+@cache
+def _given(record: type[Any]) -> tuple[str, ...]:
+    """Names of what a dataclass is made of."""
+    return tuple(f.name for f in fields(record) if f.init)
 
 
 def one_behind_another(records: Sequence[_Record]) -> _Record:
@@ -94,8 +100,8 @@ def _joined(values: Sequence[Any]) -> Any:
     if isinstance(first, np.ndarray):
         return np.concatenate(values)
     if is_dataclass(first) and not isinstance(first, type):
-        names = [f.name for f in fields(first) if f.init]
-        return replace(first, **{name: _joined([getattr(value, name) for value in values]) for name in names})
+        names = _given(type(first))
+        return type(first)(**{name: _joined([getattr(value, name) for value in values]) for name in names})
     return first
 
 

@@ -232,6 +232,12 @@ class Framework:
             ahead of it.
         torch_launch: collectives, units and buckets cost the host what the profile measured of torch's; else a
             collective or message is one call.
+        plain_host: of any layer the host's time is that of the plain one that profiles measure, since norms, rotation
+            and gates are one kernel each, and of what blocks queue beside its kernels.
+        pass_calls: of the host, beside those of layers, in either pass of a micro-batch through a chunk of a pipeline.
+        ring_calls: beside the message, for each block of keys and values that go around a ring, forward and backward.
+        deterministic_host: host time of kernels that give the same bits every time, over that of the fastest.
+        latent_calls: of attention by latents, beyond plain attention's, forward and backward.
         busy_waits: a GPU that waits for others does so in a collective's kernel, which draws power.
 
         checks_collectives: a plan asks torch to compare every collective over the hosts of its ranks beforehand
@@ -285,6 +291,8 @@ class Framework:
         replicates_shards: ZeRO may shard over groups of ranks, each for itself (`parallel.replicas`).
         all_reduces: gradients are all-reduced under ZeRO 1, too, rather than scattered.
         gradient_bucket_B: without ZeRO they are, in messages of so many bytes of 16-bit gradients; None: in one.
+        whole_state_B: bytes a parameter of optimizer states without ZeRO, where these are not as many, beside copies of
+            gradients in DDP's buckets; None: as many.
         gathered_tensor_s: of each tensor and each rank that has a part of it, to copy that part to its place when ZeRO
             has gathered parameters.
         reduce_bucket_B: of the buffer that gradients under ZeRO are reduced in, allocated for a backward pass whatever
@@ -366,6 +374,11 @@ class Framework:
 
     synchronizes_every_pass: bool = False
     torch_launch: bool = False
+    plain_host: bool = False
+    pass_calls: float = 0.0
+    ring_calls: tuple[float, float] = (0.0, 0.0)
+    latent_calls: tuple[float, float] = (0.0, 0.0)
+    deterministic_host: float = 1.0
     busy_waits: bool = False
     checks_collectives: bool = False
     message_s: float = 0.0
@@ -400,6 +413,7 @@ class Framework:
     data_parallel: Literal["ddp-fsdp2", "distributed-optimizer", "flattened"] = "distributed-optimizer"
     all_reduces: bool = False
     gradient_bucket_B: float | None = None
+    whole_state_B: float | None = None
     gathered_tensor_s: float = 0.0
     replicates_shards: bool = False
     reduce_bucket_B: float = 0.0

@@ -84,6 +84,7 @@ class Launches:
         forward, backward: in a pass.
         each_forward, each_backward: beside its products and its activation, for each expert that a GPU holds;
             `each_spread` forward where a GPU holds several of several ranks' rows.
+        grouped: as how many experts grouped products count.
     """
 
     forward: ByChoices
@@ -91,6 +92,7 @@ class Launches:
     each_forward: float = 0.0
     each_backward: float = 0.0
     each_spread: float = 0.0
+    grouped: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +188,8 @@ _DENSE_BLOCK = (5.0, 10.0)
 MEASURED_BLOCK = (56.0 - 29.0 + _DENSE_BLOCK[0], 70.0 - 46.0 + _DENSE_BLOCK[1])
 
 
+# Of a plain dense layer the block of two products and an activation between them
+PLAIN_DENSE_BLOCK = (3.0, 5.0)
 # Of the block's kernels those up to where rows leave: the router's product, softmax, choice (two) and weights (three),
 # and the counts and order of rows (thirteen), among them a stable sort of four; of their gradients the router's alone
 # (counted in profiler/backends/torch_native, routers.py and operators.py)

@@ -24,9 +24,9 @@ NANOTRON = Framework(
     # to 32 bits (6), largest (4), difference (8), exponential (8), sum (4), division (8); scale (8), to 16 bits (6)
     eager_loss_B=(38.0, 14.0),
     copies_heads=True,  # models/llama.py, CausalSelfAttention
-    # 1.2 times Megatron Core's layers without Transformer Engine, whose functions of tensor parallelism it has: seen of
-    # one sequence in tensor parallelism inside a node, where a layer takes 4.4 ms of either model
-    host_factors=HostFactors(forward=2.63, backward=1.81),
+    # 1.25 times Megatron Core's layers without Transformer Engine, whose functions of tensor parallelism it has: seen
+    # of one sequence in tensor parallelism inside a node, where a layer takes 4.4 ms of either model
+    host_factors=HostFactors(forward=2.74, backward=1.89),
     gathers_inputs_again=True,  # tensor_parallel/functional.py, _ColumnLinearAsyncCommunication; tp_recompute_allgather
     sums_B=10.0,  # 16-bit gradients into float32 ones, of every micro-batch (optim/gradient_accumulator.py)
     # clipped (8: optim/clip_grads.py) and filled with zeros (4), whoever updates the parameters; these to 16 bits (6)
@@ -36,7 +36,8 @@ NANOTRON = Framework(
     # ZeRO 1 there is no DDP, and all are reduced at once (trainer.py, training_step)
     all_reduces=True,
     gradient_bucket_B=25 * 2.0**20,
-    gathered_tensor_s=4.5e-6,  # distributed.py, all_gather_coalesced; seen of data parallelism over 32 to 256 GPUs
+    whole_state_B=8.0,  # without ZeRO it updates the float32 parameters that it has anyway
+    gathered_tensor_s=7e-6,  # distributed.py, all_gather_coalesced; seen of data parallelism over 32 to 256 GPUs
     pipeline="described",
     # seen of stages of two layers whose host binds: 2 ms of a micro-batch's passes, in 18 messages, are no layer's
     message_s=1e-4,
@@ -47,5 +48,8 @@ NANOTRON = Framework(
     cuts_by_cost=True,  # models/base.py, build_model; models/llama.py, get_block_compute_costs
     gated_tensors=4.0,  # its activation and product are two kernels (nn/activations.py, GLUActivation)
     logit_B=12.0,  # float32 logits, their exponentials and the gradient (tensor_parallel/functional.py)
+    # beside the allocator, with NCCL's communicators: fitted to which runs ran out of memory. None that did not give
+    # memory back and ask again, four to eight times as slow, reserved more than 68 of 80 GiB
+    context_B=6 * 2.0**30,
     memory_log_error=0.2,  # against what the allocator reserved
 )

@@ -12,7 +12,12 @@ from moemodel.model.frameworks.framework_file import names_framework_file, read_
 from moemodel.model.frameworks.fsdp import FSDP
 from moemodel.model.frameworks.megatron_core import MEGATRON_CORE, MEGATRON_CORE_LOCAL
 from moemodel.model.frameworks.megatron_deepspeed import MEGATRON_DEEPSPEED
-from moemodel.model.frameworks.megatron_lm import MEGATRON_LM, MEGATRON_LM_2021, MEGATRON_LM_LOCAL
+from moemodel.model.frameworks.megatron_lm import (
+    MEGATRON_LM,
+    MEGATRON_LM_2021,
+    MEGATRON_LM_LOCAL,
+    MEGATRON_LM_OVERLAPPED,
+)
 from moemodel.model.frameworks.nanotron import NANOTRON
 from moemodel.model.frameworks.nemo import NEMO
 from moemodel.model.frameworks.torch_native import TORCH
@@ -29,6 +34,7 @@ FRAMEWORKS: dict[str, Framework] = {
         MEGATRON_LM,
         MEGATRON_LM_2021,
         MEGATRON_LM_LOCAL,
+        MEGATRON_LM_OVERLAPPED,
         MEGATRON_CORE,
         MEGATRON_CORE_LOCAL,
         MEGATRON_DEEPSPEED,

@@ -293,6 +293,7 @@ class AttentionBlock(Block):
         self, batch: MicroBatch, width: FloatArray | float, hops: FloatArray, group: Literal["cp_ring"] | None = None
     ) -> LayerComm:
         """Keys and values around a ring, and with their gradients backward (Liu et al. 2023), behind attention."""
+        (there, back), blocks = batch.framework.ring_calls, np.where(hops > 0, hops + 1, 0.0)
         return LayerComm(
             axis="cp",
             collective="send_recv",
@@ -301,8 +302,8 @@ class AttentionBlock(Block):
             backward=2 * hops,
             overlap="always",
             launch="tensor_parallel",
-            forward_launches=hops,
-            backward_launches=hops,
+            forward_launches=hops + blocks * there,
+            backward_launches=hops + blocks * back,
             group=group,
         )
 

@@ -77,6 +77,10 @@ class LatentAttentionBlock(AttentionBlock):
         yield replace(linear(tokens, wide, latent.kv_rank, target="qkv"), parts=_UP)
         yield LayerOp(kind=Kind.ROTARY, shape=Shape(m=tokens, n=(heads + 1) * rope), parts=_UP)
 
+    def more_launches(self, batch: MicroBatch) -> tuple[FloatArray, FloatArray]:
+        forward, backward = batch.framework.latent_calls
+        return np.full(batch.plans, forward), np.full(batch.plans, backward)
+
     def kept(self, batch: MicroBatch) -> Iterator[Kept]:
         """Latents before their norms; behind them, and queries, keys and values that are projected up from them."""
         latent, heads = self.latent, self.spec.heads / batch.tp

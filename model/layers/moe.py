@@ -10,7 +10,13 @@ import numpy as np
 
 from moemodel.model.architecture.spec import Mlp, Moe
 from moemodel.model.core.arrays import BoolArray, FloatArray
-from moemodel.model.frameworks.moe_form import MEASURED_BLOCK, StreamedKernels, Tensor, expert_kernels
+from moemodel.model.frameworks.moe_form import (
+    MEASURED_BLOCK,
+    PLAIN_DENSE_BLOCK,
+    StreamedKernels,
+    Tensor,
+    expert_kernels,
+)
 from moemodel.model.layers.base import (
     Block,
     Component,
@@ -294,14 +300,14 @@ class MoeBlock(Block):
         if form.launches is None:
             return more
         products = moe.depth + 1 + (moe.gated and form.splits_gate)
-        each = expert_kernels(products=products, gated=moe.gated)
+        is_plain = batch.framework.plain_host
+        each = expert_kernels(products=products, gated=moe.gated and not is_plain)
+        times = local if form.products != "grouped" else local * 0.0 + form.launches.grouped
         spread = self._spread_copies(batch)
-        forward = form.launches.forward.of(moe.top_k) + local * (each[0] + form.launches.each_forward + spread)
-        backward = form.launches.backward.of(moe.top_k) + local * (each[1] + form.launches.each_backward)
-        return (
-            np.asarray(forward + more[0] - MEASURED_BLOCK[0]),
-            np.asarray(backward + more[1] - MEASURED_BLOCK[1]),
-        )
+        forward = form.launches.forward.of(moe.top_k) + times * (each[0] + form.launches.each_forward + spread)
+        backward = form.launches.backward.of(moe.top_k) + times * (each[1] + form.launches.each_backward)
+        there = PLAIN_DENSE_BLOCK if is_plain else MEASURED_BLOCK
+        return np.asarray(forward + more[0] - there[0]), np.asarray(backward + more[1] - there[1])
 
     def _spread_copies(self, batch: MicroBatch) -> FloatArray:
         """Of an expert's rows, which its products make and keep where a GPU holds several of several ranks'. [P]"""

@@ -146,11 +146,13 @@ class Choice:
         wait_s: of its steps, whatever the size.
         s_per_B: over the NICs, of a byte of the tensor.
         share: that the protocol reaches of NVLink.
+        slower: than NCCL takes it for when it chooses, over the NICs.
     """
 
     wait_s: FloatArray
     s_per_B: FloatArray
     share: float
+    slower: FloatArray | float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +215,7 @@ class AcrossNodes:
     def _trees(self) -> Iterator[Choice]:
         """Up and down a tree of nodes, in each of which it is a chain."""
         two, hops = self._nodes <= 2, np.floor(np.log2(np.maximum(self._nodes, 1.0)))
-        carried = np.where(two, 1.0, 2.0 / self.trees_reach)  # over each NIC, over the tensor
+        carried = np.where(two, 1.0, 2.0)  # over each NIC, over the tensor
         for protocol in self._protocols:
             nic_s = hops * self.latency_scale * protocol.tree_nic_s
             limits = {_SIMPLE: self.generation.tree_Bps, _LL128: self.generation.tree_LL128_Bps}
@@ -223,6 +225,7 @@ class AcrossNodes:
                 wait_s=2 * ((self.local - 1) * protocol.tree_node_s + nic_s),
                 s_per_B=np.maximum(carried / nics_Bps, 2 / limit_Bps),
                 share=protocol.tree_share,
+                slower=np.where(two, 1.0, 1.0 / self.trees_reach),
             )
 
     def _limit_Bps(self, protocol: _Protocol, of_a_channel: Mapping[_Protocol, tuple[float, float]]) -> FloatArray:
@@ -241,11 +244,17 @@ class AcrossNodes:
             size_B: of the full tensor.
             inside_s: what a ring's bytes take by NVLink alone.
         """
-        found = [
-            choice.wait_s + np.maximum(choice.s_per_B * size_B, inside_s / choice.share)
-            for choice in self.choices(turns)
-        ]
-        return np.asarray(np.minimum.reduce(found))
+        choices = self.choices(turns)
+        found = [_taken_s(choice, size_B, inside_s) for choice in choices]
+        if self.trees_reach == 1.0:
+            return np.asarray(np.minimum.reduce(found))
+        chosen = np.argmin(found, axis=0)
+        taken = [_taken_s(choice, size_B * choice.slower, inside_s) for choice in choices]
+        return np.asarray(np.choose(chosen, taken))
+
+
+def _taken_s(choice: Choice, size_B: FloatArray, inside_s: FloatArray) -> FloatArray:
+    return np.asarray(choice.wait_s + np.maximum(choice.s_per_B * size_B, inside_s / choice.share))
 
 
 def channels(local: FloatArray, gpus_per_node: int, fabric: Fabric, nic_Bps: float) -> FloatArray:

@@ -84,7 +84,6 @@ HARMLESS: dict[str, str] = {
 LEFT_OUT: dict[str, str] = {
     "cuda-graph-modules": "the host queues every kernel",
     "cuda-graph-scope": "the host queues every kernel",
-    "deterministic-mode": "what its kernels keep is counted; that they are slower is not",
     "no-gradient-accumulation-fusion": "gradients are added by kernels of their own: priced and kept as if fused",
     "no-bias-gelu-fusion": "priced as fused",
     "no-bias-swiglu-fusion": "priced as fused",
@@ -164,7 +163,7 @@ _OF_PLAN = frozenset(
         *("fp8-recipe", "fp4-format", "grad-reduce-in-bf16", "accumulate-allreduce-grads-in-fp32", "main-grads-dtype"),
         *("cross-entropy-loss-fusion", "cross-entropy-fusion-impl", "recompute-activations", "recompute-granularity"),
         *("recompute-method", "recompute-num-layers", "recompute-modules", "moe-grouped-gemm", "use-flash-attn"),
-        "transformer-impl",
+        *("transformer-impl", "deterministic-mode"),
         *("use-precision-aware-optimizer", "main-params-dtype", "exp-avg-dtype", "exp-avg-sq-dtype"),
         *(
             "expert-tensor-parallel-size",
@@ -521,14 +520,12 @@ def _zero_stage(said: _Said) -> int:
 def _software(said: _Said, gpu: str) -> dict[str, Any]:
     """Framework, precision and what the program chooses."""
     precision = _precision(said)
-    overlapped = said.flag("overlap-grad-reduce") or precision not in ("bf16-mixed", "fp32")
     reduced = said.flag("grad-reduce-in-bf16") or said.word("main-grads-dtype", "fp32") == "bf16"
     # of fp16 as weights are, unless told otherwise (training/arguments.py, accumulate_allreduce_grads_in_fp32)
     reduced = reduced or (said.flag("fp16") and not said.flag("accumulate-allreduce-grads-in-fp32"))
-    own = said.word("transformer-impl", "transformer_engine") == "local"
     return {
         "precision": precision,
-        "backend": "megatron-local" if own else "megatron-core" if overlapped else "megatron",
+        "backend": _backend(said, precision),
         "attention": _attention(said, gpu),
         "cuda_graphs": _is_replayed(said) or None,
         "deterministic": said.flag("deterministic-mode") or None,
@@ -547,6 +544,16 @@ def _software(said: _Said, gpu: str) -> dict[str, Any]:
 
 
 _FP8_RECIPES = {name: name for name in ("tensorwise", "delayed", "blockwise")}  # of fp8_recipe (core/enums.py)
+
+
+def _backend(said: _Said, precision: str) -> str:
+    """Of the frameworks known here the nearest: products of 8 bits and overlap of tensor parallelism are of
+    `megatron-core`."""
+    if said.word("transformer-impl", "transformer_engine") == "local":
+        return "megatron-local"
+    if precision not in ("bf16-mixed", "fp32") or said.flag("tp-comm-overlap"):
+        return "megatron-core"
+    return "megatron-overlap" if said.flag("overlap-grad-reduce") else "megatron"
 
 
 def _loss(said: _Said) -> str:

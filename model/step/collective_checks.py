@@ -5,7 +5,7 @@ to run, over TCP (torch/csrc/distributed/c10d/ProcessGroupWrapper.cpp, `runColle
 which the first rank hears and answers the others one after another, and two all-gathers, which go around a ring). So a
 collective of n ranks, g of them in a node, takes the host
 
-    c = (g - 1) a + (n - g) b       a = 0.27 ms, b = 0.325 ms
+    c = (g - 1) a + (n - g) b       a = 0.25 ms, b = 0.31 ms
 
 b and a are from nanotron on AWS p5 (Hugging Face, Ultra-Scale Playbook, 2024; branch nouamane/bench2, trainer.py,
 `measure_bandwidth`): before 469 runs an all-gather, a reduce-scatter and an all-reduce of 1 GiB over all ranks took 20,
@@ -24,7 +24,7 @@ from moemodel.model.step.communication_groups import Group, Groups
 from moemodel.model.step.data_parallel import ExchangeCounts, StepExchange
 from moemodel.model.step.launch_overhead import CollectiveLaunches
 
-IN_A_NODE_s, BETWEEN_NODES_s = 0.27e-3, 0.325e-3
+IN_A_NODE_s, BETWEEN_NODES_s = 0.25e-3, 0.31e-3
 
 
 def check_s(group: Group) -> FloatArray:

@@ -63,6 +63,7 @@ from moemodel.model.step.sharded_memory import (
 # Of products whose inputs are gathered (of queries, keys and values, of the first of a dense block, of the gradients of
 # all four), and whose outputs are scattered (the other two, and gradients of weights, beside which the inputs' are)
 _GATHERED_BUFFERS, _SCATTERED_BUFFERS = 6, 4
+_BUCKETED_B = 2.0  # of a 16-bit gradient, whose copy stays in DDP's bucket (torch, gradient_as_bucket_view=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,9 +201,19 @@ class MemoryModel:
         whole = zero < (1 if self.framework.data_parallel == "ddp-fsdp2" else 3)  # FSDP2 gathers into memory of its own
         return {
             "parameters": recipe.weight_B * np.where(whole, shard.total, shared * (not self.framework.float32_shards)),
-            "optimizer_states": on_gpu * recipe.state_B * np.where(zero >= 1, updated, trained.total),
+            "optimizer_states": on_gpu * self._state_B * np.where(zero >= 1, updated, trained.total),
             "optimizer_transient": on_gpu * recipe.transient_B * np.where(zero >= 1, updated, trained.total),
         }
+
+    @property
+    def _state_B(self) -> FloatArray | float:
+        """Bytes a parameter of optimizer states; without ZeRO the framework's own, with copies of gradients in DDP's
+        buckets."""
+        state_B, own_B = self.recipe.state_B, self.framework.whole_state_B
+        if own_B is None:
+            return state_B
+        copied_B = _BUCKETED_B * (self.plans.dp * self.plans.cp > 1)
+        return np.where(self.plans.zero_stage >= 1, state_B, own_B + copied_B)
 
     def matrices(self, kind: Layer, *, whole: bool) -> list[Matrices]:
         """Of a layer, that Muon makes orthogonal: as a GPU has them, or as they are before tensor parallelism."""

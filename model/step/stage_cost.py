@@ -48,6 +48,7 @@ _Part = TypeVar("_Part")
 _Priced = tuple[dict[Phase, PhaseCost], IntArray]  # work by phase, of few sizes, and which of these each plan's is
 
 _CORES = (Kind.ATTENTION, Kind.ATTENTION_FULL)
+_PLAIN = "dense_layer"  # of measured layers
 _CALLS_OF_A_WAIT = 2.0  # assumed, of the host: reading what it waited for, and queueing what uses it
 _UPDATE_B = 32.0  # of a parameter: its norm (4), and a fused update (28, as framework records count it)
 _CALLS_OF_A_DRAIN = 1.0  # queueing the next kernel on a device that has nothing to do
@@ -360,7 +361,7 @@ class StageCosts:
             unoverlappable_fraction_forward=passes.unoverlappable_fraction_forward,
             unoverlappable_fraction_backward=passes.unoverlappable_fraction_backward,
             host=self._every.kernels(forward.calls_U, backward.calls_U - again, passes.layers_host)
-            + HostCost(forward_s=0.0, backward_s=call.forward_s * again[:, None])
+            + self._every.again(call, again)
             + HostCost(
                 forward_s=passes.queued.forward_s,
                 backward_s=passes.queued.backward_s + queue.added_s(once.added_tensors),
@@ -520,6 +521,11 @@ class _StageParts:
         machine = self._blocks.machine
         return MicroBatch.of(self.plans, machine.framework, machine.precision)
 
+    @property
+    def _chunks(self) -> FloatArray:
+        """Of a pipeline on a GPU, that a micro-batch passes, [P, 1]."""
+        return np.asarray(self.plans.virtual_stages[:, None].astype(np.float64))
+
     @cached_property
     def memory(self) -> MemoryModel:
         """Of the plans."""
@@ -554,7 +560,7 @@ class _StageParts:
             forward_exchange, backward_exchange = forward_exchange + moved, backward_exchange + moved
         host_sync_s, drained_s = self._host_sync_s(stage, call)
         recomputed = Recomputation.of(self.plans, blocks.architecture, blocks.machine.framework).experts[:, None]
-        queue = self.queue(call)
+        queue, alone = self.queue(call), self._blocks.machine.framework.pass_calls * self._chunks
         host_behind_s, before_share = self._around_waits(stage, forward)
         return _Passes(
             forward=forward,
@@ -566,8 +572,12 @@ class _StageParts:
             call=call,
             layers_host=self._layers_host(stage),
             queued=HostCost(
-                forward_s=queue.queued_s(forward_exchange.calls, "forward") + self._checks_s(forward_exchange),
-                backward_s=queue.queued_s(backward_exchange.calls, "backward") + self._checks_s(backward_exchange),
+                forward_s=queue.queued_s(forward_exchange.calls, "forward")
+                + self._checks_s(forward_exchange)
+                + alone * call.forward_s,
+                backward_s=queue.queued_s(backward_exchange.calls, "backward")
+                + self._checks_s(backward_exchange)
+                + alone * call.backward_s,
             ),
             recomputed_calls=self._recomputed_calls(stage),
             host_step_s=self._host_step_s(stage),
@@ -846,7 +856,8 @@ class _StageParts:
                 calls[phase] += count * phase_costs[phase].calls_U[self._shape]
         calls[Phase.BACKWARD] -= self._recomputed_calls(stage)
         forward, backward = (np.maximum(calls[phase], 1.0)[:, None] for phase in calls)
-        return HostCost(forward_s=total.forward_s / forward, backward_s=total.backward_s / backward)
+        slower = self._host_factors[1] if self._is_plain else 1.0
+        return HostCost(forward_s=slower * total.forward_s / forward, backward_s=slower * total.backward_s / backward)
 
     def _host_sync_s(self, stage: Stage | Stages, call: HostCost) -> tuple[FloatArray, FloatArray]:
         """Where the host waits for the device, in a forward and in a backward pass, [P, 1] each.
@@ -876,7 +887,8 @@ class _StageParts:
         for count, (layer, behind_s) in held_layers(stage, later):
             reads = layer.host_waits(self._batch).reads > 0
             kernels = _kernels_behind(layer)[0] + layer.more_launches(self._batch)[0]
-            each_s = self._blocks.host.layer(layer.host_block(), 2).forward_s / measured_layer(layer.host_block())[0]
+            name = self._host_name(layer)
+            each_s = self._blocks.host.layer(name, 2).forward_s / measured_layer(name)[0]
             host_s = host_s + _column(count) * each_s * (reads * kernels)[:, None]
             device_s = device_s + count * behind_s[self._shape] * reads
         queued = self.kernels(none[:, 0], none[:, 0], HostCost(forward_s=host_s, backward_s=0.0))
@@ -891,27 +903,51 @@ class _StageParts:
         if parts == "router" and _has_experts(layer):
             held = MEASURED_ROUTER
         elif parts == "attention":
-            (there, back), (left, left_back) = measured_layer(layer.host_block()), _kernels_behind(layer)
+            (there, back), (left, left_back) = measured_layer(self._host_name(layer)), _kernels_behind(layer)
             held = (scale * there - left, scale * back - left_back)
         return max(held[0] - 1, 0.0) / scale, max(held[1] - 1, 0.0) / scale
+
+    def _host_name(self, layer: LayerBlocks) -> str:
+        """The measured layer that one is like."""
+        return _PLAIN if self._is_plain else layer.host_block()
 
     def _host_of(self, layer: LayerBlocks, *, without_graphs: bool = False) -> HostCost:
         """Host time of one layer in a micro-batch: of the measured one that it is like, and of the kernels that the
         framework queues beside that one's, each at the measured one's cost of a kernel, [P, 1]. Without those that
         graphs of parts of it replay."""
-        measured = self._blocks.host.layer(layer.host_block(), len(layer.blocks))
+        name = self._host_name(layer)
+        measured = self._blocks.host.layer(name, len(layer.blocks))
         more = layer.more_launches(self._batch)
         held = (0.0, 0.0) if without_graphs else self._replayed(layer)
         if not (more[0].any() or more[1].any() or any(held)):
             return measured
         forward, backward = (
             (kernels[:, None] - less) / each
-            for kernels, less, each in zip(more, held, measured_layer(layer.host_block()), strict=True)
+            for kernels, less, each in zip(more, held, measured_layer(name), strict=True)
         )
         return HostCost(
             forward_s=measured.forward_s * np.maximum(1 + forward, 0.0),
             backward_s=measured.backward_s * np.maximum(1 + backward, 0.0),
         )
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether layers are counted from the plain one: not where the framework itself was measured."""
+        return self._blocks.machine.framework.plain_host and not self._blocks.host.known
+
+    @property
+    def _host_factors(self) -> tuple[HostFactors, float]:
+        """What the host takes over torch's, and over the host that was measured."""
+        host, machine = self._blocks.host, self._blocks.machine
+        if host.known:
+            return HostFactors(), 1.0
+        framework, slower = machine.framework, HOSTS.get(machine.gpu.name, 1.0)
+        return framework.host_factors, slower * (framework.deterministic_host if framework.deterministic else 1.0)
+
+    def again(self, call: HostCost, calls: FloatArray) -> HostCost:
+        """Of forward operators that a backward pass runs again, [P, 1]."""
+        factor = self._host_factors[0].forward if self._is_plain else 1.0
+        return HostCost(forward_s=0.0, backward_s=factor * call.forward_s * calls[:, None])
 
     def kernels(self, forward: FloatArray, backward: FloatArray, layers: HostCost) -> HostCost:
         """Blocks that were measured, and where none were, so many kernels in either pass; the framework's own as they
@@ -919,10 +955,7 @@ class _StageParts:
         if self._blocks.machine.framework.captured:
             nothing_s = np.zeros((len(forward), 1))
             return HostCost(forward_s=nothing_s, backward_s=nothing_s)
-        host, machine = self._blocks.host, self._blocks.machine
-        kernel_s, factors, slower = host.kernel_s, HostFactors(), 1.0
-        if not host.known:
-            factors, slower = machine.framework.host_factors, HOSTS.get(machine.gpu.name, 1.0)
+        kernel_s, (factors, slower) = self._blocks.host.kernel_s, self._host_factors
         queued = HostCost(forward_s=kernel_s * forward[:, None], backward_s=kernel_s * backward[:, None])
         total = queued + layers
         return HostCost(

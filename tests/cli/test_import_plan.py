@@ -9,7 +9,7 @@ from click.testing import Result
 
 ARGUMENTS = """\
 --num-layers 12 --hidden-size 512 --num-attention-heads 8 --seq-length 1024 --max-position-embeddings 1024
---micro-batch-size 4 --global-batch-size 32 --bf16 --tensor-model-parallel-size 2 --deterministic-mode --frobnicate 3
+--micro-batch-size 4 --global-batch-size 32 --bf16 --tensor-model-parallel-size 2 --no-rope-fusion --frobnicate 3
 """
 
 
@@ -20,7 +20,7 @@ def test_arguments_become_a_plan_that_predicts(moemodel: Callable[..., Result], 
     made = moemodel(*command)
     assert made.exit_code == 0, made.output
     assert "--frobnicate" in made.output
-    assert "--deterministic-mode" in made.output
+    assert "--no-rope-fusion" in made.output
     assert "# --frobnicate: not known here" in (folder / "plan.yaml").read_text(encoding="utf-8")
     assert moemodel("predict", folder / "plan.yaml").exit_code == 0
     assert moemodel(*command).exit_code == 2

@@ -10,8 +10,8 @@ Before it trains a run measures its links, by collectives of 1 GiB (branch nouam
 `measure_bandwidth`). By these there are three kinds of runs: those whose collectives take what EFA takes; those where
 all three take 0.3 ms for each rank, as where torch checks every collective beforehand (the author's launch script, as
 it was published in March 2025, asks for TORCH_DISTRIBUTED_DEBUG=DETAIL: commit 77f54c1), told by the all-gather inside
-a node; and ten whose links inside a node have a sixth of NVLink's rate. Those were on nodes out of order: their times
-are not counted.
+a node; and ten whose links inside a node have a sixth of NVLink's rate, as without NCCL's peer-to-peer, which a plan
+cannot say: their times are not counted.
 """
 
 from __future__ import annotations

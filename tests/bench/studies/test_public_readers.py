@@ -90,7 +90,7 @@ def test_nanotron_takes_what_a_failed_run_does_not_say_from_those_of_its_model(t
         False,
     ]
     assert checked.time_s != ()
-    assert broken.time_s == ()  # its links inside the node were out of order
+    assert broken.time_s == ()  # its links inside the node were not NVLink
 
 
 def test_other_tables(tmp_path: Path) -> None:

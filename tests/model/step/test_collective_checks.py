@@ -46,8 +46,8 @@ def test_what_runs_measured(
     plan = planned(plan_of, gpus=gpus, dp=gpus)
     groups = Groups(batch_of(plan), system_of(plan, calibration).network, shards_experts=True)
     found = float(check_s(groups["world"])[0])
-    assert found == pytest.approx(gathered_s, rel=0.05)
-    assert found == pytest.approx(reduced_s, rel=0.12)
+    assert found == pytest.approx(gathered_s, rel=0.06)
+    assert found == pytest.approx(reduced_s, rel=0.16)
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,7 @@ def test_parts_of_graphs_are_named() -> None:
         plan(cuda_graphs="mlp")
 
 
-@pytest.mark.parametrize(("backend", "slower"), [("megatron", 1.37), ("torch", 1.37), ("megatron-core", 1.37)])
+@pytest.mark.parametrize(("backend", "slower"), [("megatron", 1.1), ("torch", 1.1), ("megatron-core", 1.1)])
 def test_hosts_of_other_gpus_take_longer(backend: str, slower: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a model that nothing but the host bounds; Grace's, which Megatron-LM's tests on GB200 show."""
     small = {"architecture": "opt-350m", "sequence_length": 256, "layers": None, "global_batch": 32}

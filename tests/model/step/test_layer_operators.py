@@ -139,14 +139,17 @@ def test_backends_share_their_products(batch: Batch, name: str) -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_blocks_of_published_models_add_up_to_their_flops(tmp_path: Path, batch: Batch, name: str) -> None:
-    """Layers, each as often as it is there, and ends: a third of the model's FLOPs, biases and sinks aside."""
+    """Layers, each as often as it is there, and ends: a third of the model's FLOPs, biases and sinks aside, and the
+    scan of state spaces, 7 FLOPs an element of a state, which runs behind what it moves."""
     path = tmp_path / "config.json"
     path.write_text(json.dumps(PUBLISHED[name]["config"]), encoding="utf-8")
     architecture = read_architecture(path)
     workload = Workload(architecture, batch(), framework=framework_of("torch"), precision="bf16")
     ends = flops(workload.embedding(), Phase.FORWARD) + flops(workload.head(), Phase.FORWARD)
     layers = sum(n * flops(workload.layer(each), Phase.FORWARD) for each, n in Counter(architecture.layers).items())
-    assert layers + ends == pytest.approx(model_flops(architecture, np.array([_SEQ])) / 3, rel=2e-3)
+    spaces = [each.state_space for each in architecture.layers if each.state_space is not None]
+    scans = sum(7 * _SEQ * one.heads * one.head_dim * one.state_dim for one in spaces)
+    assert layers + ends + scans == pytest.approx(model_flops(architecture, np.array([_SEQ])) / 3, rel=2e-3)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

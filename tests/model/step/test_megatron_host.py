@@ -1,0 +1,128 @@
+"""What the host queues under Megatron-LM, against closed forms: a change of one thing, and what it must add."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moemodel.calibration.store.catalogue import load_calibration
+from moemodel.model.frameworks.megatron_lm import (
+    DETERMINISTIC_HOST,
+    LATENT_CALLS,
+    RING_CALLS,
+    TRANSFORMER_ENGINE_HOST,
+)
+from moemodel.model.frameworks.moe_form import measured_layer
+from moemodel.model.plan.batch import joined
+from moemodel.model.plan.checks import architecture_of
+from moemodel.model.plan.megatron_arguments import megatron_run
+from moemodel.model.plan.spec import Plan
+from moemodel.model.predict.predict import PricedPlans
+from moemodel.model.step.stage_cost import StageCost
+from moemodel.model.step.system import system_of
+
+GPT: dict[str, Any] = {
+    "--num-layers": 12,
+    "--hidden-size": 512,
+    "--num-attention-heads": 8,
+    "--seq-length": 1024,
+    "--max-position-embeddings": 1024,
+    "--micro-batch-size": 4,
+    "--global-batch-size": 32,
+    "--bf16": True,
+}
+LLAMA = {"--swiglu": True, "--normalization": "RMSNorm", "--position-embedding-type": "rope"}
+
+
+def cost(folder: Path, changes: dict[str, Any], *, gpu: str = "h100-sxm-80gb", **framework: Any) -> StageCost:
+    """Of the first stage."""
+    run = megatron_run(GPT | changes, gpu=gpu, gpus=8)
+    (folder / "config.json").write_text(json.dumps(run.config), encoding="utf-8")
+    plan = Plan.model_validate(run.plan | {"architecture": str(folder / "config.json")})
+    system = system_of(plan, load_calibration(None, gpu))
+    system = replace(system, framework=replace(system.framework, **framework))
+    return PricedPlans(architecture_of(plan), joined([plan]), system)._pipelines[0].pipe.costs[0]
+
+
+def host_s(folder: Path, changes: dict[str, Any], **options: Any) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Of a forward and of a backward pass."""
+    host = cost(folder, changes, **options).host
+    return np.array([np.ravel(host.forward_s)[0], np.ravel(host.backward_s)[0]])
+
+
+def dense_s() -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Of the plain layer that the H100's profile measured, forward and backward, s."""
+    lane = next(lane for lane in load_calibration(None, "h100-sxm-80gb").host if lane.backend == "torch")
+    return np.array([lane.blocks[f"dense_layer/{way}"].value for way in ("forward", "backward")])
+
+
+def test_a_layer_costs_what_the_plain_one_does_whatever_it_fuses(tmp_path: Path) -> None:
+    """12 layers, less 6, at 3.1 times torch's measured layer, beside what a pass costs in calls of the mean one."""
+    alone = {"pass_calls": 0.0}
+    plain, gated = (host_s(tmp_path, changes, **alone) for changes in ({}, LLAMA))
+    assert plain == pytest.approx(gated)
+    half = host_s(tmp_path, {"--num-layers": 6}, **alone)
+    assert plain - half == pytest.approx(6 * TRANSFORMER_ENGINE_HOST.forward * dense_s())
+
+
+def test_a_pass_costs_as_much_whatever_it_passes(tmp_path: Path) -> None:
+    """A chunk of an interleaved pipeline as much as a whole stage."""
+    one = {"--pipeline-model-parallel-size": 4}
+    three = one | {"--num-layers-per-virtual-pipeline-stage": 1}
+    without = {"pass_calls": 0.0}
+    found = [host_s(tmp_path, changes) - host_s(tmp_path, changes, **without) for changes in (one, three)]
+    assert found[1] == pytest.approx(3 * found[0])
+    assert (found[0] > 0).all()
+
+
+def test_the_same_bits_take_a_tenth_longer(tmp_path: Path) -> None:
+    usual, same = (host_s(tmp_path, changes) for changes in ({}, {"--deterministic-mode": True}))
+    assert same == pytest.approx(DETERMINISTIC_HOST * usual)
+
+
+def test_a_forward_pass_that_runs_again_takes_as_long_again(tmp_path: Path) -> None:
+    full = {"--recompute-granularity": "full", "--recompute-method": "uniform", "--recompute-num-layers": 1}
+    alone = {"pass_calls": 0.0}
+    usual, again = (host_s(tmp_path, changes, **alone) for changes in ({}, full))
+    layers_s = 12 * TRANSFORMER_ENGINE_HOST.forward * dense_s()[0]
+    # the head's forward pass is not among what runs again, and a mean operator's share of it is
+    assert again[1] - usual[1] == pytest.approx(layers_s, rel=0.15)
+    assert again[0] == pytest.approx(usual[0])
+
+
+def test_a_ring_of_two_has_two_blocks_a_layer(tmp_path: Path) -> None:
+    """Beside its message."""
+    ring = {"--context-parallel-size": 2}
+    found = host_s(tmp_path, ring) - host_s(tmp_path, ring, ring_calls=(0.0, 0.0))
+    one = host_s(tmp_path, ring, pass_calls=1.0) - host_s(tmp_path, ring, pass_calls=0.0)
+    assert found == pytest.approx(12 * 2 * np.array(RING_CALLS) * one)
+
+
+def test_latent_attention_has_kernels_beside_the_plain_layers(tmp_path: Path) -> None:
+    latent = {"--multi-latent-attention": True, "--q-lora-rank": 192, "--kv-lora-rank": 64, "--qk-head-dim": 16}
+    found = host_s(tmp_path, latent, pass_calls=0.0) - host_s(tmp_path, {}, pass_calls=0.0)
+    each_s = TRANSFORMER_ENGINE_HOST.forward * dense_s() / np.array(measured_layer("dense_layer"))
+    assert found == pytest.approx(12 * np.array(LATENT_CALLS) * each_s)
+
+
+def test_experts_one_by_one_cost_as_many_as_there_are_and_grouped_ones_as_three(tmp_path: Path) -> None:
+    def of(experts: int, **more: bool) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        return host_s(
+            tmp_path,
+            {"--num-experts": experts, "--moe-router-topk": 1, "--disable-bias-linear": True, **more},
+            pass_calls=0.0,
+        )
+
+    assert of(6) - of(4) == pytest.approx(of(4) - of(2))
+    assert of(8, **{"--moe-grouped-gemm": True}) == pytest.approx(of(3))
+
+
+def test_a_slower_host_takes_longer_for_everything(tmp_path: Path) -> None:
+    """DGX A100 over DGX H100; its calibration takes its hosts from the H100's."""
+    fast, slow = (host_s(tmp_path, {}, gpu=gpu) for gpu in ("h100-sxm-80gb", "a100-sxm-80gb"))
+    assert slow == pytest.approx(1.51 * fast, rel=0.05)
