@@ -7,10 +7,10 @@ collective of n ranks, g of them in a node, takes the host
 
     c = (g - 1) a + (n - g) b       a = 0.25 ms, b = 0.31 ms
 
-b and a are from nanotron on AWS p5 (Hugging Face, Ultra-Scale Playbook, 2024; branch nouamane/bench2, trainer.py,
+b is from nanotron on AWS p5 (Hugging Face, Ultra-Scale Playbook, 2024; branch nouamane/bench2, trainer.py,
 `measure_bandwidth`): before 469 runs an all-gather, a reduce-scatter and an all-reduce of 1 GiB over all ranks took 20,
-40, 81 and 166 ms on 64 to 512 GPUs, all three alike and linear in the ranks, where others took 6 to 24 ms. Messages
-between two ranks are not checked.
+40, 81 and 166 ms on 64 to 512 GPUs, all three alike and linear in the ranks, where others took 6 to 24 ms. a is fitted
+to how long steps of those runs took. Messages between two ranks are not checked.
 
 Left out: other networks' TCP; that a host may run ahead of others.
 """

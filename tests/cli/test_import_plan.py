@@ -28,7 +28,7 @@ def test_arguments_become_a_plan_that_predicts(moemodel: Callable[..., Result], 
 
 
 def test_a_run_that_no_plan_can_be_of_is_refused(moemodel: Callable[..., Result], tmp_path: Path) -> None:
-    (tmp_path / "args.txt").write_text(ARGUMENTS + "--hybrid-layer-pattern M*", encoding="utf-8")
+    (tmp_path / "args.txt").write_text(ARGUMENTS + "--encoder-num-layers 12", encoding="utf-8")
     refused = moemodel("import", "megatron", tmp_path / "args.txt", "-o", tmp_path / "made")
     assert refused.exit_code == 2
     assert not (tmp_path / "made").exists()
