@@ -172,7 +172,7 @@ def test_megatron_queues_what_was_counted_of_a_layer(batch: Batch) -> None:
     assert [more.item() + torch for more, torch in zip(found, measured, strict=True)] == [68 + 6 * 8, 65 + 13 * 8]
 
 
-@pytest.mark.parametrize("name", ["torch", "megatron", "megatron-core", "nanotron"])
+@pytest.mark.parametrize("name", ["torch", "megatron-core", "nanotron"])
 def test_others_queue_what_was_measured(batch: Batch, name: str) -> None:
     framework = FRAMEWORKS[name]
     found = MoeBlock(spec=block(), hidden=HIDDEN).more_launches(
