@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import numpy as np
+
 from moemodel.model.core.arrays import FloatArray, IntArray
 from moemodel.model.schedule.base import Piece, Sizes, StageTimes
 from moemodel.model.schedule.dual_pipe_v import DualPipeV
@@ -41,4 +43,5 @@ def _half(sizes: Sizes[int]) -> Sizes[int]:
 
 
 def _half_column(sizes: Sizes[IntArray]) -> Sizes[IntArray]:
-    return Sizes(stages=sizes.stages // 2, virtual=sizes.virtual, micro_batches=sizes.micro_batches // 2)
+    both = np.where(sizes.stages > 1, 2, 1)  # without a pipeline there is nothing to halve
+    return Sizes(stages=sizes.stages // both, virtual=sizes.virtual, micro_batches=sizes.micro_batches // both)
