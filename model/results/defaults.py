@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from moemodel.model.architecture.spec import Architecture, Moe
+from moemodel.model.architecture.spec import Architecture
 from moemodel.model.plan.skew import experts_of
 from moemodel.model.plan.spec import EIGHT_BITS, Plan
 from moemodel.model.results.energy import GPU_ENERGY, IT_ENERGY, METER_ENERGY
@@ -65,7 +65,7 @@ def _choices(plan: Plan, architecture: Architecture, machine: System) -> Iterato
         yield "parallel.zero_stage", p.zero_stage
         if p.zero_stage:
             yield "parallel.replicas", p.replicas
-        if any(isinstance(layer.feed_forward, Moe) for layer in architecture.layers):
+        if architecture.has_experts:
             yield "parallel.ep", p.ep
             yield from _of_experts(plan)
     if any(moe.capacity_factor is not None for moe in experts_of(architecture)):

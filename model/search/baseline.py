@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from moemodel.model.architecture.hf_config import read_architecture
-from moemodel.model.architecture.spec import Architecture, Moe
+from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.errors import InfeasiblePlanError, InputError
 from moemodel.model.hardware.gpu import Gpu, read_gpu
 from moemodel.model.layers.parameters import parameters
@@ -90,7 +90,7 @@ def first_choices(architecture: Architecture, gpus: int, gpus_per_node: int) -> 
 
     Some of it may not divide the architecture.
     """
-    routed = any(isinstance(layer.feed_forward, Moe) for layer in architecture.layers)
+    routed = architecture.has_experts
     cuts = [*product(_STAGES, (1,)), (1, 3)]  # pipeline stages, ZeRO stage of several replicas
     for (pp, zero), recompute, tp, ep, micro_batch in product(cuts, _RECOMPUTE, _TENSOR, _EXPERT, _MICRO_BATCHES):
         if gpus % (tp * pp) or tp > gpus_per_node or (ep > 1 and not routed):

@@ -21,6 +21,7 @@ from moemodel.model.hardware.link import Link
 from moemodel.model.plan.context_comm import CpComm
 from moemodel.model.plan.dispatch import OF_DISPATCH, DispatchName
 from moemodel.model.plan.failures import FailuresSpec
+from moemodel.model.plan.left_to_framework import ONE_FOR_ALL
 from moemodel.model.plan.lora import LoraSpec
 from moemodel.model.plan.offload import OffloadSpec
 from moemodel.model.plan.optimizer_states import OptimizerStates, check_optimizer, needs_shards
@@ -441,22 +442,8 @@ class Search(NamesFiles):
 _PARALLEL = ("dp", "tp", "pp", "ep", "etp", "cp", "zero_stage", "replicas", "sequence_parallel", "virtual_stages")
 _FIXED = (
     *("architecture", "layers", "sequence_length", "global_batch", "precision", "backend"),
-    *(
-        "fp8_recipe",
-        "parameter_dtype",
-        "activation_input_dtype",
-        "tp_comm_overlap",
-        "loss_chunks",
-        "cp_comm",
-        "multi_token",
-        "dropout",
-        "optimizer",
-        "lora",
-        "offload",
-        "stage_layers",
-        "power_cap_W",
-        "tokens",
-    ),
+    *ONE_FOR_ALL,
+    *("power_cap_W", "tokens"),
 )
 
 

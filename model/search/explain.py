@@ -21,6 +21,7 @@ from moemodel.model.plan.batch import batch_of
 from moemodel.model.plan.checks import check_power_and_clock
 from moemodel.model.plan.clock import ClocksSpec, clock_text
 from moemodel.model.plan.dispatch import OF_DISPATCH
+from moemodel.model.plan.left_to_framework import NONE_IN_A_SEARCH, ONE_FOR_ALL
 from moemodel.model.plan.optimizer_states import needs_shards, steps_whole_matrices
 from moemodel.model.plan.rules import PlanRule, architecture_rules, as_counted, degree_rules
 from moemodel.model.plan.skew import skew_of
@@ -50,36 +51,10 @@ from moemodel.model.step.memory import Memory
 
 _WHOLE_FRONT = 100_000  # plans of the front to hold a plan against: more than there are
 _FIXED = (
-    "architecture",
-    "layers",
-    "sequence_length",
-    "global_batch",
-    "precision",
-    "fp8_recipe",
-    "parameter_dtype",
-    "activation_input_dtype",
-    "tp_comm_overlap",
-    "loss_chunks",
-    "cp_comm",
-    "multi_token",
-    "dropout",
-    "optimizer",
-    "lora",
-    "offload",
-    "stage_layers",
-    "backend",
-    "power_cap_W",
+    *("architecture", "layers", "sequence_length", "global_batch", "precision"),
+    *ONE_FOR_ALL,
+    *("backend", "power_cap_W"),
 )
-_NOT_SEARCHED = (
-    "attention",
-    "compile",
-    "cuda_graphs",
-    "collective_checks",
-    "cross_entropy",
-    "deterministic",
-    "gradient_dtype",
-    "micro_batches_per_schedule",
-)  # a search leaves them out
 _FIXED_CLUSTER = ("gpu", "gpu_variant", "gpus_per_node", "internode")
 
 Find = Callable[[Search], SearchResult]
@@ -194,7 +169,7 @@ def _another_job(document: Search, plan: Plan) -> Iterator[Reason]:
     pairs |= {f"cluster.{n}": (getattr(plan.cluster, n), getattr(document.cluster, n)) for n in _FIXED_CLUSTER}
     listed = {name: getattr(plan.routing, name) for name in OF_DISPATCH if getattr(document.search, name) is not None}
     pairs |= {"routing": (plan.routing, document.routing.model_copy(update=listed)), "mode": (plan.mode, "training")}
-    pairs |= {name: (getattr(plan, name), None) for name in _NOT_SEARCHED}
+    pairs |= {name: (getattr(plan, name), None) for name in NONE_IN_A_SEARCH}
     pairs |= {"site.inlet_C": (plan.site.inlet_C, document.site.inlet_C)}
     for name, (found, searched) in pairs.items():
         if found != searched:

@@ -4,29 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from moemodel.model.plan.left_to_framework import NONE_IN_A_SEARCH, ONE_FOR_ALL
 from moemodel.model.plan.spec import Plan
-
-_LEFT_TO_THE_PROGRAM = (
-    "attention",
-    "compile",
-    "cuda_graphs",
-    "cross_entropy",
-    "deterministic",
-    "gradient_dtype",
-    "fp8_recipe",
-    "parameter_dtype",
-    "activation_input_dtype",
-    "tp_comm_overlap",
-    "loss_chunks",
-    "cp_comm",
-    "multi_token",
-    "dropout",
-    "optimizer",
-    "lora",
-    "offload",
-    "micro_batches_per_schedule",
-    "stage_layers",
-)
 
 
 def stated(plan: Plan, where: str) -> Iterator[str]:
@@ -36,7 +15,7 @@ def stated(plan: Plan, where: str) -> Iterator[str]:
         plan: to be run.
         where: null is allowed, such as "allowed for plans that are run".
     """
-    for name in _LEFT_TO_THE_PROGRAM:
+    for name in (*NONE_IN_A_SEARCH, *ONE_FOR_ALL):
         if (found := getattr(plan, name)) is not None:
             yield f"{name}: found {found!r}; {where}: null"
     if plan.routing.products is not None:

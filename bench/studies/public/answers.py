@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 
 from moemodel.calibration.store.catalogue import load_calibration
-from moemodel.model.architecture.spec import Architecture, Moe
+from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.errors import MoeModelError
 from moemodel.model.plan.batch import joined
 from moemodel.model.plan.checks import architecture_of, check_architecture
@@ -60,8 +60,7 @@ def _plan(run: PublicRun) -> Plan:
 
 
 def _is_dense(run: PublicRun) -> bool:
-    layers = architecture_of(_plan(run)).layers
-    return not any(isinstance(layer.feed_forward, Moe) for layer in layers)
+    return not architecture_of(_plan(run)).has_experts
 
 
 def _together(runs: Sequence[PublicRun]) -> list[Answer]:
