@@ -16,27 +16,17 @@ from moemodel.model.architecture.spec import Architecture
 from moemodel.model.device.power import power_model
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import read_gpu
-from moemodel.model.network.collectives import Collective, Network
 from moemodel.model.operators.work import Kind, Pass
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.spec import Plan
 from moemodel.model.results.outcome import Outcome, outcome
 from moemodel.model.step.layer_operators import Workload
 from moemodel.model.step.microbatch_comm import Attention, Communication
+from tests.networks import NODE
 
 Batch = Callable[..., PlanBatch]
 
 BOARD = "h100-sxm-96gb"  # 96 GB of HBM2e and 500 W, as its reports say
-NODE = Network(
-    gpus_per_node=8,
-    node_Bps=400e9,
-    nic_Bps=50e9,
-    node_latency_s=0.0,
-    nic_latency_s=0.0,
-    efficiency=dict.fromkeys(Collective, 1.0),
-    start_s=0.0,
-    overlap=1.0,
-)
 
 
 @pytest.fixture(scope="module")

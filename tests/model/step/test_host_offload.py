@@ -17,7 +17,6 @@ from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import predict
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
-from moemodel.model.search.document import Search
 from moemodel.model.step.system import system_of
 
 MakePlan = Callable[..., Plan]
@@ -119,21 +118,6 @@ def test_what_is_refused(offload: dict[str, Any], says: str, plan_of: MakePlan) 
     with pytest.raises(InputError, match="offload") as caught:
         plan_of(offload=offload)
     assert says in str(caught.value)
-
-
-def test_a_search_takes_one_for_all() -> None:
-    document = Search.model_validate(
-        {
-            "architecture": "llama-3-8b",
-            "sequence_length": 8192,
-            "global_batch": 16,
-            "offload": {"optimizer": 0.5},
-            "cluster": {"gpu": "h100-sxm-80gb", "gpus": 16},
-        }
-    )
-    plan = document.plan(dp=2, gpus=2)
-    assert plan.offload is not None
-    assert plan.offload.optimizer == 0.5
 
 
 @pytest.mark.parametrize(

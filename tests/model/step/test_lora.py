@@ -20,7 +20,6 @@ from moemodel.model.plan.spec import Plan
 from moemodel.model.predict.predict import predict
 from moemodel.model.predict.prediction import Prediction
 from moemodel.model.records.calibration import Calibration
-from moemodel.model.search.document import Search
 from moemodel.model.step.system import framework_as_run, system_of
 from moemodel.model.step.volumes import step_volumes
 
@@ -162,18 +161,3 @@ def test_what_is_refused(lora: dict[str, Any], says: str, plan_of: MakePlan) -> 
     with pytest.raises(InputError, match="lora") as caught:
         plan_of(lora=lora)
     assert says in str(caught.value)
-
-
-def test_a_search_takes_one_for_all() -> None:
-    document = Search.model_validate(
-        {
-            "architecture": "llama-3-8b",
-            "sequence_length": 8192,
-            "global_batch": 16,
-            "lora": {"rank": 8},
-            "cluster": {"gpu": "h100-sxm-80gb", "gpus": 16},
-        }
-    )
-    plan = document.plan(dp=2, gpus=2)
-    assert plan.lora is not None
-    assert plan.lora.targets == ("qkv", "proj", "fc1", "fc2")

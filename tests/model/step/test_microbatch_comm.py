@@ -28,19 +28,10 @@ from moemodel.model.step.layer_operators import Workload
 from moemodel.model.step.memory import MemoryModel
 from moemodel.model.step.microbatch_comm import Communication
 from moemodel.model.step.system import System
+from tests.networks import NODE
 
 Batch = Callable[..., PlanBatch]
 
-NODE = Network(
-    gpus_per_node=8,
-    node_Bps=400e9,
-    nic_Bps=50e9,
-    node_latency_s=0.0,
-    nic_latency_s=0.0,
-    efficiency=dict.fromkeys(Collective, 1.0),
-    start_s=0.0,
-    overlap=1.0,
-)
 PARAMETERS = 1e9
 NAMES = ("torch", "megatron")
 

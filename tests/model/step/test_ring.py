@@ -17,19 +17,10 @@ from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.predict.predict import predict
 from moemodel.model.step.microbatch_comm import Attention, Communication, Exchange
 from moemodel.model.step.system import System
+from tests.networks import NODE
 
 Batch = Callable[..., PlanBatch]
 
-NODE = Network(
-    gpus_per_node=8,
-    node_Bps=400e9,
-    nic_Bps=50e9,
-    node_latency_s=0.0,
-    nic_latency_s=0.0,
-    efficiency=dict.fromkeys(Collective, 1.0),
-    start_s=0.0,
-    overlap=1.0,
-)
 SLOWED = Fabric(
     share=1.0,
     log_error=0.0,

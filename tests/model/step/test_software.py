@@ -15,7 +15,7 @@ from moemodel.model.architecture.spec import Architecture
 from moemodel.model.core.errors import InputError
 from moemodel.model.frameworks.base import Precision
 from moemodel.model.frameworks.registry import FRAMEWORKS, framework_of
-from moemodel.model.network.collectives import Collective, Network
+from moemodel.model.network.collectives import Network
 from moemodel.model.operators.calls import Call
 from moemodel.model.operators.work import Kind, Pass
 from moemodel.model.plan.batch import PlanBatch
@@ -27,20 +27,10 @@ from moemodel.model.step.layer_operators import Workload
 from moemodel.model.step.memory import MemoryModel
 from moemodel.model.step.microbatch_comm import Communication, Exchange
 from moemodel.model.step.system import System, system_of
+from tests.networks import NODE
 
 Batch = Callable[..., PlanBatch]
 MakePlan = Callable[..., Plan]
-
-NODE = Network(
-    gpus_per_node=8,
-    node_Bps=400e9,
-    nic_Bps=50e9,
-    node_latency_s=0.0,
-    nic_latency_s=0.0,
-    efficiency=dict.fromkeys(Collective, 1.0),
-    start_s=0.0,
-    overlap=1.0,
-)
 
 
 @pytest.fixture(scope="module")
