@@ -18,6 +18,7 @@ from moemodel.model.hardware.link import Link
 from moemodel.model.plan.clock import AskedClock, Clock, ClocksSpec, asked_clock, check_clocks
 from moemodel.model.plan.clock import Clock_MHz as Clock_MHz
 from moemodel.model.plan.context_comm import CpComm
+from moemodel.model.plan.data_loading import DataLoadingSpec
 from moemodel.model.plan.failures import FailuresSpec
 from moemodel.model.plan.lora import LoraSpec
 from moemodel.model.plan.offload import OffloadSpec
@@ -74,6 +75,9 @@ class ClusterSpec(Strict):
     internode: Text | Link = Field(
         default="infiniband-ndr",
         description="network between nodes: a known one, a link, or the path of a cluster file",
+    )
+    data_loading: DataLoadingSpec | None = Field(
+        default=None, description="how fast sequences are read; null: no step waits for them"
     )
 
     def description(self) -> Gpu:

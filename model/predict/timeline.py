@@ -35,7 +35,7 @@ class Timeline:
     """A step laid out in time. [P, X]; communication of the micro-batches by class of stages.
 
     Attributes:
-        step_s: the step.
+        step_s: the step, whose sequences are read beside it.
         device_s: the step if the host were never late, and updated nothing itself.
         fill_s: while a pipeline fills and drains: what passes take beyond those of the slowest stage.
         exposed_step_s: exposed communication that comes once a step.
@@ -85,6 +85,9 @@ class PipelineStep:
         p = self.plans
         synchronizes = (p.tp > 1) | (p.pp > 1) | (p.ep > 1) | ((p.zero_stage > 0) & (p.dp * p.cp > 1))
         self._busy_waits = (synchronizes & machine.framework.busy_waits)[:, None]
+        loading = machine.data_loading
+        read_s = np.zeros(len(p)) if loading is None else loading.step_s(p.micro_batches * p.micro_batch, p.dp)
+        self._read_s = read_s[:, None]
 
     def take(self, rows: IntArray) -> PipelineStep:
         """The plans at these rows, repeated as asked; of the work of the device at the highest clock alone."""
@@ -94,6 +97,7 @@ class PipelineStep:
         some.costs = [take_rows(cost.at_highest_clock(), rows) for cost in self.costs]
         some.m = at_rows(self.m, rows)
         some._async_launch, some._busy_waits = at_rows(self._async_launch, rows), at_rows(self._busy_waits, rows)
+        some._read_s = at_rows(self._read_s, rows)
         return some
 
     def _launches_asynchronously(self, machine: System) -> BoolArray:
@@ -123,8 +127,9 @@ class PipelineStep:
         slowest_s = largest([f + b for f, b in zip(forward, backward, strict=True)])
         device_s = passes_s + optimizer_s + exposed_step_s
         late_s = self._late_s(forward, backward, devices)
+        done_s = np.maximum(device_s, late_s) + largest([cost.host_update_s for cost in self.costs])
         return Timeline(
-            step_s=np.maximum(device_s, late_s) + largest([cost.host_update_s for cost in self.costs]),
+            step_s=np.maximum(done_s, self._read_s),
             device_s=device_s,
             fill_s=np.maximum(passes_s - self.m * slowest_s, 0.0),
             exposed_step_s=exposed_step_s,

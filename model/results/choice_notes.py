@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from moemodel.model.architecture.spec import Architecture
 from moemodel.model.layers.adapted_model import model_adapters
 from moemodel.model.layers.parameters import parameters
@@ -12,9 +14,11 @@ from moemodel.model.step.system import System
 
 
 def choice_notes(plan: Plan, architecture: Architecture, machine: System) -> Iterator[str]:
-    """Of adapters: what is trained; of what the host keeps: how fast that is taken to be."""
+    """Of adapters: what is trained; of what the host keeps: how fast that is taken to be; of data: how long they
+    take."""
     yield from _adapters(architecture, machine)
     yield from _host(plan, machine)
+    yield from _data(plan, machine)
 
 
 def _adapters(architecture: Architecture, machine: System) -> Iterator[str]:
@@ -37,3 +41,14 @@ def _host(plan: Plan, machine: System) -> Iterator[str]:
     said = plan.offload is not None and "host_memory_GBps" in plan.offload.model_fields_set
     assumed = "" if said or not offload.optimizer else ", which is assumed"
     yield f"Of what the host keeps: {link} {memory if offload.optimizer else ''}".rstrip() + f"{assumed}."
+
+
+def _data(plan: Plan, machine: System) -> Iterator[str]:
+    if machine.data_loading is None:
+        return
+    sequences = plan.micro_batches * plan.micro_batch
+    (read_s,) = machine.data_loading.step_s(np.array([sequences]), np.array([plan.parallel.dp]))
+    yield (
+        f"A step takes {read_s:.3g} s at least, in which {machine.data_loading.workers} processes of each replica read "
+        f"its {sequences} sequences (cluster.data_loading)."
+    )

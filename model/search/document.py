@@ -19,6 +19,7 @@ from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import GpuVariant
 from moemodel.model.hardware.link import Link
 from moemodel.model.plan.context_comm import CpComm
+from moemodel.model.plan.data_loading import DataLoadingSpec
 from moemodel.model.plan.dispatch import OF_DISPATCH, DispatchName
 from moemodel.model.plan.failures import FailuresSpec
 from moemodel.model.plan.left_to_framework import ONE_FOR_ALL
@@ -180,6 +181,7 @@ class SearchCluster(Strict):
     gpus: ClusterGpus = (1,)
     gpus_per_node: Gpus | None = None
     internode: Text | Link = "infiniband-ndr"
+    data_loading: DataLoadingSpec | None = None
 
 
 class Ranges(Strict):

@@ -55,7 +55,7 @@ _FIXED = (
     *ONE_FOR_ALL,
     *("backend", "power_cap_W"),
 )
-_FIXED_CLUSTER = ("gpu", "gpu_variant", "gpus_per_node", "internode")
+_FIXED_CLUSTER = ("gpu", "gpu_variant", "gpus_per_node", "internode", "data_loading")
 
 Find = Callable[[Search], SearchResult]
 

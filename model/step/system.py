@@ -27,6 +27,7 @@ from moemodel.model.hardware.gpu import Gpu
 from moemodel.model.network.cluster import Internode, cluster_network, read_internode
 from moemodel.model.network.collectives import Network
 from moemodel.model.plan.context_comm import ALL_GATHER
+from moemodel.model.plan.data_loading import DataLoadingSpec
 from moemodel.model.plan.offload import OffloadSpec
 from moemodel.model.plan.router_policies import form_as_asked
 from moemodel.model.plan.spec import EIGHT_BITS, Plan
@@ -66,6 +67,7 @@ class System:
         loss_is_stated: the plan says how the loss is computed.
         several_nodes: its GPUs fill more than one, between which nothing was measured.
         changes: figures of the GPU that the calibration was rescaled for.
+        data_loading: how fast sequences are read; None: no step waits for them.
     """
 
     gpu: Gpu
@@ -82,6 +84,7 @@ class System:
     loss_is_stated: bool = False
     several_nodes: bool = False
     changes: tuple[Change, ...] = ()
+    data_loading: DataLoadingSpec | None = None
 
     @property
     def memory_error(self) -> float:
@@ -180,6 +183,7 @@ def system_of(plan: Plan, calibration: Calibration) -> System:
         loss_is_stated=plan.cross_entropy is not None,
         several_nodes=cluster.gpus > network.gpus_per_node and not internode.tested,
         changes=changes,
+        data_loading=cluster.data_loading,
     )
 
 

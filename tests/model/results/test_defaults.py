@@ -95,8 +95,8 @@ OTHERWISE: dict[str, list[Any]] = {
     "site.price_per_kWh": [0.2],
     "site.gpu_hour_price": [2.0],
 }
-# What is no assumption: names; what a plan trains, whether it is ever interrupted, where nothing is cut off, and by
-# which rule its tokens find experts; the GPU as it is described; degrees, whose product is the GPUs.
+# What is no assumption: names; what a plan trains, whether it is interrupted or waits for data, where nothing is cut
+# off, and by which rule its tokens find experts; the GPU as it is described; degrees, whose product is the GPUs.
 NO_ASSUMPTION = {
     "name",
     "mode",
@@ -108,6 +108,7 @@ NO_ASSUMPTION = {
     "site.currency",
     "cluster.gpus",
     "cluster.gpu_variant",
+    "cluster.data_loading",
 }
 NO_ASSUMPTION |= {f"routing.{rule}" for rule in ("router", "top_k", "normalize", "capacity_factor", "residual")}
 NO_ASSUMPTION |= {f"routing.{rule}" for rule in ("jitter", "temperature", "balance_loss", "z_loss", "bias_rate")}

@@ -958,7 +958,8 @@ limits: {step_time_s: 2}
         (
             "gpus: 8",
             "nodes: 8",
-            ":4: unknown key 'cluster.nodes'; allowed here: gpu, gpu_variant, gpus, gpus_per_node, internode",
+            ":4: unknown key 'cluster.nodes'; allowed here: data_loading, gpu, gpu_variant, gpus, "
+            "gpus_per_node, internode",
         ),
         ("global_batch: 64\n", "", ": the key 'global_batch' is missing"),
         ("cluster:", "keep: 0\ncluster:", ":4: keep: found 0; input should be greater than 0"),
