@@ -163,7 +163,7 @@ class OperatorCostModel:
             roofline_terms(fit, self.chip, _stacked([call.shape for _, call in called], shapes), calls=len(called))
             for fit, called in zip(fits, operators, strict=True)
         ]
-        price = operator_times(terms, self.chip, self.clock_Hz_K)
+        price = self._with_cycles(operator_times(terms, self.chip, self.clock_Hz_K), operators, shapes)
         least, busy_s = _of_mean_rank(price, operators, shapes)
         energy = self.power.unscaled_J(least, self.clock_Hz_K, busy_s)
         time, energy, clock = self._within_fast_limit(np.atleast_1d(price.work.flops), price.time_s_UK, energy)
@@ -196,6 +196,14 @@ class OperatorCostModel:
         keys = [f"{fit.kind}/{fit.direction}" for fit in fits]
         for lane, operator, spread_s in runs.spreads(highest_s * price.log_error_U):
             lane.spread_s[keys[operator]] = lane.spread_s.get(keys[operator], 0.0) + spread_s
+
+    def _with_cycles(self, price: OperatorTime, operators: Sequence[Sequence[_Booked]], shapes: int) -> OperatorTime:
+        """With what calls take of SMs behind what they move."""
+        cycles = [np.broadcast_to(call.sm_cycles, shapes) for called in operators for _, call in called]
+        if not any(each.any() for each in cycles):
+            return price
+        more_s = np.concatenate(cycles)[:, None] / (self.chip.multiprocessors * self.clock_Hz_K)
+        return replace(price, time_s_UK=price.time_s_UK + more_s, busy_s_UK=price.busy_s_UK + more_s)
 
     def _within_fast_limit(
         self, flops_U: FloatArray, time: FloatArray, energy: FloatArray

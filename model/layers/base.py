@@ -182,6 +182,8 @@ class LayerOp:
         gating: of a router, or of what moves rows to experts and back.
         plain: none of the framework's fused kernels does it.
         slowness: time of its kernels, forward and backward, over that of those which were measured.
+        sm_cycles: of all SMs together, that its kernel takes behind what it moves; backward where it runs there alone.
+            [P]
         target: which linear layer it is, that may have an adapter (`layers.adapters`); "": none such.
     """
 
@@ -200,6 +202,7 @@ class LayerOp:
     gating: bool = False
     plain: bool = False
     slowness: float = 1.0
+    sm_cycles: FloatArray | float = 0.0
     target: AdaptedLinear | Literal[""] = ""
 
 

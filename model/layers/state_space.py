@@ -1,9 +1,9 @@
 """State-space mixers: Mamba-2 as `mamba_ssm` runs it, one call for convolution, scan and gate.
 
 Sizes of a scan count what its kernels read and write (mamba_ssm, ops/triton/ssd_combined.py, 2.2), each tensor once a
-kernel: inputs of heads, states at the end of every chunk, products of C and B in every chunk. Its own products (about
-40 FLOPs a byte) run behind these. Nobody measured these kernels for this project: they are priced as copies of as many
-bytes.
+kernel: inputs of heads, states at the end of every chunk, products of C and B in every chunk. They are priced as copies
+of as many bytes, and behind these come the FLOPs of its products, which Triton's kernels do at a small part of what
+tensor cores could (`_FLOPS_OF_A_CYCLE`): nobody measured them for this project, others' readings are taken.
 """
 
 from __future__ import annotations
@@ -31,6 +31,23 @@ _OF_INPUTS, _OF_INPUTS_BACKWARD = 1.0 + 4.0, 1.0 + 5.0 + 1.0 + 3.0 + 1.0 + 1.0 +
 _OF_STATES, _OF_STATES_BACKWARD = 1.0 + 2.0 + 1.0, 3.0 + 1.0 + 4.0 + 3.0
 # Products of C and B, float32: of bmm_chunk and chunk_scan; backward again, dx, dcb and two products
 _OF_PAIRS, _OF_PAIRS_BACKWARD = 2.0, 2.0 + 1.0 + 2.0
+# FLOPs of its products (Dao and Gu 2024, section 6), with P the width of a head, N its states, Q tokens of a chunk.
+# Of a token and head 2 P N each: forward the state of its chunk, and what comes of the state before it; backward the
+# first again, gradients of states, of inputs, of B and of C. Q P each, half of a chunk's square: forward what its own
+# chunk gives; backward gradients of inputs, of pairs and of decays. Of a token and group Q N each: products of C and B;
+# backward again, and two of their gradients
+_STATE_PRODUCTS, _STATE_PRODUCTS_BACKWARD = 2.0, 5.0
+_CHUNK_PRODUCTS, _CHUNK_PRODUCTS_BACKWARD = 1.0, 3.0
+_GROUP_PRODUCTS, _GROUP_PRODUCTS_BACKWARD = 1.0, 3.0
+# How many of these an SM does in a cycle, of 4,096 that an H100's tensor cores could: forward and backward.
+#   forward     five kernels on an H100 take 80 ns a token in the mean of 8,192 to 32,768 (vLLM, pull request 27299: 128
+#               heads of 64, 128 states, one group, chunks of 256): 6.3 MFLOP behind 84 kB that a copy moves in 28 ns,
+#               at 1.9 GHz
+#   backward    Mamba-2 of 1.3B (48 layers of 64 such heads) trains at 102, 239 and 360 TFLOP/s on an A100, an H200 and
+#               a GB200 (state-spaces/mamba, issue 904; 6 N FLOPs a token, four sequences of 4,096): less what all else
+#               is predicted to take, 0.77, 0.37 and 0.31 us a token and layer are the scan's, of which 0.20, 0.06 and
+#               0.04 move its bytes. At 1.41, 1.8 and 1.9 GHz that leaves 104, 124 and 115
+_FLOPS_OF_A_CYCLE, _FLOPS_OF_A_CYCLE_BACKWARD = 480.0, 114.0
 # Kernels that the host queues for a call of the scan: cumsum, chunk_state, state_passing, bmm_chunk, chunk_scan;
 # backward the first four again, then dz, dstates, state_passing, dx, db, dC, dcb, two products, ddA, cumsum. Each is
 # Triton's, of some forty arguments, and takes as long as four of torch's: of 1, 4, 7 and 10 the nearest to what two of
@@ -89,11 +106,31 @@ class StateSpaceBlock(Block):
         yield linear(tokens, self.hidden, s.width / tp, bias=s.bias)
 
     def _scan(self, batch: MicroBatch) -> Iterator[LayerOp]:
-        """Tensors of all kernels of the scan."""
+        """Tensors of all kernels of the scan, and the cycles of its products."""
         inputs, states, pairs = self._elements(batch)
         there = _OF_INPUTS * inputs + _OF_STATES * states + _OF_PAIRS * pairs
         back = _OF_INPUTS_BACKWARD * inputs + _OF_STATES_BACKWARD * states + _OF_PAIRS_BACKWARD * pairs
-        yield LayerOp(kind=Kind.COPY, shape=Shape(m=there / 2), copies=(Shape(m=back / 2),))
+        forward, backward = (flops * (batch.tokens / batch.tp) for flops in self._scan_flops())
+        yield LayerOp(kind=Kind.COPY, shape=Shape(m=there / 2), sm_cycles=forward / _FLOPS_OF_A_CYCLE)
+        yield LayerOp(
+            kind=Kind.COPY,
+            shape=Shape(m=back / 2),
+            copies=(Shape(m=back / 2),),
+            only_backward=True,
+            sm_cycles=backward / _FLOPS_OF_A_CYCLE_BACKWARD,
+        )
+
+    def _scan_flops(self) -> tuple[float, float]:
+        """Of a token's products forward and backward."""
+        s = self.spec
+        of_states, of_chunks = 2.0 * s.width * s.state_dim, float(s.chunk * s.width)
+        of_groups = float(s.groups * s.chunk * s.state_dim)
+        return (
+            _STATE_PRODUCTS * of_states + _CHUNK_PRODUCTS * of_chunks + _GROUP_PRODUCTS * of_groups,
+            _STATE_PRODUCTS_BACKWARD * of_states
+            + _CHUNK_PRODUCTS_BACKWARD * of_chunks
+            + _GROUP_PRODUCTS_BACKWARD * of_groups,
+        )
 
     def _elements(self, batch: MicroBatch) -> tuple[FloatArray, FloatArray, FloatArray]:
         """16-bit elements of a micro-batch's inputs, of its states at the ends of chunks, of products of C and B."""

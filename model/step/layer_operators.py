@@ -178,6 +178,7 @@ class Workload:
             load_balance=op.load_balance,
             operand_energy=op.operand_energy,
             slowness=op.slowness,
+            sm_cycles=op.sm_cycles,
             gating=_gates(op),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,16 @@ import numpy as np
 import pytest
 
 import moemodel
+from moemodel.calibration.store.catalogue import shipped
 from moemodel.model.architecture.hf_config import read_architecture
 from moemodel.model.core.errors import InfeasiblePlanError, InputError
+from moemodel.model.device.operator_cost import OperatorCostModel
+from moemodel.model.device.power import power_model
+from moemodel.model.device.roofline import chip_of_calibration
 from moemodel.model.layers.flops import model_flops
 from moemodel.model.layers.parameters import parameters
+from moemodel.model.operators.calls import Call, Phase
+from moemodel.model.operators.work import Kind, Pass, Shape
 from moemodel.model.plan.megatron_arguments import megatron_run
 from moemodel.model.results.measured import BESIDE_THE_ALLOCATOR
 
@@ -107,6 +114,40 @@ def test_memory_is_what_megatrons_tests_held(tmp_path: Path, degrees: dict[str, 
     terms_B = found.memory_terms_B
     allocated_B = sum(size_B for name, size_B in terms_B.items() if name not in BESIDE_THE_ALLOCATOR)
     assert allocated_B == pytest.approx(measured_B, rel=0.01)
+
+
+# state-spaces/mamba, issue 904: TFLOP/s of 6 N FLOPs a token, of the model that the project calls mamba2-1.3b
+@pytest.mark.parametrize(
+    ("gpu", "measured_flops"), [("a100-sxm-80gb", 102.5e12), ("h200-sxm-141gb", 239.2e12), ("gb200-186gb", 360.4e12)]
+)
+def test_published_runs_of_mamba_2(tmp_path: Path, gpu: str, measured_flops: float) -> None:
+    mamba = {"hidden_size": 2048, "num_hidden_layers": 48, "hybrid_override_pattern": 48 * "M", "vocab_size": 50288}
+    mamba |= {"mamba_num_heads": 64, "mamba_head_dim": 64, "ssm_state_size": 128, "n_groups": 1, "chunk_size": 256}
+    path = _file(tmp_path, _SMALL | mamba | {"tie_word_embeddings": True})
+    plan = {"architecture": path, "sequence_length": 4096, "global_batch": 4, "micro_batch": 4}
+    plan |= {"backend": "megatron-core", "precision": "bf16-mixed", "cluster": {"gpu": gpu, "gpus": 1}}
+    found_s = moemodel.predict(plan | {"parallel": {"dp": 1}}).step_time_s.value
+    published_s = 6 * parameters(read_architecture(path)).total * 4 * 4096 / measured_flops
+    assert found_s == pytest.approx(published_s, rel=0.06)
+
+
+def test_cycles_of_sms_come_behind_what_moves() -> None:
+    """132 SMs that take a million cycles each do so in a millisecond at 1 GHz, and in half of it at 2."""
+    calibration = shipped("h100-sxm-80gb")
+    chip, clocks_Hz = chip_of_calibration(calibration), np.array([1e9, 2e9])
+    pricer = OperatorCostModel(calibration, chip, power_model(calibration), clocks_Hz)
+    copy = Call(
+        kind=Kind.COPY,
+        direction=Pass.FORWARD,
+        shape=Shape(m=np.array([3e7])),
+        phase=Phase.FORWARD,
+        count=np.ones(1),
+    )
+    moved, both = (
+        pricer.phase_costs([replace(copy, sm_cycles=cycles)], 1)[Phase.FORWARD] for cycles in (0.0, 132 * 1e6)
+    )
+    assert both.time_s_UK - moved.time_s_UK == pytest.approx(np.array([[1e-3, 0.5e-3]]), rel=1e-9)
+    assert (both.energy_J_UK > moved.energy_J_UK).all()
 
 
 def test_ends_of_stages_are_read() -> None:
