@@ -76,10 +76,12 @@ class PrecisionRecipe:
         update_B: of a parameter, that one kernel of an update moves.
         matmul_dtype: type of the operands of products inside layers, whose rate `device.precision` takes from the GPU's
             peaks; those of 8 and 4 bits are cast by kernels beforehand.
-        cast_B: bytes that these move of an element, all of them together.
+        cast_B: bytes that these move of an element, all of them together; `normed_B` of what a norm gives, beyond what
+            that norm moves; None: as of any other.
         matrix_state_B: bytes a parameter of states of matrices, where an optimizer keeps less of these.
         layer_B: bytes of a layer's parameter that is kept, where it differs from `weight_B`; `gathered_B` of one that
-            data-parallel ranks gather, where it differs from an element.
+            data-parallel ranks gather, where it differs from an element; `gathered_cast_B` that putting one which comes
+            in 8 bits in another order moves, in place of a cast.
         blocks: operands have a float32 scale for every 128 elements, and kernels of their own.
         splits_accumulation: in products of cast gradients sums go to float32 every 128 of depth.
     """
@@ -94,10 +96,12 @@ class PrecisionRecipe:
     update_B: float = _UPDATE_B
     matmul_dtype: Dtype = "bf16"
     cast_B: float = 4.0
+    normed_B: float | None = None
     blocks: bool = False
     matrix_state_B: float | None = None
     layer_B: float | None = None
     gathered_B: float | None = None
+    gathered_cast_B: float | None = None
     splits_accumulation: bool = False
 
     def with_states(self, *, state_B: float, update_B: float) -> PrecisionRecipe:
@@ -113,6 +117,11 @@ class PrecisionRecipe:
     def casts(self) -> bool:
         """Whether kernels cast the operands of products beforehand."""
         return self.matmul_dtype in _CAST_B
+
+    @property
+    def weight_cast_B(self) -> float:
+        """Bytes that casts of a weight move: as of any operand, or of one that is gathered in 8 bits."""
+        return self.cast_B if self.gathered_cast_B is None else self.gathered_cast_B
 
     @property
     def product_input_B(self) -> float:
@@ -224,6 +233,10 @@ class Framework:
             2 shards.
         sums_B: bytes a parameter that adding a micro-batch's gradients to what is there moves, of the first one's too;
             None: as torch's, of all others.
+        fills_gradients: gradients lie in buffers that every step fills with zeros, and that those of every micro-batch
+            are added to, the first one's too.
+        casts_weights: how often weights are cast where operands of products are: once a step, in the first forward
+            pass, or in every one; None: they stay cast.
         host_update_B: bytes a parameter that an update on the host moves through its memory.
         eager_sharding: what sharding a tensor adds are plain kernels, one after another: the vocabulary-parallel loss
             and embedding, norms over all heads, rows of several ranks sorted by expert again.
@@ -291,6 +304,9 @@ class Framework:
         replicates_shards: ZeRO may shard over groups of ranks, each for itself (`parallel.replicas`).
         all_reduces: gradients are all-reduced under ZeRO 1, too, rather than scattered.
         gradient_bucket_B: without ZeRO they are, in messages of so many bytes of 16-bit gradients; None: in one.
+        bucket_parameters: in messages of so many parameters where a plan says so; None: as `step.data_parallel` says.
+        checks_gradients: the host waits for the norm of every message's gradients beforehand, and looks at it, where a
+            plan says so.
         whole_state_B: bytes a parameter of optimizer states without ZeRO, where these are not as many, beside copies of
             gradients in DDP's buckets; None: as many.
         gathered_tensor_s: of each tensor and each rank that has a part of it, to copy that part to its place when ZeRO
@@ -369,6 +385,8 @@ class Framework:
     sharded_optimizer_B: float = 0.0
     gradients_B: float = 0.0
     sums_B: float | None = None
+    fills_gradients: bool = False
+    casts_weights: Literal["step", "pass"] | None = None
     host_update_B: float = _HOST_UPDATE_B
     eager_sharding: bool = False
 
@@ -413,6 +431,8 @@ class Framework:
     data_parallel: Literal["ddp-fsdp2", "distributed-optimizer", "flattened"] = "distributed-optimizer"
     all_reduces: bool = False
     gradient_bucket_B: float | None = None
+    bucket_parameters: int | None = None
+    checks_gradients: bool = False
     whole_state_B: float | None = None
     gathered_tensor_s: float = 0.0
     replicates_shards: bool = False

@@ -43,6 +43,8 @@ _NOT_SAID |= {
     "offload",
     "lora",
     "deterministic",
+    "bucket_parameters",
+    "checks_gradients",
 }  # a plan says these
 _NAME = Field(min_length=1, max_length=100, pattern=r"^[\w.-]+$")
 

@@ -37,6 +37,8 @@ FSDP = replace(
     fused_loss_B=(2.0, 4.0),
     logit_B=4.0,  # 16-bit logits and their gradient in their place, and the 16-bit copy that is shifted
     eager_sharding=False,
+    # nobody tells its layers which micro-batch is a step's first (is_first_microbatch of te.Linear)
+    casts_weights="pass",
     gradient_wire_B=4.0,  # Composer's mixed_precision DEFAULT reduces in float32
     moe=PLAIN_FORM,
     compiles=False,

@@ -122,6 +122,7 @@ MEGATRON_LM = Framework(
     moment_dtypes=("fp32", "bf16", "fp16", "fp8"),  # transformer_engine/pytorch/optimizers/fused_adam.py
     master_dtypes=("fp32", "fp16", "remainder"),
     sharded_dtypes=True,  # use_precision_aware_optimizer (core/optimizer/__init__.py)
+    fills_gradients=True,  # reset (core/distributed/param_and_grad_buffer.py)
     keeps_norm_shards=True,
     gated_tensors=3.0,
     keeps_expert_outputs=False,
@@ -171,6 +172,7 @@ MEGATRON_LM_2021 = Framework(
     flash_attention=False,
     dropout=True,
     keeps_norm_shards=True,
+    fills_gradients=True,  # zero_grad_buffer, and main_grad.add_ in every backward pass (megatron/model/distributed.py)
     logit_B=6.0,
     synchronizes_every_pass=True,
     # `scatter_gather_tensors_in_pipeline`, on by default from February 2021 on (megatron/p2p_communication.py) until

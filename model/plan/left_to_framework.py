@@ -25,6 +25,8 @@ NONE_IN_A_SEARCH = (
     "compile",
     "cuda_graphs",
     "collective_checks",
+    "bucket_parameters",
+    "gradient_checks",
     "cross_entropy",
     "deterministic",
     "gradient_dtype",

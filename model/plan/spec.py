@@ -50,6 +50,7 @@ _MOST_TOKENS = 100_000_000  # of one sequence
 
 Text = Annotated[str, AfterValidator(_printable), Field(max_length=4096)]
 Count = Annotated[int, Field(gt=0, le=_MOST_SEQUENCES, strict=True)]  # strict: `true` is no 1
+Parameters = Annotated[int, Field(gt=0, le=1_000_000_000_000, strict=True)]  # assumed, as above
 Tokens = Annotated[int, Field(gt=0, le=_MOST_TOKENS, strict=True)]
 Gpus = Annotated[int, Field(gt=0, le=MOST_GPUS, strict=True)]
 MicroBatch = Annotated[int, Field(gt=0, le=1_000_000, strict=True)]
@@ -220,6 +221,22 @@ def check_fp8_recipe(asked: str | None, framework: Framework, precision: Precisi
         )
 
 
+def check_buckets(bucket_parameters: int | None, gradient_checks: bool | None, framework: Framework) -> None:
+    """Refuse buckets of parameters, and a look at them, of code that has no such ones.
+
+    Raises:
+        ValueError: what is allowed.
+    """
+    if framework.fills_gradients:
+        return
+    for key, found in (("bucket_parameters", bucket_parameters), ("gradient_checks", gradient_checks)):
+        if found is not None and found is not False:
+            raise ValueError(
+                f"{key}: found {str(found).lower()} with backend {framework.name}, which exchanges gradients in its "
+                "own way; allowed: null, or a backend of Megatron"
+            )
+
+
 def check_muon(optimizer: OptimizerStates | None, lora: LoraSpec | None, offload: OffloadSpec | None) -> None:
     """Refuse what nothing is known of beside updates that are made orthogonal.
 
@@ -341,6 +358,16 @@ class Plan(NamesFiles):
     gradient_dtype: Literal["bf16", "fp32"] | None = Field(
         default=None, description="type that gradients are summed in; null: as the framework does"
     )
+    bucket_parameters: Parameters | None = Field(
+        default=None,
+        description="of which gradients are exchanged together; the tensor that makes them as many is the last; null: "
+        "a layer's",
+    )
+    gradient_checks: Switch | None = Field(
+        default=None,
+        description="the host looks at every bucket's gradients before they are exchanged, whether all are numbers; "
+        "null: it does not",
+    )
     fp8_recipe: Fp8Recipe | None = Field(
         default=None,
         description="how operands of precision fp8 are scaled: tensorwise by their current largest, delayed by that of "
@@ -441,6 +468,7 @@ class Plan(NamesFiles):
         check_precision(self.backend, self.precision)
         check_optimizer(self.optimizer, framework_of(self.backend), self.precision)
         check_fp8_recipe(self.fp8_recipe, framework_of(self.backend), self.precision)
+        check_buckets(self.bucket_parameters, self.gradient_checks, framework_of(self.backend))
         return self
 
     @model_validator(mode="after")

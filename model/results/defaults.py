@@ -48,6 +48,9 @@ def _choices(plan: Plan, architecture: Architecture, machine: System) -> Iterato
             yield "parameter_dtype", f"as {plan.backend} keeps it"
         if p.tp > 1:
             yield "tp_comm_overlap", f"as {plan.backend} does"
+        if machine.framework.fills_gradients and p.dp * p.cp > 1:
+            yield "bucket_parameters", "those of a layer"
+            yield "gradient_checks", "false"
         yield "dropout", f"as {plan.backend} has it"
         yield "optimizer", f"states as {plan.backend} keeps them"
         yield "offload", "none"

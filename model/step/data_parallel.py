@@ -12,6 +12,8 @@ buckets under ZeRO are taken for layers and ends too: buckets of 40 million fit 
     ZeRO 3   the same, and parameters are gathered for the forward and again, but for the ends, for the backward pass of
              every micro-batch; also in a pipeline
 
+Where a plan says how many parameters a bucket has (`bucket_parameters`), buckets take the place of layers.
+
 (Rajbhandari et al. 2020, section 7; Zhao et al. 2023, section 3.3.) In a pipeline of torch, gradients that FSDP
 scatters, and those of zero-bubble's backward passes in two parts, are exchanged when all passes are done, once a run of
 its schedule whatever the ZeRO stage (torch.distributed.pipelining 2.11,
@@ -189,6 +191,7 @@ class DataParallel:
         self._zero = plans.zero_stage
         all_reduces = framework.data_parallel == "flattened" or framework.all_reduces
         self._bucket_B = framework.gradient_bucket_B
+        self._bucket_parameters = framework.bucket_parameters
         self._reduction = Collective.ALL_REDUCE if all_reduces else Collective.REDUCE_SCATTER
         torch = framework.data_parallel == "ddp-fsdp2"
         self._spread = torch & (plans.ep > 1)
@@ -245,7 +248,7 @@ class DataParallel:
             last_B = np.where(self._split_pass | (self._spread & experts), size_B, last_B)
         most = (_EXPERT_TENSORS if experts else _TENSORS) * np.maximum(units.layers, 1)
         buckets = np.clip((size_B - last_B) / _BUCKET_B, 1.0, most)
-        if self._bucket_B is not None:
+        if self._bucket_B is not None or self._bucket_parameters is not None:
             buckets = self._messages(units)
         behind_s = counts.reductions * self._some(Collective.ALL_REDUCE, size_B - last_B, buckets, group)
         shown_s = counts.reductions * self._some(Collective.ALL_REDUCE, last_B, 1.0, group)
@@ -262,19 +265,24 @@ class DataParallel:
     def _messages(self, units: FsdpUnits) -> FloatArray:
         """In which the gradients of layers are reduced. A bucket is closed by the tensor that fills it: it holds half a
         tensor more than it has to."""
-        inner_B = _HALF_B * units.dense
-        mean_B = (self._bucket_B or 0.0) + inner_B / np.maximum(units.layers, 1) / (2 * _LARGE_TENSORS)
-        return np.maximum(inner_B / mean_B, 1.0)
+        inner_B, full_B = _HALF_B * units.dense, self._bucket_B or 0.0
+        if self._bucket_parameters is not None:
+            full_B = _HALF_B * self._bucket_parameters
+        mean_B = full_B + inner_B / np.maximum(units.layers, 1) / (2 * _LARGE_TENSORS)
+        return np.maximum(inner_B / np.maximum(mean_B, _HALF_B), 1.0)
 
     def _sharded(
         self, units: FsdpUnits, trained: FsdpUnits, counts: ExchangeCounts, group: Group, *, replicas: Group
     ) -> StepExchange:
-        """ZeRO 1 to 3. A pass gathers, and a pass scatters, each layer and the ends; one layer and the ends show.
+        """ZeRO 1 to 3. A pass gathers, and a pass scatters, each layer or bucket and the ends; one and the ends show.
 
         Where several groups of ranks hold all shards each, what is scattered in a group is then summed over groups
         (torch.distributed.fsdp 2.11, `foreach_reduce`; Megatron-LM, core/distributed/param_and_grad_buffer.py).
         """
-        layers, parts, reduced = np.maximum(units.layers, 1), (units.dense, units.ends), (trained.dense, trained.ends)
+        layers: FloatArray | IntArray = np.maximum(units.layers, 1)
+        if self._bucket_parameters is not None:
+            layers = self._messages(trained)
+        parts, reduced = (units.dense, units.ends), (trained.dense, trained.ends)
         gathered_B, reduced_B = (
             (self._layer_B * parts[0], self._parameter_B * parts[1]),
             (self._gradient_B * reduced[0], self._gradient_B * reduced[1]),

@@ -42,9 +42,11 @@ def gradients_in_ddp_buckets(plans: PlanBatch, framework: Framework) -> BoolArra
 
 
 def accumulated_fraction(plans: PlanBatch, framework: Framework) -> FloatArray:
-    """Share of the micro-batches whose gradients are added to what is there; the first one's only in buckets, [P]."""
+    """Share of the micro-batches whose gradients are added to what is there, [P]; the first one's only where they stay
+    in buffers from step to step."""
     m = plans.micro_batches
-    return np.where(gradients_in_ddp_buckets(plans, framework), 1.0, (m - 1) / m)
+    stays = gradients_in_ddp_buckets(plans, framework) | framework.fills_gradients
+    return np.where(stays, 1.0, (m - 1) / m)
 
 
 class Workload:
@@ -132,7 +134,7 @@ class Workload:
         return calls
 
     def _casts(self, forward: Iterable[LayerOp]) -> Iterator[LayerOp]:
-        """Before every product, its input cast to 8 or 4 bits; backward the gradient of its output. Weights stay cast.
+        """Before every product, its input cast to 8 or 4 bits; backward the gradient of its output.
 
         In two orders, since tensor cores read 8-bit operands along the depth alone, as copies that move as many bytes
         (`PrecisionRecipe.cast_B`).
@@ -142,9 +144,12 @@ class Workload:
             if op.kind in (Kind.GEMM, Kind.GROUPED_GEMM):
                 m, n, k = (np.asarray(size, dtype=np.float64) for size in (op.shape.m, op.shape.n, op.shape.k))
                 read = of_shards if op.target in _GATHERED else copies
+                if self.batch.recipe.normed_B is not None and op.target in _GATHERED:
+                    read = np.asarray(self.batch.recipe.normed_B / _COPY_B)
                 if self.framework.compiled and op.grad_fan_in is not None:  # another product's cast serves (cse)
                     read = np.zeros(1)
-                elements = Shape(m=np.broadcast_to(m * k * read, self._one.shape))
+                weights = n * k * copies if self.framework.casts_weights == "pass" else 0.0
+                elements = Shape(m=np.broadcast_to(m * k * read + weights, self._one.shape))
                 gradient = Shape(m=m * n * (of_shards if op.target in _SCATTERED else copies))
                 yield LayerOp(
                     kind=Kind.COPY,
@@ -215,10 +220,21 @@ class Workload:
 
     def gradients(self, held: FloatArray) -> list[Call]:
         """What a step does with so many gradients, whoever updates their parameters."""
-        if self.framework.forward_only or not self.framework.gradients_B:
+        framework, gradient_B = self.framework, self.batch.recipe.gradient_B
+        # written where they are filled with zeros, read where they are looked at
+        moved_B = framework.gradients_B + (framework.fills_gradients + framework.checks_gradients) * gradient_B
+        if self.framework.forward_only or not moved_B:
             return []
-        moved = Shape(m=held * (self.framework.gradients_B / _COPY_B))
+        moved = Shape(m=held * (moved_B / _COPY_B))
         return [_call(Kind.COPY, Pass.FORWARD, moved, Phase.OPTIMIZER, self._one)]
+
+    def weights(self, layers: FloatArray) -> list[Call]:
+        """Casts of so many parameters of layers, once a step, in the first forward pass."""
+        moved_B = self.batch.recipe.weight_cast_B
+        if self.framework.casts_weights != "step" or not self.batch.recipe.casts or not moved_B:
+            return []
+        moved, first = Shape(m=layers * (moved_B / _COPY_B)), 1.0 / self.plans.micro_batches
+        return [_call(Kind.COPY, Pass.FORWARD, moved, Phase.FORWARD, first)]
 
     def copies(
         self, layers: FloatArray, ends: FloatArray, counts: ExchangeCounts, reduced: FloatArray | None = None

@@ -74,7 +74,8 @@ class StageCost:
         recompute_sync_s: the same in a backward pass, and in what it recomputes.
         host_behind_s, before_share: where graphs hold what comes before the host waits in each layer, what it queues
             behind that in a forward pass, and the share of the device's forward pass that comes before, [P, 1]; else 0.
-        host_update_s: in which the host updates what it keeps of the parameters, and the GPU waits, [P, 1].
+        host_update_s: in which the host updates what it keeps of the parameters, or looks at gradients, and the GPU
+            waits, [P, 1].
         variance_s2: of the device's time in a step, [P]; what it does has no spread of its own.
         pipeline_fill_comm_s: messages on a micro-batch's way through the pipeline that nothing hides, once a step, [P].
     """
@@ -270,6 +271,7 @@ class BlockCosts:
                 *(held.accumulated, plans.micro_batches),
             ),
             priced(lambda work, rows: work.optimizer(held.owned[rows]), held.owned),
+            priced(lambda work, rows: work.weights(held.weights[rows]), held.weights, plans.micro_batches),
             priced(
                 lambda work, rows: work.copies(held.inner[rows], ends[rows], counts.take(rows), reduced[rows]),
                 *(held.inner, ends, reduced, plans.micro_batches, *vars(counts).values()),
@@ -382,9 +384,22 @@ class StageCosts:
             host_behind_s=passes.host_behind_s,
             before_share=passes.before_share,
             pipeline_fill_comm_s=passes.pipeline_fill_comm_s,
-            host_update_s=once.host_update_s[:, None],
+            host_update_s=once.host_update_s[:, None] + self._looked_at_s(call, once),
             variance_s2=variance_s2,
         )
+
+    def _looked_at_s(self, call: HostCost, once: _Once) -> FloatArray:
+        """In which the device stands idle since the host looks at gradients before it has them exchanged, [P, 1].
+
+        It asks of every bucket's norm whether it is a number, and whether it is infinite, waits for either answer,
+        queues the exchange and then the next kernel (Megatron Core, core/distributed/param_and_grad_buffer.py,
+        check_grads; core/rerun_state_machine.py, validate_result).
+        """
+        if not self.blocks.machine.framework.checks_gradients:
+            return np.zeros((len(self.plans), 1))
+        buckets = once.exchange.units * once.counts.reductions + once.exchange.buckets
+        calls = 2 * _CALLS_OF_A_WAIT + 1 + _CALLS_OF_A_DRAIN
+        return np.asarray(calls * buckets[:, None] * call.backward_s)
 
     def _variance_s2(self, passes: _Passes, once: _Once) -> FloatArray:
         """Of the device's time in a step, [P]: errors of an operator's calls add up, those of several do not. Only what
@@ -446,7 +461,7 @@ class _Once:
         exchange: over data-parallel ranks; `counts` how often.
         added_tensors: whose gradients the mean micro-batch adds to what is there, [P]; `tensors` of the stage.
         checks_s: host time of checks of what is exchanged, and of what matrices are made orthogonal by, [P, 1].
-        host_update_s: as in `StageCost`, [P].
+        host_update_s: as in `StageCost`, of parameters, [P].
     """
 
     updates: dict[Phase, PhaseCost]
@@ -469,7 +484,7 @@ class _Held:
     Attributes:
         units: as they are exchanged; `reduced` those that have gradients; `counts` how often.
         orthogonalized: matrices of each shape that it makes orthogonal, [P, S].
-        inner: of layers, those that other ranks hold, too.
+        inner: of layers, those that other ranks hold, too; `weights` all of them.
         owned: that it updates in the optimizer step.
         accumulated: whose gradients a micro-batch adds to those before it.
     """
@@ -479,6 +494,7 @@ class _Held:
     orthogonalized: FloatArray
     counts: ExchangeCounts
     inner: FloatArray
+    weights: FloatArray
     owned: FloatArray
     accumulated: FloatArray
 
@@ -636,6 +652,7 @@ class _StageParts:
             reduced=memory.reduced_units(stage),
             orthogonalized=orthogonalized(memory, stage),
             inner=units.dense + np.where(memory.expert_copies > 1, units.expert, 0.0),
+            weights=units.dense + units.expert,
             counts=ExchangeCounts.of(self.plans, self._blocks.machine.framework, stage.first),
             owned=memory.owned(shard),
             accumulated=memory.accumulated(shard),

@@ -209,6 +209,9 @@ def framework_as_run(plan: Plan) -> Framework:
         )
     if plan.cp_comm is not None and not (plan.cp_comm == ALL_GATHER and framework.gathers_keys):
         framework = replace(framework, cp_comm=plan.cp_comm, gathers_keys=False)
+    framework = replace(
+        framework, bucket_parameters=plan.bucket_parameters, checks_gradients=bool(plan.gradient_checks)
+    )
     if plan.fp8_recipe is not None:
         recipe = _scaled_so(framework.precisions[plan.precision], plan.fp8_recipe)
         framework = replace(framework, precisions={**framework.precisions, plan.precision: recipe})
@@ -245,10 +248,13 @@ def _scaled_so(recipe: PrecisionRecipe, asked: Fp8Recipe) -> PrecisionRecipe:
 
     Bytes that casts move of an element: read (2) and written in both orders (2); by the current largest, which is
     looked for first, read once more (2); of blocks with their scales. Kernels for blocks sum every 128 in float32 as
-    they were read.
+    they were read. A norm that knows the scale writes 8 bits itself (1 less), which are read and written in the other
+    order (2; transformer_engine/pytorch/module/layernorm_linear.py).
     """
-    if asked != "blockwise":
-        return replace(recipe, cast_B={"delayed": 4.0, "tensorwise": 6.0}[asked])
+    if asked == "delayed":
+        return replace(recipe, cast_B=4.0, normed_B=1.0)
+    if asked == "tensorwise":
+        return replace(recipe, cast_B=6.0)
     blocks = replace(recipe, blocks=True, splits_accumulation=False)
     return replace(blocks, cast_B=2.0 + 2 * blocks.product_input_B)
 
@@ -269,7 +275,11 @@ def _with_parameters(framework: Framework, plan: Plan, dtype: str) -> PrecisionR
     gathered_B = recipe.product_input_B if narrow and not blocks else recipe.element_size_B
     if framework.data_parallel == "ddp-fsdp2":
         return replace(recipe, gathered_B=gathered_B)
-    return replace(recipe, layer_B=cast_B + (0.0 if narrow else recipe.element_size_B), gathered_B=gathered_B)
+    layer_B = cast_B + (0.0 if narrow else recipe.element_size_B)
+    if not narrow or blocks:
+        return replace(recipe, layer_B=layer_B, gathered_B=gathered_B)
+    turned_B = 0.0 if one_order else 2 * recipe.product_input_B  # read, and written in the other order
+    return replace(recipe, layer_B=layer_B, gathered_B=gathered_B, gathered_cast_B=turned_B)
 
 
 def _offload(said: OffloadSpec) -> HostOffload:

@@ -56,6 +56,8 @@ OTHERWISE: dict[str, list[Any]] = {
     "compile": [True],
     "cuda_graphs": [True],
     "collective_checks": [True],
+    "bucket_parameters": [64],
+    "gradient_checks": [True],
     "cross_entropy": ["plain", "fused"],
     "deterministic": [True],
     "gradient_dtype": ["bf16", "fp32"],

@@ -44,14 +44,18 @@ def cast_B(made: Plan) -> float:
     return float(sum(4 * np.sum(call.shape.m) for call in layer if call.kind is Kind.COPY and call.phase == "forward"))
 
 
+BLOCKS_B = 2 + 2 * (1 + 4 / 128)
+
+
 @pytest.mark.parametrize(
-    ("recipe", "element_B"), [(None, 6), ("tensorwise", 6), ("delayed", 4), ("blockwise", 2 + 2 * (1 + 4 / 128))]
+    ("recipe", "normed_B", "element_B"),
+    [(None, 6, 6), ("tensorwise", 6, 6), ("delayed", 1, 4), ("blockwise", BLOCKS_B, BLOCKS_B)],
 )
-def test_bytes_of_casts(recipe: str | None, element_B: float) -> None:
-    """Of the inputs of four products: 4096, 4096, 4096 and 14336 wide."""
+def test_bytes_of_casts(recipe: str | None, normed_B: float, element_B: float) -> None:
+    """Of the inputs of four products: two behind norms, both 4096 wide, and two others, 4096 and 14336."""
     plain = cast_B(plan(precision="bf16-mixed"))
-    widths = 4096 * (4096 + 4096 + 4096 + 14336)
-    assert cast_B(plan(fp8_recipe=recipe)) - plain == pytest.approx(element_B * widths)
+    normed, others = 4096 * (4096 + 4096), 4096 * (4096 + 14336)
+    assert cast_B(plan(fp8_recipe=recipe)) - plain == pytest.approx(normed_B * normed + element_B * others)
 
 
 def test_scales_of_blocks_are_kept() -> None:
