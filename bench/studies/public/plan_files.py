@@ -28,8 +28,9 @@ _UNSTATED = re.compile(r"-(none|selective|full)$")
 _OPERATOR_SELECTIVE = re.compile(r"-sac-as-(none|full)$")
 # What the sources say of the software and boards of plans that, written when none could say so, stand for it with
 # others': torchtitan's reports name the board (96 GB of HBM2e, 2.4 TB/s) and whether layers were compiled; models named
-# mpt- are llm-foundry's, which trains them under FSDP
-_TITAN, _FOUNDRY, _EAGER = "titan", "mpt-", "eager"
+# mpt- are llm-foundry's, which trains them under FSDP; NVIDIA's submissions to MLPerf scale by what was largest in
+# steps before (config_fp8.sh, FP8_AMAX_HISTORY)
+_TITAN, _FOUNDRY, _EAGER, _MLPERF = "titan", "mpt-", "eager", "-mlperf"
 # Names of Megatron-Bridge's runs say model and release, whose configuration says the rest (`studies.bridge_recipes`)
 _BRIDGE = re.compile(r"\d\d-(\w[\w.]*)-(\d\d\.\d\d(?:\.\d\d)?)-(?:none|selective|full)")
 _BRIDGE_MODELS = {
@@ -109,6 +110,8 @@ def _as_its_comments_have_it(plan: Plan, path: Path) -> dict[str, object]:
     said: dict[str, object] = {}
     if "DeepEP" in remarks:
         said["routing"] = plan.routing.model_copy(update={"dispatch": "deepep"})
+    if "fp8 parameters are gathered" in remarks:
+        said["parameter_dtype"] = "fp8"
     if schedules := _SCHEDULES.search(remarks):
         said["micro_batches_per_schedule"] = int(schedules[1])
     return said
@@ -126,6 +129,8 @@ def _as_the_source_has_it(plan: Plan, path: Path) -> Plan:
             said["tp_comm_overlap"] = True
     elif _FOUNDRY in Path(plan.architecture).name:
         said = {"backend": "fsdp"}
+    elif _MLPERF in Path(plan.architecture).stem and plan.precision == "fp8":
+        said = {"fp8_recipe": "delayed"}
     said |= _as_its_comments_have_it(plan, path) | _as_its_release_has_it(plan, path)
     try:
         return Plan.model_validate(plan.model_copy(update=said).model_dump())

@@ -64,6 +64,37 @@ _MLPERF: dict[str, tuple[str, dict[str, int] | None]] = {
     "llama31_8b": ("llama-3-8b", None),
 }
 
+# What configurations and programs beside the results set (mlcommons/training_results_v3.1 and _v5.1). All: conf/
+# custom.yaml, fp8_recipe delayed (in v3.1 nothing else was there) but HPE, whose config_common.sh says tensorwise;
+# 8-bit weights (FP8_PARAMS, FP8_PARAM_GATHER). gpt3, llama31_405b: TP_COMM_OVERLAP. Losses of v5.1 are MCore's own
+# fusion (cross_entropy_fusion_impl) but HPE's (CE_FUSION_IMPL te); pretrain.py of Cisco and Nebius looks at gradients
+# (check_for_nan_in_grad). Their `bucket_size` of 64 and 200 are parameters. Nebius' and HPE's communication callback
+# replaces it by 128 Mi (NeMo, megatron_comm_overlap.py); Cisco's is commented out, and with it overlap of tensor
+# parallelism. HPE's steps are CUDA graphs (config_common_cg.sh), its attention of 8 bits is not modelled. Cisco's nodes
+# have 400 Gb Ethernet (systems/hpf_n8.json)
+_CISCO: dict[str, Any] = {
+    "fp8_recipe": "delayed",
+    "parameter_dtype": "fp8",
+    "tp_comm_overlap": False,
+    "cross_entropy": "compiled",
+    "bucket_parameters": 64,
+    "gradient_checks": True,
+}
+_MLPERF_SOFTWARE: dict[tuple[str, str], dict[str, Any]] = {
+    ("gpt3", ""): {"fp8_recipe": "delayed", "tp_comm_overlap": True},
+    ("llama31_405b", "Nebius"): {
+        "fp8_recipe": "delayed",
+        "parameter_dtype": "fp8",
+        "tp_comm_overlap": True,
+        "cross_entropy": "compiled",
+        "bucket_parameters": 2**27,
+        "gradient_checks": True,
+    },
+    ("llama31_8b", "Cisco"): _CISCO,
+    ("llama31_8b", "HPE"): {"parameter_dtype": "fp8", "cuda_graphs": True, "bucket_parameters": 2**27},
+}
+_MLPERF_NETWORKS = {"Cisco": "ethernet-400g"}
+
 
 def mlperf(folder: Path) -> list[PublicRun]:
     """Of each system the median step; plans by the configurations beside the results (`studies.runs`)."""
@@ -83,6 +114,9 @@ def _mlperf_run(benchmark: str, submitter: str, system: str, results: pd.DataFra
         return PublicRun(label=label, plans=(why,), time_s=time_s, is_read=False)
     tp, pp, cp, vp = degrees
     name, stage_layers = _MLPERF[benchmark]
+    cluster = {"gpu": "h200-sxm-141gb" if "H200" in str(first["accelerator"]) else "h100-sxm-80gb", "gpus": gpus}
+    if submitter in _MLPERF_NETWORKS:
+        cluster["internode"] = _MLPERF_NETWORKS[submitter]
     document = {
         "architecture": model(name),
         "sequence_length": int(first["seq"]),
@@ -90,7 +124,8 @@ def _mlperf_run(benchmark: str, submitter: str, system: str, results: pd.DataFra
         "precision": "fp8",
         "backend": "megatron-core",
         "stage_layers": stage_layers,
-        "cluster": {"gpu": "h200-sxm-141gb" if "H200" in str(first["accelerator"]) else "h100-sxm-80gb", "gpus": gpus},
+        "cluster": cluster,
+        **_MLPERF_SOFTWARE.get((benchmark, ""), _MLPERF_SOFTWARE.get((benchmark, submitter), {})),
         "parallel": {
             "dp": gpus // (tp * pp * cp),
             "tp": tp,
