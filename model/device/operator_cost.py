@@ -167,9 +167,6 @@ class OperatorCostModel:
         least, busy_s = _of_mean_rank(price, operators, shapes)
         energy = self.power.unscaled_J(least, self.clock_Hz_K, busy_s)
         time, energy, clock = self._within_fast_limit(np.atleast_1d(price.work.flops), price.time_s_UK, energy)
-        slower = np.array([call.slowness for called in operators for _, call in called])
-        if (slower != 1.0).any():
-            time = time * np.repeat(slower, shapes)[:, None]
         highest_s = time[:, -1]
         runs = _Runs.of(operators, shapes, [self.power.factor(*_operator(called)) for called in operators])
         sums = zip(
@@ -198,12 +195,17 @@ class OperatorCostModel:
             lane.spread_s[keys[operator]] = lane.spread_s.get(keys[operator], 0.0) + spread_s
 
     def _with_cycles(self, price: OperatorTime, operators: Sequence[Sequence[_Booked]], shapes: int) -> OperatorTime:
-        """With what calls take of SMs behind what they move."""
-        cycles = [np.broadcast_to(call.sm_cycles, shapes) for called in operators for _, call in called]
-        if not any(each.any() for each in cycles):
+        """With what calls take of SMs behind what they move, and beside it."""
+        every = [call for called in operators for _, call in called]
+        cycles, added = (
+            [np.broadcast_to(one, shapes) for one in column]
+            for column in zip(*((call.sm_cycles, call.added_s) for call in every), strict=True)
+        )
+        if not any(each.any() for each in (*cycles, *added)):
             return price
-        more_s = np.concatenate(cycles)[:, None] / (self.chip.multiprocessors * self.clock_Hz_K)
-        return replace(price, time_s_UK=price.time_s_UK + more_s, busy_s_UK=price.busy_s_UK + more_s)
+        busy_s = np.concatenate(cycles)[:, None] / (self.chip.multiprocessors * self.clock_Hz_K)
+        more_s = busy_s + np.concatenate(added)[:, None]
+        return replace(price, time_s_UK=price.time_s_UK + more_s, busy_s_UK=price.busy_s_UK + busy_s)
 
     def _within_fast_limit(
         self, flops_U: FloatArray, time: FloatArray, energy: FloatArray

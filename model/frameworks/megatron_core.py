@@ -9,11 +9,11 @@ from dataclasses import replace
 
 from moemodel.model.frameworks.base import Framework, HostFactors, PrecisionRecipe
 from moemodel.model.frameworks.megatron_lm import (
-    CAST_PRODUCT_SLOWNESS,
-    CAST_SLOWNESS,
+    CAST_CYCLES,
     CLAMPED_ROWS,
     DETERMINISTIC_ENGINE_B,
     EXPERT_BIASES,
+    EXPERT_KERNEL_S,
     GROUPED_WORKSPACE_B,
     TRANSFORMER_ENGINE,
     TRANSFORMER_ENGINE_HOST,
@@ -48,8 +48,12 @@ MEGATRON_CORE = Framework(
         ),
         # the same in blocks of 32 with a scale each (Blackwell's tensor cores)
         "mxfp8": PrecisionRecipe(weight_B=2, gradient_B=2, state_B=12, matmul_dtype="mxfp8"),
-        # in 4 bits, in blocks of 16, beside 16-bit weights (assumed: those are quantised anew in every step)
-        "nvfp4": PrecisionRecipe(weight_B=2, gradient_B=2, state_B=12, matmul_dtype="nvfp4"),
+        # in 4 bits, in blocks of 16, beside 16-bit weights (assumed: those are quantised anew in every step). Elements
+        # are gone over thrice: for the largest, of columns that a Hadamard transform has turned, then in either order
+        # (pytorch/csrc/quantizer.cpp, NVFP4Quantizer::quantize_impl)
+        "nvfp4": PrecisionRecipe(
+            weight_B=2, gradient_B=2, state_B=12, matmul_dtype="nvfp4", cast_B=3 * 2.0 + 2 * 9 / 16
+        ),
     },
     fused_qkv=True,
     fused_gate_up=True,
@@ -84,8 +88,8 @@ MEGATRON_CORE = Framework(
         # _maybe_dtoh_and_synchronize (moe/token_dispatcher.py); `linear_offset` of clamped rows, a tensor that the host
         # copies (fusions/fused_bias_geglu.py)
         host_waits=HostWaits(forward=1, cut=1, clamped=1),
-        cast_product_slowness=CAST_PRODUCT_SLOWNESS,
-        cast_slowness=CAST_SLOWNESS,
+        cast_cycles=CAST_CYCLES,
+        expert_kernel_s=EXPERT_KERNEL_S,
         biases=EXPERT_BIASES,
         clamps=CLAMPED_ROWS,
         sorts_several=True,  # sort_chunks_by_idxs (moe/token_dispatcher.py)

@@ -19,13 +19,14 @@ TRANSFORMER_ENGINE: frozenset[FusedOperator] = frozenset(
 # (`bench/host_factors.py --golden`): its machines differ. Of either pass alike: step times do not tell them apart
 TRANSFORMER_ENGINE_HOST = HostFactors(forward=3.1, backward=3.1)
 
-# Of experts in 8 and 4 bits, time of products and of what casts their rows, over that of the grouped kernels that
-# calibrations hold and of copies that move as much: Transformer Engine runs both expert by expert, products on a few
-# streams (pytorch/module/grouped_linear.py: split_quantize, general_grouped_gemm). Chosen by Megatron-Bridge's runs of
-# Qwen3 on 16 and 256 H100, whose device is behind: 15 % too fast without, 6 % with them. Runs on Blackwell, to which
-# nothing was fitted, go from 15 to 4 % too fast. In 16 bits nothing asks for them (a run of Qwen3-30B on 8 H100 is
-# predicted 11 % too slow, DeepSeek-V3 on 1,024 1 %)
-CAST_PRODUCT_SLOWNESS, CAST_SLOWNESS = 1.4, 3.5
+# Experts in 8 and 4 bits: Transformer Engine casts and multiplies expert by expert, products on a few streams
+# (pytorch/module/grouped_linear.py: split_quantize, general_grouped_gemm). What casts behind moving bytes, in cycles of
+# an SM a byte, and what each expert's kernel takes beside its work (launched behind one another, begun and ended on an
+# SM) were chosen by Megatron-Bridge's runs of Qwen3 and Nemotron 3 on H100 and Blackwell, whose device is behind. The
+# first makes 1.1 TB/s on a B200, on which these casts were read at 1.0 to 1.25 (ROCm/TransformerEngine, pull request
+# 598: 8,192 x 28,672 elements). In 16 bits nothing asks for them (a run of Qwen3-30B on 8 H100 is predicted 11 % too
+# slow, DeepSeek-V3 on 1,024 1 %)
+CAST_CYCLES, EXPERT_KERNEL_S = 0.21, 8e-6
 
 # Of experts with biases: of the second product's that of each expert times its rows' probabilities (float32 written),
 # added to its rows (read; float32 read and written), all side by side, and to 16 bits; backward to float32, of each to
@@ -105,8 +106,8 @@ MEGATRON_LM = Framework(
     moe=replace(
         SEQUENTIAL_FORM,
         sorts_several=True,
-        cast_product_slowness=CAST_PRODUCT_SLOWNESS,
-        cast_slowness=CAST_SLOWNESS,
+        cast_cycles=CAST_CYCLES,
+        expert_kernel_s=EXPERT_KERNEL_S,
         biases=EXPERT_BIASES,
         clamps=CLAMPED_ROWS,
         host_waits=HostWaits(clamped=1),

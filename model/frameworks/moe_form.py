@@ -123,8 +123,9 @@ class MoeForm:
         min_capacity: rows that a capacity is at least.
         products: of all experts together (`grouped`); of each by itself, one after another (`each`); or of each on
             one of several streams, which fills the device as a grouped product does (`streams`).
-        cast_product_slowness, cast_slowness: time of grouped products of 8 and 4 bits, and of what casts their rows,
-            over that of the grouped kernels and copies that a calibration holds.
+        cast_cycles: of an SM, for each byte of rows that casts to 8 and 4 bits move, behind moving it.
+        expert_kernel_s: of each product of 8 and 4 bits, and of each cast, of an expert by itself, beside its work.
+        fuses_casts: the kernel that activates inner rows casts them, and their gradients.
         splits_gate: gate and up-projection of an expert are products of their own.
         dispatch: rows are sorted by their expert, and weighted and added back, by what calibrations call permute and
             unpermute; by kernels that `kernels` lists; or by products with masks of T x E C (GShard, Lepikhin et al.
@@ -150,8 +151,9 @@ class MoeForm:
     padding: Literal["capacity", "always", "never"] = "capacity"
     min_capacity: int = 0
     products: Literal["grouped", "each", "streams"] = "grouped"
-    cast_product_slowness: float = 1.0
-    cast_slowness: float = 1.0
+    cast_cycles: float = 0.0
+    expert_kernel_s: float = 0.0
+    fuses_casts: bool = False
     splits_gate: bool = False
     dispatch: Literal["sorted", "kernels", "masks"] = "sorted"
     sorts_again: bool = True

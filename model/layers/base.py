@@ -181,9 +181,9 @@ class LayerOp:
         only_backward: it runs in backward passes alone, where its `copies` and `grad_fan_in` do.
         gating: of a router, or of what moves rows to experts and back.
         plain: none of the framework's fused kernels does it.
-        slowness: time of its kernels, forward and backward, over that of those which were measured.
         sm_cycles: of all SMs together, that its kernel takes behind what it moves; backward where it runs there alone.
             [P]
+        added_s: that its kernels take behind the rest in each pass, whatever the clock. [P]
         target: which linear layer it is, that may have an adapter (`layers.adapters`); "": none such.
     """
 
@@ -201,8 +201,8 @@ class LayerOp:
     only_backward: bool = False
     gating: bool = False
     plain: bool = False
-    slowness: float = 1.0
     sm_cycles: FloatArray | float = 0.0
+    added_s: FloatArray | float = 0.0
     target: AdaptedLinear | Literal[""] = ""
 
 

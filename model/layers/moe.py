@@ -159,9 +159,9 @@ class MoeBlock(Block):
     # ---- operators --------------------------------------------------------------------------------------------------
 
     def operators(self, batch: MicroBatch) -> Iterator[LayerOp]:
-        slowness = batch.framework.moe.cast_product_slowness if batch.recipe.casts else 1.0
+        kernels_s = self._local(batch) * batch.framework.moe.expert_kernel_s * batch.recipe.casts
         for op in self._operators(batch):
-            yield replace(op, slowness=slowness) if op.kind is Kind.GROUPED_GEMM else op
+            yield replace(op, added_s=kernels_s) if op.kind is Kind.GROUPED_GEMM else op
 
     def _operators(self, batch: MicroBatch) -> Iterator[LayerOp]:
         moe, form, rows = self.spec, batch.framework.moe, self._rows(batch)

@@ -28,7 +28,7 @@ class Call:
     count: FloatArray
     load_balance: FloatArray | float = 1.0  # work of the mean rank over that of the busiest, whose shape this is
     operand_energy: FloatArray | float = 1.0  # energy of what it multiplies over that of random numbers
-    slowness: float = 1.0  # time over that of the kernel that was measured; it moves and multiplies as much
     sm_cycles: FloatArray | float = 0.0  # of all SMs together, behind what it moves: what they do with it takes so many
+    added_s: FloatArray | float = 0.0  # whatever the clock, behind the rest
     recomputed: bool = False  # a forward operator that a backward pass runs again
     gating: bool = False  # of a Mixture-of-Experts block: router, dispatch or combination

@@ -39,8 +39,9 @@ def kernels_as_asked(framework: Framework, plan: Plan) -> Framework:
         found = replace(found, checks_collectives=True, keeps_norm_shards=found.keeps_norm_shards or found.frees_late)
     if not plan.cuda_graphs:
         return found
-    parts = None if isinstance(plan.cuda_graphs, bool) else plan.cuda_graphs
-    return replace(found, captured=plan.cuda_graphs is True, captured_parts=parts)
+    if isinstance(plan.cuda_graphs, bool):
+        return replace(found, captured=True, moe=replace(found.moe, expert_kernel_s=0.0, fuses_casts=True))
+    return replace(found, captured_parts=plan.cuda_graphs)
 
 
 def _compiled(framework: Framework, plan: Plan) -> Framework:

@@ -140,8 +140,12 @@ class Workload:
         (`PrecisionRecipe.cast_B`).
         """
         copies, of_shards = self.batch.recipe.cast_B / _COPY_B, self._cast_as_shards()
-        for op in forward:
-            if op.kind in (Kind.GEMM, Kind.GROUPED_GEMM):
+        every = list(forward)
+        experts = [op for op in every if op.kind is Kind.GROUPED_GEMM]
+        for op in every:
+            if op.kind is Kind.GROUPED_GEMM:
+                yield from self._expert_casts(op, first=op is experts[0], last=op is experts[-1])
+            elif op.kind is Kind.GEMM:
                 m, n, k = (np.asarray(size, dtype=np.float64) for size in (op.shape.m, op.shape.n, op.shape.k))
                 read = of_shards if op.target in _GATHERED else copies
                 if self.batch.recipe.normed_B is not None and op.target in _GATHERED:
@@ -157,9 +161,22 @@ class Workload:
                     copies=(gradient,),
                     attention_core=op.attention_core,
                     parts=op.parts,
-                    slowness=self.framework.moe.cast_slowness if op.kind is Kind.GROUPED_GEMM else 1.0,
                 )
             yield op
+
+    def _expert_casts(self, op: LayerOp, *, first: bool, last: bool) -> Iterator[LayerOp]:
+        """The same of a product of experts, the first or last of their products or neither: rows forward and their
+        gradients backward, each expert's by a kernel of its own, where the one that activates them does not."""
+        form, cast_B = self.framework.moe, self.batch.recipe.cast_B
+        m, n, k = (np.asarray(size, dtype=np.float64) for size in (op.shape.m, op.shape.n, op.shape.k))
+        of_rows = LayerOp(kind=Kind.COPY, shape=Shape(m=m * k * (cast_B / _COPY_B)), parts=op.parts)
+        of_gradients = replace(of_rows, shape=Shape(m=m * n * (cast_B / _COPY_B)), only_backward=True)
+        for cast, fused in ((of_rows, form.fuses_casts and not first), (of_gradients, form.fuses_casts and not last)):
+            if fused:
+                continue
+            copies = (cast.shape,) if cast.only_backward else ()
+            cycles = np.asarray(cast.shape.m) * _COPY_B * form.cast_cycles
+            yield replace(cast, copies=copies, sm_cycles=cycles, added_s=op.added_s)
 
     def _cast_as_shards(self) -> FloatArray | float:
         """Copies of an element that ranks cast a part of each, and gather: of all they write another order. [P]"""
@@ -182,8 +199,8 @@ class Workload:
             count=self._mask(op),
             load_balance=op.load_balance,
             operand_energy=op.operand_energy,
-            slowness=op.slowness,
             sm_cycles=op.sm_cycles,
+            added_s=op.added_s,
             gating=_gates(op),
         )
 
