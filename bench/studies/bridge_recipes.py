@@ -1,9 +1,9 @@
 """What Megatron-Bridge's benchmarks switch on beside what its tables say, by model, GPU and release.
 
 From the configurations of its releases: v0.1.0rc4 (25.09; scripts/performance/run_script.py and configs), v0.2.0
-(25.11), v0.3.0 (26.02 and 26.02.01), v0.4.0 (26.04), v0.4.2 (26.04.01) and v0.5.0 (26.06), scripts/performance/configs,
-*_workload_base_configs.py; v0.5.1 (26.06.01), the same; v0.6.0 (26.08), src/megatron/bridge/perf_recipes. What a
-release does not change holds on.
+(25.11), v0.3.0 (26.02), v0.3.1 (26.02.01), v0.4.0 (26.04), v0.4.2 (26.04.01) and v0.5.0 (26.06),
+scripts/performance/configs, *_workload_base_configs.py; v0.5.1 (26.06.01), the same; v0.6.0 (26.08),
+src/megatron/bridge/perf_recipes. What a release does not change holds on.
 
     dispatch        rows once a node or rank: moe_flex_dispatcher_backend deepep or hybridep
     overlap         behind another micro-batch's computation: moe_a2a_overlap (overlap_moe_expert_parallel_comm)
@@ -11,8 +11,8 @@ release does not change holds on.
                     the last two
     recompute       recompute_modules
     drops           apply_moe_token_drop: a capacity of 1, padded
-    micro_batch, virtual_stages    where the table has others, copied from the release before: 25.11 of Qwen3 30B and of
-                    GPT-OSS
+    micro_batch, pp, ep, virtual_stages    where the table has others, copied from the release before: 25.11 of Qwen3
+                    30B and of GPT-OSS, 26.02.01 of Qwen3 30B
 
 In 26.02 the dispatcher of the H100 was not switched on (pull request 2393: "Set flex and alltoall for perf jobs").
 """
@@ -36,6 +36,8 @@ class Recipe:
     recompute: str = "none"
     drops: bool = False
     micro_batch: int | None = None
+    pp: int | None = None
+    ep: int | None = None
     virtual_stages: int | None = None
 
     @property
@@ -61,7 +63,7 @@ _RECIPES: dict[tuple[str, str], Sequence[tuple[str, Recipe]]] = {
         ("25.09", Recipe(drops=True)),
         ("25.11", Recipe(overlap=True, micro_batch=1, virtual_stages=12)),
         ("26.02", _BEHIND),
-        ("26.02.01", replace(_ONCE, overlap=True)),
+        ("26.02.01", replace(_ONCE, pp=1, ep=16, virtual_stages=1)),
         ("26.04", _ONCE),
     ),
     ("qwen3-30b-a3b", GB200): (("25.11", _ROUTER), ("26.06", _WHOLE)),

@@ -640,6 +640,7 @@ def _bridge_row(record: Mapping[str, Any], name: str, architecture: Architecture
     release = str(record["release"]).split()[0]
     software = "BF16" if str(record["precision"]) == "BF16" else "FP8"
     used = recipe(_RECIPE_NAMES[name], gpu, release)
+    pp, ep = used.pp or pp, used.ep or ep
     if name == "GPT OSS 120B":
         software += _TURNED_APART
     return Row(

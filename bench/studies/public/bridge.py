@@ -77,6 +77,7 @@ def _document(record: Mapping[Any, Any], name: str, gpu: str) -> dict[str, Any]:
     gpus = int(record["gpus"])
     tp, pp, cp, vp, ep = (degree(record[key]) for key in ("tp", "pp", "cp", "vp", "ep"))
     used = recipe(name, gpu, str(record["release"]).split()[0])
+    pp, ep = used.pp or pp, used.ep or ep
     return {
         "architecture": model(name),
         "sequence_length": int(record["seq"]),

@@ -10,6 +10,7 @@ from studies.bridge_recipes import B200, B300, GB200, H100, Recipe, recipe
 # As each release's configuration has it, v0.2.0 to v0.6.0 (scripts/performance/configs and perf_recipes)
 BY_HAND = [
     (("qwen3-30b-a3b", H100, "25.11"), ("alltoall", True, None)),  # moe_a2a_overlap
+    (("qwen3-30b-a3b", H100, "26.02.01"), ("deepep", False, None)),  # v0.3.1
     (("qwen3-30b-a3b", H100, "26.08"), ("deepep", False, None)),  # hybridep, moe_a2a_overlap False
     (("qwen3-235b-a22b", H100, "26.06"), ("alltoall", True, None)),
     (("qwen3-235b-a22b", B300, "26.04"), ("alltoall", False, None)),
@@ -28,6 +29,12 @@ def test_recipes_are_those_of_their_release(
 ) -> None:
     found = recipe(*asked)
     assert (found.dispatch, found.overlap, found.cuda_graphs) == expected
+
+
+def test_degrees_that_a_table_copied_are_those_of_its_configuration() -> None:
+    """v0.3.1: expert_model_parallel_size 16, no pipeline (QWEN3_30B_A3B_PRETRAIN_CONFIG_H100_FP8_CS_V1)."""
+    found = recipe("qwen3-30b-a3b", H100, "26.02.01")
+    assert (found.pp, found.ep, found.virtual_stages) == (1, 16, 1)
 
 
 def test_what_a_release_does_not_name_is_as_in_the_one_before_it() -> None:
