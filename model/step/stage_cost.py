@@ -962,9 +962,10 @@ class _StageParts:
         return framework.host_factors, slower * (framework.deterministic_host if framework.deterministic else 1.0)
 
     def again(self, call: HostCost, calls: FloatArray) -> HostCost:
-        """Of forward operators that a backward pass runs again, [P, 1]."""
-        factor = self._host_factors[0].forward if self._is_plain else 1.0
-        return HostCost(forward_s=0.0, backward_s=factor * call.forward_s * calls[:, None])
+        """Of forward operators that a backward pass runs again, [P, 1]: by the same modules."""
+        factors, slower = self._host_factors
+        times = factors.forward * (1.0 if self._is_plain else slower)  # `call` of plain layers has the host in it
+        return HostCost(forward_s=0.0, backward_s=times * call.forward_s * calls[:, None])
 
     def kernels(self, forward: FloatArray, backward: FloatArray, layers: HostCost) -> HostCost:
         """Blocks that were measured, and where none were, so many kernels in either pass; the framework's own as they

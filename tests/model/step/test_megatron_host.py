@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import moemodel
 from moemodel.calibration.store.catalogue import load_calibration
 from moemodel.model.frameworks.megatron_lm import (
     DETERMINISTIC_HOST,
@@ -126,3 +127,18 @@ def test_a_slower_host_takes_longer_for_everything(tmp_path: Path) -> None:
     """DGX A100 over DGX H100; its calibration takes its hosts from the H100's."""
     fast, slow = (host_s(tmp_path, {}, gpu=gpu) for gpu in ("h100-sxm-80gb", "a100-sxm-80gb"))
     assert slow == pytest.approx(1.51 * fast, rel=0.05)
+
+
+@pytest.mark.parametrize(("backend", "times"), [("megatron-core", TRANSFORMER_ENGINE_HOST.forward), ("torch", 1.0)])
+def test_layers_that_run_again_take_the_host_as_long_as_forward(tmp_path: Path, backend: str, times: float) -> None:
+    """Of a model so small that the host alone takes time: a gated layer's measured forward pass, by its modules."""
+    llama = {"model_type": "llama", "vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 8}
+    llama |= {"num_attention_heads": 4, "intermediate_size": 128, "max_position_embeddings": 128}
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(llama | {"tie_word_embeddings": False, "rms_norm_eps": 1e-5}), encoding="utf-8")
+    plan = {"architecture": str(config), "sequence_length": 128, "global_batch": 4, "micro_batch": 1}
+    plan |= {"backend": backend, "precision": "bf16-mixed", "cluster": {"gpu": "h100-sxm-80gb", "gpus": 1}}
+    steps_s = [moemodel.predict(plan | {"recompute": again}).step_time_s.value for again in ("none", "full")]
+    lane = next(lane for lane in load_calibration(None, "h100-sxm-80gb").host if lane.backend == "torch")
+    expected_s = 4 * 8 * times * lane.blocks["dense_layer_gated/forward"].value
+    assert steps_s[1] - steps_s[0] == pytest.approx(expected_s, rel=1e-3)
