@@ -167,7 +167,7 @@ def system_of(plan: Plan, calibration: Calibration) -> System:
     network, internode = cluster_network(
         calibration, gpu, cluster.gpus, cluster.gpus_per_node, read_internode(cluster.internode)
     )
-    peak, framework = gpu.peak_16_bit, _on_gpu(framework, gpu)
+    peak, framework = gpu.peak_16_bit, _on_gpu(_in_one_order(framework, gpu), gpu)
     return System(
         gpu=gpu,
         internode=internode,
@@ -324,6 +324,19 @@ def _on_gpu(framework: Framework, gpu: Gpu) -> Framework:
         return framework
     times = max(peak.flops_per_s / gpu.peaks["fp32"].flops_per_s, 1.0)
     return replace(framework, moe=replace(framework.moe, float32_times=times))
+
+
+def _in_one_order(framework: Framework, gpu: Gpu) -> Framework:
+    """With casts of 8 bits that Transformer Engine writes once, where tensor cores take operands in any order
+    (pytorch/utils.py, is_non_tn_fp8_gemm_supported); blocks are scaled along the depth, so written twice."""
+    if gpu.architecture not in _ONE_ORDER or framework.torch_launch:
+        return framework
+    once = {
+        name: replace(recipe, cast_B=recipe.cast_B - recipe.product_input_B)
+        for name, recipe in framework.precisions.items()
+        if recipe.matmul_dtype == "fp8" and not recipe.blocks
+    }
+    return replace(framework, precisions={**framework.precisions, **once}) if once else framework
 
 
 def _there(known_B: Mapping[str, float] | None, gpu: Gpu) -> Mapping[str, float] | None:

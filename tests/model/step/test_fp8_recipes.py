@@ -155,3 +155,12 @@ def test_megatrons_stored_input() -> None:
     found = megatron_run(least | {"activation-func-fp8-input-store": True}, gpu="h100-sxm-80gb", gpus=8)
     assert found.plan["activation_input_dtype"] == "fp8"
     assert not found.unknown
+
+
+@pytest.mark.parametrize(("gpu", "orders"), [("h100-sxm-80gb", 2), ("b200-sxm-180gb", 1), ("gb300-288gb", 1)])
+def test_tensor_cores_that_read_any_order_take_one(gpu: str, orders: int) -> None:
+    """Looked through for the largest, read again, and written in so many orders; blocks of 32 always in both."""
+    made = plan(cluster={"gpu": gpu, "gpus": 1})
+    found = system_of(made, shipped(gpu)).framework.precisions
+    assert found["fp8"].cast_B == 2 + 2 + orders
+    assert found["mxfp8"].cast_B == 4
