@@ -51,11 +51,12 @@ from studies.public.document import write_section
 from studies.public.figures import Group, constants_line, figures, row_line, table
 from studies.public.fits import left_out
 from studies.public.golden import GOLDEN, golden
+from studies.public.mlperf import mlperf
 from studies.public.nanotron import NANOTRON, nanotron
 from studies.public.plan_files import cases, group, group_names
 from studies.public.record import records
 from studies.public.run import PublicRun
-from studies.public.tables import SAILOR, fsdp, mlperf, sailor
+from studies.public.tables import SAILOR, fsdp, sailor
 from studies.runs import BLACKWELL, BRIDGE, FSDP, MLPERF
 
 _SHARED = Path(__file__).parents[2] / "shared"

@@ -80,8 +80,8 @@ class PrecisionRecipe:
             that norm moves; None: as of any other.
         matrix_state_B: bytes a parameter of states of matrices, where an optimizer keeps less of these.
         layer_B: bytes of a layer's parameter that is kept, where it differs from `weight_B`; `gathered_B` of one that
-            data-parallel ranks gather, where it differs from an element; `gathered_cast_B` that putting one which comes
-            in 8 bits in another order moves, in place of a cast.
+            data-parallel ranks gather, where it differs from an element; `kept_cast_B` that casts move of one that is
+            kept in 8 bits, or that putting it in another order does; None: it is kept in 16.
         blocks: operands have a float32 scale for every 128 elements, and kernels of their own.
         splits_accumulation: in products of cast gradients sums go to float32 every 128 of depth.
     """
@@ -101,7 +101,7 @@ class PrecisionRecipe:
     matrix_state_B: float | None = None
     layer_B: float | None = None
     gathered_B: float | None = None
-    gathered_cast_B: float | None = None
+    kept_cast_B: float | None = None
     splits_accumulation: bool = False
 
     def with_states(self, *, state_B: float, update_B: float) -> PrecisionRecipe:
@@ -120,8 +120,8 @@ class PrecisionRecipe:
 
     @property
     def weight_cast_B(self) -> float:
-        """Bytes that casts of a weight move: as of any operand, or of one that is gathered in 8 bits."""
-        return self.cast_B if self.gathered_cast_B is None else self.gathered_cast_B
+        """Bytes that casts of a weight move: as of any operand, or of one that is kept in 8 bits."""
+        return self.cast_B if self.kept_cast_B is None else self.kept_cast_B
 
     @property
     def product_input_B(self) -> float:

@@ -377,15 +377,22 @@ def elementwise(
     return LayerOp(kind=Kind.COPY, shape=shape, copies=copies, attention_core=attention_core, mask=mask)
 
 
-def tensor_parallel_reduction(batch: MicroBatch, size_B: FloatArray, gathered: float = 1.0) -> Iterator[LayerComm]:
+def tensor_parallel_reduction(
+    batch: MicroBatch, size_B: FloatArray, gathered: float = 1.0, *, first: AdaptedLinear | None = None
+) -> Iterator[LayerComm]:
     """The sum of a block's output over tensor-parallel ranks, and of its input's gradient backward.
 
     An all-reduce each way (Shoeybi et al. 2019, section 3); under sequence parallelism a reduce-scatter and an
-    all-gather, the same bytes (Korthikanti et al. 2022, section 4.2.2), or `gathered` times as many.
+    all-gather, the same bytes (Korthikanti et al. 2022, section 4.2.2), or `gathered` times as many. What the `first`
+    product reads is gathered beforehand where an adapter reads it, too (transformer_engine/pytorch/module/
+    layernorm_linear.py, ub_overlap_ag_fprop: not with return_layernorm_output).
     """
     whole, shares = 1 - batch.sequence_parallel, batch.sequence_parallel
     yield tensor_parallel(batch, "all_reduce", size_B, forward=whole, backward=whole)
-    yield tensor_parallel(batch, "all_gather", gathered * size_B, forward=shares, backward=shares)
+    adapted = batch.framework.lora is not None and first in batch.framework.lora.targets
+    gather = tensor_parallel(batch, "all_gather", gathered * size_B, forward=shares, backward=0.0)
+    yield replace(gather, overlap="never") if adapted else gather
+    yield tensor_parallel(batch, "all_gather", gathered * size_B, forward=0.0, backward=shares)
     if not batch.framework.gathers_inputs_again:
         yield tensor_parallel(batch, "reduce_scatter", size_B, forward=shares, backward=shares)
         return

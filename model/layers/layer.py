@@ -140,7 +140,7 @@ class LayerBlocks:
         size_B = batch.element_size_B * batch.tokens * self.hidden
         cast = batch.recipe.product_input_B / batch.element_size_B if batch.framework.casts_shards else 1.0
         for block in self.blocks:
-            yield from tensor_parallel_reduction(batch, size_B, gathered=cast)
+            yield from tensor_parallel_reduction(batch, size_B, gathered=cast, first=block.first_target())
             yield from block.collectives(batch)
         if batch.framework.lora is not None:
             yield from adapter_collectives(self.operators(batch), batch)

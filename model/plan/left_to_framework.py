@@ -25,6 +25,7 @@ NONE_IN_A_SEARCH = (
     "compile",
     "cuda_graphs",
     "collective_checks",
+    "transpose_cache",
     "bucket_parameters",
     "gradient_checks",
     "cross_entropy",

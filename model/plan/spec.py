@@ -221,6 +221,19 @@ def check_fp8_recipe(asked: str | None, framework: Framework, precision: Precisi
         )
 
 
+def check_transpose_cache(asked: bool | None, framework: Framework, precision: Precision) -> None:
+    """Refuse to keep no casts where there are none, or of code that keeps none.
+
+    Raises:
+        ValueError: what is allowed.
+    """
+    if asked is not None and (precision not in EIGHT_BITS or framework.casts_weights != "step"):
+        raise ValueError(
+            f"transpose_cache: found {str(asked).lower()} with backend {framework.name} and precision {precision}; "
+            "allowed: null, or backend megatron-core or nemo with precision fp8 or mxfp8"
+        )
+
+
 def check_buckets(bucket_parameters: int | None, gradient_checks: bool | None, framework: Framework) -> None:
     """Refuse buckets of parameters, and a look at them, of code that has no such ones.
 
@@ -377,6 +390,11 @@ class Plan(NamesFiles):
         default=None,
         description="of layers' weights where products are of 8 bits: kept and gathered; null: as the framework does",
     )
+    transpose_cache: Switch | None = Field(
+        default=None,
+        description="Megatron keeps 8-bit weights in the order of either pass; false: they are cast, or put in order, "
+        "in every pass; null: it does",
+    )
     activation_input_dtype: Literal["fp8"] | None = Field(
         default=None, description="type that gated activations keep their input in; null: as the framework does"
     )
@@ -468,6 +486,7 @@ class Plan(NamesFiles):
         check_precision(self.backend, self.precision)
         check_optimizer(self.optimizer, framework_of(self.backend), self.precision)
         check_fp8_recipe(self.fp8_recipe, framework_of(self.backend), self.precision)
+        check_transpose_cache(self.transpose_cache, framework_of(self.backend), self.precision)
         check_buckets(self.bucket_parameters, self.gradient_checks, framework_of(self.backend))
         return self
 

@@ -46,6 +46,8 @@ def _choices(plan: Plan, architecture: Architecture, machine: System) -> Iterato
             if plan.precision == "fp8":
                 yield "fp8_recipe", f"as {plan.backend} scales"
             yield "parameter_dtype", f"as {plan.backend} keeps it"
+            if machine.framework.casts_weights == "step":
+                yield "transpose_cache", "true"
         if p.tp > 1:
             yield "tp_comm_overlap", f"as {plan.backend} does"
         if machine.framework.fills_gradients and p.dp * p.cp > 1:

@@ -140,6 +140,8 @@ class Workload:
         (`PrecisionRecipe.cast_B`).
         """
         copies, of_shards = self.batch.recipe.cast_B / _COPY_B, self._cast_as_shards()
+        cast_weights = self.batch.recipe.weight_cast_B / _COPY_B
+        adapted = () if self.framework.lora is None else self.framework.lora.targets  # read what norms give in 16 bits
         every = list(forward)
         experts = [op for op in every if op.kind is Kind.GROUPED_GEMM]
         for op in every:
@@ -148,11 +150,11 @@ class Workload:
             elif op.kind is Kind.GEMM:
                 m, n, k = (np.asarray(size, dtype=np.float64) for size in (op.shape.m, op.shape.n, op.shape.k))
                 read = of_shards if op.target in _GATHERED else copies
-                if self.batch.recipe.normed_B is not None and op.target in _GATHERED:
+                if self.batch.recipe.normed_B is not None and op.target in _GATHERED and op.target not in adapted:
                     read = np.asarray(self.batch.recipe.normed_B / _COPY_B)
                 if self.framework.compiled and op.grad_fan_in is not None:  # another product's cast serves (cse)
                     read = np.zeros(1)
-                weights = n * k * copies if self.framework.casts_weights == "pass" else 0.0
+                weights = n * k * cast_weights if self.framework.casts_weights == "pass" else 0.0
                 elements = Shape(m=np.broadcast_to(m * k * read + weights, self._one.shape))
                 gradient = Shape(m=m * n * (of_shards if op.target in _SCATTERED else copies))
                 yield LayerOp(
@@ -247,8 +249,9 @@ class Workload:
 
     def weights(self, layers: FloatArray) -> list[Call]:
         """Casts of so many parameters of layers, once a step, in the first forward pass."""
-        moved_B = self.batch.recipe.weight_cast_B
-        if self.framework.casts_weights != "step" or not self.batch.recipe.casts or not moved_B:
+        moved_B, recipe = self.batch.recipe.weight_cast_B, self.batch.recipe
+        stay = self.framework.lora is not None and recipe.kept_cast_B is not None  # frozen, in both orders from then on
+        if self.framework.casts_weights != "step" or stay or not recipe.casts or not moved_B:
             return []
         moved, first = Shape(m=layers * (moved_B / _COPY_B)), 1.0 / self.plans.micro_batches
         return [_call(Kind.COPY, Pass.FORWARD, moved, Phase.FORWARD, first)]

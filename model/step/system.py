@@ -219,6 +219,8 @@ def framework_as_run(plan: Plan) -> Framework:
     if parameter_dtype is not None:
         recipe = _with_parameters(framework, plan, parameter_dtype)
         framework = replace(framework, precisions={**framework.precisions, plan.precision: recipe})
+    if plan.transpose_cache is False and not (plan.precision == "mxfp8" and parameter_dtype == "fp8"):
+        framework = replace(framework, casts_weights="pass")
     if plan.tp_comm_overlap is not None:
         exchanges: frozenset[OverlapAxis] = frozenset({"tp"})
         overlapped = framework.overlapped | exchanges if plan.tp_comm_overlap else framework.overlapped - exchanges
@@ -275,11 +277,12 @@ def _with_parameters(framework: Framework, plan: Plan, dtype: str) -> PrecisionR
     gathered_B = recipe.product_input_B if narrow and not blocks else recipe.element_size_B
     if framework.data_parallel == "ddp-fsdp2":
         return replace(recipe, gathered_B=gathered_B)
+    if plan.transpose_cache is False and not blocks:
+        cast_B = recipe.product_input_B if narrow else 0.0
     layer_B = cast_B + (0.0 if narrow else recipe.element_size_B)
-    if not narrow or blocks:
-        return replace(recipe, layer_B=layer_B, gathered_B=gathered_B)
     turned_B = 0.0 if one_order else 2 * recipe.product_input_B  # read, and written in the other order
-    return replace(recipe, layer_B=layer_B, gathered_B=gathered_B, gathered_cast_B=turned_B)
+    kept_cast_B = (recipe.cast_B if blocks else turned_B) if narrow else None
+    return replace(recipe, layer_B=layer_B, gathered_B=gathered_B, kept_cast_B=kept_cast_B)
 
 
 def _offload(said: OffloadSpec) -> HostOffload:

@@ -1,9 +1,11 @@
 """Megatron-Bridge's tables of tokens per second, on H100 and on Blackwell, as plans that a user would write.
 
 What the rows leave out stands in the configurations of their releases (`studies.bridge_recipes`). Loads are balanced by
-force (moe_router_force_load_balancing), or by dropping. Rows of LoRA train adapters alone: they are named, and not
-read. DeepSeek-V3 and Nemotron 3 Super train modules of multi-token prediction too (layouts with an m;
-nemotron_3_super.py: mtp_num_layers).
+force (moe_router_force_load_balancing), or by dropping. Weights are in 8 bits beside products of 8 (fp8_param_gather of
+training/mixed_precision.py, in all releases); where Llama is fine-tuned, their other order is made in every pass
+(disable_parameter_transpose_cache of llama3_llm_finetune.py). Rows of LoRA train adapters of rank 32
+(recipes/common.py) on linear_qkv (the same configurations). DeepSeek-V3 and Nemotron 3 Super train modules of
+multi-token prediction too (layouts with an m; nemotron_3_super.py: mtp_num_layers).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 
+from moemodel.model.plan.spec import EIGHT_BITS
 from studies.bridge_recipes import H100, recipe
 from studies.public.models import model
 from studies.public.run import PublicRun, plan_or_refusal
@@ -66,8 +69,6 @@ def _run(record: Mapping[Any, Any], gpu: str) -> PublicRun:
     named, name = str(record["model"]), _name(record)
     label = f"{named} x{gpus} {record['precision']} {str(record['release']).split()[0]} {gpu}"
     time_s = (batch * seq / (gpus * float(record["tok_s_gpu"])),)
-    if str(record["mode"]).startswith("LoRA"):
-        return PublicRun(label=label, plans=("adapters alone are trained (LoRA)",), time_s=time_s, is_read=False)
     if name is None:
         return PublicRun(label=label, plans=(f"{named} is no model that is read here",), time_s=time_s, is_read=False)
     return PublicRun(label=label, plans=(plan_or_refusal(_document(record, name, gpu)),), time_s=time_s)
@@ -78,12 +79,17 @@ def _document(record: Mapping[Any, Any], name: str, gpu: str) -> dict[str, Any]:
     tp, pp, cp, vp, ep = (degree(record[key]) for key in ("tp", "pp", "cp", "vp", "ep"))
     used = recipe(name, gpu, str(record["release"]).split()[0])
     pp, ep = used.pp or pp, used.ep or ep
+    precision, mode = _precision(str(record["precision"]).lower()), str(record["mode"]).split()[0]
+    is_cast = precision in EIGHT_BITS
     return {
         "architecture": model(name),
         "sequence_length": int(record["seq"]),
         "global_batch": int(record["gbs"]),
         "micro_batch": used.micro_batch or int(record["mbs"]),
-        "precision": _precision(str(record["precision"]).lower()),
+        "precision": precision,
+        "parameter_dtype": "fp8" if is_cast else None,
+        "transpose_cache": False if is_cast and mode in ("SFT", "LoRA") else None,
+        "lora": {"rank": 32, "targets": ["qkv"]} if mode == "LoRA" else None,
         "recompute": used.recompute,
         "backend": "megatron-core",
         "stage_layers": _STAGE_LAYERS.get(name),

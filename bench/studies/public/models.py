@@ -25,6 +25,17 @@ _LLAMA_405B: _Config = {
     "intermediate_size": 53248,
     "max_position_embeddings": 131072,
 }
+# meta-llama/Llama-2-70b, config.json (Touvron et al. 2023, table 1)
+_LLAMA_2_70B: _Config = {
+    "model_type": "llama",
+    "vocab_size": 32000,
+    "hidden_size": 8192,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "intermediate_size": 28672,
+    "max_position_embeddings": 8192,
+}
 # Qwen/Qwen3-235B-A22B, config.json
 _QWEN_235B: _Config = {
     "model_type": "qwen3_moe",
@@ -146,6 +157,7 @@ def _gpt2(hidden: int, layers: int, heads: int) -> _Config:
 
 _CONFIGS: dict[str, _Config] = {
     "llama-3.1-405b": _LLAMA_405B,
+    "llama-2-70b": _LLAMA_2_70B,
     "qwen3-235b-a22b": _QWEN_235B,
     "gpt-oss-120b": _GPT_OSS,
     "gpt3-mlperf": _GPT3_MLPERF,

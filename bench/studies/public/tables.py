@@ -2,7 +2,6 @@
 
     fsdp       llm-foundry's dense GPTs under FSDP, in bf16 and in fp8
     sailor     models under Megatron-DeepSpeed on GH200
-    mlperf     MLPerf Training submissions on H100 and H200
 
 A row of a model, or of a plan, that is not known here is named, and not read.
 """
@@ -17,7 +16,7 @@ import pandas as pd
 
 from studies.public.models import config_file, model, mpt
 from studies.public.run import PublicRun, plan_or_refusal
-from studies.runs import FSDP, MLPERF, MLPERF_PLANS, SHARDED, TIMED
+from studies.runs import FSDP, SHARDED
 
 SAILOR = "gh200-iteration-times"
 
@@ -55,88 +54,6 @@ def _fsdp_runs(records: Iterable[Mapping[Any, Any]]) -> Iterator[PublicRun]:
             "parallel": {"dp": gpus, "zero_stage": SHARDED[str(r["Sharding Strategy"])]},
         }
         yield PublicRun(label=label, plans=(plan_or_refusal(document),), time_s=time_s)
-
-
-# model, and how its pipeline is cut: account_for_embedding_in_pipeline_split, and of the loss
-_MLPERF: dict[str, tuple[str, dict[str, int] | None]] = {
-    "gpt3": ("gpt3-mlperf", None),
-    "llama31_405b": ("llama-3.1-405b", {"embedding": 1, "head": 1}),
-    "llama31_8b": ("llama-3-8b", None),
-}
-
-# What configurations and programs beside the results set (mlcommons/training_results_v3.1 and _v5.1). All: conf/
-# custom.yaml, fp8_recipe delayed (in v3.1 nothing else was there) but HPE, whose config_common.sh says tensorwise;
-# 8-bit weights (FP8_PARAMS, FP8_PARAM_GATHER). gpt3, llama31_405b: TP_COMM_OVERLAP. Losses of v5.1 are MCore's own
-# fusion (cross_entropy_fusion_impl) but HPE's (CE_FUSION_IMPL te); pretrain.py of Cisco and Nebius looks at gradients
-# (check_for_nan_in_grad). Their `bucket_size` of 64 and 200 are parameters. Nebius' and HPE's communication callback
-# replaces it by 128 Mi (NeMo, megatron_comm_overlap.py); Cisco's is commented out, and with it overlap of tensor
-# parallelism. HPE's steps are CUDA graphs (config_common_cg.sh), its attention of 8 bits is not modelled. Cisco's nodes
-# have 400 Gb Ethernet (systems/hpf_n8.json)
-_CISCO: dict[str, Any] = {
-    "fp8_recipe": "delayed",
-    "parameter_dtype": "fp8",
-    "tp_comm_overlap": False,
-    "cross_entropy": "compiled",
-    "bucket_parameters": 64,
-    "gradient_checks": True,
-}
-_MLPERF_SOFTWARE: dict[tuple[str, str], dict[str, Any]] = {
-    ("gpt3", ""): {"fp8_recipe": "delayed", "tp_comm_overlap": True},
-    ("llama31_405b", "Nebius"): {
-        "fp8_recipe": "delayed",
-        "parameter_dtype": "fp8",
-        "tp_comm_overlap": True,
-        "cross_entropy": "compiled",
-        "bucket_parameters": 2**27,
-        "gradient_checks": True,
-    },
-    ("llama31_8b", "Cisco"): _CISCO,
-    ("llama31_8b", "HPE"): {"parameter_dtype": "fp8", "cuda_graphs": True, "bucket_parameters": 2**27},
-}
-_MLPERF_NETWORKS = {"Cisco": "ethernet-400g"}
-
-
-def mlperf(folder: Path) -> list[PublicRun]:
-    """Of each system the median step; plans by the configurations beside the results (`studies.runs`)."""
-    table = pd.read_csv(folder / MLPERF)
-    timed = table[table["stat_key"].map(lambda key: TIMED.fullmatch(str(key)) is not None)]
-    sets = timed.groupby(["benchmark", "submitter", "system"], sort=False)
-    return [_mlperf_run(str(b), str(by), str(system), results) for (b, by, system), results in sets]
-
-
-def _mlperf_run(benchmark: str, submitter: str, system: str, results: pd.DataFrame) -> PublicRun:
-    first, time_s = results.iloc[0], (float(results["median"].median()),)
-    gpus = int(first["nodes"]) * int(first["acc_per_node"])
-    label = f"{benchmark} {submitter} {system} x{gpus}"
-    degrees = MLPERF_PLANS.get((benchmark, ""), MLPERF_PLANS.get((benchmark, system)))
-    if benchmark not in _MLPERF or degrees is None:
-        why = "no model or no plan of it is known here"
-        return PublicRun(label=label, plans=(why,), time_s=time_s, is_read=False)
-    tp, pp, cp, vp = degrees
-    name, stage_layers = _MLPERF[benchmark]
-    cluster = {"gpu": "h200-sxm-141gb" if "H200" in str(first["accelerator"]) else "h100-sxm-80gb", "gpus": gpus}
-    if submitter in _MLPERF_NETWORKS:
-        cluster["internode"] = _MLPERF_NETWORKS[submitter]
-    document = {
-        "architecture": model(name),
-        "sequence_length": int(first["seq"]),
-        "global_batch": int(first["gbs"]),
-        "precision": "fp8",
-        "backend": "megatron-core",
-        "stage_layers": stage_layers,
-        "cluster": cluster,
-        **_MLPERF_SOFTWARE.get((benchmark, ""), _MLPERF_SOFTWARE.get((benchmark, submitter), {})),
-        "parallel": {
-            "dp": gpus // (tp * pp * cp),
-            "tp": tp,
-            "pp": pp,
-            "cp": cp,
-            "virtual_stages": vp,
-            "zero_stage": 1,
-            "sequence_parallel": tp > 1,
-        },
-    }
-    return PublicRun(label=label, plans=(plan_or_refusal(document),), time_s=time_s)
 
 
 # OPT-350M as Sailor's Megatron-DeepSpeed builds it (opt_model.py): norms first, no projections, a head of its own, and

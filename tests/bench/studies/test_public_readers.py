@@ -12,9 +12,10 @@ from moemodel.model.plan.spec import Plan
 from studies.public.b200 import B200, b200
 from studies.public.bridge import bridge
 from studies.public.golden import GOLDEN, golden
+from studies.public.mlperf import mlperf
 from studies.public.nanotron import NANOTRON, nanotron
 from studies.public.run import PublicRun
-from studies.public.tables import SAILOR, fsdp, mlperf, sailor
+from studies.public.tables import SAILOR, fsdp, sailor
 from studies.runs import BRIDGE, FSDP, MLPERF
 
 BRIDGE_TABLE = """\
@@ -45,6 +46,8 @@ submitter,system,nodes,acc_per_node,accelerator,benchmark,gbs,seq,stat_key,media
 A,one,8,8,NVIDIA H100,gpt3,128,2048,train_step_time,5.0
 A,one,8,8,NVIDIA H100,gpt3,128,2048,train_step_time,7.0
 A,one,8,8,NVIDIA H100,flux1,128,2048,train_step_timing,5.0
+Cisco,hpf_n8,8,8,NVIDIA H100,llama2_70b_lora,8,,throughput,16.0
+Cisco,hpf_n8,8,8,NVIDIA H100,llama2_70b_lora,8,,throughput,20.0
 """
 SAILOR_TABLE = """\
 dp,tp,pp,micro_batch,global_batch,sequence_length,iteration_s,peak_memory_B
@@ -71,7 +74,9 @@ def test_megatron_bridge(tmp_path: Path) -> None:
     assert dense.time_s == (pytest.approx(128 * 8192 / (64 * 1600)),)
     assert (plan_of(dense).parallel.dp, plan_of(dense).parallel.virtual_stages) == (2, 5)
     assert (plan_of(kimi).precision, plan_of(dropped).precision) == ("mxfp8", "fp8")
-    assert not lora.is_read
+    adapted = plan_of(lora)
+    assert adapted.lora is not None
+    assert (adapted.lora.rank, adapted.lora.targets, adapted.transpose_cache) == (32, ("qkv",), False)
     assert not unknown.is_read
     assert "Nemotron_9" in str(unknown.plans[0])
 
@@ -97,9 +102,14 @@ def test_other_tables(tmp_path: Path) -> None:
     known, unknown = fsdp(written(tmp_path, FSDP, FSDP_TABLE), "amp_bf16")
     assert (plan_of(known).parallel.zero_stage, plan_of(known).recompute) == (3, "full")
     assert not unknown.is_read
-    submitted, other = mlperf(written(tmp_path, MLPERF, MLPERF_TABLE))
+    submitted, other, tuned = mlperf(written(tmp_path, MLPERF, MLPERF_TABLE))
     assert submitted.time_s == (6.0,)
     assert not other.is_read
+    assert tuned.time_s == pytest.approx((8 / 18,))
+    adapters, degrees = plan_of(tuned).lora, plan_of(tuned).parallel
+    assert adapters is not None
+    assert (adapters.rank, adapters.targets, degrees.tp, degrees.cp, degrees.dp) == (16, ("qkv", "proj"), 4, 2, 8)
+    assert (plan_of(tuned).sequence_length, plan_of(tuned).cluster.internode) == (8192, "ethernet-400g")
     (run,) = sailor(written(tmp_path, f"{SAILOR}/gpt_neo_2_7b.csv", SAILOR_TABLE))
     assert (plan_of(run).cluster.gpus, run.of_memory) == (8, "device")
 

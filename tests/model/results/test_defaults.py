@@ -56,6 +56,7 @@ OTHERWISE: dict[str, list[Any]] = {
     "compile": [True],
     "cuda_graphs": [True],
     "collective_checks": [True],
+    "transpose_cache": [False],
     "bucket_parameters": [64],
     "gradient_checks": [True],
     "cross_entropy": ["plain", "fused"],
@@ -196,6 +197,7 @@ def test_what_is_chosen_otherwise_is_no_default(h100: Calibration) -> None:
     elsewhere = {
         "fp8_recipe",
         "parameter_dtype",
+        "transpose_cache",
         "micro_batches_per_schedule",
         "schedule",
         "stage_layers",

@@ -23,7 +23,7 @@ from moemodel.model.step.layer_operators import Workload, accumulated_fraction
 from moemodel.model.step.system import system_of
 
 LAYERS, LAYER = 32, 218e6  # of Llama 3 8B
-WEIGHTS = LAYER - 2 * 4096  # of a layer's four products
+OF_LAYER = 4096 * (4096 + 2 * 1024) + 4096 * 4096 + 3 * 4096 * 14336  # weights of its products
 
 
 def plan(**changes: Any) -> Plan:
@@ -85,8 +85,46 @@ def test_in_every_pass_where_nobody_says_which_is_the_first() -> None:
         calls = of_layer.passes(architecture_of(made).layers[0])
         return moved_B([call for call in calls if call.kind is Kind.COPY and call.phase is Phase.FORWARD])
 
-    weights = 4096 * (4096 + 2 * 1024) + 4096 * 4096 + 3 * 4096 * 14336
-    assert cast_B() - cast_B(casts_weights=None) == pytest.approx(4 * weights)
+    assert cast_B() - cast_B(casts_weights=None) == pytest.approx(4 * OF_LAYER)
+
+
+def test_frozen_weights_of_8_bits_are_never_cast() -> None:
+    adapters = {"rank": 16, "targets": ["qkv", "proj"]}
+    assert moved_B(work(plan(lora=adapters, parameter_dtype="fp8")).weights(np.array([1e9]))) == 0
+    assert moved_B(work(plan(lora=adapters)).weights(np.array([1e9]))) == pytest.approx(6e9)  # of 16, which stay
+
+
+@pytest.mark.parametrize(
+    ("changes", "weight_B", "kept_B"),
+    [
+        ({"parameter_dtype": "fp8"}, 2, -1),  # put in order, of which one is kept
+        ({"parameter_dtype": "bf16"}, 6, -2),  # cast as inputs are
+        ({"parameter_dtype": "fp8", "gpu": "b200-sxm-180gb"}, 0, 0),
+        ({"parameter_dtype": "fp8", "gpu": "b200-sxm-180gb", "precision": "mxfp8"}, 0, 0),
+    ],
+)
+def test_weights_that_stay_in_one_order(changes: dict[str, Any], weight_B: float, kept_B: float) -> None:
+    def found(cache: bool | None) -> tuple[float, float, float]:
+        made = plan(transpose_cache=cache, **changes)
+        calls = work(made).passes(architecture_of(made).layers[0])
+        machine = system_of(made, shipped(made.cluster.gpu))
+        memory_B = predict(architecture_of(made), batch_of(made), machine).memory_terms_B["parameters"][0]
+        forward = [call for call in calls if call.kind is Kind.COPY and call.phase is Phase.FORWARD]
+        return moved_B(forward), float(memory_B), moved_B(work(made).weights(np.array([1e9])))
+
+    kept, made_anew = found(None), found(False)
+    assert made_anew[0] - kept[0] == pytest.approx(weight_B * OF_LAYER, abs=1)
+    assert made_anew[1] - kept[1] == pytest.approx(kept_B * LAYERS * OF_LAYER, rel=1e-3, abs=1)
+    assert made_anew[2] == (0 if changes.get("precision") != "mxfp8" else kept[2])  # once a step no more
+
+
+@pytest.mark.parametrize(
+    ("said", "allowed"),
+    [({"precision": "bf16-mixed"}, "megatron-core"), ({"backend": "fsdp"}, "megatron-core")],
+)
+def test_casts_that_stay_are_megatrons(said: dict[str, Any], allowed: str) -> None:
+    with pytest.raises(InputError, match=f"transpose_cache: found false.*{allowed}"):
+        plan(transpose_cache=False, **said)
 
 
 @pytest.mark.parametrize(

@@ -161,3 +161,15 @@ def test_what_is_refused(lora: dict[str, Any], says: str, plan_of: MakePlan) -> 
     with pytest.raises(InputError, match="lora") as caught:
         plan_of(lora=lora)
     assert says in str(caught.value)
+
+
+def test_what_adapters_read_is_gathered_before_products(found: Callable[..., Prediction]) -> None:
+    """Of two gathers of a forward pass the one before the products of attention's inputs."""
+    parallel = {"tp": 2, "sequence_parallel": True}
+
+    def exposed_s(*targets: str) -> float:
+        lora, changes = {"rank": 16, "targets": targets}, {"parallel": parallel, "sequence_length": 8192}
+        shown, hidden = (found(lora, tp_comm_overlap=o, **changes).exposed_communication_s[0] for o in (False, True))
+        return float(hidden / shown)
+
+    assert exposed_s("proj") < exposed_s("qkv") < exposed_s("qkv", "fc1") < 1
