@@ -335,7 +335,11 @@ def _in_one_order(framework: Framework, gpu: Gpu) -> Framework:
     if gpu.architecture not in _ONE_ORDER or framework.torch_launch:
         return framework
     once = {
-        name: replace(recipe, cast_B=recipe.cast_B - recipe.product_input_B)
+        name: replace(
+            recipe,
+            cast_B=recipe.cast_B - recipe.product_input_B,
+            normed_B=None if recipe.normed_B is None else 0.0,  # as the norm writes it
+        )
         for name, recipe in framework.precisions.items()
         if recipe.matmul_dtype == "fp8" and not recipe.blocks
     }

@@ -60,6 +60,7 @@ def step_s(made: Plan) -> float:
     [
         ({}, 6),  # looked at, read, and written in two orders
         ({"fp8_recipe": "delayed"}, 4),
+        ({"gpu": "b200-sxm-180gb"}, 5),  # in one
         ({"parameter_dtype": "fp8"}, 2),  # gathered in 8 bits: read, and written in the other order
         ({"parameter_dtype": "fp8", "gpu": "b200-sxm-180gb"}, 0),  # whose products read either order
         ({"parameter_dtype": "fp8", "gpu": "b200-sxm-180gb", "precision": "mxfp8"}, 4),
@@ -68,6 +69,21 @@ def step_s(made: Plan) -> float:
 )
 def test_weights_are_cast_once_a_step(changes: dict[str, Any], weight_B: float) -> None:
     assert moved_B(work(plan(**changes)).weights(np.array([1e9]))) == pytest.approx(weight_B * 1e9)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "normed_B", "other_B"), [("tensorwise", 1, 1), ("delayed", 1, 1), ("blockwise", 0, 0)]
+)
+def test_operands_are_written_once_where_products_read_any_order(recipe: str, normed_B: int, other_B: int) -> None:
+    """Of the inputs of four products: a byte less of each element, but in blocks, whose scales differ by order."""
+
+    def cast_B(gpu: str) -> float:
+        made = plan(fp8_recipe=recipe, gpu=gpu)
+        calls = work(made).passes(architecture_of(made).layers[0])
+        return moved_B([call for call in calls if call.kind is Kind.COPY and call.phase is Phase.FORWARD])
+
+    less_B = 8192 * (normed_B * 2 * 4096 + other_B * (4096 + 14336))
+    assert cast_B("h100-sxm-80gb") - cast_B("b200-sxm-180gb") == pytest.approx(less_B)
 
 
 def test_of_several_micro_batches_the_first_finds_weights_to_cast() -> None:
