@@ -125,6 +125,8 @@ class MoeForm:
             one of several streams, which fills the device as a grouped product does (`streams`).
         cast_cycles: of an SM, for each byte of rows that casts to 8 and 4 bits move, behind moving it.
         expert_kernel_s: of each product of 8 and 4 bits, and of each cast, of an expert by itself, beside its work.
+        expert_products: as how many of torch's kernels the host queues a product of one expert, where a call of the
+            framework's runs those of all, one after another.
         fuses_casts: the kernel that activates inner rows casts them, and their gradients.
         splits_gate: gate and up-projection of an expert are products of their own.
         dispatch: rows are sorted by their expert, and weighted and added back, by what calibrations call permute and
@@ -153,6 +155,7 @@ class MoeForm:
     products: Literal["grouped", "each", "streams"] = "grouped"
     cast_cycles: float = 0.0
     expert_kernel_s: float = 0.0
+    expert_products: float = 0.0
     fuses_casts: bool = False
     splits_gate: bool = False
     dispatch: Literal["sorted", "kernels", "masks"] = "sorted"

@@ -338,6 +338,10 @@ class Block(ABC):
         """Kernels that the host queues for it, forward and backward, beyond those of the measured block. [P] each."""
         return np.zeros(batch.plans), np.zeros(batch.plans)
 
+    def expert_launches(self, batch: MicroBatch) -> tuple[FloatArray, FloatArray]:
+        """Beside these, what it queues for each of its experts, which is no call of an operator. [P] each."""
+        return np.zeros(batch.plans), np.zeros(batch.plans)
+
     def forward_kernels(self, batch: MicroBatch) -> FloatArray | None:  # noqa: ARG002 - of those blocks that say so
         """All that the host queues for a forward pass of it alone; None: a kernel for each operator. [P]"""
         return None

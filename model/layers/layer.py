@@ -159,6 +159,11 @@ class LayerBlocks:
             forward, backward = (*forward, of_adapters[0]), (*backward, of_adapters[1])
         return np.asarray(sum(forward)), np.asarray(sum(backward))
 
+    def expert_launches(self, batch: MicroBatch) -> tuple[FloatArray, FloatArray]:
+        """Beside these, what it queues for each of its experts. [P] each."""
+        forward, backward = zip(*(block.expert_launches(batch) for block in self.blocks), strict=True)
+        return np.asarray(sum(forward)), np.asarray(sum(backward))
+
     def host_waits(self, batch: MicroBatch) -> HostReadings:
         """Where the host waits for the device."""
         found = [block.host_waits(batch) for block in self.blocks]

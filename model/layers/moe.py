@@ -309,6 +309,12 @@ class MoeBlock(Block):
         there = PLAIN_DENSE_BLOCK if is_plain else MEASURED_BLOCK
         return np.asarray(forward + more[0] - there[0]), np.asarray(backward + more[1] - there[1])
 
+    def expert_launches(self, batch: MicroBatch) -> tuple[FloatArray, FloatArray]:
+        """Products of experts beyond the first one's, which the measured block has."""
+        form, factors = batch.framework.moe, batch.framework.host_factors  # by which they are multiplied
+        each = form.expert_products * (self.spec.depth + 1) * (self._local(batch) - 1) * (not batch.framework.captured)
+        return np.asarray(each / factors.forward), np.asarray(2 * each / factors.backward)
+
     def _spread_copies(self, batch: MicroBatch) -> FloatArray:
         """Of an expert's rows, which its products make and keep where a GPU holds several of several ranks'. [P]"""
         launches = batch.framework.moe.launches

@@ -903,7 +903,8 @@ class _StageParts:
         later = list(zip(blocks.layer_blocks, blocks.behind_router_s, strict=True))
         for count, (layer, behind_s) in held_layers(stage, later):
             reads = layer.host_waits(self._batch).reads > 0
-            kernels = _kernels_behind(layer)[0] + layer.more_launches(self._batch)[0]
+            of_experts = layer.expert_launches(self._batch)[0]
+            kernels = _kernels_behind(layer)[0] + layer.more_launches(self._batch)[0] + of_experts
             name = self._host_name(layer)
             each_s = self._blocks.host.layer(name, 2).forward_s / measured_layer(name)[0]
             host_s = host_s + _column(count) * each_s * (reads * kernels)[:, None]
@@ -931,11 +932,13 @@ class _StageParts:
     def _host_of(self, layer: LayerBlocks, *, without_graphs: bool = False) -> HostCost:
         """Host time of one layer in a micro-batch: of the measured one that it is like, and of the kernels that the
         framework queues beside that one's, each at the measured one's cost of a kernel, [P, 1]. Without those that
-        graphs of parts of it replay."""
+        graphs of parts of it replay; or without graphs, and without what is no call of an operator."""
         name = self._host_name(layer)
         measured = self._blocks.host.layer(name, len(layer.blocks))
-        more = layer.more_launches(self._batch)
-        held = (0.0, 0.0) if without_graphs else self._replayed(layer)
+        more, held = layer.more_launches(self._batch), (0.0, 0.0)
+        if not without_graphs:
+            of_experts, held = layer.expert_launches(self._batch), self._replayed(layer)
+            more = (more[0] + of_experts[0], more[1] + of_experts[1])
         if not (more[0].any() or more[1].any() or any(held)):
             return measured
         forward, backward = (
