@@ -10,6 +10,7 @@ src/megatron/bridge/perf_recipes. What a release does not change holds on.
     cuda_graphs     true: full_iteration; attention: transformer_engine with attn, moe_router, moe_preprocess; router:
                     the last two
     recompute       recompute_modules
+    tp_overlap      tp_comm_overlap, where a recipe leaves it off (recipes/nemotronh/nemotron_3_super.py)
     drops           apply_moe_token_drop: a capacity of 1, padded
     micro_batch, pp, ep, virtual_stages    where the table has others, copied from the release before: 25.11 of Qwen3
                     30B and of GPT-OSS, 26.02.01 of Qwen3 30B
@@ -35,6 +36,7 @@ class Recipe:
     cuda_graphs: Literal["attention", "router"] | bool | None = None
     recompute: str = "none"
     drops: bool = False
+    tp_overlap: bool | None = None
     micro_batch: int | None = None
     pp: int | None = None
     ep: int | None = None
@@ -57,6 +59,7 @@ _WHOLE = Recipe(dispatch="deepep", overlap=True, cuda_graphs=True)
 _UP = "mla_up_proj"
 _UP_AND_DENSE = "mla_up_proj+mlp"
 _NORMS_AND_ACTIVATIONS = Recipe(recompute="layernorm+moe_act")
+_SUPER = replace(_ATTENTION, tp_overlap=False)
 
 _RECIPES: dict[tuple[str, str], Sequence[tuple[str, Recipe]]] = {
     ("qwen3-30b-a3b", H100): (
@@ -131,10 +134,10 @@ _RECIPES: dict[tuple[str, str], Sequence[tuple[str, Recipe]]] = {
     ("nemotron-3-nano", GB300): (("26.02", _ATTENTION),),
     ("nemotron-3-nano", B200): (("26.02", _ATTENTION),),
     ("nemotron-3-nano", B300): (("26.02", _ATTENTION),),
-    ("nemotron-3-super", GB200): (("26.02", _ATTENTION),),
-    ("nemotron-3-super", GB300): (("26.02", _ATTENTION),),
-    ("nemotron-3-super", B300): (("26.02", _ATTENTION),),
-    ("nemotron-3-super", B200): (("26.02", replace(_NORMS_AND_ACTIVATIONS, dispatch="deepep")),),
+    ("nemotron-3-super", GB200): (("26.02", _SUPER),),
+    ("nemotron-3-super", GB300): (("26.02", _SUPER),),
+    ("nemotron-3-super", B300): (("26.02", _SUPER),),
+    ("nemotron-3-super", B200): (("26.02", replace(_NORMS_AND_ACTIVATIONS, dispatch="deepep", tp_overlap=False)),),
     ("llama-3-8b", H100): (("25.11", Recipe(recompute="first-5")), ("26.02", _PLAIN)),
 }
 

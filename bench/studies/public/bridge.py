@@ -95,6 +95,7 @@ def _document(record: Mapping[Any, Any], name: str, gpu: str) -> dict[str, Any]:
         "stage_layers": _STAGE_LAYERS.get(name),
         "multi_token": True if name in _WITH_MODULES else None,
         "cuda_graphs": used.cuda_graphs,
+        "tp_comm_overlap": used.tp_overlap,
         "cluster": {"gpu": gpu, "gpus": gpus},
         "routing": used.routing,
         "parallel": {
