@@ -15,6 +15,7 @@ from moemodel.model.frameworks.megatron_lm import (
     EXPERT_BIASES,
     EXPERT_KERNEL_S,
     GROUPED_WORKSPACE_B,
+    LATENT_CALLS,
     TRANSFORMER_ENGINE,
     TRANSFORMER_ENGINE_WORKSPACE_B,
 )
@@ -104,6 +105,7 @@ MEGATRON_CORE = Framework(
         pads_cast_rows=True,
     ),
     host_factors=BRIDGE_HOST,
+    latent_calls=LATENT_CALLS,
     overlapped=frozenset({"tp", "pp", "parameters", "gradients"}),
 )
 

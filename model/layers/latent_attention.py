@@ -79,7 +79,8 @@ class LatentAttentionBlock(AttentionBlock):
 
     def more_launches(self, batch: MicroBatch) -> tuple[FloatArray, FloatArray]:
         forward, backward = batch.framework.latent_calls
-        return np.full(batch.plans, forward), np.full(batch.plans, backward)
+        queued = batch.framework.captured_parts != "attention"  # else graphs of attention replay them
+        return np.full(batch.plans, forward * queued), np.full(batch.plans, backward * queued)
 
     def kept(self, batch: MicroBatch) -> Iterator[Kept]:
         """Latents before their norms; behind them, and queries, keys and values that are projected up from them."""

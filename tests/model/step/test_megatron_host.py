@@ -110,6 +110,8 @@ def test_latent_attention_has_kernels_beside_the_plain_layers(tmp_path: Path) ->
     found = host_s(tmp_path, latent, pass_calls=0.0) - host_s(tmp_path, {}, pass_calls=0.0)
     each_s = TRANSFORMER_ENGINE_HOST.forward * dense_s() / np.array(measured_layer("dense_layer"))
     assert found == pytest.approx(12 * np.array(LATENT_CALLS) * each_s)
+    in_graphs = {"pass_calls": 0.0, "captured_parts": "attention"}
+    assert host_s(tmp_path, latent, **in_graphs) == pytest.approx(host_s(tmp_path, {}, **in_graphs))
 
 
 def test_experts_one_by_one_cost_as_many_as_there_are_and_grouped_ones_as_three(tmp_path: Path) -> None:
