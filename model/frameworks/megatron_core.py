@@ -35,6 +35,11 @@ from moemodel.model.frameworks.moe_form import (
 # (pytorch/csrc/extensions/gemm.cpp, te_general_grouped_gemm): 18 us on the host of an H100
 BRIDGE_HOST = HostFactors(forward=2.8, backward=2.8)
 EXPERT_PRODUCTS = 0.8
+# A layer with experts whose rows overlap runs as four nodes either way, each on its stream, behind an event, and
+# backward by a call of autograd of its own (core/models/common/model_chunk_schedule_plan.py,
+# TransformerLayerSchedulePlan): as six kernels of its modules each, chosen by Megatron-Bridge's runs of Qwen3 on H100
+# and B300 that overlap NCCL's all-to-alls
+PAIRED_CALLS = (24.0, 24.0)
 
 MEGATRON_CORE = Framework(
     name="megatron-core",
@@ -106,6 +111,7 @@ MEGATRON_CORE = Framework(
     ),
     host_factors=BRIDGE_HOST,
     latent_calls=LATENT_CALLS,
+    paired_calls=PAIRED_CALLS,
     overlapped=frozenset({"tp", "pp", "parameters", "gradients"}),
 )
 

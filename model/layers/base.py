@@ -21,7 +21,7 @@ from moemodel.model.core.arrays import FloatArray, IntArray, at_rows
 from moemodel.model.frameworks.base import AdaptedLinear, Framework, Precision, PrecisionRecipe
 from moemodel.model.operators.work import Kind, Pass, Shape
 from moemodel.model.plan.batch import PlanBatch
-from moemodel.model.plan.dispatch import ALL_TO_ALL
+from moemodel.model.plan.dispatch import ALL_TO_ALL, OVERLAPPED
 from moemodel.model.plan.mesh import ParallelMesh
 
 CollectiveName = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "send_recv"]
@@ -40,6 +40,7 @@ class MicroBatch:
         sequence_parallel: whether it does, 1 or 0.
         skew: rows of the busiest expert over the mean.
         dispatch: how rows get to experts (`plan.dispatch`).
+        paired: they do so behind the computation of another micro-batch, since the plan says so, 1 or 0.
     """
 
     framework: Framework
@@ -55,6 +56,7 @@ class MicroBatch:
     sequence_parallel: FloatArray
     skew: FloatArray
     dispatch: FloatArray
+    paired: FloatArray
 
     @classmethod
     def of(cls, plans: PlanBatch, framework: Framework, precision: Precision) -> MicroBatch:
@@ -77,6 +79,7 @@ class MicroBatch:
             sequence_parallel=shares.astype(np.float64),
             skew=plans.skew,
             dispatch=plans.dispatch.astype(np.float64),
+            paired=(plans.dispatch_overlap == OVERLAPPED).astype(np.float64),
         )
 
     def take(self, rows: IntArray) -> MicroBatch:
@@ -339,7 +342,7 @@ class Block(ABC):
         return np.zeros(batch.plans), np.zeros(batch.plans)
 
     def expert_launches(self, batch: MicroBatch) -> tuple[FloatArray, FloatArray]:
-        """Beside these, what it queues for each of its experts, which is no call of an operator. [P] each."""
+        """Beside these, what it queues for each of its experts, and so on: no calls of operators. [P] each."""
         return np.zeros(batch.plans), np.zeros(batch.plans)
 
     def forward_kernels(self, batch: MicroBatch) -> FloatArray | None:  # noqa: ARG002 - of those blocks that say so

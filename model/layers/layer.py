@@ -160,7 +160,7 @@ class LayerBlocks:
         return np.asarray(sum(forward)), np.asarray(sum(backward))
 
     def expert_launches(self, batch: MicroBatch) -> tuple[FloatArray, FloatArray]:
-        """Beside these, what it queues for each of its experts. [P] each."""
+        """Beside these, what is no call of an operator. [P] each."""
         forward, backward = zip(*(block.expert_launches(batch) for block in self.blocks), strict=True)
         return np.asarray(sum(forward)), np.asarray(sum(backward))
 

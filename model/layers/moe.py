@@ -310,10 +310,13 @@ class MoeBlock(Block):
         return np.asarray(forward + more[0] - there[0]), np.asarray(backward + more[1] - there[1])
 
     def expert_launches(self, batch: MicroBatch) -> tuple[FloatArray, FloatArray]:
-        """Products of experts beyond the first one's, which the measured block has."""
-        form, factors = batch.framework.moe, batch.framework.host_factors  # by which they are multiplied
-        each = form.expert_products * (self.spec.depth + 1) * (self._local(batch) - 1) * (not batch.framework.captured)
-        return np.asarray(each / factors.forward), np.asarray(2 * each / factors.backward)
+        """Products of experts beyond the first one's, which the measured block has; and what it takes to fall into
+        parts, between which another micro-batch's run."""
+        framework, queued = batch.framework, float(not batch.framework.captured)
+        form, factors = framework.moe, framework.host_factors  # by which these are multiplied
+        each = queued * form.expert_products * (self.spec.depth + 1) * (self._local(batch) - 1)
+        forward, backward = (queued * calls * batch.paired for calls in framework.paired_calls)
+        return np.asarray(each / factors.forward + forward), np.asarray(2 * each / factors.backward + backward)
 
     def _spread_copies(self, batch: MicroBatch) -> FloatArray:
         """Of an expert's rows, which its products make and keep where a GPU holds several of several ranks'. [P]"""

@@ -147,9 +147,8 @@ def test_layers_that_run_again_take_the_host_as_long_as_forward(tmp_path: Path, 
     assert steps_s[1] - steps_s[0] == pytest.approx(expected_s, rel=1e-3)
 
 
-def test_each_more_expert_takes_the_host_six_products(tmp_path: Path) -> None:
-    """Of Mixtrals so small that the host alone takes time: two products forward and four backward, of 0.8 of torch's
-    kernels each, of which its measured layer has 56 and 70."""
+def mixtral_s(folder: Path, experts: int, **changes: Any) -> float:
+    """Step of a Mixtral of eight layers, so small that the host alone takes time, in Megatron-Bridge."""
     mixtral = {"model_type": "mixtral", "vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 8}
     mixtral |= {
         "num_attention_heads": 4,
@@ -158,14 +157,28 @@ def test_each_more_expert_takes_the_host_six_products(tmp_path: Path) -> None:
         "num_experts_per_tok": 2,
         "rms_norm_eps": 1e-5,
     }
-    plan = {"sequence_length": 128, "global_batch": 4, "micro_batch": 1, "backend": "megatron-core"}
-    plan |= {"precision": "bf16-mixed", "cluster": {"gpu": "h100-sxm-80gb", "gpus": 1}}
-    steps_s = []
-    for experts in (8, 16):
-        config = tmp_path / f"{experts}.json"
-        config.write_text(json.dumps(mixtral | {"num_local_experts": experts}), encoding="utf-8")
-        steps_s.append(moemodel.predict(plan | {"architecture": str(config)}).step_time_s.value)
+    config = folder / f"{experts}.json"
+    config.write_text(json.dumps(mixtral | {"num_local_experts": experts}), encoding="utf-8")
+    plan = {"architecture": str(config), "sequence_length": 128, "micro_batch": 1, "backend": "megatron-core"}
+    plan |= {"precision": "bf16-mixed", "global_batch": 4, "cluster": {"gpu": "h100-sxm-80gb", "gpus": 1}}
+    return moemodel.predict(plan | changes).step_time_s.value
+
+
+def moe_kernels_s() -> tuple[float, float]:
+    """Of torch's measured layer with experts, which has 56 kernels forward and 70 backward, one of either, s."""
     lane = next(lane for lane in load_calibration(None, "h100-sxm-80gb").host if lane.backend == "torch")
-    there, back = (lane.blocks[f"moe_layer/{direction}"].value for direction in ("forward", "backward"))
-    expected_s = 4 * 8 * (16 - 8) * 0.8 * (2 * there / 56 + 4 * back / 70)
-    assert steps_s[1] - steps_s[0] == pytest.approx(expected_s, rel=1e-3)
+    return lane.blocks["moe_layer/forward"].value / 56, lane.blocks["moe_layer/backward"].value / 70
+
+
+def test_each_more_expert_takes_the_host_six_products(tmp_path: Path) -> None:
+    """Two products forward and four backward, of 0.8 of torch's kernels each."""
+    there_s, back_s = moe_kernels_s()
+    found_s = mixtral_s(tmp_path, 16) - mixtral_s(tmp_path, 8)
+    assert found_s == pytest.approx(4 * 8 * (16 - 8) * 0.8 * (2 * there_s + 4 * back_s), rel=1e-3)
+
+
+def test_layers_that_take_turns_with_another_micro_batch_take_the_host_longer(tmp_path: Path) -> None:
+    """24 kernels of the framework's modules either way, 2.8 times torch's, on two GPUs as long as on one."""
+    spread = {"cluster": {"gpu": "h100-sxm-80gb", "gpus": 2}, "global_batch": 8, "parallel": {"dp": 2, "ep": 2}}
+    found_s = [mixtral_s(tmp_path, 8, **spread, routing={"dispatch_overlap": overlap}) for overlap in (False, True)]
+    assert found_s[1] - found_s[0] == pytest.approx(4 * 8 * 24 * 2.8 * sum(moe_kernels_s()), rel=0.01)
