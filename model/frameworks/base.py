@@ -332,6 +332,8 @@ class Framework:
         gathers_inputs_again: under sequence parallelism a backward pass gathers the inputs of products again beside the
             product that gives their gradient, which it scatters beside the one that gives the weight's.
         copies_heads: kernels put queries, keys and values in order, keys and values together, and again in order.
+        splits_heads: queries, keys and values are parts of what one product gives: queries of several groups are copied
+            out of it, and gradients of all are put together again.
         eager_loss_B: bytes of a logit that plain kernels of the loss move, forward and backward; None: as torch's.
         gathers_keys: ranks of context parallelism gather keys and values, once a pass, beside attention to their own;
             else these go around a ring, a message beside attention to each block.
@@ -448,6 +450,7 @@ class Framework:
     repeats_keys: bool = False
     gathers_inputs_again: bool = False
     copies_heads: bool = False
+    splits_heads: bool = False
     eager_loss_B: tuple[float, float] | None = None
     gathers_keys: bool = False
     cp_comm: str | None = None

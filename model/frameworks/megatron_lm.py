@@ -123,6 +123,8 @@ MEGATRON_LM = Framework(
     moment_dtypes=("fp32", "bf16", "fp16", "fp8"),  # transformer_engine/pytorch/optimizers/fused_adam.py
     master_dtypes=("fp32", "fp16", "remainder"),
     sharded_dtypes=True,  # use_precision_aware_optimizer (core/optimizer/__init__.py)
+    # get_query_key_value_tensors: `query.reshape`, and SplitAlongDim's backward (core/transformer/attention.py)
+    splits_heads=True,
     fills_gradients=True,  # reset (core/distributed/param_and_grad_buffer.py)
     keeps_norm_shards=True,
     gated_tensors=3.0,

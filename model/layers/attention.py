@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from moemodel.model.architecture.spec import Attention
-from moemodel.model.core.arrays import FloatArray
+from moemodel.model.core.arrays import BoolArray, FloatArray
 from moemodel.model.frameworks.base import AdaptedLinear
 from moemodel.model.layers.base import (
     Block,
@@ -162,6 +162,15 @@ class AttentionBlock(Block):
             yield LayerOp(kind=Kind.ROTARY, shape=Shape(m=batch.tokens, n=q + kv), plain=plain)
         if batch.framework.copies_heads:  # all three put in order; keys and values together, and in order again
             yield elementwise(batch.tokens * (q + 3 * (kv + values)), 2.0, (2.0,))
+
+        if batch.framework.splits_heads:
+            yield from self._split(batch, q, q + kv + values, mask=(kv_heads > 1) & (heads > kv_heads))
+
+    def _split(self, batch: MicroBatch, q: FloatArray, whole: FloatArray, *, mask: BoolArray) -> Iterator[LayerOp]:
+        """Of one tensor, where groups of queries lie between keys and values: queries copied, gradients joined."""
+        yield elementwise(batch.tokens * q, 2.0, (), mask=mask.astype(np.float64))
+        joined = Shape(m=batch.tokens * whole)
+        yield LayerOp(kind=Kind.COPY, shape=joined, copies=(joined,), only_backward=True)
 
     def _kv_heads(self, batch: MicroBatch) -> FloatArray:
         """Of one GPU: shared out, or each copied to as many ranks. [P]"""
