@@ -82,6 +82,7 @@ class PrecisionRecipe:
         layer_B: bytes of a layer's parameter that is kept, where it differs from `weight_B`; `gathered_B` of one that
             data-parallel ranks gather, where it differs from an element; `kept_cast_B` that casts move of one that is
             kept in 8 bits, or that putting it in another order does; None: it is kept in 16.
+        shares_largest: the largest element is found among tensor-parallel ranks, where these hold parts of a tensor.
         blocks: operands have a float32 scale for every 128 elements, and kernels of their own.
         splits_accumulation: in products of cast gradients sums go to float32 every 128 of depth.
     """
@@ -97,6 +98,7 @@ class PrecisionRecipe:
     matmul_dtype: Dtype = "bf16"
     cast_B: float = 4.0
     normed_B: float | None = None
+    shares_largest: bool = False
     blocks: bool = False
     matrix_state_B: float | None = None
     layer_B: float | None = None

@@ -56,6 +56,7 @@ MEGATRON_CORE = Framework(
             # scaled by the largest element, which is looked for first (2), then read (2) and written in both orders
             # (2): Float8CurrentScaling, which Megatron-Bridge's recipes of Hopper name (fp8_cs)
             cast_B=6.0,
+            shares_largest=True,  # with_amax_reduction (transformer_engine/pytorch/csrc/quantizer.cpp)
             splits_accumulation=True,  # pytorch/module/base.py, _2X_ACC_DGRAD and _2X_ACC_WGRAD
         ),
         # the same in blocks of 32 with a scale each (Blackwell's tensor cores)

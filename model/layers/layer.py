@@ -23,6 +23,7 @@ from moemodel.model.layers.base import (
     LayerOp,
     MicroBatch,
     elementwise,
+    tensor_parallel,
     tensor_parallel_reduction,
 )
 from moemodel.model.layers.norms import norm, norm_parameters
@@ -141,9 +142,18 @@ class LayerBlocks:
         cast = batch.recipe.product_input_B / batch.element_size_B if batch.framework.casts_shards else 1.0
         for block in self.blocks:
             yield from tensor_parallel_reduction(batch, size_B, gathered=cast, first=block.first_target())
+            yield from self._largest(batch) if block.first_target() is not None else ()
             yield from block.collectives(batch)
         if batch.framework.lora is not None:
             yield from adapter_collectives(self.operators(batch), batch)
+
+    def _largest(self, batch: MicroBatch) -> Iterator[LayerComm]:
+        """Under sequence parallelism the largest element of a block's input before it is gathered, and of its output's
+        gradient: a number, which the casts wait for."""
+        if batch.recipe.shares_largest:
+            cut = batch.sequence_parallel
+            number = tensor_parallel(batch, "all_reduce", np.full(batch.plans, _F), forward=cut, backward=cut)
+            yield replace(number, overlap="never")
 
     def host_block(self) -> str:
         """Which measured block of `host_overhead` the layer is like; plain dense ones have one variant alone."""

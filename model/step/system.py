@@ -254,10 +254,10 @@ def _scaled_so(recipe: PrecisionRecipe, asked: Fp8Recipe) -> PrecisionRecipe:
     order (2; transformer_engine/pytorch/module/layernorm_linear.py).
     """
     if asked == "delayed":
-        return replace(recipe, cast_B=4.0, normed_B=1.0)
+        return replace(recipe, cast_B=4.0, normed_B=1.0, shares_largest=False)
     if asked == "tensorwise":
-        return replace(recipe, cast_B=6.0)
-    blocks = replace(recipe, blocks=True, splits_accumulation=False)
+        return replace(recipe, cast_B=6.0, shares_largest=True)
+    blocks = replace(recipe, blocks=True, splits_accumulation=False, shares_largest=False)
     return replace(blocks, cast_B=2.0 + 2 * blocks.product_input_B)
 
 

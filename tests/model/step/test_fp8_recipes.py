@@ -58,6 +58,21 @@ def test_bytes_of_casts(recipe: str | None, normed_B: float, element_B: float) -
     assert cast_B(plan(fp8_recipe=recipe)) - plain == pytest.approx(normed_B * normed + element_B * others)
 
 
+@pytest.mark.parametrize(("sequence_parallel", "waits"), [(True, 4), (False, 0)])
+def test_tensor_parallel_ranks_share_their_largest(sequence_parallel: bool, waits: int) -> None:
+    """Of a layer's four products the inputs of two and the gradients of two: a number each, whose all-reduce takes some
+    microseconds among four GPUs of a node."""
+
+    def exposed_s(recipe: str) -> float:
+        parallel = {"tp": 4, "sequence_parallel": sequence_parallel}
+        found = predicted(plan(fp8_recipe=recipe, parallel=parallel, global_batch=1, tp_comm_overlap=False))
+        return float(found.exposed_communication_s[0])
+
+    added_s = exposed_s("tensorwise") - exposed_s("delayed")
+    assert added_s == pytest.approx(exposed_s("tensorwise") - exposed_s("blockwise"), abs=1e-9)
+    assert waits * 32 * 5e-6 <= added_s <= waits * 32 * 30e-6
+
+
 def test_scales_of_blocks_are_kept() -> None:
     """Inputs that products keep in 8 bits, of each of 128 a float32 scale."""
     whole, blocks = (predicted(plan(fp8_recipe=r)).memory_terms_B["activations"][0] for r in (None, "blockwise"))
