@@ -255,6 +255,7 @@ class Framework:
         latent_calls: of attention by latents, beyond plain attention's, forward and backward.
         paired_calls: of a layer with experts whose rows travel behind another micro-batch's passes, since it falls into
             parts that take turns with that one's, forward and backward.
+        repeated_calls: of each module of a layer, or layer, that runs again, beside operators, forward and backward.
         busy_waits: a GPU that waits for others does so in a collective's kernel, which draws power.
 
         checks_collectives: a plan asks torch to compare every collective over the hosts of its ranks beforehand
@@ -403,6 +404,7 @@ class Framework:
     ring_calls: tuple[float, float] = (0.0, 0.0)
     latent_calls: tuple[float, float] = (0.0, 0.0)
     paired_calls: tuple[float, float] = (0.0, 0.0)
+    repeated_calls: tuple[float, float] = (0.0, 0.0)
     deterministic_host: float = 1.0
     busy_waits: bool = False
     checks_collectives: bool = False

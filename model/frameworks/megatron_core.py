@@ -40,6 +40,10 @@ EXPERT_PRODUCTS = 0.8
 # TransformerLayerSchedulePlan): as six kernels of its modules each, chosen by Megatron-Bridge's runs of Qwen3 on H100
 # and B300 that overlap NCCL's all-to-alls
 PAIRED_CALLS = (24.0, 24.0)
+# Of a module that runs again (core/tensor_parallel/random.py, CheckpointWithoutOutput): forward the states of three
+# random generators are read, in a function of autograd's own; backward they are read, set, and set back, and autograd
+# is called within itself. As a kernel of its modules each: assumed
+REPEATED_CALLS = (2.0, 6.0)
 
 MEGATRON_CORE = Framework(
     name="megatron-core",
@@ -115,6 +119,7 @@ MEGATRON_CORE = Framework(
     host_factors=BRIDGE_HOST,
     latent_calls=LATENT_CALLS,
     paired_calls=PAIRED_CALLS,
+    repeated_calls=REPEATED_CALLS,
     overlapped=frozenset({"tp", "pp", "parameters", "gradients"}),
 )
 

@@ -20,7 +20,7 @@ from moemodel.model.device.host_overhead import HOSTS, HostCost, HostModel
 from moemodel.model.device.operator_cost import OperatorCostModel, PhaseCost, shares
 from moemodel.model.device.power import PowerModel
 from moemodel.model.device.roofline import chip_of_calibration
-from moemodel.model.frameworks.base import HostFactors, HostOffload
+from moemodel.model.frameworks.base import CapturedParts, HostFactors, HostOffload
 from moemodel.model.frameworks.moe_form import MEASURED_ROUTER, kernels_behind, measured_layer
 from moemodel.model.layers.adapters import adapted
 from moemodel.model.layers.base import MicroBatch
@@ -988,9 +988,39 @@ class _StageParts:
         """Host time of the blocks that were measured, in either pass."""
         total = HostCost(forward_s=0.0, backward_s=0.0)
         for count, layer in self._layers(stage):
-            total = total + self._host_of(layer).times(_column(count))
+            total = total + (self._host_of(layer) + self._repeated_host(layer)).times(_column(count))
         ends = (stage.embedding + stage.head) / 2 * self._blocks.architecture.has_head
         return total + self._blocks.host.ends(ends)
+
+    def _repeated_host(self, layer: LayerBlocks) -> HostCost:
+        """Host time of what runs again in a layer beside its operators, [P, 1]; of measured ones' kernels."""
+        there, back = self._blocks.machine.framework.repeated_calls
+        if not (there or back) or not self.plans.recompute.any():
+            return HostCost(forward_s=0.0, backward_s=0.0)
+        name, modules = self._host_name(layer), self._repeated_modules(layer)[:, None]
+        measured, kernels = self._blocks.host.layer(name, 2), measured_layer(name)
+        return HostCost(
+            forward_s=measured.forward_s / kernels[0] * there * modules,
+            backward_s=measured.backward_s / kernels[1] * back * modules,
+        )
+
+    def _repeated_modules(self, layer: LayerBlocks) -> FloatArray:
+        """Modules of a layer that run again, norms one by one, where no graph holds them; one of a whole layer. [P]"""
+        blocks, operators = self._blocks, list(layer.operators(self._batch))
+        again = Recomputation.of(self.plans, blocks.architecture, blocks.machine.framework)
+        parts = {part: 1 for op in operators for part in op.parts}
+        parts |= {"core_attn": 1} if any(op.attention_core for op in operators) else {}
+        parts |= {"layernorm": len(layer.blocks)} if "layernorm" in parts else {}
+        graphs = blocks.machine.framework.captured_parts
+        held = _IN_GRAPHS[graphs] if graphs is not None else ()
+        return np.asarray(again.layers + sum(n * again.part(part) for part, n in parts.items() if part not in held))
+
+
+# Modules of a layer that graphs of its parts hold; of two norms graphs of the router alone hold one
+_IN_GRAPHS: dict[CapturedParts, tuple[str, ...]] = {
+    "attention": ("core_attn", "mla_up_proj", "layernorm"),
+    "router": (),
+}
 
 
 def _has_experts(layer: LayerBlocks) -> bool:
