@@ -269,7 +269,9 @@ class Framework:
         keeps_norm_shards: under sequence parallelism a product keeps the shard of its input and gathers it again in the
             backward pass (Korthikanti et al. 2022, section 4.2.2); else the whole.
         frees_late: it keeps the shard, but a host that runs ahead of the device cannot use again what collectives still
-            hold, about as much as whole inputs; one that waits for others (`checks_collectives`) can.
+            hold, the whole output of the last product of each block, as much as whole inputs; one that waits for others
+            (`checks_collectives`) can, but for micro-batches in flight between the first and the last of them.
+        short_of_memory: the allocator has given back what it kept for nobody: copies of a step while passes run.
         may_keep_norm_shards: a setting of its own, or a later version, keeps the shard after all.
         gated_tensors: of a gated block's width, that it keeps: gate, its activation, up-projection and their product; a
             kernel that makes the product of gate and up-projection keeps no activation.
@@ -312,8 +314,14 @@ class Framework:
         bucket_parameters: in messages of so many parameters where a plan says so; None: as `step.data_parallel` says.
         checks_gradients: the host waits for the norm of every message's gradients beforehand, and looks at it, where a
             plan says so.
-        whole_state_B: bytes a parameter of optimizer states without ZeRO, where these are not as many, beside copies of
-            gradients in DDP's buckets; None: as many.
+        bucket_copies_B: bytes a parameter of gradients that stay in DDP's buckets, without ZeRO, where several ranks
+            have the same parameters.
+        gather_copies_B: bytes a parameter of flat copies that a step makes to gather what it updated under ZeRO, of all
+            parameters and of a rank's own. Larger than what passes leave free, they stay with the allocator beside.
+        unsummed_gradients_B: bytes a parameter of gradients that a backward pass has made until it ends, when they are
+            added to the sums that stay.
+        gather_buffers: buffers that stay, each of all hidden states of a micro-batch, for what tensor-parallel ranks
+            gather.
         gathered_tensor_s: of each tensor and each rank that has a part of it, to copy that part to its place when ZeRO
             has gathered parameters.
         reduce_bucket_B: of the buffer that gradients under ZeRO are reduced in, allocated for a backward pass whatever
@@ -415,6 +423,7 @@ class Framework:
 
     keeps_norm_shards: bool = False
     frees_late: bool = False
+    short_of_memory: bool = False
     may_keep_norm_shards: bool = False
     gated_tensors: float = 4.0
     keeps_expert_outputs: bool = True
@@ -442,7 +451,10 @@ class Framework:
     gradient_bucket_B: float | None = None
     bucket_parameters: int | None = None
     checks_gradients: bool = False
-    whole_state_B: float | None = None
+    bucket_copies_B: float = 0.0
+    gather_copies_B: tuple[float, float] = (0.0, 0.0)
+    unsummed_gradients_B: float = 0.0
+    gather_buffers: int = 0
     gathered_tensor_s: float = 0.0
     replicates_shards: bool = False
     reduce_bucket_B: float = 0.0

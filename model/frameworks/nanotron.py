@@ -1,9 +1,10 @@
 """Nanotron, as Hugging Face's Ultra-Scale Playbook ran it: Llama models with tensor (reduce-scatter), data and pipeline
 parallelism. Files are those of huggingface/nanotron, branch nouamane/bench2, whose trainer wrote those runs' table.
 
-What its runs hold between steps, to 1 % of `bench/memory.py`'s rows, is 10 bytes a parameter that no ZeRO stage shards
-and 12 that it does. What is said to be seen was fitted to rows of one of two models, and holds for the other
-(`docs/frameworks.md`).
+What its runs hold is 18 bytes a parameter without ZeRO and 2 more in DDP's buckets; under ZeRO 1, 6 that no rank shards
+and 12 that ranks do, with 4 and 2 more while a step gathers: what the allocator has given out in a step is that and two
+whole hidden states, to 0.2 bytes a parameter (their table, `Mem Alloc`). What is said to be seen was fitted to rows of
+one of two models, and holds for the other (`docs/frameworks.md`).
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from moemodel.model.frameworks.base import Framework, HostFactors, PrecisionReci
 NANOTRON = Framework(
     name="nanotron",
     precisions={
-        # 16-bit parameters, float32 ones beside them, and float32 sums of gradients (optim/gradient_accumulator.py)
-        "bf16-mixed": PrecisionRecipe(weight_B=6, gradient_B=4, state_B=12),
+        # 16-bit parameters and float32 sums of all gradients; float32 parameters and Adam's moments of what a rank
+        # updates (optim/gradient_accumulator.py)
+        "bf16-mixed": PrecisionRecipe(weight_B=2, gradient_B=4, state_B=12),
     },
     fused_qkv=True,
     fused_gate_up=True,
@@ -36,20 +38,31 @@ NANOTRON = Framework(
     # ZeRO 1 there is no DDP, and all are reduced at once (trainer.py, training_step)
     all_reduces=True,
     gradient_bucket_B=25 * 2.0**20,
-    whole_state_B=8.0,  # without ZeRO it updates the float32 parameters that it has anyway
+    bucket_copies_B=2.0,  # of 16-bit gradients (torch, gradient_as_bucket_view=False)
+    # all parameters as they are gathered, twice, and a rank's own (distributed.py, all_gather_coalesced; torch's
+    # all_gather of a list makes a buffer of its own)
+    gather_copies_B=(4.0, 2.0),
+    unsummed_gradients_B=2.0,  # 16-bit ones, of a whole backward pass (optim/gradient_accumulator.py, backward)
+    gather_buffers=2,  # tensor_parallel/functional.py, MemoryBuffer: "allgather", "allgather2"
     gathered_tensor_s=7e-6,  # distributed.py, all_gather_coalesced; seen of data parallelism over 32 to 256 GPUs
     pipeline="described",
     # seen of stages of two layers whose host binds: 2 ms of a micro-batch's passes, in 18 messages, are no layer's
     message_s=1e-4,
-    # inputs are gathered again, but most of those runs hold two whole ones a layer more than their shards
+    # inputs are gathered again, into buffers that stay; but the whole outputs of a layer's two products that are
+    # scattered are not free before the collective is done (tensor_parallel/functional.py, row_linear)
     keeps_norm_shards=False,
     frees_late=True,
     may_keep_norm_shards=True,
     cuts_by_cost=True,  # models/base.py, build_model; models/llama.py, get_block_compute_costs
     gated_tensors=4.0,  # its activation and product are two kernels (nn/activations.py, GLUActivation)
-    logit_B=12.0,  # float32 logits, their exponentials and the gradient (tensor_parallel/functional.py)
-    # beside the allocator, with NCCL's communicators: fitted to which runs ran out of memory. None that did not give
+    # 16-bit logits and float32 ones, and of these the exponentials, in which the gradient is made
+    # (tensor_parallel/functional.py, _ShardedCrossEntropy)
+    logit_B=10.0,
+    # beside the allocator: each of three communicators of all GPUs of a node (of the world twice, of the node:
+    # parallel/context.py) keeps 1.5 GiB for sums in NVSwitches (NCCL 2.18, src/transport/nvls.cc: for each GPU of 16
+    # channels two buffers of 4 and 2 MiB), and rings and trees 0.4 to 1.2 GiB (init.cc, p2p.cc, net.cc); some plans
+    # have one or two more. Within these 6 to 11 GiB fitted to which runs ran out of memory; none that did not give
     # memory back and ask again, four to eight times as slow, reserved more than 68 of 80 GiB
-    context_B=6 * 2.0**30,
+    context_B=9 * 2.0**30,
     memory_log_error=0.2,  # against what the allocator reserved
 )

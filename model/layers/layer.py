@@ -111,6 +111,11 @@ class LayerBlocks:
         read_B = batch.recipe.product_input_B if block.products_keep_input() else batch.element_size_B
         yield Kept(size_B=is_read * read_B * read * self.hidden, parts=("layernorm",))
 
+    def freed_late_B(self, batch: MicroBatch) -> FloatArray:
+        """Bytes of whole outputs that are scattered over tensor-parallel ranks, beyond the shards that stay. [P]"""
+        scattered = batch.tokens - batch.sequence_parallel_tokens
+        return np.asarray(len(self.blocks) * batch.element_size_B * scattered * self.hidden)
+
     def passing_B(self, batch: MicroBatch) -> FloatArray:
         """Bytes of gradients inside the last block, beyond what it frees, where its backward pass begins. [P]"""
         return self.blocks[-1].passing_B(batch)

@@ -53,8 +53,9 @@ class PipelineLayout(Architecture):
 
     Attributes:
         chunks: layers of each chunk, in order; None: as evenly as they go.
-        costs: of each layer and, last, of the head: a chunk takes layers until what it and those before it hold is more
-            than their share of the whole (nanotron, models/base.py, build_model); None: layers count alike.
+        costs: of each layer and, last, of the head: a chunk takes layers until what it and those before it hold is no
+            less than their share of the whole (nanotron, models/base.py, build_model; where both are equal its runs'
+            memory shows that it stops); None: layers count alike.
     """
 
     account_for_embedding: int = 0
@@ -182,12 +183,12 @@ def _bounds(architecture: Architecture, chunks: int) -> tuple[int, ...]:
 
 
 def _bounds_by_cost(costs: tuple[int, ...], chunks: int) -> tuple[int, ...]:
-    """Where chunks end that each take layers until they have more than their share, or leave one to each that follows
-    but the last; that one has the head."""
+    """Where chunks end that each take layers until they have their share, or leave one to each that follows but the
+    last; that one has the head."""
     bounds, held, whole, layers = [0], 0, sum(costs), len(costs) - 1
     for layer, cost in enumerate(costs[:-1], 1):
         held += cost
-        full = held * chunks > whole * len(bounds) or layers - layer <= chunks - 1 - len(bounds)
+        full = held * chunks >= whole * len(bounds) or layers - layer <= chunks - 1 - len(bounds)
         if full and len(bounds) < chunks:
             bounds.append(layer)
     return (*bounds, *[layers] * (chunks + 1 - len(bounds)))

@@ -63,7 +63,6 @@ from moemodel.model.step.sharded_memory import (
 # Of products whose inputs are gathered (of queries, keys and values, of the first of a dense block, of the gradients of
 # all four), and whose outputs are scattered (the other two, and gradients of weights, beside which the inputs' are)
 _GATHERED_BUFFERS, _SCATTERED_BUFFERS = 6, 4
-_BUCKETED_B = 2.0  # of a 16-bit gradient, whose copy stays in DDP's bucket (torch, gradient_as_bucket_view=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,13 +206,12 @@ class MemoryModel:
 
     @property
     def _state_B(self) -> FloatArray | float:
-        """Bytes a parameter of optimizer states; without ZeRO the framework's own, with copies of gradients in DDP's
-        buckets."""
-        state_B, own_B = self.recipe.state_B, self.framework.whole_state_B
-        if own_B is None:
-            return state_B
-        copied_B = _BUCKETED_B * (self.plans.dp * self.plans.cp > 1)
-        return np.where(self.plans.zero_stage >= 1, state_B, own_B + copied_B)
+        """Bytes a parameter of optimizer states; without ZeRO with copies of gradients in DDP's buckets."""
+        copied_B = self.framework.bucket_copies_B
+        if copied_B == 0.0:
+            return self.recipe.state_B
+        copies = (self.plans.zero_stage == 0) & (self.plans.dp * self.plans.cp > 1)
+        return np.asarray(self.recipe.state_B + copied_B * copies)
 
     def matrices(self, kind: Layer, *, whole: bool) -> list[Matrices]:
         """Of a layer, that Muon makes orthogonal: as a GPU has them, or as they are before tensor parallelism."""
@@ -427,14 +425,19 @@ class MemoryModel:
             loss = loss + 2 * inside_B + whole_B * self.batch.sequence_parallel
         earlier = self._on_gpu(activations - per_micro_batch, largest_B)
         activations = self._on_gpu(activations, largest_B)
+        activations = activations + self._freed_late_B(stage, flight)
+        earlier = earlier + self._freed_late_B(stage, flight)
         none, orthogonal_B = np.zeros(len(self.plans)), self._orthogonal_B(stage)
+        copies_B = self._step_copies_B(trained)
+        cached_B = none if self.framework.short_of_memory else copies_B - self._group_transient(trained)
+        begins_B, ends_B, steps_B = held.gradients_B
         at_each = {
-            "gradients": (held.gradients_B[0], *held.gradients_B),
+            "gradients": (begins_B, begins_B, ends_B + self.framework.unsummed_gradients_B * trained.total, steps_B),
             "gathered_layers": (held.gathered_B[0], *held.gathered_B),
             "activations": (activations, activations + again, earlier + working, none),
             "loss": (loss, none, none, none),
             **self._flattened(trained),
-            "optimizer_transient": (none, none, none, transient + self._group_transient(trained) + orthogonal_B),
+            "optimizer_transient": (cached_B, cached_B, cached_B, transient + copies_B + orthogonal_B),
         }
         worst = where_largest([sum(moment, none) for moment in zip(*at_each.values(), strict=True)])
         terms |= {name: np.concatenate(moments).take(worst) for name, moments in at_each.items()}
@@ -445,6 +448,9 @@ class MemoryModel:
             terms["messages"] = terms["messages"] + inside_B
         if self.framework.tp_buffers:
             terms["tensor_parallel_buffers"] = self._tp_buffers_B()
+        if self.framework.gather_buffers:
+            cut = (self.batch.tp > 1) & (self.batch.sequence_parallel > 0)
+            terms["tensor_parallel_buffers"] = np.where(cut, self.framework.gather_buffers * whole_B, 0.0)
         terms["workspace"] = self.workspace_B + self._buffer_B(stage)
         terms["fragmentation"] = np.asarray(self.fragmentation * sum(terms.values())) + self._pooled_B(stage, shard)
         terms["context"] = np.full(len(self.plans), self.context_B)
@@ -526,6 +532,25 @@ class MemoryModel:
         bucket = np.where(plans.zero_stage >= 1, self.framework.reduce_bucket_B, 0.0)
         whole = self.recipe.gradient_B * shard.total * ((plans.zero_stage == 0) & (plans.dp * plans.cp > 1))
         return {"reduction_buffers": (none, bucket, bucket + whole, none)}
+
+    def _freed_late_B(self, stage: Stage | Stages, flight: FloatArray) -> FloatArray:
+        """What micro-batches in flight leave to collectives of which the host has not seen the end, where hosts wait
+        for one another: all but the first, behind which the device has nothing to wait for, and the last, behind which
+        the host waits for gradients (so nanotron's first stages of 2 to 32 reserve, `docs/frameworks.md`). [P]"""
+        none = np.zeros(len(self.plans))
+        if not (self.framework.frees_late and self.framework.checks_collectives):
+            return none
+        batch, _, place = self._shapes
+        held = [(count, layer_blocks(kind, self.architecture.hidden)) for count, kind in held_layers(stage, self.kinds)]
+        each_B = sum((count * blocks.freed_late_B(batch)[place] for count, blocks in held), none)
+        return np.asarray(np.maximum(flight - 2.0, 0.0) * each_B)
+
+    def _step_copies_B(self, shard: Shard) -> FloatArray:
+        """What a step copies: of its largest group of parameters, and of what it gathers under ZeRO. [P]"""
+        whole_B, own_B = self.framework.gather_copies_B
+        gathered_B = whole_B * shard.total + own_B * self._sharded(shard)
+        gathers = (self.plans.zero_stage >= 1) & (self._shards > 1)
+        return self._group_transient(shard) + np.where(gathers, gathered_B, 0.0)
 
     def _group_transient(self, shard: Shard) -> FloatArray:
         """What an optimizer step makes of its largest group of parameters beside what it keeps of all: float32 copies

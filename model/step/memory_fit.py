@@ -62,7 +62,7 @@ def thriftiest_B(architecture: Architecture, plans: PlanBatch, machine: System) 
     """
     framework = machine.framework
     if framework.may_keep_norm_shards:
-        framework = replace(framework, keeps_norm_shards=True)
+        framework = replace(framework, keeps_norm_shards=True, frees_late=False, short_of_memory=True)
     if not framework.program_chooses:
         return peak_memory(architecture, plans, replace(machine, framework=framework)).peak_B
     if not machine.loss_is_stated:

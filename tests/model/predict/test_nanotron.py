@@ -153,10 +153,10 @@ def test_inputs_are_gathered_again_behind_products(plan_of: MakePlan, calibratio
 
 def test_checks_leave_shards_where_they_were(plan_of: MakePlan, calibration: Calibration) -> None:
     """A host that waits for others does not run ahead of what collectives hold."""
-    plan = planned(plan_of, tp=8, micro_batches=4)
+    plan = planned(plan_of, tp=8, micro_batches=16).model_copy(update={"micro_batch": 4})
     peaks = [
         float(predict(architecture_of(one), *machine_of(one, calibration)).memory_B[0])
         for one in (plan, plan.model_copy(update={"collective_checks": True}))
     ]
-    whole_B = 2 * 32 * 2.0 * 2048 * 4096 * (1 - 1 / 8)  # of two inputs a layer, what shards leave out
+    whole_B = 4 * 2 * 32 * 2.0 * 2048 * 4096 * (1 - 1 / 8)  # of two inputs a layer, what shards leave out
     assert peaks[0] - peaks[1] == pytest.approx(whole_B, rel=0.1)
