@@ -21,7 +21,7 @@ from moemodel.model.frameworks.megatron_lm import (
 from moemodel.model.frameworks.nanotron import NANOTRON
 from moemodel.model.frameworks.nemo import NEMO
 from moemodel.model.frameworks.torch_native import TORCH
-from moemodel.model.frameworks.torchtitan import TORCHTITAN
+from moemodel.model.frameworks.torchtitan import TORCHTITAN, TORCHTITAN_0_2
 
 FRAMEWORKS: dict[str, Framework] = {
     framework.name: framework
@@ -41,6 +41,7 @@ FRAMEWORKS: dict[str, Framework] = {
         NANOTRON,
         NEMO,
         TORCHTITAN,
+        TORCHTITAN_0_2,
     )
 }
 

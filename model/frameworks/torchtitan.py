@@ -1,7 +1,8 @@
 """torchtitan, on dense Llama models and DeepSeek-V3's.
 
-Read from torchtitan 9dec370 (26 December 2024), which its benchmarks of that month name, and 820504e (June 2025). Its
-layers are eager torch's unless a plan says `compile: true`, as its configurations may (`training.compile`).
+`torchtitan` is read from torchtitan 9dec370 (26 December 2024), which its benchmarks of that month name, and 820504e
+(June 2025); `torchtitan-0.2` from v0.2.2 (February 2026). Layers are eager torch's unless a plan says `compile: true`,
+as configurations may (`training.compile`, `compile.enable`).
 """
 
 from __future__ import annotations
@@ -51,4 +52,17 @@ TORCHTITAN = replace(
     casts_shards=True,  # torchao's float8_tensor_parallel.py; docs/float8.md: by default for TP
     gradient_wire_B=4.0,  # mixed_precision_reduce float32 (config_manager.py)
     memory_log_error=None,
+)
+
+TORCHTITAN_0_2 = replace(
+    TORCHTITAN,
+    name="torchtitan-0.2",
+    attention=None,  # cuDNN's first, then FlashAttention-2 (models/attention.py, ScaledDotProductAttentionWrapper)
+    repeats_keys=False,  # enable_gqa (models/llama3/model/model.py)
+    plain_norm_B=None,  # torch.nn.RMSNorm
+    compiles_loss=True,  # `compile.components` names the loss beside the model (config/job_config.py)
+    # torch's fused AdamW (config/job_config.py, Optimizer.implementation); gradients are read for their norm (4), read
+    # and written to be clipped (8) (distributed/utils.py, clip_grad_norm_ with foreach)
+    fused_optimizer=True,
+    optimizer_B=12.0,
 )

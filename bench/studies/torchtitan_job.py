@@ -1,0 +1,152 @@
+"""One plan trained by torchtitan 0.2.2 on the GPU at hand: time, energy, clock and memory of a step, as a JSON object.
+
+    torchrun --nproc-per-node 1 bench/studies/torchtitan_job.py PLAN.yaml RESULT.json
+
+Needs torchtitan and what it needs, and nothing of this project. Run where `tests/assets` of its repository lie; text is
+its own `c4_test`, or where that is missing the sources of Python's library. One GPU trains under autocast, as it does
+there; a plan of ZeRO 3 is sharded over a mesh of one (`fully_shard`), where gathers and scatters are copies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import sysconfig
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pynvml
+import torch
+import torch.distributed
+import yaml
+from torchtitan.config import JobConfig
+from torchtitan.distributed.parallel_dims import ParallelDims
+from torchtitan.protocols import train_spec
+from torchtitan.train import Trainer
+
+_WARM_UP_S, _MEASURED_S = 5.0, 8.0
+_LEAST_STEPS = 12
+
+# A plan's architecture: torchtitan's model, its flavour, and what of it a plan here does not take
+_FLAVOURS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama-3-8b": ("llama3", "8B", {}),
+    "llama-3-70b": ("llama3", "70B", {}),
+    "qwen3-4b.json": ("qwen3", "4B", {}),
+    "qwen3-30b-a3b": ("qwen3", "30B-A3B", {}),
+    "deepseek-16b.json": ("deepseek_v3", "16B", {"attn_type": "sdpa", "attn_mask_type": "causal"}),
+}
+
+
+def job_of(plan: dict[str, Any]) -> JobConfig:
+    """torchtitan's configuration of a plan; what is not said here stays as its defaults have it."""
+    model, flavour, other = _FLAVOURS[plan["architecture"]]
+    flavours = train_spec.get_train_spec(model).model_args
+    layers = plan.get("layers", flavours[flavour].n_layers)
+    flavours["plan"] = replace(flavours[flavour], n_layers=layers, **other)
+    job = JobConfig()
+    job.model.name, job.model.flavor, job.model.hf_assets_path = model, "plan", "tests/assets/tokenizer"
+    job.training.dataset = "c4_test"
+    job.training.seq_len = plan["sequence_length"]
+    job.training.local_batch_size = plan.get("micro_batch", 1)
+    job.training.global_batch_size = plan["global_batch"]
+    job.metrics.log_freq = 10
+    job.compile.enable = plan.get("compile", False)
+    recompute = plan.get("recompute", "none")
+    job.activation_checkpoint.mode = "selective" if recompute.startswith("every-") else recompute
+    job.activation_checkpoint.selective_ac_option = recompute.partition("every-")[2] or "op"
+    job.debug.moe_force_load_balance = plan.get("routing", {}).get("skew") == "balanced"
+    if plan.get("precision") == "fp8":
+        job.model.converters = ["quantize.linear.float8"]
+        job.quantize.linear.float8.filter_fqns = ["output"]
+    return job
+
+
+def shard_one_rank() -> None:
+    """Have a mesh of one count as sharded."""
+    exists = ParallelDims._mesh_exist
+    ParallelDims._mesh_exist = lambda self, name, degree: name == "fsdp" or exists(self, name, degree)
+    ParallelDims.dp_shard_enabled = property(lambda _: True)
+
+
+def write_text() -> None:
+    """Text to train on, where torchtitan's own is missing."""
+    folder = Path("tests/assets/c4_test")
+    if folder.exists():
+        return
+    folder.mkdir(parents=True)
+    sources = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    lines = [json.dumps({"text": file.read_text(errors="ignore")}) for file in sources]
+    (folder / "data.json").write_text("\n".join(lines))
+
+
+class Readings(threading.Thread):
+    """Clock (MHz), power (W) and temperature (C) every 50 ms until `done`."""
+
+    def __init__(self, gpu: Any) -> None:
+        super().__init__(daemon=True)
+        self.gpu, self.done, self.rows = gpu, threading.Event(), list[tuple[float, float, float]]()
+
+    def run(self) -> None:
+        while not self.done.wait(0.05):
+            clock = pynvml.nvmlDeviceGetClockInfo(self.gpu, pynvml.NVML_CLOCK_SM)
+            power = pynvml.nvmlDeviceGetPowerUsage(self.gpu) / 1e3
+            self.rows.append((clock, power, pynvml.nvmlDeviceGetTemperature(self.gpu, pynvml.NVML_TEMPERATURE_GPU)))
+
+
+def measured(job: JobConfig) -> dict[str, float]:
+    """Steps of a job, after warm-up, queued one behind another as torchtitan does."""
+    pynvml.nvmlInit()
+    gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
+    trainer = Trainer(job)
+    batches = trainer.batch_generator(trainer.dataloader)
+
+    def steps(seconds: float) -> int:
+        count, begin = 0, time.perf_counter()
+        while count < _LEAST_STEPS or time.perf_counter() - begin < seconds:
+            trainer.step += 1
+            trainer.gc_handler.run(trainer.step)
+            trainer.train_step(batches)
+            count += 1
+            if count % 10 == 0:
+                torch.cuda.synchronize()  # as its log does; a host far ahead would count what is only queued
+        torch.cuda.synchronize()
+        return count
+
+    steps(0.0)  # compiles
+    steps(_WARM_UP_S)
+    readings = Readings(gpu)
+    readings.start()
+    energy_mJ, begin = pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu), time.perf_counter()
+    count = steps(_MEASURED_S)
+    elapsed_s = time.perf_counter() - begin
+    energy_J = (pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu) - energy_mJ) / 1e3
+    readings.done.set()
+    readings.join()
+    clocks, powers, temperatures = zip(*readings.rows, strict=True)
+    return {
+        "steps": count,
+        "step_time_s": elapsed_s / count,
+        "energy_J": energy_J / count,
+        "clock_MHz": fmean(clocks),
+        "power_W": fmean(powers),
+        "temperature_C": fmean(temperatures),
+        "allocated_B": torch.cuda.max_memory_allocated(),
+        "reserved_B": torch.cuda.max_memory_reserved(),
+        "parameters": sum(part.numel() for model in trainer.model_parts for part in model.parameters()),
+    }
+
+
+if __name__ == "__main__":
+    plan_file, result_file = sys.argv[1:]
+    os.environ.setdefault("LOCAL_RANK", "0")
+    write_text()
+    plan = yaml.safe_load(Path(plan_file).read_text())
+    if plan.get("parallel", {}).get("zero_stage") == 3:
+        shard_one_rank()
+    Path(result_file).write_text(json.dumps(measured(job_of(plan)), indent=1) + "\n")
+    torch.distributed.destroy_process_group()
