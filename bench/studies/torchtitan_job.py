@@ -103,6 +103,7 @@ def measured(job: JobConfig) -> dict[str, float]:
     pynvml.nvmlInit()
     gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
     trainer = Trainer(job)
+    trainer.metrics_processor.device_memory_monitor.reset_peak_stats = lambda: None  # its log forgets peaks
     batches = trainer.batch_generator(trainer.dataloader)
 
     def steps(seconds: float) -> int:
