@@ -4,10 +4,11 @@
     python bench/torchtitan.py --predict        write bench/plans/torchtitan/predicted.json
 
 `bench/studies/torchtitan_job.py` runs a plan of bench/plans/torchtitan and writes its readings, which
-bench/measured/torchtitan keeps. Means over plans of |predicted / measured - 1|, nothing of them fitted:
+bench/measured/torchtitan keeps. Means over plans of |predicted / measured - 1| (`_mape`) and of the ratio less 1
+(`_signed`), nothing of them fitted:
 
-    step_time_mape, energy_mape, clock_mape
-    allocated_mape, reserved_mape    of peaks as torch's allocator counts them
+    step_time_mape, energy_mape      of a step
+    reserved_mape                    of the peak that torch's allocator reserved; what it gave out was not kept
     before_...                       the same of what was predicted before the runs
     inside                           share of measured times in the 90 % interval
     plans                            that ran
@@ -32,8 +33,6 @@ _MEASURED = Path(__file__).parent / "measured" / "torchtitan"
 _FIGURES = {
     "step_time": "step_time_s",
     "energy": "energy_J",
-    "clock": "clock_MHz",
-    "allocated": "allocated_B",
     "reserved": "reserved_B",
 }
 
