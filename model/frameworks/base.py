@@ -280,7 +280,8 @@ class Framework:
         eager_loss: cross-entropy is one plain kernel after another, over a whole vocabulary too.
         logit_B: bytes of a logit when the loss's backward pass begins; None: as `embedding_head` counts torch's.
         part_logit_B: the same where ranks share a vocabulary, if `logit_B` is None; None: as counted there.
-        float32_shards: shards of parameters are the float32 ones that states count; 16-bit ones are only gathered.
+        float32_shards: parameters are the float32 ones that states count; 16-bit ones are only gathered, or copies that
+            last as long as the passes of a micro-batch.
         flat_copy_B: bytes a parameter of flat buffers that gradients are exchanged in, which the allocator keeps.
         pools_by_stream: what is gathered and what is scattered lies in memory that the allocator keeps for the streams
             that do it, beside all else.

@@ -17,6 +17,7 @@ COMPILED: frozenset[FusedOperator] = frozenset(
 )
 # Of a loss that it makes kernels of: 16-bit logits read twice forward; backward read, and their gradient written
 _COMPILED_LOSS_B = (4.0, 4.0)
+_COMPILED_LOGIT_B = 4.0  # of which the 16-bit logits and that gradient stay
 # Of a fused one, as Transformer Engine's and Liger's Triton kernels: read twice, the gradient written in their place;
 # backward this is scaled
 FUSED_LOSS_B = (6.0, 4.0)
@@ -55,9 +56,10 @@ def _compiled(framework: Framework, plan: Plan) -> Framework:
         )
     if not plan.compile:
         return replace(framework, fused_kernels=framework.fused_kernels - COMPILED)
-    loss_B = framework.fused_loss_B or (_COMPILED_LOSS_B if framework.compiles_loss else None)
-    fused = framework.fused_kernels | COMPILED
-    return replace(framework, fused_kernels=fused, fused_loss_B=loss_B, compiled=True)
+    found = replace(framework, fused_kernels=framework.fused_kernels | COMPILED, compiled=True)
+    if framework.fused_loss_B is not None or not framework.compiles_loss:
+        return found
+    return replace(found, fused_loss_B=_COMPILED_LOSS_B, logit_B=_COMPILED_LOGIT_B)
 
 
 def _loss(framework: Framework, plan: Plan) -> Framework:

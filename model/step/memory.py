@@ -437,6 +437,7 @@ class MemoryModel:
             "activations": (activations, activations + again, earlier + working, none),
             "loss": (loss, none, none, none),
             **self._flattened(trained),
+            **self._autocast(terms["parameters"]),
             "optimizer_transient": (cached_B, cached_B, cached_B, transient + copies_B + orthogonal_B),
         }
         worst = where_largest([sum(moment, none) for moment in zip(*at_each.values(), strict=True)])
@@ -532,6 +533,14 @@ class MemoryModel:
         bucket = np.where(plans.zero_stage >= 1, self.framework.reduce_bucket_B, 0.0)
         whole = self.recipe.gradient_B * shard.total * ((plans.zero_stage == 0) & (plans.dp * plans.cp > 1))
         return {"reduction_buffers": (none, bucket, bucket + whole, none)}
+
+    def _autocast(self, copies_B: FloatArray) -> dict[str, tuple[FloatArray, ...]]:
+        """16-bit copies of float32 parameters that no rank shards: autocast makes them in a forward pass, and each is
+        gone when its backward pass is done (torch.autocast, whose cache ends with the forward pass)."""
+        if not self.framework.float32_shards:
+            return {}
+        none = np.zeros(len(self.plans))
+        return {"parameters": (copies_B, copies_B, none, none)}
 
     def _freed_late_B(self, stage: Stage | Stages, flight: FloatArray) -> FloatArray:
         """What micro-batches in flight leave to collectives of which the host has not seen the end, where hosts wait

@@ -160,3 +160,22 @@ def test_voltage_drops_as_readings_at_locked_clocks_say() -> None:
     assert board.voltage2(clocks)[0] / board.voltage2(clocks)[1] == pytest.approx(low / high, rel=0.02)
     assert other.voltage2(clocks)[0] == other.voltage2(clocks)[1]
     assert published_drop(read_gpu("h100-sxm-80gb")) == {}
+
+
+# What the allocator reserved of an H200 in runs of torchtitan 0.2.2 under autocast (bench/measured/torchtitan,
+# 2026-11-29), GB: whose peak is a loss of plain kernels, and whose is the update, or the passes beside a compiled loss
+@pytest.mark.parametrize(
+    ("keys", "reserved_GB"),
+    [
+        ({"layers": 8, "recompute": "none"}, 67.0),
+        ({"layers": 8, "compile": True}, 46.9),
+        ({"architecture": "llama-3-70b", "layers": 3, "compile": True}, 79.3),
+    ],
+)
+def test_one_gpu_holds_what_was_measured(keys: dict[str, Any], reserved_GB: float) -> None:
+    plan = {"architecture": "llama-3-8b", "sequence_length": 8192, "global_batch": 1, "recompute": "selective"}
+    board = "h200-sxm-141gb"
+    document = Plan.model_validate(plan | keys | {"backend": "torchtitan-0.2", "cluster": {"gpu": board}})
+    found = outcome(document, load_calibration(None, board))
+    reserved_B = found.memory_B.value - found.memory_terms_B["context"]
+    assert reserved_B / 1e9 == pytest.approx(reserved_GB, rel=0.06)
