@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moemodel.model.frameworks.base import PrecisionRecipe
+from moemodel.model.frameworks.moe_form import COPY_B_PER_S, HostWaits, MoeForm, StreamedKernels
 from moemodel.model.frameworks.torch_native import TORCH
 
 TORCHTITAN = replace(
@@ -54,6 +55,56 @@ TORCHTITAN = replace(
     memory_log_error=None,
 )
 
+# Kernels of experts, traced on an H200 in Qwen3's layers (torch 2.11, 2026-11-29): 8,192 tokens, 8 experts each of 128, 2,048
+# wide. As many bytes as a copy there moves in their time, of an element of the chosen rows; `energy` has those they move.
+_B_PER_S = COPY_B_PER_S / (8192 * 8 * 2048)
+# Rows of an expert are padded to a multiple of 8 in as many rows as that may ever take, 8 for each expert of a GPU
+# (models/moe/utils.py, TOKEN_GROUP_ALIGN_SIZE_M). All that pad are copies of one row, whose gradient one warp adds up row
+# after row, 0.79 us each: 1,300 us for 65,536 rows and 1,024 that pad; in float32 1,123, and 983 of 98,304 and 512.
+_PADDING_S = 8 * 0.79e-6
+
+_EXPERT_KERNELS = (
+    # models/moe/moe.py: rows in their experts' order (89 us), zeros (80), rows back in the tokens' order (611), to
+    # float32 (384), weighted and summed by a batched product (240); backward its gradients (912 and 149), to 16 bits
+    # (181), in their experts' order (143), sorted and added into tokens (376)
+    StreamedKernels(
+        over="chosen_rows",
+        forward=5,
+        backward=6,
+        forward_B=1404e-6 * _B_PER_S,
+        backward_B=1761e-6 * _B_PER_S,
+        kept_B=4,
+        energy=(18.5 + 24) / ((1404e-6 + 1761e-6) * _B_PER_S),
+    ),
+    # models/moe/utils.py: a row of zeros behind (135), padded (142), back (625); backward a gradient without the last row
+    # (208), padded (142), zeros and sums (80 and 491), what both products give added (184)
+    StreamedKernels(
+        over="expert_rows",
+        forward=3,
+        backward=6,
+        forward_B=902e-6 * _B_PER_S,
+        backward_B=1105e-6 * _B_PER_S,
+        energy=(12 + 22) / ((902e-6 + 1105e-6) * _B_PER_S),
+        backward_expert_s=_PADDING_S,
+    ),
+)
+# Rows in float32, under autocast: twice the bytes where they are only moved, three casts to 16 bits (188) and back (395)
+# about products, forward and backward. The weighted sum is in 16 bits then, whose kernel for rows that are no multiple of
+# eight is slow (2,648 us of 98,304 rows; of six experts a token).
+_FLOAT32_ROWS = (
+    StreamedKernels(
+        over="expert_rows",
+        forward=3,
+        backward=4,
+        forward_B=1086e-6 * _B_PER_S,
+        backward_B=1342e-6 * _B_PER_S,
+        energy=(26 + 32) / ((1086e-6 + 1342e-6) * _B_PER_S),
+    ),
+    StreamedKernels(
+        over="chosen_rows", backward=1, backward_B=(2648e-6 - 291e-6) * COPY_B_PER_S / (98_304 * 2048), energy=0.1, most=7
+    ),
+)
+
 TORCHTITAN_0_2 = replace(
     TORCHTITAN,
     name="torchtitan-0.2",
@@ -61,8 +112,15 @@ TORCHTITAN_0_2 = replace(
     repeats_keys=False,  # enable_gqa (models/llama3/model/model.py)
     plain_norm_B=None,  # torch.nn.RMSNorm
     compiles_loss=True,  # `compile.components` names the loss beside the model (config/job_config.py)
-    # torch's fused AdamW (config/job_config.py, Optimizer.implementation); gradients are read for their norm (4), read
-    # and written to be clipped (8) (distributed/utils.py, clip_grad_norm_ with foreach)
-    fused_optimizer=True,
-    optimizer_B=12.0,
+    fused_optimizer=True,  # torch's fused AdamW (config/job_config.py, Optimizer.implementation)
+    optimizer_B=0.0,
+    moe=MoeForm(
+        padding="never",
+        splits_gate=True,
+        dispatch="kernels",
+        kernels=_EXPERT_KERNELS,
+        float32_rows=_FLOAT32_ROWS,
+        host_waits=HostWaits(spread=1),
+    ),
+    keeps_expert_outputs=False,  # as rows of choices, in float32 (`_EXPERT_KERNELS`)
 )

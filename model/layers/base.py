@@ -41,6 +41,7 @@ class MicroBatch:
         skew: rows of the busiest expert over the mean.
         dispatch: how rows get to experts (`plan.dispatch`).
         paired: they do so behind the computation of another micro-batch, since the plan says so, 1 or 0.
+        autocast: parameters are float32 ones that nobody shards, of which torch.autocast makes 16-bit copies, 1 or 0.
     """
 
     framework: Framework
@@ -57,6 +58,7 @@ class MicroBatch:
     skew: FloatArray
     dispatch: FloatArray
     paired: FloatArray
+    autocast: FloatArray
 
     @classmethod
     def of(cls, plans: PlanBatch, framework: Framework, precision: Precision) -> MicroBatch:
@@ -80,6 +82,7 @@ class MicroBatch:
             skew=plans.skew,
             dispatch=plans.dispatch.astype(np.float64),
             paired=(plans.dispatch_overlap == OVERLAPPED).astype(np.float64),
+            autocast=((plans.zero_stage == 0) & framework.float32_shards).astype(np.float64),
         )
 
     def take(self, rows: IntArray) -> MicroBatch:
@@ -93,7 +96,8 @@ class MicroBatch:
     def shape_columns(self) -> tuple[FloatArray, ...]:
         """What tells apart plans whose micro-batches are different work, recomputation left aside. [P] each."""
         degrees = (self.tp, self.cp, self.ep, self.etp)
-        return (*degrees, self.sequences, self.seq, self.sequence_parallel, self.skew, self.dispatch)
+        forms = (self.sequence_parallel, self.skew, self.dispatch, self.autocast)
+        return (*degrees, self.sequences, self.seq, *forms)
 
     @property
     def plans(self) -> int:

@@ -192,6 +192,9 @@ class MoeBlock(Block):
             yield linear(batch.sequence_parallel_tokens, self.hidden, moe.latent_width)
         sizes, local = self._sizes(batch), self._local(batch)
         yield from streamed_operators((*form.kernels, *form.policies), sizes, moe.top_k, local)
+        if batch.autocast.any():
+            for op in streamed_operators(form.float32_rows, sizes, moe.top_k, local):
+                yield replace(op, mask=op.mask * batch.autocast)
         for kernels, parts in self._around_products(batch):
             for op in streamed_operators(kernels, sizes, moe.top_k, local):
                 yield replace(op, gating=False, parts=parts, load_balance=1 / busiest)

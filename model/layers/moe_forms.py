@@ -106,7 +106,9 @@ def streamed_operators(
         for count, size_B, backward in ((one.forward, one.forward_B, False), (one.backward, one.backward_B, True)):
             if count:
                 shape = Shape(m=elements * (size_B / count / _COPY_B))
-                yield replace(_repeated(shape, count * times, backward=backward), operand_energy=one.energy)
+                added_s = backward * one.backward_expert_s * local / (count * times)
+                op = _repeated(shape, count * times, backward=backward)
+                yield replace(op, operand_energy=one.energy, added_s=added_s)
 
 
 def plain_launches(kernels: Iterable[StreamedKernels], local: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -22,6 +22,7 @@ from moemodel.model.layers.layer import layer_blocks, saved
 from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import PASSES, Kind, Pass, Shape, work
 from moemodel.model.plan.batch import PlanBatch
+from moemodel.model.step.autocast import autocast_operators
 from moemodel.model.step.data_parallel import ExchangeCounts
 from moemodel.model.step.recomputation import Recomputation
 
@@ -106,8 +107,14 @@ class Workload:
     def _forward(self, layer: Layer) -> list[LayerOp]:
         """Forward operators of a layer, with what casts their operands, and with adapters."""
         layer_operators = layer_blocks(layer, self.architecture.hidden).operators(self.batch)
-        operators = trained_operators(layer_operators, self.batch)
+        operators = self._autocast(trained_operators(layer_operators, self.batch))
         return list(self._casts(operators) if self.batch.recipe.casts else operators)
+
+    def _autocast(self, operators: Iterable[LayerOp]) -> Iterable[LayerOp]:
+        """With the casts of torch.autocast, in any plan that has it."""
+        if not self.batch.autocast.any():
+            return operators
+        return autocast_operators(operators, self.batch, self.architecture.hidden)
 
     def embedding(self) -> list[Call]:
         """Token (and learned position) embedding, and the projection behind it where widths differ."""
@@ -117,7 +124,7 @@ class Workload:
     def head(self) -> list[Call]:
         """Final norm, projection to the vocabulary and loss."""
         ends = HeadBlock(architecture=self.architecture).operators(self.batch)
-        return self._with_backward(trained_operators(ends, self.batch))
+        return self._with_backward(self._autocast(trained_operators(ends, self.batch)))
 
     def _with_backward(self, operators: Iterable[LayerOp]) -> list[Call]:
         every = list(operators)
@@ -287,15 +294,18 @@ class Workload:
         ]
 
     def optimizer(self, owned: FloatArray) -> list[Call]:
-        """One step over the parameters that this GPU owns: norm and clip of their gradients, and the update."""
+        """One step over the parameters that this GPU owns: norm and clip of their gradients, and the update.
+
+        What is measured of an update casts gradients to float32 and weights back, 12 bytes a parameter; where both are
+        float32 (`float32_shards`) it does not, and norm (4) and clip (8) of the gradients take their place.
+        """
         if self.framework.forward_only:
             return []
         kind = Kind.ADAMW_MIXED if self.batch.recipe.master_weights else Kind.ADAMW
         on_gpu = self._one if self.framework.offload is None else self._one - self.framework.offload.optimizer
-        calls = [
-            _call(Kind.GRAD_NORM, Pass.STEP, Shape(m=owned), Phase.OPTIMIZER, self._one),
-            _call(kind, Pass.STEP, Shape(m=owned), Phase.OPTIMIZER, on_gpu * self.batch.recipe.update_share),
-        ]
+        calls = [_call(kind, Pass.STEP, Shape(m=owned), Phase.OPTIMIZER, on_gpu * self.batch.recipe.update_share)]
+        if not self.framework.float32_shards:
+            calls.insert(0, _call(Kind.GRAD_NORM, Pass.STEP, Shape(m=owned), Phase.OPTIMIZER, self._one))
         sharded = self.framework.sharded_optimizer_B * (self.plans.zero_stage >= 1)
         more_B = np.asarray(self.framework.optimizer_B + sharded)
         if more_B.any():
