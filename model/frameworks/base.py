@@ -355,6 +355,7 @@ class Framework:
         dispatches_all_tokens: every tensor-parallel rank sends the rows of all of its tokens, and first how many go to
             each expert, for which the host waits; else the ranks share them.
         dispatched_B: bytes of an element of a row on its way to an expert; None: as of activations.
+        scattered_B: bytes of a gradient element that FSDP moves on its way into the buffer that is scattered.
         gradient_wire_B: bytes of a gradient element that is exchanged; None: as in memory.
 
         parameter_dtype: of layers' weights where products are of 8 bits and a plan does not say; None: as its recipes
@@ -475,6 +476,7 @@ class Framework:
     shards_experts: bool = True
     dispatches_all_tokens: bool = False
     dispatched_B: float | None = None
+    scattered_B: float = 4.0
     gradient_wire_B: float | None = None
 
     parameter_dtype: Literal["bf16", "fp8"] | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moemodel.model.frameworks.base import PrecisionRecipe
-from moemodel.model.frameworks.moe_form import PLAIN_FORM
+from moemodel.model.frameworks.moe_form import PLAIN_FORM, WIDEN_B
 from moemodel.model.frameworks.torch_native import TORCH
 
 FSDP = replace(
@@ -39,6 +39,8 @@ FSDP = replace(
     eager_sharding=False,
     # nobody tells its layers which micro-batch is a step's first (is_first_microbatch of te.Linear)
     casts_weights="pass",
+    # cast, and divided before they are summed (torch.distributed.fsdp, _runtime_utils.py, _reduce_grad)
+    scattered_B=WIDEN_B + 8,
     gradient_wire_B=4.0,  # Composer's mixed_precision DEFAULT reduces in float32
     moe=PLAIN_FORM,
     compiles=False,

@@ -277,7 +277,7 @@ class Workload:
             reduced: of all these, those that have gradients; None: all.
             counts: how often they are exchanged in a step.
         """
-        plans = self.plans
+        plans, scattered = self.plans, self.framework.scattered_B / _COPY_B
         shared = (plans.dp * plans.cp > 1) / plans.micro_batches
         if self.framework.forward_only:
             return []
@@ -289,7 +289,7 @@ class Workload:
             return [_call(Kind.COPY, Pass.FORWARD, gradients, Phase.BACKWARD, _FLATTENED * shared * counts.reductions)]
         return [
             _call(Kind.COPY, Pass.FORWARD, whole, Phase.FORWARD, shared * counts.gathers_forward),
-            _call(Kind.COPY, Pass.FORWARD, gradients, Phase.BACKWARD, shared * counts.reductions),
+            _call(Kind.COPY, Pass.FORWARD, gradients, Phase.BACKWARD, shared * counts.reductions * scattered),
             _call(Kind.COPY, Pass.FORWARD, inner, Phase.BACKWARD, shared * counts.gathers_backward),
         ]
 
