@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from moemodel.api import predict
 from moemodel.calibration.derive.public_voltage import published_drop
 from moemodel.calibration.store.catalogue import load_calibration
 from moemodel.model.architecture.hf_config import read_architecture
@@ -16,6 +19,7 @@ from moemodel.model.architecture.spec import Architecture
 from moemodel.model.device.power import power_model
 from moemodel.model.frameworks.registry import framework_of
 from moemodel.model.hardware.gpu import read_gpu
+from moemodel.model.operators.calls import Call, Phase
 from moemodel.model.operators.work import Kind, Pass
 from moemodel.model.plan.batch import PlanBatch
 from moemodel.model.plan.spec import Plan
@@ -110,7 +114,7 @@ def test_keys_travel_as_often_as_heads_read_them(llama: Architecture, batch: Bat
 
 
 def test_operands_that_three_products_read_are_cast_once_where_compiled(llama: Architecture, batch: Batch) -> None:
-    plans = batch(micro_batch=1)
+    plans = batch(micro_batch=1, zero_stage=3)
     casts = {}
     for compiled in (True, False):
         framework = replace(framework_of("torchtitan"), compiled=compiled)
@@ -123,7 +127,7 @@ def test_operands_that_three_products_read_are_cast_once_where_compiled(llama: A
 
 def test_a_norm_of_plain_kernels_moves_nine_times_what_one_would(llama: Architecture, batch: Batch) -> None:
     """36 bytes of an element for 4, forward, of both norms; none of either where torch.compile makes one of them."""
-    plans = batch(micro_batch=1)
+    plans = batch(micro_batch=1, zero_stage=3)
     framework = framework_of("torchtitan")
     calls = Workload(llama, plans, framework=framework, precision="bf16-mixed").layer(llama.layers[0])
     moved = [
@@ -179,3 +183,70 @@ def test_one_gpu_holds_what_was_measured(keys: dict[str, Any], reserved_GB: floa
     found = outcome(document, load_calibration(None, board))
     reserved_B = found.memory_B.value - found.memory_terms_B["context"]
     assert reserved_B / 1e9 == pytest.approx(reserved_GB, rel=0.06)
+
+
+def _step_on_one_gpu(name: str) -> float:
+    """What is predicted of a run in bench/measured/torchtitan, over what it took."""
+    root = Path(__file__).parents[3] / "bench"
+    measured = json.loads((root / "measured" / "torchtitan" / f"{name}.json").read_text())
+    found = predict(root / "plans" / "torchtitan" / f"{name}.yaml")
+    return found.step_time_s.value / float(measured["step_time_s"])
+
+
+# Kernels of experts were traced in qwen3-30b-a3b-5l-4k, those of autocast in qwen3-4b-12l-2k: these are others
+@pytest.mark.parametrize(
+    "name",
+    [
+        "deepseek-16b-5l-4k-full",
+        "llama-3-70b-3l-8k-compile-op",
+        "llama-3-8b-6l-4k-accumulate-every-2",
+        "llama-3-8b-8l-8k",
+        "llama-3-8b-8l-8k-compile-op",
+        "llama-3-8b-8l-8k-mb2-compile-full",
+        "qwen3-30b-a3b-5l-4k-compile-op",
+        "qwen3-4b-4k-compile-op",
+    ],
+)
+def test_steps_on_one_gpu_take_as_long_as_measured(name: str) -> None:
+    assert _step_on_one_gpu(name) == pytest.approx(1, rel=0.06)
+
+
+def _moved(calls: list[Call], kinds: tuple[Kind, ...] = (Kind.COPY,)) -> dict[Phase, float]:
+    """Bytes by phase of calls of some kinds, of copies those of 16 bits."""
+    moved = dict.fromkeys(Phase, 0.0)
+    for call in calls:
+        if call.kind in kinds:
+            moved[call.phase] += float(np.max(call.count * call.shape.arrays()["m"])) * 4
+    return moved
+
+
+def test_autocast_casts_weights_and_adds_to_a_float32_stream(llama: Architecture, batch: Batch) -> None:
+    """Compiled, a layer of Llama 3 8B: 218 M weights read or written in 16 bits and in 32; of the stream, 2,048 x 4,096,
+    both norms read 2 bytes more and both sums 4, backward both norms 4 and three sums of gradients 4."""
+    framework = replace(framework_of("torchtitan-0.2"), compiled=True)
+    found = []
+    for zero_stage in (0, 3):
+        plans = batch(micro_batch=1, zero_stage=zero_stage)
+        found.append(_moved(Workload(llama, plans, framework=framework, precision="bf16-mixed").layer(llama.layers[0])))
+    weights, stream = 4096 * (2 * 4096 + 2 * 1024 + 3 * 14336), 2048 * 4096
+    casts = found[0][Phase.FORWARD] - found[1][Phase.FORWARD], found[0][Phase.BACKWARD] - found[1][Phase.BACKWARD]
+    assert casts[0] == pytest.approx(6 * weights + stream * 2 * (2 + 4), rel=1e-6)
+    fan_in = 2 + 1  # of keys and values beside queries; of the up-projection beside the gate
+    assert casts[1] == pytest.approx(6 * weights + stream * (2 * 4 + fan_in * 4), rel=1e-6)
+
+
+def test_an_update_of_float32_parameters_casts_nothing(llama: Architecture, batch: Batch) -> None:
+    """28 bytes a parameter of the update that profiles measure, and no norm of 16-bit gradients beside."""
+    work = Workload(llama, batch(zero_stage=3), framework=framework_of("torchtitan-0.2"), precision="bf16-mixed")
+    calls = work.optimizer(np.array([1e9]))
+    assert [call.kind for call in calls] == [Kind.ADAMW_MIXED]
+
+
+@pytest.mark.parametrize(("experts", "ep"), [(128, 1), (128, 16)])
+def test_what_pads_an_expert_is_summed_row_after_row(experts: int, ep: int, batch: Batch) -> None:
+    """8 rows of each expert that a GPU holds, 0.79 us each, once in a backward pass."""
+    qwen = read_architecture("qwen3-30b-a3b")
+    plans = batch(dp=16, ep=ep, zero_stage=3)
+    calls = Workload(qwen, plans, framework=framework_of("torchtitan-0.2"), precision="bf16-mixed").layer(qwen.layers[0])
+    waited_s = sum(float(np.max(call.count * call.added_s)) for call in calls)
+    assert waited_s == pytest.approx(experts / ep * 8 * 0.79e-6)
