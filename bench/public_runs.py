@@ -57,10 +57,11 @@ from studies.public.plan_files import cases, group, group_names
 from studies.public.record import records
 from studies.public.run import PublicRun
 from studies.public.tables import SAILOR, fsdp, sailor
+from studies.public.torchtitan import torchtitan
 from studies.runs import BLACKWELL, BRIDGE, FSDP, MLPERF
 
 _SHARED = Path(__file__).parents[2] / "shared"
-_CASES = "cases"
+_CASES, _OWN = "cases", "torchtitan-h200"
 _DOCS = Path(__file__).parents[1] / "docs" / "public-data.md"
 
 
@@ -87,7 +88,7 @@ def groups(data: Path, plans: Path) -> dict[str, Callable[[], list[PublicRun]]]:
     if plans.is_dir():
         found[_CASES] = partial(cases, plans.resolve())
         found |= {name: partial(group, plans.resolve(), name) for name in group_names(plans)}
-    return found
+    return found | {_OWN: torchtitan} if found else found
 
 
 def main() -> None:
